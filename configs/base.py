@@ -1,0 +1,175 @@
+"""Every field of a configuration, once: default, meaning, unit, choices. Recipes beside this file override a few."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from tl_jax import models
+from tl_jax.errors import UserError, nearest
+from tl_jax.specs import SCALINGS
+from tl_jax.transfer.partition import RECIPES
+from tl_jax.weights.catalog import CATALOG
+
+
+class Field(NamedTuple):
+    """One field; ``low`` and ``high`` are inclusive limits of numbers."""
+
+    default: Any
+    doc: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+
+
+SOURCES = tuple(dict.fromkeys(source for _, source in CATALOG))
+
+FIELDS = {
+    "name": Field("base", "name of the recipe, for folders and summaries"),
+    "seed": Field(0, "of the new head, the order and augmentation of examples, and the parts cut from train", low=0),
+    "task": Field("image", "kind of task", ("image",)),
+    # What is compared: every arm is run with every seed, and one summary and picture made of all.
+    "seeds": Field((), "seeds to repeat the run with; empty for the one in `seed`"),
+    "arms": Field((), "pairs (name, ((field, value), ...)): variants of this configuration to compare"),
+    # The network and where its weights come from.
+    "model.name": Field("resnet50", "network", models.names()),
+    "model.num_classes": Field(0, "outputs of the head; 0 takes the number from the data", low=0),
+    "model.dtype": Field("float32", "of the computation; parameters are always float32", ("float32", "bfloat16")),
+    "model.options": Field({}, "further attributes of the model class, by name"),
+    "init.source": Field("keras", "whose weights are loaded", (*SOURCES, "tl_jax", "random")),
+    "init.layout": Field("keras", "source whose layout random weights take", (*SOURCES, "tl_jax")),
+    "init.path": Field("", "local weights file; empty takes the embedded file or downloads the published one"),
+    "init.head": Field("new", "draw a new head or keep the one in the file", ("new", "keep")),
+    # Data.
+    "data.name": Field("cifar10", "digits, gratings, or any TFDS set with the features image and label"),
+    "data.dir": Field("", "TFDS folder; empty for TFDS' own default"),
+    "data.generate": Field(False, "draw pictures by a generator where data.dir is empty (for smoke runs)"),
+    "data.validation": Field(0.1, "share of train held out for validation, drawn by seed", low=0.0, high=0.9),
+    "data.train_examples": Field(0, "random training examples kept; 0 for all", low=0),
+    "data.per_class": Field(0, "random training examples kept of each class; 0 for all", low=0),
+    "data.test_examples": Field(0, "first test examples used; 0 for all", low=0),
+    # From stored pixels to network inputs.
+    "input.size": Field(0, "side of the network's input in pixels; 0 takes that of the weights", low=0),
+    "input.interpolation": Field("", "resize method; empty takes that of the weights", ("", "bilinear", "bicubic")),
+    "input.scaling": Field("spec", "pixel scaling; spec takes that of the weights", ("spec", *SCALINGS)),
+    "augment.flip": Field(False, "mirror half of the training pictures left to right"),
+    "augment.crop_pad": Field(0, "border in pixels of the stored picture before a random crop; 0 for none", low=0),
+    "augment.rotate": Field(0.0, "largest rotation in degrees, either way; 0 for none", low=0.0, high=180.0),
+    "batch_size": Field(64, "training examples a step, over all devices", low=1),
+    "eval_batch_size": Field(256, "examples an evaluation step, over all devices", low=1),
+    # What trains, how, and for how long.
+    "freeze.recipe": Field("all", "what trains", tuple(RECIPES)),
+    "freeze.rules": Field((), "pairs (regex over leaf paths, 'frozen' or a group); not empty, they replace the recipe"),
+    "freeze.batch_stats": Field(
+        "auto", "BatchNorm uses running statistics: where frozen, nowhere, everywhere", ("auto", "train", "frozen")
+    ),
+    "optim.name": Field("adam", "optimizer; with weight_decay adam is AdamW", ("adam", "sgd")),
+    "optim.lr": Field(1e-3, "peak learning rate", low=0.0),
+    "optim.schedule": Field("constant", "learning rate over a phase, after the warm-up", ("constant", "cosine")),
+    "optim.warmup": Field(0.0, "share of a phase in which the rate rises from zero", low=0.0, high=1.0),
+    "optim.weight_decay": Field(0.0, "of kernels", low=0.0),
+    "optim.momentum": Field(0.9, "of sgd", low=0.0, high=1.0),
+    "optim.epsilon": Field(1e-8, "of adam (Keras has 1e-7)", low=0.0),
+    "optim.clip_norm": Field(0.0, "largest norm of the trained leaves' gradients; 0 for no clipping", low=0.0),
+    "loss.label_smoothing": Field(0.0, "probability spread evenly over the classes", low=0.0, high=1.0),
+    "epochs": Field(10.0, "length of the run where there are no phases, in passes over the training part", low=0.0),
+    "phases": Field((), "dicts name, epochs, recipe or rules, lr_scale (factor on optim.lr), run one after another"),
+    # What is written down.
+    "save_every": Field(1.0, "epochs between checkpoints, each after an evaluation on the validation part", low=1e-6),
+    "test_on": Field("last", "checkpoint that meets the test part: the last or the best on validation", ("last", "best")),
+    "log_every": Field(20, "steps between rows of training metrics", low=1),
+}
+
+PHASE_FIELDS = ("name", "epochs", "recipe", "rules", "lr_scale")
+
+
+def get_config() -> ConfigDict:
+    """Return the defaults, locked: assigning an unknown field is an error that suggests the nearest name."""
+    nested = traverse_util.unflatten_dict({path: field.default for path, field in FIELDS.items()}, sep=".")
+    return ConfigDict(nested).lock()
+
+
+def variants(config: ConfigDict, variant: str, **known: Callable[[ConfigDict], None]) -> ConfigDict:
+    """Apply the variant that stands behind the colon of ``--config=FILE:VARIANT``; empty is the recipe as it is."""
+    if variant:
+        if variant not in known:
+            raise UserError(f"{config.name} has no variant {variant!r}; {nearest(variant, known)}")
+        known[variant](config)
+    return config
+
+
+def smoke(config: ConfigDict) -> None:
+    """Shrink a recipe to seconds: 64 examples, from ``data.dir`` if given and drawn if not, and an epoch a phase."""
+    config.data.generate = True
+    config.data.train_examples = 64
+    config.data.test_examples = 64
+    config.batch_size = 16
+    config.eval_batch_size = 64
+    config.input.size = 32
+    config.epochs = min(config.epochs, 2.0)
+    config.phases = tuple({**phase, "epochs": 1.0} for phase in config.phases)
+    config.log_every = 2
+
+
+def override(config: ConfigDict, changes: tuple[tuple[str, Any], ...]) -> ConfigDict:
+    """Return a copy of ``config`` with ``(field, value)`` pairs put in; an unknown field is a UserError."""
+    config = ConfigDict(config.copy_and_resolve_references())
+    for path, value in changes:
+        if path not in FIELDS:
+            raise UserError(f"unknown field config.{path}; {nearest(path, FIELDS)}")
+        config.update_from_flattened_dict({path: value})
+    return config
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuse unknown fields and values out of range, before anything is loaded.
+
+    Raises:
+        UserError: names the field, its value, and what it may be.
+    """
+    found = _leaves(config)
+    for path in found:
+        if path not in FIELDS:
+            close = difflib.get_close_matches(path, FIELDS, n=1)
+            raise UserError(f"unknown field config.{path}; " + (f"did you mean config.{close[0]}?" if close else ""))
+    for path, field in FIELDS.items():
+        if path not in found:
+            raise UserError(f"config.{path} is missing; start recipes from configs.base.get_config()")
+        _check(path, found[path], field)
+    for i, phase in enumerate(config.phases):
+        for key in phase:
+            if key not in PHASE_FIELDS:
+                raise UserError(f"unknown field config.phases[{i}].{key}; {nearest(key, PHASE_FIELDS)}")
+        if not {"name", "epochs"} <= set(phase):
+            raise UserError(f"config.phases[{i}] needs a name and a number of epochs")
+    for name, changes in config.arms:
+        override(config, changes)
+
+
+def _check(path: str, value: Any, field: Field) -> None:
+    default = field.default
+    if isinstance(default, (int, float)) and not isinstance(default, bool):
+        number = (int, float) if isinstance(default, float) else int
+        if not isinstance(value, number) or isinstance(value, bool) or value != value:
+            raise UserError(f"config.{path}={value!r} is not a number; {field.doc}")
+    elif not isinstance(value, (tuple, list) if isinstance(default, tuple) else (type(default), ConfigDict)):
+        raise UserError(f"config.{path}={value!r} is not of type {type(default).__name__}; {field.doc}")
+    if field.choices and value not in field.choices:
+        raise UserError(f"config.{path}={value!r} is unknown; {nearest(value, field.choices)}")
+    if field.low is not None and value < field.low:
+        raise UserError(f"config.{path}={value} is below {field.low}; {field.doc}")
+    if field.high is not None and value > field.high:
+        raise UserError(f"config.{path}={value} is above {field.high}; {field.doc}")
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    leaves = {}
+    for key, value in config.items():
+        path = prefix + key
+        if isinstance(value, ConfigDict) and path not in FIELDS:
+            leaves.update(_leaves(value, path + "."))
+        else:
+            leaves[path] = value
+    return leaves

@@ -1,0 +1,29 @@
+"""The source of the embedded weights: a small CIFAR-style ResNet, from scratch, on CIFAR-10.
+
+    python run.py --config=configs/cifar_small.py --config.data.dir=TFDS_FOLDER --workdir=DIR
+    python run.py --config=configs/cifar_small.py --config.data.dir=TFDS_FOLDER --workdir=DIR --mode=export
+"""
+
+from configs import base
+
+
+def get_config(variant: str = ""):
+    """Return the recipe; ``smoke`` runs in seconds on drawn pictures."""
+    config = base.get_config()
+    config.name = "cifar_small"
+    config.model.name = "resnet8"
+    config.init.source = "random"
+    config.init.layout = "tl_jax"
+    config.data.name = "cifar10"
+    config.data.validation = 0.05
+    config.input.size = 32
+    config.augment.flip = True
+    config.augment.crop_pad = 4
+    config.batch_size = 128
+    config.optim.name = "sgd"
+    config.optim.lr = 0.1
+    config.optim.schedule = "cosine"
+    config.optim.warmup = 0.05
+    config.optim.weight_decay = 5e-4
+    config.epochs = 15.0
+    return base.variants(config, variant, smoke=base.smoke)

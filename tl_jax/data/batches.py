@@ -1,0 +1,39 @@
+"""Which examples make up batch number ``step``: a pure function of the seed, so a resumed run sees what an unbroken one sees."""
+
+import functools
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from tl_jax.data.sources import Split
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, n: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(n)
+
+
+def train_indices(seed: int, n: int, batch_size: int, step: int) -> np.ndarray:
+    """Return the indices (batch_size,) of training batch ``step``.
+
+    Examples come as one endless stream of reshuffled epochs, and a batch may straddle two of them: every example is
+    used once before any is used again, no batch is short, and a set smaller than a batch works too.
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = positions // n
+    return np.concatenate([_order(seed, n, int(e))[positions[epochs == e] % n] for e in np.unique(epochs)])
+
+
+def train_batch(split: Split, seed: int, batch_size: int, step: int) -> Mapping[str, np.ndarray]:
+    """Return ``image`` uint8 (B, H, W, 3), ``label`` int32 (B,) and ``mask`` float32 (B,) of training batch ``step``."""
+    rows = train_indices(seed, len(split.labels), batch_size, step)
+    return {"image": split.images[rows], "label": split.labels[rows], "mask": np.ones(batch_size, np.float32)}
+
+
+def eval_batches(split: Split, batch_size: int) -> Iterator[Mapping[str, np.ndarray]]:
+    """Yield every example once, in order; the last batch is padded with rows whose ``mask`` is 0."""
+    for start in range(0, len(split.labels), batch_size):
+        rows = np.arange(start, start + batch_size)
+        mask = rows < len(split.labels)
+        rows = np.minimum(rows, len(split.labels) - 1)
+        yield {"image": split.images[rows], "label": split.labels[rows], "mask": mask.astype(np.float32)}

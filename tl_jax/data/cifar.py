@@ -1,0 +1,246 @@
+"""CIFAR-10 and CIFAR-100 as TFDS folders, made from the published binary archives without TensorFlow.
+
+TFDS' own builders of the two sets read their archives with ``tf.io.gfile``. The builder here does the same work with
+tarfile and Pillow; what it writes is what they write: the same features, ids, order and PNG images (lossless), in
+array_record files that ``tfds.data_source`` and ``tfds.builder_from_directory`` read.
+"""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from tl_jax.errors import UserError, nearest
+from tl_jax.fetch import fetch, locked
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+VERSION = "3.0.2"  # that of TFDS' own builders, for which tfds.data_source looks
+SIDE = 32  # pixels
+PIXELS = 3 * SIDE * SIDE  # bytes of an image: a plane each of red, green and blue
+HOMEPAGE = "https://www.cs.toronto.edu/~kriz/"
+CITATION = "Alex Krizhevsky: Learning multiple layers of features from tiny images. Technical report, 2009."
+
+
+class Labels(NamedTuple):
+    """One label of each image: a byte of the record, in the order of ``Archive.labels``."""
+
+    feature: str
+    file: str  # the class names, one a line
+    classes: int
+
+
+class Archive(NamedTuple):
+    """Where a set is published, and what its archive holds. A record is a byte a label, then ``PIXELS`` bytes."""
+
+    file: str
+    digest: str  # as in TFDS' url_checksums
+    folder: str  # inside the archive
+    splits: dict[str, tuple[str, ...]]
+    labels: tuple[Labels, ...]
+
+
+ARCHIVES = {
+    "cifar10": Archive(
+        "cifar-10-binary.tar.gz",
+        "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        "cifar-10-batches-bin",
+        {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
+        (Labels("label", "batches.meta.txt", 10),),
+    ),
+    "cifar100": Archive(
+        "cifar-100-binary.tar.gz",
+        "sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+        "cifar-100-binary",
+        {"train": ("train.bin",), "test": ("test.bin",)},
+        (Labels("coarse_label", "coarse_label_names.txt", 20), Labels("label", "fine_label_names.txt", 100)),
+    ),
+}
+
+
+class Content(NamedTuple):
+    """What was read from an archive: records (N, labels + PIXELS) uint8 by split, class names by feature."""
+
+    records: dict[str, np.ndarray]
+    names: dict[str, list[str]]
+
+
+def prepare(name: str, data_dir: Path, *, url: str | None = None, digest: str | None = None) -> Path:
+    """Return the TFDS folder ``data_dir/name/VERSION`` of a set, and make it first if it is not there.
+
+    The archive (170 MB) stays in ``data_dir/downloads``. Making the folder takes about half a minute, some 0.5 GB of
+    memory and 150 MB of disk; it appears whole or not at all. Read it with
+    ``tfds.builder_from_directory(folder).as_data_source("train")`` or ``tfds.data_source(name, data_dir=data_dir)``:
+    examples have ``image`` (32, 32, 3) uint8 RGB, ``label`` int, ``id`` bytes, for cifar100 also ``coarse_label`` int.
+
+    Args:
+        name: "cifar10" or "cifar100".
+        data_dir: folder of TFDS sets; a complete version of the set in it, whoever made it, is taken as it is.
+        url: where the binary archive is, if not at its publisher's.
+        digest: its hash as ``fetch`` takes it, if it is not the published archive.
+
+    Raises:
+        UserError: an unknown name, a failed download, a damaged archive or one of another layout, a folder that is
+            in the way or cannot be written.
+    """
+    if name not in ARCHIVES:
+        raise UserError(f"no builder for data set {name!r}: {nearest(name, ARCHIVES)}")
+    data_dir, archive = Path(data_dir), ARCHIVES[name]
+    if found := find(name, data_dir):
+        return found
+    folder = data_dir / name / VERSION
+    with locked(folder):
+        if found := find(name, data_dir):  # another process made it while we waited
+            return found
+        if folder.exists():
+            raise UserError(f"{folder} is no complete array_record set of {name}: move it away, it is then made anew")
+        for stale in folder.parent.glob(f"incomplete.*_{VERSION}"):  # TFDS' name for a folder being written
+            shutil.rmtree(stale)  # its writer was killed: we hold the lock
+        url = url or HOMEPAGE + archive.file
+        file = data_dir / "downloads" / Path(urlsplit(url).path).name
+        content = read_archive(fetch(url, file, digest or archive.digest), archive)
+        try:
+            _write(name, data_dir, archive, content)
+        except OSError as error:
+            raise UserError(f"cannot write {folder} ({error}): free the disk or choose another folder") from error
+    return folder
+
+
+def find(name: str, data_dir: Path) -> Path | None:
+    """Return the folder of a complete array_record version of a set: ``VERSION``, else the newest, else None."""
+    versions = [path for path in data_dir.glob(f"{name}/*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    versions.sort(key=lambda path: (path.name == VERSION, *map(int, path.name.split("."))), reverse=True)
+    return next((path for path in versions if _complete(name, path)), None)
+
+
+def _complete(name: str, folder: Path) -> bool:
+    """Tell whether ``folder`` has all the shards that its dataset_info.json tells of, each with all its records."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    try:
+        splits = json.loads((folder / "dataset_info.json").read_text())["splits"]
+        lengths = {split["name"]: [int(length) for length in split["shardLengths"]] for split in splits}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    shards = {
+        folder / f"{name}-{split}.array_record-{i:05d}-of-{len(shards):05d}": length
+        for split, shards in lengths.items()
+        for i, length in enumerate(shards)
+    }
+    # A damaged or missing shard has 0 records.
+    whole = all(ArrayRecordReader(str(shard)).num_records() == length for shard, length in shards.items())
+    return whole and {"train", "test"} <= set(lengths) and (folder / "features.json").is_file()
+
+
+def read_archive(path: Path, archive: Archive) -> Content:
+    """Read the records and class names out of a binary archive; nothing is written to disk.
+
+    Raises:
+        UserError: the archive is damaged or has another layout.
+    """
+    try:
+        files = _members(path, archive.folder)
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise UserError(f"{path} is a damaged archive ({error}): delete it, it is then downloaded again") from error
+
+    def member(name: str) -> bytes:
+        if name not in files:
+            raise _wrong_layout(path, f"has no {archive.folder}/{name}")
+        return files[name]
+
+    width = len(archive.labels) + PIXELS
+    records = {}
+    for split, names in archive.splits.items():
+        data = b"".join(map(member, names))
+        if not data or len(data) % width:
+            raise _wrong_layout(path, f"has {len(data)} bytes of {split} images, no multiple of {width}")
+        records[split] = np.frombuffer(data, np.uint8).reshape(-1, width)
+    classes = {}
+    for i, labels in enumerate(archive.labels):
+        classes[labels.feature] = [
+            line.strip() for line in member(labels.file).decode(errors="replace").splitlines() if line.strip()
+        ]
+        highest = max(int(split[:, i].max()) for split in records.values())
+        if len(classes[labels.feature]) != labels.classes or highest >= labels.classes:
+            found = f"{len(classes[labels.feature])} names and labels up to {highest}"
+            raise _wrong_layout(path, f"has {found} in {labels.file}, expected {labels.classes} classes")
+    return Content(records, classes)
+
+
+def _members(path: Path, folder: str) -> dict[str, bytes]:
+    """Return the content of the plain files of ``folder`` in a tar.gz, by name."""
+    files = {}
+    with tarfile.open(path, "r:gz") as tar:
+        for member in tar:
+            parent, _, name = member.name.removeprefix("./").rpartition("/")
+            if parent == folder and member.isfile() and (stream := tar.extractfile(member)):
+                files[name] = stream.read()
+    return files
+
+
+def _wrong_layout(path: Path, what: str) -> UserError:
+    return UserError(f"{path} {what}: give the url of the archive of the *binary* version, or leave url and digest out")
+
+
+def _write(name: str, data_dir: Path, archive: Archive, content: Content) -> None:
+    """Write the set with TFDS' own writer: into incomplete.*_VERSION, which is renamed to VERSION at the end."""
+    import tensorflow_datasets as tfds
+
+    total = sum(map(len, content.records.values()))
+    with tqdm(total=total, desc=f"preparing {name}", unit=" images", mininterval=0.5, leave=False) as bar:
+        builder = _builder(name, archive, content, bar)(data_dir=data_dir, file_format="array_record")
+        unused = data_dir / "downloads"  # TFDS makes its folders for downloads even where nothing is downloaded
+        config = tfds.download.DownloadConfig(try_download_gcs=False, extract_dir=unused)
+        tfds.disable_progress_bar()  # ours is the one line shown
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                builder.download_and_prepare(download_config=config)
+        finally:
+            tfds.enable_progress_bar()
+
+
+def _builder(set_name: str, archive: Archive, content: Content, bar: tqdm) -> "type[tfds.core.GeneratorBasedBuilder]":
+    """Return a TFDS builder class of the content. It is not registered: TFDS has a builder of that name."""
+    import tensorflow_datasets as tfds
+
+    class Cifar(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = set_name
+        VERSION = tfds.core.Version(VERSION)
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            features = {"id": tfds.features.Text(), "image": tfds.features.Image(shape=(SIDE, SIDE, 3))}
+            features |= {key: tfds.features.ClassLabel(names=names) for key, names in content.names.items()}
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=f"{set_name}, made by tl_jax from {archive.file}",
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label"),
+                homepage=HOMEPAGE + "cifar.html",
+                citation=CITATION,
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+            return {split: self._generate_examples(split) for split in archive.splits}
+
+        def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+            for i, record in enumerate(content.records[split]):
+                values, planes = np.split(record, [len(archive.labels)])
+                labels = {key: int(value) for key, value in zip(content.names, values, strict=True)}
+                # A Pillow image: TFDS would encode an array with TensorFlow.
+                image = Image.fromarray(planes.reshape(3, SIDE, SIDE).transpose(1, 2, 0).copy())
+                yield i, {"id": f"{split}_{i:05d}", "image": image} | labels
+                bar.update()
+
+    return Cifar

@@ -1,0 +1,42 @@
+"""Cut a validation part from the training set and thin the rest, by seed; the test part is never touched here."""
+
+import numpy as np
+
+from tl_jax.data.sources import Split
+from tl_jax.errors import UserError
+
+
+def take(split: Split, rows: np.ndarray) -> Split:
+    """Return the given rows of a split."""
+    return Split(split.images[rows], split.labels[rows])
+
+
+def cut_validation(train: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """Return (train, validation) with ``share`` in [0, 1) of the examples, drawn by ``seed``, in the second."""
+    order = np.random.default_rng((seed, 1)).permutation(len(train.labels))
+    n = round(share * len(order))
+    return take(train, np.sort(order[n:])), take(train, np.sort(order[:n]))
+
+
+def thin(train: Split, examples: int, per_class: int, classes: int, seed: int) -> Split:
+    """Keep ``examples`` random ones, or ``per_class`` random ones of each of K classes; 0 keeps all.
+
+    Raises:
+        UserError: both are given, or there are fewer than asked for.
+    """
+    if examples and per_class:
+        raise UserError("config.data.train_examples and config.data.per_class are both set; leave one at 0")
+    order = np.random.default_rng((seed, 2)).permutation(len(train.labels))
+    if examples:
+        if examples > len(order):
+            raise UserError(f"config.data.train_examples={examples}, but only {len(order)} are left; lower it")
+        order = order[:examples]
+    if per_class:
+        by_class = [order[train.labels[order] == k][:per_class] for k in range(classes)]
+        short = [k for k, rows in enumerate(by_class) if len(rows) < per_class]
+        if short:
+            raise UserError(
+                f"config.data.per_class={per_class}, but class {short[0]} has {len(by_class[short[0]])}; lower it"
+            )
+        order = np.concatenate(by_class)
+    return take(train, np.sort(order))

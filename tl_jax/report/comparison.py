@@ -1,0 +1,90 @@
+"""Arms over the same seeds: mean, 95 % interval, paired gain, a table and a picture."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and the half width of its 95 % interval (Student's t); the width is NaN for one value."""
+    from scipy import stats
+
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return float(values.mean()), float("nan")
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(half)
+
+
+def summarise(workdir: Path, arms: Sequence[str], seeds: Sequence[int], metric: str = "accuracy") -> dict[str, Any]:
+    """Read ``workdir/ARM/seedN/summary.json`` of every arm and seed and put the comparison together.
+
+    The first arm is the one the others are measured against: ``gain`` is its mean advantage over each, paired by seed.
+    """
+    runs = {arm: [_read(workdir / arm / f"seed{seed}" / "summary.json") for seed in seeds] for arm in arms}
+    out: dict[str, Any] = {"seeds": list(seeds), "metric": metric, "arms": {}, "gain": {}}
+    for arm, rows in runs.items():
+        values = [row["metrics"][metric] for row in rows]
+        mean, half = interval(values)
+        out["arms"][arm] = {"values": values, "mean": mean, "interval95": half}
+    first = runs[arms[0]]
+    for arm in arms[1:]:
+        pairs = zip(first, runs[arm], strict=True)
+        mean, half = interval([a["metrics"][metric] - b["metrics"][metric] for a, b in pairs])
+        out["gain"][arm] = {"mean": mean, "interval95": half}
+    names = first[0]["metrics"]
+    parts = first[0]["seconds"]
+    return out | {
+        "steps": first[0]["steps"],
+        "examples": first[0]["examples"],
+        "examples_evaluated": first[0]["examples_evaluated"],
+        "metrics": {name: float(np.mean([row["metrics"][name] for row in first])) for name in names},
+        "parameters": first[0]["parameters"],
+        "seconds": {p: sum(row["seconds"][p] for rows in runs.values() for row in rows) for p in parts},
+    }
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Return the comparison as lines of text, in percent."""
+    seeds, metric = len(summary["seeds"]), summary["metric"]
+    lines = [f"{'arm':<14}{metric} (mean and 95 % interval over {seeds} seeds, test part)"]
+    for arm, row in summary["arms"].items():
+        each = " ".join(f"{100 * value:.1f}" for value in row["values"])
+        lines.append(f"{arm:<14}{100 * row['mean']:.1f} ± {100 * row['interval95']:.1f} %   ({each})")
+    first = next(iter(summary["arms"]))
+    for arm, row in summary["gain"].items():
+        lines.append(f"{first} over {arm}: {100 * row['mean']:+.1f} ± {100 * row['interval95']:.1f} points")
+    return "\n".join(lines)
+
+
+def draw(summary: Mapping[str, Any], path: Path) -> Path:
+    """Draw each seed's result as a dot, with mean and interval, and save it as a PNG."""
+    from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
+
+    figure = Figure(figsize=(6.4, 1.4 + 0.7 * len(summary["arms"])), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    names = list(summary["arms"])
+    for y, name in enumerate(reversed(names)):
+        row, colour = summary["arms"][name], f"C{names.index(name)}"
+        half = 0.0 if np.isnan(row["interval95"]) else 100 * row["interval95"]
+        axis.errorbar(100 * row["mean"], y, xerr=half, fmt="D", color=colour, capsize=4, markersize=6)
+        axis.plot(100 * np.asarray(row["values"]), np.full(len(row["values"]), y + 0.18), "o", color=colour, alpha=0.4)
+        axis.annotate(f"{100 * row['mean']:.1f} ± {half:.1f}", (100 * row["mean"], y), (0, -15), textcoords="offset points", ha="center", fontsize=9)
+    axis.set_yticks(range(len(names)), list(reversed(names)))
+    axis.set_ylim(-0.6, len(names) - 0.4)
+    axis.set_xlabel(f"test {summary['metric']} in percent, {summary['examples_evaluated']:,} examples")
+    axis.set_title(
+        f"{summary['config_name']}: {summary['examples']['train']:,} training examples, {len(summary['seeds'])} seeds\n"
+        "diamonds: mean and 95 % interval; dots: single seeds",
+        fontsize=10,
+    )
+    axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path)
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())

@@ -1,0 +1,63 @@
+"""Facts that travel with weights: how the network is built, what its inputs look like, where its file comes from."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Scaling(NamedTuple):
+    """How uint8 pixels become network inputs: ``(pixel * scale - mean) / std``, channels in ``order``."""
+
+    order: str  # "rgb" or "bgr"
+    scale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+# "caffe" and "tf" are the modes of keras.applications.imagenet_utils.preprocess_input, "torch" is torchvision's
+# normalisation; "unit" (x/255) fits no published weights and exists to reproduce experiments that used it.
+SCALINGS: Mapping[str, Scaling] = {
+    "caffe": Scaling("bgr", 1.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
+    "tf": Scaling("rgb", 1 / 127.5, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0)),
+    "torch": Scaling("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "unit": Scaling("rgb", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedSpec:
+    """What must be known to use a weights file correctly.
+
+    Attributes:
+        model: name in ``tl_jax.models``.
+        source: dialect of the file's names and layouts ("keras", "torchvision", "tl_jax").
+        options: keyword arguments that ``models.create`` needs for this source (layout, widths, ...).
+        num_classes: K of the file's own head, 0 where it has none.
+        image_size: side of the square input in pixels at which the published accuracy holds.
+        crop: the share of the resized image's shortest side that the centre crop keeps.
+        interpolation: resize method, "bilinear" or "bicubic".
+        scaling: key into ``SCALINGS``.
+        url, digest: where the published file lies and its "md5:..." or "sha256:..." (a prefix may do).
+        headless_url, headless_digest: the same for a file without the classification head, where one is published.
+        licence: licence of the weights as their publisher states it.
+        top1: published ImageNet top-1 in percent, measured by the publisher; 0 where none is published.
+    """
+
+    model: str
+    source: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    num_classes: int = 1000
+    image_size: int = 224
+    crop: float = 0.875
+    interpolation: str = "bilinear"
+    scaling: str = "torch"
+    url: str = ""
+    digest: str = ""
+    headless_url: str = ""
+    headless_digest: str = ""
+    licence: str = ""
+    top1: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spec as plain JSON types."""
+        return {**dataclasses.asdict(self), "options": {k: v for k, v in self.options.items()}}

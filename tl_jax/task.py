@@ -1,0 +1,38 @@
+"""A task is a handful of functions; the training loop knows nothing else about images, text or policies."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Variables = Mapping[str, Any]  # {"params": ..., "batch_stats": ...}
+Batch = Mapping[str, Any]  # arrays with the examples on the leading axis; "mask" (N,) is 0 where a row is padding
+Sums = Mapping[str, tuple[Any, Any]]  # metric name -> (sum, count), divided once at the very end
+
+
+class Task(NamedTuple):
+    """What training, evaluation and feature extraction need.
+
+    Attributes:
+        name: what the run is about, for messages.
+        classes: names of the K classes.
+        init: key -> variables, with pretrained weights put in and the head drawn from the key.
+        loss: (variables, batch, key) -> (mean loss, (new batch_stats, sums)); train mode, augmented.
+        metrics: (variables, batch) -> sums; evaluation mode.
+        features: (variables, batch) -> (N, D) features before the head.
+        train_batch: (step, phase start included) -> batch of numpy arrays, a pure function of seed and step.
+        eval_batches: split name -> iterator of padded, masked batches that hold every example once.
+        sizes: split name -> number of examples.
+        facts: what was loaded and from where, for config.json and the summary.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    init: Callable[[jax.Array], Variables]
+    loss: Callable[[Variables, Batch, jax.Array], tuple[jax.Array, tuple[Any, Sums]]]
+    metrics: Callable[[Variables, Batch], Sums]
+    features: Callable[[Variables, Batch], jax.Array]
+    train_batch: Callable[[int], Batch]
+    eval_batches: Callable[[str], Iterator[Batch]]
+    sizes: Mapping[str, int]
+    facts: Mapping[str, Any]

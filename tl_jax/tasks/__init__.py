@@ -1,0 +1,1 @@
+"""Tasks: data, model and loss put together into the functions that training needs."""

@@ -1,0 +1,137 @@
+"""Image classification: a pretrained (or random) network, a new head, pictures with one label each."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tl_jax import pretrained
+from tl_jax.data import batches, preprocess, sources, splits
+from tl_jax.data.augment import Augment, augment
+from tl_jax.errors import UserError
+from tl_jax.task import Task
+
+
+class Inputs(NamedTuple):
+    """How stored pictures become network inputs: side in pixels, resize method, key into ``specs.SCALINGS``."""
+
+    size: int
+    interpolation: str
+    scaling: str
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Turn (N, H, W, 3) pixels into (N, size, size, 3) network inputs."""
+        return preprocess.scale(preprocess.resize(images, self.size, self.interpolation), self.scaling)
+
+
+def make(config: Any) -> Task:
+    """Build the task that ``config`` describes."""
+    file = None
+    if config.init.source != "random":  # before the data are read: a wrong path should fail at once
+        file = pretrained.find(config.model.name, config.init.source, config.init.path, config.init.head == "new")
+    source = load_source(config)
+    classes = config.model.num_classes or len(source.classes)
+    if classes != len(source.classes):
+        raise UserError(
+            f"config.model.num_classes={classes}, but {config.data.name} has {len(source.classes)} classes; "
+            "leave it at 0 to take the number from the data"
+        )
+    net = load_network(config, file, classes)
+    train, validation = splits.cut_validation(source.train, config.data.validation, config.seed)
+    train = splits.thin(train, config.data.train_examples, config.data.per_class, classes, config.seed)
+    test = source.test
+    if config.data.test_examples:
+        test = splits.take(test, np.arange(min(config.data.test_examples, len(test.labels))))
+    parts = {"train": train, "validation": validation, "test": test}
+    size = config.input.size or net.spec.image_size
+    scaling = net.spec.scaling if config.input.scaling == "spec" else config.input.scaling
+    inputs = Inputs(size, config.input.interpolation or net.spec.interpolation, scaling)
+    how = Augment(**config.augment.to_dict())
+    return Task(
+        name=f"{config.model.name} on {config.data.name}",
+        classes=source.classes,
+        init=functools.partial(init, net),
+        loss=make_loss(net.model, inputs, how, config.loss.label_smoothing),
+        metrics=make_metrics(net.model, inputs),
+        features=make_features(net.model, inputs),
+        train_batch=functools.partial(batches.train_batch, train, config.seed, config.batch_size),
+        eval_batches=lambda part: batches.eval_batches(parts[part], config.eval_batch_size),
+        sizes={name: len(part.labels) for name, part in parts.items()},
+        facts={"weights": str(file or "random"), "input": inputs._asdict(), "new_head": net.new_head, "spec": net.spec.to_dict()},
+    )
+
+
+def load_source(config: Any) -> sources.Source:
+    """Load the data set of ``config``, or draw the generator's pictures where ``data.generate`` says so."""
+    drawn = config.data.generate and not config.data.dir
+    return sources.load("gratings" if drawn else config.data.name, config.data.dir, config.input.size)
+
+
+def load_network(config: Any, file: Path | None, classes: int) -> pretrained.Pretrained:
+    """Read the network of ``config`` from ``file``, or draw it where there is none, with ``classes`` outputs."""
+    options = {**config.model.options.to_dict(), "dtype": jnp.dtype(config.model.dtype)}
+    if file is None:
+        return pretrained.random(config.model.name, classes, config.init.layout, **options)
+    return pretrained.load(config.model.name, config.init.source, file, classes, head=config.init.head, **options)
+
+
+def init(net: pretrained.Pretrained, key: jax.Array) -> Mapping[str, Any]:
+    """Return the network's variables; what was not loaded is drawn from ``key``."""
+    if net.path is None:
+        return pretrained.initializer(net.model)(key)
+    if not net.new_head:
+        return net.variables
+    params = {**net.variables["params"], "head": pretrained.init_head(net.model)(key)}
+    return {**net.variables, "params": params}
+
+
+# The factories are cached on what they are made from, so that runs which differ in their seed share compiled code.
+@functools.lru_cache(maxsize=None)
+def make_loss(model: nn.Module, inputs: Inputs, how: Augment, label_smoothing: float):
+    """Return the training loss: augmented pictures, softmax cross-entropy in nats, mean over unmasked examples."""
+
+    def loss(variables, batch, key):
+        images = inputs(augment(batch["image"], key, how))
+        (logits, _), new = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing)
+        losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+        sums = _sums(losses, logits, batch)
+        total, count = sums["loss"]
+        return total / count, (new.get("batch_stats", {}), sums)
+
+    return loss
+
+
+@functools.lru_cache(maxsize=None)
+def make_metrics(model: nn.Module, inputs: Inputs):
+    """Return the evaluation function: sums and counts of loss (nats) and accuracy over unmasked examples."""
+
+    def metrics(variables, batch):
+        logits, _ = model.apply(variables, inputs(batch["image"]), train=False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["label"])
+        return _sums(losses, logits, batch)
+
+    return metrics
+
+
+@functools.lru_cache(maxsize=None)
+def make_features(model: nn.Module, inputs: Inputs):
+    """Return the function (variables, batch) -> features (N, D)."""
+
+    def features(variables, batch):
+        return model.apply(variables, inputs(batch["image"]), train=False)[1]["features"]
+
+    return features
+
+
+def _sums(losses, logits, batch):
+    hits = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
+    mask = batch["mask"]
+    count = mask.sum()
+    return {"loss": ((losses * mask).sum(), count), "accuracy": ((hits * mask).sum(), count)}

@@ -1,0 +1,1 @@
+"""Devices, state, step, loop, checkpoints, logs: training that knows nothing about what is learned."""

@@ -1,0 +1,65 @@
+"""Checkpoints through orbax: written in the background, put in place whole, the last two and the best one kept."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
+from tl_jax.train.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run, by step. ``best`` is by validation accuracy, where there is one."""
+
+    def __init__(self, folder: Path):
+        keep = [policy.LatestN(2), policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy.AnyPreservationPolicy(keep), best_fn=_score, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
+        """Start writing ``state``; returns once the arrays are copied off the devices."""
+        items = {
+            "variables": ocp.args.StandardSave(state.variables),
+            "opt_state": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+        }
+        self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
+
+    def restore(self, step: int, like: TrainState, opt_state: bool) -> TrainState:
+        """Return the state saved at ``step``, laid out as ``like``; optimizer state only where asked for."""
+        items = {"variables": ocp.args.StandardRestore(_abstract(like.variables))}
+        if opt_state:
+            saved = {"step": like.step, "opt_state": like.opt_state}
+            items["opt_state"] = ocp.args.StandardRestore(_abstract(saved))
+        out = self._manager.restore(step, args=ocp.args.Composite(**items))
+        new = {"opt_state": out["opt_state"]["opt_state"]} if opt_state else {}
+        at = jax.device_put(jax.numpy.asarray(step, like.step.dtype), like.step.sharding)
+        return like.replace(step=at, **out["variables"], **new)
+
+    def latest(self) -> int | None:
+        """Return the last step that was saved whole."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """Return the step with the best validation accuracy, None where nothing was validated."""
+        return self._manager.best_step()
+
+    def wait(self) -> None:
+        """Wait for writes under way."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait for writes under way and let go of the folder."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics["accuracy"]
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)

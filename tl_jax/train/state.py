@@ -1,0 +1,46 @@
+"""What a training step takes and gives back, and the keys that are derived rather than carried."""
+
+import hashlib
+from typing import Any
+
+import flax.struct
+import jax
+import numpy as np
+
+from tl_jax import tree
+
+STREAMS = ("init", "train")  # independent uses of randomness; the order is part of every result
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that changes while training.
+
+    Attributes:
+        step: int32 scalar, steps taken since the start of the run (not of the phase).
+        params: nested dict of float32 leaves.
+        batch_stats: nested dict of BatchNorm statistics, empty for networks without them.
+        opt_state: optimizer state of the current phase.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What ``model.apply`` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def stream_key(seed: int, stream: str) -> jax.Array:
+    """Return the key of a stream of randomness; a step's own key is ``fold_in(stream key, step)``."""
+    return jax.random.fold_in(jax.random.key(seed), STREAMS.index(stream))
+
+
+def digest(variables: Any) -> str:
+    """Return the SHA-256 over paths and bytes of all leaves: equal digests mean bit-identical parameters."""
+    sha = hashlib.sha256()
+    for path, leaf in sorted(tree.flatten(variables).items()):
+        sha.update(path.encode() + np.ascontiguousarray(leaf).tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,64 @@
+"""The training step and the evaluation step: pure, jitted with shardings, cached on what they are made from."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tl_jax.train.devices import replicated, split
+from tl_jax.train.state import TrainState
+from tl_jax.transfer import partition
+from tl_jax.transfer.optimizer import OptimSpec, make_optimizer, make_schedule
+from tl_jax.transfer.partition import Rules
+
+
+@functools.lru_cache(maxsize=None)
+def make_init(optim: OptimSpec, rules: Rules):
+    """Return the jitted function params -> optimizer state of a phase."""
+    return jax.jit(make_optimizer(optim, rules).init, out_shardings=replicated())
+
+
+@functools.lru_cache(maxsize=None)
+def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str):
+    """Return the jitted step (state, batch, stream key, start of the phase) -> (state, rows).
+
+    Args:
+        loss: ``Task.loss``.
+        optim: of the phase.
+        rules: freeze rules of the phase.
+        batch_stats: mode of ``partition.still_norms``.
+
+    The rows hold the task's sums, the norm of the trained leaves' gradients and the learning rate. The input state's
+    memory is reused.
+    """
+    optimizer, schedule = make_optimizer(optim, rules), make_schedule(optim)
+
+    def step(state: TrainState, batch: Any, stream: jax.Array, start: jax.Array):
+        mask = partition.trainable(state.params, rules)
+        still = partition.still_norms(mask, state.batch_stats, batch_stats)
+        key = jax.random.fold_in(stream, state.step)
+
+        def loss_of(params):
+            variables = {"params": partition.stop_frozen(params, mask), "batch_stats": state.batch_stats}
+            with partition.running_statistics(still):
+                return loss(variables, batch, key)
+
+        grads, (new_stats, sums) = jax.grad(loss_of, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        # Frozen leaves are passed on, not added to: adding zero would turn -0.0 into 0.0.
+        params = jax.tree.map(lambda p, u, trains: p + u if trains else p, state.params, updates, mask)
+        norm = optax.global_norm(partition.only(grads, mask))
+        row = {"sums": sums, "grad_norm": norm, "lr": jnp.asarray(schedule(state.step - start))}
+        return TrainState(state.step + 1, params, new_stats, opt_state), row
+
+    whole, parts = replicated(), split()
+    shardings = {"in_shardings": (whole, parts, whole, whole), "out_shardings": whole}
+    return jax.jit(step, donate_argnums=0, **shardings)
+
+
+@functools.lru_cache(maxsize=None)
+def make_eval_step(metrics: Any):
+    """Return the jitted function (variables, batch) -> sums, from ``Task.metrics``."""
+    return jax.jit(metrics, in_shardings=(replicated(), split()), out_shardings=replicated())

@@ -1,0 +1,93 @@
+"""Freezing is a partition: every leaf is ``frozen`` or belongs to a group that trains."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from tl_jax import tree
+from tl_jax.errors import UserError
+
+FROZEN = "frozen"
+Rules = tuple[tuple[str, str], ...]
+
+# Named by what trains; "head" is the layer on top of the features, the only one that knows the target's classes.
+RECIPES: Mapping[str, Rules] = {
+    "all": ((".*", "train"),),
+    "head": (("head/.*", "train"), (".*", FROZEN)),
+}
+
+
+def check_rules(rules: Sequence[tuple[str, str]]) -> Rules:
+    """Return freeze rules as tuples, or a UserError naming the rule that is not (regex, label) or does not compile."""
+    for rule in rules:
+        if len(rule) != 2 or not all(isinstance(part, str) for part in rule):
+            raise UserError(f"freeze rule {rule!r} is not a pair (regex, label), such as ('stage[12]/.*', 'frozen')")
+        try:
+            re.compile(rule[0])
+        except re.error as e:
+            raise UserError(f"freeze rule {rule!r} is not a regular expression: {e}") from None
+    return tuple((pattern, label) for pattern, label in rules)
+
+
+def groups(rules: Rules) -> tuple[str, ...]:
+    """Return the labels of the rules other than ``frozen``, each once."""
+    return tuple(dict.fromkeys(label for _, label in rules if label != FROZEN))
+
+
+def trainable(params: tree.Tree, rules: Rules) -> Any:
+    """Return a tree of booleans, true where a leaf trains; a UserError where none does."""
+    mask = jax.tree.map(lambda label: label != FROZEN, tree.label_leaves(params, rules))
+    if not any(jax.tree.leaves(mask)):
+        raise UserError(f"the freeze rules {rules} freeze every leaf; let at least the head train")
+    return mask
+
+
+def stop_frozen(params: Any, mask: Any) -> Any:
+    """Cut the frozen leaves out of differentiation: no backward work exists for them, their gradients are zeros."""
+    return jax.tree.map(lambda leaf, trains: leaf if trains else jax.lax.stop_gradient(leaf), params, mask)
+
+
+def only(values: Any, mask: Any) -> list[Any]:
+    """Return the leaves where ``mask`` is true."""
+    return [v for v, trains in zip(jax.tree.leaves(values), jax.tree.leaves(mask), strict=True) if trains]
+
+
+def count_split(params: Any, mask: Any) -> dict[str, int]:
+    """Return the number of ``trainable`` and ``frozen`` values."""
+    moving = tree.count(only(params, mask))
+    return {"trainable": moving, "frozen": tree.count(params) - moving}
+
+
+def still_norms(mask: Any, batch_stats: tree.Tree, mode: str) -> frozenset[str]:
+    """Return the BatchNorm layers that use and keep their running statistics while training.
+
+    Args:
+        mask: true where a leaf trains.
+        batch_stats: the statistics collection.
+        mode: "auto" (layers whose own parameters are all frozen), "frozen" (all layers) or "train" (none).
+    """
+    layers = {path.rpartition("/")[0] for path in tree.flatten(batch_stats)}
+    if mode != "auto":
+        return frozenset(layers if mode == "frozen" else ())
+    moving = {path.rpartition("/")[0] for path, trains in tree.flatten(mask).items() if trains}
+    return frozenset(layers - moving)
+
+
+@contextlib.contextmanager
+def running_statistics(layers: frozenset[str]) -> Iterator[None]:
+    """Make the named BatchNorm layers behave as in evaluation, whatever ``train`` says to the model around them.
+
+    BatchNorm statistics live outside the parameters and would move however the optimizer is masked.
+    """
+
+    def intercept(call, args, kwargs, context):
+        if isinstance(context.module, nn.BatchNorm) and "/".join(context.module.path) in layers:
+            kwargs = {**kwargs, "use_running_average": True}
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        yield

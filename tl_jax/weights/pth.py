@@ -1,0 +1,140 @@
+"""Read PyTorch's ``.pth`` files, of both formats, without PyTorch and without running anything that they carry."""
+
+import functools
+import io
+import math
+import mmap
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tl_jax.errors import UserError
+from tl_jax.weights.unpickle import Machine, Storage, Tensor
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # opens every file of the format before torch 1.6
+# What a mangled byte can provoke in a parser. A MemoryError is no such thing and stays what it is.
+DAMAGE = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+DAMAGE += (struct.error, zipfile.BadZipFile, zlib.error)
+
+
+def existing(path: str | os.PathLike[str]) -> Path:
+    """Return ``path`` as a ``Path``; raise ``UserError`` unless it is a file that can be read."""
+    path = Path(path)
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise UserError(f"{path}: no such file, or not readable; check the path and its permissions")
+    return path
+
+
+def damaged(path: Path, reason: object) -> UserError:
+    """Return the error for a file whose bytes make no sense; ``reason`` is squeezed into its one line."""
+    text = " ".join(str(reason).split())[:200] or type(reason).__name__
+    return UserError(f"{path}: damaged or cut short ({text}); download it or export it again")
+
+
+def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Return the tensors of a state dict saved by ``torch.save``, in its order; tied tensors share memory.
+
+    A checkpoint ``{"state_dict": {...}, ...}`` or ``{"model": {...}, ...}`` gives that entry. The arrays are read-only.
+    Raises ``UserError`` when the file is damaged, holds anything but tensors in plain containers, or is big-endian.
+    """
+    path = existing(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+            if len(head) < 4:
+                raise ValueError(f"{len(head)} bytes")
+            return _read_zip(path) if head == b"PK\x03\x04" else _read_stream(path, file.fileno())
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def _read_zip(path: Path) -> dict[str, np.ndarray]:
+    """Read the format of torch 1.6 and later: a zip of ``NAME/data.pkl`` and one ``NAME/data/KEY`` per storage."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
+        if not names:
+            raise UserError(f"{path}: a zip, but not of torch.save (no data.pkl); save the model's state_dict() alone")
+        root = names[0].removesuffix("data.pkl")
+        # PyTorch stores and never compresses, so no member may claim more bytes than the file has.
+        if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
+            raise ValueError("its members claim more bytes than it has")
+        if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+            raise _big_endian(path)
+        machine = Machine(path)
+        tree = machine.run(io.BytesIO(archive.read(f"{root}data.pkl")))
+        return _arrays(path, tree, lambda key: archive.read(f"{root}data/{key}"))
+
+
+def _read_stream(path: Path, fileno: int) -> dict[str, np.ndarray]:
+    """Read the format before torch 1.6: five pickles, then for each storage its element count and its elements."""
+    with mmap.mmap(fileno, 0, access=mmap.ACCESS_READ) as stream:  # its read(n), unlike a file's, never allocates more
+        if stream[257:262] == b"ustar":
+            raise UserError(f"{path}: a tar of torch 0.1; load it and save it again with a current PyTorch")
+        machine = Machine(path)
+        if machine.run(stream) != _MAGIC:
+            raise ValueError("it is not a file of torch.save")
+        machine.run(stream)  # the version of the format: there was only ever one
+        if not machine.run(stream)["little_endian"]:
+            raise _big_endian(path)
+        tree = machine.run(stream)
+        spans: dict[str, tuple[int, int]] = {}
+        keys = machine.run(stream)
+        start = stream.tell()
+        for key in keys:
+            (numel,) = struct.unpack_from("<q", stream, start)
+            end = start + 8 + numel * machine.storages[key].dtype.itemsize
+            if not start < end <= len(stream) or numel != machine.storages[key].numel:
+                raise ValueError(f"storage {key} does not fit")
+            spans[key] = (start + 8, end)
+            start = end
+        return _arrays(path, tree, lambda key: stream[slice(*spans[key])])
+
+
+def _big_endian(path: Path) -> UserError:
+    return UserError(f"{path}: written by a big-endian machine; load it and save it again on a little-endian one")
+
+
+def _arrays(path: Path, tree: Any, load: Callable[[str], bytes]) -> dict[str, np.ndarray]:
+    """Return the state dict within ``tree`` as arrays; ``load`` gives the bytes of a storage and is asked once each."""
+    for name in ("state_dict", "model"):
+        if isinstance(tree, dict) and isinstance(tree.get(name), dict):
+            tree = tree[name]
+            break
+    if not isinstance(tree, dict) or not tree:
+        raise UserError(f"{path}: holds no state dict; save it with torch.save(model.state_dict(), path)")
+    for key, value in tree.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            what = f"{key[:80]!r} is" if isinstance(key, str) else f"a key is {type(key).__name__}, its value"
+            advice = "save the model's state_dict() alone"
+            raise UserError(f"{path}: {what} {type(value).__name__}, where a name and a tensor belong; {advice}")
+    load = functools.cache(load)
+    return {key: _array(tensor, load) for key, tensor in tree.items()}
+
+
+def _array(tensor: Tensor, load: Callable[[str], bytes]) -> np.ndarray:
+    """Return the view of its storage that ``tensor`` describes, or raise ``ValueError`` where it does not fit."""
+    storage, dtype, size, stride = tensor.storage, tensor.dtype, tensor.size, tensor.stride
+    if not (isinstance(storage, Storage) and isinstance(dtype, np.dtype) and type(size) is type(stride) is tuple):
+        raise ValueError("a tensor without storage, type or size")
+    numbers = (storage.numel, storage.start, tensor.offset, *size, *stride)
+    if len(size) != len(stride) or not all(isinstance(n, int) and 0 <= n < 2**48 for n in numbers):
+        raise ValueError("a tensor of impossible size")
+    if math.prod(size) == 0:
+        return np.zeros(size, dtype)
+    reach = tensor.offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    room = storage.numel * storage.dtype.itemsize
+    # An expanded tensor (stride 0) may be as large as it likes, and whoever copies it would allocate all of that.
+    if max(reach, math.prod(size)) * dtype.itemsize > room:
+        raise ValueError("a tensor larger than its storage; if it was expanded, save tensor.contiguous()")
+    content, start = load(storage.key), storage.start * storage.dtype.itemsize
+    if start + room > len(content):
+        raise ValueError("a storage larger than its bytes")
+    strides = [step * dtype.itemsize for step in stride]
+    array = np.ndarray(size, dtype, content, start + tensor.offset * dtype.itemsize, strides)
+    return array.view(np.uint8) != 0 if dtype.kind == "b" else array  # a boolean is 0 or 1
