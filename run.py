@@ -1,4 +1,7 @@
-"""Train, evaluate or export: ``python run.py [--config=configs/FILE.py[:VARIANT]] [--workdir=DIR] [--config.FIELD=VALUE]``."""
+"""Train, evaluate or export.
+
+python run.py [--config=configs/FILE.py[:VARIANT]] [--workdir=DIR] [--mode=eval|export] [--config.FIELD=VALUE ...]
+"""
 
 import hashlib
 import json

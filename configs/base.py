@@ -78,7 +78,7 @@ FIELDS = {
     "phases": Field((), "dicts name, epochs, recipe or rules, lr_scale (factor on optim.lr), run one after another"),
     # What is written down.
     "save_every": Field(1.0, "epochs between checkpoints, each after an evaluation on the validation part", low=1e-6),
-    "test_on": Field("last", "checkpoint that meets the test part: the last or the best on validation", ("last", "best")),
+    "test_on": Field("last", "checkpoint to test: the last, or the best on validation", ("last", "best")),
     "log_every": Field(20, "steps between rows of training metrics", low=1),
 }
 
@@ -108,7 +108,7 @@ def smoke(config: ConfigDict) -> None:
     config.batch_size = 16
     config.eval_batch_size = 64
     config.input.size = 32
-    config.epochs = min(config.epochs, 2.0)
+    config.epochs = 2.0
     config.phases = tuple({**phase, "epochs": 1.0} for phase in config.phases)
     config.log_every = 2
 
@@ -144,7 +144,7 @@ def validate(config: ConfigDict) -> None:
                 raise UserError(f"unknown field config.phases[{i}].{key}; {nearest(key, PHASE_FIELDS)}")
         if not {"name", "epochs"} <= set(phase):
             raise UserError(f"config.phases[{i}] needs a name and a number of epochs")
-    for name, changes in config.arms:
+    for _, changes in config.arms:
         override(config, changes)
 
 

@@ -1,7 +1,7 @@
 """The source of the embedded weights: a small CIFAR-style ResNet, from scratch, on CIFAR-10.
 
-    python run.py --config=configs/cifar_small.py --config.data.dir=TFDS_FOLDER --workdir=DIR
-    python run.py --config=configs/cifar_small.py --config.data.dir=TFDS_FOLDER --workdir=DIR --mode=export
+python run.py --config=configs/cifar_small.py --config.data.dir=TFDS_FOLDER --workdir=DIR
+python run.py --config=configs/cifar_small.py --config.data.dir=TFDS_FOLDER --workdir=DIR --mode=export
 """
 
 from configs import base

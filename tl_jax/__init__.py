@@ -1,3 +1,3 @@
-"""Transfer learning in JAX: take what a model learned on one task, use it on another, measure how well it went and why."""
+"""Transfer learning in JAX: use on one task what a model learned on another, and measure how well it went and why."""
 
 __version__ = "0.1.0"

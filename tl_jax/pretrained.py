@@ -154,19 +154,19 @@ def save(path: Path, variables: Mapping[str, Any], spec: PretrainedSpec, facts: 
     temporary.replace(path)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def initializer(model: nn.Module):
     """Return the jitted function key -> variables of a model."""
     return jax.jit(lambda key: model.init(key, jnp.zeros((1, 32, 32, 3))))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def init_head(model: nn.Module):
     """Return the jitted function key -> head parameters; XLA drops the rest of the initialisation."""
     return jax.jit(lambda key: model.init(key, jnp.zeros((1, 32, 32, 3)))["params"]["head"])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def variable_shapes(model: nn.Module) -> Mapping[str, Any]:
     """Return the shapes and dtypes of a model's variables; nothing is computed."""
     return jax.eval_shape(initializer(model), jax.random.key(0))

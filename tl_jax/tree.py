@@ -1,4 +1,4 @@
-"""Leaves of a parameter tree by path: ``stage1/block1/conv1/kernel``. Freeze rules and conversion tables match on these."""
+"""Leaves of a parameter tree by path, ``stage1/block1/conv1/kernel``: what freeze rules and conversion tables match."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -133,16 +133,25 @@ def state_dict(arrays: Arrays) -> OrderedDict[str, Reduced]:
     return OrderedDict((name, tensor(array, str(i))) for i, (name, array) in enumerate(arrays.items()))
 
 
-def write_h5(path: Path, arrays: Arrays, suffix: str = ":0", group: str | None = None, **options: Any) -> None:
-    """Write ``LAYER/WEIGHT`` arrays in the layout of Keras 2, or of 3 when ``suffix`` is empty."""
+def write_h5(
+    path: Path, arrays: Arrays, suffix: str = ":0", group: str = "", fixed: bool = False, **options: Any
+) -> None:
+    """Write ``LAYER/WEIGHT`` arrays in the layout of Keras 2, or of 3 when ``suffix`` is empty.
+
+    Names are text of variable length, as h5py 3 writes a list of bytes, or of ``fixed`` length, as h5py 2 did.
+    """
+
+    def text(names: list[str]) -> Any:
+        return np.array(names, "S") if fixed and names else [name.encode() for name in names]
+
     names = [f"{layer}/{name.split('/')[-1]}{suffix}" for name in arrays for layer in [name.split("/")[0]]]
     layers = list(dict.fromkeys(["input_1", *(name.split("/")[0] for name in arrays)]))
     with h5py.File(path, "w") as file:
         root = file.create_group(group) if group else file
-        root.attrs["layer_names"] = [layer.encode() for layer in layers]
+        root.attrs["layer_names"] = text(layers)
         for layer in layers:
             child = root.create_group(layer)
-            child.attrs["weight_names"] = [name.encode() for name in names if name.startswith(f"{layer}/")]
+            child.attrs["weight_names"] = text([name for name in names if name.startswith(f"{layer}/")])
         for name, array in zip(names, arrays.values(), strict=True):
             root[name.split("/")[0]].create_dataset(name, data=array, **options)
         root.create_group("top_level_model_weights").attrs["weight_names"] = []
@@ -156,7 +165,7 @@ def sample(names: tuple[str, ...] = ("b_conv/kernel", "b_conv/bias", "a_bn/gamma
 
 WRITERS: dict[str, Callable[[Path, Arrays], None]] = {
     "keras.h5": write_h5,
-    "gzip.h5": lambda path, arrays: write_h5(path, arrays, chunks=True, compression="gzip"),
+    "gzip.h5": lambda path, arrays: write_h5(path, arrays, fixed=True, chunks=True, compression="gzip"),
     "plain.safetensors": lambda path, arrays: safetensors.numpy.save_file(arrays, path),
     "zip.pth": lambda path, arrays: write_zip(path, state_dict(arrays)),
     "old.pth": lambda path, arrays: write_old(path, state_dict(arrays)),
@@ -286,6 +295,26 @@ def test_h5_names_as_text_and_in_chunks(tmp_path: Path) -> None:
     assert_same(readers.read(tmp_path / "a.h5"), sample())
 
 
+def test_h5_names_that_are_no_text(tmp_path: Path) -> None:
+    write_h5(tmp_path / "a.h5", sample())
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file.attrs["layer_names"] = [1.0, 2.0]
+    refuse(tmp_path / "a.h5", "layer_names is no text")
+
+
+@pytest.mark.parametrize("size", [0, 0x7F, 1 << 62])
+def test_h5_damaged_heap(tmp_path: Path, guarded: None, size: int) -> None:
+    write_h5(tmp_path / "a.h5", sample())
+    content = bytearray((tmp_path / "a.h5").read_bytes())
+    heap = content.index(b"GCOL")
+    entry = heap + 16
+    while content[entry] or content[entry + 1]:  # to the entry of free space, whose number is 0
+        entry += 16 + (content[entry + 8] + 7) // 8 * 8
+    content[entry + 8 : entry + 16] = struct.pack("<Q", size)
+    (tmp_path / "a.h5").write_bytes(content)
+    refuse(tmp_path / "a.h5", "heap")
+
+
 def test_h5_weights_of_no_layer(tmp_path: Path) -> None:
     write_h5(tmp_path / "a.h5", sample())
     with h5py.File(tmp_path / "a.h5", "r+") as file:
@@ -320,7 +349,7 @@ def test_h5_weight_that_is_listed_but_absent(tmp_path: Path) -> None:
     write_h5(tmp_path / "a.h5", sample())
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         del file["b_conv/b_conv/bias:0"]
-    refuse(tmp_path / "a.h5", "bias:0")
+    refuse(tmp_path / "a.h5", "bias:0", "absent")
 
 
 def test_h5_strings_are_no_weights(tmp_path: Path) -> None:
@@ -625,6 +654,13 @@ HEAVY = {
 def test_pth_programs_that_would_exhaust_the_machine(tmp_path: Path, write: Any, guarded: None, name: str) -> None:
     write(tmp_path / "a.pth", HEAVY[name])
     refuse(tmp_path / "a.pth")
+
+
+def test_pth_old_storage_keys_that_would_exhaust_the_stack(tmp_path: Path, guarded: None) -> None:
+    write_old(tmp_path / "a.pth", pickled(state_dict(sample()), [], view=(None,)))
+    content = (tmp_path / "a.pth").read_bytes().removesuffix(pickle.dumps([], protocol=2))
+    (tmp_path / "a.pth").write_bytes(content + b"])" + b"\x85" * 300_000 + b"a." + bytes(64))
+    refuse(tmp_path / "a.pth", "damaged")
 
 
 def test_pth_bomb(tmp_path: Path, guarded: None) -> None:

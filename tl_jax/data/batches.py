@@ -1,4 +1,4 @@
-"""Which examples make up batch number ``step``: a pure function of the seed, so a resumed run sees what an unbroken one sees."""
+"""Which examples make up batch ``step``: a function of the seed, so a resumed run sees what an unbroken one sees."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ def train_indices(seed: int, n: int, batch_size: int, step: int) -> np.ndarray:
 
 
 def train_batch(split: Split, seed: int, batch_size: int, step: int) -> Mapping[str, np.ndarray]:
-    """Return ``image`` uint8 (B, H, W, 3), ``label`` int32 (B,) and ``mask`` float32 (B,) of training batch ``step``."""
+    """Return ``image`` uint8 (B, H, W, 3), ``label`` int32 (B,) and ``mask`` float32 (B,) of batch ``step``."""
     rows = train_indices(seed, len(split.labels), batch_size, step)
     return {"image": split.images[rows], "label": split.labels[rows], "mask": np.ones(batch_size, np.float32)}
 

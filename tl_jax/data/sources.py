@@ -69,7 +69,9 @@ def gratings(classes: int = 10, train: int = 512, test: int = 128, size: int = 3
         angle = np.pi * labels / classes
         along = np.cos(angle)[:, None, None] * x + np.sin(angle)[:, None, None] * y
         wave = np.sin(2 * np.pi * (4 * along + rng.random((n, 1, 1))))
-        images = 128 + 60 * wave[..., None] * rng.uniform(0.3, 1.0, (n, 1, 1, 3)) + rng.normal(0, 15, (n, size, size, 3))
+        images = (
+            128 + 60 * wave[..., None] * rng.uniform(0.3, 1.0, (n, 1, 1, 3)) + rng.normal(0, 15, (n, size, size, 3))
+        )
         return Split(np.clip(images, 0, 255).astype(np.uint8), labels.astype(np.int32))
 
     return Source(draw(train), draw(test), tuple(f"{180 * k // classes} degrees" for k in range(classes)))

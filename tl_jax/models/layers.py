@@ -60,7 +60,8 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         x = conv2d(x.astype(self.dtype), kernel, self.stride)
         if self.use_bias:
-            x = x + self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+            x = x + bias.astype(self.dtype)[None, None, None]
         return x
 
 

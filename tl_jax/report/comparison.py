@@ -72,7 +72,8 @@ def draw(summary: Mapping[str, Any], path: Path) -> Path:
         half = 0.0 if np.isnan(row["interval95"]) else 100 * row["interval95"]
         axis.errorbar(100 * row["mean"], y, xerr=half, fmt="D", color=colour, capsize=4, markersize=6)
         axis.plot(100 * np.asarray(row["values"]), np.full(len(row["values"]), y + 0.18), "o", color=colour, alpha=0.4)
-        axis.annotate(f"{100 * row['mean']:.1f} ± {half:.1f}", (100 * row["mean"], y), (0, -15), textcoords="offset points", ha="center", fontsize=9)
+        text = f"{100 * row['mean']:.1f} ± {half:.1f}"
+        axis.annotate(text, (100 * row["mean"], y), (0, -15), textcoords="offset points", ha="center", fontsize=9)
     axis.set_yticks(range(len(names)), list(reversed(names)))
     axis.set_ylim(-0.6, len(names) - 0.4)
     axis.set_xlabel(f"test {summary['metric']} in percent, {summary['examples_evaluated']:,} examples")

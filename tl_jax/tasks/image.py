@@ -63,7 +63,12 @@ def make(config: Any) -> Task:
         train_batch=functools.partial(batches.train_batch, train, config.seed, config.batch_size),
         eval_batches=lambda part: batches.eval_batches(parts[part], config.eval_batch_size),
         sizes={name: len(part.labels) for name, part in parts.items()},
-        facts={"weights": str(file or "random"), "input": inputs._asdict(), "new_head": net.new_head, "spec": net.spec.to_dict()},
+        facts={
+            "weights": str(file or "random"),
+            "input": inputs._asdict(),
+            "new_head": net.new_head,
+            "spec": net.spec.to_dict(),
+        },
     )
 
 
@@ -92,7 +97,7 @@ def init(net: pretrained.Pretrained, key: jax.Array) -> Mapping[str, Any]:
 
 
 # The factories are cached on what they are made from, so that runs which differ in their seed share compiled code.
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def make_loss(model: nn.Module, inputs: Inputs, how: Augment, label_smoothing: float):
     """Return the training loss: augmented pictures, softmax cross-entropy in nats, mean over unmasked examples."""
 
@@ -108,7 +113,7 @@ def make_loss(model: nn.Module, inputs: Inputs, how: Augment, label_smoothing: f
     return loss
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def make_metrics(model: nn.Module, inputs: Inputs):
     """Return the evaluation function: sums and counts of loss (nats) and accuracy over unmasked examples."""
 
@@ -120,7 +125,7 @@ def make_metrics(model: nn.Module, inputs: Inputs):
     return metrics
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def make_features(model: nn.Module, inputs: Inputs):
     """Return the function (variables, batch) -> features (N, D)."""
 

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tl_jax.errors import UserError
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def mesh() -> Mesh:
     """Return the mesh of all devices."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
@@ -40,7 +40,7 @@ def check_batch(field: str, size: int) -> None:
         raise UserError(f"config.{field}={size} is not divisible by the {devices} devices; {near} is")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compile(function: Any, treedef: Any, leaves: tuple[Any, ...]) -> Any:
     lowered = function.lower(*jax.tree.unflatten(treedef, leaves))
     return lowered.compile(), (lowered.cost_analysis() or {}).get("flops", float("nan"))

@@ -1,4 +1,4 @@
-"""What a run writes: ``config.json``, ``metrics.jsonl``, TensorBoard events, ``summary.json`` and a line on the screen."""
+"""What a run writes: ``config.json``, ``metrics.jsonl``, TensorBoard events, ``summary.json``, lines on the screen."""
 
 import json
 import os
@@ -81,7 +81,7 @@ class Log:
         self._bar.update(step - self._bar.n)
 
     def eta(self, step: int, taken: int, seconds: float) -> str:
-        """Return rate and remaining time at ``step``, ``taken`` steps having cost ``seconds``: "12 steps/s, 1:05 left"."""
+        """Return "12 steps/s, 1:05 left" at ``step``, when the last ``taken`` steps have cost ``seconds``."""
         rate = taken / max(seconds, 1e-9)
         left = round((self._total - step) / rate)
         return f"{rate:.3g} steps/s, {left // 60}:{left % 60:02d} left"

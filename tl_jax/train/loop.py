@@ -59,22 +59,27 @@ def fit(task: Task, plan: Sequence[Phase], pace: Pace, seed: int, workdir: Path,
         UserError: the loss is not finite; the message names the step and the last good checkpoint.
     """
     checkpoints = Checkpoints(workdir / "checkpoints")
-    state = initial_state(task, seed)
     done = checkpoints.latest() or 0
+    log = Log(workdir, done, plan[-1].stop, bar)
     if done:
         say(f"resuming from step {done:,} of {plan[-1].stop:,}")
-    run = _Run(task, pace, seed, checkpoints, Log(workdir, done, plan[-1].stop, bar))
-    parameters = {}
-    for phase in plan:
-        parameters = partition.count_split(state.params, partition.trainable(state.params, phase.rules))
-        if done and done >= phase.stop and phase is not plan[-1]:
-            continue
-        state = state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
-        if done >= phase.start and done:  # at the very start of a phase its optimizer state is new
-            state = checkpoints.restore(done, state, opt_state=done > phase.start)
-        if done < phase.stop:
-            state = run.train(phase, state)
-    run.log.close()
+    run = _Run(task, pace, seed, checkpoints, log)
+    try:
+        state = initial_state(task, seed)
+        for phase in plan:
+            parameters = partition.count_split(state.params, partition.trainable(state.params, phase.rules))
+            if done >= phase.stop and phase is not plan[-1]:
+                continue
+            state = state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
+            if done and done >= phase.start:  # at the very start of a phase its optimizer state is new
+                state = checkpoints.restore(done, state, opt_state=done > phase.start)
+            if done < phase.stop:
+                state = run.train(phase, state)
+    except BaseException:
+        checkpoints.close()  # what is being written is worth finishing
+        raise
+    finally:
+        log.close()
     checkpoints.wait()
     return Fitted(state, checkpoints, run.seconds, parameters)
 

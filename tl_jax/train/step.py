@@ -14,13 +14,13 @@ from tl_jax.transfer.optimizer import OptimSpec, make_optimizer, make_schedule
 from tl_jax.transfer.partition import Rules
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def make_init(optim: OptimSpec, rules: Rules):
     """Return the jitted function params -> optimizer state of a phase."""
     return jax.jit(make_optimizer(optim, rules).init, out_shardings=replicated())
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str):
     """Return the jitted step (state, batch, stream key, start of the phase) -> (state, rows).
 
@@ -49,7 +49,7 @@ def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         # Frozen leaves are passed on, not added to: adding zero would turn -0.0 into 0.0.
         params = jax.tree.map(lambda p, u, trains: p + u if trains else p, state.params, updates, mask)
-        norm = optax.global_norm(partition.only(grads, mask))
+        norm = optax.tree.norm(partition.only(grads, mask))
         row = {"sums": sums, "grad_norm": norm, "lr": jnp.asarray(schedule(state.step - start))}
         return TrainState(state.step + 1, params, new_stats, opt_state), row
 
@@ -58,7 +58,7 @@ def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str)
     return jax.jit(step, donate_argnums=0, **shardings)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def make_eval_step(metrics: Any):
     """Return the jitted function (variables, batch) -> sums, from ``Task.metrics``."""
     return jax.jit(metrics, in_shardings=(replicated(), split()), out_shardings=replicated())

@@ -86,7 +86,9 @@ def running_statistics(layers: frozenset[str]) -> Iterator[None]:
 
     def intercept(call, args, kwargs, context):
         if isinstance(context.module, nn.BatchNorm) and "/".join(context.module.path) in layers:
-            kwargs = {**kwargs, "use_running_average": True}
+            # Models say it either when they build the layer or when they call it; flax refuses both at once.
+            object.__setattr__(context.module, "use_running_average", None)
+            args, kwargs = args[:1], {**kwargs, "use_running_average": True}
         return call(*args, **kwargs)
 
     with nn.intercept_methods(intercept):

@@ -8,7 +8,9 @@ from tl_jax.specs import PretrainedSpec
 from tl_jax.weights import resnet
 from tl_jax.weights.rules import Rule, Table
 
-_KERAS = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/resnet50_weights_tf_dim_ordering_tf_kernels"
+_KERAS = (
+    "https://storage.googleapis.com/tensorflow/keras-applications/resnet/resnet50_weights_tf_dim_ordering_tf_kernels"
+)
 _TORCH = "https://download.pytorch.org/models/"
 
 # URLs and MD5s as the keras package states them; torchvision's file names carry the start of their SHA-256.

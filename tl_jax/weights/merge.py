@@ -1,7 +1,7 @@
 """Put loaded arrays into a model's tree, or refuse with the list of everything that does not fit."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np

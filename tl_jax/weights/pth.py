@@ -87,6 +87,8 @@ def _read_stream(path: Path, fileno: int) -> dict[str, np.ndarray]:
         keys = machine.run(stream)
         start = stream.tell()
         for key in keys:
+            if not isinstance(key, str):  # hashing a deep tuple would overflow the C stack
+                raise ValueError("a storage whose key is no text")
             (numel,) = struct.unpack_from("<q", stream, start)
             end = start + 8 + numel * machine.storages[key].dtype.itemsize
             if not start < end <= len(stream) or numel != machine.storages[key].numel:

@@ -20,7 +20,7 @@ from tl_jax.weights.pth import DAMAGE, damaged, existing, read_pth
 
 _TOP_LEVEL = "top_level_model_weights"  # where Keras puts weights of the model that belong to none of its layers
 _HEAP = b"GCOL\1\0\0\0"  # opens a global heap of HDF5: signature, version 1, reserved
-_EXPANSION = 64  # real weights compress to no less than one such part of their size
+_EXPANSION = 64  # no real weights compress to less than one such part of their size
 _FLOOR = 1 << 24  # bytes that any file may claim
 
 
@@ -114,7 +114,10 @@ def _h5_names(group: Any, attribute: str) -> list[str] | None:
 def _h5_child(path: Path, group: Any, name: str) -> Any:
     """Return ``group[name]``, going along hard links only: the others may lead into any file of the machine."""
     for part in name.strip("/").split("/"):
-        if not isinstance(group.get(part, getlink=True), h5py.HardLink):
+        link = group.get(part, getlink=True)
+        if link is None:
+            raise ValueError(f"{name} is listed but absent")
+        if not isinstance(link, h5py.HardLink):
             raise UserError(f"{path}: {name!r} is a link to elsewhere; save the weights into one file")
         group = group[part]
     return group
@@ -138,8 +141,8 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(path, framework="np") as file:
             return {key: file.get_tensor(key) for key in file.offset_keys()}
-    except AttributeError as error:  # NumPy has no name for the types of eight bits and fewer
-        raise UserError(f"{path}: {error}; save it in float32, float16 or bfloat16") from error
+    except AttributeError as error:  # safetensors looks up np.float8_e4m3fn and its like
+        raise UserError(f"{path}: holds {error.name}, which NumPy lacks; save it as float32 or bfloat16") from error
     except (*DAMAGE, safetensors.SafetensorError) as error:
         raise damaged(path, error) from error
 

@@ -1,0 +1,24 @@
+"""Guards for all tests, and where real data may be found."""
+
+import os
+from pathlib import Path
+
+# Before JAX starts: two devices, so that sharding is exercised on every CPU.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """Folder of real data; the test is skipped where there is none."""
+    folder = Path(os.environ.get("TL_JAX_TEST_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("no real data: set TL_JAX_TEST_DATA to a folder with tfds/cifar10 and others")
+    return folder

@@ -1,0 +1,176 @@
+"""Batches, splits, sources, augmentation and scaling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tl_jax.data import batches, preprocess, sources, splits
+from tl_jax.data.augment import Augment, augment
+from tl_jax.errors import UserError
+
+pytestmark = pytest.mark.fast
+
+
+def test_every_example_once_before_any_twice():
+    n, size = 10, 4
+    stream = np.concatenate([batches.train_indices(3, n, size, step) for step in range(10)])
+    for epoch in range(4):
+        assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
+    assert list(stream[:n]) != list(stream[n : 2 * n])
+
+
+def test_a_set_smaller_than_a_batch():
+    assert np.bincount(batches.train_indices(0, 3, 8, 0), minlength=3).min() >= 2
+
+
+def test_order_depends_on_seed_and_step_only():
+    a = batches.train_indices(0, 100, 16, 7)
+    assert list(a) == list(batches.train_indices(0, 100, 16, 7))
+    assert list(a) != list(batches.train_indices(1, 100, 16, 7))
+
+
+def test_eval_batches_hold_every_example_once():
+    split = sources.Split(np.arange(10, dtype=np.uint8)[:, None, None, None], np.arange(10, dtype=np.int32))
+    seen = list(batches.eval_batches(split, 4))
+    assert {len(b["label"]) for b in seen} == {4}
+    labels = np.concatenate([b["label"][b["mask"] == 1] for b in seen])
+    assert list(labels) == list(range(10))
+
+
+def test_validation_part_is_drawn_by_seed_and_disjoint():
+    split = sources.Split(np.arange(100, dtype=np.uint8)[:, None, None, None], np.arange(100, dtype=np.int32))
+    train, validation = splits.cut_validation(split, 0.2, seed=1)
+    assert len(validation.labels) == 20
+    assert sorted([*train.labels, *validation.labels]) == list(range(100))
+    assert list(validation.labels) != list(splits.cut_validation(split, 0.2, seed=2)[1].labels)
+
+
+def test_thinning_by_class():
+    split = sources.digits().train
+    few = splits.thin(split, 0, 5, 10, seed=0)
+    assert list(np.bincount(few.labels)) == [5] * 10
+    with pytest.raises(UserError, match="per_class=500, but class"):
+        splits.thin(split, 0, 500, 10, seed=0)
+    with pytest.raises(UserError, match="both set"):
+        splits.thin(split, 10, 5, 10, seed=0)
+    with pytest.raises(UserError, match="train_examples=5000"):
+        splits.thin(split, 5000, 0, 10, seed=0)
+
+
+def test_digits_test_part_is_a_fixed_third():
+    a, b = sources.digits(), sources.digits()
+    assert len(a.train.labels) + len(a.test.labels) == 1797 and len(a.test.labels) == 599
+    np.testing.assert_array_equal(a.test.images, b.test.images)
+    assert a.train.images.shape[1:] == (8, 8, 3) and a.train.images.max() == 255
+
+
+def test_gratings_are_learnable_by_a_linear_model_on_their_spectrum():
+    source = sources.gratings()
+
+    def spectrum(images):
+        return np.abs(np.fft.fft2(images.mean(-1)))[:, :8, :].reshape(len(images), -1)
+
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(max_iter=200).fit(spectrum(source.train.images), source.train.labels)
+    assert model.score(spectrum(source.test.images), source.test.labels) > 0.9
+
+
+def test_an_unknown_set_says_how_to_get_it(tmp_path):
+    with pytest.raises(UserError, match="no data set 'no_such_set'.*download_and_prepare"):
+        sources.load("no_such_set", str(tmp_path))
+    with pytest.raises(UserError, match="no folder"):
+        sources.load("cifar10", str(tmp_path / "absent"))
+
+
+@pytest.mark.data
+def test_mnist_is_read_as_three_channels(data_dir):
+    source = sources.load("mnist", str(data_dir / "tfds"))
+    assert source.train.images.shape == (20000, 28, 28, 3)
+    assert source.test.images.shape == (10000, 28, 28, 3)
+    np.testing.assert_array_equal(source.train.images[..., 0], source.train.images[..., 2])
+
+
+@pytest.mark.data
+def test_cifar10_equals_what_tfds_itself_reads(data_dir):
+    import tensorflow_datasets as tfds
+
+    source = sources.load("cifar10", str(data_dir / "tfds"))
+    assert source.classes[0] == "airplane" and len(source.classes) == 10
+    assert np.bincount(source.train.labels).tolist() == [5000] * 10
+    peer = tfds.data_source("cifar10", split="test", data_dir=str(data_dir / "tfds"))
+    for i in (0, 17, 9999):
+        example = peer[i]
+        assert example["label"] == source.test.labels[i]
+        # JPEG decoders may differ by rounding.
+        assert np.abs(example["image"].astype(int) - source.test.images[i]).max() <= 2
+
+
+@pytest.fixture
+def pictures():
+    return np.random.default_rng(0).integers(0, 256, (6, 9, 9, 3)).astype(np.uint8)
+
+
+def test_no_augmentation_is_the_identity(pictures):
+    assert augment(pictures, jax.random.key(0), Augment()) is pictures
+
+
+def test_flip_mirrors_some_and_leaves_some(pictures):
+    out = np.asarray(augment(jnp.asarray(pictures), jax.random.key(0), Augment(flip=True)))
+    mirrored = [np.array_equal(a, b[:, ::-1]) for a, b in zip(out, pictures, strict=True)]
+    kept = [np.array_equal(a, b) for a, b in zip(out, pictures, strict=True)]
+    assert all(m != k for m, k in zip(mirrored, kept, strict=True)) and any(mirrored) and any(kept)
+
+
+def test_crop_shifts_by_at_most_the_border(pictures):
+    out = np.asarray(augment(jnp.asarray(pictures), jax.random.key(0), Augment(crop_pad=2)))
+    padded = np.pad(pictures, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    shifts = set()
+    for a, b in zip(out, padded, strict=True):
+        found = [(i, j) for i in range(5) for j in range(5) if np.array_equal(a, b[i : i + 9, j : j + 9])]
+        assert found
+        shifts.add(found[0])
+    assert len(shifts) > 1
+
+
+def test_rotation_turns_about_the_centre_and_stays_in_range(pictures):
+    turned = np.asarray(augment(jnp.asarray(pictures), jax.random.key(3), Augment(rotate=40.0)))
+    assert turned.shape == pictures.shape and turned.min() >= 0 and turned.max() <= 255
+    np.testing.assert_allclose(turned[:, 4, 4], pictures[:, 4, 4], atol=1e-2)
+    assert np.abs(turned - pictures).max() > 20
+
+
+def test_augmentation_is_a_function_of_the_key(pictures):
+    how = Augment(flip=True, crop_pad=2, rotate=10.0)
+    a, b = (np.asarray(augment(jnp.asarray(pictures), jax.random.key(k), how)) for k in (1, 1))
+    np.testing.assert_array_equal(a, b)
+    assert np.any(a != np.asarray(augment(jnp.asarray(pictures), jax.random.key(2), how)))
+
+
+def test_scalings_by_hand():
+    pixel = np.array([[[[255, 0, 51]]]], np.uint8)
+    expected = {
+        "unit": [1.0, 0.0, 0.2],
+        "tf": [1.0, -1.0, -0.6],
+        "caffe": [51 - 103.939, -116.779, 255 - 123.68],
+        "torch": [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225],
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(np.asarray(preprocess.scale(pixel, name))[0, 0, 0], value, rtol=1e-6)
+
+
+def test_fit_keeps_the_aspect_ratio_and_leaves_the_right_size_alone(pictures):
+    wide = np.random.default_rng(0).integers(0, 256, (1, 20, 40, 3)).astype(np.uint8)
+    assert preprocess.fit(wide, 8, 0.875, "bilinear").shape == (1, 8, 8, 3)
+    assert preprocess.fit(pictures, 9, 0.875, "bilinear") is pictures
+
+
+def test_resize_agrees_with_pillow():
+    from PIL import Image
+
+    image = np.asarray(Image.fromarray(sources.gratings().train.images[0]).resize((64, 64)))
+    for size in (24, 128):
+        ours = np.asarray(preprocess.resize(image[None], size))[0]
+        pillow = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+        assert np.abs(ours - pillow).max() <= 1.0  # Pillow rounds to integers

@@ -1,0 +1,150 @@
+"""Training: frozen means frozen, resuming changes nothing, every example counts once."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tests.train import tiny
+from tl_jax import tree
+from tl_jax.errors import UserError
+from tl_jax.train import loop, metrics
+from tl_jax.train.checkpoint import Checkpoints
+from tl_jax.train.state import digest
+from tl_jax.transfer import partition
+from tl_jax.transfer.partition import RECIPES
+
+pytestmark = pytest.mark.fast
+PACE = loop.Pace(save=3, log=2)
+
+
+def fit(folder, plan=None, pace=PACE, **kwargs):
+    fitted = loop.fit(tiny.task(**kwargs), plan or tiny.plan(), pace, 0, folder, bar=False)
+    fitted.checkpoints.close()
+    return fitted
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, fit(folder)
+
+
+def rows(folder, split):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]
+
+
+def test_it_learns(whole):
+    before, _ = metrics.evaluate(tiny.task(), loop.initial_state(tiny.task(), 0).variables, "test")
+    after, examples = metrics.evaluate(tiny.task(), whole[1].state.variables, "test")
+    assert examples == 33
+    assert after["loss"] < before["loss"]
+
+
+def test_frozen_leaves_and_statistics_keep_their_bits(tmp_path):
+    (head, _) = tiny.plan(first=9)
+    start = jax.device_get(loop.initial_state(tiny.task(), 0))
+    end = jax.device_get(fit(tmp_path, [head]).state)
+    before, after = tree.flatten(start.variables), tree.flatten(end.variables)
+    same = {p for p in before if before[p].tobytes() == after[p].tobytes()}
+    assert same == {p for p in before if not p.startswith("params/head/")}
+    slots = [leaf for leaf in jax.tree.leaves(end.opt_state) if leaf.ndim]
+    assert sum(leaf.size for leaf in slots) == 2 * tree.count(start.params["head"])
+
+
+def test_negative_zero_survives_freezing(tmp_path, monkeypatch):
+    (head, _) = tiny.plan()
+    task = tiny.task()
+
+    def init(key):
+        variables = tiny.functions()[0](key)
+        variables["params"]["trunk"]["bias"] = -0.0 * variables["params"]["trunk"]["bias"]
+        return variables
+
+    fitted = loop.fit(task._replace(init=jax.jit(init)), [head], PACE, 0, tmp_path, bar=False)
+    fitted.checkpoints.close()
+    assert np.signbit(fitted.state.params["trunk"]["bias"]).all()
+
+
+def test_auto_moves_statistics_of_trained_layers(whole):
+    start = loop.initial_state(tiny.task(), 0)
+    assert np.any(np.asarray(start.batch_stats["bn"]["mean"]) != np.asarray(whole[1].state.batch_stats["bn"]["mean"]))
+
+
+@pytest.mark.parametrize("stop", [2, 3, 5, 6, 7, 9, 11])
+def test_a_run_cut_short_ends_with_the_same_bits(whole, tmp_path, stop, monkeypatch):
+    """Steps 3, 6 (the boundary of the phases), 9 and 12 have checkpoints; work since the last one is lost."""
+
+    class Cut(Exception):
+        pass
+
+    task, calls = tiny.task(), []
+
+    def batch(step):
+        calls.append(step)
+        if step == stop:
+            raise Cut
+        return task.train_batch(step)
+
+    with pytest.raises(Cut):
+        loop.fit(task._replace(train_batch=batch), tiny.plan(), PACE, 0, tmp_path, bar=False)
+    resumed = fit(tmp_path)
+    assert calls[-1] == stop
+    assert digest(resumed.state.variables) == digest(whole[1].state.variables)
+    assert rows(tmp_path, "train") == rows(whole[0], "train")
+    assert rows(tmp_path, "validation") == rows(whole[0], "validation")
+
+
+def test_a_finished_run_is_not_trained_again(whole, tmp_path):
+    folder, first = whole
+    task = tiny.task()._replace(train_batch=None)  # any step would fail
+    again = loop.fit(task, tiny.plan(), PACE, 0, folder, bar=False)
+    again.checkpoints.close()
+    assert digest(again.state.variables) == digest(first.state.variables)
+
+
+def test_checkpoints_keep_the_last_two_and_the_best(whole):
+    folder, _ = whole
+    kept = sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
+    validated = {row["step"]: row["accuracy"] for row in rows(folder, "validation")}
+    best = max(validated, key=lambda step: (validated[step], step))
+    assert set(kept) == {9, 12, best}
+    checkpoints = Checkpoints(folder / "checkpoints")
+    assert checkpoints.best() in kept and validated[checkpoints.best()] == validated[best]
+    checkpoints.close()
+
+
+def test_a_loss_that_is_not_finite_names_step_and_checkpoint(tmp_path):
+    bad = tiny.data()
+    bad.images[tiny.batches.train_indices(0, 45, 8, 4)[0]] = np.nan  # first met in step 5 (or earlier, see below)
+    first = next(i for i in range(12) if np.isnan(tiny.task(train=bad).train_batch(i)["image"]).any()) + 1
+    with pytest.raises(UserError, match=rf"loss of step {first} .*nan.*") as error:
+        fit(tmp_path, train=bad)
+    expected = "no checkpoint" if first <= 3 else f"step {3 * ((first - 1) // 3)}"
+    assert expected in str(error.value)
+
+
+def test_the_seed_decides(tmp_path):
+    a = fit(tmp_path / "a", seed=0)
+    b = fit(tmp_path / "b", seed=1)  # another order of examples
+    assert digest(a.state.variables) != digest(b.state.variables)
+
+
+def test_every_example_counts_once_whatever_the_batch(whole):
+    variables = whole[1].state.variables
+    task = tiny.task()
+    values, n = metrics.evaluate(task, variables, "test")
+    by_one = task._replace(eval_batches=lambda part: tiny.batches.eval_batches(tiny.data(33, 2), 2))
+    again, m = metrics.evaluate(by_one, variables, "test")
+    assert n == m == 33
+    assert values["accuracy"] == again["accuracy"]
+    assert values["loss"] == pytest.approx(again["loss"], rel=1e-6)
+
+
+def test_the_table_counts_what_trains(whole):
+    assert whole[1].parameters["frozen"] == 0
+    params = loop.initial_state(tiny.task(), 0).params
+    split = partition.count_split(params, partition.trainable(params, RECIPES["head"]))
+    assert split == {"trainable": 8 * 3 + 3, "frozen": 10 * 8 + 8 + 2 * 8}

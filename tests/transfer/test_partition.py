@@ -1,0 +1,129 @@
+"""Freezing: which leaves, which BatchNorm layers, and no backward work for the rest."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tl_jax import models, tree
+from tl_jax.errors import UserError
+from tl_jax.transfer import partition
+from tl_jax.transfer.optimizer import OptimSpec, make_optimizer, make_schedule
+
+pytestmark = pytest.mark.fast
+HEAD = partition.RECIPES["head"]
+
+
+@pytest.fixture(scope="module")
+def net():
+    model = models.create("resnet8", 3)
+    return model, model.init(jax.random.key(0), jnp.ones((1, 16, 16, 3)))
+
+
+def test_head_recipe_trains_the_head_only(net):
+    mask = tree.flatten(partition.trainable(net[1]["params"], HEAD))
+    assert {path for path, trains in mask.items() if trains} == {"head/kernel", "head/bias"}
+
+
+def test_rules_that_freeze_everything_are_refused(net):
+    with pytest.raises(UserError, match="freeze every leaf"):
+        partition.trainable(net[1]["params"], ((".*", "frozen"),))
+
+
+@pytest.mark.parametrize("rules", [[("head/.*",)], [("(", "train")], [("a", 3)]])
+def test_malformed_rules_are_refused(rules):
+    with pytest.raises(UserError, match="freeze rule"):
+        partition.check_rules(rules)
+
+
+def test_frozen_leaves_have_zero_gradients_and_no_backward_flops(net):
+    model, v = net
+    x = jnp.ones((4, 16, 16, 3))
+
+    def flops(rules):
+        mask = partition.trainable(v["params"], rules)
+
+        def loss(params):
+            params = partition.stop_frozen(params, mask)
+            out, _ = model.apply({**v, "params": params}, x, train=False)
+            return (out**2).sum()
+
+        grads = jax.grad(loss)(v["params"])
+        compiled = jax.jit(lambda p: partition.only(jax.grad(loss)(p), mask)).lower(v["params"]).compile()
+        return grads, compiled.cost_analysis()["flops"]
+
+    forward = jax.jit(lambda p: model.apply({**v, "params": p}, x)[0]).lower(v["params"]).compile()
+    grads, head_flops = flops(HEAD)
+    _, all_flops = flops(partition.RECIPES["all"])
+    frozen = {p: g for p, g in tree.flatten(grads).items() if not p.startswith("head/")}
+    assert all(not np.any(g) for g in frozen.values())
+    assert np.any(grads["head"]["kernel"])
+    assert head_flops < 1.05 * forward.cost_analysis()["flops"]
+    assert all_flops > 2 * head_flops
+
+
+def test_optimizer_state_holds_trained_leaves_only(net):
+    params = net[1]["params"]
+    state = make_optimizer(OptimSpec("adam", 1e-3, 10), HEAD).init(params)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+    assert sum(leaf.size for leaf in moments) == 2 * tree.count(params["head"])
+
+
+@pytest.mark.parametrize("mode,expected", [("auto", 1), ("frozen", 2), ("train", 0)])
+def test_batch_norm_follows_its_own_layer(mode, expected):
+    mask = {"a": {"bn": {"scale": False}}, "b": {"bn": {"scale": True}}, "head": {"kernel": True}}
+    stats = {"a": {"bn": {"mean": 0}}, "b": {"bn": {"mean": 0}}}
+    still = partition.still_norms(mask, stats, mode)
+    assert len(still) == expected
+    assert mode != "auto" or still == {"a/bn"}
+
+
+def test_running_statistics_hold_still_where_named_and_move_elsewhere(net):
+    model, v = net
+    x = jax.random.normal(jax.random.key(1), (8, 16, 16, 3)) * 3 + 1
+    still = frozenset({"stem/bn"})
+    with partition.running_statistics(still):
+        (_, end), new = model.apply(v, x, train=True, mutable=["batch_stats"])
+    before, after = tree.flatten(v["batch_stats"]), tree.flatten(new["batch_stats"])
+    moved = {p.rpartition("/")[0] for p in before if np.any(np.asarray(before[p]) != np.asarray(after[p]))}
+    assert "stem/bn" not in moved and "stage1/block1/bn1" in moved
+    np.testing.assert_allclose(end["stem"], model.apply(v, x)[1]["stem"], rtol=1e-6)
+    assert isinstance(nn.BatchNorm, type)
+
+
+def test_decay_and_clipping_touch_trained_leaves_only():
+    params = {"trunk": {"kernel": jnp.full((2, 2), 5.0)}, "head": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+    grads = jax.tree.map(jnp.ones_like, params)
+    grads["trunk"]["kernel"] = jnp.full((2, 2), 100.0)  # as if a frozen leaf had a gradient after all
+    spec = OptimSpec("sgd", 0.1, 10, weight_decay=0.5, momentum=0.0, clip_norm=1.0)
+    tx = make_optimizer(spec, HEAD)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    assert not np.any(updates["trunk"]["kernel"])
+    norm = 6**0.5  # of the six trained ones
+    np.testing.assert_allclose(updates["head"]["bias"], -0.1 / norm, rtol=1e-6)
+    np.testing.assert_allclose(updates["head"]["kernel"], -0.1 * (1 / norm + 0.5), rtol=1e-6)
+
+
+def test_adam_equals_optax_on_the_trained_leaves(net):
+    params = net[1]["params"]
+    grads = jax.tree.map(lambda p: jnp.sin(p + 1), params)
+    tx, peer = make_optimizer(OptimSpec("adam", 1e-2, 10), HEAD), optax.adam(1e-2)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    expected, _ = peer.update(grads["head"], peer.init(params["head"]))
+    np.testing.assert_allclose(updates["head"]["kernel"], expected["kernel"], rtol=1e-6)
+
+
+def test_weight_decay_shrinks_weights_when_gradients_are_zero():
+    params = {"head": {"kernel": jnp.ones((2, 2))}}
+    for name in ("sgd", "adam"):
+        tx = make_optimizer(OptimSpec(name, 0.1, 10, weight_decay=0.01), partition.RECIPES["all"])
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        np.testing.assert_allclose(updates["head"]["kernel"], -0.1 * 0.01, rtol=1e-5)
+
+
+def test_cosine_with_warm_up():
+    rate = make_schedule(OptimSpec("adam", 2.0, 100, schedule="cosine", warmup=0.1))
+    values = [float(rate(i)) for i in (0, 5, 10, 55, 100)]
+    np.testing.assert_allclose(values, [0.0, 1.0, 2.0, 1.0, 0.0], atol=1e-6)
