@@ -73,7 +73,8 @@ def export(config: ConfigDict, workdir: str | Path) -> Path:
     spec = PretrainedSpec(config.model.name, "tl_jax", options, len(task.classes), **used)
     path = workdir / "export" / "model.safetensors"
     summary = _read_summary(workdir)
-    about = {"data": config.data.name, "classes": task.classes, "step": int(state.step), "metrics": summary["metrics"]}
+    about = {"data": config.data.name, "classes": task.classes, "step": int(state.step)}
+    about["metrics"] = summary.get("metrics", {})
     pretrained.save(path, state.variables, spec, about)
     say(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
     return path
