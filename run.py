@@ -5,17 +5,19 @@ python run.py [--config=configs/FILE.py[:VARIANT]] [--workdir=DIR] [--mode=eval|
 
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from tl_jax.errors import UserError
+from tl_jax.errors import UserError, nearest
 
-DEFAULT = "configs/digits_resnet.py"
+HERE = Path(__file__).parent
+DEFAULT = HERE / "configs" / "digits_resnet.py"
 
-CONFIG = config_flags.DEFINE_config_file("config", str(Path(__file__).parent / DEFAULT), "Recipe, with :VARIANT.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, with :VARIANT; by default the embedded one.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/NAME-HASH of the configuration.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "export"], "What to do.")
 
@@ -42,16 +44,37 @@ def default_workdir(config) -> str:
 def parse(argv: list[str]) -> list[str]:
     """Parse the flags, turning what the libraries raise about them into one line."""
     for arg in argv[1:]:
-        name, _, value = arg.lstrip("-").partition("=")
-        if name == "config" and not Path(value.partition(":")[0]).is_file():
-            have = ", ".join(sorted(f"configs/{p.name}" for p in Path(__file__).parent.glob("configs/*_*.py")))
-            raise UserError(f"no config file {value.partition(':')[0]!r}; there are {have}")
+        check(arg)
+    if not any(re.match(r"--?config(=|$)", arg) for arg in argv[1:]):
+        argv = [argv[0], f"--config={DEFAULT}", *argv[1:]]
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
     except flags.Error as e:
         raise UserError(f"{e}".replace("\n", "; ")) from None
     except (AttributeError, KeyError, TypeError, IndexError, ValueError) as e:
-        raise UserError(f"unknown field or value in the flags: {e}".replace("\n", "; ")) from None
+        raise UserError(f"a flag does not fit the configuration: {e}".replace("\n", "; ")) from None
+    if rest[1:]:
+        raise UserError(f"unexpected argument {rest[1]!r}; every option is written --name=value")
+    return rest
+
+
+def check(arg: str) -> None:
+    """Refuse a configuration file that is not there and a field that does not exist, with the nearest right name."""
+    from configs import base
+
+    name, _, value = arg.lstrip("-").partition("=")
+    if name == "config" and not Path(value.partition(":")[0]).is_file():
+        have = sorted(f"configs/{path.name}" for path in HERE.glob("configs/[a-z]*.py") if path.stem != "base")
+        raise UserError(f"no config file {value.partition(':')[0]!r}; {nearest(value.partition(':')[0], have)}")
+    if not arg.startswith("--config."):
+        return
+    path = name.removeprefix("config.")
+    if phase := re.fullmatch(r"phases\[\d+\]\.(.*)", path):
+        if phase[1] not in base.PHASE_FIELDS:
+            raise UserError(f"unknown field config.{path}; {nearest(phase[1], base.PHASE_FIELDS)}")
+    elif not any(field == path or field.startswith(path + ".") for field in base.FIELDS):
+        if not path.startswith("model.options."):
+            raise UserError(f"unknown field config.{path}; {nearest(path, base.FIELDS)}")
 
 
 if __name__ == "__main__":

@@ -108,7 +108,8 @@ def smoke(config: ConfigDict) -> None:
     config.batch_size = 16
     config.eval_batch_size = 64
     config.input.size = 32
-    config.epochs = 2.0
+    if not config.phases:
+        config.epochs = 2.0
     config.phases = tuple({**phase, "epochs": 1.0} for phase in config.phases)
     config.log_every = 2
 
@@ -138,14 +139,30 @@ def validate(config: ConfigDict) -> None:
         if path not in found:
             raise UserError(f"config.{path} is missing; start recipes from configs.base.get_config()")
         _check(path, found[path], field)
+    _check_together(config)
+    for _, changes in config.arms:
+        override(config, changes)
+
+
+def _check_together(config: ConfigDict) -> None:
+    """Refuse fields that another field would make meaningless, rather than ignore them."""
     for i, phase in enumerate(config.phases):
         for key in phase:
             if key not in PHASE_FIELDS:
                 raise UserError(f"unknown field config.phases[{i}].{key}; {nearest(key, PHASE_FIELDS)}")
         if not {"name", "epochs"} <= set(phase):
             raise UserError(f"config.phases[{i}] needs a name and a number of epochs")
-    for _, changes in config.arms:
-        override(config, changes)
+    if config.phases and config.epochs != FIELDS["epochs"].default:
+        raise UserError(f"config.epochs={config.epochs} has no effect beside phases; set config.phases[0].epochs, ...")
+    own = config.phases and all("recipe" in phase or "rules" in phase for phase in config.phases)
+    if own and (config.freeze.rules or config.freeze.recipe != FIELDS["freeze.recipe"].default):
+        raise UserError(
+            "config.freeze.recipe and .rules have no effect: every phase has its own; set config.phases[0].recipe"
+        )
+    if config.init.source == "random" and config.init.path:
+        raise UserError(
+            f"config.init.path={config.init.path} is not read with config.init.source=random; name its source"
+        )
 
 
 def _check(path: str, value: Any, field: Field) -> None:

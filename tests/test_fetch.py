@@ -235,7 +235,8 @@ def test_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_progress_on_stderr(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_on_stderr(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     fetch(server.url, tmp_path / "data.bin", DIGEST)
     assert "data.bin" in capsys.readouterr().err
     fetch(server.url, tmp_path / "quiet.bin", DIGEST, progress=False)

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,7 +173,8 @@ def _request(url: str, file: BinaryIO, progress: bool) -> None:
     # "identity": a transfer packed on the way would be unpacked by requests, and its ranges would mean other bytes.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     name = Path(file.name).stem
-    with tqdm(desc=name, total=1, unit="B", unit_scale=True, mininterval=0.5, disable=not progress, leave=False) as bar:
+    quiet = not (progress and sys.stderr.isatty())  # a log file has no use for a bar
+    with tqdm(desc=name, total=1, unit="B", unit_scale=True, mininterval=0.5, disable=quiet, leave=False) as bar:
         get = pooch.HTTPDownloader(
             bar,  # pyright: ignore[reportArgumentType]  # pooch takes any bar, its default hides that
             CHUNK,

@@ -1,0 +1,116 @@
+"""The command line: each mistake ends in one line that names the offender and the next action."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMOKE = "--config=configs/cifar_resnet.py:smoke"
+
+
+def run(*args, env=None, timeout=300):
+    """Run ``python run.py ARGS`` in a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | (env or {})
+    command = [sys.executable, "run.py", *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "args,expected",
+    [
+        (["--config.optim.lrr=1"], "unknown field config.optim.lrr; did you mean 'optim.lr'?"),
+        (["--config.optim.lr=abc"], "could not convert string to float: 'abc'"),
+        (["--config.optim.name=adm"], "config.optim.name='adm' is unknown; did you mean 'adam'?"),
+        (["--config=configs/cifr_resnet.py"], "did you mean 'configs/cifar_resnet.py'?"),
+        (["--config=configs/cifar_resnet.py:artcle"], "no variant 'artcle'; did you mean 'article'?"),
+        (["--confg.seed=1"], "Unknown command line flag 'confg.seed'"),
+        (["seed=1"], "unexpected argument 'seed=1'"),
+        (["--config=configs/cifar_resnet.py", "--config.init.path=absent.h5"], "no weights file at absent.h5"),
+        ([SMOKE, "--config.model.num_classes=7"], "config.model.num_classes=7, but cifar10 has 10 classes"),
+        ([SMOKE, "--mode=eval"], "no checkpoints in"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_end_in_one_line(args, expected, tmp_path):
+    done = run(*args, f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.fast
+def test_a_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    done = run(SMOKE, f"--workdir={tmp_path / 'file' / 'w'}")
+    assert done.returncode == 2 and "cannot write to" in done.stderr and "pass another --workdir" in done.stderr
+
+
+@pytest.mark.fast
+def test_a_batch_that_the_devices_cannot_share(tmp_path):
+    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+    done = run(SMOKE, f"--workdir={tmp_path / 'w'}", env=env)
+    assert done.returncode == 2
+    assert "config.batch_size=16 is not divisible by the 3 devices; 15 is" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A smoke run of the tiny ResNet that went through."""
+    workdir = tmp_path_factory.mktemp("smoke") / "w"
+    return workdir, run(SMOKE, f"--workdir={workdir}")
+
+
+@pytest.mark.slow
+def test_smoke_writes_everything(finished):
+    workdir, done = finished
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["config_name"] == "cifar_resnet_smoke" and summary["seed"] == 0 and summary["steps"] == 8
+    assert summary["examples_evaluated"] == 64 and 0 <= summary["metrics"]["accuracy"] <= 1
+    assert set(summary["seconds"]) == {"data", "compile", "train", "eval", "total"}
+    assert summary["parameters"] == {"trainable": 22_122, "frozen": 0}
+    assert "jax" in summary["versions"]
+    assert json.loads((workdir / "config.json").read_text())["model"]["name"] == "resnet50_tiny"
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and steps[-1] == 8
+    assert list((workdir / "tensorboard").iterdir())
+    assert "20 of 20 BatchNorm layers keep their statistics" in done.stdout
+    assert "frozen 21,472" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_returned_and_can_be_evaluated_and_exported(finished):
+    from tl_jax import pretrained
+
+    workdir, _ = finished
+    summary = json.loads((workdir / "summary.json").read_text())
+    again = run(SMOKE, f"--workdir={workdir}")
+    assert again.returncode == 0 and "is finished" in again.stdout
+    evaluated = json.loads(run(SMOKE, f"--workdir={workdir}", "--mode=eval").stdout)
+    assert evaluated["metrics"] == summary["metrics"] and evaluated["examples_evaluated"] == 64
+    assert run(SMOKE, f"--workdir={workdir}", "--mode=export").returncode == 0
+    loaded = pretrained.load("resnet50_tiny", "tl_jax", workdir / "export" / "model.safetensors")
+    assert loaded.spec.num_classes == 10 and loaded.spec.scaling == "caffe" and not loaded.new_head
+
+
+@pytest.mark.slow
+def test_another_configuration_is_refused_and_named(finished):
+    done = run(SMOKE, f"--workdir={finished[0]}", "--config.optim.lr=0.5")
+    assert done.returncode == 2
+    assert "belongs to a run with another config.optim.lr (0.001 there, 0.5 here)" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_devices_give_the_result_of_one(finished, tmp_path):
+    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    assert run(SMOKE, f"--workdir={tmp_path / 'w'}", env=env).returncode == 0
+
+    def losses(workdir):
+        return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+    assert losses(tmp_path / "w") == pytest.approx(losses(finished[0]), rel=1e-3)
