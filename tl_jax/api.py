@@ -49,7 +49,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     log.claim(workdir, config.to_dict())
     if config.seeds or config.arms:
         return _run_many(config, workdir)
-    return _run_once(config, workdir, bar=True)
+    return _run_once(config, workdir)
 
 
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -61,8 +61,11 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     return {"step": int(state.step), "examples_evaluated": examples, "metrics": values}
 
 
-def export(config: ConfigDict, workdir: str | Path) -> Path:
-    """Write the weights of a run as one safetensors file that ``pretrained.load(..., source="tl_jax")`` reads."""
+def export(config: ConfigDict, workdir: str | Path, dtype: str = "float32") -> Path:
+    """Write the weights of a run as one safetensors file that ``pretrained.load(..., source="tl_jax")`` reads.
+
+    ``dtype`` is that of the stored values: "float16" halves the file.
+    """
     base.validate(config)
     workdir = Path(workdir).expanduser()
     task, state, checkpoints = _restore(config, workdir)
@@ -75,13 +78,13 @@ def export(config: ConfigDict, workdir: str | Path) -> Path:
     summary = _read_summary(workdir)
     about = {"data": config.data.name, "classes": task.classes, "step": int(state.step)}
     about["metrics"] = summary.get("metrics", {})
-    pretrained.save(path, state.variables, spec, about)
+    pretrained.save(path, state.variables, spec, about, dtype)
     say(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
     return path
 
 
-def _run_once(config: ConfigDict, workdir: Path, bar: bool) -> dict[str, Any]:
-    """One arm with one seed."""
+def _run_once(config: ConfigDict, workdir: Path, verbose: bool = True) -> dict[str, Any]:
+    """One arm with one seed; all but the first seed of a comparison say little."""
     summary = _read_summary(workdir)
     if summary:
         say(f"{workdir} is finished; its summary is returned unchanged")
@@ -90,8 +93,9 @@ def _run_once(config: ConfigDict, workdir: Path, bar: bool) -> dict[str, Any]:
     task = TASKS[config.task](config)
     seconds = {"data": time.monotonic() - clock}
     plan, pace = _plan(config, task)
-    say(f"{task.name}: " + ", ".join(f"{n:,} {part}" for part, n in task.sizes.items()) + f" examples; {workdir}")
-    fitted = loop.fit(task, plan, pace, config.seed, workdir, bar)
+    if verbose:
+        say(f"{task.name}: " + ", ".join(f"{n:,} {part}" for part, n in task.sizes.items()) + f" examples; {workdir}")
+    fitted = loop.fit(task, plan, pace, config.seed, workdir, verbose)
     state = fitted.state
     if config.test_on == "best" and (best := fitted.checkpoints.best()) is not None:
         state = fitted.checkpoints.restore(best, state, opt_state=False)
@@ -114,7 +118,8 @@ def _run_once(config: ConfigDict, workdir: Path, bar: bool) -> dict[str, Any]:
         **_machine(),
     }
     log.write_json(workdir / "summary.json", summary)
-    say("test " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()) + f" on {examples:,} examples")
+    tested = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    say(f"seed {config.seed}: test {tested} on {examples:,} examples, {summary['seconds']['total']:.1f} s")
     return summary
 
 
@@ -129,7 +134,8 @@ def _run_many(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             folder = workdir / arm / f"seed{seed}"
             base.validate(member)
             log.claim(folder, member.to_dict())
-            _run_once(member, folder, bar=False)
+            say(f"{arm}, seed {seed}")
+            _run_once(member, folder, verbose=seed == seeds[0])
     summary = comparison.summarise(workdir, [arm for arm, _ in arms], seeds)
     summary = {"config_name": config.name, "seed": config.seed, **summary, **_machine()}
     summary["seconds"]["total"] = time.monotonic() - clock
@@ -152,7 +158,7 @@ def _restore(config: ConfigDict, workdir: Path) -> tuple[Task, TrainState, Check
         raise UserError(f"no checkpoints in {workdir}; train first, or pass the --workdir of a run")
     log.claim(workdir, config.to_dict())
     task = TASKS[config.task](config)
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(workdir / "checkpoints", tidy=False)
     step = checkpoints.best() if config.test_on == "best" else checkpoints.latest()
     if step is None:
         raise UserError(f"no {config.test_on} checkpoint in {workdir}; train longer, or change --config.test_on")

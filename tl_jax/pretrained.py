@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 
 from tl_jax import fetch, models, tree
 from tl_jax.data import preprocess
@@ -135,7 +136,9 @@ def random(name: str, num_classes: int, source: str = "keras", seed: int = 0, **
     return Pretrained(model, variables, spec, new_head=True, path=None)
 
 
-def save(path: Path, variables: Mapping[str, Any], spec: PretrainedSpec, facts: Mapping[str, Any]) -> None:
+def save(
+    path: Path, variables: Mapping[str, Any], spec: PretrainedSpec, facts: Mapping[str, Any], dtype: str = "float32"
+) -> None:
     """Write variables as safetensors under our own names; ``load(..., source="tl_jax", path=path)`` reads it back.
 
     Args:
@@ -143,14 +146,13 @@ def save(path: Path, variables: Mapping[str, Any], spec: PretrainedSpec, facts: 
         variables: ``{"params": ..., "batch_stats": ...}``.
         spec: what ``load`` must know; its ``options`` are stored with it.
         facts: anything worth keeping in the file, such as data set, accuracy and classes (JSON types).
+        dtype: of the stored values; float16 halves the file and is widened again when it is loaded.
     """
-    from safetensors.numpy import save_file
-
-    leaves = {p: np.ascontiguousarray(leaf) for p, leaf in tree.flatten(variables).items()}
+    leaves = {p: np.ascontiguousarray(leaf, dtype) for p, leaf in tree.flatten(variables).items()}
     metadata = {"format": "tl_jax", "spec": json.dumps(spec.to_dict()), "facts": json.dumps(dict(facts))}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    save_file(leaves, temporary, metadata)
+    temporary.write_bytes(safetensors.numpy.save(leaves, metadata))
     temporary.replace(path)
 
 

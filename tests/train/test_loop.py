@@ -20,7 +20,7 @@ PACE = loop.Pace(save=3, log=2)
 
 
 def fit(folder, plan=None, pace=PACE, **kwargs):
-    fitted = loop.fit(tiny.task(**kwargs), plan or tiny.plan(), pace, 0, folder, bar=False)
+    fitted = loop.fit(tiny.task(**kwargs), plan or tiny.plan(), pace, 0, folder, verbose=False)
     fitted.checkpoints.close()
     return fitted
 
@@ -63,7 +63,7 @@ def test_negative_zero_survives_freezing(tmp_path, monkeypatch):
         variables["params"]["trunk"]["bias"] = -0.0 * variables["params"]["trunk"]["bias"]
         return variables
 
-    fitted = loop.fit(task._replace(init=jax.jit(init)), [head], PACE, 0, tmp_path, bar=False)
+    fitted = loop.fit(task._replace(init=jax.jit(init)), [head], PACE, 0, tmp_path, verbose=False)
     fitted.checkpoints.close()
     assert np.signbit(fitted.state.params["trunk"]["bias"]).all()
 
@@ -89,7 +89,7 @@ def test_a_run_cut_short_ends_with_the_same_bits(whole, tmp_path, stop, monkeypa
         return task.train_batch(step)
 
     with pytest.raises(Cut):
-        loop.fit(task._replace(train_batch=batch), tiny.plan(), PACE, 0, tmp_path, bar=False)
+        loop.fit(task._replace(train_batch=batch), tiny.plan(), PACE, 0, tmp_path, verbose=False)
     resumed = fit(tmp_path)
     assert calls[-1] == stop
     assert digest(resumed.state.variables) == digest(whole[1].state.variables)
@@ -100,7 +100,7 @@ def test_a_run_cut_short_ends_with_the_same_bits(whole, tmp_path, stop, monkeypa
 def test_a_finished_run_is_not_trained_again(whole, tmp_path):
     folder, first = whole
     task = tiny.task()._replace(train_batch=None)  # any step would fail
-    again = loop.fit(task, tiny.plan(), PACE, 0, folder, bar=False)
+    again = loop.fit(task, tiny.plan(), PACE, 0, folder, verbose=False)
     again.checkpoints.close()
     assert digest(again.state.variables) == digest(first.state.variables)
 

@@ -13,10 +13,11 @@ from tl_jax.train.state import TrainState
 class Checkpoints:
     """The checkpoints of one run, by step. ``best`` is by validation accuracy, where there is one."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, tidy: bool = True):
+        """Open the checkpoints in ``folder``; only the run that writes them may ``tidy`` up what looks unfinished."""
         keep = [policy.LatestN(2), policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)]
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy.AnyPreservationPolicy(keep), best_fn=_score, cleanup_tmp_directories=True
+            preservation_policy=policy.AnyPreservationPolicy(keep), best_fn=_score, cleanup_tmp_directories=tidy
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 

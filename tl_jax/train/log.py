@@ -59,14 +59,14 @@ def _differences(old: Any, new: Any, prefix: str = "config") -> list[str]:
 class Log:
     """The metrics of one run. Rows after ``step`` are left over from a run that was cut short, and are dropped."""
 
-    def __init__(self, workdir: Path, step: int, total: int, bar: bool):
+    def __init__(self, workdir: Path, step: int, total: int, verbose: bool):
         self._path = workdir / "metrics.jsonl"
         rows = self._path.read_text().splitlines(keepends=True) if self._path.is_file() else []
         kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step]
         self._path.write_text("".join(kept))
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30)
-        self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, disable=None if bar else True)
-        self._total = total
+        self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, disable=None if verbose else True)
+        self._total, self._verbose = total, verbose
 
     def row(self, step: int, split: str, values: Mapping[str, float], **where: Any) -> None:
         """Append one row of metrics."""
@@ -74,6 +74,11 @@ class Log:
             f.write(json.dumps({"step": step, "split": split, **where, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def say(self, text: str) -> None:
+        """Print a line, unless this run is one of many."""
+        if self._verbose:
+            say(text)
 
     def progress(self, step: int, **values: float) -> None:
         """Move the bar to ``step``."""

@@ -14,7 +14,7 @@ from tl_jax.errors import UserError
 from tl_jax.task import Task
 from tl_jax.train import devices, metrics
 from tl_jax.train.checkpoint import Checkpoints
-from tl_jax.train.log import Log, say
+from tl_jax.train.log import Log
 from tl_jax.train.state import TrainState, stream_key
 from tl_jax.train.step import make_init, make_train_step
 from tl_jax.transfer import partition
@@ -44,7 +44,7 @@ class Pace(NamedTuple):
     log: int
 
 
-def fit(task: Task, plan: Sequence[Phase], pace: Pace, seed: int, workdir: Path, bar: bool = True) -> Fitted:
+def fit(task: Task, plan: Sequence[Phase], pace: Pace, seed: int, workdir: Path, verbose: bool = True) -> Fitted:
     """Train through all phases, from the last checkpoint in ``workdir`` where there is one.
 
     Args:
@@ -53,16 +53,16 @@ def fit(task: Task, plan: Sequence[Phase], pace: Pace, seed: int, workdir: Path,
         pace: when to write.
         seed: of everything random.
         workdir: folder of the run.
-        bar: show the progress bar (on a terminal).
+        verbose: show phases, evaluations and, on a terminal, a progress bar.
 
     Raises:
         UserError: the loss is not finite; the message names the step and the last good checkpoint.
     """
     checkpoints = Checkpoints(workdir / "checkpoints")
     done = checkpoints.latest() or 0
-    log = Log(workdir, done, plan[-1].stop, bar)
+    log = Log(workdir, done, plan[-1].stop, verbose)
     if done:
-        say(f"resuming from step {done:,} of {plan[-1].stop:,}")
+        log.say(f"resuming from step {done:,} of {plan[-1].stop:,}")
     run = _Run(task, pace, seed, checkpoints, log)
     try:
         state = initial_state(task, seed)
@@ -135,7 +135,7 @@ class _Run:
         split = partition.count_split(state.params, mask)
         still = partition.still_norms(mask, state.batch_stats, phase.batch_stats)
         norms = {path.rpartition("/")[0] for path in tree.flatten(state.batch_stats)}
-        say(
+        self.log.say(
             f"phase {phase.name}: steps {phase.start:,} to {phase.stop:,}, {phase.optim.name} lr {phase.optim.lr:g}, "
             f"trainable {split['trainable']:,}, frozen {split['frozen']:,} values; "
             f"{len(still)} of {len(norms)} BatchNorm layers keep their statistics; "
@@ -170,4 +170,4 @@ class _Run:
         self.checkpoints.save(state, values)
         self.seconds["eval"] += time.monotonic() - clock
         spent = self.seconds["train"] + self.seconds["eval"]
-        say(f"step {now:,}: {shown}{self.log.eta(now, self.taken, spent)}")
+        self.log.say(f"step {now:,}: {shown}{self.log.eta(now, self.taken, spent)}")

@@ -45,8 +45,9 @@ CATALOG: Mapping[tuple[str, str], PretrainedSpec] = {
     )
 }
 
-# Weights that ship with the package, in the project's own format.
-EMBEDDED: Mapping[str, Path] = {"resnet8": Path(__file__).parent / "embedded" / "resnet8_cifar10.safetensors"}
+# Weights that ship with the package, in the project's own format, each with a card beside it.
+EMBEDDED_DIR = Path(__file__).parent / "embedded"
+EMBEDDED: Mapping[str, Path] = {"resnet8": EMBEDDED_DIR / "resnet8_cifar10.safetensors"}
 
 # This project's own files: names are our paths already.
 OWN = Table([Rule(r"((?:params|batch_stats)/.*)", r"\1")])

@@ -1,0 +1,63 @@
+"""The article's experiment in Keras on TensorFlow, as the peer of ``configs/cifar_resnet.py:article``.
+
+    python -m experiments.benchmarks.article_keras --weights=NOTOP.h5 --data_dir=TFDS_FOLDER --examples=5000 --epochs=10
+
+Needs requirements-bench.txt. The examples are those that our run with the same seed and number of them takes; network,
+frozen part, pooling, head, optimizer and batches are Keras' own. Prints a line of JSON: test accuracy, loss, seconds
+and peak memory.
+"""
+
+import json
+import os
+import resource
+import time
+
+from absl import app, flags
+
+WEIGHTS = flags.DEFINE_string("weights", None, "ResNet50 without its top, HDF5.", required=True)
+DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder with cifar10.", required=True)
+EXAMPLES = flags.DEFINE_integer("examples", 0, "Training examples drawn by the seed; 0 for all.")
+EPOCHS = flags.DEFINE_integer("epochs", 10, "Passes over the training examples.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the examples, the head and the order.")
+
+
+def main(_: list[str]) -> None:
+    """Train the head and test it once."""
+    start = time.monotonic()
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    import keras
+
+    from tl_jax.data import sources, splits
+
+    keras.utils.set_random_seed(SEED.value)
+    source = sources.load("cifar10", DATA_DIR.value)
+    train, _ = splits.cut_validation(source.train, 0.0, SEED.value)
+    train = splits.thin(train, EXAMPLES.value, 0, 10, SEED.value)
+    base = keras.applications.ResNet50(include_top=False, weights=WEIGHTS.value, input_shape=(32, 32, 3))
+    base.trainable = False
+    model = keras.Sequential([base, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10, "softmax")])
+    model.compile(optimizer=keras.optimizers.Adam(1e-3), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    loaded = time.monotonic()
+    model.fit(train.images / 255.0, train.labels, batch_size=64, epochs=EPOCHS.value, verbose=2)
+    fitted = time.monotonic()
+    loss, accuracy = model.evaluate(source.test.images / 255.0, source.test.labels, batch_size=256, verbose=0)
+    result = {
+        "seed": SEED.value,
+        "examples": len(train.labels),
+        "epochs": EPOCHS.value,
+        "accuracy": accuracy,
+        "loss": loss,
+        "seconds": {
+            "data": loaded - start,
+            "train": fitted - loaded,
+            "eval": time.monotonic() - fitted,
+            "total": time.monotonic() - start,
+        },
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "keras": keras.__version__,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    app.run(main)
