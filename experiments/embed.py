@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from configs import base
@@ -44,6 +44,7 @@ CARD = """# {name}
 
 def main(_: list[str]) -> None:
     """Export, test the exported file, and write it and its card."""
+    logging.set_verbosity(logging.WARNING)
     workdir = Path(WORKDIR.value)
     config = base.override(base.get_config(), ())
     config.update(ConfigDict(json.loads((workdir / "config.json").read_text())))

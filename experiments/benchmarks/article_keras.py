@@ -12,6 +12,7 @@ import os
 import resource
 import time
 
+import numpy as np
 from absl import app, flags
 
 WEIGHTS = flags.DEFINE_string("weights", None, "ResNet50 without its top, HDF5.", required=True)
@@ -38,9 +39,9 @@ def main(_: list[str]) -> None:
     model = keras.Sequential([base, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10, "softmax")])
     model.compile(optimizer=keras.optimizers.Adam(1e-3), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     loaded = time.monotonic()
-    model.fit(train.images / 255.0, train.labels, batch_size=64, epochs=EPOCHS.value, verbose=2)
+    model.fit(train.images / np.float32(255), train.labels, batch_size=64, epochs=EPOCHS.value, verbose=2)
     fitted = time.monotonic()
-    loss, accuracy = model.evaluate(source.test.images / 255.0, source.test.labels, batch_size=256, verbose=0)
+    loss, accuracy = model.evaluate(source.test.images / np.float32(255), source.test.labels, batch_size=256, verbose=0)
     result = {
         "seed": SEED.value,
         "examples": len(train.labels),
