@@ -7,15 +7,18 @@ import hashlib
 import json
 import re
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from tl_jax.config import check_known
 from tl_jax.errors import UserError, nearest
 
 HERE = Path(__file__).parent
 DEFAULT = HERE / "configs" / "digits_resnet.py"
+STORED = HERE / "configs" / "stored.py"
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, with :VARIANT; by default the embedded one.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/NAME-HASH of the configuration.")
@@ -43,19 +46,46 @@ def default_workdir(config) -> str:
 
 def parse(argv: list[str]) -> list[str]:
     """Parse the flags, turning what the libraries raise about them into one line."""
+    argv = with_recipe(argv)
     for arg in argv[1:]:
         check(arg)
-    if not any(re.match(r"--?config(=|$)", arg) for arg in argv[1:]):
-        argv = [argv[0], f"--config={DEFAULT}", *argv[1:]]
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as e:
         raise UserError(f"{e}".replace("\n", "; ")) from None
     except (AttributeError, KeyError, TypeError, IndexError, ValueError) as e:
-        raise UserError(f"a flag does not fit the configuration: {e}".replace("\n", "; ")) from None
+        frames = [f for f in traceback.extract_tb(e.__traceback__) if Path(f.filename).parent.name == "configs"]
+        where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "a flag does not fit the configuration"
+        raise UserError(f"{where}: {e}".replace("\n", "; ")) from None
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; every option is written --name=value")
     return rest
+
+
+def with_recipe(argv: list[str]) -> list[str]:
+    """Return the arguments with one ``--config=FILE`` among them, FILE as seen from here or from this script.
+
+    Without the flag it is the embedded default, or, to evaluate or export, the configuration of the run itself.
+    """
+    out, values, rest = [argv[0]], {}, iter(argv[1:])
+    for arg in rest:
+        name, equals, value = arg.lstrip("-").partition("=")
+        if name in ("config", "workdir", "mode") and not equals:  # the value is the next argument
+            value = next(rest, None)
+            if value is None:
+                raise UserError(f"--{name} has no value; write --{name}=VALUE")
+        if name in ("config", "workdir", "mode"):
+            values[name] = value
+        else:
+            out.append(arg)
+    folder = values.get("workdir", "")
+    if "config" not in values:
+        own = values.get("mode") in ("eval", "export") and (Path(folder) / "config.json").is_file()
+        values["config"] = f"{STORED}:{folder}" if own else str(DEFAULT)
+    elif not Path(values["config"].partition(":")[0]).is_file():
+        values["config"] = str(HERE / values["config"])
+    # The recipe must come before the fields that are set in it.
+    return [out[0], *(f"--{name}={value}" for name, value in sorted(values.items())), *out[1:]]
 
 
 def check(arg: str) -> None:
@@ -63,18 +93,16 @@ def check(arg: str) -> None:
     from configs import base
 
     name, _, value = arg.lstrip("-").partition("=")
-    if name == "config" and not Path(value.partition(":")[0]).is_file():
-        have = sorted(f"configs/{path.name}" for path in HERE.glob("configs/[a-z]*.py") if path.stem != "base")
-        raise UserError(f"no config file {value.partition(':')[0]!r}; {nearest(value.partition(':')[0], have)}")
+    if name == "config" and not (file := Path(value.partition(":")[0])).is_file():
+        have = [path.name for path in HERE.glob("configs/[a-z]*.py") if path.stem != "base"]
+        raise UserError(f"no config file {file}; {nearest(file.name, have)} (in {HERE / 'configs'})")
     if not arg.startswith("--config."):
         return
     path = name.removeprefix("config.")
-    if phase := re.fullmatch(r"phases\[\d+\]\.(.*)", path):
-        if phase[1] not in base.PHASE_FIELDS:
-            raise UserError(f"unknown field config.{path}; {nearest(phase[1], base.PHASE_FIELDS)}")
-    elif not any(field == path or field.startswith(path + ".") for field in base.FIELDS):
-        if not path.startswith("model.options."):
-            raise UserError(f"unknown field config.{path}; {nearest(path, base.FIELDS)}")
+    if phase := re.fullmatch(r"(phases\[\d+\]\.)(.*)", path):
+        check_known(phase[2], base.PHASE_FIELDS, f"config.{phase[1]}")
+    elif not any(field.startswith(path + ".") for field in base.FIELDS):
+        check_known(path, base.FIELDS)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,18 @@
 """Every field of a configuration, once: default, meaning, unit, choices. Recipes beside this file override a few."""
 
-import difflib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from tl_jax import models
+from tl_jax.config import Field, check_known, check_value, leaves
 from tl_jax.errors import UserError, nearest
 from tl_jax.specs import SCALINGS
+from tl_jax.transfer import phases
 from tl_jax.transfer.partition import RECIPES
 from tl_jax.weights.catalog import CATALOG
-
-
-class Field(NamedTuple):
-    """One field; ``low`` and ``high`` are inclusive limits of numbers."""
-
-    default: Any
-    doc: str
-    choices: tuple[str, ...] = ()
-    low: float | None = None
-    high: float | None = None
-
 
 SOURCES = tuple(dict.fromkeys(source for _, source in CATALOG))
 
@@ -53,6 +43,7 @@ FIELDS = {
     # From stored pixels to network inputs.
     "input.size": Field(0, "side of the network's input in pixels; 0 takes that of the weights", low=0),
     "input.interpolation": Field("", "resize method; empty takes that of the weights", ("", "bilinear", "bicubic")),
+    "input.crop": Field(1.0, "share of the shortest side that the centre crop keeps", low=0.1, high=1.0),
     "input.scaling": Field("spec", "pixel scaling; spec takes that of the weights", ("spec", *SCALINGS)),
     "augment.flip": Field(False, "mirror half of the training pictures left to right"),
     "augment.crop_pad": Field(0, "border in pixels of the stored picture before a random crop; 0 for none", low=0),
@@ -68,13 +59,13 @@ FIELDS = {
     "optim.name": Field("adam", "optimizer; with weight_decay adam is AdamW", ("adam", "sgd")),
     "optim.lr": Field(1e-3, "peak learning rate", low=0.0),
     "optim.schedule": Field("constant", "learning rate over a phase, after the warm-up", ("constant", "cosine")),
-    "optim.warmup": Field(0.0, "share of a phase in which the rate rises from zero", low=0.0, high=1.0),
+    "optim.warmup": Field(0.0, "share of a phase in which the rate rises linearly", low=0.0, high=1.0),
     "optim.weight_decay": Field(0.0, "of kernels", low=0.0),
     "optim.momentum": Field(0.9, "of sgd", low=0.0, high=1.0),
     "optim.epsilon": Field(1e-8, "of adam (Keras has 1e-7)", low=0.0),
     "optim.clip_norm": Field(0.0, "largest norm of the trained leaves' gradients; 0 for no clipping", low=0.0),
     "loss.label_smoothing": Field(0.0, "probability spread evenly over the classes", low=0.0, high=1.0),
-    "epochs": Field(10.0, "length of the run where there are no phases, in passes over the training part", low=0.0),
+    "epochs": Field(10.0, "length of the run where there are no phases, in passes over the training part", low=1e-6),
     "phases": Field((), "dicts name, epochs, recipe or rules, lr_scale (factor on optim.lr), run one after another"),
     # What is written down.
     "save_every": Field(1.0, "epochs between checkpoints, each after an evaluation on the validation part", low=1e-6),
@@ -82,7 +73,14 @@ FIELDS = {
     "log_every": Field(20, "steps between rows of training metrics", low=1),
 }
 
-PHASE_FIELDS = ("name", "epochs", "recipe", "rules", "lr_scale")
+# Of one entry of ``phases``; name and epochs must be there, what is left out is taken from the whole configuration.
+PHASE_FIELDS = {
+    "name": Field("", "for logs"),
+    "epochs": Field(1.0, "length of the phase in passes over the training part", low=1e-6),
+    "recipe": Field("all", "what trains", tuple(RECIPES)),
+    "rules": Field((), "instead of a recipe, as freeze.rules"),
+    "lr_scale": Field(1.0, "factor on optim.lr", low=0.0),
+}
 
 
 def get_config() -> ConfigDict:
@@ -96,6 +94,7 @@ def variants(config: ConfigDict, variant: str, **known: Callable[[ConfigDict], N
     if variant:
         if variant not in known:
             raise UserError(f"{config.name} has no variant {variant!r}; {nearest(variant, known)}")
+        config.name += f"_{variant}"
         known[variant](config)
     return config
 
@@ -115,78 +114,97 @@ def smoke(config: ConfigDict) -> None:
 
 
 def override(config: ConfigDict, changes: tuple[tuple[str, Any], ...]) -> ConfigDict:
-    """Return a copy of ``config`` with ``(field, value)`` pairs put in; an unknown field is a UserError."""
+    """Return a copy of ``config`` with ``(field, value)`` pairs put in; a UserError names what does not fit."""
     config = ConfigDict(config.copy_and_resolve_references())
     for path, value in changes:
-        if path not in FIELDS:
-            raise UserError(f"unknown field config.{path}; {nearest(path, FIELDS)}")
-        config.update_from_flattened_dict({path: value})
+        check_known(path, FIELDS)
+        try:
+            config.update_from_flattened_dict({path: value})
+        except (TypeError, ValueError) as e:
+            raise UserError(f"config.{path}={value!r} does not fit: {e}") from None
     return config
 
 
+def members(config: ConfigDict) -> list[tuple[str, int, ConfigDict]]:
+    """Return (arm, seed, configuration) of every run that a comparison is made of, seed by seed."""
+    arms = config.arms or ((config.name, ()),)
+    seeds = config.seeds or (config.seed,)
+    alone = (("seeds", ()), ("arms", ()))
+    return [
+        (arm, seed, override(config, (*changes, *alone, ("seed", seed)))) for seed in seeds for arm, changes in arms
+    ]
+
+
 def validate(config: ConfigDict) -> None:
-    """Refuse unknown fields and values out of range, before anything is loaded.
+    """Refuse unknown fields, values out of range and fields without effect, before anything is loaded.
 
     Raises:
         UserError: names the field, its value, and what it may be.
     """
-    found = _leaves(config)
+    found = leaves(config, FIELDS)
     for path in found:
-        if path not in FIELDS:
-            close = difflib.get_close_matches(path, FIELDS, n=1)
-            raise UserError(f"unknown field config.{path}; " + (f"did you mean config.{close[0]}?" if close else ""))
+        check_known(path, FIELDS)
     for path, field in FIELDS.items():
         if path not in found:
             raise UserError(f"config.{path} is missing; start recipes from configs.base.get_config()")
-        _check(path, found[path], field)
+        check_value(f"config.{path}", found[path], field)
+    for i, phase in enumerate(config.phases):
+        _check_phase(f"config.phases[{i}]", phase)
     _check_together(config)
-    for _, changes in config.arms:
-        override(config, changes)
+    phases.resolve(config, 1)  # its own errors: malformed rules
+    if config.seeds or config.arms:
+        _check_members(config)
+
+
+def _check_phase(name: str, phase: Any) -> None:
+    for key, value in phase.items():
+        check_known(key, PHASE_FIELDS, f"{name}.")
+        check_value(f"{name}.{key}", value, PHASE_FIELDS[key])
+    if not {"name", "epochs"} <= set(phase):
+        raise UserError(f"{name} needs a name and a number of epochs")
+    if "recipe" in phase and phase.get("rules"):
+        raise UserError(f"{name} has a recipe and rules; leave one out")
 
 
 def _check_together(config: ConfigDict) -> None:
     """Refuse fields that another field would make meaningless, rather than ignore them."""
-    for i, phase in enumerate(config.phases):
-        for key in phase:
-            if key not in PHASE_FIELDS:
-                raise UserError(f"unknown field config.phases[{i}].{key}; {nearest(key, PHASE_FIELDS)}")
-        if not {"name", "epochs"} <= set(phase):
-            raise UserError(f"config.phases[{i}] needs a name and a number of epochs")
-    if config.phases and config.epochs != FIELDS["epochs"].default:
-        raise UserError(f"config.epochs={config.epochs} has no effect beside phases; set config.phases[0].epochs, ...")
+
+    def changed(path: str) -> bool:
+        return leaves(config, FIELDS)[path] != FIELDS[path].default
+
     own = config.phases and all("recipe" in phase or "rules" in phase for phase in config.phases)
-    if own and (config.freeze.rules or config.freeze.recipe != FIELDS["freeze.recipe"].default):
-        raise UserError(
-            "config.freeze.recipe and .rules have no effect: every phase has its own; set config.phases[0].recipe"
-        )
-    if config.init.source == "random" and config.init.path:
-        raise UserError(
-            f"config.init.path={config.init.path} is not read with config.init.source=random; name its source"
-        )
+    loaded = config.init.source != "random"
+    refused = {
+        "epochs has no effect beside phases; set config.phases[0].epochs, ...": config.phases and changed("epochs"),
+        "freeze.recipe has no effect: every phase has its own": own and changed("freeze.recipe"),
+        "freeze.rules has no effect: every phase has its own": own and changed("freeze.rules"),
+        "init.path is not read with config.init.source=random; name its source": not loaded and config.init.path,
+        "init.head=keep needs weights, not config.init.source=random": not loaded and config.init.head == "keep",
+        "init.layout has an effect with config.init.source=random only": loaded and changed("init.layout"),
+        "test_on=best needs a validation part; raise config.data.validation": (
+            config.test_on == "best" and not config.data.validation
+        ),
+        "data.train_examples and config.data.per_class are both set; leave one at 0": (
+            config.data.train_examples and config.data.per_class
+        ),
+        "seed has no effect beside config.seeds; change those": config.seeds and changed("seed"),
+    }
+    for message, wrong in refused.items():
+        if wrong:
+            raise UserError(f"config.{message}")
 
 
-def _check(path: str, value: Any, field: Field) -> None:
-    default = field.default
-    if isinstance(default, (int, float)) and not isinstance(default, bool):
-        number = (int, float) if isinstance(default, float) else int
-        if not isinstance(value, number) or isinstance(value, bool) or value != value:
-            raise UserError(f"config.{path}={value!r} is not a number; {field.doc}")
-    elif not isinstance(value, (tuple, list) if isinstance(default, tuple) else (type(default), ConfigDict)):
-        raise UserError(f"config.{path}={value!r} is not of type {type(default).__name__}; {field.doc}")
-    if field.choices and value not in field.choices:
-        raise UserError(f"config.{path}={value!r} is unknown; {nearest(value, field.choices)}")
-    if field.low is not None and value < field.low:
-        raise UserError(f"config.{path}={value} is below {field.low}; {field.doc}")
-    if field.high is not None and value > field.high:
-        raise UserError(f"config.{path}={value} is above {field.high}; {field.doc}")
-
-
-def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    leaves = {}
-    for key, value in config.items():
-        path = prefix + key
-        if isinstance(value, ConfigDict) and path not in FIELDS:
-            leaves.update(_leaves(value, path + "."))
-        else:
-            leaves[path] = value
-    return leaves
+def _check_members(config: ConfigDict) -> None:
+    arms = config.arms
+    if not all(len(arm) == 2 and isinstance(arm[0], str) and arm[0].isidentifier() for arm in arms):
+        raise UserError(f"config.arms={arms!r} are not pairs (name, ((field, value), ...)) with names like words")
+    if len({arm[0] for arm in arms}) < len(arms):
+        raise UserError("config.arms has the same name twice; give each its own")
+    seeds = config.seeds
+    if not all(isinstance(seed, int) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"config.seeds={seeds!r} must be different whole numbers from 0 on")
+    for arm, _, member in members(config)[: max(1, len(arms))]:
+        try:
+            validate(member)
+        except UserError as e:
+            raise UserError(f"arm {arm!r}: {e}") from None

@@ -38,7 +38,6 @@ def get_config(variant: str = ""):
 
 def article(config):
     """Follow the article to the letter, although x/255 is not what these weights were trained on."""
-    config.name = "cifar_resnet_article"
     config.input.size = 32
     config.input.scaling = "unit"
     config.augment.flip = False
@@ -58,6 +57,5 @@ def article(config):
 def smoke(config):
     """Run every part on a tiny network of the same layout."""
     base.smoke(config)
-    config.name = "cifar_resnet_smoke"
     config.model.name = "resnet50_tiny"
     config.init.source = "random"

@@ -39,7 +39,6 @@ def get_config(variant: str = ""):
 def smoke(config):
     """Run both arms with one seed for a few steps."""
     base.smoke(config)
-    config.name = "digits_resnet_smoke"
     config.data.generate = False  # the digits are embedded
     config.data.train_examples = 0
     config.seeds = (0,)

@@ -1,6 +1,7 @@
-"""Turn a finished run into weights that ship with the package, with a model card beside them.
+r"""Turn a finished run into weights that ship with the package, with a model card beside them.
 
-python -m experiments.embed --workdir=RUN --name=resnet8_cifar10 --data="what the network saw" --date=YYYY-MM-DD
+python -m experiments.embed --workdir=RUN --name=resnet8_cifar10 --data="what the network saw" \
+        --date=YYYY-MM-DD --commit=HASH
 """
 
 import hashlib
@@ -10,9 +11,8 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
-from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, stored
 from tl_jax import api
 from tl_jax.tasks import image
 from tl_jax.train import loop, metrics
@@ -46,15 +46,14 @@ def main(_: list[str]) -> None:
     """Export, test the exported file, and write it and its card."""
     logging.set_verbosity(logging.WARNING)
     workdir = Path(WORKDIR.value)
-    config = base.override(base.get_config(), ())
-    config.update(ConfigDict(json.loads((workdir / "config.json").read_text())))
+    config = stored.get_config(str(workdir))
     exported = api.export(config, workdir, dtype="float16")
     target = EMBEDDED_DIR / f"{NAME.value}.safetensors"
     target.parent.mkdir(exist_ok=True)
     shutil.copyfile(exported, target)
     again = (("init.source", "tl_jax"), ("init.path", str(target)), ("init.head", "keep"))
     task = image.make(base.override(config, again))
-    values, examples = metrics.evaluate(task, loop.initial_state(task, 0).variables, "test")
+    values, examples, _ = metrics.evaluate(task, loop.initial_state(task, 0).variables, "test")
     summary = json.loads((workdir / "summary.json").read_text())
     card = CARD.format(
         name=NAME.value,

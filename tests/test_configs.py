@@ -8,10 +8,11 @@ import pytest
 
 from configs import base
 from tl_jax.errors import UserError
+from tl_jax.train.workdir import write_json
 
 pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parent.parent
-RECIPES = sorted(p for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem != "base")
+RECIPES = sorted(p for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem not in ("base", "stored"))
 
 
 def load(path, variant=""):
@@ -55,16 +56,27 @@ def test_the_article_is_as_written():
         ("optim.name", "adm", "did you mean 'adam'"),
         ("model.name", "resnet5", "did you mean 'resnet50'"),
         ("input.scaling", "caffee", "did you mean 'caffe'"),
-        ("optim.lr", -1.0, "config.optim.lr=-1.0 is below 0"),
-        ("optim.lr", float("nan"), "is not a number"),
-        ("data.validation", 1.5, "is above 0.9"),
-        ("batch_size", 0, "config.batch_size=0 is below 1"),
+        ("optim.lr", -1.0, "config.optim.lr=-1.0 must be at least 0"),
+        ("optim.lr", float("nan"), "is not a finite number"),
+        ("data.validation", 1.5, "must be at most 0.9"),
+        ("batch_size", 0, "config.batch_size=0 must be at least 1"),
         (
             "phases",
             ({"name": "a", "epochs": 1.0, "lrscale": 1.0},),
             r"config.phases\[0\].lrscale; did you mean 'lr_scale'",
         ),
         ("phases", ({"name": "a"},), "needs a name and a number of epochs"),
+        ("phases", ({"name": "a", "epochs": -5.0},), r"config.phases\[0\].epochs=-5.0 must be at least"),
+        ("phases", ({"name": "a", "epochs": 1.0, "recipe": "haed"},), "did you mean 'head'"),
+        ("phases", ({"name": "a", "epochs": 1.0, "recipe": "head", "rules": ((".*", "t"),)},), "leave one out"),
+        ("freeze.rules", (("(", "x"),), "is not a regular expression"),
+        ("optim.lr", float("inf"), "is not a finite number"),
+        ("seeds", (0, 0), "must be different whole numbers"),
+        ("seeds", ("x",), "must be different whole numbers"),
+        ("arms", ("a",), "are not pairs"),
+        ("arms", (("a", ()), ("a", ())), "same name twice"),
+        ("arms", (("a", (("optim.name", "adm"),)),), "arm 'a': config.optim.name='adm' is unknown"),
+        ("arms", (("a", (("optim.lr", "abc"),)),), "config.optim.lr='abc' does not fit"),
         ("arms", (("a", (("optim.lrr", 1.0),)),), "unknown field config.optim.lrr; did you mean 'optim.lr'"),
     ],
 )
@@ -77,9 +89,17 @@ def test_wrong_values_are_refused_by_name(field, value, message):
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ((("epochs", 3.0), ("phases", ({"name": "a", "epochs": 1.0},))), "config.epochs=3.0 has no effect"),
-        ((("freeze.recipe", "head"), ("phases", ({"name": "a", "epochs": 1.0, "recipe": "all"},))), "have no effect"),
-        ((("init.source", "random"), ("init.path", "x.h5")), "x.h5 is not read"),
+        ((("epochs", 3.0), ("phases", ({"name": "a", "epochs": 1.0},))), "config.epochs has no effect"),
+        (
+            (("freeze.recipe", "head"), ("phases", ({"name": "a", "epochs": 1.0, "recipe": "all"},))),
+            "freeze.recipe has no effect",
+        ),
+        ((("init.source", "random"), ("init.path", "x.h5")), "init.path is not read"),
+        ((("init.source", "random"), ("init.head", "keep")), "init.head=keep needs weights"),
+        ((("init.layout", "torchvision"),), "init.layout has an effect with"),
+        ((("test_on", "best"), ("data.validation", 0.0)), "test_on=best needs a validation part"),
+        ((("data.train_examples", 5), ("data.per_class", 5)), "both set"),
+        ((("seed", 7), ("seeds", (0, 1))), "seed has no effect beside config.seeds"),
     ],
 )
 def test_fields_that_would_be_ignored_are_refused(changes, message):
@@ -92,10 +112,26 @@ def test_a_misspelt_field_in_a_recipe_is_refused():
         base.get_config().optim.lrr = 1.0
 
 
+def test_a_stored_configuration_comes_back(tmp_path):
+    config = load(ROOT / "configs" / "digits_resnet.py")
+    write_json(tmp_path / "config.json", config.to_dict())
+    stored = load(ROOT / "configs" / "stored.py", str(tmp_path))
+    base.validate(stored)
+    assert stored.to_dict() == config.to_dict()
+
+
+def test_members_are_all_arms_with_all_seeds():
+    config = base.override(base.get_config(), (("seeds", (3, 4)), ("arms", (("a", ()), ("b", (("optim.lr", 0.5),))))))
+    members = base.members(config)
+    assert [(arm, seed) for arm, seed, _ in members] == [("a", 3), ("b", 3), ("a", 4), ("b", 4)]
+    assert [member.optim.lr for _, _, member in members] == [1e-3, 0.5, 1e-3, 0.5]
+    assert all(member.seed == seed and not member.seeds and not member.arms for _, seed, member in members)
+
+
 def test_every_field_is_read_somewhere():
     """A field that no code reads would be a promise without effect."""
-    code = "\n".join(p.read_text() for p in (ROOT / "tl_jax").rglob("*.py"))
-    code += (ROOT / "configs" / "base.py").read_text().split("def get_config")[1]
-    whole = {f for f in base.FIELDS if re.search(rf"config\.{f.split('.')[0]}\.to_dict\(\)", code)}
-    unread = {f for f in base.FIELDS if f not in whole and not re.search(rf"config\.{re.escape(f)}\b", code)}
+    code = "\n".join(p.read_text() for p in [*(ROOT / "tl_jax").rglob("*.py"), ROOT / "configs" / "base.py"])
+    code = re.sub(r'"[^"]*"', "", code).replace("data.", "config.data.")  # tasks/image.py has data = config.data
+    groups = set(re.findall(r"config\.(\w+)\.to_dict\(\)", code))
+    unread = {f for f in base.FIELDS if f.split(".")[0] not in groups and not re.search(rf"\b{re.escape(f)}\b", code)}
     assert not unread

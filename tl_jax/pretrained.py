@@ -19,7 +19,7 @@ from tl_jax.errors import UserError
 from tl_jax.specs import PretrainedSpec
 from tl_jax.weights import catalog, readers
 from tl_jax.weights.merge import MergeError, merge
-from tl_jax.weights.rules import convert
+from tl_jax.weights.rules import Converted, convert
 
 HEAD = r"params/head/.*"
 
@@ -77,18 +77,9 @@ def load(
         UserError: no such file or source, damaged file, or weights of another architecture.
     """
     file = find(name, source, path, headless=num_classes == 0 or head == "new")
-    arrays = readers.read(file)
-    spec = _spec(name, source, file)
-    converted = convert(arrays, catalog.table(name, source))
-    kernel = converted.leaves.get("params/head/kernel")
-    in_file = 0 if kernel is None else int(kernel.shape[-1])
-    classes = in_file if num_classes is None else num_classes
-    if head == "keep" and in_file != classes:
-        raise UserError(f"the head in {file} has {in_file} classes, not {classes}; pass --config.init.head=new")
-    new_head = classes > 0 and (head == "new" or in_file != classes)
-    if new_head or not classes:
-        leaves = {p: leaf for p, leaf in converted.leaves.items() if not p.startswith("params/head/")}
-        converted = converted._replace(leaves=leaves)
+    spec = read_spec(name, source, file)
+    converted = convert(readers.read(file), catalog.table(name, source))
+    classes, new_head, converted = _choose_head(converted, num_classes, head, file)
     model = models.create(name, classes, **{**spec.options, **options})
     try:
         variables = merge(variable_shapes(model), converted, keep_init=(HEAD,) if new_head else ())
@@ -109,6 +100,8 @@ def find(name: str, source: str, path: str | Path | None = None, headless: bool 
         name, source, path: as for ``load``.
         headless: prefer the published file without a head, where there is one.
     """
+    models.create(name, 0)  # an unknown name or source is the better message
+    catalog.table(name, source)
     if path:
         file = Path(path).expanduser()
         if not file.is_file():
@@ -118,7 +111,6 @@ def find(name: str, source: str, path: str | Path | None = None, headless: bool 
         return catalog.EMBEDDED[name]
     spec = catalog.CATALOG.get((name, source))
     if spec is None or not spec.url:
-        catalog.table(name, source)  # an unknown source is the better message
         raise UserError(f"no {source} weights of {name} are published; pass --config.init.path=FILE")
     url, digest = spec.url, spec.digest
     if headless and spec.headless_url:
@@ -127,9 +119,24 @@ def find(name: str, source: str, path: str | Path | None = None, headless: bool 
     return fetch.fetch(url, target, digest, hint="or pass a local copy with --config.init.path=FILE")
 
 
+def read_spec(name: str, source: str, file: Path | None = None) -> PretrainedSpec:
+    """Return the facts about the weights in ``file``, or, without one, about the layout of a source."""
+    if source != "tl_jax" or file is None:
+        catalog.table(name, source)
+        return catalog.CATALOG.get((name, source), PretrainedSpec(name, source, image_size=32, crop=1.0, scaling="tf"))
+    metadata = readers.read_metadata(file)
+    try:
+        spec = PretrainedSpec(**json.loads(metadata["spec"]))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{file} was not written by tl_jax; name its origin with --config.init.source") from None
+    if spec.model != name:
+        raise UserError(f"{file} holds {spec.model!r}, not {name!r}; pass --config.model.name={spec.model}")
+    return dataclasses.replace(spec, options={k: _tuple(v) for k, v in spec.options.items()})
+
+
 def random(name: str, num_classes: int, source: str = "keras", seed: int = 0, **options: Any) -> Pretrained:
     """Build ``name`` as ``load`` would, with weights drawn from ``seed`` instead of read from a file."""
-    spec = catalog.CATALOG.get((name, source), PretrainedSpec(name, source, scaling="tf"))
+    spec = read_spec(name, source)
     model = models.create(name, num_classes, **{**spec.options, **options})
     variables = dict(initializer(model)(jax.random.key(seed)))
     spec = dataclasses.replace(spec, num_classes=num_classes)
@@ -174,16 +181,18 @@ def variable_shapes(model: nn.Module) -> Mapping[str, Any]:
     return jax.eval_shape(initializer(model), jax.random.key(0))
 
 
-def _spec(name: str, source: str, file: Path) -> PretrainedSpec:
-    if source != "tl_jax":
-        return catalog.CATALOG[name, source]
-    metadata = readers.read_metadata(file)
-    if "spec" not in metadata:
-        raise UserError(f"{file} was not written by tl_jax; name its origin with --config.init.source")
-    spec = PretrainedSpec(**json.loads(metadata["spec"]))
-    if spec.model != name:
-        raise UserError(f"{file} holds {spec.model!r}, not {name!r}; pass --config.model.name={spec.model}")
-    return dataclasses.replace(spec, options={k: _tuple(v) for k, v in spec.options.items()})
+def _choose_head(converted: Converted, num_classes: int | None, head: str, file: Path) -> tuple[int, bool, Converted]:
+    """Return the number of classes, whether the head is to be drawn, and the arrays without a head that is not used."""
+    kernel = converted.leaves.get("params/head/kernel")
+    in_file = 0 if kernel is None else int(kernel.shape[-1])
+    classes = in_file if num_classes is None else num_classes
+    if head == "keep" and in_file != classes:
+        raise UserError(f"the head in {file} has {in_file} classes, not {classes}; pass --config.init.head=new")
+    new_head = classes > 0 and (head == "new" or in_file != classes)
+    if new_head or not classes:
+        leaves = {p: leaf for p, leaf in converted.leaves.items() if not p.startswith("params/head/")}
+        converted = converted._replace(leaves=leaves)
+    return classes, new_head, converted
 
 
 def _tuple(value: Any) -> Any:

@@ -20,10 +20,11 @@ class Task(NamedTuple):
         loss: (variables, batch, key) -> (mean loss, (new batch_stats, sums)); train mode, augmented.
         metrics: (variables, batch) -> sums; evaluation mode.
         features: (variables, batch) -> (N, D) features before the head.
-        train_batch: (step, phase start included) -> batch of numpy arrays, a pure function of seed and step.
+        train_batch: step -> batch of numpy arrays, a pure function of seed and step.
         eval_batches: split name -> iterator of padded, masked batches that hold every example once.
         sizes: split name -> number of examples.
-        facts: what was loaded and from where, for config.json and the summary.
+        facts: what was loaded and from where, for the summary and for resuming.
+        score: name of the metric by which the best checkpoint is chosen, the higher the better.
     """
 
     name: str
@@ -36,3 +37,4 @@ class Task(NamedTuple):
     eval_batches: Callable[[str], Iterator[Batch]]
     sizes: Mapping[str, int]
     facts: Mapping[str, Any]
+    score: str = "accuracy"

@@ -37,10 +37,10 @@ def rows(folder, split):
 
 
 def test_it_learns(whole):
-    before, _ = metrics.evaluate(tiny.task(), loop.initial_state(tiny.task(), 0).variables, "test")
-    after, examples = metrics.evaluate(tiny.task(), whole[1].state.variables, "test")
-    assert examples == 33
-    assert after["loss"] < before["loss"]
+    before = metrics.evaluate(tiny.task(), loop.initial_state(tiny.task(), 0).variables, "test")
+    after = metrics.evaluate(tiny.task(), whole[1].state.variables, "test")
+    assert after.examples == 33
+    assert after.values["loss"] < before.values["loss"]
 
 
 def test_frozen_leaves_and_statistics_keep_their_bits(tmp_path):
@@ -54,7 +54,7 @@ def test_frozen_leaves_and_statistics_keep_their_bits(tmp_path):
     assert sum(leaf.size for leaf in slots) == 2 * tree.count(start.params["head"])
 
 
-def test_negative_zero_survives_freezing(tmp_path, monkeypatch):
+def test_negative_zero_survives_freezing(tmp_path):
     (head, _) = tiny.plan()
     task = tiny.task()
 
@@ -74,7 +74,7 @@ def test_auto_moves_statistics_of_trained_layers(whole):
 
 
 @pytest.mark.parametrize("stop", [2, 3, 5, 6, 7, 9, 11])
-def test_a_run_cut_short_ends_with_the_same_bits(whole, tmp_path, stop, monkeypatch):
+def test_a_run_cut_short_ends_with_the_same_bits(whole, tmp_path, stop):
     """Steps 3, 6 (the boundary of the phases), 9 and 12 have checkpoints; work since the last one is lost."""
 
     class Cut(Exception):
@@ -111,7 +111,7 @@ def test_checkpoints_keep_the_last_two_and_the_best(whole):
     validated = {row["step"]: row["accuracy"] for row in rows(folder, "validation")}
     best = max(validated, key=lambda step: (validated[step], step))
     assert set(kept) == {9, 12, best}
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", "accuracy")
     assert checkpoints.best() in kept and validated[checkpoints.best()] == validated[best]
     checkpoints.close()
 
@@ -126,6 +126,18 @@ def test_a_loss_that_is_not_finite_names_step_and_checkpoint(tmp_path):
     assert expected in str(error.value)
 
 
+@pytest.mark.parametrize("validated", [True, False])
+def test_weights_that_an_update_destroys_are_never_saved(tmp_path, validated):
+    """The loss of the step itself is finite; what comes after it is not."""
+    (head, _) = tiny.plan(first=1)
+    wild = head._replace(optim=head.optim._replace(name="sgd", lr=3e38, clip_norm=0.0))
+    task = tiny.task()
+    task = task if validated else task._replace(sizes={**task.sizes, "validation": 0})
+    with pytest.raises(UserError, match="no checkpoint was written yet"):
+        loop.fit(task, [wild], loop.Pace(1, 1), 0, tmp_path, verbose=False)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
 def test_the_seed_decides(tmp_path):
     a = fit(tmp_path / "a", seed=0)
     b = fit(tmp_path / "b", seed=1)  # another order of examples
@@ -135,9 +147,9 @@ def test_the_seed_decides(tmp_path):
 def test_every_example_counts_once_whatever_the_batch(whole):
     variables = whole[1].state.variables
     task = tiny.task()
-    values, n = metrics.evaluate(task, variables, "test")
+    values, n, _ = metrics.evaluate(task, variables, "test")
     by_one = task._replace(eval_batches=lambda part: tiny.batches.eval_batches(tiny.data(33, 2), 2))
-    again, m = metrics.evaluate(by_one, variables, "test")
+    again, m, _ = metrics.evaluate(by_one, variables, "test")
     assert n == m == 33
     assert values["accuracy"] == again["accuracy"]
     assert values["loss"] == pytest.approx(again["loss"], rel=1e-6)

@@ -1,6 +1,5 @@
 """Freezing: which leaves, which BatchNorm layers, and no backward work for the rest."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,7 +89,6 @@ def test_running_statistics_hold_still_where_named_and_move_elsewhere(net):
     moved = {p.rpartition("/")[0] for p in before if np.any(np.asarray(before[p]) != np.asarray(after[p]))}
     assert "stem/bn" not in moved and "stage1/block1/bn1" in moved
     np.testing.assert_allclose(end["stem"], model.apply(v, x)[1]["stem"], rtol=1e-6)
-    assert isinstance(nn.BatchNorm, type)
 
 
 def test_decay_and_clipping_touch_trained_leaves_only():
@@ -126,4 +124,5 @@ def test_weight_decay_shrinks_weights_when_gradients_are_zero():
 def test_cosine_with_warm_up():
     rate = make_schedule(OptimSpec("adam", 2.0, 100, schedule="cosine", warmup=0.1))
     values = [float(rate(i)) for i in (0, 5, 10, 55, 100)]
-    np.testing.assert_allclose(values, [0.0, 1.0, 2.0, 1.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(values, [0.2, 1.2, 2.0, 1.0, 0.0], atol=1e-6)
+    assert float(make_schedule(OptimSpec("adam", 2.0, 1, warmup=1.0))(0)) == 2.0

@@ -8,9 +8,10 @@ import numpy as np
 from tl_jax.data.sources import Split
 
 
+# (seed, 1) and (seed, 2) belong to data.splits.
 @functools.lru_cache(maxsize=4)
 def _order(seed: int, n: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(n)
+    return np.random.default_rng((seed, 3, epoch)).permutation(n)
 
 
 def train_indices(seed: int, n: int, batch_size: int, step: int) -> np.ndarray:

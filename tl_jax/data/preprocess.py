@@ -19,20 +19,11 @@ def scale(images: jax.Array, scaling: str) -> jax.Array:
     return (images * rule.scale - jnp.asarray(rule.mean)[None, None, None]) / jnp.asarray(rule.std)[None, None, None]
 
 
-def resize(images: jax.Array, size: int, interpolation: str = "bilinear") -> jax.Array:
-    """Resize (N, H, W, C) to (N, size, size, C) in float32, antialiased when shrinking; unchanged at the right size."""
-    n, h, w, c = images.shape
-    if (h, w) == (size, size):
-        return images
-    method = {"bilinear": "linear", "bicubic": "cubic"}[interpolation]
-    out = jax.image.resize(images.astype(jnp.float32), (n, size, size, c), method)
-    return jnp.clip(out, 0.0, 255.0)  # bicubic overshoots
-
-
 def fit(images: jax.Array, size: int, crop: float, interpolation: str) -> jax.Array:
     """Resize the shortest side to ``size / crop`` and cut the centre, (N, H, W, C) -> (N, size, size, C).
 
-    Images already of the right size are returned unchanged: a network's own input is not cropped again.
+    Antialiased when shrinking. Images already of the right size are returned unchanged: a network's own input is not
+    cropped again.
     """
     n, h, w, c = images.shape
     if (h, w) == (size, size):
@@ -42,4 +33,4 @@ def fit(images: jax.Array, size: int, crop: float, interpolation: str) -> jax.Ar
     method = {"bilinear": "linear", "bicubic": "cubic"}[interpolation]
     images = jax.image.resize(images.astype(jnp.float32), (n, high, wide, c), method)
     top, left = (high - size) // 2, (wide - size) // 2
-    return jnp.clip(images[:, top : top + size, left : left + size], 0.0, 255.0)
+    return jnp.clip(images[:, top : top + size, left : left + size], 0.0, 255.0)  # bicubic overshoots

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 from PIL import Image, ImageOps
 
 from tl_jax.data import cifar
-from tl_jax.errors import UserError
+from tl_jax.errors import UserError, nearest
 
 TEST_SHARE = 1 / 3  # of sets that come without a test part
 SPLIT_SEED = 0  # of that cut: the same test part whatever the seed of the run
@@ -23,14 +22,23 @@ class Split(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A data set before any part is cut for validation; ``classes`` holds K names."""
+    """A data set before any part is cut for validation.
 
+    Attributes:
+        name: of the set, with its version where it has one.
+        train, test: its parts.
+        classes: K names.
+        tested: where the test part comes from.
+    """
+
+    name: str
     train: Split
     test: Split
     classes: tuple[str, ...]
+    tested: str = "test"
 
 
-def load(name: str, data_dir: str = "", size: int = 0) -> Source:
+def load(name: str, data_dir: str = "", size: int = 224) -> Source:
     """Load a data set by name.
 
     Args:
@@ -42,11 +50,7 @@ def load(name: str, data_dir: str = "", size: int = 0) -> Source:
     Raises:
         UserError: the set is absent and cannot be made or downloaded; the message says how to get it.
     """
-    if name == "digits":
-        return digits()
-    if name == "gratings":
-        return gratings()
-    return tfds_source(name, data_dir, size)
+    return EMBEDDED[name]() if name in EMBEDDED else tfds_source(name, data_dir, size)
 
 
 def digits() -> Source:
@@ -56,7 +60,7 @@ def digits() -> Source:
     bunch = load_digits()
     grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     images = np.repeat(grey[..., None], 3, axis=-1)
-    return cut_test(Split(images, bunch.target.astype(np.int32)), tuple(str(i) for i in range(10)))
+    return cut_test("digits", Split(images, bunch.target.astype(np.int32)), tuple(str(i) for i in range(10)))
 
 
 def gratings(classes: int = 10, train: int = 512, test: int = 128, size: int = 32) -> Source:
@@ -74,10 +78,10 @@ def gratings(classes: int = 10, train: int = 512, test: int = 128, size: int = 3
         )
         return Split(np.clip(images, 0, 255).astype(np.uint8), labels.astype(np.int32))
 
-    return Source(draw(train), draw(test), tuple(f"{180 * k // classes} degrees" for k in range(classes)))
+    return Source("gratings", draw(train), draw(test), tuple(f"{180 * k // classes} degrees" for k in range(classes)))
 
 
-def cut_test(everything: Split, classes: tuple[str, ...]) -> Source:
+def cut_test(name: str, everything: Split, classes: tuple[str, ...]) -> Source:
     """Cut a test part, the same at every call, from a set that has none; classes keep their shares."""
     from sklearn.model_selection import train_test_split
 
@@ -86,23 +90,26 @@ def cut_test(everything: Split, classes: tuple[str, ...]) -> Source:
         rows, test_size=TEST_SHARE, random_state=SPLIT_SEED, stratify=everything.labels, shuffle=True
     )
     parts = (Split(everything.images[r], everything.labels[r]) for r in (np.sort(train), np.sort(test)))
-    return Source(*parts, classes=classes)
+    return Source(name, *parts, classes=classes, tested="a third of train")
 
 
 def tfds_source(name: str, data_dir: str, size: int) -> Source:
     """Read a prepared TFDS set; CIFAR-10 and CIFAR-100 are prepared on the first use."""
     builder = _tfds_builder(name, data_dir)
-    for feature in ("image", "label"):
-        if feature not in builder.info.features:
-            have = ", ".join(builder.info.features)
-            raise UserError(f"data set {name!r} has no feature {feature!r} (it has {have}); choose an image set")
-    classes = tuple(builder.info.features["label"].names)
+    features = builder.info.features
+    if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
+        have = ", ".join(features)
+        raise UserError(f"data set {name!r} has no image and class label (it has {have}); choose an image set")
+    if "train" not in builder.info.splits:
+        raise UserError(f"data set {name!r} has no train part (it has {', '.join(builder.info.splits)})")
+    title, classes = f"{name}:{builder.info.version}", tuple(features["label"].names)
     train = _read(builder, "train", size)
-    other = next((s for s in ("test", "validation") if s in builder.info.splits), None)
-    if other is None:
-        logging.info("%s has no test part: a third of train is cut for it", name)
-        return cut_test(train, classes)
-    return Source(train, _read(builder, other, size), classes)
+    for part in ("test", "validation"):
+        if part in builder.info.splits:
+            test = _read(builder, part, size)
+            if (test.labels >= 0).all():  # some test parts, ImageNet's for one, are published without labels
+                return Source(title, train, test, classes, part)
+    return cut_test(title, train, classes)
 
 
 def _tfds_builder(name: str, data_dir: str) -> Any:
@@ -113,12 +120,13 @@ def _tfds_builder(name: str, data_dir: str) -> Any:
     folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     if name in cifar.ARCHIVES:
         return tfds.builder_from_directory(cifar.prepare(name, folder))
-    found = sorted((folder / name).glob("**/dataset_info.json"))
+    found = sorted((folder / name).glob("**/dataset_info.json"), key=lambda path: _version(path.parent.name))
     if not found:
+        have = {*EMBEDDED, *cifar.ARCHIVES, *(path.name for path in folder.glob("*") if path.is_dir())}
         raise UserError(
-            f"no data set {name!r} under {folder}; prepare it once where TensorFlow is installed, with python -c "
-            f"\"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{folder}', "
-            "file_format='array_record').download_and_prepare()\", or point --config.data.dir at a TFDS folder with it"
+            f"no data set {name!r} under {folder}; {nearest(name, have)}, or prepare it once where TensorFlow is "
+            f"installed: python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{folder}', "
+            "file_format='array_record').download_and_prepare()\""
         )
     builder = tfds.builder_from_directory(found[-1].parent)
     if builder.info.file_format.value != "array_record":
@@ -127,8 +135,12 @@ def _tfds_builder(name: str, data_dir: str) -> Any:
     return builder
 
 
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
 def _read(builder: Any, split: str, size: int) -> Split:
-    """Decode a whole split into memory.
+    """Decode a whole split into memory, pictures of differing sizes fitted into ``size``.
 
     The records are read and parsed directly: TFDS' own random access takes four times as long an example, which is
     half a minute for CIFAR-10.
@@ -136,18 +148,18 @@ def _read(builder: Any, split: str, size: int) -> Split:
     from array_record.python.array_record_module import ArrayRecordReader
     from tensorflow_datasets.proto import tf_example_pb2
 
+    differing = None in builder.info.features["image"].shape
     images, labels = [], []
     for file in builder.info.splits[split].filepaths:
         reader = ArrayRecordReader(str(file))
         for record in reader.read(0, reader.num_records()):
             feature = tf_example_pb2.Example.FromString(record).features.feature
-            images.append(_decode(feature["image"].bytes_list.value[0]))
+            image = _decode(feature["image"].bytes_list.value[0])
+            images.append(_fit(image, size) if differing else image)
             labels.append(feature["label"].int64_list.value[0])
     expected = builder.info.splits[split].num_examples
     if len(labels) != expected:
         raise UserError(f"{builder.data_dir} has {len(labels)} of {expected} {split} examples; prepare it again")
-    if len({image.shape for image in images}) > 1:
-        images = [_fit(image, size) for image in images]
     return Split(np.stack(images), np.asarray(labels, np.int32))
 
 
@@ -160,3 +172,6 @@ def _decode(encoded: bytes) -> np.ndarray:
 def _fit(image: np.ndarray, size: int) -> np.ndarray:
     """Resize the shortest side to ``size`` and cut the centre, so that pictures of differing sizes stack."""
     return np.asarray(ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.BILINEAR))
+
+
+EMBEDDED = {"digits": digits, "gratings": gratings}  # need no files

@@ -12,20 +12,24 @@ def take(split: Split, rows: np.ndarray) -> Split:
 
 
 def cut_validation(train: Split, share: float, seed: int) -> tuple[Split, Split]:
-    """Return (train, validation) with ``share`` in [0, 1) of the examples, drawn by ``seed``, in the second."""
+    """Return (train, validation) with ``share`` in [0, 1) of the examples, drawn by ``seed``, in the second.
+
+    Raises:
+        UserError: ``share`` is not 0 but too small for one example.
+    """
     order = np.random.default_rng((seed, 1)).permutation(len(train.labels))
     n = round(share * len(order))
+    if share and not n:
+        raise UserError(f"config.data.validation={share} of {len(order)} examples is none; raise it, or set it to 0")
     return take(train, np.sort(order[n:])), take(train, np.sort(order[:n]))
 
 
 def thin(train: Split, examples: int, per_class: int, classes: int, seed: int) -> Split:
-    """Keep ``examples`` random ones, or ``per_class`` random ones of each of K classes; 0 keeps all.
+    """Keep ``examples`` random ones, or ``per_class`` random ones of each of K classes; 0 keeps all. Not both.
 
     Raises:
-        UserError: both are given, or there are fewer than asked for.
+        UserError: there are fewer than asked for.
     """
-    if examples and per_class:
-        raise UserError("config.data.train_examples and config.data.per_class are both set; leave one at 0")
     order = np.random.default_rng((seed, 2)).permutation(len(train.labels))
     if examples:
         if examples > len(order):

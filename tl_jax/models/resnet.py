@@ -136,7 +136,7 @@ class ResNet(nn.Module):
         for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), start=1):
             make = functools.partial(Block, width=width, bottleneck=self.bottleneck, layout=layout, dtype=self.dtype)
             x = end[f"stage{i}"] = Stage(depth, 1 if i == 1 else 2, make, name=f"stage{i}")(x, train)
-        end["features"] = features = x.mean(axis=(1, 2)).astype(jnp.float32)
+        end["features"] = features = x.astype(jnp.float32).mean(axis=(1, 2))
         if not self.num_classes:
             return features, end
         return nn.Dense(self.num_classes, kernel_init=glorot_uniform, name="head")(features), end

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the half width of its 95 % interval (Student's t); the width is NaN for one value."""
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and the half width of its 95 % interval (Student's t), which one value does not have."""
     from scipy import stats
 
     values = np.asarray(values, float)
     if len(values) < 2:
-        return float(values.mean()), float("nan")
+        return float(values.mean()), None
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), float(half)
 
@@ -53,11 +53,17 @@ def table(summary: Mapping[str, Any]) -> str:
     lines = [f"{'arm':<14}{metric} (mean and 95 % interval over {seeds} seeds, test part)"]
     for arm, row in summary["arms"].items():
         each = " ".join(f"{100 * value:.1f}" for value in row["values"])
-        lines.append(f"{arm:<14}{100 * row['mean']:.1f} ± {100 * row['interval95']:.1f} %   ({each})")
+        lines.append(f"{arm:<14}{percent(row)} %   ({each})")
     first = next(iter(summary["arms"]))
     for arm, row in summary["gain"].items():
-        lines.append(f"{first} over {arm}: {100 * row['mean']:+.1f} ± {100 * row['interval95']:.1f} points")
+        lines.append(f"{first} over {arm}: {percent(row, '+')} points")
     return "\n".join(lines)
+
+
+def percent(row: Mapping[str, Any], sign: str = "") -> str:
+    """Return "90.1 ± 3.0", or the mean alone where one seed gives no interval."""
+    half = row["interval95"]
+    return f"{100 * row['mean']:{sign}.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
 
 
 def draw(summary: Mapping[str, Any], path: Path) -> Path:
@@ -69,11 +75,12 @@ def draw(summary: Mapping[str, Any], path: Path) -> Path:
     names = list(summary["arms"])
     for y, name in enumerate(reversed(names)):
         row, colour = summary["arms"][name], f"C{names.index(name)}"
-        half = 0.0 if np.isnan(row["interval95"]) else 100 * row["interval95"]
+        half = 100 * (row["interval95"] or 0.0)
         axis.errorbar(100 * row["mean"], y, xerr=half, fmt="D", color=colour, capsize=4, markersize=6)
         axis.plot(100 * np.asarray(row["values"]), np.full(len(row["values"]), y + 0.18), "o", color=colour, alpha=0.4)
-        text = f"{100 * row['mean']:.1f} ± {half:.1f}"
-        axis.annotate(text, (100 * row["mean"], y), (0, -15), textcoords="offset points", ha="center", fontsize=9)
+        axis.annotate(
+            percent(row), (100 * row["mean"], y), (0, -15), textcoords="offset points", ha="center", fontsize=9
+        )
     axis.set_yticks(range(len(names)), list(reversed(names)))
     axis.set_ylim(-0.6, len(names) - 0.4)
     axis.set_xlabel(f"test {summary['metric']} in percent, {summary['examples_evaluated']:,} examples")

@@ -10,61 +10,63 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pooch
 
 from tl_jax import pretrained
 from tl_jax.data import batches, preprocess, sources, splits
 from tl_jax.data.augment import Augment, augment
 from tl_jax.errors import UserError
+from tl_jax.specs import PretrainedSpec
 from tl_jax.task import Task
 
 
 class Inputs(NamedTuple):
-    """How stored pictures become network inputs: side in pixels, resize method, key into ``specs.SCALINGS``."""
+    """How stored pictures become network inputs: side in pixels, centre crop, resize method, key into ``SCALINGS``."""
 
     size: int
+    crop: float
     interpolation: str
     scaling: str
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Turn (N, H, W, 3) pixels into (N, size, size, 3) network inputs."""
-        return preprocess.scale(preprocess.resize(images, self.size, self.interpolation), self.scaling)
+        return preprocess.scale(preprocess.fit(images, self.size, self.crop, self.interpolation), self.scaling)
 
 
 def make(config: Any) -> Task:
     """Build the task that ``config`` describes."""
-    file = None
-    if config.init.source != "random":  # before the data are read: a wrong path should fail at once
-        file = pretrained.find(config.model.name, config.init.source, config.init.path, config.init.head == "new")
-    source = load_source(config)
+    file, spec = find_weights(config)  # before the data are read: a wrong path should fail at once
+    inputs = Inputs(
+        config.input.size or spec.image_size,
+        config.input.crop,
+        config.input.interpolation or spec.interpolation,
+        spec.scaling if config.input.scaling == "spec" else config.input.scaling,
+    )
+    source = load_source(config, inputs.size)
     classes = config.model.num_classes or len(source.classes)
     if classes != len(source.classes):
         raise UserError(
-            f"config.model.num_classes={classes}, but {config.data.name} has {len(source.classes)} classes; "
+            f"config.model.num_classes={classes}, but {source.name} has {len(source.classes)} classes; "
             "leave it at 0 to take the number from the data"
         )
     net = load_network(config, file, classes)
-    train, validation = splits.cut_validation(source.train, config.data.validation, config.seed)
-    train = splits.thin(train, config.data.train_examples, config.data.per_class, classes, config.seed)
-    test = source.test
-    if config.data.test_examples:
-        test = splits.take(test, np.arange(min(config.data.test_examples, len(test.labels))))
-    parts = {"train": train, "validation": validation, "test": test}
-    size = config.input.size or net.spec.image_size
-    scaling = net.spec.scaling if config.input.scaling == "spec" else config.input.scaling
-    inputs = Inputs(size, config.input.interpolation or net.spec.interpolation, scaling)
+    parts = cut(config, source)
     how = Augment(**config.augment.to_dict())
     return Task(
-        name=f"{config.model.name} on {config.data.name}",
+        name=f"{config.model.name} on {source.name}",
         classes=source.classes,
         init=functools.partial(init, net),
         loss=make_loss(net.model, inputs, how, config.loss.label_smoothing),
         metrics=make_metrics(net.model, inputs),
         features=make_features(net.model, inputs),
-        train_batch=functools.partial(batches.train_batch, train, config.seed, config.batch_size),
+        train_batch=functools.partial(batches.train_batch, parts["train"], config.seed, config.batch_size),
         eval_batches=lambda part: batches.eval_batches(parts[part], config.eval_batch_size),
         sizes={name: len(part.labels) for name, part in parts.items()},
         facts={
             "weights": str(file or "random"),
+            "weights_sha256": pooch.file_hash(str(file)) if file else "",
+            "data": source.name,
+            "tested": source.tested,
             "input": inputs._asdict(),
             "new_head": net.new_head,
             "spec": net.spec.to_dict(),
@@ -72,15 +74,34 @@ def make(config: Any) -> Task:
     )
 
 
-def load_source(config: Any) -> sources.Source:
+def find_weights(config: Any) -> tuple[Path | None, PretrainedSpec]:
+    """Return the weights file of ``config``, None where weights are drawn, and the facts about them."""
+    name, source = config.model.name, config.init.source
+    if source == "random":
+        return None, pretrained.read_spec(name, config.init.layout)
+    file = pretrained.find(name, source, config.init.path, headless=config.init.head == "new")
+    return file, pretrained.read_spec(name, source, file)
+
+
+def load_source(config: Any, size: int) -> sources.Source:
     """Load the data set of ``config``, or draw the generator's pictures where ``data.generate`` says so."""
     drawn = config.data.generate and not config.data.dir
-    return sources.load("gratings" if drawn else config.data.name, config.data.dir, config.input.size)
+    return sources.load("gratings" if drawn else config.data.name, config.data.dir, size)
+
+
+def cut(config: Any, source: sources.Source) -> dict[str, sources.Split]:
+    """Return the parts ``train``, ``validation`` and ``test`` that ``config.data`` asks for."""
+    data, seed = config.data, config.seed
+    train, validation = splits.cut_validation(source.train, data.validation, seed)
+    train = splits.thin(train, data.train_examples, data.per_class, len(source.classes), seed)
+    examples = min(data.test_examples or len(source.test.labels), len(source.test.labels))
+    return {"train": train, "validation": validation, "test": splits.take(source.test, np.arange(examples))}
 
 
 def load_network(config: Any, file: Path | None, classes: int) -> pretrained.Pretrained:
     """Read the network of ``config`` from ``file``, or draw it where there is none, with ``classes`` outputs."""
-    options = {**config.model.options.to_dict(), "dtype": jnp.dtype(config.model.dtype)}
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
+    options["dtype"] = jnp.dtype(config.model.dtype)
     if file is None:
         return pretrained.random(config.model.name, classes, config.init.layout, **options)
     return pretrained.load(config.model.name, config.init.source, file, classes, head=config.init.head, **options)

@@ -1,5 +1,6 @@
 """Checkpoints through orbax: written in the background, put in place whole, the last two and the best one kept."""
 
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from tl_jax.train.state import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of one run, by step. ``best`` is by validation accuracy, where there is one."""
+    """The checkpoints of one run, by step. ``score`` names the validation metric of the best one, higher is better."""
 
-    def __init__(self, folder: Path, tidy: bool = True):
+    def __init__(self, folder: Path, score: str, tidy: bool = True):
         """Open the checkpoints in ``folder``; only the run that writes them may ``tidy`` up what looks unfinished."""
-        keep = [policy.LatestN(2), policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)]
+        value = operator.itemgetter(score)
+        keep = [policy.LatestN(2), policy.BestN(get_metric_fn=value, n=1, keep_checkpoints_without_metrics=False)]
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy.AnyPreservationPolicy(keep), best_fn=_score, cleanup_tmp_directories=tidy
+            preservation_policy=policy.AnyPreservationPolicy(keep), best_fn=value, cleanup_tmp_directories=tidy
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
@@ -45,7 +47,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best(self) -> int | None:
-        """Return the step with the best validation accuracy, None where nothing was validated."""
+        """Return the step with the best validation score, None where nothing was validated."""
         return self._manager.best_step()
 
     def wait(self) -> None:
@@ -56,10 +58,6 @@ class Checkpoints:
         """Wait for writes under way and let go of the folder."""
         self._manager.wait_until_finished()
         self._manager.close()
-
-
-def _score(metrics: dict[str, float]) -> float:
-    return metrics["accuracy"]
 
 
 def _abstract(tree: Any) -> Any:

@@ -1,8 +1,9 @@
 """One mesh over all devices: batches are split along ``data``, everything else is replicated."""
 
 import functools
+import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -40,18 +41,43 @@ def check_batch(field: str, size: int) -> None:
         raise UserError(f"config.{field}={size} is not divisible by the {devices} devices; {near} is")
 
 
-@functools.cache
-def _compile(function: Any, treedef: Any, leaves: tuple[Any, ...]) -> Any:
-    lowered = function.lower(*jax.tree.unflatten(treedef, leaves))
-    return lowered.compile(), (lowered.cost_analysis() or {}).get("flops", float("nan"))
+class Program(NamedTuple):
+    """A compiled function.
 
-
-def compiled(function: Any, *args: Any) -> tuple[Any, float]:
-    """Compile a jitted function for arguments like ``args``, once per function and shapes.
-
-    Returns:
-        The executable, and the floating-point operations of one call as XLA counts them before optimisation.
+    Attributes:
+        execute: the executable.
+        flops: floating-point operations of one call, as XLA counts them before it optimises.
+        seconds: spent on compiling just now, 0 where it had been compiled before.
     """
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), args)
-    leaves, treedef = jax.tree.flatten(shapes)
-    return _compile(function, treedef, tuple(leaves))
+
+    execute: Any
+    flops: float
+    seconds: float
+
+
+def compiled(function: Any, *args: Any) -> Program:
+    """Compile a jitted function for arguments like ``args``, once per function and shapes."""
+    clock = time.monotonic()
+    leaves, treedef = jax.tree.flatten(_shapes(args))
+    key = (function, treedef, tuple(leaves))
+    known = key in _PROGRAMS
+    if not known:
+        lowered = function.lower(*jax.tree.unflatten(treedef, leaves))
+        _PROGRAMS[key] = lowered.compile(), _flops(lowered)
+    return Program(*_PROGRAMS[key], seconds=0.0 if known else time.monotonic() - clock)
+
+
+def flops(function: Any, *args: Any) -> float:
+    """Return the floating-point operations of one call, without compiling it."""
+    return _flops(function.lower(*_shapes(args)))
+
+
+_PROGRAMS: dict[Any, tuple[Any, float]] = {}  # of this process; runs that differ in their seed share them
+
+
+def _shapes(args: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), args)
+
+
+def _flops(lowered: Any) -> float:
+    return (lowered.cost_analysis() or {}).get("flops", float("nan"))

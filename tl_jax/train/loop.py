@@ -1,5 +1,6 @@
 """The loop: phases of steps, with evaluation, checkpoints and exact resumption between them."""
 
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -9,11 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tl_jax import tree
 from tl_jax.errors import UserError
 from tl_jax.task import Task
 from tl_jax.train import devices, metrics
 from tl_jax.train.checkpoint import Checkpoints
+from tl_jax.train.describe import describe
 from tl_jax.train.log import Log
 from tl_jax.train.state import TrainState, stream_key
 from tl_jax.train.step import make_init, make_train_step
@@ -27,14 +28,16 @@ class Fitted(NamedTuple):
     Attributes:
         state: after the last step.
         checkpoints: of the run, still open.
-        seconds: spent on ``compile``, ``train`` and ``eval``.
+        seconds: spent by this process on ``compile``, ``train`` and ``eval``.
         parameters: ``trainable`` and ``frozen`` values of the last phase.
+        resumed_from: step at which this process took over, 0 for a run in one piece.
     """
 
     state: TrainState
     checkpoints: Checkpoints
     seconds: dict[str, float]
     parameters: dict[str, int]
+    resumed_from: int
 
 
 class Pace(NamedTuple):
@@ -56,9 +59,9 @@ def fit(task: Task, plan: Sequence[Phase], pace: Pace, seed: int, workdir: Path,
         verbose: show phases, evaluations and, on a terminal, a progress bar.
 
     Raises:
-        UserError: the loss is not finite; the message names the step and the last good checkpoint.
+        UserError: numbers that are not finite; the message names the step and the last good checkpoint.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(workdir / "checkpoints", task.score)
     done = checkpoints.latest() or 0
     log = Log(workdir, done, plan[-1].stop, verbose)
     if done:
@@ -81,7 +84,7 @@ def fit(task: Task, plan: Sequence[Phase], pace: Pace, seed: int, workdir: Path,
     finally:
         log.close()
     checkpoints.wait()
-    return Fitted(state, checkpoints, run.seconds, parameters)
+    return Fitted(state, checkpoints, run.seconds, parameters, done)
 
 
 def initial_state(task: Task, seed: int) -> TrainState:
@@ -89,7 +92,12 @@ def initial_state(task: Task, seed: int) -> TrainState:
     variables = task.init(stream_key(seed, "init"))
     state = TrainState(jnp.zeros((), jnp.int32), variables["params"], variables.get("batch_stats", {}), ())
     # A jitted copy rather than device_put alone: the step reuses the state's memory, which must be no one else's.
-    return jax.jit(lambda s: jax.tree.map(jnp.copy, s), out_shardings=devices.replicated())(state)
+    return _copier()(state)
+
+
+@functools.cache
+def _copier():
+    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=devices.replicated())
 
 
 class _Run:
@@ -107,16 +115,15 @@ class _Run:
         first = int(state.step)
         batch = devices.put(self.task.train_batch(first))
         step = make_train_step(self.task.loss, phase.optim, phase.rules, phase.batch_stats)
-        clock = time.monotonic()
-        execute, flops = devices.compiled(step, state, batch, self.stream, begin)
-        self.seconds["compile"] += time.monotonic() - clock
-        self._announce(phase, state, flops, time.monotonic() - clock)
+        program = devices.compiled(step, state, batch, self.stream, begin)
+        self.seconds["compile"] += program.seconds
+        self.log.say(describe(phase, state, program, (self.task.loss, batch, self.stream, begin)))
         pending = []
         clock = time.monotonic()
         for i in range(first, phase.stop):
             if i > first:
                 batch = devices.put(self.task.train_batch(i))
-            state, row = execute(state, batch, self.stream, begin)
+            state, row = program.execute(state, batch, self.stream, begin)
             pending.append(row)
             self.taken += 1
             now = i + 1
@@ -130,44 +137,38 @@ class _Run:
                 clock = time.monotonic()
         return state
 
-    def _announce(self, phase: Phase, state: TrainState, flops: float, seconds: float) -> None:
-        mask = partition.trainable(state.params, phase.rules)
-        split = partition.count_split(state.params, mask)
-        still = partition.still_norms(mask, state.batch_stats, phase.batch_stats)
-        norms = {path.rpartition("/")[0] for path in tree.flatten(state.batch_stats)}
-        self.log.say(
-            f"phase {phase.name}: steps {phase.start:,} to {phase.stop:,}, {phase.optim.name} lr {phase.optim.lr:g}, "
-            f"trainable {split['trainable']:,}, frozen {split['frozen']:,} values; "
-            f"{len(still)} of {len(norms)} BatchNorm layers keep their statistics; "
-            f"optimizer state {tree.nbytes(state.opt_state) / 1e6:.2f} MB; "
-            f"{flops / 1e9:.3g} GFLOP a step; compiled in {seconds:.1f} s"
-        )
-
     def _flush(self, phase: Phase, now: int, pending: list[Any]) -> None:
-        """Fetch the rows of the last steps, stop on a loss that is not finite, write their mean."""
+        """Fetch the rows of the last steps, stop where one is not finite, write their mean."""
         rows = jax.device_get(pending)
         for i, row in enumerate(rows, start=now - len(rows) + 1):
             total, count = row["sums"]["loss"]
-            if not math.isfinite(total / count):
-                kept = self.checkpoints.latest()
-                where = "no checkpoint was written yet" if kept is None else f"the last good checkpoint is step {kept}"
-                raise UserError(
-                    f"the loss of step {i} (phase {phase.name}) is {total / count}; {where}; "
-                    "lower config.optim.lr or set config.optim.clip_norm, with a new --workdir"
-                )
+            norms = {name: row[name] for name in ("grad_norm", "param_norm")}
+            self._check_finite(f"step {i} (phase {phase.name})", {"loss": total / count, **norms})
         values = metrics.mean(row["sums"] for row in rows)
-        extra = {"lr": float(rows[-1]["lr"]), "grad_norm": float(rows[-1]["grad_norm"])}
+        extra = {name: float(rows[-1][name]) for name in ("lr", "grad_norm", "param_norm")}
         self.log.row(now, "train", {**values, **extra}, phase=phase.name)
         self.log.progress(now, **values)
 
+    def _check_finite(self, where: str, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                kept = self.checkpoints.latest()
+                last = "no checkpoint was written yet" if kept is None else f"the last good checkpoint is step {kept}"
+                raise UserError(
+                    f"the {name} of {where} is {value}; {last}; "
+                    "lower config.optim.lr or set config.optim.clip_norm, with a new --workdir"
+                )
+
     def _evaluate_and_save(self, phase: Phase, state: TrainState) -> None:
         clock = time.monotonic()
-        values, now, shown = None, int(state.step), ""
+        values, now, shown, compiling = None, int(state.step), "", 0.0
         if self.task.sizes.get("validation"):
-            values, _ = metrics.evaluate(self.task, state.variables, "validation")
+            values, _, compiling = metrics.evaluate(self.task, state.variables, "validation")
+            self._check_finite(f"validation after step {now} (phase {phase.name})", values)
             self.log.row(now, "validation", values, phase=phase.name)
             shown = "validation " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()) + "; "
         self.checkpoints.save(state, values)
-        self.seconds["eval"] += time.monotonic() - clock
+        self.seconds["compile"] += compiling
+        self.seconds["eval"] += time.monotonic() - clock - compiling
         spent = self.seconds["train"] + self.seconds["eval"]
         self.log.say(f"step {now:,}: {shown}{self.log.eta(now, self.taken, spent)}")

@@ -1,13 +1,15 @@
 """Metrics are (sum, count) pairs until the last moment: a mean of batch means is wrong for a short last batch."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from tl_jax.task import Sums, Task
 from tl_jax.train import devices
 from tl_jax.train.step import make_eval_step
+
+QUEUE = 16  # batches on their way to the device at the most
 
 
 def mean(rows: Iterable[Sums]) -> dict[str, float]:
@@ -21,13 +23,24 @@ def mean(rows: Iterable[Sums]) -> dict[str, float]:
     return {name: total / count for name, (total, count) in totals.items()}
 
 
-def evaluate(task: Task, variables: Any, part: str) -> tuple[dict[str, float], int]:
-    """Return the metrics over every example of ``part``, each counted once, and the number of examples."""
+class Evaluation(NamedTuple):
+    """Metrics over a part, the number of its examples, and the seconds that compiling took."""
+
+    values: dict[str, float]
+    examples: int
+    compile_seconds: float
+
+
+def evaluate(task: Task, variables: Any, part: str) -> Evaluation:
+    """Return the metrics over every example of ``part``, each counted once."""
     step = make_eval_step(task.metrics)
-    rows, examples = [], 0
+    rows, examples, compiling = [], 0, 0.0
     for batch in task.eval_batches(part):
         examples += int(batch["mask"].sum())
         batch = devices.put(batch)
-        run, _ = devices.compiled(step, variables, batch)
-        rows.append(run(variables, batch))
-    return mean(rows), examples
+        program = devices.compiled(step, variables, batch)
+        compiling += program.seconds
+        rows.append(program.execute(variables, batch))
+        if len(rows) % QUEUE == 0:
+            jax.block_until_ready(rows[-1])
+    return Evaluation(mean(rows), examples, compiling)

@@ -30,8 +30,8 @@ def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str)
         rules: freeze rules of the phase.
         batch_stats: mode of ``partition.still_norms``.
 
-    The rows hold the task's sums, the norm of the trained leaves' gradients and the learning rate. The input state's
-    memory is reused.
+    The rows hold the task's sums, the norms of the trained leaves' gradients and new values, and the learning rate. The
+    input state's memory is reused.
     """
     optimizer, schedule = make_optimizer(optim, rules), make_schedule(optim)
 
@@ -49,8 +49,12 @@ def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         # Frozen leaves are passed on, not added to: adding zero would turn -0.0 into 0.0.
         params = jax.tree.map(lambda p, u, trains: p + u if trains else p, state.params, updates, mask)
-        norm = optax.tree.norm(partition.only(grads, mask))
-        row = {"sums": sums, "grad_norm": norm, "lr": jnp.asarray(schedule(state.step - start))}
+        row = {
+            "sums": sums,
+            "grad_norm": optax.tree.norm(partition.only(grads, mask)),
+            "param_norm": optax.tree.norm(partition.only(params, mask)),
+            "lr": jnp.asarray(schedule(state.step - start)),
+        }
         return TrainState(state.step + 1, params, new_stats, opt_state), row
 
     whole, parts = replicated(), split()

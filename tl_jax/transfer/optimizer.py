@@ -18,7 +18,7 @@ class OptimSpec(NamedTuple):
         lr: peak learning rate.
         steps: length of the phase in steps; the schedule ends there.
         schedule: "constant" or "cosine" (to zero), after the warm-up.
-        warmup: share of the steps in which the rate rises linearly from zero.
+        warmup: share of the steps in which the rate rises linearly.
         weight_decay: for adam decoupled (AdamW, arXiv:1711.05101), for sgd added to the gradient; kernels only.
         momentum: of sgd.
         epsilon: of adam.
@@ -41,7 +41,10 @@ def make_schedule(spec: OptimSpec) -> optax.Schedule:
     warm = round(spec.warmup * spec.steps)
     rest = max(1, spec.steps - warm)
     main = optax.cosine_decay_schedule(spec.lr, rest) if spec.schedule == "cosine" else optax.constant_schedule(spec.lr)
-    return optax.join_schedules([optax.linear_schedule(0.0, spec.lr, warm), main], [warm]) if warm else main
+    if not warm:
+        return main
+    rise = optax.linear_schedule(spec.lr / warm, spec.lr, max(1, warm - 1))  # the first step moves already
+    return optax.join_schedules([rise, main], [warm])
 
 
 def make_optimizer(spec: OptimSpec, rules: Rules) -> optax.GradientTransformation:

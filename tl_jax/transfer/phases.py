@@ -31,7 +31,9 @@ def resolve(config: Any, examples: int) -> tuple[Phase, ...]:
         epochs += entry["epochs"]
         stop = max(start + 1, round(epochs * examples / config.batch_size))
         rate = config.optim.lr * entry.get("lr_scale", 1.0)
-        rules = phase_rules(entry.get("recipe", config.freeze.recipe), entry.get("rules", config.freeze.rules))
+        own = "recipe" in entry or "rules" in entry  # one of the two replaces both of config.freeze
+        chosen = entry if own else config.freeze
+        rules = phase_rules(chosen.get("recipe", ""), chosen.get("rules", ()))
         optim = OptimSpec(**{**config.optim.to_dict(), "lr": rate, "steps": stop - start})
         phases.append(Phase(entry["name"], start, stop, rules, optim, config.freeze.batch_stats))
         start = stop

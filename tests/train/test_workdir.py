@@ -1,0 +1,72 @@
+"""A folder belongs to one configuration, one set of weights and one process."""
+
+import json
+
+import pytest
+
+from tl_jax.errors import UserError
+from tl_jax.train import workdir
+
+pytestmark = pytest.mark.fast
+CONFIG = {"optim": {"lr": 0.1}, "data": {"dir": "here"}, "seeds": (1, 2)}
+
+
+def start(folder):
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+
+
+def test_the_same_configuration_may_go_on_and_another_is_named(tmp_path):
+    workdir.claim(tmp_path, CONFIG)
+    start(tmp_path)
+    workdir.claim(tmp_path, CONFIG | {"data": {"dir": "moved"}})
+    with pytest.raises(UserError, match=r"another config.optim.lr \(0.1 there, 0.2 here\); pass another --workdir"):
+        workdir.claim(tmp_path, CONFIG | {"optim": {"lr": 0.2}})
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.1
+
+
+def test_a_folder_in_which_nothing_was_run_is_free(tmp_path):
+    workdir.claim(tmp_path, CONFIG)
+    workdir.claim(tmp_path, CONFIG | {"optim": {"lr": 0.2}})
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.2
+
+
+def test_other_weights_or_data_are_refused(tmp_path):
+    workdir.claim_facts(tmp_path, {"weights_sha256": "a", "data": "cifar10:3.0.2"})
+    start(tmp_path)
+    workdir.claim_facts(tmp_path, {"weights_sha256": "a", "data": "cifar10:3.0.2"})
+    with pytest.raises(UserError, match="other weights .a then, b now"):
+        workdir.claim_facts(tmp_path, {"weights_sha256": "b", "data": "cifar10:3.0.2"})
+    with pytest.raises(UserError, match="other data"):
+        workdir.claim_facts(tmp_path, {"weights_sha256": "a", "data": "gratings"})
+
+
+def test_a_finished_run_of_weights_that_have_changed_is_refused(tmp_path):
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"one")
+    import hashlib
+
+    summary = {"facts": {"weights": str(file), "weights_sha256": hashlib.sha256(b"one").hexdigest()}}
+    workdir.check_unchanged(summary, tmp_path)
+    file.write_bytes(b"two")
+    with pytest.raises(UserError, match="has changed since"):
+        workdir.check_unchanged(summary, tmp_path)
+
+
+def test_one_process_at_a_time(tmp_path):
+    with workdir.exclusive(tmp_path / "w"):
+        with pytest.raises(UserError, match="another process is writing to"):
+            with workdir.exclusive(tmp_path / "w"):
+                pass
+    with workdir.exclusive(tmp_path / "w"):
+        pass
+
+
+def test_json_has_null_where_numbers_are_not_finite(tmp_path):
+    workdir.write_json(tmp_path / "x.json", {"a": [float("nan"), 1.0], "b": float("inf")})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.0], "b": None}
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json is damaged"):
+        workdir.claim(tmp_path, CONFIG)

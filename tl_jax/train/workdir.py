@@ -1,0 +1,116 @@
+"""Whose folder it is: one configuration, one set of weights, one process at a time."""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tl_jax.errors import UserError
+
+# Where a run is resumed, and how it is logged or tested, may change; what it computes may not.
+FREE = ("config.data.dir", "config.log_every", "config.eval_batch_size", "config.test_on")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON under a temporary name and rename it; numbers that are not finite, which JSON lacks, become null."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file, {} where there is none; a UserError names a damaged one."""
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as e:
+        raise UserError(f"{path} is damaged ({e}); pass another --workdir, or delete the folder") from None
+
+
+def finite(content: Any) -> Any:
+    """Replace numbers that are not finite by None, in nested dicts and lists."""
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+@contextlib.contextmanager
+def exclusive(workdir: Path) -> Iterator[None]:
+    """Make the folder and keep every other process out of it.
+
+    Raises:
+        UserError: the folder cannot be written, or another run is writing to it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("a")
+    except OSError as e:
+        raise UserError(f"cannot write to {workdir} ({e.strerror}); pass another --workdir") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"another process is writing to {workdir}; wait for it, or pass another --workdir"
+            ) from None
+        yield  # the lock goes with the process, however it ends
+
+
+def claim(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Make ``workdir`` this configuration's own, or refuse one in which another has been run (see ``check_owner``)."""
+    check_owner(workdir, config)
+    write_json(workdir / "config.json", config)
+
+
+def check_owner(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a folder in which another configuration has been run.
+
+    Raises:
+        UserError: names the fields that differ.
+    """
+    old, config = read_json(workdir / "config.json"), json.loads(json.dumps(config))
+    differ = [d for d in _differences(old, config) if not d.startswith(FREE)] if old and _started(workdir) else []
+    if differ:
+        shown = ", ".join(differ[:4]) + (f" and {len(differ) - 4} more" if len(differ) > 4 else "")
+        raise UserError(f"{workdir} belongs to a run with another {shown}; pass another --workdir, or delete it")
+
+
+def claim_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse to go on with other weights or data than a run of the same configuration was started with."""
+    path = workdir / "facts.json"
+    old = read_json(path) if _started(workdir) else {}
+    for name in ("weights_sha256", "data"):
+        now = facts.get(name)
+        if old.get(name, now) != now:
+            what = f"other {name.removesuffix('_sha256')} ({old[name]} then, {now} now)"
+            raise UserError(f"{workdir} was started with {what}; pass another --workdir, or delete it")
+    write_json(path, facts)
+
+
+def check_unchanged(summary: Mapping[str, Any], workdir: Path) -> None:
+    """Refuse to hand out a summary whose weights file has changed since."""
+    import pooch
+
+    facts = summary.get("facts", {})
+    file = Path(facts.get("weights", ""))
+    if file.is_file() and pooch.file_hash(str(file)) != facts.get("weights_sha256"):
+        raise UserError(f"{workdir} is finished, but {file} has changed since; pass another --workdir, or delete it")
+
+
+def _started(workdir: Path) -> bool:
+    """Tell whether there are results that must not be mixed with others."""
+    files = [workdir / "summary.json", *workdir.glob("checkpoints/[0-9]*"), *workdir.glob("*/seed*/metrics.jsonl")]
+    rows = workdir / "metrics.jsonl"
+    return any(file.exists() for file in files) or (rows.is_file() and os.path.getsize(rows) > 0)
+
+
+def _differences(old: Any, new: Any, prefix: str = "config") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{prefix}.{k}")]
+    return [] if old == new else [f"{prefix} ({old!r} there, {new!r} here)"]
