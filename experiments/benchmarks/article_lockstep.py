@@ -1,10 +1,10 @@
 """Keras and tl_jax side by side on the article's experiment: same head, same batches, step by step.
 
-    python -m experiments.benchmarks.article_lockstep --weights=NOTOP.h5 --data_dir=TFDS_FOLDER --examples=5000 --steps=781
+    python -m experiments.benchmarks.article_lockstep --weights=NOTOP.h5 --data_dir=TFDS_FOLDER
 
-``article_keras`` lets Keras draw its own head and order, so that two runs differ by chance. Here nothing differs but the
-code: ResNet50 frozen, the head that tl_jax draws, the batches that tl_jax takes. Prints the largest difference of the
-losses of all steps, and both test accuracies. Needs requirements-bench.txt.
+``article_keras`` lets Keras draw its own head and order, so that two runs differ by chance. Here nothing differs but
+the code: ResNet50 frozen, the head that tl_jax draws, the batches that tl_jax takes. Prints the largest difference of
+the losses of all steps, and both test accuracies. Needs requirements-bench.txt.
 """
 
 import json

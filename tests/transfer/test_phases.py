@@ -20,10 +20,8 @@ def test_no_phases_is_one_phase():
 
 
 def test_phases_follow_one_another_and_scale_the_rate():
-    entries = (
-        {"name": "a", "epochs": 0.3, "recipe": "head"},
-        {"name": "b", "epochs": 0.3, "recipe": "all", "lr_scale": 0.1},
-    )
+    head = {"name": "a", "epochs": 0.3, "recipe": "head"}
+    entries = (head, {"name": "b", "epochs": 0.3, "recipe": "all", "lr_scale": 0.1})
     first, second = resolve(("phases", entries), ("optim.lr", 1.0))
     assert (first.start, first.stop, second.start, second.stop) == (0, 4, 4, 8)  # 3.75 and 7.5 steps, rounded
     assert first.optim.lr == 1.0 and second.optim.lr == pytest.approx(0.1)
