@@ -169,7 +169,7 @@ def _restore(config: ConfigDict, folder: Path) -> tuple[Task, TrainState, Checkp
         raise UserError(f"no checkpoints in {folder}; train first, or pass the --workdir of a run")
     workdir.check_owner(folder, config.to_dict())
     task = TASKS[config.task](config)
-    checkpoints = Checkpoints(folder / "checkpoints", task.score, tidy=False)
+    checkpoints = Checkpoints(folder / "checkpoints", task, tidy=False)
     step = checkpoints.best() if config.test_on == "best" else checkpoints.latest()
     if step is None:
         raise UserError(f"no {config.test_on} checkpoint in {folder}; train longer, or change --config.test_on")

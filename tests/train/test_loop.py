@@ -111,7 +111,7 @@ def test_checkpoints_keep_the_last_two_and_the_best(whole):
     validated = {row["step"]: row["accuracy"] for row in rows(folder, "validation")}
     best = max(validated, key=lambda step: (validated[step], step))
     assert set(kept) == {9, 12, best}
-    checkpoints = Checkpoints(folder / "checkpoints", "accuracy")
+    checkpoints = Checkpoints(folder / "checkpoints", tiny.task())
     assert checkpoints.best() in kept and validated[checkpoints.best()] == validated[best]
     checkpoints.close()
 

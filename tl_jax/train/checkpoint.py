@@ -8,18 +8,22 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
+from tl_jax.task import Task
 from tl_jax.train.state import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of one run, by step. ``score`` names the validation metric of the best one, higher is better."""
+    """The checkpoints of one run of a task, by step; the best is the one with the highest ``Task.score``."""
 
-    def __init__(self, folder: Path, score: str, tidy: bool = True):
+    def __init__(self, folder: Path, task: Task, tidy: bool = True):
         """Open the checkpoints in ``folder``; only the run that writes them may ``tidy`` up what looks unfinished."""
-        value = operator.itemgetter(score)
-        keep = [policy.LatestN(2), policy.BestN(get_metric_fn=value, n=1, keep_checkpoints_without_metrics=False)]
+        keep: list[policy.PreservationPolicy] = [policy.LatestN(2)]
+        score = None
+        if task.sizes.get("validation"):  # else there is nothing to tell the best one by
+            score = operator.itemgetter(task.score)
+            keep.append(policy.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy.AnyPreservationPolicy(keep), best_fn=value, cleanup_tmp_directories=tidy
+            preservation_policy=policy.AnyPreservationPolicy(keep), best_fn=score, cleanup_tmp_directories=tidy
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 

@@ -61,7 +61,7 @@ def fit(task: Task, plan: Sequence[Phase], pace: Pace, seed: int, workdir: Path,
     Raises:
         UserError: numbers that are not finite; the message names the step and the last good checkpoint.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints", task.score)
+    checkpoints = Checkpoints(workdir / "checkpoints", task)
     done = checkpoints.latest() or 0
     log = Log(workdir, done, plan[-1].stop, verbose)
     if done:

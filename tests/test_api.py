@@ -1,0 +1,82 @@
+"""Whole runs through ``tl_jax.api``: the comparison of the default recipe, best checkpoints, members evaluated."""
+
+import json
+
+import pytest
+
+from configs import base, digits_resnet, stored
+from tl_jax import api, pretrained
+from tl_jax.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    """Two seeds of both arms of the default recipe, a few steps each, on small pictures."""
+    folder = tmp_path_factory.mktemp("comparison")
+    config = digits_resnet.get_config("smoke")
+    changes = (("seeds", (0, 1)), ("input.size", 8), ("data.validation", 0.1))
+    return folder, base.override(config, changes), api.run(base.override(config, changes), folder)
+
+
+def test_comparison_leaves_summary_and_picture(comparison):
+    folder, _, summary = comparison
+    assert summary == json.loads((folder / "summary.json").read_text())
+    assert (folder / "comparison.png").stat().st_size > 5000
+    assert summary["config_name"] == "digits_resnet_smoke" and summary["seeds"] == [0, 1]
+    for arm in ("pretrained", "scratch"):
+        for i, seed in enumerate((0, 1)):
+            member = json.loads((folder / arm / f"seed{seed}" / "summary.json").read_text())
+            assert member["metrics"]["accuracy"] == summary["arms"][arm]["values"][i]
+            assert member["seed"] == seed and member["examples"] == {"train": 50, "validation": 120, "test": 64}
+    assert summary["metrics"]["accuracy"] == pytest.approx(sum(summary["arms"]["pretrained"]["values"]) / 2)
+
+
+def test_both_arms_see_the_same_examples_and_different_weights(comparison):
+    folder, config, _ = comparison
+    tasks = [api.TASKS["image"](member) for _, seed, member in base.members(config) if seed == 0]
+    first, second = (task.train_batch(0) for task in tasks)
+    assert (first["image"] == second["image"]).all()
+    facts = [json.loads((folder / arm / "seed0" / "facts.json").read_text()) for arm in ("pretrained", "scratch")]
+    assert facts[0]["weights_sha256"] and not facts[1]["weights_sha256"]
+
+
+def test_a_finished_comparison_is_returned(comparison, capsys):
+    folder, config, summary = comparison
+    assert api.run(config, folder) == summary
+    assert capsys.readouterr().out.count("is finished") == 4
+
+
+def test_members_can_be_evaluated_and_the_comparison_names_them(comparison):
+    folder, config, summary = comparison
+    member = folder / "pretrained" / "seed1"
+    result = api.evaluate(stored.get_config(str(member)), member)
+    assert result["metrics"]["accuracy"] == summary["arms"]["pretrained"]["values"][1]
+    with pytest.raises(UserError, match="is a comparison; pass one of its runs, such as --workdir=.*seed0"):
+        api.evaluate(config, folder)
+
+
+def test_export_keeps_what_the_inputs_were(comparison):
+    folder, _, _ = comparison
+    member = folder / "pretrained" / "seed0"
+    path = api.export(stored.get_config(str(member)), member)
+    spec = pretrained.load("resnet8", "tl_jax", path).spec
+    assert (spec.image_size, spec.crop, spec.interpolation, spec.scaling) == (8, 1.0, "bilinear", "tf")
+
+
+def test_the_best_checkpoint_is_tested_when_asked_for(comparison, tmp_path):
+    _, config, _ = comparison
+    _, _, scratch = base.members(config)[1]
+    changes = (
+        ("test_on", "best"),
+        ("optim.lr", 0.1),
+        ("optim.schedule", "constant"),
+        ("save_every", 0.5),
+        ("epochs", 4.0),
+    )
+    summary = api.run(base.override(scratch, changes), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    scores = {row["step"]: row["accuracy"] for row in rows if row["split"] == "validation"}
+    assert scores[summary["tested_step"]] == max(scores.values())
+    assert len(scores) > 3 and summary["steps"] == max(scores)
