@@ -3,8 +3,8 @@
     python run.py                                             downloads nothing
     python run.py --config=configs/digits_resnet.py:smoke     one seed, a few steps
 
-Both arms see the same five examples of each digit and are trained in the same way; only the weights that they start from
-differ. The learning rate is the best of 3e-4, 1e-3, 3e-3 and 1e-2 for either arm, chosen on the validation part with
+Both arms see the same five examples of each digit and are trained in the same way; only the weights that they start
+from differ. The learning rate is the best of 3e-4, 1e-3, 3e-3 and 1e-2 for either arm, chosen on the validation part with
 seeds 100 to 102; the test part had no say. Training the head alone first, before all layers, made no difference there.
 
 Measured on 2 CPU cores in 49 s, imports and compilation included (599 test examples, 5 seeds, mean and 95 % interval):
