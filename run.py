@@ -53,7 +53,9 @@ def parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
     except flags.Error as e:
         raise UserError(f"{e}".replace("\n", "; ")) from None
-    except (AttributeError, KeyError, TypeError, IndexError, ValueError) as e:
+    except IndexError:
+        raise UserError("a flag sets a phase that the recipe does not have; they are counted from phases[0]") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
         frames = [f for f in traceback.extract_tb(e.__traceback__) if Path(f.filename).parent.name == "configs"]
         where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "a flag does not fit the configuration"
         raise UserError(f"{where}: {e}".replace("\n", "; ")) from None
@@ -111,3 +113,6 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -148,8 +148,6 @@ def validate(config: ConfigDict) -> None:
         if path not in found:
             raise UserError(f"config.{path} is missing; start recipes from configs.base.get_config()")
         check_value(f"config.{path}", found[path], field)
-    for i, phase in enumerate(config.phases):
-        _check_phase(f"config.phases[{i}]", phase)
     _check_together(config)
     phases.resolve(config, 1)  # its own errors: malformed rules
     if config.seeds or config.arms:
@@ -157,6 +155,8 @@ def validate(config: ConfigDict) -> None:
 
 
 def _check_phase(name: str, phase: Any) -> None:
+    if not hasattr(phase, "items"):
+        raise UserError(f"{name}={phase!r} is not a dict such as {{'name': 'head', 'epochs': 2.0, 'recipe': 'head'}}")
     for key, value in phase.items():
         check_known(key, PHASE_FIELDS, f"{name}.")
         check_value(f"{name}.{key}", value, PHASE_FIELDS[key])
@@ -172,10 +172,15 @@ def _check_together(config: ConfigDict) -> None:
     def changed(path: str) -> bool:
         return leaves(config, FIELDS)[path] != FIELDS[path].default
 
+    for i, phase in enumerate(config.phases):
+        _check_phase(f"config.phases[{i}]", phase)
     own = config.phases and all("recipe" in phase or "rules" in phase for phase in config.phases)
     loaded = config.init.source != "random"
+    usual = FIELDS["epochs"].default
     refused = {
-        "epochs has no effect beside phases; set config.phases[0].epochs, ...": config.phases and changed("epochs"),
+        f"epochs has no effect beside phases; set config.phases[0].epochs, and this back to {usual:g}": (
+            config.phases and config.epochs != usual
+        ),
         "freeze.recipe has no effect: every phase has its own": own and changed("freeze.recipe"),
         "freeze.rules has no effect: every phase has its own": own and changed("freeze.rules"),
         "init.path is not read with config.init.source=random; name its source": not loaded and config.init.path,

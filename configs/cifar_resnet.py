@@ -4,7 +4,8 @@
                                                               the head first, then all layers at a tenth of the rate
     python run.py --config=configs/cifar_resnet.py:article    32x32 pixels, x/255, everything frozen but the head,
                                                               Adam 1e-3, batch 64, 10 epochs
-    python run.py --config=configs/cifar_resnet.py:smoke      a tiny ResNet, random weights, drawn pictures; seconds
+    python run.py --config=configs/cifar_resnet.py:smoke      a tiny ResNet, random weights, drawn pictures: that it
+                                                              runs is all it shows; mostly compilation, 20 to 50 s
 
 Weights (94 MB) and data (170 MB) are downloaded on the first use; ``--config.init.path=FILE`` and
 ``--config.data.dir=TFDS_FOLDER`` take local ones.

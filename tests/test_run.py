@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,12 +28,12 @@ def run(*args, env=None, timeout=300):
         (["--config.optim.lrr=1"], "unknown field config.optim.lrr; did you mean 'optim.lr'?"),
         (["--config.optim.lr=abc"], "could not convert string to float: 'abc'"),
         (["--config.optim.name=adm"], "config.optim.name='adm' is unknown; did you mean 'adam'?"),
-        (["--config=configs/cifr_resnet.py"], "did you mean 'configs/cifar_resnet.py'?"),
+        (["--config=configs/cifr_resnet.py"], "did you mean 'cifar_resnet.py'?"),
         (["--config=configs/cifar_resnet.py:artcle"], "no variant 'artcle'; did you mean 'article'?"),
         (["--confg.seed=1"], "Unknown command line flag 'confg.seed'"),
         (["seed=1"], "unexpected argument 'seed=1'"),
         (["--config=configs/cifar_resnet.py", "--config.init.path=absent.h5"], "no weights file at absent.h5"),
-        ([SMOKE, "--config.model.num_classes=7"], "config.model.num_classes=7, but cifar10 has 10 classes"),
+        ([SMOKE, "--config.model.num_classes=7"], "config.model.num_classes=7, but gratings has 10 classes"),
         ([SMOKE, "--mode=eval"], "no checkpoints in"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -96,6 +98,28 @@ def test_a_finished_run_is_returned_and_can_be_evaluated_and_exported(finished):
     assert run(SMOKE, f"--workdir={workdir}", "--mode=export").returncode == 0
     loaded = pretrained.load("resnet50_tiny", "tl_jax", workdir / "export" / "model.safetensors")
     assert loaded.spec.num_classes == 10 and loaded.spec.scaling == "caffe" and not loaded.new_head
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(tmp_path):
+    args = ("--config=configs/digits_resnet.py:smoke", "--config.arms=()", "--config.seeds=()", "--config.input.size=8")
+    command = [
+        sys.executable,
+        "run.py",
+        *args,
+        "--config.epochs=400",
+        "--config.save_every=10",
+        f"--workdir={tmp_path / 'w'}",
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not list((tmp_path / "w").glob("checkpoints/[0-9]*")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        message = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert message.splitlines()[-1] == "stopped; the same command goes on from the last checkpoint"
+    assert "Traceback" not in message
 
 
 @pytest.mark.slow

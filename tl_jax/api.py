@@ -89,9 +89,11 @@ def _run_once(config: ConfigDict, folder: Path, verbose: bool = True) -> dict[st
     """One arm with one seed; all but the first seed of a comparison say little."""
     if summary := read_json(folder / "summary.json"):
         workdir.check_unchanged(summary, folder)
-        say(f"{folder} is finished; its summary is returned unchanged")
+        say(f"{folder} is finished: test {_shown(summary['metrics'])}; see its summary.json, or pass another --workdir")
         return summary
     clock = time.monotonic()
+    if verbose:
+        say("loading weights and data ...")
     task = TASKS[config.task](config)
     workdir.claim_facts(folder, task.facts)
     seconds = {"data": time.monotonic() - clock}
@@ -125,8 +127,8 @@ def _run_once(config: ConfigDict, folder: Path, verbose: bool = True) -> dict[st
         **_machine(),
     }
     write_json(folder / "summary.json", summary)
-    tested = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-    say(f"test {tested} on {examples:,} examples ({task.facts['tested']}); {summary['seconds']['total']:.1f} s")
+    source = f"{examples:,} examples ({task.facts['tested']})"
+    say(f"test {_shown(values)} on {source}; {summary['seconds']['total']:.1f} s; {folder / 'summary.json'}")
     return summary
 
 
@@ -151,6 +153,10 @@ def _run_many(config: ConfigDict, folder: Path) -> dict[str, Any]:
     say(comparison.table(summary))
     say(f"picture: {picture}\nsummary: {folder / 'summary.json'}")
     return summary
+
+
+def _shown(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items())
 
 
 def _check_batches(config: ConfigDict) -> None:

@@ -1,5 +1,6 @@
 """Checking a configuration against a table of fields: unknown names, wrong types, values out of range."""
 
+import difflib
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -32,9 +33,12 @@ def leaves(config: Any, fields: Mapping[str, Field], prefix: str = "") -> dict[s
 
 
 def check_known(path: str, fields: Mapping[str, Field], prefix: str = "config.") -> None:
-    """Refuse a path that is no field, with the nearest one."""
+    """Refuse a path that is no field, with the nearest one or the fields of its group."""
     if path not in fields:
-        raise UserError(f"unknown field {prefix}{path}; {nearest(path, fields)}")
+        group = path.rpartition(".")[0]
+        beside = [field for field in fields if field.rpartition(".")[0] == group]
+        close = difflib.get_close_matches(path, fields, n=1, cutoff=0.85)
+        raise UserError(f"unknown field {prefix}{path}; {nearest(path, close or beside or fields)}")
 
 
 def check_value(name: str, value: Any, field: Field) -> None:
@@ -43,15 +47,15 @@ def check_value(name: str, value: Any, field: Field) -> None:
     if isinstance(default, (int, float)) and not isinstance(default, bool):
         kinds = (int, float) if isinstance(default, float) else int
         if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
-            raise UserError(f"{name}={value!r} is not a finite number; {field.doc}")
+            raise UserError(f"{name}={value!r} is not a finite number ({field.doc})")
         if field.low is not None and value < field.low:
-            raise UserError(f"{name}={value} must be at least {field.low:g}; {field.doc}")
+            raise UserError(f"{name}={value} must be at least {field.low:g} ({field.doc})")
         if field.high is not None and value > field.high:
-            raise UserError(f"{name}={value} must be at most {field.high:g}; {field.doc}")
+            raise UserError(f"{name}={value} must be at most {field.high:g} ({field.doc})")
     elif isinstance(default, tuple):
         if not isinstance(value, (tuple, list)):
-            raise UserError(f"{name}={value!r} is not a tuple; {field.doc}")
+            raise UserError(f"{name}={value!r} is not a tuple ({field.doc})")
     elif not isinstance(value, (type(default), ConfigDict) if isinstance(default, dict) else type(default)):
-        raise UserError(f"{name}={value!r} is not of type {type(default).__name__}; {field.doc}")
+        raise UserError(f"{name}={value!r} is not of type {type(default).__name__} ({field.doc})")
     if field.choices and value not in field.choices:
         raise UserError(f"{name}={value!r} is unknown; {nearest(str(value), field.choices)}")

@@ -43,6 +43,7 @@ class Pretrained(NamedTuple):
 
     def preprocess(self, images: np.ndarray | jax.Array) -> jax.Array:
         """Turn uint8 pictures (N, H, W, 3), RGB, into network inputs float32 (N, size, size, 3)."""
+        images = images if isinstance(images, jax.Array) else np.asarray(images)
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise UserError(f"preprocess takes uint8 (N, H, W, 3), not {images.dtype} {tuple(images.shape)}")
         fitted = preprocess.fit(jnp.asarray(images), self.spec.image_size, self.spec.crop, self.spec.interpolation)

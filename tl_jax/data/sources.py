@@ -90,7 +90,7 @@ def cut_test(name: str, everything: Split, classes: tuple[str, ...]) -> Source:
         rows, test_size=TEST_SHARE, random_state=SPLIT_SEED, stratify=everything.labels, shuffle=True
     )
     parts = (Split(everything.images[r], everything.labels[r]) for r in (np.sort(train), np.sort(test)))
-    return Source(name, *parts, classes=classes, tested="a third of train")
+    return Source(name, *parts, classes=classes, tested="a third held out")
 
 
 def tfds_source(name: str, data_dir: str, size: int) -> Source:
@@ -118,13 +118,15 @@ def _tfds_builder(name: str, data_dir: str) -> Any:
     if data_dir and not Path(data_dir).expanduser().is_dir():
         raise UserError(f"no folder {data_dir}; check --config.data.dir")
     folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    if folder.name == name or (folder / "dataset_info.json").is_file():
+        raise UserError(f"{folder} is the set itself; pass the folder that holds {name}/ as --config.data.dir")
     if name in cifar.ARCHIVES:
         return tfds.builder_from_directory(cifar.prepare(name, folder))
     found = sorted((folder / name).glob("**/dataset_info.json"), key=lambda path: _version(path.parent.name))
     if not found:
         have = {*EMBEDDED, *cifar.ARCHIVES, *(path.name for path in folder.glob("*") if path.is_dir())}
         raise UserError(
-            f"no data set {name!r} under {folder}; {nearest(name, have)}, or prepare it once where TensorFlow is "
+            f"no data set {name!r} under {folder}; {nearest(name, have)} Or prepare it once where TensorFlow is "
             f"installed: python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{folder}', "
             "file_format='array_record').download_and_prepare()\""
         )

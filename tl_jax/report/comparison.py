@@ -50,7 +50,7 @@ def summarise(workdir: Path, arms: Sequence[str], seeds: Sequence[int], metric: 
 def table(summary: Mapping[str, Any]) -> str:
     """Return the comparison as lines of text, in percent."""
     seeds, metric = len(summary["seeds"]), summary["metric"]
-    lines = [f"{'arm':<14}{metric} (mean and 95 % interval over {seeds} seeds, test part)"]
+    lines = [f"{'arm':<14}{metric} (test part; mean and 95 % interval over {seeds} seed{'s' * (seeds != 1)})"]
     for arm, row in summary["arms"].items():
         each = " ".join(f"{100 * value:.1f}" for value in row["values"])
         lines.append(f"{arm:<14}{percent(row)} %   ({each})")

@@ -30,7 +30,7 @@ def describe(phase: Phase, state: TrainState, program: devices.Program, call: tu
     optim = phase.optim
     return "\n".join(
         [
-            f"phase {phase.name}: steps {phase.start:,} to {phase.stop:,}, {optim.name}, learning rate {optim.lr:g} "
+            f"phase {phase.name}: step {int(state.step):,} to {phase.stop:,}, {optim.name}, learning rate {optim.lr:g} "
             f"({optim.schedule}); compiled in {program.seconds:.1f} s",
             f"  parameters: {split['trainable']:,} trainable, {split['frozen']:,} frozen",
             f"  BatchNorm: {len(still)} of {len(norms)} layers keep their statistics",

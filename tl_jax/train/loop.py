@@ -115,6 +115,7 @@ class _Run:
         first = int(state.step)
         batch = devices.put(self.task.train_batch(first))
         step = make_train_step(self.task.loss, phase.optim, phase.rules, phase.batch_stats)
+        self.log.say(f"compiling the training step of phase {phase.name} ...")
         program = devices.compiled(step, state, batch, self.stream, begin)
         self.seconds["compile"] += program.seconds
         self.log.say(describe(phase, state, program, (self.task.loss, batch, self.stream, begin)))

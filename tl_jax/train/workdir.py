@@ -77,7 +77,9 @@ def check_owner(workdir: Path, config: Mapping[str, Any]) -> None:
     differ = [d for d in _differences(old, config) if not d.startswith(FREE)] if old and _started(workdir) else []
     if differ:
         shown = ", ".join(differ[:4]) + (f" and {len(differ) - 4} more" if len(differ) > 4 else "")
-        raise UserError(f"{workdir} belongs to a run with another {shown}; pass another --workdir, or delete it")
+        raise UserError(
+            f"{workdir} belongs to a run with another {shown}; pass another --workdir, or delete that folder"
+        )
 
 
 def claim_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
@@ -88,7 +90,7 @@ def claim_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
         now = facts.get(name)
         if old.get(name, now) != now:
             what = f"other {name.removesuffix('_sha256')} ({old[name]} then, {now} now)"
-            raise UserError(f"{workdir} was started with {what}; pass another --workdir, or delete it")
+            raise UserError(f"{workdir} was started with {what}; pass another --workdir, or delete that folder")
     write_json(path, facts)
 
 
@@ -99,7 +101,9 @@ def check_unchanged(summary: Mapping[str, Any], workdir: Path) -> None:
     facts = summary.get("facts", {})
     file = Path(facts.get("weights", ""))
     if file.is_file() and pooch.file_hash(str(file)) != facts.get("weights_sha256"):
-        raise UserError(f"{workdir} is finished, but {file} has changed since; pass another --workdir, or delete it")
+        raise UserError(
+            f"{workdir} is finished, but {file} has changed since; pass another --workdir, or delete that folder"
+        )
 
 
 def _started(workdir: Path) -> bool:
