@@ -64,6 +64,16 @@ def test_head_can_be_kept_renewed_or_left_out(files):
         pretrained.load(NAME, "keras", folder / "top.h5", num_classes=10, head="keep")
 
 
+def test_wrong_weights_fail_before_the_data_are_read(files, tmp_path):
+    from configs import base
+    from tl_jax.tasks import image
+
+    (tmp_path / "cut.h5").write_bytes((files[0] / "top.h5").read_bytes()[:20_000])
+    changes = (("model.name", NAME), ("init.path", str(tmp_path / "cut.h5")), ("data.dir", str(tmp_path / "absent")))
+    with pytest.raises(UserError, match="cut.h5"):
+        image.make(base.override(base.get_config(), changes))
+
+
 def test_another_architecture_lists_missing_and_extra_names(files):
     folder, _ = files
     with pytest.raises(UserError, match=r"missing: .*shape|wrong: .*shape"):

@@ -19,9 +19,7 @@ from tl_jax.errors import UserError
 from tl_jax.specs import PretrainedSpec
 from tl_jax.weights import catalog, readers
 from tl_jax.weights.merge import MergeError, merge
-from tl_jax.weights.rules import Converted, convert
-
-HEAD = r"params/head/.*"
+from tl_jax.weights.rules import convert
 
 
 class Pretrained(NamedTuple):
@@ -80,18 +78,42 @@ def load(
     file = find(name, source, path, headless=num_classes == 0 or head == "new")
     spec = read_spec(name, source, file)
     converted = convert(readers.read(file), catalog.table(name, source))
-    classes, new_head, converted = _choose_head(converted, num_classes, head, file)
+    kernel = converted.leaves.get("params/head/kernel")
+    classes = 0 if kernel is None else int(kernel.shape[-1])
     model = models.create(name, classes, **{**spec.options, **options})
     try:
-        variables = merge(variable_shapes(model), converted, keep_init=(HEAD,) if new_head else ())
+        variables = merge(variable_shapes(model), converted)
     except MergeError as e:
         fix = f"is it a {source} {name} file? Check --config.model.name, --config.init.source and --config.init.path"
         raise MergeError(f"{file} does not fit {name} ({source}): {e}; {fix}", e.report) from None
-    if new_head:
-        variables["params"]["head"] = init_head(model)(jax.random.key(seed))
-    size = image_size or spec.image_size
-    spec = dataclasses.replace(spec, image_size=size, num_classes=classes)
-    return Pretrained(model, jax.tree.map(jnp.asarray, variables), spec, new_head, file)
+    spec = dataclasses.replace(spec, image_size=image_size or spec.image_size, num_classes=classes)
+    net = Pretrained(model, jax.tree.map(jnp.asarray, variables), spec, False, file)
+    return net if num_classes is None else with_head(net, num_classes, head, seed)
+
+
+def with_head(net: Pretrained, num_classes: int, head: str = "auto", seed: int = 0) -> Pretrained:
+    """Return ``net`` with a head of ``num_classes`` outputs; 0 takes the head away.
+
+    Args:
+        net: network with or without a head.
+        num_classes: K.
+        head, seed: as for ``load``.
+
+    Raises:
+        UserError: the head is to be kept but has another number of outputs.
+    """
+    if head == "keep" and net.spec.num_classes != num_classes:
+        raise UserError(
+            f"the head in {net.path} has {net.spec.num_classes} classes, not {num_classes}; pass --config.init.head=new"
+        )
+    if head != "new" and net.spec.num_classes == num_classes:
+        return net
+    model = net.model.clone(num_classes=num_classes)
+    params = {name: leaves for name, leaves in net.variables["params"].items() if name != "head"}
+    if num_classes:
+        params["head"] = init_head(model)(jax.random.key(seed))
+    spec = dataclasses.replace(net.spec, num_classes=num_classes)
+    return net._replace(model=model, variables={**net.variables, "params": params}, spec=spec, new_head=num_classes > 0)
 
 
 def find(name: str, source: str, path: str | Path | None = None, headless: bool = False) -> Path:
@@ -180,20 +202,6 @@ def init_head(model: nn.Module):
 def variable_shapes(model: nn.Module) -> Mapping[str, Any]:
     """Return the shapes and dtypes of a model's variables; nothing is computed."""
     return jax.eval_shape(initializer(model), jax.random.key(0))
-
-
-def _choose_head(converted: Converted, num_classes: int | None, head: str, file: Path) -> tuple[int, bool, Converted]:
-    """Return the number of classes, whether the head is to be drawn, and the arrays without a head that is not used."""
-    kernel = converted.leaves.get("params/head/kernel")
-    in_file = 0 if kernel is None else int(kernel.shape[-1])
-    classes = in_file if num_classes is None else num_classes
-    if head == "keep" and in_file != classes:
-        raise UserError(f"the head in {file} has {in_file} classes, not {classes}; pass --config.init.head=new")
-    new_head = classes > 0 and (head == "new" or in_file != classes)
-    if new_head or not classes:
-        leaves = {p: leaf for p, leaf in converted.leaves.items() if not p.startswith("params/head/")}
-        converted = converted._replace(leaves=leaves)
-    return classes, new_head, converted
 
 
 def _tuple(value: Any) -> Any:

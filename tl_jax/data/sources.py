@@ -124,9 +124,13 @@ def _tfds_builder(name: str, data_dir: str) -> Any:
         return tfds.builder_from_directory(cifar.prepare(name, folder))
     found = sorted((folder / name).glob("**/dataset_info.json"), key=lambda path: _version(path.parent.name))
     if not found:
-        have = {*EMBEDDED, *cifar.ARCHIVES, *(path.name for path in folder.glob("*") if path.is_dir())}
+        have = {
+            *EMBEDDED,
+            *cifar.ARCHIVES,
+            *(path.relative_to(folder).parts[0] for path in folder.glob("*/**/dataset_info.json")),
+        }
         raise UserError(
-            f"no data set {name!r} under {folder}; {nearest(name, have)} Or prepare it once where TensorFlow is "
+            f"no data set {name!r} under {folder}; {nearest(name, have)}; or prepare it once where TensorFlow is "
             f"installed: python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{folder}', "
             "file_format='array_record').download_and_prepare()\""
         )

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,7 +15,6 @@ from tl_jax import pretrained
 from tl_jax.data import batches, preprocess, sources, splits
 from tl_jax.data.augment import Augment, augment
 from tl_jax.errors import UserError
-from tl_jax.specs import PretrainedSpec
 from tl_jax.task import Task
 
 
@@ -35,7 +33,9 @@ class Inputs(NamedTuple):
 
 def make(config: Any) -> Task:
     """Build the task that ``config`` describes."""
-    file, spec = find_weights(config)  # before the data are read: a wrong path should fail at once
+    drawn = config.init.source == "random"
+    net = None if drawn else load_network(config)  # before the data are read: wrong weights should fail at once
+    spec = net.spec if net else pretrained.read_spec(config.model.name, config.init.layout)
     inputs = Inputs(
         config.input.size or spec.image_size,
         config.input.crop,
@@ -49,7 +49,7 @@ def make(config: Any) -> Task:
             f"config.model.num_classes={classes}, but {source.name} has {len(source.classes)} classes; "
             "leave it at 0 to take the number from the data"
         )
-    net = load_network(config, file, classes)
+    net = pretrained.with_head(net, classes, config.init.head) if net else draw_network(config, classes)
     parts = cut(config, source)
     how = Augment(**config.augment.to_dict())
     return Task(
@@ -63,8 +63,8 @@ def make(config: Any) -> Task:
         eval_batches=lambda part: batches.eval_batches(parts[part], config.eval_batch_size),
         sizes={name: len(part.labels) for name, part in parts.items()},
         facts={
-            "weights": str(file or "random"),
-            "weights_sha256": pooch.file_hash(str(file)) if file else "",
+            "weights": str(net.path or "random"),
+            "weights_sha256": pooch.file_hash(str(net.path)) if net.path else "",
             "data": source.name,
             "tested": source.tested,
             "input": inputs._asdict(),
@@ -72,15 +72,6 @@ def make(config: Any) -> Task:
             "spec": net.spec.to_dict(),
         },
     )
-
-
-def find_weights(config: Any) -> tuple[Path | None, PretrainedSpec]:
-    """Return the weights file of ``config``, None where weights are drawn, and the facts about them."""
-    name, source = config.model.name, config.init.source
-    if source == "random":
-        return None, pretrained.read_spec(name, config.init.layout)
-    file = pretrained.find(name, source, config.init.path, headless=config.init.head == "new")
-    return file, pretrained.read_spec(name, source, file)
 
 
 def load_source(config: Any, size: int) -> sources.Source:
@@ -98,13 +89,22 @@ def cut(config: Any, source: sources.Source) -> dict[str, sources.Split]:
     return {"train": train, "validation": validation, "test": splits.take(source.test, np.arange(examples))}
 
 
-def load_network(config: Any, file: Path | None, classes: int) -> pretrained.Pretrained:
-    """Read the network of ``config`` from ``file``, or draw it where there is none, with ``classes`` outputs."""
+def load_network(config: Any) -> pretrained.Pretrained:
+    """Read the network of ``config`` with the head that the file has."""
+    name, source = config.model.name, config.init.source
+    file = pretrained.find(name, source, config.init.path, headless=config.init.head == "new")
+    return pretrained.load(name, source, file, **model_options(config))
+
+
+def draw_network(config: Any, classes: int) -> pretrained.Pretrained:
+    """Return the network of ``config`` with random weights."""
+    return pretrained.random(config.model.name, classes, config.init.layout, **model_options(config))
+
+
+def model_options(config: Any) -> dict[str, Any]:
+    """Return the attributes of the model that ``config`` sets; linen needs tuples where JSON and flags give lists."""
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
-    options["dtype"] = jnp.dtype(config.model.dtype)
-    if file is None:
-        return pretrained.random(config.model.name, classes, config.init.layout, **options)
-    return pretrained.load(config.model.name, config.init.source, file, classes, head=config.init.head, **options)
+    return {**options, "dtype": jnp.dtype(config.model.dtype)}
 
 
 def init(net: pretrained.Pretrained, key: jax.Array) -> Mapping[str, Any]:
