@@ -81,8 +81,8 @@ def test_smoke_writes_everything(finished):
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and steps[-1] == 8
     assert list((workdir / "tensorboard").iterdir())
-    assert "20 of 20 BatchNorm layers keep their statistics" in done.stdout
-    assert "frozen 21,472" in done.stdout
+    assert "BatchNorm: 20 of 20 layers keep their statistics" in done.stdout
+    assert "650 trainable, 21,472 frozen" in done.stdout
 
 
 @pytest.mark.slow

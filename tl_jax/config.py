@@ -38,7 +38,8 @@ def check_known(path: str, fields: Mapping[str, Field], prefix: str = "config.")
         group = path.rpartition(".")[0]
         beside = [field for field in fields if field.rpartition(".")[0] == group]
         close = difflib.get_close_matches(path, fields, n=1, cutoff=0.85)
-        raise UserError(f"unknown field {prefix}{path}; {nearest(path, close or beside or fields)}")
+        advice = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(beside or fields)}"
+        raise UserError(f"unknown field {prefix}{path}; {advice}")
 
 
 def check_value(name: str, value: Any, field: Field) -> None:

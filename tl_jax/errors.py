@@ -11,5 +11,5 @@ class UserError(Exception):
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ``did you mean 'x'?`` for the closest of ``choices``, or the whole list when none is close."""
     choices = sorted(choices)
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.7)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(choices)}"

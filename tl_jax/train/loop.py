@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from tl_jax.task import Task
 from tl_jax.train import devices, metrics
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.describe import describe
+from tl_jax.train.interrupt import between_steps
 from tl_jax.train.log import Log
 from tl_jax.train.state import TrainState, stream_key
 from tl_jax.train.step import make_init, make_train_step
@@ -66,18 +67,10 @@ def fit(task: Task, plan: Sequence[Phase], pace: Pace, seed: int, workdir: Path,
     log = Log(workdir, done, plan[-1].stop, verbose)
     if done:
         log.say(f"resuming from step {done:,} of {plan[-1].stop:,}")
-    run = _Run(task, pace, seed, checkpoints, log)
     try:
-        state = initial_state(task, seed)
-        for phase in plan:
-            parameters = partition.count_split(state.params, partition.trainable(state.params, phase.rules))
-            if done >= phase.stop and phase is not plan[-1]:
-                continue
-            state = state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
-            if done and done >= phase.start:  # at the very start of a phase its optimizer state is new
-                state = checkpoints.restore(done, state, opt_state=done > phase.start)
-            if done < phase.stop:
-                state = run.train(phase, state)
+        with between_steps() as check:
+            run = _Run(task, pace, seed, checkpoints, log, check)
+            state, parameters = run.phases(plan, done)
     except BaseException:
         checkpoints.close()  # what is being written is worth finishing
         raise
@@ -103,11 +96,28 @@ def _copier():
 class _Run:
     """The moving parts that phases share."""
 
-    def __init__(self, task: Task, pace: Pace, seed: int, checkpoints: Checkpoints, log: Log):
-        self.task, self.pace, self.checkpoints, self.log = task, pace, checkpoints, log
+    def __init__(
+        self, task: Task, pace: Pace, seed: int, checkpoints: Checkpoints, log: Log, check: Callable[[], None]
+    ):
+        self.task, self.pace, self.seed, self.checkpoints, self.log = task, pace, seed, checkpoints, log
+        self.check = check  # raises where the user asked to stop
         self.stream = jax.device_put(stream_key(seed, "train"), devices.replicated())
         self.seconds = {"compile": 0.0, "train": 0.0, "eval": 0.0}
         self.taken = 0  # steps since this process started
+
+    def phases(self, plan: Sequence[Phase], done: int) -> tuple[TrainState, dict[str, int]]:
+        """Go through the phases from step ``done``; return the last state and the last phase's parameter counts."""
+        state, parameters = initial_state(self.task, self.seed), {}
+        for phase in plan:
+            parameters = partition.count_split(state.params, partition.trainable(state.params, phase.rules))
+            if done >= phase.stop and phase is not plan[-1]:
+                continue
+            state = state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
+            if done and done >= phase.start:  # at the very start of a phase its optimizer state is new
+                state = self.checkpoints.restore(done, state, opt_state=done > phase.start)
+            if done < phase.stop:
+                state = self.train(phase, state)
+        return state, parameters
 
     def train(self, phase: Phase, state: TrainState) -> TrainState:
         """Take the steps of one phase that are still to be taken."""
@@ -122,6 +132,7 @@ class _Run:
         pending = []
         clock = time.monotonic()
         for i in range(first, phase.stop):
+            self.check()
             if i > first:
                 batch = devices.put(self.task.train_batch(i))
             state, row = program.execute(state, batch, self.stream, begin)
