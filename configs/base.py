@@ -14,6 +14,7 @@ from tl_jax.transfer import phases
 from tl_jax.transfer.partition import RECIPES
 from tl_jax.weights.catalog import CATALOG
 
+Config = Any  # a ConfigDict, whose own annotations give each field the union of all types that one may have
 SOURCES = tuple(dict.fromkeys(source for _, source in CATALOG))
 
 FIELDS = {
@@ -83,13 +84,13 @@ PHASE_FIELDS = {
 }
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     """Return the defaults, locked: assigning an unknown field is an error that suggests the nearest name."""
     nested = traverse_util.unflatten_dict({path: field.default for path, field in FIELDS.items()}, sep=".")
     return ConfigDict(nested).lock()
 
 
-def variants(config: ConfigDict, variant: str, **known: Callable[[ConfigDict], None]) -> ConfigDict:
+def variants(config: Config, variant: str, **known: Callable[[Config], None]) -> Config:
     """Apply the variant that stands behind the colon of ``--config=FILE:VARIANT``; empty is the recipe as it is."""
     if variant:
         if variant not in known:
@@ -99,7 +100,7 @@ def variants(config: ConfigDict, variant: str, **known: Callable[[ConfigDict], N
     return config
 
 
-def smoke(config: ConfigDict) -> None:
+def smoke(config: Config) -> None:
     """Shrink a recipe to seconds: 64 examples, from ``data.dir`` if given and drawn if not, and an epoch a phase."""
     config.data.generate = True
     config.data.train_examples = 64
@@ -113,7 +114,7 @@ def smoke(config: ConfigDict) -> None:
     config.log_every = 2
 
 
-def override(config: ConfigDict, changes: tuple[tuple[str, Any], ...]) -> ConfigDict:
+def override(config: Config, changes: tuple[tuple[str, Any], ...]) -> Config:
     """Return a copy of ``config`` with ``(field, value)`` pairs put in; a UserError names what does not fit."""
     config = ConfigDict(config.copy_and_resolve_references())
     for path, value in changes:
@@ -125,7 +126,7 @@ def override(config: ConfigDict, changes: tuple[tuple[str, Any], ...]) -> Config
     return config
 
 
-def members(config: ConfigDict) -> list[tuple[str, int, ConfigDict]]:
+def members(config: Config) -> list[tuple[str, int, Config]]:
     """Return (arm, seed, configuration) of every run that a comparison is made of, seed by seed."""
     arms = config.arms or ((config.name, ()),)
     seeds = config.seeds or (config.seed,)
@@ -135,7 +136,7 @@ def members(config: ConfigDict) -> list[tuple[str, int, ConfigDict]]:
     ]
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """Refuse unknown fields, values out of range and fields without effect, before anything is loaded.
 
     Raises:
@@ -166,7 +167,7 @@ def _check_phase(name: str, phase: Any) -> None:
         raise UserError(f"{name} has a recipe and rules; leave one out")
 
 
-def _check_together(config: ConfigDict) -> None:
+def _check_together(config: Config) -> None:
     """Refuse fields that another field would make meaningless, rather than ignore them."""
 
     def changed(path: str) -> bool:
@@ -199,7 +200,7 @@ def _check_together(config: ConfigDict) -> None:
             raise UserError(f"config.{message}")
 
 
-def _check_members(config: ConfigDict) -> None:
+def _check_members(config: Config) -> None:
     arms = config.arms
     if not all(len(arm) == 2 and isinstance(arm[0], str) and arm[0].isidentifier() for arm in arms):
         raise UserError(f"config.arms={arms!r} are not pairs (name, ((field, value), ...)) with names like words")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from configs import base
 from tl_jax import __version__, pretrained
@@ -29,7 +28,7 @@ TASKS = {"image": image.make}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def run(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
+def run(config: base.Config, folder: str | Path) -> dict[str, Any]:
     """Train as ``config`` says, test once at the end, and write everything to ``folder``.
 
     A run that was cut short goes on from its last checkpoint; one that is finished is not repeated. With ``seeds`` or
@@ -51,7 +50,7 @@ def run(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
         return _run_many(config, folder) if many else _run_once(config, folder)
 
 
-def evaluate(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
+def evaluate(config: base.Config, folder: str | Path) -> dict[str, Any]:
     """Test the checkpoint that ``config.test_on`` names in a finished or unfinished run, without training."""
     task, state, checkpoints = _restore(config, Path(folder).expanduser())
     values, examples, _ = metrics.evaluate(task, state.variables, "test")
@@ -59,7 +58,7 @@ def evaluate(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
     return {"step": int(state.step), "examples_evaluated": examples, "metrics": values}
 
 
-def export(config: ConfigDict, folder: str | Path, dtype: str = "float32") -> Path:
+def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> Path:
     """Write the weights of a run as one safetensors file that ``pretrained.load(..., source="tl_jax")`` reads.
 
     ``dtype`` is that of the stored values: "float16" halves the file.
@@ -85,7 +84,7 @@ def export(config: ConfigDict, folder: str | Path, dtype: str = "float32") -> Pa
     return path
 
 
-def _run_once(config: ConfigDict, folder: Path, verbose: bool = True) -> dict[str, Any]:
+def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[str, Any]:
     """One arm with one seed; all but the first seed of a comparison say little."""
     if summary := read_json(folder / "summary.json"):
         workdir.check_unchanged(summary, folder)
@@ -132,7 +131,7 @@ def _run_once(config: ConfigDict, folder: Path, verbose: bool = True) -> dict[st
     return summary
 
 
-def _run_many(config: ConfigDict, folder: Path) -> dict[str, Any]:
+def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
     """Every arm with every seed, then the comparison."""
     clock = time.monotonic()
     everything = base.members(config)
@@ -159,12 +158,12 @@ def _shown(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in values.items())
 
 
-def _check_batches(config: ConfigDict) -> None:
+def _check_batches(config: base.Config) -> None:
     for field in ("batch_size", "eval_batch_size"):
         devices.check_batch(field, config[field])
 
 
-def _restore(config: ConfigDict, folder: Path) -> tuple[Task, TrainState, Checkpoints]:
+def _restore(config: base.Config, folder: Path) -> tuple[Task, TrainState, Checkpoints]:
     """Return the task and the state at the checkpoint that ``config.test_on`` names."""
     base.validate(config)
     _check_batches(config)
