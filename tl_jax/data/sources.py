@@ -148,8 +148,8 @@ def _version(text: str) -> tuple[int, ...]:
 def _read(builder: Any, split: str, size: int) -> Split:
     """Decode a whole split into memory, pictures of differing sizes fitted into ``size``.
 
-    The records are read and parsed directly: TFDS' own random access takes four times as long an example, which is
-    half a minute for CIFAR-10.
+    The records are read and parsed directly: TFDS' own random access takes about three times as long an
+    example, which is half a minute for CIFAR-10.
     """
     from array_record.python.array_record_module import ArrayRecordReader
     from tensorflow_datasets.proto import tf_example_pb2

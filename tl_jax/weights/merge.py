@@ -1,6 +1,5 @@
 """Put loaded arrays into a model's tree, or refuse with the list of everything that does not fit."""
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,21 +26,20 @@ class MergeError(UserError):
         self.report = report
 
 
-def merge(target: tree.Tree, converted: Converted, keep_init: Sequence[str] = ()) -> dict[str, Any]:
+def merge(target: tree.Tree, converted: Converted) -> dict[str, Any]:
     """Return the leaves of ``converted`` as float32 in the nesting of ``target``.
 
     Args:
         target: nested dict of arrays or shape structs, the model's variables.
         converted: what a table made of a file.
-        keep_init: regexes of target paths that stay out of the result, to be filled by the caller.
 
     Returns:
-        Nested dict without the ``keep_init`` leaves.
+        Nested dict with every leaf of ``target``.
 
     Raises:
         MergeError: missing or extra names, wrong shapes or dtypes, values that are not finite; nothing is half loaded.
     """
-    wanted = {p: leaf for p, leaf in tree.flatten(target).items() if not any(re.fullmatch(k, p) for k in keep_init)}
+    wanted = tree.flatten(target)
     missing = [path for path in wanted if path not in converted.leaves]
     extra = list(converted.extra) + [converted.origin[p] for p in converted.leaves if p not in wanted]
     wrong = list(converted.clashes)
