@@ -27,6 +27,8 @@ FIELDS = {
     # The network and where its weights come from.
     "model.name": Field("resnet50", "network", models.names()),
     "model.num_classes": Field(0, "outputs of the head; 0 takes the number from the data", low=0),
+    "model.endpoint": Field("", "part of the network on which the new head sits, such as stage3; empty for the last"),
+    "model.channels": Field(3, "of the network's input; 1 turns pictures to grey", low=1, high=3),
     "model.dtype": Field("float32", "of the computation; parameters are always float32", ("float32", "bfloat16")),
     "model.options": Field({}, "further attributes of the model class, by name"),
     "init.source": Field("keras", "whose weights are loaded", (*SOURCES, "tl_jax", "random")),
@@ -34,8 +36,8 @@ FIELDS = {
     "init.path": Field("", "local weights file; empty takes the embedded file or downloads the published one"),
     "init.head": Field("new", "draw a new head or keep the one in the file", ("new", "keep")),
     # Data.
-    "data.name": Field("cifar10", "digits, gratings, or any TFDS set with the features image and label"),
-    "data.dir": Field("", "TFDS folder; empty for TFDS' own default"),
+    "data.name": Field("cifar10", "digits, gratings, folder, flowers, or any TFDS set with image and label"),
+    "data.dir": Field("", "TFDS folder (empty: TFDS' own default), or the class folders of folder and flowers"),
     "data.generate": Field(False, "draw pictures by a generator where data.dir is empty (for smoke runs)"),
     "data.validation": Field(0.1, "share of train held out for validation, drawn by seed", low=0.0, high=0.9),
     "data.train_examples": Field(0, "random training examples kept; 0 for all", low=0),

@@ -1,11 +1,15 @@
 """Guards for all tests, and where real data may be found."""
 
 import os
+import tempfile
 from pathlib import Path
 
 # Before JAX starts: two devices, so that sharding is exercised on every CPU.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Converted weights and downloads of the tests are nobody else's.
+_CACHE = tempfile.TemporaryDirectory(prefix="tl_jax_tests_")
+os.environ["TL_JAX_CACHE"] = _CACHE.name
 
 import jax
 import pytest

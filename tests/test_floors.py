@@ -19,9 +19,11 @@ FLOORS = {
     "tl_jax.task": 0,
     "tl_jax.models": 1,
     "tl_jax.weights": 1,
+    "tl_jax.weights.convert": 3,  # a command, which needs models and weights
     "tl_jax.data": 1,
     "tl_jax.distance": 1,
     "tl_jax.report": 1,
+    "tl_jax.network": 2,
     "tl_jax.pretrained": 2,
     "tl_jax.transfer": 2,
     "configs.base": 3,

@@ -9,7 +9,9 @@ from safetensors.numpy import save_file
 from tests.weights.fake import random_variables, torchvision_arrays, write_keras_h5
 from tl_jax import models, pretrained, tree
 from tl_jax.errors import UserError
+from tl_jax.network import variable_shapes
 from tl_jax.specs import PretrainedSpec
+from tl_jax.weights import own
 
 pytestmark = pytest.mark.fast
 NAME = "resnet50_tiny"
@@ -19,11 +21,11 @@ NAME = "resnet50_tiny"
 def files(tmp_path_factory):
     """One Keras file with a head of 6 classes, one without a head, one of torchvision, and the Keras variables."""
     folder = tmp_path_factory.mktemp("weights")
-    variables = random_variables(pretrained.variable_shapes(models.create(NAME, 6)))
+    variables = random_variables(variable_shapes(models.create(NAME, 6)))
     write_keras_h5(folder / "top.h5", variables)
     trunk = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "head"}}
     write_keras_h5(folder / "notop.h5", trunk)
-    other = random_variables(pretrained.variable_shapes(models.create(NAME, 6, layout="torchvision")))
+    other = random_variables(variable_shapes(models.create(NAME, 6, layout="torchvision")))
     save_file({k: np.ascontiguousarray(v) for k, v in torchvision_arrays(other).items()}, folder / "torch.safetensors")
     return folder, variables
 
@@ -85,7 +87,7 @@ def test_another_architecture_lists_missing_and_extra_names(files):
 def test_round_trip_of_our_own_format(files, tmp_path):
     _, variables = files
     spec = PretrainedSpec(NAME, "tl_jax", {"widths": (8, 8, 16, 16)}, 6, scaling="caffe")
-    pretrained.save(tmp_path / "m.safetensors", variables, spec, {"data": "nothing"})
+    own.save(tmp_path / "m.safetensors", variables, spec, {"data": "nothing"})
     loaded = pretrained.load(NAME, "tl_jax", tmp_path / "m.safetensors")
     same(loaded.variables, variables)
     assert loaded.spec == spec

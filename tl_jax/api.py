@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from configs import base
-from tl_jax import __version__, pretrained
+from tl_jax import __version__
 from tl_jax.errors import UserError
 from tl_jax.report import comparison
 from tl_jax.specs import PretrainedSpec
@@ -23,6 +23,7 @@ from tl_jax.train.log import say
 from tl_jax.train.state import TrainState, digest
 from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import phases
+from tl_jax.weights import own
 
 TASKS = {"image": image.make}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -70,16 +71,18 @@ def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> P
     spec = PretrainedSpec(
         model=config.model.name,
         source="tl_jax",
-        options={**source["options"], **config.model.options.to_dict()},
+        options=source["options"],
         num_classes=len(task.classes),
-        image_size=inputs.pop("size"),
+        image_size=inputs["size"],
+        crop=inputs["crop"],
+        interpolation=inputs["interpolation"],
+        scaling=inputs["scaling"],
         licence=source["licence"],
-        **inputs,
     )
     path = folder / "export" / "model.safetensors"
     about = {name: task.facts[name] for name in ("data", "weights_sha256")} | {"classes": task.classes}
     about |= {"step": int(state.step), "metrics": read_json(folder / "summary.json").get("metrics", {})}
-    pretrained.save(path, state.variables, spec, about, dtype)
+    own.save(path, state.variables, spec, about, dtype)
     say(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
     return path
 

@@ -37,7 +37,8 @@ def fetch(url: str, path: Path, digest: str, *, progress: bool = True, hint: str
     Args:
         url: an http or https address.
         path: where the file goes; missing folders are made.
-        digest: "md5:HEX" (32 digits) or "sha256:HEX" (64 digits, or the first 8 or more of them).
+        digest: "md5:HEX" (32 digits) or "sha256:HEX" (64 digits, or the first 8 or more of them); "" where the
+            publisher states none, and whatever comes is taken.
         progress: show a progress bar on stderr.
         hint: another way out, put at the end of the message when the download fails ("or pass --config.x=FILE").
 
@@ -54,10 +55,10 @@ def fetch(url: str, path: Path, digest: str, *, progress: bool = True, hint: str
         if _there(url, path, digest):  # another process fetched it while we waited
             return path
         try:
-            found = _hash(part, digest) if part.is_file() else ""
-            if not found.startswith(digest):
+            whole = digest and part.is_file() and _hash(part, digest).startswith(digest)
+            if not whole:
                 _download(url, part, progress)
-                found = _hash(part, digest)
+            found = _hash(part, digest) if digest else ""
             if not found.startswith(digest):
                 os.replace(part, bad)
                 raise UserError(
@@ -116,7 +117,7 @@ def _lock(lock: Path) -> BinaryIO | None:
 
 def _parse(digest: str) -> str:
     """Return the algorithm of "md5:HEX" or "sha256:HEX"."""
-    if not re.fullmatch(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{8,64}", digest):
+    if digest and not re.fullmatch(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{8,64}", digest):
         raise UserError(
             f"digest {digest!r} is malformed: write md5:HEX (32 digits) or sha256:HEX (8 to 64), lower case"
         )
@@ -131,8 +132,8 @@ def _hash(path: Path, digest: str) -> str:
 
 def _there(url: str, path: Path, digest: str) -> bool:
     """Tell whether the right file is at ``path``; a wrong one is an error, and stays as it is."""
-    if not path.is_file():
-        return False
+    if not path.is_file() or not digest:
+        return path.is_file()
     found = _hash(path, digest)
     if not found.startswith(digest):
         raise UserError(f"{path} has {found}, expected {digest}: move it away and {url} is downloaded, or replace it")

@@ -30,17 +30,20 @@ class PretrainedSpec:
 
     Attributes:
         model: name in ``tl_jax.models``.
-        source: dialect of the file's names and layouts ("keras", "torchvision", "tl_jax").
+        source: dialect of the file's names and layouts ("keras", "torchvision", "timm", "tl_jax").
         options: keyword arguments that ``models.create`` needs for this source (layout, widths, ...).
         num_classes: K of the file's own head, 0 where it has none.
-        image_size: side of the square input in pixels at which the published accuracy holds.
+        image_size: side of the square input in pixels that the weights were made for.
         crop: the share of the resized image's shortest side that the centre crop keeps.
         interpolation: resize method, "bilinear" or "bicubic".
         scaling: key into ``SCALINGS``.
-        url, digest: where the published file lies and its "md5:..." or "sha256:..." (a prefix may do).
+        url, digest: where the published file lies and its "md5:..." or "sha256:..." (a prefix may do); an empty digest
+            where the publisher states none.
         headless_url, headless_digest: the same for a file without the classification head, where one is published.
+        hub: id of the repository on the Hugging Face hub that holds ``model.safetensors``, instead of a url.
         licence: licence of the weights as their publisher states it.
-        top1: published ImageNet top-1 in percent, measured by the publisher; 0 where none is published.
+        top1, top5: ImageNet accuracy in percent as the publisher gives it; 0 where none is published.
+        measured: size and crop at which the publisher measured it, where they are not those above.
     """
 
     model: str
@@ -56,7 +59,10 @@ class PretrainedSpec:
     headless_url: str = ""
     headless_digest: str = ""
     licence: str = ""
+    hub: str = ""
     top1: float = 0.0
+    top5: float = 0.0
+    measured: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain JSON types."""

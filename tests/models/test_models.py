@@ -1,22 +1,68 @@
-"""Shapes, names, parameter counts, and convolutions against ``lax``."""
+"""Shapes, names, parameter counts, and what every model must do."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl_jax import models, tree
+from tests.weights.fake import random_variables
+from tl_jax import models, network, tree
 from tl_jax.errors import UserError
-from tl_jax.models import layers
 
 pytestmark = pytest.mark.fast
 
-# Values with 1,000 classes, BatchNorm statistics included. ResNet50's is Keras' count.
-COUNTS = {"resnet50": 25_636_712, "resnet50_tiny": 87_544, "resnet8": 437_704}
+# Values with 1,000 classes, BatchNorm statistics included: Keras' published counts where Keras has the model.
+COUNTS = {
+    "vgg16": 138_357_544,
+    "vgg19": 143_667_240,
+    "vgg16_bn": 138_374_440,
+    "vgg19_bn": 143_689_256,
+    "resnet18": 11_699_112,
+    "resnet34": 21_814_696,
+    "resnet50": 25_636_712,
+    "resnet101": 44_707_176,
+    "resnet152": 60_419_944,
+    "resnet50v2": 25_613_800,
+    "inception_v3": 23_851_784,
+    "mobilenet_v2": 3_538_984,
+    "mobilenet_v2_035": 1_691_208,
+    "mobilenet_v2_050": 1_987_224,
+    "mobilenet_v2_075": 2_663_064,
+    "mobilenet_v2_130": 5_431_048,
+    "mobilenet_v2_140": 6_156_712,
+    "resnet8": 437_704,
+    "vgg16_tiny": 64_240,
+    "vgg16_bn_tiny": 64_480,
+    "resnet50_tiny": 87_544,
+    "resnet50v2_tiny": 92_776,
+    "inception_v3_tiny": 217_244,
+    "mobilenet_v2_tiny": 73_096,
+}
+# Parameters alone, as torchvision counts them.
+TORCHVISION = {
+    "vgg16": 138_357_544,
+    "vgg19": 143_667_240,
+    "vgg16_bn": 138_365_992,
+    "vgg19_bn": 143_678_248,
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "inception_v3": 27_161_264,
+    "mobilenet_v2": 3_504_872,
+}
+STAGES = {"vgg16_tiny": 5, "vgg16_bn_tiny": 5, "resnet50_tiny": 4, "resnet50v2_tiny": 4, "mobilenet_v2_tiny": 4}
+TINY = [*STAGES, "inception_v3_tiny", "resnet8"]
 
 
-def shapes(model, size=32):
-    return jax.eval_shape(lambda key: model.init(key, jnp.zeros((1, size, size, 3))), jax.random.key(0))
+def shapes(model):
+    return network.variable_shapes(model)
+
+
+def outputs(model, height, width):
+    x = jax.ShapeDtypeStruct((2, height, width, model.channels), jnp.float32)
+    return jax.eval_shape(lambda v, x: model.apply(v, x), shapes(model), x)
 
 
 def test_every_model_has_a_count():
@@ -28,29 +74,105 @@ def test_parameter_counts(name):
     assert tree.count(shapes(models.create(name, 1000))) == COUNTS[name]
 
 
-def test_torchvision_layout_has_no_conv_biases_and_pytorchs_count():
-    params = shapes(models.create("resnet50", 1000, layout="torchvision"))["params"]
-    assert tree.count(params) == 25_557_032  # torchvision's count of parameters
-    assert not [p for p in tree.flatten(params) if "conv" in p.split("/")[-2] and p.endswith("bias")]
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvisions_counts(name):
+    options = {} if name.startswith("vgg") else {"layout": "torchvision"}
+    model = models.create(name, 1000, **options, **({"aux": True} if name == "inception_v3" else {}))
+    params = shapes(model)["params"]
+    assert tree.count(params) == TORCHVISION[name]
+    biased = [p for p in tree.flatten(params) if p.split("/")[-2].startswith("conv") and p.endswith("bias")]
+    assert bool(biased) == name.startswith("vgg")
 
 
-@pytest.mark.parametrize("size", [32, 33, 97, 224])
-def test_endpoints_at_any_size(size):
-    model = models.create("resnet50_tiny", 7)
-    x = jax.ShapeDtypeStruct((2, size, size + 3, 3), jnp.float32)
-    logits, end = jax.eval_shape(lambda v, x: model.apply(v, x), shapes(model), x)
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("size", [32, 33, 97])
+def test_endpoints_at_any_size(name, size):
+    model = models.create(name, 7)
+    logits, end = outputs(model, size, size + 3)
     assert logits.shape == (2, 7)
-    assert set(end) == {"stem", "stage1", "stage2", "stage3", "stage4", "features"}
-    assert end["features"].shape == (2, 64)
-    assert end["stage1"].shape == (2, -(-size // 4), -(-(size + 3) // 4), 32)
+    assert {f"stage{i}" for i in range(1, STAGES[name] + 1)} < set(end)
+    last = end["final" if "final" in end else f"stage{STAGES[name]}"]
+    assert end["features"].shape == (2, last.shape[-1])
+    if name == "resnet50_tiny":
+        assert set(end) == {"stem", "stage1", "stage2", "stage3", "stage4", "features"}
+        assert end["stage1"].shape == (2, -(-size // 4), -(-(size + 3) // 4), 32)
 
 
-def test_without_a_head_the_output_is_features():
-    model = models.create("resnet50_tiny", 0)
-    v = model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
-    out, end = model.apply(v, jnp.ones((2, 32, 32, 3)))
-    assert "head" not in v["params"]
-    np.testing.assert_array_equal(out, end["features"])
+def test_inceptions_maps_are_those_of_the_paper():
+    _, end = outputs(models.create("inception_v3", 1000, aux=True), 299, 299)
+    sides = {name: end[name].shape[1:] for name in ("stem", "stage1", "mixed3", "stage2", "mixed8", "stage3")}
+    assert sides == {
+        "stem": (35, 35, 192),
+        "stage1": (35, 35, 288),
+        "mixed3": (17, 17, 768),
+        "stage2": (17, 17, 768),
+        "mixed8": (8, 8, 1280),
+        "stage3": (8, 8, 2048),
+    }
+    assert end["aux_logits"].shape == (2, 1000)
+    assert outputs(models.create("inception_v3_tiny", 3), 75, 97)[0].shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_without_a_head_the_output_is_features(name):
+    model = models.create(name, 0)
+    v = shapes(model)
+    assert not {"head", "fc1", "aux"} & set(v["params"])
+    if name == "resnet8":
+        v = random_variables(v)
+        out, end = jax.jit(model.apply)(v, jnp.ones((2, 32, 32, 3)))
+        np.testing.assert_array_equal(out, end["features"])
+    else:
+        out, end = outputs(model, model.min_size, model.min_size)
+        assert out.shape == end["features"].shape
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_an_endpoint_ends_the_network(name):
+    whole, cut = models.create(name, 5), models.create(name, 5, endpoint="stage1" if name in STAGES else "")
+    if name not in STAGES:
+        cut = models.create(name, 5, endpoint="stem")
+    logits, end = outputs(cut, 96, 96)
+    assert logits.shape == (2, 5)
+    width = end[cut.endpoint].shape[-1]
+    assert end["features"].shape == (2, width) == (2, outputs(whole, 96, 96)[1][cut.endpoint].shape[-1])
+    assert tree.count(shapes(cut)) < tree.count(shapes(whole))
+
+
+def test_what_does_not_fit_is_refused_by_name():
+    with pytest.raises(UserError, match="no endpoint 'stage9'.*did you mean 'stage"):
+        shapes(models.create("resnet50_tiny", 5, endpoint="stage9"))
+    with pytest.raises(UserError, match="32x40 pixels are too small .* needs 75x75; raise config.input.size"):
+        outputs(models.create("inception_v3_tiny", 5), 32, 40)
+    with pytest.raises(UserError, match=r"pictures \(N, H, W, 3\), not \(2, 32, 32, 1\)"):
+        model = models.create("resnet8", 5)
+        jax.eval_shape(lambda v, x: model.apply(v, x), shapes(model), jnp.zeros((2, 32, 32, 1)))
+    with pytest.raises(UserError, match="auxiliary head needs pictures of 299x299"):
+        outputs(models.create("inception_v3_tiny", 5, aux=True), 128, 128)
+
+
+def test_options_rebuild_a_model():
+    model = models.create("mobilenet_v2_050", 5, layout="torchvision", endpoint="stage3", dtype=jnp.bfloat16)
+    options = models.options("mobilenet_v2_050", model)
+    assert options == {"layout": "torchvision", "endpoint": "stage3"}
+    assert models.create("mobilenet_v2_050", 5, **options, dtype=jnp.bfloat16) == model
+    assert models.options("resnet18", models.create("resnet18", 3)) == {}
+
+
+@pytest.mark.parametrize("name", ["vgg16_tiny", "mobilenet_v2_tiny"])
+def test_dropout_acts_in_training_only(name):
+    options = {"dropout": 0.5} if name.startswith("mobile") else {}
+    model = models.create(name, 5, **options)
+    v = random_variables(shapes(model))
+    x = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+
+    @jax.jit
+    def train(key):
+        return model.apply(v, x, train=True, mutable=["batch_stats"], rngs={"dropout": key})[0][0]
+
+    first, again, other = (train(jax.random.key(seed)) for seed in (0, 0, 1))
+    assert np.array_equal(first, again) and np.any(first != other)
+    jax.eval_shape(model.apply, v, x)  # needs no key where nothing is dropped
 
 
 def test_unknown_names_suggest_the_nearest():
@@ -60,32 +182,6 @@ def test_unknown_names_suggest_the_nearest():
         models.create("resnet50", 10, layot="keras")
     with pytest.raises(UserError, match="did you mean 'keras'"):
         models.create("resnet50", 10, layout="kera")
-
-
-@pytest.mark.parametrize("size", [1, 2, 5, 8])
-@pytest.mark.parametrize("kernel,stride", [(1, 1), (1, 2), (3, 1), (3, 2)])
-def test_convolution_as_matrix_product_equals_lax(size, kernel, stride):
-    kx, kk = jax.random.split(jax.random.key(size))
-    x = jax.random.normal(kx, (2, size, size + 1, 3))
-    k = jax.random.normal(kk, (kernel, kernel, 3, 4))
-
-    def loss(f):
-        return lambda x, k: (f(x, k, stride) ** 2).sum()
-
-    with jax.default_matmul_precision("float32"):
-        ours, lax = layers._conv2d_patches(x, k, stride), layers._conv2d_lax(x, k, stride)
-        grads = jax.grad(loss(layers._conv2d_patches), (0, 1))(x, k)
-        expected = jax.grad(loss(layers._conv2d_lax), (0, 1))(x, k)
-    np.testing.assert_allclose(ours, lax, rtol=1e-5, atol=1e-5)
-    for a, b in zip(grads, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-
-
-def test_initial_kernels_have_hes_and_glorots_variance():
-    kernel = layers.he_uniform(jax.random.key(0), (3, 3, 64, 128))
-    assert float(kernel.std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
-    head = layers.glorot_uniform(jax.random.key(0), (256, 300))
-    assert float(head.std()) == pytest.approx((2 / 556) ** 0.5, rel=0.02)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():

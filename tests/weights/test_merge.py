@@ -9,7 +9,7 @@ from tests.weights.fake import keras_arrays, random_variables, torchvision_array
 from tl_jax import models, tree
 from tl_jax.errors import UserError
 from tl_jax.pretrained import variable_shapes
-from tl_jax.weights import catalog
+from tl_jax.weights import tables
 from tl_jax.weights.merge import MergeError, merge
 from tl_jax.weights.rules import Rule, Table, convert, oihw_to_hwio
 
@@ -22,7 +22,7 @@ def case(request):
     """The variables of a tiny ResNet and the same under a source's names."""
     model = models.create("resnet50_tiny", 5, layout=request.param)
     variables = random_variables(variable_shapes(model))
-    return model, variables, FAKES[request.param](variables), catalog.table("resnet50_tiny", request.param)
+    return model, variables, FAKES[request.param](variables), tables.table("resnet50_tiny", request.param)
 
 
 def test_every_leaf_comes_back(case):
@@ -86,10 +86,10 @@ def test_keras_and_torchvision_tables_cover_the_whole_of_resnet50():
     for source, fake in FAKES.items():
         shapes = variable_shapes(models.create("resnet50", 1000, layout=source))
         variables = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
-        merged = merge(shapes, convert(fake(variables), catalog.table("resnet50", source)))
+        merged = merge(shapes, convert(fake(variables), tables.table("resnet50", source)))
         assert tree.count(merged) == tree.count(shapes)
 
 
 def test_unknown_source_suggests_the_nearest():
     with pytest.raises(UserError, match="did you mean 'torchvision'"):
-        catalog.table("resnet50", "torchvison")
+        tables.table("resnet50", "torchvison")

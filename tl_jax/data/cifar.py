@@ -10,8 +10,6 @@ import io
 import json
 import re
 import shutil
-import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from tl_jax.data.archives import opened
 from tl_jax.errors import UserError, nearest
 from tl_jax.fetch import fetch, locked
 
@@ -150,10 +149,7 @@ def read_archive(path: Path, archive: Archive) -> Content:
     Raises:
         UserError: the archive is damaged or has another layout.
     """
-    try:
-        files = _members(path, archive.folder)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise UserError(f"{path} is a damaged archive ({error}): delete it, it is then downloaded again") from error
+    files = _members(path, archive.folder)
 
     def member(name: str) -> bytes:
         if name not in files:
@@ -182,7 +178,7 @@ def read_archive(path: Path, archive: Archive) -> Content:
 def _members(path: Path, folder: str) -> dict[str, bytes]:
     """Return the content of the plain files of ``folder`` in a tar.gz, by name."""
     files = {}
-    with tarfile.open(path, "r:gz") as tar:
+    with opened(path) as tar:
         for member in tar:
             parent, _, name = member.name.removeprefix("./").rpartition("/")
             if parent == folder and member.isfile() and (stream := tar.extractfile(member)):

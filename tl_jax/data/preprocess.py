@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from tl_jax.errors import UserError
 from tl_jax.specs import SCALINGS
 
 
 def scale(images: jax.Array, scaling: str) -> jax.Array:
-    """Turn pixels in [0, 255] (N, H, W, 3), RGB, into network inputs float32 of the same shape.
+    """Turn pixels in [0, 255] (N, H, W, C), RGB where C is 3, into network inputs float32 of the same shape.
+
+    Where C is not 3 the order of the channels is kept, and all get the average of the three means and deviations.
 
     Args:
         images: uint8, or float where augmentation left fractions.
@@ -15,8 +18,40 @@ def scale(images: jax.Array, scaling: str) -> jax.Array:
     """
     rule = SCALINGS[scaling]
     images = images.astype(jnp.float32)
-    images = images[..., ::-1] if rule.order == "bgr" else images
-    return (images * rule.scale - jnp.asarray(rule.mean)[None, None, None]) / jnp.asarray(rule.std)[None, None, None]
+    mean, std = jnp.asarray(rule.mean), jnp.asarray(rule.std)
+    if images.shape[-1] != 3:
+        mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
+    elif rule.order == "bgr":
+        images = images[..., ::-1]
+    return (images * rule.scale - mean[None, None, None]) / std[None, None, None]
+
+
+def channels(images: jax.Array, count: int) -> jax.Array:
+    """Turn pictures (N, H, W, C) into ``count`` channels, of the same type: RGB into luma, or grey repeated.
+
+    Raises:
+        UserError: C and ``count`` are neither the same nor 1 and 3.
+    """
+    have = images.shape[-1]
+    if have == count:
+        return images
+    if (have, count) == (1, 3):
+        return jnp.repeat(images, 3, axis=-1)
+    if (have, count) == (3, 1):
+        return _luma(images)
+    raise UserError(
+        f"pictures with {have} channels cannot be turned into {count}; use pictures or a network with 1 or 3"
+    )
+
+
+def _luma(images: jax.Array) -> jax.Array:
+    """Return the luma of ITU-R 601, of uint8 to the same bits as Pillow's ``convert("L")``."""
+    if images.dtype == jnp.uint8:
+        weights = jnp.asarray((19595, 38470, 7471))  # of 65,536
+        total = (images.astype(jnp.int32) * weights[None, None, None]).sum(-1, keepdims=True)
+        return ((total + 32768) >> 16).astype(jnp.uint8)
+    weights = jnp.asarray((0.299, 0.587, 0.114), images.dtype)
+    return (images * weights[None, None, None]).sum(-1, keepdims=True)
 
 
 def fit(images: jax.Array, size: int, crop: float, interpolation: str) -> jax.Array:

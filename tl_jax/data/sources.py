@@ -1,56 +1,51 @@
-"""Labelled pictures by name: TFDS sets (read without TensorFlow), scikit-learn's digits, and a generator for tests."""
+"""Labelled pictures by name: folders of class folders, TFDS sets (read without TensorFlow), digits, a generator."""
 
 import io
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from tl_jax.data import cifar
+from tl_jax.data import archives, cifar, folder
+from tl_jax.data.pictures import Source, Split, cut_test, fit
 from tl_jax.errors import UserError, nearest
+from tl_jax.fetch import cache_dir
 
-TEST_SHARE = 1 / 3  # of sets that come without a test part
-SPLIT_SEED = 0  # of that cut: the same test part whatever the seed of the run
-
-
-class Split(NamedTuple):
-    """Pictures uint8 (N, H, W, 3), RGB, and labels int32 (N,) in [0, K)."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-class Source(NamedTuple):
-    """A data set before any part is cut for validation.
-
-    Attributes:
-        name: of the set, with its version where it has one.
-        train, test: its parts.
-        classes: K names.
-        tested: where the test part comes from.
-    """
-
-    name: str
-    train: Split
-    test: Split
-    classes: tuple[str, ...]
-    tested: str = "test"
+FOLDERS = ("folder", "flowers")  # class folders with pictures
+FLOWERS = "http://download.tensorflow.org/example_images/flower_photos.tgz"  # 228,813,984 bytes
+FLOWERS_DIGEST = "sha256:4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"  # as in TFDS' tf_flowers
 
 
 def load(name: str, data_dir: str = "", size: int = 224) -> Source:
     """Load a data set by name.
 
     Args:
-        name: "digits" (scikit-learn's, embedded), "gratings" (drawn by a generator), or any TFDS image set with the
-            features ``image`` and ``label``, such as "cifar10".
-        data_dir: TFDS folder; empty for TFDS' own default.
+        name: "digits" (scikit-learn's, embedded), "gratings" (drawn by a generator), "folder" (the class folders with
+            pictures under ``data_dir``, see ``folder.read``), "flowers" (the same, and without ``data_dir`` the 3,670
+            flower photos of TensorFlow, a download of 229 MB), or any TFDS image set with the features ``image`` and
+            ``label``, such as "cifar10".
+        data_dir: folder with the pictures, or TFDS folder; empty for TFDS' own default.
         size: side in pixels to which pictures of differing sizes are resized and cropped.
 
     Raises:
         UserError: the set is absent and cannot be made or downloaded; the message says how to get it.
     """
-    return EMBEDDED[name]() if name in EMBEDDED else tfds_source(name, data_dir, size)
+    if name in EMBEDDED:
+        return EMBEDDED[name]()
+    if name not in FOLDERS:
+        return tfds_source(name, data_dir, size)
+    if data_dir:
+        return folder.read(Path(data_dir), size)
+    if name == "folder":
+        raise UserError(f"config.data.name=folder needs one; pass --config.data.dir=FOLDER, with {folder.LAYOUT}")
+    return folder.read(flowers(), size)
+
+
+def flowers() -> Path:
+    """Return the class folders of TensorFlow's flower photos, downloaded and unpacked on the first use."""
+    hint = "or pass --config.data.dir=FOLDER, with FOLDER/CLASS/PICTURE"
+    return archives.unpacked(FLOWERS, FLOWERS_DIGEST, cache_dir() / "data" / "flowers", hint=hint) / "flower_photos"
 
 
 def digits() -> Source:
@@ -81,18 +76,6 @@ def gratings(classes: int = 10, train: int = 512, test: int = 128, size: int = 3
     return Source("gratings", draw(train), draw(test), tuple(f"{180 * k // classes} degrees" for k in range(classes)))
 
 
-def cut_test(name: str, everything: Split, classes: tuple[str, ...]) -> Source:
-    """Cut a test part, the same at every call, from a set that has none; classes keep their shares."""
-    from sklearn.model_selection import train_test_split
-
-    rows = np.arange(len(everything.labels))
-    train, test = train_test_split(
-        rows, test_size=TEST_SHARE, random_state=SPLIT_SEED, stratify=everything.labels, shuffle=True
-    )
-    parts = (Split(everything.images[r], everything.labels[r]) for r in (np.sort(train), np.sort(test)))
-    return Source(name, *parts, classes=classes, tested="a third held out")
-
-
 def tfds_source(name: str, data_dir: str, size: int) -> Source:
     """Read a prepared TFDS set; CIFAR-10 and CIFAR-100 are prepared on the first use."""
     builder = _tfds_builder(name, data_dir)
@@ -117,21 +100,22 @@ def _tfds_builder(name: str, data_dir: str) -> Any:
 
     if data_dir and not Path(data_dir).expanduser().is_dir():
         raise UserError(f"no folder {data_dir}; check --config.data.dir")
-    folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    if folder.name == name or (folder / "dataset_info.json").is_file():
-        raise UserError(f"{folder} is the set itself; pass the folder that holds {name}/ as --config.data.dir")
+    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    if root.name == name or (root / "dataset_info.json").is_file():
+        raise UserError(f"{root} is the set itself; pass the folder that holds {name}/ as --config.data.dir")
     if name in cifar.ARCHIVES:
-        return tfds.builder_from_directory(cifar.prepare(name, folder))
-    found = sorted((folder / name).glob("**/dataset_info.json"), key=lambda path: _version(path.parent.name))
+        return tfds.builder_from_directory(cifar.prepare(name, root))
+    found = sorted((root / name).glob("**/dataset_info.json"), key=lambda path: _version(path.parent.name))
     if not found:
         have = {
             *EMBEDDED,
+            *FOLDERS,
             *cifar.ARCHIVES,
-            *(path.relative_to(folder).parts[0] for path in folder.glob("*/**/dataset_info.json")),
+            *(path.relative_to(root).parts[0] for path in root.glob("*/**/dataset_info.json")),
         }
         raise UserError(
-            f"no data set {name!r} under {folder}; {nearest(name, have)}; or prepare it once where TensorFlow is "
-            f"installed: python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{folder}', "
+            f"no data set {name!r} under {root}; {nearest(name, have)}; or prepare it once where TensorFlow is "
+            f"installed: python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{root}', "
             "file_format='array_record').download_and_prepare()\""
         )
     builder = tfds.builder_from_directory(found[-1].parent)
@@ -161,7 +145,7 @@ def _read(builder: Any, split: str, size: int) -> Split:
         for record in reader.read(0, reader.num_records()):
             feature = tf_example_pb2.Example.FromString(record).features.feature
             image = _decode(feature["image"].bytes_list.value[0])
-            images.append(_fit(image, size) if differing else image)
+            images.append(fit(image, size) if differing else image)
             labels.append(feature["label"].int64_list.value[0])
     expected = builder.info.splits[split].num_examples
     if len(labels) != expected:
@@ -173,11 +157,6 @@ def _decode(encoded: bytes) -> np.ndarray:
     """Decode a JPEG or PNG to uint8 (H, W, 3); grey is repeated into three channels."""
     with Image.open(io.BytesIO(encoded)) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def _fit(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize the shortest side to ``size`` and cut the centre, so that pictures of differing sizes stack."""
-    return np.asarray(ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.BILINEAR))
 
 
 EMBEDDED = {"digits": digits, "gratings": gratings}  # need no files

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,8 @@ from jax import lax
 
 # Where XLA's CPU convolution falls behind a matrix product (see Conv): pictures of at most this many pixels a side.
 SMALL_PICTURE = 8
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 def fan_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any, fan: float, gain: float) -> jax.Array:
@@ -33,7 +35,7 @@ def glorot_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.floa
 
 
 class Conv(nn.Module):
-    """2-D convolution with explicit symmetric padding, (N, H, W, C) -> (N, H', W', features).
+    """2-D convolution, (N, H, W, C) -> (N, H', W', features).
 
     On CPU, 1x1 kernels and small pictures are computed as a matrix product of patches: XLA's CPU convolution reaches
     a tenth of the machine's rate there. Elsewhere it is ``lax.conv_general_dilated``. Both give the same values up to
@@ -41,57 +43,172 @@ class Conv(nn.Module):
 
     Attributes:
         features: output channels.
-        kernel: side of the square kernel in pixels.
+        kernel: side of the kernel in pixels, or (height, width).
         stride: step of the window in pixels, both axes.
+        padding: see ``pads``.
         use_bias: add a bias per output channel.
         dtype: of the computation; parameters are float32.
     """
 
     features: int
-    kernel: int
+    kernel: int | tuple[int, int]
     stride: int = 1
+    padding: str = "half"
     use_bias: bool = False
     dtype: Any = jnp.float32
     kernel_init: Callable[..., jax.Array] = he_uniform
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
-        x = conv2d(x.astype(self.dtype), kernel, self.stride)
+        window = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
+        kernel = self.param("kernel", self.kernel_init, (*window, x.shape[-1], self.features), jnp.float32)
+        padding = pads(x.shape[1:3], window, self.stride, self.padding)
+        x = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
             x = x + bias.astype(self.dtype)[None, None, None]
         return x
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolve (N, H, W, C) with (k, k, C, F), padded by ``(k - 1) // 2`` zeros on each side."""
-    small = kernel.shape[0] == 1 or (max(x.shape[1:3]) <= SMALL_PICTURE and kernel.shape[0] <= 3)
+class DepthwiseConv(nn.Module):
+    """One filter for each channel, (N, H, W, C) -> (N, H', W', C); kernel (h, w, 1, C). Attributes as of ``Conv``."""
+
+    kernel: int | tuple[int, int]
+    stride: int = 1
+    padding: str = "half"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        window = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
+        kernel = self.param("kernel", he_uniform, (*window, 1, x.shape[-1]), jnp.float32).astype(self.dtype)
+        padding = pads(x.shape[1:3], window, self.stride, self.padding)
+        return depthwise2d(x.astype(self.dtype), kernel, self.stride, padding)
+
+
+class Norm(NamedTuple):
+    """What BatchNorm is in a source of weights; ``momentum`` is the share of the old statistics that is kept."""
+
+    epsilon: float
+    momentum: float
+    scale: bool = True
+
+    def layer(self, dtype: Any, name: str) -> nn.BatchNorm:
+        """Return the layer."""
+        return nn.BatchNorm(epsilon=self.epsilon, momentum=self.momentum, use_scale=self.scale, dtype=dtype, name=name)
+
+
+class ConvNorm(nn.Module):
+    """``conv`` (depthwise with ``features=0``), ``bn``, activation; attributes as of ``Conv``."""
+
+    features: int
+    kernel: int | tuple[int, int]
+    stride: int
+    padding: str
+    norm: Norm
+    activation: Callable[[jax.Array], jax.Array] | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        how = {"padding": self.padding, "dtype": self.dtype, "name": "conv"}
+        if self.features:
+            x = Conv(self.features, self.kernel, self.stride, **how)(x)
+        else:
+            x = DepthwiseConv(self.kernel, self.stride, **how)(x)
+        x = self.norm.layer(self.dtype, "bn")(x, use_running_average=not train)
+        return self.activation(x) if self.activation else x
+
+
+def pads(size: tuple[int, ...], window: tuple[int, int], stride: int, padding: str) -> Pads:
+    """Return the zeros before and after each axis.
+
+    Args:
+        size: (H, W) of the picture.
+        window: (height, width) of the kernel.
+        stride: step of the window, both axes.
+        padding: "half" is (k - 1) // 2 on both sides, as PyTorch's models have it; "same" is TensorFlow's, which at
+            stride 2 depends on the size and puts the odd zero last; "valid" is none.
+    """
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if padding == "half":
+        high, wide = ((k - 1) // 2 for k in window)
+        return (high, high), (wide, wide)
+    if padding != "same":
+        raise ValueError(f"padding {padding!r} is none of half, same, valid")
+    total = [max(0, (-(-s // stride) - 1) * stride + k - s) for s, k in zip(size, window, strict=True)]
+    return (total[0] // 2, total[0] - total[0] // 2), (total[1] // 2, total[1] - total[1] // 2)
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """Convolve (N, H, W, C) with (h, w, C, F)."""
+    window = kernel.shape[0] * kernel.shape[1]
+    small = window == 1 or (max(x.shape[1:3]) <= SMALL_PICTURE and window <= 9)
     if small and jax.default_backend() == "cpu":
-        return _conv2d_patches(x, kernel, stride)
-    return _conv2d_lax(x, kernel, stride)
+        return _conv2d_patches(x, kernel, stride, padding)
+    return _conv2d_lax(x, kernel, stride, padding)
 
 
-def _conv2d_lax(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    pad = (kernel.shape[0] - 1) // 2
+def depthwise2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """Convolve each channel of (N, H, W, C) with its own filter of (h, w, 1, C).
+
+    On CPU as a sum of shifted pictures: 10 to 40 times as fast as XLA's grouped convolution, forward and backward, at
+    the shapes of MobileNetV2.
+    """
+    if jax.default_backend() != "cpu":
+        return _conv2d_lax(x, kernel, stride, padding, groups=x.shape[-1])
+    h, w = kernel.shape[:2]
+    shifted = _windows(x, (h, w), stride, padding)
+    return sum(part * kernel[i // w, i % w][None, None] for i, part in enumerate(shifted))  # pyright: ignore
+
+
+def _conv2d_lax(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads, groups: int = 1) -> jax.Array:
+    dims = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, kernel, (stride, stride), padding, dimension_numbers=dims, feature_group_count=groups
     )
 
 
-def _conv2d_patches(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    k = kernel.shape[0]
-    pad = (k - 1) // 2
+def _conv2d_patches(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    patches = jnp.concatenate(_windows(x, kernel.shape[:2], stride, padding), axis=-1)
+    return patches @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _windows(x: jax.Array, window: tuple[int, ...], stride: int, padding: Pads) -> list[jax.Array]:
+    """Return the picture as each tap of the window sees it, row by row: h * w arrays (N, H', W', C)."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     n, h, w, c = x.shape
-    rows, cols = (h + 2 * pad - k) // stride + 1, (w + 2 * pad - k) // stride + 1
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    high, wide = (rows - 1) * stride + 1, (cols - 1) * stride + 1
+    high, wide = ((s - k) // stride * stride + 1 for s, k in zip((h, w), window, strict=True))
     steps = (1, stride, stride, 1)
-    windows = [lax.slice(x, (0, i, j, 0), (n, i + high, j + wide, c), steps) for i in range(k) for j in range(k)]
-    return jnp.concatenate(windows, axis=-1) @ kernel.reshape(k * k * c, -1)
+    return [
+        lax.slice(x, (0, i, j, 0), (n, i + high, j + wide, c), steps)
+        for i in range(window[0])
+        for j in range(window[1])
+    ]
 
 
-def max_pool(x: jax.Array, window: int, stride: int, pad: int) -> jax.Array:
+def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
     """Maximum over windows of (N, H, W, C), padded with minus infinity on each side."""
     return nn.max_pool(x, (window, window), (stride, stride), [(pad, pad)] * 2)
+
+
+def mean_pool(x: jax.Array, count_padding: bool) -> jax.Array:
+    """Mean over 3x3 windows at stride 1 of (N, H, W, C), padded by one.
+
+    Keras leaves the padding out of the mean, torchvision's Inception counts it as zeros.
+    """
+    return nn.avg_pool(x, (3, 3), (1, 1), [(1, 1)] * 2, count_include_pad=count_padding)
+
+
+def adaptive_mean_pool(x: jax.Array, size: int) -> jax.Array:
+    """Mean over ``size`` windows an axis that cover (N, H, W, C) evenly, as PyTorch's AdaptiveAvgPool2d."""
+    rows, columns = (_averaging(s, size).astype(x.dtype) for s in x.shape[1:3])
+    return x if x.shape[1:3] == (size, size) else jnp.einsum("nhwc,ih,jw->nijc", x, rows, columns)
+
+
+def _averaging(length: int, size: int) -> jax.Array:
+    """Return the matrix (size, length) whose row i averages what lies between i and i + 1 in units of length / size."""
+    i, at = jnp.arange(size)[:, None], jnp.arange(length)[None]
+    inside = (at >= i * length // size) & (at < -(-(i + 1) * length // size))
+    return inside / inside.sum(axis=1, keepdims=True)

@@ -4,20 +4,43 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
-
 from tl_jax.errors import UserError, nearest
-from tl_jax.models.resnet import LAYOUTS, ResNet
+from tl_jax.models.backbone import Backbone
+from tl_jax.models.inception import InceptionV3
+from tl_jax.models.mobilenet import MobileNetV2
+from tl_jax.models.resnet import ResNet
+from tl_jax.models.resnet_v2 import ResNetV2
+from tl_jax.models.vgg import VGG
+
+_VGG19 = {"depths": (2, 2, 4, 4, 4)}
+_BASIC = {"bottleneck": False, "layout": "torchvision"}  # Keras publishes none with basic blocks
+_NARROW = {"widths": (8, 8, 16, 16)}
+_MOBILE = ((1, 8, 1, 1), (6, 8, 2, 2), (6, 16, 1, 2), (6, 16, 1, 2))
 
 # name -> (class, fixed arguments). The tiny ones keep every kind of layer of their family, for tests and smoke runs.
-MODELS: Mapping[str, tuple[type[nn.Module], Mapping[str, Any]]] = {
+MODELS: Mapping[str, tuple[type[Backbone], Mapping[str, Any]]] = {
+    "vgg16": (VGG, {}),
+    "vgg19": (VGG, _VGG19),
+    "vgg16_bn": (VGG, {"norm": True}),
+    "vgg19_bn": (VGG, {**_VGG19, "norm": True}),
+    "resnet18": (ResNet, {**_BASIC, "depths": (2, 2, 2, 2)}),
+    "resnet34": (ResNet, {**_BASIC, "depths": (3, 4, 6, 3)}),
     "resnet50": (ResNet, {}),
-    "resnet50_tiny": (ResNet, {"depths": (2, 1, 1, 1), "widths": (8, 8, 16, 16)}),
+    "resnet101": (ResNet, {"depths": (3, 4, 23, 3)}),
+    "resnet152": (ResNet, {"depths": (3, 8, 36, 3)}),
+    "resnet50v2": (ResNetV2, {}),
+    "inception_v3": (InceptionV3, {}),
+    "mobilenet_v2": (MobileNetV2, {}),
+    # The widths that Keras publishes weights for.
+    **{f"mobilenet_v2_{round(100 * w):03d}": (MobileNetV2, {"width": w}) for w in (0.35, 0.5, 0.75, 1.3, 1.4)},
     # CIFAR-style: one 3x3 stem at stride 2 and basic blocks, 0.31 M parameters.
-    "resnet8": (
-        ResNet,
-        {"depths": (1, 1, 1), "widths": (32, 64, 128), "bottleneck": False, "stem_kernel": 3, "layout": "torchvision"},
-    ),
+    "resnet8": (ResNet, {**_BASIC, "depths": (1, 1, 1), "widths": (32, 64, 128), "stem_kernel": 3}),
+    "vgg16_tiny": (VGG, {"depths": (1, 1, 2, 1, 1), "widths": (4, 8, 8, 16, 16), "fc_width": 32}),
+    "vgg16_bn_tiny": (VGG, {"depths": (1, 1, 2, 1, 1), "widths": (4, 8, 8, 16, 16), "fc_width": 32, "norm": True}),
+    "resnet50_tiny": (ResNet, {**_NARROW, "depths": (2, 1, 1, 1)}),
+    "resnet50v2_tiny": (ResNetV2, {**_NARROW, "depths": (2, 2, 1, 2)}),
+    "inception_v3_tiny": (InceptionV3, {"width": 1 / 16}),
+    "mobilenet_v2_tiny": (MobileNetV2, {"width": 0.5, "stages": _MOBILE, "final": 64}),
 }
 
 
@@ -26,13 +49,13 @@ def names() -> tuple[str, ...]:
     return tuple(MODELS)
 
 
-def create(name: str, num_classes: int, **options: Any) -> nn.Module:
+def create(name: str, num_classes: int, **options: Any) -> Backbone:
     """Return a linen module whose ``apply(variables, x, train=False)`` gives ``(logits, endpoints)``.
 
     Args:
         name: one of ``names()``.
         num_classes: K; 0 builds the model without a head, and its first output is ``features`` (N, D).
-        **options: attributes of the model class, such as ``layout`` or ``dtype``.
+        **options: attributes of the model class, such as ``layout``, ``endpoint`` or ``dtype``.
 
     Raises:
         UserError: unknown name, option or layout.
@@ -45,6 +68,14 @@ def create(name: str, num_classes: int, **options: Any) -> nn.Module:
         if option not in known:
             raise UserError(f"model {name!r} has no option {option!r}; {nearest(option, known)}")
     layout = options.get("layout")
-    if layout is not None and layout not in LAYOUTS:
-        raise UserError(f"model {name!r} has no layout {layout!r}; {nearest(layout, LAYOUTS)}")
+    if layout is not None and layout not in cls.layouts:
+        raise UserError(f"model {name!r} has no layout {layout!r}; {nearest(layout, cls.layouts)}")
     return cls(num_classes=num_classes, **{**fixed, **options})
+
+
+def options(name: str, model: Backbone) -> dict[str, Any]:
+    """Return the options with which ``create(name, ...)`` gives ``model``; the type of computation is none of them."""
+    plain = create(name, model.num_classes)
+    skipped = {"parent", "name", "num_classes", "dtype"}
+    values = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in skipped}
+    return {key: value for key, value in values.items() if value != getattr(plain, key)}

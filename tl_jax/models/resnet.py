@@ -8,13 +8,14 @@ The layouts compute different things from the same shapes, so weights of one giv
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from tl_jax.models.layers import Conv, glorot_uniform, max_pool
+from tl_jax.models.backbone import Backbone, Part
+from tl_jax.models.layers import Conv, max_pool
 
 
 class Layout(NamedTuple):
@@ -101,42 +102,32 @@ class Stage(nn.Module):
         return x
 
 
-class ResNet(nn.Module):
-    """Residual network, (N, H, W, 3) float -> (logits (N, K), endpoints).
-
-    Endpoints: ``stem`` (after pooling), ``stage1``, ``stage2``, ... (N, H', W', C), ``features`` (N, D), the global
-    average of the last stage. With ``num_classes=0`` there is no head and the first output is ``features``.
+class ResNet(Backbone):
+    """Residual network; endpoints ``stem`` (after pooling), ``stage1``, ``stage2``, ..., ``features``.
 
     Attributes:
-        num_classes: K, 0 for no head.
         depths: blocks in each stage.
         widths: channels of each stage before expansion.
         bottleneck: 1x1-3x3-1x1 blocks if true, else 3x3-3x3.
         stem_kernel: 7 (with max pooling, ImageNet) or 3 (CIFAR-style).
         stem_stride: stride of the stem convolution.
         layout: key into ``LAYOUTS``.
-        dtype: of the computation; parameters and statistics are float32.
     """
 
-    num_classes: int
     depths: tuple[int, ...] = (3, 4, 6, 3)
     widths: tuple[int, ...] = (64, 128, 256, 512)
     bottleneck: bool = True
     stem_kernel: int = 7
     stem_stride: int = 2
     layout: str = "keras"
-    dtype: Any = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+    layouts: ClassVar[tuple[str, ...]] = tuple(LAYOUTS)
+
+    def parts(self) -> Sequence[tuple[str, Part]]:
         layout = LAYOUTS[self.layout]
-        end = {}
-        x = Stem(self.widths[0], self.stem_kernel, self.stem_stride, layout, self.dtype, name="stem")(x, train)
-        end["stem"] = x
+        stem = Stem(self.widths[0], self.stem_kernel, self.stem_stride, layout, self.dtype, name="stem")
+        parts: list[tuple[str, Part]] = [("stem", stem)]
         for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), start=1):
             make = functools.partial(Block, width=width, bottleneck=self.bottleneck, layout=layout, dtype=self.dtype)
-            x = end[f"stage{i}"] = Stage(depth, 1 if i == 1 else 2, make, name=f"stage{i}")(x, train)
-        end["features"] = features = x.astype(jnp.float32).mean(axis=(1, 2))
-        if not self.num_classes:
-            return features, end
-        return nn.Dense(self.num_classes, kernel_init=glorot_uniform, name="head")(features), end
+            parts.append((f"stage{i}", Stage(depth, 1 if i == 1 else 2, make, name=f"stage{i}")))
+        return parts

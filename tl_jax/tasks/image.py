@@ -9,25 +9,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pooch
 
 from tl_jax import pretrained
 from tl_jax.data import batches, preprocess, sources, splits
 from tl_jax.data.augment import Augment, augment
 from tl_jax.errors import UserError
+from tl_jax.network import Pretrained, draw_heads, initializer, with_head
 from tl_jax.task import Task
+from tl_jax.train.log import say
+
+AUXILIARY = 0.4  # share of the auxiliary head's loss, as torchvision's training recipe has it
 
 
 class Inputs(NamedTuple):
     """How stored pictures become network inputs: side in pixels, centre crop, resize method, key into ``SCALINGS``."""
 
+    channels: int
     size: int
     crop: float
     interpolation: str
     scaling: str
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Turn (N, H, W, 3) pixels into (N, size, size, 3) network inputs."""
+        """Turn (N, H, W, C) pixels into (N, size, size, channels) network inputs."""
+        images = preprocess.channels(images, self.channels)
         return preprocess.scale(preprocess.fit(images, self.size, self.crop, self.interpolation), self.scaling)
 
 
@@ -35,8 +40,9 @@ def make(config: Any) -> Task:
     """Build the task that ``config`` describes."""
     drawn = config.init.source == "random"
     net = None if drawn else load_network(config)  # before the data are read: wrong weights should fail at once
-    spec = net.spec if net else pretrained.read_spec(config.model.name, config.init.layout)
+    spec = net.spec if net else pretrained.spec_of(config.model.name, config.init.layout)
     inputs = Inputs(
+        config.model.channels,
         config.input.size or spec.image_size,
         config.input.crop,
         config.input.interpolation or spec.interpolation,
@@ -49,7 +55,9 @@ def make(config: Any) -> Task:
             f"config.model.num_classes={classes}, but {source.name} has {len(source.classes)} classes; "
             "leave it at 0 to take the number from the data"
         )
-    net = pretrained.with_head(net, classes, config.init.head) if net else draw_network(config, classes)
+    net = with_head(net, classes, config.init.head) if net else draw_network(config, classes)
+    for note in net.notes:
+        say(note)
     parts = cut(config, source)
     how = Augment(**config.augment.to_dict())
     return Task(
@@ -64,7 +72,7 @@ def make(config: Any) -> Task:
         sizes={name: len(part.labels) for name, part in parts.items()},
         facts={
             "weights": str(net.path or "random"),
-            "weights_sha256": pooch.file_hash(str(net.path)) if net.path else "",
+            "weights_sha256": net.sha256,
             "data": source.name,
             "tested": source.tested,
             "input": inputs._asdict(),
@@ -89,14 +97,13 @@ def cut(config: Any, source: sources.Source) -> dict[str, sources.Split]:
     return {"train": train, "validation": validation, "test": splits.take(source.test, np.arange(examples))}
 
 
-def load_network(config: Any) -> pretrained.Pretrained:
-    """Read the network of ``config`` with the head that the file has."""
-    name, source = config.model.name, config.init.source
-    file = pretrained.find(name, source, config.init.path, headless=config.init.head == "new")
-    return pretrained.load(name, source, file, **model_options(config))
+def load_network(config: Any) -> Pretrained:
+    """Read the network of ``config`` with the head that the file has, where that is to be kept."""
+    name, source, path = config.model.name, config.init.source, config.init.path or None
+    return pretrained.load(name, source, path, head=config.init.head, **model_options(config))
 
 
-def draw_network(config: Any, classes: int) -> pretrained.Pretrained:
+def draw_network(config: Any, classes: int) -> Pretrained:
     """Return the network of ``config`` with random weights."""
     return pretrained.random(config.model.name, classes, config.init.layout, **model_options(config))
 
@@ -104,17 +111,15 @@ def draw_network(config: Any, classes: int) -> pretrained.Pretrained:
 def model_options(config: Any) -> dict[str, Any]:
     """Return the attributes of the model that ``config`` sets; linen needs tuples where JSON and flags give lists."""
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
-    return {**options, "dtype": jnp.dtype(config.model.dtype)}
+    options |= {"dtype": jnp.dtype(config.model.dtype), "endpoint": config.model.endpoint}
+    return options | ({"channels": config.model.channels} if config.model.channels != 3 else {})
 
 
-def init(net: pretrained.Pretrained, key: jax.Array) -> Mapping[str, Any]:
+def init(net: Pretrained, key: jax.Array) -> Mapping[str, Any]:
     """Return the network's variables; what was not loaded is drawn from ``key``."""
     if net.path is None:
-        return pretrained.initializer(net.model)(key)
-    if not net.new_head:
-        return net.variables
-    params = {**net.variables["params"], "head": pretrained.init_head(net.model)(key)}
-    return {**net.variables, "params": params}
+        return initializer(net.model)(key)
+    return draw_heads(net, key) if net.new_head else net.variables
 
 
 # The factories are cached on what they are made from, so that runs which differ in their seed share compiled code.
@@ -124,9 +129,12 @@ def make_loss(model: nn.Module, inputs: Inputs, how: Augment, label_smoothing: f
 
     def loss(variables, batch, key):
         images = inputs(augment(batch["image"], key, how))
-        (logits, _), new = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        rngs = {"dropout": jax.random.fold_in(key, 2**31 - 1)}  # augment splits the key: numbers from 0 on are taken
+        (logits, end), new = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
         targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing)
         losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+        if "aux_logits" in end:
+            losses += AUXILIARY * optax.softmax_cross_entropy(end["aux_logits"], targets)
         sums = _sums(losses, logits, batch)
         total, count = sums["loss"]
         return total / count, (new.get("batch_stats", {}), sums)

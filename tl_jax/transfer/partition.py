@@ -17,7 +17,7 @@ Rules = tuple[tuple[str, str], ...]
 # Named by what trains; "head" is the layer on top of the features, the only one that knows the target's classes.
 RECIPES: Mapping[str, Rules] = {
     "all": ((".*", "train"),),
-    "head": (("head/.*", "train"), (".*", FROZEN)),
+    "head": (("(aux/)?head/.*", "train"), (".*", FROZEN)),
 }
 
 

@@ -1,72 +1,152 @@
-"""Published weights files by (model, source): the facts that loading and preprocessing are derived from."""
+"""Published weights files by (model, source): the facts that loading and preprocessing are derived from.
 
-from collections.abc import Mapping
+URLs and MD5s stand in the keras package (which states none for MobileNetV2), accuracies in Keras' and torchvision's
+documentation and timm's results; torchvision's file names carry the start of their SHA-256.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from tl_jax.errors import UserError, nearest
 from tl_jax.specs import PretrainedSpec
-from tl_jax.weights import resnet
-from tl_jax.weights.rules import Rule, Table
 
-_KERAS = (
-    "https://storage.googleapis.com/tensorflow/keras-applications/resnet/resnet50_weights_tf_dim_ordering_tf_kernels"
-)
-_TORCH = "https://download.pytorch.org/models/"
+_KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
+_TORCH = "https://download.pytorch.org/models"
+_END = "weights_tf_dim_ordering_tf_kernels"
+_OXFORD, _HE, _GOOGLE = "CC-BY-4.0 (VGG, Oxford)", "MIT (Kaiming He)", "Apache-2.0 (Google)"
 
-# URLs and MD5s as the keras package states them; torchvision's file names carry the start of their SHA-256.
-CATALOG: Mapping[tuple[str, str], PretrainedSpec] = {
-    (spec.model, spec.source): spec
-    for spec in (
-        PretrainedSpec(
-            model="resnet50",
-            source="keras",
-            options={"layout": "keras"},
-            scaling="caffe",
-            url=f"{_KERAS}.h5",
-            digest="md5:2cb95161c43110f7111970584f804107",
-            headless_url=f"{_KERAS}_notop.h5",
-            headless_digest="md5:4d473c1dd8becc155b73f8504c6f6626",
-            licence="Apache-2.0 (Keras Applications)",
-            top1=74.9,
-        ),
-        PretrainedSpec(
-            model="resnet50",
-            source="torchvision",
-            options={"layout": "torchvision"},
-            scaling="torch",
-            url=f"{_TORCH}resnet50-0676ba61.pth",
-            digest="sha256:0676ba61",
-            licence="BSD-3-Clause (torchvision)",
-            top1=76.13,
-        ),
-        # Files without a published counterpart: tiny members for tests, in the same dialects.
-        PretrainedSpec(model="resnet50_tiny", source="keras", options={"layout": "keras"}, scaling="caffe"),
-        PretrainedSpec(model="resnet50_tiny", source="torchvision", options={"layout": "torchvision"}),
-    )
+# model: (folder, side, scaling, licence, published top-1, top-5)
+_KERAS_ROWS = {
+    "vgg16": ("vgg16", 224, "caffe", _OXFORD, 71.3, 90.1),
+    "vgg19": ("vgg19", 224, "caffe", _OXFORD, 71.3, 90.0),
+    "resnet50": ("resnet", 224, "caffe", _HE, 74.9, 92.1),
+    "resnet101": ("resnet", 224, "caffe", _HE, 76.4, 92.8),
+    "resnet152": ("resnet", 224, "caffe", _HE, 76.6, 93.1),
+    "resnet50v2": ("resnet", 224, "tf", _HE, 76.0, 93.0),
+    "inception_v3": ("inception_v3", 299, "tf", _GOOGLE, 77.9, 93.7),
 }
+# MD5 of the files with and without head.
+_MD5 = {
+    "vgg16": ("64373286793e3c8b2b4e3219cbf3544b", "6d6bbae143d832006294945121d1f1fc"),
+    "vgg19": ("cbe5617147190e668d6c5d5026f83318", "253f8cb515780f3b799900260a226db6"),
+    "resnet50": ("2cb95161c43110f7111970584f804107", "4d473c1dd8becc155b73f8504c6f6626"),
+    "resnet101": ("f1aeb4b969a6efcfb50fad2f0c20cfc5", "88cf7a10940856eca736dc7b7e228a21"),
+    "resnet152": ("100835be76be38e30d865e96f2aaae62", "ee4c566cf9a93f14d82f913c2dc6dd0c"),
+    "resnet50v2": ("3ef43a0b657b3be2300d5770ece849e0", "fac2f116257151a9d068a22e544a4917"),
+    "inception_v3": ("9a0d58056eeedaa3f26cb7ebd46da564", "bcbd6486424b2319ff4ef7d526e38f63"),
+}
+
+# model: (multiplier as it stands in the file name, published top-1, top-5)
+_MOBILENETS = {
+    "mobilenet_v2": ("1.0", 71.3, 90.1),
+    "mobilenet_v2_035": ("0.35", 60.1, 82.4),
+    "mobilenet_v2_050": ("0.5", 65.2, 86.1),
+    "mobilenet_v2_075": ("0.75", 69.5, 89.2),
+    "mobilenet_v2_130": ("1.3", 74.7, 92.1),
+    "mobilenet_v2_140": ("1.4", 75.2, 92.4),
+}
+
+# model: (file, published top-1, top-5)
+_TORCHVISION_ROWS = {
+    "vgg16": ("vgg16-397923af.pth", 71.592, 90.382),
+    "vgg19": ("vgg19-dcbb9e9d.pth", 72.376, 90.876),
+    "vgg16_bn": ("vgg16_bn-6c64b313.pth", 73.360, 91.516),
+    "vgg19_bn": ("vgg19_bn-c79401a0.pth", 74.218, 91.842),
+    "resnet18": ("resnet18-f37072fd.pth", 69.758, 89.078),
+    "resnet34": ("resnet34-b627a593.pth", 73.314, 91.420),
+    "resnet50": ("resnet50-0676ba61.pth", 76.130, 92.862),
+    "resnet101": ("resnet101-63fe2227.pth", 77.374, 93.546),
+    "resnet152": ("resnet152-394f9c45.pth", 78.312, 94.046),
+    "inception_v3": ("inception_v3_google-0cc3c7bd.pth", 77.294, 93.450),
+    "mobilenet_v2": ("mobilenet_v2-b0353104.pth", 71.878, 90.286),
+}
+
+# model: (hub id, centre crop, interpolation, licence, published top-1, top-5)
+_TIMM_ROWS = {
+    "vgg16": ("vgg16.tv_in1k", 0.875, "bilinear", "BSD-3-Clause", 71.592, 90.384),
+    "vgg19": ("vgg19.tv_in1k", 0.875, "bilinear", "BSD-3-Clause", 72.378, 90.874),
+    "vgg16_bn": ("vgg16_bn.tv_in1k", 0.875, "bilinear", "BSD-3-Clause", 73.370, 91.514),
+    "vgg19_bn": ("vgg19_bn.tv_in1k", 0.875, "bilinear", "BSD-3-Clause", 74.216, 91.844),
+    "resnet18": ("resnet18.a1_in1k", 0.95, "bicubic", "Apache-2.0", 73.158, 91.026),
+    "resnet34": ("resnet34.a1_in1k", 0.95, "bicubic", "Apache-2.0", 77.918, 93.766),
+    "resnet50": ("resnet50.a1_in1k", 0.95, "bicubic", "Apache-2.0", 81.214, 95.102),
+    "resnet101": ("resnet101.a1h_in1k", 0.95, "bicubic", "Apache-2.0", 82.778, 96.310),
+    "resnet152": ("resnet152.a1h_in1k", 0.95, "bicubic", "Apache-2.0", 83.450, 96.538),
+    "inception_v3": ("inception_v3.tv_in1k", 0.875, "bicubic", "Apache-2.0", 77.434, 93.474),
+    "mobilenet_v2": ("mobilenetv2_100.ra_in1k", 0.875, "bicubic", "Apache-2.0", 72.976, 91.010),
+    "mobilenet_v2_050": ("mobilenetv2_050.lamb_in1k", 0.875, "bicubic", "Apache-2.0", 65.950, 86.088),
+    "mobilenet_v2_140": ("mobilenetv2_140.ra_in1k", 0.875, "bicubic", "Apache-2.0", 76.520, 92.986),
+}
+# SHA-256 of the files, as far as it is known.
+_SHA256 = {
+    "vgg16": "57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8",
+    "vgg19": "11aea017b543ff59233749d8f1cf544cda749378f5790d2fedab841fb86b7669",
+    "vgg16_bn": "88bbedbc8e780413736db38ac4efd41b06fc0e93fd5b8879b584bba63a950129",
+    "vgg19_bn": "f8249087e63bae61c6166bb23d7c26efe1b2a43fd9fb5cd60ac6ce00535ba312",
+    "resnet18": "80c49dee3da4822c009c5a7fe591e9223c5a2cfcf95a4067ca4dfb5a7b89c612",
+    "resnet50": "773525d5821de224f8f30c33377b7a795d7863e08522698200d3217d3f2a41bb",
+    "resnet101": "1a076c0384295e7d3704f201c5711ff245507db934230bab72ff3014a95f90fe",
+    "inception_v3": "9c452c63a67fd03a38a78c401ba12d4be0e926df63c93403de3a29f6df20fefb",
+    "mobilenet_v2": "55ea4fb3a96010b933710ebf44fc965b070d5cd054d3f35e44f2d1320b4a714e",
+}
+
+
+def _options(model: str, source: str) -> dict[str, str]:
+    """Return the layout of a source, for the families that have several."""
+    if model.startswith("vgg") or model.startswith("resnet50v2"):
+        return {}
+    return {"layout": "keras" if source == "keras" else "torchvision"}
+
+
+def _keras() -> Iterator[PretrainedSpec]:
+    for model, (folder, side, scaling, licence, top1, top5) in _KERAS_ROWS.items():
+        url = f"{_KERAS}/{folder}/{model}_{_END}"
+        spec = PretrainedSpec(
+            model, "keras", _options(model, "keras"), image_size=side, scaling=scaling, licence=licence
+        )
+        digest, headless_digest = (f"md5:{md5}" for md5 in _MD5[model])
+        urls = {"url": f"{url}.h5", "headless_url": f"{url}_notop.h5"}
+        yield replace(spec, **urls, digest=digest, headless_digest=headless_digest, top1=top1, top5=top5)
+    for model, (width, top1, top5) in _MOBILENETS.items():
+        url = f"{_KERAS}/mobilenet_v2/mobilenet_v2_{_END}_{width}_224"
+        spec = PretrainedSpec(model, "keras", _options(model, "keras"), scaling="tf", licence=_GOOGLE)
+        yield replace(spec, url=f"{url}.h5", headless_url=f"{url}_no_top.h5", top1=top1, top5=top5)
+
+
+def _torchvision() -> Iterator[PretrainedSpec]:
+    for model, (file, top1, top5) in _TORCHVISION_ROWS.items():
+        spec = PretrainedSpec(
+            model, "torchvision", _options(model, "torchvision"), licence="BSD-3-Clause (torchvision)"
+        )
+        if model == "inception_v3":
+            spec = replace(spec, options={**spec.options, "transform_input": True}, image_size=299, crop=299 / 342)
+        digest = "sha256:" + file.removesuffix(".pth").rpartition("-")[2]
+        yield replace(spec, url=f"{_TORCH}/{file}", digest=digest, top1=top1, top5=top5)
+
+
+def _timm() -> Iterator[PretrainedSpec]:
+    for model, (hub, crop, interpolation, licence, top1, top5) in _TIMM_ROWS.items():
+        spec = PretrainedSpec(model, "timm", _options(model, "timm"), crop=crop, interpolation=interpolation)
+        if model == "inception_v3":
+            spec = replace(spec, image_size=299, scaling="tf")
+        digest = f"sha256:{_SHA256[model]}" if model in _SHA256 else ""
+        measured = "288 pixels, crop 1.0" if ".a1" in hub else ""
+        about = {"licence": f"{licence} (timm)", "top1": top1, "top5": top5, "measured": measured}
+        yield replace(spec, hub=f"timm/{hub}", digest=digest, **about)
+
+
+def _tiny() -> Iterator[PretrainedSpec]:
+    """Yield members without a published counterpart, for tests and smoke runs, in the dialects of their family."""
+    for model in ("vgg16", "vgg16_bn", "resnet50", "resnet50v2", "inception_v3", "mobilenet_v2"):
+        for source in ("keras", "torchvision", "timm"):
+            if s := _PUBLISHED.get((model, source)):
+                name = f"{model}_tiny"
+                yield PretrainedSpec(name, source, s.options, scaling=s.scaling, image_size=s.image_size, crop=s.crop)
+
+
+_PUBLISHED = {(spec.model, spec.source): spec for make in (_keras, _torchvision, _timm) for spec in make()}
+CATALOG: Mapping[tuple[str, str], PretrainedSpec] = {**_PUBLISHED, **{(s.model, s.source): s for s in _tiny()}}
 
 # Weights that ship with the package, in the project's own format, each with a card beside it.
 EMBEDDED_DIR = Path(__file__).parent / "embedded"
 EMBEDDED: Mapping[str, Path] = {"resnet8": EMBEDDED_DIR / "resnet8_cifar10.safetensors"}
-
-# This project's own files: names are our paths already.
-OWN = Table([Rule(r"((?:params|batch_stats)/.*)", r"\1")])
-
-TABLES: Mapping[str, Mapping[str, Table]] = {
-    "resnet50": resnet.TABLES,
-    "resnet50_tiny": resnet.TABLES,
-}
-
-
-def sources(model: str) -> tuple[str, ...]:
-    """Return the sources whose files of ``model`` can be read."""
-    return (*TABLES.get(model, {}), "tl_jax")
-
-
-def table(model: str, source: str) -> Table:
-    """Return the conversion table of a source; a UserError names the known ones."""
-    if source == "tl_jax":
-        return OWN
-    if source not in TABLES.get(model, {}):
-        raise UserError(f"no {source!r} weights of {model!r} are known; {nearest(source, sources(model))}")
-    return TABLES[model][source]

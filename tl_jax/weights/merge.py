@@ -58,7 +58,7 @@ def _misfits(path: str, array: np.ndarray, leaf: Any) -> list[str]:
     # ml_dtypes' bfloat16 has kind "V", so ask whether it casts to float rather than for its kind.
     if array.dtype.kind not in "f" and array.dtype.name != "bfloat16":
         return [f"{path} holds {array.dtype}, the model needs floating point"]
-    if not np.isfinite(array.astype(np.float32)).all():
+    if not np.isfinite(array.astype(np.float32, copy=False)).all():
         return [f"{path} holds values that are not finite"]
     return []
 

@@ -1,52 +1,75 @@
-"""Conversion tables of the ResNet family."""
+"""Conversion tables of the ResNet family, with and without pre-activation."""
 
-from tl_jax.weights.rules import Rule, Table, oihw_to_hwio, transpose
+from collections.abc import Sequence
 
-# (name in the file, path of ours) of the leaves of one BatchNorm.
-_KERAS_NORM = (
-    ("gamma", "params/{}/scale"),
-    ("beta", "params/{}/bias"),
-    ("moving_mean", "batch_stats/{}/mean"),
-    ("moving_variance", "batch_stats/{}/var"),
-)
-_TORCH_NORM = (
-    ("weight", "params/{}/scale"),
-    ("bias", "params/{}/bias"),
-    ("running_mean", "batch_stats/{}/mean"),
-    ("running_var", "batch_stats/{}/var"),
-)
+from tl_jax.weights import keras
+from tl_jax.weights.rules import COUNTERS, OWN, Table, keras_layer, keras_norm, torch_conv, torch_dense, torch_norm
+
+_TOP = "(?:probs|predictions)"  # the published file's name (Keras 2), and that of later versions
 
 
-def _keras() -> Table:
+def _keras(depths: Sequence[int]) -> Table:
     """keras.applications: ``conv2_block1_1_conv/kernel``; block convolutions count from 1, the shortcut is 0."""
-    rules = [Rule(f"conv1_conv/{leaf}", f"params/stem/conv/{leaf}") for leaf in ("kernel", "bias")]
-    rules += [Rule(f"conv1_bn/{leaf}", path.format("stem/bn")) for leaf, path in _KERAS_NORM]
+    rules = keras_layer("conv1_conv", "stem/conv") + keras_norm("conv1_bn", "stem/bn") + keras_layer(_TOP, "head")
     for stage in (1, 2, 3, 4):
-        block = rf"conv{stage + 1}_block(\d+)"
-        for leaf in ("kernel", "bias"):
-            rules.append(Rule(rf"{block}_([123])_conv/{leaf}", rf"params/stage{stage}/block\1/conv\2/{leaf}"))
-            rules.append(Rule(rf"{block}_0_conv/{leaf}", rf"params/stage{stage}/block\1/shortcut_conv/{leaf}"))
-        for leaf, path in _KERAS_NORM:
-            rules.append(Rule(rf"{block}_([123])_bn/{leaf}", path.format(rf"stage{stage}/block\1/bn\2")))
-            rules.append(Rule(rf"{block}_0_bn/{leaf}", path.format(rf"stage{stage}/block\1/shortcut_bn")))
-    # The published file calls its top "probs" (Keras 2), files saved by later versions "predictions".
-    rules += [Rule(f"(?:probs|predictions)/{leaf}", f"params/head/{leaf}") for leaf in ("kernel", "bias")]
-    return Table(rules)
+        block, ours = rf"conv{stage + 1}_block(\d+)", rf"stage{stage}/block\1"
+        rules += keras_layer(rf"{block}_([123])_conv", rf"{ours}/conv\2")
+        rules += keras_layer(rf"{block}_0_conv", rf"{ours}/shortcut_conv")
+        rules += keras_norm(rf"{block}_([123])_bn", rf"{ours}/bn\2") + keras_norm(
+            rf"{block}_0_bn", f"{ours}/shortcut_bn"
+        )
+    layers = [("stem/conv", "conv"), ("stem/bn", "norm")]
+    for stage, depth in enumerate(depths, start=1):
+        for i in range(1, depth + 1):
+            units = ["1", "2", "3"] if i > 1 else ["1", "2", "shortcut", "3"]  # by distance from the sum
+            for unit in units:
+                conv, norm = (f"shortcut_{k}" if unit == "shortcut" else f"{k}{unit}" for k in ("conv", "bn"))
+                layers += [(f"stage{stage}/block{i}/{conv}", "conv"), (f"stage{stage}/block{i}/{norm}", "norm")]
+    return Table([*rules, OWN], names=keras.names(keras.listed([*layers, ("head", "dense")])))
+
+
+def _keras_v2(depths: Sequence[int]) -> Table:
+    """keras.applications' pre-activation networks: ``conv2_block1_preact_bn/gamma``."""
+    rules = keras_layer("conv1_conv", "stem/conv") + keras_norm("post_bn", "final/bn") + keras_layer(_TOP, "head")
+    for stage in (1, 2, 3, 4):
+        block, ours = rf"conv{stage + 1}_block(\d+)", rf"stage{stage}/block\1"
+        rules += keras_layer(rf"{block}_([123])_conv", rf"{ours}/conv\2")
+        rules += keras_layer(rf"{block}_0_conv", rf"{ours}/shortcut_conv")
+        rules += keras_norm(rf"{block}_([12])_bn", rf"{ours}/bn\2") + keras_norm(
+            rf"{block}_preact_bn", f"{ours}/preact_bn"
+        )
+    layers = [("stem/conv", "conv")]
+    for stage, depth in enumerate(depths, start=1):
+        for i in range(1, depth + 1):
+            convs = ["conv1", "conv2", "conv3"] if i > 1 else ["conv1", "conv2", "shortcut_conv", "conv3"]
+            layers += [(f"stage{stage}/block{i}/{conv}", "conv") for conv in convs]
+            layers += [(f"stage{stage}/block{i}/{norm}", "norm") for norm in ("preact_bn", "bn1", "bn2")]
+    layers += [("final/bn", "norm"), ("head", "dense")]
+    return Table([*rules, OWN], names=keras.names(keras.listed(layers)))
 
 
 def _torchvision() -> Table:
     """torchvision: ``layer1.0.conv1.weight``; blocks count from 0 and ours from 1, so each has its own rules."""
-    rules = [Rule(r"conv1\.weight", "params/stem/conv/kernel", oihw_to_hwio)]
-    rules += [Rule(rf"bn1\.{leaf}", path.format("stem/bn")) for leaf, path in _TORCH_NORM]
+    rules = torch_conv("conv1", "stem/conv") + torch_norm("bn1", "stem/bn") + torch_dense("fc", "head")
     for index in range(36):  # ResNet-152's longest stage
         theirs, ours = rf"layer(\d)\.{index}", rf"stage\1/block{index + 1}"
-        rules.append(Rule(rf"{theirs}\.conv(\d)\.weight", rf"params/{ours}/conv\2/kernel", oihw_to_hwio))
-        rules.append(Rule(rf"{theirs}\.downsample\.0\.weight", rf"params/{ours}/shortcut_conv/kernel", oihw_to_hwio))
-        for leaf, path in _TORCH_NORM:
-            rules.append(Rule(rf"{theirs}\.bn(\d)\.{leaf}", path.format(rf"{ours}/bn\2")))
-            rules.append(Rule(rf"{theirs}\.downsample\.1\.{leaf}", path.format(rf"{ours}/shortcut_bn")))
-    rules += [Rule(r"fc\.weight", "params/head/kernel", transpose), Rule(r"fc\.bias", "params/head/bias")]
-    return Table(rules, ignored=(r".*\.num_batches_tracked",))
+        rules += torch_conv(rf"{theirs}\.conv(\d)", rf"{ours}/conv\2") + torch_norm(
+            rf"{theirs}\.bn(\d)", rf"{ours}/bn\2"
+        )
+        rules += torch_conv(rf"{theirs}\.downsample\.0", f"{ours}/shortcut_conv")
+        rules += torch_norm(rf"{theirs}\.downsample\.1", f"{ours}/shortcut_bn")
+    return Table(rules, COUNTERS)
 
 
-TABLES = {"keras": _keras(), "torchvision": _torchvision()}
+TORCHVISION = _torchvision()
+
+
+def tables(depths: Sequence[int], bottleneck: bool = True) -> dict[str, Table]:
+    """Return the tables by source; timm's names are torchvision's, and Keras has no networks of basic blocks."""
+    torch = {"torchvision": TORCHVISION, "timm": TORCHVISION}
+    return {"keras": _keras(depths), **torch} if bottleneck else torch
+
+
+def tables_v2(depths: Sequence[int]) -> dict[str, Table]:
+    """Return the tables of the networks with pre-activation by source."""
+    return {"keras": _keras_v2(depths)}

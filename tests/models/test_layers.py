@@ -1,0 +1,90 @@
+"""Layers: convolutions against ``lax``, paddings and poolings against values by hand and PyTorch's definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tl_jax.models import layers
+
+pytestmark = pytest.mark.fast
+
+
+def agree(ours, reference, *arrays):
+    """Compare two functions of the same arrays, and their gradients."""
+    with jax.default_matmul_precision("float32"):
+        results = [jax.jit(lambda *a, f=f: (f(*a), jax.grad(loss(f), (0, 1))(*a)))(*arrays) for f in (ours, reference)]
+    (a, grads_a), (b, grads_b) = results
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    for a, b in zip(grads_a, grads_b, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def loss(f):
+    return lambda *arrays: (f(*arrays) ** 2).sum()
+
+
+@pytest.mark.parametrize("size", [1, 6])
+@pytest.mark.parametrize("window,stride", [((1, 1), 2), ((3, 3), 1), ((3, 3), 2), ((1, 7), 1)])
+@pytest.mark.parametrize("padding", ["half", "same"])
+def test_convolution_as_matrix_product_equals_lax(size, window, stride, padding):
+    kx, kk = jax.random.split(jax.random.key(size))
+    x = jax.random.normal(kx, (2, size, size + 1, 3))
+    k = jax.random.normal(kk, (*window, 3, 4))
+    zeros = layers.pads(x.shape[1:3], window, stride, padding)
+    agree(
+        lambda x, k: layers._conv2d_patches(x, k, stride, zeros),
+        lambda x, k: layers._conv2d_lax(x, k, stride, zeros),
+        x,
+        k,
+    )
+
+
+@pytest.mark.parametrize("size,stride,padding", [(5, 1, "half"), (6, 2, "half"), (6, 2, "same"), (7, 2, "same")])
+def test_depthwise_convolution_equals_lax(size, stride, padding):
+    kx, kk = jax.random.split(jax.random.key(size))
+    x = jax.random.normal(kx, (2, size, size + 1, 8))
+    k = jax.random.normal(kk, (3, 3, 1, 8))
+    zeros = layers.pads(x.shape[1:3], (3, 3), stride, padding)
+    agree(
+        lambda x, k: layers.depthwise2d(x, k, stride, zeros),
+        lambda x, k: layers._conv2d_lax(x, k, stride, zeros, groups=8),
+        x,
+        k,
+    )
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 31, 32, 33])
+@pytest.mark.parametrize("window", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_same_is_tensorflows_padding(size, window, stride):
+    import jax.lax as lax
+
+    expected = lax.padtype_to_pads((size, size + 2), (window, window), (stride, stride), "SAME")
+    assert list(layers.pads((size, size + 2), (window, window), stride, "same")) == expected
+
+
+def test_mean_pooling_with_and_without_its_padding():
+    x = jnp.arange(4.0).reshape(1, 2, 2, 1)
+    np.testing.assert_allclose(layers.mean_pool(x, count_padding=False)[0, :, :, 0], np.full((2, 2), 1.5))
+    np.testing.assert_allclose(layers.mean_pool(x, count_padding=True)[0, :, :, 0], np.full((2, 2), 6 / 9), rtol=1e-6)
+
+
+@pytest.mark.parametrize("height,width,size", [(7, 7, 7), (14, 21, 7), (3, 5, 7), (1, 1, 7), (10, 8, 7), (5, 9, 3)])
+def test_adaptive_pooling_follows_its_definition(height, width, size):
+    x = np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
+    expected = np.empty((2, size, size, 3), np.float32)
+    for i in range(size):
+        for j in range(size):
+            rows = slice(i * height // size, -(-(i + 1) * height // size))
+            columns = slice(j * width // size, -(-(j + 1) * width // size))
+            expected[:, i, j] = x[:, rows, columns].mean((1, 2))
+    with jax.default_matmul_precision("float32"):
+        np.testing.assert_allclose(layers.adaptive_mean_pool(jnp.asarray(x), size), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_initial_kernels_have_hes_and_glorots_variance():
+    kernel = layers.he_uniform(jax.random.key(0), (3, 3, 64, 128))
+    assert float(kernel.std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
+    head = layers.glorot_uniform(jax.random.key(0), (256, 300))
+    assert float(head.std()) == pytest.approx((2 / 556) ** 0.5, rel=0.02)

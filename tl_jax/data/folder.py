@@ -1,0 +1,193 @@
+"""Labelled pictures from a folder of class folders, all decoded into memory."""
+
+import contextlib
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from tl_jax.data.pictures import Source, Split, fit, held_out
+from tl_jax.errors import UserError, nearest
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # that a file may have inside, whatever its ending
+TEST_PARTS = ("test", "validation", "val")  # the first with class folders is the test part
+LAYOUT = "FOLDER/CLASS/PICTURE, or FOLDER/train/CLASS/PICTURE and FOLDER/test/CLASS/PICTURE"
+WORKERS = min(16, os.cpu_count() or 1)  # threads; Pillow decodes without the interpreter's lock
+
+Files = dict[str, list[Path]]  # the picture files of each class
+
+
+def read(folder: Path, size: int = 224) -> Source:
+    """Read ``folder/CLASS/PICTURE`` or ``folder/{train,test,validation,val}/CLASS/PICTURE``.
+
+    Classes and files are in the order of their names. Without a test part a fifth of each class is held out, the same
+    at every call. Hidden files, files that are no pictures and folders within class folders are skipped, and one line
+    on stderr says how many. Pictures are turned as their EXIF says; grey is repeated, what is transparent becomes
+    white. Where all have the same size they are kept as they are, else all are fitted into ``size``. Everything is
+    held in memory: N * H * W * 3 bytes.
+
+    Args:
+        folder: the name of the set is the folder's.
+        size: side in pixels to which pictures of differing sizes are resized and cropped.
+
+    Raises:
+        UserError: no folder of that layout, fewer than two classes, a class without pictures or too small for a part
+            to be held out, a picture that cannot be decoded, or more pixels than there is memory.
+    """
+    folder = Path(folder).expanduser()
+    skipped: list[Path] = []
+    try:
+        parts, tested = _parts(folder, skipped)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename} ({error.strerror}); check --config.data.dir") from error
+    name, classes = folder.resolve().name, tuple(parts["train"])
+    files, labels = _listed(parts["train"], classes)
+    if tested:
+        test_files, test_labels = _listed(parts["test"], classes)
+        files, labels, n = [*files, *test_files], np.concatenate([labels, test_labels]), len(files)
+    else:
+        train, test = held_out(name, labels, classes, "fifth")
+        rows, n = np.concatenate([train, test]), len(train)
+        files, labels = [files[row] for row in rows], labels[rows]
+    if skipped:
+        _say(folder, tuple(skipped))
+    images = _decode_all(name, files, size)
+    train, test = Split(images[:n], labels[:n]), Split(images[n:], labels[n:])
+    return Source(name, train, test, classes, tested or "a fifth held out")
+
+
+def _parts(folder: Path, skipped: list[Path]) -> tuple[dict[str, Files], str]:
+    """Return the files of ``train``, and of ``test`` with the name of the folder they are from where there is one."""
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}; check --config.data.dir")
+    below = {path.name.lower(): path for path in _entries(folder, [])[0]}
+    top = below.get("train")
+    if top is None or not _entries(top, [])[0]:  # a class may be called train
+        return {"train": _classes(folder, skipped)}, ""
+    found = [below[part] for part in TEST_PARTS if part in below and _entries(below[part], [])[0]]
+    used = [top, *found[:1]]
+    skipped += [path for path in folder.iterdir() if path not in used]
+    parts = {part: _classes(path, skipped) for part, path in zip(("train", "test"), used, strict=False)}
+    unknown = sorted(set(parts.get("test", ())) - set(parts["train"]))
+    if unknown:
+        advice = nearest(unknown[0], parts["train"])
+        raise UserError(f"{found[0] / unknown[0]} is a class that {top} does not have; {advice}")
+    return parts, found[0].name if found else ""
+
+
+def _classes(folder: Path, skipped: list[Path]) -> Files:
+    """Return the picture files of each class folder, in the order of their names."""
+    folders, loose = _entries(folder, skipped)
+    skipped += loose
+    if len(folders) < 2:
+        raise UserError(f"{folder} has fewer than two class folders ({len(folders)}); the layout is {LAYOUT}")
+    classes = {}
+    for path in folders:
+        deeper, classes[path.name] = _entries(path, skipped)
+        skipped += deeper
+        if not classes[path.name]:
+            kinds = ", ".join(ENDINGS)
+            raise UserError(f"{path} has no pictures ({kinds}); fill it or remove it, the layout is {LAYOUT}")
+    return classes
+
+
+def _entries(folder: Path, skipped: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the folders and the picture files in a folder, by name; what is hidden or neither joins ``skipped``."""
+    folders, files = [], []
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        hidden = path.name.startswith((".", "__MACOSX"))
+        if not hidden and path.suffix.lower() in ENDINGS and not path.is_dir():
+            files.append(path)
+        elif not hidden and path.is_dir():
+            folders.append(path)
+        else:
+            skipped.append(path)
+    return folders, files
+
+
+def _listed(files: Files, classes: tuple[str, ...]) -> tuple[list[Path], np.ndarray]:
+    """Return all files of a part, and their labels int32 (N,)."""
+    index = {name: k for k, name in enumerate(classes)}
+    labels = [index[name] for name, paths in files.items() for _ in paths]
+    return [path for paths in files.values() for path in paths], np.asarray(labels, np.int32)
+
+
+@functools.cache  # once a process, however often the set is read
+def _say(folder: Path, skipped: tuple[Path, ...]) -> None:
+    """Say in one line what is not read, the uppermost first."""
+    first = sorted(skipped, key=lambda path: (len(path.parts), path))[:3]
+    names = ", ".join(str(path.relative_to(folder)) for path in first) + (", ..." if len(skipped) > 3 else "")
+    what = "1 file or folder" if len(skipped) == 1 else f"{len(skipped)} files or folders"
+    tqdm.write(f"{folder}: skipped {what} beside the pictures: {names}", file=sys.stderr)
+
+
+def _decode_all(name: str, files: list[Path], size: int) -> np.ndarray:
+    """Return all pictures uint8 (N, H, W, 3) in one array, written by several threads at once."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(WORKERS) as pool:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        shape = _measure(files[0])
+        same = all(other == shape for other in pool.map(_measure, files))  # the first that differs ends it
+        shape = shape if same else (size, size)
+        _check_memory(name, len(files), *shape)
+        images = np.empty((len(files), *shape, 3), np.uint8)
+
+        def put(row: int) -> None:
+            image = _decode(files[row])
+            images[row] = image if same else fit(image, size)
+
+        done = pool.map(put, range(len(files)))  # the first error cancels what has not begun
+        for _ in tqdm(
+            done, f"reading {name}", len(files), leave=False, disable=None, mininterval=0.5, unit=" pictures"
+        ):
+            pass
+    return images
+
+
+def _check_memory(name: str, n: int, height: int, width: int) -> None:
+    need, have = n * height * width * 3, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > have:
+        sizes = f"{need / 1e9:.1f} GB in memory, of {have / 1e9:.1f}"
+        raise UserError(f"{name}: {n} pictures of {width}x{height} would take {sizes}; shrink them or take fewer")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture; whatever turns out to be wrong with it is a UserError that names it."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
+        raise UserError(f"{path} is refused: it has more than {limit}; shrink or remove it") from error
+    except Exception as error:  # on damaged bytes decoders raise errors of any kind
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = f"it is none of {', '.join(FORMATS)}" if unknown else " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"cannot decode {path} ({why}); replace or remove it") from error
+
+
+def _measure(path: Path) -> tuple[int, int]:
+    """Return the height and width that ``_decode`` will give, from the file's header where that tells."""
+    with _opened(path) as image:
+        width, height = image.size
+        turned = width != height and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return (width, height) if turned else (height, width)
+
+
+def _decode(path: Path) -> np.ndarray:
+    """Return a picture the right way up as uint8 (H, W, 3), RGB."""
+    with _opened(path) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):  # 16 bits: the high byte, which is what Pillow takes of 16-bit colours
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image.convert("RGB"))

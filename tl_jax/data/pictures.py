@@ -1,0 +1,74 @@
+"""What a data set is once it is read, and what its readers share: fitting pictures and holding out a test part."""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from tl_jax.errors import UserError
+
+SHARES = {"third": 1 / 3, "fifth": 1 / 5}  # held out of sets that come without a test part
+SPLIT_SEED = 0  # of that cut: the same test part whatever the seed of the run
+
+
+class Split(NamedTuple):
+    """Pictures uint8 (N, H, W, 3), RGB, and labels int32 (N,) in [0, K)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Source(NamedTuple):
+    """A data set before any part is cut for validation.
+
+    Attributes:
+        name: of the set, with its version where it has one.
+        train, test: its parts.
+        classes: K names.
+        tested: where the test part comes from.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    tested: str = "test"
+
+
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """Resize the shortest side to ``size`` and cut the centre, so that pictures of differing sizes stack."""
+    return np.asarray(ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.BILINEAR))
+
+
+def held_out(name: str, labels: np.ndarray, classes: tuple[str, ...], share: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of train and test, ascending and the same at every call; classes keep their shares.
+
+    Args:
+        name: of the set, for the message.
+        labels: (N,), in an order that does not change.
+        classes: K names.
+        share: key into ``SHARES``, of the test part.
+
+    Raises:
+        UserError: a class is too small for one of its pictures to be held out.
+    """
+    from sklearn.model_selection import train_test_split
+
+    least = round(1 / SHARES[share])
+    for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+        if count < least:
+            raise UserError(
+                f"{name} has no test part, and its class {classes[label]!r} has {count} of the {least} pictures that "
+                f"it takes to hold out a {share}; add some, leave out the class, or bring a test part"
+            )
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=SHARES[share], random_state=SPLIT_SEED, stratify=labels, shuffle=True
+    )
+    return np.sort(train), np.sort(test)
+
+
+def cut_test(name: str, everything: Split, classes: tuple[str, ...], share: str = "third") -> Source:
+    """Cut a test part, the same at every call, from a set that has none: see ``held_out``."""
+    rows = held_out(name, everything.labels, classes, share)
+    parts = (Split(everything.images[r], everything.labels[r]) for r in rows)
+    return Source(name, *parts, classes=classes, tested=f"a {share} held out")

@@ -1,0 +1,92 @@
+"""What every image network has in common: a run of named parts, their outputs by name, features, and a head."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tl_jax.errors import UserError, nearest
+from tl_jax.models.layers import glorot_uniform
+
+Part = Callable[[jax.Array, bool], jax.Array]  # (x, train) -> x
+
+
+class Backbone(nn.Module):
+    """Image network, (N, H, W, C) float -> (logits (N, K), endpoints).
+
+    Subclasses give the ``parts``. Endpoints are the output of each part, (N, H', W', D'), under the part's name, and
+    ``features`` (N, D), the global average of the last one. With ``num_classes=0`` there is no head and the first
+    output is ``features``.
+
+    Attributes:
+        num_classes: K, 0 for no head.
+        endpoint: name of the part after which the network ends; empty for the whole network.
+        channels: C.
+        dropout: share of the features that is dropped before the head while training.
+        dtype: of the computation; parameters and statistics are float32.
+        layouts: names of the layouts that the class knows (its option ``layout``).
+        min_size: smallest side of a picture in pixels.
+    """
+
+    num_classes: int
+    endpoint: str = ""
+    channels: int = 3
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    layouts: ClassVar[tuple[str, ...]] = ()
+    min_size: ClassVar[int] = 32
+
+    def parts(self) -> Sequence[tuple[str, Part]]:
+        """Return the parts in order, each with its name; the name is also that of its parameters."""
+        raise NotImplementedError
+
+    def prepare(self, x: jax.Array) -> jax.Array:
+        """Return the pictures as the first part takes them."""
+        return x
+
+    def extras(self, end: dict[str, jax.Array], train: bool) -> None:
+        """Add further endpoints, all parts being there."""
+
+    def classify(self, end: dict[str, jax.Array], train: bool) -> jax.Array:
+        """Return the logits (N, K)."""
+        return self.dense_head(end["features"], train)
+
+    def dense_head(self, features: jax.Array, train: bool) -> jax.Array:
+        """Return the logits (N, K) of (N, D): dropout and one linear layer."""
+        features = nn.Dropout(self.dropout, deterministic=not train, name="head_dropout")(features)
+        return nn.Dense(self.num_classes, kernel_init=glorot_uniform, name="head")(features.astype(jnp.float32))
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Apply the network; ``train`` uses batch statistics and dropout (which needs the rng "dropout")."""
+        self._check(x)
+        end: dict[str, jax.Array] = {}
+        x, parts = self.prepare(x), self.parts()
+        for name, part in parts:
+            x = end[name] = part(x, train)
+            if name == self.endpoint:
+                break
+        else:
+            if self.endpoint:
+                raise UserError(
+                    f"no endpoint {self.endpoint!r} (config.model.endpoint); "
+                    f"{nearest(self.endpoint, [name for name, _ in parts])}"
+                )
+        end["features"] = x.astype(jnp.float32).mean(axis=(1, 2))
+        self.extras(end, train)
+        return self.classify(end, train) if self.num_classes else end["features"], end
+
+    def _check(self, x: jax.Array) -> None:
+        if x.ndim != 4 or x.shape[-1] != self.channels:
+            raise UserError(
+                f"the network takes pictures (N, H, W, {self.channels}), not {tuple(x.shape)}; "
+                "other numbers of channels: pretrained.load(..., channels=C)"
+            )
+        if min(x.shape[1:3]) < self.min_size:
+            raise UserError(
+                f"pictures of {x.shape[1]}x{x.shape[2]} pixels are too small for this network, which needs "
+                f"{self.min_size}x{self.min_size}; raise config.input.size"
+            )

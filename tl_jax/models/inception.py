@@ -1,0 +1,222 @@
+"""InceptionV3 (Szegedy et al. 2016, arXiv:1512.00567), in the layouts whose weights exist in the wild.
+
+    layout        mean pooling counts padding   BatchNorm scale   momentum kept   weights
+    "keras"       no                            no                0.99            keras.applications
+    "torchvision" yes                           yes               0.9             torchvision, timm
+
+The units of a block bear torchvision's names; blocks are counted as Keras counts them.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl_jax.errors import UserError
+from tl_jax.models.backbone import Backbone, Part
+from tl_jax.models.layers import ConvNorm, Norm, glorot_uniform, max_pool, mean_pool
+
+
+class Layout(NamedTuple):
+    """What differs between sources of weights."""
+
+    count_padding: bool
+    norm: Norm
+
+
+LAYOUTS = {
+    "keras": Layout(count_padding=False, norm=Norm(1e-3, 0.99, scale=False)),
+    "torchvision": Layout(count_padding=True, norm=Norm(1e-3, 0.9)),
+}
+
+
+class Unit(NamedTuple):
+    """One convolution with BatchNorm and ReLU; at stride 2 it has no padding, as all of InceptionV3's do."""
+
+    name: str
+    features: int
+    kernel: int | tuple[int, int] = 1
+    stride: int = 1
+
+
+Branch = Sequence[Unit | tuple[Unit, Unit]]  # a pair runs side by side and is concatenated
+POOL, MAX_POOL = "branch_pool", Unit("", 0)  # the branch after a mean pooling; the branch that is a max pooling
+
+
+def _grid35(pooled: int) -> list[Branch]:
+    """Figure 5 of the paper."""
+    return [
+        [Unit("branch1x1", 64)],
+        [Unit("branch5x5_1", 48), Unit("branch5x5_2", 64, 5)],
+        [Unit("branch3x3dbl_1", 64), Unit("branch3x3dbl_2", 96, 3), Unit("branch3x3dbl_3", 96, 3)],
+        [Unit(POOL, pooled)],
+    ]
+
+
+def _to_grid17() -> list[Branch]:
+    return [
+        [Unit("branch3x3", 384, 3, 2)],
+        [Unit("branch3x3dbl_1", 64), Unit("branch3x3dbl_2", 96, 3), Unit("branch3x3dbl_3", 96, 3, 2)],
+        [MAX_POOL],
+    ]
+
+
+def _grid17(inner: int) -> list[Branch]:
+    """Figure 6: 7x7 convolutions as pairs of 1x7 and 7x1."""
+    wide, high = (1, 7), (7, 1)
+    double = [(inner, 1), (inner, high), (inner, wide), (inner, high), (192, wide)]
+    return [
+        [Unit("branch1x1", 192)],
+        [Unit("branch7x7_1", inner), Unit("branch7x7_2", inner, wide), Unit("branch7x7_3", 192, high)],
+        [Unit(f"branch7x7dbl_{i}", *unit) for i, unit in enumerate(double, start=1)],
+        [Unit(POOL, 192)],
+    ]
+
+
+def _to_grid8() -> list[Branch]:
+    seven = [(192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3, 2)]
+    return [
+        [Unit("branch3x3_1", 192), Unit("branch3x3_2", 320, 3, 2)],
+        [Unit(f"branch7x7x3_{i}", *unit) for i, unit in enumerate(seven, start=1)],
+        [MAX_POOL],
+    ]
+
+
+def _grid8() -> list[Branch]:
+    """Figure 7: the branches widen into 1x3 and 3x1 side by side."""
+
+    def pair(name: str) -> tuple[Unit, Unit]:
+        return Unit(f"{name}a", 384, (1, 3)), Unit(f"{name}b", 384, (3, 1))
+
+    return [
+        [Unit("branch1x1", 320)],
+        [Unit("branch3x3_1", 384), pair("branch3x3_2")],
+        [Unit("branch3x3dbl_1", 448), Unit("branch3x3dbl_2", 384, 3), pair("branch3x3dbl_3")],
+        [Unit(POOL, 192)],
+    ]
+
+
+BLOCKS: Sequence[list[Branch]] = (
+    *(_grid35(pooled) for pooled in (32, 64, 64)),
+    _to_grid17(),
+    *(_grid17(inner) for inner in (128, 160, 160, 192)),
+    _to_grid8(),
+    _grid8(),
+    _grid8(),
+)
+STAGE_ENDS = {"mixed2": "stage1", "mixed7": "stage2", "mixed10": "stage3"}  # last blocks at 35, 17 and 8 pixels
+
+
+class Mixed(nn.Module):
+    """Branches side by side, concatenated along the channels: (N, H, W, C) -> (N, H', W', sum of branches)."""
+
+    branches: Sequence[Branch]
+    width: float
+    layout: Layout
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        return jnp.concatenate([self._branch(x, branch, train) for branch in self.branches], axis=-1)
+
+    def _branch(self, x: jax.Array, branch: Branch, train: bool) -> jax.Array:
+        for step in branch:
+            if step == MAX_POOL:
+                x = max_pool(x, 3, 2)
+            elif isinstance(step, Unit):
+                x = mean_pool(x, self.layout.count_padding) if step.name == POOL else x
+                x = self._unit(x, step, train)
+            else:
+                x = jnp.concatenate([self._unit(x, unit, train) for unit in step], axis=-1)
+        return x
+
+    def _unit(self, x: jax.Array, unit: Unit, train: bool) -> jax.Array:
+        padding = "half" if unit.stride == 1 else "valid"
+        return conv_norm(unit, padding, self.width, self.layout, self.dtype)(x, train)
+
+
+def conv_norm(unit: Unit, padding: str, width: float, layout: Layout, dtype: Any) -> ConvNorm:
+    """Return the layers of a unit, its channels multiplied by ``width``."""
+    features = max(1, round(unit.features * width))
+    return ConvNorm(features, unit.kernel, unit.stride, padding, layout.norm, nn.relu, dtype, name=unit.name)
+
+
+class Stem(nn.Module):
+    """Five convolutions and two poolings, (N, H, W, C) -> (N, H / 8, W / 8, 192)."""
+
+    width: float
+    layout: Layout
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        plan = [(32, 3, 2, "valid"), (32, 3, 1, "valid"), (64, 3, 1, "half"), (80, 1, 1, "valid"), (192, 3, 1, "valid")]
+        for i, (features, kernel, stride, padding) in enumerate(plan, start=1):
+            unit = Unit(f"conv{i}", features, kernel, stride)
+            x = conv_norm(unit, padding, self.width, self.layout, self.dtype)(x, train)
+            x = max_pool(x, 3, 2) if i in (3, 5) else x
+        return x
+
+
+class AuxiliaryHead(nn.Module):
+    """Classifier on the last 17x17 map, (N, 17, 17, C) -> (N, K); only torchvision publishes its weights."""
+
+    num_classes: int
+    width: float
+    layout: Layout
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if min(x.shape[1:3]) < 17:
+            raise UserError("the auxiliary head needs pictures of 299x299 pixels; set config.input.size=299")
+        x = nn.avg_pool(x, (5, 5), (3, 3))
+        for unit in (Unit("conv1", 128), Unit("conv2", 768, 5)):
+            x = conv_norm(unit, "valid", self.width, self.layout, self.dtype)(x, train)
+        features = x.astype(jnp.float32).mean(axis=(1, 2))
+        return nn.Dense(self.num_classes, kernel_init=glorot_uniform, name="head")(features)
+
+
+class InceptionV3(Backbone):
+    """InceptionV3; endpoints ``stem``, ``mixed0`` to ``mixed10``, ``features``.
+
+    Further endpoints are ``stage1`` (the last map of 35x35 at 299 pixels), ``stage2`` (17x17) and ``stage3`` (8x8), and
+    with ``aux`` the ``aux_logits`` (N, K).
+
+    Attributes:
+        aux: have the auxiliary head; it is trained with the network, never used to predict.
+        transform_input: inputs are scaled by mean and standard deviation, as torchvision does, and are brought to
+            [-1, 1], which its weights were trained with.
+        width: multiplier of all channels.
+        layout: key into ``LAYOUTS``.
+    """
+
+    aux: bool = False
+    transform_input: bool = False
+    width: float = 1.0
+    layout: str = "keras"
+
+    layouts: ClassVar[tuple[str, ...]] = tuple(LAYOUTS)
+    min_size: ClassVar[int] = 75
+
+    def parts(self) -> Sequence[tuple[str, Part]]:
+        how = self.width, LAYOUTS[self.layout], self.dtype
+        blocks = [(f"mixed{i}", Mixed(branches, *how, name=f"mixed{i}")) for i, branches in enumerate(BLOCKS)]
+        return [("stem", Stem(*how, name="stem")), *blocks]
+
+    def prepare(self, x: jax.Array) -> jax.Array:
+        if not self.transform_input:
+            return x
+        std, mean = np.array([0.229, 0.224, 0.225], np.float32), np.array([0.485, 0.456, 0.406], np.float32)
+        if self.channels != 3:
+            std, mean = std.mean(keepdims=True), mean.mean(keepdims=True)
+        return x * (std / 0.5)[None, None, None] + ((mean - 0.5) / 0.5)[None, None, None]
+
+    def extras(self, end: dict[str, jax.Array], train: bool) -> None:
+        end |= {stage: end[block] for block, stage in STAGE_ENDS.items() if block in end}
+        if self.aux and self.num_classes and "mixed7" in end:
+            head = AuxiliaryHead(self.num_classes, self.width, LAYOUTS[self.layout], self.dtype, name="aux")
+            end["aux_logits"] = head(end["mixed7"], train)

@@ -1,0 +1,100 @@
+"""MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381), in the layouts whose weights exist.
+
+layout        padding at stride 2               BatchNorm epsilon   momentum kept   weights
+"keras"       TensorFlow's, depends on size     1e-3                0.999           keras.applications
+"torchvision" one pixel on each side            1e-5                0.9             torchvision, timm
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from tl_jax.models.backbone import Backbone, Part
+from tl_jax.models.layers import ConvNorm, Norm
+
+
+class Layout(NamedTuple):
+    """What differs between sources of weights."""
+
+    padding: str
+    norm: Norm
+
+
+LAYOUTS = {"keras": Layout("same", Norm(1e-3, 0.999)), "torchvision": Layout("half", Norm(1e-5, 0.9))}
+
+# Table 2 of the paper: expansion t, channels c, blocks n and stride s of each stage.
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+
+def scaled(channels: float, by: int = 8) -> int:
+    """Round channels to a multiple of ``by``, but not down by more than a tenth."""
+    rounded = max(by, int(channels + by / 2) // by * by)
+    return rounded + by if rounded < 0.9 * channels else rounded
+
+
+class Block(nn.Module):
+    """Inverted residual: ``expand`` 1x1, ``depthwise`` 3x3, ``project`` 1x1 without activation."""
+
+    expansion: int
+    features: int
+    stride: int
+    layout: Layout
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        plan = [("expand", x.shape[-1] * self.expansion, 1, 1), ("depthwise", 0, 3, self.stride)]
+        plan.append(("project", self.features, 1, 1))
+        y = x
+        for name, features, kernel, stride in plan[self.expansion == 1 :]:
+            activation = None if name == "project" else nn.relu6
+            y = ConvNorm(features, kernel, stride, *self.layout, activation, self.dtype, name=name)(y, train)
+        return x + y if x.shape == y.shape and self.stride == 1 else y
+
+
+class Stage(nn.Module):
+    """A run of blocks; the first carries the stride."""
+
+    expansion: int
+    features: int
+    depth: int
+    stride: int
+    layout: Layout
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        for i in range(1, self.depth + 1):
+            stride = self.stride if i == 1 else 1
+            x = Block(self.expansion, self.features, stride, self.layout, self.dtype, name=f"block{i}")(x, train)
+        return x
+
+
+class MobileNetV2(Backbone):
+    """MobileNetV2; endpoints ``stem``, ``stage1`` to ``stage7``, ``final`` (N, H / 32, W / 32, 1280), ``features``.
+
+    Attributes:
+        width: multiplier of all channels; that of ``final`` only grows.
+        stages: rows (expansion, channels, blocks, stride) of the paper's table 2.
+        final: channels of the last convolution.
+        layout: key into ``LAYOUTS``.
+    """
+
+    width: float = 1.0
+    stages: tuple[tuple[int, int, int, int], ...] = STAGES
+    final: int = 1280
+    layout: str = "keras"
+
+    layouts: ClassVar[tuple[str, ...]] = tuple(LAYOUTS)
+
+    def parts(self) -> Sequence[tuple[str, Part]]:
+        layout = LAYOUTS[self.layout]
+        how = (*layout, nn.relu6, self.dtype)
+        parts: list[tuple[str, Part]] = [("stem", ConvNorm(scaled(32 * self.width), 3, 2, *how, name="stem"))]
+        for i, (expansion, channels, depth, stride) in enumerate(self.stages, start=1):
+            channels = scaled(channels * self.width)
+            parts.append((f"stage{i}", Stage(expansion, channels, depth, stride, layout, self.dtype, name=f"stage{i}")))
+        last = scaled(self.final * max(1.0, self.width))
+        return [*parts, ("final", ConvNorm(last, 1, 1, *how, name="final"))]

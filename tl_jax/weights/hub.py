@@ -1,0 +1,58 @@
+"""Where published files lie, and getting them: from an address or from the Hugging Face hub."""
+
+from pathlib import Path
+
+import pooch
+
+from tl_jax import fetch
+from tl_jax.errors import UserError
+from tl_jax.specs import PretrainedSpec
+
+_FILE = "model.safetensors"  # of every repository in the catalogue
+_HINT = "or pass a local copy with --config.init.path=FILE"
+
+
+def address(spec: PretrainedSpec, headless: bool) -> tuple[str, str]:
+    """Return (url, digest) of the published file, preferably without its head."""
+    if headless and spec.headless_url:
+        return spec.headless_url, spec.headless_digest
+    return spec.url or f"https://huggingface.co/{spec.hub}/{_FILE}", spec.digest
+
+
+def download(spec: PretrainedSpec, headless: bool) -> Path:
+    """Return the published file, downloaded on its first use.
+
+    Raises:
+        UserError: no connection, or a file with another hash than the published one.
+    """
+    if spec.hub:
+        return from_hub(spec.hub, _FILE, spec.digest)
+    url, digest = address(spec, headless)
+    return fetch.fetch(url, fetch.cache_dir() / "weights" / url.rsplit("/", 1)[-1], digest, hint=_HINT)
+
+
+def from_hub(repository: str, name: str, digest: str = "") -> Path:
+    """Return a file of a repository on the Hugging Face hub, in that library's own cache.
+
+    Args:
+        repository: "owner/name".
+        name: file in it.
+        digest: "sha256:HEX" where it is known.
+
+    Raises:
+        UserError: not there, no connection, or another hash.
+    """
+    import huggingface_hub  # takes half a second, and only hub files need it
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    where = f"{name} of {repository} from the Hugging Face hub"
+    try:
+        file = Path(huggingface_hub.hf_hub_download(repository, name))
+    except LocalEntryNotFoundError as e:
+        raise UserError(f"cannot download {where} (no connection, or HF_HUB_OFFLINE is set); try later, {_HINT}") from e
+    except (HfHubHTTPError, ValueError, OSError) as e:
+        raise UserError(f"cannot download {where} ({str(e).strip().splitlines()[0]}); {_HINT}") from e
+    found = f"sha256:{pooch.file_hash(str(file))}" if digest else ""
+    if found != digest:
+        raise UserError(f"{file} has {found}, expected {digest}; delete it to download it anew, {_HINT}")
+    return file
