@@ -138,3 +138,13 @@ def test_two_devices_give_the_result_of_one(finished, tmp_path):
         return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
     assert losses(tmp_path / "w") == pytest.approx(losses(finished[0]), rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["cifar_vgg", "cifar_inception", "flowers_mobilenet"])
+def test_every_family_has_a_recipe_that_runs(recipe, tmp_path):
+    done = run(f"--config=configs/{recipe}.py:smoke", f"--workdir={tmp_path / 'w'}", timeout=600)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "w" / "summary.json").read_text())
+    assert summary["config_name"] == f"{recipe}_smoke" and summary["steps"] == 8
+    assert 0 <= summary["metrics"]["accuracy"] <= 1 and summary["parameters"]["trainable"]

@@ -42,6 +42,7 @@ class PretrainedSpec:
         headless_url, headless_digest: the same for a file without the classification head, where one is published.
         hub: id of the repository on the Hugging Face hub that holds ``model.safetensors``, instead of a url.
         licence: licence of the weights as their publisher states it.
+        parameters: number of values as the publisher counts them; 0 where none is published.
         top1, top5: ImageNet accuracy in percent as the publisher gives it; 0 where none is published.
         measured: size and crop at which the publisher measured it, where they are not those above.
     """
@@ -60,6 +61,7 @@ class PretrainedSpec:
     headless_digest: str = ""
     licence: str = ""
     hub: str = ""
+    parameters: int = 0
     top1: float = 0.0
     top5: float = 0.0
     measured: str = ""

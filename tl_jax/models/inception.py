@@ -99,17 +99,6 @@ def _grid8() -> list[Branch]:
     ]
 
 
-BLOCKS: Sequence[list[Branch]] = (
-    *(_grid35(pooled) for pooled in (32, 64, 64)),
-    _to_grid17(),
-    *(_grid17(inner) for inner in (128, 160, 160, 192)),
-    _to_grid8(),
-    _grid8(),
-    _grid8(),
-)
-STAGE_ENDS = {"mixed2": "stage1", "mixed7": "stage2", "mixed10": "stage3"}  # last blocks at 35, 17 and 8 pixels
-
-
 class Mixed(nn.Module):
     """Branches side by side, concatenated along the channels: (N, H, W, C) -> (N, H', W', sum of branches)."""
 
@@ -191,12 +180,14 @@ class InceptionV3(Backbone):
         transform_input: inputs are scaled by mean and standard deviation, as torchvision does, and are brought to
             [-1, 1], which its weights were trained with.
         width: multiplier of all channels.
+        repeats: equal blocks at each of the three sizes; all but the first also have one that halves the map.
         layout: key into ``LAYOUTS``.
     """
 
     aux: bool = False
     transform_input: bool = False
     width: float = 1.0
+    repeats: tuple[int, int, int] = (3, 4, 2)
     layout: str = "keras"
 
     layouts: ClassVar[tuple[str, ...]] = tuple(LAYOUTS)
@@ -204,8 +195,12 @@ class InceptionV3(Backbone):
 
     def parts(self) -> Sequence[tuple[str, Part]]:
         how = self.width, LAYOUTS[self.layout], self.dtype
-        blocks = [(f"mixed{i}", Mixed(branches, *how, name=f"mixed{i}")) for i, branches in enumerate(BLOCKS)]
-        return [("stem", Stem(*how, name="stem")), *blocks]
+        first, second, third = self.repeats
+        blocks = [_grid35(pooled) for pooled in (32, 64, 64)[:first]]
+        blocks += [_to_grid17(), *(_grid17(inner) for inner in (128, 160, 160, 192)[:second])]
+        blocks += [_to_grid8(), *[_grid8()] * third]
+        mixed = [(f"mixed{i}", Mixed(branches, *how, name=f"mixed{i}")) for i, branches in enumerate(blocks)]
+        return [("stem", Stem(*how, name="stem")), *mixed]
 
     def prepare(self, x: jax.Array) -> jax.Array:
         if not self.transform_input:
@@ -216,7 +211,10 @@ class InceptionV3(Backbone):
         return x * (std / 0.5)[None, None, None] + ((mean - 0.5) / 0.5)[None, None, None]
 
     def extras(self, end: dict[str, jax.Array], train: bool) -> None:
-        end |= {stage: end[block] for block, stage in STAGE_ENDS.items() if block in end}
-        if self.aux and self.num_classes and "mixed7" in end:
+        for stage in (1, 2, 3):  # the last block of each size
+            last = f"mixed{sum(self.repeats[:stage]) + stage - 2}"
+            if last in end:
+                end[f"stage{stage}"] = end[last]
+        if self.aux and self.num_classes and "stage2" in end:
             head = AuxiliaryHead(self.num_classes, self.width, LAYOUTS[self.layout], self.dtype, name="aux")
-            end["aux_logits"] = head(end["mixed7"], train)
+            end["aux_logits"] = head(end["stage2"], train)

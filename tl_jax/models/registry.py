@@ -39,7 +39,7 @@ MODELS: Mapping[str, tuple[type[Backbone], Mapping[str, Any]]] = {
     "vgg16_bn_tiny": (VGG, {"depths": (1, 1, 2, 1, 1), "widths": (4, 8, 8, 16, 16), "fc_width": 32, "norm": True}),
     "resnet50_tiny": (ResNet, {**_NARROW, "depths": (2, 1, 1, 1)}),
     "resnet50v2_tiny": (ResNetV2, {**_NARROW, "depths": (2, 2, 1, 2)}),
-    "inception_v3_tiny": (InceptionV3, {"width": 1 / 16}),
+    "inception_v3_tiny": (InceptionV3, {"width": 1 / 16, "repeats": (1, 1, 1)}),
     "mobilenet_v2_tiny": (MobileNetV2, {"width": 0.5, "stages": _MOBILE, "final": 64}),
 }
 

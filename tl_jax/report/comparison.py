@@ -50,10 +50,11 @@ def summarise(workdir: Path, arms: Sequence[str], seeds: Sequence[int], metric: 
 def table(summary: Mapping[str, Any]) -> str:
     """Return the comparison as lines of text, in percent."""
     seeds, metric = len(summary["seeds"]), summary["metric"]
-    lines = [f"{'arm':<14}{metric} (test part; mean and 95 % interval over {seeds} seed{'s' * (seeds != 1)})"]
+    width = max(12, *(len(arm) for arm in summary["arms"])) + 2
+    lines = [f"{'arm':<{width}}{metric} (test part; mean and 95 % interval over {seeds} seed{'s' * (seeds != 1)})"]
     for arm, row in summary["arms"].items():
         each = " ".join(f"{100 * value:.1f}" for value in row["values"])
-        lines.append(f"{arm:<14}{percent(row)} %   ({each})")
+        lines.append(f"{arm:<{width}}{percent(row)} %   ({each})")
     first = next(iter(summary["arms"]))
     for arm, row in summary["gain"].items():
         lines.append(f"{first} over {arm}: {percent(row, '+')} points")

@@ -90,6 +90,54 @@ _SHA256 = {
     "mobilenet_v2": "55ea4fb3a96010b933710ebf44fc965b070d5cd054d3f35e44f2d1320b4a714e",
 }
 
+# Values as the publishers count them: Keras with BatchNorm's statistics, PyTorch without; InceptionV3 with its
+# auxiliary head in torchvision, without in timm.
+_PARAMETERS = {
+    "keras": {
+        "vgg16": 138_357_544,
+        "vgg19": 143_667_240,
+        "resnet50": 25_636_712,
+        "resnet101": 44_707_176,
+        "resnet152": 60_419_944,
+        "resnet50v2": 25_613_800,
+        "inception_v3": 23_851_784,
+        "mobilenet_v2": 3_538_984,
+        "mobilenet_v2_035": 1_691_208,
+        "mobilenet_v2_050": 1_987_224,
+        "mobilenet_v2_075": 2_663_064,
+        "mobilenet_v2_130": 5_431_048,
+        "mobilenet_v2_140": 6_156_712,
+    },
+    "torchvision": {
+        "vgg16": 138_357_544,
+        "vgg19": 143_667_240,
+        "vgg16_bn": 138_365_992,
+        "vgg19_bn": 143_678_248,
+        "resnet18": 11_689_512,
+        "resnet34": 21_797_672,
+        "resnet50": 25_557_032,
+        "resnet101": 44_549_160,
+        "resnet152": 60_192_808,
+        "inception_v3": 27_161_264,
+        "mobilenet_v2": 3_504_872,
+    },
+    "timm": {
+        "vgg16": 138_357_544,
+        "vgg19": 143_667_240,
+        "vgg16_bn": 138_365_992,
+        "vgg19_bn": 143_678_248,
+        "resnet18": 11_689_512,
+        "resnet34": 21_797_672,
+        "resnet50": 25_557_032,
+        "resnet101": 44_549_160,
+        "resnet152": 60_192_808,
+        "inception_v3": 23_834_568,
+        "mobilenet_v2": 3_504_872,
+        "mobilenet_v2_050": 1_968_680,
+        "mobilenet_v2_140": 6_108_776,
+    },
+}
+
 
 def _options(model: str, source: str) -> dict[str, str]:
     """Return the layout of a source, for the families that have several."""
@@ -144,7 +192,11 @@ def _tiny() -> Iterator[PretrainedSpec]:
                 yield PretrainedSpec(name, source, s.options, scaling=s.scaling, image_size=s.image_size, crop=s.crop)
 
 
-_PUBLISHED = {(spec.model, spec.source): spec for make in (_keras, _torchvision, _timm) for spec in make()}
+_PUBLISHED = {
+    (spec.model, spec.source): replace(spec, parameters=_PARAMETERS[spec.source][spec.model])
+    for make in (_keras, _torchvision, _timm)
+    for spec in make()
+}
 CATALOG: Mapping[tuple[str, str], PretrainedSpec] = {**_PUBLISHED, **{(s.model, s.source): s for s in _tiny()}}
 
 # Weights that ship with the package, in the project's own format, each with a card beside it.

@@ -16,7 +16,6 @@ import io
 import math
 import mmap
 import os
-import struct
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -29,21 +28,19 @@ import ml_dtypes
 import numpy as np
 
 from tl_jax.errors import UserError
+from tl_jax.weights.checks import check_claim, check_hdf5, check_numeric, claimable, is_hdf5
 from tl_jax.weights.pth import DAMAGE, damaged, existing
 
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MEMBER = "model.weights.h5"  # of a .keras archive
 _TOP_LEVEL = "top_level_model_weights"  # where Keras puts weights of the model that belong to none of its layers
 _LAYERS, _DEPENDENCIES = "layers", "_layer_checkpoint_dependencies"  # the latter in tf.keras 2.12 and 2.13
+_PER_ITEM = 256  # bytes that a chunk costs in memory, about, and a named object in a file, at least
 _TRAINING = ("optimizer", "metrics", "_metrics")  # groups beside those of the layers
 _KERNEL = (("kernel",), ("kernel", "bias"))
 _NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 # What the variables of a class are called, when there are that many. Three of a norm mean scale=False.
 _WEIGHTS = {"conv2d": _KERNEL, "depthwise_conv2d": _KERNEL, "dense": _KERNEL}
 _WEIGHTS |= {"batch_normalization": (_NORM, _NORM[1:], _NORM[2:])}
-_HEAP = b"GCOL\1\0\0\0"  # opens a global heap of HDF5: signature, version 1, reserved
-_EXPANSION = 64  # no real weights compress to less than one such part of their size
-_FLOOR = 1 << 24  # bytes that any file may claim
 
 
 def read_h5(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -54,7 +51,7 @@ def read_h5(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     path = existing(path)
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            _check_heaps(content)
+            check_hdf5(content)
         return _read(path, path)
     except DAMAGE as error:
         raise damaged(path, error) from error
@@ -68,7 +65,7 @@ def read_keras(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     path = existing(path)
     try:
         with path.open("rb") as file:
-            if file.read(len(_SIGNATURE)) == _SIGNATURE:
+            if is_hdf5(file.read(8)):
                 return read_h5(path)
         with zipfile.ZipFile(path) as archive:
             members = {member.filename: member for member in archive.infolist()}
@@ -78,42 +75,15 @@ def read_keras(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             if members[_MEMBER].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError(f"{_MEMBER} is compressed in a way that Keras does not write")
             content = archive.read(members[_MEMBER])
-        _check_heaps(content)
+        check_hdf5(content)
         return _read(path, io.BytesIO(content))
     except DAMAGE as error:
         raise damaged(path, error) from error
 
 
-def check_claim(path: Path, claimed: int, what: str) -> None:
-    """Raise ``ValueError`` when ``what`` claims far more bytes than the file has, compressed as it may be."""
-    if claimed > max(_FLOOR, _EXPANSION * path.stat().st_size):
-        raise ValueError(f"{what} claim {claimed} bytes, far more than it has")
-
-
-def check_numeric(path: Path, key: str, dtype: np.dtype) -> None:
-    """Raise ``UserError`` when the array ``key`` holds text, objects or records."""
-    if dtype.kind not in "biufc":
-        raise UserError(f"{path}: {key!r} holds {' '.join(str(dtype).split())}, not numbers; save it as float32")
-
-
 def native(array: np.ndarray) -> np.ndarray:
     """Return the array in the byte order of this machine."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def _check_heaps(content: bytes | mmap.mmap) -> None:
-    """Refuse damaged global heaps, where text of variable length lies: libhdf5 goes round in them for ever."""
-    start = content.find(_HEAP)
-    while start >= 0:
-        (size,) = struct.unpack_from("<Q", content, start + 8)
-        position, end = start + 16, start + size
-        while position + 16 <= end:
-            index, length = struct.unpack_from("<H6xQ", content, position)
-            step = 16 + (length + 7) // 8 * 8 if index else length  # index 0 is the free space, header included
-            if step < 16 or position + step > end:
-                raise ValueError("a heap does not add up")
-            position += step
-        start = content.find(_HEAP, max(end, start + 16))
 
 
 def _read(path: Path, source: Path | io.BytesIO) -> dict[str, np.ndarray]:
@@ -144,7 +114,8 @@ def _bytes(path: Path, key: str, dataset: h5py.Dataset) -> int:
         if size > dataset.id.get_storage_size():
             raise ValueError(f"{key} is larger than its bytes")
         return size
-    return size + math.prod(dataset.chunks) * dataset.dtype.itemsize
+    chunks = math.prod(-(-n // max(step, 1)) for n, step in zip(dataset.shape, dataset.chunks, strict=True))
+    return size + math.prod(dataset.chunks) * dataset.dtype.itemsize + chunks * _PER_ITEM
 
 
 def _datasets(path: Path, file: h5py.File) -> Iterator[tuple[str, Any]]:
@@ -170,14 +141,14 @@ def _legacy_layer(path: Path, group: Any, layer: str) -> Iterator[tuple[str, Any
             yield f"{inner or layer}/{name.rpartition('/')[2].removesuffix(':0')}", _child(path, group, name)
 
 
-def _objects(path: Path, group: Any, kind: str, layer: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+def _objects(path: Path, group: Any, kind: str, layer: str, seen: set[Any]) -> Iterator[tuple[str, Any]]:
     """Yield the arrays of the object of class ``kind`` in ``group``, and of the objects within it, under ``layer``.
 
     The model itself is the object without kind and layer. ``seen`` holds the addresses of groups already entered.
     """
     for name, child in _members(path, group, seen):
         if name == "vars":
-            numbers = sorted(child, key=lambda number: (len(number), number))
+            numbers = sorted(_listed(path, child), key=lambda number: (len(number), number))
             known = numbers == [str(i) for i in range(len(numbers))]
             words = [words for words in _WEIGHTS.get(kind, ()) if len(words) == len(numbers) and known]
             for number, word in zip(numbers, words[0] if words else numbers, strict=True):
@@ -190,23 +161,36 @@ def _objects(path: Path, group: Any, kind: str, layer: str, seen: set[int]) -> I
                     item = f"{stem}_{counts[stem]}" if counts[stem] else stem
                     counts[stem] += 1
                 yield from _objects(path, member, stem, _own_name(path, member) or item, seen)
-        elif layer:
-            yield from _objects(path, child, _stem(name)[0], f"{layer}/{name}", seen)
         elif name not in _TRAINING:
-            yield from _objects(path, child, _stem(name)[0], _own_name(path, child) or name, seen)
+            below = f"{layer}/{name}" if layer else _own_name(path, child) or name
+            yield from _objects(path, child, _stem(name)[0], below, seen)
 
 
-def _members(path: Path, group: Any, seen: set[int]) -> list[tuple[str, Any]]:
+def _members(path: Path, group: Any, seen: set[Any]) -> list[tuple[str, Any]]:
     """Return the groups in ``group``, each class by its numbers, or raise ``ValueError`` if there is anything else."""
-    members = [(name, _child(path, group, name)) for name in sorted(group, key=_stem)]
+    members = [(name, _child(path, group, name)) for name in sorted(_listed(path, group), key=_stem)]
     for name, member in members:
         if not isinstance(member, h5py.Group):
             raise ValueError(f"{name} is no group")
-        address = h5py.h5o.get_info(member.id).addr
+        address = h5py.h5g.get_objinfo(member.id).objno  # h5o.get_info would walk whole trees, cyclic ones for ever
         if address in seen:
             raise ValueError(f"{name} is a group that comes twice")
         seen.add(address)
     return members
+
+
+def _listed(path: Path, group: Any) -> list[str]:
+    """Return the names in ``group``, and stop at the first too many: damaged trees give more and more of them."""
+    names: list[bytes] = []
+    most = claimable(path) // _PER_ITEM
+
+    def add(name: bytes) -> bool | None:
+        names.append(name)
+        return len(names) > most or None  # anything but None ends the iteration
+
+    group.id.links.iterate(add, order=h5py.h5.ITER_NATIVE)
+    check_claim(path, len(names) * _PER_ITEM, "its names")
+    return [name.decode() for name in names]
 
 
 def _stem(name: str) -> tuple[str, int]:
@@ -234,7 +218,9 @@ def _names(group: Any, attribute: str) -> list[str] | None:
         if not isinstance(header.get_type(), h5py.h5t.TypeStringID):
             raise ValueError(f"{chunk} is no text")  # libhdf5 may crash while reading it
         names += np.asarray(group.attrs[chunk]).ravel().tolist()
-    return [name.decode() if isinstance(name, bytes) else name for name in names] if chunks else None
+    texts = [name.decode() if isinstance(name, bytes) else name for name in names]
+    "".join(texts).encode()  # fails where h5py made text of bytes that are none
+    return texts if chunks else None
 
 
 def _child(path: Path, group: Any, name: str) -> Any:

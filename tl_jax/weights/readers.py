@@ -10,12 +10,13 @@ import numpy as np
 import safetensors
 
 from tl_jax.errors import UserError, nearest
-from tl_jax.weights.h5 import check_claim, check_numeric, native, read_h5, read_keras
+from tl_jax.weights.checks import check_claim, check_numeric
+from tl_jax.weights.h5 import native, read_h5, read_keras
 from tl_jax.weights.pth import DAMAGE, damaged, existing, read_pth
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Return every array of a weight file, read by the format that its suffix names (see the other functions here).
+    """Return every array of a weight file, read by the format that its suffix names (see ``READERS``).
 
     Raises ``UserError`` when the suffix is unknown, or the file is missing, damaged, or holds anything but numbers.
     """

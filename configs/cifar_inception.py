@@ -1,0 +1,54 @@
+"""ImageNet InceptionV3 to CIFAR-10: the head first, then the last blocks too.
+
+    python run.py --config=configs/cifar_inception.py               Keras' weights
+    python run.py --config=configs/cifar_inception.py:torchvision   torchvision's, with the auxiliary head, at 299 pixels
+    python run.py --config=configs/cifar_inception.py:smoke         a tiny InceptionV3, random weights, drawn pictures:
+                                                                    that it runs; nearly all of it is compilation
+
+Weights (88 MB; torchvision's 109 MB) and data (170 MB) are downloaded on the first use; ``--config.init.path=FILE`` and
+``--config.data.dir=TFDS_FOLDER`` take local ones. Pictures must have 75 pixels or more.
+
+Measured: nothing yet with ImageNet weights; it wants a GPU or TPU.
+"""
+
+from configs import base
+
+
+def get_config(variant: str = ""):
+    """Return the recipe or one of its variants ``torchvision`` and ``smoke``."""
+    config = base.get_config()
+    config.name = "cifar_inception"
+    config.model.name = "inception_v3"
+    config.data.name = "cifar10"
+    config.input.size = 139
+    config.augment.flip = True
+    config.augment.crop_pad = 4
+    config.batch_size = 128
+    config.optim.schedule = "cosine"
+    config.optim.warmup = 0.05
+    config.optim.weight_decay = 1e-4
+    config.optim.clip_norm = 1.0
+    last = ((r"(mixed8|mixed9|mixed10|(aux/)?head)/.*", "train"), (".*", "frozen"))
+    config.phases = (
+        {"name": "head", "epochs": 2.0, "recipe": "head"},
+        {"name": "last", "epochs": 8.0, "rules": last, "lr_scale": 0.1},
+    )
+    return base.variants(config, variant, torchvision=torchvision, smoke=smoke)
+
+
+def torchvision(config):
+    """Use torchvision's weights, whose auxiliary head trains along (it needs pictures of 299 pixels)."""
+    config.init.source = "torchvision"
+    with config.model.options.unlocked():
+        config.model.options.aux = True
+    config.input.size = 299
+
+
+def smoke(config):
+    """Run every part on a tiny network of the same layout, at the smallest size that it takes."""
+    base.smoke(config)
+    config.model.name = "inception_v3_tiny"
+    config.init.source = "random"
+    config.input.size = 75
+    last = ((r"(mixed3|mixed4|head)/.*", "train"), (".*", "frozen"))
+    config.phases = (config.phases[0], {**config.phases[1], "rules": last})

@@ -1,0 +1,52 @@
+"""ImageNet MobileNetV2 to photos of flowers, for machines without an accelerator.
+
+    python run.py --config=configs/flowers_mobilenet.py               downloads weights (14 MB) and photos (229 MB)
+    python run.py --config=configs/flowers_mobilenet.py:probe         the head only, on fixed features
+    python run.py --config=configs/flowers_mobilenet.py:smoke         a tiny MobileNet, drawn pictures: that it runs
+
+``--config.init.path=FILE`` takes local weights, ``--config.data.dir=FOLDER`` a local folder with one folder for each
+class. The head is trained first, then all layers at a tenth of the rate; a fifth of the photos is for testing.
+
+MEASURED
+"""
+
+from configs import base
+
+
+def get_config(variant: str = ""):
+    """Return the recipe or one of its variants ``probe`` and ``smoke``."""
+    config = base.get_config()
+    config.name = "flowers_mobilenet"
+    config.model.name = "mobilenet_v2"
+    config.data.name = "flowers"
+    config.input.size = 128
+    config.augment.flip = True
+    config.augment.crop_pad = 12
+    config.batch_size = 32
+    config.optim.schedule = "cosine"
+    config.optim.warmup = 0.05
+    config.optim.weight_decay = 1e-4
+    config.phases = (
+        {"name": "head", "epochs": 2.0, "recipe": "head"},
+        {"name": "all", "epochs": 4.0, "recipe": "all", "lr_scale": 0.1},
+    )
+    config.seeds = (0, 1, 2)
+    return base.variants(config, variant, probe=probe, smoke=smoke)
+
+
+def probe(config):
+    """Train the head alone; nothing is augmented, so the features of a photo are always the same."""
+    config.augment.flip = False
+    config.augment.crop_pad = 0
+    config.phases = ()
+    config.epochs = 10.0
+    config.freeze.recipe = "head"
+
+
+def smoke(config):
+    """Run every part on a tiny network of the same family."""
+    base.smoke(config)
+    config.model.name = "mobilenet_v2_tiny"
+    config.init.source = "random"
+    config.augment.crop_pad = 3
+    config.seeds = (0,)

@@ -1,0 +1,90 @@
+"""Probes: how well simple classifiers do on fixed features."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tl_jax.errors import UserError
+
+
+class LinearProbe(NamedTuple):
+    """A linear classifier on features (N, D): kernel (D, K), bias (K,)."""
+
+    kernel: jax.Array
+    bias: jax.Array
+
+    def predict(self, features: np.ndarray | jax.Array) -> jax.Array:
+        """Return the likeliest class of each of (N, D) features, int (N,)."""
+        return (jnp.asarray(features, jnp.float32) @ self.kernel + self.bias[None]).argmax(-1)
+
+    def accuracy(self, features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
+        """Return the share of (N, D) features whose class is that of ``labels`` (N,)."""
+        return float((self.predict(features) == jnp.asarray(labels)).mean())
+
+
+def logistic_probe(
+    features: np.ndarray | jax.Array,
+    labels: np.ndarray | jax.Array,
+    c: float = 1.0,
+    steps: int = 1000,
+    tolerance: float = 1e-4,
+) -> LinearProbe:
+    """Fit multinomial logistic regression by L-BFGS: sum of cross-entropies plus half the squared kernel over ``c``.
+
+    The objective is that of scikit-learn's ``LogisticRegression(C=c)``, so the two agree where both converge.
+
+    Args:
+        features: (N, D) float.
+        labels: (N,) int in [0, K), K one more than the largest.
+        c: inverse strength of the regularisation; the bias is free.
+        steps: at most this many steps.
+        tolerance: largest entry of the gradient of the mean objective at which the fit ends.
+
+    Raises:
+        UserError: shapes that do not belong together, values that are not finite, or a single class.
+    """
+    x, y = jnp.asarray(features, jnp.float32), jnp.asarray(labels, jnp.int32)
+    if x.ndim != 2 or y.shape != x.shape[:1]:
+        raise UserError(f"a probe takes features (N, D) and labels (N,), not {x.shape} and {y.shape}")
+    if not bool(jnp.isfinite(x).all()):
+        raise UserError("the features hold values that are not finite; check the network that made them")
+    classes = int(y.max()) + 1
+    if classes < 2 or bool(y.min() < 0):
+        raise UserError(f"a probe needs labels from 0 on and two classes or more, not {sorted(set(y.tolist()))[:5]}")
+    if not c > 0:
+        raise UserError(f"c={c} must be above 0")
+    # Centred and on one scale the problem is far better conditioned; the penalty is carried over exactly.
+    mean, scale = x.mean(0), jnp.maximum(x.std(), 1e-12)
+    kernel, bias = _fit((x - mean[None]) / scale, y, c * scale**2, classes, steps, tolerance)
+    kernel = kernel / scale
+    return LinearProbe(kernel, bias - mean @ kernel)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _fit(x: jax.Array, y: jax.Array, c: jax.Array, classes: int, steps: int, tolerance: float):
+    """Minimise the mean objective; ``c`` belongs to features on the scale of ``x``."""
+    optimizer = optax.lbfgs(memory_size=20)
+
+    def loss(params):
+        kernel, bias = params
+        losses = optax.softmax_cross_entropy_with_integer_labels(x @ kernel + bias[None], y)
+        return (losses.sum() + (kernel**2).sum() / (2 * c)) / len(x)
+
+    value_and_grad = optax.value_and_grad_from_state(loss)
+
+    def step(carry):
+        params, state, i, _ = carry
+        value, grad = value_and_grad(params, state=state)
+        updates, state = optimizer.update(grad, state, params, value=value, grad=grad, value_fn=loss)
+        largest = jnp.maximum(jnp.abs(grad[0]).max(), jnp.abs(grad[1]).max())
+        return optax.apply_updates(params, updates), state, i + 1, largest
+
+    def unfinished(carry):
+        return (carry[2] < steps) & (carry[3] > tolerance)
+
+    start = jnp.zeros((x.shape[1], classes)), jnp.zeros(classes)
+    return jax.lax.while_loop(unfinished, step, (start, optimizer.init(start), 0, jnp.inf))[0]
