@@ -102,6 +102,17 @@ def variants(config: Config, variant: str, **known: Callable[[Config], None]) ->
     return config
 
 
+def fine_tuning(config: Config) -> None:
+    """Set what the recipes for accelerators share: light augmentation, AdamW with warm-up and cosine, clipping."""
+    config.augment.flip = True
+    config.augment.crop_pad = 4
+    config.batch_size = 128
+    config.optim.schedule = "cosine"
+    config.optim.warmup = 0.05
+    config.optim.weight_decay = 1e-4
+    config.optim.clip_norm = 1.0
+
+
 def smoke(config: Config) -> None:
     """Shrink a recipe to seconds: 64 examples, from ``data.dir`` if given and drawn if not, and an epoch a phase."""
     config.data.generate = True

@@ -1,7 +1,7 @@
 """ImageNet InceptionV3 to CIFAR-10: the head first, then the last blocks too.
 
     python run.py --config=configs/cifar_inception.py               Keras' weights
-    python run.py --config=configs/cifar_inception.py:torchvision   torchvision's, with the auxiliary head, at 299 pixels
+    python run.py --config=configs/cifar_inception.py:torchvision   torchvision's, with its auxiliary head, 299 pixels
     python run.py --config=configs/cifar_inception.py:smoke         a tiny InceptionV3, random weights, drawn pictures:
                                                                     that it runs; nearly all of it is compilation
 
@@ -21,13 +21,7 @@ def get_config(variant: str = ""):
     config.model.name = "inception_v3"
     config.data.name = "cifar10"
     config.input.size = 139
-    config.augment.flip = True
-    config.augment.crop_pad = 4
-    config.batch_size = 128
-    config.optim.schedule = "cosine"
-    config.optim.warmup = 0.05
-    config.optim.weight_decay = 1e-4
-    config.optim.clip_norm = 1.0
+    base.fine_tuning(config)
     last = ((r"(mixed8|mixed9|mixed10|(aux/)?head)/.*", "train"), (".*", "frozen"))
     config.phases = (
         {"name": "head", "epochs": 2.0, "recipe": "head"},

@@ -23,13 +23,7 @@ def get_config(variant: str = ""):
     config.model.name = "resnet50"
     config.data.name = "cifar10"
     config.input.size = 160
-    config.augment.flip = True
-    config.augment.crop_pad = 4
-    config.batch_size = 128
-    config.optim.schedule = "cosine"
-    config.optim.warmup = 0.05
-    config.optim.weight_decay = 1e-4
-    config.optim.clip_norm = 1.0
+    base.fine_tuning(config)
     config.phases = (
         {"name": "head", "epochs": 2.0, "recipe": "head"},
         {"name": "all", "epochs": 8.0, "recipe": "all", "lr_scale": 0.1},

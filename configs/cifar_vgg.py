@@ -1,6 +1,6 @@
 """ImageNet VGG16 to CIFAR-10: freeze the first layers, train the last.
 
-    python run.py --config=configs/cifar_vgg.py           the head first, then the last stage too, at a tenth of the rate
+    python run.py --config=configs/cifar_vgg.py           the head first, then the last stage too, at a lower rate
     python run.py --config=configs/cifar_vgg.py:hidden    keep fc1 and fc2 and train them with a new head
     python run.py --config=configs/cifar_vgg.py:smoke     a tiny VGG, random weights, drawn pictures: that it runs
 
@@ -20,13 +20,7 @@ def get_config(variant: str = ""):
     config.model.name = "vgg16"
     config.data.name = "cifar10"
     config.input.size = 96
-    config.augment.flip = True
-    config.augment.crop_pad = 4
-    config.batch_size = 128
-    config.optim.schedule = "cosine"
-    config.optim.warmup = 0.05
-    config.optim.weight_decay = 1e-4
-    config.optim.clip_norm = 1.0
+    base.fine_tuning(config)
     config.phases = (
         {"name": "head", "epochs": 2.0, "recipe": "head"},
         {"name": "last", "epochs": 8.0, "rules": ((r"(stage5|head)/.*", "train"), (".*", "frozen")), "lr_scale": 0.1},

@@ -5,7 +5,8 @@
     python run.py --config=configs/flowers_mobilenet.py:smoke         a tiny MobileNet, drawn pictures: that it runs
 
 ``--config.init.path=FILE`` takes local weights, ``--config.data.dir=FOLDER`` a local folder with one folder for each
-class. The head is trained first, then all layers at a tenth of the rate; a fifth of the photos is for testing.
+class. The head is trained first, then also the layers on maps of 8x8 and less, at a tenth of the rate: they hold nine
+tenths of the parameters and cost little. A fifth of the photos is for testing.
 
 MEASURED
 """
@@ -20,15 +21,13 @@ def get_config(variant: str = ""):
     config.model.name = "mobilenet_v2"
     config.data.name = "flowers"
     config.input.size = 128
-    config.augment.flip = True
+    base.fine_tuning(config)
     config.augment.crop_pad = 12
     config.batch_size = 32
-    config.optim.schedule = "cosine"
-    config.optim.warmup = 0.05
-    config.optim.weight_decay = 1e-4
+    last = ((r"(stage[4-7]|final|head)/.*", "train"), (".*", "frozen"))
     config.phases = (
         {"name": "head", "epochs": 2.0, "recipe": "head"},
-        {"name": "all", "epochs": 4.0, "recipe": "all", "lr_scale": 0.1},
+        {"name": "last", "epochs": 4.0, "rules": last, "lr_scale": 0.1},
     )
     config.seeds = (0, 1, 2)
     return base.variants(config, variant, probe=probe, smoke=smoke)

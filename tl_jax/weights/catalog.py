@@ -121,21 +121,12 @@ _PARAMETERS = {
         "inception_v3": 27_161_264,
         "mobilenet_v2": 3_504_872,
     },
-    "timm": {
-        "vgg16": 138_357_544,
-        "vgg19": 143_667_240,
-        "vgg16_bn": 138_365_992,
-        "vgg19_bn": 143_678_248,
-        "resnet18": 11_689_512,
-        "resnet34": 21_797_672,
-        "resnet50": 25_557_032,
-        "resnet101": 44_549_160,
-        "resnet152": 60_192_808,
-        "inception_v3": 23_834_568,
-        "mobilenet_v2": 3_504_872,
-        "mobilenet_v2_050": 1_968_680,
-        "mobilenet_v2_140": 6_108_776,
-    },
+}
+_PARAMETERS["timm"] = {
+    **_PARAMETERS["torchvision"],
+    "inception_v3": 23_834_568,
+    "mobilenet_v2_050": 1_968_680,
+    "mobilenet_v2_140": 6_108_776,
 }
 
 

@@ -2,6 +2,7 @@
 
 import mmap
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,14 @@ def check_claim(path: Path, claimed: int, what: str) -> None:
     """Raise ``ValueError`` when ``what`` claims far more bytes than the file has."""
     if claimed > claimable(path):
         raise ValueError(f"{what} claim {claimed} bytes, far more than it has")
+
+
+def check_zip(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raise ``ValueError`` when the members claim more than the file has, as they stand in it or when unpacked."""
+    members = archive.infolist()
+    if sum(member.compress_size for member in members) > path.stat().st_size:  # zipfile would allocate it
+        raise ValueError("its members claim more bytes than it has")
+    check_claim(path, sum(member.file_size for member in members), "its members")
 
 
 def check_numeric(path: Path, key: str, dtype: np.dtype) -> None:

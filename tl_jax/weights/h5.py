@@ -28,7 +28,7 @@ import ml_dtypes
 import numpy as np
 
 from tl_jax.errors import UserError
-from tl_jax.weights.checks import check_claim, check_hdf5, check_numeric, claimable, is_hdf5
+from tl_jax.weights.checks import check_claim, check_hdf5, check_numeric, check_zip, claimable, is_hdf5
 from tl_jax.weights.pth import DAMAGE, damaged, existing
 
 _MEMBER = "model.weights.h5"  # of a .keras archive
@@ -68,13 +68,12 @@ def read_keras(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             if is_hdf5(file.read(8)):
                 return read_h5(path)
         with zipfile.ZipFile(path) as archive:
-            members = {member.filename: member for member in archive.infolist()}
-            check_claim(path, sum(member.file_size for member in members.values()), "its members")
-            if _MEMBER not in members:
+            check_zip(path, archive)
+            if _MEMBER not in archive.namelist():
                 raise UserError(f"{path}: a zip without {_MEMBER}; save the model with model.save('NAME.keras')")
-            if members[_MEMBER].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            if archive.getinfo(_MEMBER).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError(f"{_MEMBER} is compressed in a way that Keras does not write")
-            content = archive.read(members[_MEMBER])
+            content = archive.read(_MEMBER)
         check_hdf5(content)
         return _read(path, io.BytesIO(content))
     except DAMAGE as error:

@@ -62,7 +62,7 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
             raise UserError(f"{path}: a zip, but not of torch.save (no data.pkl); save the model's state_dict() alone")
         root = names[0].removesuffix("data.pkl")
         # PyTorch stores and never compresses, so no member may claim more bytes than the file has.
-        if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
+        if sum(max(info.file_size, info.compress_size) for info in archive.infolist()) > path.stat().st_size:
             raise ValueError("its members claim more bytes than it has")
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
             raise _big_endian(path)

@@ -10,7 +10,7 @@ import numpy as np
 import safetensors
 
 from tl_jax.errors import UserError, nearest
-from tl_jax.weights.checks import check_claim, check_numeric
+from tl_jax.weights.checks import check_numeric, check_zip
 from tl_jax.weights.h5 import native, read_h5, read_keras
 from tl_jax.weights.pth import DAMAGE, damaged, existing, read_pth
 
@@ -54,9 +54,8 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            check_claim(path, sum(member.file_size for member in members), "its members")
-            for member in members:
+            check_zip(path, archive)
+            for member in archive.infolist():
                 key = member.filename.removesuffix(".npy")
                 if key in arrays:
                     raise UserError(f"{path}: {key!r} comes twice; save each array under a name of its own")

@@ -1,51 +1,61 @@
 """Conversion tables of the ResNet family, with and without pre-activation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tl_jax.weights import keras
-from tl_jax.weights.rules import COUNTERS, OWN, Table, keras_layer, keras_norm, torch_conv, torch_dense, torch_norm
+from tl_jax.weights.rules import (
+    COUNTERS,
+    OWN,
+    Rule,
+    Table,
+    keras_layer,
+    keras_norm,
+    torch_conv,
+    torch_dense,
+    torch_norm,
+)
 
 _TOP = "(?:probs|predictions)"  # the published file's name (Keras 2), and that of later versions
 
 
 def _keras(depths: Sequence[int]) -> Table:
     """keras.applications: ``conv2_block1_1_conv/kernel``; block convolutions count from 1, the shortcut is 0."""
-    rules = keras_layer("conv1_conv", "stem/conv") + keras_norm("conv1_bn", "stem/bn") + keras_layer(_TOP, "head")
-    for stage in (1, 2, 3, 4):
-        block, ours = rf"conv{stage + 1}_block(\d+)", rf"stage{stage}/block\1"
-        rules += keras_layer(rf"{block}_([123])_conv", rf"{ours}/conv\2")
-        rules += keras_layer(rf"{block}_0_conv", rf"{ours}/shortcut_conv")
-        rules += keras_norm(rf"{block}_([123])_bn", rf"{ours}/bn\2") + keras_norm(
-            rf"{block}_0_bn", f"{ours}/shortcut_bn"
-        )
+    norms = [("([123])_bn", r"bn\1"), ("0_bn", "shortcut_bn")]
     layers = [("stem/conv", "conv"), ("stem/bn", "norm")]
-    for stage, depth in enumerate(depths, start=1):
-        for i in range(1, depth + 1):
-            units = ["1", "2", "3"] if i > 1 else ["1", "2", "shortcut", "3"]  # by distance from the sum
-            for unit in units:
-                conv, norm = (f"shortcut_{k}" if unit == "shortcut" else f"{k}{unit}" for k in ("conv", "bn"))
-                layers += [(f"stage{stage}/block{i}/{conv}", "conv"), (f"stage{stage}/block{i}/{norm}", "norm")]
-    return Table([*rules, OWN], names=keras.names(keras.listed([*layers, ("head", "dense")])))
+    for block, first in _blocks(depths):
+        for unit in ("1", "2", "shortcut", "3") if first else ("1", "2", "3"):  # by distance from the sum
+            conv, norm = ("shortcut_conv", "shortcut_bn") if unit == "shortcut" else (f"conv{unit}", f"bn{unit}")
+            layers += [(f"{block}/{conv}", "conv"), (f"{block}/{norm}", "norm")]
+    return _keras_table(keras_norm("conv1_bn", "stem/bn"), norms, layers)
 
 
 def _keras_v2(depths: Sequence[int]) -> Table:
     """keras.applications' pre-activation networks: ``conv2_block1_preact_bn/gamma``."""
-    rules = keras_layer("conv1_conv", "stem/conv") + keras_norm("post_bn", "final/bn") + keras_layer(_TOP, "head")
+    norms = [("([12])_bn", r"bn\1"), ("preact_bn", "preact_bn")]
+    layers = [("stem/conv", "conv")]
+    for block, first in _blocks(depths):
+        convs = ("conv1", "conv2", "shortcut_conv", "conv3") if first else ("conv1", "conv2", "conv3")
+        layers += [(f"{block}/{conv}", "conv") for conv in convs]
+        layers += [(f"{block}/{norm}", "norm") for norm in ("preact_bn", "bn1", "bn2")]
+    return _keras_table(keras_norm("post_bn", "final/bn"), norms, [*layers, ("final/bn", "norm")])
+
+
+def _blocks(depths: Sequence[int]) -> Iterator[tuple[str, bool]]:
+    """Yield the path of each block, and whether it is the first of its stage, whose shortcut has a convolution."""
+    for stage, depth in enumerate(depths, start=1):
+        yield from ((f"stage{stage}/block{i}", i == 1) for i in range(1, depth + 1))
+
+
+def _keras_table(own: list[Rule], norms: Sequence[tuple[str, str]], layers: Sequence[tuple[str, str]]) -> Table:
+    """Return the table of a Keras ResNet: its own rules, those of BatchNorms in blocks, the order of its layers."""
+    rules = [*own, *keras_layer("conv1_conv", "stem/conv"), *keras_layer(_TOP, "head")]
     for stage in (1, 2, 3, 4):
         block, ours = rf"conv{stage + 1}_block(\d+)", rf"stage{stage}/block\1"
         rules += keras_layer(rf"{block}_([123])_conv", rf"{ours}/conv\2")
-        rules += keras_layer(rf"{block}_0_conv", rf"{ours}/shortcut_conv")
-        rules += keras_norm(rf"{block}_([12])_bn", rf"{ours}/bn\2") + keras_norm(
-            rf"{block}_preact_bn", f"{ours}/preact_bn"
-        )
-    layers = [("stem/conv", "conv")]
-    for stage, depth in enumerate(depths, start=1):
-        for i in range(1, depth + 1):
-            convs = ["conv1", "conv2", "conv3"] if i > 1 else ["conv1", "conv2", "shortcut_conv", "conv3"]
-            layers += [(f"stage{stage}/block{i}/{conv}", "conv") for conv in convs]
-            layers += [(f"stage{stage}/block{i}/{norm}", "norm") for norm in ("preact_bn", "bn1", "bn2")]
-    layers += [("final/bn", "norm"), ("head", "dense")]
-    return Table([*rules, OWN], names=keras.names(keras.listed(layers)))
+        rules += keras_layer(rf"{block}_0_conv", f"{ours}/shortcut_conv")
+        for theirs, name in norms:
+            rules += keras_norm(f"{block}_{theirs}", f"{ours}/" + name.replace(r"\1", r"\2"))
+    return Table([*rules, OWN], names=keras.names(keras.listed([*layers, ("head", "dense")])))
 
 
 def _torchvision() -> Table:

@@ -69,12 +69,12 @@ class Converted(NamedTuple):
         clashes: descriptions of names that match several rules, or fall on a leaf already filled.
     """
 
-    leaves: Mapping[str, np.ndarray]
-    origin: Mapping[str, str]
-    transforms: Mapping[str, str]
-    extra: Sequence[str]
-    ignored: Sequence[str]
-    clashes: Sequence[str]
+    leaves: dict[str, np.ndarray]
+    origin: dict[str, str]
+    transforms: dict[str, str]
+    extra: list[str]
+    ignored: list[str]
+    clashes: list[str]
 
 
 # Our own names, as in this project's files and as the order of layers gives them.
