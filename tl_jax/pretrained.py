@@ -57,7 +57,9 @@ def load(
     """
     models.create(name, 0, **options)  # an unknown name or option is the better message
     whole = {k: v for k, v in options.items() if k not in _ADAPTING}
-    net = _read(name, source, path, whole, headless=num_classes == 0 or head == "new")
+    # A file without its head is smaller, but has no hidden layers and no auxiliary head either.
+    headless = (num_classes == 0 or head == "new") and not (options.get("fc") or options.get("aux"))
+    net = _read(name, source, path, whole, headless)
     renewed = head == "new" or (num_classes is not None and num_classes != net.spec.num_classes)
     net = _adapt(net, options, renewed)
     if image_size:

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.weights.fake import random_variables, torchvision_arrays, write_keras_h5
-from tl_jax import models, network, pretrained
+from tl_jax import models, network, pretrained, tree
 from tl_jax.errors import UserError
 from tl_jax.weights import catalog
 
@@ -68,8 +68,8 @@ def published(server, tmp_path, monkeypatch):
     variables = random_variables(network.variable_shapes(models.create("resnet50_tiny", 6)))
     trunk = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "head"}}
     digests = {}
-    for name, tree in (("top.h5", variables), ("notop.h5", trunk)):
-        write_keras_h5(tmp_path / name, tree)
+    for name, stored in (("top.h5", variables), ("notop.h5", trunk)):
+        write_keras_h5(tmp_path / name, stored)
         server.files[f"/{name}"] = (tmp_path / name).read_bytes()
         digests[name] = f"md5:{hashlib.md5(server.files[f'/{name}']).hexdigest()}"
     key = ("resnet50_tiny", "keras")
@@ -96,6 +96,26 @@ def test_a_published_file_is_downloaded_and_converted_once(published, server, tm
     assert len(server.asked) == 1
     assert pretrained.load("resnet50_tiny", num_classes=0).spec.num_classes == 0
     assert server.asked[1:] == [("GET", "/notop.h5")]  # the smaller file is enough for a new head
+
+
+def test_hidden_layers_need_the_whole_file(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "cache"))
+    names = {"fc1": "fc1", "fc2": "fc2", "head": "predictions"}
+    whole = {}
+    for path, leaf in tree.flatten(
+        random_variables(network.variable_shapes(models.create("vgg16_tiny", 6)))["params"]
+    ).items():
+        layer, *rest = path.split("/")
+        whole[f"{names.get(layer) or f'block{layer[5:]}_{rest[0]}'}/{rest[-1]}"] = leaf
+    for name, arrays in (("top.npz", whole), ("no.npz", {k: v for k, v in whole.items() if k.startswith("block")})):
+        np.savez(tmp_path / name, **arrays)
+        server.files[f"/{name}"] = (tmp_path / name).read_bytes()
+    key = ("vgg16_tiny", "keras")
+    urls = {"url": f"{server.url}/top.npz", "headless_url": f"{server.url}/no.npz"}
+    monkeypatch.setitem(catalog.CATALOG, key, dataclasses.replace(catalog.CATALOG[key], **urls))
+    assert pretrained.load("vgg16_tiny", num_classes=3, head="new", fc=True).model.fc
+    assert not pretrained.load("vgg16_tiny", num_classes=3, head="new").model.fc
+    assert [path for _, path in server.asked] == ["/top.npz", "/no.npz"]
 
 
 def test_a_file_with_another_hash_is_refused(published, server):

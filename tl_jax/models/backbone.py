@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from tl_jax.errors import UserError, nearest
 from tl_jax.models.layers import glorot_uniform
 
-Part = Callable[[jax.Array, bool], jax.Array]  # (x, train) -> x
+Part = Callable[[], Callable[[jax.Array, bool], jax.Array]]  # makes the layers, which map (x, train) to x
 
 
 class Backbone(nn.Module):
@@ -40,8 +40,13 @@ class Backbone(nn.Module):
     min_size: ClassVar[int] = 32
 
     def parts(self) -> Sequence[tuple[str, Part]]:
-        """Return the parts in order, each with its name; the name is also that of its parameters."""
+        """Return the parts in order, each with its name, which is also that of its parameters."""
         raise NotImplementedError
+
+    def part_names(self) -> tuple[str, ...]:
+        """Return the names of the parts from the input on, as far as the network goes."""
+        names = [name for name, _ in self.parts()]
+        return tuple(names[: names.index(self.endpoint) + 1] if self.endpoint in names else names)
 
     def prepare(self, x: jax.Array) -> jax.Array:
         """Return the pictures as the first part takes them."""
@@ -66,7 +71,7 @@ class Backbone(nn.Module):
         end: dict[str, jax.Array] = {}
         x, parts = self.prepare(x), self.parts()
         for name, part in parts:
-            x = end[name] = part(x, train)
+            x = end[name] = part()(x, train)
             if name == self.endpoint:
                 break
         else:

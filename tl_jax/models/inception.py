@@ -8,6 +8,7 @@ The units of a block bear torchvision's names; blocks are counted as Keras count
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -199,8 +200,8 @@ class InceptionV3(Backbone):
         blocks = [_grid35(pooled) for pooled in (32, 64, 64)[:first]]
         blocks += [_to_grid17(), *(_grid17(inner) for inner in (128, 160, 160, 192)[:second])]
         blocks += [_to_grid8(), *[_grid8()] * third]
-        mixed = [(f"mixed{i}", Mixed(branches, *how, name=f"mixed{i}")) for i, branches in enumerate(blocks)]
-        return [("stem", Stem(*how, name="stem")), *mixed]
+        mixed = [(f"mixed{i}", partial(Mixed, branches, *how, name=f"mixed{i}")) for i, branches in enumerate(blocks)]
+        return [("stem", partial(Stem, *how, name="stem")), *mixed]
 
     def prepare(self, x: jax.Array) -> jax.Array:
         if not self.transform_input:

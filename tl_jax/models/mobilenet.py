@@ -6,6 +6,7 @@ layout        padding at stride 2               BatchNorm epsilon   momentum kep
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -92,9 +93,10 @@ class MobileNetV2(Backbone):
     def parts(self) -> Sequence[tuple[str, Part]]:
         layout = LAYOUTS[self.layout]
         how = (*layout, nn.relu6, self.dtype)
-        parts: list[tuple[str, Part]] = [("stem", ConvNorm(scaled(32 * self.width), 3, 2, *how, name="stem"))]
+        parts: list[tuple[str, Part]] = [("stem", partial(ConvNorm, scaled(32 * self.width), 3, 2, *how, name="stem"))]
         for i, (expansion, channels, depth, stride) in enumerate(self.stages, start=1):
             channels = scaled(channels * self.width)
-            parts.append((f"stage{i}", Stage(expansion, channels, depth, stride, layout, self.dtype, name=f"stage{i}")))
+            stage = partial(Stage, expansion, channels, depth, stride, layout, self.dtype, name=f"stage{i}")
+            parts.append((f"stage{i}", stage))
         last = scaled(self.final * max(1.0, self.width))
-        return [*parts, ("final", ConvNorm(last, 1, 1, *how, name="final"))]
+        return [*parts, ("final", partial(ConvNorm, last, 1, 1, *how, name="final"))]

@@ -7,8 +7,8 @@ The layouts compute different things from the same shapes, so weights of one giv
     "torchvision" the 3x3 (v1.5)         no          1e-5                0.9             torchvision
 """
 
-import functools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -125,9 +125,9 @@ class ResNet(Backbone):
 
     def parts(self) -> Sequence[tuple[str, Part]]:
         layout = LAYOUTS[self.layout]
-        stem = Stem(self.widths[0], self.stem_kernel, self.stem_stride, layout, self.dtype, name="stem")
+        stem = partial(Stem, self.widths[0], self.stem_kernel, self.stem_stride, layout, self.dtype, name="stem")
         parts: list[tuple[str, Part]] = [("stem", stem)]
         for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), start=1):
-            make = functools.partial(Block, width=width, bottleneck=self.bottleneck, layout=layout, dtype=self.dtype)
-            parts.append((f"stage{i}", Stage(depth, 1 if i == 1 else 2, make, name=f"stage{i}")))
+            make = partial(Block, width=width, bottleneck=self.bottleneck, layout=layout, dtype=self.dtype)
+            parts.append((f"stage{i}", partial(Stage, depth, 1 if i == 1 else 2, make, name=f"stage{i}")))
         return parts

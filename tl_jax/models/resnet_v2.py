@@ -4,6 +4,7 @@ Differences from the paper's: the stride of a stage sits in its last block, and 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -92,8 +93,9 @@ class ResNetV2(Backbone):
     widths: tuple[int, ...] = (64, 128, 256, 512)
 
     def parts(self) -> Sequence[tuple[str, Part]]:
-        parts: list[tuple[str, Part]] = [("stem", Stem(self.widths[0], self.dtype, name="stem"))]
+        parts: list[tuple[str, Part]] = [("stem", partial(Stem, self.widths[0], self.dtype, name="stem"))]
         last = len(self.depths)
         for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), start=1):
-            parts.append((f"stage{i}", Stage(depth, width, 1 if i == last else 2, self.dtype, name=f"stage{i}")))
-        return [*parts, ("final", Final(self.dtype, name="final"))]
+            stage = partial(Stage, depth, width, 1 if i == last else 2, self.dtype, name=f"stage{i}")
+            parts.append((f"stage{i}", stage))
+        return [*parts, ("final", partial(Final, self.dtype, name="final"))]

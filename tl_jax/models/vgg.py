@@ -1,6 +1,7 @@
 """VGG networks (Simonyan and Zisserman 2015, arXiv:1409.1556), with and without BatchNorm."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -54,7 +55,7 @@ class VGG(Backbone):
 
     def parts(self) -> Sequence[tuple[str, Part]]:
         sizes = enumerate(zip(self.depths, self.widths, strict=True), start=1)
-        return [(f"stage{i}", Stage(d, w, self.norm, self.dtype, name=f"stage{i}")) for i, (d, w) in sizes]
+        return [(f"stage{i}", partial(Stage, d, w, self.norm, self.dtype, name=f"stage{i}")) for i, (d, w) in sizes]
 
     def classify(self, end: dict[str, jax.Array], train: bool) -> jax.Array:
         if not self.fc:
