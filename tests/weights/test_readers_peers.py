@@ -1,4 +1,4 @@
-"""The readers against files that PyTorch and Keras wrote themselves."""
+"""The readers against files that PyTorch wrote itself."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -119,31 +119,3 @@ def test_safetensors_of_torch(tmp_path: Path) -> None:
     actual = readers.read(tmp_path / "a.safetensors")
     assert_same({key: actual[key] for key in tree}, tree)
     assert readers.read_metadata(tmp_path / "a.safetensors") == {"format": "pt"}
-
-
-def test_keras_weights_and_whole_models(tmp_path: Path) -> None:
-    keras = pytest.importorskip("keras")
-    import h5py
-    from keras.src.legacy.saving import legacy_h5_format
-
-    layers = [
-        keras.Input((8, 8, 3)),
-        keras.layers.Conv2D(4, 3, name="conv"),
-        keras.layers.BatchNormalization(name="bn"),
-    ]
-    model = keras.Sequential(layers)
-    model.save(tmp_path / "whole.h5")
-    with h5py.File(tmp_path / "weights.h5", "w") as file:
-        legacy_h5_format.save_weights_to_hdf5_group(file, model)
-    model.save_weights(tmp_path / "own.weights.h5")
-    expected = {path: np.asarray(value) for path, value in zip(_paths(model), model.get_weights(), strict=True)}
-    for name in ("whole.h5", "weights.h5"):
-        actual = readers.read(tmp_path / name)
-        assert list(actual) == list(expected)
-        assert all(np.array_equal(actual[key], expected[key]) for key in expected)
-    with pytest.raises(UserError, match="Keras 3"):
-        readers.read(tmp_path / "own.weights.h5")
-
-
-def _paths(model: Any) -> list[str]:
-    return ["/".join(variable.path.split("/")[-2:]) for variable in model.variables]

@@ -1,0 +1,56 @@
+"""Write ``golden.json.xz``: ``python -m tests.references.make_golden``, in an environment with keras and torch."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tests.references import compare, golden, keras_models, torch_models
+
+# Odd sides, where paddings differ; for the rest as small as the networks take.
+SIZE, INCEPTION = (33, 47), (75, 91)
+# VGG's hidden layers hold 124 M values, so one depth stands for all; PyTorch averages 2x3 maps to their 7x7.
+HEADS = {("keras", "vgg16"): (224, 224), ("torchvision", "vgg16"): (64, 97)}
+
+
+def plan() -> Iterator[tuple[str, str, bool, tuple[int, int]]]:
+    """Yield (source, name, top, size) of every case."""
+    for source, names in (("keras", keras_models.MODELS), ("torchvision", torch_models.MODELS)):
+        for name in sorted(set(names) - {"resnet101", "mobilenet_v2_140"}):  # more of the same
+            yield source, name, not name.startswith("vgg"), INCEPTION if name == "inception_v3" else SIZE
+    for (source, name), size in HEADS.items():
+        yield source, name, True, size
+
+
+def keras_case(name: str, top: bool, size: tuple[int, int]) -> tuple[list[Any], Mapping[str, np.ndarray]]:
+    """Return the variables (name, shape) in the order of files, and the reference."""
+    model = keras_models.build(name, top, size, golden.SEED)
+    found = [v for layer in model.layers for v in layer.trainable_variables + layer.non_trainable_variables]
+    return [(v.path, v.shape) for v in found], keras_models.outputs(model, compare.images(size))
+
+
+def torch_case(name: str, top: bool, size: tuple[int, int]) -> tuple[list[Any], Mapping[str, np.ndarray]]:
+    """Return the variables (name, shape) in the order of files, and the reference."""
+    model = torch_models.build(name, golden.SEED)
+    expected = torch_models.outputs(model, compare.images(size))
+    state = model.state_dict()
+    if not top:
+        state, expected = torch_models.headless(state), torch_models.without_head(expected)
+    return [(key, tensor.shape) for key, tensor in state.items()], expected
+
+
+def main() -> None:
+    """Compute and store every case."""
+    cases = []
+    for source, name, top, size in plan():
+        variables, expected = (keras_case if source == "keras" else torch_case)(name, top, size)
+        values = {end: [float(f"{v:.8g}") for v in golden.entries(value)] for end, value in expected.items()}
+        variables = [(key, list(shape)) for key, shape in variables]
+        cases.append(dict(source=source, name=name, top=top, size=size, variables=variables, values=values))
+        print(source, name, len(variables), "variables")
+    golden.write(cases)
+    print(golden.PATH, golden.PATH.stat().st_size, "bytes")
+
+
+if __name__ == "__main__":
+    main()
