@@ -145,10 +145,11 @@ def test_a_file_is_converted_once(foreign, tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache" / "converted").glob("*.safetensors"))) == 2
 
 
-def test_other_tables_convert_anew(foreign, tmp_path, monkeypatch):
+def test_another_converter_converts_anew(foreign, tmp_path, monkeypatch):
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "cache"))
     pretrained.load("resnet50_tiny", "keras", foreign[0])
-    monkeypatch.setattr(pretrained, "_FORMAT", 10_000)
+    assert len(pretrained.converter()) == 64
+    monkeypatch.setattr(pretrained, "converter", lambda: "another")
     pretrained.load("resnet50_tiny", "keras", foreign[0])
     assert len(list((tmp_path / "cache" / "converted").glob("*.safetensors"))) == 2
 

@@ -1,6 +1,7 @@
 """``load``: weights file, model and facts put together into something that can be applied to pictures."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,6 @@ from tl_jax.weights import catalog, hub, own, readers, tables
 from tl_jax.weights.merge import MergeError, merge
 from tl_jax.weights.rules import Converted, convert
 
-_FORMAT = 1  # of converted files in the cache; raised when conversion changes in a way that the tables do not show
 # Options that change what is made of a file, but not what must be in it.
 _ADAPTING = ("aux", "channels", "dropout", "dtype", "endpoint", "fc", "fc_dropout")
 
@@ -108,10 +108,7 @@ def _read(name: str, source: str, path: str | Path | None, whole: Mapping[str, A
     origin, key = _origin(name, source, path, headless)
     if source == "tl_jax":
         return _read_own(name, origin, origin, {})
-    table = tables.table(name, source)
-    parts = (_FORMAT, name, source, key, sorted(whole.items()), table.ignored)
-    rules = [(rule.pattern, rule.path, rule.transform.__name__) for rule in table.rules]
-    code = hashlib.sha256(repr((*parts, rules)).encode()).hexdigest()[:16]
+    code = hashlib.sha256(repr((converter(), key, sorted(whole.items()))).encode()).hexdigest()[:16]
     cached = fetch.cache_dir() / "converted" / f"{name}-{source}-{code}.safetensors"
     if cached.is_file():
         try:
@@ -129,6 +126,13 @@ def _read(name: str, source: str, path: str | Path | None, whole: Mapping[str, A
         return Pretrained(_model(spec), jax.device_put(variables), spec, new_head=False, path=origin, sha256=sha256)
     del variables  # what is read back is taken over by JAX without a copy
     return _read_own(name, cached, origin, {"source": source})
+
+
+@functools.cache
+def converter() -> str:
+    """Return the hash of the code that converts: whatever changes there, files are converted anew."""
+    code = sorted(Path(tables.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in code)).hexdigest()
 
 
 def _origin(name: str, source: str, path: str | Path | None, headless: bool) -> tuple[Path, str]:
