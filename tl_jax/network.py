@@ -57,7 +57,7 @@ class Pretrained(NamedTuple):
 @functools.cache
 def initializer(model: Backbone):
     """Return the jitted function key -> variables of a model."""
-    size = 299 if getattr(model, "aux", False) else model.min_size  # the auxiliary head needs a 17x17 map
+    size = 299 if getattr(model, "aux", False) else max(32, model.min_size)  # the auxiliary head needs a 17x17 map
     return jax.jit(lambda key: dict(model.init(key, jnp.zeros((1, size, size, model.channels)))))
 
 

@@ -105,7 +105,7 @@ def test_without_a_head_the_output_is_features(name):
         out, end = jax.jit(model.apply)(v, jnp.ones((2, 32, 32, 3)))
         np.testing.assert_array_equal(out, end["features"])
     else:
-        out, end = outputs(model, model.min_size, model.min_size)
+        out, end = outputs(model, model.min_size, model.min_size + 1)
         assert out.shape == end["features"].shape
 
 

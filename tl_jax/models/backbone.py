@@ -37,7 +37,7 @@ class Backbone(nn.Module):
     dtype: Any = jnp.float32
 
     layouts: ClassVar[tuple[str, ...]] = ()
-    min_size: ClassVar[int] = 32
+    min_size: ClassVar[int] = 1
 
     def parts(self) -> Sequence[tuple[str, Part]]:
         """Return the parts in order, each with its name, which is also that of its parameters."""

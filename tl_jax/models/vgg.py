@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -52,6 +52,8 @@ class VGG(Backbone):
     fc: bool = True
     fc_width: int = 4096
     fc_dropout: float = 0.5
+
+    min_size: ClassVar[int] = 32  # five halvings
 
     def parts(self) -> Sequence[tuple[str, Part]]:
         sizes = enumerate(zip(self.depths, self.widths, strict=True), start=1)
