@@ -51,6 +51,11 @@ def unpacked(url: str, digest: str, folder: Path, *, hint: str = "") -> Path:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError(
+            f"Python before 3.11.4 cannot unpack archives safely: unpack {archive} by hand and pass the folder as "
+            "--config.data.dir, or use a newer Python"
+        )
     staged = folder.with_name(f"incomplete.{folder.name}")
     try:
         shutil.rmtree(staged, ignore_errors=True)  # its writer was killed: we hold the lock
