@@ -38,6 +38,14 @@ def test_headers_say_how_to_run(path):
     assert f"python run.py --config=configs/{path.name}" in path.read_text() or path.stem == "digits_resnet"
 
 
+VARIANTS = [(p, v) for p in RECIPES for v in sorted(set(re.findall(rf"{p.name}:(\w+)", p.read_text())))]
+
+
+@pytest.mark.parametrize("path,variant", VARIANTS, ids=lambda value: getattr(value, "stem", value))
+def test_variants_that_headers_name_are_valid(path, variant):
+    base.validate(load(path, variant))
+
+
 def test_the_article_is_as_written():
     config = load(ROOT / "configs" / "cifar_resnet.py", "article")
     assert (config.model.name, config.init.source, config.input.size, config.input.scaling) == (

@@ -42,7 +42,7 @@ def make(config: Any) -> Task:
     net = None if drawn else load_network(config)  # before the data are read: wrong weights should fail at once
     spec = net.spec if net else pretrained.spec_of(config.model.name, config.init.layout)
     inputs = Inputs(
-        config.model.channels,
+        net.model.channels if net else config.model.channels,
         config.input.size or spec.image_size,
         config.input.crop,
         config.input.interpolation or spec.interpolation,

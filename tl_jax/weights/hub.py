@@ -43,15 +43,16 @@ def from_hub(repository: str, name: str, digest: str = "") -> Path:
         UserError: not there, no connection, or another hash.
     """
     import huggingface_hub  # takes half a second, and only hub files need it
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     where = f"{name} of {repository} from the Hugging Face hub"
     try:
         file = Path(huggingface_hub.hf_hub_download(repository, name))
     except LocalEntryNotFoundError as e:
         raise UserError(f"cannot download {where} (no connection, or HF_HUB_OFFLINE is set); try later, {_HINT}") from e
-    except (HfHubHTTPError, ValueError, OSError) as e:
-        raise UserError(f"cannot download {where} ({str(e).strip().splitlines()[0]}); {_HINT}") from e
+    except Exception as e:  # its own errors, and those of whichever HTTP library this version of it uses
+        reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
+        raise UserError(f"cannot download {where} ({reason}); {_HINT}") from e
     found = f"sha256:{pooch.file_hash(str(file))}" if digest else ""
     if found != digest:
         raise UserError(f"{file} has {found}, expected {digest}; delete it to download it anew, {_HINT}")

@@ -32,7 +32,7 @@ class Layer(NamedTuple):
 
 
 def listed(layers: Iterable[tuple[str, str]]) -> list[Layer]:
-    """Return layers (path, kind) that Keras makes in the order in which it lists them, as far as anyone could tell."""
+    """Return layers (path, kind) whose place in the making is their place in the list: names of theirs say nothing."""
     return [Layer(path, kind, i) for i, (path, kind) in enumerate(layers)]
 
 

@@ -13,6 +13,7 @@ from tl_jax.weights.rules import (
     torch_conv,
     torch_dense,
     torch_norm,
+    transpose,
 )
 
 VGG16, VGG19, TINY = (2, 2, 3, 3, 3), (2, 2, 4, 4, 4), (1, 1, 2, 1, 1)
@@ -31,13 +32,15 @@ def _keras(depths: Sequence[int]) -> Table:
 
 def _torchvision(depths: Sequence[int], norm: bool) -> Table:
     """torchvision: ``features.0.weight``, every layer counted; ``classifier.0``, ``.3``, ``.6``."""
-    dense = [("classifier.0", "fc1", chw_to_hwc), ("classifier.3", "fc2", None), ("classifier.6", "head", None)]
+    dense = [("classifier.0", "fc1", chw_to_hwc), ("classifier.3", "fc2", transpose)]
+    dense.append(("classifier.6", "head", transpose))
     return _torch(depths, norm, dense)
 
 
 def _timm(depths: Sequence[int], norm: bool) -> Table:
     """timm: the hidden layers are convolutions, (4096, 512, 7, 7) and (4096, 4096, 1, 1)."""
-    dense = [("pre_logits.fc1", "fc1", chw_to_hwc), ("pre_logits.fc2", "fc2", None), ("head.fc", "head", None)]
+    dense = [("pre_logits.fc1", "fc1", chw_to_hwc), ("pre_logits.fc2", "fc2", transpose)]
+    dense.append(("head.fc", "head", transpose))
     return _torch(depths, norm, dense)
 
 
@@ -52,7 +55,7 @@ def _torch(depths: Sequence[int], norm: bool, dense: Sequence) -> Table:
             at += 3 if norm else 2  # convolution, BatchNorm, ReLU
         at += 1  # pooling
     for name, path, transform in dense:
-        rules += torch_dense(name.replace(".", r"\."), path, *([transform] if transform else []))
+        rules += torch_dense(name.replace(".", r"\."), path, transform)
     return Table(rules, COUNTERS)
 
 
