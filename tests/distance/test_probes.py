@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
 
-from tl_jax.distance import logistic_probe
+from tl_jax.distance import logistic_probe, ridge_probe
 from tl_jax.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -52,16 +52,69 @@ def test_it_separates_what_can_be_separated():
     assert logistic_probe(np.concatenate([x, 0 * x], 1), y).accuracy(np.concatenate([x, 0 * x], 1), y) == 1.0
 
 
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("n,d", [(300, 20), (40, 90)])  # both Gram matrices
+@pytest.mark.parametrize("c", [1e-4, 1.0, 1e4])
+def test_ridge_is_scikit_learns(classes, n, d, c):
+    x, y = problem(classes, n, d)
+    probe = ridge_probe(x, y, c)
+    reference = RidgeClassifier(alpha=1 / c).fit(x.astype(np.float64), y)
+    kernel, bias = reference.coef_.reshape(-1, d), np.atleast_1d(reference.intercept_)
+    if classes == 2:  # one vector there, of which ours are minus and plus
+        kernel, bias = np.concatenate([-kernel, kernel]), np.concatenate([-bias, bias])
+    np.testing.assert_allclose(probe.kernel, kernel.T, rtol=1e-4, atol=1e-5 * np.abs(kernel).max())
+    np.testing.assert_allclose(probe.bias, bias, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(probe.predict(x), reference.predict(x.astype(np.float64)))
+
+
+def test_ridge_by_hand():
+    # Slope sum(x t) / (sum(x^2) + 1 / c) = 2 / (2 + 1) on centred x of -1 and 1.
+    probe = ridge_probe(np.array([[4.0], [6.0]]), np.array([0, 1]))
+    np.testing.assert_allclose(probe.kernel, [[-2 / 3, 2 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(probe.bias, [10 / 3, -10 / 3], rtol=1e-6)
+
+
+def test_ridge_keeps_its_head_far_from_zero_and_with_repeated_features():
+    x, y = problem(3)
+    near = ridge_probe(x, y)
+    far = ridge_probe(x + np.float32(1000), y)
+    np.testing.assert_allclose(far.kernel, near.kernel, atol=1e-3 * np.abs(near.kernel).max())
+    twice = ridge_probe(np.concatenate([x, x], 1), y, c=1e6)
+    assert twice.accuracy(np.concatenate([x, x], 1), y) == ridge_probe(x, y, c=2e6).accuracy(x, y)
+
+
+def test_a_class_without_examples_is_never_predicted():
+    x, y = problem(2)
+    y = 2 * y
+    assert set(np.unique(ridge_probe(x, y).predict(x))) <= {0, 2}
+
+
+def test_ridge_says_when_nothing_decides():
+    x, y = np.array([[-1.0, -1.0], [1.0, 1.0], [-1.0, -1.0], [1.0, 1.0]]), np.array([0, 1, 0, 1])
+    np.testing.assert_allclose(ridge_probe(x, y, c=1e6).kernel, [[-0.5, 0.5], [-0.5, 0.5]], rtol=1e-5)
+    with pytest.raises(UserError, match=r"c=1e\+30 is too large for linearly dependent features; make it smaller"):
+        ridge_probe(x, y, c=1e30)
+
+
+@pytest.mark.parametrize("probe", [logistic_probe, ridge_probe])
+@pytest.mark.parametrize("c", [0.0, -1.0, float("nan")])
+def test_a_strength_that_is_none_is_refused(probe, c):
+    with pytest.raises(UserError, match=r"c=.* must be above 0"):
+        probe(*problem(2), c=c)
+
+
+@pytest.mark.parametrize("probe", [logistic_probe, ridge_probe])
 @pytest.mark.parametrize(
     "features,labels,message",
     [
         (np.zeros((4, 2)), np.zeros(3, int), r"features \(N, D\) and labels \(N,\), not \(4, 2\) and \(3,\)"),
         (np.zeros(4), np.zeros(4, int), r"not \(4,\)"),
+        (np.zeros((0, 4)), np.zeros(0, int), r"not \(0, 4\)"),
         (np.full((4, 2), np.nan), np.arange(4), "not finite"),
         (np.zeros((4, 2)), np.zeros(4, int), "two classes or more"),
         (np.zeros((4, 2)), np.array([0, 1, -1, 1]), "labels from 0 on"),
     ],
 )
-def test_what_is_no_problem_is_refused(features, labels, message):
+def test_what_is_no_problem_is_refused(probe, features, labels, message):
     with pytest.raises(UserError, match=message):
-        logistic_probe(features, labels)
+        probe(features, labels)

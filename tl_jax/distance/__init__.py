@@ -1,5 +1,7 @@
 """How far a source is from a target, and how well features serve a task: pure functions of features and labels."""
 
-from tl_jax.distance.probes import logistic_probe
+from tl_jax.distance.neighbours import knn
+from tl_jax.distance.probes import logistic_probe, ridge_probe
+from tl_jax.distance.similarity import linear_cka
 
-__all__ = ["logistic_probe"]
+__all__ = ["knn", "linear_cka", "logistic_probe", "ridge_probe"]

@@ -1,4 +1,4 @@
-"""Probes: how well simple classifiers do on fixed features."""
+"""Linear probes: how well a linear classifier does on fixed features."""
 
 import functools
 from typing import NamedTuple
@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.linalg
 
+from tl_jax.distance import checks
 from tl_jax.errors import UserError
 
 
@@ -47,14 +49,7 @@ def logistic_probe(
     Raises:
         UserError: shapes that do not belong together, values that are not finite, or a single class.
     """
-    x, y = jnp.asarray(features, jnp.float32), jnp.asarray(labels, jnp.int32)
-    if x.ndim != 2 or y.shape != x.shape[:1]:
-        raise UserError(f"a probe takes features (N, D) and labels (N,), not {x.shape} and {y.shape}")
-    if not bool(jnp.isfinite(x).all()):
-        raise UserError("the features hold values that are not finite; check the network that made them")
-    classes = int(y.max()) + 1
-    if classes < 2 or bool(y.min() < 0):
-        raise UserError(f"a probe needs labels from 0 on and two classes or more, not {sorted(set(y.tolist()))[:5]}")
+    x, y, classes = checks.labelled(features, labels)
     if not c > 0:
         raise UserError(f"c={c} must be above 0")
     # Centred and on one scale the problem is far better conditioned; the penalty is carried over exactly.
@@ -62,6 +57,45 @@ def logistic_probe(
     kernel, bias = _fit((x - mean[None]) / scale, y, c * scale**2, classes, steps, tolerance)
     kernel = kernel / scale
     return LinearProbe(kernel, bias - mean @ kernel)
+
+
+def ridge_probe(
+    features: np.ndarray | jax.Array,
+    labels: np.ndarray | jax.Array,
+    c: float = 1.0,
+) -> LinearProbe:
+    """Fit ridge regression to the classes in closed form: sum of squared errors plus the squared kernel over ``c``.
+
+    The target of an example is 1 for its class and -1 for the others; the bias is free. This is scikit-learn's
+    ``RidgeClassifier(alpha=1 / c)`` (Hoerl and Kennard 1970 for the penalty). Its cost is N D min(N, D).
+
+    Args:
+        features: (N, D) float.
+        labels: (N,) int in [0, K), K one more than the largest.
+        c: inverse strength of the regularisation.
+
+    Raises:
+        UserError: shapes that do not belong together, values that are not finite, a single class, or a ``c`` so large
+            that linearly dependent features leave the kernel open.
+    """
+    single, y, classes = checks.labelled(features, labels)
+    if not c > 0:
+        raise UserError(f"c={c} must be above 0")
+    # In double precision and therefore on the host: the Gram matrix squares the condition of the features.
+    x = np.array(single, np.float64)
+    targets = np.where(np.asarray(y)[:, None] == np.arange(classes)[None], 1.0, -1.0)
+    mean, average = x.mean(0), targets.mean(0)
+    x -= mean[None]
+    targets -= average[None]
+    wide = x.shape[1] > x.shape[0]
+    gram = x @ x.T if wide else x.T @ x
+    gram[np.diag_indices_from(gram)] += 1 / c
+    try:
+        factor = scipy.linalg.cho_factor(gram, overwrite_a=True)
+    except np.linalg.LinAlgError:
+        raise UserError(f"c={c} is too large for linearly dependent features; make it smaller") from None
+    kernel = x.T @ scipy.linalg.cho_solve(factor, targets) if wide else scipy.linalg.cho_solve(factor, x.T @ targets)
+    return LinearProbe(jnp.asarray(kernel, jnp.float32), jnp.asarray(average - mean @ kernel, jnp.float32))
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))

@@ -1,0 +1,74 @@
+"""Linear CKA: its definition, values by hand, and what leaves it as it is."""
+
+import numpy as np
+import pytest
+
+from tl_jax.distance import linear_cka
+from tl_jax.errors import UserError
+
+pytestmark = pytest.mark.fast
+
+
+def draw(n, d, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, d))
+
+
+def literal(a, b):
+    """Return HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with the centring matrix, as the paper's equation 3 has it."""
+    centring = np.eye(len(a)) - 1 / len(a)
+
+    def hsic(k, m):
+        return np.trace(k @ centring @ m @ centring) / (len(a) - 1) ** 2
+
+    k, m = a @ a.T, b @ b.T
+    return hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
+
+
+@pytest.mark.parametrize("n,d1,d2", [(100, 5, 8), (10, 30, 20), (20, 3, 50), (20, 50, 3), (2, 1, 1)])
+def test_it_is_the_papers_equation(n, d1, d2):
+    a, b = draw(n, d1), draw(n, d2, 1) + 2
+    b[:, 0] += a[:, 0]
+    assert linear_cka(a, b) == pytest.approx(literal(a, b), abs=1e-6)
+    assert linear_cka(b, a) == pytest.approx(linear_cka(a, b), abs=1e-6)
+
+
+def test_by_hand():
+    # Centred: (-1, 0, 1) and (1, -2, 1) are orthogonal; with (-1, 1, 0) the cosine is 1 / 2, and CKA its square.
+    a = np.array([[0.0], [1.0], [2.0]])
+    assert linear_cka(a, np.array([[3.0], [0.0], [3.0]])) == pytest.approx(0, abs=1e-7)
+    assert linear_cka(a, np.array([[0.0], [2.0], [1.0]])) == pytest.approx(0.25, abs=1e-6)
+
+
+@pytest.mark.parametrize("n,d", [(100, 6), (8, 40)])
+@pytest.mark.parametrize("factor,shift", [(1.0, 0.0), (-3.0, 5.0), (1e-12, 0.0), (1e12, 0.0), (1.0, 100.0)])
+def test_rotation_scale_and_shift_change_nothing(n, d, factor, shift):
+    x = draw(n, d)
+    rotation = np.linalg.qr(draw(d, d, 1))[0]
+    value = linear_cka(x, factor * x @ rotation + shift)
+    assert value == pytest.approx(1, abs=1e-5) and value <= 1
+
+
+def test_another_linear_map_does():
+    x = draw(100, 6)
+    assert linear_cka(x, x * np.array([100, 1, 1, 1, 1, 1])) < 0.9
+
+
+def test_few_examples_look_alike():
+    assert linear_cka(draw(5000, 10), draw(5000, 10, 1)) < 0.01
+    assert linear_cka(draw(10, 1000), draw(10, 1000, 1)) > 0.9  # the bias that the docstring tells of
+
+
+@pytest.mark.parametrize(
+    "x1,x2,message",
+    [
+        (draw(4, 2), draw(5, 2), r"the same N examples, not \(4, 2\) and \(5, 2\)"),
+        (draw(4, 2), draw(4, 2)[:, 0], r"not \(4, 2\) and \(4,\)"),
+        (draw(0, 2), draw(0, 2), r"not \(0, 2\)"),
+        (draw(4, 2), np.full((4, 3), np.nan), "the features x2 hold values that are not finite"),
+        (np.full((7, 3), 0.1), draw(7, 2), "the features x1 are the same for all 7 examples"),
+        (draw(1, 2), draw(1, 2), "the same for all 1 examples"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(x1, x2, message):
+    with pytest.raises(UserError, match=message):
+        linear_cka(x1, x2)
