@@ -13,6 +13,22 @@ from tl_jax.models.layers import glorot_uniform
 Part = Callable[[], Callable[[jax.Array, bool], jax.Array]]  # makes the layers, which map (x, train) to x
 
 
+class Adapter(nn.Module):
+    """Bottleneck adapter, (N, H, W, C) -> the same: x plus two 1x1 convolutions with a ReLU between them.
+
+    Houlsby et al. 2019, arXiv:1902.00751. The second starts at zero, so that a new adapter changes nothing.
+    """
+
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = nn.relu(nn.Dense(self.width, dtype=self.dtype, name="down")(x))
+        zeros = nn.initializers.zeros_init()
+        return x + nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=zeros, name="up")(y)
+
+
 class Backbone(nn.Module):
     """Image network, (N, H, W, C) float -> (logits (N, K), endpoints).
 
@@ -25,6 +41,7 @@ class Backbone(nn.Module):
         endpoint: name of the part after which the network ends; empty for the whole network.
         channels: C.
         dropout: share of the features that is dropped before the head while training.
+        adapter: width of a bottleneck adapter after each part, 0 for none.
         dtype: of the computation; parameters and statistics are float32.
         layouts: names of the layouts that the class knows (its option ``layout``).
         min_size: smallest side of a picture in pixels.
@@ -34,6 +51,7 @@ class Backbone(nn.Module):
     endpoint: str = ""
     channels: int = 3
     dropout: float = 0.0
+    adapter: int = 0
     dtype: Any = jnp.float32
 
     layouts: ClassVar[tuple[str, ...]] = ()
@@ -71,7 +89,10 @@ class Backbone(nn.Module):
         end: dict[str, jax.Array] = {}
         x, parts = self.prepare(x), self.parts()
         for name, part in parts:
-            x = end[name] = part()(x, train)
+            x = part()(x, train)
+            if self.adapter:
+                x = Adapter(self.adapter, self.dtype, name=f"adapter_{name}")(x)
+            end[name] = x
             if name == self.endpoint:
                 break
         else:

@@ -1,13 +1,16 @@
 """Layers shared by the image models."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from tl_jax.errors import UserError
 
 # Where XLA's CPU convolution falls behind a matrix product (see Conv): pictures of at most this many pixels a side.
 SMALL_PICTURE = 8
@@ -118,6 +121,33 @@ class ConvNorm(nn.Module):
             x = DepthwiseConv(self.kernel, self.stride, **how)(x)
         x = self.norm.layer(self.dtype, "bn")(x, use_running_average=not train)
         return self.activation(x) if self.activation else x
+
+
+class DropPath(nn.Module):
+    """Stochastic depth on a residual branch, (N, H, W, C) -> (N, H, W, C), with the rng "dropout" while training.
+
+    Each example loses its branch with probability ``rate``. What is kept is divided by the share kept, so that
+    evaluation needs no factor: timm's convention. The paper (Huang et al. 2016, arXiv:1603.09382) has one draw for a
+    batch and puts the factor into evaluation.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if not train or self.rate == 0:
+            return x
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (len(x), 1, 1, 1))
+        return jnp.where(kept, x / (1 - self.rate), 0)
+
+
+def linear_drop_rates(last: float, counts: Sequence[int]) -> list[tuple[float, ...]]:
+    """Return for stages of ``counts`` residual blocks their DropPath rates: that of block l of L is l / L * last."""
+    if not 0 <= last < 1:
+        raise UserError(f"drop_path={last} must be at least 0 and below 1")
+    total = sum(counts)
+    rates = (block / total * last for block in range(1, total + 1))
+    return [tuple(islice(rates, count)) for count in counts]
 
 
 def pads(size: tuple[int, ...], window: tuple[int, int], stride: int, padding: str) -> Pads:

@@ -7,13 +7,14 @@ layout        padding at stride 2               BatchNorm epsilon   momentum kep
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 
 from tl_jax.models.backbone import Backbone, Part
-from tl_jax.models.layers import ConvNorm, Norm
+from tl_jax.models.layers import ConvNorm, DropPath, Norm, linear_drop_rates
 
 
 class Layout(NamedTuple):
@@ -36,12 +37,16 @@ def scaled(channels: float, by: int = 8) -> int:
 
 
 class Block(nn.Module):
-    """Inverted residual: ``expand`` 1x1, ``depthwise`` 3x3, ``project`` 1x1 without activation."""
+    """Inverted residual: ``expand`` 1x1, ``depthwise`` 3x3, ``project`` 1x1 without activation.
+
+    Only where the shape stays is there a shortcut, and so something to drop at ``drop_rate``.
+    """
 
     expansion: int
     features: int
     stride: int
     layout: Layout
+    drop_rate: float
     dtype: Any
 
     @nn.compact
@@ -52,24 +57,26 @@ class Block(nn.Module):
         for name, features, kernel, stride in plan[self.expansion == 1 :]:
             activation = None if name == "project" else nn.relu6
             y = ConvNorm(features, kernel, stride, *self.layout, activation, self.dtype, name=name)(y, train)
-        return x + y if x.shape == y.shape and self.stride == 1 else y
+        if x.shape != y.shape or self.stride != 1:
+            return y
+        return x + DropPath(self.drop_rate, name="drop_path")(y, train)
 
 
 class Stage(nn.Module):
-    """A run of blocks; the first carries the stride."""
+    """A run of blocks, one for each of ``drop_rates``; the first carries the stride."""
 
     expansion: int
     features: int
-    depth: int
+    drop_rates: tuple[float, ...]
     stride: int
     layout: Layout
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        for i in range(1, self.depth + 1):
+        for i, rate in enumerate(self.drop_rates, start=1):
             stride = self.stride if i == 1 else 1
-            x = Block(self.expansion, self.features, stride, self.layout, self.dtype, name=f"block{i}")(x, train)
+            x = Block(self.expansion, self.features, stride, self.layout, rate, self.dtype, name=f"block{i}")(x, train)
         return x
 
 
@@ -81,12 +88,15 @@ class MobileNetV2(Backbone):
         stages: rows (expansion, channels, blocks, stride) of the paper's table 2.
         final: channels of the last convolution.
         layout: key into ``LAYOUTS``.
+        drop_path: share of the examples whose branch is dropped in the last residual block while training; residual
+            block l of L of the whole network has l / L of it (stochastic depth, see ``layers.DropPath``).
     """
 
     width: float = 1.0
     stages: tuple[tuple[int, int, int, int], ...] = STAGES
     final: int = 1280
     layout: str = "keras"
+    drop_path: float = 0.0
 
     layouts: ClassVar[tuple[str, ...]] = tuple(LAYOUTS)
 
@@ -94,9 +104,19 @@ class MobileNetV2(Backbone):
         layout = LAYOUTS[self.layout]
         how = (*layout, nn.relu6, self.dtype)
         parts: list[tuple[str, Part]] = [("stem", partial(ConvNorm, scaled(32 * self.width), 3, 2, *how, name="stem"))]
-        for i, (expansion, channels, depth, stride) in enumerate(self.stages, start=1):
+        rows = zip(self.stages, self._drop_rates(), strict=True)
+        for i, ((expansion, channels, _, stride), rates) in enumerate(rows, start=1):
             channels = scaled(channels * self.width)
-            stage = partial(Stage, expansion, channels, depth, stride, layout, self.dtype, name=f"stage{i}")
+            stage = partial(Stage, expansion, channels, rates, stride, layout, self.dtype, name=f"stage{i}")
             parts.append((f"stage{i}", stage))
         last = scaled(self.final * max(1.0, self.width))
         return [*parts, ("final", partial(ConvNorm, last, 1, 1, *how, name="final"))]
+
+    def _drop_rates(self) -> list[tuple[float, ...]]:
+        """Return the rates of the blocks of each stage, 0 for a first block that has no shortcut."""
+        channels = [scaled(c * self.width) for c in (32, *(row[1] for row in self.stages))]
+        rows = zip(self.stages, pairwise(channels), strict=True)
+        bare = [stride != 1 or before != after for (_, _, _, stride), (before, after) in rows]
+        counts = [depth - first for (_, _, depth, _), first in zip(self.stages, bare, strict=True)]
+        rates = linear_drop_rates(self.drop_path, counts)
+        return [(0.0, *stage) if first else stage for stage, first in zip(rates, bare, strict=True)]

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 
 from tl_jax.models.backbone import Backbone, Part
-from tl_jax.models.layers import Conv, max_pool
+from tl_jax.models.layers import Conv, DropPath, linear_drop_rates, max_pool
 
 
 class Layout(NamedTuple):
@@ -37,13 +37,14 @@ class Block(nn.Module):
     """One residual block, (N, H, W, C) -> (N, H / stride, W / stride, width * expansion).
 
     ``bottleneck`` blocks are 1x1, 3x3, 1x1 with expansion 4; basic ones 3x3, 3x3 with expansion 1. The first block of
-    a stage has a ``shortcut`` convolution where the shape changes.
+    a stage has a ``shortcut`` convolution where the shape changes. ``drop_rate`` is that of ``DropPath``.
     """
 
     width: int
     stride: int
     bottleneck: bool
     layout: Layout
+    drop_rate: float
     dtype: Any
 
     @nn.compact
@@ -59,7 +60,7 @@ class Block(nn.Module):
             y = nn.relu(y) if i < len(plan) else y
         if x.shape != y.shape:
             x = self._conv_norm(x, out, 1, self.stride, "shortcut_conv", "shortcut_bn", train)
-        return nn.relu(x + y)
+        return nn.relu(x + DropPath(self.drop_rate, name="drop_path")(y, train))
 
     def _conv_norm(self, x, features, kernel, stride, conv_name, norm_name, train):
         x = Conv(features, kernel, stride, use_bias=self.layout.conv_bias, dtype=self.dtype, name=conv_name)(x)
@@ -89,16 +90,16 @@ class Stem(nn.Module):
 
 
 class Stage(nn.Module):
-    """A run of blocks at one resolution; the first block carries the stride."""
+    """A run of blocks at one resolution, one for each of ``drop_rates``; the first block carries the stride."""
 
-    depth: int
+    drop_rates: tuple[float, ...]
     stride: int
     make_block: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        for i in range(1, self.depth + 1):
-            x = self.make_block(stride=self.stride if i == 1 else 1, name=f"block{i}")(x, train)
+        for i, rate in enumerate(self.drop_rates, start=1):
+            x = self.make_block(stride=self.stride if i == 1 else 1, drop_rate=rate, name=f"block{i}")(x, train)
         return x
 
 
@@ -112,6 +113,8 @@ class ResNet(Backbone):
         stem_kernel: 7 (with max pooling, ImageNet) or 3 (CIFAR-style).
         stem_stride: stride of the stem convolution.
         layout: key into ``LAYOUTS``.
+        drop_path: share of the examples whose branch is dropped in the last block while training; block l of L of the
+            whole network has l / L of it (stochastic depth, see ``layers.DropPath``).
     """
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
@@ -120,6 +123,7 @@ class ResNet(Backbone):
     stem_kernel: int = 7
     stem_stride: int = 2
     layout: str = "keras"
+    drop_path: float = 0.0
 
     layouts: ClassVar[tuple[str, ...]] = tuple(LAYOUTS)
 
@@ -127,7 +131,8 @@ class ResNet(Backbone):
         layout = LAYOUTS[self.layout]
         stem = partial(Stem, self.widths[0], self.stem_kernel, self.stem_stride, layout, self.dtype, name="stem")
         parts: list[tuple[str, Part]] = [("stem", stem)]
-        for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), start=1):
+        rates = linear_drop_rates(self.drop_path, self.depths)
+        for i, (width, stage_rates) in enumerate(zip(self.widths, rates, strict=True), start=1):
             make = partial(Block, width=width, bottleneck=self.bottleneck, layout=layout, dtype=self.dtype)
-            parts.append((f"stage{i}", partial(Stage, depth, 1 if i == 1 else 2, make, name=f"stage{i}")))
+            parts.append((f"stage{i}", partial(Stage, stage_rates, 1 if i == 1 else 2, make, name=f"stage{i}")))
         return parts

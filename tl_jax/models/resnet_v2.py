@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tl_jax.models.backbone import Backbone, Part
-from tl_jax.models.layers import Conv, Norm, max_pool
+from tl_jax.models.layers import Conv, DropPath, Norm, linear_drop_rates, max_pool
 
 NORM = Norm(epsilon=1.001e-5, momentum=0.99)
 
@@ -23,6 +23,7 @@ class Block(nn.Module):
     width: int
     stride: int
     first: bool
+    drop_rate: float
     dtype: Any
 
     @nn.compact
@@ -34,7 +35,8 @@ class Block(nn.Module):
             shortcut = x[:, :: self.stride, :: self.stride]
         y = self._conv(active, self.width, 1, 1, "conv1")
         y = self._conv(self._active(y, "bn1", train), self.width, 3, self.stride, "conv2")
-        return shortcut + self._conv(self._active(y, "bn2", train), 4 * self.width, 1, 1, "conv3", bias=True)
+        y = self._conv(self._active(y, "bn2", train), 4 * self.width, 1, 1, "conv3", bias=True)
+        return shortcut + DropPath(self.drop_rate, name="drop_path")(y, train)
 
     def _active(self, x: jax.Array, name: str, train: bool) -> jax.Array:
         return nn.relu(NORM.layer(self.dtype, name)(x, use_running_average=not train))
@@ -44,18 +46,18 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """A run of blocks; the first has a convolution on its shortcut, the last the stride."""
+    """One block for each of ``drop_rates``; the first has a convolution on its shortcut, the last the stride."""
 
-    depth: int
+    drop_rates: tuple[float, ...]
     width: int
     stride: int
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        for i in range(1, self.depth + 1):
-            stride = self.stride if i == self.depth else 1
-            x = Block(self.width, stride, first=i == 1, dtype=self.dtype, name=f"block{i}")(x, train)
+        for i, rate in enumerate(self.drop_rates, start=1):
+            stride = self.stride if i == len(self.drop_rates) else 1
+            x = Block(self.width, stride, i == 1, rate, self.dtype, name=f"block{i}")(x, train)
         return x
 
 
@@ -87,15 +89,18 @@ class ResNetV2(Backbone):
     Attributes:
         depths: blocks in each stage.
         widths: channels of each stage before the expansion by 4.
+        drop_path: share of the examples whose branch is dropped in the last block while training; block l of L of the
+            whole network has l / L of it (stochastic depth, see ``layers.DropPath``).
     """
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
     widths: tuple[int, ...] = (64, 128, 256, 512)
+    drop_path: float = 0.0
 
     def parts(self) -> Sequence[tuple[str, Part]]:
         parts: list[tuple[str, Part]] = [("stem", partial(Stem, self.widths[0], self.dtype, name="stem"))]
-        last = len(self.depths)
-        for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), start=1):
-            stage = partial(Stage, depth, width, 1 if i == last else 2, self.dtype, name=f"stage{i}")
+        last, rates = len(self.depths), linear_drop_rates(self.drop_path, self.depths)
+        for i, (width, stage_rates) in enumerate(zip(self.widths, rates, strict=True), start=1):
+            stage = partial(Stage, stage_rates, width, 1 if i == last else 2, self.dtype, name=f"stage{i}")
             parts.append((f"stage{i}", stage))
         return [*parts, ("final", partial(Final, self.dtype, name="final"))]
