@@ -1,0 +1,181 @@
+"""Terms added to a training loss, and the point where it is taken, so that what the source network knows is kept.
+
+Every function is pure and runs under jit; what decides shapes (``classes``, ``k``, ``mask`` of leaves) is static.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tl_jax import tree
+from tl_jax.errors import UserError
+
+HEADS = r"(?:aux/)?head/.*"  # leaves that know the target's classes, whatever the source has under their names
+
+
+def l2_sp(params: tree.Tree, source: tree.Tree, mask: tree.Tree) -> tuple[jax.Array, jax.Array]:
+    """Return half the squared distance of trained leaves to where they started, and half the squared norm of new ones.
+
+    L2-SP (Li et al. 2018, arXiv:1802.01483) adds ``alpha * to_source + beta * to_zero`` to the loss.
+
+    Args:
+        params: nested dict of arrays.
+        source: parameters of the source network.
+        mask: nested dict of booleans like ``params``, true where a leaf trains; other leaves count nowhere.
+
+    Returns:
+        ``(to_source, to_zero)``, float scalars. A leaf is new where the source has none of its path and shape, and in
+        the heads.
+    """
+    starts, trains = tree.flatten(source), tree.flatten(mask)
+    to_source = to_zero = jnp.zeros(())
+    for path, leaf in tree.flatten(params).items():
+        if not trains[path]:
+            continue
+        start = starts.get(path)
+        if start is None or start.shape != leaf.shape or re.fullmatch(HEADS, path):
+            to_zero += 0.5 * jnp.sum(jnp.square(leaf))
+        else:
+            to_source += 0.5 * jnp.sum(jnp.square(leaf - start))
+    return to_source, to_zero
+
+
+def feature_distance(
+    maps: Mapping[str, jax.Array],
+    source_maps: Mapping[str, jax.Array],
+    weights: Mapping[str, jax.Array] | None = None,
+) -> jax.Array:
+    """Return how far features moved from the source network's on the same pictures, mean over examples.
+
+    The sum over endpoints and channels of weight times squared distance of the channel's maps: the behavioural term of
+    DELTA (Li et al. 2019, arXiv:1901.09229), and with equal weights the hint loss of FitNets (arXiv:1412.6550) without
+    its regressor. The squared distance of a map is divided by its H * W positions, as in DELTA's published code and
+    not in its equations, so that strength does not depend on the size of pictures. No gradient flows to the source.
+
+    Args:
+        maps: endpoints (N, H, W, C) or (N, D), by name.
+        source_maps: the same of the source network.
+        weights: (C,) by name, mean 1 to keep the scale; None for 1 everywhere.
+
+    Raises:
+        UserError: endpoints that differ in name or shape.
+    """
+    shapes, source_shapes = ({name: x.shape for name, x in side.items()} for side in (maps, source_maps))
+    if shapes != source_shapes or (weights is not None and set(weights) != set(maps)):
+        given = "" if weights is None else f", weights for {sorted(weights)}"
+        raise UserError(f"endpoints differ: {shapes} against the source's {source_shapes}{given}; give the same")
+    total = jnp.zeros(())
+    for name, x in maps.items():
+        moved = jnp.square((x - jax.lax.stop_gradient(source_maps[name])).astype(jnp.float32))
+        moved = moved.mean(tuple(range(1, x.ndim - 1)))  # over positions: (N, C)
+        moved = moved if weights is None else moved * weights[name][None]
+        total += moved.sum(1).mean()
+    return total
+
+
+def channel_attention(drops: jax.Array) -> jax.Array:
+    """Return DELTA's weights of channels (arXiv:1901.09229): softmax of how much the loss rises without each, times C.
+
+    Args:
+        drops: (C,) rise of the source network's loss, in nats. Rises far below 1 give nearly equal weights; DELTA's
+            published code passes ``(drops - mean) / std / 5`` instead.
+
+    Returns:
+        (C,) above 0, mean 1, so that ``feature_distance`` keeps the scale it has with equal weights.
+    """
+    return jax.nn.softmax(drops) * drops.shape[0]
+
+
+def first_order_drops(activations: jax.Array, gradients: jax.Array) -> jax.Array:
+    """Estimate how much the loss rises without each channel, for all channels from one backward pass.
+
+    The first-order term of putting a channel's map to zero (Molchanov et al. 2017, arXiv:1611.06440, here with its
+    sign). It replaces DELTA's removal of one channel after the other, a forward pass for each.
+
+    Args:
+        activations: (N, H, W, C) or (N, D).
+        gradients: of each example's own loss, so of the sum over examples, not of their mean; the same shape.
+
+    Returns:
+        (C,) minus the sum over positions of activation times gradient, mean over examples.
+    """
+    products = activations.astype(jnp.float32) * gradients.astype(jnp.float32)
+    return -products.sum(tuple(range(1, products.ndim - 1))).mean(0)
+
+
+def batch_spectral_shrinkage(features: jax.Array, k: int = 1) -> jax.Array:
+    """Return the sum of the ``k`` smallest squared singular values of a batch of features.
+
+    BSS (Chen et al., NeurIPS 2019, "Catastrophic Forgetting Meets Negative Transfer"). There are min(N, D) singular
+    values. The gradient is finite for repeated ones and zeros too: values alone, unlike vectors, have none of the
+    divisions by differences.
+
+    Args:
+        features: (N, D).
+        k: how many, from 1 to min(N, D).
+
+    Raises:
+        UserError: ``k`` outside that.
+    """
+    most = min(features.shape)
+    if not 1 <= k <= most:
+        raise UserError(f"k={k} of batch_spectral_shrinkage must be from 1 to {most} for features {features.shape}")
+    values = jnp.linalg.svd(features.astype(jnp.float32), full_matrices=False, compute_uv=False)
+    return jnp.sum(jnp.square(values[most - k :]))
+
+
+def category_relation(source_probs: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
+    """Return p(source class | target class) of Co-Tuning (You et al., NeurIPS 2020), the direct way.
+
+    Args:
+        source_probs: (N, Z) what the source network, calibrated, says of target examples; rows sum to 1.
+        labels: (N,) int in [0, K); rows with others do not count.
+        classes: K.
+
+    Returns:
+        (K, Z) mean of the rows of each class; uniform where a class has no example.
+    """
+    # Sums by index, not a matrix product: accelerators would round its inputs.
+    sums = jax.ops.segment_sum(source_probs.astype(jnp.float32), labels, classes)
+    counts = jax.ops.segment_sum(jnp.ones(labels.shape), labels, classes)[:, None]
+    return jnp.where(counts > 0, sums / jnp.maximum(counts, 1), 1 / source_probs.shape[1])
+
+
+def co_tuning(source_logits: jax.Array, labels: jax.Array, relation: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return Co-Tuning's second loss: the source head is trained on target labels put into source classes.
+
+    Args:
+        source_logits: (N, Z) of the source head on the features in training.
+        labels: (N,) int in [0, K).
+        relation: (K, Z) from ``category_relation``.
+        mask: (N,) 1 where an example counts.
+
+    Returns:
+        Cross-entropy in nats against ``relation[labels]``, mean over unmasked examples; 0 where all are masked.
+    """
+    losses = optax.softmax_cross_entropy(source_logits.astype(jnp.float32), relation[labels])
+    count = jnp.sum(mask != 0)
+    return jnp.sum(jnp.where(mask != 0, losses, 0.0)) / jnp.maximum(count, 1)
+
+
+def sam_point(params: Any, grads: Any, rho: float | jax.Array, mask: Any) -> Any:
+    """Return ``params + rho * g / |g|``, where SAM takes its gradient (Foret et al. 2021, arXiv:2010.01412, eq. 2).
+
+    Args:
+        params: tree of arrays.
+        grads: gradient at ``params``.
+        rho: radius, in the units of the parameters.
+        mask: tree of booleans, true where a leaf trains. The norm is over these leaves and only these move.
+
+    Returns:
+        The tree of ``params``; frozen leaves are the same arrays, and all leaves where the gradient is zero.
+    """
+    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(mask), strict=True)
+    square = sum(jnp.sum(jnp.square(g.astype(jnp.float32))) for g, trains in pairs if trains)
+    # Both branches are safe, so that no NaN comes back through the one that is not taken.
+    scale = jnp.where(square > 0, rho * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    return jax.tree.map(lambda p, g, trains: p + (scale * g).astype(p.dtype) if trains else p, params, grads, mask)
