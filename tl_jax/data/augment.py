@@ -6,29 +6,58 @@ import dm_pix as pix
 import jax
 import jax.numpy as jnp
 
+from tl_jax.data import randaugment
+
+CROP_STRETCH = 4 / 3  # largest aspect ratio of a resized crop (Szegedy et al. 2015, arXiv:1409.4842, section 6)
+HUE = 0.1  # of the colour circle, at jitter 1
+ERASED = (0.02, 0.33)  # share of the area that is erased, if any
+ERASE_STRETCH = 10 / 3  # largest aspect ratio of what is erased
+
 
 class Augment(NamedTuple):
-    """What may happen to a picture.
+    """What may happen to a picture, in this order but for ``magnitude``, which belongs to ``randaugment``.
 
     Attributes:
         flip: mirror left to right half of the time.
         crop_pad: pixels of border (the edge continued) added on each side before a crop at a random place; 0 for none.
         rotate: largest angle in degrees, either way; 0 for none.
+        resized_crop: smallest share of the area that a random crop keeps before it is resized to the picture's own
+            size; its aspect ratio changes by up to 4/3 either way. 0 for none.
+        jitter: s, for factors on brightness, contrast and saturation in [1 - s, 1 + s] and a shift of the hue by up to
+            s / 10 of the circle either way; where C is 1, brightness and contrast only. 0 for none.
+        grey: probability of turning the picture grey; it keeps its channels.
+        randaugment: operations drawn for each picture (arXiv:1909.13719, see ``randaugment.NAMES``); 0 for none.
+        magnitude: strength of these operations, 0 to 10.
+        erase: probability that a rectangle is erased (arXiv:1708.04896): 2 to 33 % of the area, aspect ratio 0.3 to
+            3.3, filled with noise.
     """
 
     flip: bool = False
     crop_pad: int = 0
     rotate: float = 0.0
+    resized_crop: float = 0.0
+    jitter: float = 0.0
+    grey: float = 0.0
+    randaugment: int = 0
+    magnitude: float = 9.0
+    erase: float = 0.0
 
 
 def augment(images: jax.Array, key: jax.Array, how: Augment) -> jax.Array:
-    """Return changed pictures (N, H, W, C), float32 in [0, 255] where rotated and else as they came."""
+    """Return changed pictures (N, H, W, C) in [0, 255]: as they came where only flipped or shifted, else float32.
+
+    Args:
+        images: (N, H, W, C) in [0, 255], uint8 or float; C is 1 or 3 where colours change.
+        key: of the batch; each picture gets its own.
+        how: what may happen.
+    """
     if how == Augment():
         return images
     return jax.vmap(lambda image, k: _augment_one(image, k, how))(images, jax.random.split(key, len(images)))
 
 
 def _augment_one(image: jax.Array, key: jax.Array, how: Augment) -> jax.Array:
+    # The published figures depend on these three keys: what came later folds in numbers from 3 on.
     flip_key, crop_key, turn_key = jax.random.split(key, 3)
     if how.flip:
         image = pix.random_flip_left_right(flip_key, image)
@@ -37,6 +66,83 @@ def _augment_one(image: jax.Array, key: jax.Array, how: Augment) -> jax.Array:
         padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
         image = pix.random_crop(crop_key, padded, image.shape)
     if how.rotate:
-        angle = jnp.deg2rad(how.rotate) * jax.random.uniform(turn_key, minval=-1.0, maxval=1.0)
-        image = jnp.clip(pix.rotate(image.astype(jnp.float32), angle, order=1, mode="nearest"), 0.0, 255.0)
+        angle = how.rotate * jax.random.uniform(turn_key, minval=-1.0, maxval=1.0)
+        image = randaugment.move(image.astype(jnp.float32), jnp.zeros(5).at[0].set(angle), "nearest")
+    if how.resized_crop:
+        image = _resized_crop(image.astype(jnp.float32), jax.random.fold_in(key, 3), how.resized_crop)
+    if how.jitter:
+        image = _jitter(image.astype(jnp.float32), jax.random.fold_in(key, 4), how.jitter)
+    if how.grey:
+        image = _grey(image.astype(jnp.float32), jax.random.fold_in(key, 5), how.grey)
+    if how.randaugment:
+        image = randaugment.randaugment(
+            image.astype(jnp.float32), jax.random.fold_in(key, 6), how.randaugment, how.magnitude
+        )
+    if how.erase:
+        image = _erase(image.astype(jnp.float32), jax.random.fold_in(key, 7), how.erase)
     return image
+
+
+def _box(key: jax.Array, areas: tuple[float, float], stretch: float) -> tuple[jax.Array, ...]:
+    """Draw a rectangle: top, left, height and width, each as a share of the picture's own side.
+
+    Area uniform in ``areas``; aspect ratio, relative to the picture's, log-uniform in [1 / stretch, stretch] or what of
+    it fits into the picture, so that nothing is drawn again or cut (which would make the area too small).
+    """
+    area, ratio, top, left = jax.random.uniform(key, (4,))
+    area = areas[0] + (areas[1] - areas[0]) * area
+    reach = jnp.minimum(jnp.log(stretch), -jnp.log(area))
+    root = jnp.exp(reach * (ratio - 0.5))  # of the aspect ratio
+    height, width = (jnp.minimum(jnp.sqrt(area) * factor, 1.0) for factor in (1 / root, root))  # 1.0000001 is rounding
+    return top * (1 - height), left * (1 - width), height, width
+
+
+def _resized_crop(image: jax.Array, key: jax.Array, least: float) -> jax.Array:
+    top, left, height, width = _box(key, (least, 1.0), CROP_STRETCH)
+    scale = 1 / jnp.stack([height, width])
+    shift = -jnp.stack([top * image.shape[0], left * image.shape[1]]) * scale
+    # A crop is only ever enlarged: antialiasing would change nothing.
+    image = jax.image.scale_and_translate(image, image.shape, (0, 1), scale, shift, "linear", antialias=False)
+    return jnp.clip(image, 0.0, 255.0)
+
+
+def _jitter(image: jax.Array, key: jax.Array, strength: float) -> jax.Array:
+    *changes, turn = strength * jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
+    factors = [jnp.maximum(1 + change, 0.0) for change in changes]
+    image = randaugment.brightness(image, factors[0])
+    image = randaugment.contrast(image, factors[1])
+    if image.shape[-1] == 1:
+        return image
+    image = randaugment.colour(image, factors[2])
+    return _turn_hue(image, HUE * turn)
+
+
+def _turn_hue(image: jax.Array, turn: jax.Array) -> jax.Array:
+    """Move the hue of HSV by ``turn`` circles, keeping saturation and value.
+
+    ``pix.adjust_hue`` asks which channel *equals* the largest. Under jit the two sides may be computed with different
+    rounding, none is equal, and the hue is off by a third of the circle. Here the parts meet where two are alike.
+    """
+    red, green, blue = jnp.moveaxis(image, -1, 0)
+    high = image.max(-1)
+    spread = high - image.min(-1)
+    slope = 1 / jnp.where(spread > 0, spread, 1.0)
+    hue = jnp.where(green >= blue, 2 + slope * (blue - red), 4 + slope * (red - green))
+    hue = jnp.where(red >= jnp.maximum(green, blue), slope * (green - blue), hue) / 6
+    saturation = spread / jnp.where(high > 0, high, 1.0)
+    # dm-pix means values in [0, 1], but is linear in this one.
+    return jnp.clip(pix.hsv_to_rgb(jnp.stack([hue + turn, saturation, high], -1)), 0.0, 255.0)
+
+
+def _grey(image: jax.Array, key: jax.Array, probability: float) -> jax.Array:
+    return jnp.where(jax.random.bernoulli(key, probability), randaugment.grey(image), image)
+
+
+def _erase(image: jax.Array, key: jax.Array, probability: float) -> jax.Array:
+    """Fill a rectangle with noise uniform in [0, 255), the filling that the paper recommends."""
+    chance_key, box_key, noise_key = jax.random.split(key, 3)
+    top, left, height, width = _box(box_key, ERASED, ERASE_STRETCH)
+    rows, columns = ((jnp.arange(side) + 0.5) / side for side in image.shape[:2])  # centres of pixels
+    inside = ((rows >= top) & (rows < top + height))[:, None] & ((columns >= left) & (columns < left + width))[None]
+    inside &= jax.random.bernoulli(chance_key, probability)
+    return jnp.where(inside[..., None], jax.random.uniform(noise_key, image.shape, maxval=255.0), image)

@@ -28,6 +28,8 @@ Files = dict[str, list[Path]]  # the picture files of each class
 def read(folder: Path, size: int = 224) -> Source:
     """Read ``folder/CLASS/PICTURE`` or ``folder/{train,test,validation,val}/CLASS/PICTURE``.
 
+    The first of these after ``train`` is the test part, and a second one is the set's own validation part.
+
     Classes and files are in the order of their names. Without a test part a fifth of each class is held out, the same
     at every call. Hidden files, files that are no pictures and folders within class folders are skipped, and one line
     on stderr says how many. Pictures are turned as their EXIF says; grey is repeated, what is transparent becomes
@@ -51,21 +53,24 @@ def read(folder: Path, size: int = 224) -> Source:
     name, classes = folder.resolve().name, tuple(parts["train"])
     files, labels = _listed(parts["train"], classes)
     if tested:
-        test_files, test_labels = _listed(parts["test"], classes)
-        files, labels, n = [*files, *test_files], np.concatenate([labels, test_labels]), len(files)
+        listed = [_listed(part, classes) for part in parts.values()]
+        files = [file for part, _ in listed for file in part]
+        labels = np.concatenate([part for _, part in listed])
+        sizes = [len(part) for part, _ in listed]
     else:
         train, test = held_out(name, labels, classes, "fifth")
-        rows, n = np.concatenate([train, test]), len(train)
+        rows, sizes = np.concatenate([train, test]), [len(train), len(test)]
         files, labels = [files[row] for row in rows], labels[rows]
     if skipped:
         _say(folder, tuple(skipped))
     images = _decode_all(name, files, size)
-    train, test = Split(images[:n], labels[:n]), Split(images[n:], labels[n:])
-    return Source(name, train, test, classes, tested or "a fifth held out")
+    ends = np.cumsum(sizes)
+    each = [Split(images[end - n : end], labels[end - n : end]) for n, end in zip(sizes, ends, strict=True)]
+    return Source(name, each[0], each[1], classes, tested or "a fifth held out", *each[2:])
 
 
 def _parts(folder: Path, skipped: list[Path]) -> tuple[dict[str, Files], str]:
-    """Return the files of ``train``, and of ``test`` with the name of the folder they are from where there is one."""
+    """Return the files of ``train``, of ``test`` and of ``validation``, and the name of the folder ``test`` is from."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; check --config.data.dir")
     below = {path.name.lower(): path for path in _entries(folder, [])[0]}
@@ -73,13 +78,13 @@ def _parts(folder: Path, skipped: list[Path]) -> tuple[dict[str, Files], str]:
     if top is None or not _entries(top, [])[0]:  # a class may be called train
         return {"train": _classes(folder, skipped)}, ""
     found = [below[part] for part in TEST_PARTS if part in below and _entries(below[part], [])[0]]
-    used = [top, *found[:1]]
+    used = [top, *found[:2]]
     skipped += [path for path in folder.iterdir() if path not in used]
-    parts = {part: _classes(path, skipped) for part, path in zip(("train", "test"), used, strict=False)}
-    unknown = sorted(set(parts.get("test", ())) - set(parts["train"]))
-    if unknown:
-        advice = nearest(unknown[0], parts["train"])
-        raise UserError(f"{found[0] / unknown[0]} is a class that {top} does not have; {advice}")
+    parts = {part: _classes(path, skipped) for part, path in zip(("train", "test", "validation"), used, strict=False)}
+    for path, part in zip(used, parts.values(), strict=True):
+        if unknown := sorted(set(part) - set(parts["train"])):
+            advice = nearest(unknown[0], parts["train"])
+            raise UserError(f"{path / unknown[0]} is a class that {top} does not have; {advice}")
     return parts, found[0].name if found else ""
 
 

@@ -26,6 +26,7 @@ class Source(NamedTuple):
         train, test: its parts.
         classes: K names.
         tested: where the test part comes from.
+        validation: a part for choosing, where the set brings one beside the others.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Source(NamedTuple):
     test: Split
     classes: tuple[str, ...]
     tested: str = "test"
+    validation: Split | None = None
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:

@@ -87,12 +87,13 @@ def tfds_source(name: str, data_dir: str, size: int) -> Source:
         raise UserError(f"data set {name!r} has no train part (it has {', '.join(builder.info.splits)})")
     title, classes = f"{name}:{builder.info.version}", tuple(features["label"].names)
     train = _read(builder, "train", size)
-    for part in ("test", "validation"):
-        if part in builder.info.splits:
-            test = _read(builder, part, size)
-            if (test.labels >= 0).all():  # some test parts, ImageNet's for one, are published without labels
-                return Source(title, train, test, classes, part)
-    return cut_test(title, train, classes)
+    found = {part: _read(builder, part, size) for part in ("test", "validation") if part in builder.info.splits}
+    # Some test parts, ImageNet's for one, are published without labels.
+    labelled = {part: split for part, split in found.items() if (split.labels >= 0).all()}
+    if not labelled:
+        return cut_test(title, train, classes)
+    tested, *other = labelled
+    return Source(title, train, labelled[tested], classes, tested, *(labelled[part] for part in other))
 
 
 def _tfds_builder(name: str, data_dir: str) -> Any:
