@@ -1,6 +1,6 @@
-"""Train, evaluate or export.
+"""Train, evaluate, export, or look at a recipe before it is run.
 
-python run.py [--config=configs/FILE.py[:VARIANT]] [--workdir=DIR] [--mode=eval|export] [--config.FIELD=VALUE ...]
+python run.py [--config=configs/FILE.py[:VARIANT]] [--workdir=DIR] [--mode=MODE] [--config.FIELD=VALUE ...]
 """
 
 import hashlib
@@ -18,11 +18,17 @@ from tl_jax.errors import UserError, nearest
 
 HERE = Path(__file__).parent
 DEFAULT = HERE / "configs" / "digits_resnet.py"
+SHARED = ("base", "check", "mechanisms")  # in configs/, but no recipes
 STORED = HERE / "configs" / "stored.py"
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, with :VARIANT; by default the embedded one.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/NAME-HASH of the configuration.")
-MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "export"], "What to do.")
+MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "eval", "export", "preview", "find_lr"],
+    "train; test a run again; write its weights to a file; draw what augmentation does; look for a learning rate.",
+)
 
 
 def main(_: list[str]) -> None:
@@ -32,8 +38,8 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # orbax tells a page about each checkpoint at the level INFO
     config = CONFIG.value
     workdir = Path(WORKDIR.value or default_workdir(config))
-    call = {"train": api.run, "eval": api.evaluate, "export": api.export}[MODE.value]
-    result = call(config, workdir)
+    calls = {"train": api.run, "eval": api.evaluate}
+    result = (calls.get(MODE.value) or getattr(api, MODE.value))(config, workdir)
     if MODE.value == "eval":
         print(json.dumps(result, indent=2))
 
@@ -96,7 +102,7 @@ def check(arg: str) -> None:
 
     name, _, value = arg.lstrip("-").partition("=")
     if name == "config" and not (file := Path(value.partition(":")[0])).is_file():
-        have = [path.name for path in HERE.glob("configs/[a-z]*.py") if path.stem != "base"]
+        have = [path.name for path in HERE.glob("configs/[a-z]*.py") if path.stem not in SHARED]
         raise UserError(f"no config file {file}; {nearest(file.name, have)} (in {HERE / 'configs'})")
     if not arg.startswith("--config."):
         return

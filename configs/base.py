@@ -7,14 +7,16 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from tl_jax import models
-from tl_jax.config import Field, check_known, check_value, leaves
+from tl_jax.config import Field, check_known
 from tl_jax.errors import UserError, nearest
 from tl_jax.specs import SCALINGS
-from tl_jax.transfer import phases
-from tl_jax.transfer.partition import RECIPES
+from tl_jax.transfer import adapters, partition
+from tl_jax.transfer.optimizer import SCHEDULES
 from tl_jax.weights.catalog import CATALOG
 
 Config = Any  # a ConfigDict, whose own annotations give each field the union of all types that one may have
+BATCH_STATS = ("auto", "train", "frozen")
+HEADS = ("new", "keep", "logistic", "ridge")
 SOURCES = tuple(dict.fromkeys(source for _, source in CATALOG))
 
 FIELDS = {
@@ -31,10 +33,15 @@ FIELDS = {
     "model.channels": Field(3, "of the network's input; 1 turns pictures to grey", low=1, high=3),
     "model.dtype": Field("float32", "of the computation; parameters are always float32", ("float32", "bfloat16")),
     "model.options": Field({}, "further attributes of the model class, by name"),
+    "adapt.kind": Field("", "small trained layers in a frozen network (see transfer/adapters.py)", adapters.KINDS),
+    "adapt.rank": Field(8, "of low-rank changes (0 for none), or width of bottleneck adapters", low=0),
+    "adapt.alpha": Field(8.0, "low-rank changes count alpha / rank", low=0.0),
+    "adapt.targets": Field(".*", "regex over the paths of kernels that get a low-rank change"),
     "init.source": Field("keras", "whose weights are loaded", (*SOURCES, "tl_jax", "random")),
     "init.layout": Field("keras", "source whose layout random weights take", (*SOURCES, "tl_jax")),
     "init.path": Field("", "local weights file; empty takes the embedded file or downloads the published one"),
-    "init.head": Field("new", "draw a new head or keep the one in the file", ("new", "keep")),
+    "init.head": Field("new", "drawn at random, kept from the file, or a probe fitted to the features", HEADS),
+    "init.strength": Field(0.0, "C of the probe, 1 / penalty; 0 takes the best of seven on validation", low=0.0),
     # Data.
     "data.name": Field("cifar10", "digits, gratings, folder, flowers, or any TFDS set with image and label"),
     "data.dir": Field("", "TFDS folder (empty: TFDS' own default), or the class folders of folder and flowers"),
@@ -51,28 +58,64 @@ FIELDS = {
     "augment.flip": Field(False, "mirror half of the training pictures left to right"),
     "augment.crop_pad": Field(0, "border in pixels of the stored picture before a random crop; 0 for none", low=0),
     "augment.rotate": Field(0.0, "largest rotation in degrees, either way; 0 for none", low=0.0, high=180.0),
+    "augment.resized_crop": Field(0.0, "least share of the area that a crop keeps; 0 for none", low=0.0, high=1.0),
+    "augment.jitter": Field(0.0, "strength of changes to brightness, contrast, saturation, hue", low=0.0, high=1.0),
+    "augment.grey": Field(0.0, "share of pictures turned grey", low=0.0, high=1.0),
+    "augment.randaugment": Field(0, "operations drawn at random for each picture", low=0, high=10),
+    "augment.magnitude": Field(9.0, "of these operations, of 10", low=0.0, high=10.0),
+    "augment.erase": Field(0.0, "share of pictures in which a random rectangle is erased", low=0.0, high=1.0),
+    "test_views": Field(1, "views averaged in evaluation: 1; 2, the mirrored one too; 10, crops too", low=1, high=10),
     "batch_size": Field(64, "training examples a step, over all devices", low=1),
     "eval_batch_size": Field(256, "examples an evaluation step, over all devices", low=1),
     # What trains, how, and for how long.
-    "freeze.recipe": Field("all", "what trains", tuple(RECIPES)),
+    "freeze.recipe": Field("all", "what trains", partition.NAMES),
+    "freeze.stages": Field(1, "parts of the network, from the end, that last_n_stages trains", low=1),
     "freeze.rules": Field((), "pairs (regex over leaf paths, 'frozen' or a group); not empty, they replace the recipe"),
     "freeze.batch_stats": Field(
-        "auto", "BatchNorm uses running statistics: where frozen, nowhere, everywhere", ("auto", "train", "frozen")
+        "auto", "BatchNorm uses running statistics: where frozen, nowhere, everywhere", BATCH_STATS
     ),
+    "freeze.prove": Field(False, "hash what is frozen before and after each phase; a change ends the run"),
     "optim.name": Field("adam", "optimizer; with weight_decay adam is AdamW", ("adam", "sgd")),
     "optim.lr": Field(1e-3, "peak learning rate", low=0.0),
-    "optim.schedule": Field("constant", "learning rate over a phase, after the warm-up", ("constant", "cosine")),
+    "optim.schedule": Field("constant", "learning rate over a phase, after the warm-up", SCHEDULES),
     "optim.warmup": Field(0.0, "share of a phase in which the rate rises linearly", low=0.0, high=1.0),
     "optim.weight_decay": Field(0.0, "of kernels", low=0.0),
     "optim.momentum": Field(0.9, "of sgd", low=0.0, high=1.0),
     "optim.epsilon": Field(1e-8, "of adam (Keras has 1e-7)", low=0.0),
     "optim.clip_norm": Field(0.0, "largest norm of the trained leaves' gradients; 0 for no clipping", low=0.0),
-    "loss.label_smoothing": Field(0.0, "probability spread evenly over the classes", low=0.0, high=1.0),
-    "epochs": Field(10.0, "length of the run where there are no phases, in passes over the training part", low=1e-6),
-    "phases": Field((), "dicts name, epochs, recipe or rules, lr_scale (factor on optim.lr), run one after another"),
+    "optim.layer_decay": Field(1.0, "factor on the rate for each part further from the head", low=0.0, high=1.0),
+    "optim.rates": Field((), "pairs (group of the freeze rules, factor on its rate)"),
+    "optim.sam": Field(0.0, "radius of sharpness-aware minimisation, 0.05 say; two passes a step; 0 for none", low=0.0),
+    "optim.ema": Field(0.0, "share kept by the running average of weights that is then tested", low=0.0, high=0.99999),
+    "epochs": Field(10.0, "passes over the training part where there are no phases; 0 only tests", low=0.0),
+    "phases": Field((), "dicts with the fields of PHASE_FIELDS, run one after another"),
+    "patience": Field(0, "evaluations of the last phase without a better one that end the run; 0: never", low=0),
+    "wise_ft": Field(False, "test the best mixture, on validation, of first and last weights (arXiv:2109.01903)"),
+    # Against overfitting; each is off at 0, with its paper in transfer/regularizers.py.
+    "regularize.dropout": Field(0.0, "share of features dropped before the head", low=0.0, high=0.95),
+    "regularize.drop_path": Field(0.0, "share of examples that skip the last residual block", low=0.0, high=0.95),
+    "regularize.label_smoothing": Field(0.0, "probability spread evenly over the classes", low=0.0, high=1.0),
+    "regularize.mixup": Field(0.0, "alpha of the Beta distribution; 0.2 is usual", low=0.0),
+    "regularize.cutmix": Field(0.0, "alpha of the Beta distribution; 1 is usual", low=0.0),
+    "regularize.l2_sp": Field(0.0, "half squared distance from the weights at the start; 0.01 say", low=0.0),
+    "regularize.l2_sp_head": Field(0.0, "half squared norm of new leaves", low=0.0),
+    "regularize.distill": Field(0.0, "distance of feature maps from the source network's", low=0.0),
+    "regularize.delta": Field(0.0, "the same, channels weighted by their use for the target (DELTA)", low=0.0),
+    "regularize.endpoints": Field((), "maps that distill and delta compare; empty for the last two"),
+    "regularize.bss": Field(0.0, "smallest squared singular value of a batch of features; 1e-3 is usual", low=0.0),
+    "regularize.co_tuning": Field(0.0, "cross-entropy of the source's own head (Co-Tuning); 2.3 is usual", low=0.0),
+    "regularize.stochastic_norm": Field(0.0, "share of BatchNorm channels on running statistics", low=0.0, high=1.0),
+    # Learning from pictures without labels: in phases with objective "pretext", or beside the labels.
+    "pretext.name": Field("", "what is learned", ("", "rotation", "simclr", "simsiam")),
+    "pretext.weight": Field(0.0, "of its loss beside that of the labels; 0: in phases of its own only", low=0.0),
+    "pretext.temperature": Field(0.1, "of simclr", low=1e-3),
+    "pretext.width": Field(128, "outputs of the projector of simclr and simsiam", low=2),
+    "pretext.crop": Field(0.3, "least share of the area in a view", low=0.05, high=1.0),
+    "pretext.jitter": Field(0.4, "strength of colour jitter in a view", low=0.0, high=1.0),
     # What is written down.
     "save_every": Field(1.0, "epochs between checkpoints, each after an evaluation on the validation part", low=1e-6),
     "test_on": Field("last", "checkpoint to test: the last, or the best on validation", ("last", "best")),
+    "test_train": Field(False, "test the training part too: its distance from the test part shows overfitting"),
     "log_every": Field(20, "steps between rows of training metrics", low=1),
 }
 
@@ -80,9 +123,14 @@ FIELDS = {
 PHASE_FIELDS = {
     "name": Field("", "for logs"),
     "epochs": Field(1.0, "length of the phase in passes over the training part", low=1e-6),
-    "recipe": Field("all", "what trains", tuple(RECIPES)),
+    "objective": Field("supervised", "learn from labels, or from all pictures without them", ("supervised", "pretext")),
+    "recipe": Field("all", "what trains", partition.NAMES),
+    "stages": Field(1, "of last_n_stages, as freeze.stages", low=1),
     "rules": Field((), "instead of a recipe, as freeze.rules"),
+    "batch_stats": Field("auto", "as freeze.batch_stats", BATCH_STATS),
     "lr_scale": Field(1.0, "factor on optim.lr", low=0.0),
+    "layer_decay": Field(1.0, "as optim.layer_decay", low=0.0, high=1.0),
+    "rates": Field((), "as optim.rates"),
 }
 
 
@@ -139,6 +187,12 @@ def override(config: Config, changes: tuple[tuple[str, Any], ...]) -> Config:
     return config
 
 
+def part_names(config: Config) -> tuple[str, ...]:
+    """Return the names of the network's parts; nothing is computed."""
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
+    return models.create(config.model.name, 0, **{"endpoint": config.model.endpoint, **options}).part_names()
+
+
 def members(config: Config) -> list[tuple[str, int, Config]]:
     """Return (arm, seed, configuration) of every run that a comparison is made of, seed by seed."""
     arms = config.arms or ((config.name, ()),)
@@ -147,83 +201,3 @@ def members(config: Config) -> list[tuple[str, int, Config]]:
     return [
         (arm, seed, override(config, (*changes, *alone, ("seed", seed)))) for seed in seeds for arm, changes in arms
     ]
-
-
-def validate(config: Config) -> None:
-    """Refuse unknown fields, values out of range and fields without effect, before anything is loaded.
-
-    Raises:
-        UserError: names the field, its value, and what it may be.
-    """
-    found = leaves(config, FIELDS)
-    for path in found:
-        check_known(path, FIELDS)
-    for path, field in FIELDS.items():
-        if path not in found:
-            raise UserError(f"config.{path} is missing; start recipes from configs.base.get_config()")
-        check_value(f"config.{path}", found[path], field)
-    _check_together(config)
-    phases.resolve(config, 1)  # its own errors: malformed rules
-    if config.seeds or config.arms:
-        _check_members(config)
-
-
-def _check_phase(name: str, phase: Any) -> None:
-    if not hasattr(phase, "items"):
-        raise UserError(f"{name}={phase!r} is not a dict such as {{'name': 'head', 'epochs': 2.0, 'recipe': 'head'}}")
-    for key, value in phase.items():
-        check_known(key, PHASE_FIELDS, f"{name}.")
-        check_value(f"{name}.{key}", value, PHASE_FIELDS[key])
-    if not {"name", "epochs"} <= set(phase):
-        raise UserError(f"{name} needs a name and a number of epochs")
-    if "recipe" in phase and phase.get("rules"):
-        raise UserError(f"{name} has a recipe and rules; leave one out")
-
-
-def _check_together(config: Config) -> None:
-    """Refuse fields that another field would make meaningless, rather than ignore them."""
-
-    def changed(path: str) -> bool:
-        return leaves(config, FIELDS)[path] != FIELDS[path].default
-
-    for i, phase in enumerate(config.phases):
-        _check_phase(f"config.phases[{i}]", phase)
-    own = config.phases and all("recipe" in phase or "rules" in phase for phase in config.phases)
-    loaded = config.init.source != "random"
-    usual = FIELDS["epochs"].default
-    refused = {
-        f"epochs has no effect beside phases; set config.phases[0].epochs, and this back to {usual:g}": (
-            config.phases and config.epochs != usual
-        ),
-        "freeze.recipe has no effect: every phase has its own": own and changed("freeze.recipe"),
-        "freeze.rules has no effect: every phase has its own": own and changed("freeze.rules"),
-        "init.path is not read with config.init.source=random; name its source": not loaded and config.init.path,
-        "init.head=keep needs weights, not config.init.source=random": not loaded and config.init.head == "keep",
-        "init.layout has an effect with config.init.source=random only": loaded and changed("init.layout"),
-        "test_on=best needs a validation part; raise config.data.validation": (
-            config.test_on == "best" and not config.data.validation
-        ),
-        "data.train_examples and config.data.per_class are both set; leave one at 0": (
-            config.data.train_examples and config.data.per_class
-        ),
-        "seed has no effect beside config.seeds; change those": config.seeds and changed("seed"),
-    }
-    for message, wrong in refused.items():
-        if wrong:
-            raise UserError(f"config.{message}")
-
-
-def _check_members(config: Config) -> None:
-    arms = config.arms
-    if not all(len(arm) == 2 and isinstance(arm[0], str) and arm[0].isidentifier() for arm in arms):
-        raise UserError(f"config.arms={arms!r} are not pairs (name, ((field, value), ...)) with names like words")
-    if len({arm[0] for arm in arms}) < len(arms):
-        raise UserError("config.arms has the same name twice; give each its own")
-    seeds = config.seeds
-    if not all(isinstance(seed, int) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"config.seeds={seeds!r} must be different whole numbers from 0 on")
-    for arm, _, member in members(config)[: max(1, len(arms))]:
-        try:
-            validate(member)
-        except UserError as e:
-            raise UserError(f"arm {arm!r}: {e}") from None

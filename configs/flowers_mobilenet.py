@@ -2,6 +2,8 @@
 
     python run.py --config=configs/flowers_mobilenet.py               downloads weights (9 MB) and photos (229 MB)
     python run.py --config=configs/flowers_mobilenet.py:probe         the head only, on fixed features
+    python run.py --config=configs/flowers_mobilenet.py:lora          one phase of ten epochs, and any name of
+                                                                      configs/mechanisms.py
     python run.py --config=configs/flowers_mobilenet.py:smoke         a tiny MobileNet, drawn pictures: that it runs
 
 ``--config.init.path=FILE`` takes local weights, ``--config.data.dir=FOLDER`` a local folder with one folder for each
@@ -14,11 +16,11 @@ interval of 3 seeds; 71.8, 73.9, 71.4). A logistic regression on the fixed featu
 the test photos of three, has 71.3 %. On the flower photos as published expect more. Nothing was tuned.
 """
 
-from configs import base
+from configs import base, mechanisms
 
 
 def get_config(variant: str = ""):
-    """Return the recipe or one of its variants ``probe`` and ``smoke``."""
+    """Return the recipe, one of its variants ``probe`` and ``smoke``, or it with one of the mechanisms."""
     config = base.get_config()
     config.name = "flowers_mobilenet"
     config.model.name = "mobilenet_v2"
@@ -34,7 +36,9 @@ def get_config(variant: str = ""):
         {"name": "last", "epochs": 4.0, "rules": last, "lr_scale": 0.1},
     )
     config.seeds = (0, 1, 2)
-    return base.variants(config, variant, probe=probe, smoke=smoke)
+    if variant in mechanisms.MECHANISMS:
+        config.phases = ()
+    return base.variants(config, variant, probe=probe, smoke=smoke, **mechanisms.MECHANISMS)
 
 
 def probe(config):

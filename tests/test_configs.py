@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from configs import base
+from configs import base, check
 from tl_jax.errors import UserError
 from tl_jax.train.workdir import write_json
 
 pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parent.parent
-RECIPES = sorted(p for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem not in ("base", "stored"))
+RECIPES = sorted(
+    p for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem not in ("base", "check", "mechanisms", "stored")
+)
 
 
 def load(path, variant=""):
@@ -25,8 +27,8 @@ def load(path, variant=""):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipes_are_valid_and_have_a_smoke_variant(path):
     whole, smoke = load(path), load(path, "smoke")
-    base.validate(whole)
-    base.validate(smoke)
+    check.validate(whole)
+    check.validate(smoke)
     assert load(path).to_dict() == whole.to_dict()  # building one leaves the next as it was
     assert whole.name == path.stem and smoke.to_dict() != whole.to_dict()
     with pytest.raises(UserError, match="has no variant 'smoek'; did you mean 'smoke'"):
@@ -43,7 +45,7 @@ VARIANTS = [(p, v) for p in RECIPES for v in sorted(set(re.findall(rf"{p.name}:(
 
 @pytest.mark.parametrize("path,variant", VARIANTS, ids=lambda value: getattr(value, "stem", value))
 def test_variants_that_headers_name_are_valid(path, variant):
-    base.validate(load(path, variant))
+    check.validate(load(path, variant))
 
 
 def test_the_article_is_as_written():
@@ -91,7 +93,7 @@ def test_the_article_is_as_written():
 def test_wrong_values_are_refused_by_name(field, value, message):
     config = base.override(base.get_config(), ((field, value),))
     with pytest.raises(UserError, match=message):
-        base.validate(config)
+        check.validate(config)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_wrong_values_are_refused_by_name(field, value, message):
 )
 def test_fields_that_would_be_ignored_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        base.validate(base.override(base.get_config(), changes))
+        check.validate(base.override(base.get_config(), changes))
 
 
 def test_a_misspelt_field_in_a_recipe_is_refused():
@@ -124,7 +126,7 @@ def test_a_stored_configuration_comes_back(tmp_path):
     config = load(ROOT / "configs" / "digits_resnet.py")
     write_json(tmp_path / "config.json", config.to_dict())
     stored = load(ROOT / "configs" / "stored.py", str(tmp_path))
-    base.validate(stored)
+    check.validate(stored)
     assert stored.to_dict() == config.to_dict()
 
 

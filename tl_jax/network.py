@@ -18,6 +18,7 @@ from tl_jax.models.backbone import Backbone
 from tl_jax.specs import PretrainedSpec
 
 HEADS = r"params/(?:aux/)?head/.*"  # leaves that know the classes
+NEW = rf"{HEADS}|params/adapter_\w+/.*"  # leaves that may be drawn beside loaded ones
 
 
 class Pretrained(NamedTuple):
@@ -62,11 +63,11 @@ def initializer(model: Backbone):
 
 
 @functools.cache
-def head_initializer(model: Backbone):
-    """Return the jitted function key -> leaves of the heads by path; XLA drops the rest of the initialisation."""
+def new_initializer(model: Backbone):
+    """Return the jitted function key -> new leaves by path; XLA drops the rest of the initialisation."""
 
     def draw(key: jax.Array) -> dict[str, jax.Array]:
-        return {p: leaf for p, leaf in tree.flatten(initializer(model)(key)).items() if re.fullmatch(HEADS, p)}
+        return {p: leaf for p, leaf in tree.flatten(initializer(model)(key)).items() if re.fullmatch(NEW, p)}
 
     return jax.jit(draw)
 
@@ -77,11 +78,13 @@ def variable_shapes(model: Backbone) -> Mapping[str, Any]:
     return jax.eval_shape(initializer(model), jax.random.key(0))
 
 
-def draw_heads(net: Pretrained, key: jax.Array) -> dict[str, Any]:
-    """Return the variables of ``net`` with its heads drawn anew from ``key``."""
-    leaves = {p: leaf for p, leaf in tree.flatten(net.variables).items() if not re.fullmatch(HEADS, p)}
-    drawn = head_initializer(net.model)(key) if net.model.num_classes else {}
-    return tree.unflatten({**leaves, **drawn})
+def draw_new(net: Pretrained, key: jax.Array) -> dict[str, Any]:
+    """Return the variables of ``net`` with what was not loaded drawn from ``key``: new heads, bottleneck adapters."""
+    loaded = tree.flatten(net.variables)
+    if net.new_head:
+        loaded = {p: leaf for p, leaf in loaded.items() if not re.fullmatch(HEADS, p)}
+    absent = any(p not in loaded for p in tree.flatten(variable_shapes(net.model)))
+    return tree.unflatten({**(new_initializer(net.model)(key) if absent else {}), **loaded})
 
 
 def rebuild(net: Pretrained, **changes: Any) -> Pretrained:
@@ -112,8 +115,8 @@ def with_head(net: Pretrained, num_classes: int, head: str = "auto", seed: int =
         raise UserError(f"the head in {net.path} {what}; pass --config.init.head=new")
     if head != "new" and have == num_classes:
         return net
-    net = rebuild(net, num_classes=num_classes)
-    return net._replace(variables=draw_heads(net, jax.random.key(seed)), new_head=num_classes > 0)
+    net = rebuild(net, num_classes=num_classes)._replace(new_head=num_classes > 0)
+    return net._replace(variables=draw_new(net, jax.random.key(seed)))
 
 
 def with_endpoint(net: Pretrained, endpoint: str) -> Pretrained:

@@ -14,14 +14,24 @@ from absl import logging
 from tl_jax import fetch, models
 from tl_jax.errors import UserError
 from tl_jax.models.backbone import Backbone
-from tl_jax.network import Pretrained, initializer, rebuild, variable_shapes, with_channels, with_endpoint, with_head
+from tl_jax.network import (
+    Pretrained,
+    draw_new,
+    initializer,
+    rebuild,
+    variable_shapes,
+    with_channels,
+    with_endpoint,
+    with_head,
+)
 from tl_jax.specs import PretrainedSpec
+from tl_jax.transfer import delta as deltas
 from tl_jax.weights import catalog, hub, own, readers, tables
 from tl_jax.weights.merge import MergeError, merge
 from tl_jax.weights.rules import Converted, convert
 
 # Options that change what is made of a file, but not what must be in it.
-_ADAPTING = ("aux", "channels", "dropout", "dtype", "endpoint", "fc", "fc_dropout")
+_ADAPTING = ("adapter", "aux", "channels", "drop_path", "dropout", "dtype", "endpoint", "fc", "fc_dropout")
 
 
 def load(
@@ -33,6 +43,7 @@ def load(
     *,
     head: str = "auto",
     seed: int = 0,
+    delta: str | Path | None = None,
     **options: Any,
 ) -> Pretrained:
     """Build ``name`` and fill it with weights of ``source``.
@@ -48,6 +59,8 @@ def load(
         head: "auto" keeps the file's head where it has K outputs, else draws a new one; "new" always draws one;
             "keep" insists on the file's.
         seed: of a new head.
+        delta: file with what a run changed (``--mode=export`` writes it), put on top of the weights it started from;
+            it decides the head, the input size and the options that it was made with.
         **options: further model attributes, such as ``dtype``; ``endpoint`` ends the network after a part,
             ``channels`` adapts the first kernels. A new head sits on ``features``: VGG's fc1 and fc2 stay only with
             ``fc=True``, InceptionV3's auxiliary head only with ``aux=True``.
@@ -56,6 +69,8 @@ def load(
         UserError: no such file or source, damaged file, or weights of another architecture.
     """
     models.create(name, 0, **options)  # an unknown name or option is the better message
+    if delta:
+        return _with_delta(name, source, path, Path(delta).expanduser(), options)
     whole = {k: v for k, v in options.items() if k not in _ADAPTING}
     # A file without its head is smaller, but has no hidden layers and no auxiliary head either.
     headless = (num_classes == 0 or head == "new") and not (options.get("fc") or options.get("aux"))
@@ -65,6 +80,20 @@ def load(
     if image_size:
         net = net._replace(spec=dataclasses.replace(net.spec, image_size=image_size))
     return net if num_classes is None else with_head(net, num_classes, head, seed)
+
+
+def _with_delta(name: str, source: str, path: str | Path | None, file: Path, options: Mapping[str, Any]) -> Pretrained:
+    """Return the network with a delta on top, its adapters merged."""
+    spec, facts, leaves = deltas.read(file)
+    if (spec.model, spec.source) != (name, source):
+        raise UserError(f"{file} is a delta of {spec.model} ({spec.source}), not of {name} ({source}); load that")
+    net = load(name, source, path, spec.num_classes, head="new", **{**spec.options, **options})
+    if net.sha256 != facts["base"]["sha256"]:
+        raise UserError(
+            f"{file} goes on top of the weights with SHA-256 {facts['base']['sha256'][:12]}..., but {net.path} has "
+            f"{net.sha256[:12]}...; pass path=FILE with the weights that the run started from"
+        )
+    return net._replace(variables=deltas.apply(net.variables, leaves, facts, file), spec=spec, new_head=False)
 
 
 def random(name: str, num_classes: int, source: str = "keras", seed: int = 0, **options: Any) -> Pretrained:
@@ -88,7 +117,7 @@ def spec_of(name: str, source: str) -> PretrainedSpec:
 
 def _adapt(net: Pretrained, options: Mapping[str, Any], renewed: bool) -> Pretrained:
     """Make of the whole network what the options ask for; ``renewed``: it will get another head."""
-    changes = {k: options[k] for k in ("dropout", "dtype", "fc_dropout") if k in options}
+    changes = {k: options[k] for k in ("adapter", "drop_path", "dropout", "dtype", "fc_dropout") if k in options}
     if hasattr(net.model, "fc") and net.model.fc and not options.get("fc", not renewed):
         # The old head sat on fc2: without it only a new one fits.
         changes |= {"fc": False, "num_classes": 0}
@@ -98,6 +127,8 @@ def _adapt(net: Pretrained, options: Mapping[str, Any], renewed: bool) -> Pretra
         if options.get(option) and not getattr(net.model, option):
             raise UserError(f"{net.path} has no weights for {option}=True; leave it out, or take the file with the top")
     net = rebuild(net, **changes) if changes else net
+    if options.get("adapter"):
+        net = net._replace(variables=draw_new(net, jax.random.key(0)))
     net = with_endpoint(net, options["endpoint"]) if options.get("endpoint") else net
     return with_channels(net, options["channels"]) if "channels" in options else net
 

@@ -10,6 +10,13 @@ Batch = Mapping[str, Any]  # arrays with the examples on the leading axis; "mask
 Sums = Mapping[str, tuple[Any, Any]]  # metric name -> (sum, count), divided once at the very end
 
 
+class Objective(NamedTuple):
+    """Something to learn: ``loss`` and ``train_batch`` as those of a ``Task``."""
+
+    loss: Callable[[Variables, Batch, jax.Array], tuple[jax.Array, tuple[Any, Sums]]]
+    train_batch: Callable[[int], Batch]
+
+
 class Task(NamedTuple):
     """What training, evaluation and feature extraction need.
 
@@ -17,13 +24,16 @@ class Task(NamedTuple):
         name: what the run is about, for messages.
         classes: names of the K classes.
         init: key -> variables, with pretrained weights put in and the head drawn from the key.
-        loss: (variables, batch, key) -> (mean loss, (new batch_stats, sums)); train mode, augmented.
+        loss: (variables, batch, key) -> (loss, (new batch_stats, sums)); train mode, augmented. The variables hold a
+            third collection, "source", where ``init`` gives one: what the loss needs of the weights at the start.
         metrics: (variables, batch) -> sums; evaluation mode.
         features: (variables, batch) -> (N, D) features before the head.
         train_batch: step -> batch of numpy arrays, a pure function of seed and step.
         eval_batches: split name -> iterator of padded, masked batches that hold every example once.
         sizes: split name -> number of examples.
         facts: what was loaded and from where, for the summary and for resuming.
+        parts: names of the network's parts from the input on, for freeze recipes and rates by depth.
+        pretext: what may be learned from pictures without labels, None where nothing is.
         score: name of the metric by which the best checkpoint is chosen, the higher the better.
     """
 
@@ -37,4 +47,10 @@ class Task(NamedTuple):
     eval_batches: Callable[[str], Iterator[Batch]]
     sizes: Mapping[str, int]
     facts: Mapping[str, Any]
+    parts: tuple[str, ...] = ()
+    pretext: Objective | None = None
     score: str = "accuracy"
+
+    def objective(self, name: str) -> Objective:
+        """Return what a phase with the objective ``name`` learns."""
+        return self.pretext if name == "pretext" and self.pretext else Objective(self.loss, self.train_batch)

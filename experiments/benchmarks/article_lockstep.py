@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from configs import base, cifar_resnet
+from configs import base, check, cifar_resnet
 from tl_jax.tasks import image
 from tl_jax.train import loop, metrics
 from tl_jax.transfer import phases
@@ -34,11 +34,11 @@ def main(_: list[str]) -> None:
     changes = {"seed": SEED.value, "log_every": 1, "data.dir": DATA_DIR.value, "data.train_examples": EXAMPLES.value}
     changes |= {"init.path": WEIGHTS.value, "epochs": STEPS.value * 64 / EXAMPLES.value}
     config = base.override(cifar_resnet.get_config("article"), tuple(changes.items()))
-    base.validate(config)
+    check.validate(config)
     task = image.make(config)
     theirs, their_accuracy = keras_run(task, config)
     with tempfile.TemporaryDirectory() as folder:
-        plan = phases.resolve(config, task.sizes["train"])
+        plan = phases.resolve(config, task.sizes, task.parts)
         fitted = loop.fit(task, plan, loop.Pace(10**9, 1), config.seed, Path(folder), verbose=False)
         fitted.checkpoints.close()
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]

@@ -10,7 +10,7 @@ import statistics
 import time
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from absl import app, flags, logging
 
 from configs import base, cifar_resnet
@@ -31,14 +31,14 @@ def main(_: list[str]) -> None:
     changes = (("data.dir", DATA_DIR.value), ("init.path", WEIGHTS.value), ("data.train_examples", 5000))
     config = base.override(cifar_resnet.get_config("article"), changes)
     task = image.make(config)
-    (phase,) = phases.resolve(config, task.sizes["train"])
+    (phase,) = phases.resolve(config, task.sizes, task.parts)
     state = loop.initial_state(task, config.seed)
     state = state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
     stream = jax.device_put(stream_key(config.seed, "train"), devices.replicated())
-    begin = jax.device_put(jnp.zeros((), jnp.int32), devices.replicated())
+    rate = devices.scalar(np.float32(1e-3))
     batch = devices.put(task.train_batch(0))
     step = make_train_step(task.loss, phase.optim, phase.rules, phase.batch_stats)
-    program = devices.compiled(step, state, batch, stream, begin)
+    program = devices.compiled(step, state, batch, stream, rate)
     forward = jax.jit(task.features)
     jax.block_until_ready(forward(state.variables, batch))
     seconds = {"batch": [], "forward": [], "step": []}
@@ -48,7 +48,7 @@ def main(_: list[str]) -> None:
         fetched = time.monotonic()
         jax.block_until_ready(forward(state.variables, batch))
         passed = time.monotonic()
-        state, _ = program.execute(state, batch, stream, begin)
+        state, _ = program.execute(state, batch, stream, rate)
         jax.block_until_ready(state.step)
         for name, value in zip(seconds, (fetched - start, passed - fetched, time.monotonic() - passed), strict=True):
             seconds[name].append(value)

@@ -13,6 +13,7 @@ from tl_jax.train import loop, metrics
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.state import digest
 from tl_jax.transfer import partition
+from tl_jax.transfer.optimizer import OptimSpec, RateSpec
 from tl_jax.transfer.partition import RECIPES
 
 pytestmark = pytest.mark.fast
@@ -130,7 +131,7 @@ def test_a_loss_that_is_not_finite_names_step_and_checkpoint(tmp_path):
 def test_weights_that_an_update_destroys_are_never_saved(tmp_path, validated):
     """The loss of the step itself is finite; what comes after it is not."""
     (head, _) = tiny.plan(first=1)
-    wild = head._replace(optim=head.optim._replace(name="sgd", lr=3e38, clip_norm=0.0))
+    wild = head._replace(optim=OptimSpec("sgd"), rate=RateSpec(3e38, 1))
     task = tiny.task()
     task = task if validated else task._replace(sizes={**task.sizes, "validation": 0})
     with pytest.raises(UserError, match="no checkpoint was written yet"):

@@ -11,7 +11,7 @@ import optax
 from tl_jax.data import batches
 from tl_jax.data.sources import Split
 from tl_jax.task import Task
-from tl_jax.transfer.optimizer import OptimSpec
+from tl_jax.transfer.optimizer import OptimSpec, RateSpec
 from tl_jax.transfer.partition import RECIPES
 from tl_jax.transfer.phases import Phase
 
@@ -78,9 +78,9 @@ def task(seed=0, scale=1.0, train=None):
 
 def plan(first=6, second=12, decay=0.1):
     """Return two phases, the head alone and then everything."""
-    head = OptimSpec("adam", 1e-2, first, weight_decay=decay, clip_norm=1.0)
-    both = OptimSpec("sgd", 1e-2, second - first, schedule="cosine", weight_decay=decay)
+    head = OptimSpec("adam", weight_decay=decay, clip_norm=1.0)
+    both = OptimSpec("sgd", weight_decay=decay)
     return (
-        Phase("head", 0, first, RECIPES["head"], head, "auto"),
-        Phase("all", first, second, RECIPES["all"], both, "auto"),
+        Phase("head", 0, first, RECIPES["head"], head, RateSpec(1e-2, first)),
+        Phase("all", first, second, RECIPES["all"], both, RateSpec(1e-2, second - first, schedule="cosine")),
     )

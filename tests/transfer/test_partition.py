@@ -9,10 +9,11 @@ import pytest
 from tl_jax import models, tree
 from tl_jax.errors import UserError
 from tl_jax.transfer import partition
-from tl_jax.transfer.optimizer import OptimSpec, make_optimizer, make_schedule
+from tl_jax.transfer.optimizer import OptimSpec, RateSpec, learning_rates, make_optimizer
 
 pytestmark = pytest.mark.fast
 HEAD = partition.RECIPES["head"]
+RATE = jnp.float32(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_frozen_leaves_have_zero_gradients_and_no_backward_flops(net):
 
 def test_optimizer_state_holds_trained_leaves_only(net):
     params = net[1]["params"]
-    state = make_optimizer(OptimSpec("adam", 1e-3, 10), HEAD).init(params)
+    state = make_optimizer(OptimSpec("adam"), HEAD).init(params)
     moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
     assert sum(leaf.size for leaf in moments) == 2 * tree.count(params["head"])
 
@@ -95,9 +96,9 @@ def test_decay_and_clipping_touch_trained_leaves_only():
     params = {"trunk": {"kernel": jnp.full((2, 2), 5.0)}, "head": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
     grads = jax.tree.map(jnp.ones_like, params)
     grads["trunk"]["kernel"] = jnp.full((2, 2), 100.0)  # as if a frozen leaf had a gradient after all
-    spec = OptimSpec("sgd", 0.1, 10, weight_decay=0.5, momentum=0.0, clip_norm=1.0)
+    spec = OptimSpec("sgd", weight_decay=0.5, momentum=0.0, clip_norm=1.0)
     tx = make_optimizer(spec, HEAD)
-    updates, _ = tx.update(grads, tx.init(params), params)
+    updates, _ = tx.update(grads, tx.init(params), params, rate=RATE)
     assert not np.any(updates["trunk"]["kernel"])
     norm = 6**0.5  # of the six trained ones
     np.testing.assert_allclose(updates["head"]["bias"], -0.1 / norm, rtol=1e-6)
@@ -107,8 +108,8 @@ def test_decay_and_clipping_touch_trained_leaves_only():
 def test_adam_equals_optax_on_the_trained_leaves(net):
     params = net[1]["params"]
     grads = jax.tree.map(lambda p: jnp.sin(p + 1), params)
-    tx, peer = make_optimizer(OptimSpec("adam", 1e-2, 10), HEAD), optax.adam(1e-2)
-    updates, _ = tx.update(grads, tx.init(params), params)
+    tx, peer = make_optimizer(OptimSpec("adam"), HEAD), optax.adam(0.1)
+    updates, _ = tx.update(grads, tx.init(params), params, rate=RATE)
     expected, _ = peer.update(grads["head"], peer.init(params["head"]))
     np.testing.assert_allclose(updates["head"]["kernel"], expected["kernel"], rtol=1e-6)
 
@@ -116,13 +117,22 @@ def test_adam_equals_optax_on_the_trained_leaves(net):
 def test_weight_decay_shrinks_weights_when_gradients_are_zero():
     params = {"head": {"kernel": jnp.ones((2, 2))}}
     for name in ("sgd", "adam"):
-        tx = make_optimizer(OptimSpec(name, 0.1, 10, weight_decay=0.01), partition.RECIPES["all"])
-        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        tx = make_optimizer(OptimSpec(name, weight_decay=0.01), partition.RECIPES["all"])
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params, rate=RATE)
         np.testing.assert_allclose(updates["head"]["kernel"], -0.1 * 0.01, rtol=1e-5)
 
 
 def test_cosine_with_warm_up():
-    rate = make_schedule(OptimSpec("adam", 2.0, 100, schedule="cosine", warmup=0.1))
-    values = [float(rate(i)) for i in (0, 5, 10, 55, 100)]
-    np.testing.assert_allclose(values, [0.2, 1.2, 2.0, 1.0, 0.0], atol=1e-6)
-    assert float(make_schedule(OptimSpec("adam", 2.0, 1, warmup=1.0))(0)) == 2.0
+    rates = learning_rates(RateSpec(2.0, 100, schedule="cosine", warmup=0.1))
+    np.testing.assert_allclose(rates[[0, 5, 10, 55]], [0.2, 1.2, 2.0, 1.0], atol=1e-6)
+    rest = optax.cosine_decay_schedule(2.0, 90)
+    np.testing.assert_allclose(rates[10:], [rest(i) for i in range(90)], atol=1e-6)
+    assert learning_rates(RateSpec(2.0, 1, warmup=1.0)).tolist() == [2.0]
+
+
+def test_linear_and_constant_rates():
+    peer = optax.warmup_constant_schedule(0.0, 1.0, 4)
+    rates = learning_rates(RateSpec(1.0, 20, warmup=0.2))
+    np.testing.assert_allclose(rates, [peer(i + 1) for i in range(20)], rtol=1e-6)
+    falling = learning_rates(RateSpec(1.0, 10, schedule="linear"))
+    np.testing.assert_allclose(falling, [optax.linear_schedule(1.0, 0.0, 10)(i) for i in range(10)], rtol=1e-6)

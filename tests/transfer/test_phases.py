@@ -10,13 +10,14 @@ pytestmark = pytest.mark.fast
 
 
 def resolve(*changes, examples=100):
-    return phases.resolve(base.override(base.get_config(), (("batch_size", 8), *changes)), examples)
+    sizes = {"train": examples, "unlabelled": 4 * examples}
+    return phases.resolve(base.override(base.get_config(), (("batch_size", 8), *changes)), sizes, ("stem", "stage1"))
 
 
 def test_no_phases_is_one_phase():
     (phase,) = resolve(("epochs", 2.0), ("freeze.recipe", "head"), ("optim.lr", 0.5))
     assert (phase.start, phase.stop, phase.rules) == (0, 25, RECIPES["head"])
-    assert (phase.optim.lr, phase.optim.steps, phase.batch_stats) == (0.5, 25, "auto")
+    assert (phase.rate.lr, phase.rate.steps, phase.batch_stats) == (0.5, 25, "auto")
 
 
 def test_phases_follow_one_another_and_scale_the_rate():
@@ -24,9 +25,9 @@ def test_phases_follow_one_another_and_scale_the_rate():
     entries = (head, {"name": "b", "epochs": 0.3, "recipe": "all", "lr_scale": 0.1})
     first, second = resolve(("phases", entries), ("optim.lr", 1.0))
     assert (first.start, first.stop, second.start, second.stop) == (0, 4, 4, 8)  # 3.75 and 7.5 steps, rounded
-    assert first.optim.lr == 1.0 and second.optim.lr == pytest.approx(0.1)
+    assert first.rate.lr == 1.0 and second.rate.lr == pytest.approx(0.1)
     assert (first.rules, second.rules) == (RECIPES["head"], RECIPES["all"])
-    assert second.optim.steps == 4
+    assert second.rate.steps == 4
 
 
 def test_what_a_phase_says_replaces_the_common_rules_and_what_it_leaves_out_is_taken_from_them():

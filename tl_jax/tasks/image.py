@@ -2,38 +2,25 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from tl_jax import pretrained
-from tl_jax.data import batches, preprocess, sources, splits
-from tl_jax.data.augment import Augment, augment
+from tl_jax.data import batches, sources, splits
+from tl_jax.data.augment import Augment
+from tl_jax.data.sources import Split
 from tl_jax.errors import UserError
-from tl_jax.network import Pretrained, draw_heads, initializer, with_head
-from tl_jax.task import Task
+from tl_jax.network import Pretrained, with_head
+from tl_jax.task import Objective, Task
+from tl_jax.tasks import starting
+from tl_jax.tasks.objectives import Inputs, Network, make_features, make_loss, make_metrics, make_pretext_loss
 from tl_jax.train.log import say
-
-AUXILIARY = 0.4  # share of the auxiliary head's loss, as torchvision's training recipe has it
-
-
-class Inputs(NamedTuple):
-    """How stored pictures become network inputs: side in pixels, centre crop, resize method, key into ``SCALINGS``."""
-
-    channels: int
-    size: int
-    crop: float
-    interpolation: str
-    scaling: str
-
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Turn (N, H, W, C) pixels into (N, size, size, channels) network inputs."""
-        images = preprocess.channels(images, self.channels)
-        return preprocess.scale(preprocess.fit(images, self.size, self.crop, self.interpolation), self.scaling)
+from tl_jax.transfer.adapters import Adapters
+from tl_jax.transfer.penalties import Regularize
+from tl_jax.transfer.pretext import Pretext
 
 
 def make(config: Any) -> Task:
@@ -55,18 +42,25 @@ def make(config: Any) -> Task:
             f"config.model.num_classes={classes}, but {source.name} has {len(source.classes)} classes; "
             "leave it at 0 to take the number from the data"
         )
-    net = with_head(net, classes, config.init.head) if net else draw_network(config, classes)
+    keep = "keep" if config.init.head == "keep" else "new"
+    net = with_head(net, classes, keep) if net else draw_network(config, classes)
     for note in net.notes:
         say(note)
+    network = Network(net.model, inputs, Adapters(**config.adapt.to_dict()))
     parts = cut(config, source)
-    how = Augment(**config.augment.to_dict())
+    hows = regularize(config, net), pretext_of(config)
+    beside = hows[1] if config.pretext.weight else None
+    pretext = None
+    if hows[1]:
+        stream = functools.partial(batches.train_batch, parts["unlabelled"], config.seed, config.batch_size)
+        pretext = Objective(make_pretext_loss(network, hows[1]), stream)
     return Task(
         name=f"{config.model.name} on {source.name}",
         classes=source.classes,
-        init=functools.partial(init, net),
-        loss=make_loss(net.model, inputs, how, config.loss.label_smoothing),
-        metrics=make_metrics(net.model, inputs),
-        features=make_features(net.model, inputs),
+        init=functools.partial(start, config, net, network, parts, *hows),
+        loss=make_loss(network, Augment(**config.augment.to_dict()), hows[0], beside),
+        metrics=make_metrics(network, config.test_views),
+        features=make_features(network),
         train_batch=functools.partial(batches.train_batch, parts["train"], config.seed, config.batch_size),
         eval_batches=lambda part: batches.eval_batches(parts[part], config.eval_batch_size),
         sizes={name: len(part.labels) for name, part in parts.items()},
@@ -79,28 +73,104 @@ def make(config: Any) -> Task:
             "new_head": net.new_head,
             "spec": net.spec.to_dict(),
         },
+        parts=net.model.part_names(),
+        pretext=pretext,
     )
+
+
+def start(
+    config: Any,
+    net: Pretrained,
+    network: Network,
+    parts: Mapping[str, Split],
+    how: Regularize,
+    pretext: Pretext | None,
+    key: jax.Array,
+) -> dict[str, Any]:
+    """Return the variables that training starts from, drawn from ``key`` as far as they are not loaded or fitted."""
+    variables = starting.plain(net, key)
+    bare = network._replace(adapters=Adapters())  # they change nothing yet
+    size, train = config.eval_batch_size, parts["train"]
+    probed = config.init.head in starting.PROBES
+    if probed or how.delta:
+        kind = config.init.head if probed else "logistic"
+        probe = starting.Probe(kind, config.init.strength if probed else 1.0, parts, size)
+        fitted = starting.with_probe(bare, variables, probe)
+        variables = fitted if probed else variables
+    attention = starting.attention(bare, fitted, how.endpoints, train, size) if how.delta else None
+    source_head = load_source_head(config, variables) if how.co_tuning else None
+    relation = starting.relation(bare, variables, source_head, train, size) if how.co_tuning else None
+    kept = starting.source(how, variables, attention=attention, relation=relation)
+    variables = starting.adapted(variables, network.adapters, jax.random.fold_in(key, 1))
+    variables = starting.with_extras(variables, pretext, source_head, jax.random.fold_in(key, 2))
+    return {**variables, **({"source": kept} if kept else {})}
+
+
+def regularize(config: Any, net: Pretrained) -> Regularize:
+    """Return the penalties that ``config`` asks for; dropout and stochastic depth are attributes of the model."""
+    values = {name: value for name, value in config.regularize.to_dict().items() if name in Regularize._fields}
+    how = Regularize(**{**values, "endpoints": ()})
+    if not how.compares_maps:
+        return how
+    return how._replace(endpoints=starting.check_endpoints(tuple(values["endpoints"]), net.model.part_names()))
+
+
+def pretext_of(config: Any) -> Pretext | None:
+    """Return what is learned without labels, None where nothing is."""
+    return Pretext(**config.pretext.to_dict()) if config.pretext.name else None
 
 
 def load_source(config: Any, size: int) -> sources.Source:
     """Load the data set of ``config``, or draw the generator's pictures where ``data.generate`` says so."""
     drawn = config.data.generate and not config.data.dir
-    return sources.load("gratings" if drawn else config.data.name, config.data.dir, size)
+    return _read("gratings" if drawn else config.data.name, config.data.dir, size)
+
+
+@functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
+def _read(name: str, folder: str, size: int) -> sources.Source:
+    return sources.load(name, folder, size)
 
 
 def cut(config: Any, source: sources.Source) -> dict[str, sources.Split]:
-    """Return the parts ``train``, ``validation`` and ``test`` that ``config.data`` asks for."""
+    """Return the parts ``train``, ``validation`` and ``test`` that ``config.data`` asks for.
+
+    A validation part that the set brings along is used as it is. With a pretext there is also ``unlabelled``: the
+    whole of what ``train`` is drawn from, whose labels nobody reads.
+    """
     data, seed = config.data, config.seed
-    train, validation = splits.cut_validation(source.train, data.validation, seed)
-    train = splits.thin(train, data.train_examples, data.per_class, len(source.classes), seed)
+    whole, validation = source.train, source.validation
+    if validation is None or not data.validation:
+        whole, validation = splits.cut_validation(source.train, data.validation, seed)
+    train = splits.thin(whole, data.train_examples, data.per_class, len(source.classes), seed)
     examples = min(data.test_examples or len(source.test.labels), len(source.test.labels))
-    return {"train": train, "validation": validation, "test": splits.take(source.test, np.arange(examples))}
+    parts = {"train": train, "validation": validation, "test": splits.take(source.test, np.arange(examples))}
+    return parts | ({"unlabelled": whole} if config.pretext.name else {})
 
 
 def load_network(config: Any) -> Pretrained:
     """Read the network of ``config`` with the head that the file has, where that is to be kept."""
     name, source, path = config.model.name, config.init.source, config.init.path or None
-    return pretrained.load(name, source, path, head=config.init.head, **model_options(config))
+    head = "keep" if config.init.head == "keep" else "new"
+    return pretrained.load(name, source, path, head=head, **model_options(config))
+
+
+def load_source_head(config: Any, variables: Any) -> dict[str, Any]:
+    """Return the kernel (D, Z) and bias (Z,) of the head that the weights came with.
+
+    Raises:
+        UserError: they came without one, or it sits on something other than ``features``.
+    """
+    dims = variables["params"]["head"]["kernel"].shape[0]
+    head = None
+    if config.init.source != "random" and not config.model.endpoint:
+        net = pretrained.load(config.model.name, config.init.source, config.init.path or None)
+        head = net.variables["params"].get("head")
+    if head is None or head["kernel"].shape[0] != dims:
+        raise UserError(
+            "config.regularize.co_tuning needs weights with their own head on the network's features; "
+            "take a file with the top, leave model.endpoint empty, or set it to 0"
+        )
+    return dict(head)
 
 
 def draw_network(config: Any, classes: int) -> Pretrained:
@@ -112,60 +182,7 @@ def model_options(config: Any) -> dict[str, Any]:
     """Return the attributes of the model that ``config`` sets; linen needs tuples where JSON and flags give lists."""
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
     options |= {"dtype": jnp.dtype(config.model.dtype), "endpoint": config.model.endpoint}
-    return options | ({"channels": config.model.channels} if config.model.channels != 3 else {})
-
-
-def init(net: Pretrained, key: jax.Array) -> Mapping[str, Any]:
-    """Return the network's variables; what was not loaded is drawn from ``key``."""
-    if net.path is None:
-        return initializer(net.model)(key)
-    return draw_heads(net, key) if net.new_head else net.variables
-
-
-# The factories are cached on what they are made from, so that runs which differ in their seed share compiled code.
-@functools.cache
-def make_loss(model: nn.Module, inputs: Inputs, how: Augment, label_smoothing: float):
-    """Return the training loss: augmented pictures, softmax cross-entropy in nats, mean over unmasked examples."""
-
-    def loss(variables, batch, key):
-        images = inputs(augment(batch["image"], key, how))
-        rngs = {"dropout": jax.random.fold_in(key, 2**31 - 1)}  # augment splits the key: numbers from 0 on are taken
-        (logits, end), new = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
-        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing)
-        losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
-        if "aux_logits" in end:
-            losses += AUXILIARY * optax.softmax_cross_entropy(end["aux_logits"], targets)
-        sums = _sums(losses, logits, batch)
-        total, count = sums["loss"]
-        return total / count, (new.get("batch_stats", {}), sums)
-
-    return loss
-
-
-@functools.cache
-def make_metrics(model: nn.Module, inputs: Inputs):
-    """Return the evaluation function: sums and counts of loss (nats) and accuracy over unmasked examples."""
-
-    def metrics(variables, batch):
-        logits, _ = model.apply(variables, inputs(batch["image"]), train=False)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["label"])
-        return _sums(losses, logits, batch)
-
-    return metrics
-
-
-@functools.cache
-def make_features(model: nn.Module, inputs: Inputs):
-    """Return the function (variables, batch) -> features (N, D)."""
-
-    def features(variables, batch):
-        return model.apply(variables, inputs(batch["image"]), train=False)[1]["features"]
-
-    return features
-
-
-def _sums(losses, logits, batch):
-    hits = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
-    mask = batch["mask"]
-    count = mask.sum()
-    return {"loss": ((losses * mask).sum(), count), "accuracy": ((hits * mask).sum(), count)}
+    set_here = {name: config.regularize[name] for name in ("dropout", "drop_path") if config.regularize[name]}
+    if config.adapt.kind == "bottleneck" and config.adapt.rank:
+        set_here["adapter"] = config.adapt.rank
+    return options | set_here | ({"channels": config.model.channels} if config.model.channels != 3 else {})

@@ -30,21 +30,30 @@ class Checkpoints:
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Start writing ``state``; returns once the arrays are copied off the devices."""
         items = {
-            "variables": ocp.args.StandardSave(state.variables),
+            "variables": ocp.args.StandardSave(state.tested),
             "opt_state": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
         }
+        if _averages(state):  # then the variables are those to evaluate, not those to go on from
+            items["raw"] = ocp.args.StandardSave({"params": state.params})
         self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
 
-    def restore(self, step: int, like: TrainState, opt_state: bool) -> TrainState:
-        """Return the state saved at ``step``, laid out as ``like``; optimizer state only where asked for."""
+    def restore(self, step: int, like: TrainState, opt_state: bool, tested: bool = False) -> TrainState:
+        """Return the state saved at ``step``, laid out as ``like``; optimizer state only where asked for.
+
+        It is the state to go on from, or with ``tested`` the one to evaluate, which differs where averages are kept.
+        """
         items = {"variables": ocp.args.StandardRestore(_abstract(like.variables))}
         if opt_state:
             saved = {"step": like.step, "opt_state": like.opt_state}
             items["opt_state"] = ocp.args.StandardRestore(_abstract(saved))
+        raw = _averages(like) and not tested
+        if raw:
+            items["raw"] = ocp.args.StandardRestore(_abstract({"params": like.params}))
         out = self._manager.restore(step, args=ocp.args.Composite(**items))
         new = {"opt_state": out["opt_state"]["opt_state"]} if opt_state else {}
+        new |= out["raw"] if raw else {}
         at = jax.device_put(jax.numpy.asarray(step, like.step.dtype), like.step.sharding)
-        return like.replace(step=at, **out["variables"], **new)
+        return like.replace(**{"step": at, **out["variables"], **new})
 
     def latest(self) -> int | None:
         """Return the last step that was saved whole."""
@@ -62,6 +71,10 @@ class Checkpoints:
         """Wait for writes under way and let go of the folder."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _averages(state: TrainState) -> bool:
+    return state.tested["params"] is not state.params
 
 
 def _abstract(tree: Any) -> Any:

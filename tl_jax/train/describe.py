@@ -19,7 +19,7 @@ def describe(phase: Phase, state: TrainState, program: devices.Program, call: tu
         phase: that is about to start.
         state: at its start.
         program: its compiled step.
-        call: the task's loss, and a batch, the stream key and the start of the phase as the step takes them.
+        call: the objective's loss, and a batch, the stream key and a learning rate as the step takes them.
     """
     mask = partition.trainable(state.params, phase.rules)
     split = partition.count_split(state.params, mask)
@@ -27,11 +27,11 @@ def describe(phase: Phase, state: TrainState, program: devices.Program, call: tu
     norms = {path.rpartition("/")[0] for path in tree.flatten(state.batch_stats)}
     bytes_now, flops_now = tree.nbytes(state.opt_state), program.flops
     bytes_all, flops_all = _nothing_frozen(phase, state, call) if split["frozen"] else (bytes_now, flops_now)
-    optim = phase.optim
+    optim, rate = phase.optim, phase.rate
     return "\n".join(
         [
-            f"phase {phase.name}: step {int(state.step):,} to {phase.stop:,}, {optim.name}, learning rate {optim.lr:g} "
-            f"({optim.schedule}); compiled in {program.seconds:.1f} s",
+            f"phase {phase.name}: step {int(state.step):,} to {phase.stop:,}, {optim.name}, learning rate {rate.lr:g} "
+            f"({rate.schedule}); compiled in {program.seconds:.1f} s",
             f"  parameters: {split['trainable']:,} trainable, {split['frozen']:,} frozen",
             f"  BatchNorm: {len(still)} of {len(norms)} layers keep their statistics",
             f"  optimizer state: {bytes_now / 1e6:,.2f} MB ({bytes_all / 1e6:,.2f} MB with nothing frozen)",
@@ -42,11 +42,11 @@ def describe(phase: Phase, state: TrainState, program: devices.Program, call: tu
 
 def _nothing_frozen(phase: Phase, state: TrainState, call: tuple[Any, Any, Any, Any]) -> tuple[int, float]:
     """Return bytes of optimizer state and FLOPs of a step, had the phase frozen nothing; nothing is compiled."""
-    loss, batch, stream, begin = call
+    loss, batch, stream, rate = call
     everything = partition.RECIPES["all"]
     opt_state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=devices.replicated()),
         jax.eval_shape(make_init(phase.optim, everything), state.params),
     )
     step = make_train_step(loss, phase.optim, everything, phase.batch_stats)
-    return tree.nbytes(opt_state), devices.flops(step, state.replace(opt_state=opt_state), batch, stream, begin)
+    return tree.nbytes(opt_state), devices.flops(step, state.replace(opt_state=opt_state), batch, stream, rate)

@@ -33,6 +33,11 @@ def put(batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
     return jax.device_put(batch, split())
 
 
+def scalar(value: np.generic) -> jax.Array:
+    """Put one number onto every device."""
+    return jax.device_put(value, replicated())
+
+
 def check_batch(field: str, size: int) -> None:
     """Refuse a batch size that the devices cannot share evenly."""
     devices = jax.device_count()

@@ -51,6 +51,8 @@ class Log:
 
     def eta(self, step: int, taken: int, seconds: float) -> str:
         """Return "12 steps/s, 1:05 left" at ``step``, when the last ``taken`` steps have cost ``seconds``."""
+        if not taken:
+            return "nothing to train"
         rate = taken / max(seconds, 1e-9)
         left = round((self._total - step) / rate)
         return f"{rate:.3g} steps/s, {left // 60}:{left % 60:02d} left"

@@ -10,16 +10,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tl_jax import tree
 from tl_jax.errors import UserError
 from tl_jax.task import Task
-from tl_jax.train import devices, metrics
+from tl_jax.train import devices, early_stop, metrics
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.describe import describe
 from tl_jax.train.interrupt import between_steps
 from tl_jax.train.log import Log
+from tl_jax.train.prove import Proof
 from tl_jax.train.state import TrainState, stream_key
 from tl_jax.train.step import make_init, make_train_step
 from tl_jax.transfer import partition
+from tl_jax.transfer.optimizer import learning_rates
 from tl_jax.transfer.phases import Phase
 
 
@@ -31,6 +34,7 @@ class Fitted(NamedTuple):
         checkpoints: of the run, still open.
         seconds: spent by this process on ``compile``, ``train`` and ``eval``.
         parameters: ``trainable`` and ``frozen`` values of the last phase.
+        freeze: the proof of freezing, where one was asked for.
         resumed_from: step at which this process took over, 0 for a run in one piece.
     """
 
@@ -38,38 +42,57 @@ class Fitted(NamedTuple):
     checkpoints: Checkpoints
     seconds: dict[str, float]
     parameters: dict[str, int]
+    freeze: dict[str, Any]
     resumed_from: int
 
 
 class Pace(NamedTuple):
-    """How often things happen, in steps: checkpoints (after an evaluation) and rows of metrics."""
+    """How often things happen.
+
+    Attributes:
+        save: steps between checkpoints, each after an evaluation.
+        log: steps between rows of metrics.
+        patience: evaluations of the last phase without a better one after which the run ends; 0 for never.
+    """
 
     save: int
     log: int
+    patience: int = 0
 
 
-def fit(task: Task, plan: Sequence[Phase], pace: Pace, seed: int, workdir: Path, verbose: bool = True) -> Fitted:
+def fit(
+    task: Task,
+    plan: Sequence[Phase],
+    pace: Pace,
+    seed: int,
+    workdir: Path,
+    verbose: bool = True,
+    prove: bool = False,
+) -> Fitted:
     """Train through all phases, from the last checkpoint in ``workdir`` where there is one.
 
     Args:
         task: what is learned.
-        plan: phases, in steps.
+        plan: phases, in steps; none leaves the initial state as it is.
         pace: when to write.
         seed: of everything random.
         workdir: folder of the run.
         verbose: show phases, evaluations and, on a terminal, a progress bar.
+        prove: hash what is frozen before and after each phase.
 
     Raises:
         UserError: numbers that are not finite; the message names the step and the last good checkpoint.
     """
     checkpoints = Checkpoints(workdir / "checkpoints", task)
     done = checkpoints.latest() or 0
-    log = Log(workdir, done, plan[-1].stop, verbose)
+    total = plan[-1].stop if plan else 0
+    log = Log(workdir, done, total, verbose)
     if done:
-        log.say(f"resuming from step {done:,} of {plan[-1].stop:,}")
+        log.say(f"resuming from step {done:,} of {total:,}")
+    proof = Proof(workdir) if prove else None
     try:
         with between_steps() as check:
-            run = _Run(task, pace, seed, checkpoints, log, check)
+            run = _Run(task, pace, seed, checkpoints, log, check, workdir, proof)
             state, parameters = run.phases(plan, done)
     except BaseException:
         checkpoints.close()  # what is being written is worth finishing
@@ -77,13 +100,15 @@ def fit(task: Task, plan: Sequence[Phase], pace: Pace, seed: int, workdir: Path,
     finally:
         log.close()
     checkpoints.wait()
-    return Fitted(state, checkpoints, run.seconds, parameters, done)
+    return Fitted(state, checkpoints, run.seconds, parameters, proof.summary() if proof else {}, done)
 
 
 def initial_state(task: Task, seed: int) -> TrainState:
     """Return the state before the first step, without optimizer state, replicated over the devices."""
     variables = task.init(stream_key(seed, "init"))
-    state = TrainState(jnp.zeros((), jnp.int32), variables["params"], variables.get("batch_stats", {}), ())
+    source = {"source": variables["source"]} if "source" in variables else {}
+    stats = variables.get("batch_stats", {})
+    state = TrainState(jnp.zeros((), jnp.int32), variables["params"], stats, (), source)
     # A jitted copy rather than device_put alone: the step reuses the state's memory, which must be no one else's.
     return _copier()(state)
 
@@ -97,17 +122,29 @@ class _Run:
     """The moving parts that phases share."""
 
     def __init__(
-        self, task: Task, pace: Pace, seed: int, checkpoints: Checkpoints, log: Log, check: Callable[[], None]
+        self,
+        task: Task,
+        pace: Pace,
+        seed: int,
+        checkpoints: Checkpoints,
+        log: Log,
+        check: Callable[[], None],
+        workdir: Path,
+        proof: Proof | None,
     ):
         self.task, self.pace, self.seed, self.checkpoints, self.log = task, pace, seed, checkpoints, log
         self.check = check  # raises where the user asked to stop
+        self.workdir, self.proof = workdir, proof
         self.stream = jax.device_put(stream_key(seed, "train"), devices.replicated())
         self.seconds = {"compile": 0.0, "train": 0.0, "eval": 0.0}
         self.taken = 0  # steps since this process started
 
     def phases(self, plan: Sequence[Phase], done: int) -> tuple[TrainState, dict[str, int]]:
         """Go through the phases from step ``done``; return the last state and the last phase's parameter counts."""
-        state, parameters = initial_state(self.task, self.seed), {}
+        state = initial_state(self.task, self.seed)
+        parameters = {"trainable": 0, "frozen": tree.count(state.params)}
+        if not plan:
+            self._evaluate_and_save("start", state)
         for phase in plan:
             parameters = partition.count_split(state.params, partition.trainable(state.params, phase.rules))
             if done >= phase.stop and phase is not plan[-1]:
@@ -116,27 +153,35 @@ class _Run:
             if done and done >= phase.start:  # at the very start of a phase its optimizer state is new
                 state = self.checkpoints.restore(done, state, opt_state=done > phase.start)
             if done < phase.stop:
-                state = self.train(phase, state)
+                state = self.train(phase, state, self.pace.patience if phase is plan[-1] else 0)
         return state, parameters
 
-    def train(self, phase: Phase, state: TrainState) -> TrainState:
+    def train(self, phase: Phase, state: TrainState, patience: int) -> TrainState:
         """Take the steps of one phase that are still to be taken."""
-        begin = jax.device_put(jnp.asarray(phase.start, jnp.int32), devices.replicated())
         first = int(state.step)
-        batch = devices.put(self.task.train_batch(first))
-        step = make_train_step(self.task.loss, phase.optim, phase.rules, phase.batch_stats)
+        scores = early_stop.history(self.workdir, phase.name, self.task.score) if patience else []
+        if early_stop.exhausted(scores, patience):
+            return state
+        loss, train_batch = self.task.objective(phase.objective)
+        rates = learning_rates(phase.rate)
+        batch = devices.put(train_batch(first))
+        step = make_train_step(loss, phase.optim, phase.rules, phase.batch_stats)
         self.log.say(f"compiling the training step of phase {phase.name} ...")
-        program = devices.compiled(step, state, batch, self.stream, begin)
+        program = devices.compiled(step, state, batch, self.stream, devices.scalar(rates[0]))
         self.seconds["compile"] += program.seconds
-        self.log.say(describe(phase, state, program, (self.task.loss, batch, self.stream, begin)))
+        call = (loss, batch, self.stream)
+        self.log.say(describe(phase, state, program, (*call, devices.scalar(rates[0]))))
+        if self.proof:
+            self.proof.begin(phase, state, program, call)
         pending = []
         clock = time.monotonic()
         for i in range(first, phase.stop):
             self.check()
             if i > first:
-                batch = devices.put(self.task.train_batch(i))
-            state, row = program.execute(state, batch, self.stream, begin)
-            pending.append(row)
+                batch = devices.put(train_batch(i))
+            rate = rates[i - phase.start]
+            state, row = program.execute(state, batch, self.stream, devices.scalar(rate))
+            pending.append({**row, "lr": rate})
             self.taken += 1
             now = i + 1
             save = now % self.pace.save == 0 or now == phase.stop
@@ -145,8 +190,14 @@ class _Run:
                 pending = []
             if save:
                 self.seconds["train"] += time.monotonic() - clock
-                self._evaluate_and_save(phase, state)
+                values = self._evaluate_and_save(phase.name, state)
+                scores += [values[self.task.score]] if patience and values else []
+                if early_stop.exhausted(scores, patience):
+                    self.log.say(f"no better validation {self.task.score} in {patience} evaluations: stopped early")
+                    break
                 clock = time.monotonic()
+        if self.proof:
+            self.proof.end(phase, state)
         return state
 
     def _flush(self, phase: Phase, now: int, pending: list[Any]) -> None:
@@ -171,16 +222,18 @@ class _Run:
                     "lower config.optim.lr or set config.optim.clip_norm, with a new --workdir"
                 )
 
-    def _evaluate_and_save(self, phase: Phase, state: TrainState) -> None:
+    def _evaluate_and_save(self, phase: str, state: TrainState) -> dict[str, float] | None:
+        """Return the metrics on the validation part, None where there is none; keep the state."""
         clock = time.monotonic()
         values, now, shown, compiling = None, int(state.step), "", 0.0
         if self.task.sizes.get("validation"):
-            values, _, compiling = metrics.evaluate(self.task, state.variables, "validation")
-            self._check_finite(f"validation after step {now} (phase {phase.name})", values)
-            self.log.row(now, "validation", values, phase=phase.name)
+            values, _, compiling = metrics.evaluate(self.task, state.tested, "validation")
+            self._check_finite(f"validation after step {now} (phase {phase})", values)
+            self.log.row(now, "validation", values, phase=phase)
             shown = "validation " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()) + "; "
         self.checkpoints.save(state, values)
         self.seconds["compile"] += compiling
         self.seconds["eval"] += time.monotonic() - clock - compiling
         spent = self.seconds["train"] + self.seconds["eval"]
         self.log.say(f"step {now:,}: {shown}{self.log.eta(now, self.taken, spent)}")
+        return values

@@ -1,9 +1,10 @@
 """Metrics are (sum, count) pairs until the last moment: a mean of batch means is wrong for a short last batch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from tl_jax.task import Sums, Task
 from tl_jax.train import devices
@@ -29,6 +30,16 @@ class Evaluation(NamedTuple):
     values: dict[str, float]
     examples: int
     compile_seconds: float
+
+
+def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:
+    """Return what ``function`` (variables, batch) -> (B, ...) gives for every example, (N, ...), padding left out."""
+    step = make_eval_step(function)
+    rows = []
+    for batch in batches:
+        out = step(variables, devices.put(batch))
+        rows.append(np.asarray(out)[np.asarray(batch["mask"]) > 0])
+    return np.concatenate(rows)
 
 
 def evaluate(task: Task, variables: Any, part: str) -> Evaluation:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from tl_jax import tree
+from tl_jax.transfer.optimizer import averaged
 
 STREAMS = ("init", "train")  # independent uses of randomness; the order is part of every result
 
@@ -20,17 +21,24 @@ class TrainState(flax.struct.PyTreeNode):
         params: nested dict of float32 leaves.
         batch_stats: nested dict of BatchNorm statistics, empty for networks without them.
         opt_state: optimizer state of the current phase.
+        source: {"source": what the loss needs of the weights at the start}, or {}; never changes, never saved.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    source: Any = flax.struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
         """What ``model.apply`` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def tested(self) -> dict[str, Any]:
+        """The variables to evaluate: with the running average of the trained leaves where the optimizer keeps one."""
+        return {"params": averaged(self.params, self.opt_state), "batch_stats": self.batch_stats}
 
 
 def stream_key(seed: int, stream: str) -> jax.Array:

@@ -4,14 +4,14 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from tl_jax.train.devices import replicated, split
 from tl_jax.train.state import TrainState
 from tl_jax.transfer import partition
-from tl_jax.transfer.optimizer import OptimSpec, make_optimizer, make_schedule
+from tl_jax.transfer.optimizer import OptimSpec, make_optimizer
 from tl_jax.transfer.partition import Rules
+from tl_jax.transfer.regularizers import sam_point
 
 
 @functools.cache
@@ -22,20 +22,20 @@ def make_init(optim: OptimSpec, rules: Rules):
 
 @functools.cache
 def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str):
-    """Return the jitted step (state, batch, stream key, start of the phase) -> (state, rows).
+    """Return the jitted step (state, batch, stream key, learning rate) -> (state, rows).
 
     Args:
-        loss: ``Task.loss``.
+        loss: of the phase's objective.
         optim: of the phase.
         rules: freeze rules of the phase.
         batch_stats: mode of ``partition.still_norms``.
 
-    The rows hold the task's sums, the norms of the trained leaves' gradients and new values, and the learning rate. The
-    input state's memory is reused.
+    The rows hold the task's sums and the norms of the trained leaves' gradients and new values. The input state's
+    memory is reused. The learning rate is an argument, so that runs which differ in it share the compiled step.
     """
-    optimizer, schedule = make_optimizer(optim, rules), make_schedule(optim)
+    optimizer = make_optimizer(optim, rules)
 
-    def step(state: TrainState, batch: Any, stream: jax.Array, start: jax.Array):
+    def step(state: TrainState, batch: Any, stream: jax.Array, rate: jax.Array):
         mask = partition.trainable(state.params, rules)
         still = partition.still_norms(mask, state.batch_stats, batch_stats)
         key = jax.random.fold_in(stream, state.step)
@@ -43,23 +43,36 @@ def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str)
         def loss_of(params):
             variables = {"params": partition.stop_frozen(params, mask), "batch_stats": state.batch_stats}
             with partition.running_statistics(still):
-                return loss(variables, batch, key)
+                return loss({**variables, **state.source}, batch, key)
 
         grads, (new_stats, sums) = jax.grad(loss_of, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        if optim.sam:  # metrics and statistics are those of the first pass
+            grads, _ = jax.grad(loss_of, has_aux=True)(sam_point(state.params, grads, optim.sam, mask))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, rate=rate)
         # Frozen leaves are passed on, not added to: adding zero would turn -0.0 into 0.0.
         params = jax.tree.map(lambda p, u, trains: p + u if trains else p, state.params, updates, mask)
         row = {
             "sums": sums,
             "grad_norm": optax.tree.norm(partition.only(grads, mask)),
             "param_norm": optax.tree.norm(partition.only(params, mask)),
-            "lr": jnp.asarray(schedule(state.step - start)),
         }
-        return TrainState(state.step + 1, params, new_stats, opt_state), row
+        return TrainState(state.step + 1, params, new_stats, opt_state, state.source), row
 
     whole, parts = replicated(), split()
     shardings = {"in_shardings": (whole, parts, whole, whole), "out_shardings": whole}
     return jax.jit(step, donate_argnums=0, **shardings)
+
+
+@functools.cache
+def make_forward(loss: Any, rules: Rules, batch_stats: str):
+    """Return the jitted function (state, batch, stream key) -> loss: the work that no freezing can save."""
+
+    def forward(state: TrainState, batch: Any, stream: jax.Array):
+        still = partition.still_norms(partition.trainable(state.params, rules), state.batch_stats, batch_stats)
+        with partition.running_statistics(still):
+            return loss({**state.variables, **state.source}, batch, jax.random.fold_in(stream, state.step))[0]
+
+    return jax.jit(forward, in_shardings=(replicated(), split(), replicated()), out_shardings=replicated())
 
 
 @functools.cache

@@ -1,65 +1,122 @@
 """Optimizers by name: one transform for each trained group, nothing at all for frozen leaves."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
+from tl_jax import tree
 from tl_jax.transfer.partition import FROZEN, Rules, groups, trainable
 from tl_jax.tree import label_leaves
 
+SCHEDULES = ("constant", "cosine", "linear")
+
 
 class OptimSpec(NamedTuple):
-    """How the trained leaves move in one phase.
+    """How the trained leaves move in one phase, but for the learning rate, which every step is given.
 
     Attributes:
         name: "adam" or "sgd".
-        lr: peak learning rate.
-        steps: length of the phase in steps; the schedule ends there.
-        schedule: "constant" or "cosine" (to zero), after the warm-up.
-        warmup: share of the steps in which the rate rises linearly.
         weight_decay: for adam decoupled (AdamW, arXiv:1711.05101), for sgd added to the gradient; kernels only.
         momentum: of sgd.
         epsilon: of adam.
         clip_norm: largest global norm of the trained leaves' gradients; 0 for no clipping.
+        layer_decay: factor on the rate for each part further away from the head (see ``leaf_rates``).
+        rates: pairs (group, factor on its rate); groups are the labels of the freeze rules.
+        parts: names of the network's parts from the input on, which ``layer_decay`` counts.
+        ema: share of the old value that the running average of the trained leaves keeps; 0 for no average.
+        sam: radius of sharpness-aware minimisation; 0 for the plain gradient.
     """
 
     name: str
-    lr: float
-    steps: int
-    schedule: str = "constant"
-    warmup: float = 0.0
     weight_decay: float = 0.0
     momentum: float = 0.9
     epsilon: float = 1e-8
     clip_norm: float = 0.0
+    layer_decay: float = 1.0
+    rates: tuple[tuple[str, float], ...] = ()
+    parts: tuple[str, ...] = ()
+    ema: float = 0.0
+    sam: float = 0.0
 
 
-def make_schedule(spec: OptimSpec) -> optax.Schedule:
-    """Return the learning rate as a function of the step within the phase."""
-    warm = round(spec.warmup * spec.steps)
-    rest = max(1, spec.steps - warm)
-    main = optax.cosine_decay_schedule(spec.lr, rest) if spec.schedule == "cosine" else optax.constant_schedule(spec.lr)
-    if not warm:
-        return main
-    rise = optax.linear_schedule(spec.lr / warm, spec.lr, max(1, warm - 1))  # the first step moves already
-    return optax.join_schedules([rise, main], [warm])
+class RateSpec(NamedTuple):
+    """The learning rate over a phase.
+
+    Attributes:
+        lr: peak.
+        steps: length of the phase in steps; the schedule ends there.
+        schedule: "constant", "cosine" or "linear" (both to zero), after the warm-up.
+        warmup: share of the steps in which the rate rises linearly.
+    """
+
+    lr: float
+    steps: int
+    schedule: str = "constant"
+    warmup: float = 0.0
 
 
-def make_optimizer(spec: OptimSpec, rules: Rules) -> optax.GradientTransformation:
-    """Return the optimizer of a phase.
+def learning_rates(spec: RateSpec) -> np.ndarray:
+    """Return the learning rate of each step of a phase, float32 (steps,)."""
+    warm = min(round(spec.warmup * spec.steps), spec.steps - 1)
+    at = np.arange(spec.steps, dtype=np.float64)
+    done = np.clip(at - warm, 0, None) / max(1, spec.steps - warm)
+    fall = {"constant": np.ones_like(at), "cosine": (1 + np.cos(np.pi * done)) / 2, "linear": 1 - done}[spec.schedule]
+    rise = np.minimum(1.0, (at + 1) / warm) if warm else 1.0  # the first step moves already
+    return np.asarray(spec.lr * rise * fall, np.float32)
+
+
+def make_optimizer(spec: OptimSpec, rules: Rules) -> optax.GradientTransformationExtraArgs:
+    """Return the optimizer of a phase; its ``update`` takes the step's learning rate as ``rate=``.
 
     Decay and clipping act on trained leaves only: outside of them decay would move frozen weights, and the clipping
     norm would count them. Frozen leaves have no optimizer state.
     """
     group = {"sgd": _sgd, "adam": _adam}[spec.name](spec)
     transforms = {**{label: group for label in groups(rules)}, FROZEN: optax.set_to_zero()}
-    split = optax.multi_transform(transforms, functools.partial(label_leaves, rules=rules))
-    if not spec.clip_norm:
-        return split
-    clip = optax.masked(optax.clip_by_global_norm(spec.clip_norm), functools.partial(trainable, rules=rules))
-    return optax.chain(clip, split)
+    trained = functools.partial(trainable, rules=rules)
+    chain = [optax.multi_transform(transforms, functools.partial(label_leaves, rules=rules)), _descend(spec, rules)]
+    if spec.clip_norm:
+        chain.insert(0, optax.masked(optax.clip_by_global_norm(spec.clip_norm), trained))
+    if spec.ema:
+        chain.append(optax.masked(_track_average(spec.ema), trained))
+    return optax.with_extra_args_support(optax.chain(*chain))
+
+
+def leaf_rates(params: tree.Tree, spec: OptimSpec, rules: Rules) -> dict[str, float]:
+    """Return the factor on the learning rate of each trained leaf, by path.
+
+    It is the factor of the leaf's group times ``layer_decay`` to the power of the leaf's distance from the head: 0 for
+    the head and all that lies above the parts, 1 for the last part, and so on (ELECTRA, arXiv:2003.10555, and BEiT,
+    arXiv:2106.08254, call it layer-wise learning-rate decay).
+    """
+    factors = dict(spec.rates)
+    depth = {part: len(spec.parts) - i for i, part in enumerate(spec.parts)}
+    labels = tree.flatten(label_leaves(params, rules))
+    return {
+        path: factors.get(label, 1.0) * spec.layer_decay ** depth.get(path.split("/")[0], 0)
+        for path, label in labels.items()
+        if label != FROZEN
+    }
+
+
+class Average(NamedTuple):
+    """Running average of the trained leaves, and the number of steps in it."""
+
+    count: jax.Array
+    average: Any
+
+
+def averaged(params: Any, opt_state: Any) -> Any:
+    """Return ``params`` with the trained leaves replaced by their running average, where there is one."""
+    average = optax.tree.get(opt_state, "average")
+    if average is None:
+        return params
+    masked = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
+    return jax.tree.map(lambda a, p: p if masked(a) else a, average, params, is_leaf=masked)
 
 
 def _decay(spec: OptimSpec) -> list[optax.GradientTransformation]:
@@ -71,9 +128,38 @@ def _decay(spec: OptimSpec) -> list[optax.GradientTransformation]:
 
 def _sgd(spec: OptimSpec) -> optax.GradientTransformation:
     trace = [optax.trace(spec.momentum)] if spec.momentum else []
-    return optax.chain(*_decay(spec), *trace, optax.scale_by_learning_rate(make_schedule(spec)))
+    return optax.chain(optax.identity(), *_decay(spec), *trace)
 
 
 def _adam(spec: OptimSpec) -> optax.GradientTransformation:
-    adam = optax.scale_by_adam(eps=spec.epsilon)
-    return optax.chain(adam, *_decay(spec), optax.scale_by_learning_rate(make_schedule(spec)))
+    return optax.chain(optax.scale_by_adam(eps=spec.epsilon), *_decay(spec))
+
+
+def _descend(spec: OptimSpec, rules: Rules) -> optax.GradientTransformationExtraArgs:
+    """Turn directions into steps: minus the learning rate, times each leaf's own factor."""
+
+    def update(updates, state, params=None, *, rate, **_):
+        factors = leaf_rates(updates, spec, rules)
+        steps = {path: leaf * (-rate * factors.get(path, 1.0)) for path, leaf in tree.flatten(updates).items()}
+        return tree.unflatten(steps), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def _track_average(keep: float) -> optax.GradientTransformation:
+    """Keep an exponential moving average of the parameters after each step; the steps pass through.
+
+    Early on, when few steps are in it, less of the old value is kept: min(keep, (1 + t) / (10 + t)) after t steps, as
+    in TensorFlow's ExponentialMovingAverage.
+    """
+
+    def init(params):
+        return Average(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+
+    def update(updates, state, params=None):
+        count = state.count + 1
+        share = jnp.minimum(keep, (1 + count) / (10 + count))
+        new = jax.tree.map(lambda a, p, u: a + (1 - share) * (p + u - a), state.average, params, updates)
+        return updates, Average(count, new)
+
+    return optax.GradientTransformation(init, update)

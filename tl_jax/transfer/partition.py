@@ -9,16 +9,49 @@ import flax.linen as nn
 import jax
 
 from tl_jax import tree
-from tl_jax.errors import UserError
+from tl_jax.errors import UserError, nearest
 
 FROZEN = "frozen"
 Rules = tuple[tuple[str, str], ...]
 
-# Named by what trains; "head" is the layer on top of the features, the only one that knows the target's classes.
+# Leaves that are no part of the network as it was loaded: each kind trains only where it is asked for.
+HEAD = (r"(aux/)?head/.*", "train")  # the layer on top of the features, the only one that knows the target's classes
+ADAPTERS = r"(.*/)?(lora_[ab]|adapter_\w+/.*)"
+EXTRA = r"extra/.*"  # of objectives other than the target's labels: projectors, the source's own head
+
+# Named by what trains, and always the head.
 RECIPES: Mapping[str, Rules] = {
     "all": ((".*", "train"),),
-    "head": (("(aux/)?head/.*", "train"), (".*", FROZEN)),
+    "head": (HEAD, (".*", FROZEN)),
+    "norm_only": (HEAD, (r"(.*/)?(\w*_)?(bn|norm|ln)\d*/(scale|bias)", "train"), (".*", FROZEN)),
+    "bias_only": (HEAD, (r"(.*/)?bias", "train"), (".*", FROZEN)),  # BitFit, arXiv:2106.10199
+    "adapters": (HEAD, (ADAPTERS, "train"), (".*", FROZEN)),
 }
+LAST = "last_n_stages"  # depends on the network: see ``recipe``
+NAMES = (*RECIPES, LAST)
+
+
+def recipe(name: str, parts: Sequence[str] = (), stages: int = 1) -> Rules:
+    """Return the rules of a recipe.
+
+    Args:
+        name: one of ``NAMES``.
+        parts: names of the network's parts from the input on, for "last_n_stages".
+        stages: how many of them, from the end, "last_n_stages" trains, with all that lies above them.
+
+    Raises:
+        UserError: no such recipe, or more stages than there are parts.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    if name != LAST:
+        raise UserError(f"unknown freeze recipe {name!r}; {nearest(name, NAMES)}")
+    if not 0 < stages <= len(parts):
+        raise UserError(
+            f"last_n_stages with {stages} stages does not fit; the network has {', '.join(parts) or 'none'}"
+        )
+    still = "|".join(map(re.escape, parts[: len(parts) - stages]))
+    return ((rf"({still})/.*", FROZEN), (".*", "train")) if still else RECIPES["all"]
 
 
 def check_rules(rules: Sequence[tuple[str, str]]) -> Rules:

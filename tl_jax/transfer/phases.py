@@ -1,49 +1,102 @@
-"""A run is a list of phases, each with its own freezing, rate and length."""
+"""A run is a list of phases, each with its own objective, freezing, rates and length."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tl_jax.errors import UserError, nearest
-from tl_jax.transfer.optimizer import OptimSpec
-from tl_jax.transfer.partition import RECIPES, Rules, check_rules
+from tl_jax.transfer.optimizer import OptimSpec, RateSpec
+from tl_jax.transfer.partition import EXTRA, FROZEN, HEAD, Rules, check_rules, groups, recipe
+
+SUPERVISED, PRETEXT = "supervised", "pretext"  # learn from labels, or from the pictures alone
 
 
 class Phase(NamedTuple):
-    """Steps ``start`` to ``stop`` of a run; ``batch_stats`` is the mode of ``partition.still_norms``."""
+    """Steps ``start`` to ``stop`` of a run.
+
+    Attributes:
+        name: for logs.
+        start, stop: in steps since the start of the run.
+        rules: what is frozen.
+        optim: how the rest moves.
+        rate: how fast.
+        batch_stats: mode of ``partition.still_norms``.
+        objective: ``SUPERVISED`` or ``PRETEXT``.
+    """
 
     name: str
     start: int
     stop: int
     rules: Rules
     optim: OptimSpec
-    batch_stats: str
+    rate: RateSpec
+    batch_stats: str = "auto"
+    objective: str = SUPERVISED
 
 
-def resolve(config: Any, examples: int) -> tuple[Phase, ...]:
+def resolve(config: Any, sizes: Mapping[str, int], parts: Sequence[str] = ()) -> tuple[Phase, ...]:
     """Turn ``config.phases`` (or, where it is empty, ``config.epochs`` and ``config.freeze``) into phases in steps.
 
     Args:
         config: the whole configuration.
-        examples: number of training examples, which an epoch counts.
+        sizes: number of examples of "train", which an epoch counts, and of "unlabelled", which one of a pretext counts.
+        parts: names of the network's parts from the input on.
+
+    Returns:
+        The phases; none where there is nothing to train, which is what ``epochs=0`` says.
     """
     entries = config.phases or ({"name": "train", "epochs": config.epochs},)
-    phases, start, epochs = [], 0, 0.0
-    for entry in entries:
-        epochs += entry["epochs"]
-        stop = max(start + 1, round(epochs * examples / config.batch_size))
-        rate = config.optim.lr * entry.get("lr_scale", 1.0)
-        own = "recipe" in entry or "rules" in entry  # one of the two replaces both of config.freeze
-        chosen = entry if own else config.freeze
-        rules = phase_rules(chosen.get("recipe", ""), chosen.get("rules", ()))
-        optim = OptimSpec(**{**config.optim.to_dict(), "lr": rate, "steps": stop - start})
-        phases.append(Phase(entry["name"], start, stop, rules, optim, config.freeze.batch_stats))
+    phases: list[Phase] = []
+    start, exact = 0, 0.0
+    for entry in entries if config.phases or config.epochs else ():
+        objective = entry.get("objective", SUPERVISED)
+        examples = sizes["train" if objective == SUPERVISED else "unlabelled"]
+        exact += entry["epochs"] * examples / config.batch_size
+        stop = max(start + 1, round(exact))
+        rules = _rules(config, entry, parts, objective)
+        optim = {key: value for key, value in config.optim.to_dict().items() if key in OptimSpec._fields}
+        optim |= {key: entry[key] for key in ("layer_decay", "rates") if key in entry}
+        optim |= {"parts": tuple(parts), "rates": tuple((group, factor) for group, factor in optim["rates"])}
+        lr = config.optim.lr * entry.get("lr_scale", 1.0)
+        rate = RateSpec(lr, stop - start, config.optim.schedule, config.optim.warmup)
+        stats = entry.get("batch_stats", config.freeze.batch_stats)
+        phases.append(Phase(entry["name"], start, stop, rules, OptimSpec(**optim), rate, stats, objective))
         start = stop
+    _check_rates(phases)
     return tuple(phases)
 
 
-def phase_rules(recipe: str, rules: Any) -> Rules:
-    """Return explicit rules where given, else those of the recipe."""
-    if rules:
-        return check_rules(rules)
-    if recipe not in RECIPES:
-        raise UserError(f"unknown freeze recipe {recipe!r}; {nearest(recipe, RECIPES)}")
-    return RECIPES[recipe]
+def _rules(config: Any, entry: Mapping[str, Any], parts: Sequence[str], objective: str) -> Rules:
+    """Return the freeze rules of a phase: its own, or those of ``config.freeze``; explicit ones before a recipe."""
+    own = "recipe" in entry or "rules" in entry  # one of the two replaces both of config.freeze
+    chosen = entry if own else config.freeze
+    if chosen.get("rules", ()):
+        rules = check_rules(chosen["rules"])
+    else:
+        rules = recipe(chosen.get("recipe", ""), parts, entry.get("stages", config.freeze.stages))
+    return (*_rules_of_extras(config, objective), *rules)
+
+
+def extras(config: Any, objective: str = SUPERVISED) -> tuple[str, ...]:
+    """Return the names of the further heads, under ``extra/`` in the parameters, that an objective trains."""
+    if objective == PRETEXT:
+        return (PRETEXT,)
+    pretext = (PRETEXT,) if config.pretext.name and config.pretext.weight else ()
+    return pretext + (("source_head",) if config.regularize.co_tuning else ())
+
+
+def _rules_of_extras(config: Any, objective: str) -> Rules:
+    """Return the rules that come before all others: further heads train where the phase's objective uses them."""
+    used = extras(config, objective)
+    mine = ((rf"extra/({'|'.join(used)})/.*", "train"),) if used else ()
+    idle_head = () if objective == SUPERVISED else ((HEAD[0], FROZEN),)  # a pretext has no use for it
+    any_pretext = config.pretext.name or config.regularize.co_tuning
+    return (*mine, *idle_head, *(((EXTRA, FROZEN),) if any_pretext else ()))
+
+
+def _check_rates(phases: Sequence[Phase]) -> None:
+    """Refuse factors on rates of groups that no phase has."""
+    known = dict.fromkeys(label for phase in phases for label in groups(phase.rules))
+    for phase in phases:
+        for group, _ in phase.optim.rates:
+            if group not in known:
+                raise UserError(f"config.optim.rates: no freeze rule makes a group {group!r}; {nearest(group, known)}")

@@ -1,0 +1,135 @@
+"""Refuse configurations that cannot mean what they say, before anything is loaded."""
+
+from typing import Any
+
+from configs.base import FIELDS, PHASE_FIELDS, Config, members, part_names
+from tl_jax.config import check_known, check_value, leaves
+from tl_jax.errors import UserError
+from tl_jax.transfer import partition, phases
+
+VIEWS = (1, 2, 10)  # that data.views knows
+
+
+def validate(config: Config) -> None:
+    """Refuse unknown fields, values out of range and fields without effect, before anything is loaded.
+
+    Raises:
+        UserError: names the field, its value, and what it may be.
+    """
+    found = leaves(config, FIELDS)
+    for path in found:
+        check_known(path, FIELDS)
+    for path, field in FIELDS.items():
+        if path not in found:
+            raise UserError(f"config.{path} is missing; start recipes from configs.base.get_config()")
+        check_value(f"config.{path}", found[path], field)
+    _check_together(config)
+    phases.resolve(config, {"train": 1, "unlabelled": 1}, part_names(config))  # its own errors: malformed rules
+    if config.seeds or config.arms:
+        _check_members(config)
+
+
+def _check_phase(name: str, phase: Any) -> None:
+    if not hasattr(phase, "items"):
+        raise UserError(f"{name}={phase!r} is not a dict such as {{'name': 'head', 'epochs': 2.0, 'recipe': 'head'}}")
+    for key, value in phase.items():
+        check_known(key, PHASE_FIELDS, f"{name}.")
+        check_value(f"{name}.{key}", value, PHASE_FIELDS[key])
+    if not {"name", "epochs"} <= set(phase):
+        raise UserError(f"{name} needs a name and a number of epochs")
+    if "recipe" in phase and phase.get("rules"):
+        raise UserError(f"{name} has a recipe and rules; leave one out")
+    if "stages" in phase and phase.get("recipe", partition.LAST) != partition.LAST:
+        raise UserError(f"{name}.stages has an effect with recipe={partition.LAST} only")
+
+
+def _check_together(config: Config) -> None:
+    """Refuse fields that another field would make meaningless, rather than ignore them."""
+    values = leaves(config, FIELDS)
+
+    def changed(*paths: str) -> bool:
+        return any(values[path] != FIELDS[path].default for path in paths)
+
+    for i, phase in enumerate(config.phases):
+        _check_phase(f"config.phases[{i}]", phase)
+    own = config.phases and all("recipe" in phase or "rules" in phase for phase in config.phases)
+    loaded = config.init.source != "random"
+    usual = FIELDS["epochs"].default
+    recipes = {phase.get("recipe", config.freeze.recipe) for phase in config.phases} or {config.freeze.recipe}
+    rules = config.freeze.rules or any(phase.get("rules") for phase in config.phases)
+    pretexts = [phase.get("objective") == "pretext" for phase in config.phases]
+    compares = config.regularize.distill or config.regularize.delta
+    views = [path for path in FIELDS if path.startswith("pretext.") and path != "pretext.name"]
+    refused = {
+        f"epochs has no effect beside phases; set config.phases[0].epochs, and this back to {usual:g}": (
+            config.phases and config.epochs != usual
+        ),
+        "freeze.recipe has no effect: every phase has its own": own and changed("freeze.recipe"),
+        "freeze.rules has no effect: every phase has its own": own and changed("freeze.rules"),
+        "init.path is not read with config.init.source=random; name its source": not loaded and config.init.path,
+        "init.head=keep needs weights, not config.init.source=random": not loaded and config.init.head == "keep",
+        "init.layout has an effect with config.init.source=random only": loaded and changed("init.layout"),
+        "test_on=best needs a validation part; raise config.data.validation": (
+            config.test_on == "best" and not config.data.validation
+        ),
+        "data.train_examples and config.data.per_class are both set; leave one at 0": (
+            config.data.train_examples and config.data.per_class
+        ),
+        "seed has no effect beside config.seeds; change those": config.seeds and changed("seed"),
+        "patience needs a validation part; raise config.data.validation": (
+            config.patience and not config.data.validation
+        ),
+        "wise_ft needs a validation part; raise config.data.validation": config.wise_ft and not config.data.validation,
+        "wise_ft mixes with the head at the start; set config.init.head to logistic, ridge or keep": (
+            config.wise_ft and config.init.head == "new"
+        ),
+        f"test_views={config.test_views} must be 1, 2 or 10": config.test_views not in VIEWS,
+        "init.strength has an effect with config.init.head=logistic or ridge only": (
+            changed("init.strength") and config.init.head not in ("logistic", "ridge")
+        ),
+        "freeze.stages has an effect with the recipe last_n_stages only": (
+            changed("freeze.stages") and partition.LAST not in recipes
+        ),
+        "adapt.kind has no effect: nothing trains the adapters; set config.freeze.recipe=adapters": (
+            config.adapt.kind and not rules and not recipes & {"adapters", "all", partition.LAST}
+        ),
+        "freeze.recipe=adapters needs config.adapt.kind": "adapters" in recipes and not config.adapt.kind,
+        "adapt.rank, alpha and targets have an effect with config.adapt.kind only": (
+            not config.adapt.kind and changed("adapt.rank", "adapt.alpha", "adapt.targets")
+        ),
+        "augment.magnitude has an effect with config.augment.randaugment only": (
+            changed("augment.magnitude") and not config.augment.randaugment
+        ),
+        "regularize.endpoints has an effect with config.regularize.distill or delta only": (
+            config.regularize.endpoints and not compares
+        ),
+        "regularize.mixup and config.regularize.cutmix are both set; leave one at 0": (
+            config.regularize.mixup and config.regularize.cutmix
+        ),
+        "pretext fields need config.pretext.name": not config.pretext.name and (any(pretexts) or changed(*views)),
+        "pretext.name has no effect; set config.pretext.weight, or a phase with objective=pretext": (
+            config.pretext.name and not config.pretext.weight and not any(pretexts)
+        ),
+        "pretext.temperature is that of config.pretext.name=simclr": (
+            changed("pretext.temperature") and config.pretext.name != "simclr"
+        ),
+    }
+    for message, wrong in refused.items():
+        if wrong:
+            raise UserError(f"config.{message}")
+
+
+def _check_members(config: Config) -> None:
+    arms = config.arms
+    if not all(len(arm) == 2 and isinstance(arm[0], str) and arm[0].isidentifier() for arm in arms):
+        raise UserError(f"config.arms={arms!r} are not pairs (name, ((field, value), ...)) with names like words")
+    if len({arm[0] for arm in arms}) < len(arms):
+        raise UserError("config.arms has the same name twice; give each its own")
+    seeds = config.seeds
+    if not all(isinstance(seed, int) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"config.seeds={seeds!r} must be different whole numbers from 0 on")
+    for arm, _, member in members(config)[: max(1, len(arms))]:
+        try:
+            validate(member)
+        except UserError as e:
+            raise UserError(f"arm {arm!r}: {e}") from None

@@ -1,0 +1,155 @@
+"""Table and pictures of the comparison of mechanisms, from the files that its runs left."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tl_jax.report.comparison import interval
+from tl_jax.train.log import say
+
+SCRATCH = "scratch"
+PANELS = {
+    "ways to transfer": ("fine_tune", "logistic", "ridge", "head", "lp_ft", "last_stages", "gradual", "layer_decay"),
+    "few trained values": ("fine_tune", "norm_only", "bias_only", "lora", "parallel", "bottleneck"),
+    "kept close to the source": ("fine_tune", "distill", "delta", "l2_sp", "co_tuning", "stochastic_norm", "bss"),
+    "averages and flatness": ("fine_tune", "wise_ft", "ema", "sam", "early_stop"),
+    "noise and mixtures": ("fine_tune", "label_smoothing", "mixup", "cutmix", "dropout", "drop_path"),
+    "self-supervision": (
+        "fine_tune", "rotation_beside", "simclr_beside", "simsiam_beside", "rotation_first", "simclr_first",
+        "simsiam_first",
+    ),
+}  # fmt: skip
+
+
+class Row(NamedTuple):
+    """One tested run: accuracies in [0, 1]."""
+
+    mechanism: str
+    per_class: int
+    rate: float
+    seed: int
+    test: float
+    train: float
+    validation: float
+    trainable: int
+    steps: int
+    examples_evaluated: int
+
+
+def rows(folder: Path) -> list[Row]:
+    """Return the tested runs of a study, by mechanism, size and seed; tuning runs are left out."""
+    found = []
+    for path in sorted(folder.glob("*/per_class*/choice.json")):
+        choice = json.loads(path.read_text())
+        best = f"rate{choice['rate']:g}"
+        named = {f"rate{float(p.name.removeprefix('rate')):g}": p for p in path.parent.glob("rate*")}
+        for run in sorted(named[best].glob("seed*/summary.json")):
+            summary = json.loads(run.read_text())
+            if summary["seed"] == choice["tuning_seed"]:
+                continue
+            found.append(
+                Row(
+                    choice["mechanism"],
+                    choice["per_class"],
+                    choice["rate"],
+                    summary["seed"],
+                    summary["metrics"]["accuracy"],
+                    summary["train_metrics"]["accuracy"],
+                    max(choice["validation"].values()),
+                    summary["parameters"]["trainable"],
+                    summary["steps"],
+                    summary["examples_evaluated"],
+                )
+            )
+    return found
+
+
+def write(folder: Path, prefix: Path) -> None:
+    """Write ``PREFIX.csv``, ``PREFIX.md`` and ``PREFIX_gain.png``."""
+    found = rows(folder)
+    if not found:
+        say(f"no finished runs in {folder} yet")
+        return
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{prefix}.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        writer.writerows([f"{v:.5g}" if isinstance(v, float) else v for v in row] for row in found)
+    text = table(found)
+    Path(f"{prefix}.md").write_text(text)
+    draw_gain(found, Path(f"{prefix}_gain.png"))
+    say(text)
+    say(f"{prefix}.csv, {prefix}.md, {prefix}_gain.png")
+
+
+def table(found: Sequence[Row]) -> str:
+    """Return a Markdown table: test accuracy with its 95 % interval, and the gap to training accuracy, by size."""
+    sizes = _sizes(found)
+    heads = [f"{_size(n)}: test | gap | rate" for n in sizes]
+    lines = [f"| mechanism | trained values | {' | '.join(heads)} |", "|---|---|" + "---|---|---|" * len(sizes)]
+    for name in dict.fromkeys(row.mechanism for row in found):
+        cells = []
+        for n in sizes:
+            mine = [row for row in found if (row.mechanism, row.per_class) == (name, n)]
+            if not mine:
+                cells.append("| | ")
+                continue
+            gap, _ = interval([row.train - row.test for row in mine])
+            cells.append(f"{_percent([row.test for row in mine])} | {100 * gap:.0f} | {mine[0].rate:g}")
+        trained = next(row.trainable for row in found if row.mechanism == name)
+        lines.append(f"| {name} | {trained:,} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_gain(found: Sequence[Row], path: Path) -> Path:
+    """Draw the gain over training from scratch against the examples per class, paired by seed; a panel a family."""
+    from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
+
+    sizes = _sizes(found)
+    scratch = {(row.per_class, row.seed): row.test for row in found if row.mechanism == SCRATCH}
+    figure = Figure(figsize=(15, 8), dpi=110, layout="constrained")
+    axes: Any = figure.subplots(2, 3, sharey=True)
+    for axis, (title, names) in zip(axes.ravel(), PANELS.items(), strict=True):
+        for i, name in enumerate(names):
+            gains = [
+                [
+                    row.test - scratch[n, row.seed]
+                    for row in found
+                    if (row.mechanism, row.per_class) == (name, n) and (n, row.seed) in scratch
+                ]
+                for n in sizes
+            ]
+            there = [(at, *interval(values)) for at, values in enumerate(gains) if values]
+            if not there:
+                continue
+            x, mean, half = (np.asarray([t[j] or 0.0 for t in there]) for j in range(3))
+            shift = 0.04 * (i - len(names) / 2)
+            axis.errorbar(x + shift, 100 * mean, yerr=100 * half, marker="o", ms=4, capsize=3, label=name, lw=1)
+        axis.set_xticks(range(len(sizes)), [_size(n) for n in sizes])
+        axis.axhline(0, color="black", lw=0.8)
+        axis.set_title(title, fontsize=11)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("test accuracy over scratch, points")
+    seeds = len({row.seed for row in found})
+    figure.suptitle(f"gain over training from scratch: mean and 95 % interval of {seeds} seeds, paired", fontsize=12)
+    figure.savefig(path)
+    return path
+
+
+def _sizes(found: Sequence[Row]) -> list[int]:
+    return sorted({row.per_class for row in found}, key=lambda n: n or 10**9)
+
+
+def _size(per_class: int) -> str:
+    return f"{per_class} a class" if per_class else "all"
+
+
+def _percent(values: Sequence[float]) -> str:
+    mean, half = interval(values)
+    return f"{100 * mean:.1f}" + ("" if half is None else f" ± {100 * half:.1f}")

@@ -1,0 +1,61 @@
+"""A run's weights as files: whole, and as what changed on top of the published ones."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from configs import base
+from tl_jax.runs import restore
+from tl_jax.specs import PretrainedSpec
+from tl_jax.train.log import say
+from tl_jax.train.state import TrainState
+from tl_jax.train.workdir import read_json
+from tl_jax.transfer import adapters, delta
+from tl_jax.weights import own
+
+
+def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> Path:
+    """Write the weights of a run as ``export/model.safetensors``, which ``pretrained.load(source="tl_jax")`` reads.
+
+    Beside it comes ``export/delta.safetensors``: only what changed, for ``pretrained.load(..., delta=FILE)`` on top of
+    the weights that the run started from. Adapters are merged into plain kernels in the first and kept in the second.
+    ``dtype`` is that of the values in the first: "float16" halves it.
+    """
+    folder = Path(folder).expanduser()
+    task, start, state = restore(config, folder)
+    inputs, source = dict(task.facts["input"]), task.facts["spec"]
+    spec = PretrainedSpec(
+        model=config.model.name,
+        source="tl_jax",
+        options=source["options"],
+        num_classes=len(task.classes),
+        image_size=inputs["size"],
+        crop=inputs["crop"],
+        interpolation=inputs["interpolation"],
+        scaling=inputs["scaling"],
+        licence=source["licence"],
+    )
+    about = {name: task.facts[name] for name in ("data", "weights_sha256")} | {"classes": task.classes}
+    about |= {"step": int(state.step), "metrics": read_json(folder / "summary.json").get("metrics", {})}
+    how = adapters.Adapters(**config.adapt.to_dict())
+    trained = _network(state)
+    path = folder / "export" / "model.safetensors"
+    own.save(path, {**trained, "params": adapters.merge(trained["params"], how)}, spec, about, dtype)
+    _wrote(path)
+    if task.facts["weights_sha256"]:
+        base_facts = {"source": source["source"], "sha256": task.facts["weights_sha256"]}
+        small = folder / "export" / "delta.safetensors"
+        leaves = delta.changed(_network(start), trained)
+        delta.save(small, leaves, dataclasses.replace(spec, source=source["source"]), how, base_facts, about)
+        _wrote(small)
+    return path
+
+
+def _network(state: TrainState) -> dict[str, Any]:
+    """Return the variables without the further heads that only training had a use for."""
+    params = {name: leaves for name, leaves in state.params.items() if name != "extra"}
+    return {"params": params, "batch_stats": state.batch_stats}
+
+
+def _wrote(path: Path) -> None:
+    say(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")

@@ -1,0 +1,75 @@
+"""Looks at a configuration before it is run: which learning rate suits it, and what its augmentation does."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import base, check
+from tl_jax.data.augment import Augment, augment
+from tl_jax.errors import UserError
+from tl_jax.report import pictures, rate_curve
+from tl_jax.runs import TASKS, check_batches
+from tl_jax.task import Task
+from tl_jax.train import rate_finder, workdir
+from tl_jax.train.log import say
+from tl_jax.train.state import stream_key
+from tl_jax.train.workdir import write_json
+from tl_jax.transfer import phases
+from tl_jax.transfer.pretext import Pretext
+
+ROWS, COLUMNS = 6, 7  # of a preview
+
+
+def find_lr(config: base.Config, folder: str | Path) -> rate_finder.Sweep:
+    """Try rising learning rates on the first phase; write ``find_lr.json`` and ``find_lr.png`` to ``folder``."""
+    config, task = _first(config)
+    plan = phases.resolve(config, task.sizes, task.parts)
+    if not plan:
+        raise UserError("config.epochs=0 trains nothing; raise it to look for a learning rate")
+    say(f"{task.name}, phase {plan[0].name}: up to 100 steps with rising learning rates ...")
+    found = rate_finder.sweep(task, plan[0], config.seed)
+    folder = Path(folder).expanduser()
+    with workdir.exclusive(folder):
+        write_json(folder / "find_lr.json", {k: np.asarray(v).tolist() for k, v in found._asdict().items()})
+        title = f"{task.name}, phase {plan[0].name}, {plan[0].optim.name}, batches of {config.batch_size}"
+        path = rate_curve.draw(*found, title, folder / "find_lr.png")
+    scale = plan[0].rate.lr / config.optim.lr if config.optim.lr else 1.0  # the phase's own factor
+    say(f"steepest fall at {found.steepest:.1e}, lowest loss at {found.lowest:.1e}; picture: {path}")
+    say(f"try --config.optim.lr={found.steepest / (scale or 1.0):.1e} (it was {config.optim.lr:g})")
+    return found
+
+
+def preview(config: base.Config, folder: str | Path) -> list[Path]:
+    """Draw training pictures beside what augmentation makes of them; write ``preview.png`` to ``folder``.
+
+    The pictures are those of the first steps' batches; where there is a pretext, ``preview_pretext.png`` has its views.
+    """
+    config, task = _first(config)
+    hows = {"preview": Augment(**config.augment.to_dict())}
+    if config.pretext.name:
+        hows["preview_pretext"] = Pretext(**config.pretext.to_dict()).views
+    folder = Path(folder).expanduser()
+    with workdir.exclusive(folder):
+        paths = [_draw(task, config, how, folder / f"{name}.png") for name, how in hows.items()]
+    for path in paths:
+        say(f"picture: {path}")
+    return paths
+
+
+def _draw(task: Task, config: base.Config, how: Augment, path: Path) -> Path:
+    batch = task.train_batch(0)
+    images, labels = batch["image"][:ROWS], batch["label"][:ROWS]
+    keys = [jax.random.fold_in(stream_key(config.seed, "train"), step) for step in range(COLUMNS)]
+    augmented = np.stack([jax.jit(augment, static_argnums=2)(images, key, how) for key in keys])
+    on = ", ".join(f"{k} {v:g}" for k, v in how._asdict().items() if v and (k != "magnitude" or how.randaugment))
+    title = f"{task.name}: {on or 'no augmentation'}"
+    return pictures.draw_grid(images, augmented, [task.classes[label] for label in labels], title, path)
+
+
+def _first(config: base.Config) -> tuple[base.Config, Task]:
+    """Return the configuration of the first run, where there are several, and its task."""
+    check.validate(config)
+    _, _, config = base.members(config)[0]
+    check_batches(config)
+    return config, TASKS[config.task](config)

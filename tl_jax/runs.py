@@ -1,0 +1,45 @@
+"""What every call about a run needs: its task, and its trained state back from the folder."""
+
+from pathlib import Path
+
+from configs import base, check
+from tl_jax.errors import UserError
+from tl_jax.task import Task
+from tl_jax.tasks import image
+from tl_jax.train import devices, loop, workdir
+from tl_jax.train.checkpoint import Checkpoints
+from tl_jax.train.state import TrainState
+from tl_jax.train.workdir import read_json
+from tl_jax.transfer.averaging import interpolate
+
+TASKS = {"image": image.make}
+
+
+def check_batches(config: base.Config) -> None:
+    """Refuse batches that the devices cannot share evenly."""
+    for field in ("batch_size", "eval_batch_size"):
+        devices.check_batch(field, config[field])
+
+
+def restore(config: base.Config, folder: Path) -> tuple[Task, TrainState, TrainState]:
+    """Return the task, the state before training, and that at the checkpoint which ``config.test_on`` names."""
+    check.validate(config)
+    check_batches(config)
+    members = sorted(str(path.parent) for path in folder.glob("*/seed*/checkpoints"))
+    if members:
+        raise UserError(f"{folder} is a comparison; pass one of its runs, such as --workdir={members[0]}")
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"no checkpoints in {folder}; train first, or pass the --workdir of a run")
+    workdir.check_owner(folder, config.to_dict())
+    task = TASKS[config.task](config)
+    checkpoints = Checkpoints(folder / "checkpoints", task, tidy=False)
+    step = checkpoints.best() if config.test_on == "best" else checkpoints.latest()
+    if step is None:
+        raise UserError(f"no {config.test_on} checkpoint in {folder}; train longer, or change --config.test_on")
+    state = loop.initial_state(task, config.seed)
+    end = checkpoints.restore(step, state, opt_state=False, tested=True)
+    mixed = read_json(folder / "summary.json").get("wise_ft")
+    if mixed:
+        end = end.replace(**interpolate(state.variables, end.variables, mixed["share"]))
+    checkpoints.close()
+    return task, state, end

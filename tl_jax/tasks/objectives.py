@@ -1,0 +1,165 @@
+"""Losses and metrics of image classification, each made from hashable facts so that runs share compiled code."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tl_jax.data import preprocess
+from tl_jax.data.augment import Augment, augment
+from tl_jax.data.views import views
+from tl_jax.models.backbone import Backbone
+from tl_jax.transfer import adapters, penalties, pretext
+from tl_jax.transfer.adapters import Adapters
+from tl_jax.transfer.penalties import Regularize
+from tl_jax.transfer.pretext import Pretext
+from tl_jax.transfer.stochastic_norm import stochastic_norm
+
+AUXILIARY = 0.4  # share of the auxiliary head's loss, as torchvision's training recipe has it
+# Folded into the key of a step. Augmentation splits that key, which takes the numbers from 0 on.
+DROPOUT, NORM, MIX, PRETEXT = (2**31 - 1 - i for i in range(4))
+
+
+class Inputs(NamedTuple):
+    """How stored pictures become network inputs: side in pixels, centre crop, resize method, key into ``SCALINGS``."""
+
+    channels: int
+    size: int
+    crop: float
+    interpolation: str
+    scaling: str
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Turn (N, H, W, C) pixels into (N, size, size, channels) network inputs."""
+        images = preprocess.channels(images, self.channels)
+        return preprocess.scale(preprocess.fit(images, self.size, self.crop, self.interpolation), self.scaling)
+
+
+class Network(NamedTuple):
+    """A model, what its inputs are, and how its parameters are adapted."""
+
+    model: Backbone
+    inputs: Inputs
+    adapters: Adapters = Adapters()
+
+    def predict(self, variables: Any, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return logits (N, K) and endpoints of pictures (N, H, W, C) in evaluation mode."""
+        return self.model.apply(self._plain(variables), self.inputs(images), train=False)
+
+    def train(self, variables: Any, inputs: jax.Array, key: jax.Array, norm: float = 0.0):
+        """Return logits, endpoints and new statistics of network inputs in training mode."""
+        rngs = {"dropout": jax.random.fold_in(key, DROPOUT), "stochastic_norm": jax.random.fold_in(key, NORM)}
+        with stochastic_norm(norm):
+            (logits, end), new = self.model.apply(
+                self._plain(variables), inputs, train=True, mutable=["batch_stats"], rngs=rngs
+            )
+        return logits, end, new.get("batch_stats", {})
+
+    def _plain(self, variables: Any) -> dict[str, Any]:
+        params = {name: leaves for name, leaves in variables["params"].items() if name != "extra"}
+        return {"params": adapters.merge(params, self.adapters), "batch_stats": variables["batch_stats"]}
+
+
+@functools.cache
+def make_loss(net: Network, how: Augment, regularize: Regularize, beside: Pretext | None):
+    """Return the training loss: augmented pictures, softmax cross-entropy in nats, mean over unmasked examples.
+
+    Penalties, and the loss of the pretext ``beside``, are added to it and reported on their own.
+    """
+
+    def loss(variables, batch, key):
+        source = variables.get("source", {})
+        images = net.inputs(augment(batch["image"], key, how))
+        targets = jax.nn.one_hot(batch["label"], net.model.num_classes)
+        targets = optax.smooth_labels(targets, regularize.label_smoothing)
+        images, targets = penalties.mix(regularize, images, targets, jax.random.fold_in(key, MIX))
+        logits, end, stats = net.train(variables, images, key, regularize.stochastic_norm)
+        losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+        if "aux_logits" in end:
+            losses += AUXILIARY * optax.softmax_cross_entropy(end["aux_logits"], targets)
+        source_end = {}
+        if regularize.compares_maps:
+            start = {name: source[name] for name in ("params", "batch_stats")}
+            source_end = net.model.apply(start, images, train=False)[1]
+        sums = _sums(losses, logits, batch)
+        value = sums["loss"][0] / sums["loss"][1]
+        if _penalised(regularize):
+            params = variables["params"]
+            extra = penalties.penalty(regularize, params, end, batch, source, source_end)
+            value, sums["penalty"] = value + extra, (extra, 1.0)
+        if beside:
+            extra, score, _ = _pretext(net, beside, variables, batch, jax.random.fold_in(key, PRETEXT))
+            value = value + beside.weight * extra
+            sums |= {beside.name: (extra, 1.0), f"{beside.name}_score": (score, 1.0)}
+        return value, (stats, sums)
+
+    return loss
+
+
+@functools.cache
+def make_pretext_loss(net: Network, how: Pretext):
+    """Return the loss of the pretext alone, with its score."""
+
+    def loss(variables, batch, key):
+        value, score, stats = _pretext(net, how, variables, batch, key)
+        return value, (stats, {"loss": (value, 1.0), "score": (score, 1.0)})
+
+    return loss
+
+
+@functools.cache
+def make_metrics(net: Network, count: int = 1):
+    """Return the evaluation function: sums and counts of loss (nats) and accuracy over unmasked examples.
+
+    With a ``count`` of more than 1 the probabilities are averaged over that many views of each picture.
+    """
+
+    def metrics(variables, batch):
+        logits = predict(net, variables, batch["image"], count)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["label"])
+        return _sums(losses, logits, batch)
+
+    return metrics
+
+
+@functools.cache
+def make_features(net: Network, name: str = "features"):
+    """Return the function (variables, batch) -> endpoint ``name``, by default features (N, D)."""
+
+    def features(variables, batch):
+        return net.predict(variables, batch["image"])[1][name]
+
+    return features
+
+
+def predict(net: Network, variables: Any, images: jax.Array, count: int) -> jax.Array:
+    """Return the logits (N, K) of pictures, or the logarithm of their mean probability over ``count`` views."""
+    if count == 1:
+        return net.predict(variables, images)[0]
+    logits = jax.lax.map(lambda view: net.predict(variables, view)[0].astype(jnp.float32), views(images, count))
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(count)
+
+
+def _pretext(net: Network, how: Pretext, variables: Any, batch: Any, key: jax.Array):
+    """Return loss, score and new BatchNorm statistics of a pretext."""
+    kept = {}
+
+    def embed(images):
+        _, end, kept["stats"] = net.train(variables, net.inputs(images), key)
+        return end["features"]
+
+    value, score = pretext.loss(how, embed, variables["params"]["extra"]["pretext"], batch["image"], key)
+    return value, score, kept["stats"]
+
+
+def _penalised(how: Regularize) -> bool:
+    return bool(how.needs_source or how.bss or how.co_tuning)
+
+
+def _sums(losses, logits, batch):
+    hits = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
+    mask = batch["mask"]
+    count = mask.sum()
+    return {"loss": ((losses * mask).sum(), count), "accuracy": ((hits * mask).sum(), count)}

@@ -1,0 +1,104 @@
+"""Adapters in parameter space: a kernel plus a learned low-rank change, which can be added into it for good.
+
+kind        change of a kernel W                                   source
+"lora"      alpha / rank * A B, over the whole window              LoRA, Hu et al. 2021, arXiv:2106.09685
+"parallel"  alpha / rank * A B in the middle of the window only,   parallel residual adapters, Rebuffi et al. 2018,
+            which is a 1x1 convolution beside the layer's own      arXiv:1803.10082, here of low rank
+"bottleneck" none: small layers of their own between the parts of  Houlsby et al. 2019, arXiv:1902.00751
+            the network (attribute ``adapter`` of the model)
+
+A and B are the leaves ``lora_a`` and ``lora_b`` beside ``kernel``. As the network itself knows nothing of them, every
+model can be adapted; the price is that a step still works out the gradient of whole kernels before it projects it.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl_jax import tree
+from tl_jax.errors import UserError
+
+KINDS = ("", "lora", "parallel", "bottleneck")
+_PAIR = r"(.*/)?lora_[ab]"
+_NEVER = r"((aux/)?head|extra|adapter_\w+)/.*"  # new layers train whole
+
+
+class Adapters(NamedTuple):
+    """What is adapted.
+
+    Attributes:
+        kind: one of ``KINDS``, "" for nothing.
+        rank: of the change; 0 for none.
+        alpha: the change counts alpha / rank.
+        targets: regex over the paths of kernels.
+    """
+
+    kind: str = ""
+    rank: int = 8
+    alpha: float = 8.0
+    targets: str = ".*"
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether kernels get low-rank changes."""
+        return self.kind in ("lora", "parallel") and self.rank > 0
+
+
+def add(params: tree.Tree, how: Adapters, key: jax.Array) -> dict[str, Any]:
+    """Return ``params`` with A (drawn) and B (zeros, so that nothing changes yet) beside each adapted kernel.
+
+    Kernels for which A and B would hold as many values as they do themselves are left alone, heads too.
+
+    Raises:
+        UserError: no kernel is adapted.
+    """
+    if not how.low_rank:
+        return dict(params)
+    leaves = dict(tree.flatten(params))
+    paths = [path for path in leaves if _adapted(path, leaves[path].shape, how)]
+    if not paths:
+        raise UserError(
+            f"config.adapt.targets={how.targets!r} with rank {how.rank} adapts no kernel; the paths are such as "
+            f"{next((path for path in leaves if path.endswith('/kernel')), 'none')}"
+        )
+    for path, k in zip(paths, jax.random.split(key, len(paths)), strict=True):
+        rows, columns = _matrix(leaves[path].shape, how)
+        stem = path.removesuffix("kernel")
+        leaves[stem + "lora_a"] = jax.random.normal(k, (rows, how.rank)) * rows**-0.5
+        leaves[stem + "lora_b"] = jnp.zeros((how.rank, columns))
+    return tree.unflatten(leaves)
+
+
+def merge(params: tree.Tree, how: Adapters) -> dict[str, Any]:
+    """Return plain parameters with the changes added into the kernels; the network then computes the same."""
+    leaves = tree.flatten(params)
+    plain = {path: leaf for path, leaf in leaves.items() if not re.fullmatch(_PAIR, path)}
+    for path in leaves:
+        if path.endswith("lora_a"):
+            stem = path.removesuffix("lora_a")
+            change = leaves[path] @ leaves[stem + "lora_b"] * (how.alpha / how.rank)
+            plain[stem + "kernel"] = _added(plain[stem + "kernel"], change, how)
+    return tree.unflatten(plain)
+
+
+def _adapted(path: str, shape: tuple[int, ...], how: Adapters) -> bool:
+    if not path.endswith("kernel") or re.fullmatch(_NEVER, path) or not re.fullmatch(how.targets, path):
+        return False
+    if how.kind == "parallel" and len(shape) == 4 and not (shape[0] % 2 and shape[1] % 2 and shape[2] > 1):
+        return False  # no middle, or a depthwise filter, to which a 1x1 convolution does not belong
+    rows, columns = _matrix(shape, how)
+    return how.rank * (rows + columns) < rows * columns
+
+
+def _matrix(shape: tuple[int, ...], how: Adapters) -> tuple[int, int]:
+    """Return the shape of the change as a matrix; (h, w, in, out) counts as (h * w * in, out), or (in, out)."""
+    return (shape[-2] if how.kind == "parallel" else int(np.prod(shape[:-1]))), shape[-1]
+
+
+def _added(kernel: jax.Array, change: jax.Array, how: Adapters) -> jax.Array:
+    if how.kind == "parallel" and kernel.ndim == 4:
+        return kernel.at[kernel.shape[0] // 2, kernel.shape[1] // 2].add(change)
+    return kernel + change.reshape(kernel.shape)

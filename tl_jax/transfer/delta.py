@@ -1,0 +1,80 @@
+"""What training changed, as a small file on top of published weights: heads, adapters, statistics, moved leaves."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from tl_jax import tree
+from tl_jax.errors import UserError
+from tl_jax.specs import PretrainedSpec
+from tl_jax.transfer import adapters
+from tl_jax.transfer.adapters import Adapters
+from tl_jax.weights import own
+
+
+def changed(start: tree.Tree, end: tree.Tree) -> dict[str, Any]:
+    """Return the leaves of ``end`` that a delta must hold, by path: all but those with the bits of ``start``.
+
+    Statistics are always among them, and so are leaves that ``start`` does not have or draws at random: the heads.
+    """
+    before = tree.flatten(start)
+
+    def same(path: str, leaf: Any) -> bool:
+        kept = path in before and not path.startswith(("batch_stats/", "params/head/", "params/aux/head/"))
+        return kept and np.asarray(before[path]).tobytes() == np.asarray(leaf).tobytes()
+
+    return {path: leaf for path, leaf in tree.flatten(end).items() if not same(path, leaf)}
+
+
+def save(
+    path: Path,
+    leaves: Mapping[str, Any],
+    spec: PretrainedSpec,
+    how: Adapters,
+    base: Mapping[str, str],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write a delta.
+
+    Args:
+        path: file to write.
+        leaves: as ``changed`` returns them.
+        spec: of the network that comes out.
+        how: the adapters among the leaves.
+        base: ``source`` and ``sha256`` of the weights that it goes on top of.
+        facts: anything worth keeping.
+    """
+    about = {**facts, "base": dict(base), "adapters": how._asdict()}
+    own.save(path, tree.unflatten(leaves), spec, about)
+
+
+def read(path: Path) -> tuple[PretrainedSpec, Mapping[str, Any], dict[str, np.ndarray]]:
+    """Return the spec, the facts and the leaves of a delta.
+
+    Raises:
+        UserError: no such file, or a file of whole weights.
+    """
+    if not path.is_file():
+        raise UserError(f"no file {path}; --mode=export writes export/delta.safetensors into the folder of a run")
+    spec, facts = own.read_spec(path)
+    if "base" not in facts:
+        raise UserError(f"{path} holds whole weights; load it with source='tl_jax' and path=FILE instead")
+    return spec, facts, own.read(path)
+
+
+def apply(variables: tree.Tree, leaves: Mapping[str, Any], facts: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the variables of the network with the delta in place and its adapters merged into plain kernels.
+
+    Raises:
+        UserError: leaves that do not fit the network.
+    """
+    flat = dict(tree.flatten(variables))
+    wrong = [p for p, leaf in leaves.items() if p in flat and flat[p].shape != leaf.shape]
+    if wrong:
+        raise UserError(f"{path}: {wrong[0]} has another shape than in these weights; it belongs to another network")
+    flat |= {p: jnp.asarray(leaf) for p, leaf in leaves.items()}
+    whole = tree.unflatten(flat)
+    return {**whole, "params": adapters.merge(whole["params"], Adapters(**facts["adapters"]))}
