@@ -15,6 +15,9 @@ from tl_jax.transfer.optimizer import SCHEDULES
 from tl_jax.weights.catalog import CATALOG
 
 Config = Any  # a ConfigDict, whose own annotations give each field the union of all types that one may have
+# Keras' networks come with 0.99 and 0.999, for runs of 100,000 steps: in a short one the statistics would still be the
+# source's when the weights are not, and evaluation goes wrong.
+NORM_MOMENTUM = "share of BatchNorm's old statistics that a step keeps; 0 takes the network's own"
 BATCH_STATS = ("auto", "train", "frozen")
 HEADS = ("new", "keep", "logistic", "ridge")
 SOURCES = tuple(dict.fromkeys(source for _, source in CATALOG))
@@ -74,6 +77,7 @@ FIELDS = {
     "freeze.batch_stats": Field(
         "auto", "BatchNorm uses running statistics: where frozen, nowhere, everywhere", BATCH_STATS
     ),
+    "optim.norm_momentum": Field(0.9, NORM_MOMENTUM, low=0.0, high=0.9999),
     "freeze.prove": Field(False, "hash what is frozen before and after each phase; a change ends the run"),
     "optim.name": Field("adam", "optimizer; with weight_decay adam is AdamW", ("adam", "sgd")),
     "optim.lr": Field(1e-3, "peak learning rate", low=0.0),

@@ -1,6 +1,6 @@
 """ImageNet MobileNetV2 to CT slices (or any two folders of pictures): few labels, and far from photos.
 
-    python run.py --config=configs/ct_mobilenet.py --config.data.dir=FOLDER          LP-FT with weight averaging
+    python run.py --config=configs/ct_mobilenet.py --config.data.dir=FOLDER          everything trained at one rate
     python run.py --config=configs/ct_mobilenet.py:lora --config.data.dir=FOLDER     any name of configs/mechanisms.py
     python run.py --config=configs/ct_mobilenet.py:smoke                             a tiny MobileNet, drawn pictures
 
@@ -26,9 +26,6 @@ def get_config(variant: str = ""):
     config.optim.lr = 3e-4
     config.epochs = 10.0
     config.test_train = True
-    if not variant or variant == "smoke":
-        config.init.head = "logistic"
-        config.optim.ema = 0.9
     return base.variants(config, variant, smoke=smoke, **mechanisms.MECHANISMS)
 
 

@@ -17,6 +17,11 @@ def fine_tune(config: Config) -> None:
     config.freeze.recipe = "all"
 
 
+def still_norms(config: Config) -> None:
+    """Train everything with BatchNorm on the source's statistics, as Keras' guide to fine-tuning has it."""
+    config.freeze.batch_stats = "frozen"
+
+
 def scratch(config: Config) -> None:
     """Train everything from random weights: what transfer has to beat."""
     config.init.layout = config.init.source
@@ -217,9 +222,9 @@ def _plain_pictures(config: Config) -> None:
 MECHANISMS: dict[str, Callable[[Config], None]] = {
     f.__name__: f
     for f in (
-        scratch, fine_tune, logistic, ridge, head, lp_ft, last_stages, gradual, layer_decay, norm_only, bias_only,
-        lora, parallel, bottleneck, distill, wise_ft, ema, l2_sp, delta, bss, co_tuning, stochastic_norm,
-        label_smoothing, mixup, cutmix, dropout, drop_path, sam, early_stop, rotation_beside, simclr_beside,
-        simsiam_beside, rotation_first, simclr_first, simsiam_first,
+        scratch, fine_tune, still_norms, logistic, ridge, head, lp_ft, last_stages, gradual, layer_decay,
+        norm_only, bias_only, lora, parallel, bottleneck, distill, wise_ft, ema, l2_sp, delta, bss, co_tuning,
+        stochastic_norm, label_smoothing, mixup, cutmix, dropout, drop_path, sam, early_stop, rotation_beside,
+        simclr_beside, simsiam_beside, rotation_first, simclr_first, simsiam_first,
     )
 }  # fmt: skip

@@ -4,11 +4,13 @@
         --config.data.dir=FOLDER --config.init.path=WEIGHTS --workdir=DIR
     python -m experiments.mechanisms --smoke --workdir=DIR                       a tiny network, minutes, no download
 
-For each mechanism of configs/mechanisms.py and each number of examples per class, every rate of the grid is run once
-with a seed of its own, the best on the validation part is taken, and the seeds are run with it. The budget is the same
+For each mechanism of configs/mechanisms.py and each number of examples per class, every rate of the grid is run with
+the first seed, the best on the validation part is taken, and the other seeds are run with it. The budget is the same
 for all: the same rates, steps, batches and augmentation; what has no rate tunes its strength on the same validation
-part. Steps of a pretext phase come on top. Runs that are finished are not repeated, so the study may be stopped and
-started again, or shared among processes with ``--share=I/N``; tables and pictures are drawn from what is there.
+part. Steps of a pretext come on top. Two more are made of what is there: ``knn``, nearest neighbours among the source's
+features, and ``soup``, the greedy soup of LP-FT runs at all rates. Runs that are finished are not repeated, so the
+study may be stopped and started again, or shared among processes with ``--share=I/N``; tables and pictures are drawn
+from what is there.
 """
 
 import json
@@ -19,9 +21,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs import base, mechanisms
-from experiments import mechanisms_report
+from experiments import mechanisms_made, mechanisms_report
 from tl_jax import api
-from tl_jax.errors import UserError
+from tl_jax.errors import UserError, nearest
 from tl_jax.train.log import say
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/flowers_mobilenet.py", "Recipe: data, network, batches.")
@@ -31,7 +33,8 @@ PER_CLASS = flags.DEFINE_list("per_class", ["5", "20", "0"], "Training examples 
 STEPS = flags.DEFINE_list("steps", ["40", "100", "200"], "Training steps for each of these.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the tested runs.")
 RATES = flags.DEFINE_list("rates", ["1e-4", "1e-3", "1e-2"], "Learning rates tried.")
-TUNING_SEED = flags.DEFINE_integer("tuning_seed", 100, "Seed of the runs that choose the rate.")
+PRETEXT_STEPS = flags.DEFINE_integer("pretext_steps", 160, "Steps of a pretext phase.")
+BATCH = flags.DEFINE_integer("batch", 16, "Examples a step.")
 NAMES = flags.DEFINE_list("mechanisms", [], "Which; all if empty.")
 SHARE = flags.DEFINE_string("share", "0/1", "I/N: run the mechanisms I, I + N, I + 2 N, ...")
 SMOKE = flags.DEFINE_bool("smoke", False, "A tiny network, a few steps: that everything runs.")
@@ -51,26 +54,38 @@ def main(_: list[str]) -> None:
 
 def chosen() -> list[str]:
     """Return the names of the mechanisms to run."""
-    unknown = [name for name in NAMES.value if name not in mechanisms.MECHANISMS]
-    if unknown:
-        raise UserError(f"no mechanism {unknown[0]!r}; choose from {', '.join(mechanisms.MECHANISMS)}")
-    return NAMES.value or list(mechanisms.MECHANISMS)
+    known = [*mechanisms.MECHANISMS, *mechanisms_made.MADE]
+    for name in NAMES.value:
+        if name not in known:
+            raise UserError(f"no mechanism {name!r}; {nearest(name, known)}")
+    return NAMES.value or known
 
 
 def study(folder: Path, name: str, size: int) -> None:
     """Tune one mechanism with one number of examples, then run it with every seed."""
-    per_class = int(PER_CLASS.value[size])
-    rates = RATES.value[:1] if name in NO_RATE else RATES.value
+    per_class, seeds = int(PER_CLASS.value[size]), [int(seed) for seed in SEEDS.value]
     here = folder / name / f"per_class{per_class}"
-    scores = {}
-    for rate in rates:
-        done = one(here / f"rate{rate}" / f"seed{TUNING_SEED.value}", name, size, float(rate), TUNING_SEED.value)
-        scores[rate] = best_validation(done) if len(rates) > 1 else 0.0
-    best = max(rates, key=lambda rate: (scores[rate], -float(rate)))
-    for seed in SEEDS.value:
-        one(here / f"rate{best}" / f"seed{seed}", name, size, float(best), int(seed))
-    choice = {"rate": float(best), "validation": scores, "per_class": per_class, "mechanism": name}
-    choice["tuning_seed"] = TUNING_SEED.value
+    if (here / "choice.json").is_file():
+        return
+    if name in mechanisms_made.MADE:
+
+        def run(rate: str, seed: int) -> Path:
+            where = folder / "lp_ft" / f"per_class{per_class}" / f"rate{rate}" / f"seed{seed}"
+            return one(where, "lp_ft", size, float(rate), seed)
+
+        config = prepared("logistic", size, 1.0, seeds[0])
+        mechanisms_made.MADE[name](here / "rate0", config, run, RATES.value, seeds)
+        best, scores = "0", {}
+    else:
+        rates = RATES.value[:1] if name in NO_RATE else RATES.value
+        scores = {}
+        for rate in rates:
+            done = one(here / f"rate{rate}" / f"seed{seeds[0]}", name, size, float(rate), seeds[0])
+            scores[rate] = mechanisms_made.best_validation(done) if len(rates) > 1 else None
+        best = max(rates, key=lambda rate: (scores[rate] or 0.0, -float(rate)))
+        for seed in seeds[1:]:
+            one(here / f"rate{best}" / f"seed{seed}", name, size, float(best), seed)
+    choice = {"mechanism": name, "per_class": per_class, "rate": best, "validation": scores, "seeds": seeds}
     (here / "choice.json").write_text(json.dumps(choice, indent=2) + "\n")
 
 
@@ -88,12 +103,17 @@ def prepared(name: str, size: int, rate: float, seed: int) -> base.Config:
     per_class, steps = int(PER_CLASS.value[size]), int(STEPS.value[size])
     config.name = f"{config.name}_{name}"
     config.data.per_class, config.optim.lr, config.test_train = per_class, rate, True
-    config.log_every, config.save_every = max(1, steps // 4), 1e9
+    config.log_every, config.save_every, config.batch_size = max(1, steps // 4), 1e9, BATCH.value
     if SMOKE.value:
         shrink(config)
         steps = 2
-    config.epochs = steps * config.batch_size / (per_class * classes(config) or training_examples(config))
+    pool = training_examples(config)
+    config.epochs = steps * config.batch_size / (per_class * classes(config) or pool)
     mechanisms.MECHANISMS[name](config)
+    pretext = {"epochs": (2 if SMOKE.value else PRETEXT_STEPS.value) * config.batch_size / pool}
+    config.phases = tuple(
+        {**phase, **(pretext if phase.get("objective") == "pretext" else {})} for phase in config.phases
+    )
     if config.patience:  # eight looks at the validation part
         config.save_every = config.epochs / 8
     return config
@@ -123,16 +143,6 @@ def source(config: base.Config) -> Any:
     from tl_jax.tasks import image
 
     return image.load_source(config, config.input.size)
-
-
-def best_validation(folder: Path) -> float:
-    """Return the validation score at the end of a run, or the best one where the best checkpoint was tested."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    scores = [row["accuracy"] for row in rows if row["split"] == "validation"]
-    summary = json.loads((folder / "summary.json").read_text())
-    if "wise_ft" in summary:
-        return max(summary["wise_ft"]["validation"].values())
-    return max(scores) if json.loads((folder / "config.json").read_text())["test_on"] == "best" else scores[-1]
 
 
 if __name__ == "__main__":

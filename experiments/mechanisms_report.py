@@ -34,32 +34,27 @@ class Row(NamedTuple):
     seed: int
     test: float
     train: float
-    validation: float
     trainable: int
     steps: int
     examples_evaluated: int
 
 
 def rows(folder: Path) -> list[Row]:
-    """Return the tested runs of a study, by mechanism, size and seed; tuning runs are left out."""
+    """Return the tested runs of a study, by mechanism, size and seed, of the rates that were chosen."""
     found = []
     for path in sorted(folder.glob("*/per_class*/choice.json")):
         choice = json.loads(path.read_text())
-        best = f"rate{choice['rate']:g}"
-        named = {f"rate{float(p.name.removeprefix('rate')):g}": p for p in path.parent.glob("rate*")}
-        for run in sorted(named[best].glob("seed*/summary.json")):
+        for seed in choice["seeds"]:
+            run = path.parent / f"rate{choice['rate']}" / f"seed{seed}" / "summary.json"
             summary = json.loads(run.read_text())
-            if summary["seed"] == choice["tuning_seed"]:
-                continue
             found.append(
                 Row(
                     choice["mechanism"],
                     choice["per_class"],
-                    choice["rate"],
+                    float(choice["rate"]),
                     summary["seed"],
                     summary["metrics"]["accuracy"],
                     summary["train_metrics"]["accuracy"],
-                    max(choice["validation"].values()),
                     summary["parameters"]["trainable"],
                     summary["steps"],
                     summary["examples_evaluated"],
@@ -133,7 +128,8 @@ def draw_gain(found: Sequence[Row], path: Path) -> Path:
         axis.axhline(0, color="black", lw=0.8)
         axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        if axis.has_data():
+            axis.legend(fontsize=8)
     for axis in axes[:, 0]:
         axis.set_ylabel("test accuracy over scratch, points")
     seeds = len({row.seed for row in found})

@@ -42,7 +42,7 @@ def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str)
 
         def loss_of(params):
             variables = {"params": partition.stop_frozen(params, mask), "batch_stats": state.batch_stats}
-            with partition.running_statistics(still):
+            with partition.running_statistics(still, optim.norm_momentum):
                 return loss({**variables, **state.source}, batch, key)
 
         grads, (new_stats, sums) = jax.grad(loss_of, has_aux=True)(state.params)

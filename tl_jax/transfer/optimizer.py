@@ -16,7 +16,7 @@ SCHEDULES = ("constant", "cosine", "linear")
 
 
 class OptimSpec(NamedTuple):
-    """How the trained leaves move in one phase, but for the learning rate, which every step is given.
+    """How trained leaves and BatchNorm statistics move in one phase, but for the learning rate, given at every step.
 
     Attributes:
         name: "adam" or "sgd".
@@ -28,6 +28,7 @@ class OptimSpec(NamedTuple):
         rates: pairs (group, factor on its rate); groups are the labels of the freeze rules.
         parts: names of the network's parts from the input on, which ``layer_decay`` counts.
         ema: share of the old value that the running average of the trained leaves keeps; 0 for no average.
+        norm_momentum: share of the old BatchNorm statistics that a step keeps; 0 for what the model has.
         sam: radius of sharpness-aware minimisation; 0 for the plain gradient.
     """
 
@@ -41,6 +42,7 @@ class OptimSpec(NamedTuple):
     parts: tuple[str, ...] = ()
     ema: float = 0.0
     sam: float = 0.0
+    norm_momentum: float = 0.0
 
 
 class RateSpec(NamedTuple):

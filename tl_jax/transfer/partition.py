@@ -111,10 +111,11 @@ def still_norms(mask: Any, batch_stats: tree.Tree, mode: str) -> frozenset[str]:
 
 
 @contextlib.contextmanager
-def running_statistics(layers: frozenset[str]) -> Iterator[None]:
+def running_statistics(layers: frozenset[str], momentum: float = 0.0) -> Iterator[None]:
     """Make the named BatchNorm layers behave as in evaluation, whatever ``train`` says to the model around them.
 
-    BatchNorm statistics live outside the parameters and would move however the optimizer is masked.
+    BatchNorm statistics live outside the parameters and would move however the optimizer is masked. Those of the other
+    layers keep the share ``momentum`` of their old value at each step, 0 for the share that the model itself has.
     """
 
     def intercept(call, args, kwargs, context):
@@ -122,6 +123,8 @@ def running_statistics(layers: frozenset[str]) -> Iterator[None]:
             # Models say it either when they build the layer or when they call it; flax refuses both at once.
             object.__setattr__(context.module, "use_running_average", None)
             args, kwargs = args[:1], {**kwargs, "use_running_average": True}
+        elif isinstance(context.module, nn.BatchNorm) and momentum:
+            object.__setattr__(context.module, "momentum", momentum)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
