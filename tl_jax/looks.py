@@ -33,10 +33,11 @@ def find_lr(config: base.Config, folder: str | Path) -> rate_finder.Sweep:
     with workdir.exclusive(folder):
         write_json(folder / "find_lr.json", {k: np.asarray(v).tolist() for k, v in found._asdict().items()})
         title = f"{task.name}, phase {plan[0].name}, {plan[0].optim.name}, batches of {config.batch_size}"
-        path = rate_curve.draw(*found, title, folder / "find_lr.png")
+        marks = {"steepest fall": found.steepest, "lowest loss": found.lowest, "suggested": found.suggested}
+        path = rate_curve.draw(*found[:3], marks, title, folder / "find_lr.png")
     scale = plan[0].rate.lr / config.optim.lr if config.optim.lr else 1.0  # the phase's own factor
     say(f"steepest fall at {found.steepest:.1e}, lowest loss at {found.lowest:.1e}; picture: {path}")
-    say(f"try --config.optim.lr={found.steepest / (scale or 1.0):.1e} (it was {config.optim.lr:g})")
+    say(f"try --config.optim.lr={found.suggested / (scale or 1.0):.1e} (it was {config.optim.lr:g})")
     return found
 
 
@@ -62,7 +63,8 @@ def _draw(task: Task, config: base.Config, how: Augment, path: Path) -> Path:
     images, labels = batch["image"][:ROWS], batch["label"][:ROWS]
     keys = [jax.random.fold_in(stream_key(config.seed, "train"), step) for step in range(COLUMNS)]
     augmented = np.stack([jax.jit(augment, static_argnums=2)(images, key, how) for key in keys])
-    on = ", ".join(f"{k} {v:g}" for k, v in how._asdict().items() if v and (k != "magnitude" or how.randaugment))
+    values = {k: v for k, v in how._asdict().items() if v and (k != "magnitude" or how.randaugment)}
+    on = ", ".join(k if v is True else f"{k} {v:g}" for k, v in values.items())
     title = f"{task.name}: {on or 'no augmentation'}"
     return pictures.draw_grid(images, augmented, [task.classes[label] for label in labels], title, path)
 

@@ -1,22 +1,23 @@
 """The curve of a learning-rate range test."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 
 def draw(
-    rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, steepest: float, lowest: float, title: str, path: Path
+    rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, marks: Mapping[str, float], title: str, path: Path
 ) -> Path:
-    """Draw losses (S,) over learning rates (S,) and mark the two rates that they suggest; save it as a PNG."""
+    """Draw losses (S,) over learning rates (S,) with named rates marked; save it as a PNG."""
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     axis = figure.subplots()
     axis.plot(rates, losses, ".", color="C0", alpha=0.35, label="single steps")
     axis.plot(rates, smoothed, color="C0", label="running mean")
-    for rate, colour, what in ((steepest, "C2", "steepest fall"), (lowest, "C3", "lowest; take a tenth at most")):
-        axis.axvline(rate, color=colour, linestyle="--", label=f"{rate:.1e}: {what}")
+    for i, (what, rate) in enumerate(marks.items(), start=1):
+        axis.axvline(rate, color=f"C{i}", linestyle="--", label=f"{rate:.1e}: {what}")
     axis.set_xscale("log")
     inside = smoothed[np.isfinite(smoothed)]
     room = 0.1 * (inside.max() - inside.min()) + 1e-9

@@ -13,6 +13,7 @@ from tl_jax.train.step import make_init, make_train_step
 from tl_jax.transfer.phases import Phase
 
 KEEP = 0.9  # share of the running mean of losses that stays at each step
+SPAN = 0.5  # decades of the rate over which a slope is taken: single steps are too noisy
 DIVERGED = 4.0  # times the lowest smoothed loss: the test ends there
 
 
@@ -21,8 +22,9 @@ class Sweep(NamedTuple):
 
     Attributes:
         rates, losses, smoothed: (S,).
-        steepest: rate at which the smoothed loss falls fastest per factor of the rate: a choice for fine-tuning.
-        lowest: rate of the lowest smoothed loss; a tenth of it is the usual upper limit.
+        steepest: rate around which the smoothed loss falls fastest per factor of the rate.
+        lowest: rate of the lowest smoothed loss, where training is about to diverge.
+        suggested: the smaller of ``steepest`` and a tenth of ``lowest``.
     """
 
     rates: np.ndarray
@@ -30,6 +32,7 @@ class Sweep(NamedTuple):
     smoothed: np.ndarray
     steepest: float
     lowest: float
+    suggested: float
 
 
 def sweep(task: Task, phase: Phase, seed: int, low: float = 1e-6, high: float = 1.0, steps: int = 100) -> Sweep:
@@ -80,5 +83,8 @@ def read(rates: np.ndarray, losses: np.ndarray) -> Sweep:
     lowest = int(smoothed.argmin()) if len(smoothed) else 0
     if lowest < 2:
         raise UserError("the loss falls at no learning rate of this range; check the data, or start the range lower")
-    slopes = np.gradient(smoothed[: lowest + 1], np.log10(rates[: lowest + 1]))
-    return Sweep(rates, losses, smoothed, float(rates[slopes.argmin()]), float(rates[lowest]))
+    at = np.log10(rates)
+    near = [np.abs(at - at[i]) <= SPAN / 2 for i in range(lowest + 1)]
+    slopes = [np.polyfit(at[window], smoothed[window], 1)[0] if window.sum() > 1 else 0.0 for window in near]
+    steepest = float(rates[int(np.argmin(slopes))])
+    return Sweep(rates, losses, smoothed, steepest, float(rates[lowest]), min(steepest, float(rates[lowest]) / 10))
