@@ -49,7 +49,9 @@ FIELDS = {
     "data.name": Field("cifar10", "digits, gratings, folder, flowers, or any TFDS set with image and label"),
     "data.dir": Field("", "TFDS folder (empty: TFDS' own default), or the class folders of folder and flowers"),
     "data.generate": Field(False, "draw pictures by a generator where data.dir is empty (for smoke runs)"),
-    "data.validation": Field(0.1, "share of train held out for validation, drawn by seed", low=0.0, high=0.9),
+    "data.validation": Field(
+        0.1, "share of train held out; 0 for none; a part that the set brings is taken whole", low=0.0, high=0.9
+    ),
     "data.train_examples": Field(0, "random training examples kept; 0 for all", low=0),
     "data.per_class": Field(0, "random training examples kept of each class; 0 for all", low=0),
     "data.test_examples": Field(0, "first test examples used; 0 for all", low=0),

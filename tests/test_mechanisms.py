@@ -38,9 +38,9 @@ def rich():
             {"name": "all", "epochs": 1.0, "recipe": "last_n_stages", "stages": 1, "layer_decay": 0.5},
         )),
         ("epochs", 10.0), ("adapt.kind", "lora"), ("adapt.rank", 2), ("init.head", "ridge"), ("data.per_class", 3),
-        ("pretext.name", "simsiam"), ("pretext.weight", 0.1), ("regularize.l2_sp", 0.01), ("regularize.bss", 1e-3),
+        ("pretext.name", "simsiam"), ("regularize.l2_sp", 0.01), ("regularize.bss", 1e-3),
         ("model.endpoint", "stage1"), ("regularize.stochastic_norm", 0.5), ("regularize.mixup", 0.2),
-        ("regularize.drop_path", 0.2), ("regularize.dropout", 0.2), ("optim.sam", 0.05), ("optim.ema", 0.9),
+        ("regularize.drop_path", 0.2), ("regularize.dropout", 0.2), ("optim.ema", 0.9),
         ("optim.weight_decay", 1e-3), ("optim.clip_norm", 1.0), ("augment.flip", True), ("augment.jitter", 0.2),
         ("batch_size", 8), ("data.validation", 0.1),
     )  # fmt: skip

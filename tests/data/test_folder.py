@@ -53,11 +53,14 @@ def test_folders_of_parts(tmp_path: Path, part: str) -> None:
     assert (source.test.images[1] == COLOURS["red"]).all()
 
 
-def test_test_is_taken_before_validation_which_is_said_to_be_unread(tmp_path: Path, capsys) -> None:
+def test_test_is_taken_before_validation_which_is_kept_as_it_is(tmp_path: Path, capsys) -> None:
     for part, count in (("train", 3), ("val", 2), ("test", 1)):
         draw(tmp_path / part, {"green": count, "red": count})
-    assert len(folder.read(tmp_path).test.labels) == 2
-    assert capsys.readouterr().err == f"{tmp_path}: skipped 1 file or folder beside the pictures: val\n"
+    (tmp_path / "extra").mkdir()
+    source = folder.read(tmp_path)
+    assert [len(part.labels) for part in (source.train, source.test, source.validation)] == [6, 2, 4]
+    assert source.tested == "test"
+    assert capsys.readouterr().err == f"{tmp_path}: skipped 1 file or folder beside the pictures: extra\n"
 
 
 def test_a_test_part_may_lack_a_class_but_have_no_other(tmp_path: Path) -> None:

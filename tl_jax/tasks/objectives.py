@@ -134,6 +134,17 @@ def make_features(net: Network, name: str = "features"):
     return features
 
 
+@functools.cache
+def make_pooled(net: Network, names: tuple[str, ...]):
+    """Return the function (variables, batch) -> averages over positions of the named maps, side by side (N, D)."""
+
+    def pooled(variables, batch):
+        end = net.predict(variables, batch["image"])[1]
+        return jnp.concatenate([end[name].astype(jnp.float32).mean((1, 2)) for name in names], axis=1)
+
+    return pooled
+
+
 def predict(net: Network, variables: Any, images: jax.Array, count: int) -> jax.Array:
     """Return the logits (N, K) of pictures, or the logarithm of their mean probability over ``count`` views."""
     if count == 1:

@@ -1,0 +1,125 @@
+"""Where a network changes: how far the weights of each part moved, and how alike its features still are.
+
+    python -m experiments.mechanisms_drift --workdir=DIR --per_class=20 [--results=PREFIX]
+
+DIR is that of experiments/mechanisms.py; the run with the first seed at the chosen rate stands for its mechanism. For
+each part of the network: the norm of the change over the norm at the start (all leaves of the part, adapters merged),
+and linear CKA (arXiv:1905.00414) between the averages of its map over positions, at the start and at the end, on the
+test pictures. Both start from what the run started from, random weights for ``scratch``.
+"""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+from configs import base, stored
+from tl_jax import distance, runs, tree
+from tl_jax.tasks import image
+from tl_jax.tasks.objectives import Network, make_pooled
+from tl_jax.train import metrics
+from tl_jax.train.log import say
+from tl_jax.transfer import adapters
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study.", required=True)
+PER_CLASS = flags.DEFINE_integer("per_class", 20, "Examples per class of the runs that are looked at.")
+RESULTS = flags.DEFINE_string("results", "", "Prefix of table and picture; in the workdir if empty.")
+
+
+class Drift(NamedTuple):
+    """What became of one part of a network."""
+
+    mechanism: str
+    part: str
+    weight_distance: float
+    cka: float
+
+
+def main(_: list[str]) -> None:
+    """Measure every finished mechanism and draw the result."""
+    logging.set_verbosity(logging.WARNING)
+    folder = Path(WORKDIR.value).expanduser()
+    found: list[Drift] = []
+    for path in sorted(folder.glob(f"*/per_class{PER_CLASS.value}/choice.json")):
+        choice = json.loads(path.read_text())
+        run = path.parent / f"rate{choice['rate']}" / f"seed{choice['seeds'][0]}"
+        if (run / "checkpoints").is_dir() and json.loads((run / "summary.json").read_text())["steps"]:
+            say(f"--- {choice['mechanism']}")
+            found += measure(choice["mechanism"], run)
+    prefix = RESULTS.value or str(folder / "drift")
+    with Path(f"{prefix}.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Drift._fields)
+        writer.writerows([f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in found)
+    say(f"{prefix}.csv, {draw(found, Path(f'{prefix}.png'))}")
+
+
+def measure(name: str, folder: Path) -> list[Drift]:
+    """Return the drift of each part between the start and the end of a run."""
+    config = stored.get_config(str(folder))
+    task, start, end = runs.restore(config, folder)
+    how = adapters.Adapters(**config.adapt.to_dict())
+    network = network_of(config, task.facts["input"])
+    before, after = (adapters.merge(state.params, how) for state in (start, end))
+    pooled = [everything(network, state.variables, task) for state in (start, end)]
+    return [
+        Drift(name, part, distance_of(before[part], after[part]), distance.linear_cka(pooled[0][part], pooled[1][part]))
+        for part in task.parts
+        if part in before
+    ]
+
+
+def network_of(config: base.Config, inputs: Mapping[str, Any]) -> Network:
+    """Return the network of a run; its weights do not matter here."""
+    net = image.draw_network(config, 0) if config.init.source == "random" else image.load_network(config)
+    return Network(net.model.clone(num_classes=0), image.Inputs(**inputs), adapters.Adapters(**config.adapt.to_dict()))
+
+
+def everything(network: Network, variables: Any, task: Any) -> dict[str, np.ndarray]:
+    """Return the averages over positions (N, C) of every part's map on the test pictures."""
+    names = tuple(task.parts)
+    rows = metrics.extract(make_pooled(network, names), variables, task.eval_batches("test"))
+    batch = next(task.eval_batches("test"))
+    shapes = jax.eval_shape(lambda: network.predict(variables, batch["image"])[1])
+    ends = np.cumsum([shapes[name].shape[-1] for name in names])
+    return dict(zip(names, np.split(rows, ends[:-1], axis=1), strict=True))
+
+
+def distance_of(before: Any, after: Any) -> float:
+    """Return the norm of the change of a part over its norm at the start."""
+    old, new = tree.flatten(before), tree.flatten(after)
+    moved = sum(float(np.square(np.asarray(new[path]) - np.asarray(leaf)).sum()) for path, leaf in old.items())
+    return (moved / sum(float(np.square(np.asarray(leaf)).sum()) for leaf in old.values())) ** 0.5
+
+
+def draw(found: Sequence[Drift], path: Path) -> Path:
+    """Draw both measures, mechanisms down and parts across, as two coloured tables with their numbers."""
+    from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
+
+    names, parts = (list(dict.fromkeys(getattr(row, key) for row in found)) for key in ("mechanism", "part"))
+    figure = Figure(figsize=(4 + 1.1 * len(parts), 1.5 + 0.27 * len(names)), dpi=110, layout="constrained")
+    axes: Any = figure.subplots(1, 2, sharey=True)
+    measures = (("weight_distance", "change of weights, relative", "Reds"), ("cka", "CKA with the start", "Blues_r"))
+    for axis, (key, title, colours) in zip(axes, measures, strict=True):
+        values = np.full((len(names), len(parts)), np.nan)
+        for row in found:
+            values[names.index(row.mechanism), parts.index(row.part)] = getattr(row, key)
+        top = 1.0 if key == "cka" else float(np.nanpercentile(values, 95))
+        axis.imshow(values, aspect="auto", cmap=colours, vmin=0, vmax=top)
+        for (i, j), value in np.ndenumerate(values):
+            dark = value > 0.6 * top if key != "cka" else value < 0.4
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color="white" if dark else "black")
+        axis.set_xticks(range(len(parts)), parts, rotation=45, fontsize=8)
+        axis.set_yticks(range(len(names)), names, fontsize=8)
+        axis.set_title(title, fontsize=10)
+    figure.savefig(path)
+    return path
+
+
+if __name__ == "__main__":
+    app.run(main)
