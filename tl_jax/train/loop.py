@@ -143,7 +143,7 @@ class _Run:
         """Go through the phases from step ``done``; return the last state and the last phase's parameter counts."""
         state = initial_state(self.task, self.seed)
         parameters = {"trainable": 0, "frozen": tree.count(state.params)}
-        if not plan:
+        if not plan and self.checkpoints.latest() is None:
             self._evaluate_and_save("start", state)
         for phase in plan:
             parameters = partition.count_split(state.params, partition.trainable(state.params, phase.rules))
