@@ -68,19 +68,31 @@ def test_lora_is_the_kernel_plus_scaled_a_b_over_the_whole_window():
     assert merged["head"]["kernel"] is KERNELS["head"]["kernel"]
 
 
+def test_lora_is_two_convolutions_beside_the_layer():
+    """Unmerged, as the paper draws it: the layer, plus A as a convolution of few channels and B as a 1x1 one."""
+    how = Adapters("lora", rank=2, alpha=6.0)
+    params = drawn(KERNELS, how)
+    x = jax.random.normal(jax.random.key(3), (2, 6, 6, 8))
+    down = params["conv"]["lora_a"].reshape(3, 3, 8, 2)
+    beside = conv(x, down) @ params["conv"]["lora_b"] * 3.0
+    merged = conv(x, adapters.merge(params, how)["conv"]["kernel"])
+    np.testing.assert_allclose(merged, conv(x, KERNELS["conv"]["kernel"]) + beside, rtol=1e-4, atol=1e-5)
+
+
+def conv(x, kernel):
+    """Convolve (N, H, W, C) at stride 2."""
+    dims = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=dims)
+
+
 def test_parallel_is_a_1x1_convolution_beside_the_layer():
     how = Adapters("parallel", rank=2, alpha=2.0)
     params = drawn(KERNELS, how)
     assert "lora_a" not in params["depthwise"]
     x = jax.random.normal(jax.random.key(3), (2, 6, 6, 8))
-    dims = ("NHWC", "HWIO", "NHWC")
-
-    def conv(kernel):
-        return jax.lax.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=dims)
-
     beside = x[:, ::2, ::2] @ params["conv"]["lora_a"] @ params["conv"]["lora_b"]
     merged = adapters.merge(params, how)["conv"]["kernel"]
-    np.testing.assert_allclose(conv(merged), conv(KERNELS["conv"]["kernel"]) + beside, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(conv(x, merged), conv(x, KERNELS["conv"]["kernel"]) + beside, rtol=1e-4, atol=1e-5)
 
 
 def test_a_kernel_with_fewer_values_than_its_adapter_is_left_alone():
