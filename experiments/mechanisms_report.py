@@ -2,16 +2,17 @@
 
 import csv
 import json
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tl_jax.report.comparison import interval
+from tl_jax.report.comparison import interval, percent
 from tl_jax.train.log import say
 
-SCRATCH = "scratch"
+SCRATCH, PLAIN = "scratch", "fine_tune"
 PANELS = {
     "ways to transfer": ("fine_tune", "logistic", "ridge", "head", "lp_ft", "last_stages", "gradual", "layer_decay"),
     "few trained values": ("fine_tune", "norm_only", "bias_only", "lora", "parallel", "bottleneck"),
@@ -74,27 +75,54 @@ def write(folder: Path, prefix: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Row._fields)
         writer.writerows([f"{v:.5g}" if isinstance(v, float) else v for v in row] for row in found)
-    text = table(found)
+    text = about(folder, found) + "\n" + table(found)
     Path(f"{prefix}.md").write_text(text)
     draw_gain(found, Path(f"{prefix}_gain.png"))
     say(text)
     say(f"{prefix}.csv, {prefix}.md, {prefix}_gain.png")
 
 
+def about(folder: Path, found: Sequence[Row]) -> str:
+    """Return what the numbers are, from the files of the first run with gradient steps."""
+    path = next(p for p in sorted(folder.glob("*/*/rate*/seed*/summary.json")) if "facts" in p.read_text())
+    summary, config = json.loads(path.read_text()), json.loads((path.parent / "config.json").read_text())
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
+    ).stdout.strip()
+    choices = [json.loads(p.read_text()) for p in folder.glob(f"{PLAIN}/*/choice.json")]
+    rates = ", ".join(choices[0]["validation"]) if choices else "none"
+    steps = {row.per_class: row.steps for row in found if row.mechanism == PLAIN}
+    budget = ", ".join(f"{steps[n]} steps with {_size(n)}" for n in _sizes(found) if n in steps)
+    lines = [
+        f"{config['model']['name']} ({config['init']['source']} weights) on {summary['facts']['data']}, pictures of "
+        f"{summary['facts']['input']['size']} pixels, batches of {config['batch_size']}: {budget or 'no steps'}.",
+        f"Test accuracy in percent on {found[0].examples_evaluated} examples, mean and 95 % interval (Student's t) of "
+        f"{len({row.seed for row in found})} seeds; gap: training less test accuracy, in points; the last column of a "
+        f"size: points over {PLAIN}, paired by seed. Rates tried: {rates}, "
+        f"chosen on {summary['examples']['validation']} validation examples with the first seed.",
+        f"commit {commit or 'unknown'}; {', '.join(summary['devices'])}; Python {summary['python']}, "
+        + ", ".join(f"{name} {number}" for name, number in summary["versions"].items()),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
 def table(found: Sequence[Row]) -> str:
-    """Return a Markdown table: test accuracy with its 95 % interval, and the gap to training accuracy, by size."""
+    """Return a Markdown table: test accuracy, gap to training accuracy, gain over plain fine-tuning, by size."""
     sizes = _sizes(found)
-    heads = [f"{_size(n)}: test | gap | rate" for n in sizes]
+    heads = [f"{_size(n)}: test | gap | over {PLAIN}" for n in sizes]
+    plain = {(row.per_class, row.seed): row.test for row in found if row.mechanism == PLAIN}
     lines = [f"| mechanism | trained values | {' | '.join(heads)} |", "|---|---|" + "---|---|---|" * len(sizes)]
     for name in dict.fromkeys(row.mechanism for row in found):
         cells = []
         for n in sizes:
             mine = [row for row in found if (row.mechanism, row.per_class) == (name, n)]
             if not mine:
-                cells.append("| | ")
+                cells.append(" | | ")
                 continue
             gap, _ = interval([row.train - row.test for row in mine])
-            cells.append(f"{_percent([row.test for row in mine])} | {100 * gap:.0f} | {mine[0].rate:g}")
+            over = [row.test - plain[n, row.seed] for row in mine if (n, row.seed) in plain]
+            gain = _percent(over, "+") if over and name != PLAIN else ""
+            cells.append(f"{_percent([row.test for row in mine])} | {100 * gap:.0f} | {gain}")
         trained = next(row.trainable for row in found if row.mechanism == name)
         lines.append(f"| {name} | {trained:,} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -146,6 +174,6 @@ def _size(per_class: int) -> str:
     return f"{per_class} a class" if per_class else "all"
 
 
-def _percent(values: Sequence[float]) -> str:
+def _percent(values: Sequence[float], sign: str = "") -> str:
     mean, half = interval(values)
-    return f"{100 * mean:.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+    return percent({"mean": mean, "interval95": half}, sign)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl_jax.models import layers
+from tl_jax.models import convolution, layers
 
 pytestmark = pytest.mark.fast
 
@@ -31,10 +31,10 @@ def test_convolution_as_matrix_product_equals_lax(size, window, stride, padding)
     kx, kk = jax.random.split(jax.random.key(size))
     x = jax.random.normal(kx, (2, size, size + 1, 3))
     k = jax.random.normal(kk, (*window, 3, 4))
-    zeros = layers.pads(x.shape[1:3], window, stride, padding)
+    zeros = convolution.pads(x.shape[1:3], window, stride, padding)
     agree(
-        lambda x, k: layers._conv2d_patches(x, k, stride, zeros),
-        lambda x, k: layers._conv2d_lax(x, k, stride, zeros),
+        lambda x, k: convolution._conv2d_patches(x, k, stride, zeros),
+        lambda x, k: convolution._conv2d_lax(x, k, stride, zeros),
         x,
         k,
     )
@@ -45,10 +45,10 @@ def test_depthwise_convolution_equals_lax(size, stride, padding):
     kx, kk = jax.random.split(jax.random.key(size))
     x = jax.random.normal(kx, (2, size, size + 1, 8))
     k = jax.random.normal(kk, (3, 3, 1, 8))
-    zeros = layers.pads(x.shape[1:3], (3, 3), stride, padding)
+    zeros = convolution.pads(x.shape[1:3], (3, 3), stride, padding)
     agree(
-        lambda x, k: layers.depthwise2d(x, k, stride, zeros),
-        lambda x, k: layers._conv2d_lax(x, k, stride, zeros, groups=8),
+        lambda x, k: convolution.depthwise2d(x, k, stride, zeros),
+        lambda x, k: convolution._conv2d_lax(x, k, stride, zeros, groups=8),
         x,
         k,
     )
@@ -61,7 +61,7 @@ def test_same_is_tensorflows_padding(size, window, stride):
     import jax.lax as lax
 
     expected = lax.padtype_to_pads((size, size + 2), (window, window), (stride, stride), "SAME")
-    assert list(layers.pads((size, size + 2), (window, window), stride, "same")) == expected
+    assert list(convolution.pads((size, size + 2), (window, window), stride, "same")) == expected
 
 
 def test_mean_pooling_with_and_without_its_padding():

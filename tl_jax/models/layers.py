@@ -8,14 +8,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from tl_jax.errors import UserError
-
-# Where XLA's CPU convolution falls behind a matrix product (see Conv): pictures of at most this many pixels a side.
-SMALL_PICTURE = 8
-
-Pads = tuple[tuple[int, int], tuple[int, int]]
+from tl_jax.models.convolution import conv2d, depthwise2d, pads
 
 
 def fan_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any, fan: float, gain: float) -> jax.Array:
@@ -148,74 +143,6 @@ def linear_drop_rates(last: float, counts: Sequence[int]) -> list[tuple[float, .
     total = sum(counts)
     rates = (block / total * last for block in range(1, total + 1))
     return [tuple(islice(rates, count)) for count in counts]
-
-
-def pads(size: tuple[int, ...], window: tuple[int, int], stride: int, padding: str) -> Pads:
-    """Return the zeros before and after each axis.
-
-    Args:
-        size: (H, W) of the picture.
-        window: (height, width) of the kernel.
-        stride: step of the window, both axes.
-        padding: "half" is (k - 1) // 2 on both sides, as PyTorch's models have it; "same" is TensorFlow's, which at
-            stride 2 depends on the size and puts the odd zero last; "valid" is none.
-    """
-    if padding == "valid":
-        return (0, 0), (0, 0)
-    if padding == "half":
-        high, wide = ((k - 1) // 2 for k in window)
-        return (high, high), (wide, wide)
-    if padding != "same":
-        raise ValueError(f"padding {padding!r} is none of half, same, valid")
-    total = [max(0, (-(-s // stride) - 1) * stride + k - s) for s, k in zip(size, window, strict=True)]
-    return (total[0] // 2, total[0] - total[0] // 2), (total[1] // 2, total[1] - total[1] // 2)
-
-
-def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
-    """Convolve (N, H, W, C) with (h, w, C, F)."""
-    window = kernel.shape[0] * kernel.shape[1]
-    small = window == 1 or (max(x.shape[1:3]) <= SMALL_PICTURE and window <= 9)
-    if small and jax.default_backend() == "cpu":
-        return _conv2d_patches(x, kernel, stride, padding)
-    return _conv2d_lax(x, kernel, stride, padding)
-
-
-def depthwise2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
-    """Convolve each channel of (N, H, W, C) with its own filter of (h, w, 1, C).
-
-    On CPU as a sum of shifted pictures, which is several times to tens of times as fast as XLA's grouped convolution
-    (``experiments/benchmarks/depthwise.py``).
-    """
-    if jax.default_backend() != "cpu":
-        return _conv2d_lax(x, kernel, stride, padding, groups=x.shape[-1])
-    h, w = kernel.shape[:2]
-    shifted = _windows(x, (h, w), stride, padding)
-    return sum(part * kernel[i // w, i % w][None, None] for i, part in enumerate(shifted))  # pyright: ignore
-
-
-def _conv2d_lax(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads, groups: int = 1) -> jax.Array:
-    dims = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=dims, feature_group_count=groups
-    )
-
-
-def _conv2d_patches(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
-    patches = jnp.concatenate(_windows(x, kernel.shape[:2], stride, padding), axis=-1)
-    return patches @ kernel.reshape(-1, kernel.shape[-1])
-
-
-def _windows(x: jax.Array, window: tuple[int, ...], stride: int, padding: Pads) -> list[jax.Array]:
-    """Return the picture as each tap of the window sees it, row by row: h * w arrays (N, H', W', C)."""
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    n, h, w, c = x.shape
-    high, wide = ((s - k) // stride * stride + 1 for s, k in zip((h, w), window, strict=True))
-    steps = (1, stride, stride, 1)
-    return [
-        lax.slice(x, (0, i, j, 0), (n, i + high, j + wide, c), steps)
-        for i in range(window[0])
-        for j in range(window[1])
-    ]
 
 
 def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:

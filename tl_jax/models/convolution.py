@@ -1,0 +1,113 @@
+"""Convolutions by the way that is fastest where they run; all give the same values up to float32 rounding."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Where XLA's CPU convolution falls behind a matrix product (see Conv): pictures of at most this many pixels a side.
+SMALL_PICTURE = 8
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+def pads(size: tuple[int, ...], window: tuple[int, int], stride: int, padding: str) -> Pads:
+    """Return the zeros before and after each axis.
+
+    Args:
+        size: (H, W) of the picture.
+        window: (height, width) of the kernel.
+        stride: step of the window, both axes.
+        padding: "half" is (k - 1) // 2 on both sides, as PyTorch's models have it; "same" is TensorFlow's, which at
+            stride 2 depends on the size and puts the odd zero last; "valid" is none.
+    """
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if padding == "half":
+        high, wide = ((k - 1) // 2 for k in window)
+        return (high, high), (wide, wide)
+    if padding != "same":
+        raise ValueError(f"padding {padding!r} is none of half, same, valid")
+    total = [max(0, (-(-s // stride) - 1) * stride + k - s) for s, k in zip(size, window, strict=True)]
+    return (total[0] // 2, total[0] - total[0] // 2), (total[1] // 2, total[1] - total[1] // 2)
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """Convolve (N, H, W, C) with (h, w, C, F)."""
+    window = kernel.shape[0] * kernel.shape[1]
+    small = window == 1 or (max(x.shape[1:3]) <= SMALL_PICTURE and window <= 9)
+    if small and jax.default_backend() == "cpu":
+        return _conv2d_patches(x, kernel, stride, padding)
+    return _conv2d_lax(x, kernel, stride, padding)
+
+
+def depthwise2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """Convolve each channel of (N, H, W, C) with its own filter of (h, w, 1, C).
+
+    On CPU as a sum of shifted pictures, which is several times to tens of times as fast as XLA's grouped convolution
+    (``experiments/benchmarks/depthwise.py``).
+    """
+    if jax.default_backend() != "cpu":
+        return _conv2d_lax(x, kernel, stride, padding, groups=x.shape[-1])
+    return _shifted(x, kernel, stride, padding)
+
+
+def _sum_of_shifted(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    h, w = kernel.shape[:2]
+    shifted = _windows(x, (h, w), stride, padding)
+    return sum(part * kernel[i // w, i % w][None, None] for i, part in enumerate(shifted))  # pyright: ignore
+
+
+_shifted = jax.custom_vjp(_sum_of_shifted, nondiff_argnums=(2, 3))
+
+
+def _shifted_forward(x, kernel, stride, padding):
+    return _sum_of_shifted(x, kernel, stride, padding), (x, kernel)
+
+
+def _shifted_backward(stride, padding, kept, dy):
+    """Return the gradients of picture and kernel.
+
+    That of the kernel is nine sums over the batch, the height and the width. They are taken over the batch first,
+    picture by picture, which XLA fuses into one loop over what is in the cache; all at once, it writes nine products
+    to memory and reads them back, which is 2 to 8 times as slow on 2 cores.
+    """
+    x, kernel = kept
+    window = kernel.shape[:2]
+    (dx,) = jax.linear_transpose(lambda x: _sum_of_shifted(x, kernel, stride, padding), x)(dy)
+
+    def add(sums, pair):
+        picture, d = pair
+        parts = _windows(picture[None], window, stride, padding)
+        return tuple(total + part[0] * d for total, part in zip(sums, parts, strict=True)), None
+
+    zeros = tuple(jnp.zeros(dy.shape[1:], dy.dtype) for _ in range(window[0] * window[1]))
+    sums, _ = lax.scan(add, zeros, (x, dy))
+    return dx, jnp.stack([total.sum((0, 1)) for total in sums]).reshape(kernel.shape)
+
+
+_shifted.defvjp(_shifted_forward, _shifted_backward)
+
+
+def _conv2d_lax(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads, groups: int = 1) -> jax.Array:
+    dims = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=dims, feature_group_count=groups
+    )
+
+
+def _conv2d_patches(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    patches = jnp.concatenate(_windows(x, kernel.shape[:2], stride, padding), axis=-1)
+    return patches @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _windows(x: jax.Array, window: tuple[int, ...], stride: int, padding: Pads) -> list[jax.Array]:
+    """Return the picture as each tap of the window sees it, row by row: h * w arrays (N, H', W', C)."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    n, h, w, c = x.shape
+    high, wide = ((s - k) // stride * stride + 1 for s, k in zip((h, w), window, strict=True))
+    steps = (1, stride, stride, 1)
+    return [
+        lax.slice(x, (0, i, j, 0), (n, i + high, j + wide, c), steps)
+        for i in range(window[0])
+        for j in range(window[1])
+    ]
