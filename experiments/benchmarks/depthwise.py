@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.depthwise
 
 Each line has the least of five turns of either, taken in turns, in milliseconds, forward and gradient. On 2 CPU cores
-(JAX 0.10.2) the shifted pictures were 8 to 34 times as fast forward, the least at stride 2, and 12 to 38 times backward.
+(JAX 0.10.2) shifted pictures were 8 to 34 times as fast forward, the least at stride 2, and 12 to 38 times backward.
 """
 
 import time
