@@ -24,12 +24,13 @@ def validate(config: Config) -> None:
             raise UserError(f"config.{path} is missing; start recipes from configs.base.get_config()")
         check_value(f"config.{path}", found[path], field)
     _check_together(config)
+    partition.check_rules([(config.adapt.targets, "config.adapt.targets")])
     phases.resolve(config, {"train": 1, "unlabelled": 1}, part_names(config))  # its own errors: malformed rules
     if config.seeds or config.arms:
         _check_members(config)
 
 
-def _check_phase(name: str, phase: Any) -> None:
+def _check_phase(name: str, phase: Any, config: Config) -> None:
     if not hasattr(phase, "items"):
         raise UserError(f"{name}={phase!r} is not a dict such as {{'name': 'head', 'epochs': 2.0, 'recipe': 'head'}}")
     for key, value in phase.items():
@@ -39,7 +40,9 @@ def _check_phase(name: str, phase: Any) -> None:
         raise UserError(f"{name} needs a name and a number of epochs")
     if "recipe" in phase and phase.get("rules"):
         raise UserError(f"{name} has a recipe and rules; leave one out")
-    if "stages" in phase and phase.get("recipe", partition.LAST) != partition.LAST:
+    own = "recipe" in phase or "rules" in phase
+    chosen = phase if own else config.freeze
+    if "stages" in phase and (chosen.get("rules") or chosen.get("recipe") != partition.LAST):
         raise UserError(f"{name}.stages has an effect with recipe={partition.LAST} only")
 
 
@@ -51,10 +54,11 @@ def _check_together(config: Config) -> None:
         return any(values[path] != FIELDS[path].default for path in paths)
 
     for i, phase in enumerate(config.phases):
-        _check_phase(f"config.phases[{i}]", phase)
+        _check_phase(f"config.phases[{i}]", phase, config)
     own = config.phases and all("recipe" in phase or "rules" in phase for phase in config.phases)
     loaded = config.init.source != "random"
     usual = FIELDS["epochs"].default
+    names = [phase["name"] for phase in config.phases]
     recipes = {phase.get("recipe", config.freeze.recipe) for phase in config.phases} or {config.freeze.recipe}
     rules = config.freeze.rules or any(phase.get("rules") for phase in config.phases)
     pretexts = [phase.get("objective") == "pretext" for phase in config.phases]
@@ -76,6 +80,21 @@ def _check_together(config: Config) -> None:
             config.data.train_examples and config.data.per_class
         ),
         "seed has no effect beside config.seeds; change those": config.seeds and changed("seed"),
+        f"phases have the same name twice or none ({', '.join(map(repr, names))}); give each its own": (
+            len(set(names)) < len(names) or "" in names
+        ),
+        "patience, optim.ema and wise_ft have no effect with config.epochs=0": (
+            not config.epochs and changed("patience", "optim.ema", "wise_ft")
+        ),
+        "wise_ft mixes weights, which adapters of low rank are not; set it or config.adapt.kind, not both": (
+            config.wise_ft and config.adapt.kind in ("lora", "parallel")
+        ),
+        "regularize.co_tuning takes each picture's own label, which mixup and cutmix change; set one of them": (
+            config.regularize.co_tuning and (config.regularize.mixup or config.regularize.cutmix)
+        ),
+        "adapt.alpha and targets are those of config.adapt.kind=lora or parallel": (
+            config.adapt.kind == "bottleneck" and changed("adapt.alpha", "adapt.targets")
+        ),
         "patience needs a validation part; raise config.data.validation": (
             config.patience and not config.data.validation
         ),

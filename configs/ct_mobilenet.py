@@ -6,7 +6,7 @@
 
 FOLDER holds ``train/CLASS/PICTURE``, ``val/CLASS/PICTURE`` and ``test/CLASS/PICTURE``; the validation part is used as
 it is, so that pictures of one patient or paper stay in one part. ``--config.init.path=FILE`` takes local weights. Not
-fit for any clinical conclusion. Figures: experiments/results/mechanisms_ct.md.
+fit for any clinical conclusion.
 """
 
 from configs import base, mechanisms

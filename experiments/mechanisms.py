@@ -7,13 +7,12 @@
 For each mechanism of configs/mechanisms.py and each number of examples per class, every rate of the grid is run with
 the first seed, the best on the validation part is taken, and the other seeds are run with it. The budget is the same
 for all: the same rates, steps, batches and augmentation; what has no rate tunes its strength on the same validation
-part. Steps of a pretext come on top. Two more are made of what is there: ``knn``, nearest neighbours among the source's
-features, and ``soup``, the greedy soup of LP-FT runs at all rates. Runs that are finished are not repeated, so the
-study may be stopped and started again, or shared among processes with ``--share=I/N``; tables and pictures are drawn
-from what is there.
+part, with every seed. Steps of a pretext come on top. Two more are made of what is there: ``knn``, nearest neighbours
+among the source's features, and ``soup``, the greedy soup of LP-FT runs at all rates, three times the steps. Runs that
+are finished are not repeated, so the study may be stopped and started again, or shared among processes with
+``--share=I/N``; tables and pictures are drawn from what is there.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ from ml_collections import config_flags
 from configs import base, mechanisms
 from experiments import mechanisms_made, mechanisms_report
 from tl_jax import api
-from tl_jax.errors import UserError, nearest
+from tl_jax.errors import Diverged, UserError, nearest
 from tl_jax.train.log import say
+from tl_jax.train.workdir import read_json, write_json
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/flowers_mobilenet.py", "Recipe: data, network, batches.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
@@ -65,11 +65,12 @@ def study(folder: Path, name: str, size: int) -> None:
     """Tune one mechanism with one number of examples, then run it with every seed."""
     per_class, seeds = int(PER_CLASS.value[size]), [int(seed) for seed in SEEDS.value]
     here = folder / name / f"per_class{per_class}"
-    if (here / "choice.json").is_file():
-        return
+    before = read_json(here / "choice.json")
     if name in mechanisms_made.MADE:
+        if before.get("seeds") == seeds and before.get("rates") == RATES.value:
+            return
 
-        def run(rate: str, seed: int) -> Path:
+        def run(rate: str, seed: int) -> Path | None:
             where = folder / "lp_ft" / f"per_class{per_class}" / f"rate{rate}" / f"seed{seed}"
             return one(where, "lp_ft", size, float(rate), seed)
 
@@ -81,19 +82,27 @@ def study(folder: Path, name: str, size: int) -> None:
         scores = {}
         for rate in rates:
             done = one(here / f"rate{rate}" / f"seed{seeds[0]}", name, size, float(rate), seeds[0])
-            scores[rate] = mechanisms_made.best_validation(done) if len(rates) > 1 else None
-        best = max(rates, key=lambda rate: (scores[rate] or 0.0, -float(rate)))
+            scores[rate] = mechanisms_made.best_validation(done) if done else -1.0
+        best = max(rates, key=lambda rate: (scores[rate], -float(rate)))
         for seed in seeds[1:]:
             one(here / f"rate{best}" / f"seed{seed}", name, size, float(best), seed)
     choice = {"mechanism": name, "per_class": per_class, "rate": best, "validation": scores, "seeds": seeds}
-    (here / "choice.json").write_text(json.dumps(choice, indent=2) + "\n")
+    choice |= {"rates": RATES.value, "commit": before.get("commit") or mechanisms_report.commit()}
+    write_json(here / "choice.json", choice)
 
 
-def one(folder: Path, name: str, size: int, rate: float, seed: int) -> Path:
-    """Run one mechanism once, unless that was done before."""
+def one(folder: Path, name: str, size: int, rate: float, seed: int) -> Path | None:
+    """Run one mechanism once, unless that was done before; None where it diverges, which is no reason to stop."""
+    if (folder / "diverged.json").is_file():
+        return None
     if not (folder / "summary.json").is_file():
         say(f"--- {name}, {PER_CLASS.value[size]} per class, rate {rate:g}, seed {seed}")
-        api.run(prepared(name, size, rate, seed), folder)
+    try:
+        api.run(prepared(name, size, rate, seed), folder)  # refuses a folder of another configuration
+    except Diverged as error:
+        say(f"{error}")
+        write_json(folder / "diverged.json", {"why": str(error)})
+        return None
     return folder
 
 

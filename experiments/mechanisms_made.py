@@ -13,11 +13,11 @@ from tl_jax import distance, runs
 from tl_jax.train import devices, metrics
 from tl_jax.train.log import say
 from tl_jax.train.state import stream_key
-from tl_jax.train.workdir import write_json
+from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import averaging
 
 NEIGHBOURS = (1, 3, 5, 10, 20)
-Run = Callable[[str, int], Path]  # rate, seed -> folder of the finished LP-FT run
+Run = Callable[[str, int], Path | None]  # rate, seed -> folder of the finished LP-FT run, None where it diverged
 
 
 def knn(folder: Path, config: base.Config, run: Run, rates: Sequence[str], seeds: Sequence[int]) -> None:
@@ -41,7 +41,8 @@ def knn(folder: Path, config: base.Config, run: Run, rates: Sequence[str], seeds
 def soup(folder: Path, config: base.Config, run: Run, rates: Sequence[str], seeds: Sequence[int]) -> None:
     """Mix the LP-FT runs at all rates, from one start each seed, as long as validation does not get worse."""
     for seed in seeds:
-        folders = [run(rate, seed) for rate in rates]
+        there = {rate: path for rate in rates if (path := run(rate, seed))}
+        folders = list(there.values())
         restored = [runs.restore(_stored(path), path) for path in folders]
         task = restored[0][0]
 
@@ -52,10 +53,11 @@ def soup(folder: Path, config: base.Config, run: Run, rates: Sequence[str], seed
         mixed, kept = averaging.greedy_soup([end.variables for _, _, end in restored], score)
         mixed = jax.device_put(mixed, devices.replicated())
         found, train = (metrics.evaluate(task, mixed, part) for part in ("test", "train"))
-        used = [rates[i] for i in kept]
+        used = [list(there)[i] for i in kept]
         say(f"--- soup, seed {seed}: of rates {', '.join(used)}: test accuracy {found.values['accuracy']:.4f}")
         accuracy = found.values["accuracy"]
-        _write(folder / f"seed{seed}", config, accuracy, train.values["accuracy"], found.examples, seed=seed, soup=used)
+        more = {"seed": seed, "soup": used, "parameters": read_json(folders[0] / "summary.json")["parameters"]}
+        _write(folder / f"seed{seed}", config, accuracy, train.values["accuracy"], found.examples, **more)
 
 
 MADE = {"knn": knn, "soup": soup}

@@ -47,6 +47,8 @@ def rows(folder: Path) -> list[Row]:
         choice = json.loads(path.read_text())
         for seed in choice["seeds"]:
             run = path.parent / f"rate{choice['rate']}" / f"seed{seed}" / "summary.json"
+            if not run.is_file():  # it diverged; the table counts the seeds that are there
+                continue
             summary = json.loads(run.read_text())
             found.append(
                 Row(
@@ -82,13 +84,17 @@ def write(folder: Path, prefix: Path) -> None:
     say(f"{prefix}.csv, {prefix}.md, {prefix}_gain.png")
 
 
+def commit() -> str:
+    """Return the commit of this checkout, "" outside of one."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+
+
 def about(folder: Path, found: Sequence[Row]) -> str:
     """Return what the numbers are, from the files of the first run with gradient steps."""
     path = next(p for p in sorted(folder.glob("*/*/rate*/seed*/summary.json")) if "facts" in p.read_text())
     summary, config = json.loads(path.read_text()), json.loads((path.parent / "config.json").read_text())
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-    ).stdout.strip()
+    commits = {json.loads(p.read_text()).get("commit", "") for p in folder.glob("*/*/choice.json")} - {""}
     choices = [json.loads(p.read_text()) for p in folder.glob(f"{PLAIN}/*/choice.json")]
     rates = ", ".join(choices[0]["validation"]) if choices else "none"
     steps = {row.per_class: row.steps for row in found if row.mechanism == PLAIN}
@@ -100,7 +106,8 @@ def about(folder: Path, found: Sequence[Row]) -> str:
         f"{len({row.seed for row in found})} seeds; gap: training less test accuracy, in points; the last column of a "
         f"size: points over {PLAIN}, paired by seed. Rates tried: {rates}, "
         f"chosen on {summary['examples']['validation']} validation examples with the first seed.",
-        f"commit {commit or 'unknown'}; {', '.join(summary['devices'])}; Python {summary['python']}, "
+        f"commit {', '.join(sorted(commits)) or 'unknown'}; {', '.join(summary['devices'])}; "
+        + f"Python {summary['python']}, "
         + ", ".join(f"{name} {number}" for name, number in summary["versions"].items()),
     ]
     return "\n\n".join(lines) + "\n"

@@ -8,6 +8,10 @@ class UserError(Exception):
     """Something the user can mend. The message is one line: what is wrong, where, and what to do next."""
 
 
+class Diverged(UserError):
+    """Training came to numbers that are not finite."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ``did you mean 'x'?`` for the closest of ``choices``, or the whole list when none is close."""
     choices = sorted(choices)

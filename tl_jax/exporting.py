@@ -43,10 +43,10 @@ def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> P
     own.save(path, {**trained, "params": adapters.merge(trained["params"], how)}, spec, about, dtype)
     _wrote(path)
     if task.facts["weights_sha256"]:
-        base_facts = {"source": source["source"], "sha256": task.facts["weights_sha256"]}
+        base_facts = {"source": config.init.source, "sha256": task.facts["weights_sha256"]}
         small = folder / "export" / "delta.safetensors"
         leaves = delta.changed(_network(start), trained)
-        delta.save(small, leaves, dataclasses.replace(spec, source=source["source"]), how, base_facts, about)
+        delta.save(small, leaves, dataclasses.replace(spec, source=config.init.source), how, base_facts, about)
         _wrote(small)
     return path
 

@@ -58,7 +58,7 @@ def load(
         image_size: side in pixels that ``preprocess`` resizes to; None takes the spec's.
         head: "auto" keeps the file's head where it has K outputs, else draws a new one; "new" always draws one;
             "keep" insists on the file's.
-        seed: of a new head.
+        seed: of a new head and new adapters.
         delta: file with what a run changed (``--mode=export`` writes it), put on top of the weights it started from;
             it decides the head, the input size and the options that it was made with.
         **options: further model attributes, such as ``dtype``; ``endpoint`` ends the network after a part,
@@ -76,7 +76,7 @@ def load(
     headless = (num_classes == 0 or head == "new") and not (options.get("fc") or options.get("aux"))
     net = _read(name, source, path, whole, headless)
     renewed = head == "new" or (num_classes is not None and num_classes != net.spec.num_classes)
-    net = _adapt(net, options, renewed)
+    net = _adapt(net, options, renewed, seed)
     if image_size:
         net = net._replace(spec=dataclasses.replace(net.spec, image_size=image_size))
     return net if num_classes is None else with_head(net, num_classes, head, seed)
@@ -115,7 +115,7 @@ def spec_of(name: str, source: str) -> PretrainedSpec:
     return catalog.CATALOG.get((name, source), PretrainedSpec(name, source, image_size=32, crop=1.0, scaling="tf"))
 
 
-def _adapt(net: Pretrained, options: Mapping[str, Any], renewed: bool) -> Pretrained:
+def _adapt(net: Pretrained, options: Mapping[str, Any], renewed: bool, seed: int) -> Pretrained:
     """Make of the whole network what the options ask for; ``renewed``: it will get another head."""
     changes = {k: options[k] for k in ("adapter", "drop_path", "dropout", "dtype", "fc_dropout") if k in options}
     if hasattr(net.model, "fc") and net.model.fc and not options.get("fc", not renewed):
@@ -128,7 +128,7 @@ def _adapt(net: Pretrained, options: Mapping[str, Any], renewed: bool) -> Pretra
             raise UserError(f"{net.path} has no weights for {option}=True; leave it out, or take the file with the top")
     net = rebuild(net, **changes) if changes else net
     if options.get("adapter"):
-        net = net._replace(variables=draw_new(net, jax.random.key(0)))
+        net = net._replace(variables=draw_new(net, jax.random.key(seed)))
     net = with_endpoint(net, options["endpoint"]) if options.get("endpoint") else net
     return with_channels(net, options["channels"]) if "channels" in options else net
 

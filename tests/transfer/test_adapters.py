@@ -102,6 +102,13 @@ def test_a_kernel_with_fewer_values_than_its_adapter_is_left_alone():
     assert "lora_a" in params["conv"] and "lora_a" not in params["head"]
 
 
+def test_half_an_adapter_is_refused():
+    params = adapters.add(KERNELS, Adapters("lora", rank=1), jax.random.key(0))
+    del params["conv"]["lora_a"]
+    with pytest.raises(UserError, match="conv/lora_b is there without conv/lora_a"):
+        adapters.merge(params, Adapters("lora", rank=1))
+
+
 def test_targets_choose_and_a_choice_of_nothing_is_refused():
     params = adapters.add(KERNELS, Adapters("lora", rank=1, targets="dense/.*"), jax.random.key(0))
     assert {path for path in tree.flatten(params) if "lora" in path} == {"dense/lora_a", "dense/lora_b"}

@@ -13,7 +13,7 @@ from tl_jax.data import batches, sources, splits
 from tl_jax.data.augment import Augment
 from tl_jax.data.sources import Split
 from tl_jax.errors import UserError
-from tl_jax.network import Pretrained, with_head
+from tl_jax.network import Pretrained, variable_shapes, with_head
 from tl_jax.task import Objective, Task
 from tl_jax.tasks import starting
 from tl_jax.tasks.objectives import Inputs, Network, make_features, make_loss, make_metrics, make_pretext_loss
@@ -46,6 +46,14 @@ def make(config: Any) -> Task:
     net = with_head(net, classes, keep) if net else draw_network(config, classes)
     for note in net.notes:
         say(note)
+    recipes = {config.freeze.recipe, *(phase.get("recipe") for phase in config.phases)}
+    if "batch_stats" not in variable_shapes(net.model) and (
+        config.regularize.stochastic_norm or "norm_only" in recipes
+    ):
+        raise UserError(
+            f"{config.model.name} has no BatchNorm: config.freeze.recipe=norm_only and regularize.stochastic_norm "
+            "would do nothing; choose another"
+        )
     network = Network(net.model, inputs, Adapters(**config.adapt.to_dict()))
     parts = cut(config, source)
     hows = regularize(config, net), pretext_of(config)
@@ -98,11 +106,12 @@ def start(
         fitted = starting.with_probe(bare, variables, probe)
         variables = fitted if probed else variables
     attention = starting.attention(bare, fitted, how.endpoints, train, size) if how.delta else None
-    source_head = load_source_head(config, variables) if how.co_tuning else None
+    width = starting.width(bare, variables, train)
+    source_head = load_source_head(config, width) if how.co_tuning else None
     relation = starting.relation(bare, variables, source_head, train, size) if how.co_tuning else None
     kept = starting.source(how, variables, attention=attention, relation=relation)
     variables = starting.adapted(variables, network.adapters, jax.random.fold_in(key, 1))
-    variables = starting.with_extras(variables, pretext, source_head, jax.random.fold_in(key, 2))
+    variables = starting.with_extras(variables, width, pretext, source_head, jax.random.fold_in(key, 2))
     return {**variables, **({"source": kept} if kept else {})}
 
 
@@ -151,21 +160,20 @@ def load_network(config: Any) -> Pretrained:
     """Read the network of ``config`` with the head that the file has, where that is to be kept."""
     name, source, path = config.model.name, config.init.source, config.init.path or None
     head = "keep" if config.init.head == "keep" else "new"
-    return pretrained.load(name, source, path, head=head, **model_options(config))
+    return pretrained.load(name, source, path, head=head, seed=config.seed, **model_options(config))
 
 
-def load_source_head(config: Any, variables: Any) -> dict[str, Any]:
-    """Return the kernel (D, Z) and bias (Z,) of the head that the weights came with.
+def load_source_head(config: Any, width: int) -> dict[str, Any]:
+    """Return the kernel (D, Z) and bias (Z,) of the head that the weights came with; D is the ``width`` of features.
 
     Raises:
         UserError: they came without one, or it sits on something other than ``features``.
     """
-    dims = variables["params"]["head"]["kernel"].shape[0]
     head = None
     if config.init.source != "random" and not config.model.endpoint:
         net = pretrained.load(config.model.name, config.init.source, config.init.path or None)
         head = net.variables["params"].get("head")
-    if head is None or head["kernel"].shape[0] != dims:
+    if head is None or head["kernel"].shape[0] != width:
         raise UserError(
             "config.regularize.co_tuning needs weights with their own head on the network's features; "
             "take a file with the top, leave model.endpoint empty, or set it to 0"

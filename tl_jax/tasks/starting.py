@@ -80,9 +80,14 @@ def with_probe(net: Network, variables: Any, probe: Probe) -> dict[str, Any]:
     return {**variables, "params": params}
 
 
-def with_extras(variables: Any, how: Pretext | None, source_head: Any, key: jax.Array) -> dict[str, Any]:
-    """Return the variables with the further heads that objectives train, under ``extra`` in the parameters."""
-    dims = variables["params"]["head"]["kernel"].shape[0]
+def width(net: Network, variables: Any, part: Split) -> int:
+    """Return the number of features, which is not that of the head's inputs where hidden layers lie between."""
+    one = jax.ShapeDtypeStruct((1, *part.images.shape[1:]), part.images.dtype)
+    return jax.eval_shape(net.predict, variables, one)[1]["features"].shape[-1]
+
+
+def with_extras(variables: Any, dims: int, how: Pretext | None, source_head: Any, key: jax.Array) -> dict[str, Any]:
+    """Return the variables with the further heads on ``dims`` features, under ``extra`` in the parameters."""
     extra = {"pretext": pretext.init_heads(how, dims, key)} if how else {}
     extra |= {"source_head": source_head} if source_head is not None else {}
     return {**variables, "params": {**variables["params"], **({"extra": extra} if extra else {})}}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from tl_jax import tree
-from tl_jax.errors import UserError
+from tl_jax.errors import Diverged
 from tl_jax.task import Task
 from tl_jax.train import devices, early_stop, metrics
 from tl_jax.train.checkpoint import Checkpoints
@@ -152,6 +152,8 @@ class _Run:
             state = state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
             if done and done >= phase.start:  # at the very start of a phase its optimizer state is new
                 state = self.checkpoints.restore(done, state, opt_state=done > phase.start)
+            if done == phase.start:  # a running average starts from the weights that the phase starts from
+                state = state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
             if done < phase.stop:
                 state = self.train(phase, state, self.pace.patience if phase is plan[-1] else 0)
         return state, parameters
@@ -217,7 +219,7 @@ class _Run:
             if not math.isfinite(value):
                 kept = self.checkpoints.latest()
                 last = "no checkpoint was written yet" if kept is None else f"the last good checkpoint is step {kept}"
-                raise UserError(
+                raise Diverged(
                     f"the {name} of {where} is {value}; {last}; "
                     "lower config.optim.lr or set config.optim.clip_norm, with a new --workdir"
                 )

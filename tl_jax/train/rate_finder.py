@@ -14,7 +14,7 @@ from tl_jax.transfer.phases import Phase
 
 KEEP = 0.9  # share of the running mean of losses that stays at each step
 SPAN = 0.5  # decades of the rate over which a slope is taken: single steps are too noisy
-DIVERGED = 4.0  # times the lowest smoothed loss: the test ends there
+DIVERGED = 3.0  # times the lowest smoothed loss above it: the test ends there
 
 
 class Sweep(NamedTuple):
@@ -57,7 +57,7 @@ def sweep(task: Task, phase: Phase, seed: int, low: float = 1e-6, high: float = 
         total, count = row["sums"]["loss"]
         losses.append(float(total / count))
         mean = smooth(np.asarray(losses))
-        if not np.isfinite(losses[-1]) or mean[-1] > DIVERGED * mean.min():
+        if not np.isfinite(losses[-1]) or mean[-1] - mean.min() > DIVERGED * max(abs(mean.min()), 1e-3):
             break
     return read(rates[: len(losses)], np.asarray(losses))
 

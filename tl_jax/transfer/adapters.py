@@ -73,8 +73,16 @@ def add(params: tree.Tree, how: Adapters, key: jax.Array) -> dict[str, Any]:
 
 
 def merge(params: tree.Tree, how: Adapters) -> dict[str, Any]:
-    """Return plain parameters with the changes added into the kernels; the network then computes the same."""
+    """Return plain parameters with the changes added into the kernels; the network then computes the same.
+
+    Raises:
+        UserError: an A without its B, or a B without its A.
+    """
     leaves = tree.flatten(params)
+    for path in leaves:
+        other = re.sub(r"lora_([ab])$", lambda m: f"lora_{'b' if m[1] == 'a' else 'a'}", path)
+        if other not in leaves:
+            raise UserError(f"{path} is there without {other}; an adapter needs both")
     plain = {path: leaf for path, leaf in leaves.items() if not re.fullmatch(_PAIR, path)}
     for path in leaves:
         if path.endswith("lora_a"):

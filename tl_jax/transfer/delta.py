@@ -1,5 +1,6 @@
 """What training changed, as a small file on top of published weights: heads, adapters, statistics, moved leaves."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,23 @@ from tl_jax.errors import UserError
 from tl_jax.specs import PretrainedSpec
 from tl_jax.transfer import adapters
 from tl_jax.transfer.adapters import Adapters
+from tl_jax.transfer.partition import ADAPTERS, HEAD
 from tl_jax.weights import own
+
+# Statistics are small and go together; heads and adapters are drawn from the run's own seed.
+NEVER_PUBLISHED = rf"batch_stats/.*|params/({HEAD[0]}|{ADAPTERS})"
 
 
 def changed(start: tree.Tree, end: tree.Tree) -> dict[str, Any]:
     """Return the leaves of ``end`` that a delta must hold, by path: all but those with the bits of ``start``.
 
-    Statistics are always among them, and so are leaves that ``start`` does not have or draws at random: the heads.
+    Statistics, heads and adapters are always among them: the published weights do not have them as the run does.
     """
     before = tree.flatten(start)
 
     def same(path: str, leaf: Any) -> bool:
-        kept = path in before and not path.startswith(("batch_stats/", "params/head/", "params/aux/head/"))
-        return kept and np.asarray(before[path]).tobytes() == np.asarray(leaf).tobytes()
+        published = path in before and not re.fullmatch(NEVER_PUBLISHED, path)
+        return published and np.asarray(before[path]).tobytes() == np.asarray(leaf).tobytes()
 
     return {path: leaf for path, leaf in tree.flatten(end).items() if not same(path, leaf)}
 

@@ -57,7 +57,7 @@ def recipe(name: str, parts: Sequence[str] = (), stages: int = 1) -> Rules:
 def check_rules(rules: Sequence[tuple[str, str]]) -> Rules:
     """Return freeze rules as tuples, or a UserError naming the rule that is not (regex, label) or does not compile."""
     for rule in rules:
-        if len(rule) != 2 or not all(isinstance(part, str) for part in rule):
+        if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not all(isinstance(part, str) for part in rule):
             raise UserError(f"freeze rule {rule!r} is not a pair (regex, label), such as ('stage[12]/.*', 'frozen')")
         try:
             re.compile(rule[0])

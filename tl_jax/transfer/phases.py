@@ -55,7 +55,7 @@ def resolve(config: Any, sizes: Mapping[str, int], parts: Sequence[str] = ()) ->
         rules = _rules(config, entry, parts, objective)
         optim = {key: value for key, value in config.optim.to_dict().items() if key in OptimSpec._fields}
         optim |= {key: entry[key] for key in ("layer_decay", "rates") if key in entry}
-        optim |= {"parts": tuple(parts), "rates": tuple((group, factor) for group, factor in optim["rates"])}
+        optim |= {"parts": tuple(parts), "rates": check_rates(optim["rates"])}
         lr = config.optim.lr * entry.get("lr_scale", 1.0)
         rate = RateSpec(lr, stop - start, config.optim.schedule, config.optim.warmup)
         stats = entry.get("batch_stats", config.freeze.batch_stats)
@@ -91,6 +91,15 @@ def _rules_of_extras(config: Any, objective: str) -> Rules:
     idle_head = () if objective == SUPERVISED else ((HEAD[0], FROZEN),)  # a pretext has no use for it
     any_pretext = config.pretext.name or config.regularize.co_tuning
     return (*mine, *idle_head, *(((EXTRA, FROZEN),) if any_pretext else ()))
+
+
+def check_rates(rates: Any) -> tuple[tuple[str, float], ...]:
+    """Return factors on rates as tuples, or a UserError naming the one that is no pair (group, factor from 0 on)."""
+    for pair in rates:
+        fine = isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)
+        if not fine or not isinstance(pair[1], (int, float)) or not pair[1] >= 0:
+            raise UserError(f"config.optim.rates: {pair!r} is not a pair (group, factor), such as ('trunk', 0.1)")
+    return tuple((group, float(factor)) for group, factor in rates)
 
 
 def _check_rates(phases: Sequence[Phase]) -> None:
