@@ -101,6 +101,34 @@ def test_what_is_loaded_stays_as_it_was_beside_what_is_new():
     assert "source" not in rich
 
 
+def test_a_pretext_sits_on_features_where_the_head_sits_on_hidden_layers():
+    changes = (
+        ("model.name", "vgg16_tiny"), ("model.options", {"fc": True}), ("init.source", "random"), ("input.size", 32),
+        ("pretext.name", "rotation"), ("pretext.weight", 0.5),
+    )  # fmt: skip
+    task = small.task(*changes)
+    variables = jax.eval_shape(task.init, KEY)
+    assert variables["params"]["head"]["kernel"].shape == (32, 10)
+    assert variables["params"]["extra"]["pretext"]["kernel"].shape == (16, 4)
+    jax.eval_shape(task.loss, variables, task.train_batch(0), KEY)
+
+
+def test_norms_are_asked_for_only_where_there_are_some():
+    changes = (("model.name", "vgg16_tiny"), ("init.source", "random"), ("input.size", 32))
+    for change in (("freeze.recipe", "norm_only"), ("regularize.stochastic_norm", 0.5)):
+        with pytest.raises(UserError, match="vgg16_tiny has no BatchNorm"):
+            small.task(*changes, change)
+
+
+def test_bottleneck_adapters_are_drawn_by_the_seed():
+    changes = (("adapt.kind", "bottleneck"), ("adapt.rank", 4), ("freeze.recipe", "adapters"))
+    kernels = [
+        np.asarray(small.task(*changes, ("seed", seed)).init(KEY)["params"]["adapter_stem"]["down"]["kernel"])
+        for seed in (0, 1)
+    ]
+    assert not np.allclose(*kernels)
+
+
 def test_the_source_is_kept_only_for_penalties_that_need_it():
     kept = small.task(("regularize.l2_sp", 1.0)).init(KEY)["source"]
     assert set(kept) == {"params", "batch_stats"}

@@ -33,6 +33,20 @@ def test_smoothing_starts_at_the_first_loss_and_follows():
     np.testing.assert_allclose(smoothed[3], (3 * (keep + keep**2 + keep**3) + 1) / (1 + keep + keep**2 + keep**3))
 
 
+def test_losses_below_zero_do_not_count_as_divergence():
+    """SimSiam's loss is a negative cosine."""
+    head, _ = tiny.plan()
+    task = tiny.task()
+
+    def loss(variables, batch, key):
+        value, (stats, sums) = task.loss(variables, batch, key)
+        total, count = sums["loss"]
+        return value, (stats, {"loss": (total - 10 * count, count)})
+
+    found = rate_finder.sweep(task._replace(loss=loss), head, 0, low=1e-4, high=1e-1, steps=20)
+    assert len(found.rates) == 20 and found.losses.max() < 0
+
+
 def test_a_loss_that_never_falls_is_an_error():
     rates, _ = curve()
     with pytest.raises(UserError, match="falls at no learning rate"):
