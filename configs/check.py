@@ -1,5 +1,6 @@
 """Refuse configurations that cannot mean what they say, before anything is loaded."""
 
+from collections.abc import Callable
 from typing import Any
 
 from configs.base import FIELDS, PHASE_FIELDS, Config, members, part_names
@@ -46,6 +47,9 @@ def _check_phase(name: str, phase: Any, config: Config) -> None:
         raise UserError(f"{name}.stages has an effect with recipe={partition.LAST} only")
 
 
+Refused = dict[str, Any]  # what is wrong with a configuration, and whether it is
+
+
 def _check_together(config: Config) -> None:
     """Refuse fields that another field would make meaningless, rather than ignore them."""
     values = leaves(config, FIELDS)
@@ -55,45 +59,43 @@ def _check_together(config: Config) -> None:
 
     for i, phase in enumerate(config.phases):
         _check_phase(f"config.phases[{i}]", phase, config)
-    own = config.phases and all("recipe" in phase or "rules" in phase for phase in config.phases)
+    for table in (_start, _length, _freezing, _regularizing):
+        for message, wrong in table(config, changed).items():
+            if wrong:
+                raise UserError(f"config.{message}")
+
+
+def _start(config: Config, changed: Callable[..., bool]) -> Refused:
     loaded = config.init.source != "random"
-    usual = FIELDS["epochs"].default
-    names = [phase["name"] for phase in config.phases]
-    recipes = {phase.get("recipe", config.freeze.recipe) for phase in config.phases} or {config.freeze.recipe}
-    rules = config.freeze.rules or any(phase.get("rules") for phase in config.phases)
-    pretexts = [phase.get("objective") == "pretext" for phase in config.phases]
-    compares = config.regularize.distill or config.regularize.delta
-    views = [path for path in FIELDS if path.startswith("pretext.") and path != "pretext.name"]
-    refused = {
-        f"epochs has no effect beside phases; set config.phases[0].epochs, and this back to {usual:g}": (
-            config.phases and config.epochs != usual
-        ),
-        "freeze.recipe has no effect: every phase has its own": own and changed("freeze.recipe"),
-        "freeze.rules has no effect: every phase has its own": own and changed("freeze.rules"),
+    return {
         "init.path is not read with config.init.source=random; name its source": not loaded and config.init.path,
         "init.head=keep needs weights, not config.init.source=random": not loaded and config.init.head == "keep",
         "init.layout has an effect with config.init.source=random only": loaded and changed("init.layout"),
-        "test_on=best needs a validation part; raise config.data.validation": (
-            config.test_on == "best" and not config.data.validation
-        ),
         "data.train_examples and config.data.per_class are both set; leave one at 0": (
             config.data.train_examples and config.data.per_class
         ),
         "seed has no effect beside config.seeds; change those": config.seeds and changed("seed"),
+        f"test_views={config.test_views} must be 1, 2 or 10": config.test_views not in VIEWS,
+        "init.strength has an effect with config.init.head=logistic or ridge only": (
+            changed("init.strength") and config.init.head not in ("logistic", "ridge")
+        ),
+    }
+
+
+def _length(config: Config, changed: Callable[..., bool]) -> Refused:
+    usual, names = FIELDS["epochs"].default, [phase["name"] for phase in config.phases]
+    return {
+        f"epochs has no effect beside phases; set config.phases[0].epochs, and this back to {usual:g}": (
+            config.phases and config.epochs != usual
+        ),
+        "test_on=best needs a validation part; raise config.data.validation": (
+            config.test_on == "best" and not config.data.validation
+        ),
         f"phases have the same name twice or none ({', '.join(map(repr, names))}); give each its own": (
             len(set(names)) < len(names) or "" in names
         ),
         "patience, optim.ema and wise_ft have no effect with config.epochs=0": (
             not config.epochs and changed("patience", "optim.ema", "wise_ft")
-        ),
-        "wise_ft mixes weights, which adapters of low rank are not; set it or config.adapt.kind, not both": (
-            config.wise_ft and config.adapt.kind in ("lora", "parallel")
-        ),
-        "regularize.co_tuning takes each picture's own label, which mixup and cutmix change; set one of them": (
-            config.regularize.co_tuning and (config.regularize.mixup or config.regularize.cutmix)
-        ),
-        "adapt.alpha and targets are those of config.adapt.kind=lora or parallel": (
-            config.adapt.kind == "bottleneck" and changed("adapt.alpha", "adapt.targets")
         ),
         "patience needs a validation part; raise config.data.validation": (
             config.patience and not config.data.validation
@@ -102,9 +104,21 @@ def _check_together(config: Config) -> None:
         "wise_ft mixes with the head at the start; set config.init.head to logistic, ridge or keep": (
             config.wise_ft and config.init.head == "new"
         ),
-        f"test_views={config.test_views} must be 1, 2 or 10": config.test_views not in VIEWS,
-        "init.strength has an effect with config.init.head=logistic or ridge only": (
-            changed("init.strength") and config.init.head not in ("logistic", "ridge")
+    }
+
+
+def _freezing(config: Config, changed: Callable[..., bool]) -> Refused:
+    own = config.phases and all("recipe" in phase or "rules" in phase for phase in config.phases)
+    recipes = {phase.get("recipe", config.freeze.recipe) for phase in config.phases} or {config.freeze.recipe}
+    rules = config.freeze.rules or any(phase.get("rules") for phase in config.phases)
+    return {
+        "freeze.recipe has no effect: every phase has its own": own and changed("freeze.recipe"),
+        "freeze.rules has no effect: every phase has its own": own and changed("freeze.rules"),
+        "wise_ft mixes weights, which adapters of low rank are not; set it or config.adapt.kind, not both": (
+            config.wise_ft and config.adapt.kind in ("lora", "parallel")
+        ),
+        "adapt.alpha and targets are those of config.adapt.kind=lora or parallel": (
+            config.adapt.kind == "bottleneck" and changed("adapt.alpha", "adapt.targets")
         ),
         "freeze.stages has an effect with the recipe last_n_stages only": (
             changed("freeze.stages") and partition.LAST not in recipes
@@ -115,6 +129,17 @@ def _check_together(config: Config) -> None:
         "freeze.recipe=adapters needs config.adapt.kind": "adapters" in recipes and not config.adapt.kind,
         "adapt.rank, alpha and targets have an effect with config.adapt.kind only": (
             not config.adapt.kind and changed("adapt.rank", "adapt.alpha", "adapt.targets")
+        ),
+    }
+
+
+def _regularizing(config: Config, changed: Callable[..., bool]) -> Refused:
+    pretexts = [phase.get("objective") == "pretext" for phase in config.phases]
+    compares = config.regularize.distill or config.regularize.delta
+    views = [path for path in FIELDS if path.startswith("pretext.") and path != "pretext.name"]
+    return {
+        "regularize.co_tuning takes each picture's own label, which mixup and cutmix change; set one of them": (
+            config.regularize.co_tuning and (config.regularize.mixup or config.regularize.cutmix)
         ),
         "augment.magnitude has an effect with config.augment.randaugment only": (
             changed("augment.magnitude") and not config.augment.randaugment
@@ -133,9 +158,6 @@ def _check_together(config: Config) -> None:
             changed("pretext.temperature") and config.pretext.name != "simclr"
         ),
     }
-    for message, wrong in refused.items():
-        if wrong:
-            raise UserError(f"config.{message}")
 
 
 def _check_members(config: Config) -> None:
