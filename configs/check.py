@@ -5,10 +5,9 @@ from typing import Any
 
 from configs.base import FIELDS, PHASE_FIELDS, Config, members, part_names
 from tl_jax.config import check_known, check_value, leaves
+from tl_jax.data import views
 from tl_jax.errors import UserError
 from tl_jax.transfer import partition, phases
-
-VIEWS = (1, 2, 10)  # that data.views knows
 
 
 def validate(config: Config) -> None:
@@ -75,7 +74,7 @@ def _start(config: Config, changed: Callable[..., bool]) -> Refused:
             config.data.train_examples and config.data.per_class
         ),
         "seed has no effect beside config.seeds; change those": config.seeds and changed("seed"),
-        f"test_views={config.test_views} must be 1, 2 or 10": config.test_views not in VIEWS,
+        f"test_views={config.test_views} must be 1, 2 or 10": config.test_views not in views.COUNTS,
         "init.strength has an effect with config.init.head=logistic or ridge only": (
             changed("init.strength") and config.init.head not in ("logistic", "ridge")
         ),
@@ -136,7 +135,7 @@ def _freezing(config: Config, changed: Callable[..., bool]) -> Refused:
 def _regularizing(config: Config, changed: Callable[..., bool]) -> Refused:
     pretexts = [phase.get("objective") == "pretext" for phase in config.phases]
     compares = config.regularize.distill or config.regularize.delta
-    views = [path for path in FIELDS if path.startswith("pretext.") and path != "pretext.name"]
+    others = [path for path in FIELDS if path.startswith("pretext.") and path != "pretext.name"]
     return {
         "regularize.co_tuning takes each picture's own label, which mixup and cutmix change; set one of them": (
             config.regularize.co_tuning and (config.regularize.mixup or config.regularize.cutmix)
@@ -150,7 +149,7 @@ def _regularizing(config: Config, changed: Callable[..., bool]) -> Refused:
         "regularize.mixup and config.regularize.cutmix are both set; leave one at 0": (
             config.regularize.mixup and config.regularize.cutmix
         ),
-        "pretext fields need config.pretext.name": not config.pretext.name and (any(pretexts) or changed(*views)),
+        "pretext fields need config.pretext.name": not config.pretext.name and (any(pretexts) or changed(*others)),
         "pretext.name has no effect; set config.pretext.weight, or a phase with objective=pretext": (
             config.pretext.name and not config.pretext.weight and not any(pretexts)
         ),

@@ -106,7 +106,7 @@ def start(
         fitted = starting.with_probe(bare, variables, probe)
         variables = fitted if probed else variables
     attention = starting.attention(bare, fitted, how.endpoints, train, size) if how.delta else None
-    width = starting.width(bare, variables, train)
+    width = starting.width(bare, variables, train) if pretext or how.co_tuning else 0
     source_head = load_source_head(config, width) if how.co_tuning else None
     relation = starting.relation(bare, variables, source_head, train, size) if how.co_tuning else None
     kept = starting.source(how, variables, attention=attention, relation=relation)

@@ -13,8 +13,7 @@ import optax
 
 from tl_jax import tree
 from tl_jax.errors import UserError
-
-HEADS = r"(?:aux/)?head/.*"  # leaves that know the target's classes, whatever the source has under their names
+from tl_jax.transfer.partition import HEAD
 
 
 def l2_sp(params: tree.Tree, source: tree.Tree, mask: tree.Tree) -> tuple[jax.Array, jax.Array]:
@@ -37,7 +36,7 @@ def l2_sp(params: tree.Tree, source: tree.Tree, mask: tree.Tree) -> tuple[jax.Ar
         if not trains[path]:
             continue
         start = starts.get(path)
-        if start is None or start.shape != leaf.shape or re.fullmatch(HEADS, path):
+        if start is None or start.shape != leaf.shape or re.fullmatch(HEAD[0], path):
             to_zero += 0.5 * jnp.sum(jnp.square(leaf))
         else:
             to_source += 0.5 * jnp.sum(jnp.square(leaf - start))

@@ -34,7 +34,7 @@ def stochastic_norm(probability: float) -> Iterator[None]:
     """
     if not 0 <= probability <= 1:
         raise UserError(f"stochastic norm: probability {probability} is not in [0, 1]")
-    if not probability:  # no second branch in the program, which would cost a third of a step
+    if not probability:  # no second branch in the program, which would be paid for at each step
         yield
         return
 
