@@ -25,7 +25,7 @@ def knn(folder: Path, config: base.Config, run: Run, rates: Sequence[str], seeds
     config.init.head, config.init.strength = "new", 0.0
     for seed in seeds:
         config.seed = seed
-        task = runs.TASKS[config.task](config)
+        task = runs.make_task(config)
         variables = task.init(stream_key(seed, "init"))
         sides = {part: _features(task, variables, part) for part in ("train", "validation", "test")}
         (x, y), held_out, test = (sides[part] for part in ("train", "validation", "test"))

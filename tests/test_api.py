@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs import base, digits_resnet, stored
-from tl_jax import api, pretrained
+from tl_jax import api, pretrained, runs
 from tl_jax.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ def test_comparison_leaves_summary_and_picture(comparison):
 
 def test_both_arms_see_the_same_examples_and_different_weights(comparison):
     folder, config, _ = comparison
-    tasks = [api.TASKS["image"](member) for _, seed, member in base.members(config) if seed == 0]
+    tasks = [runs.make_task(member) for _, seed, member in base.members(config) if seed == 0]
     first, second = (task.train_batch(0) for task in tasks)
     assert (first["image"] == second["image"]).all()
     facts = [json.loads((folder / arm / "seed0" / "facts.json").read_text()) for arm in ("pretrained", "scratch")]

@@ -15,7 +15,7 @@ from tl_jax import __version__
 from tl_jax.exporting import export
 from tl_jax.looks import find_lr, preview
 from tl_jax.report import comparison
-from tl_jax.runs import TASKS, check_batches, restore
+from tl_jax.runs import check_batches, make_task, restore
 from tl_jax.train import loop, metrics, wise_ft, workdir
 from tl_jax.train.log import say
 from tl_jax.train.state import digest
@@ -65,7 +65,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
     clock = time.monotonic()
     if verbose:
         say("loading weights and data ...")
-    task = TASKS[config.task](config)
+    task = make_task(config)
     workdir.claim_facts(folder, task.facts)
     seconds = {"data": time.monotonic() - clock}
     plan = phases.resolve(config, task.sizes, task.parts)

@@ -9,7 +9,7 @@ from configs import base, check
 from tl_jax.data.augment import Augment, augment
 from tl_jax.errors import UserError
 from tl_jax.report import pictures, rate_curve
-from tl_jax.runs import TASKS, check_batches
+from tl_jax.runs import check_batches, make_task
 from tl_jax.task import Task
 from tl_jax.train import rate_finder, workdir
 from tl_jax.train.log import say
@@ -74,4 +74,4 @@ def _first(config: base.Config) -> tuple[base.Config, Task]:
     check.validate(config)
     _, _, config = base.members(config)[0]
     check_batches(config)
-    return config, TASKS[config.task](config)
+    return config, make_task(config)

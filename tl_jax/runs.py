@@ -6,13 +6,19 @@ from configs import base, check
 from tl_jax.errors import UserError
 from tl_jax.task import Task
 from tl_jax.tasks import image
-from tl_jax.train import devices, loop, workdir
+from tl_jax.train import compile_cache, devices, loop, workdir
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.state import TrainState
 from tl_jax.train.workdir import read_json
 from tl_jax.transfer.averaging import interpolate
 
 TASKS = {"image": image.make}
+
+
+def make_task(config: base.Config) -> Task:
+    """Return the task of a configuration; what it compiles is kept from here on."""
+    compile_cache.enable()
+    return TASKS[config.task](config)
 
 
 def check_batches(config: base.Config) -> None:
@@ -31,7 +37,7 @@ def restore(config: base.Config, folder: Path) -> tuple[Task, TrainState, TrainS
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"no checkpoints in {folder}; train first, or pass the --workdir of a run")
     workdir.check_owner(folder, config.to_dict())
-    task = TASKS[config.task](config)
+    task = make_task(config)
     checkpoints = Checkpoints(folder / "checkpoints", task, tidy=False)
     step = checkpoints.best() if config.test_on == "best" else checkpoints.latest()
     if step is None:
