@@ -18,6 +18,7 @@ Config = Any  # a ConfigDict, whose own annotations give each field the union of
 # Keras' networks come with 0.99 and 0.999, for runs of 100,000 steps: in a short one the statistics would still be the
 # source's when the weights are not, and evaluation goes wrong.
 NORM_MOMENTUM = "share of BatchNorm's old statistics that a step keeps; 0 takes the network's own"
+CACHING = ("auto", "off")
 BATCH_STATS = ("auto", "train", "frozen")
 HEADS = ("new", "keep", "logistic", "ridge")
 SOURCES = tuple(dict.fromkeys(source for _, source in CATALOG))
@@ -97,6 +98,13 @@ FIELDS = {
     "phases": Field((), "dicts with the fields of PHASE_FIELDS, run one after another"),
     "patience": Field(0, "evaluations of the last phase without a better one that end the run; 0: never", low=0),
     "wise_ft": Field(False, "test the best mixture, on validation, of first and last weights (arXiv:2109.01903)"),
+    # Work on frozen layers, see tasks/caching.py.
+    "cache.features": Field("auto", "compute outputs of frozen first layers once where nothing is augmented", CACHING),
+    "cache.views": Field(
+        0, "augmented views of a picture, computed once, that epochs take in turn; 0: always new ones", low=0
+    ),
+    "cache.dir": Field("", "folder of these outputs; empty for features/ in the cache folder"),
+    "cache.gigabytes": Field(8.0, "that they may take", low=0.0),
     # Against overfitting; each is off at 0, with its paper in transfer/regularizers.py.
     "regularize.dropout": Field(0.0, "share of features dropped before the head", low=0.0, high=0.95),
     "regularize.drop_path": Field(0.0, "share of examples that skip the last residual block", low=0.0, high=0.95),

@@ -82,11 +82,11 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
     variables, extra = (state.variables if best is not None else state.tested), {}
     if config.wise_ft:
         first = loop.initial_state(task, config.seed).variables
-        share, scores = wise_ft.best_share(task, first, variables)
+        share, scores = wise_ft.best_share(fitted.task, first, variables)
         variables, extra = interpolate(first, variables, share), {"wise_ft": {"share": share, "validation": scores}}
-    values, examples, compiling = metrics.evaluate(task, variables, "test")
+    values, examples, compiling = metrics.evaluate(fitted.task, variables, "test")
     if config.test_train:
-        extra["train_metrics"] = metrics.evaluate(task, variables, "train").values
+        extra["train_metrics"] = metrics.evaluate(fitted.task, variables, "train").values
     fitted.seconds["eval"] += time.monotonic() - begin - compiling
     fitted.seconds["compile"] += compiling
     fitted.checkpoints.close()

@@ -34,6 +34,8 @@ class Task(NamedTuple):
         facts: what was loaded and from where, for the summary and for resuming.
         parts: names of the network's parts from the input on, for freeze recipes and rates by depth.
         pretext: what may be learned from pictures without labels, None where nothing is.
+        shortcut: (this task, variables, phase) -> a task with the same results that does not repeat what the phase
+            leaves frozen; None where there is none.
         score: name of the metric by which the best checkpoint is chosen, the higher the better.
     """
 
@@ -49,6 +51,7 @@ class Task(NamedTuple):
     facts: Mapping[str, Any]
     parts: tuple[str, ...] = ()
     pretext: Objective | None = None
+    shortcut: Callable[["Task", Variables, Any], "Task"] | None = None
     score: str = "accuracy"
 
     def objective(self, name: str) -> Objective:

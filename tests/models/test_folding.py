@@ -47,7 +47,9 @@ def test_outputs_are_equal(name, options, size):
 
 
 def test_every_norm_behind_a_convolution_is_found():
-    norms = {p.rpartition("/")[0] for p in tree.flatten(random_variables(models.create("resnet8", 0), 32)["batch_stats"])}
+    norms = {
+        p.rpartition("/")[0] for p in tree.flatten(random_variables(models.create("resnet8", 0), 32)["batch_stats"])
+    }
     assert {pair.norm for pair in folding.pairs(models.create("resnet8", 0), 32)} == norms
 
 

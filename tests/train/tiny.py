@@ -69,7 +69,7 @@ def task(seed=0, scale=1.0, train=None):
         loss=loss,
         metrics=metrics,
         features=None,
-        train_batch=functools.partial(batches.train_batch, train, seed, 8),
+        train_batch=batches.Stream(train.images, train.labels, seed, 8),
         eval_batches=lambda part: batches.eval_batches(parts[part], 8),
         sizes={name: len(part.labels) for name, part in parts.items()},
         facts={},

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,10 +26,32 @@ def train_indices(seed: int, n: int, batch_size: int, step: int) -> np.ndarray:
     return np.concatenate([_order(seed, n, int(e))[positions[epochs == e] % n] for e in np.unique(epochs)])
 
 
-def train_batch(split: Split, seed: int, batch_size: int, step: int) -> Mapping[str, np.ndarray]:
-    """Return ``image`` uint8 (B, H, W, 3), ``label`` int32 (B,) and ``mask`` float32 (B,) of batch ``step``."""
-    rows = train_indices(seed, len(split.labels), batch_size, step)
-    return {"image": split.images[rows], "label": split.labels[rows], "mask": np.ones(batch_size, np.float32)}
+class Stream(NamedTuple):
+    """Training batches of a seed, a pure function of the step.
+
+    Attributes:
+        images: (V * N, ...): pictures uint8, or maps; V views of each example, view by view.
+        labels: int32 (N,).
+        seed: of the order.
+        batch_size: B.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    seed: int
+    batch_size: int
+
+    def rows(self, step: int) -> np.ndarray:
+        """Return the rows (B,) of ``images`` that make up batch ``step``; each epoch sees the next view."""
+        n = len(self.labels)
+        epochs = np.arange(step * self.batch_size, (step + 1) * self.batch_size) // n
+        return epochs % (len(self.images) // n) * n + train_indices(self.seed, n, self.batch_size, step)
+
+    def __call__(self, step: int) -> Mapping[str, np.ndarray]:
+        """Return ``image`` (B, ...), ``label`` int32 (B,) and ``mask`` float32 (B,) of batch ``step``."""
+        rows = self.rows(step)
+        labels = self.labels[rows % len(self.labels)]
+        return {"image": self.images[rows], "label": labels, "mask": np.ones(self.batch_size, np.float32)}
 
 
 def eval_batches(split: Split, batch_size: int) -> Iterator[Mapping[str, np.ndarray]]:

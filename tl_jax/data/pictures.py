@@ -12,10 +12,15 @@ SPLIT_SEED = 0  # of that cut: the same test part whatever the seed of the run
 
 
 class Split(NamedTuple):
-    """Pictures uint8 (N, H, W, 3), RGB, and labels int32 (N,) in [0, K)."""
+    """Pictures uint8 (N, H, W, 3), RGB, and labels int32 (N,) in [0, K).
+
+    Where they were taken out of a larger split, ``whole`` is that and ``rows`` (N,) says which of it they are.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    whole: "Split | None" = None
+    rows: np.ndarray | None = None
 
 
 class Source(NamedTuple):

@@ -7,8 +7,9 @@ from tl_jax.errors import UserError
 
 
 def take(split: Split, rows: np.ndarray) -> Split:
-    """Return the given rows of a split."""
-    return Split(split.images[rows], split.labels[rows])
+    """Return the given rows of a split, which stays their ``whole``, or its own whole."""
+    whole, of_whole = (split, rows) if split.whole is None or split.rows is None else (split.whole, split.rows[rows])
+    return Split(split.images[rows], split.labels[rows], whole, of_whole)
 
 
 def cut_validation(train: Split, share: float, seed: int) -> tuple[Split, Split]:

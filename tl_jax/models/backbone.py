@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from tl_jax.errors import UserError, nearest
 from tl_jax.models.layers import glorot_uniform
 
+FEATURES = "features"  # the endpoint on which a new head sits
 Part = Callable[[], Callable[[jax.Array, bool], jax.Array]]  # makes the layers, which map (x, train) to x
 
 
@@ -38,6 +39,7 @@ class Backbone(nn.Module):
 
     Attributes:
         num_classes: K, 0 for no head.
+        start: name of the part whose output is what comes in, instead of pictures; "features" takes those (N, D).
         endpoint: name of the part after which the network ends; empty for the whole network.
         channels: C.
         dropout: share of the features that is dropped before the head while training.
@@ -48,6 +50,7 @@ class Backbone(nn.Module):
     """
 
     num_classes: int
+    start: str = ""
     endpoint: str = ""
     channels: int = 3
     dropout: float = 0.0
@@ -65,6 +68,10 @@ class Backbone(nn.Module):
         """Return the names of the parts from the input on, as far as the network goes."""
         names = [name for name, _ in self.parts()]
         return tuple(names[: names.index(self.endpoint) + 1] if self.endpoint in names else names)
+
+    def head_reads(self) -> str:
+        """Return what the head needs: "features", or the name of a part whose map it reads."""
+        return FEATURES
 
     def prepare(self, x: jax.Array) -> jax.Array:
         """Return the pictures as the first part takes them."""
@@ -85,25 +92,29 @@ class Backbone(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Apply the network; ``train`` uses batch statistics and dropout (which needs the rng "dropout")."""
-        self._check(x)
-        end: dict[str, jax.Array] = {}
-        x, parts = self.prepare(x), self.parts()
-        for name, part in parts:
+        end = {self.start: x} if self.start else {}
+        if self.start != FEATURES:
+            end[FEATURES] = self._run(x, end, train).astype(jnp.float32).mean(axis=(1, 2))
+        self.extras(end, train)
+        return self.classify(end, train) if self.num_classes else end[FEATURES], end
+
+    def _run(self, x: jax.Array, end: dict[str, jax.Array], train: bool) -> jax.Array:
+        """Apply the parts from ``start`` to ``endpoint``, put their outputs into ``end``, return the last."""
+        parts = self.parts()
+        names = [name for name, _ in parts]
+        if self.endpoint and self.endpoint not in names:
+            raise UserError(f"no endpoint {self.endpoint!r} (config.model.endpoint); {nearest(self.endpoint, names)}")
+        first = names.index(self.start) + 1 if self.start else 0
+        last = names.index(self.endpoint) + 1 if self.endpoint else len(parts)
+        if not first:
+            self._check(x)
+            x = self.prepare(x)
+        for name, part in parts[first:last]:
             x = part()(x, train)
             if self.adapter:
                 x = Adapter(self.adapter, self.dtype, name=f"adapter_{name}")(x)
             end[name] = x
-            if name == self.endpoint:
-                break
-        else:
-            if self.endpoint:
-                raise UserError(
-                    f"no endpoint {self.endpoint!r} (config.model.endpoint); "
-                    f"{nearest(self.endpoint, [name for name, _ in parts])}"
-                )
-        end["features"] = x.astype(jnp.float32).mean(axis=(1, 2))
-        self.extras(end, train)
-        return self.classify(end, train) if self.num_classes else end["features"], end
+        return x
 
     def _check(self, x: jax.Array) -> None:
         if x.ndim != 4 or x.shape[-1] != self.channels:

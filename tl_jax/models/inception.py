@@ -203,6 +203,13 @@ class InceptionV3(Backbone):
         mixed = [(f"mixed{i}", partial(Mixed, branches, *how, name=f"mixed{i}")) for i, branches in enumerate(blocks)]
         return [("stem", partial(Stem, *how, name="stem")), *mixed]
 
+    def head_reads(self) -> str:
+        return self._last(2) if self.aux else super().head_reads()
+
+    def _last(self, stage: int) -> str:
+        """Return the name of the last block of a size."""
+        return f"mixed{sum(self.repeats[:stage]) + stage - 2}"
+
     def prepare(self, x: jax.Array) -> jax.Array:
         if not self.transform_input:
             return x
@@ -212,10 +219,9 @@ class InceptionV3(Backbone):
         return x * (std / 0.5)[None, None, None] + ((mean - 0.5) / 0.5)[None, None, None]
 
     def extras(self, end: dict[str, jax.Array], train: bool) -> None:
-        for stage in (1, 2, 3):  # the last block of each size
-            last = f"mixed{sum(self.repeats[:stage]) + stage - 2}"
-            if last in end:
-                end[f"stage{stage}"] = end[last]
+        for stage in (1, 2, 3):
+            if self._last(stage) in end:
+                end[f"stage{stage}"] = end[self._last(stage)]
         if self.aux and self.num_classes and "stage2" in end:
             head = AuxiliaryHead(self.num_classes, self.width, LAYOUTS[self.layout], self.dtype, name="aux")
             end["aux_logits"] = head(end["stage2"], train)

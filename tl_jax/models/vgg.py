@@ -59,10 +59,16 @@ class VGG(Backbone):
         sizes = enumerate(zip(self.depths, self.widths, strict=True), start=1)
         return [(f"stage{i}", partial(Stage, d, w, self.norm, self.dtype, name=f"stage{i}")) for i, (d, w) in sizes]
 
+    def head_reads(self) -> str:
+        return self._last() if self.fc else super().head_reads()
+
+    def _last(self) -> str:
+        return self.endpoint or f"stage{len(self.depths)}"
+
     def classify(self, end: dict[str, jax.Array], train: bool) -> jax.Array:
         if not self.fc:
             return super().classify(end, train)
-        x = adaptive_mean_pool(end[self.endpoint or f"stage{len(self.depths)}"], GRID)
+        x = adaptive_mean_pool(end[self._last()], GRID)
         x = x.reshape(len(x), -1)
         for name in ("fc1", "fc2"):
             x = end[name] = nn.relu(nn.Dense(self.fc_width, dtype=self.dtype, name=name)(x))

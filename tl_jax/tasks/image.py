@@ -16,6 +16,7 @@ from tl_jax.errors import UserError
 from tl_jax.network import Pretrained, variable_shapes, with_head
 from tl_jax.task import Objective, Task
 from tl_jax.tasks import starting
+from tl_jax.tasks.caching import Frozen
 from tl_jax.tasks.objectives import Inputs, Network, make_features, make_loss, make_metrics, make_pretext_loss
 from tl_jax.train.log import say
 from tl_jax.transfer.adapters import Adapters
@@ -58,10 +59,13 @@ def make(config: Any) -> Task:
     parts = cut(config, source)
     hows = regularize(config, net), pretext_of(config)
     beside = hows[1] if config.pretext.weight else None
+    seen = config.seed, config.batch_size
     pretext = None
     if hows[1]:
-        stream = functools.partial(batches.train_batch, parts["unlabelled"], config.seed, config.batch_size)
-        pretext = Objective(make_pretext_loss(network, hows[1]), stream)
+        unlabelled = parts["unlabelled"]
+        pretext = Objective(
+            make_pretext_loss(network, hows[1]), batches.Stream(unlabelled.images, unlabelled.labels, *seen)
+        )
     return Task(
         name=f"{config.model.name} on {source.name}",
         classes=source.classes,
@@ -69,7 +73,7 @@ def make(config: Any) -> Task:
         loss=make_loss(network, Augment(**config.augment.to_dict()), hows[0], beside),
         metrics=make_metrics(network, config.test_views),
         features=make_features(network),
-        train_batch=functools.partial(batches.train_batch, parts["train"], config.seed, config.batch_size),
+        train_batch=batches.Stream(parts["train"].images, parts["train"].labels, *seen),
         eval_batches=lambda part: batches.eval_batches(parts[part], config.eval_batch_size),
         sizes={name: len(part.labels) for name, part in parts.items()},
         facts={
@@ -83,6 +87,7 @@ def make(config: Any) -> Task:
         },
         parts=net.model.part_names(),
         pretext=pretext,
+        shortcut=Frozen(config, network, parts, hows[0]).task,
     )
 
 

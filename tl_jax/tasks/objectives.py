@@ -37,11 +37,19 @@ class Inputs(NamedTuple):
         return preprocess.scale(preprocess.fit(images, self.size, self.crop, self.interpolation), self.scaling)
 
 
+class Maps(NamedTuple):
+    """Inputs of a network that starts in the middle: outputs of an earlier part, as they are."""
+
+    def __call__(self, maps: jax.Array) -> jax.Array:
+        """Return them."""
+        return maps
+
+
 class Network(NamedTuple):
     """A model, what its inputs are, and how its parameters are adapted."""
 
     model: Backbone
-    inputs: Inputs
+    inputs: Inputs | Maps
     adapters: Adapters = Adapters()
 
     def predict(self, variables: Any, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from tl_jax import distance
-from tl_jax.data import batches
+from tl_jax.data import batches, splits
 from tl_jax.data.sources import Split
 from tl_jax.distance.probes import LinearProbe
 from tl_jax.errors import UserError
@@ -125,7 +125,7 @@ def adapted(variables: Any, how: adapters.Adapters, key: jax.Array) -> dict[str,
 
 def _first(part: Split, n: int) -> Split:
     rows = np.random.default_rng(0).permutation(len(part.labels))[:n]
-    return Split(part.images[rows], part.labels[rows])
+    return splits.take(part, rows)
 
 
 def _standard(rises: jax.Array) -> jax.Array:

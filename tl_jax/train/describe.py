@@ -8,30 +8,31 @@ from tl_jax import tree
 from tl_jax.train import devices
 from tl_jax.train.state import TrainState
 from tl_jax.train.step import make_init, make_train_step
+from tl_jax.train.stepper import Stepper
 from tl_jax.transfer import partition
 from tl_jax.transfer.phases import Phase
 
 
-def describe(phase: Phase, state: TrainState, program: devices.Program, call: tuple[Any, Any, Any, Any]) -> str:
+def describe(phase: Phase, state: TrainState, stepper: Stepper, call: tuple[Any, Any, Any, Any]) -> str:
     """Return the table of one phase.
 
     Args:
         phase: that is about to start.
         state: at its start.
-        program: its compiled step.
-        call: the objective's loss, and a batch, the stream key and a learning rate as the step takes them.
+        stepper: its compiled steps.
+        call: the objective's loss, and a batch, the stream key and a learning rate as its step takes them.
     """
     mask = partition.trainable(state.params, phase.rules)
     split = partition.count_split(state.params, mask)
     still = partition.still_norms(mask, state.batch_stats, phase.batch_stats)
     norms = {path.rpartition("/")[0] for path in tree.flatten(state.batch_stats)}
-    bytes_now, flops_now = tree.nbytes(state.opt_state), program.flops
+    bytes_now, flops_now = tree.nbytes(state.opt_state), stepper.flops
     bytes_all, flops_all = _nothing_frozen(phase, state, call) if split["frozen"] else (bytes_now, flops_now)
     optim, rate = phase.optim, phase.rate
     return "\n".join(
         [
             f"phase {phase.name}: step {int(state.step):,} to {phase.stop:,}, {optim.name}, learning rate {rate.lr:g} "
-            f"({rate.schedule}); compiled in {program.seconds:.1f} s",
+            f"({rate.schedule}); compiled in {stepper.seconds:.1f} s",
             f"  parameters: {split['trainable']:,} trainable, {split['frozen']:,} frozen",
             f"  BatchNorm: {len(still)} of {len(norms)} layers keep their statistics",
             f"  optimizer state: {bytes_now / 1e6:,.2f} MB ({bytes_all / 1e6:,.2f} MB with nothing frozen)",

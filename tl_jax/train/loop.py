@@ -20,10 +20,11 @@ from tl_jax.train.interrupt import between_steps
 from tl_jax.train.log import Log
 from tl_jax.train.prove import Proof
 from tl_jax.train.state import TrainState, stream_key
-from tl_jax.train.step import make_init, make_train_step
+from tl_jax.train.step import make_init
+from tl_jax.train.stepper import Stepper
 from tl_jax.transfer import partition
 from tl_jax.transfer.optimizer import learning_rates
-from tl_jax.transfer.phases import Phase
+from tl_jax.transfer.phases import SUPERVISED, Phase
 
 
 class Fitted(NamedTuple):
@@ -31,14 +32,16 @@ class Fitted(NamedTuple):
 
     Attributes:
         state: after the last step.
+        task: as the last phase saw it, see ``Task.shortcut``.
         checkpoints: of the run, still open.
-        seconds: spent by this process on ``compile``, ``train`` and ``eval``.
+        seconds: spent by this process on ``features`` (of frozen layers), ``compile``, ``train`` and ``eval``.
         parameters: ``trainable`` and ``frozen`` values of the last phase.
         freeze: the proof of freezing, where one was asked for.
         resumed_from: step at which this process took over, 0 for a run in one piece.
     """
 
     state: TrainState
+    task: Task
     checkpoints: Checkpoints
     seconds: dict[str, float]
     parameters: dict[str, int]
@@ -94,13 +97,14 @@ def fit(
         with between_steps() as check:
             run = _Run(task, pace, seed, checkpoints, log, check, workdir, proof)
             state, parameters = run.phases(plan, done)
+            seen = run.seen_by(plan[-1], state) if plan else task
     except BaseException:
         checkpoints.close()  # what is being written is worth finishing
         raise
     finally:
         log.close()
     checkpoints.wait()
-    return Fitted(state, checkpoints, run.seconds, parameters, proof.summary() if proof else {}, done)
+    return Fitted(state, seen, checkpoints, run.seconds, parameters, proof.summary() if proof else {}, done)
 
 
 def initial_state(task: Task, seed: int) -> TrainState:
@@ -136,7 +140,8 @@ class _Run:
         self.check = check  # raises where the user asked to stop
         self.workdir, self.proof = workdir, proof
         self.stream = jax.device_put(stream_key(seed, "train"), devices.replicated())
-        self.seconds = {"compile": 0.0, "train": 0.0, "eval": 0.0}
+        self.seconds = {"features": 0.0, "compile": 0.0, "train": 0.0, "eval": 0.0}
+        self.seen: dict[int, Task] = {}  # by the phase that starts at a step
         self.taken = 0  # steps since this process started
 
     def phases(self, plan: Sequence[Phase], done: int) -> tuple[TrainState, dict[str, int]]:
@@ -144,7 +149,7 @@ class _Run:
         state = initial_state(self.task, self.seed)
         parameters = {"trainable": 0, "frozen": tree.count(state.params)}
         if not plan and self.checkpoints.latest() is None:
-            self._evaluate_and_save("start", state)
+            self._evaluate_and_save("start", state, self.task)
         for phase in plan:
             parameters = partition.count_split(state.params, partition.trainable(state.params, phase.rules))
             if done >= phase.stop and phase is not plan[-1]:
@@ -164,35 +169,23 @@ class _Run:
         scores = early_stop.history(self.workdir, phase.name, self.task.score) if patience else []
         if early_stop.exhausted(scores, patience):
             return state
-        loss, train_batch = self.task.objective(phase.objective)
-        rates = learning_rates(phase.rate)
-        batch = devices.put(train_batch(first))
-        step = make_train_step(loss, phase.optim, phase.rules, phase.batch_stats)
-        self.log.say(f"compiling the training step of phase {phase.name} ...")
-        program = devices.compiled(step, state, batch, self.stream, devices.scalar(rates[0]))
-        self.seconds["compile"] += program.seconds
-        call = (loss, batch, self.stream)
-        self.log.say(describe(phase, state, program, (*call, devices.scalar(rates[0]))))
-        if self.proof:
-            self.proof.begin(phase, state, program, call)
-        pending = []
+        task, stepper = self._prepare(phase, state)
+        now, pending = first, []
         clock = time.monotonic()
-        for i in range(first, phase.stop):
+        while now < phase.stop:
             self.check()
-            if i > first:
-                batch = devices.put(train_batch(i))
-            rate = rates[i - phase.start]
-            state, row = program.execute(state, batch, self.stream, devices.scalar(rate))
-            pending.append({**row, "lr": rate})
-            self.taken += 1
-            now = i + 1
+            goals = (phase.stop, now + stepper.most, *(now - now % every + every for every in self.pace[:2]))
+            state, rows = stepper.advance(state, now, min(goals))
+            pending += rows
+            self.taken += len(rows)
+            now += len(rows)
             save = now % self.pace.save == 0 or now == phase.stop
             if save or now % self.pace.log == 0:
                 self._flush(phase, now, pending)
                 pending = []
             if save:
                 self.seconds["train"] += time.monotonic() - clock
-                values = self._evaluate_and_save(phase.name, state)
+                values = self._evaluate_and_save(phase.name, state, task)
                 scores += [values[self.task.score]] if patience and values else []
                 if early_stop.exhausted(scores, patience):
                     self.log.say(f"no better validation {self.task.score} in {patience} evaluations: stopped early")
@@ -201,6 +194,28 @@ class _Run:
         if self.proof:
             self.proof.end(phase, state)
         return state
+
+    def seen_by(self, phase: Phase, state: TrainState) -> Task:
+        """Return the task as a phase sees it: without what it leaves frozen."""
+        if not self.task.shortcut or phase.objective != SUPERVISED:
+            return self.task
+        if phase.start not in self.seen:
+            clock = time.monotonic()
+            self.seen[phase.start] = self.task.shortcut(self.task, state.variables, phase)
+            self.seconds["features"] += time.monotonic() - clock
+        return self.seen[phase.start]
+
+    def _prepare(self, phase: Phase, state: TrainState) -> tuple[Task, Stepper]:
+        """Return the task as the phase sees it, and its compiled steps."""
+        whole, task = self.task.objective(phase.objective), self.seen_by(phase, state)
+        self.log.say(f"compiling the training step of phase {phase.name} ...")
+        stepper = Stepper(phase, task.objective(phase.objective), state, self.stream, int(state.step))
+        self.seconds["compile"] += stepper.seconds
+        call = whole.loss, devices.put(whole.train_batch(int(state.step))), self.stream
+        self.log.say(describe(phase, state, stepper, (*call, devices.scalar(learning_rates(phase.rate)[0]))))
+        if self.proof:
+            self.proof.begin(phase, state, stepper.flops, call)
+        return task, stepper
 
     def _flush(self, phase: Phase, now: int, pending: list[Any]) -> None:
         """Fetch the rows of the last steps, stop where one is not finite, write their mean."""
@@ -224,12 +239,12 @@ class _Run:
                     "lower config.optim.lr or set config.optim.clip_norm, with a new --workdir"
                 )
 
-    def _evaluate_and_save(self, phase: str, state: TrainState) -> dict[str, float] | None:
+    def _evaluate_and_save(self, phase: str, state: TrainState, task: Task) -> dict[str, float] | None:
         """Return the metrics on the validation part, None where there is none; keep the state."""
         clock = time.monotonic()
         values, now, shown, compiling = None, int(state.step), "", 0.0
         if self.task.sizes.get("validation"):
-            values, _, compiling = metrics.evaluate(self.task, state.tested, "validation")
+            values, _, compiling = metrics.evaluate(task, state.tested, "validation")
             self._check_finite(f"validation after step {now} (phase {phase})", values)
             self.log.row(now, "validation", values, phase=phase)
             shown = "validation " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()) + "; "

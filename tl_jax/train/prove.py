@@ -37,14 +37,14 @@ class Proof:
         self._path = workdir / "freeze.json"
         self._phases: dict[str, Any] = read_json(self._path)
 
-    def begin(self, phase: Phase, state: TrainState, program: devices.Program, call: tuple[Any, ...]) -> None:
+    def begin(self, phase: Phase, state: TrainState, flops: float, call: tuple[Any, ...]) -> None:
         """Hash what is frozen as the phase starts; one that goes on is held to the hashes of its own start.
 
         Args:
             phase: that starts.
             state: as it starts.
-            program: its compiled step.
-            call: loss, batch and stream key of that step.
+            flops: of one of its steps.
+            call: loss, batch and stream key of a forward pass from the pictures on.
         """
         loss, batch, stream = call
         forward = make_forward(loss, phase.rules, phase.batch_stats)
@@ -54,7 +54,7 @@ class Proof:
             "leaves": len(before),
             "changed": None,  # until the phase ends
             "optimizer_bytes": tree.nbytes(state.opt_state),
-            "flops_step": program.flops,
+            "flops_step": flops,
             "flops_forward": devices.flops(forward, state, batch, stream),
             "sha256": before,
         }

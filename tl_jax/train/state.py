@@ -10,7 +10,7 @@ import numpy as np
 from tl_jax import tree
 from tl_jax.transfer.optimizer import averaged
 
-STREAMS = ("init", "train")  # independent uses of randomness; the order is part of every result
+STREAMS = ("init", "train", "views")  # independent uses of randomness; the order is part of every result
 
 
 class TrainState(flax.struct.PyTreeNode):

@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from tl_jax.train.devices import replicated, split
@@ -22,7 +23,7 @@ def make_init(optim: OptimSpec, rules: Rules):
 
 @functools.cache
 def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str):
-    """Return the jitted step (state, batch, stream key, learning rate) -> (state, rows).
+    """Return the jitted step (state, batch, stream key, learning rate) -> (state, row).
 
     Args:
         loss: of the phase's objective.
@@ -30,9 +31,43 @@ def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str)
         rules: freeze rules of the phase.
         batch_stats: mode of ``partition.still_norms``.
 
-    The rows hold the task's sums and the norms of the trained leaves' gradients and new values. The input state's
+    The row holds the task's sums and the norms of the trained leaves' gradients and new values. The input state's
     memory is reused. The learning rate is an argument, so that runs which differ in it share the compiled step.
     """
+    whole, parts = replicated(), split()
+    shardings = {"in_shardings": (whole, parts, whole, whole), "out_shardings": whole}
+    return jax.jit(_step(loss, optim, rules, batch_stats), donate_argnums=0, **shardings)
+
+
+@functools.cache
+def make_train_steps(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str):
+    """Return the jitted loop (state, data, rows (S, B), stream key, learning rates (S,), count) -> (state, rows).
+
+    It takes the first ``count`` of S steps, whose batches are rows of ``data``: {"image": (V * N, ...), "label": (N,)}.
+    The count is an argument, so that the same program, and with it the same bits, serves any number of steps.
+    """
+    step = _step(loss, optim, rules, batch_stats)
+
+    def steps(state: TrainState, data: Any, rows: jax.Array, stream: jax.Array, rates: jax.Array, count: jax.Array):
+        def batch_of(i):
+            row = jax.lax.with_sharding_constraint(rows[i], split())
+            labels = data["label"][row % len(data["label"])]
+            return {"image": data["image"][row], "label": labels, "mask": jnp.ones(len(row))}
+
+        def body(i, carry):
+            state, out = carry
+            state, row = step(state, batch_of(i), stream, rates[i])
+            return state, jax.tree.map(lambda values, value: values.at[i].set(value), out, row)
+
+        one = jax.eval_shape(lambda: step(state, batch_of(0), stream, rates[0])[1])
+        zeros = jax.tree.map(lambda value: jnp.zeros((len(rows), *value.shape), value.dtype), one)
+        return jax.lax.fori_loop(0, count, body, (state, zeros))
+
+    whole = replicated()
+    return jax.jit(steps, donate_argnums=0, in_shardings=(whole,) * 6, out_shardings=whole)
+
+
+def _step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str):
     optimizer = make_optimizer(optim, rules)
 
     def step(state: TrainState, batch: Any, stream: jax.Array, rate: jax.Array):
@@ -58,9 +93,7 @@ def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str)
         }
         return TrainState(state.step + 1, params, new_stats, opt_state, state.source), row
 
-    whole, parts = replicated(), split()
-    shardings = {"in_shardings": (whole, parts, whole, whole), "out_shardings": whole}
-    return jax.jit(step, donate_argnums=0, **shardings)
+    return step
 
 
 @functools.cache

@@ -1,0 +1,198 @@
+"""A task whose frozen first layers have been computed: its "pictures" are their outputs, and training starts there."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from tl_jax import __version__, tree
+from tl_jax.data import batches
+from tl_jax.data.augment import Augment, augment
+from tl_jax.data.sources import Split
+from tl_jax.fetch import cache_dir
+from tl_jax.models import folding
+from tl_jax.models.backbone import FEATURES
+from tl_jax.task import Task
+from tl_jax.tasks.objectives import Maps, Network, make_loss, make_metrics
+from tl_jax.train import devices
+from tl_jax.train.log import say
+from tl_jax.train.state import stream_key
+from tl_jax.train.step import make_eval_step
+from tl_jax.transfer.adapters import Adapters, merge
+from tl_jax.transfer.feature_cache import Shelf, boundary, code_digest, digest
+from tl_jax.transfer.partition import still_norms, trainable
+from tl_jax.transfer.penalties import Regularize
+
+# Computing a map again is cheaper than reading it where it took fewer operations for each of its bytes.
+LEAST_WORK = 1000.0
+KINDS = ("params", "batch_stats")
+
+
+class Rows(NamedTuple):
+    """Some rows of an array that stays where it is, on disk perhaps."""
+
+    array: np.ndarray
+    chosen: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self.array[self.chosen[rows]]
+
+
+class Frozen:
+    """What of a task can be computed once, and where it is kept."""
+
+    def __init__(self, config: Any, network: Network, parts: Mapping[str, Split], how: Regularize):
+        self.network, self.parts, self.how, self.config = network, parts, how, config
+        self.augment = Augment(**config.augment.to_dict())
+        folder = Path(config.cache.dir).expanduser() if config.cache.dir else cache_dir() / "features"
+        self.shelf = Shelf(folder, int(config.cache.gigabytes * 1e9))
+
+    def possible(self) -> bool:
+        """Whether what comes out of frozen layers is the same each time a picture, or a view of it, is met."""
+        fixed = self.augment == Augment() or self.config.cache.views
+        how, model = self.how, self.network.model
+        mixed = how.mixup or how.cutmix or how.compares_maps or how.stochastic_norm or self.config.pretext.weight
+        return bool(
+            self.config.cache.features == "auto"
+            and fixed
+            and not mixed
+            and not getattr(model, "drop_path", 0.0)
+            and self.config.test_views == 1
+            and jax.process_count() == 1
+        )
+
+    def task(self, task: Task, variables: Any, phase: Any) -> Task:
+        """Return the task that starts where ``phase`` starts to train, or ``task`` where nothing is gained."""
+        views = self.config.cache.views if self.augment != Augment() else 0
+        n = len(self.parts["train"].labels) * max(1, views)
+        if not self.possible() or (phase.stop - phase.start) * self.config.batch_size < n:
+            return task
+        mask = trainable(variables["params"], phase.rules)
+        still = still_norms(mask, variables["batch_stats"], phase.batch_stats)
+        norms = frozenset(path.rpartition("/")[0] for path in tree.flatten(variables["batch_stats"]))
+        model = self.network.model
+        name = boundary(model.part_names(), model.head_reads(), mask, still, norms)
+        outputs = Outputs(self, name, variables) if name else None
+        if outputs is None or not outputs.worth(n):
+            return task
+        network = self.network._replace(model=model.clone(start=name), inputs=Maps())
+        train = self.parts["train"]
+        images = outputs.views(train, views) if views else outputs.of(train)
+        return task._replace(
+            loss=make_loss(network, Augment(), self.how, None),
+            metrics=make_metrics(network),
+            train_batch=batches.Stream(images, train.labels, self.config.seed, self.config.batch_size),
+            eval_batches=outputs.batches,
+        )
+
+
+class Outputs:
+    """Outputs of the layers up to ``name``, with fixed weights."""
+
+    def __init__(self, frozen: Frozen, name: str, variables: Any):
+        network = frozen.network
+        self.frozen, self.name, self.batch_size = frozen, name, frozen.config.eval_batch_size
+        parts = network.model.part_names()
+        inside = parts if name == FEATURES else parts[: parts.index(name) + 1]
+        self.trunk = Network(network.model.clone(num_classes=0, endpoint=inside[-1]), network.inputs)
+        found = folding.pairs(self.trunk.model, network.inputs.size)
+        kept = {key: {p: v for p, v in variables[key].items() if p.removeprefix("adapter_") in inside} for key in KINDS}
+        self.variables = _fold(network.adapters, tuple(p for p in found if p.conv.partition("/")[0] in inside))(kept)
+        facts = (__version__, jax.__version__, code_digest(), repr(self.trunk), name, self.batch_size)
+        self.key = digest(facts, self.variables["params"], self.variables["batch_stats"])
+        shape = jax.eval_shape(self._step(Augment()), self.variables, self._shapes())
+        self.shape, self.dtype = shape.shape[1:], shape.dtype
+
+    def worth(self, n: int) -> bool:
+        """Whether keeping ``n`` of them saves more than it costs."""
+        size = int(np.prod(self.shape)) * self.dtype.itemsize
+        work = devices.flops(self._step(Augment()), self.variables, self._shapes())
+        if work / self.batch_size / size < LEAST_WORK:
+            return False
+        if n * size > self.frozen.shelf.max_bytes:
+            say(
+                f"outputs of {self.name} for {n:,} pictures would take {n * size / 1e9:.1f} GB; "
+                "config.cache.gigabytes allows less, so they are computed at each step"
+            )
+            return False
+        return True
+
+    def of(self, split: Split) -> np.ndarray | Rows:
+        """Return the outputs (N, ...) of a split, kept for its whole where a part of the task is most of that."""
+        if split.whole is not None and any(
+            part.whole is split.whole and 2 * len(part.labels) >= len(split.whole.labels)
+            for part in self.frozen.parts.values()
+        ):
+            return Rows(self.of(split.whole), split.rows)
+        each = functools.partial(batches.eval_batches, split, self.batch_size)
+        return self._get(digest(self.key, split.images), len(split.labels), lambda: self._rows(each(), Augment()))
+
+    def views(self, split: Split, count: int) -> np.ndarray:
+        """Return the outputs (count * N, ...) of augmented views of a split, view by view."""
+        how, seed = self.frozen.augment, self.frozen.config.seed
+        key = digest(self.key, split.images, how._asdict(), seed, count)
+        return self._get(key, count * len(split.labels), lambda: self._rows(self._augmented(split, count), how))
+
+    def batches(self, part: str) -> Iterator[Mapping[str, np.ndarray]]:
+        """Yield the batches of a part, as ``Task.eval_batches``."""
+        split = self.frozen.parts[part]
+        return batches.eval_batches(Split(self.of(split), split.labels), self.batch_size)
+
+    def _get(self, key: str, n: int, make: Any) -> np.ndarray:
+        def told() -> Iterator[np.ndarray]:
+            say(f"computing outputs of {self.name} for {n:,} pictures, once ...")
+            with tqdm(total=n, unit="picture", dynamic_ncols=True, disable=None, leave=False) as bar:
+                for rows in make():
+                    yield rows
+                    bar.update(len(rows))
+
+        return self.frozen.shelf.get(key, (n, *self.shape), self.dtype, told)
+
+    def _rows(self, each: Iterator[Any], how: Augment) -> Iterator[np.ndarray]:
+        step = self._step(how)
+        for batch in each:
+            seen = {name: batch[name] for name in ("image", "key") if name in batch}
+            yield np.asarray(step(self.variables, devices.put(seen)))[batch["mask"] > 0]
+
+    def _step(self, how: Augment) -> Any:
+        return make_eval_step(make_outputs(self.trunk, self.name, how))
+
+    def _augmented(self, split: Split, count: int) -> Iterator[Mapping[str, np.ndarray]]:
+        """Yield the pictures as often as there are views, with a key (B, 2) for each batch."""
+        stream, number = stream_key(self.frozen.config.seed, "views"), 0
+        for _ in range(count):
+            for batch in batches.eval_batches(split, self.batch_size):
+                key = np.asarray(jax.random.key_data(jax.random.fold_in(stream, number)))
+                yield {**batch, "key": np.tile(key, (self.batch_size, 1))}
+                number += 1
+
+    def _shapes(self) -> dict[str, Any]:
+        images = self.frozen.parts["train"].images
+        return {"image": jax.ShapeDtypeStruct((self.batch_size, *images.shape[1:]), images.dtype)}
+
+
+@functools.cache
+def make_outputs(trunk: Network, name: str, how: Augment):
+    """Return the function (folded variables, batch) -> endpoint ``name`` of its pictures, augmented with its key."""
+
+    def outputs(variables, batch):
+        images = batch["image"]
+        if how != Augment():
+            images = augment(images, jax.random.wrap_key_data(batch["key"][0]), how)
+        with folding.folded(variables["shifts"]):
+            return trunk.predict(variables, images)[1][name]
+
+    return outputs
+
+
+@functools.cache
+def _fold(how: Adapters, found: tuple[folding.Pair, ...]):
+    """Return the jitted function variables -> the same with adapters merged and BatchNorm folded."""
+    return jax.jit(lambda v: folding.fold(found, {**v, "params": merge(v["params"], how)}))
