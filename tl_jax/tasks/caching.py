@@ -17,9 +17,10 @@ from tl_jax.fetch import cache_dir
 from tl_jax.models import folding
 from tl_jax.models.backbone import FEATURES
 from tl_jax.task import Task
-from tl_jax.tasks.objectives import Maps, Network, make_loss, make_metrics
+from tl_jax.tasks.objectives import Maps, Network, make_features, make_loss, make_metrics
 from tl_jax.train import devices
 from tl_jax.train.log import say
+from tl_jax.train.metrics import extract
 from tl_jax.train.state import stream_key
 from tl_jax.train.step import make_eval_step
 from tl_jax.transfer.adapters import Adapters, merge
@@ -67,6 +68,13 @@ class Frozen:
             and self.config.test_views == 1
             and jax.process_count() == 1
         )
+
+    def features(self, variables: Any, split: Split) -> np.ndarray:
+        """Return the features (N, D) of a split's pictures as they are."""
+        if self.config.cache.features == "auto" and jax.process_count() == 1:
+            return np.asarray(Outputs(self, FEATURES, variables).of(split)[:])
+        bare = self.network._replace(adapters=Adapters())
+        return extract(make_features(bare), variables, batches.eval_batches(split, self.config.eval_batch_size))
 
     def task(self, task: Task, variables: Any, phase: Any) -> Task:
         """Return the task that starts where ``phase`` starts to train, or ``task`` where nothing is gained."""

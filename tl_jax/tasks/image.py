@@ -1,7 +1,6 @@
 """Image classification: a pretrained (or random) network, a new head, pictures with one label each."""
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +10,6 @@ import numpy as np
 from tl_jax import pretrained
 from tl_jax.data import batches, sources, splits
 from tl_jax.data.augment import Augment
-from tl_jax.data.sources import Split
 from tl_jax.errors import UserError
 from tl_jax.network import Pretrained, variable_shapes, with_head
 from tl_jax.task import Objective, Task
@@ -59,6 +57,7 @@ def make(config: Any) -> Task:
     parts = cut(config, source)
     hows = regularize(config, net), pretext_of(config)
     beside = hows[1] if config.pretext.weight else None
+    frozen = Frozen(config, network, parts, hows[0])
     seen = config.seed, config.batch_size
     pretext = None
     if hows[1]:
@@ -69,7 +68,7 @@ def make(config: Any) -> Task:
     return Task(
         name=f"{config.model.name} on {source.name}",
         classes=source.classes,
-        init=functools.partial(start, config, net, network, parts, *hows),
+        init=functools.partial(start, config, net, frozen, *hows),
         loss=make_loss(network, Augment(**config.augment.to_dict()), hows[0], beside),
         metrics=make_metrics(network, config.test_views),
         features=make_features(network),
@@ -87,33 +86,32 @@ def make(config: Any) -> Task:
         },
         parts=net.model.part_names(),
         pretext=pretext,
-        shortcut=Frozen(config, network, parts, hows[0]).task,
+        shortcut=frozen.task,
     )
 
 
 def start(
     config: Any,
     net: Pretrained,
-    network: Network,
-    parts: Mapping[str, Split],
+    frozen: Frozen,
     how: Regularize,
     pretext: Pretext | None,
     key: jax.Array,
 ) -> dict[str, Any]:
     """Return the variables that training starts from, drawn from ``key`` as far as they are not loaded or fitted."""
     variables = starting.plain(net, key)
-    bare = network._replace(adapters=Adapters())  # they change nothing yet
-    size, train = config.eval_batch_size, parts["train"]
+    network, parts, size = frozen.network, frozen.parts, config.eval_batch_size
+    bare, train = network._replace(adapters=Adapters()), parts["train"]  # adapters change nothing yet
     probed = config.init.head in starting.PROBES
     if probed or how.delta:
         kind = config.init.head if probed else "logistic"
-        probe = starting.Probe(kind, config.init.strength if probed else 1.0, parts, size)
-        fitted = starting.with_probe(bare, variables, probe)
+        probe = starting.Probe(kind, config.init.strength if probed else 1.0, parts, frozen.features)
+        fitted = starting.with_probe(variables, probe)
         variables = fitted if probed else variables
     attention = starting.attention(bare, fitted, how.endpoints, train, size) if how.delta else None
     width = starting.width(bare, variables, train) if pretext or how.co_tuning else 0
     source_head = load_source_head(config, width) if how.co_tuning else None
-    relation = starting.relation(bare, variables, source_head, train, size) if how.co_tuning else None
+    relation = starting.relation(frozen.features, variables, source_head, train) if how.co_tuning else None
     kept = starting.source(how, variables, attention=attention, relation=relation)
     variables = starting.adapted(variables, network.adapters, jax.random.fold_in(key, 1))
     variables = starting.with_extras(variables, width, pretext, source_head, jax.random.fold_in(key, 2))

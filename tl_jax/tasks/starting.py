@@ -16,13 +16,13 @@ from tl_jax.data.sources import Split
 from tl_jax.distance.probes import LinearProbe
 from tl_jax.errors import UserError
 from tl_jax.network import Pretrained, draw_new, initializer
-from tl_jax.tasks.objectives import Network, make_features
+from tl_jax.tasks.objectives import Network
 from tl_jax.train.log import say
-from tl_jax.train.metrics import extract
 from tl_jax.transfer import adapters, pretext, regularizers
 from tl_jax.transfer.penalties import Regularize
 from tl_jax.transfer.pretext import Pretext
 
+Features = Callable[[Any, Split], np.ndarray]  # (variables, N pictures) -> (N, D)
 STRENGTHS = tuple(10.0**i for i in range(-4, 3))  # C of a probe, of which the best on validation is taken
 ATTENTION_EXAMPLES = 256  # that DELTA's weights of channels are estimated from, at most
 PROBES: Mapping[str, Callable[..., LinearProbe]] = {
@@ -40,36 +40,35 @@ def plain(net: Pretrained, key: jax.Array) -> dict[str, Any]:
 class Probe:
     """The head as a linear classifier fitted to the features of the training part, as they are before any training."""
 
-    def __init__(self, kind: str, strength: float, parts: Mapping[str, Split], batch_size: int):
+    def __init__(self, kind: str, strength: float, parts: Mapping[str, Split], features: Features):
         """``kind`` is a key of ``PROBES``; a ``strength`` of 0 is replaced by the best on the part "validation"."""
-        self.kind, self.strength, self.parts, self.batch_size = kind, strength, parts, batch_size
+        self.kind, self.strength, self.parts, self.features = kind, strength, parts, features
 
-    def fit(self, net: Network, variables: Any) -> LinearProbe:
-        """Fit the probe to the network's features."""
-        x, y = self._features(net, variables, "train")
+    def fit(self, variables: Any) -> LinearProbe:
+        """Fit the probe to the features of the variables."""
+        x, y = self._examples(variables, "train")
         make = PROBES[self.kind]
         if self.strength or not len(self.parts["validation"].labels):
             return make(x, y, self.strength or 1.0)
-        held_out = self._features(net, variables, "validation")
+        held_out = self._examples(variables, "validation")
         probes = {c: make(x, y, c) for c in STRENGTHS}
         scores = {c: probe.accuracy(*held_out) for c, probe in probes.items()}
         best = max(scores, key=lambda c: (scores[c], -c))  # of equals the one most regularised
         say(f"{self.kind} probe: C = {best:g} of {len(scores)}, validation accuracy {scores[best]:.4f}")
         return probes[best]
 
-    def _features(self, net: Network, variables: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
-        each = batches.eval_batches(self.parts[part], self.batch_size)
-        return extract(make_features(net), variables, each), self.parts[part].labels
+    def _examples(self, variables: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
+        return self.features(variables, self.parts[part]), self.parts[part].labels
 
 
-def with_probe(net: Network, variables: Any, probe: Probe) -> dict[str, Any]:
+def with_probe(variables: Any, probe: Probe) -> dict[str, Any]:
     """Return the variables with the fitted probe as their head.
 
     Raises:
         UserError: the head does not sit on ``features``, or a class has no training example.
     """
     head = variables["params"]["head"]
-    fitted = probe.fit(net, variables)
+    fitted = probe.fit(variables)
     if fitted.kernel.shape != head["kernel"].shape:
         raise UserError(
             f"config.init.head={probe.kind} gives a head {fitted.kernel.shape}, the network takes "
@@ -93,11 +92,11 @@ def with_extras(variables: Any, dims: int, how: Pretext | None, source_head: Any
     return {**variables, "params": {**variables["params"], **({"extra": extra} if extra else {})}}
 
 
-def relation(net: Network, variables: Any, source_head: Any, part: Split, batch_size: int) -> jax.Array:
+def relation(features: Features, variables: Any, source_head: Any, part: Split) -> jax.Array:
     """Return p(source class | target class) (K, Z) as the source's head sees the training part."""
-    features = extract(make_features(net), variables, batches.eval_batches(part, batch_size))
-    probs = jax.nn.softmax(features @ source_head["kernel"] + source_head["bias"][None])
-    return regularizers.category_relation(probs, jnp.asarray(part.labels), net.model.num_classes)
+    probs = jax.nn.softmax(features(variables, part) @ source_head["kernel"] + source_head["bias"][None])
+    classes = variables["params"]["head"]["bias"].shape[0]
+    return regularizers.category_relation(probs, jnp.asarray(part.labels), classes)
 
 
 def attention(net: Network, variables: Any, names: tuple[str, ...], part: Split, batch_size: int) -> dict[str, Any]:

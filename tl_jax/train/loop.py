@@ -1,6 +1,5 @@
 """The loop: phases of steps, with evaluation, checkpoints and exact resumption between them."""
 
-import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from tl_jax import tree
 from tl_jax.errors import Diverged
@@ -19,7 +17,7 @@ from tl_jax.train.describe import describe
 from tl_jax.train.interrupt import between_steps
 from tl_jax.train.log import Log
 from tl_jax.train.prove import Proof
-from tl_jax.train.state import TrainState, stream_key
+from tl_jax.train.state import TrainState, initial_state, stream_key
 from tl_jax.train.step import make_init
 from tl_jax.train.stepper import Stepper
 from tl_jax.transfer import partition
@@ -105,21 +103,6 @@ def fit(
         log.close()
     checkpoints.wait()
     return Fitted(state, seen, checkpoints, run.seconds, parameters, proof.summary() if proof else {}, done)
-
-
-def initial_state(task: Task, seed: int) -> TrainState:
-    """Return the state before the first step, without optimizer state, replicated over the devices."""
-    variables = task.init(stream_key(seed, "init"))
-    source = {"source": variables["source"]} if "source" in variables else {}
-    stats = variables.get("batch_stats", {})
-    state = TrainState(jnp.zeros((), jnp.int32), variables["params"], stats, (), source)
-    # A jitted copy rather than device_put alone: the step reuses the state's memory, which must be no one else's.
-    return _copier()(state)
-
-
-@functools.cache
-def _copier():
-    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=devices.replicated())
 
 
 class _Run:

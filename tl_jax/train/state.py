@@ -1,13 +1,17 @@
 """What a training step takes and gives back, and the keys that are derived rather than carried."""
 
+import functools
 import hashlib
 from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tl_jax import tree
+from tl_jax.task import Task
+from tl_jax.train import devices
 from tl_jax.transfer.optimizer import averaged
 
 STREAMS = ("init", "train", "views")  # independent uses of randomness; the order is part of every result
@@ -44,6 +48,21 @@ class TrainState(flax.struct.PyTreeNode):
 def stream_key(seed: int, stream: str) -> jax.Array:
     """Return the key of a stream of randomness; a step's own key is ``fold_in(stream key, step)``."""
     return jax.random.fold_in(jax.random.key(seed), STREAMS.index(stream))
+
+
+def initial_state(task: Task, seed: int) -> TrainState:
+    """Return the state before the first step, without optimizer state, replicated over the devices."""
+    variables = task.init(stream_key(seed, "init"))
+    source = {"source": variables["source"]} if "source" in variables else {}
+    stats = variables.get("batch_stats", {})
+    state = TrainState(jnp.zeros((), jnp.int32), variables["params"], stats, (), source)
+    # A jitted copy rather than device_put alone: the step reuses the state's memory, which must be no one else's.
+    return _copier()(state)
+
+
+@functools.cache
+def _copier():
+    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=devices.replicated())
 
 
 def digest(variables: Any) -> str:
