@@ -10,9 +10,10 @@ import shutil
 from pathlib import Path
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 
 from configs import base, stored
+from experiments import command
 from tl_jax import api
 from tl_jax.tasks import image
 from tl_jax.train import loop, metrics
@@ -80,4 +81,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

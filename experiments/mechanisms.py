@@ -16,11 +16,11 @@ are finished are not repeated, so the study may be stopped and started again, or
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from configs import base, mechanisms
-from experiments import mechanisms_made, mechanisms_report
+from experiments import command, mechanisms_made, mechanisms_report
 from tl_jax import api
 from tl_jax.errors import Diverged, UserError, nearest
 from tl_jax.train.log import say
@@ -155,4 +155,4 @@ def source(config: base.Config) -> Any:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
 from configs import base, stored
+from experiments import command
 from tl_jax import distance, runs, tree
 from tl_jax.tasks import image
 from tl_jax.tasks.objectives import Network, make_pooled
@@ -122,4 +123,4 @@ def draw(found: Sequence[Drift], path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

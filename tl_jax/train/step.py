@@ -36,7 +36,7 @@ def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str)
     """
     whole, parts = replicated(), split()
     shardings = {"in_shardings": (whole, parts, whole, whole), "out_shardings": whole}
-    return jax.jit(_step(loss, optim, rules, batch_stats), donate_argnums=0, **shardings)
+    return jax.jit(make_step(loss, optim, rules, batch_stats), donate_argnums=0, **shardings)
 
 
 @functools.cache
@@ -46,7 +46,7 @@ def make_train_steps(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str
     It takes the first ``count`` of S steps, whose batches are rows of ``data``: {"image": (V * N, ...), "label": (N,)}.
     The count is an argument, so that the same program, and with it the same bits, serves any number of steps.
     """
-    step = _step(loss, optim, rules, batch_stats)
+    step = make_step(loss, optim, rules, batch_stats)
 
     def steps(state: TrainState, data: Any, rows: jax.Array, stream: jax.Array, rates: jax.Array, count: jax.Array):
         def batch_of(i):
@@ -67,10 +67,11 @@ def make_train_steps(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str
     return jax.jit(steps, donate_argnums=0, in_shardings=(whole,) * 6, out_shardings=whole)
 
 
-def _step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str):
+def make_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str):
+    """Return the step of ``make_train_step`` as it is, with further arguments of the optimizer by name."""
     optimizer = make_optimizer(optim, rules)
 
-    def step(state: TrainState, batch: Any, stream: jax.Array, rate: jax.Array):
+    def step(state: TrainState, batch: Any, stream: jax.Array, rate: jax.Array, **more: jax.Array):
         mask = partition.trainable(state.params, rules)
         still = partition.still_norms(mask, state.batch_stats, batch_stats)
         key = jax.random.fold_in(stream, state.step)
@@ -83,7 +84,7 @@ def _step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str):
         grads, (new_stats, sums) = jax.grad(loss_of, has_aux=True)(state.params)
         if optim.sam:  # metrics and statistics are those of the first pass
             grads, _ = jax.grad(loss_of, has_aux=True)(sam_point(state.params, grads, optim.sam, mask))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, rate=rate)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, rate=rate, **more)
         # Frozen leaves are passed on, not added to: adding zero would turn -0.0 into 0.0.
         params = jax.tree.map(lambda p, u, trains: p + u if trains else p, state.params, updates, mask)
         row = {

@@ -20,7 +20,8 @@ class OptimSpec(NamedTuple):
 
     Attributes:
         name: "adam" or "sgd".
-        weight_decay: for adam decoupled (AdamW, arXiv:1711.05101), for sgd added to the gradient; kernels only.
+        weight_decay: for adam decoupled (AdamW, arXiv:1711.05101), for sgd added to the gradient; kernels only. None
+            where it is given at every step as ``decay=``.
         momentum: of sgd.
         epsilon: of adam.
         clip_norm: largest global norm of the trained leaves' gradients; 0 for no clipping.
@@ -33,7 +34,7 @@ class OptimSpec(NamedTuple):
     """
 
     name: str
-    weight_decay: float = 0.0
+    weight_decay: float | None = 0.0
     momentum: float = 0.9
     epsilon: float = 1e-8
     clip_norm: float = 0.0
@@ -125,6 +126,11 @@ def _decay(spec: OptimSpec) -> list[optax.GradientTransformation]:
     def kernels(params):
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
+    def update(updates, state, params=None, *, decay, **_):
+        return jax.tree.map(lambda u, p: u + decay * p if p.ndim > 1 else u, updates, params), state
+
+    if spec.weight_decay is None:
+        return [optax.GradientTransformationExtraArgs(optax.init_empty_state, update)]
     return [optax.add_decayed_weights(spec.weight_decay, kernels)] if spec.weight_decay else []
 
 

@@ -1,0 +1,87 @@
+"""A head for every seed, learning rate and weight decay, trained at once on features that are computed once.
+
+    python -m experiments.heads --config=configs/cifar_resnet.py:article --workdir=DIR
+    python -m experiments.heads --config=configs/flowers_mobilenet.py:probe --workdir=DIR --rates=1e-3,1e-2
+
+The recipe gives data, network, features, optimizer, schedule and length; everything but the head is frozen. Writes
+``heads.csv`` and ``heads.png``: which rate and decay suit the features, at little more than the price of one head.
+Seeds draw the first head and the order of examples; the parts of the data are those of the recipe's seed.
+"""
+
+import csv
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags, logging
+from ml_collections import config_flags
+
+from configs import base, check
+from experiments import command
+from tl_jax import runs
+from tl_jax.errors import UserError
+from tl_jax.report.comparison import interval, percent
+from tl_jax.report.rate_curve import draw_scores
+from tl_jax.train import heads, workdir
+from tl_jax.train.log import say
+from tl_jax.train.state import initial_state
+from tl_jax.transfer import phases
+
+CONFIG = config_flags.DEFINE_config_file("config", "configs/flowers_mobilenet.py:probe", "Recipe.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds.")
+RATES = flags.DEFINE_list("rates", ["1e-4", "3e-4", "1e-3", "3e-3", "1e-2"], "Learning rates.")
+DECAYS = flags.DEFINE_list("decays", ["0"], "Weight decays.")
+
+
+def main(_: list[str]) -> None:
+    """Train, write, draw, tell."""
+    logging.set_verbosity(logging.WARNING)
+    clock = time.monotonic()
+    config = base.override(CONFIG.value, (("seeds", ()), ("arms", ()), ("phases", ()), ("freeze.recipe", "head")))
+    check.validate(config)
+    rates, decays = ([float(value) for value in given.value] for given in (RATES, DECAYS))
+    task = runs.make_task(config)
+    (phase,) = phases.resolve(config, task.sizes, task.parts)
+    seen = task.shortcut(task, initial_state(task, config.seed).variables, phase)
+    if seen is task:
+        raise UserError(
+            "the features of this recipe change from epoch to epoch, or there is no room for them: switch its "
+            "augmentation off, set --config.cache.views=8, or raise --config.cache.gigabytes"
+        )
+    said = f"{len(SEEDS.value)} seeds, {len(rates)} rates, {len(decays)} decays, {phase.stop:,} steps"
+    say(f"{task.name}: heads for {said} ...")
+    found = heads.train_heads(seen, phase, [int(seed) for seed in SEEDS.value], rates, decays)
+    folder = Path(WORKDIR.value).expanduser()
+    with workdir.exclusive(folder):
+        report(found, rates, decays, task.name, folder)
+    say(f"{found.seconds['compile']:.1f} s compiling, {found.seconds['train']:.1f} s training, "
+        f"{time.monotonic() - clock:.1f} s in all")  # fmt: skip
+
+
+def report(found: heads.Heads, rates: list[float], decays: list[float], name: str, folder: Path) -> None:
+    """Write ``heads.csv`` and ``heads.png``; print a line for each rate and decay and the one to take."""
+    with (folder / "heads.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("seed", "rate", "decay", "validation", "test", "loss"))
+        for (s, r, w), test in np.ndenumerate(found.test):
+            numbers = (found.validation[s, r, w], test, found.loss[s, r, w])
+            writer.writerow((SEEDS.value[s], rates[r], decays[w], *(f"{number:.5g}" for number in numbers)))
+    say(f"{'rate':>8} {'decay':>8}   validation      test (mean and 95 % interval over {len(found.test)} seeds)")
+    for (r, w), _ in np.ndenumerate(found.test[0]):
+        shown = [_percent(part[:, r, w]) for part in (found.validation, found.test)]
+        say(f"{rates[r]:8g} {decays[w]:8g}   {shown[0]:<13} {shown[1]}")
+    if not np.isnan(found.validation).any():
+        r, w = np.unravel_index(found.validation.mean(0).argmax(), found.validation.shape[1:])
+        say(f"best on validation: rate {rates[r]:g}, decay {decays[w]:g}: test {_percent(found.test[:, r, w])} %")
+    lines = {f"decay {decay:g}": found.test[:, :, w] for w, decay in enumerate(decays)}
+    say(f"{folder / 'heads.csv'}, {draw_scores(np.asarray(rates), lines, f'heads: {name}', folder / 'heads.png')}")
+
+
+def _percent(values: np.ndarray) -> str:
+    mean, half = interval(values)
+    return percent({"mean": mean, "interval95": half})
+
+
+if __name__ == "__main__":
+    command.run(main)
