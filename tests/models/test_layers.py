@@ -88,3 +88,19 @@ def test_initial_kernels_have_hes_and_glorots_variance():
     assert float(kernel.std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
     head = layers.glorot_uniform(jax.random.key(0), (256, 300))
     assert float(head.std()) == pytest.approx((2 / 556) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (3, 1), (5, 5)])
+@pytest.mark.parametrize("window", [(3, 3), (1, 7), (5, 3)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", ["half", "same"])
+def test_what_a_kernel_never_meets_is_left_out(size, window, stride, padding):
+    kernel = jnp.arange(window[0] * window[1], dtype=jnp.float32).reshape(*window, 1, 1) + 1
+    zeros = convolution.pads(size, window, stride, padding)
+    met, left = convolution.seeing(size, kernel, stride, zeros)
+    assert all(pad >= 0 for pair in left for pad in pair)
+    x = jax.random.normal(jax.random.key(0), (2, *size, 1))
+    whole, part = (convolution._conv2d_lax(x, k, stride, pad) for k, pad in ((kernel, zeros), (met, left)))
+    np.testing.assert_allclose(whole, part, rtol=1e-5, atol=1e-5)
+    if size == (1, 1) and window == (3, 3):
+        assert met.shape == (1, 1, 1, 1) and met.item() == 5.0

@@ -1,0 +1,115 @@
+"""Forward pass and training step of whole networks: tl_jax against PyTorch and Keras, in turns on one machine.
+
+    python -m experiments.benchmarks.networks --cases=resnet50:32:64 --results=FILE.json
+    python -m experiments.benchmarks.networks                       every case below, about half an hour on 2 cores
+
+Prints a table and writes JSON: medians over the turns, images a second, the ratio to the faster peer, FLOPs and the
+share of the rate that this machine reaches in a plain matrix product. Needs requirements-bench.txt.
+"""
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from experiments import command
+from experiments.benchmarks.turns import Worker, measure, medians
+from experiments.mechanisms_report import commit
+from tl_jax import models
+
+CASES = flags.DEFINE_list(
+    "cases",
+    ["resnet50:32:64", "resnet50:224:8", "vgg16:224:8", "inception_v3:299:8", "mobilenet_v2:224:8"],
+    "NETWORK:SIZE:BATCH.",
+)
+PEERS = flags.DEFINE_list("peers", ["torch", "torch_channels_last", "keras"], "What tl_jax is compared with.")
+TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
+LEAST = flags.DEFINE_float("least", 2.0, "Seconds of a turn at least.")
+RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/networks.json", "Where the numbers go.")
+
+
+def main(_: list[str]) -> None:
+    """Measure every case."""
+    rate = matmul_rate()
+    print(f"float32 matrix product: {rate / 1e9:.0f} GFLOP/s")
+    found = []
+    for case in CASES.value:
+        name, size, batch = case.split(":")
+        arguments = [f"--network={name}", f"--size={size}", f"--batch={batch}"]
+        workers = {peer: Worker(peer, *arguments) for peer in ("tl_jax", *PEERS.value)}
+        for what in ("forward", "step"):
+            taken = measure(workers, what, TURNS.value, LEAST.value)
+            row = compare(case, what, taken, flops(name, int(size), int(batch)) * (3 if what == "step" else 1), rate)
+            found.append(row)
+            print(line(row), flush=True)
+        for worker in workers.values():
+            worker.close()
+    path = Path(RESULTS.value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"matmul_flops": rate, "commit": commit(), **machine(), "rows": found}, indent=1) + "\n")
+
+
+def compare(case: str, what: str, taken: dict[str, list[float]], work: float, rate: float) -> dict[str, Any]:
+    """Return what the seconds of a case mean."""
+    middle, batch = medians(taken), int(case.split(":")[2])
+    fastest = min((peer for peer in middle if peer != "tl_jax"), key=middle.get)
+    return {
+        "case": case,
+        "what": what,
+        "seconds": taken,
+        "median": middle,
+        "images_per_second": {name: batch / value for name, value in middle.items()},
+        "fastest_peer": fastest,
+        "ratio": middle[fastest] / middle["tl_jax"],
+        "flops": work,
+        "share_of_matmul": work / middle["tl_jax"] / rate,
+    }
+
+
+def line(row: dict[str, Any]) -> str:
+    """Return a row as text."""
+    each = ", ".join(f"{name} {value:.1f}" for name, value in row["images_per_second"].items())
+    return (
+        f"{row['case']:<20} {row['what']:<8} images/s: {each}; {row['ratio']:.2f} times {row['fastest_peer']}; "
+        f"{100 * row['share_of_matmul']:.0f} % of the matrix product's rate"
+    )
+
+
+def flops(name: str, size: int, batch: int) -> float:
+    """Return the floating-point operations of a forward pass by layer shapes; a step is counted as three of them."""
+    model = models.create(name, 10, **({"fc": False} if name.startswith("vgg") else {}))
+    x = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    lowered = jax.jit(lambda v, x: model.apply(v, x, train=False)[0]).lower(variables, x)
+    return float(lowered.cost_analysis()["flops"])
+
+
+def matmul_rate(n: int = 2048) -> float:
+    """Return the FLOPs a second of a float32 matrix product of side ``n``, the best of ten."""
+    x = jax.random.normal(jax.random.key(0), (n, n))
+    product = jax.jit(jnp.matmul)
+    best = float("inf")
+    for _ in range(11):
+        begin = time.perf_counter()
+        product(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - begin)
+    return 2 * n**3 / best
+
+
+def machine() -> dict[str, Any]:
+    """Return what the numbers were measured on."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    names = {
+        text_line.partition(":")[2].strip() for text_line in text.splitlines() if text_line.startswith("model name")
+    }
+    return {"cpu": ", ".join(names) or platform.processor(), "cores": os.cpu_count(), "jax": jax.__version__}
+
+
+if __name__ == "__main__":
+    command.run(main)

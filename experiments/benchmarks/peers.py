@@ -1,0 +1,153 @@
+"""One network in one library, as calls that take a batch: tl_jax, PyTorch and Keras on TensorFlow.
+
+A process of its own for each, because they would share neither threads nor memory well:
+
+    python -m experiments.benchmarks.peers --peer=torch --network=resnet50 --size=32 --batch=64
+
+It builds both calls and says ``ready``; then each line ``forward N`` or ``step N`` on its input is answered with the
+seconds that N calls took. ``forward`` is evaluation of fixed weights, ``step`` a training step of all of them with
+Adam. Weights and pictures are random. The peers need requirements-bench.txt.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from absl import app, flags
+
+PEER = flags.DEFINE_enum("peer", "tl_jax", ["tl_jax", "torch", "torch_channels_last", "keras"], "Library.")
+NETWORK = flags.DEFINE_string("network", "resnet50", "Network.")
+SIZE = flags.DEFINE_integer("size", 32, "Side of the pictures in pixels.")
+BATCH = flags.DEFINE_integer("batch", 64, "Pictures a call.")
+CLASSES = 10
+Calls = Mapping[str, Callable[[], object]]  # each waits until its work is done
+
+
+def main(_: list[str]) -> None:
+    """Build, then answer."""
+    answers = os.fdopen(os.dup(1), "w")  # what libraries print must not come between
+    os.dup2(2, 1)
+    pictures = np.random.default_rng(0).standard_normal((BATCH.value, SIZE.value, SIZE.value, 3)).astype(np.float32)
+    labels = np.arange(BATCH.value, dtype=np.int32) % CLASSES
+    make = {"tl_jax": _tl_jax, "keras": _keras}.get(PEER.value, _torch)
+    calls = make(NETWORK.value, pictures, labels)
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        what, count = line.split()
+        begin = time.perf_counter()
+        for _ in range(int(count)):
+            calls[what]()
+        print(time.perf_counter() - begin, file=answers, flush=True)
+
+
+def _tl_jax(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
+    import jax
+    import jax.numpy as jnp
+
+    from tl_jax import models
+    from tl_jax.data.augment import Augment
+    from tl_jax.models import folding
+    from tl_jax.tasks.objectives import Maps, Network, make_loss
+    from tl_jax.train import devices
+    from tl_jax.train.state import TrainState
+    from tl_jax.train.step import make_init, make_train_step
+    from tl_jax.transfer.optimizer import OptimSpec
+    from tl_jax.transfer.partition import RECIPES
+    from tl_jax.transfer.penalties import Regularize
+
+    options = {"fc": False} if name.startswith("vgg") else {}
+    model = models.create(name, CLASSES, **options)
+    shape = (1, max(SIZE.value, model.min_size), max(SIZE.value, model.min_size), 3)
+    variables = dict(jax.jit(model.init)(jax.random.key(0), jnp.zeros(shape)))
+    variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    batch = devices.put({"image": pictures, "label": labels, "mask": np.ones(len(labels), np.float32)})
+    trunk = model.clone(num_classes=0)
+    pairs = folding.pairs(trunk, SIZE.value)
+    folded = jax.jit(lambda v: folding.fold(pairs, v))(variables)
+
+    @jax.jit
+    def forward(variables, x):
+        with folding.folded(variables["shifts"]):
+            return trunk.apply({k: variables[k] for k in ("params", "batch_stats")}, x, train=False)[0]
+
+    network, optim, rules = Network(model, Maps()), OptimSpec("adam", norm_momentum=0.9), RECIPES["all"]
+    step = make_train_step(make_loss(network, Augment(), Regularize(), None), optim, rules, "auto")
+    params = variables["params"]
+    state = TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], make_init(optim, rules)(params))
+    held = {"state": jax.device_put(jax.tree.map(jnp.copy, state), devices.replicated())}
+    key, rate = (jax.device_put(v, devices.replicated()) for v in (jax.random.key(0), jnp.float32(1e-4)))
+
+    def train():
+        held["state"], row = step(held["state"], batch, key, rate)
+        jax.block_until_ready((held["state"], row))
+
+    x = jnp.asarray(pictures)
+    return {"forward": lambda: forward(folded, x).block_until_ready(), "step": train}
+
+
+def _torch(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
+    import torch
+    from torch import nn
+
+    from tests.references.torch_models import MODELS
+
+    torch.Tensor.relu = torch.Tensor.relu_  # in place, as torchvision's networks have it
+    layout = {"memory_format": torch.channels_last} if PEER.value == "torch_channels_last" else {}
+    trunk = MODELS[name]()
+    if name.startswith("vgg"):
+        for layer in trunk.features:
+            layer.inplace = True
+        trunk = trunk.features  # without the hidden layers, as the others
+    if hasattr(trunk, "AuxLogits"):
+        trunk.AuxLogits = nn.Identity()
+    trunk = trunk.to(**layout)
+    x = torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy()).to(**layout)
+    y = torch.from_numpy(labels).long()
+
+    def features():
+        out = trunk(x)
+        return out[1]["features"] if isinstance(out, tuple) else out.mean(dim=(2, 3))
+
+    head = nn.Linear(features().shape[1], CLASSES)
+    optimizer = torch.optim.Adam([*trunk.parameters(), *head.parameters()], 1e-4)
+
+    def forward():
+        trunk.eval()
+        with torch.inference_mode():
+            features()
+
+    def step():
+        trunk.train()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(head(features()), y).backward()
+        optimizer.step()
+
+    return {"forward": forward, "step": step}
+
+
+def _keras(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    import keras
+    import tensorflow as tf
+
+    makers = {
+        "resnet50": "ResNet50", "vgg16": "VGG16", "vgg19": "VGG19", "inception_v3": "InceptionV3",
+        "mobilenet_v2": "MobileNetV2",
+    }  # fmt: skip
+    trunk = getattr(keras.applications, makers[name])(include_top=False, weights=None, input_shape=pictures.shape[1:])
+    pooled = keras.layers.GlobalAveragePooling2D()
+    model = keras.Sequential([trunk, pooled, keras.layers.Dense(CLASSES)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=keras.optimizers.Adam(1e-4), loss=loss)
+    x, y = tf.constant(pictures), tf.constant(labels)
+    forward = tf.function(lambda: pooled(trunk(x, training=False)))
+    return {"forward": lambda: forward().numpy(), "step": lambda: model.train_on_batch(x, y)}
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        app.run(main)

@@ -1,0 +1,52 @@
+"""Peers measured in turns: one process each, one at a time, so that what else the machine does meets all of them."""
+
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+class Worker:
+    """A process of ``peers.py``."""
+
+    def __init__(self, peer: str, *flags: str):
+        command = [sys.executable, "-m", "experiments.benchmarks.peers", f"--peer={peer}", *flags]
+        environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "true"}
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        if self._process.stdout.readline().strip() != "ready":
+            raise RuntimeError(f"{' '.join(command)} did not start; run it by hand to see why")
+
+    def seconds(self, what: str, count: int) -> float:
+        """Return the seconds that one of ``count`` calls takes."""
+        self._process.stdin.write(f"{what} {count}\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline()) / count
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def measure(workers: Mapping[str, Worker], what: str, turns: int, least: float) -> dict[str, list[float]]:
+    """Return the seconds of a call of each worker in each turn; a turn has as many calls as take ``least`` seconds."""
+    for worker in workers.values():  # the first calls compile
+        worker.seconds(what, 1)
+    counts = {name: max(1, round(least / worker.seconds(what, 1))) for name, worker in workers.items()}
+    taken: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(turns):
+        for name, worker in workers.items():
+            taken[name].append(worker.seconds(what, counts[name]))
+    return taken
+
+
+def medians(taken: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the median of each."""
+    return {name: statistics.median(values) for name, values in taken.items()}
