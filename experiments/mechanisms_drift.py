@@ -99,22 +99,29 @@ def distance_of(before: Any, after: Any) -> float:
 
 
 def draw(found: Sequence[Drift], path: Path) -> Path:
-    """Draw both measures, mechanisms down and parts across, as two coloured tables with their numbers."""
+    """Draw both measures, mechanisms down and parts across, as two coloured tables with their numbers.
+
+    Weights move by a hundredth of a percent here and by half of their size there: their colours are logarithmic.
+    """
+    from matplotlib.colors import LogNorm, Normalize
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
     names, parts = (list(dict.fromkeys(getattr(row, key) for row in found)) for key in ("mechanism", "part"))
     figure = Figure(figsize=(4 + 1.1 * len(parts), 1.5 + 0.27 * len(names)), dpi=110, layout="constrained")
     axes: Any = figure.subplots(1, 2, sharey=True)
-    measures = (("weight_distance", "change of weights, relative", "Reds"), ("cka", "CKA with the start", "Blues_r"))
-    for axis, (key, title, colours) in zip(axes, measures, strict=True):
+    measures = (
+        ("weight_distance", "change of the weights, % of their norm", "Reds", LogNorm(0.01, 100), 100, "{:.2g}"),
+        ("cka", "linear CKA with the start", "Blues_r", Normalize(0, 1), 1, "{:.2f}"),
+    )
+    for axis, (key, title, colours, scale, unit, form) in zip(axes, measures, strict=True):
         values = np.full((len(names), len(parts)), np.nan)
         for row in found:
-            values[names.index(row.mechanism), parts.index(row.part)] = getattr(row, key)
-        top = 1.0 if key == "cka" else float(np.nanpercentile(values, 95))
-        axis.imshow(values, aspect="auto", cmap=colours, vmin=0, vmax=top)
+            values[names.index(row.mechanism), parts.index(row.part)] = unit * getattr(row, key)
+        axis.imshow(np.clip(values, scale.vmin, scale.vmax), aspect="auto", cmap=colours, norm=scale)
         for (i, j), value in np.ndenumerate(values):
-            dark = value > 0.6 * top if key != "cka" else value < 0.4
-            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color="white" if dark else "black")
+            dark = value > 5 if key == "weight_distance" else value < 0.4
+            colour = "white" if dark else "black"
+            axis.text(j, i, form.format(value), ha="center", va="center", fontsize=6, color=colour)
         axis.set_xticks(range(len(parts)), parts, rotation=45, fontsize=8)
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.set_title(title, fontsize=10)
