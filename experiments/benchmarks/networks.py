@@ -8,8 +8,6 @@ share of the rate that this machine reaches in a plain matrix product. Needs req
 """
 
 import json
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from experiments import command
-from experiments.benchmarks.turns import Worker, measure, medians
-from experiments.mechanisms_report import commit
+from experiments.benchmarks.turns import Worker, machine, measure, medians
 from tl_jax import models
 
 CASES = flags.DEFINE_list(
@@ -52,7 +49,7 @@ def main(_: list[str]) -> None:
             worker.close()
     path = Path(RESULTS.value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"matmul_flops": rate, "commit": commit(), **machine(), "rows": found}, indent=1) + "\n")
+    path.write_text(json.dumps({"matmul_flops": rate, **machine(), "rows": found}, indent=1) + "\n")
 
 
 def compare(case: str, what: str, taken: dict[str, list[float]], work: float, rate: float) -> dict[str, Any]:
@@ -100,15 +97,6 @@ def matmul_rate(n: int = 2048) -> float:
         product(x, x).block_until_ready()
         best = min(best, time.perf_counter() - begin)
     return 2 * n**3 / best
-
-
-def machine() -> dict[str, Any]:
-    """Return what the numbers were measured on."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    names = {
-        text_line.partition(":")[2].strip() for text_line in text.splitlines() if text_line.startswith("model name")
-    }
-    return {"cpu": ", ".join(names) or platform.processor(), "cores": os.cpu_count(), "jax": jax.__version__}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
 """Peers measured in turns: one process each, one at a time, so that what else the machine does meets all of them."""
 
 import os
+import platform
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+from experiments.mechanisms_report import commit
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,3 +55,17 @@ def measure(workers: Mapping[str, Worker], what: str, turns: int, least: float) 
 def medians(taken: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Return the median of each."""
     return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def machine() -> dict[str, Any]:
+    """Return what the numbers were measured on."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    names = {
+        text_line.partition(":")[2].strip() for text_line in text.splitlines() if text_line.startswith("model name")
+    }
+    return {
+        "cpu": ", ".join(names) or platform.processor(),
+        "cores": os.cpu_count(),
+        "jax": version("jax"),
+        "commit": commit(),
+    }

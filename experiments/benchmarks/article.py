@@ -1,0 +1,85 @@
+"""The article's experiment as a whole: from the start of a process to the test accuracy, tl_jax, Keras and PyTorch.
+
+    python -m experiments.benchmarks.article --weights=NOTOP.h5 --data_dir=TFDS_FOLDER                 hours on 2 cores
+    python -m experiments.benchmarks.article --weights=... --data_dir=... --examples=5000 --epochs=3   minutes
+
+Every turn runs each once, in a process of its own. ``tl_jax`` starts with an empty cache; ``tl_jax again`` is the same
+command a second time, as another learning rate would be, on the features and programs that the first one kept. Prints
+a table and writes JSON. Needs requirements-bench.txt.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import command
+from experiments.benchmarks.turns import ROOT, machine
+
+WEIGHTS = flags.DEFINE_string("weights", None, "ResNet50 without its top, HDF5.", required=True)
+DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder with cifar10.", required=True)
+EXAMPLES = flags.DEFINE_integer("examples", 0, "Training examples; 0 for all 50,000.")
+EPOCHS = flags.DEFINE_integer("epochs", 10, "Passes over them.")
+TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
+PEERS = flags.DEFINE_list("peers", ["keras", "torch"], "What tl_jax is compared with.")
+RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/article.json", "Where the numbers go.")
+
+
+def main(_: list[str]) -> None:
+    """Take the turns, tell, write."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for turn in range(TURNS.value):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("tl_jax", "tl_jax again", *PEERS.value):
+                row = ours(Path(folder), name) if name.startswith("tl_jax") else peer(name)
+                found.setdefault(name, []).append(row)
+                print(f"turn {turn + 1}: {name}: {row['wall']:.1f} s, accuracy {row['accuracy']:.4f}", flush=True)
+    middle = {name: statistics.median(row["wall"] for row in rows) for name, rows in found.items()}
+    for name, seconds in middle.items():
+        print(f"{name:<14} {seconds:8.1f} s   {seconds / middle['tl_jax']:6.2f} times tl_jax")
+    path = Path(RESULTS.value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"examples": EXAMPLES.value, "epochs": EPOCHS.value, **machine()}
+    path.write_text(json.dumps({**about, "median": middle, "turns": found}, indent=1) + "\n")
+
+
+def ours(folder: Path, name: str) -> dict[str, Any]:
+    """Run the recipe; the cache lies in ``folder``."""
+    workdir = folder / name.replace(" ", "_")
+    arguments = ["run.py", "--config=configs/cifar_resnet.py:article", f"--workdir={workdir}"]
+    arguments += [f"--config.data.dir={DATA_DIR.value}", f"--config.init.path={WEIGHTS.value}"]
+    arguments += [f"--config.data.train_examples={EXAMPLES.value}", f"--config.epochs={EPOCHS.value}"]
+    wall, _ = timed(arguments, TL_JAX_CACHE=str(folder / "cache"))
+    summary = json.loads((workdir / "summary.json").read_text())
+    keys = ("seconds", "peak_memory_bytes")
+    return {"wall": wall, "accuracy": summary["metrics"]["accuracy"], **{key: summary[key] for key in keys}}
+
+
+def peer(name: str) -> dict[str, Any]:
+    """Run the script of a peer."""
+    arguments = ["-m", f"experiments.benchmarks.article_{name}", f"--weights={WEIGHTS.value}"]
+    arguments += [f"--data_dir={DATA_DIR.value}", f"--examples={EXAMPLES.value}", f"--epochs={EPOCHS.value}"]
+    wall, printed = timed(arguments)
+    return {"wall": wall, **json.loads(printed.strip().splitlines()[-1])}
+
+
+def timed(arguments: list[str], **environment: str) -> tuple[float, str]:
+    """Return the seconds of a Python process and what it printed."""
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return time.perf_counter() - begin, done.stdout
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,108 @@
+"""The article's experiment in PyTorch, as a peer of ``configs/cifar_resnet.py:article``.
+
+    python -m experiments.benchmarks.article_torch --weights=NOTOP.h5 --data_dir=TFDS_FOLDER --examples=5000 --epochs=10
+
+The same as ``article_keras``: ResNet50 in the layout of Keras with its weights, frozen and in evaluation mode, global
+average pooling, a new head, Adam, batches of 64. Needs requirements-bench.txt. Prints a line of JSON.
+"""
+
+import json
+import resource
+import time
+
+import numpy as np
+from absl import app, flags
+
+WEIGHTS = flags.DEFINE_string("weights", None, "ResNet50 without its top, HDF5.", required=True)
+DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder with cifar10.", required=True)
+EXAMPLES = flags.DEFINE_integer("examples", 0, "Training examples drawn by the seed; 0 for all.")
+EPOCHS = flags.DEFINE_integer("epochs", 10, "Passes over the training examples.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the examples, the head and the order.")
+EPSILON = 1.001e-5
+BLOCKS = (3, 4, 6, 3)
+
+
+def main(_: list[str]) -> None:
+    """Train the head and test it once."""
+    start = time.monotonic()
+    import torch
+    from torch.nn import functional as F
+
+    from tl_jax import pretrained, tree
+    from tl_jax.data import sources, splits
+
+    torch.manual_seed(SEED.value)
+    source = sources.load("cifar10", DATA_DIR.value)
+    train, _ = splits.cut_validation(source.train, 0.0, SEED.value)
+    train = splits.thin(train, EXAMPLES.value, 0, 10, SEED.value)
+    net = pretrained.load("resnet50", "keras", WEIGHTS.value, num_classes=0)
+    flat = {**tree.flatten(net.variables["params"]), **tree.flatten(net.variables["batch_stats"])}
+    leaves = {path: torch.from_numpy(np.array(leaf)) for path, leaf in flat.items()}
+    kernels = {path: leaf.permute(3, 2, 0, 1).contiguous() for path, leaf in leaves.items() if leaf.ndim == 4}
+
+    def conv_norm(x, conv, norm, stride=1, pad=0):
+        x = F.conv2d(x, kernels[f"{conv}/kernel"], leaves[f"{conv}/bias"], stride, pad)
+        mean, var, scale, bias = (leaves[f"{norm}/{name}"] for name in ("mean", "var", "scale", "bias"))
+        return F.batch_norm(x, mean, var, scale, bias, eps=EPSILON)
+
+    def features(x):
+        x = F.max_pool2d(conv_norm(x, "stem/conv", "stem/bn", 2, 3).relu_(), 3, 2, 1)
+        for stage, blocks in enumerate(BLOCKS, start=1):
+            for block in range(1, blocks + 1):
+                at, stride = f"stage{stage}/block{block}", 2 if stage > 1 and block == 1 else 1
+                y = conv_norm(x, f"{at}/conv1", f"{at}/bn1", stride).relu_()
+                y = conv_norm(y, f"{at}/conv2", f"{at}/bn2", 1, 1).relu_()
+                y = conv_norm(y, f"{at}/conv3", f"{at}/bn3")
+                x = conv_norm(x, f"{at}/shortcut_conv", f"{at}/shortcut_bn", stride) if block == 1 else x
+                x = (x + y).relu_()
+        return x.mean((2, 3))
+
+    def batch_of(split, rows):
+        images = torch.from_numpy(split.images[rows]).permute(0, 3, 1, 2).float() / 255
+        return images, torch.from_numpy(split.labels[rows]).long()
+
+    head = torch.nn.Linear(2048, 10)
+    optimizer = torch.optim.Adam(head.parameters(), 1e-3)
+    loaded = time.monotonic()
+    order = np.random.default_rng(SEED.value)
+    for epoch in range(EPOCHS.value):
+        total, shuffled = 0.0, order.permutation(len(train.labels))
+        for rows in np.array_split(shuffled, range(64, len(shuffled), 64)):
+            images, labels = batch_of(train, rows)
+            with torch.inference_mode():
+                x = features(images)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(head(x.clone()), labels)
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(rows)
+        print(f"epoch {epoch + 1}: loss {total / len(shuffled):.4f}", flush=True)
+    fitted = time.monotonic()
+    hits, losses = 0, 0.0
+    with torch.inference_mode():
+        for first in range(0, len(source.test.labels), 256):
+            images, labels = batch_of(source.test, np.arange(first, min(first + 256, len(source.test.labels))))
+            logits = head(features(images))
+            hits += (logits.argmax(1) == labels).sum().item()
+            losses += F.cross_entropy(logits, labels, reduction="sum").item()
+    examples = len(source.test.labels)
+    result = {
+        "seed": SEED.value,
+        "examples": len(train.labels),
+        "epochs": EPOCHS.value,
+        "accuracy": hits / examples,
+        "loss": losses / examples,
+        "seconds": {
+            "data": loaded - start,
+            "train": fitted - loaded,
+            "eval": time.monotonic() - fitted,
+            "total": time.monotonic() - start,
+        },
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "torch": torch.__version__,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    app.run(main)
