@@ -74,7 +74,7 @@ def test_smoke_writes_everything(finished):
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["config_name"] == "cifar_resnet_smoke" and summary["seed"] == 0 and summary["steps"] == 8
     assert summary["examples_evaluated"] == 64 and 0 <= summary["metrics"]["accuracy"] <= 1
-    assert set(summary["seconds"]) == {"data", "compile", "train", "eval", "total"}
+    assert set(summary["seconds"]) == {"data", "features", "compile", "train", "eval", "total"}
     assert summary["parameters"] == {"trainable": 22_122, "frozen": 0}
     assert "jax" in summary["versions"]
     assert json.loads((workdir / "config.json").read_text())["model"]["name"] == "resnet50_tiny"
