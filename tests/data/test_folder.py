@@ -195,3 +195,24 @@ def test_the_real_flowers(data_dir: Path) -> None:
     with Image.open(names[0]) as first:  # the first daisy is the first picture of one of the parts
         pixels = np.asarray(first)
     assert any(np.array_equal(pixels, part.images[0]) for part in (a.train, a.test))
+
+
+def test_pictures_are_decoded_once(tmp_path, monkeypatch):
+    """A second start reads what the first has decoded; a picture that changes is decoded anew."""
+    monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "cache"))
+    for kind in ("a", "b"):
+        for i in range(5):
+            path = tmp_path / "set" / kind / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((4, 4, 3), 10 * i, np.uint8)).save(path)
+    calls, decode = [], folder._decode
+    monkeypatch.setattr(folder, "_decode", lambda path: calls.append(path) or decode(path))
+    first = folder.read(tmp_path / "set", 4)
+    assert len(calls) == 10
+    again = folder.read(tmp_path / "set", 4)
+    assert len(calls) == 10
+    np.testing.assert_array_equal(first.train.images, again.train.images)
+    Image.fromarray(np.full((4, 4, 3), 255, np.uint8)).save(tmp_path / "set" / "a" / "0.png")
+    changed = folder.read(tmp_path / "set", 4)
+    assert len(calls) == 20
+    assert 255 in np.concatenate([changed.train.images, changed.test.images])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tl_jax.data.sources import Split
+from tl_jax.data.pictures import Rows, Split
 
 
 # (seed, 1) and (seed, 2) belong to data.splits.
@@ -36,7 +36,7 @@ class Stream(NamedTuple):
         batch_size: B.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Rows
     labels: np.ndarray
     seed: int
     batch_size: int

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from tl_jax.data.pictures import Source, Split, fit, held_out
+from tl_jax.data.pictures import Source, Split, fit, held_out, keep_decoded
 from tl_jax.errors import UserError, nearest
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -135,25 +135,26 @@ def _say(folder: Path, skipped: tuple[Path, ...]) -> None:
 
 
 def _decode_all(name: str, files: list[Path], size: int) -> np.ndarray:
-    """Return all pictures uint8 (N, H, W, 3) in one array, written by several threads at once."""
+    """Return all pictures uint8 (N, H, W, 3) in one array, decoded by several threads, or once before and kept."""
     with warnings.catch_warnings(), ThreadPoolExecutor(WORKERS) as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         shape = _measure(files[0])
         same = all(other == shape for other in pool.map(_measure, files))  # the first that differs ends it
         shape = shape if same else (size, size)
         _check_memory(name, len(files), *shape)
-        images = np.empty((len(files), *shape, 3), np.uint8)
 
-        def put(row: int) -> None:
-            image = _decode(files[row])
-            images[row] = image if same else fit(image, size)
+        def picture(file: Path) -> np.ndarray:
+            image = _decode(file)
+            return image if same else fit(image, size)
 
-        done = pool.map(put, range(len(files)))  # the first error cancels what has not begun
-        for _ in tqdm(
-            done, f"reading {name}", len(files), leave=False, disable=None, mininterval=0.5, unit=" pictures"
-        ):
-            pass
-    return images
+        def decoded() -> Iterator[np.ndarray]:
+            done = pool.map(picture, files)  # the first error cancels what has not begun
+            shown = {"leave": False, "disable": None, "mininterval": 0.5, "unit": " pictures"}
+            for image in tqdm(done, f"reading {name}", len(files), **shown):
+                yield image[None]
+
+        about = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return keep_decoded((shape, about), (len(files), *shape, 3), np.uint8, decoded)
 
 
 def _check_memory(name: str, n: int, height: int, width: int) -> None:

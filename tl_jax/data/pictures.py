@@ -1,23 +1,48 @@
 """What a data set is once it is read, and what its readers share: fitting pictures and holding out a test part."""
 
-from typing import NamedTuple
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from tl_jax import __version__
 from tl_jax.errors import UserError
+from tl_jax.fetch import cache_dir
+from tl_jax.shelf import Shelf
 
 SHARES = {"third": 1 / 3, "fifth": 1 / 5}  # held out of sets that come without a test part
+DECODED_BYTES = 16 * 10**9  # of decoded pictures kept on disk; the sets used longest ago make room
 SPLIT_SEED = 0  # of that cut: the same test part whatever the seed of the run
 
 
+class Rows:
+    """Some rows of an array that stays where it is, on disk perhaps; the rows of rows are rows of the same array."""
+
+    def __init__(self, array: "np.ndarray | Rows", chosen: np.ndarray):
+        inner = isinstance(array, Rows)
+        self._array: np.ndarray = array._array if inner else array
+        self._chosen: np.ndarray = array._chosen[chosen] if inner else chosen
+        self.shape, self.dtype = (len(self._chosen), *self._array.shape[1:]), self._array.dtype
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self._array[self._chosen[rows]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
 class Split(NamedTuple):
-    """Pictures uint8 (N, H, W, 3), RGB, and labels int32 (N,) in [0, K).
+    """Pictures uint8 (N, H, W, 3), RGB, and labels int32 (N,) in [0, K). Pictures are read by rows: ``images[rows]``.
 
     Where they were taken out of a larger split, ``whole`` is that and ``rows`` (N,) says which of it they are.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Rows
     labels: np.ndarray
     whole: "Split | None" = None
     rows: np.ndarray | None = None
@@ -40,6 +65,14 @@ class Source(NamedTuple):
     classes: tuple[str, ...]
     tested: str = "test"
     validation: Split | None = None
+
+
+def keep_decoded(
+    about: Any, shape: tuple[int, ...], dtype: Any, make: Callable[[], Iterator[np.ndarray]]
+) -> np.ndarray:
+    """Return what ``make`` yields, kept on disk under a hash of ``about``: files with their sizes and times, say."""
+    key = hashlib.sha256(repr((__version__, about)).encode()).hexdigest()
+    return Shelf(cache_dir() / "decoded", DECODED_BYTES).get(key, shape, dtype, make)
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:

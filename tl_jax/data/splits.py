@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tl_jax.data.sources import Split
+from tl_jax.data.pictures import Rows, Split
 from tl_jax.errors import UserError
 
 
@@ -11,7 +11,7 @@ def take(split: Split, rows: np.ndarray) -> Split:
     if len(rows) == len(split.labels) and (rows == np.arange(len(rows))).all():
         return split
     whole, of_whole = (split, rows) if split.whole is None or split.rows is None else (split.whole, split.rows[rows])
-    return Split(split.images[rows], split.labels[rows], whole, of_whole)
+    return Split(Rows(split.images, rows), split.labels[rows], whole, of_whole)
 
 
 def cut_validation(train: Split, share: float, seed: int) -> tuple[Split, Split]:

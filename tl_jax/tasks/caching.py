@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,10 +12,11 @@ from tqdm import tqdm
 from tl_jax import __version__, tree
 from tl_jax.data import batches
 from tl_jax.data.augment import Augment, augment
-from tl_jax.data.sources import Split
+from tl_jax.data.pictures import Rows, Split
 from tl_jax.fetch import cache_dir
 from tl_jax.models import folding
 from tl_jax.models.backbone import FEATURES
+from tl_jax.shelf import Shelf
 from tl_jax.task import Task
 from tl_jax.tasks.objectives import Maps, Network, make_features, make_loss, make_metrics
 from tl_jax.train import devices
@@ -24,26 +25,13 @@ from tl_jax.train.metrics import extract
 from tl_jax.train.state import stream_key
 from tl_jax.train.step import make_eval_step
 from tl_jax.transfer.adapters import Adapters, merge
-from tl_jax.transfer.feature_cache import Shelf, boundary, code_digest, digest
+from tl_jax.transfer.feature_cache import boundary, code_digest, digest
 from tl_jax.transfer.partition import still_norms, trainable
 from tl_jax.transfer.penalties import Regularize
 
 # Computing a map again is cheaper than reading it where it took fewer operations for each of its bytes.
 LEAST_WORK = 1000.0
 KINDS = ("params", "batch_stats")
-
-
-class Rows(NamedTuple):
-    """Some rows of an array that stays where it is, on disk perhaps."""
-
-    array: np.ndarray
-    chosen: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        return self.array[self.chosen[rows]]
 
 
 class Frozen:

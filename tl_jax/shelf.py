@@ -1,0 +1,81 @@
+"""Arrays on disk by key: made once, memory-mapped, and the ones used longest ago make room."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from tl_jax.errors import UserError
+from tl_jax.fetch import locked
+
+DAY = 86400.0  # seconds
+
+
+class Shelf(NamedTuple):
+    """A folder of arrays by key.
+
+    Attributes:
+        folder: where they are.
+        max_bytes: that they may take together; those used longest ago make room.
+    """
+
+    folder: Path
+    max_bytes: int
+
+    def get(self, key: str, shape: tuple[int, ...], dtype: Any, make: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
+        """Return the array of ``key``, memory-mapped; ``make`` yields its rows, some at a time, if it is not there.
+
+        Where the folder cannot be written, or the disk is full, that is said, and the array is made in memory.
+        """
+        path = self.folder / f"{key}.npy"
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(path))
+            except UserError as error:
+                return self._in_memory(dtype, make, error)
+            try:
+                if not path.is_file():
+                    self._write(path, shape, dtype, make)
+                os.utime(path)  # used just now
+            except OSError as error:
+                return self._in_memory(dtype, make, error)
+        return np.load(path, mmap_mode="r", allow_pickle=False).view(dtype)
+
+    def _in_memory(self, dtype: Any, make: Callable[[], Iterator[np.ndarray]], why: Exception) -> np.ndarray:
+        tqdm.write(f"not kept for the next run: {why}; set $TL_JAX_CACHE to a folder with room", file=sys.stderr)
+        return np.concatenate([np.asarray(rows, dtype) for rows in make()])
+
+    def _write(self, path: Path, shape: tuple[int, ...], dtype: Any, make: Callable[[], Iterator[np.ndarray]]) -> None:
+        dtype = np.dtype(dtype)
+        stored = dtype if dtype.kind in "fiu" else np.dtype(f"u{dtype.itemsize}")  # the format has no bfloat16
+        self._make_room(int(np.prod(shape)) * dtype.itemsize)
+        part = path.with_suffix(".part")
+        try:
+            with part.open("wb") as file:
+                header = {"descr": np.lib.format.dtype_to_descr(stored), "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for rows in make():
+                    file.write(np.ascontiguousarray(rows, dtype).tobytes())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _make_room(self, wanted: int) -> None:
+        """Delete the arrays used longest ago until ``wanted`` bytes fit, and what a killed process left."""
+        for leftover in self.folder.glob("*.part"):
+            with contextlib.suppress(OSError):
+                if time.time() - leftover.stat().st_mtime > DAY:
+                    leftover.unlink()
+        kept = sorted(self.folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
+        total = sum(path.stat().st_size for path in kept) + wanted
+        for path in kept:
+            if total <= self.max_bytes:
+                break
+            total -= path.stat().st_size
+            path.unlink(missing_ok=True)  # who has it open keeps it
