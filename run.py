@@ -6,13 +6,13 @@ python run.py [--config=configs/FILE.py[:VARIANT]] [--workdir=DIR] [--mode=MODE]
 import hashlib
 import json
 import re
-import sys
 import traceback
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
+from tl_jax import command
 from tl_jax.config import check_known
 from tl_jax.errors import UserError, nearest
 
@@ -114,11 +114,4 @@ def check(arg: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        app.run(main, flags_parser=parse)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    command.run(main, flags_parser=parse)

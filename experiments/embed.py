@@ -13,8 +13,7 @@ import jax
 from absl import flags, logging
 
 from configs import base, stored
-from experiments import command
-from tl_jax import api
+from tl_jax import api, command
 from tl_jax.tasks import image
 from tl_jax.train import loop, metrics
 from tl_jax.weights.catalog import EMBEDDED_DIR

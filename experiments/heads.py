@@ -4,7 +4,7 @@
     python -m experiments.heads --config=configs/flowers_mobilenet.py:probe --workdir=DIR --rates=1e-3,1e-2
 
 The recipe gives data, network, features, optimizer, schedule and length; everything but the head is frozen. Writes
-``heads.csv`` and ``heads.png``: which rate and decay suit the features, at little more than the price of one head.
+``heads.csv`` and ``heads.png``: which rate and decay suit the features.
 Seeds draw the first head and the order of examples; the parts of the data are those of the recipe's seed.
 """
 
@@ -17,8 +17,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from configs import base, check
-from experiments import command
-from tl_jax import runs
+from tl_jax import command, runs
 from tl_jax.errors import UserError
 from tl_jax.report.comparison import interval, percent
 from tl_jax.report.rate_curve import draw_scores

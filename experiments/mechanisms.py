@@ -20,8 +20,8 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from configs import base, mechanisms
-from experiments import command, mechanisms_made, mechanisms_report
-from tl_jax import api
+from experiments import mechanisms_made, mechanisms_report
+from tl_jax import api, command
 from tl_jax.errors import Diverged, UserError, nearest
 from tl_jax.train.log import say
 from tl_jax.train.workdir import read_json, write_json

@@ -19,8 +19,7 @@ import numpy as np
 from absl import flags, logging
 
 from configs import base, stored
-from experiments import command
-from tl_jax import distance, runs, tree
+from tl_jax import command, distance, runs, tree
 from tl_jax.tasks import image
 from tl_jax.tasks.objectives import Network, make_pooled
 from tl_jax.train import metrics

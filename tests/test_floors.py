@@ -15,6 +15,7 @@ FLOORS = {
     "tl_jax.errors": 0,
     "tl_jax.fetch": 0,
     "tl_jax.tree": 0,
+    "tl_jax.command": 0,
     "tl_jax.shelf": 0,
     "tl_jax.specs": 0,
     "tl_jax.task": 0,

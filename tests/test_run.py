@@ -118,7 +118,7 @@ def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(tmp_path):
         process.send_signal(signal.SIGINT)
         message = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert message.splitlines()[-1] == "stopped; the same command goes on from the last checkpoint"
+    assert message.splitlines()[-1] == "stopped; the same command goes on where this one was"
     assert "Traceback" not in message
 
 

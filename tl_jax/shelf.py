@@ -1,6 +1,8 @@
 """Arrays on disk by key: made once, memory-mapped, and the ones used longest ago make room."""
 
 import contextlib
+import functools
+import hashlib
 import os
 import sys
 import time
@@ -15,6 +17,14 @@ from tl_jax.errors import UserError
 from tl_jax.fetch import locked
 
 DAY = 86400.0  # seconds
+HERE = Path(__file__).parent
+
+
+@functools.cache
+def code_digest(*rooms: str) -> str:
+    """Return a hash of the code in packages of tl_jax: what a changed function makes must not meet what it made."""
+    files = sorted(path for room in rooms for path in (HERE / room).glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 class Shelf(NamedTuple):

@@ -1,7 +1,7 @@
 """The article's experiment as a whole: from the start of a process to the test accuracy, tl_jax, Keras and PyTorch.
 
-    python -m experiments.benchmarks.article --weights=NOTOP.h5 --data_dir=TFDS_FOLDER                 hours on 2 cores
-    python -m experiments.benchmarks.article --weights=... --data_dir=... --examples=5000 --epochs=3   minutes
+    python -m experiments.benchmarks.article --weights=NOTOP.h5 --data_dir=TFDS_FOLDER
+    python -m experiments.benchmarks.article --weights=... --data_dir=... --examples=5000 --epochs=3
 
 Every turn runs each once, in a process of its own. ``tl_jax`` starts with an empty cache; ``tl_jax again`` is the same
 command a second time, as another learning rate would be, on the features and programs that the first one kept. Prints
@@ -20,8 +20,8 @@ from typing import Any
 
 from absl import flags
 
-from experiments import command
 from experiments.benchmarks.turns import ROOT, machine
+from tl_jax import command
 
 WEIGHTS = flags.DEFINE_string("weights", None, "ResNet50 without its top, HDF5.", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder with cifar10.", required=True)

@@ -6,12 +6,12 @@ The same as ``article_keras``: ResNet50 in the layout of Keras with its weights,
 average pooling, a new head, Adam, batches of 64. Needs requirements-bench.txt. Prints a line of JSON.
 """
 
-import json
-import resource
 import time
 
 import numpy as np
 from absl import app, flags
+
+from experiments.benchmarks.article_result import tell
 
 WEIGHTS = flags.DEFINE_string("weights", None, "ResNet50 without its top, HDF5.", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder with cifar10.", required=True)
@@ -26,15 +26,28 @@ def main(_: list[str]) -> None:
     """Train the head and test it once."""
     start = time.monotonic()
     import torch
-    from torch.nn import functional as F
 
-    from tl_jax import pretrained, tree
     from tl_jax.data import sources, splits
 
     torch.manual_seed(SEED.value)
     source = sources.load("cifar10", DATA_DIR.value)
     train, _ = splits.cut_validation(source.train, 0.0, SEED.value)
     train = splits.thin(train, EXAMPLES.value, 0, 10, SEED.value)
+    features, head = frozen_resnet50(), torch.nn.Linear(2048, 10)
+    loaded = time.monotonic()
+    fit(features, head, train)
+    fitted = time.monotonic()
+    accuracy, loss = test(features, head, source.test)
+    tell(SEED.value, len(train.labels), EPOCHS.value, accuracy, loss, (start, loaded, fitted))
+
+
+def frozen_resnet50():
+    """Return the function pictures (N, 3, H, W) -> features (N, 2048), with the weights of the file."""
+    import torch
+    from torch.nn import functional as F
+
+    from tl_jax import pretrained, tree
+
     net = pretrained.load("resnet50", "keras", WEIGHTS.value, num_classes=0)
     flat = {**tree.flatten(net.variables["params"]), **tree.flatten(net.variables["batch_stats"])}
     leaves = {path: torch.from_numpy(np.array(leaf)) for path, leaf in flat.items()}
@@ -57,14 +70,22 @@ def main(_: list[str]) -> None:
                 x = (x + y).relu_()
         return x.mean((2, 3))
 
-    def batch_of(split, rows):
-        images = torch.from_numpy(split.images[rows]).permute(0, 3, 1, 2).float() / 255
-        return images, torch.from_numpy(split.labels[rows]).long()
+    return features
 
-    head = torch.nn.Linear(2048, 10)
-    optimizer = torch.optim.Adam(head.parameters(), 1e-3)
-    loaded = time.monotonic()
-    order = np.random.default_rng(SEED.value)
+
+def batch_of(split, rows):
+    """Return pictures (B, 3, H, W) in [0, 1] and labels (B,)."""
+    import torch
+
+    images = torch.from_numpy(split.images[rows]).permute(0, 3, 1, 2).float() / 255
+    return images, torch.from_numpy(split.labels[rows]).long()
+
+
+def fit(features, head, train) -> None:
+    """Train the head."""
+    import torch
+
+    optimizer, order = torch.optim.Adam(head.parameters(), 1e-3), np.random.default_rng(SEED.value)
     for epoch in range(EPOCHS.value):
         total, shuffled = 0.0, order.permutation(len(train.labels))
         for rows in np.array_split(shuffled, range(64, len(shuffled), 64)):
@@ -72,36 +93,25 @@ def main(_: list[str]) -> None:
             with torch.inference_mode():
                 x = features(images)
             optimizer.zero_grad()
-            loss = F.cross_entropy(head(x.clone()), labels)
+            loss = torch.nn.functional.cross_entropy(head(x.clone()), labels)
             loss.backward()
             optimizer.step()
             total += loss.item() * len(rows)
         print(f"epoch {epoch + 1}: loss {total / len(shuffled):.4f}", flush=True)
-    fitted = time.monotonic()
-    hits, losses = 0, 0.0
+
+
+def test(features, head, split) -> tuple[float, float]:
+    """Return accuracy and loss."""
+    import torch
+
+    hits, losses, examples = 0, 0.0, len(split.labels)
     with torch.inference_mode():
-        for first in range(0, len(source.test.labels), 256):
-            images, labels = batch_of(source.test, np.arange(first, min(first + 256, len(source.test.labels))))
+        for first in range(0, examples, 256):
+            images, labels = batch_of(split, np.arange(first, min(first + 256, examples)))
             logits = head(features(images))
             hits += (logits.argmax(1) == labels).sum().item()
-            losses += F.cross_entropy(logits, labels, reduction="sum").item()
-    examples = len(source.test.labels)
-    result = {
-        "seed": SEED.value,
-        "examples": len(train.labels),
-        "epochs": EPOCHS.value,
-        "accuracy": hits / examples,
-        "loss": losses / examples,
-        "seconds": {
-            "data": loaded - start,
-            "train": fitted - loaded,
-            "eval": time.monotonic() - fitted,
-            "total": time.monotonic() - start,
-        },
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "torch": torch.__version__,
-    }
-    print(json.dumps(result))
+            losses += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+    return hits / examples, losses / examples
 
 
 if __name__ == "__main__":

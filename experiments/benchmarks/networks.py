@@ -1,7 +1,7 @@
 """Forward pass and training step of whole networks: tl_jax against PyTorch and Keras, in turns on one machine.
 
     python -m experiments.benchmarks.networks --cases=resnet50:32:64 --results=FILE.json
-    python -m experiments.benchmarks.networks                       every case below, about half an hour on 2 cores
+    python -m experiments.benchmarks.networks                       every case below
 
 Prints a table and writes JSON: medians over the turns, images a second, the ratio to the faster peer, FLOPs and the
 share of the rate that this machine reaches in a plain matrix product. Needs requirements-bench.txt.
@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments import command
 from experiments.benchmarks.turns import Worker, machine, measure, medians
-from tl_jax import models
+from tl_jax import command, models
 
 CASES = flags.DEFINE_list(
     "cases",

@@ -142,7 +142,7 @@ def _keras(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
     pooled = keras.layers.GlobalAveragePooling2D()
     model = keras.Sequential([trunk, pooled, keras.layers.Dense(CLASSES)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=keras.optimizers.Adam(1e-4), loss=loss)
+    model.compile(optimizer=keras.optimizers.Adam(1e-4), loss=loss, jit_compile=False)  # XLA's step is slower here
     x, y = tf.constant(pictures), tf.constant(labels)
     forward = tf.function(lambda: pooled(trunk(x, training=False)))
     return {"forward": lambda: forward().numpy(), "step": lambda: model.train_on_batch(x, y)}

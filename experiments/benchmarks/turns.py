@@ -20,9 +20,8 @@ class Worker:
 
     def __init__(self, peer: str, *flags: str):
         command = [sys.executable, "-m", "experiments.benchmarks.peers", f"--peer={peer}", *flags]
-        environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "true"}
         self._process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         if self._process.stdout.readline().strip() != "ready":

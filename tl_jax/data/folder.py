@@ -153,8 +153,7 @@ def _decode_all(name: str, files: list[Path], size: int) -> np.ndarray:
             for image in tqdm(done, f"reading {name}", len(files), **shown):
                 yield image[None]
 
-        about = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        return keep_decoded((shape, about), (len(files), *shape, 3), np.uint8, decoded)
+        return keep_decoded([file.resolve() for file in files], shape, (len(files), *shape, 3), np.uint8, decoded)
 
 
 def _check_memory(name: str, n: int, height: int, width: int) -> None:

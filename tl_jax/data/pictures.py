@@ -1,16 +1,17 @@
 """What a data set is once it is read, and what its readers share: fitting pictures and holding out a test part."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from tl_jax import __version__
 from tl_jax.errors import UserError
 from tl_jax.fetch import cache_dir
-from tl_jax.shelf import Shelf
+from tl_jax.shelf import Shelf, code_digest
 
 SHARES = {"third": 1 / 3, "fifth": 1 / 5}  # held out of sets that come without a test part
 DECODED_BYTES = 16 * 10**9  # of decoded pictures kept on disk; the sets used longest ago make room
@@ -22,30 +23,25 @@ class Rows:
 
     def __init__(self, array: "np.ndarray | Rows", chosen: np.ndarray):
         inner = isinstance(array, Rows)
-        self._array: np.ndarray = array._array if inner else array
-        self._chosen: np.ndarray = array._chosen[chosen] if inner else chosen
-        self.shape, self.dtype = (len(self._chosen), *self._array.shape[1:]), self._array.dtype
+        self.array: np.ndarray = array.array if inner else array
+        self.chosen: np.ndarray = array.chosen[chosen] if inner else chosen
+        self.shape, self.dtype = (len(self.chosen), *self.array.shape[1:]), self.array.dtype
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self.chosen)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        return self._array[self._chosen[rows]]
+        return self.array[self.chosen[rows]]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
 
 
 class Split(NamedTuple):
-    """Pictures uint8 (N, H, W, 3), RGB, and labels int32 (N,) in [0, K). Pictures are read by rows: ``images[rows]``.
-
-    Where they were taken out of a larger split, ``whole`` is that and ``rows`` (N,) says which of it they are.
-    """
+    """Pictures uint8 (N, H, W, 3), RGB, read by rows as ``images[rows]``, and labels int32 (N,) in [0, K)."""
 
     images: np.ndarray | Rows
     labels: np.ndarray
-    whole: "Split | None" = None
-    rows: np.ndarray | None = None
 
 
 class Source(NamedTuple):
@@ -68,10 +64,15 @@ class Source(NamedTuple):
 
 
 def keep_decoded(
-    about: Any, shape: tuple[int, ...], dtype: Any, make: Callable[[], Iterator[np.ndarray]]
+    files: Iterable[str | Path],
+    about: Any,
+    shape: tuple[int, ...],
+    dtype: Any,
+    make: Callable[[], Iterator[np.ndarray]],
 ) -> np.ndarray:
-    """Return what ``make`` yields, kept on disk under a hash of ``about``: files with their sizes and times, say."""
-    key = hashlib.sha256(repr((__version__, about)).encode()).hexdigest()
+    """Return what ``make`` yields, kept on disk as long as the files' sizes and times, and ``about``, stay the same."""
+    stamps = [(str(path), found.st_size, found.st_mtime_ns) for path in files for found in [os.stat(path)]]
+    key = hashlib.sha256(repr((code_digest("data"), stamps, about)).encode()).hexdigest()
     return Shelf(cache_dir() / "decoded", DECODED_BYTES).get(key, shape, dtype, make)
 
 

@@ -7,11 +7,10 @@ from tl_jax.errors import UserError
 
 
 def take(split: Split, rows: np.ndarray) -> Split:
-    """Return the given rows of a split, which stays their ``whole``, or its own whole; without a copy where all are."""
+    """Return the given rows of a split, without a copy of its pictures."""
     if len(rows) == len(split.labels) and (rows == np.arange(len(rows))).all():
         return split
-    whole, of_whole = (split, rows) if split.whole is None or split.rows is None else (split.whole, split.rows[rows])
-    return Split(Rows(split.images, rows), split.labels[rows], whole, of_whole)
+    return Split(Rows(split.images, rows), split.labels[rows])
 
 
 def cut_validation(train: Split, share: float, seed: int) -> tuple[Split, Split]:

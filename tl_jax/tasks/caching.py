@@ -16,7 +16,7 @@ from tl_jax.data.pictures import Rows, Split
 from tl_jax.fetch import cache_dir
 from tl_jax.models import folding
 from tl_jax.models.backbone import FEATURES
-from tl_jax.shelf import Shelf
+from tl_jax.shelf import Shelf, code_digest
 from tl_jax.task import Task
 from tl_jax.tasks.objectives import Maps, Network, make_features, make_loss, make_metrics
 from tl_jax.train import devices
@@ -25,11 +25,11 @@ from tl_jax.train.metrics import extract
 from tl_jax.train.state import stream_key
 from tl_jax.train.step import make_eval_step
 from tl_jax.transfer.adapters import Adapters, merge
-from tl_jax.transfer.feature_cache import boundary, code_digest, digest
+from tl_jax.transfer.feature_cache import boundary, digest
 from tl_jax.transfer.partition import still_norms, trainable
 from tl_jax.transfer.penalties import Regularize
 
-# Computing a map again is cheaper than reading it where it took fewer operations for each of its bytes.
+# Operations for each byte of a map below which it is computed again rather than kept and read. An estimate.
 LEAST_WORK = 1000.0
 KINDS = ("params", "batch_stats")
 
@@ -48,18 +48,17 @@ class Frozen:
         fixed = self.augment == Augment() or self.config.cache.views
         how, model = self.how, self.network.model
         mixed = how.mixup or how.cutmix or how.compares_maps or how.stochastic_norm or self.config.pretext.weight
-        return bool(
-            self.config.cache.features == "auto"
-            and fixed
-            and not mixed
-            and not getattr(model, "drop_path", 0.0)
-            and self.config.test_views == 1
-            and jax.process_count() == 1
-        )
+        steady = not mixed and not getattr(model, "drop_path", 0.0)
+        return bool(self.allowed and fixed and steady and self.config.test_views == 1)
+
+    @property
+    def allowed(self) -> bool:
+        """Whether anything may be kept; several hosts would write the same files."""
+        return self.config.cache.features == "auto" and jax.process_count() == 1
 
     def features(self, variables: Any, split: Split) -> np.ndarray:
         """Return the features (N, D) of a split's pictures as they are."""
-        if self.config.cache.features == "auto" and jax.process_count() == 1:
+        if self.allowed:
             return np.asarray(Outputs(self, FEATURES, variables).of(split)[:])
         bare = self.network._replace(adapters=Adapters())
         return extract(make_features(bare), variables, batches.eval_batches(split, self.config.eval_batch_size))
@@ -101,10 +100,11 @@ class Outputs:
         found = folding.pairs(self.trunk.model, network.inputs.size)
         kept = {key: {p: v for p, v in variables[key].items() if p.removeprefix("adapter_") in inside} for key in KINDS}
         self.variables = _fold(network.adapters, tuple(p for p in found if p.conv.partition("/")[0] in inside))(kept)
-        facts = (__version__, jax.__version__, code_digest(), repr(self.trunk), name, self.batch_size)
+        facts = (__version__, jax.__version__, code_digest("models", "data"), repr(self.trunk), name, self.batch_size)
         self.key = digest(facts, self.variables["params"], self.variables["batch_stats"])
         shape = jax.eval_shape(self._step(Augment()), self.variables, self._shapes())
         self.shape, self.dtype = shape.shape[1:], shape.dtype
+        self.found: dict[int, np.ndarray] = {}  # by the identity of the pictures, which are hashed once
 
     def worth(self, n: int) -> bool:
         """Whether keeping ``n`` of them saves more than it costs."""
@@ -121,14 +121,24 @@ class Outputs:
         return True
 
     def of(self, split: Split) -> np.ndarray | Rows:
-        """Return the outputs (N, ...) of a split, kept for its whole where a part of the task is most of that."""
-        if split.whole is not None and any(
-            part.whole is split.whole and 2 * len(part.labels) >= len(split.whole.labels)
+        """Return the outputs (N, ...) of a split, those of a whole set where a part of the task is most of it."""
+        images = split.images
+        if isinstance(images, Rows) and any(
+            isinstance(part.images, Rows)
+            and part.images.array is images.array
+            and 2 * len(part.images) >= len(images.array)
             for part in self.frozen.parts.values()
         ):
-            return Rows(self.of(split.whole), split.rows)
-        each = functools.partial(batches.eval_batches, split, self.batch_size)
-        return self._get(digest(self.key, split.images), len(split.labels), lambda: self._rows(each(), Augment()))
+            return Rows(self._outputs(images.array), images.chosen)
+        return self._outputs(images)
+
+    def _outputs(self, images: np.ndarray | Rows) -> np.ndarray:
+        if id(images) not in self.found:
+            split = Split(images, np.zeros(len(images), np.int32))  # nobody reads these labels
+            each = functools.partial(batches.eval_batches, split, self.batch_size)
+            make = lambda: self._rows(each(), Augment())  # noqa: E731
+            self.found[id(images)] = self._get(digest(self.key, images), len(images), make)
+        return self.found[id(images)]
 
     def views(self, split: Split, count: int) -> np.ndarray:
         """Return the outputs (count * N, ...) of augmented views of a split, view by view."""

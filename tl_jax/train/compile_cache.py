@@ -12,7 +12,7 @@ import jax
 from tl_jax.fetch import cache_dir
 
 MAX_BYTES = 2 * 2**30  # of all programs of a machine; those used longest ago make room
-LEAST_SECONDS = 0.05  # of compiling, below which reading the file would not be faster
+LEAST_SECONDS = 0.05  # of compiling, below which a program is not kept; an estimate
 
 
 def enable() -> Path | None:
@@ -38,7 +38,7 @@ def enable() -> Path | None:
 
 
 def machine() -> str:
-    """Return a name for processors that can run each other's programs: JAX's own key says nothing about the CPU."""
+    """Return a name for processors that can run each other's programs, which are native code."""
     try:
         lines = re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*$", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:

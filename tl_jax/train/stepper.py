@@ -15,7 +15,7 @@ from tl_jax.transfer.phases import Phase
 
 MOST_STEPS = 64  # of one call; an interruption waits for its end
 MOST_BYTES = 2**30  # of training data kept on each device
-MOST_WORK = 1e9  # FLOPs of a step on a CPU from which on calling it costs nothing beside it
+MOST_WORK = 1e9  # FLOPs of a step on a CPU from which on steps are taken one by one; an estimate
 
 
 class Stepper:
@@ -34,10 +34,10 @@ class Stepper:
         batch = devices.put(self._batch(first))
         call = (state, batch, stream, devices.scalar(self._rates[0]))
         self.most, self._data = 1, None
-        stored = self._stored()
         step = make_train_step(*made)
         self.flops = devices.flops(step, *call)
-        if stored and (jax.default_backend() != "cpu" or self.flops < MOST_WORK):
+        if self._fits() and (jax.default_backend() != "cpu" or self.flops < MOST_WORK):
+            stored = {"image": self._batch.images[:], "label": self._batch.labels}
             self._data = jax.device_put(stored, devices.replicated())
             self.most = min(MOST_STEPS, phase.stop - phase.start)
             self._loop = devices.compiled(make_train_steps(*made), state, *self._steps(first, first))
@@ -66,9 +66,7 @@ class Stepper:
         rows, rates, count = jax.device_put(sent, devices.replicated())
         return self._data, rows, self._stream, rates, count
 
-    def _stored(self) -> dict[str, np.ndarray] | None:
-        """Return the arrays that batches are rows of, None where there are none or they are too large."""
+    def _fits(self) -> bool:
+        """Whether batches are rows of arrays that are small enough."""
         stream = self._batch
-        if not isinstance(stream, Stream) or len(stream.images) * stream.images[:1].nbytes > MOST_BYTES:
-            return None
-        return {"image": stream.images[:], "label": stream.labels}
+        return isinstance(stream, Stream) and len(stream.images) * stream.images[:1].nbytes <= MOST_BYTES

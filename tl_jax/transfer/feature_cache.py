@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,9 +10,6 @@ import numpy as np
 
 from tl_jax import tree
 from tl_jax.models.backbone import FEATURES
-
-HERE = Path(__file__).parents[1]
-CODE = ("models", "data")  # whose files decide what comes out of frozen layers
 
 
 def boundary(parts: Sequence[str], head_reads: str, mask: Any, still: frozenset[str], norms: frozenset[str]) -> str:
@@ -54,9 +50,3 @@ def digest(*facts: Any) -> str:
         else:
             sha.update(json.dumps(fact, sort_keys=True, default=str).encode())
     return sha.hexdigest()
-
-
-def code_digest() -> str:
-    """Return a hash of the code that computes features: a changed layer must not meet what the old one left."""
-    files = sorted(path for folder in CODE for path in (HERE / folder).glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()

@@ -6,7 +6,6 @@
 The result is read by ``pretrained.load(MODEL, source="tl_jax", path=FILE)`` or ``--config.init.source=tl_jax``.
 """
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 import pooch
-from absl import app, flags, logging
+from absl import flags, logging
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tl_jax import models, pretrained, tree
+from tl_jax import command, models, pretrained, tree
 from tl_jax.errors import UserError
 from tl_jax.network import Pretrained
 from tl_jax.specs import PretrainedSpec
@@ -104,8 +103,4 @@ def classify(net: Pretrained, picture: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        app.run(main)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run(main)
