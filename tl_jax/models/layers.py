@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from tl_jax.errors import UserError
 from tl_jax.models.convolution import conv2d, depthwise2d, pads
+from tl_jax.models.norm import BatchNorm
 
 
 def fan_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any, fan: float, gain: float) -> jax.Array:
@@ -91,9 +92,9 @@ class Norm(NamedTuple):
     momentum: float
     scale: bool = True
 
-    def layer(self, dtype: Any, name: str) -> nn.BatchNorm:
+    def layer(self, dtype: Any, name: str) -> BatchNorm:
         """Return the layer."""
-        return nn.BatchNorm(epsilon=self.epsilon, momentum=self.momentum, use_scale=self.scale, dtype=dtype, name=name)
+        return BatchNorm(epsilon=self.epsilon, momentum=self.momentum, use_scale=self.scale, dtype=dtype, name=name)
 
 
 class ConvNorm(nn.Module):

@@ -16,6 +16,7 @@ import jax
 
 from tl_jax.models.backbone import Backbone, Part
 from tl_jax.models.layers import Conv, DropPath, linear_drop_rates, max_pool
+from tl_jax.models.norm import BatchNorm
 
 
 class Layout(NamedTuple):
@@ -67,9 +68,9 @@ class Block(nn.Module):
         return batch_norm(self.layout, self.dtype, norm_name)(x, use_running_average=not train)
 
 
-def batch_norm(layout: Layout, dtype: Any, name: str) -> nn.BatchNorm:
+def batch_norm(layout: Layout, dtype: Any, name: str) -> BatchNorm:
     """Return the BatchNorm of a layout."""
-    return nn.BatchNorm(epsilon=layout.epsilon, momentum=layout.momentum, dtype=dtype, name=name)
+    return BatchNorm(epsilon=layout.epsilon, momentum=layout.momentum, dtype=dtype, name=name)
 
 
 class Stem(nn.Module):

@@ -9,6 +9,7 @@ import jax
 
 from tl_jax.models.backbone import Backbone, Part
 from tl_jax.models.layers import Conv, adaptive_mean_pool, max_pool
+from tl_jax.models.norm import BatchNorm
 
 GRID = 7  # side of the feature map that fc1 sees
 
@@ -27,7 +28,7 @@ class Stage(nn.Module):
             x = Conv(self.width, 3, use_bias=True, dtype=self.dtype, name=f"conv{i}")(x)
             if self.norm:
                 # Only torchvision has such weights: its epsilon, and its momentum 0.1 of the new statistics.
-                norm = nn.BatchNorm(epsilon=1e-5, momentum=0.9, dtype=self.dtype, name=f"bn{i}")
+                norm = BatchNorm(epsilon=1e-5, momentum=0.9, dtype=self.dtype, name=f"bn{i}")
                 x = norm(x, use_running_average=not train)
             x = nn.relu(x)
         return max_pool(x, window=2, stride=2, pad=0)
