@@ -55,6 +55,9 @@ FIELDS = {
     ),
     "data.train_examples": Field(0, "random training examples kept; 0 for all", low=0),
     "data.per_class": Field(0, "random training examples kept of each class; 0 for all", low=0),
+    "data.gigabytes": Field(
+        16.0, "of decoded pictures kept on disk; a set that takes more is decoded each time it is read", low=0.0
+    ),
     "data.test_examples": Field(0, "first test examples used; 0 for all", low=0),
     # From stored pixels to network inputs.
     "input.size": Field(0, "side of the network's input in pixels; 0 takes that of the weights", low=0),

@@ -163,7 +163,7 @@ def draw_gain(found: Sequence[Row], path: Path) -> Path:
         axis.axhline(0, color="black", lw=0.8)
         axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)
-        if axis.has_data():
+        if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
     for axis in axes[:, 0]:
         axis.set_ylabel("test accuracy over scratch, points")

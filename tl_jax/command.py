@@ -28,7 +28,7 @@ def use_huge_pages() -> None:
 
 
 def run(main: Callable[[list[str]], None], **how: Any) -> None:
-    """Call ``main`` by ``absl.app.run``, on huge pages; exit with 2 and a line on an error of the user's, with 130 on Ctrl-C.
+    """Call ``main`` by ``absl.app.run``; exit with 2 and a line on an error of the user's, with 130 on Ctrl-C.
 
     Args:
         main: takes what is left of the arguments.

@@ -138,13 +138,6 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch, limit: int
             folder.read(tmp_path)
 
 
-def test_more_than_the_memory_is_refused(tmp_path: Path, monkeypatch) -> None:
-    draw(tmp_path, {"green": 5, "red": 5})
-    monkeypatch.setattr(folder.os, "sysconf", lambda name: 40)
-    with pytest.raises(UserError, match="10 pictures of 8x8 would take"):
-        folder.read(tmp_path)
-
-
 def test_no_layout(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"no folder {tmp_path}/none; check --config.data.dir"):
         sources.load("folder", str(tmp_path / "none"))

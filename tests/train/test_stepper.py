@@ -20,7 +20,7 @@ def fit(folder, save=12, log=12, plan=None, task=None):
 
 def test_results_are_those_of_single_steps(tmp_path, monkeypatch):
     many = fit(tmp_path / "many")
-    monkeypatch.setattr(stepper, "MOST_BYTES", 0)
+    monkeypatch.setattr(stepper, "MOST_SENT", 0)
     single = fit(tmp_path / "single")
     for path, leaf in tree.flatten(single.variables).items():
         np.testing.assert_allclose(leaf, tree.flatten(many.variables)[path], rtol=1e-5, atol=1e-6)

@@ -1,12 +1,14 @@
 """Which examples make up batch ``step``: a function of the seed, so a resumed run sees what an unbroken one sees."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from tl_jax.data.pictures import Rows, Split
+from tl_jax.data.pictures import Pictures, Split, encoded
+
+AHEAD = 4  # batches decoded before they are asked for
 
 
 # (seed, 1) and (seed, 2) belong to data.splits.
@@ -36,7 +38,7 @@ class Stream(NamedTuple):
         batch_size: B.
     """
 
-    images: np.ndarray | Rows
+    images: Pictures
     labels: np.ndarray
     seed: int
     batch_size: int
@@ -53,11 +55,28 @@ class Stream(NamedTuple):
         labels = self.labels[rows % len(self.labels)]
         return {"image": self.images[rows], "label": labels, "mask": np.ones(self.batch_size, np.float32)}
 
+    def following(self, first: int, stop: int) -> Iterator[Mapping[str, np.ndarray]]:
+        """Yield the batches ``first`` to ``stop``."""
+        return _each(self, first, stop, encoded(self.images))
+
 
 def eval_batches(split: Split, batch_size: int) -> Iterator[Mapping[str, np.ndarray]]:
     """Yield every example once, in order; the last batch is padded with rows whose ``mask`` is 0."""
-    for start in range(0, len(split.labels), batch_size):
-        rows = np.arange(start, start + batch_size)
+
+    def batch(i: int) -> Mapping[str, np.ndarray]:
+        rows = np.arange(i * batch_size, (i + 1) * batch_size)
         mask = rows < len(split.labels)
         rows = np.minimum(rows, len(split.labels) - 1)
-        yield {"image": split.images[rows], "label": split.labels[rows], "mask": mask.astype(np.float32)}
+        return {"image": split.images[rows], "label": split.labels[rows], "mask": mask.astype(np.float32)}
+
+    return _each(batch, 0, -(-len(split.labels) // batch_size), encoded(split.images))
+
+
+def _each(make: Callable[[int], Mapping[str, np.ndarray]], first: int, stop: int, ahead: bool) -> Iterator:
+    """Yield what ``make`` returns for each number; ``ahead`` of time, in threads, where that is worth it."""
+    if not ahead:
+        return map(make, range(first, stop))
+    import grain  # takes a second, which only sets too large to be kept decoded need to pay
+
+    reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=AHEAD)  # each batch is decoded by several threads
+    return iter(grain.MapDataset.range(first, stop).map(make).to_iter_dataset(reading))

@@ -1,8 +1,7 @@
-"""Labelled pictures from a folder of class folders, all decoded into memory."""
+"""Labelled pictures from a folder of class folders."""
 
 import contextlib
 import functools
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,19 +12,18 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from tl_jax.data.pictures import Source, Split, fit, held_out, keep_decoded
+from tl_jax.data.pictures import DECODED_BYTES, WORKERS, Encoded, Rows, Source, Split, fit, held_out, kept_or_encoded
 from tl_jax.errors import UserError, nearest
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # that a file may have inside, whatever its ending
 TEST_PARTS = ("test", "validation", "val")  # the first with class folders is the test part
 LAYOUT = "FOLDER/CLASS/PICTURE, or FOLDER/train/CLASS/PICTURE and FOLDER/test/CLASS/PICTURE"
-WORKERS = min(16, os.cpu_count() or 1)  # threads; Pillow decodes without the interpreter's lock
 
 Files = dict[str, list[Path]]  # the picture files of each class
 
 
-def read(folder: Path, size: int = 224) -> Source:
+def read(folder: Path, size: int = 224, most_bytes: float = DECODED_BYTES) -> Source:
     """Read ``folder/CLASS/PICTURE`` or ``folder/{train,test,validation,val}/CLASS/PICTURE``.
 
     The first of these after ``train`` is the test part, and a second one is the set's own validation part.
@@ -33,16 +31,17 @@ def read(folder: Path, size: int = 224) -> Source:
     Classes and files are in the order of their names. Without a test part a fifth of each class is held out, the same
     at every call. Hidden files, files that are no pictures and folders within class folders are skipped, and one line
     on stderr says how many. Pictures are turned as their EXIF says; grey is repeated, what is transparent becomes
-    white. Where all have the same size they are kept as they are, else all are fitted into ``size``. Everything is
-    held in memory: N * H * W * 3 bytes.
+    white. Where all have the same size they are kept as they are, else all are fitted into ``size``. Decoded they
+    take N * H * W * 3 bytes on disk; where that is more than ``most_bytes``, they are decoded each time they are read.
 
     Args:
         folder: the name of the set is the folder's.
         size: side in pixels to which pictures of differing sizes are resized and cropped.
+        most_bytes: of decoded pictures that may be kept on disk.
 
     Raises:
         UserError: no folder of that layout, fewer than two classes, a class without pictures or too small for a part
-            to be held out, a picture that cannot be decoded, or more pixels than there is memory.
+            to be held out, or a picture that cannot be decoded.
     """
     folder = Path(folder).expanduser()
     skipped: list[Path] = []
@@ -63,9 +62,9 @@ def read(folder: Path, size: int = 224) -> Source:
         files, labels = [files[row] for row in rows], labels[rows]
     if skipped:
         _say(folder, tuple(skipped))
-    images = _decode_all(name, files, size)
+    images = _decode_all(name, files, size, most_bytes)
     ends = np.cumsum(sizes)
-    each = [Split(images[end - n : end], labels[end - n : end]) for n, end in zip(sizes, ends, strict=True)]
+    each = [Split(_part(images, end - n, end), labels[end - n : end]) for n, end in zip(sizes, ends, strict=True)]
     return Source(name, each[0], each[1], classes, tested or "a fifth held out", *each[2:])
 
 
@@ -134,14 +133,17 @@ def _say(folder: Path, skipped: tuple[Path, ...]) -> None:
     tqdm.write(f"{folder}: skipped {what} beside the pictures: {names}", file=sys.stderr)
 
 
-def _decode_all(name: str, files: list[Path], size: int) -> np.ndarray:
-    """Return all pictures uint8 (N, H, W, 3) in one array, decoded by several threads, or once before and kept."""
+def _part(images: np.ndarray | Encoded, first: int, stop: int) -> np.ndarray | Rows:
+    return Rows(images, np.arange(first, stop)) if isinstance(images, Encoded) else images[first:stop]
+
+
+def _decode_all(name: str, files: list[Path], size: int, most_bytes: float) -> np.ndarray | Encoded:
+    """Return all pictures uint8 (N, H, W, 3), decoded by several threads, or once before and kept."""
     with warnings.catch_warnings(), ThreadPoolExecutor(WORKERS) as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         shape = _measure(files[0])
         same = all(other == shape for other in pool.map(_measure, files))  # the first that differs ends it
         shape = shape if same else (size, size)
-        _check_memory(name, len(files), *shape)
 
         def picture(file: Path) -> np.ndarray:
             image = _decode(file)
@@ -153,14 +155,8 @@ def _decode_all(name: str, files: list[Path], size: int) -> np.ndarray:
             for image in tqdm(done, f"reading {name}", len(files), **shown):
                 yield image[None]
 
-        return keep_decoded([file.resolve() for file in files], shape, (len(files), *shape, 3), np.uint8, decoded)
-
-
-def _check_memory(name: str, n: int, height: int, width: int) -> None:
-    need, have = n * height * width * 3, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if need > have:
-        sizes = f"{need / 1e9:.1f} GB in memory, of {have / 1e9:.1f}"
-        raise UserError(f"{name}: {n} pictures of {width}x{height} would take {sizes}; shrink them or take fewer")
+        found, shape = [file.resolve() for file in files], (len(files), *shape, 3)
+        return kept_or_encoded(found, shape, decoded, lambda row: picture(files[row]), most_bytes)
 
 
 @contextlib.contextmanager

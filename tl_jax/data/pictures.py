@@ -1,8 +1,10 @@
 """What a data set is once it is read, and what its readers share: fitting pictures and holding out a test part."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +17,46 @@ from tl_jax.shelf import Shelf, code_digest
 
 SHARES = {"third": 1 / 3, "fifth": 1 / 5}  # held out of sets that come without a test part
 DECODED_BYTES = 16 * 10**9  # of decoded pictures kept on disk; the sets used longest ago make room
+WORKERS = min(16, os.cpu_count() or 1)  # threads; Pillow decodes without the interpreter's lock
 SPLIT_SEED = 0  # of that cut: the same test part whatever the seed of the run
+
+
+class Encoded:
+    """Pictures uint8 (N, H, W, 3) that stay encoded on disk and are decoded, by several threads, when they are read.
+
+    Attributes:
+        decode: row -> picture (H, W, 3).
+        shape: (N, H, W, 3).
+        key: names the pictures, for what is computed of them and kept.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, decode: Callable[[int], np.ndarray], shape: tuple[int, ...], key: str):
+        self.decode, self.shape, self.key = decode, shape, key
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        chosen = np.arange(len(self))[rows]
+        if not chosen.ndim:
+            return self.decode(int(chosen))
+        pictures = list(_pool().map(self.decode, chosen.tolist()))
+        return np.stack(pictures) if pictures else np.empty((0, *self.shape[1:]), self.dtype)
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(WORKERS)
 
 
 class Rows:
     """Some rows of an array that stays where it is, on disk perhaps; the rows of rows are rows of the same array."""
 
-    def __init__(self, array: "np.ndarray | Rows", chosen: np.ndarray):
+    def __init__(self, array: "np.ndarray | Encoded | Rows", chosen: np.ndarray):
         inner = isinstance(array, Rows)
-        self.array: np.ndarray = array.array if inner else array
+        self.array: np.ndarray | Encoded = array.array if inner else array
         self.chosen: np.ndarray = array.chosen[chosen] if inner else chosen
         self.shape, self.dtype = (len(self.chosen), *self.array.shape[1:]), self.array.dtype
 
@@ -40,8 +73,16 @@ class Rows:
 class Split(NamedTuple):
     """Pictures uint8 (N, H, W, 3), RGB, read by rows as ``images[rows]``, and labels int32 (N,) in [0, K)."""
 
-    images: np.ndarray | Rows
+    images: "Pictures"
     labels: np.ndarray
+
+
+Pictures = np.ndarray | Encoded | Rows
+
+
+def encoded(images: Pictures) -> bool:
+    """Whether pictures are decoded at each reading."""
+    return isinstance(images.array if isinstance(images, Rows) else images, Encoded)
 
 
 class Source(NamedTuple):
@@ -63,7 +104,7 @@ class Source(NamedTuple):
     validation: Split | None = None
 
 
-def keep_decoded(
+def kept(
     files: Iterable[str | Path],
     about: Any,
     shape: tuple[int, ...],
@@ -71,9 +112,34 @@ def keep_decoded(
     make: Callable[[], Iterator[np.ndarray]],
 ) -> np.ndarray:
     """Return what ``make`` yields, kept on disk as long as the files' sizes and times, and ``about``, stay the same."""
+    return Shelf(cache_dir() / "decoded", DECODED_BYTES).get(_key(files, about), shape, dtype, make)
+
+
+def kept_or_encoded(
+    files: Iterable[str | Path],
+    shape: tuple[int, ...],
+    make: Callable[[], Iterator[np.ndarray]],
+    decode: Callable[[int], np.ndarray],
+    most_bytes: float,
+) -> np.ndarray | Encoded:
+    """Return pictures uint8, decoded once and kept on disk, or decoded each time they are read.
+
+    Args:
+        files: that hold them.
+        shape: (N, H, W, 3).
+        make: yields them in order, some at a time.
+        decode: row -> picture, for a set of more than ``most_bytes``.
+        most_bytes: that a decoded set may take.
+    """
+    about = "pictures", shape
+    if int(np.prod(shape)) <= most_bytes:
+        return kept(files, about, shape, np.uint8, make)
+    return Encoded(decode, shape, _key(files, about))
+
+
+def _key(files: Iterable[str | Path], about: Any) -> str:
     stamps = [(str(path), found.st_size, found.st_mtime_ns) for path in files for found in [os.stat(path)]]
-    key = hashlib.sha256(repr((code_digest("data"), stamps, about)).encode()).hexdigest()
-    return Shelf(cache_dir() / "decoded", DECODED_BYTES).get(key, shape, dtype, make)
+    return hashlib.sha256(repr((code_digest("data"), stamps, about)).encode()).hexdigest()
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:

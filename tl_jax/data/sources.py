@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tl_jax.data import archives, cifar, folder
-from tl_jax.data.pictures import Source, Split, cut_test, fit, keep_decoded
+from tl_jax.data.pictures import DECODED_BYTES, Source, Split, cut_test, fit, kept, kept_or_encoded
 from tl_jax.errors import UserError, nearest
 from tl_jax.fetch import cache_dir
 
@@ -18,7 +18,7 @@ FLOWERS = "http://download.tensorflow.org/example_images/flower_photos.tgz"  # 2
 FLOWERS_DIGEST = "sha256:4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"  # as in TFDS' tf_flowers
 
 
-def load(name: str, data_dir: str = "", size: int = 224) -> Source:
+def load(name: str, data_dir: str = "", size: int = 224, most_bytes: float = DECODED_BYTES) -> Source:
     """Load a data set by name.
 
     Args:
@@ -28,6 +28,7 @@ def load(name: str, data_dir: str = "", size: int = 224) -> Source:
             ``label``, such as "cifar10".
         data_dir: folder with the pictures, or TFDS folder; empty for TFDS' own default.
         size: side in pixels to which pictures of differing sizes are resized and cropped.
+        most_bytes: of decoded pictures that may be kept on disk; a larger set is decoded each time it is read.
 
     Raises:
         UserError: the set is absent and cannot be made or downloaded; the message says how to get it.
@@ -35,12 +36,12 @@ def load(name: str, data_dir: str = "", size: int = 224) -> Source:
     if name in EMBEDDED:
         return EMBEDDED[name]()
     if name not in FOLDERS:
-        return tfds_source(name, data_dir, size)
+        return tfds_source(name, data_dir, size, most_bytes)
     if data_dir:
-        return folder.read(Path(data_dir), size)
+        return folder.read(Path(data_dir), size, most_bytes)
     if name == "folder":
         raise UserError(f"config.data.name=folder needs one; pass --config.data.dir=FOLDER, with {folder.LAYOUT}")
-    return folder.read(flowers(), size)
+    return folder.read(flowers(), size, most_bytes)
 
 
 def flowers() -> Path:
@@ -77,7 +78,7 @@ def gratings(classes: int = 10, train: int = 512, test: int = 128, size: int = 3
     return Source("gratings", draw(train), draw(test), tuple(f"{180 * k // classes} degrees" for k in range(classes)))
 
 
-def tfds_source(name: str, data_dir: str, size: int) -> Source:
+def tfds_source(name: str, data_dir: str, size: int, most_bytes: float = DECODED_BYTES) -> Source:
     """Read a prepared TFDS set; CIFAR-10 and CIFAR-100 are prepared on the first use."""
     builder = _tfds_builder(name, data_dir)
     features = builder.info.features
@@ -87,8 +88,10 @@ def tfds_source(name: str, data_dir: str, size: int) -> Source:
     if "train" not in builder.info.splits:
         raise UserError(f"data set {name!r} has no train part (it has {', '.join(builder.info.splits)})")
     title, classes = f"{name}:{builder.info.version}", tuple(features["label"].names)
-    train = _read(builder, "train", size)
-    found = {part: _read(builder, part, size) for part in ("test", "validation") if part in builder.info.splits}
+    train = _read(builder, "train", size, most_bytes)
+    found = {
+        part: _read(builder, part, size, most_bytes) for part in ("test", "validation") if part in builder.info.splits
+    }
     # Some test parts, ImageNet's for one, are published without labels.
     labelled = {part: split for part, split in found.items() if (split.labels >= 0).all()}
     if not labelled:
@@ -131,41 +134,58 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
-def _read(builder: Any, split: str, size: int) -> Split:
-    """Return a whole split, pictures of differing sizes fitted into ``size``; what was decoded once is kept on disk.
-
-    Decoding CIFAR-10's 10,000 test pictures took 3.7 s on one of two busy cores, which each start of a run would pay.
-    """
+def _read(builder: Any, split: str, size: int, most_bytes: float) -> Split:
+    """Return a whole split, pictures of differing sizes fitted into ``size``; what was decoded once is kept on disk."""
     height, width = builder.info.features["image"].shape[:2]
     shape = (size, size, 3) if None in (height, width) else (height, width, 3)
     files, expected = builder.info.splits[split].filepaths, builder.info.splits[split].num_examples
+    readers = _readers(files)
+    ends = np.cumsum([reader.num_records() for reader in readers])
+    if ends[-1] != expected:
+        raise UserError(f"{builder.data_dir} has {ends[-1]} of {expected} {split} examples; prepare it again")
 
-    def decoded(name: str) -> Iterator[np.ndarray]:
-        found = 0
-        for image, label in _records(files):
-            image = None if name == "label" else _decode(image)
-            found += 1
-            yield np.asarray([label if image is None else image if image.shape == shape else fit(image, size)])
-        if found != expected:
-            raise UserError(f"{builder.data_dir} has {found} of {expected} {split} examples; prepare it again")
+    def labels() -> Iterator[np.ndarray]:
+        return (np.asarray([label]) for _, label in _records(readers))
 
-    kinds = {"image": ((expected, *shape), np.uint8), "label": ((expected,), np.int32)}
-    return Split(*(keep_decoded(files, name, *kind, lambda n=name: decoded(n)) for name, kind in kinds.items()))
+    def pictures() -> Iterator[np.ndarray]:
+        return (picture(image)[None] for image, _ in _records(readers))
+
+    def picture(encoded: bytes) -> np.ndarray:
+        image = _decode(encoded)
+        return image if image.shape == shape else fit(image, size)
+
+    def one(row: int) -> np.ndarray:
+        at = int(np.searchsorted(ends, row, side="right"))
+        (record,) = readers[at].read([row - (int(ends[at - 1]) if at else 0)])
+        return picture(_parsed(record)[0])
+
+    images = kept_or_encoded(files, (expected, *shape), pictures, one, most_bytes)
+    return Split(images, kept(files, "labels", (expected,), np.int32, labels))
 
 
-def _records(files: Sequence[str]) -> Iterator[tuple[bytes, int]]:
-    """Yield encoded pictures and labels of array_record files, read and parsed directly.
+def _readers(files: Sequence[str]) -> list[Any]:
+    """Return readers of array_record files, whose records are read and parsed directly.
 
     TFDS' own random access takes about three times as long an example.
     """
     from array_record.python.array_record_module import ArrayRecordReader
+
+    return [ArrayRecordReader(str(file)) for file in files]
+
+
+def _records(readers: Sequence[Any]) -> Iterator[tuple[bytes, int]]:
+    """Yield encoded pictures and labels in order, a thousand read at a time."""
+    for reader in readers:
+        count = reader.num_records()
+        for first in range(0, count, 1000):
+            yield from map(_parsed, reader.read(first, min(first + 1000, count)))
+
+
+def _parsed(record: bytes) -> tuple[bytes, int]:
     from tensorflow_datasets.proto import tf_example_pb2
 
-    for file in files:
-        reader = ArrayRecordReader(str(file))
-        for record in reader.read(0, reader.num_records()):
-            feature = tf_example_pb2.Example.FromString(record).features.feature
-            yield feature["image"].bytes_list.value[0], feature["label"].int64_list.value[0]
+    feature = tf_example_pb2.Example.FromString(record).features.feature
+    return feature["image"].bytes_list.value[0], feature["label"].int64_list.value[0]
 
 
 def _decode(encoded: bytes) -> np.ndarray:

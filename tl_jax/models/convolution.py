@@ -50,11 +50,22 @@ def seeing(size: tuple[int, ...], kernel: jax.Array, stride: int, padding: Pads)
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
     """Convolve (N, H, W, C) with (h, w, C, F)."""
     kernel, padding = seeing(x.shape[1:3], kernel, stride, padding)
-    window = kernel.shape[0] * kernel.shape[1]
-    small = window == 1 or (max(x.shape[1:3]) <= SMALL_PICTURE and window <= 9)
-    if small and jax.default_backend() == "cpu":
+    if as_patches(x.shape[1:3], kernel.shape, stride):
         return _conv2d_patches(x, kernel, stride, padding)
     return _conv2d_lax(x, kernel, stride, padding)
+
+
+def as_patches(size: tuple[int, ...], kernel: tuple[int, ...], stride: int) -> bool:
+    """Whether patches times a matrix are the faster way on this platform (``experiments/benchmarks/convolution.py``).
+
+    Args:
+        size: (H, W) of the pictures.
+        kernel: (h, w, C, F), as it meets them.
+        stride: step of the window.
+    """
+    window = kernel[0] * kernel[1]
+    small = window == 1 or (max(size) <= SMALL_PICTURE and window <= 9)
+    return small and jax.default_backend() == "cpu"
 
 
 def depthwise2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:

@@ -135,12 +135,13 @@ def pretext_of(config: Any) -> Pretext | None:
 def load_source(config: Any, size: int) -> sources.Source:
     """Load the data set of ``config``, or draw the generator's pictures where ``data.generate`` says so."""
     drawn = config.data.generate and not config.data.dir
-    return _read("gratings" if drawn else config.data.name, config.data.dir, size)
+    name = "gratings" if drawn else config.data.name
+    return _read(name, config.data.dir, size, config.data.gigabytes * 1e9)
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def _read(name: str, folder: str, size: int) -> sources.Source:
-    return sources.load(name, folder, size)
+def _read(name: str, folder: str, size: int, most_bytes: float) -> sources.Source:
+    return sources.load(name, folder, size, most_bytes)
 
 
 def cut(config: Any, source: sources.Source) -> dict[str, sources.Split]:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from tl_jax.data.batches import Stream
+from tl_jax.data.pictures import encoded
 from tl_jax.task import Objective
 from tl_jax.train import devices
 from tl_jax.train.state import TrainState
@@ -15,6 +16,7 @@ from tl_jax.transfer.phases import Phase
 
 MOST_STEPS = 64  # of one call; an interruption waits for its end
 MOST_BYTES = 2**30  # of training data kept on each device
+MOST_SENT = 2**26  # bytes of the batches of one call where the data are not kept on the device
 MOST_WORK = 1e9  # FLOPs of a step on a CPU from which on steps are taken one by one; an estimate
 
 
@@ -33,13 +35,15 @@ class Stepper:
         made = objective.loss, phase.optim, phase.rules, phase.batch_stats
         batch = devices.put(self._batch(first))
         call = (state, batch, stream, devices.scalar(self._rates[0]))
-        self.most, self._data = 1, None
+        self._data, self._following = None, None
         step = make_train_step(*made)
         self.flops = devices.flops(step, *call)
-        if self._fits() and (jax.default_backend() != "cpu" or self.flops < MOST_WORK):
-            stored = {"image": self._batch.images[:], "label": self._batch.labels}
-            self._data = jax.device_put(stored, devices.replicated())
-            self.most = min(MOST_STEPS, phase.stop - phase.start)
+        self._near = jax.default_backend() == "cpu"  # what is in memory is on the device as it is
+        self.most = self._most()
+        if self.most > 1:
+            if not self._near:
+                stored = {"image": self._batch.images[:], "label": self._batch.labels}
+                self._data = jax.device_put(stored, devices.replicated())
             self._loop = devices.compiled(make_train_steps(*made), state, *self._steps(first, first))
             self.seconds = self._loop.seconds
         else:
@@ -49,24 +53,42 @@ class Stepper:
     def advance(self, state: TrainState, first: int, stop: int) -> tuple[TrainState, list[dict[str, Any]]]:
         """Take the steps ``first`` to ``stop`` of the run, at most ``most``; return the state and a row of each."""
         rates = self._rates[first - self._phase.start : stop - self._phase.start]
-        if self._data is None:
-            batch = devices.put(self._batch(first))
-            state, row = self._one.execute(state, batch, self._stream, devices.scalar(rates[0]))
+        if self.most == 1:
+            state, row = self._one.execute(state, self._next(first), self._stream, devices.scalar(rates[0]))
             return state, [{**row, "lr": rates[0]}]
         state, rows = self._loop.execute(state, *self._steps(first, stop))
         rows = jax.device_get(rows)
         return state, [{**jax.tree.map(lambda v, i=i: v[i], rows), "lr": rate} for i, rate in enumerate(rates)]
 
+    def _next(self, step: int) -> Any:
+        """Return the batch of a step; steps are taken in order, and what must be decoded is read ahead."""
+        if not isinstance(self._batch, Stream):
+            return devices.put(self._batch(step))
+        if self._following is None:
+            self._following = self._batch.following(step, self._phase.stop)
+        return devices.put(next(self._following))
+
     def _steps(self, first: int, stop: int) -> tuple[Any, ...]:
         """Return the arguments of the loop: data, rows, stream key, rates, count."""
-        count = stop - first
-        rows = [self._batch.rows(min(step, max(first, stop - 1))) for step in range(first, first + self.most)]
+        each = [self._batch.rows(min(step, max(first, stop - 1))) for step in range(first, first + self.most)]
+        rows = np.stack(each).astype(np.int32)
         at = np.minimum(np.arange(self.most) + first - self._phase.start, len(self._rates) - 1)
-        sent = (np.stack(rows).astype(np.int32), self._rates[at], np.int32(count))
-        rows, rates, count = jax.device_put(sent, devices.replicated())
-        return self._data, rows, self._stream, rates, count
+        data = self._data
+        if self._near:
+            chosen, labels = rows.ravel(), self._batch.labels
+            data = {"image": self._batch.images[chosen], "label": labels[chosen % len(labels)]}
+            rows = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
+        data, rows, rates, count = jax.device_put(
+            (data, rows, self._rates[at], np.int32(stop - first)), devices.replicated()
+        )
+        return data, rows, self._stream, rates, count
 
-    def _fits(self) -> bool:
-        """Whether batches are rows of arrays that are small enough."""
-        stream = self._batch
-        return isinstance(stream, Stream) and len(stream.images) * stream.images[:1].nbytes <= MOST_BYTES
+    def _most(self) -> int:
+        """Return the steps that a call may take: one where a step is work enough, or the data do not fit."""
+        stream, steps = self._batch, min(MOST_STEPS, self._phase.stop - self._phase.start)
+        if not isinstance(stream, Stream) or encoded(stream.images):
+            return 1
+        row = stream.images[:1].nbytes
+        if not self._near:
+            return steps if len(stream.images) * row <= MOST_BYTES else 1
+        return max(1, min(steps, MOST_SENT // (row * stream.batch_size))) if self.flops < MOST_WORK else 1

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from tl_jax import tree
+from tl_jax.data.pictures import Encoded, Rows, encoded
 from tl_jax.models.backbone import FEATURES
 
 
@@ -40,7 +41,11 @@ def digest(*facts: Any) -> str:
     """Return a SHA-256 of arrays, trees of them, and whatever ``json`` can write."""
     sha = hashlib.sha256()
     for fact in facts:
-        if hasattr(fact, "__array__"):
+        if isinstance(fact, Encoded):
+            sha.update(fact.key.encode())
+        elif isinstance(fact, Rows) and encoded(fact):
+            sha.update(digest(fact.array, fact.chosen).encode())
+        elif hasattr(fact, "__array__"):
             array = np.ascontiguousarray(fact)
             sha.update(f"{array.dtype} {array.shape}".encode())
             sha.update(array)

@@ -1,0 +1,106 @@
+"""Sets too large to be kept decoded: the same pictures, batches and results, decoded when they are read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import base
+from tests.data.test_data import tfds_folder
+from tl_jax import api
+from tl_jax.data import batches, folder, sources
+from tl_jax.data.pictures import Encoded, Rows, encoded
+from tl_jax.errors import UserError
+from tl_jax.transfer.feature_cache import digest
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Return class folders with pictures of noise, of differing sizes."""
+    top, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name in ("one", "two"):
+        (top / name).mkdir()
+        for i in range(10):
+            side = 20 + i
+            Image.fromarray(rng.integers(0, 256, (side, 24, 3), np.uint8)).save(top / name / f"{i}.png")
+    return top
+
+
+@pytest.fixture
+def both(photos):
+    """Return the set kept decoded, and the same one decoded at each reading."""
+    return folder.read(photos, 16), folder.read(photos, 16, most_bytes=100)
+
+
+def test_pictures_are_the_same(both):
+    kept, streamed = both
+    assert not encoded(kept.train.images) and encoded(streamed.train.images)
+    assert isinstance(streamed.train.images, Rows) and isinstance(streamed.train.images.array, Encoded)
+    for part in ("train", "test"):
+        a, b = getattr(kept, part), getattr(streamed, part)
+        assert b.images.shape == a.images.shape and b.images.dtype == a.images.dtype
+        np.testing.assert_array_equal(b.images[:], a.images[:])
+        np.testing.assert_array_equal(b.images[np.array([3, 0])], a.images[np.array([3, 0])])
+        np.testing.assert_array_equal(b.images[1], a.images[1])
+        assert b.images[np.array([], int)].shape == (0, 16, 16, 3)
+
+
+def test_batches_are_the_same_from_any_step_on(both):
+    streams = [batches.Stream(part.images, part.labels, 7, 6) for part in (source.train for source in both)]
+    for first, stop in ((0, 5), (3, 11)):
+        each = [list(stream.following(first, stop)) for stream in streams]
+        assert len(each[0]) == len(each[1]) == stop - first
+        for step, (a, b) in enumerate(zip(*each, strict=True), start=first):
+            for name, values in streams[0](step).items():
+                np.testing.assert_array_equal(a[name], values)
+                np.testing.assert_array_equal(b[name], values)
+
+
+def test_evaluation_sees_the_same(both):
+    for a, b in zip(*(batches.eval_batches(source.train, 6) for source in both), strict=True):
+        for name in ("image", "label", "mask"):
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_what_is_computed_of_them_is_kept_by_files_and_rows(both, photos):
+    images = both[1].train.images
+    again = folder.read(photos, 16, most_bytes=100).train.images
+    assert digest(images) == digest(again)
+    assert digest(images) != digest(Rows(images, np.arange(3)))
+    assert digest(images) != digest(folder.read(photos, 12, most_bytes=100).train.images)
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(both, photos, tmp_path):
+    for path in photos.glob("*/*.png"):
+        (tmp_path / path.parent.name).mkdir(exist_ok=True)
+        (tmp_path / path.parent.name / path.name).write_bytes(path.read_bytes())
+    source = folder.read(tmp_path, 16, most_bytes=100)
+    for path in tmp_path.glob("two/*.png"):
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match="cannot decode .*two"):
+        list(batches.Stream(source.train.images, source.train.labels, 0, 8).following(0, 4))
+
+
+def test_sets_of_tfds(tmp_path):
+    tfds_folder(tmp_path, {"train": [0, 1, 1, 0, 1], "test": [1, 0]})
+    kept, streamed = (sources.load("odd", str(tmp_path), 16, most) for most in (1e9, 1e2))
+    assert encoded(streamed.train.images) and not encoded(kept.train.images)
+    np.testing.assert_array_equal(streamed.train.images[:], kept.train.images[:])
+    np.testing.assert_array_equal(streamed.test.labels, kept.test.labels)
+    np.testing.assert_array_equal(streamed.train.images[np.array([4, 1])], kept.train.images[np.array([4, 1])])
+
+
+def test_runs_end_with_the_same_weights(photos, tmp_path):
+    config = base.get_config()
+    config.model.name, config.init.source, config.input.size = "resnet8", "tl_jax", 16
+    config.data.name, config.data.dir, config.data.validation = "folder", str(photos), 0.2
+    config.augment.flip, config.batch_size, config.eval_batch_size, config.epochs = True, 4, 8, 3.0
+    summaries = []
+    for gigabytes in (1.0, 0.0):
+        config.data.gigabytes = gigabytes
+        summaries.append(api.run(config, tmp_path / str(gigabytes)))
+    for name in ("metrics", "examples_evaluated", "steps"):
+        assert summaries[0][name] == pytest.approx(summaries[1][name], rel=1e-4)
