@@ -9,18 +9,20 @@ the first seed, the best on the validation part is taken, and the other seeds ar
 for all: the same rates, steps, batches and augmentation; what has no rate tunes its strength on the same validation
 part, with every seed. Steps of a pretext come on top. Two more are made of what is there: ``knn``, nearest neighbours
 among the source's features, and ``soup``, the greedy soup of LP-FT runs at all rates, three times the steps. Runs that
-are finished are not repeated, so the study may be stopped and started again, or shared among processes with
-``--share=I/N``; tables and pictures are drawn from what is there.
+are finished are not repeated, nor is what stands in the record (``RESULTS.csv``), so the study may be stopped and
+started again, elsewhere too, or shared among processes with ``--share=I/N``; tables and pictures are drawn from what is
+there.
 """
 
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
 from configs import base, mechanisms
-from experiments import mechanisms_made, mechanisms_report
+from experiments import mechanisms_made, mechanisms_report, record
 from tl_jax import api, command
 from tl_jax.errors import Diverged, UserError, nearest
 from tl_jax.train.log import say
@@ -28,7 +30,7 @@ from tl_jax.train.workdir import read_json, write_json
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/flowers_mobilenet.py", "Recipe: data, network, batches.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
-RESULTS = flags.DEFINE_string("results", "", "Prefix of table and pictures; in the workdir if empty.")
+RESULTS = flags.DEFINE_string("results", "", "Prefix of record, table and pictures; in the workdir if empty.")
 PER_CLASS = flags.DEFINE_list("per_class", ["5", "20", "0"], "Training examples of each class; 0 for all.")
 STEPS = flags.DEFINE_list("steps", ["40", "100", "200"], "Training steps for each of these.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the tested runs.")
@@ -45,11 +47,39 @@ def main(_: list[str]) -> None:
     """Run what is still to be run, then draw everything."""
     logging.set_verbosity(logging.WARNING)
     folder = Path(WORKDIR.value).expanduser()
+    prefix = Path(RESULTS.value or folder / "mechanisms")
+    record.begin(prefix, protocol())
+    record.note(prefix, devices=jax.devices()[0].device_kind, versions=api.versions())
+    wanted = [int(seed) for seed in SEEDS.value]
     part, parts = map(int, SHARE.value.split("/"))
     for name in chosen()[part::parts]:
-        for size in range(len(PER_CLASS.value)):
+        for size, per_class in enumerate(map(int, PER_CLASS.value)):
+            there = [
+                r.seed for r in mechanisms_report.recorded(prefix) if (r.mechanism, r.per_class) == (name, per_class)
+            ]
+            if set(wanted) <= set(there):
+                say(f"--- {name}, {per_class} per class: in {prefix}.csv")
+                continue
             study(folder, name, size)
-    mechanisms_report.write(folder, Path(RESULTS.value or folder / "mechanisms"))
+            mechanisms_report.keep(folder, prefix)
+    mechanisms_report.write(folder, prefix)
+
+
+def protocol() -> dict[str, Any]:
+    """Return what all runs of the study have in common."""
+    config = prepared("fine_tune", 0, 1.0, 0)
+    data = source(config)
+    held_out = data.validation if data.validation and config.data.validation else None
+    return {
+        "network": config.model.name,
+        "source": config.init.source,
+        "data": data.name,
+        "pixels": config.input.size,
+        "batch": config.batch_size,
+        "steps": dict(zip(PER_CLASS.value, map(int, STEPS.value), strict=True)),
+        "rates": RATES.value,
+        "validation": len(held_out.labels) if held_out else len(data.train.labels) - training_examples(config),
+    }
 
 
 def chosen() -> list[str]:
@@ -87,7 +117,7 @@ def study(folder: Path, name: str, size: int) -> None:
         for seed in seeds[1:]:
             one(here / f"rate{best}" / f"seed{seed}", name, size, float(best), seed)
     choice = {"mechanism": name, "per_class": per_class, "rate": best, "validation": scores, "seeds": seeds}
-    choice |= {"rates": RATES.value, "commit": before.get("commit") or mechanisms_report.commit()}
+    choice |= {"rates": RATES.value, "commit": before.get("commit") or record.commit()}
     write_json(here / "choice.json", choice)
 
 

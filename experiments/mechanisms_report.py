@@ -1,16 +1,16 @@
 """Table and pictures of the comparison of mechanisms, from the files that its runs left."""
 
-import csv
 import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import record
 from tl_jax.report.comparison import interval, percent
 from tl_jax.train.log import say
+from tl_jax.train.workdir import read_json
 
 SCRATCH, PLAIN = "scratch", "fine_tune"
 PANELS = {
@@ -38,6 +38,24 @@ class Row(NamedTuple):
     trainable: int
     steps: int
     examples_evaluated: int
+    commit: str
+
+
+def recorded(prefix: Path) -> list[Row]:
+    """Return the rows of a record."""
+    kinds = Row.__annotations__
+    return [Row(**{name: kinds[name](value) for name, value in row.items()}) for row in record.read(prefix)]
+
+
+def keep(folder: Path, prefix: Path) -> list[Row]:
+    """Write to the record what finished in a study's folder; return all its rows."""
+    new = rows(folder)
+    again = {(row.mechanism, row.per_class) for row in new}
+    found = [row for row in recorded(prefix) if (row.mechanism, row.per_class) not in again] + new
+    found.sort(key=lambda row: (row.mechanism, row.per_class or 10**9, row.seed))
+    if found:
+        record.write(prefix, [row._asdict() for row in found])
+    return found
 
 
 def rows(folder: Path) -> list[Row]:
@@ -61,6 +79,7 @@ def rows(folder: Path) -> list[Row]:
                     summary["parameters"]["trainable"],
                     summary["steps"],
                     summary["examples_evaluated"],
+                    choice.get("commit", ""),
                 )
             )
     return found
@@ -68,47 +87,30 @@ def rows(folder: Path) -> list[Row]:
 
 def write(folder: Path, prefix: Path) -> None:
     """Write ``PREFIX.csv``, ``PREFIX.md`` and ``PREFIX_gain.png``."""
-    found = rows(folder)
+    found = keep(folder, prefix)
     if not found:
         say(f"no finished runs in {folder} yet")
         return
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{prefix}.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Row._fields)
-        writer.writerows([f"{v:.5g}" if isinstance(v, float) else v for v in row] for row in found)
-    text = about(folder, found) + "\n" + table(found)
+    text = about(read_json(Path(f"{prefix}.json")), found) + "\n" + table(found)
     Path(f"{prefix}.md").write_text(text)
     draw_gain(found, Path(f"{prefix}_gain.png"))
     say(text)
     say(f"{prefix}.csv, {prefix}.md, {prefix}_gain.png")
 
 
-def commit() -> str:
-    """Return the commit of this checkout, "" outside of one."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
-
-
-def about(folder: Path, found: Sequence[Row]) -> str:
-    """Return what the numbers are, from the files of the first run with gradient steps."""
-    path = next(p for p in sorted(folder.glob("*/*/rate*/seed*/summary.json")) if "facts" in p.read_text())
-    summary, config = json.loads(path.read_text()), json.loads((path.parent / "config.json").read_text())
-    commits = {json.loads(p.read_text()).get("commit", "") for p in folder.glob("*/*/choice.json")} - {""}
-    choices = [json.loads(p.read_text()) for p in folder.glob(f"{PLAIN}/*/choice.json")]
-    rates = ", ".join(choices[0]["validation"]) if choices else "none"
-    steps = {row.per_class: row.steps for row in found if row.mechanism == PLAIN}
-    budget = ", ".join(f"{steps[n]} steps with {_size(n)}" for n in _sizes(found) if n in steps)
+def about(how: dict[str, Any], found: Sequence[Row]) -> str:
+    """Return what the numbers are, from the protocol of the record."""
+    budget = ", ".join(f"{n} steps with {_size(int(size))}" for size, n in how["steps"].items())
+    commits = sorted({row.commit for row in found} - {""})
+    versions = "; ".join(", ".join(f"{k} {v}" for k, v in seen.items()) for seen in how.get("versions", []))
     lines = [
-        f"{config['model']['name']} ({config['init']['source']} weights) on {summary['facts']['data']}, pictures of "
-        f"{summary['facts']['input']['size']} pixels, batches of {config['batch_size']}: {budget or 'no steps'}.",
+        f"{how['network']} ({how['source']} weights) on {how['data']}, pictures of {how['pixels']} pixels, batches of "
+        f"{how['batch']}: {budget}.",
         f"Test accuracy in percent on {found[0].examples_evaluated} examples, mean and 95 % interval (Student's t) of "
         f"{len({row.seed for row in found})} seeds; gap: training less test accuracy, in points; the last column of a "
-        f"size: points over {PLAIN}, paired by seed. Rates tried: {rates}, "
-        f"chosen on {summary['examples']['validation']} validation examples with the first seed.",
-        f"commit {', '.join(sorted(commits)) or 'unknown'}; {', '.join(summary['devices'])}; "
-        + f"Python {summary['python']}, "
-        + ", ".join(f"{name} {number}" for name, number in summary["versions"].items()),
+        f"size: points over {PLAIN}, paired by seed. Rates tried: {', '.join(how['rates'])}, chosen on "
+        f"{how['validation']} validation examples with the first seed.",
+        f"commit {', '.join(commits) or 'unknown'}; {', '.join(how.get('devices', []))}; {versions}",
     ]
     return "\n\n".join(lines) + "\n"
 

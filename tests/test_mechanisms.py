@@ -172,9 +172,10 @@ def test_the_study_runs_writes_and_skips_what_is_there(tmp_path):
     import sys
     from pathlib import Path
 
-    def study(*names):
-        command = [sys.executable, "-m", "experiments.mechanisms", "--smoke", f"--workdir={tmp_path}"]
-        command += [f"--mechanisms={','.join(names)}", "--per_class=2", "--steps=2", "--rates=1e-3,1e-2", "--seeds=0,1"]
+    def study(*names, workdir=tmp_path, rates="1e-3,1e-2"):
+        command = [sys.executable, "-m", "experiments.mechanisms", "--smoke", f"--workdir={workdir}"]
+        command += [f"--mechanisms={','.join(names)}", "--per_class=2", "--steps=2", f"--rates={rates}", "--seeds=0,1"]
+        command += [f"--results={tmp_path / 'mechanisms'}"]
         root = Path(__file__).parent.parent
         return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
 
@@ -185,5 +186,12 @@ def test_the_study_runs_writes_and_skips_what_is_there(tmp_path):
     assert (tmp_path / "mechanisms_gain.png").stat().st_size > 5000
     again = study("scratch", "logistic", "knn", "soup")
     assert again.returncode == 0 and "---" not in again.stdout.replace("|---", "")
+    elsewhere = study("logistic", "head", workdir=tmp_path / "elsewhere")  # goes on from the record
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    assert "--- logistic, 2 per class: in " in elsewhere.stdout and not (tmp_path / "elsewhere" / "logistic").exists()
+    kept = (tmp_path / "mechanisms.csv").read_text().splitlines()
+    assert len(kept) == 1 + 5 * 2 and set(rows) < set(kept)
+    other = study("head", workdir=tmp_path / "elsewhere", rates="1e-3")
+    assert other.returncode == 2 and "was made with another protocol.rates" in other.stderr
     wrong = study("lorra")
     assert wrong.returncode != 0 and "did you mean 'lora'" in wrong.stderr

@@ -23,7 +23,7 @@ from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import phases
 from tl_jax.transfer.averaging import interpolate
 
-__all__ = ["evaluate", "export", "find_lr", "preview", "run"]
+__all__ = ["evaluate", "export", "find_lr", "preview", "run", "versions"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -146,5 +146,10 @@ def _machine() -> dict[str, Any]:
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
         "devices": [d.device_kind for d in jax.devices()],
         "python": platform.python_version(),
-        "versions": {"tl_jax": __version__, **{name: version(name) for name in PACKAGES}},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes."""
+    return {"tl_jax": __version__, **{name: version(name) for name in PACKAGES}}

@@ -2,6 +2,7 @@
 
     python -m experiments.benchmarks.networks --cases=resnet50:32:64 --results=FILE.json
     python -m experiments.benchmarks.networks                       every case below
+    python -m experiments.benchmarks.gpu                            the same on a GPU: large batches, bfloat16
 
 Prints a table and writes JSON: medians over the turns, images a second, the ratio to the faster peer, FLOPs and the
 share of the rate that this machine reaches in a plain matrix product. Needs requirements-bench.txt.
@@ -25,6 +26,7 @@ CASES = flags.DEFINE_list(
     "NETWORK:SIZE:BATCH.",
 )
 PEERS = flags.DEFINE_list("peers", ["torch", "torch_channels_last", "keras"], "What tl_jax is compared with.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation; parameters are float32.")
 TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
 LEAST = flags.DEFINE_float("least", 2.0, "Seconds of a turn at least.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/networks.json", "Where the numbers go.")
@@ -32,12 +34,12 @@ RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/network
 
 def main(_: list[str]) -> None:
     """Measure every case."""
-    rate = matmul_rate()
-    print(f"float32 matrix product: {rate / 1e9:.0f} GFLOP/s")
+    rate = matmul_rate(2048 if jax.default_backend() == "cpu" else 8192)
+    print(f"{DTYPE.value} matrix product: {rate / 1e9:.0f} GFLOP/s")
     found = []
     for case in CASES.value:
         name, size, batch = case.split(":")
-        arguments = [f"--network={name}", f"--size={size}", f"--batch={batch}"]
+        arguments = [f"--network={name}", f"--size={size}", f"--batch={batch}", f"--dtype={DTYPE.value}"]
         workers = {peer: Worker(peer, *arguments) for peer in ("tl_jax", *PEERS.value)}
         for what in ("forward", "step"):
             taken = measure(workers, what, TURNS.value, LEAST.value)
@@ -48,7 +50,8 @@ def main(_: list[str]) -> None:
             worker.close()
     path = Path(RESULTS.value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"matmul_flops": rate, **machine(), "rows": found}, indent=1) + "\n")
+    about = {"dtype": DTYPE.value, "device": jax.devices()[0].device_kind, "matmul_flops": rate, **machine()}
+    path.write_text(json.dumps({**about, "rows": found}, indent=1) + "\n")
 
 
 def compare(case: str, what: str, taken: dict[str, list[float]], work: float, rate: float) -> dict[str, Any]:
@@ -86,9 +89,9 @@ def flops(name: str, size: int, batch: int) -> float:
     return float(lowered.cost_analysis()["flops"])
 
 
-def matmul_rate(n: int = 2048) -> float:
-    """Return the FLOPs a second of a float32 matrix product of side ``n``, the best of ten."""
-    x = jax.random.normal(jax.random.key(0), (n, n))
+def matmul_rate(n: int) -> float:
+    """Return the FLOPs a second of a matrix product of side ``n``, the best of ten."""
+    x = jax.random.normal(jax.random.key(0), (n, n), DTYPE.value)
     product = jax.jit(jnp.matmul)
     best = float("inf")
     for _ in range(11):

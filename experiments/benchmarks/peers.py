@@ -6,7 +6,8 @@ A process of its own for each, because they would share neither threads nor memo
 
 It builds both calls and says ``ready``; then each line ``forward N`` or ``step N`` on its input is answered with the
 seconds that N calls took. ``forward`` is evaluation of fixed weights, ``step`` a training step of all of them with
-Adam. Weights and pictures are random. The peers need requirements-bench.txt.
+Adam. Weights and pictures are random. PyTorch computes on a GPU where it sees one; ``torch_compile`` is channels last
+and compiled as a whole. The peers need requirements-bench.txt.
 """
 
 import contextlib
@@ -18,10 +19,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from absl import app, flags
 
-PEER = flags.DEFINE_enum("peer", "tl_jax", ["tl_jax", "torch", "torch_channels_last", "keras"], "Library.")
+PEER = flags.DEFINE_enum(
+    "peer", "tl_jax", ["tl_jax", "torch", "torch_channels_last", "torch_compile", "keras"], "Library."
+)
 NETWORK = flags.DEFINE_string("network", "resnet50", "Network.")
 SIZE = flags.DEFINE_integer("size", 32, "Side of the pictures in pixels.")
 BATCH = flags.DEFINE_integer("batch", 64, "Pictures a call.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation; parameters are float32.")
 CLASSES = 10
 Calls = Mapping[str, Callable[[], object]]  # each waits until its work is done
 
@@ -59,7 +63,7 @@ def _tl_jax(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
     from tl_jax.transfer.penalties import Regularize
 
     options = {"fc": False} if name.startswith("vgg") else {}
-    model = models.create(name, CLASSES, **options)
+    model = models.create(name, CLASSES, dtype=jnp.dtype(DTYPE.value), **options)
     shape = (1, max(SIZE.value, model.min_size), max(SIZE.value, model.min_size), 3)
     variables = dict(jax.jit(model.init)(jax.random.key(0), jnp.zeros(shape)))
     variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
@@ -95,7 +99,8 @@ def _torch(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
     from tests.references.torch_models import MODELS
 
     torch.Tensor.relu = torch.Tensor.relu_  # in place, as torchvision's networks have it
-    layout = {"memory_format": torch.channels_last} if PEER.value == "torch_channels_last" else {}
+    layout = {} if PEER.value == "torch" else {"memory_format": torch.channels_last}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     trunk = MODELS[name]()
     if name.startswith("vgg"):
         for layer in trunk.features:
@@ -103,27 +108,36 @@ def _torch(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
         trunk = trunk.features  # without the hidden layers, as the others
     if hasattr(trunk, "AuxLogits"):
         trunk.AuxLogits = nn.Identity()
-    trunk = trunk.to(**layout)
-    x = torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy()).to(**layout)
-    y = torch.from_numpy(labels).long()
+    trunk = trunk.to(device, **layout)
+    x = torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy()).to(device, **layout)
+    y = torch.from_numpy(labels).long().to(device)
 
     def features():
-        out = trunk(x)
-        return out[1]["features"] if isinstance(out, tuple) else out.mean(dim=(2, 3))
+        with torch.autocast(device, torch.bfloat16, enabled=DTYPE.value == "bfloat16"):
+            out = trunk(x)
+        return (out[1]["features"] if isinstance(out, tuple) else out.mean(dim=(2, 3))).float()
 
-    head = nn.Linear(features().shape[1], CLASSES)
+    head = nn.Linear(features().shape[1], CLASSES).to(device)
     optimizer = torch.optim.Adam([*trunk.parameters(), *head.parameters()], 1e-4)
+    if PEER.value == "torch_compile":
+        features = torch.compile(features)
 
     def forward():
         trunk.eval()
         with torch.inference_mode():
             features()
+        wait()
 
     def step():
         trunk.train()
         optimizer.zero_grad()
         nn.functional.cross_entropy(head(features()), y).backward()
         optimizer.step()
+        wait()
+
+    def wait():
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return {"forward": forward, "step": step}
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from experiments.mechanisms_report import commit
+from experiments.record import commit
 
 ROOT = Path(__file__).parents[2]
 

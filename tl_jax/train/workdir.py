@@ -74,7 +74,7 @@ def check_owner(workdir: Path, config: Mapping[str, Any]) -> None:
         UserError: names the fields that differ.
     """
     old, config = read_json(workdir / "config.json"), json.loads(json.dumps(config))
-    differ = [d for d in _differences(old, config) if not d.startswith(FREE)] if old and _started(workdir) else []
+    differ = [d for d in differences(old, config) if not d.startswith(FREE)] if old and _started(workdir) else []
     if differ:
         shown = ", ".join(differ[:4]) + (f" and {len(differ) - 4} more" if len(differ) > 4 else "")
         raise UserError(
@@ -113,8 +113,9 @@ def _started(workdir: Path) -> bool:
     return any(file.exists() for file in files) or (rows.is_file() and os.path.getsize(rows) > 0)
 
 
-def _differences(old: Any, new: Any, prefix: str = "config") -> list[str]:
+def differences(old: Any, new: Any, prefix: str = "config") -> list[str]:
+    """Return in words where two nested dicts differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{prefix}.{k}")]
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{prefix}.{k}")]
     return [] if old == new else [f"{prefix} ({old!r} there, {new!r} here)"]

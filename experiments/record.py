@@ -1,0 +1,68 @@
+"""What a study has found, in files that outlive its runs: ``PREFIX.csv``, and ``PREFIX.json`` with how it was found.
+
+A study that is started again, on another machine perhaps, goes on from these files: rows that stand there are not
+measured again, and rows that were made in another way do not get among them.
+"""
+
+import csv
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tl_jax.errors import UserError
+from tl_jax.train.workdir import differences, read_json, write_json
+
+
+def begin(prefix: Path, protocol: Mapping[str, Any]) -> None:
+    """Refuse a record that was made in another way; write down how this one is made.
+
+    Args:
+        prefix: of the files.
+        protocol: what all rows have in common, as JSON takes it.
+
+    Raises:
+        UserError: names what differs.
+    """
+    path = Path(f"{prefix}.json")
+    old = read_json(path)
+    if differ := differences(old, {**old, **protocol}, "protocol") if old else []:
+        raise UserError(f"{path} was made with another {', '.join(differ[:4])}; pass another --results, or delete it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**old, **protocol})
+
+
+def note(prefix: Path, **facts: Any) -> None:
+    """Add facts that may differ from start to start, such as versions: each is a list of what was seen."""
+    path = Path(f"{prefix}.json")
+    old = read_json(path)
+    for name, fact in facts.items():
+        old[name] = [*old.get(name, []), *([] if fact in old.get(name, []) else [fact])]
+    write_json(path, old)
+
+
+def read(prefix: Path) -> list[dict[str, str]]:
+    """Return the rows that are there."""
+    path = Path(f"{prefix}.csv")
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(prefix: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write all rows, under a temporary name first; numbers with five digits."""
+    path = Path(f"{prefix}.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".csv.tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    temporary.replace(path)
+
+
+def commit() -> str:
+    """Return the commit of this checkout, "" outside of one."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
