@@ -30,8 +30,9 @@ def otdd(
         x2: (N2, D) float, of the same layer of the same network.
         y2: (N2,) int from 0 on.
         method: "exact", by assignment; sizes that are not equal and have no small common multiple need a linear
-            programme, which ends at a million pairs. "sinkhorn", by OTT-JAX: debiased, S(1, 2) - (S(1, 1) + S(2, 2)) / 2.
-            On the sets of the tests it is below the exact value by less than 1 % at the default epsilon.
+            programme, which ends at a million pairs. "sinkhorn", by OTT-JAX: the entropic cost S, debiased, which is
+            S(1, 2) - (S(1, 1) + S(2, 2)) / 2. On the sets of the tests it is below the exact value by less than 1 % at
+            the default epsilon.
         epsilon: of "sinkhorn", the strength of the entropy as a share of the mean cost between the sides.
         tolerance: of "sinkhorn", the error of the plan's marginals, in sum, at which it ends.
         steps: of "sinkhorn", at most this many iterations.

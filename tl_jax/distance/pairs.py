@@ -15,7 +15,7 @@ SAMPLE = 4096  # examples of both sides whose distances give the bandwidth
 TILE = 1024  # examples a side of the pairs that are in memory at once
 SINGLE = 2**38  # multiplications from which on products are float32
 
-Of = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # products x.y, |x|^2, |y|^2, which broadcast
+Of = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]  # of x.y, |x|^2, |y|^2 and a scale
 
 
 def mmd(x1: sides.Array, x2: sides.Array, kernel: str = "poly", bandwidth: float | None = None) -> float:
@@ -50,8 +50,8 @@ def mmd(x1: sides.Array, x2: sides.Array, kernel: str = "poly", bandwidth: float
     else:
         scale = a.shape[1]
     n, m, of = len(a), len(b), _cubic if kernel == "poly" else _gaussian
-    within = _total(of, a, a, scale) / (n * (n - 1)) + _total(of, b, b, scale) / (m * (m - 1))
-    return within - 2 * _total(of, a, b, scale) / (n * m)
+    within = _total(of, scale, a) / (n * (n - 1)) + _total(of, scale, b) / (m * (m - 1))
+    return within - 2 * _total(of, scale, a, b) / (n * m)
 
 
 def energy(x1: sides.Array, x2: sides.Array) -> float:
@@ -70,8 +70,8 @@ def energy(x1: sides.Array, x2: sides.Array) -> float:
     """
     a, b = _around_zero(*sides.pair(x1, x2))
     n, m = len(a), len(b)
-    within = _total(_distance, a, a, 1) / n**2 + _total(_distance, b, b, 1) / m**2
-    return max(0.0, 2 * _total(_distance, a, b, 1) / (n * m) - within)
+    within = _total(_distance, 1, a) / n**2 + _total(_distance, 1, b) / m**2
+    return max(0.0, 2 * _total(_distance, 1, a, b) / (n * m) - within)
 
 
 def _around_zero(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,13 +102,15 @@ def _median(x: np.ndarray) -> float:
     """Return the median distance of two of the rows of ``x`` (N, D), or of ``SAMPLE`` of them at equal steps."""
     x = x[np.linspace(0, len(x) - 1, min(len(x), SAMPLE)).round().astype(int)]
     squares = (x**2).sum(1)
-    squared = np.asarray(_squared(x @ x.T, squares[:, None], squares[None]))
-    return float(np.median(np.sqrt(squared[np.triu_indices(len(x), 1)])))
+    with jax.enable_x64(True):
+        distances = np.asarray(_distance(*map(jnp.asarray, (x @ x.T, squares[:, None], squares[None])), 1))
+    return float(np.median(distances[np.triu_indices(len(x), 1)]))
 
 
-def _total(of: Callable, x: np.ndarray, y: np.ndarray, scale: float) -> float:
-    """Return the sum of ``of`` over all pairs of rows; where both are one side, over pairs of different rows."""
-    same = x is y
+def _total(of: Of, scale: float, x: np.ndarray, y: np.ndarray | None = None) -> float:
+    """Return the sum of ``of`` over pairs of a row of ``x`` and one of ``y``, or of two different rows of ``x``."""
+    same = y is None
+    y = x if same else y
     dtype = np.float64 if len(x) * len(y) * x.shape[1] < SINGLE else np.float32
     tile = min(TILE, max(len(x), len(y)))
     rows, columns = (-(-len(side) // tile) for side in (x, y))
@@ -123,7 +125,7 @@ def _padded(x: np.ndarray, tile: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=(6, 7, 8))
-def _sum(x, y, n, m, tiles, scale, of: Callable, same: bool, tile: int) -> jax.Array:
+def _sum(x, y, n, m, tiles, scale, of: Of, same: bool, tile: int) -> jax.Array:
     """Return the sum over ``tiles`` (T, 2) of the grid of pairs; of one side with itself only half of it is there."""
 
     def one(total, corner):
