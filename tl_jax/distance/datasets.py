@@ -18,7 +18,7 @@ def otdd(
     tolerance: float = 1e-4,
     steps: int = 5000,
 ) -> float:
-    """Return the optimal transport data set distance (Alvarez-Melis and Fusi 2020, arXiv:2002.02923, equation 4).
+    """Return the optimal transport data set distance (Alvarez-Melis and Fusi 2020, arXiv:2002.02923).
 
     It is the least mean over plans of |x - x'|^2 + W2^2(y, y'), in squared units, examples of a side weighing the same.
     A label is the Gaussian of its examples, with covariance 1 / (n - 1), zero for one example; W2 is that of Bures. So
