@@ -53,6 +53,7 @@ def test_any_array_will_do():
     x1, x2 = draw(9, 3).astype(np.float32), draw(9, 3, 1).astype(np.float32)
     value = frechet(jnp.asarray(x1), jnp.asarray(x2))
     assert type(value) is float and value == frechet(x1, x2)
+    assert frechet(jnp.asarray(x1, jnp.bfloat16), x2) == pytest.approx(value, rel=0.02)
     assert frechet((10 * x1).astype(np.int8), np.ones((4, 3), np.uint8)) > 0
 
 

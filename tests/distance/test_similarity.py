@@ -65,7 +65,7 @@ def test_debiased_by_hand():
     # Products of (0, 1, 0, 0) are zero off the diagonal, and so is all of it that counts.
     with pytest.raises(UserError, match="4 examples leave the debiased HSIC of a layer with itself at zero"):
         linear_cka(np.array([[0.0], [1.0], [0.0], [0.0]]), draw(4, 2), debiased=True)
-    # (1, 1, 0, 0) has one product, of 1 and 2, and (1, 0, 1, 0) one, of 1 and 3. For HSIC n (n - 3), tr(K M) is 0 between
+    # (1, 1, 0, 0) has one product, of 1 and 2, and (1, 0, 1, 0) one, of 1 and 3. In HSIC n (n - 3) tr(K M) is 0 between
     # and 2 within, 1'K1 is 2, 1'K M1 is 1 between and 2 within: 0 + 4 / 6 - 1 and 2 + 4 / 6 - 2.
     a, b = np.array([[1.0], [1.0], [0.0], [0.0]]), np.array([[1.0], [0.0], [1.0], [0.0]])
     assert linear_cka(a, b, debiased=True) == pytest.approx(-1 / 2)

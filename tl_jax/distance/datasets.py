@@ -1,11 +1,13 @@
 """OTDD: how far one labelled data set is from another, labels compared by what they stand for."""
 
 import numpy as np
+import threadpoolctl
 
 from tl_jax.distance import gaussians, sides, transport
 from tl_jax.errors import UserError, nearest
 
 METHODS = ("exact", "sinkhorn")
+SMALL = 512  # examples of a class up to which one thread is faster than several
 
 
 def otdd(
@@ -84,11 +86,13 @@ def _between(one: list, two: list) -> np.ndarray:
     # On the host: each class has a size of its own, and a program for each pair of sizes would take longer to compile.
     same, spread = one is two, [[(f**2).sum() for _, f in side] for side in (one, two)]
     squared = np.zeros((len(one), len(two)))
-    for i, (m1, f1) in enumerate(one):
-        for j, (m2, f2) in enumerate(two):
-            if same and j <= i:
-                squared[i, j] = squared[j, i] if j < i else 0
-                continue
-            apart = spread[0][i] + spread[1][j] - 2 * gaussians.overlap(f1, f2)
-            squared[i, j] = ((m1 - m2) ** 2).sum() + max(0.0, apart)
+    small = all(len(f) <= SMALL for _, f in one + two)
+    with threadpoolctl.threadpool_limits(1 if small else None):  # on a busy machine they wait for each other
+        for i, (m1, f1) in enumerate(one):
+            for j, (m2, f2) in enumerate(two):
+                if same and j <= i:
+                    squared[i, j] = squared[j, i] if j < i else 0
+                    continue
+                apart = spread[0][i] + spread[1][j] - 2 * gaussians.overlap(f1, f2)
+                squared[i, j] = ((m1 - m2) ** 2).sum() + max(0.0, apart)
     return squared

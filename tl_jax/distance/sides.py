@@ -1,6 +1,7 @@
 """What a distance between two data sets asks of its two sides."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tl_jax.errors import UserError
@@ -11,7 +12,7 @@ Array = np.ndarray | jax.Array
 def features(x: Array, name: str, least: int = 1) -> np.ndarray:
     """Return ``x`` as float64 (N, D) on the host; refuse other shapes, fewer rows, and values that are not finite."""
     x = np.asarray(x)
-    if x.ndim != 2 or not x.size or not np.issubdtype(x.dtype, np.number) or np.iscomplexobj(x):
+    if x.ndim != 2 or not x.size or not jnp.issubdtype(x.dtype, np.number) or np.iscomplexobj(x):
         raise UserError(f"{name} must be features (N, D) of real numbers, not {x.shape} of {x.dtype}")
     if len(x) < least:
         raise UserError(f"{name} has {len(x)} example{'s' * (len(x) > 1)}, but this needs {least} or more; pass more")
