@@ -29,7 +29,7 @@ def main(_: list[str]) -> None:
     print("method        value   cold s   warm s   peak GiB")
     for method in ("exact", "sinkhorn"):
         times = []
-        for _ in range(TURNS.value):
+        for _turn in range(TURNS.value):
             begin = time.perf_counter()
             value = distance.otdd(*sets, method=method)
             times.append(time.perf_counter() - begin)

@@ -103,7 +103,8 @@ def _median(x: np.ndarray) -> float:
     x = x[np.linspace(0, len(x) - 1, min(len(x), SAMPLE)).round().astype(int)]
     squares = (x**2).sum(1)
     with jax.enable_x64(True):
-        distances = np.asarray(_distance(*map(jnp.asarray, (x @ x.T, squares[:, None], squares[None])), 1))
+        products, row, column = map(jnp.asarray, (x @ x.T, squares[:, None], squares[None]))
+        distances = np.asarray(_distance(products, row, column, 1))
     return float(np.median(distances[np.triu_indices(len(x), 1)]))
 
 
