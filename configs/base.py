@@ -47,7 +47,7 @@ FIELDS = {
     "init.head": Field("new", "drawn at random, kept from the file, or a probe fitted to the features", HEADS),
     "init.strength": Field(0.0, "C of the probe, 1 / penalty; 0 takes the best of seven on validation", low=0.0),
     # Data.
-    "data.name": Field("cifar10", "digits, gratings, folder, flowers, or any TFDS set with image and label"),
+    "data.name": Field("cifar10", "digits, gratings, shapes, folder, flowers, or any TFDS set with image and label"),
     "data.dir": Field("", "TFDS folder (empty: TFDS' own default), or the class folders of folder and flowers"),
     "data.generate": Field(False, "draw pictures by a generator where data.dir is empty (for smoke runs)"),
     "data.validation": Field(

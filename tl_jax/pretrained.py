@@ -53,7 +53,8 @@ def load(
     Args:
         name: model name, see ``tl_jax.models.names()``.
         source: "keras", "torchvision", "timm", or "tl_jax" (this project's own safetensors).
-        path: local weights file; None takes the embedded file or downloads the published one.
+        path: local weights file; None takes the embedded file or downloads the published one. Of ``resnet8`` also the
+            name of what an embedded file was trained on, see ``catalog.BANK``.
         num_classes: K of the head; None takes what the file has (0, no head, for a file without one).
         image_size: side in pixels that ``preprocess`` resizes to; None takes the spec's.
         head: "auto" keeps the file's head where it has K outputs, else draws a new one; "new" always draws one;
@@ -168,10 +169,13 @@ def converter() -> str:
 
 def _origin(name: str, source: str, path: str | Path | None, headless: bool) -> tuple[Path, str]:
     """Return the weights file, there or to be downloaded, and what tells it from others."""
+    if source == "tl_jax" and str(path) in catalog.BANK:
+        return catalog.BANK[str(path)], ""
     if path:
         file = Path(path).expanduser()
         if not file.is_file():
-            raise UserError(f"no weights file at {file}; check --config.init.path")
+            also = f", or take one of {', '.join(catalog.BANK)}" if source == "tl_jax" else ""
+            raise UserError(f"no weights file at {file}; check --config.init.path{also}")
         return file, "" if source == "tl_jax" else f"sha256:{pooch.file_hash(str(file))}"
     if source == "tl_jax" and name in catalog.EMBEDDED:
         return catalog.EMBEDDED[name], ""

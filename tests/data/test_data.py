@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl_jax.data import batches, preprocess, sources, splits
+from tl_jax.data import batches, drawn, preprocess, sources, splits
 from tl_jax.data.augment import Augment, augment
 from tl_jax.errors import UserError
 
@@ -64,7 +64,7 @@ def test_digits_test_part_is_a_fixed_third():
 
 
 def test_gratings_are_learnable_by_a_linear_model_on_their_spectrum():
-    source = sources.gratings()
+    source = drawn.gratings()
 
     def spectrum(images):
         return np.abs(np.fft.fft2(images.mean(-1)))[:, :8, :].reshape(len(images), -1)
@@ -167,7 +167,7 @@ def test_fit_keeps_the_aspect_ratio_and_leaves_the_right_size_alone(pictures):
 def test_fit_agrees_with_pillow():
     from PIL import Image
 
-    image = np.asarray(Image.fromarray(sources.gratings().train.images[0]).resize((64, 64)))
+    image = np.asarray(Image.fromarray(drawn.gratings().train.images[0]).resize((64, 64)))
     for size in (24, 128):
         ours = np.asarray(preprocess.fit(image[None], size, 1.0, "bilinear"))[0]
         pillow = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))

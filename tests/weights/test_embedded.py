@@ -9,20 +9,30 @@ import pytest
 
 from tl_jax import pretrained
 from tl_jax.data import sources
+from tl_jax.errors import UserError
 from tl_jax.weights import catalog
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("name", catalog.EMBEDDED)
+@pytest.mark.parametrize("name", catalog.BANK)
 def test_card_and_size(name):
-    file = catalog.EMBEDDED[name]
+    file = catalog.BANK[name]
     card = file.with_suffix(".md").read_text()
     assert hashlib.sha256(file.read_bytes()).hexdigest() in card
     assert file.stat().st_size <= 1.2e6
     for word in ("data", "command", "test accuracy", "licence", "run"):
         assert f"| {word} |" in card
-    loaded = pretrained.load(name, "tl_jax")
-    assert not loaded.new_head and loaded.spec.num_classes == 10 and loaded.path == file
+    loaded = pretrained.load("resnet8", "tl_jax", name)
+    assert not loaded.new_head and loaded.path == file
+    assert f"{loaded.spec.num_classes} classes" in card
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded.variables))
+
+
+@pytest.mark.fast
+def test_one_is_the_default_and_another_name_is_refused():
+    assert pretrained.load("resnet8", "tl_jax").path == catalog.BANK["cifar10"]
+    with pytest.raises(UserError, match="no weights file at cifar.*take one of cifar10, mnist"):
+        pretrained.load("resnet8", "tl_jax", "cifar")
 
 
 @pytest.mark.slow

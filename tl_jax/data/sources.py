@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tl_jax.data import archives, cifar, folder
+from tl_jax.data import archives, cifar, drawn, folder
 from tl_jax.data.pictures import DECODED_BYTES, Source, Split, cut_test, fit, kept, kept_or_encoded
 from tl_jax.errors import UserError, nearest
 from tl_jax.fetch import cache_dir
@@ -22,7 +22,7 @@ def load(name: str, data_dir: str = "", size: int = 224, most_bytes: float = DEC
     """Load a data set by name.
 
     Args:
-        name: "digits" (scikit-learn's, embedded), "gratings" (drawn by a generator), "folder" (the class folders with
+        name: "digits" (scikit-learn's, embedded), "gratings" and "shapes" (drawn), "folder" (the class folders with
             pictures under ``data_dir``, see ``folder.read``), "flowers" (the same, and without ``data_dir`` the 3,670
             flower photos of TensorFlow, a download of 229 MB), or any TFDS image set with the features ``image`` and
             ``label``, such as "cifar10".
@@ -58,24 +58,6 @@ def digits() -> Source:
     grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     images = np.repeat(grey[..., None], 3, axis=-1)
     return cut_test("digits", Split(images, bunch.target.astype(np.int32)), tuple(str(i) for i in range(10)))
-
-
-def gratings(classes: int = 10, train: int = 512, test: int = 128, size: int = 32) -> Source:
-    """Draw striped pictures whose class is the direction of the stripes; phase, colour and noise are random."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:size, :size] / size
-
-    def draw(n: int) -> Split:
-        labels = np.arange(n) % classes
-        angle = np.pi * labels / classes
-        along = np.cos(angle)[:, None, None] * x + np.sin(angle)[:, None, None] * y
-        wave = np.sin(2 * np.pi * (4 * along + rng.random((n, 1, 1))))
-        images = (
-            128 + 60 * wave[..., None] * rng.uniform(0.3, 1.0, (n, 1, 1, 3)) + rng.normal(0, 15, (n, size, size, 3))
-        )
-        return Split(np.clip(images, 0, 255).astype(np.uint8), labels.astype(np.int32))
-
-    return Source("gratings", draw(train), draw(test), tuple(f"{180 * k // classes} degrees" for k in range(classes)))
 
 
 def tfds_source(name: str, data_dir: str, size: int, most_bytes: float = DECODED_BYTES) -> Source:
@@ -194,4 +176,4 @@ def _decode(encoded: bytes) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-EMBEDDED = {"digits": digits, "gratings": gratings}  # need no files
+EMBEDDED = {"digits": digits, "gratings": drawn.gratings, "shapes": drawn.shapes}  # need no files

@@ -2,7 +2,7 @@
 
 from tl_jax.distance.datasets import otdd
 from tl_jax.distance.domains import label_overlap, proxy_a
-from tl_jax.distance.fisher import task2vec, task2vec_distance
+from tl_jax.distance.information import task2vec, task2vec_distance
 from tl_jax.distance.gaussians import frechet
 from tl_jax.distance.neighbours import knn
 from tl_jax.distance.pairs import energy, mmd

@@ -193,3 +193,8 @@ CATALOG: Mapping[tuple[str, str], PretrainedSpec] = {**_PUBLISHED, **{(s.model, 
 # Weights that ship with the package, in the project's own format, each with a card beside it.
 EMBEDDED_DIR = Path(__file__).parent / "embedded"
 EMBEDDED: Mapping[str, Path] = {"resnet8": EMBEDDED_DIR / "resnet8_cifar10.safetensors"}
+# What resnet8 was trained on in the files that ship with the package: names to be given instead of a path.
+BANK: Mapping[str, Path] = {
+    name: EMBEDDED_DIR / f"resnet8_{name}.safetensors"
+    for name in ("cifar10", "mnist", "shapes", "flowers", "faces", "ct")
+}

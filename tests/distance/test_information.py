@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.distance.sets import draw, near
-from tl_jax.distance import fisher, task2vec, task2vec_distance
+from tl_jax.distance import information, task2vec, task2vec_distance
 from tl_jax.errors import UserError
 
 pytestmark = pytest.mark.fast
