@@ -1,7 +1,30 @@
 """How far a source is from a target, and how well features serve a task: pure functions of features and labels."""
 
+from tl_jax.distance.challenge import sfda
+from tl_jax.distance.coding import transrate
+from tl_jax.distance.correlation import parc
+from tl_jax.distance.evidence import logme
+from tl_jax.distance.expected import leep, nce
+from tl_jax.distance.fisher import h_score, regularized_h_score
+from tl_jax.distance.mixture import nleep
 from tl_jax.distance.neighbours import knn
+from tl_jax.distance.overlap import gbc
 from tl_jax.distance.probes import logistic_probe, ridge_probe
 from tl_jax.distance.similarity import linear_cka
 
-__all__ = ["knn", "linear_cka", "logistic_probe", "ridge_probe"]
+__all__ = [
+    "gbc",
+    "h_score",
+    "knn",
+    "leep",
+    "linear_cka",
+    "logistic_probe",
+    "logme",
+    "nce",
+    "nleep",
+    "parc",
+    "regularized_h_score",
+    "ridge_probe",
+    "sfda",
+    "transrate",
+]
