@@ -36,19 +36,18 @@ def sfda(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, log: 
     with jax.enable_x64(True):
         x, y, classes = checks.classified(features, labels)
         m = moments.of(x, y, classes)
-        return float(sfda_from(m, x, y, single=moments.large(x), log=log))
+        return float(sfda_from(m, x, y, single=moments.large(x))[int(log)])
 
 
-@functools.partial(jax.jit, static_argnames=("single", "log"))
-def sfda_from(m: moments.Moments, x: jax.Array, y: jax.Array, *, single: bool = False, log: bool = False) -> jax.Array:
-    """Return ``sfda`` from the moments of (N, D) features and (N,) labels, without weights, and these themselves.
+@functools.partial(jax.jit, static_argnames="single")
+def sfda_from(m: moments.Moments, x: jax.Array, y: jax.Array, *, single: bool = False) -> tuple[jax.Array, jax.Array]:
+    """Return ``sfda`` and what it is with ``log``, from (N, D) features, (N,) labels and their moments without weights.
 
     Args:
         m: the moments.
         x: (N, D) float.
         y: (N,) int in [0, K).
         single: products in float32 for the second scatter.
-        log: as ``sfda`` has it.
     """
     n, d = x.shape
     filled = m.counts > 0
@@ -58,7 +57,7 @@ def sfda_from(m: moments.Moments, x: jax.Array, y: jax.Array, *, single: bool = 
 
     means = m.means - m.mean[None]
     if m.wide:
-        within = _within(lambda index: centred(index), y, means, n, d, single)
+        within = _within(centred, y, means, n, d, single)
     else:
         within = (m.scatter - m.between()) / n
     a = _shrinkage(within)
@@ -76,14 +75,15 @@ def sfda_from(m: moments.Moments, x: jax.Array, y: jax.Array, *, single: bool = 
         return jax.ops.segment_sum(mixed(index) * there[:, None], y[index], len(filled))
 
     means = gram.over_blocks(sums, n, gram.BLOCK) / jnp.where(filled, m.counts, 1.0)[:, None]
-    kernel, bias = _discriminants(_within(mixed, y, means, n, d, single), a, means, m.counts)
+    again, offset = _discriminants(_within(mixed, y, means, n, d, single), a, means, m.counts)
 
     def scores(index, there):
-        p = jax.nn.log_softmax(mixed(index) @ kernel + bias[None])
+        p = jax.nn.log_softmax(mixed(index) @ again + offset[None])
         p = jnp.take_along_axis(p, y[index][:, None], 1)[:, 0]
-        return ((p if log else jnp.exp(p)) * there).sum()
+        return (jnp.exp(p) * there).sum(), (p * there).sum()
 
-    return gram.over_blocks(scores, n, gram.BLOCK) / n
+    total, logs = gram.over_blocks(scores, n, gram.BLOCK)
+    return total / n, logs / n
 
 
 def _within(rows, y: jax.Array, means: jax.Array, n: int, d: int, single: bool) -> jax.Array:

@@ -62,7 +62,7 @@ def parc_from(x: jax.Array, y: jax.Array) -> jax.Array:
     # A row which standardised is the same throughout is so only up to rounding.
     z = jnp.where(lengths > 1e-12 * jnp.sqrt(z.shape[1]), z / _positive(lengths), 0.0)
     unlike = jnp.round(1 - z @ z.T, DIGITS)[first, second]
-    other = (y[:, None] != y[None])[first, second]
+    other = (y[first] != y[second]).astype(jnp.float64)
     ranks, other = _ranked(unlike, other)
     ranks, share = ranks - ranks.mean(), other.mean()
     # Spearman is Pearson of ranks; those of two values may be any two numbers, as 0 and 1.

@@ -48,7 +48,7 @@ def logme_from(m: moments.Moments) -> jax.Array:
     rank = keep.sum()
     rest = jnp.maximum(m.counts - squares.sum(0), EXACTLY * m.counts)
     rest = jnp.where(rank >= n, 0.0, rest)
-    low, high = jnp.where(keep, s, jnp.inf).min() * 1e-8, values[-1] * 1e8
+    low, high = jnp.where(keep, s, jnp.inf).min() * 1e-14, values[-1] * 1e10
     low, high = (jnp.where((high > 0) & (rank > 0), bound, 1.0) for bound in (low, high))
     best = jax.vmap(_maximum, (None, 1, 0, None, None, None, None))(s, squares, rest, n, rank, low, high)
     filled = m.counts > 0
