@@ -114,5 +114,6 @@ def test_features_may_live_in_jax_and_in_few_bits():
     for score in SCORES:
         expected = score(half.astype(np.float32), y)
         assert score(jnp.asarray(half), jnp.asarray(y)) == expected == score(half, y.astype(np.int8))
+        assert score(half.astype(float).tolist(), y.tolist()) == pytest.approx(expected, rel=1e-6)
         assert isinstance(expected, float)
         assert jnp.ones(2).dtype == jnp.float32  # double precision ends where the score does

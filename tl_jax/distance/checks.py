@@ -48,7 +48,8 @@ def classified(
     shape, given = np.shape(features), np.shape(labels)
     if len(shape) != 2 or given != shape[:1] or 0 in shape:
         raise UserError(f"{what} are (N, D) and labels (N,), one of each for an example, not {shape} and {given}")
-    wide = getattr(features, "dtype", np.asarray(features).dtype) in (np.float64, np.int64, np.uint64)
+    features = features if isinstance(features, jax.Array) else np.asarray(features)
+    wide = features.dtype in (np.float64, np.int64, np.uint64)
     x = jnp.asarray(features, jnp.float64 if wide and jax.config.jax_enable_x64 else jnp.float32)
     finite(x, what)
     y, classes = numbered(labels)

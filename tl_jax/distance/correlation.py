@@ -10,7 +10,7 @@ from tl_jax.errors import UserError
 DIGITS = 12  # of a correlation: what differs beyond them is rounding, and ranks the same
 
 
-def parc(source_probs: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, most: int = 3000) -> float:
+def parc(source_probs: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, most: int = 2000) -> float:
     """Return the pairwise annotation representation comparison (Bolya et al. 2021, arXiv:2111.06977), in [-100, 100].
 
     It is 100 times the Spearman correlation, over pairs i < j, of how unlike two examples are for the source, 1 minus

@@ -10,7 +10,7 @@ from tl_jax.distance import matrices
 from tl_jax.distance.gram import BLOCK, PANELS, class_rates, over_blocks, scatters
 
 EXACT = 2**33  # products, N D^2, up to which all are double: about a tenth of a second
-TRUST = 1e-4  # least share of a feature's variance that others leave open for which single products will do
+TRUST = 1e-3  # share of each feature's variance that others leave open where single products keep scores to 1e-5
 
 
 class Moments(NamedTuple):
@@ -81,7 +81,8 @@ def of(x: jax.Array, y: jax.Array, classes: int, rates: bool = False) -> Moments
     """
     n, longest = len(x), None
     if rates:  # in steps, so that not every set of labels compiles anew
-        longest = min(n, -(-int(jnp.bincount(y, length=classes).max()) // 64) * 64)
+        longest = -(-int(jnp.bincount(y, length=classes).max()) // 64) * 64
+        longest = n if longest >= min(x.shape) else longest
     single = large(x)
     weights = jnp.ones(n)
     found = moments(x, y, weights, classes=classes, longest=longest, single=single)
