@@ -52,6 +52,7 @@ def scatters(
     """
     size, width = min(block, len(order)), -(-d // panels)
     edges = list(range(0, d, width))
+    zeros = [jnp.zeros((min(width, d - i), d - i)) for i in edges]
 
     def strips(place, end):
         there = place < end
@@ -65,7 +66,6 @@ def scatters(
         def body(j, sums):
             return jax.tree.map(jnp.add, sums, strips(start + j * size + jnp.arange(size), end))
 
-        zeros = [jnp.zeros((min(width, d - i), d - i)) for i in edges]
         own = jax.lax.fori_loop(0, (end - start + size - 1) // size, body, zeros)
         if rated:
             rate = matrices.half_logdet(_whole(own) / (jnp.maximum(counts[g], 1e-300) * DISTORTION))
@@ -73,7 +73,6 @@ def scatters(
             rate = jnp.zeros(())
         return jax.tree.map(jnp.add, total, own), rate
 
-    zeros = [jnp.zeros((min(width, d - i), d - i)) for i in edges]
     total, rates = jax.lax.scan(group, zeros, jnp.arange(len(bounds) - 1))
     return _whole(total), rates
 
