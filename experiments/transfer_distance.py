@@ -15,7 +15,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import flags, logging
 
 from configs import base
@@ -84,9 +83,7 @@ def one(folder: Path, prefix: Path, target: str, per_class: int, seed: int) -> N
     say(f"--- {target}, {per_class} per class, seed {seed}: {', '.join(missing)}")
     scratch, scratch_rate = tuned(folder, rows, here, transfer_pairs.RANDOM)
     for source in missing:
-        fine, rate = (
-            (scratch, scratch_rate) if source == transfer_pairs.RANDOM else tuned(folder, rows, here, source)
-        )
+        fine, rate = (scratch, scratch_rate) if source == transfer_pairs.RANDOM else tuned(folder, rows, here, source)
         seen = transfer_scores.look(source, IMAGENET.value, target, DATA_DIR.value, per_class, seed, TESTED.value)
         found = {"source": source, **here, "scratch": scratch, "fine_tune": fine, "probe": probe(seen)}
         found |= {"rate": rate, "scratch_rate": scratch_rate, "commit": record.commit()}
@@ -115,7 +112,9 @@ def run(folder: Path, here: dict[str, Any], source: str, rate: str) -> tuple[flo
     """Return test and validation accuracy of a network trained from a source; chance where it diverges."""
     config = transfer_pairs.target_config(here["target"], DATA_DIR.value, here["per_class"], here["seed"])
     config = base.override(config, transfer_pairs.source_changes(source, IMAGENET.value))
-    examples = len(transfer_pairs.parts(here["target"], DATA_DIR.value, here["per_class"], here["seed"])["train"].labels)
+    examples = len(
+        transfer_pairs.parts(here["target"], DATA_DIR.value, here["per_class"], here["seed"])["train"].labels
+    )
     config.batch_size, config.eval_batch_size, config.data.test_examples = BATCH.value, 250, TESTED.value
     config.epochs, config.save_every, config.log_every = STEPS.value * BATCH.value / examples, 1e9, STEPS.value
     config.optim.lr, config.optim.schedule, config.optim.warmup = float(rate), "cosine", 0.1
