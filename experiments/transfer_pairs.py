@@ -1,19 +1,18 @@
 """Sources and targets of the study of distances: what the source networks see of the targets' pictures."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from PIL import Image
 
 from configs import base
 from tl_jax import pretrained
-from tl_jax.data.pictures import Split
 from tl_jax.errors import UserError
 from tl_jax.network import Pretrained
-from tl_jax.tasks import image
 from tl_jax.weights.catalog import BANK
 
 RANDOM, IMAGENET = "random", "imagenet"
@@ -70,13 +69,6 @@ def source_changes(source: str, weights: str) -> tuple[tuple[str, Any], ...]:
     return (small, ("init.source", "tl_jax"), ("init.path", source))
 
 
-@functools.lru_cache(maxsize=4)
-def parts(target: str, data_dir: str, per_class: int, seed: int) -> dict[str, Split]:
-    """Return the parts of a target that a run with this seed has."""
-    config = target_config(target, data_dir, per_class, seed)
-    return image.cut(config, image.load_source(config, SIDE))
-
-
 @functools.lru_cache(maxsize=2)
 def network(source: str, weights: str, seed: int = 0) -> Pretrained:
     """Return a source network with its own head, none for random weights."""
@@ -96,6 +88,11 @@ def see(net: Pretrained, images: Any, batch: int = 250) -> Seen:
         found.append((features[: len(images) - first], probs[: len(images) - first]))
     features, probs = (np.concatenate(each) for each in zip(*found, strict=True))
     return Seen(features, probs if net.model.num_classes else None)
+
+
+def photos(files: Sequence[Path]) -> np.ndarray:
+    """Return pictures of one size uint8 (N, H, W, 3)."""
+    return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from tl_jax.distance.coding import transrate
 from tl_jax.distance.correlation import parc
 from tl_jax.distance.datasets import otdd
 from tl_jax.distance.domains import label_overlap, proxy_a
+from tl_jax.distance.everything import report
 from tl_jax.distance.evidence import logme
 from tl_jax.distance.expected import leep, nce
 from tl_jax.distance.fisher import h_score, regularized_h_score
@@ -36,6 +37,7 @@ __all__ = [
     "parc",
     "proxy_a",
     "regularized_h_score",
+    "report",
     "ridge_probe",
     "sfda",
     "sliced_wasserstein",

@@ -79,16 +79,19 @@ def of(x: jax.Array, y: jax.Array, classes: int, rates: bool = False) -> Moments
         classes: K.
         rates: whether TransRate will ask for the classes' coding rates.
     """
-    n, longest = len(x), None
-    if rates:  # in steps, so that not every set of labels compiles anew
-        longest = -(-int(jnp.bincount(y, length=classes).max()) // 64) * 64
-        longest = n if longest >= min(x.shape) else longest
+    longest = longest_class(x, y, classes) if rates else None
     single = large(x)
-    weights = jnp.ones(n)
+    weights = jnp.ones(len(x))
     found = moments(x, y, weights, classes=classes, longest=longest, single=single)
     if single and not float(least_pivot(found.scatter)) > TRUST:
         found = moments(x, y, weights, classes=classes, longest=longest, single=False)
     return found
+
+
+def longest_class(x: jax.Array, y: jax.Array, classes: int) -> int:
+    """Return ``longest`` for ``moments``: in steps, so that not every set of labels compiles anew."""
+    longest = -(-int(jnp.bincount(y, length=classes).max()) // 64) * 64
+    return len(x) if longest >= min(x.shape) else longest
 
 
 def large(x: jax.Array) -> bool:

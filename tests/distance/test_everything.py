@@ -1,0 +1,80 @@
+"""The report: every measure's own value, sensible intervals, and what it leaves out."""
+
+import jax
+import numpy as np
+import pytest
+
+from tl_jax import distance
+from tl_jax.distance import held_out
+from tl_jax.errors import UserError
+
+pytestmark = pytest.mark.fast
+KEY = jax.random.key(3)
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Return features, labels, source probabilities, and features and labels of a source."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(4), 12)
+    x = (rng.normal(size=(48, 9)) + 0.8 * rng.normal(size=(4, 9))[y]).astype(np.float32)
+    p = rng.dirichlet(np.ones(6), size=48)
+    return x, y, p, (x[:40] + 0.5, y[:40])
+
+
+@pytest.fixture(scope="module")
+def report(data):
+    x, y, p, source = data
+    return distance.report(x, y, p, source, KEY)
+
+
+def test_values_are_those_of_each_measure_alone(data, report):
+    x, y, p, (x1, y1) = data
+    values = report.values()
+    for name in ("logme", "h_score", "regularized_h_score", "transrate", "gbc", "sfda", "parc"):
+        assert values[name] == pytest.approx(getattr(distance, name)(x, y), rel=1e-9), name
+    assert values["leep"] == pytest.approx(distance.leep(p, y)) and values["nleep"] == distance.nleep(x, y, KEY)
+    assert values["nce"] == pytest.approx(distance.nce(p.argmax(1), y))
+    assert values["otdd"] == pytest.approx(distance.otdd(x1, y1, x, y, "sinkhorn"))  # the sides differ in size
+    assert values["frechet"] == distance.frechet(x1, x) and values["energy"] == distance.energy(x1, x)
+    assert values["mmd"] == distance.mmd(x1, x) and values["mmd_rbf"] == distance.mmd(x1, x, "rbf")
+    assert values["proxy_a"] == distance.proxy_a(x1, x, KEY)
+    assert values["sliced_wasserstein"] == distance.sliced_wasserstein(x1, x, KEY)
+
+
+def test_intervals_hold_the_value_and_are_not_wide(report):
+    rows = {row.name: row for row in report.rows}
+    for name in ("logme", "h_score", "regularized_h_score", "transrate", "gbc", "leep", "nce", "knn", "ridge_probe"):
+        row = rows[name]
+        assert row.low < row.value < row.high and row.seconds >= 0, name
+    for name in ("nleep", "parc", "otdd", "frechet"):
+        assert np.isnan(rows[name].low) and np.isfinite(rows[name].value)
+    # Of a share of right answers the standard deviation is known.
+    share = rows["knn"].value
+    assert rows["knn"].high - share == pytest.approx(1.96 * np.sqrt(share * (1 - share) / 48), rel=0.3)
+    text = str(report)
+    assert text.splitlines()[0].split() == ["measure", "value", "95", "%", "interval", "seconds"] and "logme" in text
+
+
+def test_what_is_not_given_is_left_out(data):
+    x, y, *_ = data
+    few = distance.report(x, y, resamples=0)
+    names = set(few.values())
+    assert not names & {"leep", "nce", "otdd", "frechet"} and {"logme", "parc", "knn"} <= names
+    assert all(np.isnan(row.low) for row in few.rows)
+
+
+def test_held_out_answers_are_scikit_learns(data):
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
+    x, y, *_ = data
+    mine = held_out.right(held_out.CLASSIFIERS["ridge_probe"], x, y, 4, seed=5).mean()
+    parts = StratifiedKFold(4, shuffle=True, random_state=5)
+    assert mine == pytest.approx(cross_val_score(RidgeClassifier(alpha=1.0), x, y, cv=parts).mean())
+
+
+def test_more_parts_than_examples_are_refused(data):
+    x, y, *_ = data
+    with pytest.raises(UserError, match="folds=13 must be from 2 to 12"):
+        distance.report(x, y, folds=13, resamples=0)

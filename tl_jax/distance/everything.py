@@ -1,0 +1,207 @@
+"""All scores and distances of one set of features at once, each with its interval and what it cost."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl_jax.distance import (
+    challenge,
+    checks,
+    coding,
+    correlation,
+    datasets,
+    domains,
+    evidence,
+    expected,
+    fisher,
+    gaussians,
+    held_out,
+    mixture,
+    moments,
+    overlap,
+    pairs,
+    sliced,
+)
+
+CHEAP = 2**28  # multiplications of a scatter up to which scores are resampled without being asked to
+RESAMPLES = 100
+COMPARED = 2000  # examples a side at most, of distances that look at all pairs
+FROM_MOMENTS: dict[str, Callable[[moments.Moments], jax.Array]] = {
+    "logme": evidence.logme_from,
+    "h_score": fisher.h_score_from,
+    "regularized_h_score": fisher.regularized_h_score_from,
+    "transrate": coding.transrate_from,
+    "gbc": overlap.gbc_from,
+}
+BETWEEN: dict[str, Callable[..., float]] = {
+    "otdd": lambda x1, y1, x2, y2, key: datasets.otdd(x1, y1, x2, y2, "exact" if len(x1) == len(x2) else "sinkhorn"),
+    "frechet": lambda x1, y1, x2, y2, key: gaussians.frechet(x1, x2),
+    "mmd": lambda x1, y1, x2, y2, key: pairs.mmd(x1, x2),
+    "mmd_rbf": lambda x1, y1, x2, y2, key: pairs.mmd(x1, x2, "rbf"),
+    "energy": lambda x1, y1, x2, y2, key: pairs.energy(x1, x2),
+    "sliced_wasserstein": lambda x1, y1, x2, y2, key: sliced.sliced_wasserstein(x1, x2, key),
+    "proxy_a": lambda x1, y1, x2, y2, key: domains.proxy_a(x1, x2, key),
+}
+
+
+class Row(NamedTuple):
+    """One measure: its value, a 95 % interval (NaN where there is none), the seconds it took beside what is shared."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    seconds: float
+
+
+class Report(NamedTuple):
+    """The rows of a report: scores, higher is better, then distances, lower is closer."""
+
+    rows: tuple[Row, ...]
+
+    def values(self) -> dict[str, float]:
+        """Return the values by name."""
+        return {row.name: row.value for row in self.rows}
+
+    def __str__(self) -> str:
+        lines = [f"{'measure':<22}{'value':>12}   {'95 % interval':<26}{'seconds':>8}"]
+        for row in self.rows:
+            interval = "" if np.isnan(row.low) else f"{row.low:.5g} to {row.high:.5g}"
+            lines.append(f"{row.name:<22}{row.value:>12.5g}   {interval:<26}{row.seconds:>8.2f}")
+        return "\n".join(lines)
+
+
+def report(
+    features: np.ndarray | jax.Array,
+    labels: np.ndarray | jax.Array,
+    source_probs: np.ndarray | jax.Array | None = None,
+    source: tuple[np.ndarray | jax.Array, np.ndarray | jax.Array] | None = None,
+    key: jax.Array | None = None,
+    resamples: int | None = None,
+    folds: int = 5,
+) -> Report:
+    """Return every measure that these arrays allow.
+
+    From the features: LogME, both H-scores, TransRate, GBC and SFDA, which share one pass over them, PARC, N-LEEP, and
+    the accuracy of nearest neighbours (k = 5), ridge and logistic probe over ``folds`` parts held out in turn. With
+    ``source_probs`` also LEEP and NCE; with ``source`` the distances between the two sets.
+
+    Intervals are the value plus and minus 1.96 standard deviations of the value over resampled examples; those of
+    held-out accuracies resample the answers. N-LEEP and the distances have none: a mixture would be fitted anew each
+    time, and resampled sets, in which examples come twice, are at other distances than new ones.
+
+    Args:
+        features: (N, D) float, of the target's examples in the source network.
+        labels: (N,) int; gaps are closed.
+        source_probs: (N, Z) float, what the source network's own head says of the target's examples.
+        source: features (M, D) of the source's examples in the same network, and their labels (M,). Of either side
+            at most 2,000 are compared.
+        key: of what is drawn; None is key 0.
+        resamples: for the intervals; None takes 100 where features are few and 0 where each would cost a second.
+        folds: parts of the held-out accuracies; a class with fewer examples than this is not held out evenly.
+
+    Raises:
+        UserError: what any of the measures refuses.
+    """
+    key = jax.random.key(0) if key is None else key
+    with jax.enable_x64(True):
+        x, y, classes = checks.classified(features, labels)
+        n, d = x.shape
+        if resamples is None:
+            resamples = RESAMPLES if n * d * min(n, d) <= CHEAP else 0
+        weights = np.random.default_rng(_seed(key)).multinomial(n, np.full(n, 1 / n), size=resamples)
+        rows = _of_moments(x, y, classes, weights)
+        if source_probs is not None:
+            rows += _of_probabilities(source_probs, y, weights)
+        rows.append(_timed("parc", lambda: correlation.parc(x, y)))
+    rows.append(_timed("nleep", lambda: mixture.nleep(features, labels, key)))
+    rows += _of_probes(np.asarray(x), np.asarray(y), folds, weights, _seed(key))
+    if source is not None:
+        one, two = (_sample(*side) for side in (source, (np.asarray(x), np.asarray(y))))
+        rows += [_timed(name, lambda f=f: f(*one, *two, key)) for name, f in BETWEEN.items()]
+    return Report(tuple(rows))
+
+
+def _of_moments(x: jax.Array, y: jax.Array, classes: int, weights: np.ndarray) -> list[Row]:
+    begin = time.perf_counter()
+    m = jax.block_until_ready(moments.of(x, y, classes, rates=True))
+    shared = time.perf_counter() - begin
+    many = _resampled(x, y, classes, weights) if len(weights) else None
+    rows = []
+    for name, score in FROM_MOMENTS.items():
+        rows.append(_timed(name, lambda score=score: score(m), many and (lambda score=score: _each(score)(many))))
+    rows.append(_timed("sfda", lambda: challenge.sfda_from(m, x, y, single=moments.large(x))[0]))
+    return [Row("moments (shared)", float(m.number), np.nan, np.nan, shared), *rows]
+
+
+@functools.cache  # so that a second report compiles nothing
+def _each(score: Callable[[moments.Moments], jax.Array]) -> Any:
+    return jax.jit(lambda many: jax.lax.map(score, many, batch_size=16))
+
+
+def _resampled(x: jax.Array, y: jax.Array, classes: int, weights: np.ndarray) -> moments.Moments:
+    """Return the moments for each row of weights (B, N)."""
+    return _moments(x, y, jnp.asarray(weights, jnp.float64), classes, moments.longest_class(x, y, classes))
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _moments(x: jax.Array, y: jax.Array, weights: jax.Array, classes: int, longest: int) -> moments.Moments:
+    return jax.lax.map(lambda w: moments.moments(x, y, w, classes=classes, longest=longest), weights, batch_size=16)
+
+
+def _of_probabilities(source_probs: Any, y: jax.Array, weights: np.ndarray) -> list[Row]:
+    p, y, classes = checks.probabilities(source_probs, y)
+    z = p.argmax(1)
+    once, many = jnp.ones((1, len(p))), jnp.asarray(weights, jnp.float64)
+    return [
+        _timed(name, lambda f=f: f(p, z, y, once, classes)[0], len(many) and (lambda f=f: f(p, z, y, many, classes)))
+        for name, f in (("leep", _leep), ("nce", _nce))
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _leep(p: jax.Array, z: jax.Array, y: jax.Array, weights: jax.Array, classes: int) -> jax.Array:
+    return jax.lax.map(lambda w: expected.leep_from(p, y, w, classes=classes), weights)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _nce(p: jax.Array, z: jax.Array, y: jax.Array, weights: jax.Array, classes: int) -> jax.Array:
+    return jax.lax.map(lambda w: expected.nce_from(z, y, w, sources=p.shape[1], classes=classes), weights)
+
+
+def _of_probes(x: np.ndarray, y: np.ndarray, folds: int, weights: np.ndarray, seed: int) -> list[Row]:
+    rows = []
+    for name, classify in held_out.CLASSIFIERS.items():
+        begin = time.perf_counter()
+        right = held_out.right(classify, x, y, folds, seed)
+        seconds = time.perf_counter() - begin
+        rows.append(_row(name, right.mean(), (weights @ right) / len(right) if len(weights) else None, seconds))
+    return rows
+
+
+def _timed(name: str, measure: Callable[[], Any], over: Any = None) -> Row:
+    """Return the row of a measure, and of its values over resampled examples."""
+    begin = time.perf_counter()
+    value = float(measure())
+    seconds = time.perf_counter() - begin
+    return _row(name, value, np.asarray(over()) if over else None, seconds)
+
+
+def _row(name: str, value: float, resampled: np.ndarray | None, seconds: float) -> Row:
+    half = np.nan if resampled is None else 1.96 * float(np.std(resampled, ddof=1))
+    return Row(name, float(value), float(value) - half, float(value) + half, seconds)
+
+
+def _sample(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(x), np.asarray(y)
+    chosen = checks.spread(y, COMPARED)
+    return x[chosen], y[chosen]
+
+
+def _seed(key: jax.Array) -> int:
+    return int(jax.random.randint(key, (), 0, 2**31 - 1))
