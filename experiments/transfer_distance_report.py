@@ -48,8 +48,15 @@ def pairs(rows: Sequence[Mapping[str, str]]) -> list[Pair]:
 
 
 def groups(found: Sequence[Pair], way: str) -> list[Group]:
-    """Return for each target and number of examples the sources for which every score is defined."""
-    names = [name for name in (*SCORES, *DISTANCES) if any(np.isfinite(pair.scores[name]) for pair in found)]
+    """Return for each target and number of examples the sources for which every score is defined.
+
+    A score that is defined for half of the pairs or fewer is left out, lest it leave hardly any.
+    """
+    others = [pair for pair in found if not pair.own]
+    names = [
+        name for name in (*SCORES, *DISTANCES)
+        if 2 * sum(np.isfinite(pair.scores[name]) for pair in others) > len(others)
+    ]  # fmt: skip
     out = []
     for target, per_class in dict.fromkeys((pair.target, pair.per_class) for pair in found):
         mine = [
@@ -65,7 +72,7 @@ def groups(found: Sequence[Pair], way: str) -> list[Group]:
 
 
 def write(prefix: Path) -> str:
-    """Write ``PREFIX.md``, plots and ``PREFIX.html``; return what to say about it."""
+    """Write ``PREFIX.md``, plots and ``report.html`` beside them; return what to say about it."""
     rows = record.read(prefix)
     found, how = pairs(rows), read_json(Path(f"{prefix}.json"))
     told = {way: agreements(some) for way in WAYS if (some := groups(found, way))}
@@ -80,7 +87,7 @@ def write(prefix: Path) -> str:
         sections.append(ranking(prefix, found, way, each))
     sections.append(page.Section("What these numbers cannot say", limits(found, told)))
     title = "How far is the source from the target: what scores and distances say about gain"
-    html = page.write(Path(f"{prefix}.html"), title, sections)
+    html = page.write(prefix.with_name("report.html"), title, sections)
     Path(f"{prefix}.md").write_text(as_markdown(title, sections))
     return f"{prefix}.csv, {prefix}.md, {html}"
 
