@@ -10,19 +10,16 @@ test pictures. Both start from what the run started from, random weights for ``s
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import flags, logging
 
-from configs import base, stored
-from tl_jax import command, distance, runs, tree
-from tl_jax.tasks import image
-from tl_jax.tasks.objectives import Network, make_pooled
-from tl_jax.train import metrics
+from configs import stored
+from experiments import drift
+from tl_jax import command, distance, runs
 from tl_jax.train.log import say
 from tl_jax.transfer import adapters
 
@@ -64,37 +61,19 @@ def measure(name: str, folder: Path) -> list[Drift]:
     config = stored.get_config(str(folder))
     task, start, end = runs.restore(config, folder)
     how = adapters.Adapters(**config.adapt.to_dict())
-    network = network_of(config, task.facts["input"])
+    network = drift.network_of(config, task.facts["input"])
     before, after = (adapters.merge(state.params, how) for state in (start, end))
-    pooled = [everything(network, state.variables, task) for state in (start, end)]
+    pooled = [drift.everything(network, state.variables, task) for state in (start, end)]
     return [
-        Drift(name, part, distance_of(before[part], after[part]), distance.linear_cka(pooled[0][part], pooled[1][part]))
+        Drift(
+            name,
+            part,
+            drift.distance_of(before[part], after[part]),
+            distance.linear_cka(pooled[0][part], pooled[1][part]),
+        )
         for part in task.parts
         if part in before
     ]
-
-
-def network_of(config: base.Config, inputs: Mapping[str, Any]) -> Network:
-    """Return the network of a run; its weights do not matter here."""
-    net = image.draw_network(config, 0) if config.init.source == "random" else image.load_network(config)
-    return Network(net.model.clone(num_classes=0), image.Inputs(**inputs), adapters.Adapters(**config.adapt.to_dict()))
-
-
-def everything(network: Network, variables: Any, task: Any) -> dict[str, np.ndarray]:
-    """Return the averages over positions (N, C) of every part's map on the test pictures."""
-    names = tuple(task.parts)
-    rows = metrics.extract(make_pooled(network, names), variables, task.eval_batches("test"))
-    batch = next(task.eval_batches("test"))
-    shapes = jax.eval_shape(lambda: network.predict(variables, batch["image"])[1])
-    ends = np.cumsum([shapes[name].shape[-1] for name in names])
-    return dict(zip(names, np.split(rows, ends[:-1], axis=1), strict=True))
-
-
-def distance_of(before: Any, after: Any) -> float:
-    """Return the norm of the change of a part over its norm at the start."""
-    old, new = tree.flatten(before), tree.flatten(after)
-    moved = sum(float(np.square(np.asarray(new[path]) - np.asarray(leaf)).sum()) for path, leaf in old.items())
-    return (moved / sum(float(np.square(np.asarray(leaf)).sum()) for leaf in old.values())) ** 0.5
 
 
 def draw(found: Sequence[Drift], path: Path) -> Path:
