@@ -35,7 +35,7 @@ PER_CLASS = flags.DEFINE_list("per_class", ["5", "20"], "Training examples of ea
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 RATES = flags.DEFINE_list("rates", ["1e-3", "3e-3", "1e-2"], "Learning rates tried.")
 STEPS = flags.DEFINE_integer("steps", 100, "Steps of a run.")
-BATCH = flags.DEFINE_integer("batch", 25, "Examples a step.")
+BATCH = flags.DEFINE_integer("batch", 24, "Examples a step.")
 TESTED = flags.DEFINE_integer("tested", 1000, "Test examples at most.")
 SMOKE = flags.DEFINE_bool("smoke", False, "Three targets, a budget, two seeds, a rate, few steps.")
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the probe
@@ -116,7 +116,7 @@ def run(folder: Path, here: dict[str, Any], source: str, rate: str) -> tuple[flo
     config = transfer_pairs.target_config(here["target"], DATA_DIR.value, here["per_class"], here["seed"])
     config = base.override(config, transfer_pairs.source_changes(source, IMAGENET.value))
     examples = len(image.cut(config, image.load_source(config, config.input.size))["train"].labels)
-    config.batch_size, config.eval_batch_size, config.data.test_examples = BATCH.value, 250, TESTED.value
+    config.batch_size, config.eval_batch_size, config.data.test_examples = BATCH.value, 240, TESTED.value
     config.epochs, config.save_every, config.log_every = STEPS.value * BATCH.value / examples, 1e9, STEPS.value
     config.optim.lr, config.optim.schedule, config.optim.warmup = float(rate), "cosine", 0.1
     where = folder / here["target"] / f"per_class{here['per_class']}" / source / f"rate{rate}" / f"seed{here['seed']}"

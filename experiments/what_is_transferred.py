@@ -84,9 +84,10 @@ def look(seed: int) -> list[dict[str, Any]]:
 def prepare(seed: int) -> Lab:
     """Return the lab of a seed."""
     config = transfer_pairs.target_config(TARGET.value, DATA_DIR.value, PER_CLASS.value, seed)
-    config.batch_size, config.eval_batch_size, config.data.test_examples = 25, 250, TESTED.value
+    config.batch_size, config.eval_batch_size, config.data.test_examples = 24, 240, TESTED.value
     config.optim.schedule, config.optim.warmup = "cosine", 0.1
     both = [base.override(config, transfer_pairs.source_changes(name, "")) for name in (SOURCE.value, "random")]
+    runs.check_batches(both[0])
     tasks = [runs.make_task(one) for one in both]
     task = tasks[0]._replace(shortcut=None)
     config = both[0]
