@@ -11,14 +11,16 @@ of them.
 from configs import base, cifar_small
 
 
-def get_config(variant: str = "shapes"):
-    """Return the recipe for one source, or ``smoke``."""
+def get_config(variant: str = ""):
+    """Return the recipe for one source, ``shapes`` where none is named, or ``smoke``."""
     config = cifar_small.get_config()
     config.name = "source_small"
     config.data.name = "folder"
     config.data.validation = 0.1
     config.batch_size = 64
     config.optim.norm_momentum = 0.9
+    if not variant:
+        shapes(config)
     return base.variants(config, variant, **SOURCES, smoke=base.smoke)
 
 
