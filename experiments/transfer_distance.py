@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags, logging
 
 from configs import base
-from experiments import record, transfer_distance_report, transfer_pairs, transfer_scores
+from experiments import mechanisms_made, record, transfer_distance_report, transfer_pairs, transfer_scores
 from tl_jax import api, command, distance
 from tl_jax.errors import Diverged, UserError, nearest
 from tl_jax.tasks import image
@@ -126,7 +126,7 @@ def run(folder: Path, here: dict[str, Any], source: str, rate: str) -> tuple[flo
         say(str(error))
         return 0.0, 0.0
     shutil.rmtree(where / "checkpoints", ignore_errors=True)  # nobody asks for hundreds of them
-    return summary["metrics"]["accuracy"], transfer_scores.last_validation(where)
+    return summary["metrics"]["accuracy"], mechanisms_made.best_validation(where)
 
 
 def probe(seen: transfer_scores.Look) -> float:

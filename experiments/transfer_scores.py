@@ -1,7 +1,6 @@
 """What is known about a source and a target before anything is trained: the scores and distances of the study."""
 
 import functools
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,9 +77,3 @@ def own_data(source: str, weights: str, data_dir: str) -> Part | None:
         rows = checks.spread(np.asarray(train.labels), SOURCE_EXAMPLES)
         images, labels = train.images[rows], train.labels[rows]
     return transfer_pairs.see(net, images).features, labels
-
-
-def last_validation(workdir: Path) -> float:
-    """Return the accuracy on the validation part at the end of a run."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [row["accuracy"] for row in rows if row["split"] == "validation"][-1]

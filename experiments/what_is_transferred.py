@@ -124,7 +124,7 @@ def tested(lab: Lab, variables: Mapping[str, Any], name: str = "accuracy") -> fl
     return metrics.evaluate(lab.task, jax.device_put(variables, devices.replicated()), "test").values[name]
 
 
-def mixed(lab: Lab, base_of: Mapping[str, Any], other: Mapping[str, Any], parts: Any) -> dict[str, Any]:
+def mixed(base_of: Mapping[str, Any], other: Mapping[str, Any], parts: Any) -> dict[str, Any]:
     """Return ``base_of`` with the named parts taken from ``other``."""
     return {
         kind: {name: (other if name in parts else base_of)[kind][name] for name in leaves}
@@ -136,7 +136,7 @@ def depth(lab: Lab) -> list[dict[str, Any]]:
     """Transfer the first d parts; d = 0 is training from scratch."""
     rows = []
     for d in range(len(lab.task.parts) + 1):
-        start = mixed(lab, lab.drawn, lab.source, lab.task.parts[:d])
+        start = mixed(lab.drawn, lab.source, lab.task.parts[:d])
         for variant in ("tuned", "frozen") if d else ("tuned",):
             value = tested(lab, train(lab, start, frozen=d if variant == "frozen" else 0))
             say(f"{TARGET.value}, seed {lab.config.seed}: first {d} parts, {variant}: {value:.4f}")
@@ -149,7 +149,7 @@ def rewind(lab: Lab, tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = [{"kind": "rewind", "at": "none", "variant": "start", "value": tested(lab, tuned)}]
     for part in lab.task.parts:
         for variant, other in (("start", lab.source), ("random", lab.drawn)):
-            value = tested(lab, renewed(lab, mixed(lab, tuned, other, [part])))
+            value = tested(lab, renewed(lab, mixed(tuned, other, [part])))
             rows.append({"kind": "rewind", "at": part, "variant": variant, "value": value})
     return rows
 
@@ -174,7 +174,7 @@ def lines(lab: Lab, tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
     seed = lab.config.seed
     scratch = train(lab, lab.drawn)
     other = jax.device_get(initial_state(runs.make_task(_random(lab)), seed + 1000).variables)
-    other = mixed(lab, other, lab.drawn, ["head"])  # heads start alike in all pairs
+    other = mixed(other, lab.drawn, ["head"])  # heads start alike in all pairs
     ends = {
         "source": (tuned, train(lab, lab.source, order=seed + 1000)),
         "one random start": (scratch, train(lab, lab.drawn, order=seed + 1000)),
