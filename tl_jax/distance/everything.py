@@ -1,6 +1,7 @@
 """All scores and distances of one set of features at once, each with its interval and what it cost."""
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from tl_jax.distance import (
     expected,
     fisher,
     gaussians,
+    halves,
     held_out,
     mixture,
     moments,
@@ -29,7 +31,7 @@ from tl_jax.distance import (
 )
 
 CHEAP = 2**28  # multiplications of a scatter up to which scores are resampled without being asked to
-RESAMPLES = 100
+RESAMPLES, HALVES = 100, 20  # of all scores, and of those measures that must be made anew for each
 COMPARED = 2000  # examples a side at most, of distances that look at all pairs
 FROM_MOMENTS: dict[str, Callable[[moments.Moments], jax.Array]] = {
     "logme": evidence.logme_from,
@@ -38,8 +40,13 @@ FROM_MOMENTS: dict[str, Callable[[moments.Moments], jax.Array]] = {
     "transrate": coding.transrate_from,
     "gbc": overlap.gbc_from,
 }
+REPEATED: dict[str, Callable[..., float]] = {
+    "sfda": lambda x, y, key: challenge.sfda(x, y),  # the value itself is from the shared moments
+    "parc": lambda x, y, key: correlation.parc(x, y),
+    "nleep": lambda x, y, key: mixture.nleep(x, y, key),
+}
 BETWEEN: dict[str, Callable[..., float]] = {
-    "otdd": lambda x1, y1, x2, y2, key: datasets.otdd(x1, y1, x2, y2, "exact" if len(x1) == len(x2) else "sinkhorn"),
+    "otdd": lambda x1, y1, x2, y2, key: datasets.otdd(x1, y1, x2, y2, _method(len(x1), len(x2))),
     "frechet": lambda x1, y1, x2, y2, key: gaussians.frechet(x1, x2),
     "mmd": lambda x1, y1, x2, y2, key: pairs.mmd(x1, x2),
     "mmd_rbf": lambda x1, y1, x2, y2, key: pairs.mmd(x1, x2, "rbf"),
@@ -91,9 +98,9 @@ def report(
     the accuracy of nearest neighbours (k = 5), ridge and logistic probe over ``folds`` parts held out in turn. With
     ``source_probs`` also LEEP and NCE; with ``source`` the distances between the two sets.
 
-    Intervals are the value plus and minus 1.96 standard deviations of the value over resampled examples; those of
-    held-out accuracies resample the answers. N-LEEP and the distances have none: a mixture would be fitted anew each
-    time, and resampled sets, in which examples come twice, are at other distances than new ones.
+    Intervals are the value plus and minus 1.96 standard errors: the standard deviation of the value over resampled
+    examples, or for held-out accuracies over resampled answers. For SFDA, PARC, N-LEEP and the distances, which
+    examples that come twice would mislead, they are from 20 halves of the examples (``halves.standard_error``).
 
     Args:
         features: (N, D) float, of the target's examples in the source network.
@@ -102,7 +109,8 @@ def report(
         source: features (M, D) of the source's examples in the same network, and their labels (M,). Of either side
             at most 2,000 are compared.
         key: of what is drawn; None is key 0.
-        resamples: for the intervals; None takes 100 where features are few and 0 where each would cost a second.
+        resamples: for the intervals; None takes 100 where features are few and 0 where each would cost a second. Of
+            halves there are 20, or fewer where ``resamples`` is less.
         folds: parts of the held-out accuracies; a class with fewer examples than this is not held out evenly.
 
     Raises:
@@ -118,12 +126,18 @@ def report(
         rows = _of_moments(x, y, classes, weights)
         if source_probs is not None:
             rows += _of_probabilities(source_probs, y, weights)
-        rows.append(_timed("parc", lambda: correlation.parc(x, y)))
-    rows.append(_timed("nleep", lambda: mixture.nleep(features, labels, key)))
-    rows += _of_probes(np.asarray(x), np.asarray(y), folds, weights, _seed(key))
+    x, y = np.asarray(x), np.asarray(y)
+    count = min(HALVES, resamples)
+    rows += [_timed(name, lambda f=REPEATED[name]: f(x, y, key)) for name in ("parc", "nleep")]
+    for i, row in enumerate(rows):
+        if row.name in REPEATED:
+            rows[i] = _halved(row, lambda a, f=REPEATED[row.name]: f(x[a], y[a], key), [y], count, key)
+    rows += _of_probes(x, y, folds, weights, _seed(key))
     if source is not None:
-        one, two = (_sample(*side) for side in (source, (np.asarray(x), np.asarray(y))))
-        rows += [_timed(name, lambda f=f: f(*one, *two, key)) for name, f in BETWEEN.items()]
+        (x1, y1), (x2, y2) = (_sample(*side) for side in (source, (x, y)))
+        for name, far in BETWEEN.items():
+            row = _timed(name, lambda f=far: f(x1, y1, x2, y2, key))
+            rows.append(_halved(row, lambda a, b, f=far: f(x1[a], y1[a], x2[b], y2[b], key), [y1, y2], count, key))
     return Report(tuple(rows))
 
 
@@ -192,9 +206,20 @@ def _timed(name: str, measure: Callable[[], Any], over: Any = None) -> Row:
     return _row(name, value, np.asarray(over()) if over else None, seconds)
 
 
+def _halved(row: Row, measure: Callable[..., float], sides: list[np.ndarray], count: int, key: jax.Array) -> Row:
+    """Return a row with the interval of its measure, which takes the places of each side's examples, from halves."""
+    half = 1.96 * halves.standard_error(measure, sides, count, np.random.default_rng(_seed(key)))
+    return row._replace(low=row.value - half, high=row.value + half)
+
+
 def _row(name: str, value: float, resampled: np.ndarray | None, seconds: float) -> Row:
     half = np.nan if resampled is None else 1.96 * float(np.std(resampled, ddof=1))
     return Row(name, float(value), float(value) - half, float(value) + half, seconds)
+
+
+def _method(n: int, m: int) -> str:
+    """Return how OTDD is found: by assignment where examples need not be repeated often for that."""
+    return "exact" if math.lcm(n, m) <= COMPARED else "sinkhorn"
 
 
 def _sample(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
