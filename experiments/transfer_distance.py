@@ -52,6 +52,7 @@ def main(_: list[str]) -> None:
     record.begin(prefix, names)
     compile_cache.enable()
     record.note(prefix, versions=api.versions())
+    rescore(prefix)
     for target in chosen(TARGETS.value, transfer_pairs.SETS if DATA_DIR.value else transfer_pairs.DRAWN, "target"):
         for per_class in map(int, PER_CLASS.value):
             for seed in map(int, SEEDS.value):
@@ -72,6 +73,19 @@ def chosen(given: list[str], known: Any, kind: str) -> list[str]:
         if name not in known:
             raise UserError(f"no {kind} {name!r}; {nearest(name, known)}")
     return given or list(known)
+
+
+def rescore(prefix: Path) -> None:
+    """Complete the scores of rows from before a score was added; nothing is trained for that."""
+    rows = record.read(prefix)
+    if not rows or {*transfer_scores.SCORES, *transfer_scores.DISTANCES} <= set(rows[0]):
+        return
+    for row in rows:
+        here = row["target"], int(row["per_class"]), int(row["seed"])
+        say(f"--- scores of {row['source']} on {', '.join(map(str, here))}")
+        seen = transfer_scores.look(row["source"], IMAGENET.value, here[0], DATA_DIR.value, *here[1:], TESTED.value)
+        row |= transfer_scores.scores(row["source"], IMAGENET.value, DATA_DIR.value, seen, here[2])
+    record.write(prefix, rows)
 
 
 def one(folder: Path, prefix: Path, target: str, per_class: int, seed: int) -> None:

@@ -15,11 +15,12 @@ from tl_jax.distance.mixture import nleep
 from tl_jax.distance.neighbours import knn
 from tl_jax.distance.overlap import gbc
 from tl_jax.distance.pairs import energy, mmd
-from tl_jax.distance.probes import logistic_probe, ridge_probe
+from tl_jax.distance.probes import LinearProbe, logistic_probe, ridge_probe
 from tl_jax.distance.similarity import linear_cka
 from tl_jax.distance.sliced import sliced_wasserstein
 
 __all__ = [
+    "LinearProbe",
     "energy",
     "frechet",
     "gbc",
