@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import record
+from experiments.mechanisms_findings import PLAIN, SCRATCH, findings
 from tl_jax.report.comparison import interval, percent
 from tl_jax.train.log import say
 from tl_jax.train.workdir import read_json
 
-SCRATCH, PLAIN = "scratch", "fine_tune"
 PANELS = {
     "ways to transfer": ("fine_tune", "logistic", "ridge", "head", "lp_ft", "last_stages", "gradual", "layer_decay"),
     "few trained values": ("fine_tune", "norm_only", "bias_only", "lora", "parallel", "bottleneck"),
@@ -92,6 +92,8 @@ def write(folder: Path, prefix: Path) -> None:
         say(f"no finished runs in {folder} yet")
         return
     text = about(read_json(Path(f"{prefix}.json")), found) + "\n" + table(found)
+    for size in _sizes(found):
+        text += "\n".join([f"\n## {_size(size)}\n", *(f"{paragraph}\n" for paragraph in findings(found, size))])
     Path(f"{prefix}.md").write_text(text)
     draw_gain(found, Path(f"{prefix}_gain.png"))
     say(text)
@@ -109,7 +111,7 @@ def about(how: dict[str, Any], found: Sequence[Row]) -> str:
         f"Test accuracy in percent on {found[0].examples_evaluated} examples, mean and 95 % interval (Student's t) of "
         f"{len({row.seed for row in found})} seeds; gap: training less test accuracy, in points; the last column of a "
         f"size: points over {PLAIN}, paired by seed. Rates tried: {', '.join(how['rates'])}, chosen on "
-        f"{how['validation']} validation examples with the first seed.",
+        f"{how['validation']} validation examples with the first seed. One interval in twenty misses by chance.",
         f"commit {', '.join(commits) or 'unknown'}; {', '.join(how.get('devices', []))}; {versions}",
     ]
     return "\n\n".join(lines) + "\n"

@@ -1,0 +1,85 @@
+"""What a comparison of mechanisms shows, in sentences made from its rows alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from tl_jax.report.comparison import interval, percent
+
+SCRATCH, PLAIN, PROBE = "scratch", "fine_tune", "logistic"
+AGAINST_OVERFITTING: Mapping[str, Sequence[str]] = {
+    "kept close to the source": ("l2_sp", "delta", "distill", "bss", "co_tuning", "stochastic_norm"),
+    "noise and mixtures": ("label_smoothing", "mixup", "cutmix", "dropout", "drop_path"),
+    "averages and flatness": ("wise_ft", "ema", "sam", "early_stop"),
+    "self-supervision beside": ("rotation_beside", "simclr_beside", "simsiam_beside"),
+    "self-supervision first": ("rotation_first", "simclr_first", "simsiam_first"),
+}
+
+
+class Run(Protocol):
+    """What is read of a row: accuracies in [0, 1]."""
+
+    mechanism: str
+    per_class: int
+    seed: int
+    test: float
+    train: float
+
+
+def findings(found: Sequence[Run], size: int) -> list[str]:
+    """Return paragraphs and a table on the runs with ``size`` examples of each class.
+
+    "Surely" is said where the 95 % interval of the difference, paired by seed, does not hold zero.
+    """
+    rows = [row for row in found if row.per_class == size]
+    names = list(dict.fromkeys(row.mechanism for row in rows))
+    out = []
+    for reference, called in ((PLAIN, "plain fine-tuning"), (PROBE, "the logistic probe"), (SCRATCH, "scratch")):
+        if reference not in names:
+            continue
+        over = {name: interval(differences(rows, name, reference)) for name in names if name != reference}
+        lower = [name for name, (mean, _) in over.items() if mean < 0]
+        surely = {sign: [name for name, value in over.items() if _surely(value, sign)] for sign in (1, -1)}
+        out.append(
+            f"Against {called}: of {len(over)} mechanisms {len(over) - len(lower)} are no worse on average. "
+            f"Surely better: {_listed(surely[1])}. Surely worse: {_listed(surely[-1])}. "
+            f"Worse on average: {_listed(lower)}."
+        )
+    return out + ([overfitting(rows, names)] if PLAIN in names else [])
+
+
+def overfitting(rows: Sequence[Run], names: Sequence[str]) -> str:
+    """Return a Markdown table of what each remedy did to test accuracy and to the gap, training less test accuracy."""
+    gap, _ = interval([row.train - row.test for row in rows if row.mechanism == PLAIN])
+    lines = [
+        f"| against overfitting | remedy | test over {PLAIN} | change of its gap of {100 * gap:.0f} points |",
+        "|---|---|---|---|",
+    ]
+    for family, members in AGAINST_OVERFITTING.items():
+        for name in members:
+            if name in names:
+                test, less = (interval(differences(rows, name, PLAIN, closing)) for closing in (False, True))
+                lines.append(f"| {family} | {name} | {_points(test)} | {_points(less)} |")
+    return "\n".join(lines)
+
+
+def differences(rows: Sequence[Run], name: str, reference: str, gap: bool = False) -> list[float]:
+    """Return test accuracy, or its gap to training accuracy, less that of the reference with the same seed."""
+
+    def values(mechanism: str) -> dict[int, float]:
+        return {row.seed: row.train - row.test if gap else row.test for row in rows if row.mechanism == mechanism}
+
+    mine, other = values(name), values(reference)
+    return [mine[seed] - other[seed] for seed in mine if seed in other]
+
+
+def _surely(value: tuple[float, float | None], sign: int) -> bool:
+    mean, half = value
+    return half is not None and sign * mean > half
+
+
+def _points(value: tuple[float, float | None]) -> str:
+    return percent({"mean": value[0], "interval95": value[1]}, "+")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
