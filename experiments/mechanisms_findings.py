@@ -1,7 +1,7 @@
 """What a comparison of mechanisms shows, in sentences made from its rows alone."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple
 
 from tl_jax.report.comparison import interval, percent
 
@@ -15,17 +15,22 @@ AGAINST_OVERFITTING: Mapping[str, Sequence[str]] = {
 }
 
 
-class Run(Protocol):
-    """What is read of a row: accuracies in [0, 1]."""
+class Row(NamedTuple):
+    """One tested run: accuracies in [0, 1]."""
 
     mechanism: str
     per_class: int
+    rate: float
     seed: int
     test: float
     train: float
+    trainable: int
+    steps: int
+    examples_evaluated: int
+    commit: str
 
 
-def findings(found: Sequence[Run], size: int) -> list[str]:
+def findings(found: Sequence[Row], size: int) -> list[str]:
     """Return paragraphs and a table on the runs with ``size`` examples of each class.
 
     "Surely" is said where the 95 % interval of the difference, paired by seed, does not hold zero.
@@ -47,7 +52,7 @@ def findings(found: Sequence[Run], size: int) -> list[str]:
     return out + ([overfitting(rows, names)] if PLAIN in names else [])
 
 
-def overfitting(rows: Sequence[Run], names: Sequence[str]) -> str:
+def overfitting(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Return a Markdown table of what each remedy did to test accuracy and to the gap, training less test accuracy."""
     gap, _ = interval([row.train - row.test for row in rows if row.mechanism == PLAIN])
     lines = [
@@ -62,7 +67,7 @@ def overfitting(rows: Sequence[Run], names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def differences(rows: Sequence[Run], name: str, reference: str, gap: bool = False) -> list[float]:
+def differences(rows: Sequence[Row], name: str, reference: str, gap: bool = False) -> list[float]:
     """Return test accuracy, or its gap to training accuracy, less that of the reference with the same seed."""
 
     def values(mechanism: str) -> dict[int, float]:

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from experiments import record
-from experiments.mechanisms_findings import PLAIN, SCRATCH, findings
+from experiments.mechanisms_findings import PLAIN, SCRATCH, Row, findings
 from tl_jax.report.comparison import interval, percent
 from tl_jax.train.log import say
 from tl_jax.train.workdir import read_json
@@ -24,21 +24,6 @@ PANELS = {
         "simsiam_first",
     ),
 }  # fmt: skip
-
-
-class Row(NamedTuple):
-    """One tested run: accuracies in [0, 1]."""
-
-    mechanism: str
-    per_class: int
-    rate: float
-    seed: int
-    test: float
-    train: float
-    trainable: int
-    steps: int
-    examples_evaluated: int
-    commit: str
 
 
 def recorded(prefix: Path) -> list[Row]:
