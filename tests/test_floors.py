@@ -25,6 +25,7 @@ FLOORS = {
     "tl_jax.data": 1,
     "tl_jax.distance": 1,
     "tl_jax.report": 1,
+    "tl_jax.huggingface": 2,
     "tl_jax.network": 2,
     "tl_jax.pretrained": 2,
     "tl_jax.transfer": 2,

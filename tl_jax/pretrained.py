@@ -5,13 +5,13 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import pooch
 from absl import logging
 
-from tl_jax import fetch, models
+from tl_jax import fetch, huggingface, models
 from tl_jax.errors import UserError
 from tl_jax.models.backbone import Backbone
 from tl_jax.network import (
@@ -52,7 +52,8 @@ def load(
 
     Args:
         name: model name, see ``tl_jax.models.names()``.
-        source: "keras", "torchvision", "timm", or "tl_jax" (this project's own safetensors).
+        source: "keras", "torchvision", "timm", or "tl_jax" (this project's own safetensors); "huggingface" for text,
+            see ``tl_jax.huggingface.load``, which gives a ``TextNetwork``.
         path: local weights file; None takes the embedded file or downloads the published one. Of ``resnet8`` also the
             name of what an embedded file was trained on, see ``catalog.BANK``.
         num_classes: K of the head; None takes what the file has (0, no head, for a file without one).
@@ -69,6 +70,8 @@ def load(
     Raises:
         UserError: no such file or source, damaged file, or weights of another architecture.
     """
+    if source == "huggingface":
+        return cast(Any, huggingface.load(name, path, num_classes, head=head, seed=seed, **options))
     models.create(name, 0, **options)  # an unknown name or option is the better message
     if delta:
         return _with_delta(name, source, path, Path(delta).expanduser(), options)

@@ -6,6 +6,7 @@ from typing import Any
 
 from tl_jax.errors import UserError, nearest
 from tl_jax.models.backbone import Backbone
+from tl_jax.models.bert import Bert
 from tl_jax.models.inception import InceptionV3
 from tl_jax.models.mobilenet import MobileNetV2
 from tl_jax.models.resnet import ResNet
@@ -42,27 +43,35 @@ MODELS: Mapping[str, tuple[type[Backbone], Mapping[str, Any]]] = {
     "inception_v3_tiny": (InceptionV3, {"width": 1 / 16, "repeats": (1, 1, 1)}),
     "mobilenet_v2_tiny": (MobileNetV2, {"width": 0.5, "stages": _MOBILE, "final": 64}),
 }
+# Encoders of text; sizes are options, since every file of weights says its own. MiniLM is a small "bert".
+TEXT: Mapping[str, tuple[type[Bert], Mapping[str, Any]]] = {
+    "bert": (Bert, {}),
+    "bert_large": (Bert, {"width": 1024, "depth": 24, "heads": 16, "hidden": 4096}),
+    "bert_tiny": (Bert, {"width": 128, "depth": 2, "heads": 2, "hidden": 512}),
+    "distilbert": (Bert, {"depth": 6, "types": 0, "pooler": "relu", "head_dropout": 0.2}),
+}
 
 
 def names() -> tuple[str, ...]:
-    """Return the names that ``create`` knows."""
+    """Return the names of the image networks that ``create`` knows; those of text are in ``TEXT``."""
     return tuple(MODELS)
 
 
-def create(name: str, num_classes: int, **options: Any) -> Backbone:
+def create(name: str, num_classes: int, **options: Any) -> Any:
     """Return a linen module whose ``apply(variables, x, train=False)`` gives ``(logits, endpoints)``.
 
     Args:
-        name: one of ``names()``.
+        name: one of ``names()``, or of ``TEXT``.
         num_classes: K; 0 builds the model without a head, and its first output is ``features`` (N, D).
         **options: attributes of the model class, such as ``layout``, ``endpoint`` or ``dtype``.
 
     Raises:
         UserError: unknown name, option or layout.
     """
-    if name not in MODELS:
-        raise UserError(f"unknown model {name!r}; {nearest(name, MODELS)}")
-    cls, fixed = MODELS[name]
+    every = {**MODELS, **TEXT}
+    if name not in every:
+        raise UserError(f"unknown model {name!r}; {nearest(name, every)}")
+    cls, fixed = every[name]
     known = {f.name for f in dataclasses.fields(cls)} - {"parent", "name", "num_classes"}
     for option in options:
         if option not in known:

@@ -57,3 +57,26 @@ def from_hub(repository: str, name: str, digest: str = "") -> Path:
     if found != digest:
         raise UserError(f"{file} has {found}, expected {digest}; delete it to download it anew, {_HINT}")
     return file
+
+
+def folder(repository: str, *wanted: tuple[str, ...]) -> Path:
+    """Return the folder of a repository's files in the hub library's cache: of each group the first that is there.
+
+    Args:
+        repository: "owner/name".
+        *wanted: names that stand for one another; of the last group none need be there.
+
+    Raises:
+        UserError: no connection, or none of a group.
+    """
+    found = None
+    for group in wanted:
+        for name in group:
+            try:
+                found = from_hub(repository, name)
+                break
+            except UserError:
+                if name == group[-1] and group != wanted[-1]:
+                    raise
+    assert found is not None
+    return found.parent

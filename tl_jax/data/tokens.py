@@ -1,0 +1,85 @@
+"""Text into the ids of its tokens, by the ``tokenizers`` library, from the files that come with a network."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import BertWordPieceTokenizer
+
+from tl_jax.errors import UserError
+
+FILES = ("tokenizer.json", "vocab.txt")
+NEEDED = ("[PAD]", "[CLS]", "[SEP]")
+
+
+def read(folder: Path) -> tokenizers.Tokenizer:
+    """Return the tokenizer of a folder: its ``tokenizer.json``, or WordPiece with its ``vocab.txt``.
+
+    It neither cuts nor pads, whatever the file says. ``tokenizer_config.json`` says whether capitals matter.
+
+    Raises:
+        UserError: none of these files, one that cannot be read, or one without the tokens that BERT needs.
+    """
+    file = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder} has neither {' nor '.join(FILES)}; copy the one that came with the weights there")
+    try:
+        if file.suffix == ".json":
+            made = tokenizers.Tokenizer.from_file(str(file))
+        else:
+            made = BertWordPieceTokenizer(str(file), lowercase=lowercase(folder))._tokenizer
+    except Exception as e:  # the library's own errors are plain exceptions
+        raise UserError(f"cannot read {file} as a tokenizer ({e}); copy it anew") from None
+    absent = [token for token in NEEDED if made.token_to_id(token) is None]
+    if absent:
+        raise UserError(f"{file} has no {', '.join(absent)}; is it the vocabulary of a BERT?")
+    made.no_truncation()
+    made.no_padding()
+    return made
+
+
+def lowercase(folder: Path) -> bool:
+    """Return whether ``tokenizer_config.json`` has texts in lower case, as is the rule where it says nothing."""
+    file = folder / "tokenizer_config.json"
+    try:
+        return bool(json.loads(file.read_text()).get("do_lower_case", True)) if file.is_file() else True
+    except ValueError as e:
+        raise UserError(f"cannot read {file} ({e}); copy it anew") from None
+
+
+def encode(
+    tokenizer: tokenizers.Tokenizer, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int
+) -> list[tokenizers.Encoding]:
+    """Return the tokens of texts, or of pairs of texts, each with [CLS] and [SEP] and cut to ``max_length``.
+
+    Of a pair the longer text is cut first.
+    """
+    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    try:
+        return tokenizer.encode_batch(list(texts))
+    finally:
+        tokenizer.no_truncation()
+
+
+def padded(encodings: Sequence[tokenizers.Encoding], pad: int, length: int = 0) -> dict[str, np.ndarray]:
+    """Return int32 arrays (N, L), filled up on the right.
+
+    Args:
+        encodings: of N texts.
+        pad: id of the filling.
+        length: L; 0 for that of the longest.
+
+    Returns:
+        ``input_ids``, ``attention_mask`` (1 for tokens, 0 for filling) and ``token_type_ids`` (1 in second texts).
+    """
+    length = length or max(len(e.ids) for e in encodings)
+    names = {"input_ids": pad, "attention_mask": 0, "token_type_ids": 0}
+    found = {name: np.full((len(encodings), length), fill, np.int32) for name, fill in names.items()}
+    for i, encoding in enumerate(encodings):
+        size = len(encoding.ids)
+        found["input_ids"][i, :size] = encoding.ids
+        found["attention_mask"][i, :size] = encoding.attention_mask
+        found["token_type_ids"][i, :size] = encoding.type_ids
+    return found

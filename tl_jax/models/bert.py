@@ -1,0 +1,235 @@
+"""BERT (arXiv:1810.04805), MiniLM (arXiv:2002.10957) and DistilBERT (arXiv:1910.01108): encoders of text."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tl_jax.errors import UserError, nearest
+from tl_jax.models.backbone import FEATURES
+
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),  # with the error function, as published
+    "gelu_new": nn.gelu,
+    "gelu_pytorch_tanh": nn.gelu,
+    "relu": nn.relu,
+    "tanh": jnp.tanh,
+}
+POOLINGS = ("pooler", "first", "mean")
+OUTPUTS = ("text", "tokens", "masked")
+normal = nn.initializers.normal(0.02)  # as published, where the paper cuts it off at two deviations
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, (N, L, D) -> (N, L, D); ``bias`` (N, 1, 1, L) is added to what is looked at."""
+
+    heads: int
+    dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, bias: jax.Array, train: bool) -> jax.Array:
+        n, length, width = x.shape
+        size = width // self.heads
+
+        def project(name: str) -> jax.Array:
+            return dense(width, self.dtype, name)(x).reshape(n, length, self.heads, size)
+
+        query, key, value = (project(name) for name in ("query", "key", "value"))
+        scores = jnp.einsum("nqhd,nkhd->nhqk", query, key) * size**-0.5
+        weights = nn.softmax(scores.astype(jnp.float32) + bias).astype(self.dtype)
+        weights = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(weights)
+        mixed = jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(n, length, width)
+        return dense(width, self.dtype, "output")(mixed)
+
+
+class Layer(nn.Module):
+    """One layer of the encoder, norms behind the sums: (N, L, D) -> (N, L, D)."""
+
+    heads: int
+    hidden: int
+    activation: str
+    epsilon: float
+    dropout: float
+    attention_dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, bias: jax.Array, train: bool) -> jax.Array:
+        drop = nn.Dropout(self.dropout, deterministic=not train, name="dropout")
+        y = Attention(self.heads, self.attention_dropout, self.dtype, name="attention")(x, bias, train)
+        x = norm(self.epsilon, self.dtype, "attention_norm")(x + drop(y))
+        y = ACTIVATIONS[self.activation](dense(self.hidden, self.dtype, "up")(x))
+        y = dense(x.shape[-1], self.dtype, "down")(y)
+        return norm(self.epsilon, self.dtype, "output_norm")(x + drop(y))
+
+
+class Embeddings(nn.Module):
+    """Sum of the embeddings of words, positions and, with ``types``, of which text it is: (N, L) -> (N, L, D)."""
+
+    vocabulary: int
+    width: int
+    positions: int
+    types: int
+    epsilon: float
+    dropout: float
+    dtype: Any
+
+    def setup(self) -> None:
+        self.word = nn.Embed(self.vocabulary, self.width, self.dtype, embedding_init=normal)
+        self.position = nn.Embed(self.positions, self.width, self.dtype, embedding_init=normal)
+        if self.types:
+            self.type = nn.Embed(self.types, self.width, self.dtype, embedding_init=normal)
+        self.norm = nn.LayerNorm(self.epsilon, self.dtype)
+        self.drop = nn.Dropout(self.dropout)
+
+    def __call__(self, ids: jax.Array, types: jax.Array, train: bool) -> jax.Array:
+        x = self.word(ids) + self.position(jnp.arange(ids.shape[1]))[None]
+        if self.types:
+            x = x + self.type(types)
+        return self.drop(self.norm(x), deterministic=not train)
+
+    def scores(self, x: jax.Array) -> jax.Array:
+        """Return the product of (N, L, D) with every word's embedding, (N, L, V)."""
+        return self.word.attend(x)
+
+
+class Bert(nn.Module):
+    """Text encoder: ids of tokens (N, L) -> (output, endpoints).
+
+    Endpoints are "embeddings", "layer1", ... (N, L, D), "pooled" (N, D) and ``features``, which is the same; sums and
+    softmax are float32 whatever ``dtype`` is. The output is, by ``output``, logits (N, K) of a text, (N, L, K) of
+    its tokens, or (N, L, V) of the words behind masks. With ``num_classes=0`` the output is ``features``; the head of
+    masks has no classes and is there whenever it is named.
+
+    Attributes:
+        num_classes: K.
+        vocabulary: V, ids below which are known.
+        width: D, a multiple of ``heads``.
+        depth: number of layers.
+        hidden: width between the two products of a layer.
+        positions: tokens at most.
+        types: texts that an input may be made of, 0 for no embedding of that.
+        epsilon: of the norms.
+        activation: name in ``ACTIVATIONS``.
+        pooling: "pooler" (a layer on the first token), "first" (that token) or "mean" (of all that are no padding).
+        pooler: activation of that layer: tanh in BERT, relu in DistilBERT's classifier.
+        dropout: share dropped behind embeddings and within layers, while training.
+        attention_dropout: the same for the weights of attention.
+        head_dropout: the same before the head.
+        output: one of ``OUTPUTS``.
+        endpoint: name of the part after which the network ends; empty for the whole network.
+        dtype: of the computation; parameters are float32.
+    """
+
+    num_classes: int
+    vocabulary: int = 30522
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    positions: int = 512
+    types: int = 2
+    epsilon: float = 1e-12
+    activation: str = "gelu"
+    pooling: str = "pooler"
+    pooler: str = "tanh"
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    head_dropout: float = 0.1
+    output: str = "text"
+    endpoint: str = ""
+    dtype: Any = jnp.float32
+
+    layouts: ClassVar[tuple[str, ...]] = ()
+
+    def part_names(self) -> tuple[str, ...]:
+        """Return the names of the parts from the input on, as far as the network goes."""
+        names = ["embeddings", *(f"layer{i + 1}" for i in range(self.depth))]
+        if self.endpoint and self.endpoint not in names:
+            raise UserError(f"no endpoint {self.endpoint!r} (config.model.endpoint); {nearest(self.endpoint, names)}")
+        kept = names[: names.index(self.endpoint) + 1] if self.endpoint else names
+        return (*kept, *(["pooler"] if self.pooling == "pooler" else []))
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        train: bool = False,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Apply the network; ``train`` uses dropout (which needs the rng "dropout").
+
+        Args:
+            input_ids: (N, L) int in [0, V).
+            attention_mask: (N, L), 0 where a token is padding; None where none is.
+            token_type_ids: (N, L) int, which of the texts a token belongs to; None for the first.
+            train: whether values are dropped.
+        """
+        self._check(input_ids)
+        mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
+        types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        embeddings = Embeddings(
+            self.vocabulary, self.width, self.positions, self.types, self.epsilon, self.dropout, self.dtype,
+            name="embeddings",
+        )  # fmt: skip
+        end: dict[str, jax.Array] = {"embeddings": (x := embeddings(input_ids, types, train))}
+        # Not minus infinity: a row of padding alone, as fills a last batch, would become NaN.
+        bias = jnp.where(mask[:, None, None] > 0, 0.0, jnp.finfo(jnp.float32).min)
+        for name in (name for name in self.part_names() if name.startswith("layer")):
+            x = Layer(
+                self.heads, self.hidden, self.activation, self.epsilon, self.dropout, self.attention_dropout,
+                self.dtype, name=name,
+            )(x, bias, train)  # fmt: skip
+            end[name] = x
+        end["pooled"] = end[FEATURES] = self._pool(x, mask)
+        if self.output == "masked":
+            return self._words(x, embeddings), end
+        if not self.num_classes:
+            return end[FEATURES], end
+        y = x if self.output == "tokens" else end[FEATURES]
+        y = nn.Dropout(self.head_dropout, deterministic=not train, name="head_dropout")(y)
+        return nn.Dense(self.num_classes, kernel_init=normal, name="head")(y.astype(jnp.float32)), end
+
+    def _pool(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        if self.pooling == "mean":
+            there = mask.astype(jnp.float32)[..., None]
+            return (x.astype(jnp.float32) * there).sum(1) / jnp.maximum(there.sum(1), 1.0)
+        first = x[:, 0]
+        if self.pooling == "pooler":
+            first = ACTIVATIONS[self.pooler](dense(self.width, self.dtype, "pooler")(first))
+        return first.astype(jnp.float32)
+
+    def _words(self, x: jax.Array, embeddings: Embeddings) -> jax.Array:
+        """Return logits (N, L, V) of the words: a layer, and the embeddings of the words once more."""
+        x = ACTIVATIONS[self.activation](dense(self.width, self.dtype, "masked_dense")(x))
+        x = norm(self.epsilon, self.dtype, "masked_norm")(x)
+        bias = self.param("masked_bias", nn.initializers.zeros_init(), (self.vocabulary,), jnp.float32)
+        return embeddings.scores(x).astype(jnp.float32) + bias[None, None]
+
+    def _check(self, ids: jax.Array) -> None:
+        for name, known in (("activation", ACTIVATIONS), ("pooling", POOLINGS), ("output", OUTPUTS)):
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"no {name} {value!r}; {nearest(value, known)}")
+        if self.width % self.heads:
+            raise UserError(f"width={self.width} must be a multiple of heads={self.heads}")
+        if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise UserError(f"the network takes ids of tokens, int (N, L), not {ids.dtype} {tuple(ids.shape)}")
+        if ids.shape[1] > self.positions:
+            raise UserError(
+                f"{ids.shape[1]} tokens are more than the {self.positions} that this network has positions for; "
+                "cut texts with max_length"
+            )
+
+
+def dense(features: int, dtype: Any, name: str) -> nn.Dense:
+    """Return a linear layer."""
+    return nn.Dense(features, dtype=dtype, kernel_init=normal, name=name)
+
+
+def norm(epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
+    """Return a layer norm."""
+    return nn.LayerNorm(epsilon, dtype, name=name)
