@@ -154,7 +154,7 @@ def test_no_layout(tmp_path: Path) -> None:
 
 
 def test_a_class_too_small_to_hold_out_a_part(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="class 'red' has 4 of the 5 pictures.*hold out a fifth"):
+    with pytest.raises(UserError, match="class 'red' has 4 of the 5 examples.*hold out a fifth"):
         folder.read(draw(tmp_path, {"green": 50, "red": 4}))
 
 

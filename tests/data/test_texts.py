@@ -56,7 +56,7 @@ def test_conll_columns_become_sentences(tmp_path):
     )
     found = texts.read(tmp_path, "conll")
     assert found.classes == ("O", "B-ORG", "B-PER")
-    assert list(found.train.images) == [("EU", "rejects"), ("Peter",)]
+    assert list(found.train.images) == [["EU", "rejects"], ["Peter"]]
     assert [tags.tolist() for tags in found.train.labels] == [[1, 0], [2]]
 
 

@@ -165,7 +165,7 @@ def held_out(name: str, labels: np.ndarray, classes: tuple[str, ...], share: str
     for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
         if count < least:
             raise UserError(
-                f"{name} has no test part, and its class {classes[label]!r} has {count} of the {least} pictures that "
+                f"{name} has no test part, and its class {classes[label]!r} has {count} of the {least} examples that "
                 f"it takes to hold out a {share}; add some, leave out the class, or bring a test part"
             )
     train, test = train_test_split(

@@ -51,7 +51,7 @@ def read(folder: Path, kind: str, columns: Columns = FIRST_LINE) -> Source:
         columns: of all but "conll".
 
     Returns:
-        A source whose ``images`` are texts: an object array (N,) of str, of pairs of str, or of tuples of words. Its
+        A source whose ``images`` are texts: an object array (N,) of str, of pairs of str, or of lists of words. Its
         labels are int32 (N,), or for "conll" an object array (N,) of int32 arrays, a tag for each word. Classes are
         in the order of their names, numbers in that of their values, the tag "O" first.
 
@@ -171,7 +171,7 @@ def _sentences(file: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Example
             words.append(cells[0])
             tags.append(cells[-1])
         elif words:
-            yield Example(tuple(words), tuple(tags), begin)
+            yield Example(words, tuple(tags), begin)
             words, tags = [], []
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -49,16 +50,18 @@ def lowercase(folder: Path) -> bool:
         raise UserError(f"cannot read {file} ({e}); copy it anew") from None
 
 
-def encode(
-    tokenizer: tokenizers.Tokenizer, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int
-) -> list[tokenizers.Encoding]:
-    """Return the tokens of texts, or of pairs of texts, each with [CLS] and [SEP] and cut to ``max_length``.
+def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[Any], max_length: int) -> list[tokenizers.Encoding]:
+    """Return the tokens of texts, each with [CLS] and [SEP] and cut to ``max_length``.
 
-    Of a pair the longer text is cut first.
+    Args:
+        tokenizer: from ``read``.
+        texts: N str; or pairs of str, of which the longer is cut first; or lists of words.
+        max_length: tokens at most.
     """
+    words = bool(texts) and isinstance(texts[0], list)
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     try:
-        return tokenizer.encode_batch(list(texts))
+        return tokenizer.encode_batch(list(texts), is_pretokenized=words)
     finally:
         tokenizer.no_truncation()
 

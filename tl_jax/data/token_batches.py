@@ -1,0 +1,146 @@
+"""Batches of tokenised texts, each as long as its own texts need: short sentences do not pay for long ones."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+
+LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # that batches may have: each is a program to compile
+WINDOW = 50  # batches whose texts are sorted by length together
+IGNORED = -1  # label of a token that counts for nothing: a special one, the rest of a word, padding
+
+
+class Texts(NamedTuple):
+    """N texts as ids.
+
+    Attributes:
+        ids: object array (N,) of int32 arrays, the tokens of each text.
+        types: the same shapes, which of two texts a token belongs to.
+        labels: int32 (N,), or an object array (N,) of int32 arrays with a label for each token.
+        pad: id that fills up.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    labels: np.ndarray
+    pad: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Return the number of tokens of each text, (N,)."""
+        return np.asarray([len(ids) for ids in self.ids])
+
+    def take(self, rows: np.ndarray) -> "Texts":
+        """Return the given rows."""
+        return self._replace(ids=self.ids[rows], types=self.types[rows], labels=self.labels[rows])
+
+    def batch(self, rows: np.ndarray, mask: np.ndarray, length: int = 0) -> dict[str, np.ndarray]:
+        """Return the texts ``rows`` (B,), filled up on the right to the least of ``LENGTHS`` that holds them all.
+
+        Args:
+            rows: (B,).
+            mask: (B,) 0 where a row only fills up the batch.
+            length: L; 0 for the least that does.
+
+        Returns:
+            ``input_ids``, ``attention_mask``, ``token_type_ids`` int32 (B, L), ``label`` (B,) or (B, L), ``mask``.
+        """
+        longest = max(len(self.ids[row]) for row in rows)
+        length = length or next((size for size in LENGTHS if size >= longest), longest)
+        found = {
+            "input_ids": _filled(self.ids, rows, length, self.pad),
+            "attention_mask": (np.arange(length)[None] < self.lengths_of(rows)[:, None]).astype(np.int32),
+            "token_type_ids": _filled(self.types, rows, length, 0),
+            "mask": mask.astype(np.float32),
+        }
+        tagged = self.labels.dtype == object
+        label = _filled(self.labels, rows, length, IGNORED) if tagged else self.labels[rows]
+        return {**found, "label": label}
+
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the number of tokens of the texts ``rows``."""
+        return np.asarray([len(self.ids[row]) for row in rows])
+
+
+def texts(encodings: Sequence[tokenizers.Encoding], labels: np.ndarray, pad: int) -> Texts:
+    """Return encodings with a label each, or with labels of words, which the first token of each word gets."""
+    ids, types = (_objects([np.asarray(getattr(e, name), np.int32) for e in encodings]) for name in ("ids", "type_ids"))
+    if labels.dtype != object:
+        return Texts(ids, types, labels, pad)
+    return Texts(ids, types, _objects([_spread(e, tags) for e, tags in zip(encodings, labels, strict=True)]), pad)
+
+
+class TextStream:
+    """Training batches of a seed, a pure function of the step.
+
+    Texts come as one endless stream of reshuffled epochs, so each is used once before any is used again. Within an
+    epoch ``WINDOW`` batches at a time are sorted by length, and the batches shuffled. A batch may straddle two epochs.
+    """
+
+    def __init__(self, data: Texts, seed: int, batch_size: int):
+        self.data, self.seed, self.batch_size = data, seed, batch_size
+        self._lengths, self._orders = data.lengths, {}
+
+    def rows(self, step: int) -> np.ndarray:
+        """Return the rows (B,) of batch ``step``."""
+        n = len(self.data.ids)
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs = positions // n
+        return np.concatenate([self._order(int(e))[positions[epochs == e] % n] for e in np.unique(epochs)])
+
+    def __call__(self, step: int) -> Mapping[str, np.ndarray]:
+        """Return batch ``step``, see ``Texts.batch``."""
+        return self.data.batch(self.rows(step), np.ones(self.batch_size))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = self._shuffled(epoch)
+        return self._orders[epoch]
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        n, size = len(self._lengths), self.batch_size
+        rng = np.random.default_rng((self.seed, 3, epoch))
+        order = rng.permutation(n)
+        first = min(n, -epoch * n % size)  # the rest of a batch that the epoch before began
+        whole = (n - first) // size * size
+        middle = order[first : first + whole]
+        batches = [
+            window[np.argsort(self._lengths[window], kind="stable")].reshape(-1, size)
+            for window in np.split(middle, range(size * WINDOW, whole, size * WINDOW))
+            if len(window)
+        ]
+        if batches:
+            middle = rng.permutation(np.concatenate(batches)).ravel()
+        return np.concatenate([order[:first], middle, order[first + whole :]])
+
+
+def eval_batches(data: Texts, batch_size: int) -> Iterator[Mapping[str, np.ndarray]]:
+    """Yield every text once, by length; the last batch is filled up with rows whose ``mask`` is 0."""
+    order = np.argsort(data.lengths, kind="stable")
+    for first in range(0, len(order), batch_size):
+        rows = np.arange(first, first + batch_size)
+        yield data.batch(order[np.minimum(rows, len(order) - 1)], rows < len(order))
+
+
+def _filled(arrays: np.ndarray, rows: np.ndarray, length: int, fill: int) -> np.ndarray:
+    found = np.full((len(rows), length), fill, np.int32)
+    for i, row in enumerate(rows):
+        found[i, : len(arrays[row])] = arrays[row]
+    return found
+
+
+def _objects(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    found = np.empty(len(arrays), object)
+    found[:] = arrays
+    return found
+
+
+def _spread(encoding: tokenizers.Encoding, tags: np.ndarray) -> np.ndarray:
+    found, before = np.full(len(encoding.ids), IGNORED, np.int32), None
+    for i, word in enumerate(encoding.word_ids):
+        if word is not None and word != before:
+            found[i] = tags[word]
+        before = word
+    return found
