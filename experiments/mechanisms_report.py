@@ -130,7 +130,7 @@ def draw_gain(found: Sequence[Row], path: Path) -> Path:
 
     sizes = _sizes(found)
     scratch = {(row.per_class, row.seed): row.test for row in found if row.mechanism == SCRATCH}
-    figure = Figure(figsize=(15, 8), dpi=110, layout="constrained")
+    figure = Figure(figsize=(15, 8.6), dpi=110, layout="constrained")
     axes: Any = figure.subplots(2, 3, sharey=True)
     for axis, (title, names) in zip(axes.ravel(), PANELS.items(), strict=True):
         for i, name in enumerate(names):
@@ -153,7 +153,7 @@ def draw_gain(found: Sequence[Row], path: Path) -> Path:
         axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=7, ncol=4, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
     for axis in axes[:, 0]:
         axis.set_ylabel("test accuracy over scratch, points")
     seeds = len({row.seed for row in found})
