@@ -47,6 +47,7 @@ def findings(found: Sequence[Row], size: int) -> list[str]:
         out.append(
             f"Against {called}: of {len(over)} mechanisms {len(over) - len(lower)} are no worse on average. "
             f"Surely better: {_listed(surely[1])}. Surely worse: {_listed(surely[-1])}. "
+            f"(Were all alike, chance would make about {len(over) / 20:.1f} of them sure.) "
             f"Worse on average: {_listed(lower)}."
         )
     return out + ([overfitting(rows, names)] if PLAIN in names else [])

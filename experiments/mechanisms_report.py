@@ -96,7 +96,7 @@ def about(how: dict[str, Any], found: Sequence[Row]) -> str:
         f"Test accuracy in percent on {found[0].examples_evaluated} examples, mean and 95 % interval (Student's t) of "
         f"{len({row.seed for row in found})} seeds; gap: training less test accuracy, in points; the last column of a "
         f"size: points over {PLAIN}, paired by seed. Rates tried: {', '.join(how['rates'])}, chosen on "
-        f"{how['validation']} validation examples with the first seed. One interval in twenty misses by chance.",
+        f"{how['validation']} validation examples with the first seed.",
         f"commit {', '.join(commits) or 'unknown'}; {', '.join(how.get('devices', []))}; {versions}",
     ]
     return "\n\n".join(lines) + "\n"
