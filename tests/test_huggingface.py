@@ -6,27 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from tests.text import TEXTS, write_vocabulary
+from tests.text import SIZES, TEXTS, network
 from tl_jax import huggingface, models, pretrained, tree
-from tl_jax.data import tokens
 from tl_jax.errors import UserError
-from tl_jax.huggingface import TextNetwork
 
 pytestmark = pytest.mark.fast
-SIZES = {"width": 16, "depth": 2, "heads": 2, "hidden": 32, "positions": 40}
-
-
-def network(folder, kind="bert", classes=0, **options):
-    """Return a network with random weights and the small vocabulary."""
-    write_vocabulary(folder)
-    made = tokens.read(folder)
-    options = {**SIZES, "vocabulary": made.get_vocab_size(), **options}
-    model = models.create(kind, classes, **options)
-    variables = huggingface.initializer(model)(jax.random.key(0))
-    leaves = {p: leaf + 0.1 * jax.random.normal(jax.random.key(i), leaf.shape)
-              for i, (p, leaf) in enumerate(tree.flatten(variables).items())}  # fmt: skip
-    names = tuple(f"class{i}" for i in range(classes))
-    return TextNetwork(model, tree.unflatten(leaves), made, kind, names)
 
 
 @pytest.fixture(scope="module")

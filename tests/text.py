@@ -2,6 +2,13 @@
 
 from pathlib import Path
 
+import jax
+
+from tl_jax import huggingface, models, tree
+from tl_jax.data import tokens
+from tl_jax.huggingface import TextNetwork
+
+SIZES = {"width": 16, "depth": 2, "heads": 2, "hidden": 32, "positions": 40}
 TEXTS = [
     "a film whose plot is as good as its acting .",
     "Café naïve résumé, Ångström",
@@ -22,3 +29,16 @@ def write_vocabulary(folder: Path) -> None:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(dict.fromkeys([*special, *words, *letters, *pieces])) + "\n")
+
+
+def network(folder, kind="bert", classes=0, **options):
+    """Return a network with random weights and the small vocabulary."""
+    write_vocabulary(folder)
+    made = tokens.read(folder)
+    options = {**SIZES, "vocabulary": made.get_vocab_size(), **options}
+    model = models.create(kind, classes, **options)
+    variables = huggingface.initializer(model)(jax.random.key(0))
+    leaves = {p: leaf + 0.1 * jax.random.normal(jax.random.key(i), leaf.shape)
+              for i, (p, leaf) in enumerate(tree.flatten(variables).items())}  # fmt: skip
+    names = tuple(f"class{i}" for i in range(classes))
+    return TextNetwork(model, tree.unflatten(leaves), made, kind, names)

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.text import network as text_network
 from tests.weights.fake import random_variables, torchvision_arrays, write_keras_h5
-from tl_jax import models, network, pretrained, tree
+from tl_jax import huggingface, models, network, pretrained, tree
 from tl_jax.errors import UserError
 from tl_jax.weights import catalog
 
@@ -147,11 +148,23 @@ except UserError as e:
 """
 
 
-def hub(server, tmp_path, digest="", **env):
+TEXT = """
+import sys
+from tl_jax import pretrained
+from tl_jax.errors import UserError
+try:
+    net = pretrained.load("bert", "huggingface", "owner/tiny")
+    print(net.path.name, net.model.depth, net.tokenize(["a film"])["input_ids"].tolist())
+except UserError as e:
+    print("error:", e)
+"""
+
+
+def hub(server, tmp_path, digest="", code=CODE, **env):
     """Load in a process of its own: the hub's library reads its address when it is imported."""
     own = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "TL_JAX_CACHE": str(tmp_path / "cache")}
     own |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", **env}
-    command = [sys.executable, "-c", CODE, digest]
+    command = [sys.executable, "-c", code, digest]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -176,3 +189,18 @@ def test_what_the_hub_does_not_have_is_one_line(server, tmp_path):
     assert message.startswith("error: cannot download model.safetensors of timm/tiny") and "\n" not in message
     offline = hub(server, tmp_path, HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE" in offline and "--config.init.path=FILE" in offline
+
+
+def test_a_text_network_on_the_hub(server, tmp_path):
+    net = text_network(tmp_path / "tiny")
+    huggingface.save(tmp_path / "tiny", net)
+    ids = net.tokenize(["a film"])["input_ids"].tolist()
+    for name in ("config.json", "vocab.txt", "model.safetensors"):
+        server.files[f"/owner/tiny/resolve/main/{name}"] = (tmp_path / "tiny" / name).read_bytes()
+    assert hub(server, tmp_path, code=TEXT) == f"model.safetensors 2 {ids}"
+    asked = [path for _, path in server.asked]
+    assert not any(path.endswith("pytorch_model.bin") for path in asked)  # one file of weights is enough
+    assert hub(server, tmp_path, code=TEXT, HF_HUB_OFFLINE="1") == f"model.safetensors 2 {ids}"
+    del server.files["/owner/tiny/resolve/main/config.json"]
+    message = hub(server, tmp_path, code=TEXT, HF_HOME=str(tmp_path / "other"))
+    assert message.startswith("error: cannot download config.json of owner/tiny") and "\n" not in message
