@@ -46,12 +46,16 @@ class Agreement(NamedTuple):
 
 
 def agreements(groups: Sequence[Group], seed: int = 0, resamples: int = RESAMPLES) -> list[Agreement]:
-    """Return what each score has to do with gains, best first; all scores are judged on the same pairs."""
+    """Return what each score has to do with gains, best first, those that rank nothing last and with NaN.
+
+    All are judged on the same pairs.
+    """
     names = list(groups[0].scores)
     rng = np.random.default_rng(seed)
     pairs = sum(len(group.gains) for group in groups)
     tau = {name: _mean(groups, name, _weighted) for name in names}
-    order = sorted(names, key=lambda name: -tau[name])
+    # A score that is the same for all sources of each target, as the H-score of few examples is, ranks nothing.
+    order = sorted((name for name in names if np.isfinite(tau[name])), key=lambda name: -tau[name])
     drawn: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(resamples):
         chosen = [rng.integers(0, len(group.gains), len(group.gains)) for group in groups]
@@ -70,7 +74,8 @@ def agreements(groups: Sequence[Group], seed: int = 0, resamples: int = RESAMPLE
         needed = pairs * (2.8 * spread / behind) ** 2 if behind > 0 else np.inf  # 2.8 = 1.96 + 0.84
         spearman = _mean(groups, name, _spearman)
         found.append(Agreement(name, tau[name], float(low), float(high), spearman, behind, p, needed))
-    return found
+    blank = (np.nan,) * 6
+    return found + [Agreement(name, *blank, np.inf) for name in names if name not in order]
 
 
 def _mean(groups: Sequence[Group], name: str, measure) -> float:

@@ -136,6 +136,7 @@ def ranking(prefix: Path, found: Sequence[Pair], way: str, each: Sequence[Agreem
             f"{one.behind:.2f}" if i else "", f"{one.p:.3f}" if i else "",
             f"{one.needed:,.0f}" if i and np.isfinite(one.needed) else "",
         ]
+        if np.isfinite(one.tau) else [one.score, "the same for all sources", *[""] * 5]
         for i, one in enumerate(each)
     ]  # fmt: skip
     some = groups(found, way)

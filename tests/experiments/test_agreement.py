@@ -52,3 +52,11 @@ def test_a_little_better_is_not_told_apart_by_few_pairs():
 
 def test_the_same_seed_gives_the_same_numbers():
     assert agreements(drawn(4, 1.0), seed=3, resamples=50) == agreements(drawn(4, 1.0), seed=3, resamples=50)
+
+
+def test_a_score_that_is_the_same_for_all_is_last_and_says_nothing():
+    groups = [Group(g.gains, {"same": np.full(7, 9.0), **g.scores}) for g in drawn(4, 0.1)]
+    found = agreements(groups, resamples=50)
+    assert [one.score for one in found] == ["good", "chance", "opposite", "same"]
+    assert np.isnan(found[-1][1:7]).all() and found[-1].needed == np.inf
+    assert found[:3] == agreements(drawn(4, 0.1), resamples=50)
