@@ -45,7 +45,7 @@ def test_distances_leave_a_record_and_a_page(distances):
     random = [row for row in rows if row["source"] == "random"]
     assert all(row["fine_tune"] == row["scratch"] for row in random)
     page = (distances / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6 and "leep" in page and "otdd" not in page
+    assert page.count("data:image/png;base64,") == 6 and "<td>leep</td>" in page and "<td>otdd</td>" not in page
 
 
 def test_groups_hold_what_is_defined_for_all(distances):
