@@ -10,9 +10,10 @@ AGAINST_OVERFITTING: Mapping[str, Sequence[str]] = {
     "kept close to the source": ("l2_sp", "delta", "distill", "bss", "co_tuning", "stochastic_norm"),
     "noise and mixtures": ("label_smoothing", "mixup", "cutmix", "dropout", "drop_path"),
     "averages and flatness": ("wise_ft", "ema", "sam", "early_stop"),
-    "self-supervision beside": ("rotation_beside", "simclr_beside", "simsiam_beside"),
-    "self-supervision first": ("rotation_first", "simclr_first", "simsiam_first"),
-}
+    "self-supervision": (
+        "rotation_beside", "simclr_beside", "simsiam_beside", "rotation_first", "simclr_first", "simsiam_first",
+    ),
+}  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -63,8 +64,8 @@ def overfitting(rows: Sequence[Row], names: Sequence[str]) -> str:
     for family, members in AGAINST_OVERFITTING.items():
         for name in members:
             if name in names:
-                test, less = (interval(differences(rows, name, PLAIN, closing)) for closing in (False, True))
-                lines.append(f"| {family} | {name} | {_points(test)} | {_points(less)} |")
+                test, less = (points(differences(rows, name, PLAIN, closing), "+") for closing in (False, True))
+                lines.append(f"| {family} | {name} | {test} | {less} |")
     return "\n".join(lines)
 
 
@@ -78,13 +79,15 @@ def differences(rows: Sequence[Row], name: str, reference: str, gap: bool = Fals
     return [mine[seed] - other[seed] for seed in mine if seed in other]
 
 
+def points(values: Sequence[float], sign: str = "") -> str:
+    """Return mean and interval of shares, in percent."""
+    mean, half = interval(values)
+    return percent({"mean": mean, "interval95": half}, sign)
+
+
 def _surely(value: tuple[float, float | None], sign: int) -> bool:
     mean, half = value
     return half is not None and sign * mean > half
-
-
-def _points(value: tuple[float, float | None]) -> str:
-    return percent({"mean": value[0], "interval95": value[1]}, "+")
 
 
 def _listed(names: Sequence[str]) -> str:

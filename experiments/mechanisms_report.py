@@ -8,22 +8,16 @@ from typing import Any
 import numpy as np
 
 from experiments import record
-from experiments.mechanisms_findings import PLAIN, SCRATCH, Row, findings
-from tl_jax.report.comparison import interval, percent
+from experiments.mechanisms_findings import AGAINST_OVERFITTING, PLAIN, SCRATCH, Row, differences, findings, points
+from tl_jax.report.comparison import interval
 from tl_jax.train.log import say
 from tl_jax.train.workdir import read_json
 
 PANELS = {
     "ways to transfer": ("fine_tune", "logistic", "ridge", "head", "lp_ft", "last_stages", "gradual", "layer_decay"),
     "few trained values": ("fine_tune", "norm_only", "bias_only", "lora", "parallel", "bottleneck"),
-    "kept close to the source": ("fine_tune", "distill", "delta", "l2_sp", "co_tuning", "stochastic_norm", "bss"),
-    "averages and flatness": ("fine_tune", "wise_ft", "ema", "sam", "early_stop"),
-    "noise and mixtures": ("fine_tune", "label_smoothing", "mixup", "cutmix", "dropout", "drop_path"),
-    "self-supervision": (
-        "fine_tune", "rotation_beside", "simclr_beside", "simsiam_beside", "rotation_first", "simclr_first",
-        "simsiam_first",
-    ),
-}  # fmt: skip
+    **{family: (PLAIN, *names) for family, names in AGAINST_OVERFITTING.items()},
+}
 
 
 def recorded(prefix: Path) -> list[Row]:
@@ -106,7 +100,6 @@ def table(found: Sequence[Row]) -> str:
     """Return a Markdown table: test accuracy, gap to training accuracy, gain over plain fine-tuning, by size."""
     sizes = _sizes(found)
     heads = [f"{_size(n)}: test | gap | over {PLAIN}" for n in sizes]
-    plain = {(row.per_class, row.seed): row.test for row in found if row.mechanism == PLAIN}
     lines = [f"| mechanism | trained values | {' | '.join(heads)} |", "|---|---|" + "---|---|---|" * len(sizes)]
     for name in dict.fromkeys(row.mechanism for row in found):
         cells = []
@@ -116,9 +109,9 @@ def table(found: Sequence[Row]) -> str:
                 cells.append(" | | ")
                 continue
             gap, _ = interval([row.train - row.test for row in mine])
-            over = [row.test - plain[n, row.seed] for row in mine if (n, row.seed) in plain]
-            gain = _percent(over, "+") if over and name != PLAIN else ""
-            cells.append(f"{_percent([row.test for row in mine])} | {100 * gap:.0f} | {gain}")
+            over = differences([row for row in found if row.per_class == n], name, PLAIN)
+            gain = points(over, "+") if over and name != PLAIN else ""
+            cells.append(f"{points([row.test for row in mine])} | {100 * gap:.0f} | {gain}")
         trained = next(row.trainable for row in found if row.mechanism == name)
         lines.append(f"| {name} | {trained:,} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -129,19 +122,11 @@ def draw_gain(found: Sequence[Row], path: Path) -> Path:
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
     sizes = _sizes(found)
-    scratch = {(row.per_class, row.seed): row.test for row in found if row.mechanism == SCRATCH}
     figure = Figure(figsize=(15, 8.6), dpi=110, layout="constrained")
     axes: Any = figure.subplots(2, 3, sharey=True)
     for axis, (title, names) in zip(axes.ravel(), PANELS.items(), strict=True):
         for i, name in enumerate(names):
-            gains = [
-                [
-                    row.test - scratch[n, row.seed]
-                    for row in found
-                    if (row.mechanism, row.per_class) == (name, n) and (n, row.seed) in scratch
-                ]
-                for n in sizes
-            ]
+            gains = [differences([row for row in found if row.per_class == n], name, SCRATCH) for n in sizes]
             there = [(at, *interval(values)) for at, values in enumerate(gains) if values]
             if not there:
                 continue
@@ -168,8 +153,3 @@ def _sizes(found: Sequence[Row]) -> list[int]:
 
 def _size(per_class: int) -> str:
     return f"{per_class} a class" if per_class else "all"
-
-
-def _percent(values: Sequence[float], sign: str = "") -> str:
-    mean, half = interval(values)
-    return percent({"mean": mean, "interval95": half}, sign)

@@ -92,6 +92,7 @@ def own_embedding(source: str, weights: str, data_dir: str) -> jax.Array:
     return embedding(net, own_pictures(source, data_dir)[0], distance.LinearProbe(head["kernel"], head["bias"]))
 
 
+@functools.lru_cache(maxsize=1)
 def own_pictures(source: str, data_dir: str) -> tuple[np.ndarray, np.ndarray]:
     """Return pictures uint8 (N, H, W, 3) and labels of a source's own data."""
     if source == transfer_pairs.IMAGENET:

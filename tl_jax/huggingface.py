@@ -191,8 +191,9 @@ def _merged(model: Bert, converted: Any, kept: bool, seed: int, file: Path) -> t
     except MergeError as e:
         raise MergeError(f"{file} does not fit its config.json: {e}; copy both anew", e.report) from None
     if new:
-        drawn = tree.flatten(initializer(model)(jax.random.key(seed)))
-        found |= {p: drawn[p] for p in new}
+        # Jitted once more, so that XLA leaves out all that is not asked for.
+        draw = jax.jit(lambda key: {p: leaf for p, leaf in tree.flatten(initializer(model)(key)).items() if p in new})
+        found |= draw(jax.random.key(seed))
     return tree.unflatten(found), {_top(p) for p in new}
 
 

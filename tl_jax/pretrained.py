@@ -11,7 +11,7 @@ import jax
 import pooch
 from absl import logging
 
-from tl_jax import fetch, huggingface, models
+from tl_jax import fetch, models
 from tl_jax.errors import UserError
 from tl_jax.models.backbone import Backbone
 from tl_jax.network import (
@@ -71,6 +71,8 @@ def load(
         UserError: no such file or source, damaged file, or weights of another architecture.
     """
     if source == "huggingface":
+        from tl_jax import huggingface  # brings a library of tokenizers, which pictures need not wait for
+
         return cast(Any, huggingface.load(name, path, num_classes, head=head, seed=seed, **options))
     models.create(name, 0, **options)  # an unknown name or option is the better message
     if delta:

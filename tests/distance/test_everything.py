@@ -66,6 +66,16 @@ def test_what_is_not_given_is_left_out(data):
     assert all(np.isnan(row.low) for row in few.rows)
 
 
+def test_many_examples_are_not_halved_unasked(monkeypatch):
+    monkeypatch.setattr(everything, "FEW", 20)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(24, 3)), np.arange(24) % 2
+    rows = {row.name: row for row in distance.report(x, y).rows}
+    assert np.isnan(rows["parc"].low) and rows["logme"].low < rows["logme"].value
+    asked = {row.name: row for row in distance.report(x, y, resamples=3).rows}
+    assert asked["parc"].low < asked["parc"].value
+
+
 def test_held_out_answers_are_scikit_learns(data):
     from sklearn.linear_model import RidgeClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_score

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
+from tl_jax.data.tokens import filled
+
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # that batches may have: each is a program to compile
 WINDOW = 50  # batches whose texts are sorted by length together
 IGNORED = -1  # label of a token that counts for nothing: a special one, the rest of a word, padding
@@ -31,10 +33,6 @@ class Texts(NamedTuple):
         """Return the number of tokens of each text, (N,)."""
         return np.asarray([len(ids) for ids in self.ids])
 
-    def take(self, rows: np.ndarray) -> "Texts":
-        """Return the given rows."""
-        return self._replace(ids=self.ids[rows], types=self.types[rows], labels=self.labels[rows])
-
     def batch(self, rows: np.ndarray, mask: np.ndarray, length: int = 0) -> dict[str, np.ndarray]:
         """Return the texts ``rows`` (B,), filled up on the right to the least of ``LENGTHS`` that holds them all.
 
@@ -46,21 +44,16 @@ class Texts(NamedTuple):
         Returns:
             ``input_ids``, ``attention_mask``, ``token_type_ids`` int32 (B, L), ``label`` (B,) or (B, L), ``mask``.
         """
-        longest = max(len(self.ids[row]) for row in rows)
+        ids, labels = self.ids[rows], self.labels[rows]
+        longest = max(map(len, ids))
         length = length or next((size for size in LENGTHS if size >= longest), longest)
-        found = {
-            "input_ids": _filled(self.ids, rows, length, self.pad),
-            "attention_mask": (np.arange(length)[None] < self.lengths_of(rows)[:, None]).astype(np.int32),
-            "token_type_ids": _filled(self.types, rows, length, 0),
+        return {
+            "input_ids": filled(ids, length, self.pad),
+            "attention_mask": filled([np.ones_like(each) for each in ids], length, 0),
+            "token_type_ids": filled(self.types[rows], length, 0),
+            "label": filled(labels, length, IGNORED) if labels.dtype == object else labels,
             "mask": mask.astype(np.float32),
         }
-        tagged = self.labels.dtype == object
-        label = _filled(self.labels, rows, length, IGNORED) if tagged else self.labels[rows]
-        return {**found, "label": label}
-
-    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
-        """Return the number of tokens of the texts ``rows``."""
-        return np.asarray([len(self.ids[row]) for row in rows])
 
 
 def texts(encodings: Sequence[tokenizers.Encoding], labels: np.ndarray, pad: int) -> Texts:
@@ -122,13 +115,6 @@ def eval_batches(data: Texts, batch_size: int) -> Iterator[Mapping[str, np.ndarr
     for first in range(0, len(order), batch_size):
         rows = np.arange(first, first + batch_size)
         yield data.batch(order[np.minimum(rows, len(order) - 1)], rows < len(order))
-
-
-def _filled(arrays: np.ndarray, rows: np.ndarray, length: int, fill: int) -> np.ndarray:
-    found = np.full((len(rows), length), fill, np.int32)
-    for i, row in enumerate(rows):
-        found[i, : len(arrays[row])] = arrays[row]
-    return found
 
 
 def _objects(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -66,23 +66,27 @@ def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[Any], max_length: in
         tokenizer.no_truncation()
 
 
-def padded(encodings: Sequence[tokenizers.Encoding], pad: int, length: int = 0) -> dict[str, np.ndarray]:
-    """Return int32 arrays (N, L), filled up on the right.
+def padded(encodings: Sequence[tokenizers.Encoding], pad: int) -> dict[str, np.ndarray]:
+    """Return int32 arrays (N, L), L that of the longest text, filled up on the right.
 
     Args:
         encodings: of N texts.
         pad: id of the filling.
-        length: L; 0 for that of the longest.
 
     Returns:
         ``input_ids``, ``attention_mask`` (1 for tokens, 0 for filling) and ``token_type_ids`` (1 in second texts).
     """
-    length = length or max(len(e.ids) for e in encodings)
-    names = {"input_ids": pad, "attention_mask": 0, "token_type_ids": 0}
-    found = {name: np.full((len(encodings), length), fill, np.int32) for name, fill in names.items()}
-    for i, encoding in enumerate(encodings):
-        size = len(encoding.ids)
-        found["input_ids"][i, :size] = encoding.ids
-        found["attention_mask"][i, :size] = encoding.attention_mask
-        found["token_type_ids"][i, :size] = encoding.type_ids
+    length = max(len(e.ids) for e in encodings)
+    return {
+        "input_ids": filled([e.ids for e in encodings], length, pad),
+        "attention_mask": filled([e.attention_mask for e in encodings], length, 0),
+        "token_type_ids": filled([e.type_ids for e in encodings], length, 0),
+    }
+
+
+def filled(rows: Sequence[Sequence[int]] | np.ndarray, length: int, fill: int) -> np.ndarray:
+    """Return rows of numbers as int32 (N, L), filled up on the right."""
+    found = np.full((len(rows), length), fill, np.int32)
+    for i, row in enumerate(rows):
+        found[i, : len(row)] = row
     return found

@@ -32,6 +32,7 @@ from tl_jax.distance import (
 
 CHEAP = 2**28  # multiplications of a scatter up to which scores are resampled without being asked to
 RESAMPLES, HALVES = 100, 20  # of all scores, and of those measures that must be made anew for each
+FEW = 500  # examples a side up to which these are halved without being asked to: beyond, that takes minutes
 COMPARED = 2000  # examples a side at most, of distances that look at all pairs
 FROM_MOMENTS: dict[str, Callable[[moments.Moments], jax.Array]] = {
     "logme": evidence.logme_from,
@@ -110,7 +111,7 @@ def report(
             at most 2,000 are compared.
         key: of what is drawn; None is key 0.
         resamples: for the intervals; None takes 100 where features are few and 0 where each would cost a second. Of
-            halves there are 20, or fewer where ``resamples`` is less.
+            halves there are 20, or fewer where ``resamples`` is less; with None none beyond 500 examples a side.
         folds: parts of the held-out accuracies; a class with fewer examples than this is not held out evenly.
 
     Raises:
@@ -120,14 +121,16 @@ def report(
     with jax.enable_x64(True):
         x, y, classes = checks.classified(features, labels)
         n, d = x.shape
+        few = max(n, len(source[1]) if source else 0) <= FEW
+        count = HALVES if few or resamples else 0
         if resamples is None:
             resamples = RESAMPLES if n * d * min(n, d) <= CHEAP else 0
+        count = min(count, resamples)
         weights = np.random.default_rng(_seed(key)).multinomial(n, np.full(n, 1 / n), size=resamples)
         rows = _of_moments(x, y, classes, weights)
         if source_probs is not None:
             rows += _of_probabilities(source_probs, y, weights)
     x, y = np.asarray(x), np.asarray(y)
-    count = min(HALVES, resamples)
     rows += [_timed(name, lambda f=REPEATED[name]: f(x, y, key)) for name in ("parc", "nleep")]
     for i, row in enumerate(rows):
         if row.name in REPEATED:

@@ -46,8 +46,6 @@ MODELS: Mapping[str, tuple[type[Backbone], Mapping[str, Any]]] = {
 # Encoders of text; sizes are options, since every file of weights says its own. MiniLM is a small "bert".
 TEXT: Mapping[str, tuple[type[Bert], Mapping[str, Any]]] = {
     "bert": (Bert, {}),
-    "bert_large": (Bert, {"width": 1024, "depth": 24, "heads": 16, "hidden": 4096}),
-    "bert_tiny": (Bert, {"width": 128, "depth": 2, "heads": 2, "hidden": 512}),
     "distilbert": (Bert, {"depth": 6, "types": 0, "pooler": "relu", "head_dropout": 0.2}),
 }
 
