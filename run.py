@@ -1,8 +1,9 @@
-"""Train, evaluate, export, or look at a recipe before it is run.
+"""Train, evaluate, predict, export, or look at a recipe before it is run.
 
 python run.py [--config=configs/FILE.py[:VARIANT]] [--workdir=DIR] [--mode=MODE] [--config.FIELD=VALUE ...]
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -18,7 +19,7 @@ from tl_jax.errors import UserError, nearest
 
 HERE = Path(__file__).parent
 DEFAULT = HERE / "configs" / "digits_resnet.py"
-SHARED = ("base", "check", "mechanisms")  # in configs/, but no recipes
+SHARED = ("base", "check", "fields", "mechanisms")  # in configs/, but no recipes
 STORED = HERE / "configs" / "stored.py"
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, with :VARIANT; by default the embedded one.")
@@ -26,9 +27,11 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default ru
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "eval", "export", "preview", "find_lr"],
-    "train; test a run again; write its weights to a file; draw what augmentation does; look for a learning rate.",
+    ["train", "eval", "predict", "export", "preview", "find_lr"],
+    "train; test a run again; say what it makes of --input; write its weights to a file; draw what augmentation does; "
+    "look for a learning rate.",
 )
+INPUT = flags.DEFINE_multi_string("input", [], "A sentence to predict, with --mode=predict; may be given many times.")
 
 
 def main(_: list[str]) -> None:
@@ -38,7 +41,9 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # orbax tells a page about each checkpoint at the level INFO
     config = CONFIG.value
     workdir = Path(WORKDIR.value or default_workdir(config))
-    calls = {"train": api.run, "eval": api.evaluate}
+    if INPUT.value and MODE.value != "predict":
+        raise UserError("--input has an effect with --mode=predict only")
+    calls = {"train": api.run, "eval": api.evaluate, "predict": functools.partial(api.predict, inputs=INPUT.value)}
     result = (calls.get(MODE.value) or getattr(api, MODE.value))(config, workdir)
     if MODE.value == "eval":
         print(json.dumps(result, indent=2))
@@ -73,7 +78,7 @@ def parse(argv: list[str]) -> list[str]:
 def with_recipe(argv: list[str]) -> list[str]:
     """Return the arguments with one ``--config=FILE`` among them, FILE as seen from here or from this script.
 
-    Without the flag it is the embedded default, or, to evaluate or export, the configuration of the run itself.
+    Without the flag it is the embedded default, or, to evaluate, predict or export, that of the run itself.
     """
     out, values, rest = [argv[0]], {}, iter(argv[1:])
     for arg in rest:
@@ -88,7 +93,7 @@ def with_recipe(argv: list[str]) -> list[str]:
             out.append(arg)
     folder = values.get("workdir", "")
     if "config" not in values:
-        own = values.get("mode") in ("eval", "export") and (Path(folder) / "config.json").is_file()
+        own = values.get("mode") in ("eval", "predict", "export") and (Path(folder) / "config.json").is_file()
         values["config"] = f"{STORED}:{folder}" if own else str(DEFAULT)
     elif not Path(values["config"].partition(":")[0]).is_file():
         values["config"] = str(HERE / values["config"])

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from configs.base import FIELDS, PHASE_FIELDS, Config, members, part_names
+from tl_jax import models
 from tl_jax.config import check_known, check_value, leaves
 from tl_jax.data import views
 from tl_jax.errors import UserError
@@ -58,16 +59,54 @@ def _check_together(config: Config) -> None:
 
     for i, phase in enumerate(config.phases):
         _check_phase(f"config.phases[{i}]", phase, config)
-    for table in (_start, _length, _freezing, _regularizing):
+    for table in (_kind, _start, _length, _freezing, _regularizing):
         for message, wrong in table(config, changed).items():
             if wrong:
                 raise UserError(f"config.{message}")
 
 
+# Fields, or groups of them, that mean something for pictures only, and for texts only.
+PICTURES = (
+    "augment.", "cache.views", "data.gigabytes", "init.layout", "input.crop", "input.interpolation", "input.scaling",
+    "input.size", "model.channels", "optim.norm_momentum", "freeze.batch_stats", "pretext.crop", "pretext.jitter",
+    "pretext.temperature", "pretext.width", "regularize.co_tuning", "regularize.cutmix", "regularize.delta",
+    "regularize.drop_path", "regularize.mixup", "regularize.stochastic_norm", "test_views",
+)  # fmt: skip
+TEXTS = ("data.text", "data.label", "data.columns", "input.length", "pretext.share")
+
+
+def _kind(config: Config, changed: Callable[..., bool]) -> Refused:
+    """Whether what is set belongs to the kind of task."""
+    task, pictures = config.task, config.task == "image"
+    text_model, guess = config.model.name in models.TEXT, config.pretext.name == "masked"
+    idle = [path for path in FIELDS if path.startswith(TEXTS if pictures else PICTURES) and changed(path)]
+    sources = ("huggingface", "tl_jax", "random")
+    return {
+        f"model.name={config.model.name} is no network for task={task}; take one of "
+        f"{', '.join(models.names() if pictures else models.TEXT)}": pictures == text_model,
+        f"{(idle or [''])[0]} has no effect with config.task={task}": idle,
+        f"init.source={config.init.source} has no text networks; take one of {', '.join(sources)}": (
+            not pictures and config.init.source not in sources
+        ),
+        "init.source=huggingface is for task=text, tokens and masked": pictures and config.init.source == sources[0],
+        f"pretext.name={config.pretext.name} is not for task={task}": config.pretext.name and pictures == guess,
+        "pretext.name has no effect with config.task=masked, which guesses words anyway": guess and task == "masked",
+        f"init.head={config.init.head} is not for task={task}, whose head reads every word; take new or keep": (
+            task in ("tokens", "masked") and config.init.head in ("logistic", "ridge")
+        ),
+        "data.per_class is for tasks with a label for each example; take data.train_examples": (
+            config.data.per_class and task in ("tokens", "masked")
+        ),
+        f"data.text={config.data.text} must name one column, or two": len(config.data.text) not in (1, 2),
+    }
+
+
 def _start(config: Config, changed: Callable[..., bool]) -> Refused:
     loaded = config.init.source != "random"
     return {
-        "init.path is not read with config.init.source=random; name its source": not loaded and config.init.path,
+        "init.path is not read with config.init.source=random; name its source": (
+            not loaded and config.init.path and config.task == "image"  # a text network's folder has the tokenizer
+        ),
         "init.head=keep needs weights, not config.init.source=random": not loaded and config.init.head == "keep",
         "init.layout has an effect with config.init.source=random only": loaded and changed("init.layout"),
         "data.train_examples and config.data.per_class are both set; leave one at 0": (
@@ -136,6 +175,7 @@ def _regularizing(config: Config, changed: Callable[..., bool]) -> Refused:
     pretexts = [phase.get("objective") == "pretext" for phase in config.phases]
     compares = config.regularize.distill or config.regularize.delta
     others = [path for path in FIELDS if path.startswith("pretext.") and path != "pretext.name"]
+    others = [path for path in others if config.task != "masked" or path != "pretext.share"]
     return {
         "regularize.co_tuning takes each picture's own label, which mixup and cutmix change; set one of them": (
             config.regularize.co_tuning and (config.regularize.mixup or config.regularize.cutmix)

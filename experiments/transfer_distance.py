@@ -21,7 +21,7 @@ from configs import base
 from experiments import mechanisms_made, record, transfer_distance_report, transfer_pairs, transfer_scores
 from tl_jax import api, command, distance
 from tl_jax.errors import Diverged, UserError, nearest
-from tl_jax.tasks import image
+from tl_jax.tasks import image, starting
 from tl_jax.train import compile_cache
 from tl_jax.train.log import say
 
@@ -129,7 +129,7 @@ def run(folder: Path, here: dict[str, Any], source: str, rate: str) -> tuple[flo
     """Return test and validation accuracy of a network trained from a source; chance where it diverges."""
     config = transfer_pairs.target_config(here["target"], DATA_DIR.value, here["per_class"], here["seed"])
     config = base.override(config, transfer_pairs.source_changes(source, IMAGENET.value))
-    examples = len(image.cut(config, image.load_source(config, config.input.size))["train"].labels)
+    examples = len(starting.cut(config, image.load_source(config, config.input.size))["train"].labels)
     config.batch_size, config.eval_batch_size, config.data.test_examples = BATCH.value, 240, TESTED.value
     config.epochs, config.save_every, config.log_every = STEPS.value * BATCH.value / examples, 1e9, STEPS.value
     config.optim.lr, config.optim.schedule, config.optim.warmup = float(rate), "cosine", 0.1

@@ -12,7 +12,7 @@ from experiments import transfer_pairs
 from tl_jax import distance
 from tl_jax.distance import checks
 from tl_jax.network import Pretrained
-from tl_jax.tasks import image
+from tl_jax.tasks import image, starting
 
 SOURCE_EXAMPLES = 500  # of the source's own data, and of the target's, between which distances are taken
 IMAGENET_SAMPLE = "imagenet_sample"  # folder of one photo of each class, whose file names begin with its number
@@ -44,7 +44,7 @@ def look(source: str, weights: str, target: str, data_dir: str, per_class: int, 
     """Return what ``source`` sees of the parts that a run with this seed has; at most ``tested`` test examples."""
     net = transfer_pairs.network(source, weights, seed)
     config = transfer_pairs.target_config(target, data_dir, per_class, seed)
-    parts = image.cut(config, image.load_source(config, config.input.size))
+    parts = starting.cut(config, image.load_source(config, config.input.size))
     found, probs = {}, None
     for name in ("train", "validation", "test"):
         images, labels = parts[name].images, parts[name].labels

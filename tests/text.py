@@ -4,9 +4,9 @@ from pathlib import Path
 
 import jax
 
-from tl_jax import huggingface, models, tree
+from tl_jax import models, text_network, tree
 from tl_jax.data import tokens
-from tl_jax.huggingface import TextNetwork
+from tl_jax.text_network import TextNetwork
 
 SIZES = {"width": 16, "depth": 2, "heads": 2, "hidden": 32, "positions": 40}
 TEXTS = [
@@ -37,7 +37,7 @@ def network(folder, kind="bert", classes=0, **options):
     made = tokens.read(folder)
     options = {**SIZES, "vocabulary": made.get_vocab_size(), **options}
     model = models.create(kind, classes, **options)
-    variables = huggingface.initializer(model)(jax.random.key(0))
+    variables = text_network.initializer(model)(jax.random.key(0))
     leaves = {p: leaf + 0.1 * jax.random.normal(jax.random.key(i), leaf.shape)
               for i, (p, leaf) in enumerate(tree.flatten(variables).items())}  # fmt: skip
     names = tuple(f"class{i}" for i in range(classes))

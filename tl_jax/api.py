@@ -4,6 +4,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 
 from configs import base, check
 from tl_jax import __version__
+from tl_jax.errors import UserError
 from tl_jax.exporting import export
 from tl_jax.looks import find_lr, preview
 from tl_jax.report import comparison
@@ -23,7 +25,7 @@ from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import phases
 from tl_jax.transfer.averaging import interpolate
 
-__all__ = ["evaluate", "export", "find_lr", "preview", "run", "versions"]
+__all__ = ["evaluate", "export", "find_lr", "predict", "preview", "run", "versions"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -52,8 +54,19 @@ def run(config: base.Config, folder: str | Path) -> dict[str, Any]:
 def evaluate(config: base.Config, folder: str | Path) -> dict[str, Any]:
     """Test the checkpoint that ``config.test_on`` names in a finished or unfinished run, without training."""
     task, _, state = restore(config, Path(folder).expanduser())
-    values, examples, _ = metrics.evaluate(task, state.variables, "test")
-    return {"step": int(state.step), "examples_evaluated": examples, "metrics": values}
+    values, examples, _, per_class = metrics.evaluate(task, state.variables, "test")
+    summary = {"step": int(state.step), "examples_evaluated": examples, "metrics": values}
+    return summary | ({"per_class": per_class} if per_class else {})
+
+
+def predict(config: base.Config, folder: str | Path, inputs: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what a run's network says of each of ``inputs``, sentences, and show it on the screen."""
+    task, _, state = restore(config, Path(folder).expanduser())
+    if task.answer is None:
+        raise UserError(f"config.task={config.task} answers nothing; predictions are for task=text and tokens")
+    found, drawn = task.answer(state.variables, inputs)
+    say(drawn)
+    return found
 
 
 def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[str, Any]:
@@ -84,7 +97,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         first = loop.initial_state(task, config.seed).variables
         share, scores = wise_ft.best_share(fitted.task, first, variables)
         variables, extra = interpolate(first, variables, share), {"wise_ft": {"share": share, "validation": scores}}
-    values, examples, compiling = metrics.evaluate(fitted.task, variables, "test")
+    values, examples, compiling, per_class = metrics.evaluate(fitted.task, variables, "test")
     if config.test_train:
         extra["train_metrics"] = metrics.evaluate(fitted.task, variables, "train").values
     fitted.seconds["eval"] += time.monotonic() - begin - compiling
@@ -103,11 +116,14 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         "parameters_sha256": digest(jax.device_get(variables)),
         "examples": dict(task.sizes),
         "facts": task.facts,
+        **({"per_class": per_class} if per_class else {}),
         **extra,
         **({"freeze": fitted.freeze} if config.freeze.prove else {}),
         **_machine(),
     }
     write_json(folder / "summary.json", summary)
+    if per_class and verbose:
+        say(_table(per_class))
     source = f"{examples:,} examples ({task.facts['tested']})"
     say(f"test {_shown(values)} on {source}; {summary['seconds']['total']:.1f} s; {folder / 'summary.json'}")
     return summary
@@ -134,6 +150,16 @@ def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
     say(comparison.table(summary))
     say(f"picture: {picture}\nsummary: {folder / 'summary.json'}")
     return summary
+
+
+def _table(per_class: Mapping[str, Mapping[str, float]]) -> str:
+    """Return precision, recall and F1 of each class, drawn for the screen."""
+    width = max(map(len, per_class))
+    lines = [f"  {'':{width}}  precision  recall     f1  examples"]
+    for name, row in per_class.items():
+        numbers = f"{row['precision']:9.3f}  {row['recall']:6.3f}  {row['f1']:5.3f}  {row['examples']:8,.0f}"
+        lines.append(f"  {name:{width}}  {numbers}")
+    return "\n".join(lines)
 
 
 def _shown(values: dict[str, float]) -> str:

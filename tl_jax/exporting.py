@@ -7,6 +7,7 @@ from typing import Any
 from configs import base
 from tl_jax.runs import restore
 from tl_jax.specs import PretrainedSpec
+from tl_jax.task import Task
 from tl_jax.train.log import say
 from tl_jax.train.state import TrainState
 from tl_jax.train.workdir import read_json
@@ -15,7 +16,9 @@ from tl_jax.weights import own
 
 
 def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> Path:
-    """Write the weights of a run as ``export/model.safetensors``, which ``pretrained.load(source="tl_jax")`` reads.
+    """Write the weights of a run into ``export/``: of a text network as the folder that transformers opens.
+
+    Of an image network ``export/model.safetensors`` is what ``pretrained.load(source="tl_jax")`` reads.
 
     Beside it comes ``export/delta.safetensors``: only what changed, for ``pretrained.load(..., delta=FILE)`` on top of
     the weights that the run started from. Adapters are merged into plain kernels in the first and kept in the second.
@@ -23,6 +26,8 @@ def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> P
     """
     folder = Path(folder).expanduser()
     task, start, state = restore(config, folder)
+    if config.task != "image":
+        return _export_text(config, folder / "export", task, state, dtype)
     inputs, source = dict(task.facts["input"]), task.facts["spec"]
     spec = PretrainedSpec(
         model=config.model.name,
@@ -49,6 +54,17 @@ def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> P
         delta.save(small, leaves, dataclasses.replace(spec, source=config.init.source), how, base_facts, about)
         _wrote(small)
     return path
+
+
+def _export_text(config: base.Config, folder: Path, task: Task, state: TrainState, dtype: str) -> Path:
+    from tl_jax import huggingface  # with the tokenizers, which pictures have no use for
+    from tl_jax.tasks import text
+
+    classes = () if config.task == "masked" else task.classes
+    net = text.load_network(config, classes)._replace(variables={"params": text.trained(config, state.params)})
+    huggingface.save(folder, net, classes, dtype)
+    _wrote(folder / "model.safetensors")
+    return folder
 
 
 def _network(state: TrainState) -> dict[str, Any]:

@@ -1,13 +1,11 @@
 """Text networks of Hugging Face: a folder or a repository becomes a model with its tokenizer, and a folder again."""
 
-import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pooch
 import safetensors.numpy
@@ -17,55 +15,15 @@ from tl_jax import models, tree
 from tl_jax.data import tokens
 from tl_jax.errors import UserError
 from tl_jax.models.bert import Bert
+from tl_jax.text_network import TextNetwork, initializer, top
 from tl_jax.weights import bert, hub, readers
+from tl_jax.weights.catalog import TEXT
 from tl_jax.weights.merge import MergeError, merge
 from tl_jax.weights.rules import convert
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _OPTIONAL = {"head", "pooler", "masked_dense", "masked_norm", "masked_bias"}  # a file may have them or not
 SLACK = 128  # rows of the words' embeddings beyond the vocabulary: tables are filled up to a multiple of this at most
-
-
-class TextNetwork(NamedTuple):
-    """A text model with its weights and its tokenizer.
-
-    Attributes:
-        model: linen module; ``model.apply(variables, **tokens, train=False)`` gives ``(output, endpoints)``.
-        variables: ``{"params": ...}``, float32.
-        tokenizer: of the folder; it neither cuts nor pads by itself.
-        kind: "bert" or "distilbert".
-        classes: names of the K classes, where there is a head.
-        new: whether the head was drawn at random instead of loaded.
-        path: the weights file, None for random weights.
-        sha256: of that file.
-        notes: what the user should know of it.
-    """
-
-    model: Bert
-    variables: Mapping[str, Any]
-    tokenizer: tokenizers.Tokenizer
-    kind: str
-    classes: tuple[str, ...] = ()
-    new: bool = False
-    path: Path | None = None
-    sha256: str = ""
-    notes: tuple[str, ...] = ()
-
-    def tokenize(
-        self, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int | None = None
-    ) -> dict[str, np.ndarray]:
-        """Return ids of the tokens of N texts, or of N pairs, as the model takes them.
-
-        Args:
-            texts: N texts, or N pairs of texts.
-            max_length: tokens at most, [CLS] and [SEP] among them; None for what the model takes.
-
-        Returns:
-            ``input_ids``, ``attention_mask`` and ``token_type_ids``, int32 (N, L), L that of the longest text.
-        """
-        most = min(max_length or self.model.positions, self.model.positions)
-        encodings = tokens.encode(self.tokenizer, texts, most)
-        return tokens.padded(encodings, self.tokenizer.token_to_id("[PAD]"))
 
 
 def load(
@@ -97,9 +55,7 @@ def load(
     config = _config(folder)
     if (kind := bert.kind_of(config)) != name:
         raise UserError(f"{folder} holds a {kind}, not a {name}; pass --config.model.name={kind}")
-    file = next((folder / w for w in WEIGHTS if (folder / w).is_file()), None)
-    if file is None:
-        raise UserError(f"{folder} has neither {' nor '.join(WEIGHTS)}; copy the weights there")
+    file = _weights(folder)
     attributes = bert.options(config)
     converted = convert(readers.read(file), bert.table(kind, attributes["depth"]))
     there = {path.split("/")[1] for path in converted.leaves}
@@ -112,24 +68,46 @@ def load(
     classes = own if fits and num_classes is None else num_classes or 0
     kept = fits and head != "new"
     model = models.create(kind, classes, **{**attributes, **options})
-    variables, drawn = _merged(model, converted, kept, seed, file)
+    variables, drawn = _merged(model, converted, kept, file)
     made = tokens.read(folder)
     _check_vocabulary(made, model, folder)
     labels = config.get("id2label") or {}
-    return TextNetwork(
+    net = TextNetwork(
         model,
         jax.device_put(variables),
         made,
         kind,
         classes=tuple(labels.get(str(i), str(i)) for i in range(classes)) if kept else (),
-        new=classes > 0 and not kept,
+        drawn=drawn,
         path=file,
         sha256=pooch.file_hash(str(file)),
         notes=(*_notes(model, there, drawn, file),),
     )
+    return net._replace(variables=net.redraw(jax.random.key(seed)))
 
 
-def save(folder: Path, net: TextNetwork, classes: Sequence[str] = ()) -> None:
+def random(name: str, path: str | Path, num_classes: int = 0, *, seed: int = 0, **options: Any) -> TextNetwork:
+    """Build the text network of a folder with random weights; a ``config.json`` there gives sizes, if there is one.
+
+    Args:
+        name: "bert" or "distilbert".
+        path: folder or repository with the tokenizer.
+        num_classes: K of the head, 0 for none.
+        seed: of the weights.
+        **options: attributes of ``Bert``, before those of ``config.json``.
+    """
+    folder = _folder(path)
+    made = tokens.read(folder)
+    attributes = bert.options(_config(folder)) if (folder / "config.json").is_file() else {}
+    attributes.setdefault("vocabulary", made.get_vocab_size())
+    model = models.create(name, num_classes, **{**attributes, **options})
+    _check_vocabulary(made, model, folder)
+    everything = frozenset(tree.flatten(jax.eval_shape(initializer(model), jax.random.key(0))))
+    net = TextNetwork(model, {}, made, name, drawn=everything)
+    return net._replace(variables=net.redraw(jax.random.key(seed)))
+
+
+def save(folder: Path, net: TextNetwork, classes: Sequence[str] = (), dtype: str = "float32") -> None:
     """Write a network into a folder that transformers opens: ``config.json``, ``model.safetensors``, tokenizer.
 
     Raises:
@@ -142,7 +120,7 @@ def save(folder: Path, net: TextNetwork, classes: Sequence[str] = ()) -> None:
     config = bert.config_of(net.kind, net.model, tuple(classes) or net.classes)
     config["pad_token_id"] = net.tokenizer.token_to_id("[PAD]")
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    arrays = bert.exported(leaves, net.kind, net.model.depth)
+    arrays = {n: leaf.astype(dtype) for n, leaf in bert.exported(leaves, net.kind, net.model.depth).items()}
     safetensors.numpy.save_file(arrays, folder / WEIGHTS[0], {"format": "pt"})  # without it transformers refuses
     net.tokenizer.save(str(folder / "tokenizer.json"))
     name = {"bert": "BertTokenizerFast", "distilbert": "DistilBertTokenizerFast"}[net.kind]
@@ -150,10 +128,19 @@ def save(folder: Path, net: TextNetwork, classes: Sequence[str] = ()) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2))
 
 
-@functools.cache
-def initializer(model: Bert) -> Any:
-    """Return the jitted function key -> variables of a model."""
-    return jax.jit(lambda key: dict(model.init(key, jnp.zeros((1, 2), jnp.int32))))
+def folder_of(source: str, path: str) -> str:
+    """Return the folder of ``config.init``: the one that is named, or the one that ships with the package."""
+    return path or (str(TEXT) if source in ("tl_jax", "random") else "")
+
+
+def part_names(name: str, source: str, path: str, **options: Any) -> tuple[str, ...]:
+    """Return the names of the parts that the network of a folder has; a UserError where it lacks a file."""
+    folder = _folder(folder_of(source, path))
+    tokens.read(folder)
+    if source != "random":
+        _config(folder), _weights(folder)
+    attributes = bert.options(_config(folder)) if (folder / "config.json").is_file() else {}
+    return models.create(name, 0, **{**attributes, **options}).part_names()
 
 
 def _folder(path: str | Path | None) -> Path:
@@ -177,28 +164,30 @@ def _config(folder: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {file} ({e}); copy it anew") from None
 
 
-def _merged(model: Bert, converted: Any, kept: bool, seed: int, file: Path) -> tuple[dict[str, Any], set[str]]:
-    """Return the variables of a model and the names of what was drawn because the file does not have it."""
+def _weights(folder: Path) -> Path:
+    file = next((folder / w for w in WEIGHTS if (folder / w).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder} has neither {' nor '.join(WEIGHTS)}; copy the weights there")
+    return file
+
+
+def _merged(model: Bert, converted: Any, kept: bool, file: Path) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return the loaded variables of a model and the paths of those to be drawn because the file does not have them."""
     wanted = tree.flatten(jax.eval_shape(initializer(model), jax.random.key(0)))
-    optional = [p for p in converted.leaves if p not in wanted and _top(p) in _OPTIONAL]
-    heads = [p for p in wanted if _top(p) == "head" and not kept]
-    absent = [p for p in wanted if _top(p) in _OPTIONAL and p not in converted.leaves]
-    new = {*heads, *absent}
+    optional = [p for p in converted.leaves if p not in wanted and _may_lack(p)]
+    heads = [p for p in wanted if top(p) == "head" and not kept]
+    absent = [p for p in wanted if _may_lack(p) and p not in converted.leaves]
+    new = frozenset({*heads, *absent})
     leaves = {p: leaf for p, leaf in converted.leaves.items() if p not in optional and p not in new}
     target = tree.unflatten({p: leaf for p, leaf in wanted.items() if p not in new})
     try:
-        found = tree.flatten(merge(target, converted._replace(leaves=leaves)))
+        return merge(target, converted._replace(leaves=leaves)), new
     except MergeError as e:
         raise MergeError(f"{file} does not fit its config.json: {e}; copy both anew", e.report) from None
-    if new:
-        # Jitted once more, so that XLA leaves out all that is not asked for.
-        draw = jax.jit(lambda key: {p: leaf for p, leaf in tree.flatten(initializer(model)(key)).items() if p in new})
-        found |= draw(jax.random.key(seed))
-    return tree.unflatten(found), {_top(p) for p in new}
 
 
-def _top(path: str) -> str:
-    return path.split("/")[1]
+def _may_lack(path: str) -> bool:
+    return top(path) in _OPTIONAL or top(path).startswith("adapter_")
 
 
 def _check_vocabulary(made: tokenizers.Tokenizer, model: Bert, folder: Path) -> None:
@@ -210,7 +199,7 @@ def _check_vocabulary(made: tokenizers.Tokenizer, model: Bert, folder: Path) -> 
         )
 
 
-def _notes(model: Bert, there: set[str], drawn: set[str], file: Path) -> list[str]:
-    if "pooler" in drawn:
+def _notes(model: Bert, there: set[str], drawn: frozenset[str], file: Path) -> list[str]:
+    if "pooler" in map(top, drawn):
         return [f"{file} has no pooler: it is drawn at random"]
     return [] if "pooler" in there or model.pooling != "mean" else [f"{file} has no pooler: texts are means of tokens"]

@@ -46,6 +46,8 @@ def preview(config: base.Config, folder: str | Path) -> list[Path]:
 
     The pictures are those of the first steps' batches; where there is a pretext, ``preview_pretext.png`` has its views.
     """
+    if config.task != "image":
+        raise UserError(f"--mode=preview draws what augmentation does to pictures; config.task={config.task} has none")
     config, task = _first(config)
     hows = {"preview": Augment(**config.augment.to_dict())}
     if config.pretext.name:

@@ -12,7 +12,14 @@ from tl_jax.train.state import TrainState
 from tl_jax.train.workdir import read_json
 from tl_jax.transfer.averaging import interpolate
 
-TASKS = {"image": image.make}
+
+def _text(config: base.Config) -> Task:
+    from tl_jax.tasks import text  # with the tokenizers, which pictures have no use for
+
+    return text.make(config)
+
+
+TASKS = {"image": image.make, "text": _text, "tokens": _text, "masked": _text}
 
 
 def make_task(config: base.Config) -> Task:

@@ -1,6 +1,6 @@
 """A task is a handful of functions; the training loop knows nothing else about images, text or policies."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +8,18 @@ import jax
 Variables = Mapping[str, Any]  # {"params": ..., "batch_stats": ...}
 Batch = Mapping[str, Any]  # arrays with the examples on the leading axis; "mask" (N,) is 0 where a row is padding
 Sums = Mapping[str, tuple[Any, Any]]  # metric name -> (sum, count), divided once at the very end
+
+
+class Verdict(NamedTuple):
+    """What can be said only of all predictions together.
+
+    Attributes:
+        values: metrics by name.
+        per_class: class -> ``precision``, ``recall``, ``f1`` and ``examples``.
+    """
+
+    values: Mapping[str, float]
+    per_class: Mapping[str, Mapping[str, float]]
 
 
 class Objective(NamedTuple):
@@ -37,6 +49,9 @@ class Task(NamedTuple):
         shortcut: (this task, variables, phase) -> a task with the same results that does not repeat what the phase
             leaves frozen; None where there is none.
         score: name of the metric by which the best checkpoint is chosen, the higher the better.
+        predict: (variables, batch) -> probabilities (N, ..., K), for ``judge``; None where nothing asks for them.
+        judge: (predicted classes (N, ...), batches as ``eval_batches`` gives them), both lists -> verdict.
+        answer: (variables, what a user typed) -> for each what is said of it, for JSON, and the same drawn as text.
     """
 
     name: str
@@ -53,6 +68,9 @@ class Task(NamedTuple):
     pretext: Objective | None = None
     shortcut: Callable[["Task", Variables, Any], "Task"] | None = None
     score: str = "accuracy"
+    predict: Callable[[Variables, Batch], jax.Array] | None = None
+    judge: Callable[[Sequence[Any], Sequence[Batch]], Verdict] | None = None
+    answer: Callable[[Variables, Sequence[str]], tuple[list[dict[str, Any]], str]] | None = None
 
     def objective(self, name: str) -> Objective:
         """Return what a phase with the objective ``name`` learns."""

@@ -1,7 +1,7 @@
 """Labelled pictures by name: folders of class folders, TFDS sets (read without TensorFlow), digits, a generator."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def digits() -> Source:
 
 def tfds_source(name: str, data_dir: str, size: int, most_bytes: float = DECODED_BYTES) -> Source:
     """Read a prepared TFDS set; CIFAR-10 and CIFAR-100 are prepared on the first use."""
-    builder = _tfds_builder(name, data_dir)
+    builder = prepared(name, data_dir)
     features = builder.info.features
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
         have = ", ".join(features)
@@ -82,7 +82,12 @@ def tfds_source(name: str, data_dir: str, size: int, most_bytes: float = DECODED
     return Source(title, train, labelled[tested], classes, tested, *(labelled[part] for part in other))
 
 
-def _tfds_builder(name: str, data_dir: str) -> Any:
+def prepared(name: str, data_dir: str) -> Any:
+    """Return the TFDS builder of a set that lies prepared in a folder, or is prepared now (CIFAR).
+
+    Raises:
+        UserError: it does not, or its files are of a format that needs TensorFlow; the message says how to prepare it.
+    """
     import tensorflow_datasets as tfds
 
     if data_dir and not Path(data_dir).expanduser().is_dir():
@@ -121,16 +126,16 @@ def _read(builder: Any, split: str, size: int, most_bytes: float) -> Split:
     height, width = builder.info.features["image"].shape[:2]
     shape = (size, size, 3) if None in (height, width) else (height, width, 3)
     files, expected = builder.info.splits[split].filepaths, builder.info.splits[split].num_examples
-    readers = _readers(files)
-    ends = np.cumsum([reader.num_records() for reader in readers])
+    opened = readers(files)
+    ends = np.cumsum([reader.num_records() for reader in opened])
     if ends[-1] != expected:
         raise UserError(f"{builder.data_dir} has {ends[-1]} of {expected} {split} examples; prepare it again")
 
     def labels() -> Iterator[np.ndarray]:
-        return (np.asarray([label]) for _, label in _records(readers))
+        return (np.asarray([label]) for _, label in _records(opened))
 
     def pictures() -> Iterator[np.ndarray]:
-        return (picture(image)[None] for image, _ in _records(readers))
+        return (picture(image)[None] for image, _ in _records(opened))
 
     def picture(encoded: bytes) -> np.ndarray:
         image = _decode(encoded)
@@ -138,14 +143,14 @@ def _read(builder: Any, split: str, size: int, most_bytes: float) -> Split:
 
     def one(row: int) -> np.ndarray:
         at = int(np.searchsorted(ends, row, side="right"))
-        (record,) = readers[at].read([row - (int(ends[at - 1]) if at else 0)])
-        return picture(_parsed(record)[0])
+        (record,) = opened[at].read([row - (int(ends[at - 1]) if at else 0)])
+        return picture(_parsed(_features(record))[0])
 
     images = kept_or_encoded(files, (expected, *shape), pictures, one, most_bytes)
     return Split(images, kept(files, "labels", (expected,), np.int32, labels))
 
 
-def _readers(files: Sequence[str]) -> list[Any]:
+def readers(files: Sequence[str]) -> list[Any]:
     """Return readers of array_record files, whose records are read and parsed directly.
 
     TFDS' own random access takes about three times as long an example.
@@ -155,18 +160,26 @@ def _readers(files: Sequence[str]) -> list[Any]:
     return [ArrayRecordReader(str(file)) for file in files]
 
 
-def _records(readers: Sequence[Any]) -> Iterator[tuple[bytes, int]]:
-    """Yield encoded pictures and labels in order, a thousand read at a time."""
-    for reader in readers:
+def features(found: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the features of the examples in order, a thousand read at a time."""
+    for reader in found:
         count = reader.num_records()
         for first in range(0, count, 1000):
-            yield from map(_parsed, reader.read(first, min(first + 1000, count)))
+            yield from map(_features, reader.read(first, min(first + 1000, count)))
 
 
-def _parsed(record: bytes) -> tuple[bytes, int]:
+def _records(found: Sequence[Any]) -> Iterator[tuple[bytes, int]]:
+    """Yield encoded pictures and labels."""
+    return map(_parsed, features(found))
+
+
+def _features(record: bytes) -> Mapping[str, Any]:
     from tensorflow_datasets.proto import tf_example_pb2
 
-    feature = tf_example_pb2.Example.FromString(record).features.feature
+    return tf_example_pb2.Example.FromString(record).features.feature
+
+
+def _parsed(feature: Mapping[str, Any]) -> tuple[bytes, int]:
     return feature["image"].bytes_list.value[0], feature["label"].int64_list.value[0]
 
 

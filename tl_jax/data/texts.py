@@ -1,4 +1,4 @@
-"""Labelled texts from files: TSV, CSV, JSON lines with a text or two and a label, CoNLL columns of tagged words."""
+"""Texts from files: TSV, CSV, JSON lines with a text or two and a label, CoNLL columns of tagged words, plain lines."""
 
 import csv
 import json
@@ -11,7 +11,13 @@ import numpy as np
 from tl_jax.data.pictures import Source, Split, held_out
 from tl_jax.errors import UserError
 
-ENDINGS = {"tsv": ("tsv", "txt"), "csv": ("csv",), "jsonl": ("jsonl", "json"), "conll": ("conll", "txt", "")}
+ENDINGS = {
+    "tsv": ("tsv", "txt"),
+    "csv": ("csv",),
+    "jsonl": ("jsonl", "json"),
+    "conll": ("conll", "txt", ""),
+    "lines": ("txt",),
+}
 PARTS = {"train": ("train",), "test": ("test",), "validation": ("dev", "valid", "validation", "val")}
 OUTSIDE = "O"  # tag of a word that belongs to nothing
 
@@ -46,9 +52,9 @@ def read(folder: Path, kind: str, columns: Columns = FIRST_LINE) -> Source:
 
     Args:
         folder: with the files, or the file.
-        kind: "tsv" (nothing is quoted), "csv" (with quotes), "jsonl" (an object a line) or "conll" (a word a line, its
-            tag the last of the columns, an empty line behind each sentence).
-        columns: of all but "conll".
+        kind: "tsv" (nothing is quoted), "csv" (with quotes), "jsonl" (an object a line), "conll" (a word a line, its
+            tag the last of the columns, an empty line behind each sentence) or "lines" (a text a line, no labels).
+        columns: of the first three.
 
     Returns:
         A source whose ``images`` are texts: an object array (N,) of str, of pairs of str, or of lists of words. Its
@@ -63,16 +69,16 @@ def read(folder: Path, kind: str, columns: Columns = FIRST_LINE) -> Source:
     files = _files(folder, kind)
     parts = {part: _examples(file, kind, columns) for part, file in files.items()}
     classes = _classes(parts["train"], kind)
-    if len(classes) < 2:
+    if len(classes) < 2 and kind != "lines":
         raise UserError(f"{files['train']} has a single label, {classes[0]!r}; check which column holds the labels")
     numbers = {name: i for i, name in enumerate(classes)}
     splits = {part: _split(examples, numbers, kind, files[part]) for part, examples in parts.items()}
     name = folder.resolve().stem
     if "test" in splits:
         return Source(name, splits["train"], splits["test"], classes, files["test"].stem, splits.get("validation"))
-    whole, tagged = splits["train"], kind == "conll"
-    labels = np.zeros(len(whole.labels), np.int32) if tagged else whole.labels
-    train, test = held_out(name, labels, ("sentences",) if tagged else classes, "fifth")
+    whole, classless = splits["train"], kind in ("conll", "lines")
+    labels = np.zeros(len(whole.labels), np.int32) if classless else whole.labels
+    train, test = held_out(name, labels, ("texts",) if classless else classes, "fifth")
     cut = [Split(whole.images[rows], whole.labels[rows]) for rows in (train, test)]
     return Source(name, *cut, classes, "a fifth held out", splits.get("validation"))
 
@@ -97,6 +103,8 @@ def _examples(file: Path, kind: str, columns: Columns) -> list[Example]:
     lines = _lines(file)
     if kind == "conll":
         found = list(_sentences(file, lines))
+    elif kind == "lines":
+        found = [Example(line.strip(), "", i) for i, line in lines if line.strip()]
     elif kind == "jsonl":
         found = [_example(file, i, _object(file, i, line), columns) for i, line in lines if line.strip()]
     else:

@@ -33,6 +33,10 @@ class Texts(NamedTuple):
         """Return the number of tokens of each text, (N,)."""
         return np.asarray([len(ids) for ids in self.ids])
 
+    def order(self) -> np.ndarray:
+        """Return the rows (N,) by the number of their tokens, as ``eval_batches`` takes them."""
+        return np.argsort(self.lengths, kind="stable")
+
     def batch(self, rows: np.ndarray, mask: np.ndarray, length: int = 0) -> dict[str, np.ndarray]:
         """Return the texts ``rows`` (B,), filled up on the right to the least of ``LENGTHS`` that holds them all.
 
@@ -45,8 +49,7 @@ class Texts(NamedTuple):
             ``input_ids``, ``attention_mask``, ``token_type_ids`` int32 (B, L), ``label`` (B,) or (B, L), ``mask``.
         """
         ids, labels = self.ids[rows], self.labels[rows]
-        longest = max(map(len, ids))
-        length = length or next((size for size in LENGTHS if size >= longest), longest)
+        length = length or fitting(max(map(len, ids)))
         return {
             "input_ids": filled(ids, length, self.pad),
             "attention_mask": filled([np.ones_like(each) for each in ids], length, 0),
@@ -54,6 +57,11 @@ class Texts(NamedTuple):
             "label": filled(labels, length, IGNORED) if labels.dtype == object else labels,
             "mask": mask.astype(np.float32),
         }
+
+
+def fitting(length: int) -> int:
+    """Return the least of ``LENGTHS`` that holds so many tokens."""
+    return next((size for size in LENGTHS if size >= length), int(length))
 
 
 def texts(encodings: Sequence[tokenizers.Encoding], labels: np.ndarray, pad: int) -> Texts:
@@ -86,6 +94,13 @@ class TextStream:
         """Return batch ``step``, see ``Texts.batch``."""
         return self.data.batch(self.rows(step), np.ones(self.batch_size))
 
+    def distinct(self, first: int, stop: int) -> list[int]:
+        """Return steps from ``first`` to before ``stop``, one for each length that their batches have."""
+        found: dict[int, int] = {}
+        for step in range(first, stop):
+            found.setdefault(fitting(self._lengths[self.rows(step)].max()), step)
+        return list(found.values()) or [first]
+
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
@@ -111,7 +126,7 @@ class TextStream:
 
 def eval_batches(data: Texts, batch_size: int) -> Iterator[Mapping[str, np.ndarray]]:
     """Yield every text once, by length; the last batch is filled up with rows whose ``mask`` is 0."""
-    order = np.argsort(data.lengths, kind="stable")
+    order = data.order()
     for first in range(0, len(order), batch_size):
         rows = np.arange(first, first + batch_size)
         yield data.batch(order[np.minimum(rows, len(order) - 1)], rows < len(order))

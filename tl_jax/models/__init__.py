@@ -1,5 +1,5 @@
-"""Image models in Flax linen: pure, named layers, ``(logits, endpoints)``."""
+"""Models in Flax linen: pure, named layers, ``(output, endpoints)``."""
 
-from tl_jax.models.registry import create, names, options
+from tl_jax.models.registry import TEXT, create, names, options
 
-__all__ = ["create", "names", "options"]
+__all__ = ["TEXT", "create", "names", "options"]

@@ -1,6 +1,5 @@
 """BERT (arXiv:1810.04805), MiniLM (arXiv:2002.10957) and DistilBERT (arXiv:1910.01108): encoders of text."""
 
-from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -9,91 +8,10 @@ import jax.numpy as jnp
 
 from tl_jax.errors import UserError, nearest
 from tl_jax.models.backbone import FEATURES
+from tl_jax.models.bert_layers import ACTIVATIONS, Adapter, Embeddings, Layer, dense, norm, normal
 
-ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: nn.gelu(x, approximate=False),  # with the error function, as published
-    "gelu_new": nn.gelu,
-    "gelu_pytorch_tanh": nn.gelu,
-    "relu": nn.relu,
-    "tanh": jnp.tanh,
-}
 POOLINGS = ("pooler", "first", "mean")
 OUTPUTS = ("text", "tokens", "masked")
-normal = nn.initializers.normal(0.02)  # as published, where the paper cuts it off at two deviations
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention, (N, L, D) -> (N, L, D); ``bias`` (N, 1, 1, L) is added to what is looked at."""
-
-    heads: int
-    dropout: float
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array, bias: jax.Array, train: bool) -> jax.Array:
-        n, length, width = x.shape
-        size = width // self.heads
-
-        def project(name: str) -> jax.Array:
-            return dense(width, self.dtype, name)(x).reshape(n, length, self.heads, size)
-
-        query, key, value = (project(name) for name in ("query", "key", "value"))
-        scores = jnp.einsum("nqhd,nkhd->nhqk", query, key) * size**-0.5
-        weights = nn.softmax(scores.astype(jnp.float32) + bias).astype(self.dtype)
-        weights = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(weights)
-        mixed = jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(n, length, width)
-        return dense(width, self.dtype, "output")(mixed)
-
-
-class Layer(nn.Module):
-    """One layer of the encoder, norms behind the sums: (N, L, D) -> (N, L, D)."""
-
-    heads: int
-    hidden: int
-    activation: str
-    epsilon: float
-    dropout: float
-    attention_dropout: float
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array, bias: jax.Array, train: bool) -> jax.Array:
-        drop = nn.Dropout(self.dropout, deterministic=not train, name="dropout")
-        y = Attention(self.heads, self.attention_dropout, self.dtype, name="attention")(x, bias, train)
-        x = norm(self.epsilon, self.dtype, "attention_norm")(x + drop(y))
-        y = ACTIVATIONS[self.activation](dense(self.hidden, self.dtype, "up")(x))
-        y = dense(x.shape[-1], self.dtype, "down")(y)
-        return norm(self.epsilon, self.dtype, "output_norm")(x + drop(y))
-
-
-class Embeddings(nn.Module):
-    """Sum of the embeddings of words, positions and, with ``types``, of which text it is: (N, L) -> (N, L, D)."""
-
-    vocabulary: int
-    width: int
-    positions: int
-    types: int
-    epsilon: float
-    dropout: float
-    dtype: Any
-
-    def setup(self) -> None:
-        self.word = nn.Embed(self.vocabulary, self.width, self.dtype, embedding_init=normal)
-        self.position = nn.Embed(self.positions, self.width, self.dtype, embedding_init=normal)
-        if self.types:
-            self.type = nn.Embed(self.types, self.width, self.dtype, embedding_init=normal)
-        self.norm = nn.LayerNorm(self.epsilon, self.dtype)
-        self.drop = nn.Dropout(self.dropout)
-
-    def __call__(self, ids: jax.Array, types: jax.Array, train: bool) -> jax.Array:
-        x = self.word(ids) + self.position(jnp.arange(ids.shape[1]))[None]
-        if self.types:
-            x = x + self.type(types)
-        return self.drop(self.norm(x), deterministic=not train)
-
-    def scores(self, x: jax.Array) -> jax.Array:
-        """Return the product of (N, L, D) with every word's embedding, (N, L, V)."""
-        return self.word.attend(x)
 
 
 class Bert(nn.Module):
@@ -121,6 +39,7 @@ class Bert(nn.Module):
         head_dropout: the same before the head.
         output: one of ``OUTPUTS``.
         endpoint: name of the part after which the network ends; empty for the whole network.
+        adapter: width of a bottleneck adapter after each layer, 0 for none.
         dtype: of the computation; parameters are float32.
     """
 
@@ -141,6 +60,7 @@ class Bert(nn.Module):
     head_dropout: float = 0.1
     output: str = "text"
     endpoint: str = ""
+    adapter: int = 0
     dtype: Any = jnp.float32
 
     layouts: ClassVar[tuple[str, ...]] = ()
@@ -153,6 +73,10 @@ class Bert(nn.Module):
         kept = names[: names.index(self.endpoint) + 1] if self.endpoint else names
         return (*kept, *(["pooler"] if self.pooling == "pooler" else []))
 
+    def layers(self) -> tuple[str, ...]:
+        """Return the names of the layers, as far as the network goes."""
+        return tuple(name for name in self.part_names() if name.startswith("layer"))
+
     @nn.compact
     def __call__(
         self,
@@ -160,6 +84,7 @@ class Bert(nn.Module):
         attention_mask: jax.Array | None = None,
         token_type_ids: jax.Array | None = None,
         train: bool = False,
+        positions: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Apply the network; ``train`` uses dropout (which needs the rng "dropout").
 
@@ -168,6 +93,7 @@ class Bert(nn.Module):
             attention_mask: (N, L), 0 where a token is padding; None where none is.
             token_type_ids: (N, L) int, which of the texts a token belongs to; None for the first.
             train: whether values are dropped.
+            positions: (N, P) int, the tokens that the head of masks reads, which then gives (N, P, V); None for all.
         """
         self._check(input_ids)
         mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -179,15 +105,17 @@ class Bert(nn.Module):
         end: dict[str, jax.Array] = {"embeddings": (x := embeddings(input_ids, types, train))}
         # Not minus infinity: a row of padding alone, as fills a last batch, would become NaN.
         bias = jnp.where(mask[:, None, None] > 0, 0.0, jnp.finfo(jnp.float32).min)
-        for name in (name for name in self.part_names() if name.startswith("layer")):
+        for name in self.layers():
             x = Layer(
                 self.heads, self.hidden, self.activation, self.epsilon, self.dropout, self.attention_dropout,
                 self.dtype, name=name,
             )(x, bias, train)  # fmt: skip
+            x = Adapter(self.adapter, self.dtype, name=f"adapter_{name}")(x) if self.adapter else x
             end[name] = x
         end["pooled"] = end[FEATURES] = self._pool(x, mask)
         if self.output == "masked":
-            return self._words(x, embeddings), end
+            read = x if positions is None else jnp.take_along_axis(x, positions[..., None], axis=1)
+            return self._words(read, embeddings), end
         if not self.num_classes:
             return end[FEATURES], end
         y = x if self.output == "tokens" else end[FEATURES]
@@ -223,13 +151,3 @@ class Bert(nn.Module):
                 f"{ids.shape[1]} tokens are more than the {self.positions} that this network has positions for; "
                 "cut texts with max_length"
             )
-
-
-def dense(features: int, dtype: Any, name: str) -> nn.Dense:
-    """Return a linear layer."""
-    return nn.Dense(features, dtype=dtype, kernel_init=normal, name=name)
-
-
-def norm(epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
-    """Return a layer norm."""
-    return nn.LayerNorm(epsilon, dtype, name=name)

@@ -5,10 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tl_jax import pretrained
-from tl_jax.data import batches, sources, splits
+from tl_jax.data import batches, sources
 from tl_jax.data.augment import Augment
 from tl_jax.errors import UserError
 from tl_jax.network import Pretrained, variable_shapes, with_head
@@ -54,7 +53,7 @@ def make(config: Any) -> Task:
             "would do nothing; choose another"
         )
     network = Network(net.model, inputs, Adapters(**config.adapt.to_dict()))
-    parts = cut(config, source)
+    parts = starting.cut(config, source)
     hows = regularize(config, net), pretext_of(config)
     beside = hows[1] if config.pretext.weight else None
     frozen = Frozen(config, network, parts, hows[0])
@@ -142,22 +141,6 @@ def load_source(config: Any, size: int) -> sources.Source:
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
 def _read(name: str, folder: str, size: int, most_bytes: float) -> sources.Source:
     return sources.load(name, folder, size, most_bytes)
-
-
-def cut(config: Any, source: sources.Source) -> dict[str, sources.Split]:
-    """Return the parts ``train``, ``validation`` and ``test`` that ``config.data`` asks for.
-
-    A validation part that the set brings along is used as it is. With a pretext there is also ``unlabelled``: the
-    whole of what ``train`` is drawn from, whose labels nobody reads.
-    """
-    data, seed = config.data, config.seed
-    whole, validation = source.train, source.validation
-    if validation is None or not data.validation:
-        whole, validation = splits.cut_validation(source.train, data.validation, seed)
-    train = splits.thin(whole, data.train_examples, data.per_class, len(source.classes), seed)
-    examples = min(data.test_examples or len(source.test.labels), len(source.test.labels))
-    parts = {"train": train, "validation": validation, "test": splits.take(source.test, np.arange(examples))}
-    return parts | ({"unlabelled": whole} if config.pretext.name else {})
 
 
 def load_network(config: Any) -> Pretrained:

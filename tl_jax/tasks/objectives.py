@@ -66,8 +66,12 @@ class Network(NamedTuple):
         return logits, end, new.get("batch_stats", {})
 
     def _plain(self, variables: Any) -> dict[str, Any]:
-        params = {name: leaves for name, leaves in variables["params"].items() if name != "extra"}
-        return {"params": adapters.merge(params, self.adapters), "batch_stats": variables["batch_stats"]}
+        return {"params": plain(variables["params"], self.adapters), "batch_stats": variables["batch_stats"]}
+
+
+def plain(params: Any, how: Adapters) -> dict[str, Any]:
+    """Return the parameters of the network alone, adapters merged into them."""
+    return adapters.merge({name: leaves for name, leaves in params.items() if name != "extra"}, how)
 
 
 @functools.cache
@@ -93,7 +97,7 @@ def make_loss(net: Network, how: Augment, regularize: Regularize, beside: Pretex
             source_end = net.model.apply(start, images, train=False)[1]
         sums = _sums(losses, logits, batch)
         value = sums["loss"][0] / sums["loss"][1]
-        if _penalised(regularize):
+        if penalised(regularize):
             params = variables["params"]
             extra = penalties.penalty(regularize, params, end, batch, source, source_end)
             value, sums["penalty"] = value + extra, (extra, 1.0)
@@ -173,7 +177,8 @@ def _pretext(net: Network, how: Pretext, variables: Any, batch: Any, key: jax.Ar
     return value, score, kept["stats"]
 
 
-def _penalised(how: Regularize) -> bool:
+def penalised(how: Regularize) -> bool:
+    """Whether something is added to the loss of the labels."""
     return bool(how.needs_source or how.bss or how.co_tuning)
 
 

@@ -12,7 +12,7 @@ import optax
 
 from tl_jax import distance
 from tl_jax.data import batches, splits
-from tl_jax.data.sources import Split
+from tl_jax.data.pictures import Source, Split
 from tl_jax.distance.probes import LinearProbe
 from tl_jax.errors import UserError
 from tl_jax.network import Pretrained, draw_new, initializer
@@ -29,6 +29,22 @@ PROBES: Mapping[str, Callable[..., LinearProbe]] = {
     "logistic": distance.logistic_probe,
     "ridge": distance.ridge_probe,
 }
+
+
+def cut(config: Any, source: Source) -> dict[str, Split]:
+    """Return the parts ``train``, ``validation`` and ``test`` that ``config.data`` asks for.
+
+    A validation part that the set brings along is used as it is. With a pretext there is also ``unlabelled``: the
+    whole of what ``train`` is drawn from, whose labels nobody reads.
+    """
+    data, seed = config.data, config.seed
+    whole, validation = source.train, source.validation
+    if validation is None or not data.validation:
+        whole, validation = splits.cut_validation(source.train, data.validation, seed)
+    train = splits.thin(whole, data.train_examples, data.per_class, len(source.classes), seed)
+    examples = min(data.test_examples or len(source.test.labels), len(source.test.labels))
+    parts = {"train": train, "validation": validation, "test": splits.take(source.test, np.arange(examples))}
+    return parts | ({"unlabelled": whole} if config.pretext.name else {})
 
 
 def plain(net: Pretrained, key: jax.Array) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def describe(phase: Phase, state: TrainState, stepper: Stepper, call: tuple[Any,
             f"phase {phase.name}: step {int(state.step):,} to {phase.stop:,}, {optim.name}, learning rate {rate.lr:g} "
             f"({rate.schedule}); compiled in {stepper.seconds:.1f} s",
             f"  parameters: {split['trainable']:,} trainable, {split['frozen']:,} frozen",
-            f"  BatchNorm: {len(still)} of {len(norms)} layers keep their statistics",
+            *([f"  BatchNorm: {len(still)} of {len(norms)} layers keep their statistics"] if norms else []),
             f"  optimizer state: {bytes_now / 1e6:,.2f} MB ({bytes_all / 1e6:,.2f} MB with nothing frozen)",
             f"  work a step: {flops_now / 1e9:,.2f} GFLOP ({flops_all / 1e9:,.2f} GFLOP with nothing frozen)",
         ]

@@ -1,5 +1,6 @@
 """Metrics are (sum, count) pairs until the last moment: a mean of batch means is wrong for a short last batch."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,11 +26,12 @@ def mean(rows: Iterable[Sums]) -> dict[str, float]:
 
 
 class Evaluation(NamedTuple):
-    """Metrics over a part, the number of its examples, and the seconds that compiling took."""
+    """Metrics over a part, the number of its examples, the seconds that compiling took, and precision by class."""
 
     values: dict[str, float]
     examples: int
     compile_seconds: float
+    per_class: Mapping[str, Mapping[str, float]]
 
 
 def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:
@@ -44,14 +46,30 @@ def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]])
 
 def evaluate(task: Task, variables: Any, part: str) -> Evaluation:
     """Return the metrics over every example of ``part``, each counted once."""
-    step = make_eval_step(task.metrics)
-    rows, examples, compiling = [], 0, 0.0
-    for batch in task.eval_batches(part):
-        examples += int(batch["mask"].sum())
-        batch = devices.put(batch)
+    judged = task.judge is not None
+    step = make_eval_step(_with_classes(task.metrics, task.predict) if judged else task.metrics)
+    rows, seen, examples, compiling = [], [], 0, 0.0
+    for host in task.eval_batches(part):
+        examples += int(host["mask"].sum())
+        batch = devices.put(host)
         program = devices.compiled(step, variables, batch)
         compiling += program.seconds
         rows.append(program.execute(variables, batch))
+        seen += [host] if judged else []
         if len(rows) % QUEUE == 0:
             jax.block_until_ready(rows[-1])
-    return Evaluation(mean(rows), examples, compiling)
+    if not judged:
+        return Evaluation(mean(rows), examples, compiling, {})
+    sums, classes = zip(*jax.device_get(rows), strict=True)
+    verdict = task.judge(classes, seen)
+    return Evaluation({**mean(sums), **verdict.values}, examples, compiling, verdict.per_class)
+
+
+@functools.cache
+def _with_classes(metrics: Any, predict: Any):
+    """Return the function (variables, batch) -> sums and predicted classes; XLA computes what both share once."""
+
+    def both(variables, batch):
+        return metrics(variables, batch), predict(variables, batch).argmax(-1)
+
+    return both

@@ -7,6 +7,7 @@ import numpy as np
 
 from tl_jax.data.batches import Stream
 from tl_jax.data.pictures import encoded
+from tl_jax.data.token_batches import TextStream
 from tl_jax.task import Objective
 from tl_jax.train import devices
 from tl_jax.train.state import TrainState
@@ -47,18 +48,29 @@ class Stepper:
             self._loop = devices.compiled(make_train_steps(*made), state, *self._steps(first, first))
             self.seconds = self._loop.seconds
         else:
-            self._one = devices.compiled(step, *call)
-            self.seconds = self._one.seconds
+            self._one = self._each_shape(step, call, first)
+            self.seconds = sum(program.seconds for program in self._one.values())
 
     def advance(self, state: TrainState, first: int, stop: int) -> tuple[TrainState, list[dict[str, Any]]]:
         """Take the steps ``first`` to ``stop`` of the run, at most ``most``; return the state and a row of each."""
         rates = self._rates[first - self._phase.start : stop - self._phase.start]
         if self.most == 1:
-            state, row = self._one.execute(state, self._next(first), self._stream, devices.scalar(rates[0]))
+            batch = self._next(first)
+            execute = self._one[_shapes(batch)].execute
+            state, row = execute(state, batch, self._stream, devices.scalar(rates[0]))
             return state, [{**row, "lr": rates[0]}]
         state, rows = self._loop.execute(state, *self._steps(first, stop))
         rows = jax.device_get(rows)
         return state, [{**jax.tree.map(lambda v, i=i: v[i], rows), "lr": rate} for i, rate in enumerate(rates)]
+
+    def _each_shape(self, step: Any, call: tuple[Any, ...], first: int) -> dict[Any, devices.Program]:
+        """Compile the step for each shape that batches of this phase have: those of texts differ in length."""
+        steps = self._batch.distinct(first, self._phase.stop) if isinstance(self._batch, TextStream) else (first,)
+        programs = {}
+        for at in steps:
+            batch = devices.put(self._batch(at))
+            programs[_shapes(batch)] = devices.compiled(step, call[0], batch, *call[2:])
+        return programs
 
     def _next(self, step: int) -> Any:
         """Return the batch of a step; steps are taken in order, and what must be decoded is read ahead."""
@@ -92,3 +104,7 @@ class Stepper:
         if not self._near:
             return steps if len(stream.images) * row <= MOST_BYTES else 1
         return max(1, min(steps, MOST_SENT // (row * stream.batch_size))) if self.flops < MOST_WORK else 1
+
+
+def _shapes(batch: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))

@@ -18,7 +18,6 @@ def best_share(task: Task, start: Any, end: Any) -> tuple[float, dict[str, float
     """
     scores = {}
     for share in SHARES:
-        values, _, _ = metrics.evaluate(task, interpolate(start, end, share), "validation")
-        scores[share] = values[task.score]
+        scores[share] = metrics.evaluate(task, interpolate(start, end, share), "validation").values[task.score]
     best = max(SHARES, key=lambda share: (scores[share], share))
     return best, {f"{share:g}": value for share, value in scores.items()}

@@ -198,3 +198,4 @@ BANK: Mapping[str, Path] = {
     name: EMBEDDED_DIR / f"resnet8_{name}.safetensors"
     for name in ("cifar10", "mnist", "shapes", "flowers", "faces", "ct")
 }
+TEXT = EMBEDDED_DIR / "bert_docs"  # a small BERT with its tokenizer, in Hugging Face's layout

@@ -1,0 +1,151 @@
+"""Every field of a configuration, once: default, meaning, unit, choices."""
+
+from tl_jax import models
+from tl_jax.config import Field
+from tl_jax.specs import SCALINGS
+from tl_jax.transfer import adapters, partition
+from tl_jax.transfer.optimizer import SCHEDULES
+from tl_jax.weights.catalog import CATALOG
+
+# Keras' networks come with 0.99 and 0.999, for runs of 100,000 steps: in a short one the statistics would still be the
+# source's when the weights are not, and evaluation goes wrong.
+NORM_MOMENTUM = "share of BatchNorm's old statistics that a step keeps; 0 takes the network's own"
+PICTURES = "digits, gratings, shapes, folder, flowers"
+TEXTS = "docs, docs_names, docs_corpus, tsv, csv, jsonl, conll, lines"
+CACHING = ("auto", "off")
+BATCH_STATS = ("auto", "train", "frozen")
+HEADS = ("new", "keep", "logistic", "ridge")
+TASKS = ("image", "text", "tokens", "masked")
+SOURCES = tuple(dict.fromkeys(source for _, source in CATALOG))
+
+FIELDS = {
+    "name": Field("base", "name of the recipe, for folders and summaries"),
+    "seed": Field(0, "of the new head, the order and augmentation of examples, and the parts cut from train", low=0),
+    "task": Field("image", "pictures, texts or the words in them with labels; or words to guess", TASKS),
+    # What is compared: every arm is run with every seed, and one summary and picture made of all.
+    "seeds": Field((), "seeds to repeat the run with; empty for the one in `seed`"),
+    "arms": Field((), "pairs (name, ((field, value), ...)): variants of this configuration to compare"),
+    # The network and where its weights come from.
+    "model.name": Field("resnet50", "network", (*models.names(), *models.TEXT)),
+    "model.num_classes": Field(0, "outputs of the head; 0 takes the number from the data", low=0),
+    "model.endpoint": Field("", "part of the network on which the new head sits, such as stage3; empty for the last"),
+    "model.channels": Field(3, "of the network's input; 1 turns pictures to grey", low=1, high=3),
+    "model.dtype": Field("float32", "of the computation; parameters are always float32", ("float32", "bfloat16")),
+    "model.options": Field({}, "further attributes of the model class, by name"),
+    "adapt.kind": Field("", "small trained layers in a frozen network (see transfer/adapters.py)", adapters.KINDS),
+    "adapt.rank": Field(8, "of low-rank changes (0 for none), or width of bottleneck adapters", low=0),
+    "adapt.alpha": Field(8.0, "low-rank changes count alpha / rank", low=0.0),
+    "adapt.targets": Field(".*", "regex over the paths of kernels that get a low-rank change"),
+    "init.source": Field("keras", "whose weights are loaded", (*SOURCES, "huggingface", "tl_jax", "random")),
+    "init.layout": Field("keras", "source whose layout random weights take", (*SOURCES, "tl_jax")),
+    "init.path": Field("", "file of weights, folder or hub repository of a text network; empty: embedded or published"),
+    "init.head": Field("new", "drawn at random, kept from the file, or a probe fitted to the features", HEADS),
+    "init.strength": Field(0.0, "C of the probe, 1 / penalty; 0 takes the best of seven on validation", low=0.0),
+    # Data.
+    "data.name": Field("cifar10", f"{PICTURES}; texts: {TEXTS}; or any TFDS set"),
+    "data.dir": Field("", "TFDS folder (empty: TFDS' own default), class folders with pictures, or files of texts"),
+    "data.generate": Field(False, "where data.dir is empty, draw pictures, or take installed texts (for smoke runs)"),
+    "data.text": Field(("text",), "columns that hold the text, or the two of a pair"),
+    "data.label": Field("label", "column that holds the label of a text"),
+    "data.columns": Field((), "names of all columns, for files of texts whose first line does not have them"),
+    "data.validation": Field(
+        0.1, "share of train held out; 0 for none; a part that the set brings is taken whole", low=0.0, high=0.9
+    ),
+    "data.train_examples": Field(0, "random training examples kept; 0 for all", low=0),
+    "data.per_class": Field(0, "random training examples kept of each class; 0 for all", low=0),
+    "data.gigabytes": Field(
+        16.0, "of decoded pictures kept on disk; a set that takes more is decoded each time it is read", low=0.0
+    ),
+    "data.test_examples": Field(0, "first test examples used; 0 for all", low=0),
+    # From stored pixels to network inputs.
+    "input.size": Field(0, "side of the network's input in pixels; 0 takes that of the weights", low=0),
+    "input.interpolation": Field("", "resize method; empty takes that of the weights", ("", "bilinear", "bicubic")),
+    "input.crop": Field(1.0, "share of the shortest side that the centre crop keeps", low=0.1, high=1.0),
+    "input.scaling": Field("spec", "pixel scaling; spec takes that of the weights", ("spec", *SCALINGS)),
+    "input.length": Field(128, "tokens of a text at most; 0: as many as the network takes", low=0, high=8192),
+    "augment.flip": Field(False, "mirror half of the training pictures left to right"),
+    "augment.crop_pad": Field(0, "border in pixels of the stored picture before a random crop; 0 for none", low=0),
+    "augment.rotate": Field(0.0, "largest rotation in degrees, either way; 0 for none", low=0.0, high=180.0),
+    "augment.resized_crop": Field(0.0, "least share of the area that a crop keeps; 0 for none", low=0.0, high=1.0),
+    "augment.jitter": Field(0.0, "strength of changes to brightness, contrast, saturation, hue", low=0.0, high=1.0),
+    "augment.grey": Field(0.0, "share of pictures turned grey", low=0.0, high=1.0),
+    "augment.randaugment": Field(0, "operations drawn at random for each picture", low=0, high=10),
+    "augment.magnitude": Field(9.0, "of these operations, of 10", low=0.0, high=10.0),
+    "augment.erase": Field(0.0, "share of pictures in which a random rectangle is erased", low=0.0, high=1.0),
+    "test_views": Field(1, "views averaged in evaluation: 1; 2, the mirrored one too; 10, crops too", low=1, high=10),
+    "batch_size": Field(64, "training examples a step, over all devices", low=1),
+    "eval_batch_size": Field(256, "examples an evaluation step, over all devices", low=1),
+    # What trains, how, and for how long.
+    "freeze.recipe": Field("all", "what trains", partition.NAMES),
+    "freeze.stages": Field(1, "parts of the network, from the end, that last_n_stages trains", low=1),
+    "freeze.rules": Field((), "pairs (regex over leaf paths, 'frozen' or a group); not empty, they replace the recipe"),
+    "freeze.batch_stats": Field(
+        "auto", "BatchNorm uses running statistics: where frozen, nowhere, everywhere", BATCH_STATS
+    ),
+    "optim.norm_momentum": Field(0.9, NORM_MOMENTUM, low=0.0, high=0.9999),
+    "freeze.prove": Field(False, "hash what is frozen before and after each phase; a change ends the run"),
+    "optim.name": Field("adam", "optimizer; with weight_decay adam is AdamW", ("adam", "sgd")),
+    "optim.lr": Field(1e-3, "peak learning rate", low=0.0),
+    "optim.schedule": Field("constant", "learning rate over a phase, after the warm-up", SCHEDULES),
+    "optim.warmup": Field(0.0, "share of a phase in which the rate rises linearly", low=0.0, high=1.0),
+    "optim.weight_decay": Field(0.0, "of kernels", low=0.0),
+    "optim.momentum": Field(0.9, "of sgd", low=0.0, high=1.0),
+    "optim.epsilon": Field(1e-8, "of adam (Keras has 1e-7)", low=0.0),
+    "optim.clip_norm": Field(0.0, "largest norm of the trained leaves' gradients; 0 for no clipping", low=0.0),
+    "optim.layer_decay": Field(1.0, "factor on the rate for each part further from the head", low=0.0, high=1.0),
+    "optim.rates": Field((), "pairs (group of the freeze rules, factor on its rate)"),
+    "optim.sam": Field(0.0, "radius of sharpness-aware minimisation, 0.05 say; two passes a step; 0 for none", low=0.0),
+    "optim.ema": Field(0.0, "share kept by the running average of weights that is then tested", low=0.0, high=0.99999),
+    "epochs": Field(10.0, "passes over the training part where there are no phases; 0 only tests", low=0.0),
+    "phases": Field((), "dicts with the fields of PHASE_FIELDS, run one after another"),
+    "patience": Field(0, "evaluations of the last phase without a better one that end the run; 0: never", low=0),
+    "wise_ft": Field(False, "test the best mixture, on validation, of first and last weights (arXiv:2109.01903)"),
+    # Work on frozen layers, see tasks/caching.py.
+    "cache.features": Field("auto", "compute outputs of frozen first layers once where nothing is augmented", CACHING),
+    "cache.views": Field(
+        0, "augmented views of a picture, computed once, that epochs take in turn; 0: always new ones", low=0
+    ),
+    "cache.dir": Field("", "folder of these outputs; empty for features/ in the cache folder"),
+    "cache.gigabytes": Field(8.0, "that they may take", low=0.0),
+    # Against overfitting; each is off at 0, with its paper in transfer/regularizers.py.
+    "regularize.dropout": Field(0.0, "share of features dropped before the head", low=0.0, high=0.95),
+    "regularize.drop_path": Field(0.0, "share of examples that skip the last residual block", low=0.0, high=0.95),
+    "regularize.label_smoothing": Field(0.0, "probability spread evenly over the classes", low=0.0, high=1.0),
+    "regularize.mixup": Field(0.0, "alpha of the Beta distribution; 0.2 is usual", low=0.0),
+    "regularize.cutmix": Field(0.0, "alpha of the Beta distribution; 1 is usual", low=0.0),
+    "regularize.l2_sp": Field(0.0, "half squared distance from the weights at the start; 0.01 say", low=0.0),
+    "regularize.l2_sp_head": Field(0.0, "half squared norm of new leaves", low=0.0),
+    "regularize.distill": Field(0.0, "distance of feature maps from the source network's", low=0.0),
+    "regularize.delta": Field(0.0, "the same, channels weighted by their use for the target (DELTA)", low=0.0),
+    "regularize.endpoints": Field((), "maps that distill and delta compare; empty for the last two"),
+    "regularize.bss": Field(0.0, "smallest squared singular value of a batch of features; 1e-3 is usual", low=0.0),
+    "regularize.co_tuning": Field(0.0, "cross-entropy of the source's own head (Co-Tuning); 2.3 is usual", low=0.0),
+    "regularize.stochastic_norm": Field(0.0, "share of BatchNorm channels on running statistics", low=0.0, high=1.0),
+    # Learning without labels: in phases with objective "pretext", or beside the labels.
+    "pretext.name": Field("", "what is learned", ("", "rotation", "simclr", "simsiam", "masked")),
+    "pretext.weight": Field(0.0, "of its loss beside that of the labels; 0: in phases of its own only", low=0.0),
+    "pretext.temperature": Field(0.1, "of simclr", low=1e-3),
+    "pretext.width": Field(128, "outputs of the projector of simclr and simsiam", low=2),
+    "pretext.crop": Field(0.3, "least share of the area in a view", low=0.05, high=1.0),
+    "pretext.jitter": Field(0.4, "strength of colour jitter in a view", low=0.0, high=1.0),
+    "pretext.share": Field(0.15, "of a text's tokens that are hidden to be guessed", low=0.01, high=0.9),
+    # What is written down.
+    "save_every": Field(1.0, "epochs between checkpoints, each after an evaluation on the validation part", low=1e-6),
+    "test_on": Field("last", "checkpoint to test: the last, or the best on validation", ("last", "best")),
+    "test_train": Field(False, "test the training part too: its distance from the test part shows overfitting"),
+    "log_every": Field(20, "steps between rows of training metrics", low=1),
+}
+
+# Of one entry of ``phases``; name and epochs must be there, what is left out is taken from the whole configuration.
+PHASE_FIELDS = {
+    "name": Field("", "for logs"),
+    "epochs": Field(1.0, "length of the phase in passes over the training part", low=1e-6),
+    "objective": Field("supervised", "learn from labels, or from all examples without them", ("supervised", "pretext")),
+    "recipe": Field("all", "what trains", partition.NAMES),
+    "stages": Field(1, "of last_n_stages, as freeze.stages", low=1),
+    "rules": Field((), "instead of a recipe, as freeze.rules"),
+    "batch_stats": Field("auto", "as freeze.batch_stats", BATCH_STATS),
+    "lr_scale": Field(1.0, "factor on optim.lr", low=0.0),
+    "layer_decay": Field(1.0, "as optim.layer_decay", low=0.0, high=1.0),
+    "rates": Field((), "as optim.rates"),
+}

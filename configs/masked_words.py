@@ -1,0 +1,40 @@
+"""A BERT learns to guess hidden words in plain texts, so that other tasks can start from it.
+
+    python run.py --config=configs/masked_words.py --config.data.name=lines --config.data.dir=FOLDER
+    python run.py --config=configs/masked_words.py:small        from scratch, on texts that every installation has
+    python run.py --config=configs/masked_words.py:smoke        seconds, no download: that it runs
+    python run.py --mode=export --workdir=RUN                   writes RUN/export, an --config.init.path for other tasks
+
+FOLDER holds train.txt, a text in a line (also dev.txt and test.txt, where there are such). By default BERT base goes on
+learning from them, which fits it to their kind of text (arXiv:2004.10964). To start from scratch, make a vocabulary
+with ``python -m tl_jax.data.vocabulary`` and give its folder as --config.init.path with --config.init.source=random.
+"""
+
+from configs import base
+
+
+def get_config(variant: str = "") -> base.Config:
+    """Return the recipe, or one of its variants."""
+    config = base.get_config()
+    config.name = "masked_words"
+    base.fine_tuning_text(config)
+    config.task = "masked"
+    config.data.name = "lines"
+    config.data.validation = 0.02
+    config.log_every = 100
+    return base.variants(config, variant, small=small, smoke=smoke)
+
+
+def small(config: base.Config) -> None:
+    """The network that ships with the package (see experiments/pretrain_words.py), drawn at random."""
+    config.init.source = "random"
+    config.init.path = ""
+    config.data.name = "docs_corpus"
+    config.batch_size = 64
+    config.epochs = 10.0
+    config.optim.lr = 1e-3
+
+
+def smoke(config: base.Config) -> None:
+    """Go on with the network that ships, on 64 texts."""
+    base.smoke_text(config)

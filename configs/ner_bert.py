@@ -1,0 +1,24 @@
+"""BERT finds names in sentences: any file of words and tags, CoNLL's for one.
+
+    python run.py --config=configs/ner_bert.py --config.data.dir=FOLDER
+    python run.py --config=configs/ner_bert.py:smoke       seconds, no download: that it runs
+    python run.py --mode=predict --workdir=RUN --input="Ada Lovelace worked in London."
+
+FOLDER holds train, dev (or valid) and test, each with .conll, .txt or no ending: a word in a line, its tag the last of
+the columns, an empty line behind each sentence. ``--config.init.path=PATH`` takes any BERT, a folder or a repository of
+the hub; the default is BERT base with capitals.
+"""
+
+from configs import base
+
+
+def get_config(variant: str = "") -> base.Config:
+    """Return the recipe, or one of its variants."""
+    config = base.get_config()
+    config.name = "ner_bert"
+    base.fine_tuning_text(config)
+    config.task = "tokens"
+    config.data.name = "conll"
+    config.init.path = "google-bert/bert-base-cased"
+    config.input.length = 128
+    return base.variants(config, variant, smoke=base.smoke_text)

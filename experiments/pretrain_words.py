@@ -1,0 +1,55 @@
+"""Make the small BERT that ships with the package: a vocabulary and a network from the installed documentation.
+
+python -m experiments.pretrain_words --workdir=DIR --output=tl_jax/weights/embedded/bert_docs
+
+The corpus is what ``tl_jax.data.docs`` calls "docs_corpus"; nothing of SciPy, which the target tasks are made of, is in
+it. The weights are kept as float16. Takes about half an hour on 2 CPU cores.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from absl import flags, logging
+
+from configs import base, masked_words
+from experiments import record
+from tl_jax import api, command
+from tl_jax.data import docs, vocabulary
+
+SIZE = 4096  # entries of the vocabulary
+SHAPE = {"width": 128, "depth": 4, "heads": 4, "hidden": 512, "positions": 128}
+WORKDIR = flags.DEFINE_string("workdir", "runs/pretrain_words", "Folder of the run.")
+OUTPUT = flags.DEFINE_string("output", "", "Folder for the network; empty writes it to the run's own folder only.")
+
+
+def main(_: list[str]) -> None:
+    """Make the vocabulary, train, export."""
+    logging.set_verbosity(logging.WARNING)
+    folder = Path(WORKDIR.value)
+    words = folder / "vocabulary"
+    if not (words / "vocab.txt").is_file():
+        vocabulary.make(docs.load("docs_corpus").train.images, SIZE, words)
+    config = masked_words.get_config("small")
+    config = base.override(config, (("model.options", {**SHAPE, "pooling": "mean"}),))
+    config.init.path = str(words)
+    summary = api.run(config, folder / "run")
+    made = api.export(config, folder / "run", "float16")
+    (made / "card.md").write_text(card(summary))
+    if OUTPUT.value:
+        shutil.copytree(made, OUTPUT.value, dirs_exist_ok=True)
+
+
+def card(summary: dict) -> str:
+    """Return what a user of the weights should know."""
+    about = {name: summary[name] for name in ("metrics", "steps", "examples", "seconds", "versions", "devices")}
+    return (
+        "# bert_docs\n\nA BERT of 4 layers of 128 that guessed hidden words in docstrings of "
+        f"{', '.join(docs.CORPUS)}, as installed (licences BSD, Apache 2.0, PSF and MIT-like); nothing of SciPy. "
+        f"Made by `python -m experiments.pretrain_words` at commit {record.commit()}; weights stored as float16.\n\n"
+        f"```json\n{json.dumps(about, indent=2)}\n```\n"
+    )
+
+
+if __name__ == "__main__":
+    command.run(main)

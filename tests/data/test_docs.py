@@ -1,0 +1,75 @@
+"""Texts of the installed libraries: what counts as one, and that nothing stands on both sides."""
+
+import numpy as np
+import pytest
+
+from tl_jax.data import docs
+from tl_jax.errors import UserError
+
+pytestmark = pytest.mark.fast
+
+DOCSTRING = """Solve a system ``a @ x = b``.
+
+It uses `lapack.gesv` and *nothing* else, see :func:`solve`.
+
+Parameters
+----------
+a : ndarray
+    Of numbers.
+
+>>> solve(1)
+"""
+
+
+def test_paragraphs_of_prose_only():
+    found = docs.paragraphs(DOCSTRING)
+    assert found == ["Solve a system ``a @ x = b``.", "It uses `lapack.gesv` and *nothing* else, see :func:`solve`."]
+    assert docs.plain(found[1]) == "It uses lapack.gesv and nothing else, see solve."
+
+
+def test_words_in_code_are_tagged():
+    words, tags = docs.tagged("It uses `lapack.gesv` and *nothing* else, see :func:`solve`.")
+    assert words == "It uses lapack . gesv and nothing else , see solve .".split()
+    assert tags == [0, 0, 1, 2, 2, 0, 0, 0, 0, 0, 1, 0]
+    assert docs.tagged("no code at all")[1] == [0, 0, 0, 0]
+
+
+def test_docstrings_of_a_package_that_is_not_imported(tmp_path, monkeypatch):
+    package = tmp_path / "made_up"
+    (package / "tests").mkdir(parents=True)
+    (package / "__init__.py").write_text('"""Of the package."""\nraise RuntimeError("imported")\n')
+    (package / "core.py").write_text(
+        'class A:\n    """Of A."""\n\n    def f(self):\n        """Of f."""\n\n\ndef g():\n    pass\n\n\n'
+        'add_newdoc("x", """\n    Of what is\n    written in C.\n    """)\n'
+    )
+    (package / "tests" / "test_a.py").write_text('"""Of a test."""\n')
+    (package / "broken.py").write_text("def (:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = docs.docstrings("made_up")
+    assert {text for _, text in found} == {"Of the package.", "Of A.", "Of f.", "Of what is\nwritten in C."}
+    assert ("made_up.core", "Of f.") in found
+    with pytest.raises(UserError, match="no_such_package is not installed"):
+        docs.docstrings("no_such_package")
+
+
+@pytest.mark.parametrize("name", ["docs", "docs_names"])
+def test_sets_have_parts_that_do_not_overlap(name):
+    source = docs.load(name)
+    parts = [source.train, source.validation, source.test]
+    texts = [{" ".join(text) if isinstance(text, list) else text for text in part.images} for part in parts]
+    assert not (texts[0] & texts[2] or texts[0] & texts[1] or texts[1] & texts[2])
+    total = sum(map(len, texts))
+    assert total > 1500 and 0.15 < len(texts[2]) / total < 0.25
+    labels = np.concatenate(
+        [np.ravel(np.concatenate(list(p.labels)) if name == "docs_names" else p.labels) for p in parts]
+    )
+    assert set(labels) == set(range(len(source.classes)))
+
+
+def test_what_was_found_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path))
+    first = docs.load.__wrapped__("docs")
+    monkeypatch.setattr(docs, "docs", None)  # not called again
+    again = docs.load.__wrapped__("docs")
+    assert list(first.train.images) == list(again.train.images) and first.classes == again.classes
+    np.testing.assert_array_equal(first.test.labels, again.test.labels)

@@ -1,0 +1,244 @@
+"""Text tasks end to end on a small network: they learn, freeze, cache, guess words, answer, and go out as folders."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base, check, sst2_bert
+from tests.text import network
+from tl_jax import api, huggingface, tree
+from tl_jax.errors import UserError
+from tl_jax.runs import make_task, restore
+from tl_jax.train import loop
+from tl_jax.train.workdir import read_json
+
+GOOD, BAD = "good acting as the film", "bad plot don t"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Folder with a network of random weights, its vocabulary, and texts: two classes by their words."""
+    where = tmp_path_factory.mktemp("text")
+    huggingface.save(where / "net", network(where / "net"))
+    rng = np.random.default_rng(0)
+
+    def sentence(words):
+        return " ".join(rng.choice([*words.split(), "a", "its", "world", "cafe"], rng.integers(3, 9)))
+
+    for part, n in (("train", 96), ("dev", 16), ("test", 31)):
+        rows = [f"{sentence((BAD, GOOD)[i % 2])} {('bad', 'good')[i % 2]}\t{i % 2}" for i in range(n)]
+        (where / f"{part}.tsv").write_text("\n".join(rows))
+        tagged = [[(w, "B-X" if w in GOOD.split() else "O") for w in sentence(GOOD).split()] for _ in range(n)]
+        (where / f"{part}.conll").write_text("\n\n".join("\n".join(f"{w} {t}" for w, t in row) for row in tagged))
+    return where
+
+
+def configure(folder, *changes):
+    common = (
+        ("arms", ()), ("init.path", str(folder / "net")), ("data.dir", str(folder)), ("batch_size", 8),
+        ("eval_batch_size", 16), ("optim.lr", 3e-3), ("input.length", 12), ("log_every", 4),
+    )  # fmt: skip
+    return base.override(sst2_bert.get_config(), (*common, *changes))
+
+
+TOKENS = (("task", "tokens"), ("data.name", "conll"), ("data.columns", ()), ("data.text", ("text",)))
+WORDS = (("task", "masked"),)
+
+
+def test_a_text_task_learns_and_a_second_run_has_the_same_bits(folder, tmp_path):
+    config = configure(folder)
+    first, again = api.run(config, tmp_path / "a"), api.run(config, tmp_path / "b")
+    assert first["metrics"]["accuracy"] > 0.9 and first["examples_evaluated"] == 31
+    assert first["parameters_sha256"] == again["parameters_sha256"]
+    assert set(first["per_class"]) == {"0", "1"} and first["per_class"]["0"]["examples"] == 16
+    assert api.evaluate(config, tmp_path / "a")["metrics"] == pytest.approx(first["metrics"])
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(folder, tmp_path):
+    config = configure(folder, ("epochs", 2.0), ("save_every", 0.5))
+    whole = api.run(config, tmp_path / "whole")
+    half = base.override(config, (("epochs", 1.0),))
+    # Steps up to the stop must be those of the whole: the schedule is that of the phase, so stop by hand instead.
+    task = make_task(config)
+    from tl_jax.transfer import phases
+
+    plan = phases.resolve(config, task.sizes, task.parts)
+    stop = plan[0]._replace(stop=12)
+    fitted = loop.fit(task, (stop,), loop.Pace(6, 4), 0, tmp_path / "cut", verbose=False)
+    fitted.checkpoints.close()
+    assert int(fitted.state.step) == 12 and half.epochs == 1.0
+    fitted = loop.fit(task, plan, loop.Pace(6, 4), 0, tmp_path / "cut", verbose=False)
+    fitted.checkpoints.close()
+    from tl_jax.train.state import digest
+
+    assert fitted.resumed_from == 12 and digest(jax.device_get(fitted.state.variables)) == whole["parameters_sha256"]
+
+
+def test_words_are_tagged(folder, tmp_path):
+    summary = api.run(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path)
+    assert summary["metrics"]["f1"] > 0.9 and summary["per_class"]["X"]["examples"] > 31
+
+
+def test_words_are_guessed(folder, tmp_path):
+    summary = api.run(configure(folder, *WORDS, ("epochs", 8.0), ("pretext.share", 0.3)), tmp_path)
+    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert summary["metrics"]["loss"] < 0.8 * np.log(117) and len(rows) > 3
+    config = base.override(configure(folder, *WORDS, ("epochs", 8.0), ("pretext.share", 0.3)), ())
+    again = base.override(config, (("eval_batch_size", 4),))
+    assert api.evaluate(again, tmp_path)["metrics"]["loss"] == pytest.approx(summary["metrics"]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [(), TOKENS])
+def test_with_the_head_alone_nothing_below_changes_or_is_dropped(folder, tmp_path, kind):
+    common = (*kind, ("freeze.recipe", "head"), ("freeze.prove", True), ("epochs", 4.0), ("optim.schedule", "constant"))
+    cached = api.run(configure(folder, *common, ("cache.dir", str(tmp_path / "cache"))), tmp_path / "a")
+    other = api.run(configure(folder, *common, ("cache.features", "off")), tmp_path / "b")
+    assert cached["freeze"]["changed"] == 0 and cached["parameters"]["trainable"] in (34, 34)
+    assert bool(list((tmp_path / "cache").glob("*.npy"))) == (not kind)
+    if kind:
+        assert cached["parameters_sha256"] == other["parameters_sha256"]
+    else:  # other batches: those of features are not sorted by length
+        assert abs(cached["metrics"]["loss"] - other["metrics"]["loss"]) < 0.1
+
+
+def test_cached_features_are_those_of_the_network(folder, tmp_path):
+    task, _, state = trained(folder, tmp_path, ("init.head", "logistic"), ("epochs", 0.0))
+    values = api.evaluate(configure(folder, ("init.head", "logistic"), ("epochs", 0.0)), tmp_path)["metrics"]
+    from sklearn.linear_model import LogisticRegression
+
+    parts = {}
+    for part in ("train", "test"):
+        rows = [(np.asarray(task.features(state.variables, b))[b["mask"] > 0], b["label"][b["mask"] > 0])
+                for b in task.eval_batches(part)]  # fmt: skip
+        parts[part] = [np.concatenate(side) for side in zip(*rows, strict=True)]
+    peers = [LogisticRegression(C=10.0**i, max_iter=5000).fit(*parts["train"]) for i in range(-4, 3)]
+    scores = [peer.score(*parts["test"]) for peer in peers]
+    assert min(abs(values["accuracy"] - score) for score in scores) < 0.04
+
+
+def trained(folder, where, *changes):
+    config = configure(folder, *changes)
+    api.run(config, where)
+    return restore(config, where)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (("adapt.kind", "lora"), ("adapt.rank", 2), ("freeze.recipe", "adapters")),
+        (("adapt.kind", "bottleneck"), ("adapt.rank", 2), ("freeze.recipe", "adapters")),
+        (("freeze.recipe", "bias_only"),),
+        (("freeze.recipe", "norm_only"),),
+        (("freeze.recipe", "last_n_stages"), ("freeze.stages", 2)),
+        (("optim.layer_decay", 0.8), ("regularize.l2_sp", 0.01), ("regularize.label_smoothing", 0.1)),
+        (("regularize.distill", 0.1), ("regularize.bss", 1e-3), ("regularize.dropout", 0.3)),
+        (("optim.sam", 0.05), ("optim.ema", 0.9)),
+        (("pretext.name", "masked"), ("pretext.weight", 0.5)),
+    ],
+)
+def test_the_words_for_pictures_are_those_for_texts(folder, tmp_path, changes):
+    summary = api.run(configure(folder, *changes, ("freeze.prove", True)), tmp_path)
+    assert summary["freeze"]["changed"] == 0 and summary["metrics"]["loss"] < 0.75
+    assert (summary["parameters"]["frozen"] > 0) == any(c[0] == "freeze.recipe" for c in changes)
+
+
+def test_words_are_guessed_first(folder, tmp_path):
+    phases = (
+        {"name": "words", "objective": "pretext", "epochs": 3.0},
+        {"name": "labels", "epochs": 2.0, "recipe": "all"},
+    )
+    config = (
+        configure(folder, ("epochs", 3.0), ("phases", ())) if False else configure(folder, ("pretext.name", "masked"))
+    )
+    config = base.override(config, (("epochs", base.FIELDS["epochs"].default), ("phases", phases)))
+    config = base.override(config, (("data.train_examples", 32),))
+    summary = api.run(config, tmp_path)
+    assert summary["examples"]["unlabelled"] == 96 and summary["steps"] == 36 + 8
+    import json
+
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["phase"] == "words" and row["split"] == "train"]
+    assert losses[-1] < losses[0]
+
+
+def test_an_export_opens_again_with_the_same_answers(folder, tmp_path, capsys):
+    config = configure(folder, ("adapt.kind", "lora"), ("adapt.rank", 2))
+    task, _, state = trained(folder, tmp_path, ("adapt.kind", "lora"), ("adapt.rank", 2))
+    net = huggingface.load("bert", api.export(config, tmp_path))
+    assert net.classes == ("0", "1") and not net.new
+    texts = [GOOD, BAD]
+    found = api.predict(config, tmp_path, texts)
+    logits, _ = net.model.apply(net.variables, **net.tokenize(texts))
+    for row, entry in zip(jax.nn.softmax(logits), found, strict=True):
+        np.testing.assert_allclose(row, list(entry["probabilities"].values()), atol=1e-5)
+    assert "█" in capsys.readouterr().out
+    kept = configure(folder, ("init.path", str(tmp_path / "export")), ("init.head", "keep"), ("epochs", 0.0))
+    assert api.run(kept, tmp_path / "kept")["metrics"] == pytest.approx(read_json(tmp_path / "summary.json")["metrics"])
+
+
+def test_entities_are_drawn(folder, tmp_path, capsys):
+    api.run(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path)
+    (found,) = api.predict(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path, ["the world, acting!"])
+    assert [entity["text"] for entity in found["entities"]] == ["the", "acting"]
+    assert "[the](X) world, [acting](X)!" in capsys.readouterr().out
+    with pytest.raises(UserError, match="nothing to predict; pass --input=TEXT"):
+        api.predict(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path, [" "])
+
+
+def test_a_head_with_classes_in_another_order_is_refused(folder, tmp_path):
+    net = huggingface.load("bert", folder / "net", 2)
+    huggingface.save(tmp_path, net, ("1", "0"))
+    with pytest.raises(UserError, match="classes in another order"):
+        make_task(configure(folder, ("init.path", str(tmp_path)), ("init.head", "keep")))
+
+
+def test_cut_texts_are_said(folder, capsys):
+    make_task(configure(folder, ("input.length", 6)))
+    assert "texts are cut to 6 tokens; config.input.length may be up to 40" in capsys.readouterr().out
+
+
+def test_heads_are_drawn_from_the_key_and_the_rest_is_loaded(folder):
+    task = make_task(configure(folder))
+    one, two = (tree.flatten(task.init(jax.random.key(i))["params"]) for i in range(2))
+    differ = [path for path in one if not np.array_equal(one[path], two[path])]
+    assert set(differ) <= {"head/kernel", "head/bias"} and "head/kernel" in differ
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ((("augment.flip", True),), "augment.flip has no effect with config.task=text"),
+        ((("regularize.mixup", 0.2),), "regularize.mixup has no effect with config.task=text"),
+        ((("model.name", "resnet50"),), "model.name=resnet50 is no network for task=text; take one of bert, distil"),
+        ((("task", "image"),), "model.name=bert is no network for task=image"),
+        ((("init.source", "keras"),), "init.source=keras has no text networks"),
+        ((("init.source", "huggingface"), ("init.path", "")), "need a folder or a repository"),
+        ((("pretext.name", "simclr"), ("pretext.weight", 1.0)), "pretext.name=simclr is not for task=text"),
+        ((("task", "tokens"), ("init.head", "ridge")), "init.head=ridge is not for task=tokens"),
+        ((("task", "masked"), ("data.per_class", 3)), "data.per_class is for tasks with a label for each"),
+        ((("data.text", ()),), "data.text=.* must name one column, or two"),
+        ((("freeze.recipe", "last_n_stages"), ("freeze.stages", 9)), "last_n_stages with 9 stages does not fit"),
+    ],
+)  # fmt: skip
+def test_what_means_nothing_is_refused(folder, changes, message):
+    with pytest.raises(UserError, match=message):
+        check.validate(configure(folder, *changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ((("task", "tokens"),), "has one label for each text; set config.task=text"),
+        ((*TOKENS, ("task", "text")), "has a tag for each word; set config.task=tokens"),
+        ((("data.label", "stars"),), "no column 'stars'"),
+        ((("model.num_classes", 5),), "num_classes=5, but .* has 2 classes"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(folder, changes, message):
+    with pytest.raises(UserError, match=message):
+        make_task(configure(folder, *changes))
+
+
+def test_no_preview_of_texts(folder, tmp_path):
+    with pytest.raises(UserError, match="config.task=text has none"):
+        api.preview(configure(folder), tmp_path)

@@ -1,0 +1,58 @@
+"""Scores of classes and entities, against values worked by hand."""
+
+import numpy as np
+import pytest
+
+from tl_jax.tasks import verdicts
+
+pytestmark = pytest.mark.fast
+
+
+def test_classes_by_hand():
+    batch = {"label": np.array([0, 0, 1, 1, 2, 2]), "mask": np.array([1, 1, 1, 1, 1, 0])}
+    verdict = verdicts.of_texts(("a", "b", "c"))([np.array([0, 1, 1, 1, 0, 2])], [batch])
+    # a: 1 of 2 found, 1 of 2 right; b: 2 of 2, 2 of 3; c: none of 1
+    assert verdict.per_class["a"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "examples": 2}
+    assert verdict.per_class["b"]["precision"] == pytest.approx(2 / 3) and verdict.per_class["c"]["f1"] == 0
+    assert verdict.values["f1"] == pytest.approx((0.5 + 0.8 + 0) / 3)
+    # Matthews: (c s - sum p t) / sqrt((s^2 - sum p^2) (s^2 - sum t^2)), c = 3 of s = 5; p = 2, 3, 0; t = 2, 2, 1
+    assert verdict.values["matthews"] == pytest.approx((15 - 10) / np.sqrt((25 - 13) * (25 - 9)))
+
+
+TAGS = ("O", "B-LOC", "B-PER", "I-LOC", "I-PER")
+
+
+def judged(true, predicted):
+    label = np.array([[TAGS.index(tag) if tag else -1 for tag in row] for row in true])
+    numbers = np.array([[TAGS.index(tag) for tag in row] for row in predicted])
+    return verdicts.of_tokens(TAGS)([numbers], [{"label": label, "mask": np.ones(len(true))}])
+
+
+def test_entities_by_hand():
+    true = [["", "B-PER", "I-PER", "O", "B-LOC", ""], ["", "O", "B-LOC", "I-LOC", "O", ""]]
+    found = [["O", "B-PER", "I-PER", "O", "B-PER", "O"], ["B-LOC", "O", "B-LOC", "O", "O", "O"]]
+    verdict = judged(true, found)  # of three entities one is found whole, one of another kind, one too short
+    assert verdict.values == pytest.approx({"precision": 1 / 3, "recall": 1 / 3, "f1": 1 / 3})
+    assert verdict.per_class["PER"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "examples": 1}
+    assert verdict.per_class["LOC"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "examples": 2}
+
+
+def test_tags_that_do_not_fit_are_read_as_conll_does():
+    verdict = judged([["B-PER", "I-PER", "O"]], [["I-PER", "I-PER", "O"]])
+    assert verdict.values["f1"] == 1.0
+    verdict = judged([["B-PER", "B-LOC", "O"]], [["B-PER", "I-LOC", "O"]])  # another kind begins another entity
+    assert verdict.values["f1"] == 1.0
+
+
+def test_nothing_found_is_zero():
+    verdict = judged([["B-PER", "O"]], [["O", "O"]])
+    assert verdict.values == {"precision": 0, "recall": 0, "f1": 0} and verdict.per_class["PER"]["examples"] == 1
+    assert judged([["O", "O"]], [["O", "O"]]).values["f1"] == 0
+
+
+def test_other_tags_are_classes():
+    judge = verdicts.of_tokens(("NOUN", "VERB"))
+    batch = {"label": np.array([[0, 1, -1], [1, -1, -1]]), "mask": np.array([1, 1])}
+    verdict = judge([np.array([[0, 0, 1], [1, 0, 0]])], [batch])
+    assert verdict.per_class["NOUN"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "examples": 1}
+    assert set(verdict.values) == {"f1", "matthews"}

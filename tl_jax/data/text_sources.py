@@ -1,0 +1,74 @@
+"""Text sets by name: files, what the installed libraries say of themselves, and TFDS."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tl_jax.data import docs, sources, texts
+from tl_jax.data.pictures import Source, Split, cut_test
+from tl_jax.data.texts import Columns
+from tl_jax.errors import UserError
+
+EMBEDDED = ("docs", "docs_names", "docs_corpus")
+
+
+def load(name: str, data_dir: str = "", columns: Columns = texts.FIRST_LINE) -> Source:
+    """Load a text set by name.
+
+    Args:
+        name: "docs", "docs_names" or "docs_corpus" (see ``docs``; no files needed), "tsv", "csv", "jsonl", "conll" or
+            "lines" (files under ``data_dir``, see ``texts.read``), or any TFDS set with text features and a class
+            label, such as "ag_news_subset".
+        data_dir: folder or file with the texts, or TFDS folder; empty for TFDS' own default.
+        columns: where text and label stand; in TFDS, the names of its features.
+
+    Raises:
+        UserError: the set is absent, or its files cannot be read; the message names file and line.
+    """
+    if name in EMBEDDED:
+        return docs.load(name)
+    if name in texts.ENDINGS:
+        if not data_dir:
+            raise UserError(f"config.data.name={name} needs files; pass --config.data.dir=FOLDER, with train.* in it")
+        return texts.read(Path(data_dir), name, columns)
+    return tfds_source(name, data_dir, columns)
+
+
+def tfds_source(name: str, data_dir: str, columns: Columns) -> Source:
+    """Read a prepared TFDS set of texts; parts that were published without labels are left out."""
+    builder = sources.prepared(name, data_dir)
+    features, parts = builder.info.features, builder.info.splits
+    absent = [each for each in (*columns.text, columns.label) if each not in features]
+    if absent or not hasattr(features[columns.label], "names"):
+        raise UserError(
+            f"data set {name!r} has {', '.join(features)}; set config.data.text to its texts and config.data.label to "
+            "its class label"
+        )
+    if "train" not in parts:
+        raise UserError(f"data set {name!r} has no train part (it has {', '.join(parts)})")
+    title, classes = f"{name}:{builder.info.version}", tuple(features[columns.label].names)
+    train = _read(builder, "train", columns)
+    found = {part: _read(builder, part, columns) for part in ("test", "validation") if part in parts}
+    labelled = {part: split for part, split in found.items() if (split.labels >= 0).all()}
+    if not labelled:
+        return cut_test(title, train, classes, "fifth")
+    tested, *other = labelled
+    return Source(title, train, labelled[tested], classes, tested, *(labelled[part] for part in other))
+
+
+def _read(builder: Any, part: str, columns: Columns) -> Split:
+    rows = list(_records(builder.info.splits[part].filepaths, columns))
+    expected = builder.info.splits[part].num_examples
+    if len(rows) != expected:
+        raise UserError(f"{builder.data_dir} has {len(rows)} of {expected} {part} examples; prepare it again")
+    found = np.empty(len(rows), object)
+    found[:] = [text for text, _ in rows]
+    return Split(found, np.asarray([label for _, label in rows], np.int32))
+
+
+def _records(files: Any, columns: Columns) -> Iterator[tuple[Any, int]]:
+    for feature in sources.features(sources.readers(files)):
+        values = tuple(feature[name].bytes_list.value[0].decode() for name in columns.text)
+        yield values[0] if len(values) == 1 else values, feature[columns.label].int64_list.value[0]
