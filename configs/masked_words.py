@@ -31,8 +31,8 @@ def small(config: base.Config) -> None:
     config.init.path = ""
     config.data.name = "docs_corpus"
     config.batch_size = 64
-    config.epochs = 10.0
-    config.optim.lr = 1e-3
+    config.epochs = 20.0
+    config.optim.lr = 2e-3
 
 
 def smoke(config: base.Config) -> None:

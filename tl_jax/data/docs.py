@@ -35,7 +35,8 @@ TARGET = "scipy"
 CORPUS = ("numpy", "sklearn", "jax", "flax", "optax", "matplotlib", "h5py", "PIL", "orbax", "absl", "asyncio", "email")
 LEAST_WORDS, MOST_WORDS = 4, 120
 LEAST_EXAMPLES = 80  # of a class
-SHARES = {"test": range(0, 20), "validation": range(20, 30)}  # of a hundred; the rest is for training
+SHARES = {"test": 20, "validation": 10}  # of a hundred; the rest is for training
+CORPUS_SHARES = {"test": 3, "validation": 3}
 _CODE = re.compile(r"``(.+?)``|`([^`<]+)`")
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -178,7 +179,8 @@ def _source(name: str, texts: Sequence[Any], labels: Sequence[Any], classes: Seq
     values = np.empty(len(labels), object if tagged else np.int32)
     values[:] = [np.asarray(labels[i], np.int32) if tagged else labels[i] for i in order]
     side = np.asarray([hashes[i] % 100 for i in order])
-    parts = {part: np.isin(side, list(share)) for part, share in SHARES.items()}
-    parts["train"] = ~(parts["test"] | parts["validation"])
+    shares = CORPUS_SHARES if name == "docs_corpus" else SHARES
+    parts = {"test": side < shares["test"], "train": side >= sum(shares.values())}
+    parts["validation"] = ~(parts["test"] | parts["train"])
     cut = {part: Split(images[rows], values[rows]) for part, rows in parts.items()}
-    return Source(name, cut["train"], cut["test"], tuple(classes), "a fifth held out", cut["validation"])
+    return Source(name, cut["train"], cut["test"], tuple(classes), f"{shares['test']} % held out", cut["validation"])
