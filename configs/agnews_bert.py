@@ -9,7 +9,7 @@ single file, of which a fifth is then for testing. For TFDS' set take --config.d
 ``--config.init.path=PATH`` takes any BERT, a folder or a repository of the hub; the default is BERT base.
 """
 
-from configs import base
+from configs import base, mechanisms
 
 
 def get_config(variant: str = "") -> base.Config:
@@ -22,4 +22,4 @@ def get_config(variant: str = "") -> base.Config:
     config.data.text = ("title", "description")
     config.data.label = "class"
     config.input.length = 128
-    return base.variants(config, variant, smoke=base.smoke_text)
+    return base.variants(config, variant, smoke=base.smoke_text, **mechanisms.MECHANISMS)

@@ -24,8 +24,9 @@ def still_norms(config: Config) -> None:
 
 def scratch(config: Config) -> None:
     """Train everything from random weights: what transfer has to beat."""
-    config.init.layout = config.init.source
-    config.init.source, config.init.path = "random", ""
+    if config.task == "image":
+        config.init.layout, config.init.path = config.init.source, ""  # a text network's folder has the tokenizer
+    config.init.source = "random"
 
 
 def logistic(config: Config) -> None:
@@ -201,6 +202,16 @@ def simsiam_first(config: Config) -> None:
     _pretext_first(config, "simsiam")
 
 
+def words_beside(config: Config) -> None:
+    """Guess hidden words of the texts beside their labels: BERT's own pretext, arXiv:1810.04805."""
+    config.pretext.name, config.pretext.weight = "masked", 0.1
+
+
+def words_first(config: Config) -> None:
+    """Guess hidden words of the unlabelled texts, then fine-tune: arXiv:2004.10964."""
+    _pretext_first(config, "masked")
+
+
 def _pretext_first(config: Config, name: str, epochs: float = 10.0) -> None:
     """Add a phase of the pretext before the whole of fine-tuning."""
     config.pretext.name = name
@@ -213,10 +224,8 @@ def _pretext_first(config: Config, name: str, epochs: float = 10.0) -> None:
 
 def _plain_pictures(config: Config) -> None:
     """Turn augmentation off: a probe sees each picture once, as it is."""
-    for path in FIELDS:
-        group, _, name = path.partition(".")
-        if group == "augment":
-            config.augment[name] = FIELDS[path].default
+    for path in (path for path in FIELDS if path.startswith("augment.")):
+        config.augment[path.removeprefix("augment.")] = FIELDS[path].default
 
 
 MECHANISMS: dict[str, Callable[[Config], None]] = {
@@ -225,6 +234,16 @@ MECHANISMS: dict[str, Callable[[Config], None]] = {
         scratch, fine_tune, still_norms, logistic, ridge, head, lp_ft, last_stages, gradual, layer_decay,
         norm_only, bias_only, lora, parallel, bottleneck, distill, wise_ft, ema, l2_sp, delta, bss, co_tuning,
         stochastic_norm, label_smoothing, mixup, cutmix, dropout, drop_path, sam, early_stop, rotation_beside,
-        simclr_beside, simsiam_beside, rotation_first, simclr_first, simsiam_first,
+        simclr_beside, simsiam_beside, rotation_first, simclr_first, simsiam_first, words_beside, words_first,
     )
 }  # fmt: skip
+TEXTS_ONLY = ("words_beside", "words_first")
+PICTURES_ONLY = (
+    "still_norms", "parallel", "delta", "co_tuning", "stochastic_norm", "mixup", "cutmix", "drop_path",
+    *(f"{name}_{when}" for name in ("rotation", "simclr", "simsiam") for when in ("beside", "first")),
+)  # fmt: skip
+
+
+def fitting(task: str) -> tuple[str, ...]:
+    """Return the names of the mechanisms for a kind of task."""
+    return tuple(name for name in MECHANISMS if name not in (TEXTS_ONLY if task == "image" else PICTURES_ONLY))

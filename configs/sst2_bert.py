@@ -8,7 +8,7 @@ GLUE's own TFDS set take --config.data.name=glue/sst2 --config.data.text="('sent
 takes any BERT, a folder or a repository of the hub; the default is BERT base.
 """
 
-from configs import base
+from configs import base, mechanisms
 
 
 def get_config(variant: str = "") -> base.Config:
@@ -20,4 +20,4 @@ def get_config(variant: str = "") -> base.Config:
     config.data.columns = ("sentence", "label")
     config.data.text = ("sentence",)
     config.input.length = 64
-    return base.variants(config, variant, smoke=base.smoke_text)
+    return base.variants(config, variant, smoke=base.smoke_text, **mechanisms.MECHANISMS)

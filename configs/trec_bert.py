@@ -7,7 +7,7 @@ FOLDER holds train.tsv and test.tsv, a label and a question in a line, without n
 ``--config.init.path=PATH`` takes any BERT, a folder or a repository of the hub; the default is BERT base.
 """
 
-from configs import base
+from configs import base, mechanisms
 
 
 def get_config(variant: str = "") -> base.Config:
@@ -19,4 +19,4 @@ def get_config(variant: str = "") -> base.Config:
     config.data.columns = ("label", "question")
     config.data.text = ("question",)
     config.input.length = 64
-    return base.variants(config, variant, smoke=base.smoke_text)
+    return base.variants(config, variant, smoke=base.smoke_text, **mechanisms.MECHANISMS)

@@ -2,6 +2,8 @@
 
     python -m experiments.mechanisms --config=configs/flowers_mobilenet.py --per_class=5,20,0 --steps=40,100,200 \\
         --config.data.dir=FOLDER --config.init.path=WEIGHTS --workdir=DIR
+    python -m experiments.mechanisms --config=configs/sst2_bert.py --per_class=50 --steps=60 \\
+        --config.data.dir=FOLDER --config.init.path=BERT --workdir=DIR               the same for texts
     python -m experiments.mechanisms --smoke --workdir=DIR                       a tiny network, minutes, no download
 
 For each mechanism of configs/mechanisms.py and each number of examples per class, every rate of the grid is run with
@@ -74,7 +76,7 @@ def protocol() -> dict[str, Any]:
         "network": config.model.name,
         "source": config.init.source,
         "data": data.name,
-        "pixels": config.input.size,
+        **({"pixels": config.input.size} if config.task == "image" else {"tokens": config.input.length}),
         "batch": config.batch_size,
         "steps": dict(zip(PER_CLASS.value, map(int, STEPS.value), strict=True)),
         "rates": RATES.value,
@@ -84,7 +86,7 @@ def protocol() -> dict[str, Any]:
 
 def chosen() -> list[str]:
     """Return the names of the mechanisms to run."""
-    known = [*mechanisms.MECHANISMS, *mechanisms_made.MADE]
+    known = [*mechanisms.fitting(CONFIG.value.task), *mechanisms_made.MADE]
     for name in NAMES.value:
         if name not in known:
             raise UserError(f"no mechanism {name!r}; {nearest(name, known)}")
@@ -160,8 +162,11 @@ def prepared(name: str, size: int, rate: float, seed: int) -> base.Config:
 
 def shrink(config: base.Config) -> None:
     """Make a configuration small."""
-    base.smoke(config)
-    config.data.name, config.data.dir, config.data.train_examples = "gratings", "", 0
+    text = config.task != "image"
+    (base.smoke_text if text else base.smoke)(config)
+    config.data.name, config.data.dir, config.data.train_examples = "docs" if text else "gratings", "", 0
+    if text:
+        return
     config.model.name, config.init.source, config.init.path = "resnet8", "tl_jax", ""
     config.input.size, config.eval_batch_size = 16, 64
 
@@ -179,9 +184,13 @@ def training_examples(config: base.Config) -> int:
 
 def source(config: base.Config) -> Any:
     """Return the target's data."""
-    from tl_jax.tasks import image
+    if config.task == "image":
+        from tl_jax.tasks import image
 
-    return image.load_source(config, config.input.size)
+        return image.load_source(config, config.input.size)
+    from tl_jax.tasks import text
+
+    return text.load_source(config)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ AGAINST_OVERFITTING: Mapping[str, Sequence[str]] = {
     "averages and flatness": ("wise_ft", "ema", "sam", "early_stop"),
     "self-supervision": (
         "rotation_beside", "simclr_beside", "simsiam_beside", "rotation_first", "simclr_first", "simsiam_first",
+        "words_beside", "words_first",
     ),
 }  # fmt: skip
 

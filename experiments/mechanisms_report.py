@@ -85,7 +85,7 @@ def about(how: dict[str, Any], found: Sequence[Row]) -> str:
     commits = sorted({row.commit for row in found} - {""})
     versions = "; ".join(", ".join(f"{k} {v}" for k, v in seen.items()) for seen in how.get("versions", []))
     lines = [
-        f"{how['network']} ({how['source']} weights) on {how['data']}, pictures of {how['pixels']} pixels, batches of "
+        f"{how['network']} ({how['source']} weights) on {how['data']}, {_inputs(how)}, batches of "
         f"{how['batch']}: {budget}.",
         f"Test accuracy in percent on {found[0].examples_evaluated} examples, mean and 95 % interval (Student's t) of "
         f"{len({row.seed for row in found})} seeds; gap: training less test accuracy, in points; the last column of a "
@@ -149,6 +149,10 @@ def draw_gain(found: Sequence[Row], path: Path) -> Path:
 
 def _sizes(found: Sequence[Row]) -> list[int]:
     return sorted({row.per_class for row in found}, key=lambda n: n or 10**9)
+
+
+def _inputs(how: dict[str, Any]) -> str:
+    return f"pictures of {how['pixels']} pixels" if "pixels" in how else f"texts of up to {how['tokens']} tokens"
 
 
 def _size(per_class: int) -> str:

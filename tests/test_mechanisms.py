@@ -15,17 +15,28 @@ from tl_jax.train import loop
 from tl_jax.train.state import digest
 from tl_jax.transfer import phases
 
-NAMES = list(mechanisms.MECHANISMS)
+RECIPES = [(recipe, name) for recipe in (ct_mobilenet, flowers_mobilenet) for name in mechanisms.fitting("image")]
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("recipe", [ct_mobilenet, flowers_mobilenet], ids=lambda module: module.__name__)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("recipe", "name"), RECIPES, ids=lambda each: getattr(each, "__name__", each))
 def test_every_mechanism_makes_a_valid_recipe(recipe, name):
     plain, config = recipe.get_config("fine_tune"), recipe.get_config(name)
     check.validate(config)
     assert config.name == f"{recipe.__name__.rpartition('.')[2]}_{name}"
     assert (config.to_dict() | {"name": ""}) != (plain.to_dict() | {"name": ""}) or name == "fine_tune"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", mechanisms.fitting("text"))
+def test_every_mechanism_for_texts_makes_a_valid_recipe(name, tmp_path):
+    huggingface.save(tmp_path, network(tmp_path))
+    config = sst2_bert.get_config(name)
+    config.init.path = str(tmp_path)
+    if name in ("last_stages", "gradual"):  # they count the parts of a network, which is read from its folder
+        config = base.override(sst2_bert.get_config(), (("init.path", str(tmp_path)),))
+        mechanisms.MECHANISMS[name](config)
+    check.validate(config)
 
 
 @pytest.fixture(scope="module")
