@@ -1,6 +1,7 @@
 """What recipes start from, and share. Recipes beside this file override a few of the fields."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from flax import traverse_util
@@ -95,15 +96,19 @@ def override(config: Config, changes: tuple[tuple[str, Any], ...]) -> Config:
     return config
 
 
-def part_names(config: Config) -> tuple[str, ...]:
-    """Return the names of the network's parts; nothing is computed."""
+def part_names(config: Config, local: bool = False) -> tuple[str, ...]:
+    """Return the names of the network's parts; nothing is computed.
+
+    A text network's are those of its folder; with ``local``, where that is still to be downloaded, those of BERT base.
+    """
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
     options = {"endpoint": config.model.endpoint, **options}
-    if config.model.name in models.TEXT:
-        from tl_jax import huggingface  # with the tokenizers, which pictures have no use for
+    name, source, path = config.model.name, config.init.source, config.init.path
+    if name not in models.TEXT or (local and path and not Path(path).expanduser().is_dir()):
+        return models.create(name, 0, **options).part_names()
+    from tl_jax import huggingface  # with the tokenizers, which pictures have no use for
 
-        return huggingface.part_names(config.model.name, config.init.source, config.init.path, **options)
-    return models.create(config.model.name, 0, **options).part_names()
+    return huggingface.part_names(name, source, path, **options)
 
 
 def members(config: Config) -> list[tuple[str, int, Config]]:

@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[2]
 
 
 class Worker:
-    """A process of ``peers.py``."""
+    """A process of ``peers.py``, or of another module that answers in the same way."""
 
-    def __init__(self, peer: str, *flags: str):
-        command = [sys.executable, "-m", "experiments.benchmarks.peers", f"--peer={peer}", *flags]
+    def __init__(self, peer: str, *flags: str, module: str = "experiments.benchmarks.peers"):
+        command = [sys.executable, "-m", module, f"--peer={peer}", *flags]
         self._process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True,

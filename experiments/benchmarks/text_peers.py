@@ -1,0 +1,96 @@
+"""A training step of a text network in one library, as a process that answers with seconds (see ``peers.py``).
+
+    python -m experiments.benchmarks.text_peers --peer=transformers --bert=FOLDER --data_dir=SST2
+
+``length32 N`` and ``length128 N`` are N steps on 32 random texts of that length, ``epoch N`` the first N steps of an
+epoch over SST-2: in length buckets here, padded to 128 tokens there.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from absl import flags
+
+from configs import base, sst2_bert
+from tl_jax import command
+from tl_jax.runs import make_task
+from tl_jax.train import devices
+from tl_jax.train.loop import initial_state, stream_key
+from tl_jax.train.step import make_init, make_train_step
+from tl_jax.transfer import phases
+
+PEER = flags.DEFINE_enum("peer", "tl_jax", ["tl_jax", "transformers"], "Library.")
+BERT = flags.DEFINE_string("bert", None, "Folder of the network.", required=True)
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of SST-2.", required=True)
+LENGTHS = (32, 128)
+RATE = 5e-5
+Calls = Mapping[str, Callable[[int], object]]  # takes the number of steps
+
+
+def main(_: list[str]) -> None:
+    """Build, then answer."""
+    answers = os.fdopen(os.dup(1), "w")  # what libraries print must not come between
+    os.dup2(2, 1)
+    changes = (("init.path", BERT.value), ("data.dir", DATA_DIR.value), ("input.length", 128))
+    config = base.override(sst2_bert.get_config(), changes)
+    task = make_task(config)
+    plan = phases.resolve(config, task.sizes, task.parts)[0]
+    make = {"tl_jax": _tl_jax, "transformers": _transformers}[PEER.value]
+    calls = make(task, plan, {f"length{length}": random_batch(task, length) for length in LENGTHS})
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        what, count = line.split()
+        begin = time.perf_counter()
+        calls[what](int(count))
+        print(time.perf_counter() - begin, file=answers, flush=True)
+
+
+def random_batch(task, length):
+    """Return a batch of the task's own shape whose texts are all ``length`` random words."""
+    batch = task.train_batch.data.batch(np.arange(task.train_batch.batch_size), np.ones(32), length)
+    ids = np.random.default_rng(0).integers(1000, 30000, batch["input_ids"].shape).astype(np.int32)
+    return {**batch, "input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def _tl_jax(task, plan, batches) -> Calls:
+    state = initial_state(task, 0)
+    state = state.replace(opt_state=make_init(plan.optim, plan.rules)(state.params))
+    step = make_train_step(task.loss, plan.optim, plan.rules, plan.batch_stats)
+    stream = jax.device_put(stream_key(0, "train"), devices.replicated())
+    kept = {"state": state}
+
+    def run(make, count):
+        for i in range(count):
+            state, row = step(kept["state"], devices.put(make(i)), stream, devices.scalar(np.float32(RATE)))
+            kept["state"] = state
+        jax.block_until_ready(row)
+
+    for at in task.train_batch.distinct(0, plan.stop):  # compile every length before anything is timed
+        run(lambda i, at=at: task.train_batch(at), 1)
+    calls = {name: lambda count, batch=batch: run(lambda i: batch, count) for name, batch in batches.items()}
+    return {**calls, "epoch": lambda count: run(task.train_batch, count)}
+
+
+def _transformers(task, plan, batches) -> Calls:
+    import torch
+
+    from experiments.benchmarks.text_torch import Trainer
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    trainer, stream = Trainer(BERT.value, 2, False, 0, plan.optim), task.train_batch
+
+    def run(make, count):
+        for i in range(count):
+            trainer.step(make(i), RATE)
+
+    calls = {name: lambda count, batch=batch: run(lambda i: batch, count) for name, batch in batches.items()}
+    padded = lambda i: stream.data.batch(stream.rows(i), np.ones(stream.batch_size), 128)  # noqa: E731
+    return {**calls, "epoch": lambda count: run(padded, count)}
+
+
+if __name__ == "__main__":
+    command.run(main)

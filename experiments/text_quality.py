@@ -1,0 +1,114 @@
+"""Is what is learned from texts as good as what transformers on PyTorch learns from the same batches?
+
+    python -m experiments.text_quality --bert=FOLDER --data_dir=FOLDER --workdir=DIR [--sets=trec6] [--library=tl_jax]
+
+``--data_dir`` holds ``sst2``, ``trec6`` and ``wikiann_en``. The recipes are those of configs/; the peer gets the very
+batches and rates of the run beside it, and is scored by the same code. Rows go to ``RESULTS.csv`` as they come, so that
+the study may be stopped and shared among processes; the table is made of what is there. Needs requirements-bench.txt.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags, logging
+
+from configs import base, ner_bert, sst2_bert, trec_bert
+from experiments import record
+from tl_jax import api, command
+from tl_jax.report import page
+from tl_jax.report.comparison import interval
+from tl_jax.runs import make_task
+from tl_jax.train.log import say
+from tl_jax.transfer import phases
+from tl_jax.transfer.optimizer import learning_rates
+
+BERT = flags.DEFINE_string("bert", None, "Folder of the network.", required=True)
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the sets.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
+RESULTS = flags.DEFINE_string("results", "experiments/results/text_quality", "Prefix of record and table.")
+SETS = flags.DEFINE_list("sets", ["trec6", "sst2", "wikiann_en"], "Which.")
+LIBRARIES = flags.DEFINE_list("library", ["tl_jax", "transformers"], "Whose runs.")
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+RECIPES = {"trec6": (trec_bert, "accuracy"), "sst2": (sst2_bert, "accuracy"), "wikiann_en": (ner_bert, "f1")}
+
+
+def main(_: list[str]) -> None:
+    """Run what is still to be run, then write the table."""
+    logging.set_verbosity(logging.WARNING)
+    prefix = Path(RESULTS.value)
+    record.begin(prefix, {"epochs": 3, "batch": 32, "rate": 5e-5})
+    record.note(prefix, devices=jax.devices()[0].device_kind, versions=api.versions())
+    for seed in map(int, SEEDS.value):
+        for name in SETS.value:
+            for library in LIBRARIES.value:
+                rows = record.read(prefix)
+                if not any((r["set"], r["library"], int(r["seed"])) == (name, library, seed) for r in rows):
+                    say(f"--- {name}, {library}, seed {seed}")
+                    row = measured(name, library, seed)
+                    record.write(prefix, [*record.read(prefix), row])
+    text = page.markdown(table(record.read(prefix)))
+    Path(f"{prefix}.md").write_text(text)
+    say(text)
+
+
+def measured(name: str, library: str, seed: int) -> dict[str, Any]:
+    """Return the row of one run."""
+    recipe, metric = RECIPES[name]
+    changes = (("init.path", BERT.value), ("data.dir", str(Path(DATA_DIR.value) / name)), ("seed", seed))
+    config = base.override(recipe.get_config(), (*changes, ("save_every", 1e9)))
+    if library == "tl_jax":
+        summary = api.run(config, Path(WORKDIR.value) / name / f"seed{seed}")
+        values, examples = summary["metrics"], summary["examples_evaluated"]
+    else:
+        values, examples = peer(config)
+    return {
+        "set": name, "library": library, "seed": seed, "metric": metric, "value": float(values[metric]),
+        "examples": examples, "commit": record.commit(),
+    }  # fmt: skip
+
+
+def peer(config: base.Config) -> tuple[dict[str, float], int]:
+    """Return the test metrics of transformers, trained on the batches and at the rates of ``config``."""
+    from experiments.benchmarks.text_torch import Trainer
+
+    task = make_task(config)
+    (plan,) = phases.resolve(config, task.sizes, task.parts)
+    trainer = Trainer(BERT.value, len(task.classes), config.task == "tokens", config.seed, plan.optim)
+    for step, rate in enumerate(learning_rates(plan.rate)):
+        loss = trainer.step(task.train_batch(step), rate)
+        if step % 50 == 0:
+            say(f"step {step} of {plan.stop}: loss {loss:.3f}")
+    batches = list(task.eval_batches("test"))
+    found = [trainer.classes(batch) for batch in batches]
+    hits = [(each == batch["label"])[batch["mask"] > 0] for each, batch in zip(found, batches, strict=True)]
+    values = dict(task.judge(found, batches).values)
+    if config.task == "text":
+        values["accuracy"] = float(np.concatenate(hits).mean())
+    return values, sum(int(batch["mask"].sum()) for batch in batches)
+
+
+def table(rows: list[dict[str, str]]) -> page.Table:
+    """Return means with 95 % intervals of each library, and their difference paired by seed."""
+    out = []
+    for name in dict.fromkeys(row["set"] for row in rows):
+        mine = [row for row in rows if row["set"] == name]
+        by = {lib: {r["seed"]: 100 * float(r["value"]) for r in mine if r["library"] == lib} for lib in LIBRARIES.value}
+        both = sorted(set.intersection(*map(set, by.values())))
+        cells = [f"{name}, {mine[0]['metric']}, {int(mine[0]['examples']):,}", str(len(both))]
+        values = [np.asarray([each[seed] for seed in both]) for each in by.values()]
+        values += [values[0] - values[-1]] if len(values) > 1 else []
+        out.append([*cells, *(_shown(each) for each in values)])
+    return page.Table(["set, metric, test examples", "seeds", *LIBRARIES.value, "difference"], out)
+
+
+def _shown(values: np.ndarray) -> str:
+    if len(values) < 2:
+        return f"{values.mean():.1f}" if len(values) else ""
+    mean, half = interval(values)
+    return f"{mean:.1f} ± {half:.1f}"
+
+
+if __name__ == "__main__":
+    command.run(main)
