@@ -96,15 +96,15 @@ def override(config: Config, changes: tuple[tuple[str, Any], ...]) -> Config:
     return config
 
 
-def part_names(config: Config, local: bool = False) -> tuple[str, ...]:
+def part_names(config: Config) -> tuple[str, ...]:
     """Return the names of the network's parts; nothing is computed.
 
-    A text network's are those of its folder; with ``local``, where that is still to be downloaded, those of BERT base.
+    A text network's are those of its folder, or, while that is still to be downloaded, those of BERT base.
     """
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
     options = {"endpoint": config.model.endpoint, **options}
     name, source, path = config.model.name, config.init.source, config.init.path
-    if name not in models.TEXT or (local and path and not Path(path).expanduser().is_dir()):
+    if name not in models.TEXT or (path and not Path(path).expanduser().is_dir()):
         return models.create(name, 0, **options).part_names()
     from tl_jax import huggingface  # with the tokenizers, which pictures have no use for
 

@@ -29,6 +29,8 @@ def small(config: base.Config) -> None:
     """The network that ships with the package (see experiments/pretrain_words.py), drawn at random."""
     config.init.source = "random"
     config.init.path = ""
+    with config.model.options.unlocked():
+        config.model.options.pooling = "mean"  # a pooler would learn nothing here
     config.data.name = "docs_corpus"
     config.batch_size = 64
     config.epochs = 20.0

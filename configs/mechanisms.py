@@ -53,12 +53,12 @@ def lp_ft(config: Config) -> None:
 
 def last_stages(config: Config) -> None:
     """Train the last third of the network's parts and the head."""
-    config.freeze.recipe, config.freeze.stages = "last_n_stages", math.ceil(len(part_names(config, local=True)) / 3)
+    config.freeze.recipe, config.freeze.stages = "last_n_stages", math.ceil(len(part_names(config)) / 3)
 
 
 def gradual(config: Config) -> None:
     """Unfreeze from the head down in three phases of a third of the run each: ULMFiT, arXiv:1801.06146."""
-    count, epochs = len(part_names(config, local=True)), config.epochs / 3
+    count, epochs = len(part_names(config)), config.epochs / 3
     config.phases = (
         {"name": "head", "epochs": epochs, "recipe": "head"},
         {"name": "half", "epochs": epochs, "recipe": "last_n_stages", "stages": math.ceil(count / 2)},

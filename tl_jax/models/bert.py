@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from tl_jax.errors import UserError, nearest
 from tl_jax.models.backbone import FEATURES
-from tl_jax.models.bert_layers import ACTIVATIONS, Adapter, Embeddings, Layer, dense, norm, normal
+from tl_jax.models.bert_layers import ACTIVATIONS, Adapter, Dropout, Embeddings, Layer, dense, norm, normal
 
 POOLINGS = ("pooler", "first", "mean")
 OUTPUTS = ("text", "tokens", "masked")
@@ -119,7 +119,7 @@ class Bert(nn.Module):
         if not self.num_classes:
             return end[FEATURES], end
         y = x if self.output == "tokens" else end[FEATURES]
-        y = nn.Dropout(self.head_dropout, deterministic=not train, name="head_dropout")(y)
+        y = Dropout(self.head_dropout, name="head_dropout")(y, train)
         return nn.Dense(self.num_classes, kernel_init=normal, name="head")(y.astype(jnp.float32)), end
 
     def _pool(self, x: jax.Array, mask: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import optax
 from tl_jax.data.masking import Hidden, Masking, hide
 from tl_jax.data.token_batches import IGNORED
 from tl_jax.models.bert import Bert
-from tl_jax.models.bert_layers import normal
+from tl_jax.models.bert_layers import Dropout, normal
 from tl_jax.tasks.objectives import DROPOUT, PRETEXT, Network, penalised, plain
 from tl_jax.transfer import penalties
 from tl_jax.transfer.adapters import Adapters
@@ -29,7 +29,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return logits (..., K) and the features."""
-        y = nn.Dropout(self.dropout, deterministic=not train, name="head_dropout")(x)
+        y = Dropout(self.dropout, name="head_dropout")(x, train)
         return nn.Dense(self.num_classes, kernel_init=normal, name="head")(y), {"features": x}
 
 
