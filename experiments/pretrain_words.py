@@ -15,7 +15,7 @@ from absl import flags, logging
 from configs import base, masked_words
 from experiments import record
 from tl_jax import api, command
-from tl_jax.data import docs, vocabulary
+from tl_jax.data import docs, tokens
 
 SIZE = 4096  # entries of the vocabulary
 SHAPE = {"width": 128, "depth": 4, "heads": 4, "hidden": 512, "positions": 128}
@@ -29,7 +29,7 @@ def main(_: list[str]) -> None:
     folder = Path(WORKDIR.value)
     words = folder / "vocabulary"
     if not (words / "vocab.txt").is_file():
-        vocabulary.make(docs.load("docs_corpus").train.images, SIZE, words)
+        tokens.make_vocabulary(docs.load("docs_corpus").train.images, SIZE, words)
     config = masked_words.get_config("small")
     config = base.override(config, (("model.options", {**SHAPE, "pooling": "mean"}),))
     config.init.path = str(words)

@@ -1,7 +1,7 @@
 """Text into the ids of its tokens, by the ``tokenizers`` library, from the files that come with a network."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,15 @@ def lowercase(folder: Path) -> bool:
         return bool(json.loads(file.read_text()).get("do_lower_case", True)) if file.is_file() else True
     except ValueError as e:
         raise UserError(f"cannot read {file} ({e}); copy it anew") from None
+
+
+def make_vocabulary(lines: Iterable[str], size: int, folder: Path, capitals: bool = False) -> None:
+    """Write ``vocab.txt`` with ``size`` WordPiece entries, made of texts, and ``tokenizer_config.json``."""
+    made = BertWordPieceTokenizer(lowercase=not capitals)
+    made.train_from_iterator(lines, vocab_size=size, min_frequency=2, show_progress=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    made.save_model(str(folder))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": not capitals}))
 
 
 def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[Any], max_length: int) -> list[tokenizers.Encoding]:

@@ -3,15 +3,12 @@
 python -m tl_jax.data.vocabulary --input=TEXTS.txt --size=8000 --output=FOLDER
 """
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from absl import flags
-from tokenizers import BertWordPieceTokenizer
 
 from tl_jax import command
-from tl_jax.data import texts
+from tl_jax.data import texts, tokens
 from tl_jax.errors import UserError
 
 LEAST = 100  # entries; letters and marks alone take as many
@@ -22,22 +19,13 @@ OUTPUT = flags.DEFINE_string("output", "", "Folder for vocab.txt and tokenizer_c
 CAPITALS = flags.DEFINE_bool("capitals", False, "Whether capitals matter.")
 
 
-def make(lines: Iterable[str], size: int, folder: Path, capitals: bool = False) -> None:
-    """Write ``vocab.txt`` with ``size`` WordPiece entries, made of texts, and ``tokenizer_config.json``."""
-    made = BertWordPieceTokenizer(lowercase=not capitals)
-    made.train_from_iterator(lines, vocab_size=size, min_frequency=2, show_progress=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    made.save_model(str(folder))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": not capitals}))
-
-
 def main(_: list[str]) -> None:
     """Read the texts, write the vocabulary."""
     if not INPUT.value or not OUTPUT.value:
         raise UserError("pass --input=TEXTS.txt and --output=FOLDER")
     source = texts.read(Path(INPUT.value), "lines")
     folder = Path(OUTPUT.value).expanduser()
-    make(source.train.images, SIZE.value, folder, CAPITALS.value)
+    tokens.make_vocabulary(source.train.images, SIZE.value, folder, CAPITALS.value)
     count = len((folder / "vocab.txt").read_text().splitlines())
     print(f"wrote {folder / 'vocab.txt'}: {count:,} entries from {len(source.train.images):,} texts")
 

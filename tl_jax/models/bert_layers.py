@@ -21,7 +21,7 @@ normal = nn.initializers.normal(0.02)  # as published, where the paper cuts it o
 class Dropout(nn.Module):
     """Dropout of a share of the values (N, ...), in steps of 1/256, the rest scaled so that the mean stays.
 
-    A byte decides on each value: ``nn.Dropout`` draws four and makes a float of them, and takes three times as long on a
+    A byte decides on each value: ``nn.Dropout`` draws four, makes a float of them, and takes three times as long on a
     CPU, where random numbers are a good part of a training step.
     """
 
