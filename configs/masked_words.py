@@ -32,9 +32,8 @@ def small(config: base.Config) -> None:
     with config.model.options.unlocked():
         config.model.options.pooling = "mean"  # a pooler would learn nothing here
     config.data.name = "docs_corpus"
-    config.batch_size = 64
-    config.epochs = 20.0
-    config.optim.lr = 2e-3
+    config.epochs = 10.0
+    config.optim.lr = 1e-3
 
 
 def smoke(config: base.Config) -> None:
