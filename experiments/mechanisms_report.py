@@ -14,10 +14,12 @@ from tl_jax.train.log import say
 from tl_jax.train.workdir import read_json
 
 PANELS = {
-    "ways to transfer": ("fine_tune", "logistic", "ridge", "head", "lp_ft", "last_stages", "gradual", "layer_decay"),
+    "ways to transfer": (
+        "fine_tune", "still_norms", "logistic", "ridge", "head", "lp_ft", "last_stages", "gradual", "layer_decay",
+    ),
     "few trained values": ("fine_tune", "norm_only", "bias_only", "lora", "parallel", "bottleneck"),
     **{family: (PLAIN, *names) for family, names in AGAINST_OVERFITTING.items()},
-}
+}  # fmt: skip
 
 
 def recorded(prefix: Path) -> list[Row]:
