@@ -1,4 +1,4 @@
-"""Every recipe builds, is valid and stays within the fields of configs/base.py, which refuses what it does not know."""
+"""Every recipe builds, is valid and stays within configs/fields.py; what is not known there is refused."""
 
 import importlib.util
 import re

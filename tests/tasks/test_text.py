@@ -1,8 +1,11 @@
 """Text tasks end to end on a small network: they learn, freeze, cache, guess words, answer, and go out as folders."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from configs import base, check, sst2_bert
 from tests.text import network
@@ -10,7 +13,9 @@ from tl_jax import api, huggingface, tree
 from tl_jax.errors import UserError
 from tl_jax.runs import make_task, restore
 from tl_jax.train import loop
+from tl_jax.train.state import digest
 from tl_jax.train.workdir import read_json
+from tl_jax.transfer import phases
 
 GOOD, BAD = "good acting as the film", "bad plot don t"
 
@@ -55,23 +60,20 @@ def test_a_text_task_learns_and_a_second_run_has_the_same_bits(folder, tmp_path)
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(folder, tmp_path):
-    config = configure(folder, ("epochs", 2.0), ("save_every", 0.5))
-    whole = api.run(config, tmp_path / "whole")
-    half = base.override(config, (("epochs", 1.0),))
-    # Steps up to the stop must be those of the whole: the schedule is that of the phase, so stop by hand instead.
+    config = configure(folder, ("epochs", 2.0))
     task = make_task(config)
-    from tl_jax.transfer import phases
-
     plan = phases.resolve(config, task.sizes, task.parts)
-    stop = plan[0]._replace(stop=12)
-    fitted = loop.fit(task, (stop,), loop.Pace(6, 4), 0, tmp_path / "cut", verbose=False)
-    fitted.checkpoints.close()
-    assert int(fitted.state.step) == 12 and half.epochs == 1.0
-    fitted = loop.fit(task, plan, loop.Pace(6, 4), 0, tmp_path / "cut", verbose=False)
-    fitted.checkpoints.close()
-    from tl_jax.train.state import digest
 
-    assert fitted.resumed_from == 12 and digest(jax.device_get(fitted.state.variables)) == whole["parameters_sha256"]
+    def fit(where, plan):
+        fitted = loop.fit(task, plan, loop.Pace(6, 4), 0, tmp_path / where, verbose=False)
+        fitted.checkpoints.close()
+        return fitted
+
+    whole = fit("whole", plan)
+    fit("cut", (plan[0]._replace(stop=12),))  # the schedule is that of the whole phase
+    resumed = fit("cut", plan)
+    assert resumed.resumed_from == 12
+    assert digest(jax.device_get(resumed.state.variables)) == digest(jax.device_get(whole.state.variables))
 
 
 def test_words_are_tagged(folder, tmp_path):
@@ -80,11 +82,10 @@ def test_words_are_tagged(folder, tmp_path):
 
 
 def test_words_are_guessed(folder, tmp_path):
-    summary = api.run(configure(folder, *WORDS, ("epochs", 8.0), ("pretext.share", 0.3)), tmp_path)
-    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert summary["metrics"]["loss"] < 0.8 * np.log(117) and len(rows) > 3
-    config = base.override(configure(folder, *WORDS, ("epochs", 8.0), ("pretext.share", 0.3)), ())
-    again = base.override(config, (("eval_batch_size", 4),))
+    config = configure(folder, *WORDS, ("epochs", 8.0), ("pretext.share", 0.3))
+    summary = api.run(config, tmp_path)
+    assert summary["metrics"]["loss"] < 0.8 * np.log(117)
+    again = base.override(config, (("eval_batch_size", 4),))  # what is hidden does not depend on the batch
     assert api.evaluate(again, tmp_path)["metrics"]["loss"] == pytest.approx(summary["metrics"]["loss"], rel=1e-5)
 
 
@@ -93,7 +94,7 @@ def test_with_the_head_alone_nothing_below_changes_or_is_dropped(folder, tmp_pat
     common = (*kind, ("freeze.recipe", "head"), ("freeze.prove", True), ("epochs", 4.0), ("optim.schedule", "constant"))
     cached = api.run(configure(folder, *common, ("cache.dir", str(tmp_path / "cache"))), tmp_path / "a")
     other = api.run(configure(folder, *common, ("cache.features", "off")), tmp_path / "b")
-    assert cached["freeze"]["changed"] == 0 and cached["parameters"]["trainable"] in (34, 34)
+    assert cached["freeze"]["changed"] == 0 and cached["parameters"]["trainable"] == 34
     assert bool(list((tmp_path / "cache").glob("*.npy"))) == (not kind)
     if kind:
         assert cached["parameters_sha256"] == other["parameters_sha256"]
@@ -104,8 +105,6 @@ def test_with_the_head_alone_nothing_below_changes_or_is_dropped(folder, tmp_pat
 def test_cached_features_are_those_of_the_network(folder, tmp_path):
     task, _, state = trained(folder, tmp_path, ("init.head", "logistic"), ("epochs", 0.0))
     values = api.evaluate(configure(folder, ("init.head", "logistic"), ("epochs", 0.0)), tmp_path)["metrics"]
-    from sklearn.linear_model import LogisticRegression
-
     parts = {}
     for part in ("train", "test"):
         rows = [(np.asarray(task.features(state.variables, b))[b["mask"] > 0], b["label"][b["mask"] > 0])
@@ -143,19 +142,13 @@ def test_the_words_for_pictures_are_those_for_texts(folder, tmp_path, changes):
 
 
 def test_words_are_guessed_first(folder, tmp_path):
-    phases = (
-        {"name": "words", "objective": "pretext", "epochs": 3.0},
-        {"name": "labels", "epochs": 2.0, "recipe": "all"},
+    both = ({"name": "words", "objective": "pretext", "epochs": 3.0}, {"name": "labels", "epochs": 2.0})
+    usual = base.FIELDS["epochs"].default
+    config = configure(
+        folder, ("pretext.name", "masked"), ("epochs", usual), ("phases", both), ("data.train_examples", 32)
     )
-    config = (
-        configure(folder, ("epochs", 3.0), ("phases", ())) if False else configure(folder, ("pretext.name", "masked"))
-    )
-    config = base.override(config, (("epochs", base.FIELDS["epochs"].default), ("phases", phases)))
-    config = base.override(config, (("data.train_examples", 32),))
     summary = api.run(config, tmp_path)
     assert summary["examples"]["unlabelled"] == 96 and summary["steps"] == 36 + 8
-    import json
-
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["phase"] == "words" and row["split"] == "train"]
     assert losses[-1] < losses[0]

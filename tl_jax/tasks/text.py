@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import huggingface, tree
+from tl_jax import huggingface
 from tl_jax.data import masking, text_sources, token_batches, tokens
 from tl_jax.data.masking import Masking
 from tl_jax.data.pictures import Source
@@ -18,11 +18,11 @@ from tl_jax.errors import UserError
 from tl_jax.task import Objective, Task
 from tl_jax.tasks import answers, starting, verdicts
 from tl_jax.tasks import text_objectives as objectives
+from tl_jax.tasks.objectives import plain
 from tl_jax.tasks.text_caching import Frozen
 from tl_jax.tasks.text_objectives import Encoder
 from tl_jax.text_network import TextNetwork
 from tl_jax.train.log import say
-from tl_jax.transfer import adapters
 from tl_jax.transfer.adapters import Adapters
 from tl_jax.transfer.penalties import Regularize
 
@@ -179,4 +179,4 @@ def trained(config: Any, params: Any) -> dict[str, Any]:
     how = Adapters(**config.adapt.to_dict())
     if how.kind == "bottleneck":
         raise UserError("Hugging Face's files have no bottleneck adapters; take config.adapt.kind=lora to export a run")
-    return tree.unflatten(tree.flatten(adapters.merge({k: v for k, v in params.items() if k != "extra"}, how)))
+    return plain(params, how)

@@ -46,8 +46,8 @@ def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]])
 
 def evaluate(task: Task, variables: Any, part: str) -> Evaluation:
     """Return the metrics over every example of ``part``, each counted once."""
-    judged = task.judge is not None
-    step = make_eval_step(_with_classes(task.metrics, task.predict) if judged else task.metrics)
+    judge = task.judge
+    step = make_eval_step(_with_classes(task.metrics, task.predict) if judge else task.metrics)
     rows, seen, examples, compiling = [], [], 0, 0.0
     for host in task.eval_batches(part):
         examples += int(host["mask"].sum())
@@ -55,13 +55,13 @@ def evaluate(task: Task, variables: Any, part: str) -> Evaluation:
         program = devices.compiled(step, variables, batch)
         compiling += program.seconds
         rows.append(program.execute(variables, batch))
-        seen += [host] if judged else []
+        seen += [host] if judge else []
         if len(rows) % QUEUE == 0:
             jax.block_until_ready(rows[-1])
-    if not judged:
+    if not judge:
         return Evaluation(mean(rows), examples, compiling, {})
     sums, classes = zip(*jax.device_get(rows), strict=True)
-    verdict = task.judge(classes, seen)
+    verdict = judge(classes, seen)
     return Evaluation({**mean(sums), **verdict.values}, examples, compiling, verdict.per_class)
 
 
