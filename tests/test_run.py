@@ -141,7 +141,7 @@ def test_two_devices_give_the_result_of_one(finished, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["cifar_vgg", "cifar_inception", "flowers_mobilenet"])
+@pytest.mark.parametrize("recipe", ["cifar_vgg", "cifar_inception", "flowers_mobilenet", "sst2_bert", "ner_bert"])
 def test_every_family_has_a_recipe_that_runs(recipe, tmp_path):
     done = run(f"--config=configs/{recipe}.py:smoke", f"--workdir={tmp_path / 'w'}", timeout=600)
     assert done.returncode == 0, done.stderr

@@ -53,7 +53,7 @@ def load(
     Args:
         name: model name, see ``tl_jax.models.names()``.
         source: "keras", "torchvision", "timm", or "tl_jax" (this project's own safetensors); "huggingface" for text,
-            see ``tl_jax.huggingface.load``, which gives a ``TextNetwork``.
+            see ``tl_jax.huggingface.load``, which gives a ``TextNetwork``; "bert" of "tl_jax" is a small one that ships.
         path: local weights file; None takes the embedded file or downloads the published one. Of ``resnet8`` also the
             name of what an embedded file was trained on, see ``catalog.BANK``.
         num_classes: K of the head; None takes what the file has (0, no head, for a file without one).
@@ -70,10 +70,11 @@ def load(
     Raises:
         UserError: no such file or source, damaged file, or weights of another architecture.
     """
-    if source == "huggingface":
+    if source == "huggingface" or name in models.TEXT:
         from tl_jax import huggingface  # brings a library of tokenizers, which pictures need not wait for
 
-        return cast(Any, huggingface.load(name, path, num_classes, head=head, seed=seed, **options))
+        folder = huggingface.folder_of(source, str(path or ""))
+        return cast(Any, huggingface.load(name, folder, num_classes, head=head, seed=seed, **options))
     models.create(name, 0, **options)  # an unknown name or option is the better message
     if delta:
         return _with_delta(name, source, path, Path(delta).expanduser(), options)

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from tl_jax import pretrained
+from configs import base, masked_words
+from tl_jax import api, pretrained
 from tl_jax.data import sources
 from tl_jax.errors import UserError
 from tl_jax.weights import catalog
@@ -46,3 +47,22 @@ def test_accuracy_is_the_cards(data_dir):
         re.search(r"test accuracy \| ([\d.]+)%", catalog.EMBEDDED["resnet8"].with_suffix(".md").read_text())[1]
     )
     assert 100 * (answers == source.test.labels).mean() == pytest.approx(stated, abs=0.1)
+
+
+@pytest.mark.fast
+def test_the_small_bert_guesses_words_of_texts_that_it_never_saw(tmp_path):
+    assert sum(file.stat().st_size for file in catalog.TEXT.iterdir()) < 5e6
+    assert "nothing of SciPy" in (catalog.TEXT / "card.md").read_text()
+    known, usual = {}, masked_words.get_config("smoke")
+    for source in ("tl_jax", "random"):
+        config = base.override(usual, (("epochs", 0.0), ("init.source", source), ("data.test_examples", 200)))
+        known[source] = api.run(config, tmp_path / source)["metrics"]["accuracy"]  # on docstrings of SciPy
+    assert known["tl_jax"] > 0.25 and known["random"] < 0.02
+
+
+@pytest.mark.fast
+def test_the_small_bert_is_found_by_name():
+    net = pretrained.load("bert", "tl_jax")
+    tokens = net.tokenize(["Solve a linear system."])
+    features, end = net.model.apply(net.variables, **tokens)
+    assert features.shape == (1, 128) and set(end) >= {"embeddings", "layer1", "layer4", "pooled"}
