@@ -53,7 +53,7 @@ def load(
     Args:
         name: model name, see ``tl_jax.models.names()``.
         source: "keras", "torchvision", "timm", or "tl_jax" (this project's own safetensors); "huggingface" for text,
-            see ``tl_jax.huggingface.load``, which gives a ``TextNetwork``; "bert" of "tl_jax" is a small one that ships.
+            see ``tl_jax.huggingface.load``, which gives a ``TextNetwork``; the "bert" of "tl_jax" ships.
         path: local weights file; None takes the embedded file or downloads the published one. Of ``resnet8`` also the
             name of what an embedded file was trained on, see ``catalog.BANK``.
         num_classes: K of the head; None takes what the file has (0, no head, for a file without one).
