@@ -111,6 +111,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         "resumed_from": fitted.resumed_from,
         "examples_evaluated": examples,
         "metrics": values,
+        "score": task.score,
         "seconds": {**seconds, **fitted.seconds, "total": time.monotonic() - clock},
         "parameters": fitted.parameters,
         "parameters_sha256": digest(jax.device_get(variables)),
@@ -141,8 +142,9 @@ def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
         _run_once(member, own, verbose=seed == everything[0][1])
     summary = read_json(folder / "summary.json")
     if not summary:
+        score = read_json(own / "summary.json").get("score", "accuracy")
         arms, seeds = (list(dict.fromkeys(entry[i] for entry in everything)) for i in (0, 1))
-        summary = {"config_name": config.name, "seed": config.seed, **comparison.summarise(folder, arms, seeds)}
+        summary = {"config_name": config.name, "seed": config.seed, **comparison.summarise(folder, arms, seeds, score)}
         summary |= _machine()
         summary["seconds"]["total"] = time.monotonic() - clock
         write_json(folder / "summary.json", summary)

@@ -200,6 +200,8 @@ def _check_vocabulary(made: tokenizers.Tokenizer, model: Bert, folder: Path) -> 
 
 
 def _notes(model: Bert, there: set[str], drawn: frozenset[str], file: Path) -> list[str]:
+    if model.output != "text" or "pooler" in there:
+        return []  # nothing reads it, or it is there
     if "pooler" in map(top, drawn):
         return [f"{file} has no pooler: it is drawn at random"]
-    return [] if "pooler" in there or model.pooling != "mean" else [f"{file} has no pooler: texts are means of tokens"]
+    return [f"{file} has no pooler: texts are means of tokens"] if model.pooling == "mean" else []
