@@ -64,5 +64,9 @@ def test_the_small_bert_guesses_words_of_texts_that_it_never_saw(tmp_path):
 def test_the_small_bert_is_found_by_name():
     net = pretrained.load("bert", "tl_jax")
     tokens = net.tokenize(["Solve a linear system."])
-    features, end = net.model.apply(net.variables, **tokens)
-    assert features.shape == (1, 128) and set(end) >= {"embeddings", "layer1", "layer4", "pooled"}
+    words, end = net.model.apply(net.variables, **tokens)
+    assert (
+        words.shape == (*tokens["input_ids"].shape, 4096)
+        and end["features"].shape == (1, 128)
+        and set(end) >= {"embeddings", "layer1", "layer4", "pooled"}
+    )
