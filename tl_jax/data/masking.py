@@ -61,7 +61,7 @@ def hide(ids: jax.Array, there: jax.Array, key: jax.Array, how: Masking) -> Hidd
         key: of the draw.
         how: what is hidden.
     """
-    draws, kinds, words = jax.random.split(key, 3)
+    ids, (draws, kinds, words) = jnp.asarray(ids), jax.random.split(key, 3)
     eligible = (there > 0) & ~jnp.isin(ids, jnp.asarray(how.special))
     most = max(1, round(how.share * ids.shape[1]))  # P: known beforehand, so that only these go through the head
     _, chosen = jax.lax.top_k(jnp.where(eligible, jax.random.uniform(draws, ids.shape), -1.0), most)

@@ -1,6 +1,6 @@
 """Learning from pictures without labels: views, heads and losses of the pretext tasks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,11 @@ class Pretext(NamedTuple):
     width: int = 128
     crop: float = 0.3
     jitter: float = 0.4
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Pretext":
+        """Return the pretext of ``config.pretext``, which also has a field of texts."""
+        return cls(**{name: value for name, value in values.items() if name in cls._fields})
 
     @property
     def views(self) -> Augment:
