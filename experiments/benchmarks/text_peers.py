@@ -50,10 +50,13 @@ def main(_: list[str]) -> None:
 
 
 def random_batch(task, length):
-    """Return a batch of the task's own shape whose texts are all ``length`` random words."""
-    batch = task.train_batch.data.batch(np.arange(task.train_batch.batch_size), np.ones(32), length)
-    ids = np.random.default_rng(0).integers(1000, 30000, batch["input_ids"].shape).astype(np.int32)
-    return {**batch, "input_ids": ids, "attention_mask": np.ones_like(ids)}
+    """Return a batch of the size of the task's whose texts are all ``length`` random words."""
+    size = task.train_batch.batch_size
+    ids = np.random.default_rng(0).integers(1000, 30000, (size, length)).astype(np.int32)
+    there, none = np.ones_like(ids), np.zeros_like(ids)
+    labels = np.arange(size, dtype=np.int32) % 2
+    known = {"input_ids": ids, "attention_mask": there, "token_type_ids": none}
+    return {**known, "label": labels, "mask": np.ones(size, np.float32)}
 
 
 def _tl_jax(task, plan, batches) -> Calls:
