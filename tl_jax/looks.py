@@ -51,7 +51,7 @@ def preview(config: base.Config, folder: str | Path) -> list[Path]:
     config, task = _first(config)
     hows = {"preview": Augment(**config.augment.to_dict())}
     if config.pretext.name:
-        hows["preview_pretext"] = Pretext.of(config.pretext).views
+        hows["preview_pretext"] = Pretext.of(config.pretext.to_dict()).views
     folder = Path(folder).expanduser()
     with workdir.exclusive(folder):
         paths = [_draw(task, config, how, folder / f"{name}.png") for name, how in hows.items()]

@@ -128,7 +128,7 @@ def regularize(config: Any, net: Pretrained) -> Regularize:
 
 def pretext_of(config: Any) -> Pretext | None:
     """Return what is learned without labels, None where nothing is."""
-    return Pretext.of(config.pretext) if config.pretext.name else None
+    return Pretext.of(config.pretext.to_dict()) if config.pretext.name else None
 
 
 def load_source(config: Any, size: int) -> sources.Source:

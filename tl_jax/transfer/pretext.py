@@ -35,7 +35,7 @@ class Pretext(NamedTuple):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Pretext":
-        """Return the pretext of ``config.pretext``, which also has a field of texts."""
+        """Return the pretext of the fields of ``config.pretext``, one of which is for texts."""
         return cls(**{name: value for name, value in values.items() if name in cls._fields})
 
     @property
