@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> base.Config:
     config.data.name = "lines"
     config.data.validation = 0.02
     config.log_every = 100
-    return base.variants(config, variant, small=small, smoke=smoke)
+    return base.variants(config, variant, small=small, smoke=base.smoke_text)
 
 
 def small(config: base.Config) -> None:
@@ -34,8 +34,3 @@ def small(config: base.Config) -> None:
     config.data.name = "docs_corpus"
     config.epochs = 10.0
     config.optim.lr = 1e-3
-
-
-def smoke(config: base.Config) -> None:
-    """Go on with the network that ships, on 64 texts."""
-    base.smoke_text(config)

@@ -3,9 +3,8 @@
     python run.py --config=configs/sst2_bert.py --config.data.dir=FOLDER
     python run.py --config=configs/sst2_bert.py:smoke       seconds, no download: that it runs
 
-FOLDER holds train.tsv, dev.tsv and test.tsv, a sentence and its label (0 or 1) in a line, without names of columns. For
-GLUE's own TFDS set take --config.data.name=glue/sst2 --config.data.text="('sentence',)". ``--config.init.path=PATH``
-takes any BERT, a folder or a repository of the hub; the default is BERT base.
+FOLDER holds train.tsv, dev.tsv and test.tsv, a sentence and its label (0 or 1) in a line, without names of columns.
+``--config.init.path=PATH`` takes any BERT, a folder or a repository of the hub; the default is BERT base.
 """
 
 from configs import base, mechanisms
