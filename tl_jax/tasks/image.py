@@ -34,12 +34,7 @@ def make(config: Any) -> Task:
         spec.scaling if config.input.scaling == "spec" else config.input.scaling,
     )
     source = load_source(config, inputs.size)
-    classes = config.model.num_classes or len(source.classes)
-    if classes != len(source.classes):
-        raise UserError(
-            f"config.model.num_classes={classes}, but {source.name} has {len(source.classes)} classes; "
-            "leave it at 0 to take the number from the data"
-        )
+    classes = starting.check_classes(config, source)
     keep = "keep" if config.init.head == "keep" else "new"
     net = with_head(net, classes, keep) if net else draw_network(config, classes)
     for note in net.notes:

@@ -47,6 +47,17 @@ def cut(config: Any, source: Source) -> dict[str, Split]:
     return parts | ({"unlabelled": whole} if config.pretext.name else {})
 
 
+def check_classes(config: Any, source: Source) -> int:
+    """Return the number of classes of the data, or a UserError where ``config`` names another."""
+    classes = config.model.num_classes or len(source.classes)
+    if classes != len(source.classes):
+        raise UserError(
+            f"config.model.num_classes={classes}, but {source.name} has {len(source.classes)} classes; "
+            "leave it at 0 to take the number from the data"
+        )
+    return classes
+
+
 def plain(net: Pretrained, key: jax.Array) -> dict[str, Any]:
     """Return the network's variables; what was not loaded is drawn from ``key``."""
     variables = initializer(net.model)(key) if net.path is None else draw_new(net, key)

@@ -109,12 +109,7 @@ def load_source(config: Any) -> Source:
         raise UserError(f"{source.name} has {have}; set config.task={right}")
     if config.task == "text" and len(source.classes) < 2:
         raise UserError(f"{source.name} has no labels; set config.task=masked, or take another data.name")
-    classes = config.model.num_classes or len(source.classes)
-    if classes != len(source.classes):
-        raise UserError(
-            f"config.model.num_classes={classes}, but {source.name} has {len(source.classes)} classes; "
-            "leave it at 0 to take the number from the data"
-        )
+    starting.check_classes(config, source)
     return source
 
 
