@@ -19,6 +19,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Drop what a file compiled: a process that keeps the programs of all ends in a segmentation fault."""
+    yield
+    from tl_jax.train import devices
+
+    devices.forget()
+
+
 @pytest.fixture
 def data_dir() -> Path:
     """Folder of real data; the test is skipped where there is none."""

@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
+from experiments.benchmarks import bert_peers
 from experiments.benchmarks.turns import Worker, machine, measure, medians
 from tl_jax import command, models
 
 CASES = flags.DEFINE_list(
     "cases",
     ["resnet50:32:64", "resnet50:224:8", "vgg16:224:8", "inception_v3:299:8", "mobilenet_v2:224:8"],
-    "NETWORK:SIZE:BATCH.",
+    "NETWORK:SIZE:BATCH; bert_base:TOKENS:BATCH.",
 )
 PEERS = flags.DEFINE_list("peers", ["torch", "torch_channels_last", "keras"], "What tl_jax is compared with.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation; parameters are float32.")
@@ -56,14 +57,17 @@ def main(_: list[str]) -> None:
 
 def compare(case: str, what: str, taken: dict[str, list[float]], work: float, rate: float) -> dict[str, Any]:
     """Return what the seconds of a case mean."""
-    middle, batch = medians(taken), int(case.split(":")[2])
+    name, size, batch = case.split(":")
+    unit, units = ("tokens", int(size) * int(batch)) if name == "bert_base" else ("images", int(batch))
+    middle = medians(taken)
     fastest = min((peer for peer in middle if peer != "tl_jax"), key=middle.get)
     return {
         "case": case,
         "what": what,
         "seconds": taken,
         "median": middle,
-        "images_per_second": {name: batch / value for name, value in middle.items()},
+        "unit": unit,
+        "per_second": {name: units / value for name, value in middle.items()},
         "fastest_peer": fastest,
         "ratio": middle[fastest] / middle["tl_jax"],
         "flops": work,
@@ -73,20 +77,24 @@ def compare(case: str, what: str, taken: dict[str, list[float]], work: float, ra
 
 def line(row: dict[str, Any]) -> str:
     """Return a row as text."""
-    each = ", ".join(f"{name} {value:.1f}" for name, value in row["images_per_second"].items())
+    each = ", ".join(f"{name} {value:,.1f}" for name, value in row["per_second"].items())
     return (
-        f"{row['case']:<20} {row['what']:<8} images/s: {each}; {row['ratio']:.2f} times {row['fastest_peer']}; "
+        f"{row['case']:<20} {row['what']:<8} {row['unit']}/s: {each}; {row['ratio']:.2f} times {row['fastest_peer']}; "
         f"{100 * row['share_of_matmul']:.0f} % of the matrix product's rate"
     )
 
 
 def flops(name: str, size: int, batch: int) -> float:
     """Return the floating-point operations of a forward pass by layer shapes; a step is counted as three of them."""
-    model = models.create(name, 10, **({"fc": False} if name.startswith("vgg") else {}))
-    x = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+    if name == "bert_base":
+        model, x = bert_peers.network("float32"), jax.ShapeDtypeStruct((batch, size), jnp.int32)
+    else:
+        model = models.create(name, 10, **({"fc": False} if name.startswith("vgg") else {}))
+        x = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    lowered = jax.jit(lambda v, x: model.apply(v, x, train=False)[0]).lower(variables, x)
-    return float(lowered.cost_analysis()["flops"])
+    with jax.default_device(jax.devices("cpu")[0]):  # other platforms need not count before they compile
+        lowered = jax.jit(lambda v, x: model.apply(v, x, train=False)[0]).lower(variables, x)
+        return float(lowered.cost_analysis()["flops"])
 
 
 def matmul_rate(n: int) -> float:

@@ -1,4 +1,4 @@
-"""One network in one library, as calls that take a batch: tl_jax, PyTorch and Keras on TensorFlow.
+"""One network in one library, as calls that take a batch: tl_jax, PyTorch, transformers and Keras on TensorFlow.
 
 A process of its own for each, because they would share neither threads nor memory well:
 
@@ -7,7 +7,8 @@ A process of its own for each, because they would share neither threads nor memo
 It builds both calls and says ``ready``; then each line ``forward N`` or ``step N`` on its input is answered with the
 seconds that N calls took. ``forward`` is evaluation of fixed weights, ``step`` a training step of all of them with
 Adam. Weights and pictures are random. PyTorch computes on a GPU where it sees one; ``torch_compile`` is channels last
-and compiled as a whole. The peers need requirements-bench.txt.
+and compiled as a whole. ``bert_base`` reads texts of ``--size`` tokens (``bert_peers.py``). The peers need
+requirements-bench.txt.
 """
 
 import contextlib
@@ -23,8 +24,8 @@ PEER = flags.DEFINE_enum(
     "peer", "tl_jax", ["tl_jax", "torch", "torch_channels_last", "torch_compile", "keras"], "Library."
 )
 NETWORK = flags.DEFINE_string("network", "resnet50", "Network.")
-SIZE = flags.DEFINE_integer("size", 32, "Side of the pictures in pixels.")
-BATCH = flags.DEFINE_integer("batch", 64, "Pictures a call.")
+SIZE = flags.DEFINE_integer("size", 32, "Side of the pictures in pixels, or tokens of a text.")
+BATCH = flags.DEFINE_integer("batch", 64, "Pictures or texts a call.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation; parameters are float32.")
 CLASSES = 10
 Calls = Mapping[str, Callable[[], object]]  # each waits until its work is done
@@ -34,10 +35,7 @@ def main(_: list[str]) -> None:
     """Build, then answer."""
     answers = os.fdopen(os.dup(1), "w")  # what libraries print must not come between
     os.dup2(2, 1)
-    pictures = np.random.default_rng(0).standard_normal((BATCH.value, SIZE.value, SIZE.value, 3)).astype(np.float32)
-    labels = np.arange(BATCH.value, dtype=np.int32) % CLASSES
-    make = {"tl_jax": _tl_jax, "keras": _keras}.get(PEER.value, _torch)
-    calls = make(NETWORK.value, pictures, labels)
+    calls = _text() if NETWORK.value == "bert_base" else _pictures()
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         what, count = line.split()
@@ -45,6 +43,20 @@ def main(_: list[str]) -> None:
         for _ in range(int(count)):
             calls[what]()
         print(time.perf_counter() - begin, file=answers, flush=True)
+
+
+def _text() -> Calls:
+    from experiments.benchmarks import bert_peers
+
+    make = bert_peers.tl_jax if PEER.value == "tl_jax" else bert_peers.transformers
+    return make(BATCH.value, SIZE.value, DTYPE.value, compiled=PEER.value == "torch_compile")
+
+
+def _pictures() -> Calls:
+    pictures = np.random.default_rng(0).standard_normal((BATCH.value, SIZE.value, SIZE.value, 3)).astype(np.float32)
+    labels = np.arange(BATCH.value, dtype=np.int32) % CLASSES
+    make = {"tl_jax": _tl_jax, "keras": _keras}.get(PEER.value, _torch)
+    return make(NETWORK.value, pictures, labels)
 
 
 def _tl_jax(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:

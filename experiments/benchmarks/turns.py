@@ -5,6 +5,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,18 +21,25 @@ class Worker:
 
     def __init__(self, peer: str, *flags: str, module: str = "experiments.benchmarks.peers"):
         command = [sys.executable, "-m", module, f"--peer={peer}", *flags]
+        self._name, self._errors = " ".join(command), tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True,
+            stderr=self._errors, text=True,
         )  # fmt: skip
-        if self._process.stdout.readline().strip() != "ready":
-            raise RuntimeError(f"{' '.join(command)} did not start; run it by hand to see why")
+        if (said := self._answer()) != "ready":
+            raise RuntimeError(f"{self._name} said {said!r} instead of ready")
 
     def seconds(self, what: str, count: int) -> float:
         """Return the seconds that one of ``count`` calls takes."""
         self._process.stdin.write(f"{what} {count}\n")
         self._process.stdin.flush()
-        return float(self._process.stdout.readline()) / count
+        return float(self._answer()) / count
+
+    def _answer(self) -> str:
+        if answer := self._process.stdout.readline().strip():
+            return answer
+        self._errors.seek(0)
+        raise RuntimeError(f"{self._name} ended:\n{self._errors.read()[-3000:]}")
 
     def close(self) -> None:
         """End the process."""

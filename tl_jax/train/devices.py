@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -67,9 +68,27 @@ def compiled(function: Any, *args: Any) -> Program:
     key = (function, treedef, tuple(leaves))
     known = key in _PROGRAMS
     if not known:
+        make_room()
         lowered = function.lower(*jax.tree.unflatten(treedef, leaves))
         _PROGRAMS[key] = lowered.compile(), _flops(lowered)
     return Program(*_PROGRAMS[key], seconds=0.0 if known else time.monotonic() - clock)
+
+
+def make_room() -> None:
+    """Forget all compiled programs where they hold half of the memory maps that the system allows a process.
+
+    A program takes some ten maps on a CPU and Linux allows 65,530: a process that compiles thousands, as studies and
+    test suites do, ends in a segmentation fault within XLA. What is needed again is read from the cache on disk.
+    """
+    allowed = Path("/proc/sys/vm/max_map_count")
+    if allowed.is_file() and _maps() > int(allowed.read_text()) // 2:
+        forget()
+
+
+def forget() -> None:
+    """Forget all compiled programs of this process."""
+    _PROGRAMS.clear()
+    jax.clear_caches()
 
 
 def flops(function: Any, *args: Any) -> float:
@@ -78,6 +97,10 @@ def flops(function: Any, *args: Any) -> float:
 
 
 _PROGRAMS: dict[Any, tuple[Any, float]] = {}  # of this process; runs that differ in their seed share them
+
+
+def _maps() -> int:
+    return Path("/proc/self/maps").read_bytes().count(b"\n")
 
 
 def _shapes(args: Any) -> Any:
