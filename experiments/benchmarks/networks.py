@@ -37,7 +37,9 @@ def main(_: list[str]) -> None:
     """Measure every case."""
     rate = matmul_rate(2048 if jax.default_backend() == "cpu" else 8192)
     print(f"{DTYPE.value} matrix product: {rate / 1e9:.0f} GFLOP/s")
-    found = []
+    about = {"dtype": DTYPE.value, "device": jax.devices()[0].device_kind, "matmul_flops": rate, **machine()}
+    path, found = Path(RESULTS.value), []
+    path.parent.mkdir(parents=True, exist_ok=True)
     for case in CASES.value:
         name, size, batch = case.split(":")
         arguments = [f"--network={name}", f"--size={size}", f"--batch={batch}", f"--dtype={DTYPE.value}"]
@@ -47,12 +49,9 @@ def main(_: list[str]) -> None:
             row = compare(case, what, taken, flops(name, int(size), int(batch)) * (3 if what == "step" else 1), rate)
             found.append(row)
             print(line(row), flush=True)
+            path.write_text(json.dumps({**about, "rows": found}, indent=1) + "\n")
         for worker in workers.values():
             worker.close()
-    path = Path(RESULTS.value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"dtype": DTYPE.value, "device": jax.devices()[0].device_kind, "matmul_flops": rate, **machine()}
-    path.write_text(json.dumps({**about, "rows": found}, indent=1) + "\n")
 
 
 def compare(case: str, what: str, taken: dict[str, list[float]], work: float, rate: float) -> dict[str, Any]:

@@ -109,22 +109,25 @@ class Embeddings(nn.Module):
     dtype: Any
 
     def setup(self) -> None:
-        self.word = nn.Embed(self.vocabulary, self.width, self.dtype, embedding_init=normal)
-        self.position = nn.Embed(self.positions, self.width, self.dtype, embedding_init=normal)
+        # In float32 whatever ``dtype`` is: the gradients of rows that many tokens share are sums of as many terms.
+        self.word = nn.Embed(self.vocabulary, self.width, embedding_init=normal)
+        self.position = nn.Embed(self.positions, self.width, embedding_init=normal)
         if self.types:
-            self.type = nn.Embed(self.types, self.width, self.dtype, embedding_init=normal)
+            self.type = nn.Embed(self.types, self.width, embedding_init=normal)
         self.norm = nn.LayerNorm(self.epsilon, self.dtype)
         self.drop = Dropout(self.dropout)
 
     def __call__(self, ids: jax.Array, types: jax.Array, train: bool) -> jax.Array:
         x = self.word(ids) + self.position(jnp.arange(ids.shape[1]))[None]
         if self.types:
-            x = x + self.type(types)
+            # Looked up by selection: the gradient of a gather adds all tokens to the same two rows, one by one.
+            table = self.type.embedding
+            x = x + sum(jnp.where(types[..., None] == i, table[i], 0) for i in range(self.types))
         return self.drop(self.norm(x), train)
 
     def scores(self, x: jax.Array) -> jax.Array:
         """Return the product of (N, L, D) with every word's embedding, (N, L, V)."""
-        return self.word.attend(x)
+        return x @ self.word.embedding.astype(self.dtype).T
 
 
 def dense(features: int, dtype: Any, name: str) -> nn.Dense:
