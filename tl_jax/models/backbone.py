@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tl_jax.errors import UserError, nearest
+from tl_jax.models.dropout import Dropout
 from tl_jax.models.layers import glorot_uniform
 
 FEATURES = "features"  # the endpoint on which a new head sits
@@ -86,7 +87,7 @@ class Backbone(nn.Module):
 
     def dense_head(self, features: jax.Array, train: bool) -> jax.Array:
         """Return the logits (N, K) of (N, D): dropout and one linear layer."""
-        features = nn.Dropout(self.dropout, deterministic=not train, name="head_dropout")(features)
+        features = Dropout(self.dropout, name="head_dropout")(features, train)
         return nn.Dense(self.num_classes, kernel_init=glorot_uniform, name="head")(features.astype(jnp.float32))
 
     @nn.compact

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from tl_jax.errors import UserError, nearest
 from tl_jax.models.backbone import FEATURES
-from tl_jax.models.bert_layers import ACTIVATIONS, Adapter, Dropout, Embeddings, Layer, dense, norm, normal
+from tl_jax.models.bert_layers import ACTIVATIONS, Adapter, Embeddings, Layer, dense, norm, normal
+from tl_jax.models.dropout import Dropout
 
 POOLINGS = ("pooler", "first", "mean")
 OUTPUTS = ("text", "tokens", "masked")

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 
 from tl_jax.models.backbone import Backbone, Part
+from tl_jax.models.dropout import Dropout
 from tl_jax.models.layers import Conv, adaptive_mean_pool, max_pool
 from tl_jax.models.norm import BatchNorm
 
@@ -73,5 +74,5 @@ class VGG(Backbone):
         x = x.reshape(len(x), -1)
         for name in ("fc1", "fc2"):
             x = end[name] = nn.relu(nn.Dense(self.fc_width, dtype=self.dtype, name=name)(x))
-            x = nn.Dropout(self.fc_dropout, deterministic=not train, name=f"{name}_dropout")(x)
+            x = Dropout(self.fc_dropout, name=f"{name}_dropout")(x, train)
         return self.dense_head(x, train)

@@ -11,7 +11,8 @@ import optax
 from tl_jax.data.masking import Hidden, Masking, hide
 from tl_jax.data.token_batches import IGNORED
 from tl_jax.models.bert import Bert
-from tl_jax.models.bert_layers import Dropout, normal
+from tl_jax.models.bert_layers import normal
+from tl_jax.models.dropout import Dropout
 from tl_jax.tasks.objectives import DROPOUT, PRETEXT, Network, penalised, plain
 from tl_jax.transfer import penalties
 from tl_jax.transfer.adapters import Adapters
