@@ -1,0 +1,164 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347), one update as a pure function."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tl_jax.models.policy import Output, Policy
+from tl_jax.rl import distributions, normalizer
+from tl_jax.rl.advantage import advantages
+from tl_jax.rl.rollout import Collected, collect, says
+from tl_jax.rl.worlds import World
+from tl_jax.train.state import TrainState
+from tl_jax.transfer import partition
+from tl_jax.transfer.optimizer import OptimSpec, make_optimizer
+from tl_jax.transfer.partition import Rules
+
+
+class How(NamedTuple):
+    """How an update is made.
+
+    Attributes:
+        horizon: steps in each world between two updates.
+        epochs: passes over what was collected.
+        minibatches: steps of the optimizer in a pass.
+        discount: gamma.
+        smoothing: lambda of the advantages.
+        clip: how far the probability of an action may move, as a share, before its gradient ends.
+        value_weight: of the value's squared error.
+        entropy: weight of the policy's entropy, which keeps it trying.
+        reward_scale: factor on rewards while training.
+        kickstart: weight of the divergence from the source's policy (Schmitt et al. 2018, arXiv:1803.03835).
+        kickstart_updates: after how many updates that weight has fallen to 0; linearly.
+    """
+
+    horizon: int = 128
+    epochs: int = 4
+    minibatches: int = 4
+    discount: float = 0.99
+    smoothing: float = 0.95
+    clip: float = 0.2
+    value_weight: float = 0.5
+    entropy: float = 0.0
+    reward_scale: float = 1.0
+    kickstart: float = 0.0
+    kickstart_updates: int = 0
+
+
+class Sample(NamedTuple):
+    """What the loss needs of N steps: see ``Collected``; ``target`` is what the value should be."""
+
+    observation: jax.Array
+    action: jax.Array
+    log_prob: jax.Array
+    advantage: jax.Array
+    target: jax.Array
+
+
+def make_update(world: World, policy: Policy, how: How, optim: OptimSpec, rules: Rules, still: bool = False):
+    """Return the pure function (state, stream key, learning rate) -> (state, row): collect, then optimize.
+
+    ``state.batch_stats`` holds the ``worlds`` and, where observations are normalised, the statistics ``observations``,
+    which ``still`` keeps as they are. The row holds sums and norms as those of ``train.step``.
+    """
+    optimizer = make_optimizer(optim, rules)
+
+    def update(state: TrainState, stream: jax.Array, rate: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+        mask = partition.trainable(state.params, rules)
+        acting, learning = jax.random.split(jax.random.fold_in(stream, state.step))
+        worlds, taken = collect(world, policy, state.variables, state.batch_stats["worlds"], how.horizon, acting)
+        whole = _sample(policy, how, state.variables, taken)
+        weight = _kickstart(how, state.step)
+
+        def learn(carry: Any, rows: jax.Array) -> Any:
+            params, opt_state = carry
+            sample = jax.tree.map(lambda leaf: leaf[rows], whole)
+
+            def loss_of(params: Any) -> Any:
+                seen = {"params": partition.stop_frozen(params, mask), "batch_stats": state.batch_stats}
+                return loss(policy, how, seen, sample, state.source.get("source"), weight)
+
+            grads, sums = jax.grad(loss_of, has_aux=True)(params)
+            updates, opt_state = optimizer.update(grads, opt_state, params, rate=rate)
+            params = jax.tree.map(lambda p, u, trains: p + u if trains else p, params, updates, mask)
+            return (params, opt_state), (sums, optax.tree.norm(partition.only(grads, mask)))
+
+        start = (state.params, state.opt_state)
+        (params, opt_state), (sums, norms) = jax.lax.scan(learn, start, _minibatches(len(whole.target), how, learning))
+        stats = {**state.batch_stats, "worlds": worlds}
+        if "observations" in stats and not still:  # afterwards: what acted and what learned saw the same
+            seen = taken.observation.reshape(-1, *world.shape)
+            stats["observations"] = normalizer.seen(stats["observations"], seen)
+        row = {
+            "sums": {**jax.tree.map(jnp.sum, sums), "episode_return": _ended(taken)},
+            "grad_norm": norms.mean(),
+            "param_norm": optax.tree.norm(partition.only(params, mask)),
+        }
+        return TrainState(state.step + 1, params, stats, opt_state, state.source), row
+
+    return update
+
+
+def loss(policy: Policy, how: How, variables: Any, sample: Sample, source: Any, weight: jax.Array) -> Any:
+    """Return the loss of N steps, and the sums that are reported.
+
+    Args:
+        policy: the network.
+        how: clips and weights.
+        variables: of the policy.
+        sample: N steps.
+        source: variables of the policy that is kept close to, None where there is none.
+        weight: of the divergence from it.
+    """
+    out = says(policy, variables, sample.observation)
+    logs = distributions.log_prob(out, sample.action) - sample.log_prob
+    ratio = jnp.exp(logs)
+    gain = (sample.advantage - sample.advantage.mean()) / (sample.advantage.std() + 1e-8)
+    clipped = jnp.clip(ratio, 1 - how.clip, 1 + how.clip)
+    parts = {
+        "policy_loss": -jnp.minimum(ratio * gain, clipped * gain).mean(),
+        "value_loss": 0.5 * ((out.value - sample.target) ** 2).mean(),
+        "entropy": distributions.entropy(out).mean(),
+    }
+    total = parts["policy_loss"] + how.value_weight * parts["value_loss"] - how.entropy * parts["entropy"]
+    if how.kickstart:
+        parts["kickstart"] = distributions.divergence(_still(says(policy, source, sample.observation)), out).mean()
+        total = total + weight * parts["kickstart"]
+    parts |= {
+        "loss": total,
+        "divergence": (ratio - 1 - logs).mean(),  # Schulman's estimate of KL, never negative
+        "clipped": (jnp.abs(ratio - 1) > how.clip).mean(),
+    }
+    return total, {name: (value, jnp.ones(())) for name, value in parts.items()}
+
+
+def _sample(policy: Policy, how: How, variables: Any, taken: Collected) -> Sample:
+    steps, count = taken.reward.shape
+    final = taken.final.reshape(steps * count, *taken.final.shape[2:])
+    following = says(policy, variables, final).value.reshape(steps, count)
+    rewards = taken.reward * how.reward_scale
+    gain = advantages(rewards, taken.value, following, taken.terminated, taken.truncated, how.discount, how.smoothing)
+    whole = Sample(taken.observation, taken.action, taken.log_prob, gain, gain + taken.value)
+    return jax.tree.map(lambda leaf: leaf.reshape(steps * count, *leaf.shape[2:]), whole)
+
+
+def _minibatches(count: int, how: How, key: jax.Array) -> jax.Array:
+    """Return the rows of the minibatches of all epochs, one after another: (epochs * minibatches, N)."""
+    orders = jax.vmap(lambda k: jax.random.permutation(k, count))(jax.random.split(key, how.epochs))
+    return orders.reshape(how.epochs * how.minibatches, count // how.minibatches)
+
+
+def _kickstart(how: How, step: jax.Array) -> jax.Array:
+    left = 1.0 - step / how.kickstart_updates if how.kickstart_updates else 1.0
+    return how.kickstart * jnp.maximum(0.0, left)
+
+
+def _ended(taken: Collected) -> tuple[jax.Array, jax.Array]:
+    """Return the sum of the returns of the episodes that ended, and their number."""
+    return taken.ended.sum(), (taken.terminated | taken.truncated).sum().astype(jnp.float32)
+
+
+def _still(out: Output) -> Output:
+    return jax.tree.map(jax.lax.stop_gradient, out)

@@ -1,0 +1,44 @@
+"""Training as a function of a key: what ``vmap`` repeats for many seeds, and what the training loop takes apart."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tl_jax.models.policy import Policy, variables_of
+from tl_jax.rl import normalizer, rollout
+from tl_jax.rl.worlds import World
+from tl_jax.train.state import TrainState
+
+
+def network(world: World, **options: Any) -> Policy:
+    """Return a policy for the actions of a world; ``options`` are further attributes of ``Policy``."""
+    return Policy(world.actions or len(world.low), not world.actions, **options)
+
+
+def initial(world: World, policy: Policy, count: int, normalize: bool, key: jax.Array) -> dict[str, Any]:
+    """Return new variables: ``params``, and in ``batch_stats`` the ``worlds`` and where asked for ``observations``."""
+    drawn, begun = jax.random.split(key)
+    stats: dict[str, Any] = {"worlds": rollout.begin(world, count, begun)}
+    if normalize:
+        stats["observations"] = normalizer.init(world.shape)
+    return {**variables_of(policy, world.shape, drawn), "batch_stats": stats}
+
+
+def begin(variables: Any, optimizer_init: Any, source: Any = None) -> TrainState:
+    """Return the state before the first update."""
+    kept = {"source": source} if source is not None else {}
+    params = variables["params"]
+    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer_init(params), kept)
+
+
+def updates(update: Any, state: TrainState, stream: jax.Array, rates: jax.Array) -> tuple[TrainState, Any]:
+    """Make as many updates as there are rates; return the state and a row of each, stacked.
+
+    Args:
+        update: of ``ppo.make_update``.
+        state: to begin from.
+        stream: key that all randomness of an update is derived from, with the state's step.
+        rates: (U,) learning rates.
+    """
+    return jax.lax.scan(lambda state, rate: update(state, stream, rate), state, rates)
