@@ -11,6 +11,7 @@ from configs.fields import FIELDS, PHASE_FIELDS
 from tl_jax import models
 from tl_jax.config import check_known
 from tl_jax.errors import UserError, nearest
+from tl_jax.models.policy import Policy
 
 __all__ = ["FIELDS", "PHASE_FIELDS"]
 
@@ -70,6 +71,30 @@ def smoke_text(config: Config) -> None:
     config.optim.lr = 1e-3
 
 
+def policy(config: Config) -> None:
+    """Set what the recipes of policies share: PPO with Adam, whose rate falls linearly, from random weights."""
+    config.task = "policy"
+    config.model.name = models.POLICY
+    config.init.source = "random"
+    config.batch_size = 2048
+    config.epochs = 1.0
+    config.optim.schedule = "linear"
+    config.optim.epsilon = 1e-5
+    config.optim.clip_norm = 0.5
+    config.save_every = 0.1
+
+
+def smoke_policy(config: Config) -> None:
+    """Shrink a recipe of a policy to seconds."""
+    config.rl.steps = 4096
+    config.rl.worlds = 8
+    config.rl.passes = 2
+    config.rl.episodes = 4
+    config.batch_size = 512
+    config.save_every = 0.5
+    config.log_every = 2
+
+
 def smoke(config: Config) -> None:
     """Shrink a recipe to seconds: 64 examples, from ``data.dir`` if given and drawn if not, and an epoch a phase."""
     config.data.generate = True
@@ -104,6 +129,8 @@ def part_names(config: Config) -> tuple[str, ...]:
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
     options = {"endpoint": config.model.endpoint, **options}
     name, source, path = config.model.name, config.init.source, config.init.path
+    if name == models.POLICY:
+        return Policy(1, widths=options.get("widths", Policy.widths)).part_names(pictures=True)
     if name not in models.TEXT or (path and not Path(path).expanduser().is_dir()):
         return models.create(name, 0, **options).part_names()
     from tl_jax import huggingface  # with the tokenizers, which pictures have no use for

@@ -4,11 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 from configs.base import FIELDS, PHASE_FIELDS, Config, members, part_names
+from configs.fields import SOURCES as PUBLISHED
 from tl_jax import models
 from tl_jax.config import check_known, check_value, leaves
 from tl_jax.data import views
 from tl_jax.errors import UserError
 from tl_jax.transfer import partition, phases
+
+SOURCES = tuple(dict.fromkeys((*PUBLISHED, "tl_jax", "random")))  # of image networks
 
 
 def validate(config: Config) -> None:
@@ -65,31 +68,44 @@ def _check_together(config: Config) -> None:
                 raise UserError(f"config.{message}")
 
 
-# Fields, or groups of them, that mean something for pictures only, and for texts only.
-PICTURES = (
-    "augment.", "cache.views", "data.gigabytes", "init.layout", "input.crop", "input.interpolation", "input.scaling",
-    "input.size", "model.channels", "optim.norm_momentum", "freeze.batch_stats", "pretext.crop", "pretext.jitter",
-    "pretext.temperature", "pretext.width", "regularize.co_tuning", "regularize.cutmix", "regularize.delta",
-    "regularize.drop_path", "regularize.mixup", "regularize.stochastic_norm", "test_views",
+# Fields, or groups of them, that mean something for one kind of task only.
+ONLY = {
+    "pictures": (
+        "augment.", "cache.views", "data.gigabytes", "init.layout", "input.crop", "input.interpolation",
+        "input.scaling", "input.size", "model.channels", "optim.norm_momentum", "pretext.crop", "pretext.jitter",
+        "pretext.temperature", "pretext.width", "regularize.co_tuning", "regularize.cutmix", "regularize.delta",
+        "regularize.drop_path", "regularize.mixup", "regularize.stochastic_norm", "test_views",
+    ),
+    "texts": ("data.text", "data.label", "data.columns", "input.length", "pretext.share"),
+    "policies": ("init.take", "init.surgery", "rl."),
+}  # fmt: skip
+# What a policy, which has no examples, no labels and no classes, does not know.
+SUPERVISED = (
+    "adapt.", "cache.", "data.", "init.head", "init.strength", "input.", "model.channels", "model.dtype",
+    "model.endpoint", "model.num_classes", "optim.sam", "pretext.", "regularize.", "test_train", "wise_ft",
 )  # fmt: skip
-TEXTS = ("data.text", "data.label", "data.columns", "input.length", "pretext.share")
 
 
 def _kind(config: Config, changed: Callable[..., bool]) -> Refused:
     """Whether what is set belongs to the kind of task."""
-    task, pictures = config.task, config.task == "image"
-    text_model, guess = config.model.name in models.TEXT, config.pretext.name == "masked"
-    idle = [path for path in FIELDS if path.startswith(TEXTS if pictures else PICTURES) and changed(path)]
-    sources = ("huggingface", "tl_jax", "random")
+    task, guess = config.task, config.pretext.name == "masked"
+    kind = {"image": "pictures", "policy": "policies"}.get(task, "texts")
+    networks = {"pictures": models.names(), "texts": tuple(models.TEXT), "policies": (models.POLICY,)}[kind]
+    sources = {"texts": ("huggingface", "tl_jax", "random"), "policies": ("tl_jax", "random")}.get(kind, SOURCES)
+    foreign = tuple(path for other, paths in ONLY.items() if other != kind for path in paths)
+    foreign += SUPERVISED if kind == "policies" else ("freeze.batch_stats",) if kind == "texts" else ()
+    idle = [path for path in FIELDS if path.startswith(foreign) and changed(path)]
     return {
-        f"model.name={config.model.name} is no network for task={task}; take one of "
-        f"{', '.join(models.names() if pictures else models.TEXT)}": pictures == text_model,
-        f"{(idle or [''])[0]} has no effect with config.task={task}": idle,
-        f"init.source={config.init.source} has no text networks; take one of {', '.join(sources)}": (
-            not pictures and config.init.source not in sources
+        f"model.name={config.model.name} is no network for task={task}; take one of {', '.join(networks)}": (
+            config.model.name not in networks
         ),
-        "init.source=huggingface is for task=text, tokens and masked": pictures and config.init.source == sources[0],
-        f"pretext.name={config.pretext.name} is not for task={task}": config.pretext.name and pictures == guess,
+        f"{(idle or [''])[0]} has no effect with config.task={task}": idle,
+        f"init.source={config.init.source} has nothing for task={task}; take one of {', '.join(sources)}": (
+            config.init.source not in sources
+        ),
+        f"pretext.name={config.pretext.name} is not for task={task}": (
+            config.pretext.name and (kind == "pictures") == guess
+        ),
         "pretext.name has no effect with config.task=masked, which guesses words anyway": guess and task == "masked",
         f"init.head={config.init.head} is not for task={task}, whose head reads every word; take new or keep": (
             task in ("tokens", "masked") and config.init.head in ("logistic", "ridge")
@@ -98,6 +114,18 @@ def _kind(config: Config, changed: Callable[..., bool]) -> Refused:
             config.data.per_class and task in ("tokens", "masked")
         ),
         f"data.text={config.data.text} must name one column, or two": len(config.data.text) not in (1, 2),
+        "init.path must name the export of a policy, with config.init.source=tl_jax": (
+            kind == "policies" and (config.init.source == "tl_jax") != bool(config.init.path)
+        ),
+        "init.take and init.surgery need config.init.source=tl_jax": (
+            config.init.source != "tl_jax" and changed("init.take", "init.surgery")
+        ),
+        "rl.kickstart needs a source: config.init.source=tl_jax": (
+            config.init.source != "tl_jax" and changed("rl.kickstart")
+        ),
+        "rl.kickstart_share has an effect with config.rl.kickstart only": (
+            not config.rl.kickstart and changed("rl.kickstart_share")
+        ),
     }
 
 

@@ -15,18 +15,18 @@ TEXTS = "docs, docs_names, docs_corpus, tsv, csv, jsonl, conll, lines"
 CACHING = ("auto", "off")
 BATCH_STATS = ("auto", "train", "frozen")
 HEADS = ("new", "keep", "logistic", "ridge")
-TASKS = ("image", "text", "tokens", "masked")
+TASKS = ("image", "text", "tokens", "masked", "policy")
 SOURCES = tuple(dict.fromkeys(source for _, source in CATALOG))
 
 FIELDS = {
     "name": Field("base", "name of the recipe, for folders and summaries"),
     "seed": Field(0, "of the new head, the order and augmentation of examples, and the parts cut from train", low=0),
-    "task": Field("image", "pictures, texts or the words in them with labels; or words to guess", TASKS),
+    "task": Field("image", "pictures, texts or words in them with labels; words to guess; a world to act in", TASKS),
     # What is compared: every arm is run with every seed, and one summary and picture made of all.
     "seeds": Field((), "seeds to repeat the run with; empty for the one in `seed`"),
     "arms": Field((), "pairs (name, ((field, value), ...)): variants of this configuration to compare"),
     # The network and where its weights come from.
-    "model.name": Field("resnet50", "network", (*models.names(), *models.TEXT)),
+    "model.name": Field("resnet50", "network", (*models.names(), *models.TEXT, models.POLICY)),
     "model.num_classes": Field(0, "outputs of the head; 0 takes the number from the data", low=0),
     "model.endpoint": Field("", "part of the network on which the new head sits, such as stage3; empty for the last"),
     "model.channels": Field(3, "of the network's input; 1 turns pictures to grey", low=1, high=3),
@@ -41,6 +41,8 @@ FIELDS = {
     "init.path": Field("", "file of weights, folder or hub repository of a text network; empty: embedded or published"),
     "init.head": Field("new", "drawn at random, kept from the file, or a probe fitted to the features", HEADS),
     "init.strength": Field(0.0, "C of the probe, 1 / penalty; 0 takes the best of seven on validation", low=0.0),
+    "init.take": Field(("trunk", "policy", "value", "normalizer"), "parts of a source policy that are taken over"),
+    "init.surgery": Field(False, "draw anew what the source's observations or actions do not fit, and take the rest"),
     # Data.
     "data.name": Field("cifar10", f"{PICTURES}; texts: {TEXTS}; or any TFDS set"),
     "data.dir": Field("", "TFDS folder (empty: TFDS' own default), class folders with pictures, or files of texts"),
@@ -75,6 +77,23 @@ FIELDS = {
     "test_views": Field(1, "views averaged in evaluation: 1; 2, the mirrored one too; 10, crops too", low=1, high=10),
     "batch_size": Field(64, "training examples a step, over all devices", low=1),
     "eval_batch_size": Field(256, "examples an evaluation step, over all devices", low=1),
+    # A world to act in, and PPO; batch_size counts the steps of all worlds between two updates.
+    "rl.world": Field("CartPole-v1", "environment of gymnax, such as Pendulum-v1 or Breakout-MinAtar"),
+    "rl.physics": Field((), "pairs (parameter, value) in which it differs, such as ('gravity', 12.0)"),
+    "rl.steps": Field(300_000, "steps of training, all worlds together, that an epoch counts", low=1),
+    "rl.worlds": Field(16, "copies of the world that are acted in at once", low=1),
+    "rl.passes": Field(10, "over what was collected, at each update", low=1),
+    "rl.minibatches": Field(4, "optimizer steps in a pass", low=1),
+    "rl.discount": Field(0.99, "gamma, of later rewards", low=0.0, high=1.0),
+    "rl.smoothing": Field(0.95, "lambda, of the advantages", low=0.0, high=1.0),
+    "rl.clip": Field(0.2, "share by which an action's probability may move at an update", low=0.0),
+    "rl.value_weight": Field(0.5, "of the value's squared error in the loss", low=0.0),
+    "rl.entropy": Field(0.01, "weight of the policy's entropy in the loss", low=0.0),
+    "rl.reward_scale": Field(1.0, "factor on rewards while training", low=1e-6),
+    "rl.normalize": Field(True, "bring observations to mean 0 and variance 1"),
+    "rl.kickstart": Field(0.0, "weight of the divergence from the source's policy in the loss", low=0.0),
+    "rl.kickstart_share": Field(0.5, "of training after which that weight has fallen to 0", low=0.0, high=1.0),
+    "rl.episodes": Field(32, "of an evaluation", low=1),
     # What trains, how, and for how long.
     "freeze.recipe": Field("all", "what trains", partition.NAMES),
     "freeze.stages": Field(1, "parts of the network, from the end, that last_n_stages trains", low=1),

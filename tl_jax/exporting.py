@@ -18,7 +18,8 @@ from tl_jax.weights import own
 def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> Path:
     """Write the weights of a run into ``export/``: of a text network as the folder that transformers opens.
 
-    Of an image network ``export/model.safetensors`` is what ``pretrained.load(source="tl_jax")`` reads.
+    Of an image network ``export/model.safetensors`` is what ``pretrained.load(source="tl_jax")`` reads, of a policy
+    what ``init.path`` takes.
 
     Beside it comes ``export/delta.safetensors``: only what changed, for ``pretrained.load(..., delta=FILE)`` on top of
     the weights that the run started from. Adapters are merged into plain kernels in the first and kept in the second.
@@ -26,6 +27,8 @@ def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> P
     """
     folder = Path(folder).expanduser()
     task, start, state = restore(config, folder)
+    if config.task == "policy":
+        return _export_policy(folder / "export" / "model.safetensors", task, state)
     if config.task != "image":
         return _export_text(config, folder / "export", task, state, dtype)
     inputs, source = dict(task.facts["input"]), task.facts["spec"]
@@ -65,6 +68,16 @@ def _export_text(config: base.Config, folder: Path, task: Task, state: TrainStat
     huggingface.save(folder, net, classes, dtype)
     _wrote(folder / "model.safetensors")
     return folder
+
+
+def _export_policy(path: Path, task: Task, state: TrainState) -> Path:
+    from tl_jax.rl import source
+
+    about = {name: task.facts[name] for name in ("world", "physics", "spaces")} | {"step": int(state.step)}
+    about |= {"metrics": read_json(path.parents[1] / "summary.json").get("metrics", {})}
+    source.save(path, state.variables, task.facts["options"], about)
+    _wrote(path)
+    return path
 
 
 def _network(state: TrainState) -> dict[str, Any]:

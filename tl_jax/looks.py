@@ -23,6 +23,8 @@ ROWS, COLUMNS = 6, 7  # of a preview
 
 def find_lr(config: base.Config, folder: str | Path) -> rate_finder.Sweep:
     """Try rising learning rates on the first phase; write ``find_lr.json`` and ``find_lr.png`` to ``folder``."""
+    if config.task == "policy":
+        raise UserError("--mode=find_lr reads the loss of a batch; a policy has none, compare runs by their returns")
     config, task = _first(config)
     plan = phases.resolve(config, task.sizes, task.parts)
     if not plan:

@@ -19,7 +19,13 @@ def _text(config: base.Config) -> Task:
     return text.make(config)
 
 
-TASKS = {"image": image.make, "text": _text, "tokens": _text, "masked": _text}
+def _policy(config: base.Config) -> Task:
+    from tl_jax.tasks import policy  # with gymnax, likewise
+
+    return policy.make(config)
+
+
+TASKS = {"image": image.make, "text": _text, "tokens": _text, "masked": _text, "policy": _policy}
 
 
 def make_task(config: base.Config) -> Task:

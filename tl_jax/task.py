@@ -23,10 +23,11 @@ class Verdict(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """Something to learn: ``loss`` and ``train_batch`` as those of a ``Task``."""
+    """Something to learn: ``loss``, ``train_batch`` and ``stepper`` as those of a ``Task``."""
 
     loss: Callable[[Variables, Batch, jax.Array], tuple[jax.Array, tuple[Any, Sums]]]
     train_batch: Callable[[int], Batch]
+    stepper: Callable[..., Any] | None = None
 
 
 class Task(NamedTuple):
@@ -51,6 +52,8 @@ class Task(NamedTuple):
         score: name of the metric by which the best checkpoint is chosen, the higher the better.
         predict: (variables, batch) -> probabilities (N, ..., K), for ``judge``; None where nothing asks for them.
         judge: (predicted classes (N, ...), batches as ``eval_batches`` gives them), both lists -> verdict.
+        stepper: what takes the steps of a phase where a step is more than a gradient of ``loss``; made and used as
+            ``train.stepper.Stepper`` is.
         answer: (variables, what a user typed) -> for each what is said of it, for JSON, and the same drawn as text.
     """
 
@@ -70,8 +73,10 @@ class Task(NamedTuple):
     score: str = "accuracy"
     predict: Callable[[Variables, Batch], jax.Array] | None = None
     judge: Callable[[Sequence[Any], Sequence[Batch]], Verdict] | None = None
+    stepper: Callable[..., Any] | None = None
     answer: Callable[[Variables, Sequence[str]], tuple[list[dict[str, Any]], str]] | None = None
 
     def objective(self, name: str) -> Objective:
         """Return what a phase with the objective ``name`` learns."""
-        return self.pretext if name == "pretext" and self.pretext else Objective(self.loss, self.train_batch)
+        own = Objective(self.loss, self.train_batch, self.stepper)
+        return self.pretext if name == "pretext" and self.pretext else own

@@ -49,6 +49,8 @@ TEXT: Mapping[str, tuple[type[Bert], Mapping[str, Any]]] = {
     "distilbert": (Bert, {"depth": 6, "types": 0, "pooler": "relu", "head_dropout": 0.2}),
 }
 
+POLICY = "policy"  # the network of a reinforcement learner; its world decides on inputs and outputs
+
 
 def names() -> tuple[str, ...]:
     """Return the names of the image networks that ``create`` knows; those of text are in ``TEXT``."""

@@ -47,24 +47,28 @@ def summarise(workdir: Path, arms: Sequence[str], seeds: Sequence[int], metric: 
     }
 
 
+SHARES = ("accuracy", "f1", "matthews")  # metrics from 0 to 1, shown in percent; others as they are
+
+
 def table(summary: Mapping[str, Any]) -> str:
-    """Return the comparison as lines of text, in percent."""
+    """Return the comparison as lines of text."""
     seeds, metric = len(summary["seeds"]), summary["metric"]
+    scale, unit, points = (100, " %", " points") if metric in SHARES else (1, "", "")
     width = max(12, *(len(arm) for arm in summary["arms"])) + 2
     lines = [f"{'arm':<{width}}{metric} (test part; mean and 95 % interval over {seeds} seed{'s' * (seeds != 1)})"]
     for arm, row in summary["arms"].items():
-        each = " ".join(f"{100 * value:.1f}" for value in row["values"])
-        lines.append(f"{arm:<{width}}{percent(row)} %   ({each})")
+        each = " ".join(f"{scale * value:.1f}" for value in row["values"])
+        lines.append(f"{arm:<{width}}{percent(row, scale=scale)}{unit}   ({each})")
     first = next(iter(summary["arms"]))
     for arm, row in summary["gain"].items():
-        lines.append(f"{first} over {arm}: {percent(row, '+')} points")
+        lines.append(f"{first} over {arm}: {percent(row, '+', scale)}{points}")
     return "\n".join(lines)
 
 
-def percent(row: Mapping[str, Any], sign: str = "") -> str:
+def percent(row: Mapping[str, Any], sign: str = "", scale: int = 100) -> str:
     """Return "90.1 ± 3.0", or the mean alone where one seed gives no interval."""
     half = row["interval95"]
-    return f"{100 * row['mean']:{sign}.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+    return f"{scale * row['mean']:{sign}.1f}" + ("" if half is None else f" ± {scale * half:.1f}")
 
 
 def draw(summary: Mapping[str, Any], path: Path) -> Path:
@@ -74,17 +78,25 @@ def draw(summary: Mapping[str, Any], path: Path) -> Path:
     figure = Figure(figsize=(6.4, 1.4 + 0.7 * len(summary["arms"])), dpi=150, layout="constrained")
     axis = figure.subplots()
     names = list(summary["arms"])
+    scale, unit = (100, " in percent") if summary["metric"] in SHARES else (1, "")
     for y, name in enumerate(reversed(names)):
         row, colour = summary["arms"][name], f"C{names.index(name)}"
-        half = 100 * (row["interval95"] or 0.0)
-        axis.errorbar(100 * row["mean"], y, xerr=half, fmt="D", color=colour, capsize=4, markersize=6)
-        axis.plot(100 * np.asarray(row["values"]), np.full(len(row["values"]), y + 0.18), "o", color=colour, alpha=0.4)
+        half = scale * (row["interval95"] or 0.0)
+        axis.errorbar(scale * row["mean"], y, xerr=half, fmt="D", color=colour, capsize=4, markersize=6)
+        axis.plot(
+            scale * np.asarray(row["values"]), np.full(len(row["values"]), y + 0.18), "o", color=colour, alpha=0.4
+        )
         axis.annotate(
-            percent(row), (100 * row["mean"], y), (0, -15), textcoords="offset points", ha="center", fontsize=9
+            percent(row, scale=scale),
+            (scale * row["mean"], y),
+            (0, -15),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
         )
     axis.set_yticks(range(len(names)), list(reversed(names)))
     axis.set_ylim(-0.6, len(names) - 0.4)
-    axis.set_xlabel(f"test {summary['metric']} in percent, {summary['examples_evaluated']:,} examples")
+    axis.set_xlabel(f"test {summary['metric']}{unit}, {summary['examples_evaluated']:,} examples")
     axis.set_title(
         f"{summary['config_name']}: {summary['examples']['train']:,} training examples, {len(summary['seeds'])} seeds\n"
         "diamonds: mean and 95 % interval; dots: single seeds",

@@ -21,7 +21,6 @@ from tl_jax.train.state import TrainState, initial_state, stream_key
 from tl_jax.train.step import make_init
 from tl_jax.train.stepper import Stepper
 from tl_jax.transfer import partition
-from tl_jax.transfer.optimizer import learning_rates
 from tl_jax.transfer.phases import SUPERVISED, Phase
 
 
@@ -191,13 +190,13 @@ class _Run:
     def _prepare(self, phase: Phase, state: TrainState) -> tuple[Task, Stepper]:
         """Return the task as the phase sees it, and its compiled steps."""
         whole, task = self.task.objective(phase.objective), self.seen_by(phase, state)
+        objective = task.objective(phase.objective)
         self.log.say(f"compiling the training step of phase {phase.name} ...")
-        stepper = Stepper(phase, task.objective(phase.objective), state, self.stream, int(state.step))
+        stepper = (objective.stepper or Stepper)(phase, objective, state, self.stream, int(state.step))
         self.seconds["compile"] += stepper.seconds
-        call = whole.loss, devices.put(whole.train_batch(int(state.step))), self.stream
-        self.log.say(describe(phase, state, stepper, (*call, devices.scalar(learning_rates(phase.rate)[0]))))
+        self.log.say(describe(phase, state, stepper, whole))
         if self.proof:
-            self.proof.begin(phase, state, stepper.flops, call)
+            self.proof.begin(phase, state, stepper.flops, stepper.forward(state, whole))
         return task, stepper
 
     def _flush(self, phase: Phase, now: int, pending: list[Any]) -> None:

@@ -15,14 +15,14 @@ QUEUE = 16  # batches on their way to the device at the most
 
 
 def mean(rows: Iterable[Sums]) -> dict[str, float]:
-    """Add up sums and counts (fetched from the device in one go) and divide once."""
+    """Add up sums and counts (fetched from the device in one go) and divide once; what was not counted is left out."""
     totals: dict[str, list[float]] = {}
     for row in jax.device_get(list(rows)):
         for name, (total, count) in row.items():
             entry = totals.setdefault(name, [0.0, 0.0])
             entry[0] += float(total)
             entry[1] += float(count)
-    return {name: total / count for name, (total, count) in totals.items()}
+    return {name: total / count for name, (total, count) in totals.items() if count}
 
 
 class Evaluation(NamedTuple):

@@ -9,9 +9,7 @@ import numpy as np
 
 from tl_jax import tree
 from tl_jax.errors import UserError
-from tl_jax.train import devices
 from tl_jax.train.state import TrainState
-from tl_jax.train.step import make_forward
 from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import partition
 from tl_jax.transfer.phases import Phase
@@ -37,17 +35,15 @@ class Proof:
         self._path = workdir / "freeze.json"
         self._phases: dict[str, Any] = read_json(self._path)
 
-    def begin(self, phase: Phase, state: TrainState, flops: float, call: tuple[Any, ...]) -> None:
+    def begin(self, phase: Phase, state: TrainState, flops: float, forward: float) -> None:
         """Hash what is frozen as the phase starts; one that goes on is held to the hashes of its own start.
 
         Args:
             phase: that starts.
             state: as it starts.
             flops: of one of its steps.
-            call: loss, batch and stream key of a forward pass from the pictures on.
+            forward: FLOPs of a forward pass from the examples on.
         """
-        loss, batch, stream = call
-        forward = make_forward(loss, phase.rules, phase.batch_stats)
         before = self._phases.get(phase.name, {}).get("sha256") if int(state.step) > phase.start else None
         before = before or frozen_hashes(phase, state)
         self._phases[phase.name] = {
@@ -55,7 +51,7 @@ class Proof:
             "changed": None,  # until the phase ends
             "optimizer_bytes": tree.nbytes(state.opt_state),
             "flops_step": flops,
-            "flops_forward": devices.flops(forward, state, batch, stream),
+            "flops_forward": forward,
             "sha256": before,
         }
         write_json(self._path, self._phases)

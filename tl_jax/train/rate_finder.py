@@ -46,7 +46,7 @@ def sweep(task: Task, phase: Phase, seed: int, low: float = 1e-6, high: float = 
         steps: between them; fewer are taken where the loss diverges.
     """
     rates = np.geomspace(low, high, steps, dtype=np.float32)
-    loss, train_batch = task.objective(phase.objective)
+    loss, train_batch, _ = task.objective(phase.objective)
     state = loop.initial_state(task, seed)
     state = state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
     step = make_train_step(loss, phase.optim, phase.rules, phase.batch_stats)

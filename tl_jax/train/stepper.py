@@ -5,13 +5,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from tl_jax import tree
 from tl_jax.data.batches import Stream
 from tl_jax.data.pictures import encoded
 from tl_jax.data.token_batches import TextStream
 from tl_jax.task import Objective
 from tl_jax.train import devices
 from tl_jax.train.state import TrainState
-from tl_jax.train.step import make_train_step, make_train_steps
+from tl_jax.train.step import make_forward, make_init, make_train_step, make_train_steps
+from tl_jax.transfer import partition
 from tl_jax.transfer.optimizer import learning_rates
 from tl_jax.transfer.phases import Phase
 
@@ -62,6 +64,30 @@ class Stepper:
         state, rows = self._loop.execute(state, *self._steps(first, stop))
         rows = jax.device_get(rows)
         return state, [{**jax.tree.map(lambda v, i=i: v[i], rows), "lr": rate} for i, rate in enumerate(rates)]
+
+    def unfrozen(self, state: TrainState, whole: Objective) -> tuple[int, float]:
+        """Return bytes of optimizer state and FLOPs of a step, had the phase frozen nothing; nothing is compiled.
+
+        Args:
+            state: at the start of the phase.
+            whole: the objective, computed from the examples on.
+        """
+        phase, everything = self._phase, partition.RECIPES["all"]
+        opt_state = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=devices.replicated()),
+            jax.eval_shape(make_init(phase.optim, everything), state.params),
+        )
+        step = make_train_step(whole.loss, phase.optim, everything, phase.batch_stats)
+        call = self._call(whole, state), self._stream, devices.scalar(self._rates[0])
+        return tree.nbytes(opt_state), devices.flops(step, state.replace(opt_state=opt_state), *call)
+
+    def forward(self, state: TrainState, whole: Objective) -> float:
+        """Return the FLOPs of a forward pass from the examples on."""
+        forward = make_forward(whole.loss, self._phase.rules, self._phase.batch_stats)
+        return devices.flops(forward, state, self._call(whole, state), self._stream)
+
+    def _call(self, whole: Objective, state: TrainState) -> Any:
+        return devices.put(whole.train_batch(int(state.step)))
 
     def _each_shape(self, step: Any, call: tuple[Any, ...], first: int) -> dict[Any, devices.Program]:
         """Compile the step for each shape that batches of this phase have: those of texts differ in length."""

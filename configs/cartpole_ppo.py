@@ -1,0 +1,45 @@
+"""PPO balances a pole, and what it learned starts the next task.
+
+    python run.py --config=configs/cartpole_ppo.py --workdir=runs/source
+    python run.py --mode=export --workdir=runs/source
+    python run.py --config=configs/cartpole_ppo.py:heavy --config.init.source=tl_jax \
+        --config.init.path=runs/source/export/model.safetensors
+    python run.py --config=configs/cartpole_ppo.py:smoke    seconds: that it runs
+
+The variants ``heavy``, ``long`` and ``weak`` change the world: a pole of ten times the mass, of three times the length,
+a push of half the force. ``acrobot`` and ``pendulum`` are other worlds.
+"""
+
+from configs import base
+
+
+def get_config(variant: str = "") -> base.Config:
+    """Return the recipe, or one of its variants."""
+    config = base.get_config()
+    config.name = "cartpole_ppo"
+    base.policy(config)
+    config.optim.lr = 1e-3
+    worlds = {"heavy": _physics(masspole=1.0), "long": _physics(length=1.5), "weak": _physics(force_mag=5.0)}
+    return base.variants(config, variant, smoke=base.smoke_policy, acrobot=acrobot, pendulum=pendulum, **worlds)
+
+
+def _physics(**values: float):
+    def change(config: base.Config) -> None:
+        config.rl.physics = tuple(values.items())
+
+    return change
+
+
+def acrobot(config: base.Config) -> None:
+    """Swing two joined poles up."""
+    config.rl.world = "Acrobot-v1"
+
+
+def pendulum(config: base.Config) -> None:
+    """Swing a pole up with a motor and hold it: actions are values."""
+    config.rl.world = "Pendulum-v1"
+    config.rl.steps = 500_000
+    config.rl.discount = 0.95
+    config.rl.reward_scale = 0.1
+    config.rl.minibatches = 8
+    config.rl.entropy = 0.0

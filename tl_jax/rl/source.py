@@ -1,0 +1,114 @@
+"""A policy trained on one task starts another: what travels, and what is made anew where the tasks do not fit."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tl_jax import tree
+from tl_jax.errors import UserError, nearest
+from tl_jax.specs import PretrainedSpec
+from tl_jax.weights import own
+from tl_jax.weights.merge import merge
+from tl_jax.weights.rules import Converted
+
+# What can travel, and the leaves that it is made of.
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "trunk": ("params/conv1/", "params/layer"),
+    "policy": ("params/head/policy/", "params/head/log_std"),
+    "value": ("params/head/value/",),
+    "normalizer": ("batch_stats/observations/",),
+}
+TAKE = ("trunk", "policy", "value", "normalizer")
+
+
+class Source(NamedTuple):
+    """A policy from a file.
+
+    Attributes:
+        leaves: by path, ``params/...`` and ``batch_stats/observations/...``.
+        options: of its network.
+        world: it was trained in.
+        spaces: of that world, see ``World.spaces``.
+    """
+
+    leaves: Mapping[str, np.ndarray]
+    options: Mapping[str, Any]
+    world: str
+    spaces: Mapping[str, Any]
+
+
+def load(path: str | Path) -> Source:
+    """Read a policy that ``--mode=export`` wrote.
+
+    Raises:
+        UserError: no such file, a damaged one, or one that holds no policy.
+    """
+    path = Path(path).expanduser()
+    spec, facts = own.read_spec(path)
+    if spec.model != "policy":
+        raise UserError(
+            f"{path} holds the network {spec.model!r}, no policy; pass the export of a run with task=policy"
+        )
+    return Source(own.read(path), spec.options, facts["world"], facts["spaces"])
+
+
+def save(path: Path, variables: Mapping[str, Any], options: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write a policy for ``load``; ``facts`` has ``world`` and ``spaces``, and what else is worth keeping."""
+    kept = {name: value for name, value in variables["batch_stats"].items() if name == "observations"}
+    spec = PretrainedSpec(model="policy", source="tl_jax", options=options, num_classes=0, image_size=0, scaling="")
+    own.save(path, {"params": variables["params"], "batch_stats": kept}, spec, facts)
+
+
+def put_in(variables: Mapping[str, Any], source: Source, take: Sequence[str], surgery: bool, spaces: Any) -> Any:
+    """Return the variables with those of the source in their place, and the paths of what was left as it was.
+
+    Args:
+        variables: newly drawn ``params`` and ``batch_stats``.
+        source: where they come from.
+        take: keys of ``PARTS``.
+        surgery: whether leaves whose shape the spaces decide may stay new: the first layer and the heads.
+        spaces: of the world here, for messages.
+
+    Raises:
+        UserError: unknown parts, networks that differ, or spaces that do without surgery having been asked for.
+    """
+    for name in take:
+        if name not in PARTS:
+            raise UserError(f"config.init.take: no part {name!r}; {nearest(name, PARTS)}")
+    flat = tree.flatten({k: v for k, v in variables.items() if k == "params"})
+    stats = variables["batch_stats"].get("observations", {})
+    flat |= {f"batch_stats/observations/{name}": leaf for name, leaf in stats.items()}
+    wanted = tuple(prefix for name in take for prefix in PARTS[name])
+    chosen = {path: leaf for path, leaf in flat.items() if path.startswith(wanted)}
+    shapes = {path: source.leaves[path].shape for path in chosen if path in source.leaves}
+    misfits = {path for path, leaf in chosen.items() if shapes.get(path) != leaf.shape}
+    inner = sorted(path for path in misfits if not _at_border(path, flat))
+    if inner:
+        there, here = shapes.get(inner[0], "missing there"), chosen[inner[0]].shape
+        raise UserError(
+            f"the source's network differs at {inner[0]} ({there}, here {here}); give config.model.options its own: "
+            f"{dict(source.options)}"
+        )
+    if misfits and not surgery:
+        raise UserError(
+            f"{source.world} has the spaces {dict(source.spaces)}, the world here {dict(spaces)}; "
+            f"set config.init.surgery=True to draw {', '.join(sorted(misfits))} anew and take the rest"
+        )
+    if {p for p in misfits if p.startswith("batch_stats/")}:  # statistics of other observations mean nothing together
+        misfits |= {p for p in chosen if p.startswith("batch_stats/")}
+    like = {path: leaf for path, leaf in chosen.items() if path not in misfits}
+    found = {path: leaf for path, leaf in source.leaves.items() if path in like}
+    merged = tree.flatten(merge(tree.unflatten(like), Converted(found, {p: p for p in found}, {}, [], [], [])))
+    new = {**flat, **merged}
+    params = tree.unflatten({p.removeprefix("params/"): v for p, v in new.items() if p.startswith("params/")})
+    observations = {name: new[f"batch_stats/observations/{name}"] for name in stats}
+    kept = {**variables["batch_stats"], **({"observations": observations} if stats else {})}
+    return {"params": params, "batch_stats": kept}, tuple(sorted(set(flat) - set(like)))
+
+
+def _at_border(path: str, flat: Mapping[str, Any]) -> bool:
+    """Whether a world's spaces decide the shape of a leaf."""
+    first = "params/conv1/" if any(p.startswith("params/conv1/") for p in flat) else "params/layer1/"
+    return path.startswith((first, "params/head/policy/", "params/head/log_std", "batch_stats/"))
