@@ -1,5 +1,6 @@
 """Training as a function of a key: what ``vmap`` repeats for many seeds, and what the training loop takes apart."""
 
+import functools
 from typing import Any
 
 import jax
@@ -18,11 +19,21 @@ def network(world: World, **options: Any) -> Policy:
 
 def initial(world: World, policy: Policy, count: int, normalize: bool, key: jax.Array) -> dict[str, Any]:
     """Return new variables: ``params``, and in ``batch_stats`` the ``worlds`` and where asked for ``observations``."""
-    drawn, begun = jax.random.split(key)
-    stats: dict[str, Any] = {"worlds": rollout.begin(world, count, begun)}
-    if normalize:
-        stats["observations"] = normalizer.init(world.shape)
-    return {**variables_of(policy, world.shape, drawn), "batch_stats": stats}
+    return _initializer(world, policy, count, normalize)(key)
+
+
+@functools.cache
+def _initializer(world: World, policy: Policy, count: int, normalize: bool):
+    """Return the jitted function key -> variables: op by op it would take seconds."""
+
+    def variables(key: jax.Array) -> dict[str, Any]:
+        drawn, begun = jax.random.split(key)
+        stats: dict[str, Any] = {"worlds": rollout.begin(world, count, begun)}
+        if normalize:
+            stats["observations"] = normalizer.init(world.shape)
+        return {**variables_of(policy, world.shape, drawn), "batch_stats": stats}
+
+    return jax.jit(variables)
 
 
 def begin(variables: Any, optimizer_init: Any, source: Any = None) -> TrainState:

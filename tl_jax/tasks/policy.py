@@ -27,8 +27,6 @@ def make(config: Any) -> Task:
     policy, how = network(config, world), _how(config)
     devices.check_batch("rl.episodes", config.rl.episodes)
     start = source.load(config.init.path) if config.init.source != "random" else None
-    if start and config.model.options and dict(start.options) != _plain(policy):
-        say(f"the source's network has the options {dict(start.options)}, this one {_plain(policy)}")
     return Task(
         name=f"policy in {world.name}",
         classes=(),

@@ -1,0 +1,45 @@
+"""PPO plays a game of MinAtar on 10x10 pixels; another game starts from what it learned.
+
+    python run.py --config=configs/minatar_ppo.py --workdir=runs/breakout
+    python run.py --config=configs/minatar_ppo.py:space_invaders    and asterix, freeway, seaquest
+    python run.py --config=configs/minatar_ppo.py:smoke             seconds: that it runs
+
+Games differ in their channels and actions: from one to another set --config.init.surgery=True, which draws the first
+layer and the policy's head anew and takes the rest.
+"""
+
+from configs import base
+
+GAMES = {"space_invaders": "SpaceInvaders", "asterix": "Asterix", "freeway": "Freeway", "seaquest": "Seaquest"}
+
+
+def get_config(variant: str = "") -> base.Config:
+    """Return the recipe, or one of its variants."""
+    config = base.get_config()
+    config.name = "minatar_ppo"
+    base.policy(config)
+    config.model.options = {"widths": (128,), "activation": "relu"}
+    config.optim.lr = 2.5e-3
+    config.batch_size = 8192
+    config.rl.world = "Breakout-MinAtar"
+    config.rl.worlds = 64
+    config.rl.steps = 10_000_000
+    config.rl.passes = 4
+    config.rl.minibatches = 8
+    config.rl.normalize = False
+    return base.variants(config, variant, smoke=smoke, **{name: _game(game) for name, game in GAMES.items()})
+
+
+def smoke(config: base.Config) -> None:
+    """Shrink the recipe to seconds."""
+    base.smoke_policy(config)
+    config.model.options = {"widths": (8,), "activation": "relu", "channels": 4}
+    config.rl.steps = 1024
+    config.batch_size = 256
+
+
+def _game(name: str):
+    def change(config: base.Config) -> None:
+        config.rl.world = f"{name}-MinAtar"
+
+    return change

@@ -1,0 +1,120 @@
+"""What travels from one policy to another, what stays new, and what is refused."""
+
+import jax
+import numpy as np
+import pytest
+
+from tl_jax import tree
+from tl_jax.errors import UserError
+from tl_jax.rl import source, training, worlds
+
+pytestmark = pytest.mark.fast
+CARTPOLE, ACROBOT, PENDULUM = (worlds.make(name) for name in ("CartPole-v1", "Acrobot-v1", "Pendulum-v1"))
+
+
+def drawn(world, seed, normalize=True, **options):
+    policy = training.network(world, **{"widths": (8, 8), **options})
+    variables = training.initial(world, policy, 2, normalize, jax.random.key(seed))
+    if normalize:
+        variables["batch_stats"]["observations"]["mean"] += 1.0 + seed
+    return policy, variables
+
+
+def saved(path, world, seed=0, **options):
+    policy, variables = drawn(world, seed, **options)
+    facts = {"world": world.name, "spaces": world.spaces}
+    source.save(path, variables, {"widths": list(policy.widths)}, facts)
+    return source.load(path), variables
+
+
+def changed(before, after):
+    """Return the top parts of the leaves that differ."""
+    old = tree.flatten({"params": before["params"], "observations": before["batch_stats"]["observations"]})
+    new = tree.flatten({"params": after["params"], "observations": after["batch_stats"]["observations"]})
+    assert old.keys() == new.keys()
+    return {path for path in old if not np.array_equal(old[path], new[path])}
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    found, variables = saved(tmp_path / "a.safetensors", CARTPOLE)
+    assert found.world == "CartPole-v1" and found.spaces == {"observation": [4], "actions": 2}
+    assert found.options == {"widths": (8, 8)}
+    flat = tree.flatten({"params": variables["params"]})
+    for path, leaf in flat.items():
+        np.testing.assert_array_equal(found.leaves[path], leaf)
+    assert not any("worlds" in path for path in found.leaves)
+
+
+@pytest.mark.parametrize(
+    ("take", "prefixes"),
+    [
+        (("trunk",), ("params/layer",)),
+        (("policy",), ("params/head/policy/",)),
+        (("value",), ("params/head/value/",)),
+        (("normalizer",), ("observations/",)),
+        (source.TAKE, ("params/", "observations/")),
+    ],
+)
+def test_what_is_named_travels_and_nothing_else(tmp_path, take, prefixes):
+    found, theirs = saved(tmp_path / "a.safetensors", CARTPOLE)
+    _, mine = drawn(CARTPOLE, 1)
+    after, new = source.put_in(mine, found, take, False, CARTPOLE.spaces)
+    for path in changed(mine, after):
+        assert path.startswith(prefixes)
+    for path in changed(theirs, after):
+        assert not path.startswith(prefixes)
+    assert bool(new) == (take != source.TAKE)
+    assert after["batch_stats"]["worlds"] is mine["batch_stats"]["worlds"]
+
+
+def test_surgery_draws_the_border_anew_and_takes_the_rest(tmp_path):
+    found, theirs = saved(tmp_path / "a.safetensors", CARTPOLE)
+    _, mine = drawn(ACROBOT, 1)
+    with pytest.raises(UserError, match=r"CartPole-v1 has the spaces .*\[4\].*\[6\].*init.surgery=True"):
+        source.put_in(mine, found, source.TAKE, False, ACROBOT.spaces)
+    after, new = source.put_in(mine, found, source.TAKE, True, ACROBOT.spaces)
+    assert set(new) == {
+        "params/layer1/actor/kernel", "params/layer1/critic/kernel", "params/head/policy/kernel",
+        "params/head/policy/bias", "batch_stats/observations/mean", "batch_stats/observations/var",
+        "batch_stats/observations/count",
+    }  # fmt: skip
+    np.testing.assert_array_equal(
+        after["params"]["layer2"]["actor"]["kernel"], theirs["params"]["layer2"]["actor"]["kernel"]
+    )
+    np.testing.assert_array_equal(
+        after["params"]["layer1"]["actor"]["kernel"], mine["params"]["layer1"]["actor"]["kernel"]
+    )
+
+
+def test_choices_to_values_needs_surgery_for_the_deviations_too(tmp_path):
+    found, _ = saved(tmp_path / "a.safetensors", CARTPOLE)
+    _, mine = drawn(PENDULUM, 1)
+    _, new = source.put_in(mine, found, ("trunk", "policy"), True, PENDULUM.spaces)
+    assert "params/head/log_std" in new and "params/layer2/actor/kernel" not in new
+
+
+@pytest.mark.parametrize(
+    ("options", "take", "message"),
+    [
+        (
+            {"widths": (16, 8)},
+            ("trunk",),
+            r"differs at params/layer2/actor/kernel \(\(8, 8\), here \(16, 8\)\).*widths",
+        ),
+        ({"widths": (8, 8, 8)}, ("trunk",), r"differs at params/layer3/actor/bias \(missing there"),
+        ({}, ("trunks",), "no part 'trunks'; .*trunk"),
+    ],
+)
+def test_networks_that_differ_are_refused(tmp_path, options, take, message):
+    found, _ = saved(tmp_path / "a.safetensors", CARTPOLE)
+    _, mine = drawn(CARTPOLE, 1, **options)
+    with pytest.raises(UserError, match=message):
+        source.put_in(mine, found, take, True, CARTPOLE.spaces)
+
+
+def test_a_file_without_a_policy_is_refused():
+    from tl_jax import pretrained
+
+    path = pretrained.load("resnet8", source="tl_jax").path
+    with pytest.raises(UserError, match="holds the network 'resnet8', no policy"):
+        source.load(path)
