@@ -45,7 +45,7 @@ def test_changed_physics_reach_the_equations_of_motion(physics, known):
     """gymnax keeps the total mass and the pole's mass times length as values of their own."""
     world = worlds.make("CartPole-v1", physics)
     before, state = world.reset(jax.random.key(0))
-    state = state.replace(theta_dot=jnp.float32(1.5))
+    state |= {"theta_dot": jnp.float32(1.5)}
     after = world.step(jax.random.key(1), state, jnp.int32(1)).final
     x, turn = acceleration([0, 0, float(before[2]), 1.5], 10.0, **known)
     np.testing.assert_allclose(after[1] - before[1], 0.02 * x, rtol=1e-4)
@@ -68,7 +68,7 @@ def test_an_episode_ends_in_its_own_way_or_by_time():
         ends.append((bool(moved.terminated), bool(moved.truncated)))
     assert ends == [(False, False), (False, False), (False, True)]
     assert not np.allclose(moved.final, moved.observation)  # a new episode has begun
-    fallen = state.replace(theta=jnp.float32(1.0), time=2)  # both at once: it is the fall that counts
+    fallen = state | {"theta": jnp.float32(1.0), "time": 2}  # both at once: it is the fall that counts
     moved = world.step(jax.random.key(9), fallen, jnp.int32(0))
     assert moved.terminated and not moved.truncated
 

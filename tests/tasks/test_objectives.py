@@ -85,7 +85,7 @@ def test_a_pretext_beside_the_labels_adds_its_loss_and_trains_the_trunk(plain, n
     value, sums, variables, batch, task = evaluate(0.0, ("pretext.name", name), ("pretext.weight", 0.5))
     assert value == pytest.approx(plain[0.0] + 0.5 * float(sums[name][0]), rel=1e-4)
     assert 0 <= float(sums[f"{name}_score"][0]) <= 1
-    loss, train_batch = task.objective("pretext")
+    loss, train_batch, _ = task.objective("pretext")
     grads = jax.jit(jax.grad(loss, has_aux=True))(variables, train_batch(0), jax.random.key(1))[0]
     norms = {part: float(optax.tree.norm(leaves)) for part, leaves in grads["params"].items()}
     assert norms["stem"] > 0 and norms["extra"] > 0 and norms["head"] == 0

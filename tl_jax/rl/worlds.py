@@ -47,7 +47,7 @@ class World(NamedTuple):
         actions: choices of a discrete action; 0 where actions are vectors.
         low, high: bounds of each value of a vector action; empty where actions are choices.
         limit: steps of an episode at most.
-        reset: key -> (observation, state).
+        reset: key -> (observation, state), the state as a dict of arrays.
         step: (key, state, action) -> ``Moved``; begins a new episode where one ends.
         physics: names and values of what can be changed about it.
     """
@@ -94,14 +94,22 @@ def _make(name: str, physics: Physics) -> World:
     choices = int(getattr(space, "n", 0))
     low, high = ((), ()) if choices else (_bounds(space.low, space.shape), _bounds(space.high, space.shape))
 
-    def step(key: jax.Array, state: Any, action: jax.Array) -> Moved:
-        observation, state, reward, terminated, truncated, info = environment.step(key, state, action, params)
-        final = info["final_observation"]
-        return Moved(observation, state, jnp.asarray(reward, jnp.float32), terminated, truncated & ~terminated, final)
+    like = jax.eval_shape(lambda key: environment.reset(key, params)[1], jax.random.key(0))
+    named, structure = jax.tree.flatten_with_path(like)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in named]
 
-    def reset(key: jax.Array) -> tuple[jax.Array, Any]:
+    def plain(state: Any) -> dict[str, jax.Array]:
+        return {key: jnp.asarray(leaf) for key, leaf in zip(names, jax.tree.leaves(state), strict=True)}
+
+    def step(key: jax.Array, state: dict[str, jax.Array], action: jax.Array) -> Moved:
+        before = jax.tree.unflatten(structure, [state[name] for name in names])
+        observation, after, reward, terminated, truncated, info = environment.step(key, before, action, params)
+        ends, final = truncated & ~terminated, info["final_observation"]
+        return Moved(observation, plain(after), jnp.asarray(reward, jnp.float32), terminated, ends, final)
+
+    def reset(key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         observation, state = environment.reset(key, params)
-        return observation, jax.tree.map(jnp.asarray, state)
+        return observation, plain(state)
 
     limit = int(params.max_steps_in_episode)
     values = tuple((key, _plain(getattr(params, key))) for key in parameters(params))

@@ -24,7 +24,7 @@ PARTS = ("validation", "test")  # each has keys of its own, and so its own episo
 def make(config: Any) -> Task:
     """Build the task that ``config`` describes."""
     world = worlds.make(config.rl.world, config.rl.physics)
-    policy, how = network(config, world), _how(config)
+    policy, made = network(config, world), how(config)
     devices.check_batch("rl.episodes", config.rl.episodes)
     start = source.load(config.init.path) if config.init.source != "random" else None
     return Task(
@@ -42,20 +42,20 @@ def make(config: Any) -> Task:
             "world": world.name,
             "physics": {name: value for name, value in world.physics},
             "spaces": world.spaces,
-            "options": _plain(policy),
+            "options": options(policy),
             "tested": "episodes of their own keys, the same for every run",
         },
         parts=policy.part_names(len(world.shape) == 3),
         score="episode_return",
-        stepper=functools.partial(PolicyStepper, world, policy, how),
+        stepper=functools.partial(PolicyStepper, world, policy, made),
     )
 
 
 def network(config: Any, world: World) -> Policy:
     """Return the network of a configuration."""
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
     try:
-        return training.network(world, **options)
+        return training.network(world, **given)
     except TypeError as e:
         raise UserError(f"config.model.options: {e}; a policy has widths, channels and activation") from None
 
@@ -75,7 +75,8 @@ def make_metrics(world: World, policy: Policy):
     return metrics
 
 
-def _how(config: Any) -> How:
+def how(config: Any) -> How:
+    """Return how an update is made; a UserError names sizes that do not divide."""
     rl, horizon = config.rl.to_dict(), config.batch_size // config.rl.worlds
     if horizon * rl["worlds"] != config.batch_size:
         near = max(1, round(config.batch_size / rl["worlds"])) * rl["worlds"]
@@ -118,7 +119,8 @@ def _features(policy: Policy, variables: Variables, batch: Batch) -> jax.Array:
     return policy.apply({"params": variables["params"]}, seen)[1]["features"]
 
 
-def _plain(policy: Policy) -> dict[str, Any]:
+def options(policy: Policy) -> dict[str, Any]:
+    """Return the attributes of a policy that its world does not decide, for files."""
     return {name: _listed(getattr(policy, name)) for name in ("widths", "channels", "activation")}
 
 
