@@ -1,0 +1,235 @@
+"""Does a policy from one task help another? Source x target x what travels x seeds, all seeds in one program.
+
+    python -m experiments.rl_transfer --workdir=DIR [--suite=cartpole] [--seeds=8]
+    python -m experiments.rl_transfer --workdir=DIR --smoke                   a minute: that it runs
+
+Each way of transfer has the budget of scratch in the target and starts from the source policy of its own seed. Writes
+``RESULTS.csv`` (a row for each seed, with its learning curve), ``.md``, ``_curves.png`` and ``_distance.png``; rows
+that are there are not repeated. The metrics are those of ``rl_metrics``.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags, logging
+
+from configs import base, cartpole_ppo, minatar_ppo
+from experiments import record, rl_transfer_report
+from tl_jax import api, command
+from tl_jax.rl import rollout, source, training, worlds
+from tl_jax.rl.ppo import make_update
+from tl_jax.rl.stepper import keeps_statistics
+from tl_jax.rl.worlds import World
+from tl_jax.tasks import policy as policy_task
+from tl_jax.train.log import say
+from tl_jax.transfer import phases
+from tl_jax.transfer.optimizer import learning_rates, make_optimizer
+
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the source policies, and of the results if none is named.", required=True
+)
+RESULTS = flags.DEFINE_string("results", "", "Prefix of record, table and pictures; in the workdir if empty.")
+SUITE = flags.DEFINE_string("suite", "cartpole", "Which source and targets.")
+SEEDS = flags.DEFINE_integer("seeds", 8, "Number of seeds, in one program.")
+EVALUATIONS = flags.DEFINE_integer("evaluations", 20, "Of a run, evenly spaced, besides the one before training.")
+EPISODES = flags.DEFINE_integer("episodes", 16, "Of an evaluation.")
+STEPS = flags.DEFINE_integer("steps", 0, "Steps in the target; 0 for those of the suite.")
+WAYS_FLAG = flags.DEFINE_list("ways", [], "Which ways; all if empty.")
+SMOKE = flags.DEFINE_bool("smoke", False, "Two seeds, two targets, few steps.")
+
+
+class Suite(NamedTuple):
+    """A source, and targets: name -> (changes to the recipe); ``steps`` in a target."""
+
+    recipe: Any
+    source: Mapping[str, Any]
+    targets: Mapping[str, Mapping[str, Any]]
+    steps: int
+    source_steps: int
+
+
+def _cartpole(**physics: float) -> dict[str, Any]:
+    return {"rl.physics": tuple(physics.items())}
+
+
+SUITES = {
+    "cartpole": Suite(
+        cartpole_ppo,
+        {},
+        {
+            "heavy": _cartpole(masspole=1.0),
+            "long": _cartpole(length=1.5),
+            "weak": _cartpole(force_mag=5.0),
+            "short": _cartpole(length=0.1),
+            "reversed": _cartpole(force_mag=-10.0),
+        },
+        steps=200_000,
+        source_steps=300_000,
+    ),
+    "minatar": Suite(
+        minatar_ppo,
+        {"rl.world": "SpaceInvaders-MinAtar"},
+        {"breakout": {"rl.world": "Breakout-MinAtar"}},
+        steps=2_000_000,
+        source_steps=2_000_000,
+    ),
+}
+
+
+class Way(NamedTuple):
+    """What travels, and how the rest goes on."""
+
+    take: tuple[str, ...]
+    recipe: str = "all"
+    kickstart: float = 0.0
+
+
+WAYS = {
+    "scratch": Way(()),
+    "trunk": Way(("trunk", "normalizer")),
+    "trunk_policy": Way(("trunk", "policy", "normalizer")),
+    "everything": Way(source.TAKE),
+    "frozen_trunk": Way(source.TAKE, "head"),
+    "kickstart": Way(("normalizer",), kickstart=1.0),
+}
+
+
+def main(_: list[str]) -> None:
+    """Train the sources, then what is still to be trained, then write the report."""
+    logging.set_verbosity(logging.WARNING)
+    suite = SUITES[SUITE.value]
+    targets, ways = dict(suite.targets), WAYS_FLAG.value or list(WAYS)
+    if SMOKE.value:
+        flags.FLAGS.seeds, flags.FLAGS.evaluations, flags.FLAGS.episodes = 2, 2, 4
+        targets = dict(list(targets.items())[:2])
+    prefix = Path(RESULTS.value or Path(WORKDIR.value).expanduser() / f"rl_{SUITE.value}")
+    steps = STEPS.value or (8192 if SMOKE.value else suite.steps)
+    record.begin(prefix, {"suite": SUITE.value, "seeds": SEEDS.value, "steps": steps, "episodes": EPISODES.value})
+    record.note(prefix, commits=record.commit(), devices=jax.devices()[0].device_kind, versions=api.versions())
+    sources = teachers(suite, 8192 if SMOKE.value else suite.source_steps)
+    for target, changes in targets.items():
+        config = base.override(suite.recipe.get_config(), (*changes.items(), ("rl.steps", steps)))
+        for name in ways:
+            rows = record.read(prefix)
+            if not any((row["target"], row["way"]) == (target, name) for row in rows):
+                say(f"--- {target}, {name}")
+                record.write(prefix, [*rows, *measured(config, suite, target, name, sources)])
+    say(rl_transfer_report.write(prefix))
+
+
+def teachers(suite: Suite, steps: int) -> list[source.Source]:
+    """Return the source policies of all seeds, trained where the workdir does not have them."""
+    folder = Path(WORKDIR.value).expanduser() / f"sources_{SUITE.value}_{steps}"
+    paths = [folder / f"seed{seed}.safetensors" for seed in range(SEEDS.value)]
+    if not all(path.is_file() for path in paths):
+        say("--- the source")
+        config = base.override(suite.recipe.get_config(), (*suite.source.items(), ("rl.steps", steps)))
+        world = worlds.make(config.rl.world, config.rl.physics)
+        network = policy_task.network(config, world)
+        variables, curves = learn(config, world, Way(()), drawn(config, world))
+        say(f"source, last evaluation by seed: {' '.join(f'{value:.1f}' for value in curves[:, -1])}")
+        for seed, path in enumerate(paths):
+            one = jax.device_get(jax.tree.map(lambda leaf, i=seed: leaf[i], variables))
+            facts = {"world": world.name, "spaces": world.spaces, "physics": dict(world.physics)}
+            source.save(path, one, policy_task.options(network), facts)
+    return [source.load(path) for path in paths]
+
+
+def measured(config: Any, suite: Suite, target: str, name: str, sources: list[source.Source]) -> list[dict[str, Any]]:
+    """Return a row for each seed of one way into one target."""
+    world, way = worlds.make(config.rl.world, config.rl.physics), WAYS[name]
+    start = drawn(config, world)
+    each = [jax.tree.map(lambda leaf, i=i: leaf[i], start) for i in range(SEEDS.value)]
+    begun = [
+        source.put_in(one, found, way.take, True, world.spaces)[0] for one, found in zip(each, sources, strict=True)
+    ]
+    teacher = None
+    if way.kickstart:
+        if sources[0].spaces != world.spaces:
+            return []
+        full = [
+            source.put_in(one, found, source.TAKE, False, world.spaces)[0]
+            for one, found in zip(each, sources, strict=True)
+        ]
+        teacher = stacked(full)
+    _, curves = learn(config, world, way, stacked(begun), teacher)
+    say(f"first {curves[:, 0].mean():.1f}, last {curves[:, -1].mean():.1f} (mean of {len(curves)} seeds)")
+    distance = physics_distance(suite, config, world)
+    return [
+        {
+            "target": target,
+            "way": name,
+            "seed": seed,
+            "distance": distance,
+            "curve": " ".join(f"{v:.4g}" for v in curve),
+        }
+        for seed, curve in enumerate(curves)
+    ]
+
+
+def drawn(config: Any, world: World) -> Any:
+    """Return new variables for all seeds, stacked."""
+    network = policy_task.network(config, world)
+    keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), 0) for seed in range(SEEDS.value)])
+    return jax.jit(jax.vmap(lambda k: training.initial(world, network, config.rl.worlds, config.rl.normalize, k)))(keys)
+
+
+def learn(config: Any, world: World, way: Way, start: Any, teacher: Any = None) -> tuple[Any, np.ndarray]:
+    """Train all seeds from their own variables; return the last ones, and returns (S, V + 1) at V + 1 evaluations."""
+    config = base.override(config, (("freeze.recipe", way.recipe),))
+    config.rl.kickstart = way.kickstart
+    network, how = policy_task.network(config, world), policy_task.how(config)
+    (phase,) = phases.resolve(config, {"train": config.rl.steps}, network.part_names(len(world.shape) == 3))
+    one = jax.tree.map(lambda leaf: leaf[0], start["params"])
+    update = make_update(world, network, how, phase.optim, phase.rules, keeps_statistics(one, phase))
+    optimizer, rates = make_optimizer(phase.optim, phase.rules), learning_rates(phase.rate)
+    each = len(rates) // EVALUATIONS.value
+    rates = jnp.asarray(rates[: each * EVALUATIONS.value].reshape(EVALUATIONS.value, each))
+    tests = jax.random.split(jax.random.key(1), EPISODES.value)  # the same episodes for all
+
+    def run(variables: Any, key: jax.Array, source_variables: Any) -> Any:
+        def tested(state: Any) -> jax.Array:
+            return rollout.episodes(world, network, state.variables, tests, greedy=True)[0].mean()
+
+        def piece(state: Any, some: jax.Array) -> Any:
+            state, _ = training.updates(update, state, key, some)
+            return state, tested(state)
+
+        state = training.begin(variables, optimizer.init, source_variables)
+        first = tested(state)
+        state, later = jax.lax.scan(piece, state, rates)
+        return state.variables, jnp.concatenate([first[None], later])
+
+    keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), 1) for seed in range(SEEDS.value)])
+    variables, curves = jax.jit(jax.vmap(run))(start, keys, teacher)
+    return variables, np.asarray(curves)
+
+
+def stacked(each: list[Any]) -> Any:
+    """Return trees with their leaves stacked along a new first axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+
+def physics_distance(suite: Suite, config: Any, world: World) -> float:
+    """Return how far the physics are apart: root of the summed squares of log ratios; NaN between different worlds.
+
+    A sign that differs counts as a ratio of 100.
+    """
+    home = base.override(suite.recipe.get_config(), tuple(suite.source.items()))
+    if home.rl.world != world.name:
+        return float("nan")
+    there, total = dict(worlds.make(home.rl.world, home.rl.physics).physics), 0.0
+    for name, here in world.physics:
+        if isinstance(here, float) and here != there[name]:
+            ratio = here / there[name]
+            total += math.log(ratio if ratio > 0 else 100.0) ** 2
+    return math.sqrt(total)
+
+
+if __name__ == "__main__":
+    command.run(main)
