@@ -27,9 +27,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default ru
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "eval", "predict", "export", "preview", "find_lr"],
+    ["train", "eval", "predict", "export", "preview", "find_lr", "play"],
     "train; test a run again; say what it makes of --input; write its weights to a file; draw what augmentation does; "
-    "look for a learning rate.",
+    "look for a learning rate; draw an episode of a policy.",
 )
 INPUT = flags.DEFINE_multi_string("input", [], "A sentence to predict, with --mode=predict; may be given many times.")
 
@@ -78,7 +78,7 @@ def parse(argv: list[str]) -> list[str]:
 def with_recipe(argv: list[str]) -> list[str]:
     """Return the arguments with one ``--config=FILE`` among them, FILE as seen from here or from this script.
 
-    Without the flag it is the embedded default, or, to evaluate, predict or export, that of the run itself.
+    Without the flag it is the embedded default, or, to evaluate, predict, export or play, that of the run itself.
     """
     out, values, rest = [argv[0]], {}, iter(argv[1:])
     for arg in rest:
@@ -93,7 +93,7 @@ def with_recipe(argv: list[str]) -> list[str]:
             out.append(arg)
     folder = values.get("workdir", "")
     if "config" not in values:
-        own = values.get("mode") in ("eval", "predict", "export") and (Path(folder) / "config.json").is_file()
+        own = values.get("mode") in ("eval", "predict", "export", "play") and (Path(folder) / "config.json").is_file()
         values["config"] = f"{STORED}:{folder}" if own else str(DEFAULT)
     elif not Path(values["config"].partition(":")[0]).is_file():
         values["config"] = str(HERE / values["config"])

@@ -14,21 +14,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags, logging
 
 from configs import base, cartpole_ppo, minatar_ppo
 from experiments import record, rl_transfer_report
 from tl_jax import api, command
-from tl_jax.rl import rollout, source, training, worlds
-from tl_jax.rl.ppo import make_update
-from tl_jax.rl.stepper import keeps_statistics
+from tl_jax.rl import source, worlds
 from tl_jax.rl.worlds import World
 from tl_jax.tasks import policy as policy_task
+from tl_jax.tasks import policy_seeds
 from tl_jax.train.log import say
-from tl_jax.transfer import phases
-from tl_jax.transfer.optimizer import learning_rates, make_optimizer
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the source policies, and of the results if none is named.", required=True
@@ -131,10 +126,9 @@ def teachers(suite: Suite, steps: int) -> list[source.Source]:
         config = base.override(suite.recipe.get_config(), (*suite.source.items(), ("rl.steps", steps)))
         world = worlds.make(config.rl.world, config.rl.physics)
         network = policy_task.network(config, world)
-        variables, curves = learn(config, world, Way(()), drawn(config, world))
+        variables, curves = policy_seeds.learn(config, world, policy_seeds.drawn(config, world, SEEDS.value), tests())
         say(f"source, last evaluation by seed: {' '.join(f'{value:.1f}' for value in curves[:, -1])}")
-        for seed, path in enumerate(paths):
-            one = jax.device_get(jax.tree.map(lambda leaf, i=seed: leaf[i], variables))
+        for path, one in zip(paths, policy_seeds.apart(jax.device_get(variables)), strict=True):
             facts = {"world": world.name, "spaces": world.spaces, "physics": dict(world.physics)}
             source.save(path, one, policy_task.options(network), facts)
     return [source.load(path) for path in paths]
@@ -143,8 +137,7 @@ def teachers(suite: Suite, steps: int) -> list[source.Source]:
 def measured(config: Any, suite: Suite, target: str, name: str, sources: list[source.Source]) -> list[dict[str, Any]]:
     """Return a row for each seed of one way into one target."""
     world, way = worlds.make(config.rl.world, config.rl.physics), WAYS[name]
-    start = drawn(config, world)
-    each = [jax.tree.map(lambda leaf, i=i: leaf[i], start) for i in range(SEEDS.value)]
+    each = policy_seeds.apart(policy_seeds.drawn(config, world, SEEDS.value))
     begun = [
         source.put_in(one, found, way.take, True, world.spaces)[0] for one, found in zip(each, sources, strict=True)
     ]
@@ -156,8 +149,9 @@ def measured(config: Any, suite: Suite, target: str, name: str, sources: list[so
             source.put_in(one, found, source.TAKE, False, world.spaces)[0]
             for one, found in zip(each, sources, strict=True)
         ]
-        teacher = stacked(full)
-    _, curves = learn(config, world, way, stacked(begun), teacher)
+        teacher = policy_seeds.stacked(full)
+    config = base.override(config, (("freeze.recipe", way.recipe), ("rl.kickstart", way.kickstart)))
+    _, curves = policy_seeds.learn(config, world, policy_seeds.stacked(begun), tests(), teacher)
     say(f"first {curves[:, 0].mean():.1f}, last {curves[:, -1].mean():.1f} (mean of {len(curves)} seeds)")
     distance = physics_distance(suite, config, world)
     return [
@@ -172,47 +166,9 @@ def measured(config: Any, suite: Suite, target: str, name: str, sources: list[so
     ]
 
 
-def drawn(config: Any, world: World) -> Any:
-    """Return new variables for all seeds, stacked."""
-    network = policy_task.network(config, world)
-    keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), 0) for seed in range(SEEDS.value)])
-    return jax.jit(jax.vmap(lambda k: training.initial(world, network, config.rl.worlds, config.rl.normalize, k)))(keys)
-
-
-def learn(config: Any, world: World, way: Way, start: Any, teacher: Any = None) -> tuple[Any, np.ndarray]:
-    """Train all seeds from their own variables; return the last ones, and returns (S, V + 1) at V + 1 evaluations."""
-    config = base.override(config, (("freeze.recipe", way.recipe),))
-    config.rl.kickstart = way.kickstart
-    network, how = policy_task.network(config, world), policy_task.how(config)
-    (phase,) = phases.resolve(config, {"train": config.rl.steps}, network.part_names(len(world.shape) == 3))
-    one = jax.tree.map(lambda leaf: leaf[0], start["params"])
-    update = make_update(world, network, how, phase.optim, phase.rules, keeps_statistics(one, phase))
-    optimizer, rates = make_optimizer(phase.optim, phase.rules), learning_rates(phase.rate)
-    each = len(rates) // EVALUATIONS.value
-    rates = jnp.asarray(rates[: each * EVALUATIONS.value].reshape(EVALUATIONS.value, each))
-    tests = jax.random.split(jax.random.key(1), EPISODES.value)  # the same episodes for all
-
-    def run(variables: Any, key: jax.Array, source_variables: Any) -> Any:
-        def tested(state: Any) -> jax.Array:
-            return rollout.episodes(world, network, state.variables, tests, greedy=True)[0].mean()
-
-        def piece(state: Any, some: jax.Array) -> Any:
-            state, _ = training.updates(update, state, key, some)
-            return state, tested(state)
-
-        state = training.begin(variables, optimizer.init, source_variables)
-        first = tested(state)
-        state, later = jax.lax.scan(piece, state, rates)
-        return state.variables, jnp.concatenate([first[None], later])
-
-    keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), 1) for seed in range(SEEDS.value)])
-    variables, curves = jax.jit(jax.vmap(run))(start, keys, teacher)
-    return variables, np.asarray(curves)
-
-
-def stacked(each: list[Any]) -> Any:
-    """Return trees with their leaves stacked along a new first axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+def tests() -> policy_seeds.Tests:
+    """Return how a policy is tested."""
+    return policy_seeds.Tests(EVALUATIONS.value, EPISODES.value)
 
 
 def physics_distance(suite: Suite, config: Any, world: World) -> float:

@@ -4,8 +4,11 @@ import os
 import tempfile
 from pathlib import Path
 
-# Before JAX starts: two devices, so that sharding is exercised on every CPU.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+# Before JAX starts: two devices, so that sharding is exercised on every CPU; and programs that are compiled quickly
+# rather than run quickly, since tests spend most of their time on compiling.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=1"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Converted weights and downloads of the tests are nobody else's.
 _CACHE = tempfile.TemporaryDirectory(prefix="tl_jax_tests_")
@@ -17,6 +20,12 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_collection_modifyitems(items):
+    """Put files with whole runs first, so that no process is left with minutes of them when the others are done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True, scope="module")

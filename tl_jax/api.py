@@ -15,7 +15,7 @@ from configs import base, check
 from tl_jax import __version__
 from tl_jax.errors import UserError
 from tl_jax.exporting import export
-from tl_jax.looks import find_lr, preview
+from tl_jax.looks import find_lr, play, preview
 from tl_jax.report import comparison
 from tl_jax.runs import check_batches, make_task, restore
 from tl_jax.train import loop, metrics, wise_ft, workdir
@@ -25,7 +25,7 @@ from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import phases
 from tl_jax.transfer.averaging import interpolate
 
-__all__ = ["evaluate", "export", "find_lr", "predict", "preview", "run", "versions"]
+__all__ = ["evaluate", "export", "find_lr", "play", "predict", "preview", "run", "versions"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

@@ -1,4 +1,4 @@
-"""Looks at a configuration before it is run: which learning rate suits it, and what its augmentation does."""
+"""Looks at a configuration: which learning rate suits it, what its augmentation does, and what its policy does."""
 
 from pathlib import Path
 
@@ -9,8 +9,10 @@ from configs import base, check
 from tl_jax.data.augment import Augment, augment
 from tl_jax.errors import UserError
 from tl_jax.report import pictures, rate_curve
-from tl_jax.runs import check_batches, make_task
+from tl_jax.rl import film, worlds
+from tl_jax.runs import check_batches, make_task, restore
 from tl_jax.task import Task
+from tl_jax.tasks import policy
 from tl_jax.train import rate_finder, workdir
 from tl_jax.train.log import say
 from tl_jax.train.state import stream_key
@@ -60,6 +62,19 @@ def preview(config: base.Config, folder: str | Path) -> list[Path]:
     for path in paths:
         say(f"picture: {path}")
     return paths
+
+
+def play(config: base.Config, folder: str | Path) -> Path:
+    """Let the policy of a run act for one episode by its likeliest actions; write ``episode.gif`` to ``folder``."""
+    if config.task != "policy":
+        raise UserError(f"--mode=play shows what a policy does; config.task={config.task} has none")
+    folder = Path(folder).expanduser()
+    _, _, state = restore(config, folder)
+    world = worlds.make(config.rl.world, config.rl.physics)
+    played = film.play(world, policy.network(config, world), state.variables, jax.random.key(config.seed))
+    path = film.write(world, played, folder / "episode.gif")
+    say(f"{len(played.observations)} steps, return {played.returned:.1f}; picture: {path}")
+    return path
 
 
 def _draw(task: Task, config: base.Config, how: Augment, path: Path) -> Path:

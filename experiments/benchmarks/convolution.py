@@ -49,7 +49,7 @@ def main(_: list[str]) -> None:
         ]
         forward = in_turns([jax.jit(way) for way in ways], x, weights)
         backward = in_turns([jax.jit(gradient(way)) for way in ways], x, weights)
-        chosen = convolution.as_patches((side, side), weights.shape, stride)
+        chosen = convolution.as_patches((side, side), weights.shape)
         wrong = [took[chosen] > 1.1 * took[not chosen] for took in (forward, backward)]
         cells = [
             f"{a:7.2f} {b:8.2f} {a / b:5.2f}{'*' if slower else ' '}"

@@ -78,3 +78,21 @@ def test_the_four_looks(tmp_path):
     # The ends of the two lines that start from the same network are the same.
     first = [row["value"] for row in rows if (row["kind"], row["at"]) == ("line", "0.0")]
     assert first[1] == first[2]
+
+
+def test_what_a_policy_passes_on_leaves_a_record_and_pictures(tmp_path):
+    done = study("rl_transfer", tmp_path, "--smoke", "--ways=scratch,everything,kickstart")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "rl_cartpole.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["target"], r["way"], r["seed"]) for r in rows] == [
+        (target, way, seed)
+        for target in ("heavy", "long")
+        for way in ("scratch", "everything", "kickstart")
+        for seed in "01"
+    ]
+    assert all(len(row["curve"].split()) == 3 for row in rows)  # before training and two evaluations
+    assert {float(row["distance"]) for row in rows} == {pytest.approx(2.3026), pytest.approx(1.0986)}
+    assert all((tmp_path / f"rl_cartpole{end}").is_file() for end in (".md", "_curves.png", "_distance.png"))
+    again = study("rl_transfer", tmp_path, "--smoke", "--ways=scratch")
+    assert again.returncode == 0 and "---" not in again.stdout

@@ -8,6 +8,8 @@ import pytest
 from configs import base, cartpole_ppo
 from tl_jax import api
 from tl_jax.errors import UserError
+from tl_jax.rl import worlds
+from tl_jax.tasks import policy_seeds
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +35,7 @@ def test_a_run_says_what_it_did(tmp_path):
     trained = [row for row in rows if row["split"] == "train"]
     assert {"loss", "policy_loss", "value_loss", "entropy", "divergence", "clipped", "lr"} <= set(trained[-1])
     assert api.evaluate(config_of(), tmp_path)["metrics"] == pytest.approx(summary["metrics"])
+    assert api.play(config_of(), tmp_path).read_bytes()[:3] == b"GIF"
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path, monkeypatch):
@@ -125,3 +128,16 @@ def test_another_network_is_refused(tmp_path, source):
     changes = ("init.source", "tl_jax"), ("init.path", str(source)), ("model.options", {"widths": (16, 16)})
     with pytest.raises(UserError, match=r"differs at params/.*\{'widths': \(8, 8\)"):
         api.run(config_of(*changes), tmp_path)
+
+
+def test_seeds_are_trained_at_once_and_tested_on_the_way():
+    config, world = config_of(), worlds.make("CartPole-v1")
+    start = policy_seeds.drawn(config, world, 2)
+    often, curves = policy_seeds.learn(config, world, start, policy_seeds.Tests(3, 2))  # of 8 updates: 3, 2 and 3
+    once, ends = policy_seeds.learn(config, world, start, policy_seeds.Tests(1, 2))
+    assert curves.shape == (2, 4) and ends.shape == (2, 2) and (curves >= 8).all()
+    for mine, theirs in zip(policy_seeds.apart(often), policy_seeds.apart(once), strict=True):
+        kernel, other = (each["params"]["layer1"]["actor"]["kernel"] for each in (mine, theirs))
+        np.testing.assert_allclose(kernel, other, atol=1e-4)
+    first, second = (each["params"]["layer1"]["actor"]["kernel"] for each in policy_seeds.apart(often))
+    assert not np.allclose(first, second, atol=1e-2)

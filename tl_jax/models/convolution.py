@@ -1,5 +1,7 @@
 """Convolutions by the way that is fastest where they run; all give the same values up to float32 rounding."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -50,18 +52,18 @@ def seeing(size: tuple[int, ...], kernel: jax.Array, stride: int, padding: Pads)
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
     """Convolve (N, H, W, C) with (h, w, C, F)."""
     kernel, padding = seeing(x.shape[1:3], kernel, stride, padding)
-    if as_patches(x.shape[1:3], kernel.shape, stride):
+    size = [side + sum(pad) - k + 1 for side, pad, k in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)]
+    if as_patches(size, kernel.shape):
         return _conv2d_patches(x, kernel, stride, padding)
     return _conv2d_lax(x, kernel, stride, padding)
 
 
-def as_patches(size: tuple[int, ...], kernel: tuple[int, ...], stride: int) -> bool:
+def as_patches(size: Sequence[int], kernel: Sequence[int]) -> bool:
     """Whether patches times a matrix are the faster way on this platform (``experiments/benchmarks/convolution.py``).
 
     Args:
-        size: (H, W) of the pictures.
+        size: places (H, W) of the window at stride 1: that of the pictures where zeros around them keep it.
         kernel: (h, w, C, F), as it meets them.
-        stride: step of the window.
     """
     window = kernel[0] * kernel[1]
     small = window == 1 or (max(size) <= SMALL_PICTURE and window <= 9)

@@ -1,0 +1,42 @@
+"""Episodes as moving pictures: of every world, and what they show."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tl_jax.rl import film, rollout, training, worlds
+
+pytestmark = pytest.mark.fast
+
+
+def begun(name, **options):
+    world = worlds.make(name)
+    policy = training.network(world, widths=(4,), **options)
+    return world, policy, training.initial(world, policy, 1, False, jax.random.key(0))
+
+
+def test_an_episode_is_that_of_an_evaluation():
+    world, policy, variables = begun("CartPole-v1")
+    key = jax.random.key(3)
+    played = film.play(world, policy, variables, key)
+    total, length = rollout.episodes(world, policy, variables, key[None], greedy=True)
+    assert played.returned == total[0] == length[0] == len(played.observations) == len(played.states["x"])
+    assert abs(played.states["theta"][-1]) > 0.15  # about to fall: the limit is 0.21
+
+
+@pytest.mark.parametrize("name", worlds.NAMES)
+def test_every_world_can_be_drawn(name, tmp_path):
+    world = worlds.make(name)
+    keys = jax.random.split(jax.random.key(0), 3)
+    observations, states = jax.device_get(jax.vmap(world.reset)(keys))
+    path = film.write(world, film.Played(states, observations, 0.0), tmp_path / "new" / "x.gif", most=2)
+    with Image.open(path) as picture:
+        assert picture.n_frames <= 2 and max(picture.size) == film.SIDE
+        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 1
+
+
+def test_a_pole_leans_to_where_it_falls():
+    physics = dict(worlds.make("CartPole-v1").physics)
+    strokes, _ = film.DRAWN["CartPole-v1"]({"x": 0.0, "theta": 0.5}, physics)
+    assert strokes[-1].points[1][0] == pytest.approx(2 * 0.5 * np.sin(0.5))

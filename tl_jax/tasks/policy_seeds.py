@@ -1,0 +1,93 @@
+"""Many seeds of a recipe in one compiled program, tested on the way: training is a function of a key."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl_jax.rl import rollout, training
+from tl_jax.rl.ppo import make_update
+from tl_jax.rl.stepper import keeps_statistics
+from tl_jax.rl.worlds import World
+from tl_jax.tasks import policy as policy_task
+from tl_jax.transfer import phases
+from tl_jax.transfer.optimizer import learning_rates, make_optimizer
+
+
+class Tests(NamedTuple):
+    """How often and how well a policy is tested while it learns.
+
+    Attributes:
+        number: of evaluations, evenly spaced, besides the one before training.
+        episodes: of an evaluation; the same ones each time and for all seeds, greedy.
+    """
+
+    number: int = 20
+    episodes: int = 16
+
+
+def drawn(config: Any, world: World, seeds: int) -> Any:
+    """Return new variables for the seeds 0 to S - 1, stacked along a first axis (S, ...)."""
+    network = policy_task.network(config, world)
+    keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), 0) for seed in range(seeds)])
+    return jax.jit(jax.vmap(lambda k: training.initial(world, network, config.rl.worlds, config.rl.normalize, k)))(keys)
+
+
+def learn(config: Any, world: World, start: Any, tests: Tests, teacher: Any = None) -> tuple[Any, np.ndarray]:
+    """Train one policy for each seed, all at once.
+
+    Args:
+        config: a recipe of one phase with ``task="policy"``; its seed is not read.
+        world: to act in.
+        start: variables (S, ...) to begin from.
+        tests: made on the way.
+        teacher: variables (S, ...) of the policies to keep close to, with ``config.rl.kickstart``.
+
+    Returns:
+        The variables (S, ...) after training, and mean returns (S, V + 1) of V evaluations and the one before them.
+    """
+    program = compiled(config, world, start, tests, teacher)
+    variables, curves = program(start, stream_keys(len(jax.tree.leaves(start)[0])), teacher)
+    return variables, np.asarray(curves)
+
+
+def compiled(config: Any, world: World, start: Any, tests: Tests, teacher: Any = None) -> Any:
+    """Return the program of ``learn``: (variables (S, ...), keys (S,), teacher) -> (variables, curves)."""
+    network, how = policy_task.network(config, world), policy_task.how(config)
+    (phase,) = phases.resolve(config, {"train": config.rl.steps}, network.part_names(len(world.shape) == 3))
+    one = jax.tree.map(lambda leaf: leaf[0], start["params"])
+    update = make_update(world, network, how, phase.optim, phase.rules, keeps_statistics(one, phase))
+    optimizer, rates = make_optimizer(phase.optim, phase.rules), jnp.asarray(learning_rates(phase.rate))
+    bounds = np.linspace(0, len(rates), min(tests.number, len(rates)) + 1).round().astype(np.int32)
+    keys = jax.random.split(jax.random.key(1), tests.episodes)
+
+    def run(variables: Any, stream: jax.Array, teacher: Any) -> Any:
+        def tested(state: Any) -> jax.Array:
+            return rollout.episodes(world, network, state.variables, keys, greedy=True)[0].mean()
+
+        def piece(state: Any, ends: tuple[jax.Array, jax.Array]) -> Any:
+            state = jax.lax.fori_loop(*ends, lambda i, state: update(state, stream, rates[i])[0], state)
+            return state, tested(state)
+
+        state = training.begin(variables, optimizer.init, teacher)
+        first = tested(state)
+        state, later = jax.lax.scan(piece, state, (bounds[:-1], bounds[1:]))
+        return state.variables, jnp.concatenate([first[None], later])
+
+    return jax.jit(jax.vmap(run)).lower(start, stream_keys(len(jax.tree.leaves(start)[0])), teacher).compile()
+
+
+def stream_keys(seeds: int) -> jax.Array:
+    """Return the keys (S,) that all randomness of training comes from."""
+    return jnp.stack([jax.random.fold_in(jax.random.key(seed), 1) for seed in range(seeds)])
+
+
+def stacked(each: list[Any]) -> Any:
+    """Return trees with their leaves stacked along a new first axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+
+def apart(whole: Any) -> list[Any]:
+    """Return the trees that ``stacked`` had put together."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], whole) for i in range(len(jax.tree.leaves(whole)[0]))]
