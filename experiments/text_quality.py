@@ -91,16 +91,18 @@ def peer(config: base.Config) -> tuple[dict[str, float], int]:
 
 def table(rows: list[dict[str, str]]) -> page.Table:
     """Return means with 95 % intervals of each library, and their difference paired by seed."""
-    out = []
+    out, libraries = [], sorted({row["library"] for row in rows})
     for name in dict.fromkeys(row["set"] for row in rows):
         mine = [row for row in rows if row["set"] == name]
-        by = {lib: {r["seed"]: 100 * float(r["value"]) for r in mine if r["library"] == lib} for lib in LIBRARIES.value}
+        by = {lib: {r["seed"]: 100 * float(r["value"]) for r in mine if r["library"] == lib} for lib in libraries}
         both = sorted(set.intersection(*map(set, by.values())))
         cells = [f"{name}, {mine[0]['metric']}, {int(mine[0]['examples']):,}", str(len(both))]
         values = [np.asarray([each[seed] for seed in both]) for each in by.values()]
         values += [values[0] - values[-1]] if len(values) > 1 else []
         out.append([*cells, *(_shown(each) for each in values)])
-    return page.Table(["set, metric, test examples", "seeds", *LIBRARIES.value, "difference"], out)
+    return page.Table(
+        ["set, metric, test examples", "seeds", *libraries, *(["difference"] if len(libraries) > 1 else [])], out
+    )
 
 
 def _shown(values: np.ndarray) -> str:
