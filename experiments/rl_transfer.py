@@ -19,17 +19,19 @@ from absl import flags, logging
 from configs import base, cartpole_ppo, minatar_ppo
 from experiments import record, rl_transfer_report
 from tl_jax import api, command
+from tl_jax.errors import UserError, nearest
 from tl_jax.rl import source, worlds
 from tl_jax.rl.worlds import World
 from tl_jax.tasks import policy as policy_task
 from tl_jax.tasks import policy_seeds
+from tl_jax.train import compile_cache
 from tl_jax.train.log import say
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the source policies, and of the results if none is named.", required=True
 )
 RESULTS = flags.DEFINE_string("results", "", "Prefix of record, table and pictures; in the workdir if empty.")
-SUITE = flags.DEFINE_string("suite", "cartpole", "Which source and targets.")
+SUITE = flags.DEFINE_enum("suite", "cartpole", ["cartpole", "minatar"], "Which source and targets.")
 SEEDS = flags.DEFINE_integer("seeds", 8, "Number of seeds, in one program.")
 EVALUATIONS = flags.DEFINE_integer("evaluations", 20, "Of a run, evenly spaced, besides the one before training.")
 EPISODES = flags.DEFINE_integer("episodes", 16, "Of an evaluation.")
@@ -97,8 +99,12 @@ WAYS = {
 def main(_: list[str]) -> None:
     """Train the sources, then what is still to be trained, then write the report."""
     logging.set_verbosity(logging.WARNING)
+    compile_cache.enable()
     suite = SUITES[SUITE.value]
     targets, ways = dict(suite.targets), WAYS_FLAG.value or list(WAYS)
+    for name in ways:
+        if name not in WAYS:
+            raise UserError(f"--ways={name}: no such way; {nearest(name, WAYS)}")
     if SMOKE.value:
         flags.FLAGS.seeds, flags.FLAGS.evaluations, flags.FLAGS.episodes = 2, 2, 4
         targets = dict(list(targets.items())[:2])

@@ -13,12 +13,12 @@ requirements-bench.txt.
 
 import contextlib
 import os
-import sys
-import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from absl import app, flags
+
+from experiments.benchmarks.turns import serve
 
 PEER = flags.DEFINE_enum(
     "peer", "tl_jax", ["tl_jax", "torch", "torch_channels_last", "torch_compile", "keras"], "Library."
@@ -32,17 +32,24 @@ Calls = Mapping[str, Callable[[], object]]  # each waits until its work is done
 
 
 def main(_: list[str]) -> None:
-    """Build, then answer."""
-    answers = os.fdopen(os.dup(1), "w")  # what libraries print must not come between
-    os.dup2(2, 1)
-    calls = _text() if NETWORK.value == "bert_base" else _pictures()
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        what, count = line.split()
-        begin = time.perf_counter()
-        for _ in range(int(count)):
-            calls[what]()
-        print(time.perf_counter() - begin, file=answers, flush=True)
+    """Answer."""
+    serve(calls)
+
+
+def calls() -> Mapping[str, Callable[[int], object]]:
+    """Build what is asked for."""
+    made = _text() if NETWORK.value == "bert_base" else _pictures()
+    return {what: repeated(call) for what, call in made.items()}
+
+
+def repeated(call: Callable[[], object]) -> Callable[[int], object]:
+    """Return what makes a call so and so often."""
+
+    def many(count: int) -> None:
+        for _ in range(count):
+            call()
+
+    return many
 
 
 def _text() -> Calls:

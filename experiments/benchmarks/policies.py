@@ -8,15 +8,12 @@ the turns and their ratios. Needs requirements-bench.txt.
 """
 
 import json
-import os
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from absl import flags
 
-from experiments.benchmarks.turns import Worker, machine, measure, medians
+from experiments.benchmarks.turns import Worker, machine, measure, medians, serve
 from tl_jax import command
 
 PEER = flags.DEFINE_enum("peer", "", ["", "tl_jax", "stable_baselines3"], "Be the process of this library.")
@@ -26,12 +23,13 @@ LEAST = flags.DEFINE_float("least", 5.0, "Seconds of a turn at least.")
 MANY = flags.DEFINE_integer("many", 8, "Seeds in one program.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/policies.json", "Where the numbers go.")
 UPDATE = 2048  # steps
+Calls = Mapping[str, Callable[[int], object]]  # takes the number of updates
 
 
 def main(_: list[str]) -> None:
     """Answer as a process of a library, or measure, print and write."""
     if PEER.value:
-        return answer(_tl_jax if PEER.value == "tl_jax" else _stable_baselines3)
+        return serve(_tl_jax if PEER.value == "tl_jax" else _stable_baselines3)
     module = "experiments.benchmarks.policies"
     workers = {
         "one seed": Worker("tl_jax", module=module),
@@ -54,19 +52,7 @@ def main(_: list[str]) -> None:
     path.write_text(json.dumps({**machine(), **found}, indent=1) + "\n")
 
 
-def answer(make: Callable[[], Callable[[int], object]]) -> None:
-    """Build, then answer each line ``update N`` with the seconds that N updates take."""
-    answers = os.fdopen(os.dup(1), "w")  # what libraries print must not come between
-    os.dup2(2, 1)
-    updates = make()
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        begin = time.perf_counter()
-        updates(int(line.split()[1]))
-        print(time.perf_counter() - begin, file=answers, flush=True)
-
-
-def _tl_jax() -> Callable[[int], object]:
+def _tl_jax() -> Calls:
     import jax
 
     from configs import base, cartpole_ppo
@@ -94,22 +80,22 @@ def _tl_jax() -> Callable[[int], object]:
     def updates(count: int) -> None:
         kept[0] = jax.block_until_ready(program(kept[0], keys, count))
 
-    return updates
+    return {"update": updates}
 
 
-def _stable_baselines3() -> Callable[[int], object]:
+def _stable_baselines3() -> Calls:
     import torch
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
 
-    torch.set_num_threads(1)  # faster than two for networks this small
+    torch.set_num_threads(1)  # its networks are small; two threads were not tried
     towers = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}}
     agent = PPO(
         "MlpPolicy", make_vec_env("CartPole-v1", n_envs=16), learning_rate=1e-3, n_steps=UPDATE // 16,
         batch_size=UPDATE // 4, n_epochs=10, gamma=0.99, gae_lambda=0.95, clip_range=0.2, ent_coef=0.01,
         vf_coef=0.5, max_grad_norm=0.5, policy_kwargs=towers, device="cpu",
     )  # fmt: skip
-    return lambda count: agent.learn(count * UPDATE, reset_num_timesteps=False)
+    return {"update": lambda count: agent.learn(count * UPDATE, reset_num_timesteps=False)}
 
 
 if __name__ == "__main__":

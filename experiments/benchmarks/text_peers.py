@@ -7,8 +7,6 @@ epoch over SST-2: in length buckets here, padded to 128 tokens there.
 """
 
 import os
-import sys
-import time
 from collections.abc import Callable, Mapping
 
 import jax
@@ -16,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from configs import base, sst2_bert
+from experiments.benchmarks.turns import serve
 from tl_jax import command
 from tl_jax.runs import make_task
 from tl_jax.train import devices
@@ -32,21 +31,18 @@ Calls = Mapping[str, Callable[[int], object]]  # takes the number of steps
 
 
 def main(_: list[str]) -> None:
-    """Build, then answer."""
-    answers = os.fdopen(os.dup(1), "w")  # what libraries print must not come between
-    os.dup2(2, 1)
+    """Answer."""
+    serve(calls)
+
+
+def calls() -> Calls:
+    """Build what is asked for."""
     changes = (("init.path", BERT.value), ("data.dir", DATA_DIR.value), ("input.length", 128))
     config = base.override(sst2_bert.get_config(), changes)
     task = make_task(config)
     plan = phases.resolve(config, task.sizes, task.parts)[0]
     make = {"tl_jax": _tl_jax, "transformers": _transformers}[PEER.value]
-    calls = make(task, plan, {f"length{length}": random_batch(task, length) for length in LENGTHS})
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        what, count = line.split()
-        begin = time.perf_counter()
-        calls[what](int(count))
-        print(time.perf_counter() - begin, file=answers, flush=True)
+    return make(task, plan, {f"length{length}": random_batch(task, length) for length in LENGTHS})
 
 
 def random_batch(task, length):

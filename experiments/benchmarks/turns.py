@@ -6,7 +6,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,19 @@ class Worker:
         """End the process."""
         self._process.stdin.close()
         self._process.wait()
+
+
+def serve(make: Callable[[], Mapping[str, Callable[[int], object]]]) -> None:
+    """Be such a process: make the calls, each of which takes how often, and answer each line with its seconds."""
+    answers = os.fdopen(os.dup(1), "w")  # what libraries print must not come between
+    os.dup2(2, 1)
+    calls = make()
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        what, count = line.split()
+        begin = time.perf_counter()
+        calls[what](int(count))
+        print(time.perf_counter() - begin, file=answers, flush=True)
 
 
 def measure(workers: Mapping[str, Worker], what: str, turns: int, least: float) -> dict[str, list[float]]:

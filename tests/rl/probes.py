@@ -41,3 +41,8 @@ by_action = _world("reward by action", 2, 1, lambda s: jnp.zeros(1), lambda s, a
 by_both = _world("reward by both", 2, 1, _sign, lambda s, a: jnp.where((a == 1) == (s[1] > 0), 1.0, -1.0))
 by_value = _world("reward by a value", 0, 1, _sign, lambda s, a: -((a[0] - 0.5 * s[1]) ** 2))
 endless = _world("reward without end, in pieces of 5", 2, 5, lambda s: jnp.zeros(1), lambda s, a: jnp.float32(1), False)
+
+
+def updates(update, state, stream, rates):
+    """Make as many updates as there are rates; return the state and a row of each, stacked."""
+    return jax.lax.scan(lambda state, rate: update(state, stream, rate), state, rates)

@@ -24,7 +24,7 @@ def trained(world, updates=100, how=HOW, rate=3e-3, recipe="all", normalize=Fals
     update = ppo.make_update(world, policy, how, optim, rules)
     variables = training.initial(world, policy, WORLDS, normalize, jax.random.key(0))
     state = training.begin(variables, make_optimizer(optim, rules).init)
-    run = jax.jit(lambda s, rates: training.updates(update, s, jax.random.key(1), rates))
+    run = jax.jit(lambda s, rates: probes.updates(update, s, jax.random.key(1), rates))
     return policy, variables, *run(state, jnp.full(updates, rate))
 
 
@@ -89,7 +89,7 @@ def test_seeds_in_one_program_are_those_of_single_runs():
         key = jax.random.key(seed)
         variables = training.initial(world, policy, WORLDS, True, key)
         state = training.begin(variables, make_optimizer(OPTIM, rules).init)
-        return training.updates(update, state, key, jnp.full(5, 1e-3))[0].params
+        return probes.updates(update, state, key, jnp.full(5, 1e-3))[0].params
 
     many = jax.jit(jax.vmap(run))(jnp.arange(3))
     for seed in range(3):
@@ -102,7 +102,7 @@ def test_updates_in_pieces_have_the_bits_of_updates_in_one_go():
     policy, variables, whole, _ = trained(probes.by_both, updates=6, normalize=True)
     rules = RECIPES["all"]
     update = ppo.make_update(probes.by_both, policy, HOW, OPTIM, rules)
-    run = jax.jit(lambda s, rates: training.updates(update, s, jax.random.key(1), rates))
+    run = jax.jit(lambda s, rates: probes.updates(update, s, jax.random.key(1), rates))
     state = training.begin(variables, make_optimizer(OPTIM, rules).init)
     for _ in range(2):
         state, _ = run(state, jnp.full(3, 3e-3))
@@ -120,7 +120,7 @@ def test_kickstarting_keeps_close_to_the_source():
         update = ppo.make_update(world, policy, how, OPTIM, rules)
         source = teacher.variables if weight else None
         state = training.begin(start, make_optimizer(OPTIM, rules).init, source)
-        state, _ = jax.jit(lambda s, u=update: training.updates(u, s, jax.random.key(2), jnp.full(4, 3e-3)))(state)
+        state, _ = jax.jit(lambda s, u=update: probes.updates(u, s, jax.random.key(2), jnp.full(4, 3e-3)))(state)
         far[weight] = float(distributions.divergence(says(policy, teacher, [[0.0]]), says(policy, state, [[0.0]]))[0])
     assert far[1.0] < 0.8 * far[0.0]
 

@@ -16,7 +16,7 @@ from tl_jax.rl.worlds import World
 
 SIDE = 240  # pixels
 BACK, FRONT, ACCENT, GOAL = (255, 255, 255), (40, 40, 40), (200, 90, 30), (60, 140, 70)
-# For the channels of a game, as many as any has; the brightest are what moves.
+# For the channels of a game, as many as any has.
 COLORS = (
     (90, 160, 230), (240, 200, 70), (230, 90, 80), (110, 200, 120), (190, 120, 220),
     (240, 150, 60), (120, 220, 220), (230, 130, 170), (170, 170, 170), (250, 250, 250),

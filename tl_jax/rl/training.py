@@ -41,15 +41,3 @@ def begin(variables: Any, optimizer_init: Any, source: Any = None) -> TrainState
     kept = {"source": source} if source is not None else {}
     params = variables["params"]
     return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer_init(params), kept)
-
-
-def updates(update: Any, state: TrainState, stream: jax.Array, rates: jax.Array) -> tuple[TrainState, Any]:
-    """Make as many updates as there are rates; return the state and a row of each, stacked.
-
-    Args:
-        update: of ``ppo.make_update``.
-        state: to begin from.
-        stream: key that all randomness of an update is derived from, with the state's step.
-        rates: (U,) learning rates.
-    """
-    return jax.lax.scan(lambda state, rate: update(state, stream, rate), state, rates)

@@ -1,18 +1,22 @@
 """Many seeds of a recipe in one compiled program, tested on the way: training is a function of a key."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tl_jax.models.policy import Policy
 from tl_jax.rl import rollout, training
-from tl_jax.rl.ppo import make_update
+from tl_jax.rl.ppo import How, make_update
 from tl_jax.rl.stepper import keeps_statistics
 from tl_jax.rl.worlds import World
 from tl_jax.tasks import policy as policy_task
+from tl_jax.train import devices
 from tl_jax.transfer import phases
-from tl_jax.transfer.optimizer import learning_rates, make_optimizer
+from tl_jax.transfer.optimizer import OptimSpec, RateSpec, learning_rates, make_optimizer
+from tl_jax.transfer.partition import Rules
 
 
 class Tests(NamedTuple):
@@ -31,7 +35,7 @@ def drawn(config: Any, world: World, seeds: int) -> Any:
     """Return new variables for the seeds 0 to S - 1, stacked along a first axis (S, ...)."""
     network = policy_task.network(config, world)
     keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), 0) for seed in range(seeds)])
-    return jax.jit(jax.vmap(lambda k: training.initial(world, network, config.rl.worlds, config.rl.normalize, k)))(keys)
+    return jax.vmap(lambda key: training.initial(world, network, config.rl.worlds, config.rl.normalize, key))(keys)
 
 
 def learn(config: Any, world: World, start: Any, tests: Tests, teacher: Any = None) -> tuple[Any, np.ndarray]:
@@ -47,27 +51,37 @@ def learn(config: Any, world: World, start: Any, tests: Tests, teacher: Any = No
     Returns:
         The variables (S, ...) after training, and mean returns (S, V + 1) of V evaluations and the one before them.
     """
-    program = compiled(config, world, start, tests, teacher)
-    variables, curves = program(start, stream_keys(len(jax.tree.leaves(start)[0])), teacher)
+    program, keys = compiled(config, world, start, tests, teacher), stream_keys(_count(start))
+    variables, curves = program.execute(start, keys, teacher)
     return variables, np.asarray(curves)
 
 
-def compiled(config: Any, world: World, start: Any, tests: Tests, teacher: Any = None) -> Any:
-    """Return the program of ``learn``: (variables (S, ...), keys (S,), teacher) -> (variables, curves)."""
+def compiled(config: Any, world: World, start: Any, tests: Tests, teacher: Any = None) -> devices.Program:
+    """Compile what ``learn`` calls, (variables (S, ...), keys (S,), teacher) -> (variables, curves)."""
     network, how = policy_task.network(config, world), policy_task.how(config)
     (phase,) = phases.resolve(config, {"train": config.rl.steps}, network.part_names(len(world.shape) == 3))
-    one = jax.tree.map(lambda leaf: leaf[0], start["params"])
-    update = make_update(world, network, how, phase.optim, phase.rules, keeps_statistics(one, phase))
-    optimizer, rates = make_optimizer(phase.optim, phase.rules), jnp.asarray(learning_rates(phase.rate))
+    still = keeps_statistics(jax.tree.map(lambda leaf: leaf[0], start["params"]), phase)
+    run = _make_run(world, network, how, phase.optim, phase.rules, still, phase.rate, tests)
+    return devices.compiled(run, start, stream_keys(_count(start)), teacher)
+
+
+@functools.cache
+def _make_run(
+    world: World, network: Policy, how: How, optim: OptimSpec, rules: Rules, still: bool, rate: RateSpec, tests: Tests
+):
+    """Return the jitted function; ways to begin that differ in their values alone share it."""
+    update, optimizer = make_update(world, network, how, optim, rules, still), make_optimizer(optim, rules)
+    rates = learning_rates(rate)
     bounds = np.linspace(0, len(rates), min(tests.number, len(rates)) + 1).round().astype(np.int32)
-    keys = jax.random.split(jax.random.key(1), tests.episodes)
 
     def run(variables: Any, stream: jax.Array, teacher: Any) -> Any:
+        each, keys = jnp.asarray(rates), jax.random.split(jax.random.key(1), tests.episodes)
+
         def tested(state: Any) -> jax.Array:
             return rollout.episodes(world, network, state.variables, keys, greedy=True)[0].mean()
 
         def piece(state: Any, ends: tuple[jax.Array, jax.Array]) -> Any:
-            state = jax.lax.fori_loop(*ends, lambda i, state: update(state, stream, rates[i])[0], state)
+            state = jax.lax.fori_loop(*ends, lambda i, state: update(state, stream, each[i])[0], state)
             return state, tested(state)
 
         state = training.begin(variables, optimizer.init, teacher)
@@ -75,7 +89,7 @@ def compiled(config: Any, world: World, start: Any, tests: Tests, teacher: Any =
         state, later = jax.lax.scan(piece, state, (bounds[:-1], bounds[1:]))
         return state.variables, jnp.concatenate([first[None], later])
 
-    return jax.jit(jax.vmap(run)).lower(start, stream_keys(len(jax.tree.leaves(start)[0])), teacher).compile()
+    return jax.jit(jax.vmap(run))
 
 
 def stream_keys(seeds: int) -> jax.Array:
@@ -90,4 +104,8 @@ def stacked(each: list[Any]) -> Any:
 
 def apart(whole: Any) -> list[Any]:
     """Return the trees that ``stacked`` had put together."""
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], whole) for i in range(len(jax.tree.leaves(whole)[0]))]
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], whole) for i in range(_count(whole))]
+
+
+def _count(whole: Any) -> int:
+    return len(jax.tree.leaves(whole)[0])
