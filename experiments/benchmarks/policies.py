@@ -84,6 +84,9 @@ def _tl_jax() -> Calls:
 
 
 def _stable_baselines3() -> Calls:
+    import sys
+
+    sys.modules["torch.utils.tensorboard"] = None  # it brings TensorFlow, which crashes beside torch; not needed here
     import torch
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env

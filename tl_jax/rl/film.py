@@ -109,7 +109,8 @@ def _strokes(strokes: Sequence[Stroke], box: tuple[float, float, float, float]) 
         radius = max(1.0, stroke.width * scale / 2)
         if len(points) > 1:
             pen.line(points, fill=stroke.color, width=round(2 * radius), joint="curve")
-        for x, y in points[:1]:
+        else:
+            x, y = points[0]
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=stroke.color)
     return image.quantize(16)
 
