@@ -9,7 +9,6 @@ share of the rate that this machine reaches in a plain matrix product. Needs req
 """
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from experiments.benchmarks import bert_peers
-from experiments.benchmarks.turns import Worker, machine, measure, medians
+from experiments.benchmarks.turns import Worker, machine, matmul_rate, measure, medians
 from tl_jax import command, models
 
 CASES = flags.DEFINE_list(
@@ -35,7 +34,7 @@ RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/network
 
 def main(_: list[str]) -> None:
     """Measure every case."""
-    rate = matmul_rate(2048 if jax.default_backend() == "cpu" else 8192)
+    rate = matmul_rate(2048 if jax.default_backend() == "cpu" else 8192, DTYPE.value)
     print(f"{DTYPE.value} matrix product: {rate / 1e9:.0f} GFLOP/s")
     about = {"dtype": DTYPE.value, "device": jax.devices()[0].device_kind, "matmul_flops": rate, **machine()}
     path, found = Path(RESULTS.value), []
@@ -94,18 +93,6 @@ def flops(name: str, size: int, batch: int) -> float:
     with jax.default_device(jax.devices("cpu")[0]):  # other platforms need not count before they compile
         lowered = jax.jit(lambda v, x: model.apply(v, x, train=False)[0]).lower(variables, x)
         return float(lowered.cost_analysis()["flops"])
-
-
-def matmul_rate(n: int) -> float:
-    """Return the FLOPs a second of a matrix product of side ``n``, the best of ten."""
-    x = jax.random.normal(jax.random.key(0), (n, n), DTYPE.value)
-    product = jax.jit(jnp.matmul)
-    best = float("inf")
-    for _ in range(11):
-        begin = time.perf_counter()
-        product(x, x).block_until_ready()
-        best = min(best, time.perf_counter() - begin)
-    return 2 * n**3 / best
 
 
 if __name__ == "__main__":

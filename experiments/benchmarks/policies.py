@@ -1,28 +1,37 @@
-"""Training of a policy beside Stable-Baselines3: steps of CartPole a second, one seed and eight in one program.
+"""Training of a policy beside Stable-Baselines3: steps of CartPole a second, of one seed and of eight.
 
     python -m experiments.benchmarks.policies
 
-Both train PPO by configs/cartpole_ppo.py (two towers of 64 and 64, 16 worlds, 2,048 steps an update, 10 passes in 4
-minibatches), without normalising observations, in turns, each in a process of its own. Prints and writes medians over
-the turns and their ratios. Needs requirements-bench.txt.
+Both train PPO with two towers of 64 and 64, 2,048 steps an update and 10 passes over them, without normalising
+observations: by configs/cartpole_ppo.py (16 worlds, 4 minibatches of 512), and as Stable-Baselines3 does by default
+(one world, 32 minibatches of 64). In turns, each in a process of its own. Prints and writes medians over the turns,
+their ratios, and the share of the rate of a matrix product. Needs requirements-bench.txt.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
-from experiments.benchmarks.turns import Worker, machine, measure, medians, serve
+from experiments.benchmarks.turns import Worker, machine, matmul_rate, measure, medians, serve
 from tl_jax import command
 
 PEER = flags.DEFINE_enum("peer", "", ["", "tl_jax", "stable_baselines3"], "Be the process of this library.")
 SEEDS = flags.DEFINE_integer("seeds", 1, "Of that process.")
+WORLDS = flags.DEFINE_integer("worlds", 16, "Of that process.")
+MINIBATCHES = flags.DEFINE_integer("minibatches", 4, "Of that process.")
 TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
 LEAST = flags.DEFINE_float("least", 5.0, "Seconds of a turn at least.")
-MANY = flags.DEFINE_integer("many", 8, "Seeds in one program.")
+MANY = flags.DEFINE_integer("many", 8, "Seeds at once.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/policies.json", "Where the numbers go.")
-UPDATE = 2048  # steps
+CASES = {"recipe": (16, 4), "defaults of Stable-Baselines3": (1, 32)}  # worlds, minibatches
+UPDATE, PASSES, OBSERVATION, WIDTH, ACTIONS = 2048, 10, 4, 64, 2
+# Multiplications and additions of one observation in both towers and heads, and how often a step of the world costs
+# them: to act, for the value of what follows, and three times (forward, gradients of inputs and of weights) a pass.
+FORWARD = 2 * (2 * (OBSERVATION * WIDTH + WIDTH * WIDTH) + WIDTH * (ACTIONS + 1))
+FLOPS = FORWARD * (2 + 3 * PASSES)
 Calls = Mapping[str, Callable[[int], object]]  # takes the number of updates
 
 
@@ -30,26 +39,41 @@ def main(_: list[str]) -> None:
     """Answer as a process of a library, or measure, print and write."""
     if PEER.value:
         return serve(_tl_jax if PEER.value == "tl_jax" else _stable_baselines3)
-    module = "experiments.benchmarks.policies"
-    workers = {
-        "one seed": Worker("tl_jax", module=module),
-        f"{MANY.value} seeds": Worker("tl_jax", f"--seeds={MANY.value}", module=module),
-        "stable_baselines3": Worker("stable_baselines3", module=module),
-    }
-    taken = measure(workers, "update", TURNS.value, LEAST.value)
-    one, many, peer = medians(taken).values()
-    rates = {
-        "one seed": UPDATE / one,
-        f"{MANY.value} seeds": MANY.value * UPDATE / many,
-        "stable_baselines3": UPDATE / peer,
-    }
-    ratio, share = rates[f"{MANY.value} seeds"] / rates["stable_baselines3"], many / one
-    print(", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()) + " steps/s")
-    print(f"{MANY.value} seeds: {ratio:.1f} times Stable-Baselines3, {share:.2f} times as long as one seed")
-    found = {"seconds": taken, "steps_per_second": rates, "ratio": ratio, "time_of_many_over_one": share}
+    rate = matmul_rate(2048)
+    found = {name: _compared(name, *case, rate) for name, case in CASES.items()}
     path = Path(RESULTS.value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**machine(), **found}, indent=1) + "\n")
+    path.write_text(json.dumps({**machine(), "matmul_flops": rate, "cases": found}, indent=1) + "\n")
+
+
+def _compared(name: str, worlds: int, minibatches: int, rate: float) -> dict[str, Any]:
+    module, case = "experiments.benchmarks.policies", (f"--worlds={worlds}", f"--minibatches={minibatches}")
+    workers = {
+        "one seed": Worker("tl_jax", *case, module=module),
+        f"{MANY.value} seeds": Worker("tl_jax", f"--seeds={MANY.value}", *case, module=module),
+        "stable_baselines3": Worker("stable_baselines3", *case, module=module),
+    }
+    taken = measure(workers, "update", TURNS.value, LEAST.value)
+    for worker in workers.values():
+        worker.close()
+    one, many, peer = medians(taken).values()
+    each = [UPDATE / one, MANY.value * UPDATE / many, UPDATE / peer]
+    rates = dict(zip(workers, each, strict=True))
+    share, shares = many / one, [value * FLOPS / rate for value in each]
+    print(f"{name}: " + ", ".join(f"{who} {value:,.0f}" for who, value in rates.items()) + " steps/s")
+    print(
+        f"    one seed {each[0] / each[2]:.1f} and {MANY.value} seeds {each[1] / each[2]:.1f} times Stable-Baselines3"
+    )
+    print(f"    {MANY.value} seeds take {share:.2f} times as long as one; share of a matrix product's rate", end=" ")
+    print(", ".join(f"{100 * value:.0f} %" for value in shares), flush=True)
+    return {
+        "seconds": taken,
+        "steps_per_second": rates,
+        "ratio": each[1] / each[2],
+        "ratio_of_one_seed": each[0] / each[2],
+        "time_of_many_over_one": share,
+        "share_of_matmul": dict(zip(workers, shares, strict=True)),
+    }
 
 
 def _tl_jax() -> Calls:
@@ -62,7 +86,7 @@ def _tl_jax() -> Calls:
     from tl_jax.transfer import phases
     from tl_jax.transfer.optimizer import make_optimizer
 
-    config = base.override(cartpole_ppo.get_config(), (("rl.normalize", False),))
+    config = base.override(cartpole_ppo.get_config(), (("rl.normalize", False), *_case()))
     world = worlds.make(config.rl.world)
     network = policy.network(config, world)
     (phase,) = phases.resolve(config, {"train": config.rl.steps}, network.part_names(False))
@@ -73,14 +97,23 @@ def _tl_jax() -> Calls:
         return jax.lax.fori_loop(0, count, lambda _, state: update(state, key, config.optim.lr)[0], state)
 
     program = jax.jit(jax.vmap(run, in_axes=(0, 0, None)), donate_argnums=0)
-    start = jax.vmap(lambda variables: training.begin(variables, init))
-    kept = [start(policy_seeds.drawn(config, world, SEEDS.value))]
-    keys = policy_seeds.stream_keys(SEEDS.value)
+    start = jax.vmap(lambda variables: training.begin(variables, init))(policy_seeds.drawn(config, world, SEEDS.value))
+    keys = policy_seeds.grouped(policy_seeds.stream_keys(SEEDS.value))
+    kept = policy_seeds.grouped(start)
 
     def updates(count: int) -> None:
-        kept[0] = jax.block_until_ready(program(kept[0], keys, count))
+        kept[:] = policy_seeds.at_once(program, [(state, key, count) for state, key in zip(kept, keys, strict=True)])
 
     return {"update": updates}
+
+
+def _case() -> tuple[tuple[str, Any], ...]:
+    return (
+        ("rl.worlds", WORLDS.value),
+        ("batch_size", UPDATE),
+        ("rl.minibatches", MINIBATCHES.value),
+        ("rl.passes", PASSES),
+    )
 
 
 def _stable_baselines3() -> Calls:
@@ -93,10 +126,10 @@ def _stable_baselines3() -> Calls:
 
     torch.set_num_threads(1)  # its networks are small; two threads were not tried
     towers = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}}
+    shape = {"n_steps": UPDATE // WORLDS.value, "batch_size": UPDATE // MINIBATCHES.value, "n_epochs": PASSES}
     agent = PPO(
-        "MlpPolicy", make_vec_env("CartPole-v1", n_envs=16), learning_rate=1e-3, n_steps=UPDATE // 16,
-        batch_size=UPDATE // 4, n_epochs=10, gamma=0.99, gae_lambda=0.95, clip_range=0.2, ent_coef=0.01,
-        vf_coef=0.5, max_grad_norm=0.5, policy_kwargs=towers, device="cpu",
+        "MlpPolicy", make_vec_env("CartPole-v1", n_envs=WORLDS.value), **shape,
+        learning_rate=1e-3, gamma=0.99, gae_lambda=0.95, clip_range=0.2, ent_coef=0.01, vf_coef=0.5, max_grad_norm=0.5, policy_kwargs=towers, device="cpu",
     )  # fmt: skip
     return {"update": lambda count: agent.learn(count * UPDATE, reset_num_timesteps=False)}
 

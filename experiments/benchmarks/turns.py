@@ -84,6 +84,21 @@ def medians(taken: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
+def matmul_rate(n: int, dtype: str = "float32") -> float:
+    """Return the FLOPs a second of a matrix product of side ``n``, the best of ten."""
+    import jax  # which the processes of other libraries do without
+    import jax.numpy as jnp
+
+    x = jax.random.normal(jax.random.key(0), (n, n), dtype)
+    product = jax.jit(jnp.matmul)
+    best = float("inf")
+    for _ in range(11):
+        begin = time.perf_counter()
+        product(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - begin)
+    return 2 * n**3 / best
+
+
 def machine() -> dict[str, Any]:
     """Return what the numbers were measured on."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""

@@ -9,6 +9,7 @@ from tests.rl import probes
 from tl_jax import tree
 from tl_jax.models.policy import Output
 from tl_jax.rl import distributions, ppo, rollout, training
+from tl_jax.tasks import policy_seeds
 from tl_jax.train.state import digest
 from tl_jax.transfer.optimizer import OptimSpec, make_optimizer
 from tl_jax.transfer.partition import RECIPES
@@ -85,15 +86,14 @@ def test_seeds_in_one_program_are_those_of_single_runs():
     policy = training.network(world, widths=(8,))
     update = ppo.make_update(world, policy, HOW, OPTIM, rules)
 
-    def run(seed):
-        key = jax.random.key(seed)
-        variables = training.initial(world, policy, WORLDS, True, key)
+    def run(variables, seed):
         state = training.begin(variables, make_optimizer(OPTIM, rules).init)
-        return probes.updates(update, state, key, jnp.full(5, 1e-3))[0].params
+        return probes.updates(update, state, jax.random.key(seed), jnp.full(5, 1e-3))[0].params
 
-    many = jax.jit(jax.vmap(run))(jnp.arange(3))
+    each = [training.initial(world, policy, WORLDS, True, jax.random.key(seed)) for seed in range(3)]
+    many = jax.jit(jax.vmap(run))(policy_seeds.stacked(each), jnp.arange(3))
     for seed in range(3):
-        alone = jax.jit(run)(seed)
+        alone = jax.jit(run)(each[seed], seed)
         jax.tree.map(lambda a, b, s=seed: np.testing.assert_allclose(a[s], b, rtol=1e-4, atol=1e-5), many, alone)
     assert not np.allclose(many["layer1"]["actor"]["kernel"][0], many["layer1"]["actor"]["kernel"][1])
 

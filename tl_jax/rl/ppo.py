@@ -146,7 +146,11 @@ def _sample(policy: Policy, how: How, variables: Any, taken: Collected) -> Sampl
 
 def _minibatches(count: int, how: How, key: jax.Array) -> jax.Array:
     """Return the rows of the minibatches of all epochs, one after another: (epochs * minibatches, N)."""
-    orders = jax.vmap(lambda k: jax.random.permutation(k, count))(jax.random.split(key, how.epochs))
+    low = jnp.uint32(2 ** (count - 1).bit_length() - 1)
+    # One sort of random numbers whose last bits are the rows: jax.random.permutation sorts pairs, twice, which took a
+    # quarter of CartPole's time on a CPU.
+    rows = jnp.arange(count, dtype=jnp.uint32)[None]
+    orders = jnp.sort(jax.random.bits(key, (how.epochs, count)) & ~low | rows) & low
     return orders.reshape(how.epochs * how.minibatches, count // how.minibatches)
 
 
