@@ -129,7 +129,8 @@ def _stable_baselines3() -> Calls:
     shape = {"n_steps": UPDATE // WORLDS.value, "batch_size": UPDATE // MINIBATCHES.value, "n_epochs": PASSES}
     agent = PPO(
         "MlpPolicy", make_vec_env("CartPole-v1", n_envs=WORLDS.value), **shape,
-        learning_rate=1e-3, gamma=0.99, gae_lambda=0.95, clip_range=0.2, ent_coef=0.01, vf_coef=0.5, max_grad_norm=0.5, policy_kwargs=towers, device="cpu",
+        learning_rate=1e-3, gamma=0.99, gae_lambda=0.95, clip_range=0.2, ent_coef=0.01, vf_coef=0.5,
+        max_grad_norm=0.5, policy_kwargs=towers, device="cpu",
     )  # fmt: skip
     return {"update": lambda count: agent.learn(count * UPDATE, reset_num_timesteps=False)}
 
