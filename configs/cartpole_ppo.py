@@ -19,6 +19,9 @@ def get_config(variant: str = "") -> base.Config:
     config.name = "cartpole_ppo"
     base.policy(config)
     config.optim.lr = 1e-3
+    # With normalised observations some seeds forget again: 475 was reached in 91 % of the evaluations in the second
+    # half of training, and in 99 % without (16 seeds).
+    config.rl.normalize = False
     worlds = {"heavy": _physics(masspole=1.0), "long": _physics(length=1.5), "weak": _physics(force_mag=5.0)}
     return base.variants(config, variant, smoke=base.smoke_policy, acrobot=acrobot, pendulum=pendulum, **worlds)
 
@@ -33,11 +36,13 @@ def _physics(**values: float):
 def acrobot(config: base.Config) -> None:
     """Swing two joined poles up."""
     config.rl.world = "Acrobot-v1"
+    config.rl.normalize = True
 
 
 def pendulum(config: base.Config) -> None:
     """Swing a pole up with a motor and hold it: actions are values."""
     config.rl.world = "Pendulum-v1"
+    config.rl.normalize = True
     config.rl.steps = 500_000
     config.rl.discount = 0.95
     config.rl.reward_scale = 0.1

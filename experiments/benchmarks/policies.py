@@ -2,10 +2,10 @@
 
     python -m experiments.benchmarks.policies
 
-Both train PPO with two towers of 64 and 64, 2,048 steps an update and 10 passes over them, without normalising
-observations: by configs/cartpole_ppo.py (16 worlds, 4 minibatches of 512), and as Stable-Baselines3 does by default
-(one world, 32 minibatches of 64). In turns, each in a process of its own. Prints and writes medians over the turns,
-their ratios, and the share of the rate of a matrix product. Needs requirements-bench.txt.
+Both train PPO with two towers of 64 and 64, 2,048 steps an update and 10 passes over them: by configs/cartpole_ppo.py
+(16 worlds, 4 minibatches of 512), and as Stable-Baselines3 does by default (one world, 32 minibatches of 64). In
+turns, each in a process of its own. Prints and writes medians over the turns, their ratios, and the share of the rate
+of a matrix product. Needs requirements-bench.txt.
 """
 
 import json
@@ -86,7 +86,7 @@ def _tl_jax() -> Calls:
     from tl_jax.transfer import phases
     from tl_jax.transfer.optimizer import make_optimizer
 
-    config = base.override(cartpole_ppo.get_config(), (("rl.normalize", False), *_case()))
+    config = base.override(cartpole_ppo.get_config(), _case())
     world = worlds.make(config.rl.world)
     network = policy.network(config, world)
     (phase,) = phases.resolve(config, {"train": config.rl.steps}, network.part_names(False))
