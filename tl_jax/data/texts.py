@@ -140,7 +140,7 @@ def _rows(file: Path, lines: Sequence[tuple[int, str]], kind: str, columns: Colu
     if not names and rows:
         names, rows = rows[0][1], rows[1:]
     for i, row in rows:
-        if len(row) < len(names):
+        if len(row) < len(names) or any(cell.strip() for cell in row[len(names) :]):  # an unquoted comma, say
             raise UserError(f"{file}:{i}: {len(row)} columns, not {len(names)} ({', '.join(names)}); mend the line")
         yield _example(file, i, dict(zip(names, row, strict=False)), columns)
 
