@@ -41,7 +41,10 @@ FIELDS = {
     "init.path": Field("", "file of weights, folder or hub repository of a text network; empty: embedded or published"),
     "init.head": Field("new", "drawn at random, kept from the file, or a probe fitted to the features", HEADS),
     "init.strength": Field(0.0, "C of the probe, 1 / penalty; 0 takes the best of seven on validation", low=0.0),
-    "init.take": Field(("trunk", "policy", "value", "normalizer"), "parts of a source policy that are taken over"),
+    "init.take": Field(
+        ("trunk", "policy", "value", "normalizer"),
+        "parts of a source policy that are taken over; optimizer too, if named",
+    ),
     "init.surgery": Field(False, "draw anew what the source's observations or actions do not fit, and take the rest"),
     # Data.
     "data.name": Field("cifar10", f"{PICTURES}; texts: {TEXTS}; or any TFDS set"),

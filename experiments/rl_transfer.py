@@ -91,6 +91,7 @@ WAYS = {
     "trunk": Way(("trunk", "normalizer")),
     "trunk_policy": Way(("trunk", "policy", "normalizer")),
     "everything": Way(source.TAKE),
+    "with_optimizer": Way((*source.TAKE, "optimizer")),
     "frozen_trunk": Way(source.TAKE, "head"),
     "kickstart": Way(("normalizer",), kickstart=1.0),
 }
@@ -136,7 +137,7 @@ def teachers(suite: Suite, steps: int) -> list[source.Source]:
         say(f"source, last evaluation by seed: {' '.join(f'{value:.1f}' for value in curves[:, -1])}")
         for path, one in zip(paths, policy_seeds.apart(jax.device_get(variables)), strict=True):
             facts = {"world": world.name, "spaces": world.spaces, "physics": dict(world.physics)}
-            source.save(path, one, policy_task.options(network), facts)
+            source.save(path, one, policy_task.options(network), facts, one["moments"])
     return [source.load(path) for path in paths]
 
 

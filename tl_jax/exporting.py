@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from configs import base
-from tl_jax.runs import restore
+from tl_jax.runs import optimizer_state, restore
 from tl_jax.specs import PretrainedSpec
 from tl_jax.task import Task
 from tl_jax.train.log import say
 from tl_jax.train.state import TrainState
 from tl_jax.train.workdir import read_json
-from tl_jax.transfer import adapters, delta
+from tl_jax.transfer import adapters, delta, moments
 from tl_jax.weights import own
 
 
@@ -28,7 +28,7 @@ def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> P
     folder = Path(folder).expanduser()
     task, start, state = restore(config, folder)
     if config.task == "policy":
-        return _export_policy(folder / "export" / "model.safetensors", task, state)
+        return _export_policy(config, folder, task, state)
     if config.task != "image":
         return _export_text(config, folder / "export", task, state, dtype)
     inputs, source = dict(task.facts["input"]), task.facts["spec"]
@@ -70,12 +70,14 @@ def _export_text(config: base.Config, folder: Path, task: Task, state: TrainStat
     return folder
 
 
-def _export_policy(path: Path, task: Task, state: TrainState) -> Path:
+def _export_policy(config: base.Config, folder: Path, task: Task, state: TrainState) -> Path:
     from tl_jax.rl import source
 
+    path = folder / "export" / "model.safetensors"
     about = {name: task.facts[name] for name in ("world", "physics", "spaces")} | {"step": int(state.step)}
-    about |= {"metrics": read_json(path.parents[1] / "summary.json").get("metrics", {})}
-    source.save(path, state.variables, task.facts["options"], about)
+    about |= {"metrics": read_json(folder / "summary.json").get("metrics", {})}
+    optimizer = moments.of(optimizer_state(config, folder, task, state))
+    source.save(path, state.variables, task.facts["options"], about, optimizer)
     _wrote(path)
     return path
 

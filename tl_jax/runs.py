@@ -1,6 +1,7 @@
 """What every call about a run needs: its task, and its trained state back from the folder."""
 
 from pathlib import Path
+from typing import Any
 
 from configs import base, check
 from tl_jax.errors import UserError
@@ -9,7 +10,9 @@ from tl_jax.tasks import image
 from tl_jax.train import compile_cache, devices, loop, workdir
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.state import TrainState
+from tl_jax.train.step import make_init
 from tl_jax.train.workdir import read_json
+from tl_jax.transfer import phases
 from tl_jax.transfer.averaging import interpolate
 
 
@@ -62,3 +65,17 @@ def restore(config: base.Config, folder: Path) -> tuple[Task, TrainState, TrainS
         end = end.replace(**interpolate(state.variables, end.variables, mixed["share"]))
     checkpoints.close()
     return task, state, end
+
+
+def optimizer_state(config: base.Config, folder: Path, task: Task, state: TrainState) -> Any:
+    """Return the optimizer state of the checkpoint that ``state`` came from; () before the first step."""
+    at = int(state.step)
+    plan = phases.resolve(config, task.sizes, task.parts)
+    now = next((phase for phase in plan if phase.start < at <= phase.stop), None)
+    if now is None:
+        return ()
+    like = state.replace(opt_state=make_init(now.optim, now.rules)(state.params))
+    checkpoints = Checkpoints(folder / "checkpoints", task, tidy=False)
+    found = checkpoints.restore(at, like, opt_state=True)
+    checkpoints.close()
+    return found.opt_state

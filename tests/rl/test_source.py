@@ -1,12 +1,16 @@
 """What travels from one policy to another, what stays new, and what is refused."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tl_jax import tree
 from tl_jax.errors import UserError
 from tl_jax.rl import source, training, worlds
+from tl_jax.transfer import moments
+from tl_jax.transfer.optimizer import OptimSpec, make_optimizer
+from tl_jax.transfer.partition import RECIPES
 
 pytestmark = pytest.mark.fast
 CARTPOLE, ACROBOT, PENDULUM = (worlds.make(name) for name in ("CartPole-v1", "Acrobot-v1", "Pendulum-v1"))
@@ -118,3 +122,41 @@ def test_a_file_without_a_policy_is_refused():
     path = pretrained.load("resnet8", source="tl_jax").path
     with pytest.raises(UserError, match="holds the network 'resnet8', no policy"):
         source.load(path)
+
+
+@pytest.mark.parametrize("spec", [OptimSpec("adam"), OptimSpec("adam", clip_norm=0.5, ema=0.9), OptimSpec("sgd")])
+def test_moments_come_out_of_an_optimizer_and_go_into_another(spec):
+    params = {"layer1": {"kernel": jnp.ones((2, 3))}, "head": {"bias": jnp.ones(3)}}
+    made = make_optimizer(spec, RECIPES["all"])
+    gradient = jax.tree.map(lambda leaf: 0.1 * leaf, params)
+    state = made.init(params)
+    for _ in range(3):
+        state = made.update(gradient, state, params, rate=1e-3)[1]
+    found = moments.of(state)
+    again = moments.put_in(made.init(params), found)
+    if spec.name == "sgd":
+        assert found == {} and jax.tree.all(jax.tree.map(np.array_equal, again, made.init(params)))
+        return
+    assert int(found["count"]) == 3 and found["mu"].keys() == params.keys()
+    np.testing.assert_allclose(found["mu"]["head"]["bias"], 0.1 * (1 - 0.9**3), rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, moments.of(again), found)
+    head = make_optimizer(spec, RECIPES["head"])
+    part = moments.of(moments.put_in(head.init(params), found))
+    assert part["mu"].keys() == {"head"} and int(part["count"]) == 3
+
+
+def test_optimizer_state_travels_with_all_of_the_network_or_not_at_all(tmp_path):
+    _, theirs = drawn(CARTPOLE, 0)
+    state = make_optimizer(OptimSpec("adam"), RECIPES["all"]).init(theirs["params"])
+    facts = {"world": CARTPOLE.name, "spaces": CARTPOLE.spaces}
+    source.save(tmp_path / "a.safetensors", theirs, {"widths": [8, 8]}, facts, moments.of(state))
+    found, (bare, _) = source.load(tmp_path / "a.safetensors"), saved(tmp_path / "b.safetensors", CARTPOLE)
+    _, mine = drawn(CARTPOLE, 1)
+    everything = (*source.TAKE, "optimizer")
+    after, new = source.put_in(mine, found, everything, False, CARTPOLE.spaces)
+    assert not new and jax.tree.structure(after["moments"]["mu"]) == jax.tree.structure(theirs["params"])
+    assert "moments" not in source.put_in(mine, found, source.TAKE, False, CARTPOLE.spaces)[0]
+    with pytest.raises(UserError, match="params/head/policy/bias, .* would be new; take trunk, policy and value"):
+        source.put_in(mine, found, ("trunk", "optimizer"), False, CARTPOLE.spaces)
+    with pytest.raises(UserError, match="no optimizer state of head/policy/bias.*export again"):
+        source.put_in(mine, bare, everything, False, CARTPOLE.spaces)

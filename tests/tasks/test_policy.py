@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from configs import base, cartpole_ppo
-from tl_jax import api
+from tl_jax import api, runs
 from tl_jax.errors import UserError
 from tl_jax.rl import worlds
+from tl_jax.rl.source import TAKE
 from tl_jax.tasks import policy_seeds
+from tl_jax.transfer import moments
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +78,18 @@ def test_a_policy_starts_another_in_a_changed_world(tmp_path, source):
     assert summary["facts"]["physics"]["masspole"] == 1.0 and summary["facts"]["weights"] == str(source)
     rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(row["kickstart"]) for row in rows if row["split"] == "train")
+
+
+def test_a_run_goes_on_with_the_optimizer_of_its_source(tmp_path, source):
+    digests, counts = set(), []
+    for take in (TAKE, (*TAKE, "optimizer")):
+        config = config_of(("init.source", "tl_jax"), ("init.path", str(source)), ("init.take", take))
+        folder = tmp_path / str(len(take))
+        digests.add(api.run(config, folder)["parameters_sha256"])
+        task, _, state = runs.restore(config, folder)
+        counts.append(int(moments.of(runs.optimizer_state(config, folder, task, state))["count"]))
+    steps = 8 * 2 * 4  # updates, passes, minibatches
+    assert counts == [steps, 2 * steps] and len(digests) == 2
 
 
 def test_arms_are_compared_in_returns_not_in_percent(tmp_path, capsys):

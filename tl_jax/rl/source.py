@@ -19,6 +19,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "policy": ("params/head/policy/", "params/head/log_std"),
     "value": ("params/head/value/",),
     "normalizer": ("batch_stats/observations/",),
+    "optimizer": (),  # Adam's moments of all leaves, see ``_moments``
 }
 TAKE = ("trunk", "policy", "value", "normalizer")
 
@@ -27,7 +28,7 @@ class Source(NamedTuple):
     """A policy from a file.
 
     Attributes:
-        leaves: by path, ``params/...`` and ``batch_stats/observations/...``.
+        leaves: by path, ``params/...``, ``batch_stats/observations/...`` and ``optimizer/...``.
         options: of its network.
         world: it was trained in.
         spaces: of that world, see ``World.spaces``.
@@ -54,15 +55,28 @@ def load(path: str | Path) -> Source:
     return Source(own.read(path), spec.options, facts["world"], facts["spaces"])
 
 
-def save(path: Path, variables: Mapping[str, Any], options: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Write a policy for ``load``; ``facts`` has ``world`` and ``spaces``, and what else is worth keeping."""
+def save(
+    path: Path, variables: Mapping[str, Any], options: Mapping[str, Any], facts: Mapping[str, Any], moments: Any = None
+) -> None:
+    """Write a policy for ``load``.
+
+    Args:
+        path: file to write.
+        variables: of the policy.
+        options: of its network.
+        facts: ``world`` and ``spaces``, and what else is worth keeping.
+        moments: of its optimizer, see ``transfer.moments``; None where they are not at hand.
+    """
     kept = {name: value for name, value in variables["batch_stats"].items() if name == "observations"}
     spec = PretrainedSpec(model="policy", source="tl_jax", options=options, num_classes=0, image_size=0, scaling="")
-    own.save(path, {"params": variables["params"], "batch_stats": kept}, spec, facts)
+    more = {"optimizer": moments} if moments else {}
+    own.save(path, {"params": variables["params"], "batch_stats": kept, **more}, spec, facts)
 
 
 def put_in(variables: Mapping[str, Any], source: Source, take: Sequence[str], surgery: bool, spaces: Any) -> Any:
     """Return the variables with those of the source in their place, and the paths of what was left as it was.
+
+    With ``optimizer`` the variables have ``moments`` too, for the optimizer to begin with.
 
     Args:
         variables: newly drawn ``params`` and ``batch_stats``.
@@ -105,7 +119,27 @@ def put_in(variables: Mapping[str, Any], source: Source, take: Sequence[str], su
     params = tree.unflatten({p.removeprefix("params/"): v for p, v in new.items() if p.startswith("params/")})
     observations = {name: new[f"batch_stats/observations/{name}"] for name in stats}
     kept = {**variables["batch_stats"], **({"observations": observations} if stats else {})}
-    return {"params": params, "batch_stats": kept}, tuple(sorted(set(flat) - set(like)))
+    left = tuple(sorted(set(flat) - set(like)))
+    more = {"moments": _moments(source, left, params)} if "optimizer" in take else {}
+    return {"params": params, "batch_stats": kept, **more}, left
+
+
+def _moments(source: Source, left: Sequence[str], params: Any) -> dict[str, Any]:
+    """Return the moments of the source's optimizer; their count of steps is one for all leaves, so all must travel."""
+    fresh = [path for path in left if path.startswith("params/")]
+    if fresh:
+        raise UserError(
+            f"config.init.take: optimizer state goes with all of the network, and {', '.join(fresh)} would be new; "
+            "take trunk, policy and value with it, or leave it out"
+        )
+    whole = {p.removeprefix("optimizer/"): leaf for p, leaf in source.leaves.items() if p.startswith("optimizer/")}
+    absent = [path for path in tree.flatten(params) if f"mu/{path}" not in whole]
+    if absent:
+        raise UserError(
+            f"config.init.take: the source's file has no optimizer state of {', '.join(absent)}; export again a run "
+            "of Adam that trained everything, or leave optimizer out"
+        )
+    return tree.unflatten(whole)
 
 
 def _at_border(path: str, flat: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from tl_jax.models.policy import Policy, variables_of
 from tl_jax.rl import normalizer, rollout
 from tl_jax.rl.worlds import World
 from tl_jax.train.state import TrainState
+from tl_jax.transfer import moments
 
 
 def network(world: World, **options: Any) -> Policy:
@@ -40,4 +41,5 @@ def begin(variables: Any, optimizer_init: Any, source: Any = None) -> TrainState
     """Return the state before the first update."""
     kept = {"source": source} if source is not None else {}
     params = variables["params"]
-    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer_init(params), kept)
+    opt_state = moments.put_in(optimizer_init(params), variables.get("moments", {}))
+    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], opt_state, kept)

@@ -103,7 +103,7 @@ def _start(config: Any, world: World, policy: Policy, start: source.Source | Non
     whole, new = source.put_in(variables, start, config.init.take, config.init.surgery, world.spaces)
     say(f"from {start.world}: all but {', '.join(new)}" if new else f"from {start.world}: everything")
     if config.rl.kickstart:
-        teacher, left = source.put_in(variables, start, tuple(source.PARTS), False, world.spaces)
+        teacher, left = source.put_in(variables, start, source.TAKE, False, world.spaces)
         whole["source"] = teacher
     return whole
 

@@ -17,7 +17,7 @@ from tl_jax.rl.stepper import keeps_statistics
 from tl_jax.rl.worlds import World
 from tl_jax.tasks import policy as policy_task
 from tl_jax.train import devices
-from tl_jax.transfer import phases
+from tl_jax.transfer import moments, phases
 from tl_jax.transfer.optimizer import OptimSpec, RateSpec, learning_rates, make_optimizer
 from tl_jax.transfer.partition import Rules
 
@@ -53,7 +53,8 @@ def learn(config: Any, world: World, start: Any, tests: Tests, teacher: Any = No
         teacher: variables (S, ...) of the policies to keep close to, with ``config.rl.kickstart``.
 
     Returns:
-        The variables (S, ...) after training, and mean returns (S, V + 1) of V evaluations and the one before them.
+        The variables (S, ...) after training with the ``moments`` of the optimizer, and mean returns (S, V + 1) of V
+        evaluations and the one before them.
     """
     groups = grouped((start, stream_keys(_count(start)), teacher))
     found = at_once(compiled(config, world, start, tests, teacher).execute, groups)
@@ -108,7 +109,7 @@ def _make_run(
         state = training.begin(variables, optimizer.init, teacher)
         first = tested(state)
         state, later = jax.lax.scan(piece, state, (bounds[:-1], bounds[1:]))
-        return state.variables, jnp.concatenate([first[None], later])
+        return {**state.variables, "moments": moments.of(state.opt_state)}, jnp.concatenate([first[None], later])
 
     return jax.jit(jax.vmap(run))
 

@@ -20,7 +20,7 @@ from tl_jax.train.prove import Proof
 from tl_jax.train.state import TrainState, initial_state, stream_key
 from tl_jax.train.step import make_init
 from tl_jax.train.stepper import Stepper
-from tl_jax.transfer import partition
+from tl_jax.transfer import moments, partition
 from tl_jax.transfer.phases import SUPERVISED, Phase
 
 
@@ -136,14 +136,20 @@ class _Run:
             parameters = partition.count_split(state.params, partition.trainable(state.params, phase.rules))
             if done >= phase.stop and phase is not plan[-1]:
                 continue
-            state = state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
+            state = state.replace(opt_state=self._fresh(phase, state))
             if done and done >= phase.start:  # at the very start of a phase its optimizer state is new
                 state = self.checkpoints.restore(done, state, opt_state=done > phase.start)
             if done == phase.start:  # a running average starts from the weights that the phase starts from
-                state = state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
+                state = state.replace(opt_state=self._fresh(phase, state))
             if done < phase.stop:
                 state = self.train(phase, state, self.pace.patience if phase is plan[-1] else 0)
         return state, parameters
+
+    def _fresh(self, phase: Phase, state: TrainState) -> Any:
+        """Return the optimizer state that a phase begins with: new, but for what a source passes on to the first."""
+        new = make_init(phase.optim, phase.rules)(state.params)
+        passed = state.source.get("moments", {}) if phase.start == 0 else {}
+        return jax.device_put(moments.put_in(new, passed), devices.replicated())
 
     def train(self, phase: Phase, state: TrainState, patience: int) -> TrainState:
         """Take the steps of one phase that are still to be taken."""

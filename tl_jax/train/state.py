@@ -25,7 +25,8 @@ class TrainState(flax.struct.PyTreeNode):
         params: nested dict of float32 leaves.
         batch_stats: nested dict of BatchNorm statistics, empty for networks without them.
         opt_state: optimizer state of the current phase.
-        source: {"source": what the loss needs of the weights at the start}, or {}; never changes, never saved.
+        source: {"source": what the loss needs of the weights at the start} and {"moments": what the first optimizer
+            begins with}, or less; never changes, never saved.
     """
 
     step: jax.Array
@@ -53,7 +54,7 @@ def stream_key(seed: int, stream: str) -> jax.Array:
 def initial_state(task: Task, seed: int) -> TrainState:
     """Return the state before the first step, without optimizer state, replicated over the devices."""
     variables = task.init(stream_key(seed, "init"))
-    source = {"source": variables["source"]} if "source" in variables else {}
+    source = {name: variables[name] for name in ("source", "moments") if name in variables}
     stats = variables.get("batch_stats", {})
     state = TrainState(jnp.zeros((), jnp.int32), variables["params"], stats, (), source)
     # A jitted copy rather than device_put alone: the step reuses the state's memory, which must be no one else's.
