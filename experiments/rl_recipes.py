@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from configs import cartpole_ppo, minatar_ppo
 from experiments import record
@@ -97,6 +98,7 @@ def report(prefix: Path) -> str:
         axis.axhline(goal, color="black", lw=0.8, ls="--")
         axis.set_title(name, fontsize=11)
         axis.set_xlabel("steps")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"return, mean of {TESTS.episodes} greedy episodes")
     figure.savefig(Path(f"{prefix}.png"))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
+from matplotlib.ticker import EngFormatter
 
 from experiments import record, rl_metrics
 from tl_jax.report import page
@@ -102,6 +103,7 @@ def draw_curves(curves: dict[tuple[str, str], np.ndarray], steps: int, path: Pat
             axis.fill_between(at, mean - half, mean + half, color="black" if way == "scratch" else f"C{k}", alpha=0.12)
         axis.set_title(target, fontsize=11)
         axis.set_xlabel("steps in the target")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.grid(alpha=0.3)
     for axis in axes[len(targets) :]:
         axis.axis("off")
