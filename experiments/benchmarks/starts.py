@@ -1,0 +1,71 @@
+"""How long a start takes: to the first training step and to the end, with nothing kept and on what a first start kept.
+
+    python -m experiments.benchmarks.starts
+    python -m experiments.benchmarks.starts --cases="--config=configs/cifar_resnet.py:article --config.data.dir=FOLDER"
+
+A case is the arguments of ``run.py``; by default there are none, which is the README's first command, and the smoke
+variant of cifar_resnet. Each turn begins with an empty cache of programs and features. Prints and writes medians.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from absl import flags
+
+from experiments.benchmarks.turns import ROOT, machine
+from tl_jax import command
+
+CASES = flags.DEFINE_multi_string("cases", ["", "--config=configs/cifar_resnet.py:smoke"], "Arguments of run.py.")
+TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
+RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/starts.json", "Where the numbers go.")
+BEFORE_THE_FIRST_STEP = "; compiled in "  # what the training loop says then
+
+
+def main(_: list[str]) -> None:
+    """Take the turns, tell, write."""
+    found = []
+    for case in CASES.value:
+        starts: dict[str, list[dict[str, float]]] = {"first": [], "second": []}
+        for _ in range(TURNS.value):
+            with tempfile.TemporaryDirectory() as folder:
+                for name, times in starts.items():
+                    times.append(_seconds(case, Path(folder), name))
+        middle = {name: {key: statistics.median(t[key] for t in times) for key in times[0]}
+                  for name, times in starts.items()}  # fmt: skip
+        ratio = middle["second"]["first_step"] / middle["first"]["first_step"]
+        found.append({"case": case, "median": middle, "second_over_first": ratio, "turns": starts})
+        print(f"run.py {case}")
+        for name, times in middle.items():
+            print(f"    {name} start: first step after {times['first_step']:.1f} s, end after {times['end']:.1f} s")
+        print(f"    the second start's first step comes in {ratio:.2f} of the time", flush=True)
+    path = Path(RESULTS.value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**machine(), "cases": found}, indent=1) + "\n")
+
+
+def _seconds(case: str, folder: Path, name: str) -> dict[str, float]:
+    """Return the seconds from the start of a process to its first step and to its end."""
+    arguments = [sys.executable, "run.py", *case.split(), f"--workdir={folder / name}"]
+    environment = {**os.environ, "TL_JAX_CACHE": str(folder / "cache"), "PYTHONUNBUFFERED": "1"}
+    begin, first = time.perf_counter(), 0.0
+    with subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if not first and BEFORE_THE_FIRST_STEP in line:
+                first = time.perf_counter() - begin
+    if process.returncode or not first:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{''.join(said)[-2000:]}")
+    return {"first_step": first, "end": time.perf_counter() - begin}
+
+
+if __name__ == "__main__":
+    command.run(main)
