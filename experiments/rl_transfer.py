@@ -72,8 +72,8 @@ SUITES = {
         minatar_ppo,
         {"rl.world": "SpaceInvaders-MinAtar"},
         {"breakout": {"rl.world": "Breakout-MinAtar"}},
-        steps=2_000_000,
-        source_steps=2_000_000,
+        steps=1_000_000,
+        source_steps=1_000_000,
     ),
 }
 
