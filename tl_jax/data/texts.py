@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,6 +72,8 @@ def read(folder: Path, kind: str, columns: Columns = FIRST_LINE) -> Source:
     classes = _classes(parts["train"], kind)
     if len(classes) < 2 and kind != "lines":
         raise UserError(f"{files['train']} has a single label, {classes[0]!r}; check which column holds the labels")
+    if kind == "conll":
+        _check_tags(files["train"], parts["train"], classes)
     numbers = {name: i for i, name in enumerate(classes)}
     splits = {part: _split(examples, numbers, kind, files[part]) for part, examples in parts.items()}
     name = folder.resolve().stem
@@ -162,8 +165,10 @@ def _example(file: Path, line: int, row: dict[str, Any], columns: Columns) -> Ex
                 f"{file}:{line}: no column {name!r} (there are {', '.join(map(str, row)) or 'none'}); "
                 "set config.data.text, data.label or, for files that begin without names, data.columns"
             )
-    texts = tuple(str(row[name]) for name in columns.text)
-    return Example(texts[0] if len(texts) == 1 else texts, str(row[columns.label]).strip(), line)
+    texts, label = tuple(str(row[name]) for name in columns.text), str(row[columns.label]).strip()
+    if not label:
+        raise UserError(f"{file}:{line}: no label in the column {columns.label!r}; write it, or take the line away")
+    return Example(texts[0] if len(texts) == 1 else texts, label, line)
 
 
 def _sentences(file: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Example]:
@@ -187,6 +192,17 @@ def _classes(train: Sequence[Example], kind: str) -> tuple[str, ...]:
     seen = {tag for e in train for tag in e.label} if kind == "conll" else {e.label for e in train}
     numeric = all(name.lstrip("-").isdigit() for name in seen)
     return tuple(sorted(seen, key=lambda name: (name != OUTSIDE, int(name) if numeric else 0, name)))
+
+
+def _check_tags(file: Path, train: Sequence[Example], classes: Sequence[str]) -> None:
+    """Refuse a tag that is none of IOB's among such that are: entities would silently be counted as words."""
+    strays = {tag for tag in classes if tag != OUTSIDE and not re.fullmatch("[A-Z]-.+", tag)}
+    if len(strays) == len(set(classes) - {OUTSIDE}):
+        return
+    for example in train:
+        for j, tag in enumerate(example.label):
+            if tag in strays:
+                raise UserError(f"{file}:{example.line + j}: tag {tag!r} among tags such as B-{tag}; mend it")
 
 
 def _split(examples: Sequence[Example], numbers: dict[str, int], kind: str, file: Path) -> Split:

@@ -10,6 +10,7 @@ from tl_jax.specs import PretrainedSpec
 
 _FILE = "model.safetensors"  # of every repository in the catalogue
 _HINT = "or pass a local copy with --config.init.path=FILE"
+_HINT_FOLDER = "or pass a folder with its files as --config.init.path=FOLDER"
 
 
 def address(spec: PretrainedSpec, headless: bool) -> tuple[str, str]:
@@ -31,13 +32,14 @@ def download(spec: PretrainedSpec, headless: bool) -> Path:
     return fetch.fetch(url, fetch.cache_dir() / "weights" / url.rsplit("/", 1)[-1], digest, hint=_HINT)
 
 
-def from_hub(repository: str, name: str, digest: str = "") -> Path:
+def from_hub(repository: str, name: str, digest: str = "", hint: str = _HINT) -> Path:
     """Return a file of a repository on the Hugging Face hub, in that library's own cache.
 
     Args:
         repository: "owner/name".
         name: file in it.
         digest: "sha256:HEX" where it is known.
+        hint: what else a user may do.
 
     Raises:
         UserError: not there, no connection, or another hash.
@@ -49,13 +51,13 @@ def from_hub(repository: str, name: str, digest: str = "") -> Path:
     try:
         file = Path(huggingface_hub.hf_hub_download(repository, name))
     except LocalEntryNotFoundError as e:
-        raise UserError(f"cannot download {where} (no connection, or HF_HUB_OFFLINE is set); try later, {_HINT}") from e
+        raise UserError(f"cannot download {where} (no connection, or HF_HUB_OFFLINE is set); try later, {hint}") from e
     except Exception as e:  # its own errors, and those of whichever HTTP library this version of it uses
         reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
-        raise UserError(f"cannot download {where} ({reason}); {_HINT}") from e
+        raise UserError(f"cannot download {where} ({reason}); {hint}") from e
     found = f"sha256:{pooch.file_hash(str(file))}" if digest else ""
     if found != digest:
-        raise UserError(f"{file} has {found}, expected {digest}; delete it to download it anew, {_HINT}")
+        raise UserError(f"{file} has {found}, expected {digest}; delete it to download it anew, {hint}")
     return file
 
 
@@ -73,7 +75,7 @@ def folder(repository: str, *wanted: tuple[str, ...]) -> Path:
     for group in wanted:
         for name in group:
             try:
-                found = from_hub(repository, name)
+                found = from_hub(repository, name, hint=_HINT_FOLDER)
                 break
             except UserError:
                 if name == group[-1] and group != wanted[-1]:
