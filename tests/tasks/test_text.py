@@ -174,6 +174,8 @@ def test_entities_are_drawn(folder, tmp_path, capsys):
     (found,) = api.predict(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path, ["the world, acting!"])
     assert [entity["text"] for entity in found["entities"]] == ["the", "acting"]
     assert "[the](X) world, [acting](X)!" in capsys.readouterr().out
+    api.predict(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path, ["the world", "the " * 600])
+    assert "1 of 2 inputs are cut to " in capsys.readouterr().out
     with pytest.raises(UserError, match="nothing to predict; pass --input=TEXT"):
         api.predict(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path, [" "])
 

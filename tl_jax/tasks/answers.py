@@ -15,6 +15,7 @@ from tl_jax.errors import UserError
 from tl_jax.tasks.text_objectives import Encoder, make_predict
 from tl_jax.text_network import TextNetwork
 from tl_jax.train import devices
+from tl_jax.train.log import say
 from tl_jax.train.step import make_eval_step
 
 BAR = 30  # characters of a probability of 1
@@ -103,6 +104,8 @@ def _predict(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities of N texts, and where their labels count (N, ...)."""
     encodings = tokens.encode(net.tokenizer, list(texts), length)
+    if cut := sum(bool(e.overflowing) for e in encodings):
+        say(f"{cut:,} of {len(texts):,} inputs are cut to {length} tokens: what comes after them is not read")
     data = token_batches.texts(encodings, labels, net.tokenizer.token_to_id("[PAD]"))
     n = -(-len(texts) // jax.device_count()) * jax.device_count()
     batch = data.batch(np.minimum(np.arange(n), len(texts) - 1), np.arange(n) < len(texts))
