@@ -34,7 +34,9 @@ def write(prefix: Path) -> str:
     )
     Path(f"{prefix}.md").write_text(f"{text}\n\n{notes}\n")
     draw_curves(curves, steps, Path(f"{prefix}_curves.png"))
-    draw_distance(found, {row["target"]: float(row["distance"]) for row in rows}, Path(f"{prefix}_distance.png"))
+    far = {row["target"]: float(row["distance"]) for row in rows}
+    if np.isfinite(list(far.values())).any():  # between games there is none
+        draw_distance(found, far, Path(f"{prefix}_distance.png"))
     return text
 
 
