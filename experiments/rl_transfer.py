@@ -4,8 +4,8 @@
     python -m experiments.rl_transfer --workdir=DIR --smoke                   a minute: that it runs
 
 Each way of transfer has the budget of scratch in the target and starts from the source policy of its own seed. Writes
-``RESULTS.csv`` (a row for each seed, with its learning curve), ``.md``, ``_curves.png`` and ``_distance.png``; rows
-that are there are not repeated. The metrics are those of ``rl_metrics``.
+``RESULTS.csv`` (a row for each seed, with its learning curve), ``.md``, ``_curves.png`` and, where only the physics
+differ, ``_distance.png``; rows that are there are not repeated. The metrics are those of ``rl_metrics``.
 """
 
 import math

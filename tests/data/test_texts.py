@@ -79,7 +79,7 @@ def test_of_a_single_file_a_fifth_is_held_out(tmp_path):
         ("tsv", {"train_tsv": "a\t1\n\nb\n"}, r"train.tsv:3: 1 columns, not 2 \(text, label\)"),
         ("csv", {"train_csv": "a,1\nb, c,2\n"}, r"train.csv:2: 3 columns, not 2 \(text, label\)"),
         ("tsv", {"train_tsv": "a\t1\nb\t\n"}, "train.tsv:2: no label in the column 'label'"),
-        ("conll", {"train_conll": "a O\nb B-X\n\nc O\nd FOO\n"}, "train.conll:5: tag 'FOO' among tags such as B-FOO"),
+        ("conll", {"train_conll": "a O\nb B-X\n\nc O\nd FOO\n"}, "train.conll:5: tag 'FOO' among tags such as B-X"),
         ("tsv", {"train_tsv": "a\t1\nb\t1\n"}, "a single label, '1'"),
         ("tsv", {"train_tsv": b"a\t1\nb\xff\t2\n"}, "train.tsv:2: byte 2 is not UTF-8"),
         ("tsv", {"train_tsv": "a\t1\nb\t2\n", "test_tsv": "c\t1\nd\t3\n"}, "test.tsv:2: label '3' is never seen"),

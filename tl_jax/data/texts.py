@@ -196,13 +196,13 @@ def _classes(train: Sequence[Example], kind: str) -> tuple[str, ...]:
 
 def _check_tags(file: Path, train: Sequence[Example], classes: Sequence[str]) -> None:
     """Refuse a tag that is none of IOB's among such that are: entities would silently be counted as words."""
-    strays = {tag for tag in classes if tag != OUTSIDE and not re.fullmatch("[A-Z]-.+", tag)}
-    if len(strays) == len(set(classes) - {OUTSIDE}):
+    usual = [tag for tag in classes if re.fullmatch("[A-Z]-.+", tag)]
+    if not usual:
         return
     for example in train:
         for j, tag in enumerate(example.label):
-            if tag in strays:
-                raise UserError(f"{file}:{example.line + j}: tag {tag!r} among tags such as B-{tag}; mend it")
+            if tag != OUTSIDE and tag not in usual:
+                raise UserError(f"{file}:{example.line + j}: tag {tag!r} among tags such as {usual[0]}; mend it")
 
 
 def _split(examples: Sequence[Example], numbers: dict[str, int], kind: str, file: Path) -> Split:

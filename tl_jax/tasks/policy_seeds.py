@@ -36,10 +36,10 @@ class Tests(NamedTuple):
 
 def drawn(config: Any, world: World, seeds: int) -> Any:
     """Return new variables for the seeds 0 to S - 1, stacked along a first axis (S, ...)."""
-    network = policy_task.network(config, world)
-    keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), 0) for seed in range(seeds)])
+    network, rl = policy_task.network(config, world), config.rl
+    keys = (jax.random.fold_in(jax.random.key(seed), 0) for seed in range(seeds))
     # One after another: in jaxlib 0.10 batched QR factorisations of several kernels can wait for each other for ever.
-    return jax.lax.map(lambda key: training.initial(world, network, config.rl.worlds, config.rl.normalize, key), keys)
+    return stacked([training.initial(world, network, rl.worlds, rl.normalize, key) for key in keys])
 
 
 def learn(config: Any, world: World, start: Any, tests: Tests, teacher: Any = None) -> tuple[Any, np.ndarray]:
