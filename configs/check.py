@@ -82,7 +82,8 @@ ONLY = {
 # What a policy, which has no examples, no labels and no classes, does not know.
 SUPERVISED = (
     "adapt.", "cache.", "data.", "init.head", "init.strength", "input.", "model.channels", "model.dtype",
-    "model.endpoint", "model.num_classes", "optim.sam", "pretext.", "regularize.", "test_train", "wise_ft",
+    "model.endpoint", "model.num_classes", "optim.accumulate", "optim.sam", "parallel.", "pretext.", "regularize.",
+    "test_train", "wise_ft",
 )  # fmt: skip
 
 

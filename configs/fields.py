@@ -117,6 +117,7 @@ FIELDS = {
     "optim.layer_decay": Field(1.0, "factor on the rate for each part further from the head", low=0.0, high=1.0),
     "optim.rates": Field((), "pairs (group of the freeze rules, factor on its rate)"),
     "optim.sam": Field(0.0, "radius of sharpness-aware minimisation, 0.05 say; two passes a step; 0 for none", low=0.0),
+    "optim.accumulate": Field(1, "parts of a batch whose gradients are computed one after another, for memory", low=1),
     "optim.ema": Field(0.0, "share kept by the running average of weights that is then tested", low=0.0, high=0.99999),
     "epochs": Field(10.0, "passes over the training part where there are no phases; 0 only tests", low=0.0),
     "phases": Field((), "dicts with the fields of PHASE_FIELDS, run one after another"),
@@ -151,6 +152,12 @@ FIELDS = {
     "pretext.crop": Field(0.3, "least share of the area in a view", low=0.05, high=1.0),
     "pretext.jitter": Field(0.4, "strength of colour jitter in a view", low=0.0, high=1.0),
     "pretext.share": Field(0.15, "of a text's tokens that are hidden to be guessed", low=0.01, high=0.9),
+    # Several devices, always each with its share of a batch.
+    "parallel.state": Field(
+        "replicated",
+        "parameters and optimizer state: whole on each device, or a part (FSDP)",
+        ("replicated", "sharded"),
+    ),
     # What is written down.
     "save_every": Field(1.0, "epochs between checkpoints, each after an evaluation on the validation part", low=1e-6),
     "test_on": Field("last", "checkpoint to test: the last, or the best on validation", ("last", "best")),

@@ -20,7 +20,7 @@ from tl_jax.report import comparison
 from tl_jax.runs import check_batches, make_task, restore
 from tl_jax.train import loop, metrics, wise_ft, workdir
 from tl_jax.train.log import say
-from tl_jax.train.state import digest
+from tl_jax.train.state import digest, initial_state
 from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import phases
 from tl_jax.transfer.averaging import interpolate
@@ -86,7 +86,9 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
     pace = loop.Pace(save, config.log_every, config.patience)
     if verbose:
         say(f"{task.name}: " + ", ".join(f"{n:,} {part}" for part, n in task.sizes.items()) + f" examples; {folder}")
-    fitted = loop.fit(task, plan, pace, config.seed, folder, verbose, config.freeze.prove)
+    fitted = loop.fit(
+        task, plan, pace, config.seed, folder, verbose, config.freeze.prove, config.parallel.state == "sharded"
+    )
     steps, state = int(fitted.state.step), fitted.state
     best = fitted.checkpoints.best() if config.test_on == "best" else None
     if best is not None:
@@ -94,7 +96,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
     begin = time.monotonic()
     variables, extra = (state.variables if best is not None else state.tested), {}
     if config.wise_ft:
-        first = loop.initial_state(task, config.seed).variables
+        first = initial_state(task, config.seed).variables
         share, scores = wise_ft.best_share(fitted.task, first, variables)
         variables, extra = interpolate(first, variables, share), {"wise_ft": {"share": share, "validation": scores}}
     values, examples, compiling, per_class = metrics.evaluate(fitted.task, variables, "test")

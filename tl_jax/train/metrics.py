@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from tl_jax.task import Sums, Task
-from tl_jax.train import devices
+from tl_jax.train import devices, sharding
 from tl_jax.train.step import make_eval_step
 
 QUEUE = 16  # batches on their way to the device at the most
@@ -16,13 +16,18 @@ QUEUE = 16  # batches on their way to the device at the most
 
 def mean(rows: Iterable[Sums]) -> dict[str, float]:
     """Add up sums and counts (fetched from the device in one go) and divide once; what was not counted is left out."""
+    return {name: value / count for name, (value, count) in total(rows).items() if count}
+
+
+def total(rows: Iterable[Sums]) -> dict[str, list[float]]:
+    """Return the sum of sums and of counts, by metric."""
     totals: dict[str, list[float]] = {}
     for row in jax.device_get(list(rows)):
-        for name, (total, count) in row.items():
+        for name, (value, count) in row.items():
             entry = totals.setdefault(name, [0.0, 0.0])
-            entry[0] += float(total)
+            entry[0] += float(value)
             entry[1] += float(count)
-    return {name: total / count for name, (total, count) in totals.items() if count}
+    return totals
 
 
 class Evaluation(NamedTuple):
@@ -36,7 +41,7 @@ class Evaluation(NamedTuple):
 
 def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:
     """Return what ``function`` (variables, batch) -> (B, ...) gives for every example, (N, ...), padding left out."""
-    step = make_eval_step(function)
+    step = make_eval_step(function, sharding.is_sharded(variables))
     rows = []
     for batch in batches:
         out = step(variables, devices.put(batch))
@@ -47,7 +52,8 @@ def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]])
 def evaluate(task: Task, variables: Any, part: str) -> Evaluation:
     """Return the metrics over every example of ``part``, each counted once."""
     judge = task.judge
-    step = make_eval_step(_with_classes(task.metrics, task.predict) if judge else task.metrics)
+    asked = _with_classes(task.metrics, task.predict) if judge else task.metrics
+    step = make_eval_step(asked, sharding.is_sharded(variables))
     rows, seen, examples, compiling = [], [], 0, 0.0
     for host in task.eval_batches(part):
         examples += int(host["mask"].sum())

@@ -12,7 +12,10 @@ from typing import Any
 from tl_jax.errors import UserError
 
 # Where a run is resumed, and how it is logged or tested, may change; what it computes may not.
-FREE = ("config.data.dir", "config.data.gigabytes", "config.log_every", "config.eval_batch_size", "config.test_on")
+FREE = tuple(
+    f"config.{field}"
+    for field in ("data.dir", "data.gigabytes", "log_every", "eval_batch_size", "test_on", "parallel.state")
+)
 
 
 def write_json(path: Path, content: Any) -> None:
