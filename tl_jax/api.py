@@ -18,7 +18,7 @@ from tl_jax.exporting import export
 from tl_jax.looks import find_lr, play, preview
 from tl_jax.report import comparison
 from tl_jax.runs import check_batches, make_task, restore
-from tl_jax.train import loop, metrics, wise_ft, workdir
+from tl_jax.train import devices, hosts, loop, metrics, wise_ft, workdir
 from tl_jax.train.log import say
 from tl_jax.train.state import digest, initial_state
 from tl_jax.train.workdir import read_json, write_json
@@ -116,7 +116,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         "score": task.score,
         "seconds": {**seconds, **fitted.seconds, "total": time.monotonic() - clock},
         "parameters": fitted.parameters,
-        "parameters_sha256": digest(jax.device_get(variables)),
+        "parameters_sha256": digest(devices.fetch(variables)),
         "examples": dict(task.sizes),
         "facts": task.facts,
         **({"per_class": per_class} if per_class else {}),
@@ -125,6 +125,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         **_machine(),
     }
     write_json(folder / "summary.json", summary)
+    hosts.meet(f"{folder} is finished")
     if per_class and verbose:
         say(_table(per_class))
     source = f"{examples:,} examples ({task.facts['tested']})"
@@ -150,7 +151,7 @@ def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
         summary |= _machine()
         summary["seconds"]["total"] = time.monotonic() - clock
         write_json(folder / "summary.json", summary)
-    picture = comparison.draw(summary, folder / "comparison.png")
+    picture = comparison.draw(summary, folder / "comparison.png") if hosts.first() else folder
     say(comparison.table(summary))
     say(f"picture: {picture}\nsummary: {folder / 'summary.json'}")
     return summary

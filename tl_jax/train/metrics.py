@@ -42,6 +42,8 @@ class Evaluation(NamedTuple):
 def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:
     """Return what ``function`` (variables, batch) -> (B, ...) gives for every example, (N, ...), padding left out."""
     step = make_eval_step(function, sharding.is_sharded(variables))
+    if jax.process_count() > 1:
+        variables = devices.everywhere(variables)
     rows = []
     for batch in batches:
         out = step(variables, devices.put(batch))
