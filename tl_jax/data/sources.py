@@ -82,6 +82,18 @@ def tfds_source(name: str, data_dir: str, size: int, most_bytes: float = DECODED
     return Source(title, train, labelled[tested], classes, tested, *(labelled[part] for part in other))
 
 
+def tfds_named(name: str, data_dir: str, size: int, most_bytes: float = DECODED_BYTES) -> tuple[str, Split]:
+    """Read the train part of a prepared TFDS set whose labels are names: its title, and pictures with labels str (N,).
+
+    Raises:
+        UserError: as ``tfds_source``.
+    """
+    builder = prepared(name, data_dir)
+    pictures = _read(builder, "train", size, most_bytes, np.dtype("S128"))
+    names = np.char.decode(np.asarray(pictures.labels), "utf-8")
+    return f"{name}:{builder.info.version}", Split(pictures.images, names)
+
+
 def prepared(name: str, data_dir: str) -> Any:
     """Return the TFDS builder of a set that lies prepared in a folder, or is prepared now (CIFAR).
 
@@ -121,8 +133,11 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
-def _read(builder: Any, split: str, size: int, most_bytes: float) -> Split:
-    """Return a whole split, pictures of differing sizes fitted into ``size``; what was decoded once is kept on disk."""
+def _read(builder: Any, split: str, size: int, most_bytes: float, labelled: Any = np.int32) -> Split:
+    """Return a whole split, pictures of differing sizes fitted into ``size``; what was decoded once is kept on disk.
+
+    ``labelled`` is the type of its labels: numbers, or bytes of some length.
+    """
     height, width = builder.info.features["image"].shape[:2]
     shape = (size, size, 3) if None in (height, width) else (height, width, 3)
     files, expected = builder.info.splits[split].filepaths, builder.info.splits[split].num_examples
@@ -147,7 +162,7 @@ def _read(builder: Any, split: str, size: int, most_bytes: float) -> Split:
         return picture(_parsed(_features(record))[0])
 
     images = kept_or_encoded(files, (expected, *shape), pictures, one, most_bytes)
-    return Split(images, kept(files, "labels", (expected,), np.int32, labels))
+    return Split(images, kept(files, "labels", (expected,), labelled, labels))
 
 
 def readers(files: Sequence[str]) -> list[Any]:
@@ -168,7 +183,7 @@ def features(found: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
             yield from map(_features, reader.read(first, min(first + 1000, count)))
 
 
-def _records(found: Sequence[Any]) -> Iterator[tuple[bytes, int]]:
+def _records(found: Sequence[Any]) -> Iterator[tuple[bytes, int | bytes]]:
     """Yield encoded pictures and labels."""
     return map(_parsed, features(found))
 
@@ -179,8 +194,9 @@ def _features(record: bytes) -> Mapping[str, Any]:
     return tf_example_pb2.Example.FromString(record).features.feature
 
 
-def _parsed(feature: Mapping[str, Any]) -> tuple[bytes, int]:
-    return feature["image"].bytes_list.value[0], feature["label"].int64_list.value[0]
+def _parsed(feature: Mapping[str, Any]) -> tuple[bytes, int | bytes]:
+    label = feature["label"].int64_list.value or feature["label"].bytes_list.value
+    return feature["image"].bytes_list.value[0], label[0]
 
 
 def _decode(encoded: bytes) -> np.ndarray:

@@ -12,7 +12,10 @@ from typing import Any
 from tl_jax.errors import UserError
 
 # Where a run is resumed, and how it is logged or tested, may change; what it computes may not.
-FREE = ("config.data.dir", "config.data.gigabytes", "config.log_every", "config.eval_batch_size", "config.test_on")
+FREE = (
+    "config.data.dir", "config.data.gigabytes", "config.eval_batch_size", "config.faces.known", "config.log_every",
+    "config.test_on",
+)  # fmt: skip
 
 
 def write_json(path: Path, content: Any) -> None:
