@@ -5,7 +5,7 @@
     python run.py --config=configs/faces_verification.py:softmax --config.data.dir=FOLDER    without a margin
     python run.py --config=configs/faces_verification.py:lora --config.data.dir=FOLDER       and most names of
                                                                                               configs/mechanisms.py
-    python run.py --config=configs/faces_verification.py:smoke                               a tiny MobileNet, cartoons
+    python run.py --config=configs/faces_verification.py:smoke                               a small ResNet, cartoons
     python run.py --mode=predict --workdir=RUN --input=PICTURES                              who is it?
 
 FOLDER holds ``PERSON/PICTURE``. A quarter of the people are tested, and a fifth of the others give the threshold of
@@ -34,6 +34,7 @@ def get_config(variant: str = ""):
     config.augment.crop_pad = 6
     config.batch_size = 32
     config.optim.lr = 3e-4
+    config.freeze.batch_stats = "frozen"  # statistics of small batches of faces cost people never seen much
     config.epochs = 10.0
     known = {name: change for name, change in mechanisms.MECHANISMS.items() if name in mechanisms.fitting("faces")}
     return base.variants(config, variant, probe=probe, softmax=softmax, smoke=smoke, **known)
@@ -55,12 +56,14 @@ def softmax(config):
 
 
 def smoke(config):
-    """Run every part on a tiny network of the same family."""
+    """Run every part on the small network that ships, with drawn faces."""
     base.smoke(config)
     config.data.train_examples = 0
     config.data.test_examples = 0
-    config.model.name = "mobilenet_v2_tiny"
-    config.init.source = "random"
+    config.freeze.batch_stats = "auto"
+    config.model.name = "resnet8"
+    config.init.source = "tl_jax"
     config.augment.crop_pad = 2
     config.faces.embedding = 32
+    config.optim.lr = 1e-3
     config.epochs = 10.0

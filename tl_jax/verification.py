@@ -1,7 +1,7 @@
 """How well embeddings tell people apart: pairs of pictures verified, pictures identified. NumPy only.
 
-A pair is accepted, taken for one person, where the cosine of its embeddings is at least a threshold. TAR is the share
-of pairs of one person that are accepted, FAR that of pairs of different people.
+A pair is accepted where its cosine is at least a threshold: TAR is the share of pairs of one person that are accepted,
+FAR that of pairs of different people.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,6 @@ from tl_jax.errors import UserError
 FOLDS = 10  # of the accuracy, as in LFW (Huang et al. 2007)
 MOST_PAIRS = 500_000  # of different people; where there are more, so many are drawn
 LEVELS = {"tar_at_1e-2": 1e-2, "tar_at_1e-3": 1e-3}  # FAR at which TAR is given
-REPLICATES = 500  # of a bootstrap
 
 
 class Pairs(NamedTuple):
@@ -59,10 +58,7 @@ class Trial(NamedTuple):
 def every_pair(people: np.ndarray, seed: int = 0, most: int = MOST_PAIRS) -> Pairs:
     """Return all pairs of N pictures, or of those of different people ``most`` drawn by ``seed``.
 
-    Args:
-        people: int (N,), who is shown.
-        seed: of the drawing and of the folds.
-        most: pairs of different people.
+    ``people`` int (N,) says who is shown; ``seed`` also deals the folds.
     """
     n, rng = len(people), np.random.default_rng((seed, 4))
     if n * (n - 1) // 2 <= 4 * most:
@@ -179,15 +175,17 @@ def rank_one(embeddings: np.ndarray, people: np.ndarray, gallery: int) -> tuple[
     return probes, people[found] == people[probes]
 
 
+def cosines(embeddings: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """Return the cosines (P,) of pairs of embeddings (N, E) of length 1."""
+    blocks = np.arange(65536, len(pairs.first), 65536)  # all at once would copy every embedding many times
+    sides = zip(np.split(pairs.first, blocks), np.split(pairs.second, blocks), strict=True)
+    return np.concatenate([np.einsum("pe,pe->p", embeddings[one], embeddings[other]) for one, other in sides])
+
+
 def trial(embeddings: np.ndarray, people: np.ndarray, pairs: Pairs, gallery: int) -> Trial:
     """Compare the pictures of pairs, and look pictures up in a gallery: see ``rank_one`` for the arguments."""
     names, owner = np.unique(people, return_inverse=True)
-    scores = np.concatenate(
-        [
-            np.einsum("pe,pe->p", embeddings[pairs.first[i : i + 65536]], embeddings[pairs.second[i : i + 65536]])
-            for i in range(0, len(pairs.first), 65536)
-        ]
-    )
+    scores = cosines(embeddings, pairs)
     order = np.argsort(-scores, kind="stable")
     scores, same = scores[order], pairs.same[order]
     enough = min(same.sum(), (~same).sum()) >= FOLDS
@@ -233,7 +231,7 @@ def figures(found: Trial, weights: np.ndarray | None = None) -> dict[str, float]
     return {name: value for name, value in values.items() if name not in missing(found)}
 
 
-def intervals(found: Trial, replicates: int = REPLICATES, seed: int = 0) -> Mapping[str, tuple[float, float]]:
+def intervals(found: Trial, replicates: int = 500, seed: int = 0) -> Mapping[str, tuple[float, float]]:
     """Return 95 % intervals of the figures by a bootstrap over people; {} where there are fewer than three.
 
     Each replicate draws K of the K people; pairs of one person count as often as that person was drawn, pairs of two

@@ -13,6 +13,7 @@ from tl_jax.data.pictures import DECODED_BYTES, Source, Split, cut_test, fit, ke
 from tl_jax.errors import UserError, nearest
 from tl_jax.fetch import cache_dir
 
+NAME_BYTES = 128  # of a name at most
 FOLDERS = ("folder", "flowers")  # class folders with pictures
 FLOWERS = "http://download.tensorflow.org/example_images/flower_photos.tgz"  # 228,813,984 bytes
 FLOWERS_DIGEST = "sha256:4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"  # as in TFDS' tf_flowers
@@ -89,8 +90,8 @@ def tfds_named(name: str, data_dir: str, size: int, most_bytes: float = DECODED_
         UserError: as ``tfds_source``.
     """
     builder = prepared(name, data_dir)
-    pictures = _read(builder, "train", size, most_bytes, np.dtype("S128"))
-    names = np.char.decode(np.asarray(pictures.labels), "utf-8")
+    pictures = _read(builder, "train", size, most_bytes, NAME_BYTES)
+    names = np.char.decode(np.ascontiguousarray(pictures.labels).view(f"S{NAME_BYTES}")[:, 0], "utf-8")
     return f"{name}:{builder.info.version}", Split(pictures.images, names)
 
 
@@ -133,10 +134,10 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
-def _read(builder: Any, split: str, size: int, most_bytes: float, labelled: Any = np.int32) -> Split:
+def _read(builder: Any, split: str, size: int, most_bytes: float, name_bytes: int = 0) -> Split:
     """Return a whole split, pictures of differing sizes fitted into ``size``; what was decoded once is kept on disk.
 
-    ``labelled`` is the type of its labels: numbers, or bytes of some length.
+    Labels that are names come as ``name_bytes`` bytes each, uint8 (N, name_bytes); others int32 (N,).
     """
     height, width = builder.info.features["image"].shape[:2]
     shape = (size, size, 3) if None in (height, width) else (height, width, 3)
@@ -147,7 +148,10 @@ def _read(builder: Any, split: str, size: int, most_bytes: float, labelled: Any 
         raise UserError(f"{builder.data_dir} has {ends[-1]} of {expected} {split} examples; prepare it again")
 
     def labels() -> Iterator[np.ndarray]:
-        return (np.asarray([label]) for _, label in _records(opened))
+        found = (label for _, label in _records(opened))
+        if not name_bytes:
+            return (np.asarray([label]) for label in found)
+        return (np.frombuffer(label.ljust(name_bytes, b"\0"), np.uint8)[None] for label in found)
 
     def pictures() -> Iterator[np.ndarray]:
         return (picture(image)[None] for image, _ in _records(opened))
@@ -162,7 +166,8 @@ def _read(builder: Any, split: str, size: int, most_bytes: float, labelled: Any 
         return picture(_parsed(_features(record))[0])
 
     images = kept_or_encoded(files, (expected, *shape), pictures, one, most_bytes)
-    return Split(images, kept(files, "labels", (expected,), labelled, labels))
+    form = ((expected, name_bytes), np.uint8) if name_bytes else ((expected,), np.int32)
+    return Split(images, kept(files, "labels", *form, labels))
 
 
 def readers(files: Sequence[str]) -> list[Any]:
@@ -183,7 +188,7 @@ def features(found: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
             yield from map(_features, reader.read(first, min(first + 1000, count)))
 
 
-def _records(found: Sequence[Any]) -> Iterator[tuple[bytes, int | bytes]]:
+def _records(found: Sequence[Any]) -> Iterator[tuple[bytes, Any]]:
     """Yield encoded pictures and labels."""
     return map(_parsed, features(found))
 
@@ -194,7 +199,7 @@ def _features(record: bytes) -> Mapping[str, Any]:
     return tf_example_pb2.Example.FromString(record).features.feature
 
 
-def _parsed(feature: Mapping[str, Any]) -> tuple[bytes, int | bytes]:
+def _parsed(feature: Mapping[str, Any]) -> tuple[bytes, Any]:
     label = feature["label"].int64_list.value or feature["label"].bytes_list.value
     return feature["image"].bytes_list.value[0], label[0]
 

@@ -24,7 +24,7 @@ def draw(far: np.ndarray, tar: np.ndarray, marks: Mapping[str, tuple[float, floa
     shade = np.geomspace(lowest, 1.0, 200)
     axis.plot(shade, shade, color="grey", linestyle=":", label="by chance")
     for i, (name, (x, y)) in enumerate(marks.items()):
-        axis.plot(max(x, lowest), y, "o", color=f"C{i + 1}", label=f"{name}: {y:.3f} at FAR {x:.3g}")
+        axis.plot(max(x, lowest), y, "o", color=f"C{i + 1}", label=f"{name}: TAR {y:.3f}")
     axis.set_xscale("log")
     axis.set_xlim(lowest, 1.0)
     axis.set_ylim(0.0, 1.02)

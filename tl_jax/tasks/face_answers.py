@@ -72,8 +72,7 @@ def threshold(task: Task, variables: Any) -> float | None:
         extract(task.predict, variables, task.eval_batches("validation")),
         verification.every_pair(labels),
     )
-    scores = (embeddings[pairs.first] * embeddings[pairs.second]).sum(1)
-    return verification.best_threshold(scores, pairs.same)
+    return verification.best_threshold(verification.cosines(embeddings, pairs), pairs.same)
 
 
 def _line(found: dict[str, Any]) -> str:

@@ -39,13 +39,13 @@ class Faces(NamedTuple):
 def make(config: Any) -> Task:
     """Build the task that ``config`` describes."""
     net, inputs = image.opened(config)
-    faces, how = load(config, inputs.size), config.faces
-    margin = Margin(how.loss, how.scale, how.margin, len(faces.source.classes))
+    faces = load(config, inputs.size)
+    margin = Margin(config.faces.loss, config.faces.scale, config.faces.margin, len(faces.source.classes))
     functions = functools.partial(embedder, margin, config.test_views)
-    task = image.build(config, net, inputs, faces.source, how.embedding, functions)
+    task = image.build(config, net, inputs, faces.source, config.faces.embedding, functions)
     return task._replace(
         init=functools.partial(start, task),
-        judge=functools.partial(judge, faces, how.gallery),
+        judge=functools.partial(judge, faces, config.faces.gallery),
         report=functools.partial(report, task.name),
         answer=functools.partial(face_answers.answer, config, faces.album, task, inputs.size),
         score="auc",
@@ -77,11 +77,12 @@ def start(task: Task, key: jax.Array) -> dict[str, Any]:
 
 def load(config: Any, size: int) -> Faces:
     """Load the pictures of people that ``config`` names, or draw them where ``data.generate`` says so."""
-    data, how = config.data, config.faces
+    data = config.data
     album = read(data.name, data.dir, data.generate, size, data.gigabytes * 1e9)
-    listed = pairs.read(how.pairs) if how.pairs else None
-    named = listed.people if listed else pairs.names(how.test_file) if how.test_file else ()
-    cut = Cut(how.test_people, named, how.split_seed, data.validation, config.seed, how.min_pictures)
+    listed = pairs.read(config.faces.pairs) if config.faces.pairs else None
+    named = listed.people if listed else pairs.names(config.faces.test_file) if config.faces.test_file else ()
+    test, seed, least = config.faces.test_people, config.faces.split_seed, config.faces.min_pictures
+    cut = Cut(test, named, seed, data.validation, config.seed, least)
     source, rows = people.split(album, cut)
     return Faces(album, source, pairs.rows(listed, [album.files[row] for row in rows]) if listed else None)
 
@@ -123,10 +124,8 @@ def report(name: str, trial: Trial, folder: Path) -> dict[str, Any]:
         say(f"  {figure:12} not measured: it {why}")
     curve = verification.roc(trial.scores, trial.same)
     marks = {
-        f"TAR at {level:g}": (level, values[figure])
-        for figure, level in verification.LEVELS.items()
-        if figure in values
-    } | {"equal error rate": (values["eer"], 1 - values["eer"])}
+        f"FAR {level:g}": (level, values[figure]) for figure, level in verification.LEVELS.items() if figure in values
+    } | {f"equal errors, {values['eer']:.3f}": (values["eer"], 1 - values["eer"])}
     title = f"{name}: {what}\nAUC {values['auc']:.4f}"
     if "auc" in between:
         title += " [{:.4f}, {:.4f}]".format(*between["auc"])
