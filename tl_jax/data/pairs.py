@@ -97,7 +97,7 @@ def rows(listed: Listed, files: Sequence[Path]) -> Pairs:
     if same.all() or not same.any():
         kind = "of two people" if same.all() else "of one person"
         raise UserError(f"{listed.path} has no pair {kind}; verification takes both ({SHAPE}), {FOLDS} of each or more")
-    return Pairs(*found, same, fold)
+    return Pairs(found[0], found[1], same, fold)
 
 
 def _rows(path: Path, spaces: bool = True) -> list[tuple[int, list[str]]]:

@@ -113,14 +113,14 @@ def judge(faces: Faces, gallery: int, found: Sequence[Any], batched: Sequence[Ba
 
 def report(name: str, trial: Trial, folder: Path) -> dict[str, Any]:
     """Draw the ROC into ``folder/roc.png``, show the figures with their intervals, and return these."""
-    values, missing, between = (f(trial) for f in (verification.figures, verification.missing, verification.intervals))
+    values, between = verification.figures(trial), verification.intervals(trial)
     genuine, count = int(trial.same.sum()), len(trial.same)
     what = f"{trial.people} people, {genuine:,} pairs of one and {count - genuine:,} of two"
     say(f"{what}; 95 % intervals over people:")
     for figure, value in values.items():
         ends = between.get(figure)
         say(f"  {figure:12} {value:.4f}" + (f"  [{ends[0]:.4f}, {ends[1]:.4f}]" if ends else ""))
-    for figure, why in missing.items():
+    for figure, why in verification.missing(trial).items():
         say(f"  {figure:12} not measured: it {why}")
     curve = verification.roc(trial.scores, trial.same)
     marks = {
