@@ -19,7 +19,7 @@ from tl_jax.errors import UserError, nearest
 
 HERE = Path(__file__).parent
 DEFAULT = HERE / "configs" / "digits_resnet.py"
-SHARED = ("base", "check", "fields", "mechanisms")  # in configs/, but no recipes
+SHARED = ("base", "check", "fields", "kinds", "mechanisms")  # in configs/, but no recipes
 STORED = HERE / "configs" / "stored.py"
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, with :VARIANT; by default the embedded one.")
@@ -34,7 +34,9 @@ MODE = flags.DEFINE_enum(
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Several processes train together; see docs/tpu.md. SLURM, a TPU slice or JAX_* say which."
 )
-INPUT = flags.DEFINE_multi_string("input", [], "A sentence to predict, with --mode=predict; may be given many times.")
+INPUT = flags.DEFINE_multi_string(
+    "input", [], "A sentence to predict, with --mode=predict, which may be given many times; or a folder with faces."
+)
 
 
 def main(_: list[str]) -> None:

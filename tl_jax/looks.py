@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from configs import base, check
+from configs.fields import OF_PICTURES
 from tl_jax.data.augment import Augment, augment
 from tl_jax.errors import UserError
 from tl_jax.report import pictures, rate_curve
@@ -50,7 +51,7 @@ def preview(config: base.Config, folder: str | Path) -> list[Path]:
 
     The pictures are those of the first steps' batches; where there is a pretext, ``preview_pretext.png`` has its views.
     """
-    if config.task != "image":
+    if config.task not in OF_PICTURES:
         raise UserError(f"--mode=preview draws what augmentation does to pictures; config.task={config.task} has none")
     config, task = _first(config)
     hows = {"preview": Augment(**config.augment.to_dict())}

@@ -1,6 +1,8 @@
 """A task is a handful of functions; the training loop knows nothing else about images, text or policies."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +18,14 @@ class Verdict(NamedTuple):
     Attributes:
         values: metrics by name.
         per_class: class -> ``precision``, ``recall``, ``f1`` and ``examples``.
+        missing: metrics that there is too little data for, and why.
+        kept: what ``Task.report`` takes.
     """
 
     values: Mapping[str, float]
     per_class: Mapping[str, Mapping[str, float]]
+    missing: Mapping[str, str] = MappingProxyType({})
+    kept: Any = None
 
 
 class Objective(NamedTuple):
@@ -50,8 +56,11 @@ class Task(NamedTuple):
         shortcut: (this task, variables, phase) -> a task with the same results that does not repeat what the phase
             leaves frozen; None where there is none.
         score: name of the metric by which the best checkpoint is chosen, the higher the better.
-        predict: (variables, batch) -> probabilities (N, ..., K), for ``judge``; None where nothing asks for them.
-        judge: (predicted classes (N, ...), batches as ``eval_batches`` gives them), both lists -> verdict.
+        predict: (variables, batch) -> what ``judge`` takes of each example (N, ...), such as its likeliest class; None
+            where nothing asks for it.
+        judge: (predictions (N, ...), batches as ``eval_batches`` gives them), both lists -> verdict.
+        report: (what the judge kept of the test part, folder) -> further entries of the summary; it draws pictures
+            into the folder.
         stepper: what takes the steps of a phase where a step is more than a gradient of ``loss``; made and used as
             ``train.stepper.Stepper`` is.
         answer: (variables, what a user typed) -> for each what is said of it, for JSON, and the same drawn as text.
@@ -73,6 +82,7 @@ class Task(NamedTuple):
     score: str = "accuracy"
     predict: Callable[[Variables, Batch], jax.Array] | None = None
     judge: Callable[[Sequence[Any], Sequence[Batch]], Verdict] | None = None
+    report: Callable[[Any, Path], dict[str, Any]] | None = None
     stepper: Callable[..., Any] | None = None
     answer: Callable[[Variables, Sequence[str]], tuple[list[dict[str, Any]], str]] | None = None
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tl_jax.task import Sums, Task
+from tl_jax.task import Sums, Task, Verdict
 from tl_jax.train import devices, sharding
 from tl_jax.train.step import make_eval_step
 
@@ -31,12 +31,12 @@ def total(rows: Iterable[Sums]) -> dict[str, list[float]]:
 
 
 class Evaluation(NamedTuple):
-    """Metrics over a part, the number of its examples, the seconds that compiling took, and precision by class."""
+    """Metrics over a part, the number of its examples, the seconds that compiling took, and what the judge says."""
 
     values: dict[str, float]
     examples: int
     compile_seconds: float
-    per_class: Mapping[str, Mapping[str, float]]
+    verdict: Verdict = Verdict({}, {})
 
 
 def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:
@@ -54,7 +54,7 @@ def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]])
 def evaluate(task: Task, variables: Any, part: str) -> Evaluation:
     """Return the metrics over every example of ``part``, each counted once."""
     judge = task.judge
-    asked = _with_classes(task.metrics, task.predict) if judge else task.metrics
+    asked = _with_predictions(task.metrics, task.predict) if judge else task.metrics
     step = make_eval_step(asked, sharding.is_sharded(variables))
     rows, seen, examples, compiling = [], [], 0, 0.0
     for host in task.eval_batches(part):
@@ -67,17 +67,17 @@ def evaluate(task: Task, variables: Any, part: str) -> Evaluation:
         if len(rows) % QUEUE == 0:
             jax.block_until_ready(rows[-1])
     if not judge:
-        return Evaluation(mean(rows), examples, compiling, {})
-    sums, classes = zip(*jax.device_get(rows), strict=True)
-    verdict = judge(classes, seen)
-    return Evaluation({**mean(sums), **verdict.values}, examples, compiling, verdict.per_class)
+        return Evaluation(mean(rows), examples, compiling)
+    sums, predictions = zip(*jax.device_get(rows), strict=True)
+    verdict = judge(predictions, seen)
+    return Evaluation({**mean(sums), **verdict.values}, examples, compiling, verdict)
 
 
 @functools.cache
-def _with_classes(metrics: Any, predict: Any):
-    """Return the function (variables, batch) -> sums and predicted classes; XLA computes what both share once."""
+def _with_predictions(metrics: Any, predict: Any):
+    """Return the function (variables, batch) -> sums and predictions; XLA computes what both share once."""
 
     def both(variables, batch):
-        return metrics(variables, batch), predict(variables, batch).argmax(-1)
+        return metrics(variables, batch), predict(variables, batch)
 
     return both

@@ -15,8 +15,10 @@ from tl_jax.train import hosts
 # Where a run is resumed, and how it is logged or tested, may change; what it computes may not.
 FREE = tuple(
     f"config.{field}"
-    for field in ("data.dir", "data.gigabytes", "log_every", "eval_batch_size", "test_on", "parallel.state")
-)
+    for field in (
+        "data.dir", "data.gigabytes", "eval_batch_size", "faces.known", "log_every", "parallel.state", "test_on"
+    )
+)  # fmt: skip
 
 
 def write_json(path: Path, content: Any) -> None:
