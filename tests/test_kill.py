@@ -73,15 +73,16 @@ def test_being_killed_or_told_to_stop_changes_nothing(tmp_path):
 
 @pytest.mark.skipif("TL_JAX_TEST_KILLS" not in os.environ, reason="three runs: set TL_JAX_TEST_KILLS")
 def test_on_fewer_devices_the_order_stays_and_values_differ_by_rounding(tmp_path):
-    whole, cut, size = tmp_path / "whole", tmp_path / "cut", "--config.batch_size=24"
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    sizes = "--config.batch_size=24", "--config.eval_batch_size=320"
     with (tmp_path / "out").open("w") as out:
-        assert start(whole, out, 8, size).wait(timeout=300) == 0
-        process = start(cut, out, 8, size)
+        assert start(whole, out, 8, *sizes).wait(timeout=300) == 0
+        process = start(cut, out, 8, *sizes)
         while process.poll() is None and not reached(cut, 20):
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 75
-        assert start(cut, out, 4, size).wait(timeout=300) == 0
+        assert start(cut, out, 4, *sizes).wait(timeout=300) == 0
     for mine, theirs in zip(rows(cut), rows(whole), strict=True):
         assert (mine["step"], mine["split"]) == (theirs["step"], theirs["split"])
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
