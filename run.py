@@ -43,6 +43,7 @@ def main(_: list[str]) -> None:
     """Make one call into ``tl_jax.api``."""
     from tl_jax import api
     from tl_jax.train import hosts
+    from tl_jax.train.workdir import finite
 
     if DISTRIBUTED.value:
         hosts.join()
@@ -54,7 +55,7 @@ def main(_: list[str]) -> None:
     calls = {"train": api.run, "eval": api.evaluate, "predict": functools.partial(api.predict, inputs=INPUT.value)}
     result = (calls.get(MODE.value) or getattr(api, MODE.value))(config, workdir)
     if MODE.value == "eval":
-        print(json.dumps(result, indent=2))
+        print(json.dumps(finite(result), indent=2))
 
 
 def default_workdir(config) -> str:

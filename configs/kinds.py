@@ -82,6 +82,7 @@ def kind(config: Config, changed: Callable[..., bool]) -> Refused:
 
 
 def faces(config: Config, changed: Callable[..., bool]) -> Refused:
+    """Whether what is set for pictures of people goes together."""
     faces, task = config.faces, config.task
     return {
         f"init.head={config.init.head} fits classes, and task=faces has embeddings; take new or keep": (

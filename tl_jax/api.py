@@ -161,17 +161,17 @@ def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
         summary |= _machine()
         summary["seconds"]["total"] = time.monotonic() - clock
         write_json(folder / "summary.json", summary)
-    picture = comparison.draw(summary, folder / "comparison.png") if hosts.first() else folder
     say(comparison.table(summary))
-    say(f"picture: {picture}\nsummary: {folder / 'summary.json'}")
+    if hosts.first():
+        say(f"picture: {comparison.draw(summary, folder / 'comparison.png')}\nsummary: {folder / 'summary.json'}")
     return summary
 
 
 def _judged(task: Task, verdict: Verdict, folder: Path) -> dict[str, Any]:
-    """Return what a summary has beside the metrics: scores by class, and what the task reports."""
+    """Return what a summary has beside the metrics: scores by class, and what the task reports and draws."""
     by_class = {"per_class": verdict.per_class} if verdict.per_class else {}
     missing = {"missing": dict(verdict.missing)} if verdict.missing else {}
-    return by_class | missing | (task.report(verdict.kept, folder) if task.report else {})
+    return by_class | missing | (task.report(verdict.kept, folder) if task.report and hosts.first() else {})
 
 
 def _table(per_class: Mapping[str, Mapping[str, float]]) -> str:

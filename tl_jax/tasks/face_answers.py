@@ -42,9 +42,10 @@ def answer(
         return extract(task.predict, variables, batches.eval_batches(split, config.eval_batch_size))
 
     similarity = embed(Split(images, np.zeros(len(files), np.int32))) @ embed(known.pictures).T
-    where = [file.resolve() for file in known.files]
+    where = {file.resolve(): at for at, file in enumerate(known.files)}
     for row, file in enumerate(files):
-        similarity[row, [i for i, other in enumerate(where) if other == file.resolve()]] = -np.inf
+        if (at := where.get(file.resolve())) is not None:
+            similarity[row, at] = -np.inf
     nearest, bar = similarity.argmax(1), threshold(task, variables)
     found = []
     for row, (file, at) in enumerate(zip(files, nearest, strict=True)):

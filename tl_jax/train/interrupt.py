@@ -15,7 +15,7 @@ from tl_jax.errors import Preempted
 def between_steps() -> Iterator[Callable[[], type[BaseException] | None]]:
     """Hold back the first SIGINT and SIGTERM; the function given returns what to raise once one came, else None.
 
-    The second SIGINT acts at once. Of several processes all stop at the same step, whichever was told to.
+    The second SIGINT acts at once. Of several processes SIGTERM stops all at the same step, whichever was told to.
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield lambda: None
@@ -36,7 +36,8 @@ def between_steps() -> Iterator[Callable[[], type[BaseException] | None]]:
             return Preempted
         return (KeyboardInterrupt if came[0] == signal.SIGINT else Preempted) if came else None
 
-    heard = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
+    # Ctrl-C of one of several ends it at once: the others could not know at which step to save.
+    heard = () if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
     before = {signum: signal.signal(signum, note) for signum in heard}
     try:
         yield asked
