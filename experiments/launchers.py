@@ -5,16 +5,20 @@ dies, is made again.
 """
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 from tl_jax.errors import UserError
 from tl_jax.train.log import say
 
 Call = Callable[..., Any]
+ROOT = Path(__file__).parents[1]
+MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # of a GPU, which runs that share one must not take whole
 Outcome = tuple[int, Any, str]  # which call, what it returned, why it failed ("" where it did not)
 
 
@@ -74,6 +78,7 @@ def processes(function: Call, left: Mapping[int, tuple[Any, ...]], workers: int 
     """
     waiting, running = list(left.items()), {}
     context = multiprocessing.get_context("spawn")
+    os.environ.setdefault(MEMORY, f"{0.9 / workers:.3f}")  # what they inherit
     with ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
         while waiting or running:
             while waiting and len(running) < workers:
@@ -98,7 +103,10 @@ def ray(
         raise UserError("--launcher=ray needs Ray: pip install -r requirements-ray.txt") from None
     if not engine.is_initialized():
         engine.init(address=address or None, log_to_driver=False)
-    remote = engine.remote(num_cpus=1, num_gpus=gpus, max_retries=3, max_calls=1)(function)
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {"PYTHONPATH": paths} | ({MEMORY: f"{0.9 * gpus:.3f}"} if 0 < gpus < 1 else {})
+    how = {"num_cpus": 1, "num_gpus": gpus, "max_retries": 3, "max_calls": 1}
+    remote = engine.remote(**how, runtime_env={"env_vars": environment})(function)
     waiting = {remote.remote(*arguments): at for at, arguments in left.items()}
     while waiting:
         (ready,), _rest = engine.wait(list(waiting), num_returns=1)
