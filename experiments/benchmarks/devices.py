@@ -104,8 +104,8 @@ def measure(recipe: str, sharded: bool) -> dict[str, Any]:
 
     name, _, variant = recipe.partition(":")
     config = importlib.import_module(f"configs.{name}").get_config(variant)
-    if config.task != "policy":
-        config = base.override(config, (("cache.features", "off"), ("batch_size", 16)))
+    sizes = (("rl.episodes", 8),) if config.task == "policy" else (("cache.features", "off"), ("batch_size", 16))
+    config = base.override(config, sizes)
     task = runs.make_task(config)
     phase = phases.resolve(config, task.sizes, task.parts)[-1]
     steps = min(STEPS.value, phase.stop - phase.start)
@@ -124,7 +124,7 @@ def measure(recipe: str, sharded: bool) -> dict[str, Any]:
         seconds.append(time.perf_counter() - begin)
         losses += [float(row["sums"]["loss"][0] / row["sums"]["loss"][1]) for row in rows]
         now += len(rows)
-    text = max((program.as_text() for program, _ in devices._PROGRAMS.values()), key=len)
+    text = max((program.as_text() for program in devices._PROGRAMS.values()), key=len)
     tested = metrics.evaluate(task, state.tested, "test")
     return {
         "sharded": sharded,
