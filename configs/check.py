@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from configs.base import FIELDS, PHASE_FIELDS, Config, members, part_names
+from configs.check_measures import measures
 from configs.fields import SOURCES as PUBLISHED
 from tl_jax import models
 from tl_jax.config import check_known, check_value, leaves
@@ -62,7 +63,7 @@ def _check_together(config: Config) -> None:
 
     for i, phase in enumerate(config.phases):
         _check_phase(f"config.phases[{i}]", phase, config)
-    for table in (_kind, _start, _length, _freezing, _regularizing):
+    for table in (_kind, _start, _length, _freezing, _regularizing, measures):
         for message, wrong in table(config, changed).items():
             if wrong:
                 raise UserError(f"config.{message}")
@@ -71,12 +72,14 @@ def _check_together(config: Config) -> None:
 # Fields, or groups of them, that mean something for one kind of task only.
 ONLY = {
     "pictures": (
-        "augment.", "cache.views", "data.gigabytes", "init.layout", "input.crop", "input.interpolation",
-        "input.scaling", "input.size", "model.channels", "optim.norm_momentum", "pretext.crop", "pretext.jitter",
-        "pretext.temperature", "pretext.width", "regularize.co_tuning", "regularize.cutmix", "regularize.delta",
-        "regularize.drop_path", "regularize.mixup", "regularize.stochastic_norm", "test_views",
+        "augment.", "cache.views", "calibrate", "data.gigabytes", "data.group", "data.windows", "init.layout",
+        "input.crop", "input.interpolation", "input.scaling", "input.size", "metrics", "model.channels",
+        "optim.norm_momentum", "positive", "pretext.crop", "pretext.jitter", "pretext.temperature", "pretext.width",
+        "regularize.class_weights", "regularize.co_tuning", "regularize.cutmix", "regularize.delta",
+        "regularize.drop_path", "regularize.mixup", "regularize.stochastic_norm", "score", "specificity",
+        "test_views",
     ),
-    "texts": ("data.text", "data.label", "data.columns", "input.length", "pretext.share"),
+    "texts": ("data.text", "data.columns", "input.length", "pretext.share"),
     "policies": ("init.take", "init.surgery", "rl."),
 }  # fmt: skip
 # What a policy, which has no examples, no labels and no classes, does not know.

@@ -2,6 +2,7 @@
 
 from tl_jax import models
 from tl_jax.config import Field
+from tl_jax.data.dicom import WINDOWS
 from tl_jax.specs import SCALINGS
 from tl_jax.transfer import adapters, partition
 from tl_jax.transfer.optimizer import SCHEDULES
@@ -10,7 +11,8 @@ from tl_jax.weights.catalog import CATALOG
 # Keras' networks come with 0.99 and 0.999, for runs of 100,000 steps: in a short one the statistics would still be the
 # source's when the weights are not, and evaluation goes wrong.
 NORM_MOMENTUM = "share of BatchNorm's old statistics that a step keeps; 0 takes the network's own"
-PICTURES = "digits, gratings, shapes, folder, flowers"
+PICTURES = "digits, gratings, shapes, folder, flowers, index, npz, organamnist"
+METRICS = ("auc", "sensitivity", "ece")
 TEXTS = "docs, docs_names, docs_corpus, tsv, csv, jsonl, conll, lines"
 CACHING = ("auto", "off")
 BATCH_STATS = ("auto", "train", "frozen")
@@ -48,10 +50,16 @@ FIELDS = {
     "init.surgery": Field(False, "draw anew what the source's observations or actions do not fit, and take the rest"),
     # Data.
     "data.name": Field("cifar10", f"{PICTURES}; texts: {TEXTS}; or any TFDS set"),
-    "data.dir": Field("", "TFDS folder (empty: TFDS' own default), class folders with pictures, or files of texts"),
+    "data.dir": Field("", "TFDS folder (empty: TFDS' own default), pictures as data.name says, or files of texts"),
     "data.generate": Field(False, "where data.dir is empty, draw pictures, or take installed texts (for smoke runs)"),
     "data.text": Field(("text",), "columns that hold the text, or the two of a pair"),
-    "data.label": Field("label", "column that holds the label of a text"),
+    "data.label": Field("label", "column with the label of a text, or in index.csv of a picture (empty: its folder)"),
+    "data.group": Field("", "column of index.csv: pictures of one patient or source stay in one part; empty: DICOM's"),
+    "data.windows": Field(
+        ("lung", "mediastinum", "bone"),
+        f"of Hounsfield units, for DICOM, as the three channels or one for all: {', '.join(WINDOWS)}, "
+        "or pairs (level, width); empty takes the file's own",
+    ),
     "data.columns": Field((), "names of all columns, for files of texts whose first line does not have them"),
     "data.validation": Field(
         0.1, "share of train held out; 0 for none; a part that the set brings is taken whole", low=0.0, high=0.9
@@ -133,6 +141,7 @@ FIELDS = {
     "regularize.dropout": Field(0.0, "share of features dropped before the head", low=0.0, high=0.95),
     "regularize.drop_path": Field(0.0, "share of examples that skip the last residual block", low=0.0, high=0.95),
     "regularize.label_smoothing": Field(0.0, "probability spread evenly over the classes", low=0.0, high=1.0),
+    "regularize.class_weights": Field("", "of classes in the loss: balanced (N / (K N_k)), or factors such as '1,3'"),
     "regularize.mixup": Field(0.0, "alpha of the Beta distribution; 0.2 is usual", low=0.0),
     "regularize.cutmix": Field(0.0, "alpha of the Beta distribution; 1 is usual", low=0.0),
     "regularize.l2_sp": Field(0.0, "half squared distance from the weights at the start; 0.01 say", low=0.0),
@@ -155,6 +164,11 @@ FIELDS = {
     "save_every": Field(1.0, "epochs between checkpoints, each after an evaluation on the validation part", low=1e-6),
     "test_on": Field("last", "checkpoint to test: the last, or the best on validation", ("last", "best")),
     "test_train": Field(False, "test the training part too: its distance from the test part shows overfitting"),
+    "metrics": Field((), f"of pictures beside accuracy: {', '.join(METRICS)}; auc with an interval over groups"),
+    "positive": Field("", "class whose finding counts as positive; empty: the last of two, of more each in turn"),
+    "specificity": Field(0.9, "at which the metric sensitivity is read off", low=0.0, high=1.0),
+    "score": Field("accuracy", "metric on validation by which the best checkpoint is chosen", ("accuracy", "auc")),
+    "calibrate": Field(False, "fit a temperature to validation; predictions use it (arXiv:1706.04599)"),
     "log_every": Field(20, "steps between rows of training metrics", low=1),
 }
 

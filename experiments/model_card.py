@@ -49,7 +49,7 @@ def embed(workdir: Path, about: Card, how: str) -> None:
     shutil.copyfile(exported, target)
     again = (("init.source", "tl_jax"), ("init.path", str(target)), ("init.head", "keep"))
     task = image.make(base.override(config, again))
-    values, examples, _, _ = metrics.evaluate(task, loop.initial_state(task, 0).variables, "test")
+    values, examples, *_ = metrics.evaluate(task, loop.initial_state(task, 0).variables, "test")
     summary = json.loads((workdir / "summary.json").read_text())
     card = CARD.format(
         **about._asdict(),

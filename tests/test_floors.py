@@ -32,6 +32,7 @@ FLOORS = {
     "tl_jax.transfer": 2,
     "configs.base": 3,
     "configs.check": 3,
+    "configs.check_measures": 3,
     "configs.fields": 3,
     "configs.mechanisms": 4,
     "tl_jax.train": 3,

@@ -15,9 +15,9 @@ from configs import base, check
 from tl_jax import __version__
 from tl_jax.errors import UserError
 from tl_jax.exporting import export
-from tl_jax.looks import find_lr, play, preview
+from tl_jax.looks import explain, find_lr, play, preview
 from tl_jax.report import comparison
-from tl_jax.runs import check_batches, make_task, restore
+from tl_jax.runs import check_batches, make_task, restore, temperature
 from tl_jax.train import loop, metrics, wise_ft, workdir
 from tl_jax.train.log import say
 from tl_jax.train.state import digest
@@ -25,7 +25,7 @@ from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import phases
 from tl_jax.transfer.averaging import interpolate
 
-__all__ = ["evaluate", "export", "find_lr", "play", "predict", "preview", "run", "versions"]
+__all__ = ["evaluate", "explain", "export", "find_lr", "play", "predict", "preview", "run", "versions"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -54,17 +54,22 @@ def run(config: base.Config, folder: str | Path) -> dict[str, Any]:
 def evaluate(config: base.Config, folder: str | Path) -> dict[str, Any]:
     """Test the checkpoint that ``config.test_on`` names in a finished or unfinished run, without training."""
     task, _, state = restore(config, Path(folder).expanduser())
-    values, examples, _, per_class = metrics.evaluate(task, state.variables, "test")
+    values, examples, _, per_class, _ = metrics.evaluate(task, state.variables, "test")
     summary = {"step": int(state.step), "examples_evaluated": examples, "metrics": values}
     return summary | ({"per_class": per_class} if per_class else {})
 
 
 def predict(config: base.Config, folder: str | Path, inputs: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what a run's network says of each of ``inputs``, sentences, and show it on the screen."""
-    task, _, state = restore(config, Path(folder).expanduser())
+    """Return what a run's network says of each of ``inputs``, sentences or picture files, and show it on the screen.
+
+    The probabilities of pictures are calibrated where the run was (``config.calibrate``).
+    """
+    folder = Path(folder).expanduser()
+    task, _, state = restore(config, folder)
     if task.answer is None:
-        raise UserError(f"config.task={config.task} answers nothing; predictions are for task=text and tokens")
-    found, drawn = task.answer(state.variables, inputs)
+        raise UserError(f"config.task={config.task} answers nothing; predictions are for task=image, text and tokens")
+    calibration = [temperature(folder)] if task.report else []
+    found, drawn = task.answer(state.variables, inputs, *calibration)
     say(drawn)
     return found
 
@@ -97,7 +102,10 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         first = loop.initial_state(task, config.seed).variables
         share, scores = wise_ft.best_share(fitted.task, first, variables)
         variables, extra = interpolate(first, variables, share), {"wise_ft": {"share": share, "validation": scores}}
-    values, examples, compiling, per_class = metrics.evaluate(fitted.task, variables, "test")
+    values, examples, compiling, per_class, scored = metrics.evaluate(fitted.task, variables, "test")
+    if task.report and scored:
+        held_out = metrics.evaluate(fitted.task, variables, "validation").scored if task.sizes["validation"] else None
+        extra |= task.report(scored, held_out, folder)
     if config.test_train:
         extra["train_metrics"] = metrics.evaluate(fitted.task, variables, "train").values
     fitted.seconds["eval"] += time.monotonic() - begin - compiling

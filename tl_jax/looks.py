@@ -1,5 +1,6 @@
-"""Looks at a configuration: which learning rate suits it, what its augmentation does, and what its policy does."""
+"""Looks at a configuration: which learning rate suits it, what augmentation does, what its network sees or does."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -8,9 +9,9 @@ import numpy as np
 from configs import base, check
 from tl_jax.data.augment import Augment, augment
 from tl_jax.errors import UserError
-from tl_jax.report import pictures, rate_curve
+from tl_jax.report import overlays, pictures, rate_curve
 from tl_jax.rl import film, worlds
-from tl_jax.runs import check_batches, make_task, restore
+from tl_jax.runs import check_batches, make_task, restore, temperature
 from tl_jax.task import Task
 from tl_jax.tasks import policy
 from tl_jax.train import rate_finder, workdir
@@ -62,6 +63,27 @@ def preview(config: base.Config, folder: str | Path) -> list[Path]:
     for path in paths:
         say(f"picture: {path}")
     return paths
+
+
+def explain(config: base.Config, folder: str | Path, inputs: Sequence[str]) -> Path:
+    """Show where a run's network sees the class it takes each picture for (Grad-CAM); write ``explain.png``.
+
+    Args:
+        config: of the run.
+        folder: of the run, where the picture goes.
+        inputs: picture files, and folders with some.
+    """
+    if config.task != "image":
+        raise UserError(f"--mode=explain shows where in a picture a network looks; config.task={config.task} has none")
+    folder = Path(folder).expanduser()
+    task, _, state = restore(config, folder)
+    assert task.explain
+    found = task.explain(state.variables, inputs, temperature(folder))
+    pairs = zip(found.files, found.found, found.sure, strict=True)
+    captions = [f"{file.name}: {name} {share:.2f}" for file, name, share in pairs]
+    path = overlays.draw(found.seen, found.maps, captions, f"{task.name}: Grad-CAM", folder / "explain.png")
+    say("\n".join([*captions, f"picture: {path}"]))
+    return path
 
 
 def play(config: base.Config, folder: str | Path) -> Path:

@@ -67,6 +67,11 @@ def restore(config: base.Config, folder: Path) -> tuple[Task, TrainState, TrainS
     return task, state, end
 
 
+def temperature(folder: Path) -> float:
+    """Return the temperature by which a finished run's logits are to be divided, 1 where none was fitted."""
+    return read_json(folder / "summary.json").get("calibration", {}).get("temperature", 1.0)
+
+
 def optimizer_state(config: base.Config, folder: Path, task: Task, state: TrainState) -> Any:
     """Return the optimizer state of the checkpoint that ``state`` came from; () before the first step."""
     at = int(state.step)

@@ -150,9 +150,9 @@ def test_the_seed_decides(tmp_path):
 def test_every_example_counts_once_whatever_the_batch(whole):
     variables = whole[1].state.variables
     task = tiny.task()
-    values, n, _, _ = metrics.evaluate(task, variables, "test")
+    values, n, *_ = metrics.evaluate(task, variables, "test")
     by_one = task._replace(eval_batches=lambda part: tiny.batches.eval_batches(tiny.data(33, 2), 2))
-    again, m, _, _ = metrics.evaluate(by_one, variables, "test")
+    again, m, *_ = metrics.evaluate(by_one, variables, "test")
     assert n == m == 33
     assert values["accuracy"] == again["accuracy"]
     assert values["loss"] == pytest.approx(again["loss"], rel=1e-6)

@@ -148,9 +148,10 @@ def _key(files: Iterable[str | Path], about: Any) -> str:
     return hashlib.sha256(repr((code_digest("data"), stamps, about)).encode()).hexdigest()
 
 
-def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize the shortest side to ``size`` and cut the centre, so that pictures of differing sizes stack."""
-    return np.asarray(ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.BILINEAR))
+def fit(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Fill a square of side ``size``, or (width, height), with the picture's centre, so that differing ones stack."""
+    sides = (size, size) if isinstance(size, int) else size
+    return np.asarray(ImageOps.fit(Image.fromarray(image), sides, Image.Resampling.BILINEAR))
 
 
 def held_out(

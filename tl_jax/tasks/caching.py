@@ -18,7 +18,7 @@ from tl_jax.models import folding
 from tl_jax.models.backbone import FEATURES
 from tl_jax.shelf import Shelf, code_digest
 from tl_jax.task import Task
-from tl_jax.tasks.objectives import Maps, Network, make_features, make_loss, make_metrics
+from tl_jax.tasks.objectives import Maps, Network, make_features, make_loss, make_metrics, make_predict
 from tl_jax.train import devices
 from tl_jax.train.log import say
 from tl_jax.train.metrics import extract
@@ -83,6 +83,7 @@ class Frozen:
         return task._replace(
             loss=make_loss(network, Augment(), self.how, None),
             metrics=make_metrics(network),
+            predict=make_predict(network) if task.predict else None,
             train_batch=batches.Stream(images, train.labels, self.config.seed, self.config.batch_size),
             eval_batches=outputs.batches,
         )

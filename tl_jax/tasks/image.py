@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tl_jax import pretrained
 from tl_jax.data import batches, sources
@@ -12,9 +13,17 @@ from tl_jax.data.augment import Augment
 from tl_jax.errors import UserError
 from tl_jax.network import Pretrained, variable_shapes, with_head
 from tl_jax.task import Objective, Task
-from tl_jax.tasks import starting
+from tl_jax.tasks import judging, picture_answers, starting
 from tl_jax.tasks.caching import Frozen
-from tl_jax.tasks.objectives import Inputs, Network, make_features, make_loss, make_metrics, make_pretext_loss
+from tl_jax.tasks.objectives import (
+    Inputs,
+    Network,
+    make_features,
+    make_loss,
+    make_metrics,
+    make_predict,
+    make_pretext_loss,
+)
 from tl_jax.train.log import say
 from tl_jax.transfer.adapters import Adapters
 from tl_jax.transfer.penalties import Regularize
@@ -49,7 +58,17 @@ def make(config: Any) -> Task:
         )
     network = Network(net.model, inputs, Adapters(**config.adapt.to_dict()))
     parts = starting.cut(config, source)
-    hows = regularize(config, net), pretext_of(config)
+    weights = class_weights(config.regularize.class_weights, parts["train"].labels, source.classes)
+    hows = regularize(config, net)._replace(weights=weights), pretext_of(config)
+    judged = judging.of(config, source.classes, parts)
+    asked = picture_answers.Asked(
+        network,
+        source.classes,
+        config.test_views,
+        tuple(parts["train"].images.shape[1:3]),
+        tuple(config.data.windows),
+        config.eval_batch_size,
+    )
     beside = hows[1] if config.pretext.weight else None
     frozen = Frozen(config, network, parts, hows[0])
     seen = config.seed, config.batch_size
@@ -81,6 +100,10 @@ def make(config: Any) -> Task:
         parts=net.model.part_names(),
         pretext=pretext,
         shortcut=frozen.task,
+        score=config.score,
+        answer=functools.partial(picture_answers.answer, asked),
+        explain=functools.partial(picture_answers.explain, asked),
+        **judging.fields(judged, make_predict(network, config.test_views)),
     )
 
 
@@ -121,6 +144,35 @@ def regularize(config: Any, net: Pretrained) -> Regularize:
     return how._replace(endpoints=starting.check_endpoints(tuple(values["endpoints"]), net.model.part_names()))
 
 
+def class_weights(said: str, labels: np.ndarray, classes: tuple[str, ...]) -> tuple[float, ...]:
+    """Return the factors on the loss of K classes, () for none.
+
+    Args:
+        said: "balanced" for N / (K N_k), which scikit-learn calls so too; or K numbers with commas between; or "".
+        labels: (N,) of the training part.
+        classes: K names.
+
+    Raises:
+        UserError: something else, or a class without training examples cannot be balanced.
+    """
+    if said == "balanced":
+        counts = np.bincount(labels, minlength=len(classes))
+        if not counts.all():
+            name = classes[int(counts.argmin())]
+            raise UserError(f"config.regularize.class_weights=balanced, but {name!r} has no training example; add some")
+        return tuple(float(w) for w in len(labels) / (len(classes) * counts))
+    try:
+        weights = tuple(float(w) for w in said.split(",")) if said else ()
+    except ValueError:
+        weights = (-1.0,)
+    if said and (len(weights) != len(classes) or min(weights) < 0 or not sum(weights) > 0):
+        raise UserError(
+            f"config.regularize.class_weights={said!r} must be balanced, or {len(classes)} factors such as "
+            f"{','.join(['1'] * len(classes))}, for {', '.join(classes)}"
+        )
+    return weights
+
+
 def pretext_of(config: Any) -> Pretext | None:
     """Return what is learned without labels, None where nothing is."""
     return Pretext.of(config.pretext.to_dict()) if config.pretext.name else None
@@ -130,12 +182,14 @@ def load_source(config: Any, size: int) -> sources.Source:
     """Load the data set of ``config``, or draw the generator's pictures where ``data.generate`` says so."""
     drawn = config.data.generate and not config.data.dir
     name = "gratings" if drawn else config.data.name
-    return _read(name, config.data.dir, size, config.data.gigabytes * 1e9)
+    data = config.data
+    windows = tuple(tuple(w) if isinstance(w, list) else w for w in data.windows)
+    return _read(name, data.dir, size, data.gigabytes * 1e9, windows, data.group, data.label)
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def _read(name: str, folder: str, size: int, most_bytes: float) -> sources.Source:
-    return sources.load(name, folder, size, most_bytes)
+def _read(*how: Any) -> sources.Source:
+    return sources.load(*how)
 
 
 def load_network(config: Any) -> Pretrained:

@@ -87,6 +87,7 @@ def make_loss(net: Network, how: Augment, regularize: Regularize, beside: Pretex
         targets = jax.nn.one_hot(batch["label"], net.model.num_classes)
         targets = optax.smooth_labels(targets, regularize.label_smoothing)
         images, targets = penalties.mix(regularize, images, targets, jax.random.fold_in(key, MIX))
+        targets = targets * jnp.asarray(regularize.weights)[None] if regularize.weights else targets
         logits, end, stats = net.train(variables, images, key, regularize.stochastic_norm)
         losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
         if "aux_logits" in end:
@@ -134,6 +135,16 @@ def make_metrics(net: Network, count: int = 1):
         return _sums(losses, logits, batch)
 
     return metrics
+
+
+@functools.cache
+def make_predict(net: Network, count: int = 1):
+    """Return the function (variables, batch) -> probabilities (N, K), averaged over ``count`` views."""
+
+    def predicted(variables, batch):
+        return jax.nn.softmax(predict(net, variables, batch["image"], count).astype(jnp.float32))
+
+    return predicted
 
 
 @functools.cache

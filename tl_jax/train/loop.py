@@ -232,7 +232,7 @@ class _Run:
         clock = time.monotonic()
         values, now, shown, compiling = None, int(state.step), "", 0.0
         if self.task.sizes.get("validation"):
-            values, _, compiling, _ = metrics.evaluate(task, state.tested, "validation")
+            values, _, compiling, *_ = metrics.evaluate(task, state.tested, "validation")
             self._check_finite(f"validation after step {now} (phase {phase})", values)
             self.log.row(now, "validation", values, phase=phase)
             shown = "validation " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()) + "; "

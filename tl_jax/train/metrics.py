@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tl_jax.task import Sums, Task
+from tl_jax.task import Scored, Sums, Task
 from tl_jax.train import devices
 from tl_jax.train.step import make_eval_step
 
@@ -26,12 +26,13 @@ def mean(rows: Iterable[Sums]) -> dict[str, float]:
 
 
 class Evaluation(NamedTuple):
-    """Metrics over a part, the number of its examples, the seconds that compiling took, and precision by class."""
+    """Metrics over a part, the number of its examples, the seconds that compiling took, and what else was judged."""
 
     values: dict[str, float]
     examples: int
     compile_seconds: float
     per_class: Mapping[str, Mapping[str, float]]
+    scored: Scored | None = None
 
 
 def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:
@@ -47,7 +48,7 @@ def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]])
 def evaluate(task: Task, variables: Any, part: str) -> Evaluation:
     """Return the metrics over every example of ``part``, each counted once."""
     judge = task.judge
-    step = make_eval_step(_with_classes(task.metrics, task.predict) if judge else task.metrics)
+    step = make_eval_step(_with_predictions(task.metrics, task.predict, task.soft) if judge else task.metrics)
     rows, seen, examples, compiling = [], [], 0, 0.0
     for host in task.eval_batches(part):
         examples += int(host["mask"].sum())
@@ -55,21 +56,26 @@ def evaluate(task: Task, variables: Any, part: str) -> Evaluation:
         program = devices.compiled(step, variables, batch)
         compiling += program.seconds
         rows.append(program.execute(variables, batch))
-        seen += [host] if judge else []
+        seen += [{name: host[name] for name in host if name != "image"}] if judge else []  # pictures need room
         if len(rows) % QUEUE == 0:
             jax.block_until_ready(rows[-1])
     if not judge:
         return Evaluation(mean(rows), examples, compiling, {})
-    sums, classes = zip(*jax.device_get(rows), strict=True)
-    verdict = judge(classes, seen)
-    return Evaluation({**mean(sums), **verdict.values}, examples, compiling, verdict.per_class)
+    sums, found = zip(*jax.device_get(rows), strict=True)
+    verdict = judge(found, seen)
+    values = {**mean(sums), **verdict.values}
+    return Evaluation(values, examples, compiling, verdict.per_class, verdict.scored)
 
 
 @functools.cache
-def _with_classes(metrics: Any, predict: Any):
-    """Return the function (variables, batch) -> sums and predicted classes; XLA computes what both share once."""
+def _with_predictions(metrics: Any, predict: Any, soft: bool):
+    """Return the function (variables, batch) -> sums and predicted classes, or where ``soft`` their probabilities.
+
+    XLA computes what both share once.
+    """
 
     def both(variables, batch):
-        return metrics(variables, batch), predict(variables, batch).argmax(-1)
+        found = predict(variables, batch)
+        return metrics(variables, batch), found if soft else found.argmax(-1)
 
     return both
