@@ -4,6 +4,7 @@
     python run.py --config=configs/ct_classification.py:probe --config.data.dir=FOLDER    the head alone
     python run.py --config=configs/ct_classification.py:scratch --config.data.dir=FOLDER  from random weights
     python run.py --config=configs/ct_classification.py:lora --config.data.dir=FOLDER     any name of mechanisms.py
+    python run.py --config=configs/ct_classification.py:compare --config.data.dir=FOLDER  these three, three seeds each
     python run.py --config=configs/ct_classification.py:smoke                         a tiny MobileNet, drawn pictures
 
 FOLDER holds ``train/CLASS/PICTURE``, ``val/CLASS/PICTURE`` and ``test/CLASS/PICTURE`` (or ``CLASS/PICTURE``); a
@@ -29,7 +30,7 @@ from configs import base, mechanisms
 
 
 def get_config(variant: str = ""):
-    """Return the recipe, one of its variants ``probe`` and ``smoke``, or it with one of the mechanisms."""
+    """Return the recipe, one of its variants ``probe``, ``compare`` and ``smoke``, or it with one of the mechanisms."""
     config = base.get_config()
     config.name = "ct_classification"
     config.model.name = "mobilenet_v2"
@@ -44,16 +45,33 @@ def get_config(variant: str = ""):
     config.test_train = True
     config.metrics = ("auc", "sensitivity", "ece")
     config.calibrate = True
-    return base.variants(config, variant, probe=probe, smoke=smoke, **mechanisms.MECHANISMS)
+    return base.variants(config, variant, probe=probe, compare=compare, smoke=smoke, **mechanisms.MECHANISMS)
+
+
+# The head alone is trained; nothing is augmented, so the features of a picture are always the same.
+PROBE = (
+    ("augment.flip", False),
+    ("augment.crop_pad", 0),
+    ("augment.rotate", 0.0),
+    ("optim.lr", 3e-3),
+    ("freeze.recipe", "head"),
+)
+SCRATCH = (("init.source", "random"), ("init.path", ""), ("optim.lr", 1e-2))
 
 
 def probe(config):
-    """Train the head alone; nothing is augmented, so the features of a picture are always the same."""
-    config.augment.flip = False
-    config.augment.crop_pad = 0
-    config.augment.rotate = 0.0
-    config.optim.lr = 1e-3
-    config.freeze.recipe = "head"
+    """Train the head alone."""
+    config.update_from_flattened_dict(dict(PROBE))
+
+
+def compare(config):
+    """Compare fine-tuning with training from scratch and with the head alone, by their areas under the curve.
+
+    Rates are as the record of ``experiments/mechanisms.py`` on these slices has them, chosen on the validation part.
+    """
+    config.arms = (("fine_tune", ()), ("scratch", SCRATCH), ("probe", PROBE))
+    config.seeds = (0, 1, 2)
+    config.score = "auc"
 
 
 def smoke(config):

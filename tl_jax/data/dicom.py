@@ -92,7 +92,7 @@ def read(path: Path, windows: Sequence[Any] = ()) -> np.ndarray:
             )
         shown = [through(values, *window) for window in levels(windows)]
     else:
-        from pydicom.pixels import apply_voi_lut
+        from pydicom.pixels.processing import apply_voi_lut
 
         with _told(path):
             values = np.asarray(apply_voi_lut(values if "WindowCenter" in data else pixels, data), np.float64)
@@ -125,7 +125,7 @@ def _header(path: Path) -> Any:
 def _stored(path: Path) -> tuple[Any, np.ndarray]:
     """Return the data set and the stored values of a file."""
     import pydicom
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     with _told(path):
         data = pydicom.dcmread(path)
@@ -145,7 +145,7 @@ def _stored(path: Path) -> tuple[Any, np.ndarray]:
 
 
 def _grey(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
-    from pydicom.pixels import apply_modality_lut
+    from pydicom.pixels.processing import apply_modality_lut
 
     with _told(path):
         return np.asarray(apply_modality_lut(pixels, data), np.float64)

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 
 COLUMNS = 4  # pictures in a row, each beside its overlay
-STRENGTH = 0.5  # of the colours over the picture, where the map is highest
+LONGEST = 44  # letters of a caption
+STRENGTH = 0.6  # of the colours over the picture, where the map is highest
 
 
 def draw(seen: np.ndarray, maps: np.ndarray, captions: Sequence[str], title: str, path: Path) -> Path:
@@ -31,7 +32,8 @@ def draw(seen: np.ndarray, maps: np.ndarray, captions: Sequence[str], title: str
         axis.axis("off")
     for axis, picture, heat, caption in zip(axes, seen, maps, captions, strict=False):
         axis.imshow(np.concatenate([picture, blend(picture, heat)], axis=1), interpolation="nearest")
-        axis.set_title(caption, fontsize=8, y=-0.12)
+        shown = caption if len(caption) <= LONGEST else f"...{caption[-LONGEST:]}"
+        axis.set_title(shown, fontsize=8, y=-0.12)
     figure.savefig(path)
     return path
 
@@ -43,6 +45,6 @@ def blend(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
     share = heat / max(float(heat.max()), 1e-12)
     size = picture.shape[1], picture.shape[0]
     share = np.asarray(Image.fromarray(share.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))[..., None]
-    colours = 255 * colormaps["inferno"](share[..., 0])[..., :3]
+    colours = 255 * colormaps["turbo"](share[..., 0])[..., :3]
     grey = np.repeat(np.asarray(Image.fromarray(picture).convert("L"), np.float64)[..., None], 3, axis=-1)
     return np.rint(grey * (1 - STRENGTH * share) + colours * STRENGTH * share).astype(np.uint8)

@@ -11,5 +11,7 @@ SHOWN = 5  # classes, the likeliest first
 def lines(title: str, classes: Sequence[str], row: np.ndarray) -> list[str]:
     """Return ``title`` and below it the likeliest of K classes with their probabilities (K,)."""
     width = max(map(len, classes))
-    bars = [f"  {classes[i]:{width}}  {row[i]:.3f}  {'█' * round(BAR * row[i])}" for i in np.argsort(-row)[:SHOWN]]
+    bars = [
+        f"  {classes[i]:{width}}  {row[i]:.3f}  {'█' * round(BAR * float(row[i]))}" for i in np.argsort(-row)[:SHOWN]
+    ]
     return [title, *bars]

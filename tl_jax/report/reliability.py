@@ -1,22 +1,28 @@
 """Reliability diagram: how often a network is right, against how sure it is; before and after calibration."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 
-class Bins(Protocol):
-    """Of B bins the mean confidence, the share that is right and the share of all examples, each (B,)."""
+class Bins(NamedTuple):
+    """B bins of examples by the probability of the class they are taken for: each (B,), 0 where a bin is empty.
 
-    confidence: Any
-    accuracy: Any
-    share: Any
+    Attributes:
+        confidence: the mean of that probability.
+        accuracy: the share that is right.
+        share: of all examples.
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    share: np.ndarray
 
     @property
     def error(self) -> float:
-        """The expected calibration error."""
-        ...
+        """The expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599)."""
+        return float((self.share * np.abs(self.accuracy - self.confidence)).sum())
 
 
 def draw(before: Bins, after: Bins, temperature: float, path: Path) -> Path:

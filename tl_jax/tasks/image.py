@@ -65,7 +65,7 @@ def make(config: Any) -> Task:
         network,
         source.classes,
         config.test_views,
-        tuple(parts["train"].images.shape[1:3]),
+        (parts["train"].images.shape[1], parts["train"].images.shape[2]),
         tuple(config.data.windows),
         config.eval_batch_size,
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tl_jax.data import batches, preprocess
@@ -69,7 +70,7 @@ def explain(asked: Asked, variables: Any, inputs: Sequence[str], temperature: fl
     maps = _extract(make_grad_cam(asked.network), asked, variables, images, best)
     inputs_of = asked.network.inputs
     assert isinstance(inputs_of, Inputs)
-    seen = preprocess.fit(images, inputs_of.size, inputs_of.crop, inputs_of.interpolation)
+    seen = preprocess.fit(jnp.asarray(images), inputs_of.size, inputs_of.crop, inputs_of.interpolation)
     names = [asked.classes[k] for k in best]
     return Explained(files, np.rint(np.asarray(seen)).astype(np.uint8), names, rows.max(1), maps)
 
@@ -91,8 +92,8 @@ def read(asked: Asked, inputs: Sequence[str]) -> tuple[list[Path], np.ndarray]:
         if not own:
             raise UserError(f"{path} has no pictures ({', '.join(ENDINGS)}); pass another --input")
         files += own
-    images = [decode(file, asked.windows) for file in files]
-    return files, np.stack([im if im.shape[:2] == asked.shape else fit(im, asked.shape[::-1]) for im in images])
+    images, (height, width) = [decode(file, asked.windows) for file in files], asked.shape
+    return files, np.stack([im if im.shape[:2] == asked.shape else fit(im, (width, height)) for im in images])
 
 
 def _probabilities(asked: Asked, variables: Any, images: np.ndarray, temperature: float) -> np.ndarray:

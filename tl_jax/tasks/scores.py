@@ -1,9 +1,11 @@
-"""Scores of probabilities against labels: area under the ROC curve, sensitivity, calibration error; NumPy alone."""
+"""Scores of probabilities against labels: area under the ROC curve, sensitivity, calibration error, temperature."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+
+from tl_jax.report.reliability import Bins
 
 BINS = 15  # of the calibration error, as Guo et al. 2017 have it
 RESAMPLES = 1000  # of a bootstrap
@@ -108,27 +110,14 @@ def mean_sensitivity(probabilities: np.ndarray, labels: np.ndarray, positive: in
     return float(np.mean([point.sensitivity for point in points]))
 
 
-class Bins(NamedTuple):
-    """Examples by the probability of the class they are taken for: its mean, the share that is right, their share."""
-
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    share: np.ndarray
-
-    @property
-    def error(self) -> float:
-        """The expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599)."""
-        return float((self.share * np.abs(self.accuracy - self.confidence)).sum())
-
-
 def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Bins:
     """Sort N examples by their largest probability of (N, K) into bins of equal width, (low, high]; 0 where empty."""
     confidence = probabilities.max(1)
     where = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     counts = np.bincount(where, minlength=bins)
     hits = (probabilities.argmax(1) == labels).astype(np.float64)
-    means = [np.bincount(where, values, bins) / np.maximum(counts, 1) for values in (confidence, hits)]
-    return Bins(*means, counts / len(labels))
+    mean, right = (np.bincount(where, values, bins) / np.maximum(counts, 1) for values in (confidence, hits))
+    return Bins(mean, right, counts / len(labels))
 
 
 def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
