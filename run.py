@@ -18,7 +18,7 @@ from tl_jax.errors import UserError, nearest
 
 HERE = Path(__file__).parent
 DEFAULT = HERE / "configs" / "digits_resnet.py"
-SHARED = ("base", "check", "check_measures", "fields", "mechanisms")  # in configs/, but no recipes
+SHARED = ("base", "check", "check_measures", "fields", "kinds", "mechanisms")  # in configs/, but no recipes
 ASKING = ("predict", "explain")  # modes that take --input
 STORED = HERE / "configs" / "stored.py"
 
@@ -31,6 +31,9 @@ MODE = flags.DEFINE_enum(
     "train; test a run again; say what it makes of --input; write its weights to a file; draw what augmentation does; "
     "look for a learning rate; draw an episode of a policy; draw where in the pictures of --input it looks.",
 )
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Several processes train together; see docs/tpu.md. SLURM, a TPU slice or JAX_* say which."
+)
 INPUT = flags.DEFINE_multi_string(
     "input",
     [],
@@ -41,7 +44,11 @@ INPUT = flags.DEFINE_multi_string(
 def main(_: list[str]) -> None:
     """Make one call into ``tl_jax.api``."""
     from tl_jax import api
+    from tl_jax.train import hosts
+    from tl_jax.train.workdir import finite
 
+    if DISTRIBUTED.value:
+        hosts.join()
     logging.set_verbosity(logging.WARNING)  # orbax tells a page about each checkpoint at the level INFO
     config = CONFIG.value
     workdir = Path(WORKDIR.value or default_workdir(config))
@@ -50,7 +57,7 @@ def main(_: list[str]) -> None:
     call = getattr(api, {"train": "run", "eval": "evaluate"}.get(MODE.value, MODE.value))
     result = call(config, workdir, **({"inputs": INPUT.value} if MODE.value in ASKING else {}))
     if MODE.value == "eval":
-        print(json.dumps(result, indent=2))
+        print(json.dumps(finite(result), indent=2))
 
 
 def default_workdir(config) -> str:

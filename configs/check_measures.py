@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from configs.fields import METRICS
+from configs.fields import METRICS, OF_PICTURES
 from tl_jax.data import dicom
 
 LISTED = ("folder", "flowers", "index")  # data that may have an index.csv beside the pictures
@@ -33,7 +33,7 @@ def measures(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
             config.data.group and config.data.name not in LISTED
         ),
         "data.label is for texts and for config.data.name=index": (
-            config.task == "image" and changed("data.label") and config.data.name != "index"
+            config.task in OF_PICTURES and changed("data.label") and config.data.name != "index"
         ),
         "regularize.class_weights has no effect with config.epochs=0": (
             config.regularize.class_weights and not config.epochs and not config.phases

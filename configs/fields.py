@@ -4,7 +4,7 @@ from tl_jax import models
 from tl_jax.config import Field
 from tl_jax.data.dicom import WINDOWS
 from tl_jax.specs import SCALINGS
-from tl_jax.transfer import adapters, partition
+from tl_jax.transfer import adapters, margins, partition
 from tl_jax.transfer.optimizer import SCHEDULES
 from tl_jax.weights.catalog import CATALOG
 
@@ -17,13 +17,18 @@ TEXTS = "docs, docs_names, docs_corpus, tsv, csv, jsonl, conll, lines"
 CACHING = ("auto", "off")
 BATCH_STATS = ("auto", "train", "frozen")
 HEADS = ("new", "keep", "logistic", "ridge")
-TASKS = ("image", "text", "tokens", "masked", "policy")
+TASKS = ("image", "faces", "text", "tokens", "masked", "policy")
+OF_PICTURES = ("image", "faces")
 SOURCES = tuple(dict.fromkeys(source for _, source in CATALOG))
 
 FIELDS = {
     "name": Field("base", "name of the recipe, for folders and summaries"),
     "seed": Field(0, "of the new head, the order and augmentation of examples, and the parts cut from train", low=0),
-    "task": Field("image", "pictures, texts or words in them with labels; words to guess; a world to act in", TASKS),
+    "task": Field(
+        "image",
+        "pictures with labels or of people, texts or words in them with labels; words to guess; a world to act in",
+        TASKS,
+    ),
     # What is compared: every arm is run with every seed, and one summary and picture made of all.
     "seeds": Field((), "seeds to repeat the run with; empty for the one in `seed`"),
     "arms": Field((), "pairs (name, ((field, value), ...)): variants of this configuration to compare"),
@@ -88,6 +93,20 @@ FIELDS = {
     "test_views": Field(1, "views averaged in evaluation: 1; 2, the mirrored one too; 10, crops too", low=1, high=10),
     "batch_size": Field(64, "training examples a step, over all devices", low=1),
     "eval_batch_size": Field(256, "examples an evaluation step, over all devices", low=1),
+    # Pictures of people, verified and identified.
+    "faces.embedding": Field(128, "values of an embedding; 0 takes the network's features as they are", low=0),
+    "faces.loss": Field("arcface", "with which people are told apart in training", margins.LOSSES),
+    "faces.scale": Field(64.0, "s, factor on the cosines of arcface", low=1.0),
+    "faces.margin": Field(0.5, "m of arcface in radians", low=0.0, high=1.5),
+    "faces.test_people": Field(
+        0.25, "people who are tested and never trained on: a share, or from 1 on a number", low=0.0
+    ),
+    "faces.test_file": Field("", "file that names them instead, one a line, as LFW's people.txt"),
+    "faces.pairs": Field("", "file of pairs to verify, as LFW's pairs.txt; it names the people to test"),
+    "faces.split_seed": Field(0, "draws the people to test: the same for every `seed`", low=0),
+    "faces.min_pictures": Field(0, "people with fewer are left out; 0: nobody, and one picture is an error", low=0),
+    "faces.gallery": Field(1, "pictures of each person that are known when the others are identified", low=1),
+    "faces.known": Field("", "folder of the people that --mode=predict knows; empty for data.dir"),
     # A world to act in, and PPO; batch_size counts the steps of all worlds between two updates.
     "rl.world": Field("CartPole-v1", "environment of gymnax, such as Pendulum-v1 or Breakout-MinAtar"),
     "rl.physics": Field((), "pairs (parameter, value) in which it differs, such as ('gravity', 12.0)"),
@@ -125,6 +144,7 @@ FIELDS = {
     "optim.layer_decay": Field(1.0, "factor on the rate for each part further from the head", low=0.0, high=1.0),
     "optim.rates": Field((), "pairs (group of the freeze rules, factor on its rate)"),
     "optim.sam": Field(0.0, "radius of sharpness-aware minimisation, 0.05 say; two passes a step; 0 for none", low=0.0),
+    "optim.accumulate": Field(1, "parts of a batch whose gradients are computed one after another, for memory", low=1),
     "optim.ema": Field(0.0, "share kept by the running average of weights that is then tested", low=0.0, high=0.99999),
     "epochs": Field(10.0, "passes over the training part where there are no phases; 0 only tests", low=0.0),
     "phases": Field((), "dicts with the fields of PHASE_FIELDS, run one after another"),
@@ -160,6 +180,12 @@ FIELDS = {
     "pretext.crop": Field(0.3, "least share of the area in a view", low=0.05, high=1.0),
     "pretext.jitter": Field(0.4, "strength of colour jitter in a view", low=0.0, high=1.0),
     "pretext.share": Field(0.15, "of a text's tokens that are hidden to be guessed", low=0.01, high=0.9),
+    # Several devices, always each with its share of a batch.
+    "parallel.state": Field(
+        "replicated",
+        "parameters and optimizer state: whole on each device, or a part (FSDP)",
+        ("replicated", "sharded"),
+    ),
     # What is written down.
     "save_every": Field(1.0, "epochs between checkpoints, each after an evaluation on the validation part", low=1e-6),
     "test_on": Field("last", "checkpoint to test: the last, or the best on validation", ("last", "best")),

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from configs import base
@@ -47,11 +46,11 @@ def soup(folder: Path, config: base.Config, run: Run, rates: Sequence[str], seed
         task = restored[0][0]
 
         def score(variables: Any, task: Any = task) -> float:
-            placed = jax.device_put(variables, devices.replicated())
+            placed = devices.everywhere(variables)
             return metrics.evaluate(task, placed, "validation").values["accuracy"]
 
         mixed, kept = averaging.greedy_soup([end.variables for _, _, end in restored], score)
-        mixed = jax.device_put(mixed, devices.replicated())
+        mixed = devices.everywhere(mixed)
         found, train = (metrics.evaluate(task, mixed, part) for part in ("test", "train"))
         used = [list(there)[i] for i in kept]
         say(f"--- soup, seed {seed}: of rates {', '.join(used)}: test accuracy {found.values['accuracy']:.4f}")

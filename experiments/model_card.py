@@ -11,7 +11,8 @@ import jax
 from configs import base, stored
 from tl_jax import api
 from tl_jax.tasks import image
-from tl_jax.train import loop, metrics
+from tl_jax.train import metrics
+from tl_jax.train.state import initial_state
 from tl_jax.weights.catalog import EMBEDDED_DIR
 
 CARD = """# {name}
@@ -49,7 +50,7 @@ def embed(workdir: Path, about: Card, how: str) -> None:
     shutil.copyfile(exported, target)
     again = (("init.source", "tl_jax"), ("init.path", str(target)), ("init.head", "keep"))
     task = image.make(base.override(config, again))
-    values, examples, *_ = metrics.evaluate(task, loop.initial_state(task, 0).variables, "test")
+    values, examples, _, _ = metrics.evaluate(task, initial_state(task, 0).variables, "test")
     summary = json.loads((workdir / "summary.json").read_text())
     card = CARD.format(
         **about._asdict(),

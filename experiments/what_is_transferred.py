@@ -121,7 +121,7 @@ def train(lab: Lab, start: Mapping[str, Any], frozen: int = 0, order: int | None
 
 def tested(lab: Lab, variables: Mapping[str, Any], name: str = "accuracy") -> float:
     """Return a metric on the test part."""
-    return metrics.evaluate(lab.task, jax.device_put(variables, devices.replicated()), "test").values[name]
+    return metrics.evaluate(lab.task, devices.everywhere(variables), "test").values[name]
 
 
 def mixed(base_of: Mapping[str, Any], other: Mapping[str, Any], parts: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ FLOORS = {
     "tl_jax.shelf": 0,
     "tl_jax.specs": 0,
     "tl_jax.task": 0,
+    "tl_jax.verification": 0,
     "tl_jax.models": 1,
     "tl_jax.weights": 1,
     "tl_jax.weights.convert": 3,  # a command, which needs models and weights
@@ -34,6 +35,7 @@ FLOORS = {
     "configs.check": 3,
     "configs.check_measures": 3,
     "configs.fields": 3,
+    "configs.kinds": 3,
     "configs.mechanisms": 4,
     "tl_jax.train": 3,
     "tl_jax.rl": 4,

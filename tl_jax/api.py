@@ -1,5 +1,6 @@
 """The calls behind ``run.py``: a configuration goes in, files and a summary come out."""
 
+import math
 import platform
 import resource
 import sys
@@ -17,10 +18,11 @@ from tl_jax.errors import UserError
 from tl_jax.exporting import export
 from tl_jax.looks import explain, find_lr, play, preview
 from tl_jax.report import comparison
-from tl_jax.runs import check_batches, make_task, restore, temperature
-from tl_jax.train import loop, metrics, wise_ft, workdir
+from tl_jax.runs import check_batches, make_task, restore
+from tl_jax.task import Task, Verdict
+from tl_jax.train import devices, hosts, loop, metrics, wise_ft, workdir
 from tl_jax.train.log import say
-from tl_jax.train.state import digest
+from tl_jax.train.state import digest, initial_state
 from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import phases
 from tl_jax.transfer.averaging import interpolate
@@ -53,24 +55,27 @@ def run(config: base.Config, folder: str | Path) -> dict[str, Any]:
 
 def evaluate(config: base.Config, folder: str | Path) -> dict[str, Any]:
     """Test the checkpoint that ``config.test_on`` names in a finished or unfinished run, without training."""
-    task, _, state = restore(config, Path(folder).expanduser())
-    values, examples, _, per_class, _ = metrics.evaluate(task, state.variables, "test")
+    folder = Path(folder).expanduser()
+    task, _, state = restore(config, folder)
+    values, examples, _, verdict = metrics.evaluate(task, state.variables, "test")
+    values |= dict.fromkeys(verdict.missing, math.nan)
     summary = {"step": int(state.step), "examples_evaluated": examples, "metrics": values}
-    return summary | ({"per_class": per_class} if per_class else {})
+    return summary | _judged(task, verdict, _held_out(task, state.variables), folder)
 
 
 def predict(config: base.Config, folder: str | Path, inputs: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what a run's network says of each of ``inputs``, sentences or picture files, and show it on the screen.
+    """Return what a run's network says of each of ``inputs``: sentences, or pictures and folders of them.
 
-    The probabilities of pictures are calibrated where the run was (``config.calibrate``).
+    It is shown on the screen, and stands in ``folder/predictions.json``.
     """
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder)
     if task.answer is None:
-        raise UserError(f"config.task={config.task} answers nothing; predictions are for task=image, text and tokens")
-    calibration = [temperature(folder)] if task.report else []
-    found, drawn = task.answer(state.variables, inputs, *calibration)
+        answering = "image, faces, text and tokens"
+        raise UserError(f"config.task={config.task} answers nothing; predictions are for task={answering}")
+    found, drawn = task.answer(state.variables, inputs)
     say(drawn)
+    write_json(folder / "predictions.json", found)
     return found
 
 
@@ -91,7 +96,9 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
     pace = loop.Pace(save, config.log_every, config.patience)
     if verbose:
         say(f"{task.name}: " + ", ".join(f"{n:,} {part}" for part, n in task.sizes.items()) + f" examples; {folder}")
-    fitted = loop.fit(task, plan, pace, config.seed, folder, verbose, config.freeze.prove)
+    fitted = loop.fit(
+        task, plan, pace, config.seed, folder, verbose, config.freeze.prove, config.parallel.state == "sharded"
+    )
     steps, state = int(fitted.state.step), fitted.state
     best = fitted.checkpoints.best() if config.test_on == "best" else None
     if best is not None:
@@ -99,13 +106,12 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
     begin = time.monotonic()
     variables, extra = (state.variables if best is not None else state.tested), {}
     if config.wise_ft:
-        first = loop.initial_state(task, config.seed).variables
+        first = initial_state(task, config.seed).variables
         share, scores = wise_ft.best_share(fitted.task, first, variables)
         variables, extra = interpolate(first, variables, share), {"wise_ft": {"share": share, "validation": scores}}
-    values, examples, compiling, per_class, scored = metrics.evaluate(fitted.task, variables, "test")
-    if task.report and scored:
-        held_out = metrics.evaluate(fitted.task, variables, "validation").scored if task.sizes["validation"] else None
-        extra |= task.report(scored, held_out, folder)
+    values, examples, compiling, verdict = metrics.evaluate(fitted.task, variables, "test")
+    values |= dict.fromkeys(verdict.missing, math.nan)
+    held_out = _held_out(fitted.task, variables)
     if config.test_train:
         extra["train_metrics"] = metrics.evaluate(fitted.task, variables, "train").values
     fitted.seconds["eval"] += time.monotonic() - begin - compiling
@@ -122,17 +128,18 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         "score": task.score,
         "seconds": {**seconds, **fitted.seconds, "total": time.monotonic() - clock},
         "parameters": fitted.parameters,
-        "parameters_sha256": digest(jax.device_get(variables)),
+        "parameters_sha256": digest(devices.fetch(variables)),
         "examples": dict(task.sizes),
         "facts": task.facts,
-        **({"per_class": per_class} if per_class else {}),
+        **_judged(task, verdict, held_out, folder),
         **extra,
         **({"freeze": fitted.freeze} if config.freeze.prove else {}),
         **_machine(),
     }
     write_json(folder / "summary.json", summary)
-    if per_class and verbose:
-        say(_table(per_class))
+    hosts.meet(f"{folder} is finished")
+    if verdict.per_class and verbose:
+        say(_table(verdict.per_class))
     source = f"{examples:,} examples ({task.facts['tested']})"
     say(f"test {_shown(values)} on {source}; {summary['seconds']['total']:.1f} s; {folder / 'summary.json'}")
     return summary
@@ -156,10 +163,23 @@ def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
         summary |= _machine()
         summary["seconds"]["total"] = time.monotonic() - clock
         write_json(folder / "summary.json", summary)
-    picture = comparison.draw(summary, folder / "comparison.png")
     say(comparison.table(summary))
-    say(f"picture: {picture}\nsummary: {folder / 'summary.json'}")
+    if hosts.first():
+        say(f"picture: {comparison.draw(summary, folder / 'comparison.png')}\nsummary: {folder / 'summary.json'}")
     return summary
+
+
+def _held_out(task: Task, variables: Any) -> Any:
+    """Return what the judge keeps of the validation part, None where there is none or nobody asks."""
+    wanted = task.report and task.sizes.get("validation")
+    return metrics.evaluate(task, variables, "validation").verdict.kept if wanted else None
+
+
+def _judged(task: Task, verdict: Verdict, held_out: Any, folder: Path) -> dict[str, Any]:
+    """Return what a summary has beside the metrics: scores by class, and what the task reports and draws."""
+    by_class = {"per_class": verdict.per_class} if verdict.per_class else {}
+    missing = {"missing": dict(verdict.missing)} if verdict.missing else {}
+    return by_class | missing | (task.report(verdict.kept, held_out, folder) if task.report and hosts.first() else {})
 
 
 def _table(per_class: Mapping[str, Mapping[str, float]]) -> str:
@@ -172,8 +192,10 @@ def _table(per_class: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _shown(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+def _shown(values: dict[str, Any]) -> str:
+    """Return metrics in words; one that could not be measured is NaN, and None once it was written."""
+    known = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+    return ", ".join(f"{name} {known[name]:.4f}" if name in known else f"{name} not measured" for name in values)
 
 
 def _machine() -> dict[str, Any]:

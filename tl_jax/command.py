@@ -7,8 +7,9 @@ from typing import Any
 
 from absl import app
 
-from tl_jax.errors import UserError
+from tl_jax.errors import Preempted, UserError
 
+PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: the same command, tried again, goes on
 HUGE_PAGES = "glibc.malloc.hugetlb=1"  # of GLIBC_TUNABLES, since glibc 2.35
 
 
@@ -28,7 +29,9 @@ def use_huge_pages() -> None:
 
 
 def run(main: Callable[[list[str]], None], **how: Any) -> None:
-    """Call ``main`` by ``absl.app.run``; exit with 2 and a line on an error of the user's, with 130 on Ctrl-C.
+    """Call ``main`` by ``absl.app.run``; a line and an exit status for what is not a defect.
+
+    They are 2 on an error of the user's, 130 on Ctrl-C, 75 where SIGTERM came and the state was saved.
 
     Args:
         main: takes what is left of the arguments.
@@ -43,3 +46,6 @@ def run(main: Callable[[list[str]], None], **how: Any) -> None:
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one was", file=sys.stderr)
         sys.exit(130)
+    except Preempted as error:
+        print(f"preempted: {error}; the same command goes on there", file=sys.stderr)
+        sys.exit(PREEMPTED)

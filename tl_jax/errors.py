@@ -12,6 +12,10 @@ class Diverged(UserError):
     """Training came to numbers that are not finite."""
 
 
+class Preempted(Exception):
+    """SIGTERM came while training, and the state was saved; the message says where."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ``did you mean 'x'?`` for the closest of ``choices``, or the whole list when none is close."""
     choices = sorted(choices)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import base
+from configs.fields import OF_PICTURES
 from tl_jax.runs import optimizer_state, restore
 from tl_jax.specs import PretrainedSpec
 from tl_jax.task import Task
@@ -19,7 +20,7 @@ def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> P
     """Write the weights of a run into ``export/``: of a text network as the folder that transformers opens.
 
     Of an image network ``export/model.safetensors`` is what ``pretrained.load(source="tl_jax")`` reads, of a policy
-    what ``init.path`` takes.
+    what ``init.path`` takes. That of faces puts out embeddings, whose length is not yet 1.
 
     Beside it comes ``export/delta.safetensors``: only what changed, for ``pretrained.load(..., delta=FILE)`` on top of
     the weights that the run started from. Adapters are merged into plain kernels in the first and kept in the second.
@@ -29,14 +30,14 @@ def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> P
     task, start, state = restore(config, folder)
     if config.task == "policy":
         return _export_policy(config, folder, task, state)
-    if config.task != "image":
+    if config.task not in OF_PICTURES:
         return _export_text(config, folder / "export", task, state, dtype)
     inputs, source = dict(task.facts["input"]), task.facts["spec"]
     spec = PretrainedSpec(
         model=config.model.name,
         source="tl_jax",
         options=source["options"],
-        num_classes=len(task.classes),
+        num_classes=source["num_classes"],
         image_size=inputs["size"],
         crop=inputs["crop"],
         interpolation=inputs["interpolation"],

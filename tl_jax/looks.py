@@ -7,11 +7,12 @@ import jax
 import numpy as np
 
 from configs import base, check
+from configs.fields import OF_PICTURES
 from tl_jax.data.augment import Augment, augment
 from tl_jax.errors import UserError
 from tl_jax.report import overlays, pictures, rate_curve
 from tl_jax.rl import film, worlds
-from tl_jax.runs import check_batches, make_task, restore, temperature
+from tl_jax.runs import check_batches, make_task, restore
 from tl_jax.task import Task
 from tl_jax.tasks import policy
 from tl_jax.train import rate_finder, workdir
@@ -51,7 +52,7 @@ def preview(config: base.Config, folder: str | Path) -> list[Path]:
 
     The pictures are those of the first steps' batches; where there is a pretext, ``preview_pretext.png`` has its views.
     """
-    if config.task != "image":
+    if config.task not in OF_PICTURES:
         raise UserError(f"--mode=preview draws what augmentation does to pictures; config.task={config.task} has none")
     config, task = _first(config)
     hows = {"preview": Augment(**config.augment.to_dict())}
@@ -78,7 +79,7 @@ def explain(config: base.Config, folder: str | Path, inputs: Sequence[str]) -> P
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder)
     assert task.explain
-    found = task.explain(state.variables, inputs, temperature(folder))
+    found = task.explain(state.variables, inputs)
     pairs = zip(found.files, found.found, found.sure, strict=True)
     captions = [f"{file.name}: {name} {share:.2f}" for file, name, share in pairs]
     path = overlays.draw(found.seen, found.maps, captions, f"{task.name}: Grad-CAM", folder / "explain.png")

@@ -6,10 +6,10 @@ from typing import Any
 from configs import base, check
 from tl_jax.errors import UserError
 from tl_jax.task import Task
-from tl_jax.tasks import image
-from tl_jax.train import compile_cache, devices, loop, workdir
+from tl_jax.tasks import faces, image
+from tl_jax.train import compile_cache, devices, workdir
 from tl_jax.train.checkpoint import Checkpoints
-from tl_jax.train.state import TrainState
+from tl_jax.train.state import TrainState, initial_state
 from tl_jax.train.step import make_init
 from tl_jax.train.workdir import read_json
 from tl_jax.transfer import phases
@@ -28,7 +28,7 @@ def _policy(config: base.Config) -> Task:
     return policy.make(config)
 
 
-TASKS = {"image": image.make, "text": _text, "tokens": _text, "masked": _text, "policy": _policy}
+TASKS = {"image": image.make, "faces": faces.make, "text": _text, "tokens": _text, "masked": _text, "policy": _policy}
 
 
 def make_task(config: base.Config) -> Task:
@@ -39,8 +39,8 @@ def make_task(config: base.Config) -> Task:
 
 def check_batches(config: base.Config) -> None:
     """Refuse batches that the devices cannot share evenly."""
-    for field in ("batch_size", "eval_batch_size"):
-        devices.check_batch(field, config[field])
+    devices.check_batch("batch_size", config.batch_size, config.optim.accumulate)
+    devices.check_batch("eval_batch_size", config.eval_batch_size)
 
 
 def restore(config: base.Config, folder: Path) -> tuple[Task, TrainState, TrainState]:
@@ -58,18 +58,13 @@ def restore(config: base.Config, folder: Path) -> tuple[Task, TrainState, TrainS
     step = checkpoints.best() if config.test_on == "best" else checkpoints.latest()
     if step is None:
         raise UserError(f"no {config.test_on} checkpoint in {folder}; train longer, or change --config.test_on")
-    state = loop.initial_state(task, config.seed)
+    state = initial_state(task, config.seed)
     end = checkpoints.restore(step, state, opt_state=False, tested=True)
     mixed = read_json(folder / "summary.json").get("wise_ft")
     if mixed:
         end = end.replace(**interpolate(state.variables, end.variables, mixed["share"]))
     checkpoints.close()
     return task, state, end
-
-
-def temperature(folder: Path) -> float:
-    """Return the temperature by which a finished run's logits are to be divided, 1 where none was fitted."""
-    return read_json(folder / "summary.json").get("calibration", {}).get("temperature", 1.0)
 
 
 def optimizer_state(config: base.Config, folder: Path, task: Task, state: TrainState) -> Any:

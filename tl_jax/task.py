@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -11,25 +12,20 @@ Batch = Mapping[str, Any]  # arrays with the examples on the leading axis; "mask
 Sums = Mapping[str, tuple[Any, Any]]  # metric name -> (sum, count), divided once at the very end
 
 
-class Scored(NamedTuple):
-    """Probabilities (N, K) of a part's examples, and their labels (N,)."""
-
-    probabilities: Any
-    labels: Any
-
-
 class Verdict(NamedTuple):
     """What can be said only of all predictions together.
 
     Attributes:
         values: metrics by name.
         per_class: class -> ``precision``, ``recall``, ``f1`` and ``examples``.
-        scored: what was judged, where a ``report`` is to be made of it.
+        missing: metrics that there is too little data for, and why.
+        kept: what ``Task.report`` takes.
     """
 
     values: Mapping[str, float]
     per_class: Mapping[str, Mapping[str, float]]
-    scored: Scored | None = None
+    missing: Mapping[str, str] = MappingProxyType({})
+    kept: Any = None
 
 
 class Objective(NamedTuple):
@@ -60,16 +56,15 @@ class Task(NamedTuple):
         shortcut: (this task, variables, phase) -> a task with the same results that does not repeat what the phase
             leaves frozen; None where there is none.
         score: name of the metric by which the best checkpoint is chosen, the higher the better.
-        predict: (variables, batch) -> probabilities (N, ..., K), for ``judge``; None where nothing asks for them.
-        judge: (predicted classes (N, ...), batches as ``eval_batches`` gives them), both lists -> verdict.
-        soft: give ``judge`` the probabilities instead of the classes.
-        report: (what was judged of the test part, and of the validation part or None, folder of the run) -> what the
-            summary says beside metrics; pictures go to the folder.
+        predict: (variables, batch) -> what ``judge`` takes of each example (N, ...), such as its likeliest class; None
+            where nothing asks for it.
+        judge: (predictions (N, ...), batches as ``eval_batches`` gives them), both lists -> verdict.
+        report: (what the judge kept of the test part, and of the validation part or None, folder) -> further entries of
+            the summary; it draws pictures into the folder.
         stepper: what takes the steps of a phase where a step is more than a gradient of ``loss``; made and used as
             ``train.stepper.Stepper`` is.
-        answer: (variables, what a user typed) -> for each what is said of it, for JSON, and the same drawn as text;
-            where there is a ``report`` a temperature comes third.
-        explain: (variables, what a user named, temperature) -> where in it the network sees what it says.
+        answer: (variables, what a user typed) -> for each what is said of it, for JSON, and the same drawn as text.
+        explain: (variables, what a user named) -> where in it the network sees what it says.
     """
 
     name: str
@@ -88,11 +83,10 @@ class Task(NamedTuple):
     score: str = "accuracy"
     predict: Callable[[Variables, Batch], jax.Array] | None = None
     judge: Callable[[Sequence[Any], Sequence[Batch]], Verdict] | None = None
-    soft: bool = False
-    report: Callable[[Scored, Scored | None, Path], dict[str, Any]] | None = None
+    report: Callable[[Any, Any, Path], dict[str, Any]] | None = None
     stepper: Callable[..., Any] | None = None
-    answer: Callable[..., tuple[list[dict[str, Any]], str]] | None = None
-    explain: Callable[[Variables, Sequence[str], float], Any] | None = None
+    answer: Callable[[Variables, Sequence[str]], tuple[list[dict[str, Any]], str]] | None = None
+    explain: Callable[[Variables, Sequence[str]], Any] | None = None
 
     def objective(self, name: str) -> Objective:
         """Return what a phase with the objective ``name`` learns."""

@@ -19,6 +19,7 @@ from absl import app, flags, logging
 from configs import base, check, cifar_resnet
 from tl_jax.tasks import image
 from tl_jax.train import loop, metrics
+from tl_jax.train.state import initial_state
 from tl_jax.transfer import phases
 
 WEIGHTS = flags.DEFINE_string("weights", None, "ResNet50 without its top, HDF5.", required=True)
@@ -66,7 +67,7 @@ def keras_run(task, config) -> tuple[np.ndarray, float]:
     trunk.trainable = False
     model = keras.Sequential([trunk, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10, "softmax")])
     model.compile(optimizer=keras.optimizers.Adam(config.optim.lr), loss="sparse_categorical_crossentropy")
-    head = jax.device_get(loop.initial_state(task, config.seed).params["head"])
+    head = jax.device_get(initial_state(task, config.seed).params["head"])
     model.layers[-1].set_weights([head["kernel"], head["bias"]])
     losses = []
     for step in range(STEPS.value):

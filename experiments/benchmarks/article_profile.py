@@ -15,8 +15,8 @@ from absl import app, flags, logging
 
 from configs import base, cifar_resnet
 from tl_jax.tasks import image
-from tl_jax.train import devices, loop
-from tl_jax.train.state import stream_key
+from tl_jax.train import devices
+from tl_jax.train.state import initial_state, stream_key
 from tl_jax.train.step import make_init, make_train_step
 from tl_jax.transfer import phases
 
@@ -32,10 +32,10 @@ def main(_: list[str]) -> None:
     config = base.override(cifar_resnet.get_config("article"), changes)
     task = image.make(config)
     (phase,) = phases.resolve(config, task.sizes, task.parts)
-    state = loop.initial_state(task, config.seed)
+    state = initial_state(task, config.seed)
     state = state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
-    stream = jax.device_put(stream_key(config.seed, "train"), devices.replicated())
-    rate = devices.scalar(np.float32(1e-3))
+    stream = devices.everywhere(stream_key(config.seed, "train"))
+    rate = devices.everywhere(np.float32(1e-3))
     batch = devices.put(task.train_batch(0))
     step = make_train_step(task.loss, phase.optim, phase.rules, phase.batch_stats)
     program = devices.compiled(step, state, batch, stream, rate)

@@ -46,8 +46,8 @@ def tl_jax(size: int, length: int, dtype: str, compiled: bool = False) -> Calls:
     step = make_train_step(make_loss(Encoder(model), Regularize()), optim, rules, "auto")
     params = variables["params"]
     state = TrainState(jnp.zeros((), jnp.int32), params, {}, make_init(optim, rules)(params))
-    held = {"state": jax.device_put(jax.tree.map(jnp.copy, state), devices.replicated())}
-    key, rate = (jax.device_put(v, devices.replicated()) for v in (jax.random.key(0), jnp.float32(1e-5)))
+    held = {"state": devices.everywhere(jax.tree.map(jnp.copy, state))}
+    key, rate = (devices.everywhere(v) for v in (jax.random.key(0), jnp.float32(1e-5)))
     tokens = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
     forward = jax.jit(lambda variables, tokens: model.apply(variables, **tokens, train=False)[0])
 

@@ -100,8 +100,8 @@ def _tl_jax(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
     step = make_train_step(make_loss(network, Augment(), Regularize(), None), optim, rules, "auto")
     params = variables["params"]
     state = TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], make_init(optim, rules)(params))
-    held = {"state": jax.device_put(jax.tree.map(jnp.copy, state), devices.replicated())}
-    key, rate = (jax.device_put(v, devices.replicated()) for v in (jax.random.key(0), jnp.float32(1e-4)))
+    held = {"state": devices.everywhere(jax.tree.map(jnp.copy, state))}
+    key, rate = (devices.everywhere(v) for v in (jax.random.key(0), jnp.float32(1e-4)))
 
     def train():
         held["state"], row = step(held["state"], batch, key, rate)

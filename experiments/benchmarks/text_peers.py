@@ -59,12 +59,12 @@ def _tl_jax(task, plan, batches) -> Calls:
     state = initial_state(task, 0)
     state = state.replace(opt_state=make_init(plan.optim, plan.rules)(state.params))
     step = make_train_step(task.loss, plan.optim, plan.rules, plan.batch_stats)
-    stream = jax.device_put(stream_key(0, "train"), devices.replicated())
+    stream = devices.everywhere(stream_key(0, "train"))
     kept = {"state": state}
 
     def run(make, count):
         for i in range(count):
-            state, row = step(kept["state"], devices.put(make(i)), stream, devices.scalar(np.float32(RATE)))
+            state, row = step(kept["state"], devices.put(make(i)), stream, devices.everywhere(np.float32(RATE)))
             kept["state"] = state
         jax.block_until_ready(row)
 

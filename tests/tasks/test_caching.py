@@ -8,6 +8,7 @@ from tests.tasks import small
 from tl_jax import tree
 from tl_jax.tasks import caching
 from tl_jax.train import loop, metrics
+from tl_jax.train.state import initial_state
 from tl_jax.transfer import phases
 
 pytestmark = pytest.mark.fast
@@ -94,7 +95,7 @@ def test_where_nothing_is_kept(tmp_path, changes, why):
     task = small.task(("freeze.recipe", "head"), ("epochs", 3.0), *changes)
     config = small.config(("freeze.recipe", "head"), ("epochs", 3.0), *changes)
     (phase,) = phases.resolve(config, task.sizes, task.parts)
-    variables = loop.initial_state(task, 0).variables
+    variables = initial_state(task, 0).variables
     assert task.shortcut(task, variables, phase) is task, why
     assert not kept(tmp_path)
 
@@ -104,7 +105,7 @@ def test_views_are_taken_in_turn(tmp_path):
     task = small.task(("freeze.recipe", "head"), *changes)
     config = small.config(("freeze.recipe", "head"), *changes)
     (phase,) = phases.resolve(config, task.sizes, task.parts)
-    seen = task.shortcut(task, loop.initial_state(task, 0).variables, phase)
+    seen = task.shortcut(task, initial_state(task, 0).variables, phase)
     n = task.sizes["train"]
     images = seen.train_batch.images
     assert len(images) == 3 * n
@@ -121,7 +122,7 @@ def test_views_are_taken_in_turn(tmp_path):
 def pictures(task, n):
     """Return the features of the first training pictures."""
     batch = next(task.eval_batches("train"))
-    return jax.jit(task.features)(loop.initial_state(task, 0).variables, batch)[:n]
+    return jax.jit(task.features)(initial_state(task, 0).variables, batch)[:n]
 
 
 def test_a_run_cut_short_ends_with_the_same_bits(tmp_path):

@@ -13,6 +13,7 @@ from configs import ct_classification, stored
 from tests.tasks import small
 from tl_jax import api
 from tl_jax.errors import UserError
+from tl_jax.tasks import picture_answers
 from tl_jax.tasks.grad_cam import make_grad_cam
 from tl_jax.tasks.objectives import Maps
 
@@ -56,7 +57,7 @@ def test_the_map_lies_where_the_evidence_is(corner):
     assert summary["metrics"]["accuracy"] > 0.9 and summary["metrics"]["auc"] > 0.95
     config = stored.get_config(str(folder))
     task, _, state = api.restore(config, folder)
-    found = task.explain(state.variables, [str(top / "set" / "test" / "spot")], 1.0)
+    found = task.explain(state.variables, [str(top / "set" / "test" / "spot")])
     assert found.seen.shape == (20, 32, 32, 3) and len(found.files) == 20
     maps = found.maps[np.array(found.found) == "spot"]
     h, w = maps.shape[1:]
@@ -112,7 +113,8 @@ def test_the_run_leaves_pictures_and_predicts_with_its_temperature(corner, capsy
     file = str(top / "set" / "test" / "spot" / "0.png")
     (found,) = api.predict(config, folder, [file])
     task, _, state = api.restore(config, folder)
-    (plain,), _ = task.answer(state.variables, [file])
+    asked = task.answer.args[0]._replace(validation=None)  # as the network puts it
+    (plain,), _ = picture_answers.answer(asked, state.variables, [file])
     logits = {name: np.log(p) / temperature for name, p in plain["probabilities"].items()}
     expected = np.exp(logits["spot"]) / sum(np.exp(x) for x in logits.values())
     assert found["probabilities"]["spot"] == pytest.approx(expected, rel=1e-4) and found["input"] == file
@@ -131,7 +133,7 @@ def test_what_cannot_be_looked_at(corner, tmp_path):
         ([str(tmp_path)], f"{tmp_path} has no pictures"),
     ):
         with pytest.raises(UserError, match=message):
-            task.explain(state.variables, inputs, 1.0)
+            task.explain(state.variables, inputs)
 
 
 def test_weights_of_classes_are_factors_on_their_losses():

@@ -7,7 +7,6 @@ from sklearn.metrics import log_loss, roc_auc_score, roc_curve
 from sklearn.utils.class_weight import compute_class_weight
 
 from tl_jax.errors import UserError
-from tl_jax.task import Scored
 from tl_jax.tasks import image, judging, scores
 
 pytestmark = pytest.mark.fast
@@ -100,7 +99,7 @@ def test_balanced_weights_are_scikit_learns():
 
 def test_the_report_says_what_the_scores_are(tmp_path):
     labels = (LABELS == 1).astype(int)
-    halves = [Scored(np.stack([1 - p, p], 1), y) for p, y in zip(
+    halves = [judging.Scored(np.stack([1 - p, p], 1), y) for p, y in zip(
         np.split(PROBABILITIES[:, 1], 2), np.split(labels, 2), strict=True)]  # fmt: skip
     how = judging.Judging(("auc", "sensitivity"), ("no", "yes"), 1, 0.9, True, np.arange(150) // 3)
     out = judging.report(how, *halves, tmp_path)

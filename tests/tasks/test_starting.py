@@ -35,7 +35,7 @@ def test_a_fitted_head_is_scikit_learns(kind):
     head = variables["params"]["head"]
     np.testing.assert_allclose(head["kernel"].T, peer.coef_, atol=5e-3)
     test_x, test_y = features(task, variables, "test")
-    values, *_ = metrics.evaluate(task, jax.device_put(variables, _everywhere()), "test")
+    values, _, _, _ = metrics.evaluate(task, jax.device_put(variables, _everywhere()), "test")
     assert values["accuracy"] == pytest.approx(peer.score(test_x, test_y), abs=0.011)
 
 

@@ -12,6 +12,7 @@ import pytest
 from tests.tasks import small
 from tl_jax.tasks import caching
 from tl_jax.train import heads, loop, metrics
+from tl_jax.train.state import initial_state
 from tl_jax.transfer import phases
 
 pytestmark = pytest.mark.fast
@@ -28,7 +29,7 @@ def own_cache(tmp_path, monkeypatch):
 def prepared(*changes):
     task, config = (make(*RECIPE, *changes) for make in (small.task, small.config))
     (phase,) = phases.resolve(config, task.sizes, task.parts)
-    return task, phase, task.shortcut(task, loop.initial_state(task, config.seed).variables, phase)
+    return task, phase, task.shortcut(task, initial_state(task, config.seed).variables, phase)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])

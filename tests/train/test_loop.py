@@ -11,7 +11,7 @@ from tl_jax import tree
 from tl_jax.errors import UserError
 from tl_jax.train import loop, metrics
 from tl_jax.train.checkpoint import Checkpoints
-from tl_jax.train.state import digest
+from tl_jax.train.state import digest, initial_state
 from tl_jax.transfer import partition
 from tl_jax.transfer.optimizer import OptimSpec, RateSpec
 from tl_jax.transfer.partition import RECIPES
@@ -38,7 +38,7 @@ def rows(folder, split):
 
 
 def test_it_learns(whole):
-    before = metrics.evaluate(tiny.task(), loop.initial_state(tiny.task(), 0).variables, "test")
+    before = metrics.evaluate(tiny.task(), initial_state(tiny.task(), 0).variables, "test")
     after = metrics.evaluate(tiny.task(), whole[1].state.variables, "test")
     assert after.examples == 33
     assert after.values["loss"] < before.values["loss"]
@@ -46,7 +46,7 @@ def test_it_learns(whole):
 
 def test_frozen_leaves_and_statistics_keep_their_bits(tmp_path):
     (head, _) = tiny.plan(first=9)
-    start = jax.device_get(loop.initial_state(tiny.task(), 0))
+    start = jax.device_get(initial_state(tiny.task(), 0))
     end = jax.device_get(fit(tmp_path, [head]).state)
     before, after = tree.flatten(start.variables), tree.flatten(end.variables)
     same = {p for p in before if before[p].tobytes() == after[p].tobytes()}
@@ -70,7 +70,7 @@ def test_negative_zero_survives_freezing(tmp_path):
 
 
 def test_auto_moves_statistics_of_trained_layers(whole):
-    start = loop.initial_state(tiny.task(), 0)
+    start = initial_state(tiny.task(), 0)
     assert np.any(np.asarray(start.batch_stats["bn"]["mean"]) != np.asarray(whole[1].state.batch_stats["bn"]["mean"]))
 
 
@@ -150,9 +150,9 @@ def test_the_seed_decides(tmp_path):
 def test_every_example_counts_once_whatever_the_batch(whole):
     variables = whole[1].state.variables
     task = tiny.task()
-    values, n, *_ = metrics.evaluate(task, variables, "test")
+    values, n, _, _ = metrics.evaluate(task, variables, "test")
     by_one = task._replace(eval_batches=lambda part: tiny.batches.eval_batches(tiny.data(33, 2), 2))
-    again, m, *_ = metrics.evaluate(by_one, variables, "test")
+    again, m, _, _ = metrics.evaluate(by_one, variables, "test")
     assert n == m == 33
     assert values["accuracy"] == again["accuracy"]
     assert values["loss"] == pytest.approx(again["loss"], rel=1e-6)
@@ -160,6 +160,6 @@ def test_every_example_counts_once_whatever_the_batch(whole):
 
 def test_the_table_counts_what_trains(whole):
     assert whole[1].parameters["frozen"] == 0
-    params = loop.initial_state(tiny.task(), 0).params
+    params = initial_state(tiny.task(), 0).params
     split = partition.count_split(params, partition.trainable(params, RECIPES["head"]))
     assert split == {"trainable": 8 * 3 + 3, "frozen": 10 * 8 + 8 + 2 * 8}

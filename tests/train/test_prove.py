@@ -12,7 +12,7 @@ from tl_jax import tree
 from tl_jax.errors import UserError
 from tl_jax.tasks import image
 from tl_jax.train import devices, loop
-from tl_jax.train.state import stream_key
+from tl_jax.train.state import initial_state, stream_key
 from tl_jax.train.step import make_forward, make_init, make_train_step
 from tl_jax.transfer import partition, phases
 
@@ -36,7 +36,7 @@ def prepared(recipe):
     config = base.override(digits_resnet.get_config(), changes)
     task = image.make(config)
     (phase,) = phases.resolve(config, task.sizes, task.parts)
-    state = loop.initial_state(task, 0)
+    state = initial_state(task, 0)
     return task, phase, state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
 
 
@@ -50,9 +50,9 @@ def test_fifty_steps_leave_frozen_bits_alone_and_hold_no_memory_for_them(recipe)
     slots = [leaf for leaf in jax.tree.leaves(before.opt_state) if leaf.ndim]
     assert sum(leaf.nbytes for leaf in slots) == 3 * 4 * values  # Adam's two moments and the running average
     step = make_train_step(task.loss, phase.optim, phase.rules, phase.batch_stats)
-    stream = jax.device_put(stream_key(0, "train"), devices.replicated())
+    stream = devices.everywhere(stream_key(0, "train"))
     for i in range(50):
-        state, _ = step(state, devices.put(task.train_batch(i)), stream, devices.scalar(np.float32(1e-2)))
+        state, _ = step(state, devices.put(task.train_batch(i)), stream, devices.everywhere(np.float32(1e-2)))
     after = jax.device_get(state)
     for path, leaf in tree.flatten(before.params).items():
         same = leaf.tobytes() == tree.flatten(after.params)[path].tobytes()
@@ -66,8 +66,8 @@ def test_fifty_steps_leave_frozen_bits_alone_and_hold_no_memory_for_them(recipe)
 @pytest.mark.slow
 def test_a_head_only_step_costs_hardly_more_than_the_forward_pass():
     task, phase, state = prepared("head")
-    stream = jax.device_put(stream_key(0, "train"), devices.replicated())
-    batch, rate = devices.put(task.train_batch(0)), devices.scalar(np.float32(1e-2))
+    stream = devices.everywhere(stream_key(0, "train"))
+    batch, rate = devices.put(task.train_batch(0)), devices.everywhere(np.float32(1e-2))
     step = make_train_step(task.loss, phase.optim, phase.rules, phase.batch_stats)
     forward = make_forward(task.loss, phase.rules, phase.batch_stats)
     work = [

@@ -49,15 +49,15 @@ class Stream(NamedTuple):
         epochs = np.arange(step * self.batch_size, (step + 1) * self.batch_size) // n
         return epochs % (len(self.images) // n) * n + train_indices(self.seed, n, self.batch_size, step)
 
-    def __call__(self, step: int) -> Mapping[str, np.ndarray]:
-        """Return ``image`` (B, ...), ``label`` int32 (B,) and ``mask`` float32 (B,) of batch ``step``."""
-        rows = self.rows(step)
+    def __call__(self, step: int, share: slice = slice(None)) -> Mapping[str, np.ndarray]:
+        """Return ``image`` (B, ...), ``label`` int32 (B,) and ``mask`` float32 (B,) of batch ``step``, or a share."""
+        rows = self.rows(step)[share]
         labels = self.labels[rows % len(self.labels)]
-        return {"image": self.images[rows], "label": labels, "mask": np.ones(self.batch_size, np.float32)}
+        return {"image": self.images[rows], "label": labels, "mask": np.ones(len(rows), np.float32)}
 
-    def following(self, first: int, stop: int) -> Iterator[Mapping[str, np.ndarray]]:
-        """Yield the batches ``first`` to ``stop``."""
-        return _each(self, first, stop, encoded(self.images))
+    def following(self, first: int, stop: int, share: slice = slice(None)) -> Iterator[Mapping[str, np.ndarray]]:
+        """Yield the batches ``first`` to ``stop``, or of each the share that this process works on."""
+        return _each(functools.partial(self.__call__, share=share), first, stop, encoded(self.images))
 
 
 def eval_batches(split: Split, batch_size: int) -> Iterator[Mapping[str, np.ndarray]]:

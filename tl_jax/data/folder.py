@@ -9,9 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from tl_jax.data import index
-from tl_jax.data.decoding import ENDINGS, is_dicom
+from tl_jax.data.decoding import ENDINGS, decode_all, is_dicom
 from tl_jax.data.listed import Part, Reading, assemble, patients
-from tl_jax.data.pictures import DECODED_BYTES, Source
+from tl_jax.data.pictures import DECODED_BYTES, Source, Split
 from tl_jax.errors import UserError, nearest
 
 TEST_PARTS = ("test", "validation", "val")  # the first with class folders is the test part
@@ -65,6 +65,46 @@ def read(
     if skipped:
         _say(folder, tuple(skipped))
     return assemble(folder.resolve().name, listed, classes, tested, Reading(size, most_bytes, windows, group))
+
+
+def read_all(folder: Path, size: int, most_bytes: float = DECODED_BYTES) -> tuple[Split, list[Path], tuple[str, ...]]:
+    """Read ``folder/CLASS/PICTURE`` as one part; arguments and errors are those of ``read``.
+
+    Returns:
+        The N pictures in the order of classes and names, their files, and the K names of classes.
+    """
+    folder, skipped = Path(folder).expanduser(), []
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}; check --config.data.dir")
+    try:
+        found = _classes(folder, skipped)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename} ({error.strerror}); check --config.data.dir") from error
+    if skipped:
+        _say(folder, tuple(skipped))
+    files, labels = _listed(found, tuple(found))
+    return Split(decode_all(folder.resolve().name, files, size, most_bytes), labels), files, tuple(found)
+
+
+def pictures(path: Path) -> list[Path]:
+    """Return the picture files of a folder and of those within it, by name, or the one file that ``path`` is.
+
+    Raises:
+        UserError: no such folder, or no picture in it.
+    """
+    path = path.expanduser()
+    inside = path.rglob("*") if path.is_dir() else [path] if path.is_file() else None
+    if inside is None:
+        raise UserError(f"no folder {path}; check --input")
+    found = [
+        file
+        for file in sorted(inside)
+        if file.suffix.lower() in ENDINGS
+        and not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(path).parts)
+    ]
+    if not found:
+        raise UserError(f"{path} has no pictures ({', '.join(ENDINGS)}); check --input")
+    return found
 
 
 def _parts(folder: Path, skipped: list[Path]) -> tuple[dict[str, Files], str]:

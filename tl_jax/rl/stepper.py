@@ -65,7 +65,7 @@ class PolicyStepper:
     def _some(self, first: int, stop: int) -> tuple[jax.Array, jax.Array]:
         """Return the learning rates of a call, and how many of them count."""
         at = np.minimum(np.arange(self.most) + first - self._phase.start, len(self._rates) - 1)
-        return jax.device_put((self._rates[at], np.int32(stop - first)), devices.replicated())
+        return devices.everywhere((self._rates[at], np.int32(stop - first)))
 
 
 def keeps_statistics(params: Any, phase: Phase) -> bool:

@@ -1,6 +1,7 @@
 """Image classification: a pretrained (or random) network, a new head, pictures with one label each."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from tl_jax import pretrained
 from tl_jax.data import batches, sources
 from tl_jax.data.augment import Augment
+from tl_jax.data.pictures import Split
 from tl_jax.errors import UserError
 from tl_jax.network import Pretrained, variable_shapes, with_head
 from tl_jax.task import Objective, Task
@@ -32,6 +34,30 @@ from tl_jax.transfer.pretext import Pretext
 
 def make(config: Any) -> Task:
     """Build the task that ``config`` describes."""
+    net, inputs = opened(config)
+    source = load_source(config, inputs.size)
+    classes = starting.check_classes(config, source)
+    functions = functools.partial(classifier, config.test_views)
+    task, network, parts = build(config, net, inputs, source, classes, functions)
+    asked = picture_answers.Asked(
+        network,
+        source.classes,
+        config.test_views,
+        (parts["train"].images.shape[1], parts["train"].images.shape[2]),
+        tuple(config.data.windows),
+        config.eval_batch_size,
+        functools.partial(task.eval_batches, "validation") if config.calibrate else None,
+    )
+    return task._replace(
+        score=config.score,
+        answer=functools.partial(picture_answers.answer, asked),
+        explain=functools.partial(picture_answers.explain, asked),
+        **judging.fields(judging.of(config, source.classes, parts)),
+    )
+
+
+def opened(config: Any) -> tuple[Pretrained | None, Inputs]:
+    """Return the network of ``config``, None where it is to be drawn, and what its inputs are."""
     drawn = config.init.source == "random"
     net = None if drawn else load_network(config)  # before the data are read: wrong weights should fail at once
     spec = net.spec if net else pretrained.spec_of(config.model.name, config.init.layout)
@@ -42,10 +68,36 @@ def make(config: Any) -> Task:
         config.input.interpolation or spec.interpolation,
         spec.scaling if config.input.scaling == "spec" else config.input.scaling,
     )
-    source = load_source(config, inputs.size)
-    classes = starting.check_classes(config, source)
+    return net, inputs
+
+
+def classifier(
+    count: int, network: Network, how: Augment, penalties: Regularize, beside: Pretext | None
+) -> dict[str, Any]:
+    """Return the functions of a task of classes, tested on ``count`` views, by the names of ``Task``."""
+    loss = make_loss(network, how, penalties, beside)
+    return {"loss": loss, "metrics": make_metrics(network, count), "predict": make_predict(network, count)}
+
+
+def build(
+    config: Any,
+    net: Pretrained | None,
+    inputs: Inputs,
+    source: sources.Source,
+    outputs: int,
+    functions: Callable[..., dict[str, Any]],
+) -> tuple[Task, Network, dict[str, Split]]:
+    """Put the task together, and return with it the network with its head and the parts of the data.
+
+    Args:
+        config: the configuration.
+        net, inputs: see ``opened``.
+        source: the data.
+        outputs: of the network's head; 0 for none.
+        functions: (network, augmentation, penalties, pretext) -> the task's ``loss``, ``metrics`` and so on.
+    """
     keep = "keep" if config.init.head == "keep" else "new"
-    net = with_head(net, classes, keep) if net else draw_network(config, classes)
+    net = with_head(net, outputs, keep) if net else draw_network(config, outputs)
     for note in net.notes:
         say(note)
     recipes = {config.freeze.recipe, *(phase.get("recipe") for phase in config.phases)}
@@ -60,17 +112,8 @@ def make(config: Any) -> Task:
     parts = starting.cut(config, source)
     weights = class_weights(config.regularize.class_weights, parts["train"].labels, source.classes)
     hows = regularize(config, net)._replace(weights=weights), pretext_of(config)
-    judged = judging.of(config, source.classes, parts)
-    asked = picture_answers.Asked(
-        network,
-        source.classes,
-        config.test_views,
-        (parts["train"].images.shape[1], parts["train"].images.shape[2]),
-        tuple(config.data.windows),
-        config.eval_batch_size,
-    )
     beside = hows[1] if config.pretext.weight else None
-    frozen = Frozen(config, network, parts, hows[0])
+    frozen = Frozen(config, network, parts, hows[0], functions)
     seen = config.seed, config.batch_size
     pretext = None
     if hows[1]:
@@ -78,12 +121,11 @@ def make(config: Any) -> Task:
         pretext = Objective(
             make_pretext_loss(network, hows[1]), batches.Stream(unlabelled.images, unlabelled.labels, *seen)
         )
-    return Task(
+    task = Task(
         name=f"{config.model.name} on {source.name}",
         classes=source.classes,
         init=functools.partial(start, config, net, frozen, *hows),
-        loss=make_loss(network, Augment(**config.augment.to_dict()), hows[0], beside),
-        metrics=make_metrics(network, config.test_views),
+        **functions(network, Augment(**config.augment.to_dict()), hows[0], beside),
         features=make_features(network),
         train_batch=batches.Stream(parts["train"].images, parts["train"].labels, *seen),
         eval_batches=lambda part: batches.eval_batches(parts[part], config.eval_batch_size),
@@ -100,11 +142,8 @@ def make(config: Any) -> Task:
         parts=net.model.part_names(),
         pretext=pretext,
         shortcut=frozen.task,
-        score=config.score,
-        answer=functools.partial(picture_answers.answer, asked),
-        explain=functools.partial(picture_answers.explain, asked),
-        **judging.fields(judged, make_predict(network, config.test_views)),
     )
+    return task, network, parts
 
 
 def start(

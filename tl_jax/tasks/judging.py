@@ -1,6 +1,7 @@
 """What is said of a classifier of pictures beside its accuracy: while it trains, and in the end with calibration."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +11,16 @@ import numpy as np
 from tl_jax.data.pictures import Split
 from tl_jax.errors import UserError, nearest
 from tl_jax.report import reliability
-from tl_jax.task import Batch, Scored, Verdict
+from tl_jax.task import Batch, Verdict
 from tl_jax.tasks import scores
 from tl_jax.train.log import say
+
+
+class Scored(NamedTuple):
+    """Probabilities float64 (N, K) and labels int (N,) of the examples of a part, in its order."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
 
 
 class Judging(NamedTuple):
@@ -55,11 +63,18 @@ def of(config: Any, classes: tuple[str, ...], parts: Mapping[str, Split]) -> Jud
         positive = classes.index(config.positive)
     for name in ("validation", "test"):
         labels = parts[name].labels
-        if config.metrics and len(labels) and len(np.unique(labels)) < 2:
-            raise UserError(
-                f"the {name} part has examples of one class only ({classes[labels[0]]}), on which auc and sensitivity "
-                "say nothing; bring more examples, or set config.metrics='()'"
-            )
+        if not len(labels) or not {"auc", "sensitivity"} & set(config.metrics):
+            continue
+        if len(np.unique(labels)) < 2:
+            lacks = f"has examples of one class only ({classes[labels[0]]})"
+        elif positive is not None and positive not in labels:
+            lacks = f"has no example of {classes[positive]}"
+        else:
+            continue
+        raise UserError(
+            f"the {name} part {lacks}, on which auc and sensitivity say nothing; "
+            "bring more examples, try another --config.seed, or set config.metrics='()'"
+        )
     groups = parts["test"].groups
     if "auc" in config.metrics and groups is None and config.data.name in ("folder", "index") and config.data.dir:
         say(
@@ -70,16 +85,21 @@ def of(config: Any, classes: tuple[str, ...], parts: Mapping[str, Split]) -> Jud
 
 
 def judge(how: Judging, found: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
-    """Return the metrics of the probabilities (N, K) of batches, padding left out."""
+    """Return the metrics of the probabilities (N, K) of batches, padding left out; of training that diverged none."""
     keep = [np.asarray(batch["mask"]) > 0 for batch in batches]
     probabilities = np.concatenate([np.asarray(each, np.float64)[k] for each, k in zip(found, keep, strict=True)])
     labels = np.concatenate([np.asarray(batch["label"])[k] for batch, k in zip(batches, keep, strict=True)])
+    if not np.isfinite(probabilities).all():
+        return Verdict({}, {}, dict.fromkeys(how.metrics, "needs finite probabilities"), Scored(probabilities, labels))
     make = {
         "auc": lambda: float(scores.mean_auc(probabilities, labels, how.reference)),
         "sensitivity": lambda: scores.mean_sensitivity(probabilities, labels, how.positive, how.specificity),
         "ece": lambda: scores.reliability(probabilities, labels).error,
     }
-    return Verdict({name: make[name]() for name in how.metrics}, {}, Scored(probabilities, labels))
+    measured = {name: make[name]() for name in how.metrics}
+    values = {name: value for name, value in measured.items() if math.isfinite(value)}
+    missing = dict.fromkeys(measured.keys() - values, "needs examples of the class and of others")
+    return Verdict(values, {}, missing, Scored(probabilities, labels))
 
 
 def report(how: Judging, tested: Scored, validated: Scored | None, folder: Path) -> dict[str, Any]:
@@ -134,13 +154,6 @@ def _calibrate(tested: Scored, validated: Scored, folder: Path) -> dict[str, flo
     }
 
 
-def fields(how: Judging | None, predict: Any) -> dict[str, Any]:
+def fields(how: Judging | None) -> dict[str, Any]:
     """Return the fields of a ``Task`` that measure what is wanted."""
-    if how is None:
-        return {}
-    return {
-        "predict": predict,
-        "judge": functools.partial(judge, how),
-        "soft": True,
-        "report": functools.partial(report, how),
-    }
+    return {} if how is None else {"judge": functools.partial(judge, how), "report": functools.partial(report, how)}

@@ -1,6 +1,6 @@
 """What a trained network says of picture files that a user names, and where in them it sees that."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +13,10 @@ from tl_jax.data.decoding import ENDINGS, decode
 from tl_jax.data.pictures import Split, fit
 from tl_jax.errors import UserError
 from tl_jax.report import probabilities as drawn
+from tl_jax.task import Batch
 from tl_jax.tasks.grad_cam import make_grad_cam
 from tl_jax.tasks.objectives import Inputs, Network, make_predict
-from tl_jax.tasks.scores import calibrated
+from tl_jax.tasks.scores import calibrated, fit_temperature
 from tl_jax.train.metrics import extract
 
 
@@ -29,6 +30,7 @@ class Asked(NamedTuple):
         shape: height and width of stored pictures; others are fitted into it, as in training.
         windows: of DICOM files.
         batch_size: pictures at once, at most.
+        validation: () -> batches to which a temperature is fitted; None leaves probabilities as they are.
     """
 
     network: Network
@@ -37,6 +39,7 @@ class Asked(NamedTuple):
     shape: tuple[int, int]
     windows: tuple[Any, ...]
     batch_size: int
+    validation: Callable[[], Iterable[Batch]] | None
 
 
 class Explained(NamedTuple):
@@ -49,12 +52,10 @@ class Explained(NamedTuple):
     maps: np.ndarray
 
 
-def answer(
-    asked: Asked, variables: Any, inputs: Sequence[str], temperature: float = 1.0
-) -> tuple[list[dict[str, Any]], str]:
+def answer(asked: Asked, variables: Any, inputs: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
     """Return the probabilities of the pictures in files and folders, for JSON, and all of them drawn as text."""
     files, images = read(asked, inputs)
-    rows = _probabilities(asked, variables, images, temperature)
+    rows = _probabilities(asked, variables, images)
     found, lines = [], []
     for file, row in zip(files, rows, strict=True):
         found.append({"input": str(file), "probabilities": dict(zip(asked.classes, map(float, row), strict=True))})
@@ -62,10 +63,10 @@ def answer(
     return found, "\n".join(lines)
 
 
-def explain(asked: Asked, variables: Any, inputs: Sequence[str], temperature: float = 1.0) -> Explained:
+def explain(asked: Asked, variables: Any, inputs: Sequence[str]) -> Explained:
     """Return the Grad-CAM of the likeliest class of each picture in files and folders."""
     files, images = read(asked, inputs)
-    rows = _probabilities(asked, variables, images, temperature)
+    rows = _probabilities(asked, variables, images)
     best = rows.argmax(1).astype(np.int32)
     maps = _extract(make_grad_cam(asked.network), asked, variables, images, best)
     inputs_of = asked.network.inputs
@@ -96,10 +97,19 @@ def read(asked: Asked, inputs: Sequence[str]) -> tuple[list[Path], np.ndarray]:
     return files, np.stack([im if im.shape[:2] == asked.shape else fit(im, (width, height)) for im in images])
 
 
-def _probabilities(asked: Asked, variables: Any, images: np.ndarray, temperature: float) -> np.ndarray:
+def temperature(asked: Asked, variables: Any) -> float:
+    """Return the temperature that fits the validation part best, 1 where nobody asks for one."""
+    if asked.validation is None:
+        return 1.0
+    labels = np.concatenate([b["label"][b["mask"] > 0] for b in asked.validation()])
+    found = extract(make_predict(asked.network, asked.views), variables, asked.validation())
+    return fit_temperature(found.astype(np.float64), labels)
+
+
+def _probabilities(asked: Asked, variables: Any, images: np.ndarray) -> np.ndarray:
     labels = np.zeros(len(images), np.int32)  # nobody reads them
     found = _extract(make_predict(asked.network, asked.views), asked, variables, images, labels)
-    return calibrated(found, temperature) if temperature != 1.0 else found
+    return calibrated(found.astype(np.float64), temperature(asked, variables))
 
 
 def _extract(function: Any, asked: Asked, variables: Any, images: np.ndarray, labels: np.ndarray) -> np.ndarray:

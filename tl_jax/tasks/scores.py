@@ -1,5 +1,6 @@
 """Scores of probabilities against labels: area under the ROC curve, sensitivity, calibration error, temperature."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ def mean_auc(probabilities: np.ndarray, labels: np.ndarray, positive: int, weigh
         positive: of two classes.
         weights: as of ``auc``.
 
-    Classes that no label has, or all have, are left out of the mean.
+    Classes that no label has, or all have, are left out of the mean; NaN where that leaves none.
     """
     if probabilities.shape[1] == 2:
         return auc(probabilities[:, positive], labels == positive, weights)
@@ -50,7 +51,7 @@ def mean_auc(probabilities: np.ndarray, labels: np.ndarray, positive: int, weigh
         for k in range(probabilities.shape[1])
         if 0 < (labels == k).sum() < len(labels)
     ]
-    return np.mean(found, axis=0)
+    return np.mean(found, axis=0) if found else np.array(math.nan)
 
 
 def interval(probabilities: np.ndarray, labels: np.ndarray, positive: int, groups: np.ndarray | None, seed: int = 0):
@@ -103,11 +104,14 @@ def at_specificity(scores: np.ndarray, positive: np.ndarray, specificity: float)
 
 
 def mean_sensitivity(probabilities: np.ndarray, labels: np.ndarray, positive: int | None, specificity: float) -> float:
-    """Return the sensitivity at ``specificity`` of the class ``positive``, or of each against the rest, the mean."""
+    """Return the sensitivity at ``specificity`` of the class ``positive``, or of each against the rest, the mean.
+
+    NaN where the labels have no such class, or no other.
+    """
     each = range(probabilities.shape[1]) if positive is None else (positive,)
     there = [k for k in each if 0 < (labels == k).sum() < len(labels)]
     points = [at_specificity(probabilities[:, k], labels == k, specificity) for k in there]
-    return float(np.mean([point.sensitivity for point in points]))
+    return float(np.mean([point.sensitivity for point in points])) if points else math.nan
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Bins:

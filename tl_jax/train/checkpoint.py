@@ -8,7 +8,11 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
+from tl_jax.errors import UserError
 from tl_jax.task import Task
+from tl_jax.train import hosts
+from tl_jax.train.log import say
+from tl_jax.train.seal import Seals
 from tl_jax.train.state import TrainState
 
 
@@ -25,10 +29,12 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy(keep), best_fn=score, cleanup_tmp_directories=tidy
         )
+        self._folder, self._seals, self._tidy = folder, Seals(folder), tidy
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Start writing ``state``; returns once the arrays are copied off the devices."""
+        self.wait()  # for the one before this
         items = {
             "variables": ocp.args.StandardSave(state.tested),
             "opt_state": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
@@ -59,17 +65,44 @@ class Checkpoints:
         """Return the last step that was saved whole."""
         return self._manager.latest_step()
 
+    def sound(self) -> int | None:
+        """Return the last step whose checkpoint is as it was written; damaged ones after it are put aside, loudly."""
+        while (step := self.latest()) is not None:
+            fault = self._seals.fault(step)
+            if not fault:
+                return step
+            aside = self._folder.with_name("damaged") / str(step)
+            if hosts.first():
+                aside.parent.mkdir(exist_ok=True)
+                (self._folder / str(step)).rename(aside)
+            hosts.meet(f"checkpoint {step} is aside")
+            self._manager.reload()
+            say(f"WARNING: checkpoint {step:,} is damaged: {fault}; it lies in {aside} now, and the one before is used")
+        return None
+
     def best(self) -> int | None:
-        """Return the step with the best validation score, None where nothing was validated."""
-        return self._manager.best_step()
+        """Return the step with the best validation score, None where nothing was validated.
+
+        Raises:
+            UserError: its checkpoint is not as it was written.
+        """
+        step = self._manager.best_step()
+        if step is not None and (fault := self._seals.fault(step)):
+            raise UserError(
+                f"checkpoint {step:,}, the best on validation, is damaged: {fault}; pass --config.test_on=last, or "
+                f"delete {self._folder / str(step)}"
+            )
+        return step
 
     def wait(self) -> None:
         """Wait for writes under way."""
         self._manager.wait_until_finished()
+        if self._tidy:
+            self._seals.put(list(self._manager.all_steps()))
 
     def close(self) -> None:
         """Wait for writes under way and let go of the folder."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
 

@@ -1,4 +1,4 @@
-"""One mesh over all devices: batches are split along ``data``, everything else is replicated."""
+"""One mesh over all devices: batches are split along ``data``, everything else is replicated or as in sharding.py."""
 
 import functools
 import time
@@ -12,11 +12,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tl_jax.errors import UserError
 
+AXIS = "data"  # of the mesh
+
 
 @functools.cache
 def mesh() -> Mesh:
-    """Return the mesh of all devices."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    """Return the mesh of all devices, of all processes."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated() -> NamedSharding:
@@ -26,25 +28,45 @@ def replicated() -> NamedSharding:
 
 def split() -> NamedSharding:
     """Return the sharding that splits the leading axis over the devices."""
-    return NamedSharding(mesh(), PartitionSpec("data"))
+    return NamedSharding(mesh(), PartitionSpec(AXIS))
 
 
 def put(batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
-    """Move a batch of numpy arrays onto the devices, split along the examples."""
-    return jax.device_put(batch, split())
+    """Move a batch of numpy arrays onto the devices, split along the examples; every process has all of it."""
+    return _place(batch, split())
 
 
-def scalar(value: np.generic) -> jax.Array:
-    """Put one number onto every device."""
-    return jax.device_put(value, replicated())
+def put_share(batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
+    """Move a batch of which every process has its own rows, see ``share``, onto the devices."""
+    if jax.process_count() == 1:
+        return put(batch)
+    return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, split()), batch)
 
 
-def check_batch(field: str, size: int) -> None:
-    """Refuse a batch size that the devices cannot share evenly."""
-    devices = jax.device_count()
-    if size % devices:
-        near = max(devices, round(size / devices) * devices)
-        raise UserError(f"config.{field}={size} is not divisible by the {devices} devices; {near} is")
+def share(size: int) -> slice:
+    """Return the rows of a batch of ``size`` examples that the devices of this process work on."""
+    each = size // jax.process_count()
+    return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
+
+
+def everywhere(tree: Any) -> Any:
+    """Put arrays, of which every process has the same, onto every device."""
+    return _place(tree, replicated())
+
+
+def fetch(tree: Any) -> Any:
+    """Return the whole of every array as numpy, also of those of which other processes hold a part."""
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    whole = all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in arrays)
+    return jax.device_get(tree if whole else _gatherer()(tree))
+
+
+def check_batch(field: str, size: int, parts: int = 1) -> None:
+    """Refuse a batch size that the devices cannot share evenly, nor each of its ``parts`` where it is cut into some."""
+    each = jax.device_count() * parts
+    if size % each:
+        near, cut = max(each, round(size / each) * each), f" times optim.accumulate={parts}" if parts > 1 else ""
+        raise UserError(f"config.{field}={size} is not divisible by the {jax.device_count()} devices{cut}; {near} is")
 
 
 class Program(NamedTuple):
@@ -97,6 +119,25 @@ def flops(function: Any, *args: Any) -> float:
 
 
 _PROGRAMS: dict[Any, tuple[Any, float]] = {}  # of this process; runs that differ in their seed share them
+
+
+def _place(tree: Any, sharding: NamedSharding) -> Any:
+    """Put what every process has the whole of onto the devices; each process sends what its own devices keep."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def place(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        value = np.asarray(leaf)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return jax.tree.map(place, tree)
+
+
+@functools.cache
+def _gatherer():
+    return jax.jit(lambda tree: tree, out_shardings=replicated())
 
 
 def _maps() -> int:

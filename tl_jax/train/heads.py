@@ -58,7 +58,7 @@ def train_heads(
     keys = jnp.stack([stream_key(seed, "train") for seed in seeds])
     data = {"image": stream.images[:], "label": stream.labels}
     given = (params, data, rows, keys, paces, np.asarray(decays, np.float32))
-    given = jax.device_put(given, devices.replicated())
+    given = devices.everywhere(given)
     program = devices.compiled(_make_train(task.loss, optim, phase.rules), *given)
     clock = time.monotonic()
     params, losses = jax.block_until_ready(program.execute(*given))

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tl_jax.task import Scored, Sums, Task
-from tl_jax.train import devices
+from tl_jax.task import Sums, Task, Verdict
+from tl_jax.train import devices, sharding
 from tl_jax.train.step import make_eval_step
 
 QUEUE = 16  # batches on their way to the device at the most
@@ -16,28 +16,34 @@ QUEUE = 16  # batches on their way to the device at the most
 
 def mean(rows: Iterable[Sums]) -> dict[str, float]:
     """Add up sums and counts (fetched from the device in one go) and divide once; what was not counted is left out."""
+    return {name: value / count for name, (value, count) in total(rows).items() if count}
+
+
+def total(rows: Iterable[Sums]) -> dict[str, list[float]]:
+    """Return the sum of sums and of counts, by metric."""
     totals: dict[str, list[float]] = {}
     for row in jax.device_get(list(rows)):
-        for name, (total, count) in row.items():
+        for name, (value, count) in row.items():
             entry = totals.setdefault(name, [0.0, 0.0])
-            entry[0] += float(total)
+            entry[0] += float(value)
             entry[1] += float(count)
-    return {name: total / count for name, (total, count) in totals.items() if count}
+    return totals
 
 
 class Evaluation(NamedTuple):
-    """Metrics over a part, the number of its examples, the seconds that compiling took, and what else was judged."""
+    """Metrics over a part, the number of its examples, the seconds that compiling took, and what the judge says."""
 
     values: dict[str, float]
     examples: int
     compile_seconds: float
-    per_class: Mapping[str, Mapping[str, float]]
-    scored: Scored | None = None
+    verdict: Verdict = Verdict({}, {})
 
 
 def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:
     """Return what ``function`` (variables, batch) -> (B, ...) gives for every example, (N, ...), padding left out."""
-    step = make_eval_step(function)
+    step = make_eval_step(function, sharding.is_sharded(variables))
+    if jax.process_count() > 1:
+        variables = devices.everywhere(variables)
     rows = []
     for batch in batches:
         out = step(variables, devices.put(batch))
@@ -48,7 +54,8 @@ def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]])
 def evaluate(task: Task, variables: Any, part: str) -> Evaluation:
     """Return the metrics over every example of ``part``, each counted once."""
     judge = task.judge
-    step = make_eval_step(_with_predictions(task.metrics, task.predict, task.soft) if judge else task.metrics)
+    asked = _with_predictions(task.metrics, task.predict) if judge else task.metrics
+    step = make_eval_step(asked, sharding.is_sharded(variables))
     rows, seen, examples, compiling = [], [], 0, 0.0
     for host in task.eval_batches(part):
         examples += int(host["mask"].sum())
@@ -60,22 +67,17 @@ def evaluate(task: Task, variables: Any, part: str) -> Evaluation:
         if len(rows) % QUEUE == 0:
             jax.block_until_ready(rows[-1])
     if not judge:
-        return Evaluation(mean(rows), examples, compiling, {})
-    sums, found = zip(*jax.device_get(rows), strict=True)
-    verdict = judge(found, seen)
-    values = {**mean(sums), **verdict.values}
-    return Evaluation(values, examples, compiling, verdict.per_class, verdict.scored)
+        return Evaluation(mean(rows), examples, compiling)
+    sums, predictions = zip(*jax.device_get(rows), strict=True)
+    verdict = judge(predictions, seen)
+    return Evaluation({**mean(sums), **verdict.values}, examples, compiling, verdict)
 
 
 @functools.cache
-def _with_predictions(metrics: Any, predict: Any, soft: bool):
-    """Return the function (variables, batch) -> sums and predicted classes, or where ``soft`` their probabilities.
-
-    XLA computes what both share once.
-    """
+def _with_predictions(metrics: Any, predict: Any):
+    """Return the function (variables, batch) -> sums and predictions; XLA computes what both share once."""
 
     def both(variables, batch):
-        found = predict(variables, batch)
-        return metrics(variables, batch), found if soft else found.argmax(-1)
+        return metrics(variables, batch), predict(variables, batch)
 
     return both

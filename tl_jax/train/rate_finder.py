@@ -2,13 +2,12 @@
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from tl_jax.errors import UserError
 from tl_jax.task import Task
-from tl_jax.train import devices, loop
-from tl_jax.train.state import stream_key
+from tl_jax.train import devices
+from tl_jax.train.state import initial_state, stream_key
 from tl_jax.train.step import make_init, make_train_step
 from tl_jax.transfer.phases import Phase
 
@@ -47,13 +46,13 @@ def sweep(task: Task, phase: Phase, seed: int, low: float = 1e-6, high: float = 
     """
     rates = np.geomspace(low, high, steps, dtype=np.float32)
     loss, train_batch, _ = task.objective(phase.objective)
-    state = loop.initial_state(task, seed)
+    state = initial_state(task, seed)
     state = state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
     step = make_train_step(loss, phase.optim, phase.rules, phase.batch_stats)
-    stream = jax.device_put(stream_key(seed, "train"), devices.replicated())
+    stream = devices.everywhere(stream_key(seed, "train"))
     losses: list[float] = []
     for i, rate in enumerate(rates):
-        state, row = step(state, devices.put(train_batch(i)), stream, devices.scalar(rate))
+        state, row = step(state, devices.put(train_batch(i)), stream, devices.everywhere(rate))
         total, count = row["sums"]["loss"]
         losses.append(float(total / count))
         mean = smooth(np.asarray(losses))

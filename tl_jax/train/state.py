@@ -11,7 +11,7 @@ import numpy as np
 
 from tl_jax import tree
 from tl_jax.task import Task
-from tl_jax.train import devices
+from tl_jax.train import devices, sharding
 from tl_jax.transfer.optimizer import averaged
 
 STREAMS = ("init", "train", "views")  # independent uses of randomness; the order is part of every result
@@ -51,19 +51,24 @@ def stream_key(seed: int, stream: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), STREAMS.index(stream))
 
 
-def initial_state(task: Task, seed: int) -> TrainState:
-    """Return the state before the first step, without optimizer state, replicated over the devices."""
+def initial_state(task: Task, seed: int, sharded: bool = False) -> TrainState:
+    """Return the state before the first step, without optimizer state, whole on each device or split over them."""
     variables = task.init(stream_key(seed, "init"))
     source = {name: variables[name] for name in ("source", "moments") if name in variables}
     stats = variables.get("batch_stats", {})
     state = TrainState(jnp.zeros((), jnp.int32), variables["params"], stats, (), source)
+    if jax.process_count() > 1:  # each has drawn or read the same, for its own devices
+        state = devices.everywhere(state)
     # A jitted copy rather than device_put alone: the step reuses the state's memory, which must be no one else's.
-    return _copier()(state)
+    return _copier(sharded)(state)
 
 
 @functools.cache
-def _copier():
-    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=devices.replicated())
+def _copier(sharded: bool):
+    copy = functools.partial(jax.tree.map, jnp.copy)
+    if sharded:
+        return jax.jit(lambda tree: sharding.constrain(copy(tree)))
+    return jax.jit(copy, out_shardings=devices.replicated())
 
 
 def digest(variables: Any) -> str:

@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from tl_jax.train.devices import replicated, split
+from tl_jax.train import sharding
+from tl_jax.train.devices import AXIS, mesh, replicated, split
 from tl_jax.train.state import TrainState
 from tl_jax.transfer import partition
 from tl_jax.transfer.optimizer import OptimSpec, make_optimizer
@@ -16,13 +18,16 @@ from tl_jax.transfer.regularizers import sam_point
 
 
 @functools.cache
-def make_init(optim: OptimSpec, rules: Rules):
+def make_init(optim: OptimSpec, rules: Rules, sharded: bool = False):
     """Return the jitted function params -> optimizer state of a phase."""
-    return jax.jit(make_optimizer(optim, rules).init, out_shardings=replicated())
+    init = make_optimizer(optim, rules).init
+    if sharded:
+        return jax.jit(lambda params: sharding.constrain(init(params)))
+    return jax.jit(init, out_shardings=replicated())
 
 
 @functools.cache
-def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str):
+def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str, sharded: bool = False):
     """Return the jitted step (state, batch, stream key, learning rate) -> (state, row).
 
     Args:
@@ -30,23 +35,23 @@ def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str)
         optim: of the phase.
         rules: freeze rules of the phase.
         batch_stats: mode of ``partition.still_norms``.
+        sharded: the state is split over the devices.
 
     The row holds the task's sums and the norms of the trained leaves' gradients and new values. The input state's
     memory is reused. The learning rate is an argument, so that runs which differ in it share the compiled step.
     """
-    whole, parts = replicated(), split()
-    shardings = {"in_shardings": (whole, parts, whole, whole), "out_shardings": whole}
-    return jax.jit(make_step(loss, optim, rules, batch_stats), donate_argnums=0, **shardings)
+    step, whole = make_step(loss, optim, rules, batch_stats, sharded), replicated()
+    return _jitted(step, sharded, split(), whole, whole)
 
 
 @functools.cache
-def make_train_steps(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str):
+def make_train_steps(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str, sharded: bool = False):
     """Return the jitted loop (state, data, rows (S, B), stream key, learning rates (S,), count) -> (state, rows).
 
     It takes the first ``count`` of S steps, whose batches are rows of ``data``: {"image": (V * N, ...), "label": (N,)}.
     The count is an argument, so that the same program, and with it the same bits, serves any number of steps.
     """
-    step = make_step(loss, optim, rules, batch_stats)
+    step = make_step(loss, optim, rules, batch_stats, sharded)
 
     def steps(state: TrainState, data: Any, rows: jax.Array, stream: jax.Array, rates: jax.Array, count: jax.Array):
         def batch_of(i):
@@ -63,11 +68,19 @@ def make_train_steps(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str
         zeros = jax.tree.map(lambda value: jnp.zeros((len(rows), *value.shape), value.dtype), one)
         return jax.lax.fori_loop(0, count, body, (state, zeros))
 
-    whole = replicated()
-    return jax.jit(steps, donate_argnums=0, in_shardings=(whole,) * 6, out_shardings=whole)
+    return _jitted(steps, sharded, *[replicated()] * 5)
 
 
-def make_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str):
+def _jitted(step: Any, sharded: bool, *others: NamedSharding):
+    """Jit a function (state, others ...) -> (state, ...) that reuses the memory of the state.
+
+    A state that is split over the devices says so itself as it comes in; ``make_step`` splits the one that goes out.
+    """
+    state = None if sharded else replicated()
+    return jax.jit(step, donate_argnums=0, in_shardings=(state, *others), out_shardings=state)
+
+
+def make_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str, sharded: bool = False):
     """Return the step of ``make_train_step`` as it is, with further arguments of the optimizer by name."""
     optimizer = make_optimizer(optim, rules)
 
@@ -76,14 +89,18 @@ def make_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str):
         still = partition.still_norms(mask, state.batch_stats, batch_stats)
         key = jax.random.fold_in(stream, state.step)
 
-        def loss_of(params):
-            variables = {"params": partition.stop_frozen(params, mask), "batch_stats": state.batch_stats}
-            with partition.running_statistics(still, optim.norm_momentum):
-                return loss({**variables, **state.source}, batch, key)
+        source = sharding.gather(state.source) if sharded else state.source
 
-        grads, (new_stats, sums) = jax.grad(loss_of, has_aux=True)(state.params)
+        def loss_of(params, stats, batch, key):
+            params = sharding.gather(params) if sharded else params
+            variables = {"params": partition.stop_frozen(params, mask), "batch_stats": stats}
+            with partition.running_statistics(still, optim.norm_momentum):
+                return loss({**variables, **source}, batch, key)
+
+        gradient = functools.partial(_gradient, loss_of, optim.accumulate, batch, key, state.batch_stats)
+        grads, (new_stats, sums) = gradient(state.params)
         if optim.sam:  # metrics and statistics are those of the first pass
-            grads, _ = jax.grad(loss_of, has_aux=True)(sam_point(state.params, grads, optim.sam, mask))
+            grads, _ = gradient(sam_point(state.params, grads, optim.sam, mask))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, rate=rate, **more)
         # Frozen leaves are passed on, not added to: adding zero would turn -0.0 into 0.0.
         params = jax.tree.map(lambda p, u, trains: p + u if trains else p, state.params, updates, mask)
@@ -92,13 +109,44 @@ def make_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str):
             "grad_norm": optax.tree.norm(partition.only(grads, mask)),
             "param_norm": optax.tree.norm(partition.only(params, mask)),
         }
-        return TrainState(state.step + 1, params, new_stats, opt_state, state.source), row
+        new = TrainState(state.step + 1, params, new_stats, opt_state, state.source)
+        return sharding.constrain(new) if sharded else new, row
 
     return step
 
 
+def _gradient(loss_of: Any, parts: int, batch: Any, key: jax.Array, stats: Any, params: Any) -> tuple[Any, Any]:
+    """Return the gradient and (statistics, sums) of a batch, computed in ``parts`` one after another to save memory.
+
+    It is the gradient of the mean over the whole batch, for losses that are means over what ``sums["loss"]`` counts.
+    BatchNorm, draws of a key and pairs of examples see one part at a time.
+    """
+    if parts == 1:
+        return jax.grad(loss_of, has_aux=True)(params, stats, batch, key)
+
+    def cut(leaf):  # every so-manieth row: each device finds the rows of all parts among its own
+        rows = leaf.reshape(len(leaf) // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh(), PartitionSpec(None, AXIS)))
+
+    def one(stats, i, part):
+        grads, (stats, sums) = jax.grad(loss_of, has_aux=True)(params, stats, part, jax.random.fold_in(key, i))
+        count = sums["loss"][1]
+        return jax.tree.map(lambda g: g * count, grads), stats, sums
+
+    def body(carry, at):
+        grads, stats, sums = one(carry[1], *at)
+        return (jax.tree.map(jnp.add, carry[0], grads), stats, jax.tree.map(jnp.add, carry[2], sums)), None
+
+    rows, numbers = jax.tree.map(cut, batch), jnp.arange(parts)
+    first = one(stats, numbers[0], jax.tree.map(lambda leaf: leaf[0], rows))
+    first = jax.tree.map(jnp.asarray, first)
+    rest = jax.tree.map(lambda leaf: leaf[1:], (numbers, rows))
+    (grads, stats, sums), _ = jax.lax.scan(body, first, rest)
+    return jax.tree.map(lambda g: g / sums["loss"][1], grads), (stats, sums)
+
+
 @functools.cache
-def make_forward(loss: Any, rules: Rules, batch_stats: str):
+def make_forward(loss: Any, rules: Rules, batch_stats: str, sharded: bool = False):
     """Return the jitted function (state, batch, stream key) -> loss: the work that no freezing can save."""
 
     def forward(state: TrainState, batch: Any, stream: jax.Array):
@@ -106,10 +154,12 @@ def make_forward(loss: Any, rules: Rules, batch_stats: str):
         with partition.running_statistics(still):
             return loss({**state.variables, **state.source}, batch, jax.random.fold_in(stream, state.step))[0]
 
-    return jax.jit(forward, in_shardings=(replicated(), split(), replicated()), out_shardings=replicated())
+    whole = replicated()
+    return jax.jit(forward, in_shardings=(None if sharded else whole, split(), whole), out_shardings=whole)
 
 
 @functools.cache
-def make_eval_step(metrics: Any):
+def make_eval_step(metrics: Any, sharded: bool = False):
     """Return the jitted function (variables, batch) -> sums, from ``Task.metrics``."""
-    return jax.jit(metrics, in_shardings=(replicated(), split()), out_shardings=replicated())
+    shardings = {"in_shardings": (None if sharded else replicated(), split()), "out_shardings": replicated()}
+    return jax.jit((lambda v, batch: metrics(sharding.gather(v), batch)) if sharded else metrics, **shardings)

@@ -10,7 +10,7 @@ from tl_jax.data.batches import Stream
 from tl_jax.data.pictures import encoded
 from tl_jax.data.token_batches import TextStream
 from tl_jax.task import Objective
-from tl_jax.train import devices
+from tl_jax.train import devices, sharding
 from tl_jax.train.state import TrainState
 from tl_jax.train.step import make_forward, make_init, make_train_step, make_train_steps
 from tl_jax.transfer import partition
@@ -35,18 +35,20 @@ class Stepper:
     def __init__(self, phase: Phase, objective: Objective, state: TrainState, stream: jax.Array, first: int):
         self._phase, self._batch, self._stream = phase, objective.train_batch, stream
         self._rates = learning_rates(phase.rate)
-        made = objective.loss, phase.optim, phase.rules, phase.batch_stats
+        self._sharded = sharding.is_sharded(state)
+        made = objective.loss, phase.optim, phase.rules, phase.batch_stats, self._sharded
         batch = devices.put(self._batch(first))
-        call = (state, batch, stream, devices.scalar(self._rates[0]))
+        call = (state, batch, stream, devices.everywhere(self._rates[0]))
         self._data, self._following = None, None
         step = make_train_step(*made)
         self.flops = devices.flops(step, *call)
-        self._near = jax.default_backend() == "cpu"  # what is in memory is on the device as it is
+        # What is in memory is on the device as it is.
+        self._near = jax.default_backend() == "cpu" and jax.process_count() == 1
         self.most = self._most()
         if self.most > 1:
             if not self._near:
                 stored = {"image": self._batch.images[:], "label": self._batch.labels}
-                self._data = jax.device_put(stored, devices.replicated())
+                self._data = devices.everywhere(stored)
             self._loop = devices.compiled(make_train_steps(*made), state, *self._steps(first, first))
             self.seconds = self._loop.seconds
         else:
@@ -59,7 +61,7 @@ class Stepper:
         if self.most == 1:
             batch = self._next(first)
             execute = self._one[_shapes(batch)].execute
-            state, row = execute(state, batch, self._stream, devices.scalar(rates[0]))
+            state, row = execute(state, batch, self._stream, devices.everywhere(rates[0]))
             return state, [{**row, "lr": rates[0]}]
         state, rows = self._loop.execute(state, *self._steps(first, stop))
         rows = jax.device_get(rows)
@@ -73,17 +75,16 @@ class Stepper:
             whole: the objective, computed from the examples on.
         """
         phase, everything = self._phase, partition.RECIPES["all"]
-        opt_state = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=devices.replicated()),
-            jax.eval_shape(make_init(phase.optim, everything), state.params),
-        )
-        step = make_train_step(whole.loss, phase.optim, everything, phase.batch_stats)
-        call = self._call(whole, state), self._stream, devices.scalar(self._rates[0])
+        shapes = jax.eval_shape(make_init(phase.optim, everything), state.params)
+        where = sharding.layouts(shapes) if self._sharded else jax.tree.map(lambda _: devices.replicated(), shapes)
+        opt_state = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, where)
+        step = make_train_step(whole.loss, phase.optim, everything, phase.batch_stats, self._sharded)
+        call = self._call(whole, state), self._stream, devices.everywhere(self._rates[0])
         return tree.nbytes(opt_state), devices.flops(step, state.replace(opt_state=opt_state), *call)
 
     def forward(self, state: TrainState, whole: Objective) -> float:
         """Return the FLOPs of a forward pass from the examples on."""
-        forward = make_forward(whole.loss, self._phase.rules, self._phase.batch_stats)
+        forward = make_forward(whole.loss, self._phase.rules, self._phase.batch_stats, self._sharded)
         return devices.flops(forward, state, self._call(whole, state), self._stream)
 
     def _call(self, whole: Objective, state: TrainState) -> Any:
@@ -103,8 +104,8 @@ class Stepper:
         if not isinstance(self._batch, Stream):
             return devices.put(self._batch(step))
         if self._following is None:
-            self._following = self._batch.following(step, self._phase.stop)
-        return devices.put(next(self._following))
+            self._following = self._batch.following(step, self._phase.stop, devices.share(self._batch.batch_size))
+        return devices.put_share(next(self._following))
 
     def _steps(self, first: int, stop: int) -> tuple[Any, ...]:
         """Return the arguments of the loop: data, rows, stream key, rates, count."""
@@ -116,9 +117,9 @@ class Stepper:
             chosen, labels = rows.ravel(), self._batch.labels
             data = {"image": self._batch.images[chosen], "label": labels[chosen % len(labels)]}
             rows = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
-        data, rows, rates, count = jax.device_put(
-            (data, rows, self._rates[at], np.int32(stop - first)), devices.replicated()
-        )
+        if self._near:
+            data = devices.everywhere(data)
+        rows, rates, count = devices.everywhere((rows, self._rates[at], np.int32(stop - first)))
         return data, rows, self._stream, rates, count
 
     def _most(self) -> int:

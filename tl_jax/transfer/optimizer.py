@@ -31,6 +31,7 @@ class OptimSpec(NamedTuple):
         ema: share of the old value that the running average of the trained leaves keeps; 0 for no average.
         norm_momentum: share of the old BatchNorm statistics that a step keeps; 0 for what the model has.
         sam: radius of sharpness-aware minimisation; 0 for the plain gradient.
+        accumulate: parts of a batch whose gradients are computed one after another.
     """
 
     name: str
@@ -44,6 +45,7 @@ class OptimSpec(NamedTuple):
     ema: float = 0.0
     sam: float = 0.0
     norm_momentum: float = 0.0
+    accumulate: int = 1
 
 
 class RateSpec(NamedTuple):

@@ -1,0 +1,197 @@
+"""Phases of steps, one after another, with evaluation, checkpoints and exact resumption between them."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from tl_jax import tree
+from tl_jax.errors import Diverged
+from tl_jax.task import Task
+from tl_jax.train import devices, early_stop, metrics, sharding
+from tl_jax.train.checkpoint import Checkpoints
+from tl_jax.train.describe import describe
+from tl_jax.train.log import Log
+from tl_jax.train.prove import Proof
+from tl_jax.train.state import TrainState, initial_state, stream_key
+from tl_jax.train.step import make_init
+from tl_jax.train.stepper import Stepper
+from tl_jax.train.workdir import read_json, write_json
+from tl_jax.transfer import moments, partition
+from tl_jax.transfer.phases import SUPERVISED, Phase
+
+
+class Pace(NamedTuple):
+    """How often things happen.
+
+    Attributes:
+        save: steps between checkpoints, each after an evaluation.
+        log: steps between rows of metrics.
+        patience: evaluations of the last phase without a better one after which the run ends; 0 for never.
+    """
+
+    save: int
+    log: int
+    patience: int = 0
+
+
+class Run:
+    """The moving parts that phases share."""
+
+    def __init__(
+        self,
+        task: Task,
+        pace: Pace,
+        seed: int,
+        checkpoints: Checkpoints,
+        log: Log,
+        asked: Callable[[], type[BaseException] | None],
+        workdir: Path,
+        proof: Proof | None,
+        sharded: bool,
+    ):
+        self.task, self.pace, self.seed, self.checkpoints, self.log = task, pace, seed, checkpoints, log
+        self.asked = asked  # what to raise where someone asked to stop
+        self.workdir, self.proof, self.sharded = workdir, proof, sharded
+        self.stream = devices.everywhere(stream_key(seed, "train"))
+        self.seconds = {"features": 0.0, "compile": 0.0, "train": 0.0, "eval": 0.0}
+        self.seen: dict[int, Task] = {}  # by the phase that starts at a step
+        self.taken = 0  # steps since this process started
+
+    def phases(self, plan: Sequence[Phase], done: int) -> tuple[TrainState, dict[str, int]]:
+        """Go through the phases from step ``done``; return the last state and the last phase's parameter counts."""
+        state = initial_state(self.task, self.seed, self.sharded)
+        parameters = {"trainable": 0, "frozen": tree.count(state.params)}
+        if not plan and self.checkpoints.latest() is None:
+            self._evaluate_and_save("start", state, self.task)
+        for phase in plan:
+            parameters = partition.count_split(state.params, partition.trainable(state.params, phase.rules))
+            if done >= phase.stop and phase is not plan[-1]:
+                continue
+            state = state.replace(opt_state=self._fresh(phase, state))
+            if done and done >= phase.start:  # at the very start of a phase its optimizer state is new
+                state = self.checkpoints.restore(done, state, opt_state=done > phase.start)
+            if done == phase.start:  # a running average starts from the weights that the phase starts from
+                state = state.replace(opt_state=self._fresh(phase, state))
+            if done < phase.stop:
+                state = self.train(phase, state, self.pace.patience if phase is plan[-1] else 0)
+        return state, parameters
+
+    def _fresh(self, phase: Phase, state: TrainState) -> Any:
+        """Return the optimizer state that a phase begins with: new, but for what a source passes on to the first."""
+        new = make_init(phase.optim, phase.rules, self.sharded)(state.params)
+        passed = state.source.get("moments", {}) if phase.start == 0 else {}
+        if not passed:
+            return new
+        both = moments.put_in(new, passed)
+        return jax.device_put(both, sharding.layouts(both) if self.sharded else devices.replicated())
+
+    def train(self, phase: Phase, state: TrainState, patience: int) -> TrainState:
+        """Take the steps of one phase that are still to be taken."""
+        first = int(state.step)
+        scores = early_stop.history(self.workdir, phase.name, self.task.score) if patience else []
+        if early_stop.exhausted(scores, patience):
+            return state
+        task, stepper = self._prepare(phase, state)
+        now, pending = first, self._carried(first)
+        clock = time.monotonic()
+        while now < phase.stop:
+            if reason := self.asked():
+                self._leave(state, now, pending)
+                raise reason(f"stopped after step {now:,}, which is saved")
+            goals = (phase.stop, now + stepper.most, *(now - now % every + every for every in self.pace[:2]))
+            state, rows = stepper.advance(state, now, min(goals))
+            pending += rows
+            self.taken += len(rows)
+            now += len(rows)
+            save = now % self.pace.save == 0 or now == phase.stop
+            if save or now % self.pace.log == 0:
+                self._flush(phase, now, pending)
+                pending = []
+            if save:
+                self.seconds["train"] += time.monotonic() - clock
+                values = self._evaluate_and_save(phase.name, state, task)
+                scores += [values[self.task.score]] if patience and values else []
+                if early_stop.exhausted(scores, patience):
+                    self.log.say(f"no better validation {self.task.score} in {patience} evaluations: stopped early")
+                    break
+                clock = time.monotonic()
+        if self.proof:
+            self.proof.end(phase, state)
+        return state
+
+    def seen_by(self, phase: Phase, state: TrainState) -> Task:
+        """Return the task as a phase sees it: without what it leaves frozen."""
+        if not self.task.shortcut or phase.objective != SUPERVISED:
+            return self.task
+        if phase.start not in self.seen:
+            clock = time.monotonic()
+            self.seen[phase.start] = self.task.shortcut(self.task, state.variables, phase)
+            self.seconds["features"] += time.monotonic() - clock
+        return self.seen[phase.start]
+
+    def _prepare(self, phase: Phase, state: TrainState) -> tuple[Task, Stepper]:
+        """Return the task as the phase sees it, and its compiled steps."""
+        whole, task = self.task.objective(phase.objective), self.seen_by(phase, state)
+        objective = task.objective(phase.objective)
+        self.log.say(f"compiling the training step of phase {phase.name} ...")
+        stepper = (objective.stepper or Stepper)(phase, objective, state, self.stream, int(state.step))
+        self.seconds["compile"] += stepper.seconds
+        self.log.say(describe(phase, state, stepper, whole))
+        if self.proof:
+            self.proof.begin(phase, state, stepper.flops, stepper.forward(state, whole))
+        return task, stepper
+
+    def _leave(self, state: TrainState, now: int, pending: list[Any]) -> None:
+        """Save a state between two evaluations, and the sums of the row of metrics that has been begun."""
+        sums = [row["sums"] for row in jax.device_get(pending)]
+        write_json(self.workdir / "pending.json", {"step": now, "sums": metrics.total(sums)})
+        if self.checkpoints.latest() != now:
+            self.checkpoints.save(state, None)
+        self.checkpoints.wait()
+
+    def _carried(self, now: int) -> list[Any]:
+        """Return what ``_leave`` kept of the row that step ``now`` is in."""
+        kept = read_json(self.workdir / "pending.json")
+        return [{"sums": kept["sums"]}] if kept.get("step") == now and kept["sums"] else []
+
+    def _flush(self, phase: Phase, now: int, pending: list[Any]) -> None:
+        """Fetch the rows of the last steps, stop where one is not finite, write their mean."""
+        rows = jax.device_get(pending)
+        for i, row in enumerate(rows, start=now - len(rows) + 1):
+            total, count = row["sums"]["loss"]
+            norms = {name: row[name] for name in ("grad_norm", "param_norm") if name in row}
+            self._check_finite(f"step {i} (phase {phase.name})", {"loss": total / count, **norms})
+        values = metrics.mean(row["sums"] for row in rows)
+        extra = {name: float(rows[-1][name]) for name in ("lr", "grad_norm", "param_norm")}
+        self.log.row(now, "train", {**values, **extra}, phase=phase.name)
+        self.log.progress(now, **values)
+
+    def _check_finite(self, where: str, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                kept = self.checkpoints.latest()
+                last = "no checkpoint was written yet" if kept is None else f"the last good checkpoint is step {kept}"
+                raise Diverged(
+                    f"the {name} of {where} is {value}; {last}; "
+                    "lower config.optim.lr or set config.optim.clip_norm, with a new --workdir"
+                )
+
+    def _evaluate_and_save(self, phase: str, state: TrainState, task: Task) -> dict[str, float] | None:
+        """Return the metrics on the validation part, None where there is none; keep the state."""
+        clock = time.monotonic()
+        values, now, shown, compiling = None, int(state.step), "", 0.0
+        if self.task.sizes.get("validation"):
+            values, _, compiling, _ = metrics.evaluate(task, state.tested, "validation")
+            self._check_finite(f"validation after step {now} (phase {phase})", values)
+            self.log.row(now, "validation", values, phase=phase)
+            shown = "validation " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()) + "; "
+        self.checkpoints.save(state, values)
+        self.seconds["compile"] += compiling
+        self.seconds["eval"] += time.monotonic() - clock - compiling
+        spent = self.seconds["train"] + self.seconds["eval"]
+        self.log.say(f"step {now:,}: {shown}{self.log.eta(now, self.taken, spent)}")
+        return values
