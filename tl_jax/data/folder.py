@@ -1,22 +1,16 @@
 """Labelled pictures from a folder of class folders."""
 
-import contextlib
 import functools
 import sys
-import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from tl_jax.data.pictures import DECODED_BYTES, WORKERS, Encoded, Rows, Source, Split, fit, held_out, kept_or_encoded
+from tl_jax.data.decoding import ENDINGS, decode_all
+from tl_jax.data.pictures import DECODED_BYTES, Encoded, Rows, Source, Split, held_out
 from tl_jax.errors import UserError, nearest
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # that a file may have inside, whatever its ending
 TEST_PARTS = ("test", "validation", "val")  # the first with class folders is the test part
 LAYOUT = "FOLDER/CLASS/PICTURE, or FOLDER/train/CLASS/PICTURE and FOLDER/test/CLASS/PICTURE"
 
@@ -62,7 +56,7 @@ def read(folder: Path, size: int = 224, most_bytes: float = DECODED_BYTES) -> So
         files, labels = [files[row] for row in rows], labels[rows]
     if skipped:
         _say(folder, tuple(skipped))
-    images = _decode_all(name, files, size, most_bytes)
+    images = decode_all(name, files, size, most_bytes)
     ends = np.cumsum(sizes)
     each = [Split(_part(images, end - n, end), labels[end - n : end]) for n, end in zip(sizes, ends, strict=True)]
     return Source(name, each[0], each[1], classes, tested or "a fifth held out", *each[2:])
@@ -135,60 +129,3 @@ def _say(folder: Path, skipped: tuple[Path, ...]) -> None:
 
 def _part(images: np.ndarray | Encoded, first: int, stop: int) -> np.ndarray | Rows:
     return Rows(images, np.arange(first, stop)) if isinstance(images, Encoded) else images[first:stop]
-
-
-def _decode_all(name: str, files: list[Path], size: int, most_bytes: float) -> np.ndarray | Encoded:
-    """Return all pictures uint8 (N, H, W, 3), decoded by several threads, or once before and kept."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(WORKERS) as pool:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        shape = _measure(files[0])
-        same = all(other == shape for other in pool.map(_measure, files))  # the first that differs ends it
-        shape = shape if same else (size, size)
-
-        def picture(file: Path) -> np.ndarray:
-            image = _decode(file)
-            return image if same else fit(image, size)
-
-        def decoded() -> Iterator[np.ndarray]:
-            done = pool.map(picture, files)  # the first error cancels what has not begun
-            shown = {"leave": False, "disable": None, "mininterval": 0.5, "unit": " pictures"}
-            for image in tqdm(done, f"reading {name}", len(files), **shown):
-                yield image[None]
-
-        found, shape = [file.resolve() for file in files], (len(files), *shape, 3)
-        return kept_or_encoded(found, shape, decoded, lambda row: picture(files[row]), most_bytes)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture; whatever turns out to be wrong with it is a UserError that names it."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            yield image
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
-        raise UserError(f"{path} is refused: it has more than {limit}; shrink or remove it") from error
-    except Exception as error:  # on damaged bytes decoders raise errors of any kind
-        unknown = isinstance(error, UnidentifiedImageError)
-        why = f"it is none of {', '.join(FORMATS)}" if unknown else " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"cannot decode {path} ({why}); replace or remove it") from error
-
-
-def _measure(path: Path) -> tuple[int, int]:
-    """Return the height and width that ``_decode`` will give, from the file's header where that tells."""
-    with _opened(path) as image:
-        width, height = image.size
-        turned = width != height and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        return (width, height) if turned else (height, width)
-
-
-def _decode(path: Path) -> np.ndarray:
-    """Return a picture the right way up as uint8 (H, W, 3), RGB."""
-    with _opened(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16 bits: the high byte, which is what Pillow takes of 16-bit colours
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))

@@ -121,6 +121,7 @@ def kept_or_encoded(
     make: Callable[[], Iterator[np.ndarray]],
     decode: Callable[[int], np.ndarray],
     most_bytes: float,
+    how: tuple[Any, ...] = (),
 ) -> np.ndarray | Encoded:
     """Return pictures uint8, decoded once and kept on disk, or decoded each time they are read.
 
@@ -130,8 +131,9 @@ def kept_or_encoded(
         make: yields them in order, some at a time.
         decode: row -> picture, for a set of more than ``most_bytes``.
         most_bytes: that a decoded set may take.
+        how: what the pictures depend on beside the files.
     """
-    about = "pictures", shape
+    about = "pictures", shape, *how
     if int(np.prod(shape)) <= most_bytes:
         return kept(files, about, shape, np.uint8, make)
     return Encoded(decode, shape, _key(files, about))
