@@ -19,7 +19,7 @@ from tl_jax.errors import UserError, nearest
 
 HERE = Path(__file__).parent
 DEFAULT = HERE / "configs" / "digits_resnet.py"
-SHARED = ("base", "check", "fields", "mechanisms")  # in configs/, but no recipes
+SHARED = ("base", "check", "fields", "kinds", "mechanisms")  # in configs/, but no recipes
 STORED = HERE / "configs" / "stored.py"
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, with :VARIANT; by default the embedded one.")
@@ -31,7 +31,9 @@ MODE = flags.DEFINE_enum(
     "train; test a run again; say what it makes of --input; write its weights to a file; draw what augmentation does; "
     "look for a learning rate; draw an episode of a policy.",
 )
-INPUT = flags.DEFINE_multi_string("input", [], "A sentence to predict, with --mode=predict; may be given many times.")
+INPUT = flags.DEFINE_multi_string(
+    "input", [], "A sentence, picture or folder of pictures, with --mode=predict; may be given many times."
+)
 
 
 def main(_: list[str]) -> None:

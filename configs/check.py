@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+from configs import kinds
 from configs.base import FIELDS, PHASE_FIELDS, Config, members, part_names
-from configs.fields import SOURCES as PUBLISHED
-from tl_jax import models
+from configs.fields import OF_PICTURES
+from configs.kinds import Refused
 from tl_jax.config import check_known, check_value, leaves
 from tl_jax.data import views
 from tl_jax.errors import UserError
 from tl_jax.transfer import partition, phases
-
-SOURCES = tuple(dict.fromkeys((*PUBLISHED, "tl_jax", "random")))  # of image networks
 
 
 def validate(config: Config) -> None:
@@ -50,9 +49,6 @@ def _check_phase(name: str, phase: Any, config: Config) -> None:
         raise UserError(f"{name}.stages has an effect with recipe={partition.LAST} only")
 
 
-Refused = dict[str, Any]  # what is wrong with a configuration, and whether it is
-
-
 def _check_together(config: Config) -> None:
     """Refuse fields that another field would make meaningless, rather than ignore them."""
     values = leaves(config, FIELDS)
@@ -62,79 +58,17 @@ def _check_together(config: Config) -> None:
 
     for i, phase in enumerate(config.phases):
         _check_phase(f"config.phases[{i}]", phase, config)
-    for table in (_kind, _start, _length, _freezing, _regularizing):
+    for table in (kinds.kind, _start, _length, _freezing, _regularizing):
         for message, wrong in table(config, changed).items():
             if wrong:
                 raise UserError(f"config.{message}")
-
-
-# Fields, or groups of them, that mean something for one kind of task only.
-ONLY = {
-    "pictures": (
-        "augment.", "cache.views", "data.gigabytes", "init.layout", "input.crop", "input.interpolation",
-        "input.scaling", "input.size", "model.channels", "optim.norm_momentum", "pretext.crop", "pretext.jitter",
-        "pretext.temperature", "pretext.width", "regularize.co_tuning", "regularize.cutmix", "regularize.delta",
-        "regularize.drop_path", "regularize.mixup", "regularize.stochastic_norm", "test_views",
-    ),
-    "texts": ("data.text", "data.label", "data.columns", "input.length", "pretext.share"),
-    "policies": ("init.take", "init.surgery", "rl."),
-}  # fmt: skip
-# What a policy, which has no examples, no labels and no classes, does not know.
-SUPERVISED = (
-    "adapt.", "cache.", "data.", "init.head", "init.strength", "input.", "model.channels", "model.dtype",
-    "model.endpoint", "model.num_classes", "optim.accumulate", "optim.sam", "parallel.", "pretext.", "regularize.",
-    "test_train", "wise_ft",
-)  # fmt: skip
-
-
-def _kind(config: Config, changed: Callable[..., bool]) -> Refused:
-    """Whether what is set belongs to the kind of task."""
-    task, guess = config.task, config.pretext.name == "masked"
-    kind = {"image": "pictures", "policy": "policies"}.get(task, "texts")
-    networks = {"pictures": models.names(), "texts": tuple(models.TEXT), "policies": (models.POLICY,)}[kind]
-    sources = {"texts": ("huggingface", "tl_jax", "random"), "policies": ("tl_jax", "random")}.get(kind, SOURCES)
-    foreign = tuple(path for other, paths in ONLY.items() if other != kind for path in paths)
-    foreign += SUPERVISED if kind == "policies" else ("freeze.batch_stats",) if kind == "texts" else ()
-    idle = [path for path in FIELDS if path.startswith(foreign) and changed(path)]
-    return {
-        f"model.name={config.model.name} is no network for task={task}; take one of {', '.join(networks)}": (
-            config.model.name not in networks
-        ),
-        f"{(idle or [''])[0]} has no effect with config.task={task}": idle,
-        f"init.source={config.init.source} has nothing for task={task}; take one of {', '.join(sources)}": (
-            config.init.source not in sources
-        ),
-        f"pretext.name={config.pretext.name} is not for task={task}": (
-            config.pretext.name and (kind == "pictures") == guess
-        ),
-        "pretext.name has no effect with config.task=masked, which guesses words anyway": guess and task == "masked",
-        f"init.head={config.init.head} is not for task={task}, whose head reads every word; take new or keep": (
-            task in ("tokens", "masked") and config.init.head in ("logistic", "ridge")
-        ),
-        "data.per_class is for tasks with a label for each example; take data.train_examples": (
-            config.data.per_class and task in ("tokens", "masked")
-        ),
-        f"data.text={config.data.text} must name one column, or two": len(config.data.text) not in (1, 2),
-        "init.path must name the export of a policy, with config.init.source=tl_jax": (
-            kind == "policies" and (config.init.source == "tl_jax") != bool(config.init.path)
-        ),
-        "init.take and init.surgery need config.init.source=tl_jax": (
-            config.init.source != "tl_jax" and changed("init.take", "init.surgery")
-        ),
-        "rl.kickstart needs a source: config.init.source=tl_jax": (
-            config.init.source != "tl_jax" and changed("rl.kickstart")
-        ),
-        "rl.kickstart_share has an effect with config.rl.kickstart only": (
-            not config.rl.kickstart and changed("rl.kickstart_share")
-        ),
-    }
 
 
 def _start(config: Config, changed: Callable[..., bool]) -> Refused:
     loaded = config.init.source != "random"
     return {
         "init.path is not read with config.init.source=random; name its source": (
-            not loaded and config.init.path and config.task == "image"  # a text network's folder has the tokenizer
+            not loaded and config.init.path and config.task in OF_PICTURES  # a text network's folder has the tokenizer
         ),
         "init.head=keep needs weights, not config.init.source=random": not loaded and config.init.head == "keep",
         "init.layout has an effect with config.init.source=random only": loaded and changed("init.layout"),

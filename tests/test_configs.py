@@ -13,7 +13,9 @@ from tl_jax.train.workdir import write_json
 pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(
-    p for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem not in ("base", "check", "fields", "mechanisms", "stored")
+    p
+    for p in (ROOT / "configs").glob("[a-z]*.py")
+    if p.stem not in ("base", "check", "fields", "kinds", "mechanisms", "stored")
 )
 
 

@@ -33,6 +33,7 @@ FLOORS = {
     "configs.base": 3,
     "configs.check": 3,
     "configs.fields": 3,
+    "configs.kinds": 3,
     "configs.mechanisms": 4,
     "tl_jax.train": 3,
     "tl_jax.rl": 4,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import base
+from configs.fields import OF_PICTURES
 from tl_jax.runs import optimizer_state, restore
 from tl_jax.specs import PretrainedSpec
 from tl_jax.task import Task
@@ -19,7 +20,7 @@ def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> P
     """Write the weights of a run into ``export/``: of a text network as the folder that transformers opens.
 
     Of an image network ``export/model.safetensors`` is what ``pretrained.load(source="tl_jax")`` reads, of a policy
-    what ``init.path`` takes.
+    what ``init.path`` takes. Of a detector it is the network below the head, to be started from.
 
     Beside it comes ``export/delta.safetensors``: only what changed, for ``pretrained.load(..., delta=FILE)`` on top of
     the weights that the run started from. Adapters are merged into plain kernels in the first and kept in the second.
@@ -29,14 +30,14 @@ def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> P
     task, start, state = restore(config, folder)
     if config.task == "policy":
         return _export_policy(config, folder, task, state)
-    if config.task != "image":
+    if config.task not in OF_PICTURES:
         return _export_text(config, folder / "export", task, state, dtype)
     inputs, source = dict(task.facts["input"]), task.facts["spec"]
     spec = PretrainedSpec(
         model=config.model.name,
         source="tl_jax",
         options=source["options"],
-        num_classes=len(task.classes),
+        num_classes=source["num_classes"],
         image_size=inputs["size"],
         crop=inputs["crop"],
         interpolation=inputs["interpolation"],
@@ -46,14 +47,15 @@ def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> P
     about = {name: task.facts[name] for name in ("data", "weights_sha256")} | {"classes": task.classes}
     about |= {"step": int(state.step), "metrics": read_json(folder / "summary.json").get("metrics", {})}
     how = adapters.Adapters(**config.adapt.to_dict())
-    trained = _network(state)
+    below = ("head",) if config.task == "detection" else ()
+    trained = _network(state, below)
     path = folder / "export" / "model.safetensors"
     own.save(path, {**trained, "params": adapters.merge(trained["params"], how)}, spec, about, dtype)
     _wrote(path)
     if task.facts["weights_sha256"]:
         base_facts = {"source": config.init.source, "sha256": task.facts["weights_sha256"]}
         small = folder / "export" / "delta.safetensors"
-        leaves = delta.changed(_network(start), trained)
+        leaves = delta.changed(_network(start, below), trained)
         delta.save(small, leaves, dataclasses.replace(spec, source=config.init.source), how, base_facts, about)
         _wrote(small)
     return path
@@ -82,9 +84,9 @@ def _export_policy(config: base.Config, folder: Path, task: Task, state: TrainSt
     return path
 
 
-def _network(state: TrainState) -> dict[str, Any]:
-    """Return the variables without the further heads that only training had a use for."""
-    params = {name: leaves for name, leaves in state.params.items() if name != "extra"}
+def _network(state: TrainState, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the variables without the further heads that only training had a use for, and ``without`` some parts."""
+    params = {name: leaves for name, leaves in state.params.items() if name not in ("extra", *without)}
     return {"params": params, "batch_stats": state.batch_stats}
 
 

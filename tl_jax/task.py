@@ -1,6 +1,7 @@
 """A task is a handful of functions; the training loop knows nothing else about images, text or policies."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         values: metrics by name.
-        per_class: class -> ``precision``, ``recall``, ``f1`` and ``examples``.
+        per_class: class -> numbers by name, such as ``precision``, ``recall``, ``f1`` and ``examples``.
     """
 
     values: Mapping[str, float]
@@ -50,11 +51,13 @@ class Task(NamedTuple):
         shortcut: (this task, variables, phase) -> a task with the same results that does not repeat what the phase
             leaves frozen; None where there is none.
         score: name of the metric by which the best checkpoint is chosen, the higher the better.
-        predict: (variables, batch) -> probabilities (N, ..., K), for ``judge``; None where nothing asks for them.
-        judge: (predicted classes (N, ...), batches as ``eval_batches`` gives them), both lists -> verdict.
+        predict: (variables, batch) -> what ``judge`` takes of each example (N, ...), such as its likeliest class; None
+            where nothing asks for it.
+        judge: (predictions (N, ...), batches as ``eval_batches`` gives them), both lists -> verdict.
         stepper: what takes the steps of a phase where a step is more than a gradient of ``loss``; made and used as
             ``train.stepper.Stepper`` is.
         answer: (variables, what a user typed) -> for each what is said of it, for JSON, and the same drawn as text.
+        illustrate: (what ``answer`` found, folder) -> pictures of it, written to the folder.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Task(NamedTuple):
     judge: Callable[[Sequence[Any], Sequence[Batch]], Verdict] | None = None
     stepper: Callable[..., Any] | None = None
     answer: Callable[[Variables, Sequence[str]], tuple[list[dict[str, Any]], str]] | None = None
+    illustrate: Callable[[Sequence[Mapping[str, Any]], Path], list[Path]] | None = None
 
     def objective(self, name: str) -> Objective:
         """Return what a phase with the objective ``name`` learns."""

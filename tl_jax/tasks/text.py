@@ -64,7 +64,7 @@ def make(config: Any) -> Task:
         },
         parts=net.model.part_names(),
         shortcut=frozen.task,
-        predict=objectives.make_predict(encoder),
+        predict=objectives.make_classes(encoder),
         judge=(verdicts.of_tokens if config.task == "tokens" else verdicts.of_texts)(source.classes),
         answer=functools.partial(answers.answer, config.task, net, encoder, source.classes, length(config, net)),
         score="f1" if config.task == "tokens" else "accuracy",

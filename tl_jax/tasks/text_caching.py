@@ -77,7 +77,7 @@ class Frozen:
         return task._replace(
             loss=objectives.make_loss(head, Augment(), self.how, None),
             metrics=objectives.make_metrics(head),
-            predict=text_objectives.make_predict_from(head),
+            predict=text_objectives.make_classes_from(head),
             train_batch=batches.Stream(train.images, train.labels, self.config.seed, self.config.batch_size),
             eval_batches=lambda part: batches.eval_batches(parts[part], size),
         )

@@ -161,13 +161,23 @@ def make_predict(net: Encoder):
 
 
 @functools.cache
-def make_predict_from(head: Network):
-    """Return the function (variables, batch) -> probabilities (N, K) of features (N, D) under the name "image"."""
+def make_classes(net: Encoder):
+    """Return the function (variables, batch) -> likeliest classes int (N,), or (N, L)."""
 
-    def predict(variables, batch):
-        return jax.nn.softmax(head.predict(variables, batch["image"])[0])
+    def classes(variables, batch):
+        return net.predict(variables, batch)[0].argmax(-1)
 
-    return predict
+    return classes
+
+
+@functools.cache
+def make_classes_from(head: Network):
+    """Return the function (variables, batch) -> likeliest classes (N,) of features (N, D) under the name "image"."""
+
+    def classes(variables, batch):
+        return head.predict(variables, batch["image"])[0].argmax(-1)
+
+    return classes
 
 
 @functools.cache

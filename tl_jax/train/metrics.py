@@ -31,7 +31,7 @@ def total(rows: Iterable[Sums]) -> dict[str, list[float]]:
 
 
 class Evaluation(NamedTuple):
-    """Metrics over a part, the number of its examples, the seconds that compiling took, and precision by class."""
+    """Metrics over a part, the number of its examples, the seconds that compiling took, and scores by class."""
 
     values: dict[str, float]
     examples: int
@@ -52,7 +52,7 @@ def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]])
 def evaluate(task: Task, variables: Any, part: str) -> Evaluation:
     """Return the metrics over every example of ``part``, each counted once."""
     judge = task.judge
-    asked = _with_classes(task.metrics, task.predict) if judge else task.metrics
+    asked = _with_predictions(task.metrics, task.predict) if judge else task.metrics
     step = make_eval_step(asked, sharding.is_sharded(variables))
     rows, seen, examples, compiling = [], [], 0, 0.0
     for host in task.eval_batches(part):
@@ -61,21 +61,21 @@ def evaluate(task: Task, variables: Any, part: str) -> Evaluation:
         program = devices.compiled(step, variables, batch)
         compiling += program.seconds
         rows.append(program.execute(variables, batch))
-        seen += [host] if judge else []
+        seen += [{name: host[name] for name in host if name != "image"}] if judge else []  # pictures need room
         if len(rows) % QUEUE == 0:
             jax.block_until_ready(rows[-1])
     if not judge:
         return Evaluation(mean(rows), examples, compiling, {})
-    sums, classes = zip(*jax.device_get(rows), strict=True)
-    verdict = judge(classes, seen)
+    sums, predictions = zip(*jax.device_get(rows), strict=True)
+    verdict = judge(predictions, seen)
     return Evaluation({**mean(sums), **verdict.values}, examples, compiling, verdict.per_class)
 
 
 @functools.cache
-def _with_classes(metrics: Any, predict: Any):
-    """Return the function (variables, batch) -> sums and predicted classes; XLA computes what both share once."""
+def _with_predictions(metrics: Any, predict: Any):
+    """Return the function (variables, batch) -> sums and predictions; XLA computes what both share once."""
 
     def both(variables, batch):
-        return metrics(variables, batch), predict(variables, batch).argmax(-1)
+        return metrics(variables, batch), predict(variables, batch)
 
     return both

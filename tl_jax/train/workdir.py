@@ -14,7 +14,15 @@ from tl_jax.errors import UserError
 # Where a run is resumed, and how it is logged or tested, may change; what it computes may not.
 FREE = tuple(
     f"config.{field}"
-    for field in ("data.dir", "data.gigabytes", "log_every", "eval_batch_size", "test_on", "parallel.state")
+    for field in (
+        "data.dir",
+        "data.gigabytes",
+        "detect.score",
+        "eval_batch_size",
+        "log_every",
+        "parallel.state",
+        "test_on",
+    )  # fmt: skip
 )
 
 
