@@ -58,8 +58,8 @@ def _part(folder: Path, path: Path) -> list[Annotated]:
         number, file = (_field(row, name, path, "images") for name in ("id", "file_name"))
         if number in found:
             raise UserError(f"{path} has two images with the id {number!r}; mend it")
-        sides = row.get("height"), row.get("width")
-        known = sides if all(isinstance(side, int) and side for side in sides) else None
+        height, width = row.get("height"), row.get("width")
+        known = (height, width) if isinstance(height, int) and isinstance(width, int) and height and width else None
         found[number] = Annotated(_picture(folder, path, str(file)), [], path, known)
     for row in annotations:
         number, category, box = (_field(row, name, path, "annotations") for name in ("image_id", "category_id", "bbox"))

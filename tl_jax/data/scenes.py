@@ -29,7 +29,7 @@ def scenes(train: int = 256, test: int = 64, size: int = 64) -> Source:
                 continue
             taken |= inside
             image = np.where(inside[..., None], 255 * rng.dirichlet(np.full(3, 0.5)), image)
-            (rows,), (columns,) = inside.any(1).nonzero(), inside.any(0).nonzero()
+            rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
             labels[row] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1, kind, 0
         return np.clip(image + 8 * rng.standard_normal(image.shape), 0, 255).astype(np.uint8), labels
 

@@ -80,7 +80,7 @@ def _annotated(folder: Path, pictures: dict[str, Path], name: str, where: str) -
     if not path.is_file():
         raise UserError(f"no annotation {path} of {pictures[name].name}; add it, or remove {name} from {where}")
     try:
-        root = xml.parse(path).getroot()
+        root = xml.fromstring(path.read_bytes())
     except (ParseError, DefusedXmlException, ValueError, OSError) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"cannot read {path} ({why}); mend or remove it") from error

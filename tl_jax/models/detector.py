@@ -7,6 +7,7 @@ to the finest level of a pyramid anyway, whose cells of 8 pixels are too coarse 
 level would see few. The middle of an object is learned from all of its surroundings (a Gaussian), not from one cell.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from tl_jax.models.layers import Conv
 STRIDE = 4  # pixels of a cell of the map
 RARE = 0.01  # probability of a middle that a new head gives everywhere: nearly all cells have none (arXiv:1708.02002)
 UNIT = 2 * STRIDE  # pixels from a middle to each side that a new head gives
+REACH = 6.0  # of the logarithm of a distance in units, either way: 0.02 to 3,200 pixels
 GROUP = 8  # channels of a group in GroupNorm, which unlike BatchNorm does not mind small batches (arXiv:1803.08494)
 
 
@@ -35,26 +37,29 @@ class Head(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, maps: Mapping[str, jax.Array], shape: tuple[int, int]) -> dict[str, jax.Array]:
+    def __call__(self, maps: dict[str, jax.Array], shape: tuple[int, int]) -> dict[str, jax.Array]:
         """Apply to maps (N, h, w, C) by name; ``shape`` (h, w) is that of what comes out."""
-        x = None
-        for name, at in reversed(list(maps.items())):
-            lateral = Conv(self.width, 1, use_bias=True, dtype=self.dtype, name=f"lateral_{name}")(at)
-            x = lateral if x is None else lateral + _resized(x, lateral.shape[1:3])
+        coarse, *finer = reversed(maps)
+        x = self._lateral(maps[coarse], coarse)
+        for name in finer:
+            lateral = self._lateral(maps[name], name)
+            x = lateral + _resized(x, lateral.shape[1:3])
         x = self._block(_resized(x, shape), "shared")
-        heat = Conv(
-            self.num_classes, 1, use_bias=True, dtype=self.dtype, name="heat", kernel_init=nn.initializers.normal(0.01)
-        )(self._block(x, "heat_block"))
-        sides = Conv(4, 1, use_bias=True, dtype=self.dtype, name="sides", kernel_init=nn.initializers.normal(0.01))(
-            self._block(x, "sides_block")
-        )
-        shift = jnp.log(RARE / (1 - RARE))
-        sides = UNIT * jnp.exp(jnp.clip(sides.astype(jnp.float32), -6.0, 6.0))
-        return {"heat": heat.astype(jnp.float32) + shift, "sides": sides}
+        heat = self._output(self.num_classes, self._block(x, "heat_block"), "heat")
+        sides = self._output(4, self._block(x, "sides_block"), "sides")
+        return {"heat": heat + math.log(RARE / (1 - RARE)), "sides": UNIT * jnp.exp(jnp.clip(sides, -REACH, REACH))}
+
+    def _lateral(self, x: jax.Array, name: str) -> jax.Array:
+        return Conv(self.width, 1, use_bias=True, dtype=self.dtype, name=f"lateral_{name}")(x)
 
     def _block(self, x: jax.Array, name: str) -> jax.Array:
         x = Conv(self.width, 3, dtype=self.dtype, name=f"{name}_conv")(x)
         return nn.relu(nn.GroupNorm(num_groups=None, group_size=GROUP, dtype=self.dtype, name=f"{name}_norm")(x))
+
+    def _output(self, features: int, x: jax.Array, name: str) -> jax.Array:
+        small = nn.initializers.normal(0.01)
+        x = Conv(features, 1, use_bias=True, dtype=self.dtype, kernel_init=small, name=name)(x)
+        return x.astype(jnp.float32)
 
 
 class Detector(nn.Module):
@@ -110,7 +115,7 @@ def levels(parts: Sequence[str], end: Mapping[str, jax.Array], shape: tuple[int,
     return fitting or [parts[-1]]
 
 
-def _resized(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def _resized(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Return maps (N, h, w, C) enlarged to ``shape``."""
     if x.shape[1:3] == shape:
         return x

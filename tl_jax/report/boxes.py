@@ -12,7 +12,7 @@ GOLDEN = 0.618  # of the circle of hues between one class and the next: neighbou
 
 
 def draw(image: np.ndarray, boxes: np.ndarray, classes: Sequence[int], texts: Sequence[str], path: Path) -> Path:
-    """Draw boxes with a text each on a picture, a colour for each class, and save it as a PNG.
+    """Draw boxes with a text each on a picture, a colour for each class, the first on top, and save it as a PNG.
 
     Args:
         image: uint8 (H, W, 3).
@@ -27,7 +27,8 @@ def draw(image: np.ndarray, boxes: np.ndarray, classes: Sequence[int], texts: Se
     zoom = max(1, SHOWN // max(image.shape[:2]))
     picture = Image.fromarray(image.repeat(zoom, axis=0).repeat(zoom, axis=1))
     pen = ImageDraw.Draw(picture)
-    for box, k, text in zip(zoom * np.asarray(boxes, float), classes, texts, strict=True):
+    rows = list(zip(zoom * np.asarray(boxes, float), classes, texts, strict=True))
+    for box, k, text in reversed(rows):
         pen.rectangle(box.tolist(), outline=colour(k), width=2)
         corner = box[0] + 2, max(0.0, box[1] - 11)
         pen.rectangle(pen.textbbox(corner, text), fill=colour(k))

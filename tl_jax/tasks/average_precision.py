@@ -57,7 +57,7 @@ def average_precisions(truth: Sequence[np.ndarray], found: Sequence[np.ndarray],
     from pycocotools.cocoeval import COCOeval
 
     with _quietly():
-        coco = COCO()
+        coco: Any = COCO()  # whose annotations are of a set read from a file
         coco.dataset = {
             "images": [{"id": i} for i in range(len(truth))],
             "categories": [{"id": k} for k in range(count)],

@@ -17,8 +17,8 @@ from tl_jax.network import Pretrained, with_head
 from tl_jax.task import Task
 from tl_jax.tasks import detection_answers, image, starting
 from tl_jax.tasks.average_precision import of_boxes
-from tl_jax.tasks.detection_objectives import Finding, Pixels, make_loss, make_metrics, make_predict
-from tl_jax.tasks.objectives import Network, make_features
+from tl_jax.tasks.detection_objectives import Finding, make_loss, make_metrics, make_predict
+from tl_jax.tasks.objectives import Network, Pixels, make_features
 from tl_jax.train.log import say
 from tl_jax.transfer.adapters import Adapters
 from tl_jax.transfer.penalties import Regularize

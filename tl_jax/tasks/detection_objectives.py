@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tl_jax.data import preprocess
 from tl_jax.data.augment import Augment
 from tl_jax.data.box_augment import augment_boxes
 from tl_jax.data.boxes import CLASS, CROWD
@@ -14,21 +13,11 @@ from tl_jax.models import heatmap
 from tl_jax.models.box_ops import giou
 from tl_jax.tasks.objectives import Network, penalised
 from tl_jax.transfer import penalties
+from tl_jax.transfer.adapters import Adapters
 from tl_jax.transfer.penalties import Regularize
 
 BOXES = 5.0  # weight of the boxes in the loss beside that of the middles, as TTFNet has it
 FOCUS, NEAR = 2, 4  # exponents of the focal loss, as CenterNet has them
-
-
-class Pixels(NamedTuple):
-    """How stored pictures become inputs of a detector: number of channels, key into ``SCALINGS``; sizes stay."""
-
-    channels: int
-    scaling: str
-
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Turn (N, H, W, C) pixels into (N, H, W, channels) network inputs."""
-        return preprocess.scale(preprocess.channels(images, self.channels), self.scaling)
 
 
 class Finding(NamedTuple):
@@ -48,13 +37,13 @@ def make_loss(net: Network, how: Augment, visible: float, regularize: Regularize
     def loss(variables, batch, key):
         images, labels = augment_boxes(batch["image"], batch["label"], key, how, visible)
         out, end, stats = net.train(variables, net.inputs(images), key)
-        sums = _sums(out, labels, batch["mask"], images.shape[1:3])
+        sums: dict[str, Any] = _sums(out, labels, batch["mask"], images.shape)
         value = sums["loss"][0] / sums["loss"][1]
         if penalised(regularize):
-            source, source_end = variables.get("source", {}), {}
-            if regularize.compares_maps:
-                start = {name: source[name] for name in ("params", "batch_stats")}
-                source_end = net.model.apply(start, net.inputs(images), train=False)[1]
+            source = variables.get("source", {})
+            source_end = (
+                net._replace(adapters=Adapters()).predict(source, images)[1] if regularize.compares_maps else {}
+            )
             extra = penalties.penalty(regularize, variables["params"], end, batch, source, source_end)
             value, sums["penalty"] = value + extra, (extra, 1.0)
         return value, (stats, sums)
@@ -68,7 +57,7 @@ def make_metrics(net: Network):
 
     def metrics(variables, batch):
         out, _ = net.predict(variables, batch["image"])
-        return _sums(out, batch["label"], batch["mask"], batch["image"].shape[1:3])
+        return _sums(out, batch["label"], batch["mask"], batch["image"].shape)
 
     return metrics
 
@@ -97,10 +86,10 @@ def focal_loss(logits: jax.Array, heat: jax.Array) -> jax.Array:
     return -jnp.where(heat == 1.0, there, absent)
 
 
-def _sums(out: Any, labels: jax.Array, mask: jax.Array, shape: tuple[int, int]):
-    """Return sums and counts of objects, of the whole loss and of its terms."""
+def _sums(out: Any, labels: jax.Array, mask: jax.Array, shape: tuple[int, ...]):
+    """Return sums and counts of objects, of the whole loss and of its terms; ``shape`` is that of the pictures."""
     high, wide, count = out["heat"].shape[1:]
-    cell = shape[0] / high, shape[1] / wide
+    cell = shape[1] / high, shape[2] / wide
 
     def one(label):
         classes = label[:, CLASS].astype(jnp.int32)
