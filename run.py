@@ -31,15 +31,21 @@ MODE = flags.DEFINE_enum(
     "train; test a run again; say what it makes of --input; write its weights to a file; draw what augmentation does; "
     "look for a learning rate; draw an episode of a policy.",
 )
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Several processes train together; see docs/tpu.md. SLURM, a TPU slice or JAX_* say which."
+)
 INPUT = flags.DEFINE_multi_string(
-    "input", [], "A sentence, picture or folder of pictures, with --mode=predict; may be given many times."
+    "input", [], "A sentence, picture or folder of pictures, with --mode=predict, where it may be given many times."
 )
 
 
 def main(_: list[str]) -> None:
     """Make one call into ``tl_jax.api``."""
     from tl_jax import api
+    from tl_jax.train import hosts
 
+    if DISTRIBUTED.value:
+        hosts.join()
     logging.set_verbosity(logging.WARNING)  # orbax tells a page about each checkpoint at the level INFO
     config = CONFIG.value
     workdir = Path(WORKDIR.value or default_workdir(config))

@@ -58,7 +58,7 @@ def _check_together(config: Config) -> None:
 
     for i, phase in enumerate(config.phases):
         _check_phase(f"config.phases[{i}]", phase, config)
-    for table in (kinds.kind, _start, _length, _freezing, _regularizing):
+    for table in (kinds.kind, kinds.faces, _start, _length, _freezing, _regularizing):
         for message, wrong in table(config, changed).items():
             if wrong:
                 raise UserError(f"config.{message}")

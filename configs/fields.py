@@ -3,7 +3,7 @@
 from tl_jax import models
 from tl_jax.config import Field
 from tl_jax.specs import SCALINGS
-from tl_jax.transfer import adapters, partition
+from tl_jax.transfer import adapters, margins, partition
 from tl_jax.transfer.optimizer import SCHEDULES
 from tl_jax.weights.catalog import CATALOG
 
@@ -16,8 +16,8 @@ TEXTS = "docs, docs_names, docs_corpus, tsv, csv, jsonl, conll, lines"
 CACHING = ("auto", "off")
 BATCH_STATS = ("auto", "train", "frozen")
 HEADS = ("new", "keep", "logistic", "ridge")
-TASKS = ("image", "detection", "text", "tokens", "masked", "policy")
-OF_PICTURES = ("image", "detection")
+TASKS = ("image", "detection", "faces", "text", "tokens", "masked", "policy")
+OF_PICTURES = ("image", "detection", "faces")
 SOURCES = tuple(dict.fromkeys(source for _, source in CATALOG))
 
 FIELDS = {
@@ -25,7 +25,7 @@ FIELDS = {
     "seed": Field(0, "of the new head, the order and augmentation of examples, and the parts cut from train", low=0),
     "task": Field(
         "image",
-        "pictures with labels or with boxes, texts or words in them with labels; words to guess; a world to act in",
+        "pictures with labels, with boxes, of people; texts or words in them with labels; words to guess; a world to act in",
         TASKS,
     ),
     # What is compared: every arm is run with every seed, and one summary and picture made of all.
@@ -93,6 +93,20 @@ FIELDS = {
     "detect.most": Field(100, "boxes of a picture at most, the surest ones", low=1),
     "detect.overlap": Field(0.6, "IoU above which the less sure of two boxes of a class is dropped", low=0.0, high=1.0),
     "detect.score": Field(0.3, "least score of a box that predictions show", low=0.0, high=1.0),
+    # Pictures of people, verified and identified.
+    "faces.embedding": Field(128, "values of an embedding; 0 takes the network's features as they are", low=0),
+    "faces.loss": Field("arcface", "with which people are told apart in training", margins.LOSSES),
+    "faces.scale": Field(64.0, "s, factor on the cosines of arcface", low=1.0),
+    "faces.margin": Field(0.5, "m of arcface in radians", low=0.0, high=1.5),
+    "faces.test_people": Field(
+        0.25, "people who are tested and never trained on: a share, or from 1 on a number", low=0.0
+    ),
+    "faces.test_file": Field("", "file that names them instead, one a line, as LFW's people.txt"),
+    "faces.pairs": Field("", "file of pairs to verify, as LFW's pairs.txt; it names the people to test"),
+    "faces.split_seed": Field(0, "draws the people to test: the same for every `seed`", low=0),
+    "faces.min_pictures": Field(0, "people with fewer are left out; 0: nobody, and one picture is an error", low=0),
+    "faces.gallery": Field(1, "pictures of each person that are known when the others are identified", low=1),
+    "faces.known": Field("", "folder of the people that --mode=predict knows; empty for data.dir"),
     # A world to act in, and PPO; batch_size counts the steps of all worlds between two updates.
     "rl.world": Field("CartPole-v1", "environment of gymnax, such as Pendulum-v1 or Breakout-MinAtar"),
     "rl.physics": Field((), "pairs (parameter, value) in which it differs, such as ('gravity', 12.0)"),

@@ -1,4 +1,4 @@
-"""Which fields belong to which kind of task: pictures, boxes on them, texts, policies."""
+"""Which fields belong to which kind of task: pictures, boxes on them, people, texts, policies."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +35,11 @@ NOT_DETECTION = (
     "pretext.", "regularize.bss", "regularize.co_tuning", "regularize.cutmix", "regularize.delta", "regularize.dropout",
     "regularize.label_smoothing", "regularize.mixup", "regularize.stochastic_norm", "test_views", "wise_ft",
 )  # fmt: skip
+# What needs a class for each example that is tested, or takes other labels than one person a picture.
+NOT_FACES = (
+    "data.test_examples", "init.strength", "model.num_classes", "regularize.co_tuning", "regularize.cutmix",
+    "regularize.delta", "regularize.mixup",
+)  # fmt: skip
 
 
 def kind(config: Config, changed: Callable[..., bool]) -> Refused:
@@ -46,6 +51,7 @@ def kind(config: Config, changed: Callable[..., bool]) -> Refused:
     foreign = tuple(path for other, paths in ONLY.items() if other != sort for path in paths)
     foreign += SUPERVISED if sort == "policies" else ("freeze.batch_stats",) if sort == "texts" else ()
     foreign += NOT_DETECTION if task == "detection" else ("detect.",)
+    foreign += NOT_FACES if task == "faces" else ("faces.",)
     idle = [path for path in FIELDS if path.startswith(foreign) and changed(path)]
     return {
         f"model.name={config.model.name} is no network for task={task}; take one of {', '.join(networks)}": (
@@ -77,5 +83,23 @@ def kind(config: Config, changed: Callable[..., bool]) -> Refused:
         ),
         "rl.kickstart_share has an effect with config.rl.kickstart only": (
             not config.rl.kickstart and changed("rl.kickstart_share")
+        ),
+    }
+
+
+def faces(config: Config, changed: Callable[..., bool]) -> Refused:
+    faces, task = config.faces, config.task
+    return {
+        f"init.head={config.init.head} fits classes, and task=faces has embeddings; take new or keep": (
+            task == "faces" and config.init.head in ("logistic", "ridge")
+        ),
+        "faces.pairs and config.faces.test_file both name the people to test; leave one out": (
+            faces.pairs and faces.test_file
+        ),
+        "faces.test_people and split_seed have no effect beside config.faces.pairs or test_file": (
+            (faces.pairs or faces.test_file) and changed("faces.test_people", "faces.split_seed")
+        ),
+        "faces.scale and margin are those of config.faces.loss=arcface": (
+            faces.loss != "arcface" and changed("faces.scale", "faces.margin")
         ),
     }

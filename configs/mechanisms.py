@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 from configs.base import FIELDS, Config, part_names
+from configs.fields import OF_PICTURES
 
 
 def fine_tune(config: Config) -> None:
@@ -24,7 +25,7 @@ def still_norms(config: Config) -> None:
 
 def scratch(config: Config) -> None:
     """Train everything from random weights: what transfer has to beat."""
-    if config.task == "image":
+    if config.task in OF_PICTURES:
         config.init.layout, config.init.path = config.init.source, ""  # a text network's folder has the tokenizer
     config.init.source = "random"
 
@@ -246,4 +247,4 @@ PICTURES_ONLY = (
 
 def fitting(task: str) -> tuple[str, ...]:
     """Return the names of the mechanisms for a kind of task."""
-    return tuple(name for name in MECHANISMS if name not in (TEXTS_ONLY if task == "image" else PICTURES_ONLY))
+    return tuple(name for name in MECHANISMS if name not in (TEXTS_ONLY if task in OF_PICTURES else PICTURES_ONLY))

@@ -48,14 +48,15 @@ class Agreement(NamedTuple):
 def agreements(groups: Sequence[Group], seed: int = 0, resamples: int = RESAMPLES) -> list[Agreement]:
     """Return what each score has to do with gains, best first, those that rank nothing last and with NaN.
 
-    All are judged on the same pairs.
+    All are judged on the same pairs, in the same groups: where a score is the same for all sources of a group, as the
+    H-score of fewer examples than features is, it ranks nothing there and counts as 0.
     """
     names = list(groups[0].scores)
     rng = np.random.default_rng(seed)
     pairs = sum(len(group.gains) for group in groups)
     tau = {name: _mean(groups, name, _weighted) for name in names}
-    # A score that is the same for all sources of each target, as the H-score of few examples is, ranks nothing.
-    order = sorted((name for name in names if np.isfinite(tau[name])), key=lambda name: -tau[name])
+    ranks = {name for name in names if any(np.ptp(group.scores[name]) for group in groups)}
+    order = sorted((name for name in names if name in ranks and np.isfinite(tau[name])), key=lambda name: -tau[name])
     drawn: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(resamples):
         chosen = [rng.integers(0, len(group.gains), len(group.gains)) for group in groups]
@@ -79,10 +80,14 @@ def agreements(groups: Sequence[Group], seed: int = 0, resamples: int = RESAMPLE
 
 
 def _mean(groups: Sequence[Group], name: str, measure) -> float:
-    with warnings.catch_warnings():  # a resample in which all are the same has no correlation
+    def one(group: Group) -> float:
+        if not np.ptp(group.gains):
+            return np.nan  # nothing to rank, for any score
+        return measure(group.scores[name], group.gains) if np.ptp(group.scores[name]) else 0.0
+
+    with warnings.catch_warnings():  # a resample of nothing but equal gains has no correlation
         warnings.simplefilter("ignore")
-        each = [measure(group.scores[name], group.gains) for group in groups]
-        return float(np.nanmean(each))
+        return float(np.nanmean([one(group) for group in groups]))
 
 
 def _weighted(a: np.ndarray, b: np.ndarray) -> float:

@@ -144,7 +144,8 @@ def ranking(prefix: Path, found: Sequence[Pair], way: str, each: Sequence[Agreem
     best, sure = each[0], [one.score for one in each if one.low > 0]
     text = [
         f"Rank correlation of each score, distances with a minus sign, with the gain of {WAYS[way]}, among the sources "
-        f"of one target and budget; mean over {len(some)} such groups, {count} pairs for which all are defined.",
+        f"of one target and budget; mean over {len(some)} such groups, {count} pairs for which all are defined; "
+        "where a score is the same for all sources of a group, it counts as 0.",
         f"Best: {best.score} ({best.tau:.2f}, {best.low:.2f} to {best.high:.2f}). "
         f"Surely better than chance: {', '.join(sure) or 'none'}. Not told apart from the best at p < 0.05: "
         f"{', '.join(one.score for one in each[1:] if one.p >= 0.05) or 'none'}.",
@@ -165,10 +166,10 @@ def limits(found: Sequence[Pair], told: Mapping[str, Sequence[Agreement]]) -> li
     for way, each in told.items():
         close = [one for one in each[1:] if one.p >= 0.05 and np.isfinite(one.needed)]
         if close:
-            most = max(close, key=lambda one: one.needed)
+            least, *_, most = sorted((close[0], *close), key=lambda one: one.needed)
             out.append(
-                f"For {WAYS[way]}, {len(close)} scores are not told apart from the best. Telling {most.score} from it "
-                f"would take about {most.needed:,.0f} pairs, {close[0].score} about {close[0].needed:,.0f}."
+                f"For {WAYS[way]}, {len(close)} scores are not told apart from {each[0].score}. Telling {least.score} "
+                f"from it would take about {least.needed:,.0f} pairs, {most.score} about {most.needed:,.0f}."
             )
     out.append(
         "Sources are few and alike: one small architecture. Pairs of one source, or of one target, are not "

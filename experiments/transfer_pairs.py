@@ -24,7 +24,6 @@ SETS: Mapping[str, tuple[str, str]] = {
     "cifar10": ("cifar10", "tfds"),
     "mnist": ("mnist", "tfds"),
     "flowers": ("flowers", "flowers"),
-    "faces": ("folder", "faces_orl"),
     "ct": ("folder", "ct_covid"),
 }
 DRAWN = ("digits", "shapes", "gratings")  # need no files

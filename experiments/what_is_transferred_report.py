@@ -78,6 +78,8 @@ def draw(rows: Sequence[Any], path: Path, title: str) -> Path:
             shift = 0.04 * (i - (len(variants) - 1) / 2)
             style = "o" if kind == "rewind" else "o-"
             axis.errorbar(x + shift, 100 * mean, yerr=100 * half, fmt=style, ms=4, capsize=3, label=variant)
+        low, high = axis.get_ylim()
+        axis.set_ylim(max(low, -2), min(high, 102))  # an interval may reach where no percentage can
         axis.set_xticks(range(len(places)), places)
         axis.set_title(words, fontsize=11)
         axis.set_ylabel("percent" if kind == "drift" else "test accuracy, percent")

@@ -12,6 +12,7 @@ from tl_jax import command
 
 pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parent.parent
+PREEMPTED = "preempted: stopped after step 7, which is saved; the same command goes on there"
 SHOW = "import os, sys; from tl_jax import command; command.use_huge_pages(); "
 SHOW += "print(os.getpid(), os.environ.get('GLIBC_TUNABLES'), sys.argv[1:])"
 
@@ -39,10 +40,11 @@ def test_a_setting_of_the_users_stays():
     ("raised", "code", "line"),
     [
         ("UserError('the lr is odd; make it even')", 2, "error: the lr is odd; make it even"),
+        ("Preempted('stopped after step 7, which is saved')", 75, PREEMPTED),
         ("KeyboardInterrupt", 130, "stopped; the same command goes on where this one was"),
     ],
 )
 def test_what_ends_a_command_is_said_in_one_line(raised, code, line):
-    program = "from tl_jax import command; from tl_jax.errors import UserError\n"
+    program = "from tl_jax import command; from tl_jax.errors import Preempted, UserError\n"
     program += f"def main(_): raise {raised}\ncommand.run(main)"
     assert run(program) == (code, "", line)

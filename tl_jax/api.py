@@ -1,5 +1,6 @@
 """The calls behind ``run.py``: a configuration goes in, files and a summary come out."""
 
+import math
 import platform
 import resource
 import sys
@@ -18,7 +19,8 @@ from tl_jax.exporting import export
 from tl_jax.looks import find_lr, play, preview
 from tl_jax.report import comparison
 from tl_jax.runs import check_batches, make_task, restore
-from tl_jax.train import loop, metrics, wise_ft, workdir
+from tl_jax.task import Task, Verdict
+from tl_jax.train import devices, hosts, loop, metrics, wise_ft, workdir
 from tl_jax.train.log import say
 from tl_jax.train.state import digest, initial_state
 from tl_jax.train.workdir import read_json, write_json
@@ -53,10 +55,12 @@ def run(config: base.Config, folder: str | Path) -> dict[str, Any]:
 
 def evaluate(config: base.Config, folder: str | Path) -> dict[str, Any]:
     """Test the checkpoint that ``config.test_on`` names in a finished or unfinished run, without training."""
-    task, _, state = restore(config, Path(folder).expanduser())
-    values, examples, _, per_class = metrics.evaluate(task, state.variables, "test")
+    folder = Path(folder).expanduser()
+    task, _, state = restore(config, folder)
+    values, examples, _, verdict = metrics.evaluate(task, state.variables, "test")
+    values |= dict.fromkeys(verdict.missing, math.nan)
     summary = {"step": int(state.step), "examples_evaluated": examples, "metrics": values}
-    return summary | ({"per_class": per_class} if per_class else {})
+    return summary | _judged(task, verdict, folder)
 
 
 def predict(config: base.Config, folder: str | Path, inputs: Sequence[str]) -> list[dict[str, Any]]:
@@ -67,7 +71,8 @@ def predict(config: base.Config, folder: str | Path, inputs: Sequence[str]) -> l
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder)
     if task.answer is None:
-        raise UserError(f"config.task={config.task} answers nothing; predictions are for task=text, tokens, detection")
+        answering = "text, tokens, detection and faces"
+        raise UserError(f"config.task={config.task} answers nothing; predictions are for task={answering}")
     found, drawn = task.answer(state.variables, inputs)
     say(drawn)
     write_json(folder / "predictions.json", found)
@@ -106,7 +111,8 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         first = initial_state(task, config.seed).variables
         share, scores = wise_ft.best_share(fitted.task, first, variables)
         variables, extra = interpolate(first, variables, share), {"wise_ft": {"share": share, "validation": scores}}
-    values, examples, compiling, per_class = metrics.evaluate(fitted.task, variables, "test")
+    values, examples, compiling, verdict = metrics.evaluate(fitted.task, variables, "test")
+    values |= dict.fromkeys(verdict.missing, math.nan)
     if config.test_train:
         extra["train_metrics"] = metrics.evaluate(fitted.task, variables, "train").values
     fitted.seconds["eval"] += time.monotonic() - begin - compiling
@@ -123,17 +129,18 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         "score": task.score,
         "seconds": {**seconds, **fitted.seconds, "total": time.monotonic() - clock},
         "parameters": fitted.parameters,
-        "parameters_sha256": digest(jax.device_get(variables)),
+        "parameters_sha256": digest(devices.fetch(variables)),
         "examples": dict(task.sizes),
         "facts": task.facts,
-        **({"per_class": per_class} if per_class else {}),
+        **_judged(task, verdict, folder),
         **extra,
         **({"freeze": fitted.freeze} if config.freeze.prove else {}),
         **_machine(),
     }
     write_json(folder / "summary.json", summary)
-    if per_class and verbose:
-        say(_table(per_class))
+    hosts.meet(f"{folder} is finished")
+    if verdict.per_class and verbose:
+        say(_table(verdict.per_class))
     source = f"{examples:,} examples ({task.facts['tested']})"
     say(f"test {_shown(values)} on {source}; {summary['seconds']['total']:.1f} s; {folder / 'summary.json'}")
     return summary
@@ -157,10 +164,17 @@ def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
         summary |= _machine()
         summary["seconds"]["total"] = time.monotonic() - clock
         write_json(folder / "summary.json", summary)
-    picture = comparison.draw(summary, folder / "comparison.png")
+    picture = comparison.draw(summary, folder / "comparison.png") if hosts.first() else folder
     say(comparison.table(summary))
     say(f"picture: {picture}\nsummary: {folder / 'summary.json'}")
     return summary
+
+
+def _judged(task: Task, verdict: Verdict, folder: Path) -> dict[str, Any]:
+    """Return what a summary has beside the metrics: scores by class, and what the task reports."""
+    by_class = {"per_class": verdict.per_class} if verdict.per_class else {}
+    missing = {"missing": dict(verdict.missing)} if verdict.missing else {}
+    return by_class | missing | (task.report(verdict.kept, folder) if task.report else {})
 
 
 def _table(per_class: Mapping[str, Mapping[str, float]]) -> str:
@@ -174,8 +188,10 @@ def _table(per_class: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _shown(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+def _shown(values: dict[str, Any]) -> str:
+    """Return metrics in words; one that could not be measured is NaN, and None once it was written."""
+    known = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+    return ", ".join(f"{name} {known[name]:.4f}" if name in known else f"{name} not measured" for name in values)
 
 
 def _machine() -> dict[str, Any]:

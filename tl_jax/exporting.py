@@ -20,7 +20,8 @@ def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> P
     """Write the weights of a run into ``export/``: of a text network as the folder that transformers opens.
 
     Of an image network ``export/model.safetensors`` is what ``pretrained.load(source="tl_jax")`` reads, of a policy
-    what ``init.path`` takes. Of a detector it is the network below the head, to be started from.
+    what ``init.path`` takes. That of faces puts out embeddings, whose length is not yet 1, that of a detector is the
+    network below the head, to be started from.
 
     Beside it comes ``export/delta.safetensors``: only what changed, for ``pretrained.load(..., delta=FILE)`` on top of
     the weights that the run started from. Adapters are merged into plain kernels in the first and kept in the second.

@@ -6,7 +6,7 @@ from typing import Any
 from configs import base, check
 from tl_jax.errors import UserError
 from tl_jax.task import Task
-from tl_jax.tasks import image
+from tl_jax.tasks import faces, image
 from tl_jax.train import compile_cache, devices, workdir
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.state import TrainState, initial_state
@@ -35,7 +35,8 @@ def _detection(config: base.Config) -> Task:
 
 
 TASKS = {
-    "image": image.make, "detection": _detection, "text": _text, "tokens": _text, "masked": _text, "policy": _policy,
+    "image": image.make, "detection": _detection, "faces": faces.make, "text": _text, "tokens": _text, "masked": _text,
+    "policy": _policy,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +18,14 @@ class Verdict(NamedTuple):
     Attributes:
         values: metrics by name.
         per_class: class -> numbers by name, such as ``precision``, ``recall``, ``f1`` and ``examples``.
+        missing: metrics that there is too little data for, and why.
+        kept: what ``Task.report`` takes.
     """
 
     values: Mapping[str, float]
     per_class: Mapping[str, Mapping[str, float]]
+    missing: Mapping[str, str] = MappingProxyType({})
+    kept: Any = None
 
 
 class Objective(NamedTuple):
@@ -54,6 +59,8 @@ class Task(NamedTuple):
         predict: (variables, batch) -> what ``judge`` takes of each example (N, ...), such as its likeliest class; None
             where nothing asks for it.
         judge: (predictions (N, ...), batches as ``eval_batches`` gives them), both lists -> verdict.
+        report: (what the judge kept of the test part, folder) -> further entries of the summary; it draws pictures
+            into the folder.
         stepper: what takes the steps of a phase where a step is more than a gradient of ``loss``; made and used as
             ``train.stepper.Stepper`` is.
         answer: (variables, what a user typed) -> for each what is said of it, for JSON, and the same drawn as text.
@@ -76,6 +83,7 @@ class Task(NamedTuple):
     score: str = "accuracy"
     predict: Callable[[Variables, Batch], jax.Array] | None = None
     judge: Callable[[Sequence[Any], Sequence[Batch]], Verdict] | None = None
+    report: Callable[[Any, Path], dict[str, Any]] | None = None
     stepper: Callable[..., Any] | None = None
     answer: Callable[[Variables, Sequence[str]], tuple[list[dict[str, Any]], str]] | None = None
     illustrate: Callable[[Sequence[Mapping[str, Any]], Path], list[Path]] | None = None

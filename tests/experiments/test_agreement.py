@@ -60,3 +60,21 @@ def test_a_score_that_is_the_same_for_all_is_last_and_says_nothing():
     assert [one.score for one in found] == ["good", "chance", "opposite", "same"]
     assert np.isnan(found[-1][1:7]).all() and found[-1].needed == np.inf
     assert found[:3] == agreements(drawn(4, 0.1), resamples=50)
+
+
+def test_where_a_score_ranks_nothing_it_counts_as_nothing():
+    """Else one that is right in the few groups where it varies, and silent in the others, would come out on top."""
+    groups = drawn(4, 0.0)
+    rare = [group.scores["good"] if i == 0 else np.full(7, 9.0) for i, group in enumerate(groups)]
+    found = agreements(
+        [Group(g.gains, {"rare": r, **g.scores}) for g, r in zip(groups, rare, strict=True)], resamples=50
+    )
+    taus = {one.score: one.tau for one in found}
+    assert taus["rare"] == pytest.approx(1 / 4) and taus["good"] == 1
+
+
+def test_a_group_without_differences_in_gain_counts_for_no_score():
+    groups = drawn(3, 1.0)
+    still = Group(np.zeros(7), groups[0].scores)
+    for one, other in zip(agreements([*groups, still], resamples=20), agreements(groups, resamples=20), strict=True):
+        assert (one.score, one.tau) == (other.score, pytest.approx(other.tau))

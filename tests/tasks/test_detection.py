@@ -74,7 +74,10 @@ def test_predictions_are_said_written_and_drawn(trained, tmp_path, capsys):
     assert hits > wanted / 3
     sizes = [Image.open(folder / "predictions" / name).size for name in ("00.png", "other.png")]
     assert sizes == [(640, 640), (320, 640)]
-    for bad, message in ((["absent.png"], "no file or folder absent.png"), ([str(folder)], "has no pictures")):
+    for bad, message in (
+        (["absent.png"], "no folder absent.png; check --input"),
+        ([], "nothing to predict"),
+    ):
         with pytest.raises(UserError, match=message):
             api.predict(config_of(*LONG), folder, bad)
 

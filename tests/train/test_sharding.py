@@ -78,6 +78,11 @@ def test_a_split_state_comes_to_the_same_numbers(optim, recipe):
     assert sharding.bytes_per_device(split[0]) < 1.05 / COUNT * sharding.bytes_per_device(whole[0])
 
 
+def test_what_is_on_no_device_is_not_split():
+    assert not sharding.is_sharded({"kernel": np.ones((4, 4))})
+    assert (devices.fetch({"kernel": np.ones(3), "bias": jnp.ones(3)})["kernel"] == 1).all()
+
+
 def test_layouts_split_the_longest_axis_that_divides():
     def spec(*shape):
         return sharding.layout(shape).spec

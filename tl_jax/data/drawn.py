@@ -71,3 +71,42 @@ def shapes(train: int = 4000, test: int = 1000, size: int = 32) -> Source:
         return Split(np.clip(images, 0, 255).astype(np.uint8).reshape(-1, size, size, 3), labels)
 
     return Source("shapes", draw(train), draw(test), tuple(SHAPES))
+
+
+def faces(people: int = 24, each: int = 8, size: int = 32) -> tuple[Split, tuple[str, ...]]:
+    """Draw cartoon faces. What makes a person stays: the head's shape, colours, hair, eyes, mouth; the pose, light
+    and look of each picture, and its noise, are random.
+
+    Returns:
+        people * each pictures, person by person, labels in [0, people), and the names of the people.
+    """  # noqa: D205
+    rng = np.random.default_rng(2)
+    y, x = 2 * (np.mgrid[: 2 * size, : 2 * size] + 0.5) / (2 * size) - 1  # twice as fine, averaged at the end
+
+    def one(who: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return a picture (size, size, 3) of a person."""
+        dx, dy, look, mood = rng.normal(0, (0.08, 0.08, 0.15, 0.03))
+        u, v = (x - dx) / rng.uniform(0.8, 1.0), (y - dy) / rng.uniform(0.8, 1.0)
+        wide, apart, eye, mouth, hair = who["sizes"]
+        head = (u / wide) ** 2 + (v / 0.85) ** 2 < 1
+        white = ((abs(u) - apart) / eye) ** 2 + ((v + 0.1) / (0.7 * eye)) ** 2 < 1
+        iris = (abs(u - look * eye) - apart) ** 2 + (v + 0.1) ** 2 < (0.5 * eye) ** 2
+        lips = (abs(u) < mouth) & (abs(v - 0.45 + (who["smile"] + mood) * (u / mouth) ** 2) < 0.06)
+        image = np.broadcast_to(rng.uniform(0, 255, 3), (*x.shape, 3)).copy()
+        for where, colour in (
+            (head, who["skin"]), (head & (v < hair), who["hair"]), (white, np.full(3, 240.0)),
+            (iris, who["iris"]), (lips, who["lips"]),
+        ):  # fmt: skip
+            image[where] = colour
+        image = image.reshape(size, 2, size, 2, 3).mean((1, 3)) * rng.uniform(0.7, 1.1)
+        return np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
+
+    images = []
+    for _ in range(people):
+        low, high = np.array([[0.55, 0.2, 0.1, 0.15, -0.7], [0.85, 0.35, 0.2, 0.4, -0.2]])
+        who = {"sizes": rng.uniform(low, high), "smile": rng.uniform(-0.15, 0.15)}
+        who |= {"skin": np.array([230, 190, 160]) * rng.uniform(0.4, 1.05) + rng.normal(0, 12, 3)}
+        who |= {part: rng.uniform(0, 220, 3) for part in ("hair", "iris", "lips")}
+        images += [one(who) for _ in range(each)]
+    labels = np.repeat(np.arange(people, dtype=np.int32), each)
+    return Split(np.stack(images), labels), tuple(f"person{i:02d}" for i in range(people))

@@ -62,6 +62,46 @@ def read(folder: Path, size: int = 224, most_bytes: float = DECODED_BYTES) -> So
     return Source(name, each[0], each[1], classes, tested or "a fifth held out", *each[2:])
 
 
+def read_all(folder: Path, size: int, most_bytes: float = DECODED_BYTES) -> tuple[Split, list[Path], tuple[str, ...]]:
+    """Read ``folder/CLASS/PICTURE`` as one part; arguments and errors are those of ``read``.
+
+    Returns:
+        The N pictures in the order of classes and names, their files, and the K names of classes.
+    """
+    folder, skipped = Path(folder).expanduser(), []
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}; check --config.data.dir")
+    try:
+        found = _classes(folder, skipped)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename} ({error.strerror}); check --config.data.dir") from error
+    if skipped:
+        _say(folder, tuple(skipped))
+    files, labels = _listed(found, tuple(found))
+    return Split(decode_all(folder.resolve().name, files, size, most_bytes), labels), files, tuple(found)
+
+
+def pictures(path: Path) -> list[Path]:
+    """Return the picture files of a folder and of those within it, by name, or the one file that ``path`` is.
+
+    Raises:
+        UserError: no such folder, or no picture in it.
+    """
+    path = path.expanduser()
+    inside = path.rglob("*") if path.is_dir() else [path] if path.is_file() else None
+    if inside is None:
+        raise UserError(f"no folder {path}; check --input")
+    found = [
+        file
+        for file in sorted(inside)
+        if file.suffix.lower() in ENDINGS
+        and not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(path).parts)
+    ]
+    if not found:
+        raise UserError(f"{path} has no pictures ({', '.join(ENDINGS)}); check --input")
+    return found
+
+
 def _parts(folder: Path, skipped: list[Path]) -> tuple[dict[str, Files], str]:
     """Return the files of ``train``, of ``test`` and of ``validation``, and the name of the folder ``test`` is from."""
     if not folder.is_dir():

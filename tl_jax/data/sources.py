@@ -13,6 +13,7 @@ from tl_jax.data.pictures import DECODED_BYTES, Source, Split, cut_test, fit, ke
 from tl_jax.errors import UserError, nearest
 from tl_jax.fetch import cache_dir
 
+NAME_BYTES = 128  # of a name at most
 FOLDERS = ("folder", "flowers")  # class folders with pictures
 FLOWERS = "http://download.tensorflow.org/example_images/flower_photos.tgz"  # 228,813,984 bytes
 FLOWERS_DIGEST = "sha256:4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"  # as in TFDS' tf_flowers
@@ -82,6 +83,18 @@ def tfds_source(name: str, data_dir: str, size: int, most_bytes: float = DECODED
     return Source(title, train, labelled[tested], classes, tested, *(labelled[part] for part in other))
 
 
+def tfds_named(name: str, data_dir: str, size: int, most_bytes: float = DECODED_BYTES) -> tuple[str, Split]:
+    """Read the train part of a prepared TFDS set whose labels are names: its title, and pictures with labels str (N,).
+
+    Raises:
+        UserError: as ``tfds_source``.
+    """
+    builder = prepared(name, data_dir)
+    pictures = _read(builder, "train", size, most_bytes, NAME_BYTES)
+    names = np.char.decode(np.ascontiguousarray(pictures.labels).view(f"S{NAME_BYTES}")[:, 0], "utf-8")
+    return f"{name}:{builder.info.version}", Split(pictures.images, names)
+
+
 def prepared(name: str, data_dir: str) -> Any:
     """Return the TFDS builder of a set that lies prepared in a folder, or is prepared now (CIFAR).
 
@@ -121,8 +134,11 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
-def _read(builder: Any, split: str, size: int, most_bytes: float) -> Split:
-    """Return a whole split, pictures of differing sizes fitted into ``size``; what was decoded once is kept on disk."""
+def _read(builder: Any, split: str, size: int, most_bytes: float, name_bytes: int = 0) -> Split:
+    """Return a whole split, pictures of differing sizes fitted into ``size``; what was decoded once is kept on disk.
+
+    Labels that are names come as ``name_bytes`` bytes each, uint8 (N, name_bytes); others int32 (N,).
+    """
     height, width = builder.info.features["image"].shape[:2]
     shape = (size, size, 3) if None in (height, width) else (height, width, 3)
     files, expected = builder.info.splits[split].filepaths, builder.info.splits[split].num_examples
@@ -132,7 +148,10 @@ def _read(builder: Any, split: str, size: int, most_bytes: float) -> Split:
         raise UserError(f"{builder.data_dir} has {ends[-1]} of {expected} {split} examples; prepare it again")
 
     def labels() -> Iterator[np.ndarray]:
-        return (np.asarray([label]) for _, label in _records(opened))
+        found = (label for _, label in _records(opened))
+        if not name_bytes:
+            return (np.asarray([label]) for label in found)
+        return (np.frombuffer(label.ljust(name_bytes, b"\0"), np.uint8)[None] for label in found)
 
     def pictures() -> Iterator[np.ndarray]:
         return (picture(image)[None] for image, _ in _records(opened))
@@ -147,7 +166,8 @@ def _read(builder: Any, split: str, size: int, most_bytes: float) -> Split:
         return picture(_parsed(_features(record))[0])
 
     images = kept_or_encoded(files, (expected, *shape), pictures, one, most_bytes)
-    return Split(images, kept(files, "labels", (expected,), np.int32, labels))
+    form = ((expected, name_bytes), np.uint8) if name_bytes else ((expected,), np.int32)
+    return Split(images, kept(files, "labels", *form, labels))
 
 
 def readers(files: Sequence[str]) -> list[Any]:
@@ -168,7 +188,7 @@ def features(found: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
             yield from map(_features, reader.read(first, min(first + 1000, count)))
 
 
-def _records(found: Sequence[Any]) -> Iterator[tuple[bytes, int]]:
+def _records(found: Sequence[Any]) -> Iterator[tuple[bytes, Any]]:
     """Yield encoded pictures and labels."""
     return map(_parsed, features(found))
 
@@ -179,8 +199,9 @@ def _features(record: bytes) -> Mapping[str, Any]:
     return tf_example_pb2.Example.FromString(record).features.feature
 
 
-def _parsed(feature: Mapping[str, Any]) -> tuple[bytes, int]:
-    return feature["image"].bytes_list.value[0], feature["label"].int64_list.value[0]
+def _parsed(feature: Mapping[str, Any]) -> tuple[bytes, Any]:
+    label = feature["label"].int64_list.value or feature["label"].bytes_list.value
+    return feature["image"].bytes_list.value[0], label[0]
 
 
 def _decode(encoded: bytes) -> np.ndarray:

@@ -41,13 +41,13 @@ def summarise(workdir: Path, arms: Sequence[str], seeds: Sequence[int], metric: 
         "steps": first[0]["steps"],
         "examples": first[0]["examples"],
         "examples_evaluated": first[0]["examples_evaluated"],
-        "metrics": {name: float(np.mean([row["metrics"][name] for row in first])) for name in names},
+        "metrics": {name: float(np.mean(np.asarray([row["metrics"][name] for row in first], float))) for name in names},
         "parameters": first[0]["parameters"],
         "seconds": {p: sum(row["seconds"][p] for rows in runs.values() for row in rows) for p in parts},
     }
 
 
-SHARES = ("accuracy", "f1", "map", "matthews")  # metrics from 0 to 1, shown in percent; others as they are
+SHARES = ("accuracy", "auc", "f1", "map", "matthews")  # metrics from 0 to 1, shown in percent; others as they are
 
 
 def table(summary: Mapping[str, Any]) -> str:

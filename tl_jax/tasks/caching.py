@@ -1,7 +1,7 @@
 """A task whose frozen first layers have been computed: its "pictures" are their outputs, and training starts there."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tl_jax.models import folding
 from tl_jax.models.backbone import FEATURES
 from tl_jax.shelf import Shelf, code_digest
 from tl_jax.task import Task
-from tl_jax.tasks.objectives import Maps, Network, make_features, make_loss, make_metrics
+from tl_jax.tasks.objectives import Maps, Network, make_features
 from tl_jax.train import devices
 from tl_jax.train.log import say
 from tl_jax.train.metrics import extract
@@ -37,8 +37,11 @@ KINDS = ("params", "batch_stats")
 class Frozen:
     """What of a task can be computed once, and where it is kept."""
 
-    def __init__(self, config: Any, network: Network, parts: Mapping[str, Split], how: Regularize):
-        self.network, self.parts, self.how, self.config = network, parts, how, config
+    def __init__(
+        self, config: Any, network: Network, parts: Mapping[str, Split], how: Regularize, functions: Callable[..., Any]
+    ):
+        """``functions`` makes those of the task: (network, augmentation, penalties, pretext) -> fields of ``Task``."""
+        self.network, self.parts, self.how, self.config, self.functions = network, parts, how, config, functions
         self.augment = Augment(**config.augment.to_dict())
         folder = Path(config.cache.dir).expanduser() if config.cache.dir else cache_dir() / "features"
         self.shelf = Shelf(folder, int(config.cache.gigabytes * 1e9))
@@ -81,8 +84,7 @@ class Frozen:
         train = self.parts["train"]
         images = outputs.views(train, views) if views else outputs.of(train)
         return task._replace(
-            loss=make_loss(network, Augment(), self.how, None),
-            metrics=make_metrics(network),
+            **self.functions(network, Augment(), self.how, None),
             train_batch=batches.Stream(images, train.labels, self.config.seed, self.config.batch_size),
             eval_batches=outputs.batches,
         )

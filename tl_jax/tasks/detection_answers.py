@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from tl_jax.data import batches
+from tl_jax.data import batches, folder
 from tl_jax.data.boxes import COLUMNS, letterbox
-from tl_jax.data.decoding import ENDINGS, decode
+from tl_jax.data.decoding import decode
 from tl_jax.data.pictures import Split
 from tl_jax.errors import UserError
 from tl_jax.report import boxes as drawing
@@ -38,7 +38,9 @@ def answer(
         variables: trained.
         inputs: picture files, and folders of such.
     """
-    files = _files(inputs)
+    files = [file for given in inputs for file in folder.pictures(Path(given))]
+    if not files:
+        raise UserError("nothing to predict; pass --input=PICTURE or --input=FOLDER")
     found, lines = [], []
     for first in range(0, len(files), size):
         some = files[first : first + size]
@@ -49,9 +51,9 @@ def answer(
     return found, "\n".join(lines)
 
 
-def illustrate(classes: Sequence[str], found: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Draw what was found on the pictures; write a PNG for each to ``folder/predictions``."""
-    out = folder / FOLDER
+def illustrate(classes: Sequence[str], found: Sequence[Mapping[str, Any]], run: Path) -> list[Path]:
+    """Draw what was found on the pictures; write a PNG for each to ``run/predictions``."""
+    out = run / FOLDER
     out.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     for row in found:
@@ -62,20 +64,6 @@ def illustrate(classes: Sequence[str], found: Sequence[Mapping[str, Any]], folde
         texts = [f"{each['class']} {each['score']:.2f}" for each in row["boxes"]]
         paths.append(drawing.draw(decode(Path(row["input"])), boxes, numbers, texts, out / f"{unique}.png"))
     return paths
-
-
-def _files(inputs: Sequence[str]) -> list[Path]:
-    files = []
-    for path in map(lambda given: Path(given).expanduser(), inputs):
-        own = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS) if path.is_dir() else [path]
-        if not own:
-            raise UserError(f"--input={path} has no pictures ({', '.join(ENDINGS)})")
-        if not path.exists():
-            raise UserError(f"no file or folder {path}; check --input")
-        files += own
-    if not files:
-        raise UserError("nothing to predict; pass --input=PICTURE or --input=FOLDER")
-    return files
 
 
 def _boxes(predict: Any, shape: tuple[int, int], size: int, variables: Any, files: Sequence[Path]) -> list[np.ndarray]:

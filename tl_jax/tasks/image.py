@@ -1,6 +1,7 @@
 """Image classification: a pretrained (or random) network, a new head, pictures with one label each."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +24,14 @@ from tl_jax.transfer.pretext import Pretext
 
 def make(config: Any) -> Task:
     """Build the task that ``config`` describes."""
+    net, inputs = opened(config)
+    source = load_source(config, inputs.size)
+    classes = starting.check_classes(config, source)
+    return build(config, net, inputs, source, classes, functools.partial(classifier, config.test_views))
+
+
+def opened(config: Any) -> tuple[Pretrained | None, Inputs]:
+    """Return the network of ``config``, None where it is to be drawn, and what its inputs are."""
     drawn = config.init.source == "random"
     net = None if drawn else load_network(config)  # before the data are read: wrong weights should fail at once
     spec = net.spec if net else pretrained.spec_of(config.model.name, config.init.layout)
@@ -33,10 +42,35 @@ def make(config: Any) -> Task:
         config.input.interpolation or spec.interpolation,
         spec.scaling if config.input.scaling == "spec" else config.input.scaling,
     )
-    source = load_source(config, inputs.size)
-    classes = starting.check_classes(config, source)
+    return net, inputs
+
+
+def classifier(
+    count: int, network: Network, how: Augment, penalties: Regularize, beside: Pretext | None
+) -> dict[str, Any]:
+    """Return the functions of a task of classes, tested on ``count`` views, by the names of ``Task``."""
+    return {"loss": make_loss(network, how, penalties, beside), "metrics": make_metrics(network, count)}
+
+
+def build(
+    config: Any,
+    net: Pretrained | None,
+    inputs: Inputs,
+    source: sources.Source,
+    outputs: int,
+    functions: Callable[..., dict[str, Any]],
+) -> Task:
+    """Put the task together.
+
+    Args:
+        config: the configuration.
+        net, inputs: see ``opened``.
+        source: the data.
+        outputs: of the network's head; 0 for none.
+        functions: (network, augmentation, penalties, pretext) -> the task's ``loss``, ``metrics`` and so on.
+    """
     keep = "keep" if config.init.head == "keep" else "new"
-    net = with_head(net, classes, keep) if net else draw_network(config, classes)
+    net = with_head(net, outputs, keep) if net else draw_network(config, outputs)
     for note in net.notes:
         say(note)
     recipes = {config.freeze.recipe, *(phase.get("recipe") for phase in config.phases)}
@@ -51,7 +85,7 @@ def make(config: Any) -> Task:
     parts = starting.cut(config, source)
     hows = regularize(config, net), pretext_of(config)
     beside = hows[1] if config.pretext.weight else None
-    frozen = Frozen(config, network, parts, hows[0])
+    frozen = Frozen(config, network, parts, hows[0], functions)
     seen = config.seed, config.batch_size
     pretext = None
     if hows[1]:
@@ -63,8 +97,7 @@ def make(config: Any) -> Task:
         name=f"{config.model.name} on {source.name}",
         classes=source.classes,
         init=functools.partial(start, config, net, frozen, *hows),
-        loss=make_loss(network, Augment(**config.augment.to_dict()), hows[0], beside),
-        metrics=make_metrics(network, config.test_views),
+        **functions(network, Augment(**config.augment.to_dict()), hows[0], beside),
         features=make_features(network),
         train_batch=batches.Stream(parts["train"].images, parts["train"].labels, *seen),
         eval_batches=lambda part: batches.eval_batches(parts[part], config.eval_batch_size),

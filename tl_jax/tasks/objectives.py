@@ -12,6 +12,7 @@ from tl_jax.data.augment import Augment, augment
 from tl_jax.data.views import views
 from tl_jax.transfer import adapters, penalties, pretext
 from tl_jax.transfer.adapters import Adapters
+from tl_jax.transfer.margins import Margin, unit
 from tl_jax.transfer.penalties import Regularize
 from tl_jax.transfer.pretext import Pretext
 from tl_jax.transfer.stochastic_norm import stochastic_norm
@@ -85,21 +86,24 @@ def plain(params: Any, how: Adapters) -> dict[str, Any]:
 
 
 @functools.cache
-def make_loss(net: Network, how: Augment, regularize: Regularize, beside: Pretext | None):
+def make_loss(net: Network, how: Augment, regularize: Regularize, beside: Pretext | None, people: Margin | None = None):
     """Return the training loss: augmented pictures, softmax cross-entropy in nats, mean over unmasked examples.
 
-    Penalties, and the loss of the pretext ``beside``, are added to it and reported on their own.
+    Penalties, and the loss of the pretext ``beside``, are added to it and reported on their own. With ``people`` what
+    the network puts out are embeddings, and logits are made of these.
     """
 
     def loss(variables, batch, key):
         source = variables.get("source", {})
         images = net.inputs(augment(batch["image"], key, how))
-        targets = jax.nn.one_hot(batch["label"], net.model.num_classes)
+        targets = jax.nn.one_hot(batch["label"], people.people if people else net.model.num_classes)
         targets = optax.smooth_labels(targets, regularize.label_smoothing)
         images, targets = penalties.mix(regularize, images, targets, jax.random.fold_in(key, MIX))
         logits, end, stats = net.train(variables, images, key, regularize.stochastic_norm)
+        if people:
+            logits = people(variables["params"], logits, batch["label"])
         losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
-        if "aux_logits" in end:
+        if "aux_logits" in end and not people:
             losses += AUXILIARY * optax.softmax_cross_entropy(end["aux_logits"], targets)
         source_end = {}
         if regularize.compares_maps:
@@ -144,6 +148,19 @@ def make_metrics(net: Network, count: int = 1):
         return _sums(losses, logits, batch)
 
     return metrics
+
+
+@functools.cache
+def make_embeddings(net: Network, count: int = 1):
+    """Return the function (variables, batch) -> embeddings (N, E) of length 1, the mean over ``count`` views."""
+
+    def embeddings(variables, batch):
+        def one(images):
+            return unit(net.predict(variables, images)[0].astype(jnp.float32))
+
+        return one(batch["image"]) if count == 1 else unit(jax.lax.map(one, views(batch["image"], count)).mean(0))
+
+    return embeddings
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from tl_jax.errors import UserError
 from tl_jax.task import Task
+from tl_jax.train import hosts
 from tl_jax.train.log import say
 from tl_jax.train.seal import Seals
 from tl_jax.train.state import TrainState
@@ -71,9 +72,10 @@ class Checkpoints:
             if not fault:
                 return step
             aside = self._folder.with_name("damaged") / str(step)
-            if jax.process_index() == 0:
+            if hosts.first():
                 aside.parent.mkdir(exist_ok=True)
                 (self._folder / str(step)).rename(aside)
+            hosts.meet(f"checkpoint {step} is aside")
             self._manager.reload()
             say(f"WARNING: checkpoint {step:,} is damaged: {fault}; it lies in {aside} now, and the one before is used")
         return None

@@ -56,7 +56,8 @@ def everywhere(tree: Any) -> Any:
 
 def fetch(tree: Any) -> Any:
     """Return the whole of every array as numpy, also of those of which other processes hold a part."""
-    whole = all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in jax.tree.leaves(tree))
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    whole = all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in arrays)
     return jax.device_get(tree if whole else _gatherer()(tree))
 
 

@@ -9,31 +9,37 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from tl_jax.train import hosts
 from tl_jax.train.workdir import finite
 
 
 def say(text: str = "") -> None:
-    """Print a line without breaking a progress bar."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    """Print a line without breaking a progress bar; of several processes the first speaks."""
+    if hosts.first():
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
 
 
 class Log:
     """The metrics of one run. Rows after ``step`` are left over from a run that was cut short, and are dropped."""
 
     def __init__(self, workdir: Path, step: int, total: int, verbose: bool):
+        verbose = verbose and hosts.first()
+        self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, disable=None if verbose else True)
+        self._total, self._verbose, self._board = total, verbose, None
+        if not hosts.first():
+            return
         self._path = workdir / "metrics.jsonl"
         rows = self._path.read_text().splitlines(keepends=True) if self._path.is_file() else []
-        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step]
         temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text("".join(kept))
+        temporary.write_text("".join(row for row in rows if _step(row) <= step))
         temporary.replace(self._path)  # a kill in between must not cost the history
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30)
-        self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, disable=None if verbose else True)
-        self._total, self._verbose = total, verbose
 
     def row(self, step: int, split: str, values: Mapping[str, float], **where: Any) -> None:
         """Append one row of metrics."""
+        if not self._board:
+            return
         with self._path.open("a") as f:
             f.write(json.dumps(finite({"step": step, "split": split, **where, **values})) + "\n")
         for name, value in values.items():
@@ -60,4 +66,13 @@ class Log:
     def close(self) -> None:
         """Flush and close."""
         self._bar.close()
-        self._board.close()
+        if self._board:
+            self._board.close()
+
+
+def _step(row: str) -> float:
+    """Return the step of a row of metrics, infinity for half a row, such as a full disk leaves."""
+    try:
+        return json.loads(row)["step"] if row.endswith("\n") else float("inf")
+    except ValueError:
+        return float("inf")

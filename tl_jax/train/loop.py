@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tl_jax.task import Task
+from tl_jax.train import hosts
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.interrupt import between_steps
 from tl_jax.train.log import Log
@@ -66,6 +67,7 @@ def fit(
     done = checkpoints.sound() or 0
     total = plan[-1].stop if plan else 0
     log = Log(workdir, done, total, verbose)
+    hosts.meet("training")  # the log is as it was at that step
     if done:
         log.say(f"resuming from step {done:,} of {total:,}")
     proof = Proof(workdir) if prove else None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tl_jax.task import Sums, Task
+from tl_jax.task import Sums, Task, Verdict
 from tl_jax.train import devices, sharding
 from tl_jax.train.step import make_eval_step
 
@@ -31,17 +31,19 @@ def total(rows: Iterable[Sums]) -> dict[str, list[float]]:
 
 
 class Evaluation(NamedTuple):
-    """Metrics over a part, the number of its examples, the seconds that compiling took, and scores by class."""
+    """Metrics over a part, the number of its examples, the seconds that compiling took, and what the judge says."""
 
     values: dict[str, float]
     examples: int
     compile_seconds: float
-    per_class: Mapping[str, Mapping[str, float]]
+    verdict: Verdict = Verdict({}, {})
 
 
 def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:
     """Return what ``function`` (variables, batch) -> (B, ...) gives for every example, (N, ...), padding left out."""
     step = make_eval_step(function, sharding.is_sharded(variables))
+    if jax.process_count() > 1:
+        variables = devices.everywhere(variables)
     rows = []
     for batch in batches:
         out = step(variables, devices.put(batch))
@@ -65,10 +67,10 @@ def evaluate(task: Task, variables: Any, part: str) -> Evaluation:
         if len(rows) % QUEUE == 0:
             jax.block_until_ready(rows[-1])
     if not judge:
-        return Evaluation(mean(rows), examples, compiling, {})
+        return Evaluation(mean(rows), examples, compiling)
     sums, predictions = zip(*jax.device_get(rows), strict=True)
     verdict = judge(predictions, seen)
-    return Evaluation({**mean(sums), **verdict.values}, examples, compiling, verdict.per_class)
+    return Evaluation({**mean(sums), **verdict.values}, examples, compiling, verdict)
 
 
 @functools.cache

@@ -4,11 +4,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from tl_jax import tree
 from tl_jax.errors import UserError
+from tl_jax.train.devices import fetch
 from tl_jax.train.state import TrainState
 from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import partition
@@ -23,9 +23,7 @@ def frozen_hashes(phase: Phase, state: TrainState) -> dict[str, str]:
     leaves = {f"params/{path}": leaf for path, leaf in flat.items() if not moves[path]}
     stats = tree.flatten(state.batch_stats)
     leaves |= {f"batch_stats/{path}": leaf for path, leaf in stats.items() if path.rpartition("/")[0] in still}
-    return {
-        path: hashlib.sha256(np.ascontiguousarray(leaf)).hexdigest() for path, leaf in jax.device_get(leaves).items()
-    }
+    return {path: hashlib.sha256(np.ascontiguousarray(leaf)).hexdigest() for path, leaf in fetch(leaves).items()}
 
 
 class Proof:

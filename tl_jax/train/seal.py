@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tl_jax.train import hosts
 from tl_jax.train.workdir import read_json, write_json
 
 
@@ -21,9 +22,11 @@ class Seals:
 
     def put(self, steps: list[int]) -> None:
         """Hash those of ``steps`` that have not been, and forget all others."""
+        if not hosts.first():
+            return
         known = read_json(self._path)
         new = {str(step): known.get(str(step)) or self._hashes(step) for step in steps}
-        if new != known and jax.process_index() == 0:
+        if new != known:
             write_json(self._path, new)
 
     def fault(self, step: int) -> str:

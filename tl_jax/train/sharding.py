@@ -35,8 +35,8 @@ def layouts(tree: Any) -> Any:
 
 
 def is_sharded(tree: Any) -> bool:
-    """Whether some leaf of a tree of arrays is not whole on each device."""
-    return any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(tree))
+    """Whether some leaf of a tree of arrays, of JAX or of NumPy, is not whole on each device."""
+    return any(isinstance(leaf, jax.Array) and not leaf.is_fully_replicated for leaf in jax.tree.leaves(tree))
 
 
 def constrain(tree: Any) -> Any:

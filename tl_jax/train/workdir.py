@@ -10,24 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from tl_jax.errors import UserError
+from tl_jax.train import hosts
 
 # Where a run is resumed, and how it is logged or tested, may change; what it computes may not.
 FREE = tuple(
     f"config.{field}"
     for field in (
-        "data.dir",
-        "data.gigabytes",
-        "detect.score",
-        "eval_batch_size",
-        "log_every",
-        "parallel.state",
+        "data.dir", "data.gigabytes", "detect.score", "eval_batch_size", "faces.known", "log_every", "parallel.state",
         "test_on",
-    )  # fmt: skip
-)
+    )
+)  # fmt: skip
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name and rename it; numbers that are not finite, which JSON lacks, become null."""
+    """Write JSON under a temporary name and rename it; numbers that are not finite, which JSON lacks, become null.
+
+    Of several processes the first writes.
+    """
+    if not hosts.first():
+        return
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
     temporary.replace(path)
@@ -57,6 +58,10 @@ def exclusive(workdir: Path) -> Iterator[None]:
     Raises:
         UserError: the folder cannot be written, or another run is writing to it.
     """
+    if not hosts.first():
+        hosts.meet("workdir")
+        yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("a")
@@ -69,6 +74,7 @@ def exclusive(workdir: Path) -> Iterator[None]:
             raise UserError(
                 f"another process is writing to {workdir}; wait for it, or pass another --workdir"
             ) from None
+        hosts.meet("workdir")
         yield  # the lock goes with the process, however it ends
 
 

@@ -17,7 +17,7 @@ Rules = tuple[tuple[str, str], ...]
 # Leaves that are no part of the network as it was loaded: each kind trains only where it is asked for.
 HEAD = (r"(aux/)?head/.*", "train")  # the layer on top of the features, the only one that knows the target's classes
 ADAPTERS = r"(.*/)?(lora_[ab]|adapter_\w+/.*)"
-EXTRA = r"extra/.*"  # of objectives other than the target's labels: projectors, the source's own head
+EXTRA = r"extra/.*"  # no part of the network: projectors, the source's own head, centres of the people in training
 
 # Named by what trains, and always the head.
 RECIPES: Mapping[str, Rules] = {

@@ -81,7 +81,8 @@ def extras(config: Any, objective: str = SUPERVISED) -> tuple[str, ...]:
     if objective == PRETEXT:
         return (PRETEXT,)
     pretext = (PRETEXT,) if config.pretext.name and config.pretext.weight else ()
-    return pretext + (("source_head",) if config.regularize.co_tuning else ())
+    people = ("people",) if config.task == "faces" else ()
+    return pretext + people + (("source_head",) if config.regularize.co_tuning else ())
 
 
 def _rules_of_extras(config: Any, objective: str) -> Rules:
@@ -89,8 +90,8 @@ def _rules_of_extras(config: Any, objective: str) -> Rules:
     used = extras(config, objective)
     mine = ((rf"extra/({'|'.join(used)})/.*", "train"),) if used else ()
     idle_head = () if objective == SUPERVISED else ((HEAD[0], FROZEN),)  # a pretext has no use for it
-    any_pretext = config.pretext.name or config.regularize.co_tuning
-    return (*mine, *idle_head, *(((EXTRA, FROZEN),) if any_pretext else ()))
+    any_extra = config.pretext.name or config.regularize.co_tuning or config.task == "faces"
+    return (*mine, *idle_head, *(((EXTRA, FROZEN),) if any_extra else ()))
 
 
 def check_rates(rates: Any) -> tuple[tuple[str, float], ...]:

@@ -1,0 +1,69 @@
+"""ImageNet MobileNetV2 to faces: embeddings learned from some people, tested on people it has never seen.
+
+    python run.py --config=configs/faces_verification.py --config.data.dir=FOLDER            ArcFace, everything trained
+    python run.py --config=configs/faces_verification.py:probe --config.data.dir=FOLDER      on fixed features
+    python run.py --config=configs/faces_verification.py:softmax --config.data.dir=FOLDER    without a margin
+    python run.py --config=configs/faces_verification.py:lora --config.data.dir=FOLDER       and most names of
+                                                                                              configs/mechanisms.py
+    python run.py --config=configs/faces_verification.py:smoke                               a small ResNet, cartoons
+    python run.py --mode=predict --workdir=RUN --input=PICTURES                              who is it?
+
+FOLDER holds ``PERSON/PICTURE``. A quarter of the people are tested, and a fifth of the others give the threshold of
+``--mode=predict`` and choose nothing else; ``faces.test_people`` and ``data.validation`` change that, and a file of
+pairs (``--config.faces.pairs=pairs.txt``, LFW's format) names its own people to test. People known to ``predict`` are
+those of FOLDER, or of ``--config.faces.known``. Without training, on the features as they are:
+``--config.faces.embedding=0 --config.epochs=0``.
+"""
+
+from configs import base, mechanisms
+from configs.fields import FIELDS
+
+
+def get_config(variant: str = ""):
+    """Return the recipe, one of its variants ``probe``, ``softmax`` and ``smoke``, or it with one of the mechanisms."""
+    config = base.get_config()
+    config.name = "faces_verification"
+    config.task = "faces"
+    config.model.name = "mobilenet_v2"
+    config.data.name = "folder"
+    config.data.validation = 0.2
+    config.input.size = 96
+    config.faces.scale = 32.0  # 64 is for tens of thousands of people
+    config.faces.margin = 0.3
+    base.fine_tuning(config)
+    config.augment.crop_pad = 6
+    config.batch_size = 32
+    config.optim.lr = 3e-4
+    config.freeze.batch_stats = "frozen"  # statistics of small batches of faces cost people never seen much
+    config.epochs = 10.0
+    known = {name: change for name, change in mechanisms.MECHANISMS.items() if name in mechanisms.fitting("faces")}
+    return base.variants(config, variant, probe=probe, softmax=softmax, smoke=smoke, **known)
+
+
+def probe(config):
+    """Train the embedding alone; nothing is augmented, so the features of a picture are always the same."""
+    config.augment.flip = False
+    config.augment.crop_pad = 0
+    config.freeze.recipe = "head"
+    config.optim.lr = 1e-3
+    config.epochs = 30.0
+
+
+def softmax(config):
+    """Tell people apart by a plain softmax."""
+    config.faces.loss = "softmax"
+    config.faces.scale, config.faces.margin = FIELDS["faces.scale"].default, FIELDS["faces.margin"].default
+
+
+def smoke(config):
+    """Run every part on the small network that ships, with drawn faces."""
+    base.smoke(config)
+    config.data.train_examples = 0
+    config.data.test_examples = 0
+    config.freeze.batch_stats = "auto"
+    config.model.name = "resnet8"
+    config.init.source = "tl_jax"
+    config.augment.crop_pad = 2
+    config.faces.embedding = 32
+    config.optim.lr = 1e-3
+    config.epochs = 10.0

@@ -1,0 +1,80 @@
+"""Who is on the pictures of a folder: the nearest known person, and whether that is near enough."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tl_jax import verification
+from tl_jax.data import batches, decoding, folder, people
+from tl_jax.data.people import Album
+from tl_jax.data.pictures import Split
+from tl_jax.errors import UserError
+from tl_jax.task import Task
+from tl_jax.train.log import say
+from tl_jax.train.metrics import extract
+
+
+def answer(
+    config: Any, album: Album, task: Task, size: int, variables: Any, inputs: Sequence[str]
+) -> tuple[list[dict[str, Any]], str]:
+    """Return for each picture the nearest known person, for JSON, and all of it as text.
+
+    Known are the pictures of ``config.faces.known``, or else of ``album``; a picture is not compared with itself. It
+    shows the same person where the cosine reaches the threshold that is best on the validation part.
+
+    Args:
+        config: the configuration.
+        album: all pictures that the run was made with.
+        task: with the embeddings as ``predict``.
+        size: side in pixels to which pictures of differing sizes are fitted.
+        variables: trained.
+        inputs: one folder, or one picture.
+    """
+    if len(inputs) != 1:
+        raise UserError("--mode=predict takes one folder with pictures of people; pass --input=FOLDER")
+    files = folder.pictures(Path(inputs[0]))
+    images = decoding.decode_all("pictures", files, size, config.data.gigabytes * 1e9)
+    known = people.read(config.faces.known, size, config.data.gigabytes * 1e9) if config.faces.known else album
+
+    def embed(split: Split) -> np.ndarray:
+        return extract(task.predict, variables, batches.eval_batches(split, config.eval_batch_size))
+
+    similarity = embed(Split(images, np.zeros(len(files), np.int32))) @ embed(known.pictures).T
+    where = [file.resolve() for file in known.files]
+    for row, file in enumerate(files):
+        similarity[row, [i for i, other in enumerate(where) if other == file.resolve()]] = -np.inf
+    nearest, bar = similarity.argmax(1), threshold(task, variables)
+    found = []
+    for row, (file, at) in enumerate(zip(files, nearest, strict=True)):
+        cosine = float(similarity[row, at])
+        found.append(
+            {
+                "input": str(file),
+                "person": known.people[known.pictures.labels[at]],
+                "picture": str(known.files[at]),
+                "similarity": cosine,
+                "threshold": bar,
+                "same": None if bar is None else cosine >= bar,
+            }
+        )
+    return found, "\n".join(map(_line, found))
+
+
+def threshold(task: Task, variables: Any) -> float | None:
+    """Return the threshold that is best on all pairs of the validation part, None where there is no such part."""
+    if not task.sizes["validation"]:
+        say("no validation people (config.data.validation=0), so no threshold: nothing is said of same or different")
+        return None
+    labels = np.concatenate([b["label"][b["mask"] > 0] for b in task.eval_batches("validation")])
+    embeddings, pairs = (
+        extract(task.predict, variables, task.eval_batches("validation")),
+        verification.every_pair(labels),
+    )
+    return verification.best_threshold(verification.cosines(embeddings, pairs), pairs.same)
+
+
+def _line(found: dict[str, Any]) -> str:
+    verdict = {None: "", True: "same", False: "different"}[found["same"]]
+    return f"  {found['input']}  {found['person']}  {found['similarity']:.3f}  {verdict}".rstrip()

@@ -1,0 +1,134 @@
+"""Verification and identification of people: embeddings trained on some people and tested on others."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tl_jax import verification
+from tl_jax.data import pairs, people
+from tl_jax.data.augment import Augment
+from tl_jax.data.people import Album, Cut
+from tl_jax.data.pictures import Source
+from tl_jax.errors import UserError
+from tl_jax.models.layers import glorot_uniform
+from tl_jax.report import roc
+from tl_jax.task import Batch, Task, Verdict
+from tl_jax.tasks import face_answers, image
+from tl_jax.tasks.objectives import Network, make_embeddings, make_loss
+from tl_jax.train.log import say
+from tl_jax.transfer.margins import Margin
+from tl_jax.transfer.penalties import Regularize
+from tl_jax.transfer.pretext import Pretext
+from tl_jax.verification import Pairs, Trial
+
+SETS = ("folder", "lfw")
+
+
+class Faces(NamedTuple):
+    """The data: all pictures, their parts, and the pairs of the test part, None for every pair."""
+
+    album: Album
+    source: Source
+    pairs: Pairs | None
+
+
+def make(config: Any) -> Task:
+    """Build the task that ``config`` describes."""
+    net, inputs = image.opened(config)
+    faces = load(config, inputs.size)
+    margin = Margin(config.faces.loss, config.faces.scale, config.faces.margin, len(faces.source.classes))
+    functions = functools.partial(embedder, margin, config.test_views)
+    task = image.build(config, net, inputs, faces.source, config.faces.embedding, functions)
+    return task._replace(
+        init=functools.partial(start, task),
+        judge=functools.partial(judge, faces, config.faces.gallery),
+        report=functools.partial(report, task.name),
+        answer=functools.partial(face_answers.answer, config, faces.album, task, inputs.size),
+        score="auc",
+    )
+
+
+def embedder(
+    margin: Margin, count: int, network: Network, how: Augment, penalties: Regularize, beside: Pretext | None
+) -> dict[str, Any]:
+    """Return the functions of a task of people, tested on ``count`` views, by the names of ``Task``."""
+    loss = make_loss(network, how, penalties, beside, margin)
+    return {"loss": loss, "metrics": _nothing, "predict": make_embeddings(network, count)}
+
+
+def _nothing(variables: Any, batch: Batch) -> dict[str, Any]:
+    """Return no sums: who is tested has no class, and what is measured is judged on all embeddings together."""
+    return {}
+
+
+def start(task: Task, key: jax.Array) -> dict[str, Any]:
+    """Return the variables that training starts from, with centres (E, K) of the people in training."""
+    variables = task.init(key)
+    assert task.predict
+    width = jax.eval_shape(task.predict, variables, task.train_batch(0)).shape[-1]
+    drawn = glorot_uniform(jax.random.fold_in(key, 3), (width, len(task.classes)))
+    extra = {**variables["params"].get("extra", {}), "people": {"kernel": drawn}}
+    return {**variables, "params": {**variables["params"], "extra": extra}}
+
+
+def load(config: Any, size: int) -> Faces:
+    """Load the pictures of people that ``config`` names, or draw them where ``data.generate`` says so."""
+    data = config.data
+    album = read(data.name, data.dir, data.generate, size, data.gigabytes * 1e9)
+    listed = pairs.read(config.faces.pairs) if config.faces.pairs else None
+    named = listed.people if listed else pairs.names(config.faces.test_file) if config.faces.test_file else ()
+    test, seed, least = config.faces.test_people, config.faces.split_seed, config.faces.min_pictures
+    cut = Cut(test, named, seed, data.validation, config.seed, least)
+    source, rows = people.split(album, cut)
+    return Faces(album, source, pairs.rows(listed, [album.files[row] for row in rows]) if listed else None)
+
+
+@functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
+def read(name: str, folder: str, generate: bool, size: int, most_bytes: float) -> Album:
+    """Read the set ``name``, see ``load``."""
+    if generate and not folder:
+        return people.generated()
+    if name not in SETS:
+        raise UserError(f"config.data.name={name} has no people; with task=faces take one of {', '.join(SETS)}")
+    if name == "lfw":
+        return people.lfw(folder, size, most_bytes)
+    if not folder:
+        raise UserError("config.data.name=folder needs one; pass --config.data.dir=FOLDER, with FOLDER/PERSON/PICTURE")
+    return people.read(folder, size, most_bytes)
+
+
+def judge(faces: Faces, gallery: int, found: Sequence[Any], batched: Sequence[Batch]) -> Verdict:
+    """Return what embeddings (N, E) are worth: on the pairs of the file for the test part, on every pair of others."""
+    kept = [np.asarray(batch["mask"]) > 0 for batch in batched]
+    embeddings = np.concatenate([np.asarray(each)[mask] for each, mask in zip(found, kept, strict=True)])
+    labels = np.concatenate([np.asarray(b["label"])[mask] for b, mask in zip(batched, kept, strict=True)])
+    listed = faces.pairs if np.array_equal(labels, faces.source.test.labels) else None
+    trial = verification.trial(embeddings, labels, listed or verification.every_pair(labels), gallery)
+    return Verdict(verification.figures(trial), {}, verification.missing(trial), trial)
+
+
+def report(name: str, trial: Trial, folder: Path) -> dict[str, Any]:
+    """Draw the ROC into ``folder/roc.png``, show the figures with their intervals, and return these."""
+    values, between = verification.figures(trial), verification.intervals(trial)
+    genuine, count = int(trial.same.sum()), len(trial.same)
+    what = f"{trial.people} people, {genuine:,} pairs of one and {count - genuine:,} of two"
+    say(f"{what}; 95 % intervals over people:")
+    for figure, value in values.items():
+        ends = between.get(figure)
+        say(f"  {figure:12} {value:.4f}" + (f"  [{ends[0]:.4f}, {ends[1]:.4f}]" if ends else ""))
+    for figure, why in verification.missing(trial).items():
+        say(f"  {figure:12} not measured: it {why}")
+    curve = verification.roc(trial.scores, trial.same)
+    marks = {
+        f"FAR {level:g}": (level, values[figure]) for figure, level in verification.LEVELS.items() if figure in values
+    } | {f"equal errors, {values['eer']:.3f}": (values["eer"], 1 - values["eer"])}
+    title = f"{name}: {what}\nAUC {values['auc']:.4f}"
+    if "auc" in between:
+        title += " [{:.4f}, {:.4f}]".format(*between["auc"])
+    say(f"picture: {roc.draw(curve.far, curve.tar, marks, title, folder / 'roc.png')}")
+    counts = {"people": trial.people, "same": genuine, "different": count - genuine}
+    return {"intervals95": between, "pairs": counts}
