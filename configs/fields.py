@@ -25,7 +25,7 @@ FIELDS = {
     "seed": Field(0, "of the new head, the order and augmentation of examples, and the parts cut from train", low=0),
     "task": Field(
         "image",
-        "pictures with labels, with boxes, of people; texts or words in them with labels; words to guess; a world to act in",
+        "pictures with labels, boxes or people; texts or words in them with labels; words to guess; a world to act in",
         TASKS,
     ),
     # What is compared: every arm is run with every seed, and one summary and picture made of all.
