@@ -12,13 +12,14 @@ from tl_jax.weights.catalog import CATALOG
 # source's when the weights are not, and evaluation goes wrong.
 NORM_MOMENTUM = "share of BatchNorm's old statistics that a step keeps; 0 takes the network's own"
 PICTURES = "digits, gratings, shapes, folder, flowers, index, npz, organamnist"
+BOXES = "voc, coco, scenes"
 METRICS = ("auc", "sensitivity", "ece")
 TEXTS = "docs, docs_names, docs_corpus, tsv, csv, jsonl, conll, lines"
 CACHING = ("auto", "off")
 BATCH_STATS = ("auto", "train", "frozen")
 HEADS = ("new", "keep", "logistic", "ridge")
-TASKS = ("image", "faces", "text", "tokens", "masked", "policy")
-OF_PICTURES = ("image", "faces")
+TASKS = ("image", "detection", "faces", "text", "tokens", "masked", "policy")
+OF_PICTURES = ("image", "detection", "faces")
 SOURCES = tuple(dict.fromkeys(source for _, source in CATALOG))
 
 FIELDS = {
@@ -26,7 +27,7 @@ FIELDS = {
     "seed": Field(0, "of the new head, the order and augmentation of examples, and the parts cut from train", low=0),
     "task": Field(
         "image",
-        "pictures with labels or of people, texts or words in them with labels; words to guess; a world to act in",
+        "pictures with labels, boxes or people; texts or words in them with labels; words to guess; a world to act in",
         TASKS,
     ),
     # What is compared: every arm is run with every seed, and one summary and picture made of all.
@@ -54,7 +55,7 @@ FIELDS = {
     ),
     "init.surgery": Field(False, "draw anew what the source's observations or actions do not fit, and take the rest"),
     # Data.
-    "data.name": Field("cifar10", f"{PICTURES}; texts: {TEXTS}; or any TFDS set"),
+    "data.name": Field("cifar10", f"{PICTURES}; with boxes: {BOXES}; texts: {TEXTS}; or any TFDS set"),
     "data.dir": Field("", "TFDS folder (empty: TFDS' own default), pictures as data.name says, or files of texts"),
     "data.generate": Field(False, "where data.dir is empty, draw pictures, or take installed texts (for smoke runs)"),
     "data.text": Field(("text",), "columns that hold the text, or the two of a pair"),
@@ -93,6 +94,13 @@ FIELDS = {
     "test_views": Field(1, "views averaged in evaluation: 1; 2, the mirrored one too; 10, crops too", low=1, high=10),
     "batch_size": Field(64, "training examples a step, over all devices", low=1),
     "eval_batch_size": Field(256, "examples an evaluation step, over all devices", low=1),
+    # Pictures with boxes around objects.
+    "detect.classes": Field((), "names of the classes, in their order; empty takes those of the training part"),
+    "detect.width": Field(64, "channels of the head, a multiple of 8", low=8),
+    "detect.visible": Field(0.3, "share of a box that a crop must leave for it to be kept", low=0.0, high=1.0),
+    "detect.most": Field(100, "boxes of a picture at most, the surest ones", low=1),
+    "detect.overlap": Field(0.6, "IoU above which the less sure of two boxes of a class is dropped", low=0.0, high=1.0),
+    "detect.score": Field(0.3, "least score of a box that predictions show", low=0.0, high=1.0),
     # Pictures of people, verified and identified.
     "faces.embedding": Field(128, "values of an embedding; 0 takes the network's features as they are", low=0),
     "faces.loss": Field("arcface", "with which people are told apart in training", margins.LOSSES),

@@ -1,4 +1,4 @@
-"""Which fields belong to which kind of task: pictures, people, texts, policies."""
+"""Which fields belong to which kind of task: pictures, boxes on them, people, texts, policies."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +32,13 @@ SUPERVISED = (
 CLASSIFIED = (
     "calibrate", "data.group", "data.windows", "metrics", "positive", "regularize.class_weights", "score", "specificity"
 )  # fmt: skip
+# What a detector does not know: one label for each picture, or a change to it that boxes cannot follow.
+NOT_DETECTION = (
+    "augment.crop_pad", "augment.erase", "augment.magnitude", "augment.randaugment", "augment.rotate", "cache.",
+    "data.per_class", "init.head", "init.strength", "input.crop", "input.interpolation", "model.num_classes",
+    "pretext.", "regularize.bss", "regularize.co_tuning", "regularize.cutmix", "regularize.delta", "regularize.dropout",
+    "regularize.label_smoothing", "regularize.mixup", "regularize.stochastic_norm", "test_views", "wise_ft",
+)  # fmt: skip
 # What needs a class for each example that is tested, or takes other labels than one person a picture.
 NOT_FACES = (
     "data.test_examples", "init.strength", "model.num_classes", "regularize.co_tuning", "regularize.cutmix",
@@ -48,6 +55,7 @@ def kind(config: Config, changed: Callable[..., bool]) -> Refused:
     foreign = tuple(path for other, paths in ONLY.items() if other != sort for path in paths)
     foreign += SUPERVISED if sort == "policies" else ("freeze.batch_stats",) if sort == "texts" else ()
     foreign += () if task == "image" else CLASSIFIED
+    foreign += NOT_DETECTION if task == "detection" else ("detect.",)
     foreign += NOT_FACES if task == "faces" else ("faces.",)
     idle = [path for path in FIELDS if path.startswith(foreign) and changed(path)]
     return {

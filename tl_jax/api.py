@@ -66,16 +66,18 @@ def evaluate(config: base.Config, folder: str | Path) -> dict[str, Any]:
 def predict(config: base.Config, folder: str | Path, inputs: Sequence[str]) -> list[dict[str, Any]]:
     """Return what a run's network says of each of ``inputs``: sentences, or pictures and folders of them.
 
-    It is shown on the screen, and stands in ``folder/predictions.json``.
+    It is shown on the screen, and stands in ``folder/predictions.json``. What is found on pictures is drawn, too.
     """
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder)
     if task.answer is None:
-        answering = "image, faces, text and tokens"
+        answering = "image, detection, faces, text and tokens"
         raise UserError(f"config.task={config.task} answers nothing; predictions are for task={answering}")
     found, drawn = task.answer(state.variables, inputs)
     say(drawn)
     write_json(folder / "predictions.json", found)
+    if task.illustrate:
+        say("pictures: " + ", ".join(map(str, task.illustrate(found, folder))))
     return found
 
 
@@ -183,12 +185,13 @@ def _judged(task: Task, verdict: Verdict, held_out: Any, folder: Path) -> dict[s
 
 
 def _table(per_class: Mapping[str, Mapping[str, float]]) -> str:
-    """Return precision, recall and F1 of each class, drawn for the screen."""
-    width = max(map(len, per_class))
-    lines = [f"  {'':{width}}  precision  recall     f1  examples"]
+    """Return the scores of each class, such as precision, recall and F1, drawn for the screen."""
+    width, columns = max(map(len, per_class)), list(next(iter(per_class.values())))
+    lines = [f"  {'':{width}}  " + "  ".join(f"{column:>5}" for column in columns)]
     for name, row in per_class.items():
-        numbers = f"{row['precision']:9.3f}  {row['recall']:6.3f}  {row['f1']:5.3f}  {row['examples']:8,.0f}"
-        lines.append(f"  {name:{width}}  {numbers}")
+        kinds = {column: ",.0f" if column == "examples" else ".3f" for column in columns}
+        numbers = (f"{row[column]:{max(5, len(column))}{kind}}" for column, kind in kinds.items())
+        lines.append(f"  {name:{width}}  " + "  ".join(numbers))
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,8 +10,10 @@ import numpy as np
 from configs import base, check
 from configs.fields import OF_PICTURES
 from tl_jax.data.augment import Augment, augment
+from tl_jax.data.box_augment import augment_boxes
+from tl_jax.data.boxes import CLASS
 from tl_jax.errors import UserError
-from tl_jax.report import overlays, pictures, rate_curve
+from tl_jax.report import boxes, overlays, pictures, rate_curve
 from tl_jax.rl import film, worlds
 from tl_jax.runs import check_batches, make_task, restore
 from tl_jax.task import Task
@@ -50,7 +53,8 @@ def find_lr(config: base.Config, folder: str | Path) -> rate_finder.Sweep:
 def preview(config: base.Config, folder: str | Path) -> list[Path]:
     """Draw training pictures beside what augmentation makes of them; write ``preview.png`` to ``folder``.
 
-    The pictures are those of the first steps' batches; where there is a pretext, ``preview_pretext.png`` has its views.
+    The pictures are those of the first steps' batches, with their boxes where they have some; where there is a pretext,
+    ``preview_pretext.png`` has its views.
     """
     if config.task not in OF_PICTURES:
         raise UserError(f"--mode=preview draws what augmentation does to pictures; config.task={config.task} has none")
@@ -104,11 +108,23 @@ def _draw(task: Task, config: base.Config, how: Augment, path: Path) -> Path:
     batch = task.train_batch(0)
     images, labels = batch["image"][:ROWS], batch["label"][:ROWS]
     keys = [jax.random.fold_in(stream_key(config.seed, "train"), step) for step in range(COLUMNS)]
-    augmented = np.stack([jax.jit(augment, static_argnums=2)(images, key, how) for key in keys])
+    if config.task == "detection":
+        change = jax.jit(augment_boxes, static_argnums=(3, 4))
+        augmented = np.stack([_outlined(*change(images, labels, key, how, config.detect.visible)) for key in keys])
+        images, names = _outlined(images, labels), [f"{count} boxes" for count in (labels[..., CLASS] >= 0).sum(1)]
+    else:
+        augmented = np.stack([jax.jit(augment, static_argnums=2)(images, key, how) for key in keys])
+        names = [task.classes[label] for label in labels]
     values = {k: v for k, v in how._asdict().items() if v and (k != "magnitude" or how.randaugment)}
     on = ", ".join(k if v is True else f"{k} {v:g}" for k, v in values.items())
     title = f"{task.name}: {on or 'no augmentation'}"
-    return pictures.draw_grid(images, augmented, [task.classes[label] for label in labels], title, path)
+    return pictures.draw_grid(images, augmented, names, title, path)
+
+
+def _outlined(images: Any, labels: Any) -> np.ndarray:
+    """Return pictures (N, H, W, 3) with the boxes of their labels (N, M, 6) drawn."""
+    images, labels = np.asarray(images), np.asarray(labels)
+    return boxes.outlined(images, labels[..., :4], labels[..., CLASS])
 
 
 def _first(config: base.Config) -> tuple[base.Config, Task]:

@@ -1,9 +1,8 @@
 """Picture files of any size decoded to arrays of one size, by several threads, once."""
 
 import contextlib
-import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,39 +20,61 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # that a file may have inside, 
 
 
 def decode_all(
-    name: str, files: list[Path], size: int, most_bytes: float, windows: Sequence[Any] = ()
+    name: str, files: Sequence[Path], size: int, most_bytes: float, windows: Sequence[Any] = ()
 ) -> np.ndarray | Encoded:
     """Return all pictures uint8 (N, H, W, 3), decoded by several threads, or once before and kept.
 
-    Where all have the same size they are kept as they are, else all are fitted into ``size``.
+    Where all have the same size they are kept as they are, else all are fitted into ``size``; other arguments are those
+    of ``decode_into``.
+    """
+    with contextlib.closing(measure_each(files)) as sizes:
+        shape = next(sizes)
+        same = all(other == shape for other in sizes)  # the first that differs ends it
+    if same:
+        return decode_into(name, files, shape, lambda image: image, most_bytes, windows=windows)
+    return decode_into(name, files, (size, size), lambda image: fit(image, size), most_bytes, windows=windows)
+
+
+def decode_into(
+    name: str,
+    files: Sequence[Path],
+    shape: tuple[int, int],
+    fitted: Callable[[np.ndarray], np.ndarray],
+    most_bytes: float,
+    how: tuple[Any, ...] = (),
+    windows: Sequence[Any] = (),
+) -> np.ndarray | Encoded:
+    """Return all pictures uint8 (N, H, W, 3) as ``fitted`` makes them of what was decoded.
 
     Args:
         name: of the set, for the progress bar.
         files: N picture files.
-        size: side in pixels.
+        shape: (H, W) of what ``fitted`` returns.
+        fitted: (h, w, 3) -> (H, W, 3).
         most_bytes: of decoded pictures that may be kept on disk.
+        how: what ``fitted`` does, where ``shape`` does not say it.
         windows: of DICOM files, see ``dicom.read``.
     """
-    with warnings.catch_warnings(), ThreadPoolExecutor(WORKERS) as pool:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        shape = measure(files[0])
-        same = all(other == shape for other in pool.map(measure, files))  # the first that differs ends it
-        shape = shape if same else (size, size)
-        read = functools.partial(decode, windows=windows)
 
-        def picture(file: Path) -> np.ndarray:
-            image = read(file)
-            return image if same else fit(image, size)
+    def picture(file: Path) -> np.ndarray:
+        return fitted(decode(file, windows))
 
-        def decoded() -> Iterator[np.ndarray]:
+    def decoded() -> Iterator[np.ndarray]:
+        with _refusing_bombs(), ThreadPoolExecutor(WORKERS) as pool:
             done = pool.map(picture, files)  # the first error cancels what has not begun
             shown = {"leave": False, "disable": None, "mininterval": 0.5, "unit": " pictures"}
             for image in tqdm(done, f"reading {name}", len(files), **shown):
                 yield image[None]
 
-        found, shape = [file.resolve() for file in files], (len(files), *shape, 3)
-        seen = dicom.levels(windows) if any(map(is_dicom, files)) else ()
-        return kept_or_encoded(found, shape, decoded, lambda row: picture(files[row]), most_bytes, seen)
+    found, whole = [file.resolve() for file in files], (len(files), *shape, 3)
+    seen = dicom.levels(windows) if any(map(is_dicom, files)) else ()
+    return kept_or_encoded(found, whole, decoded, lambda row: picture(files[row]), most_bytes, (*how, *seen))
+
+
+def measure_each(files: Sequence[Path]) -> Generator[tuple[int, int], None, None]:
+    """Yield the height and width of each picture."""
+    with _refusing_bombs(), ThreadPoolExecutor(WORKERS) as pool:
+        yield from pool.map(measure, files)
 
 
 def is_dicom(path: Path) -> bool:
@@ -83,6 +104,13 @@ def decode(path: Path, windows: Sequence[Any] = ()) -> np.ndarray:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return np.asarray(image.convert("RGB"))
+
+
+@contextlib.contextmanager
+def _refusing_bombs() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 @contextlib.contextmanager
