@@ -75,8 +75,8 @@ def test_predictions_are_said_written_and_drawn(trained, tmp_path, capsys):
     sizes = [Image.open(folder / "predictions" / name).size for name in ("00.png", "other.png")]
     assert sizes == [(640, 640), (320, 640)]
     for bad, message in (
-        (["absent.png"], "no folder absent.png; check --input"),
-        ([], "nothing to predict"),
+        (["absent.png"], "no file or folder absent.png; check --input"),
+        ([], "nothing to look at"),
     ):
         with pytest.raises(UserError, match=message):
             api.predict(config_of(*LONG), folder, bad)

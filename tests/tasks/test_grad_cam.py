@@ -128,7 +128,7 @@ def test_what_cannot_be_looked_at(corner, tmp_path):
     config = stored.get_config(str(folder))
     task, _, state = api.restore(config, folder)
     for inputs, message in (
-        ([], "pass --input=FILE or --input=FOLDER"),
+        ([], "pass --input=PICTURE or --input=FOLDER"),
         ([str(tmp_path / "none.png")], "no file or folder .*none.png; check --input"),
         ([str(tmp_path)], f"{tmp_path} has no pictures"),
     ):

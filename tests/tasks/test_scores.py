@@ -7,7 +7,8 @@ from sklearn.metrics import log_loss, roc_auc_score, roc_curve
 from sklearn.utils.class_weight import compute_class_weight
 
 from tl_jax.errors import UserError
-from tl_jax.tasks import image, judging, scores
+from tl_jax.tasks import judging, scores
+from tl_jax.transfer.class_weights import class_weights
 
 pytestmark = pytest.mark.fast
 RNG = np.random.default_rng(0)
@@ -87,14 +88,14 @@ def test_intervals_are_over_groups():
 def test_balanced_weights_are_scikit_learns():
     labels = np.repeat([0, 1, 2], [10, 30, 60])
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    np.testing.assert_allclose(image.class_weights("balanced", labels, ("a", "b", "c")), expected)
-    assert image.class_weights("1,2.5,0", labels, ("a", "b", "c")) == (1, 2.5, 0)
-    assert image.class_weights("", labels, ("a", "b", "c")) == ()
+    np.testing.assert_allclose(class_weights("balanced", labels, ("a", "b", "c")), expected)
+    assert class_weights("1,2.5,0", labels, ("a", "b", "c")) == (1, 2.5, 0)
+    assert class_weights("", labels, ("a", "b", "c")) == ()
     for wrong in ("1,2", "ballanced", "0,0,0", "1,-1,1"):
         with pytest.raises(UserError, match=f"class_weights='{wrong}' must be balanced, or 3 factors such as 1,1,1"):
-            image.class_weights(wrong, labels, ("a", "b", "c"))
+            class_weights(wrong, labels, ("a", "b", "c"))
     with pytest.raises(UserError, match="balanced, but 'd' has no training example"):
-        image.class_weights("balanced", labels, ("a", "b", "c", "d"))
+        class_weights("balanced", labels, ("a", "b", "c", "d"))
 
 
 def test_the_report_says_what_the_scores_are(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tl_jax.data.decoding import decode_into, measure_each
-from tl_jax.data.pictures import SPLIT_SEED, Encoded, Rows, Source, Split
+from tl_jax.data.pictures import SPLIT_SEED, Source, Split, between
 from tl_jax.errors import UserError, nearest
 
 COLUMNS = 6  # of a label: x0, y0, x1, y1, class, crowd
@@ -91,13 +91,11 @@ def assemble(
         labels[row, : len(own)] = own
         labels[row, : len(own), :4] *= scale_into(measured, shape)
     ends = np.cumsum([len(rows) for rows in parts.values()])
-    each = {part: _part(images, labels, end - len(rows), end) for (part, rows), end in zip(parts.items(), ends)}  # noqa: B905
+    each = {}
+    for (part, rows), end in zip(parts.items(), ends, strict=True):
+        first = end - len(rows)
+        each[part] = Split(between(images, first, end), labels[first:end])
     return Source(name, each["train"], each["test"], classes, tested, each.get("validation"))
-
-
-def _part(images: np.ndarray | Encoded, labels: np.ndarray, first: int, stop: int) -> Split:
-    chosen = Rows(images, np.arange(first, stop)) if isinstance(images, Encoded) else images[first:stop]
-    return Split(chosen, labels[first:stop])
 
 
 def canvas(sizes: Sequence[tuple[int, int]], longest: int) -> tuple[int, int]:

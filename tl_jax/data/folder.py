@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,17 @@ def read_all(folder: Path, size: int, most_bytes: float = DECODED_BYTES) -> tupl
     return Split(decode_all(folder.resolve().name, files, size, most_bytes), labels), files, tuple(found)
 
 
+def named(inputs: Sequence[str]) -> list[Path]:
+    """Return the picture files that a user named, one by one or as folders.
+
+    Raises:
+        UserError: none was named, or as ``pictures``.
+    """
+    if not inputs:
+        raise UserError("nothing to look at; pass --input=PICTURE or --input=FOLDER, once for each")
+    return [file for given in inputs for file in pictures(Path(given))]
+
+
 def pictures(path: Path) -> list[Path]:
     """Return the picture files of a folder and of those within it, by name, or the one file that ``path`` is.
 
@@ -95,7 +107,7 @@ def pictures(path: Path) -> list[Path]:
     path = path.expanduser()
     inside = path.rglob("*") if path.is_dir() else [path] if path.is_file() else None
     if inside is None:
-        raise UserError(f"no folder {path}; check --input")
+        raise UserError(f"no file or folder {path}; check --input")
     found = [
         file
         for file in sorted(inside)

@@ -8,7 +8,7 @@ import numpy as np
 
 from tl_jax.data import decoding, dicom
 from tl_jax.data.decoding import is_dicom
-from tl_jax.data.pictures import DECODED_BYTES, Encoded, Rows, Source, Split, held_out
+from tl_jax.data.pictures import DECODED_BYTES, Source, Split, between, held_out
 from tl_jax.errors import UserError
 
 
@@ -68,7 +68,7 @@ def assemble(name: str, parts: Mapping[str, Part], classes: tuple[str, ...], tes
     images = decoding.decode_all(name, files, how.size, how.most_bytes, how.windows)
     ends = np.cumsum([len(part.files) for part in parts.values()])
     each = [
-        Split(_rows(images, end - len(part.files), end), part.labels, part.groups)
+        Split(between(images, end - len(part.files), end), part.labels, part.groups)
         for part, end in zip(parts.values(), ends, strict=True)
     ]
     return Source(name, each[0], each[1], classes, tested, *each[2:])
@@ -92,7 +92,3 @@ def _check_apart(parts: Mapping[str, Part]) -> None:
                     f"group {str(group)!r} is in two parts: {other} in {where}, {file} in {name}; "
                     "move all pictures of a group into one part"
                 )
-
-
-def _rows(images: np.ndarray | Encoded, first: int, stop: int) -> np.ndarray | Rows:
-    return Rows(images, np.arange(first, stop)) if isinstance(images, Encoded) else images[first:stop]

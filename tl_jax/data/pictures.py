@@ -70,6 +70,11 @@ class Rows:
         return np.asarray(self[:], dtype)
 
 
+def between(images: "np.ndarray | Encoded", first: int, stop: int) -> "np.ndarray | Rows":
+    """Return the pictures from ``first`` up to ``stop``, without a copy."""
+    return Rows(images, np.arange(first, stop)) if isinstance(images, Encoded) else images[first:stop]
+
+
 class Split(NamedTuple):
     """Pictures uint8 (N, H, W, 3), RGB, read by rows as ``images[rows]``, and labels int32 (N,) in [0, K).
 

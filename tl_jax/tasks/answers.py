@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
@@ -103,7 +102,7 @@ def _predict(
     if cut := sum(bool(e.overflowing) for e in encodings):
         say(f"{cut:,} of {len(texts):,} inputs are cut to {length} tokens: what comes after them is not read")
     data = token_batches.texts(encodings, labels, net.tokenizer.token_to_id("[PAD]"))
-    n = -(-len(texts) // jax.device_count()) * jax.device_count()
+    n = devices.whole(len(texts))
     batch = data.batch(np.minimum(np.arange(n), len(texts) - 1), np.arange(n) < len(texts))
     out = make_eval_step(make_predict(encoder))(variables, devices.put(batch))
     return np.asarray(out)[: len(texts)], np.asarray(batch["label"])[: len(texts)] != IGNORED

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from tl_jax.data import batches, folder
+from tl_jax.data import batches
 from tl_jax.data.boxes import COLUMNS, letterbox
 from tl_jax.data.decoding import decode
+from tl_jax.data.folder import named
 from tl_jax.data.pictures import Split
-from tl_jax.errors import UserError
 from tl_jax.report import boxes as drawing
+from tl_jax.train import devices
 from tl_jax.train.metrics import extract
 
 FOLDER = "predictions"  # of drawn pictures, in that of the run
@@ -38,9 +38,8 @@ def answer(
         variables: trained.
         inputs: picture files, and folders of such.
     """
-    files = [file for given in inputs for file in folder.pictures(Path(given))]
-    if not files:
-        raise UserError("nothing to predict; pass --input=PICTURE or --input=FOLDER")
+    files = named(inputs)
+    size = min(size, devices.whole(len(files)))
     found, lines = [], []
     for first in range(0, len(files), size):
         some = files[first : first + size]
@@ -70,9 +69,8 @@ def _boxes(predict: Any, shape: tuple[int, int], size: int, variables: Any, file
     """Return the boxes (D, 6) of each picture in pixels of its file."""
     pictures = [decode(file) for file in files]
     fitted, scales = zip(*(letterbox(picture, shape) for picture in pictures), strict=True)
-    even = -(-min(size, len(files)) // jax.device_count()) * jax.device_count()
     split = Split(np.stack(fitted), np.zeros((len(files), 1, COLUMNS), np.float32))  # nobody reads these labels
-    found = extract(predict, variables, batches.eval_batches(split, even)).astype(np.float64)
+    found = extract(predict, variables, batches.eval_batches(split, size)).astype(np.float64)
     for own, picture, scale in zip(found, pictures, scales, strict=True):
         height, width = picture.shape[:2]
         own[:, :4] = np.clip(own[:, :4] / scale, 0, [width, height, width, height])

@@ -1,22 +1,22 @@
 """What a trained network says of picture files that a user names, and where in them it sees that."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tl_jax.data import batches, preprocess
-from tl_jax.data.decoding import ENDINGS, decode
+from tl_jax.data.decoding import decode
+from tl_jax.data.folder import named
 from tl_jax.data.pictures import Split, fit
-from tl_jax.errors import UserError
 from tl_jax.report import probabilities as drawn
 from tl_jax.task import Batch
 from tl_jax.tasks.grad_cam import make_grad_cam
 from tl_jax.tasks.objectives import Inputs, Network, make_predict
 from tl_jax.tasks.scores import calibrated, fit_temperature
+from tl_jax.train import devices
 from tl_jax.train.metrics import extract
 
 
@@ -54,47 +54,30 @@ class Explained(NamedTuple):
 
 def answer(asked: Asked, variables: Any, inputs: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
     """Return the probabilities of the pictures in files and folders, for JSON, and all of them drawn as text."""
-    files, images = read(asked, inputs)
-    rows = _probabilities(asked, variables, images)
-    found, lines = [], []
-    for file, row in zip(files, rows, strict=True):
-        found.append({"input": str(file), "probabilities": dict(zip(asked.classes, map(float, row), strict=True))})
-        lines += drawn.lines(str(file), asked.classes, row)
+    files, asked = _asked_of(asked, inputs)
+    found, lines, degrees = [], [], temperature(asked, variables)
+    for some, images in _read(asked, files):
+        for file, row in zip(some, _probabilities(asked, variables, images, degrees), strict=True):
+            found.append({"input": str(file), "probabilities": dict(zip(asked.classes, map(float, row), strict=True))})
+            lines += drawn.lines(str(file), asked.classes, row)
     return found, "\n".join(lines)
 
 
 def explain(asked: Asked, variables: Any, inputs: Sequence[str]) -> Explained:
     """Return the Grad-CAM of the likeliest class of each picture in files and folders."""
-    files, images = read(asked, inputs)
-    rows = _probabilities(asked, variables, images)
-    best = rows.argmax(1).astype(np.int32)
-    maps = _extract(make_grad_cam(asked.network), asked, variables, images, best)
-    inputs_of = asked.network.inputs
-    assert isinstance(inputs_of, Inputs)
-    seen = preprocess.fit(jnp.asarray(images), inputs_of.size, inputs_of.crop, inputs_of.interpolation)
-    names = [asked.classes[k] for k in best]
-    return Explained(files, np.rint(np.asarray(seen)).astype(np.uint8), names, rows.max(1), maps)
-
-
-def read(asked: Asked, inputs: Sequence[str]) -> tuple[list[Path], np.ndarray]:
-    """Return the picture files that ``inputs`` name, those of a folder by name, and their pixels uint8 (N, H, W, 3).
-
-    Raises:
-        UserError: nothing was named, there is no such file or folder, or it holds no pictures.
-    """
-    if not inputs:
-        raise UserError("nothing to look at; pass --input=FILE or --input=FOLDER, once for each")
-    files: list[Path] = []
-    for each in map(Path, inputs):
-        path = each.expanduser()
-        if not path.exists():
-            raise UserError(f"no file or folder {path}; check --input")
-        own = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS) if path.is_dir() else [path]
-        if not own:
-            raise UserError(f"{path} has no pictures ({', '.join(ENDINGS)}); pass another --input")
-        files += own
-    images, (height, width) = [decode(file, asked.windows) for file in files], asked.shape
-    return files, np.stack([im if im.shape[:2] == asked.shape else fit(im, (width, height)) for im in images])
+    files, asked = _asked_of(asked, inputs)
+    degrees, how = temperature(asked, variables), asked.network.inputs
+    assert isinstance(how, Inputs)
+    seen, found, maps = [], [], []
+    for _, images in _read(asked, files):
+        found.append(_probabilities(asked, variables, images, degrees))
+        best = found[-1].argmax(1).astype(np.int32)
+        maps.append(_extract(make_grad_cam(asked.network), asked, variables, images, best))
+        shown = preprocess.fit(jnp.asarray(images), how.size, how.crop, how.interpolation)
+        seen.append(np.rint(np.clip(shown, 0, 255)).astype(np.uint8))
+    rows = np.concatenate(found)
+    names = [asked.classes[k] for k in rows.argmax(1)]
+    return Explained(files, np.concatenate(seen), names, rows.max(1), np.concatenate(maps))
 
 
 def temperature(asked: Asked, variables: Any) -> float:
@@ -106,12 +89,26 @@ def temperature(asked: Asked, variables: Any) -> float:
     return fit_temperature(found.astype(np.float64), labels)
 
 
-def _probabilities(asked: Asked, variables: Any, images: np.ndarray) -> np.ndarray:
+def _asked_of(asked: Asked, inputs: Sequence[str]) -> tuple[list[Path], Asked]:
+    """Return the files that were named, and who is asked of them, in batches no larger than it takes."""
+    files = named(inputs)
+    return files, asked._replace(batch_size=min(asked.batch_size, devices.whole(len(files))))
+
+
+def _read(asked: Asked, files: Sequence[Path]) -> Iterator[tuple[Sequence[Path], np.ndarray]]:
+    """Yield some files at a time, and their pictures uint8 (N, H, W, 3)."""
+    height, width = asked.shape
+    for first in range(0, len(files), asked.batch_size):
+        some = files[first : first + asked.batch_size]
+        pictures = (decode(file, asked.windows) for file in some)
+        yield some, np.stack([im if im.shape[:2] == asked.shape else fit(im, (width, height)) for im in pictures])
+
+
+def _probabilities(asked: Asked, variables: Any, images: np.ndarray, degrees: float) -> np.ndarray:
     labels = np.zeros(len(images), np.int32)  # nobody reads them
     found = _extract(make_predict(asked.network, asked.views), asked, variables, images, labels)
-    return calibrated(found.astype(np.float64), temperature(asked, variables))
+    return calibrated(found.astype(np.float64), degrees)
 
 
 def _extract(function: Any, asked: Asked, variables: Any, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    even = -(-len(images) // jax.device_count()) * jax.device_count()
-    return extract(function, variables, batches.eval_batches(Split(images, labels), min(even, asked.batch_size)))
+    return extract(function, variables, batches.eval_batches(Split(images, labels), asked.batch_size))
