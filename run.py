@@ -3,7 +3,6 @@
 python run.py [--config=configs/FILE.py[:VARIANT]] [--workdir=DIR] [--mode=MODE] [--config.FIELD=VALUE ...]
 """
 
-import functools
 import hashlib
 import json
 import re
@@ -19,7 +18,8 @@ from tl_jax.errors import UserError, nearest
 
 HERE = Path(__file__).parent
 DEFAULT = HERE / "configs" / "digits_resnet.py"
-SHARED = ("base", "check", "fields", "kinds", "mechanisms")  # in configs/, but no recipes
+SHARED = ("base", "check", "check_measures", "fields", "kinds", "mechanisms")  # in configs/, but no recipes
+ASKING = ("predict", "explain")  # modes that take --input
 STORED = HERE / "configs" / "stored.py"
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, with :VARIANT; by default the embedded one.")
@@ -27,15 +27,17 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default ru
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "eval", "predict", "export", "preview", "find_lr", "play"],
+    ["train", "eval", "predict", "export", "preview", "find_lr", "play", "explain"],
     "train; test a run again; say what it makes of --input; write its weights to a file; draw what augmentation does; "
-    "look for a learning rate; draw an episode of a policy.",
+    "look for a learning rate; draw an episode of a policy; draw where in the pictures of --input it looks.",
 )
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Several processes train together; see docs/tpu.md. SLURM, a TPU slice or JAX_* say which."
 )
 INPUT = flags.DEFINE_multi_string(
-    "input", [], "A sentence to predict, with --mode=predict, which may be given many times; or a folder with faces."
+    "input",
+    [],
+    "A sentence, picture or folder of pictures, for --mode=predict or explain; may be given many times.",
 )
 
 
@@ -51,10 +53,10 @@ def main(_: list[str]) -> None:
     storage.hush()
     config = CONFIG.value
     workdir = Path(WORKDIR.value or default_workdir(config))
-    if INPUT.value and MODE.value != "predict":
-        raise UserError("--input has an effect with --mode=predict only")
-    calls = {"train": api.run, "eval": api.evaluate, "predict": functools.partial(api.predict, inputs=INPUT.value)}
-    result = (calls.get(MODE.value) or getattr(api, MODE.value))(config, workdir)
+    if INPUT.value and MODE.value not in ASKING:
+        raise UserError(f"--input has an effect with --mode={' and '.join(ASKING)} only")
+    call = getattr(api, {"train": "run", "eval": "evaluate"}.get(MODE.value, MODE.value))
+    result = call(config, workdir, **({"inputs": INPUT.value} if MODE.value in ASKING else {}))
     if MODE.value == "eval":
         print(json.dumps(finite(result), indent=2))
 
@@ -88,7 +90,7 @@ def parse(argv: list[str]) -> list[str]:
 def with_recipe(argv: list[str]) -> list[str]:
     """Return the arguments with one ``--config=FILE`` among them, FILE as seen from here or from this script.
 
-    Without the flag it is the embedded default, or, to evaluate, predict, export or play, that of the run itself.
+    Without the flag it is the embedded default, or, to evaluate, ask, export or play, that of the run itself.
     """
     out, values, rest = [argv[0]], {}, iter(argv[1:])
     for arg in rest:
@@ -103,7 +105,7 @@ def with_recipe(argv: list[str]) -> list[str]:
             out.append(arg)
     folder = values.get("workdir", "")
     if "config" not in values:
-        own = values.get("mode") in ("eval", "predict", "export", "play") and (Path(folder) / "config.json").is_file()
+        own = values.get("mode") in ("eval", *ASKING, "export", "play") and (Path(folder) / "config.json").is_file()
         values["config"] = f"{STORED}:{folder}" if own else str(DEFAULT)
     elif not Path(values["config"].partition(":")[0]).is_file():
         values["config"] = str(HERE / values["config"])

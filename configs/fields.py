@@ -2,6 +2,7 @@
 
 from tl_jax import models
 from tl_jax.config import Field
+from tl_jax.data.dicom import WINDOWS
 from tl_jax.specs import SCALINGS
 from tl_jax.transfer import adapters, margins, partition
 from tl_jax.transfer.optimizer import SCHEDULES
@@ -10,13 +11,15 @@ from tl_jax.weights.catalog import CATALOG
 # Keras' networks come with 0.99 and 0.999, for runs of 100,000 steps: in a short one the statistics would still be the
 # source's when the weights are not, and evaluation goes wrong.
 NORM_MOMENTUM = "share of BatchNorm's old statistics that a step keeps; 0 takes the network's own"
-PICTURES = "digits, gratings, shapes, folder, flowers"
+PICTURES = "digits, gratings, shapes, folder, flowers, index, npz, organamnist"
+BOXES = "voc, coco, scenes"
+METRICS = ("auc", "sensitivity", "ece")
 TEXTS = "docs, docs_names, docs_corpus, tsv, csv, jsonl, conll, lines"
 CACHING = ("auto", "off")
 BATCH_STATS = ("auto", "train", "frozen")
 HEADS = ("new", "keep", "logistic", "ridge")
-TASKS = ("image", "faces", "text", "tokens", "masked", "policy")
-OF_PICTURES = ("image", "faces")
+TASKS = ("image", "detection", "faces", "text", "tokens", "masked", "policy")
+OF_PICTURES = ("image", "detection", "faces")
 SOURCES = tuple(dict.fromkeys(source for _, source in CATALOG))
 
 FIELDS = {
@@ -24,7 +27,7 @@ FIELDS = {
     "seed": Field(0, "of the new head, the order and augmentation of examples, and the parts cut from train", low=0),
     "task": Field(
         "image",
-        "pictures with labels or of people, texts or words in them with labels; words to guess; a world to act in",
+        "pictures with labels, boxes or people; texts or words in them with labels; words to guess; a world to act in",
         TASKS,
     ),
     # What is compared: every arm is run with every seed, and one summary and picture made of all.
@@ -52,11 +55,17 @@ FIELDS = {
     ),
     "init.surgery": Field(False, "draw anew what the source's observations or actions do not fit, and take the rest"),
     # Data.
-    "data.name": Field("cifar10", f"{PICTURES}; texts: {TEXTS}; or any TFDS set"),
-    "data.dir": Field("", "TFDS folder (empty: TFDS' own default), class folders with pictures, or files of texts"),
+    "data.name": Field("cifar10", f"{PICTURES}; with boxes: {BOXES}; texts: {TEXTS}; or any TFDS set"),
+    "data.dir": Field("", "TFDS folder (empty: TFDS' own default), pictures as data.name says, or files of texts"),
     "data.generate": Field(False, "where data.dir is empty, draw pictures, or take installed texts (for smoke runs)"),
     "data.text": Field(("text",), "columns that hold the text, or the two of a pair"),
-    "data.label": Field("label", "column that holds the label of a text"),
+    "data.label": Field("label", "column with the label of a text, or in index.csv of a picture (empty: its folder)"),
+    "data.group": Field("", "column of index.csv: pictures of one patient or source stay in one part; empty: DICOM's"),
+    "data.windows": Field(
+        ("lung", "mediastinum", "bone"),
+        f"of Hounsfield units, for DICOM, as the three channels or one for all: {', '.join(WINDOWS)}, "
+        "or pairs (level, width); empty takes the file's own",
+    ),
     "data.columns": Field((), "names of all columns, for files of texts whose first line does not have them"),
     "data.validation": Field(
         0.1, "share of train held out; 0 for none; a part that the set brings is taken whole", low=0.0, high=0.9
@@ -85,6 +94,13 @@ FIELDS = {
     "test_views": Field(1, "views averaged in evaluation: 1; 2, the mirrored one too; 10, crops too", low=1, high=10),
     "batch_size": Field(64, "training examples a step, over all devices", low=1),
     "eval_batch_size": Field(256, "examples an evaluation step, over all devices", low=1),
+    # Pictures with boxes around objects.
+    "detect.classes": Field((), "names of the classes, in their order; empty takes those of the training part"),
+    "detect.width": Field(64, "channels of the head, a multiple of 8", low=8),
+    "detect.visible": Field(0.3, "share of a box that a crop must leave for it to be kept", low=0.0, high=1.0),
+    "detect.most": Field(100, "boxes of a picture at most, the surest ones", low=1),
+    "detect.overlap": Field(0.6, "IoU above which the less sure of two boxes of a class is dropped", low=0.0, high=1.0),
+    "detect.score": Field(0.3, "least score of a box that predictions show", low=0.0, high=1.0),
     # Pictures of people, verified and identified.
     "faces.embedding": Field(128, "values of an embedding; 0 takes the network's features as they are", low=0),
     "faces.loss": Field("arcface", "with which people are told apart in training", margins.LOSSES),
@@ -153,6 +169,7 @@ FIELDS = {
     "regularize.dropout": Field(0.0, "share of features dropped before the head", low=0.0, high=0.95),
     "regularize.drop_path": Field(0.0, "share of examples that skip the last residual block", low=0.0, high=0.95),
     "regularize.label_smoothing": Field(0.0, "probability spread evenly over the classes", low=0.0, high=1.0),
+    "regularize.class_weights": Field("", "of classes in the loss: balanced (N / (K N_k)), or factors such as '1,3'"),
     "regularize.mixup": Field(0.0, "alpha of the Beta distribution; 0.2 is usual", low=0.0),
     "regularize.cutmix": Field(0.0, "alpha of the Beta distribution; 1 is usual", low=0.0),
     "regularize.l2_sp": Field(0.0, "half squared distance from the weights at the start; 0.01 say", low=0.0),
@@ -181,6 +198,11 @@ FIELDS = {
     "save_every": Field(1.0, "epochs between checkpoints, each after an evaluation on the validation part", low=1e-6),
     "test_on": Field("last", "checkpoint to test: the last, or the best on validation", ("last", "best")),
     "test_train": Field(False, "test the training part too: its distance from the test part shows overfitting"),
+    "metrics": Field((), f"of pictures beside accuracy: {', '.join(METRICS)}; auc with an interval over groups"),
+    "positive": Field("", "class whose finding counts as positive; empty: the last of two, of more each in turn"),
+    "specificity": Field(0.9, "at which the metric sensitivity is read off", low=0.0, high=1.0),
+    "score": Field("accuracy", "metric on validation by which the best checkpoint is chosen", ("accuracy", "auc")),
+    "calibrate": Field(False, "fit a temperature to validation; predictions use it (arXiv:1706.04599)"),
     "log_every": Field(20, "steps between rows of training metrics", low=1),
 }
 

@@ -1,4 +1,4 @@
-"""Which fields belong to which kind of task: pictures, people, texts, policies."""
+"""Which fields belong to which kind of task: pictures, boxes on them, people, texts, policies."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ ONLY = {
         "pretext.temperature", "pretext.width", "regularize.co_tuning", "regularize.cutmix", "regularize.delta",
         "regularize.drop_path", "regularize.mixup", "regularize.stochastic_norm", "test_views",
     ),
-    "texts": ("data.text", "data.label", "data.columns", "input.length", "pretext.share"),
+    "texts": ("data.text", "data.columns", "input.length", "pretext.share"),
     "policies": ("init.take", "init.surgery", "rl."),
 }  # fmt: skip
 # What a policy, which has no examples, no labels and no classes, does not know.
@@ -28,8 +28,17 @@ SUPERVISED = (
     "model.endpoint", "model.num_classes", "optim.accumulate", "optim.sam", "parallel.", "pretext.", "regularize.",
     "test_train", "wise_ft",
 )  # fmt: skip
-
-
+# What is measured of pictures that have a class each, and how files of them are read.
+CLASSIFIED = (
+    "calibrate", "data.group", "data.windows", "metrics", "positive", "regularize.class_weights", "score", "specificity"
+)  # fmt: skip
+# What a detector does not know: one label for each picture, or a change to it that boxes cannot follow.
+NOT_DETECTION = (
+    "augment.crop_pad", "augment.erase", "augment.magnitude", "augment.randaugment", "augment.rotate", "cache.",
+    "data.per_class", "init.head", "init.strength", "input.crop", "input.interpolation", "model.num_classes",
+    "pretext.", "regularize.bss", "regularize.co_tuning", "regularize.cutmix", "regularize.delta", "regularize.dropout",
+    "regularize.label_smoothing", "regularize.mixup", "regularize.stochastic_norm", "test_views", "wise_ft",
+)  # fmt: skip
 # What needs a class for each example that is tested, or takes other labels than one person a picture.
 NOT_FACES = (
     "data.test_examples", "init.strength", "model.num_classes", "regularize.co_tuning", "regularize.cutmix",
@@ -45,6 +54,8 @@ def kind(config: Config, changed: Callable[..., bool]) -> Refused:
     sources = {"texts": ("huggingface", "tl_jax", "random"), "policies": ("tl_jax", "random")}.get(sort, SOURCES)
     foreign = tuple(path for other, paths in ONLY.items() if other != sort for path in paths)
     foreign += SUPERVISED if sort == "policies" else ("freeze.batch_stats",) if sort == "texts" else ()
+    foreign += () if task == "image" else CLASSIFIED
+    foreign += NOT_DETECTION if task == "detection" else ("detect.",)
     foreign += NOT_FACES if task == "faces" else ("faces.",)
     idle = [path for path in FIELDS if path.startswith(foreign) and changed(path)]
     return {

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 RECIPES = sorted(
     p
     for p in (ROOT / "configs").glob("[a-z]*.py")
-    if p.stem not in ("base", "check", "fields", "kinds", "mechanisms", "stored")
+    if p.stem not in ("base", "check", "check_measures", "fields", "kinds", "mechanisms", "stored")
 )
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base, check, ct_mobilenet, flowers_mobilenet, mechanisms, sst2_bert
+from configs import base, check, ct_classification, flowers_mobilenet, mechanisms, sst2_bert
 from tests.tasks import small
 from tests.text import network
 from tl_jax import api, huggingface, pretrained
@@ -16,7 +16,7 @@ from tl_jax.train import loop
 from tl_jax.train.state import digest
 from tl_jax.transfer import phases
 
-RECIPES = [(recipe, name) for recipe in (ct_mobilenet, flowers_mobilenet) for name in mechanisms.fitting("image")]
+RECIPES = [(recipe, name) for recipe in (ct_classification, flowers_mobilenet) for name in mechanisms.fitting("image")]
 
 
 @pytest.mark.fast

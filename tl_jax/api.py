@@ -16,7 +16,7 @@ from configs import base, check
 from tl_jax import __version__
 from tl_jax.errors import UserError
 from tl_jax.exporting import export
-from tl_jax.looks import find_lr, play, preview
+from tl_jax.looks import explain, find_lr, play, preview
 from tl_jax.report import comparison
 from tl_jax.runs import check_batches, make_task, restore
 from tl_jax.task import Task, Verdict
@@ -27,7 +27,7 @@ from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import phases
 from tl_jax.transfer.averaging import interpolate
 
-__all__ = ["evaluate", "export", "find_lr", "play", "predict", "preview", "run", "versions"]
+__all__ = ["evaluate", "explain", "export", "find_lr", "play", "predict", "preview", "run", "versions"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -60,21 +60,24 @@ def evaluate(config: base.Config, folder: str | Path) -> dict[str, Any]:
     values, examples, _, verdict = metrics.evaluate(task, state.variables, "test")
     values |= dict.fromkeys(verdict.missing, math.nan)
     summary = {"step": int(state.step), "examples_evaluated": examples, "metrics": values}
-    return summary | _judged(task, verdict, folder)
+    return summary | _judged(task, verdict, _held_out(task, state.variables), folder)
 
 
 def predict(config: base.Config, folder: str | Path, inputs: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what a run's network says of each of ``inputs``: sentences, or a folder with pictures of people.
+    """Return what a run's network says of each of ``inputs``: sentences, or pictures and folders of them.
 
-    It is shown on the screen, and stands in ``folder/predictions.json``.
+    It is shown on the screen, and stands in ``folder/predictions.json``. What is found on pictures is drawn, too.
     """
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder)
     if task.answer is None:
-        raise UserError(f"config.task={config.task} answers nothing; predictions are for task=text, tokens and faces")
+        answering = "image, detection, faces, text and tokens"
+        raise UserError(f"config.task={config.task} answers nothing; predictions are for task={answering}")
     found, drawn = task.answer(state.variables, inputs)
     say(drawn)
     write_json(folder / "predictions.json", found)
+    if task.illustrate:
+        say("pictures: " + ", ".join(map(str, task.illustrate(found, folder))))
     return found
 
 
@@ -110,6 +113,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         variables, extra = interpolate(first, variables, share), {"wise_ft": {"share": share, "validation": scores}}
     values, examples, compiling, verdict = metrics.evaluate(fitted.task, variables, "test")
     values |= dict.fromkeys(verdict.missing, math.nan)
+    held_out = _held_out(fitted.task, variables)
     if config.test_train:
         extra["train_metrics"] = metrics.evaluate(fitted.task, variables, "train").values
     fitted.seconds["eval"] += time.monotonic() - begin - compiling
@@ -129,7 +133,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         "parameters_sha256": digest(devices.fetch(variables)),
         "examples": dict(task.sizes),
         "facts": task.facts,
-        **_judged(task, verdict, folder),
+        **_judged(task, verdict, held_out, folder),
         **extra,
         **({"freeze": fitted.freeze} if config.freeze.prove else {}),
         **_machine(),
@@ -167,20 +171,27 @@ def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _judged(task: Task, verdict: Verdict, folder: Path) -> dict[str, Any]:
+def _held_out(task: Task, variables: Any) -> Any:
+    """Return what the judge keeps of the validation part, None where there is none or nobody asks."""
+    wanted = task.report and task.sizes.get("validation")
+    return metrics.evaluate(task, variables, "validation").verdict.kept if wanted else None
+
+
+def _judged(task: Task, verdict: Verdict, held_out: Any, folder: Path) -> dict[str, Any]:
     """Return what a summary has beside the metrics: scores by class, and what the task reports and draws."""
     by_class = {"per_class": verdict.per_class} if verdict.per_class else {}
     missing = {"missing": dict(verdict.missing)} if verdict.missing else {}
-    return by_class | missing | (task.report(verdict.kept, folder) if task.report and hosts.first() else {})
+    return by_class | missing | (task.report(verdict.kept, held_out, folder) if task.report and hosts.first() else {})
 
 
 def _table(per_class: Mapping[str, Mapping[str, float]]) -> str:
-    """Return precision, recall and F1 of each class, drawn for the screen."""
-    width = max(map(len, per_class))
-    lines = [f"  {'':{width}}  precision  recall     f1  examples"]
+    """Return the scores of each class, such as precision, recall and F1, drawn for the screen."""
+    width, columns = max(map(len, per_class)), list(next(iter(per_class.values())))
+    lines = [f"  {'':{width}}  " + "  ".join(f"{column:>5}" for column in columns)]
     for name, row in per_class.items():
-        numbers = f"{row['precision']:9.3f}  {row['recall']:6.3f}  {row['f1']:5.3f}  {row['examples']:8,.0f}"
-        lines.append(f"  {name:{width}}  {numbers}")
+        kinds = {column: ",.0f" if column == "examples" else ".3f" for column in columns}
+        numbers = (f"{row[column]:{max(5, len(column))}{kind}}" for column, kind in kinds.items())
+        lines.append(f"  {name:{width}}  " + "  ".join(numbers))
     return "\n".join(lines)
 
 

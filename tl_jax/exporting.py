@@ -20,7 +20,8 @@ def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> P
     """Write the weights of a run into ``export/``: of a text network as the folder that transformers opens.
 
     Of an image network ``export/model.safetensors`` is what ``pretrained.load(source="tl_jax")`` reads, of a policy
-    what ``init.path`` takes. That of faces puts out embeddings, whose length is not yet 1.
+    what ``init.path`` takes. That of faces puts out embeddings, whose length is not yet 1, that of a detector is the
+    network below the head, to be started from.
 
     Beside it comes ``export/delta.safetensors``: only what changed, for ``pretrained.load(..., delta=FILE)`` on top of
     the weights that the run started from. Adapters are merged into plain kernels in the first and kept in the second.
@@ -47,14 +48,15 @@ def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> P
     about = {name: task.facts[name] for name in ("data", "weights_sha256")} | {"classes": task.classes}
     about |= {"step": int(state.step), "metrics": read_json(folder / "summary.json").get("metrics", {})}
     how = adapters.Adapters(**config.adapt.to_dict())
-    trained = _network(state)
+    below = ("head",) if config.task == "detection" else ()
+    trained = _network(state, below)
     path = folder / "export" / "model.safetensors"
     own.save(path, {**trained, "params": adapters.merge(trained["params"], how)}, spec, about, dtype)
     _wrote(path)
     if task.facts["weights_sha256"]:
         base_facts = {"source": config.init.source, "sha256": task.facts["weights_sha256"]}
         small = folder / "export" / "delta.safetensors"
-        leaves = delta.changed(_network(start), trained)
+        leaves = delta.changed(_network(start, below), trained)
         delta.save(small, leaves, dataclasses.replace(spec, source=config.init.source), how, base_facts, about)
         _wrote(small)
     return path
@@ -83,9 +85,9 @@ def _export_policy(config: base.Config, folder: Path, task: Task, state: TrainSt
     return path
 
 
-def _network(state: TrainState) -> dict[str, Any]:
-    """Return the variables without the further heads that only training had a use for."""
-    params = {name: leaves for name, leaves in state.params.items() if name != "extra"}
+def _network(state: TrainState, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the variables without the further heads that only training had a use for, and ``without`` some parts."""
+    params = {name: leaves for name, leaves in state.params.items() if name not in ("extra", *without)}
     return {"params": params, "batch_stats": state.batch_stats}
 
 

@@ -1,6 +1,8 @@
-"""Looks at a configuration: which learning rate suits it, what its augmentation does, and what its policy does."""
+"""Looks at a configuration: which learning rate suits it, what augmentation does, what its network sees or does."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,8 +10,10 @@ import numpy as np
 from configs import base, check
 from configs.fields import OF_PICTURES
 from tl_jax.data.augment import Augment, augment
+from tl_jax.data.box_augment import augment_boxes
+from tl_jax.data.boxes import CLASS
 from tl_jax.errors import UserError
-from tl_jax.report import pictures, rate_curve
+from tl_jax.report import boxes, overlays, pictures, rate_curve
 from tl_jax.rl import film, worlds
 from tl_jax.runs import check_batches, make_task, restore
 from tl_jax.task import Task
@@ -49,7 +53,8 @@ def find_lr(config: base.Config, folder: str | Path) -> rate_finder.Sweep:
 def preview(config: base.Config, folder: str | Path) -> list[Path]:
     """Draw training pictures beside what augmentation makes of them; write ``preview.png`` to ``folder``.
 
-    The pictures are those of the first steps' batches; where there is a pretext, ``preview_pretext.png`` has its views.
+    The pictures are those of the first steps' batches, with their boxes where they have some; where there is a pretext,
+    ``preview_pretext.png`` has its views.
     """
     if config.task not in OF_PICTURES:
         raise UserError(f"--mode=preview draws what augmentation does to pictures; config.task={config.task} has none")
@@ -63,6 +68,27 @@ def preview(config: base.Config, folder: str | Path) -> list[Path]:
     for path in paths:
         say(f"picture: {path}")
     return paths
+
+
+def explain(config: base.Config, folder: str | Path, inputs: Sequence[str]) -> Path:
+    """Show where a run's network sees the class it takes each picture for (Grad-CAM); write ``explain.png``.
+
+    Args:
+        config: of the run.
+        folder: of the run, where the picture goes.
+        inputs: picture files, and folders with some.
+    """
+    if config.task != "image":
+        raise UserError(f"--mode=explain shows where in a picture a network looks; config.task={config.task} has none")
+    folder = Path(folder).expanduser()
+    task, _, state = restore(config, folder)
+    assert task.explain
+    found = task.explain(state.variables, inputs)
+    pairs = zip(found.files, found.found, found.sure, strict=True)
+    captions = [f"{file.name}: {name} {share:.2f}" for file, name, share in pairs]
+    path = overlays.draw(found.seen, found.maps, captions, f"{task.name}: Grad-CAM", folder / "explain.png")
+    say("\n".join([*captions, f"picture: {path}"]))
+    return path
 
 
 def play(config: base.Config, folder: str | Path) -> Path:
@@ -82,11 +108,23 @@ def _draw(task: Task, config: base.Config, how: Augment, path: Path) -> Path:
     batch = task.train_batch(0)
     images, labels = batch["image"][:ROWS], batch["label"][:ROWS]
     keys = [jax.random.fold_in(stream_key(config.seed, "train"), step) for step in range(COLUMNS)]
-    augmented = np.stack([jax.jit(augment, static_argnums=2)(images, key, how) for key in keys])
+    if config.task == "detection":
+        change = jax.jit(augment_boxes, static_argnums=(3, 4))
+        augmented = np.stack([_outlined(*change(images, labels, key, how, config.detect.visible)) for key in keys])
+        images, names = _outlined(images, labels), [f"{count} boxes" for count in (labels[..., CLASS] >= 0).sum(1)]
+    else:
+        augmented = np.stack([jax.jit(augment, static_argnums=2)(images, key, how) for key in keys])
+        names = [task.classes[label] for label in labels]
     values = {k: v for k, v in how._asdict().items() if v and (k != "magnitude" or how.randaugment)}
     on = ", ".join(k if v is True else f"{k} {v:g}" for k, v in values.items())
     title = f"{task.name}: {on or 'no augmentation'}"
-    return pictures.draw_grid(images, augmented, [task.classes[label] for label in labels], title, path)
+    return pictures.draw_grid(images, augmented, names, title, path)
+
+
+def _outlined(images: Any, labels: Any) -> np.ndarray:
+    """Return pictures (N, H, W, 3) with the boxes of their labels (N, M, 6) drawn."""
+    images, labels = np.asarray(images), np.asarray(labels)
+    return boxes.outlined(images, labels[..., :4], labels[..., CLASS])
 
 
 def _first(config: base.Config) -> tuple[base.Config, Task]:

@@ -28,7 +28,16 @@ def _policy(config: base.Config) -> Task:
     return policy.make(config)
 
 
-TASKS = {"image": image.make, "faces": faces.make, "text": _text, "tokens": _text, "masked": _text, "policy": _policy}
+def _detection(config: base.Config) -> Task:
+    from tl_jax.tasks import detection  # with the readers of boxes, likewise
+
+    return detection.make(config)
+
+
+TASKS = {
+    "image": image.make, "detection": _detection, "faces": faces.make, "text": _text, "tokens": _text, "masked": _text,
+    "policy": _policy,
+}  # fmt: skip
 
 
 def make_task(config: base.Config) -> Task:

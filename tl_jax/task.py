@@ -17,7 +17,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         values: metrics by name.
-        per_class: class -> ``precision``, ``recall``, ``f1`` and ``examples``.
+        per_class: class -> numbers by name, such as ``precision``, ``recall``, ``f1`` and ``examples``.
         missing: metrics that there is too little data for, and why.
         kept: what ``Task.report`` takes.
     """
@@ -59,11 +59,13 @@ class Task(NamedTuple):
         predict: (variables, batch) -> what ``judge`` takes of each example (N, ...), such as its likeliest class; None
             where nothing asks for it.
         judge: (predictions (N, ...), batches as ``eval_batches`` gives them), both lists -> verdict.
-        report: (what the judge kept of the test part, folder) -> further entries of the summary; it draws pictures
-            into the folder.
+        report: (what the judge kept of the test part, and of the validation part or None, folder) -> further entries of
+            the summary; it draws pictures into the folder.
         stepper: what takes the steps of a phase where a step is more than a gradient of ``loss``; made and used as
             ``train.stepper.Stepper`` is.
         answer: (variables, what a user typed) -> for each what is said of it, for JSON, and the same drawn as text.
+        illustrate: (what ``answer`` found, folder) -> pictures of it, written to the folder.
+        explain: (variables, what a user named) -> where in it the network sees what it says.
     """
 
     name: str
@@ -82,9 +84,11 @@ class Task(NamedTuple):
     score: str = "accuracy"
     predict: Callable[[Variables, Batch], jax.Array] | None = None
     judge: Callable[[Sequence[Any], Sequence[Batch]], Verdict] | None = None
-    report: Callable[[Any, Path], dict[str, Any]] | None = None
+    report: Callable[[Any, Any, Path], dict[str, Any]] | None = None
     stepper: Callable[..., Any] | None = None
     answer: Callable[[Variables, Sequence[str]], tuple[list[dict[str, Any]], str]] | None = None
+    illustrate: Callable[[Sequence[Mapping[str, Any]], Path], list[Path]] | None = None
+    explain: Callable[[Variables, Sequence[str]], Any] | None = None
 
     def objective(self, name: str) -> Objective:
         """Return what a phase with the objective ``name`` learns."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl_jax.data import folder, pictures, sources
+from tl_jax.data import decoding, folder, pictures, sources
 from tl_jax.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -198,8 +198,8 @@ def test_pictures_are_decoded_once(tmp_path, monkeypatch):
             path = tmp_path / "set" / kind / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((4, 4, 3), 10 * i, np.uint8)).save(path)
-    calls, decode = [], folder._decode
-    monkeypatch.setattr(folder, "_decode", lambda path: calls.append(path) or decode(path))
+    calls, decode = [], decoding.decode
+    monkeypatch.setattr(decoding, "decode", lambda path, windows: calls.append(path) or decode(path, windows))
     first = folder.read(tmp_path / "set", 4)
     assert len(calls) == 10
     again = folder.read(tmp_path / "set", 4)

@@ -122,7 +122,7 @@ def test_pictures_of_a_folder_by_name(tmp_path):
     files = folder.pictures(tmp_path)
     assert [str(file.relative_to(tmp_path)) for file in files] == ["Ann/Ann_0001.png", "Bo/Bo_0001.png", "loose.jpg"]
     assert folder.pictures(files[2]) == [files[2]]
-    with pytest.raises(UserError, match="no folder .*none; check --input"):
+    with pytest.raises(UserError, match="no file or folder .*none; check --input"):
         folder.pictures(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty has no pictures .*check --input"):

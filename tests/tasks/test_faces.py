@@ -71,7 +71,7 @@ def test_predictions_name_the_person_and_say_same_or_different(run, tmp_path):
     assert one["same"] == (one["similarity"] >= one["threshold"]) and -1 <= one["threshold"] < 1
     with pytest.raises(UserError, match="takes one folder"):
         api.predict(config, folder, [])
-    with pytest.raises(UserError, match="no folder .*nowhere; check --input"):
+    with pytest.raises(UserError, match="no file or folder .*nowhere; check --input"):
         api.predict(config, folder, [str(tmp_path / "nowhere")])
 
 

@@ -9,7 +9,7 @@ from configs import (
     cartpole_ppo,
     cifar_resnet,
     cifar_vgg,
-    ct_mobilenet,
+    ct_classification,
     faces_verification,
     masked_words,
     minatar_ppo,
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.fast
 PLATFORMS = ("tpu", "cuda")
 RECIPES = {
     recipe.__name__.rpartition(".")[2]: recipe
-    for recipe in (cifar_resnet, cifar_vgg, ct_mobilenet, faces_verification, sst2_bert, ner_bert,
+    for recipe in (cifar_resnet, cifar_vgg, ct_classification, faces_verification, sst2_bert, ner_bert,
                    masked_words, cartpole_ppo, minatar_ppo)
 }  # fmt: skip
 

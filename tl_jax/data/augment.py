@@ -83,7 +83,7 @@ def _augment_one(image: jax.Array, key: jax.Array, how: Augment) -> jax.Array:
     return image
 
 
-def _box(key: jax.Array, areas: tuple[float, float], stretch: float) -> tuple[jax.Array, ...]:
+def rectangle(key: jax.Array, areas: tuple[float, float], stretch: float) -> tuple[jax.Array, ...]:
     """Draw a rectangle: top, left, height and width, each as a share of the picture's own side.
 
     Area uniform in ``areas``; aspect ratio, relative to the picture's, log-uniform in [1 / stretch, stretch] or what of
@@ -98,7 +98,11 @@ def _box(key: jax.Array, areas: tuple[float, float], stretch: float) -> tuple[ja
 
 
 def _resized_crop(image: jax.Array, key: jax.Array, least: float) -> jax.Array:
-    top, left, height, width = _box(key, (least, 1.0), CROP_STRETCH)
+    return enlarged(image, *rectangle(key, (least, 1.0), CROP_STRETCH))
+
+
+def enlarged(image: jax.Array, top: jax.Array, left: jax.Array, height: jax.Array, width: jax.Array) -> jax.Array:
+    """Return the part of a picture (H, W, C) that a ``rectangle`` cuts out, at the size of the whole, float32."""
     scale = 1 / jnp.stack([height, width])
     shift = -jnp.stack([top * image.shape[0], left * image.shape[1]]) * scale
     # A crop is only ever enlarged: antialiasing would change nothing.
@@ -141,7 +145,7 @@ def _grey(image: jax.Array, key: jax.Array, probability: float) -> jax.Array:
 def _erase(image: jax.Array, key: jax.Array, probability: float) -> jax.Array:
     """Fill a rectangle with noise uniform in [0, 255), the filling that the paper recommends."""
     chance_key, box_key, noise_key = jax.random.split(key, 3)
-    top, left, height, width = _box(box_key, ERASED, ERASE_STRETCH)
+    top, left, height, width = rectangle(box_key, ERASED, ERASE_STRETCH)
     rows, columns = ((jnp.arange(side) + 0.5) / side for side in image.shape[:2])  # centres of pixels
     inside = ((rows >= top) & (rows < top + height))[:, None] & ((columns >= left) & (columns < left + width))[None]
     inside &= jax.random.bernoulli(chance_key, probability)

@@ -1,47 +1,54 @@
 """Labelled pictures from a folder of class folders."""
 
-import contextlib
 import functools
 import sys
-import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from tl_jax.data.pictures import DECODED_BYTES, WORKERS, Encoded, Rows, Source, Split, fit, held_out, kept_or_encoded
+from tl_jax.data import index
+from tl_jax.data.decoding import ENDINGS, decode_all, is_dicom
+from tl_jax.data.listed import Part, Reading, assemble, patients
+from tl_jax.data.pictures import DECODED_BYTES, Source, Split
 from tl_jax.errors import UserError, nearest
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # that a file may have inside, whatever its ending
 TEST_PARTS = ("test", "validation", "val")  # the first with class folders is the test part
 LAYOUT = "FOLDER/CLASS/PICTURE, or FOLDER/train/CLASS/PICTURE and FOLDER/test/CLASS/PICTURE"
 
 Files = dict[str, list[Path]]  # the picture files of each class
 
 
-def read(folder: Path, size: int = 224, most_bytes: float = DECODED_BYTES) -> Source:
+def read(
+    folder: Path,
+    size: int = 224,
+    most_bytes: float = DECODED_BYTES,
+    windows: tuple[Any, ...] = (),
+    group: str = "",
+) -> Source:
     """Read ``folder/CLASS/PICTURE`` or ``folder/{train,test,validation,val}/CLASS/PICTURE``.
 
     The first of these after ``train`` is the test part, and a second one is the set's own validation part.
 
     Classes and files are in the order of their names. Without a test part a fifth of each class is held out, the same
-    at every call. Hidden files, files that are no pictures and folders within class folders are skipped, and one line
-    on stderr says how many. Pictures are turned as their EXIF says; grey is repeated, what is transparent becomes
-    white. Where all have the same size they are kept as they are, else all are fitted into ``size``. Decoded they
-    take N * H * W * 3 bytes on disk; where that is more than ``most_bytes``, they are decoded each time they are read.
+    at every call. Hidden files, files that are no pictures and folders within class folders are skipped, but for those
+    with DICOM files (a series each), and one line on stderr says how many. Pictures are turned as their EXIF says;
+    grey is repeated, what is transparent becomes white. Where all have the same size they are kept as they are, else
+    all are fitted into ``size``. Decoded they take N * H * W * 3 bytes on disk; where that is more than
+    ``most_bytes``, they are decoded each time they are read.
+
+    What belongs together says the column ``group`` of ``folder/index.csv``, of DICOM files else their patient;
+    such a group is in one part only.
 
     Args:
         folder: the name of the set is the folder's.
-        size: side in pixels to which pictures of differing sizes are resized and cropped.
-        most_bytes: of decoded pictures that may be kept on disk.
+        size, most_bytes, windows, group: see ``Reading``.
 
     Raises:
         UserError: no folder of that layout, fewer than two classes, a class without pictures or too small for a part
-            to be held out, or a picture that cannot be decoded.
+            to be held out, a picture that cannot be decoded, a group in two parts.
     """
     folder = Path(folder).expanduser()
     skipped: list[Path] = []
@@ -49,23 +56,16 @@ def read(folder: Path, size: int = 224, most_bytes: float = DECODED_BYTES) -> So
         parts, tested = _parts(folder, skipped)
     except OSError as error:
         raise UserError(f"cannot read {error.filename} ({error.strerror}); check --config.data.dir") from error
-    name, classes = folder.resolve().name, tuple(parts["train"])
-    files, labels = _listed(parts["train"], classes)
-    if tested:
-        listed = [_listed(part, classes) for part in parts.values()]
-        files = [file for part, _ in listed for file in part]
-        labels = np.concatenate([part for _, part in listed])
-        sizes = [len(part) for part, _ in listed]
-    else:
-        train, test = held_out(name, labels, classes, "fifth")
-        rows, sizes = np.concatenate([train, test]), [len(train), len(test)]
-        files, labels = [files[row] for row in rows], labels[rows]
+    classes = tuple(parts["train"])
+    listed = {}
+    for name, part in parts.items():
+        files, labels = _listed(part, classes)
+        groups = index.groups(folder, files, group) if group else patients(files)
+        listed[name] = Part(files, labels, groups)
+    skipped = [path for path in skipped if not (group and path == folder / index.NAME)]
     if skipped:
         _say(folder, tuple(skipped))
-    images = decode_all(name, files, size, most_bytes)
-    ends = np.cumsum(sizes)
-    each = [Split(_part(images, end - n, end), labels[end - n : end]) for n, end in zip(sizes, ends, strict=True)]
-    return Source(name, each[0], each[1], classes, tested or "a fifth held out", *each[2:])
+    return assemble(folder.resolve().name, listed, classes, tested, Reading(size, most_bytes, windows, group))
 
 
 def read_all(folder: Path, size: int, most_bytes: float = DECODED_BYTES) -> tuple[Split, list[Path], tuple[str, ...]]:
@@ -87,6 +87,17 @@ def read_all(folder: Path, size: int, most_bytes: float = DECODED_BYTES) -> tupl
     return Split(decode_all(folder.resolve().name, files, size, most_bytes), labels), files, tuple(found)
 
 
+def named(inputs: Sequence[str]) -> list[Path]:
+    """Return the picture files that a user named, one by one or as folders.
+
+    Raises:
+        UserError: none was named, or as ``pictures``.
+    """
+    if not inputs:
+        raise UserError("nothing to look at; pass --input=PICTURE or --input=FOLDER, once for each")
+    return [file for given in inputs for file in pictures(Path(given))]
+
+
 def pictures(path: Path) -> list[Path]:
     """Return the picture files of a folder and of those within it, by name, or the one file that ``path`` is.
 
@@ -96,7 +107,7 @@ def pictures(path: Path) -> list[Path]:
     path = path.expanduser()
     inside = path.rglob("*") if path.is_dir() else [path] if path.is_file() else None
     if inside is None:
-        raise UserError(f"no folder {path}; check --input")
+        raise UserError(f"no file or folder {path}; check --input")
     found = [
         file
         for file in sorted(inside)
@@ -136,7 +147,10 @@ def _classes(folder: Path, skipped: list[Path]) -> Files:
     classes = {}
     for path in folders:
         deeper, classes[path.name] = _entries(path, skipped)
-        skipped += deeper
+        for below in deeper:
+            series = sorted(file for file in below.rglob("*") if is_dicom(file) and file.is_file())
+            classes[path.name] += series
+            skipped += [] if series else [below]
         if not classes[path.name]:
             kinds = ", ".join(ENDINGS)
             raise UserError(f"{path} has no pictures ({kinds}); fill it or remove it, the layout is {LAYOUT}")
@@ -171,64 +185,3 @@ def _say(folder: Path, skipped: tuple[Path, ...]) -> None:
     names = ", ".join(str(path.relative_to(folder)) for path in first) + (", ..." if len(skipped) > 3 else "")
     what = "1 file or folder" if len(skipped) == 1 else f"{len(skipped)} files or folders"
     tqdm.write(f"{folder}: skipped {what} beside the pictures: {names}", file=sys.stderr)
-
-
-def _part(images: np.ndarray | Encoded, first: int, stop: int) -> np.ndarray | Rows:
-    return Rows(images, np.arange(first, stop)) if isinstance(images, Encoded) else images[first:stop]
-
-
-def decode_all(name: str, files: list[Path], size: int, most_bytes: float) -> np.ndarray | Encoded:
-    """Return all pictures uint8 (N, H, W, 3), decoded by several threads, or once before and kept."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(WORKERS) as pool:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        shape = _measure(files[0])
-        same = all(other == shape for other in pool.map(_measure, files))  # the first that differs ends it
-        shape = shape if same else (size, size)
-
-        def picture(file: Path) -> np.ndarray:
-            image = _decode(file)
-            return image if same else fit(image, size)
-
-        def decoded() -> Iterator[np.ndarray]:
-            done = pool.map(picture, files)  # the first error cancels what has not begun
-            shown = {"leave": False, "disable": None, "mininterval": 0.5, "unit": " pictures"}
-            for image in tqdm(done, f"reading {name}", len(files), **shown):
-                yield image[None]
-
-        found, shape = [file.resolve() for file in files], (len(files), *shape, 3)
-        return kept_or_encoded(found, shape, decoded, lambda row: picture(files[row]), most_bytes)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture; whatever turns out to be wrong with it is a UserError that names it."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            yield image
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
-        raise UserError(f"{path} is refused: it has more than {limit}; shrink or remove it") from error
-    except Exception as error:  # on damaged bytes decoders raise errors of any kind
-        unknown = isinstance(error, UnidentifiedImageError)
-        why = f"it is none of {', '.join(FORMATS)}" if unknown else " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"cannot decode {path} ({why}); replace or remove it") from error
-
-
-def _measure(path: Path) -> tuple[int, int]:
-    """Return the height and width that ``_decode`` will give, from the file's header where that tells."""
-    with _opened(path) as image:
-        width, height = image.size
-        turned = width != height and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        return (width, height) if turned else (height, width)
-
-
-def _decode(path: Path) -> np.ndarray:
-    """Return a picture the right way up as uint8 (H, W, 3), RGB."""
-    with _opened(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16 bits: the high byte, which is what Pillow takes of 16-bit colours
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))

@@ -70,11 +70,20 @@ class Rows:
         return np.asarray(self[:], dtype)
 
 
+def between(images: "np.ndarray | Encoded", first: int, stop: int) -> "np.ndarray | Rows":
+    """Return the pictures from ``first`` up to ``stop``, without a copy."""
+    return Rows(images, np.arange(first, stop)) if isinstance(images, Encoded) else images[first:stop]
+
+
 class Split(NamedTuple):
-    """Pictures uint8 (N, H, W, 3), RGB, read by rows as ``images[rows]``, and labels int32 (N,) in [0, K)."""
+    """Pictures uint8 (N, H, W, 3), RGB, read by rows as ``images[rows]``, and labels int32 (N,) in [0, K).
+
+    ``groups`` (N,) names what each belongs to, a patient say, where that is known.
+    """
 
     images: "Pictures"
     labels: np.ndarray
+    groups: np.ndarray | None = None
 
 
 Pictures = np.ndarray | Encoded | Rows
@@ -121,6 +130,7 @@ def kept_or_encoded(
     make: Callable[[], Iterator[np.ndarray]],
     decode: Callable[[int], np.ndarray],
     most_bytes: float,
+    how: tuple[Any, ...] = (),
 ) -> np.ndarray | Encoded:
     """Return pictures uint8, decoded once and kept on disk, or decoded each time they are read.
 
@@ -130,8 +140,9 @@ def kept_or_encoded(
         make: yields them in order, some at a time.
         decode: row -> picture, for a set of more than ``most_bytes``.
         most_bytes: that a decoded set may take.
+        how: what the pictures depend on beside the files.
     """
-    about = "pictures", shape
+    about = "pictures", shape, *how
     if int(np.prod(shape)) <= most_bytes:
         return kept(files, about, shape, np.uint8, make)
     return Encoded(decode, shape, _key(files, about))
@@ -142,12 +153,15 @@ def _key(files: Iterable[str | Path], about: Any) -> str:
     return hashlib.sha256(repr((code_digest("data"), stamps, about)).encode()).hexdigest()
 
 
-def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize the shortest side to ``size`` and cut the centre, so that pictures of differing sizes stack."""
-    return np.asarray(ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.BILINEAR))
+def fit(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Fill a square of side ``size``, or (width, height), with the picture's centre, so that differing ones stack."""
+    sides = (size, size) if isinstance(size, int) else size
+    return np.asarray(ImageOps.fit(Image.fromarray(image), sides, Image.Resampling.BILINEAR))
 
 
-def held_out(name: str, labels: np.ndarray, classes: tuple[str, ...], share: str) -> tuple[np.ndarray, np.ndarray]:
+def held_out(
+    name: str, labels: np.ndarray, classes: tuple[str, ...], share: str, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of train and test, ascending and the same at every call; classes keep their shares.
 
     Args:
@@ -155,19 +169,26 @@ def held_out(name: str, labels: np.ndarray, classes: tuple[str, ...], share: str
         labels: (N,), in an order that does not change.
         classes: K names.
         share: key into ``SHARES``, of the test part.
+        groups: (N,), what each belongs to; none is then in both, and classes keep their shares as far as that goes.
 
     Raises:
-        UserError: a class is too small for one of its pictures to be held out.
+        UserError: a class is too small for one of its pictures, or groups, to be held out.
     """
-    from sklearn.model_selection import train_test_split
+    from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
     least = round(1 / SHARES[share])
-    for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+    for label in np.unique(labels):
+        own = labels == label
+        count = int(own.sum()) if groups is None else len(np.unique(groups[own]))
         if count < least:
+            what = "examples" if groups is None else "groups"
             raise UserError(
-                f"{name} has no test part, and its class {classes[label]!r} has {count} of the {least} examples that "
+                f"{name} has no test part, and its class {classes[label]!r} has {count} of the {least} {what} that "
                 f"it takes to hold out a {share}; add some, leave out the class, or bring a test part"
             )
+    if groups is not None:
+        folds = StratifiedGroupKFold(least, shuffle=True, random_state=SPLIT_SEED)
+        return next(iter(folds.split(labels, labels, groups)))
     train, test = train_test_split(
         np.arange(len(labels)), test_size=SHARES[share], random_state=SPLIT_SEED, stratify=labels, shuffle=True
     )

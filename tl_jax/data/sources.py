@@ -8,41 +8,57 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tl_jax.data import archives, cifar, drawn, folder
+from tl_jax.data import archives, cifar, drawn, folder, index, medmnist
+from tl_jax.data.listed import Reading
 from tl_jax.data.pictures import DECODED_BYTES, Source, Split, cut_test, fit, kept, kept_or_encoded
 from tl_jax.errors import UserError, nearest
 from tl_jax.fetch import cache_dir
 
 NAME_BYTES = 128  # of a name at most
 FOLDERS = ("folder", "flowers")  # class folders with pictures
+LAYOUTS = {"folder": folder.LAYOUT, "index": "index.csv in it", "npz": medmnist.LAYOUT}  # of what data_dir names
 FLOWERS = "http://download.tensorflow.org/example_images/flower_photos.tgz"  # 228,813,984 bytes
 FLOWERS_DIGEST = "sha256:4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"  # as in TFDS' tf_flowers
 
 
-def load(name: str, data_dir: str = "", size: int = 224, most_bytes: float = DECODED_BYTES) -> Source:
+def load(
+    name: str,
+    data_dir: str = "",
+    size: int = 224,
+    most_bytes: float = DECODED_BYTES,
+    windows: tuple[Any, ...] = (),
+    group: str = "",
+    label: str = "label",
+) -> Source:
     """Load a data set by name.
 
     Args:
         name: "digits" (scikit-learn's, embedded), "gratings" and "shapes" (drawn), "folder" (the class folders with
             pictures under ``data_dir``, see ``folder.read``), "flowers" (the same, and without ``data_dir`` the 3,670
-            flower photos of TensorFlow, a download of 229 MB), or any TFDS image set with the features ``image`` and
-            ``label``, such as "cifar10".
-        data_dir: folder with the pictures, or TFDS folder; empty for TFDS' own default.
+            flower photos of TensorFlow, a download of 229 MB), "index" (pictures that an ``index.csv`` lists, see
+            ``index.source``), "npz" and "organamnist" (a file as MedMNIST has them, and its CT slices, a download of
+            38 MB), or any TFDS image set with the features ``image`` and ``label``, such as "cifar10".
+        data_dir: folder with the pictures, an npz file, or TFDS folder; empty for TFDS' own default.
         size: side in pixels to which pictures of differing sizes are resized and cropped.
         most_bytes: of decoded pictures that may be kept on disk; a larger set is decoded each time it is read.
+        windows, group, label: of files in folders and indices, see ``Reading``.
 
     Raises:
         UserError: the set is absent and cannot be made or downloaded; the message says how to get it.
     """
     if name in EMBEDDED:
         return EMBEDDED[name]()
+    if name in medmnist.SETS:
+        return medmnist.published(name)
+    if name in LAYOUTS and not data_dir:
+        raise UserError(f"config.data.name={name} needs one; pass --config.data.dir=PATH, with {LAYOUTS[name]}")
+    if name == "npz":
+        return medmnist.read(Path(data_dir))
+    if name == "index":
+        return index.source(Path(data_dir), Reading(size, most_bytes, windows, group, label))
     if name not in FOLDERS:
         return tfds_source(name, data_dir, size, most_bytes)
-    if data_dir:
-        return folder.read(Path(data_dir), size, most_bytes)
-    if name == "folder":
-        raise UserError(f"config.data.name=folder needs one; pass --config.data.dir=FOLDER, with {folder.LAYOUT}")
-    return folder.read(flowers(), size, most_bytes)
+    return folder.read(Path(data_dir) if data_dir else flowers(), size, most_bytes, windows, group)
 
 
 def flowers() -> Path:
@@ -115,6 +131,8 @@ def prepared(name: str, data_dir: str) -> Any:
         have = {
             *EMBEDDED,
             *FOLDERS,
+            *medmnist.SETS,
+            *LAYOUTS,
             *cifar.ARCHIVES,
             *(path.relative_to(root).parts[0] for path in root.glob("*/**/dataset_info.json")),
         }

@@ -10,20 +10,39 @@ def take(split: Split, rows: np.ndarray) -> Split:
     """Return the given rows of a split, without a copy of its pictures."""
     if len(rows) == len(split.labels) and (rows == np.arange(len(rows))).all():
         return split
-    return Split(Rows(split.images, rows), split.labels[rows])
+    groups = None if split.groups is None else split.groups[rows]
+    return Split(Rows(split.images, rows), split.labels[rows], groups)
 
 
 def cut_validation(train: Split, share: float, seed: int) -> tuple[Split, Split]:
     """Return (train, validation) with ``share`` in [0, 1) of the examples, drawn by ``seed``, in the second.
 
+    Where there are groups whole ones are drawn, and the share is met as nearly as they allow.
+
     Raises:
-        UserError: ``share`` is not 0 but too small for one example.
+        UserError: ``share`` is not 0 but too small for one example, or there is one group only.
     """
+    if share and train.groups is not None:
+        return _cut_groups(train, train.groups, share, seed)
     order = np.random.default_rng((seed, 1)).permutation(len(train.labels))
     n = round(share * len(order))
     if share and not n:
         raise UserError(f"config.data.validation={share} of {len(order)} examples is none; raise it, or set it to 0")
     return take(train, np.sort(order[n:])), take(train, np.sort(order[:n]))
+
+
+def _cut_groups(train: Split, groups: np.ndarray, share: float, seed: int) -> tuple[Split, Split]:
+    names, which = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        raise UserError(
+            f"all {len(groups)} training examples are of one group ({names[0]}), so none can be held out; "
+            "set config.data.validation=0, or bring more"
+        )
+    order = np.random.default_rng((seed, 1)).permutation(len(names))
+    sizes = np.cumsum(np.bincount(which)[order])[:-1]  # some group always stays in train
+    drawn = order[: int(np.abs(sizes - share * len(groups)).argmin()) + 1]
+    chosen = np.isin(which, drawn)
+    return take(train, np.flatnonzero(~chosen)), take(train, np.flatnonzero(chosen))
 
 
 def thin(train: Split, examples: int, per_class: int, classes: int, seed: int) -> Split:

@@ -47,7 +47,7 @@ def summarise(workdir: Path, arms: Sequence[str], seeds: Sequence[int], metric: 
     }
 
 
-SHARES = ("accuracy", "auc", "f1", "matthews")  # metrics from 0 to 1, shown in percent; others as they are
+SHARES = ("accuracy", "auc", "f1", "map", "matthews")  # metrics from 0 to 1, shown in percent; others as they are
 
 
 def table(summary: Mapping[str, Any]) -> str:

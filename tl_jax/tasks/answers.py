@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
@@ -12,13 +11,13 @@ from tl_jax.data import token_batches, tokens
 from tl_jax.data.texts import OUTSIDE
 from tl_jax.data.token_batches import IGNORED
 from tl_jax.errors import UserError
+from tl_jax.report.probabilities import lines as drawn_probabilities
 from tl_jax.tasks.text_objectives import Encoder, make_predict
 from tl_jax.text_network import TextNetwork
 from tl_jax.train import devices
 from tl_jax.train.log import say
 from tl_jax.train.step import make_eval_step
 
-BAR = 30  # characters of a probability of 1
 BOLD, PLAIN = "\033[1m", "\033[0m"
 PAIR = " ||| "  # between the two texts of a pair
 
@@ -52,12 +51,8 @@ def answer(
     found, lines = [], []
     for text, row in zip(inputs, probabilities, strict=True):
         found.append({"input": text, "probabilities": {c: float(p) for c, p in zip(classes, row, strict=True)}})
-        lines += [text, *(_bar(classes[i], row[i], max(map(len, classes))) for i in np.argsort(-row)[:5])]
+        lines += drawn_probabilities(text, classes, row)
     return found, "\n".join(lines)
-
-
-def _bar(name: str, share: float, width: int) -> str:
-    return f"  {name:{width}}  {share:.3f}  {'█' * round(BAR * share)}"
 
 
 def _entities(
@@ -107,7 +102,7 @@ def _predict(
     if cut := sum(bool(e.overflowing) for e in encodings):
         say(f"{cut:,} of {len(texts):,} inputs are cut to {length} tokens: what comes after them is not read")
     data = token_batches.texts(encodings, labels, net.tokenizer.token_to_id("[PAD]"))
-    n = -(-len(texts) // jax.device_count()) * jax.device_count()
+    n = devices.whole(len(texts))
     batch = data.batch(np.minimum(np.arange(n), len(texts) - 1), np.arange(n) < len(texts))
     out = make_eval_step(make_predict(encoder))(variables, devices.put(batch))
     return np.asarray(out)[: len(texts)], np.asarray(batch["label"])[: len(texts)] != IGNORED

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tl_jax import verification
-from tl_jax.data import batches, folder, people
+from tl_jax.data import batches, decoding, folder, people
 from tl_jax.data.people import Album
 from tl_jax.data.pictures import Split
 from tl_jax.errors import UserError
@@ -35,7 +35,7 @@ def answer(
     if len(inputs) != 1:
         raise UserError("--mode=predict takes one folder with pictures of people; pass --input=FOLDER")
     files = folder.pictures(Path(inputs[0]))
-    images = folder.decode_all("pictures", files, size, config.data.gigabytes * 1e9)
+    images = decoding.decode_all("pictures", files, size, config.data.gigabytes * 1e9)
     known = people.read(config.faces.known, size, config.data.gigabytes * 1e9) if config.faces.known else album
 
     def embed(split: Split) -> np.ndarray:

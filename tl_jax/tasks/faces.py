@@ -42,7 +42,7 @@ def make(config: Any) -> Task:
     faces = load(config, inputs.size)
     margin = Margin(config.faces.loss, config.faces.scale, config.faces.margin, len(faces.source.classes))
     functions = functools.partial(embedder, margin, config.test_views)
-    task = image.build(config, net, inputs, faces.source, config.faces.embedding, functions)
+    task, *_ = image.build(config, net, inputs, faces.source, config.faces.embedding, functions)
     return task._replace(
         init=functools.partial(start, task),
         judge=functools.partial(judge, faces, config.faces.gallery),
@@ -111,8 +111,8 @@ def judge(faces: Faces, gallery: int, found: Sequence[Any], batched: Sequence[Ba
     return Verdict(verification.figures(trial), {}, verification.missing(trial), trial)
 
 
-def report(name: str, trial: Trial, folder: Path) -> dict[str, Any]:
-    """Draw the ROC into ``folder/roc.png``, show the figures with their intervals, and return these."""
+def report(name: str, trial: Trial, _: Trial | None, folder: Path) -> dict[str, Any]:
+    """Draw the ROC of the test part into ``folder/roc.png``, show its figures with their intervals, and return them."""
     values, between = verification.figures(trial), verification.intervals(trial)
     genuine, count = int(trial.same.sum()), len(trial.same)
     what = f"{trial.people} people, {genuine:,} pairs of one and {count - genuine:,} of two"

@@ -10,14 +10,24 @@ import jax.numpy as jnp
 from tl_jax import pretrained
 from tl_jax.data import batches, sources
 from tl_jax.data.augment import Augment
+from tl_jax.data.pictures import Split
 from tl_jax.errors import UserError
 from tl_jax.network import Pretrained, variable_shapes, with_head
 from tl_jax.task import Objective, Task
-from tl_jax.tasks import starting
+from tl_jax.tasks import judging, picture_answers, starting
 from tl_jax.tasks.caching import Frozen
-from tl_jax.tasks.objectives import Inputs, Network, make_features, make_loss, make_metrics, make_pretext_loss
+from tl_jax.tasks.objectives import (
+    Inputs,
+    Network,
+    make_features,
+    make_loss,
+    make_metrics,
+    make_predict,
+    make_pretext_loss,
+)
 from tl_jax.train.log import say
 from tl_jax.transfer.adapters import Adapters
+from tl_jax.transfer.class_weights import class_weights
 from tl_jax.transfer.penalties import Regularize
 from tl_jax.transfer.pretext import Pretext
 
@@ -27,7 +37,23 @@ def make(config: Any) -> Task:
     net, inputs = opened(config)
     source = load_source(config, inputs.size)
     classes = starting.check_classes(config, source)
-    return build(config, net, inputs, source, classes, functools.partial(classifier, config.test_views))
+    functions = functools.partial(classifier, config.test_views)
+    task, network, parts = build(config, net, inputs, source, classes, functions)
+    asked = picture_answers.Asked(
+        network,
+        source.classes,
+        config.test_views,
+        (parts["train"].images.shape[1], parts["train"].images.shape[2]),
+        tuple(config.data.windows),
+        config.eval_batch_size,
+        functools.partial(task.eval_batches, "validation") if config.calibrate else None,
+    )
+    return task._replace(
+        score=config.score,
+        answer=functools.partial(picture_answers.answer, asked),
+        explain=functools.partial(picture_answers.explain, asked),
+        **judging.fields(judging.of(config, source.classes, parts)),
+    )
 
 
 def opened(config: Any) -> tuple[Pretrained | None, Inputs]:
@@ -49,7 +75,8 @@ def classifier(
     count: int, network: Network, how: Augment, penalties: Regularize, beside: Pretext | None
 ) -> dict[str, Any]:
     """Return the functions of a task of classes, tested on ``count`` views, by the names of ``Task``."""
-    return {"loss": make_loss(network, how, penalties, beside), "metrics": make_metrics(network, count)}
+    loss = make_loss(network, how, penalties, beside)
+    return {"loss": loss, "metrics": make_metrics(network, count), "predict": make_predict(network, count)}
 
 
 def build(
@@ -59,8 +86,8 @@ def build(
     source: sources.Source,
     outputs: int,
     functions: Callable[..., dict[str, Any]],
-) -> Task:
-    """Put the task together.
+) -> tuple[Task, Network, dict[str, Split]]:
+    """Put the task together, and return with it the network with its head and the parts of the data.
 
     Args:
         config: the configuration.
@@ -83,7 +110,8 @@ def build(
         )
     network = Network(net.model, inputs, Adapters(**config.adapt.to_dict()))
     parts = starting.cut(config, source)
-    hows = regularize(config, net), pretext_of(config)
+    weights = class_weights(config.regularize.class_weights, parts["train"].labels, source.classes)
+    hows = regularize(config, net)._replace(weights=weights), pretext_of(config)
     beside = hows[1] if config.pretext.weight else None
     frozen = Frozen(config, network, parts, hows[0], functions)
     seen = config.seed, config.batch_size
@@ -93,7 +121,7 @@ def build(
         pretext = Objective(
             make_pretext_loss(network, hows[1]), batches.Stream(unlabelled.images, unlabelled.labels, *seen)
         )
-    return Task(
+    task = Task(
         name=f"{config.model.name} on {source.name}",
         classes=source.classes,
         init=functools.partial(start, config, net, frozen, *hows),
@@ -115,6 +143,7 @@ def build(
         pretext=pretext,
         shortcut=frozen.task,
     )
+    return task, network, parts
 
 
 def start(
@@ -163,12 +192,14 @@ def load_source(config: Any, size: int) -> sources.Source:
     """Load the data set of ``config``, or draw the generator's pictures where ``data.generate`` says so."""
     drawn = config.data.generate and not config.data.dir
     name = "gratings" if drawn else config.data.name
-    return _read(name, config.data.dir, size, config.data.gigabytes * 1e9)
+    data = config.data
+    windows = tuple(tuple(w) if isinstance(w, list) else w for w in data.windows)
+    return _read(name, data.dir, size, data.gigabytes * 1e9, windows, data.group, data.label)
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def _read(name: str, folder: str, size: int, most_bytes: float) -> sources.Source:
-    return sources.load(name, folder, size, most_bytes)
+def _read(*how: Any) -> sources.Source:
+    return sources.load(*how)
 
 
 def load_network(config: Any) -> Pretrained:

@@ -10,7 +10,6 @@ import optax
 from tl_jax.data import preprocess
 from tl_jax.data.augment import Augment, augment
 from tl_jax.data.views import views
-from tl_jax.models.backbone import Backbone
 from tl_jax.transfer import adapters, penalties, pretext
 from tl_jax.transfer.adapters import Adapters
 from tl_jax.transfer.margins import Margin, unit
@@ -46,11 +45,22 @@ class Maps(NamedTuple):
         return maps
 
 
+class Pixels(NamedTuple):
+    """How stored pictures become network inputs where sizes stay: number of channels, key into ``SCALINGS``."""
+
+    channels: int
+    scaling: str
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Turn (N, H, W, C) pixels into (N, H, W, channels) network inputs."""
+        return preprocess.scale(preprocess.channels(images, self.channels), self.scaling)
+
+
 class Network(NamedTuple):
     """A model, what its inputs are, and how its parameters are adapted."""
 
-    model: Backbone
-    inputs: Inputs | Maps
+    model: Any  # Backbone, or what is applied like one: the head of a text network, a detector
+    inputs: Inputs | Maps | Pixels
     adapters: Adapters = Adapters()
 
     def predict(self, variables: Any, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -89,6 +99,7 @@ def make_loss(net: Network, how: Augment, regularize: Regularize, beside: Pretex
         targets = jax.nn.one_hot(batch["label"], people.people if people else net.model.num_classes)
         targets = optax.smooth_labels(targets, regularize.label_smoothing)
         images, targets = penalties.mix(regularize, images, targets, jax.random.fold_in(key, MIX))
+        targets = targets * jnp.asarray(regularize.weights)[None] if regularize.weights else targets
         logits, end, stats = net.train(variables, images, key, regularize.stochastic_norm)
         if people:
             logits = people(variables["params"], logits, batch["label"])
@@ -138,6 +149,16 @@ def make_metrics(net: Network, count: int = 1):
         return _sums(losses, logits, batch)
 
     return metrics
+
+
+@functools.cache
+def make_predict(net: Network, count: int = 1):
+    """Return the function (variables, batch) -> probabilities (N, K), averaged over ``count`` views."""
+
+    def predicted(variables, batch):
+        return jax.nn.softmax(predict(net, variables, batch["image"], count).astype(jnp.float32))
+
+    return predicted
 
 
 @functools.cache

@@ -70,6 +70,11 @@ def check_batch(field: str, size: int, parts: int = 1) -> None:
         raise UserError(f"config.{field}={size} is not divisible by the {jax.device_count()} devices{cut}; {near} is")
 
 
+def whole(size: int) -> int:
+    """Return the smallest batch that holds ``size`` examples and that the devices share evenly."""
+    return -(-size // jax.device_count()) * jax.device_count()
+
+
 class Program(NamedTuple):
     """A compiled function.
 

@@ -17,6 +17,7 @@ class Regularize(NamedTuple):
 
     Attributes:
         label_smoothing: probability spread evenly over the classes.
+        weights: factors on the loss of each class, empty for 1 each.
         mixup, cutmix: alpha of the Beta distribution.
         l2_sp: of half the squared distance of trained leaves from the source's.
         l2_sp_head: of half the squared norm of leaves that the source does not have.
@@ -29,6 +30,7 @@ class Regularize(NamedTuple):
     """
 
     label_smoothing: float = 0.0
+    weights: tuple[float, ...] = ()
     mixup: float = 0.0
     cutmix: float = 0.0
     l2_sp: float = 0.0

@@ -1,0 +1,41 @@
+"""Refuse what is measured of pictures, and how they are grouped and windowed, where it cannot mean what it says."""
+
+from collections.abc import Callable
+from typing import Any
+
+from configs.fields import METRICS, OF_PICTURES
+from tl_jax.data import dicom
+
+LISTED = ("folder", "flowers", "index")  # data that may have an index.csv beside the pictures
+
+
+def measures(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+    """Return what is wrong with a configuration, and whether it is.
+
+    Raises:
+        UserError: a window that is none.
+    """
+    dicom.levels(config.data.windows)
+    unknown = [name for name in config.metrics if name not in METRICS]
+    return {
+        f"metrics has {(unknown or [''])[0]!r}, which is none of {', '.join(METRICS)}": unknown,
+        "score=auc needs auc among config.metrics": config.score == "auc" and "auc" not in config.metrics,
+        "specificity has an effect with sensitivity among config.metrics only": (
+            changed("specificity") and "sensitivity" not in config.metrics
+        ),
+        "positive has an effect with auc or sensitivity among config.metrics only": (
+            config.positive and not {"auc", "sensitivity"} & set(config.metrics)
+        ),
+        "calibrate needs a validation part; raise config.data.validation": (
+            config.calibrate and not config.data.validation
+        ),
+        f"data.group has an effect with config.data.name={', '.join(LISTED)} only": (
+            config.data.group and config.data.name not in LISTED
+        ),
+        "data.label is for texts and for config.data.name=index": (
+            config.task in OF_PICTURES and changed("data.label") and config.data.name != "index"
+        ),
+        "regularize.class_weights has no effect with config.epochs=0": (
+            config.regularize.class_weights and not config.epochs and not config.phases
+        ),
+    }

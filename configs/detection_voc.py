@@ -1,0 +1,55 @@
+"""ImageNet MobileNetV2 finds objects in pictures: boxes in the layout of Pascal VOC, or of COCO.
+
+    python run.py --config=configs/detection_voc.py --config.data.dir=FOLDER
+    python run.py --config=configs/detection_voc.py:probe --config.data.dir=FOLDER      all frozen but the head
+    python run.py --config=configs/detection_voc.py:scratch --config.data.dir=FOLDER    from random weights
+    python run.py --config=configs/detection_voc.py:smoke       seconds, no download: a tiny network finds drawn shapes
+    python run.py --mode=predict --workdir=RUN --input=PICTURE  boxes with class and score, drawn to RUN/predictions
+
+FOLDER holds JPEGImages, Annotations and ImageSets/Main, or with ``--config.data.name=coco`` annotations and pictures.
+``--config.model.name`` takes any image network, ``--config.init.path=FILE`` local weights. The checkpoint with the best
+mean average precision on the validation part is tested.
+"""
+
+from configs import base
+
+
+def get_config(variant: str = "") -> base.Config:
+    """Return the recipe, or one of its variants."""
+    config = base.get_config()
+    config.name = "detection_voc"
+    config.task = "detection"
+    config.model.name = "mobilenet_v2"
+    config.data.name = "voc"
+    config.input.size = 256
+    base.fine_tuning(config)
+    config.augment.crop_pad = 0
+    config.augment.resized_crop = 0.4
+    config.augment.jitter = 0.2
+    config.batch_size = 16
+    config.eval_batch_size = 32
+    config.epochs = 40.0
+    config.save_every = 4.0
+    config.test_on = "best"
+    return base.variants(config, variant, probe=probe, scratch=scratch, smoke=smoke)
+
+
+def probe(config: base.Config) -> None:
+    """Train the head alone."""
+    config.freeze.recipe = "head"
+
+
+def scratch(config: base.Config) -> None:
+    """Start from random weights."""
+    config.init.source = "random"
+
+
+def smoke(config: base.Config) -> None:
+    """Run every part on a tiny network of the same family."""
+    base.smoke(config)
+    config.model.name = "mobilenet_v2_tiny"
+    config.init.source = "random"
+    config.input.size = 64
+    config.detect.width = 16
+    config.save_every = 1.0
+    config.optim.lr = 3e-3

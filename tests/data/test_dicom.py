@@ -1,0 +1,147 @@
+"""DICOM files that are written here: Hounsfield units and windows by hand, and whatever may be wrong with a file."""
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.pixels import apply_windowing
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless, generate_uid
+
+from tests.data.test_folder import draw
+from tl_jax.data import dicom, folder, sources
+from tl_jax.errors import UserError
+
+pytestmark = pytest.mark.fast
+STORED = np.array([[0, 24, 424], [1024, 1064, 2824]], np.uint16)  # HU = stored - 1024, below
+
+
+def write(path: Path, pixels: np.ndarray = STORED, syntax=ExplicitVRLittleEndian, **changes) -> Path:
+    """Write a CT slice of stored values uint16 (H, W), with attributes as ``changes`` says, None for without."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = syntax, CTImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    data = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
+    data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+    data.Modality, data.PatientID, data.PhotometricInterpretation = "CT", "p1", "MONOCHROME2"
+    data.Rows, data.Columns = pixels.shape[-2:]
+    data.SamplesPerPixel, data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 1, 16, 16, 15, 0
+    data.RescaleSlope, data.RescaleIntercept = 1, -1024
+    data.PixelData = pixels.tobytes()
+    for name, value in changes.items():
+        if value is None:
+            delattr(data, name)
+        else:
+            setattr(data, name, value)
+    if syntax == RLELossless:
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data.compress(RLELossless)
+    elif syntax.is_encapsulated:
+        data.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
+        data["PixelData"].VR = "OB"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path)
+    return path
+
+
+def test_hounsfield_units_and_windows_by_hand(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.dcm")
+    np.testing.assert_array_equal(dicom.hounsfield(path), [[-1024, -1000, -600], [0, 40, 1800]])
+    picture = dicom.read(path, ("lung", "brain", (0, 2000)))
+    assert picture.shape == (2, 3, 3) and picture.dtype == np.uint8
+    # lung, -1350 to 150: (-1024 + 1350) / 1500 of 255 is 55.42; -600 lies in the middle; 0 at 0.9
+    assert picture[..., 0].tolist() == [[55, 60, 128], [230, 236, 255]]
+    assert picture[..., 1].tolist() == [[0, 0, 0], [0, 128, 255]]  # brain, 0 to 80
+    assert picture[..., 2].tolist() == [[0, 0, 51], [128, 133, 255]]  # -1000 to 1000: 400 / 2000 of 255 is 51
+    one = dicom.read(path, ("bone",))
+    assert (one[..., 0] == one[..., 2]).all()
+    slope = write(tmp_path / "b.dcm", RescaleSlope=2, RescaleIntercept=-1000)
+    assert dicom.hounsfield(slope)[0].tolist() == [-1000, -952, -152]
+
+
+def test_windows_are_those_of_pydicom(tmp_path: Path) -> None:
+    values = np.linspace(-2000, 3000, 501)
+    for level, width in dicom.WINDOWS.values():
+        data = pydicom.Dataset()
+        data.WindowCenter, data.WindowWidth, data.VOILUTFunction = level, width, "LINEAR_EXACT"
+        data.PixelRepresentation, data.BitsStored, data.PhotometricInterpretation = 0, 8, "MONOCHROME2"
+        expected = np.rint(apply_windowing(values, data))
+        np.testing.assert_array_equal(dicom.through(values, level, width), expected)
+
+
+def test_other_files_show_their_own_window_and_monochrome1_is_inverted(tmp_path: Path) -> None:
+    ramp = np.arange(0, 300, 3, dtype=np.uint16).reshape(10, 10)
+    plain = {"Modality": "CR", "RescaleSlope": None, "RescaleIntercept": None}
+    shown = dicom.read(write(tmp_path / "a.dcm", ramp, **plain))
+    np.testing.assert_array_equal(shown[..., 0], np.rint(ramp / 297 * 255))
+    inverted = dicom.read(write(tmp_path / "b.dcm", ramp, PhotometricInterpretation="MONOCHROME1", **plain))
+    np.testing.assert_array_equal(inverted, 255 - shown)
+    own = dicom.read(write(tmp_path / "c.dcm", ramp, WindowCenter=100, WindowWidth=101, **plain))[..., 0]
+    assert own[ramp < 50].max() == 0 and own[ramp > 150].min() == 255 and own[ramp == 99].item() in (126, 127, 128)
+    with pytest.raises(UserError, match="b.dcm says it is CR, not CT, .*set --config.data.windows='\\(\\)'"):
+        dicom.read(tmp_path / "b.dcm", ("lung",))
+
+
+def test_a_compressed_file_equals_the_plain_one(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 3000, (20, 20), np.uint16)
+    plain, packed = write(tmp_path / "a.dcm", pixels), write(tmp_path / "b.dcm", pixels, RLELossless)
+    assert pydicom.dcmread(packed).file_meta.TransferSyntaxUID == RLELossless
+    np.testing.assert_array_equal(dicom.read(plain, ("lung",)), dicom.read(packed, ("lung",)))
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.dcm").read_bytes()
+    (tmp_path / "text.dcm").write_text("hello")
+    (tmp_path / "short.dcm").write_bytes(whole[:-3])
+    write(tmp_path / "bare.dcm", PixelData=None)
+    write(tmp_path / "many.dcm", np.stack([STORED] * 2), NumberOfFrames=2)
+    write(tmp_path / "jpegls.dcm", syntax=JPEGLSLossless)
+    for name, message in {
+        "text": "cannot read .*text.dcm as DICOM",
+        "short": "cannot read .*short.dcm as DICOM",
+        "absent": "cannot read .*absent.dcm as DICOM",
+        "bare": "bare.dcm has no picture",
+        "many": "many.dcm has 2 frames",
+        "jpegls": "jpegls.dcm is compressed as JPEG-LS Lossless.*pip install pylibjpeg",
+    }.items():
+        with pytest.raises(UserError, match=message) as caught:
+            dicom.read(tmp_path / f"{name}.dcm", ("lung",))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_series_with_differing_sizes_is_fitted_and_patients_stay_together(tmp_path: Path) -> None:
+    for name in ("ill", "well"):
+        for patient in range(5):
+            for i in range(3):
+                size = (12, 10) if i else (16, 16)
+                pixels = np.full(size, 1024 + 40 * (name == "ill"), np.uint16)
+                write(tmp_path / name / f"series{patient}" / f"{i}.dcm", pixels, PatientID=f"{name}{patient}")
+    source = sources.load("folder", str(tmp_path), size=8, windows=("brain",))
+    assert source.classes == ("ill", "well") and source.tested == "a fifth held out"
+    assert source.train.images.shape[1:] == (8, 8, 3) and len(source.train.labels) + len(source.test.labels) == 30
+    assert np.unique(source.test.images[source.test.labels == 0]).tolist() == [128]
+    assert source.train.groups is not None and source.test.groups is not None
+    assert not set(source.train.groups) & set(source.test.groups)
+    assert np.bincount(source.test.labels).tolist() == [3, 3]  # one of five patients of each, three slices each
+    other = sources.load("folder", str(tmp_path), size=8, windows=((40, 160),))  # kept under another key
+    assert np.unique(other.test.images[other.test.labels == 1]).tolist() == [64]
+
+
+def test_a_corrupt_slice_in_a_folder_is_named(tmp_path: Path) -> None:
+    draw(tmp_path, {"green": 5, "red": 5})
+    (tmp_path / "red" / "x.dcm").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot read .*red/x.dcm as DICOM"):
+        folder.read(tmp_path)
+
+
+def test_windows_that_are_none() -> None:
+    for windows, message in (
+        (("lungs",), "did you mean 'lung'"),
+        (("lung", "bone"), "must be one window, three"),
+        (((40,),), r"has \(40,\), which is no \(level, width\)"),
+        (((40, 0),), "with a width above 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            dicom.levels(windows)

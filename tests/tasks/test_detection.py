@@ -1,0 +1,192 @@
+"""Detection through the calls of the other tasks: train, resume, freeze, predict, export, and what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import base, check, detection_voc
+from tl_jax import api, models, pretrained, tree
+from tl_jax.data import scenes
+from tl_jax.errors import UserError
+from tl_jax.models.detector import Detector, cells, levels
+from tl_jax.report import boxes
+from tl_jax.tasks import detection
+from tl_jax.tasks.detection_objectives import focal_loss
+from tl_jax.transfer import partition
+
+# The small network that ships, pretrained on CIFAR-10.
+SMALL = (("model.name", "resnet8"), ("init.source", "tl_jax"), ("input.size", 32), ("eval_batch_size", 32))
+
+
+def config_of(*changes):
+    return base.override(detection_voc.get_config("smoke"), (*SMALL, *changes))
+
+
+LONG = (
+    ("data.train_examples", 0), ("epochs", 8.0), ("save_every", 4.0), ("augment.resized_crop", 0.0),
+    ("augment.jitter", 0.0), ("freeze.prove", True),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on drawn scenes."""
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, api.run(config_of(*LONG), folder)
+
+
+@pytest.mark.slow
+def test_shapes_are_found(trained):
+    folder, summary = trained
+    rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["split"] == "train"]
+    assert losses[-1] < 0.5 * losses[0]
+    assert summary["metrics"]["map50"] > 0.2 and summary["metrics"]["map"] > 0.08  # 0.001 untrained
+    assert summary["score"] == "map" and set(summary["per_class"]) == {"disc", "square", "triangle"}
+    assert summary["examples_evaluated"] == 64 and summary["facts"]["weights_sha256"]
+    assert api.evaluate(config_of(*LONG), folder)["metrics"] == pytest.approx(summary["metrics"])
+
+
+@pytest.mark.slow
+def test_predictions_are_said_written_and_drawn(trained, tmp_path, capsys):
+    folder, _ = trained
+    source = scenes.scenes(size=32)
+    for i in range(12):  # twice the size of what the network was trained on
+        Image.fromarray(source.test.images[i]).resize((64, 64)).save(tmp_path / f"{i:02}.png")
+    Image.new("RGB", (40, 80)).save(tmp_path / "other.png")
+    found = api.predict(config_of(*LONG), folder, [str(tmp_path)])
+    out = capsys.readouterr().out
+    assert [row["input"] for row in found] == [str(path) for path in sorted(tmp_path.iterdir())]
+    assert json.loads((folder / "predictions.json").read_text()) == found
+    hits, wanted = 0, 0
+    for row, label in zip(found[:12], source.test.labels, strict=False):
+        assert [each["score"] for each in row["boxes"]] == sorted((e["score"] for e in row["boxes"]), reverse=True)
+        for each in row["boxes"]:
+            assert f"{each['class']}  {each['score']:.3f}" in out and each["score"] >= 0.3
+            x0, y0, x1, y1 = each["box"]
+            assert 0 <= x0 < x1 <= 64 and 0 <= y0 < y1 <= 64
+        for *box, _, _ in label[label[:, 4] >= 0]:
+            near = [np.abs(np.array(e["box"]) - 2 * np.array(box)).max() for e in row["boxes"]]
+            hits, wanted = hits + (min(near, default=99) < 10), wanted + 1
+    assert hits > wanted / 3
+    sizes = [Image.open(folder / "predictions" / name).size for name in ("00.png", "other.png")]
+    assert sizes == [(640, 640), (320, 640)]
+    for bad, message in (
+        (["absent.png"], "no file or folder absent.png; check --input"),
+        ([], "nothing to look at"),
+    ):
+        with pytest.raises(UserError, match=message):
+            api.predict(config_of(*LONG), folder, bad)
+
+
+@pytest.mark.slow
+def test_an_export_starts_another_run_with_its_network(trained):
+    folder, _ = trained
+    net = pretrained.load("resnet8", "tl_jax", api.export(config_of(*LONG), folder))
+    assert net.spec.num_classes == 0 and "head" not in net.variables["params"]
+    started = pretrained.load("resnet8", "tl_jax", num_classes=0)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), net.variables["params"], started.variables["params"])
+    assert min(jax.tree.leaves(moved)) > 0
+
+
+@pytest.mark.slow
+def test_augmentation_is_drawn_with_boxes(tmp_path):
+    (path,) = api.preview(
+        config_of(("augment.jitter", 0.0), ("augment.flip", False), ("augment.resized_crop", 0.0)), tmp_path
+    )
+    seen = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
+    assert all((seen == boxes.colour(k)).all(1).sum() > 50 for k in range(3))
+
+
+@pytest.mark.fast
+def test_the_head_trains_alone_where_the_network_is_frozen():
+    detector = Detector(models.create("resnet8", 0), 3, 16)
+    params = jax.eval_shape(detector.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))[
+        "params"
+    ]
+    moves = tree.flatten(partition.trainable(dict(params), partition.recipe("head")))
+    assert {path.split("/")[0] for path, trains in moves.items() if trains} == {"head"}
+    assert {path.split("/")[0] for path, trains in moves.items() if not trains} == {
+        "stem",
+        "stage1",
+        "stage2",
+        "stage3",
+    }
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v2_tiny", "resnet50_tiny", "resnet50v2_tiny", "resnet8", "vgg16_tiny", "inception_v3_tiny",
+             "mobilenet_v2"],
+)  # fmt: skip
+def test_any_network_becomes_a_detector_and_keeps_its_names(name):
+    backbone = models.create(name, 0, **({"fc": False} if "vgg" in name else {}))
+    detector = Detector(backbone, 3, 16)
+    pictures = jax.ShapeDtypeStruct((2, 96, 128, 3), np.float32)
+    alone, whole = (jax.eval_shape(model.init, jax.random.key(0), pictures) for model in (backbone, detector))
+    for kind in whole:
+        old, new = (tree.flatten(dict(each)[kind]) for each in (alone, whole))
+        assert {path: leaf.shape for path, leaf in new.items() if not path.startswith("head/")} == {
+            path: leaf.shape for path, leaf in old.items()
+        }
+    out, end = jax.eval_shape(detector.apply, whole, pictures)
+    assert out["heat"].shape == (2, 24, 32, 3) and out["sides"].shape == (2, 24, 32, 4)
+    used = levels(detector.part_names(), end, cells((96, 128)))
+    sizes = [end[level].shape[1] for level in used]
+    assert len(used) >= 2 and sizes == sorted(sizes, reverse=True) and sizes[0] <= 24
+
+
+@pytest.mark.fast
+def test_the_focal_loss_is_that_of_the_paper():
+    logits, heat = np.array([-2.0, 0.5, 3.0, 0.0]), np.array([1.0, 1.0, 0.0, 0.6])
+    p = 1 / (1 + np.exp(-logits))
+    expected = [
+        -((1 - p[0]) ** 2) * np.log(p[0]),
+        -((1 - p[1]) ** 2) * np.log(p[1]),
+        -(p[2] ** 2) * np.log(1 - p[2]),
+        -((1 - 0.6) ** 4) * p[3] ** 2 * np.log(1 - p[3]),
+    ]
+    np.testing.assert_allclose(focal_loss(logits, heat), expected, rtol=1e-5)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([("augment.rotate", 10.0)], "augment.rotate has no effect with config.task=detection"),
+        ([("augment.crop_pad", 4)], "augment.crop_pad has no effect with config.task=detection"),
+        ([("regularize.mixup", 0.2)], "regularize.mixup has no effect with config.task=detection"),
+        ([("init.head", "keep")], "init.head has no effect with config.task=detection"),
+        ([("input.length", 7)], "input.length has no effect with config.task=detection"),
+        ([("model.name", "bert")], "model.name=bert is no network for task=detection"),
+        ([("task", "image")], "detect.width has no effect with config.task=image"),
+    ],
+)
+def test_fields_of_other_tasks_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        check.validate(config_of(*changes))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([("data.generate", False), ("data.name", "vox")], "config.data.name='vox' has no boxes; did you mean 'voc'"),
+        ([("data.generate", False), ("data.name", "voc")], "needs a folder; pass --config.data.dir=FOLDER"),
+        ([("detect.width", 12)], "config.detect.width=12 is no multiple of 8"),
+    ],
+)
+def test_bad_input_is_one_clear_line(changes, message):
+    with pytest.raises(UserError, match=message):
+        detection.make(config_of(*changes))
+
+
+@pytest.mark.fast
+def test_parts_without_objects_are_refused():
+    source = scenes.scenes(train=8, test=4, size=32)
+    source.test.labels[..., 4] = -1
+    with pytest.raises(UserError, match="no picture of the test part of drawn has an object"):
+        detection.check_parts("drawn", {"train": source.train, "test": source.test})

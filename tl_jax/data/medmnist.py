@@ -1,0 +1,82 @@
+"""Pictures in an npz file as MedMNIST publishes them (Yang et al. 2023, doi:10.1038/s41597-022-01721-8), by URL too."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from tl_jax.data.pictures import Source, Split
+from tl_jax.errors import UserError
+from tl_jax.fetch import cache_dir, fetch
+
+# OrganAMNIST, axial CT slices of abdominal organs, 28 pixels or as the name says; CC BY 4.0. MD5 as medmnist 3.0.2.
+URL = "https://zenodo.org/records/10519652/files/{name}.npz?download=1"
+SETS = {
+    "organamnist": "68e3f8846a6bd62f0c9bf841c0d9eacc",
+    "organamnist_64": "2dcccc29b88e6da5a01161ef20cda288",
+    "organamnist_128": "eeae80d0a227a8d099027e1b3cfd3b60",
+    "organamnist_224": "50747347e05c87dd3aaf92c49f9f3170",
+}
+ORGANS = (
+    "bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right",
+    "liver", "lung-left", "lung-right", "pancreas", "spleen",
+)  # fmt: skip
+PARTS = {"train": "train", "test": "test", "val": "validation"}  # of a file, and of ours
+LAYOUT = "train_images uint8 (N, H, W) or (N, H, W, 3), train_labels (N, 1), the same for test, and val if you like"
+DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+def published(name: str) -> Source:
+    """Read a set of ``SETS``, downloaded on the first use."""
+    hint = "or pass --config.data.name=npz --config.data.dir=FILE"
+    path = cache_dir() / "data" / f"{name}.npz"
+    return read(fetch(URL.format(name=name), path, f"md5:{SETS[name]}", hint=hint), ORGANS)
+
+
+def read(path: Path, classes: tuple[str, ...] = ()) -> Source:
+    """Read an npz file with ``{train,val,test}_images`` and ``_labels``; grey is repeated.
+
+    Args:
+        path: of the file.
+        classes: K names; empty takes the numbers 0 to K - 1.
+
+    Raises:
+        UserError: no such file, a damaged one, other names, shapes or types, or labels that do not match.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"no file {path}; pass an npz file as --config.data.dir, with {LAYOUT}")
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files if name.partition("_")[0] in PARTS}
+    except DAMAGED as error:
+        raise UserError(
+            f"cannot read {path} ({' '.join(str(error).split())}); it must be an npz with {LAYOUT}"
+        ) from None
+    parts = {ours: _split(path, arrays, theirs) for theirs, ours in PARTS.items() if f"{theirs}_images" in arrays}
+    if missing := {"train", "test"} - set(parts):
+        raise UserError(f"{path} has no {sorted(missing)[0]}_images; it must be an npz with {LAYOUT}")
+    count = int(parts["train"].labels.max()) + 1
+    for name, part in parts.items():
+        known = len(classes) or count
+        if part.labels.min() < 0 or part.labels.max() >= known:
+            raise UserError(f"{path}: {name} has the label {part.labels.max()}, there are {known} classes; mend it")
+    names = classes or tuple(map(str, range(count)))
+    return Source(path.stem, parts["train"], parts["test"], names, "test", parts.get("validation"))
+
+
+def _split(path: Path, arrays: dict[str, np.ndarray], part: str) -> Split:
+    images, labels = arrays[f"{part}_images"], arrays.get(f"{part}_labels")
+    colour = images.ndim == 4 and images.shape[-1] == 3
+    if images.dtype != np.uint8 or not (images.ndim == 3 or colour) or not len(images):
+        raise UserError(
+            f"{path}: {part}_images is {images.dtype} {images.shape}; it must be uint8 (N, H, W) or (N, H, W, 3)"
+        )
+    if labels is None or labels.size != len(images) or labels.dtype.kind not in "iu":
+        have = "absent" if labels is None else f"{labels.dtype} {labels.shape}"
+        raise UserError(
+            f"{path}: {part}_labels is {have}, for {len(images)} pictures; one whole number for each is needed, (N, 1)"
+        )
+    images = images if colour else np.broadcast_to(images[..., None], (*images.shape, 3))  # no copy
+    return Split(images, labels.reshape(-1).astype(np.int32))

@@ -1,0 +1,48 @@
+"""Reliability diagram: how often a network is right, against how sure it is; before and after calibration."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Bins(NamedTuple):
+    """B bins of examples by the probability of the class they are taken for: each (B,), 0 where a bin is empty.
+
+    Attributes:
+        confidence: the mean of that probability.
+        accuracy: the share that is right.
+        share: of all examples.
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    share: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599)."""
+        return float((self.share * np.abs(self.accuracy - self.confidence)).sum())
+
+
+def draw(before: Bins, after: Bins, temperature: float, path: Path) -> Path:
+    """Draw both sets of bins beside each other, with the share of examples in each below, and save them as a PNG."""
+    from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
+
+    figure = Figure(figsize=(8, 5.2), dpi=100, layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
+    for column, (bins, title) in enumerate(((before, "as trained"), (after, f"temperature {temperature:.2f}"))):
+        top, bottom = axes[0, column], axes[1, column]
+        count = len(bins.share)
+        middles, there = (np.arange(count) + 0.5) / count, np.asarray(bins.share) > 0
+        top.bar(middles[there], bins.accuracy[there], 1 / count, color="tab:blue", edgecolor="white", label="right")
+        top.plot(bins.confidence[there], bins.accuracy[there], "o", color="black", markersize=3)
+        top.plot((0, 1), (0, 1), "--", color="grey", linewidth=1, label="calibrated")
+        top.set(title=f"{title}: calibration error {bins.error:.3f}", xlim=(0, 1), ylim=(0, 1))
+        bottom.bar(middles, bins.share, 1 / count, color="tab:grey", edgecolor="white")
+        bottom.set_xlabel("probability of the class it is taken for")
+    axes[0, 0].set_ylabel("share that is right")
+    axes[1, 0].set_ylabel("share of examples")
+    axes[0, 0].legend(loc="upper left", frameon=False)
+    figure.savefig(path)
+    return path

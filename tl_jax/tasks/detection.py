@@ -1,0 +1,114 @@
+"""Detection: a pretrained (or random) network, a new detection head, pictures with boxes around their objects."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tl_jax.data import batches, coco, scenes, voc
+from tl_jax.data.augment import Augment
+from tl_jax.data.boxes import CLASS, CROWD
+from tl_jax.data.pictures import Source, Split
+from tl_jax.errors import UserError, nearest
+from tl_jax.models.detector import GROUP, Detector
+from tl_jax.network import Pretrained, with_head
+from tl_jax.task import Task
+from tl_jax.tasks import detection_answers, image, starting
+from tl_jax.tasks.average_precision import of_boxes
+from tl_jax.tasks.detection_objectives import Finding, make_loss, make_metrics, make_predict
+from tl_jax.tasks.objectives import Network, Pixels, make_features
+from tl_jax.train.log import say
+from tl_jax.transfer.adapters import Adapters
+from tl_jax.transfer.penalties import Regularize
+
+READERS = {"voc": voc.read, "coco": coco.read}
+DRAWN = "scenes"
+
+
+def make(config: Any) -> Task:
+    """Build the task that ``config`` describes."""
+    drawn = config.init.source == "random"
+    net = image.draw_network(config, 0) if drawn else with_head(image.load_network(config), 0, "new")
+    for note in net.notes:
+        say(note)
+    size = config.input.size or net.spec.image_size
+    scaling = net.spec.scaling if config.input.scaling == "spec" else config.input.scaling
+    source = load_source(config, size)
+    parts = starting.cut(config, source)
+    check_parts(source.name, parts)
+    whole = with_detector(net, len(source.classes), config.detect.width)
+    network = Network(whole.model, Pixels(net.model.channels, scaling), Adapters(**config.adapt.to_dict()))
+    how, shape = image.regularize(config, whole), source.train.images.shape[1:3]
+    predict = make_predict(network, Finding(config.detect.most, config.detect.overlap))
+    asked = predict, source.classes, shape, config.detect.score, config.eval_batch_size
+    return Task(
+        name=f"{config.model.name} on {source.name}",
+        classes=source.classes,
+        init=functools.partial(start, whole, network.adapters, how),
+        loss=make_loss(network, Augment(**config.augment.to_dict()), config.detect.visible, how),
+        metrics=make_metrics(network),
+        features=make_features(network),
+        train_batch=batches.Stream(parts["train"].images, parts["train"].labels, config.seed, config.batch_size),
+        eval_batches=lambda part: batches.eval_batches(parts[part], config.eval_batch_size),
+        sizes={name: len(part.labels) for name, part in parts.items()},
+        facts={
+            "weights": str(net.path or "random"),
+            "weights_sha256": net.sha256,
+            "data": source.name,
+            "tested": source.tested,
+            "input": {"size": size, "shape": list(shape), "crop": 1.0, "interpolation": "bilinear", "scaling": scaling},
+            "new_head": True,
+            "spec": net.spec.to_dict(),
+        },
+        parts=whole.model.part_names(),
+        score="map",
+        predict=predict,
+        judge=of_boxes(source.classes),
+        answer=functools.partial(detection_answers.answer, *asked),
+        illustrate=functools.partial(detection_answers.illustrate, source.classes),
+    )
+
+
+def with_detector(net: Pretrained, classes: int, width: int) -> Pretrained:
+    """Return a network without a head as a detector of ``classes`` whose head is still to be drawn."""
+    if width % GROUP:
+        raise UserError(f"config.detect.width={width} is no multiple of {GROUP}")
+    return net._replace(model=Detector(net.model, classes, width), new_head=True)
+
+
+def start(net: Pretrained, adapters: Adapters, how: Regularize, key: jax.Array) -> dict[str, Any]:
+    """Return the variables that training starts from, drawn from ``key`` as far as they are not loaded."""
+    variables = starting.plain(net, key)
+    kept = starting.source(how, variables)
+    variables = starting.adapted(variables, adapters, jax.random.fold_in(key, 1))
+    return {**variables, **({"source": kept} if kept else {})}
+
+
+def load_source(config: Any, size: int) -> Source:
+    """Load the pictures of ``config``, or draw some where ``data.generate`` says so."""
+    data = config.data
+    name = DRAWN if data.generate and not data.dir else data.name
+    return _read(name, data.dir, size, data.gigabytes * 1e9, tuple(config.detect.classes))
+
+
+@functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
+def _read(name: str, folder: str, size: int, most_bytes: float, classes: tuple[str, ...]) -> Source:
+    if name == DRAWN:
+        return scenes.scenes(size=size)
+    if name not in READERS:
+        raise UserError(f"config.data.name={name!r} has no boxes; {nearest(name, (*READERS, DRAWN))}")
+    if not folder:
+        raise UserError(f"config.data.name={name} needs a folder; pass --config.data.dir=FOLDER")
+    return READERS[name](Path(folder), size, most_bytes, classes)
+
+
+def check_parts(name: str, parts: Mapping[str, Split]) -> None:
+    """Refuse parts on which nothing could be learned or measured."""
+    for part, split in parts.items():
+        countable = (split.labels[..., CLASS] >= 0) & (split.labels[..., CROWD] == 0)
+        if len(split.labels) and not countable.any():
+            raise UserError(
+                f"no picture of the {part} part of {name} has an object; cut more pictures, or another seed"
+            )

@@ -1,0 +1,159 @@
+"""What is said of a classifier of pictures beside its accuracy: while it trains, and in the end with calibration."""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tl_jax.data.pictures import Split
+from tl_jax.errors import UserError, nearest
+from tl_jax.report import reliability
+from tl_jax.task import Batch, Verdict
+from tl_jax.tasks import scores
+from tl_jax.train.log import say
+
+
+class Scored(NamedTuple):
+    """Probabilities float64 (N, K) and labels int (N,) of the examples of a part, in its order."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+
+
+class Judging(NamedTuple):
+    """What is measured.
+
+    Attributes:
+        metrics: of "auc", "sensitivity" and "ece".
+        classes: K names.
+        positive: number of the class whose finding counts as positive, None for each in turn.
+        specificity: at which sensitivity is read off.
+        calibrate: fit a temperature to the validation part.
+        groups: (N,) of the test part, None where nothing is said of them.
+    """
+
+    metrics: tuple[str, ...]
+    classes: tuple[str, ...]
+    positive: int | None
+    specificity: float
+    calibrate: bool
+    groups: np.ndarray | None
+
+    @property
+    def reference(self) -> int:
+        """The class that stands for both where there are two."""
+        return len(self.classes) - 1 if self.positive is None else self.positive
+
+
+def of(config: Any, classes: tuple[str, ...], parts: Mapping[str, Split]) -> Judging | None:
+    """Return what ``config`` wants to know beside accuracy, None where that is nothing.
+
+    Raises:
+        UserError: no such class, or a part on which the area under the curve says nothing.
+    """
+    if not (config.metrics or config.calibrate):
+        return None
+    positive = len(classes) - 1 if len(classes) == 2 else None
+    if config.positive:
+        if config.positive not in classes:
+            raise UserError(f"config.positive={config.positive!r} is no class; {nearest(config.positive, classes)}")
+        positive = classes.index(config.positive)
+    for name in ("validation", "test"):
+        labels = parts[name].labels
+        if not len(labels) or not {"auc", "sensitivity"} & set(config.metrics):
+            continue
+        if len(np.unique(labels)) < 2:
+            lacks = f"has examples of one class only ({classes[labels[0]]})"
+        elif positive is not None and positive not in labels:
+            lacks = f"has no example of {classes[positive]}"
+        else:
+            continue
+        raise UserError(
+            f"the {name} part {lacks}, on which auc and sensitivity say nothing; "
+            "bring more examples, try another --config.seed, or set config.metrics='()'"
+        )
+    groups = parts["test"].groups
+    if "auc" in config.metrics and groups is None and config.data.name in ("folder", "index") and config.data.dir:
+        say(
+            "nothing says which pictures belong together (to a patient, a source): parts may share some, and intervals "
+            "count each picture as new; name a column of index.csv with --config.data.group"
+        )
+    return Judging(tuple(config.metrics), classes, positive, config.specificity, config.calibrate, groups)
+
+
+def judge(how: Judging, found: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
+    """Return the metrics of the probabilities (N, K) of batches, padding left out; of training that diverged none."""
+    keep = [np.asarray(batch["mask"]) > 0 for batch in batches]
+    probabilities = np.concatenate([np.asarray(each, np.float64)[k] for each, k in zip(found, keep, strict=True)])
+    labels = np.concatenate([np.asarray(batch["label"])[k] for batch, k in zip(batches, keep, strict=True)])
+    if not np.isfinite(probabilities).all():
+        return Verdict({}, {}, dict.fromkeys(how.metrics, "needs finite probabilities"), Scored(probabilities, labels))
+    make = {
+        "auc": lambda: float(scores.mean_auc(probabilities, labels, how.reference)),
+        "sensitivity": lambda: scores.mean_sensitivity(probabilities, labels, how.positive, how.specificity),
+        "ece": lambda: scores.reliability(probabilities, labels).error,
+    }
+    measured = {name: make[name]() for name in how.metrics}
+    values = {name: value for name, value in measured.items() if math.isfinite(value)}
+    missing = dict.fromkeys(measured.keys() - values, "needs examples of the class and of others")
+    return Verdict(values, {}, missing, Scored(probabilities, labels))
+
+
+def report(how: Judging, tested: Scored, validated: Scored | None, folder: Path) -> dict[str, Any]:
+    """Return what the summary says beside the metrics, and draw ``reliability.png`` in ``folder``.
+
+    ``intervals`` has the bootstrap interval of the area under the curve, ``operating_point`` sensitivity and
+    specificity on the test part at the threshold that the validation part gives, ``calibration`` the temperature with
+    the errors and losses on the test part without and with it.
+    """
+    out: dict[str, Any] = {}
+    if "auc" in how.metrics:
+        span = scores.interval(*tested, how.reference, how.groups)
+        units = f"{len(np.unique(how.groups))} groups" if how.groups is not None else f"{len(tested.labels)} pictures"
+        out["intervals"] = {"auc": span, "level": 0.95, "over": units, "resamples": scores.RESAMPLES}
+        say(f"AUC on test, 95 % interval over {units}: {span[0]:.3f} to {span[1]:.3f}")
+    if validated is None:
+        return out
+    if "sensitivity" in how.metrics and how.positive is not None:
+        out["operating_point"] = _operate(how, how.positive, tested, validated)
+    if how.calibrate:
+        out["calibration"] = _calibrate(tested, validated, folder)
+    return out
+
+
+def _operate(how: Judging, positive: int, tested: Scored, validated: Scored) -> dict[str, Any]:
+    chosen = scores.at_specificity(
+        validated.probabilities[:, positive], validated.labels == positive, how.specificity
+    ).threshold
+    found, there = tested.probabilities[:, positive] >= chosen, tested.labels == positive
+    point = {"sensitivity": float(found[there].mean()), "specificity": float(1 - found[~there].mean())}
+    name = how.classes[positive]
+    say(f"{name} from {chosen:.3f} on (validation): sensitivity {point['sensitivity']:.3f}, "
+        f"specificity {point['specificity']:.3f} on test")  # fmt: skip
+    return {"positive": name, "threshold": chosen, **point}
+
+
+def _calibrate(tested: Scored, validated: Scored, folder: Path) -> dict[str, float]:
+    temperature = scores.fit_temperature(*validated)
+    after = scores.calibrated(tested.probabilities, temperature)
+    before_bins, after_bins = (scores.reliability(p, tested.labels) for p in (tested.probabilities, after))
+    path = reliability.draw(before_bins, after_bins, temperature, folder / "reliability.png")
+    say(
+        f"temperature {temperature:.3f}: calibration error {before_bins.error:.3f} before, {after_bins.error:.3f} "
+        f"after; picture: {path}"
+    )
+    return {
+        "temperature": temperature,
+        "ece_before": before_bins.error,
+        "ece_after": after_bins.error,
+        "loss_before": scores.log_loss(*tested),
+        "loss_after": scores.log_loss(after, tested.labels),
+    }
+
+
+def fields(how: Judging | None) -> dict[str, Any]:
+    """Return the fields of a ``Task`` that measure what is wanted."""
+    return {} if how is None else {"judge": functools.partial(judge, how), "report": functools.partial(report, how)}
