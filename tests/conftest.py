@@ -1,5 +1,6 @@
 """Guards for all tests, and where real data may be found."""
 
+import datetime
 import os
 import tempfile
 from pathlib import Path
@@ -22,10 +23,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 ROOT = Path(__file__).parent.parent
 
 
-def pytest_collection_modifyitems(items):
-    """Put files with whole runs first, so that no process is left with minutes of them when the others are done."""
+def pytest_collection_modifyitems(config, items):
+    """Put files with whole runs first, so that no process is left with minutes of them when the others are done.
+
+    ``TL_JAX_TEST_ROTA=N`` leaves out slow tests but for one file in N, another one each day.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+    count = int(os.environ.get("TL_JAX_TEST_ROTA", "1"))
+    today = datetime.date.today().toordinal() % count
+    turn = {path: at % count == today for at, path in enumerate(sorted(slow))}
+    later = [item for item in items if item.get_closest_marker("slow") and not turn[item.path]]
+    if later:
+        config.hook.pytest_deselected(items=later)
+        items[:] = [item for item in items if item not in set(later)]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -44,7 +44,8 @@ def test_convolution_as_matrix_product_equals_lax(size, window, stride, padding)
 @pytest.mark.parametrize("channels", [(3, 5), (5, 3)])
 @pytest.mark.parametrize("zeros", [((1, 1), (1, 1)), ((0, 2), (2, 1)), ((1, 2), (1, 1))])
 def test_convolution_by_tiles_equals_lax(size, channels, zeros, monkeypatch):
-    monkeypatch.setattr(winograd, "TILES", 8)  # so that some pictures are transformed after others
+    monkeypatch.setattr(winograd, "TILES", 8)  # so that some pictures are transformed after others,
+    monkeypatch.setattr(jax, "device_count", lambda: 1)  # which they are on one device
     kx, kk = jax.random.split(jax.random.key(size))
     x = jax.random.normal(kx, (4, size, size + 1, channels[0]))
     k = jax.random.normal(kk, (3, 3, *channels))

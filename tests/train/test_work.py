@@ -26,7 +26,8 @@ def test_a_product_in_a_loop_counts_as_often_as_it_runs():
 
 
 def test_convolutions_by_tiles_take_less_than_half_of_the_products(monkeypatch):
-    monkeypatch.setattr(winograd, "TILES", 64)  # a picture after the other
+    monkeypatch.setattr(winograd, "TILES", 64)  # a picture after the other,
+    monkeypatch.setattr(jax, "device_count", lambda: 1)  # as on one device
     zeros = ((1, 1), (1, 1))
     tiles = work.flops(jax.jit(lambda x, k: winograd.conv3x3(x, k, zeros)), X, K)
     plain = work.flops(jax.jit(lambda x, k: convolution._conv2d_lax(x, k, 1, zeros)), X, K)
