@@ -44,12 +44,13 @@ INPUT = flags.DEFINE_multi_string(
 def main(_: list[str]) -> None:
     """Make one call into ``tl_jax.api``."""
     from tl_jax import api
-    from tl_jax.train import hosts
+    from tl_jax.train import hosts, storage
     from tl_jax.train.workdir import finite
 
     if DISTRIBUTED.value:
         hosts.join()
     logging.set_verbosity(logging.WARNING)  # orbax tells a page about each checkpoint at the level INFO
+    storage.hush()
     config = CONFIG.value
     workdir = Path(WORKDIR.value or default_workdir(config))
     if INPUT.value and MODE.value not in ASKING:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl_jax.models import convolution, layers
+from tl_jax.models import convolution, layers, winograd
 
 pytestmark = pytest.mark.fast
 
@@ -38,6 +38,40 @@ def test_convolution_as_matrix_product_equals_lax(size, window, stride, padding)
         x,
         k,
     )
+
+
+@pytest.mark.parametrize("size", [1, 4, 7])
+@pytest.mark.parametrize("channels", [(3, 5), (5, 3)])
+@pytest.mark.parametrize("zeros", [((1, 1), (1, 1)), ((0, 2), (2, 1)), ((1, 2), (1, 1))])
+def test_convolution_by_tiles_equals_lax(size, channels, zeros, monkeypatch):
+    monkeypatch.setattr(winograd, "TILES", 8)  # so that some pictures are transformed after others
+    kx, kk = jax.random.split(jax.random.key(size))
+    x = jax.random.normal(kx, (4, size, size + 1, channels[0]))
+    k = jax.random.normal(kk, (3, 3, *channels))
+    agree(lambda x, k: winograd.conv3x3(x, k, zeros), lambda x, k: convolution._conv2d_lax(x, k, 1, zeros), x, k)
+
+
+@pytest.mark.parametrize("window,stride,padding", [((3, 3), 2, "same"), ((1, 7), 1, "half"), ((3, 1), 1, "valid")])
+def test_convolution_with_gradients_by_taps_equals_lax(window, stride, padding):
+    kx, kk = jax.random.split(jax.random.key(0))
+    x, k = jax.random.normal(kx, (2, 9, 10, 3)), jax.random.normal(kk, (*window, 3, 4))
+    zeros = convolution.pads(x.shape[1:3], window, stride, padding)
+    ways = convolution._conv2d_taps, convolution._conv2d_lax
+    agree(*[lambda x, k, way=way: way(x, k, stride, zeros) for way in ways], x, k)
+
+
+def test_tiles_are_as_close_to_the_truth_as_lax():
+    """Both against float64: what the transforms lose is of the size of what a long sum loses."""
+    kx, kk = jax.random.split(jax.random.key(0))
+    x, k = jax.random.normal(kx, (2, 28, 28, 256)), jax.random.normal(kk, (3, 3, 256, 64)) / 48
+    ways = [jax.jit(lambda x, k, way=way: way(x, k)) for way in
+            (lambda x, k: winograd.conv3x3(x, k, ((1, 1), (1, 1))),
+             lambda x, k: convolution._conv2d_lax(x, k, 1, ((1, 1), (1, 1))))]  # fmt: skip
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    truth = np.einsum("nhwcab,abcf->nhwf", windows, np.asarray(k, np.float64), optimize=True)
+    ours, plain = (np.abs(np.asarray(way(x, k)) - truth).max() / np.abs(truth).max() for way in ways)
+    assert ours < 3e-6 and ours < 10 * plain
 
 
 @pytest.mark.parametrize("size,stride,padding", [(5, 1, "half"), (6, 2, "half"), (6, 2, "same"), (7, 2, "same")])

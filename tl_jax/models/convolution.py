@@ -1,15 +1,19 @@
 """Convolutions by the way that is fastest where they run; all give the same values up to float32 rounding."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tl_jax.models import winograd
+from tl_jax.models.winograd import Pads, rows_product
+
 # Where XLA's CPU convolution falls behind a matrix product (see Conv): pictures of at most this many pixels a side.
 SMALL_PICTURE = 8
-
-Pads = tuple[tuple[int, int], tuple[int, int]]
+# From where on Winograd's tiles save more than they cost: channels in and out, places of all pictures together.
+FEW_CHANNELS, FEW_PLACES = 32, 1024
 
 
 def pads(size: tuple[int, ...], window: tuple[int, int], stride: int, padding: str) -> Pads:
@@ -53,21 +57,37 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.A
     """Convolve (N, H, W, C) with (h, w, C, F)."""
     kernel, padding = seeing(x.shape[1:3], kernel, stride, padding)
     size = [side + sum(pad) - k + 1 for side, pad, k in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)]
-    if as_patches(size, kernel.shape):
-        return _conv2d_patches(x, kernel, stride, padding)
+    match way(len(x), size, kernel.shape, stride):
+        case "patches":
+            return _conv2d_patches(x, kernel, stride, padding)
+        case "tiles":
+            return winograd.conv3x3(x, kernel, padding)
+        case "taps":
+            return _conv2d_taps(x, kernel, stride, padding)
     return _conv2d_lax(x, kernel, stride, padding)
 
 
-def as_patches(size: Sequence[int], kernel: Sequence[int]) -> bool:
-    """Whether patches times a matrix are the faster way on this platform (``experiments/benchmarks/convolution.py``).
+def way(count: int, size: Sequence[int], kernel: Sequence[int], stride: int) -> str:
+    """Return the fastest way to convolve on this platform (``experiments/benchmarks/convolution.py``).
 
     Args:
+        count: N, pictures.
         size: places (H, W) of the window at stride 1: that of the pictures where zeros around them keep it.
         kernel: (h, w, C, F), as it meets them.
+        stride: of the window.
+
+    Returns:
+        "xla"; on CPU also "patches" times a matrix, "tiles" (Winograd's), or "taps": XLA's, but for the gradient.
     """
-    window = kernel[0] * kernel[1]
-    small = window == 1 or (max(size) <= SMALL_PICTURE and window <= 9)
-    return small and jax.default_backend() == "cpu"
+    high, wide, *channels = kernel
+    if jax.default_backend() != "cpu":
+        return "xla"
+    many = min(channels) >= FEW_CHANNELS
+    if (high, wide, stride) == (3, 3, 1) and many and count * size[0] * size[1] >= FEW_PLACES:
+        return "tiles"
+    if high * wide == 1 or (max(size) <= SMALL_PICTURE and high * wide <= 9):
+        return "patches"
+    return "taps" if high * wide <= 9 and many else "xla"
 
 
 def depthwise2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
@@ -126,6 +146,29 @@ def _conv2d_lax(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads, gro
     )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv2d_taps(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """Convolve as ``lax`` does, but take the gradient of the kernel tap by tap.
+
+    XLA's own is a convolution with pictures as kernels, at 20 to 90 GFLOP/s where these products come to 70 to 140.
+    """
+    return _conv2d_lax(x, kernel, stride, padding)
+
+
+def _taps_forward(x, kernel, stride, padding):
+    return _conv2d_lax(x, kernel, stride, padding), (x, kernel)
+
+
+def _taps_backward(stride, padding, kept, dy):
+    x, kernel = kept
+    (dx,) = jax.linear_transpose(lambda x: _conv2d_lax(x, kernel, stride, padding), x)(dy)
+    taps = [rows_product(tap, dy) for tap in _windows(x, kernel.shape[:2], stride, padding)]
+    return dx, jnp.stack(taps).reshape(kernel.shape)
+
+
+_conv2d_taps.defvjp(_taps_forward, _taps_backward)
+
+
 def _conv2d_patches(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
     patches = jnp.concatenate(_windows(x, kernel.shape[:2], stride, padding), axis=-1)
     return _product(patches, kernel.reshape(-1, kernel.shape[-1]))
@@ -133,11 +176,7 @@ def _conv2d_patches(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads)
 
 @jax.custom_vjp
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Multiply (..., C) by (C, F).
-
-    The gradient of the kernel sums over all positions. XLA's CPU product turns its left factor over in memory first,
-    so that is the one with fewer channels; by JAX's own rule it is always ``dy``, in MobileNetV2 six times as large.
-    """
+    """Multiply (..., C) by (C, F)."""
     return x @ kernel
 
 
@@ -147,10 +186,7 @@ def _product_forward(x, kernel):
 
 def _product_backward(kept, dy):
     x, kernel = kept
-    rows, d = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    over = (((0,), (0,)), ((), ()))
-    few = x.shape[-1] <= dy.shape[-1]
-    return dy @ kernel.T, lax.dot_general(rows, d, over) if few else lax.dot_general(d, rows, over).T
+    return dy @ kernel.T, rows_product(x, dy)
 
 
 _product.defvjp(_product_forward, _product_backward)

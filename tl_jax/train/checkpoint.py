@@ -14,6 +14,7 @@ from tl_jax.train import hosts
 from tl_jax.train.log import say
 from tl_jax.train.seal import Seals
 from tl_jax.train.state import TrainState
+from tl_jax.train.storage import Home
 
 
 class Checkpoints:
@@ -30,10 +31,13 @@ class Checkpoints:
             preservation_policy=policy.AnyPreservationPolicy(keep), best_fn=score, cleanup_tmp_directories=tidy
         )
         self._folder, self._seals, self._tidy = folder, Seals(folder), tidy
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._home = Home(folder.parent)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Start writing ``state``; returns once the arrays are copied off the devices."""
+        self._home.check()  # on the folder below a lost mount all could be written, where nobody looks for it
         self.wait()  # for the one before this
         items = {
             "variables": ocp.args.StandardSave(state.tested),
@@ -96,6 +100,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait for writes under way."""
+        self._home.check()
         self._manager.wait_until_finished()
         if self._tidy:
             self._seals.put(list(self._manager.all_steps()))

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tl_jax.errors import UserError
+from tl_jax.train import work
 
 AXIS = "data"  # of the mesh
 
@@ -79,12 +80,10 @@ class Program(NamedTuple):
 
     Attributes:
         execute: the executable.
-        flops: floating-point operations of one call, as XLA counts them before it optimises.
         seconds: spent on compiling just now, 0 where it had been compiled before.
     """
 
     execute: Any
-    flops: float
     seconds: float
 
 
@@ -96,9 +95,8 @@ def compiled(function: Any, *args: Any) -> Program:
     known = key in _PROGRAMS
     if not known:
         make_room()
-        lowered = function.lower(*jax.tree.unflatten(treedef, leaves))
-        _PROGRAMS[key] = lowered.compile(), _flops(lowered)
-    return Program(*_PROGRAMS[key], seconds=0.0 if known else time.monotonic() - clock)
+        _PROGRAMS[key] = function.lower(*jax.tree.unflatten(treedef, leaves)).compile()
+    return Program(_PROGRAMS[key], 0.0 if known else time.monotonic() - clock)
 
 
 def make_room() -> None:
@@ -120,10 +118,10 @@ def forget() -> None:
 
 def flops(function: Any, *args: Any) -> float:
     """Return the floating-point operations of one call, without compiling it."""
-    return _flops(function.lower(*_shapes(args)))
+    return work.flops(function, *_shapes(args))
 
 
-_PROGRAMS: dict[Any, tuple[Any, float]] = {}  # of this process; runs that differ in their seed share them
+_PROGRAMS: dict[Any, Any] = {}  # of this process; runs that differ in their seed share them
 
 
 def _place(tree: Any, sharding: NamedSharding) -> Any:
@@ -151,7 +149,3 @@ def _maps() -> int:
 
 def _shapes(args: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), args)
-
-
-def _flops(lowered: Any) -> float:
-    return (lowered.cost_analysis() or {}).get("flops", float("nan"))

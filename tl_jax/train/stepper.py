@@ -27,7 +27,7 @@ class Stepper:
     """The compiled steps of a phase from step ``first`` of the run on.
 
     Attributes:
-        flops: floating-point operations of a step, as XLA counts them before it optimises.
+        flops: floating-point operations of a step, see ``work.flops``.
         seconds: spent on compiling.
         most: steps that one call may take.
     """

@@ -11,6 +11,7 @@ from typing import Any
 
 from tl_jax.errors import UserError
 from tl_jax.train import hosts
+from tl_jax.train.storage import Home
 
 # Where a run is resumed, and how it is logged or tested, may change; what it computes may not.
 FREE = tuple(
@@ -56,11 +57,12 @@ def exclusive(workdir: Path) -> Iterator[None]:
     """Make the folder and keep every other process out of it.
 
     Raises:
-        UserError: the folder cannot be written, or another run is writing to it.
+        UserError: the folder cannot be written, at first or later, or another run is writing to it.
     """
     if not hosts.first():
         hosts.meet("workdir")
-        yield
+        with _told(workdir):
+            yield
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -75,7 +77,25 @@ def exclusive(workdir: Path) -> Iterator[None]:
                 f"another process is writing to {workdir}; wait for it, or pass another --workdir"
             ) from None
         hosts.meet("workdir")
-        yield  # the lock goes with the process, however it ends
+        with _told(workdir):
+            yield  # the lock goes with the process, however it ends
+
+
+@contextlib.contextmanager
+def _told(workdir: Path) -> Iterator[None]:
+    """Say in one line that the disk is at fault, where it is."""
+    home = Home(workdir)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:
+        if not (fault := home.fault(e)):
+            raise
+        raise UserError(
+            f"cannot write to {workdir}: {fault.rstrip('.')}; what was saved before is whole, "
+            "and once that is mended the same command goes on from it"
+        ) from e
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:

@@ -1,0 +1,137 @@
+"""A grid of runs of a recipe: every combination of some fields' values, one after another, in processes, or on Ray.
+
+    python -m experiments.grid --config=configs/digits_resnet.py --set=arms="()" --set=seeds="()" --workdir=runs/grid \
+        --vary="optim.lr=1e-3,3e-3" --vary="data.per_class=5,20" --vary="seed=0,1,2"
+    python -m experiments.grid ... --launcher=processes --workers=2
+    python -m experiments.grid ... --launcher=ray --address=auto          a cluster that runs; "" starts one here
+
+Values are Python literals, or words. Each combination is a run of its own in the folder, and a row of ``RESULTS.csv``
+with its test metrics. Rows that stand there are not run again, runs that were cut short go on, failed ones are tried
+again and named at the end. With Ray (requirements-ray.txt) the folder must be one that all nodes see.
+"""
+
+import ast
+import importlib
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import launchers, record
+from tl_jax import command
+from tl_jax.errors import UserError
+from tl_jax.train.log import say
+
+CONFIG = flags.DEFINE_string("config", "configs/digits_resnet.py", "Recipe, with :VARIANT.")
+SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE for all runs.")
+VARY = flags.DEFINE_multi_string("vary", None, "FIELD=VALUE,VALUE,... of the grid.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
+RESULTS = flags.DEFINE_string("results", "", "Prefix of the record; in the workdir if empty.")
+LAUNCHER = flags.DEFINE_enum("launcher", "serial", list(launchers.LAUNCHERS), "How runs are run.")
+WORKERS = flags.DEFINE_integer("workers", 2, "Runs at a time, with processes; with ray the cluster decides.")
+ADDRESS = flags.DEFINE_string("address", "", "Of a Ray cluster; empty starts one on this machine.")
+GPUS = flags.DEFINE_float("gpus", 0.0, "Share of a GPU that a run on Ray takes.")
+TRIES = flags.DEFINE_integer("tries", 3, "How often a run may fail.")
+
+
+def main(_: list[str]) -> None:
+    """Run what is missing, then show all."""
+    recipe, fixed = CONFIG.value, dict(map(pair, SET.value))
+    grid = {field: literals(values) for field, values in map(split, VARY.value)}
+    folder = Path(WORKDIR.value).expanduser().absolute()
+    prefix = Path(RESULTS.value or folder / "grid")
+    configured(recipe, fixed | {field: values[0] for field, values in grid.items()})  # mistakes now, not in a worker
+    record.begin(prefix, {"recipe": recipe, "set": {k: repr(v) for k, v in fixed.items()}, "vary": list(grid)})
+    rows = record.read(prefix)
+    known = {tuple(row[field] for field in grid) for row in rows}
+    jobs = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    missing = [job for job in jobs if tuple(map(shown, job.values())) not in known]
+    say(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them done before")
+    work = [(recipe, fixed, job, str(folder / named(job))) for job in missing]
+
+    def keep(at: int, values: Mapping[str, Any]) -> None:
+        rows.append({**{field: shown(value) for field, value in missing[at].items()}, **values})
+        record.write(prefix, rows)
+
+    options = {"workers": WORKERS.value, "address": ADDRESS.value, "gpus": GPUS.value}
+    failed = launchers.launch(LAUNCHER.value, one, work, keep, [named(job) for job in missing], TRIES.value, **options)
+    for at, reason in failed.items():
+        say(f"FAILED {named(missing[at])}: {reason}")
+    say(f"{prefix}.csv has {len(rows)} rows")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(jobs)} runs failed {TRIES.value} times; the same command tries again")
+
+
+def one(recipe: str, fixed: Mapping[str, Any], job: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """Run one combination, in whatever process this is; return its columns."""
+    from tl_jax import api
+
+    summary = api.run(configured(recipe, {**fixed, **job}), folder)
+    seconds = summary["seconds"]["total"]
+    return {**summary["metrics"], "steps": summary["steps"], "seconds": seconds, "commit": record.commit()}
+
+
+def configured(recipe: str, changes: Mapping[str, Any]) -> Any:
+    """Return a recipe with fields changed; a UserError names a mistake in either."""
+    from configs import base, check
+
+    file, _, variant = recipe.partition(":")
+    path = Path(file)
+    try:
+        module = importlib.import_module(f"configs.{path.stem}")
+        make = module.get_config
+    except (ImportError, AttributeError):
+        raise UserError(f"--config={recipe} is no recipe in configs/") from None
+    config = base.override(make(variant), tuple(changes.items()))
+    check.validate(config)
+    return config
+
+
+def named(job: Mapping[str, Any]) -> str:
+    """Return a name for the folder of a combination."""
+    return ",".join(f"{field.rpartition('.')[2]}={shown(value)}".replace(os.sep, "_") for field, value in job.items())
+
+
+def shown(value: Any) -> str:
+    """Return a value as the record writes it."""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def split(text: str) -> tuple[str, str]:
+    """Return field and rest of FIELD=..."""
+    field, equals, rest = text.partition("=")
+    if not equals or not rest:
+        raise UserError(f"{text!r} is not FIELD=VALUE")
+    return field.removeprefix("config."), rest
+
+
+def pair(text: str) -> tuple[str, Any]:
+    """Return field and value of FIELD=VALUE."""
+    field, value = split(text)
+    return field, literal(value)
+
+
+def literals(text: str) -> Sequence[Any]:
+    """Return the values of VALUE,VALUE,...; a value with commas of its own stands in brackets, as Python writes it."""
+    try:
+        found = ast.literal_eval(f"[{text}]")
+    except (SyntaxError, ValueError):
+        found = [literal(part) for part in text.split(",")]
+    if len({shown(value) for value in found}) < len(found):
+        raise UserError(f"{text!r} has a value twice")
+    return found
+
+
+def literal(text: str) -> Any:
+    """Return a Python literal, or the word itself."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,68 @@
+"""What is wrong with the disk when a run cannot write: full, gone, read-only, or another one in its place."""
+
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# What POSIX calls the ways in which a file system fails; others are mistakes of a program.
+FAULTS = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE", "ENODEV", "ENXIO", "ENOTCONN", "EHOSTDOWN")
+
+
+class Home:
+    """The folder of a run as it was when the run began."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._begun = folder, _identity(folder)
+
+    def check(self) -> None:
+        """Raise ``OSError`` where the path leads elsewhere now, as after an unmount, when writing would still work."""
+        if _identity(self._folder) != self._begun:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self._folder))
+
+    def fault(self, error: BaseException) -> str:
+        """Return why the disk is to blame for an error, "" where it is not."""
+        if _identity(self._folder) != self._begun:
+            return "the folder is not the one that the run began in: was it moved, or its disk unmounted?"
+        for each in _chain(error):
+            if (
+                isinstance(each, OSError)
+                and isinstance(each.filename, str | bytes)
+                and not _within(each.filename, self._folder)
+            ):
+                continue
+            if isinstance(each, OSError) and errno.errorcode.get(each.errno or 0) in FAULTS:
+                return os.strerror(each.errno or 0)
+            said = str(each)  # what writes the arrays of a checkpoint has errors of its own, with the system's words
+            if str(self._folder) in said:
+                for number in (getattr(errno, name) for name in FAULTS):
+                    if os.strerror(number) in said:
+                        return os.strerror(number)
+        return ""
+
+
+def hush() -> None:
+    """Keep orbax from printing, from each of its threads, the traceback of an error that it raises anyway."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno < logging.ERROR)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _within(file: str | bytes, folder: Path) -> bool:
+    return Path(os.fsdecode(file)).absolute().is_relative_to(folder.absolute())
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__

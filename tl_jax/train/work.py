@@ -1,0 +1,47 @@
+"""Floating-point operations of a function, loops included."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from jax.extend import core
+
+ONE_EACH = ("add", "sub", "mul")  # operations of which every number of the result takes one
+
+
+def flops(function: Any, *args: Any) -> float:
+    """Return the operations of one call of a jitted function, as XLA counts them before it optimises; NaN if it cannot.
+
+    XLA counts the body of a loop once, however often it runs. Here the products and sums in it count as often.
+    """
+    traced = function.trace(*args)
+    once = (traced.lower().cost_analysis() or {}).get("flops", math.nan)
+    return once + _work(traced.jaxpr.jaxpr, loops=True) - _work(traced.jaxpr.jaxpr, loops=False)
+
+
+def _work(jaxpr: core.Jaxpr, loops: bool) -> float:
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        name, sizes = eqn.primitive.name, [math.prod(v.aval.shape) for v in eqn.outvars if hasattr(v.aval, "shape")]
+        if name == "dot_general":
+            (over, _), _ = eqn.params["dimension_numbers"]
+            total += 2 * sizes[0] * math.prod(eqn.invars[0].aval.shape[axis] for axis in over)
+        elif name == "conv_general_dilated":
+            kernel, outputs = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec[0]
+            total += 2 * sizes[0] * math.prod(kernel) / kernel[outputs]
+        elif name in ONE_EACH:
+            total += sizes[0]
+        times = eqn.params["length"] if name == "scan" and loops else 1
+        total += times * sum(_work(inner, loops) for inner in _inner(eqn.params.values()))
+    return total
+
+
+def _inner(values: Any) -> Iterator[core.Jaxpr]:
+    """Yield the functions that are arguments of a primitive."""
+    for value in values:
+        if isinstance(value, core.ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, core.Jaxpr):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _inner(value)
