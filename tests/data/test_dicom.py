@@ -47,7 +47,7 @@ def write(path: Path, pixels: np.ndarray = STORED, syntax=ExplicitVRLittleEndian
 
 def test_hounsfield_units_and_windows_by_hand(tmp_path: Path) -> None:
     path = write(tmp_path / "a.dcm")
-    np.testing.assert_array_equal(dicom.hounsfield(path), [[-1024, -1000, -600], [0, 40, 1800]])
+    # Hounsfield units: -1024, -1000, -600; 0, 40, 1800
     picture = dicom.read(path, ("lung", "brain", (0, 2000)))
     assert picture.shape == (2, 3, 3) and picture.dtype == np.uint8
     # lung, -1350 to 150: (-1024 + 1350) / 1500 of 255 is 55.42; -600 lies in the middle; 0 at 0.9
@@ -57,7 +57,8 @@ def test_hounsfield_units_and_windows_by_hand(tmp_path: Path) -> None:
     one = dicom.read(path, ("bone",))
     assert (one[..., 0] == one[..., 2]).all()
     slope = write(tmp_path / "b.dcm", RescaleSlope=2, RescaleIntercept=-1000)
-    assert dicom.hounsfield(slope)[0].tolist() == [-1000, -952, -152]
+    # -1000, -952, -152: 48 and 848 of 2000 above the window's lower end
+    assert dicom.read(slope, ((0, 2000),))[0, :, 0].tolist() == [0, 6, 108]
 
 
 def test_windows_are_those_of_pydicom(tmp_path: Path) -> None:
@@ -77,10 +78,33 @@ def test_other_files_show_their_own_window_and_monochrome1_is_inverted(tmp_path:
     np.testing.assert_array_equal(shown[..., 0], np.rint(ramp / 297 * 255))
     inverted = dicom.read(write(tmp_path / "b.dcm", ramp, PhotometricInterpretation="MONOCHROME1", **plain))
     np.testing.assert_array_equal(inverted, 255 - shown)
-    own = dicom.read(write(tmp_path / "c.dcm", ramp, WindowCenter=100, WindowWidth=101, **plain))[..., 0]
-    assert own[ramp < 50].max() == 0 and own[ramp > 150].min() == 255 and own[ramp == 99].item() in (126, 127, 128)
+    # PS3.3, C.11.2.1.2.1: 0 up to 99.5 - 50, 255 from 99.5 + 50 on, (99 - 99.5) / 100 + 0.5 of 255 is 126.2
+    window = {"WindowCenter": [100, 7], "WindowWidth": [101, 9]}  # the first of two
+    own = dicom.read(write(tmp_path / "c.dcm", ramp, **window, **plain))[..., 0]
+    assert own[ramp < 49.5].max() == 0 and own[ramp > 149.5].min() == 255 and own[ramp == 99].item() == 126
+    dim = dicom.read(write(tmp_path / "d.dcm", ramp, WindowCenter=300, WindowWidth=601, **plain))[..., 0]
+    assert dim.max() == round(((297 - 299.5) / 600 + 0.5) * 255)  # what is darker than its window stays so
+    units = dicom.read(write(tmp_path / "e.dcm", WindowCenter=40, WindowWidth=81))[..., 0]  # of Hounsfield units
+    assert units.tolist() == [[0, 0, 0], [2, 129, 255]]  # (0 - 39.5) / 80 + 0.5 of 255 is 1.6
+    swapped = write(tmp_path / "f.dcm", PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(dicom.read(swapped, ("bone",)), dicom.read(tmp_path / "e.dcm", ("bone",)))
     with pytest.raises(UserError, match="b.dcm says it is CR, not CT, .*set --config.data.windows='\\(\\)'"):
         dicom.read(tmp_path / "b.dcm", ("lung",))
+
+
+def test_colours_of_8_and_16_bits_and_of_a_palette(tmp_path: Path) -> None:
+    colours = np.arange(24, dtype=np.uint16).reshape(2, 4, 3) * 2000
+    grey = {"Modality": "US", "RescaleSlope": None, "RescaleIntercept": None}
+    about = {"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3, "PlanarConfiguration": 0, "Rows": 2, **grey}
+    wide = write(tmp_path / "a.dcm", colours, Columns=4, **about)
+    np.testing.assert_array_equal(dicom.read(wide, ("lung",)), colours // 256)
+    numbers = np.array([[0, 1], [2, 1]], np.uint16)
+    tables = {f"{c}PaletteColorLookupTableDescriptor": [3, 0, 16] for c in ("Red", "Green", "Blue")}
+    entries = {"Red": (0, 65535, 256), "Green": (512, 0, 0), "Blue": (0, 0, 1024)}
+    data = {f"{c}PaletteColorLookupTableData": np.array(e, "<u2").tobytes() for c, e in entries.items()}
+    few = write(tmp_path / "b.dcm", numbers, PhotometricInterpretation="PALETTE COLOR", **tables, **data, **grey)
+    red, one, two = [0, 2, 0], [255, 0, 0], [1, 0, 4]
+    assert dicom.read(few).tolist() == [[red, one], [two, one]]
 
 
 def test_a_compressed_file_equals_the_plain_one(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_an_index_says_class_part_and_group(tmp_path: Path) -> None:
         (WHOLE.replace("label,", "class,"), "no column 'label' .config.data.label"),
         (WHOLE.replace("a/p0.png,well", "a/p0.png,"), "line 3: no label for a/p0.png"),
         (WHOLE.replace("a/p0.png", "a/p9.png"), "line 3: no file a/p9.png"),
+        (WHOLE.replace("a/p0.png", "\n\na/p9.png"), "line 5: no file a/p9.png"),
         (WHOLE.replace("a/p0.png", "b/p1.png"), "line 3: b/p1.png is listed a second time"),
         (WHOLE.replace("well,train,y", "well,train"), "line 3: 3 values for 4 columns"),
         (WHOLE.replace("valid", "holdout"), "line 5: split 'holdout'; write train, validation or test"),

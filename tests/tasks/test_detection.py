@@ -14,7 +14,7 @@ from tl_jax.errors import UserError
 from tl_jax.models.detector import Detector, cells, levels
 from tl_jax.report import boxes
 from tl_jax.tasks import detection
-from tl_jax.tasks.detection_objectives import focal_loss
+from tl_jax.tasks.detection_objectives import focal_loss, loss_terms
 from tl_jax.transfer import partition
 
 # The small network that ships, pretrained on CIFAR-10.
@@ -150,6 +150,22 @@ def test_the_focal_loss_is_that_of_the_paper():
         -((1 - 0.6) ** 4) * p[3] ** 2 * np.log(1 - p[3]),
     ]
     np.testing.assert_allclose(focal_loss(logits, heat), expected, rtol=1e-5)
+
+
+@pytest.mark.fast
+def test_an_object_in_a_crowd_is_still_to_be_found_and_nothing_else_is_said_there():
+    labels = np.array([[[0, 0, 16, 32, 0, 1], [4, 4, 12, 12, 0, 0]]], np.float32)
+    heat = np.full((1, 8, 8, 1), -9.0, np.float32)
+    places = {"nowhere": (), "object": (2, 2), "crowd": (6, 1), "beside": (6, 6)}
+    middles = {}
+    for name, place in places.items():
+        sure = heat.copy()
+        if place:
+            sure[0, *place, 0] = 9.0
+        out = {"heat": sure, "sides": np.full((1, 8, 8, 4), 4.0, np.float32)}
+        middles[name] = float(loss_terms(out, labels, np.ones(1), (1, 32, 32, 3))["middles"][0])
+    assert middles["nowhere"] == middles["crowd"] == pytest.approx(9.0, abs=0.01)
+    assert middles["object"] < 0.01 and middles["beside"] == pytest.approx(18.0, abs=0.01)
 
 
 @pytest.mark.fast

@@ -6,8 +6,6 @@ import jax.numpy as jnp
 from tl_jax.data.augment import CROP_STRETCH, Augment, augment, enlarged, rectangle
 from tl_jax.data.boxes import CLASS, NONE
 
-# What moves pixels and is done here. Rotations and RandAugment turn boxes into what is none, shifts are crops too.
-MOVES = ("flip", "resized_crop")
 COLOURS = 11  # folded into the key; the pictures' own keys are split from it
 
 
@@ -16,7 +14,8 @@ def augment_boxes(
 ) -> tuple[jax.Array, jax.Array]:
     """Return changed pictures (N, H, W, C) in [0, 255], and labels (N, M, 6) whose boxes lie where the objects are now.
 
-    A crop cuts boxes at its edge; those of which less than ``visible`` is left are dropped, their class is then -1.
+    A crop cuts boxes at its edge; those of which less than ``visible`` or nothing is left are dropped: their class is
+    then -1.
 
     Args:
         images: (N, H, W, C) in [0, 255].
@@ -25,6 +24,7 @@ def augment_boxes(
         how: what may happen; ``flip``, ``resized_crop`` and what changes colours only.
         visible: least share of a box's area that stays in the picture.
     """
+    # What moves pixels. Rotations and RandAugment turn boxes into what is none, shifts are crops too.
     if how.flip or how.resized_crop:
         keys = jax.random.split(key, len(images))
         move = jax.vmap(lambda image, label, k: _move_one(image, label, k, how, visible))
@@ -45,7 +45,7 @@ def _move_one(
         cut = rectangle(crop_key, (how.resized_crop, 1.0), CROP_STRETCH)
         image = enlarged(image.astype(jnp.float32), *cut)
         boxes, seen = within(boxes, cut, image.shape[:2])
-        label = label.at[:, CLASS].set(jnp.where(seen >= visible, label[:, CLASS], NONE))
+        label = label.at[:, CLASS].set(jnp.where((seen > 0) & (seen >= visible), label[:, CLASS], NONE))
     return image, label.at[:, :4].set(boxes)
 
 

@@ -57,49 +57,33 @@ def through(values: np.ndarray, level: float, width: float) -> np.ndarray:
     return np.rint(255 * np.clip(share, 0.0, 1.0)).astype(np.uint8)
 
 
-def hounsfield(path: Path) -> np.ndarray:
-    """Return the values (H, W) of a grey DICOM file, stored values times slope plus intercept: of CT, Hounsfield units.
-
-    Raises:
-        UserError: as ``read``.
-    """
-    return _grey(path, *_stored(path))
-
-
 def read(path: Path, windows: Sequence[Any] = ()) -> np.ndarray:
     """Return a DICOM file as a picture uint8 (H, W, 3).
 
     Args:
         path: of a file with one frame.
         windows: three for the three channels, or one for all, see ``levels``; none takes the window that the file
-            names, stretched between the least and the largest of its values. Colour has no use for them.
+            names (PS3.3, C.11.2.1.2), or where it names none its least and largest value. Colour has no use for them.
 
-    What MONOCHROME1 stores is inverted: bright is dense whatever the file.
+    Without ``windows`` MONOCHROME1 is inverted, as its viewers show it; Hounsfield units mean the same in every file.
 
     Raises:
         UserError: no DICOM file, a damaged one, one of several frames, one without pictures, one whose compression
             needs a library that is not installed, or windows for a file that is not CT.
     """
     data, pixels = _stored(path)
-    if int(data.get("SamplesPerPixel", 1)) == 3:
-        return np.asarray(pixels, np.uint8)
+    if pixels.ndim == 3 or data.PhotometricInterpretation == "PALETTE COLOR":
+        return _colours(path, data, pixels)
     values = _grey(path, data, pixels)
-    if windows:
-        if data.get("Modality") != "CT":
-            kind = data.get("Modality") or "nothing"
-            raise UserError(
-                f"{path} says it is {kind}, not CT, so it has no Hounsfield units; set --config.data.windows='()'"
-            )
-        shown = [through(values, *window) for window in levels(windows)]
-    else:
-        from pydicom.pixels.processing import apply_voi_lut
-
-        with _told(path):
-            values = np.asarray(apply_voi_lut(values if "WindowCenter" in data else pixels, data), np.float64)
-        low, high = values.min(), values.max()
-        shown = [through(values, (low + high) / 2, max(high - low, 1e-9))]
-    picture = np.stack(shown if len(shown) == 3 else shown * 3, axis=-1)
-    return 255 - picture if data.PhotometricInterpretation == "MONOCHROME1" else picture
+    if not windows:
+        return np.repeat(_own_window(path, data, values)[..., None], 3, axis=-1)
+    if data.get("Modality") != "CT":
+        kind = data.get("Modality") or "nothing"
+        raise UserError(
+            f"{path} says it is {kind}, not CT, so it has no Hounsfield units; set --config.data.windows='()'"
+        )
+    shown = [through(values, *window) for window in levels(windows)]
+    return np.stack(shown if len(shown) == 3 else shown * 3, axis=-1)
 
 
 def measure(path: Path) -> tuple[int, int]:
@@ -145,10 +129,42 @@ def _stored(path: Path) -> tuple[Any, np.ndarray]:
 
 
 def _grey(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
+    """Return stored values (H, W) times slope plus intercept, or as a table has them: of CT, Hounsfield units."""
     from pydicom.pixels.processing import apply_modality_lut
 
     with _told(path):
         return np.asarray(apply_modality_lut(pixels, data), np.float64)
+
+
+def _own_window(path: Path, data: Any, values: np.ndarray) -> np.ndarray:
+    """Return values (H, W) as the file wants them shown, uint8: through its window, its table, or as they are."""
+    import pydicom
+    from pydicom.pixels.processing import apply_voi, apply_windowing
+
+    with _told(path):
+        if "WindowCenter" in data and "WindowWidth" in data:
+            window = pydicom.Dataset()  # of 8 bits, without a slope: what comes out is 0 to 255
+            window.PixelRepresentation, window.BitsStored, window.PhotometricInterpretation = 0, 8, "MONOCHROME2"
+            for name in ("WindowCenter", "WindowWidth", "VOILUTFunction"):
+                if name in data:
+                    setattr(window, name, data[name].value)
+            shown = np.rint(apply_windowing(values, window)).astype(np.uint8)
+        else:
+            if "VOILUTSequence" in data:
+                values = np.asarray(apply_voi(np.rint(values).astype(np.int32), data), np.float64)
+            low, high = values.min(), values.max()
+            shown = through(values, (low + high) / 2, max(high - low, 1e-9))
+        return 255 - shown if data.PhotometricInterpretation == "MONOCHROME1" else shown
+
+
+def _colours(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
+    """Return colours (H, W, 3) as uint8, of 16 bits the high byte."""
+    from pydicom.pixels.processing import apply_color_lut
+
+    with _told(path):
+        colours = apply_color_lut(pixels, data) if pixels.ndim == 2 else pixels
+        bits = 8 * colours.dtype.itemsize if pixels.ndim == 2 else int(data.BitsStored)
+        return (colours[..., :3] >> max(bits - 8, 0)).astype(np.uint8)
 
 
 @contextlib.contextmanager

@@ -20,11 +20,16 @@ SPLITS = {
 
 
 class Index(NamedTuple):
-    """The rows of an index, by the file that they are about; the first stands in line 2."""
+    """The rows of an index, by the file that they are about, and the lines in which they stand."""
 
     path: Path
     columns: tuple[str, ...]
     rows: dict[str, tuple[str, ...]]
+    lines: dict[str, int]
+
+    def at(self, file: str) -> str:
+        """Return where the row of a file stands."""
+        return f"{self.path}, line {self.lines[file]}"
 
     def column(self, name: str, field: str) -> dict[str, str]:
         """Return what a column says of each file; ``field`` of the configuration named it.
@@ -35,9 +40,9 @@ class Index(NamedTuple):
         if name not in self.columns:
             raise UserError(f"{self.path} has no column {name!r} (config.{field}); {nearest(name, self.columns)}")
         at = self.columns.index(name)
-        for line, (file, row) in enumerate(self.rows.items(), start=2):
+        for file, row in self.rows.items():
             if not row[at]:
-                raise UserError(f"{self.path}, line {line}: no {name} for {file}; fill it in or remove the line")
+                raise UserError(f"{self.at(file)}: no {name} for {file}; fill it in or remove the line")
         return {file: row[at] for file, row in self.rows.items()}
 
 
@@ -49,25 +54,27 @@ def read(path: Path) -> Index:
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [tuple(map(str.strip, row)) for row in csv.reader(file) if row]
+            reader = csv.reader(file)
+            found = [(reader.line_num, tuple(map(str.strip, row))) for row in reader if row]
     except FileNotFoundError:
         raise UserError(f"no index {path}; write one with the columns file, label, split and a group") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path} ({error}); it must be a CSV file in UTF-8") from error
-    columns = lines[0] if lines else ()
+    columns = found[0][1] if found else ()
     if FILE not in columns:
         raise UserError(f"{path} has no column {FILE!r} in its first line (it has {', '.join(columns) or 'nothing'})")
     rows: dict[str, tuple[str, ...]] = {}
-    for number, row in enumerate(lines[1:], start=2):
+    lines: dict[str, int] = {}
+    for number, row in found[1:]:
         if len(row) != len(columns):
             raise UserError(f"{path}, line {number}: {len(row)} values for {len(columns)} columns; mend the line")
         name = row[columns.index(FILE)]
         if name in rows:
             raise UserError(f"{path}, line {number}: {name} is listed a second time; remove one of the lines")
-        rows[name] = row
+        rows[name], lines[name] = row, number
     if not rows:
         raise UserError(f"{path} lists no files; add a line for each picture")
-    return Index(path, columns, rows)
+    return Index(path, columns, rows, lines)
 
 
 def groups(folder: Path, files: Sequence[Path], column: str) -> np.ndarray:
@@ -105,9 +112,9 @@ def source(path: Path, how: Reading) -> Source:
     index = read(path / NAME if path.is_dir() else path)
     folder = index.path.parent
     files = {name: folder / name for name in index.rows}
-    for line, (name, file) in enumerate(files.items(), start=2):
+    for name, file in files.items():
         if not file.is_file():
-            raise UserError(f"{index.path}, line {line}: no file {name} in {folder}; mend the line or add the file")
+            raise UserError(f"{index.at(name)}: no file {name} in {folder}; mend the line or add the file")
     named = index.column(how.label, "data.label") if how.label else {n: f.parent.name for n, f in files.items()}
     group = index.column(how.group, "data.group") if how.group else None
     classes = tuple(sorted(set(named.values()), key=lambda name: name.zfill(9) if name.isdigit() else name))
@@ -129,9 +136,9 @@ def _parts(index: Index) -> dict[str, list[str]]:
     if SPLIT not in index.columns:
         return {"train": list(index.rows)}
     parts: dict[str, list[str]] = {}
-    for line, (name, said) in enumerate(index.column(SPLIT, "data.dir").items(), start=2):
+    for name, said in index.column(SPLIT, "data.dir").items():
         if said.lower() not in SPLITS:
-            raise UserError(f"{index.path}, line {line}: split {said!r}; write train, validation or test")
+            raise UserError(f"{index.at(name)}: split {said!r}; write train, validation or test")
         parts.setdefault(SPLITS[said.lower()], []).append(name)
     if "train" not in parts:
         raise UserError(f"{index.path} has no row with the split train; add some")

@@ -37,7 +37,7 @@ def make_loss(net: Network, how: Augment, visible: float, regularize: Regularize
     def loss(variables, batch, key):
         images, labels = augment_boxes(batch["image"], batch["label"], key, how, visible)
         out, end, stats = net.train(variables, net.inputs(images), key)
-        sums: dict[str, Any] = _sums(out, labels, batch["mask"], images.shape)
+        sums: dict[str, Any] = loss_terms(out, labels, batch["mask"], images.shape)
         value = sums["loss"][0] / sums["loss"][1]
         if penalised(regularize):
             source = variables.get("source", {})
@@ -57,7 +57,7 @@ def make_metrics(net: Network):
 
     def metrics(variables, batch):
         out, _ = net.predict(variables, batch["image"])
-        return _sums(out, batch["label"], batch["mask"], batch["image"].shape)
+        return loss_terms(out, batch["label"], batch["mask"], batch["image"].shape)
 
     return metrics
 
@@ -86,7 +86,7 @@ def focal_loss(logits: jax.Array, heat: jax.Array) -> jax.Array:
     return -jnp.where(heat == 1.0, there, absent)
 
 
-def _sums(out: Any, labels: jax.Array, mask: jax.Array, shape: tuple[int, ...]):
+def loss_terms(out: Any, labels: jax.Array, mask: jax.Array, shape: tuple[int, ...]):
     """Return sums and counts of objects, of the whole loss and of its terms; ``shape`` is that of the pictures."""
     high, wide, count = out["heat"].shape[1:]
     cell = shape[1] / high, shape[2] / wide
@@ -96,10 +96,11 @@ def _sums(out: Any, labels: jax.Array, mask: jax.Array, shape: tuple[int, ...]):
         return heatmap.targets(label[:, :4], classes, label[:, CROWD] > 0, count, (high, wide), cell)
 
     wanted = jax.vmap(one)(labels)
-    middles = (focal_loss(out["heat"], wanted.heat) * wanted.counted[..., None]).sum((1, 2, 3))
+    counted = jnp.maximum(wanted.counted[..., None], wanted.heat == 1.0)  # an object in a crowd is still to be found
+    middles = (focal_loss(out["heat"], wanted.heat) * counted).sum((1, 2, 3))
     boxes = ((1 - giou(heatmap.boxes_of(out["sides"], cell), wanted.boxes)) * wanted.weights).sum((1, 2))
     objects = ((labels[..., CLASS] >= 0) & (labels[..., CROWD] == 0)).sum(1)
-    counted = jnp.maximum((objects * mask).sum().astype(jnp.float32), 1.0)
+    total = jnp.maximum((objects * mask).sum().astype(jnp.float32), 1.0)
     terms = {"middles": (middles * mask).sum(), "boxes": (boxes * mask).sum()}
     terms = {"loss": terms["middles"] + BOXES * terms["boxes"], **terms}
-    return {name: (value, counted) for name, value in terms.items()}
+    return {name: (value, total) for name, value in terms.items()}

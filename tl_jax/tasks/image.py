@@ -100,14 +100,7 @@ def build(
     net = with_head(net, outputs, keep) if net else draw_network(config, outputs)
     for note in net.notes:
         say(note)
-    recipes = {config.freeze.recipe, *(phase.get("recipe") for phase in config.phases)}
-    if "batch_stats" not in variable_shapes(net.model) and (
-        config.regularize.stochastic_norm or "norm_only" in recipes
-    ):
-        raise UserError(
-            f"{config.model.name} has no BatchNorm: config.freeze.recipe=norm_only and regularize.stochastic_norm "
-            "would do nothing; choose another"
-        )
+    check_norms(config, net)
     network = Network(net.model, inputs, Adapters(**config.adapt.to_dict()))
     parts = starting.cut(config, source)
     weights = class_weights(config.regularize.class_weights, parts["train"].labels, source.classes)
@@ -144,6 +137,17 @@ def build(
         shortcut=frozen.task,
     )
     return task, network, parts
+
+
+def check_norms(config: Any, net: Pretrained) -> None:
+    """Refuse what acts on BatchNorm where the network has none."""
+    recipes = {config.freeze.recipe, *(phase.get("recipe") for phase in config.phases)}
+    wanted = config.regularize.stochastic_norm or "norm_only" in recipes
+    if wanted and "batch_stats" not in variable_shapes(net.model):
+        raise UserError(
+            f"{config.model.name} has no BatchNorm: config.freeze.recipe=norm_only and regularize.stochastic_norm "
+            "would do nothing; choose another"
+        )
 
 
 def start(
