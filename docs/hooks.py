@@ -9,6 +9,7 @@ import ast
 import base64
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ RESULTS = ROOT / "experiments" / "results"
 COPIES = {"docs/tpu.md": "devices.md", "experiments/results/README.md": "results.md", "CHANGELOG.md": "changelog.md"}
 NOTEBOOKS = ("tour.ipynb",)
 ROOMS = ("configs", "tl_jax", "experiments")
+
+
+def on_startup(**_: Any) -> None:
+    """Find the repository's own modules, installed or not."""
+    sys.path.insert(0, str(ROOT))
 
 
 def on_files(files: Any, config: Any, **_: Any) -> Any:
