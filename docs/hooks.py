@@ -51,7 +51,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     up = "../" * page.file.src_uri.count("/")
     for file, name in COPIES.items():
         markdown = re.sub(rf"\]\([./]*{re.escape(file)}", f"]({up}{name}", markdown)
-    return re.sub(r"^```math\n(.*?)^```$", math, expand(markdown), flags=re.M | re.S)
+    pieces = re.split(r"(^```.*?^```$)", expand(markdown), flags=re.M | re.S)  # text and fenced blocks in turns
+    pieces[::2] = map(linked, pieces[::2])
+    return re.sub(r"^```math\n(.*?)^```$", math, "".join(pieces), flags=re.M | re.S)
 
 
 def expand(markdown: str) -> str:
@@ -92,7 +94,7 @@ def mechanisms(*names: str) -> str:
         after = leaves(config, FIELDS)
         changed = [f"`{path}={value!r}`" for path, value in after.items() if value != before[path]]
         doc = " ".join((MECHANISMS[name].__doc__ or "").split())
-        rows.append((f"`{name}`", linked(doc), "<br>".join(changed)))
+        rows.append((f"`{name}`", doc, "<br>".join(changed)))
     return table(("name", "what it does", "what it sets"), rows)
 
 
@@ -116,7 +118,7 @@ def measured(*names: str) -> str:
             for name, row in zip(names, rows, strict=True):
                 there = found.get(name)
                 over = there[at + 2] if there and at + 2 < len(there) else ""
-                row.append(f"{there[at]}{f' ({over})' if over else ''}" if there else "")
+                row.append(f"{there[at]}{f'<br>({over})' if over else ''}" if there else "")
     how = (
         "Test accuracy in percent, mean and 95 % interval over three seeds; in brackets the points over `fine_tune`, "
         "paired by seed, where an interval that holds 0 settles nothing. How and with what: [Results](../results.md)."
@@ -174,20 +176,19 @@ def notebook(content: dict[str, Any], stem: str) -> dict[str, str | bytes]:
     for cell in content["cells"]:
         text = "".join(cell["source"])
         blocks.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
-        for output in cell.get("outputs", ()):
-            data = output.get("data", {})
-            if "image/png" in data:
-                path = f"{stem}_files/{len(made)}.png"
-                made[path] = base64.b64decode("".join(data["image/png"]))
-                blocks.append(f"![What the cell above draws]({path})")
-            elif text := "".join(output.get("text", data.get("text/plain", ()))):
-                blocks.append(f"```text\n{text.rstrip()}\n```")
+        outputs = cell.get("outputs", ())
+        if printed := "".join(line for output in outputs if output.get("name") == "stdout" for line in output["text"]):
+            blocks.append(f"```text\n{printed.rstrip()}\n```")
+        for picture in (output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", ())):
+            path = f"{stem}_files/{len(made)}.png"
+            made[path] = base64.b64decode("".join(picture))
+            blocks.append(f"![What the cell above draws]({path})")
     return {f"{stem}.md": "\n\n".join(blocks) + f"\n\n[The notebook]({stem}.ipynb) of this page.\n", **made}
 
 
 def linked(text: str) -> str:
-    """Return a text whose arXiv numbers are links."""
-    return re.sub(r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+    """Return a text whose arXiv numbers are links, those that are links already left as they are."""
+    return re.sub(r"(?<![\[`])arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
 def code(text: str) -> str:
