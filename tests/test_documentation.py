@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ LANGUAGES = ("python", "bash", "math", "text")
 BLOCK = re.compile(r"(?:^\*Not run: (?P<why>[^*]+)\*\n\n)?^```(?P<language>.*)\n(?P<text>(?:.*\n)*?)^```$", re.M)
 GROUPS = sorted({path.partition(".")[0] for path in base.FIELDS if "." in path})
 # Programs that are not ours: only their files are looked for.
-OTHERS = ("kubectl", "mkdocs", "pip", "sbatch", "source")
+OTHERS = ("export", "kubectl", "mkdocs", "pip", "sbatch", "source")
 TRAINS = ("data.md", "mechanism.md", "model.md")  # whole runs
 
 
@@ -90,8 +91,10 @@ def commands(text: str) -> list[list[str]]:
 def check_run(arguments: list[str]) -> None:
     """Parse arguments of ``tl-jax`` as it does, and check the configuration that comes of them."""
     values = flags.FlagValues()
-    main.define(values)
-    main.parse(["tl-jax", *arguments], values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["tl-jax", *arguments])  # where ml_collections looks for fields that are set
+        main.define(values)
+        main.parse(sys.argv, values)
     check.validate(values.config)
 
 
@@ -112,6 +115,7 @@ def check_module(module: str, arguments: list[str]) -> None:
 
 def check_command(words: list[str]) -> None:
     """Refuse a command that names a flag, field, file or module which does not exist."""
+    words = words[next(i for i, word in enumerate(words) if not re.match(r"[A-Z_]+=", word)) :]
     program, rest = Path(words[0]).name, words[1:]
     if words[0].startswith("experiments/"):
         assert (ROOT / words[0]).is_file(), f"no script {words[0]}"
