@@ -150,10 +150,9 @@ def errors(*_: str) -> str:
 
 def messages(source: str) -> Iterator[str]:
     """Yield the templates of ``UserError(...)`` and of the tables of refusals in configs/."""
-    for node in ast.walk(ast.parse(source)):
-        name = getattr(getattr(node, "func", None), "id", "")
-        if isinstance(node, ast.Call) and name.endswith("Error") and name[0] == "U" and node.args:
-            yield from filter(lambda text: "{" != text[0] or " " in text, template(node.args[0]))
+    for node in sorted(ast.walk(ast.parse(source)), key=lambda node: getattr(node, "lineno", 0)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Diverged", "UserError") and node.args:
+            yield from (text for text in template(node.args[0]) if " " in text)
         elif isinstance(node, ast.FunctionDef) and ast.unparse(node.returns or ast.Constant(0)) == "Refused":
             for value in (n for n in ast.walk(node) if isinstance(n, ast.Dict)):
                 yield from (f"config.{text}" for key in value.keys if key for text in template(key))
