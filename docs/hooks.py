@@ -1,7 +1,7 @@
 """What the site takes from the repository when it is built, so that no page repeats what stands elsewhere.
 
 A line ``<!-- NAME: WORDS -->`` of a page becomes what the function of that name in ``TABLES`` makes of the words; a
-fenced block ``math`` becomes MathML, which browsers draw without a script. tests/test_documentation.py calls these
+fenced block ``math`` becomes MathML, which browsers draw without a script. tests/test_site.py calls these
 functions too, so mkdocs is imported only where it calls.
 """
 
@@ -151,7 +151,11 @@ def errors(*_: str) -> str:
 def messages(source: str) -> Iterator[str]:
     """Yield the templates of ``UserError(...)`` and of the tables of refusals in configs/."""
     for node in sorted(ast.walk(ast.parse(source)), key=lambda node: getattr(node, "lineno", 0)):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Diverged", "UserError") and node.args:
+        if (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "id", "") in ("Diverged", "MergeError", "UserError")
+            and node.args
+        ):
             yield from (text for text in template(node.args[0]) if " " in text)
         elif isinstance(node, ast.FunctionDef) and ast.unparse(node.returns or ast.Constant(0)) == "Refused":
             for value in (n for n in ast.walk(node) if isinstance(n, ast.Dict)):
