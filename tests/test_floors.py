@@ -46,6 +46,7 @@ FLOORS = {
     "tl_jax.looks": 6,
     "tl_jax.runs": 6,
     "experiments": 7,
+    "tl_jax.main": 8,
     "run": 8,
 }
 APART = {"tl_jax.data", "tl_jax.models", "tl_jax.weights", "tl_jax.distance"}

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -11,11 +11,14 @@ from tl_jax.errors import UserError, nearest
 
 
 class Field(NamedTuple):
-    """One field; ``low`` and ``high`` are inclusive limits of numbers."""
+    """One field; ``low`` and ``high`` are inclusive limits of numbers.
+
+    ``choices`` may be a function, for names that are added after this was made, such as models of the user's own.
+    """
 
     default: Any
     doc: str
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = ()
     low: float | None = None
     high: float | None = None
 
@@ -58,5 +61,6 @@ def check_value(name: str, value: Any, field: Field) -> None:
             raise UserError(f"{name}={value!r} is not a tuple ({field.doc})")
     elif not isinstance(value, (type(default), ConfigDict) if isinstance(default, dict) else type(default)):
         raise UserError(f"{name}={value!r} is not of type {type(default).__name__} ({field.doc})")
-    if field.choices and value not in field.choices:
-        raise UserError(f"{name}={value!r} is unknown; {nearest(str(value), field.choices)}")
+    choices = field.choices() if callable(field.choices) else field.choices
+    if choices and value not in choices:
+        raise UserError(f"{name}={value!r} is unknown; {nearest(str(value), choices)}")

@@ -18,8 +18,9 @@ _BASIC = {"bottleneck": False, "layout": "torchvision"}  # Keras publishes none 
 _NARROW = {"widths": (8, 8, 16, 16)}
 _MOBILE = ((1, 8, 1, 1), (6, 8, 2, 2), (6, 16, 1, 2), (6, 16, 1, 2))
 
-# name -> (class, fixed arguments). The tiny ones keep every kind of layer of their family, for tests and smoke runs.
-MODELS: Mapping[str, tuple[type[Backbone], Mapping[str, Any]]] = {
+# name -> (class, fixed arguments); docs/pages/howto/model.md adds one.
+# The tiny ones keep every kind of layer of their family, for tests and smoke runs.
+MODELS: dict[str, tuple[type[Backbone], Mapping[str, Any]]] = {
     "vgg16": (VGG, {}),
     "vgg19": (VGG, _VGG19),
     "vgg16_bn": (VGG, {"norm": True}),

@@ -1,0 +1,208 @@
+"""What the site takes from the repository when it is built, so that no page repeats what stands elsewhere.
+
+A line ``<!-- NAME: WORDS -->`` of a page becomes what the function of that name in ``TABLES`` makes of the words; a
+fenced block ``math`` becomes MathML, which browsers draw without a script. tests/test_site.py calls these
+functions too, so mkdocs is imported only where it calls.
+"""
+
+import ast
+import base64
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+PAGES = DOCS / "pages"
+RESULTS = ROOT / "experiments" / "results"
+# Files of the repository that are pages too; a link to one of them leads to its page.
+COPIES = {"docs/tpu.md": "devices.md", "experiments/results/README.md": "results.md", "CHANGELOG.md": "changelog.md"}
+NOTEBOOKS = ("tour.ipynb",)
+ROOMS = ("configs", "tl_jax", "experiments")
+
+
+def on_startup(**_: Any) -> None:
+    """Find the repository's own modules, installed or not."""
+    sys.path.insert(0, str(ROOT))
+
+
+def on_files(files: Any, config: Any, **_: Any) -> Any:
+    """Add the pages that are made of other files."""
+    from mkdocs.structure.files import File
+
+    made: dict[str, str | bytes] = {page: (ROOT / file).read_text() for file, page in COPIES.items()}
+    for name in NOTEBOOKS:
+        made |= notebook(json.loads((PAGES / name).read_text()), Path(name).stem)
+    for name, content in made.items():
+        files.append(File.generated(config, name, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Fill in what a page takes from the repository."""
+    from latex2mathml.converter import convert
+
+    def math(match: re.Match) -> str:
+        return f'<div class="math">{convert(match[1].strip(), display="block")}</div>'
+
+    up = "../" * page.file.src_uri.count("/")
+    for file, name in COPIES.items():
+        markdown = re.sub(rf"\]\([./]*{re.escape(file)}", f"]({up}{name}", markdown)
+    pieces = re.split(r"(^```.*?^```$)", expand(markdown), flags=re.M | re.S)  # text and fenced blocks in turns
+    pieces[::2] = map(linked, pieces[::2])
+    return re.sub(r"^```math\n(.*?)^```$", math, "".join(pieces), flags=re.M | re.S)
+
+
+def expand(markdown: str) -> str:
+    """Return a page with its tables put in; a KeyError names what is not known."""
+    return re.sub(r"^<!-- (\w+):(.*?)-->$", lambda m: TABLES[m[1]](*m[2].split()), markdown, flags=re.M)
+
+
+def fields(*prefixes: str) -> str:
+    """Return the fields that start with one of these words, all fields without any: default, meaning, choices."""
+    from configs.fields import FIELDS, PHASE_FIELDS
+
+    known = {**FIELDS, **{f"phases[i].{name}": field for name, field in PHASE_FIELDS.items()}}
+    found = {path: field for path, field in known.items() if not prefixes or path.startswith(prefixes)}
+    if missing := [prefix for prefix in prefixes if not any(path.startswith(prefix) for path in found)]:
+        raise KeyError(f"no field {missing}")
+    rows = []
+    for path, field in found.items():
+        choices = field.choices() if callable(field.choices) else field.choices
+        listed = f"; one of {', '.join(f'`{choice}`' for choice in choices if choice)}" if choices else ""
+        rows.append((f"`{path}`", f"`{field.default!r}`", field.doc + listed))
+    return table(("field", "default", "meaning"), rows)
+
+
+def mechanisms(*names: str) -> str:
+    """Return what each mechanism does and which fields it changes in a plain recipe of one phase."""
+    from configs import base
+    from configs.fields import FIELDS
+    from configs.mechanisms import MECHANISMS
+    from tl_jax.config import leaves
+
+    rows = []
+    for name in names or MECHANISMS:
+        config = base.get_config()
+        config.task = "text" if name.startswith("words") else "image"
+        config.augment.flip = True
+        before = leaves(config, FIELDS)
+        MECHANISMS[name](config)
+        after = leaves(config, FIELDS)
+        changed = [f"`{path}={value!r}`" for path, value in after.items() if value != before[path]]
+        doc = " ".join((MECHANISMS[name].__doc__ or "").split())
+        rows.append((f"`{name}`", doc, "<br>".join(changed)))
+    return table(("name", "what it does", "what it sets"), rows)
+
+
+def measured(*names: str) -> str:
+    """Return what the studies of mechanisms found for these names: test accuracy, and points over plain fine-tuning."""
+    columns, rows = ["mechanism"], [[f"`{name}`"] for name in names]
+    for study, title in (("flowers", "flowers"), ("ct", "CT slices"), ("sst2", "SST-2")):
+        head, *body = [
+            [cell.strip() for cell in line.strip("|\n").split("|")]
+            for line in (RESULTS / f"mechanisms_{study}.md").read_text().split("\n\n## ")[0].splitlines()
+            if line.startswith("|") and not line.startswith("|---")
+        ]
+        found = {row[0]: row for row in body}
+        for name in names:
+            if study == "flowers" and name not in found and not name.startswith("words"):
+                raise KeyError(f"{name} was not measured")
+        if not any(name in found for name in names):
+            continue
+        for at in (i for i, cell in enumerate(head) if cell.endswith(": test")):
+            columns.append(f"{title}, {head[at].removesuffix(': test')}")
+            for name, row in zip(names, rows, strict=True):
+                there = found.get(name)
+                over = there[at + 2] if there and at + 2 < len(there) else ""
+                row.append(f"{there[at]}{f'<br>({over})' if over else ''}" if there else "")
+    how = (
+        "Test accuracy in percent, mean and 95 % interval over three seeds; in brackets the points over `fine_tune`, "
+        "paired by seed, where an interval that holds 0 settles nothing. How and with what: [Results](../results.md)."
+    )
+    return table(columns, rows) + "\n\n" + how
+
+
+def recipes(*_: str) -> str:
+    """Return the recipes, each with the first line of its file."""
+    rows = []
+    for path in sorted((ROOT / "configs").glob("[a-z]*.py")):
+        if "def get_config(variant" in path.read_text() and path.stem != "base":
+            doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+            rows.append((f"`{path.stem}`", doc.splitlines()[0]))
+    return table(("recipe", "what it does"), rows)
+
+
+def errors(*_: str) -> str:
+    """Return every message that a UserError of the source may have, by file; what a run puts in is in braces."""
+    sections = []
+    for path in (path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))):
+        if "benchmarks" in path.parts:
+            continue
+        if found := list(dict.fromkeys(messages(path.read_text()))):
+            lines = "\n".join(f"- {code(message)}" for message in found)
+            sections.append(f"### {path.relative_to(ROOT)}\n\n{lines}")
+    return "\n\n".join(sections)
+
+
+def messages(source: str) -> Iterator[str]:
+    """Yield the templates of ``UserError(...)`` and of the tables of refusals in configs/."""
+    for node in sorted(ast.walk(ast.parse(source)), key=lambda node: getattr(node, "lineno", 0)):
+        if (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "id", "") in ("Diverged", "MergeError", "UserError")
+            and node.args
+        ):
+            yield from (text for text in template(node.args[0]) if " " in text)
+        elif isinstance(node, ast.FunctionDef) and ast.unparse(node.returns or ast.Constant(0)) == "Refused":
+            for value in (n for n in ast.walk(node) if isinstance(n, ast.Dict)):
+                yield from (f"config.{text}" for key in value.keys if key for text in template(key))
+
+
+def template(node: ast.expr) -> list[str]:
+    """Return the text of a string or f-string, expressions in braces; nothing of what is no text."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return [node.value]
+    if isinstance(node, ast.JoinedStr):
+        parts = [p.value if isinstance(p, ast.Constant) else f"{{{ast.unparse(p.value)}}}" for p in node.values]
+        return ["".join(map(str, parts))]
+    return []
+
+
+def notebook(content: dict[str, Any], stem: str) -> dict[str, str | bytes]:
+    """Return the page of a notebook that was run, ``STEM.md``, and the pictures in it, by path."""
+    made: dict[str, str | bytes] = {}
+    blocks = []
+    for cell in content["cells"]:
+        text = "".join(cell["source"])
+        blocks.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        outputs = cell.get("outputs", ())
+        if printed := "".join(line for output in outputs if output.get("name") == "stdout" for line in output["text"]):
+            blocks.append(f"```text\n{printed.rstrip()}\n```")
+        for picture in (output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", ())):
+            path = f"{stem}_files/{len(made)}.png"
+            made[path] = base64.b64decode("".join(picture))
+            blocks.append(f"![What the cell above draws]({path})")
+    return {f"{stem}.md": "\n\n".join(blocks) + f"\n\n[The notebook]({stem}.ipynb) of this page.\n", **made}
+
+
+def linked(text: str) -> str:
+    """Return a text whose arXiv numbers are links, those that are links already left as they are."""
+    return re.sub(r"(?<![\[`])arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+
+
+def code(text: str) -> str:
+    """Return a text as code, whatever quotes are in it."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def table(head: Any, rows: Any) -> str:
+    """Return a table in Markdown."""
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+TABLES = {f.__name__: f for f in (fields, mechanisms, measured, recipes, errors)}

@@ -1,0 +1,192 @@
+"""The documentation is true: its code runs, its commands parse, and the fields that it names exist."""
+
+import ast
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from absl import flags
+
+from configs import base, check, mechanisms
+from tl_jax import main
+from tl_jax.config import check_known
+from tl_jax.data import sources
+from tl_jax.errors import UserError
+from tl_jax.models import registry
+
+ROOT = Path(__file__).parent.parent
+SITE = ROOT / "docs" / "pages"
+PAGES = [ROOT / "README.md", ROOT / "docs" / "tpu.md", *sorted(SITE.rglob("*.md"))]
+LANGUAGES = ("python", "bash", "math", "text")
+# A block that is not run says so to the reader, with the reason, in the paragraph right above it.
+BLOCK = re.compile(r"(?:^\*Not run: (?P<why>[^*]+)\*\n\n)?^```(?P<language>.*)\n(?P<text>(?:.*\n)*?)^```$", re.M)
+GROUPS = sorted({path.partition(".")[0] for path in base.FIELDS if "." in path})
+# Programs that are not ours: only their files are looked for.
+OTHERS = ("export", "kubectl", "mkdocs", "pip", "sbatch", "source")
+TRAINS = ("data.md", "mechanism.md", "model.md")  # whole runs
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+    why: str | None
+
+
+def blocks(path: Path) -> list[Block]:
+    """Return the fenced blocks of a page."""
+    return [Block(m["language"], m["text"], m["why"]) for m in BLOCK.finditer(path.read_text())]
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if isinstance(path, Path) else ""
+
+
+def speed(path: Path):
+    return pytest.param(path, marks=pytest.mark.slow if path.name in TRAINS else pytest.mark.fast, id=name(path))
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder to run in, and registries that are afterwards as they were."""
+    monkeypatch.chdir(tmp_path)
+    known = (registry.MODELS, sources.EMBEDDED, mechanisms.MECHANISMS)
+    before = [dict(entries) for entries in known]
+    yield tmp_path
+    for entries, old in zip(known, before, strict=True):
+        entries.clear()
+        entries.update(old)
+
+
+def has(path: Path, language: str) -> bool:
+    return any(block.language == language and not block.why for block in blocks(path))
+
+
+@pytest.mark.parametrize("path", [speed(path) for path in PAGES if has(path, "python")])
+def test_python_blocks_run(path, elsewhere):
+    namespace = {"__name__": path.stem}
+    for i, block in enumerate(blocks(path)):
+        if block.language == "python" and not block.why:
+            exec(compile(block.text, f"{name(path)}, block {i}", "exec"), namespace)
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the words of each command of a shell block."""
+    lines = (shlex.split(line, comments=True) for line in text.replace("\\\n", " ").splitlines())
+    found = []
+    for words in filter(None, lines):
+        while "&&" in words:
+            found.append(words[: words.index("&&")])
+            words = words[words.index("&&") + 1 :]
+        found.append(words)
+    return found
+
+
+def check_run(arguments: list[str]) -> None:
+    """Parse arguments of ``tl-jax`` as it does, and check the configuration that comes of them."""
+    values = flags.FlagValues()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["tl-jax", *arguments])  # where ml_collections looks for fields that are set
+        main.define(values)
+        main.parse(sys.argv, values)
+    if values.mode == "train" or any(argument.startswith("--config=") for argument in arguments):
+        check.validate(values.config)  # else that of the run itself, which is not there
+
+
+def check_module(module: str, arguments: list[str]) -> None:
+    """Look for the flags of ``python -m MODULE`` among those that its file defines."""
+    path = ROOT / (module.replace(".", "/") + ".py")
+    assert path.is_file(), f"no module {module}"
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and node.args]
+    named = {n.args[0].value for n in calls if "DEFINE" in ast.unparse(n.func) and isinstance(n.args[0], ast.Constant)}
+    for argument in arguments:
+        flag, _, value = argument.removeprefix("--").partition("=")
+        assert argument.startswith("--") and (flag in named or flag.startswith("config.")), f"{module}: {argument}"
+        if flag == "config":
+            check_run([argument])
+        if flag.startswith("config."):
+            check_run([f"--{flag}={value}"])
+
+
+def check_command(words: list[str]) -> None:
+    """Refuse a command that names a flag, field, file or module which does not exist."""
+    words = words[next(i for i, word in enumerate(words) if not re.match(r"[A-Z_]+=", word)) :]
+    program, rest = Path(words[0]).name, words[1:]
+    if words[0].startswith("experiments/"):
+        assert (ROOT / words[0]).is_file(), f"no script {words[0]}"
+        check_run([word for word in rest if word.startswith("--")])
+    elif program == "tl-jax":
+        check_run(rest)
+    elif program in ("python", "python3") and rest and rest[0] == "run.py":
+        check_run(rest[1:])
+    elif program in ("python", "python3") and rest[:1] == ["-m"]:
+        if rest[1] not in ("venv", "pytest"):
+            check_module(rest[1], rest[2:])
+    else:
+        assert program in OTHERS, f"unknown program in {' '.join(words)}"
+        if program == "sbatch":
+            check_run([word for word in rest if word.startswith("--")])
+        for word in rest:
+            if "/" in word and not word.startswith(("-", ".venv", "runs")) or word.endswith((".txt", ".yml", ".yaml")):
+                assert (ROOT / word).exists(), f"no file {word} of {' '.join(words)}"
+
+
+SHELL = [
+    pytest.param(command, id=f"{name(path)}: {' '.join(command)}"[:150])
+    for path in PAGES
+    for block in blocks(path)
+    if block.language == "bash" and not block.why
+    for command in commands(block.text)
+]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("words", SHELL)
+def test_commands_parse(words, elsewhere):
+    check_command(words)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "line",
+    [
+        "tl-jax --config=no_such_recipe",
+        "tl-jax --config.optim.lrr=1",
+        "python run.py --config=configs/cifar_resnet.py:no_such_variant",
+        "tl-jax --config=flowers_mobilenet:lora --config.adapt.kind=bottlenek",
+        "tl-jax --workdirr=runs",
+        "python -m experiments.heads --no_such_flag=1",
+        "python -m experiments.no_such_module",
+        "pip install -r requirements-none.txt",
+        "jupyter lab",
+    ],
+)
+def test_a_wrong_command_is_seen(line, elsewhere):
+    with pytest.raises((AssertionError, UserError)):
+        check_command(shlex.split(line))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_what_is_not_run_is_marked(path):
+    text = path.read_text()
+    found = blocks(path)
+    assert {block.language for block in found} <= set(LANGUAGES)
+    assert len(re.findall(r"^ *(```|~~~)", text, re.M)) == 2 * len(found), "a fence that is not at the margin"
+    marked = [block for block in found if block.why]
+    assert len(marked) == text.count("*Not run:"), "a mark without a block below it"
+    assert all(len(block.why.split()) > 3 for block in marked), "a mark without a reason"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_fields_that_are_named_exist(path):
+    known = {"phases"} | {part for field in base.FIELDS for part in (field, field.rpartition(".")[0])}
+    text = BLOCK.sub("", path.read_text())
+    for field in re.findall(rf"`((?:{'|'.join(GROUPS)})\.[a-z_0-9]+)[`=]", text):
+        if not field.endswith((".py", ".json", ".jsonl", ".random", ".csv", ".md")):
+            check_known(field, base.FIELDS)
+    for field in re.findall(r"--config\.([a-z_.0-9]+[a-z0-9])", text):
+        assert field in known, f"{field} is no field"

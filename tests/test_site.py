@@ -1,0 +1,87 @@
+"""The site: its tables find what they name, its menu has every page, and its notebook runs."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+SITE = ROOT / "docs" / "pages"
+NOTEBOOKS = sorted(SITE.rglob("*.ipynb"))
+
+
+def hooks():
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.fast
+def test_tables_of_pages_find_what_they_name():
+    site = hooks()
+    for path in SITE.rglob("*.md"):
+        made = site.expand(path.read_text())
+        assert not re.search(r"^<!-- \w+:", made, re.M), path
+    for wrong in (
+        "<!-- fields: optim.lrr -->",
+        "<!-- mechanisms: lorra -->",
+        "<!-- measured: lorra -->",
+        "<!-- no: -->",
+    ):
+        with pytest.raises(KeyError):
+            site.expand(wrong)
+    assert "| `optim.lr` | `0.001` | peak learning rate |" in site.expand("<!-- fields: optim.lr -->")
+    assert "`adapt.kind='lora'`<br>`freeze.recipe='adapters'`" in site.expand("<!-- mechanisms: lora -->")
+    assert "| `lora` | 39.7 ± 10.5<br>(+4.0 ± 5.6) |" in site.expand("<!-- measured: lora -->")
+
+
+@pytest.mark.fast
+def test_messages_are_read_from_the_source():
+    source = "def f(x):\n    raise UserError(f'no {x.name}; ' f'take {x!r}')\n"
+    source += "def g() -> Refused:\n    return {'a has no effect': x, f'b={x}': y}\n"
+    assert list(hooks().messages(source)) == ["no {x.name}; take {x}", "config.a has no effect", "config.b={x}"]
+
+
+@pytest.mark.fast
+def test_explained_messages_are_those_of_the_source():
+    every = hooks().errors()
+    explained = re.findall(r"\*\*`(.+?)`\*\*", (SITE / "errors.md").read_text())
+    assert len(explained) > 10
+    for message in explained:
+        parts = [re.escape(part.strip()) for part in message.split("...") if part.strip()]
+        assert re.search(".*".join(parts), every), f"no message {message}"
+
+
+@pytest.mark.fast
+def test_every_page_is_in_the_menu_and_every_entry_is_a_page():
+    def pages(entry):
+        values = entry if isinstance(entry, list) else entry.values()
+        return [page for value in values for page in ([value] if isinstance(value, str) else pages(value))]
+
+    menu = pages(yaml.safe_load((ROOT / "docs" / "mkdocs.yml").read_text())["nav"])
+    made = [*hooks().COPIES.values(), *(path.with_suffix(".md").name for path in NOTEBOOKS)]
+    assert sorted(menu) == sorted([*(str(path.relative_to(SITE)) for path in SITE.rglob("*.md")), *made])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_run_from_top_to_bottom(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.chdir(tmp_path)
+    text = path.read_text()
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1)), "run it again, in order"
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|work)/", text), "a path of somebody's machine"
+    program = "\n".join("".join(cell["source"]) for cell in cells)
+    # On one device, as a reader would: two do not share the batches of the recipe.
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "nearest by LogME: mnist" in done.stdout
