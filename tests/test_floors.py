@@ -44,6 +44,7 @@ FLOORS = {
     "tl_jax.exporting": 6,
     "tl_jax.looks": 6,
     "tl_jax.runs": 6,
+    "tl_jax.shipping": 6,
     "experiments": 7,
     "run": 8,
 }
