@@ -26,7 +26,7 @@ pytestmark = pytest.mark.fast
 def run(tmp_path_factory):
     """A run of one epoch and its export."""
     folder = tmp_path_factory.mktemp("run")
-    config = small.config(("epochs", 1.0), ("data.train_examples", 20))
+    config = small.config(("epochs", 1.0), ("data.per_class", 2))
     api.run(config, folder)
     assert api.export(config, folder) == folder / "export" / "model.safetensors"
     return folder
@@ -71,7 +71,7 @@ def test_the_program_is_for_every_platform_and_number_of_pictures(run, pictures)
     made = export.deserialize(bytearray((run / "export" / "model.stablehlo").read_bytes()))
     assert made.platforms == ("cpu", "cuda", "tpu")
     np.testing.assert_allclose(made.call(pictures[:1]), made.call(pictures)[:1], atol=1e-6)
-    with pytest.raises(Exception, match="dtype"):
+    with pytest.raises(Exception, match="Dtype mismatch"):
         made.call(pictures.astype(np.float32))
 
 
@@ -101,7 +101,7 @@ def test_the_facts_are_those_of_the_run(run):
     assert facts["preprocessing"]["scale"] == 1 / 127.5 and facts["preprocessing"]["size"] == 8
     assert facts["program"]["inputs"] == {"images": {"shape": ["n", 8, 8, 3], "dtype": "uint8"}}
     assert facts["program"]["output"] == {"name": "probabilities", "shape": ["n", 10], "dtype": "float32"}
-    assert facts["changed"]["data.train_examples"] == {"here": 20, "base": 0}
+    assert facts["changed"]["data.per_class"] == {"here": 2, "base": 0}
     assert facts["versions"]["trained"] == summary["versions"]
 
 
