@@ -3,7 +3,7 @@
     python run.py --config=configs/cartpole_ppo.py --workdir=runs/source
     python run.py --mode=export --workdir=runs/source
     python run.py --config=configs/cartpole_ppo.py:heavy --config.init.source=tl_jax \
-        --config.init.path=runs/source/export/model.safetensors
+        --config.init.path=runs/source/export
     python run.py --config=configs/cartpole_ppo.py:smoke    seconds: that it runs
 
 The variants ``heavy``, ``long`` and ``weak`` change the world: a pole of ten times the mass, of three times the length,

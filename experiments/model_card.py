@@ -10,26 +10,11 @@ import jax
 
 from configs import base, stored
 from tl_jax import api
+from tl_jax.report.card import facts
 from tl_jax.tasks import image
 from tl_jax.train import metrics
 from tl_jax.train.state import initial_state
 from tl_jax.weights.catalog import EMBEDDED_DIR
-
-CARD = """# {name}
-
-| | |
-|---|---|
-| network | `{model}`, {parameters:,} parameters, {classes} classes |
-| data | {data} |
-| examples | {train:,} for training, {validation:,} for validation, {test:,} for testing |
-| command | `{command}` |
-| run | {date}, commit {commit}, seed {seed}, {steps:,} steps, {devices} |
-| test accuracy | {accuracy:.2%} on {examples:,} examples, one seed, of this file (values stored as float16) |
-| before rounding to float16 | {before:.2%} |
-| inputs | {size}x{size} RGB, scaling `{scaling}` of `tl_jax.specs.SCALINGS` |
-| SHA-256 | `{sha}` |
-| licence | Apache-2.0, as the code; no example of the data is contained |
-"""
 
 
 class Card(NamedTuple):
@@ -52,22 +37,23 @@ def embed(workdir: Path, about: Card, how: str) -> None:
     task = image.make(base.override(config, again))
     values, examples, _, _ = metrics.evaluate(task, initial_state(task, 0).variables, "test")
     summary = json.loads((workdir / "summary.json").read_text())
-    card = CARD.format(
-        **about._asdict(),
-        model=config.model.name,
-        parameters=summary["parameters"]["trainable"],
-        classes=len(task.classes),
-        **summary["examples"],
-        command=how,
-        seed=summary["seed"],
-        steps=summary["steps"],
-        devices=jax.default_backend(),
-        accuracy=values["accuracy"],
-        examples=examples,
-        before=summary["metrics"]["accuracy"],
-        size=task.facts["input"]["size"],
-        scaling=task.facts["input"]["scaling"],
-        sha=hashlib.sha256(target.read_bytes()).hexdigest(),
-    )
+    sizes, inputs = summary["examples"], task.facts["input"]
+    rows = {
+        "network": f"`{config.model.name}`, {summary['parameters']['trainable']:,} parameters, "
+        f"{len(task.classes)} classes",
+        "data": about.data,
+        "examples": f"{sizes['train']:,} for training, {sizes['validation']:,} for validation, "
+        f"{sizes['test']:,} for testing",
+        "command": f"`{how}`",
+        "run": f"{about.date}, commit {about.commit}, seed {summary['seed']}, {summary['steps']:,} steps, "
+        f"{jax.default_backend()}",
+        "test accuracy": f"{values['accuracy']:.2%} on {examples:,} examples, one seed, of this file "
+        "(values stored as float16)",
+        "before rounding to float16": f"{summary['metrics']['accuracy']:.2%}",
+        "inputs": f"{inputs['size']}x{inputs['size']} RGB, scaling `{inputs['scaling']}` of `tl_jax.specs.SCALINGS`",
+        "SHA-256": f"`{hashlib.sha256(target.read_bytes()).hexdigest()}`",
+        "licence": "Apache-2.0, as the code; no example of the data is contained",
+    }
+    card = f"# {about.name}\n\n{facts(rows)}\n"
     target.with_suffix(".md").write_text(card)
     print(card)

@@ -14,7 +14,7 @@ from absl import flags, logging
 
 from configs import base, masked_words
 from experiments import record
-from tl_jax import api, command
+from tl_jax import api, command, huggingface
 from tl_jax.data import docs, tokens
 
 SIZE = 4096  # entries of the vocabulary
@@ -37,7 +37,9 @@ def main(_: list[str]) -> None:
     made = api.export(config, folder / "run", "float16")
     (made / "card.md").write_text(card(summary))
     if OUTPUT.value:
-        shutil.copytree(made, OUTPUT.value, dirs_exist_ok=True)
+        Path(OUTPUT.value).mkdir(parents=True, exist_ok=True)
+        for name in (*huggingface.FILES, "card.md"):  # the package has its own card, and no program
+            shutil.copyfile(made / name, Path(OUTPUT.value) / name)
 
 
 def card(summary: dict) -> str:

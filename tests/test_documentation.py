@@ -186,7 +186,7 @@ def test_fields_that_are_named_exist(path):
     known = {"phases"} | {part for field in base.FIELDS for part in (field, field.rpartition(".")[0])}
     text = BLOCK.sub("", path.read_text())
     for field in re.findall(rf"`((?:{'|'.join(GROUPS)})\.[a-z_0-9]+)[`=]", text):
-        if not field.endswith((".py", ".json", ".jsonl", ".random", ".csv", ".md")):
+        if not field.endswith((".py", ".json", ".jsonl", ".random", ".csv", ".md", ".safetensors", ".stablehlo")):
             check_known(field, base.FIELDS)
     for field in re.findall(r"--config\.([a-z_.0-9]+[a-z0-9])", text):
         assert field in known, f"{field} is no field"

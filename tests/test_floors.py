@@ -45,6 +45,7 @@ FLOORS = {
     "tl_jax.exporting": 6,
     "tl_jax.looks": 6,
     "tl_jax.runs": 6,
+    "tl_jax.shipping": 6,
     "experiments": 7,
     "tl_jax.main": 8,
     "run": 8,

@@ -6,6 +6,7 @@ from typing import Any
 
 from configs import base
 from configs.fields import OF_PICTURES
+from tl_jax import shipping
 from tl_jax.runs import optimizer_state, restore
 from tl_jax.specs import PretrainedSpec
 from tl_jax.task import Task
@@ -17,7 +18,9 @@ from tl_jax.weights import own
 
 
 def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> Path:
-    """Write the weights of a run into ``export/``: of a text network as the folder that transformers opens.
+    """Write a run into ``export/`` as a bundle that others load, see ``shipping``, and return its weights.
+
+    Those of a text network are the folder that transformers opens.
 
     Of an image network ``export/model.safetensors`` is what ``pretrained.load(source="tl_jax")`` reads, of a policy
     what ``init.path`` takes. That of faces puts out embeddings, whose length is not yet 1, that of a detector is the
@@ -30,9 +33,18 @@ def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> P
     folder = Path(folder).expanduser()
     task, start, state = restore(config, folder)
     if config.task == "policy":
-        return _export_policy(config, folder, task, state)
-    if config.task not in OF_PICTURES:
-        return _export_text(config, folder / "export", task, state, dtype)
+        path = _export_policy(config, folder, task, state)
+    elif config.task in OF_PICTURES:
+        path = _export_pictures(config, folder, task, start, state, dtype)
+    else:
+        path = _export_text(config, folder / "export", task, state, dtype)
+    shipping.ship(config, folder, int(state.step))
+    return path
+
+
+def _export_pictures(
+    config: base.Config, folder: Path, task: Task, start: TrainState, state: TrainState, dtype: str
+) -> Path:
     inputs, source = dict(task.facts["input"]), task.facts["spec"]
     spec = PretrainedSpec(
         model=config.model.name,

@@ -16,12 +16,13 @@ from tl_jax.data import tokens
 from tl_jax.errors import UserError
 from tl_jax.models.bert import Bert
 from tl_jax.text_network import TextNetwork, initializer, top
-from tl_jax.weights import bert, hub, readers
+from tl_jax.weights import bert, bundles, hub, readers
 from tl_jax.weights.catalog import TEXT
 from tl_jax.weights.merge import MergeError, merge
 from tl_jax.weights.rules import convert
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")  # that ``save`` writes
 _OPTIONAL = {"head", "pooler", "masked_dense", "masked_norm", "masked_bias"}  # a file may have them or not
 SLACK = 128  # rows of the words' embeddings beyond the vocabulary: tables are filled up to a multiple of this at most
 
@@ -52,6 +53,8 @@ def load(
         UserError: files that are missing, damaged, or of another network.
     """
     folder = _folder(path)
+    if (folder / bundles.FILE).is_file():
+        bundles.check(folder, FILES)
     config = _config(folder)
     if (kind := bert.kind_of(config)) != name:
         raise UserError(f"{folder} holds a {kind}, not a {name}; pass --config.model.name={kind}")

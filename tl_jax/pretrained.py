@@ -26,7 +26,7 @@ from tl_jax.network import (
 )
 from tl_jax.specs import PretrainedSpec
 from tl_jax.transfer import delta as deltas
-from tl_jax.weights import catalog, hub, own, readers, tables
+from tl_jax.weights import bundles, catalog, hub, own, readers, tables
 from tl_jax.weights.merge import MergeError, merge
 from tl_jax.weights.rules import Converted, convert
 
@@ -35,7 +35,7 @@ _ADAPTING = ("adapter", "aux", "channels", "drop_path", "dropout", "dtype", "end
 
 
 def load(
-    name: str,
+    name: str = "",
     source: str = "keras",
     path: str | Path | None = None,
     num_classes: int | None = None,
@@ -51,11 +51,12 @@ def load(
     A file is converted once; the result is kept in the cache folder (``$TL_JAX_CACHE``, else ``~/.cache/tl_jax``).
 
     Args:
-        name: model name, see ``tl_jax.models.names()``.
+        name: model name, see ``tl_jax.models.names()``; empty for what a bundle says.
         source: "keras", "torchvision", "timm", or "tl_jax" (this project's own safetensors); "huggingface" for text,
             see ``tl_jax.huggingface.load``, which gives a ``TextNetwork``; the "bert" of "tl_jax" ships.
         path: local weights file; None takes the embedded file or downloads the published one. Of ``resnet8`` also the
-            name of what an embedded file was trained on, see ``catalog.BANK``.
+            name of what an embedded file was trained on, see ``catalog.BANK``. Of "tl_jax" also a bundle, the folder
+            that ``--mode=export`` writes.
         num_classes: K of the head; None takes what the file has (0, no head, for a file without one).
         image_size: side in pixels that ``preprocess`` resizes to; None takes the spec's.
         head: "auto" keeps the file's head where it has K outputs, else draws a new one; "new" always draws one;
@@ -68,8 +69,10 @@ def load(
             ``fc=True``, InceptionV3's auxiliary head only with ``aux=True``.
 
     Raises:
-        UserError: no such file or source, damaged file, or weights of another architecture.
+        UserError: no such file or source, damaged file, or weights of another architecture; a bundle that is none, has
+            another format or other files than its ``bundle.json`` says.
     """
+    name = name or bundles.model(source, path)
     if source == "huggingface" or name in models.TEXT:
         from tl_jax import huggingface  # brings a library of tokenizers, which pictures need not wait for
 
@@ -179,6 +182,7 @@ def _origin(name: str, source: str, path: str | Path | None, headless: bool) -> 
         return catalog.BANK[str(path)], ""
     if path:
         file = Path(path).expanduser()
+        file = bundles.weights(file) if source == "tl_jax" else file
         if not file.is_file():
             also = f", or take one of {', '.join(catalog.BANK)}" if source == "tl_jax" else ""
             raise UserError(f"no weights file at {file}; check --config.init.path{also}")

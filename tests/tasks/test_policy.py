@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from configs import base, cartpole_ppo
-from tl_jax import api, runs
+from tl_jax import api, pretrained, runs
 from tl_jax.errors import UserError
+from tl_jax.rl import source as policies
 from tl_jax.rl import worlds
 from tl_jax.rl.source import TAKE
+from tl_jax.shipping import program
 from tl_jax.tasks import policy_seeds
 from tl_jax.transfer import moments
+from tl_jax.weights import bundles
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +29,22 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("source")
     api.run(config_of(), folder)
     return api.export(config_of(), folder)
+
+
+def test_jax_alone_runs_the_policy(source):
+    observations = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    logits = program.run(source.with_name("model.stablehlo"), observations)
+    leaves = policies.load(source.parent).leaves
+    x = observations
+    for layer in ("layer1", "layer2"):
+        x = np.tanh(x @ leaves[f"params/{layer}/actor/kernel"] + leaves[f"params/{layer}/actor/bias"])
+    expected = x @ leaves["params/head/policy/kernel"] + leaves["params/head/policy/bias"]
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    facts = bundles.read(source.parent)
+    assert facts["program"]["inputs"] == {"observations": {"shape": ["n", 4], "dtype": "float32"}}
+    assert facts["program"]["output"]["name"] == "logits" and facts["data"] == "CartPole-v1"
+    with pytest.raises(UserError, match="holds a policy"):
+        pretrained.load(source="tl_jax", path=source)
 
 
 def test_a_run_says_what_it_did(tmp_path):

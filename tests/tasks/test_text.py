@@ -9,13 +9,15 @@ from sklearn.linear_model import LogisticRegression
 
 from configs import base, check, sst2_bert
 from tests.text import network
-from tl_jax import api, huggingface, tree
+from tl_jax import api, huggingface, pretrained, tree
 from tl_jax.errors import UserError
 from tl_jax.runs import make_task, restore
+from tl_jax.shipping import program
 from tl_jax.train import loop
 from tl_jax.train.state import digest
 from tl_jax.train.workdir import read_json
 from tl_jax.transfer import phases
+from tl_jax.weights import bundles
 
 GOOD, BAD = "good acting as the film", "bad plot don t"
 
@@ -157,13 +159,16 @@ def test_words_are_guessed_first(folder, tmp_path):
 def test_an_export_opens_again_with_the_same_answers(folder, tmp_path, capsys):
     config = configure(folder, ("adapt.kind", "lora"), ("adapt.rank", 2))
     task, _, state = trained(folder, tmp_path, ("adapt.kind", "lora"), ("adapt.rank", 2))
-    net = huggingface.load("bert", api.export(config, tmp_path))
+    net = pretrained.load(source="tl_jax", path=api.export(config, tmp_path))
     assert net.classes == ("0", "1") and not net.new
     texts = [GOOD, BAD]
+    alone = program.run(tmp_path / "export" / "model.stablehlo", *net.tokenize(texts).values())
     found = api.predict(config, tmp_path, texts)
     logits, _ = net.model.apply(net.variables, **net.tokenize(texts))
     for row, entry in zip(jax.nn.softmax(logits), found, strict=True):
         np.testing.assert_allclose(row, list(entry["probabilities"].values()), atol=1e-5)
+    np.testing.assert_allclose(alone, jax.nn.softmax(logits), atol=1e-5)
+    assert {*huggingface.FILES, "model.stablehlo"} == set(bundles.read(tmp_path / "export")["files"])
     assert "█" in capsys.readouterr().out
     kept = configure(folder, ("init.path", str(tmp_path / "export")), ("init.head", "keep"), ("epochs", 0.0))
     assert api.run(kept, tmp_path / "kept")["metrics"] == pytest.approx(read_json(tmp_path / "summary.json")["metrics"])

@@ -1,7 +1,9 @@
 """Convolutions by the way that is fastest where they run; all give the same values up to float32 rounding."""
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -53,11 +55,28 @@ def seeing(size: tuple[int, ...], kernel: jax.Array, stride: int, padding: Pads)
     return kernel[met[0], met[1]], (left[0], left[1])
 
 
+_PLAIN = contextvars.ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Convolve as XLA does in what is traced meanwhile: programs for other platforms, any N, operations asked for."""
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu" and not _PLAIN.get()
+
+
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
     """Convolve (N, H, W, C) with (h, w, C, F)."""
     kernel, padding = seeing(x.shape[1:3], kernel, stride, padding)
     size = [side + sum(pad) - k + 1 for side, pad, k in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)]
-    match way(len(x), size, kernel.shape, stride):
+    match way(x.shape[0], size, kernel.shape, stride):
         case "patches":
             return _conv2d_patches(x, kernel, stride, padding)
         case "tiles":
@@ -80,7 +99,7 @@ def way(count: int, size: Sequence[int], kernel: Sequence[int], stride: int) -> 
         "xla"; on CPU also "patches" times a matrix, "tiles" (Winograd's), or "taps": XLA's, but for the gradient.
     """
     high, wide, *channels = kernel
-    if jax.default_backend() != "cpu":
+    if not _on_cpu():
         return "xla"
     many = min(channels) >= FEW_CHANNELS
     if (high, wide, stride) == (3, 3, 1) and many and count * size[0] * size[1] >= FEW_PLACES:
@@ -97,7 +116,7 @@ def depthwise2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> 
     (``experiments/benchmarks/depthwise.py``).
     """
     kernel, padding = seeing(x.shape[1:3], kernel, stride, padding)
-    if jax.default_backend() != "cpu":
+    if not _on_cpu():
         return _conv2d_lax(x, kernel, stride, padding, groups=x.shape[-1])
     return _shifted(x, kernel, stride, padding)
 

@@ -57,7 +57,7 @@ class Policy(nn.Module):
         if x.ndim == 4:
             how = {"padding": "valid", "use_bias": True, "kernel_init": nn.initializers.orthogonal(2**0.5)}
             x = end["conv1"] = nn.relu(Conv(self.channels, 3, **how, name="conv1")(x))  # as MinAtar's own networks
-        actor = critic = x.reshape(len(x), -1)
+        actor = critic = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.widths, start=1):
             actor, critic = Pair(width, self.activation, name=f"layer{i}")(actor, critic)
             end[f"layer{i}"] = jnp.concatenate([actor, critic], -1)

@@ -71,7 +71,7 @@ class VGG(Backbone):
         if not self.fc:
             return super().classify(end, train)
         x = adaptive_mean_pool(end[self._last()], GRID)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         for name in ("fc1", "fc2"):
             x = end[name] = nn.relu(nn.Dense(self.fc_width, dtype=self.dtype, name=name)(x))
             x = Dropout(self.fc_dropout, name=f"{name}_dropout")(x, train)

@@ -9,7 +9,7 @@ import numpy as np
 from tl_jax import tree
 from tl_jax.errors import UserError, nearest
 from tl_jax.specs import PretrainedSpec
-from tl_jax.weights import own
+from tl_jax.weights import bundles, own
 from tl_jax.weights.merge import merge
 from tl_jax.weights.rules import Converted
 
@@ -41,12 +41,12 @@ class Source(NamedTuple):
 
 
 def load(path: str | Path) -> Source:
-    """Read a policy that ``--mode=export`` wrote.
+    """Read a policy that ``--mode=export`` wrote: its file, or the folder of the bundle.
 
     Raises:
         UserError: no such file, a damaged one, or one that holds no policy.
     """
-    path = Path(path).expanduser()
+    path = bundles.weights(Path(path).expanduser())
     spec, facts = own.read_spec(path)
     if spec.model != "policy":
         raise UserError(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tl_jax.errors import UserError, nearest
-from tl_jax.weights.rules import Rule, Table, keep, transpose
+from tl_jax.weights.rules import INVERSES, Rule, Table, keep, transpose
 
 # (ours, theirs, kind of layer) of what is there once, and once in each layer.
 ONCE = {
@@ -173,8 +173,7 @@ def exported(variables: Mapping[str, np.ndarray], kind: str, depth: int) -> dict
         if ours in variables:
             array = np.asarray(variables[ours], np.float32)
             outside = ours.split("/")[1] in OUTSIDE and not (kind == "bert" and ours.startswith("params/pooler"))
-            array = array.T if transform is transpose else array
-            found[theirs if outside else f"{kind}.{theirs}"] = np.ascontiguousarray(array)
+            found[theirs if outside else f"{kind}.{theirs}"] = np.ascontiguousarray(INVERSES[transform](array))
     return found
 
 

@@ -63,7 +63,8 @@ def _keras(repeats: Repeats) -> Table:
         for leaf, kind in (("conv", "conv"), ("bn", "norm"))
     ]
     layers.append(keras.Layer("head", "dense", 0))
-    return Table([*keras_layer("predictions", "head"), OWN], names=keras.names(layers, own="predictions"))
+    rules = [*keras_layer("predictions", "head"), OWN]
+    return Table(rules, names=keras.names(layers, own="predictions"), layers=layers)
 
 
 def _torchvision(repeats: Repeats) -> Table:

@@ -49,7 +49,8 @@ def _keras(depths: Sequence[int]) -> Table:
     by_order = [Rule(r"(params/.*/depthwise/conv/kernel)", r"\1", hwc1_to_hw1c)]
     by_order.append(OWN._replace(pattern=r"((?:params|batch_stats)/(?!.*/depthwise/conv/kernel).*)"))
     own = r"Conv1|bn_Conv1|Conv_1(_bn)?|(expanded_conv|block_\d+)_(expand|depthwise|project)(_BN)?|predictions"
-    return Table([*rules, *by_order], names=keras.names(keras.listed(layers), chain=True, own=own))
+    listed = keras.listed(layers)
+    return Table([*rules, *by_order], names=keras.names(listed, chain=True, own=own), layers=listed)
 
 
 def _torchvision(depths: Sequence[int]) -> Table:

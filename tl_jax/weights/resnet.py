@@ -55,7 +55,8 @@ def _keras_table(own: list[Rule], norms: Sequence[tuple[str, str]], layers: Sequ
         rules += keras_layer(rf"{block}_0_conv", f"{ours}/shortcut_conv")
         for theirs, name in norms:
             rules += keras_norm(f"{block}_{theirs}", f"{ours}/" + name.replace(r"\1", r"\2"))
-    return Table([*rules, OWN], names=keras.names(keras.listed([*layers, ("head", "dense")])))
+    listed = keras.listed([*layers, ("head", "dense")])
+    return Table([*rules, OWN], names=keras.names(listed), layers=listed)
 
 
 def _torchvision() -> Table:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,16 @@ def chw_to_hwc(x: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), -1, GRID, GRID).transpose(2, 3, 1, 0).reshape(-1, len(x))
 
 
+# What turns our array back into that of the file.
+INVERSES: Mapping[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]] = {
+    keep: keep,
+    transpose: np.transpose,
+    oihw_to_hwio: lambda x: x.transpose(3, 2, 0, 1),
+    hwc1_to_hw1c: hwc1_to_hw1c,
+    chw_to_hwc: lambda x: x.reshape(GRID, GRID, -1, x.shape[1]).transpose(3, 2, 0, 1).reshape(x.shape[1], -1),
+}
+
+
 class Rule(NamedTuple):
     """A regex over the whole source name, the target path it expands to, and what is done to the array."""
 
@@ -50,11 +60,13 @@ class Table(NamedTuple):
         rules: exactly one matches each name.
         ignored: names in the file that may be dropped.
         names: arrays of a file -> for each name in it the one that the rules know; None where they are the same.
+        layers: of Keras' tables, see ``keras.names``.
     """
 
     rules: Sequence[Rule]
     ignored: Sequence[str] = ()
     names: Callable[[Mapping[str, np.ndarray]], Mapping[str, str]] | None = None
+    layers: Sequence[Any] = ()
 
 
 class Converted(NamedTuple):

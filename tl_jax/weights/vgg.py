@@ -27,7 +27,8 @@ def _keras(depths: Sequence[int]) -> Table:
     rules = keras_layer(r"block(\d)_conv(\d)", r"stage\1/conv\2")
     rules += keras_layer("(fc1|fc2)", r"\1") + keras_layer("predictions", "head")
     own = r"block\d_conv\d|fc1|fc2|predictions"
-    return Table([*rules, OWN], names=keras.names(keras.listed(layers), chain=True, own=own))
+    listed = keras.listed(layers)
+    return Table([*rules, OWN], names=keras.names(listed, chain=True, own=own), layers=listed)
 
 
 def _torchvision(depths: Sequence[int], norm: bool) -> Table:

@@ -1,0 +1,106 @@
+"""Make of an exported run a bundle that others can load: a program, files for other libraries, facts and a card."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from configs import base
+from configs.fields import OF_PICTURES
+from tl_jax import pretrained
+from tl_jax.rl import source as policies
+from tl_jax.shipping import card, facts, foreign, loaders, program
+from tl_jax.train.log import say
+from tl_jax.weights import bundles, own
+
+PROGRAM, DELTA = "model.stablehlo", "delta.safetensors"
+
+
+class Contents(NamedTuple):
+    """What is shipped of one kind of task.
+
+    Attributes:
+        program: see ``program``.
+        facts: further entries of ``bundle.json``.
+        licence: of the weights at the start, "" where nobody said.
+        files: name -> what it is.
+        loaders: heading -> code, see ``loaders``.
+        notes: what the card should say beside them.
+    """
+
+    program: program.Program
+    facts: dict[str, Any]
+    licence: str
+    files: dict[str, str]
+    loaders: dict[str, loaders.Loader]
+    notes: tuple[str, ...] = ()
+
+
+def ship(config: base.Config, workdir: Path, step: int) -> None:
+    """Write the rest of the bundle beside the weights in ``workdir/export``, all of it made from these.
+
+    Args:
+        config: of the run.
+        workdir: its folder, with result files and the weights of ``exporting.export``.
+        step: of the weights.
+    """
+    folder = workdir / "export"
+    for stale in (bundles.FILE, PROGRAM, foreign.KERAS, foreign.TORCH):  # of an earlier export of this run
+        (folder / stale).unlink(missing_ok=True)
+    made = _OF_TASKS[config.task](config, folder)
+    shape = program.write(folder / PROGRAM, made.program)
+    io = {
+        "inputs": {name: {"shape": list(s), "dtype": dtype} for name, (s, dtype) in made.program.inputs.items()},
+        "limits": list(made.program.limits),
+        "output": {"name": made.program.output, "shape": list(shape), "dtype": "float32"},
+        "platforms": list(program.PLATFORMS),
+    }
+    about = {**facts.of_run(config, workdir, step, made.licence), **made.facts, "program": io}
+    files = {**made.files, PROGRAM: f"program for {', '.join(program.PLATFORMS)}: {made.program.output}"}
+    if (folder / DELTA).is_file():
+        files[DELTA] = "only what changed, for pretrained.load(..., delta=FILE) on the weights it started from"
+    content = bundles.seal(folder, about, files)
+    card.write(folder, content, {**made.loaders, **loaders.jax_alone(PROGRAM, io)}, made.notes)
+    say(f"wrote the bundle {folder}; {folder / card.FILE} says how others load it")
+
+
+def _of_pictures(config: base.Config, folder: Path) -> Contents:
+    net = pretrained.load(config.model.name, "tl_jax", folder / bundles.WEIGHTS)
+    embeddings = config.task == "faces"
+    origin = config.init.layout if config.init.source == "random" else config.init.source
+    other = foreign.write(folder, net, origin, embeddings)
+    told = facts.of_pictures(net.spec)
+    files = {bundles.WEIGHTS: "weights of tl_jax, with the facts to build the network"}
+    found = loaders.pictures(net.spec.model, net.spec.image_size)
+    if other.file:
+        files[other.file] = other.what
+        found[other.what] = loaders.Loader(other.code, told["words"])
+    about = {
+        "classes": own.read_spec(folder / bundles.WEIGHTS)[1]["classes"],
+        "spec": net.spec.to_dict(),
+        "preprocessing": told,
+    }
+    notes = (other.why_not,) if other.why_not else ()
+    return Contents(program.of_pictures(net, embeddings), about, net.spec.licence, files, found, notes)
+
+
+def _of_texts(config: base.Config, folder: Path) -> Contents:
+    from tl_jax import huggingface  # with the tokenizers, which pictures have no use for
+
+    net = huggingface.load(config.model.name, folder)
+    length = min(config.input.length or net.model.positions, net.model.positions)
+    what = ("weights in Hugging Face's names", "the network", "the tokenizer", "what transformers calls the tokenizer")
+    files = dict(zip(huggingface.FILES, what, strict=True))
+    about = {"classes": list(net.classes), "preprocessing": facts.of_texts(length)}
+    found = loaders.texts(net.model.output if net.model.num_classes else "masked", length)
+    return Contents(program.of_texts(net), about, "", files, found)
+
+
+def _of_policy(config: base.Config, folder: Path) -> Contents:
+    source = policies.load(folder / bundles.WEIGHTS)
+    about = {"classes": [], "world": source.world, "preprocessing": facts.of_policy(source.spaces)}
+    about |= {"options": dict(source.options)}
+    files = {bundles.WEIGHTS: "weights of tl_jax, with the facts to build the policy"}
+    return Contents(program.of_policy(source), about, "", files, loaders.policies())
+
+
+_OF_TASKS = {"policy": _of_policy, **dict.fromkeys(OF_PICTURES, _of_pictures)}
+_OF_TASKS |= dict.fromkeys(("text", "tokens", "masked"), _of_texts)

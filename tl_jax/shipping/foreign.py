@@ -1,0 +1,122 @@
+"""Files in the names of Keras and torchvision, for networks that these build themselves, and how they load them."""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.numpy
+
+from tl_jax import models
+from tl_jax.network import Pretrained
+from tl_jax.specs import SCALINGS, PretrainedSpec
+from tl_jax.weights import inverse, keras_file, tables
+from tl_jax.weights.catalog import CATALOG
+
+KERAS, TORCH = "keras.weights.h5", "torchvision.safetensors"
+_CALLS = {"vgg16": "VGG16", "vgg19": "VGG19", "inception_v3": "InceptionV3", "mobilenet_v2": "MobileNetV2"}
+_CALLS |= {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152", "resnet50v2": "ResNet50V2"}
+_SMALLEST = 32  # pixels a side that keras.applications takes
+# Attributes that change nothing in evaluation, or that the other library has as well.
+_FREE = ("dropout", "fc_dropout", "drop_path", "fc", "aux", "transform_input")
+
+
+class Foreign(NamedTuple):
+    """What was written for another library: name of the file, what it is, and code that loads it; or why nothing."""
+
+    file: str = ""
+    what: str = ""
+    code: str = ""
+    why_not: str = ""
+
+
+def write(folder: Path, net: Pretrained, source: str, embeddings: bool = False) -> Foreign:
+    """Write the weights as the library that has this network names them: Keras or torchvision, whose networks differ.
+
+    Args:
+        folder: to write into.
+        net: the network.
+        source: of the weights that training started from, or whose network was drawn.
+        embeddings: whether the head's outputs are no classes.
+    """
+    name, size = net.spec.model, net.spec.image_size
+    library = "keras" if _of_keras(net, source) else "torchvision"
+    published = CATALOG.get((name, library), PretrainedSpec(name, library))
+    if not published.parameters:
+        return Foreign(why_not=f"{library.replace('keras', 'Keras')} has no `{name}`, so no file is in its names.")
+    theirs = models.create(name, net.spec.num_classes, **published.options)
+    fields = [field.name for field in dataclasses.fields(theirs) if field.name not in (*_FREE, "dtype", "parent")]
+    if other := [field for field in fields if getattr(net.model, field) != getattr(theirs, field)]:
+        return Foreign(why_not=f"{library}'s `{name}` differs in {', '.join(other)}, so no file is in its names.")
+    if library == "torchvision":
+        arrays = {entry.name: entry.array for entry in inverse.named(net.variables, tables.table(name, library))}
+        safetensors.numpy.save_file(arrays, folder / TORCH, {"format": "pt"})
+        return Foreign(TORCH, f"the state dict of torchvision's `{name}`", _torch_code(net))
+    if size < _SMALLEST or (getattr(net.model, "fc", False) and size != published.image_size):
+        return Foreign(why_not=f"Keras' `{name}` takes no pictures of {size} pixels, so no file is in its names.")
+    keras_file.save(folder / KERAS, net.variables, tables.table(name, library))
+    return Foreign(KERAS, f"weights of `keras.applications.{_call(name)[0]}`", _keras_code(net, embeddings))
+
+
+def _of_keras(net: Pretrained, source: str) -> bool:
+    """Tell whose network it is: the layout says it; VGG's is the same in both, so there it is the file's."""
+    if hasattr(net.model, "layout"):
+        return net.model.layout == "keras"
+    if "torchvision" not in tables.sources(net.spec.model) or "keras" not in tables.sources(net.spec.model):
+        return "keras" in tables.sources(net.spec.model)
+    return source == "keras" or (source not in ("torchvision", "timm") and net.spec.scaling != "torch")
+
+
+def _call(name: str) -> tuple[str, str]:
+    """Return the function of ``keras.applications`` and its further arguments."""
+    family, _, width = name.rpartition("_") if name.startswith("mobilenet_v2_") else (name, "", "")
+    return _CALLS[family], f", alpha={int(width) / 100}" if width else ""
+
+
+def _keras_code(net: Pretrained, embeddings: bool) -> str:
+    size, (call, more) = net.spec.image_size, _call(net.spec.model)
+    activation = None if embeddings else "softmax"
+    how = f"weights=None, input_shape=({size}, {size}, 3){more}"
+    if hasattr(net.model, "fc") and not net.model.fc:  # the head sits on the average of the last map
+        model = f'base = keras.applications.{call}(include_top=False, pooling="avg", {how})\n'
+        model += f"head = keras.layers.Dense({net.spec.num_classes}, activation={activation!r})\n"
+        model += "model = keras.Model(base.input, head(base.output))"
+    else:
+        how += f", classes={net.spec.num_classes}, classifier_activation={activation!r}"
+        model = f"model = keras.applications.{call}({how})"
+    return f"""import keras
+import numpy as np
+{model}
+model.load_weights("{KERAS}")
+output = model.predict({inputs(net.spec.scaling)}, verbose=0)"""
+
+
+def _torch_code(net: Pretrained) -> str:
+    name, more, after = net.spec.model, "", ""
+    if name == "inception_v3":
+        more = f", aux_logits={net.model.aux}, transform_input={net.model.transform_input}, init_weights=False"
+    if hasattr(net.model, "fc") and not net.model.fc:  # the head sits on the average of the last map
+        head = f"torch.nn.Linear(512, {net.spec.num_classes})"
+        after = "net.avgpool = torch.nn.AdaptiveAvgPool2d(1)\n"
+        after += f"net.classifier = torch.nn.Sequential(collections.OrderedDict([('6', {head})]))\n"
+    return f"""import collections
+import numpy as np
+import torch
+import torchvision
+from safetensors.torch import load_file
+net = torchvision.models.{name}(num_classes={net.spec.num_classes}{more})
+{after}net.load_state_dict(load_file("{TORCH}"))
+x = torch.from_numpy({inputs(net.spec.scaling)}).permute(0, 3, 1, 2).float()
+logits = net.eval()(x)"""
+
+
+def inputs(scaling: str) -> str:
+    """Return, as NumPy code, what uint8 ``images`` (N, size, size, 3) become before the network sees them."""
+    rule = SCALINGS[scaling]
+    code = "images" + ("[..., ::-1]" if rule.order == "bgr" else "") + ".astype(np.float32)"
+    code += f" / {1 / rule.scale:g}" if rule.scale != 1 else ""
+    code += f" - {_numbers(rule.mean)}" if any(rule.mean) else ""
+    return f"({code}) / {_numbers(rule.std)}" if set(rule.std) != {1.0} else code
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return f"{values[0]:g}" if len(set(values)) == 1 else f"np.array({list(values)})"
