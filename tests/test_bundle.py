@@ -16,7 +16,7 @@ from configs import base, stored
 from tests.tasks import small
 from tl_jax import api, pretrained, tree
 from tl_jax.errors import UserError
-from tl_jax.shipping import card
+from tl_jax.shipping import card, program
 from tl_jax.tasks import image
 
 pytestmark = pytest.mark.fast
@@ -73,6 +73,18 @@ def test_the_program_is_for_every_platform_and_number_of_pictures(run, pictures)
     np.testing.assert_allclose(made.call(pictures[:1]), made.call(pictures)[:1], atol=1e-6)
     with pytest.raises(Exception, match="Dtype mismatch"):
         made.call(pictures.astype(np.float32))
+
+
+def test_a_program_divides_by_the_temperature_or_gives_features(run, pictures):
+    net = pretrained.load(source="tl_jax", path=run / "export")
+    plain = probabilities(net, pictures)
+    softer = jax.jit(program.of_pictures(net, temperature=2.0).call)(pictures)
+    roots = np.sqrt(plain)
+    np.testing.assert_allclose(softer, roots / roots.sum(1, keepdims=True), rtol=1e-4)
+    features = jax.jit(program.of_pictures(net, "features").call)(pictures)
+    np.testing.assert_allclose(
+        features, net.model.apply(net.variables, net.preprocess(pictures))[1]["features"], rtol=1e-4
+    )
 
 
 def test_a_bundle_says_its_model_itself(run, pictures, monkeypatch):

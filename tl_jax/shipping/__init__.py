@@ -9,6 +9,7 @@ from tl_jax import pretrained
 from tl_jax.rl import source as policies
 from tl_jax.shipping import card, facts, foreign, loaders, program
 from tl_jax.train.log import say
+from tl_jax.train.workdir import read_json
 from tl_jax.weights import bundles, own
 
 PROGRAM, DELTA = "model.stablehlo", "delta.safetensors"
@@ -65,6 +66,8 @@ def ship(config: base.Config, workdir: Path, step: int) -> None:
 def _of_pictures(config: base.Config, folder: Path) -> Contents:
     net = pretrained.load(config.model.name, "tl_jax", folder / bundles.WEIGHTS)
     embeddings = config.task == "faces"
+    output = {"faces": "embeddings", "detection": "features"}.get(config.task, "probabilities")
+    temperature = read_json(folder.parent / "summary.json").get("calibration", {}).get("temperature", 1.0)
     origin = config.init.layout if config.init.source == "random" else config.init.source
     other = foreign.write(folder, net, origin, embeddings)
     told = facts.of_pictures(net.spec)
@@ -79,7 +82,15 @@ def _of_pictures(config: base.Config, folder: Path) -> Contents:
         "preprocessing": told,
     }
     notes = (other.why_not,) if other.why_not else ()
-    return Contents(program.of_pictures(net, embeddings), about, net.spec.licence, files, found, notes)
+    if output == "features":
+        notes += ("This is the network below the detector's head, to be started from; `--mode=predict` finds boxes.",)
+    if temperature != 1.0:
+        about["temperature"] = temperature
+        notes += (
+            f"Logits are divided by {temperature:.4g}, the temperature of the calibration, in model.stablehlo alone.",
+        )
+    made = program.of_pictures(net, output, temperature)
+    return Contents(made, about, net.spec.licence, files, found, notes)
 
 
 def _of_texts(config: base.Config, folder: Path) -> Contents:

@@ -16,6 +16,7 @@ from jax import export
 from tl_jax import tree
 from tl_jax.data import preprocess
 from tl_jax.models import convolution
+from tl_jax.models.backbone import FEATURES
 from tl_jax.models.policy import Policy
 from tl_jax.network import Pretrained
 from tl_jax.rl.normalizer import normalized
@@ -43,18 +44,26 @@ class Program(NamedTuple):
     limits: tuple[str, ...] = ()
 
 
-def of_pictures(net: Pretrained, embeddings: bool = False) -> Program:
-    """Return uint8 (N, size, size, C) -> probabilities (N, K), or embeddings (N, K) of length 1.
+def of_pictures(net: Pretrained, output: str = "probabilities", temperature: float = 1.0) -> Program:
+    """Return uint8 (N, size, size, C) -> ``output``.
 
     The pictures have the size of the spec; all further preprocessing is a part of the program.
+
+    Args:
+        net: the network.
+        output: "probabilities" (N, K), "embeddings" (N, E) of length 1, or "features" (N, D), the mean of the last map.
+        temperature: of the probabilities, as calibration found it.
     """
 
     def call(images: jax.Array) -> jax.Array:
-        logits = net.model.apply(net.variables, preprocess.scale(images, net.spec.scaling), train=False)[0]
-        return unit(logits.astype(jnp.float32)) if embeddings else jax.nn.softmax(logits.astype(jnp.float32))
+        seen = preprocess.scale(images, net.spec.scaling)
+        logits, endpoints = net.model.apply(net.variables, seen, train=False)
+        if output == "features":
+            return endpoints[FEATURES].astype(jnp.float32)
+        logits = logits.astype(jnp.float32)
+        return unit(logits) if output == "embeddings" else jax.nn.softmax(logits / temperature)
 
     side = net.spec.image_size
-    output = "embeddings" if embeddings else "probabilities"
     return Program(call, {"images": (("n", side, side, net.model.channels), "uint8")}, output)
 
 
