@@ -28,7 +28,7 @@ MODE = flags.DEFINE_enum(
     "mode",
     "train",
     ["train", "eval", "predict", "export", "preview", "find_lr", "play"],
-    "train; test a run again; say what it makes of --input; write its weights to a file; draw what augmentation does; "
+    "train; test a run again; say what it makes of --input; write it for others to load; draw what augmentation does; "
     "look for a learning rate; draw an episode of a policy.",
 )
 DISTRIBUTED = flags.DEFINE_bool(
