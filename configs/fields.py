@@ -46,7 +46,9 @@ FIELDS = {
     "adapt.targets": Field(".*", "regex over the paths of kernels that get a low-rank change"),
     "init.source": Field("keras", "whose weights are loaded", (*SOURCES, "huggingface", "tl_jax", "random")),
     "init.layout": Field("keras", "source whose layout random weights take", (*SOURCES, "tl_jax")),
-    "init.path": Field("", "file of weights, folder or hub repository of a text network; empty: embedded or published"),
+    "init.path": Field(
+        "", "file of weights, bundle, or a text network's folder or hub repository; empty: embedded or published"
+    ),
     "init.head": Field("new", "drawn at random, kept from the file, or a probe fitted to the features", HEADS),
     "init.strength": Field(0.0, "C of the probe, 1 / penalty; 0 takes the best of seven on validation", low=0.0),
     "init.take": Field(
