@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -10,10 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tl_jax import distance
 from tl_jax.data import batches, splits
 from tl_jax.data.pictures import Source, Split
-from tl_jax.distance.probes import LinearProbe
 from tl_jax.errors import UserError
 from tl_jax.network import Pretrained, draw_new, initializer
 from tl_jax.tasks.objectives import Network
@@ -22,13 +20,13 @@ from tl_jax.transfer import adapters, pretext, regularizers
 from tl_jax.transfer.penalties import Regularize
 from tl_jax.transfer.pretext import Pretext
 
+if TYPE_CHECKING:
+    from tl_jax.distance.probes import LinearProbe
+
 Features = Callable[[Any, Split], np.ndarray]  # (variables, N pictures) -> (N, D)
 STRENGTHS = tuple(10.0**i for i in range(-4, 3))  # C of a probe, of which the best on validation is taken
 ATTENTION_EXAMPLES = 256  # that DELTA's weights of channels are estimated from, at most
-PROBES: Mapping[str, Callable[..., LinearProbe]] = {
-    "logistic": distance.logistic_probe,
-    "ridge": distance.ridge_probe,
-}
+PROBES = ("logistic", "ridge")  # fits of the head, see distance/probes.py
 
 
 def cut(config: Any, source: Source) -> dict[str, Split]:
@@ -68,13 +66,15 @@ class Probe:
     """The head as a linear classifier fitted to the features of the training part, as they are before any training."""
 
     def __init__(self, kind: str, strength: float, parts: Mapping[str, Split], features: Features):
-        """``kind`` is a key of ``PROBES``; a ``strength`` of 0 is replaced by the best on the part "validation"."""
+        """``kind`` is one of ``PROBES``; a ``strength`` of 0 is replaced by the best on the part "validation"."""
         self.kind, self.strength, self.parts, self.features = kind, strength, parts, features
 
-    def fit(self, variables: Any) -> LinearProbe:
+    def fit(self, variables: Any) -> "LinearProbe":
         """Fit the probe to the features of the variables."""
         x, y = self._examples(variables, "train")
-        make = PROBES[self.kind]
+        from tl_jax.distance import probes  # with all distances, which take two seconds to import
+
+        make = {"logistic": probes.logistic_probe, "ridge": probes.ridge_probe}[self.kind]
         if self.strength or not len(self.parts["validation"].labels):
             return make(x, y, self.strength or 1.0)
         held_out = self._examples(variables, "validation")

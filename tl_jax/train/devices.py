@@ -89,13 +89,12 @@ class Program(NamedTuple):
 
 def compiled(function: Any, *args: Any) -> Program:
     """Compile a jitted function for arguments like ``args``, once per function and shapes."""
-    clock = time.monotonic()
-    leaves, treedef = jax.tree.flatten(_shapes(args))
-    key = (function, treedef, tuple(leaves))
+    clock, shapes = time.monotonic(), _shapes(args)
+    key = _call(function, shapes)
     known = key in _PROGRAMS
     if not known:
         make_room()
-        _PROGRAMS[key] = function.lower(*jax.tree.unflatten(treedef, leaves)).compile()
+        _PROGRAMS[key] = function.lower(*shapes).compile()
     return Program(_PROGRAMS[key], 0.0 if known else time.monotonic() - clock)
 
 
@@ -113,15 +112,28 @@ def make_room() -> None:
 def forget() -> None:
     """Forget all compiled programs of this process."""
     _PROGRAMS.clear()
+    _FLOPS.clear()
     jax.clear_caches()
 
 
 def flops(function: Any, *args: Any) -> float:
-    """Return the floating-point operations of one call, without compiling it."""
-    return work.flops(function, *_shapes(args))
+    """Return the floating-point operations of one call, without compiling it; counted once per function and shapes."""
+    shapes = _shapes(args)
+    key = _call(function, shapes)
+    if key not in _FLOPS:
+        _FLOPS[key] = work.flops(function, *shapes)
+    return _FLOPS[key]
 
 
-_PROGRAMS: dict[Any, Any] = {}  # of this process; runs that differ in their seed share them
+# Of this process; runs that differ in their seed share them.
+_PROGRAMS: dict[Any, Any] = {}
+_FLOPS: dict[Any, float] = {}
+
+
+def _call(function: Any, shapes: Any) -> Any:
+    """Return what tells calls apart that need programs of their own."""
+    leaves, treedef = jax.tree.flatten(shapes)
+    return function, treedef, tuple(leaves)
 
 
 def _place(tree: Any, sharding: NamedSharding) -> Any:
