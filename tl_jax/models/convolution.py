@@ -68,7 +68,8 @@ def plain() -> Iterator[None]:
         _PLAIN.reset(token)
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
+    """Whether to compute in the ways that are fastest on CPU."""
     return jax.default_backend() == "cpu" and not _PLAIN.get()
 
 
@@ -99,7 +100,7 @@ def way(count: int, size: Sequence[int], kernel: Sequence[int], stride: int) -> 
         "xla"; on CPU also "patches" times a matrix, "tiles" (Winograd's), or "taps": XLA's, but for the gradient.
     """
     high, wide, *channels = kernel
-    if not _on_cpu():
+    if not on_cpu():
         return "xla"
     many = min(channels) >= FEW_CHANNELS
     if (high, wide, stride) == (3, 3, 1) and many and count * size[0] * size[1] >= FEW_PLACES:
@@ -116,7 +117,7 @@ def depthwise2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> 
     (``experiments/benchmarks/depthwise.py``).
     """
     kernel, padding = seeing(x.shape[1:3], kernel, stride, padding)
-    if not _on_cpu():
+    if not on_cpu():
         return _conv2d_lax(x, kernel, stride, padding, groups=x.shape[-1])
     return _shifted(x, kernel, stride, padding)
 

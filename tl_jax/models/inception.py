@@ -18,7 +18,8 @@ import numpy as np
 
 from tl_jax.errors import UserError
 from tl_jax.models.backbone import Backbone, Part
-from tl_jax.models.layers import ConvNorm, Norm, glorot_uniform, max_pool, mean_pool
+from tl_jax.models.layers import ConvNorm, Norm, glorot_uniform
+from tl_jax.models.pooling import max_pool, mean_pool
 
 
 class Layout(NamedTuple):

@@ -144,29 +144,3 @@ def linear_drop_rates(last: float, counts: Sequence[int]) -> list[tuple[float, .
     total = sum(counts)
     rates = (block / total * last for block in range(1, total + 1))
     return [tuple(islice(rates, count)) for count in counts]
-
-
-def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
-    """Maximum over windows of (N, H, W, C), padded with minus infinity on each side."""
-    return nn.max_pool(x, (window, window), (stride, stride), [(pad, pad)] * 2)
-
-
-def mean_pool(x: jax.Array, count_padding: bool) -> jax.Array:
-    """Mean over 3x3 windows at stride 1 of (N, H, W, C), padded by one.
-
-    Keras leaves the padding out of the mean, torchvision's Inception counts it as zeros.
-    """
-    return nn.avg_pool(x, (3, 3), (1, 1), [(1, 1)] * 2, count_include_pad=count_padding)
-
-
-def adaptive_mean_pool(x: jax.Array, size: int) -> jax.Array:
-    """Mean over ``size`` windows an axis that cover (N, H, W, C) evenly, as PyTorch's AdaptiveAvgPool2d."""
-    rows, columns = (_averaging(s, size).astype(x.dtype) for s in x.shape[1:3])
-    return x if x.shape[1:3] == (size, size) else jnp.einsum("nhwc,ih,jw->nijc", x, rows, columns)
-
-
-def _averaging(length: int, size: int) -> jax.Array:
-    """Return the matrix (size, length) whose row i averages what lies between i and i + 1 in units of length / size."""
-    i, at = jnp.arange(size)[:, None], jnp.arange(length)[None]
-    inside = (at >= i * length // size) & (at < -(-(i + 1) * length // size))
-    return inside / inside.sum(axis=1, keepdims=True)

@@ -1,0 +1,45 @@
+"""Pooling by shifted pictures equals XLA's windows, gradients and ties included."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tl_jax.models import convolution, pooling
+
+
+def both(pool, x):
+    """Return values and gradients of a pooling as taken on CPU and as XLA has it."""
+    dy = jax.random.normal(jax.random.key(7), jax.eval_shape(pool, x).shape)
+
+    def values(x):
+        y, back = jax.vjp(pool, x)
+        return y, back(dy)[0]
+
+    taken = jax.jit(values)(x)
+    with convolution.plain():
+        return taken, jax.jit(lambda x: values(x))(x)
+
+
+@pytest.mark.parametrize("window, stride, pad", [(2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 0)])
+@pytest.mark.parametrize("side", [(8, 8), (9, 11)])
+def test_maxima(side, window, stride, pad):
+    x = jax.nn.relu(jax.random.normal(jax.random.key(0), (2, *side, 5)))  # half of it ties at zero
+    taken, xla = both(lambda x: pooling.max_pool(x, window, stride, pad), x)
+    np.testing.assert_array_equal(taken[0], xla[0])
+    np.testing.assert_allclose(taken[1], xla[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("count_padding", [True, False])
+@pytest.mark.parametrize("side", [(8, 8), (5, 7), (1, 2)])
+def test_means(side, count_padding):
+    x = jax.random.normal(jax.random.key(0), (2, *side, 5))
+    taken, xla = both(lambda x: pooling.mean_pool(x, count_padding), x)
+    for ours, theirs in zip(taken, xla, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_nan_stays_seen(place):
+    x = jnp.arange(4.0).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
+    assert jnp.isnan(pooling.max_pool(x, 2, 2)).all()
