@@ -99,25 +99,6 @@ def test_same_is_tensorflows_padding(size, window, stride):
     assert list(convolution.pads((size, size + 2), (window, window), stride, "same")) == expected
 
 
-def test_mean_pooling_with_and_without_its_padding():
-    x = jnp.arange(4.0).reshape(1, 2, 2, 1)
-    np.testing.assert_allclose(layers.mean_pool(x, count_padding=False)[0, :, :, 0], np.full((2, 2), 1.5))
-    np.testing.assert_allclose(layers.mean_pool(x, count_padding=True)[0, :, :, 0], np.full((2, 2), 6 / 9), rtol=1e-6)
-
-
-@pytest.mark.parametrize("height,width,size", [(7, 7, 7), (14, 21, 7), (3, 5, 7), (1, 1, 7), (10, 8, 7), (5, 9, 3)])
-def test_adaptive_pooling_follows_its_definition(height, width, size):
-    x = np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
-    expected = np.empty((2, size, size, 3), np.float32)
-    for i in range(size):
-        for j in range(size):
-            rows = slice(i * height // size, -(-(i + 1) * height // size))
-            columns = slice(j * width // size, -(-(j + 1) * width // size))
-            expected[:, i, j] = x[:, rows, columns].mean((1, 2))
-    with jax.default_matmul_precision("float32"):
-        np.testing.assert_allclose(layers.adaptive_mean_pool(jnp.asarray(x), size), expected, rtol=1e-5, atol=1e-6)
-
-
 def test_initial_kernels_have_hes_and_glorots_variance():
     kernel = layers.he_uniform(jax.random.key(0), (3, 3, 64, 128))
     assert float(kernel.std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
