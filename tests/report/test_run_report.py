@@ -31,7 +31,7 @@ def cells(text: str, title: str) -> list[list[str]]:
     """Return the rows of the tables in a section."""
     (section,) = re.findall(rf"<h2>{title}</h2>(.*?)</section>", text, re.S)
     rows = re.findall(r"<tr>(.*?)</tr>", section, re.S)
-    return [re.findall(r"<t[dh][^>]*>(?:<span>)?(.*?)(?:</span>)?</t[dh]>", row) for row in rows]
+    return [re.findall(r"<t[dh][^>]*>(?:<span[^>]*>)?(.*?)(?:</span>)?</t[dh]>", row) for row in rows]
 
 
 def test_the_figures_are_those_of_the_files(tmp_path, capsys):
@@ -178,6 +178,13 @@ def test_a_browser_finds_nothing_wrong(tmp_path, width):
     seen = browser.seen(folder / "report.html", width, tmp_path)
     assert seen.width == width and seen.pictures == 2 and not seen.broken
     assert not seen.console and not seen.asked
+
+
+def test_the_browser_sees_what_is_wrong(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text('<div style="width: 500px">x</div><img src="http://localhost:1/a.png"><svg><path d="Mx"/></svg>')
+    seen = browser.seen(page, 375, tmp_path)
+    assert seen.width > 375 and seen.broken == 1 and seen.asked == ["http://localhost:1/a.png"] and seen.console
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ STYLE = """
 svg { display: block; font: 13px system-ui, sans-serif; fill: var(--text); }
 svg .grid { stroke: var(--line); } svg .soft { fill: var(--soft); } svg .axis { stroke: var(--soft); }
 svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; } svg .thin { stroke-width: 1; opacity: .3; }
+svg .hollow { fill: var(--page); stroke-width: 1.5; }
 svg .chance { stroke: var(--soft); stroke-dasharray: 4 4; fill: none; }
 .legend { display: flex; flex-wrap: wrap; gap: .15rem 1rem; font-size: 13px; color: var(--soft); }
 .legend span { display: inline-flex; align-items: center; gap: .4rem; } .legend svg { flex: none; }
@@ -72,8 +73,9 @@ def lines(
     for line in drawn:
         body += _path(line.points, frame, f"line s{line.colour % COLOURS}{' thin' * line.thin}", DASHES[line.dash])
         if len(line.points) <= 12 and not line.thin:
-            dot = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" class="f{}"/>')
-            body += Markup("").join(dot.format(*frame.at(*p), line.colour % COLOURS) for p in line.points)
+            kind = "hollow s" if line.dash else "f"
+            dot = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" class="{}{}"/>')
+            body += Markup("").join(dot.format(*frame.at(*p), kind, line.colour % COLOURS) for p in line.points)
     named = list({(n.name, n.colour, n.dash): n for n in drawn if not n.thin}.values())
     return _figure(title, body, frame, x_name, y_name, legend(named) if len(named) > 1 else Markup(""))
 
@@ -144,7 +146,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return about ``count`` round numbers from ``low`` to ``high``."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * k for k in (1, 2, 5, 10) if power * k >= raw * 0.999)
+    step = next(power * k for k in (1, 2, 5, 10) if power * k >= raw * 0.75)
     return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 

@@ -11,11 +11,15 @@ from markupsafe import Markup
 
 
 class Table(NamedTuple):
-    """Column names and rows of text; ``words`` where these are no numbers, and stand at the left."""
+    """Column names and rows of text; ``words`` where these are no numbers, and stand at the left.
+
+    One with a ``title`` is folded away behind it.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: bool = False
+    title: str = ""
 
 
 class Picture(NamedTuple):
@@ -61,7 +65,9 @@ th, td { border-bottom: 1px solid var(--line); padding: .3rem .7rem; text-align:
 th { font-weight: 600; } thead th { color: var(--soft); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .wide { overflow-x: auto; } .words th, .words td { text-align: left; vertical-align: top; white-space: normal; }
-.words td { overflow-wrap: anywhere; } .words td:not(:first-child) { min-width: 7rem; }
+.words td:not(:first-child) { min-width: 8rem; overflow-wrap: anywhere; }
+.words td:first-child { white-space: nowrap; }
+summary { cursor: pointer; font-weight: 600; }
 figure { margin: 1rem 0; } img, svg { max-width: 100%; } img { background: white; border-radius: 4px; }
 figcaption { font-size: 14px; color: var(--soft); max-width: 46rem; }
 {{ style }}</style></head><body>
@@ -72,10 +78,12 @@ figcaption { font-size: 14px; color: var(--soft); max-width: 46rem; }
 _BODY = """{% for section in sections %}<section id="{{ section.title | slug }}"><h2>{{ section.title }}</h2>
 {% for paragraph in section.text %}<p>{{ paragraph }}</p>
 {% endfor %}{% for part in section.parts %}{% if part.columns is defined %}
+{% if part.title %}<details><summary>{{ part.title }}</summary>{% endif %}
 <div class="wide" tabindex="0"><table{% if part.words %} class="words"{% endif %}>
 <thead><tr>{% for name in part.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in part.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table></div>
+{% endfor %}</tbody></table></div>{% if part.title %}</details>{% endif %}
+
 {% elif part.html is defined %}{% if part.caption %}<figure>{{ part.html }}
 <figcaption>{{ part.caption }}</figcaption></figure>{% else %}{{ part.html }}{% endif %}
 

@@ -12,7 +12,7 @@ from tl_jax.report.results import Result, Results
 
 STYLE = """
 .heat td, .heat th { padding: .25rem .45rem; text-align: center; } .heat thead th { vertical-align: bottom; }
-.heat thead th span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 9rem; overflow: hidden; }
+.heat .tall { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 9rem; overflow: hidden; }
 .heat tbody th { text-align: right; font-weight: 400; } .heat td { min-width: 2.4rem; }
 """
 WIDEST = 25  # classes of a matrix that is drawn whole
@@ -68,7 +68,7 @@ def calibration(found: Results) -> page.Section | None:
         error = float(np.mean([run.details["calibration"]["ece"] for run in runs]))
         mean = f"mean over {len(runs)} seeds" if len(runs) > 1 else "ECE"
         text = [f"Expected calibration error {error:.4f} ({mean}, {len(bins['share'])} bins): the mean distance of the "
-                "dots from the tops of their bars. Darker bars have more examples.", *_whose(found, runs)]  # fmt: skip
+                "dots from the diagonal. Darker bars have more examples.", *_whose(found, runs)]  # fmt: skip
         x, y = "probability of the prediction", "share that is right"
         parts = [page.Raw(charts.side_by_side([charts.bars("Right, against how sure", bins, x, y)]))]
     parts += [page.Picture(drawn, "Before and after a temperature was fitted to the validation part.")] if drawn else []
@@ -114,7 +114,8 @@ def _pooled(bins: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> dict[str
 
 
 def _matrix(counts: np.ndarray, classes: Sequence[str]) -> Markup:
-    head = Markup("").join(Markup('<th scope="col"><span>{}</span></th>').format(name) for name in classes)
+    tall = Markup(' class="tall"') if max(map(len, classes)) > 3 else ""
+    head = Markup("").join(Markup('<th scope="col"><span{}>{}</span></th>').format(tall, name) for name in classes)
     cell = Markup('<td style="background: color-mix(in srgb, var(--c{}) {:.0f}%, transparent)">{}</td>')
     rows = Markup("")
     for i, name in enumerate(classes):
@@ -129,8 +130,9 @@ def _whose(found: Results, runs: Sequence[Result]) -> list[str]:
     """Say which runs a figure is of, where there are several."""
     if len(found.runs) == 1:
         return []
-    arm = f"{runs[0].arm}: " if len(found.arms) > 1 else ""
-    return [f"{arm}{f'{len(runs)} seeds together' if len(runs) > 1 else f'seed {runs[0].seed}'}.".capitalize()]
+    arm = [runs[0].arm] if len(found.arms) > 1 else []
+    seeds = f"{len(runs)} seeds together" if len(runs) > 1 else f"seed {runs[0].seed}"
+    return [f"Of {', '.join([*arm, seeds])}."]
 
 
 def _cell(name: str, value: float | None) -> str:

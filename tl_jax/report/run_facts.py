@@ -49,10 +49,10 @@ def done(found: Results) -> page.Section | None:
         "to run it again": found.about.get("command", ""),
     }
     fields = [[field, *each] for field, each in found.changed.items()]
-    table = page.Table(["field", "here", "configs/base.py"], fields, words=True)
-    text = "What differs from configs/base.py." if found.changed else "Every field is as in configs/base.py."
-    heading = page.Raw(Markup("<h3>Changed fields</h3><p>{}</p>").format(text))
-    return page.Section("", (), [_facts(rows), heading, *([table] if found.changed else [])])
+    text = [] if fields else ["Every field is as in configs/base.py."]
+    title = f"{len(fields)} fields differ from configs/base.py"
+    table = page.Table(["field", "here", "configs/base.py"], fields, words=True, title=title)
+    return page.Section("", text, [_facts(rows), *([table] if fields else [])])
 
 
 def network(found: Results) -> page.Section | None:

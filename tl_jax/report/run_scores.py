@@ -61,14 +61,16 @@ def _compared(found: Results) -> page.Section:
     over = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
     tiles = [(f"{percent(row, scale=scale)}{unit}", f"test {metric}, {arm}") for arm, row in summary["arms"].items()]
     tiles += [(f"{percent(row, '+', scale)}{points}", f"{first} over {arm}") for arm, row in summary["gain"].items()]
-    rows = []
+    many, rows = len(seeds) > 1, []
     for arm, row in [*summary["arms"].items(), *((f"{first} over {a}", r) for a, r in summary["gain"].items())]:
         half, mean = row["interval95"], scale * row["mean"]
         ends = "" if half is None else f"{mean - scale * half:.1f} to {mean + scale * half:.1f}"
         each = [f"{scale * value:.1f}" for value in row.get("values", ())] or [""] * len(seeds)
-        rows.append([arm, f"{mean:.1f}", "" if half is None else f"{scale * half:.1f}", ends, *each])
-    columns = [metric + (" in %" if unit else ""), "mean", "±", "95 % interval", *(f"seed {seed}" for seed in seeds)]
+        rows.append([arm, f"{mean:.1f}", *([f"{scale * (half or 0):.1f}", ends, *each] if many else [])])
+    between = ["±", "95 % interval", *(f"seed {seed}" for seed in seeds)] if many else []
+    columns = [metric + (" in %" if unit else ""), "mean" if many else f"seed {seeds[0]}", *between]
     text = [f"Mean and 95 % interval (Student's t) over {over}; a gain is paired by seed."]
+    text = text if many else ["One seed of each arm gives no interval; run several seeds for one."]
     name = f"test {metric}{' in percent' if unit else ''}: diamonds are means, dots single seeds"
     chart = charts.dots(f"test {metric} by arm", summary["arms"], scale, name)
     parts = [_tiles(tiles), page.Raw(chart), page.Table(columns, rows), *_others(found, metric)]
