@@ -50,7 +50,7 @@ def test_the_figures_are_those_of_the_files(tmp_path, capsys):
     assert cells(text, "Confusions")[2] == ["dog", "3", "15", "2"]
     assert ["compile", "2.2"] in cells(text, "Time and memory") and "512 MiB" in text
     assert "calibration error 0.0625" in text and "98.7%" in text
-    assert "79,000  frozen in head, trained in all" in text and "1,200  trained<" in text
+    assert "79,000  trained from phase all on" in text and "1,200  trained<" in text
 
 
 def test_text_is_text_and_nothing_is_asked_for(tmp_path):

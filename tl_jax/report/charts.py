@@ -16,7 +16,7 @@ STYLE = """
 .charts figure { margin: 0; max-width: 34rem; }
 svg { display: block; font: 13px system-ui, sans-serif; fill: var(--text); }
 svg .grid { stroke: var(--line); } svg .soft { fill: var(--soft); } svg .axis { stroke: var(--soft); }
-svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; } svg .thin { stroke-width: 1; opacity: .3; }
+svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; } svg .thin { stroke-width: 1; opacity: .45; }
 svg .hollow { fill: var(--page); stroke-width: 1.5; }
 svg .chance { stroke: var(--soft); stroke-dasharray: 4 4; fill: none; }
 .legend { display: flex; flex-wrap: wrap; gap: .15rem 1rem; font-size: 13px; color: var(--soft); }
@@ -104,7 +104,7 @@ def dots(title: str, arms: Mapping[str, Mapping[str, Any]], scale: float, x_name
     ends = [v for row in arms.values() for v in row["values"]]
     ends += [row["mean"] + sign * (row["interval95"] or 0.0) for row in arms.values() for sign in (-1, 1)]
     low, high = _span([scale * end for end in ends], 0.06)
-    height = 54 * len(arms) + BOTTOM
+    height = 62 * len(arms) + BOTTOM
     place = lambda value: 12 + (scale * value - low) / (high - low) * (WIDTH - 24)  # noqa: E731
     body = Markup("")
     for tick in ticks(low, high):
@@ -112,10 +112,10 @@ def dots(title: str, arms: Mapping[str, Mapping[str, Any]], scale: float, x_name
         body += Markup('<path class="grid" d="M{0:.1f} 4V{1}"/><text class="soft" x="{0:.1f}" y="{2}" '
                        'text-anchor="middle">{3}</text>').format(x, height - 38, height - 22, number(tick))  # fmt: skip
     for i, (name, row) in enumerate(arms.items()):
-        y, half = 54 * i + 36, row["interval95"]
-        body += Markup('<text x="12" y="{}" font-weight="600">{}</text>').format(y - 16, name)
-        each = Markup('<circle cx="{:.1f}" cy="{}" r="4" class="f{}" opacity=".4"/>')
-        body += Markup("").join(each.format(place(value), y, i % COLOURS) for value in row["values"])
+        y, half = 62 * i + 32, row["interval95"]
+        body += Markup('<text x="12" y="{}" font-weight="600">{}</text>').format(y - 14, name)
+        each = Markup('<circle cx="{:.1f}" cy="{}" r="4" class="f{}" opacity=".6"/>')
+        body += Markup("").join(each.format(place(value), y + 15, i % COLOURS) for value in row["values"])
         if half is not None:
             span = Markup('<path class="line s{0}" d="M{1:.1f} {3}H{2:.1f}M{1:.1f} {4}v12M{2:.1f} {4}v12"/>')
             body += span.format(i % COLOURS, place(row["mean"] - half), place(row["mean"] + half), y, y - 6)

@@ -12,10 +12,10 @@ STYLE = """
 dl.facts { display: grid; grid-template-columns: minmax(7rem, auto) 1fr; gap: .35rem 1.25rem; margin: .75rem 0; }
 dl.facts dt { color: var(--soft); } dl.facts dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
 @media (max-width: 34rem) { dl.facts { grid-template-columns: 1fr; gap: 0; } dl.facts dd { margin-bottom: .5rem; } }
-.network { max-width: 44rem; } .network .box { stroke: var(--c0); } .network .trained { fill: var(--c0); }
+.network { max-width: 44rem; } .network .box { stroke: var(--c0); fill: none; } .network .trained { fill: var(--c0); }
 .network .frozen { fill: url(#hatch); }
 """
-ROW, BAR, LABEL = 34, 300, 130  # units of the drawing: a row, the longest bar, room for names
+ROW, BAR, LABEL = 32, 150, 92  # units of the drawing: a row, the longest bar, room for names
 
 
 def done(found: Results) -> page.Section | None:
@@ -128,7 +128,7 @@ def _drawing(layout: Mapping[str, Any]) -> Markup:
     for i, part in enumerate(parts):
         body += _part(part, phases, i * ROW, scale)
     said = ", ".join(f"{part['name']} {_state(part, phases)}" for part in parts)
-    return Markup('<div class="network"><svg viewBox="0 0 640 {0}" width="640" role="img" aria-label="{1}">{2}</svg>'
+    return Markup('<div class="network"><svg viewBox="0 0 480 {0}" width="576" role="img" aria-label="{1}">{2}</svg>'
                   "</div>").format(ROW * len(parts), said, body)  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def _part(part: Mapping[str, Any], phases: Sequence[str], top: float, scale: flo
     box = Markup('<rect class="{}" x="{:.1f}" y="{}" width="{:.1f}" height="20"/>')
     bars = box.format("trained", LABEL, top + 4, share) if share else Markup("")
     bars += box.format("frozen", LABEL + share, top + 4, width - share) if share < width else Markup("")
-    bars += box.format("box", LABEL, top + 4, width).replace('class="box"', 'class="box" fill="none"')
+    bars += box.format("box", LABEL, top + 4, width)
     text = Markup('<text x="{}" y="{}" text-anchor="{}"{}>{}</text>')
     name = text.format(LABEL - 10, top + 19, "end", "", part["name"])
     said = f"{size:,}  {_state(part, phases)}"
@@ -147,10 +147,13 @@ def _part(part: Mapping[str, Any], phases: Sequence[str], top: float, scale: flo
 
 
 def _state(part: Mapping[str, Any], phases: Sequence[str]) -> str:
-    """Return "trained", "frozen" or the share that is trained; by phase where that changes."""
+    """Return "trained", "frozen" or the share that is trained; where that changes, from which phase on or in which."""
     each = [_share(trained, part["parameters"]) for trained in part["trained"]] or ["frozen"]
     if len(set(each)) == 1:
         return each[0]
+    first = each.index("trained") if "trained" in each else 0
+    if first and set(each[:first]) == {"frozen"} and set(each[first:]) == {"trained"}:
+        return f"trained from phase {phases[first]} on"
     return ", ".join(f"{state} in {phase}" for state, phase in zip(each, phases, strict=True))
 
 

@@ -66,7 +66,8 @@ def _compared(found: Results) -> page.Section:
         half, mean = row["interval95"], scale * row["mean"]
         ends = "" if half is None else f"{mean - scale * half:.1f} to {mean + scale * half:.1f}"
         each = [f"{scale * value:.1f}" for value in row.get("values", ())] or [""] * len(seeds)
-        rows.append([arm, f"{mean:.1f}", *([f"{scale * (half or 0):.1f}", ends, *each] if many else [])])
+        sign = "" if "values" in row else "+"
+        rows.append([arm, f"{mean:{sign}.1f}", *([f"{scale * (half or 0):.1f}", ends, *each] if many else [])])
     between = ["±", "95 % interval", *(f"seed {seed}" for seed in seeds)] if many else []
     columns = [metric + (" in %" if unit else ""), "mean" if many else f"seed {seeds[0]}", *between]
     text = [f"Mean and 95 % interval (Student's t) over {over}; a gain is paired by seed."]
