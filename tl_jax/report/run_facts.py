@@ -50,7 +50,7 @@ def done(found: Results) -> page.Section | None:
     }
     fields = [[field, *each] for field, each in found.changed.items()]
     text = [] if fields else ["Every field is as in configs/base.py."]
-    title = f"{len(fields)} fields differ from configs/base.py"
+    title = f"{len(fields)} field{'s differ' if len(fields) > 1 else ' differs'} from configs/base.py"
     table = page.Table(["field", "here", "configs/base.py"], fields, words=True, title=title)
     return page.Section("", text, [_facts(rows), *([table] if fields else [])])
 
