@@ -1,5 +1,6 @@
 """Where and with what something was computed: versions, devices, memory, commit."""
 
+import functools
 import os
 import platform
 import resource
@@ -34,6 +35,7 @@ def versions() -> dict[str, str]:
     return {"tl_jax": __version__, **{name: version(name) for name in PACKAGES}}
 
 
+@functools.cache  # of the code that runs, whatever is checked out later
 def commit() -> str:
     """Return the short commit of the checkout that this file is tracked in, "" elsewhere."""
     home = Path(__file__).parent
