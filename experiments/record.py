@@ -5,13 +5,15 @@ measured again, and rows that were made in another way do not get among them.
 """
 
 import csv
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tl_jax.errors import UserError
+from tl_jax.machine import commit
 from tl_jax.train.workdir import differences, read_json, write_json
+
+__all__ = ["begin", "commit", "note", "read", "write"]
 
 
 def begin(prefix: Path, protocol: Mapping[str, Any]) -> None:
@@ -60,9 +62,3 @@ def write(prefix: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     temporary.replace(path)
-
-
-def commit() -> str:
-    """Return the commit of this checkout, "" outside of one."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()

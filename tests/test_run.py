@@ -35,6 +35,7 @@ def run(*args, env=None, timeout=300):
         (["--config=configs/cifar_resnet.py", "--config.init.path=absent.h5"], "no weights file at absent.h5"),
         ([SMOKE, "--config.model.num_classes=7"], "config.model.num_classes=7, but gratings has 10 classes"),
         ([SMOKE, "--mode=eval"], "no checkpoints in"),
+        (["--mode=report"], "no results in"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -95,6 +96,8 @@ def test_a_finished_run_is_returned_and_can_be_evaluated_and_exported(finished):
     assert again.returncode == 0 and "is finished" in again.stdout
     evaluated = json.loads(run(SMOKE, f"--workdir={workdir}", "--mode=eval").stdout)
     assert evaluated["metrics"] == summary["metrics"] and evaluated["examples_evaluated"] == 64
+    (workdir / "report.html").unlink()
+    assert run(f"--workdir={workdir}", "--mode=report").stdout == f"report: {workdir / 'report.html'}\n"
     assert run(SMOKE, f"--workdir={workdir}", "--mode=export").returncode == 0
     loaded = pretrained.load("resnet50_tiny", "tl_jax", workdir / "export" / "model.safetensors")
     assert loaded.spec.num_classes == 10 and loaded.spec.scaling == "caffe" and not loaded.new_head

@@ -1,34 +1,29 @@
 """The calls behind ``run.py``: a configuration goes in, files and a summary come out."""
 
 import math
-import platform
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from configs import base, check
-from tl_jax import __version__
+from tl_jax import machine
 from tl_jax.errors import UserError
 from tl_jax.exporting import export
 from tl_jax.looks import explain, find_lr, play, preview
+from tl_jax.machine import versions
 from tl_jax.report import comparison
+from tl_jax.reporting import at_the_end, report
 from tl_jax.runs import check_batches, make_task, restore
 from tl_jax.task import Task, Verdict
-from tl_jax.train import devices, hosts, loop, metrics, wise_ft, workdir
+from tl_jax.train import describe, devices, hosts, loop, metrics, wise_ft, workdir
 from tl_jax.train.log import say
 from tl_jax.train.state import digest, initial_state
 from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import phases
 from tl_jax.transfer.averaging import interpolate
 
-__all__ = ["evaluate", "explain", "export", "find_lr", "play", "predict", "preview", "run", "versions"]
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+__all__ = ["evaluate", "explain", "export", "find_lr", "play", "predict", "preview", "report", "run", "versions"]
 
 
 def run(config: base.Config, folder: str | Path) -> dict[str, Any]:
@@ -50,7 +45,9 @@ def run(config: base.Config, folder: str | Path) -> dict[str, Any]:
         check_batches(member)
     with workdir.exclusive(folder):
         workdir.claim(folder, config.to_dict())
-        return _run_many(config, folder) if many else _run_once(config, folder)
+        summary = _run_many(config, folder) if many else _run_once(config, folder)
+        at_the_end(folder)
+        return summary
 
 
 def evaluate(config: base.Config, folder: str | Path) -> dict[str, Any]:
@@ -59,6 +56,8 @@ def evaluate(config: base.Config, folder: str | Path) -> dict[str, Any]:
     task, _, state = restore(config, folder)
     values, examples, _, verdict = metrics.evaluate(task, state.variables, "test")
     values |= dict.fromkeys(verdict.missing, math.nan)
+    if read_json(folder / "summary.json").get("tested_step") == int(state.step):
+        _keep_details(task, verdict, folder)  # of a run from before they were written, perhaps
     summary = {"step": int(state.step), "examples_evaluated": examples, "metrics": values}
     return summary | _judged(task, verdict, _held_out(task, state.variables), folder)
 
@@ -136,8 +135,10 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         **_judged(task, verdict, held_out, folder),
         **extra,
         **({"freeze": fitted.freeze} if config.freeze.prove else {}),
-        **_machine(),
+        **machine.facts(),
     }
+    _keep_details(fitted.task, verdict, folder)
+    write_json(folder / "network.json", describe.layout(fitted.state.params, plan, task.parts))
     write_json(folder / "summary.json", summary)
     hosts.meet(f"{folder} is finished")
     if verdict.per_class and verbose:
@@ -162,7 +163,7 @@ def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
         score = read_json(own / "summary.json").get("score", "accuracy")
         arms, seeds = (list(dict.fromkeys(entry[i] for entry in everything)) for i in (0, 1))
         summary = {"config_name": config.name, "seed": config.seed, **comparison.summarise(folder, arms, seeds, score)}
-        summary |= _machine()
+        summary |= machine.facts()
         summary["seconds"]["total"] = time.monotonic() - clock
         write_json(folder / "summary.json", summary)
     say(comparison.table(summary))
@@ -175,6 +176,12 @@ def _held_out(task: Task, variables: Any) -> Any:
     """Return what the judge keeps of the validation part, None where there is none or nobody asks."""
     wanted = task.report and task.sizes.get("validation")
     return metrics.evaluate(task, variables, "validation").verdict.kept if wanted else None
+
+
+def _keep_details(task: Task, verdict: Verdict, folder: Path) -> None:
+    """Write what is to be said of single test examples and classes."""
+    if task.details and hosts.first():
+        write_json(folder / "test_details.json", task.details(verdict.kept))
 
 
 def _judged(task: Task, verdict: Verdict, held_out: Any, folder: Path) -> dict[str, Any]:
@@ -199,18 +206,3 @@ def _shown(values: dict[str, Any]) -> str:
     """Return metrics in words; one that could not be measured is NaN, and None once it was written."""
     known = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
     return ", ".join(f"{name} {known[name]:.4f}" if name in known else f"{name} not measured" for name in values)
-
-
-def _machine() -> dict[str, Any]:
-    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there and in KiB elsewhere
-    return {
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
-        "devices": [d.device_kind for d in jax.devices()],
-        "python": platform.python_version(),
-        "versions": versions(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what computes."""
-    return {"tl_jax": __version__, **{name: version(name) for name in PACKAGES}}

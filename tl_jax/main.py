@@ -24,8 +24,9 @@ RECIPES = Path(configs.__file__).parent
 DEFAULT = RECIPES / "digits_resnet.py"
 SHARED = ("base", "check", "check_measures", "fields", "kinds", "mechanisms")  # beside the recipes, but none
 STORED = RECIPES / "stored.py"
-MODES = ("train", "eval", "predict", "export", "preview", "find_lr", "play", "explain")
+MODES = ("train", "eval", "predict", "export", "preview", "find_lr", "play", "explain", "report")
 ASKING = ("predict", "explain")  # modes that take --input
+OWN = ("eval", *ASKING, "export", "play", "report")  # modes that take the configuration of the run itself
 WITH_INPUT = "A sentence, picture or folder of pictures, for --mode=predict or explain; may be given many times."
 
 
@@ -46,7 +47,8 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
         "train",
         MODES,
         "train; test a run again; say what it makes of --input; write it for others to load; draw what augmentation "
-        "does; look for a learning rate; draw an episode of a policy; draw where in the pictures of --input it looks.",
+        "does; look for a learning rate; draw an episode of a policy; draw where in the pictures of --input it looks; "
+        "write the page of its results again.",
         **how,
     )
     flags.DEFINE_bool(
@@ -62,7 +64,7 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
 
 def call(_: list[str]) -> None:
     """Make one call into ``tl_jax.api``, as the flags say."""
-    from tl_jax import api
+    from tl_jax import api, reporting
     from tl_jax.train import hosts, storage
     from tl_jax.train.workdir import finite
 
@@ -79,6 +81,7 @@ def call(_: list[str]) -> None:
     result = called(config, workdir, **({"inputs": given.input} if given.mode in ASKING else {}))
     if given.mode == "eval":
         print(json.dumps(finite(result), indent=2))
+        reporting.at_the_end(workdir, sys.stderr)  # what goes to stdout is JSON
 
 
 def default_workdir(config) -> str:
@@ -110,7 +113,7 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
 def with_recipe(argv: list[str]) -> list[str]:
     """Return the arguments with one ``--config=FILE`` among them: a file as seen from here, or one that is shipped.
 
-    Without the flag it is the embedded default, or, to evaluate, ask, export or play, that of the run itself.
+    Without the flag it is the embedded default, or, for the modes of ``OWN``, that of the run itself.
     """
     out, values, rest = [argv[0]], {}, iter(argv[1:])
     for arg in rest:
@@ -125,7 +128,7 @@ def with_recipe(argv: list[str]) -> list[str]:
             out.append(arg)
     folder = values.get("workdir", "")
     if "config" not in values:
-        own = values.get("mode") in ("eval", *ASKING, "export", "play") and (Path(folder) / "config.json").is_file()
+        own = values.get("mode") in OWN and (Path(folder) / "config.json").is_file()
         values["config"] = f"{STORED}:{folder}" if own else str(DEFAULT)
     else:
         values["config"] = recipe(values["config"])

@@ -19,7 +19,7 @@ class Verdict(NamedTuple):
         values: metrics by name.
         per_class: class -> numbers by name, such as ``precision``, ``recall``, ``f1`` and ``examples``.
         missing: metrics that there is too little data for, and why.
-        kept: what ``Task.report`` takes.
+        kept: what ``Task.details`` and ``Task.report`` take.
     """
 
     values: Mapping[str, float]
@@ -59,6 +59,7 @@ class Task(NamedTuple):
         predict: (variables, batch) -> what ``judge`` takes of each example (N, ...), such as its likeliest class; None
             where nothing asks for it.
         judge: (predictions (N, ...), batches as ``eval_batches`` gives them), both lists -> verdict.
+        details: what the judge kept of the test part -> what ``test_details.json`` holds of it, for the page.
         report: (what the judge kept of the test part, and of the validation part or None, folder) -> further entries of
             the summary; it draws pictures into the folder.
         stepper: what takes the steps of a phase where a step is more than a gradient of ``loss``; made and used as
@@ -84,6 +85,7 @@ class Task(NamedTuple):
     score: str = "accuracy"
     predict: Callable[[Variables, Batch], jax.Array] | None = None
     judge: Callable[[Sequence[Any], Sequence[Batch]], Verdict] | None = None
+    details: Callable[[Any], dict[str, Any]] | None = None
     report: Callable[[Any, Any, Path], dict[str, Any]] | None = None
     stepper: Callable[..., Any] | None = None
     answer: Callable[[Variables, Sequence[str]], tuple[list[dict[str, Any]], str]] | None = None

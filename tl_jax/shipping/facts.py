@@ -44,7 +44,7 @@ def of_run(config: base.Config, workdir: Path, step: int, licence: str) -> dict[
                 "source": config.init.source,
                 "file": Path(known.get("weights", "random")).name,
                 "sha256": known.get("weights_sha256", ""),
-                "licence": _licence(config, licence),
+                "licence": licence_of(config, licence),
             },
             "versions": {"trained": summary.get("versions", {}), "exported": exported},
             "changed": changed(config),
@@ -52,7 +52,7 @@ def of_run(config: base.Config, workdir: Path, step: int, licence: str) -> dict[
     )
 
 
-def _licence(config: base.Config, licence: str) -> str:
+def licence_of(config: base.Config, licence: str) -> str:
     """Return the licence in words; a bundle that the run started from says its own."""
     if config.init.source == "random":
         return "training began with random weights: the author's choice"

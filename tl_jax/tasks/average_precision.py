@@ -42,7 +42,7 @@ def _judge(classes: tuple[str, ...], found: Sequence[Any], batches: Sequence[Bat
         for k, name in enumerate(classes)
         if known[k]
     }
-    return Verdict(values, table)
+    return Verdict(values, table, kept=boxes)
 
 
 def average_precisions(truth: Sequence[np.ndarray], found: Sequence[np.ndarray], count: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from tl_jax.errors import UserError, nearest
 from tl_jax.models.detector import GROUP, Detector
 from tl_jax.network import Pretrained, with_head
 from tl_jax.task import Task
-from tl_jax.tasks import detection_answers, image, starting
+from tl_jax.tasks import box_details, detection_answers, image, starting
 from tl_jax.tasks.average_precision import of_boxes
 from tl_jax.tasks.detection_objectives import Finding, make_loss, make_metrics, make_predict
 from tl_jax.tasks.objectives import Network, Pixels, make_features
@@ -66,6 +66,7 @@ def make(config: Any) -> Task:
         score="map",
         predict=predict,
         judge=of_boxes(source.classes),
+        details=functools.partial(box_details.of_boxes, source.classes, parts["test"], config.detect.score),
         answer=functools.partial(detection_answers.answer, *asked),
         illustrate=functools.partial(detection_answers.illustrate, source.classes),
     )

@@ -14,7 +14,7 @@ from tl_jax.data.pictures import Split
 from tl_jax.errors import UserError
 from tl_jax.network import Pretrained, variable_shapes, with_head
 from tl_jax.task import Objective, Task
-from tl_jax.tasks import judging, picture_answers, starting
+from tl_jax.tasks import details, judging, picture_answers, starting
 from tl_jax.tasks.caching import Frozen
 from tl_jax.tasks.objectives import (
     Inputs,
@@ -52,6 +52,7 @@ def make(config: Any) -> Task:
         score=config.score,
         answer=functools.partial(picture_answers.answer, asked),
         explain=functools.partial(picture_answers.explain, asked),
+        details=functools.partial(details.of_pictures, source.classes, parts["test"].images),
         **judging.fields(judging.of(config, source.classes, parts)),
     )
 

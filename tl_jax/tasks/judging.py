@@ -13,14 +13,8 @@ from tl_jax.errors import UserError, nearest
 from tl_jax.report import reliability
 from tl_jax.task import Batch, Verdict
 from tl_jax.tasks import scores
+from tl_jax.tasks.details import Scored, keep, scored
 from tl_jax.train.log import say
-
-
-class Scored(NamedTuple):
-    """Probabilities float64 (N, K) and labels int (N,) of the examples of a part, in its order."""
-
-    probabilities: np.ndarray
-    labels: np.ndarray
 
 
 class Judging(NamedTuple):
@@ -86,9 +80,7 @@ def of(config: Any, classes: tuple[str, ...], parts: Mapping[str, Split]) -> Jud
 
 def judge(how: Judging, found: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
     """Return the metrics of the probabilities (N, K) of batches, padding left out; of training that diverged none."""
-    keep = [np.asarray(batch["mask"]) > 0 for batch in batches]
-    probabilities = np.concatenate([np.asarray(each, np.float64)[k] for each, k in zip(found, keep, strict=True)])
-    labels = np.concatenate([np.asarray(batch["label"])[k] for batch, k in zip(batches, keep, strict=True)])
+    probabilities, labels = scored(found, batches)
     if not np.isfinite(probabilities).all():
         return Verdict({}, {}, dict.fromkeys(how.metrics, "needs finite probabilities"), Scored(probabilities, labels))
     make = {
@@ -156,4 +148,6 @@ def _calibrate(tested: Scored, validated: Scored, folder: Path) -> dict[str, flo
 
 def fields(how: Judging | None) -> dict[str, Any]:
     """Return the fields of a ``Task`` that measure what is wanted."""
-    return {} if how is None else {"judge": functools.partial(judge, how), "report": functools.partial(report, how)}
+    if how is None:
+        return {"judge": keep}
+    return {"judge": functools.partial(judge, how), "report": functools.partial(report, how)}

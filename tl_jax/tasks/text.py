@@ -16,7 +16,7 @@ from tl_jax.data.texts import Columns
 from tl_jax.data.token_batches import Texts, TextStream
 from tl_jax.errors import UserError
 from tl_jax.task import Objective, Task
-from tl_jax.tasks import answers, starting, verdicts
+from tl_jax.tasks import answers, details, starting, verdicts
 from tl_jax.tasks import text_objectives as objectives
 from tl_jax.tasks.objectives import plain
 from tl_jax.tasks.text_caching import Frozen
@@ -37,7 +37,8 @@ def make(config: Any) -> Task:
     for note in net.notes:
         say(note)
     encoder = Encoder(net.model, Adapters(**config.adapt.to_dict()))
-    parts = tokenized(config, net, starting.cut(config, source), source.classes)
+    raw = starting.cut(config, source)
+    parts = tokenized(config, net, raw, source.classes)
     how, seen = regularize(config, net), (config.seed, config.batch_size)
     guesses = "masked" in (config.task, config.pretext.name)
     guessing = masking.of(net.tokenizer, config.pretext.share) if guesses else None
@@ -64,7 +65,8 @@ def make(config: Any) -> Task:
         },
         parts=net.model.part_names(),
         shortcut=frozen.task,
-        predict=objectives.make_classes(encoder),
+        predict=(objectives.make_classes if config.task == "tokens" else objectives.make_predict)(encoder),
+        details=functools.partial(_details, source.classes, raw["test"].images, rows=parts["test"].order()),
         judge=(verdicts.of_tokens if config.task == "tokens" else verdicts.of_texts)(source.classes),
         answer=functools.partial(answers.answer, config.task, net, encoder, source.classes, length(config, net)),
         score="f1" if config.task == "tokens" else "accuracy",
@@ -77,8 +79,17 @@ def _guessing(task: Task, config: Any, encoder: Encoder, how: Masking, parts: di
     loss = objectives.make_words_loss(encoder, how)
     if config.task == "masked":
         metrics = objectives.make_words_metrics(encoder, how)
-        return task._replace(loss=loss, metrics=metrics, predict=None, judge=None, answer=None, shortcut=None)
+        return task._replace(
+            loss=loss, metrics=metrics, predict=None, judge=None, details=None, answer=None, shortcut=None
+        )
     return task._replace(pretext=Objective(loss, TextStream(parts["unlabelled"], config.seed, config.batch_size)))
+
+
+def _details(classes: Sequence[str], texts: Any, kept: Any, rows: Any) -> dict[str, Any]:
+    """Return what is said of the test part, which the judge kept probabilities or tags of."""
+    if isinstance(kept, verdicts.Tagged):
+        return details.of_tags(classes, texts, rows, *kept)
+    return details.of_texts(classes, texts, rows, kept)
 
 
 def start(

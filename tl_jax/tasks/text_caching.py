@@ -1,5 +1,6 @@
 """Text networks of which the head alone trains: what lies below it runs once, or as in evaluation."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ class Frozen:
         return task._replace(
             loss=objectives.make_loss(head, Augment(), self.how, None),
             metrics=objectives.make_metrics(head),
-            predict=text_objectives.make_classes_from(head),
+            predict=objectives.make_predict(head),
+            details=functools.partial(task.details, rows=None) if task.details else None,
             train_batch=batches.Stream(train.images, train.labels, self.config.seed, self.config.batch_size),
             eval_batches=lambda part: batches.eval_batches(parts[part], size),
         )

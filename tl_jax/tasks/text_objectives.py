@@ -13,7 +13,7 @@ from tl_jax.data.token_batches import IGNORED
 from tl_jax.models.bert import Bert
 from tl_jax.models.bert_layers import normal
 from tl_jax.models.dropout import Dropout
-from tl_jax.tasks.objectives import DROPOUT, PRETEXT, Network, penalised, plain
+from tl_jax.tasks.objectives import DROPOUT, PRETEXT, penalised, plain
 from tl_jax.transfer import penalties
 from tl_jax.transfer.adapters import Adapters
 from tl_jax.transfer.penalties import Regularize
@@ -155,7 +155,7 @@ def make_predict(net: Encoder):
     """Return the function (variables, batch) -> probabilities (N, K), or (N, L, K)."""
 
     def predict(variables, batch):
-        return jax.nn.softmax(net.predict(variables, batch)[0])
+        return jax.nn.softmax(net.predict(variables, batch)[0].astype(jnp.float32))
 
     return predict
 
@@ -166,16 +166,6 @@ def make_classes(net: Encoder):
 
     def classes(variables, batch):
         return net.predict(variables, batch)[0].argmax(-1)
-
-    return classes
-
-
-@functools.cache
-def make_classes_from(head: Network):
-    """Return the function (variables, batch) -> likeliest classes (N,) of features (N, D) under the name "image"."""
-
-    def classes(variables, batch):
-        return head.predict(variables, batch["image"])[0].argmax(-1)
 
     return classes
 

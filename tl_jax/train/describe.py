@@ -1,6 +1,7 @@
 """What a phase trains, and what freezing saves, as a table for the screen."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from tl_jax import tree
@@ -40,3 +41,30 @@ def describe(phase: Phase, state: TrainState, stepper: Any, whole: Objective) ->
 
 def _work(now: float, whole: float) -> str:
     return f"  work a step: {now / 1e9:,.2f} GFLOP ({whole / 1e9:,.2f} GFLOP with nothing frozen)"
+
+
+def layout(params: Any, plan: Sequence[Phase], parts: Sequence[str]) -> dict[str, Any]:
+    """Return the parts of a network from the input on: how many values each has, and how many a phase trains.
+
+    Args:
+        params: of the network.
+        plan: phases of the run.
+        parts: names of the network's parts; others, such as the head, come after them.
+    """
+    owners = {path: path.partition("/")[0] for path in tree.flatten(params)}
+    order = list(dict.fromkeys([*(name for name in parts if name in owners.values()), *owners.values()]))
+    sizes = {path: int(leaf.size) for path, leaf in tree.flatten(params).items()}
+    masks = [tree.flatten(partition.trainable(params, phase.rules)) for phase in plan]
+    return {
+        "phases": [phase.name for phase in plan],
+        "parts": [
+            {
+                "name": part,
+                "parameters": sum(size for path, size in sizes.items() if owners[path] == part),
+                "trained": [
+                    sum(size for path, size in sizes.items() if owners[path] == part and mask[path]) for mask in masks
+                ],
+            }
+            for part in order
+        ],
+    }

@@ -1,0 +1,49 @@
+"""Where and with what something was computed: versions, devices, memory, commit."""
+
+import functools
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tl_jax import __version__
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def facts() -> dict[str, Any]:
+    """Return what a summary says of the machine; the memory is the most that this process has held, in bytes."""
+    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there and in KiB elsewhere
+    return {
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
+        "devices": [d.device_kind for d in jax.devices()],
+        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count() or 0},
+        "python": platform.python_version(),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes."""
+    return {"tl_jax": __version__, **{name: version(name) for name in PACKAGES}}
+
+
+@functools.cache  # of the code that runs, whatever is checked out later
+def commit() -> str:
+    """Return the short commit of the checkout that this file is tracked in, "" elsewhere."""
+    home = Path(__file__).parent
+    tracked = ["git", "ls-files", "--error-unmatch", Path(__file__).name]  # not that of a project with a copy of it
+    try:
+        if subprocess.run(tracked, cwd=home, capture_output=True).returncode:
+            return ""
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=home, capture_output=True, text=True)
+    except OSError:  # no git
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,139 @@
+"""The result files of a run, or of all runs of a comparison, as far as they are there and whole."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from tl_jax.errors import UserError
+
+PICTURES = (
+    "preview.png", "preview_pretext.png", "find_lr.png", "explain.png", "reliability.png", "roc.png", "episode.gif",
+)  # fmt: skip
+
+
+class Result(NamedTuple):
+    """What one run left; empty where a file is not there.
+
+    Attributes:
+        arm, seed: which of a comparison it is; "" and the run's own seed otherwise.
+        folder: of the run.
+        summary: of ``summary.json``.
+        facts: of ``facts.json``.
+        rows: of ``metrics.jsonl``.
+        details: of ``test_details.json``.
+        network: of ``network.json``.
+    """
+
+    arm: str
+    seed: int
+    folder: Path
+    summary: dict[str, Any]
+    facts: dict[str, Any]
+    rows: list[dict[str, Any]]
+    details: dict[str, Any]
+    network: dict[str, Any]
+
+
+class Results(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+        folder: of the run or comparison.
+        summary: of ``folder/summary.json``; empty where the run is not finished.
+        runs: by arm and seed, the first arm first; one for a run by itself.
+        pictures: of ``PICTURES``, those that are there, of the folder or else of the first run that has them.
+        problems: what could not be read, and why.
+        about: what else is known of the run, in words: "task", "model", "licence", "command".
+        changed: field of the configuration -> its value here and in ``configs/base.py``.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    runs: list[Result]
+    pictures: dict[str, Path]
+    problems: list[str]
+    about: Mapping[str, str] = MappingProxyType({})
+    changed: Mapping[str, Sequence[str]] = MappingProxyType({})
+
+    @property
+    def arms(self) -> dict[str, list[Result]]:
+        """Return the runs of each arm."""
+        return {arm: [run for run in self.runs if run.arm == arm] for arm in dict.fromkeys(r.arm for r in self.runs)}
+
+    @property
+    def first(self) -> list[Result]:
+        """Return the runs of the arm that the others are measured against, all seeds of it."""
+        return next(iter(self.arms.values()), [])
+
+
+def read(folder: Path) -> Results:
+    """Read what ``folder`` holds.
+
+    Raises:
+        UserError: it holds no results, or its ``summary.json`` is damaged.
+    """
+    problems: list[str] = []
+    summary = load(folder / "summary.json", problems)
+    if problems:
+        raise UserError(f"{problems[0]}; no page can be made without it")
+    arms = summary.get("arms") or {path.parent.parent.name: 0 for path in sorted(folder.glob("*/seed*/config.json"))}
+    seeds = summary.get("seeds") or sorted(
+        {int(p.name[4:]) for p in folder.glob("*/seed*") if p.name[4:].isdigit()}  # of a comparison that goes on
+    )
+    places = [(arm, int(seed), folder / arm / f"seed{seed}") for arm in arms for seed in seeds]
+    if not places:
+        places = [("", summary.get("seed", 0), folder)]
+        if not summary and not (folder / "metrics.jsonl").is_file():
+            raise UserError(f"no results in {folder}; train first, or pass the --workdir of a run")
+    runs = [_result(arm, seed, place, problems) for arm, seed, place in places]
+    within = [folder, *(run.folder for run in runs)]
+    pictures = {
+        name: next(place / name for place in within if (place / name).is_file())
+        for name in PICTURES
+        if any((place / name).is_file() for place in within)
+    }
+    return Results(folder, summary, runs, pictures, problems)
+
+
+def load(path: Path, problems: list[str]) -> dict[str, Any]:
+    """Return the object in a JSON file, {} where there is none; one that is damaged is added to ``problems``."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, OSError) as e:
+        problems.append(f"{path} is damaged ({e})")
+        return {}
+    if not isinstance(found, dict):
+        problems.append(f"{path} is damaged (it holds no JSON object)")
+        return {}
+    return found
+
+
+def _result(arm: str, seed: int, folder: Path, problems: list[str]) -> Result:
+    summary, facts, details, network = (
+        load(folder / f"{name}.json", problems) for name in ("summary", "facts", "test_details", "network")
+    )
+    return Result(arm, seed, folder, summary, facts, _rows(folder / "metrics.jsonl", problems), details, network)
+
+
+def _rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """Return the rows of metrics; of a damaged file those before the damage."""
+    rows: list[dict[str, Any]] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    except (ValueError, OSError) as e:
+        problems.append(f"{path} is damaged ({e})")
+        return []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append({"step": int(json.loads(line)["step"]), **json.loads(line)})
+        except (ValueError, KeyError, TypeError) as e:
+            problems.append(f"{path} is damaged in line {number} ({e}); the rows after it are not shown")
+            break
+    return rows
+
+
+def values(rows: Sequence[dict[str, Any]], split: str, name: str) -> list[tuple[float, float]]:
+    """Return (step, value) of a metric where it was measured."""
+    return [(row["step"], row[name]) for row in rows if row.get("split") == split and row.get(name) is not None]

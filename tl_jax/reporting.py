@@ -1,0 +1,68 @@
+"""``report.html`` of a run, from the files in its folder: at the end of each run, and again whenever asked for."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from configs import base, stored
+from tl_jax.errors import UserError
+from tl_jax.report import results, run_page
+from tl_jax.shipping import facts
+from tl_jax.train import hosts
+from tl_jax.train.log import say
+
+NAME = "report.html"
+
+
+def report(_: base.Config, folder: str | Path) -> Path:
+    """Write ``folder/report.html`` from the files there, the configuration among them, and say where it is.
+
+    Raises:
+        UserError: the folder holds no results, a file that is needed is damaged, or the page cannot be written.
+    """
+    path = _write(Path(folder).expanduser())
+    say(f"report: {path}")
+    return path
+
+
+def at_the_end(folder: str | Path, out: TextIO | None = None) -> None:
+    """Write the page of a run that has ended, and say so; the results that are there are not worth less without it."""
+    if not hosts.first():
+        return
+    try:
+        said = f"report: {_write(Path(folder).expanduser())}"
+    except UserError as e:
+        said = f"no report: {e}"
+    print(said, file=out, flush=True)
+
+
+def _write(folder: Path) -> Path:
+    found = results.read(folder)
+    try:
+        config = stored.get_config(str(folder))
+    except ValueError as e:
+        raise UserError(f"{folder / 'config.json'} is damaged ({e}); no page can be made without it") from None
+    own = found.first[0]
+    known = own.facts or own.summary.get("facts", {})
+    changed = {name: [_short(row["here"]), _short(row["base"])] for name, row in facts.changed(config).items()}
+    try:
+        found = found._replace(about=_about(config, known, folder), changed=changed)
+        return run_page.write(folder / NAME, found)
+    except OSError as e:
+        raise UserError(f"cannot write {folder / NAME} ({e.strerror}); the results beside it are whole") from None
+
+
+def _about(config: base.Config, known: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    return {
+        "name": config.name,
+        "task": config.task,
+        "model": config.model.name,
+        "licence": facts.licence_of(config, known.get("spec", {}).get("licence", "")),
+        "command": f"python run.py --config=configs/stored.py:{shlex.quote(folder.name)} --workdir=ANOTHER",
+    }
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value)
