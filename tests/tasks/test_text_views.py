@@ -50,8 +50,8 @@ def words(text):
 def test_a_text_has_its_label_and_its_padding(folder, tmp_path, monkeypatch):
     _, found = shown(folder, tmp_path, monkeypatch)
     texts = {text.caption: words(text) for text in found["preview.png"]}
-    assert texts["good: 4 tokens"].startswith("[CLS] good acting [SEP] [PAD] x ")
-    (long,) = (line for caption, line in texts.items() if caption.startswith("bad"))
+    assert texts["label good: 4 tokens"].startswith("[CLS] good acting [SEP] [PAD] x ")
+    (long,) = (line for caption, line in texts.items() if caption.startswith("label bad"))
     assert long.startswith("[CLS] a film whose plot is un ##believ ##ing [SEP]")
     kinds = [piece.kind for piece in found["preview.png"][0].pieces]
     assert kinds[0] == "special" and "plain" in kinds and len(found["preview.png"]) == 8
@@ -62,7 +62,7 @@ def test_the_second_of_two_texts_has_its_colour(folder, tmp_path, monkeypatch):
     _, found = shown(folder, tmp_path, monkeypatch, *changes)
     for text in found["preview.png"]:
         second = [piece.text for piece in text.pieces if piece.kind == "second"]
-        assert second == [text.caption.partition(":")[0]]
+        assert second == [text.caption.partition(":")[0].removeprefix("label ")]
 
 
 def test_tags_stand_below_the_first_piece_of_each_word(folder, tmp_path, monkeypatch):

@@ -94,14 +94,16 @@ def strip(world: World, played: Played, title: str, path: Path, most: int = 6) -
 
     count = min(most, len(played.observations))
     steps = [int(t) for t in np.linspace(0, len(played.observations) - 1, count).round()]
-    figure = Figure(figsize=(2.2 * count, 3.1), dpi=100, layout="constrained")
+    frames, words = drawn(world, played, steps), [read(played.observations[t]) for t in steps]
+    inches = 2.2 * frames[0].height / frames[0].width + 0.15 * (words[0].count("\n") + 1) + 0.6
+    figure = Figure(figsize=(2.2 * count, inches), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=10)
     axes = np.atleast_1d(figure.subplots(1, count))
-    for axis, t, frame in zip(axes, steps, drawn(world, played, steps), strict=True):
+    for axis, t, frame, text in zip(axes, steps, frames, words, strict=True):
         axis.imshow(np.asarray(frame.convert("RGB")), interpolation="nearest")
         axis.set(xticks=[], yticks=[])
         axis.set_title(f"step {t}", fontsize=9)
-        axis.set_xlabel(read(played.observations[t]), fontsize=8, family="monospace")
+        axis.set_xlabel(text, fontsize=8, family="monospace")
     figure.savefig(path)
     return path
 

@@ -109,5 +109,5 @@ def _text(
         drawn.append(Piece(tokenizer.id_to_token(token), kind, note))
     if padding := len(ids) - length:
         drawn.append(Piece(f"[PAD] x {padding}", PADDING))
-    label = f"{classes[int(labels)]}: " if classes and not labels.ndim else ""
+    label = f"label {classes[int(labels)]}: " if classes and not labels.ndim else ""
     return Text(f"{label}{length} tokens", drawn)
