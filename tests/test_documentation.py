@@ -103,12 +103,10 @@ def check_module(module: str, arguments: list[str]) -> None:
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and node.args]
     named = {n.args[0].value for n in calls if "DEFINE" in ast.unparse(n.func) and isinstance(n.args[0], ast.Constant)}
     for argument in arguments:
-        flag, _, value = argument.removeprefix("--").partition("=")
+        flag = argument.removeprefix("--").partition("=")[0]
         assert argument.startswith("--") and (flag in named or flag.startswith("config.")), f"{module}: {argument}"
-        if flag == "config":
-            check_run([argument])
-        if flag.startswith("config."):
-            check_run([f"--{flag}={value}"])
+    if configured := [argument for argument in arguments if re.match(r"--config[.=]", argument)]:
+        check_run(configured)
 
 
 def check_command(words: list[str]) -> None:
