@@ -136,6 +136,26 @@ def recipes(*_: str) -> str:
     return table(("recipe", "what it does"), rows)
 
 
+def expected(*_: str) -> str:
+    """Return what recipes are expected to give, and on what that was measured."""
+    rows = []
+    for name, entry in _entries()["recipes"].items():
+        data = f", with `{'`, `'.join(entry['needs'].values())}`" if entry.get("needs") else ""
+        figures = [f"{figure} {row['mean']:.4g} ± {row['within']:.2g}" for figure, row in entry["figures"].items()]
+        where = f"{len(entry['seeds'])} seeds, {entry['seconds']:.0f} s of processor time on {entry['hardware']}{data}"
+        rows.append((f"`{name}`", "<br>".join(figures), where))
+    return table(("recipe", "expected", "measured"), rows)
+
+
+def unverified(*_: str) -> str:
+    """Return the recipes of which nothing is expected, and why."""
+    return table(("recipe", "why"), [(f"`{name}`", why) for name, why in _entries()["without"].items()])
+
+
+def _entries() -> dict[str, Any]:
+    return json.loads((ROOT / "experiments" / "expected.json").read_text())
+
+
 def errors(*_: str) -> str:
     """Return every message that a UserError of the source may have, by file; what a run puts in is in braces."""
     sections = []
@@ -205,4 +225,4 @@ def table(head: Any, rows: Any) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-TABLES = {f.__name__: f for f in (fields, mechanisms, measured, recipes, errors)}
+TABLES = {f.__name__: f for f in (fields, mechanisms, measured, recipes, expected, unverified, errors)}

@@ -10,17 +10,16 @@ with its test metrics. Rows that stand there are not run again, runs that were c
 again and named at the end. With Ray (requirements-ray.txt) the folder must be one that all nodes see.
 """
 
-import ast
-import importlib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from experiments import launchers, record
+from experiments.recipe import configured, literals, pair, shown, split
 from tl_jax import command
 from tl_jax.errors import UserError
 from tl_jax.train.log import say
@@ -74,63 +73,9 @@ def one(recipe: str, fixed: Mapping[str, Any], job: Mapping[str, Any], folder: s
     return {**summary["metrics"], "steps": summary["steps"], "seconds": seconds, "commit": record.commit()}
 
 
-def configured(recipe: str, changes: Mapping[str, Any]) -> Any:
-    """Return a recipe with fields changed; a UserError names a mistake in either."""
-    from configs import base, check
-
-    file, _, variant = recipe.partition(":")
-    path = Path(file)
-    try:
-        module = importlib.import_module(f"configs.{path.stem}")
-        make = module.get_config
-    except (ImportError, AttributeError):
-        raise UserError(f"--config={recipe} is no recipe in configs/") from None
-    config = base.override(make(variant), tuple(changes.items()))
-    check.validate(config)
-    return config
-
-
 def named(job: Mapping[str, Any]) -> str:
     """Return a name for the folder of a combination."""
     return ",".join(f"{field.rpartition('.')[2]}={shown(value)}".replace(os.sep, "_") for field, value in job.items())
-
-
-def shown(value: Any) -> str:
-    """Return a value as the record writes it."""
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-def split(text: str) -> tuple[str, str]:
-    """Return field and rest of FIELD=..."""
-    field, equals, rest = text.partition("=")
-    if not equals or not rest:
-        raise UserError(f"{text!r} is not FIELD=VALUE")
-    return field.removeprefix("config."), rest
-
-
-def pair(text: str) -> tuple[str, Any]:
-    """Return field and value of FIELD=VALUE."""
-    field, value = split(text)
-    return field, literal(value)
-
-
-def literals(text: str) -> Sequence[Any]:
-    """Return the values of VALUE,VALUE,...; a value with commas of its own stands in brackets, as Python writes it."""
-    try:
-        found = ast.literal_eval(f"[{text}]")
-    except (SyntaxError, ValueError):
-        found = [literal(part) for part in text.split(",")]
-    if len({shown(value) for value in found}) < len(found):
-        raise UserError(f"{text!r} has a value twice")
-    return found
-
-
-def literal(text: str) -> Any:
-    """Return a Python literal, or the word itself."""
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from tl_jax.models import registry
 
 ROOT = Path(__file__).parent.parent
 SITE = ROOT / "docs" / "pages"
-PAGES = [ROOT / "README.md", ROOT / "docs" / "tpu.md", *sorted(SITE.rglob("*.md"))]
+PAGES = [ROOT / name for name in ("README.md", "docs/tpu.md", "experiments/results/README.md")]
+PAGES += sorted(SITE.rglob("*.md"))
 LANGUAGES = ("python", "bash", "math", "text")
 # A block that is not run says so to the reader, with the reason, in the paragraph right above it.
 BLOCK = re.compile(r"(?:^\*Not run: (?P<why>[^*]+)\*\n\n)?^```(?P<language>.*)\n(?P<text>(?:.*\n)*?)^```$", re.M)
@@ -102,12 +103,10 @@ def check_module(module: str, arguments: list[str]) -> None:
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and node.args]
     named = {n.args[0].value for n in calls if "DEFINE" in ast.unparse(n.func) and isinstance(n.args[0], ast.Constant)}
     for argument in arguments:
-        flag, _, value = argument.removeprefix("--").partition("=")
+        flag = argument.removeprefix("--").partition("=")[0]
         assert argument.startswith("--") and (flag in named or flag.startswith("config.")), f"{module}: {argument}"
-        if flag == "config":
-            check_run([argument])
-        if flag.startswith("config."):
-            check_run([f"--{flag}={value}"])
+    if configured := [argument for argument in arguments if re.match(r"--config[.=]", argument)]:
+        check_run(configured)
 
 
 def check_command(words: list[str]) -> None:
@@ -175,9 +174,22 @@ def test_what_is_not_run_is_marked(path):
     found = blocks(path)
     assert {block.language for block in found} <= set(LANGUAGES)
     assert len(re.findall(r"^ *(```|~~~)", text, re.M)) == 2 * len(found), "a fence that is not at the margin"
+    assert not indented(text), "a block by indentation, which no test reads; fence it"
     marked = [block for block in found if block.why]
     assert len(marked) == text.count("*Not run:"), "a mark without a block below it"
     assert all(len(block.why.split()) > 3 for block in marked), "a mark without a reason"
+
+
+def indented(text: str) -> list[str]:
+    """Return the lines with which blocks begin that are blocks by their indentation alone."""
+    outside = re.sub(r"^(```|~~~)[^\n]*\n.*?^\1$", "", text, flags=re.M | re.S)
+    return re.findall(r"(?:^[ \t]*\n|^#.*\n|\A)((?: {4}|\t)[^\n]*\S)", outside, flags=re.M)
+
+
+@pytest.mark.fast
+def test_a_block_by_indentation_is_seen():
+    assert indented("# A\n    pip install x\n    y\n\nB\n\n\tz\n") == ["    pip install x", "\tz"]
+    assert not indented("```python\nif x:\n\n    y\n```\n\n::: name\n    options:\n- a\n    b\n")
 
 
 @pytest.mark.fast

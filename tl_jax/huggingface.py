@@ -136,6 +136,11 @@ def folder_of(source: str, path: str) -> str:
     return path or (str(TEXT) if source in ("tl_jax", "random") else "")
 
 
+def tokenizer(source: str, path: str) -> tokenizers.Tokenizer:
+    """Return the tokenizer of ``config.init``, without the weights; a UserError where the folder lacks it."""
+    return tokens.read(_folder(folder_of(source, path)))
+
+
 def part_names(name: str, source: str, path: str, **options: Any) -> tuple[str, ...]:
     """Return the names of the parts that the network of a folder has; a UserError where it lacks a file."""
     folder = _folder(folder_of(source, path))

@@ -20,7 +20,7 @@ from tl_jax.task import Task
 from tl_jax.tasks import policy
 from tl_jax.train import rate_finder, workdir
 from tl_jax.train.log import say
-from tl_jax.train.state import stream_key
+from tl_jax.train.state import initial_state, stream_key
 from tl_jax.train.workdir import write_json
 from tl_jax.transfer import phases
 from tl_jax.transfer.pretext import Pretext
@@ -51,23 +51,45 @@ def find_lr(config: base.Config, folder: str | Path) -> rate_finder.Sweep:
 
 
 def preview(config: base.Config, folder: str | Path) -> list[Path]:
-    """Draw training pictures beside what augmentation makes of them; write ``preview.png`` to ``folder``.
+    """Draw what training gets to see; write ``preview.png`` to ``folder``.
 
-    The pictures are those of the first steps' batches, with their boxes where they have some; where there is a pretext,
-    ``preview_pretext.png`` has its views.
+    Pictures, those of the first steps' batches, are drawn beside what augmentation makes of them, with their boxes
+    where they have some. Texts are drawn in the pieces that the network reads, with their labels, tags, padding and
+    hidden words. Of a policy it is an episode as the run starts. Where there is a pretext, ``preview_pretext.png`` has
+    its views, or its hidden words.
     """
-    if config.task not in OF_PICTURES:
-        raise UserError(f"--mode=preview draws what augmentation does to pictures; config.task={config.task} has none")
     config, task = _first(config)
-    hows = {"preview": Augment(**config.augment.to_dict())}
-    if config.pretext.name:
-        hows["preview_pretext"] = Pretext.of(config.pretext.to_dict()).views
     folder = Path(folder).expanduser()
     with workdir.exclusive(folder):
-        paths = [_draw(task, config, how, folder / f"{name}.png") for name, how in hows.items()]
+        kind = _preview_pictures if config.task in OF_PICTURES else PREVIEWS[config.task]
+        paths = kind(task, config, folder)
     for path in paths:
         say(f"picture: {path}")
     return paths
+
+
+def _preview_pictures(task: Task, config: base.Config, folder: Path) -> list[Path]:
+    hows = {"preview": Augment(**config.augment.to_dict())}
+    if config.pretext.name:
+        hows["preview_pretext"] = Pretext.of(config.pretext.to_dict()).views
+    return [_draw(task, config, how, folder / f"{name}.png") for name, how in hows.items()]
+
+
+def _preview_texts(task: Task, config: base.Config, folder: Path) -> list[Path]:
+    from tl_jax.tasks import text_views  # with the tokenizers, which pictures have no use for
+
+    return text_views.draw(task, config, folder)
+
+
+def _preview_policy(task: Task, config: base.Config, folder: Path) -> list[Path]:
+    world = worlds.make(config.rl.world, config.rl.physics)
+    variables = initial_state(task, config.seed).variables
+    played = film.play(world, policy.network(config, world), variables, jax.random.key(config.seed))
+    title = f"{task.name}, before training: {len(played.observations)} steps, return {played.returned:g}"
+    return [film.strip(world, played, title, folder / "preview.png")]
+
+
+PREVIEWS = {"text": _preview_texts, "tokens": _preview_texts, "masked": _preview_texts, "policy": _preview_policy}
 
 
 def explain(config: base.Config, folder: str | Path, inputs: Sequence[str]) -> Path:

@@ -46,8 +46,8 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
         "mode",
         "train",
         MODES,
-        "train; test a run again; say what it makes of --input; write it for others to load; draw what augmentation "
-        "does; look for a learning rate; draw an episode of a policy; draw where in the pictures of --input it looks; "
+        "train; test a run again; say what it makes of --input; write it for others to load; draw what training "
+        "sees; look for a learning rate; draw an episode of a policy; draw where in the pictures of --input it looks; "
         "write the page of its results again.",
         **how,
     )

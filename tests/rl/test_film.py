@@ -40,3 +40,23 @@ def test_a_pole_leans_to_where_it_falls():
     physics = dict(worlds.make("CartPole-v1").physics)
     strokes, _ = film.DRAWN["CartPole-v1"]({"x": 0.0, "theta": 0.5}, physics)
     assert strokes[-1].points[1][0] == pytest.approx(2 * 0.5 * np.sin(0.5))
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Breakout-MinAtar"])
+def test_a_strip_shows_steps_from_the_first_to_the_last(name, tmp_path):
+    world, policy, variables = begun(name)
+    played = film.play(world, policy, variables, jax.random.key(0))
+    path = film.strip(world, played, "title", tmp_path / "strip.png", most=3)
+    frames = film.drawn(world, played, [0, len(played.observations) - 1])
+    assert not np.array_equal(*(np.asarray(frame.convert("RGB")) for frame in frames))
+    with Image.open(path) as picture:
+        assert (
+            picture.width == 660 and 150 < picture.height < 400 and len(np.unique(np.asarray(picture.convert("L")))) > 3
+        )
+
+
+def test_an_observation_in_words():
+    assert film.read(np.asarray([0.5, -1.0], np.float32)) == "+0.500\n-1.000"
+    cells = np.zeros((10, 10, 2), bool)
+    cells[3, 4, 1] = cells[0, 0, 1] = True
+    assert film.read(cells) == "10x10x2; cells set\nby channel 0 2"

@@ -237,8 +237,3 @@ def test_what_means_nothing_is_refused(folder, changes, message):
 def test_data_that_do_not_fit_are_refused(folder, changes, message):
     with pytest.raises(UserError, match=message):
         make_task(configure(folder, *changes))
-
-
-def test_no_preview_of_texts(folder, tmp_path):
-    with pytest.raises(UserError, match="config.task=text has none"):
-        api.preview(configure(folder), tmp_path)

@@ -1,7 +1,7 @@
 """An episode as a moving picture: what the policy does, for people to look at."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,17 +74,56 @@ def write(world: World, played: Played, path: Path, most: int = 400, millisecond
         most: frames at most; of a longer episode its beginning is drawn.
         milliseconds: that a frame is seen.
     """
-    count = min(most, len(played.observations))
-    draw = DRAWN.get(world.name)
-    if draw is None:
-        frames = [_squares(observation) for observation in played.observations[:count]]
-    else:
-        values = dict(world.physics)
-        states = [{name: leaf[t] for name, leaf in played.states.items()} for t in range(count)]
-        frames = [_strokes(*draw(state, values)) for state in states]
+    frames = drawn(world, played, range(min(most, len(played.observations))))
     path.parent.mkdir(parents=True, exist_ok=True)
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0, optimize=True)
     return path
+
+
+def strip(world: World, played: Played, title: str, path: Path, most: int = 6) -> Path:
+    """Write steps of an episode side by side as a PNG, from the first to the last, with what the network reads of each.
+
+    Args:
+        world: that was acted in.
+        played: the episode.
+        title: above all.
+        path: of the file.
+        most: steps at most.
+    """
+    from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
+
+    count = min(most, len(played.observations))
+    steps = [int(t) for t in np.linspace(0, len(played.observations) - 1, count).round()]
+    frames, words = drawn(world, played, steps), [read(played.observations[t]) for t in steps]
+    inches = 2.2 * frames[0].height / frames[0].width + 0.15 * (words[0].count("\n") + 1) + 0.6
+    figure = Figure(figsize=(2.2 * count, inches), dpi=100, layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    axes = np.atleast_1d(figure.subplots(1, count))
+    for axis, t, frame, text in zip(axes, steps, frames, words, strict=True):
+        axis.imshow(np.asarray(frame.convert("RGB")), interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(f"step {t}", fontsize=9)
+        axis.set_xlabel(text, fontsize=8, family="monospace")
+    figure.savefig(path)
+    return path
+
+
+def read(observation: np.ndarray) -> str:
+    """Return an observation in words: its values, or of a picture its shape and the cells that are set by channel."""
+    if observation.ndim == 1:
+        return "\n".join(f"{value:+.3f}" for value in observation)
+    cells = observation.reshape(*observation.shape[:2], -1)
+    shape = "x".join(map(str, observation.shape))
+    return f"{shape}; cells set\nby channel " + " ".join(f"{n}" for n in (cells > 0).sum((0, 1)))
+
+
+def drawn(world: World, played: Played, steps: Iterable[int]) -> list[Image.Image]:
+    """Return the pictures of some steps of an episode."""
+    draw = DRAWN.get(world.name)
+    if draw is None:
+        return [_squares(played.observations[t]) for t in steps]
+    values = dict(world.physics)
+    return [_strokes(*draw({name: leaf[t] for name, leaf in played.states.items()}, values)) for t in steps]
 
 
 def _squares(observation: np.ndarray) -> Image.Image:

@@ -1,0 +1,63 @@
+"""Recipes with fields changed, as flags such as ``--set=FIELD=VALUE`` say it; defines no flags itself."""
+
+import ast
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tl_jax.errors import UserError
+
+
+def configured(recipe: str, changes: Mapping[str, Any]) -> Any:
+    """Return a recipe with fields changed; a UserError names a mistake in either."""
+    from configs import base, check
+
+    file, _, variant = recipe.partition(":")
+    path = Path(file)
+    try:
+        module = importlib.import_module(f"configs.{path.stem}")
+        make = module.get_config
+    except (ImportError, AttributeError):
+        raise UserError(f"--config={recipe} is no recipe in configs/") from None
+    config = base.override(make(variant), tuple(changes.items()))
+    check.validate(config)
+    return config
+
+
+def shown(value: Any) -> str:
+    """Return a value as the record writes it."""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def split(text: str) -> tuple[str, str]:
+    """Return field and rest of FIELD=..."""
+    field, equals, rest = text.partition("=")
+    if not equals or not rest:
+        raise UserError(f"{text!r} is not FIELD=VALUE")
+    return field.removeprefix("config."), rest
+
+
+def pair(text: str) -> tuple[str, Any]:
+    """Return field and value of FIELD=VALUE."""
+    field, value = split(text)
+    return field, literal(value)
+
+
+def literals(text: str) -> Sequence[Any]:
+    """Return the values of VALUE,VALUE,...; a value with commas of its own stands in brackets, as Python writes it."""
+    try:
+        found = ast.literal_eval(f"[{text}]")
+    except (SyntaxError, ValueError):
+        found = [literal(part) for part in text.split(",")]
+    if len({shown(value) for value in found}) < len(found):
+        raise UserError(f"{text!r} has a value twice")
+    return found
+
+
+def literal(text: str) -> Any:
+    """Return a Python literal, or the word itself."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text

@@ -1,0 +1,152 @@
+"""Recipes against what is expected of them: every recipe has an entry or a reason, and what has moved is said."""
+
+import copy
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import expectations, remeasure
+from experiments.recipe import configured
+from tl_jax import main
+from tl_jax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+KNOWN, WITHOUT = expectations.read(), expectations.without()
+STEMS = [p.stem for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem not in (*main.SHARED, main.STORED.stem)]
+FASTEST = "cartpole_ppo:smoke"
+
+
+def unaccounted(known, without):
+    """Return the recipes, as they are and at smoke scale, that have neither entry nor reason."""
+    return [name for stem in STEMS for name in (stem, f"{stem}:smoke") if name not in known and name not in without]
+
+
+@pytest.mark.fast
+def test_every_recipe_has_an_entry_or_a_reason():
+    assert not unaccounted(KNOWN, WITHOUT), "python -m experiments.verify --record --recipes=NAME, or give the reason"
+    assert not set(KNOWN) & set(WITHOUT) and {name.partition(":")[0] for name in (*KNOWN, *WITHOUT)} <= set(STEMS)
+    assert all(len(reason.split()) > 3 for reason in WITHOUT.values())
+    assert FASTEST in expectations.cheap(KNOWN)
+    assert unaccounted({name: entry for name, entry in KNOWN.items() if name != FASTEST}, WITHOUT) == [FASTEST]
+
+
+@pytest.mark.fast
+def test_a_recipe_that_gets_an_entry_loses_its_reason(tmp_path):
+    path = tmp_path / "expected.json"
+    path.write_text(json.dumps({"without": {"a": "not yet", "b": "never"}, "recipes": {}}))
+    expectations.write(path, {"a": ENTRY})
+    assert (expectations.read(path), expectations.without(path)) == ({"a": ENTRY}, {"b": "never"})
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", KNOWN)
+def test_entries_say_how_they_were_made(name):
+    entry = KNOWN[name]
+    configured(name, {**entry["set"], "seeds": tuple(entry["seeds"])})
+    assert len(set(entry["seeds"])) == len(entry["seeds"]) >= 3
+    assert all(entry[key] for key in ("command", "figures", "examples", "seconds", "hardware", "versions", "commit"))
+    for figure, row in entry["figures"].items():
+        assert len(row["values"]) == len(entry["seeds"])
+        half, why = expectations.within(figure, row["values"], entry["examples"])
+        assert (row["within"], row["why"]) == (pytest.approx(half, rel=1e-3), why) and half > 0
+        assert row["mean"] == pytest.approx(sum(row["values"]) / len(row["values"]), rel=1e-4, abs=1e-6)
+
+
+ENTRY = {"figures": {"accuracy": {"mean": 0.8, "within": 0.05}}, "seconds": 1.0, "hardware": "", "set": {}, "seeds": []}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        ({"accuracy": [0.7, 0.8, 0.85]}, "as expected"),
+        ({"accuracy": [0.85, 0.85, 0.85]}, "as expected"),
+        ({"accuracy": [0.7, 0.7, 0.8]}, "drifted"),
+        ({"accuracy": [0.9, 0.9, 0.9]}, "drifted"),
+        ({"accuracy": [math.nan, 0.8, 0.8]}, "drifted"),
+        ({"f1": [0.8, 0.8, 0.8]}, "drifted"),
+    ],
+)
+def test_a_mean_outside_of_its_interval_has_drifted(found, verdict):
+    rows = expectations.compare("x", ENTRY, {"figures": found}, 1.0)
+    assert {row.verdict for row in rows} == {verdict}
+    assert expectations.status(rows) == (verdict == "drifted")
+    assert f"{len(rows)} {verdict}" in expectations.table(rows)
+
+
+@pytest.mark.fast
+def test_intervals():
+    half, why = expectations.within("accuracy", [0.7, 0.8, 0.9], 1000)
+    assert half == pytest.approx(4.3027 * 0.1 * (2 / 3) ** 0.5, rel=1e-4) and why == "95 % prediction interval, 3 seeds"
+    assert expectations.within("accuracy", [0.8, 0.8, 0.8], 100)[0] == pytest.approx(0.02)
+    assert expectations.within("episode_return", [500.0, 500.0, 500.0], 50)[0] == pytest.approx(20.0)
+    assert expectations.within("pretrained loss", [2.0, 2.0, 2.6], 100)[0] == pytest.approx(0.022)
+    with pytest.raises(UserError, match="x: accuracy could not be measured in every seed"):
+        expectations.entry("x", ENTRY, {"figures": {"accuracy": [0.5, math.nan]}, "examples": 9}, 1.0)
+
+
+@pytest.mark.fast
+def test_a_recipe_without_its_data_is_skipped_and_one_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+    def measure(name, *_):
+        if name == "bad":
+            raise ValueError("no\ngood")
+        return {"figures": {"accuracy": [0.8]}}
+
+    monkeypatch.setattr(remeasure, "measure", measure)
+    known = {"data": {**ENTRY, "needs": {"data.dir": "absent"}}, "bad": ENTRY, "good": ENTRY}
+    rows = remeasure.verify(list(known), known, tmp_path, tmp_path)
+    assert [(row.verdict, row.reason) for row in rows] == [
+        ("skipped", f"no absent in {tmp_path}"), ("failed", "ValueError: no"), ("as expected", "")
+    ]  # fmt: skip
+    assert expectations.status(rows) == 1 and expectations.status(rows[::2]) == 0
+    nowhere = remeasure.verify(["data"], known, tmp_path, None)
+    assert nowhere[0].reason == "needs data; pass --data_dir=FOLDER with absent"
+
+
+def command(*arguments):
+    words = [sys.executable, "-m", "experiments.verify", *map(str, arguments)]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipes=digits_resnt"], "--recipes=digits_resnt: no entry in"),
+        (["--record"], "--record overwrites entries; say which"),
+        (["--seeds=0,1,2"], "are what --record writes"),
+        (["--record", "--recipes=digits_resnet", "--seeds=0,1"], "an interval wants three or more"),
+        (["--record", "--recipes=digits"], "is no recipe in configs/"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message, tmp_path):
+    done = command(*arguments, f"--workdir={tmp_path}")
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_recipe_gives_what_it_gave(tmp_path):
+    rows = remeasure.verify([FASTEST], KNOWN, tmp_path, None)
+    assert {row.verdict for row in rows} == {"as expected"}, expectations.table(rows)
+
+
+@pytest.mark.slow
+def test_an_altered_expectation_is_a_drift_and_exit_status_1(tmp_path):
+    altered = {FASTEST: copy.deepcopy(KNOWN[FASTEST])}
+    for row in altered[FASTEST]["figures"].values():
+        row["mean"] += 2 * row["within"]
+    file = tmp_path / "expected.json"
+    file.write_text(json.dumps({"without": {}, "recipes": altered}))
+    before = file.read_text()
+    done = command(
+        f"--recipes=configs/{FASTEST.replace(':', '.py:')}", f"--expected={file}", f"--workdir={tmp_path / 'w'}"
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "drifted" in done.stdout and f"0 as expected, {len(KNOWN[FASTEST]['figures'])} drifted" in done.stdout
+    assert file.read_text() == before
+    again = command(f"--recipes={FASTEST}", f"--workdir={tmp_path / 'w'}")
+    assert again.returncode == 2 and "earlier verification" in again.stderr
