@@ -35,6 +35,7 @@ def get_config(variant: str = ""):
     config.name = "ct_classification"
     config.model.name = "mobilenet_v2"
     config.data.name = "folder"
+    config.data.fit = "pad"  # a centre crop would cut off the outer parts of both lungs
     config.input.size = 96
     base.fine_tuning(config)
     config.augment.crop_pad = 8

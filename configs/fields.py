@@ -63,6 +63,11 @@ FIELDS = {
     "data.text": Field(("text",), "columns that hold the text, or the two of a pair"),
     "data.label": Field("label", "column with the label of a text, or in index.csv of a picture (empty: its folder)"),
     "data.group": Field("", "column of index.csv: pictures of one patient or source stay in one part; empty: DICOM's"),
+    "data.fit": Field(
+        "crop",
+        "how pictures of differing sizes become squares: their centre, the whole between black borders, or distorted",
+        ("crop", "pad", "stretch"),
+    ),
     "data.windows": Field(
         ("lung", "mediastinum", "bone"),
         f"of Hounsfield units, for DICOM, as the three channels or one for all: {', '.join(WINDOWS)}, "

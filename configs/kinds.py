@@ -30,7 +30,8 @@ SUPERVISED = (
 )  # fmt: skip
 # What is measured of pictures that have a class each, and how files of them are read.
 CLASSIFIED = (
-    "calibrate", "data.group", "data.windows", "metrics", "positive", "regularize.class_weights", "score", "specificity"
+    "calibrate", "data.fit", "data.group", "data.windows", "metrics", "positive", "regularize.class_weights", "score",
+    "specificity",
 )  # fmt: skip
 # What a detector does not know: one label for each picture, or a change to it that boxes cannot follow.
 NOT_DETECTION = (

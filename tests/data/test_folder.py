@@ -109,6 +109,25 @@ def test_differing_sizes_are_fitted(tmp_path: Path) -> None:
     assert sum((image == 255).all() for image in everything) == 1
 
 
+@pytest.mark.parametrize("how, white", [("crop", 100), ("pad", 50), ("stretch", 100)])
+@pytest.mark.parametrize("others", [(10, 10), (20, 40)])  # sizes that differ, and one that is not square
+def test_the_whole_of_a_picture_is_kept_where_it_is_wanted(tmp_path: Path, others, how: str, white: int) -> None:
+    draw(tmp_path, {"green": 5, "red": 5}, others[::-1])
+    edges = np.full((20, 40, 3), 255, np.uint8)
+    edges[:, :2] = edges[:, -2:] = (0, 0, 255)
+    Image.fromarray(edges).save(tmp_path / "red" / "wide.png")
+    source = folder.read(tmp_path, 10, fit=how)
+    everything = np.concatenate([source.train.images, source.test.images])
+    if how == "crop" and others == (20, 40):
+        assert everything.shape == (11, 20, 40, 3)
+        return
+    assert everything.shape == (11, 10, 10, 3)
+    (wide,) = [image for image in everything if (image[5, 5] == 255).all()]
+    assert abs(int((wide[..., 2] > 127).sum()) - white) <= 4
+    blue = (wide[5, [0, -1], 0] < 200).all()
+    assert blue == (how != "crop")
+
+
 def test_one_size_is_kept(tmp_path: Path) -> None:
     assert folder.read(draw(tmp_path, {"green": 5, "red": 5}, (9, 7)), 32).train.images.shape == (8, 7, 9, 3)
 

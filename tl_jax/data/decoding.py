@@ -20,19 +20,20 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # that a file may have inside, 
 
 
 def decode_all(
-    name: str, files: Sequence[Path], size: int, most_bytes: float, windows: Sequence[Any] = ()
+    name: str, files: Sequence[Path], size: int, most_bytes: float, windows: Sequence[Any] = (), how: str = "crop"
 ) -> np.ndarray | Encoded:
     """Return all pictures uint8 (N, H, W, 3), decoded by several threads, or once before and kept.
 
-    Where all have the same size they are kept as they are, else all are fitted into ``size``; other arguments are those
-    of ``decode_into``.
+    Where all have the same size they are kept as they are, else all are fitted into ``size``, as ``how`` says (see
+    ``pictures.fit``), and where the whole is wanted so are all that are not square; other arguments are those of
+    ``decode_into``.
     """
     with contextlib.closing(measure_each(files)) as sizes:
         shape = next(sizes)
         same = all(other == shape for other in sizes)  # the first that differs ends it
-    if same:
+    if same and (how == "crop" or shape[0] == shape[1]):
         return decode_into(name, files, shape, lambda image: image, most_bytes, windows=windows)
-    return decode_into(name, files, (size, size), lambda image: fit(image, size), most_bytes, windows=windows)
+    return decode_into(name, files, (size, size), lambda image: fit(image, size, how), most_bytes, (how,), windows)
 
 
 def decode_into(

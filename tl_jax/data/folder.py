@@ -27,6 +27,7 @@ def read(
     most_bytes: float = DECODED_BYTES,
     windows: tuple[Any, ...] = (),
     group: str = "",
+    fit: str = "crop",
 ) -> Source:
     """Read ``folder/CLASS/PICTURE`` or ``folder/{train,test,validation,val}/CLASS/PICTURE``.
 
@@ -44,7 +45,7 @@ def read(
 
     Args:
         folder: the name of the set is the folder's.
-        size, most_bytes, windows, group: see ``Reading``.
+        size, most_bytes, windows, group, fit: see ``Reading``.
 
     Raises:
         UserError: no folder of that layout, fewer than two classes, a class without pictures or too small for a part
@@ -65,7 +66,7 @@ def read(
     skipped = [path for path in skipped if not (group and path == folder / index.NAME)]
     if skipped:
         _say(folder, tuple(skipped))
-    return assemble(folder.resolve().name, listed, classes, tested, Reading(size, most_bytes, windows, group))
+    return assemble(folder.resolve().name, listed, classes, tested, Reading(size, most_bytes, windows, group, fit=fit))
 
 
 def read_all(folder: Path, size: int, most_bytes: float = DECODED_BYTES) -> tuple[Split, list[Path], tuple[str, ...]]:

@@ -16,11 +16,12 @@ class Reading(NamedTuple):
     """How picture files are read.
 
     Attributes:
-        size: side in pixels to which pictures of differing sizes are resized and cropped.
+        size: side in pixels into which pictures of differing sizes are fitted.
         most_bytes: of decoded pictures that may be kept on disk.
         windows: through which DICOM files of CT are seen, see ``dicom.read``.
         group: column of ``index.csv`` that says which pictures belong together; empty for none.
         label: column of ``index.csv`` that names the class; empty takes the name of a file's folder.
+        fit: how they are fitted, see ``pictures.fit``.
     """
 
     size: int = 224
@@ -28,6 +29,7 @@ class Reading(NamedTuple):
     windows: tuple[Any, ...] = ()
     group: str = ""
     label: str = "label"
+    fit: str = "crop"
 
 
 class Part(NamedTuple):
@@ -65,7 +67,7 @@ def assemble(name: str, parts: Mapping[str, Part], classes: tuple[str, ...], tes
     _check_apart(parts)
     parts = {part: parts[part] for part in ("train", "test", "validation") if part in parts}
     files = [file for part in parts.values() for file in part.files]
-    images = decoding.decode_all(name, files, how.size, how.most_bytes, how.windows)
+    images = decoding.decode_all(name, files, how.size, how.most_bytes, how.windows, how.fit)
     ends = np.cumsum([len(part.files) for part in parts.values()])
     each = [
         Split(between(images, end - len(part.files), end), part.labels, part.groups)

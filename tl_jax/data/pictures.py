@@ -153,10 +153,19 @@ def _key(files: Iterable[str | Path], about: Any) -> str:
     return hashlib.sha256(repr((code_digest("data"), stamps, about)).encode()).hexdigest()
 
 
-def fit(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """Fill a square of side ``size``, or (width, height), with the picture's centre, so that differing ones stack."""
+def fit(image: np.ndarray, size: int | tuple[int, int], how: str = "crop") -> np.ndarray:
+    """Fill a square of side ``size``, or (width, height), with a picture, so that differing ones stack.
+
+    Args:
+        image: uint8 (h, w, 3).
+        size: of what is returned.
+        how: "crop" takes the centre, "pad" the whole between black borders, "stretch" the whole, distorted.
+    """
     sides = (size, size) if isinstance(size, int) else size
-    return np.asarray(ImageOps.fit(Image.fromarray(image), sides, Image.Resampling.BILINEAR))
+    picture, bilinear = Image.fromarray(image), Image.Resampling.BILINEAR
+    if how == "stretch":
+        return np.asarray(picture.resize(sides, bilinear))
+    return np.asarray({"crop": ImageOps.fit, "pad": ImageOps.pad}[how](picture, sides, bilinear))
 
 
 def held_out(

@@ -29,6 +29,7 @@ def load(
     windows: tuple[Any, ...] = (),
     group: str = "",
     label: str = "label",
+    fit: str = "crop",
 ) -> Source:
     """Load a data set by name.
 
@@ -39,9 +40,10 @@ def load(
             ``index.source``), "npz" and "organamnist" (a file as MedMNIST has them, and its CT slices, a download of
             38 MB), or any TFDS image set with the features ``image`` and ``label``, such as "cifar10".
         data_dir: folder with the pictures, an npz file, or TFDS folder; empty for TFDS' own default.
-        size: side in pixels to which pictures of differing sizes are resized and cropped.
+        size: side in pixels into which pictures of differing sizes are fitted.
         most_bytes: of decoded pictures that may be kept on disk; a larger set is decoded each time it is read.
         windows, group, label: of files in folders and indices, see ``Reading``.
+        fit: "crop", "pad" or "stretch", see ``pictures.fit``.
 
     Raises:
         UserError: the set is absent and cannot be made or downloaded; the message says how to get it.
@@ -55,10 +57,10 @@ def load(
     if name == "npz":
         return medmnist.read(Path(data_dir))
     if name == "index":
-        return index.source(Path(data_dir), Reading(size, most_bytes, windows, group, label))
+        return index.source(Path(data_dir), Reading(size, most_bytes, windows, group, label, fit))
     if name not in FOLDERS:
-        return tfds_source(name, data_dir, size, most_bytes)
-    return folder.read(Path(data_dir) if data_dir else flowers(), size, most_bytes, windows, group)
+        return tfds_source(name, data_dir, size, most_bytes, fit)
+    return folder.read(Path(data_dir) if data_dir else flowers(), size, most_bytes, windows, group, fit)
 
 
 def flowers() -> Path:
@@ -77,7 +79,7 @@ def digits() -> Source:
     return cut_test("digits", Split(images, bunch.target.astype(np.int32)), tuple(str(i) for i in range(10)))
 
 
-def tfds_source(name: str, data_dir: str, size: int, most_bytes: float = DECODED_BYTES) -> Source:
+def tfds_source(name: str, data_dir: str, size: int, most_bytes: float = DECODED_BYTES, fit: str = "crop") -> Source:
     """Read a prepared TFDS set; CIFAR-10 and CIFAR-100 are prepared on the first use."""
     builder = prepared(name, data_dir)
     features = builder.info.features
@@ -87,9 +89,11 @@ def tfds_source(name: str, data_dir: str, size: int, most_bytes: float = DECODED
     if "train" not in builder.info.splits:
         raise UserError(f"data set {name!r} has no train part (it has {', '.join(builder.info.splits)})")
     title, classes = f"{name}:{builder.info.version}", tuple(features["label"].names)
-    train = _read(builder, "train", size, most_bytes)
+    train = _read(builder, "train", size, most_bytes, fit)
     found = {
-        part: _read(builder, part, size, most_bytes) for part in ("test", "validation") if part in builder.info.splits
+        part: _read(builder, part, size, most_bytes, fit)
+        for part in ("test", "validation")
+        if part in builder.info.splits
     }
     # Some test parts, ImageNet's for one, are published without labels.
     labelled = {part: split for part, split in found.items() if (split.labels >= 0).all()}
@@ -106,7 +110,7 @@ def tfds_named(name: str, data_dir: str, size: int, most_bytes: float = DECODED_
         UserError: as ``tfds_source``.
     """
     builder = prepared(name, data_dir)
-    pictures = _read(builder, "train", size, most_bytes, NAME_BYTES)
+    pictures = _read(builder, "train", size, most_bytes, name_bytes=NAME_BYTES)
     names = np.char.decode(np.ascontiguousarray(pictures.labels).view(f"S{NAME_BYTES}")[:, 0], "utf-8")
     return f"{name}:{builder.info.version}", Split(pictures.images, names)
 
@@ -152,13 +156,14 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
-def _read(builder: Any, split: str, size: int, most_bytes: float, name_bytes: int = 0) -> Split:
+def _read(builder: Any, split: str, size: int, most_bytes: float, how: str = "crop", name_bytes: int = 0) -> Split:
     """Return a whole split, pictures of differing sizes fitted into ``size``; what was decoded once is kept on disk.
 
     Labels that are names come as ``name_bytes`` bytes each, uint8 (N, name_bytes); others int32 (N,).
     """
     height, width = builder.info.features["image"].shape[:2]
-    shape = (size, size, 3) if None in (height, width) else (height, width, 3)
+    differ = None in (height, width) or (how != "crop" and height != width)
+    shape = (size, size, 3) if differ else (height, width, 3)
     files, expected = builder.info.splits[split].filepaths, builder.info.splits[split].num_examples
     opened = readers(files)
     ends = np.cumsum([reader.num_records() for reader in opened])
@@ -176,14 +181,14 @@ def _read(builder: Any, split: str, size: int, most_bytes: float, name_bytes: in
 
     def picture(encoded: bytes) -> np.ndarray:
         image = _decode(encoded)
-        return image if image.shape == shape else fit(image, size)
+        return image if image.shape == shape else fit(image, size, how)
 
     def one(row: int) -> np.ndarray:
         at = int(np.searchsorted(ends, row, side="right"))
         (record,) = opened[at].read([row - (int(ends[at - 1]) if at else 0)])
         return picture(_parsed(_features(record))[0])
 
-    images = kept_or_encoded(files, (expected, *shape), pictures, one, most_bytes)
+    images = kept_or_encoded(files, (expected, *shape), pictures, one, most_bytes, (how,))
     form = ((expected, name_bytes), np.uint8) if name_bytes else ((expected,), np.int32)
     return Split(images, kept(files, "labels", *form, labels))
 

@@ -70,7 +70,7 @@ def _of_pictures(config: base.Config, folder: Path) -> Contents:
     temperature = read_json(folder.parent / "summary.json").get("calibration", {}).get("temperature", 1.0)
     origin = config.init.layout if config.init.source == "random" else config.init.source
     other = foreign.write(folder, net, origin, embeddings)
-    told = facts.of_pictures(net.spec)
+    told = facts.of_pictures(net.spec, config.data.fit)
     files = {bundles.WEIGHTS: "weights of tl_jax, with the facts to build the network"}
     found = loaders.pictures(net.spec.model, net.spec.image_size)
     if other.file:

@@ -96,12 +96,20 @@ def _told(value: Any) -> Any:
     return f".../{Path(value).name}" if local else value
 
 
-def of_pictures(spec: PretrainedSpec) -> dict[str, Any]:
-    """Return how pictures become inputs, in numbers and words."""
+FITTED = {
+    "crop": "",
+    "pad": "make pictures square with black borders, ",
+    "stretch": "make pictures square by stretching them, ",
+}
+
+
+def of_pictures(spec: PretrainedSpec, fit: str) -> dict[str, Any]:
+    """Return how pictures become inputs, in numbers and words; ``fit`` is ``config.data.fit``."""
     rule = SCALINGS[spec.scaling]
-    values = {"size": spec.image_size, "crop": spec.crop, "interpolation": spec.interpolation, **rule._asdict()}
+    values = {"size": spec.image_size, "fit": fit, "crop": spec.crop, "interpolation": spec.interpolation}
+    values |= rule._asdict()
     side = round(spec.image_size / spec.crop)
-    resize = f"resize the shortest side to {side} pixels ({spec.interpolation}, antialiased)"
+    resize = f"{FITTED[fit]}resize the shortest side to {side} pixels ({spec.interpolation}, antialiased)"
     cut = f"cut the central {spec.image_size}x{spec.image_size}"
     scale = f"(pixel * {rule.scale:.6g} - {list(rule.mean)}) / {list(rule.std)} with channels as {rule.order.upper()}"
     inside = "pictures of that size are left as they are; model.stablehlo does the last step alone"

@@ -45,6 +45,7 @@ def make(config: Any) -> Task:
         config.test_views,
         (parts["train"].images.shape[1], parts["train"].images.shape[2]),
         tuple(config.data.windows),
+        config.data.fit,
         config.eval_batch_size,
         functools.partial(task.eval_batches, "validation") if config.calibrate else None,
     )
@@ -199,7 +200,7 @@ def load_source(config: Any, size: int) -> sources.Source:
     name = "gratings" if drawn else config.data.name
     data = config.data
     windows = tuple(tuple(w) if isinstance(w, list) else w for w in data.windows)
-    return _read(name, data.dir, size, data.gigabytes * 1e9, windows, data.group, data.label)
+    return _read(name, data.dir, size, data.gigabytes * 1e9, windows, data.group, data.label, data.fit)
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it

@@ -29,6 +29,7 @@ class Asked(NamedTuple):
         views: of each picture, whose probabilities are averaged.
         shape: height and width of stored pictures; others are fitted into it, as in training.
         windows: of DICOM files.
+        fit: how others are fitted, see ``pictures.fit``.
         batch_size: pictures at once, at most.
         validation: () -> batches to which a temperature is fitted; None leaves probabilities as they are.
     """
@@ -38,6 +39,7 @@ class Asked(NamedTuple):
     views: int
     shape: tuple[int, int]
     windows: tuple[Any, ...]
+    fit: str
     batch_size: int
     validation: Callable[[], Iterable[Batch]] | None
 
@@ -101,7 +103,8 @@ def _read(asked: Asked, files: Sequence[Path]) -> Iterator[tuple[Sequence[Path],
     for first in range(0, len(files), asked.batch_size):
         some = files[first : first + asked.batch_size]
         pictures = (decode(file, asked.windows) for file in some)
-        yield some, np.stack([im if im.shape[:2] == asked.shape else fit(im, (width, height)) for im in pictures])
+        fitted = (im if im.shape[:2] == asked.shape else fit(im, (width, height), asked.fit) for im in pictures)
+        yield some, np.stack(list(fitted))
 
 
 def _probabilities(asked: Asked, variables: Any, images: np.ndarray, degrees: float) -> np.ndarray:
