@@ -2,6 +2,7 @@
 
     python -m experiments.benchmarks.article --weights=NOTOP.h5 --data_dir=TFDS_FOLDER
     python -m experiments.benchmarks.article --weights=... --data_dir=... --examples=5000 --epochs=3
+    python -m experiments.benchmarks.article --weights=... --data_dir=... --examples=512 --epochs=1 --tests=256 --size=224
 
 Every turn runs each once, in a process of its own. ``tl_jax`` starts with an empty cache; ``tl_jax again`` is the same
 command a second time, as another learning rate would be, on the features and programs that the first one kept. Prints
@@ -27,6 +28,8 @@ WEIGHTS = flags.DEFINE_string("weights", None, "ResNet50 without its top, HDF5."
 DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder with cifar10.", required=True)
 EXAMPLES = flags.DEFINE_integer("examples", 0, "Training examples; 0 for all 50,000.")
 EPOCHS = flags.DEFINE_integer("epochs", 10, "Passes over them.")
+SIZE = flags.DEFINE_integer("size", 32, "Side of the network's input; pictures of 32 are enlarged to it.")
+TESTS = flags.DEFINE_integer("tests", 0, "First test examples; 0 for all.")
 TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
 PEERS = flags.DEFINE_list("peers", ["keras", "torch"], "What tl_jax is compared with.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/article.json", "Where the numbers go.")
@@ -42,11 +45,12 @@ def main(_: list[str]) -> None:
                 found.setdefault(name, []).append(row)
                 print(f"turn {turn + 1}: {name}: {row['wall']:.1f} s, accuracy {row['accuracy']:.4f}", flush=True)
     middle = {name: statistics.median(row["wall"] for row in rows) for name, rows in found.items()}
+    memory = {name: max(row["peak_memory_bytes"] for row in rows) / 2**30 for name, rows in found.items()}
     for name, seconds in middle.items():
-        print(f"{name:<14} {seconds:8.1f} s   {seconds / middle['tl_jax']:6.2f} times tl_jax")
+        print(f"{name:<14} {seconds:8.1f} s   {seconds / middle['tl_jax']:6.2f} times tl_jax, {memory[name]:.2f} GiB")
     path = Path(RESULTS.value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"examples": EXAMPLES.value, "epochs": EPOCHS.value, **machine()}
+    about = {"examples": EXAMPLES.value, "epochs": EPOCHS.value, "size": SIZE.value, "tests": TESTS.value, **machine()}
     path.write_text(json.dumps({**about, "median": middle, "turns": found}, indent=1) + "\n")
 
 
@@ -56,6 +60,7 @@ def ours(folder: Path, name: str) -> dict[str, Any]:
     arguments = ["run.py", "--config=configs/cifar_resnet.py:article", f"--workdir={workdir}"]
     arguments += [f"--config.data.dir={DATA_DIR.value}", f"--config.init.path={WEIGHTS.value}"]
     arguments += [f"--config.data.train_examples={EXAMPLES.value}", f"--config.epochs={EPOCHS.value}"]
+    arguments += [f"--config.data.test_examples={TESTS.value}", f"--config.input.size={SIZE.value}"]
     wall, _ = timed(arguments, TL_JAX_CACHE=str(folder / "cache"))
     summary = json.loads((workdir / "summary.json").read_text())
     keys = ("seconds", "peak_memory_bytes")
@@ -66,6 +71,7 @@ def peer(name: str) -> dict[str, Any]:
     """Run the script of a peer."""
     arguments = ["-m", f"experiments.benchmarks.article_{name}", f"--weights={WEIGHTS.value}"]
     arguments += [f"--data_dir={DATA_DIR.value}", f"--examples={EXAMPLES.value}", f"--epochs={EPOCHS.value}"]
+    arguments += [f"--size={SIZE.value}", f"--tests={TESTS.value}"]
     wall, printed = timed(arguments)
     return {"wall": wall, **json.loads(printed.strip().splitlines()[-1])}
 

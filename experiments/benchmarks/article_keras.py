@@ -19,6 +19,8 @@ WEIGHTS = flags.DEFINE_string("weights", None, "ResNet50 without its top, HDF5."
 DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder with cifar10.", required=True)
 EXAMPLES = flags.DEFINE_integer("examples", 0, "Training examples drawn by the seed; 0 for all.")
 EPOCHS = flags.DEFINE_integer("epochs", 10, "Passes over the training examples.")
+SIZE = flags.DEFINE_integer("size", 32, "Side of the network's input; pictures of 32 are enlarged to it.")
+TESTS = flags.DEFINE_integer("tests", 0, "First test examples; 0 for all.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the examples, the head and the order.")
 
 
@@ -34,16 +36,17 @@ def main(_: list[str]) -> None:
     source = sources.load("cifar10", DATA_DIR.value)
     train, _ = splits.cut_validation(source.train, 0.0, SEED.value)
     train = splits.thin(train, EXAMPLES.value, 0, 10, SEED.value)
-    base = keras.applications.ResNet50(include_top=False, weights=WEIGHTS.value, input_shape=(32, 32, 3))
+    side = SIZE.value
+    base = keras.applications.ResNet50(include_top=False, weights=WEIGHTS.value, input_shape=(side, side, 3))
     base.trainable = False
-    model = keras.Sequential([base, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10, "softmax")])
+    larger = [] if side == 32 else [keras.layers.Resizing(side, side)]
+    model = keras.Sequential([*larger, base, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10, "softmax")])
     model.compile(optimizer=keras.optimizers.Adam(1e-3), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     loaded = time.monotonic()
     model.fit(train.images[:] / np.float32(255), train.labels, batch_size=64, epochs=EPOCHS.value, verbose=2)
     fitted = time.monotonic()
-    loss, accuracy = model.evaluate(
-        source.test.images[:] / np.float32(255), source.test.labels, batch_size=256, verbose=0
-    )
+    images, labels = source.test.images[: TESTS.value or None], source.test.labels[: TESTS.value or None]
+    loss, accuracy = model.evaluate(images / np.float32(255), labels, batch_size=256, verbose=0)
     tell(SEED.value, len(train.labels), EPOCHS.value, accuracy, loss, (start, loaded, fitted))
 
 

@@ -17,6 +17,8 @@ WEIGHTS = flags.DEFINE_string("weights", None, "ResNet50 without its top, HDF5."
 DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder with cifar10.", required=True)
 EXAMPLES = flags.DEFINE_integer("examples", 0, "Training examples drawn by the seed; 0 for all.")
 EPOCHS = flags.DEFINE_integer("epochs", 10, "Passes over the training examples.")
+SIZE = flags.DEFINE_integer("size", 32, "Side of the network's input; pictures of 32 are enlarged to it.")
+TESTS = flags.DEFINE_integer("tests", 0, "First test examples; 0 for all.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the examples, the head and the order.")
 EPSILON = 1.001e-5
 BLOCKS = (3, 4, 6, 3)
@@ -78,6 +80,8 @@ def batch_of(split, rows):
     import torch
 
     images = torch.from_numpy(split.images[rows]).permute(0, 3, 1, 2).float() / 255
+    if SIZE.value != 32:
+        images = torch.nn.functional.interpolate(images, size=(SIZE.value, SIZE.value), mode="bilinear")
     return images, torch.from_numpy(split.labels[rows]).long()
 
 
@@ -104,7 +108,7 @@ def test(features, head, split) -> tuple[float, float]:
     """Return accuracy and loss."""
     import torch
 
-    hits, losses, examples = 0, 0.0, len(split.labels)
+    hits, losses, examples = 0, 0.0, min(TESTS.value or len(split.labels), len(split.labels))
     with torch.inference_mode():
         for first in range(0, examples, 256):
             images, labels = batch_of(split, np.arange(first, min(first + 256, examples)))
