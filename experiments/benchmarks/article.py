@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.article --weights=NOTOP.h5 --data_dir=TFDS_FOLDER
     python -m experiments.benchmarks.article --weights=... --data_dir=... --examples=5000 --epochs=3
-    python -m experiments.benchmarks.article --weights=... --data_dir=... --examples=512 --epochs=1 --tests=256 --size=224
+    python -m experiments.benchmarks.article --weights=... --data_dir=... --examples=512 --epochs=1 --size=224
 
 Every turn runs each once, in a process of its own. ``tl_jax`` starts with an empty cache; ``tl_jax again`` is the same
 command a second time, as another learning rate would be, on the features and programs that the first one kept. Prints
