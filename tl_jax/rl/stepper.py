@@ -26,7 +26,6 @@ MOST_UPDATES = 20  # of one call; an interruption waits for its end
 class PolicyStepper:
     """The compiled updates of a phase; attributes and calls as of ``train.stepper.Stepper``."""
 
-    most = MOST_UPDATES
     flops = float("nan")  # XLA counts the body of a loop once, however often it runs
 
     def __init__(
@@ -39,7 +38,9 @@ class PolicyStepper:
         state: TrainState,
         stream: jax.Array,
         first: int,
+        most: int,
     ):
+        self.most = min(MOST_UPDATES, most)
         self._phase, self._stream, self._rates = phase, stream, learning_rates(phase.rate)
         still = keeps_statistics(state.params, phase)
         updates = _make_updates(world, policy, how, phase.optim, phase.rules, still)

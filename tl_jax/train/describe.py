@@ -34,13 +34,13 @@ def describe(phase: Phase, state: TrainState, stepper: Any, whole: Objective) ->
             f"  parameters: {split['trainable']:,} trainable, {split['frozen']:,} frozen",
             *([f"  BatchNorm: {len(still)} of {len(norms)} layers keep their statistics"] if norms else []),
             f"  optimizer state: {bytes_now / 1e6:,.2f} MB ({bytes_all / 1e6:,.2f} MB with nothing frozen)",
-            *([_work(flops_now, flops_all)] if math.isfinite(flops_now) else []),
+            *([_work(flops_now, flops_all, "about " * bool(split["frozen"]))] if math.isfinite(flops_now) else []),
         ]
     )
 
 
-def _work(now: float, whole: float) -> str:
-    return f"  work a step: {now / 1e9:,.2f} GFLOP ({whole / 1e9:,.2f} GFLOP with nothing frozen)"
+def _work(now: float, whole: float, about: str) -> str:
+    return f"  work a step: {now / 1e9:,.2f} GFLOP ({about}{whole / 1e9:,.2f} GFLOP with nothing frozen)"
 
 
 def layout(params: Any, plan: Sequence[Phase], parts: Sequence[str]) -> dict[str, Any]:

@@ -138,7 +138,8 @@ class Run:
         whole, task = self.task.objective(phase.objective), self.seen_by(phase, state)
         objective = task.objective(phase.objective)
         self.log.say(f"compiling the training step of phase {phase.name} ...")
-        stepper = (objective.stepper or Stepper)(phase, objective, state, self.stream, int(state.step))
+        made = objective.stepper or Stepper
+        stepper = made(phase, objective, state, self.stream, int(state.step), min(self.pace.save, self.pace.log))
         self.seconds["compile"] += stepper.seconds
         self.log.say(describe(phase, state, stepper, whole))
         if self.proof:

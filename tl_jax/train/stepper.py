@@ -24,7 +24,7 @@ MOST_WORK = 1e9  # FLOPs of a step on a CPU from which on steps are taken one by
 
 
 class Stepper:
-    """The compiled steps of a phase from step ``first`` of the run on.
+    """The compiled steps of a phase from step ``first`` of the run on, of which nobody asks for more than ``most``.
 
     Attributes:
         flops: floating-point operations of a step, see ``work.flops``.
@@ -32,7 +32,7 @@ class Stepper:
         most: steps that one call may take.
     """
 
-    def __init__(self, phase: Phase, objective: Objective, state: TrainState, stream: jax.Array, first: int):
+    def __init__(self, phase: Phase, objective: Objective, state: TrainState, stream: jax.Array, first: int, most: int):
         self._phase, self._batch, self._stream = phase, objective.train_batch, stream
         self._rates = learning_rates(phase.rate)
         self._sharded = sharding.is_sharded(state)
@@ -44,8 +44,9 @@ class Stepper:
         self.flops = devices.flops(step, *call)
         # What is in memory is on the device as it is.
         self._near = jax.default_backend() == "cpu" and jax.process_count() == 1
-        self.most = self._most()
+        self._loop, self.most = None, self._most()
         if self.most > 1:
+            self.most = min(self.most, most)  # a call gathers the data of that many, however few it takes
             if not self._near:
                 stored = {"image": self._batch.images[:], "label": self._batch.labels}
                 self._data = devices.everywhere(stored)
@@ -58,7 +59,7 @@ class Stepper:
     def advance(self, state: TrainState, first: int, stop: int) -> tuple[TrainState, list[dict[str, Any]]]:
         """Take the steps ``first`` to ``stop`` of the run, at most ``most``; return the state and a row of each."""
         rates = self._rates[first - self._phase.start : stop - self._phase.start]
-        if self.most == 1:
+        if self._loop is None:
             batch = self._next(first)
             execute = self._one[_shapes(batch)].execute
             state, row = execute(state, batch, self._stream, devices.everywhere(rates[0]))
@@ -68,19 +69,16 @@ class Stepper:
         return state, [{**jax.tree.map(lambda v, i=i: v[i], rows), "lr": rate} for i, rate in enumerate(rates)]
 
     def unfrozen(self, state: TrainState, whole: Objective) -> tuple[int, float]:
-        """Return bytes of optimizer state and FLOPs of a step, had the phase frozen nothing; nothing is compiled.
+        """Return bytes of optimizer state and about the FLOPs of a step, had the phase frozen nothing.
+
+        The gradients of weights and of inputs take as many each as the forward pass, the only one that is traced here.
 
         Args:
             state: at the start of the phase.
             whole: the objective, computed from the examples on.
         """
-        phase, everything = self._phase, partition.RECIPES["all"]
-        shapes = jax.eval_shape(make_init(phase.optim, everything), state.params)
-        where = sharding.layouts(shapes) if self._sharded else jax.tree.map(lambda _: devices.replicated(), shapes)
-        opt_state = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, where)
-        step = make_train_step(whole.loss, phase.optim, everything, phase.batch_stats, self._sharded)
-        call = self._call(whole, state), self._stream, devices.everywhere(self._rates[0])
-        return tree.nbytes(opt_state), devices.flops(step, state.replace(opt_state=opt_state), *call)
+        shapes = jax.eval_shape(make_init(self._phase.optim, partition.RECIPES["all"]), state.params)
+        return tree.nbytes(shapes), 3 * self.forward(state, whole)
 
     def forward(self, state: TrainState, whole: Objective) -> float:
         """Return the FLOPs of a forward pass from the examples on."""
@@ -109,18 +107,22 @@ class Stepper:
 
     def _steps(self, first: int, stop: int) -> tuple[Any, ...]:
         """Return the arguments of the loop: data, rows, stream key, rates, count."""
-        each = [self._batch.rows(min(step, max(first, stop - 1))) for step in range(first, first + self.most)]
-        rows = np.stack(each).astype(np.int32)
         at = np.minimum(np.arange(self.most) + first - self._phase.start, len(self._rates) - 1)
-        data = self._data
-        if self._near:
-            chosen, labels = rows.ravel(), self._batch.labels
-            data = {"image": self._batch.images[chosen], "label": labels[chosen % len(labels)]}
-            rows = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
-        if self._near:
-            data = devices.everywhere(data)
-        rows, rates, count = devices.everywhere((rows, self._rates[at], np.int32(stop - first)))
-        return data, rows, self._stream, rates, count
+        return (
+            *self._examples(first, stop),
+            self._stream,
+            *devices.everywhere((self._rates[at], np.int32(stop - first))),
+        )
+
+    def _examples(self, first: int, stop: int) -> tuple[Any, jax.Array]:
+        """Return the data and the rows in them (most, B) of the steps ``first`` to ``stop``, the last one repeated."""
+        last = max(first, stop - 1)
+        rows = np.stack([self._batch.rows(min(step, last)) for step in range(first, first + self.most)])
+        if not self._near:
+            return self._data, devices.everywhere(rows.astype(np.int32))
+        chosen, labels = rows.ravel(), self._batch.labels
+        data = {"image": self._batch.images[chosen], "label": labels[chosen % len(labels)]}
+        return devices.everywhere((data, np.arange(rows.size, dtype=np.int32).reshape(rows.shape)))
 
     def _most(self) -> int:
         """Return the steps that a call may take: one where a step is work enough, or the data do not fit."""
