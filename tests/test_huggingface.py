@@ -92,8 +92,14 @@ def test_a_file_without_a_pooler_is_read_as_means(tmp_path):
     huggingface.save(tmp_path, network(tmp_path, classes=2, output="tokens", pooling="mean"))
     net = huggingface.load("bert", tmp_path, 2, output="text")
     assert net.model.pooling == "mean" and "texts are means of tokens" in net.notes[0]
-    with pytest.raises(UserError, match="have no pooling='mean'; train with pooling='pooler'"):
-        huggingface.save(tmp_path / "again", net)
+    huggingface.save(tmp_path / "again", net, ("no", "yes"))
+    again = huggingface.load("bert", tmp_path / "again")
+    assert (again.model.pooling, again.model.num_classes, again.classes) == ("mean", 2, ("no", "yes"))
+    np.testing.assert_array_equal(_kernel(again), _kernel(net))
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["architectures"] == ["BertModel"]
+    first = net._replace(model=net.model.clone(pooling="first"))
+    with pytest.raises(UserError, match="have no pooling='first'; train with pooling='pooler' or 'mean'"):
+        huggingface.save(tmp_path / "first", first)
     drawn = huggingface.load("bert", tmp_path, 2, output="text", pooling="pooler")
     assert "pooler: it is drawn at random" in drawn.notes[0]
 

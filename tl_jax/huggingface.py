@@ -113,11 +113,14 @@ def random(name: str, path: str | Path, num_classes: int = 0, *, seed: int = 0, 
 def save(folder: Path, net: TextNetwork, classes: Sequence[str] = (), dtype: str = "float32") -> None:
     """Write a network into a folder that transformers opens: ``config.json``, ``model.safetensors``, tokenizer.
 
+    A head on the mean of tokens, which transformers has no class for, is in the file too; ``config.json`` names the
+    network below it.
+
     Raises:
-        UserError: texts are classified by a mean or a bare token, which these files have no word for.
+        UserError: texts are classified by a bare first token, which nothing in these files tells from a mean.
     """
-    if net.model.num_classes and net.model.output == "text" and net.model.pooling != "pooler":
-        raise UserError(f"Hugging Face's files have no pooling={net.model.pooling!r}; train with pooling='pooler'")
+    if net.model.num_classes and net.model.output == "text" and net.model.pooling == "first":
+        raise UserError("Hugging Face's files have no pooling='first'; train with pooling='pooler' or 'mean'")
     folder.mkdir(parents=True, exist_ok=True)
     leaves = {path: np.asarray(leaf) for path, leaf in tree.flatten(net.variables).items()}
     config = bert.config_of(net.kind, net.model, tuple(classes) or net.classes)

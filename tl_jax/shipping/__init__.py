@@ -101,7 +101,7 @@ def _of_texts(config: base.Config, folder: Path) -> Contents:
     what = ("weights in Hugging Face's names", "the network", "the tokenizer", "what transformers calls the tokenizer")
     files = dict(zip(huggingface.FILES, what, strict=True))
     about = {"classes": list(net.classes), "preprocessing": facts.of_texts(length)}
-    found = loaders.texts(net.model.output if net.model.num_classes else "masked", length)
+    found = loaders.texts(net.model.output if net.model.num_classes else "masked", net.model.pooling, length)
     return Contents(program.of_texts(net), about, "", files, found)
 
 

@@ -43,12 +43,24 @@ logits, endpoints = net.model.apply(net.variables, net.preprocess(images), train
     return {"With tl_jax": Loader(code, words)}
 
 
-def texts(output: str, length: int) -> dict[str, Loader]:
-    """Return what loads a text network, with tl_jax and with transformers; ``output`` is that of ``Bert``."""
+def texts(output: str, pooling: str, length: int) -> dict[str, Loader]:
+    """Return what loads a text network, with tl_jax and with transformers; ``output``, ``pooling`` as of ``Bert``."""
     ours = f"""from tl_jax import pretrained
 net = pretrained.load(source="tl_jax", path=".")
 tokens = net.tokenize(texts, max_length={length})
 logits, endpoints = net.model.apply(net.variables, **tokens, train=False)"""
+    if (output, pooling) == ("text", "mean"):
+        theirs = f"""from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModel.from_pretrained(".")
+weights = load_file("model.safetensors")
+tokens = tokenizer(texts, padding=True, truncation=True, max_length={length}, return_tensors="pt")
+seen = tokens["attention_mask"][..., None]
+mean = (model(**tokens).last_hidden_state * seen).sum(1) / seen.sum(1)
+logits = mean @ weights["classifier.weight"].T + weights["classifier.bias"]"""
+        words = "The head reads the mean of tokens, for which transformers has no class; its warning of a new pooler "
+        words += "does not matter, since that is not used."
+        return {"With tl_jax": Loader(ours, _start()), "With transformers": Loader(theirs, words)}
     head = _HEADS[output]
     theirs = f"""from transformers import AutoModelFor{head}, AutoTokenizer
 tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelFor{head}.from_pretrained(".")

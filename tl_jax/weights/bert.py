@@ -181,7 +181,8 @@ def config_of(kind: str, model: Any, classes: tuple[str, ...] = ()) -> dict[str,
     """Return the ``config.json`` of a model of ours."""
     made = {"text": "SequenceClassification", "tokens": "TokenClassification", "masked": "MaskedLM"}
     name = {"bert": "Bert", "distilbert": "DistilBert"}[kind]
-    headed = model.num_classes or model.output == "masked"
+    # To a head on the mean, a class of transformers would add a pooler that nobody trained.
+    headed = model.output == "masked" or (model.num_classes and (model.output, model.pooling) != ("text", "mean"))
     config: dict[str, Any] = {
         "architectures": [f"{name}For{made[model.output]}" if headed else f"{name}Model"],
         "model_type": kind,
