@@ -1,6 +1,7 @@
 """Whole runs of mechanisms: exact resumption with everything on, deltas, averages, looks, and the study of all."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -152,6 +153,12 @@ def test_a_delta_on_other_weights_is_refused(lora, tmp_path):
         pretrained.load("resnet8", "tl_jax", delta=lora[3])
     with pytest.raises(UserError, match="no file"):
         pretrained.load("resnet8", "tl_jax", delta=tmp_path / "absent")
+    shutil.copytree(delta.parent, tmp_path / "damaged")
+    whole = bytearray(delta.read_bytes())
+    whole[-9] ^= 64
+    (tmp_path / "damaged" / delta.name).write_bytes(whole)
+    with pytest.raises(UserError, match=r"delta.safetensors has SHA-256 .*copy the bundle anew"):
+        pretrained.load("resnet8", "tl_jax", delta=tmp_path / "damaged" / delta.name)
 
 
 @pytest.mark.slow

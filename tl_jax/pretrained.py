@@ -94,6 +94,8 @@ def load(
 
 def _with_delta(name: str, source: str, path: str | Path | None, file: Path, options: Mapping[str, Any]) -> Pretrained:
     """Return the network with a delta on top, its adapters merged."""
+    if (file.parent / bundles.FILE).is_file():
+        bundles.check(file.parent, [file.name])
     spec, facts, leaves = deltas.read(file)
     if (spec.model, spec.source) != (name, source):
         raise UserError(f"{file} is a delta of {spec.model} ({spec.source}), not of {name} ({source}); load that")
@@ -112,7 +114,8 @@ def random(name: str, num_classes: int, source: str = "keras", seed: int = 0, **
     if "fc" in {field.name for field in dataclasses.fields(models.create(name, 0))}:
         options = {"fc": False, **options}  # as a new head on loaded weights
     model = models.create(name, num_classes, **{**spec.options, **options})
-    spec = dataclasses.replace(spec, num_classes=num_classes, options=models.options(name, model))
+    options = models.options(name, model)
+    spec = dataclasses.replace(spec, num_classes=num_classes, options=options, licence="")  # which is of weights
     return Pretrained(model, dict(initializer(model)(jax.random.key(seed))), spec, new_head=True, path=None)
 
 
