@@ -6,6 +6,7 @@ from typing import Any
 from configs.fields import METRICS, OF_PICTURES
 from tl_jax.data import dicom
 
+OWN = ("digits", "gratings", "shapes")  # data that are made here
 LISTED = ("folder", "flowers", "index")  # data that may have an index.csv beside the pictures
 
 
@@ -31,6 +32,10 @@ def measures(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
         ),
         f"data.group has an effect with config.data.name={', '.join(LISTED)} only": (
             config.data.group and config.data.name not in LISTED
+        ),
+        f"data.dir={config.data.dir!r} has no effect with config.data.name={config.data.name}, which needs no files; "
+        "set --config.data.name=folder for class folders with pictures": (
+            config.task in OF_PICTURES and config.data.dir and config.data.name in OWN and not config.data.generate
         ),
         "data.label is for texts and for config.data.name=index": (
             config.task in OF_PICTURES and changed("data.label") and config.data.name != "index"

@@ -16,12 +16,15 @@ from tl_jax.errors import UserError
 
 def get_config(folder: str = ""):
     """Return the configuration that ``folder/config.json`` holds."""
-    path = Path(folder) / "config.json"
+    path = Path(folder).expanduser() / "config.json"
     if not path.is_file():
         raise UserError(f"no {path}; write --config=configs/stored.py:RUN_FOLDER")
     config = base.get_config()
-    with config.unlocked():
-        config.update(ConfigDict(json.loads(path.read_text(), object_hook=_tuples)))
+    try:
+        with config.unlocked():
+            config.update(ConfigDict(json.loads(path.read_text(encoding="utf-8"), object_hook=_tuples)))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); pass --config=RECIPE with the fields of that run") from None
     return config
 
 

@@ -107,7 +107,7 @@ def explain(config: base.Config, folder: str | Path, inputs: Sequence[str]) -> P
     assert task.explain
     found = task.explain(state.variables, inputs)
     pairs = zip(found.files, found.found, found.sure, strict=True)
-    captions = [f"{file.name}: {name} {share:.2f}" for file, name, share in pairs]
+    captions = [f"{file.parent.name}/{file.name}: {name} {share:.2f}" for file, name, share in pairs]
     path = overlays.draw(found.seen, found.maps, captions, f"{task.name}: Grad-CAM", folder / "explain.png")
     say("\n".join([*captions, f"picture: {path}"]))
     return path

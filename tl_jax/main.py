@@ -26,7 +26,7 @@ SHARED = ("base", "check", "check_measures", "fields", "kinds", "mechanisms")  #
 STORED = RECIPES / "stored.py"
 MODES = ("train", "eval", "predict", "export", "preview", "find_lr", "play", "explain", "report")
 ASKING = ("predict", "explain")  # modes that take --input
-OWN = ("eval", *ASKING, "export", "play", "report")  # modes that take the configuration of the run itself
+OWN = tuple(mode for mode in MODES if mode != "train")  # modes that take the run's own configuration
 WITH_INPUT = "A sentence, picture or folder of pictures, for --mode=predict or explain; may be given many times."
 
 
@@ -123,7 +123,7 @@ def with_recipe(argv: list[str]) -> list[str]:
             if value is None:
                 raise UserError(f"--{name} has no value; write --{name}=VALUE")
         if name in ("config", "workdir", "mode"):
-            values[name] = value
+            values[name] = str(Path(value).expanduser()) if name == "workdir" else value
         else:
             out.append(arg)
     folder = values.get("workdir", "")

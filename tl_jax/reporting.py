@@ -40,10 +40,7 @@ def at_the_end(folder: str | Path, out: TextIO | None = None) -> None:
 
 def _write(folder: Path) -> Path:
     found = results.read(folder)
-    try:
-        config = stored.get_config(str(folder))
-    except ValueError as e:
-        raise UserError(f"{folder / 'config.json'} is damaged ({e}); no page can be made without it") from None
+    config = stored.get_config(str(folder))
     own = found.first[0]
     known = own.facts or own.summary.get("facts", {})
     changed = {name: [_short(row["here"]), _short(row["base"])] for name, row in facts.changed(config).items()}
@@ -60,7 +57,7 @@ def _about(config: base.Config, known: Mapping[str, Any], folder: Path) -> dict[
         "task": config.task,
         "model": config.model.name,
         "licence": facts.licence_of(config, known.get("spec", {}).get("licence", "")),
-        "command": f"python run.py --config=configs/stored.py:{shlex.quote(folder.name)} --workdir=ANOTHER",
+        "command": f"python run.py --config=configs/stored.py:PATH_OF/{shlex.quote(folder.name)} --workdir=ANOTHER",
     }
 
 

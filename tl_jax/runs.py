@@ -61,6 +61,8 @@ def restore(config: base.Config, folder: Path) -> tuple[Task, TrainState, TrainS
         raise UserError(f"{folder} is a comparison; pass one of its runs, such as --workdir={members[0]}")
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"no checkpoints in {folder}; train first, or pass the --workdir of a run")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"no config.json in {folder}, which says what was trained; train again with a new --workdir")
     workdir.check_owner(folder, config.to_dict())
     task = make_task(config)
     checkpoints = Checkpoints(folder / "checkpoints", task, tidy=False)

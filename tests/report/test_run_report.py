@@ -139,7 +139,7 @@ def test_damaged_files_are_said(tmp_path):
     (folder / "test_details.json").write_text('{"classes": [')
     assert "test_details.json is damaged" in page_of(folder)
     (folder / "summary.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"summary\.json is damaged \(it holds no JSON object\); no page can be made"):
+    with pytest.raises(UserError, match=r"summary\.json is damaged \(it holds no JSON object\); delete it and run"):
         page_of(folder)
     with pytest.raises(UserError, match="no results in .*; train first"):
         reporting.report(base.get_config(), tmp_path / "nowhere")

@@ -77,7 +77,7 @@ def read(folder: Path) -> Results:
     problems: list[str] = []
     summary = load(folder / "summary.json", problems)
     if problems:
-        raise UserError(f"{problems[0]}; no page can be made without it")
+        raise UserError(f"{problems[0]}; delete it and run the same command again, which writes it anew")
     arms = summary.get("arms") or {path.parent.parent.name: 0 for path in sorted(folder.glob("*/seed*/config.json"))}
     seeds = summary.get("seeds") or sorted(
         {int(p.name[4:]) for p in folder.glob("*/seed*") if p.name[4:].isdigit()}  # of a comparison that goes on

@@ -34,7 +34,7 @@ def mistakes(found: Results) -> page.Section | None:
     if rows is None:
         return None
     if not rows:
-        return page.Section("", ["No test example was taken for another class."])
+        return page.Section("", [f"No test example was taken for another class{whose}."])
     text = f"The test examples that it was surest of and wrong about{whose}, with the probability it gave its answer."
     drawn = _pictures(rows) if "picture" in rows[0] else _texts(rows)
     return page.Section("", [text], [page.Raw(drawn)])

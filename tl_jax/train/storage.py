@@ -43,8 +43,8 @@ class Home:
 
 
 def hush() -> None:
-    """Keep orbax from printing, from each of its threads, the traceback of an error that it raises anyway."""
-    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno < logging.ERROR)
+    """Keep orbax from printing: tracebacks, from each of its threads, of errors that it raises anyway, and advice."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
