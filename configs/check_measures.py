@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from configs.fields import METRICS, OF_PICTURES
-from tl_jax.data import dicom
+from tl_jax.data import dicom, medmnist, sources
 
-OWN = ("digits", "gratings", "shapes")  # data that are made here
 LISTED = ("folder", "flowers", "index")  # data that may have an index.csv beside the pictures
 
 
@@ -33,9 +32,9 @@ def measures(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
         f"data.group has an effect with config.data.name={', '.join(LISTED)} only": (
             config.data.group and config.data.name not in LISTED
         ),
-        f"data.dir={config.data.dir!r} has no effect with config.data.name={config.data.name}, which needs no files; "
+        f"data.dir={config.data.dir!r} has no effect with config.data.name={config.data.name}, which reads no folder; "
         "set --config.data.name=folder for class folders with pictures": (
-            config.task in OF_PICTURES and config.data.dir and config.data.name in OWN and not config.data.generate
+            config.task in OF_PICTURES and config.data.dir and config.data.name in (*sources.EMBEDDED, *medmnist.SETS)
         ),
         "data.label is for texts and for config.data.name=index": (
             config.task in OF_PICTURES and changed("data.label") and config.data.name != "index"

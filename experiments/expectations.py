@@ -9,7 +9,6 @@ rounding has not grown by then.
 
 import json
 import os
-import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import record
+from tl_jax import machine
 from tl_jax.errors import UserError
 
 FILE = Path(__file__).parent / "expected.json"
@@ -87,7 +87,7 @@ def entry(name: str, asked: Mapping[str, Any], found: Mapping[str, Any], seconds
         half, why = within(figure, values, found["examples"])
         figures[figure] = {"mean": _short(np.mean(values)), "within": _short(half), "why": why}
         figures[figure]["values"] = [_short(value) for value in values]
-    kind = jax.devices()[0].device_kind
+    kind, cpu = jax.devices()[0].device_kind, f"{os.cpu_count()} CPU cores, {machine.processor()}"
     return {
         "command": command(name, asked),
         **asked,
@@ -95,7 +95,7 @@ def entry(name: str, asked: Mapping[str, Any], found: Mapping[str, Any], seconds
         "examples": found["examples"],
         "steps": found["steps"],
         "seconds": round(seconds, 1),  # of processor time, which other work on the machine does not change
-        "hardware": processor() if kind == "cpu" else f"{len(jax.devices())} x {kind}",
+        "hardware": cpu if kind == "cpu" else f"{len(jax.devices())} x {kind}",
         "versions": {package: api.versions()[package] for package in ("tl_jax", "jax", "numpy")},
         "commit": record.commit(),
     }
@@ -156,15 +156,6 @@ def table(rows: Sequence[Row]) -> str:
     drawn = ["  ".join([*(c.ljust(w) for c, w in zip(line[:4], widths, strict=True)), line[4]]) for line in lines]
     count = {verdict: sum(row.verdict == verdict for row in rows) for verdict in ("as expected", *BAD, "skipped")}
     return "\n".join([*drawn, ", ".join(f"{n} {verdict}" for verdict, n in count.items())])
-
-
-def processor() -> str:
-    """Return which processor this is, as far as the system says, and how many of its cores this process may use."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU cores, {names[0] if names else platform.machine()}"
 
 
 def _short(value: Any) -> float:

@@ -16,6 +16,7 @@ from tl_jax.report import comparison
 from tl_jax.reporting import at_the_end, report
 from tl_jax.runs import check_batches, make_task, restore
 from tl_jax.task import Task, Verdict
+from tl_jax.tasks import details
 from tl_jax.train import describe, devices, hosts, loop, metrics, wise_ft, workdir
 from tl_jax.train.log import say
 from tl_jax.train.state import digest, initial_state
@@ -54,7 +55,7 @@ def evaluate(config: base.Config, folder: str | Path) -> dict[str, Any]:
     """Test the checkpoint that ``config.test_on`` names in a finished or unfinished run, without training."""
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder)
-    values, examples, _, verdict = metrics.evaluate(task, state.variables, "test")
+    values, examples, _, verdict = metrics.evaluate(task, state.variables, "test", details.keep)
     values |= dict.fromkeys(verdict.missing, math.nan)
     if read_json(folder / "summary.json").get("tested_step") == int(state.step):
         _keep_details(task, verdict, folder)  # of a run from before they were written, perhaps
@@ -110,7 +111,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         first = initial_state(task, config.seed).variables
         share, scores = wise_ft.best_share(fitted.task, first, variables)
         variables, extra = interpolate(first, variables, share), {"wise_ft": {"share": share, "validation": scores}}
-    values, examples, compiling, verdict = metrics.evaluate(fitted.task, variables, "test")
+    values, examples, compiling, verdict = metrics.evaluate(fitted.task, variables, "test", details.keep)
     values |= dict.fromkeys(verdict.missing, math.nan)
     held_out = _held_out(fitted.task, variables)
     if config.test_train:

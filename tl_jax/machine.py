@@ -23,11 +23,19 @@ def facts() -> dict[str, Any]:
     return {
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
         "devices": [d.device_kind for d in jax.devices()],
-        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count() or 0},
+        "machine": {"system": platform.system(), "processor": processor(), "cores": os.cpu_count() or 0},
         "python": platform.python_version(),
         "versions": versions(),
         "commit": commit(),
     }
+
+
+def processor() -> str:
+    """Return the name of the processor as far as the system says it, else its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def versions() -> dict[str, str]:

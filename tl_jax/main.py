@@ -26,7 +26,6 @@ SHARED = ("base", "check", "check_measures", "fields", "kinds", "mechanisms")  #
 STORED = RECIPES / "stored.py"
 MODES = ("train", "eval", "predict", "export", "preview", "find_lr", "play", "explain", "report")
 ASKING = ("predict", "explain")  # modes that take --input
-OWN = tuple(mode for mode in MODES if mode != "train")  # modes that take the run's own configuration
 WITH_INPUT = "A sentence, picture or folder of pictures, for --mode=predict or explain; may be given many times."
 
 
@@ -113,7 +112,7 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
 def with_recipe(argv: list[str]) -> list[str]:
     """Return the arguments with one ``--config=FILE`` among them: a file as seen from here, or one that is shipped.
 
-    Without the flag it is the embedded default, or, for the modes of ``OWN``, that of the run itself.
+    Without the flag it is the embedded default, or, for every mode but train, that of the run itself.
     """
     out, values, rest = [argv[0]], {}, iter(argv[1:])
     for arg in rest:
@@ -128,7 +127,7 @@ def with_recipe(argv: list[str]) -> list[str]:
             out.append(arg)
     folder = values.get("workdir", "")
     if "config" not in values:
-        own = values.get("mode") in OWN and (Path(folder) / "config.json").is_file()
+        own = values.get("mode", "train") != "train" and (Path(folder) / "config.json").is_file()
         values["config"] = f"{STORED}:{folder}" if own else str(DEFAULT)
     else:
         values["config"] = recipe(values["config"])

@@ -1,7 +1,6 @@
 """Peers measured in turns: one process each, one at a time, so that what else the machine does meets all of them."""
 
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from experiments.record import commit
+from tl_jax.machine import commit, processor
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,12 +100,8 @@ def matmul_rate(n: int, dtype: str = "float32") -> float:
 
 def machine() -> dict[str, Any]:
     """Return what the numbers were measured on."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    names = {
-        text_line.partition(":")[2].strip() for text_line in text.splitlines() if text_line.startswith("model name")
-    }
     return {
-        "cpu": ", ".join(names) or platform.processor(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "jax": version("jax"),
         "commit": commit(),

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-Z = 1.959964  # of the normal distribution, two-sided 95 %
 RESAMPLES = 1000  # of a bootstrap
 LARGEST = 200  # classes of which confusions are resampled
 
@@ -40,10 +39,10 @@ def of_run(summary: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
     """Return Wilson's score interval of a share (Wilson 1927)."""
-    share, weight = hits / total, Z**2 / total
-    middle = (share + weight / 2) / (1 + weight)
-    half = Z / (1 + weight) * np.sqrt(share * (1 - share) / total + weight / (4 * total))
-    return float(middle - half), float(middle + half)
+    from scipy.stats import binomtest  # takes half a second
+
+    low, high = binomtest(hits, total).proportion_ci(0.95, "wilson")
+    return float(low), float(high)
 
 
 def _resampled(counts: np.ndarray, size: int) -> dict[str, np.ndarray]:

@@ -31,7 +31,7 @@ from tl_jax.transfer.penalties import Regularize
 
 # Operations for each byte of a map below which it is computed again rather than kept and read. An estimate.
 LEAST_WORK = 1000.0
-AT_ONCE = 32  # pictures on a CPU: as fast as 256, and at 224 pixels in a third of the memory
+AT_ONCE = 32  # pictures on a CPU: as fast as 256, and at 224 pixels in a quarter of the memory
 KINDS = ("params", "batch_stats")
 
 

@@ -13,7 +13,7 @@ from tl_jax.errors import UserError, nearest
 from tl_jax.report import reliability
 from tl_jax.task import Batch, Verdict
 from tl_jax.tasks import scores
-from tl_jax.tasks.details import Scored, keep, scored
+from tl_jax.tasks.details import Scored, scored
 from tl_jax.train.log import say
 
 
@@ -148,6 +148,4 @@ def _calibrate(tested: Scored, validated: Scored, folder: Path) -> dict[str, flo
 
 def fields(how: Judging | None) -> dict[str, Any]:
     """Return the fields of a ``Task`` that measure what is wanted."""
-    if how is None:
-        return {"judge": keep}
-    return {"judge": functools.partial(judge, how), "report": functools.partial(report, how)}
+    return {} if how is None else {"judge": functools.partial(judge, how), "report": functools.partial(report, how)}

@@ -51,10 +51,15 @@ def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]])
     return np.concatenate(rows)
 
 
-def evaluate(task: Task, variables: Any, part: str) -> Evaluation:
-    """Return the metrics over every example of ``part``, each counted once."""
-    judge = task.judge
-    asked = _with_predictions(task.metrics, task.predict) if judge else task.metrics
+def evaluate(task: Task, variables: Any, part: str, keep: Any = None) -> Evaluation:
+    """Return the metrics over every example of ``part``, each counted once.
+
+    ``keep`` judges where a task with ``details`` has no judge of its own; the program is the same without it, but what
+    it predicts is dropped batch by batch.
+    """
+    predicts = bool(task.judge or task.details)
+    judge = task.judge or (keep if predicts else None)
+    asked = _with_predictions(task.metrics, task.predict) if predicts else task.metrics
     step = make_eval_step(asked, sharding.is_sharded(variables))
     rows, seen, examples, compiling = [], [], 0, 0.0
     for host in task.eval_batches(part):
@@ -62,7 +67,8 @@ def evaluate(task: Task, variables: Any, part: str) -> Evaluation:
         batch = devices.put(host)
         program = devices.compiled(step, variables, batch)
         compiling += program.seconds
-        rows.append(program.execute(variables, batch))
+        out = program.execute(variables, batch)
+        rows.append(out[0] if predicts and not judge else out)
         seen += [{name: host[name] for name in host if name != "image"}] if judge else []  # pictures need room
         if len(rows) % QUEUE == 0:
             jax.block_until_ready(rows[-1])
