@@ -44,4 +44,5 @@ def test_colours_are_those_of_the_kinds_and_nothing_is_read_as_a_formula(tmp_pat
 
 def test_more_kinds_than_colours_take_turns(tmp_path):
     kinds = {f"tag {i}": f"{i}" for i in range(20)}
-    draw([Text("", [Piece("x", kind) for kind in kinds])], kinds, "", tmp_path / "a.png")
+    path = draw([Text("", [Piece("x", kind) for kind in kinds])], kinds, "", tmp_path / "a.png")
+    assert all(painted(path, colour) for colour in pieces.OTHERS)
