@@ -38,7 +38,7 @@ class PolicyStepper:
         state: TrainState,
         stream: jax.Array,
         first: int,
-        most: int,
+        most: int = MOST_UPDATES,
     ):
         self.most = min(MOST_UPDATES, most)
         self._phase, self._stream, self._rates = phase, stream, learning_rates(phase.rate)

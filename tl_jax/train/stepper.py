@@ -32,7 +32,15 @@ class Stepper:
         most: steps that one call may take.
     """
 
-    def __init__(self, phase: Phase, objective: Objective, state: TrainState, stream: jax.Array, first: int, most: int):
+    def __init__(
+        self,
+        phase: Phase,
+        objective: Objective,
+        state: TrainState,
+        stream: jax.Array,
+        first: int,
+        most: int = MOST_STEPS,
+    ):
         self._phase, self._batch, self._stream = phase, objective.train_batch, stream
         self._rates = learning_rates(phase.rate)
         self._sharded = sharding.is_sharded(state)
