@@ -40,6 +40,29 @@ def test_convolution_as_matrix_product_equals_lax(size, window, stride, padding)
     )
 
 
+@pytest.mark.parametrize(
+    "size,window,stride,padding", [(5, (1, 1), 2, "half"), (6, (1, 1), 1, "same"), (1, (3, 3), 1, "half")]
+)
+def test_what_gpus_compute_as_a_product_equals_lax(size, window, stride, padding, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    kx, kk = jax.random.split(jax.random.key(size))
+    x, k = jax.random.normal(kx, (2, size, size, 3)), jax.random.normal(kk, (*window, 3, 4))
+    zeros = convolution.pads(x.shape[1:3], window, stride, padding)
+    ours = lambda x, k: convolution.conv2d(x, k, stride, zeros)  # noqa: E731
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(ours)(x, k))
+    agree(ours, lambda x, k: convolution._conv2d_lax(x, k, stride, zeros), x, k)
+
+
+@pytest.mark.parametrize("rows,channels", [(64, (96, 3)), (4, (96, 64)), (64, (3, 96))])
+def test_sums_of_products_over_rows(rows, channels):
+    """Whichever factor is turned over, also for several heads at once."""
+    kx, kd = jax.random.split(jax.random.key(rows))
+    x, d = jax.random.normal(kx, (2, rows, channels[0])), jax.random.normal(kd, (2, rows, channels[1]))
+    with jax.default_matmul_precision("float32"):
+        found = jax.jit(jax.vmap(winograd.rows_product))(x, d)
+    np.testing.assert_allclose(found, np.einsum("nrc,nrf->ncf", x, d), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [1, 4, 7])
 @pytest.mark.parametrize("channels", [(3, 5), (5, 3)])
 @pytest.mark.parametrize("zeros", [((1, 1), (1, 1)), ((0, 2), (2, 1)), ((1, 2), (1, 1))])

