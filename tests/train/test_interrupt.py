@@ -15,18 +15,22 @@ from tl_jax.train.state import digest
 pytestmark = pytest.mark.fast
 
 
-def told(signum, at):
-    """Return the tiny task, whose batch ``at`` comes with a signal."""
-    task = tiny.task()
+@pytest.fixture
+def told(monkeypatch):
+    """Return what has a signal sent with the call that takes step ``at``, once."""
 
-    class Tells(type(task.train_batch)):
-        def rows(self, step):
-            if step == at and not sent:
+    def prepare(signum, at):
+        sent = []
+
+        def tells(self, state, first, stop):
+            if first <= at < stop and not sent:
                 sent.append(os.kill(os.getpid(), signum))
-            return super().rows(step)
+            return advance(self, state, first, stop)
 
-    sent = []
-    return task._replace(train_batch=Tells(*task.train_batch))
+        monkeypatch.setattr(stepper.Stepper, "advance", tells)
+
+    advance = stepper.Stepper.advance
+    return prepare
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +41,11 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("signum, kind", [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)])
 @pytest.mark.parametrize("at", [1, 4, 5, 7, 9])
-def test_a_run_told_to_stop_loses_nothing(whole, tmp_path, signum, kind, at):
+def test_a_run_told_to_stop_loses_nothing(whole, told, tmp_path, signum, kind, at):
     """Checkpoints come every third step, rows of metrics every second: most of these fall between."""
+    told(signum, at)
     with pytest.raises(kind, match=r"stopped after step \d+, which is saved"):
-        loop.fit(told(signum, at), tiny.plan(), PACE, 0, tmp_path, verbose=False)
+        loop.fit(tiny.task(), tiny.plan(), PACE, 0, tmp_path, verbose=False)
     resumed = fit(tmp_path)
     assert at <= resumed.resumed_from <= at + 2  # a call takes some steps at once
     assert digest(resumed.state.variables) == digest(whole[1].state.variables)
@@ -48,12 +53,13 @@ def test_a_run_told_to_stop_loses_nothing(whole, tmp_path, signum, kind, at):
     assert rows(tmp_path, "validation") == rows(whole[0], "validation")
 
 
-def test_stopped_twice_in_the_same_row(tmp_path, monkeypatch):
+def test_stopped_twice_in_the_same_row(told, tmp_path, monkeypatch):
     pace = PACE._replace(log=6, save=6)
     monkeypatch.setattr(stepper, "MOST_STEPS", 2)  # of a call
     for at in (1, 2):
+        told(signal.SIGTERM, at)
         with pytest.raises(Preempted):
-            loop.fit(told(signal.SIGTERM, at), tiny.plan(), pace, 0, tmp_path / "cut", verbose=False)
+            loop.fit(tiny.task(), tiny.plan(), pace, 0, tmp_path / "cut", verbose=False)
     for folder in ("cut", "one"):
         loop.fit(tiny.task(), tiny.plan(), pace, 0, tmp_path / folder, verbose=False).checkpoints.close()
     assert rows(tmp_path / "cut", "train") == rows(tmp_path / "one", "train")

@@ -17,15 +17,16 @@ def _order(seed: int, n: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, 3, epoch)).permutation(n)
 
 
-def train_indices(seed: int, n: int, batch_size: int, step: int) -> np.ndarray:
-    """Return the indices (batch_size,) of training batch ``step``.
+def train_indices(seed: int, n: int, batch_size: int, step: int, views: int = 1) -> np.ndarray:
+    """Return the indices (batch_size,) of training batch ``step``, in [0, views * n).
 
     Examples come as one endless stream of reshuffled epochs, and a batch may straddle two of them: every example is
-    used once before any is used again, no batch is short, and a set smaller than a batch works too.
+    used once before any is used again, no batch is short, and a set smaller than a batch works too. Each epoch sees
+    the next of ``views`` of all examples, which lie one after another.
     """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = positions // n
-    return np.concatenate([_order(seed, n, int(e))[positions[epochs == e] % n] for e in np.unique(epochs)])
+    start, stop = step * batch_size, (step + 1) * batch_size
+    epochs = range(start // n, (stop - 1) // n + 1)
+    return np.concatenate([e % views * n + _order(seed, n, e)[max(0, start - e * n) : stop - e * n] for e in epochs])
 
 
 class Stream(NamedTuple):
@@ -46,8 +47,7 @@ class Stream(NamedTuple):
     def rows(self, step: int) -> np.ndarray:
         """Return the rows (B,) of ``images`` that make up batch ``step``; each epoch sees the next view."""
         n = len(self.labels)
-        epochs = np.arange(step * self.batch_size, (step + 1) * self.batch_size) // n
-        return epochs % (len(self.images) // n) * n + train_indices(self.seed, n, self.batch_size, step)
+        return train_indices(self.seed, n, self.batch_size, step, len(self.images) // n)
 
     def __call__(self, step: int, share: slice = slice(None)) -> Mapping[str, np.ndarray]:
         """Return ``image`` (B, ...), ``label`` int32 (B,) and ``mask`` float32 (B,) of batch ``step``, or a share."""

@@ -47,7 +47,7 @@ class Stepper:
         made = objective.loss, phase.optim, phase.rules, phase.batch_stats, self._sharded
         batch = devices.put(self._batch(first))
         call = (state, batch, stream, devices.everywhere(self._rates[0]))
-        self._data, self._following = None, None
+        self._data, self._following, self._ahead = None, None, {}
         step = make_train_step(*made)
         self.flops = devices.flops(step, *call)
         # What is in memory is on the device as it is.
@@ -73,6 +73,7 @@ class Stepper:
             state, row = execute(state, batch, self._stream, devices.everywhere(rates[0]))
             return state, [{**row, "lr": rates[0]}]
         state, rows = self._loop.execute(state, *self._steps(first, stop))
+        self._read_ahead(stop)  # while those steps are being taken
         rows = jax.device_get(rows)
         return state, [{**jax.tree.map(lambda v, i=i: v[i], rows), "lr": rate} for i, rate in enumerate(rates)]
 
@@ -116,15 +117,16 @@ class Stepper:
     def _steps(self, first: int, stop: int) -> tuple[Any, ...]:
         """Return the arguments of the loop: data, rows, stream key, rates, count."""
         at = np.minimum(np.arange(self.most) + first - self._phase.start, len(self._rates) - 1)
-        return (
-            *self._examples(first, stop),
-            self._stream,
-            *devices.everywhere((self._rates[at], np.int32(stop - first))),
-        )
+        examples = self._ahead.pop(first, None) or self._examples(first)
+        rates_and_count = devices.everywhere((self._rates[at], np.int32(stop - first)))
+        return *examples, self._stream, *rates_and_count
 
-    def _examples(self, first: int, stop: int) -> tuple[Any, jax.Array]:
-        """Return the data and the rows in them (most, B) of the steps ``first`` to ``stop``, the last one repeated."""
-        last = max(first, stop - 1)
+    def _read_ahead(self, first: int) -> None:
+        self._ahead = {first: self._examples(first)} if first < self._phase.stop else {}
+
+    def _examples(self, first: int) -> tuple[Any, jax.Array]:
+        """Return the data and the rows in them (most, B) of the steps from ``first`` on; the phase's last repeats."""
+        last = self._phase.stop - 1
         rows = np.stack([self._batch.rows(min(step, last)) for step in range(first, first + self.most)])
         if not self._near:
             return self._data, devices.everywhere(rows.astype(np.int32))
