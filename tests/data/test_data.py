@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from tl_jax.data import batches, drawn, preprocess, sources, splits
 from tl_jax.data.augment import Augment, augment
+from tl_jax.data.pictures import held_out
 from tl_jax.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -224,3 +227,24 @@ def test_a_test_part_without_labels_is_passed_over(tmp_path):
 
 def test_the_newest_version_is_read_by_number(tmp_path):
     assert sources._version("10.0.0") > sources._version("9.1.0")
+
+
+def test_what_is_held_out_is_cut_once_by_scikit_learn(monkeypatch, tmp_path):
+    monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path))
+    labels = np.arange(60) % 3
+    train, test = held_out("toy", labels, ("a", "b", "c"), "third")
+    expected = train_test_split(np.arange(60), test_size=1 / 3, random_state=0, stratify=labels)
+    np.testing.assert_array_equal(train, np.sort(expected[0]))
+    np.testing.assert_array_equal(test, np.sort(expected[1]))
+    monkeypatch.setattr("tl_jax.data.pictures._tested", lambda *_: pytest.fail("cut again"))
+    np.testing.assert_array_equal(held_out("toy", labels, ("a", "b", "c"), "third")[1], test)
+    with pytest.raises(pytest.fail.Exception, match="cut again"):
+        held_out("toy", labels[::-1], ("a", "b", "c"), "third")
+
+
+def test_digits_are_scikit_learns():
+    digits, source = load_digits(), sources.digits()
+    seen = np.concatenate([source.train.images, source.test.images])[..., 0].reshape(-1, 64)
+    order, expected = np.lexsort(seen.T), np.round(digits.data * (255 / 16))
+    np.testing.assert_array_equal(seen[order], expected[np.lexsort(expected.T)])
+    assert len(source.test.labels) == 599 and np.bincount(source.train.labels).min() > 100

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit  # the quantile of Student's t; scipy.stats takes a second to import
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
     """Return the mean and the half width of its 95 % interval (Student's t), which one value does not have."""
-    from scipy import stats
-
     values = np.asarray(values, float)
     if len(values) < 2:
         return float(values.mean()), None
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), float(half)
 
 
