@@ -203,6 +203,9 @@ FIELDS = {
     ),
     # What is written down.
     "save_every": Field(1.0, "epochs between checkpoints, each after an evaluation on the validation part", low=1e-6),
+    "save_rest": Field(
+        10.0, "seconds for which no checkpoint follows another, but for the best so far and a phase's last", low=0.0
+    ),
     "test_on": Field("last", "checkpoint to test: the last, or the best on validation", ("last", "best")),
     "test_train": Field(False, "test the training part too: its distance from the test part shows overfitting"),
     "metrics": Field((), f"of pictures beside accuracy: {', '.join(METRICS)}; auc with an interval over groups"),

@@ -95,7 +95,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
     seconds = {"data": time.monotonic() - clock}
     plan = phases.resolve(config, task.sizes, task.parts)
     save = max(1, round(config.save_every * task.sizes["train"] / config.batch_size))
-    pace = loop.Pace(save, config.log_every, config.patience)
+    pace = loop.Pace(save, config.log_every, config.patience, config.save_rest)
     if verbose:
         say(f"{task.name}: " + ", ".join(f"{n:,} {part}" for part, n in task.sizes.items()) + f" examples; {folder}")
     fitted = loop.fit(

@@ -118,6 +118,21 @@ def test_checkpoints_keep_the_last_two_and_the_best(whole):
     checkpoints.close()
 
 
+def test_checkpoints_rest_but_for_better_ones_and_the_ends_of_phases(whole, tmp_path, monkeypatch):
+    """With all the time in the world to wait for, only those that matter are written; training is the same."""
+    saved, save = [], Checkpoints.save
+    scores = iter([0.3, 0.2, 0.5, 0.4, 0.5, 0.1, 0.4, 0.6, 0.5, 0.3, 0.2, 0.1])  # after each of the twelve steps
+    found = lambda *_: metrics.Evaluation({"accuracy": next(scores)}, 10, 0.0)  # noqa: E731
+    monkeypatch.setattr(metrics, "evaluate", found)
+    monkeypatch.setattr(
+        Checkpoints, "save", lambda self, state, m: (saved.append(int(state.step)), save(self, state, m))
+    )
+    fitted = loop.fit(tiny.task(), tiny.plan(), loop.Pace(save=1, log=2, rest=1e9), 0, tmp_path, verbose=False)
+    fitted.checkpoints.close()
+    assert saved == [1, 3, 5, 6, 8, 12]  # better or as good, and 6 and 12, where phases end
+    assert digest(fitted.state.variables) == digest(whole[1].state.variables)
+
+
 def test_a_loss_that_is_not_finite_names_step_and_checkpoint(tmp_path):
     bad = tiny.data()
     bad.images[tiny.batches.train_indices(0, 45, 8, 4)[0]] = np.nan  # first met in step 5 (or earlier, see below)

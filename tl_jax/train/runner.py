@@ -31,11 +31,14 @@ class Pace(NamedTuple):
         save: steps between checkpoints, each after an evaluation.
         log: steps between rows of metrics.
         patience: evaluations of the last phase without a better one after which the run ends; 0 for never.
+        rest: seconds for which no checkpoint follows another, but for the best so far and the last of a phase:
+            writing one takes longer than a short epoch does.
     """
 
     save: int
     log: int
     patience: int = 0
+    rest: float = 0.0
 
 
 class Run:
@@ -60,13 +63,14 @@ class Run:
         self.seconds = {"features": 0.0, "compile": 0.0, "train": 0.0, "eval": 0.0}
         self.seen: dict[int, Task] = {}  # by the phase that starts at a step
         self.taken = 0  # steps since this process started
+        self.best, self.saved = -math.inf, -math.inf  # validation score, and when the last checkpoint was begun
 
     def phases(self, plan: Sequence[Phase], done: int) -> tuple[TrainState, dict[str, int]]:
         """Go through the phases from step ``done``; return the last state and the last phase's parameter counts."""
         state = initial_state(self.task, self.seed, self.sharded)
         parameters = {"trainable": 0, "frozen": tree.count(state.params)}
         if not plan and self.checkpoints.latest() is None:
-            self._evaluate_and_save("start", state, self.task)
+            self._save(state, self._evaluate("start", state, self.task), sure=True)
         for phase in plan:
             parameters = partition.count_split(state.params, partition.trainable(state.params, phase.rules))
             if done >= phase.stop and phase is not plan[-1]:
@@ -113,9 +117,11 @@ class Run:
                 pending = []
             if save:
                 self.seconds["train"] += time.monotonic() - clock
-                values = self._evaluate_and_save(phase.name, state, task)
+                values = self._evaluate(phase.name, state, task)
                 scores += [values[self.task.score]] if patience and values else []
-                if early_stop.exhausted(scores, patience):
+                enough = early_stop.exhausted(scores, patience)
+                self._save(state, values, sure=enough or now == phase.stop)
+                if enough:
                     self.log.say(f"no better validation {self.task.score} in {patience} evaluations: stopped early")
                     break
                 clock = time.monotonic()
@@ -181,18 +187,29 @@ class Run:
                     "lower config.optim.lr or set config.optim.clip_norm, with a new --workdir"
                 )
 
-    def _evaluate_and_save(self, phase: str, state: TrainState, task: Task) -> dict[str, float] | None:
-        """Return the metrics on the validation part, None where there is none; keep the state."""
-        clock = time.monotonic()
-        values, now, shown, compiling = None, int(state.step), "", 0.0
-        if self.task.sizes.get("validation"):
-            values, _, compiling, _ = metrics.evaluate(task, state.tested, "validation")
-            self._check_finite(f"validation after step {now} (phase {phase})", values)
-            self.log.row(now, "validation", values, phase=phase)
-            shown = "validation " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()) + "; "
-        self.checkpoints.save(state, values)
+    def _evaluate(self, phase: str, state: TrainState, task: Task) -> dict[str, float] | None:
+        """Return the metrics on the validation part, None where there is none."""
+        if not self.task.sizes.get("validation"):
+            return None
+        clock, now = time.monotonic(), int(state.step)
+        values, _, compiling, _ = metrics.evaluate(task, state.tested, "validation")
+        self._check_finite(f"validation after step {now} (phase {phase})", values)
+        self.log.row(now, "validation", values, phase=phase)
         self.seconds["compile"] += compiling
         self.seconds["eval"] += time.monotonic() - clock - compiling
-        spent = self.seconds["train"] + self.seconds["eval"]
-        self.log.say(f"step {now:,}: {shown}{self.log.eta(now, self.taken, spent)}")
         return values
+
+    def _save(self, state: TrainState, values: dict[str, float] | None, sure: bool) -> None:
+        """Keep a state where that is ``sure`` or due, see ``Pace.rest``; tell how it does and how long is left."""
+        clock, now = time.monotonic(), int(state.step)
+        better = values is not None and values[self.task.score] >= self.best
+        if better:
+            self.best = values[self.task.score]
+        # Clocks of several processes differ, and all of them must come to write.
+        if sure or better or jax.process_count() > 1 or clock - self.saved >= self.pace.rest:
+            self.checkpoints.save(state, values)
+            self.saved = time.monotonic()
+        self.seconds["eval"] += time.monotonic() - clock
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in (values or {}).items())
+        spent = self.seconds["train"] + self.seconds["eval"]
+        self.log.say(f"step {now:,}: {f'validation {shown}; ' if values else ''}{self.log.eta(now, self.taken, spent)}")
