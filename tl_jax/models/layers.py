@@ -37,8 +37,8 @@ class Conv(nn.Module):
     """2-D convolution, (N, H, W, C) -> (N, H', W', features).
 
     On CPU, 1x1 kernels and small pictures are computed as a matrix product of patches: XLA's CPU convolution reaches
-    a tenth of the machine's rate there. Elsewhere it is ``lax.conv_general_dilated``. Both give the same values up to
-    float32 rounding.
+    a tenth of the machine's rate there. On a GPU 1x1 kernels are products, and all else is ``lax.conv_general_dilated``
+    (``convolution.way``). All give the same values up to float32 rounding.
 
     Attributes:
         features: output channels.

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from tl_jax.train import hosts
@@ -34,7 +33,7 @@ class Log:
         temporary = self._path.with_name(self._path.name + ".tmp")
         temporary.write_text("".join(row for row in rows if _step(row) <= step))
         temporary.replace(self._path)  # a kill in between must not cost the history
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30)
+        self._board = _summary_writer()(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30)
 
     def row(self, step: int, split: str, values: Mapping[str, float], **where: Any) -> None:
         """Append one row of metrics."""
@@ -68,6 +67,19 @@ class Log:
         self._bar.close()
         if self._board:
             self._board.close()
+
+
+def _summary_writer() -> Any:
+    """Return tensorboardX' writer; importing that imports PyTorch where it is installed, which takes 3 s and 0.7 GB."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def _step(row: str) -> float:
