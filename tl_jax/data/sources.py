@@ -80,7 +80,7 @@ def digits() -> Source:
 
 def _digits() -> np.ndarray:
     """Return the 64 grey values of each digit, 0 to 16, and which it is: (1797, 65)."""
-    from sklearn.datasets import load_digits  # takes 1.3 s
+    from sklearn.datasets import load_digits  # takes 1.4 s
 
     bunch = load_digits()
     return np.concatenate([bunch.data, bunch.target[:, None]], axis=1)

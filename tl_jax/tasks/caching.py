@@ -31,7 +31,7 @@ from tl_jax.transfer.penalties import Regularize
 
 # Operations for each byte of a map below which it is computed again rather than kept and read. An estimate.
 LEAST_WORK = 1000.0
-# Pictures on a CPU: at 224 pixels 32 are as fast as 256, in a quarter of the memory; at 32 256 are a sixth faster.
+# Pictures on a CPU: at 224 pixels 32 are as fast as 256, in a quarter of the memory; at 32 256 are an eighth faster.
 AT_ONCE, PIXELS_AT_ONCE = 32, 2**18
 KINDS = ("params", "batch_stats")
 

@@ -70,7 +70,7 @@ class Log:
 
 
 def _summary_writer() -> Any:
-    """Return tensorboardX' writer; importing that imports PyTorch where it is installed, which takes 3 s and 0.7 GB."""
+    """Return tensorboardX' writer; importing that imports PyTorch where it is installed, which takes 2 s and 0.7 GB."""
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]

@@ -47,7 +47,7 @@ class Stepper:
         made = objective.loss, phase.optim, phase.rules, phase.batch_stats, self._sharded
         batch = devices.put(self._batch(first))
         call = (state, batch, stream, devices.everywhere(self._rates[0]))
-        self._data, self._following, self._ahead = None, None, {}
+        self._data, self._following, self._read = None, None, (-1, ())
         step = make_train_step(*made)
         self.flops = devices.flops(step, *call)
         # What is in memory is on the device as it is.
@@ -73,7 +73,8 @@ class Stepper:
             state, row = execute(state, batch, self._stream, devices.everywhere(rates[0]))
             return state, [{**row, "lr": rates[0]}]
         state, rows = self._loop.execute(state, *self._steps(first, stop))
-        self._read_ahead(stop)  # while those steps are being taken
+        if stop < self._phase.stop:
+            self._examples(stop)  # are read while those steps are being taken
         rows = jax.device_get(rows)
         return state, [{**jax.tree.map(lambda v, i=i: v[i], rows), "lr": rate} for i, rate in enumerate(rates)]
 
@@ -117,15 +118,19 @@ class Stepper:
     def _steps(self, first: int, stop: int) -> tuple[Any, ...]:
         """Return the arguments of the loop: data, rows, stream key, rates, count."""
         at = np.minimum(np.arange(self.most) + first - self._phase.start, len(self._rates) - 1)
-        examples = self._ahead.pop(first, None) or self._examples(first)
         rates_and_count = devices.everywhere((self._rates[at], np.int32(stop - first)))
-        return *examples, self._stream, *rates_and_count
+        return *self._examples(first), self._stream, *rates_and_count
 
-    def _read_ahead(self, first: int) -> None:
-        self._ahead = {first: self._examples(first)} if first < self._phase.stop else {}
+    def _examples(self, first: int) -> tuple[Any, ...]:
+        """Return the data and the rows in them (most, B) of the steps from ``first`` on; the phase's last repeats.
 
-    def _examples(self, first: int) -> tuple[Any, jax.Array]:
-        """Return the data and the rows in them (most, B) of the steps from ``first`` on; the phase's last repeats."""
+        They are kept until others are asked for.
+        """
+        if self._read[0] != first:
+            self._read = first, self._gathered(first)
+        return self._read[1]
+
+    def _gathered(self, first: int) -> tuple[Any, jax.Array]:
         last = self._phase.stop - 1
         rows = np.stack([self._batch.rows(min(step, last)) for step in range(first, first + self.most)])
         if not self._near:
