@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -32,8 +33,10 @@ def untouched():
         "jax_persistent_cache_min_compile_time_secs",
     )
     before = {name: getattr(jax.config, name) for name in names}
+    shown = warnings.showwarning
     jax.config.update("jax_compilation_cache_dir", None)
     yield
+    warnings.showwarning = shown
     for name, value in before.items():
         jax.config.update(name, value)
 
@@ -70,6 +73,52 @@ def test_a_folder_that_others_write_to_is_not_used(tmp_path, monkeypatch):
     assert compile_cache.enable() is None and jax.config.jax_compilation_cache_dir is None
     folder.chmod(0o700)
     assert compile_cache.enable() == folder
+
+
+def programs(cache: Path) -> list[Path]:
+    return sorted(cache.glob("programs/*/*-cache"))
+
+
+@pytest.mark.parametrize("harm", ["killed between the two files", "killed in the program", "killed before it"])
+def test_a_kill_while_a_program_is_written_costs_that_program_alone(tmp_path, harm):
+    child(tmp_path)
+    before = programs(tmp_path)
+    first = before[0]
+    used = first.with_name(first.name.removesuffix("-cache") + "-atime")
+    if harm == "killed between the two files":
+        used.unlink()
+    elif harm == "killed in the program":
+        first.write_bytes(b"")
+    else:
+        first.unlink()
+    child(tmp_path)
+    assert programs(tmp_path) == before and used.stat().st_size and first.stat().st_size
+    assert int(child(tmp_path)[1].split()[1]) == len(before)  # every program is found
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "other"])
+def test_a_damaged_program_is_compiled_once_more_and_then_kept(tmp_path, harm):
+    child(tmp_path)
+    before = programs(tmp_path)
+    for path in before:
+        data = bytearray(path.read_bytes())
+        at = len(data) // 2
+        data[at] ^= 0x10
+        path.write_bytes({"cut": bytes(data[:at]), "flipped": bytes(data), "other": b"no program"}[harm])
+    again = child(tmp_path)
+    assert again[1] == "hits 0"
+    assert int(child(tmp_path)[1].split()[1]) == len(before)
+
+
+def test_a_damaged_program_is_not_shown_as_a_warning(tmp_path):
+    child(tmp_path)
+    for path in programs(tmp_path):
+        path.write_bytes(b"no program")
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD], cwd=ROOT, env={**os.environ, "TL_JAX_CACHE": str(tmp_path)}, capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0 and "persistent compilation cache" not in done.stderr
 
 
 def test_no_place_to_write_is_no_reason_to_stop(tmp_path, monkeypatch):
