@@ -21,6 +21,7 @@ FLOORS = {
     "tl_jax.specs": 0,
     "tl_jax.task": 0,
     "tl_jax.verification": 0,
+    "tl_jax.waiting": 0,
     "tl_jax.models": 1,
     "tl_jax.weights": 1,
     "tl_jax.weights.convert": 3,  # a command, which needs models and weights

@@ -64,6 +64,13 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path, capsys):
     assert found.tolist() == [1.0, 1.0] and "cannot write" in capsys.readouterr().err
 
 
+def test_a_full_disk_is_said_once_however_many_arrays_meet_it(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for key in ("a", "b", "c"):
+        Shelf(tmp_path / "file" / "shelf", 10**6).get(key, (2,), np.float32, lambda: iter([np.ones(2)]))
+    assert capsys.readouterr().err.count("not kept for the next run") == 1
+
+
 def test_what_cannot_be_made_is_an_error(tmp_path):
     def broken():
         yield np.zeros(5)

@@ -5,6 +5,7 @@ tl-jax [--config=RECIPE[:VARIANT]] [--workdir=DIR] [--mode=MODE] [--config.FIELD
 RECIPE is a file, or the name of one that is shipped, such as digits_resnet. ``python run.py`` is the same command.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -19,6 +20,7 @@ import configs
 from tl_jax import command
 from tl_jax.config import check_known
 from tl_jax.errors import UserError, nearest
+from tl_jax.waiting import waiting
 
 RECIPES = Path(configs.__file__).parent
 DEFAULT = RECIPES / "digits_resnet.py"
@@ -26,6 +28,7 @@ SHARED = ("base", "check", "check_measures", "fields", "kinds", "mechanisms")  #
 STORED = RECIPES / "stored.py"
 MODES = ("train", "eval", "predict", "export", "preview", "find_lr", "play", "explain", "report")
 ASKING = ("predict", "explain")  # modes that take --input
+LOADING = "loading JAX and the recipe"
 WITH_INPUT = "A sentence, picture or folder of pictures, for --mode=predict or explain; may be given many times."
 
 
@@ -63,9 +66,10 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
 
 def call(_: list[str]) -> None:
     """Make one call into ``tl_jax.api``, as the flags say."""
-    from tl_jax import api, reporting
-    from tl_jax.train import hosts, storage
-    from tl_jax.train.workdir import finite
+    with waiting(LOADING):
+        from tl_jax import api, reporting
+        from tl_jax.train import hosts, storage
+        from tl_jax.train.workdir import finite
 
     given = flags.FLAGS
     if given.distributed:
@@ -77,7 +81,8 @@ def call(_: list[str]) -> None:
     if given.input and given.mode not in ASKING:
         raise UserError(f"--input has an effect with --mode={' and '.join(ASKING)} only")
     called = getattr(api, {"train": "run", "eval": "evaluate"}.get(given.mode, given.mode))
-    result = called(config, workdir, **({"inputs": given.input} if given.mode in ASKING else {}))
+    with contextlib.nullcontext() if given.mode == "train" else waiting(f"--mode={given.mode} of {workdir}"):
+        result = called(config, workdir, **({"inputs": given.input} if given.mode in ASKING else {}))
     if given.mode == "eval":
         print(json.dumps(finite(result), indent=2))
         reporting.at_the_end(workdir, sys.stderr)  # what goes to stdout is JSON
@@ -92,10 +97,11 @@ def default_workdir(config) -> str:
 def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parse the flags into ``values``, turning what the libraries raise about them into one line."""
     argv = with_recipe(argv)
-    for arg in argv[1:]:
-        check(arg)
     try:
-        rest = values(argv)
+        with waiting(LOADING):  # a recipe imports most of what training needs
+            for arg in argv[1:]:
+                check(arg)
+            rest = values(argv)
     except flags.Error as e:
         raise UserError(f"{e}".replace("\n", "; ")) from None
     except IndexError:

@@ -18,6 +18,7 @@ from tl_jax.fetch import locked
 
 DAY = 86400.0  # seconds
 HERE = Path(__file__).parent
+_told: set[Path] = set()  # folders of which was said that they cannot be written
 
 
 @functools.cache
@@ -58,7 +59,9 @@ class Shelf(NamedTuple):
         return np.load(path, mmap_mode="r", allow_pickle=False).view(dtype)
 
     def _in_memory(self, dtype: Any, make: Callable[[], Iterator[np.ndarray]], why: Exception) -> np.ndarray:
-        tqdm.write(f"not kept for the next run: {why}; set $TL_JAX_CACHE to a folder with room", file=sys.stderr)
+        if self.folder not in _told:  # once is enough: the other arrays meet the same disk
+            _told.add(self.folder)
+            tqdm.write(f"not kept for the next run: {why}; set $TL_JAX_CACHE to a folder with room", file=sys.stderr)
         return np.concatenate([np.asarray(rows, dtype) for rows in make()])
 
     def _write(self, path: Path, shape: tuple[int, ...], dtype: Any, make: Callable[[], Iterator[np.ndarray]]) -> None:

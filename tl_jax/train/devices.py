@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tl_jax.errors import UserError
 from tl_jax.train import work
+from tl_jax.waiting import waiting
 
 AXIS = "data"  # of the mesh
 
@@ -94,7 +95,8 @@ def compiled(function: Any, *args: Any) -> Program:
     known = key in _PROGRAMS
     if not known:
         make_room()
-        _PROGRAMS[key] = function.lower(*shapes).compile()
+        with waiting("compiling"):
+            _PROGRAMS[key] = function.lower(*shapes).compile()
     return Program(_PROGRAMS[key], 0.0 if known else time.monotonic() - clock)
 
 

@@ -1,5 +1,6 @@
 """What a run tells while it goes on: ``metrics.jsonl``, TensorBoard events, lines and a progress bar on the screen."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from tl_jax.train import hosts
 from tl_jax.train.workdir import finite
+from tl_jax.waiting import ticking
 
 
 def say(text: str = "") -> None:
@@ -24,7 +26,7 @@ class Log:
 
     def __init__(self, workdir: Path, step: int, total: int, verbose: bool):
         verbose = verbose and hosts.first()
-        self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, disable=None if verbose else True)
+        self._bar, self._shown = None, contextlib.ExitStack()
         self._total, self._verbose, self._board = total, verbose, None
         if not hosts.first():
             return
@@ -49,10 +51,25 @@ class Log:
         if self._verbose:
             say(text)
 
+    def begin(self, step: int) -> None:
+        """Show the bar from ``step`` on, once the first step can be taken: its clock does not count the compiling."""
+        if self._bar is None and self._verbose:
+            how = {"unit": "step", "dynamic_ncols": True, "disable": None, "smoothing": 0}
+            self._bar = self._shown.enter_context(tqdm(total=self._total, initial=step, **how))
+            if not self._bar.disable:
+                self._shown.enter_context(ticking(self._bar))
+
+    def waited(self, seconds: float) -> None:
+        """Take ``seconds`` that passed without steps, such as compiling, out of the bar's clock, so of its ETA."""
+        if self._bar is not None and not self._bar.disable:
+            self._bar.start_t += seconds
+            self._bar.last_print_t += seconds
+
     def progress(self, step: int, **values: float) -> None:
         """Move the bar to ``step``."""
-        self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
-        self._bar.update(step - self._bar.n)
+        if self._bar is not None:
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+            self._bar.update(step - self._bar.n)
 
     def eta(self, step: int, taken: int, seconds: float) -> str:
         """Return "12 steps/s, 1:05 left" at ``step``, when the last ``taken`` steps have cost ``seconds``."""
@@ -64,7 +81,7 @@ class Log:
 
     def close(self) -> None:
         """Flush and close."""
-        self._bar.close()
+        self._shown.close()
         if self._board:
             self._board.close()
 

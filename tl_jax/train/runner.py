@@ -22,6 +22,7 @@ from tl_jax.train.stepper import Stepper
 from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import moments, partition
 from tl_jax.transfer.phases import SUPERVISED, Phase
+from tl_jax.waiting import waiting
 
 
 class Pace(NamedTuple):
@@ -100,6 +101,7 @@ class Run:
         if early_stop.exhausted(scores, patience):
             return state
         task, stepper = self._prepare(phase, state)
+        self.log.begin(first)
         now, pending = first, self._carried(first)
         clock = time.monotonic()
         while now < phase.stop:
@@ -135,8 +137,10 @@ class Run:
             return self.task
         if phase.start not in self.seen:
             clock = time.monotonic()
-            self.seen[phase.start] = self.task.shortcut(self.task, state.variables, phase)
+            with waiting("computing outputs of frozen layers"):
+                self.seen[phase.start] = self.task.shortcut(self.task, state.variables, phase)
             self.seconds["features"] += time.monotonic() - clock
+            self.log.waited(time.monotonic() - clock)
         return self.seen[phase.start]
 
     def _prepare(self, phase: Phase, state: TrainState) -> tuple[Task, Stepper]:
@@ -145,8 +149,10 @@ class Run:
         objective = task.objective(phase.objective)
         self.log.say(f"compiling the training step of phase {phase.name} ...")
         made = objective.stepper or Stepper
-        stepper = made(phase, objective, state, self.stream, int(state.step), min(self.pace.save, self.pace.log))
+        with waiting(f"compiling the training step of phase {phase.name}"):
+            stepper = made(phase, objective, state, self.stream, int(state.step), min(self.pace.save, self.pace.log))
         self.seconds["compile"] += stepper.seconds
+        self.log.waited(stepper.seconds)
         self.log.say(describe(phase, state, stepper, whole))
         if self.proof:
             self.proof.begin(phase, state, stepper.flops, stepper.forward(state, whole))
@@ -196,6 +202,7 @@ class Run:
         self._check_finite(f"validation after step {now} (phase {phase})", values)
         self.log.row(now, "validation", values, phase=phase)
         self.seconds["compile"] += compiling
+        self.log.waited(compiling)
         self.seconds["eval"] += time.monotonic() - clock - compiling
         return values
 
