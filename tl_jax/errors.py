@@ -1,11 +1,23 @@
 """The one exception a user is meant to read: it names the offender and the next action."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+MAX_WORD, MAX_LINE = 300, 2000  # characters: a damaged file can have names as long as itself
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what is wrong, where, and what to do next."""
+    """Something the user can mend. The message is one line: what is wrong, where, and what to do next.
+
+    Names that a file brings along may have line breaks, or be as long as the file: they are shortened.
+    """
+
+    def __init__(self, message: object):
+        line = re.sub(r"[\x00-\x1f\x7f\u2028\u2029]+", " ", str(message)).strip()
+        line = re.sub(rf"\S{{{MAX_WORD},}}", lambda word: f"{word[0][:40]}...{word[0][-20:]}", line)
+        line = line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 300]} ... {line[-295:]}"
+        super().__init__(line.encode("utf-8", "replace").decode())
 
 
 class Diverged(UserError):
