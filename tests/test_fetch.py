@@ -1,9 +1,12 @@
 """Downloads against servers on 127.0.0.1: one that knows ranges, one that does not, one that breaks off."""
 
 import hashlib
+import os
+import pwd
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -248,3 +251,25 @@ def test_cache_dir(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_dir() == Path.home() / "elsewhere"
     monkeypatch.delenv("TL_JAX_CACHE")
     assert cache_dir() == Path.home() / ".cache" / "tl_jax"
+
+
+@pytest.mark.parametrize("home", [None, "", "/"])
+def test_without_a_home_what_is_kept_goes_to_a_folder_of_ones_own(tmp_path, monkeypatch, capsys, home):
+    monkeypatch.delenv("TL_JAX_CACHE", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("HOME") if home is None else monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])  # `docker run --user 12345`: no such user
+    tl_jax.fetch._without_home.cache_clear()
+    folder = tmp_path / f"tl_jax-{os.getuid()}"
+    assert cache_dir() == cache_dir() == folder and folder.stat().st_mode & 0o777 == 0o700
+    assert capsys.readouterr().err.count("no home folder") == 1
+
+
+def test_a_folder_of_somebody_else_does_not_stand_in_for_the_home(tmp_path, monkeypatch):
+    monkeypatch.delenv("TL_JAX_CACHE", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", "")
+    (tmp_path / f"tl_jax-{os.getuid()}").write_text("a file that somebody put there")
+    tl_jax.fetch._without_home.cache_clear()
+    with pytest.raises(UserError, match="set .TL_JAX_CACHE"):
+        cache_dir()

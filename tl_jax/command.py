@@ -1,5 +1,6 @@
 """Commands: absl parses the flags, and what the user can mend is said in one line."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from absl import app
 from tl_jax.errors import Preempted, UserError
 
 PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: the same command, tried again, goes on
+QUIET = "3"  # XLA's banner about a slow compile is an "error" of its log; what is one is raised, too
 HUGE_PAGES = "glibc.malloc.hugetlb=1"  # of GLIBC_TUNABLES, since glibc 2.35
 
 
@@ -25,7 +27,10 @@ def use_huge_pages() -> None:
     if version and tuple(map(int, version.split(".")[:2])) >= (2, 35) and "GLIBC_TUNABLES" not in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES})
+        with contextlib.suppress(OSError):  # then it is slower, no more
+            os.execve(
+                sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES}
+            )
 
 
 def run(main: Callable[[list[str]], None], **how: Any) -> None:
@@ -38,6 +43,7 @@ def run(main: Callable[[list[str]], None], **how: Any) -> None:
         how: further arguments of ``app.run``, such as ``flags_parser``.
     """
     use_huge_pages()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", QUIET)
     try:
         app.run(main, **how)
     except UserError as error:

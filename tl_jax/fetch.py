@@ -2,9 +2,11 @@
 
 import contextlib
 import fcntl
+import functools
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +26,28 @@ BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.Chunke
 
 
 def cache_dir() -> Path:
-    """Return the folder for downloads: ``$TL_JAX_CACHE``, or ``~/.cache/tl_jax``. It need not exist yet."""
-    return Path(os.environ.get("TL_JAX_CACHE") or "~/.cache/tl_jax").expanduser()
+    """Return the folder for downloads and caches: ``$TL_JAX_CACHE``, or ``~/.cache/tl_jax``. It need not exist yet.
+
+    A user without a home, as in a container started with a bare user number, gets a folder below the temporary one.
+    """
+    if os.environ.get("TL_JAX_CACHE"):
+        return Path(os.environ["TL_JAX_CACHE"]).expanduser()
+    home = os.path.expanduser("~")
+    return Path(home) / ".cache" / "tl_jax" if home not in ("~", "", "/") else _without_home()
+
+
+@functools.cache  # said once
+def _without_home() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"tl_jax-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        mine = folder.stat().st_uid == os.getuid()  # others could put programs there, which are run
+    except OSError:
+        mine = False
+    if not mine:
+        raise UserError(f"no home folder, and {folder} cannot be used; set $TL_JAX_CACHE to a folder of yours")
+    tqdm.write(f"no home folder: what is kept goes to {folder}; set $TL_JAX_CACHE to choose another", file=sys.stderr)
+    return folder
 
 
 def fetch(url: str, path: Path, digest: str, *, progress: bool = True, hint: str = "") -> Path:
