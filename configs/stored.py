@@ -23,7 +23,7 @@ def get_config(folder: str = ""):
     try:
         with config.unlocked():
             config.update(ConfigDict(json.loads(path.read_text(encoding="utf-8"), object_hook=_tuples)))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); pass --config=RECIPE with the fields of that run") from None
     return config
 

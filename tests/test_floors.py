@@ -14,6 +14,7 @@ FLOORS = {
     "tl_jax.config": 0,
     "tl_jax.errors": 0,
     "tl_jax.fetch": 0,
+    "tl_jax.json_files": 0,
     "tl_jax.tree": 0,
     "tl_jax.command": 0,
     "tl_jax.machine": 0,

@@ -1,12 +1,12 @@
 """The result files of a run, or of all runs of a comparison, as far as they are there and whole."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tl_jax.errors import UserError
+from tl_jax.json_files import parse_json, read_json
 
 PICTURES = (
     "preview.png", "preview_pretext.png", "find_lr.png", "explain.png", "reliability.png", "roc.png", "episode.gif",
@@ -100,14 +100,10 @@ def read(folder: Path) -> Results:
 def load(path: Path, problems: list[str]) -> dict[str, Any]:
     """Return the object in a JSON file, {} where there is none; one that is damaged is added to ``problems``."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (ValueError, OSError) as e:
-        problems.append(f"{path} is damaged ({e})")
+        return read_json(path) if path.is_file() else {}
+    except UserError as error:
+        problems.append(str(error))
         return {}
-    if not isinstance(found, dict):
-        problems.append(f"{path} is damaged (it holds no JSON object)")
-        return {}
-    return found
 
 
 def _result(arm: str, seed: int, folder: Path, problems: list[str]) -> Result:
@@ -127,8 +123,9 @@ def _rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
         return []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append({"step": int(json.loads(line)["step"]), **json.loads(line)})
-        except (ValueError, KeyError, TypeError) as e:
+            row = parse_json(line, f"{path}, line {number}")
+            rows.append({**row, "step": int(row["step"])})
+        except (UserError, ValueError, KeyError, TypeError, OverflowError) as e:
             problems.append(f"{path} is damaged in line {number} ({e}); the rows after it are not shown")
             break
     return rows

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tl_jax import json_files
 from tl_jax.errors import UserError
 from tl_jax.train import hosts
 from tl_jax.train.storage import Home
@@ -37,10 +38,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file, {} where there is none; a UserError names a damaged one."""
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as e:
-        raise UserError(f"{path} is damaged ({e}); pass another --workdir, or delete the folder") from None
+    return json_files.read_json(path, "pass another --workdir, or delete the folder") if path.is_file() else {}
 
 
 def finite(content: Any) -> Any:
