@@ -23,7 +23,8 @@ from tl_jax.transfer.penalties import Regularize
 N, CLASSES, WIDTH, SOURCES = 8, 3, 4, 5
 WEIGHTS = (1.0, 2.0, 20.0)
 STRENGTHS = {
-    "mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1, "weights": WEIGHTS, "co_tuning": 0.7, "distill": 0.3, "l2_sp": 0.2
+    "mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1, "weights": WEIGHTS, "co_tuning": 0.7,
+    "distill": 0.3, "l2_sp": 0.2,
 }  # fmt: skip
 TOGETHER = [{a, b} for a, b in itertools.combinations((*STRENGTHS, "parts"), 2)]
 REFUSED = [{"mixup", "cutmix"}, {"mixup", "co_tuning"}, {"cutmix", "co_tuning"}]
