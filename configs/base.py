@@ -1,5 +1,6 @@
 """What recipes start from, and share. Recipes beside this file override a few of the fields."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from tl_jax.errors import UserError, nearest
 from tl_jax.models.policy import Policy
 
 __all__ = ["FIELDS", "PHASE_FIELDS"]
+
+PHASE_FIELD = re.compile(r"phases\[(\d+)\]\.(.*)")  # as flags and arms name it
 
 Config = Any  # a ConfigDict, whose own annotations give each field the union of all types that one may have
 
@@ -113,12 +116,31 @@ def override(config: Config, changes: tuple[tuple[str, Any], ...]) -> Config:
     """Return a copy of ``config`` with ``(field, value)`` pairs put in; a UserError names what does not fit."""
     config = ConfigDict(config.copy_and_resolve_references())
     for path, value in changes:
+        if phase := PHASE_FIELD.fullmatch(path):
+            set_in_phase(config, int(phase[1]), phase[2], value)
+            continue
         check_known(path, FIELDS)
         try:
             config.update_from_flattened_dict({path: value})
         except (TypeError, ValueError) as e:
             raise UserError(f"config.{path}={value!r} does not fit: {e}") from None
     return config
+
+
+def set_in_phase(config: Config, index: int, name: str, value: Any) -> None:
+    """Set a field of one of the phases of ``config``, whether the phase has it already or not; phases count from 0.
+
+    Raises:
+        UserError: no such phase or field.
+    """
+    check_known(name, PHASE_FIELDS, f"config.phases[{index}].")
+    count = len(config.phases)
+    if index >= count:
+        have = f"{count} phase{'s' * (count != 1)}, phases[0] to phases[{count - 1}]" if count else "no phases"
+        raise UserError(f"config.phases[{index}]: {config.name} has {have}; set one of these, or the whole of phases")
+    phases = [dict(phase) for phase in config.phases]
+    phases[index][name] = value
+    config.phases = tuple(phases)
 
 
 def part_names(config: Config) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from configs import kinds
 from configs.base import FIELDS, PHASE_FIELDS, Config, members, part_names
+from configs.check_effects import effects
 from configs.check_measures import measures
 from configs.fields import OF_PICTURES
 from configs.kinds import Refused
@@ -59,7 +60,7 @@ def _check_together(config: Config) -> None:
 
     for i, phase in enumerate(config.phases):
         _check_phase(f"config.phases[{i}]", phase, config)
-    for table in (kinds.kind, kinds.faces, measures, _start, _length, _freezing, _regularizing):
+    for table in (kinds.kind, kinds.faces, measures, _start, _length, _freezing, _regularizing, effects):
         for message, wrong in table(config, changed).items():
             if wrong:
                 raise UserError(f"config.{message}")

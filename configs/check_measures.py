@@ -39,7 +39,4 @@ def measures(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
         "data.label is for texts and for config.data.name=index": (
             config.task in OF_PICTURES and changed("data.label") and config.data.name != "index"
         ),
-        "regularize.class_weights has no effect with config.epochs=0": (
-            config.regularize.class_weights and not config.epochs and not config.phases
-        ),
     }

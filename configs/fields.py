@@ -176,7 +176,9 @@ FIELDS = {
     "regularize.dropout": Field(0.0, "share of features dropped before the head", low=0.0, high=0.95),
     "regularize.drop_path": Field(0.0, "share of examples that skip the last residual block", low=0.0, high=0.95),
     "regularize.label_smoothing": Field(0.0, "probability spread evenly over the classes", low=0.0, high=1.0),
-    "regularize.class_weights": Field("", "of classes in the loss: balanced (N / (K N_k)), or factors such as '1,3'"),
+    "regularize.class_weights": Field(
+        "", "factors on the loss of each class's examples: balanced (N / (K N_k)), or numbers such as '1,3'"
+    ),
     "regularize.mixup": Field(0.0, "alpha of the Beta distribution; 0.2 is usual", low=0.0),
     "regularize.cutmix": Field(0.0, "alpha of the Beta distribution; 1 is usual", low=0.0),
     "regularize.l2_sp": Field(0.0, "half squared distance from the weights at the start; 0.01 say", low=0.0),

@@ -26,8 +26,11 @@ ONLY = {
 SUPERVISED = (
     "adapt.", "cache.", "data.", "init.head", "init.strength", "input.", "model.channels", "model.dtype",
     "model.endpoint", "model.num_classes", "optim.accumulate", "optim.sam", "parallel.", "pretext.", "regularize.",
-    "test_train", "wise_ft",
+    "test_train", "wise_ft", "eval_batch_size",
 )  # fmt: skip
+# What guessing words, which has no labels and no cached features, does not know; nor have tags such features.
+NOT_MASKED = ("cache.", "init.head", "init.strength", "regularize.", "wise_ft")
+NOT_TOKENS = ("cache.",)
 # What is measured of pictures that have a class each, and how files of them are read.
 CLASSIFIED = (
     "calibrate", "data.fit", "data.group", "data.windows", "metrics", "positive", "regularize.class_weights", "score",
@@ -58,6 +61,7 @@ def kind(config: Config, changed: Callable[..., bool]) -> Refused:
     foreign += () if task == "image" else CLASSIFIED
     foreign += NOT_DETECTION if task == "detection" else ("detect.",)
     foreign += NOT_FACES if task == "faces" else ("faces.",)
+    foreign += {"masked": NOT_MASKED, "tokens": NOT_TOKENS}.get(task, ())
     idle = [path for path in FIELDS if path.startswith(foreign) and changed(path)]
     return {
         f"model.name={config.model.name} is no network for task={task}; take one of {', '.join(networks)}": (

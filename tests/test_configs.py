@@ -2,20 +2,24 @@
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
+from absl import flags as absl_flags
 
 from configs import base, check
+from tl_jax import main
 from tl_jax.errors import UserError
 from tl_jax.train.workdir import write_json
+from tl_jax.transfer import phases
 
 pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(
     p
     for p in (ROOT / "configs").glob("[a-z]*.py")
-    if p.stem not in ("base", "check", "check_measures", "fields", "kinds", "mechanisms", "stored")
+    if p.stem not in ("base", "check", "check_effects", "check_measures", "fields", "kinds", "mechanisms", "stored")
 )
 
 
@@ -133,11 +137,79 @@ def test_wrong_values_are_refused_by_name(field, value, message):
         ((("optim.rates", (("trunk", 0.1),)),), "no freeze rule makes a group 'trunk'"),
         ((("test_views", 3),), "must be 1, 2 or 10"),
         ((("epochs", 0.0), ("patience", 2)), "no effect with config.epochs=0"),
+        ((("epochs", 0.0), ("regularize.label_smoothing", 0.1)), "label_smoothing has no effect with config.epochs=0"),
+        ((("freeze.recipe", "head"), ("regularize.bss", 1e-3)), "bss has no effect where the head alone trains"),
+        ((("freeze.recipe", "head"), ("optim.layer_decay", 0.5)), "layer_decay has no effect where the head alone"),
+        (
+            (("adapt.kind", "lora"), ("freeze.recipe", "adapters"), ("regularize.l2_sp", 0.1)),
+            "l2_sp has no effect where adapters and the head alone train",
+        ),
+        ((("optim.momentum", 0.5),), "optim.momentum is that of config.optim.name=sgd"),
+        ((("optim.name", "sgd"), ("optim.epsilon", 0.1)), "optim.epsilon is that of config.optim.name=adam"),
+        ((("cache.features", "off"), ("cache.gigabytes", 1.0)), "cache.gigabytes has no effect with config.cache"),
+        ((("cache.views", 4),), "cache.views has no effect where nothing is augmented"),
+        ((("cache.views", 4), ("augment.flip", True), ("regularize.mixup", 0.2)), "beside config.regularize.mixup"),
+        ((("pretext.name", "rotation"), ("pretext.weight", 1.0), ("pretext.width", 8)), "is that of .*simclr or"),
+        ((("data.name", "digits"), ("data.fit", "pad")), "data.fit has no effect with config.data.name=digits"),
+        (
+            (("data.name", "npz"), ("data.windows", ("bone",))),
+            "data.windows has an effect with",
+        ),
+        (
+            (("phases", ({"name": "a", "epochs": 1.0, "batch_stats": "train"},)), ("freeze.batch_stats", "frozen")),
+            "freeze.batch_stats has no effect: every phase has its own",
+        ),
     ],
 )
 def test_fields_that_would_be_ignored_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         check.validate(base.override(base.get_config(), changes))
+
+
+def parsed(monkeypatch, *flags):
+    """Return the configuration that a command line gives."""
+    values = absl_flags.FlagValues()
+    monkeypatch.setattr(sys, "argv", ["run.py", *flags])
+    main.define(values)
+    main.parse(sys.argv, values)
+    return values["config"].value
+
+
+def test_a_field_of_one_phase_is_set_from_the_command_line(monkeypatch):
+    before = [dict(phase) for phase in load(ROOT / "configs" / "cifar_inception.py").phases]
+    flags = ("--config.phases[1].batch_stats=frozen", "--config.phases[0].epochs=3", "--config.optim.lr=0.5")
+    config = parsed(monkeypatch, "--config=cifar_inception", *flags)
+    assert [dict(phase) for phase in config.phases] == [
+        {**before[0], "epochs": 3},
+        {**before[1], "batch_stats": "frozen"},
+    ]
+    assert config.optim.lr == 0.5
+    check.validate(config)
+    sizes, parts = {"train": 1000, "unlabelled": 1000}, base.part_names(config)
+    assert [phase.batch_stats for phase in phases.resolve(config, sizes, parts)] == ["auto", "frozen"]
+
+
+@pytest.mark.parametrize(
+    "flags,message",
+    [
+        (("--config=cifar_inception", "--config.phases[2].epochs=3"), r"phases\[2\]: cifar_inception has 2 phases, ph"),
+        (("--config=digits_resnet", "--config.phases[0].epochs=3"), r"phases\[0\]: digits_resnet has no phases"),
+        (("--config=cifar_inception", "--config.phases[1].batch_stat=frozen"), "did you mean 'batch_stats'"),
+        (("--config=cifar_inception", "--config.phases[1].epochs=many"), r"phases\[1\].epochs='many' is no number"),
+        (("--config=cifar_inception", "--config.phases[1].epochs"), "has no value; write --config"),
+    ],
+)
+def test_a_field_of_a_phase_that_is_none_is_refused(monkeypatch, flags, message):
+    with pytest.raises(UserError, match=message):
+        parsed(monkeypatch, *flags)
+
+
+def test_arms_may_differ_in_a_field_of_one_phase():
+    config = load(ROOT / "configs" / "cifar_inception.py")
+    config.arms = (("plain", ()), ("still", (("phases[1].batch_stats", "frozen"),)))
+    check.validate(config)
+    found = [member.phases[1].get("batch_stats", "auto") for _, _, member in base.members(config)]
+    assert found == ["auto", "frozen"]
 
 
 def test_a_misspelt_field_in_a_recipe_is_refused():

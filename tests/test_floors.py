@@ -36,6 +36,7 @@ FLOORS = {
     "tl_jax.transfer": 2,
     "configs.base": 3,
     "configs.check": 3,
+    "configs.check_effects": 3,
     "configs.check_measures": 3,
     "configs.fields": 3,
     "configs.kinds": 3,

@@ -5,6 +5,7 @@ tl-jax [--config=RECIPE[:VARIANT]] [--workdir=DIR] [--mode=MODE] [--config.FIELD
 RECIPE is a file, or the name of one that is shipped, such as digits_resnet. ``python run.py`` is the same command.
 """
 
+import ast
 import contextlib
 import hashlib
 import json
@@ -12,6 +13,7 @@ import re
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -24,7 +26,15 @@ from tl_jax.waiting import waiting
 
 RECIPES = Path(configs.__file__).parent
 DEFAULT = RECIPES / "digits_resnet.py"
-SHARED = ("base", "check", "check_measures", "fields", "kinds", "mechanisms")  # beside the recipes, but none
+SHARED = (
+    "base",
+    "check",
+    "check_effects",
+    "check_measures",
+    "fields",
+    "kinds",
+    "mechanisms",
+)  # beside the recipes, but none
 STORED = RECIPES / "stored.py"
 MODES = ("train", "eval", "predict", "export", "preview", "find_lr", "play", "explain", "report")
 ASKING = ("predict", "explain")  # modes that take --input
@@ -97,22 +107,44 @@ def default_workdir(config) -> str:
 def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parse the flags into ``values``, turning what the libraries raise about them into one line."""
     argv = with_recipe(argv)
+    in_phases = [arg for arg in argv if arg.lstrip("-").startswith("config.phases[")]
+    rest_of_argv, given = [arg for arg in argv if arg not in in_phases], sys.argv
     try:
         with waiting(LOADING):  # a recipe imports most of what training needs
             for arg in argv[1:]:
                 check(arg)
-            rest = values(argv)
+            sys.argv = rest_of_argv  # where the flag of the recipe looks for the fields that are set
+            rest = values(rest_of_argv)
+            for arg in in_phases:
+                set_in_phase(values["config"].value, arg)
     except flags.Error as e:
         raise UserError(f"{e}".replace("\n", "; ")) from None
-    except IndexError:
-        raise UserError("a flag sets a phase that the recipe does not have; they are counted from phases[0]") from None
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         frames = [f for f in traceback.extract_tb(e.__traceback__) if Path(f.filename).parent.name == "configs"]
         where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "a flag does not fit the configuration"
         raise UserError(f"{where}: {e}".replace("\n", "; ")) from None
+    finally:
+        sys.argv = given
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; every option is written --name=value")
     return rest
+
+
+def set_in_phase(config: Any, arg: str) -> None:
+    """Set what ``--config.phases[I].FIELD=VALUE`` says; the library's own flags know only the fields that are there."""
+    from configs import base
+
+    name, equals, value = arg.lstrip("-").partition("=")
+    index, field = base.PHASE_FIELD.fullmatch(name.removeprefix("config.")).groups()  # pyright: ignore
+    default = base.PHASE_FIELDS[field].default
+    if not equals:
+        raise UserError(f"--{name} has no value; write --{name}=VALUE")
+    try:
+        parsed = value if isinstance(default, str) else ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        kind = "tuple" if isinstance(default, tuple) else "number"
+        raise UserError(f"{name}={value!r} is no {kind} ({base.PHASE_FIELDS[field].doc})") from None
+    base.set_in_phase(config, int(index), field, parsed)
 
 
 def with_recipe(argv: list[str]) -> list[str]:

@@ -106,3 +106,16 @@ def test_what_does_not_fit_is_refused(changes, message):
     x, y, q = problem(3)
     with pytest.raises(UserError, match=message):
         knn(**{"features": x, "labels": y, "queries": q, **changes})
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1e12])
+def test_the_size_of_the_features_changes_no_neighbour(metric, size):
+    x, y, q = problem(3)
+    np.testing.assert_array_equal(knn(x * size, y, q * size, metric=metric), knn(x, y, q, metric=metric))
+
+
+def test_queries_that_are_no_real_numbers_are_refused():
+    x, y, q = problem(3)
+    with pytest.raises(UserError, match="the queries must be real numbers, not complex64"):
+        knn(x, y, q + np.complex64(1j))

@@ -112,9 +112,51 @@ def test_a_strength_that_is_none_is_refused(probe, c):
         (np.zeros((0, 4)), np.zeros(0, int), r"not \(0, 4\)"),
         (np.full((4, 2), np.nan), np.arange(4), "not finite"),
         (np.zeros((4, 2)), np.zeros(4, int), "two classes or more"),
-        (np.zeros((4, 2)), np.array([0, 1, -1, 1]), "labels from 0 on"),
+        (np.zeros((4, 2)), np.ones(4, int), "two classes or more"),
+        (np.zeros((4, 2)), np.array([0, 1, -1, 1]), "labels hold -1; classes count from 0 on"),
+        (np.zeros((4, 2)), np.linspace(0, 1.99, 4), "labels hold 0.663.*, and classes are whole numbers"),
+        (np.zeros((4, 2)), np.array(list("abab")), "labels are whole numbers, not <U1"),
+        (np.zeros((4, 2)), np.array([0, 1, 0, 2.0**40]), "two classes or more"),
+        (np.zeros((4, 2)) + 1j, np.array([0, 1, 0, 1]), "must be real numbers, not complex128"),
+        (np.full((4, 2), 1e20), np.array([0, 1, 0, 1]), r"values of 1e\+20, of which powers overflow"),
     ],
 )
 def test_what_is_no_problem_is_refused(probe, features, labels, message):
     with pytest.raises(UserError, match=message):
         probe(features, labels)
+    fitted = ridge_probe(*problem(2))
+    with pytest.raises(UserError):
+        fitted.accuracy(features, labels)
+
+
+def test_the_accuracy_of_labels_as_a_column_is_that_of_the_labels():
+    x, y = problem(3)
+    for fit in (ridge_probe, logistic_probe):
+        probe, as_column = fit(x, y), fit(x, y[:, None].astype(float))
+        np.testing.assert_array_equal(probe.kernel, as_column.kernel)
+        right = float((np.asarray(probe.predict(x)) == y).mean())
+        assert probe.accuracy(x, y[:, None]) == probe.accuracy(x, y.astype(float)) == pytest.approx(right)
+
+
+@pytest.mark.parametrize(
+    "take,message",
+    [
+        (lambda x, y: (x, y[:50]), r"300 examples need labels \(300,\), not \(50,\); pass one for each"),
+        (lambda x, y: (x, 1), r"need labels \(300,\), not \(\)"),
+        (lambda x, y: (x[:0], y[:0]), r"a probe of 20 features takes \(N, 20\), not \(0, 20\)"),
+        (lambda x, y: (x[:, :7], y), r"takes \(N, 20\), not \(300, 7\); take both from the same layer"),
+        (lambda x, y: (x * np.nan, y), "not finite"),
+        (lambda x, y: (x + 1j, y), "must be real numbers"),
+        (lambda x, y: (x, y + 0.7), "classes are whole numbers"),
+        (lambda x, y: (x, y - 1), "labels hold -1"),
+    ],
+)
+def test_what_a_probe_cannot_be_asked_is_refused(take, message):
+    x, y = problem(3)
+    with pytest.raises(UserError, match=message):
+        ridge_probe(x, y).accuracy(*take(x, y))
+
+
+def test_a_class_that_was_not_fitted_counts_as_wrong():
+    x, y = problem(2)
+    assert ridge_probe(x, y).accuracy(x, np.full(len(y), 7)) == 0.0

@@ -27,7 +27,13 @@ def call(name, x, y):
         (X[:, :0], Y, r"not \(4, 0\) and \(4,\)"),
         (np.where(X == 1, np.nan, X), Y, "hold values that are not finite; check the network"),
         (np.where(X == 1, np.inf, X), Y, "hold values that are not finite"),
-        (X, Y.astype(float), "labels are whole numbers, not float64; pass the index of each example's class"),
+        (X, Y + 0.5, "labels hold 0.5, and classes are whole numbers; pass the index of each example's class"),
+        (X, np.where(Y, np.nan, 0), "labels hold nan, and classes are whole numbers"),
+        (X, np.array(list("abab")), "labels are whole numbers, not <U1; pass the index of each example's class"),
+        (X, Y + 0j, "labels are whole numbers, not complex128"),
+        (X + 0j, Y, "must be real numbers, not complex128"),
+        (X.astype(str), Y, "must be real numbers, not <U"),
+        (X * 1e300, Y, r"hold values of 1e\+300, of which powers overflow; scale them below"),
         (X, Y - 1, "labels hold -1; classes count from 0 on, so drop the examples without one"),
         (X, 0 * Y + 7, "all 4 labels are 7; a score needs two classes or more"),
     ],
@@ -36,6 +42,13 @@ def test_what_is_no_problem_is_refused(name, x, y, message):
     with pytest.raises(UserError, match=message) as caught:
         call(name, x, y)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_labels_as_a_column_as_floats_or_as_booleans_are_the_same_labels(name):
+    right = call(name, X, Y)
+    for labels in (Y[:, None], Y.astype(float), Y.astype(bool), Y.astype(np.float32)[:, None], Y.tolist()):
+        assert call(name, X, labels) == right
 
 
 @pytest.mark.parametrize(
@@ -57,7 +70,7 @@ def test_what_is_no_distribution_is_refused(p, message):
     [
         (Y[:3], Y, "there are 3 source_labels and 4 labels; pass one of each"),
         (Y - 1, Y, "the source_labels hold -1"),
-        (X[:, 0], Y, "the source_labels are whole numbers, not float64"),
+        (X[:, 0], Y, "the source_labels hold 0.5, and classes are whole numbers"),
         (X, Y, r"the source_labels are \(N,\) with one example or more, not \(4, 2\)"),
         (Y[:0], Y[:0], r"source_labels are \(N,\) with one example or more, not \(0,\)"),
         (Y, 0 * Y, "all 4 labels are 0; a score needs two classes"),

@@ -1,10 +1,13 @@
 """Intervals by hand, and the comparison from result files."""
 
 import json
+import re
 
+import numpy as np
 import pytest
 
-from tl_jax.report import comparison
+from tests.report import made
+from tl_jax.report import comparison, intervals
 
 pytestmark = pytest.mark.fast
 
@@ -43,3 +46,80 @@ def test_one_seed_has_no_interval_in_table_or_picture(workdir):
     assert "±" not in comparison.table(summary).splitlines()[1]
     picture = comparison.draw(summary, workdir / "p.png")
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def compared(folder, values, count=153, pattern=None):
+    """Write runs whose accuracies are ``values`` on one test set, and which examples they are right about."""
+    for arm, row in values.items():
+        for seed, value in enumerate(row):
+            right = (np.arange(count) < round(value * count)).astype(int) if pattern is None else pattern[arm][seed]
+            details = {"classes": ["a", "b"], "examples": count, "right": "".join(map(str, right)),
+                       "confusion": [[0, 0, int(right.sum())], [0, 1, int(count - right.sum())]]}  # fmt: skip
+            summary = {**made.summary(float(right.mean()), seed), "examples_evaluated": count}
+            made.write(folder / arm / f"seed{seed}", seed, summary=summary, test_details=details)
+    return comparison.summarise(folder, list(values), list(range(len(row))))
+
+
+def test_the_interval_holds_the_sampling_of_the_test_set(tmp_path):
+    """Three seeds that agree to a point on 153 pictures say nothing surer than 153 pictures can."""
+    summary = compared(tmp_path, {"ours": (0.863, 0.869, 0.869)})
+    row = summary["arms"]["ours"]
+    low, high = intervals.wilson(133, 153)
+    assert row["interval95"] < 0.01 < 0.05 < row["interval95_test"] == pytest.approx((high - low) / 2, abs=2e-3)
+    assert row["interval95_both"] == pytest.approx(np.hypot(row["interval95"], row["interval95_test"]))
+    assert re.search(r"86\.7 ± 0\.9 % over seeds, ± 5\.[45] with the test set's sampling", comparison.table(summary))
+
+
+def test_one_seed_has_the_interval_of_the_test_set_alone(tmp_path):
+    summary = compared(tmp_path, {"ours": (0.863,)})
+    row = summary["arms"]["ours"]
+    assert row["interval95"] is row["interval95_both"] is None
+    assert "86.3 % ± 5.4 by the test set's sampling" in comparison.table(summary)
+
+
+def test_the_interval_with_the_test_set_covers_the_truth_and_the_one_over_seeds_does_not(tmp_path):
+    """Runs that are right about each example by its own chance, drawn anew: 95 % intervals hold the mean chance."""
+    rng, held = np.random.default_rng(0), {"interval95": 0, "interval95_both": 0}
+    for trial in range(100):
+        hard = rng.random(120) < 0.2
+        chances = np.where(hard, 0.1, 0.95)
+        pattern = {"ours": (rng.random((3, 120)) < chances).astype(int)}
+        row = compared(tmp_path / str(trial), {"ours": (0, 0, 0)}, 120, pattern)["arms"]["ours"]
+        for name in held:
+            held[name] += abs(row["mean"] - (0.2 * 0.1 + 0.8 * 0.95)) <= row[name]
+    assert held["interval95_both"] >= 90 > held["interval95"]
+
+
+def test_a_gain_is_paired_by_test_example(tmp_path):
+    """Two arms with nearly the same mistakes differ more surely than their own intervals say."""
+    base = np.arange(200) < 160
+    pattern = {"ours": [base | (np.arange(200) == 199)] * 2, "scratch": [base & (np.arange(200) > 2)] * 2}
+    pattern = {arm: [row.astype(int) for row in rows] for arm, rows in pattern.items()}
+    summary = compared(tmp_path, {"ours": (0, 0), "scratch": (0, 0)}, 200, pattern)
+    gain = summary["gain"]["scratch"]
+    # four examples in favour, none against, half of one added to each cell: (4 + 1) / 202 - (4 / 202)^2
+    assert gain["interval95_test"] == pytest.approx(1.96 * np.sqrt((5 / 202 - (4 / 202) ** 2) / 202), rel=1e-3)
+    assert gain["interval95_test"] < summary["arms"]["ours"]["interval95_test"] / 2
+    assert "ours over scratch: +2.0 ± 0.0 points over seeds, ± 2.2 with the test" in comparison.table(summary)
+
+
+def test_arms_on_other_test_sets_are_not_paired_by_example(tmp_path):
+    compared(tmp_path, {"ours": (0.9, 0.8)}, 100)
+    compared(tmp_path, {"scratch": (0.7, 0.6)}, 90)
+    summary = comparison.summarise(tmp_path, ["ours", "scratch"], [0, 1])
+    assert summary["gain"]["scratch"]["interval95_test"] is summary["gain"]["scratch"]["interval95_both"] is None
+    assert "with the test set's sampling" not in comparison.table(summary).splitlines()[-1]
+
+
+def test_a_table_says_when_the_test_set_is_not_in_it(workdir):
+    summary = comparison.summarise(workdir, ["ours", "scratch"], [0, 1, 2])
+    assert "without the test set's sampling" in comparison.table(summary)
+
+
+def test_a_metric_with_an_interval_of_its_own_has_both(tmp_path):
+    for seed, value in enumerate((0.91, 0.92)):
+        summary = made.summary(0.9, seed)
+        summary["metrics"]["auc"], summary["intervals"] = value, {"auc": [0.85, 0.95], "over": "40 groups"}
+        made.write(tmp_path / "ours" / f"seed{seed}", seed, summary=summary)
+    row = comparison.summarise(tmp_path, ["ours"], [0, 1], "auc")["arms"]["ours"]
+    assert row["interval95_test"] == pytest.approx(0.05)

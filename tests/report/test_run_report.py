@@ -120,9 +120,10 @@ def test_seeds_and_arms_are_compared(tmp_path):
     text = page_of(tmp_path)
     assert titles(text) == ALWAYS
     half = 100 * comparison.interval(values["ours"])[1]
-    assert ["ours", "85.0", f"{half:.1f}", f"{85 - half:.1f} to {85 + half:.1f}", "90.0", "80.0", "85.0"] in cells(
-        text, "Result"
-    )
+    both = np.hypot(half, 100 * (intervals.wilson(52, 60)[1] - intervals.wilson(52, 60)[0]) / 2)
+    ends = f"{85 - half:.1f} to {85 + half:.1f}"
+    assert ["ours", "85.0", f"{half:.1f}", ends, f"{both:.1f}", "90.0", "80.0", "85.0"] in cells(text, "Result")
+    assert f"over seeds, ± {both:.1f} with the test set" in text
     assert "+18.3 ± 19.0 points" in text and "ours over scratch" in text
     assert ["loss", "0.4321 ± 0.0000", "0.4321 ± 0.0000"] in cells(text, "Result")
     assert cells(text, "Confusions")[2] == ["dog", "9", "45", "6"] and "3 seeds together" in text
@@ -168,6 +169,18 @@ def test_resampled_scores_lie_around_those_of_scikit_learn():
     ):
         each = [score(rows[rng.integers(0, 60, 60)]) for _ in range(300)]
         assert found[name][:2] == pytest.approx(np.quantile(each, (0.025, 0.975)), abs=0.03)
+
+
+def test_a_class_that_occurs_nowhere_has_no_scores(tmp_path):
+    counts = [[0, 0, 9], [0, 1, 1], [1, 1, 5]]
+    text = page_of(made.write(tmp_path / "run", test_details=made.details(confusion=counts)))
+    assert cells(text, "By class")[-1] == ["a &amp; b", "", "", "", "0"]
+    from sklearn.metrics import f1_score
+
+    rows = np.asarray([[i, k] for i, k, n in counts for _ in range(n)])
+    measured = {"f1": f1_score(*rows.T, average="macro")}
+    low, high, _ = intervals.of_run({"metrics": measured}, made.details(confusion=counts))["f1"]
+    assert low < measured["f1"] < high
 
 
 @pytest.mark.parametrize("width", [375, 1200])

@@ -29,6 +29,7 @@ def test_pictures_are_counted_and_the_surest_mistakes_come_first():
     assert [row["probability"] for row in found["mistakes"]] == [0.95, 0.7, 0.6]
     assert [(row["label"], row["prediction"]) for row in found["mistakes"]] == [("a", "b"), ("a", "b"), ("b", "a")]
     assert [opened(row["picture"])[0, 0, 0] for row in found["mistakes"]] == [120, 80, 160]
+    assert found["right"] == "11000"
     assert found["roc"]["auc"] == pytest.approx(3 / 6) and found["roc"]["positive"] == "b"  # pairs by hand
 
 
@@ -42,6 +43,7 @@ def test_texts_are_found_again_in_the_order_they_were_tested_in():
     texts = ["zero", ("one", "two"), "x" * 1000, "three", "four"]
     found = details.of_texts(CLASSES, texts, np.array([4, 3, 1, 2, 0]), TESTED)
     assert [row["text"] for row in found["mistakes"]] == ["x" * 399 + "…", "one ||| two", "zero"]
+    assert found["right"] == "00011"  # of the examples in the order of the test part: 3 and 4 were tested first
     assert [row["text"] for row in details.of_texts(CLASSES, texts, None, TESTED)["mistakes"]][0] == "three"
 
 

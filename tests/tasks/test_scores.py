@@ -113,3 +113,21 @@ def test_the_report_says_what_the_scores_are(tmp_path):
     assert out["calibration"]["temperature"] == scores.fit_temperature(*halves[1])
     assert out["calibration"]["loss_before"] == pytest.approx(log_loss(y, p))
     assert (tmp_path / "reliability.png").stat().st_size > 5000
+
+
+def test_a_class_without_test_examples_leaves_the_means_and_is_named():
+    here = LABELS != 2
+    how = judging.Judging(("auc", "sensitivity", "ece"), ("a", "b", "c", "d"), None, 0.9, False, None)
+    batch = {"label": LABELS[here], "mask": np.ones(here.sum())}
+    verdict = judging.judge(how, [PROBABILITIES[here]], [batch])
+    areas = [roc_auc_score(LABELS[here] == k, PROBABILITIES[here, k]) for k in (0, 1, 3)]
+    assert verdict.values["auc"] == pytest.approx(np.mean(areas))
+    assert {name for name in verdict.missing} == {"auc of c", "sensitivity of c"}
+    assert "needs examples of the class" in verdict.missing["auc of c"]
+    whole = judging.judge(how, [PROBABILITIES], [{"label": LABELS, "mask": np.ones(300)}])
+    assert not whole.missing and set(whole.values) == {"auc", "sensitivity", "ece"}
+
+
+def test_calibration_error_of_one_example_is_its_distance():
+    bins = scores.reliability(np.array([[0.8, 0.2]]), np.array([0]))
+    assert bins.error == pytest.approx(0.2) and np.isfinite(bins.accuracy).all()  # 14 of 15 bins are empty

@@ -6,6 +6,10 @@ import numpy as np
 
 from tl_jax.errors import UserError
 
+# Squares and their sums over many features and examples stay within float32 up to the first; sixth powers, which a
+# cubic kernel takes of both sides, within float64 up to the second.
+LARGEST, LARGEST_DOUBLE = 1e15, float(np.finfo(np.float32).max)
+
 
 def finite(x: jax.Array, what: str = "features") -> None:
     """Refuse NaN and infinity in ``x``, which the message calls ``what``."""
@@ -13,28 +17,63 @@ def finite(x: jax.Array, what: str = "features") -> None:
         raise UserError(f"the {what} hold values that are not finite; check the network that made them")
 
 
+def real(x: np.ndarray | jax.Array, what: str = "features", largest: float = LARGEST_DOUBLE) -> np.ndarray | jax.Array:
+    """Return ``x`` as an array of finite real numbers up to ``largest`` in size; refuse all others."""
+    x = x if isinstance(x, jax.Array) else np.asarray(x)
+    if not (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool) or jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise UserError(f"the {what} must be real numbers, not {x.dtype}; convert them first")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    own = np if isinstance(x, np.ndarray) else jnp  # JAX would turn NumPy's float64 into float32
+    if not bool(own.isfinite(x).all()):
+        raise UserError(f"the {what} hold values that are not finite; check the network that made them")
+    size = float(own.abs(x).max()) if x.size else 0.0
+    if size > largest:
+        raise UserError(f"the {what} hold values of {size:.3g}, of which powers overflow; scale them below {largest:g}")
+    return x
+
+
+def whole(labels: np.ndarray | jax.Array, what: str = "labels") -> np.ndarray:
+    """Return labels (N,) or (N, 1) as int64 (N,), which are whole numbers from 0 on, of whichever type.
+
+    Raises:
+        UserError: other shapes, strings, fractions (as the targets of a regression have), or numbers below 0.
+    """
+    y = np.asarray(labels)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1 or not y.size:
+        raise UserError(f"the {what} are (N,) with one example or more, not {y.shape}")
+    if not (np.issubdtype(y.dtype, np.number) or y.dtype == bool) or np.iscomplexobj(y):
+        raise UserError(f"the {what} are whole numbers, not {y.dtype}; pass the index of each example's class")
+    if np.issubdtype(y.dtype, np.floating):
+        odd = y[~np.isfinite(y) | (y != np.floor(y))]
+        if odd.size:
+            raise UserError(
+                f"the {what} hold {odd[0]:g}, and classes are whole numbers; pass the index of each example's class"
+            )
+    if y.min() < 0:
+        raise UserError(f"the {what} hold {y.min():g}; classes count from 0 on, so drop the examples without one")
+    if float(y.max()) >= 2**63:
+        raise UserError(f"the {what} hold {y.max():g}; pass the index of each example's class")
+    return y.astype(np.int64)
+
+
 def labelled(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> tuple[jax.Array, jax.Array, int]:
     """Return features as float32 (N, D), labels as int32 (N,), and K, one more than the largest label."""
-    x, y = jnp.asarray(features, jnp.float32), jnp.asarray(labels, jnp.int32)
-    if x.ndim != 2 or y.shape != x.shape[:1] or not x.size:
-        raise UserError(f"a probe takes features (N, D) and labels (N,), not {x.shape} and {y.shape}")
-    finite(x)
+    shape, given = np.shape(features), np.shape(labels)
+    if len(shape) != 2 or given not in (shape[:1], (*shape[:1], 1)) or 0 in shape:
+        raise UserError(f"a probe takes features (N, D) and labels (N,), not {shape} and {given}")
+    x, y = jnp.asarray(real(features, largest=LARGEST), jnp.float32), whole(labels)
     classes = int(y.max()) + 1
-    if classes < 2 or bool(y.min() < 0):
-        raise UserError(f"a probe needs labels from 0 on and two classes or more, not {sorted(set(y.tolist()))[:5]}")
-    return x, y, classes
+    if classes < 2 or classes > 2**31 - 1 or len(np.unique(y)) < 2:
+        raise UserError(f"a probe needs labels of two classes or more, not {sorted(set(y.tolist()))[:5]}")
+    return x, jnp.asarray(y, jnp.int32), classes
 
 
 def numbered(labels: np.ndarray | jax.Array, what: str = "labels") -> tuple[np.ndarray, int]:
     """Return labels as int32 (N,) from 0 on without gaps, in the order of their values, and the number of classes."""
-    y = np.asarray(labels)
-    if y.ndim != 1 or not y.size:
-        raise UserError(f"the {what} are (N,) with one example or more, not {y.shape}")
-    if not np.issubdtype(y.dtype, np.integer):
-        raise UserError(f"the {what} are whole numbers, not {y.dtype}; pass the index of each example's class")
-    if y.min() < 0:
-        raise UserError(f"the {what} hold {y.min()}; classes count from 0 on, so drop the examples without one")
-    values, found = np.unique(y, return_inverse=True)
+    values, found = np.unique(whole(labels, what), return_inverse=True)
     return found.astype(np.int32), len(values)
 
 
@@ -46,15 +85,14 @@ def classified(
     Features of 64 bits stay so under ``jax.enable_x64``, all others become float32.
     """
     shape, given = np.shape(features), np.shape(labels)
-    if len(shape) != 2 or given != shape[:1] or 0 in shape:
+    if len(shape) != 2 or given not in (shape[:1], (*shape[:1], 1)) or 0 in shape:
         raise UserError(f"{what} are (N, D) and labels (N,), one of each for an example, not {shape} and {given}")
-    features = features if isinstance(features, jax.Array) else np.asarray(features)
+    features = real(features, what)
     wide = features.dtype in (np.float64, np.int64, np.uint64)
     x = jnp.asarray(features, jnp.float64 if wide and jax.config.jax_enable_x64 else jnp.float32)
-    finite(x, what)
     y, classes = numbered(labels)
     if classes < 2:
-        raise UserError(f"all {len(y)} labels are {np.asarray(labels)[0]}; a score needs two classes or more")
+        raise UserError(f"all {len(y)} labels are {whole(labels)[0]}; a score needs two classes or more")
     return x, jnp.asarray(y), classes
 
 

@@ -27,6 +27,7 @@ from tl_jax.distance import (
     moments,
     overlap,
     pairs,
+    sides,
     sliced,
 )
 
@@ -226,7 +227,8 @@ def _method(n: int, m: int) -> str:
 
 
 def _sample(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    x, y = np.asarray(x), np.asarray(y)
+    x = np.asarray(x)
+    y = sides.labels(y, len(x), "of the source")
     chosen = checks.spread(y, COMPARED)
     return x[chosen], y[chosen]
 

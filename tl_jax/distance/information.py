@@ -74,7 +74,7 @@ def task2vec_distance(e1: np.ndarray | jax.Array, e2: np.ndarray | jax.Array) ->
     Raises:
         UserError: other shapes, values that are negative or not finite, or embeddings that are zero.
     """
-    a, b = np.asarray(e1, np.float64), np.asarray(e2, np.float64)
+    a, b = (np.asarray(checks.real(e, name), np.float64) for e, name in ((e1, "entries of e1"), (e2, "entries of e2")))
     if a.ndim != 1 or a.shape != b.shape:
         raise UserError(f"embeddings are (E,) of the same parameters, not {a.shape} and {b.shape}")
     for e, name in ((a, "e1"), (b, "e2")):

@@ -38,10 +38,10 @@ def knn(
             more neighbours than examples.
     """
     x, y, _ = checks.labelled(features, labels)
-    q = jnp.asarray(queries, jnp.float32)
-    if q.ndim != 2 or q.shape[1] != x.shape[1]:
-        raise UserError(f"queries are (M, {x.shape[1]}) as the features are, not {q.shape}; take them from one network")
-    checks.finite(q, "queries")
+    shape = np.shape(queries)
+    if len(shape) != 2 or shape[1] != x.shape[1]:
+        raise UserError(f"queries are (M, {x.shape[1]}) as the features are, not {shape}; take them from one network")
+    q = jnp.asarray(checks.real(queries, "queries", checks.LARGEST), jnp.float32)
     if metric not in METRICS:
         raise UserError(f"no metric {metric!r}; {nearest(metric, METRICS)}")
     if not 1 <= k <= len(x):
@@ -56,6 +56,8 @@ def _vote(x: jax.Array, y: jax.Array, queries: jax.Array, k: int, metric: str) -
     else:
         # |x - q|^2 = |q|^2 - 2 (q x - |x|^2 / 2), of which the first is the same for all x. Far from the origin the
         # difference of the others would be lost in rounding.
+        scale = _exponent(jnp.abs(x).max())
+        x, queries = jnp.ldexp(x, -scale), jnp.ldexp(queries, -scale)
         mean = x.mean(0)
         x, queries = x - mean[None], queries - mean[None]
         offset = (x**2).sum(1) / 2
@@ -69,6 +71,12 @@ def _vote(x: jax.Array, y: jax.Array, queries: jax.Array, k: int, metric: str) -
     return jax.lax.map(one, queries, batch_size=max(1, BLOCK // (len(x) + k * k)))
 
 
+def _exponent(size: jax.Array) -> jax.Array:
+    """Return the exponent by which numbers are scaled, exactly, so that squares of tiny ones do not vanish."""
+    return jnp.where(size < 1e-9, jnp.frexp(size)[1], 0)
+
+
 def _unit(x: jax.Array) -> jax.Array:
     """Return the rows of ``x`` at length one; zero stays zero."""
+    x = jnp.ldexp(x, -_exponent(jnp.abs(x).max(1, keepdims=True)))
     return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), jnp.finfo(x.dtype).tiny)

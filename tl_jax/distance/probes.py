@@ -20,12 +20,29 @@ class LinearProbe(NamedTuple):
     bias: jax.Array
 
     def predict(self, features: np.ndarray | jax.Array) -> jax.Array:
-        """Return the likeliest class of each of (N, D) features, int (N,)."""
-        return (jnp.asarray(features, jnp.float32) @ self.kernel + self.bias[None]).argmax(-1)
+        """Return the likeliest class of each of (N, D) features, int (N,).
+
+        Raises:
+            UserError: features of another width, or that are no finite real numbers.
+        """
+        shape, dims = np.shape(features), self.kernel.shape[0]
+        if len(shape) != 2 or shape[1] != dims or not shape[0]:
+            raise UserError(f"a probe of {dims} features takes (N, {dims}), not {shape}; take both from the same layer")
+        x = jnp.asarray(checks.real(features, largest=checks.LARGEST), jnp.float32)
+        return (x @ self.kernel + self.bias[None]).argmax(-1)
 
     def accuracy(self, features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
-        """Return the share of (N, D) features whose class is that of ``labels`` (N,)."""
-        return float((self.predict(features) == jnp.asarray(labels)).mean())
+        """Return the share of (N, D) features whose class is that of ``labels`` (N,).
+
+        A class that the probe was not fitted to is never predicted, so that its examples count as wrong.
+
+        Raises:
+            UserError: what ``predict`` refuses, another number of labels, or labels that are no classes.
+        """
+        found, shape = np.asarray(self.predict(features)), np.shape(labels)
+        if shape not in (found.shape, (*found.shape, 1)):
+            raise UserError(f"{len(found)} examples need labels ({len(found)},), not {shape}; pass one for each")
+        return float((found == checks.whole(labels)).mean(dtype=np.float32))
 
 
 def logistic_probe(

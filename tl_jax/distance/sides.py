@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tl_jax.distance import checks
 from tl_jax.errors import UserError
 
 Array = np.ndarray | jax.Array
@@ -16,10 +17,7 @@ def features(x: Array, name: str, least: int = 1) -> np.ndarray:
         raise UserError(f"{name} must be features (N, D) of real numbers, not {x.shape} of {x.dtype}")
     if len(x) < least:
         raise UserError(f"{name} has {len(x)} example{'s' * (len(x) > 1)}, but this needs {least} or more; pass more")
-    x = x.astype(np.float64)
-    if not np.isfinite(x).all():
-        raise UserError(f"the features {name} hold values that are not finite; check the network that made them")
-    return x
+    return np.asarray(checks.real(x.astype(np.float64), f"features {name}"))
 
 
 def pair(x1: Array, x2: Array, least: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -34,9 +32,6 @@ def pair(x1: Array, x2: Array, least: int = 1) -> tuple[np.ndarray, np.ndarray]:
 
 def labels(y: Array, count: int, name: str) -> np.ndarray:
     """Return ``y`` as int (N,) in [0, K) in which no class is empty; gaps between the labels close."""
-    y = np.asarray(y)
-    if y.shape != (count,):
-        raise UserError(f"{name} must be the labels ({count},) of {count} examples, not {y.shape}")
-    if not np.issubdtype(y.dtype, np.number) or np.iscomplexobj(y) or (y != np.floor(y)).any() or (y < 0).any():
-        raise UserError(f"{name} must hold whole numbers from 0 on, not {np.unique(y)[:5].tolist()} of {y.dtype}")
-    return np.unique(y, return_inverse=True)[1].reshape(-1)
+    if np.shape(y) not in ((count,), (count, 1)):
+        raise UserError(f"{name} must be the labels ({count},) of {count} examples, not {np.shape(y)}")
+    return checks.numbered(y, f"labels {name}")[0].astype(np.int64)

@@ -100,9 +100,13 @@ def bars(title: str, bins: Mapping[str, Sequence[float]], x_name: str, y_name: s
 
 
 def dots(title: str, arms: Mapping[str, Mapping[str, Any]], scale: float, x_name: str) -> Markup:
-    """Return a chart with a row for each arm: its ``values`` as dots, ``mean`` and ``interval95`` (half its width)."""
+    """Return a chart with a row for each arm: its ``values`` as dots, ``mean`` and ``interval95`` (half its width).
+
+    An interval ``interval95_both`` is drawn pale behind it.
+    """
     ends = [v for row in arms.values() for v in row["values"]]
-    ends += [row["mean"] + sign * (row["interval95"] or 0.0) for row in arms.values() for sign in (-1, 1)]
+    wide = {name: row.get("interval95_both") or row["interval95"] or 0.0 for name, row in arms.items()}
+    ends += [row["mean"] + sign * wide[name] for name, row in arms.items() for sign in (-1, 1)]
     low, high = _span([scale * end for end in ends], 0.06)
     height = 62 * len(arms) + BOTTOM
     place = lambda value: 12 + (scale * value - low) / (high - low) * (WIDTH - 24)  # noqa: E731
@@ -116,6 +120,9 @@ def dots(title: str, arms: Mapping[str, Mapping[str, Any]], scale: float, x_name
         body += Markup('<text x="12" y="{}" font-weight="600">{}</text>').format(y - 14, name)
         each = Markup('<circle cx="{:.1f}" cy="{}" r="4" class="f{}" opacity=".6"/>')
         body += Markup("").join(each.format(place(value), y + 15, i % COLOURS) for value in row["values"])
+        pale = Markup('<path class="line s{0}" opacity=".35" stroke-width="6" d="M{1:.1f} {3}H{2:.1f}"/>')
+        if row.get("interval95_both") is not None:
+            body += pale.format(i % COLOURS, *(place(row["mean"] + sign * wide[name]) for sign in (-1, 1)), y)
         if half is not None:
             span = Markup('<path class="line s{0}" d="M{1:.1f} {3}H{2:.1f}M{1:.1f} {4}v12M{2:.1f} {4}v12"/>')
             body += span.format(i % COLOURS, place(row["mean"] - half), place(row["mean"] + half), y, y - 6)

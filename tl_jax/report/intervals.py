@@ -38,7 +38,7 @@ def of_run(summary: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, 
     return out
 
 
-def wilson(hits: int, total: int) -> tuple[float, float]:
+def wilson(hits: float, total: float) -> tuple[float, float]:
     """Return Wilson's score interval of a share (Wilson 1927), within [0, 1]."""
     share, z = hits / total, float(ndtri(0.975))
     middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
@@ -54,6 +54,7 @@ def _resampled(counts: np.ndarray, size: int) -> dict[str, np.ndarray]:
     right = drawn @ (label * found)
     labelled, predicted = drawn @ label, drawn @ found
     f1 = 2 * right / np.maximum(labelled + predicted, 1)
+    occurring = ((labelled + predicted) > 0).sum(1)  # as scikit-learn's macro average has it
     covariance = right.sum(1) * total - (labelled * predicted).sum(1)
     spread = (total**2 - (predicted**2).sum(1)) * (total**2 - (labelled**2).sum(1))
-    return {"f1": f1.mean(1), "matthews": covariance / np.sqrt(np.maximum(spread, 1))}
+    return {"f1": f1.sum(1) / occurring, "matthews": covariance / np.sqrt(np.maximum(spread, 1))}

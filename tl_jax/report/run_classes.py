@@ -34,9 +34,8 @@ def by_class(found: Results) -> page.Section | None:
     for k, name in enumerate(classes):
         hits = counts[k, k]
         labelled, predicted = counts[k].sum(), counts[:, k].sum()
-        recall, precision = hits / max(labelled, 1), hits / max(predicted, 1)
-        f1 = 2 * hits / max(labelled + predicted, 1)
-        rows.append([name, f"{precision:.3f}", f"{recall:.3f}", f"{f1:.3f}", f"{labelled:,}"])
+        shares = (hits, predicted), (hits, labelled), (2 * hits, labelled + predicted)
+        rows.append([name, *("" if not whole else f"{part / whole:.3f}" for part, whole in shares), f"{labelled:,}"])
     columns = ["class", "precision", "recall", "F1", "examples"]
     return page.Section("", _whose(found, runs), [page.Table(columns, rows)])
 

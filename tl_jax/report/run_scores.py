@@ -6,7 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from tl_jax.report import charts, intervals, page
-from tl_jax.report.comparison import SHARES, interval, percent
+from tl_jax.report.comparison import SHARES, interval, margins, percent
 from tl_jax.report.results import Results, values
 
 STYLE = """
@@ -59,19 +59,37 @@ def _compared(found: Results) -> page.Section:
     scale, unit, points = (100, " %", " points") if metric in SHARES else (1, "", "")
     seeds, first = summary["seeds"], next(iter(summary["arms"]))
     over = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
-    tiles = [(f"{percent(row, scale=scale)}{unit}", f"test {metric}, {arm}") for arm, row in summary["arms"].items()]
-    tiles += [(f"{percent(row, '+', scale)}{points}", f"{first} over {arm}") for arm, row in summary["gain"].items()]
+    tiles = [
+        (f"{percent(row, scale=scale)}{unit}", f"test {metric}, {arm};{margins(row, scale)}".rstrip(";"))
+        for arm, row in summary["arms"].items()
+    ] + [
+        (f"{percent(row, '+', scale)}{points}", f"{first} over {arm};{margins(row, scale)}".rstrip(";"))
+        for arm, row in summary["gain"].items()
+    ]
     many, rows = len(seeds) > 1, []
+    whole = any(row.get("interval95_test") is not None for row in summary["arms"].values())
     for arm, row in [*summary["arms"].items(), *((f"{first} over {a}", r) for a, r in summary["gain"].items())]:
         half, mean = row["interval95"], scale * row["mean"]
         ends = "" if half is None else f"{mean - scale * half:.1f} to {mean + scale * half:.1f}"
         each = [f"{scale * value:.1f}" for value in row.get("values", ())] or [""] * len(seeds)
         sign = "" if "values" in row else "+"
-        rows.append([arm, f"{mean:{sign}.1f}", *([f"{scale * (half or 0):.1f}", ends, *each] if many else [])])
-    between = ["±", "95 % interval", *(f"seed {seed}" for seed in seeds)] if many else []
+        wide = row.get("interval95_both" if many else "interval95_test")
+        shown = [] if not whole else ["" if wide is None else f"{scale * wide:.1f}"]
+        rows.append(
+            [arm, f"{mean:{sign}.1f}", *([f"{scale * (half or 0):.1f}", ends, *shown, *each] if many else shown)]
+        )
+    wider = ["± with the test set's sampling" if many else "± by the test set's sampling"] * whole
+    between = ["± over seeds", "95 % interval", *wider, *(f"seed {seed}" for seed in seeds)] if many else wider
     columns = [metric + (" in %" if unit else ""), "mean" if many else f"seed {seeds[0]}", *between]
-    text = [f"Mean and 95 % interval (Student's t) over {over}; a gain is paired by seed."]
-    text = text if many else ["One seed of each arm gives no interval; run several seeds for one."]
+    text = [
+        f"Mean and 95 % interval over {over} (Student's t); a gain is paired by seed."
+        if many
+        else "One seed of each arm gives no interval over seeds; run several for one.",
+        "All seeds share one test set. With its own sampling the interval is wider: how far the result might lie on "
+        "other test examples; a gain is paired by example."
+        if whole
+        else "The sampling of the test set, which all seeds share, is not in it.",
+    ]
     name = f"test {metric}{' in percent' if unit else ''}: diamonds are means, dots single seeds"
     chart = charts.dots(f"test {metric} by arm", summary["arms"], scale, name)
     parts = [_tiles(tiles), page.Raw(chart), page.Table(columns, rows), *_others(found, metric)]

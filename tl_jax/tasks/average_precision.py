@@ -13,6 +13,7 @@ from tl_jax.task import Batch, Verdict
 from tl_jax.tasks.verdicts import Judge
 
 ALL_SIZES, MOST = 0, -1  # of COCO's areas and numbers of boxes: every size, 100 boxes of a picture
+SHOWN = 5  # names of classes in a message
 
 
 def of_boxes(classes: Sequence[str]) -> Judge:
@@ -42,7 +43,10 @@ def _judge(classes: tuple[str, ...], found: Sequence[Any], batches: Sequence[Bat
         for k, name in enumerate(classes)
         if known[k]
     }
-    return Verdict(values, table, kept=boxes)
+    absent = [name for k, name in enumerate(classes) if not known[k]]
+    names = ", ".join(absent[:SHOWN]) + (f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else "")
+    missing = {f"map of {names}": "needs objects of the class; the mean leaves it out"} if absent else {}
+    return Verdict(values, table, missing, boxes)
 
 
 def average_precisions(truth: Sequence[np.ndarray], found: Sequence[np.ndarray], count: int) -> np.ndarray:

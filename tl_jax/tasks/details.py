@@ -63,7 +63,7 @@ def of_texts(classes: Sequence[str], texts: Sequence[Any], rows: np.ndarray | No
         text = texts[i if rows is None else rows[i]]
         return {"text": clipped(text if isinstance(text, str) else " ||| ".join(text))}
 
-    return of_classes(classes, tested, shown)
+    return of_classes(classes, tested, shown, rows)
 
 
 def of_tags(
@@ -93,8 +93,18 @@ def of_tags(
     }
 
 
-def of_classes(classes: Sequence[str], tested: Scored, show: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
-    """Return confusions, calibration, the ROC of two classes, and the mistakes, each with what ``show`` gives of it."""
+def of_classes(
+    classes: Sequence[str],
+    tested: Scored,
+    show: Callable[[int], dict[str, Any]],
+    rows: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Return confusions, calibration, the ROC of two classes, and the mistakes, each with what ``show`` gives of it.
+
+    ``right`` has a "1" for each example that is classified rightly and a "0" for each other, in the order of the test
+    part, so that runs can be compared example by example; ``rows`` (N,) are the examples in the order they were tested
+    in, None for their own.
+    """
     probabilities, labels = tested
     if not len(labels) or not np.isfinite(probabilities).all():
         return {}
@@ -104,6 +114,7 @@ def of_classes(classes: Sequence[str], tested: Scored, show: Callable[[int], dic
         "classes": list(classes),
         "examples": len(labels),
         "confusion": confusion(labels, found),
+        "right": "".join(map(str, _in_order((found == labels).astype(int), rows))),
         "calibration": {"ece": bins.error, **{name: getattr(bins, name).tolist() for name in bins._fields}},
     }
     if probabilities.shape[1] == 2 and 0 < (labels == 1).sum() < len(labels):
@@ -119,6 +130,12 @@ def of_classes(classes: Sequence[str], tested: Scored, show: Callable[[int], dic
         }
         for i in worst
     ]
+    return out
+
+
+def _in_order(values: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+    out = values.copy()
+    out[slice(None) if rows is None else rows] = values
     return out
 
 

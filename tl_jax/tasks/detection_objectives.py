@@ -11,7 +11,7 @@ from tl_jax.data.box_augment import augment_boxes
 from tl_jax.data.boxes import CLASS, CROWD
 from tl_jax.models import heatmap
 from tl_jax.models.box_ops import giou
-from tl_jax.tasks.objectives import Network, penalised
+from tl_jax.tasks.objectives import Network
 from tl_jax.transfer import penalties
 from tl_jax.transfer.adapters import Adapters
 from tl_jax.transfer.penalties import Regularize
@@ -38,13 +38,11 @@ def make_loss(net: Network, how: Augment, visible: float, regularize: Regularize
         images, labels = augment_boxes(batch["image"], batch["label"], key, how, visible)
         out, end, stats = net.train(variables, net.inputs(images), key)
         sums: dict[str, Any] = loss_terms(out, labels, batch["mask"], images.shape)
-        value = sums["loss"][0] / sums["loss"][1]
-        if penalised(regularize):
-            source = variables.get("source", {})
-            source_end = (
-                net._replace(adapters=Adapters()).predict(source, images)[1] if regularize.compares_maps else {}
-            )
-            extra = penalties.penalty(regularize, variables["params"], end, batch, source, source_end)
+        value = sums["loss"][0] / jnp.maximum(sums["loss"][1], 1.0)
+        source = variables.get("source", {})
+        source_end = net._replace(adapters=Adapters()).predict(source, images)[1] if regularize.compares_maps else {}
+        extra = penalties.penalty(regularize, variables["params"], end, batch, source, source_end)
+        if extra is not None:
             value, sums["penalty"] = value + extra, (extra, 1.0)
         return value, (stats, sums)
 
@@ -100,7 +98,7 @@ def loss_terms(out: Any, labels: jax.Array, mask: jax.Array, shape: tuple[int, .
     middles = (focal_loss(out["heat"], wanted.heat) * counted).sum((1, 2, 3))
     boxes = ((1 - giou(heatmap.boxes_of(out["sides"], cell), wanted.boxes)) * wanted.weights).sum((1, 2))
     objects = ((labels[..., CLASS] >= 0) & (labels[..., CROWD] == 0)).sum(1)
-    total = jnp.maximum((objects * mask).sum().astype(jnp.float32), 1.0)
+    total = (objects * mask).sum().astype(jnp.float32)
     terms = {"middles": (middles * mask).sum(), "boxes": (boxes * mask).sum()}
     terms = {"loss": terms["middles"] + BOXES * terms["boxes"], **terms}
     return {name: (value, total) for name, value in terms.items()}

@@ -144,11 +144,12 @@ def build(
 def check_norms(config: Any, net: Pretrained) -> None:
     """Refuse what acts on BatchNorm where the network has none."""
     recipes = {config.freeze.recipe, *(phase.get("recipe") for phase in config.phases)}
-    wanted = config.regularize.stochastic_norm or "norm_only" in recipes
+    modes = {config.freeze.batch_stats, *(phase.get("batch_stats", "auto") for phase in config.phases)}
+    wanted = config.regularize.stochastic_norm or "norm_only" in recipes or modes != {"auto"}
     if wanted and "batch_stats" not in variable_shapes(net.model):
         raise UserError(
-            f"{config.model.name} has no BatchNorm: config.freeze.recipe=norm_only and regularize.stochastic_norm "
-            "would do nothing; choose another"
+            f"{config.model.name} has no BatchNorm: config.freeze.recipe=norm_only, freeze.batch_stats and "
+            "regularize.stochastic_norm would do nothing; choose another"
         )
 
 

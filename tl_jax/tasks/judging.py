@@ -16,6 +16,9 @@ from tl_jax.tasks import scores
 from tl_jax.tasks.details import Scored, scored
 from tl_jax.train.log import say
 
+NEEDS = "needs examples of the class and of others"
+SHOWN = 5  # names of classes in a message
+
 
 class Judging(NamedTuple):
     """What is measured.
@@ -90,8 +93,17 @@ def judge(how: Judging, found: Sequence[Any], batches: Sequence[Batch]) -> Verdi
     }
     measured = {name: make[name]() for name in how.metrics}
     values = {name: value for name, value in measured.items() if math.isfinite(value)}
-    missing = dict.fromkeys(measured.keys() - values, "needs examples of the class and of others")
-    return Verdict(values, {}, missing, Scored(probabilities, labels))
+    missing = dict.fromkeys(measured.keys() - values, NEEDS)
+    return Verdict(values, {}, missing | _left_out(how, values, labels), Scored(probabilities, labels))
+
+
+def _left_out(how: Judging, values: Mapping[str, float], labels: np.ndarray) -> dict[str, str]:
+    """Return "auc of CLASS" and so on for the classes that a mean over classes leaves out, and why."""
+    absent = [name for k, name in enumerate(how.classes) if not 0 < (labels == k).sum() < len(labels)]
+    means = {"auc": len(how.classes) > 2, "sensitivity": how.positive is None}
+    names = ", ".join(absent[:SHOWN]) + (f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else "")
+    why = f"{NEEDS}; the mean leaves it out"
+    return {f"{name} of {names}": why for name, mean in means.items() if mean and absent and name in values}
 
 
 def report(how: Judging, tested: Scored, validated: Scored | None, folder: Path) -> dict[str, Any]:

@@ -89,6 +89,10 @@ def plain(params: Any, how: Adapters) -> dict[str, Any]:
 def make_loss(net: Network, how: Augment, regularize: Regularize, beside: Pretext | None, people: Margin | None = None):
     """Return the training loss: augmented pictures, softmax cross-entropy in nats, mean over unmasked examples.
 
+    An example counts with the weight of its own class times its cross-entropy, smoothed or not, as ``class_weight`` of
+    Keras has it; a mixture of two counts as much as its shares of both. The mean is over the number of examples, not
+    over the sum of their weights.
+
     Penalties, and the loss of the pretext ``beside``, are added to it and reported on their own. With ``people`` what
     the network puts out are embeddings, and logits are made of these.
     """
@@ -98,8 +102,9 @@ def make_loss(net: Network, how: Augment, regularize: Regularize, beside: Pretex
         images = net.inputs(augment(batch["image"], key, how))
         targets = jax.nn.one_hot(batch["label"], people.people if people else net.model.num_classes)
         targets = optax.smooth_labels(targets, regularize.label_smoothing)
+        if regularize.weights:  # of the example's own class, before mixing, so that each partner brings its own weight
+            targets = targets * jnp.asarray(regularize.weights)[batch["label"]][:, None]
         images, targets = penalties.mix(regularize, images, targets, jax.random.fold_in(key, MIX))
-        targets = targets * jnp.asarray(regularize.weights)[None] if regularize.weights else targets
         logits, end, stats = net.train(variables, images, key, regularize.stochastic_norm)
         if people:
             logits = people(variables["params"], logits, batch["label"])
@@ -112,9 +117,8 @@ def make_loss(net: Network, how: Augment, regularize: Regularize, beside: Pretex
             source_end = net.model.apply(start, images, train=False)[1]
         sums = _sums(losses, logits, batch)
         value = sums["loss"][0] / sums["loss"][1]
-        if penalised(regularize):
-            params = variables["params"]
-            extra = penalties.penalty(regularize, params, end, batch, source, source_end)
+        extra = penalties.penalty(regularize, variables["params"], end, batch, source, source_end)
+        if extra is not None:
             value, sums["penalty"] = value + extra, (extra, 1.0)
         if beside:
             extra, score, _ = _pretext(net, beside, variables, batch, jax.random.fold_in(key, PRETEXT))
@@ -213,11 +217,6 @@ def _pretext(net: Network, how: Pretext, variables: Any, batch: Any, key: jax.Ar
 
     value, score = pretext.loss(how, embed, variables["params"]["extra"]["pretext"], batch["image"], key)
     return value, score, kept["stats"]
-
-
-def penalised(how: Regularize) -> bool:
-    """Whether something is added to the loss of the labels."""
-    return bool(how.needs_source or how.bss or how.co_tuning)
 
 
 def _sums(losses, logits, batch):

@@ -13,7 +13,7 @@ from tl_jax.data.token_batches import IGNORED
 from tl_jax.models.bert import Bert
 from tl_jax.models.bert_layers import normal
 from tl_jax.models.dropout import Dropout
-from tl_jax.tasks.objectives import DROPOUT, PRETEXT, penalised, plain
+from tl_jax.tasks.objectives import DROPOUT, PRETEXT, plain
 from tl_jax.transfer import penalties
 from tl_jax.transfer.adapters import Adapters
 from tl_jax.transfer.penalties import Regularize
@@ -96,11 +96,11 @@ def make_loss(net: Encoder, how: Regularize, beside: tuple[Masking, float] | Non
         losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, how.label_smoothing))
         sums = _sums(losses, logits, batch["label"], _weights(batch))
         value = _mean(sums["loss"])
-        if penalised(how):
-            source = variables.get("source", {})
-            source_end = net.predict(source, batch)[1] if how.compares_maps else {}
-            ends = [_without_padding(each, batch, how.endpoints) for each in (end, source_end)]
-            extra = penalties.penalty(how, variables["params"], ends[0], batch, source, ends[1])
+        source = variables.get("source", {})
+        source_end = net.predict(source, batch)[1] if how.compares_maps else {}
+        ends = [_without_padding(each, batch, how.endpoints) for each in (end, source_end)]
+        extra = penalties.penalty(how, variables["params"], ends[0], batch, source, ends[1])
+        if extra is not None:
             value, sums["penalty"] = value + extra, (extra, 1.0)
         if beside:
             words = _words(net, variables, batch, beside[0], jax.random.fold_in(key, PRETEXT))

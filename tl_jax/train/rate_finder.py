@@ -54,7 +54,7 @@ def sweep(task: Task, phase: Phase, seed: int, low: float = 1e-6, high: float = 
     for i, rate in enumerate(rates):
         state, row = step(state, devices.put(train_batch(i)), stream, devices.everywhere(rate))
         total, count = row["sums"]["loss"]
-        losses.append(float(total / count))
+        losses.append(float(total) / max(float(count), 1.0))
         mean = smooth(np.asarray(losses))
         if not np.isfinite(losses[-1]) or mean[-1] - mean.min() > DIVERGED * max(abs(mean.min()), 1e-3):
             break

@@ -177,7 +177,7 @@ class Run:
         for i, row in enumerate(rows, start=now - len(rows) + 1):
             total, count = row["sums"]["loss"]
             norms = {name: row[name] for name in ("grad_norm", "param_norm") if name in row}
-            self._check_finite(f"step {i} (phase {phase.name})", {"loss": total / count, **norms})
+            self._check_finite(f"step {i} (phase {phase.name})", {"loss": total / max(count, 1), **norms})
         values = metrics.mean(row["sums"] for row in rows)
         extra = {name: float(rows[-1][name]) for name in ("lr", "grad_norm", "param_norm")}
         self.log.row(now, "train", {**values, **extra}, phase=phase.name)

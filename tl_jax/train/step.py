@@ -118,8 +118,9 @@ def make_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str, shard
 def _gradient(loss_of: Any, parts: int, batch: Any, key: jax.Array, stats: Any, params: Any) -> tuple[Any, Any]:
     """Return the gradient and (statistics, sums) of a batch, computed in ``parts`` one after another to save memory.
 
-    It is the gradient of the mean over the whole batch, for losses that are means over what ``sums["loss"]`` counts.
-    BatchNorm, draws of a key and pairs of examples see one part at a time.
+    It is the gradient of the mean over the whole batch: what ``sums["loss"]`` adds up is divided by the count of the
+    whole batch, since parts may hold different numbers of labelled words or of objects. What else is in the loss, such
+    as penalties, is the mean over the parts. BatchNorm, draws of a key and pairs of examples see one part at a time.
     """
     if parts == 1:
         return jax.grad(loss_of, has_aux=True)(params, stats, batch, key)
@@ -128,21 +129,31 @@ def _gradient(loss_of: Any, parts: int, batch: Any, key: jax.Array, stats: Any, 
         rows = leaf.reshape(len(leaf) // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh(), PartitionSpec(None, AXIS)))
 
+    def count(at):  # no weight goes into it, so that the compiler leaves the network out
+        i, part = at
+        return loss_of(params, stats, part, jax.random.fold_in(key, i))[1][1]["loss"][1]
+
+    rows, numbers = jax.tree.map(cut, batch), jnp.arange(parts)
+    total = jnp.maximum(jax.lax.map(count, (numbers, rows)).sum(), 1.0)
+
+    def share(params, stats, i, part):
+        value, (stats, sums) = loss_of(params, stats, part, jax.random.fold_in(key, i))
+        loss, count = sums["loss"]
+        return loss / total + (value - loss / jnp.maximum(count, 1.0)) / parts, (stats, sums)
+
     def one(stats, i, part):
-        grads, (stats, sums) = jax.grad(loss_of, has_aux=True)(params, stats, part, jax.random.fold_in(key, i))
-        count = sums["loss"][1]
-        return jax.tree.map(lambda g: g * count, grads), stats, sums
+        grads, (stats, sums) = jax.grad(share, has_aux=True)(params, stats, i, part)
+        return grads, stats, sums
 
     def body(carry, at):
         grads, stats, sums = one(carry[1], *at)
         return (jax.tree.map(jnp.add, carry[0], grads), stats, jax.tree.map(jnp.add, carry[2], sums)), None
 
-    rows, numbers = jax.tree.map(cut, batch), jnp.arange(parts)
     first = one(stats, numbers[0], jax.tree.map(lambda leaf: leaf[0], rows))
     first = jax.tree.map(jnp.asarray, first)
     rest = jax.tree.map(lambda leaf: leaf[1:], (numbers, rows))
     (grads, stats, sums), _ = jax.lax.scan(body, first, rest)
-    return jax.tree.map(lambda g: g / sums["loss"][1], grads), (stats, sums)
+    return grads, (stats, sums)
 
 
 @functools.cache

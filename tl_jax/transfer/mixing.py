@@ -11,7 +11,7 @@ def mixup(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) -
 
     Args:
         images: (N, H, W, C), uint8 or float.
-        targets: (N, K), rows sum to 1.
+        targets: (N, K), each row a distribution, or one times the weight of its example.
         key: draws the share from Beta(alpha, alpha), one for the batch, and the partners, a permutation of it.
         alpha: above 0; small values leave most batches nearly as they are.
 
@@ -34,7 +34,7 @@ def cutmix(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) 
 
     Args:
         images: (N, H, W, C), uint8 or float.
-        targets: (N, K), rows sum to 1.
+        targets: (N, K), each row a distribution, or one times the weight of its example.
         key: draws the share from Beta(alpha, alpha), the partners, a permutation of the batch, and the centre.
         alpha: above 0.
 

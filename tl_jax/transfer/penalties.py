@@ -17,7 +17,7 @@ class Regularize(NamedTuple):
 
     Attributes:
         label_smoothing: probability spread evenly over the classes.
-        weights: factors on the loss of each class, empty for 1 each.
+        weights: factors on the loss of the examples of each class, empty for 1 each.
         mixup, cutmix: alpha of the Beta distribution.
         l2_sp: of half the squared distance of trained leaves from the source's.
         l2_sp_head: of half the squared norm of leaves that the source does not have.
@@ -67,8 +67,10 @@ def penalty(
     batch: Mapping[str, jax.Array],
     source: Mapping[str, Any],
     source_end: Mapping[str, jax.Array],
-) -> jax.Array:
-    """Return the weighted sum of the penalties that are on, a float scalar.
+) -> jax.Array | None:
+    """Return the weighted sum of the penalties that are on, a float scalar; None if none is.
+
+    Which are on is decided here alone, so that a term that is added here acts in every task.
 
     Args:
         how: their strengths.
@@ -78,20 +80,21 @@ def penalty(
         source: ``params`` of the source, ``attention`` (C,) by endpoint, ``relation`` (K, Z), as far as needed.
         source_end: endpoints of the source network on the same pictures, where maps are compared.
     """
-    total = jnp.zeros(())
+    terms = []
     if how.l2_sp or how.l2_sp_head:
         counted = jax.tree.map(bool, label_leaves(params, ((EXTRA, ""), (".*", "counts"))))
         to_source, to_zero = regularizers.l2_sp(params, source["params"], counted)
-        total += how.l2_sp * to_source + how.l2_sp_head * to_zero
+        terms.append(how.l2_sp * to_source + how.l2_sp_head * to_zero)
     if how.compares_maps:
         maps, source_maps = ({name: side[name] for name in how.endpoints} for side in (end, source_end))
-        total += how.distill * regularizers.feature_distance(maps, source_maps) if how.distill else 0.0
+        if how.distill:
+            terms.append(how.distill * regularizers.feature_distance(maps, source_maps))
         if how.delta:
-            total += how.delta * regularizers.feature_distance(maps, source_maps, source["attention"])
+            terms.append(how.delta * regularizers.feature_distance(maps, source_maps, source["attention"]))
     if how.bss:
-        total += how.bss * regularizers.batch_spectral_shrinkage(end["features"])
+        terms.append(how.bss * regularizers.batch_spectral_shrinkage(end["features"]))
     if how.co_tuning:
         head = params["extra"]["source_head"]
         logits = end["features"] @ head["kernel"] + head["bias"][None]
-        total += how.co_tuning * regularizers.co_tuning(logits, batch["label"], source["relation"], batch["mask"])
-    return total
+        terms.append(how.co_tuning * regularizers.co_tuning(logits, batch["label"], source["relation"], batch["mask"]))
+    return sum(terms, jnp.zeros(())) if terms else None
