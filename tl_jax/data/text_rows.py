@@ -19,7 +19,7 @@ _OTHERS = (",", ";", "\t")
 MAX_CELL = 2**31 - 1  # letters of a cell that the csv module takes
 
 
-def read_table(file: Path, text: str, kind: str, names: Sequence[str], needed: Sequence[str]) -> Rows:
+def read_table(file: Path, text: str, kind: str, names: Sequence[str], needed: Sequence[str], label: str = "") -> Rows:
     """Read the rows of a TSV or CSV file.
 
     Args:
@@ -27,9 +27,9 @@ def read_table(file: Path, text: str, kind: str, names: Sequence[str], needed: S
         text: of the file.
         kind: "tsv" or "csv". Another delimiter (comma, semicolon or tab) is taken if the needed columns are found with
             it and not with the usual one.
-        names: of the columns; empty if the first line has them. One fewer may be there: see ``needed``.
-        needed: names of the columns with the text. If the rows of a file have one column fewer than ``names``, the
-            column that is absent must be the label's, and its name is left out.
+        names: of the columns; empty if the first line has them. If all rows have one column fewer, there are no labels.
+        needed: names of the columns with the text.
+        label: name of the column with the label.
 
     Raises:
         UserError: damaged quotes, rows of another length, two columns of one name; the message names the lines.
@@ -46,8 +46,10 @@ def read_table(file: Path, text: str, kind: str, names: Sequence[str], needed: S
         twice = next((name for i, name in enumerate(names) if name and name in names[:i]), None)
         if twice:
             raise UserError(f"{file}: two columns are called {twice!r}; rename one of them")
+    elif rows and [cell.strip() for cell in rows[0][1]] == list(names):
+        rows = rows[1:]  # the names are there all the same
     elif rows and {len(row) for _, row in rows} == {len(names) - 1}:
-        names = [name for name in names if name in needed]  # a file without labels
+        names = [name for name in names if name != label]
     return _named(file, rows, names)
 
 

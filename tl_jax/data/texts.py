@@ -118,7 +118,7 @@ def read_examples(file: Path, kind: str, columns: Columns, labelled: bool = True
     if kind == "jsonl":
         rows = read_json(file, text, columns.text)
     else:
-        rows = read_table(file, text, kind, columns.names, columns.text)
+        rows = read_table(file, text, kind, columns.names, columns.text, columns.label)
     if not rows:
         raise UserError(f"{file} is empty; fill it, or take it away")
     _check_columns(file, rows, columns, labelled)
