@@ -36,10 +36,7 @@ def read_table(file: Path, text: str, kind: str, names: Sequence[str], needed: S
     """
     lines = split_lines(text)
     delimiter, spaced = _layout(lines, kind, tuple(names), needed)
-    if delimiter == "\t":
-        rows = tab_separated(lines)
-    else:
-        rows = _quoted(file, lines, delimiter, spaced)
+    rows = tab_separated(lines, kind) if delimiter == "\t" else _quoted(file, lines, delimiter, spaced)
     rows = [(line, row) for line, row in rows if any(cell.strip() for cell in row)]
     if not names and rows:
         names, rows = [name.strip() for name in rows[0][1]], rows[1:]
@@ -102,17 +99,18 @@ def _quoted(file: Path, lines: Sequence[str], delimiter: str, spaced: bool = Fal
     return rows
 
 
-def tab_separated(lines: Sequence[str]) -> Cells:
-    """Return the cells of a TSV file. Quotes are text, unless all of the file is quoted as pandas and Excel do it.
+def tab_separated(lines: Sequence[str], kind: str) -> Cells:
+    """Return the cells of lines with tabs between them.
 
-    That is the case if writing what was read with quotes gives the same file again.
+    In a TSV file quotes are text, unless all of the file is quoted as pandas and Excel do it: writing what was read
+    with quotes gives the same file again. In a CSV file they are quotes, as far as they are complete.
     """
     if any('"' in line for line in lines):
         try:
             rows = _quoted(Path(), lines, "\t")
         except UserError:
             rows = []
-        if rows and _is_quoted(lines, [row for _, row in rows]):
+        if rows and (kind == "csv" or _is_quoted(lines, [row for _, row in rows])):
             return rows
     return [(i, line.split("\t")) for i, line in enumerate(lines, start=1)]
 

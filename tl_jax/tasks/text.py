@@ -149,10 +149,8 @@ def say_shared(source: Source) -> None:
     for name, split in (("validation", source.validation), ("test", source.test)):
         shared = sum(_key(text) in train for text in split.images) if split else 0
         if split and shared:
-            what = "which scores profit from; remove them from one of the splits"
-            say(
-                f"{source.name}: {shared:,} of {len(split.labels):,} {name} texts are in the training split, too, {what}"
-            )
+            count = f"{shared:,} of {len(split.labels):,} {name} texts"
+            say(f"{source.name}: {count} are in the training split, too, so scores are too high; remove them from one")
 
 
 def _key(text: Any) -> Any:
