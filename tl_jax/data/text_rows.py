@@ -34,6 +34,7 @@ def read_table(file: Path, text: str, kind: str, names: Sequence[str], needed: S
     Raises:
         UserError: damaged quotes, rows of another length, two columns of one name; the message names the lines.
     """
+    csv.field_size_limit(MAX_CELL)
     lines = split_lines(text)
     delimiter, spaced = _layout(lines, kind, tuple(names), needed)
     rows = tab_separated(lines, kind) if delimiter == "\t" else _quoted(file, lines, delimiter, spaced)
@@ -87,7 +88,6 @@ def _layout(lines: Sequence[str], kind: str, names: tuple[str, ...], needed: Seq
 
 
 def _quoted(file: Path, lines: Sequence[str], delimiter: str, spaced: bool = False) -> Cells:
-    csv.field_size_limit(MAX_CELL)
     feed = (line + "\n" for line in lines)
     reader, rows, begin = csv.reader(feed, delimiter=delimiter, skipinitialspace=spaced, strict=True), [], 1
     try:

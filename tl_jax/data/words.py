@@ -117,9 +117,10 @@ PLAIN_SPLITTER = Splitter()  # of no training words: blanks and all marks split,
 def learn_splitter(sentences: Iterable[Sequence[str]]) -> Splitter:
     """Return how sentences are split, from sentences that come as words.
 
-    Training sentences whose words are joined by blanks are split into the same words again. In other texts a mark at
-    either end of a word is split off if the data has it as a word more often than at that end of longer words. Marks
-    that the data never has in a longer word split words everywhere.
+    Training sentences whose words are joined by blanks are split into the same words again. In other texts punctuation
+    at either end of a word is split off if the data has it as a word; another mark, such as a dash, if the data has it
+    as a word more often than at that end of longer words. Marks that the data never has in a longer word split words
+    everywhere.
     """
     counts = Counter(word for sentence in sentences for word in sentence)
     often = {word for word, count in counts.items() if count >= MIN_COUNT}
@@ -136,16 +137,20 @@ def learn_splitter(sentences: Iterable[Sequence[str]]) -> Splitter:
             attached.update(character for character in word if not character.isalnum())
             first[word[0]] += count if word not in clitics else 0
             last[word[-1]] += count
-    used = {*alone, *first, *last, *_PUNCTUATION}
-    usual = {mark for mark in used if len(mark) == 1 and (alone[mark] or mark in _PUNCTUATION)}
+    usual = {mark for mark in (*alone, *_PUNCTUATION) if len(mark) == 1}
+
+    def split_off(mark: str, at_edge: int) -> bool:
+        """Whether a mark is split off words, of which the data has so many with it at this end."""
+        return not at_edge or alone[mark] >= at_edge or (mark in _PUNCTUATION and alone[mark] > 0)
+
     chinese = [word for word in counts if _CJK.search(word)]
     return Splitter(
         known=frozenset(word for word in counts if not word.isalnum()),
         marks=frozenset(alone),
         clitics=tuple(sorted(clitics, key=len, reverse=True)),
         elisions=tuple(sorted(elisions, key=len, reverse=True)),
-        leading=frozenset(mark for mark in usual if alone[mark] >= first[mark]),
-        trailing=frozenset(mark for mark in usual if alone[mark] >= last[mark]),
+        leading=frozenset(mark for mark in usual if split_off(mark, first[mark])),
+        trailing=frozenset(mark for mark in usual if split_off(mark, last[mark])),
         attached=frozenset(attached),
         separators=frozenset(mark for mark in usual if alone[mark] >= MIN_EVIDENCE and mark not in attached),
         single=bool(chinese) and max(map(len, chinese)) == 1,
