@@ -1,5 +1,9 @@
 """Files of texts: what is read of each kind, real ones counted, and bad ones refused with file and line."""
 
+import csv
+import io
+import json
+
 import numpy as np
 import pytest
 
@@ -81,7 +85,7 @@ def test_of_a_single_file_a_fifth_is_held_out(tmp_path):
         ("tsv", {"train_tsv": "a\t1\nb\t\n"}, "train.tsv:2: no label in the column 'label'"),
         ("conll", {"train_conll": "a O\nb B-X\n\nc O\nd FOO\n"}, "train.conll:5: tag 'FOO' among tags such as B-X"),
         ("tsv", {"train_tsv": "a\t1\nb\t1\n"}, "a single label, '1'"),
-        ("tsv", {"train_tsv": b"a\t1\nb\xff\t2\n"}, "train.tsv:2: byte 2 is not UTF-8"),
+        ("tsv", {"train_tsv": b"a\t1\nb\xff\t2\n"}, "train.tsv, line 2: not UTF-8 .byte 0xff.*LATIN1"),
         ("tsv", {"train_tsv": "a\t1\nb\t2\n", "test_tsv": "c\t1\nd\t3\n"}, "test.tsv:2: label '3' is never seen"),
         ("csv", {"train_csv": 'a,1\n"b,2\n'}, "train.csv:3: .*mend its quotes"),
         ("jsonl", {"train_jsonl": '{"text": "a", "label": 1}\n{"text"'}, "train.jsonl:2: not JSON"),
@@ -99,6 +103,251 @@ def test_bad_files_are_refused_with_their_line(tmp_path, kind, files, message):
 def test_no_folder_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no folder or file .*nowhere"):
         texts.read(tmp_path / "nowhere", "tsv")
+
+
+def rows(*labels, text="t{}"):
+    """Return lines of a CSV file without names, a text and a label each."""
+    return "".join(f"{text.format(i)},{label}\n" for i, label in enumerate(labels))
+
+
+def jsonl(*objects):
+    return "".join(json.dumps(each) + "\n" for each in objects)
+
+
+GOOD = [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(10)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_is_read_in_the_encodings_of_excel(tmp_path, encoding):
+    content = "text\tlabel\ncafé\ta\nx\tb\n".encode(encoding)
+    found = texts.read(write(tmp_path, train_tsv=content, test_tsv=content), "tsv")
+    assert list(found.train.images) == ["café", "x"] == list(found.test.images)
+
+
+@pytest.mark.parametrize("kind, separator", [("csv", ";"), ("csv", "\t"), ("csv", ", "), ("tsv", ",")])
+def test_columns_are_found_whatever_separates_them(tmp_path, kind, separator):
+    lines = [separator.join(row) for row in (("text", "label"), ('"a, b; c"', "x"), ("d", "y"))]
+    files = {f"{split}_{kind}": "\n".join(lines) for split in ("train", "test")}
+    found = texts.read(write(tmp_path, **files), kind)
+    assert found.classes == ("x", "y") and list(found.train.images) == ["a, b; c", "d"]
+
+
+def test_a_tsv_as_pandas_writes_it_has_no_quotes_left(tmp_path):
+    stream, values = io.StringIO(), ['He said "hi"', "two\nlines", "a\ttab", "plain"]
+    writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+    writer.writerows([("text", "label"), *zip(values, "abab", strict=True)])
+    write(tmp_path, train_tsv=stream.getvalue(), test_tsv='text\tlabel\nHe said "hi"\ta\n"hi"\tb\n')
+    found = texts.read(tmp_path, "tsv")
+    assert list(found.train.images) == values
+    assert list(found.test.images) == ['He said "hi"', '"hi"']  # a raw file, whose quotes are text
+
+
+def test_a_tsv_with_all_texts_in_quotes_has_none_left(tmp_path):
+    content = '"text"\t"label"\n"a ""b"""\t1\n"c"\t0\n'
+    found = texts.read(write(tmp_path, train_tsv=content, test_tsv=content), "tsv")
+    assert list(found.train.images) == ['a "b"', "c"]
+
+
+def test_a_text_may_be_as_long_as_a_book(tmp_path):
+    book = "word " * 40_000
+    write(tmp_path, train_csv=f'"{book}",a\nx,b\n', test_csv="x,b\n")
+    assert texts.read(tmp_path, "csv", PLAIN).train.images[0] == book
+
+
+@pytest.mark.parametrize("wrap", [lambda rows: rows, lambda rows: {"version": 1, "data": rows}])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_array_is_read(tmp_path, wrap, indent):
+    write(tmp_path, train_json=json.dumps(wrap(GOOD), indent=indent), test_json=jsonl(*GOOD))
+    assert list(texts.read(tmp_path, "jsonl").train.images) == [row["text"] for row in GOOD]
+
+
+def test_a_line_of_a_json_array_is_named(tmp_path):
+    write(tmp_path, train_json=json.dumps([*GOOD, {"text": None, "label": "a"}], indent=1))
+    with pytest.raises(UserError, match=r"train.json:42: the text in 'text' is null"):
+        texts.read(tmp_path, "jsonl")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": None, "label": "a"}, "the text in 'text' is null"),
+        ({"text": ["a", "b"], "label": "a"}, "the text in 'text' is a list"),
+        ({"text": True, "label": "a"}, "the text in 'text' is true"),
+        ({"text": " ", "label": "a"}, "the text in 'text' is empty"),
+        ({"text": "q", "label": None}, "the label in 'label' is null"),
+        ({"text": "q", "label": ["a"]}, "the label in 'label' is a list"),
+        ({"text": "q", "label": {"a": 1}}, "the label in 'label' is a dict"),
+        ({"text": "q", "label": False}, "the label in 'label' is false"),
+        ({"text": "q", "label": float("nan")}, "the label in 'label' is nan"),
+        ({"text": "q", "label": ""}, "no label in the column 'label'"),
+    ],
+)
+def test_what_is_no_text_and_no_label_is_refused(tmp_path, row, message):
+    write(tmp_path, train_jsonl=jsonl(*GOOD, row), test_jsonl=jsonl(*GOOD))
+    with pytest.raises(UserError, match=f"train.jsonl:11: {message}"):
+        texts.read(tmp_path, "jsonl")
+
+
+def test_all_damaged_lines_are_named_at_once(tmp_path):
+    write(tmp_path, train_csv="a,1\n,2\nb,\nc,2\nd\n" + "e\n" * 7)
+    with pytest.raises(UserError, match=r"train.csv:5: 1 columns.*8 damaged lines in all; also line 6: .*, \.\.\."):
+        texts.read(tmp_path, "csv", PLAIN)
+    write(tmp_path, train_csv="a,1\n,2\nb,\nc,2\n")
+    with pytest.raises(
+        UserError, match=r"csv:2: the text .* is empty.*\(2 damaged lines in all; also line 3: no label"
+    ):
+        texts.read(tmp_path, "csv", PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["0.0", "1.0", "2.0", "10.0"], ("0.0", "1.0", "2.0", "10.0")),
+        (["1", "1.0", "0", "0.0"], ("0", "1")),
+        (["10", "9", "-1"], ("-1", "9", "10")),
+        (["²", "1", "2"], ("1", "2", "²")),
+        (["--1", "1"], ("--1", "1")),
+        (["cafe\u0301", "café", "x"], ("café", "x")),
+        (["01", "02"], ("01", "02")),
+    ],
+)
+def test_numbers_are_one_class_by_value_and_names_by_spelling(tmp_path, labels, classes):
+    write(tmp_path, train_csv=rows(*labels), test_csv=rows(labels[0]))
+    found = texts.read(tmp_path, "csv", PLAIN)
+    assert found.classes == classes
+
+
+def test_numbers_that_pandas_turned_into_fractions_are_the_same_classes(tmp_path):
+    write(tmp_path, train_csv=rows("0", "1"), test_csv=rows("1.0", "0.0"))
+    assert texts.read(tmp_path, "csv", PLAIN).test.labels.tolist() == [1, 0]
+
+
+def test_json_labels_as_text_and_as_numbers_are_the_same_classes(tmp_path):
+    write(tmp_path, train_jsonl=jsonl(*({"text": "t", "label": str(i % 2)} for i in range(4))))
+    write(tmp_path, test_jsonl=jsonl({"text": "t", "label": 1}, {"text": "t", "label": 0.0}))
+    assert texts.read(tmp_path, "jsonl").test.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("files", [{}, {"test_csv": rows("0.101")}])
+def test_quantities_as_labels_are_refused(tmp_path, files):
+    write(tmp_path, train_csv=rows(*(f"{0.1 + i / 1000:.3f}" for i in range(60))), **files)
+    with pytest.raises(UserError, match="60 different numbers as labels.*quantities, not classes"):
+        texts.read(tmp_path, "csv", PLAIN)
+
+
+def test_a_gap_among_numbers_is_refused(tmp_path):
+    write(tmp_path, train_csv=rows("0", "1", "nan"), test_csv=rows("0"))
+    with pytest.raises(UserError, match="1 labels are 'nan' where the others are numbers"):
+        texts.read(tmp_path, "csv", PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [
+        ("Train.csv", "valid.csv", "TEST.csv"), ("training.csv", "eval.csv", "testing.csv"),
+        ("train.csv", "development.csv", "holdout.csv"), ("TRAIN.CSV", "val.csv", "test.csv"),
+    ],
+)  # fmt: skip
+def test_splits_are_found_under_their_usual_names(tmp_path, train, validation, test):
+    for i, name in enumerate((train, validation, test)):
+        (tmp_path / name).write_text(rows(*"ab" * (i + 1)))
+        (tmp_path / f"._{name}").write_bytes(b"\0\1")  # macOS leaves these
+    found = texts.read(tmp_path, "csv", PLAIN)
+    assert [len(split.labels) for split in (found.train, found.validation, found.test)] == [2, 4, 6]
+
+
+def test_two_files_of_one_split_are_refused(tmp_path):
+    write(tmp_path, train_csv=rows(*"ab"), dev_csv=rows(*"ab"), val_csv=rows(*"ab"))
+    with pytest.raises(UserError, match="both dev.csv and val.csv name the validation split"):
+        texts.read(tmp_path, "csv", PLAIN)
+
+
+def test_files_of_other_names_are_listed(tmp_path):
+    write(tmp_path, reviews_csv=rows(*"ab"), more_csv=rows(*"ab"))
+    with pytest.raises(UserError, match=r"has no train.csv \(there: more.csv, reviews.csv\); .*or pass a single file"):
+        texts.read(tmp_path, "csv", PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("kind", "train", "test"),
+    [
+        ("csv", "text,label\na,x\nb,y\n", "text\nq\nw\n"),
+        ("jsonl", jsonl(*GOOD), jsonl({"text": "q"})),
+        ("csv", "text,label\na,0\nb,1\n", "text,label\nq,-1\nw,-1\n"),
+        ("conll", "a O\nb B-X\n", "q\nw\n"),
+    ],
+)
+def test_a_test_file_without_labels_is_for_predict(tmp_path, kind, train, test):
+    write(tmp_path, **{f"train_{kind}": train, f"test_{kind}": test})
+    with pytest.raises(UserError, match=f"test.{kind}.* --mode=predict --input=test.{kind}"):
+        texts.read(tmp_path, kind)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    write(tmp_path, train_csv="text,label,label\na,x,1\n")
+    with pytest.raises(UserError, match="two columns are called 'label'; rename one"):
+        texts.read(tmp_path, "csv")
+
+
+def test_names_in_the_first_line_are_no_example(tmp_path):
+    write(tmp_path, train_csv="text,label\na,x\nb,y\n", test_csv="c,x\n")
+    assert list(texts.read(tmp_path, "csv", PLAIN).train.images) == ["a", "b"]
+
+
+# CoNLL columns
+TAIL = "a O\nb B-LOC\n\n" * 5
+SIDE = {"test_conll": "q O\nw B-LOC\n"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("New York\tB-LOC\nis\tO\n\n" + TAIL, ["New York", "is"]),
+        ("New\u00a0York B-LOC\nis O\n\n" + TAIL, ["New\u00a0York", "is"]),
+        ("# O\nYork B-LOC\n\n" + TAIL, ["#", "York"]),
+        ("1\tNew\tO\n2\tYork\tB-LOC\n\n" * 3, ["New", "York"]),
+        ("# text = New York\n1\tNew\tO\n2-3\tdu\tO\n2\tYork\tB-LOC\n\n" * 3, ["New", "York"]),
+        ("New O\r\nYork B-LOC\r\n\r\nis O\r\n", ["New", "York"]),
+        ("7 O\nYork B-LOC\n\n" + TAIL, ["7", "York"]),
+    ],
+)
+def test_words_are_the_column_that_holds_them(tmp_path, content, words):
+    found = texts.read(write(tmp_path, train_conll=content, **SIDE), "conll")
+    assert found.train.images[0] == words and found.classes == ("O", "B-LOC")
+
+
+GERMEVAL = "#\thttp://x\n1\tNew\tB-LOC\tO\n2\tYork\tI-LOC\tB-LOC\n\n" * 5
+
+
+def test_columns_are_named_where_they_are_not_certain(tmp_path):
+    write(tmp_path, train_conll=GERMEVAL, test_conll=GERMEVAL)
+    with pytest.raises(UserError, match="first of 4 columns numbers the words.*config.data.columns="):
+        texts.read(tmp_path, "conll")
+    found = texts.read(tmp_path, "conll", Columns(("id", "word", "outer", "inner"), ("word",), "outer"))
+    assert found.train.images[0] == ["New", "York"] and found.classes == ("O", "B-LOC", "I-LOC")[1:]
+    with pytest.raises(UserError, match="no column 'label' among config.data.columns"):
+        texts.read(tmp_path, "conll", Columns(("id", "word", "outer", "inner"), ("word",)))
+
+
+def test_a_line_with_a_missing_column_is_refused(tmp_path):
+    write(tmp_path, train_conll="EU NNP B-ORG\nrejects VBZ\n10 000 CD O\n")
+    with pytest.raises(UserError, match=r"train.conll:2: 2 columns, not 3.*2 damaged lines in all; also line 3"):
+        texts.read(tmp_path, "conll")
+
+
+def test_conll_2003_is_read_under_its_own_names(tmp_path):
+    for name, size in (("eng.train", 3), ("eng.testa", 2), ("eng.testb", 1)):
+        (tmp_path / name).write_text("-DOCSTART- -X- O O\n\n" + "EU NNP I-NP B-ORG\nis VBZ I-VP O\n\n" * size)
+    found = texts.read(tmp_path, "conll")
+    assert [len(split.labels) for split in (found.train, found.validation, found.test)] == [3, 2, 1]
+
+
+def test_a_longer_entity_of_a_known_kind_may_be_in_test_only(tmp_path):
+    found = texts.read(write(tmp_path, train_conll=TAIL, test_conll="q B-LOC\nw I-LOC\n"), "conll")
+    assert found.classes == ("O", "B-LOC", "I-LOC") and found.test.labels[0].tolist() == [1, 2]
+    for other in ("q B-PER\nw O\n", "q S-LOC\nw O\n"):  # another kind, another scheme
+        with pytest.raises(UserError, match="test.conll:1: label '.-...' is never seen in training"):
+            texts.read(write(tmp_path, test_conll=other), "conll")
 
 
 def test_real_sets_have_their_published_sizes(data_dir):

@@ -2,6 +2,10 @@
 
 import numpy as np
 import pytest
+from seqeval import scheme as schemes
+from seqeval.metrics import f1_score as entity_f1
+from seqeval.metrics import precision_score, recall_score
+from sklearn.metrics import f1_score
 
 from tl_jax.tasks import verdicts
 
@@ -56,3 +60,54 @@ def test_other_tags_are_classes():
     verdict = judge([np.array([[0, 0, 1], [1, 0, 0]])], [batch])
     assert verdict.per_class["NOUN"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "examples": 1}
     assert set(verdict.values) == {"f1", "matthews"}
+
+
+def test_macro_f1_of_a_perfect_model_is_one_whatever_the_test_split_lacks():
+    batch = {"label": np.array([0, 1, 0, 1]), "mask": np.ones(4)}
+    verdict = verdicts.of_texts(("a", "b", "c"))([np.eye(3)[batch["label"]]], [batch])
+    assert verdict.values["f1"] == 1.0 and set(verdict.per_class) == {"a", "b"}
+    assert verdict.missing == {"f1 of c": "needs examples of the class, and there are none in this split"}
+
+
+def test_macro_f1_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    for classes in (3, 6, 12):
+        label, found = rng.integers(0, 5, (2, 20)) % classes
+        verdict = verdicts.of_texts(tuple(map(str, range(classes))))([found], [{"label": label, "mask": np.ones(20)}])
+        assert verdict.values["f1"] == pytest.approx(f1_score(label, found, average="macro", zero_division=0))
+
+
+@pytest.mark.parametrize(
+    ("letters", "scheme"), [("BI", schemes.IOB2), ("BIES", schemes.IOBES), ("BILU", schemes.BILOU)]
+)
+def test_entity_f1_is_that_of_seqeval(letters, scheme):
+    classes = ("O", *(f"{letter}-{kind}" for kind in ("LOC", "PER") for letter in letters))
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, len(classes), (50, 9)) * (rng.random((50, 9)) < 0.5)
+    found = np.where(rng.random(label.shape) < 0.8, label, rng.integers(0, len(classes), label.shape))
+    verdict = verdicts.of_tokens(classes)([found], [{"label": label, "mask": np.ones(50)}])
+    names = [[[classes[tag] for tag in row] for row in rows.tolist()] for rows in (label, found)]
+    how = {"mode": "strict", "scheme": scheme} if scheme != schemes.IOB2 else {}
+    for name, score in (("precision", precision_score), ("recall", recall_score), ("f1", entity_f1)):
+        assert verdict.values[name] == pytest.approx(score(*names, zero_division=0, **how)), name
+
+
+def test_entities_behind_the_length_limit_count_as_missed():
+    batch = {
+        "label": np.array([[-1, 1, 0, -1]]), "mask": np.ones(1),
+        "tags": np.array([[1, 0, 1, 2, 0, 1]]), "read": np.array([[1, 1, 0, 0, 0, 0]]),
+    }  # fmt: skip
+    verdict = verdicts.of_tokens(("O", "B-X", "I-X"))([np.array([[0, 1, 0, 0]])], [batch])
+    assert verdict.values["recall"] == pytest.approx(1 / 3) and verdict.values["precision"] == 1.0
+    assert verdict.values["accuracy"] == pytest.approx(3 / 6)
+    assert verdict.kept.found == [["B-X", "O", "O", "O", "O", "O"]]
+
+
+def test_parts_of_speech_behind_the_length_limit_count_as_missed():
+    batch = {
+        "label": np.array([[-1, 1, 0, -1]]), "mask": np.ones(1),
+        "tags": np.array([[1, 0, 1]]), "read": np.array([[1, 1, 0]]),
+    }  # fmt: skip
+    verdict = verdicts.of_tokens(("NOUN", "VERB"))([np.array([[0, 1, 0, 0]])], [batch])
+    assert verdict.per_class["VERB"]["recall"] == 0.5 and verdict.values["f1"] == pytest.approx((1 + 2 / 3) / 2)
+    assert verdicts.names_of(("NOUN", "VERB"), verdict.kept) == ("NOUN", "VERB", verdicts.UNREAD)

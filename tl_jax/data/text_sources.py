@@ -8,6 +8,7 @@ import numpy as np
 
 from tl_jax.data import docs, sources, texts
 from tl_jax.data.pictures import Source, Split, cut_test
+from tl_jax.data.split_names import find_splits
 from tl_jax.data.texts import Columns
 from tl_jax.errors import UserError
 
@@ -46,16 +47,22 @@ def tfds_source(name: str, data_dir: str, columns: Columns) -> Source:
             f"data set {name!r} has {', '.join(features)}; set config.data.text to its texts and config.data.label to "
             "its class label"
         )
-    if "train" not in parts:
-        raise UserError(f"data set {name!r} has no train part (it has {', '.join(parts)})")
+    names = find_splits(parts, f"data set {name!r}")
+    if "train" not in names:
+        raise UserError(f"data set {name!r} has no train part (it has {', '.join(parts)}); choose another set")
     title, classes = f"{name}:{builder.info.version}", tuple(features[columns.label].names)
-    train = _read(builder, "train", columns)
-    found = {part: _read(builder, part, columns) for part in ("test", "validation") if part in parts}
-    labelled = {part: split for part, split in found.items() if (split.labels >= 0).all()}
+    found = {split: _read(builder, names[split], columns) for split in names}
+    hidden = {split: int((part.labels < 0).sum()) for split, part in found.items()}
+    for split, count in hidden.items():
+        if count and (split == "train" or count < len(found[split].labels)):
+            what = f"{count:,} of {len(found[split].labels):,} {names[split]} examples have no label"
+            raise UserError(f"data set {name!r}: {what}; choose another set, or label them")
+    train = found.pop("train")
+    labelled = [split for split in ("test", "validation") if split in found and not hidden[split]]
     if not labelled:
         return cut_test(title, train, classes, "fifth")
     tested, *other = labelled
-    return Source(title, train, labelled[tested], classes, tested, *(labelled[part] for part in other))
+    return Source(title, train, found[tested], classes, names[tested], *(found[split] for split in other))
 
 
 def _read(builder: Any, part: str, columns: Columns) -> Split:
@@ -70,5 +77,14 @@ def _read(builder: Any, part: str, columns: Columns) -> Split:
 
 def _records(files: Any, columns: Columns) -> Iterator[tuple[Any, int]]:
     for feature in sources.features(sources.readers(files)):
-        values = tuple(feature[name].bytes_list.value[0].decode() for name in columns.text)
+        values = tuple(_decoded(feature[name].bytes_list.value[0], name) for name in columns.text)
         yield values[0] if len(values) == 1 else values, feature[columns.label].int64_list.value[0]
+
+
+def _decoded(text: bytes, name: str) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        raise UserError(
+            f"feature {name!r} holds {text[:40]!r}, which is not UTF-8; prepare the data set again"
+        ) from None

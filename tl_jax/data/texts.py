@@ -1,26 +1,33 @@
-"""Texts from files: TSV, CSV, JSON lines with a text or two and a label, CoNLL columns of tagged words, plain lines."""
+"""Texts from files: TSV, CSV, JSON with a text or two and a label, CoNLL columns of tagged words, plain lines."""
 
-import csv
-import json
-import re
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tl_jax.data import split_names
+from tl_jax.data.damage import Damage
+from tl_jax.data.labels import Labels, clean_label, make_labels
+from tl_jax.data.litter import is_litter
 from tl_jax.data.pictures import Source, Split, held_out
+from tl_jax.data.tag_schemes import OUTSIDE, find_scheme, has_prefix
+from tl_jax.data.tagged_words import read_sentences
+from tl_jax.data.text_files import read_text
+from tl_jax.data.text_rows import read_json, read_table, split_lines
 from tl_jax.errors import UserError
 
 ENDINGS = {
     "tsv": ("tsv", "txt"),
     "csv": ("csv",),
     "jsonl": ("jsonl", "json"),
-    "conll": ("conll", "txt", ""),
+    "conll": ("conll", "conllu", "bio", "iob", "iob2", "txt", "", "tsv"),
     "lines": ("txt",),
 }
-PARTS = {"train": ("train",), "test": ("test",), "validation": ("dev", "valid", "validation", "val")}
-OUTSIDE = "O"  # tag of a word that belongs to nothing
+# CoNLL-2002 and 2003 call their files eng.train, eng.testa (for choosing) and eng.testb (for testing).
+CONLL_ENDINGS = {"train": "train", "testa": "validation", "testb": "test"}
+HIDDEN = {"-1", "?", ""}  # labels that published test sets have in place of the right ones
 
 
 class Columns(NamedTuple):
@@ -41,183 +48,235 @@ FIRST_LINE = Columns()
 
 
 class Example(NamedTuple):
-    """A text (or two, or words), its label (or a tag for each word), and the line where it begins."""
+    """A text (or two, or words), its label (or a tag for each word), and its line (or that of each word)."""
 
     text: Any
     label: Any
-    line: int
+    line: Any
 
 
 def read(folder: Path, kind: str, columns: Columns = FIRST_LINE) -> Source:
-    """Read ``folder/{train,dev,test}.ENDING``, or a single file, of which a fifth is then held out for testing.
+    """Read the splits in a folder, or a single file, of which a fifth is then held out for testing.
 
     Args:
-        folder: with the files, or the file.
-        kind: "tsv" (nothing is quoted), "csv" (with quotes), "jsonl" (an object a line), "conll" (a word a line, its
-            tag the last of the columns, an empty line behind each sentence) or "lines" (a text a line, no labels).
-        columns: of the first three.
+        folder: with a file for each split, named as ``split_names`` says: ``train.csv``, ``dev.csv``, ``test.csv``; for
+            "conll" also ``eng.train``, ``eng.testa``, ``eng.testb``. Or a file.
+        kind: "tsv" (quotes are text, unless the whole file is quoted as pandas quotes it), "csv" (comma, semicolon or
+            tab, whichever gives the columns), "jsonl" (an object a line, or an array of objects), "conll" (a word a
+            line, its tag the last of the columns, an empty line behind each sentence; see ``tagged_words``) or
+            "lines" (a text a line, no labels).
+        columns: of the first four; "conll" needs them for the unusual only.
 
     Returns:
         A source whose ``images`` are texts: an object array (N,) of str, of pairs of str, or of lists of words. Its
         labels are int32 (N,), or for "conll" an object array (N,) of int32 arrays, a tag for each word. Classes are
-        in the order of their names, numbers in that of their values, the tag "O" first.
+        in the order of their names, or of their values if all are numbers, the tag "O" first.
 
     Raises:
-        UserError: names the file and the line: absent, empty, not UTF-8, too few columns, no such column, or a label
-            that the training part does not have.
+        UserError: names the file and the lines: absent, empty, in another encoding, too few columns, no such column,
+            an empty text or label, a value that is neither a text nor a number, or a label that the training split
+            does not have.
     """
     folder = Path(folder).expanduser()
     files = _files(folder, kind)
-    parts = {part: _examples(file, kind, columns) for part, file in files.items()}
-    classes = _classes(parts["train"], kind)
-    if len(classes) < 2 and kind != "lines":
-        raise UserError(f"{files['train']} has a single label, {classes[0]!r}; check which column holds the labels")
-    if kind == "conll":
-        _check_tags(files["train"], parts["train"], classes)
-    numbers = {name: i for i, name in enumerate(classes)}
-    splits = {part: _split(examples, numbers, kind, files[part]) for part, examples in parts.items()}
-    name = folder.resolve().stem
+    parts = {split: read_examples(file, kind, columns) for split, file in files.items()}
+    labels = _labels(files, parts, kind)
+    if len(labels.names) < 2 and kind != "lines":
+        raise UserError(
+            f"{files['train']} has a single label, {labels.names[0]!r}; check which column holds the labels"
+        )
+    splits = {split: _split(examples, labels, kind, files[split]) for split, examples in parts.items()}
+    name, classes = folder.resolve().stem, labels.names
     if "test" in splits:
         return Source(name, splits["train"], splits["test"], classes, files["test"].stem, splits.get("validation"))
     whole, classless = splits["train"], kind in ("conll", "lines")
-    labels = np.zeros(len(whole.labels), np.int32) if classless else whole.labels
-    train, test = held_out(name, labels, ("texts",) if classless else classes, "fifth")
+    strata = np.zeros(len(whole.labels), np.int32) if classless else whole.labels
+    train, test = held_out(name, strata, ("texts",) if classless else classes, "fifth")
     cut = [Split(whole.images[rows], whole.labels[rows]) for rows in (train, test)]
     return Source(name, *cut, classes, "a fifth held out", splits.get("validation"))
 
 
+def read_examples(file: Path, kind: str, columns: Columns, labelled: bool = True) -> list[Example]:
+    """Read the examples of one file.
+
+    Args:
+        file: to be read.
+        kind: see ``read``.
+        columns: see ``read``.
+        labelled: whether labels are needed; else they are left empty.
+    """
+    text = read_text(file)
+    if not text.strip():
+        raise UserError(f"{file} is empty; fill it, or take it away")
+    if kind == "conll":
+        word = columns.text[0] if columns.names else ""
+        sentences = read_sentences(file, text, columns.names, word, columns.label, labelled)
+        return [Example(found.words, tuple(map(clean_label, found.tags)), found.lines) for found in sentences]
+    if kind == "lines":
+        lines = enumerate(split_lines(text), start=1)
+        return [Example(line.strip(), "", i) for i, line in lines if line.strip()]
+    if kind == "jsonl":
+        rows = read_json(file, text, columns.text)
+    else:
+        rows = read_table(file, text, kind, columns.names, columns.text, columns.label)
+    if not rows:
+        raise UserError(f"{file} is empty; fill it, or take it away")
+    _check_columns(file, rows, columns, labelled)
+    damage = Damage(file)
+    found = [_example(line, row, columns, labelled, damage) for line, row in rows]
+    damage.refuse()
+    return found
+
+
 def _files(folder: Path, kind: str) -> dict[str, Path]:
+    """Return the file of each split, or the single one as "train"."""
     if folder.is_file():
         return {"train": folder}
     if not folder.is_dir():
         raise UserError(f"no folder or file {folder}; check --config.data.dir")
-    found = {}
-    for part, stems in PARTS.items():
-        names = [f"{stem}.{ending}".rstrip(".") for stem in stems for ending in ENDINGS[kind]]
-        there = [folder / name for name in names if (folder / name).is_file()]
-        if there:
-            found[part] = there[0]
-    if "train" not in found:
-        raise UserError(f"{folder} has no train.{ENDINGS[kind][0]}; put it there, or pass a single file")
+    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_litter(path.name)]
+    names: dict[str, Path] = {}
+    for ending in (*ENDINGS[kind], *(CONLL_ENDINGS if kind == "conll" else ())):  # the first ending of a split counts
+        known = set(names)
+        for path in paths:
+            split = _split_name(path, kind) if path.suffix.lower().removeprefix(".") == ending else ""
+            if not split or split in known:
+                continue
+            if split in names:
+                both = f"{names[split].name} and {path.name}"
+                raise UserError(f"{folder}: both {both} name the {split} split; rename or merge one of them")
+            names[split] = path
+    if "train" not in names:
+        there = [path.name for path in paths]
+        more = f" (there: {', '.join(there[:5])}{', ...' if len(there) > 5 else ''})" if there else ""
+        other = " or eng.train, eng.testa, eng.testb" if kind == "conll" else ""
+        endings = ", ".join(f".{ending}" if ending else "none" for ending in ENDINGS[kind])
+        raise UserError(
+            f"{folder} has no train.{ENDINGS[kind][0]}{more}; files are called train, test and dev{other}, with one of "
+            f"the endings {endings}; rename them, or pass a single file"
+        )
+    return {split: names[split] for split in split_names.NAMES if split in names}
+
+
+def _split_name(path: Path, kind: str) -> str:
+    """Return the split that a file name stands for, or nothing."""
+    ending = path.suffix.lower().removeprefix(".")
+    if kind == "conll" and ending in CONLL_ENDINGS:
+        return CONLL_ENDINGS[ending]
+    return (split_names.split_of(path.stem) or "") if ending in ENDINGS[kind] else ""
+
+
+def _check_columns(file: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], columns: Columns, labelled: bool) -> None:
+    """Refuse a file that lacks a column in all of its rows."""
+    line, row = rows[0]
+    for name in (*columns.text, *((columns.label,) if labelled else ())):
+        if any(name in row for _, row in rows):
+            continue
+        if name == columns.label and all(text in row for text in columns.text):
+            known = split_names.split_of(file.stem)
+            if known in ("test", "validation"):
+                raise UserError(
+                    f"{file}: no column {name!r}, so nothing can be measured on it; move it out of the folder, and "
+                    f"pass it to --mode=predict --input={file.name}"
+                )
+        raise UserError(
+            f"{file}:{line}: no column {name!r} (there are {', '.join(map(str, row)) or 'none'}); "
+            "set config.data.text, data.label or, for files that begin without names, data.columns"
+        )
+
+
+def _example(line: int, row: Mapping[str, Any], columns: Columns, labelled: bool, damage: Damage) -> Example:
+    texts = []
+    for name in columns.text:
+        value = row.get(name)
+        wrong = _wrong(value) or ("" if str(value).strip() else "is empty")
+        if wrong:
+            damage.add(line, f"the text in {name!r} {wrong}", "write it, or take the line away")
+        texts.append(str(value))
+    label = row.get(columns.label, "") if labelled else ""
+    if labelled:
+        wrong = _wrong(label)
+        if wrong:
+            damage.add(line, f"the label in {columns.label!r} {wrong}", "write a name or a number, or take it away")
+        elif not str(label).strip():
+            damage.add(line, f"no label in the column {columns.label!r}", "write it, or take the line away")
+    return Example(texts[0] if len(texts) == 1 else tuple(texts), str(label).strip(), line)
+
+
+def _wrong(value: Any) -> str:
+    """Return why a value of JSON is neither a text nor a number, or nothing."""
+    if value is None:
+        return "is null"
+    if isinstance(value, bool):
+        return f"is {str(value).lower()}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"is {value}"
+    return f"is a {type(value).__name__}" if isinstance(value, (list, dict)) else ""
+
+
+def _labels(files: Mapping[str, Path], parts: Mapping[str, Sequence[Example]], kind: str) -> Labels:
+    train = parts["train"]
+    if kind != "conll":
+        return make_labels([example.label for example in train], files["train"], OUTSIDE)
+    seen = {tag for example in train for tag in example.label}
+    _check_tags(files["train"], train, seen)
+    others = {tag for split, examples in parts.items() if split != "train" for e in examples for tag in e.label}
+    classes = sorted(seen | _continuing(others - seen, seen), key=lambda tag: (tag != OUTSIDE, tag))
+    return Labels(tuple(classes), {tag: i for i, tag in enumerate(classes)}, False)
+
+
+def _continuing(tags: Iterable[str], seen: set[str]) -> set[str]:
+    """Return those of ``tags`` that belong to entities of a kind that is among the tags seen in training.
+
+    They are read, since only the length or position of such an entity is new: I-LOC where training has B-LOC alone.
+    """
+    scheme = find_scheme(sorted(seen))
+    kinds = {scheme.kind(tag) for tag in seen if tag != scheme.outside} if scheme.name not in ("", "IO") else set()
+    found = set()
+    for tag in tags:
+        wider = find_scheme(sorted({*seen, tag}))
+        if kinds and wider.name == scheme.name and tag != wider.outside and wider.kind(tag) in kinds:
+            found.add(tag)
     return found
 
 
-def _examples(file: Path, kind: str, columns: Columns) -> list[Example]:
-    lines = _lines(file)
-    if kind == "conll":
-        found = list(_sentences(file, lines))
-    elif kind == "lines":
-        found = [Example(line.strip(), "", i) for i, line in lines if line.strip()]
-    elif kind == "jsonl":
-        found = [_example(file, i, _object(file, i, line), columns) for i, line in lines if line.strip()]
-    else:
-        found = list(_rows(file, lines, kind, columns))
-    if not found:
-        raise UserError(f"{file} is empty; fill it, or take it away")
-    return found
-
-
-def _lines(file: Path) -> list[tuple[int, str]]:
-    """Return the numbered lines of a UTF-8 file without their ends."""
-    found = []
-    for i, line in enumerate(file.read_bytes().split(b"\n"), start=1):  # other breaks, such as U+2028, are text
-        try:
-            found.append((i, line.decode("utf-8-sig" if i == 1 else "utf-8").rstrip("\r")))
-        except UnicodeDecodeError as e:
-            raise UserError(f"{file}:{i}: byte {e.start + 1} is not UTF-8; save the file as UTF-8") from None
-    return found
-
-
-def _rows(file: Path, lines: Sequence[tuple[int, str]], kind: str, columns: Columns) -> Iterator[Example]:
-    if kind == "tsv":
-        rows = [(i, line.split("\t")) for i, line in lines if line.strip()]
-    else:
-        reader, rows = csv.reader((line + "\n" for _, line in lines), strict=True), []
-        try:
-            for row in reader:  # quoted text may go over several lines
-                rows.append((reader.line_num, row))
-        except csv.Error as e:
-            raise UserError(f"{file}:{reader.line_num}: {e}; mend its quotes") from None
-        rows = [(i, row) for i, row in rows if any(cell.strip() for cell in row)]
-    names = list(columns.names)
-    if not names and rows:
-        names, rows = rows[0][1], rows[1:]
-    for i, row in rows:
-        if len(row) < len(names) or any(cell.strip() for cell in row[len(names) :]):  # an unquoted comma, say
-            raise UserError(f"{file}:{i}: {len(row)} columns, not {len(names)} ({', '.join(names)}); mend the line")
-        yield _example(file, i, dict(zip(names, row, strict=False)), columns)
-
-
-def _object(file: Path, line: int, text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as e:
-        raise UserError(f"{file}:{line}: not JSON ({e}); write one object a line") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file}:{line}: {type(found).__name__}, not an object; write one object a line")
-    return found
-
-
-def _example(file: Path, line: int, row: dict[str, Any], columns: Columns) -> Example:
-    for name in (*columns.text, columns.label):
-        if name not in row:
-            raise UserError(
-                f"{file}:{line}: no column {name!r} (there are {', '.join(map(str, row)) or 'none'}); "
-                "set config.data.text, data.label or, for files that begin without names, data.columns"
-            )
-    texts, label = tuple(str(row[name]) for name in columns.text), str(row[columns.label]).strip()
-    if not label:
-        raise UserError(f"{file}:{line}: no label in the column {columns.label!r}; write it, or take the line away")
-    return Example(texts[0] if len(texts) == 1 else texts, label, line)
-
-
-def _sentences(file: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Example]:
-    words: list[str] = []
-    tags: list[str] = []
-    begin = 1
-    for i, line in [*lines, (len(lines) + 1, "")]:
-        cells = line.split()
-        if cells and cells[0] != "-DOCSTART-":
-            if len(cells) < 2:
-                raise UserError(f"{file}:{i}: one column, {cells[0]!r}; a line is a word and, at its end, a tag")
-            begin = begin if words else i
-            words.append(cells[0])
-            tags.append(cells[-1])
-        elif words:
-            yield Example(words, tuple(tags), begin)
-            words, tags = [], []
-
-
-def _classes(train: Sequence[Example], kind: str) -> tuple[str, ...]:
-    seen = {tag for e in train for tag in e.label} if kind == "conll" else {e.label for e in train}
-    numeric = all(name.lstrip("-").isdigit() for name in seen)
-    return tuple(sorted(seen, key=lambda name: (name != OUTSIDE, int(name) if numeric else 0, name)))
-
-
-def _check_tags(file: Path, train: Sequence[Example], classes: Sequence[str]) -> None:
-    """Refuse a tag that is none of IOB's among such that are: entities would silently be counted as words."""
-    usual = [tag for tag in classes if re.fullmatch("[A-Z]-.+", tag)]
-    if not usual:
+def _check_tags(file: Path, train: Sequence[Example], seen: set[str]) -> None:
+    """Refuse a tag without a prefix among such that have one: entities would silently be counted as words."""
+    usual = sorted(tag for tag in seen if has_prefix(tag))
+    if not usual or find_scheme(sorted(seen)).name not in ("", "IO"):
         return
+    if not any(tag[0].upper() in "BI" for tag in usual):
+        return  # parts of speech that look like it
+    damage = Damage(file)
     for example in train:
-        for j, tag in enumerate(example.label):
-            if tag != OUTSIDE and tag not in usual:
-                raise UserError(f"{file}:{example.line + j}: tag {tag!r} among tags such as {usual[0]}; mend it")
+        for line, tag in zip(example.line, example.label, strict=True):
+            if tag.upper() != OUTSIDE and tag not in usual:
+                damage.add(line, f"tag {tag!r} among tags such as {usual[0]}", "mend it")
+    if not damage.lines:
+        letters = ", ".join(sorted({tag[0] for tag in usual}))
+        raise UserError(f"{file}: the prefixes of the tags ({letters}) belong to no known scheme; use BIO, for example")
+    damage.refuse()
 
 
-def _split(examples: Sequence[Example], numbers: dict[str, int], kind: str, file: Path) -> Split:
+def _split(examples: Sequence[Example], labels: Labels, kind: str, file: Path) -> Split:
     texts = np.empty(len(examples), object)
-    labels = np.empty(len(examples), object if kind == "conll" else np.int32)
+    numbers = np.empty(len(examples), object if kind == "conll" else np.int32)
+    damage = Damage(file)
+    known = ", ".join(labels.names[:8])
+    action = f"mend it, or add it to the training part (there: {known})"
+    if all(example.label in HIDDEN for example in examples) and kind not in ("conll", "lines"):
+        action = f"if it stands for hidden labels, take the file away and pass it to --mode=predict --input={file.name}"
     for i, example in enumerate(examples):
         texts[i] = example.text
-        for j, name in enumerate(example.label if kind == "conll" else (example.label,)):
-            if name not in numbers:
-                raise UserError(
-                    f"{file}:{example.line + j}: label {name!r} is never seen in training "
-                    f"(there: {', '.join(list(numbers)[:8])}); mend it, or add it to the training part"
-                )
-        if kind == "conll":
-            labels[i] = np.asarray([numbers[name] for name in example.label], np.int32)
-        else:
-            labels[i] = numbers[example.label]
-    return Split(texts, labels)
+        tagged = kind == "conll"
+        found = [labels.index(label) for label in (example.label if tagged else (example.label,))]
+        for j, (index, label) in enumerate(zip(found, example.label if tagged else (example.label,), strict=True)):
+            if index is None:
+                line = example.line[j] if tagged else example.line
+                damage.add(line, f"label {label!r} is never seen in training", action)
+        if tagged and None not in found:
+            numbers[i] = np.asarray(found, np.int32)
+        elif not tagged:
+            numbers[i] = found[0] if found[0] is not None else 0
+    damage.refuse()
+    return Split(texts, numbers)

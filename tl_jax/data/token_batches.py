@@ -21,12 +21,16 @@ class Texts(NamedTuple):
         types: the same shapes, which of two texts a token belongs to.
         labels: int32 (N,), or an object array (N,) of int32 arrays with a label for each token.
         pad: id that fills up.
+        tags: of tagged sentences, an object array (N,) of int32 arrays with the label of every word.
+        read: the same shapes, 1 if the network reads a word: it has a token, which is not cut off.
     """
 
     ids: np.ndarray
     types: np.ndarray
     labels: np.ndarray
     pad: int
+    tags: np.ndarray | None = None
+    read: np.ndarray | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -58,6 +62,16 @@ class Texts(NamedTuple):
             "mask": mask.astype(np.float32),
         }
 
+    def words(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return ``tags`` and ``read`` (B, W) of the words of tagged sentences, of the texts ``rows`` (B,).
+
+        W is the same for all rows, so that evaluation compiles no program for it.
+        """
+        if self.tags is None or self.read is None:
+            return {}
+        width = max(map(len, self.tags))
+        return {"tags": filled(self.tags[rows], width, IGNORED), "read": filled(self.read[rows], width, 0)}
+
 
 def fitting(length: int) -> int:
     """Return the least of ``LENGTHS`` that holds so many tokens."""
@@ -65,11 +79,17 @@ def fitting(length: int) -> int:
 
 
 def texts(encodings: Sequence[tokenizers.Encoding], labels: np.ndarray, pad: int) -> Texts:
-    """Return encodings with a label each, or with labels of words, which the first token of each word gets."""
+    """Return encodings with a label each, or with labels of words, which the first token of each word gets.
+
+    A word that has no token, such as a zero-width space, or whose tokens are cut off, is not ``read``: nothing is
+    learned of it, and nothing predicted.
+    """
     ids, types = (_objects([np.asarray(getattr(e, name), np.int32) for e in encodings]) for name in ("ids", "type_ids"))
     if labels.dtype != object:
         return Texts(ids, types, labels, pad)
-    return Texts(ids, types, _objects([_spread(e, tags) for e, tags in zip(encodings, labels, strict=True)]), pad)
+    spread = [_spread(e, tags) for e, tags in zip(encodings, labels, strict=True)]
+    read = [_read(e, len(tags)) for e, tags in zip(encodings, labels, strict=True)]
+    return Texts(ids, types, _objects(spread), pad, labels, _objects(read))
 
 
 class TextStream:
@@ -129,7 +149,8 @@ def eval_batches(data: Texts, batch_size: int) -> Iterator[Mapping[str, np.ndarr
     order = data.order()
     for first in range(0, len(order), batch_size):
         rows = np.arange(first, first + batch_size)
-        yield data.batch(order[np.minimum(rows, len(order) - 1)], rows < len(order))
+        chosen = order[np.minimum(rows, len(order) - 1)]
+        yield {**data.batch(chosen, rows < len(order)), **data.words(chosen)}
 
 
 def _objects(arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -144,4 +165,10 @@ def _spread(encoding: tokenizers.Encoding, tags: np.ndarray) -> np.ndarray:
         if word is not None and word != before:
             found[i] = tags[word]
         before = word
+    return found
+
+
+def _read(encoding: tokenizers.Encoding, words: int) -> np.ndarray:
+    found = np.zeros(words, np.int32)
+    found[[word for word in encoding.word_ids if word is not None]] = 1
     return found

@@ -9,16 +9,19 @@ import numpy as np
 import tokenizers
 from tokenizers import BertWordPieceTokenizer
 
+from tl_jax.data.text_files import read_text
 from tl_jax.errors import UserError
 
 FILES = ("tokenizer.json", "vocab.txt")
+CAPITALS = 0.01  # share of words with capitals in a vocabulary that tells them; bert-base-cased has a third
 NEEDED = ("[PAD]", "[CLS]", "[SEP]")
 
 
 def read(folder: Path) -> tokenizers.Tokenizer:
     """Return the tokenizer of a folder: its ``tokenizer.json``, or WordPiece with its ``vocab.txt``.
 
-    It neither cuts nor pads, whatever the file says. ``tokenizer_config.json`` says whether capitals matter.
+    It neither cuts nor pads, whatever the file says. For ``vocab.txt``, ``tokenizer_config.json`` says whether capitals
+    and accents matter; where it does not, capitals matter if the vocabulary has words with capitals.
 
     Raises:
         UserError: none of these files, one that cannot be read, or one without the tokens that BERT needs.
@@ -26,11 +29,12 @@ def read(folder: Path) -> tokenizers.Tokenizer:
     file = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder} has neither {' nor '.join(FILES)}; copy the one that came with the weights there")
+    options = word_options(folder) if file.suffix == ".txt" else {}
     try:
         if file.suffix == ".json":
             made = tokenizers.Tokenizer.from_file(str(file))
         else:
-            made = BertWordPieceTokenizer(str(file), lowercase=lowercase(folder))._tokenizer
+            made = BertWordPieceTokenizer(str(file), **options)._tokenizer
     except Exception as e:  # the library's own errors are plain exceptions
         raise UserError(f"cannot read {file} as a tokenizer ({e}); copy it anew") from None
     absent = [token for token in NEEDED if made.token_to_id(token) is None]
@@ -41,13 +45,27 @@ def read(folder: Path) -> tokenizers.Tokenizer:
     return made
 
 
-def lowercase(folder: Path) -> bool:
-    """Return whether ``tokenizer_config.json`` has texts in lower case, as is the rule where it says nothing."""
-    file = folder / "tokenizer_config.json"
-    try:
-        return bool(json.loads(file.read_text()).get("do_lower_case", True)) if file.is_file() else True
-    except ValueError as e:
-        raise UserError(f"cannot read {file} ({e}); copy it anew") from None
+def word_options(folder: Path) -> dict[str, Any]:
+    """Return how texts become words, for ``vocab.txt``: from ``tokenizer_config.json``, else from the vocabulary."""
+    file, config = folder / "tokenizer_config.json", {}
+    if file.is_file():
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as e:
+            raise UserError(f"cannot read {file} ({e}); copy it anew") from None
+    lower = config.get("do_lower_case")
+    return {
+        "lowercase": not has_capitals(folder / "vocab.txt") if lower is None else bool(lower),
+        "strip_accents": config.get("strip_accents"),
+        "handle_chinese_chars": bool(config.get("tokenize_chinese_chars", True)),
+    }
+
+
+def has_capitals(vocabulary: Path) -> bool:
+    """Whether a vocabulary is one of a network that tells capitals: a hundredth of its words or more have some."""
+    words = [line for line in read_text(vocabulary).splitlines() if not line.startswith("[")]
+    cased = sum(word != word.lower() for word in words)
+    return cased > CAPITALS * len(words)
 
 
 def make_vocabulary(lines: Iterable[str], size: int, folder: Path, capitals: bool = False) -> None:

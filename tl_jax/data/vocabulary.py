@@ -26,7 +26,7 @@ def main(_: list[str]) -> None:
     source = texts.read(Path(INPUT.value), "lines")
     folder = Path(OUTPUT.value).expanduser()
     tokens.make_vocabulary(source.train.images, SIZE.value, folder, CAPITALS.value)
-    count = len((folder / "vocab.txt").read_text().splitlines())
+    count = len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
     print(f"wrote {folder / 'vocab.txt'}: {count:,} entries from {len(source.train.images):,} texts")
 
 

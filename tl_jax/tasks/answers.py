@@ -1,25 +1,27 @@
-"""What a trained text network says of sentences that a user typed, as numbers and drawn for the terminal."""
+"""Predictions of a trained text network for what a user typed, as numbers and drawn for the terminal."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from tl_jax.data import token_batches, tokens
-from tl_jax.data.texts import OUTSIDE
+from tl_jax.data.tag_schemes import find_scheme
+from tl_jax.data.texts import FIRST_LINE, Columns
 from tl_jax.data.token_batches import IGNORED
-from tl_jax.errors import UserError
+from tl_jax.data.words import PLAIN_SPLITTER, Splitter
 from tl_jax.report.probabilities import lines as drawn_probabilities
 from tl_jax.tasks.text_objectives import Encoder, make_predict
+from tl_jax.tasks.typed_texts import PAIR, read_inputs
 from tl_jax.text_network import TextNetwork
 from tl_jax.train import devices
 from tl_jax.train.log import say
 from tl_jax.train.step import make_eval_step
 
 BOLD, PLAIN = "\033[1m", "\033[0m"
-PAIR = " ||| "  # between the two texts of a pair
+BATCH = 256  # inputs that go through the network together
+SHOWN = 100  # inputs that are drawn; the others are in predictions.json only
 
 
 def answer(
@@ -29,9 +31,13 @@ def answer(
     classes: Sequence[str],
     length: int,
     variables: Any,
-    inputs: Sequence[str],
+    inputs: Sequence[Any],
+    *,
+    splitter: Splitter = PLAIN_SPLITTER,
+    pairs: bool = False,
+    columns: Columns = FIRST_LINE,
 ) -> tuple[list[dict[str, Any]], str]:
-    """Return what is said of each input, for JSON, and all of it drawn as text.
+    """Return the prediction for each input, for JSON, and the first of them drawn as text.
 
     Args:
         task: "text" or "tokens".
@@ -40,49 +46,70 @@ def answer(
         classes: K names.
         length: tokens at most.
         variables: trained.
-        inputs: sentences; the two of a pair stand on both sides of ``PAIR``.
+        inputs: sentences, files of them, pairs or lists of words: see ``typed_texts.read_inputs``.
+        splitter: how sentences become words, for "tokens"; a list of words is taken as it is.
+        pairs: whether the network was trained on pairs of texts.
+        columns: of the training data, for tables that are read as inputs.
     """
-    if not inputs or not all(text.strip() for text in inputs):
-        raise UserError("nothing to predict; pass --input=TEXT, once for each sentence")
+    texts = read_inputs(inputs, task, pairs, columns)
     if task == "tokens":
-        return _entities(net, encoder, classes, length, variables, inputs)
-    pairs = [tuple(text.split(PAIR, 1)) if PAIR in text else text for text in inputs]
-    probabilities, _ = _predict(net, encoder, length, variables, pairs, np.zeros(len(inputs), np.int32))
-    found, lines = [], []
-    for text, row in zip(inputs, probabilities, strict=True):
-        found.append({"input": text, "probabilities": {c: float(p) for c, p in zip(classes, row, strict=True)}})
-        lines += drawn_probabilities(text, classes, row)
+        found, lines = _entities(net, encoder, classes, length, variables, texts, splitter)
+    else:
+        found, lines = _probabilities(net, encoder, classes, length, variables, texts)
+    if len(found) > SHOWN:
+        lines.append(f"... and {len(found) - SHOWN:,} more inputs: see predictions.json")
     return found, "\n".join(lines)
+
+
+def _probabilities(
+    net: TextNetwork, encoder: Encoder, classes: Sequence[str], length: int, variables: Any, texts: Sequence[Any]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    found, lines = [], []
+    labels = np.zeros(len(texts), np.int32)
+    for text, (row, _) in zip(texts, _predict(net, encoder, length, variables, texts, labels), strict=True):
+        shown = text if isinstance(text, str) else PAIR.join(text)
+        found.append({"input": shown, "probabilities": {c: float(p) for c, p in zip(classes, row, strict=True)}})
+        lines += drawn_probabilities(shown, classes, row) if len(found) <= SHOWN else []
+    return found, lines
 
 
 def _entities(
-    net: TextNetwork, encoder: Encoder, classes: Sequence[str], length: int, variables: Any, inputs: Sequence[str]
-) -> tuple[list[dict[str, Any]], str]:
-    """Return and draw what stands out in each sentence; words are split as BERT's tokenizer splits them."""
-    spans = [[span for _, span in BertPreTokenizer().pre_tokenize_str(text)] for text in inputs]
-    words = [[text[a:b] for a, b in own] for text, own in zip(inputs, spans, strict=True)]
-    labels = np.empty(len(inputs), object)
+    net: TextNetwork,
+    encoder: Encoder,
+    classes: Sequence[str],
+    length: int,
+    variables: Any,
+    inputs: Sequence[Any],
+    splitter: Splitter,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return and draw the entities of each sentence, or the tag of each word if the tags mark no entities."""
+    texts = [text if isinstance(text, str) else " ".join(text) for text in inputs]
+    spans = [splitter.spans(text) if isinstance(text, str) else _joined(text) for text in inputs]
+    words = [[text[a:b] for a, b in own] for text, own in zip(texts, spans, strict=True)]
+    labels = np.empty(len(words), object)
     labels[:] = [np.zeros(len(own), np.int32) for own in words]
-    probabilities, counted = _predict(net, encoder, length, variables, words, labels)
-    found, lines = [], []
-    for text, own, rows, counts in zip(inputs, spans, probabilities, counted, strict=True):
-        best = rows[counts].argmax(-1)  # of words that were cut off there is none
-        tags = [classes[i] for i in best] + [OUTSIDE] * (len(own) - len(best))
+    found, lines, scheme = [], [], find_scheme(classes)
+    for i, (row, read) in enumerate(_predict(net, encoder, length, variables, words, labels)):
+        best = iter(row.argmax(-1))
+        tags = [classes[next(best)] if word else scheme.outside for word in read]
+        if scheme.name:
+            marked = scheme.entities(tags)
+        else:
+            marked = [(tag, at, at) for at, tag in enumerate(tags) if tag != scheme.outside]
         entities = [
-            {"text": text[own[a][0] : own[b][1]], "kind": kind, "begin": own[a][0], "end": own[b][1]}
-            for kind, a, b in _spans(tags)
-        ]
-        found.append({"input": text, "entities": entities})
-        lines.append(_drawn(text, entities))
-    return found, "\n".join(lines)
+            {"text": texts[i][spans[i][a][0] : spans[i][b][1]], "kind": kind, "begin": spans[i][a][0],
+             "end": spans[i][b][1]}
+            for kind, a, b in marked
+        ]  # fmt: skip
+        found.append({"input": texts[i], "words": words[i], "entities": entities})
+        lines += [_drawn(texts[i], entities)] if i < SHOWN else []
+    return found, lines
 
 
-def _spans(tags: list[str]) -> list[tuple[str, int, int]]:
-    from seqeval.metrics.sequence_labeling import get_entities  # takes two seconds
-
-    if not any(tag.startswith("B-") for tag in tags) and not any(tag.startswith("I-") for tag in tags):
-        return [(tag, i, i) for i, tag in enumerate(tags) if tag != OUTSIDE]
-    return get_entities(tags)
+def _joined(words: Sequence[str]) -> list[tuple[int, int]]:
+    """Return (begin, end) of words in the text that they are when joined by blanks."""
+    ends = np.cumsum([len(word) + 1 for word in words]) - 1
+    return [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
 
 
 def _drawn(text: str, entities: list[dict[str, Any]]) -> str:
@@ -96,13 +123,20 @@ def _drawn(text: str, entities: list[dict[str, Any]]) -> str:
 
 def _predict(
     net: TextNetwork, encoder: Encoder, length: int, variables: Any, texts: Sequence[Any], labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return probabilities of N texts, and where their labels count (N, ...)."""
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the probabilities of each text (K,), or of each word that is read (W', K), and which words are read."""
     encodings = tokens.encode(net.tokenizer, list(texts), length)
     if cut := sum(bool(e.overflowing) for e in encodings):
         say(f"{cut:,} of {len(texts):,} inputs are cut to {length} tokens: what comes after them is not read")
     data = token_batches.texts(encodings, labels, net.tokenizer.token_to_id("[PAD]"))
-    n = devices.whole(len(texts))
-    batch = data.batch(np.minimum(np.arange(n), len(texts) - 1), np.arange(n) < len(texts))
-    out = make_eval_step(make_predict(encoder))(variables, devices.put(batch))
-    return np.asarray(out)[: len(texts)], np.asarray(batch["label"])[: len(texts)] != IGNORED
+    step, size = make_eval_step(make_predict(encoder)), min(BATCH, len(texts))
+    n = devices.whole(size)
+    for first in range(0, len(texts), size):
+        rows = np.arange(first, min(first + size, len(texts)))
+        batch = data.batch(np.resize(rows, n), np.arange(n) < len(rows))
+        out, counted = np.asarray(step(variables, devices.put(batch))), np.asarray(batch["label"]) != IGNORED
+        for i, row in enumerate(rows):
+            if data.read is None:
+                yield out[i], np.ones(1, bool)
+            else:
+                yield out[i][counted[i]], data.read[row] > 0

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax import huggingface
-from tl_jax.data import masking, text_sources, token_batches, tokens
+from tl_jax.data import masking, text_sources, token_batches, tokens, words
 from tl_jax.data.masking import Masking
 from tl_jax.data.pictures import Source
 from tl_jax.data.texts import Columns
@@ -33,6 +33,7 @@ WORDS = ("masked_dense", "masked_norm", "masked_bias")  # the head that guesses 
 def make(config: Any) -> Task:
     """Build the task that ``config`` describes."""
     source = load_source(config)
+    say_shared(source)
     net = load_network(config, () if config.task == "masked" else source.classes)
     for note in net.notes:
         say(note)
@@ -68,7 +69,7 @@ def make(config: Any) -> Task:
         predict=(objectives.make_classes if config.task == "tokens" else objectives.make_predict)(encoder),
         details=functools.partial(_details, source.classes, raw["test"].images, rows=parts["test"].order()),
         judge=(verdicts.of_tokens if config.task == "tokens" else verdicts.of_texts)(source.classes),
-        answer=functools.partial(answers.answer, config.task, net, encoder, source.classes, length(config, net)),
+        answer=functools.partial(_answer, config, net, encoder, source),
         score="f1" if config.task == "tokens" else "accuracy",
     )
     return _guessing(task, config, encoder, guessing, parts) if guessing else task
@@ -88,8 +89,21 @@ def _guessing(task: Task, config: Any, encoder: Encoder, how: Masking, parts: di
 def _details(classes: Sequence[str], texts: Any, kept: Any, rows: Any) -> dict[str, Any]:
     """Return what is said of the test part, which the judge kept probabilities or tags of."""
     if isinstance(kept, verdicts.Tagged):
-        return details.of_tags(classes, texts, rows, *kept)
+        return details.of_tags(verdicts.names_of(classes, kept), texts, rows, *kept)
     return details.of_texts(classes, texts, rows, kept)
+
+
+def _answer(
+    config: Any, net: TextNetwork, encoder: Encoder, source: Source, variables: Any, inputs: Sequence[Any]
+) -> tuple[list[dict[str, Any]], str]:
+    """Return the predictions for what a user typed, read as the training texts were."""
+    texts, columns = (
+        source.train.images,
+        Columns(tuple(config.data.columns), tuple(config.data.text), config.data.label),
+    )
+    splitter = words.learn_splitter(texts) if config.task == "tokens" else words.Splitter()
+    how = {"splitter": splitter, "pairs": config.task == "text" and isinstance(texts[0], tuple), "columns": columns}
+    return answers.answer(config.task, net, encoder, source.classes, length(config, net), variables, inputs, **how)
 
 
 def start(
@@ -113,7 +127,7 @@ def load_source(config: Any) -> Source:
     """Load the texts of ``config``, or those of the installed libraries where ``data.generate`` says so."""
     data = config.data
     name = DRAWN[config.task] if data.generate and not data.dir else data.name
-    source = _read(name, data.dir, Columns(tuple(data.columns), tuple(data.text), data.label))
+    source = _read(name, data.dir, columns_of(config))
     tagged = source.train.labels.dtype == object
     if config.task != "masked" and tagged != (config.task == "tokens"):
         have, right = ("a tag for each word", "tokens") if tagged else ("one label for each text", "text")
@@ -122,6 +136,25 @@ def load_source(config: Any) -> Source:
         raise UserError(f"{source.name} has no labels; set config.task=masked, or take another data.name")
     starting.check_classes(config, source)
     return source
+
+
+def columns_of(config: Any) -> Columns:
+    """Return where text and label stand in the files of ``config``."""
+    return Columns(tuple(config.data.columns), tuple(config.data.text), config.data.label)
+
+
+def say_shared(source: Source) -> None:
+    """Say how many texts for choosing and testing are in the training split, too."""
+    train = {_key(text) for text in source.train.images}
+    for name, split in (("validation", source.validation), ("test", source.test)):
+        shared = sum(_key(text) in train for text in split.images) if split else 0
+        if split and shared:
+            count = f"{shared:,} of {len(split.labels):,} {name} texts"
+            say(f"{source.name}: {count} are in the training split, too, so scores are too high; remove them from one")
+
+
+def _key(text: Any) -> Any:
+    return tuple(text) if isinstance(text, list) else text
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
@@ -155,17 +188,23 @@ def length(config: Any, net: TextNetwork) -> int:
 
 
 def tokenized(config: Any, net: TextNetwork, parts: dict[str, Any], classes: Sequence[str]) -> dict[str, Texts]:
-    """Return the parts as ids, and say how many texts were cut."""
+    """Return the parts as ids, and say how many texts were cut, and how many words of tagged sentences."""
     most, pad = length(config, net), net.tokenizer.token_to_id("[PAD]")
-    found, cut, total = {}, 0, 0
+    found, cut, total, unread = {}, 0, 0, 0
     for name, part in parts.items():
         texts = np.asarray(part.images)
         encodings = tokens.encode(net.tokenizer, texts.tolist(), most)
         cut, total = cut + sum(bool(e.overflowing) for e in encodings), total + len(encodings)
         found[name] = token_batches.texts(encodings, part.labels, pad)
+        if found[name].read is not None:
+            unread += sum(int((read == 0).sum()) for read in found[name].read)
     if cut:
         room = f"config.input.length may be up to {net.model.positions}"
         say(f"{cut:,} of {total:,} texts are cut to {most} tokens; {room}")
+    if unread:
+        say(
+            f"{unread:,} words are not read, being cut off or without a token: in scores they count as outside entities"
+        )
     return found
 
 

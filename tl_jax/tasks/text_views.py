@@ -10,7 +10,7 @@ import tokenizers
 
 from tl_jax import huggingface
 from tl_jax.data import masking
-from tl_jax.data.texts import OUTSIDE
+from tl_jax.data.tag_schemes import find_scheme
 from tl_jax.data.token_batches import IGNORED
 from tl_jax.report import pieces
 from tl_jax.report.pieces import PADDING, PLAIN, SECOND, SPECIAL, Piece, Text
@@ -97,13 +97,13 @@ def _text(
     """Return one text; equal pieces of padding are one box."""
     labels, length = row["label"], int(row["attention_mask"].sum())
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    drawn = []
+    drawn, scheme = [], find_scheme(classes)
     for at, (token, second) in enumerate(zip(ids[:length].tolist(), row["token_type_ids"], strict=False)):
         tag = classes[labels[at]] if classes and labels.ndim and labels[at] != IGNORED else ""
         kind = SPECIAL if token in special and at not in marks else SECOND if second else PLAIN
         note = tag
-        if tag and tag != OUTSIDE:
-            kind = TAG + (tag.partition("-")[2] or tag)  # B-PER and I-PER are of one kind
+        if tag and tag != scheme.outside:
+            kind = TAG + scheme.kind(tag)  # B-PER and I-PER are of one kind
         if at in marks:
             kind, note = f"hidden {marks[at][0]}", " ".join(marks[at])
         drawn.append(Piece(tokenizer.id_to_token(token), kind, note))

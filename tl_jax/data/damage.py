@@ -1,0 +1,34 @@
+"""Damaged lines of a file, gathered so that one run names them all."""
+
+from pathlib import Path
+
+from tl_jax.errors import UserError
+
+SHOWN = 5
+
+
+class Damage:
+    """What is wrong with the lines of one file.
+
+    ``add`` notes a line, ``refuse`` raises one UserError for all of them, if there are any.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.lines: list[tuple[int, str, str]] = []  # line, what is wrong, what to do
+
+    def add(self, line: int, what: str, action: str) -> None:
+        """Note what is wrong with a line, and what to do about it."""
+        self.lines.append((line, what, action))
+
+    def refuse(self) -> None:
+        """Raise a UserError that names the first lines and the number of all, if there are any."""
+        if not self.lines:
+            return
+        line, what, action = self.lines[0]
+        more = ""
+        if len(self.lines) > 1:
+            others = "; ".join(f"line {line}: {what}" for line, what, _ in self.lines[1:SHOWN])
+            dots = ", ..." if len(self.lines) > SHOWN else ""
+            more = f" ({len(self.lines):,} damaged lines in all; also {others}{dots})"
+        raise UserError(f"{self.file}:{line}: {what}; {action}{more}")

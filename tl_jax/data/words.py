@@ -1,0 +1,157 @@
+"""Words of a sentence that a user typed, split as the sentences were that a network was trained on."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+MIN_EVIDENCE = 20  # times that a mark is a word by itself, and never inside one, before it splits words everywhere
+MIN_COUNT = 3  # times that a clitic must occur
+_CLITIC = re.compile(r"['’][^\W\d_]{1,3}|n['’]t", re.IGNORECASE)
+_ELISION = re.compile(r"[^\W\d_]{1,5}['’]")
+_ABBREVIATION = re.compile(r"([^\W\d_]\.)*[^\W\d_]")  # U.N or J, of which a dot belongs to the word
+_PUNCTUATION = frozenset(".,;:!?()[]{}\"'…¿¡«»“”„‘’`")  # split off even if the data has none of it
+_CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+
+
+class Splitter(NamedTuple):
+    """What training sentences, which come as lists of words, say of how sentences are split.
+
+    Attributes:
+        known: training words that hold a mark: they stay whole.
+        marks: words without a letter or digit, such as "," and "``".
+        clitics: words that begin with an apostrophe, such as "'s", and "n't"; the longest first.
+        elisions: words that end with one, such as the French "l'"; the longest first.
+        leading: marks that are split off the beginning of a word; None for all.
+        trailing: marks that are split off the end of a word; None for all.
+        attached: characters that words hold beside letters, such as the dot of "jax.numpy".
+        separators: marks that split words wherever they stand; None for all.
+        single: whether each Chinese character is a word of its own.
+    """
+
+    known: frozenset[str] = frozenset()
+    marks: frozenset[str] = frozenset()
+    clitics: tuple[str, ...] = ()
+    elisions: tuple[str, ...] = ()
+    leading: frozenset[str] | None = None
+    trailing: frozenset[str] | None = None
+    attached: frozenset[str] = frozenset()
+    separators: frozenset[str] | None = None
+    single: bool = False
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Return (begin, end) of each word of a text."""
+        found, begin = [], None
+        for i, character in enumerate(text + " "):
+            if character.isspace() and character not in self.attached:
+                if begin is not None:
+                    found += [(begin + a, begin + b) for a, b in self._pieces(text[begin:i])]
+                begin = None
+            elif begin is None:
+                begin = i
+        return found
+
+    def words(self, text: str) -> list[str]:
+        """Return the words of a text."""
+        return [text[a:b] for a, b in self.spans(text)]
+
+    def _pieces(self, chunk: str) -> list[tuple[int, int]]:
+        """Split what stands between two blanks: marks off both ends, clitics, and what never stands inside words."""
+        begin, end = 0, len(chunk)
+        head: list[tuple[int, int]] = []
+        tail: list[tuple[int, int]] = []
+        while not self._whole(chunk[begin:end]) and (size := self._mark(chunk[begin:end], last=False)):
+            head.append((begin, begin + size))
+            begin += size
+        while not self._whole(chunk[begin:end]) and (size := self._mark(chunk[begin:end], last=True)):
+            tail.insert(0, (end - size, end))
+            end -= size
+        word = chunk[begin:end]
+        if not self._whole(word):
+            size = next((len(c) for c in self.clitics if word[: -len(c)].isalnum() and word.endswith(c)), 0)
+            tail, end = [(end - size, end), *tail] if size else tail, end - size
+            size = next((len(e) for e in self.elisions if word.startswith(e) and word[len(e) :][:1].isalnum()), 0)
+            head, begin = [*head, (begin, begin + size)] if size else head, begin + size
+        return [*head, *self._inner(chunk, begin, end), *tail]
+
+    def _whole(self, word: str) -> bool:
+        return not word or word in self.known
+
+    def _mark(self, word: str, last: bool) -> int:
+        """Return how many characters at the beginning, or end, of a word are a word of their own."""
+        edge, split = (word[-1], self.trailing) if last else (word[0], self.leading)
+        if not self._is_mark(edge):
+            return 0
+        if last and edge == "." and "." in self.attached and _ABBREVIATION.fullmatch(word[:-1]):
+            return 0
+        for size in range(min(3, len(word) - 1), 1, -1):  # "...", "''"
+            if (word[-size:] if last else word[:size]) in self.marks:
+                return size
+        return int(split is None or edge in split)
+
+    def _inner(self, chunk: str, begin: int, end: int) -> list[tuple[int, int]]:
+        if self._whole(chunk[begin:end]):
+            return [(begin, end)] if begin < end else []
+        found, start = [], begin
+        for i in range(begin, end):
+            if self._splits(chunk[i]):
+                found += [(start, i)] if start < i else []
+                found.append((i, i + 1))
+                start = i + 1
+        return [*found, (start, end)] if start < end else found
+
+    def _splits(self, character: str) -> bool:
+        if self.single and _CJK.match(character):
+            return True
+        return self._is_mark(character) if self.separators is None else character in self.separators
+
+    def _is_mark(self, character: str) -> bool:
+        """Whether a character is punctuation or a symbol; "_" is a letter if the data has it in words."""
+        return unicodedata.category(character)[0] in "PS" and not (character == "_" and "_" in self.attached)
+
+
+PLAIN_SPLITTER = Splitter()  # of no training words: blanks and all marks split, as in BERT's tokenizer
+
+
+def learn_splitter(sentences: Iterable[Sequence[str]]) -> Splitter:
+    """Return how sentences are split, from sentences that come as words.
+
+    Training sentences whose words are joined by blanks are split into the same words again. In other texts punctuation
+    at either end of a word is split off if the data has it as a word; another mark, such as a dash, if the data has it
+    as a word more often than at that end of longer words. Marks that the data never has in a longer word split words
+    everywhere.
+    """
+    counts = Counter(word for sentence in sentences for word in sentence)
+    often = {word for word, count in counts.items() if count >= MIN_COUNT}
+    clitics = {word for word in often if _CLITIC.fullmatch(word)}
+    elisions = {word for word in often if _ELISION.fullmatch(word)}
+    alone: Counter[str] = Counter()
+    first: Counter[str] = Counter()
+    last: Counter[str] = Counter()
+    attached: set[str] = set()
+    for word, count in counts.items():
+        if not any(map(str.isalnum, word)):
+            alone[word] += count
+        elif not word.isalnum():
+            attached.update(character for character in word if not character.isalnum())
+            first[word[0]] += count if word not in clitics else 0
+            last[word[-1]] += count
+    usual = {mark for mark in (*alone, *_PUNCTUATION) if len(mark) == 1}
+
+    def split_off(mark: str, at_edge: int) -> bool:
+        """Whether a mark is split off words, of which the data has so many with it at this end."""
+        return not at_edge or alone[mark] >= at_edge or (mark in _PUNCTUATION and alone[mark] > 0)
+
+    chinese = [word for word in counts if _CJK.search(word)]
+    return Splitter(
+        known=frozenset(word for word in counts if not word.isalnum()),
+        marks=frozenset(alone),
+        clitics=tuple(sorted(clitics, key=len, reverse=True)),
+        elisions=tuple(sorted(elisions, key=len, reverse=True)),
+        leading=frozenset(mark for mark in usual if split_off(mark, first[mark])),
+        trailing=frozenset(mark for mark in usual if split_off(mark, last[mark])),
+        attached=frozenset(attached),
+        separators=frozenset(mark for mark in usual if alone[mark] >= MIN_EVIDENCE and mark not in attached),
+        single=bool(chinese) and max(map(len, chinese)) == 1,
+    )
