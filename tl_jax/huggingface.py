@@ -1,5 +1,6 @@
 """Text networks of Hugging Face: a folder or a repository becomes a model with its tokenizer, and a folder again."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +17,15 @@ from tl_jax.data import tokens
 from tl_jax.errors import UserError
 from tl_jax.models.bert import Bert
 from tl_jax.text_network import TextNetwork, initializer, top
-from tl_jax.weights import bert, bundles, hub, readers
+from tl_jax.weights import bert, bundles, fitting, hub, prefixes, readers
 from tl_jax.weights.catalog import TEXT
 from tl_jax.weights.merge import MergeError, merge
-from tl_jax.weights.rules import convert
+from tl_jax.weights.pth import Contents
+from tl_jax.weights.rules import Converted, convert
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+INDEX = ".index.json"  # of weights in several files: which array lies in which of them
+# In the order in which transformers looks for them.
+WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")  # that ``save`` writes
 _OPTIONAL = {"head", "pooler", "masked_dense", "masked_norm", "masked_bias"}  # a file may have them or not
 SLACK = 128  # rows of the words' embeddings beyond the vocabulary: tables are filled up to a multiple of this at most
@@ -34,18 +38,21 @@ def load(
     *,
     head: str = "auto",
     seed: int = 0,
+    rename: prefixes.Renames = (),
     **options: Any,
 ) -> TextNetwork:
     """Build the text network of a folder, or of a repository on the Hugging Face hub.
 
     Args:
         name: "bert" or "distilbert", which ``config.json`` must agree with.
-        path: folder with ``config.json``, weights (``model.safetensors`` or ``pytorch_model.bin``) and tokenizer
-            (``tokenizer.json`` or ``vocab.txt``), or the "owner/name" of a repository.
+        path: folder with ``config.json``, weights (``model.safetensors`` or ``pytorch_model.bin``, or several files
+            with the ``.index.json`` of one of them) and tokenizer (``tokenizer.json`` or ``vocab.txt``), or the
+            "owner/name" of a repository.
         num_classes: K of the head; None takes what the file has.
         head: "auto" keeps the file's head where it has K outputs of the right kind, else draws one; "new" always draws
             one; "keep" insists on the file's.
         seed: of what is drawn.
+        rename: pairs (regex, replacement) for the names of arrays, see ``pretrained.load``.
         **options: attributes of ``Bert``: ``output`` says what kind of head, ``pooling`` what it reads. Without a
             pooler in the file texts are the mean of their tokens.
 
@@ -60,16 +67,23 @@ def load(
         raise UserError(f"{folder} holds a {kind}, not a {name}; pass --config.model.name={kind}")
     file = _weights(folder)
     attributes = bert.options(config)
-    converted = convert(readers.read(file), bert.table(kind, attributes["depth"]))
+    contents = _contents(file)
+    table = bert.table(kind, attributes["depth"])
+    stripped = prefixes.strip(prefixes.rename(contents.arrays, rename, str(file)), table, str(file))
+    converted = convert(stripped.arrays, table)
     there = {path.split("/")[1] for path in converted.leaves}
     attributes |= {"pooling": "pooler" if "pooler" in there else "mean", "output": bert.head_of(config) or "text"}
     own = len(converted.leaves["params/head/bias"]) if "head" in there else 0
     wanted = options.get("output", attributes["output"])
     fits = own > 0 and wanted == attributes["output"] and num_classes in (None, own)
-    if head == "keep" and not fits:
-        raise UserError(f"{file} has no head for {wanted} with {num_classes or 'any'} classes; pass head='new'")
+    beside = _beside(converted, kind)
+    if head == "keep" and not (fits and not beside):
+        why = f" alone, but also {fitting.listed(beside)}" if fits else ""
+        raise UserError(f"{file} has no head for {wanted} with {num_classes or 'any'} classes{why}; pass head='new'")
     classes = own if fits and num_classes is None else num_classes or 0
     kept = fits and head != "new"
+    if not kept:  # a head of another task does not matter where one is drawn
+        converted = converted._replace(extra=[name for name in converted.extra if name not in beside])
     model = models.create(kind, classes, **{**attributes, **options})
     variables, drawn = _merged(model, converted, kept, file)
     made = tokens.read(folder)
@@ -83,8 +97,8 @@ def load(
         classes=tuple(labels.get(str(i), str(i)) for i in range(classes)) if kept else (),
         drawn=drawn,
         path=file,
-        sha256=pooch.file_hash(str(file)),
-        notes=(*_notes(model, there, drawn, file),),
+        sha256=_sha256(file),
+        notes=(*contents.notes, *_left_out(file, stripped, [] if kept else beside), *_notes(model, there, drawn, file)),
     )
     return net._replace(variables=net.redraw(jax.random.key(seed)))
 
@@ -162,7 +176,11 @@ def _folder(path: str | Path | None) -> Path:
         return folder
     if folder.exists() or len(folder.parts) != 2:
         raise UserError(f"{folder} is no folder; pass the one that holds config.json, weights and tokenizer")
-    return hub.folder(str(path), ("config.json",), WEIGHTS, tokens.FILES, ("tokenizer_config.json",))
+    found = hub.folder(str(path), ("config.json",), WEIGHTS, tokens.FILES, ("tokenizer_config.json",))
+    if (index := next((found / w for w in WEIGHTS if (found / w).is_file()), found)).name.endswith(INDEX):
+        for shard in _shards(index):
+            hub.from_hub(str(path), shard)
+    return found
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -176,10 +194,85 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _weights(folder: Path) -> Path:
+    """Return the weights of a folder, in one file, or the index of those in several."""
     file = next((folder / w for w in WEIGHTS if (folder / w).is_file()), None)
     if file is None:
-        raise UserError(f"{folder} has neither {' nor '.join(WEIGHTS)}; copy the weights there")
+        names = ", ".join(name for name in WEIGHTS if not name.endswith(INDEX))
+        raise UserError(f"{folder} has no weights ({names}, or several files with {INDEX}); copy the weights there")
+    if file.name.endswith(INDEX):
+        for shard in _shards(file):
+            _existing(file, shard)
     return file
+
+
+def _shards(index: Path) -> dict[str, list[str]]:
+    """Return the files that an index names, each with the arrays that it must have.
+
+    Raises:
+        UserError: the index is damaged, or names files outside its folder.
+    """
+    found: dict[str, list[str]] = {}
+    try:
+        for array, shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+            found.setdefault(str(shard), []).append(array)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(
+            f"{index}: damaged, or no index of weights ({' '.join(str(e).split())}); copy it anew"
+        ) from None
+    if strange := [shard for shard in found if Path(shard).name != shard]:
+        raise UserError(f"{index}: names {strange[0]!r}, which is no file beside it; copy the folder anew")
+    return found
+
+
+def _existing(index: Path, shard: str) -> Path:
+    """Return one of the files that an index names; a UserError where it is not there."""
+    file = index.parent / shard
+    if not file.is_file():
+        raise UserError(f"{index}: names {shard}, which is missing; copy it to {index.parent}")
+    return file
+
+
+def _contents(file: Path) -> Contents:
+    """Return the arrays of a file of weights, or of all that an index names, and what was said on reading them."""
+    others = [w for w in WEIGHTS[WEIGHTS.index(file.name) + 1 :] if (file.parent / w).is_file()]
+    notes = (f"{file.parent} holds several copies of the weights: took {file.name}, not {', '.join(others)}",) * bool(
+        others
+    )
+    if not file.name.endswith(INDEX):
+        contents = readers.read_contents(file)
+        return Contents(contents.arrays, (*notes, *contents.notes))
+    arrays: dict[str, np.ndarray] = {}
+    for shard, names in _shards(file).items():
+        part = readers.read(_existing(file, shard))
+        if absent := [name for name in names if name not in part]:
+            raise UserError(
+                f"{file.parent / shard}: has no {absent[0]!r}, which {file.name} says it has; copy both anew"
+            )
+        arrays |= {name: part[name] for name in names}
+    return Contents(arrays, notes)
+
+
+def _sha256(file: Path) -> str:
+    """Return the hash of a file of weights; of several, that of their hashes in the order of their names."""
+    if not file.name.endswith(INDEX):
+        return pooch.file_hash(str(file))
+    hashes = [pooch.file_hash(str(file.parent / shard)) for shard in sorted(_shards(file))]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _beside(converted: Converted, kind: str) -> list[str]:
+    """Return the names of arrays outside the encoder that no rule knows: heads of other tasks."""
+    encoder = {
+        bert.plain(origin, kind).split(".")[0] for path, origin in converted.origin.items() if not _may_lack(path)
+    }
+    return [name for name in converted.extra if bert.plain(name, kind).split(".")[0] not in encoder]
+
+
+def _left_out(file: Path, stripped: prefixes.Stripped, beside: Sequence[str]) -> list[str]:
+    notes = [f"{file.name}: took the names that begin with {stripped.prefix!r}"] if stripped.prefix else []
+    if left := [*stripped.outside, *beside]:
+        notes.append(f"{file.name}: left out, as no part of this network: {fitting.listed(left)}")
+    return notes
 
 
 def _merged(model: Bert, converted: Any, kept: bool, file: Path) -> tuple[dict[str, Any], frozenset[str]]:

@@ -31,7 +31,8 @@ class Pretrained(NamedTuple):
         new_head: whether the head was drawn at random instead of loaded.
         path: the file that was read, None for random weights.
         sha256: of that file, "" for random weights.
-        notes: what was changed in the weights, for the user to read.
+        notes: what was taken, left out or changed in the weights, for the user to read.
+        no_head: why a head in the file is not the network's and was left out; "" otherwise.
     """
 
     model: Backbone
@@ -41,6 +42,7 @@ class Pretrained(NamedTuple):
     path: Path | None
     sha256: str = ""
     notes: tuple[str, ...] = ()
+    no_head: str = ""
 
     def preprocess(self, images: np.ndarray | jax.Array) -> jax.Array:
         """Turn uint8 pictures (N, H, W, C) into network inputs float32 (N, size, size, channels of the model).
@@ -111,12 +113,18 @@ def with_head(net: Pretrained, num_classes: int, head: str = "auto", seed: int =
     """
     have = net.spec.num_classes
     if head == "keep" and have != num_classes:
-        what = f"has {have} classes, not {num_classes}" if have else "is not there"
-        raise UserError(f"the head in {net.path} {what}; pass --config.init.head=new")
+        raise no_such_head(net, f"has {have} classes, not {num_classes}")
     if head != "new" and have == num_classes:
         return net
     net = rebuild(net, num_classes=num_classes)._replace(new_head=num_classes > 0)
     return net._replace(variables=draw_new(net, jax.random.key(seed)))
+
+
+def no_such_head(net: Pretrained, what: str) -> UserError:
+    """Return the error for a head that is to be kept; ``what`` says why it cannot, if there is one."""
+    if not net.spec.num_classes:
+        what = f"is not the network's ({net.no_head})" if net.no_head else "is not there"
+    return UserError(f"the head in {net.path} {what}; pass --config.init.head=new")
 
 
 def with_endpoint(net: Pretrained, endpoint: str) -> Pretrained:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,13 +11,14 @@ import jax
 import pooch
 from absl import logging
 
-from tl_jax import fetch, models
+from tl_jax import fetch, models, tree
 from tl_jax.errors import UserError
 from tl_jax.models.backbone import Backbone
 from tl_jax.network import (
     Pretrained,
     draw_new,
     initializer,
+    no_such_head,
     rebuild,
     variable_shapes,
     with_channels,
@@ -26,8 +27,8 @@ from tl_jax.network import (
 )
 from tl_jax.specs import PretrainedSpec
 from tl_jax.transfer import delta as deltas
-from tl_jax.weights import bundles, catalog, hub, own, readers, tables
-from tl_jax.weights.merge import MergeError, merge
+from tl_jax.weights import bundles, catalog, fitting, hub, own, prefixes, readers, tables
+from tl_jax.weights.merge import MergeError, describe, merge
 from tl_jax.weights.rules import Converted, convert
 
 # Options that change what is made of a file, but not what must be in it.
@@ -44,6 +45,7 @@ def load(
     head: str = "auto",
     seed: int = 0,
     delta: str | Path | None = None,
+    rename: prefixes.Renames = (),
     **options: Any,
 ) -> Pretrained:
     """Build ``name`` and fill it with weights of ``source``.
@@ -64,9 +66,17 @@ def load(
         seed: of a new head and new adapters.
         delta: file with what a run changed (``--mode=export`` writes it), put on top of the weights it started from;
             it decides the head, the input size and the options that it was made with.
+        rename: pairs (regex, replacement), by which names in the file of another library become those that its table
+            knows: ``(("^backbone[.]", ""),)``. They are applied one after another, as ``re.sub`` does; an array whose
+            name becomes empty is left out.
         **options: further model attributes, such as ``dtype``; ``endpoint`` ends the network after a part,
             ``channels`` adapts the first kernels. A new head sits on ``features``: VGG's fc1 and fc2 stay only with
             ``fc=True``, InceptionV3's auxiliary head only with ``aux=True``.
+
+    A prefix that names in a file share (``module.``, ``model.``) is taken off. A head that is not the network's, and
+    layers around the network, do not matter where a new head is drawn, or none. A file that ends early serves up to
+    the part where it ends, with ``endpoint``. What was taken and left out stands in the ``notes`` of the result. Its
+    spec states the published licence and accuracy only if the file is the published one, by its hash.
 
     Raises:
         UserError: no such file or source, damaged file, or weights of another architecture; a bundle that is none, has
@@ -77,14 +87,19 @@ def load(
         from tl_jax import huggingface  # brings a library of tokenizers, which pictures need not wait for
 
         folder = huggingface.folder_of(source, str(path or ""))
-        return cast(Any, huggingface.load(name, folder, num_classes, head=head, seed=seed, **options))
+        given = {"head": head, "seed": seed, "rename": rename, **options}
+        return cast(Any, huggingface.load(name, folder, num_classes, **given))
     models.create(name, 0, **options)  # an unknown name or option is the better message
+    if rename and source == "tl_jax":
+        raise UserError("init.rename has no effect on files of tl_jax, whose names are ours already; leave it out")
     if delta:
-        return _with_delta(name, source, path, Path(delta).expanduser(), options)
+        return _with_delta(name, source, path, Path(delta).expanduser(), {**options, "rename": rename})
     whole = {k: v for k, v in options.items() if k not in _ADAPTING}
     # A file without its head is smaller, but has no hidden layers and no auxiliary head either.
     headless = (num_classes == 0 or head == "new") and not (options.get("fc") or options.get("aux"))
-    net = _read(name, source, path, whole, headless)
+    net = _read(name, source, path, whole, headless, rename, options.get("endpoint", ""))
+    if net.no_head and num_classes is None and head != "new":
+        raise no_such_head(net, "")
     renewed = head == "new" or (num_classes is not None and num_classes != net.spec.num_classes)
     net = _adapt(net, options, renewed, seed)
     if image_size:
@@ -146,30 +161,59 @@ def _adapt(net: Pretrained, options: Mapping[str, Any], renewed: bool, seed: int
     return with_channels(net, options["channels"]) if "channels" in options else net
 
 
-def _read(name: str, source: str, path: str | Path | None, whole: Mapping[str, Any], headless: bool) -> Pretrained:
-    """Return the network exactly as it is in the file, converting it where that has not been done before."""
+def _read(
+    name: str,
+    source: str,
+    path: str | Path | None,
+    whole: Mapping[str, Any],
+    headless: bool,
+    rename: prefixes.Renames,
+    endpoint: str,
+) -> Pretrained:
+    """Return the network as far as it is in the file, converting it where that has not been done before."""
     tables.table(name, source)
     origin, key = _origin(name, source, path, headless)
     if source == "tl_jax":
         return _read_own(name, origin, origin, {})
-    code = hashlib.sha256(repr((converter(), key, sorted(whole.items()))).encode()).hexdigest()[:16]
-    cached = fetch.cache_dir() / "converted" / f"{name}-{source}-{code}.safetensors"
+    # Without rules the key is what it was before there were any.
+    rules = [tuple(rule) for rule in rename]
+    parts = (converter(), key, sorted(whole.items()), *([rules] if rules else []))
+    cached = (
+        fetch.cache_dir() / "converted" / f"{name}-{source}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+    )
+    cached = cached.with_name(f"{cached.name}.safetensors")
     if cached.is_file():
         try:
-            return _read_own(name, cached, origin, {"source": source})
+            net = _read_own(name, cached, origin, {"source": source})
         except UserError as e:
             logging.warning("%s; converting the original again", e)
+        else:
+            if (ends := net.model.endpoint) and endpoint not in net.model.part_names():
+                raise UserError(f"{origin} does not fit {name} ({source}): {_ends(ends, endpoint)}")
+            return net
     file = Path(path).expanduser() if path else hub.download(catalog.CATALOG[name, source], headless)
-    variables, spec = read_foreign(name, source, file, whole)[:2]
+    variables, spec, converted = read_foreign(name, source, file, whole, rename, endpoint)
+    if path:
+        spec = own_facts(spec, file)
     sha256 = key.removeprefix("sha256:") if path else pooch.file_hash(str(file))
+    told = {"notes": list(converted.notes), "no_head": converted.no_head}
     try:
         with fetch.locked(cached):
-            own.save(cached, variables, spec, {"origin": file.name, "sha256": sha256})
+            own.save(cached, variables, spec, {"origin": file.name, "sha256": sha256, **told})
     except (OSError, UserError) as e:
         logging.warning("%s is converted again the next time: %s", file, e)
-        return Pretrained(_model(spec), jax.device_put(variables), spec, new_head=False, path=origin, sha256=sha256)
+        net = Pretrained(_model(spec), jax.device_put(variables), spec, new_head=False, path=origin, sha256=sha256)
+        return net._replace(notes=converted.notes, no_head=converted.no_head)
     del variables  # what is read back is taken over by JAX without a copy
     return _read_own(name, cached, origin, {"source": source})
+
+
+def own_facts(spec: PretrainedSpec, file: Path) -> PretrainedSpec:
+    """Return the spec of a file that a user gave: what is published of another file is not claimed for it."""
+    if hub.is_published(spec, file):
+        return spec
+    nothing = {"url": "", "digest": "", "headless_url": "", "headless_digest": "", "hub": "", "licence": ""}
+    return dataclasses.replace(spec, **nothing, parameters=0, top1=0.0, top5=0.0, measured="")
 
 
 @functools.cache
@@ -200,7 +244,12 @@ def _origin(name: str, source: str, path: str | Path | None, headless: bool) -> 
 
 
 def read_foreign(
-    name: str, source: str, file: Path, whole: Mapping[str, Any] | None = None
+    name: str,
+    source: str,
+    file: Path,
+    whole: Mapping[str, Any] | None = None,
+    rename: prefixes.Renames = (),
+    endpoint: str | None = None,
 ) -> tuple[Mapping[str, Any], PretrainedSpec, Converted]:
     """Read and convert a file of another library.
 
@@ -208,27 +257,89 @@ def read_foreign(
         name, source: as for ``load``.
         file: its weights file.
         whole: model attributes that the file was made with, where they differ from the published ones.
+        rename: as for ``load``.
+        endpoint: the part up to which the file must be whole, "" for all; None takes it as far as it goes.
 
     Returns:
-        The variables as NumPy arrays, the spec of the whole network, and what the table made of the file.
+        The variables as NumPy arrays, the spec of the network as far as the file goes, and what the table made of it.
 
     Raises:
         UserError: damaged file, or weights of another architecture.
     """
-    spec = spec_of(name, source)
-    converted = convert(readers.read(file), tables.table(name, source))
+    spec, table = spec_of(name, source), tables.table(name, source)
+    options = {**spec.options, **(whole or {})}
+    contents = readers.read_contents(file)
+    stripped = prefixes.strip(prefixes.rename(contents.arrays, rename, str(file)), table, str(file))
+    converted = convert(stripped.arrays, table, _trunk_shapes(name, options) if table.layers else {})
     kernel = converted.leaves.get("params/head/kernel")
-    classes = 0 if kernel is None else int(kernel.shape[-1])
+    classes = 0 if kernel is None else int(kernel.shape[-1]) if kernel.ndim else 1
     attributes = {field.name for field in dataclasses.fields(models.create(name, 0))}
-    there = {path.split("/")[1] for path in converted.leaves}
+    there = {fitting.top(path) for path in converted.leaves}
     found = {option: leaf in there for option, leaf in (("fc", "fc1"), ("aux", "aux")) if option in attributes}
-    model = models.create(name, classes, **{**spec.options, **(whole or {}), **found})
-    try:
-        variables = merge(variable_shapes(model), converted)
-    except MergeError as e:
-        fix = f"is it a {source} {name} file? Check --config.model.name, --config.init.source and --config.init.path"
-        raise MergeError(f"{file} does not fit {name} ({source}): {e}; {fix}", e.report) from None
-    return variables, dataclasses.replace(spec, num_classes=classes, options=models.options(name, model)), converted
+    model = models.create(name, classes, **{**options, **found})
+    fit = fitting.fit(converted, table, tree.flatten(variable_shapes(model)), model.part_names())
+    model = _as_far(model, fit, endpoint, f"{file} does not fit {name} ({source})", source)
+    variables = merge(variable_shapes(model), fit.converted)
+    notes = (*contents.notes, *_notes(file.name, stripped, fit.converted, model, spec))
+    spec = dataclasses.replace(spec, num_classes=model.num_classes, options=models.options(name, model))
+    return variables, spec, fit.converted._replace(notes=notes)
+
+
+def _trunk_shapes(name: str, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a network's leaves by path, but for the head's, whose classes are the file's own."""
+    shapes = tree.flatten(variable_shapes(models.create(name, 1, **options)))
+    return {path: leaf.shape for path, leaf in shapes.items() if fitting.top(path) != "head"}
+
+
+def _as_far(model: Backbone, fit: fitting.Fit, endpoint: str | None, where: str, source: str) -> Backbone:
+    """Return the model of what a file has: without a head that does not fit, and no longer than the file.
+
+    Raises:
+        MergeError: the file ends before ``endpoint``, or is another network's.
+    """
+    parts = model.part_names()
+    if any(fit.report):
+        enough = endpoint is None or endpoint in parts[: parts.index(fit.ends) + 1] if fit.ends else False
+        if not enough:
+            cut = fit.ends and not fit.report.wrong and fit.report.extra == fit.converted.outside
+            about = "--config.model.name, --config.init.source and --config.init.path; --config.init.rename maps names"
+            fix = _ends(fit.ends, endpoint or "") if cut else f"is it a {source} file of this network? Check {about}"
+            raise MergeError(f"{where}: {describe(fit.report)}; {fix}", fit.report)
+        model = model.clone(endpoint=fit.ends)
+    there = {fitting.top(path) for path in fit.converted.leaves}
+    lost = {
+        option: False
+        for option, leaf in (("fc", "fc1"), ("aux", "aux"))
+        if hasattr(model, option) and leaf not in there
+    }
+    return model.clone(num_classes=model.num_classes if "head" in there else 0, **lost)
+
+
+def _ends(ends: str, endpoint: str) -> str:
+    """Return what to do about a file that ends after the part ``ends``."""
+    if endpoint:
+        return f"the file ends after {ends}; set --config.model.endpoint={ends}, or a part before it, not {endpoint}"
+    return f"the file ends after {ends}; pass --config.model.endpoint={ends} to use the network up to there"
+
+
+def _notes(
+    name: str, stripped: prefixes.Stripped, converted: Converted, model: Backbone, spec: PretrainedSpec
+) -> Iterator[str]:
+    """Yield a line for each thing that was taken off or left out of the file ``name``."""
+    if stripped.prefix:
+        rest = f"; left out: {fitting.listed(stripped.outside)}" if stripped.outside else ""
+        yield f"{name}: took the names that begin with {stripped.prefix!r}{rest}"
+    if model.endpoint:
+        yield f"{name}: the network is whole up to {model.endpoint}; nothing after it was read"
+    if converted.outside:
+        yield f"{name}: left out, as no layers of this network: {fitting.listed(converted.outside)}"
+    elif converted.no_head:
+        yield f"{name}: left out the head: {converted.no_head}"
+    for layer in fitting.inputs(stripped.arrays, converted.outside):
+        yield (
+            f"{name}: its layer {layer!r} normalized the inputs and is not applied; "
+            f"config.input.scaling ({spec.scaling!r} for these weights) is all that scales them"
+        )
 
 
 def _read_own(name: str, file: Path, origin: Path, about: Mapping[str, Any]) -> Pretrained:
@@ -242,7 +353,8 @@ def _read_own(name: str, file: Path, origin: Path, about: Mapping[str, Any]) -> 
     except MergeError as e:
         raise MergeError(f"{file} does not fit {name}: {e}; was it written by another version?", e.report) from None
     sha256 = facts.get("sha256", "") if about else pooch.file_hash(str(file))
-    return Pretrained(model, jax.device_put(variables), spec, new_head=False, path=origin, sha256=sha256)
+    told = {"notes": tuple(facts.get("notes", ())), "no_head": facts.get("no_head", "")} if about else {}
+    return Pretrained(model, jax.device_put(variables), spec, new_head=False, path=origin, sha256=sha256, **told)
 
 
 def _model(spec: PretrainedSpec) -> Backbone:

@@ -121,7 +121,7 @@ def leaves(kind: str, depth: int) -> Iterator[tuple[str, str, Any]]:
 def table(kind: str, depth: int) -> Table:
     """Return the conversion table; names may begin with "bert." or not, and norms may have ``gamma`` and ``beta``."""
     rules = [Rule(re.escape(theirs), ours, transform) for ours, theirs, transform in leaves(kind, depth)]
-    return Table(rules, IGNORED, lambda arrays: {name: plain(name, kind) for name in arrays})
+    return Table(rules, IGNORED, lambda arrays, _: {name: plain(name, kind) for name in arrays})
 
 
 def plain(name: str, kind: str) -> str:

@@ -51,13 +51,14 @@ def main(_: list[str]) -> None:
     if output and output.suffix != ".safetensors":
         raise UserError(f"--output={output} must end in .safetensors")
     variables, spec, converted = pretrained.read_foreign(name, source, file)
-    print(listing(variables, converted))
+    print("\n".join([listing(variables, converted), *converted.notes]))
     print(counted(variables, spec))
     if CHECK.value:
         model = models.create(name, spec.num_classes, **spec.options)
         net = Pretrained(model, jax.device_put(variables), spec, new_head=False, path=file)
         print("\n".join(classify(net, Path(CHECK.value).expanduser())))
     if output:
+        spec = pretrained.own_facts(spec, file)
         own.save(output, variables, spec, {"origin": file.name, "sha256": pooch.file_hash(str(file))})
         print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
 

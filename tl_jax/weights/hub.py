@@ -20,6 +20,15 @@ def address(spec: PretrainedSpec, headless: bool) -> tuple[str, str]:
     return spec.url or f"https://huggingface.co/{spec.hub}/{_FILE}", spec.digest
 
 
+def is_published(spec: PretrainedSpec, file: Path) -> bool:
+    """Tell whether a file is the published one, by its hash; it is not where the publisher states none."""
+    for digest in filter(None, (spec.digest, spec.headless_digest)):
+        algorithm, _, value = digest.partition(":")
+        if pooch.file_hash(str(file), alg=algorithm).startswith(value):
+            return True
+    return False
+
+
 def download(spec: PretrainedSpec, headless: bool) -> Path:
     """Return the published file, downloaded on its first use.
 

@@ -3,6 +3,9 @@
 Keras itself loads legacy files by order. Here names decide where they mean something. Layers named automatically
 (``conv2d_12`` is another layer in each session, and where counting starts at 0 or 1) are told by their order among
 those of their kind, which all of Keras' layouts keep, checked by what their numbers say of when they were made.
+
+A file may end early, or have a few layers around the network: an input BatchNorm, a head of the user's. Then the
+shapes of our layers tell which of the file's they are.
 """
 
 import re
@@ -11,9 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tl_jax.weights.rules import UNKNOWN, Shapes
+
 _WEIGHTS = {"W": "kernel", "b": "bias", "depthwise_kernel": "kernel", "running_mean": "moving_mean"}
 _WEIGHTS |= {"running_std": "moving_variance"}  # Keras 1's name; it holds the variance
 _LEAVES = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
+KINDS = ("conv", "depthwise", "norm", "dense")
+_BESIDE = 4  # layers of a kind at most that a file has around the network
 _AUTOMATIC = re.compile(r"(?:conv2d|convolution2d|depthwise_conv2d|batch_?normalization|dense)(?:_(\d+))?")
 
 
@@ -36,9 +43,7 @@ def listed(layers: Iterable[tuple[str, str]]) -> list[Layer]:
     return [Layer(path, kind, i) for i, (path, kind) in enumerate(layers)]
 
 
-def names(
-    layers: Sequence[Layer], chain: bool = False, own: str = r"$^"
-) -> Callable[[Mapping[str, np.ndarray]], Mapping[str, str]]:
+def names(layers: Sequence[Layer], chain: bool = False, own: str = r"$^") -> Callable[..., Mapping[str, str]]:
     """Return the function for ``Table.names`` of a Keras family.
 
     Args:
@@ -48,41 +53,76 @@ def names(
         own: regex of the layer names that the rules know.
 
     Returns:
-        A function from the arrays of a file to ``{name in the file: name that the rules know}``; by order the latter
-        are paths of ours, "params/stem/conv/kernel".
+        A function from the arrays of a file and the shapes of our leaves to ``{name in the file: name that the rules
+        know}``; by order the latter are paths of ours, "params/stem/conv/kernel".
     """
 
-    def rename(arrays: Mapping[str, np.ndarray]) -> Mapping[str, str]:
+    def rename(arrays: Mapping[str, np.ndarray], shapes: Shapes = UNKNOWN) -> Mapping[str, str]:
         spelled = {name: _spell(name) for name in arrays}
         found: dict[str, list[str]] = {}
         for name in arrays:
             found.setdefault(name.rpartition("/")[0], []).append(name)
         unknown = [layer for layer in found if not re.fullmatch(own, layer)]
-        nameless = all(_AUTOMATIC.fullmatch(layer) for layer in unknown)
+        kinds = {layer: _kind({spelled[n]: arrays[n] for n in members}) for layer, members in found.items()}
+        nameless = all(_AUTOMATIC.fullmatch(layer) for layer in unknown if kinds[layer])
         if not unknown or not (nameless or chain):
             return spelled
-        kinds = {layer: _kind({spelled[n]: arrays[n] for n in members}) for layer, members in found.items()}
-        return {**spelled, **_by_order(layers, found, kinds, spelled)}
+        named = {kind: sum(kinds[layer] == kind for layer in found if layer not in unknown) for kind in KINDS}
+        out = dict(spelled)
+        for kind in KINDS:
+            ours = [layer for layer in layers if layer.kind == kind]
+            if named[kind] < len(ours):  # as many as there are in the network are told by their names
+                theirs = [layer for layer in found if kinds[layer] == kind]
+                first = {layer: {spelled[n].rpartition("/")[2]: arrays[n] for n in found[layer]} for layer in theirs}
+                for layer, target in _matched(first, ours, shapes):
+                    for name in found[layer]:
+                        out[name] = _path(target, spelled[name].rpartition("/")[2])
+        return out
 
     return rename
 
 
-def _by_order(
-    layers: Sequence[Layer], found: Mapping[str, list[str]], kinds: Mapping[str, str], spelled: Mapping[str, str]
-) -> dict[str, str]:
-    """Match layers of a kind one by one; a kind of which the file has more or fewer is left alone."""
-    out = {}
-    for kind in ("conv", "depthwise", "norm", "dense"):
-        theirs = [layer for layer in found if kinds[layer] == kind]
-        ours = [layer for layer in layers if layer.kind == kind]
-        if len(theirs) != len(ours) or not _plausible(theirs, ours):
-            continue
-        for layer, target in zip(theirs, ours, strict=True):
-            for name in found[layer]:
-                leaf = spelled[name].rpartition("/")[2]
-                room = "batch_stats" if leaf.startswith("moving") else "params"
-                out[name] = f"{room}/{target.path}/{_LEAVES.get(leaf, leaf)}"
-    return out
+def _path(layer: Layer, leaf: str) -> str:
+    return f"{'batch_stats' if leaf.startswith('moving') else 'params'}/{layer.path}/{_LEAVES.get(leaf, leaf)}"
+
+
+def _matched(
+    theirs: Mapping[str, Mapping[str, np.ndarray]], ours: Sequence[Layer], shapes: Shapes
+) -> list[tuple[str, Layer]]:
+    """Match layers of one kind one by one: all of ours, or the first of them where the file ends early.
+
+    Args:
+        theirs: layers of the file, each with its weights, in its order; up to ``_BESIDE`` may be none of ours.
+        ours: layers of the network.
+        shapes: of our leaves by path; without them the numbers of layers must be the same.
+
+    Returns:
+        Pairs; none if the two do not go together.
+    """
+    names = list(theirs)
+    if len(names) == len(ours) and _plausible(names, ours) and (not shapes or _fit(theirs, names, ours, shapes)):
+        return list(zip(names, ours, strict=True))
+    if not shapes or not ours or ours[0].kind == "dense":  # of several dense layers none is known to be the head
+        return []
+    most = min(len(names), len(ours))
+    for count in range(most, max(0, len(names) - _BESIDE - 1), -1):
+        for start in range(len(names) - count + 1):
+            chosen, first = names[start : start + count], ours[:count]
+            if _fit(theirs, chosen, first, shapes) and _plausible(chosen, first):
+                return list(zip(chosen, first, strict=True))
+    return []
+
+
+def _fit(
+    theirs: Mapping[str, Mapping[str, np.ndarray]], names: Sequence[str], ours: Sequence[Layer], shapes: Shapes
+) -> bool:
+    """Tell whether weights have our shapes, but for the order of axes, and as far as we have shapes for them."""
+    for name, layer in zip(names, ours, strict=True):
+        for leaf, array in theirs[name].items():
+            shape = shapes.get(_path(layer, leaf), array.shape)
+            if sorted(array.shape) != sorted(shape):
+                return False
+    return True
 
 
 def _plausible(theirs: Sequence[str], ours: Sequence[Layer]) -> bool:

@@ -45,14 +45,15 @@ def merge(target: tree.Tree, converted: Converted) -> dict[str, Any]:
     wrong = list(converted.clashes)
     for path, leaf in wanted.items():
         if path in converted.leaves:
-            wrong += _misfits(path, converted.leaves[path], leaf)
+            wrong += misfits(path, converted.leaves[path], leaf)
     report = MergeReport(missing, extra, wrong)
     if any(report):
-        raise MergeError(_describe(report), report)
+        raise MergeError(describe(report), report)
     return tree.unflatten({p: np.asarray(converted.leaves[p], np.float32) for p in wanted})
 
 
-def _misfits(path: str, array: np.ndarray, leaf: Any) -> list[str]:
+def misfits(path: str, array: np.ndarray, leaf: Any) -> list[str]:
+    """Return what keeps an array from filling a leaf; nothing where it fits."""
     if array.shape != leaf.shape:
         return [f"{path} has shape {array.shape}, the model needs {leaf.shape}"]
     # ml_dtypes' bfloat16 has kind "V", so ask whether it casts to float rather than for its kind.
@@ -63,7 +64,8 @@ def _misfits(path: str, array: np.ndarray, leaf: Any) -> list[str]:
     return []
 
 
-def _describe(report: MergeReport, most: int = 6) -> str:
+def describe(report: MergeReport, most: int = 6) -> str:
+    """Return a report in one line, with the first offenders of each kind."""
     parts = []
     for kind, names in zip(("missing", "extra", "wrong"), report, strict=True):
         if names:

@@ -1,12 +1,16 @@
 """Conversion tables of MobileNetV2."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from tl_jax.weights import keras
 from tl_jax.weights.rules import (
     COUNTERS,
     OWN,
     Rule,
+    Shapes,
     Table,
     hwc1_to_hw1c,
     keras_layer,
@@ -48,13 +52,17 @@ def _keras(depths: Sequence[int]) -> Table:
     layers += [("final/conv", "conv"), ("final/bn", "norm"), ("head", "dense")]
     by_order = [Rule(r"(params/.*/depthwise/conv/kernel)", r"\1", hwc1_to_hw1c)]
     by_order.append(OWN._replace(pattern=r"((?:params|batch_stats)/(?!.*/depthwise/conv/kernel).*)"))
-    own = r"Conv1|bn_Conv1|Conv_1(_bn)?|(expanded_conv|block_\d+)_(expand|depthwise|project)(_BN)?|predictions"
+    trunk = r"(?:Conv1|bn_Conv1|Conv_1(_bn)?|(expanded_conv|block_\d+)_(expand|depthwise|project)(_BN)?)"
     listed = keras.listed(layers)
-    return Table([*rules, *by_order], names=keras.names(listed, chain=True, own=own), layers=listed)
+    names = keras.names(listed, chain=True, own=f"{trunk}|predictions")
+    return Table([*rules, *by_order], names=names, layers=listed, inside=f"{trunk}/.*")
 
 
 def _torchvision(depths: Sequence[int]) -> Table:
-    """torchvision: ``features.1.conv.0.0.weight``, blocks counted through; the last convolution is one more."""
+    """torchvision: ``features.1.conv.0.0.weight``, blocks counted through; the last convolution is one more.
+
+    Older files (``features.1.conv.0.weight``) count convolution, BatchNorm and ReLU6 of a block through.
+    """
     last = sum(depths) + 1
     rules = torch_conv(r"features\.0\.0", "stem/conv") + torch_norm(r"features\.0\.1", "stem/bn")
     rules += torch_conv(rf"features\.{last}\.0", "final/conv") + torch_norm(rf"features\.{last}\.1", "final/bn")
@@ -64,7 +72,22 @@ def _torchvision(depths: Sequence[int]) -> Table:
             at, ours = rf"features\.{number + 1}\.conv\.", f"stage{stage}/block{block}/{unit}"
             conv, norm = (f"{i}", f"{i + 1}") if unit == "project" else (rf"{i}\.0", rf"{i}\.1")
             rules += torch_conv(at + conv, f"{ours}/conv") + torch_norm(at + norm, f"{ours}/bn")
-    return Table(rules, COUNTERS)
+    return Table(rules, COUNTERS, names=_todays)
+
+
+def _todays(arrays: Mapping[str, np.ndarray], _: Shapes) -> Mapping[str, str]:
+    """Return torchvision's names of today for those of files from before 0.3 and their like."""
+    if not any(re.fullmatch(r"features\.\d+\.conv\.[4-7]\..*", name) for name in arrays):
+        return {name: name for name in arrays}
+    blocks = {m[1] for name in arrays if (m := re.fullmatch(r"features\.(\d+)\.conv\.[67]\..*", name))}
+
+    def todays(match: re.Match[str]) -> str:
+        """Return the name of a layer; the last convolution of a block and its BatchNorm stand for themselves."""
+        unit, at = divmod(int(match[2]), 3)
+        last = 2 if match[1] in blocks else 1
+        return f"features.{match[1]}.conv.{unit + at if unit == last else f'{unit}.{at}'}."
+
+    return {name: re.sub(r"^features\.(\d+)\.conv\.(\d)\.", todays, name) for name in arrays}
 
 
 def _timm(depths: Sequence[int]) -> Table:

@@ -10,12 +10,13 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tl_jax.errors import UserError
-from tl_jax.weights.unpickle import Machine, Storage, Tensor
+from tl_jax.weights.checkpoint import state_dict
+from tl_jax.weights.unpickle import Machine, Skipped, Storage, Tensor, refusal
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # opens every file of the format before torch 1.6
 # What a mangled byte can provoke in a parser. A MemoryError is no such thing and stays what it is.
@@ -37,11 +38,25 @@ def damaged(path: Path, reason: object) -> UserError:
     return UserError(f"{path}: damaged or cut short ({text}); download it or export it again")
 
 
+class Contents(NamedTuple):
+    """What a file holds: its arrays by name, and what was taken and left out of it, a line each."""
+
+    arrays: dict[str, np.ndarray]
+    notes: tuple[str, ...] = ()
+
+
 def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Return the arrays of ``read_checkpoint``."""
+    return read_checkpoint(path).arrays
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Contents:
     """Return the tensors of a state dict saved by ``torch.save``, in its order; tied tensors share memory.
 
-    A checkpoint ``{"state_dict": {...}, ...}`` or ``{"model": {...}, ...}`` gives that entry. The arrays are read-only.
-    Raises ``UserError`` when the file is damaged, holds anything but tensors in plain containers, or is big-endian.
+    Of the checkpoint of a training run the state dict in it is taken, as ``checkpoint.state_dict`` says. The arrays are
+    read-only.
+
+    Raises ``UserError`` when the file is damaged, big-endian, or holds no tensors in plain containers.
     """
     path = existing(path)
     try:
@@ -54,7 +69,7 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise damaged(path, error) from error
 
 
-def _read_zip(path: Path) -> dict[str, np.ndarray]:
+def _read_zip(path: Path) -> Contents:
     """Read the format of torch 1.6 and later: a zip of ``NAME/data.pkl`` and one ``NAME/data/KEY`` per storage."""
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
@@ -71,13 +86,16 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
         return _arrays(path, tree, lambda key: archive.read(f"{root}data/{key}"))
 
 
-def _read_stream(path: Path, fileno: int) -> dict[str, np.ndarray]:
+def _read_stream(path: Path, fileno: int) -> Contents:
     """Read the format before torch 1.6: five pickles, then for each storage its element count and its elements."""
     with mmap.mmap(fileno, 0, access=mmap.ACCESS_READ) as stream:  # its read(n), unlike a file's, never allocates more
         if stream[257:262] == b"ustar":
             raise UserError(f"{path}: a tar of torch 0.1; load it and save it again with a current PyTorch")
         machine = Machine(path)
-        if machine.run(stream) != _MAGIC:
+        magic = machine.run(stream)
+        if isinstance(magic, Skipped):  # pickle.dump of an object
+            raise refusal(path, magic.name)
+        if magic != _MAGIC:
             raise ValueError("it is not a file of torch.save")
         machine.run(stream)  # the version of the format: there was only ever one
         if not machine.run(stream)["little_endian"]:
@@ -102,21 +120,11 @@ def _big_endian(path: Path) -> UserError:
     return UserError(f"{path}: written by a big-endian machine; load it and save it again on a little-endian one")
 
 
-def _arrays(path: Path, tree: Any, load: Callable[[str], bytes]) -> dict[str, np.ndarray]:
+def _arrays(path: Path, tree: Any, load: Callable[[str], bytes]) -> Contents:
     """Return the state dict within ``tree`` as arrays; ``load`` gives the bytes of a storage and is asked once each."""
-    for name in ("state_dict", "model"):
-        if isinstance(tree, dict) and isinstance(tree.get(name), dict):
-            tree = tree[name]
-            break
-    if not isinstance(tree, dict) or not tree:
-        raise UserError(f"{path}: holds no state dict; save it with torch.save(model.state_dict(), path)")
-    for key, value in tree.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            what = f"{key[:80]!r} is" if isinstance(key, str) else f"a key is {type(key).__name__}, its value"
-            advice = "save the model's state_dict() alone"
-            raise UserError(f"{path}: {what} {type(value).__name__}, where a name and a tensor belong; {advice}")
+    tensors, notes = state_dict(path, tree)
     load = functools.cache(load)
-    return {key: _array(tensor, load) for key, tensor in tree.items()}
+    return Contents({key: _array(tensor, load) for key, tensor in tensors.items()}, notes)
 
 
 def _array(tensor: Tensor, load: Callable[[str], bytes]) -> np.ndarray:

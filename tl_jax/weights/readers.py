@@ -12,18 +12,24 @@ import safetensors
 from tl_jax.errors import UserError, nearest
 from tl_jax.weights.checks import check_numeric, check_zip
 from tl_jax.weights.h5 import native, read_h5, read_keras
-from tl_jax.weights.pth import DAMAGE, damaged, existing, read_pth
+from tl_jax.weights.pth import DAMAGE, Contents, damaged, existing, read_checkpoint, read_pth
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Return the arrays of ``read_contents``."""
+    return read_contents(path).arrays
+
+
+def read_contents(path: str | os.PathLike[str]) -> Contents:
     """Return every array of a weight file, read by the format that its suffix names (see ``READERS``).
 
     Raises ``UserError`` when the suffix is unknown, or the file is missing, damaged, or holds anything but numbers.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in READERS:
-        raise UserError(f"{path}: {suffix or 'no suffix'} is no format of weights; {nearest(suffix, READERS)}")
-    return READERS[suffix](path)
+        raise UserError(f"{path}: {suffix or 'no suffix'} is no format of weights; {nearest(suffix, _SUGGESTED)}")
+    reader = READERS[suffix]
+    return read_checkpoint(path) if reader is read_pth else Contents(reader(path))
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -83,4 +89,6 @@ def _read_npy(path: Path, key: str, archive: zipfile.ZipFile, member: zipfile.Zi
 
 
 READERS = {".h5": read_h5, ".hdf5": read_h5, ".keras": read_keras, ".safetensors": read_safetensors, ".npz": read_npz}
-READERS |= {".pth": read_pth, ".pt": read_pth, ".bin": read_pth}
+_SUGGESTED = (*READERS, ".pth", ".pt", ".ckpt", ".bin")
+# All of them torch.save's: of PyTorch's own examples (.pth.tar, .th), of Lightning and of Hugging Face.
+READERS |= dict.fromkeys((".pth", ".pt", ".th", ".tar", ".ckpt", ".bin"), read_pth)

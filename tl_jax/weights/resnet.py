@@ -56,7 +56,7 @@ def _keras_table(own: list[Rule], norms: Sequence[tuple[str, str]], layers: Sequ
         for theirs, name in norms:
             rules += keras_norm(f"{block}_{theirs}", f"{ours}/" + name.replace(r"\1", r"\2"))
     listed = keras.listed([*layers, ("head", "dense")])
-    return Table([*rules, OWN], names=keras.names(listed), layers=listed)
+    return Table([*rules, OWN], names=keras.names(listed), layers=listed, inside=r"(?:conv\d+_|post_bn).*")
 
 
 def _torchvision() -> Table:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +46,10 @@ INVERSES: Mapping[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.
 }
 
 
+Shapes = Mapping[str, tuple[int, ...]]  # of our leaves, by path
+UNKNOWN: Shapes = MappingProxyType({})
+
+
 class Rule(NamedTuple):
     """A regex over the whole source name, the target path it expands to, and what is done to the array."""
 
@@ -59,14 +64,18 @@ class Table(NamedTuple):
     Attributes:
         rules: exactly one matches each name.
         ignored: names in the file that may be dropped.
-        names: arrays of a file -> for each name in it the one that the rules know; None where they are the same.
+        names: (arrays of a file, shapes of our leaves) -> for each name in it the one that the rules know; None where
+            they are the same.
         layers: of Keras' tables, see ``keras.names``.
+        inside: regex of names in the file that belong to the trunk by their spelling, whether or not a rule knows
+            them; empty where all names that begin as those of the trunk do.
     """
 
     rules: Sequence[Rule]
     ignored: Sequence[str] = ()
-    names: Callable[[Mapping[str, np.ndarray]], Mapping[str, str]] | None = None
+    names: Callable[[Mapping[str, np.ndarray], Shapes], Mapping[str, str]] | None = None
     layers: Sequence[Any] = ()
+    inside: str = ""
 
 
 class Converted(NamedTuple):
@@ -79,6 +88,9 @@ class Converted(NamedTuple):
         extra: names in the file that no rule and no ``ignored`` pattern matches.
         ignored: names in the file that were dropped, as the table says.
         clashes: descriptions of names that match several rules, or fall on a leaf already filled.
+        outside: names of what a file has beside the network.
+        no_head: why the head in the file is not the network's; "" where it is, or where the file has none.
+        notes: what was taken and left out, for the user to read, a line each.
     """
 
     leaves: dict[str, np.ndarray]
@@ -87,6 +99,9 @@ class Converted(NamedTuple):
     extra: list[str]
     ignored: list[str]
     clashes: list[str]
+    outside: Sequence[str] = ()
+    no_head: str = ""
+    notes: tuple[str, ...] = ()
 
 
 # Our own names, as in this project's files and as the order of layers gives them.
@@ -138,19 +153,58 @@ def torch_norm(name: str, path: str) -> list[Rule]:
     return [Rule(rf"{name}\.{leaf}", ours.format(path)) for leaf, ours in NORMS["torch"]]
 
 
-def convert(arrays: Mapping[str, np.ndarray], table: Table) -> Converted:
-    """Apply a table to the arrays of a file; nothing is dropped silently and nothing is raised here."""
-    compiled = [(re.compile(rule.pattern), rule) for rule in table.rules]
-    names = table.names(arrays) if table.names else {}
+class Matcher:
+    """Finds the rules of a table that match a name."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._rules = [(re.compile(rule.pattern), rule) for rule in table.rules]
+        self._any = re.compile("|".join(f"(?:{_unnumbered(rule.pattern)})" for rule in table.rules))
+        self._ignored = [re.compile(pattern) for pattern in table.ignored]
+
+    def names(self, arrays: Mapping[str, np.ndarray], shapes: Shapes = UNKNOWN) -> Mapping[str, str]:
+        """Return for each name in a file the one that the rules know."""
+        return self._table.names(arrays, shapes) if self._table.names else {name: name for name in arrays}
+
+    def hits(self, known: str) -> list[tuple[re.Match[str], Rule]]:
+        """Return the rules that match a name, each with its match."""
+        if not self._any.fullmatch(known):
+            return []
+        return [(m, rule) for pattern, rule in self._rules if (m := pattern.fullmatch(known))]
+
+    def ignores(self, known: str) -> bool:
+        """Tell whether the table says that a name may be dropped."""
+        return any(pattern.fullmatch(known) for pattern in self._ignored)
+
+    def count(self, arrays: Mapping[str, np.ndarray]) -> int:
+        """Return how many names of a file are known."""
+        names = self.names(arrays).values()
+        return sum(bool(self._any.fullmatch(known)) or self.ignores(known) for known in names)
+
+
+def _unnumbered(pattern: str) -> str:
+    """Return a regex without groups that are counted, of which one expression may not have too many."""
+    return re.sub(r"(?<!\\)\((?!\?)", "(?:", pattern)
+
+
+def convert(arrays: Mapping[str, np.ndarray], table: Table, shapes: Shapes = UNKNOWN) -> Converted:
+    """Apply a table to the arrays of a file; nothing is dropped silently and nothing is raised here.
+
+    Args:
+        arrays: of the file.
+        table: of its source.
+        shapes: of our leaves by path, as far as they are known; they tell layers that a file has beside the network's.
+    """
+    matcher = Matcher(table)
+    names = matcher.names(arrays, shapes)
     found = Converted({}, {}, {}, [], [], [])
     for name, array in arrays.items():
         known = names.get(name, name)
-        hits = [(m, rule) for pattern, rule in compiled if (m := pattern.fullmatch(known))]
+        hits = matcher.hits(known)
         if len(hits) > 1:
             found.clashes.append(f"{name} matches {len(hits)} rules")
         if not hits:
-            dropped = any(re.fullmatch(pattern, known) for pattern in table.ignored)
-            (found.ignored if dropped else found.extra).append(name)
+            (found.ignored if matcher.ignores(known) else found.extra).append(name)
             continue
         match, rule = hits[0]
         path = match.expand(rule.path)

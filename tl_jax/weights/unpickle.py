@@ -1,7 +1,8 @@
 """A pickle machine for PyTorch's files that imports nothing and calls nothing of the pickle's choosing.
 
 A pickle is a program, and Python's own unpickler calls whatever that program names. The machine here builds plain
-containers, describes tensors without allocating them, and refuses all else.
+containers and describes tensors without allocating them. Objects of any other class (``argparse.Namespace``, NumPy
+scalars, paths, dates) become ``Skipped``, which holds the name of the class and nothing else: they are never built.
 """
 
 import pickletools
@@ -48,6 +49,21 @@ class Tensor:
     dtype: Any = None
 
 
+class Skipped(NamedTuple):
+    """What stands for an object, or a class, that is not built; ``name`` is that of its class."""
+
+    name: str
+
+
+def refusal(path: Path, what: str) -> UserError:
+    """Return the error for ``what`` in a pickle, which is not admitted."""
+    what = " ".join(what.split())[:200]
+    return UserError(
+        f"{path}: refused to load {what}, only tensors in plain containers are admitted; "
+        "save the model's state_dict() alone, as .pth or .safetensors"
+    )
+
+
 class _Call(NamedTuple):
     """A function of ours that a pickle may call, under PyTorch's name for its own."""
 
@@ -73,12 +89,13 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 def _fill(target: Any, items: list[Any]) -> Any:
     """Put the alternating keys and values of ``items`` into the dictionary ``target``."""
-    if not isinstance(target, dict) or len(items) % 2:
+    if len(items) % 2 or not isinstance(target, dict | Skipped):
         raise ValueError(f"items set on {type(target).__name__}")
+    if isinstance(target, Skipped):
+        return target
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, str | int | float | None):  # hashing a deep tuple would overflow the C stack
-            raise ValueError(f"a dictionary key of type {type(key).__name__}")
-        target[key] = value
+        if isinstance(key, str | int | float | None):
+            target[key] = value  # others name no tensor, and hashing a deep tuple would overflow the C stack
     return target
 
 
@@ -89,6 +106,7 @@ def _ordered(pairs: Any = ()) -> Any:
 
 _CALLS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
+    "collections.defaultdict": lambda *_: {},
     "torch.Size": lambda size=(): tuple(size),
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -97,6 +115,10 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch.nn.parameter.Parameter": _parameter,
 }
+
+
+# Objects that protocols 4 and 5 make without a class of their own: opcode -> how many items it takes off the stack.
+_SKIPPED = {"EMPTY_SET": 0, "BYTEARRAY8": 0, "NEWOBJ_EX": 3}
 
 
 class Machine:
@@ -109,8 +131,9 @@ class Machine:
     def run(self, stream: Any) -> Any:
         """Return the object of the pickle at the position of ``stream``, which is left behind that pickle.
 
-        Raises ``UserError`` naming a global or opcode that is not admitted. A malformed pickle raises ``ValueError``,
-        ``TypeError``, ``LookupError`` or ``AttributeError``. Memory is proportional to the stream, whatever it says.
+        An object of a class that is not admitted comes back as ``Skipped``. Raises ``UserError`` naming an opcode or a
+        call that is not admitted. A malformed pickle raises ``ValueError``, ``TypeError``, ``LookupError`` or
+        ``AttributeError``. Memory is proportional to the stream, whatever it says.
         """
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
@@ -139,9 +162,10 @@ class Machine:
                 self.stack.append(_fill({}, items))
             case "APPEND" | "APPENDS":
                 items = self._pop(1) if name == "APPEND" else self._since_mark()
-                if not isinstance(self.stack[-1], list):
+                if isinstance(self.stack[-1], list):
+                    self.stack[-1].extend(items)
+                elif not isinstance(self.stack[-1], Skipped):  # a deque, or a list of a class of its own
                     raise ValueError(f"items appended to {type(self.stack[-1]).__name__}")
-                self.stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 items = self._pop(2) if name == "SETITEM" else self._since_mark()
                 _fill(self.stack[-1], items)
@@ -159,6 +183,13 @@ class Machine:
                 self.stack.append(self._call(*self._pop(2)))
             case "BUILD":
                 self._build(*self._pop(1))
+            case "EMPTY_SET" | "BYTEARRAY8" | "NEWOBJ_EX":
+                self._pop(_SKIPPED[name])
+                self.stack.append(Skipped(f"pickle opcode {name}"))
+            case "ADDITEMS" | "FROZENSET":
+                self._since_mark()
+                if name == "FROZENSET":
+                    self.stack.append(Skipped(f"pickle opcode {name}"))
             case "BINPERSID":
                 self.stack.append(self._storage(*self._pop(1)))
             case _:
@@ -167,8 +198,8 @@ class Machine:
     def _pop(self, count: int) -> list[Any]:
         if len(self.stack) < count:
             raise IndexError("pickle stack underflow")
-        items = self.stack[-count:]
-        del self.stack[-count:]
+        items = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
         return items
 
     def _since_mark(self) -> list[Any]:
@@ -176,11 +207,7 @@ class Machine:
         return items
 
     def _refusal(self, what: str) -> UserError:
-        what = " ".join(what.split())[:200]
-        return UserError(
-            f"{self.path}: refused to load {what}, only tensors in plain containers are admitted; "
-            "save the model's state_dict() alone, as .pth or .safetensors"
-        )
+        return refusal(self.path, what)
 
     def _find(self, module: Any, name: Any) -> Any:
         """Return what stands for a global of the pickle; nothing is ever imported."""
@@ -195,10 +222,11 @@ class Machine:
                 return Storage("", _DTYPES[_KINDS[kind]], 0)
             if (kind := name.removesuffix("Tensor")) != name and kind in _KINDS:
                 return _Call(lambda: Tensor())  # pickled by torch 0.1 as an empty tensor that BUILD then describes
-        note = {"_rebuild_qtensor": " (a quantized tensor)", "_rebuild_sparse_tensor": " (a sparse tensor)"}
-        raise self._refusal(full + note.get(name, ""))
+        return Skipped(full)
 
     def _call(self, function: Any, arguments: Any) -> Any:
+        if isinstance(function, Skipped):
+            return function
         if not isinstance(function, _Call) or type(arguments) is not tuple:
             raise self._refusal(f"a call of {type(function).__name__}")
         return function.run(*arguments)
@@ -208,11 +236,16 @@ class Machine:
         target = self.stack[-1]
         if isinstance(target, Tensor) and target.storage is None:
             target.__dict__.update(vars(_tensor(*state)))
-        elif not isinstance(target, Tensor | OrderedDict):
+        elif not isinstance(target, Tensor | OrderedDict | Skipped):
             raise self._refusal(f"state set on {type(target).__name__}")
 
-    def _storage(self, identity: Any) -> Storage:
-        """Return the storage of a persistent id: ("storage", type, key, device, numel[, (view key, start, numel)])."""
+    def _storage(self, identity: Any) -> Any:
+        """Return the storage of a persistent id: ("storage", type, key, device, numel[, (view key, start, numel)]).
+
+        Before torch 1.6 the class of a module was one too, ("module", class, file, source); it is not built.
+        """
+        if isinstance(identity, tuple) and identity[:1] == ("module",) and isinstance(identity[1], Skipped):
+            return identity[1]
         tag, kind, key, _, numel, *view = identity
         if tag != "storage" or not isinstance(kind, Storage) or not isinstance(key, str):
             raise self._refusal(f"a persistent object tagged {tag if isinstance(tag, str) else type(tag).__name__}")

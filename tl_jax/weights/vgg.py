@@ -26,9 +26,8 @@ def _keras(depths: Sequence[int]) -> Table:
     layers += [(path, "dense") for path in ("fc1", "fc2", "head")]
     rules = keras_layer(r"block(\d)_conv(\d)", r"stage\1/conv\2")
     rules += keras_layer("(fc1|fc2)", r"\1") + keras_layer("predictions", "head")
-    own = r"block\d_conv\d|fc1|fc2|predictions"
-    listed = keras.listed(layers)
-    return Table([*rules, OWN], names=keras.names(listed, chain=True, own=own), layers=listed)
+    names = keras.names(listed := keras.listed(layers), chain=True, own=r"block\d_conv\d|fc1|fc2|predictions")
+    return Table([*rules, OWN], names=names, layers=listed, inside=r"block\d+_conv\d+/.*")
 
 
 def _torchvision(depths: Sequence[int], norm: bool) -> Table:
