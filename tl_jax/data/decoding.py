@@ -15,7 +15,7 @@ from tl_jax.data import dicom
 from tl_jax.data.pictures import WORKERS, Encoded, fit, kept_or_encoded
 from tl_jax.errors import UserError
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", *dicom.ENDINGS)
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", *dicom.ENDINGS)
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # that a file may have inside, whatever its ending
 
 
