@@ -215,7 +215,9 @@ def test_equal_numbers_are_one_class_in_an_index(tmp_path: Path) -> None:
 
     assert classes("1", "1.0", "2") == ("1", "2")
     assert set(classes("0.5", "0.50", "2")) == {"0.5", "2"}
-    assert classes("1.0", "2.0") == ("1.0", "2.0")  # one spelling each stays as it is written
+    assert classes("10.0", "2.0") == ("2.0", "10.0")  # a single spelling stays as it is written
+    with pytest.raises(UserError, match="labels are 'nan' where the others are numbers"):
+        classes("1", "nan", "2")
     assert classes("1", "x") == ("1", "x")
 
 

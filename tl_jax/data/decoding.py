@@ -83,6 +83,11 @@ def is_dicom(path: Path) -> bool:
     return path.suffix.lower() in dicom.ENDINGS
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file is one that ``decode`` takes, by its name."""
+    return path.suffix.lower() in ENDINGS
+
+
 def measure(path: Path) -> tuple[int, int]:
     """Return the height and width that ``decode`` will give, from the file's header where that tells."""
     if is_dicom(path):

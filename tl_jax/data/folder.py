@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tl_jax.data import copies, index
-from tl_jax.data.decoding import ENDINGS, decode_all
+from tl_jax.data.decoding import ENDINGS, decode_all, is_image
 from tl_jax.data.listed import Part, Reading, assemble, with_groups
 from tl_jax.data.pictures import DECODED_BYTES, Source, Split
 from tl_jax.data.split_names import ALL, find_splits, split_of
@@ -110,7 +110,7 @@ def pictures(path: Path) -> list[Path]:
     """
     path = path.expanduser()
     if path.is_file():
-        if path.suffix.lower() not in ENDINGS:
+        if not is_image(path):
             raise UserError(f"{path}: its ending is none of {', '.join(ENDINGS)}; convert it, or check --input")
         return [path]
     if not path.is_dir():

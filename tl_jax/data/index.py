@@ -2,14 +2,14 @@
 
 import csv
 import io
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from tl_jax.data.labels import make_labels
 from tl_jax.data.listed import NONE, STUDY, Part, Reading, assemble, with_groups
 from tl_jax.data.pictures import Source
 from tl_jax.data.split_names import ALL, split_of
@@ -129,14 +129,10 @@ def source(path: Path, how: Reading) -> Source:
     index = read(path / NAME if path.is_dir() else path)
     folder = index.path.parent
     files = _files(index)
-    if how.label:
-        given = index.column(how.label, "data.label")
-        named = dict(zip(given, _class_names(list(given.values())), strict=True))
-    else:
-        named = {name: one_form(file.parent.name) for name, file in files.items()}
+    given = index.column(how.label, "data.label") if how.label else {n: f.parent.name for n, f in files.items()}
+    classes, named = _classes(given, index.path, bool(how.label))
     column = how.group if how.group in index.columns or how.group not in ("", STUDY, NONE) else ""
     group = index.column(column, "data.group") if column else None
-    classes = tuple(sorted(set(named.values()), key=lambda name: name.zfill(9) if name.isdigit() else name))
     if len(classes) < 2:
         raise UserError(f"{index.path} has fewer than two classes ({', '.join(classes)}); check config.data.label")
     numbers, parts, tested = {name: k for k, name in enumerate(classes)}, {}, "test"
@@ -194,17 +190,18 @@ def _files(index: Index) -> dict[str, Path]:
     return files
 
 
-def _class_names(given: Sequence[str]) -> list[str]:
-    """Return the class that each label names: if all labels are numbers, equal numbers are one class."""
-    names = [one_form(name) for name in given]
-    try:
-        values = {name: float(name) for name in set(names)}
-    except ValueError:
-        return names
-    spelled: dict[float, list[str]] = {}
-    for name, value in values.items():
-        spelled.setdefault(value, []).append(name)
-    if not all(map(math.isfinite, spelled)):
-        return names
-    one = {value: own[0] if len(own) == 1 else f"{value:.15g}" for value, own in spelled.items()}
-    return [one[values[name]] for name in names]
+def _classes(given: Mapping[str, str], path: Path, spelled: bool) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the names of the classes in their order, and the class of each file.
+
+    Args:
+        given: file -> label.
+        path: of the index.
+        spelled: whether labels are from a column, where equal numbers are one class, and no names of folders.
+    """
+    names = {file: one_form(label) for file, label in given.items()}
+    if spelled:
+        made = make_labels(list(given.values()), path)
+        if made.numeric:
+            numbers = {file: made.index(label) for file, label in given.items()}
+            return made.names, {file: made.names[k] for file, k in numbers.items() if k is not None}
+    return tuple(sorted(set(names.values()), key=lambda name: name.zfill(9) if name.isdigit() else name)), names

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tl_jax.data.decoding import ENDINGS
+from tl_jax.data.decoding import ENDINGS, is_image
 from tl_jax.data.litter import is_litter
 from tl_jax.errors import UserError
 
@@ -113,7 +113,7 @@ class Walk:
             path = folder / name
             if is_litter(name):
                 self.pass_over(HIDDEN, path)
-            elif inner or path.suffix.lower() in ENDINGS:
+            elif inner or is_image(path):
                 kept.append((path, inner))
                 if linked and not path.exists():
                     self.broken.append(path)
