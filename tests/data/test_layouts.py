@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl_jax.data import folder, medmnist, people, sources, walker
+from tl_jax.data import folder, medmnist, people, sources, split_names, walker
 from tl_jax.data.pictures import Source
 from tl_jax.errors import UserError
 
@@ -227,3 +227,9 @@ def test_a_file_listed_twice_is_refused_however_its_path_is_written(tmp_path: Pa
         (tmp_path / "index.csv").write_text(f"file,label\nd/0.png,a\n{other},a\nd/1.png,b\n")
         with pytest.raises(UserError, match="line 3: d/0.png is listed a second time"):
             sources.load("index", str(tmp_path))
+
+
+def test_the_names_of_splits_are_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "pages" / "howto" / "data.md").read_text()
+    for split, names in split_names.NAMES.items():
+        assert f"| {split} | {', '.join(names)} |" in page

@@ -44,7 +44,7 @@ def load(
         data_dir: folder with the pictures, an npz file, or TFDS folder; empty for TFDS' own default.
         size: side in pixels into which pictures of differing sizes are fitted.
         most_bytes: of decoded pictures that may be kept on disk; a larger set is decoded each time it is read.
-        windows, group, label: of files in folders and indices, see ``Reading``; groups are those of DICOM files, or of a
+        windows, group, label: of files in folders and indices, see ``Reading``; groups are of DICOM files, or of a
             column of ``index.csv``, see ``listed.with_groups``.
         fit: "crop", "pad" or "stretch", see ``pictures.fit``.
 
