@@ -144,8 +144,8 @@ def test_equal_rows_of_an_npz_are_said(tmp_path: Path, capsys) -> None:
     np.savez(tmp_path / "set.npz", test_labels=labels[6:], **arrays)
     medmnist.read(tmp_path / "set.npz")
     assert capsys.readouterr().err == (
-        "set: 1 of 6 test images are in train too, byte for byte, such as test_images[1] and train_images[1]; remove "
+        "set: 1 of 6 test images are in train too, byte for byte, such as test image 1 and train image 1; remove "
         "them from one of the two splits\n"
-        "set: 2 images are copies of each other in different classes, such as train_images[0] and train_images[5]; "
+        "set: 2 images are copies of each other in different classes, such as train image 0 and train image 5; "
         "keep each in one class\n"
     )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
+from tests.tasks import small
 from tl_jax.data import splits
 from tl_jax.data.pictures import Split
 from tl_jax.errors import UserError
@@ -112,3 +113,23 @@ def test_examples_without_a_class_are_drawn_at_random() -> None:
         assert (len(train.labels), len(validation.labels)) == (45, 5)
         assert len(splits.choose_test(whole, 8).labels) == len(splits.thin(whole, 8, 0, 1, 0).labels) == 8
         assert splits.choose_test(whole, 8).images[:].ravel().tolist() != list(range(8))
+
+
+def test_a_run_on_a_sorted_file_is_validated_and_tested_on_all_classes(tmp_path) -> None:
+    rng, arrays = np.random.default_rng(0), {}
+    for split, each in (("train", (80, 20)), ("test", (60, 40))):
+        images = rng.integers(0, 255, (100, 8, 8), np.uint8)
+        arrays |= {f"{split}_images": images, f"{split}_labels": np.repeat([0, 1], each)}
+    np.savez(tmp_path / "sorted.npz", **arrays)
+    task = small.task(
+        ("data.name", "npz"), ("data.dir", str(tmp_path / "sorted.npz")), ("data.per_class", 0),
+        ("data.validation", 0.1), ("data.train_examples", 45), ("data.test_examples", 10),
+    )  # fmt: skip
+    seen = {
+        split: np.concatenate([b["label"][b["mask"] > 0] for b in task.eval_batches(split)])
+        for split in ("validation", "test")
+    }
+    assert {split: np.bincount(labels).tolist() for split, labels in seen.items()} == {
+        "validation": [8, 2], "test": [6, 4],
+    }  # fmt: skip
+    assert task.sizes["train"] == 45

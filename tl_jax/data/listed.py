@@ -71,7 +71,12 @@ def with_groups(name: str, parts: Mapping[str, Part], group: str = "") -> dict[s
         return dict(parts)
     groups = [str(file) for file in files]
     owner = dicom.study if group == STUDY else dicom.patient
-    owners = {row: owner(files[row]) for row in slices}
+    owners = {}
+    for row in slices:
+        try:
+            owners[row] = owner(files[row])
+        except UserError:  # whoever decodes the files reports all that are damaged
+            owners[row] = ""
     _check_owners(name, [each for each in owners.values() if each], len(slices), group)
     named = {row: each for row, each in owners.items() if each}
     for row, each in named.items():
