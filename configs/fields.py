@@ -62,7 +62,11 @@ FIELDS = {
     "data.generate": Field(False, "where data.dir is empty, draw pictures, or take installed texts (for smoke runs)"),
     "data.text": Field(("text",), "columns that hold the text, or the two of a pair"),
     "data.label": Field("label", "column with the label of a text, or in index.csv of a picture (empty: its folder)"),
-    "data.group": Field("", "column of index.csv: pictures of one patient or source stay in one part; empty: DICOM's"),
+    "data.group": Field(
+        "",
+        "column of index.csv: images of one patient or source stay in one split; without a column of that name, "
+        "study: DICOM files by StudyInstanceUID, none: no groups; empty: DICOM files by PatientID",
+    ),
     "data.fit": Field(
         "crop",
         "how pictures of differing sizes become squares: their centre, the whole between black borders, or distorted",
@@ -75,14 +79,19 @@ FIELDS = {
     ),
     "data.columns": Field((), "names of all columns, for files of texts whose first line does not have them"),
     "data.validation": Field(
-        0.1, "share of train held out; 0 for none; a part that the set brings is taken whole", low=0.0, high=0.9
+        0.1,
+        "share of train held out, stratified by class; 0 for none; a part that the set brings is taken whole",
+        low=0.0,
+        high=0.9,
     ),
-    "data.train_examples": Field(0, "random training examples kept; 0 for all", low=0),
+    "data.train_examples": Field(0, "random training examples kept, stratified by class; 0 for all", low=0),
     "data.per_class": Field(0, "random training examples kept of each class; 0 for all", low=0),
     "data.gigabytes": Field(
         16.0, "of decoded pictures kept on disk; a set that takes more is decoded each time it is read", low=0.0
     ),
-    "data.test_examples": Field(0, "first test examples used; 0 for all", low=0),
+    "data.test_examples": Field(
+        0, "test examples used, drawn stratified by class, the same for every seed; 0 for all", low=0
+    ),
     # From stored pixels to network inputs.
     "input.size": Field(0, "side of the network's input in pixels; 0 takes that of the weights", low=0),
     "input.interpolation": Field("", "resize method; empty takes that of the weights", ("", "bilinear", "bicubic")),

@@ -42,11 +42,11 @@ def test_eval_batches_hold_every_example_once():
 
 
 def test_validation_part_is_drawn_by_seed_and_disjoint():
-    split = sources.Split(np.arange(100, dtype=np.uint8)[:, None, None, None], np.arange(100, dtype=np.int32))
+    split = sources.Split(np.arange(100, dtype=np.uint8)[:, None, None, None], np.arange(100, dtype=np.int32) % 3)
     train, validation = splits.cut_validation(split, 0.2, seed=1)
-    assert len(validation.labels) == 20
-    assert sorted([*train.labels, *validation.labels]) == list(range(100))
-    assert list(validation.labels) != list(splits.cut_validation(split, 0.2, seed=2)[1].labels)
+    held, other = validation.images[:].ravel(), splits.cut_validation(split, 0.2, seed=2)[1].images[:].ravel()
+    assert len(held) == 20 and list(held) != list(other)
+    assert sorted([*train.images[:].ravel(), *held]) == list(range(100))
 
 
 def test_thinning_by_class():
@@ -223,6 +223,13 @@ def test_a_test_part_without_labels_is_passed_over(tmp_path):
     tfds_folder(tmp_path, {"train": [0, 1], "test": [-1, -1], "validation": [1]})
     source = sources.load("odd", str(tmp_path), size=8)
     assert source.tested == "validation" and list(source.test.labels) == [1]
+
+
+def test_splits_of_tfds_are_known_by_all_their_names(tmp_path):
+    tfds_folder(tmp_path, {"training": [0, 1], "dev": [1], "holdout": [1, 0]})
+    source = sources.load("odd", str(tmp_path), size=8)
+    assert source.tested == "holdout" and source.validation is not None
+    assert [len(part.labels) for part in (source.train, source.test, source.validation)] == [2, 2, 1]
 
 
 def test_the_newest_version_is_read_by_number(tmp_path):

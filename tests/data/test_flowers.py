@@ -58,7 +58,7 @@ def test_flowers_are_downloaded_once(served: Path, tmp_path: Path, monkeypatch, 
     source = sources.load("flowers", size=16)
     assert (source.name, source.classes) == ("flower_photos", ("daisy", "roses"))
     assert source.train.images.shape == (8, 8, 8, 3)
-    assert "skipped 1 file or folder beside the pictures: LICENSE.txt" in capsys.readouterr().err
+    assert "not read: 1 .txt (LICENSE.txt)" in capsys.readouterr().err
     assert (served / "asked").read_text() == "x"
     assert sorted(p.name for p in (tmp_path / "cache" / "data").iterdir()) == ["flower_photos.tgz", "flowers"]
 

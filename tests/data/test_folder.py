@@ -60,7 +60,8 @@ def test_test_is_taken_before_validation_which_is_kept_as_it_is(tmp_path: Path, 
     source = folder.read(tmp_path)
     assert [len(part.labels) for part in (source.train, source.test, source.validation)] == [6, 2, 4]
     assert source.tested == "test"
-    assert capsys.readouterr().err == f"{tmp_path}: skipped 1 file or folder beside the pictures: extra\n"
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(f"{tmp_path}: not read: 1 folder beside train, of no split") and "(extra)" in said[0]
 
 
 def test_a_test_part_may_lack_a_class_but_have_no_other(tmp_path: Path) -> None:
@@ -83,18 +84,24 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 
 def test_hidden_and_other_files_are_skipped_and_counted_once(tmp_path: Path, capsys) -> None:
-    draw(tmp_path, {"green": 5, "red": 5, ".cache": 1, "__MACOSX": 1, "red/deeper": 1})
+    draw(tmp_path, {"green": 5, "red": 5, ".cache": 1, "__MACOSX": 1})
     for name in ("red/.00.png", "green/Thumbs.db", "LICENSE.txt", "loose.png"):
         (tmp_path / name).write_bytes(b"x")
     for _ in range(2):
         source = folder.read(tmp_path)
     assert len(source.train.labels) + len(source.test.labels) == 10 and source.classes == ("green", "red")
-    names = ".cache, LICENSE.txt, __MACOSX, ..."
-    assert capsys.readouterr().err == f"{tmp_path}: skipped 7 files or folders beside the pictures: {names}\n"
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "not read" in line]
+    assert said.startswith(
+        f"{tmp_path}: not read: 4 hidden or system (.cache, ...), 1 .txt (LICENSE.txt), "
+        "1 image beside the class folders (loose.png); images are read from .jpg, "
+    )
 
 
 def test_nothing_is_said_of_a_plain_folder(tmp_path: Path, capsys) -> None:
-    folder.read(draw(tmp_path, {"green": 5, "red": 5}))
+    for i in range(10):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.new("L", (4, 4), i).save(tmp_path / "ab"[i % 2] / f"{i}.png")
+    folder.read(tmp_path)
     assert capsys.readouterr() == ("", "")
 
 
@@ -132,16 +139,12 @@ def test_one_size_is_kept(tmp_path: Path) -> None:
     assert folder.read(draw(tmp_path, {"green": 5, "red": 5}, (9, 7)), 32).train.images.shape == (8, 7, 9, 3)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "gone"])
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
 def test_a_corrupt_picture_is_named(tmp_path: Path, damage: str) -> None:
     draw(tmp_path, {"green": 5, "red": 5}, (64, 64), ".jpg")
     path = tmp_path / "red" / "03.jpg"
     whole = path.read_bytes()
-    if damage == "gone":
-        path.unlink()
-        path.symlink_to(tmp_path / "nowhere.jpg")
-    else:
-        path.write_bytes({"truncated": whole[: len(whole) - 100], "text": b"hello" * 99, "empty": b""}[damage])
+    path.write_bytes({"truncated": whole[: len(whole) - 100], "text": b"hello" * 99, "empty": b""}[damage])
     with pytest.raises(UserError, match=f"cannot decode {path} .*replace or remove it") as caught:
         folder.read(tmp_path)
     assert "\n" not in str(caught.value)
@@ -163,10 +166,10 @@ def test_no_layout(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="fewer than two class folders .0.; .*FOLDER/CLASS/PICTURE"):
         folder.read(tmp_path)
     draw(tmp_path, {"red": 5})
-    with pytest.raises(UserError, match="class folders .1.; "):
+    with pytest.raises(UserError, match="class folders .1: red.; "):
         folder.read(tmp_path)
     (tmp_path / "green").mkdir()
-    with pytest.raises(UserError, match=f"{tmp_path}/green has no pictures"):
+    with pytest.raises(UserError, match=f"{tmp_path}/green has no images"):
         folder.read(tmp_path)
     with pytest.raises(UserError, match="config.data.name=folder needs one; pass --config.data.dir"):
         sources.load("folder")

@@ -61,7 +61,7 @@ def test_an_index_says_class_part_and_group(tmp_path: Path) -> None:
         (WHOLE.replace("a/p0.png", "\n\na/p9.png"), "line 5: no file a/p9.png"),
         (WHOLE.replace("a/p0.png", "b/p1.png"), "line 3: b/p1.png is listed a second time"),
         (WHOLE.replace("well,train,y", "well,train"), "line 3: 3 values for 4 columns"),
-        (WHOLE.replace("valid", "holdout"), "line 5: split 'holdout'; write train, validation or test"),
+        (WHOLE.replace("valid", "later"), "line 5: split 'later'; write train, validation or test"),
         (WHOLE.replace("train,", "test,"), "no row with the split train"),
         (WHOLE.replace("well,test,w", "well,test,x"), "group 'x' is in two parts: .*p1.png in train, .*p4.png in test"),
         (WHOLE.replace("ill,test", "odd,test"), "has the class 'odd' in no training row"),
@@ -134,7 +134,8 @@ def test_an_npz_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"test_images": None}, "has no test_images"),
+        ({"test_images": None, "val_images": None}, "has no test_images"),
+        ({"valid_images": np.zeros((3, 5, 5), np.uint8)}, "both 'val' and 'valid' name the validation split"),
         ({"test_labels": np.zeros((3, 1), np.uint8)}, r"test_labels is uint8 \(3, 1\), for 4 pictures"),
         ({"test_labels": None}, "test_labels is absent, for 4 pictures"),
         ({"train_labels": np.zeros((6, 1))}, r"train_labels is float64 \(6, 1\)"),

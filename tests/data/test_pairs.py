@@ -1,5 +1,6 @@
 """LFW's files of pairs and of people: read as its README describes them, and what is wrong with one is said by line."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -58,17 +59,36 @@ def test_malformed(tmp_path, text, message):
 
 def test_pictures_that_are_not_there(tmp_path):
     path = write(tmp_path, "Ann 1 2\nAnn 1 Bo 4\n")
-    with pytest.raises(UserError, match=f"{path}, line 2: there is no picture Bo/Bo_0004; check config.data.dir"):
+    with pytest.raises(
+        UserError, match=f"{path}, line 2: there is no picture Bo/Bo_0004 .1 of 2 pairs lack one.; check"
+    ):
         pairs.rows(pairs.read(path), FILES)
     with pytest.raises(UserError, match="has no pair of two people"):
         pairs.rows(pairs.read(write(tmp_path, "Ann 1 2\n")), FILES)
     with pytest.raises(UserError, match="has no pair of one person"):
         pairs.rows(pairs.read(write(tmp_path, "Ann 1 Bo 2\n")), FILES)
-    with pytest.raises(UserError, match="cannot read .*none.txt .No such file.*config.faces.pairs"):
+    with pytest.raises(UserError, match="no file .*none.txt; check config.faces.pairs"):
         pairs.read(tmp_path / "none.txt")
     (tmp_path / "x.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="it is not UTF-8"):
+    with pytest.raises(UserError, match="x.txt.*not UTF-8|cannot read"):
         pairs.read(tmp_path / "x.txt")
+
+
+def test_pairs_that_lack_a_picture_are_counted_once_for_all(tmp_path):
+    path = write(tmp_path, "Ann 1 2\nAnn 1 Bo 4\nBo 1 4\nBo 1 2\nCy 1 7\n")
+    with pytest.raises(UserError, match=f"{path}, line 2: .* picture Bo/Bo_0004 .3 of 5 pairs lack one.; check"):
+        pairs.rows(pairs.read(path), FILES)
+    renamed = [file.with_name(f"{file.stem}_0.png") for file in FILES]  # as tools for alignment write them
+    with pytest.raises(UserError, match="no picture Ann/Ann_0001 .*, but Ann_0001_0.png is there: rename such files"):
+        pairs.rows(pairs.read(path), renamed)
+
+
+def test_pairs_with_a_byte_order_mark_and_names_in_the_other_unicode_form(tmp_path):
+    nfc, nfd = (unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD"))
+    path = write(tmp_path, f"\ufeff{nfc} 1 2\n{nfc} 1 Bo 1\n")
+    files = [Path(f"set/{nfd}/{nfd}_{i:04d}.jpg") for i in (1, 2)] + [Path("set/Bo/day/Bo_0001.jpg")]
+    found = pairs.rows(pairs.read(path), files)
+    assert found.first.tolist() == [0, 0] and found.second.tolist() == [1, 2]
 
 
 def test_people_with_counts_or_without(tmp_path):

@@ -64,6 +64,8 @@ def test_people_by_name_and_people_left_out():
     source, _ = people.split(whole, USUAL._replace(named=("p00", "p03"), validation=0.0, least=2))
     assert seen(source.test, whole) == {0, 3} and source.classes == ("p01", "p04", "p05")
     assert source.validation is None
+    with pytest.raises(UserError, match="no pictures of 'p98' .2 of the 3 people named are not there.; choose one of"):
+        people.split(whole, USUAL._replace(named=("p98", "p00", "p99"), least=2))
     with pytest.raises(UserError, match="set has no pictures of 'p99'; choose one of p00, p01"):
         people.split(whole, USUAL._replace(named=("p00", "p99"), least=2))
 
@@ -111,7 +113,7 @@ def test_folders_that_hold_nobody(tmp_path):
     with pytest.raises(UserError, match="has fewer than two class folders .0."):
         people.read(tmp_path, 8)
     (draw(tmp_path, {"Ann": 2, "Bo": 2}) / "Cy").mkdir()
-    with pytest.raises(UserError, match=f"{tmp_path}/Cy has no pictures"):
+    with pytest.raises(UserError, match=f"{tmp_path}/Cy has no images"):
         people.read(tmp_path, 8)
 
 
@@ -125,7 +127,7 @@ def test_pictures_of_a_folder_by_name(tmp_path):
     with pytest.raises(UserError, match="no file or folder .*none; check --input"):
         folder.pictures(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty has no pictures .*check --input"):
+    with pytest.raises(UserError, match="empty has no images .*check --input"):
         folder.pictures(tmp_path / "empty")
 
 

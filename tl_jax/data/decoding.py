@@ -15,7 +15,7 @@ from tl_jax.data import dicom
 from tl_jax.data.pictures import WORKERS, Encoded, fit, kept_or_encoded
 from tl_jax.errors import UserError
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", *dicom.ENDINGS)
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", *dicom.ENDINGS)
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # that a file may have inside, whatever its ending
 
 
@@ -81,6 +81,11 @@ def measure_each(files: Sequence[Path]) -> Generator[tuple[int, int], None, None
 def is_dicom(path: Path) -> bool:
     """Whether a file is a DICOM file by its name."""
     return path.suffix.lower() in dicom.ENDINGS
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is one that ``decode`` takes, by its name."""
+    return path.suffix.lower() in ENDINGS
 
 
 def measure(path: Path) -> tuple[int, int]:

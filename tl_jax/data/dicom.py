@@ -99,6 +99,11 @@ def patient(path: Path) -> str:
     return str(data.get("PatientID") or data.get("StudyInstanceUID") or "")
 
 
+def study(path: Path) -> str:
+    """Return the StudyInstanceUID of a file, empty if it has none."""
+    return str(_header(path).get("StudyInstanceUID") or "")
+
+
 def _header(path: Path) -> Any:
     import pydicom  # a quarter of a second, which other pictures need not wait for
 

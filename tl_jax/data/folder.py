@@ -1,24 +1,22 @@
 """Labelled pictures from a folder of class folders."""
 
-import functools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from tl_jax.data import index
-from tl_jax.data.decoding import ENDINGS, decode_all, is_dicom
-from tl_jax.data.listed import Part, Reading, assemble, patients
+from tl_jax.data import copies, index
+from tl_jax.data.decoding import ENDINGS, decode_all, is_image
+from tl_jax.data.listed import Part, Reading, assemble, with_groups
 from tl_jax.data.pictures import DECODED_BYTES, Source, Split
+from tl_jax.data.split_names import ALL, find_splits, split_of
+from tl_jax.data.walker import Walk, one_form, subfolders
 from tl_jax.errors import UserError, nearest
 
-TEST_PARTS = ("test", "validation", "val")  # the first with class folders is the test part
 LAYOUT = "FOLDER/CLASS/PICTURE, or FOLDER/train/CLASS/PICTURE and FOLDER/test/CLASS/PICTURE"
 
-Files = dict[str, list[Path]]  # the picture files of each class
+Files = dict[str, list[Path]]  # the image files of each class
 
 
 def read(
@@ -29,67 +27,70 @@ def read(
     group: str = "",
     fit: str = "crop",
 ) -> Source:
-    """Read ``folder/CLASS/PICTURE`` or ``folder/{train,test,validation,val}/CLASS/PICTURE``.
+    """Read ``folder/CLASS/PICTURE``, or the same below ``folder/train`` and further folders named after splits.
 
-    The first of these after ``train`` is the test part, and a second one is the set's own validation part.
+    Splits are known by all names in ``split_names``, in any case: ``Training`` and ``Testing``, ``val``, ``dev``, ...
+    Beside ``train``, a single other split is the test split; of two, each is what its name says. Without another split
+    a fifth of each class is held out for testing, the same at every call.
 
-    Classes and files are in the order of their names. Without a test part a fifth of each class is held out, the same
-    at every call. Hidden files, files that are no pictures and folders within class folders are skipped, but for those
-    with DICOM files (a series each), and one line on stderr says how many. Pictures are turned as their EXIF says;
-    grey is repeated, what is transparent becomes white. Where all have the same size they are kept as they are, else
-    all are fitted into ``size``. Decoded they take N * H * W * 3 bytes on disk; where that is more than
-    ``most_bytes``, they are decoded each time they are read.
+    A class has all images in its folder and in the folders below it. Classes and files are in the order of their names;
+    names that differ in their Unicode form only are one class. Hidden and system files are skipped; one line on stderr
+    says what else is not read, with endings and counts. Images are turned as their EXIF says, grey is repeated, and
+    transparent pixels become white. If all have one size they are kept as they are, else all are fitted into ``size``.
+    Decoded, they take N * H * W * 3 bytes on disk; if that is more than ``most_bytes``, they are decoded each time they
+    are read. A line says if two splits share an image, byte for byte, or if one has two classes in train.
 
-    What belongs together says the column ``group`` of ``folder/index.csv``, of DICOM files else their patient;
-    such a group is in one part only.
+    Images of one group are in one split only, see ``listed.with_groups``.
 
     Args:
         folder: the name of the set is the folder's.
-        size, most_bytes, windows, group, fit: see ``Reading``.
+        size, most_bytes, windows, fit: see ``Reading``.
+        group: a column of ``folder/index.csv``, or "study" or "none"; empty groups DICOM files by patient.
 
     Raises:
-        UserError: no folder of that layout, fewer than two classes, a class without pictures or too small for a part
-            to be held out, a picture that cannot be decoded, a group in two parts.
+        UserError: no folder of that layout, two folders of one split, fewer than two classes, a class without images or
+            too small for a split to be held out, an image that cannot be decoded, a group in two splits.
     """
     folder = Path(folder).expanduser()
-    skipped: list[Path] = []
-    try:
-        parts, tested = _parts(folder, skipped)
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename} ({error.strerror}); check --config.data.dir") from error
-    classes = tuple(parts["train"])
-    listed = {}
-    for name, part in parts.items():
-        files, labels = _listed(part, classes)
-        groups = index.groups(folder, files, group) if group else patients(files)
-        listed[name] = Part(files, labels, groups)
-    skipped = [path for path in skipped if not (group and path == folder / index.NAME)]
-    if skipped:
-        _say(folder, tuple(skipped))
-    return assemble(folder.resolve().name, listed, classes, tested, Reading(size, most_bytes, windows, group, fit=fit))
+    walk = Walk(folder)
+    found, tested = _splits(folder, walk)
+    classes = tuple(found["train"])
+    parts, name = {split: Part(*_listed(files, classes)) for split, files in found.items()}, folder.resolve().name
+    walk.check()
+    indexed = bool(group) and index.has_column(folder, group)
+    if indexed:
+        walk.forget(folder / index.NAME)
+    walk.tell()
+    if indexed:
+        parts = {s: p._replace(groups=index.groups(folder, p.files, group)) for s, p in parts.items()}
+    else:
+        parts = with_groups(name, parts, group)
+    return assemble(name, parts, classes, tested, Reading(size, most_bytes, windows, group, fit=fit))
 
 
 def read_all(folder: Path, size: int, most_bytes: float = DECODED_BYTES) -> tuple[Split, list[Path], tuple[str, ...]]:
-    """Read ``folder/CLASS/PICTURE`` as one part; arguments and errors are those of ``read``.
+    """Read ``folder/CLASS/PICTURE`` as one split; arguments and errors are those of ``read``.
 
     Returns:
-        The N pictures in the order of classes and names, their files, and the K names of classes.
+        The N images in the order of classes and names, their files, and the K names of classes.
     """
-    folder, skipped = Path(folder).expanduser(), []
-    if not folder.is_dir():
-        raise UserError(f"no folder {folder}; check --config.data.dir")
-    try:
-        found = _classes(folder, skipped)
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename} ({error.strerror}); check --config.data.dir") from error
-    if skipped:
-        _say(folder, tuple(skipped))
-    files, labels = _listed(found, tuple(found))
-    return Split(decode_all(folder.resolve().name, files, size, most_bytes), labels), files, tuple(found)
+    folder = _folder(folder)
+    if (names := [path.name for path in subfolders(folder)]) and all(map(split_of, names)):
+        raise UserError(
+            f"{folder}: {', '.join(names)} are names of splits, which are made here; pass one folder with "
+            "PERSON/PICTURE, or one of these"
+        )
+    walk = Walk(folder)
+    found = _classes(folder, walk)
+    walk.check()
+    walk.tell()
+    name, (files, labels) = folder.resolve().name, _listed(found, tuple(found))
+    copies.tell_files(name, {"train": files}, {"train": labels})
+    return Split(decode_all(name, files, size, most_bytes), labels), files, tuple(found)
 
 
 def named(inputs: Sequence[str]) -> list[Path]:
-    """Return the picture files that a user named, one by one or as folders.
+    """Return the image files that a user named, one by one or as folders.
 
     Raises:
         UserError: none was named, or as ``pictures``.
@@ -100,89 +101,101 @@ def named(inputs: Sequence[str]) -> list[Path]:
 
 
 def pictures(path: Path) -> list[Path]:
-    """Return the picture files of a folder and of those within it, by name, or the one file that ``path`` is.
+    """Return the image files of a folder and of those below it, by name, or the one file that ``path`` is.
+
+    Links that lead nowhere are among them: whoever decodes them reports each.
 
     Raises:
-        UserError: no such folder, or no picture in it.
+        UserError: no such folder, or no image in it.
     """
     path = path.expanduser()
-    inside = path.rglob("*") if path.is_dir() else [path] if path.is_file() else None
-    if inside is None:
+    if path.is_file():
+        if not is_image(path):
+            raise UserError(f"{path}: its ending is none of {', '.join(ENDINGS)}; convert it, or check --input")
+        return [path]
+    if not path.is_dir():
         raise UserError(f"no file or folder {path}; check --input")
-    found = [
-        file
-        for file in sorted(inside)
-        if file.suffix.lower() in ENDINGS
-        and not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(path).parts)
-    ]
+    walk = Walk(path)
+    found = walk.images(path)
     if not found:
-        raise UserError(f"{path} has no pictures ({', '.join(ENDINGS)}); check --input")
+        unread = walk.unread(path)
+        raise UserError(
+            f"{path} has no images ({', '.join(ENDINGS)}){f', but {unread}' if unread else ''}; check --input"
+        )
+    walk.tell()
     return found
 
 
-def _parts(folder: Path, skipped: list[Path]) -> tuple[dict[str, Files], str]:
-    """Return the files of ``train``, of ``test`` and of ``validation``, and the name of the folder ``test`` is from."""
+def _folder(folder: Path) -> Path:
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; check --config.data.dir")
-    below = {path.name.lower(): path for path in _entries(folder, [])[0]}
-    top = below.get("train")
-    if top is None or not _entries(top, [])[0]:  # a class may be called train
-        return {"train": _classes(folder, skipped)}, ""
-    found = [below[part] for part in TEST_PARTS if part in below and _entries(below[part], [])[0]]
-    used = [top, *found[:2]]
-    skipped += [path for path in folder.iterdir() if path not in used]
-    parts = {part: _classes(path, skipped) for part, path in zip(("train", "test", "validation"), used, strict=False)}
-    for path, part in zip(used, parts.values(), strict=True):
-        if unknown := sorted(set(part) - set(parts["train"])):
-            advice = nearest(unknown[0], parts["train"])
-            raise UserError(f"{path / unknown[0]} is a class that {top} does not have; {advice}")
-    return parts, found[0].name if found else ""
+    return folder
 
 
-def _classes(folder: Path, skipped: list[Path]) -> Files:
-    """Return the picture files of each class folder, in the order of their names."""
-    folders, loose = _entries(folder, skipped)
-    skipped += loose
-    if len(folders) < 2:
-        raise UserError(f"{folder} has fewer than two class folders ({len(folders)}); the layout is {LAYOUT}")
-    classes = {}
+def _splits(folder: Path, walk: Walk) -> tuple[dict[str, Files], str]:
+    """Return the files of ``train``, ``test`` and ``validation`` by class, and which folder the test split is from."""
+    named = [path for path in subfolders(_folder(folder)) if split_of(path.name)]
+    splits = find_splits([path.name for path in named if subfolders(path)], folder)
+    if not splits:
+        if len(named) > 1 and len(named) == len(subfolders(folder)):
+            names = ", ".join(path.name for path in named)
+            raise UserError(f"{folder}: no class folders in {names}, which are names of splits; the layout is {LAYOUT}")
+        return {"train": _classes(folder, walk)}, ""  # a class may be called train
+    if "train" not in splits:
+        raise UserError(
+            f"{folder}: {' and '.join(splits.values())} hold class folders, but there is no train folder beside them; "
+            "name one train, or pass the folder that holds the class folders"
+        )
+    top = folder / splits["train"]
+    beside, loose = walk.entries(folder)
+    for path in beside:
+        if path.name not in splits.values():
+            classes = "with class folders " if subfolders(path) else ""
+            walk.pass_over(
+                f"folder {classes}beside {top.name}, of no split ({ALL})"
+                if not split_of(path.name)
+                else f"folder without class folders beside {top.name}",
+                path,
+            )
+    for path in loose:
+        walk.pass_over(f"image beside {top.name}", path)
+    found = {split: _classes(folder / name, walk, 2 if split == "train" else 1) for split, name in splits.items()}
+    for split, files in found.items():
+        if unknown := sorted(set(files) - set(found["train"])):
+            where, advice = folder / splits[split] / unknown[0], nearest(unknown[0], found["train"])
+            raise UserError(f"{where} is a class that {top} does not have; {advice}")
+    if "test" not in splits and "validation" in splits:
+        found["test"] = found.pop("validation")
+        return found, splits["validation"]
+    return found, splits.get("test", "")
+
+
+def _classes(folder: Path, walk: Walk, least: int = 2) -> Files:
+    """Return the image files of each class folder, in the order of their names; there must be ``least`` classes."""
+    folders, loose = walk.entries(folder)
+    for path in loose:
+        walk.pass_over("image beside the class folders", path)
+    if len(folders) < least:
+        names = f": {', '.join(path.name for path in folders)}" if folders else ""
+        count = "fewer than two class folders" if least == 2 else "no class folders"
+        raise UserError(f"{folder} has {count} ({len(folders)}{names}); the layout is {LAYOUT}")
+    classes: Files = {}
     for path in folders:
-        deeper, classes[path.name] = _entries(path, skipped)
-        for below in deeper:
-            series = sorted(file for file in below.rglob("*") if is_dicom(file) and file.is_file())
-            classes[path.name] += series
-            skipped += [] if series else [below]
-        if not classes[path.name]:
-            kinds = ", ".join(ENDINGS)
-            raise UserError(f"{path} has no pictures ({kinds}); fill it or remove it, the layout is {LAYOUT}")
-    return classes
-
-
-def _entries(folder: Path, skipped: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Return the folders and the picture files in a folder, by name; what is hidden or neither joins ``skipped``."""
-    folders, files = [], []
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        hidden = path.name.startswith((".", "__MACOSX"))
-        if not hidden and path.suffix.lower() in ENDINGS and not path.is_dir():
-            files.append(path)
-        elif not hidden and path.is_dir():
-            folders.append(path)
-        else:
-            skipped.append(path)
-    return folders, files
+        files = walk.images(path)
+        if not files:
+            unread = walk.unread(path)
+            found = f", but {unread}, which are not read" if unread else ""
+            raise UserError(
+                f"{path} has no images ({', '.join(ENDINGS)}){found}; convert or add some, or remove the folder; "
+                f"the layout is {LAYOUT}"
+            )
+        classes.setdefault(one_form(path.name), []).extend(files)
+    return {name: classes[name] for name in sorted(classes)}
 
 
 def _listed(files: Files, classes: tuple[str, ...]) -> tuple[list[Path], np.ndarray]:
-    """Return all files of a part, and their labels int32 (N,)."""
-    index = {name: k for k, name in enumerate(classes)}
-    labels = [index[name] for name, paths in files.items() for _ in paths]
+    """Return all files of a split, and their labels int32 (N,)."""
+    numbers = {name: k for k, name in enumerate(classes)}
+    labels = [numbers[name] for name, paths in files.items() for _ in paths]
     return [path for paths in files.values() for path in paths], np.asarray(labels, np.int32)
-
-
-@functools.cache  # once a process, however often the set is read
-def _say(folder: Path, skipped: tuple[Path, ...]) -> None:
-    """Say in one line what is not read, the uppermost first."""
-    first = sorted(skipped, key=lambda path: (len(path.parts), path))[:3]
-    names = ", ".join(str(path.relative_to(folder)) for path in first) + (", ..." if len(skipped) > 3 else "")
-    what = "1 file or folder" if len(skipped) == 1 else f"{len(skipped)} files or folders"
-    tqdm.write(f"{folder}: skipped {what} beside the pictures: {names}", file=sys.stderr)

@@ -1,22 +1,24 @@
 """Pictures listed in a file ``index.csv``: which class each has, which part it is for, and what belongs together."""
 
 import csv
-from collections.abc import Sequence
+import io
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from tl_jax.data.listed import Part, Reading, assemble, patients
+from tl_jax.data.labels import make_labels
+from tl_jax.data.listed import NONE, STUDY, Part, Reading, assemble, with_groups
 from tl_jax.data.pictures import Source
+from tl_jax.data.split_names import ALL, split_of
+from tl_jax.data.text_files import read_text
+from tl_jax.data.walker import find_file, one_form
 from tl_jax.errors import UserError, nearest
 
 NAME = "index.csv"
 FILE, SPLIT = "file", "split"  # columns
-SPLITS = {
-    "train": "train", "training": "train", "test": "test", "testing": "test",
-    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
-}  # fmt: skip
 
 
 class Index(NamedTuple):
@@ -50,15 +52,15 @@ def read(path: Path) -> Index:
     """Read an index, a CSV file whose first line names the columns, ``file`` among them.
 
     Raises:
-        UserError: no such file, not text, no column ``file``, a row of another length, or a file listed twice.
+        UserError: no such file, not text, no column ``file``, a row of another length, or a file listed twice, however
+            its path is written.
     """
+    if not path.is_file():
+        raise UserError(f"no index {path}; write one with the columns file, label, split and a group")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            found = [(reader.line_num, tuple(map(str.strip, row))) for row in reader if row]
-    except FileNotFoundError:
-        raise UserError(f"no index {path}; write one with the columns file, label, split and a group") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.reader(io.StringIO(read_text(path), newline=""))
+        found = [(reader.line_num, tuple(map(str.strip, row))) for row in reader if row]
+    except csv.Error as error:
         raise UserError(f"cannot read {path} ({error}); it must be a CSV file in UTF-8") from error
     columns = found[0][1] if found else ()
     if FILE not in columns:
@@ -68,13 +70,24 @@ def read(path: Path) -> Index:
     for number, row in found[1:]:
         if len(row) != len(columns):
             raise UserError(f"{path}, line {number}: {len(row)} values for {len(columns)} columns; mend the line")
-        name = row[columns.index(FILE)]
+        name = _normal(row[columns.index(FILE)])
         if name in rows:
             raise UserError(f"{path}, line {number}: {name} is listed a second time; remove one of the lines")
         rows[name], lines[name] = row, number
     if not rows:
         raise UserError(f"{path} lists no files; add a line for each picture")
     return Index(path, columns, rows, lines)
+
+
+def has_column(folder: Path, column: str) -> bool:
+    """Whether ``column`` is to be looked for in ``folder/index.csv``.
+
+    The words that ``listed.with_groups`` knows are such only if there is no column of that name.
+
+    Raises:
+        UserError: the index cannot be read.
+    """
+    return column not in (STUDY, NONE) or ((folder / NAME).is_file() and column in read(folder / NAME).columns)
 
 
 def groups(folder: Path, files: Sequence[Path], column: str) -> np.ndarray:
@@ -85,7 +98,7 @@ def groups(folder: Path, files: Sequence[Path], column: str) -> np.ndarray:
     """
     index = read(folder / NAME)
     found = index.column(column, "data.group")
-    names = [str(file.relative_to(folder)) for file in files]
+    names = [_normal(str(file.relative_to(folder))) for file in files]
     missing = [name for name in names if name not in found]
     if missing:
         raise UserError(
@@ -98,8 +111,12 @@ def groups(folder: Path, files: Sequence[Path], column: str) -> np.ndarray:
 def source(path: Path, how: Reading) -> Source:
     """Read the pictures that an index lists, with paths as seen from its folder.
 
-    The column ``how.label`` names the class, or where that is empty the file's folder does; ``split`` (train,
-    validation or test), where it is there, the part; ``how.group``, where it is not empty, what belongs together.
+    The column ``how.label`` names the class, or if that is empty the file's folder does. The column ``split``, if there
+    is one, names the split, by any name in ``split_names``; beside train, a single other split is the test split. The
+    column ``how.group``, if it is not empty, says what belongs together, or it is a word of ``listed.with_groups``.
+
+    If all classes are numbers, equal ones are one class: 1 and 1.0. Names that differ in their Unicode form only are
+    one, of classes and of files.
 
     Args:
         path: of the index, or of the folder with ``index.csv``.
@@ -111,24 +128,26 @@ def source(path: Path, how: Reading) -> Source:
     path = Path(path).expanduser()
     index = read(path / NAME if path.is_dir() else path)
     folder = index.path.parent
-    files = {name: folder / name for name in index.rows}
-    for name, file in files.items():
-        if not file.is_file():
-            raise UserError(f"{index.at(name)}: no file {name} in {folder}; mend the line or add the file")
-    named = index.column(how.label, "data.label") if how.label else {n: f.parent.name for n, f in files.items()}
-    group = index.column(how.group, "data.group") if how.group else None
-    classes = tuple(sorted(set(named.values()), key=lambda name: name.zfill(9) if name.isdigit() else name))
+    files = _files(index)
+    given = index.column(how.label, "data.label") if how.label else {n: f.parent.name for n, f in files.items()}
+    classes, named = _classes(given, index.path, bool(how.label))
+    column = how.group if how.group in index.columns or how.group not in ("", STUDY, NONE) else ""
+    group = index.column(column, "data.group") if column else None
     if len(classes) < 2:
         raise UserError(f"{index.path} has fewer than two classes ({', '.join(classes)}); check config.data.label")
-    parts = {}
+    numbers, parts, tested = {name: k for k, name in enumerate(classes)}, {}, "test"
     for part, names in _parts(index).items():
-        own = [files[name] for name in names]
-        labels = np.asarray([classes.index(named[name]) for name in names], np.int32)
-        parts[part] = Part(own, labels, np.asarray([group[n] for n in names]) if group else patients(own))
+        labels = np.asarray([numbers[named[name]] for name in names], np.int32)
+        own = np.asarray([group[name] for name in names]) if group else None
+        parts[part] = Part([files[name] for name in names], labels, own)
+    if group is None:
+        parts = with_groups(folder.resolve().name, parts, how.group)
+    if "test" not in parts and "validation" in parts:
+        parts["test"], tested = parts.pop("validation"), "validation"
     unknown = sorted({int(k) for part in parts.values() for k in part.labels} - set(parts["train"].labels.tolist()))
     if unknown:
         raise UserError(f"{index.path} has the class {classes[unknown[0]]!r} in no training row; add some, or leave it")
-    return assemble(folder.resolve().name, parts, classes, "test", how)
+    return assemble(folder.resolve().name, parts, classes, tested, how)
 
 
 def _parts(index: Index) -> dict[str, list[str]]:
@@ -137,9 +156,52 @@ def _parts(index: Index) -> dict[str, list[str]]:
         return {"train": list(index.rows)}
     parts: dict[str, list[str]] = {}
     for name, said in index.column(SPLIT, "data.dir").items():
-        if said.lower() not in SPLITS:
-            raise UserError(f"{index.at(name)}: split {said!r}; write train, validation or test")
-        parts.setdefault(SPLITS[said.lower()], []).append(name)
+        split = split_of(said)
+        if split is None:
+            raise UserError(f"{index.at(name)}: split {said!r}; write train, validation or test (or one of {ALL})")
+        parts.setdefault(split, []).append(name)
     if "train" not in parts:
         raise UserError(f"{index.path} has no row with the split train; add some")
     return parts
+
+
+def _normal(name: str) -> str:
+    """Return a path in the one form in which paths are compared: ``./a/x.png`` and ``a\\x.png`` are ``a/x.png``."""
+    return one_form(os.path.normpath(name.replace("\\", "/")))
+
+
+def _files(index: Index) -> dict[str, Path]:
+    """Return the file of each row.
+
+    Raises:
+        UserError: files are not there; the message says how many.
+    """
+    files, absent = {}, []
+    for name in index.rows:
+        file = find_file(index.path.parent, name)
+        if file is None:
+            absent.append(name)
+        else:
+            files[name] = file
+    if absent:
+        count = f" ({len(absent)} of {len(index.rows)} files are not there)" if len(absent) > 1 else ""
+        where = index.path.parent
+        raise UserError(f"{index.at(absent[0])}: no file {absent[0]} in {where}{count}; mend the line or add the file")
+    return files
+
+
+def _classes(given: Mapping[str, str], path: Path, spelled: bool) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the names of the classes in their order, and the class of each file.
+
+    Args:
+        given: file -> label.
+        path: of the index.
+        spelled: whether labels are from a column, where equal numbers are one class, and no names of folders.
+    """
+    names = {file: one_form(label) for file, label in given.items()}
+    if spelled:
+        made = make_labels(list(given.values()), path)
+        if made.numeric:
+            numbers = {file: made.index(label) for file, label in given.items()}
+            return made.names, {file: made.names[k] for file, k in numbers.items() if k is not None}
+    return tuple(sorted(set(names.values()), key=lambda name: name.zfill(9) if name.isdigit() else name)), names

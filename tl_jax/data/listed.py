@@ -1,15 +1,21 @@
 """Picture files with their classes, parts and groups, before they are decoded; made into a data set here."""
 
+import functools
+import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
-from tl_jax.data import decoding, dicom
+from tl_jax.data import copies, decoding, dicom
 from tl_jax.data.decoding import is_dicom
 from tl_jax.data.pictures import DECODED_BYTES, Source, Split, between, held_out
 from tl_jax.errors import UserError
+
+STUDY, NONE = "study", "none"  # values of config.data.group beside names of columns
 
 
 class Reading(NamedTuple):
@@ -19,7 +25,7 @@ class Reading(NamedTuple):
         size: side in pixels into which pictures of differing sizes are fitted.
         most_bytes: of decoded pictures that may be kept on disk.
         windows: through which DICOM files of CT are seen, see ``dicom.read``.
-        group: column of ``index.csv`` that says which pictures belong together; empty for none.
+        group: column of ``index.csv`` that says which images belong together, or a value of ``with_groups``.
         label: column of ``index.csv`` that names the class; empty takes the name of a file's folder.
         fit: how they are fitted, see ``pictures.fit``.
     """
@@ -40,19 +46,71 @@ class Part(NamedTuple):
     groups: np.ndarray | None = None
 
 
-def patients(files: Sequence[Path]) -> np.ndarray | None:
-    """Return the patients (N,) that DICOM files name; None where there are other pictures, or one names nobody."""
-    if not files or not all(map(is_dicom, files)):
-        return None
-    found = [dicom.patient(file) for file in files]
-    return np.asarray(found) if all(found) else None
+def with_groups(name: str, parts: Mapping[str, Part], group: str = "") -> dict[str, Part]:
+    """Return the splits with what DICOM files say belongs together: their patient, or their study.
+
+    Images that name neither, such as a PNG among DICOM files, are a group each, and a line says how many there are.
+    Without any DICOM file there are no groups.
+
+    Args:
+        name: of the set.
+        parts: of the set, without groups.
+        group: "" for the patient (PatientID, or StudyInstanceUID in files without one), "study" for StudyInstanceUID,
+            "none" for no groups.
+
+    Raises:
+        UserError: all DICOM files name one patient, as de-identified ones may; or "study", and there is no DICOM file.
+    """
+    files = [file for part in parts.values() for file in part.files]
+    slices = [row for row, file in enumerate(files) if is_dicom(file)]
+    if group == STUDY and not slices:
+        raise UserError(
+            f"{name}: config.data.group={STUDY!r} groups DICOM files, and there are none; name a column of index.csv"
+        )
+    if group == NONE or not slices:
+        return dict(parts)
+    groups = [str(file) for file in files]
+    owner = dicom.study if group == STUDY else dicom.patient
+    owners = {}
+    for row in slices:
+        try:
+            owners[row] = owner(files[row])
+        except UserError:  # whoever decodes the files reports all that are damaged
+            owners[row] = ""
+    _check_owners(name, [each for each in owners.values() if each], len(slices), group)
+    named = {row: each for row, each in owners.items() if each}
+    for row, each in named.items():
+        groups[row] = each
+    if named and len(named) < len(files):
+        _say_once(
+            f"{name}: {len(files) - len(named)} of {len(files)} images name no {group or 'patient'}, each is a group "
+            "of its own; name a column of index.csv with config.data.group if some belong together"
+        )
+    ends = list(itertools.accumulate(len(part.files) for part in parts.values()))
+    grouped = np.asarray(groups) if named else None
+    return {
+        split: part._replace(groups=None if grouped is None else grouped[end - len(part.files) : end])
+        for (split, part), end in zip(parts.items(), ends, strict=True)
+    }
+
+
+def _check_owners(name: str, owners: Sequence[str], files: int, group: str) -> None:
+    """Refuse files that all name one patient, or one study: nothing could be held out, and it is rarely true."""
+    if len(owners) < 2 or len(set(owners)) > 1:
+        return
+    what, tag = ("study", "StudyInstanceUID") if group == STUDY else ("patient", "PatientID")
+    study = f"config.data.group={STUDY!r} groups by study, " if group != STUDY else ""
+    raise UserError(
+        f"{name}: {len(owners)} of {files} DICOM files name one {what} ({tag} {owners[0]!r}), as de-identified files "
+        f"do; {study}config.data.group={NONE!r} takes every file for itself, or name a column of index.csv"
+    )
 
 
 def assemble(name: str, parts: Mapping[str, Part], classes: tuple[str, ...], tested: str, how: Reading) -> Source:
     """Decode the files of ``parts`` ("train", and where there are "test" and "validation") into a data set.
 
-    Without a test part a fifth is held out, the same at every call: of each class, or where there are groups of the
-    groups, so that none is in both parts.
+    Without a test split a fifth is held out, the same at every call: of each class, or if there are groups of the
+    groups, so that none is in both. A line says if two splits share an image, byte for byte.
 
     Raises:
         UserError: a group is in two parts, a class is too small for a part to be held out, or a file cannot be read.
@@ -65,6 +123,7 @@ def assemble(name: str, parts: Mapping[str, Part], classes: tuple[str, ...], tes
         }
         tested = "a fifth held out"
     _check_apart(parts)
+    copies.tell_files(name, {s: p.files for s, p in parts.items()}, {s: p.labels for s, p in parts.items()})
     parts = {part: parts[part] for part in ("train", "test", "validation") if part in parts}
     files = [file for part in parts.values() for file in part.files]
     images = decoding.decode_all(name, files, how.size, how.most_bytes, how.windows, how.fit)
@@ -92,5 +151,11 @@ def _check_apart(parts: Mapping[str, Part]) -> None:
             if where != name:
                 raise UserError(
                     f"group {str(group)!r} is in two parts: {other} in {where}, {file} in {name}; "
-                    "move all pictures of a group into one part"
+                    "move all pictures of a group into one part, or group them otherwise with config.data.group (a "
+                    f"column of index.csv, {STUDY!r} or {NONE!r})"
                 )
+
+
+@functools.cache  # once a process, however often the set is read
+def _say_once(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)

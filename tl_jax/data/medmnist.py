@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tl_jax.data import copies
 from tl_jax.data.pictures import Source, Split
+from tl_jax.data.split_names import find_splits, split_of
 from tl_jax.errors import UserError
 from tl_jax.fetch import cache_dir, fetch
 
@@ -22,8 +24,8 @@ ORGANS = (
     "bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right",
     "liver", "lung-left", "lung-right", "pancreas", "spleen",
 )  # fmt: skip
-PARTS = {"train": "train", "test": "test", "val": "validation"}  # of a file, and of ours
 LAYOUT = "train_images uint8 (N, H, W) or (N, H, W, 3), train_labels (N, 1), the same for test, and val if you like"
+IMAGES = "_images"
 DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
@@ -37,6 +39,9 @@ def published(name: str) -> Source:
 def read(path: Path, classes: tuple[str, ...] = ()) -> Source:
     """Read an npz file with ``{train,val,test}_images`` and ``_labels``; grey is repeated.
 
+    Splits are known by all names in ``split_names``, such as ``valid_images``; beside train, a single other one is the
+    test split. A line says if two splits share an image, or if one has two labels in train.
+
     Args:
         path: of the file.
         classes: K names; empty takes the numbers 0 to K - 1.
@@ -49,21 +54,28 @@ def read(path: Path, classes: tuple[str, ...] = ()) -> Source:
         raise UserError(f"no file {path}; pass an npz file as --config.data.dir, with {LAYOUT}")
     try:
         with np.load(path, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files if name.partition("_")[0] in PARTS}
+            arrays = {name: found[name] for name in found.files if split_of(name.rpartition("_")[0])}
     except DAMAGED as error:
         raise UserError(
             f"cannot read {path} ({' '.join(str(error).split())}); it must be an npz with {LAYOUT}"
         ) from None
-    parts = {ours: _split(path, arrays, theirs) for theirs, ours in PARTS.items() if f"{theirs}_images" in arrays}
+    names = find_splits([name.removesuffix(IMAGES) for name in arrays if name.endswith(IMAGES)], path)
+    parts = {split: _split(path, arrays, name) for split, name in names.items()}
+    tested = "test"
+    if "test" not in parts and "validation" in parts:
+        parts["test"], tested = parts.pop("validation"), names["validation"]
+        names["test"] = names.pop("validation")
     if missing := {"train", "test"} - set(parts):
-        raise UserError(f"{path} has no {sorted(missing)[0]}_images; it must be an npz with {LAYOUT}")
+        raise UserError(f"{path} has no {max(missing)}_images; it must be an npz with {LAYOUT}")
+    labels = {split: part.labels for split, part in parts.items()}
+    copies.tell_rows(path.stem, {split: arrays[f"{name}{IMAGES}"] for split, name in names.items()}, labels)
     count = int(parts["train"].labels.max()) + 1
     for name, part in parts.items():
         known = len(classes) or count
         if part.labels.min() < 0 or part.labels.max() >= known:
             raise UserError(f"{path}: {name} has the label {part.labels.max()}, there are {known} classes; mend it")
-    names = classes or tuple(map(str, range(count)))
-    return Source(path.stem, parts["train"], parts["test"], names, "test", parts.get("validation"))
+    known = classes or tuple(map(str, range(count)))
+    return Source(path.stem, parts["train"], parts["test"], known, tested, parts.get("validation"))
 
 
 def _split(path: Path, arrays: dict[str, np.ndarray], part: str) -> Split:

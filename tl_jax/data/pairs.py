@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tl_jax.data.text_files import read_text
+from tl_jax.data.walker import one_form
 from tl_jax.errors import UserError
 from tl_jax.verification import FOLDS, Pairs, dealt
 
@@ -72,26 +74,30 @@ def names(path: str | Path) -> tuple[str, ...]:
 
 
 def rows(listed: Listed, files: Sequence[Path]) -> Pairs:
-    """Return the pairs as rows of pictures, which lie in ``NAME/NAME_0001.jpg`` (or with another ending).
+    """Return the pairs as rows of pictures, which lie in ``NAME/NAME_0001.jpg`` (or with another ending), or below.
 
     Args:
         listed: the file.
         files: of the N pictures.
 
     Raises:
-        UserError: names the file and line of a picture that is not there.
+        UserError: says how many pairs lack a picture, and names the line and the picture of one.
     """
-    index = {(file.parent.name, file.stem): row for row, file in enumerate(files)}
-    found = np.empty((2, len(listed.lines)), int)
+    index: dict[str, list[int]] = {}
+    for row, file in enumerate(files):
+        index.setdefault(one_form(file.stem), []).append(row)
+    parents = [set(map(one_form, file.parent.parts)) for file in files]
+    found, absent = np.empty((2, len(listed.lines)), int), {}
     for p, line in enumerate(listed.lines):
-        for side, (name, number) in enumerate(zip(line.names, line.numbers, strict=True)):
+        for side, (name, number) in enumerate(zip(map(one_form, line.names), line.numbers, strict=True)):
             picture = f"{name}_{number:04d}"
-            if (name, picture) not in index:
-                raise UserError(
-                    f"{listed.path}, line {line.line}: there is no picture {name}/{picture}; check config.data.dir, "
-                    "or take the line out"
-                )
-            found[side, p] = index[name, picture]
+            own = [row for row in index.get(picture, []) if name in parents[row]]
+            if own:
+                found[side, p] = own[0]
+            else:
+                absent.setdefault(line.line, (name, picture))
+    if absent:
+        raise UserError(_said(listed, absent, files))
     same = np.asarray([line.names[0] == line.names[1] for line in listed.lines])
     fold = np.arange(len(same)) // listed.per_fold if listed.per_fold else dealt(same, np.random.default_rng(0))
     if same.all() or not same.any():
@@ -100,14 +106,23 @@ def rows(listed: Listed, files: Sequence[Path]) -> Pairs:
     return Pairs(found[0], found[1], same, fold)
 
 
+def _said(listed: Listed, absent: dict[int, tuple[str, str]], files: Sequence[Path]) -> str:
+    """Return what to say of pairs without a picture: by line, the person and the picture."""
+    line, (name, picture) = next(iter(absent.items()))
+    more = f" ({len(absent)} of {len(listed.lines)} pairs lack one)" if len(listed.lines) > 1 else ""
+    alike = next((file.name for file in files if one_form(file.stem).startswith(f"{picture}_")), None)
+    there = f", but {alike} is there: rename such files" if alike else ""
+    return (
+        f"{listed.path}, line {line}: there is no picture {name}/{picture}{more}{there}; check config.data.dir, "
+        "or take such lines out"
+    )
+
+
 def _rows(path: Path, spaces: bool = True) -> list[tuple[int, list[str]]]:
     """Return the number and the fields of each line that is not empty."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        why = e.strerror if isinstance(e, OSError) else "it is not UTF-8"
-        raise UserError(f"cannot read {path} ({why}); check config.faces.pairs and faces.test_file") from None
-    lines = enumerate(text.splitlines(), start=1)
+    if not path.is_file():
+        raise UserError(f"no file {path}; check config.faces.pairs and faces.test_file")
+    lines = enumerate(read_text(path).splitlines(), start=1)
     apart = "\t" if not spaces else None
     return [
         (n, [f.strip() for f in line.strip().split("\t" if "\t" in line else apart)])

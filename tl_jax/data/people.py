@@ -8,6 +8,7 @@ import numpy as np
 
 from tl_jax.data import drawn, folder, sources, splits
 from tl_jax.data.pictures import DECODED_BYTES, Source, Split
+from tl_jax.data.walker import one_form
 from tl_jax.errors import UserError, nearest
 
 
@@ -49,7 +50,7 @@ class Cut(NamedTuple):
 
 
 def read(path: str | Path, size: int, most_bytes: float = DECODED_BYTES) -> Album:
-    """Read ``path/PERSON/PICTURE``; see ``folder.read_all``."""
+    """Read ``path/PERSON/PICTURE``, and what lies in folders below; see ``folder.read_all``."""
     pictures, files, people = folder.read_all(Path(path), size, most_bytes)
     return Album(Path(path).expanduser().resolve().name, pictures, people, tuple(files))
 
@@ -121,11 +122,13 @@ def check_apart(people: Mapping[str, np.ndarray]) -> None:
 
 
 def _numbers(album: Album, names: Sequence[str]) -> np.ndarray:
-    index = {name: i for i, name in enumerate(album.people)}
-    unknown = [name for name in names if name not in index]
+    index = {one_form(name): i for i, name in enumerate(album.people)}
+    wanted = dict.fromkeys(map(one_form, names))
+    unknown = [name for name in wanted if name not in index]
     if unknown:
-        raise UserError(f"{album.name} has no pictures of {unknown[0]!r}; {nearest(unknown[0], album.people)}")
-    return np.asarray(sorted(index[name] for name in dict.fromkeys(names)), int)
+        more = f" ({len(unknown)} of the {len(wanted)} people named are not there)" if len(unknown) > 1 else ""
+        raise UserError(f"{album.name} has no pictures of {unknown[0]!r}{more}; {nearest(unknown[0], album.people)}")
+    return np.asarray(sorted(index[name] for name in wanted), int)
 
 
 def _check_single(album: Album, counts: np.ndarray, named: np.ndarray, least: int) -> None:

@@ -150,7 +150,10 @@ def kept_or_encoded(
 
 
 def _key(files: Iterable[str | Path], about: Any) -> str:
-    stamps = [(str(path), found.st_size, found.st_mtime_ns) for path in files for found in [os.stat(path)]]
+    try:
+        stamps = [(str(path), found.st_size, found.st_mtime_ns) for path in files for found in [os.stat(path)]]
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename} ({error.strerror}); restore or remove it") from error
     return hashlib.sha256(repr((code_digest("data"), stamps, about)).encode()).hexdigest()
 
 
@@ -190,9 +193,10 @@ def held_out(
         count = int(own.sum()) if groups is None else len(np.unique(groups[own]))
         if count < least:
             what = "examples" if groups is None else "groups"
+            other = "" if groups is None else ", or group otherwise (config.data.group, 'none' for no groups)"
             raise UserError(
                 f"{name} has no test part, and its class {classes[label]!r} has {count} of the {least} {what} that "
-                f"it takes to hold out a {share}; add some, leave out the class, or bring a test part"
+                f"it takes to hold out a {share}; add some, leave out the class, bring a test part{other}"
             )
     about = "held out", share, labels.tolist(), groups if groups is None else groups.tolist(), version("scikit-learn")
     tested = kept((), about, labels.shape, bool, lambda: iter([_tested(labels, share, groups)]))

@@ -12,6 +12,7 @@ from PIL import Image
 from tl_jax.data import archives, cifar, drawn, folder, index, medmnist
 from tl_jax.data.listed import Reading
 from tl_jax.data.pictures import DECODED_BYTES, Source, Split, cut_test, fit, kept, kept_or_encoded
+from tl_jax.data.split_names import find_splits
 from tl_jax.errors import UserError, nearest
 from tl_jax.fetch import cache_dir
 
@@ -43,7 +44,8 @@ def load(
         data_dir: folder with the pictures, an npz file, or TFDS folder; empty for TFDS' own default.
         size: side in pixels into which pictures of differing sizes are fitted.
         most_bytes: of decoded pictures that may be kept on disk; a larger set is decoded each time it is read.
-        windows, group, label: of files in folders and indices, see ``Reading``.
+        windows, group, label: of files in folders and indices, see ``Reading``; groups are of DICOM files, or of a
+            column of ``index.csv``, see ``listed.with_groups``.
         fit: "crop", "pad" or "stretch", see ``pictures.fit``.
 
     Raises:
@@ -93,21 +95,28 @@ def tfds_source(name: str, data_dir: str, size: int, most_bytes: float = DECODED
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
         have = ", ".join(features)
         raise UserError(f"data set {name!r} has no image and class label (it has {have}); choose an image set")
-    if "train" not in builder.info.splits:
-        raise UserError(f"data set {name!r} has no train part (it has {', '.join(builder.info.splits)})")
+    names = split_names_of(builder, name)
     title, classes = f"{name}:{builder.info.version}", tuple(features["label"].names)
-    train = _read(builder, "train", size, most_bytes, fit)
-    found = {
-        part: _read(builder, part, size, most_bytes, fit)
-        for part in ("test", "validation")
-        if part in builder.info.splits
-    }
-    # Some test parts, ImageNet's for one, are published without labels.
-    labelled = {part: split for part, split in found.items() if (split.labels >= 0).all()}
+    train, *others = (_read(builder, split, size, most_bytes, fit) for split in names)
+    # Some test splits, ImageNet's for one, are published without labels.
+    found = zip(names[1:], others, strict=True)
+    labelled = {split: part for split, part in found if (part.labels >= 0).all()}
     if not labelled:
         return cut_test(title, train, classes)
     tested, *other = labelled
     return Source(title, train, labelled[tested], classes, tested, *(labelled[part] for part in other))
+
+
+def split_names_of(builder: Any, name: str) -> list[str]:
+    """Return the splits of a prepared TFDS set by their own names: train, then test and validation.
+
+    Raises:
+        UserError: no train split, or two that stand for the same one, see ``split_names``.
+    """
+    found = find_splits(builder.info.splits, f"data set {name!r}")
+    if "train" not in found:
+        raise UserError(f"data set {name!r} has no train part (it has {', '.join(builder.info.splits)})")
+    return [found[split] for split in ("train", "test", "validation") if split in found]
 
 
 def tfds_named(name: str, data_dir: str, size: int, most_bytes: float = DECODED_BYTES) -> tuple[str, Split]:
@@ -117,7 +126,8 @@ def tfds_named(name: str, data_dir: str, size: int, most_bytes: float = DECODED_
         UserError: as ``tfds_source``.
     """
     builder = prepared(name, data_dir)
-    pictures = _read(builder, "train", size, most_bytes, name_bytes=NAME_BYTES)
+    split = split_names_of(builder, name)[0]
+    pictures = _read(builder, split, size, most_bytes, name_bytes=NAME_BYTES)
     names = np.char.decode(np.ascontiguousarray(pictures.labels).view(f"S{NAME_BYTES}")[:, 0], "utf-8")
     return f"{name}:{builder.info.version}", Split(pictures.images, names)
 

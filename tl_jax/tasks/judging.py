@@ -73,7 +73,8 @@ def of(config: Any, classes: tuple[str, ...], parts: Mapping[str, Split]) -> Jud
             "bring more examples, try another --config.seed, or set config.metrics='()'"
         )
     groups = parts["test"].groups
-    if "auc" in config.metrics and groups is None and config.data.name in ("folder", "index") and config.data.dir:
+    asked = config.data.group != "none" and config.data.name in ("folder", "index") and config.data.dir
+    if "auc" in config.metrics and groups is None and asked:
         say(
             "nothing says which pictures belong together (to a patient, a source): parts may share some, and intervals "
             "count each picture as new; name a column of index.csv with --config.data.group"

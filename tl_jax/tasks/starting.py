@@ -38,10 +38,9 @@ def cut(config: Any, source: Source) -> dict[str, Split]:
     data, seed = config.data, config.seed
     whole, validation = source.train, source.validation
     if validation is None or not data.validation:
-        whole, validation = splits.cut_validation(source.train, data.validation, seed)
+        whole, validation = splits.cut_validation(source.train, data.validation, seed, source.classes)
     train = splits.thin(whole, data.train_examples, data.per_class, len(source.classes), seed)
-    examples = min(data.test_examples or len(source.test.labels), len(source.test.labels))
-    parts = {"train": train, "validation": validation, "test": splits.take(source.test, np.arange(examples))}
+    parts = {"train": train, "validation": validation, "test": splits.choose_test(source.test, data.test_examples)}
     return parts | ({"unlabelled": whole} if config.pretext.name else {})
 
 

@@ -1,0 +1,157 @@
+"""Image files below a folder: one walk for class folders, for people, and for the inputs of predictions."""
+
+import functools
+import os
+import sys
+import unicodedata
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tl_jax.data.decoding import ENDINGS, is_image
+from tl_jax.data.litter import is_litter
+from tl_jax.errors import UserError
+
+HIDDEN, ABOVE = "hidden or system", "linked to a folder above it"
+SHOWN = 6  # kinds of files in a message at most
+
+
+class Walk:
+    """A walk through the folders of one data set, which remembers what it passed over.
+
+    Attributes:
+        top: folder of the data set; messages name paths as seen from it.
+        passed: what is not read, by kind: an ending such as ".tif", or in words.
+        broken: links with the name of an image that lead nowhere.
+    """
+
+    def __init__(self, top: Path):
+        self.top = top
+        self.passed: dict[str, list[Path]] = {}
+        self.broken: list[Path] = []
+
+    def entries(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        """Return the folders and the image files directly in ``folder``, by name.
+
+        Raises:
+            UserError: the folder cannot be read.
+        """
+        found = self._scan(folder)
+        return [path for path, inner in found if inner], [path for path, inner in found if not inner]
+
+    def images(self, folder: Path, above: frozenset[str] = frozenset()) -> list[Path]:
+        """Return all image files in ``folder`` and in the folders below it, by path.
+
+        Links to folders are followed, except to a folder that holds them: such a walk would never end.
+
+        Raises:
+            UserError: a folder cannot be read.
+        """
+        real = os.path.realpath(folder)
+        above |= {real, *map(str, Path(real).parents)}
+        files: list[Path] = []
+        for path, inner in self._scan(folder):
+            if not inner:
+                files.append(path)
+            elif path.is_symlink() and os.path.realpath(path) in above:
+                self.pass_over(ABOVE, path)
+            else:
+                files += self.images(path, above)
+        return files
+
+    def pass_over(self, kind: str, path: Path) -> None:
+        """Remember that ``path`` is not read."""
+        self.passed.setdefault(kind, []).append(path)
+
+    def unread(self, folder: Path) -> str:
+        """Return what was passed over below ``folder``, such as "10 .tif, 2 .gif"; empty for nothing."""
+        counts = {kind: sum(folder in path.parents for path in paths) for kind, paths in self.passed.items()}
+        return ", ".join(f"{count} {kind}" for kind, count in _by_count(counts) if count)
+
+    def forget(self, path: Path) -> None:
+        """Take back that ``path`` is not read."""
+        kept = {kind: [each for each in paths if each != path] for kind, paths in self.passed.items()}
+        self.passed = {kind: paths for kind, paths in kept.items() if paths}
+
+    def check(self) -> None:
+        """Refuse links to images that lead nowhere.
+
+        Raises:
+            UserError: names one, and says how many there are.
+        """
+        if self.broken:
+            first = self.broken[0]
+            what = "1 link leads" if len(self.broken) == 1 else f"{len(self.broken)} links lead"
+            raise UserError(
+                f"{self.top}: {what} to no file, such as {first.relative_to(self.top)} to {os.readlink(first)}; "
+                "restore what is linked, or remove the links"
+            )
+
+    def tell(self) -> None:
+        """Say in one line what is not read; each data set once."""
+        if not self.passed:
+            return
+        kinds = _by_count({kind: len(paths) for kind, paths in self.passed.items()})
+        shown = [f"{count} {kind} ({self._first(kind)})" for kind, count in kinds[:SHOWN]]
+        more = [f"{len(kinds) - SHOWN} other kinds"] if len(kinds) > SHOWN else []
+        advice = f"; images are read from {', '.join(ENDINGS)}, convert others" if any(map(_is_ending, kinds)) else ""
+        _say_once(f"{self.top}: not read: {', '.join(shown + more)}{advice}")
+
+    def _first(self, kind: str) -> str:
+        paths = sorted(self.passed[kind], key=lambda path: (len(path.parts), path))
+        return str(paths[0].relative_to(self.top)) + (", ..." if len(paths) > 1 else "")
+
+    def _scan(self, folder: Path) -> list[tuple[Path, bool]]:
+        """Return the folders and image files in a folder by name, and whether each is a folder."""
+        try:
+            with os.scandir(folder) as entries:
+                found = [(entry.name, entry.is_dir(), entry.is_symlink()) for entry in entries]
+        except OSError as error:
+            raise UserError(f"cannot read {folder} ({error.strerror}); check the path and its permissions") from error
+        kept = []
+        for name, inner, linked in sorted(found):
+            path = folder / name
+            if is_litter(name):
+                self.pass_over(HIDDEN, path)
+            elif inner or is_image(path):
+                kept.append((path, inner))
+                if linked and not path.exists():
+                    self.broken.append(path)
+            else:
+                self.pass_over(path.suffix.lower() or "without ending", path)
+        return kept
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder by name, without litter; what else is there is not looked at."""
+    return Walk(folder).entries(folder)[0]
+
+
+def one_form(name: str) -> str:
+    """Return a name in one Unicode form (NFC): systems store "café" with one or with two characters for the "é"."""
+    return unicodedata.normalize("NFC", name)
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """Return the file that ``name``, a path as seen from ``folder``, stands for in any Unicode form; None for none."""
+    path = folder
+    for part in Path(name).parts:
+        forms = dict.fromkeys((part, one_form(part), unicodedata.normalize("NFD", part)))
+        there = next((path / form for form in forms if (path / form).exists()), None)
+        if there is None:
+            return None
+        path = there
+    return path if path.is_file() else None
+
+
+def _by_count(counts: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _is_ending(kind: tuple[str, int]) -> bool:
+    return kind[0].startswith(".")
+
+
+@functools.cache  # once a process, however often the set is read
+def _say_once(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
