@@ -10,9 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from tl_jax.data import index
-from tl_jax.data.decoding import ENDINGS, decode_all, is_dicom
+from tl_jax.data.decoding import DEFAULT, ENDINGS, Decoding, decode_all, is_dicom, with_range
 from tl_jax.data.listed import Part, Reading, assemble, patients
 from tl_jax.data.pictures import DECODED_BYTES, Source, Split
+from tl_jax.data.value_range import ValueRange
 from tl_jax.errors import UserError, nearest
 
 TEST_PARTS = ("test", "validation", "val")  # the first with class folders is the test part
@@ -28,6 +29,8 @@ def read(
     windows: tuple[Any, ...] = (),
     group: str = "",
     fit: str = "crop",
+    value_range: ValueRange | None = None,
+    max_pixels: int = 0,
 ) -> Source:
     """Read ``folder/CLASS/PICTURE`` or ``folder/{train,test,validation,val}/CLASS/PICTURE``.
 
@@ -45,7 +48,7 @@ def read(
 
     Args:
         folder: the name of the set is the folder's.
-        size, most_bytes, windows, group, fit: see ``Reading``.
+        size, most_bytes, windows, group, fit, value_range, max_pixels: see ``Reading``.
 
     Raises:
         UserError: no folder of that layout, fewer than two classes, a class without pictures or too small for a part
@@ -66,14 +69,17 @@ def read(
     skipped = [path for path in skipped if not (group and path == folder / index.NAME)]
     if skipped:
         _say(folder, tuple(skipped))
-    return assemble(folder.resolve().name, listed, classes, tested, Reading(size, most_bytes, windows, group, fit=fit))
+    how = Reading(size, most_bytes, windows, group, fit=fit, value_range=value_range, max_pixels=max_pixels)
+    return assemble(folder.resolve().name, listed, classes, tested, how)
 
 
-def read_all(folder: Path, size: int, most_bytes: float = DECODED_BYTES) -> tuple[Split, list[Path], tuple[str, ...]]:
-    """Read ``folder/CLASS/PICTURE`` as one part; arguments and errors are those of ``read``.
+def read_all(
+    folder: Path, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT
+) -> tuple[Split, list[Path], tuple[str, ...], ValueRange | None]:
+    """Read ``folder/CLASS/PICTURE`` as one part; arguments and errors are those of ``read``, ``rules`` those of files.
 
     Returns:
-        The N pictures in the order of classes and names, their files, and the K names of classes.
+        The N pictures in the order of classes and names, their files, the K names of classes, and the range of values.
     """
     folder, skipped = Path(folder).expanduser(), []
     if not folder.is_dir():
@@ -85,7 +91,9 @@ def read_all(folder: Path, size: int, most_bytes: float = DECODED_BYTES) -> tupl
     if skipped:
         _say(folder, tuple(skipped))
     files, labels = _listed(found, tuple(found))
-    return Split(decode_all(folder.resolve().name, files, size, most_bytes), labels), files, tuple(found)
+    name = folder.resolve().name
+    rules = with_range(name, files, rules)
+    return Split(decode_all(name, files, size, most_bytes, rules), labels), files, tuple(found), rules.value_range
 
 
 def named(inputs: Sequence[str]) -> list[Path]:

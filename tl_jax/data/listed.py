@@ -9,6 +9,7 @@ import numpy as np
 from tl_jax.data import decoding, dicom
 from tl_jax.data.decoding import is_dicom
 from tl_jax.data.pictures import DECODED_BYTES, Source, Split, between, held_out
+from tl_jax.data.value_range import ValueRange
 from tl_jax.errors import UserError
 
 
@@ -22,6 +23,8 @@ class Reading(NamedTuple):
         group: column of ``index.csv`` that says which pictures belong together; empty for none.
         label: column of ``index.csv`` that names the class; empty takes the name of a file's folder.
         fit: how they are fitted, see ``pictures.fit``.
+        value_range: of images with more than 8 bits; None takes the ends of the whole set.
+        max_pixels: of an image; 0 for Pillow's limit.
     """
 
     size: int = 224
@@ -30,6 +33,8 @@ class Reading(NamedTuple):
     group: str = ""
     label: str = "label"
     fit: str = "crop"
+    value_range: ValueRange | None = None
+    max_pixels: int = 0
 
 
 class Part(NamedTuple):
@@ -67,13 +72,15 @@ def assemble(name: str, parts: Mapping[str, Part], classes: tuple[str, ...], tes
     _check_apart(parts)
     parts = {part: parts[part] for part in ("train", "test", "validation") if part in parts}
     files = [file for part in parts.values() for file in part.files]
-    images = decoding.decode_all(name, files, how.size, how.most_bytes, how.windows, how.fit)
+    rules = decoding.with_range(name, files, decoding.Decoding(how.windows, how.value_range, how.max_pixels))
+    images = decoding.decode_all(name, files, how.size, how.most_bytes, rules, how.fit)
     ends = np.cumsum([len(part.files) for part in parts.values()])
     each = [
         Split(between(images, end - len(part.files), end), part.labels, part.groups)
         for part, end in zip(parts.values(), ends, strict=True)
     ]
-    return Source(name, each[0], each[1], classes, tested, *each[2:])
+    validation = each[2] if len(each) > 2 else None
+    return Source(name, each[0], each[1], classes, tested, validation, rules.value_range)
 
 
 def _take(part: Part, rows: np.ndarray) -> Part:

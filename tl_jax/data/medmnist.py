@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tl_jax.data.pictures import Source, Split
+from tl_jax.data.value_range import ValueRange, find, refuse_unused, say, to_bytes
 from tl_jax.errors import UserError
 from tl_jax.fetch import cache_dir, fetch
 
@@ -23,7 +24,7 @@ ORGANS = (
     "liver", "lung-left", "lung-right", "pancreas", "spleen",
 )  # fmt: skip
 PARTS = {"train": "train", "test": "test", "val": "validation"}  # of a file, and of ours
-LAYOUT = "train_images uint8 (N, H, W) or (N, H, W, 3), train_labels (N, 1), the same for test, and val if you like"
+LAYOUT = "train_images (N, H, W) or (N, H, W, 3), train_labels (N, 1), the same for test, and val if you like"
 DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
@@ -34,12 +35,13 @@ def published(name: str) -> Source:
     return read(fetch(URL.format(name=name), path, f"md5:{SETS[name]}", hint=hint), ORGANS)
 
 
-def read(path: Path, classes: tuple[str, ...] = ()) -> Source:
+def read(path: Path, classes: tuple[str, ...] = (), value_range: ValueRange | None = None) -> Source:
     """Read an npz file with ``{train,val,test}_images`` and ``_labels``; grey is repeated.
 
     Args:
         path: of the file.
         classes: K names; empty takes the numbers 0 to K - 1.
+        value_range: values that become 0 and 255, of images that are not uint8; None takes the ends of all of them.
 
     Raises:
         UserError: no such file, a damaged one, other names, shapes or types, or labels that do not match.
@@ -54,6 +56,7 @@ def read(path: Path, classes: tuple[str, ...] = ()) -> Source:
         raise UserError(
             f"cannot read {path} ({' '.join(str(error).split())}); it must be an npz with {LAYOUT}"
         ) from None
+    arrays, value_range = _scaled(path, arrays, value_range)
     parts = {ours: _split(path, arrays, theirs) for theirs, ours in PARTS.items() if f"{theirs}_images" in arrays}
     if missing := {"train", "test"} - set(parts):
         raise UserError(f"{path} has no {sorted(missing)[0]}_images; it must be an npz with {LAYOUT}")
@@ -63,7 +66,24 @@ def read(path: Path, classes: tuple[str, ...] = ()) -> Source:
         if part.labels.min() < 0 or part.labels.max() >= known:
             raise UserError(f"{path}: {name} has the label {part.labels.max()}, there are {known} classes; mend it")
     names = classes or tuple(map(str, range(count)))
-    return Source(path.stem, parts["train"], parts["test"], names, "test", parts.get("validation"))
+    return Source(path.stem, parts["train"], parts["test"], names, "test", parts.get("validation"), value_range)
+
+
+def _scaled(
+    path: Path, arrays: dict[str, np.ndarray], limits: ValueRange | None
+) -> tuple[dict[str, np.ndarray], ValueRange | None]:
+    """Return the arrays, their images with uint8, and the range of values that was needed for that."""
+    images = {name: array for name, array in arrays.items() if name.endswith("_images")}
+    deep = {name: array for name, array in images.items() if array.dtype != np.uint8 and array.dtype.kind in "iuf"}
+    if not deep:
+        if limits:
+            refuse_unused(path.name)
+        return arrays, None
+    if len(deep) < len(images):
+        raise UserError(f"{path} has images of uint8 and of other types; store all of them with the same type")
+    found = limits or find(path.name, deep.values())
+    say(path.name, sum(map(len, deep.values())), found, bool(limits))
+    return arrays | {name: to_bytes(array, found) for name, array in deep.items()}, found
 
 
 def _split(path: Path, arrays: dict[str, np.ndarray], part: str) -> Split:
