@@ -201,7 +201,7 @@ def find_damaged(name: str, files: Sequence[Path], decoding: Decoding) -> UserEr
     def attempt(file: Path) -> None:
         decode(file, decoding)
 
-    results = _attempts(f"looking for other damage in {name}", attempt, files)
+    results = _attempts(f"looking for other damage in {name}", attempt, sorted(files))
     errors = [result for result in results if isinstance(result, UserError)]
     return combine(name, errors, f"{len(errors)} of {len(files)} images cannot be read") if errors else None
 

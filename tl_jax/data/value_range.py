@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,20 @@ def say(name: str, count: int, value_range: ValueRange, stated: bool) -> None:
     images = "1 image has" if count == 1 else f"{count:,} images have"
     scaled = f"values {low:g} to {high:g} become 0 to 255 ({source})"
     tqdm.write(f"{name}: {images} more than 8 bits; {scaled}", file=sys.stderr)
+
+
+def check_unchanged(folder: object, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a range that is not the one of a run, given its facts and those of the data as they are now.
+
+    Raises:
+        UserError: the data have changed, so that the same image would get other values.
+    """
+    old, new = (facts.get("value_range") for facts in (then, now))
+    if old and list(old) != list(new or ()):
+        raise UserError(
+            f"{folder}: the run scaled images of more than 8 bits from the range {tuple(old)}, and the data now have "
+            f"{tuple(new) if new else 'none'}; restore the data of the run"
+        )
 
 
 def refuse_unused(name: str) -> None:

@@ -34,6 +34,13 @@ def decoded(
         raise combine("--input", [error for _, error in errors], _count(files, errors))
 
 
+def readable(files: Sequence[Path], decoding: Decoding) -> tuple[list[Path], list[Failed]]:
+    """Return the files that can be read, and the others with their errors; errors are those of ``decoded``."""
+    errors: list[Failed] = []
+    found = [file for some, _ in decoded(files, decoding, 1, errors) for file in some]
+    return found, errors
+
+
 def rows(
     files: Sequence[Path], found: Mapping[Path, Mapping[str, Any]], errors: Sequence[Failed]
 ) -> list[dict[str, Any]]:
