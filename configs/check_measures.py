@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from configs.fields import METRICS, OF_PICTURES
-from tl_jax.data import dicom, medmnist, sources
+from tl_jax.data import dicom, medmnist, sources, value_range
 
 LISTED = ("folder", "flowers", "index")  # data that may have an index.csv beside the pictures
 
@@ -13,9 +13,10 @@ def measures(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
     """Return what is wrong with a configuration, and whether it is.
 
     Raises:
-        UserError: a window that is none.
+        UserError: a window or a range of values that is none.
     """
     dicom.levels(config.data.windows)
+    value_range.parse(config.data.range)
     unknown = [name for name in config.metrics if name not in METRICS]
     return {
         f"metrics has {(unknown or [''])[0]!r}, which is none of {', '.join(METRICS)}": unknown,
@@ -35,6 +36,12 @@ def measures(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
         f"data.dir={config.data.dir!r} has no effect with config.data.name={config.data.name}, which reads no folder; "
         "set --config.data.name=folder for class folders with pictures": (
             config.task in OF_PICTURES and config.data.dir and config.data.name in (*sources.EMBEDDED, *medmnist.SETS)
+        ),
+        f"data.range has no effect with config.data.name={config.data.name}, whose images have 8 bits": (
+            changed("data.range") and config.data.name in (*sources.EMBEDDED, *medmnist.SETS)
+        ),
+        f"data.max_pixels has no effect with config.data.name={config.data.name}, which reads no image files": (
+            config.data.max_pixels and config.data.name in (*sources.EMBEDDED, *medmnist.SETS, "npz")
         ),
         "data.label is for texts and for config.data.name=index": (
             config.task in OF_PICTURES and changed("data.label") and config.data.name != "index"

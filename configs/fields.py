@@ -77,6 +77,12 @@ FIELDS = {
         f"of Hounsfield units, for DICOM, as the three channels or one for all: {', '.join(WINDOWS)}, "
         "or pairs (level, width); empty takes the file's own",
     ),
+    "data.range": Field(
+        (),
+        "pair (low, high) of values that become black and white, for images with more than 8 bits; "
+        "empty takes the least and the largest value of the data set",
+    ),
+    "data.max_pixels": Field(0, "pixels of an image at most; 0 takes Pillow's limit, 89,478,485", low=0),
     "data.columns": Field((), "names of all columns, for files of texts whose first line does not have them"),
     "data.validation": Field(
         0.1,

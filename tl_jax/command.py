@@ -33,10 +33,11 @@ def use_huge_pages() -> None:
             )
 
 
-def run(main: Callable[[list[str]], None], **how: Any) -> None:
+def run(main: Callable[[list[str]], int | None], **how: Any) -> None:
     """Call ``main`` by ``absl.app.run``; a line and an exit status for what is not a defect.
 
-    They are 2 on an error of the user's, 130 on Ctrl-C, 75 where SIGTERM came and the state was saved.
+    They are 2 on an error of the user's, 130 on Ctrl-C, 75 where SIGTERM came and the state was saved, and otherwise
+    what ``main`` returns.
 
     Args:
         main: takes what is left of the arguments.

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MAX_WORD, MAX_LINE = 300, 2000  # characters: a damaged file can have names as long as itself
 
@@ -33,3 +33,19 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     choices = sorted(choices)
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(choices)}"
+
+
+def combine(where: object, errors: Sequence[UserError], what: str, most: int = 5) -> UserError:
+    """Return one error for several of the form ``{what is wrong}; {action}``: their count, and the first ones in full.
+
+    Args:
+        where: the faults are, such as the name of a data set.
+        errors: at least one; a single one is returned as it is.
+        what: they are about, with their number, such as "5 of 40 images cannot be read".
+        most: errors that are shown.
+    """
+    if len(errors) == 1:
+        return errors[0]
+    reasons, actions = zip(*(str(error).rpartition("; ")[::2] for error in errors), strict=True)
+    shown = " | ".join(reasons[:most]) + (f" | and {len(errors) - most} more" if len(errors) > most else "")
+    return UserError(f"{where}: {what}: {shown}; {', or '.join(dict.fromkeys(actions[:most]))}")

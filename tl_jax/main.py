@@ -39,6 +39,7 @@ STORED = RECIPES / "stored.py"
 MODES = ("train", "eval", "predict", "export", "preview", "find_lr", "play", "explain", "report")
 ASKING = ("predict", "explain")  # modes that take --input
 LOADING = "loading JAX and the recipe"
+INCOMPLETE = 1  # exit status where predictions are written, but some files could not be read
 WITH_INPUT = "A sentence, picture or folder of pictures, for --mode=predict or explain; may be given many times."
 
 
@@ -74,8 +75,8 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
         values.register_key_flag_for_module(sys.argv[0], values[name])
 
 
-def call(_: list[str]) -> None:
-    """Make one call into ``tl_jax.api``, as the flags say."""
+def call(_: list[str]) -> int:
+    """Make one call into ``tl_jax.api``, as the flags say, and return the exit status."""
     with waiting(LOADING):
         from tl_jax import api, reporting
         from tl_jax.train import hosts, storage
@@ -96,6 +97,7 @@ def call(_: list[str]) -> None:
     if given.mode == "eval":
         print(json.dumps(finite(result), indent=2))
         reporting.at_the_end(workdir, sys.stderr)  # what goes to stdout is JSON
+    return INCOMPLETE if given.mode == "predict" and any("error" in row for row in result) else 0
 
 
 def default_workdir(config) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import base, check
+from tl_jax.data import value_range
 from tl_jax.errors import UserError
 from tl_jax.task import Task
 from tl_jax.tasks import faces, image
@@ -65,6 +66,7 @@ def restore(config: base.Config, folder: Path) -> tuple[Task, TrainState, TrainS
         raise UserError(f"no config.json in {folder}, which says what was trained; train again with a new --workdir")
     workdir.check_owner(folder, config.to_dict())
     task = make_task(config)
+    value_range.check_unchanged(folder, read_json(folder / "facts.json"), task.facts)
     checkpoints = Checkpoints(folder / "checkpoints", task, tidy=False)
     step = checkpoints.best() if config.test_on == "best" else checkpoints.latest()
     if step is None:

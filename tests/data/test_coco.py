@@ -109,3 +109,90 @@ def test_scenes_have_boxes_that_bound_their_shapes():
                 )
     edge, beyond = np.mean(steps, axis=0)
     assert edge > 3 * beyond
+
+
+@pytest.mark.parametrize("name", ["dev", "valid", "validation", "test"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_part_called_dev_or_valid_is_tested(tmp_path, name, beside):
+    folder = write_coco(tmp_path / "set", roboflow=beside)
+    (folder / "val").rename(folder / name)
+    if not beside:
+        (folder / "annotations" / "instances_val.json").rename(folder / "annotations" / f"instances_{name}2017.json")
+        (folder / name).rename(folder / f"{name}2017")
+    source = coco.read(folder, 64)
+    assert (len(source.train.labels), len(source.test.labels), source.tested) == (2, 2, "test")
+
+
+def test_two_files_of_one_split_are_refused(tmp_path):
+    folder = write_coco(tmp_path / "set")
+    file = folder / "annotations" / "instances_train.json"
+    for year in (2014, 2017):
+        (folder / "annotations" / f"instances_train{year}.json").write_bytes(file.read_bytes())
+    file.unlink()
+    with pytest.raises(
+        UserError, match="both .*instances_train2014.json and .*instances_train2017.json name the train"
+    ):
+        coco.read(folder, 64)
+
+
+def test_a_test_part_without_annotations_is_passed_over(tmp_path, capsys):
+    folder = write_coco(tmp_path / "set")
+    rows = content() | {"annotations": []}
+    (folder / "annotations" / "instances_test.json").write_text(json.dumps(rows))
+    (folder / "test").mkdir()
+    for name in "ab":
+        Image.new("RGB", (64, 32), "blue").save(folder / "test" / f"{name}.png")
+    source = coco.read(folder, 64)
+    assert (source.test.images[0, 0, 0] == (255, 0, 0)).all() and source.validation is None
+    assert "instances_test.json has no annotations" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width, height", [("64", "32"), (64.0, 32.0), (" 64 ", "32.0"), (None, None), ("", 0)])
+def test_sizes_may_be_texts_and_fractions(tmp_path, width, height):
+    source = coco.read(write_coco(tmp_path / "set", changed("images", 0, width=width, height=height)), 64)
+    assert len(source.train.labels) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed("images", 0, width="65"), "says that a.png has 65x32 pixels, but it has 64x32"),
+        (changed("images", 0, width=64.5), "says that a.png has 64.5x32 pixels"),
+        (changed("images", 0, width=[64]), "'width' of the image 7 is .*, no size"),
+        (changed("images", 0, width=float("nan")), "'width' of the image 7 is 'nan', no size"),
+        (changed("images", 0, height=10**400), "'height' of the image 7 is '1000.*, no size"),
+        (changed("annotations", 0, bbox=[1, 1, 10**400, 5]), "the annotation 1 has a number beyond all pictures"),
+        (changed("categories", 0, id=1), "two categories with the id 1: dog, cat"),
+        (
+            lambda rows: [row.update(iscrowd=1) for row in rows["annotations"]],
+            "all 2 objects of the train part of set are crowds .iscrowd=1",
+        ),
+    ],
+)
+def test_what_coco_says_must_be_possible(tmp_path, change, message):
+    with pytest.raises(UserError, match=message) as raised:
+        coco.read(write_coco(tmp_path / "set", change), 64)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_turned_picture_has_its_boxes_where_the_stated_size_says(tmp_path):
+    """COCO's own sizes are those of the stored pixels; other tools write those of the turned picture."""
+    stored = np.zeros((32, 64, 3), np.uint8)
+    stored[10:20, 10:30] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = np.rot90(stored, -1)
+    for name, shape, box in (("stored", (64, 32), [10, 10, 20, 10]), ("upright", (32, 64), [12, 10, 10, 20])):
+        folder = write_coco(
+            tmp_path / name,
+            lambda rows, box=box, shape=shape: (
+                rows["annotations"][1].update(bbox=[0, 0, 5, 5]),
+                rows["annotations"][0].update(bbox=box),
+                rows["images"][0].update(width=shape[0], height=shape[1]),
+            ),
+        )
+        Image.fromarray(stored).save(folder / "train" / "a.png", exif=exif)
+        source = coco.read(folder, 64)
+        x0, y0, x1, y1 = source.train.labels[0, 0, :4].astype(int)
+        image = source.train.images[0]
+        assert (image[y0:y1, x0:x1] == 255).all() and (image[..., 0] == 255).sum() == (upright[..., 0] == 255).sum()

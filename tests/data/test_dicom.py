@@ -1,5 +1,6 @@
 """DICOM files that are written here: Hounsfield units and windows by hand, and whatever may be wrong with a file."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,18 @@ import pydicom
 import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.pixels import apply_windowing
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
 
 from tests.data.test_folder import draw
-from tl_jax.data import dicom, folder, sources
+from tl_jax.data import decoding, dicom, folder, sources
+from tl_jax.data.decoding import Decoding
 from tl_jax.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -169,3 +178,147 @@ def test_windows_that_are_none() -> None:
     ):
         with pytest.raises(UserError, match=message):
             dicom.levels(windows)
+
+
+PLAIN = {"Modality": "CR", "RescaleSlope": None, "RescaleIntercept": None}
+
+
+def bare(path: Path, pixels: np.ndarray, syntax=ExplicitVRLittleEndian, mark: bool = False, **changes) -> Path:
+    """Write a file without preamble and, unless ``mark``, without DICM and the meta information."""
+    data = pydicom.dcmread(write(path, pixels, syntax, **changes))
+    if mark:
+        path.write_bytes(path.read_bytes()[128:])
+        return path
+    data.file_meta, data.preamble = FileMetaDataset(), None
+    implicit = syntax == ImplicitVRLittleEndian
+    pydicom.dcmwrite(path, data, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+    return path
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_files_without_preamble_mark_or_transfer_syntax_are_read(tmp_path: Path, syntax) -> None:
+    want = dicom.read(write(tmp_path / "whole.dcm", STORED, syntax), ("lung",))
+    for name in ("raw", "raw.dcm"):
+        path = bare(tmp_path / name, STORED, syntax)
+        assert path.read_bytes()[128:132] != b"DICM"
+        np.testing.assert_array_equal(decoding.decode(path, Decoding(("lung",))), want)
+    marked = bare(tmp_path / "marked", STORED, syntax, mark=True)
+    assert marked.read_bytes()[:4] == b"DICM"
+    np.testing.assert_array_equal(decoding.decode(marked, Decoding(("lung",))), want)
+    data = pydicom.dcmread(tmp_path / "whole.dcm")
+    del data.file_meta.TransferSyntaxUID
+    implicit = syntax == ImplicitVRLittleEndian
+    path = tmp_path / "without.dcm"
+    pydicom.dcmwrite(path, data, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+    np.testing.assert_array_equal(dicom.read(path, ("lung",)), want)
+
+
+def test_dicom_without_an_ending_is_known_by_its_bytes(tmp_path: Path) -> None:
+    rows = ["file,label"]
+    for i in range(12):
+        name = f"IM{i:04}" if i % 2 else f"1.2.840.{i}"
+        write(tmp_path / name, STORED + i, PatientID=f"p{i}")
+        rows.append(f"{name},{'ab'[i < 6]}")
+    (tmp_path / "index.csv").write_text("\n".join(rows) + "\n")
+    source = sources.load("index", str(tmp_path), windows=("lung",))
+    assert len(source.train.labels) + len(source.test.labels) == 12
+    assert source.train.groups is not None  # the patients
+    for name, content in (("notes.txt", b"hello"), ("empty", b""), ("x.png", b"\x08\x00\x05\x00CS")):
+        (tmp_path / name).write_bytes(content)
+        assert not decoding.is_dicom(tmp_path / name)
+    assert not decoding.is_dicom(tmp_path / "absent") and not decoding.is_dicom(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"WindowCenter": "", "WindowWidth": ""},
+        {"WindowCenter": 100, "WindowWidth": 0},
+        {"WindowCenter": 100, "WindowWidth": ""},
+        {"RescaleSlope": "", "RescaleIntercept": ""},
+        {"VOILUTSequence": []},
+        {"PixelPaddingValue": ""},
+    ],
+)
+def test_an_attribute_without_a_value_counts_as_absent(tmp_path: Path, changes) -> None:
+    ramp = np.arange(0, 300, 3, dtype=np.uint16).reshape(10, 10)
+    want = dicom.read(write(tmp_path / "a.dcm", ramp, **PLAIN))
+    np.testing.assert_array_equal(dicom.read(write(tmp_path / "b.dcm", ramp, **(PLAIN | changes))), want)
+
+
+def test_padding_does_not_count_and_is_black(tmp_path: Path) -> None:
+    ramp = np.arange(100, 400, 3, dtype=np.uint16).reshape(10, 10)
+    filled = ramp.copy()
+    filled[0], filled[1] = 63536, 63530
+    for photometric in ("MONOCHROME2", "MONOCHROME1"):
+        kind = PLAIN | {"PhotometricInterpretation": photometric}
+        want = dicom.read(write(tmp_path / "part.dcm", np.ascontiguousarray(ramp[2:]), **kind))
+        about = kind | {"PixelPaddingValue": 63536, "PixelPaddingRangeLimit": 63530}
+        got = dicom.read(write(tmp_path / "filled.dcm", filled, **about))
+        assert (got[:2] == 0).all()
+        np.testing.assert_array_equal(got[2:], want)
+    hidden = dicom.read(write(tmp_path / "ct.dcm", filled, PixelPaddingValue=63536), ("lung",))
+    assert (hidden[0] == 0).all() and (hidden[1] == 255).all()
+    signed = (ramp.astype(np.int16) - 2000).copy()
+    signed[0] = -32768
+    write(
+        tmp_path / "signed.dcm",
+        signed.view(np.uint16),
+        **(PLAIN | {"PixelRepresentation": 1, "PixelPaddingValue": -32768}),
+    )
+    got = dicom.read(tmp_path / "signed.dcm")
+    assert (got[0] == 0).all() and got[1, 0, 0] == 0 and got[9, 9, 0] == 255
+    everywhere = write(tmp_path / "all.dcm", np.full((4, 4), 7, np.uint16), **(PLAIN | {"PixelPaddingValue": 7}))
+    assert (dicom.read(everywhere) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"RescaleIntercept": None},
+            "has no RescaleIntercept, so its Hounsfield units are not known; .*windows='\\(\\)'",
+        ),
+        ({"RescaleSlope": None, "RescaleIntercept": None}, "has no RescaleSlope and no RescaleIntercept"),
+        ({"RescaleSlope": "", "RescaleIntercept": ""}, "has no RescaleSlope and no RescaleIntercept"),
+        ({"RescaleType": "MGML"}, "has RescaleType 'MGML', so it has no Hounsfield units"),
+    ],
+)
+def test_ct_without_hounsfield_units_is_not_windowed(tmp_path: Path, changes, message: str) -> None:
+    path = write(tmp_path / "a.dcm", **changes)
+    with pytest.raises(UserError, match=message):
+        dicom.read(path, ("lung",))
+    assert dicom.read(path).max() == 255  # as it is
+
+
+def test_a_stated_range_takes_the_place_of_the_files_own_window(tmp_path: Path) -> None:
+    for i in range(10):
+        pixels = np.full((4, 4), 100 * i, np.uint16)
+        write(tmp_path / "ab"[i % 2] / f"{i}.dcm", pixels, PatientID=f"p{i}", WindowCenter=1, WindowWidth=2, **PLAIN)
+    source = folder.read(tmp_path, 4, value_range=(0.0, 1000.0))
+    found = sorted(int(each[0, 0, 0]) for part in (source.train, source.test) for each in part.images)
+    assert found == [round(25.5 * i) for i in range(10)]
+    with pytest.raises(UserError, match="config.data.range has no effect"):
+        folder.read(tmp_path, 4, windows=("lung",), value_range=(0.0, 1000.0))
+
+
+def test_advice_on_compression_is_that_of_pydicom(tmp_path: Path) -> None:
+    for uid, message in {
+        "1.2.840.10008.1.2.4.201": "High-Throughput JPEG 2000.*no installed library reads; .*pylibjpeg-openjpeg$",
+        "1.2.840.10008.1.2.4.80": "JPEG-LS Lossless.*pylibjpeg-libjpeg, or store it uncompressed .gdcmconv --raw",
+        "1.2.840.10008.1.2.4.100": "compressed as MPEG2.*, which pydicom cannot decode; export it uncompressed",
+    }.items():
+        path = write(tmp_path / f"{uid}.dcm", syntax=pydicom.uid.UID(uid))
+        with pytest.raises(UserError, match=message) as caught:
+            dicom.read(path, ("lung",))
+        if packages := re.findall("pylibjpeg[-a-z]*", str(caught.value)):
+            named = str(pydicom.pixels.get_decoder(uid).missing_dependencies)
+            assert all(package in named for package in packages)
+
+
+def test_a_file_with_too_many_pixels_is_refused(tmp_path: Path) -> None:
+    for i in range(10):
+        write(tmp_path / "ab"[i % 2] / f"{i}.dcm", np.full((8, 8), 1024 + i, np.uint16), PatientID=f"p{i}")
+    with pytest.raises(UserError, match="more than 63 pixels.*config.data.max_pixels"):
+        folder.read(tmp_path, 8, windows=("lung",), max_pixels=63)
+    assert len(folder.read(tmp_path, 8, windows=("lung",), max_pixels=64).train.labels) == 8

@@ -140,7 +140,7 @@ def test_an_npz_is_read(tmp_path: Path) -> None:
         ({"test_labels": None}, "test_labels is absent, for 4 pictures"),
         ({"train_labels": np.zeros((6, 1))}, r"train_labels is float64 \(6, 1\)"),
         ({"test_labels": np.array([0, 1, 2, 7])}, "test has the label 7, there are 3 classes"),
-        ({"train_images": np.zeros((6, 5, 5))}, r"train_images is float64 \(6, 5, 5\); it must be uint8"),
+        ({"train_images": np.zeros((6, 5, 5))}, "has images of uint8 and of other types"),
         ({"train_images": np.zeros((6, 5, 5, 5), np.uint8)}, r"train_images is uint8 \(6, 5, 5, 5\)"),
         ({"train_images": np.array([None] * 6, object)}, "cannot read .*Object arrays"),
     ],

@@ -36,11 +36,6 @@ def test_grey_is_repeated(tmp_path: Path) -> None:
     np.testing.assert_array_equal(put(tmp_path, Image.fromarray(GREY)), np.repeat(GREY[..., None], 3, -1))
 
 
-def test_sixteen_bits_are_reduced_to_the_high_byte(tmp_path: Path) -> None:
-    deep = put(tmp_path, Image.fromarray(GREY.astype(np.uint16) * 256 + 77))
-    np.testing.assert_array_equal(deep, np.repeat(GREY[..., None], 3, -1))
-
-
 def test_black_and_white(tmp_path: Path) -> None:
     read = put(tmp_path, Image.fromarray(GREY > 100))
     np.testing.assert_array_equal(read, np.where(GREY > 100, 255, 0)[..., None].repeat(3, -1))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.data.boxed import CAT, OBJECT, XML, some, write_voc
 from tl_jax.data import coco, voc
@@ -147,3 +147,165 @@ def test_real_cells_are_all_read(data_dir, capsys):
     assert [len(part.labels) for part in parts] == [205, 87, 72] and source.classes == ("Platelets", "RBC", "WBC")
     classes = np.concatenate([part.labels[..., 4].ravel() for part in parts])
     assert [(classes == k).sum() for k in range(3)] == [361, 4153, 372]  # as README.md of the data counts, less two
+
+
+BOX = (10, 20, 60, 90)  # of a white object on black
+
+
+def write_turned(folder, orientation, frame, size=(200, 120), count=10):
+    """Write a set of JPEG files with a white object, stored with an EXIF orientation, and its box.
+
+    ``frame`` is whose pixels the box counts: "stored", or "upright" as the turned picture has them; "stated" writes the
+    size of that frame down, too.
+    """
+    stored = np.zeros((size[1], size[0], 3), np.uint8)
+    stored[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 255
+    for name in ("JPEGImages", "Annotations"):
+        (folder / name).mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for i in range(count):
+        path = folder / "JPEGImages" / f"{i}.jpg"
+        Image.fromarray(stored).save(path, exif=exif)
+        with Image.open(path) as image:
+            turned = np.asarray(ImageOps.exif_transpose(image) if frame.startswith("upright") else image)
+        rows, columns = (np.flatnonzero((turned[..., 0] > 127).any(axis)) for axis in (1, 0))
+        box = OBJECT.format("cat", 0, columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        text = XML.format(w=turned.shape[1], h=turned.shape[0], objects=box)
+        (folder / "Annotations" / f"{i}.xml").write_text(
+            text if frame.endswith("stated") else text.replace("size>", "no>")
+        )
+    return folder
+
+
+def overlap(image, box):
+    """Return the IoU of a box and the white pixels of an image."""
+    inside = np.zeros(image.shape[:2], bool)
+    x0, y0, x1, y1 = np.rint(box).astype(int)
+    inside[y0:y1, x0:x1] = True
+    white = image[..., 0] > 127
+    return (inside & white).sum() / (inside | white).sum()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    "frame, size", [("stored", (200, 120)), ("stored stated", (200, 120)), ("stored stated", (120, 120))]
+)
+def test_boxes_of_the_stored_pixels_are_turned_with_the_picture(tmp_path, orientation, frame, size, capsys):
+    source = voc.read(write_turned(tmp_path / f"s{orientation}{frame}{size}", orientation, frame, size), 256)
+    assert overlap(source.train.images[0], source.train.labels[0, 0, :4]) > 0.9
+    with Image.open(next(tmp_path.glob("*/JPEGImages/0.jpg"))) as file:
+        upright = ImageOps.exif_transpose(file).size
+    assert source.train.images.shape[1:3] == tuple(-(-side * 256 // max(upright) // 32) * 32 for side in upright[::-1])
+    unsure = orientation > 1 and (frame == "stored" or size[0] == size[1] or orientation < 5)
+    assert ("10 pictures with an EXIF orientation whose annotations do not show" in capsys.readouterr().err) == unsure
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_boxes_of_the_turned_picture_are_known_by_its_size(tmp_path, orientation, capsys):
+    source = voc.read(write_turned(tmp_path / "set", orientation, "upright stated"), 256)
+    assert overlap(source.train.images[0], source.train.labels[0, 0, :4]) > 0.9
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.fast
+def test_boxes_a_few_pixels_outside_are_clipped_with_a_count(tmp_path, capsys):
+    pictures = {name: [CAT, ("cat", 0, -3, 5, 67, 20)] for name in "ab"} | {"c": [CAT]}
+    source = voc.read(write_voc(tmp_path / "set", pictures, {"train": "ab", "test": "c"}), 64)
+    np.testing.assert_array_equal(source.train.labels[:, 1, :4], [[0, 5, 64, 20]] * 2)
+    line = "set: 2 boxes clipped that reached over the edge of their picture, in a.xml, b.xml"
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.fast
+def test_a_rare_class_stays_in_train(tmp_path):
+    usual = voc.read(write_voc(tmp_path / "usual", {f"{i}": [CAT] for i in range(10)}), 64)
+    assert usual.classes == ("cat",)
+    for rare in range(10):
+        pictures = {f"{i}": [("rare" if i == rare else "cat", 0, i, 0, 30, 20)] for i in range(10)}
+        source = voc.read(write_voc(tmp_path / f"{rare}", pictures), 64)
+        assert source.classes == ("cat", "rare") and len(source.test.labels) == 2
+        assert (source.train.labels[..., 4] == 1).sum() == 1 and (source.test.labels[..., 4] == 0).all()
+
+
+@pytest.mark.fast
+def test_pictures_of_which_each_has_its_own_class_cannot_be_split(tmp_path):
+    with pytest.raises(UserError, match="each picture has a class that no other has"):
+        voc.read(write_voc(tmp_path / "set", {f"{i}": [(f"k{i}", *CAT[1:])] for i in range(10)}), 64)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("lists", ["ImageSets/Main", "ImageSets"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "Test"])
+def test_a_list_called_valid_or_dev_is_the_other_split(tmp_path, lists, name):
+    folder = some(tmp_path / "set", train="a")
+    (folder / "ImageSets" / "Main" / "train.txt").unlink()
+    (folder / "ImageSets" / "Main").rmdir()
+    (folder / lists).mkdir(exist_ok=True)
+    (folder / lists / "train.txt").write_text("a\nb\n")
+    (folder / lists / f"{name}.txt").write_text("c\n")
+    (folder / lists / "cat_train.txt").write_text("a 1\n")  # of one class: VOC has such lists, too
+    source = voc.read(folder, 64)
+    assert (len(source.train.labels), len(source.test.labels), source.tested) == (2, 1, "test")
+
+
+@pytest.mark.fast
+def test_two_lists_of_one_split_are_refused(tmp_path):
+    with pytest.raises(UserError, match="both 'val' and 'valid' name the validation split"):
+        voc.read(some(tmp_path / "set", train="a", val="b", valid="c"), 64)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "written",
+    ["{}", "{}.png", "JPEGImages/{}.png", "{}  1", "{} -1", "VOC\\JPEGImages\\{}.png", "{}.png 1"],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lists_name_pictures_with_blanks_endings_and_marks(tmp_path, written, encoding):
+    folder = write_voc(tmp_path / "set", {name: [CAT] for name in ("IMG 1", "IMG 2", "é 0.5")})
+    for part, names in (("train", ("IMG 1", "é 0.5")), ("test", ("IMG 2",))):
+        text = "".join(written.format(name) + "\r\n" for name in names)
+        (folder / "ImageSets" / "Main" / f"{part}.txt").write_text(text, encoding=encoding)
+    source = voc.read(folder, 64)
+    assert (len(source.train.labels), len(source.test.labels)) == (2, 1)
+
+
+@pytest.mark.fast
+def test_the_picture_that_an_annotation_names_is_taken(tmp_path):
+    folder = some(tmp_path / "set")
+    for name in "abc":
+        Image.new("RGB", (64, 32), "blue").save(folder / "JPEGImages" / f"{name}.bmp")
+    with pytest.raises(UserError, match="does not say in <filename> which of a.bmp and a.png it is about"):
+        voc.read(folder, 64)
+    for ending, colour in (("bmp", (0, 0, 255)), ("png", (255, 0, 0))):
+        for path in (folder / "Annotations").glob("*.xml"):
+            text = path.read_text().partition("<filename>")[0].removesuffix("</annotation>")
+            path.write_text(f"{text}<filename>{path.stem}.{ending}</filename></annotation>")
+        assert (voc.read(folder, 64).train.images == colour).all()
+
+
+@pytest.mark.fast
+def test_files_that_a_mac_leaves_are_skipped(tmp_path):
+    folder = write_voc(tmp_path / "set", {f"{i}": [CAT] for i in range(5)})
+    for path in [*folder.glob("JPEGImages/*"), *folder.glob("Annotations/*")]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5")
+    assert len(voc.read(folder, 64).train.labels) == 4
+
+
+@pytest.mark.fast
+def test_pictures_without_an_annotation_are_left_out_with_a_count(tmp_path, capsys):
+    folder = write_voc(tmp_path / "set", {f"{i}": [CAT] for i in range(7)})
+    for i in (2, 4):
+        (folder / "Annotations" / f"{i}.xml").unlink()
+    source = voc.read(folder, 64)
+    assert len(source.train.labels) + len(source.test.labels) == 5
+    assert "2 of 7 pictures left out, which have no annotation: 2.png, 4.png" in capsys.readouterr().err
+
+
+@pytest.mark.fast
+def test_objects_that_are_all_difficult_are_named_so(tmp_path):
+    pictures = {f"{i}": [("cat", 1, *CAT[2:])] for i in range(5)}
+    with pytest.raises(UserError, match="all 4 objects of the train part of set are crowds .*difficult=1"):
+        voc.read(write_voc(tmp_path / "set", pictures), 64)

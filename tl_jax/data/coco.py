@@ -1,66 +1,109 @@
 """Pictures with boxes in the layout of COCO (Lin et al. 2014, arXiv:1405.0312): a JSON file for each part."""
 
 import json
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tl_jax.data.boxes import Annotated, Object, assemble
-from tl_jax.data.pictures import DECODED_BYTES, Source
-from tl_jax.errors import UserError
+from tqdm import tqdm
 
-# Names under which sets call a part, the usual one first.
-PARTS = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
+from tl_jax.data.boxes import Annotated, Object, assemble
+from tl_jax.data.decoding import DEFAULT, Decoding
+from tl_jax.data.litter import has_litter
+from tl_jax.data.pictures import DECODED_BYTES, Source
+from tl_jax.data.split_names import split_of
+from tl_jax.errors import UserError, combine
+
+BESIDE = "_annotations.coco.json"  # with the pictures of a part, as Roboflow exports them
 LAYOUT = (
     "FOLDER/annotations/instances_PART.json with pictures in FOLDER/PART, FOLDER/images/PART or FOLDER/images, or "
     "FOLDER/PART/_annotations.coco.json with pictures beside it; PART is train, val or test, a year may follow"
 )
 
 
-def read(folder: Path, size: int, most_bytes: float = DECODED_BYTES, classes: Sequence[str] = ()) -> Source:
+def read(
+    folder: Path,
+    size: int,
+    most_bytes: float = DECODED_BYTES,
+    classes: Sequence[str] = (),
+    rules: Decoding = DEFAULT,
+) -> Source:
     """Read a folder of COCO; see ``boxes.assemble`` for what comes out and for the arguments.
 
-    Without a test part, or where it comes without annotations as COCO's own does, the validation part is tested.
+    Parts have one of the names of ``split_names``. Without a test part, or if it comes without annotations as COCO's
+    own does, the validation part is tested; without that too, a fifth of train is held out.
 
     Raises:
-        UserError: a file that is missing, damaged, or says something that cannot be.
+        UserError: files that are missing, damaged, or say something that cannot be.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; check --config.data.dir")
-    files = {part: path for part, names in PARTS.items() if (path := _file(folder, names))}
+    files = _files(folder)
     if "train" not in files:
         raise UserError(f"{folder} has no annotations of a train part; the layout is {LAYOUT}")
     parts = {part: _part(folder, path) for part, path in files.items()}
+    if "test" in parts and parts["test"] and not any(row.objects for row in parts["test"]):
+        tqdm.write(f"{files['test']} has no annotations, so that nothing could be tested on it", file=sys.stderr)
+        del parts["test"]
     if "validation" in parts and "test" not in parts:
         parts["test"] = parts.pop("validation")
-    return assemble(folder.resolve().name, parts, classes, size, most_bytes)
+    return assemble(folder.resolve().name, parts, classes, size, most_bytes, rules)
 
 
-def _file(folder: Path, names: Sequence[str]) -> Path | None:
-    """Return the annotation file of a part."""
-    for name in names:
-        for pattern in (f"annotations/instances_{name}*.json", f"annotations/{name}*.json", f"{name}*.json"):
-            if found := sorted(folder.glob(pattern)):
-                return found[0]
-        if (beside := folder / name / "_annotations.coco.json").is_file():
-            return beside
-    return None
+def _files(folder: Path) -> dict[str, Path]:
+    """Return the annotation file of each part, from the first place that has one.
+
+    Raises:
+        UserError: a place has two files for one part.
+    """
+    found: dict[str, Path] = {}
+    for pattern in ("annotations/instances_*.json", "annotations/*.json", "*.json", f"*/{BESIDE}"):
+        files = {}
+        for path in sorted(folder.glob(pattern)):
+            name = path.parent.name if path.name == BESIDE else path.stem.removeprefix("instances_")
+            if not has_litter(path.relative_to(folder)) and path.is_file():
+                files[re.split("[^a-zA-Z]", name)[0] if split_of(name) is None else name, path] = path
+        for split, path in _one_each(files, folder).items():
+            found.setdefault(split, path)
+    return found
+
+
+def _one_each(files: Mapping[tuple[str, Path], Path], folder: Path) -> dict[str, Path]:
+    """Return the file of each split, given files by (name, path); names that are none of a split are passed over."""
+    found: dict[str, Path] = {}
+    for (name, _), path in files.items():
+        if (split := split_of(name)) is None:
+            continue
+        if split in found:
+            one, two = (each.relative_to(folder) for each in (found[split], path))
+            raise UserError(f"{folder}: both {one} and {two} name the {split} split; remove or merge one of them")
+        found[split] = path
+    return found
 
 
 def _part(folder: Path, path: Path) -> list[Annotated]:
     """Return the pictures of an annotation file, in its order."""
     content = _load(path)
     images, annotations, categories = (_table(content, path, name) for name in ("images", "annotations", "categories"))
-    names = {_field(row, "id", path, "categories"): str(_field(row, "name", path, "categories")) for row in categories}
+    names = _categories(categories, path)
     found: dict[Any, Annotated] = {}
+    errors: list[UserError] = []
     for row in images:
         number, file = (_field(row, name, path, "images") for name in ("id", "file_name"))
         if number in found:
             raise UserError(f"{path} has two images with the id {number!r}; mend it")
-        height, width = row.get("height"), row.get("width")
-        known = (height, width) if isinstance(height, int) and isinstance(width, int) and height and width else None
-        found[number] = Annotated(_picture(folder, path, str(file)), [], path, known)
+        height, width = (_side(row, name, path) for name in ("height", "width"))
+        try:
+            picture = _picture(folder, path, str(file))
+        except UserError as error:
+            errors.append(error)
+            picture = path  # never read: the errors are raised below
+        found[number] = Annotated(picture, [], path, (height, width) if height and width else None)
+    if errors:
+        raise combine(path, errors, f"{len(errors)} of {len(images)} pictures are absent")
     for row in annotations:
         number, category, box = (_field(row, name, path, "annotations") for name in ("image_id", "category_id", "bbox"))
         where = f"{path}: the annotation {row.get('id', '')}"
@@ -70,9 +113,36 @@ def _part(folder: Path, path: Path) -> list[Annotated]:
             raise UserError(f"{where} has the category {category!r}, which is not among the categories; mend it")
         if len(box) != 4 or not all(isinstance(value, int | float) for value in box):
             raise UserError(f"{where} has the bbox {box!r} instead of four numbers (x, y, width, height); mend it")
-        x, y, width, height = box
+        try:
+            x, y, width, height = map(float, box)
+        except OverflowError:
+            raise UserError(f"{where} has a number beyond all pictures in its bbox; mend it") from None
         found[number].objects.append(Object(names[category], (x, y, x + width, y + height), bool(row.get("iscrowd"))))
     return list(found.values())
+
+
+def _categories(rows: Sequence[Mapping[str, Any]], path: Path) -> dict[Any, str]:
+    """Return the names of the categories by their ids."""
+    names: dict[Any, str] = {}
+    for row in rows:
+        number, name = (_field(row, field, path, "categories") for field in ("id", "name"))
+        if names.setdefault(number, str(name)) != str(name):
+            raise UserError(f"{path} has two categories with the id {number!r}: {names[number]}, {name}; mend it")
+    return names
+
+
+def _side(row: Mapping[str, Any], name: str, path: Path) -> float:
+    """Return a picture's height or width, a number or the text of one; 0 where it is not known."""
+    value = row.get(name)
+    if value in (None, ""):
+        return 0.0
+    try:
+        side = float(value)
+    except (TypeError, ValueError, OverflowError):
+        side = -1.0
+    if not 0 <= side < float("inf"):
+        raise UserError(f"{path}: {name!r} of the image {row.get('id')!r} is {str(value)[:40]!r}, no size; mend it")
+    return side
 
 
 def _load(path: Path) -> Any:

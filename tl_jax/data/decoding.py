@@ -1,39 +1,89 @@
-"""Picture files of any size decoded to arrays of one size, by several threads, once."""
+"""Image files of any size decoded to arrays of one size, by several threads, once."""
 
 import contextlib
+import io
+import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from tl_jax.data import dicom
-from tl_jax.data.pictures import WORKERS, Encoded, fit, kept_or_encoded
-from tl_jax.errors import UserError
+from tl_jax.data import dicom, value_range
+from tl_jax.data.pictures import WORKERS, Encoded, fit, kept, kept_or_encoded
+from tl_jax.data.value_range import ValueRange
+from tl_jax.errors import UserError, combine
 
-ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", *dicom.ENDINGS)
+IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp")
+ENDINGS = (*IMAGES, *dicom.ENDINGS)
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # that a file may have inside, whatever its ending
+DEEP = ";16B"  # ends the raw mode of PNG with 16 bits
+# What brings a stored image upright, by its EXIF orientation.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Decoding(NamedTuple):
+    """How image files become pixels.
+
+    Attributes:
+        windows: of DICOM files, see ``dicom.read``.
+        value_range: of images with more than 8 bits, see ``value_range``; None where it is not known.
+        max_pixels: of an image; 0 for Pillow's limit.
+    """
+
+    windows: tuple[Any, ...] = ()
+    value_range: ValueRange | None = None
+    max_pixels: int = 0
+
+
+DEFAULT = Decoding()
+
+
+class Headers(NamedTuple):
+    """What the headers of N files say.
+
+    Attributes:
+        sizes: int (N, 2), height and width once the image is upright.
+        orientations: int (N,), EXIF's, 1 to 8.
+        deep: bool (N,), whether the image has more than 8 bits for each channel and needs a range. DICOM does not.
+    """
+
+    sizes: np.ndarray
+    orientations: np.ndarray
+    deep: np.ndarray
 
 
 def decode_all(
-    name: str, files: Sequence[Path], size: int, most_bytes: float, windows: Sequence[Any] = (), how: str = "crop"
+    name: str,
+    files: Sequence[Path],
+    size: int,
+    most_bytes: float,
+    decoding: Decoding = DEFAULT,
+    how: str = "crop",
 ) -> np.ndarray | Encoded:
-    """Return all pictures uint8 (N, H, W, 3), decoded by several threads, or once before and kept.
+    """Return all images uint8 (N, H, W, 3), decoded by several threads, or once before and kept.
 
     Where all have the same size they are kept as they are, else all are fitted into ``size``, as ``how`` says (see
     ``pictures.fit``), and where the whole is wanted so are all that are not square; other arguments are those of
     ``decode_into``.
     """
-    with contextlib.closing(measure_each(files)) as sizes:
-        shape = next(sizes)
-        same = all(other == shape for other in sizes)  # the first that differs ends it
-    if same and (how == "crop" or shape[0] == shape[1]):
-        return decode_into(name, files, shape, lambda image: image, most_bytes, windows=windows)
-    return decode_into(name, files, (size, size), lambda image: fit(image, size, how), most_bytes, (how,), windows)
+    sizes = inspect(name, files, decoding).sizes
+    height, width = map(int, sizes[0])
+    if (sizes == sizes[0]).all() and (how == "crop" or height == width):
+        return decode_into(name, files, (height, width), lambda image: image, most_bytes, decoding=decoding)
+    return decode_into(name, files, (size, size), lambda image: fit(image, size, how), most_bytes, (how,), decoding)
 
 
 def decode_into(
@@ -43,73 +93,253 @@ def decode_into(
     fitted: Callable[[np.ndarray], np.ndarray],
     most_bytes: float,
     how: tuple[Any, ...] = (),
-    windows: Sequence[Any] = (),
+    decoding: Decoding = DEFAULT,
 ) -> np.ndarray | Encoded:
-    """Return all pictures uint8 (N, H, W, 3) as ``fitted`` makes them of what was decoded.
+    """Return all images uint8 (N, H, W, 3) as ``fitted`` makes them of what was decoded.
 
     Args:
-        name: of the set, for the progress bar.
-        files: N picture files.
+        name: of the set, for the progress bar and messages.
+        files: N image files.
         shape: (H, W) of what ``fitted`` returns.
         fitted: (h, w, 3) -> (H, W, 3).
-        most_bytes: of decoded pictures that may be kept on disk.
+        most_bytes: of decoded images that may be kept on disk.
         how: what ``fitted`` does, where ``shape`` does not say it.
-        windows: of DICOM files, see ``dicom.read``.
+        decoding: how files become pixels.
+
+    Raises:
+        UserError: files that cannot be decoded: their number, and the first ones with the reasons. A set that is not
+            kept is decoded when it is read, and raises it then.
     """
 
-    def picture(file: Path) -> np.ndarray:
-        return fitted(decode(file, windows))
+    def image(file: Path) -> np.ndarray:
+        found = fitted(decode(file, decoding))
+        if found.shape[:2] != shape:  # a header that contradicts what follows
+            raise UserError(f"cannot decode {file} (its size is not that in its header); store it anew")
+        return found
 
     def decoded() -> Iterator[np.ndarray]:
-        with _refusing_bombs(), ThreadPoolExecutor(WORKERS) as pool:
-            done = pool.map(picture, files)  # the first error cancels what has not begun
-            shown = {"leave": False, "disable": None, "mininterval": 0.5, "unit": " pictures"}
-            for image in tqdm(done, f"reading {name}", len(files), **shown):
-                yield image[None]
+        for result in _attempts(f"reading {name}", image, files):
+            if isinstance(result, UserError):
+                refuse_damaged(name, files, decoding)
+                raise result
+            yield result[None]
 
-    found, whole = [file.resolve() for file in files], (len(files), *shape, 3)
-    seen = dicom.levels(windows) if any(map(is_dicom, files)) else ()
-    return kept_or_encoded(found, whole, decoded, lambda row: picture(files[row]), most_bytes, (*how, *seen))
+    lock = threading.Lock()
+
+    def row_of(row: int) -> np.ndarray:
+        try:
+            return image(files[row])
+        except UserError:
+            with lock:  # several threads may meet damage; one looks for all of it, and the others do not repeat that
+                if not damaged:
+                    damaged.append(find_damaged(name, files, decoding))
+            unsure = UserError(f"cannot decode {files[row]}, at least not always; check the disk")
+            raise damaged[0] or unsure from None
+
+    damaged: list[UserError | None] = []
+    whole = (len(files), *shape, 3)
+    windows = dicom.levels(decoding.windows) if any(map(is_dicom, files)) else ()
+    about = (*how, *windows, *([decoding.value_range] if decoding.value_range else []))
+    return kept_or_encoded(_resolved(name, files, decoding), whole, decoded, row_of, most_bytes, about)
 
 
-def measure_each(files: Sequence[Path]) -> Generator[tuple[int, int], None, None]:
-    """Yield the height and width of each picture."""
-    with _refusing_bombs(), ThreadPoolExecutor(WORKERS) as pool:
-        yield from pool.map(measure, files)
+def inspect(name: str, files: Sequence[Path], decoding: Decoding = DEFAULT) -> Headers:
+    """Return what the headers of all files say; kept, so that another start need not open them.
+
+    Raises:
+        UserError: as ``decode_into``; damage behind the headers of other files is looked for then, too.
+    """
+
+    def rows() -> Iterator[np.ndarray]:
+        for result in _attempts(f"looking at {name}", lambda file: _header(file, decoding), files):
+            if isinstance(result, UserError):
+                refuse_damaged(name, files, decoding)
+                raise result
+            yield np.asarray([result])
+
+    about = "headers", decoding.max_pixels or Image.MAX_IMAGE_PIXELS
+    table = kept(_resolved(name, files, decoding), about, (len(files), 4), np.int32, rows)
+    return Headers(table[:, :2], table[:, 2], table[:, 3] > 0)
+
+
+def with_range(name: str, files: Sequence[Path], decoding: Decoding) -> Decoding:
+    """Return ``decoding`` with the range of a data set's images, if any of them has more than 8 bits.
+
+    It is the stated one, or else reaches from the least to the largest value of all the files.
+
+    Raises:
+        UserError: a range is stated and no image needs one, or a file cannot be read.
+    """
+    deep = [file for file, needed in zip(files, inspect(name, files, decoding).deep, strict=True) if needed]
+    stated = decoding.value_range
+    if not deep:
+        if stated and (decoding.windows or not any(map(is_dicom, files))):
+            value_range.refuse_unused(name)
+        return decoding
+    if not stated:
+
+        def ends() -> Iterator[np.ndarray]:
+            found = []
+            for result in _attempts(f"range of {name}", lambda file: _ends(file, decoding), deep):
+                if isinstance(result, UserError):
+                    refuse_damaged(name, files, decoding)
+                    raise result
+                found.append(result)
+            yield np.asarray([value_range.find(name, [np.asarray(found)])])
+
+        low, high = kept([file.resolve() for file in deep], "value range", (1, 2), np.float64, ends)[0].tolist()
+        decoding = decoding._replace(value_range=(low, high))
+    assert decoding.value_range
+    value_range.say(name, len(deep), decoding.value_range, bool(stated))
+    return decoding
+
+
+def find_damaged(name: str, files: Sequence[Path], decoding: Decoding) -> UserError | None:
+    """Decode all files and return one error about those that cannot be, None where there is none."""
+    decoding = decoding._replace(value_range=decoding.value_range or (0.0, 1.0))  # what it is does not matter here
+
+    def attempt(file: Path) -> None:
+        decode(file, decoding)
+
+    results = _attempts(f"looking for other damage in {name}", attempt, sorted(files))
+    errors = [result for result in results if isinstance(result, UserError)]
+    return combine(name, errors, f"{len(errors)} of {len(files)} images cannot be read") if errors else None
+
+
+def refuse_damaged(name: str, files: Sequence[Path], decoding: Decoding) -> None:
+    """Refuse a set with files that cannot be decoded, all of them in one error."""
+    if error := find_damaged(name, files, decoding):
+        raise error
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is a DICOM file by its name."""
-    return path.suffix.lower() in dicom.ENDINGS
+    """Whether a file is DICOM: by its ending, or if that is no image's, by its first bytes."""
+    ending = path.suffix.lower()
+    return ending in dicom.ENDINGS or (ending not in IMAGES and dicom.looks_like(path))
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is one that ``decode`` takes, by its name."""
-    return path.suffix.lower() in ENDINGS
+    """Whether a file is one that ``decode`` takes: by its ending, or for DICOM without one by its first bytes."""
+    return path.suffix.lower() in ENDINGS or dicom.looks_like(path)
 
 
-def measure(path: Path) -> tuple[int, int]:
-    """Return the height and width that ``decode`` will give, from the file's header where that tells."""
+def decode(path: Path, decoding: Decoding = DEFAULT) -> np.ndarray:
+    """Return an image the right way up as uint8 (H, W, 3), RGB.
+
+    Raises:
+        UserError: the file cannot be decoded, or has more than 8 bits for each channel and there is no range.
+    """
     if is_dicom(path):
-        return dicom.measure(path)
-    with _opened(path) as image:
+        return dicom.read(path, decoding.windows, decoding.value_range, _limit(decoding))
+    with _opened(path, str(path), decoding) as image:
+        return np.asarray(_upright(_rgb(image, path, str(path), decoding.value_range), _orientation(image)))
+
+
+def decode_bytes(encoded: bytes, name: str, decoding: Decoding = DEFAULT) -> np.ndarray:
+    """Return an image that a record holds as uint8 (H, W, 3), as it is stored: records are not turned by EXIF."""
+    with _opened(io.BytesIO(encoded), name, decoding) as image:
+        return np.asarray(_rgb(image, io.BytesIO(encoded), name, decoding.value_range))
+
+
+def read_values(encoded: bytes, name: str, decoding: Decoding = DEFAULT) -> np.ndarray:
+    """Return the values of an image that a record holds, (H, W) or (H, W, C), with all of their bits."""
+    with _opened(io.BytesIO(encoded), name, decoding) as image:
+        return _values(image, io.BytesIO(encoded))[0] if _is_deep(image) else np.asarray(image)
+
+
+def _attempts(what: str, function: Callable[[Path], Any], files: Sequence[Path]) -> Iterator[Any]:
+    """Yield the result of a function, or the UserError that it raised, for each file, with a progress bar."""
+
+    def attempt(file: Path) -> Any:
+        try:
+            return function(file)
+        except UserError as error:
+            return error
+
+    with _refusing_bombs(), ThreadPoolExecutor(WORKERS) as pool:
+        shown = {"leave": False, "disable": None, "mininterval": 0.5, "delay": 1.0, "unit": " images"}
+        try:
+            yield from tqdm(pool.map(attempt, files), what, len(files), **shown)
+        finally:
+            pool.shutdown(cancel_futures=True)  # where the first error is enough
+
+
+def _resolved(name: str, files: Sequence[Path], decoding: Decoding) -> list[Path]:
+    """Return the files that links point to, or refuse those that are not there."""
+    if not all(file.is_file() for file in files):
+        refuse_damaged(name, files, decoding)
+    return [file.resolve() for file in files]
+
+
+def _header(path: Path, decoding: Decoding) -> tuple[int, int, int, int]:
+    """Return height, width, orientation and whether there are more than 8 bits; see ``Headers``."""
+    if is_dicom(path):
+        return *dicom.measure(path, _limit(decoding)), 1, 0
+    with _opened(path, str(path), decoding) as image:
         width, height = image.size
-        turned = width != height and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        return (width, height) if turned else (height, width)
+        plain = image.format == "PNG" and not any(word in path.read_bytes() for word in (b"xif", b"XIf", b"rientation"))
+        orientation = 1 if plain else _orientation(image)  # which decodes a whole PNG to look behind the pixels
+        size = (width, height) if orientation >= 5 else (height, width)
+        return *size, orientation, int(_is_deep(image))
 
 
-def decode(path: Path, windows: Sequence[Any] = ()) -> np.ndarray:
-    """Return a picture the right way up as uint8 (H, W, 3), RGB; ``windows`` are those of DICOM files."""
-    if is_dicom(path):
-        return dicom.read(path, windows)
-    with _opened(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16 bits: the high byte, which is what Pillow takes of 16-bit colours
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))
+def _ends(path: Path, decoding: Decoding) -> tuple[float, float]:
+    """Return the least and the largest value of an image, of what is not transparent in it."""
+    with _opened(path, str(path), decoding) as image:
+        values, alpha = _values(image, path)
+    seen = values if alpha is None or not alpha.any() else values[alpha > 0]
+    return float(seen.min()), float(seen.max())
+
+
+def _orientation(image: Image.Image) -> int:
+    found = image.getexif().get(ExifTags.Base.Orientation)
+    return found if found in TURNS else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an image that is not yet loaded has more than 8 bits for each channel."""
+    return image.mode.startswith(("I", "F")) or any(str(tile[3]).endswith(DEEP) for tile in image.tile)
+
+
+def _values(image: Image.Image, source: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the values (H, W) or (H, W, 3) of an image with more than 8 bits, and its opacity uint8 (H, W)."""
+    if image.mode.startswith(("I", "F")):
+        return np.asarray(image), None
+    (tile,) = image.tile
+    mode = str(tile[3])
+    if mode.startswith("LA"):  # two bytes of grey and two of opacity, which are read as four channels
+        image.tile = [(*tile[:3], "RGBA")]
+        high, low, opaque, _ = np.moveaxis(np.asarray(image).astype(np.uint16), -1, 0)
+        return high << 8 | low, opaque.astype(np.uint8)
+    # Pillow keeps the high bytes of 16-bit colours. Told that the other byte comes first, it keeps the low ones.
+    with Image.open(source, formats=FORMATS) as other:
+        other.tile = [(*tile[:3], mode.replace("16B", "16L"))]
+        low = np.asarray(other)
+    high = np.asarray(image)
+    values = high[..., :3].astype(np.uint16) << 8 | low[..., :3]
+    return values, high[..., 3] if high.shape[-1] == 4 else None
+
+
+def _rgb(image: Image.Image, source: Any, name: str, limits: ValueRange | None) -> Image.Image:
+    """Return an opened image as RGB of 8 bits, on white where it is transparent."""
+    if _is_deep(image):
+        values, alpha = _values(image, source)
+        if limits is None:
+            raise UserError(
+                f"{name} has more than 8 bits (values {values.min():g} to {values.max():g}), and no range for them is "
+                "known; set --config.data.range='(LOW, HIGH)' for training, or store it with 8 bits as the others"
+            )
+        image = Image.fromarray(value_range.to_bytes(values, limits)).convert("RGB")
+        if alpha is not None:
+            image.putalpha(Image.fromarray(np.ascontiguousarray(alpha)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 @contextlib.contextmanager
@@ -119,16 +349,30 @@ def _refusing_bombs() -> Iterator[None]:
         yield
 
 
+def _limit(decoding: Decoding) -> int:
+    """Return the pixels that an image may have, 0 for any number; Pillow's limit follows where it is lower."""
+    if decoding.max_pixels and Image.MAX_IMAGE_PIXELS and decoding.max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = decoding.max_pixels
+    return decoding.max_pixels or Image.MAX_IMAGE_PIXELS or 0
+
+
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture; whatever turns out to be wrong with it is a UserError that names it."""
+def _opened(source: Any, name: str, decoding: Decoding) -> Iterator[Image.Image]:
+    """Open an image, a path or a file; whatever turns out to be wrong with it is a UserError that names it."""
+    limit = _limit(decoding)
+    too_large = UserError(
+        f"{name} is refused: it has more than {limit:,} pixels; shrink or remove it, or raise --config.data.max_pixels"
+    )
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(source, formats=FORMATS) as image:
+            if limit and image.width * image.height > limit:
+                raise too_large
             yield image
+    except UserError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
-        raise UserError(f"{path} is refused: it has more than {limit}; shrink or remove it") from error
+        raise too_large from error
     except Exception as error:  # on damaged bytes decoders raise errors of any kind
         unknown = isinstance(error, UnidentifiedImageError)
         why = f"it is none of {', '.join(FORMATS)}" if unknown else " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"cannot decode {path} ({why}); replace or remove it") from error
+        raise UserError(f"cannot decode {name} ({why}); replace or remove it") from error

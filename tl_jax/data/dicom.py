@@ -1,15 +1,20 @@
 """DICOM files as pictures: Hounsfield units of CT seen through windows, or grey values as the file shows them."""
 
 import contextlib
+import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tl_jax.data import value_range
 from tl_jax.errors import UserError, nearest
 
 ENDINGS = (".dcm", ".dicom")
+MARK, PREAMBLE = b"DICM", 128  # in a complete file the mark follows a preamble of as many bytes
+HOUNSFIELD = ("", "HU", "HU_MOD", "US")  # RescaleType of CT that has them; US says "unspecified", as some scanners do
 
 # (level, width) in Hounsfield units, as https://radiopaedia.org/articles/windowing-ct lists them; "soft_tissue" lies
 # within the range that it gives for head and neck (width 350 to 400, level 20 to 60).
@@ -57,44 +62,55 @@ def through(values: np.ndarray, level: float, width: float) -> np.ndarray:
     return np.rint(255 * np.clip(share, 0.0, 1.0)).astype(np.uint8)
 
 
-def read(path: Path, windows: Sequence[Any] = ()) -> np.ndarray:
-    """Return a DICOM file as a picture uint8 (H, W, 3).
+def read(
+    path: Path,
+    windows: Sequence[Any] = (),
+    limits: value_range.ValueRange | None = None,
+    max_pixels: int = 0,
+) -> np.ndarray:
+    """Return a DICOM file as an image uint8 (H, W, 3).
+
+    Without ``windows`` MONOCHROME1 is inverted, as its viewers show it; Hounsfield units mean the same in every file.
+    Pixels that only fill up the image (PixelPaddingValue, PixelPaddingRangeLimit) become black and count for nothing.
+    An attribute without a value counts as absent.
 
     Args:
         path: of a file with one frame.
-        windows: three for the three channels, or one for all, see ``levels``; none takes the window that the file
-            names (PS3.3, C.11.2.1.2), or where it names none its least and largest value. Colour has no use for them.
-
-    Without ``windows`` MONOCHROME1 is inverted, as its viewers show it; Hounsfield units mean the same in every file.
+        windows: three for the three channels, or one for all, see ``levels``; none takes ``limits``, or else the window
+            that the file names (PS3.3, C.11.2.1.2), or else its least and largest value. Colour has no use for them.
+        limits: values that become 0 and 255.
+        max_pixels: of the image; 0 for any number.
 
     Raises:
-        UserError: no DICOM file, a damaged one, one of several frames, one without pictures, one whose compression
-            needs a library that is not installed, or windows for a file that is not CT.
+        UserError: no DICOM file, a damaged one, one of several frames, one without an image, one whose compression
+            needs a library that is not installed, or windows for a file that has no Hounsfield units.
     """
-    data, pixels = _stored(path)
+    data, pixels = _stored(path, max_pixels)
     if pixels.ndim == 3 or data.PhotometricInterpretation == "PALETTE COLOR":
         return _colours(path, data, pixels)
-    values = _grey(path, data, pixels)
-    if not windows:
-        return np.repeat(_own_window(path, data, values)[..., None], 3, axis=-1)
-    if data.get("Modality") != "CT":
-        kind = data.get("Modality") or "nothing"
-        raise UserError(
-            f"{path} says it is {kind}, not CT, so it has no Hounsfield units; set --config.data.windows='()'"
-        )
-    shown = [through(values, *window) for window in levels(windows)]
-    return np.stack(shown if len(shown) == 3 else shown * 3, axis=-1)
+    if windows:
+        _check_units(path, data)
+    values, filling = _grey(path, data, pixels), _filling(path, data, pixels)
+    if windows:
+        shown = [through(values, *window) for window in levels(windows)]
+    else:
+        shown = [_own_window(path, data, values, filling, limits)]
+    image = np.stack(shown if len(shown) == 3 else shown * 3, axis=-1)
+    image[filling] = 0
+    return image
 
 
-def measure(path: Path) -> tuple[int, int]:
-    """Return the height and width of a DICOM file from its header."""
+def measure(path: Path, max_pixels: int = 0) -> tuple[int, int]:
+    """Return the height and width of a DICOM file from its header; one with more than ``max_pixels`` is refused."""
     data = _header(path)
     with _told(path):
-        return int(data.Rows), int(data.Columns)
+        size = int(data.Rows), int(data.Columns)
+    _check_pixels(path, size, max_pixels)
+    return size
 
 
 def patient(path: Path) -> str:
-    """Return whose picture it is: the patient's number, or where that is absent the study's."""
+    """Return whose image it is: the patient's number, or where that is absent the study's."""
     data = _header(path)
     return str(data.get("PatientID") or data.get("StudyInstanceUID") or "")
 
@@ -104,33 +120,121 @@ def study(path: Path) -> str:
     return str(_header(path).get("StudyInstanceUID") or "")
 
 
+def looks_like(path: Path) -> bool:
+    """Whether a file is DICOM by its first bytes: the mark, or without it an element of the groups that come first."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(PREAMBLE + len(MARK))
+    except OSError:
+        return False
+    if MARK in (head[PREAMBLE:], head[: len(MARK)]):
+        return True
+    group, element = (int.from_bytes(head[at : at + 2], "little") for at in (0, 2))
+    explicit = re.fullmatch(rb"[A-Z]{2}", head[4:6]) is not None
+    short = int.from_bytes(head[4:8], "little") <= 64
+    return len(head) > 8 and (group, element <= 0x18) in ((2, True), (8, True)) and (explicit or short)
+
+
+def _dataset(path: Path, **options: Any) -> Any:
+    """Return the data set of a file, one without preamble, mark or transfer syntax too."""
+    import pydicom  # a quarter of a second, which other images need not wait for
+
+    with _told(path):
+        with path.open("rb") as file:
+            bare = file.read(len(MARK)) == MARK
+        source = io.BytesIO(b"\0" * PREAMBLE + path.read_bytes()) if bare else path
+        data = pydicom.dcmread(source, force=True, **options)
+        if "TransferSyntaxUID" not in data.file_meta:
+            implicit, little = data.original_encoding
+            uncompressed = {
+                (True, True): pydicom.uid.ImplicitVRLittleEndian,
+                (False, True): pydicom.uid.ExplicitVRLittleEndian,
+                (False, False): pydicom.uid.ExplicitVRBigEndian,
+            }
+            data.file_meta.TransferSyntaxUID = uncompressed.get((implicit, little), pydicom.uid.ImplicitVRLittleEndian)
+        if not {"SOPClassUID", "Rows", "PixelData"} & set(data.dir()):
+            raise ValueError("it has neither DICOM's mark nor an image")
+        return data
+
+
 def _header(path: Path) -> Any:
-    import pydicom  # a quarter of a second, which other pictures need not wait for
-
-    with _told(path):
-        return pydicom.dcmread(path, stop_before_pixels=True)
+    return _dataset(path, stop_before_pixels=True)
 
 
-def _stored(path: Path) -> tuple[Any, np.ndarray]:
+def _stored(path: Path, max_pixels: int) -> tuple[Any, np.ndarray]:
     """Return the data set and the stored values of a file."""
-    import pydicom
-    from pydicom.pixels.decoders.base import get_decoder
-
-    with _told(path):
-        data = pydicom.dcmread(path)
-        frames, syntax = int(data.get("NumberOfFrames") or 1), data.file_meta.TransferSyntaxUID
-        decoder = get_decoder(syntax) if syntax.is_encapsulated else None
-    if frames > 1:
-        raise UserError(f"{path} has {frames} frames; store each as a file of its own")
+    data = _dataset(path)
     if "PixelData" not in data:
         raise UserError(f"{path} has no picture (no PixelData); leave it out")
-    if decoder and not decoder.is_available:
-        raise UserError(
-            f"{path} is compressed as {syntax.name}, which no installed library reads; "
-            "pip install pylibjpeg pylibjpeg-libjpeg, or store it uncompressed (gdcmconv --raw IN OUT)"
-        )
     with _told(path):
+        frames, syntax = int(data.get("NumberOfFrames") or 1), data.file_meta.TransferSyntaxUID
+        size = int(data.Rows), int(data.Columns)
+        packed = data["PixelData"].is_undefined_length
+    if frames > 1:
+        raise UserError(f"{path} has {frames} frames; store each as a file of its own")
+    _check_pixels(path, size, max_pixels)
+    if packed and not syntax.is_compressed:
+        raise UserError(f"{path} is compressed, but has no TransferSyntaxUID that says how; export it anew")
+    help_ = _decoder_advice(path, syntax) if syntax.is_encapsulated else ""
+    with _told(path, f"; if it is whole, {help_}" if help_ else ""):
         return data, data.pixel_array
+
+
+def _decoder_advice(path: Path, syntax: Any) -> str:
+    """Return how else a compression could be decoded, "" for no way; refuse one that nothing installed decodes."""
+    from pydicom.pixels.decoders.base import get_decoder
+
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise UserError(
+            f"{path} is compressed as {syntax.name}, which pydicom cannot decode; export it uncompressed"
+        ) from None
+    # Lines such as "pylibjpeg - requires pylibjpeg>=2.0 and pylibjpeg-openjpeg>=2.0", one for each that would do.
+    missing = dict(line.partition(" - requires ")[::2] for line in decoder.missing_dependencies)
+    packages = missing.get("pylibjpeg") or next((names for names in missing.values()), "")
+    names = [re.split("[<>=]", name)[0] for name in packages.split(" and ") if name]
+    advice = f"pip install {' '.join(names)}" if names else ""
+    if "gdcm" in missing:
+        advice += ", or store it uncompressed (gdcmconv --raw IN OUT)"
+    if not decoder.is_available:
+        raise UserError(f"{path} is compressed as {syntax.name}, which no installed library reads; {advice}")
+    return advice
+
+
+def _check_pixels(path: Path, size: tuple[int, int], max_pixels: int) -> None:
+    if max_pixels and size[0] * size[1] > max_pixels:
+        raise UserError(
+            f"{path} is refused: it has more than {max_pixels:,} pixels; remove it, or raise --config.data.max_pixels"
+        )
+
+
+def _number(data: Any, name: str) -> float | None:
+    """Return an attribute, of several values the first; None where it is absent or empty."""
+    value = data.get(name)
+    if hasattr(value, "__len__") and not isinstance(value, str):
+        value = value[0] if len(value) else None
+    return None if value is None or value == "" else float(value)
+
+
+def _check_units(path: Path, data: Any) -> None:
+    """Refuse a file whose values cannot be turned into Hounsfield units."""
+    kind, scale = data.get("Modality") or "nothing", data.get("RescaleType") or ""
+    advice = "set --config.data.windows='()'"
+    if kind != "CT":
+        raise UserError(f"{path} says it is {kind}, not CT, so it has no Hounsfield units; {advice}")
+    if scale not in HOUNSFIELD:
+        raise UserError(f"{path} has RescaleType {scale!r}, so it has no Hounsfield units; {advice}")
+    if data.get("ModalityLUTSequence"):
+        return
+    with _told(path):
+        slope, intercept = (_number(data, name) for name in ("RescaleSlope", "RescaleIntercept"))
+    absent = [name for name, lost in (("RescaleSlope", not slope), ("RescaleIntercept", intercept is None)) if lost]
+    if absent:
+        raise UserError(
+            f"{path} has no {' and no '.join(absent)}, so its Hounsfield units are not known; export it anew with "
+            f"these attributes, or {advice}"
+        )
 
 
 def _grey(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
@@ -138,28 +242,60 @@ def _grey(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
     from pydicom.pixels.processing import apply_modality_lut
 
     with _told(path):
-        return np.asarray(apply_modality_lut(pixels, data), np.float64)
+        if data.get("ModalityLUTSequence"):
+            return np.asarray(apply_modality_lut(pixels, data), np.float64)
+        slope, intercept = (_number(data, name) for name in ("RescaleSlope", "RescaleIntercept"))
+        return np.asarray(pixels, np.float64) * (slope or 1.0) + (intercept or 0.0)
 
 
-def _own_window(path: Path, data: Any, values: np.ndarray) -> np.ndarray:
-    """Return values (H, W) as the file wants them shown, uint8: through its window, its table, or as they are."""
-    import pydicom
-    from pydicom.pixels.processing import apply_voi, apply_windowing
-
+def _filling(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
+    """Return which pixels bool (H, W) only fill up the image: PS3.3, C.7.5.1.1.2."""
     with _told(path):
-        if "WindowCenter" in data and "WindowWidth" in data:
-            window = pydicom.Dataset()  # of 8 bits, without a slope: what comes out is 0 to 255
-            window.PixelRepresentation, window.BitsStored, window.PhotometricInterpretation = 0, 8, "MONOCHROME2"
-            for name in ("WindowCenter", "WindowWidth", "VOILUTFunction"):
-                if name in data:
-                    setattr(window, name, data[name].value)
+        value, limit = (_number(data, name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+        if value is None:
+            return np.zeros(pixels.shape, bool)
+        # Files are found in which it has the other sign: 63536 for -2000 in 16 bits.
+        ends = np.array([value, value if limit is None else limit]).astype(np.int64).astype(pixels.dtype)
+        return (pixels >= ends.min()) & (pixels <= ends.max())
+
+
+def _own_window(
+    path: Path, data: Any, values: np.ndarray, filling: np.ndarray, limits: value_range.ValueRange | None
+) -> np.ndarray:
+    """Return values (H, W) as they are to be shown, uint8: between limits, as the file says, or between its ends."""
+    with _told(path):
+        if limits:
+            shown = value_range.to_bytes(values, limits)
+        elif (window := _window(data)) is not None:
+            from pydicom.pixels.processing import apply_windowing
+
             shown = np.rint(apply_windowing(values, window)).astype(np.uint8)
         else:
-            if "VOILUTSequence" in data:
+            if data.get("VOILUTSequence"):
+                from pydicom.pixels.processing import apply_voi
+
                 values = np.asarray(apply_voi(np.rint(values).astype(np.int32), data), np.float64)
-            low, high = values.min(), values.max()
+            counted = values if filling.all() else values[~filling]
+            low, high = counted.min(), counted.max()
             shown = through(values, (low + high) / 2, max(high - low, 1e-9))
         return 255 - shown if data.PhotometricInterpretation == "MONOCHROME1" else shown
+
+
+def _window(data: Any) -> Any:
+    """Return the window that a file names, as a data set of 8 bits without a slope; None where it names none."""
+    import pydicom
+
+    width = _number(data, "WindowWidth")
+    if _number(data, "WindowCenter") is None or width is None or not width > 0:
+        return None
+    window = pydicom.Dataset()  # what comes out of it is 0 to 255
+    window.PixelRepresentation, window.BitsStored, window.PhotometricInterpretation = 0, 8, "MONOCHROME2"
+    for name in ("WindowCenter", "WindowWidth", "VOILUTFunction"):
+        if data.get(name):
+            setattr(window, name, data[name].value)
+    if width < 1 and data.get("VOILUTFunction", "LINEAR") == "LINEAR":
+        window.VOILUTFunction = "LINEAR_EXACT"  # LINEAR is for widths from 1 on
+    return window
 
 
 def _colours(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
@@ -173,10 +309,12 @@ def _colours(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file makes of pydicom into a UserError that names it."""
+def _told(path: Path, more: str = "") -> Iterator[None]:
+    """Turn whatever a damaged file makes of pydicom into a UserError that names it, with ``more`` advice."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # on damaged bytes pydicom raises errors of any kind
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"cannot read {path} as DICOM ({why}); replace or remove it") from error
+        raise UserError(f"cannot read {path} as DICOM ({why}); replace or remove it{more}") from error

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from tl_jax.data import copies, index
-from tl_jax.data.decoding import ENDINGS, decode_all, is_image
+from tl_jax.data.decoding import DEFAULT, ENDINGS, Decoding, decode_all, is_image, with_range
 from tl_jax.data.listed import Part, Reading, assemble, with_groups
 from tl_jax.data.pictures import DECODED_BYTES, Source, Split
 from tl_jax.data.split_names import ALL, find_splits, split_of
+from tl_jax.data.value_range import ValueRange
 from tl_jax.data.walker import Walk, one_form, subfolders
 from tl_jax.errors import UserError, nearest
 
@@ -26,6 +27,8 @@ def read(
     windows: tuple[Any, ...] = (),
     group: str = "",
     fit: str = "crop",
+    value_range: ValueRange | None = None,
+    max_pixels: int = 0,
 ) -> Source:
     """Read ``folder/CLASS/PICTURE``, or the same below ``folder/train`` and further folders named after splits.
 
@@ -44,7 +47,7 @@ def read(
 
     Args:
         folder: the name of the set is the folder's.
-        size, most_bytes, windows, fit: see ``Reading``.
+        size, most_bytes, windows, fit, value_range, max_pixels: see ``Reading``.
         group: a column of ``folder/index.csv``, or "study" or "none"; empty groups DICOM files by patient.
 
     Raises:
@@ -65,14 +68,17 @@ def read(
         parts = {s: p._replace(groups=index.groups(folder, p.files, group)) for s, p in parts.items()}
     else:
         parts = with_groups(name, parts, group)
-    return assemble(name, parts, classes, tested, Reading(size, most_bytes, windows, group, fit=fit))
+    how = Reading(size, most_bytes, windows, group, fit=fit, value_range=value_range, max_pixels=max_pixels)
+    return assemble(name, parts, classes, tested, how)
 
 
-def read_all(folder: Path, size: int, most_bytes: float = DECODED_BYTES) -> tuple[Split, list[Path], tuple[str, ...]]:
-    """Read ``folder/CLASS/PICTURE`` as one split; arguments and errors are those of ``read``.
+def read_all(
+    folder: Path, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT
+) -> tuple[Split, list[Path], tuple[str, ...], ValueRange | None]:
+    """Read ``folder/CLASS/PICTURE`` as one split; arguments and errors are those of ``read``, ``rules`` those of files.
 
     Returns:
-        The N images in the order of classes and names, their files, and the K names of classes.
+        The N images in the order of classes and names, their files, the K names of classes, and the range of values.
     """
     folder = _folder(folder)
     if (names := [path.name for path in subfolders(folder)]) and all(map(split_of, names)):
@@ -86,7 +92,8 @@ def read_all(folder: Path, size: int, most_bytes: float = DECODED_BYTES) -> tupl
     walk.tell()
     name, (files, labels) = folder.resolve().name, _listed(found, tuple(found))
     copies.tell_files(name, {"train": files}, {"train": labels})
-    return Split(decode_all(name, files, size, most_bytes), labels), files, tuple(found)
+    rules = with_range(name, files, rules)
+    return Split(decode_all(name, files, size, most_bytes, rules), labels), files, tuple(found), rules.value_range
 
 
 def named(inputs: Sequence[str]) -> list[Path]:

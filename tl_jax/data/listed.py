@@ -13,6 +13,7 @@ from tqdm import tqdm
 from tl_jax.data import copies, decoding, dicom
 from tl_jax.data.decoding import is_dicom
 from tl_jax.data.pictures import DECODED_BYTES, Source, Split, between, held_out
+from tl_jax.data.value_range import ValueRange
 from tl_jax.errors import UserError
 
 STUDY, NONE = "study", "none"  # values of config.data.group beside names of columns
@@ -28,6 +29,8 @@ class Reading(NamedTuple):
         group: column of ``index.csv`` that says which images belong together, or a value of ``with_groups``.
         label: column of ``index.csv`` that names the class; empty takes the name of a file's folder.
         fit: how they are fitted, see ``pictures.fit``.
+        value_range: of images with more than 8 bits; None takes the ends of the whole set.
+        max_pixels: of an image; 0 for Pillow's limit.
     """
 
     size: int = 224
@@ -36,6 +39,8 @@ class Reading(NamedTuple):
     group: str = ""
     label: str = "label"
     fit: str = "crop"
+    value_range: ValueRange | None = None
+    max_pixels: int = 0
 
 
 class Part(NamedTuple):
@@ -126,13 +131,15 @@ def assemble(name: str, parts: Mapping[str, Part], classes: tuple[str, ...], tes
     copies.tell_files(name, {s: p.files for s, p in parts.items()}, {s: p.labels for s, p in parts.items()})
     parts = {part: parts[part] for part in ("train", "test", "validation") if part in parts}
     files = [file for part in parts.values() for file in part.files]
-    images = decoding.decode_all(name, files, how.size, how.most_bytes, how.windows, how.fit)
+    rules = decoding.with_range(name, files, decoding.Decoding(how.windows, how.value_range, how.max_pixels))
+    images = decoding.decode_all(name, files, how.size, how.most_bytes, rules, how.fit)
     ends = np.cumsum([len(part.files) for part in parts.values()])
     each = [
         Split(between(images, end - len(part.files), end), part.labels, part.groups)
         for part, end in zip(parts.values(), ends, strict=True)
     ]
-    return Source(name, each[0], each[1], classes, tested, *each[2:])
+    validation = each[2] if len(each) > 2 else None
+    return Source(name, each[0], each[1], classes, tested, validation, rules.value_range)
 
 
 def _take(part: Part, rows: np.ndarray) -> Part:

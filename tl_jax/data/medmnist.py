@@ -9,6 +9,7 @@ import numpy as np
 from tl_jax.data import copies
 from tl_jax.data.pictures import Source, Split
 from tl_jax.data.split_names import find_splits, split_of
+from tl_jax.data.value_range import ValueRange, find, refuse_unused, say, to_bytes
 from tl_jax.errors import UserError
 from tl_jax.fetch import cache_dir, fetch
 
@@ -24,7 +25,7 @@ ORGANS = (
     "bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right",
     "liver", "lung-left", "lung-right", "pancreas", "spleen",
 )  # fmt: skip
-LAYOUT = "train_images uint8 (N, H, W) or (N, H, W, 3), train_labels (N, 1), the same for test, and val if you like"
+LAYOUT = "train_images (N, H, W) or (N, H, W, 3), train_labels (N, 1), the same for test, and val if you like"
 IMAGES = "_images"
 DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
@@ -36,7 +37,7 @@ def published(name: str) -> Source:
     return read(fetch(URL.format(name=name), path, f"md5:{SETS[name]}", hint=hint), ORGANS)
 
 
-def read(path: Path, classes: tuple[str, ...] = ()) -> Source:
+def read(path: Path, classes: tuple[str, ...] = (), value_range: ValueRange | None = None) -> Source:
     """Read an npz file with ``{train,val,test}_images`` and ``_labels``; grey is repeated.
 
     Splits are known by all names in ``split_names``, such as ``valid_images``; beside train, a single other one is the
@@ -45,6 +46,7 @@ def read(path: Path, classes: tuple[str, ...] = ()) -> Source:
     Args:
         path: of the file.
         classes: K names; empty takes the numbers 0 to K - 1.
+        value_range: values that become 0 and 255, of images that are not uint8; None takes the ends of all of them.
 
     Raises:
         UserError: no such file, a damaged one, other names, shapes or types, or labels that do not match.
@@ -59,6 +61,7 @@ def read(path: Path, classes: tuple[str, ...] = ()) -> Source:
         raise UserError(
             f"cannot read {path} ({' '.join(str(error).split())}); it must be an npz with {LAYOUT}"
         ) from None
+    arrays, value_range = _scaled(path, arrays, value_range)
     names = find_splits([name.removesuffix(IMAGES) for name in arrays if name.endswith(IMAGES)], path)
     parts = {split: _split(path, arrays, name) for split, name in names.items()}
     tested = "test"
@@ -75,7 +78,24 @@ def read(path: Path, classes: tuple[str, ...] = ()) -> Source:
         if part.labels.min() < 0 or part.labels.max() >= known:
             raise UserError(f"{path}: {name} has the label {part.labels.max()}, there are {known} classes; mend it")
     known = classes or tuple(map(str, range(count)))
-    return Source(path.stem, parts["train"], parts["test"], known, tested, parts.get("validation"))
+    return Source(path.stem, parts["train"], parts["test"], known, tested, parts.get("validation"), value_range)
+
+
+def _scaled(
+    path: Path, arrays: dict[str, np.ndarray], limits: ValueRange | None
+) -> tuple[dict[str, np.ndarray], ValueRange | None]:
+    """Return the arrays, their images with uint8, and the range of values that was needed for that."""
+    images = {name: array for name, array in arrays.items() if name.endswith(IMAGES)}
+    deep = {name: array for name, array in images.items() if array.dtype != np.uint8 and array.dtype.kind in "iuf"}
+    if not deep:
+        if limits:
+            refuse_unused(path.name)
+        return arrays, None
+    if len(deep) < len(images):
+        raise UserError(f"{path} has images of uint8 and of other types; store all of them with the same type")
+    found = limits or find(path.name, deep.values())
+    say(path.name, sum(map(len, deep.values())), found, bool(limits))
+    return arrays | {name: to_bytes(array, found) for name, array in deep.items()}, found
 
 
 def _split(path: Path, arrays: dict[str, np.ndarray], part: str) -> Split:

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from tl_jax.data import drawn, folder, sources, splits
+from tl_jax.data.decoding import DEFAULT, Decoding
 from tl_jax.data.pictures import DECODED_BYTES, Source, Split
+from tl_jax.data.value_range import ValueRange
 from tl_jax.data.walker import one_form
 from tl_jax.errors import UserError, nearest
 
@@ -20,12 +22,14 @@ class Album(NamedTuple):
         pictures: N pictures, labels int32 (N,) are rows of ``people``.
         people: K names.
         files: of the pictures, in their order.
+        value_range: see ``Source``.
     """
 
     name: str
     pictures: Split
     people: tuple[str, ...]
     files: tuple[Path, ...]
+    value_range: ValueRange | None = None
 
 
 class Cut(NamedTuple):
@@ -49,21 +53,21 @@ class Cut(NamedTuple):
     least: int
 
 
-def read(path: str | Path, size: int, most_bytes: float = DECODED_BYTES) -> Album:
+def read(path: str | Path, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT) -> Album:
     """Read ``path/PERSON/PICTURE``, and what lies in folders below; see ``folder.read_all``."""
-    pictures, files, people = folder.read_all(Path(path), size, most_bytes)
-    return Album(Path(path).expanduser().resolve().name, pictures, people, tuple(files))
+    pictures, files, people, limits = folder.read_all(Path(path), size, most_bytes, rules)
+    return Album(Path(path).expanduser().resolve().name, pictures, people, tuple(files), limits)
 
 
-def lfw(data_dir: str, size: int, most_bytes: float = DECODED_BYTES) -> Album:
+def lfw(data_dir: str, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT) -> Album:
     """Read TFDS' prepared set ``lfw``, whose labels are names; it does not say which number a picture has.
 
     Arguments and errors are those of ``sources.load``.
     """
-    title, pictures = sources.tfds_named("lfw", data_dir, size, most_bytes)
+    title, pictures, limits = sources.tfds_named("lfw", data_dir, size, most_bytes, rules)
     people, labels = np.unique(pictures.labels, return_inverse=True)
     files = tuple(Path(str(name)) / f"example{row}" for row, name in enumerate(pictures.labels))
-    return Album(title, Split(pictures.images, labels.astype(np.int32)), tuple(map(str, people)), files)
+    return Album(title, Split(pictures.images, labels.astype(np.int32)), tuple(map(str, people)), files, limits)
 
 
 def generated() -> Album:
@@ -109,7 +113,8 @@ def split(album: Album, how: Cut) -> tuple[Source, np.ndarray]:
     classes = tuple(album.people[i] for i in trained)
     said = f"{len(tested)} people who are not in training"
     validation = parts["validation"] if len(validated) else None
-    return Source(album.name, parts["train"], parts["test"], classes, said, validation), rows["test"]
+    source = Source(album.name, parts["train"], parts["test"], classes, said, validation, album.value_range)
+    return source, rows["test"]
 
 
 def check_apart(people: Mapping[str, np.ndarray]) -> None:

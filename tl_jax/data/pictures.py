@@ -104,6 +104,7 @@ class Source(NamedTuple):
         classes: K names.
         tested: where the test part comes from.
         validation: a part for choosing, where the set brings one beside the others.
+        value_range: of images with more than 8 bits, the values that became 0 and 255; None where there are none.
     """
 
     name: str
@@ -112,6 +113,11 @@ class Source(NamedTuple):
     classes: tuple[str, ...]
     tested: str = "test"
     validation: Split | None = None
+    value_range: tuple[float, float] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what else a run must know to read other images as it has read these; nothing for 8 bits."""
+        return {"value_range": list(self.value_range)} if self.value_range else {}
 
 
 def kept(

@@ -1,18 +1,18 @@
 """Labelled pictures by name: folders of class folders, TFDS sets (read without TensorFlow), digits, a generator."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from tl_jax.data import archives, cifar, drawn, folder, index, medmnist
+from tl_jax.data import archives, cifar, drawn, folder, index, medmnist, record_images
+from tl_jax.data.decoding import DEFAULT, Decoding
 from tl_jax.data.listed import Reading
 from tl_jax.data.pictures import DECODED_BYTES, Source, Split, cut_test, fit, kept, kept_or_encoded
 from tl_jax.data.split_names import find_splits
+from tl_jax.data.value_range import ValueRange
 from tl_jax.errors import UserError, nearest
 from tl_jax.fetch import cache_dir
 
@@ -32,6 +32,8 @@ def load(
     group: str = "",
     label: str = "label",
     fit: str = "crop",
+    value_range: ValueRange | None = None,
+    max_pixels: int = 0,
 ) -> Source:
     """Load a data set by name.
 
@@ -47,6 +49,8 @@ def load(
         windows, group, label: of files in folders and indices, see ``Reading``; groups are of DICOM files, or of a
             column of ``index.csv``, see ``listed.with_groups``.
         fit: "crop", "pad" or "stretch", see ``pictures.fit``.
+        value_range: of images with more than 8 bits; None takes the ends of the whole set.
+        max_pixels: of an image; 0 for Pillow's limit.
 
     Raises:
         UserError: the set is absent and cannot be made or downloaded; the message says how to get it.
@@ -58,12 +62,14 @@ def load(
     if name in LAYOUTS and not data_dir:
         raise UserError(f"config.data.name={name} needs one; pass --config.data.dir=PATH, with {LAYOUTS[name]}")
     if name == "npz":
-        return medmnist.read(Path(data_dir))
+        return medmnist.read(Path(data_dir), value_range=value_range)
     if name == "index":
-        return index.source(Path(data_dir), Reading(size, most_bytes, windows, group, label, fit))
+        how = Reading(size, most_bytes, windows, group, label, fit, value_range, max_pixels)
+        return index.source(Path(data_dir), how)
     if name not in FOLDERS:
-        return tfds_source(name, data_dir, size, most_bytes, fit)
-    return folder.read(Path(data_dir) if data_dir else flowers(), size, most_bytes, windows, group, fit)
+        return tfds_source(name, data_dir, size, most_bytes, fit, Decoding((), value_range, max_pixels))
+    path = Path(data_dir) if data_dir else flowers()
+    return folder.read(path, size, most_bytes, windows, group, fit, value_range, max_pixels)
 
 
 def flowers() -> Path:
@@ -88,7 +94,14 @@ def _digits() -> np.ndarray:
     return np.concatenate([bunch.data, bunch.target[:, None]], axis=1)
 
 
-def tfds_source(name: str, data_dir: str, size: int, most_bytes: float = DECODED_BYTES, fit: str = "crop") -> Source:
+def tfds_source(
+    name: str,
+    data_dir: str,
+    size: int,
+    most_bytes: float = DECODED_BYTES,
+    fit: str = "crop",
+    rules: Decoding = DEFAULT,
+) -> Source:
     """Read a prepared TFDS set; CIFAR-10 and CIFAR-100 are prepared on the first use."""
     builder = prepared(name, data_dir)
     features = builder.info.features
@@ -97,14 +110,16 @@ def tfds_source(name: str, data_dir: str, size: int, most_bytes: float = DECODED
         raise UserError(f"data set {name!r} has no image and class label (it has {have}); choose an image set")
     names = split_names_of(builder, name)
     title, classes = f"{name}:{builder.info.version}", tuple(features["label"].names)
-    train, *others = (_read(builder, split, size, most_bytes, fit) for split in names)
+    rules = _with_range(builder, names, rules)
+    train, *others = (_read(builder, split, size, most_bytes, fit, rules=rules) for split in names)
     # Some test splits, ImageNet's for one, are published without labels.
     found = zip(names[1:], others, strict=True)
     labelled = {split: part for split, part in found if (part.labels >= 0).all()}
     if not labelled:
-        return cut_test(title, train, classes)
+        return cut_test(title, train, classes)._replace(value_range=rules.value_range)
     tested, *other = labelled
-    return Source(title, train, labelled[tested], classes, tested, *(labelled[part] for part in other))
+    validation = labelled[other[0]] if other else None
+    return Source(title, train, labelled[tested], classes, tested, validation, rules.value_range)
 
 
 def split_names_of(builder: Any, name: str) -> list[str]:
@@ -119,17 +134,23 @@ def split_names_of(builder: Any, name: str) -> list[str]:
     return [found[split] for split in ("train", "test", "validation") if split in found]
 
 
-def tfds_named(name: str, data_dir: str, size: int, most_bytes: float = DECODED_BYTES) -> tuple[str, Split]:
-    """Read the train part of a prepared TFDS set whose labels are names: its title, and pictures with labels str (N,).
+def tfds_named(
+    name: str, data_dir: str, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT
+) -> tuple[str, Split, ValueRange | None]:
+    """Read the train part of a prepared TFDS set whose labels are names.
+
+    Returns:
+        The title, pictures with labels str (N,), and the range of values of images with more than 8 bits.
 
     Raises:
         UserError: as ``tfds_source``.
     """
     builder = prepared(name, data_dir)
     split = split_names_of(builder, name)[0]
-    pictures = _read(builder, split, size, most_bytes, name_bytes=NAME_BYTES)
+    rules = _with_range(builder, [split], rules)
+    pictures = _read(builder, split, size, most_bytes, name_bytes=NAME_BYTES, rules=rules)
     names = np.char.decode(np.ascontiguousarray(pictures.labels).view(f"S{NAME_BYTES}")[:, 0], "utf-8")
-    return f"{name}:{builder.info.version}", Split(pictures.images, names)
+    return f"{name}:{builder.info.version}", Split(pictures.images, names), rules.value_range
 
 
 def prepared(name: str, data_dir: str) -> Any:
@@ -173,7 +194,23 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
-def _read(builder: Any, split: str, size: int, most_bytes: float, how: str = "crop", name_bytes: int = 0) -> Split:
+def _with_range(builder: Any, splits: Sequence[str], rules: Decoding) -> Decoding:
+    """Return ``rules`` with the range of values of a set, see ``record_images.with_range``."""
+    files = [file for split in splits for file in builder.info.splits[split].filepaths]
+    dtype = builder.info.features["image"].np_dtype
+    encoded = lambda: (image for image, _ in _records(readers(files)))  # noqa: E731
+    return record_images.with_range(f"{builder.info.name}:{builder.info.version}", dtype, files, encoded, rules)
+
+
+def _read(
+    builder: Any,
+    split: str,
+    size: int,
+    most_bytes: float,
+    how: str = "crop",
+    name_bytes: int = 0,
+    rules: Decoding = DEFAULT,
+) -> Split:
     """Return a whole split, pictures of differing sizes fitted into ``size``; what was decoded once is kept on disk.
 
     Labels that are names come as ``name_bytes`` bytes each, uint8 (N, name_bytes); others int32 (N,).
@@ -182,7 +219,7 @@ def _read(builder: Any, split: str, size: int, most_bytes: float, how: str = "cr
     differ = None in (height, width) or (how != "crop" and height != width)
     shape = (size, size, 3) if differ else (height, width, 3)
     files, expected = builder.info.splits[split].filepaths, builder.info.splits[split].num_examples
-    opened = readers(files)
+    opened, floats = readers(files), builder.info.features["image"].np_dtype == np.float32
     ends = np.cumsum([reader.num_records() for reader in opened])
     if ends[-1] != expected:
         raise UserError(f"{builder.data_dir} has {ends[-1]} of {expected} {split} examples; prepare it again")
@@ -197,7 +234,7 @@ def _read(builder: Any, split: str, size: int, most_bytes: float, how: str = "cr
         return (picture(image)[None] for image, _ in _records(opened))
 
     def picture(encoded: bytes) -> np.ndarray:
-        image = _decode(encoded)
+        image = _decode(encoded, floats, rules, f"{builder.info.name}, a {split} record")
         return image if image.shape == shape else fit(image, size, how)
 
     def one(row: int) -> np.ndarray:
@@ -205,7 +242,8 @@ def _read(builder: Any, split: str, size: int, most_bytes: float, how: str = "cr
         (record,) = opened[at].read([row - (int(ends[at - 1]) if at else 0)])
         return picture(_parsed(_features(record))[0])
 
-    images = kept_or_encoded(files, (expected, *shape), pictures, one, most_bytes, (how,))
+    about = (how, *([rules.value_range] if rules.value_range else []))
+    images = kept_or_encoded(files, (expected, *shape), pictures, one, most_bytes, about)
     form = ((expected, name_bytes), np.uint8) if name_bytes else ((expected,), np.int32)
     return Split(images, kept(files, "labels", *form, labels))
 
@@ -244,10 +282,5 @@ def _parsed(feature: Mapping[str, Any]) -> tuple[bytes, Any]:
     return feature["image"].bytes_list.value[0], label[0]
 
 
-def _decode(encoded: bytes) -> np.ndarray:
-    """Decode a JPEG or PNG to uint8 (H, W, 3); grey is repeated into three channels."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        return np.asarray(image.convert("RGB"))
-
-
+_decode = record_images.decode
 EMBEDDED = {"digits": digits, "gratings": drawn.gratings, "shapes": drawn.shapes}  # need no files

@@ -1,94 +1,170 @@
 """Pictures with boxes in the layout of Pascal VOC (Everingham et al. 2010): an XML file for each picture."""
 
+import re
+import sys
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml.ElementTree as xml  # refuses entities, by which a small file can take all memory or read others
 from defusedxml.common import DefusedXmlException
+from tqdm import tqdm
 
 from tl_jax.data.boxes import Annotated, Object, assemble
-from tl_jax.data.decoding import ENDINGS
+from tl_jax.data.decoding import DEFAULT, ENDINGS, Decoding
+from tl_jax.data.litter import is_litter
 from tl_jax.data.pictures import DECODED_BYTES, Source
-from tl_jax.errors import UserError
+from tl_jax.data.split_names import find_splits
+from tl_jax.data.text_files import read_text
+from tl_jax.errors import UserError, combine
 
-PICTURES, ANNOTATIONS, SETS = "JPEGImages", "Annotations", "ImageSets/Main"
-LAYOUT = f"FOLDER/{PICTURES}/NAME.jpg, FOLDER/{ANNOTATIONS}/NAME.xml and, if parts are given, FOLDER/{SETS}/PART.txt"
+PICTURES, ANNOTATIONS, SETS = "JPEGImages", "Annotations", "ImageSets"
+LISTS = (f"{SETS}/Main", SETS)  # folders of lists; the first that has any is read
+LAYOUT = (
+    f"FOLDER/{PICTURES}/NAME.jpg, FOLDER/{ANNOTATIONS}/NAME.xml and, if parts are given, FOLDER/{LISTS[0]}/PART.txt"
+)
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+PRESENCE = re.compile(r"\s+(-1|0|1)$")  # second column of a list that is about one class
+
+Files = dict[str, list[Path]]  # by name without ending: a picture may be there as JPEG and as PNG
 
 
-def read(folder: Path, size: int, most_bytes: float = DECODED_BYTES, classes: Sequence[str] = ()) -> Source:
+def read(
+    folder: Path,
+    size: int,
+    most_bytes: float = DECODED_BYTES,
+    classes: Sequence[str] = (),
+    rules: Decoding = DEFAULT,
+) -> Source:
     """Read a folder of VOC; see ``boxes.assemble`` for what comes out and for the arguments.
 
-    ``ImageSets/Main`` names the pictures of ``train``, ``val`` and ``test``, one a line; without ``train.txt`` those of
-    ``trainval.txt`` are trained on. Without ``test.txt`` ``val`` is the test part. Where there are no such files all
-    pictures are taken and a fifth is held out. Coordinates are taken for edges as they are; VOC's own files count
-    pixels from 1, which moves a box by a pixel.
+    Lists in ``ImageSets/Main``, or else in ``ImageSets``, name the pictures of each part, one a line, with or without
+    their ending: ``train.txt``, ``val.txt`` and ``test.txt``, or another name of ``split_names``. Without a list for
+    train the pictures of ``trainval.txt`` are trained on. Without one for test the validation part is tested. Where
+    there are no lists all pictures with an annotation are taken and a fifth is held out; a line on stderr says how
+    many have none. Coordinates are taken for edges as they are; VOC's own files count pixels from 1, which moves a box
+    by a pixel.
 
     Raises:
-        UserError: a file that is missing, damaged, or says something that cannot be.
+        UserError: files that are missing, damaged, or say something that cannot be.
     """
     folder = Path(folder).expanduser()
     for name in (PICTURES, ANNOTATIONS):
         if not (folder / name).is_dir():
             raise UserError(f"no folder {folder / name}; check --config.data.dir, the layout is {LAYOUT}")
-    pictures = {p.stem: p for p in sorted((folder / PICTURES).iterdir()) if p.suffix.lower() in ENDINGS}
+    pictures: Files = {}
+    for path in sorted((folder / PICTURES).iterdir()):
+        if path.suffix.lower() in ENDINGS and not is_litter(path.name):
+            pictures.setdefault(path.stem, []).append(path)
     if not pictures:
         raise UserError(f"{folder / PICTURES} has no pictures ({', '.join(ENDINGS)}); the layout is {LAYOUT}")
-    parts = {part: [_annotated(folder, pictures, *row) for row in rows] for part, rows in _parts(folder, pictures)}
-    return assemble(folder.resolve().name, parts, classes, size, most_bytes)
+    parts = {part: _annotated_all(folder, pictures, rows) for part, rows in _parts(folder, pictures)}
+    return assemble(folder.resolve().name, parts, classes, size, most_bytes, rules)
 
 
-def _parts(folder: Path, pictures: dict[str, Path]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return for each part its pictures: name, and where that was found."""
-    lists = {path.stem: path for path in (folder / SETS).glob("*.txt")}
-    if not lists:
-        where = str(folder / PICTURES)
-        if loose := sorted({p.stem for p in (folder / ANNOTATIONS).glob("*.xml")} - set(pictures)):
-            raise UserError(
-                f"{folder / ANNOTATIONS / loose[0]}.xml has no picture in {where}; add it, or remove the file"
-            )
-        return [("train", [(name, where) for name in pictures])]
-    train = next((lists[name] for name in ("train", "trainval") if name in lists), None)
-    if train is None:
-        raise UserError(f"{folder / SETS} has neither train.txt nor trainval.txt; write one, or remove the folder")
-    found = [("train", train)]
-    validation = lists.get("val") if train.stem == "train" else None
-    if "test" in lists:
-        found += [("test", lists["test"])] + ([("validation", validation)] if validation else [])
-    elif validation:
-        found += [("test", validation)]
-    parts = [(part, [(name, str(path)) for name in _names(path)]) for part, path in found]
+def _parts(folder: Path, pictures: Files) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return for each part its pictures: the name in a list, and where that was found."""
+    for where in LISTS:
+        lists = {path.stem: path for path in sorted((folder / where).glob("*.txt")) if not is_litter(path.name)}
+        if lists:
+            break
+    else:
+        return [("train", [(name, str(folder / PICTURES)) for name in _with_annotation(folder, pictures)])]
+    found = {split: lists[name] for split, name in find_splits(lists, folder / where).items()}
+    both = {name.lower(): path for name, path in lists.items()}.get("trainval")
+    if "train" not in found and both is None:
+        raise UserError(
+            f"{folder / where} has neither train.txt nor trainval.txt (it has {', '.join(sorted(lists)[:5])}); "
+            "write one, or remove the folder"
+        )
+    if "train" not in found and both:
+        found = {"train": both, **{split: path for split, path in found.items() if split == "test"}}
+    if "test" not in found and "validation" in found:
+        found["test"] = found.pop("validation")
+    order = [split for split in ("train", "test", "validation") if split in found]
+    parts = [(split, [(name, str(found[split])) for name in _names(found[split])]) for split in order]
     seen: dict[str, str] = {}
     for _, rows in parts:
-        for name, where in rows:
+        for line, where in rows:
+            name = _stem(line, pictures)
             if name in seen:
                 raise UserError(f"{where} names {name}, which {seen[name]} has already; a picture is in one part, once")
             seen[name] = where
     return parts
 
 
+def _with_annotation(folder: Path, pictures: Files) -> list[str]:
+    """Return the names of pictures that have an annotation; say how many have none, and refuse the reverse."""
+    annotated = {path.stem for path in (folder / ANNOTATIONS).glob("*.xml") if not is_litter(path.name)}
+    if loose := sorted(annotated - set(pictures)):
+        raise UserError(
+            f"{folder / ANNOTATIONS / loose[0]}.xml has no picture in {folder / PICTURES} ({len(loose)} of "
+            f"{len(annotated)} annotations have none); add them, or remove the files"
+        )
+    if bare := sorted(set(pictures) - annotated):
+        names = ", ".join(pictures[name][0].name for name in bare[:5]) + (", ..." if len(bare) > 5 else "")
+        count = f"{len(bare)} of {len(pictures)} pictures"
+        tqdm.write(f"{folder}: {count} left out, which have no annotation: {names}", file=sys.stderr)
+    return [name for name in pictures if name in annotated]
+
+
 def _names(path: Path) -> list[str]:
-    """Return the names in a list; files of one class have a second column, which says whether it is there."""
-    return [line.split()[0] for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    """Return the lines of a list that are not empty."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
-def _annotated(folder: Path, pictures: dict[str, Path], name: str, where: str) -> Annotated:
+def _stem(line: str, pictures: Files) -> str:
+    """Return the name that a line of a list gives: as it stands, without a second column, a folder or an ending."""
+    for text in (line, PRESENCE.sub("", line)):
+        file = PurePosixPath(text.replace("\\", "/"))
+        names = (text, file.name, file.stem if file.suffix.lower() in ENDINGS else file.name)
+        if known := next((name for name in names if name in pictures), None):
+            return known
+    return PRESENCE.sub("", line)
+
+
+def _annotated_all(folder: Path, pictures: Files, rows: Sequence[tuple[str, str]]) -> list[Annotated]:
+    """Return the pictures of a part with their objects; whatever is wrong is one error."""
+    found, errors = [], []
+    for line, where in rows:
+        try:
+            found.append(_annotated(folder, pictures, line, where))
+        except UserError as error:
+            errors.append(error)
+    if errors:
+        raise combine(folder, errors, f"{len(errors)} of {len(rows)} pictures cannot be used")
+    return found
+
+
+def _annotated(folder: Path, pictures: Files, line: str, where: str) -> Annotated:
+    name = _stem(line, pictures)
     path = folder / ANNOTATIONS / f"{name}.xml"
     if name not in pictures:
         raise UserError(f"{where} names {name}, but {folder / PICTURES} has no picture of that name; add it")
     if not path.is_file():
-        raise UserError(f"no annotation {path} of {pictures[name].name}; add it, or remove {name} from {where}")
+        raise UserError(f"no annotation {path} of {pictures[name][0].name}; add it, or remove {name} from {where}")
     try:
         root = xml.fromstring(path.read_bytes())
     except (ParseError, DefusedXmlException, ValueError, OSError) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"cannot read {path} ({why}); mend or remove it") from error
+    picture = _picture(pictures[name], line, root, path)
     objects = [_object(element, path) for element in root.findall("object")]
     if root.find("size") is None:
-        return Annotated(pictures[name], objects, path)
+        return Annotated(picture, objects, path)
     height, width = (_number(root, f"size/{side}", path) for side in ("height", "width"))
-    return Annotated(pictures[name], objects, path, (height, width) if height and width else None)  # 0: not known
+    return Annotated(picture, objects, path, (height, width) if height and width else None)  # 0: not known
+
+
+def _picture(found: list[Path], line: str, root: Element, path: Path) -> Path:
+    """Return the file of a picture; of several with the same name the one that the annotation or the list names."""
+    if len(found) == 1:
+        return found[0]
+    for named in (root.findtext("filename") or "", PRESENCE.sub("", line)):
+        if same := [file for file in found if file.name == PurePosixPath(named.strip().replace("\\", "/")).name]:
+            return same[0]
+    names = " and ".join(file.name for file in found)
+    raise UserError(f"{path} does not say in <filename> which of {names} it is about; remove the others")
 
 
 def _object(element: Element, path: Path) -> Object:

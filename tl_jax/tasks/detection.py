@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
-from tl_jax.data import batches, coco, scenes, voc
+from tl_jax.data import batches, coco, scenes, value_range, voc
 from tl_jax.data.augment import Augment
-from tl_jax.data.boxes import CLASS, CROWD
+from tl_jax.data.boxes import CLASS, CROWD, check_objects
+from tl_jax.data.decoding import Decoding
 from tl_jax.data.pictures import Source, Split
 from tl_jax.errors import UserError, nearest
 from tl_jax.models.detector import GROUP, Detector
@@ -42,7 +43,8 @@ def make(config: Any) -> Task:
     network = Network(whole.model, Pixels(net.model.channels, scaling), Adapters(**config.adapt.to_dict()))
     how, shape = image.regularize(config, whole), source.train.images.shape[1:3]
     predict = make_predict(network, Finding(config.detect.most, config.detect.overlap))
-    asked = predict, source.classes, shape, config.detect.score, config.eval_batch_size
+    rules = Decoding((), source.value_range, config.data.max_pixels)
+    asked = predict, source.classes, shape, config.detect.score, rules, config.eval_batch_size
     return Task(
         name=f"{config.model.name} on {source.name}",
         classes=source.classes,
@@ -59,6 +61,7 @@ def make(config: Any) -> Task:
             "data": source.name,
             "tested": source.tested,
             "input": {"size": size, "shape": list(shape), "crop": 1.0, "interpolation": "bilinear", "scaling": scaling},
+            **source.facts(),
             "new_head": True,
             "spec": net.spec.to_dict(),
         },
@@ -68,7 +71,7 @@ def make(config: Any) -> Task:
         judge=of_boxes(source.classes),
         details=functools.partial(box_details.of_boxes, source.classes, parts["test"], config.detect.score),
         answer=functools.partial(detection_answers.answer, *asked),
-        illustrate=functools.partial(detection_answers.illustrate, source.classes),
+        illustrate=functools.partial(detection_answers.illustrate, source.classes, rules),
     )
 
 
@@ -91,25 +94,23 @@ def load_source(config: Any, size: int) -> Source:
     """Load the pictures of ``config``, or draw some where ``data.generate`` says so."""
     data = config.data
     name = DRAWN if data.generate and not data.dir else data.name
-    return _read(name, data.dir, size, data.gigabytes * 1e9, tuple(config.detect.classes))
+    rules = Decoding((), value_range.parse(data.range), data.max_pixels)
+    return _read(name, data.dir, size, data.gigabytes * 1e9, tuple(config.detect.classes), rules)
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def _read(name: str, folder: str, size: int, most_bytes: float, classes: tuple[str, ...]) -> Source:
+def _read(name: str, folder: str, size: int, most_bytes: float, classes: tuple[str, ...], rules: Decoding) -> Source:
     if name == DRAWN:
         return scenes.scenes(size=size)
     if name not in READERS:
         raise UserError(f"config.data.name={name!r} has no boxes; {nearest(name, (*READERS, DRAWN))}")
     if not folder:
         raise UserError(f"config.data.name={name} needs a folder; pass --config.data.dir=FOLDER")
-    return READERS[name](Path(folder), size, most_bytes, classes)
+    return READERS[name](Path(folder), size, most_bytes, classes, rules)
 
 
 def check_parts(name: str, parts: Mapping[str, Split]) -> None:
     """Refuse parts on which nothing could be learned or measured."""
     for part, split in parts.items():
-        countable = (split.labels[..., CLASS] >= 0) & (split.labels[..., CROWD] == 0)
-        if len(split.labels) and not countable.any():
-            raise UserError(
-                f"no picture of the {part} part of {name} has an object; cut more pictures, or another seed"
-            )
+        if len(split.labels):
+            check_objects(name, part, split.labels[split.labels[..., CLASS] >= 0][:, CROWD] > 0)

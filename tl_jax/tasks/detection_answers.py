@@ -8,10 +8,11 @@ import numpy as np
 
 from tl_jax.data import batches
 from tl_jax.data.boxes import COLUMNS, letterbox
-from tl_jax.data.decoding import decode
+from tl_jax.data.decoding import Decoding, decode
 from tl_jax.data.folder import named
 from tl_jax.data.pictures import Split
 from tl_jax.report import boxes as drawing
+from tl_jax.tasks import file_answers
 from tl_jax.train import devices
 from tl_jax.train.metrics import extract
 
@@ -23,53 +24,60 @@ def answer(
     classes: Sequence[str],
     shape: tuple[int, int],
     least: float,
+    decoding: Decoding,
     size: int,
     variables: Any,
     inputs: Sequence[str],
 ) -> tuple[list[dict[str, Any]], str]:
-    """Return for each picture its boxes in pixels of the file, the surest first, for JSON, and all of it as text.
+    """Return for each picture its boxes, the surest first, for JSON, and all of it as text.
+
+    Boxes are in pixels of the picture the right way up, as its EXIF orientation says. A file that cannot be read has
+    its error instead; where that is every file, it is a UserError.
 
     Args:
         predict: (variables, batch) -> boxes (N, D, 6).
         classes: K names.
         shape: (H, W) of the pictures that the detector was trained on.
         least: score of the boxes that are said.
+        decoding: how files become pixels, as in training.
         size: pictures at once, at most.
         variables: trained.
         inputs: picture files, and folders of such.
     """
     files = named(inputs)
     size = min(size, devices.whole(len(files)))
-    found, lines = [], []
-    for first in range(0, len(files), size):
-        some = files[first : first + size]
-        for file, own in zip(some, _boxes(predict, shape, size, variables, some), strict=True):
+    found, lines, errors = {}, [], []
+    for some, pictures in file_answers.decoded(files, decoding, size, errors):
+        for file, own in zip(some, _boxes(predict, shape, size, variables, pictures), strict=True):
             rows = [_said(row, classes) for row in own if row[-1] >= least]
-            found.append({"input": str(file), "boxes": rows})
+            found[file] = {"boxes": rows}
             lines += [f"{file}: {len(rows)} boxes with a score of {least:g} or more", *map(_line, rows)]
-    return found, "\n".join(lines)
+    return file_answers.rows(files, found, errors), "\n".join([*lines, *file_answers.summary(files, errors)])
 
 
-def illustrate(classes: Sequence[str], found: Sequence[Mapping[str, Any]], run: Path) -> list[Path]:
-    """Draw what was found on the pictures; write a PNG for each to ``run/predictions``."""
+def illustrate(classes: Sequence[str], decoding: Decoding, found: Sequence[Mapping[str, Any]], run: Path) -> list[Path]:
+    """Draw what was found on the pictures; write a PNG for each that could be read to ``run/predictions``."""
     out = run / FOLDER
     out.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     for row in found:
+        if "error" in row:
+            continue
         name, taken = Path(row["input"]).stem, {path.stem for path in paths}
         unique = next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(found) + 2))) if n not in taken)
         boxes = np.array([each["box"] for each in row["boxes"]]).reshape(-1, 4)
         numbers = [classes.index(each["class"]) for each in row["boxes"]]
         texts = [f"{each['class']} {each['score']:.2f}" for each in row["boxes"]]
-        paths.append(drawing.draw(decode(Path(row["input"])), boxes, numbers, texts, out / f"{unique}.png"))
+        paths.append(drawing.draw(decode(Path(row["input"]), decoding), boxes, numbers, texts, out / f"{unique}.png"))
     return paths
 
 
-def _boxes(predict: Any, shape: tuple[int, int], size: int, variables: Any, files: Sequence[Path]) -> list[np.ndarray]:
-    """Return the boxes (D, 6) of each picture in pixels of its file."""
-    pictures = [decode(file) for file in files]
+def _boxes(
+    predict: Any, shape: tuple[int, int], size: int, variables: Any, pictures: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Return the boxes (D, 6) of each picture in its pixels."""
     fitted, scales = zip(*(letterbox(picture, shape) for picture in pictures), strict=True)
-    split = Split(np.stack(fitted), np.zeros((len(files), 1, COLUMNS), np.float32))  # nobody reads these labels
+    split = Split(np.stack(fitted), np.zeros((len(pictures), 1, COLUMNS), np.float32))  # nobody reads these labels
     found = extract(predict, variables, batches.eval_batches(split, size)).astype(np.float64)
     for own, picture, scale in zip(found, pictures, scales, strict=True):
         height, width = picture.shape[:2]

@@ -8,10 +8,12 @@ import numpy as np
 
 from tl_jax import verification
 from tl_jax.data import batches, decoding, folder, people
+from tl_jax.data.decoding import Decoding
 from tl_jax.data.people import Album
 from tl_jax.data.pictures import Split
 from tl_jax.errors import UserError
 from tl_jax.task import Task
+from tl_jax.tasks import file_answers
 from tl_jax.train.log import say
 from tl_jax.train.metrics import extract
 
@@ -22,7 +24,8 @@ def answer(
     """Return for each picture the nearest known person, for JSON, and all of it as text.
 
     Known are the pictures of ``config.faces.known``, or else of ``album``; a picture is not compared with itself. It
-    shows the same person where the cosine reaches the threshold that is best on the validation part.
+    shows the same person where the cosine reaches the threshold that is best on the validation part. A file that cannot
+    be read has its error instead; where that is every file, it is a UserError.
 
     Args:
         config: the configuration.
@@ -35,32 +38,33 @@ def answer(
     if len(inputs) != 1:
         raise UserError("--mode=predict takes one folder with pictures of people; pass --input=FOLDER")
     files = folder.pictures(Path(inputs[0]))
-    images = decoding.decode_all("pictures", files, size, config.data.gigabytes * 1e9)
-    known = people.read(config.faces.known, size, config.data.gigabytes * 1e9) if config.faces.known else album
+    rules, most_bytes = Decoding((), album.value_range, config.data.max_pixels), config.data.gigabytes * 1e9
+    readable, errors = file_answers.readable(files, rules)
+    images = decoding.decode_all("pictures", readable, size, most_bytes, rules)
+    known = people.read(config.faces.known, size, most_bytes, rules) if config.faces.known else album
 
     def embed(split: Split) -> np.ndarray:
         return extract(task.predict, variables, batches.eval_batches(split, config.eval_batch_size))
 
-    similarity = embed(Split(images, np.zeros(len(files), np.int32))) @ embed(known.pictures).T
+    similarity = embed(Split(images, np.zeros(len(readable), np.int32))) @ embed(known.pictures).T
     where = {file.resolve(): at for at, file in enumerate(known.files)}
-    for row, file in enumerate(files):
+    for row, file in enumerate(readable):
         if (at := where.get(file.resolve())) is not None:
             similarity[row, at] = -np.inf
     nearest, bar = similarity.argmax(1), threshold(task, variables)
-    found = []
-    for row, (file, at) in enumerate(zip(files, nearest, strict=True)):
+    found = {}
+    for row, (file, at) in enumerate(zip(readable, nearest, strict=True)):
         cosine = float(similarity[row, at])
-        found.append(
-            {
-                "input": str(file),
-                "person": known.people[known.pictures.labels[at]],
-                "picture": str(known.files[at]),
-                "similarity": cosine,
-                "threshold": bar,
-                "same": None if bar is None else cosine >= bar,
-            }
-        )
-    return found, "\n".join(map(_line, found))
+        found[file] = {
+            "person": known.people[known.pictures.labels[at]],
+            "picture": str(known.files[at]),
+            "similarity": cosine,
+            "threshold": bar,
+            "same": None if bar is None else cosine >= bar,
+        }
+    rows = file_answers.rows(files, found, errors)
+    lines = [_line(row) for row in rows if "error" not in row]
+    return rows, "\n".join([*lines, *file_answers.summary(files, errors)])
 
 
 def threshold(task: Task, variables: Any) -> float | None:

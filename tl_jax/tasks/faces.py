@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from tl_jax import verification
-from tl_jax.data import pairs, people
+from tl_jax.data import pairs, people, value_range
 from tl_jax.data.augment import Augment
+from tl_jax.data.decoding import DEFAULT, Decoding
 from tl_jax.data.people import Album, Cut
 from tl_jax.data.pictures import Source
 from tl_jax.errors import UserError
@@ -78,7 +79,8 @@ def start(task: Task, key: jax.Array) -> dict[str, Any]:
 def load(config: Any, size: int) -> Faces:
     """Load the pictures of people that ``config`` names, or draw them where ``data.generate`` says so."""
     data = config.data
-    album = read(data.name, data.dir, data.generate, size, data.gigabytes * 1e9)
+    rules = Decoding((), value_range.parse(data.range), data.max_pixels)
+    album = read(data.name, data.dir, data.generate, size, data.gigabytes * 1e9, rules)
     listed = pairs.read(config.faces.pairs) if config.faces.pairs else None
     named = listed.people if listed else pairs.names(config.faces.test_file) if config.faces.test_file else ()
     test, seed, least = config.faces.test_people, config.faces.split_seed, config.faces.min_pictures
@@ -88,17 +90,17 @@ def load(config: Any, size: int) -> Faces:
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def read(name: str, folder: str, generate: bool, size: int, most_bytes: float) -> Album:
+def read(name: str, folder: str, generate: bool, size: int, most_bytes: float, rules: Decoding = DEFAULT) -> Album:
     """Read the set ``name``, see ``load``."""
     if generate and not folder:
         return people.generated()
     if name not in SETS:
         raise UserError(f"config.data.name={name} has no people; with task=faces take one of {', '.join(SETS)}")
     if name == "lfw":
-        return people.lfw(folder, size, most_bytes)
+        return people.lfw(folder, size, most_bytes, rules)
     if not folder:
         raise UserError("config.data.name=folder needs one; pass --config.data.dir=FOLDER, with FOLDER/PERSON/PICTURE")
-    return people.read(folder, size, most_bytes)
+    return people.read(folder, size, most_bytes, rules)
 
 
 def judge(faces: Faces, gallery: int, found: Sequence[Any], batched: Sequence[Batch]) -> Verdict:

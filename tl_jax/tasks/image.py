@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from tl_jax import pretrained
-from tl_jax.data import batches, sources
+from tl_jax.data import batches, sources, value_range
 from tl_jax.data.augment import Augment
+from tl_jax.data.decoding import Decoding
 from tl_jax.data.pictures import Split
 from tl_jax.errors import UserError
 from tl_jax.network import Pretrained, variable_shapes, with_head
@@ -44,7 +45,7 @@ def make(config: Any) -> Task:
         source.classes,
         config.test_views,
         (parts["train"].images.shape[1], parts["train"].images.shape[2]),
-        tuple(config.data.windows),
+        Decoding(tuple(config.data.windows), source.value_range, config.data.max_pixels),
         config.data.fit,
         config.eval_batch_size,
         functools.partial(task.eval_batches, "validation") if config.calibrate else None,
@@ -131,6 +132,7 @@ def build(
             "data": source.name,
             "tested": source.tested,
             "input": inputs._asdict(),
+            **source.facts(),
             "new_head": net.new_head,
             "spec": net.spec.to_dict(),
         },
@@ -201,7 +203,9 @@ def load_source(config: Any, size: int) -> sources.Source:
     name = "gratings" if drawn else config.data.name
     data = config.data
     windows = tuple(tuple(w) if isinstance(w, list) else w for w in data.windows)
-    return _read(name, data.dir, size, data.gigabytes * 1e9, windows, data.group, data.label, data.fit)
+    limits = value_range.parse(data.range)
+    how = windows, data.group, data.label, data.fit, limits, data.max_pixels
+    return _read(name, data.dir, size, data.gigabytes * 1e9, *how)
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it

@@ -8,15 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax.data import batches, preprocess
-from tl_jax.data.decoding import decode
+from tl_jax.data.decoding import Decoding
 from tl_jax.data.folder import named
 from tl_jax.data.pictures import Split, fit
 from tl_jax.report import probabilities as drawn
 from tl_jax.task import Batch
+from tl_jax.tasks import file_answers
+from tl_jax.tasks.file_answers import Failed
 from tl_jax.tasks.grad_cam import make_grad_cam
 from tl_jax.tasks.objectives import Inputs, Network, make_predict
 from tl_jax.tasks.scores import calibrated, fit_temperature
 from tl_jax.train import devices
+from tl_jax.train.log import say
 from tl_jax.train.metrics import extract
 
 
@@ -28,7 +31,7 @@ class Asked(NamedTuple):
         classes: K names.
         views: of each picture, whose probabilities are averaged.
         shape: height and width of stored pictures; others are fitted into it, as in training.
-        windows: of DICOM files.
+        decoding: how files become pixels, as in training.
         fit: how others are fitted, see ``pictures.fit``.
         batch_size: pictures at once, at most.
         validation: () -> batches to which a temperature is fitted; None leaves probabilities as they are.
@@ -38,7 +41,7 @@ class Asked(NamedTuple):
     classes: tuple[str, ...]
     views: int
     shape: tuple[int, int]
-    windows: tuple[Any, ...]
+    decoding: Decoding
     fit: str
     batch_size: int
     validation: Callable[[], Iterable[Batch]] | None
@@ -55,14 +58,17 @@ class Explained(NamedTuple):
 
 
 def answer(asked: Asked, variables: Any, inputs: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
-    """Return the probabilities of the pictures in files and folders, for JSON, and all of them drawn as text."""
+    """Return the probabilities of the pictures in files and folders, for JSON, and all of them drawn as text.
+
+    A file that cannot be read has its error instead; where that is every file, it is a UserError.
+    """
     files, asked = _asked_of(asked, inputs)
-    found, lines, degrees = [], [], temperature(asked, variables)
-    for some, images in _read(asked, files):
+    found, lines, degrees, errors = {}, [], temperature(asked, variables), []
+    for some, images in _read(asked, files, errors):
         for file, row in zip(some, _probabilities(asked, variables, images, degrees), strict=True):
-            found.append({"input": str(file), "probabilities": dict(zip(asked.classes, map(float, row), strict=True))})
+            found[file] = {"probabilities": dict(zip(asked.classes, map(float, row), strict=True))}
             lines += drawn.lines(str(file), asked.classes, row)
-    return found, "\n".join(lines)
+    return file_answers.rows(files, found, errors), "\n".join([*lines, *file_answers.summary(files, errors)])
 
 
 def explain(asked: Asked, variables: Any, inputs: Sequence[str]) -> Explained:
@@ -70,8 +76,9 @@ def explain(asked: Asked, variables: Any, inputs: Sequence[str]) -> Explained:
     files, asked = _asked_of(asked, inputs)
     degrees, how = temperature(asked, variables), asked.network.inputs
     assert isinstance(how, Inputs)
-    seen, found, maps = [], [], []
-    for _, images in _read(asked, files):
+    seen, found, maps, errors, readable = [], [], [], [], []
+    for some, images in _read(asked, files, errors):
+        readable += some
         found.append(_probabilities(asked, variables, images, degrees))
         best = found[-1].argmax(1).astype(np.int32)
         maps.append(_extract(make_grad_cam(asked.network), asked, variables, images, best))
@@ -79,7 +86,9 @@ def explain(asked: Asked, variables: Any, inputs: Sequence[str]) -> Explained:
         seen.append(np.rint(np.clip(shown, 0, 255)).astype(np.uint8))
     rows = np.concatenate(found)
     names = [asked.classes[k] for k in rows.argmax(1)]
-    return Explained(files, np.concatenate(seen), names, rows.max(1), np.concatenate(maps))
+    for line in file_answers.summary(files, errors):
+        say(line)
+    return Explained(readable, np.concatenate(seen), names, rows.max(1), np.concatenate(maps))
 
 
 def temperature(asked: Asked, variables: Any) -> float:
@@ -97,12 +106,10 @@ def _asked_of(asked: Asked, inputs: Sequence[str]) -> tuple[list[Path], Asked]:
     return files, asked._replace(batch_size=min(asked.batch_size, devices.whole(len(files))))
 
 
-def _read(asked: Asked, files: Sequence[Path]) -> Iterator[tuple[Sequence[Path], np.ndarray]]:
-    """Yield some files at a time, and their pictures uint8 (N, H, W, 3)."""
+def _read(asked: Asked, files: Sequence[Path], errors: list[Failed]) -> Iterator[tuple[list[Path], np.ndarray]]:
+    """Yield some readable files at a time, and their pictures uint8 (N, H, W, 3); others join ``errors``."""
     height, width = asked.shape
-    for first in range(0, len(files), asked.batch_size):
-        some = files[first : first + asked.batch_size]
-        pictures = (decode(file, asked.windows) for file in some)
+    for some, pictures in file_answers.decoded(files, asked.decoding, asked.batch_size, errors):
         fitted = (im if im.shape[:2] == asked.shape else fit(im, (width, height), asked.fit) for im in pictures)
         yield some, np.stack(list(fitted))
 

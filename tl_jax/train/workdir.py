@@ -18,8 +18,8 @@ from tl_jax.train.storage import Home
 FREE = tuple(
     f"config.{field}"
     for field in (
-        "data.dir", "data.gigabytes", "detect.score", "eval_batch_size", "faces.known", "log_every", "parallel.state",
-        "test_on",
+        "data.dir", "data.gigabytes", "data.max_pixels", "detect.score", "eval_batch_size", "faces.known", "log_every",
+        "parallel.state", "test_on",
     )
 )  # fmt: skip
 
@@ -121,7 +121,7 @@ def claim_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
     """Refuse to go on with other weights or data than a run of the same configuration was started with."""
     path = workdir / "facts.json"
     old = read_json(path) if _started(workdir) else {}
-    for name in ("weights_sha256", "data"):
+    for name in ("weights_sha256", "data", "value_range"):
         now = facts.get(name)
         if old.get(name, now) != now:
             what = f"other {name.removesuffix('_sha256')} ({old[name]} then, {now} now)"
@@ -149,8 +149,11 @@ def _started(workdir: Path) -> bool:
 
 
 def differences(old: Any, new: Any, prefix: str = "config") -> list[str]:
-    """Return in words where two nested dicts differ."""
+    """Return in words where two nested dicts differ; a field that only the new one has, and that is off, is no change.
+
+    So a run goes on with a later version, which may have more fields.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = list(dict.fromkeys([*old, *new]))
+        keys = [*old, *(key for key, value in new.items() if key not in old and value)]
         return [d for k in keys for d in differences(old.get(k), new.get(k), f"{prefix}.{k}")]
     return [] if old == new else [f"{prefix} ({old!r} there, {new!r} here)"]
