@@ -85,6 +85,8 @@ def load(
     # A file without its head is smaller, but has no hidden layers and no auxiliary head either.
     headless = (num_classes == 0 or head == "new") and not (options.get("fc") or options.get("aux"))
     net = _read(name, source, path, whole, headless)
+    if path and net.path and source != "tl_jax":
+        net = net._replace(spec=own.as_given(net.spec, net.path, net.sha256))
     renewed = head == "new" or (num_classes is not None and num_classes != net.spec.num_classes)
     net = _adapt(net, options, renewed, seed)
     if image_size:
