@@ -8,7 +8,7 @@ import numpy as np
 
 from tl_jax.data import decoding, dicom
 from tl_jax.data.decoding import is_dicom
-from tl_jax.data.pictures import DECODED_BYTES, Source, Split, between, held_out
+from tl_jax.data.pictures import DECODED_BYTES, Source, Split, as_names, between, held_out
 from tl_jax.errors import UserError
 
 
@@ -70,7 +70,7 @@ def assemble(name: str, parts: Mapping[str, Part], classes: tuple[str, ...], tes
     images = decoding.decode_all(name, files, how.size, how.most_bytes, how.windows, how.fit)
     ends = np.cumsum([len(part.files) for part in parts.values()])
     each = [
-        Split(between(images, end - len(part.files), end), part.labels, part.groups)
+        Split(between(images, end - len(part.files), end), part.labels, part.groups, as_names(part.files))
         for part, end in zip(parts.values(), ends, strict=True)
     ]
     return Source(name, each[0], each[1], classes, tested, *each[2:])

@@ -16,9 +16,10 @@ from tl_jax.data.texts import Columns
 from tl_jax.data.token_batches import Texts, TextStream
 from tl_jax.errors import UserError
 from tl_jax.task import Objective, Task
-from tl_jax.tasks import answers, details, starting, verdicts
+from tl_jax.tasks import answers, details, kept_head, starting, verdicts
 from tl_jax.tasks import text_objectives as objectives
 from tl_jax.tasks.objectives import plain
+from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.tasks.text_caching import Frozen
 from tl_jax.tasks.text_objectives import Encoder
 from tl_jax.text_network import TextNetwork
@@ -30,14 +31,15 @@ DRAWN = {"text": "docs", "tokens": "docs_names", "masked": "docs"}  # where data
 WORDS = ("masked_dense", "masked_norm", "masked_bias")  # the head that guesses words
 
 
-def make(config: Any) -> Task:
-    """Build the task that ``config`` describes."""
-    source = load_source(config)
+def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
+    """Build the task that ``config`` describes, for a run of which ``record`` is known."""
+    none = np.empty(0, object), np.empty(0, object if config.task == "tokens" else np.int32)
+    source = record.source(lambda: load_source(config), *none)
     net = load_network(config, () if config.task == "masked" else source.classes)
     for note in net.notes:
         say(note)
     encoder = Encoder(net.model, Adapters(**config.adapt.to_dict()))
-    raw = starting.cut(config, source)
+    raw = record.cut(config, source)
     parts = tokenized(config, net, raw, source.classes)
     how, seen = regularize(config, net), (config.seed, config.batch_size)
     guesses = "masked" in (config.task, config.pretext.name)
@@ -54,7 +56,7 @@ def make(config: Any) -> Task:
         features=objectives.make_features(encoder),
         train_batch=TextStream(parts["train"], *seen),
         eval_batches=lambda part: token_batches.eval_batches(parts[part], config.eval_batch_size),
-        sizes={name: len(part.labels) for name, part in parts.items()},
+        sizes=record.sizes(parts),
         facts={
             "weights": str(net.path or "random"),
             "weights_sha256": net.sha256,
@@ -62,6 +64,7 @@ def make(config: Any) -> Task:
             "tested": source.tested,
             "input": {"length": length(config, net)},
             "new_head": net.new,
+            **record.describe(source, raw, config.data.dir),
         },
         parts=net.model.part_names(),
         shortcut=frozen.task,
@@ -97,7 +100,7 @@ def start(
 ) -> dict[str, Any]:
     """Return the variables that training starts from, drawn from ``key`` as far as they are not loaded or fitted."""
     variables = {"params": dict(net.redraw(key)["params"]), "batch_stats": {}}
-    if config.init.head in starting.PROBES:
+    if config.init.head in starting.PROBES and len(frozen.parts["train"].labels):  # else only a layout is wanted
         probe = starting.Probe(config.init.head, config.init.strength, frozen.parts, frozen.features)
         variables = starting.with_probe(variables, probe)
     kept = starting.source(how, variables)
@@ -141,12 +144,8 @@ def load_network(config: Any, classes: Sequence[str], output: str = "") -> TextN
     keep = "keep" if config.init.head == "keep" and output != "masked" else "new"
     head = "auto" if output == "masked" else keep
     net = huggingface.load(config.model.name, folder, len(classes), head=head, seed=config.seed, **options)
-    if keep == "keep" and set(net.classes) == set(classes) and net.classes != tuple(classes):
-        raise UserError(
-            f"the head in {net.path} has the classes in another order ({', '.join(net.classes)}, here "
-            f"{', '.join(classes)}); pass --config.init.head=new"
-        )
-    return net
+    order = kept_head.match(net.classes, classes, str(net.path)) if keep == "keep" else None
+    return net if order is None else net._replace(variables=kept_head.reordered(net.variables, order))
 
 
 def length(config: Any, net: TextNetwork) -> int:
