@@ -17,6 +17,7 @@ from tl_jax.reporting import at_the_end, report
 from tl_jax.runs import check_batches, make_task, restore
 from tl_jax.task import Task, Verdict
 from tl_jax.tasks import details
+from tl_jax.tasks.run_record import RunRecord
 from tl_jax.train import describe, devices, hosts, loop, metrics, wise_ft, workdir
 from tl_jax.train.log import say
 from tl_jax.train.state import digest, initial_state
@@ -52,7 +53,11 @@ def run(config: base.Config, folder: str | Path) -> dict[str, Any]:
 
 
 def evaluate(config: base.Config, folder: str | Path) -> dict[str, Any]:
-    """Test the checkpoint that ``config.test_on`` names in a finished or unfinished run, without training."""
+    """Test the checkpoint that ``config.test_on`` names in a finished or unfinished run, without training.
+
+    Raises:
+        UserError: as ``restore``; nothing is written if the data are not those of the run.
+    """
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder)
     values, examples, _, verdict = metrics.evaluate(task, state.variables, "test", details.keep)
@@ -67,9 +72,11 @@ def predict(config: base.Config, folder: str | Path, inputs: Sequence[str]) -> l
     """Return what a run's network says of each of ``inputs``: sentences, or pictures and folders of them.
 
     It is shown on the screen, and stands in ``folder/predictions.json``. What is found on pictures is drawn, too.
+    The classes, and the temperature or threshold of a finished run, are those in the run's folder; the data are not
+    read, unless a run is older than the record of its classes, or has not finished and is to be calibrated.
     """
     folder = Path(folder).expanduser()
-    task, _, state = restore(config, folder)
+    task, _, state = restore(config, folder, data=False)
     if task.answer is None:
         answering = "image, detection, faces, text and tokens"
         raise UserError(f"config.task={config.task} answers nothing; predictions are for task={answering}")
@@ -90,7 +97,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
     clock = time.monotonic()
     if verbose:
         say("loading weights and data ...")
-    task = make_task(config)
+    task = make_task(config, RunRecord(workdir.stored_facts(folder), str(folder)))
     workdir.claim_facts(folder, task.facts)
     seconds = {"data": time.monotonic() - clock}
     plan = phases.resolve(config, task.sizes, task.parts)
@@ -132,7 +139,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         "parameters": fitted.parameters,
         "parameters_sha256": digest(devices.fetch(variables)),
         "examples": dict(task.sizes),
-        "facts": task.facts,
+        "facts": {name: fact for name, fact in task.facts.items() if name != "reading"},  # which may be long
         **_judged(task, verdict, held_out, folder),
         **extra,
         **({"freeze": fitted.freeze} if config.freeze.prove else {}),

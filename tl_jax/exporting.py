@@ -31,7 +31,7 @@ def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> P
     ``dtype`` is that of the values in the first: "float16" halves it.
     """
     folder = Path(folder).expanduser()
-    task, start, state = restore(config, folder)
+    task, start, state = restore(config, folder, data=False)
     if config.task == "policy":
         path = _export_policy(config, folder, task, state)
     elif config.task in OF_PICTURES:

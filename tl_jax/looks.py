@@ -103,7 +103,7 @@ def explain(config: base.Config, folder: str | Path, inputs: Sequence[str]) -> P
     if config.task != "image":
         raise UserError(f"--mode=explain shows where in a picture a network looks; config.task={config.task} has none")
     folder = Path(folder).expanduser()
-    task, _, state = restore(config, folder)
+    task, _, state = restore(config, folder, data=False)
     assert task.explain
     found = task.explain(state.variables, inputs)
     pairs = zip(found.files, found.found, found.sure, strict=True)

@@ -100,6 +100,8 @@ def load(
     net = _read(name, source, path, whole, headless, rename, options.get("endpoint", ""))
     if net.no_head and num_classes is None and head != "new":
         raise no_such_head(net, "")
+    if path and net.path and source != "tl_jax":
+        net = net._replace(spec=own.as_given(net.spec, net.path, net.sha256))
     renewed = head == "new" or (num_classes is not None and num_classes != net.spec.num_classes)
     net = _adapt(net, options, renewed, seed)
     if image_size:

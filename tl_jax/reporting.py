@@ -56,7 +56,9 @@ def _about(config: base.Config, known: Mapping[str, Any], folder: Path) -> dict[
         "name": config.name,
         "task": config.task,
         "model": config.model.name,
-        "licence": facts.licence_of(config, known.get("spec", {}).get("licence", "")),
+        "licence": facts.licence_of(
+            config, known.get("spec", {}).get("licence", ""), known.get("weights_sha256") or ""
+        ),
         "command": f"python run.py --config=configs/stored.py:PATH_OF/{shlex.quote(folder.name)} --workdir=ANOTHER",
     }
 

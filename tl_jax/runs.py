@@ -1,5 +1,6 @@
 """What every call about a run needs: its task, and its trained state back from the folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from tl_jax.data import value_range
 from tl_jax.errors import UserError
 from tl_jax.task import Task
 from tl_jax.tasks import faces, image
+from tl_jax.tasks.run_record import NEW_RUN, RunRecord
+from tl_jax.tasks.starting import PROBES
 from tl_jax.train import compile_cache, devices, workdir
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.state import TrainState, initial_state
@@ -17,22 +20,22 @@ from tl_jax.transfer import phases
 from tl_jax.transfer.averaging import interpolate
 
 
-def _text(config: base.Config) -> Task:
+def _text(config: base.Config, record: RunRecord) -> Task:
     from tl_jax.tasks import text  # with the tokenizers, which pictures have no use for
 
-    return text.make(config)
+    return text.make(config, record)
 
 
-def _policy(config: base.Config) -> Task:
+def _policy(config: base.Config, record: RunRecord) -> Task:
     from tl_jax.tasks import policy  # with gymnax, likewise
 
-    return policy.make(config)
+    return policy.make(config, record)
 
 
-def _detection(config: base.Config) -> Task:
+def _detection(config: base.Config, record: RunRecord) -> Task:
     from tl_jax.tasks import detection  # with the readers of boxes, likewise
 
-    return detection.make(config)
+    return detection.make(config, record)
 
 
 TASKS = {
@@ -41,10 +44,10 @@ TASKS = {
 }  # fmt: skip
 
 
-def make_task(config: base.Config) -> Task:
-    """Return the task of a configuration; what it compiles is kept from here on."""
+def make_task(config: base.Config, record: RunRecord = NEW_RUN) -> Task:
+    """Return the task of a configuration, for a run of which ``record`` is known; what it compiles is kept."""
     compile_cache.enable()
-    return TASKS[config.task](config)
+    return TASKS[config.task](config, record)
 
 
 def check_batches(config: base.Config) -> None:
@@ -53,8 +56,19 @@ def check_batches(config: base.Config) -> None:
     devices.check_batch("eval_batch_size", config.eval_batch_size)
 
 
-def restore(config: base.Config, folder: Path) -> tuple[Task, TrainState, TrainState]:
-    """Return the task, the state before training, and that at the checkpoint which ``config.test_on`` names."""
+def restore(config: base.Config, folder: Path, data: bool = True) -> tuple[Task, TrainState, TrainState]:
+    """Return the task, the state before training, and that at the checkpoint which ``config.test_on`` names.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        data: whether the task is to have its examples, which must be those of the run; else they are read only if the
+            run's files do not say enough.
+
+    Raises:
+        UserError: no such run, or one of another configuration; or the classes, or the validation or test split, of
+            the data are not those of the run.
+    """
     check.validate(config)
     check_batches(config)
     members = sorted(str(path.parent) for path in folder.glob("*/seed*/checkpoints"))
@@ -65,19 +79,54 @@ def restore(config: base.Config, folder: Path) -> tuple[Task, TrainState, TrainS
     if not (folder / "config.json").is_file():
         raise UserError(f"no config.json in {folder}, which says what was trained; train again with a new --workdir")
     workdir.check_owner(folder, config.to_dict())
-    task = make_task(config)
-    value_range.check_unchanged(folder, read_json(folder / "facts.json"), task.facts)
-    checkpoints = Checkpoints(folder / "checkpoints", task, tidy=False)
-    step = checkpoints.best() if config.test_on == "best" else checkpoints.latest()
-    if step is None:
-        raise UserError(f"no {config.test_on} checkpoint in {folder}; train longer, or change --config.test_on")
+    facts, summary = workdir.stored_facts(folder), read_json(folder / "summary.json")
+    record = RunRecord(facts, str(folder), fitted={} if data else fitted_by(summary))
+    record = record._replace(reads_data=data or not _suffices(config, record, summary))
+    task, checkpoints, step = _opened(config, folder, record)
+    if record.fitted and step != summary["tested_step"]:  # they were fitted to other weights
+        checkpoints.close()
+        task, checkpoints, step = _opened(config, folder, record._replace(reads_data=True, fitted={}))
     state = initial_state(task, config.seed)
     end = checkpoints.restore(step, state, opt_state=False, tested=True)
-    mixed = read_json(folder / "summary.json").get("wise_ft")
+    mixed = summary.get("wise_ft")
     if mixed:
         end = end.replace(**interpolate(state.variables, end.variables, mixed["share"]))
     checkpoints.close()
     return task, state, end
+
+
+def fitted_by(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the temperature or threshold that a finished run fitted on its validation split."""
+    found = {"temperature": summary.get("calibration", {}).get("temperature"), "threshold": summary.get("threshold")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _suffices(config: base.Config, record: RunRecord, summary: Mapping[str, Any]) -> bool:
+    """Whether the files of a run say enough to predict with it, or export it, without its data."""
+    facts = record.facts
+    known = "data_sha256" in facts and (
+        "input_shape" in facts or "shape" in facts.get("input", {}) or "reading" in facts
+    )
+    validated = facts.get("examples", {}).get("validation")
+    fits = "temperature" if config.calibrate else "threshold" if config.task == "faces" else ""
+    # A mixture with the weights at the start needs these, and a head that was fitted to the data is among them.
+    mixes = "wise_ft" in summary and config.init.head in PROBES
+    return known and not mixes and (not fits or not validated or fits in record.fitted)
+
+
+def _opened(config: base.Config, folder: Path, record: RunRecord) -> tuple[Task, Checkpoints, int]:
+    """Return the task of a run, its checkpoints, and the step of the one that ``config.test_on`` names."""
+    task = make_task(config, record)
+    if record.reads_data:
+        workdir.check_data(
+            folder, record.facts, task.facts, ("validation", "test"), "use --mode=predict for other examples"
+        )
+        value_range.check_unchanged(folder, record.facts, task.facts)
+    checkpoints = Checkpoints(folder / "checkpoints", task, tidy=False)
+    step = checkpoints.best() if config.test_on == "best" else checkpoints.latest()
+    if step is None:
+        raise UserError(f"no {config.test_on} checkpoint in {folder}; train longer, or change --config.test_on")
+    return task, checkpoints, step
 
 
 def optimizer_state(config: base.Config, folder: Path, task: Task, state: TrainState) -> Any:

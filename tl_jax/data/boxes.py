@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tl_jax.data.decoding import DEFAULT, Decoding, Headers, decode_into, inspect, with_range
-from tl_jax.data.pictures import SPLIT_SEED, Source, Split, between
+from tl_jax.data.pictures import SPLIT_SEED, Source, Split, as_names, between
 from tl_jax.errors import UserError, combine, nearest
 
 COLUMNS = 6  # of a label: x0, y0, x1, y1, class, crowd
@@ -105,7 +105,8 @@ def assemble(
     each = {}
     for (part, rows), end in zip(parts.items(), ends, strict=True):
         first = end - len(rows)
-        each[part] = Split(between(images, first, end), labels[first:end])
+        names = as_names([row.picture for row in rows])
+        each[part] = Split(between(images, first, end), labels[first:end], files=names)
     return Source(name, each["train"], each["test"], classes, tested, each.get("validation"), rules.value_range)
 
 

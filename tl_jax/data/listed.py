@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from tl_jax.data import copies, decoding, dicom
 from tl_jax.data.decoding import is_dicom
-from tl_jax.data.pictures import DECODED_BYTES, Source, Split, between, held_out
+from tl_jax.data.pictures import DECODED_BYTES, Source, Split, as_names, between, held_out
 from tl_jax.data.value_range import ValueRange
 from tl_jax.errors import UserError
 
@@ -135,7 +135,7 @@ def assemble(name: str, parts: Mapping[str, Part], classes: tuple[str, ...], tes
     images = decoding.decode_all(name, files, how.size, how.most_bytes, rules, how.fit)
     ends = np.cumsum([len(part.files) for part in parts.values()])
     each = [
-        Split(between(images, end - len(part.files), end), part.labels, part.groups)
+        Split(between(images, end - len(part.files), end), part.labels, part.groups, as_names(part.files))
         for part, end in zip(parts.values(), ends, strict=True)
     ]
     validation = each[2] if len(each) > 2 else None

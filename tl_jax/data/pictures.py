@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -79,12 +79,19 @@ def between(images: "np.ndarray | Encoded", first: int, stop: int) -> "np.ndarra
 class Split(NamedTuple):
     """Pictures uint8 (N, H, W, 3), RGB, read by rows as ``images[rows]``, and labels int32 (N,) in [0, K).
 
-    ``groups`` (N,) names what each belongs to, a patient say, where that is known.
+    ``groups`` (N,) names what each belongs to, a patient say, where that is known; ``files`` (N,) the file of each, if
+    the images are files.
     """
 
     images: "Pictures"
     labels: np.ndarray
     groups: np.ndarray | None = None
+    files: np.ndarray | None = None
+
+
+def as_names(files: Sequence[Path]) -> np.ndarray:
+    """Return the paths of N files as an object array (N,) of str, for ``Split.files``."""
+    return np.asarray([str(file) for file in files], object)
 
 
 Pictures = np.ndarray | Encoded | Rows

@@ -18,8 +18,8 @@ def take(split: Split, rows: np.ndarray) -> Split:
     """Return the given rows of a split, without a copy of its pictures."""
     if len(rows) == len(split.labels) and (rows == np.arange(len(rows))).all():
         return split
-    groups = None if split.groups is None else split.groups[rows]
-    return Split(Rows(split.images, rows), split.labels[rows], groups)
+    groups, files = (None if each is None else each[rows] for each in (split.groups, split.files))
+    return Split(Rows(split.images, rows), split.labels[rows], groups, files)
 
 
 def cut_validation(train: Split, share: float, seed: int, classes: Sequence[str] = ()) -> tuple[Split, Split]:

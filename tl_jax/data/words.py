@@ -3,8 +3,8 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 MIN_EVIDENCE = 20  # times that a mark is a word by itself, and never inside one, before it splits words everywhere
 MIN_COUNT = 3  # times that a clitic must occur
@@ -39,6 +39,22 @@ class Splitter(NamedTuple):
     attached: frozenset[str] = frozenset()
     separators: frozenset[str] | None = None
     single: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON has them, for the facts of a run."""
+        return {
+            name: sorted(value) if isinstance(value, frozenset) else value for name, value in self._asdict().items()
+        }
+
+    @classmethod
+    def of_json(cls, fields: Mapping[str, Any]) -> "Splitter":
+        """Return the splitter that ``to_json`` has described."""
+        sequences = {"clitics": tuple, "elisions": tuple}
+        made = {
+            name: sequences.get(name, frozenset)(value) if isinstance(value, list | tuple) else value
+            for name, value in fields.items()
+        }
+        return cls(**made)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Return (begin, end) of each word of a text."""

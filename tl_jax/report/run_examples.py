@@ -13,6 +13,7 @@ STYLE = """
 .gallery figure { margin: 0; background: var(--card); border-radius: 6px; padding: .6rem; }
 .gallery img { width: 96px; height: 96px; object-fit: contain; display: block; margin: 0 auto .5rem; }
 .gallery img { image-rendering: pixelated; } .gallery figcaption { font-size: 13px; line-height: 1.4; }
+.gallery small { overflow-wrap: anywhere; }
 .gallery b { color: var(--text); } .boxes { grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); }
 .boxes svg { width: 100%; height: auto; border-radius: 4px; } .boxes rect { fill: none; stroke-width: 3; }
 .boxes .truth { stroke: white; stroke-dasharray: 7 5; } .boxes text { font-weight: 600; }
@@ -83,9 +84,14 @@ def _picture(found: Results, name: str, caption: str) -> page.Section | None:
 def _pictures(rows: Sequence[Mapping[str, Any]]) -> Markup:
     figure = Markup(
         '<figure><img alt="{0}, taken for {1}" src="{2}"><figcaption><b>{0}</b>, taken for <b>{1}</b>, {3:.1%}'
-        "</figcaption></figure>"
+        "{4}</figcaption></figure>"
     )
-    drawn = (figure.format(r["label"], r["prediction"], r["picture"], r["probability"]) for r in rows)
+    file = Markup("<br><small>{}</small>")
+    files = [file.format(r["file"]) if "file" in r else "" for r in rows]
+    drawn = (
+        figure.format(r["label"], r["prediction"], r["picture"], r["probability"], name)
+        for r, name in zip(rows, files, strict=True)
+    )
     return Markup('<div class="gallery">{}</div>').format(Markup("").join(drawn))
 
 

@@ -46,7 +46,7 @@ def ship(config: base.Config, workdir: Path, step: int) -> None:
     folder = workdir / "export"
     for stale in (bundles.FILE, PROGRAM, foreign.KERAS, foreign.TORCH):  # of an earlier export of this run
         (folder / stale).unlink(missing_ok=True)
-    made = _OF_TASKS[config.task](config, folder)
+    made = _OF_TASKS[config.task](config, folder, step)
     shape = program.write(folder / PROGRAM, made.program)
     io = {
         "inputs": {name: {"shape": list(s), "dtype": dtype} for name, (s, dtype) in made.program.inputs.items()},
@@ -59,17 +59,22 @@ def ship(config: base.Config, workdir: Path, step: int) -> None:
     if (folder / DELTA).is_file():
         files[DELTA] = "only what changed, for pretrained.load(..., delta=FILE) on the weights it started from"
     content = bundles.seal(folder, about, files)
-    card.write(folder, content, {**made.loaders, **loaders.jax_alone(PROGRAM, io)}, made.notes)
+    shown = {**made.loaders, **loaders.jax_alone(PROGRAM, io)}
+    if about["classes"] and made.program.output == "probabilities":
+        shown = {heading: loader._replace(code=loader.code + loaders.NAMES) for heading, loader in shown.items()}
+    card.write(folder, content, shown, made.notes)
     say(f"wrote the bundle {folder}; {folder / card.FILE} says how others load it")
 
 
-def _of_pictures(config: base.Config, folder: Path) -> Contents:
+def _of_pictures(config: base.Config, folder: Path, step: int) -> Contents:
     net = pretrained.load(config.model.name, "tl_jax", folder / bundles.WEIGHTS)
     embeddings = config.task == "faces"
     output = {"faces": "embeddings", "detection": "features"}.get(config.task, "probabilities")
-    temperature = read_json(folder.parent / "summary.json").get("calibration", {}).get("temperature", 1.0)
+    summary, classes = read_json(folder.parent / "summary.json"), own.class_names(folder / bundles.WEIGHTS)
+    fitted = summary.get("calibration", {}) if summary.get("tested_step") == step else {}  # to these weights
+    temperature = fitted.get("temperature", 1.0)
     origin = config.init.layout if config.init.source == "random" else config.init.source
-    other = foreign.write(folder, net, origin, embeddings)
+    other = foreign.write(folder, net, origin, embeddings, classes)
     told = facts.of_pictures(net.spec, config.data.fit)
     files = {bundles.WEIGHTS: "weights of tl_jax, with the facts to build the network"}
     found = loaders.pictures(net.spec.model, net.spec.image_size)
@@ -77,7 +82,7 @@ def _of_pictures(config: base.Config, folder: Path) -> Contents:
         files[other.file] = other.what
         found[other.what] = loaders.Loader(other.code, told["words"])
     about = {
-        "classes": own.read_spec(folder / bundles.WEIGHTS)[1]["classes"],
+        "classes": list(classes),
         "spec": net.spec.to_dict(),
         "preprocessing": told,
     }
@@ -93,7 +98,7 @@ def _of_pictures(config: base.Config, folder: Path) -> Contents:
     return Contents(made, about, net.spec.licence, files, found, notes)
 
 
-def _of_texts(config: base.Config, folder: Path) -> Contents:
+def _of_texts(config: base.Config, folder: Path, _: int) -> Contents:
     from tl_jax import huggingface  # with the tokenizers, which pictures have no use for
 
     net = huggingface.load(config.model.name, folder)
@@ -105,7 +110,7 @@ def _of_texts(config: base.Config, folder: Path) -> Contents:
     return Contents(program.of_texts(net), about, "", files, found)
 
 
-def _of_policy(config: base.Config, folder: Path) -> Contents:
+def _of_policy(_: base.Config, folder: Path, __: int) -> Contents:
     source = policies.load(folder / bundles.WEIGHTS)
     about = {"classes": [], "world": source.world, "preprocessing": facts.of_policy(source.spaces)}
     about |= {"options": dict(source.options)}

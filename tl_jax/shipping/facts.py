@@ -11,6 +11,7 @@ from tl_jax.errors import UserError
 from tl_jax.specs import SCALINGS, PretrainedSpec
 from tl_jax.train.workdir import finite, read_json
 from tl_jax.weights import bundles
+from tl_jax.weights.catalog import BANK
 
 NOT_STATED = "not stated in the files that the weights came in; see where they came from"
 
@@ -44,7 +45,7 @@ def of_run(config: base.Config, workdir: Path, step: int, licence: str) -> dict[
                 "source": config.init.source,
                 "file": Path(known.get("weights", "random")).name,
                 "sha256": known.get("weights_sha256", ""),
-                "licence": licence_of(config, licence),
+                "licence": licence_of(config, licence, known.get("weights_sha256", "")),
             },
             "versions": {"trained": summary.get("versions", {}), "exported": exported},
             "changed": changed(config),
@@ -52,18 +53,26 @@ def of_run(config: base.Config, workdir: Path, step: int, licence: str) -> dict[
     )
 
 
-def licence_of(config: base.Config, licence: str) -> str:
-    """Return the licence in words; a bundle that the run started from says its own."""
+def licence_of(config: base.Config, licence: str, sha256: str = "") -> str:
+    """Return the licence in words; a bundle that the run started from says its own.
+
+    Args:
+        config: of the run.
+        licence: of the weights that training started from, "" if nobody said.
+        sha256: of their file, "" if it is not known.
+    """
     if config.init.source == "random":
         return "training began with random weights: the author's choice"
     if not licence and config.init.source == "tl_jax":
-        if not config.init.path:
+        if not config.init.path or config.init.path in BANK:
             return "Apache-2.0 (ships with tl_jax)"
         given = Path(config.init.path).expanduser()
         try:
             licence = bundles.read(given if given.is_dir() else given.parent)["weights"]["licence"]
         except UserError:
             licence = ""
+    if not licence and config.init.path and sha256 and config.init.source != "huggingface":
+        return f"own file, SHA-256 {sha256[:16]}..., licence unknown"
     return licence or NOT_STATED
 
 

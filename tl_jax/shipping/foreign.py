@@ -1,6 +1,8 @@
 """Files in the names of Keras and torchvision, for networks that these build themselves, and how they load them."""
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +31,7 @@ class Foreign(NamedTuple):
     why_not: str = ""
 
 
-def write(folder: Path, net: Pretrained, source: str, embeddings: bool = False) -> Foreign:
+def write(folder: Path, net: Pretrained, source: str, embeddings: bool = False, classes: Sequence[str] = ()) -> Foreign:
     """Write the weights as the library that has this network names them: Keras or torchvision, whose networks differ.
 
     Args:
@@ -37,6 +39,7 @@ def write(folder: Path, net: Pretrained, source: str, embeddings: bool = False) 
         net: the network.
         source: of the weights that training started from, or whose network was drawn.
         embeddings: whether the head's outputs are no classes.
+        classes: names of the head's outputs, for the metadata of the file of torchvision.
     """
     name, size = net.spec.model, net.spec.image_size
     library = "keras" if _of_keras(net, source) else "torchvision"
@@ -49,7 +52,7 @@ def write(folder: Path, net: Pretrained, source: str, embeddings: bool = False) 
         return Foreign(why_not=f"{library}'s `{name}` differs in {', '.join(other)}, so no file is in its names.")
     if library == "torchvision":
         arrays = {entry.name: entry.array for entry in inverse.named(net.variables, tables.table(name, library))}
-        safetensors.numpy.save_file(arrays, folder / TORCH, {"format": "pt"})
+        safetensors.numpy.save_file(arrays, folder / TORCH, {"format": "pt", "classes": json.dumps(list(classes))})
         return Foreign(TORCH, f"the state dict of torchvision's `{name}`", _torch_code(net))
     if size < _SMALLEST or (getattr(net.model, "fc", False) and size != published.image_size):
         return Foreign(why_not=f"Keras' `{name}` takes no pictures of {size} pixels, so no file is in its names.")

@@ -5,6 +5,11 @@ from typing import Any, NamedTuple
 
 _HEADS = {"text": "SequenceClassification", "tokens": "TokenClassification", "masked": "MaskedLM"}
 
+NAMES = """
+import json
+from pathlib import Path
+classes = json.loads(Path("bundle.json").read_text())["classes"]  # names of the outputs, in their order"""
+
 
 class Loader(NamedTuple):
     """Code, to be run in the bundle's folder, and what must be said of it."""

@@ -38,15 +38,23 @@ def keep(found: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
     return Verdict({}, {}, kept=scored(found, batches))
 
 
-def of_pictures(classes: Sequence[str], images: Pictures, tested: Scored) -> dict[str, Any]:
+def of_pictures(
+    classes: Sequence[str], images: Pictures, tested: Scored, names: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Return what is said of a classifier of pictures.
 
     Args:
         classes: K names.
         images: uint8 (N, H, W, C) of the test part.
         tested: on all of them.
+        names: (N,) of their files; None if they are no files.
     """
-    return of_classes(classes, tested, lambda i: {"picture": thumbnail(images[np.asarray([i])][0])})
+
+    def shown(i: int) -> dict[str, Any]:
+        file = {"file": names[i]} if names is not None else {}
+        return {**file, "picture": thumbnail(images[np.asarray([i])][0])}
+
+    return of_classes(classes, tested, shown)
 
 
 def of_texts(classes: Sequence[str], texts: Sequence[Any], rows: np.ndarray | None, tested: Scored) -> dict[str, Any]:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from tl_jax.data import batches, coco, scenes, value_range, voc
 from tl_jax.data.augment import Augment
-from tl_jax.data.boxes import CLASS, CROWD, check_objects
+from tl_jax.data.boxes import CLASS, COLUMNS, CROWD, check_objects
 from tl_jax.data.decoding import Decoding
 from tl_jax.data.pictures import Source, Split
 from tl_jax.errors import UserError, nearest
@@ -20,6 +21,7 @@ from tl_jax.tasks import box_details, detection_answers, image, starting
 from tl_jax.tasks.average_precision import of_boxes
 from tl_jax.tasks.detection_objectives import Finding, make_loss, make_metrics, make_predict
 from tl_jax.tasks.objectives import Network, Pixels, make_features
+from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train.log import say
 from tl_jax.transfer.adapters import Adapters
 from tl_jax.transfer.penalties import Regularize
@@ -28,16 +30,18 @@ READERS = {"voc": voc.read, "coco": coco.read}
 DRAWN = "scenes"
 
 
-def make(config: Any) -> Task:
-    """Build the task that ``config`` describes."""
+def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
+    """Build the task that ``config`` describes, for a run of which ``record`` is known."""
     drawn = config.init.source == "random"
     net = image.draw_network(config, 0) if drawn else with_head(image.load_network(config), 0, "new")
     for note in net.notes:
         say(note)
     size = config.input.size or net.spec.image_size
     scaling = net.spec.scaling if config.input.scaling == "spec" else config.input.scaling
-    source = load_source(config, size)
-    parts = starting.cut(config, source)
+    stored = record.facts.get("input", {}).get("shape", (0, 0))
+    none = np.zeros((0, *stored, 3), np.uint8), np.zeros((0, 1, COLUMNS), np.float32)
+    source = record.source(lambda: load_source(config, size), *none)
+    parts = record.cut(config, source)
     check_parts(source.name, parts)
     whole = with_detector(net, len(source.classes), config.detect.width)
     network = Network(whole.model, Pixels(net.model.channels, scaling), Adapters(**config.adapt.to_dict()))
@@ -54,7 +58,7 @@ def make(config: Any) -> Task:
         features=make_features(network),
         train_batch=batches.Stream(parts["train"].images, parts["train"].labels, config.seed, config.batch_size),
         eval_batches=lambda part: batches.eval_batches(parts[part], config.eval_batch_size),
-        sizes={name: len(part.labels) for name, part in parts.items()},
+        sizes=record.sizes(parts),
         facts={
             "weights": str(net.path or "random"),
             "weights_sha256": net.sha256,
@@ -64,6 +68,7 @@ def make(config: Any) -> Task:
             **source.facts(),
             "new_head": True,
             "spec": net.spec.to_dict(),
+            **record.describe(source, parts, config.data.dir),
         },
         parts=whole.model.part_names(),
         score="map",

@@ -1,6 +1,6 @@
 """Who is on the pictures of a folder: the nearest known person, and whether that is near enough."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,38 @@ from tl_jax.train.metrics import extract
 
 
 def answer(
-    config: Any, album: Album, task: Task, size: int, variables: Any, inputs: Sequence[str]
+    config: Any,
+    album: Callable[[], Album],
+    task: Task,
+    size: int,
+    fitted: float | None,
+    variables: Any,
+    inputs: Sequence[str],
 ) -> tuple[list[dict[str, Any]], str]:
     """Return for each picture the nearest known person, for JSON, and all of it as text.
 
     Known are the pictures of ``config.faces.known``, or else of ``album``; a picture is not compared with itself. It
-    shows the same person where the cosine reaches the threshold that is best on the validation part. A file that cannot
-    be read has its error instead; where that is every file, it is a UserError.
+    shows the same person if the cosine reaches the threshold that is best on the validation split. A file that cannot
+    be read has its error instead; if that is every file, it is a UserError.
 
     Args:
         config: the configuration.
-        album: all pictures that the run was made with.
+        album: reads all pictures of the data.
         task: with the embeddings as ``predict``.
         size: side in pixels to which pictures of differing sizes are fitted.
+        fitted: the threshold that the finished run has found already, None for a run without.
         variables: trained.
         inputs: one folder, or one picture.
     """
     if len(inputs) != 1:
         raise UserError("--mode=predict takes one folder with pictures of people; pass --input=FOLDER")
     files = folder.pictures(Path(inputs[0]))
-    rules, most_bytes = Decoding((), album.value_range, config.data.max_pixels), config.data.gigabytes * 1e9
+    limits = task.facts.get("value_range")
+    rules = Decoding((), tuple(limits) if limits else None, config.data.max_pixels)
+    most_bytes = config.data.gigabytes * 1e9
     readable, errors = file_answers.readable(files, rules)
     images = decoding.decode_all("pictures", readable, size, most_bytes, rules)
-    known = people.read(config.faces.known, size, most_bytes, rules) if config.faces.known else album
+    known = people.read(config.faces.known, size, most_bytes, rules) if config.faces.known else album()
 
     def embed(split: Split) -> np.ndarray:
         return extract(task.predict, variables, batches.eval_batches(split, config.eval_batch_size))
@@ -51,7 +60,7 @@ def answer(
     for row, file in enumerate(readable):
         if (at := where.get(file.resolve())) is not None:
             similarity[row, at] = -np.inf
-    nearest, bar = similarity.argmax(1), threshold(task, variables)
+    nearest, bar = similarity.argmax(1), threshold(task, variables) if fitted is None else fitted
     found = {}
     for row, (file, at) in enumerate(zip(readable, nearest, strict=True)):
         cosine = float(similarity[row, at])

@@ -13,13 +13,14 @@ from tl_jax.data import pairs, people, value_range
 from tl_jax.data.augment import Augment
 from tl_jax.data.decoding import DEFAULT, Decoding
 from tl_jax.data.people import Album, Cut
-from tl_jax.data.pictures import Source
+from tl_jax.data.pictures import Rows, Source, Split, as_names
 from tl_jax.errors import UserError
 from tl_jax.models.layers import glorot_uniform
 from tl_jax.report import roc
 from tl_jax.task import Batch, Task, Verdict
 from tl_jax.tasks import face_answers, image
 from tl_jax.tasks.objectives import Network, make_embeddings, make_loss
+from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train.log import say
 from tl_jax.transfer.margins import Margin
 from tl_jax.transfer.penalties import Regularize
@@ -37,18 +38,20 @@ class Faces(NamedTuple):
     pairs: Pairs | None
 
 
-def make(config: Any) -> Task:
-    """Build the task that ``config`` describes."""
+def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
+    """Build the task that ``config`` describes, for a run of which ``record`` is known."""
     net, inputs = image.opened(config)
-    faces = load(config, inputs.size)
+    data, limit = config.data, config.data.gigabytes * 1e9
+    album = functools.partial(read, data.name, data.dir, data.generate, inputs.size, limit, rules_of(config))
+    faces = load(config, inputs.size) if record.reads_data else without_data(record)
     margin = Margin(config.faces.loss, config.faces.scale, config.faces.margin, len(faces.source.classes))
     functions = functools.partial(embedder, margin, config.test_views)
-    task, *_ = image.build(config, net, inputs, faces.source, config.faces.embedding, functions)
+    task, _, parts = image.build(config, net, inputs, faces.source, config.faces.embedding, functions, record)
     return task._replace(
-        init=functools.partial(start, task),
+        init=functools.partial(start, task, parts["train"].images.shape[1:]),
         judge=functools.partial(judge, faces, config.faces.gallery),
         report=functools.partial(report, task.name),
-        answer=functools.partial(face_answers.answer, config, faces.album, task, inputs.size),
+        answer=functools.partial(face_answers.answer, config, album, task, inputs.size, record.fitted.get("threshold")),
         score="auc",
     )
 
@@ -66,27 +69,58 @@ def _nothing(variables: Any, batch: Batch) -> dict[str, Any]:
     return {}
 
 
-def start(task: Task, key: jax.Array) -> dict[str, Any]:
-    """Return the variables that training starts from, with centres (E, K) of the people in training."""
+def without_data(record: RunRecord) -> Faces:
+    """Return the data of a run that only predicts or is exported: the people it was trained on, without pictures."""
+    images, labels = image.no_images(record)
+    source = record.source(lambda: None, images, labels)
+    return Faces(Album(source.name, source.train, source.classes, ()), source, None)
+
+
+def start(task: Task, shape: Sequence[int], key: jax.Array) -> dict[str, Any]:
+    """Return the variables that training starts from, with centres (E, K) of the people in training.
+
+    Args:
+        task: without these centres.
+        shape: (H, W, 3) of the pictures.
+        key: to draw from.
+    """
     variables = task.init(key)
     assert task.predict
-    width = jax.eval_shape(task.predict, variables, task.train_batch(0)).shape[-1]
+    one = {"image": jax.ShapeDtypeStruct((1, *shape), np.uint8)}
+    width = jax.eval_shape(task.predict, variables, one).shape[-1]
     drawn = glorot_uniform(jax.random.fold_in(key, 3), (width, len(task.classes)))
     extra = {**variables["params"].get("extra", {}), "people": {"kernel": drawn}}
     return {**variables, "params": {**variables["params"], "extra": extra}}
 
 
+def rules_of(config: Any) -> Decoding:
+    """Return how image files become pixels, as ``config`` says."""
+    return Decoding((), value_range.parse(config.data.range), config.data.max_pixels)
+
+
 def load(config: Any, size: int) -> Faces:
     """Load the pictures of people that ``config`` names, or draw them where ``data.generate`` says so."""
     data = config.data
-    rules = Decoding((), value_range.parse(data.range), data.max_pixels)
-    album = read(data.name, data.dir, data.generate, size, data.gigabytes * 1e9, rules)
+    album = read(data.name, data.dir, data.generate, size, data.gigabytes * 1e9, rules_of(config))
     listed = pairs.read(config.faces.pairs) if config.faces.pairs else None
     named = listed.people if listed else pairs.names(config.faces.test_file) if config.faces.test_file else ()
     test, seed, least = config.faces.test_people, config.faces.split_seed, config.faces.min_pictures
     cut = Cut(test, named, seed, data.validation, config.seed, least)
     source, rows = people.split(album, cut)
+    if data.dir and data.name == "folder":
+        source = with_files(source, album)
     return Faces(album, source, pairs.rows(listed, [album.files[row] for row in rows]) if listed else None)
+
+
+def with_files(source: Source, album: Album) -> Source:
+    """Return the data with the files of their pictures, which are rows of an album."""
+    names = as_names(album.files)
+
+    def named(split: Split) -> Split:
+        return split._replace(files=names[split.images.chosen] if isinstance(split.images, Rows) else names)
+
+    validation = source.validation and named(source.validation)
+    return source._replace(train=named(source.train), test=named(source.test), validation=validation)
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
@@ -113,8 +147,11 @@ def judge(faces: Faces, gallery: int, found: Sequence[Any], batched: Sequence[Ba
     return Verdict(verification.figures(trial), {}, verification.missing(trial), trial)
 
 
-def report(name: str, trial: Trial, _: Trial | None, folder: Path) -> dict[str, Any]:
-    """Draw the ROC of the test part into ``folder/roc.png``, show its figures with their intervals, and return them."""
+def report(name: str, trial: Trial, validated: Trial | None, folder: Path) -> dict[str, Any]:
+    """Draw the ROC of the test part into ``folder/roc.png``, show its figures with their intervals, and return them.
+
+    ``threshold`` is the one that is best on the validation split, which predictions use.
+    """
     values, between = verification.figures(trial), verification.intervals(trial)
     genuine, count = int(trial.same.sum()), len(trial.same)
     what = f"{trial.people} people, {genuine:,} pairs of one and {count - genuine:,} of two"
@@ -133,4 +170,5 @@ def report(name: str, trial: Trial, _: Trial | None, folder: Path) -> dict[str, 
         title += " [{:.4f}, {:.4f}]".format(*between["auc"])
     say(f"picture: {roc.draw(curve.far, curve.tar, marks, title, folder / 'roc.png')}")
     counts = {"people": trial.people, "same": genuine, "different": count - genuine}
-    return {"intervals95": between, "pairs": counts}
+    best = {"threshold": verification.best_threshold(validated.scores, validated.same)} if validated else {}
+    return {"intervals95": between, "pairs": counts, **best}

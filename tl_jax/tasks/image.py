@@ -6,16 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tl_jax import pretrained
 from tl_jax.data import batches, sources, value_range
 from tl_jax.data.augment import Augment
 from tl_jax.data.decoding import Decoding
+from tl_jax.data.fingerprint import relative_names
 from tl_jax.data.pictures import Split
 from tl_jax.errors import UserError
 from tl_jax.network import Pretrained, variable_shapes, with_head
 from tl_jax.task import Objective, Task
-from tl_jax.tasks import details, judging, picture_answers, starting
+from tl_jax.tasks import details, judging, kept_head, picture_answers, starting
 from tl_jax.tasks.caching import Frozen
 from tl_jax.tasks.objectives import (
     Inputs,
@@ -26,6 +28,7 @@ from tl_jax.tasks.objectives import (
     make_predict,
     make_pretext_loss,
 )
+from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train.log import say
 from tl_jax.transfer.adapters import Adapters
 from tl_jax.transfer.class_weights import class_weights
@@ -33,13 +36,14 @@ from tl_jax.transfer.penalties import Regularize
 from tl_jax.transfer.pretext import Pretext
 
 
-def make(config: Any) -> Task:
-    """Build the task that ``config`` describes."""
+def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
+    """Build the task that ``config`` describes, for a run of which ``record`` is known."""
     net, inputs = opened(config)
-    source = load_source(config, inputs.size)
+    source = record.source(lambda: load_source(config, inputs.size), *no_images(record))
     classes = starting.check_classes(config, source)
+    net = kept_head.of_images(config, net, source.classes) if net else None
     functions = functools.partial(classifier, config.test_views)
-    task, network, parts = build(config, net, inputs, source, classes, functions)
+    task, network, parts = build(config, net, inputs, source, classes, functions, record)
     asked = picture_answers.Asked(
         network,
         source.classes,
@@ -48,15 +52,23 @@ def make(config: Any) -> Task:
         Decoding(tuple(config.data.windows), source.value_range, config.data.max_pixels),
         config.data.fit,
         config.eval_batch_size,
-        functools.partial(task.eval_batches, "validation") if config.calibrate else None,
+        functools.partial(task.eval_batches, "validation") if config.calibrate and task.sizes["validation"] else None,
+        record.fitted.get("temperature"),
     )
+    files = parts["test"].files
+    names = None if files is None else relative_names(files, config.data.dir)
     return task._replace(
         score=config.score,
         answer=functools.partial(picture_answers.answer, asked),
         explain=functools.partial(picture_answers.explain, asked),
-        details=functools.partial(details.of_pictures, source.classes, parts["test"].images),
-        **judging.fields(judging.of(config, source.classes, parts)),
+        details=functools.partial(details.of_pictures, source.classes, parts["test"].images, names=names),
+        **(judging.fields(judging.of(config, source.classes, parts)) if record.reads_data else {}),
     )
+
+
+def no_images(record: RunRecord) -> tuple[np.ndarray, np.ndarray]:
+    """Return images uint8 (0, H, W, 3), of the size that a run has stored them in, and labels int32 (0,)."""
+    return np.zeros((0, *record.facts.get("input_shape", (0, 0)), 3), np.uint8), np.zeros(0, np.int32)
 
 
 def opened(config: Any) -> tuple[Pretrained | None, Inputs]:
@@ -89,6 +101,7 @@ def build(
     source: sources.Source,
     outputs: int,
     functions: Callable[..., dict[str, Any]],
+    record: RunRecord = NEW_RUN,
 ) -> tuple[Task, Network, dict[str, Split]]:
     """Put the task together, and return with it the network with its head and the parts of the data.
 
@@ -98,6 +111,7 @@ def build(
         source: the data.
         outputs: of the network's head; 0 for none.
         functions: (network, augmentation, penalties, pretext) -> the task's ``loss``, ``metrics`` and so on.
+        record: what is known of the run.
     """
     keep = "keep" if config.init.head == "keep" else "new"
     net = with_head(net, outputs, keep) if net else draw_network(config, outputs)
@@ -105,8 +119,9 @@ def build(
         say(note)
     check_norms(config, net)
     network = Network(net.model, inputs, Adapters(**config.adapt.to_dict()))
-    parts = starting.cut(config, source)
-    weights = class_weights(config.regularize.class_weights, parts["train"].labels, source.classes)
+    parts = record.cut(config, source)
+    weighted = config.regularize.class_weights if record.reads_data else ""  # predictions have no loss
+    weights = class_weights(weighted, parts["train"].labels, source.classes)
     hows = regularize(config, net)._replace(weights=weights), pretext_of(config)
     beside = hows[1] if config.pretext.weight else None
     frozen = Frozen(config, network, parts, hows[0], functions)
@@ -125,7 +140,7 @@ def build(
         features=make_features(network),
         train_batch=batches.Stream(parts["train"].images, parts["train"].labels, *seen),
         eval_batches=lambda part: batches.eval_batches(parts[part], config.eval_batch_size),
-        sizes={name: len(part.labels) for name, part in parts.items()},
+        sizes=record.sizes(parts),
         facts={
             "weights": str(net.path or "random"),
             "weights_sha256": net.sha256,
@@ -135,6 +150,8 @@ def build(
             **source.facts(),
             "new_head": net.new_head,
             "spec": net.spec.to_dict(),
+            "input_shape": list(parts["train"].images.shape[1:3]),
+            **record.describe(source, parts, config.data.dir),
         },
         parts=net.model.part_names(),
         pretext=pretext,
@@ -167,16 +184,17 @@ def start(
     variables = starting.plain(net, key)
     network, parts, size = frozen.network, frozen.parts, config.eval_batch_size
     bare, train = network._replace(adapters=Adapters()), parts["train"]  # adapters change nothing yet
-    probed = config.init.head in starting.PROBES
-    if probed or how.delta:
+    fits = len(train.labels) > 0  # else the variables are only a layout for those of a checkpoint
+    probed = fits and config.init.head in starting.PROBES
+    if probed or (fits and how.delta):
         kind = config.init.head if probed else "logistic"
         probe = starting.Probe(kind, config.init.strength if probed else 1.0, parts, frozen.features)
         fitted = starting.with_probe(variables, probe)
         variables = fitted if probed else variables
-    attention = starting.attention(bare, fitted, how.endpoints, train, size) if how.delta else None
+    attention = starting.attention(bare, fitted, how.endpoints, train, size) if fits and how.delta else None
     width = starting.width(bare, variables, train) if pretext or how.co_tuning else 0
     source_head = load_source_head(config, width) if how.co_tuning else None
-    relation = starting.relation(frozen.features, variables, source_head, train) if how.co_tuning else None
+    relation = starting.relation(frozen.features, variables, source_head, train) if fits and how.co_tuning else None
     kept = starting.source(how, variables, attention=attention, relation=relation)
     variables = starting.adapted(variables, network.adapters, jax.random.fold_in(key, 1))
     variables = starting.with_extras(variables, width, pretext, source_head, jax.random.fold_in(key, 2))

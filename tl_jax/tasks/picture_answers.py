@@ -35,6 +35,7 @@ class Asked(NamedTuple):
         fit: how others are fitted, see ``pictures.fit``.
         batch_size: pictures at once, at most.
         validation: () -> batches to which a temperature is fitted; None leaves probabilities as they are.
+        fitted: the temperature that the finished run has fitted already, None for a run without.
     """
 
     network: Network
@@ -45,6 +46,7 @@ class Asked(NamedTuple):
     fit: str
     batch_size: int
     validation: Callable[[], Iterable[Batch]] | None
+    fitted: float | None = None
 
 
 class Explained(NamedTuple):
@@ -92,9 +94,11 @@ def explain(asked: Asked, variables: Any, inputs: Sequence[str]) -> Explained:
 
 
 def temperature(asked: Asked, variables: Any) -> float:
-    """Return the temperature that fits the validation part best, 1 where nobody asks for one."""
+    """Return the temperature of the run, or fit it to the validation split; 1 if the run is not to be calibrated."""
     if asked.validation is None:
         return 1.0
+    if asked.fitted is not None:
+        return asked.fitted
     labels = np.concatenate([b["label"][b["mask"] > 0] for b in asked.validation()])
     found = extract(make_predict(asked.network, asked.views), variables, asked.validation())
     return fit_temperature(found.astype(np.float64), labels)

@@ -15,14 +15,15 @@ from tl_jax.rl.ppo import How
 from tl_jax.rl.stepper import PolicyStepper
 from tl_jax.rl.worlds import World
 from tl_jax.task import Batch, Sums, Task, Variables
+from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import devices
 from tl_jax.train.log import say
 
 PARTS = ("validation", "test")  # each has keys of its own, and so its own episodes
 
 
-def make(config: Any) -> Task:
-    """Build the task that ``config`` describes."""
+def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
+    """Build the task that ``config`` describes; it has no data, so that nothing of ``record`` is needed."""
     world = worlds.make(config.rl.world, config.rl.physics)
     policy, made = network(config, world), how(config)
     devices.check_batch("rl.episodes", config.rl.episodes)

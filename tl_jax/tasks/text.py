@@ -1,7 +1,7 @@
 """Tasks of text: a label for a text or two ("text"), a tag for each word ("tokens"), words to guess ("masked")."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +16,10 @@ from tl_jax.data.texts import Columns
 from tl_jax.data.token_batches import Texts, TextStream
 from tl_jax.errors import UserError
 from tl_jax.task import Objective, Task
-from tl_jax.tasks import answers, details, starting, verdicts
+from tl_jax.tasks import answers, details, kept_head, starting, verdicts
 from tl_jax.tasks import text_objectives as objectives
 from tl_jax.tasks.objectives import plain
+from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.tasks.text_caching import Frozen
 from tl_jax.tasks.text_objectives import Encoder
 from tl_jax.text_network import TextNetwork
@@ -30,15 +31,18 @@ DRAWN = {"text": "docs", "tokens": "docs_names", "masked": "docs"}  # where data
 WORDS = ("masked_dense", "masked_norm", "masked_bias")  # the head that guesses words
 
 
-def make(config: Any) -> Task:
-    """Build the task that ``config`` describes."""
-    source = load_source(config)
-    say_shared(source)
+def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
+    """Build the task that ``config`` describes, for a run of which ``record`` is known."""
+    none = np.empty(0, object), np.empty(0, object if config.task == "tokens" else np.int32)
+    source = record.source(lambda: load_source(config), *none)
+    if record.reads_data:
+        say_shared(source)
+    reading = how_read(config.task, source.train.images) if record.reads_data else record.facts["reading"]
     net = load_network(config, () if config.task == "masked" else source.classes)
     for note in net.notes:
         say(note)
     encoder = Encoder(net.model, Adapters(**config.adapt.to_dict()))
-    raw = starting.cut(config, source)
+    raw = record.cut(config, source)
     parts = tokenized(config, net, raw, source.classes)
     how, seen = regularize(config, net), (config.seed, config.batch_size)
     guesses = "masked" in (config.task, config.pretext.name)
@@ -55,7 +59,7 @@ def make(config: Any) -> Task:
         features=objectives.make_features(encoder),
         train_batch=TextStream(parts["train"], *seen),
         eval_batches=lambda part: token_batches.eval_batches(parts[part], config.eval_batch_size),
-        sizes={name: len(part.labels) for name, part in parts.items()},
+        sizes=record.sizes(parts),
         facts={
             "weights": str(net.path or "random"),
             "weights_sha256": net.sha256,
@@ -63,13 +67,15 @@ def make(config: Any) -> Task:
             "tested": source.tested,
             "input": {"length": length(config, net)},
             "new_head": net.new,
+            "reading": reading,
+            **record.describe(source, raw, config.data.dir),
         },
         parts=net.model.part_names(),
         shortcut=frozen.task,
         predict=(objectives.make_classes if config.task == "tokens" else objectives.make_predict)(encoder),
         details=functools.partial(_details, source.classes, raw["test"].images, rows=parts["test"].order()),
         judge=(verdicts.of_tokens if config.task == "tokens" else verdicts.of_texts)(source.classes),
-        answer=functools.partial(_answer, config, net, encoder, source),
+        answer=functools.partial(_answer, config, net, encoder, source.classes, reading),
         score="f1" if config.task == "tokens" else "accuracy",
     )
     return _guessing(task, config, encoder, guessing, parts) if guessing else task
@@ -93,17 +99,25 @@ def _details(classes: Sequence[str], texts: Any, kept: Any, rows: Any) -> dict[s
     return details.of_texts(classes, texts, rows, kept)
 
 
+def how_read(task: str, texts: Sequence[Any]) -> dict[str, Any]:
+    """Return what predictions must know of the training texts: whether they are pairs, how sentences are split."""
+    splitter = words.learn_splitter(texts).to_json() if task == "tokens" else None
+    return {"pairs": task == "text" and isinstance(texts[0], tuple), "splitter": splitter}
+
+
 def _answer(
-    config: Any, net: TextNetwork, encoder: Encoder, source: Source, variables: Any, inputs: Sequence[Any]
+    config: Any,
+    net: TextNetwork,
+    encoder: Encoder,
+    classes: Sequence[str],
+    reading: Mapping[str, Any],
+    variables: Any,
+    inputs: Sequence[Any],
 ) -> tuple[list[dict[str, Any]], str]:
-    """Return the predictions for what a user typed, read as the training texts were."""
-    texts, columns = (
-        source.train.images,
-        Columns(tuple(config.data.columns), tuple(config.data.text), config.data.label),
-    )
-    splitter = words.learn_splitter(texts) if config.task == "tokens" else words.Splitter()
-    how = {"splitter": splitter, "pairs": config.task == "text" and isinstance(texts[0], tuple), "columns": columns}
-    return answers.answer(config.task, net, encoder, source.classes, length(config, net), variables, inputs, **how)
+    """Return the predictions for what a user typed, read as the training texts were; see ``how_read``."""
+    splitter = words.Splitter.of_json(reading["splitter"] or {})
+    how = {"splitter": splitter, "pairs": reading["pairs"], "columns": columns_of(config)}
+    return answers.answer(config.task, net, encoder, classes, length(config, net), variables, inputs, **how)
 
 
 def start(
@@ -111,7 +125,7 @@ def start(
 ) -> dict[str, Any]:
     """Return the variables that training starts from, drawn from ``key`` as far as they are not loaded or fitted."""
     variables = {"params": dict(net.redraw(key)["params"]), "batch_stats": {}}
-    if config.init.head in starting.PROBES:
+    if config.init.head in starting.PROBES and len(frozen.parts["train"].labels):  # else only a layout is wanted
         probe = starting.Probe(config.init.head, config.init.strength, frozen.parts, frozen.features)
         variables = starting.with_probe(variables, probe)
     kept = starting.source(how, variables)
@@ -174,12 +188,8 @@ def load_network(config: Any, classes: Sequence[str], output: str = "") -> TextN
     keep = "keep" if config.init.head == "keep" and output != "masked" else "new"
     head = "auto" if output == "masked" else keep
     net = huggingface.load(config.model.name, folder, len(classes), head=head, seed=config.seed, **options)
-    if keep == "keep" and set(net.classes) == set(classes) and net.classes != tuple(classes):
-        raise UserError(
-            f"the head in {net.path} has the classes in another order ({', '.join(net.classes)}, here "
-            f"{', '.join(classes)}); pass --config.init.head=new"
-        )
-    return net
+    order = kept_head.match(net.classes, classes, str(net.path)) if keep == "keep" else None
+    return net if order is None else net._replace(variables=kept_head.reordered(net.variables, order))
 
 
 def length(config: Any, net: TextNetwork) -> int:

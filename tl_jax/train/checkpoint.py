@@ -1,6 +1,8 @@
 """Checkpoints through orbax: written in the background, put in place whole, the last two and the best one kept."""
 
+import functools
 import operator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +53,40 @@ class Checkpoints:
         """Return the state saved at ``step``, laid out as ``like``; optimizer state only where asked for.
 
         It is the state to go on from, or with ``tested`` the one to evaluate, which differs where averages are kept.
+
+        Raises:
+            UserError: the state that was saved has other values, or other shapes, than ``like``.
         """
-        items = {"variables": ocp.args.StandardRestore(_abstract(like.variables))}
+        wanted = {"variables": _abstract(like.variables)}
         if opt_state:
-            saved = {"step": like.step, "opt_state": like.opt_state}
-            items["opt_state"] = ocp.args.StandardRestore(_abstract(saved))
+            wanted["opt_state"] = _abstract({"step": like.step, "opt_state": like.opt_state})
         raw = _averages(like) and not tested
         if raw:
-            items["raw"] = ocp.args.StandardRestore(_abstract({"params": like.params}))
-        out = self._manager.restore(step, args=ocp.args.Composite(**items))
+            wanted["raw"] = _abstract({"params": like.params})
+        items = {name: ocp.args.StandardRestore(item) for name, item in wanted.items()}
+        try:
+            out = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (KeyError, ValueError) as e:
+            raise UserError(
+                f"{self._folder / str(step)}: the checkpoint does not fit the network of this configuration and these "
+                f"data: {self._difference(step, wanted, e)}; restore the data that the run was started with, or pass "
+                "another --workdir"
+            ) from None
         new = {"opt_state": out["opt_state"]["opt_state"]} if opt_state else {}
         new |= out["raw"] if raw else {}
         at = jax.device_put(jax.numpy.asarray(step, like.step.dtype), like.step.sharding)
         return like.replace(**{"step": at, **out["variables"], **new})
+
+    def _difference(self, step: int, wanted: Mapping[str, Any], error: Exception) -> str:
+        """Return in words where a checkpoint first differs from what was wanted; what orbax said if nowhere."""
+        for item, tree in wanted.items():
+            with ocp.PyTreeCheckpointer() as reader:
+                stored = reader.metadata(self._folder / str(step) / item).item_metadata.tree
+            have, need = _shapes(stored), _shapes(tree)
+            for path in sorted({*have, *need}):
+                if (there := have.get(path, "absent")) != (here := need.get(path, "absent")):
+                    return f"{path} is {there} there and {here} here"
+        return str(error).splitlines()[0]
 
     def latest(self) -> int | None:
         """Return the last step that was saved whole."""
@@ -113,6 +136,13 @@ class Checkpoints:
 
 def _averages(state: TrainState) -> bool:
     return state.tested["params"] is not state.params
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the leaves of a tree by their paths."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
 
 
 def _abstract(tree: Any) -> Any:

@@ -5,7 +5,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ FREE = tuple(
         "parallel.state", "test_on",
     )
 )  # fmt: skip
+FACTS = "facts.json"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -117,16 +118,50 @@ def check_owner(workdir: Path, config: Mapping[str, Any]) -> None:
         )
 
 
+def stored_facts(workdir: Path) -> dict[str, Any]:
+    """Return what ``facts.json`` says of the weights and data of a run, {} if none has started in this folder."""
+    return read_json(workdir / FACTS) if _started(workdir) else {}
+
+
 def claim_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
     """Refuse to go on with other weights or data than a run of the same configuration was started with."""
-    path = workdir / "facts.json"
-    old = read_json(path) if _started(workdir) else {}
-    for name in ("weights_sha256", "data", "value_range"):
+    old = stored_facts(workdir)
+    # A fingerprint of the data says more than their name, which changes with that of their folder.
+    for name in ("weights_sha256", "value_range", *(() if "data_sha256" in old else ("data",))):
         now = facts.get(name)
         if old.get(name, now) != now:
             what = f"other {name.removesuffix('_sha256')} ({old[name]} then, {now} now)"
             raise UserError(f"{workdir} was started with {what}; pass another --workdir, or delete that folder")
-    write_json(path, facts)
+    check_data(workdir, old, facts, ("train", "validation", "test"), "pass another --workdir")
+    write_json(workdir / FACTS, facts)
+
+
+def check_data(
+    workdir: Path, old: Mapping[str, Any], facts: Mapping[str, Any], splits: Sequence[str], otherwise: str
+) -> None:
+    """Refuse data whose fingerprints are not those that a run was started with.
+
+    Args:
+        workdir: of the run, for the message.
+        old: facts of the run; those of runs made before fingerprints were kept say nothing.
+        facts: of the data as they are now.
+        splits: that must be equal.
+        otherwise: what to do if the data cannot be restored.
+
+    Raises:
+        UserError: names the split that differs.
+    """
+    before, now = old.get("data_sha256", {}), facts.get("data_sha256", {})
+    for split in splits:
+        if before.get(split, now.get(split)) == now.get(split):
+            continue
+        then, here = old.get("examples", {}).get(split, 0), facts.get("examples", {}).get(split, 0)
+        what = f"{then:,} examples then, {here:,} now"
+        what += "" if then != here else ", with other labels or contents"
+        raise UserError(
+            f"{workdir}: the {split} split is not the one that the run was started with ({what}); "
+            f"restore the data, or {otherwise}"
+        )
 
 
 def check_unchanged(summary: Mapping[str, Any], workdir: Path) -> None:

@@ -1,0 +1,96 @@
+"""A fingerprint of a split: equal for equal examples, wherever they lie and however their classes are ordered."""
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tl_jax.data.boxes import CLASS
+from tl_jax.data.pictures import Encoded, Rows, Split
+
+SAMPLED_BYTES = 64 * 10**6  # of images in memory, evenly spaced: hashing all of a large set would delay each start
+AT_ONCE = 1000  # texts
+
+
+def fingerprint(split: Split, classes: Sequence[str], folder: str = "", name: str = "") -> str:
+    """Return the SHA-256 of a split as hexadecimal digits.
+
+    It covers the labels by the names of their classes, the groups, and, depending on what the split consists of:
+    the names of the files, as seen from ``folder``, and their sizes; the texts; the pixels of images in memory (of
+    more than 64 MB evenly spaced ones); or only ``name`` and the number of the images, if they are decoded from a
+    prepared set, since another version of a decoder may round differently.
+
+    Args:
+        split: N examples.
+        classes: K names; labels beyond them, such as those of people who are not trained on, count as numbers.
+        folder: of the data; "" for the one that the files have in common.
+        name: of the data set.
+    """
+    sha = hashlib.sha256()
+    for piece in (*_labels(split.labels, classes), *_groups(split), *_examples(split, folder, name)):
+        sha.update(len(piece).to_bytes(8, "little") + piece)
+    return sha.hexdigest()
+
+
+def relative_names(files: Sequence[str], folder: str = "") -> list[str]:
+    """Return the names of files as seen from ``folder``, or from the folder that they have in common."""
+    if not len(files):
+        return []
+    root = os.path.expanduser(folder)
+    root = os.path.join(os.path.dirname(root) if os.path.isfile(root) else root, "") if folder else ""
+    if not root or not all(file.startswith(root) for file in files):
+        files = [os.path.realpath(file) for file in files]
+        root = os.path.join(os.path.realpath(root), "") if root else ""
+        if not root or not all(file.startswith(root) for file in files):
+            root = os.path.join(os.path.commonpath([os.path.dirname(file) for file in files]), "")
+    return [unicodedata.normalize("NFC", file[len(root) :].lstrip(os.sep)).replace(os.sep, "/") for file in files]
+
+
+def _labels(labels: np.ndarray, classes: Sequence[str]) -> Iterator[bytes]:
+    """Yield the labels, with the rank of a class among the sorted names instead of its number."""
+    rank = np.empty(len(classes), np.int64)
+    rank[sorted(range(len(classes)), key=classes.__getitem__)] = np.arange(len(classes))
+    yield _json(sorted(classes))
+    if labels.dtype == object:
+        yield _json([len(each) for each in labels])
+        labels = np.concatenate([np.zeros(0, np.int64), *labels])
+    if labels.ndim == 3:  # boxes: rows that pad are left out, their number depends on the other splits
+        for rows in labels:
+            own = np.round(rows[rows[:, CLASS] >= 0].astype(np.float64), 2) + 0.0
+            own[:, CLASS] = rank[own[:, CLASS].astype(np.int64)]
+            yield own.astype("<f8").tobytes()
+        return
+    known = not len(labels) or labels.max() < len(classes)
+    yield (rank[labels] if known else labels).astype("<i8").tobytes()
+
+
+def _groups(split: Split) -> Iterator[bytes]:
+    if split.groups is not None:
+        yield _json([str(group) for group in split.groups])
+
+
+def _examples(split: Split, folder: str, name: str) -> Iterator[bytes]:
+    images = split.images
+    count = len(split.labels)
+    if split.files is not None:
+        yield _json(relative_names(split.files, folder))
+        yield _json([os.stat(file).st_size for file in split.files])
+        return
+    if images.dtype == object:
+        for first in range(0, count, AT_ONCE):
+            yield _json(np.asarray(images[np.arange(first, min(first + AT_ONCE, count))], object).tolist())
+        return
+    yield _json(list(images.shape))
+    if isinstance(images.array if isinstance(images, Rows) else images, (np.memmap, Encoded)):
+        yield _json(name)
+        return
+    room = max(1, SAMPLED_BYTES // max(1, int(np.prod(images.shape[1:]))))
+    yield np.ascontiguousarray(images[np.unique(np.linspace(0, count - 1, min(count, room)).astype(int))]).tobytes()
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()

@@ -1,0 +1,133 @@
+"""What a run keeps of its data: its classes in order and a fingerprint of each split; tasks are built again from it."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from tl_jax.data.boxes import CLASS
+from tl_jax.data.fingerprint import fingerprint
+from tl_jax.data.pictures import Source, Split
+from tl_jax.errors import UserError
+from tl_jax.tasks import starting
+
+SPLITS = ("train", "validation", "test")
+
+
+class RunRecord(NamedTuple):
+    """What the folder of a run says.
+
+    Attributes:
+        facts: of ``facts.json``; empty for a run that has not started.
+        folder: of the run, for messages.
+        reads_data: whether the task reads the data; if not, it has no examples and can only predict and be exported.
+        fitted: what the finished run fitted on its validation split, ``temperature`` or ``threshold``.
+    """
+
+    facts: Mapping[str, Any] = MappingProxyType({})
+    folder: str = ""
+    reads_data: bool = True
+    fitted: Mapping[str, float] = MappingProxyType({})
+
+    def source(self, read: Callable[[], Source], images: np.ndarray, labels: np.ndarray) -> Source:
+        """Return the data with their labels in the run's order of classes, or the classes alone.
+
+        Args:
+            read: returns the data.
+            images, labels: of no example, for a task that does not read its data.
+
+        Raises:
+            UserError: the classes of the data are not those of the run.
+        """
+        if not self.reads_data:
+            none, facts = Split(images, labels), self.facts
+            limits = tuple(facts["value_range"]) if "value_range" in facts else None
+            return Source(facts["data"], none, none, tuple(facts["classes"]), facts["tested"], none, limits)
+        source = read()
+        if not self.facts:
+            return source
+        if "classes" not in self.facts:
+            tqdm.write(
+                f"{self.folder}: the run is older than the record of its classes; their names and order are taken "
+                f"from {source.name} as it is now",
+                file=sys.stderr,
+            )
+            return source
+        return in_order(source, self.facts["classes"], self.folder)
+
+    def cut(self, config: Any, source: Source) -> dict[str, Split]:
+        """Return the splits of ``starting.cut``, all of them without examples if the data are not read."""
+        if self.reads_data:
+            return starting.cut(config, source)
+        return dict.fromkeys((*SPLITS, *(("unlabelled",) if config.pretext.name else ())), source.train)
+
+    def sizes(self, splits: Mapping[str, Any]) -> dict[str, int]:
+        """Return the number of examples of each split, as the run had them if the data are not read."""
+        if not self.reads_data:
+            return dict(self.facts["examples"])
+        return {name: len(split.labels) for name, split in splits.items()}
+
+    def describe(self, source: Source, splits: Mapping[str, Split], folder: str) -> dict[str, Any]:
+        """Return what is to be kept: ``classes``, and ``examples`` and ``data_sha256`` of each split.
+
+        Args:
+            source: the data, for their name and classes.
+            splits: as ``cut`` returns them.
+            folder: of the data, ``config.data.dir``.
+        """
+        if not self.reads_data:
+            return {name: self.facts[name] for name in ("classes", "examples", "data_sha256")}
+        prints = {name: fingerprint(splits[name], source.classes, folder, source.name) for name in SPLITS}
+        return {"classes": list(source.classes), "examples": self.sizes(splits), "data_sha256": prints}
+
+
+NEW_RUN = RunRecord()
+
+
+def in_order(source: Source, classes: Sequence[str], where: str) -> Source:
+    """Return the data with their labels as rows of ``classes``.
+
+    Raises:
+        UserError: the data have other classes; the message names them.
+    """
+    if tuple(classes) == source.classes:
+        return source
+    if set(classes) != set(source.classes):
+        raise UserError(
+            f"{where}: the classes of {source.name} are not those of the run: {differing(classes, source.classes)}; "
+            "restore the classes of the data, or use --mode=predict, which does not need them"
+        )
+    number = {name: k for k, name in enumerate(classes)}
+    order = np.asarray([number[name] for name in source.classes], np.int32)
+    changed = {part: getattr(source, part) for part in SPLITS}
+    changed = {
+        part: split._replace(labels=_relabelled(split.labels, order)) for part, split in changed.items() if split
+    }
+    return source._replace(classes=tuple(classes), **changed)
+
+
+def differing(there: Sequence[str], here: Sequence[str]) -> str:
+    """Return in words which names are only in the first or only in the second of two lists."""
+
+    def listed(names: list[str]) -> str:
+        return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+    missing, new = [n for n in there if n not in set(here)], [n for n in here if n not in set(there)]
+    said = [f"{listed(names)} {verb}" for names, verb in ((missing, "missing"), (new, "new")) if names]
+    return ", ".join(said)
+
+
+def _relabelled(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
+    if labels.dtype == object:
+        changed = np.empty(len(labels), object)
+        changed[:] = [order[each] for each in labels]
+        return changed
+    if labels.ndim == 3:
+        numbers = labels[..., CLASS].astype(np.int64)
+        changed = labels.copy()
+        changed[..., CLASS] = np.where(numbers >= 0, order[numbers], labels[..., CLASS])
+        return changed
+    return order[labels]
