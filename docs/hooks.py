@@ -19,7 +19,12 @@ ROOT = DOCS.parent
 PAGES = DOCS / "pages"
 RESULTS = ROOT / "experiments" / "results"
 # Files of the repository that are pages too; a link to one of them leads to its page.
-COPIES = {"docs/tpu.md": "devices.md", "experiments/results/README.md": "results.md", "CHANGELOG.md": "changelog.md"}
+COPIES = {
+    "docs/tpu.md": "devices.md",
+    "experiments/results/README.md": "results.md",
+    "experiments/results/faults.md": "faults.md",
+    "CHANGELOG.md": "changelog.md",
+}
 NOTEBOOKS = ("tour.ipynb",)
 ROOMS = ("configs", "tl_jax", "experiments")
 

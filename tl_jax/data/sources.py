@@ -43,7 +43,9 @@ def load(
         data_dir: folder with the pictures, an npz file, or TFDS folder; empty for TFDS' own default.
         size: side in pixels into which pictures of differing sizes are fitted.
         most_bytes: of decoded pictures that may be kept on disk; a larger set is decoded each time it is read.
-        windows, group, label: of files in folders and indices, see ``Reading``.
+        windows: of CT slices, in Hounsfield units, see ``Reading``.
+        group: what keeps pictures together, of files in folders and indices, see ``Reading``.
+        label: the column with the classes of an index, see ``Reading``.
         fit: "crop", "pad" or "stretch", see ``pictures.fit``.
 
     Raises:
