@@ -63,7 +63,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def expand(markdown: str) -> str:
     """Return a page with its tables put in; a KeyError names what is not known."""
-    return re.sub(r"^<!-- (\w+):(.*?)-->$", lambda m: TABLES[m[1]](*m[2].split()), markdown, flags=re.M)
+    return re.sub(r"^<!-- (?!figure:)(\w+):(.*?)-->$", lambda m: TABLES[m[1]](*m[2].split()), markdown, flags=re.M)
 
 
 def fields(*prefixes: str) -> str:
