@@ -7,6 +7,7 @@ functions too, so mkdocs is imported only where it calls.
 
 import ast
 import base64
+import importlib
 import json
 import re
 import sys
@@ -141,6 +142,27 @@ def recipes(*_: str) -> str:
     return table(("recipe", "what it does"), rows)
 
 
+def takers(*_: str) -> str:
+    """Return the recipes that have mechanisms as variants, and which of these their task can have."""
+    from configs import check, mechanisms
+    from tl_jax.errors import UserError
+
+    rows = []
+    for path in sorted((ROOT / "configs").glob("[a-z]*.py")):
+        if "def get_config(variant" not in path.read_text():
+            continue
+        recipe, names = importlib.import_module(f"configs.{path.stem}"), []
+        for name in mechanisms.MECHANISMS:
+            try:
+                check.validate(recipe.get_config(name))
+            except UserError:
+                continue  # no variant, or not for this kind of task
+            names.append(f"`{name}`")
+        if "`fine_tune`" in names:
+            rows.append((f"`{path.stem}`", ", ".join(names)))
+    return table(("recipe", "mechanisms"), rows)
+
+
 def expected(*_: str) -> str:
     """Return what recipes are expected to give, and on what that was measured."""
     rows = []
@@ -230,4 +252,4 @@ def table(head: Any, rows: Any) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-TABLES = {f.__name__: f for f in (fields, mechanisms, measured, recipes, expected, unverified, errors)}
+TABLES = {f.__name__: f for f in (fields, mechanisms, measured, recipes, takers, expected, unverified, errors)}
