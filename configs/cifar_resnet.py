@@ -5,7 +5,7 @@
     python run.py --config=configs/cifar_resnet.py:article    32x32 pixels, x/255, everything frozen but the head,
                                                               Adam 1e-3, batch 64, 10 epochs
     python run.py --config=configs/cifar_resnet.py:smoke      a tiny ResNet, random weights, drawn pictures: that it
-                                                              runs is all it shows; mostly compilation, 20 to 50 s
+                                                              runs is all it shows; mostly compilation
 
 Weights (94 MB) and data (170 MB) are downloaded on the first use; ``--config.init.path=FILE`` and
 ``--config.data.dir=TFDS_FOLDER`` take local ones.

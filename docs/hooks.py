@@ -7,6 +7,7 @@ functions too, so mkdocs is imported only where it calls.
 
 import ast
 import base64
+import importlib
 import json
 import re
 import sys
@@ -19,7 +20,12 @@ ROOT = DOCS.parent
 PAGES = DOCS / "pages"
 RESULTS = ROOT / "experiments" / "results"
 # Files of the repository that are pages too; a link to one of them leads to its page.
-COPIES = {"docs/tpu.md": "devices.md", "experiments/results/README.md": "results.md", "CHANGELOG.md": "changelog.md"}
+COPIES = {
+    "docs/tpu.md": "devices.md",
+    "experiments/results/README.md": "results.md",
+    "experiments/results/faults.md": "faults.md",
+    "CHANGELOG.md": "changelog.md",
+}
 NOTEBOOKS = ("tour.ipynb",)
 ROOMS = ("configs", "tl_jax", "experiments")
 
@@ -58,7 +64,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def expand(markdown: str) -> str:
     """Return a page with its tables put in; a KeyError names what is not known."""
-    return re.sub(r"^<!-- (\w+):(.*?)-->$", lambda m: TABLES[m[1]](*m[2].split()), markdown, flags=re.M)
+    return re.sub(r"^<!-- (?!figure:)(\w+):(.*?)-->$", lambda m: TABLES[m[1]](*m[2].split()), markdown, flags=re.M)
 
 
 def fields(*prefixes: str) -> str:
@@ -134,6 +140,27 @@ def recipes(*_: str) -> str:
             doc = ast.get_docstring(ast.parse(path.read_text())) or ""
             rows.append((f"`{path.stem}`", doc.splitlines()[0]))
     return table(("recipe", "what it does"), rows)
+
+
+def takers(*_: str) -> str:
+    """Return the recipes that have mechanisms as variants, and which of these their task can have."""
+    from configs import check, mechanisms
+    from tl_jax.errors import UserError
+
+    rows = []
+    for path in sorted((ROOT / "configs").glob("[a-z]*.py")):
+        if "def get_config(variant" not in path.read_text():
+            continue
+        recipe, names = importlib.import_module(f"configs.{path.stem}"), []
+        for name in mechanisms.MECHANISMS:
+            try:
+                check.validate(recipe.get_config(name))
+            except UserError:
+                continue  # no variant, or not for this kind of task
+            names.append(f"`{name}`")
+        if "`fine_tune`" in names:
+            rows.append((f"`{path.stem}`", ", ".join(names)))
+    return table(("recipe", "mechanisms"), rows)
 
 
 def expected(*_: str) -> str:
@@ -225,4 +252,4 @@ def table(head: Any, rows: Any) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-TABLES = {f.__name__: f for f in (fields, mechanisms, measured, recipes, expected, unverified, errors)}
+TABLES = {f.__name__: f for f in (fields, mechanisms, measured, recipes, takers, expected, unverified, errors)}

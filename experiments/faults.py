@@ -72,7 +72,7 @@ def main(_: list[str]) -> None:
             print(" | ".join(rows[-1]), flush=True)
     table = page.Table(("fault", "what it printed", "the same command then came to"), rows)
     Path(RESULTS.value).write_text(
-        f"{page.markdown(table)}\nMade by `python -m experiments.faults` at commit {commit()}.\n"
+        f"# Injected faults\n\n{page.markdown(table)}\nMade by `python -m experiments.faults` at commit {commit()}.\n"
     )
     if bad:
         raise UserError(f"after {', '.join(bad)} the run did not end as an undisturbed one")

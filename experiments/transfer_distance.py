@@ -53,7 +53,7 @@ def main(_: list[str]) -> None:
     compile_cache.enable()
     record.note(prefix, versions=api.versions())
     rescore(prefix)
-    for target in chosen(TARGETS.value, transfer_pairs.SETS if DATA_DIR.value else transfer_pairs.DRAWN, "target"):
+    for target in chosen(TARGETS.value, transfer_pairs.TARGETS if DATA_DIR.value else transfer_pairs.DRAWN, "target"):
         for per_class in map(int, PER_CLASS.value):
             for seed in map(int, SEEDS.value):
                 one(folder, prefix, target, per_class, seed)

@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
 from experiments.agreement import Agreement
+from experiments.transfer_gains import Pair, compared
 
 
-def heat_map(found: Sequence[Any], way: str, path: Path) -> Path:
+def heat_map(found: Sequence[Pair], way: str, path: Path) -> Path:
     """Draw the mean gain of each source on each target."""
     sources = list(dict.fromkeys(pair.source for pair in found))
     targets = list(dict.fromkeys(pair.target for pair in found))
@@ -55,21 +56,20 @@ def tau_bars(each: Sequence[Agreement], words: str, path: Path) -> Path:
     return path
 
 
-def scatter(found: Sequence[Any], way: str, names: Sequence[str], path: Path) -> Path:
-    """Draw scores against gains; both without the mean of their target and budget, scores in standard deviations."""
+def scatter(found: Sequence[Pair], way: str, names: Sequence[str], path: Path) -> Path:
+    """Draw scores against gains; both without the mean of their target and budget, scores in standard deviations.
+
+    Only pairs that the rank correlations are taken over are drawn.
+    """
+    some, _ = compared(found)
     figure = Figure(figsize=(13, 7.5), dpi=110, layout="constrained")
     axes: Any = figure.subplots(2, 3, sharey=True)
     targets = list(dict.fromkeys(pair.target for pair in found))
     for axis, name in zip(axes.ravel(), names, strict=False):
         for k, target in enumerate(targets):
             for per_class, mark in zip(sorted({pair.per_class for pair in found}), "os^v", strict=False):
-                mine = [
-                    pair for pair in found
-                    if (pair.target, pair.per_class) == (target, per_class)
-                    and not pair.own
-                    and np.isfinite(pair.scores[name])
-                ]  # fmt: skip
-                if len(mine) < 3:
+                mine = some.get((target, per_class))
+                if not mine:
                     continue
                 x = np.asarray([pair.scores[name] for pair in mine])
                 y = np.asarray([100 * pair.gains[way].mean() for pair in mine])

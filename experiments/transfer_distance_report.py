@@ -2,73 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from experiments import record, transfer_distance_plots
-from experiments.agreement import Agreement, Group, agreements
+from experiments.agreement import Agreement, agreements
+from experiments.transfer_gains import WAYS, Pair, groups, pairs
 from experiments.transfer_pairs import RANDOM
 from experiments.transfer_scores import DISTANCES, SCORES
 from tl_jax.report import page
 from tl_jax.report.comparison import interval, percent
 from tl_jax.train.workdir import read_json
-
-WAYS = {"fine_tune": "fine-tuning", "probe": "a logistic probe"}
-
-
-class Pair(NamedTuple):
-    """A source on a target with a number of examples: per seed gains over scratch by way, and mean scores."""
-
-    source: str
-    target: str
-    per_class: int
-    gains: Mapping[str, np.ndarray]
-    scores: Mapping[str, float]
-
-    @property
-    def own(self) -> bool:
-        """Whether the source was trained on the target's own data, so that nothing is transferred."""
-        return self.source == self.target
-
-
-def pairs(rows: Sequence[Mapping[str, str]]) -> list[Pair]:
-    """Return the pairs of a record, seeds put together."""
-    found: dict[tuple[str, str, int], list[Mapping[str, str]]] = {}
-    for row in rows:
-        found.setdefault((row["source"], row["target"], int(row["per_class"])), []).append(row)
-    return [
-        Pair(
-            *names,
-            {way: np.asarray([float(row[way]) - float(row["scratch"]) for row in mine]) for way in WAYS},
-            {name: float(np.mean([float(row[name] or "nan") for row in mine])) for name in (*SCORES, *DISTANCES)},
-        )
-        for names, mine in found.items()
-    ]
-
-
-def groups(found: Sequence[Pair], way: str) -> list[Group]:
-    """Return for each target and number of examples the sources for which every score is defined.
-
-    A score that is defined for half of the pairs or fewer is left out, lest it leave hardly any.
-    """
-    others = [pair for pair in found if not pair.own]
-    names = [
-        name for name in (*SCORES, *DISTANCES)
-        if 2 * sum(np.isfinite(pair.scores[name]) for pair in others) > len(others)
-    ]  # fmt: skip
-    out = []
-    for target, per_class in dict.fromkeys((pair.target, pair.per_class) for pair in found):
-        mine = [
-            pair for pair in found
-            if (pair.target, pair.per_class) == (target, per_class)
-            and not pair.own
-            and all(np.isfinite(pair.scores[name]) for name in names)
-        ]  # fmt: skip
-        if len(mine) > 2:  # two sources have an order, but no correlation to speak of
-            gains = np.asarray([pair.gains[way].mean() for pair in mine])
-            out.append(Group(gains, {name: np.asarray([pair.scores[name] for pair in mine]) for name in names}))
-    return out
 
 
 def write(prefix: Path) -> str:
@@ -150,12 +95,16 @@ def ranking(prefix: Path, found: Sequence[Pair], way: str, each: Sequence[Agreem
         f"Surely better than chance: {', '.join(sure) or 'none'}. Not told apart from the best at p < 0.05: "
         f"{', '.join(one.score for one in each[1:] if one.p >= 0.05) or 'none'}.",
     ]
+    if left := [name for name in (*SCORES, *DISTANCES) if name not in some[0].scores]:
+        text.append(f"Defined for at most half of the pairs, and so left out: {', '.join(left)}.")
     taus = transfer_distance_plots.tau_bars(each, WAYS[way], Path(f"{prefix}_tau_{way}.png"))
     clouds = transfer_distance_plots.scatter(found, way, [one.score for one in each[:6]], Path(f"{prefix}_{way}.png"))
     parts = (
         page.Table(columns, rows),
         page.Picture(taus, "weighted Kendall tau with the gain, 95 % intervals over pairs"),
-        page.Picture(clouds, "each score against the gain, centred within its target and budget"),
+        page.Picture(
+            clouds, f"each score against the gain, centred within its target and budget: the {count} pairs of the table"
+        ),
     )
     return page.Section(f"What goes with the gain of {WAYS[way]}", text, parts)
 

@@ -11,12 +11,12 @@ from PIL import Image
 
 from configs import base
 from tl_jax import pretrained
-from tl_jax.errors import UserError
+from tl_jax.errors import UserError, nearest
 from tl_jax.network import Pretrained
 from tl_jax.weights.catalog import BANK
 
 RANDOM, IMAGENET = "random", "imagenet"
-# name: (name of the set for tl_jax.data, folder under --data_dir)
+# Data of sources and targets by name: (name of the set for tl_jax.data, folder under --data_dir)
 SETS: Mapping[str, tuple[str, str]] = {
     "digits": ("digits", ""),
     "shapes": ("shapes", ""),
@@ -25,7 +25,10 @@ SETS: Mapping[str, tuple[str, str]] = {
     "mnist": ("mnist", "tfds"),
     "flowers": ("flowers", "flowers"),
     "ct": ("folder", "ct_covid"),
+    "faces": ("folder", "faces_orl"),
 }
+SOURCES_ONLY = ("faces",)  # fewer than 5 pictures of a person are left to train on beside test and validation
+TARGETS = tuple(name for name in SETS if name not in SOURCES_ONLY)
 DRAWN = ("digits", "shapes", "gratings")  # need no files
 SIDE = 32  # pixels of the small networks' inputs
 
@@ -43,12 +46,14 @@ def known_sources(weights: str) -> tuple[str, ...]:
 
 
 def target_config(target: str, data_dir: str, per_class: int, seed: int) -> base.Config:
-    """Return a configuration with the data of a target.
+    """Return a configuration with the data of a target, or of a source.
 
     Raises:
-        UserError: it needs files, and there is no folder of them.
+        UserError: it is unknown, or needs files, and there is no folder of them.
     """
     config = base.get_config()
+    if target not in SETS:
+        raise UserError(f"no data set {target!r}; {nearest(target, SETS)}")
     name, folder = SETS[target]
     if target not in DRAWN and not data_dir:
         raise UserError(f"target {target} needs files; pass --data_dir, or --targets={','.join(DRAWN)}")

@@ -10,18 +10,16 @@ import numpy as np
 
 from experiments import transfer_pairs
 from tl_jax import distance
-from tl_jax.distance import checks
+from tl_jax.distance import checks, everything, held_out
+from tl_jax.errors import UserError
 from tl_jax.network import Pretrained
 from tl_jax.tasks import image, starting
 
 SOURCE_EXAMPLES = 500  # of the source's own data, and of the target's, between which distances are taken
 IMAGENET_SAMPLE = "imagenet_sample"  # folder of one photo of each class, whose file names begin with its number
-# As the table has them: the higher, the more a source should help.
-SCORES = (
-    "logme", "h_score", "regularized_h_score", "transrate", "gbc", "sfda", "parc", "nleep", "leep", "nce", "knn",
-    "ridge_probe", "logistic_probe",
-)  # fmt: skip
-DISTANCES = ("otdd", "frechet", "mmd", "mmd_rbf", "energy", "sliced_wasserstein", "proxy_a", "task2vec")
+# Columns of the record: the higher, the more a source should help. All that distance.report knows, and Task2Vec.
+SCORES = (*everything.FROM_MOMENTS, *everything.REPEATED, *everything.FROM_PROBABILITIES, *held_out.CLASSIFIERS)
+DISTANCES = (*everything.BETWEEN, "task2vec")
 EMBEDDED = 100  # examples at most of a Task2Vec embedding, which takes a backward pass of each
 
 Part = tuple[np.ndarray, np.ndarray]  # features (N, D), labels (N,)
@@ -96,7 +94,10 @@ def own_embedding(source: str, weights: str, data_dir: str) -> jax.Array:
 def own_pictures(source: str, data_dir: str) -> tuple[np.ndarray, np.ndarray]:
     """Return pictures uint8 (N, H, W, 3) and labels of a source's own data."""
     if source == transfer_pairs.IMAGENET:
-        files = sorted((Path(data_dir) / IMAGENET_SAMPLE).glob("*.jpg"))[:: 1000 // SOURCE_EXAMPLES]
+        folder = Path(data_dir) / IMAGENET_SAMPLE
+        files = sorted(folder.glob("*.jpg"))[:: 1000 // SOURCE_EXAMPLES]
+        if not files:
+            raise UserError(f"{folder}: no photos (.jpg) of ImageNet's classes; put one of each class there")
         return transfer_pairs.photos(files), np.arange(len(files))
     config = transfer_pairs.target_config(source, data_dir, 0, 0)
     train = image.load_source(config, config.input.size).train

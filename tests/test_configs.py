@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags as absl_flags
 
-from configs import base, check
+from configs import base, check, mechanisms
 from tl_jax import main
 from tl_jax.errors import UserError
 from tl_jax.train.workdir import write_json
@@ -52,6 +52,58 @@ VARIANTS = [(p, v) for p in RECIPES for v in sorted(set(re.findall(rf"{p.name}:(
 @pytest.mark.parametrize("path,variant", VARIANTS, ids=lambda value: getattr(value, "stem", value))
 def test_variants_that_headers_name_are_valid(path, variant):
     check.validate(load(path, variant))
+
+
+def accepted(path, names):
+    """Return those of some names of mechanisms that a recipe has as a variant and its task can have."""
+    found = []
+    for name in names:
+        try:
+            check.validate(load(path, name))
+        except UserError:
+            continue
+        found.append(name)
+    return found
+
+
+def recipe_table():
+    """Return the rows of the README's table of recipes: files, and what is said of them."""
+    rows = re.findall(r"^\| (`configs/.*?) \| (.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    return [
+        ([ROOT / "configs" / Path(file).name for file in re.findall(r"`(.+?)`", files)], said) for files, said in rows
+    ]
+
+
+def test_the_readme_names_every_recipe():
+    assert {path for paths, _ in recipe_table() for path in paths} == {*RECIPES, ROOT / "configs" / "stored.py"}
+
+
+NAMED = [(path, said) for paths, said in recipe_table() for path in paths if path in RECIPES]
+
+
+@pytest.mark.parametrize("path,said", NAMED, ids=lambda value: getattr(value, "stem", ""))
+def test_a_recipe_has_the_variants_that_the_readme_names(path, said):
+    variants = re.findall(r"`(\w+)`", said.partition("variant")[2])
+    for name in variants:
+        check.validate(load(path, name))
+    assert "smoke" in variants or path.stem in ("digits_resnet", "cifar_small", "source_small")
+    known, fits = accepted(path, mechanisms.MECHANISMS), mechanisms.fitting(load(path).task)
+    if "any mechanism" in said:
+        assert set(fits) <= set(known)
+    elif "most mechanisms" in said:
+        assert 2 * len(known) > len(fits)
+    else:
+        assert set(known) <= set(variants), "mechanisms that the README does not name"
+
+
+def test_a_mechanism_that_is_added_is_a_variant_of_the_recipes_that_the_howto_lists(monkeypatch):
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    monkeypatch.setitem(mechanisms.MECHANISMS, "added", mechanisms.ema)
+    page = hooks.expand((ROOT / "docs" / "pages" / "howto" / "mechanism.md").read_text())
+    listed = re.findall(r"^\| `(\w+)` \| .*`added`.* \|$", page, re.M)
+    assert len(listed) > 1 and listed == [path.stem for path in RECIPES if accepted(path, ["added"])]
 
 
 def test_the_article_is_as_written():

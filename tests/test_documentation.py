@@ -21,13 +21,12 @@ ROOT = Path(__file__).parent.parent
 SITE = ROOT / "docs" / "pages"
 PAGES = [ROOT / name for name in ("README.md", "docs/tpu.md", "experiments/results/README.md")]
 PAGES += sorted(SITE.rglob("*.md"))
-LANGUAGES = ("python", "bash", "math", "text")
+LANGUAGES = ("python", "bash", "diff", "math", "text")
 # A block that is not run says so to the reader, with the reason, in the paragraph right above it.
 BLOCK = re.compile(r"(?:^\*Not run: (?P<why>[^*]+)\*\n\n)?^```(?P<language>.*)\n(?P<text>(?:.*\n)*?)^```$", re.M)
 GROUPS = sorted({path.partition(".")[0] for path in base.FIELDS if "." in path})
 # Programs that are not ours: only their files are looked for.
 OTHERS = ("export", "kubectl", "mkdocs", "pip", "sbatch", "source")
-TRAINS = ("data.md", "mechanism.md", "model.md")  # whole runs
 
 
 class Block(NamedTuple):
@@ -43,10 +42,6 @@ def blocks(path: Path) -> list[Block]:
 
 def name(path: Path) -> str:
     return str(path.relative_to(ROOT)) if isinstance(path, Path) else ""
-
-
-def speed(path: Path):
-    return pytest.param(path, marks=pytest.mark.slow if path.name in TRAINS else pytest.mark.fast, id=name(path))
 
 
 @pytest.fixture
@@ -65,7 +60,12 @@ def has(path: Path, language: str) -> bool:
     return any(block.language == language and not block.why for block in blocks(path))
 
 
-@pytest.mark.parametrize("path", [speed(path) for path in PAGES if has(path, "python")])
+# Pages that say how to add something are followed in tests/test_howto.py.
+RUN = [path for path in PAGES if has(path, "python") and path.parent.name != "howto"]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("path", RUN, ids=name)
 def test_python_blocks_run(path, elsewhere):
     namespace = {"__name__": path.stem}
     for i, block in enumerate(blocks(path)):

@@ -1,9 +1,12 @@
 """The site: its tables find what they name, its menu has every page, and its notebook runs."""
 
 import importlib.util
+import inspect
 import json
 import os
+import pydoc
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +71,54 @@ def test_every_page_is_in_the_menu_and_every_entry_is_a_page():
     menu = pages(yaml.safe_load((ROOT / "docs" / "mkdocs.yml").read_text())["nav"])
     made = [*hooks().COPIES.values(), *(path.with_suffix(".md").name for path in NOTEBOOKS)]
     assert sorted(menu) == sorted([*(str(path.relative_to(SITE)) for path in SITE.rglob("*.md")), *made])
+
+
+def build_commands() -> list[list[str]]:
+    """Return the arguments of every ``mkdocs build`` that CI runs or a page gives."""
+    files = (ROOT / ".ci" / "run", ROOT / "README.md", ROOT / "requirements-docs.txt", *SITE.rglob("*.md"))
+    lines = re.compile(r'mkdocs"? (build [^\n`#]*--strict[^\n`#(]*)')
+    return [shlex.split(line) for file in files for line in lines.findall(file.read_text())]
+
+
+@pytest.mark.fast
+def test_the_build_of_the_site_fails_on_a_warning(tmp_path):
+    commands = build_commands()
+    assert len(commands) > 1
+    assert not any({"-q", "--quiet"} & set(command) for command in commands), "--strict counts no warnings then"
+    pytest.importorskip("mkdocs")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "mkdocs.yml").write_text("site_name: a\n")
+    flags = [word for word in commands[0] if word in ("build", "--strict", "-q", "--quiet")]
+    for page, status in (("[the same page](index.md)", 0), ("[no page](absent.md)", 1)):
+        (tmp_path / "docs" / "index.md").write_text(page)
+        done = subprocess.run([sys.executable, "-m", "mkdocs", *flags], cwd=tmp_path, capture_output=True, timeout=120)
+        assert done.returncode == status, done.stderr
+
+
+def documented() -> list[str]:
+    """Return the objects of the reference pages, members that a page selects by name."""
+    names = []
+    for path in sorted((SITE / "api").glob("*.md")):
+        for owner, options in re.findall(r"^::: (\S+)\n((?:    .*\n)*)", path.read_text(), re.M):
+            chosen = re.search(r"members: \[(.*)\]", options)
+            found = pydoc.locate(owner)
+            members = chosen[1].split(", ") if chosen else [m for m in vars(found) if not m.startswith("_")]
+            names += [owner, *(f"{owner}.{member}" for member in members)]
+    return names
+
+
+@pytest.mark.fast
+def test_reference_pages_describe_arguments_that_exist():
+    looked = 0
+    for name in documented():
+        found = pydoc.locate(name)
+        assert found is not None, name
+        section = re.search(r"^Args:\n((?:    .*\n?|\n)+)", inspect.getdoc(found) or "", re.M)
+        if section and callable(found):
+            named = {word.lstrip("*") for word in re.findall(r"^    (\S[^:\n]*):", section[1], re.M)}
+            assert named <= set(inspect.signature(found).parameters), name
+            looked += 1
+    assert looked > 20
 
 
 @pytest.mark.slow

@@ -46,8 +46,9 @@ def load(
         data_dir: folder with the pictures, an npz file, or TFDS folder; empty for TFDS' own default.
         size: side in pixels into which pictures of differing sizes are fitted.
         most_bytes: of decoded pictures that may be kept on disk; a larger set is decoded each time it is read.
-        windows, group, label: of files in folders and indices, see ``Reading``; groups are of DICOM files, or of a
-            column of ``index.csv``, see ``listed.with_groups``.
+        windows: of CT slices, in Hounsfield units, see ``Reading``.
+        group: what keeps images together: of DICOM files, or a column of ``index.csv``, see ``listed.with_groups``.
+        label: the column with the classes of an index, see ``Reading``.
         fit: "crop", "pad" or "stretch", see ``pictures.fit``.
         value_range: of images with more than 8 bits; None takes the ends of the whole set.
         max_pixels: of an image; 0 for Pillow's limit.

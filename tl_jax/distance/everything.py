@@ -42,6 +42,8 @@ FROM_MOMENTS: dict[str, Callable[[moments.Moments], jax.Array]] = {
     "transrate": coding.transrate_from,
     "gbc": overlap.gbc_from,
 }
+# Scores of features (N, D) and labels (N,) as NumPy arrays, and a key for what is drawn. One that is added here, to
+# BETWEEN or to held_out.CLASSIFIERS is in the report and in the study of transfer distances.
 REPEATED: dict[str, Callable[..., float]] = {
     "sfda": lambda x, y, key: challenge.sfda(x, y),  # the value itself is from the shared moments
     "parc": lambda x, y, key: correlation.parc(x, y),
@@ -132,7 +134,8 @@ def report(
         if source_probs is not None:
             rows += _of_probabilities(source_probs, y, weights)
     x, y = np.asarray(x), np.asarray(y)
-    rows += [_timed(name, lambda f=REPEATED[name]: f(x, y, key)) for name in ("parc", "nleep")]
+    known = {row.name for row in rows}
+    rows += [_timed(name, lambda f=f: f(x, y, key)) for name, f in REPEATED.items() if name not in known]
     for i, row in enumerate(rows):
         if row.name in REPEATED:
             rows[i] = _halved(row, lambda a, f=REPEATED[row.name]: f(x[a], y[a], key), [y], count, key)
@@ -178,7 +181,7 @@ def _of_probabilities(source_probs: Any, y: jax.Array, weights: np.ndarray) -> l
     once, many = jnp.ones((1, len(p))), jnp.asarray(weights, jnp.float64)
     return [
         _timed(name, lambda f=f: f(p, z, y, once, classes)[0], len(many) and (lambda f=f: f(p, z, y, many, classes)))
-        for name, f in (("leep", _leep), ("nce", _nce))
+        for name, f in FROM_PROBABILITIES.items()
     ]
 
 
@@ -190,6 +193,9 @@ def _leep(p: jax.Array, z: jax.Array, y: jax.Array, weights: jax.Array, classes:
 @functools.partial(jax.jit, static_argnums=4)
 def _nce(p: jax.Array, z: jax.Array, y: jax.Array, weights: jax.Array, classes: int) -> jax.Array:
     return jax.lax.map(lambda w: expected.nce_from(z, y, w, sources=p.shape[1], classes=classes), weights)
+
+
+FROM_PROBABILITIES: dict[str, Callable[..., jax.Array]] = {"leep": _leep, "nce": _nce}
 
 
 def _of_probes(x: np.ndarray, y: np.ndarray, folds: int, weights: np.ndarray, seed: int) -> list[Row]:
