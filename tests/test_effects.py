@@ -18,7 +18,7 @@ from tl_jax.transfer import phases
 
 pytestmark = pytest.mark.slow
 TASKS = {
-    "image": lambda: small.config(("data.train_examples", 40)),
+    "image": lambda: small.config(("data.per_class", 4)),
     "faces": lambda: faces_verification.get_config("smoke"),
     "detection": lambda: detection_voc.get_config("smoke"),
     "text": lambda: docs_bert.get_config("smoke"),
