@@ -163,4 +163,4 @@ def test_a_heavy_class_does_not_draw_all_others_to_itself_with_label_smoothing(t
             ("regularize.class_weights", "20" + ",1" * 9), ("regularize.label_smoothing", smoothing),
         )  # fmt: skip
         found[smoothing] = api.run(config, tmp_path / str(smoothing))["metrics"]["accuracy"]
-    assert found[0.1] > 0.5 and found[0.1] > found[0.0] - 0.1
+    assert found[0.1] > 0.18 and found[0.1] > found[0.0] - 0.1  # a tenth is what one class alone gives
