@@ -18,7 +18,7 @@ from tl_jax.transfer import phases
 
 pytestmark = pytest.mark.slow
 TASKS = {
-    "image": lambda: small.config(("data.train_examples", 40)),
+    "image": lambda: small.config(("data.per_class", 4)),
     "faces": lambda: faces_verification.get_config("smoke"),
     "detection": lambda: detection_voc.get_config("smoke"),
     "text": lambda: docs_bert.get_config("smoke"),
@@ -32,9 +32,10 @@ DISTILL, ROTATION = ("regularize.distill", 0.1), ("pretext.name", "rotation")
 FIELDS = [
     *((f"regularize.{name}", value, (), (*PICTURES, *WORDS)) for name, value in {
         "dropout": 0.5, "drop_path": 0.5, "label_smoothing": 0.2, "class_weights": "balanced", "mixup": 0.2,
-        "cutmix": 1.0, "l2_sp": 0.1, "l2_sp_head": 0.1, "distill": 0.1, "delta": 0.1, "bss": 1e-3, "co_tuning": 1.0,
+        "cutmix": 1.0, "l2_sp": 0.1, "l2_sp_head": 0.1, "distill": 0.1, "bss": 1e-3, "co_tuning": 1.0,
         "stochastic_norm": 0.5,
     }.items()),
+    ("regularize.delta", 0.1, (), ("faces", "detection", *WORDS)),  # of pictures in tests/tasks/test_objectives.py
     ("regularize.endpoints", "first", (DISTILL,), ("image", "text", "masked")),
     *((f"optim.{name}", value, (), ("image", "masked")) for name, value in {
         "name": "sgd", "lr": 0.123, "schedule": "cosine", "warmup": 0.5, "weight_decay": 0.123, "epsilon": 1e-3,

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from configs import base, check
+from tests.tasks import small
+from tl_jax import api
 from tl_jax.data.augment import Augment
 from tl_jax.errors import UserError
 from tl_jax.tasks import objectives
@@ -149,3 +151,16 @@ def test_a_step_with_any_two_of_them_is_that_of_numpy(names):
 def test_the_pairs_that_mean_nothing_are_refused(names):
     with pytest.raises(UserError, match="set one of them|both set"):
         check.validate(base.override(base.get_config(), [(f"regularize.{name}", STRENGTHS[name]) for name in names]))
+
+
+@pytest.mark.slow
+def test_a_heavy_class_does_not_draw_all_others_to_itself_with_label_smoothing(tmp_path):
+    """With smoothing a weight of 20 acted on each example's share of the heavy class: everything became that class."""
+    found = {}
+    for smoothing in (0.0, 0.1):
+        config = small.config(
+            ("data.per_class", 10), ("epochs", 10.0), ("data.validation", 0.0), ("freeze.recipe", "head"),
+            ("regularize.class_weights", "20" + ",1" * 9), ("regularize.label_smoothing", smoothing),
+        )  # fmt: skip
+        found[smoothing] = api.run(config, tmp_path / str(smoothing))["metrics"]["accuracy"]
+    assert found[0.1] > 0.18 and found[0.1] > found[0.0] - 0.1  # a tenth is what one class alone gives

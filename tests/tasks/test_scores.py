@@ -6,6 +6,8 @@ from scipy import stats
 from sklearn.metrics import log_loss, roc_auc_score, roc_curve
 from sklearn.utils.class_weight import compute_class_weight
 
+from configs import base
+from tl_jax.data.pictures import Split
 from tl_jax.errors import UserError
 from tl_jax.tasks import judging, scores
 from tl_jax.transfer.class_weights import class_weights
@@ -131,3 +133,12 @@ def test_a_class_without_test_examples_leaves_the_means_and_is_named():
 def test_calibration_error_of_one_example_is_its_distance():
     bins = scores.reliability(np.array([[0.8, 0.2]]), np.array([0]))
     assert bins.error == pytest.approx(0.2) and np.isfinite(bins.accuracy).all()  # 14 of 15 bins are empty
+
+
+def test_a_positive_class_that_changes_nothing_is_refused():
+    config = base.override(base.get_config(), (("metrics", ("auc",)), ("positive", "b"), ("data.name", "npz")))
+    parts = {name: Split(np.zeros((300, 1)), LABELS) for name in ("validation", "test")}
+    with pytest.raises(UserError, match="positive=b has no effect on the auc of 4 classes, a mean over all; add sens"):
+        judging.of(config, ("a", "b", "c", "d"), parts)
+    more = base.override(config, (("metrics", ("auc", "sensitivity")),))
+    assert judging.of(more, ("a", "b", "c", "d"), parts).positive == 1

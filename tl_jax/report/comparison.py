@@ -67,6 +67,7 @@ def table(summary: Mapping[str, Any]) -> str:
     over = f"{seeds} seed{'s' * (seeds != 1)}"
     whole = any(row.get("interval95_test") is not None for row in summary["arms"].values())
     between = f"95 % intervals over {over}" if whole else f"95 % interval over {over}, without the test set's sampling"
+    between = f"95 % interval, {over}" if whole and seeds == 1 else between
     lines = [f"{'arm':<{width}}{metric} (test part; mean and {between})"]
     for arm, row in summary["arms"].items():
         each = " ".join(f"{scale * value:.1f}" for value in row["values"])

@@ -57,6 +57,11 @@ def of(config: Any, classes: tuple[str, ...], parts: Mapping[str, Split]) -> Jud
     if config.positive:
         if config.positive not in classes:
             raise UserError(f"config.positive={config.positive!r} is no class; {nearest(config.positive, classes)}")
+        if len(classes) > 2 and "sensitivity" not in config.metrics:
+            raise UserError(
+                f"config.positive={config.positive} has no effect on the auc of {len(classes)} classes, a mean over "
+                "all; add sensitivity to config.metrics, or leave it empty"
+            )
         positive = classes.index(config.positive)
     for name in ("validation", "test"):
         labels = parts[name].labels
