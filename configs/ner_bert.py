@@ -5,8 +5,8 @@
     python run.py --mode=predict --workdir=RUN --input="Ada Lovelace worked in London."
 
 FOLDER holds train, dev (or valid) and test, each with .conll, .txt or no ending, or eng.train, eng.testa and eng.testb:
-a word in a line, its tag the last of the columns, an empty line behind each sentence. ``--config.init.path=PATH`` takes any BERT, a folder or a repository of
-the hub; the default is BERT base with capitals.
+a word in a line, its tag the last of the columns, an empty line behind each sentence. ``--config.init.path=PATH`` takes
+any BERT, a folder or a repository of the hub; the default is BERT base with capitals.
 """
 
 from configs import base
