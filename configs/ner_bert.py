@@ -4,9 +4,9 @@
     python run.py --config=configs/ner_bert.py:smoke       seconds, no download: that it runs
     python run.py --mode=predict --workdir=RUN --input="Ada Lovelace worked in London."
 
-FOLDER holds train, dev (or valid) and test, each with .conll, .txt or no ending: a word in a line, its tag the last of
-the columns, an empty line behind each sentence. ``--config.init.path=PATH`` takes any BERT, a folder or a repository of
-the hub; the default is BERT base with capitals.
+FOLDER holds train, dev (or valid) and test, each with .conll, .txt or no ending, or eng.train, eng.testa and eng.testb:
+a word in a line, its tag the last of the columns, an empty line behind each sentence. ``--config.init.path=PATH`` takes
+any BERT, a folder or a repository of the hub; the default is BERT base with capitals.
 """
 
 from configs import base

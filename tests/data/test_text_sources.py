@@ -61,3 +61,9 @@ def test_wrong_names_are_said(tmp_path):
         text_sources.load("review", str(tmp_path))
     with pytest.raises(UserError, match="data.name=tsv needs files"):
         text_sources.load("tsv")
+
+
+def test_a_set_of_which_some_examples_have_no_label_is_refused(tmp_path):
+    tfds_folder(tmp_path, {"train": [0, 1, -1], "test": [1]})
+    with pytest.raises(UserError, match="1 of 3 train examples have no label"):
+        text_sources.load("reviews", str(tmp_path), Columns(text=("body",)))

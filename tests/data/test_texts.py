@@ -209,6 +209,7 @@ def test_all_damaged_lines_are_named_at_once(tmp_path):
         (["--1", "1"], ("--1", "1")),
         (["cafe\u0301", "café", "x"], ("café", "x")),
         (["01", "02"], ("01", "02")),
+        (["1" * 40, "1" * 39 + "2", "1e99"], ("1" * 40, "1" * 39 + "2", "1e99")),  # more digits than a float has
     ],
 )
 def test_numbers_are_one_class_by_value_and_names_by_spelling(tmp_path, labels, classes):

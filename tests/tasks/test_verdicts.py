@@ -65,7 +65,8 @@ def test_other_tags_are_classes():
 def test_macro_f1_of_a_perfect_model_is_one_whatever_the_test_split_lacks():
     batch = {"label": np.array([0, 1, 0, 1]), "mask": np.ones(4)}
     verdict = verdicts.of_texts(("a", "b", "c"))([np.eye(3)[batch["label"]]], [batch])
-    assert verdict.values["f1"] == 1.0 and set(verdict.per_class) == {"a", "b"}
+    assert verdict.values["f1"] == 1.0
+    assert verdict.per_class.keys() == {"a", "b"}
     assert verdict.missing == {"f1 of c": "needs examples of the class, and there are none in this split"}
 
 

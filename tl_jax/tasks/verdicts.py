@@ -87,12 +87,12 @@ def _judged(classes: tuple[str, ...], true: np.ndarray, predicted: np.ndarray, k
     each = precision_recall_fscore_support(true, predicted, labels=numbers, zero_division=0)
     table = {classes[i]: _row(*(column[row] for column in each)) for row, i in enumerate(numbers)}
     values = {"f1": float(np.mean(each[2])), "matthews": float(matthews_corrcoef(true, predicted))}
-    absent = [name for i, name in enumerate(classes) if i not in numbers]
+    absent = [name for i, name in enumerate(classes) if not (true == i).any()]  # the same whatever is predicted
     return Verdict(values, table, _missing(absent), kept)
 
 
 def _missing(absent: Sequence[str]) -> dict[str, str]:
-    """Return what to say of classes that are neither in the labels nor in the predictions, and so not in the F1."""
+    """Return what to say of classes that no label of the split has."""
     if not absent:
         return {}
     names = ", ".join(absent[:SHOWN]) + (f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else "")
