@@ -175,13 +175,9 @@ def _read(
     origin, key = _origin(name, source, path, headless)
     if source == "tl_jax":
         return _read_own(name, origin, origin, {})
-    # Without rules the key is what it was before there were any.
-    rules = [tuple(rule) for rule in rename]
-    parts = (converter(), key, sorted(whole.items()), *([rules] if rules else []))
-    cached = (
-        fetch.cache_dir() / "converted" / f"{name}-{source}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
-    )
-    cached = cached.with_name(f"{cached.name}.safetensors")
+    parts = converter(), key, sorted(whole.items()), [tuple(rule) for rule in rename]
+    code = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    cached = fetch.cache_dir() / "converted" / f"{name}-{source}-{code}.safetensors"
     if cached.is_file():
         try:
             net = _read_own(name, cached, origin, {"source": source})
