@@ -13,6 +13,7 @@ from tl_jax.config import check_known, check_value, leaves
 from tl_jax.data import views
 from tl_jax.errors import UserError
 from tl_jax.transfer import partition, phases
+from tl_jax.weights import prefixes
 
 
 def validate(config: Config) -> None:
@@ -29,6 +30,7 @@ def validate(config: Config) -> None:
             raise UserError(f"config.{path} is missing; start recipes from configs.base.get_config()")
         check_value(f"config.{path}", found[path], field)
     _check_together(config)
+    prefixes.check(config.init.rename)
     partition.check_rules([(config.adapt.targets, "config.adapt.targets")])
     phases.resolve(config, {"train": 1, "unlabelled": 1}, part_names(config))  # its own errors: malformed rules
     if config.seeds or config.arms:
@@ -73,6 +75,9 @@ def _start(config: Config, changed: Callable[..., bool]) -> Refused:
             not loaded and config.init.path and config.task in OF_PICTURES  # a text network's folder has the tokenizer
         ),
         "init.head=keep needs weights, not config.init.source=random": not loaded and config.init.head == "keep",
+        f"init.rename has no effect with config.init.source={config.init.source}": (
+            config.init.source in ("random", "tl_jax") and config.init.rename
+        ),
         "init.layout has an effect with config.init.source=random only": loaded and changed("init.layout"),
         "data.train_examples and config.data.per_class are both set; leave one at 0": (
             config.data.train_examples and config.data.per_class

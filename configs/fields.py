@@ -49,6 +49,9 @@ FIELDS = {
     "init.path": Field(
         "", "file of weights, bundle, or a text network's folder or hub repository; empty: embedded or published"
     ),
+    "init.rename": Field(
+        (), "pairs (regex, replacement): new names for arrays in the file that its table does not know"
+    ),
     "init.head": Field("new", "drawn at random, kept from the file, or a probe fitted to the features", HEADS),
     "init.strength": Field(0.0, "C of the probe, 1 / penalty; 0 takes the best of seven on validation", low=0.0),
     "init.take": Field(

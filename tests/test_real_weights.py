@@ -1,4 +1,4 @@
-"""Real ImageNet weights on real photos: MobileNetV2 classifies as Keras does, and its features serve as well."""
+"""Real ImageNet weights on real photos: they answer as Keras does, whole or cut, and their features serve."""
 
 import csv
 
@@ -12,6 +12,12 @@ from tl_jax.data import sources
 from tl_jax.distance import logistic_probe
 
 pytestmark = [pytest.mark.data, pytest.mark.slow]
+# Files that end at a part, or have the names of an older torch model: (model, source, file, part where it ends).
+FOREIGN = (
+    ("mobilenet_v2", "torchvision", "mobilenet_v2_torch_imagenet_trunk.pt", ""),
+    ("inception_v3", "keras", "inception_v3_keras_imagenet_mixed8.h5", "mixed8"),
+    ("resnet50v2", "keras", "resnet50v2_keras_imagenet_stage3.h5", "stage3"),
+)
 
 
 @pytest.fixture
@@ -71,3 +77,58 @@ def test_a_probe_on_our_features_does_what_scikit_learn_does_on_keras(weights, d
     for c in (0.01, 1.0):
         reference = LogisticRegression(C=c, max_iter=3000).fit(theirs[0], labels[0]).score(theirs[1], labels[1])
         assert logistic_probe(ours[0], labels[0], c=c).accuracy(ours[1], labels[1]) > reference - 0.005
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    "name,theirs,layer,file,part,side",
+    [
+        ("inception_v3", "InceptionV3", "mixed7", FOREIGN[1][2], "mixed7", 299),
+        ("inception_v3", "InceptionV3", "mixed8", FOREIGN[1][2], "mixed8", 299),
+        ("resnet50v2", "ResNet50V2", "conv4_block6_out", FOREIGN[2][2], "stage3", 224),
+    ],
+)
+def test_a_network_cut_at_a_layer_gives_what_keras_gives(data_dir, name, theirs, layer, file, part, side):
+    keras = pytest.importorskip("keras")
+
+    weights = there(data_dir, file)
+    photos = sorted((data_dir / "imagenet_sample").glob("*.jpg"))[::250]
+    images = np.stack([np.asarray(Image.open(photo).convert("RGB").resize((side, side))) for photo in photos])
+    net = pretrained.load(name, "keras", weights, num_classes=0, endpoint=part)
+    ours = np.asarray(net.model.apply(net.variables, net.preprocess(images))[1][part])
+    whole = getattr(keras.applications, theirs)(weights=None, include_top=False, input_shape=(side, side, 3))
+    end = next(end for _, source, f, end in FOREIGN if f == file)
+    saved = keras.Model(whole.input, whole.get_layer({"stage3": layer}.get(end, end)).output)
+    saved.load_weights(weights)
+    expected = keras.Model(whole.input, whole.get_layer(layer).output).predict(images / 127.5 - 1, verbose=0)
+    np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=2e-5 * max(1.0, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("name,source,file,part", FOREIGN, ids=[row[0] for row in FOREIGN])
+def test_features_of_foreign_files_tell_flowers_apart_far_better_than_random_weights(
+    data_dir, name, source, file, part
+):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    options = {"endpoint": part} if part else {}
+    loaded = pretrained.load(name, source, there(data_dir, file), num_classes=0, image_size=128, **options)
+    random = pretrained.random(name, 0, source, **options)._replace(spec=loaded.spec)
+    folders = sorted(folder for folder in (data_dir / "flowers").iterdir() if folder.is_dir())
+    files = [(k, file) for k, folder in enumerate(folders) for file in sorted(folder.glob("*.jpg"))[::12][:60]]
+    images = np.stack([np.asarray(Image.open(file).convert("RGB")) for _, file in files])
+    labels = np.array([k for k, _ in files])
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    with_weights, without = (
+        cross_val_score(probe, in_batches(net, images)[1], labels, cv=5).mean() for net in (loaded, random)
+    )
+    assert with_weights > without + 0.15, (with_weights, without)
+
+
+def there(data_dir, file):
+    """Return a weights file; the test is skipped where it is absent."""
+    if not (data_dir / "weights" / file).is_file():
+        pytest.skip(f"no {file}")
+    return data_dir / "weights" / file

@@ -73,7 +73,8 @@ def load(
     converted = convert(stripped.arrays, table)
     there = {path.split("/")[1] for path in converted.leaves}
     attributes |= {"pooling": "pooler" if "pooler" in there else "mean", "output": bert.head_of(config) or "text"}
-    own = len(converted.leaves["params/head/bias"]) if "head" in there else 0
+    bias = converted.leaves.get("params/head/bias")
+    own = 0 if bias is None else len(bias)
     wanted = options.get("output", attributes["output"])
     fits = own > 0 and wanted == attributes["output"] and num_classes in (None, own)
     beside = _beside(converted, kind)

@@ -177,13 +177,9 @@ def _read(
     origin, key = _origin(name, source, path, headless)
     if source == "tl_jax":
         return _read_own(name, origin, origin, {})
-    # Without rules the key is what it was before there were any.
-    rules = [tuple(rule) for rule in rename]
-    parts = (converter(), key, sorted(whole.items()), *([rules] if rules else []))
-    cached = (
-        fetch.cache_dir() / "converted" / f"{name}-{source}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
-    )
-    cached = cached.with_name(f"{cached.name}.safetensors")
+    parts = converter(), key, sorted(whole.items()), [tuple(rule) for rule in rename]
+    code = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    cached = fetch.cache_dir() / "converted" / f"{name}-{source}-{code}.safetensors"
     if cached.is_file():
         try:
             net = _read_own(name, cached, origin, {"source": source})
@@ -279,12 +275,17 @@ def read_foreign(
     there = {fitting.top(path) for path in converted.leaves}
     found = {option: leaf in there for option, leaf in (("fc", "fc1"), ("aux", "aux")) if option in attributes}
     model = models.create(name, classes, **{**options, **found})
-    fit = fitting.fit(converted, table, tree.flatten(variable_shapes(model)), model.part_names())
+    wanted = tree.flatten(variable_shapes(model))
+    fit = fitting.fit(stripped.arrays, converted, table, wanted, model.part_names())
     model = _as_far(model, fit, endpoint, f"{file} does not fit {name} ({source})", source)
     variables = merge(variable_shapes(model), fit.converted)
     notes = (*contents.notes, *_notes(file.name, stripped, fit.converted, model, spec))
     spec = dataclasses.replace(spec, num_classes=model.num_classes, options=models.options(name, model))
-    return variables, spec, fit.converted._replace(notes=notes)
+    no_head = fit.converted.no_head
+    if no_head:
+        shapes = tree.flatten(variable_shapes(models.create(name, 1, **options)))
+        no_head += f"; this network's head is ({shapes['params/head/kernel'].shape[0]}, classes)"
+    return variables, spec, fit.converted._replace(notes=notes, no_head=no_head)
 
 
 def _trunk_shapes(name: str, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -303,9 +304,11 @@ def _as_far(model: Backbone, fit: fitting.Fit, endpoint: str | None, where: str,
     if any(fit.report):
         enough = endpoint is None or endpoint in parts[: parts.index(fit.ends) + 1] if fit.ends else False
         if not enough:
-            cut = fit.ends and not fit.report.wrong and fit.report.extra == fit.converted.outside
             about = "--config.model.name, --config.init.source and --config.init.path; --config.init.rename maps names"
-            fix = _ends(fit.ends, endpoint or "") if cut else f"is it a {source} file of this network? Check {about}"
+            fix = f"is it a {source} file of this network? Check {about}"
+            if fit.ends and not fit.report.wrong and list(fit.report.extra) == list(fit.converted.outside):
+                ends = _ends(fit.ends, endpoint or "")
+                fix = f"{fix}; or {ends}" if fit.report.extra else ends
             raise MergeError(f"{where}: {describe(fit.report)}; {fix}", fit.report)
         model = model.clone(endpoint=fit.ends)
     there = {fitting.top(path) for path in fit.converted.leaves}
@@ -320,8 +323,8 @@ def _as_far(model: Backbone, fit: fitting.Fit, endpoint: str | None, where: str,
 def _ends(ends: str, endpoint: str) -> str:
     """Return what to do about a file that ends after the part ``ends``."""
     if endpoint:
-        return f"the file ends after {ends}; set --config.model.endpoint={ends}, or a part before it, not {endpoint}"
-    return f"the file ends after {ends}; pass --config.model.endpoint={ends} to use the network up to there"
+        return f"it is whole up to {ends}; set --config.model.endpoint={ends}, or a part before it, not {endpoint}"
+    return f"it is whole up to {ends}; pass --config.model.endpoint={ends} to use the network up to there"
 
 
 def _notes(

@@ -11,7 +11,7 @@ from tl_jax.weights.unpickle import Skipped, Tensor, refusal
 # Entries in the order in which they are preferred: averaged weights first, as timm does (``use_ema=True``).
 EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 NAMES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "backbone")
-TRAINING = re.compile(r".*(optim|sched|scaler|amp|callbacks|loops|queue).*", re.IGNORECASE)  # no network of any name
+TRAINING = re.compile(r".*(optim|sched|scaler|callbacks|loops|queue).*|amp", re.IGNORECASE)  # no network of any name
 _DEPTH = 3  # of entries within entries: {"ema": {"module": {...}}}
 _TENSORS = re.compile(r"torch\..*(rebuild|Tensor|Parameter).*")  # classes of tensors, which must not go missing
 _KINDS = {"_rebuild_qtensor": " (a quantized tensor)", "_rebuild_sparse_tensor": " (a sparse tensor)"}

@@ -30,11 +30,18 @@ class Fit(NamedTuple):
     ends: str
 
 
-def fit(converted: Converted, table: Table, wanted: Mapping[str, Any], parts: Sequence[str]) -> Fit:
+def fit(
+    arrays: Mapping[str, np.ndarray],
+    converted: Converted,
+    table: Table,
+    wanted: Mapping[str, Any],
+    parts: Sequence[str],
+) -> Fit:
     """Separate trunk, head and what belongs to neither.
 
     Args:
-        converted: what the table made of a file.
+        arrays: of a file.
+        converted: what the table made of them.
         table: of its source.
         wanted: leaves of the network with the head and hidden layers that the file seems to have, by path.
         parts: names of the parts of its trunk, from the input on.
@@ -45,7 +52,7 @@ def fit(converted: Converted, table: Table, wanted: Mapping[str, Any], parts: Se
     whole = next((i for i, part in enumerate(parts) if part in broken), len(parts))
     inside = [name for name in converted.extra if _inside(name, converted, table, parts)]
     report = MergeReport(
-        [path for path in missing if top(path) in parts],
+        sorted((path for path in missing if top(path) in parts), key=lambda path: parts.index(top(path))),
         [*inside, *(converted.origin[path] for path in strange)],
         [*converted.clashes, *(text for path, text in wrong.items() if top(path) in parts)],
     )
@@ -64,7 +71,9 @@ def fit(converted: Converted, table: Table, wanted: Mapping[str, Any], parts: Se
     if any(top(path) == AUXILIARY for path in (*missing, *wrong)):
         keeps.discard(AUXILIARY)
     kept = _only(converted, {*parts[:whole], *keeps}, wanted)
-    kept = kept._replace(extra=[], outside=outside, no_head=_no_head(head, outside))
+    kept = kept._replace(
+        extra=[], outside=outside, no_head=_no_head(head, {name: arrays[name].shape for name in outside})
+    )
     return Fit(kept, report, parts[whole - 1] if whole else "")
 
 
@@ -116,9 +125,11 @@ def _only(converted: Converted, tops: set[str], wanted: Mapping[str, Any]) -> Co
     return converted._replace(leaves=leaves, origin=origin, transforms=transforms)
 
 
-def _no_head(head: Sequence[str], outside: Sequence[str]) -> str:
+def _no_head(head: Sequence[str], outside: Mapping[str, tuple[int, ...]]) -> str:
     """Return why the head of a file is not the network's, "" where it is, or where there is nothing like one."""
-    return "; ".join(head[:3]) or (f"beside the network it has {listed(outside)}" if outside else "")
+    if head or not outside:
+        return "; ".join(head[:3])
+    return f"beside the network it has {listed([f'{name} {shape}' for name, shape in outside.items()])}"
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:

@@ -64,7 +64,8 @@ def names(layers: Sequence[Layer], chain: bool = False, own: str = r"$^") -> Cal
             found.setdefault(name.rpartition("/")[0], []).append(name)
         unknown = [layer for layer in found if not re.fullmatch(own, layer)]
         kinds = {layer: _kind({spelled[n]: arrays[n] for n in members}) for layer, members in found.items()}
-        nameless = all(_AUTOMATIC.fullmatch(layer) for layer in unknown if kinds[layer])
+        convolutions = [layer for layer in unknown if kinds[layer] in KINDS[:2]]
+        nameless = convolutions and all(map(_AUTOMATIC.fullmatch, convolutions))
         if not unknown or not (nameless or chain):
             return spelled
         named = {kind: sum(kinds[layer] == kind for layer in found if layer not in unknown) for kind in KINDS}
@@ -73,8 +74,9 @@ def names(layers: Sequence[Layer], chain: bool = False, own: str = r"$^") -> Cal
             ours = [layer for layer in layers if layer.kind == kind]
             if named[kind] < len(ours):  # as many as there are in the network are told by their names
                 theirs = [layer for layer in found if kinds[layer] == kind]
-                first = {layer: {spelled[n].rpartition("/")[2]: arrays[n] for n in found[layer]} for layer in theirs}
-                for layer, target in _matched(first, ours, shapes):
+                theirs = [layer for layer in theirs if chain or _AUTOMATIC.fullmatch(layer)]
+                weights = {layer: {spelled[n].rpartition("/")[2]: arrays[n] for n in found[layer]} for layer in theirs}
+                for layer, target in _matched(weights, ours, shapes):
                     for name in found[layer]:
                         out[name] = _path(target, spelled[name].rpartition("/")[2])
         return out

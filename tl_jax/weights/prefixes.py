@@ -64,7 +64,7 @@ def check(renames: Renames) -> None:
 
 
 def _checked(rule: tuple[str, str]) -> tuple[re.Pattern[str], str]:
-    if isinstance(rule, str) or len(rule) != 2 or not all(isinstance(part, str) for part in rule):
+    if not isinstance(rule, tuple | list) or len(rule) != 2 or not all(isinstance(part, str) for part in rule):
         raise UserError(f"init.rename: {rule!r} is no pair (regex, replacement); write ((regex, replacement), ...)")
     pattern, replacement = rule
     try:
