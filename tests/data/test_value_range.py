@@ -117,6 +117,20 @@ def test_every_reader_scales_alike(tmp_path: Path) -> None:
     assert everything(sources.load("deep", str(tmp_path), 6)) == want
 
 
+def test_fractions_of_an_npz_are_scaled_from_end_to_end(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).uniform(0.2, 0.7, (10, 6, 6))
+    labels = np.arange(10) % 2
+    arrays = {
+        "train_images": values[:8],
+        "test_images": values[8:],
+        "train_labels": labels[:8],
+        "test_labels": labels[8:],
+    }
+    np.savez(tmp_path / "x.npz", **arrays)
+    source = sources.load("npz", str(tmp_path / "x.npz"))
+    assert everything(source) == sorted(each.tobytes() for each in expected(values, values.min(), values.max()))
+
+
 def prepare_tfds(top: Path, dtype, values: np.ndarray) -> None:
     """Write a TFDS set of images (N, H, W, 1), the last two of them for testing."""
     import tensorflow_datasets as tfds

@@ -18,7 +18,7 @@ from tl_jax.data.pictures import WORKERS, Encoded, fit, kept, kept_or_encoded
 from tl_jax.data.value_range import ValueRange
 from tl_jax.errors import UserError, combine
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp")
 ENDINGS = (*IMAGES, *dicom.ENDINGS)
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # that a file may have inside, whatever its ending
 DEEP = ";16B"  # ends the raw mode of PNG with 16 bits
