@@ -38,7 +38,8 @@ def answer(
     if len(inputs) != 1:
         raise UserError("--mode=predict takes one folder with pictures of people; pass --input=FOLDER")
     files = folder.pictures(Path(inputs[0]))
-    rules, most_bytes = Decoding((), album.value_range, config.data.max_pixels), config.data.gigabytes * 1e9
+    rules = Decoding((), album.value_range, config.data.max_pixels, of_run=True)
+    most_bytes = config.data.gigabytes * 1e9
     readable, errors = file_answers.readable(files, rules)
     images = decoding.decode_all("pictures", readable, size, most_bytes, rules)
     known = people.read(config.faces.known, size, most_bytes, rules) if config.faces.known else album
