@@ -135,6 +135,13 @@ def test_two_files_of_one_split_are_refused(tmp_path):
         coco.read(folder, 64)
 
 
+def test_of_several_files_the_plainest_name_is_taken(tmp_path):
+    folder = write_coco(tmp_path / "set")
+    for name in ("train.json", "instances_train_extra.json"):
+        (folder / "annotations" / name).write_text("[]")
+    assert len(coco.read(folder, 64).train.labels) == 2
+
+
 def test_a_test_part_without_annotations_is_passed_over(tmp_path, capsys):
     folder = write_coco(tmp_path / "set")
     rows = content() | {"annotations": []}

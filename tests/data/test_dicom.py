@@ -300,6 +300,10 @@ def test_a_stated_range_takes_the_place_of_the_files_own_window(tmp_path: Path) 
     assert found == [round(25.5 * i) for i in range(10)]
     with pytest.raises(UserError, match="config.data.range has no effect"):
         folder.read(tmp_path, 4, windows=("lung",), value_range=(0.0, 1000.0))
+    same = write(tmp_path / "ct" / "a.dcm", np.full((4, 4), 1024 + 300, np.uint16))  # 300 Hounsfield units
+    seen, ranged = Decoding(((100, 900),)), Decoding(value_range=(100.0, 900.0))
+    kept = [decoding.decode_all("ct", [same], 4, 1e9, rules)[0, 0, 0, 0] for rules in (seen, ranged, seen)]
+    assert kept == [184, 64, 184]  # (300 - 100) / 900 + 0.5, and (300 - 100) / 800
 
 
 def test_advice_on_compression_is_that_of_pydicom(tmp_path: Path) -> None:

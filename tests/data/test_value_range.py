@@ -10,7 +10,7 @@ from PIL import Image
 from configs import base, check
 from tests.data.boxed import CAT, write_voc
 from tests.data.sixteen import png16
-from tl_jax.data import decoding, folder, sources, voc
+from tl_jax.data import decoding, folder, people, sources, voc
 from tl_jax.data.decoding import Decoding
 from tl_jax.errors import UserError
 
@@ -117,6 +117,20 @@ def test_every_reader_scales_alike(tmp_path: Path) -> None:
     assert everything(sources.load("deep", str(tmp_path), 6)) == want
 
 
+def test_fractions_of_an_npz_are_scaled_from_end_to_end(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).uniform(0.2, 0.7, (10, 6, 6))
+    labels = np.arange(10) % 2
+    arrays = {
+        "train_images": values[:8],
+        "test_images": values[8:],
+        "train_labels": labels[:8],
+        "test_labels": labels[8:],
+    }
+    np.savez(tmp_path / "x.npz", **arrays)
+    source = sources.load("npz", str(tmp_path / "x.npz"))
+    assert everything(source) == sorted(each.tobytes() for each in expected(values, values.min(), values.max()))
+
+
 def prepare_tfds(top: Path, dtype, values: np.ndarray) -> None:
     """Write a TFDS set of images (N, H, W, 1), the last two of them for testing."""
     import tensorflow_datasets as tfds
@@ -175,6 +189,18 @@ def test_a_range_that_no_image_needs_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", **arrays, train_labels=np.arange(4) % 2, test_labels=np.arange(4) % 2)
     with pytest.raises(UserError, match="x.npz: config.data.range has no effect"):
         sources.load("npz", str(tmp_path / "x.npz"), value_range=(0.0, 4095.0))
+
+
+def test_other_people_are_scaled_as_those_of_the_run(tmp_path: Path) -> None:
+    values = images(10)
+    top = write(tmp_path / "set", values)
+    of_run = Decoding(value_range=(0.0, 10000.0), of_run=True)
+    found = [each.tobytes() for each in people.read(top, 6, rules=of_run).pictures.images[:]]
+    assert sorted(found) == sorted(each.tobytes() for each in expected(values, 0, 10000))
+    with pytest.raises(UserError, match="more than 8 bits"):
+        people.read(top, 6, rules=Decoding(of_run=True))  # a run on 8 bits
+    plain = write(tmp_path / "plain", np.full((10, 6, 6), 9, np.uint8))
+    assert (people.read(plain, 6, rules=of_run).pictures.images[:] == 9).all()
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,13 @@ def test_a_list_called_valid_or_dev_is_the_other_split(tmp_path, lists, name):
 
 
 @pytest.mark.fast
+def test_other_texts_beside_the_lists_are_no_lists(tmp_path):
+    folder = write_voc(tmp_path / "set", {f"{i}": [CAT] for i in range(10)})
+    (folder / "ImageSets" / "notes.txt").write_text("hello\n")
+    assert voc.read(folder, 64).tested == "a fifth held out"
+
+
+@pytest.mark.fast
 def test_two_lists_of_one_split_are_refused(tmp_path):
     with pytest.raises(UserError, match="both 'val' and 'valid' name the validation split"):
         voc.read(some(tmp_path / "set", train="a", val="b", valid="c"), 64)

@@ -206,3 +206,14 @@ def test_parts_without_objects_are_refused():
     source.test.labels[..., 4] = -1
     with pytest.raises(UserError, match="no picture of the test part of drawn has an object"):
         detection.check_parts("drawn", {"train": source.train, "test": source.test})
+
+
+@pytest.mark.fast
+def test_a_class_that_train_has_lost_to_validation_is_said(capsys):
+    source = scenes.scenes(train=6, test=2, size=32)
+    detection.tell_unlearned(source, source.train)
+    assert capsys.readouterr().out == ""
+    labels = source.train.labels.copy()
+    labels[labels[..., 4] == 2, 4] = 1
+    detection.tell_unlearned(source, source.train._replace(labels=labels))
+    assert "scenes: no object of triangle is left in train" in capsys.readouterr().out

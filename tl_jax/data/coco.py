@@ -54,34 +54,35 @@ def read(
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Return the annotation file of each part, from the first place that has one.
+    """Return the annotation file of each split: from the first place that has one, the one with the plainest name.
 
     Raises:
-        UserError: a place has two files for one part.
+        UserError: two files are for one split, and neither has the plainer name.
     """
     found: dict[str, Path] = {}
     for pattern in ("annotations/instances_*.json", "annotations/*.json", "*.json", f"*/{BESIDE}"):
-        files = {}
+        ranked: dict[str, list[tuple[int, Path]]] = {}
         for path in sorted(folder.glob(pattern)):
-            name = path.parent.name if path.name == BESIDE else path.stem.removeprefix("instances_")
-            if not has_litter(path.relative_to(folder)) and path.is_file():
-                files[re.split("[^a-zA-Z]", name)[0] if split_of(name) is None else name, path] = path
-        for split, path in _one_each(files, folder).items():
-            found.setdefault(split, path)
+            if path.is_file() and not has_litter(path.relative_to(folder)):
+                split, rank = _split(path.parent.name if path.name == BESIDE else path.stem.removeprefix("instances_"))
+                ranked.setdefault(split, []).append((rank, path))
+        for split, files in ranked.items():
+            first, *others = sorted(files)
+            if not split or split in found:
+                continue
+            if others and others[0][0] == first[0]:
+                one, two = (path.relative_to(folder) for _, path in (first, others[0]))
+                raise UserError(f"{folder}: both {one} and {two} name the {split} split; remove or merge one of them")
+            found[split] = first[1]
     return found
 
 
-def _one_each(files: Mapping[tuple[str, Path], Path], folder: Path) -> dict[str, Path]:
-    """Return the file of each split, given files by (name, path); names that are none of a split are passed over."""
-    found: dict[str, Path] = {}
-    for (name, _), path in files.items():
-        if (split := split_of(name)) is None:
-            continue
-        if split in found:
-            one, two = (each.relative_to(folder) for each in (found[split], path))
-            raise UserError(f"{folder}: both {one} and {two} name the {split} split; remove or merge one of them")
-        found[split] = path
-    return found
+def _split(name: str) -> tuple[str, int]:
+    """Return the split that a name stands for, "" for none, and what follows: 0 nothing, 1 a number, 2 anything."""
+    for rank, text in enumerate((name, name.rstrip("-_.0123456789"), re.split("[^a-zA-Z]", name)[0])):
+        if split := split_of(text):
+            return split, rank
+    return "", 2
 
 
 def _part(folder: Path, path: Path) -> list[Annotated]:

@@ -41,11 +41,13 @@ class Decoding(NamedTuple):
         windows: of DICOM files, see ``dicom.read``.
         value_range: of images with more than 8 bits, see ``value_range``; None where it is not known.
         max_pixels: of an image; 0 for Pillow's limit.
+        of_run: whether ``value_range`` is that of a trained run, which other images must take as it is.
     """
 
     windows: tuple[Any, ...] = ()
     value_range: ValueRange | None = None
     max_pixels: int = 0
+    of_run: bool = False
 
 
 DEFAULT = Decoding()
@@ -129,17 +131,16 @@ def decode_into(
     def row_of(row: int) -> np.ndarray:
         try:
             return image(files[row])
-        except UserError:
+        except UserError as error:
             with lock:  # several threads may meet damage; one looks for all of it, and the others do not repeat that
                 if not damaged:
                     damaged.append(find_damaged(name, files, decoding))
-            unsure = UserError(f"cannot decode {files[row]}, at least not always; check the disk")
-            raise damaged[0] or unsure from None
+            raise damaged[0] or error from None
 
     damaged: list[UserError | None] = []
     whole = (len(files), *shape, 3)
     windows = dicom.levels(decoding.windows) if any(map(is_dicom, files)) else ()
-    about = (*how, *windows, *([decoding.value_range] if decoding.value_range else []))
+    about = (*how, *windows, *(("range", decoding.value_range) if decoding.value_range else ()))
     return kept_or_encoded(_resolved(name, files, decoding), whole, decoded, row_of, most_bytes, about)
 
 
@@ -165,11 +166,13 @@ def inspect(name: str, files: Sequence[Path], decoding: Decoding = DEFAULT) -> H
 def with_range(name: str, files: Sequence[Path], decoding: Decoding) -> Decoding:
     """Return ``decoding`` with the range of a data set's images, if any of them has more than 8 bits.
 
-    It is the stated one, or else reaches from the least to the largest value of all the files.
+    It is the stated one, or else reaches from the least to the largest value of all the files. That of a run stays.
 
     Raises:
         UserError: a range is stated and no image needs one, or a file cannot be read.
     """
+    if decoding.of_run:
+        return decoding
     deep = [file for file, needed in zip(files, inspect(name, files, decoding).deep, strict=True) if needed]
     stated = decoding.value_range
     if not deep:

@@ -141,7 +141,8 @@ def _dataset(path: Path, **options: Any) -> Any:
 
     with _told(path):
         with path.open("rb") as file:
-            bare = file.read(len(MARK)) == MARK
+            head = file.read(PREAMBLE + len(MARK))
+        bare = head.startswith(MARK)
         source = io.BytesIO(b"\0" * PREAMBLE + path.read_bytes()) if bare else path
         data = pydicom.dcmread(source, force=True, **options)
         if "TransferSyntaxUID" not in data.file_meta:
@@ -152,7 +153,7 @@ def _dataset(path: Path, **options: Any) -> Any:
                 (False, False): pydicom.uid.ExplicitVRBigEndian,
             }
             data.file_meta.TransferSyntaxUID = uncompressed.get((implicit, little), pydicom.uid.ImplicitVRLittleEndian)
-        if not {"SOPClassUID", "Rows", "PixelData"} & set(data.dir()):
+        if not (bare or head.endswith(MARK)) and not {"SOPClassUID", "Rows", "PixelData"} & set(data.dir()):
             raise ValueError("it has neither DICOM's mark nor an image")
         return data
 

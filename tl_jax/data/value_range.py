@@ -49,7 +49,7 @@ def find(name: str, arrays: Iterable[np.ndarray]) -> ValueRange:
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     if not np.isfinite([low, high]).all():
         raise UserError(f"{name}: images have values that are not finite ({low:g} to {high:g}); replace them")
-    return low, max(high, low + 1.0)  # of a set with one value, which then is black
+    return low, high if high > low else low + 1.0  # a set that has one value is black
 
 
 @functools.cache  # once a process, however often the set is read

@@ -14,7 +14,7 @@ from tl_jax.data.boxes import Annotated, Object, assemble
 from tl_jax.data.decoding import DEFAULT, ENDINGS, Decoding
 from tl_jax.data.litter import is_litter
 from tl_jax.data.pictures import DECODED_BYTES, Source
-from tl_jax.data.split_names import find_splits
+from tl_jax.data.split_names import find_splits, split_of
 from tl_jax.data.text_files import read_text
 from tl_jax.errors import UserError, combine
 
@@ -23,6 +23,7 @@ LISTS = (f"{SETS}/Main", SETS)  # folders of lists; the first that has any is re
 LAYOUT = (
     f"FOLDER/{PICTURES}/NAME.jpg, FOLDER/{ANNOTATIONS}/NAME.xml and, if parts are given, FOLDER/{LISTS[0]}/PART.txt"
 )
+BOTH = "trainval"  # a list of what is for training and for validation
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 PRESENCE = re.compile(r"\s+(-1|0|1)$")  # second column of a list that is about one class
 
@@ -66,12 +67,13 @@ def _parts(folder: Path, pictures: Files) -> list[tuple[str, list[tuple[str, str
     """Return for each part its pictures: the name in a list, and where that was found."""
     for where in LISTS:
         lists = {path.stem: path for path in sorted((folder / where).glob("*.txt")) if not is_litter(path.name)}
-        if lists:
+        # Other texts may lie beside the folder Main.
+        if any(split_of(name) or name.lower() == BOTH for name in lists) or (lists and where == LISTS[0]):
             break
     else:
         return [("train", [(name, str(folder / PICTURES)) for name in _with_annotation(folder, pictures)])]
     found = {split: lists[name] for split, name in find_splits(lists, folder / where).items()}
-    both = {name.lower(): path for name, path in lists.items()}.get("trainval")
+    both = {name.lower(): path for name, path in lists.items()}.get(BOTH)
     if "train" not in found and both is None:
         raise UserError(
             f"{folder / where} has neither train.txt nor trainval.txt (it has {', '.join(sorted(lists)[:5])}); "

@@ -43,6 +43,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
     source = record.source(lambda: load_source(config, size), *none)
     parts = record.cut(config, source)
     check_parts(source.name, parts)
+    tell_unlearned(source, parts["train"])
     whole = with_detector(net, len(source.classes), config.detect.width)
     network = Network(whole.model, Pixels(net.model.channels, scaling), Adapters(**config.adapt.to_dict()))
     how, shape = image.regularize(config, whole), source.train.images.shape[1:3]
@@ -112,6 +113,17 @@ def _read(name: str, folder: str, size: int, most_bytes: float, classes: tuple[s
     if not folder:
         raise UserError(f"config.data.name={name} needs a folder; pass --config.data.dir=FOLDER")
     return READERS[name](Path(folder), size, most_bytes, classes, rules)
+
+
+def tell_unlearned(source: Source, train: Split) -> None:
+    """Say which classes have no object left in train, once validation and other examples are cut from it."""
+    kinds = train.labels[..., CLASS][train.labels[..., CROWD] == 0]
+    missing = [name for k, name in enumerate(source.classes) if not (kinds == k).any()]
+    if missing and len(train.labels):
+        say(
+            f"{source.name}: no object of {', '.join(missing)} is left in train, so that none will be found; lower "
+            "config.data.validation, raise config.data.train_examples, or bring a validation split"
+        )
 
 
 def check_parts(name: str, parts: Mapping[str, Split]) -> None:

@@ -46,7 +46,7 @@ def answer(
         raise UserError("--mode=predict takes one folder with pictures of people; pass --input=FOLDER")
     files = folder.pictures(Path(inputs[0]))
     limits = task.facts.get("value_range")
-    rules = Decoding((), tuple(limits) if limits else None, config.data.max_pixels)
+    rules = Decoding((), tuple(limits) if limits else None, config.data.max_pixels, of_run=True)
     most_bytes = config.data.gigabytes * 1e9
     readable, errors = file_answers.readable(files, rules)
     images = decoding.decode_all("pictures", readable, size, most_bytes, rules)
