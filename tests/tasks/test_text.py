@@ -1,6 +1,7 @@
 """Text tasks end to end on a small network: they learn, freeze, cache, guess words, answer, and go out as folders."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from tl_jax import api, huggingface, pretrained, tree
 from tl_jax.errors import UserError
 from tl_jax.runs import make_task, restore
 from tl_jax.shipping import program
+from tl_jax.tasks import text
 from tl_jax.train import loop
 from tl_jax.train.state import digest
 from tl_jax.train.workdir import read_json
@@ -185,11 +187,59 @@ def test_entities_are_drawn(folder, tmp_path, capsys):
         api.predict(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path, [" "])
 
 
-def test_a_head_with_classes_in_another_order_is_refused(folder, tmp_path):
+def named_classes(folder, where):
+    """Write a copy of the texts whose classes and tags have other names."""
+    where.mkdir(parents=True)
+    for file in (*folder.glob("*.tsv"), *folder.glob("*.conll")):
+        text = file.read_text().replace("\t0", "\tbad").replace("\t1", "\tgood")
+        (where / file.name).write_text(text.replace("B-X", "B-Y"))
+    return where
+
+
+def test_a_kept_head_is_matched_by_the_names_of_classes(folder, tmp_path, capsys):
     net = huggingface.load("bert", folder / "net", 2)
-    huggingface.save(tmp_path, net, ("1", "0"))
-    with pytest.raises(UserError, match="classes in another order"):
-        make_task(configure(folder, ("init.path", str(tmp_path)), ("init.head", "keep")))
+    kept = {}
+    for names in (("0", "1"), ("1", "0"), ("bad", "good"), ("no", "1")):
+        huggingface.save(tmp_path / names[0] / names[1], net, names)
+        changes = ("init.path", str(tmp_path / names[0] / names[1])), ("init.head", "keep")
+        kept[names] = make_task(configure(folder, *changes)).init(jax.random.key(0))["params"]["head"]
+    plain, turned, numbered, _ = kept.values()
+    np.testing.assert_array_equal(turned["kernel"], np.asarray(plain["kernel"])[:, ::-1])
+    np.testing.assert_array_equal(turned["bias"], np.asarray(plain["bias"])[::-1])
+    np.testing.assert_array_equal(numbered["kernel"], plain["kernel"])  # the data have numbers only
+    assert capsys.readouterr().out.count("the data have no class names, so output k") == 2
+    changes = ("init.head", "keep"), ("data.dir", str(named_classes(folder, tmp_path / "named")))
+    make_task(configure(folder, ("init.path", str(tmp_path / "bad" / "good")), *changes))
+    with pytest.raises(UserError, match="other classes than the data: 'no', '1' missing, 'bad', 'good' new; pass"):
+        make_task(configure(folder, ("init.path", str(tmp_path / "no" / "1")), *changes))
+
+
+@pytest.mark.parametrize("kind", [(), TOKENS], ids=["text", "tokens"])
+def test_texts_are_predicted_with_the_classes_of_the_run(folder, tmp_path, kind):
+    data = tmp_path / "data"
+    data.mkdir()
+    for file in (*folder.glob("*.tsv"), *folder.glob("*.conll")):
+        shutil.copy(file, data)
+    other, run = named_classes(folder, tmp_path / "other"), tmp_path / "run"
+    config, elsewhere = (configure(folder, *kind, ("data.dir", str(where)), ("epochs", 6.0)) for where in (data, other))
+    summary = api.run(config, run)
+    before = api.predict(config, run, ["good acting"])
+    assert ("X" if kind else "1") in json.dumps(before)
+    assert api.predict(elsewhere, run, ["good acting"]) == before
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="are not those of the run: .* missing, .* new; restore the classes"):
+        api.evaluate(elsewhere, run)
+    test = data / ("test.conll" if kind else "test.tsv")
+    test.write_text(("cafe O\n" if kind else "cafe ") + test.read_text())
+    text._read.cache_clear()
+    with pytest.raises(UserError, match="the test split is not the one that the run was started with .31 examples"):
+        api.evaluate(config, run)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
+    shutil.rmtree(data)
+    assert api.predict(config, run, ["good acting"]) == before
+    api.export(config, run)
+    labels = read_json(run / "export" / "config.json")["id2label"]
+    assert list(labels.values()) == summary["facts"]["classes"] == (["O", "B-X"] if kind else ["0", "1"])
 
 
 def test_cut_texts_are_said(folder, capsys):

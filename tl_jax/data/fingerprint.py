@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tl_jax.data.boxes import CLASS
-from tl_jax.data.pictures import Encoded, Rows, Split
+from tl_jax.data.pictures import Split, encoded
 
 SAMPLED_BYTES = 64 * 10**6  # of images in memory, evenly spaced: hashing all of a large set would delay each start
 AT_ONCE = 1000  # texts
@@ -85,7 +85,7 @@ def _examples(split: Split, folder: str, name: str) -> Iterator[bytes]:
             yield _json(np.asarray(images[np.arange(first, min(first + AT_ONCE, count))], object).tolist())
         return
     yield _json(list(images.shape))
-    if isinstance(images.array if isinstance(images, Rows) else images, (np.memmap, Encoded)):
+    if ":" in name or encoded(images):  # a prepared set, of the version in its name
         yield _json(name)
         return
     room = max(1, SAMPLED_BYTES // max(1, int(np.prod(images.shape[1:]))))
