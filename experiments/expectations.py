@@ -165,9 +165,8 @@ def table(rows: Sequence[Row]) -> str:
         lines.append((row.recipe, row.figure, seen, wanted, verdict))
     widths = [max(len(line[i]) for line in lines) for i in range(4)]
     drawn = ["  ".join([*(c.ljust(w) for c, w in zip(line[:4], widths, strict=True)), line[4]]) for line in lines]
-    count = {
-        verdict: sum(row.verdict == verdict for row in rows) for verdict in ("as expected", *BAD, "untested", "skipped")
-    }
+    verdicts = ("as expected", *BAD, "untested", "skipped")
+    count = {verdict: sum(row.verdict == verdict for row in rows) for verdict in verdicts}
     return "\n".join([*drawn, ", ".join(f"{n} {verdict}" for verdict, n in count.items())])
 
 
