@@ -5,9 +5,10 @@
     python -m experiments.verify --all --data_dir=FOLDER               every entry; some need data
     python -m experiments.verify --record --recipes=NAME               measure, and write the entry
 
-Each figure is "as expected" or "drifted"; a recipe may be "skipped", where its data are absent, or have "failed". The
-exit status is 1 where something drifted or failed. Nothing is written but the folder of the runs (a temporary one if
-none is named) and, with --record, the file. experiments/expectations.py says what a figure may differ by.
+Each figure is "as expected" or "drifted", or "untested" if no value would be a drift; a recipe may be "skipped", where
+its data are absent, or have "failed". The exit status is 1 where something drifted or failed. Nothing is written but
+the folder of the runs (a temporary one if none is named) and, with --record, the file. experiments/expectations.py says
+what a figure may differ by.
 """
 
 import contextlib

@@ -79,6 +79,21 @@ def test_a_mean_outside_of_its_interval_has_drifted(found, verdict):
 
 
 @pytest.mark.fast
+def test_a_figure_that_no_value_could_contradict_is_called_untested():
+    entry = {**ENTRY, "figures": {"a accuracy": {"mean": 0.3, "within": 0.8}, "loss": {"mean": 0.3, "within": 0.8}}}
+    rows = expectations.compare("x", entry, {"figures": {"a accuracy": [0.9], "loss": [0.9]}}, 1.0)
+    assert [row.verdict for row in rows] == ["untested", "as expected"] and "1 untested" in expectations.table(rows)
+    assert expectations.can_drift("a over b, accuracy", 0.3, 0.8) and not expectations.can_drift("a f1", 0.5, 0.5)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_entry_has_a_figure_that_can_drift(name):
+    figures = KNOWN[name]["figures"]
+    assert any(expectations.can_drift(figure, row["mean"], row["within"]) for figure, row in figures.items())
+
+
+@pytest.mark.fast
 def test_intervals():
     half, why = expectations.within("accuracy", [0.7, 0.8, 0.9], 1000)
     assert half == pytest.approx(4.3027 * 0.1 * (2 / 3) ** 0.5, rel=1e-4) and why == "95 % prediction interval, 3 seeds"
