@@ -1,4 +1,4 @@
-"""A run keeps its classes and a fingerprint of its data: what happens to the data later changes no result in silence."""
+"""A run keeps its classes and a fingerprint of its data: later changes of the data alter no result in silence."""
 
 import csv
 import dataclasses

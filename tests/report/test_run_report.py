@@ -212,3 +212,12 @@ def test_a_run_leaves_its_page(tmp_path, capsys):
     assert said["examples"] == 64 and len(said["mistakes"]) == min(12, 64 - round(64 * member["metrics"]["accuracy"]))
     drawn = json.loads((tmp_path / "pretrained" / "seed0" / "network.json").read_text())
     assert sum(part["parameters"] for part in drawn["parts"]) == sum(member["parameters"].values())
+
+
+def test_a_weights_file_of_the_user_is_called_that(tmp_path):
+    facts = {**made.FACTS, "spec": {"licence": ""}}
+    folder = made.write(tmp_path / "run", **{"facts.json": facts})
+    config = json.loads((folder / "config.json").read_text())
+    config["init"] |= {"source": "keras", "path": "mine.h5"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "own file, SHA-256 0123456789abcdef..., licence unknown" in page_of(folder)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from configs import base, check, detection_voc
+from tests.data import boxed
 from tl_jax import api, models, pretrained, tree
 from tl_jax.data import scenes
 from tl_jax.errors import UserError
@@ -217,3 +218,31 @@ def test_a_class_that_train_has_lost_to_validation_is_said(capsys):
     labels[labels[..., 4] == 2, 4] = 1
     detection.tell_unlearned(source, source.train._replace(labels=labels))
     assert "scenes: no object of triangle is left in train" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_boxes_are_named_by_the_classes_of_the_run_and_other_boxes_are_not_tested_on(tmp_path):
+    rng, data = np.random.default_rng(0), tmp_path / "set"
+    names = [f"p{i}" for i in range(12)]
+    objects = {name: [(("cat", "dog")[i % 2], 0, 4, 4, 20, 20)] for i, name in enumerate(names)}
+    boxed.write_voc(data, objects, {"train": names[:8], "test": names[8:]}, size=(32, 32))
+    Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "one.png")
+    changes = (
+        ("data.generate", False), ("data.name", "voc"), ("data.dir", str(data)), ("data.validation", 0.0),
+        ("data.train_examples", 0), ("data.test_examples", 0), ("epochs", 1.0), ("batch_size", 4),
+        ("detect.score", 0.0), ("test_on", "last"),
+    )  # fmt: skip
+    config, run = config_of(*changes), tmp_path / "run"
+    assert api.run(config, run)["facts"]["classes"] == ["cat", "dog"]
+    before = api.predict(config, run, [str(tmp_path / "one.png")])
+    for file in (data / "Annotations").glob("*.xml"):
+        file.write_text(file.read_text().replace("cat", "zebra"))
+    detection._read.cache_clear()
+    assert api.predict(config, run, [str(tmp_path / "one.png")]) == before and before[0]["boxes"]
+    with pytest.raises(UserError, match="'cat' missing, 'zebra' new"):
+        api.evaluate(config, run)
+    for file in (data / "Annotations").glob("*.xml"):
+        file.write_text(file.read_text().replace("zebra", "cat").replace("<xmax>20<", "<xmax>24<"))
+    detection._read.cache_clear()
+    with pytest.raises(UserError, match=r"the test split is not .* \(4 examples then, 4 now, with other labels"):
+        api.evaluate(config, run)

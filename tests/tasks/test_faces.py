@@ -1,6 +1,7 @@
 """People as a task: the smoke recipe from training to predictions and back from its export, and what is refused."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from configs import base, check, faces_verification
 from tl_jax import api, pretrained
 from tl_jax.data import people
 from tl_jax.errors import UserError
-from tl_jax.tasks import faces
+from tl_jax.tasks import face_answers, faces
 from tl_jax.train.metrics import evaluate, extract
 from tl_jax.train.state import stream_key
 
@@ -73,6 +74,34 @@ def test_predictions_name_the_person_and_say_same_or_different(run, tmp_path):
         api.predict(config, folder, [])
     with pytest.raises(UserError, match="no file or folder .*nowhere; check --input"):
         api.predict(config, folder, [str(tmp_path / "nowhere")])
+
+
+def test_predictions_use_the_threshold_of_the_run(run, tmp_path):
+    folder, summary = run
+    config = configure(("epochs", 6.0), ("save_every", 3.0))
+    copied = shutil.copytree(folder, tmp_path / "run")
+    kept = json.loads((copied / "summary.json").read_text())
+    assert kept["threshold"] == summary["threshold"] and -1 < summary["threshold"] < 1
+    task, _, state = api.restore(config, folder)  # with its data, to which the threshold is fitted anew
+    assert face_answers.threshold(task, state.variables) == pytest.approx(summary["threshold"], abs=1e-4)
+    Image.fromarray(people.generated().pictures.images[0]).save(tmp_path / "a.png")
+    for value in (summary["threshold"], 0.125):
+        (copied / "summary.json").write_text(json.dumps({**kept, "threshold": value}))
+        (found,) = api.predict(config, copied, [str(tmp_path / "a.png")])
+        assert found["threshold"] == value
+
+
+def test_people_may_join_those_that_are_known(tmp_path):
+    album, data = people.generated(), tmp_path / "people"
+    write_people(data, range(64), album)  # eight people, eight pictures each
+    config = configure(("data.dir", str(data)), ("data.validation", 0.34), ("epochs", 1.0))
+    api.run(config, tmp_path / "run")
+    write_people(data, range(64, 80), album)
+    faces.read.cache_clear()
+    (found,) = api.predict(config, tmp_path / "run", [str(data / album.files[72])])
+    assert found["person"] and found["threshold"] is not None
+    with pytest.raises(UserError, match="split is not the one that the run was started with"):
+        api.evaluate(config, tmp_path / "run")
 
 
 def test_an_export_puts_out_the_embeddings(run):
