@@ -9,8 +9,8 @@ from differ. All choices were made on the validation part with seeds 100 to 102:
 validation accuracy is 93.1, 92.7, 92.6 % pretrained and 87.4, 90.0, 89.7 % from scratch.
 
 Measured on 2 CPU cores in 24 s, imports and compilation included, in 13 s where programs are kept from before;
-599 test examples, 3 seeds, mean and 95 % interval: pretrained 90.5 ± 2.6 %, scratch 85.1 ± 4.4 %, gain 5.4 ± 2.8
-points. With ``--config.seeds="(0,1,2,3,4)"``: 90.3 ± 2.3, 85.3 ± 1.6 and 5.0 ± 2.4. On other processors expect other
+599 test examples, 3 seeds, mean and 95 % interval: pretrained 90.3 ± 1.9 %, scratch 87.0 ± 2.2 %, gain 3.3 ± 3.8
+points. With ``--config.seeds="(0,1,2,3,4)"``: 90.4 ± 0.7, 87.4 ± 1.0 and 3.0 ± 1.5. On other processors expect other
 last digits.
 """
 
