@@ -130,14 +130,14 @@ def test_what_cannot_be_looked_at(corner, tmp_path):
     for inputs, message in (
         ([], "pass --input=PICTURE or --input=FOLDER"),
         ([str(tmp_path / "none.png")], "no file or folder .*none.png; check --input"),
-        ([str(tmp_path)], f"{tmp_path} has no pictures"),
+        ([str(tmp_path)], f"{tmp_path} has no images"),
     ):
         with pytest.raises(UserError, match=message):
             task.explain(state.variables, inputs)
 
 
 def test_weights_of_classes_are_factors_on_their_losses():
-    uneven = ("data.per_class", 0), ("data.train_examples", 60)
+    uneven = ("data.per_class", 0), ("data.train_examples", 15)
     plain, balanced = (small.task(*uneven, ("regularize.class_weights", said)) for said in ("", "balanced"))
     variables, batch = plain.init(jax.random.key(0)), plain.train_batch(0)
     labels = np.concatenate([b["label"][b["mask"] > 0] for b in plain.eval_batches("train")])
@@ -150,5 +150,5 @@ def test_weights_of_classes_are_factors_on_their_losses():
 
     expected = sum(weight * total(k) for k, weight in enumerate(weights))
     found = float(jax.jit(balanced.loss)(variables, batch, jax.random.key(1))[1][1]["loss"][0])
-    assert len(labels) == 60 and weights.std() > 0.1
+    assert len(labels) == 15 and weights.std() > 0.1
     assert found == pytest.approx(expected, rel=1e-5)
