@@ -332,12 +332,12 @@ def _notes(
 ) -> Iterator[str]:
     """Yield a line for each thing that was taken off or left out of the file ``name``."""
     if stripped.prefix:
-        rest = f"; left out: {fitting.listed(stripped.outside)}" if stripped.outside else ""
+        rest = f"; left out: {fitting.modules(stripped.outside)}" if stripped.outside else ""
         yield f"{name}: took the names that begin with {stripped.prefix!r}{rest}"
     if model.endpoint:
         yield f"{name}: the network is whole up to {model.endpoint}; nothing after it was read"
     if converted.outside:
-        yield f"{name}: left out, as no layers of this network: {fitting.listed(converted.outside)}"
+        yield f"{name}: left out, as no layers of this network: {fitting.modules(converted.outside)}"
     elif converted.no_head:
         yield f"{name}: left out the head: {converted.no_head}"
     for layer in fitting.inputs(stripped.arrays, converted.outside):

@@ -132,6 +132,11 @@ def _no_head(head: Sequence[str], outside: Mapping[str, tuple[int, ...]]) -> str
     return f"beside the network it has {listed([f'{name} {shape}' for name, shape in outside.items()])}"
 
 
+def modules(names: Sequence[str]) -> str:
+    """Return the layers that arrays belong to, by name and in one line."""
+    return listed(list(dict.fromkeys(re.split(r"[./](?!.*[./])", name)[0] for name in names)), most=8)
+
+
 def listed(names: Sequence[str], most: int = 4) -> str:
     """Return names in one line, the first of them where they are many."""
     return ", ".join(names[:most]) + (f" (+{len(names) - most} more)" if len(names) > most else "")
