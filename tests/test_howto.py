@@ -94,7 +94,7 @@ def test_an_added_term_changes_the_loss(tmp_path):
     copy.script()
     slow = json.loads((tmp_path / "runs" / "slow_stem" / "config.json").read_text())
     assert slow["optim"]["rates"] == [["stem", 0.01]]
-    without, added = (copy.metrics(run, "train/penalty") for run in ("runs/slow_stem", "runs/feature_norm"))
+    without, added = (copy.metrics(run, "penalty") for run in ("runs/slow_stem", "runs/feature_norm"))
     assert not without and added and all(value > 0 for value in added)
     (command,) = copy.commands
     names = next(word for word in command if word.startswith("--mechanisms=")).partition("=")[2].split(",")
