@@ -216,8 +216,6 @@ def test_a_run_leaves_its_page(tmp_path, capsys):
 
 def test_a_weights_file_of_the_user_is_called_that(tmp_path):
     facts = {**made.FACTS, "spec": {"licence": ""}}
-    folder = made.write(tmp_path / "run", **{"facts.json": facts})
-    config = json.loads((folder / "config.json").read_text())
-    config["init"] |= {"source": "keras", "path": "mine.h5"}
-    (folder / "config.json").write_text(json.dumps(config))
-    assert "own file, SHA-256 0123456789abcdef..., licence unknown" in page_of(folder)
+    config = {"name": "made", "seed": 0, "init": {"source": "keras", "path": "mine.h5"}}
+    text = page_of(made.write(tmp_path / "run", facts=facts, config=config))
+    assert "own file, SHA-256 0123456789abcdef..., licence unknown" in text
