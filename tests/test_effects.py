@@ -38,7 +38,7 @@ FIELDS = [
     ("regularize.delta", 0.1, (), ("faces", "detection", *WORDS)),  # of pictures in tests/tasks/test_objectives.py
     ("regularize.endpoints", "first", (DISTILL,), ("image", "text", "masked")),
     *((f"optim.{name}", value, (), ("image", "masked")) for name, value in {
-        "name": "sgd", "lr": 0.123, "schedule": "cosine", "warmup": 0.5, "weight_decay": 0.123, "epsilon": 1e-3,
+        "name": "sgd", "lr": 0.123, "schedule": "constant", "warmup": 0.5, "weight_decay": 0.123, "epsilon": 1e-3,
         "clip_norm": 0.5, "layer_decay": 0.5, "rates": (("train", 0.5),), "sam": 0.05, "accumulate": 2, "ema": 0.9,
         "norm_momentum": 0.5, "momentum": 0.5,
     }.items()),
