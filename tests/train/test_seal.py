@@ -76,12 +76,14 @@ def test_a_sound_checkpoint_without_a_seal_is_taken(copy, capsys):
     assert set(json.loads((copy / "checkpoints.json").read_text())) == {"9", "12"}  # sealed now
 
 
-def test_a_damaged_best_checkpoint_is_refused(copy):
-    checkpoints = Checkpoints(copy / "checkpoints", tiny.task())
-    best = checkpoints.best()
-    flip(largest(copy / "checkpoints" / str(best)))
-    with pytest.raises(UserError, match=rf"checkpoint {best}, the best on validation, is damaged: .*test_on=last"):
-        checkpoints.best()
+@pytest.mark.parametrize("which", ["best", "latest"])
+def test_a_damaged_checkpoint_is_refused_whoever_opens_it(copy, which):
+    state = fit(copy).state
+    checkpoints = Checkpoints(copy / "checkpoints", tiny.task(), tidy=False)
+    step = getattr(checkpoints, which)()
+    flip(largest(copy / "checkpoints" / str(step)))
+    with pytest.raises(UserError, match=rf"checkpoints/{step}: the checkpoint is damaged: .* has changed .*test_on="):
+        checkpoints.restore(step, state, opt_state=False, tested=True)
     checkpoints.close()
 
 

@@ -42,7 +42,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
     """Build the task that ``config`` describes, for a run of which ``record`` is known."""
     net, inputs = image.opened(config)
     data, limit = config.data, config.data.gigabytes * 1e9
-    album = functools.partial(read, data.name, data.dir, data.generate, inputs.size, limit, rules_of(config))
+    album = functools.partial(read, data.name, data.dir, data.generate, inputs.size, limit, rules_of(config, record))
     faces = load(config, inputs.size) if record.reads_data else without_data(record)
     margin = Margin(config.faces.loss, config.faces.scale, config.faces.margin, len(faces.source.classes))
     functions = functools.partial(embedder, margin, config.test_views)
@@ -93,8 +93,10 @@ def start(task: Task, shape: Sequence[int], key: jax.Array) -> dict[str, Any]:
     return {**variables, "params": {**variables["params"], "extra": extra}}
 
 
-def rules_of(config: Any) -> Decoding:
-    """Return how image files become pixels, as ``config`` says."""
+def rules_of(config: Any, record: RunRecord = NEW_RUN) -> Decoding:
+    """Return how image files become pixels: as the run has read them, or else as ``config`` says."""
+    if limits := record.facts.get("value_range"):
+        return Decoding((), tuple(limits), config.data.max_pixels, of_run=True)
     return Decoding((), value_range.parse(config.data.range), config.data.max_pixels)
 
 

@@ -33,6 +33,7 @@ class Checkpoints:
             preservation_policy=policy.AnyPreservationPolicy(keep), best_fn=score, cleanup_tmp_directories=tidy
         )
         self._folder, self._seals, self._tidy = folder, Seals(folder), tidy
+        self._whole: set[int] = set()  # steps whose files were compared with their hashes
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._home = Home(folder.parent)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
@@ -57,6 +58,7 @@ class Checkpoints:
         Raises:
             UserError: the state that was saved has other values, or other shapes, than ``like``.
         """
+        self._check(step)
         wanted = {"variables": _abstract(like.variables)}
         if opt_state:
             wanted["opt_state"] = _abstract({"step": like.step, "opt_state": like.opt_state})
@@ -76,6 +78,15 @@ class Checkpoints:
         new |= out["raw"] if raw else {}
         at = jax.device_put(jax.numpy.asarray(step, like.step.dtype), like.step.sharding)
         return like.replace(**{"step": at, **out["variables"], **new})
+
+    def _check(self, step: int) -> None:
+        """Refuse a checkpoint that is not as it was written: of flipped bits some come back as other weights."""
+        if step not in self._whole and (fault := self._seals.fault(step)):
+            raise UserError(
+                f"{self._folder / str(step)}: the checkpoint is damaged: {fault}; restore the file, or pass "
+                "--config.test_on=best or last, whichever is another checkpoint; --mode=train goes on from one before"
+            )
+        self._whole.add(step)
 
     def _difference(self, step: int, wanted: Mapping[str, Any], error: Exception) -> str:
         """Return in words where a checkpoint first differs from what was wanted; what orbax said if nowhere."""
@@ -97,6 +108,7 @@ class Checkpoints:
         while (step := self.latest()) is not None:
             fault = self._seals.fault(step)
             if not fault:
+                self._whole.add(step)
                 return step
             aside = self._folder.with_name("damaged") / str(step)
             if hosts.first():
@@ -108,18 +120,8 @@ class Checkpoints:
         return None
 
     def best(self) -> int | None:
-        """Return the step with the best validation score, None where nothing was validated.
-
-        Raises:
-            UserError: its checkpoint is not as it was written.
-        """
-        step = self._manager.best_step()
-        if step is not None and (fault := self._seals.fault(step)):
-            raise UserError(
-                f"checkpoint {step:,}, the best on validation, is damaged: {fault}; pass --config.test_on=last, or "
-                f"delete {self._folder / str(step)}"
-            )
-        return step
+        """Return the step with the best validation score, None where nothing was validated."""
+        return self._manager.best_step()
 
     def wait(self) -> None:
         """Wait for writes under way."""
