@@ -141,7 +141,8 @@ def test_what_are_no_logits_is_refused():
         ([1, 2], [1, 2, 3], r"of the same parameters, not \(2,\) and \(3,\)"),
         ([1, -2], [1, 2], "e1 must be a task2vec embedding"),
         ([1, 2], [0, 0], "e2 must be a task2vec embedding"),
-        ([1, 2], [np.nan, 0], "e2 must be a task2vec embedding"),
+        ([1, 2], [np.nan, 0], "the entries of e2 hold values that are not finite"),
+        ([1, 2], [1, 2j], "the entries of e2 must be real numbers, not complex128"),
     ],
 )
 def test_what_is_no_embedding_is_refused(e1, e2, message):

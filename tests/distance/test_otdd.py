@@ -143,9 +143,9 @@ X, Y = draw(4, 2), np.array([0, 1, 0, 1])
         ((X[0], Y, X, Y), {}, r"x1 must be features \(N, D\) of real numbers, not \(2,\)"),
         ((X, Y, X * np.nan, Y), {}, "the features x2 hold values that are not finite"),
         ((X, Y[:3], X, Y), {}, r"y1 must be the labels \(4,\) of 4 examples, not \(3,\)"),
-        ((X, Y, X, Y - 1), {}, r"y2 must hold whole numbers from 0 on, not \[-1, 0\]"),
-        ((X, Y, X, Y + 0.5), {}, "y2 must hold whole numbers"),
-        ((X, Y, X, np.array(list("abab"))), {}, "y2 must hold whole numbers"),
+        ((X, Y, X, Y - 1), {}, "the labels y2 hold -1; classes count from 0 on"),
+        ((X, Y, X, Y + 0.5), {}, "the labels y2 hold 0.5, and classes are whole numbers"),
+        ((X, Y, X, np.array(list("abab"))), {}, "the labels y2 are whole numbers, not <U1"),
     ],
 )
 def test_what_is_no_pair_of_sets_is_refused(sets, how, message):
