@@ -77,7 +77,7 @@ def _value(label: str, numeric: bool) -> Hashable:
 
 def _check_quantities(examples: int, names: Iterable[Hashable], where: object) -> None:
     values = [value for value in names if isinstance(value, Decimal)]
-    fractions = [value for value in values if value % 1]
+    fractions = [value for value in values if value != value.to_integral_value()]
     if fractions and len(values) > MAX_DECIMALS and len(values) * MIN_EXAMPLES > examples:
         raise UserError(
             f"{where}: {examples:,} examples have {len(values):,} different numbers as labels, such as "
