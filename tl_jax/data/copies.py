@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def tell_rows(name: str, arrays: Mapping[str, np.ndarray], labels: Mapping[str, 
         np.concatenate([_sums(array) for array in arrays.values()]), return_inverse=True, return_counts=True
     )
     same, alike = np.arange(len(rows)), np.flatnonzero(counts[which] > 1)
-    same[alike] = alike[_first_alike([rows[row] for row in alike], [lambda row: _hash([row.tobytes()])])]
+    same[alike] = alike[_first_alike([rows[row] for row in alike.tolist()], [lambda row: _hash([row.tobytes()])])]
     where = {split: [f"{split} image {i}" for i in range(len(array))] for split, array in arrays.items()}
     _tell(name, _cut(same, arrays), where, labels)
 
@@ -85,7 +85,7 @@ def _contradictory(same: np.ndarray, labels: np.ndarray) -> list[int]:
     return [row for own in rows.values() if len(own) > 1 and len(set(labels[own].tolist())) > 1 for row in own]
 
 
-def _cut(same: np.ndarray, parts: Mapping[str, Sequence[object]]) -> dict[str, np.ndarray]:
+def _cut(same: np.ndarray, parts: Mapping[str, Sized]) -> dict[str, np.ndarray]:
     ends = itertools.accumulate(len(part) for part in parts.values())
     return {split: same[end - len(part) : end] for (split, part), end in zip(parts.items(), ends, strict=True)}
 
@@ -97,7 +97,7 @@ def _same_files(files: Sequence[Path]) -> np.ndarray:
     alike = np.flatnonzero(counts[which] > 1)
     same = np.arange(len(files))
     if len(alike):
-        some = [files[row].absolute() for row in alike]
+        some = [files[row].absolute() for row in alike.tolist()]
         found = kept(some, "copies", alike.shape, np.int64, lambda: iter([_first_alike(some, (_ends, _whole))]))
         same[alike] = alike[found]
     return same
