@@ -17,9 +17,9 @@ from tl_jax.data import tokens
 from tl_jax.errors import UserError
 from tl_jax.models.bert import Bert
 from tl_jax.text_network import TextNetwork, initializer, top
-from tl_jax.weights import bert, bundles, fitting, hub, prefixes, readers
+from tl_jax.weights import bert, bundles, hub, prefixes, readers
 from tl_jax.weights.catalog import TEXT
-from tl_jax.weights.merge import MergeError, merge
+from tl_jax.weights.merge import MergeError, listed, merge
 from tl_jax.weights.pth import Contents
 from tl_jax.weights.rules import Converted, convert
 
@@ -79,7 +79,7 @@ def load(
     fits = own > 0 and wanted == attributes["output"] and num_classes in (None, own)
     beside = _beside(converted, kind)
     if head == "keep" and not (fits and not beside):
-        why = f" alone, but also {fitting.listed(beside)}" if fits else ""
+        why = f" alone, but also {listed(beside)}" if fits else ""
         raise UserError(f"{file} has no head for {wanted} with {num_classes or 'any'} classes{why}; pass head='new'")
     classes = own if fits and num_classes is None else num_classes or 0
     kept = fits and head != "new"
@@ -272,7 +272,7 @@ def _beside(converted: Converted, kind: str) -> list[str]:
 def _left_out(file: Path, stripped: prefixes.Stripped, beside: Sequence[str]) -> list[str]:
     notes = [f"{file.name}: took the names that begin with {stripped.prefix!r}"] if stripped.prefix else []
     if left := [*stripped.outside, *beside]:
-        notes.append(f"{file.name}: left out, as no part of this network: {fitting.listed(left)}")
+        notes.append(f"{file.name}: left out, as no part of this network: {listed(left)}")
     return notes
 
 

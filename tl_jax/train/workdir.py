@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_jax import json_files
-from tl_jax.errors import UserError
+from tl_jax.errors import UserError, listed
 from tl_jax.train import hosts
 from tl_jax.train.storage import Home
 
@@ -112,9 +112,9 @@ def check_owner(workdir: Path, config: Mapping[str, Any]) -> None:
     old, config = read_json(workdir / "config.json"), json.loads(json.dumps(config))
     differ = [d for d in differences(old, config) if not d.startswith(FREE)] if old and _started(workdir) else []
     if differ:
-        shown = ", ".join(differ[:4]) + (f" and {len(differ) - 4} more" if len(differ) > 4 else "")
         raise UserError(
-            f"{workdir} belongs to a run with another {shown}; pass another --workdir, or delete that folder"
+            f"{workdir} belongs to a run with another {listed(differ, 4)}; "
+            "pass another --workdir, or delete that folder"
         )
 
 
