@@ -59,17 +59,22 @@ def say(name: str, count: int, value_range: ValueRange, stated: bool) -> None:
     say_once(f"{name}: {images} more than 8 bits; {scaled}")
 
 
+def of_facts(facts: Mapping[str, Any]) -> ValueRange | None:
+    """Return the range that the facts of a run state, see ``Source.facts``; None for images of 8 bits."""
+    return tuple(facts["value_range"]) if facts.get("value_range") else None
+
+
 def check_unchanged(folder: object, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse a range that is not the one of a run, given its facts and those of the data as they are now.
 
     Raises:
         UserError: the data have changed, so that the same image would get other values.
     """
-    old, new = (facts.get("value_range") for facts in (then, now))
-    if old and list(old) != list(new or ()):
+    old, new = of_facts(then), of_facts(now)
+    if old and old != new:
         raise UserError(
-            f"{folder}: the run scaled images of more than 8 bits from the range {tuple(old)}, and the data now have "
-            f"{tuple(new) if new else 'none'}; restore the data of the run"
+            f"{folder}: the run scaled images of more than 8 bits from the range {old}, and the data now have "
+            f"{new or 'none'}; restore the data of the run"
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from tl_jax.data import value_range
 from tl_jax.data.boxes import CLASS
 from tl_jax.data.fingerprint import fingerprint
 from tl_jax.data.pictures import Source, Split
@@ -45,7 +46,7 @@ class RunRecord(NamedTuple):
         """
         if not self.reads_data:
             none, facts = Split(images, labels), self.facts
-            limits = tuple(facts["value_range"]) if "value_range" in facts else None
+            limits = value_range.of_facts(facts)
             return Source(facts["data"], none, none, tuple(facts["classes"]), facts["tested"], none, limits)
         source = read()
         if not self.facts:
