@@ -15,6 +15,7 @@ import tokenizers
 from tl_jax import models, tree
 from tl_jax.data import tokens
 from tl_jax.errors import UserError
+from tl_jax.json_files import read_json
 from tl_jax.models.bert import Bert
 from tl_jax.text_network import TextNetwork, initializer, top
 from tl_jax.weights import bert, bundles, hub, prefixes, readers
@@ -188,10 +189,7 @@ def _config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"{folder} has no config.json; copy the one that came with the weights there")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"cannot read {file} ({e}); copy it anew") from None
+    return read_json(file, "copy it anew")
 
 
 def _weights(folder: Path) -> Path:
@@ -213,13 +211,11 @@ def _shards(index: Path) -> dict[str, list[str]]:
         UserError: the index is damaged, or names files outside its folder.
     """
     found: dict[str, list[str]] = {}
-    try:
-        for array, shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
-            found.setdefault(str(shard), []).append(array)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(
-            f"{index}: damaged, or no index of weights ({' '.join(str(e).split())}); copy it anew"
-        ) from None
+    files = read_json(index, "copy it anew").get("weight_map")
+    if not isinstance(files, dict):
+        raise UserError(f"{index}: no index of weights (it has no weight_map); copy it anew")
+    for array, shard in files.items():
+        found.setdefault(str(shard), []).append(array)
     if strange := [shard for shard in found if Path(shard).name != shard]:
         raise UserError(f"{index}: names {strange[0]!r}, which is no file beside it; copy the folder anew")
     return found

@@ -74,7 +74,7 @@ def test_a_damaged_file_is_named(tmp_path):
 
 def test_a_run_is_not_resumed_on_images_scaled_from_another_range(tmp_path):
     workdir.claim_facts(tmp_path, {"value_range": [0.0, 4095.0]})
-    (tmp_path / "metrics.jsonl").write_text("a row\n")
+    start(tmp_path)
     workdir.claim_facts(tmp_path, {"value_range": [0.0, 4095.0]})
     with pytest.raises(UserError, match=r"from the range \(0.0, 4095.0\), and the data now have none; restore"):
         workdir.claim_facts(tmp_path, {})

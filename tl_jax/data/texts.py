@@ -15,7 +15,7 @@ from tl_jax.data.pictures import Source, Split, held_out
 from tl_jax.data.tag_schemes import OUTSIDE, find_scheme, has_prefix
 from tl_jax.data.tagged_words import read_sentences
 from tl_jax.data.text_files import read_text
-from tl_jax.data.text_rows import read_json, read_table, split_lines
+from tl_jax.data.text_rows import read_objects, read_table, split_lines
 from tl_jax.errors import UserError
 
 ENDINGS = {
@@ -116,7 +116,7 @@ def read_examples(file: Path, kind: str, columns: Columns, labelled: bool = True
         lines = enumerate(split_lines(text), start=1)
         return [Example(line.strip(), "", i) for i, line in lines if line.strip()]
     if kind == "jsonl":
-        rows = read_json(file, text, columns.text)
+        rows = read_objects(file, text, columns.text)
     else:
         rows = read_table(file, text, kind, columns.names, columns.text, columns.label)
     if not rows:

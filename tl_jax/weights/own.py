@@ -92,7 +92,7 @@ def read_spec(path: Path) -> tuple[PretrainedSpec, dict[str, Any]]:
     metadata = readers.read_metadata(path)
     try:
         spec, facts = PretrainedSpec(**json.loads(metadata["spec"])), json.loads(metadata["facts"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"{path} was not written by tl_jax; name its origin with --config.init.source") from None
     options = {k: _tuple(v) for k, v in spec.options.items()}  # linen needs tuples where JSON gives lists
     return dataclasses.replace(spec, options=options), facts
