@@ -13,7 +13,7 @@ from tl_jax.data.boxes import Annotated, Object, assemble
 from tl_jax.data.decoding import DEFAULT, Decoding
 from tl_jax.data.litter import has_litter
 from tl_jax.data.pictures import DECODED_BYTES, Source
-from tl_jax.data.split_names import split_of
+from tl_jax.data.split_names import split_of, with_test
 from tl_jax.errors import UserError, combine
 from tl_jax.json_files import read_json
 
@@ -49,9 +49,7 @@ def read(
     if "test" in parts and parts["test"] and not any(row.objects for row in parts["test"]):
         tqdm.write(f"{files['test']} has no annotations, so that nothing could be tested on it", file=sys.stderr)
         del parts["test"]
-    if "validation" in parts and "test" not in parts:
-        parts["test"] = parts.pop("validation")
-    return assemble(folder.resolve().name, parts, classes, size, most_bytes, rules)
+    return assemble(folder.resolve().name, with_test(parts), classes, size, most_bytes, rules)
 
 
 def _files(folder: Path) -> dict[str, Path]:
