@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
+from configs.check_measures import LISTED
 from configs.fields import FIELDS, OF_PICTURES
 from tl_jax.data import sources
 
-FILES = ("folder", "flowers", "index")  # data whose files may be DICOM
 TEXT_ROWS = ("lines", "docs", "docs_names", "docs_corpus")  # data without columns
 # What moves or compares features, or slows what lies below the head: nothing where the head alone trains.
 BELOW_HEAD = (
     "optim.layer_decay", "regularize.bss", "regularize.co_tuning", "regularize.delta", "regularize.distill",
     "regularize.l2_sp", "regularize.stochastic_norm",
 )  # fmt: skip
+# What draws, or compares, every picture anew in each step.
 ANEW = ("mixup", "cutmix", "distill", "delta", "stochastic_norm", "drop_path")
 OF_VIEWS = ("simclr", "simsiam")
 
@@ -31,7 +32,10 @@ def _training(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
     recipes, phases = _recipes(config), config.phases
     idle = [path for path in BELOW_HEAD if recipes == {"head"} and changed(path)]
     untrained = [path for path in FIELDS if path.startswith("regularize.") and changed(path)]
-    each = {name: phases and all(name in phase for phase in phases) for name in ("batch_stats", "layer_decay", "rates")}
+    overridden = [
+        path for path in ("freeze.batch_stats", "optim.layer_decay", "optim.rates")
+        if phases and all(path.partition(".")[2] in phase for phase in phases) and changed(path)
+    ]  # fmt: skip
     return {
         f"{(idle or [''])[0]} has no effect where the head alone trains; choose another config.freeze.recipe": idle,
         "regularize.l2_sp has no effect where adapters and the head alone train, which are new; set l2_sp_head": (
@@ -46,11 +50,7 @@ def _training(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
         "optim.epsilon is that of config.optim.name=adam; set it back to its default": (
             changed("optim.epsilon") and config.optim.name != "adam"
         ),
-        "freeze.batch_stats has no effect: every phase has its own": each["batch_stats"]
-        and changed("freeze.batch_stats"),
-        "optim.layer_decay has no effect: every phase has its own": each["layer_decay"]
-        and changed("optim.layer_decay"),
-        "optim.rates has no effect: every phase has its own": each["rates"] and changed("optim.rates"),
+        f"{(overridden or [''])[0]} has no effect: every phase has its own": overridden,
         "phases have batch_stats, and a text network has no BatchNorm; leave it out": (
             config.task in ("text", "tokens", "masked") and any("batch_stats" in phase for phase in phases)
         ),
@@ -69,10 +69,7 @@ def _recipes(config: Any) -> set[str]:
 def _caching(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
     idle = [path for path in ("cache.dir", "cache.gigabytes", "cache.views") if changed(path)]
     augmented = any(path.startswith("augment.") and changed(path) for path in FIELDS)
-    regularize = config.regularize
-    anew = [
-        name for name in ("mixup", "cutmix", "distill", "delta", "stochastic_norm", "drop_path") if regularize[name]
-    ]
+    anew = [name for name in ANEW if config.regularize[name]]
     return {
         f"{(idle or [''])[0]} has no effect with config.cache.features=off": idle and config.cache.features == "off",
         "cache.views has no effect where nothing is augmented": config.cache.views and not augmented,
@@ -106,8 +103,8 @@ def _data(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
     columns = [path for path in ("data.text", "data.label", "data.columns") if name in TEXT_ROWS and changed(path)]
     return {
         f"{(whole or [''])[0]} has no effect with config.data.name={name}, whose pictures are of one size": whole,
-        f"data.windows has an effect with config.data.name={', '.join(FILES)} only, whose files may be DICOM": (
-            config.task == "image" and changed("data.windows") and name not in FILES
+        f"data.windows has an effect with config.data.name={', '.join(LISTED)} only, whose files may be DICOM": (
+            config.task == "image" and changed("data.windows") and name not in LISTED
         ),
         f"{(columns or [''])[0]} has no effect with config.data.name={name}, which has no columns": (
             config.task in ("text", "tokens", "masked") and columns

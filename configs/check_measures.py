@@ -6,7 +6,7 @@ from typing import Any
 from configs.fields import METRICS, OF_PICTURES
 from tl_jax.data import dicom, medmnist, sources, value_range
 
-LISTED = ("folder", "flowers", "index")  # data that may have an index.csv beside the pictures
+LISTED = ("folder", "flowers", "index")  # data of image files, DICOM too, that may have an index.csv beside them
 
 
 def measures(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:

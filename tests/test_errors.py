@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from tl_jax.errors import Diverged, UserError
+from tl_jax.errors import Diverged, UserError, combine
 
 pytestmark = pytest.mark.fast
 
@@ -31,3 +31,16 @@ def test_usual_messages_stay_as_they_are_also_in_another_process():
 
 def test_letters_that_no_terminal_can_write_are_replaced():
     str(UserError("file \udcff.png")).encode()
+
+
+def test_several_errors_are_one_line_with_the_first_five_and_what_to_do_once():
+    errors = [UserError(f"{k}.png is cut short; replace or remove it") for k in range(7)]
+    shown = " | ".join(f"{k}.png is cut short" for k in range(5))
+    want = f"set: 7 of 9 images cannot be read: {shown} | and 2 more; replace or remove it"
+    assert str(combine("set", errors, "7 of 9 images cannot be read")) == want
+    assert combine("set", errors[:1], "1 of 9 images cannot be read") is errors[0]
+
+
+def test_an_error_without_an_action_keeps_its_reason_among_several():
+    errors = [UserError("a.png is no image"), UserError("b.png is cut short; replace it")]
+    assert str(combine("set", errors, "2 files")) == "set: 2 files: a.png is no image | b.png is cut short; replace it"

@@ -35,17 +35,28 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(choices)}"
 
 
-def combine(where: object, errors: Sequence[UserError], what: str, most: int = 5) -> UserError:
-    """Return one error for several of the form ``{what is wrong}; {action}``: their count, and the first ones in full.
+def listed(names: Sequence[object], most: int) -> str:
+    """Return names in one line, such as "a, b and 3 more": at most ``most`` of them."""
+    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def combine(where: object, errors: Sequence[UserError], what: str) -> UserError:
+    """Return one error for several: their count, and the first ones in full.
 
     Args:
         where: the faults are, such as the name of a data set.
         errors: at least one; a single one is returned as it is.
         what: they are about, with their number, such as "5 of 40 images cannot be read".
-        most: errors that are shown.
     """
+    return errors[0] if len(errors) == 1 else UserError(f"{where}: {what}: {in_one_line(errors)}")
+
+
+def in_one_line(errors: Sequence[UserError], most: int = 5) -> str:
+    """Return the first ``most`` errors ``{what is wrong}; {action}``: what is wrong with each, then what to do."""
+    lines = [str(error) for error in errors[:most]]
     if len(errors) == 1:
-        return errors[0]
-    reasons, actions = zip(*(str(error).rpartition("; ")[::2] for error in errors), strict=True)
-    shown = " | ".join(reasons[:most]) + (f" | and {len(errors) - most} more" if len(errors) > most else "")
-    return UserError(f"{where}: {what}: {shown}; {', or '.join(dict.fromkeys(actions[:most]))}")
+        return lines[0]
+    reasons = [line.rpartition("; ")[0] or line for line in lines]
+    actions = dict.fromkeys(line.rpartition("; ")[2] for line in lines if "; " in line)
+    more = [f"and {len(errors) - most} more"] if len(errors) > most else []
+    return "; ".join([" | ".join(reasons + more), *([", or ".join(actions)] if actions else [])])

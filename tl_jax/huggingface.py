@@ -15,11 +15,12 @@ import tokenizers
 from tl_jax import models, tree
 from tl_jax.data import tokens
 from tl_jax.errors import UserError
+from tl_jax.json_files import read_json
 from tl_jax.models.bert import Bert
 from tl_jax.text_network import TextNetwork, initializer, top
-from tl_jax.weights import bert, bundles, fitting, hub, prefixes, readers
+from tl_jax.weights import bert, bundles, hub, prefixes, readers
 from tl_jax.weights.catalog import TEXT
-from tl_jax.weights.merge import MergeError, merge
+from tl_jax.weights.merge import MergeError, listed, merge
 from tl_jax.weights.pth import Contents
 from tl_jax.weights.rules import Converted, convert
 
@@ -79,7 +80,7 @@ def load(
     fits = own > 0 and wanted == attributes["output"] and num_classes in (None, own)
     beside = _beside(converted, kind)
     if head == "keep" and not (fits and not beside):
-        why = f" alone, but also {fitting.listed(beside)}" if fits else ""
+        why = f" alone, but also {listed(beside)}" if fits else ""
         raise UserError(f"{file} has no head for {wanted} with {num_classes or 'any'} classes{why}; pass head='new'")
     classes = own if fits and num_classes is None else num_classes or 0
     kept = fits and head != "new"
@@ -188,10 +189,7 @@ def _config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"{folder} has no config.json; copy the one that came with the weights there")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"cannot read {file} ({e}); copy it anew") from None
+    return read_json(file, "copy it anew")
 
 
 def _weights(folder: Path) -> Path:
@@ -213,13 +211,11 @@ def _shards(index: Path) -> dict[str, list[str]]:
         UserError: the index is damaged, or names files outside its folder.
     """
     found: dict[str, list[str]] = {}
-    try:
-        for array, shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
-            found.setdefault(str(shard), []).append(array)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(
-            f"{index}: damaged, or no index of weights ({' '.join(str(e).split())}); copy it anew"
-        ) from None
+    files = read_json(index, "copy it anew").get("weight_map")
+    if not isinstance(files, dict):
+        raise UserError(f"{index}: no index of weights (it has no weight_map); copy it anew")
+    for array, shard in files.items():
+        found.setdefault(str(shard), []).append(array)
     if strange := [shard for shard in found if Path(shard).name != shard]:
         raise UserError(f"{index}: names {strange[0]!r}, which is no file beside it; copy the folder anew")
     return found
@@ -272,7 +268,7 @@ def _beside(converted: Converted, kind: str) -> list[str]:
 def _left_out(file: Path, stripped: prefixes.Stripped, beside: Sequence[str]) -> list[str]:
     notes = [f"{file.name}: took the names that begin with {stripped.prefix!r}"] if stripped.prefix else []
     if left := [*stripped.outside, *beside]:
-        notes.append(f"{file.name}: left out, as no part of this network: {fitting.listed(left)}")
+        notes.append(f"{file.name}: left out, as no part of this network: {listed(left)}")
     return notes
 
 

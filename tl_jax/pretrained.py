@@ -100,8 +100,6 @@ def load(
     net = _read(name, source, path, whole, headless, rename, options.get("endpoint", ""))
     if net.no_head and num_classes is None and head != "new":
         raise no_such_head(net, "")
-    if path and net.path and source != "tl_jax":
-        net = net._replace(spec=own.as_given(net.spec, net.path, net.sha256))
     renewed = head == "new" or (num_classes is not None and num_classes != net.spec.num_classes)
     net = _adapt(net, options, renewed, seed)
     if image_size:
@@ -207,7 +205,11 @@ def _read(
 
 
 def own_facts(spec: PretrainedSpec, file: Path) -> PretrainedSpec:
-    """Return the spec of a file that a user gave: what is published of another file is not claimed for it."""
+    """Return the spec of a file that a user gave: what is published of another file is not claimed for it.
+
+    Licence, accuracy, size and address are those of the published file, which it is if their hashes are equal. Without
+    a published hash nobody can tell.
+    """
     if hub.is_published(spec, file):
         return spec
     nothing = {"url": "", "digest": "", "headless_url": "", "headless_digest": "", "hub": "", "licence": ""}

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from configs import base, check
-from tl_jax.data import value_range
 from tl_jax.errors import UserError
 from tl_jax.task import Task
 from tl_jax.tasks import faces, image
@@ -121,7 +120,6 @@ def _opened(config: base.Config, folder: Path, record: RunRecord) -> tuple[Task,
         workdir.check_data(
             folder, record.facts, task.facts, ("validation", "test"), "use --mode=predict for other examples"
         )
-        value_range.check_unchanged(folder, record.facts, task.facts)
     checkpoints = Checkpoints(folder / "checkpoints", task, tidy=False)
     step = checkpoints.best() if config.test_on == "best" else checkpoints.latest()
     if step is None:

@@ -76,9 +76,10 @@ def test_damaged_coco_is_one_line(tmp_path, change, message):
 def test_json_that_is_none(tmp_path):
     file = write_coco(tmp_path / "set") / "annotations" / "instances_train.json"
     for text, message in (
-        ("{", "cannot read .*JSONDecodeError"),
-        ("[1]", "has no list 'images'"),
-        ("\xff", "cannot read"),
+        ("{", "damaged .*line 1 column 2"),
+        ("[1]", "holds no JSON object"),
+        ("{}", "has no list 'images'"),
+        ("\xff", "is damaged"),
     ):
         file.write_bytes(text.encode("latin-1"))
         with pytest.raises(UserError, match=message):

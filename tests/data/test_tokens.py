@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tl_jax.data import tokens
+from tl_jax.errors import UserError
 
 pytestmark = pytest.mark.fast
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -32,6 +33,11 @@ def test_the_tokenizer_config_decides_if_it_says_anything(tmp_path):
     assert pieces(tmp_path, ["Paris", "paris"], "Paris", {"do_lower_case": True}) == ["paris"]
     words = ["café", "cafe"]
     assert pieces(tmp_path, words, "Café", {"do_lower_case": True, "strip_accents": False}) == ["café"]
+
+
+def test_a_tokenizer_config_that_is_no_object_is_named(tmp_path):
+    with pytest.raises(UserError, match="tokenizer_config.json is damaged .it holds no JSON object.; copy it anew"):
+        pieces(tmp_path, ["paris"], "Paris", [1])
 
 
 def test_the_published_vocabulary_is_uncased(tmp_path, data_dir):

@@ -70,3 +70,11 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json is damaged"):
         workdir.claim(tmp_path, CONFIG)
+
+
+def test_a_run_is_not_resumed_on_images_scaled_from_another_range(tmp_path):
+    workdir.claim_facts(tmp_path, {"value_range": [0.0, 4095.0]})
+    start(tmp_path)
+    workdir.claim_facts(tmp_path, {"value_range": [0.0, 4095.0]})
+    with pytest.raises(UserError, match=r"from the range \(0.0, 4095.0\), and the data now have none; restore"):
+        workdir.claim_facts(tmp_path, {})

@@ -13,8 +13,9 @@ from tl_jax.data.boxes import Annotated, Object, assemble
 from tl_jax.data.decoding import DEFAULT, Decoding
 from tl_jax.data.litter import has_litter
 from tl_jax.data.pictures import DECODED_BYTES, Source
-from tl_jax.data.split_names import split_of
+from tl_jax.data.split_names import split_of, with_test
 from tl_jax.errors import UserError, combine
+from tl_jax.json_files import read_json
 
 BESIDE = "_annotations.coco.json"  # with the pictures of a part, as Roboflow exports them
 LAYOUT = (
@@ -48,9 +49,7 @@ def read(
     if "test" in parts and parts["test"] and not any(row.objects for row in parts["test"]):
         tqdm.write(f"{files['test']} has no annotations, so that nothing could be tested on it", file=sys.stderr)
         del parts["test"]
-    if "validation" in parts and "test" not in parts:
-        parts["test"] = parts.pop("validation")
-    return assemble(folder.resolve().name, parts, classes, size, most_bytes, rules)
+    return assemble(folder.resolve().name, with_test(parts), classes, size, most_bytes, rules)
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -87,7 +86,7 @@ def _split(name: str) -> tuple[str, int]:
 
 def _part(folder: Path, path: Path) -> list[Annotated]:
     """Return the pictures of an annotation file, in its order."""
-    content = _load(path)
+    content = read_json(path, "bring it anew")
     images, annotations, categories = (_table(content, path, name) for name in ("images", "annotations", "categories"))
     names = _categories(categories, path)
     found: dict[Any, Annotated] = {}
@@ -146,17 +145,9 @@ def _side(row: Mapping[str, Any], name: str, path: Path) -> float:
     return side
 
 
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, OSError, RecursionError) as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"cannot read {path} ({why}); bring it anew") from error
-
-
-def _table(content: Any, path: Path, name: str) -> list[Mapping[str, Any]]:
+def _table(content: Mapping[str, Any], path: Path, name: str) -> list[Mapping[str, Any]]:
     """Return one of the lists of a file."""
-    rows = content.get(name) if isinstance(content, dict) else None
+    rows = content.get(name)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} has no list {name!r} of objects, so it is not in COCO's format; bring another")
     return rows

@@ -1,19 +1,17 @@
 """The same image twice: in two splits, where a test is no test, or in one class and in another."""
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from tl_jax.data.notices import say_once
 from tl_jax.data.pictures import WORKERS, kept
 
 PAIRS = (("train", "test"), ("train", "validation"), ("validation", "test"))
@@ -65,13 +63,13 @@ def _tell(
         rows = np.flatnonzero(np.isin(same[second], same[first]))
         if len(rows):
             other = int(np.argmax(same[first] == same[second][rows[0]]))
-            _say_once(
+            say_once(
                 f"{name}: {len(rows)} of {len(same[second])} {second} images are in {first} too, byte for byte, such "
                 f"as {where[second][rows[0]]} and {where[first][other]}; remove them from one of the two splits"
             )
     if "train" in labels and (rows := _contradictory(same["train"], labels["train"])):
         pair = " and ".join(where["train"][row] for row in rows[:2])
-        _say_once(
+        say_once(
             f"{name}: {len(rows)} images are copies of each other in different classes, such as {pair}; "
             "keep each in one class"
         )
@@ -146,8 +144,3 @@ def _whole(file: Path) -> bytes:
 
 def _hash(pieces: Iterable[bytes]) -> bytes:
     return hashlib.sha256(b"".join(pieces)).digest()
-
-
-@functools.cache  # once a process, however often the set is read
-def _say_once(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)

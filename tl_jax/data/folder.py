@@ -10,7 +10,7 @@ from tl_jax.data import copies, index
 from tl_jax.data.decoding import DEFAULT, ENDINGS, Decoding, decode_all, is_image, with_range
 from tl_jax.data.listed import Part, Reading, assemble, with_groups
 from tl_jax.data.pictures import DECODED_BYTES, Source, Split
-from tl_jax.data.split_names import ALL, find_splits, split_of
+from tl_jax.data.split_names import ALL, find_splits, split_of, with_test
 from tl_jax.data.value_range import ValueRange
 from tl_jax.data.walker import Walk, one_form, subfolders
 from tl_jax.errors import UserError, nearest
@@ -172,10 +172,7 @@ def _splits(folder: Path, walk: Walk) -> tuple[dict[str, Files], str]:
         if unknown := sorted(set(files) - set(found["train"])):
             where, advice = folder / splits[split] / unknown[0], nearest(unknown[0], found["train"])
             raise UserError(f"{where} is a class that {top} does not have; {advice}")
-    if "test" not in splits and "validation" in splits:
-        found["test"] = found.pop("validation")
-        return found, splits["validation"]
-    return found, splits.get("test", "")
+    return with_test(found), with_test(splits).get("test", "")
 
 
 def _classes(folder: Path, walk: Walk, least: int = 2) -> Files:

@@ -12,7 +12,7 @@ import numpy as np
 from tl_jax.data.labels import make_labels
 from tl_jax.data.listed import NONE, STUDY, Part, Reading, assemble, with_groups
 from tl_jax.data.pictures import Source
-from tl_jax.data.split_names import ALL, split_of
+from tl_jax.data.split_names import ALL, split_of, with_test
 from tl_jax.data.text_files import read_text
 from tl_jax.data.walker import find_file, one_form
 from tl_jax.errors import UserError, nearest
@@ -135,15 +135,14 @@ def source(path: Path, how: Reading) -> Source:
     group = index.column(column, "data.group") if column else None
     if len(classes) < 2:
         raise UserError(f"{index.path} has fewer than two classes ({', '.join(classes)}); check config.data.label")
-    numbers, parts, tested = {name: k for k, name in enumerate(classes)}, {}, "test"
+    numbers, parts = {name: k for k, name in enumerate(classes)}, {}
     for part, names in _parts(index).items():
         labels = np.asarray([numbers[named[name]] for name in names], np.int32)
         own = np.asarray([group[name] for name in names]) if group else None
         parts[part] = Part([files[name] for name in names], labels, own)
     if group is None:
         parts = with_groups(folder.resolve().name, parts, how.group)
-    if "test" not in parts and "validation" in parts:
-        parts["test"], tested = parts.pop("validation"), "validation"
+    parts, tested = with_test(parts), "test" if "test" in parts else "validation"
     unknown = sorted({int(k) for part in parts.values() for k in part.labels} - set(parts["train"].labels.tolist()))
     if unknown:
         raise UserError(f"{index.path} has the class {classes[unknown[0]]!r} in no training row; add some, or leave it")

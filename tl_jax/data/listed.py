@@ -1,17 +1,15 @@
 """Picture files with their classes, parts and groups, before they are decoded; made into a data set here."""
 
-import functools
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from tl_jax.data import copies, decoding, dicom
 from tl_jax.data.decoding import is_dicom
+from tl_jax.data.notices import say_once
 from tl_jax.data.pictures import DECODED_BYTES, Source, Split, as_names, between, held_out
 from tl_jax.data.value_range import ValueRange
 from tl_jax.errors import UserError
@@ -87,7 +85,7 @@ def with_groups(name: str, parts: Mapping[str, Part], group: str = "") -> dict[s
     for row, each in named.items():
         groups[row] = each
     if named and len(named) < len(files):
-        _say_once(
+        say_once(
             f"{name}: {len(files) - len(named)} of {len(files)} images name no {group or 'patient'}, each is a group "
             "of its own; name a column of index.csv with config.data.group if some belong together"
         )
@@ -161,8 +159,3 @@ def _check_apart(parts: Mapping[str, Part]) -> None:
                     "move all pictures of a group into one part, or group them otherwise with config.data.group (a "
                     f"column of index.csv, {STUDY!r} or {NONE!r})"
                 )
-
-
-@functools.cache  # once a process, however often the set is read
-def _say_once(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)

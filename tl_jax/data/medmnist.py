@@ -8,7 +8,7 @@ import numpy as np
 
 from tl_jax.data import copies
 from tl_jax.data.pictures import Source, Split
-from tl_jax.data.split_names import find_splits, split_of
+from tl_jax.data.split_names import find_splits, split_of, with_test
 from tl_jax.data.value_range import ValueRange, find, refuse_unused, say, to_bytes
 from tl_jax.errors import UserError
 from tl_jax.fetch import cache_dir, fetch
@@ -62,12 +62,10 @@ def read(path: Path, classes: tuple[str, ...] = (), value_range: ValueRange | No
             f"cannot read {path} ({' '.join(str(error).split())}); it must be an npz with {LAYOUT}"
         ) from None
     arrays, value_range = _scaled(path, arrays, value_range)
-    names = find_splits([name.removesuffix(IMAGES) for name in arrays if name.endswith(IMAGES)], path)
+    own = find_splits([name.removesuffix(IMAGES) for name in arrays if name.endswith(IMAGES)], path)
+    names = with_test(own)
+    tested = "test" if "test" in own else names.get("test", "")
     parts = {split: _split(path, arrays, name) for split, name in names.items()}
-    tested = "test"
-    if "test" not in parts and "validation" in parts:
-        parts["test"], tested = parts.pop("validation"), names["validation"]
-        names["test"] = names.pop("validation")
     if missing := {"train", "test"} - set(parts):
         raise UserError(f"{path} has no {max(missing)}_images; it must be an npz with {LAYOUT}")
     labels = {split: part.labels for split, part in parts.items()}

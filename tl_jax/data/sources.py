@@ -235,7 +235,7 @@ def _read(
         return (picture(image)[None] for image, _ in _records(opened))
 
     def picture(encoded: bytes) -> np.ndarray:
-        image = _decode(encoded, floats, rules, f"{builder.info.name}, a {split} record")
+        image = record_images.decode(encoded, floats, rules, f"{builder.info.name}, a {split} record")
         return image if image.shape == shape else fit(image, size, how)
 
     def one(row: int) -> np.ndarray:
@@ -283,5 +283,4 @@ def _parsed(feature: Mapping[str, Any]) -> tuple[bytes, Any]:
     return feature["image"].bytes_list.value[0], label[0]
 
 
-_decode = record_images.decode
 EMBEDDED = {"digits": digits, "gratings": drawn.gratings, "shapes": drawn.shapes}  # need no files

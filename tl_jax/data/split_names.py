@@ -1,9 +1,11 @@
 """The names under which data sets call their splits; every reader asks here."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from tl_jax.errors import UserError
 
+T = TypeVar("T")
 NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "validate", "dev", "devel", "development", "eval", "evaluation"),
@@ -39,3 +41,9 @@ def find_splits(names: Iterable[str], where: object) -> dict[str, str]:
             )
         found[split] = name
     return {split: found[split] for split in NAMES if split in found}
+
+
+def with_test(splits: Mapping[str, T]) -> dict[str, T]:
+    """Return the splits with a validation split as the test split if there is none: one beside train is tested."""
+    alone = "validation" in splits and "test" not in splits
+    return {"test" if alone and split == "validation" else split: value for split, value in splits.items()}

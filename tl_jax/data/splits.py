@@ -1,12 +1,10 @@
 """Cut a validation split from the training set, thin the rest, and choose test examples; all drawn stratified."""
 
-import functools
-import sys
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
 
+from tl_jax.data.notices import say_once
 from tl_jax.data.pictures import SPLIT_SEED, Rows, Split
 from tl_jax.errors import UserError
 
@@ -201,12 +199,7 @@ def _tell_whole(labels: np.ndarray, groups: np.ndarray, classes: Sequence[str]) 
     if len(single) and len(present) > 1:
         named = [str(classes[k]) if len(classes) > k else f"class {k}" for k in single[:3]]
         what = "example" if len(groups) == len(np.unique(groups)) else "group"
-        _say_once(
+        say_once(
             f"{len(single)} of {len(present)} classes have one training {what} ({', '.join(named)}"
             f"{', ...' if len(single) > 3 else ''}), which stays in train; validation says nothing of them"
         )
-
-
-@functools.cache  # once a process: the runs of a comparison cut alike
-def _say_once(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)

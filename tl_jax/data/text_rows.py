@@ -16,6 +16,7 @@ Cells = list[tuple[int, list[str]]]  # line, its cells
 Rows = list[tuple[int, dict[str, Any]]]  # line, column -> value
 _DELIMITERS = {"tsv": "\t", "csv": ","}
 _OTHERS = (",", ";", "\t")
+DAMAGED = (ValueError, RecursionError)  # what JSON raises that is none, or is nested too deeply
 MAX_CELL = 2**31 - 1  # letters of a cell that the csv module takes
 
 
@@ -128,7 +129,7 @@ def _is_quoted(lines: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     return any("\n".join(line for line in each if line).rstrip("\n") == whole for each in (always, texts))
 
 
-def read_json(file: Path, text: str, needed: Sequence[str]) -> Rows:
+def read_objects(file: Path, text: str, needed: Sequence[str]) -> Rows:
     """Read the objects of a JSON file: one a line, or one array of them, by itself or as the only list of an object.
 
     Args:
@@ -148,7 +149,7 @@ def read_json(file: Path, text: str, needed: Sequence[str]) -> Rows:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except DAMAGED as error:
             if not found and i == 1 and _is_one_value(text):
                 raise UserError(
                     f"{file}: one JSON value, but no list of objects; write one object a line "
@@ -167,7 +168,7 @@ def read_json(file: Path, text: str, needed: Sequence[str]) -> Rows:
 def _is_one_value(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except DAMAGED:
         return False
     return True
 
@@ -176,7 +177,7 @@ def _array(text: str, needed: Sequence[str]) -> Iterable[tuple[int, dict[str, An
     """Return the objects of a text that is one array of them with their lines, else None."""
     try:
         whole = json.loads(text)
-    except ValueError:
+    except DAMAGED:
         return None
     if isinstance(whole, Mapping):
         lists = [value for value in whole.values() if isinstance(value, list)]

@@ -15,7 +15,7 @@ from tl_jax.data.pictures import Source, Split, held_out
 from tl_jax.data.tag_schemes import OUTSIDE, find_scheme, has_prefix
 from tl_jax.data.tagged_words import read_sentences
 from tl_jax.data.text_files import read_text
-from tl_jax.data.text_rows import read_json, read_table, split_lines
+from tl_jax.data.text_rows import read_objects, read_table, split_lines
 from tl_jax.errors import UserError
 
 ENDINGS = {
@@ -116,7 +116,7 @@ def read_examples(file: Path, kind: str, columns: Columns, labelled: bool = True
         lines = enumerate(split_lines(text), start=1)
         return [Example(line.strip(), "", i) for i, line in lines if line.strip()]
     if kind == "jsonl":
-        rows = read_json(file, text, columns.text)
+        rows = read_objects(file, text, columns.text)
     else:
         rows = read_table(file, text, kind, columns.names, columns.text, columns.label)
     if not rows:
@@ -260,23 +260,20 @@ def _check_tags(file: Path, train: Sequence[Example], seen: set[str]) -> None:
 
 def _split(examples: Sequence[Example], labels: Labels, kind: str, file: Path) -> Split:
     texts = np.empty(len(examples), object)
-    numbers = np.empty(len(examples), object if kind == "conll" else np.int32)
-    damage = Damage(file)
+    tagged, damage = kind == "conll", Damage(file)
+    numbers = np.empty(len(examples), object if tagged else np.int32)
     known = ", ".join(labels.names[:8])
-    action = f"mend it, or add it to the training part (there: {known})"
+    action = f"mend it, or add it to the training split (there: {known})"
     if all(example.label in HIDDEN for example in examples) and kind not in ("conll", "lines"):
         action = f"if it stands for hidden labels, take the file away and pass it to --mode=predict --input={file.name}"
     for i, example in enumerate(examples):
         texts[i] = example.text
-        tagged = kind == "conll"
-        found = [labels.index(label) for label in (example.label if tagged else (example.label,))]
-        for j, (index, label) in enumerate(zip(found, example.label if tagged else (example.label,), strict=True)):
+        tags, lines = (example.label, example.line) if tagged else ((example.label,), (example.line,))
+        found = [labels.index(tag) for tag in tags]
+        for index, tag, line in zip(found, tags, lines, strict=True):
             if index is None:
-                line = example.line[j] if tagged else example.line
-                damage.add(line, f"label {label!r} is never seen in training", action)
-        if tagged and None not in found:
-            numbers[i] = np.asarray(found, np.int32)
-        elif not tagged:
-            numbers[i] = found[0] if found[0] is not None else 0
+                damage.add(line, f"label {tag!r} is never seen in training", action)
+        if None not in found:
+            numbers[i] = np.asarray(found, np.int32) if tagged else found[0]
     damage.refuse()
     return Split(texts, numbers)

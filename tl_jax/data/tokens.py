@@ -11,6 +11,7 @@ from tokenizers import BertWordPieceTokenizer
 
 from tl_jax.data.text_files import read_text
 from tl_jax.errors import UserError
+from tl_jax.json_files import read_json
 
 FILES = ("tokenizer.json", "vocab.txt")
 CAPITALS = 0.01  # share of words with capitals in a vocabulary that tells them; bert-base-cased has a third
@@ -47,12 +48,8 @@ def read(folder: Path) -> tokenizers.Tokenizer:
 
 def word_options(folder: Path) -> dict[str, Any]:
     """Return how texts become words, for ``vocab.txt``: from ``tokenizer_config.json``, else from the vocabulary."""
-    file, config = folder / "tokenizer_config.json", {}
-    if file.is_file():
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as e:
-            raise UserError(f"cannot read {file} ({e}); copy it anew") from None
+    file = folder / "tokenizer_config.json"
+    config = read_json(file, "copy it anew") if file.is_file() else {}
     lower = config.get("do_lower_case")
     return {
         "lowercase": not has_capitals(folder / "vocab.txt") if lower is None else bool(lower),

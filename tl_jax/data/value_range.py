@@ -1,13 +1,11 @@
 """Images of more than 8 bits: one linear range for a whole data set, so that equal values stay equal in all images."""
 
-import functools
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from tl_jax.data.notices import say_once
 from tl_jax.errors import UserError
 
 ValueRange = tuple[float, float]  # the value that becomes 0, and the one that becomes 255
@@ -52,14 +50,18 @@ def find(name: str, arrays: Iterable[np.ndarray]) -> ValueRange:
     return low, high if high > low else low + 1.0  # a set that has one value is black
 
 
-@functools.cache  # once a process, however often the set is read
 def say(name: str, count: int, value_range: ValueRange, stated: bool) -> None:
     """Say in one line how images of more than 8 bits are scaled."""
     low, high = value_range
     source = "as data.range states" if stated else "the ends of the whole set; data.range sets others"
     images = "1 image has" if count == 1 else f"{count:,} images have"
     scaled = f"values {low:g} to {high:g} become 0 to 255 ({source})"
-    tqdm.write(f"{name}: {images} more than 8 bits; {scaled}", file=sys.stderr)
+    say_once(f"{name}: {images} more than 8 bits; {scaled}")
+
+
+def of_facts(facts: Mapping[str, Any]) -> ValueRange | None:
+    """Return the range that the facts of a run state, see ``Source.facts``; None for images of 8 bits."""
+    return tuple(facts["value_range"]) if facts.get("value_range") else None
 
 
 def check_unchanged(folder: object, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -68,11 +70,11 @@ def check_unchanged(folder: object, then: Mapping[str, Any], now: Mapping[str, A
     Raises:
         UserError: the data have changed, so that the same image would get other values.
     """
-    old, new = (facts.get("value_range") for facts in (then, now))
-    if old and list(old) != list(new or ()):
+    old, new = of_facts(then), of_facts(now)
+    if old and old != new:
         raise UserError(
-            f"{folder}: the run scaled images of more than 8 bits from the range {tuple(old)}, and the data now have "
-            f"{tuple(new) if new else 'none'}; restore the data of the run"
+            f"{folder}: the run scaled images of more than 8 bits from the range {old}, and the data now have "
+            f"{new or 'none'}; restore the data of the run"
         )
 
 

@@ -14,7 +14,7 @@ from tl_jax.data.boxes import Annotated, Object, assemble
 from tl_jax.data.decoding import DEFAULT, ENDINGS, Decoding
 from tl_jax.data.litter import is_litter
 from tl_jax.data.pictures import DECODED_BYTES, Source
-from tl_jax.data.split_names import find_splits, split_of
+from tl_jax.data.split_names import find_splits, split_of, with_test
 from tl_jax.data.text_files import read_text
 from tl_jax.errors import UserError, combine
 
@@ -81,8 +81,7 @@ def _parts(folder: Path, pictures: Files) -> list[tuple[str, list[tuple[str, str
         )
     if "train" not in found and both:
         found = {"train": both, **{split: path for split, path in found.items() if split == "test"}}
-    if "test" not in found and "validation" in found:
-        found["test"] = found.pop("validation")
+    found = with_test(found)
     order = [split for split in ("train", "test", "validation") if split in found]
     parts = [(split, [(name, str(found[split])) for name in _names(found[split])]) for split in order]
     seen: dict[str, str] = {}

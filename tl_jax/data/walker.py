@@ -1,15 +1,12 @@
 """Image files below a folder: one walk for class folders, for people, and for the inputs of predictions."""
 
-import functools
 import os
-import sys
 import unicodedata
 from pathlib import Path
 
-from tqdm import tqdm
-
 from tl_jax.data.decoding import ENDINGS, is_image
 from tl_jax.data.litter import is_litter
+from tl_jax.data.notices import say_once
 from tl_jax.errors import UserError
 
 HIDDEN, ABOVE = "hidden or system", "linked to a folder above it"
@@ -95,7 +92,7 @@ class Walk:
         shown = [f"{count} {kind} ({self._first(kind)})" for kind, count in kinds[:SHOWN]]
         more = [f"{len(kinds) - SHOWN} other kinds"] if len(kinds) > SHOWN else []
         advice = f"; images are read from {', '.join(ENDINGS)}, convert others" if any(map(_is_ending, kinds)) else ""
-        _say_once(f"{self.top}: not read: {', '.join(shown + more)}{advice}")
+        say_once(f"{self.top}: not read: {', '.join(shown + more)}{advice}")
 
     def _first(self, kind: str) -> str:
         paths = sorted(self.passed[kind], key=lambda path: (len(path.parts), path))
@@ -150,8 +147,3 @@ def _by_count(counts: dict[str, int]) -> list[tuple[str, int]]:
 
 def _is_ending(kind: tuple[str, int]) -> bool:
     return kind[0].startswith(".")
-
-
-@functools.cache  # once a process, however often the set is read
-def _say_once(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)

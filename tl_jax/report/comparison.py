@@ -1,6 +1,5 @@
 """Arms over the same seeds: mean, 95 % intervals over seeds and test examples, paired gain, a table and a picture."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit  # the quantile of Student's t; scipy.stats takes 0.7 s to import
 
+from tl_jax.json_files import read_json
 from tl_jax.report import sampling
 
 
@@ -137,4 +137,4 @@ def draw(summary: Mapping[str, Any], path: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path, "run the same command again without it") if path.is_file() else {}

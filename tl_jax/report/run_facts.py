@@ -5,6 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from tl_jax.errors import listed
 from tl_jax.report import page
 from tl_jax.report.results import Results
 
@@ -107,8 +108,7 @@ def _hardware(summary: Mapping[str, Any]) -> str:
 
 
 def _listed(names: Sequence[str], most: int = 20) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)}: {', '.join(names[:most])}{more}" if names else ""
+    return f"{len(names)}: {listed(names, most)}" if names else ""
 
 
 def _facts(rows: Mapping[str, str]) -> page.Raw:

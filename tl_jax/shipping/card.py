@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tl_jax.errors import listed
 from tl_jax.report.card import facts, table
 from tl_jax.shipping.loaders import Loader
 
@@ -56,8 +57,7 @@ def _rows(bundle: Mapping[str, Any]) -> dict[str, str]:
     rows = {"network": f"`{bundle['model']}`"}
     if counted:
         rows["network"] += f", {sum(counted.values()):,} parameters, {counted['trainable']:,} of them trained"
-    more = f" and {len(classes) - _SHOWN} more" if len(classes) > _SHOWN else ""
-    rows |= {"classes": f"{len(classes)}: {', '.join(classes[:_SHOWN])}{more}"} if classes else {}
+    rows |= {"classes": f"{len(classes)}: {listed(classes, _SHOWN)}"} if classes else {}
     rows |= {"trained on": bundle["data"] + _examples(bundle["examples"]), "started from": start}
     rows["licence of the weights it started from"] = weights["licence"]
     rows["run"] = f"task `{bundle['task']}`, seed {bundle['seed']}, step {bundle['step']:,}"

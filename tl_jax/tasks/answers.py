@@ -12,8 +12,9 @@ from tl_jax.data.texts import FIRST_LINE, Columns
 from tl_jax.data.token_batches import IGNORED
 from tl_jax.data.words import PLAIN_SPLITTER, Splitter
 from tl_jax.report.probabilities import lines as drawn_probabilities
+from tl_jax.tasks.details import PAIR
 from tl_jax.tasks.text_objectives import Encoder, make_predict
-from tl_jax.tasks.typed_texts import PAIR, read_inputs
+from tl_jax.tasks.typed_texts import read_inputs
 from tl_jax.text_network import TextNetwork
 from tl_jax.train import devices
 from tl_jax.train.log import say

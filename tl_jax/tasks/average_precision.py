@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tl_jax.data.boxes import CLASS, CROWD
+from tl_jax.errors import listed
 from tl_jax.task import Batch, Verdict
 from tl_jax.tasks.verdicts import Judge
 
@@ -44,8 +45,8 @@ def _judge(classes: tuple[str, ...], found: Sequence[Any], batches: Sequence[Bat
         if known[k]
     }
     absent = [name for k, name in enumerate(classes) if not known[k]]
-    names = ", ".join(absent[:SHOWN]) + (f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else "")
-    missing = {f"map of {names}": "needs objects of the class; the mean leaves it out"} if absent else {}
+    why = "needs objects of the class; the mean leaves it out"
+    missing = {f"map of {listed(absent, SHOWN)}": why} if absent else {}
     return Verdict(values, table, missing, boxes)
 
 

@@ -14,6 +14,7 @@ from tl_jax.tasks import scores
 
 MISTAKES = 12  # shown
 SIDE = 96  # pixels: larger pictures are made smaller to this side
+PAIR = " ||| "  # between the two texts of a pair, as they are shown and typed
 LETTERS = 400  # of a text that is shown
 POINTS = 200  # of a ROC curve, about
 
@@ -69,7 +70,7 @@ def of_texts(classes: Sequence[str], texts: Sequence[Any], rows: np.ndarray | No
 
     def shown(i: int) -> dict[str, Any]:
         text = texts[i if rows is None else rows[i]]
-        return {"text": clipped(text if isinstance(text, str) else " ||| ".join(text))}
+        return {"text": clipped(text if isinstance(text, str) else PAIR.join(text))}
 
     return of_classes(classes, tested, shown, rows)
 

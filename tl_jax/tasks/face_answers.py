@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tl_jax import verification
-from tl_jax.data import batches, decoding, folder, people
+from tl_jax.data import batches, decoding, folder, people, value_range
 from tl_jax.data.decoding import Decoding
 from tl_jax.data.people import Album
 from tl_jax.data.pictures import Split
@@ -45,8 +45,7 @@ def answer(
     if len(inputs) != 1:
         raise UserError("--mode=predict takes one folder with pictures of people; pass --input=FOLDER")
     files = folder.pictures(Path(inputs[0]))
-    limits = task.facts.get("value_range")
-    rules = Decoding((), tuple(limits) if limits else None, config.data.max_pixels, of_run=True)
+    rules = Decoding((), value_range.of_facts(task.facts), config.data.max_pixels, of_run=True)
     most_bytes = config.data.gigabytes * 1e9
     readable, errors = file_answers.readable(files, rules)
     images = decoding.decode_all("pictures", readable, size, most_bytes, rules)

@@ -95,8 +95,8 @@ def start(task: Task, shape: Sequence[int], key: jax.Array) -> dict[str, Any]:
 
 def rules_of(config: Any, record: RunRecord = NEW_RUN) -> Decoding:
     """Return how image files become pixels: as the run has read them, or else as ``config`` says."""
-    if limits := record.facts.get("value_range"):
-        return Decoding((), tuple(limits), config.data.max_pixels, of_run=True)
+    if limits := value_range.of_facts(record.facts):
+        return Decoding((), limits, config.data.max_pixels, of_run=True)
     return Decoding((), value_range.parse(config.data.range), config.data.max_pixels)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tl_jax.data.decoding import Decoding, decode
-from tl_jax.errors import UserError, combine
+from tl_jax.errors import UserError, combine, in_one_line
 
 Failed = tuple[Path, UserError]
 
@@ -53,8 +53,7 @@ def summary(files: Sequence[Path], errors: Sequence[Failed]) -> list[str]:
     """Return the line about files that cannot be read, none if there are none."""
     if not errors:
         return []
-    text = str(combine("", [error for _, error in errors], "").args[0]).removeprefix(": : ")
-    return [f"{_count(files, errors)}: {text}"]
+    return [f"{_count(files, errors)}: {in_one_line([error for _, error in errors])}"]
 
 
 def _count(files: Sequence[Path], errors: Sequence[Failed]) -> str:

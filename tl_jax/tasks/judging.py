@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tl_jax.data.pictures import Split
-from tl_jax.errors import UserError, nearest
+from tl_jax.errors import UserError, listed, nearest
 from tl_jax.report import reliability
 from tl_jax.task import Batch, Verdict
 from tl_jax.tasks import scores
@@ -107,8 +107,7 @@ def _left_out(how: Judging, values: Mapping[str, float], labels: np.ndarray) -> 
     """Return "auc of CLASS" and so on for the classes that a mean over classes leaves out, and why."""
     absent = [name for k, name in enumerate(how.classes) if not 0 < (labels == k).sum() < len(labels)]
     means = {"auc": len(how.classes) > 2, "sensitivity": how.positive is None}
-    names = ", ".join(absent[:SHOWN]) + (f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else "")
-    why = f"{NEEDS}; the mean leaves it out"
+    names, why = listed(absent, SHOWN), f"{NEEDS}; the mean leaves it out"
     return {f"{name} of {names}": why for name, mean in means.items() if mean and absent and name in values}
 
 

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from tl_jax.data import value_range
 from tl_jax.data.boxes import CLASS
 from tl_jax.data.fingerprint import fingerprint
 from tl_jax.data.pictures import Source, Split
-from tl_jax.errors import UserError
+from tl_jax.errors import UserError, listed
 from tl_jax.tasks import starting
 
 SPLITS = ("train", "validation", "test")
+SHOWN = 4  # names of classes in a message
 
 
 class RunRecord(NamedTuple):
@@ -44,7 +46,7 @@ class RunRecord(NamedTuple):
         """
         if not self.reads_data:
             none, facts = Split(images, labels), self.facts
-            limits = tuple(facts["value_range"]) if "value_range" in facts else None
+            limits = value_range.of_facts(facts)
             return Source(facts["data"], none, none, tuple(facts["classes"]), facts["tested"], none, limits)
         source = read()
         if not self.facts:
@@ -111,13 +113,8 @@ def in_order(source: Source, classes: Sequence[str], where: str) -> Source:
 
 def differing(there: Sequence[str], here: Sequence[str]) -> str:
     """Return in words which names are only in the first or only in the second of two lists."""
-
-    def listed(names: list[str]) -> str:
-        return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-    missing, new = [n for n in there if n not in set(here)], [n for n in here if n not in set(there)]
-    said = [f"{listed(names)} {verb}" for names, verb in ((missing, "missing"), (new, "new")) if names]
-    return ", ".join(said)
+    missing, new = [repr(n) for n in there if n not in set(here)], [repr(n) for n in here if n not in set(there)]
+    return ", ".join(f"{listed(names, SHOWN)} {verb}" for names, verb in ((missing, "missing"), (new, "new")) if names)
 
 
 def _relabelled(labels: np.ndarray, order: np.ndarray) -> np.ndarray:

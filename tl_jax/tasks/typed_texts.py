@@ -8,8 +8,8 @@ from typing import Any
 
 from tl_jax.data.texts import Columns, read_examples
 from tl_jax.errors import UserError
+from tl_jax.tasks.details import PAIR
 
-PAIR = " ||| "  # between the two texts of a pair
 KINDS = {
     ".txt": "lines", ".csv": "csv", ".tsv": "tsv", ".json": "jsonl", ".jsonl": "jsonl", ".conll": "conll",
     ".conllu": "conll",

@@ -9,6 +9,7 @@ import numpy as np
 
 from tl_jax.data.tag_schemes import Scheme, find_scheme
 from tl_jax.data.token_batches import IGNORED
+from tl_jax.errors import listed
 from tl_jax.task import Batch, Verdict
 from tl_jax.tasks.details import scored
 
@@ -95,8 +96,7 @@ def _missing(absent: Sequence[str]) -> dict[str, str]:
     """Return what to say of classes that no label of the split has."""
     if not absent:
         return {}
-    names = ", ".join(absent[:SHOWN]) + (f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else "")
-    return {f"f1 of {names}": "needs examples of the class, and there are none in this split"}
+    return {f"f1 of {listed(absent, SHOWN)}": "needs examples of the class, and there are none in this split"}
 
 
 def _entities(scheme: Scheme, classes: tuple[str, ...], found: Sequence[Any], batches: Sequence[Batch]) -> Verdict:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tl_jax import tree
-from tl_jax.errors import UserError
+from tl_jax.errors import UserError, listed
 from tl_jax.train.devices import fetch
 from tl_jax.train.state import TrainState
 from tl_jax.train.workdir import read_json, write_json
@@ -65,10 +65,9 @@ class Proof:
         entry["changed"] = len(changed)
         write_json(self._path, self._phases)
         if changed:
-            shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
             raise UserError(
-                f"phase {phase.name} changed {len(changed)} of {len(after)} frozen leaves: {shown}; this is a defect "
-                f"of tl_jax or of a custom objective, please report it with {self._path}"
+                f"phase {phase.name} changed {len(changed)} of {len(after)} frozen leaves: {listed(changed, 5)}; "
+                f"this is a defect of tl_jax or of a custom objective, please report it with {self._path}"
             )
 
     def summary(self) -> dict[str, Any]:

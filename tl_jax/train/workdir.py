@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tl_jax import json_files
-from tl_jax.errors import UserError
+from tl_jax.data import value_range
+from tl_jax.errors import UserError, listed
 from tl_jax.train import hosts
 from tl_jax.train.storage import Home
 
@@ -112,9 +113,9 @@ def check_owner(workdir: Path, config: Mapping[str, Any]) -> None:
     old, config = read_json(workdir / "config.json"), json.loads(json.dumps(config))
     differ = [d for d in differences(old, config) if not d.startswith(FREE)] if old and _started(workdir) else []
     if differ:
-        shown = ", ".join(differ[:4]) + (f" and {len(differ) - 4} more" if len(differ) > 4 else "")
         raise UserError(
-            f"{workdir} belongs to a run with another {shown}; pass another --workdir, or delete that folder"
+            f"{workdir} belongs to a run with another {listed(differ, 4)}; "
+            "pass another --workdir, or delete that folder"
         )
 
 
@@ -127,7 +128,7 @@ def claim_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
     """Refuse to go on with other weights or data than a run of the same configuration was started with."""
     old = stored_facts(workdir)
     # A fingerprint of the data says more than their name, which changes with that of their folder.
-    for name in ("weights_sha256", "value_range", *(() if "data_sha256" in old else ("data",))):
+    for name in ("weights_sha256", *(() if "data_sha256" in old else ("data",))):
         now = facts.get(name)
         if old.get(name, now) != now:
             what = f"other {name.removesuffix('_sha256')} ({old[name]} then, {now} now)"
@@ -139,7 +140,7 @@ def claim_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
 def check_data(
     workdir: Path, old: Mapping[str, Any], facts: Mapping[str, Any], splits: Sequence[str], otherwise: str
 ) -> None:
-    """Refuse data whose fingerprints are not those that a run was started with.
+    """Refuse data whose range of values or fingerprints are not those that a run was started with.
 
     Args:
         workdir: of the run, for the message.
@@ -149,8 +150,9 @@ def check_data(
         otherwise: what to do if the data cannot be restored.
 
     Raises:
-        UserError: names the split that differs.
+        UserError: names the split that differs, or the ranges.
     """
+    value_range.check_unchanged(workdir, old, facts)
     before, now = old.get("data_sha256", {}), facts.get("data_sha256", {})
     for split in splits:
         if before.get(split, now.get(split)) == now.get(split):

@@ -8,6 +8,7 @@ from typing import Any
 import pooch
 
 from tl_jax.errors import UserError
+from tl_jax.json_files import read_json
 
 FILE, WEIGHTS = "bundle.json", "model.safetensors"
 VERSION = 1  # of the format; a file with another one is refused
@@ -40,10 +41,10 @@ def read(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"no bundle in {folder}: {FILE} is missing; --mode=export writes one to RUN/export")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file, "export the run again")
         version = content["version"]
         _ = content["model"], content["task"], [entry["sha256"] for entry in content["files"].values()]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         raise UserError(f"{file} is damaged or was not written by tl_jax; export the run again") from None
     if version != VERSION:
         raise UserError(f"{file} has format version {version!r}, known here is {VERSION}; install the tl_jax it is of")

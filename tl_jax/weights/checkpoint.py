@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_jax.errors import UserError
+from tl_jax.weights.merge import listed
 from tl_jax.weights.unpickle import Skipped, Tensor, refusal
 
 # Entries in the order in which they are preferred: averaged weights first, as timm does (``use_ema=True``).
@@ -132,6 +133,5 @@ def _described(skipped: Skipped) -> str:
     return skipped.name + _KINDS.get(skipped.name.rpartition(".")[2], "")
 
 
-def _listed(names: list[str], most: int = 4) -> str:
-    more = f" (+{len(names) - most} more)" if len(names) > most else ""
-    return ", ".join(repr(name[:80]) for name in names[:most]) + more
+def _listed(names: list[str]) -> str:
+    return listed([repr(name[:80]) for name in names])

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tl_jax.weights.merge import MergeReport, misfits
+from tl_jax.weights.merge import MergeReport, listed, misfits
 from tl_jax.weights.rules import Converted, Table
 
 AUXILIARY = "aux"
@@ -135,8 +135,3 @@ def _no_head(head: Sequence[str], outside: Mapping[str, tuple[int, ...]]) -> str
 def modules(names: Sequence[str]) -> str:
     """Return the layers that arrays belong to, by name and in one line."""
     return listed(list(dict.fromkeys(re.split(r"[./](?!.*[./])", name)[0] for name in names)), most=8)
-
-
-def listed(names: Sequence[str], most: int = 4) -> str:
-    """Return names in one line, the first of them where they are many."""
-    return ", ".join(names[:most]) + (f" (+{len(names) - most} more)" if len(names) > most else "")

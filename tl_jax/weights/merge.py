@@ -69,6 +69,10 @@ def describe(report: MergeReport, most: int = 6) -> str:
     parts = []
     for kind, names in zip(("missing", "extra", "wrong"), report, strict=True):
         if names:
-            more = f" (+{len(names) - most} more)" if len(names) > most else ""
-            parts.append(f"{len(names)} {kind}: {', '.join(names[:most])}{more}")
+            parts.append(f"{len(names)} {kind}: {listed(names, most)}")
     return "; ".join(parts)
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Return names in one line, the first of them where they are many."""
+    return ", ".join(names[:most]) + (f" (+{len(names) - most} more)" if len(names) > most else "")

@@ -9,7 +9,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import pooch
 
 from tl_jax import tree
 from tl_jax.errors import UserError
@@ -93,24 +92,10 @@ def read_spec(path: Path) -> tuple[PretrainedSpec, dict[str, Any]]:
     metadata = readers.read_metadata(path)
     try:
         spec, facts = PretrainedSpec(**json.loads(metadata["spec"])), json.loads(metadata["facts"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"{path} was not written by tl_jax; name its origin with --config.init.source") from None
     options = {k: _tuple(v) for k, v in spec.options.items()}  # linen needs tuples where JSON gives lists
     return dataclasses.replace(spec, options=options), facts
-
-
-def as_given(spec: PretrainedSpec, file: Path, sha256: str) -> PretrainedSpec:
-    """Return the spec of a file that a user gave: without what is known only of the published one, if it is another.
-
-    Licence, accuracy and address are those of the published file, which it is if their digests are equal. Without a
-    published digest nobody can tell.
-    """
-    for digest in (spec.digest, spec.headless_digest):
-        kind, _, value = digest.partition(":")
-        if value and (sha256 if kind == "sha256" else pooch.file_hash(str(file), alg=kind)).startswith(value):
-            return spec
-    published = ("url", "digest", "headless_url", "headless_digest", "hub", "licence", "measured")
-    return dataclasses.replace(spec, top1=0.0, top5=0.0, **dict.fromkeys(published, ""))
 
 
 def class_names(path: Path) -> tuple[str, ...]:
