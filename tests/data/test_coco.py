@@ -1,6 +1,7 @@
 """Folders of COCO written here, damaged ones, and drawn scenes."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -65,6 +66,7 @@ def changed(table, row, **values):
         (changed("categories", 0, id=[3]), "'id' of an entry of categories is missing or wrong"),
         (lambda rows: rows.pop("categories"), "has no list 'categories'"),
         (lambda rows: rows.update(images=[]), "is of the image 7, which is not among"),
+        (changed("images", 1, file_name="../train/a.png"), "instances_train.json names .*, which .* has already"),
     ],
 )
 def test_damaged_coco_is_one_line(tmp_path, change, message):
@@ -204,3 +206,33 @@ def test_a_turned_picture_has_its_boxes_where_the_stated_size_says(tmp_path):
         x0, y0, x1, y1 = source.train.labels[0, 0, :4].astype(int)
         image = source.train.images[0]
         assert (image[y0:y1, x0:x1] == 255).all() and (image[..., 0] == 255).sum() == (upright[..., 0] == 255).sum()
+
+
+def test_a_picture_in_two_parts_is_refused(tmp_path):
+    folder = write_coco(tmp_path / "set")
+    for part in ("train", "val"):
+        for name in "ab":
+            (folder / part / f"{name}.png").rename(folder / f"{name}.png")
+    with pytest.raises(UserError, match="instances_.*.json names .*a.png, which .*instances_.* has already"):
+        coco.read(folder, 64)
+
+
+def test_copies_in_two_parts_are_said(tmp_path, capsys):
+    coco.read(write_coco(tmp_path / "copied"), 64)
+    assert "copied: 2 of 2 test images are in train too, byte for byte, such as val/a.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stored", "written"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_in_another_unicode_form_are_found(tmp_path, stored, written):
+    there, here = (unicodedata.normalize(form, "café") for form in (stored, written))
+
+    def change(rows):
+        rows["images"][0]["file_name"] = f"{here}/a.png"
+        rows["categories"][1]["name"] = there  # the test part has "cat", which is none of the classes then
+
+    folder = write_coco(tmp_path / "set", change)
+    (folder / "train" / there).mkdir()
+    (folder / "train" / "a.png").rename(folder / "train" / there / "a.png")
+    source = coco.read(folder, 64, classes=(here, "cat", "dog"))
+    assert source.classes == (unicodedata.normalize("NFC", "café"), "cat", "dog")
+    assert source.train.labels[0, 0, 4] == 0

@@ -11,8 +11,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from tl_jax.data import copies
 from tl_jax.data.decoding import DEFAULT, Decoding, Headers, decode_into, inspect, with_range
 from tl_jax.data.pictures import SPLIT_SEED, Source, Split, as_names, between
+from tl_jax.data.walker import one_form
 from tl_jax.errors import UserError, combine, nearest
 
 COLUMNS = 6  # of a label: x0, y0, x1, y1, class, crowd
@@ -66,6 +68,7 @@ def assemble(
     the stored picture; M is the largest number of objects, and rows that pad have the class -1. Boxes that reach a
     little over the edge (``OUTSIDE``) are clipped, boxes without area are left out, and a line on stderr says how many.
     Pictures are turned as their EXIF orientation says, and the boxes with them.
+    A line says if two parts share a picture, byte for byte.
 
     Args:
         name: of the set.
@@ -86,7 +89,9 @@ def assemble(
         if not rows:
             raise UserError(f"the {part} part of {name} has no pictures; check --config.data.dir")
     check_objects(name, "train", [each.crowd for row in parts["train"] for each in row.objects])
-    classes = tuple(classes) or tuple(sorted({each.name for row in parts["train"] for each in row.objects}))
+    present = sorted({each.name for row in parts["train"] for each in row.objects})
+    classes = tuple(map(one_form, classes)) or tuple(present)
+    copies.tell_files(name, {part: [row.picture for row in rows] for part, rows in parts.items()}, {})
     everything = [row for rows in parts.values() for row in rows]
     files = [row.picture for row in everything]
     headers = inspect(name, files, rules)

@@ -1,6 +1,8 @@
 """Pictures with boxes in the layout of COCO (Lin et al. 2014, arXiv:1405.0312): a JSON file for each part."""
 
+import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,7 @@ from tl_jax.data.decoding import DEFAULT, Decoding
 from tl_jax.data.litter import has_litter
 from tl_jax.data.pictures import DECODED_BYTES, Source
 from tl_jax.data.split_names import split_of, with_test
+from tl_jax.data.walker import find_file, one_form
 from tl_jax.errors import UserError, combine
 from tl_jax.json_files import read_json
 
@@ -49,7 +52,19 @@ def read(
     if "test" in parts and parts["test"] and not any(row.objects for row in parts["test"]):
         tqdm.write(f"{files['test']} has no annotations, so that nothing could be tested on it", file=sys.stderr)
         del parts["test"]
-    return assemble(folder.resolve().name, with_test(parts), classes, size, most_bytes, rules)
+    parts = with_test(parts)
+    _check_apart(parts)
+    return assemble(folder.resolve().name, parts, classes, size, most_bytes, rules)
+
+
+def _check_apart(parts: Mapping[str, Sequence[Annotated]]) -> None:
+    """Refuse a picture file that is listed twice, in two parts or in one."""
+    seen: dict[str, Path] = {}
+    for row in itertools.chain(*parts.values()):
+        if other := seen.get(file := os.path.normpath(row.picture)):
+            said = f"{row.where} names {row.picture}, which {other} has already"
+            raise UserError(f"{said}; a picture is in one part, once")
+        seen[file] = row.where
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -126,7 +141,8 @@ def _categories(rows: Sequence[Mapping[str, Any]], path: Path) -> dict[Any, str]
     names: dict[Any, str] = {}
     for row in rows:
         number, name = (_field(row, field, path, "categories") for field in ("id", "name"))
-        if names.setdefault(number, str(name)) != str(name):
+        name = one_form(str(name))
+        if names.setdefault(number, name) != name:
             raise UserError(f"{path} has two categories with the id {number!r}: {names[number]}, {name}; mend it")
     return names
 
@@ -165,7 +181,7 @@ def _picture(folder: Path, path: Path, name: str) -> Path:
     part = path.stem.removeprefix("instances_")
     places = [path.parent, folder / part, folder / "images" / part, folder / "images", folder]
     for place in places:
-        if (place / name).is_file():
-            return place / name
+        if file := find_file(place, name) or find_file(place, name.replace("\\", "/")):
+            return file
     where = ", ".join(str(place) for place in places[1:4])
     raise UserError(f"{path} names the picture {name}, which is in none of {where}; add it, or mend the file")

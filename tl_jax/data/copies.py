@@ -30,7 +30,7 @@ def tell_files(name: str, files: Mapping[str, Sequence[Path]], labels: Mapping[s
         files: N of each split ("train", "test", "validation").
         labels: int (N,) of each split; empty to compare no labels.
     """
-    every = [file for own in files.values() for file in own]
+    every = [file.absolute() for own in files.values() for file in own]
     top = os.path.commonpath([file.parent for file in every])
     where = {split: [os.path.relpath(file, top) for file in own] for split, own in files.items()}
     with contextlib.suppress(OSError):  # whoever decodes the files reports all that cannot be read

@@ -16,6 +16,7 @@ from tl_jax.data.litter import is_litter
 from tl_jax.data.pictures import DECODED_BYTES, Source
 from tl_jax.data.split_names import find_splits, split_of, with_test
 from tl_jax.data.text_files import read_text
+from tl_jax.data.walker import find_file, one_form
 from tl_jax.errors import UserError, combine
 
 PICTURES, ANNOTATIONS, SETS = "JPEGImages", "Annotations", "ImageSets"
@@ -56,7 +57,7 @@ def read(
     pictures: Files = {}
     for path in sorted((folder / PICTURES).iterdir()):
         if path.suffix.lower() in ENDINGS and not is_litter(path.name):
-            pictures.setdefault(path.stem, []).append(path)
+            pictures.setdefault(one_form(path.stem), []).append(path)
     if not pictures:
         raise UserError(f"{folder / PICTURES} has no pictures ({', '.join(ENDINGS)}); the layout is {LAYOUT}")
     parts = {part: _annotated_all(folder, pictures, rows) for part, rows in _parts(folder, pictures)}
@@ -96,7 +97,7 @@ def _parts(folder: Path, pictures: Files) -> list[tuple[str, list[tuple[str, str
 
 def _with_annotation(folder: Path, pictures: Files) -> list[str]:
     """Return the names of pictures that have an annotation; say how many have none, and refuse the reverse."""
-    annotated = {path.stem for path in (folder / ANNOTATIONS).glob("*.xml") if not is_litter(path.name)}
+    annotated = {one_form(path.stem) for path in (folder / ANNOTATIONS).glob("*.xml") if not is_litter(path.name)}
     if loose := sorted(annotated - set(pictures)):
         raise UserError(
             f"{folder / ANNOTATIONS / loose[0]}.xml has no picture in {folder / PICTURES} ({len(loose)} of "
@@ -116,6 +117,7 @@ def _names(path: Path) -> list[str]:
 
 def _stem(line: str, pictures: Files) -> str:
     """Return the name that a line of a list gives: as it stands, without a second column, a folder or an ending."""
+    line = one_form(line)
     for text in (line, PRESENCE.sub("", line)):
         file = PurePosixPath(text.replace("\\", "/"))
         names = (text, file.name, file.stem if file.suffix.lower() in ENDINGS else file.name)
@@ -139,10 +141,11 @@ def _annotated_all(folder: Path, pictures: Files, rows: Sequence[tuple[str, str]
 
 def _annotated(folder: Path, pictures: Files, line: str, where: str) -> Annotated:
     name = _stem(line, pictures)
-    path = folder / ANNOTATIONS / f"{name}.xml"
+    path = find_file(folder / ANNOTATIONS, f"{name}.xml")
     if name not in pictures:
         raise UserError(f"{where} names {name}, but {folder / PICTURES} has no picture of that name; add it")
-    if not path.is_file():
+    if path is None:
+        path = folder / ANNOTATIONS / f"{name}.xml"
         raise UserError(f"no annotation {path} of {pictures[name][0].name}; add it, or remove {name} from {where}")
     try:
         root = xml.fromstring(path.read_bytes())
@@ -162,14 +165,16 @@ def _picture(found: list[Path], line: str, root: Element, path: Path) -> Path:
     if len(found) == 1:
         return found[0]
     for named in (root.findtext("filename") or "", PRESENCE.sub("", line)):
-        if same := [file for file in found if file.name == PurePosixPath(named.strip().replace("\\", "/")).name]:
-            return same[0]
+        name = PurePosixPath(named.strip().replace("\\", "/")).name
+        same = [file for file in found if one_form(file.name) == one_form(name)]
+        if same:
+            return next((file for file in same if file.name == name), same[0])
     names = " and ".join(file.name for file in found)
     raise UserError(f"{path} does not say in <filename> which of {names} it is about; remove the others")
 
 
 def _object(element: Element, path: Path) -> Object:
-    name = (element.findtext("name") or "").strip()
+    name = one_form((element.findtext("name") or "").strip())
     if not name:
         raise UserError(f"{path} has an object without a name; mend it")
     x0, y0, x1, y1 = (_number(element, f"bndbox/{corner}", path) for corner in CORNERS)

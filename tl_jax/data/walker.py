@@ -131,6 +131,8 @@ def one_form(name: str) -> str:
 
 def find_file(folder: Path, name: str) -> Path | None:
     """Return the file that ``name``, a path as seen from ``folder``, stands for in any Unicode form; None for none."""
+    if (path := folder / name).is_file():
+        return path
     path = folder
     for part in Path(name).parts:
         forms = dict.fromkeys((part, one_form(part), unicodedata.normalize("NFD", part)))
