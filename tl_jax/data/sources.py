@@ -200,7 +200,9 @@ def _with_range(builder: Any, splits: Sequence[str], rules: Decoding) -> Decodin
     files = [file for split in splits for file in builder.info.splits[split].filepaths]
     dtype = builder.info.features["image"].np_dtype
     encoded = lambda: (image for image, _ in _records(readers(files)))  # noqa: E731
-    return record_images.with_range(f"{builder.info.name}:{builder.info.version}", dtype, files, encoded, rules)
+    count = sum(builder.info.splits[split].num_examples for split in splits)
+    title = f"{builder.info.name}:{builder.info.version}"
+    return record_images.with_range(title, dtype, files, encoded, count, rules)
 
 
 def _read(

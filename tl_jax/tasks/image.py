@@ -234,13 +234,8 @@ def _read(*how: Any) -> sources.Source:
 def load_network(config: Any) -> Pretrained:
     """Read the network of ``config`` with the head that the file has, where that is to be kept."""
     name, source, path = config.model.name, config.init.source, config.init.path or None
-    how = {"head": "keep" if config.init.head == "keep" else "new", "rename": renames(config)}
+    how = {"head": "keep" if config.init.head == "keep" else "new", "rename": config.init.rename}
     return pretrained.load(name, source, path, seed=config.seed, **how, **model_options(config))
-
-
-def renames(config: Any) -> tuple[tuple[str, ...], ...]:
-    """Return the rules of ``init.rename``; JSON and flags give lists."""
-    return tuple(tuple(rule) for rule in config.init.rename)
 
 
 def load_source_head(config: Any, width: int) -> dict[str, Any]:
@@ -251,7 +246,9 @@ def load_source_head(config: Any, width: int) -> dict[str, Any]:
     """
     head = None
     if config.init.source != "random" and not config.model.endpoint:
-        net = pretrained.load(config.model.name, config.init.source, config.init.path or None, rename=renames(config))
+        net = pretrained.load(
+            config.model.name, config.init.source, config.init.path or None, rename=config.init.rename
+        )
         head = net.variables["params"].get("head")
     if head is None or head["kernel"].shape[0] != width:
         raise UserError(
