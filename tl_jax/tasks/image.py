@@ -1,7 +1,7 @@
 """Image classification: a pretrained (or random) network, a new head, pictures with one label each."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -141,23 +141,27 @@ def build(
         train_batch=batches.Stream(parts["train"].images, parts["train"].labels, *seen),
         eval_batches=lambda part: batches.eval_batches(parts[part], config.eval_batch_size),
         sizes=record.sizes(parts),
-        facts={
-            "weights": str(net.path or "random"),
-            "weights_sha256": net.sha256,
-            "data": source.name,
-            "tested": source.tested,
-            "input": inputs._asdict(),
-            **source.facts(),
-            "new_head": net.new_head,
-            "spec": net.spec.to_dict(),
-            "input_shape": list(parts["train"].images.shape[1:3]),
-            **record.describe(source, parts, config.data.dir),
-        },
+        facts={**facts_of(net, inputs, source, parts), **record.describe(source, parts, config.data.dir)},
         parts=net.model.part_names(),
         pretext=pretext,
         shortcut=frozen.task,
     )
     return task, network, parts
+
+
+def facts_of(net: Pretrained, inputs: Inputs, source: sources.Source, parts: Mapping[str, Split]) -> dict[str, Any]:
+    """Return what a run must know of its weights and data to be evaluated, exported and reported."""
+    return {
+        "weights": str(net.path or "random"),
+        "weights_sha256": net.sha256,
+        "data": source.name,
+        "tested": source.tested,
+        "input": inputs._asdict(),
+        **source.facts(),
+        "new_head": net.new_head,
+        "spec": net.spec.to_dict(),
+        "input_shape": list(parts["train"].images.shape[1:3]),
+    }
 
 
 def check_norms(config: Any, net: Pretrained) -> None:
