@@ -1,24 +1,20 @@
 """A run keeps its classes and a fingerprint of its data: later changes of the data alter no result in silence."""
 
 import csv
-import dataclasses
 import hashlib
 import json
 import shutil
 
 import numpy as np
 import pytest
-import safetensors.numpy
 from PIL import Image
 
 from configs import base, digits_resnet
-from tests.weights import fake
-from tl_jax import api, models, network, pretrained
+from tl_jax import api
 from tl_jax.data.fingerprint import fingerprint
 from tl_jax.data.pictures import Source, Split
 from tl_jax.errors import UserError
 from tl_jax.tasks import image, run_record
-from tl_jax.weights import catalog
 
 pytestmark = pytest.mark.fast
 CLASSES = ("1", "10", "2", "bee")  # as a folder sorts them; index.csv has 1, 2, 10, bee
@@ -295,20 +291,3 @@ def test_a_fingerprint_tells_what_changed(tmp_path):
     (tmp_path / "a" / "1.png").write_bytes(b"xxxx")
     plain += [of(files=files), of(files=files[::-1])]
     assert len(set(plain)) == len(plain) and of() == plain[0]
-
-
-def test_a_weights_file_of_the_user_has_no_published_licence(tmp_path, monkeypatch):
-    name = ("resnet50_tiny", "torchvision")
-    published = dataclasses.replace(catalog.CATALOG[name], licence="BSD", top1=76.1, digest="sha256:0123")
-    monkeypatch.setattr(catalog, "CATALOG", {**catalog.CATALOG, name: published})
-    model = models.create(name[0], 4, **published.options)
-    variables = fake.random_variables(network.variable_shapes(model))
-    path = tmp_path / "mine.safetensors"
-    safetensors.numpy.save_file(fake.torchvision_arrays(variables), path)
-    monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "cache"))
-    net = pretrained.load(*name, path)
-    assert (net.spec.licence, net.spec.top1, net.spec.digest) == ("", 0.0, "")
-    same = dataclasses.replace(published, digest=f"sha256:{net.sha256[:8]}")
-    monkeypatch.setattr(catalog, "CATALOG", {**catalog.CATALOG, name: same})
-    monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "another"))
-    assert pretrained.load(*name, path).spec.licence == "BSD"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tl_jax.weights import bert, bundles, hub, prefixes, readers
 from tl_jax.weights.catalog import TEXT
 from tl_jax.weights.merge import MergeError, listed, merge
 from tl_jax.weights.pth import Contents
-from tl_jax.weights.rules import Converted, convert
+from tl_jax.weights.rules import Converted, Table, convert
 
 INDEX = ".index.json"  # of weights in several files: which array lies in which of them
 # In the order in which transformers looks for them.
@@ -68,10 +68,7 @@ def load(
         raise UserError(f"{folder} holds a {kind}, not a {name}; pass --config.model.name={kind}")
     file = _weights(folder)
     attributes = bert.options(config)
-    contents = _contents(file)
-    table = bert.table(kind, attributes["depth"])
-    stripped = prefixes.strip(prefixes.rename(contents.arrays, rename, str(file)), table, str(file))
-    converted = convert(stripped.arrays, table)
+    contents, stripped, converted = _converted(file, bert.table(kind, attributes["depth"]), rename)
     there = {path.split("/")[1] for path in converted.leaves}
     attributes |= {"pooling": "pooler" if "pooler" in there else "mean", "output": bert.head_of(config) or "text"}
     bias = converted.leaves.get("params/head/bias")
@@ -90,13 +87,12 @@ def load(
     variables, drawn = _merged(model, converted, kept, file)
     made = tokens.read(folder)
     _check_vocabulary(made, model, folder)
-    labels = config.get("id2label") or {}
     net = TextNetwork(
         model,
         jax.device_put(variables),
         made,
         kind,
-        classes=tuple(labels.get(str(i), str(i)) for i in range(classes)) if kept else (),
+        classes=_class_names(config, classes) if kept else (),
         drawn=drawn,
         path=file,
         sha256=_sha256(file),
@@ -247,6 +243,19 @@ def _contents(file: Path) -> Contents:
             )
         arrays |= {name: part[name] for name in names}
     return Contents(arrays, notes)
+
+
+def _converted(file: Path, table: Table, rename: prefixes.Renames) -> tuple[Contents, prefixes.Stripped, Converted]:
+    """Return what a file holds, its arrays without a prefix, and what the table made of them."""
+    contents = _contents(file)
+    stripped = prefixes.strip(prefixes.rename(contents.arrays, rename, str(file)), table, str(file))
+    return contents, stripped, convert(stripped.arrays, table)
+
+
+def _class_names(config: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """Return the names of the classes by ``config.json``, or their numbers."""
+    labels = config.get("id2label") or {}
+    return tuple(labels.get(str(i), str(i)) for i in range(count))
 
 
 def _sha256(file: Path) -> str:

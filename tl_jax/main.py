@@ -26,15 +26,8 @@ from tl_jax.waiting import waiting
 
 RECIPES = Path(configs.__file__).parent
 DEFAULT = RECIPES / "digits_resnet.py"
-SHARED = (
-    "base",
-    "check",
-    "check_effects",
-    "check_measures",
-    "fields",
-    "kinds",
-    "mechanisms",
-)  # beside the recipes, but none
+# Beside the recipes, but none.
+SHARED = ("base", "check", "check_effects", "check_measures", "fields", "kinds", "mechanisms")
 STORED = RECIPES / "stored.py"
 MODES = ("train", "eval", "predict", "export", "preview", "find_lr", "play", "explain", "report")
 ASKING = ("predict", "explain")  # modes that take --input

@@ -36,7 +36,7 @@ def fingerprint(split: Split, classes: Sequence[str], folder: str = "", name: st
     return sha.hexdigest()
 
 
-def relative_names(files: Sequence[str], folder: str = "") -> list[str]:
+def relative_names(files: Sequence[str] | np.ndarray, folder: str = "") -> list[str]:
     """Return the names of files as seen from ``folder``, or from the folder that they have in common."""
     if not len(files):
         return []

@@ -64,7 +64,10 @@ def read(path: Path) -> Index:
         raise UserError(f"cannot read {path} ({error}); it must be a CSV file in UTF-8") from error
     columns = found[0][1] if found else ()
     if FILE not in columns:
-        raise UserError(f"{path} has no column {FILE!r} in its first line (it has {', '.join(columns) or 'nothing'})")
+        raise UserError(
+            f"{path} has no column {FILE!r} in its first line (it has {', '.join(columns) or 'nothing'}); "
+            "name the columns there"
+        )
     rows: dict[str, tuple[str, ...]] = {}
     lines: dict[str, int] = {}
     for number, row in found[1:]:

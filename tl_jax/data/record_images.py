@@ -26,7 +26,7 @@ def decode(encoded: bytes, floats: bool = False, rules: Decoding = DEFAULT, name
 
 
 def with_range(
-    name: str, dtype: Any, files: list[str], encoded: Callable[[], Iterator[bytes]], rules: Decoding
+    name: str, dtype: Any, files: list[str], encoded: Callable[[], Iterator[bytes]], count: int, rules: Decoding
 ) -> Decoding:
     """Return ``rules`` with the range of a set's images, if they have more than 8 bits: stated, or from end to end.
 
@@ -35,6 +35,7 @@ def with_range(
         dtype: that the set declares.
         files: that hold the records.
         encoded: () -> all images.
+        count: of these images.
         rules: how images become pixels.
 
     Raises:
@@ -55,7 +56,7 @@ def with_range(
         low, high = kept(files, "value range", (1, 2), np.float64, ends)[0].tolist()
         rules = rules._replace(value_range=(low, high))
     assert rules.value_range
-    value_range.say(name, sum(1 for _ in encoded()), rules.value_range, bool(stated))
+    value_range.say(name, count, rules.value_range, bool(stated))
     return rules
 
 

@@ -109,7 +109,7 @@ def tfds_source(
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
         have = ", ".join(features)
         raise UserError(f"data set {name!r} has no image and class label (it has {have}); choose an image set")
-    names = split_names_of(builder, name)
+    names = list(own_splits(builder, name).values())
     title, classes = f"{name}:{builder.info.version}", tuple(features["label"].names)
     rules = _with_range(builder, names, rules)
     train, *others = (_read(builder, split, size, most_bytes, fit, rules=rules) for split in names)
@@ -123,16 +123,17 @@ def tfds_source(
     return Source(title, train, labelled[tested], classes, tested, validation, rules.value_range)
 
 
-def split_names_of(builder: Any, name: str) -> list[str]:
-    """Return the splits of a prepared TFDS set by their own names: train, then test and validation.
+def own_splits(builder: Any, name: str) -> dict[str, str]:
+    """Return the set's own name of each split of a prepared TFDS set: of train, then of test and validation.
 
     Raises:
         UserError: no train split, or two that stand for the same one, see ``split_names``.
     """
     found = find_splits(builder.info.splits, f"data set {name!r}")
     if "train" not in found:
-        raise UserError(f"data set {name!r} has no train part (it has {', '.join(builder.info.splits)})")
-    return [found[split] for split in ("train", "test", "validation") if split in found]
+        have = ", ".join(builder.info.splits)
+        raise UserError(f"data set {name!r} has no train part (it has {have}); choose another set")
+    return {split: found[split] for split in ("train", "test", "validation") if split in found}
 
 
 def tfds_named(
@@ -147,7 +148,7 @@ def tfds_named(
         UserError: as ``tfds_source``.
     """
     builder = prepared(name, data_dir)
-    split = split_names_of(builder, name)[0]
+    split = own_splits(builder, name)["train"]
     rules = _with_range(builder, [split], rules)
     pictures = _read(builder, split, size, most_bytes, name_bytes=NAME_BYTES, rules=rules)
     names = np.char.decode(np.ascontiguousarray(pictures.labels).view(f"S{NAME_BYTES}")[:, 0], "utf-8")
@@ -200,7 +201,9 @@ def _with_range(builder: Any, splits: Sequence[str], rules: Decoding) -> Decodin
     files = [file for split in splits for file in builder.info.splits[split].filepaths]
     dtype = builder.info.features["image"].np_dtype
     encoded = lambda: (image for image, _ in _records(readers(files)))  # noqa: E731
-    return record_images.with_range(f"{builder.info.name}:{builder.info.version}", dtype, files, encoded, rules)
+    count = sum(builder.info.splits[split].num_examples for split in splits)
+    title = f"{builder.info.name}:{builder.info.version}"
+    return record_images.with_range(title, dtype, files, encoded, count, rules)
 
 
 def _read(

@@ -8,7 +8,6 @@ import numpy as np
 
 from tl_jax.data import docs, sources, texts
 from tl_jax.data.pictures import Source, Split, cut_test
-from tl_jax.data.split_names import find_splits
 from tl_jax.data.texts import Columns
 from tl_jax.errors import UserError
 
@@ -40,16 +39,14 @@ def load(name: str, data_dir: str = "", columns: Columns = texts.FIRST_LINE) -> 
 def tfds_source(name: str, data_dir: str, columns: Columns) -> Source:
     """Read a prepared TFDS set of texts; parts that were published without labels are left out."""
     builder = sources.prepared(name, data_dir)
-    features, parts = builder.info.features, builder.info.splits
+    features = builder.info.features
     absent = [each for each in (*columns.text, columns.label) if each not in features]
     if absent or not hasattr(features[columns.label], "names"):
         raise UserError(
             f"data set {name!r} has {', '.join(features)}; set config.data.text to its texts and config.data.label to "
             "its class label"
         )
-    names = find_splits(parts, f"data set {name!r}")
-    if "train" not in names:
-        raise UserError(f"data set {name!r} has no train part (it has {', '.join(parts)}); choose another set")
+    names = sources.own_splits(builder, name)
     title, classes = f"{name}:{builder.info.version}", tuple(features[columns.label].names)
     found = {split: _read(builder, names[split], columns) for split in names}
     hidden = {split: int((part.labels < 0).sum()) for split, part in found.items()}

@@ -1,7 +1,7 @@
 """Image classification: a pretrained (or random) network, a new head, pictures with one label each."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -141,23 +141,27 @@ def build(
         train_batch=batches.Stream(parts["train"].images, parts["train"].labels, *seen),
         eval_batches=lambda part: batches.eval_batches(parts[part], config.eval_batch_size),
         sizes=record.sizes(parts),
-        facts={
-            "weights": str(net.path or "random"),
-            "weights_sha256": net.sha256,
-            "data": source.name,
-            "tested": source.tested,
-            "input": inputs._asdict(),
-            **source.facts(),
-            "new_head": net.new_head,
-            "spec": net.spec.to_dict(),
-            "input_shape": list(parts["train"].images.shape[1:3]),
-            **record.describe(source, parts, config.data.dir),
-        },
+        facts={**facts_of(net, inputs, source, parts), **record.describe(source, parts, config.data.dir)},
         parts=net.model.part_names(),
         pretext=pretext,
         shortcut=frozen.task,
     )
     return task, network, parts
+
+
+def facts_of(net: Pretrained, inputs: Inputs, source: sources.Source, parts: Mapping[str, Split]) -> dict[str, Any]:
+    """Return what a run must know of its weights and data to be evaluated, exported and reported."""
+    return {
+        "weights": str(net.path or "random"),
+        "weights_sha256": net.sha256,
+        "data": source.name,
+        "tested": source.tested,
+        "input": inputs._asdict(),
+        **source.facts(),
+        "new_head": net.new_head,
+        "spec": net.spec.to_dict(),
+        "input_shape": list(parts["train"].images.shape[1:3]),
+    }
 
 
 def check_norms(config: Any, net: Pretrained) -> None:
@@ -234,13 +238,8 @@ def _read(*how: Any) -> sources.Source:
 def load_network(config: Any) -> Pretrained:
     """Read the network of ``config`` with the head that the file has, where that is to be kept."""
     name, source, path = config.model.name, config.init.source, config.init.path or None
-    how = {"head": "keep" if config.init.head == "keep" else "new", "rename": renames(config)}
+    how = {"head": "keep" if config.init.head == "keep" else "new", "rename": config.init.rename}
     return pretrained.load(name, source, path, seed=config.seed, **how, **model_options(config))
-
-
-def renames(config: Any) -> tuple[tuple[str, ...], ...]:
-    """Return the rules of ``init.rename``; JSON and flags give lists."""
-    return tuple(tuple(rule) for rule in config.init.rename)
 
 
 def load_source_head(config: Any, width: int) -> dict[str, Any]:
@@ -251,7 +250,9 @@ def load_source_head(config: Any, width: int) -> dict[str, Any]:
     """
     head = None
     if config.init.source != "random" and not config.model.endpoint:
-        net = pretrained.load(config.model.name, config.init.source, config.init.path or None, rename=renames(config))
+        net = pretrained.load(
+            config.model.name, config.init.source, config.init.path or None, rename=config.init.rename
+        )
         head = net.variables["params"].get("head")
     if head is None or head["kernel"].shape[0] != width:
         raise UserError(

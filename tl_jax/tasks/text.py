@@ -187,8 +187,8 @@ def load_network(config: Any, classes: Sequence[str], output: str = "") -> TextN
         return huggingface.random(config.model.name, folder, len(classes), seed=config.seed, **options)
     keep = "keep" if config.init.head == "keep" and output != "masked" else "new"
     head = "auto" if output == "masked" else keep
-    options |= {"rename": tuple(tuple(rule) for rule in config.init.rename)}
-    net = huggingface.load(config.model.name, folder, len(classes), head=head, seed=config.seed, **options)
+    given = {"head": head, "seed": config.seed, "rename": config.init.rename}
+    net = huggingface.load(config.model.name, folder, len(classes), **given, **options)
     order = kept_head.match(net.classes, classes, str(net.path)) if keep == "keep" else None
     return net if order is None else net._replace(variables=kept_head.reordered(net.variables, order))
 
