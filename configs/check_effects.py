@@ -4,8 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from configs.check_measures import LISTED
-from configs.fields import FIELDS, OF_PICTURES
-from tl_jax.data import sources
+from configs.fields import FIELDS
 
 TEXT_ROWS = ("lines", "docs", "docs_names", "docs_corpus")  # data without columns
 # What moves or compares features, or slows what lies below the head: nothing where the head alone trains.
@@ -44,10 +43,10 @@ def _training(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
         f"{(untrained or [''])[0]} has no effect with config.epochs=0": (
             untrained and not config.epochs and not phases
         ),
-        "optim.momentum is that of config.optim.name=sgd; leave it at its default": (
+        f"optim.momentum is that of config.optim.name=sgd; set it back to {FIELDS['optim.momentum'].default:g}": (
             changed("optim.momentum") and config.optim.name != "sgd"
         ),
-        "optim.epsilon is that of config.optim.name=adam; set it back to its default": (
+        f"optim.epsilon is that of config.optim.name=adam; set it back to {FIELDS['optim.epsilon'].default:g}": (
             changed("optim.epsilon") and config.optim.name != "adam"
         ),
         f"{(overridden or [''])[0]} has no effect: every phase has its own": overridden,
@@ -98,11 +97,9 @@ def _learning(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
 
 
 def _data(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
-    pictures, name = config.task in OF_PICTURES, config.data.name
-    whole = [path for path in ("data.fit", "data.gigabytes") if pictures and name in sources.EMBEDDED and changed(path)]
+    name = config.data.name
     columns = [path for path in ("data.text", "data.label", "data.columns") if name in TEXT_ROWS and changed(path)]
     return {
-        f"{(whole or [''])[0]} has no effect with config.data.name={name}, whose pictures are of one size": whole,
         f"data.windows has an effect with config.data.name={', '.join(LISTED)} only, whose files may be DICOM": (
             config.task == "image" and changed("data.windows") and name not in LISTED
         ),

@@ -29,9 +29,10 @@ SUPERVISED = (
     "model.endpoint", "model.num_classes", "optim.accumulate", "optim.sam", "parallel.", "pretext.", "regularize.",
     "test_train", "wise_ft", "eval_batch_size",
 )  # fmt: skip
+CACHE = ("cache.dir", "cache.gigabytes", "cache.views")  # but not cache.features=off, which nothing cached meets
 # What guessing words, which has no labels and no cached features, does not know; nor have tags such features.
-NOT_MASKED = ("cache.", "init.head", "init.strength", "regularize.", "wise_ft")
-NOT_TOKENS = ("cache.",)
+NOT_MASKED = (*CACHE, "init.head", "init.strength", "regularize.", "wise_ft")
+NOT_TOKENS = CACHE
 # What is measured of pictures that have a class each, and how files of them are read.
 CLASSIFIED = (
     "calibrate", "data.fit", "data.group", "data.windows", "metrics", "positive", "regularize.class_weights", "score",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags as absl_flags
 
-from configs import base, check, mechanisms
+from configs import base, check, ct_classification, masked_words, mechanisms, ner_bert
 from tl_jax import main
 from tl_jax.errors import UserError
 from tl_jax.tasks.policy import How
@@ -200,13 +200,12 @@ def test_wrong_values_are_refused_by_name(field, value, message):
             (("adapt.kind", "lora"), ("freeze.recipe", "adapters"), ("regularize.l2_sp", 0.1)),
             "l2_sp has no effect where adapters and the head alone train",
         ),
-        ((("optim.momentum", 0.5),), "optim.momentum is that of config.optim.name=sgd"),
-        ((("optim.name", "sgd"), ("optim.epsilon", 0.1)), "optim.epsilon is that of config.optim.name=adam"),
+        ((("optim.momentum", 0.5),), "optim.momentum is that of config.optim.name=sgd; set it back to 0.9"),
+        ((("optim.name", "sgd"), ("optim.epsilon", 0.1)), "optim.epsilon is that of .*adam; set it back to 1e-08"),
         ((("cache.features", "off"), ("cache.gigabytes", 1.0)), "cache.gigabytes has no effect with config.cache"),
         ((("cache.views", 4),), "cache.views has no effect where nothing is augmented"),
         ((("cache.views", 4), ("augment.flip", True), ("regularize.mixup", 0.2)), "beside config.regularize.mixup"),
         ((("pretext.name", "rotation"), ("pretext.weight", 1.0), ("pretext.width", 8)), "is that of .*simclr or"),
-        ((("data.name", "digits"), ("data.fit", "pad")), "data.fit has no effect with config.data.name=digits"),
         (
             (("data.name", "npz"), ("data.windows", ("bone",))),
             "data.windows has an effect with",
@@ -229,6 +228,19 @@ def parsed(monkeypatch, *flags):
     main.define(values)
     main.parse(sys.argv, values)
     return values["config"].value
+
+
+@pytest.mark.parametrize(
+    "recipe,changes",
+    [
+        (ct_classification, (("data.name", "digits"),)),  # the recipe has data.fit=pad, and digits are square
+        (ner_bert, (("cache.features", "off"),)),  # nothing of tagged words is cached anyway
+        (masked_words, (("cache.features", "off"),)),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_field_that_is_met_anyway_is_not_refused(recipe, changes):
+    check.validate(base.override(recipe.get_config(), changes))
 
 
 def test_a_field_of_one_phase_is_set_from_the_command_line(monkeypatch):

@@ -296,6 +296,13 @@ def test_names_in_the_first_line_are_no_example(tmp_path):
     assert list(texts.read(tmp_path, "csv", PLAIN).train.images) == ["a", "b"]
 
 
+@pytest.mark.parametrize("content", ["text\na\nb\n", "id,text\n7,a\n8,b\n", "label,text\nx,a\ny,b\n"])
+def test_a_file_to_predict_may_name_its_columns_where_training_files_do_not(tmp_path, content):
+    file = write(tmp_path, q_csv=content) / "q.csv"
+    found = texts.read_examples(file, "csv", PLAIN, labelled=False)
+    assert [example.text for example in found] == ["a", "b"]
+
+
 # CoNLL columns
 TAIL = "a O\nb B-LOC\n\n" * 5
 SIDE = {"test_conll": "q O\nw B-LOC\n"}

@@ -29,6 +29,7 @@ def read_table(file: Path, text: str, kind: str, names: Sequence[str], needed: S
         kind: "tsv" or "csv". Another delimiter (comma, semicolon or tab) is taken if the needed columns are found with
             it and not with the usual one.
         names: of the columns; empty if the first line has them. If all rows have one column fewer, there are no labels.
+            If the first line names the text's columns all the same, as a file to predict may, it counts.
         needed: names of the columns with the text.
         label: name of the column with the label.
 
@@ -40,16 +41,19 @@ def read_table(file: Path, text: str, kind: str, names: Sequence[str], needed: S
     delimiter, spaced = _layout(lines, kind, tuple(names), needed)
     rows = tab_separated(lines, kind) if delimiter == "\t" else _quoted(file, lines, delimiter, spaced)
     rows = [(line, row) for line, row in rows if any(cell.strip() for cell in row)]
-    if not names and rows:
+    if rows and (not names or _is_header(rows[0][1], needed)):
         names, rows = [name.strip() for name in rows[0][1]], rows[1:]
         twice = next((name for i, name in enumerate(names) if name and name in names[:i]), None)
         if twice:
             raise UserError(f"{file}: two columns are called {twice!r}; rename one of them")
-    elif rows and [cell.strip() for cell in rows[0][1]] == list(names):
-        rows = rows[1:]  # the names are there all the same
     elif rows and {len(row) for _, row in rows} == {len(names) - 1}:
         names = [name for name in names if name != label]
     return _named(file, rows, names)
+
+
+def _is_header(cells: Sequence[str], needed: Sequence[str]) -> bool:
+    found = [cell.strip() for cell in cells]
+    return all(name in found for name in needed) and not any(map(is_number, found))
 
 
 def _named(file: Path, rows: Cells, names: Sequence[str]) -> Rows:

@@ -53,7 +53,7 @@ def find(name: str, arrays: Iterable[np.ndarray]) -> ValueRange:
 def say(name: str, count: int, value_range: ValueRange, stated: bool) -> None:
     """Say in one line how images of more than 8 bits are scaled."""
     low, high = value_range
-    source = "as data.range states" if stated else "the ends of the whole set; data.range sets others"
+    source = "as data.range states" if stated else "the data's smallest and largest value; data.range sets others"
     images = "1 image has" if count == 1 else f"{count:,} images have"
     scaled = f"values {low:g} to {high:g} become 0 to 255 ({source})"
     say_once(f"{name}: {images} more than 8 bits; {scaled}")
