@@ -53,13 +53,14 @@ def find(name: str, arrays: Iterable[np.ndarray]) -> ValueRange:
 
 
 @functools.cache  # once a process, however often the set is read
-def say(name: str, count: int, value_range: ValueRange, stated: bool) -> None:
-    """Say in one line how images of more than 8 bits are scaled."""
+def say(name: str, count: int, value_range: ValueRange, stated: bool, others: int = 0) -> None:
+    """Say in one line how images of more than 8 bits are scaled, and that ``others`` with 8 bits are not."""
     low, high = value_range
     source = "as data.range states" if stated else "the ends of the whole set; data.range sets others"
     images = "1 image has" if count == 1 else f"{count:,} images have"
     scaled = f"values {low:g} to {high:g} become 0 to 255 ({source})"
-    tqdm.write(f"{name}: {images} more than 8 bits; {scaled}", file=sys.stderr)
+    unscaled = f"; {others:,} with 8 bits stay as they are" if others else ""
+    tqdm.write(f"{name}: {images} more than 8 bits; {scaled}{unscaled}", file=sys.stderr)
 
 
 def check_unchanged(folder: object, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
