@@ -33,6 +33,30 @@ def shared(source: Source) -> set[str]:
     return set(source.train.groups) & set(source.test.groups)
 
 
+@pytest.mark.parametrize(("one", "two"), [("{}.", "{}.0"), ("{}\u00e9", "{}e\u0301"), ("p{}", "p{} ")])
+@pytest.mark.parametrize("reader", ["index", "folder"])
+def test_a_patient_spelled_in_two_ways_is_one_group(tmp_path: Path, reader: str, one: str, two: str) -> None:
+    lines = ["file,label,patient"]
+    for name in ("ill", "well"):
+        for i in range(20):
+            put(tmp_path, f"{name}/{i}.png")
+            number = i // 4 + (10 if name == "ill" else 20)
+            lines.append(f"{name}/{i}.png,{name},{(one, two)[i % 2].format(number)}")
+    (tmp_path / "index.csv").write_text("\n".join(lines))
+    source = sources.load(reader, str(tmp_path), group="patient")
+    groups = np.concatenate([source.train.groups, source.test.groups])
+    assert not shared(source) and len(set(groups)) == 10 and len(source.test.labels) == 8
+
+
+def test_blanks_around_a_patient_mean_nothing(tmp_path: Path) -> None:
+    slices(tmp_path, 5)
+    for k in range(5):
+        write(tmp_path / "ill" / f"{k}_x.dcm", PLAIN + 7 * k, PatientID=f" ill{k} ", StudyInstanceUID="1.2.3.9")
+    source = sources.load("folder", str(tmp_path), windows=("lung",))
+    assert not shared(source)
+    assert len({*source.train.groups, *source.test.groups}) == 10
+
+
 @pytest.mark.parametrize("other", ["a file without a patient", "a PNG"])
 def test_one_image_without_a_patient_leaves_the_other_patients_together(tmp_path: Path, capsys, other: str) -> None:
     slices(tmp_path)

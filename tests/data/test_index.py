@@ -76,6 +76,13 @@ def test_what_is_wrong_with_an_index_is_said(tmp_path: Path, rows: str, message:
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_listed_again_by_its_whole_path_is_refused(tmp_path: Path) -> None:
+    again = tmp_path / "a" / "p0.png"
+    lay(tmp_path, f"file,label,split\na/p0.png,a,train\nb/p1.png,b,train\n{again},a,test\n")
+    with pytest.raises(UserError, match="line 4: .*a/p0.png is a/p0.png, listed a second time; remove one"):
+        sources.load("index", str(tmp_path))
+
+
 def test_no_index(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no index .*index.csv; write one"):
         sources.load("index", str(tmp_path))

@@ -92,7 +92,8 @@ def test_images_of_8_bits_are_as_they_were_beside_others(tmp_path: Path, capsys)
     Image.fromarray(grey).save(tmp_path / "mixed" / "a" / "grey.png")
     source = folder.read(tmp_path / "mixed", 6)
     assert np.repeat(grey[..., None], 3, -1).tobytes() in everything(source)
-    assert "mixed: 10 images have more than 8 bits" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "mixed: 10 images have more than 8 bits" in said and "); 1 with 8 bits stay as they are" in said
 
 
 def test_every_reader_scales_alike(tmp_path: Path) -> None:

@@ -128,6 +128,20 @@ def test_a_path_that_is_not_there_is_no_sentence(folder, run, value, message):
         api.predict(configure(folder), run[0], [value])
 
 
+def test_a_path_object_is_a_file_and_never_a_sentence(folder, run, tmp_path):
+    (tmp_path / "one good world.txt").write_text("its good world")
+    for inputs in (tmp_path / "one good world.txt", [tmp_path / "one good world.txt"]):
+        assert [each["words"] for each in api.predict(configure(folder), run[0], inputs)] == [["its", "good", "world"]]
+    with pytest.raises(UserError, match="there is no such file"):
+        api.predict(configure(folder), run[0], [tmp_path / "a good cafe"])
+
+
+@pytest.mark.parametrize("inputs", [[None], [float("nan")], [3], [b"good"], [["good", None]], [["good", 1.0]]])
+def test_what_is_no_text_is_refused(folder, run, inputs):
+    with pytest.raises(UserError, match="an input (is|has) .*pass str"):
+        api.predict(configure(folder), run[0], inputs)
+
+
 def test_a_sentence_about_a_file_is_a_sentence(folder, run):
     (found,) = api.predict(configure(folder), run[0], ["its good world is in test.csv"])
     assert found["words"][-1] == "test.csv"

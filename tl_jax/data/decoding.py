@@ -193,7 +193,8 @@ def with_range(name: str, files: Sequence[Path], decoding: Decoding) -> Decoding
         low, high = kept([file.resolve() for file in deep], "value range", (1, 2), np.float64, ends)[0].tolist()
         decoding = decoding._replace(value_range=(low, high))
     assert decoding.value_range
-    value_range.say(name, len(deep), decoding.value_range, bool(stated))
+    others = len(files) - len(deep) - sum(map(is_dicom, files))
+    value_range.say(name, len(deep), decoding.value_range, bool(stated), others)
     return decoding
 
 

@@ -112,7 +112,8 @@ def measure(path: Path, max_pixels: int = 0) -> tuple[int, int]:
 def patient(path: Path) -> str:
     """Return whose image it is: the patient's number, or where that is absent the study's."""
     data = _header(path)
-    return str(data.get("PatientID") or data.get("StudyInstanceUID") or "")
+    named = (str(data.get(tag) or "").strip() for tag in ("PatientID", "StudyInstanceUID"))  # blanks mean nothing
+    return next(filter(None, named), "")
 
 
 def study(path: Path) -> str:

@@ -3,13 +3,14 @@
 import csv
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from tl_jax.data.labels import make_labels
+from tl_jax.data.labels import is_number, make_labels
 from tl_jax.data.listed import NONE, STUDY, Part, Reading, assemble, with_groups
 from tl_jax.data.pictures import Source
 from tl_jax.data.split_names import ALL, split_of, with_test
@@ -100,7 +101,7 @@ def groups(folder: Path, files: Sequence[Path], column: str) -> np.ndarray:
         UserError: the index cannot be read, has no such column, or does not list a file.
     """
     index = read(folder / NAME)
-    found = index.column(column, "data.group")
+    found = _group_column(index, column)
     names = [_normal(str(file.relative_to(folder))) for file in files]
     missing = [name for name in names if name not in found]
     if missing:
@@ -109,6 +110,17 @@ def groups(folder: Path, files: Sequence[Path], column: str) -> np.ndarray:
             "add them, with paths as seen from its folder"
         )
     return np.asarray([found[name] for name in names])
+
+
+def _group_column(index: Index, column: str) -> dict[str, str]:
+    """Return the group of each file; spellings in which nobody sees a difference are one group.
+
+    These are Unicode forms of a name, and if all groups are numbers 7 and 7.0, which a table program makes of 7.
+    """
+    found = {file: one_form(group) for file, group in index.column(column, "data.group").items()}
+    if all(map(is_number, found.values())):
+        return {file: re.sub(r"\.0*$", "", group) for file, group in found.items()}
+    return found
 
 
 def source(path: Path, how: Reading) -> Source:
@@ -135,7 +147,7 @@ def source(path: Path, how: Reading) -> Source:
     given = index.column(how.label, "data.label") if how.label else {n: f.parent.name for n, f in files.items()}
     classes, named = _classes(given, index.path, bool(how.label))
     column = how.group if how.group in index.columns or how.group not in ("", STUDY, NONE) else ""
-    group = index.column(column, "data.group") if column else None
+    group = _group_column(index, column) if column else None
     if len(classes) < 2:
         raise UserError(f"{index.path} has fewer than two classes ({', '.join(classes)}); check config.data.label")
     numbers, parts = {name: k for k, name in enumerate(classes)}, {}
@@ -176,7 +188,7 @@ def _files(index: Index) -> dict[str, Path]:
     """Return the file of each row.
 
     Raises:
-        UserError: files are not there; the message says how many.
+        UserError: files are not there; the message says how many. Or a file is listed twice, once with its whole path.
     """
     files, absent = {}, []
     for name in index.rows:
@@ -189,6 +201,11 @@ def _files(index: Index) -> dict[str, Path]:
         count = f" ({len(absent)} of {len(index.rows)} files are not there)" if len(absent) > 1 else ""
         where = index.path.parent
         raise UserError(f"{index.at(absent[0])}: no file {absent[0]} in {where}{count}; mend the line or add the file")
+    seen: dict[str, str] = {}
+    for name, file in files.items():
+        other = seen.setdefault(os.path.abspath(file), name)
+        if other != name:
+            raise UserError(f"{index.at(name)}: {name} is {other}, listed a second time; remove one of the lines")
     return files
 
 

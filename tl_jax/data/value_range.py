@@ -50,13 +50,14 @@ def find(name: str, arrays: Iterable[np.ndarray]) -> ValueRange:
     return low, high if high > low else low + 1.0  # a set that has one value is black
 
 
-def say(name: str, count: int, value_range: ValueRange, stated: bool) -> None:
-    """Say in one line how images of more than 8 bits are scaled."""
+def say(name: str, count: int, value_range: ValueRange, stated: bool, others: int = 0) -> None:
+    """Say in one line how images of more than 8 bits are scaled, and that ``others`` with 8 bits are not."""
     low, high = value_range
     source = "as data.range states" if stated else "the data's smallest and largest value; data.range sets others"
     images = "1 image has" if count == 1 else f"{count:,} images have"
     scaled = f"values {low:g} to {high:g} become 0 to 255 ({source})"
-    say_once(f"{name}: {images} more than 8 bits; {scaled}")
+    unscaled = f"; {others:,} with 8 bits stay as they are" if others else ""
+    say_once(f"{name}: {images} more than 8 bits; {scaled}{unscaled}")
 
 
 def of_facts(facts: Mapping[str, Any]) -> ValueRange | None:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,21 @@ def read_inputs(inputs: Sequence[Any], task: str, pairs: bool, columns: Columns)
     """Return the texts that inputs stand for: each a str, a pair of str, or a list of words.
 
     Args:
-        inputs: sentences, files (see ``KINDS``), pairs (``FIRST ||| SECOND``, or a tuple), or lists of words.
+        inputs: sentences, files (see ``KINDS``; a ``Path`` is always one), pairs (``FIRST ||| SECOND``, or a tuple), or
+            lists of words.
         task: "text" or "tokens".
         pairs: whether the run was trained on pairs of texts; if not, " ||| " is text like other text.
         columns: of the training data, for CSV, TSV and JSON.
 
     Raises:
-        UserError: a file that is not there or cannot be read, an empty text, or one text where two are needed.
+        UserError: a file that is not there or cannot be read, an empty text, something that is no text (None, NaN), or
+            one text where two are needed.
     """
     found = []
-    for value in [inputs] if isinstance(inputs, str) else inputs:
-        if not isinstance(value, str):
+    for value in [inputs] if isinstance(inputs, str | os.PathLike) else inputs:
+        if isinstance(value, os.PathLike):
+            found += _of_file(_existing(Path(value).expanduser(), value), task, pairs, columns)
+        elif not isinstance(value, str):
             found.append(_words_or_pair(value, task, pairs))
         elif (file := as_file(value)) is not None:
             found += _of_file(file, task, pairs, columns)
@@ -60,18 +64,18 @@ def as_file(value: str) -> Path | None:
     else:
         looks = bool(ending) or value.isascii() and re.search(r"[/\\]", value) is not None
     looks = looks and "://" not in value  # an address is a text
-    try:
-        exists, folder = path.is_file(), path.is_dir()
-    except (OSError, ValueError):  # a sentence that is longer than a file name may be
-        exists = folder = False
-    if exists and (looks or not blanks):
-        if ending in _FOREIGN:
-            raise UserError(f"--input={value}: {ending} is not read; save it as one of {', '.join(KINDS)}")
-        return path
-    if not looks:
-        return None
-    what = "is a folder" if folder else "there is no such file"
-    raise UserError(f"--input={value}: {what}; pass a file ({', '.join(KINDS)}) or a sentence")
+    # A sentence that is longer than a file name may be is no error to os.path.
+    return _existing(path, value) if looks or (os.path.isfile(path) and not blanks) else None
+
+
+def _existing(path: Path, given: object) -> Path:
+    """Return a path that is a file of a kind that is read, or refuse it; ``given`` is how it was written."""
+    if not os.path.isfile(path):
+        what = "is a folder" if os.path.isdir(path) else "there is no such file"
+        raise UserError(f"--input={given}: {what}; pass a file ({', '.join(KINDS)}) or a sentence")
+    if path.suffix.lower() in _FOREIGN:
+        raise UserError(f"--input={given}: {path.suffix.lower()} is not read; save it as one of {', '.join(KINDS)}")
+    return path
 
 
 def _of_file(file: Path, task: str, pairs: bool, columns: Columns) -> list[Any]:
@@ -85,7 +89,12 @@ def _of_file(file: Path, task: str, pairs: bool, columns: Columns) -> list[Any]:
 
 
 def _words_or_pair(value: Any, task: str, pairs: bool) -> Any:
-    parts = [str(part) for part in value]
+    what = "a sentence, a file, a pair of texts or a list of words"
+    if isinstance(value, bytes) or not isinstance(value, Iterable):
+        raise UserError(f"an input is {value!r}, not {what}; pass str")
+    parts = list(value)
+    if strange := [part for part in parts if not isinstance(part, str)]:
+        raise UserError(f"an input has {strange[0]!r} among its texts; pass str, and leave out what is missing")
     if task == "tokens":
         return parts
     if not pairs or len(parts) != 2:
