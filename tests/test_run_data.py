@@ -14,17 +14,11 @@ from tl_jax import api
 from tl_jax.data.fingerprint import fingerprint
 from tl_jax.data.pictures import Source, Split
 from tl_jax.errors import UserError
-from tl_jax.tasks import image, run_record
+from tl_jax.tasks import run_record
 
 pytestmark = pytest.mark.fast
 CLASSES = ("1", "10", "2", "bee")  # as a folder sorts them; index.csv has 1, 2, 10, bee
 SHADES = {"1": 20, "10": 90, "2": 165, "bee": 240}
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_process_of_its_own():
-    """Forget data that were read before: a command starts without them."""
-    image._read.cache_clear()
 
 
 def configure(data, *changes):
@@ -102,7 +96,6 @@ def test_a_class_folder_renamed_afterwards_changes_no_prediction_and_is_refused_
     refused(configure(data), folder, "'1' missing, 'zebra' new; restore the classes")
     for split in ("train", "test"):
         shutil.rmtree(data / split / "zebra")
-    image._read.cache_clear()
     refused(configure(data), folder, "'1' missing; restore the classes")
 
 
@@ -173,7 +166,6 @@ def test_a_run_that_is_not_finished_needs_its_validation_split_to_be_calibrated(
     found = api.predict(configure(data), folder, [picture])
     assert found[0]["probabilities"] == pytest.approx(before[0]["probabilities"], rel=1e-3)
     shutil.copy(data / "train" / "2" / "0.png", data / "train" / "1" / "9.png")
-    image._read.cache_clear()
     refused(configure(data), folder, "the validation split", lambda *call: api.predict(*call, [picture]))
 
 
@@ -189,7 +181,6 @@ def test_a_run_from_before_classes_were_kept_takes_them_from_the_data_and_says_s
     assert len(warning) == 1 and str(folder) in warning[0]
     for split in ("train", "test"):
         shutil.rmtree(data / split / "1")
-    image._read.cache_clear()
     refused(configure(data), folder, r"does not fit .* params/head/bias is \(4,\) there and \(3,\) here")
 
 
@@ -222,7 +213,6 @@ def test_a_kept_head_is_matched_by_the_names_of_classes(run, tmp_path):
     assert json.loads((tmp_path / "again" / "facts.json").read_text())["classes"] == ["1", "2", "10", "bee"]
     assert again["metrics"]["accuracy"] == summary["metrics"]["accuracy"] == pytest.approx(16 / 17)
     index(data, data / "index.csv", lambda name: {"bee": "wasp"}.get(name, name))
-    image._read.cache_clear()
     with pytest.raises(UserError, match="other classes than the data: 'bee' missing, 'wasp' new; pass --config.init"):
         api.run(configure(data, *kept), tmp_path / "other")
 

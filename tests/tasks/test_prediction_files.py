@@ -38,6 +38,16 @@ def deep(tmp_path_factory):
     return top, top / "run", config
 
 
+def test_a_bundle_says_from_which_values_16_bit_images_are_scaled(deep):
+    top, run, config = deep
+    api.export(config, run)
+    low, high = json.loads((run / "facts.json").read_text())["value_range"]
+    bundle = json.loads((run / "export" / "bundle.json").read_text())
+    assert bundle["preprocessing"]["value_range"] == [low, high]
+    said = f"images with more than 8 bits: round(255 * clip((value - {low:g}) / {high - low:g}, 0, 1))"
+    assert said in bundle["preprocessing"]["words"] and said in (run / "export" / "README.md").read_text()
+
+
 def likeliest(row):
     return max(row["probabilities"], key=row["probabilities"].get)
 

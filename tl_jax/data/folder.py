@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tl_jax.data import copies, index
-from tl_jax.data.decoding import DEFAULT, ENDINGS, Decoding, decode_all, is_image, with_range
+from tl_jax.data.decoding import DEFAULT, ENDINGS, Decoding, decode_all, is_image, refuse_damaged, with_range
 from tl_jax.data.listed import Part, Reading, assemble, with_groups
 from tl_jax.data.pictures import DECODED_BYTES, Source, Split
 from tl_jax.data.split_names import ALL, find_splits, split_of, with_test
@@ -59,7 +59,9 @@ def read(
     found, tested = _splits(folder, walk)
     classes = tuple(found["train"])
     parts, name = {split: Part(*_listed(files, classes)) for split, files in found.items()}, folder.resolve().name
-    walk.check()
+    if walk.broken:
+        files = [file for part in parts.values() for file in part.files]
+        refuse_damaged(name, files, Decoding(windows, value_range, max_pixels))
     indexed = bool(group) and index.has_column(folder, group)
     if indexed:
         walk.forget(folder / index.NAME)
@@ -88,9 +90,10 @@ def read_all(
         )
     walk = Walk(folder)
     found = _classes(folder, walk)
-    walk.check()
-    walk.tell()
     name, (files, labels) = folder.resolve().name, _listed(found, tuple(found))
+    if walk.broken:
+        refuse_damaged(name, files, rules)
+    walk.tell()
     copies.tell_files(name, {"train": files}, {"train": labels})
     rules = with_range(name, files, rules)
     return Split(decode_all(name, files, size, most_bytes, rules), labels), files, tuple(found), rules.value_range

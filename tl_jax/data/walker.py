@@ -19,13 +19,13 @@ class Walk:
     Attributes:
         top: folder of the data set; messages name paths as seen from it.
         passed: what is not read, by kind: an ending such as ".tif", or in words.
-        broken: links with the name of an image that lead nowhere.
+        broken: whether a link with the name of an image leads nowhere; such links are among the images.
     """
 
     def __init__(self, top: Path):
         self.top = top
         self.passed: dict[str, list[Path]] = {}
-        self.broken: list[Path] = []
+        self.broken = False
 
     def entries(self, folder: Path) -> tuple[list[Path], list[Path]]:
         """Return the folders and the image files directly in ``folder``, by name.
@@ -70,20 +70,6 @@ class Walk:
         kept = {kind: [each for each in paths if each != path] for kind, paths in self.passed.items()}
         self.passed = {kind: paths for kind, paths in kept.items() if paths}
 
-    def check(self) -> None:
-        """Refuse links to images that lead nowhere.
-
-        Raises:
-            UserError: names one, and says how many there are.
-        """
-        if self.broken:
-            first = self.broken[0]
-            what = "1 link leads" if len(self.broken) == 1 else f"{len(self.broken)} links lead"
-            raise UserError(
-                f"{self.top}: {what} to no file, such as {first.relative_to(self.top)} to {os.readlink(first)}; "
-                "restore what is linked, or remove the links"
-            )
-
     def tell(self) -> None:
         """Say in one line what is not read; each data set once."""
         if not self.passed:
@@ -112,8 +98,7 @@ class Walk:
                 self.pass_over(HIDDEN, path)
             elif inner or is_image(path):
                 kept.append((path, inner))
-                if linked and not path.exists():
-                    self.broken.append(path)
+                self.broken |= linked and not path.exists()
             else:
                 self.pass_over(path.suffix.lower() or "without ending", path)
         return kept

@@ -75,7 +75,8 @@ def _of_pictures(config: base.Config, folder: Path, step: int) -> Contents:
     temperature = fitted.get("temperature", 1.0)
     origin = config.init.layout if config.init.source == "random" else config.init.source
     other = foreign.write(folder, net, origin, embeddings, classes)
-    told = facts.of_pictures(net.spec, config.data.fit)
+    limits = read_json(folder.parent / "facts.json").get("value_range", ())
+    told = facts.of_pictures(net.spec, config.data.fit, limits)
     files = {bundles.WEIGHTS: "weights of tl_jax, with the facts to build the network"}
     found = loaders.pictures(net.spec.model, net.spec.image_size)
     if other.file:

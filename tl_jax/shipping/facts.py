@@ -1,6 +1,6 @@
 """What ``bundle.json`` says of a run, made from the run's own files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -112,13 +112,23 @@ FITTED = {
 }
 
 
-def of_pictures(spec: PretrainedSpec, fit: str) -> dict[str, Any]:
-    """Return how pictures become inputs, in numbers and words; ``fit`` is ``config.data.fit``."""
+def of_pictures(spec: PretrainedSpec, fit: str, value_range: Sequence[float] = ()) -> dict[str, Any]:
+    """Return how pictures become inputs, in numbers and words.
+
+    Args:
+        spec: of the network.
+        fit: ``config.data.fit``.
+        value_range: the values that became 0 and 255 in training, if images had more than 8 bits.
+    """
     rule = SCALINGS[spec.scaling]
     values = {"size": spec.image_size, "fit": fit, "crop": spec.crop, "interpolation": spec.interpolation}
     values |= rule._asdict()
+    deep = ""
+    if value_range:
+        low, high = values["value_range"] = list(value_range)
+        deep = f"images with more than 8 bits: round(255 * clip((value - {low:g}) / {high - low:g}, 0, 1)); "
     side = round(spec.image_size / spec.crop)
-    resize = f"{FITTED[fit]}resize the shortest side to {side} pixels ({spec.interpolation}, antialiased)"
+    resize = f"{deep}{FITTED[fit]}resize the shortest side to {side} pixels ({spec.interpolation}, antialiased)"
     cut = f"cut the central {spec.image_size}x{spec.image_size}"
     scale = f"(pixel * {rule.scale:.6g} - {list(rule.mean)}) / {list(rule.std)} with channels as {rule.order.upper()}"
     inside = "pictures of that size are left as they are; model.stablehlo does the last step alone"

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tl_jax.data import batches, coco, scenes, value_range, voc
+from tl_jax.data import batches, changes, coco, scenes, value_range, voc
 from tl_jax.data.augment import Augment
 from tl_jax.data.boxes import CLASS, COLUMNS, CROWD, check_objects
 from tl_jax.data.decoding import Decoding
@@ -101,11 +101,14 @@ def load_source(config: Any, size: int) -> Source:
     data = config.data
     name = DRAWN if data.generate and not data.dir else data.name
     rules = Decoding((), value_range.parse(data.range), data.max_pixels)
-    return _read(name, data.dir, size, data.gigabytes * 1e9, tuple(config.detect.classes), rules)
+    how = size, data.gigabytes * 1e9, tuple(config.detect.classes), rules
+    return _read(changes.stamp(name, data.dir), name, data.dir, *how)
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def _read(name: str, folder: str, size: int, most_bytes: float, classes: tuple[str, ...], rules: Decoding) -> Source:
+def _read(
+    _: str, name: str, folder: str, size: int, most_bytes: float, classes: tuple[str, ...], rules: Decoding
+) -> Source:
     if name == DRAWN:
         return scenes.scenes(size=size)
     if name not in READERS:

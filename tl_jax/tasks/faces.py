@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from tl_jax import verification
-from tl_jax.data import pairs, people, value_range
+from tl_jax.data import changes, pairs, people, value_range
 from tl_jax.data.augment import Augment
 from tl_jax.data.decoding import DEFAULT, Decoding
 from tl_jax.data.people import Album, Cut
@@ -125,9 +125,13 @@ def with_files(source: Source, album: Album) -> Source:
     return source._replace(train=named(source.train), test=named(source.test), validation=validation)
 
 
-@functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
 def read(name: str, folder: str, generate: bool, size: int, most_bytes: float, rules: Decoding = DEFAULT) -> Album:
     """Read the set ``name``, see ``load``."""
+    return _read(changes.stamp(name, folder), name, folder, generate, size, most_bytes, rules)
+
+
+@functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
+def _read(_: str, name: str, folder: str, generate: bool, size: int, most_bytes: float, rules: Decoding) -> Album:
     if generate and not folder:
         return people.generated()
     if name not in SETS:

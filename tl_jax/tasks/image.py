@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax import pretrained
-from tl_jax.data import batches, sources, value_range
+from tl_jax.data import batches, changes, sources, value_range
 from tl_jax.data.augment import Augment
 from tl_jax.data.decoding import Decoding
 from tl_jax.data.fingerprint import relative_names
@@ -227,11 +227,11 @@ def load_source(config: Any, size: int) -> sources.Source:
     windows = tuple(tuple(w) if isinstance(w, list) else w for w in data.windows)
     limits = value_range.parse(data.range)
     how = windows, data.group, data.label, data.fit, limits, data.max_pixels
-    return _read(name, data.dir, size, data.gigabytes * 1e9, *how)
+    return _read(changes.stamp(name, data.dir), name, data.dir, size, data.gigabytes * 1e9, *how)
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def _read(*how: Any) -> sources.Source:
+def _read(_: str, *how: Any) -> sources.Source:
     return sources.load(*how)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax import huggingface
-from tl_jax.data import masking, text_sources, token_batches, tokens, words
+from tl_jax.data import changes, masking, text_sources, token_batches, tokens, words
 from tl_jax.data.masking import Masking
 from tl_jax.data.pictures import Source
 from tl_jax.data.texts import Columns
@@ -141,7 +141,7 @@ def load_source(config: Any) -> Source:
     """Load the texts of ``config``, or those of the installed libraries where ``data.generate`` says so."""
     data = config.data
     name = DRAWN[config.task] if data.generate and not data.dir else data.name
-    source = _read(name, data.dir, columns_of(config))
+    source = _read(changes.stamp(name, data.dir), name, data.dir, columns_of(config))
     tagged = source.train.labels.dtype == object
     if config.task != "masked" and tagged != (config.task == "tokens"):
         have, right = ("a tag for each word", "tokens") if tagged else ("one label for each text", "text")
@@ -172,7 +172,7 @@ def _key(text: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def _read(name: str, folder: str, columns: Columns) -> Source:
+def _read(_: str, name: str, folder: str, columns: Columns) -> Source:
     return text_sources.load(name, folder, columns)
 
 
