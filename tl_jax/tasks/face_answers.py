@@ -44,6 +44,11 @@ def answer(
     """
     if len(inputs) != 1:
         raise UserError("--mode=predict takes one folder with pictures of people; pass --input=FOLDER")
+    known_folder = config.faces.known or config.data.dir
+    if known_folder and not Path(known_folder).expanduser().exists():
+        raise UserError(
+            f"no folder {known_folder} with the known people; set config.faces.known to a folder with PERSON/PICTURE"
+        )
     files = folder.pictures(Path(inputs[0]))
     limits = task.facts.get("value_range")
     rules = Decoding((), tuple(limits) if limits else None, config.data.max_pixels, of_run=True)
