@@ -74,6 +74,9 @@ def test_predictions_name_the_person_and_say_same_or_different(run, tmp_path):
         api.predict(config, folder, [])
     with pytest.raises(UserError, match="no file or folder .*nowhere; check --input"):
         api.predict(config, folder, [str(tmp_path / "nowhere")])
+    lost = base.override(config, (("faces.known", str(tmp_path / "lost")),))
+    with pytest.raises(UserError, match="no folder .*lost with the known people; set config.faces.known"):
+        api.predict(lost, folder, [str(tmp_path)])
 
 
 def test_predictions_use_the_threshold_of_the_run(run, tmp_path):

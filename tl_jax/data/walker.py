@@ -77,7 +77,8 @@ class Walk:
         kinds = _by_count({kind: len(paths) for kind, paths in self.passed.items()})
         shown = [f"{count} {kind} ({self._first(kind)})" for kind, count in kinds[:SHOWN]]
         more = [f"{len(kinds) - SHOWN} other kinds"] if len(kinds) > SHOWN else []
-        advice = f"; images are read from {', '.join(ENDINGS)}, convert others" if any(map(_is_ending, kinds)) else ""
+        read = f"; images are read from {', '.join(ENDINGS)}; convert images of other formats"
+        advice = read if any(map(_is_ending, kinds)) else ""
         say_once(f"{self.top}: not read: {', '.join(shown + more)}{advice}")
 
     def _first(self, kind: str) -> str:

@@ -44,6 +44,11 @@ def answer(
     """
     if len(inputs) != 1:
         raise UserError("--mode=predict takes one folder with pictures of people; pass --input=FOLDER")
+    known_folder = config.faces.known or config.data.dir
+    if known_folder and not Path(known_folder).expanduser().exists():
+        raise UserError(
+            f"no folder {known_folder} with the known people; set config.faces.known to a folder with PERSON/PICTURE"
+        )
     files = folder.pictures(Path(inputs[0]))
     rules = Decoding((), value_range.of_facts(task.facts), config.data.max_pixels, of_run=True)
     most_bytes = config.data.gigabytes * 1e9

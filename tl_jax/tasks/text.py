@@ -213,9 +213,7 @@ def tokenized(config: Any, net: TextNetwork, parts: dict[str, Any], classes: Seq
         room = f"config.input.length may be up to {net.model.positions}"
         say(f"{cut:,} of {total:,} texts are cut to {most} tokens; {room}")
     if unread:
-        say(
-            f"{unread:,} words are not read, being cut off or without a token: in scores they count as outside entities"
-        )
+        say(f"{unread:,} words are behind the length limit or have no token; in scores they count as outside entities")
     return found
 
 
