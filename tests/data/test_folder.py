@@ -231,3 +231,12 @@ def test_pictures_are_decoded_once(tmp_path, monkeypatch):
     changed = folder.read(tmp_path / "set", 4)
     assert len(calls) == 20
     assert 255 in np.concatenate([changed.train.images, changed.test.images])
+
+
+def test_a_single_path_is_one_input(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    for inputs in (tmp_path / "x.png", str(tmp_path / "x.png"), [tmp_path], (str(tmp_path),)):
+        assert folder.named(inputs) == [tmp_path / "x.png"]
+    for inputs in ([None], [np.zeros((4, 4, 3), np.uint8)], [b"x.png"]):
+        with pytest.raises(UserError, match="not a path; pass files or folders of images"):
+            folder.named(inputs)

@@ -99,12 +99,15 @@ def read_all(
     return Split(decode_all(name, files, size, most_bytes, rules), labels), files, tuple(found), rules.value_range
 
 
-def named(inputs: Sequence[str]) -> list[Path]:
+def named(inputs: Sequence[str | Path] | str | Path) -> list[Path]:
     """Return the image files that a user named, one by one or as folders.
 
     Raises:
-        UserError: none was named, or as ``pictures``.
+        UserError: none was named, or something that is no path; or as ``pictures``.
     """
+    inputs = [inputs] if isinstance(inputs, str | Path) else list(inputs)  # else a path is its letters, "/" first
+    if strange := [given for given in inputs if not isinstance(given, str | Path)]:
+        raise UserError(f"an input is a {type(strange[0]).__name__}, not a path; pass files or folders of images")
     if not inputs:
         raise UserError("nothing to look at; pass --input=PICTURE or --input=FOLDER, once for each")
     return [file for given in inputs for file in pictures(Path(given))]

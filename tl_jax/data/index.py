@@ -141,6 +141,8 @@ def source(path: Path, how: Reading) -> Source:
         UserError: whatever is wrong with the index, a file that is not there, or a class that train does not have.
     """
     path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"no folder or index {path}; check config.data.dir")
     index = read(path / NAME if path.is_dir() else path)
     folder = index.path.parent
     files = _files(index)

@@ -42,6 +42,7 @@ def answer(
         variables: trained.
         inputs: one folder, or one picture.
     """
+    inputs = [inputs] if isinstance(inputs, str | Path) else inputs
     if len(inputs) != 1:
         raise UserError("--mode=predict takes one folder with pictures of people; pass --input=FOLDER")
     known_folder = config.faces.known or config.data.dir
