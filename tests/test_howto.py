@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.test_documentation import BLOCK
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "pages" / "howto"
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 
 
 class Copy:
@@ -30,7 +31,10 @@ class Copy:
         shutil.copy(ROOT / "run.py", folder)
         self.code: list[str] = []
         self.commands: list[list[str]] = []
-        for language, text in BLOCK.findall((PAGES / page).read_text()):
+        for block in BLOCK.finditer((PAGES / page).read_text()):
+            language, text = block["language"], block["text"]
+            if block["why"]:  # it is not run
+                continue
             if language == "diff":
                 self.change(text)
             elif language == "python" and (file := re.match(r"# (\S+\.py)\n", text)):

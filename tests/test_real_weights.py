@@ -13,6 +13,7 @@ from tl_jax.distance import logistic_probe
 
 pytestmark = [pytest.mark.data, pytest.mark.slow]
 # Files that end at a part, or have the names of an older torch model: (model, source, file, part where it ends).
+ANIMALS = 398  # classes of ImageNet, the first ones
 FOREIGN = (
     ("mobilenet_v2", "torchvision", "mobilenet_v2_torch_imagenet_trunk.pt", ""),
     ("inception_v3", "keras", "inception_v3_keras_imagenet_mixed8.h5", "mixed8"),
@@ -105,7 +106,9 @@ def test_a_network_cut_at_a_layer_gives_what_keras_gives(data_dir, name, theirs,
 
 
 @pytest.mark.parametrize("name,source,file,part", FOREIGN, ids=[row[0] for row in FOREIGN])
-def test_features_of_foreign_files_tell_flowers_apart_better_than_random_weights(data_dir, name, source, file, part):
+def test_features_of_foreign_files_tell_animals_from_things_far_better_than_random_weights(
+    data_dir, name, source, file, part
+):
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_score
     from sklearn.pipeline import make_pipeline
@@ -114,17 +117,15 @@ def test_features_of_foreign_files_tell_flowers_apart_better_than_random_weights
     options = {"endpoint": part} if part else {}
     loaded = pretrained.load(name, source, there(data_dir, file), num_classes=0, image_size=128, **options)
     random = pretrained.random(name, 0, source, **options)._replace(spec=loaded.spec)
-    folders = sorted(folder for folder in (data_dir / "flowers").iterdir() if folder.is_dir())
-    files = [(k, file) for k, folder in enumerate(folders) for file in sorted(folder.glob("*.jpg"))[::12][:60]]
-    images = np.stack([np.asarray(Image.open(file).convert("RGB")) for _, file in files])
-    labels = np.array([k for k, _ in files])
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    files = sorted((data_dir / "imagenet_sample").glob("*.jpg"))[::3][:300]
+    images = np.stack([np.asarray(Image.open(file).convert("RGB").resize((128, 128))) for file in files])
+    labels = np.array([int(file.name[:3]) < ANIMALS for file in files])
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
     with_weights, without = (
         cross_val_score(probe, in_batches(net, images)[1], labels, cv=5).mean() for net in (loaded, random)
     )
-    # Measured: 67 % against 22, 68 against 48, 60 against 50; the photos were enlarged from about 32 pixels.
-    margin = {"mobilenet_v2": 0.3, "inception_v3": 0.12, "resnet50v2": 0.05}[name]
-    assert with_weights > without + margin, (with_weights, without)
+    # Measured: MobileNetV2 86 % against 49, InceptionV3 88 against 59, ResNet50V2 84 against 66; always "thing" has 56.
+    assert with_weights > max(0.78, without + 0.1), (with_weights, without)
 
 
 def there(data_dir, file):

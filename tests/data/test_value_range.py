@@ -162,7 +162,9 @@ def encode(values: np.ndarray, dtype):
     return values if dtype == np.float32 else io.BytesIO(png16(values))
 
 
+@pytest.mark.peers
 def test_floats_of_a_tfds_set_are_read_as_floats(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow", reason="TFDS encodes such images with TensorFlow; requirements-bench.txt")
     values = np.random.default_rng(0).normal(0, 3, (10, 6, 6, 1)).astype(np.float32)
     prepare_tfds(tmp_path, np.float32, values)
     low, high = float(values.min()), float(values.max())
