@@ -96,7 +96,8 @@ def test_words_are_guessed(folder, tmp_path):
 @pytest.mark.parametrize("kind", [(), TOKENS])
 def test_with_the_head_alone_nothing_below_changes_or_is_dropped(folder, tmp_path, kind):
     common = (*kind, ("freeze.recipe", "head"), ("freeze.prove", True), ("epochs", 4.0), ("optim.schedule", "constant"))
-    cached = api.run(configure(folder, *common, ("cache.dir", str(tmp_path / "cache"))), tmp_path / "a")
+    cache = () if kind else (("cache.dir", str(tmp_path / "cache")),)  # nothing is kept for words
+    cached = api.run(configure(folder, *common, *cache), tmp_path / "a")
     other = api.run(configure(folder, *common, ("cache.features", "off")), tmp_path / "b")
     assert cached["freeze"]["changed"] == 0 and cached["parameters"]["trainable"] == 34
     assert bool(list((tmp_path / "cache").glob("*.npy"))) == (not kind)

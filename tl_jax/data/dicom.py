@@ -172,12 +172,13 @@ def _stored(path: Path, max_pixels: int) -> tuple[Any, np.ndarray]:
         frames, syntax = int(data.get("NumberOfFrames") or 1), data.file_meta.TransferSyntaxUID
         size = int(data.Rows), int(data.Columns)
         packed = data["PixelData"].is_undefined_length
+        compressed, encapsulated = syntax.is_compressed, syntax.is_encapsulated
     if frames > 1:
         raise UserError(f"{path} has {frames} frames; store each as a file of its own")
     _check_pixels(path, size, max_pixels)
-    if packed and not syntax.is_compressed:
+    if packed and not compressed:
         raise UserError(f"{path} is compressed, but has no TransferSyntaxUID that says how; export it anew")
-    help_ = _decoder_advice(path, syntax) if syntax.is_encapsulated else ""
+    help_ = _decoder_advice(path, syntax) if encapsulated else ""
     with _told(path, f"; if it is whole, {help_}" if help_ else ""):
         return data, data.pixel_array
 

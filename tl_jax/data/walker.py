@@ -117,12 +117,12 @@ def one_form(name: str) -> str:
 
 def find_file(folder: Path, name: str) -> Path | None:
     """Return the file that ``name``, a path as seen from ``folder``, stands for in any Unicode form; None for none."""
-    if (path := folder / name).is_file():
+    if os.path.isfile(path := folder / name):  # False for a name that is too long to be one, where Path raises
         return path
     path = folder
     for part in Path(name).parts:
         forms = dict.fromkeys((part, one_form(part), unicodedata.normalize("NFD", part)))
-        there = next((path / form for form in forms if (path / form).exists()), None)
+        there = next((path / form for form in forms if os.path.exists(path / form)), None)
         if there is None:
             return None
         path = there
