@@ -59,7 +59,9 @@ def test_seeds_rates_and_decays_all_matter():
 def test_without_validation_there_is_no_number():
     _, phase, seen = prepared(("data.validation", 0.0))
     found = heads.train_heads(seen, phase, (0,), (1e-2,))
-    assert np.isnan(found.validation).all() and found.test.shape == (1, 1, 1) and found.test[0, 0, 0] > 0.3
+    assert (
+        np.isnan(found.validation).all() and found.test.shape == (1, 1, 1) and found.test[0, 0, 0] > 0.2
+    )  # chance is 0.1
 
 
 def test_the_command(tmp_path):
