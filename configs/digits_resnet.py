@@ -32,7 +32,7 @@ def get_config(variant: str = ""):
     config.optim.warmup = 0.1
     config.epochs = 30.0
     config.save_every = 1000.0
-    config.seeds = (0, 1, 2)
+    config.seeds = (0, 1, 2, 3, 4)
     config.arms = (
         ("pretrained", ()),
         ("scratch", (("init.source", "random"), ("init.layout", "tl_jax"))),
