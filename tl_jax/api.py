@@ -24,6 +24,7 @@ from tl_jax.train.state import digest, initial_state
 from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import phases
 from tl_jax.transfer.averaging import interpolate
+from tl_jax.waiting import waiting
 
 __all__ = ["evaluate", "explain", "export", "find_lr", "play", "predict", "preview", "report", "run", "versions"]
 
@@ -97,8 +98,9 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
     clock = time.monotonic()
     if verbose:
         say("loading weights and data ...")
-    task = make_task(config, RunRecord(workdir.stored_facts(folder), str(folder)))
-    workdir.claim_facts(folder, task.facts)
+    with waiting("loading weights and data"):
+        task = make_task(config, RunRecord(workdir.stored_facts(folder), str(folder)))
+        workdir.claim_facts(folder, task.facts)
     seconds = {"data": time.monotonic() - clock}
     plan = phases.resolve(config, task.sizes, task.parts)
     save = max(1, round(config.save_every * task.sizes["train"] / config.batch_size))
@@ -118,11 +120,12 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         first = initial_state(task, config.seed).variables
         share, scores = wise_ft.best_share(fitted.task, first, variables)
         variables, extra = interpolate(first, variables, share), {"wise_ft": {"share": share, "validation": scores}}
-    values, examples, compiling, verdict = metrics.evaluate(fitted.task, variables, "test", details.keep)
-    values |= dict.fromkeys(verdict.missing, math.nan)
-    held_out = _held_out(fitted.task, variables)
-    if config.test_train:
-        extra["train_metrics"] = metrics.evaluate(fitted.task, variables, "train").values
+    with waiting("testing"):
+        values, examples, compiling, verdict = metrics.evaluate(fitted.task, variables, "test", details.keep)
+        values |= dict.fromkeys(verdict.missing, math.nan)
+        held_out = _held_out(fitted.task, variables)
+        if config.test_train:
+            extra["train_metrics"] = metrics.evaluate(fitted.task, variables, "train").values
     fitted.seconds["eval"] += time.monotonic() - begin - compiling
     fitted.seconds["compile"] += compiling
     fitted.checkpoints.close()

@@ -25,9 +25,8 @@ class Log:
     """The metrics of one run. Rows after ``step`` are left over from a run that was cut short, and are dropped."""
 
     def __init__(self, workdir: Path, step: int, total: int, verbose: bool):
-        verbose = verbose and hosts.first()
         self._bar, self._shown = None, contextlib.ExitStack()
-        self._total, self._verbose, self._board = total, verbose, None
+        self._total, self._verbose, self._board = total, verbose and hosts.first(), None
         if not hosts.first():
             return
         self._path = workdir / "metrics.jsonl"
@@ -53,7 +52,7 @@ class Log:
 
     def begin(self, step: int) -> None:
         """Show the bar from ``step`` on, once the first step can be taken: its clock does not count the compiling."""
-        if self._bar is None and self._verbose:
+        if self._bar is None and hosts.first():
             how = {"unit": "step", "dynamic_ncols": True, "disable": None, "smoothing": 0}
             self._bar = self._shown.enter_context(tqdm(total=self._total, initial=step, **how))
             if not self._bar.disable:

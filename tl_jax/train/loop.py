@@ -55,7 +55,7 @@ def fit(
         pace: when to write.
         seed: of everything random.
         workdir: folder of the run.
-        verbose: show phases, evaluations and, on a terminal, a progress bar.
+        verbose: show phases and evaluations; a terminal shows a progress bar in any case.
         prove: hash what is frozen before and after each phase.
         sharded: split parameters, statistics and optimizer state over the devices.
 

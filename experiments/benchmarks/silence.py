@@ -1,0 +1,119 @@
+"""How long each command says nothing on a terminal: until its first output, and at most between two.
+
+    python -m experiments.benchmarks.silence
+    python -m experiments.benchmarks.silence --only=eval,predict
+
+Every command has one core and nothing kept from earlier ones. Writes a table in JSON, and prints it.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+
+from experiments.benchmarks.turns import ROOT, machine
+from tl_jax import command
+from tl_jax.errors import UserError
+from tl_jax.report import page
+
+ONLY = flags.DEFINE_list("only", [], "Names of commands; all if empty.")
+TRANSCRIPTS = flags.DEFINE_string("transcripts", "", "Folder for what each wrote, with the seconds; none if empty.")
+RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/silence.json", "Where the numbers go.")
+PIECE = 1 << 16  # bytes read at once
+
+DIGITS = ("run.py", "--config=configs/digits_resnet.py", "--config.seeds=()", "--config.arms=()")
+RUN, POLICY = "--workdir={}/run", "--workdir={}/policy"
+COMMANDS = {
+    "default": ("run.py", "--workdir={}/default"),
+    "train": (*DIGITS, RUN),
+    "train again": (*DIGITS, RUN),
+    "eval": ("run.py", "--mode=eval", RUN),
+    "predict": ("run.py", "--mode=predict", RUN, "--input={}/image.png"),
+    "explain": ("run.py", "--mode=explain", RUN, "--input={}/image.png"),
+    "export": ("run.py", "--mode=export", RUN),
+    "report": ("run.py", "--mode=report", RUN),
+    "preview": (*DIGITS, "--mode=preview", "--workdir={}/preview"),
+    "find_lr": (*DIGITS, "--mode=find_lr", "--workdir={}/find_lr"),
+    "train a policy": ("run.py", "--config=configs/cartpole_ppo.py:smoke", POLICY),
+    "play": ("run.py", "--mode=play", POLICY),
+    "train a text network": ("run.py", "--config=configs/docs_bert.py:smoke", "--workdir={}/text"),
+    "verify": ("-m", "experiments.verify", "--recipes=docs_bert:smoke"),
+}
+OF_A_RUN = ("train again", "eval", "predict", "explain", "export", "report")
+FIRST = {"play": "train a policy"} | dict.fromkeys(OF_A_RUN, "train")  # what each needs
+
+
+class Silence(NamedTuple):
+    """Seconds: until the first output, the longest without any, and of the whole command."""
+
+    first: float
+    longest: float
+    whole: float
+
+
+def main(_: list[str]) -> None:
+    """Run the commands, tell, write."""
+    if unknown := sorted(set(ONLY.value) - set(COMMANDS)):
+        raise UserError(f"--only: no command is called {unknown[0]!r}; there are {', '.join(COMMANDS)}")
+    with contextlib.suppress(AttributeError):  # only Linux knows it
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    wanted = dict.fromkeys(name for one in ONLY.value or COMMANDS for name in (FIRST.get(one, one), one))
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        _image(Path(folder))
+        for name in wanted:
+            found[name] = watch([part.format(folder) for part in COMMANDS[name]], Path(folder) / f"cache {name}", name)
+            print(f"{name}: first {found[name].first:.1f} s, longest {found[name].longest:.1f} s", flush=True)
+    rows = [(name, *(f"{value:.1f}" for value in silence)) for name, silence in found.items()]
+    print(page.markdown(page.Table(("command", "first output, s", "longest silence, s", "in all, s"), rows)))
+    if not ONLY.value:
+        numbers = {name: silence._asdict() for name, silence in found.items()}
+        Path(RESULTS.value).write_text(json.dumps({**machine(), "cores": 1, "commands": numbers}, indent=1) + "\n")
+
+
+def watch(arguments: list[str], cache: Path, name: str) -> Silence:
+    """Run a Python program on a terminal and measure its silences."""
+    main_end, other = pty.openpty()
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
+    environment = {**os.environ, "TL_JAX_CACHE": str(cache)}
+    begin, said, heard = time.perf_counter(), [], []
+    with subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, stdin=other, stdout=other, stderr=other
+    ) as process:
+        os.close(other)
+        with contextlib.suppress(OSError):  # Linux' way to say that the other side has closed
+            while select.select([main_end], [], [])[0] and (piece := os.read(main_end, PIECE)):
+                heard.append(time.perf_counter() - begin)
+                said.append(piece.decode(errors="replace"))
+    os.close(main_end)
+    whole = time.perf_counter() - begin
+    if TRANSCRIPTS.value:
+        lines = (f"{at:7.2f} {piece!r}\n" for at, piece in zip(heard, said, strict=True))
+        Path(TRANSCRIPTS.value).mkdir(parents=True, exist_ok=True)
+        (Path(TRANSCRIPTS.value) / f"{name.replace(' ', '_')}.txt").write_text("".join(lines))
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{''.join(said)[-2000:]}")
+    times = [0.0, *heard, whole]
+    return Silence(times[1], max(b - a for a, b in zip(times, times[1:], strict=False)), whole)
+
+
+def _image(folder: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (32, 32), "gray").save(folder / "image.png")
+
+
+if __name__ == "__main__":
+    command.run(main)
