@@ -236,7 +236,7 @@ def retype(content: bytes, rng: random.Random) -> bytes:
     """Put a value of another type somewhere into JSON; what is no JSON gets a number."""
     try:
         tree = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return number(content, rng)
     node = tree
     while isinstance(node, (dict, list)) and node:

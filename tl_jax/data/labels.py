@@ -1,16 +1,20 @@
-"""Labels as files spell them become classes: which spellings are one class, and in which order classes stand."""
+"""Labels become classes: which spellings are one class, in which order classes stand, and which numbers are none."""
 
 import re
 import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from tl_jax.errors import UserError
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 MAX_DECIMALS = 20  # classes that are decimal fractions; with more, and few examples of each, they are measurements
 MIN_EXAMPLES = 5  # of such a class on average
+MAX_LETTERS = 1000  # of the name of a class; longer ones are texts
+MAX_CLASSES = 1_000_000  # that a file may claim without naming them
 
 
 class Labels(NamedTuple):
@@ -43,10 +47,12 @@ def make_labels(labels: Sequence[str], where: object, first: str = "") -> Labels
         first: name of the class that comes first, if it is there.
 
     Raises:
-        UserError: "nan" among numbers, or so many decimal fractions that the labels are quantities, not classes.
+        UserError: "nan" among numbers, so many decimal fractions that the labels are quantities, not classes, or names
+            so long that they are texts.
     """
     cleaned = [clean_label(label) for label in labels]
     spelled = set(cleaned)
+    check_names(spelled, where)
     numeric = all(map(is_number, spelled))
     gaps = {label for label in spelled if label.lower() == "nan"}
     if gaps and len(spelled) > len(gaps) and all(map(is_number, spelled - gaps)):
@@ -59,6 +65,45 @@ def make_labels(labels: Sequence[str], where: object, first: str = "") -> Labels
         _check_quantities(len(cleaned), names, where)
     order = sorted(names, key=lambda value: (names[value] != first, value))
     return Labels(tuple(names[value] for value in order), {value: i for i, value in enumerate(order)}, numeric)
+
+
+def check_names(names: Iterable[str], where: object) -> None:
+    """Refuse names of classes that are so long that they are texts; ``where`` they stand is for the message."""
+    long = [name for name in names if len(name) > MAX_LETTERS]
+    if long:
+        raise UserError(
+            f"{where}: {len(long):,} labels have more than {MAX_LETTERS:,} letters, such as {min(long)[:20]!r}...: "
+            "these are texts, not classes; choose the field or column with the classes"
+        )
+
+
+def class_numbers(values: Any, classes: int, where: object, hidden: bool = False) -> np.ndarray:
+    """Return labels (N,) or (N, 1) as int32 (N,), each the number of one of K classes; a cast alone would wrap them.
+
+    Args:
+        values: integers of any type.
+        classes: K.
+        where: they are from, a file or data set and the split, for messages.
+        hidden: whether -1 may stand for a label that was not published.
+
+    Raises:
+        UserError: another shape or type, or a label below 0 or from K on; the message names the first, and how many.
+    """
+    found = np.asarray(values)
+    found = found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise UserError(
+            f"{where}: the labels are {found.dtype} {found.shape}; each example needs one whole number from 0 to "
+            f"{classes - 1}"
+        )
+    wrong = np.flatnonzero((found < (-1 if hidden else 0)) | (found >= classes))
+    if len(wrong):
+        more = f" ({len(wrong):,} of {len(found):,} labels are none of these)" if len(wrong) > 1 else ""
+        raise UserError(
+            f"{where}: example {wrong[0]} has the label {found[wrong[0]]}, and the {classes:,} classes are 0 to "
+            f"{classes - 1:,}{more}; mend the labels, or the classes that the data name"
+        )
+    return found.astype(np.int32)
 
 
 def clean_label(label: str) -> str:
