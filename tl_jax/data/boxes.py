@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from tl_jax.data import copies
 from tl_jax.data.decoding import DEFAULT, Decoding, Headers, decode_into, inspect, with_range
-from tl_jax.data.pictures import SPLIT_SEED, Source, Split, as_names, between
+from tl_jax.data.pictures import CLASS, SPLIT_SEED, Source, Split, as_names, between
 from tl_jax.data.walker import one_form
 from tl_jax.errors import UserError, combine, nearest
 
 COLUMNS = 6  # of a label: x0, y0, x1, y1, class, crowd
-CLASS, CROWD = 4, 5
+CROWD = 5
 NONE = -1.0  # class of a row that pads
 MULTIPLE = 32  # of which the sides of stored pictures are: five halvings
 GREY = 127  # beside a picture that does not fill the stored one

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tl_jax.data.pictures import CLASS, Source, Split
 from tl_jax.errors import UserError
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
@@ -77,7 +78,9 @@ def check_names(names: Iterable[str], where: object) -> None:
         )
 
 
-def class_numbers(values: Any, classes: int, where: object, hidden: bool = False) -> np.ndarray:
+def class_numbers(
+    values: Any, classes: int, where: object, hidden: bool = False, rows: np.ndarray | None = None
+) -> np.ndarray:
     """Return labels (N,) or (N, 1) as int32 (N,), each the number of one of K classes; a cast alone would wrap them.
 
     Args:
@@ -85,6 +88,7 @@ def class_numbers(values: Any, classes: int, where: object, hidden: bool = False
         classes: K.
         where: they are from, a file or data set and the split, for messages.
         hidden: whether -1 may stand for a label that was not published.
+        rows: (N,), the example that each label is of; None if each is of one of its own.
 
     Raises:
         UserError: another shape or type, or a label below 0 or from K on; the message names the first, and how many.
@@ -99,11 +103,33 @@ def class_numbers(values: Any, classes: int, where: object, hidden: bool = False
     wrong = np.flatnonzero((found < (-1 if hidden else 0)) | (found >= classes))
     if len(wrong):
         more = f" ({len(wrong):,} of {len(found):,} labels are none of these)" if len(wrong) > 1 else ""
+        row = wrong[0] if rows is None else rows[wrong[0]]
         raise UserError(
-            f"{where}: example {wrong[0]} has the label {found[wrong[0]]}, and the {classes:,} classes are 0 to "
+            f"{where}: example {row} has the label {found[wrong[0]]}, and the {classes:,} classes are 0 to "
             f"{classes - 1:,}{more}; mend the labels, or the classes that the data name"
         )
     return found.astype(np.int32)
+
+
+def check_source(source: Source) -> Source:
+    """Return a data set all of whose labels are numbers of its classes, whichever reader it is from.
+
+    Raises:
+        UserError: a label of an example, a tag of a word or the class of a box is none.
+    """
+    for part in ("train", "validation", "test"):
+        split: Split | None = getattr(source, part)
+        if split is None or not len(split.labels):
+            continue
+        where, labels, rows = f"{source.name}, {part}", split.labels, None
+        if labels.dtype == object:  # a tag for each word
+            rows = np.repeat(np.arange(len(labels)), [len(each) for each in labels])
+            labels = np.concatenate([np.zeros(0, np.int32), *labels])
+        elif labels.ndim == 3:  # boxes
+            rows = np.repeat(np.arange(len(labels)), labels.shape[1])
+            labels = labels[..., CLASS].astype(np.int64).reshape(-1)
+        class_numbers(labels, len(source.classes), where, split.labels.ndim == 3, rows)
+    return source
 
 
 def clean_label(label: str) -> str:
