@@ -73,7 +73,7 @@ def test_every_task_refuses_a_label_that_is_no_class(part, good, wrong, row):
 
 
 def test_names_that_are_texts_are_no_classes():
-    with pytest.raises(UserError, match=r"a.csv: 2 labels have more than 1,000 letters, such as '9999.*no|not classes"):
+    with pytest.raises(UserError, match=r"a.csv: 2 labels have more than 1,000 letters, such as '9999.*not classes"):
         make_labels(["1", "2", "9" * 5000, "x" * 1001], "a.csv")
     assert make_labels(["1", "²"], "a.csv").names == ("1", "²")
     assert make_labels(["1", "x" * 1000], "a.csv").names == ("1", "x" * 1000)
