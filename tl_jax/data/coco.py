@@ -16,7 +16,7 @@ from tl_jax.data.decoding import DEFAULT, Decoding
 from tl_jax.data.litter import has_litter
 from tl_jax.data.pictures import DECODED_BYTES, Source
 from tl_jax.data.split_names import split_of, with_test
-from tl_jax.data.walker import find_file, one_form
+from tl_jax.data.walker import Inside, find_file, one_form
 from tl_jax.errors import UserError, combine
 from tl_jax.json_files import read_json
 
@@ -48,7 +48,8 @@ def read(
     files = _files(folder)
     if "train" not in files:
         raise UserError(f"{folder} has no annotations of a train part; the layout is {LAYOUT}")
-    parts = {part: _part(folder, path) for part, path in files.items()}
+    inside = Inside(folder, rules.outside)
+    parts = {part: _part(inside, path) for part, path in files.items()}
     if "test" in parts and parts["test"] and not any(row.objects for row in parts["test"]):
         tqdm.write(f"{files['test']} has no annotations, so that nothing could be tested on it", file=sys.stderr)
         del parts["test"]
@@ -99,7 +100,7 @@ def _split(name: str) -> tuple[str, int]:
     return "", 2
 
 
-def _part(folder: Path, path: Path) -> list[Annotated]:
+def _part(inside: Inside, path: Path) -> list[Annotated]:
     """Return the pictures of an annotation file, in its order."""
     content = read_json(path, "bring it anew")
     images, annotations, categories = (_table(content, path, name) for name in ("images", "annotations", "categories"))
@@ -112,13 +113,13 @@ def _part(folder: Path, path: Path) -> list[Annotated]:
             raise UserError(f"{path} has two images with the id {number!r}; mend it")
         height, width = (_side(row, name, path) for name in ("height", "width"))
         try:
-            picture = _picture(folder, path, str(file))
+            picture = _picture(inside, path, str(file))
         except UserError as error:
             errors.append(error)
             picture = path  # never read: the errors are raised below
         found[number] = Annotated(picture, [], path, (height, width) if height and width else None)
     if errors:
-        raise combine(path, errors, f"{len(errors)} of {len(images)} pictures are absent")
+        raise combine(path, errors, f"{len(errors)} of {len(images)} pictures cannot be used")
     for row in annotations:
         number, category, box = (_field(row, name, path, "annotations") for name in ("image_id", "category_id", "bbox"))
         where = f"{path}: the annotation {row.get('id', '')}"
@@ -176,12 +177,12 @@ def _field(row: Mapping[str, Any], name: str, path: Path, table: str) -> Any:
     raise UserError(f"{path}: {name!r} of an entry of {table} is missing or wrong: {json.dumps(row)[:80]}; mend it")
 
 
-def _picture(folder: Path, path: Path, name: str) -> Path:
+def _picture(inside: Inside, path: Path, name: str) -> Path:
     """Return the file of a picture, beside its annotations or where ``LAYOUT`` says."""
-    part = path.stem.removeprefix("instances_")
+    part, folder = path.stem.removeprefix("instances_"), inside.top
     places = [path.parent, folder / part, folder / "images" / part, folder / "images", folder]
     for place in places:
         if file := find_file(place, name) or find_file(place, name.replace("\\", "/")):
-            return file
+            return inside.check(file, path, place)
     where = ", ".join(str(place) for place in places[1:4])
     raise UserError(f"{path} names the picture {name}, which is in none of {where}; add it, or mend the file")

@@ -35,6 +35,7 @@ def load(
     fit: str = "crop",
     value_range: ValueRange | None = None,
     max_pixels: int = 0,
+    outside: bool = False,
 ) -> Source:
     """Load a data set by name.
 
@@ -53,6 +54,7 @@ def load(
         fit: "crop", "pad" or "stretch", see ``pictures.fit``.
         value_range: of images with more than 8 bits; None takes the ends of the whole set.
         max_pixels: of an image; 0 for Pillow's limit.
+        outside: whether files outside the data folder are read, see ``walker.Inside``.
 
     Raises:
         UserError: the set is absent and cannot be made or downloaded; the message says how to get it.
@@ -66,12 +68,12 @@ def load(
     if name == "npz":
         return medmnist.read(Path(data_dir), value_range=value_range)
     if name == "index":
-        how = Reading(size, most_bytes, windows, group, label, fit, value_range, max_pixels)
+        how = Reading(size, most_bytes, windows, group, label, fit, value_range, max_pixels, outside)
         return index.source(Path(data_dir), how)
     if name not in FOLDERS:
         return tfds_source(name, data_dir, size, most_bytes, fit, Decoding((), value_range, max_pixels))
     path = Path(data_dir) if data_dir else flowers()
-    return folder.read(path, size, most_bytes, windows, group, fit, value_range, max_pixels)
+    return folder.read(path, size, most_bytes, windows, group, fit, value_range, max_pixels, outside)
 
 
 def flowers() -> Path:
