@@ -26,6 +26,9 @@ LAYOUT = (
     "FOLDER/PART/_annotations.coco.json with pictures beside it; PART is train, val or test, a year may follow"
 )
 
+# Spellings of iscrowd, which some tools leave out.
+CROWDS = {"none": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+
 
 def read(
     folder: Path,
@@ -127,13 +130,16 @@ def _part(inside: Inside, path: Path) -> list[Annotated]:
             raise UserError(f"{where} is of the image {number!r}, which is not among the images; mend it")
         if category not in names:
             raise UserError(f"{where} has the category {category!r}, which is not among the categories; mend it")
-        if len(box) != 4 or not all(isinstance(value, int | float) for value in box):
+        if len(box) != 4 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in box):
             raise UserError(f"{where} has the bbox {box!r} instead of four numbers (x, y, width, height); mend it")
         try:
             x, y, width, height = map(float, box)
         except OverflowError:
             raise UserError(f"{where} has a number beyond all pictures in its bbox; mend it") from None
-        found[number].objects.append(Object(names[category], (x, y, x + width, y + height), bool(row.get("iscrowd"))))
+        crowd = CROWDS.get(str(row.get("iscrowd")).lower())
+        if crowd is None:
+            raise UserError(f"{where} has {row['iscrowd']!r} for iscrowd, which is neither 0 nor 1; mend it")
+        found[number].objects.append(Object(names[category], (x, y, x + width, y + height), crowd))
     return list(found.values())
 
 
@@ -172,7 +178,7 @@ def _table(content: Mapping[str, Any], path: Path, name: str) -> list[Mapping[st
 
 def _field(row: Mapping[str, Any], name: str, path: Path, table: str) -> Any:
     value = row.get(name)
-    if isinstance(value, list if name == "bbox" else int | str):
+    if isinstance(value, list if name == "bbox" else int | str) and not isinstance(value, bool):
         return value
     raise UserError(f"{path}: {name!r} of an entry of {table} is missing or wrong: {json.dumps(row)[:80]}; mend it")
 

@@ -149,7 +149,7 @@ def _annotated(folder: Path, pictures: Files, line: str, where: str) -> Annotate
         raise UserError(f"no annotation {path} of {pictures[name][0].name}; add it, or remove {name} from {where}")
     try:
         root = xml.fromstring(path.read_bytes())
-    except (ParseError, DefusedXmlException, ValueError, OSError) as error:
+    except (ParseError, DefusedXmlException, ValueError, LookupError, OSError) as error:  # an unknown encoding
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"cannot read {path} ({why}); mend or remove it") from error
     picture = _picture(pictures[name], line, root, path)
