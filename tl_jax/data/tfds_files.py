@@ -18,6 +18,8 @@ ACTION = "prepare the data set again"
 FEATURES = "tensorflow_datasets.core.features."  # TFDS imports whatever module a file names
 TYPE_KEYS, COUNT_KEYS = ("type", "pythonClassName", "python_class_name"), ("numClasses", "num_classes")
 SHARD_KEYS = "shardLengths", "shard_lengths"
+# Of other ones TFDS asks TensorFlow, where that is installed.
+DTYPES = re.compile("bool_?|u?int(8|16|32|64)|b?float(16|32|64)|complex(64|128)|str|string|object_?")
 AT_ONCE = 1000  # records
 REASON = 200  # letters of another library's error
 
@@ -71,6 +73,8 @@ def _check_features(path: Path) -> None:
                 raise UserError(f"{path} has a feature {str(value)!r}, which is none of TFDS' own; {ACTION}")
             elif key in COUNT_KEYS and not re.fullmatch(r"\d{1,7}", str(value)):
                 raise UserError(f"{path} has {str(value)!r} classes, not a number up to {MAX_CLASSES:,}; {ACTION}")
+            elif key == "dtype" and not DTYPES.fullmatch(str(value)):
+                raise UserError(f"{path} has the dtype {str(value)!r}, which is none; {ACTION}")
 
 
 def class_names(builder: Any, feature: str) -> tuple[str, ...]:
