@@ -167,6 +167,15 @@ def test_a_type_that_is_none_is_not_asked_for_in_tensorflow(tmp_path, dtype):
     assert "tensorflow" not in sys.modules
 
 
+@pytest.mark.parametrize("content", [[], {}, None, {"shape": {}}])
+def test_a_type_that_is_absent_is_not_asked_for_in_tensorflow(tmp_path, content):
+    image = {"image": content, "pythonClassName": image_feature()["pythonClassName"]}
+    prepare(tmp_path, {"train": rows(0, 1), "test": rows(1, 0)}, {"image": image, "label": CLASSES})
+    with pytest.raises(UserError, match="features.json has a feature Image without a dtype"):
+        load(tmp_path)
+    assert "tensorflow" not in sys.modules
+
+
 @pytest.mark.parametrize("count", ["1" + "0" * 12, "-1", "x", "9" * 5000])
 def test_a_number_of_classes_is_one(tmp_path, count):
     folder = prepare(tmp_path, {"train": rows(0, 1), "test": rows(1, 0)})

@@ -20,6 +20,7 @@ TYPE_KEYS, COUNT_KEYS = ("type", "pythonClassName", "python_class_name"), ("numC
 SHARD_KEYS = "shardLengths", "shard_lengths"
 # Of other ones TFDS asks TensorFlow, where that is installed.
 DTYPES = re.compile("bool_?|u?int(8|16|32|64)|b?float(16|32|64)|complex(64|128)|str|string|object_?")
+TYPED = ("Audio", "Image", "LabeledImage", "Scalar", "Tensor", "Video")  # features that have a dtype
 AT_ONCE = 1000  # records
 REASON = 200  # letters of another library's error
 
@@ -66,6 +67,7 @@ def _check_features(path: Path) -> None:
     todo = [read_json(path, ACTION)]
     while todo:
         node = todo.pop()
+        _check_typed(path, node)
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             if isinstance(value, (dict, list)):
                 todo.append(value)
@@ -75,6 +77,13 @@ def _check_features(path: Path) -> None:
                 raise UserError(f"{path} has {str(value)!r} classes, not a number up to {MAX_CLASSES:,}; {ACTION}")
             elif key == "dtype" and not DTYPES.fullmatch(str(value)):
                 raise UserError(f"{path} has the dtype {str(value)!r}, which is none; {ACTION}")
+
+
+def _check_typed(path: Path, node: Any) -> None:
+    """Refuse a feature that needs a type and has none: TFDS would ask TensorFlow for it, where that is installed."""
+    kind = str(node.get("pythonClassName", "")).rpartition(".")[2] if isinstance(node, dict) else ""
+    if kind in TYPED and not any("dtype" in each for each in node.values() if isinstance(each, dict)):
+        raise UserError(f"{path} has a feature {kind} without a dtype; {ACTION}")
 
 
 def class_names(builder: Any, feature: str) -> tuple[str, ...]:
