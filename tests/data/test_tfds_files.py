@@ -176,7 +176,7 @@ def test_a_type_that_is_absent_is_not_asked_for_in_tensorflow(tmp_path, content)
     assert "tensorflow" not in sys.modules
 
 
-@pytest.mark.parametrize("count", ["1" + "0" * 12, "-1", "x", "9" * 5000])
+@pytest.mark.parametrize("count", ["1" + "0" * 12, "1000001", "-1", "x", "9" * 5000])
 def test_a_number_of_classes_is_one(tmp_path, count):
     folder = prepare(tmp_path, {"train": rows(0, 1), "test": rows(1, 0)})
 

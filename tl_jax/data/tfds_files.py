@@ -73,7 +73,7 @@ def _check_features(path: Path) -> None:
                 todo.append(value)
             elif key in TYPE_KEYS and not str(value).startswith(FEATURES):
                 raise UserError(f"{path} has a feature {str(value)!r}, which is none of TFDS' own; {ACTION}")
-            elif key in COUNT_KEYS and not re.fullmatch(r"\d{1,7}", str(value)):
+            elif key in COUNT_KEYS and not (re.fullmatch("[0-9]{1,7}", str(value)) and int(value) <= MAX_CLASSES):
                 raise UserError(f"{path} has {str(value)!r} classes, not a number up to {MAX_CLASSES:,}; {ACTION}")
             elif key == "dtype" and not DTYPES.fullmatch(str(value)):
                 raise UserError(f"{path} has the dtype {str(value)!r}, which is none; {ACTION}")
