@@ -1,5 +1,6 @@
 """Whether the files of a data set have changed, for what is kept of it in memory."""
 
+import contextlib
 import hashlib
 import os
 
@@ -33,8 +34,9 @@ def stamp(name: str, data_dir: str) -> str:
                         if not entry.is_symlink() or _is_followed(entry.path, top, root):
                             folders.append(entry.path)
                     else:
-                        found = entry.stat()
-                        sha.update(repr((entry.path, found.st_size, found.st_mtime_ns)).encode(errors="replace"))
+                        with contextlib.suppress(OSError):  # a link that leads nowhere
+                            found = entry.stat()
+                            sha.update(repr((entry.path, found.st_size, found.st_mtime_ns)).encode(errors="replace"))
         except OSError:  # whoever reads the files says what is wrong with them
             continue
     return sha.hexdigest()
