@@ -7,6 +7,7 @@ from configs.fields import METRICS, OF_PICTURES
 from tl_jax.data import dicom, medmnist, sources, value_range
 
 LISTED = ("folder", "flowers", "index")  # data of image files, DICOM too, that may have an index.csv beside them
+OUTSIDE = (*LISTED, "coco")  # data of image files that a file names, or that lie in folders of classes
 
 
 def measures(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
@@ -42,6 +43,9 @@ def measures(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
         ),
         f"data.max_pixels has no effect with config.data.name={config.data.name}, which reads no image files": (
             config.data.max_pixels and config.data.name in (*sources.EMBEDDED, *medmnist.SETS, "npz")
+        ),
+        f"data.outside has an effect with config.data.name={', '.join(OUTSIDE)} only": (
+            config.data.outside and config.data.name not in OUTSIDE
         ),
         "data.label is for texts and for config.data.name=index": (
             config.task in OF_PICTURES and changed("data.label") and config.data.name != "index"

@@ -86,6 +86,10 @@ FIELDS = {
         "empty takes the least and the largest value of the data set",
     ),
     "data.max_pixels": Field(0, "pixels of an image at most; 0 takes Pillow's limit, 89,478,485", low=0),
+    "data.outside": Field(
+        False,
+        "read files outside data.dir, too, that an index or annotations name, or links below a class folder lead to",
+    ),
     "data.columns": Field((), "names of all columns, for files of texts whose first line does not have them"),
     "data.validation": Field(
         0.1,

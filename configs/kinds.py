@@ -14,9 +14,9 @@ Refused = dict[str, Any]  # what is wrong with a configuration, and whether it i
 # Fields, or groups of them, that mean something for one kind of task only.
 ONLY = {
     "pictures": (
-        "augment.", "cache.views", "data.gigabytes", "data.max_pixels", "data.range", "init.layout", "input.crop",
-        "input.interpolation",
-        "input.scaling", "input.size", "model.channels", "optim.norm_momentum", "pretext.crop", "pretext.jitter",
+        "augment.", "cache.views", "data.gigabytes", "data.max_pixels", "data.outside", "data.range",
+        "init.layout", "input.crop", "input.interpolation", "input.scaling", "input.size", "model.channels",
+        "optim.norm_momentum", "pretext.crop", "pretext.jitter",
         "pretext.temperature", "pretext.width", "regularize.co_tuning", "regularize.cutmix", "regularize.delta",
         "regularize.drop_path", "regularize.mixup", "regularize.stochastic_norm", "test_views",
     ),

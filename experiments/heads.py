@@ -70,8 +70,9 @@ def report(found: heads.Heads, rates: list[float], decays: list[float], name: st
     for (r, w), _ in np.ndenumerate(found.test[0]):
         shown = [_percent(part[:, r, w]) for part in (found.validation, found.test)]
         say(f"{rates[r]:8g} {decays[w]:8g}   {shown[0]:<13} {shown[1]}")
-    if not np.isnan(found.validation).any():
-        r, w = np.unravel_index(found.validation.mean(0).argmax(), found.validation.shape[1:])
+    means = found.validation.mean(0)
+    if np.isfinite(means).any():
+        r, w = np.unravel_index(np.nanargmax(means), means.shape)
         say(f"best on validation: rate {rates[r]:g}, decay {decays[w]:g}: test {_percent(found.test[:, r, w])} %")
     lines = {f"decay {decay:g}": found.test[:, :, w] for w, decay in enumerate(decays)}
     say(f"{folder / 'heads.csv'}, {draw_scores(np.asarray(rates), lines, f'heads: {name}', folder / 'heads.png')}")

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 # The longest matching prefix decides. A package on one floor may import within itself.
 FLOORS = {
     "tl_jax": 0,
+    "tl_jax.claims": 0,
     "tl_jax.config": 0,
     "tl_jax.errors": 0,
     "tl_jax.fetch": 0,

@@ -5,11 +5,14 @@ process that died, hung or took too much memory has named the culprit. What is n
 one line ends the process, and so does a file that is opened outside the set.
 """
 
+import importlib
+import io
 import json
 import os
 import random
 import re
 import sys
+import tarfile
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,7 +23,9 @@ import numpy as np
 from PIL import Image
 
 from tests.data.boxed import some
+from tests.data.prepared import CLASSES, TEXT, image_feature, png, prepare
 from tests.weights.damage import SECONDS, cut, flip, guard, limit, lose, peak, swap
+from tl_jax.data import cifar
 from tl_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -183,12 +188,147 @@ def read_npz(folder: Path) -> Any:
     return np.asarray(medmnist.read(folder / "set.npz").train.images[:])
 
 
+def make_deep(folder: Path) -> None:
+    """Images of 16 bits, by which the range of values of the set is found."""
+    photos(folder)
+    for part in ("train", "test"):
+        for i in range(2):
+            Image.fromarray(RNG.integers(0, 65535, (12, 10)).astype(np.uint16)).save(folder / part / "a" / f"{i}.png")
+
+
+def make_gif(folder: Path) -> None:
+    """A GIF, which is read whatever its ending."""
+    photos(folder)
+    Image.fromarray(RNG.integers(0, 255, (12, 10)).astype(np.uint8)).save(folder / "train/a/0.png", "gif")
+
+
+def make_tfds(folder: Path) -> None:
+    rows = [{"image": png(i), "label": i % 2} for i in range(4)]
+    prepare(folder, {"train": rows[:3], "test": rows[2:]}, {"image": image_feature(8, 8, 3), "label": CLASSES})
+
+
+def read_tfds(folder: Path) -> Any:
+    from tl_jax.data import sources
+
+    return sources.load("odd", str(folder), 8).train.images[:]
+
+
+def make_tfds_texts(folder: Path) -> None:
+    rows = [{"text": f"text {i}".encode(), "label": i % 2} for i in range(6)]
+    prepare(folder, {"train": rows, "test": rows[:2]}, {"text": TEXT, "label": CLASSES})
+
+
+def read_tfds_texts(folder: Path) -> Any:
+    from tl_jax.data import text_sources
+
+    return text_sources.load("odd", str(folder))
+
+
+TFDS = tuple(
+    f"odd/1.0.0/{name}"
+    for name in (
+        *["odd-train.array_record-00000-of-00001"] * 3,
+        *("dataset_info.json", "features.json") * 2,
+        "label.labels.txt",
+    )
+)
+CIFAR = cifar.ARCHIVES["cifar10"]
+
+
+def make_cifar(folder: Path) -> None:
+    files = {
+        name: RNG.integers(0, 10, 2 * 3073).astype(np.uint8).tobytes()
+        for each in CIFAR.splits.values()
+        for name in each
+    }
+    files[CIFAR.labels[0].file] = "\n".join("abcdefghij").encode()
+    with tarfile.open(folder / "set.tar.gz", "w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"{CIFAR.folder}/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def read_cifar(folder: Path) -> Any:
+    return cifar.read_archive(folder / "set.tar.gz", CIFAR)
+
+
+def make_faces(folder: Path) -> None:
+    for name in ("Ann", "Bo", "Cy", "Di"):
+        for i in (1, 2, 3):
+            photo(folder / "set" / name / f"{name}_{i:04d}.png")
+    (folder / "pairs.txt").write_text("2\t1\nAnn\t1\t2\nAnn\t1\tBo\t2\nBo\t1\t3\nBo\t1\tCy\t2\n")
+    (folder / "people.txt").write_text("2\nAnn\t3\nBo\t3\n")
+
+
+def read_faces(folder: Path) -> Any:
+    from tl_jax.data import pairs, people
+
+    album = people.read(folder / "set", 8)
+    listed = pairs.read(folder / "pairs.txt")
+    cut = people.Cut(2, pairs.names(folder / "people.txt"), 0, 0.0, 0, 0)
+    return pairs.rows(listed, album.files), people.split(album, cut)[0].train.images[:]
+
+
+def make_deep_npz(folder: Path) -> None:
+    """Compressed, with images of floats, another name for validation, and labels of bytes."""
+    arrays: dict[str, Any] = {}
+    for name, count in (("train", 6), ("valid", 4), ("test", 4)):
+        arrays[f"{name}_images"] = RNG.random((count, 8, 8, 3)).astype(np.float32)
+        arrays[f"{name}_labels"] = (np.arange(count) % 2).astype(np.uint8)
+    np.savez_compressed(folder / "set.npz", **arrays)
+
+
+INPUTS = {
+    "typed.txt": "a film\nanother\n",
+    **{f"typed.{kind}": TABLES[kind] for kind in ("tsv", "csv", "jsonl", "conll")},
+}
+
+
+def make_inputs(folder: Path) -> None:
+    for name, content in INPUTS.items():
+        (folder / name).write_text(content)
+
+
+def read_inputs(folder: Path) -> Any:
+    from tl_jax.data.texts import FIRST_LINE
+    from tl_jax.tasks import typed_texts
+
+    def files(task: str) -> list[str]:
+        return [str(folder / name) for name in INPUTS if task == "tokens" or not name.endswith("conll")]
+
+    return [typed_texts.read_inputs(files(task), task, False, FIRST_LINE) for task in ("tokens", "text")]
+
+
+def make_pictures(folder: Path) -> None:
+    for i, ending in enumerate(IMAGES):
+        photo(folder / "some" / f"{i}.{ending}")
+    make_dicom(folder / "some")
+
+
+def read_pictures(folder: Path) -> Any:
+    """Return what a prediction says of a folder of images: a damaged one is told beside the others."""
+    from tl_jax.data import folder as folders
+    from tl_jax.data.decoding import DEFAULT
+    from tl_jax.tasks import file_answers
+
+    files = folders.named([str(folder / "some")])
+    found, errors = file_answers.readable(files, DEFAULT)
+    rows = file_answers.rows(files, dict.fromkeys(found, {}), errors)
+    assert sum("error" in row for row in rows) == len(errors) <= 1
+    if errors:
+        raise errors[0][1]
+    return rows
+
+
 IMAGES = {"png": {}, "jpg": {}, "bmp": {}, "webp": {"lossless": True}}
 READERS: Mapping[str, Reader] = {
     **{
         ending: Reader(lambda folder, e=ending: photos(folder, e), (f"train/a/0.{ending}",), read_folder)
         for ending in IMAGES
     },
+    "png16": Reader(make_deep, ("train/a/0.png",), read_folder),
+    "gif": Reader(make_gif, ("train/a/0.png",), read_folder),
     "dicom": Reader(make_dicom, ("x.dcm",), read_dicom),
     "voc": Reader(
         lambda folder: some(folder / "set") and None,
@@ -200,6 +340,13 @@ READERS: Mapping[str, Reader] = {
     ),
     "index": Reader(make_index, ("index.csv",), read_index),
     "npz": Reader(make_npz, ("set.npz",), read_npz),
+    "npz_deep": Reader(make_deep_npz, ("set.npz",), read_npz),
+    "tfds": Reader(make_tfds, TFDS, read_tfds),
+    "tfds_texts": Reader(make_tfds_texts, TFDS, read_tfds_texts),
+    "cifar": Reader(make_cifar, ("set.tar.gz",), read_cifar),
+    "faces": Reader(make_faces, ("pairs.txt", "people.txt", "set/Ann/Ann_0001.png"), read_faces),
+    "inputs": Reader(make_inputs, tuple(INPUTS), read_inputs),
+    "pictures": Reader(make_pictures, tuple(f"some/{i}.{e}" for i, e in enumerate(IMAGES)), read_pictures),
     **{
         kind: Reader(make_table(kind), (f"train.{'txt' if kind == 'conll' else kind}",), read_table(kind))
         for kind in TABLES
@@ -236,7 +383,7 @@ def retype(content: bytes, rng: random.Random) -> bytes:
     """Put a value of another type somewhere into JSON; what is no JSON gets a number."""
     try:
         tree = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return number(content, rng)
     node = tree
     while isinstance(node, (dict, list)) and node:
@@ -299,6 +446,7 @@ def main(name: str, first: int, count: int) -> None:
             attempt(reader, folder)
             (folder / file).write_bytes(content)
         Image.init()  # imports all that Pillow has, which it else does at the first file that is none of the usual ones
+        importlib.import_module("sklearn.model_selection")  # which cuts a test part where a set has lost its own
         guard()
         outside(folder, cache)
         done, used = 0, peak()

@@ -54,6 +54,13 @@ def test_boxes_people_and_texts_are_read_anew_once_they_change(tmp_path):
     assert text.load_source(texts).classes == ("a", "c")
 
 
+def test_a_link_that_leads_nowhere_hides_no_change(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "gone")
+    before = stamp("folder", str(tmp_path))
+    (tmp_path / "b.png").write_bytes(b"x")
+    assert stamp("folder", str(tmp_path)) != before
+
+
 def test_links_to_a_folder_above_end(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "up").symlink_to(tmp_path)

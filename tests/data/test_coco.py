@@ -163,6 +163,16 @@ def test_sizes_may_be_texts_and_fractions(tmp_path, width, height):
     assert len(source.train.labels) == 2
 
 
+@pytest.mark.parametrize("value, crowd", [("0", 0), (False, 0), (None, 0), (0.0, 0), ("1", 1), (True, 1), (1, 1)])
+def test_spellings_of_a_crowd(tmp_path, value, crowd):
+    def change(rows):
+        for row, spelled in zip(rows["annotations"], (value, 0), strict=True):
+            row["iscrowd"] = spelled
+
+    source = coco.read(write_coco(tmp_path / "set", change), 64)
+    assert source.train.labels[0, 0, 5] == crowd
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -172,6 +182,11 @@ def test_sizes_may_be_texts_and_fractions(tmp_path, width, height):
         (changed("images", 0, width=float("nan")), "'width' of the image 7 is 'nan', no size"),
         (changed("images", 0, height=10**400), "'height' of the image 7 is '1000.*, no size"),
         (changed("annotations", 0, bbox=[1, 1, 10**400, 5]), "the annotation 1 has a number beyond all pictures"),
+        (changed("annotations", 0, bbox=[True, 1, 5, 5]), "the annotation 1 has the bbox"),
+        (changed("annotations", 0, iscrowd="2"), "the annotation 1 has '2' for iscrowd"),
+        (changed("annotations", 0, iscrowd=[]), "the annotation 1 has .. for iscrowd"),
+        (changed("annotations", 0, image_id=True), "'image_id' of an entry of annotations is missing or wrong"),
+        (changed("categories", 0, name="x" * 5000), "1 labels have more than 1,000 letters"),
         (changed("categories", 0, id=1), "two categories with the id 1: dog, cat"),
         (
             lambda rows: [row.update(iscrowd=1) for row in rows["annotations"]],

@@ -102,7 +102,7 @@ def test_absent_pictures_of_coco_are_named_in_one_error(tmp_path: Path) -> None:
     top = write_coco(tmp_path / "set")
     for path in top.glob("train/*.png"):
         path.unlink()
-    with pytest.raises(UserError, match="2 of 2 pictures are absent: .*a.png.*b.png"):
+    with pytest.raises(UserError, match="2 of 2 pictures cannot be used: .*a.png.*b.png"):
         coco.read(top, 64)
 
 

@@ -169,6 +169,23 @@ def test_a_corrupt_slice_in_a_folder_is_named(tmp_path: Path) -> None:
         folder.read(tmp_path)
 
 
+@pytest.mark.parametrize("tag", [b"\x08\0\x60\0CS", b"\x10\0\x20\0LO", b"\x20\0\x0d\0UI", b"\x28\0\x04\0CS"])
+def test_a_damaged_attribute_is_one_line_wherever_it_is_asked_for(tmp_path: Path, tag: bytes) -> None:
+    """pydicom converts attributes when they are asked for, not when a file is read."""
+    path = write(tmp_path / "a.dcm", PatientID=None if tag[0] == 0x20 else "p1", StudyInstanceUID=generate_uid())
+    content = path.read_bytes()
+    assert content.count(tag) == 1
+    path.write_bytes(content.replace(tag, tag[:-1] + b"\x7f"))
+    refused = 0
+    for read in (lambda: dicom.read(path, ("lung",)), lambda: dicom.patient(path), lambda: dicom.study(path)):
+        try:
+            read()
+        except UserError as error:
+            refused += 1
+            assert "a.dcm as DICOM (NotImplementedError" in str(error)
+    assert refused
+
+
 def test_windows_that_are_none() -> None:
     for windows, message in (
         (("lungs",), "did you mean 'lung'"),

@@ -66,6 +66,17 @@ def test_sets_have_parts_that_do_not_overlap(name):
     assert set(labels) == set(range(len(source.classes)))
 
 
+@pytest.mark.parametrize("content", ["", "[" * 100_000, "[[], []]", '{"a": 1}', "[1, 2, 3]", "[[], [], []]"])
+def test_a_damaged_copy_is_made_anew(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(docs, "docs", lambda: (["some text", "more of it", "a third"] * 9, [0, 1, 0] * 9, ("a", "b")))
+    docs.load.__wrapped__("docs")
+    (file,) = (tmp_path / "data").glob("docs-*.json")
+    file.write_text(content)
+    assert docs.load.__wrapped__("docs").classes == ("a", "b")
+    assert file.read_text() != content
+
+
 def test_what_was_found_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path))
     first = docs.load.__wrapped__("docs")

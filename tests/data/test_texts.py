@@ -168,6 +168,26 @@ def test_a_line_of_a_json_array_is_named(tmp_path):
         texts.read(tmp_path, "jsonl")
 
 
+@pytest.mark.parametrize("note", ["[" * 100_000, [[[["x"]]]] and {"a": [[1, 2], {"b": "{[,:}"}]}])
+def test_what_stands_before_a_json_array_is_passed_over(tmp_path, note):
+    """A bracket in a text is none, and a hundred thousand of them are no array to go down into."""
+    rows = {"note": note, "rows": [*GOOD, {"text": None, "label": "a"}]}
+    write(tmp_path, train_json=json.dumps(rows, indent=1))
+    line = json.dumps(rows, indent=1).split('"text": null')[0].count("\n")
+    with pytest.raises(UserError, match=rf"train.json:{line}: the text in 'text' is null"):
+        texts.read(tmp_path, "jsonl")
+
+
+def test_numbers_of_words_and_tags_are_bounded(tmp_path):
+    many = "".join(f"{i + 1}\tword{i}\t{'B-X' if i else 'O'}\n" for i in range(9))
+    for head in (f"{'1' * 5000}\tword\tB-X\n", f"{'1' * 5000}-{'2' * 5000}\ta\tB-X\n", "²\ta\tB-X\n"):
+        write(tmp_path, train_conll=f"{head}{many}", test_conll=many)
+        assert len(texts.read(tmp_path, "conll").train.labels) == 1
+    write(tmp_path, train_conll=many + f"a\tword\t{'B-' + 'x' * 5000}\n", test_conll=many)
+    with pytest.raises(UserError, match="train.conll: 1 labels have more than 1,000 letters"):
+        texts.read(tmp_path, "conll")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -81,6 +81,19 @@ def test_names_in_another_unicode_form_are_found(tmp_path, listed):
     assert source.classes == ("crème",) and len(source.train.labels) == 4 and len(source.test.labels) == 1
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "kind", ['SYSTEM "annotation.dtd"', 'PUBLIC "-//VOC//2012" "http://127.0.0.1:9/annotation.dtd"']
+)
+def test_a_document_type_is_passed_over(tmp_path, monkeypatch, kind):
+    """Some tools name one; nothing is fetched for it."""
+    folder = write_voc(tmp_path / "set", {"a": [CAT], "b": [CAT]}, {"train": "a", "test": "b"})
+    path = folder / "Annotations" / "a.xml"
+    path.write_text(f"<!DOCTYPE annotation {kind}>\n{path.read_text()}")
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("something was fetched"))
+    assert len(voc.read(folder, 64).train.labels) == 1
+
+
 def damage(name, text):
     return lambda folder: (folder / name).write_text(text)
 
@@ -98,6 +111,7 @@ def emptied(folder):
         path.unlink()
 
 
+ELSEWHERE = '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/hostname">]><annotation>&e;</annotation>'
 BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>'
 
 
@@ -121,6 +135,18 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;">]><annotation>&c;</an
         ),
         (damage("Annotations/a.xml", "<annotation><object>"), "cannot read .*a.xml .*ParseError"),
         (damage("Annotations/a.xml", BOMB), "cannot read .*a.xml .*EntitiesForbidden"),
+        (damage("Annotations/a.xml", ELSEWHERE), "cannot read .*a.xml .*EntitiesForbidden"),
+        (
+            damage("Annotations/a.xml", "<?xml version='1.0' encoding='rot13'?><a/>"),
+            "cannot read .*a.xml .*LookupError",
+        ),
+        (damage("Annotations/a.xml", "<a>" * 200_000), "cannot read .*a.xml .*ParseError"),
+        (
+            damage("Annotations/a.xml", "<a>" * 200_000 + "</a>" * 200_000),
+            "no picture of the train part of set has an ob",
+        ),
+        (objects(("x" * 5000, *CAT[1:])), "1 labels have more than 1,000 letters"),
+        (objects(("cat", 0, "9" * 5000, 10, 10, 20)), "the box .inf, 10, 10, 20. of 'cat'"),
         (
             damage("Annotations/a.xml", XML.format(w=64, h=32, objects="")),
             "no picture of the train part of set has an obj",

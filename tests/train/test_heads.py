@@ -64,6 +64,13 @@ def test_without_validation_there_is_no_number():
     )  # chance is 0.1
 
 
+def test_a_head_that_diverged_has_no_accuracy():
+    _, phase, seen = prepared()
+    found = heads.train_heads(seen, phase, (0,), (1e-2, 3e38))
+    for part in (found.validation, found.test):
+        assert np.isfinite(part[0, 0, 0]) and np.isnan(part[0, 1, 0])
+
+
 def test_the_command(tmp_path):
     def run(*more):
         command = [sys.executable, "-m", "experiments.heads", "--config=configs/digits_resnet.py"]

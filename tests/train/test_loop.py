@@ -122,7 +122,7 @@ def test_checkpoints_rest_but_for_better_ones_and_the_ends_of_phases(whole, tmp_
     """With all the time in the world to wait for, only those that matter are written; training is the same."""
     saved, save = [], Checkpoints.save
     scores = iter([0.3, 0.2, 0.5, 0.4, 0.5, 0.1, 0.4, 0.6, 0.5, 0.3, 0.2, 0.1])  # after each of the twelve steps
-    found = lambda *_: metrics.Evaluation({"accuracy": next(scores)}, 10, 0.0)  # noqa: E731
+    found = lambda *_, **__: metrics.Evaluation({"accuracy": next(scores)}, 10, 0.0)  # noqa: E731
     monkeypatch.setattr(metrics, "evaluate", found)
     monkeypatch.setattr(
         Checkpoints, "save", lambda self, state, m: (saved.append(int(state.step)), save(self, state, m))

@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from tl_jax.data import copies
 from tl_jax.data.decoding import DEFAULT, Decoding, Headers, decode_into, inspect, with_range
-from tl_jax.data.pictures import SPLIT_SEED, Source, Split, as_names, between
+from tl_jax.data.labels import check_names
+from tl_jax.data.pictures import CLASS, SPLIT_SEED, Source, Split, as_names, between
 from tl_jax.data.walker import one_form
 from tl_jax.errors import UserError, combine, nearest
 
 COLUMNS = 6  # of a label: x0, y0, x1, y1, class, crowd
-CLASS, CROWD = 4, 5
+CROWD = 5
 NONE = -1.0  # class of a row that pads
 MULTIPLE = 32  # of which the sides of stored pictures are: five halvings
 GREY = 127  # beside a picture that does not fill the stored one
@@ -90,6 +91,7 @@ def assemble(
             raise UserError(f"the {part} part of {name} has no pictures; check --config.data.dir")
     check_objects(name, "train", [each.crowd for row in parts["train"] for each in row.objects])
     present = sorted({each.name for row in parts["train"] for each in row.objects})
+    check_names(present, name)
     classes = tuple(map(one_form, classes)) or tuple(present)
     copies.tell_files(name, {part: [row.picture for row in rows] for part, rows in parts.items()}, {})
     everything = [row for rows in parts.values() for row in rows]

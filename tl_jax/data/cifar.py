@@ -7,7 +7,7 @@ array_record files that ``tfds.data_source`` and ``tfds.builder_from_directory``
 
 import contextlib
 import io
-import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from tl_jax.data.archives import opened
 from tl_jax.errors import UserError, nearest
 from tl_jax.fetch import fetch, locked
+from tl_jax.json_files import read_json
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -129,18 +130,21 @@ def _complete(name: str, folder: Path) -> bool:
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:
-        splits = json.loads((folder / "dataset_info.json").read_text())["splits"]
-        lengths = {split["name"]: [int(length) for length in split["shardLengths"]] for split in splits}
-    except (OSError, ValueError, KeyError, TypeError):
+        splits = read_json(folder / "dataset_info.json")["splits"]
+        lengths = {str(split["name"]): [int(length) for length in split["shardLengths"]] for split in splits}
+    except (UserError, ValueError, KeyError, TypeError, OverflowError):
         return False
+    there = set(os.listdir(folder))  # names that lead elsewhere are not among these
     shards = {
-        folder / f"{name}-{split}.array_record-{i:05d}-of-{len(shards):05d}": length
+        f"{name}-{split}.array_record-{i:05d}-of-{len(shards):05d}": length
         for split, shards in lengths.items()
         for i, length in enumerate(shards)
     }
     # A damaged or missing shard has 0 records.
-    whole = all(ArrayRecordReader(str(shard)).num_records() == length for shard, length in shards.items())
-    return whole and {"train", "test"} <= set(lengths) and (folder / "features.json").is_file()
+    whole = there.issuperset(shards) and all(
+        ArrayRecordReader(str(folder / shard)).num_records() == length for shard, length in shards.items()
+    )
+    return whole and {"train", "test"} <= set(lengths) and "features.json" in there
 
 
 def read_archive(path: Path, archive: Archive) -> Content:

@@ -16,7 +16,7 @@ from tl_jax.data.decoding import DEFAULT, Decoding
 from tl_jax.data.litter import has_litter
 from tl_jax.data.pictures import DECODED_BYTES, Source
 from tl_jax.data.split_names import split_of, with_test
-from tl_jax.data.walker import find_file, one_form
+from tl_jax.data.walker import Inside, find_file, one_form
 from tl_jax.errors import UserError, combine
 from tl_jax.json_files import read_json
 
@@ -25,6 +25,9 @@ LAYOUT = (
     "FOLDER/annotations/instances_PART.json with pictures in FOLDER/PART, FOLDER/images/PART or FOLDER/images, or "
     "FOLDER/PART/_annotations.coco.json with pictures beside it; PART is train, val or test, a year may follow"
 )
+
+# Spellings of iscrowd, which some tools leave out.
+CROWDS = {"none": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 
 def read(
@@ -48,7 +51,8 @@ def read(
     files = _files(folder)
     if "train" not in files:
         raise UserError(f"{folder} has no annotations of a train part; the layout is {LAYOUT}")
-    parts = {part: _part(folder, path) for part, path in files.items()}
+    inside = Inside(folder, rules.outside)
+    parts = {part: _part(inside, path) for part, path in files.items()}
     if "test" in parts and parts["test"] and not any(row.objects for row in parts["test"]):
         tqdm.write(f"{files['test']} has no annotations, so that nothing could be tested on it", file=sys.stderr)
         del parts["test"]
@@ -99,7 +103,7 @@ def _split(name: str) -> tuple[str, int]:
     return "", 2
 
 
-def _part(folder: Path, path: Path) -> list[Annotated]:
+def _part(inside: Inside, path: Path) -> list[Annotated]:
     """Return the pictures of an annotation file, in its order."""
     content = read_json(path, "bring it anew")
     images, annotations, categories = (_table(content, path, name) for name in ("images", "annotations", "categories"))
@@ -112,13 +116,13 @@ def _part(folder: Path, path: Path) -> list[Annotated]:
             raise UserError(f"{path} has two images with the id {number!r}; mend it")
         height, width = (_side(row, name, path) for name in ("height", "width"))
         try:
-            picture = _picture(folder, path, str(file))
+            picture = _picture(inside, path, str(file))
         except UserError as error:
             errors.append(error)
             picture = path  # never read: the errors are raised below
         found[number] = Annotated(picture, [], path, (height, width) if height and width else None)
     if errors:
-        raise combine(path, errors, f"{len(errors)} of {len(images)} pictures are absent")
+        raise combine(path, errors, f"{len(errors)} of {len(images)} pictures cannot be used")
     for row in annotations:
         number, category, box = (_field(row, name, path, "annotations") for name in ("image_id", "category_id", "bbox"))
         where = f"{path}: the annotation {row.get('id', '')}"
@@ -126,13 +130,16 @@ def _part(folder: Path, path: Path) -> list[Annotated]:
             raise UserError(f"{where} is of the image {number!r}, which is not among the images; mend it")
         if category not in names:
             raise UserError(f"{where} has the category {category!r}, which is not among the categories; mend it")
-        if len(box) != 4 or not all(isinstance(value, int | float) for value in box):
+        if len(box) != 4 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in box):
             raise UserError(f"{where} has the bbox {box!r} instead of four numbers (x, y, width, height); mend it")
         try:
             x, y, width, height = map(float, box)
         except OverflowError:
             raise UserError(f"{where} has a number beyond all pictures in its bbox; mend it") from None
-        found[number].objects.append(Object(names[category], (x, y, x + width, y + height), bool(row.get("iscrowd"))))
+        crowd = CROWDS.get(str(row.get("iscrowd")).lower())
+        if crowd is None:
+            raise UserError(f"{where} has {row['iscrowd']!r} for iscrowd, which is neither 0 nor 1; mend it")
+        found[number].objects.append(Object(names[category], (x, y, x + width, y + height), crowd))
     return list(found.values())
 
 
@@ -171,17 +178,17 @@ def _table(content: Mapping[str, Any], path: Path, name: str) -> list[Mapping[st
 
 def _field(row: Mapping[str, Any], name: str, path: Path, table: str) -> Any:
     value = row.get(name)
-    if isinstance(value, list if name == "bbox" else int | str):
+    if isinstance(value, list if name == "bbox" else int | str) and not isinstance(value, bool):
         return value
     raise UserError(f"{path}: {name!r} of an entry of {table} is missing or wrong: {json.dumps(row)[:80]}; mend it")
 
 
-def _picture(folder: Path, path: Path, name: str) -> Path:
+def _picture(inside: Inside, path: Path, name: str) -> Path:
     """Return the file of a picture, beside its annotations or where ``LAYOUT`` says."""
-    part = path.stem.removeprefix("instances_")
+    part, folder = path.stem.removeprefix("instances_"), inside.top
     places = [path.parent, folder / part, folder / "images" / part, folder / "images", folder]
     for place in places:
         if file := find_file(place, name) or find_file(place, name.replace("\\", "/")):
-            return file
+            return inside.check(file, path, place)
     where = ", ".join(str(place) for place in places[1:4])
     raise UserError(f"{path} names the picture {name}, which is in none of {where}; add it, or mend the file")

@@ -35,19 +35,21 @@ TURNS = {
 
 
 class Decoding(NamedTuple):
-    """How image files become pixels.
+    """Which image files are read, and how they become pixels.
 
     Attributes:
         windows: of DICOM files, see ``dicom.read``.
         value_range: of images with more than 8 bits, see ``value_range``; None where it is not known.
         max_pixels: of an image; 0 for Pillow's limit.
         of_run: whether ``value_range`` is that of a trained run, which other images must take as it is.
+        outside: whether files outside the data folder are read, see ``walker.Inside``.
     """
 
     windows: tuple[Any, ...] = ()
     value_range: ValueRange | None = None
     max_pixels: int = 0
     of_run: bool = False
+    outside: bool = False
 
 
 DEFAULT = Decoding()

@@ -1,17 +1,19 @@
 """DICOM files as pictures: Hounsfield units of CT seen through windows, or grey values as the file shows them."""
 
 import contextlib
+import functools
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from tl_jax.data import value_range
 from tl_jax.errors import UserError, nearest
 
+T = TypeVar("T")
 ENDINGS = (".dcm", ".dicom")
 MARK, PREAMBLE = b"DICM", 128  # in a complete file the mark follows a preamble of as many bytes
 HOUNSFIELD = ("", "HU", "HU_MOD", "US")  # RescaleType of CT that has them; US says "unspecified", as some scanners do
@@ -62,6 +64,30 @@ def through(values: np.ndarray, level: float, width: float) -> np.ndarray:
     return np.rint(255 * np.clip(share, 0.0, 1.0)).astype(np.uint8)
 
 
+@contextlib.contextmanager
+def _told(path: Path, more: str = "") -> Iterator[None]:
+    """Turn whatever a damaged file makes of pydicom into a UserError that names it, with ``more`` advice."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # on damaged bytes pydicom raises errors of any kind
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"cannot read {path} as DICOM ({why}); replace or remove it{more}") from error
+
+
+def _named(function: Callable[..., T]) -> Callable[..., T]:
+    """Return a function of a path whose every error names it: pydicom converts attributes when they are asked for."""
+
+    @functools.wraps(function)
+    def wrapped(path: Path, *args: Any, **options: Any) -> T:
+        with _told(path):
+            return function(path, *args, **options)
+
+    return wrapped
+
+
+@_named
 def read(
     path: Path,
     windows: Sequence[Any] = (),
@@ -100,6 +126,7 @@ def read(
     return image
 
 
+@_named
 def measure(path: Path, max_pixels: int = 0) -> tuple[int, int]:
     """Return the height and width of a DICOM file from its header; one with more than ``max_pixels`` is refused."""
     data = _header(path)
@@ -109,6 +136,7 @@ def measure(path: Path, max_pixels: int = 0) -> tuple[int, int]:
     return size
 
 
+@_named
 def patient(path: Path) -> str:
     """Return whose image it is: the patient's number, or where that is absent the study's."""
     data = _header(path)
@@ -116,6 +144,7 @@ def patient(path: Path) -> str:
     return next(filter(None, named), "")
 
 
+@_named
 def study(path: Path) -> str:
     """Return the StudyInstanceUID of a file, empty if it has none."""
     return str(_header(path).get("StudyInstanceUID") or "")
@@ -309,15 +338,3 @@ def _colours(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
         colours = apply_color_lut(pixels, data) if pixels.ndim == 2 else pixels
         bits = 8 * colours.dtype.itemsize if pixels.ndim == 2 else int(data.BitsStored)
         return (colours[..., :3] >> max(bits - 8, 0)).astype(np.uint8)
-
-
-@contextlib.contextmanager
-def _told(path: Path, more: str = "") -> Iterator[None]:
-    """Turn whatever a damaged file makes of pydicom into a UserError that names it, with ``more`` advice."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # on damaged bytes pydicom raises errors of any kind
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"cannot read {path} as DICOM ({why}); replace or remove it{more}") from error

@@ -28,6 +28,7 @@ from tl_jax.data.pictures import Source, Split
 from tl_jax.data.texts import OUTSIDE
 from tl_jax.errors import UserError
 from tl_jax.fetch import cache_dir
+from tl_jax.json_files import read_json
 from tl_jax.shelf import code_digest
 
 Rows = tuple[list[Any], list[Any], Sequence[str]]  # texts, labels, classes
@@ -51,8 +52,8 @@ def load(name: str) -> Source:
     stamps = [os.stat(root).st_mtime_ns for package in (TARGET, *CORPUS) for root in _roots(package)]
     key = hashlib.sha256(repr((code_digest("data"), stamps)).encode()).hexdigest()[:16]
     file = cache_dir() / "data" / f"{name}-{key}.json"
-    if file.is_file():
-        return _source(name, *json.loads(file.read_text()))
+    with contextlib.suppress(UserError, ValueError, TypeError, LookupError):  # not there, or damaged: made anew
+        return _source(name, *read_json(file, kind=list))
     rows = make()
     with contextlib.suppress(OSError):  # without it the next run takes as long
         file.parent.mkdir(parents=True, exist_ok=True)

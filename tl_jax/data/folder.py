@@ -29,6 +29,7 @@ def read(
     fit: str = "crop",
     value_range: ValueRange | None = None,
     max_pixels: int = 0,
+    outside: bool = False,
 ) -> Source:
     """Read ``folder/CLASS/PICTURE``, or the same below ``folder/train`` and further folders named after splits.
 
@@ -37,9 +38,10 @@ def read(
     a fifth of each class is held out for testing, the same at every call.
 
     A class has all images in its folder and in the folders below it. Classes and files are in the order of their names;
-    names that differ in their Unicode form only are one class. Hidden and system files are skipped; one line on stderr
-    says what else is not read, with endings and counts. Images are turned as their EXIF says, grey is repeated, and
-    transparent pixels become white. If all have one size they are kept as they are, else all are fitted into ``size``.
+    names that differ in their Unicode form only are one class. Hidden and system files are skipped, and so are links
+    below a class to folders outside the data, unless ``outside``; one line on stderr says what else is not read, with
+    endings and counts. Images are turned as their EXIF says, grey is repeated, and transparent pixels become white. If
+    all have one size they are kept as they are, else all are fitted into ``size``.
     Decoded, they take N * H * W * 3 bytes on disk; if that is more than ``most_bytes``, they are decoded each time they
     are read. A line says if two splits share an image, byte for byte, or if one has two classes in train.
 
@@ -47,7 +49,7 @@ def read(
 
     Args:
         folder: the name of the set is the folder's.
-        size, most_bytes, windows, fit, value_range, max_pixels: see ``Reading``.
+        size, most_bytes, windows, fit, value_range, max_pixels, outside: see ``Reading``.
         group: a column of ``folder/index.csv``, or "study" or "none"; empty groups DICOM files by patient.
 
     Raises:
@@ -55,7 +57,7 @@ def read(
             too small for a split to be held out, an image that cannot be decoded, a group in two splits.
     """
     folder = Path(folder).expanduser()
-    walk = Walk(folder)
+    walk = Walk(folder, outside)
     found, tested = _splits(folder, walk)
     classes = tuple(found["train"])
     parts, name = {split: Part(*_listed(files, classes)) for split, files in found.items()}, folder.resolve().name
@@ -88,7 +90,7 @@ def read_all(
             f"{folder}: {', '.join(names)} are names of splits, which are made here; pass one folder with "
             "PERSON/PICTURE, or one of these"
         )
-    walk = Walk(folder)
+    walk = Walk(folder, rules.outside)
     found = _classes(folder, walk)
     name, (files, labels) = folder.resolve().name, _listed(found, tuple(found))
     if walk.broken:
@@ -99,8 +101,8 @@ def read_all(
     return Split(decode_all(name, files, size, most_bytes, rules), labels), files, tuple(found), rules.value_range
 
 
-def named(inputs: Sequence[str | Path] | str | Path) -> list[Path]:
-    """Return the image files that a user named, one by one or as folders.
+def named(inputs: Sequence[str | Path] | str | Path, outside: bool = False) -> list[Path]:
+    """Return the image files that a user named, one by one or as folders; ``outside`` as for ``Walk``.
 
     Raises:
         UserError: none was named, or something that is no path; or as ``pictures``.
@@ -110,11 +112,13 @@ def named(inputs: Sequence[str | Path] | str | Path) -> list[Path]:
         raise UserError(f"an input is a {type(strange[0]).__name__}, not a path; pass files or folders of images")
     if not inputs:
         raise UserError("nothing to look at; pass --input=PICTURE or --input=FOLDER, once for each")
-    return [file for given in inputs for file in pictures(Path(given))]
+    return [file for given in inputs for file in pictures(Path(given), outside)]
 
 
-def pictures(path: Path) -> list[Path]:
+def pictures(path: Path, outside: bool = False) -> list[Path]:
     """Return the image files of a folder and of those below it, by name, or the one file that ``path`` is.
+
+    Links to folders outside it are followed if ``outside``, or if they are directly in it.
 
     Links that lead nowhere are among them: whoever decodes them reports each.
 
@@ -128,8 +132,10 @@ def pictures(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"no file or folder {path}; check --input")
-    walk = Walk(path)
-    found = walk.images(path)
+    walk = Walk(path, outside)
+    folders, files = walk.entries(path)
+    parts = {each: [each] for each in files} | {each: walk.images(each) for each in folders}
+    found = [file for each in sorted(parts) for file in parts[each]]
     if not found:
         unread = walk.unread(path)
         raise UserError(

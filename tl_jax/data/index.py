@@ -15,7 +15,7 @@ from tl_jax.data.listed import NONE, STUDY, Part, Reading, assemble, with_groups
 from tl_jax.data.pictures import Source
 from tl_jax.data.split_names import ALL, split_of, with_test
 from tl_jax.data.text_files import read_text
-from tl_jax.data.walker import find_file, one_form
+from tl_jax.data.walker import Inside, find_file, one_form
 from tl_jax.errors import UserError, nearest
 
 NAME = "index.csv"
@@ -145,7 +145,7 @@ def source(path: Path, how: Reading) -> Source:
         raise UserError(f"no folder or index {path}; check config.data.dir")
     index = read(path / NAME if path.is_dir() else path)
     folder = index.path.parent
-    files = _files(index)
+    files = _files(index, how.outside)
     given = index.column(how.label, "data.label") if how.label else {n: f.parent.name for n, f in files.items()}
     classes, named = _classes(given, index.path, bool(how.label))
     column = how.group if how.group in index.columns or how.group not in ("", STUDY, NONE) else ""
@@ -186,19 +186,20 @@ def _normal(name: str) -> str:
     return one_form(os.path.normpath(name.replace("\\", "/")))
 
 
-def _files(index: Index) -> dict[str, Path]:
+def _files(index: Index, outside: bool) -> dict[str, Path]:
     """Return the file of each row.
 
     Raises:
-        UserError: files are not there; the message says how many. Or a file is listed twice, once with its whole path.
+        UserError: files are not there; the message says how many. Or a file is listed twice, once with its whole path,
+            or is outside the folder of the index and not allowed there.
     """
-    files, absent = {}, []
+    files, absent, inside = {}, [], Inside(index.path.parent, outside)
     for name in index.rows:
         file = find_file(index.path.parent, name)
         if file is None:
             absent.append(name)
         else:
-            files[name] = file
+            files[name] = inside.check(file, index.at(name))
     if absent:
         count = f" ({len(absent)} of {len(index.rows)} files are not there)" if len(absent) > 1 else ""
         where = index.path.parent

@@ -1,16 +1,21 @@
-"""Labels as files spell them become classes: which spellings are one class, and in which order classes stand."""
+"""Labels become classes: which spellings are one class, in which order classes stand, and which numbers are none."""
 
 import re
 import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from tl_jax.data.pictures import CLASS, Source, Split
 from tl_jax.errors import UserError
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 MAX_DECIMALS = 20  # classes that are decimal fractions; with more, and few examples of each, they are measurements
 MIN_EXAMPLES = 5  # of such a class on average
+MAX_LETTERS = 1000  # of the name of a class; longer ones are texts
+MAX_CLASSES = 1_000_000  # that a file may claim without naming them
 
 
 class Labels(NamedTuple):
@@ -43,10 +48,12 @@ def make_labels(labels: Sequence[str], where: object, first: str = "") -> Labels
         first: name of the class that comes first, if it is there.
 
     Raises:
-        UserError: "nan" among numbers, or so many decimal fractions that the labels are quantities, not classes.
+        UserError: "nan" among numbers, so many decimal fractions that the labels are quantities, not classes, or names
+            so long that they are texts.
     """
     cleaned = [clean_label(label) for label in labels]
     spelled = set(cleaned)
+    check_names(spelled, where)
     numeric = all(map(is_number, spelled))
     gaps = {label for label in spelled if label.lower() == "nan"}
     if gaps and len(spelled) > len(gaps) and all(map(is_number, spelled - gaps)):
@@ -59,6 +66,70 @@ def make_labels(labels: Sequence[str], where: object, first: str = "") -> Labels
         _check_quantities(len(cleaned), names, where)
     order = sorted(names, key=lambda value: (names[value] != first, value))
     return Labels(tuple(names[value] for value in order), {value: i for i, value in enumerate(order)}, numeric)
+
+
+def check_names(names: Iterable[str], where: object) -> None:
+    """Refuse names of classes that are so long that they are texts; ``where`` they stand is for the message."""
+    long = [name for name in names if len(name) > MAX_LETTERS]
+    if long:
+        raise UserError(
+            f"{where}: {len(long):,} labels have more than {MAX_LETTERS:,} letters, such as {min(long)[:20]!r}...: "
+            "these are texts, not classes; choose the field or column with the classes"
+        )
+
+
+def class_numbers(
+    values: Any, classes: int, where: object, hidden: bool = False, rows: np.ndarray | None = None
+) -> np.ndarray:
+    """Return labels (N,) or (N, 1) as int32 (N,), each the number of one of K classes; a cast alone would wrap them.
+
+    Args:
+        values: integers of any type.
+        classes: K.
+        where: they are from, a file or data set and the split, for messages.
+        hidden: whether -1 may stand for a label that was not published.
+        rows: (N,), the example that each label is of; None if each is of one of its own.
+
+    Raises:
+        UserError: another shape or type, or a label below 0 or from K on; the message names the first, and how many.
+    """
+    found = np.asarray(values)
+    found = found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise UserError(
+            f"{where}: the labels are {found.dtype} {found.shape}; each example needs one whole number from 0 to "
+            f"{classes - 1}"
+        )
+    wrong = np.flatnonzero((found < (-1 if hidden else 0)) | (found >= classes))
+    if len(wrong):
+        more = f" ({len(wrong):,} of {len(found):,} labels are none of these)" if len(wrong) > 1 else ""
+        row = wrong[0] if rows is None else rows[wrong[0]]
+        raise UserError(
+            f"{where}: example {row} has the label {found[wrong[0]]}, and the {classes:,} classes are 0 to "
+            f"{classes - 1:,}{more}; mend the labels, or the classes that the data name"
+        )
+    return found.astype(np.int32)
+
+
+def check_source(source: Source) -> Source:
+    """Return a data set all of whose labels are numbers of its classes, whichever reader it is from.
+
+    Raises:
+        UserError: a label of an example, a tag of a word or the class of a box is none.
+    """
+    for part in ("train", "validation", "test"):
+        split: Split | None = getattr(source, part)
+        if split is None or not len(split.labels):
+            continue
+        where, labels, rows = f"{source.name}, {part}", split.labels, None
+        if labels.dtype == object:  # a tag for each word
+            rows = np.repeat(np.arange(len(labels)), [len(each) for each in labels])
+            labels = np.concatenate([np.zeros(0, np.int32), *labels])
+        elif labels.ndim == 3:  # boxes
+            rows = np.repeat(np.arange(len(labels)), labels.shape[1])
+            labels = labels[..., CLASS].astype(np.int64).reshape(-1)
+        class_numbers(labels, len(source.classes), where, split.labels.ndim == 3, rows)
+    return source
 
 
 def clean_label(label: str) -> str:

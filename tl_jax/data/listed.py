@@ -29,6 +29,7 @@ class Reading(NamedTuple):
         fit: how they are fitted, see ``pictures.fit``.
         value_range: of images with more than 8 bits; None takes the ends of the whole set.
         max_pixels: of an image; 0 for Pillow's limit.
+        outside: whether files outside the data folder are read, see ``walker.Inside``.
     """
 
     size: int = 224
@@ -39,6 +40,7 @@ class Reading(NamedTuple):
     fit: str = "crop"
     value_range: ValueRange | None = None
     max_pixels: int = 0
+    outside: bool = False
 
 
 class Part(NamedTuple):

@@ -1,12 +1,13 @@
 """Pictures in an npz file as MedMNIST publishes them (Yang et al. 2023, doi:10.1038/s41597-022-01721-8), by URL too."""
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from tl_jax.claims import DAMAGED, npz_members, read_npy
 from tl_jax.data import copies
+from tl_jax.data.labels import class_numbers
 from tl_jax.data.pictures import Source, Split
 from tl_jax.data.split_names import find_splits, split_of, with_test
 from tl_jax.data.value_range import ValueRange, find, refuse_unused, say, to_bytes
@@ -27,7 +28,6 @@ ORGANS = (
 )  # fmt: skip
 LAYOUT = "train_images (N, H, W) or (N, H, W, 3), train_labels (N, 1), the same for test, and val if you like"
 IMAGES = "_images"
-DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 def published(name: str) -> Source:
@@ -54,29 +54,46 @@ def read(path: Path, classes: tuple[str, ...] = (), value_range: ValueRange | No
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"no file {path}; pass an npz file as --config.data.dir, with {LAYOUT}")
-    try:
-        with np.load(path, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files if split_of(name.rpartition("_")[0])}
-    except DAMAGED as error:
-        raise UserError(
-            f"cannot read {path} ({' '.join(str(error).split())}); it must be an npz with {LAYOUT}"
-        ) from None
+    arrays = _arrays(path)
     arrays, value_range = _scaled(path, arrays, value_range)
     own = find_splits([name.removesuffix(IMAGES) for name in arrays if name.endswith(IMAGES)], path)
     names = with_test(own)
     tested = "test" if "test" in own else names.get("test", "")
-    parts = {split: _split(path, arrays, name) for split, name in names.items()}
+    known = classes or _classes(path, arrays.get(f"{names.get('train')}_labels"))
+    parts = {split: _split(path, arrays, name, len(known)) for split, name in names.items()}
     if missing := {"train", "test"} - set(parts):
         raise UserError(f"{path} has no {max(missing)}_images; it must be an npz with {LAYOUT}")
     labels = {split: part.labels for split, part in parts.items()}
     copies.tell_rows(path.stem, {split: arrays[f"{name}{IMAGES}"] for split, name in names.items()}, labels)
-    count = int(parts["train"].labels.max()) + 1
-    for name, part in parts.items():
-        known = len(classes) or count
-        if part.labels.min() < 0 or part.labels.max() >= known:
-            raise UserError(f"{path}: {name} has the label {part.labels.max()}, there are {known} classes; mend it")
-    known = classes or tuple(map(str, range(count)))
     return Source(path.stem, parts["train"], parts["test"], known, tested, parts.get("validation"), value_range)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an npz file whose names are those of splits."""
+
+    def check(key: str, dtype: np.dtype) -> None:
+        if dtype.kind not in "biuf":
+            raise ValueError(f"{key} holds {dtype}, not numbers")
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [(key, each) for key, each in npz_members(path, archive) if split_of(key.rpartition("_")[0])]
+            return {key: read_npy(key, archive, each, check) for key, each in members}
+    except DAMAGED as error:
+        raise UserError(
+            f"cannot read {path} ({' '.join(str(error).split())}); it must be an npz with {LAYOUT}"
+        ) from None
+
+
+def _classes(path: Path, labels: np.ndarray | None) -> tuple[str, ...]:
+    """Return numbers from 0 to the largest of the training labels as names of classes."""
+    count = int(labels.max()) + 1 if labels is not None and labels.dtype.kind in "iu" and labels.size else 1
+    if labels is not None and count > labels.size:
+        raise UserError(
+            f"{path}: train has the label {count - 1:,}, and classes count from 0 on, which makes more of them than "
+            f"its {labels.size:,} examples; number the classes 0 to K - 1"
+        )
+    return tuple(map(str, range(count)))
 
 
 def _scaled(
@@ -96,7 +113,7 @@ def _scaled(
     return arrays | {name: to_bytes(array, found) for name, array in deep.items()}, found
 
 
-def _split(path: Path, arrays: dict[str, np.ndarray], part: str) -> Split:
+def _split(path: Path, arrays: dict[str, np.ndarray], part: str, classes: int) -> Split:
     images, labels = arrays[f"{part}_images"], arrays.get(f"{part}_labels")
     colour = images.ndim == 4 and images.shape[-1] == 3
     if images.dtype != np.uint8 or not (images.ndim == 3 or colour) or not len(images):
@@ -109,4 +126,4 @@ def _split(path: Path, arrays: dict[str, np.ndarray], part: str) -> Split:
             f"{path}: {part}_labels is {have}, for {len(images)} pictures; one whole number for each is needed, (N, 1)"
         )
     images = images if colour else np.broadcast_to(images[..., None], (*images.shape, 3))  # no copy
-    return Split(images, labels.reshape(-1).astype(np.int32))
+    return Split(images, class_numbers(labels.reshape(-1), classes, f"{path}, {part}"))

@@ -1,5 +1,7 @@
 """Pairs of pictures to verify and lists of people, in the formats of LFW (Huang et al. 2007)."""
 
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +13,7 @@ from tl_jax.data.walker import one_form
 from tl_jax.errors import UserError
 from tl_jax.verification import FOLDS, Pairs, dealt
 
+NUMBER = re.compile("[0-9]{1,9}")
 SHAPE = "'NAME N N' for one person or 'NAME N NAME N' for two"
 
 
@@ -46,13 +49,13 @@ def read(path: str | Path) -> Listed:
     """
     path = Path(path).expanduser()
     rows = _rows(path)
-    head = rows.pop(0)[1] if rows and all(field.isdigit() for field in rows[0][1]) else []
+    head = rows.pop(0)[1] if rows and all(map(NUMBER.fullmatch, rows[0][1])) else []
     if len(head) > 2:
         raise UserError(f"{path}, line 1: {' '.join(head)!r} is not the number of folds and of pairs in each")
     lines = tuple(_line(path, number, fields) for number, fields in rows)
     if not lines:
         raise UserError(f"{path} has no pairs; its lines are {SHAPE}")
-    expected = 2 * int(np.prod([int(field) for field in head])) if head else len(lines)
+    expected = 2 * math.prod(map(int, head)) if head else len(lines)
     if expected != len(lines):
         raise UserError(
             f"{path}, line 1 says {expected:,} pairs ({' '.join(head)}), but there are {len(lines):,}; mend it"
@@ -136,7 +139,7 @@ def _line(path: Path, number: int, fields: list[str]) -> Line:
     if len(fields) == 3:
         fields = [fields[0], fields[1], fields[0], fields[2]]
     numbers = fields[1::2]
-    if len(fields) != 4 or not all(f.isdigit() and int(f) > 0 for f in numbers):
+    if len(fields) != 4 or not all(NUMBER.fullmatch(f) and int(f) > 0 for f in numbers):
         raise UserError(f"{path}, line {number}: {' '.join(fields)!r} is not {SHAPE}, with N from 1 on; mend it")
     if fields[:2] == fields[2:]:
         raise UserError(f"{path}, line {number} pairs a picture with itself; mend it")

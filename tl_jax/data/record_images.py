@@ -8,6 +8,7 @@ import numpy as np
 from tl_jax.data import value_range
 from tl_jax.data.decoding import DEFAULT, Decoding, decode_bytes, read_values
 from tl_jax.data.pictures import kept
+from tl_jax.errors import UserError
 
 
 def decode(encoded: bytes, floats: bool = False, rules: Decoding = DEFAULT, name: str = "a record") -> np.ndarray:
@@ -61,5 +62,10 @@ def with_range(
 
 
 def _values(encoded: bytes, floats: bool, rules: Decoding, name: str) -> np.ndarray:
+    """Return the values of an image with all of their bits; ``floats`` are the channels of one each."""
     values = read_values(encoded, name, rules)
-    return np.ascontiguousarray(values).view("<f4") if floats else values
+    if not floats:
+        return values
+    if values.dtype != np.uint8 or values.ndim != 3 or values.shape[-1] != 4:
+        raise UserError(f"{name} has no floats, four channels of bytes each, as its data set says; prepare it again")
+    return np.ascontiguousarray(values).view("<f4")

@@ -1,14 +1,15 @@
 """Labelled pictures by name: folders of class folders, TFDS sets (read without TensorFlow), digits, a generator."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tl_jax.data import archives, cifar, drawn, folder, index, medmnist, record_images
+from tl_jax.data import archives, cifar, drawn, folder, index, medmnist, record_images, tfds_files
 from tl_jax.data.decoding import DEFAULT, Decoding
+from tl_jax.data.labels import class_numbers
 from tl_jax.data.listed import Reading
 from tl_jax.data.pictures import DECODED_BYTES, Source, Split, cut_test, fit, kept, kept_or_encoded
 from tl_jax.data.split_names import find_splits
@@ -34,6 +35,7 @@ def load(
     fit: str = "crop",
     value_range: ValueRange | None = None,
     max_pixels: int = 0,
+    outside: bool = False,
 ) -> Source:
     """Load a data set by name.
 
@@ -52,6 +54,7 @@ def load(
         fit: "crop", "pad" or "stretch", see ``pictures.fit``.
         value_range: of images with more than 8 bits; None takes the ends of the whole set.
         max_pixels: of an image; 0 for Pillow's limit.
+        outside: whether files outside the data folder are read, see ``walker.Inside``.
 
     Raises:
         UserError: the set is absent and cannot be made or downloaded; the message says how to get it.
@@ -65,12 +68,12 @@ def load(
     if name == "npz":
         return medmnist.read(Path(data_dir), value_range=value_range)
     if name == "index":
-        how = Reading(size, most_bytes, windows, group, label, fit, value_range, max_pixels)
+        how = Reading(size, most_bytes, windows, group, label, fit, value_range, max_pixels, outside)
         return index.source(Path(data_dir), how)
     if name not in FOLDERS:
         return tfds_source(name, data_dir, size, most_bytes, fit, Decoding((), value_range, max_pixels))
     path = Path(data_dir) if data_dir else flowers()
-    return folder.read(path, size, most_bytes, windows, group, fit, value_range, max_pixels)
+    return folder.read(path, size, most_bytes, windows, group, fit, value_range, max_pixels, outside)
 
 
 def flowers() -> Path:
@@ -110,9 +113,10 @@ def tfds_source(
         have = ", ".join(features)
         raise UserError(f"data set {name!r} has no image and class label (it has {have}); choose an image set")
     names = list(own_splits(builder, name).values())
-    title, classes = f"{name}:{builder.info.version}", tuple(features["label"].names)
+    title, classes = f"{name}:{builder.info.version}", tfds_files.class_names(builder, "label")
     rules = _with_range(builder, names, rules)
     train, *others = (_read(builder, split, size, most_bytes, fit, rules=rules) for split in names)
+    class_numbers(train.labels, len(classes), f"{title}, {names[0]}")
     # Some test splits, ImageNet's for one, are published without labels.
     found = zip(names[1:], others, strict=True)
     labelled = {split: part for split, part in found if (part.labels >= 0).all()}
@@ -169,7 +173,7 @@ def prepared(name: str, data_dir: str) -> Any:
     if root.name == name or (root / "dataset_info.json").is_file():
         raise UserError(f"{root} is the set itself; pass the folder that holds {name}/ as --config.data.dir")
     if name in cifar.ARCHIVES:
-        return tfds.builder_from_directory(cifar.prepare(name, root))
+        return tfds_files.open_builder(cifar.prepare(name, root))
     found = sorted((root / name).glob("**/dataset_info.json"), key=lambda path: _version(path.parent.name))
     if not found:
         have = {
@@ -185,25 +189,21 @@ def prepared(name: str, data_dir: str) -> Any:
             f"installed: python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{root}', "
             "file_format='array_record').download_and_prepare()\""
         )
-    builder = tfds.builder_from_directory(found[-1].parent)
-    if builder.info.file_format.value != "array_record":
-        kind = builder.info.file_format.value
-        raise UserError(f"{found[-1].parent} holds {kind} files; prepare it again with file_format='array_record'")
-    return builder
+    return tfds_files.open_builder(found[-1].parent)
 
 
 def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".") if part.isdigit())
+    return tuple(int(part) for part in text.split(".") if part.isascii() and part.isdigit())
 
 
 def _with_range(builder: Any, splits: Sequence[str], rules: Decoding) -> Decoding:
     """Return ``rules`` with the range of values of a set, see ``record_images.with_range``."""
-    files = [file for split in splits for file in builder.info.splits[split].filepaths]
+    records = [tfds_files.Records(builder, split) for split in splits]
+    files = [file for each in records for file in each.files]
     dtype = builder.info.features["image"].np_dtype
-    encoded = lambda: (image for image, _ in _records(readers(files)))  # noqa: E731
-    count = sum(builder.info.splits[split].num_examples for split in splits)
+    encoded = lambda: (record.content("image") for each in records for record in each)  # noqa: E731
     title = f"{builder.info.name}:{builder.info.version}"
-    return record_images.with_range(title, dtype, files, encoded, count, rules)
+    return record_images.with_range(title, dtype, files, encoded, sum(map(len, records)), rules)
 
 
 def _read(
@@ -219,71 +219,47 @@ def _read(
 
     Labels that are names come as ``name_bytes`` bytes each, uint8 (N, name_bytes); others int32 (N,).
     """
-    height, width = builder.info.features["image"].shape[:2]
+    feature, records = builder.info.features["image"], tfds_files.Records(builder, split)
+    height, width = feature.shape[:2]
     differ = None in (height, width) or (how != "crop" and height != width)
     shape = (size, size, 3) if differ else (height, width, 3)
-    files, expected = builder.info.splits[split].filepaths, builder.info.splits[split].num_examples
-    opened, floats = readers(files), builder.info.features["image"].np_dtype == np.float32
-    ends = np.cumsum([reader.num_records() for reader in opened])
-    if ends[-1] != expected:
-        raise UserError(f"{builder.data_dir} has {ends[-1]} of {expected} {split} examples; prepare it again")
+    floats = feature.np_dtype == np.float32
 
     def labels() -> Iterator[np.ndarray]:
-        found = (label for _, label in _records(opened))
         if not name_bytes:
-            return (np.asarray([label]) for label in found)
-        return (np.frombuffer(label.ljust(name_bytes, b"\0"), np.uint8)[None] for label in found)
+            return (np.asarray([record.number("label")]) for record in records)
+        return (_name(record, name_bytes) for record in records)
 
-    def pictures() -> Iterator[np.ndarray]:
-        return (picture(image)[None] for image, _ in _records(opened))
-
-    def picture(encoded: bytes) -> np.ndarray:
-        image = record_images.decode(encoded, floats, rules, f"{builder.info.name}, a {split} record")
+    def picture(record: tfds_files.Record) -> np.ndarray:
+        image = record_images.decode(record.content("image"), floats, rules, record.where)
+        if not differ and image.shape != shape:
+            sizes = f"{image.shape[1]}x{image.shape[0]} pixels, and features.json says {width}x{height}"
+            raise UserError(f"{record.where} has {sizes}; prepare the data set again")
         return image if image.shape == shape else fit(image, size, how)
 
-    def one(row: int) -> np.ndarray:
-        at = int(np.searchsorted(ends, row, side="right"))
-        (record,) = opened[at].read([row - (int(ends[at - 1]) if at else 0)])
-        return picture(_parsed(_features(record))[0])
-
     about = (how, *([rules.value_range] if rules.value_range else []))
-    images = kept_or_encoded(files, (expected, *shape), pictures, one, most_bytes, about)
-    form = ((expected, name_bytes), np.uint8) if name_bytes else ((expected,), np.int32)
-    return Split(images, kept(files, "labels", *form, labels))
+    pictures = lambda: (picture(record)[None] for record in records)  # noqa: E731
+    one = lambda row: picture(records[row])  # noqa: E731
+    if not differ:
+        one(0)  # before room is made for as much as features.json claims
+    images = kept_or_encoded(records.files, (len(records), *shape), pictures, one, most_bytes, about)
+    form = ((len(records), name_bytes), np.uint8) if name_bytes else ((len(records),), np.int64)
+    found = kept(records.files, "labels", *form, labels)
+    if not name_bytes:
+        found = class_numbers(found, builder.info.features["label"].num_classes, records.where, hidden=True)
+    return Split(images, found)
 
 
-def readers(files: Sequence[str]) -> list[Any]:
-    """Return readers of array_record files, whose records are read and parsed directly.
-
-    TFDS' own random access takes about three times as long an example.
-    """
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    return [ArrayRecordReader(str(file)) for file in files]
-
-
-def features(found: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the features of the examples in order, a thousand read at a time."""
-    for reader in found:
-        count = reader.num_records()
-        for first in range(0, count, 1000):
-            yield from map(_features, reader.read(first, min(first + 1000, count)))
-
-
-def _records(found: Sequence[Any]) -> Iterator[tuple[bytes, Any]]:
-    """Yield encoded pictures and labels."""
-    return map(_parsed, features(found))
-
-
-def _features(record: bytes) -> Mapping[str, Any]:
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    return tf_example_pb2.Example.FromString(record).features.feature
-
-
-def _parsed(feature: Mapping[str, Any]) -> tuple[bytes, Any]:
-    label = feature["label"].int64_list.value or feature["label"].bytes_list.value
-    return feature["image"].bytes_list.value[0], label[0]
+def _name(record: tfds_files.Record, length: int) -> np.ndarray:
+    """Return a label that is a name in UTF-8 as uint8 (1, length), filled up with zeros."""
+    name = record.content("label")
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{record.where} has the label {name[:40]!r}, which is not UTF-8; mend it") from None
+    if len(name) > length:
+        raise UserError(f"{record.where} has a label of {len(name):,} bytes, more than {length}; shorten it")
+    return np.frombuffer(name.ljust(length, b"\0"), np.uint8)[None]
 
 
 EMBEDDED = {"digits": digits, "gratings": drawn.gratings, "shapes": drawn.shapes}  # need no files

@@ -10,8 +10,8 @@ from tl_jax.data.text_rows import split_lines
 from tl_jax.errors import UserError
 
 DOCUMENT = "-DOCSTART-"
-_ID = re.compile(r"\d+")
-_EXTRA_ID = re.compile(r"\d+[-.]\d+")  # CoNLL-U: a contraction of several words, or a word that is not there
+_ID = re.compile("[0-9]{1,9}")  # more would be a word
+_EXTRA_ID = re.compile("[0-9]+[-.][0-9]+")  # CoNLL-U: a contraction of several words, or a word that is not there
 _BLANKS = " \t\r"
 
 Line = tuple[int, list[str]]  # its number, its cells

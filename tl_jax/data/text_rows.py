@@ -15,6 +15,7 @@ from tl_jax.errors import UserError
 Cells = list[tuple[int, list[str]]]  # line, its cells
 Rows = list[tuple[int, dict[str, Any]]]  # line, column -> value
 _DELIMITERS = {"tsv": "\t", "csv": ","}
+_BLANKS = re.compile(r"[ \t\n\r]*")  # of JSON
 _OTHERS = (",", ";", "\t")
 DAMAGED = (ValueError, RecursionError)  # what JSON raises that is none, or is nested too deeply
 MAX_CELL = 2**31 - 1  # letters of a cell that the csv module takes
@@ -199,18 +200,29 @@ def _are_objects(values: Sequence[Any]) -> bool:
 
 def _located(text: str, values: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the objects of an array with the lines where they begin."""
-    decoder = json.JSONDecoder()
-    for match in re.finditer(r"\[", text):
-        try:
-            found, _ = decoder.raw_decode(text, match.start())
-        except ValueError:
-            continue
-        if repr(found) == repr(values):  # NaN is not equal to itself
-            at = match.end()
-            break
-    else:
-        at = 0
+    decoder, at = json.JSONDecoder(), _array_begin(text)
+    line = text.count("\n", 0, at) + 1
     for value in values:
-        at = text.find("{", at) if at else 0
-        yield text.count("\n", 0, at) + 1, value
-        at = decoder.raw_decode(text, at)[1] if at else 0
+        begin = text.index("{", at)
+        line, at = line + text.count("\n", at, begin), begin
+        yield line, value
+        end = decoder.raw_decode(text, at)[1]
+        line, at = line + text.count("\n", at, end), end
+
+
+def _array_begin(text: str) -> int:
+    """Return where the array begins in valid JSON that is one, or an object with one value that is."""
+    decoder, at = json.JSONDecoder(), _past_blanks(text, 0)
+    found = at
+    while text[at] in "{,":  # before a name
+        at = decoder.raw_decode(text, _past_blanks(text, at + 1))[1]
+        begin = _past_blanks(text, text.index(":", at) + 1)
+        found = begin if text[begin] == "[" else found  # of a name that comes twice the last counts
+        at = _past_blanks(text, decoder.raw_decode(text, begin)[1])
+    return found
+
+
+def _past_blanks(text: str, at: int) -> int:
+    found = _BLANKS.match(text, at)
+    assert found
+    return found.end()

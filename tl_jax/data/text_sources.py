@@ -1,12 +1,12 @@
 """Text sets by name: files, what the installed libraries say of themselves, and TFDS."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tl_jax.data import docs, sources, texts
+from tl_jax.data import docs, sources, texts, tfds_files
+from tl_jax.data.labels import class_numbers
 from tl_jax.data.pictures import Source, Split, cut_test
 from tl_jax.data.texts import Columns
 from tl_jax.errors import UserError
@@ -47,7 +47,7 @@ def tfds_source(name: str, data_dir: str, columns: Columns) -> Source:
             "its class label"
         )
     names = sources.own_splits(builder, name)
-    title, classes = f"{name}:{builder.info.version}", tuple(features[columns.label].names)
+    title, classes = f"{name}:{builder.info.version}", tfds_files.class_names(builder, columns.label)
     found = {split: _read(builder, names[split], columns) for split in names}
     hidden = {split: int((part.labels < 0).sum()) for split, part in found.items()}
     for split, count in hidden.items():
@@ -63,25 +63,21 @@ def tfds_source(name: str, data_dir: str, columns: Columns) -> Source:
 
 
 def _read(builder: Any, part: str, columns: Columns) -> Split:
-    rows = list(_records(builder.info.splits[part].filepaths, columns))
-    expected = builder.info.splits[part].num_examples
-    if len(rows) != expected:
-        raise UserError(f"{builder.data_dir} has {len(rows)} of {expected} {part} examples; prepare it again")
-    found = np.empty(len(rows), object)
-    found[:] = [text for text, _ in rows]
-    return Split(found, np.asarray([label for _, label in rows], np.int32))
+    records = tfds_files.Records(builder, part)
+    texts, numbers = np.empty(len(records), object), np.empty(len(records), np.int64)
+    for row, record in enumerate(records):
+        values = tuple(_text(record, name) for name in columns.text)
+        texts[row] = values[0] if len(values) == 1 else values
+        numbers[row] = record.number(columns.label)
+    classes = builder.info.features[columns.label].num_classes
+    return Split(texts, class_numbers(numbers, classes, records.where, hidden=True))
 
 
-def _records(files: Any, columns: Columns) -> Iterator[tuple[Any, int]]:
-    for feature in sources.features(sources.readers(files)):
-        values = tuple(_decoded(feature[name].bytes_list.value[0], name) for name in columns.text)
-        yield values[0] if len(values) == 1 else values, feature[columns.label].int64_list.value[0]
-
-
-def _decoded(text: bytes, name: str) -> str:
+def _text(record: tfds_files.Record, name: str) -> str:
+    text = record.content(name)
     try:
         return text.decode()
     except UnicodeDecodeError:
         raise UserError(
-            f"feature {name!r} holds {text[:40]!r}, which is not UTF-8; prepare the data set again"
+            f"{record.where}: the feature {name!r} holds {text[:40]!r}, which is not UTF-8; prepare the data set again"
         ) from None

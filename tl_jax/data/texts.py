@@ -9,7 +9,7 @@ import numpy as np
 
 from tl_jax.data import split_names
 from tl_jax.data.damage import Damage
-from tl_jax.data.labels import Labels, clean_label, make_labels
+from tl_jax.data.labels import Labels, check_names, clean_label, make_labels
 from tl_jax.data.litter import is_litter
 from tl_jax.data.pictures import Source, Split, held_out
 from tl_jax.data.tag_schemes import OUTSIDE, find_scheme, has_prefix
@@ -219,6 +219,7 @@ def _labels(files: Mapping[str, Path], parts: Mapping[str, Sequence[Example]], k
     if kind != "conll":
         return make_labels([example.label for example in train], files["train"], OUTSIDE)
     seen = {tag for example in train for tag in example.label}
+    check_names(seen, files["train"])
     _check_tags(files["train"], train, seen)
     others = {tag for split, examples in parts.items() if split != "train" for e in examples for tag in e.label}
     classes = sorted(seen | _continuing(others - seen, seen), key=lambda tag: (tag != OUTSIDE, tag))

@@ -141,15 +141,15 @@ def _annotated_all(folder: Path, pictures: Files, rows: Sequence[tuple[str, str]
 
 def _annotated(folder: Path, pictures: Files, line: str, where: str) -> Annotated:
     name = _stem(line, pictures)
-    path = find_file(folder / ANNOTATIONS, f"{name}.xml")
-    if name not in pictures:
+    if name not in pictures:  # so that a list leads nowhere else: pictures are those of the folder
         raise UserError(f"{where} names {name}, but {folder / PICTURES} has no picture of that name; add it")
+    path = find_file(folder / ANNOTATIONS, f"{name}.xml")
     if path is None:
         path = folder / ANNOTATIONS / f"{name}.xml"
         raise UserError(f"no annotation {path} of {pictures[name][0].name}; add it, or remove {name} from {where}")
     try:
         root = xml.fromstring(path.read_bytes())
-    except (ParseError, DefusedXmlException, ValueError, OSError) as error:
+    except (ParseError, DefusedXmlException, ValueError, LookupError, OSError) as error:  # an unknown encoding
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"cannot read {path} ({why}); mend or remove it") from error
     picture = _picture(pictures[name], line, root, path)

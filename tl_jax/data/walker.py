@@ -1,4 +1,9 @@
-"""Image files below a folder: one walk for class folders, for people, and for the inputs of predictions."""
+"""Image files below a folder: one walk for class folders, for people, and for the inputs of predictions.
+
+What a user lays out is read where it leads: the data folder itself, and the folders of splits and classes in it, may be
+links to other disks. What comes along with data is not: a file that names others, and links below a class folder, which
+an archive may hold, lead nowhere outside unless ``outside`` is set.
+"""
 
 import os
 import unicodedata
@@ -9,7 +14,8 @@ from tl_jax.data.litter import is_litter
 from tl_jax.data.notices import say_once
 from tl_jax.errors import UserError
 
-HIDDEN, ABOVE = "hidden or system", "linked to a folder above it"
+HIDDEN, ABOVE, ELSEWHERE = "hidden or system", "linked to a folder above it", "linked to a folder outside it"
+TWICE = "linked to a folder that another link leads to"
 SHOWN = 6  # kinds of files in a message at most
 
 
@@ -22,8 +28,10 @@ class Walk:
         broken: whether a link with the name of an image leads nowhere; such links are among the images.
     """
 
-    def __init__(self, top: Path):
-        self.top = top
+    def __init__(self, top: Path, outside: bool = False):
+        """Begin at ``top``; links below a class folder are followed to other places if ``outside``."""
+        self.top, self.outside = top, outside
+        self.root = os.path.realpath(top)
         self.passed: dict[str, list[Path]] = {}
         self.broken = False
 
@@ -36,24 +44,34 @@ class Walk:
         found = self._scan(folder)
         return [path for path, inner in found if inner], [path for path, inner in found if not inner]
 
-    def images(self, folder: Path, above: frozenset[str] = frozenset()) -> list[Path]:
+    def images(self, folder: Path) -> list[Path]:
         """Return all image files in ``folder`` and in the folders below it, by path.
 
-        Links to folders are followed, except to a folder that holds them: such a walk would never end.
+        Links to folders are followed, each folder once, except to one that holds them, whose walk would never end, and
+        unless ``outside`` to one that is neither in ``folder`` nor in ``top``.
 
         Raises:
             UserError: a folder cannot be read.
         """
         real = os.path.realpath(folder)
-        above |= {real, *map(str, Path(real).parents)}
+        return self._images(folder, real, frozenset({real, *map(str, Path(real).parents)}), set())
+
+    def _images(self, folder: Path, whole: str, above: frozenset[str], seen: set[str]) -> list[Path]:
         files: list[Path] = []
         for path, inner in self._scan(folder):
             if not inner:
                 files.append(path)
-            elif path.is_symlink() and os.path.realpath(path) in above:
+            elif not path.is_symlink():
+                files += self._images(path, whole, above | {os.path.realpath(path)}, seen)
+            elif (real := os.path.realpath(path)) in above:
                 self.pass_over(ABOVE, path)
+            elif not (self.outside or is_within(real, whole) or is_within(real, self.root)):
+                self.pass_over(ELSEWHERE, path)
+            elif real in seen:
+                self.pass_over(TWICE, path)
             else:
-                files += self.images(path, above)
+                seen.add(real)
+                files += self._images(path, whole, above | {real, *map(str, Path(real).parents)}, seen)
         return files
 
     def pass_over(self, kind: str, path: Path) -> None:
@@ -79,6 +97,7 @@ class Walk:
         more = [f"{len(kinds) - SHOWN} other kinds"] if len(kinds) > SHOWN else []
         read = f"; images are read from {', '.join(ENDINGS)}; convert images of other formats"
         advice = read if any(map(_is_ending, kinds)) else ""
+        advice += "; to read folders outside it, pass --config.data.outside=True" if ELSEWHERE in self.passed else ""
         say_once(f"{self.top}: not read: {', '.join(shown + more)}{advice}")
 
     def _first(self, kind: str) -> str:
@@ -97,12 +116,55 @@ class Walk:
             path = folder / name
             if is_litter(name):
                 self.pass_over(HIDDEN, path)
+            elif inner and linked and is_within(self.root, os.path.realpath(path)):
+                self.pass_over(ABOVE, path)
             elif inner or is_image(path):
                 kept.append((path, inner))
                 self.broken |= linked and not path.exists()
             else:
                 self.pass_over(path.suffix.lower() or "without ending", path)
         return kept
+
+
+class Inside:
+    """Tells whether files that a file of the data names are within the data folder, wherever links lead."""
+
+    def __init__(self, top: Path, outside: bool):
+        """Take ``top`` for the data folder; with ``outside`` files may be anywhere."""
+        self.top, self.outside = top, outside
+        self._root = os.path.realpath(top)
+        self._folders: dict[Path, str] = {}  # resolving those of all files would take seconds
+
+    def check(self, file: Path, where: object, place: Path | None = None) -> Path:
+        """Return ``file``, which ``where`` names.
+
+        Args:
+            file: that is there.
+            where: the file, perhaps with a line, that names it.
+            place: folder of the layout in which it was looked for; it may be a link to another disk.
+
+        Raises:
+            UserError: the file is neither in the data folder nor in ``place``.
+        """
+        if self.outside:
+            return file
+        real = os.path.realpath(file) if file.is_symlink() or ".." in file.parts else self._folder(file.parent)
+        if is_within(real, self._root) or (place and is_within(real, self._folder(place))):
+            return file
+        raise UserError(
+            f"{where} names {file}, which is outside {self.top}, so that data from elsewhere could have any file "
+            "read; mend it, or pass --config.data.outside=True if you trust it"
+        )
+
+    def _folder(self, folder: Path) -> str:
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        return self._folders[folder]
+
+
+def is_within(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies in it; both without links."""
+    return path == folder or path.startswith(os.path.join(folder, ""))
 
 
 def subfolders(folder: Path) -> list[Path]:

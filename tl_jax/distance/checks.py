@@ -6,6 +6,7 @@ import numpy as np
 
 from tl_jax.errors import UserError
 
+MOST_CLASSES = 1_000_000  # of a probe: more are numbers of something else, and need more memory than there is
 # Squares and their sums over many features and examples stay within float32 up to the first; sixth powers, which a
 # cubic kernel takes of both sides, within float64 up to the second.
 LARGEST, LARGEST_DOUBLE = 1e15, float(np.finfo(np.float32).max)
@@ -66,8 +67,13 @@ def labelled(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -
         raise UserError(f"a probe takes features (N, D) and labels (N,), not {shape} and {given}")
     x, y = jnp.asarray(real(features, largest=LARGEST), jnp.float32), whole(labels)
     classes = int(y.max()) + 1
-    if classes < 2 or classes > 2**31 - 1 or len(np.unique(y)) < 2:
+    if classes < 2 or len(np.unique(y)) < 2:
         raise UserError(f"a probe needs labels of two classes or more, not {sorted(set(y.tolist()))[:5]}")
+    if classes > MOST_CLASSES:
+        raise UserError(
+            f"the labels hold {classes - 1}, and a probe has an output for each class from 0 on; number the "
+            "classes 0 to K - 1"
+        )
     return x, jnp.asarray(y, jnp.int32), classes
 
 

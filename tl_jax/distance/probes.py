@@ -72,6 +72,7 @@ def logistic_probe(
     # Centred and on one scale the problem is far better conditioned; the penalty is carried over exactly.
     mean, scale = x.mean(0), jnp.maximum(x.std(), 1e-12)
     kernel, bias = _fit((x - mean[None]) / scale, y, c * scale**2, classes, steps, tolerance)
+    checks.finite(kernel, "weights of the fitted probe")
     kernel = kernel / scale
     return LinearProbe(kernel, bias - mean @ kernel)
 

@@ -48,7 +48,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
     network = Network(whole.model, Pixels(net.model.channels, scaling), Adapters(**config.adapt.to_dict()))
     how, shape = image.regularize(config, whole), source.train.images.shape[1:3]
     predict = make_predict(network, Finding(config.detect.most, config.detect.overlap))
-    rules = Decoding((), source.value_range, config.data.max_pixels)
+    rules = Decoding((), source.value_range, config.data.max_pixels, outside=config.data.outside)
     asked = predict, source.classes, shape, config.detect.score, rules, config.eval_batch_size
     return Task(
         name=f"{config.model.name} on {source.name}",
@@ -100,7 +100,7 @@ def load_source(config: Any, size: int) -> Source:
     """Load the pictures of ``config``, or draw some where ``data.generate`` says so."""
     data = config.data
     name = DRAWN if data.generate and not data.dir else data.name
-    rules = Decoding((), value_range.parse(data.range), data.max_pixels)
+    rules = Decoding((), value_range.parse(data.range), data.max_pixels, outside=data.outside)
     how = size, data.gigabytes * 1e9, tuple(config.detect.classes), rules
     return _read(changes.stamp(name, data.dir), name, data.dir, *how)
 

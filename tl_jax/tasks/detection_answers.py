@@ -44,7 +44,7 @@ def answer(
         variables: trained.
         inputs: picture files, and folders of such.
     """
-    files = named(inputs)
+    files = named(inputs, decoding.outside)
     size = min(size, devices.whole(len(files)))
     found, lines, errors = {}, [], []
     for some, pictures in file_answers.decoded(files, decoding, size, errors):

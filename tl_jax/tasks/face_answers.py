@@ -50,8 +50,8 @@ def answer(
         raise UserError(
             f"no folder {known_folder} with the known people; set config.faces.known to a folder with PERSON/PICTURE"
         )
-    files = folder.pictures(Path(inputs[0]))
-    rules = Decoding((), value_range.of_facts(task.facts), config.data.max_pixels, of_run=True)
+    files = folder.pictures(Path(inputs[0]), config.data.outside)
+    rules = Decoding((), value_range.of_facts(task.facts), config.data.max_pixels, True, config.data.outside)
     most_bytes = config.data.gigabytes * 1e9
     readable, errors = file_answers.readable(files, rules)
     images = decoding.decode_all("pictures", readable, size, most_bytes, rules)

@@ -96,8 +96,8 @@ def start(task: Task, shape: Sequence[int], key: jax.Array) -> dict[str, Any]:
 def rules_of(config: Any, record: RunRecord = NEW_RUN) -> Decoding:
     """Return how image files become pixels: as the run has read them, or else as ``config`` says."""
     if limits := value_range.of_facts(record.facts):
-        return Decoding((), limits, config.data.max_pixels, of_run=True)
-    return Decoding((), value_range.parse(config.data.range), config.data.max_pixels)
+        return Decoding((), limits, config.data.max_pixels, True, config.data.outside)
+    return Decoding((), value_range.parse(config.data.range), config.data.max_pixels, outside=config.data.outside)
 
 
 def load(config: Any, size: int) -> Faces:

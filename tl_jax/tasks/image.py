@@ -49,7 +49,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
         source.classes,
         config.test_views,
         (parts["train"].images.shape[1], parts["train"].images.shape[2]),
-        Decoding(tuple(config.data.windows), source.value_range, config.data.max_pixels),
+        Decoding(tuple(config.data.windows), source.value_range, config.data.max_pixels, outside=config.data.outside),
         config.data.fit,
         config.eval_batch_size,
         functools.partial(task.eval_batches, "validation") if config.calibrate and task.sizes["validation"] else None,
@@ -226,7 +226,7 @@ def load_source(config: Any, size: int) -> sources.Source:
     data = config.data
     windows = tuple(tuple(w) if isinstance(w, list) else w for w in data.windows)
     limits = value_range.parse(data.range)
-    how = windows, data.group, data.label, data.fit, limits, data.max_pixels
+    how = windows, data.group, data.label, data.fit, limits, data.max_pixels, data.outside
     return _read(changes.stamp(name, data.dir), name, data.dir, size, data.gigabytes * 1e9, *how)
 
 

@@ -106,7 +106,7 @@ def temperature(asked: Asked, variables: Any) -> float:
 
 def _asked_of(asked: Asked, inputs: Sequence[str]) -> tuple[list[Path], Asked]:
     """Return the files that were named, and who is asked of them, in batches no larger than it takes."""
-    files = named(inputs)
+    files = named(inputs, asked.decoding.outside)
     return files, asked._replace(batch_size=min(asked.batch_size, devices.whole(len(files))))
 
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from tl_jax.data import value_range
 from tl_jax.data.boxes import CLASS
 from tl_jax.data.fingerprint import fingerprint
+from tl_jax.data.labels import check_source
 from tl_jax.data.pictures import Source, Split
 from tl_jax.errors import UserError, listed
 from tl_jax.tasks import starting
@@ -42,13 +43,13 @@ class RunRecord(NamedTuple):
             images, labels: of no example, for a task that does not read its data.
 
         Raises:
-            UserError: the classes of the data are not those of the run.
+            UserError: the classes of the data are not those of the run, or a label is none of them.
         """
         if not self.reads_data:
             none, facts = Split(images, labels), self.facts
             limits = value_range.of_facts(facts)
             return Source(facts["data"], none, none, tuple(facts["classes"]), facts["tested"], none, limits)
-        source = read()
+        source = check_source(read())
         if not self.facts:
             return source
         if "classes" not in self.facts:

@@ -24,7 +24,7 @@ class Heads(NamedTuple):
 
     Attributes:
         params: {"head": {"kernel": (S, R, W, D, K), "bias": (S, R, W, K)}}.
-        validation, test: accuracy on these parts; the first is nan where there is none.
+        validation, test: accuracy on these parts, nan where training diverged; the first also where there is none.
         loss: mean of the training loss over the last tenth of the steps.
         seconds: of compiling and of training.
     """
@@ -64,8 +64,10 @@ def train_heads(
     params, losses = jax.block_until_ready(program.execute(*given))
     seconds = {"compile": program.seconds, "train": time.monotonic() - clock}
     validation, test = (_accuracy(task, params, part) for part in ("validation", "test"))
-    last = np.asarray(losses)[..., -max(1, steps // 10) :]
-    return Heads(jax.device_get(params), validation, test, last.mean(-1), seconds)
+    loss = np.asarray(losses)[..., -max(1, steps // 10) :].mean(-1)
+    sound = np.isfinite(loss)  # a head of NaN would have the accuracy of its first class
+    validation, test = (np.where(sound, part, np.nan) for part in (validation, test))
+    return Heads(jax.device_get(params), validation, test, loss, seconds)
 
 
 @functools.cache

@@ -1,12 +1,15 @@
 """Metrics are (sum, count) pairs until the last moment: a mean of batch means is wrong for a short last batch."""
 
 import functools
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from tl_jax.errors import Diverged
 from tl_jax.task import Sums, Task, Verdict
 from tl_jax.train import devices, sharding
 from tl_jax.train.step import make_eval_step
@@ -51,12 +54,47 @@ def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]])
     return np.concatenate(rows)
 
 
-def evaluate(task: Task, variables: Any, part: str, keep: Any = None) -> Evaluation:
+def check_finite(values: Mapping[str, float], where: str, last: Callable[[], str] = str) -> None:
+    """Raise ``Diverged`` where a loss or another value is not finite.
+
+    Args:
+        values: by name.
+        where: they were measured, such as a step or a split, for the message.
+        last: returns what is left of the run, for the message.
+    """
+    for name, value in values.items():
+        if not math.isfinite(value):
+            left = f"{last()}; " if last() else ""
+            raise Diverged(
+                f"the {name} of {where} is {value}; {left}lower config.optim.lr or set config.optim.clip_norm, with a "
+                "new --workdir, and check the data for values that are far from the others"
+            )
+
+
+def _check_predictions(found: Any, keep: np.ndarray, where: str, last: Callable[[], str]) -> None:
+    """Raise ``Diverged`` where what a network says of the examples ``keep`` is NaN, which a judge would score."""
+    for leaf in jax.tree.leaves(found):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and np.isnan(np.asarray(leaf, np.float32)[keep]).any():
+            check_finite({"network's output": math.nan}, where, last)
+
+
+def evaluate(
+    task: Task, variables: Any, part: str, keep: Any = None, where: str = "", last: Callable[[], str] = str
+) -> Evaluation:
     """Return the metrics over every example of ``part``, each counted once.
 
-    ``keep`` judges where a task with ``details`` has no judge of its own; the program is the same without it, but what
-    it predicts is dropped batch by batch.
+    Args:
+        task: whose functions measure.
+        variables: that are tested.
+        part: name of the split.
+        keep: judges where a task with ``details`` has no judge of its own; the program is the same without it, but what
+            it predicts is dropped batch by batch.
+        where, last: see ``check_finite``.
+
+    Raises:
+        Diverged: a metric, or what the network says of an example, is not finite.
     """
+    where = where or f"the {part} split"
     predicts = bool(task.judge or task.details)
     judge = task.judge or (keep if predicts else None)
     asked = _with_predictions(task.metrics, task.predict) if predicts else task.metrics
@@ -73,10 +111,16 @@ def evaluate(task: Task, variables: Any, part: str, keep: Any = None) -> Evaluat
         if len(rows) % QUEUE == 0:
             jax.block_until_ready(rows[-1])
     if not judge:
-        return Evaluation(mean(rows), examples, compiling)
+        values = mean(rows)
+        check_finite(values, where, last)
+        return Evaluation(values, examples, compiling)
     sums, predictions = zip(*jax.device_get(rows), strict=True)
+    values = mean(sums)
+    check_finite(values, where, last)
+    for found, batch in zip(predictions, seen, strict=True):
+        _check_predictions(found, batch["mask"] > 0, where, last)
     verdict = judge(predictions, seen)
-    return Evaluation({**mean(sums), **verdict.values}, examples, compiling, verdict)
+    return Evaluation({**values, **verdict.values}, examples, compiling, verdict)
 
 
 @functools.cache

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 
 from tl_jax import tree
-from tl_jax.errors import Diverged
 from tl_jax.task import Task
 from tl_jax.train import devices, early_stop, metrics, sharding
 from tl_jax.train.checkpoint import Checkpoints
@@ -177,29 +176,26 @@ class Run:
         for i, row in enumerate(rows, start=now - len(rows) + 1):
             total, count = row["sums"]["loss"]
             norms = {name: row[name] for name in ("grad_norm", "param_norm") if name in row}
-            self._check_finite(f"step {i} (phase {phase.name})", {"loss": total / max(count, 1), **norms})
+            values = {"loss": total / max(count, 1), **norms}
+            metrics.check_finite(values, f"step {i} (phase {phase.name})", self._left)
         values = metrics.mean(row["sums"] for row in rows)
         extra = {name: float(rows[-1][name]) for name in ("lr", "grad_norm", "param_norm")}
         self.log.row(now, "train", {**values, **extra}, phase=phase.name)
         self.log.progress(now, **values)
 
-    def _check_finite(self, where: str, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            if not math.isfinite(value):
-                kept = self.checkpoints.latest()
-                last = "no checkpoint was written yet" if kept is None else f"the last good checkpoint is step {kept}"
-                raise Diverged(
-                    f"the {name} of {where} is {value}; {last}; "
-                    "lower config.optim.lr or set config.optim.clip_norm, with a new --workdir"
-                )
+    def _left(self) -> str:
+        """Return what is left of the run where it ends with numbers that are not finite."""
+        kept = self.checkpoints.latest()
+        return "no checkpoint was written yet" if kept is None else f"the last good checkpoint is step {kept}"
 
     def _evaluate(self, phase: str, state: TrainState, task: Task) -> dict[str, float] | None:
         """Return the metrics on the validation part, None where there is none."""
         if not self.task.sizes.get("validation"):
             return None
         clock, now = time.monotonic(), int(state.step)
-        values, _, compiling, _ = metrics.evaluate(task, state.tested, "validation")
-        self._check_finite(f"validation after step {now} (phase {phase})", values)
+        where = f"validation after step {now} (phase {phase})"
+        values, _, compiling, _ = metrics.evaluate(task, state.tested, "validation", where=where, last=self._left)
+        metrics.check_finite(values, where, self._left)  # the judge's, by one of which the best is chosen
         self.log.row(now, "validation", values, phase=phase)
         self.seconds["compile"] += compiling
         self.log.waited(compiling)

@@ -19,8 +19,8 @@ from tl_jax.train.storage import Home
 FREE = tuple(
     f"config.{field}"
     for field in (
-        "data.dir", "data.gigabytes", "data.max_pixels", "detect.score", "eval_batch_size", "faces.known", "log_every",
-        "parallel.state", "test_on",
+        "data.dir", "data.gigabytes", "data.max_pixels", "data.outside", "detect.score", "eval_batch_size",
+        "faces.known", "log_every", "parallel.state", "test_on",
     )
 )  # fmt: skip
 FACTS = "facts.json"

@@ -2,36 +2,14 @@
 
 import mmap
 import struct
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from tl_jax.errors import UserError
 
-_EXPANSION = 64  # no real weights compress to less than one such part of their size
-_FLOOR = 1 << 24  # bytes that any file may claim
 _CHILDREN, _RANKS = 64, 8  # of a tree's node, of an array: more than Keras' files have
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-
-
-def claimable(path: Path) -> int:
-    """Return how many bytes the file may claim to hold, compressed as it may be."""
-    return max(_FLOOR, _EXPANSION * path.stat().st_size)
-
-
-def check_claim(path: Path, claimed: int, what: str) -> None:
-    """Raise ``ValueError`` when ``what`` claims far more bytes than the file has."""
-    if claimed > claimable(path):
-        raise ValueError(f"{what} claim {claimed} bytes, far more than it has")
-
-
-def check_zip(path: Path, archive: zipfile.ZipFile) -> None:
-    """Raise ``ValueError`` when the members claim more than the file has, as they stand in it or when unpacked."""
-    members = archive.infolist()
-    if sum(member.compress_size for member in members) > path.stat().st_size:  # zipfile would allocate it
-        raise ValueError("its members claim more bytes than it has")
-    check_claim(path, sum(member.file_size for member in members), "its members")
 
 
 def check_numeric(path: Path, key: str, dtype: np.dtype) -> None:

@@ -27,8 +27,9 @@ import h5py
 import ml_dtypes
 import numpy as np
 
+from tl_jax.claims import check_claim, check_zip, claimable
 from tl_jax.errors import UserError
-from tl_jax.weights.checks import check_claim, check_hdf5, check_numeric, check_zip, claimable, is_hdf5
+from tl_jax.weights.checks import check_hdf5, check_numeric, is_hdf5
 from tl_jax.weights.pth import DAMAGE, damaged, existing
 
 _MEMBER = "model.weights.h5"  # of a .keras archive

@@ -1,16 +1,17 @@
 """Read weight files into flat dictionaries of NumPy arrays, keyed and ordered as the file has them."""
 
-import math
+import functools
 import os
-import tokenize
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import safetensors
 
+from tl_jax import claims
+from tl_jax.claims import npz_members, read_npy
 from tl_jax.errors import UserError, nearest
-from tl_jax.weights.checks import check_numeric, check_zip
+from tl_jax.weights.checks import check_numeric
 from tl_jax.weights.h5 import native, read_h5, read_keras
 from tl_jax.weights.pth import DAMAGE, Contents, damaged, existing, read_checkpoint, read_pth
 
@@ -60,32 +61,11 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            check_zip(path, archive)
-            for member in archive.infolist():
-                key = member.filename.removesuffix(".npy")
-                if key in arrays:
-                    raise UserError(f"{path}: {key!r} comes twice; save each array under a name of its own")
-                arrays[key] = _read_npy(path, key, archive, member)
-    except (*DAMAGE, SyntaxError, tokenize.TokenError) as error:  # the last two from headers, which are Python
+            for key, member in npz_members(path, archive):
+                arrays[key] = native(read_npy(key, archive, member, functools.partial(check_numeric, path)))
+    except claims.DAMAGED as error:
         raise damaged(path, error) from error
     return arrays
-
-
-def _read_npy(path: Path, key: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{key} is compressed in a way that numpy does not write")
-    with archive.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{key} is of .npy version {version}")
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(stream)
-        check_numeric(path, key, dtype)
-        # NumPy allocates what the header says before it reads.
-        if math.prod(shape) * dtype.itemsize != member.file_size - stream.tell():
-            raise ValueError(f"{key} is not as long as its header says")
-    with archive.open(member) as stream:
-        return native(np.lib.format.read_array(stream, allow_pickle=False))
 
 
 READERS = {".h5": read_h5, ".hdf5": read_h5, ".keras": read_keras, ".safetensors": read_safetensors, ".npz": read_npz}

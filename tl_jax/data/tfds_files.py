@@ -1,0 +1,182 @@
+"""The files of a prepared TFDS set: what they say is checked before TFDS believes it, and their records are read."""
+
+import bisect
+import contextlib
+import itertools
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tl_jax.data.labels import MAX_CLASSES, check_names
+from tl_jax.data.text_files import read_text
+from tl_jax.errors import UserError
+from tl_jax.json_files import read_json
+
+ACTION = "prepare the data set again"
+FEATURES = "tensorflow_datasets.core.features."  # TFDS imports whatever module a file names
+TYPE_KEYS, COUNT_KEYS = ("type", "pythonClassName", "python_class_name"), ("numClasses", "num_classes")
+SHARD_KEYS = "shardLengths", "shard_lengths"
+# Of other ones TFDS asks TensorFlow, where that is installed.
+DTYPES = re.compile("bool_?|u?int(8|16|32|64)|b?float(16|32|64)|complex(64|128)|str|string|object_?")
+TYPED = ("Audio", "Image", "LabeledImage", "Scalar", "Tensor", "Video")  # features that have a dtype
+AT_ONCE = 1000  # records
+REASON = 200  # letters of another library's error
+
+
+def open_builder(folder: Path) -> Any:
+    """Return the TFDS builder of the folder of a set and version, such as ``mnist/3.0.1``.
+
+    Raises:
+        UserError: its ``dataset_info.json``, ``features.json`` or names of classes are missing or damaged, claim more
+            than there is, or lead elsewhere; or its files are of a format that needs TensorFlow.
+    """
+    import tensorflow_datasets as tfds
+
+    folder = Path(folder)
+    _check_info(folder / "dataset_info.json")
+    _check_features(folder / "features.json")
+    try:
+        builder = tfds.builder_from_directory(folder)
+        kind = builder.info.file_format.value
+        files = [Path(file) for split in builder.info.splits.values() for file in split.filepaths]
+    except Exception as error:  # on damaged files TFDS raises errors of any kind
+        raise UserError(f"cannot read the data set in {folder} ({_reason(error)}); {ACTION}") from error
+    if kind != "array_record":
+        raise UserError(f"{folder} holds {kind} files; prepare it again with file_format='array_record'")
+    outside = [file for file in files if os.path.normpath(file.parent) != os.path.normpath(folder)]
+    if outside:
+        raise UserError(f"{folder / 'dataset_info.json'} names {outside[0]}, which is not in its folder; {ACTION}")
+    return builder
+
+
+def _check_info(path: Path) -> None:
+    """Refuse a set that claims more files than its folder has, before anything goes through all of them."""
+    splits = read_json(path, ACTION).get("splits")
+    splits = splits if isinstance(splits, list) else []  # TFDS refuses other types
+    lengths = [split.get(key) for split in splits if isinstance(split, dict) for key in SHARD_KEYS]
+    claimed = sum(len(each) for each in lengths if isinstance(each, list))
+    there = len(os.listdir(path.parent))
+    if claimed > there:
+        raise UserError(f"{path} claims {claimed:,} files of records, and its folder has {there:,} files; {ACTION}")
+
+
+def _check_features(path: Path) -> None:
+    """Refuse features of which TFDS would import other modules, or name more classes than there can be."""
+    todo = [read_json(path, ACTION)]
+    while todo:
+        node = todo.pop()
+        _check_typed(path, node)
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if isinstance(value, (dict, list)):
+                todo.append(value)
+            elif key in TYPE_KEYS and not str(value).startswith(FEATURES):
+                raise UserError(f"{path} has a feature {str(value)!r}, which is none of TFDS' own; {ACTION}")
+            elif key in COUNT_KEYS and not (re.fullmatch("[0-9]{1,7}", str(value)) and int(value) <= MAX_CLASSES):
+                raise UserError(f"{path} has {str(value)!r} classes, not a number up to {MAX_CLASSES:,}; {ACTION}")
+            elif key == "dtype" and not DTYPES.fullmatch(str(value)):
+                raise UserError(f"{path} has the dtype {str(value)!r}, which is none; {ACTION}")
+
+
+def _check_typed(path: Path, node: Any) -> None:
+    """Refuse a feature that needs a type and has none: TFDS would ask TensorFlow for it, where that is installed."""
+    kind = str(node.get("pythonClassName", "")).rpartition(".")[2] if isinstance(node, dict) else ""
+    if kind in TYPED and not any("dtype" in each for each in node.values() if isinstance(each, dict)):
+        raise UserError(f"{path} has a feature {kind} without a dtype; {ACTION}")
+
+
+def class_names(builder: Any, feature: str) -> tuple[str, ...]:
+    """Return the names of the classes of a label: of its file, which TFDS passes over if it is damaged, or numbers."""
+    label, file = builder.info.features[feature], Path(builder.data_dir) / f"{feature}.labels.txt"
+    names = [line.strip() for line in read_text(file).split("\n")] if file.is_file() else label.names
+    names = tuple(filter(None, names))
+    check_names(names, file)
+    if len(names) != label.num_classes or len(set(names)) < len(names):
+        raise UserError(f"{file} has {len(set(names)):,} different names of {label.num_classes:,} classes; {ACTION}")
+    return names
+
+
+class Record:
+    """One example: the values of its features by name; ``where`` it stands is for messages."""
+
+    def __init__(self, content: bytes, where: str):
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        self.where = where
+        with _reading(where):
+            self.features: Mapping[str, Any] = tf_example_pb2.Example.FromString(content).features.feature
+
+    def content(self, name: str) -> bytes:
+        """Return a feature that is text or an image."""
+        return self._first(name, "bytes_list")
+
+    def number(self, name: str) -> int:
+        """Return a feature that is a whole number."""
+        return self._first(name, "int64_list")
+
+    def _first(self, name: str, kind: str) -> Any:
+        values = getattr(self.features[name], kind).value if name in self.features else ()
+        if len(values) != 1:
+            what = "bytes" if kind == "bytes_list" else "a whole number"
+            raise UserError(f"{self.where}: the feature {name!r} is not {what}; {ACTION}")
+        return values[0]
+
+
+class Records:
+    """The records of one split, read and parsed directly: TFDS' own random access takes three times as long.
+
+    Attributes:
+        files: that hold them.
+        where: they are from, for messages.
+    """
+
+    def __init__(self, builder: Any, split: str):
+        """Open the files of a split; a UserError if they do not hold as many examples as the set says."""
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        info = builder.info.splits[split]
+        self.where = f"{builder.info.name}:{builder.info.version}, {split}"
+        self.files = [str(file) for file in info.filepaths]
+        if absent := [file for file in self.files if not os.path.isfile(file)]:
+            raise UserError(f"no file {absent[0]} ({len(absent)} of {len(self.files)} are not there); {ACTION}")
+        self._readers = []
+        for file in self.files:
+            with _reading(file):
+                self._readers.append(ArrayRecordReader(file))
+        self._ends = list(itertools.accumulate(reader.num_records() for reader in self._readers))
+        if not len(self) or len(self) != info.num_examples:
+            raise UserError(f"{builder.data_dir} has {len(self)} of {info.num_examples} {split} examples; {ACTION}")
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield the records in order, read a thousand at a time."""
+        for file, reader, end in zip(self.files, self._readers, self._ends, strict=True):
+            count = reader.num_records()
+            for first in range(0, count, AT_ONCE):
+                with _reading(file):
+                    found = reader.read(first, min(first + AT_ONCE, count))
+                for row, record in enumerate(found, start=end - count + first):
+                    yield Record(record, f"{self.where} example {row}")
+
+    def __getitem__(self, row: int) -> Record:
+        at = bisect.bisect_right(self._ends, row)
+        with _reading(self.files[at]):
+            (record,) = self._readers[at].read([row - (self._ends[at - 1] if at else 0)])
+        return Record(record, f"{self.where} example {row}")
+
+
+@contextlib.contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Turn whatever another library raises on damaged bytes into a UserError that names them."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"cannot read {where} ({_reason(error)}); {ACTION}") from error
+
+
+def _reason(error: Exception) -> str:
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return said if len(said) <= REASON else f"{said[:REASON]}..."
