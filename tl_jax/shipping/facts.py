@@ -68,7 +68,8 @@ def licence_of(config: base.Config, licence: str, sha256: str = "") -> str:
             return "Apache-2.0 (ships with tl_jax)"
         given = Path(config.init.path).expanduser()
         try:
-            licence = bundles.read(given if given.is_dir() else given.parent)["weights"]["licence"]
+            about = bundles.read(given if given.is_dir() else given.parent).get("weights") or {}
+            licence = str(about.get("licence") or "")
         except UserError:
             licence = ""
     if not licence and config.init.path and sha256 and config.init.source != "huggingface":
