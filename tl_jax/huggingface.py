@@ -15,7 +15,8 @@ import tokenizers
 from tl_jax import machine, models, tree
 from tl_jax.data import tokens
 from tl_jax.errors import UserError
-from tl_jax.json_files import read_json
+from tl_jax.json_files import TEXT as STRING
+from tl_jax.json_files import check_fields, object_of, read_json
 from tl_jax.models.bert import Bert
 from tl_jax.models.bert_layers import ACTIVATIONS
 from tl_jax.text_network import TextNetwork, initializer, top
@@ -31,6 +32,7 @@ INDEX = ".index.json"  # of weights in several files: which array lies in which 
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 FILES = ("model.safetensors", CONFIG, "tokenizer.json", "tokenizer_config.json")  # that ``save`` writes
 _OPTIONAL = {"head", "pooler", "masked_dense", "masked_norm", "masked_bias"}  # a file may have them or not
+_LONGEST = 255  # bytes of a file's name
 SLACK = 128  # rows of the words' embeddings beyond the vocabulary: tables are filled up to a multiple of this at most
 
 
@@ -221,12 +223,13 @@ def _shards(index: Path) -> dict[str, list[str]]:
         UserError: the index is damaged, or names files outside its folder.
     """
     found: dict[str, list[str]] = {}
-    files = read_json(index, "copy it anew").get("weight_map")
-    if not isinstance(files, dict):
+    content = read_json(index, "copy it anew")
+    check_fields(content, index, {"weight_map": object_of(STRING)}, "copy it anew")
+    if not (files := content.get("weight_map")):
         raise UserError(f"{index}: no index of weights (it has no weight_map); copy it anew")
     for array, shard in files.items():
-        found.setdefault(str(shard), []).append(array)
-    if strange := [shard for shard in found if Path(shard).name != shard]:
+        found.setdefault(shard, []).append(array)
+    if strange := [shard for shard in found if Path(shard).name != shard or len(shard.encode()) > _LONGEST]:
         raise UserError(f"{index}: names {strange[0]!r}, which is no file beside it; copy the folder anew")
     return found
 
@@ -321,6 +324,12 @@ def _check_vocabulary(made: tokenizers.Tokenizer, model: Bert, folder: Path) -> 
         raise UserError(
             f"the tokenizer in {folder} knows {size:,} words and the weights {model.vocabulary:,}; "
             "copy the tokenizer that came with these weights there"
+        )
+    largest, types = tokens.reach(made)
+    if largest >= model.vocabulary or types >= max(1, model.types):
+        raise UserError(
+            f"the tokenizer in {folder} makes ids up to {largest:,} and types up to {types:,}, and the weights have "
+            f"{model.vocabulary:,} ids and {max(1, model.types):,} types; copy the tokenizer that came with them there"
         )
 
 
