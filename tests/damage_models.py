@@ -210,6 +210,12 @@ def read_run(folder: Path) -> Any:
     return api.predict(config, folder, [str(folder / INPUT)])
 
 
+def read_unsealed(folder: Path) -> Any:
+    """Read a run of which nothing says how its checkpoints were written."""
+    (folder / "checkpoints.json").unlink()
+    return read_run(folder)
+
+
 def read_report(folder: Path) -> Any:
     from configs import base
     from tl_jax import reporting
@@ -232,6 +238,7 @@ READERS: Mapping[str, Reader] = {
     "delta": Reader(make_delta, ("delta.safetensors",), read_delta),
     "policy": Reader(make_policy, (WEIGHTS,), read_policy),
     "run": Reader(make_run, (CONFIG, "facts.json", "summary.json", "checkpoints.json", "checkpoints/*"), read_run),
+    "checkpoints": Reader(make_run, ("checkpoints/*",), read_unsealed),
     "report": Reader(make_run, (CONFIG, "facts.json", "summary.json", "network.json", "metrics.jsonl"), read_report),
 }
 
