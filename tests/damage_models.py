@@ -6,6 +6,7 @@ has named the culprit. What is neither a value nor a ``UserError`` of one line e
 is opened outside the folder.
 """
 
+import dataclasses
 import fnmatch
 import hashlib
 import json
@@ -136,8 +137,9 @@ def make_delta(folder: Path) -> None:
     stem = kernel.removesuffix("kernel")
     changed = {path: leaf for path, leaf in leaves.items() if "/head/" in path}
     changed |= {f"{stem}lora_a": np.ones((rows, 2), np.float32), f"{stem}lora_b": np.ones((2, columns), np.float32)}
+    spec = dataclasses.replace(net.spec, source="tl_jax")
     base = {"source": "tl_jax", "sha256": net.sha256}
-    delta.save(folder / "delta.safetensors", changed, net.spec, Adapters("lora", 2), base, {"classes": ["a"]})
+    delta.save(folder / "delta.safetensors", changed, spec, Adapters("lora", 2), base, {"classes": ["a"]})
 
 
 def make_policy(folder: Path) -> None:
@@ -212,7 +214,7 @@ def read_run(folder: Path) -> Any:
 
 def read_unsealed(folder: Path) -> Any:
     """Read a run of which nothing says how its checkpoints were written."""
-    (folder / "checkpoints.json").unlink()
+    (folder / "checkpoints.json").unlink(missing_ok=True)
     return read_run(folder)
 
 
@@ -243,14 +245,14 @@ READERS: Mapping[str, Reader] = {
 }
 
 
-def damaged(reader: Reader, folder: Path, whole: Mapping[str, bytes], name: str, seed: int) -> None:
-    """Damage a file of the folder as a seed says."""
+def damaged(reader: Reader, folder: Path, whole: Mapping[str, bytes], name: str, seed: int) -> str:
+    """Damage a file of the folder as a seed says, and return in words what was done."""
     rng = random.Random(f"{name} {seed}")
     pattern = rng.choice(reader.files)
     file = rng.choice([file for file, content in whole.items() if content and fnmatch.fnmatch(file, pattern)])
     kind, content = damage(file, whole[file], rng)
-    print(f"{name}: seed {seed}, {file}: {kind}", flush=True)
     (folder / file).write_bytes(content)
+    return f"{file}: {kind}"
 
 
 def mend(folder: Path, whole: Mapping[str, bytes]) -> None:
@@ -281,7 +283,8 @@ def main(name: str, first: int, count: int) -> None:
         done, used, slowest = 0, peak(), (0.0, 0)
         for seed in range(first, first + count):
             limit(SECONDS)
-            damaged(reader, folder, whole, name, seed)
+            what = damaged(reader, folder, whole, name, seed)
+            print(f"{name}: seed {seed}, {what}; {done} read before", flush=True)
             begin = time.process_time()
             done += attempt(reader, folder)
             slowest = max(slowest, (time.process_time() - begin, seed))

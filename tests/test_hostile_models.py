@@ -173,7 +173,7 @@ SPECS = {
             ("options", [1]), ("options", {"widths": [10**9] * 5}), ("options", {"widths": [1]}), ("options", {"a": 1}),
             ("options", {"depths": [400, 1, 1, 1, 1]}), ("num_classes", 10**9), ("num_classes", "3"),
             ("image_size", 10**9), ("image_size", -1), ("crop", float("nan")), ("crop", 0), ("scaling", "x"),
-            ("interpolation", 5), ("licence", ["MIT"]), ("model", ["vgg"]), ("top1", "best"),
+            ("interpolation", 5), ("licence", ["MIT"]), ("model", ["vgg"]), ("model", None), ("top1", "best"),
         )
     },
 }  # fmt: skip

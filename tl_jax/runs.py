@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from configs import base, check
+from tl_jax import tree
 from tl_jax.errors import UserError
 from tl_jax.task import Task
 from tl_jax.tasks import faces, image
@@ -87,11 +90,19 @@ def restore(config: base.Config, folder: Path, data: bool = True) -> tuple[Task,
         task, checkpoints, step = _opened(config, folder, record._replace(reads_data=True, fitted={}))
     state = initial_state(task, config.seed)
     end = checkpoints.restore(step, state, opt_state=False, tested=True)
+    _check_finite(end, folder / "checkpoints" / str(step))
     mixed = summary.get("wise_ft")
     if mixed:
         end = end.replace(**interpolate(state.variables, end.variables, mixed["share"]))
     checkpoints.close()
     return task, state, end
+
+
+def _check_finite(state: TrainState, where: Path) -> None:
+    """Refuse a checkpoint with values that are not finite: training stops at those, so that it was damaged."""
+    for path, leaf in tree.flatten(devices.fetch(dict(state.variables))).items():
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+            raise UserError(f"{where}: {path} holds values that are not finite; restore the checkpoint, or train again")
 
 
 def fitted_by(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -86,9 +86,9 @@ def _check_facts(path: Path, facts: Mapping[str, Any]) -> None:
         check_fields(facts["reading"], f"{path}: reading", _READING, ACTION)
         _check_present(f"{path}: reading", facts["reading"], ("pairs",))
         if splitter := facts["reading"].get("splitter"):
-            check_fields(splitter, f"{path}: splitter", _SPLITTER, ACTION)
+            check_fields(splitter, f"{path}: reading, splitter", _SPLITTER, ACTION)
             if set(splitter) - set(_SPLITTER) or any(splitter[name] is None for name in set(splitter) - _ALL):
-                raise UserError(f"{path}: the splitter has a field that is null or not known here; {ACTION}")
+                raise UserError(f"{path}: reading has a splitter with a field that is null or not known here; {ACTION}")
 
 
 def _check_present(where: object, content: Mapping[str, Any], names: tuple[str, ...]) -> None:

@@ -115,11 +115,11 @@ def read_spec(path: Path) -> tuple[PretrainedSpec, dict[str, Any]]:
         raise UserError(f"{path} was not written by tl_jax; name its origin with --config.init.source")
     found = parse_json(metadata["spec"], f"{path}: its spec", _AGAIN)
     facts = parse_json(metadata["facts"], f"{path}: its facts", _AGAIN)
+    found = {name: value for name, value in found.items() if value is not None}
     if strange := sorted((set(found) - known) | ({"model", "source"} - set(found))):
         raise UserError(f"{path}: its spec has no {strange[0]!r}, or one that is not known here; {_AGAIN}")
     check_fields(found, f"{path}: its spec", _SPEC, _AGAIN)
     check_fields(facts, f"{path}: its facts", _FACTS, _AGAIN)
-    found = {name: value for name, value in found.items() if value is not None}
     options = {k: _tuple(v) for k, v in found.get("options", {}).items()}  # linen needs tuples where JSON gives lists
     return PretrainedSpec(**{**found, "options": options}), facts
 
