@@ -159,6 +159,15 @@ def test_ids_beyond_the_embeddings_are_refused(folder, spoil):
         huggingface.load("bert", folder)
 
 
+def test_a_head_of_another_rank_is_no_head(folder):
+    arrays = safetensors.numpy.load_file(folder / "model.safetensors")
+    for shape in ((), (3, 1)):
+        changed = {**arrays, "classifier.bias": np.zeros(shape, np.float32)}
+        safetensors.numpy.save_file(changed, folder / "model.safetensors")
+        with pytest.raises(UserError, match="no head for text"):
+            huggingface.load("bert", folder, 3, head="keep")
+
+
 # ---- our own files
 
 
@@ -247,3 +256,13 @@ def test_a_delta_is_put_on_top():
     arrays = {f"params/conv/lora_{s}": np.ones(shape, np.float32) for s, shape in {"a": (18, 2), "b": (2, 4)}.items()}
     found = delta.apply(variables, arrays, {"adapters": adapters.Adapters("lora", 2, 2.0)._asdict()}, "delta")
     assert np.all(tree.flatten(found)["params/conv/kernel"] == 2)
+
+
+def test_options_of_a_policy_have_types_and_ranges():
+    from configs import base, cartpole_ppo
+    from tl_jax.tasks import policy
+
+    for widths in ((10**9,), ("8",)):
+        config = base.override(cartpole_ppo.get_config(), (("model.options", {"widths": widths}),))
+        with pytest.raises(UserError, match="model 'policy': option widths is a tuple"):
+            policy.network(config, None)  # before the world is asked
