@@ -169,7 +169,7 @@ def read_bert(folder: Path) -> Any:
 def look(made: Mapping[str, np.ndarray], vocabulary: int, types: int) -> None:
     """Raise unless the ids of tokens are rows of the embeddings."""
     assert made["input_ids"].min() >= 0 and made["input_ids"].max() < vocabulary, made["input_ids"]
-    assert made["token_type_ids"].min() >= 0 and made["token_type_ids"].max() < max(types, 1), made["token_type_ids"]
+    assert made["token_type_ids"].min() >= 0 and made["token_type_ids"].max() < max(types, 2), made["token_type_ids"]
 
 
 def read_random(folder: Path) -> Any:

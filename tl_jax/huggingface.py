@@ -326,10 +326,11 @@ def _check_vocabulary(made: tokenizers.Tokenizer, model: Bert, folder: Path) -> 
             "copy the tokenizer that came with these weights there"
         )
     largest, types = tokens.reach(made)
-    if largest >= model.vocabulary or types >= max(1, model.types):
+    pair = max(2, model.types)  # a network of one type is for single texts, and its tokenizer may know pairs
+    if largest >= model.vocabulary or (model.types and types >= pair):
         raise UserError(
             f"the tokenizer in {folder} makes ids up to {largest:,} and types up to {types:,}, and the weights have "
-            f"{model.vocabulary:,} ids and {max(1, model.types):,} types; copy the tokenizer that came with them there"
+            f"{model.vocabulary:,} ids and {pair:,} types; copy the tokenizer that came with them there"
         )
 
 
