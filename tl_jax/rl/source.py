@@ -137,14 +137,14 @@ def _moments(source: Source, left: Sequence[str], params: Any) -> dict[str, Any]
         )
     whole = {p.removeprefix("optimizer/"): leaf for p, leaf in source.leaves.items() if p.startswith("optimizer/")}
     wanted = {f"{kind}/{path}": leaf for kind in moments.KINDS for path, leaf in tree.flatten(params).items()}
-    absent = [path for path in (*wanted, "count") if path not in whole]
+    absent = [path for path in tree.flatten(params) if any(f"{kind}/{path}" not in whole for kind in moments.KINDS)]
     if absent:
         raise UserError(
             f"config.init.take: the source's file has no optimizer state of {', '.join(absent)}; export again a run "
             "of Adam that trained everything, or leave optimizer out"
         )
     wrong = [text for path, leaf in wanted.items() for text in misfits(path, whole[path], leaf)]
-    if wrong or whole["count"].ndim:
+    if wrong or "count" not in whole or whole["count"].ndim:
         raise UserError(
             f"config.init.take: the optimizer state does not fit the network: {(*wrong, 'count is no number')[0]}; "
             "export the run again, or leave optimizer out"
