@@ -103,6 +103,25 @@ def test_metrics_of_a_checkpoint(copy, config, content):
         api.predict(config, copy, [str(copy)])
 
 
+@pytest.mark.parametrize("content", ["5.0", "[]", '{"item_handlers": 5}'])
+def test_what_orbax_writes_beside_a_checkpoint(copy, config, content):
+    (copy / "checkpoints.json").unlink()
+    (copy / "checkpoints" / "2" / "_CHECKPOINT_METADATA").write_text(content)
+    with pytest.raises(UserError, match=r"checkpoints: the checkpoints cannot be opened .*; restore the file"):
+        api.predict(config, copy, [str(copy)])
+
+
+@pytest.mark.parametrize("file,changes", [("facts.json", {"spec": [5]}), ("summary.json", {"facts": {"spec": [5]}})])
+def test_the_page_of_a_run_says_which_file_is_wrong(copy, config, file, changes):
+    change(copy / file, **changes)
+    if file == "summary.json":
+        (copy / "facts.json").unlink()
+    assert (
+        f"{file}: " in api.report(config, copy).read_text()
+        and "spec is a list, not an object" in (copy / "report.html").read_text()
+    )
+
+
 def test_the_proof_of_freezing(tmp_path):
     for content in ('{"train": 5}', '{"train": {"sha256": 5}}', "[]"):
         (tmp_path / "freeze.json").write_text(content)

@@ -39,7 +39,11 @@ class Checkpoints:
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._home = Home(folder.parent)
         _check_metrics(folder, task.score if score else "")
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        try:
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        except (AttributeError, LookupError, TypeError, ValueError) as e:  # from its own files beside the arrays
+            reason = next(iter(str(e).splitlines()), type(e).__name__)
+            raise UserError(f"{folder}: the checkpoints cannot be opened ({reason}); {ACTION}") from None
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Start writing ``state``; returns once the arrays are copied off the devices."""
