@@ -122,6 +122,14 @@ def test_the_page_of_a_run_says_which_file_is_wrong(copy, config, file, changes)
     )
 
 
+@pytest.mark.parametrize("value", ["1e308", "1e999", "NaN", '"a"', "[]", "9" * 400])
+def test_the_page_of_a_run_shows_what_has_a_place_on_an_axis(copy, config, value):
+    rows = [{"step": step, "split": split, "loss": -1e308} for split in ("train", "validation") for step in (1, 2)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (copy / "metrics.jsonl").write_text(text + text.replace("-1e+308", value))
+    assert api.report(config, copy).is_file()
+
+
 def test_the_proof_of_freezing(tmp_path):
     for content in ('{"train": 5}', '{"train": {"sha256": 5}}', "[]"):
         (tmp_path / "freeze.json").write_text(content)
