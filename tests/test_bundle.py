@@ -169,7 +169,10 @@ def test_other_weights_than_were_written_are_refused(copy, name):
     "change,message",
     [
         ({"version": 2}, "format version 2, known here is 1; install"),
-        ({"files": 3}, "damaged or was not written by tl_jax"),
+        ({"files": 3}, r"bundle.json: files is 3, not an object .*; export the run again"),
+        ({"files": {"model.safetensors": {"sha256": 5}}}, "has no sha256 of .model.safetensors.; export the run again"),
+        ({"model": ["resnet8"]}, "bundle.json: model is a list, not a text; export the run again"),
+        ({"model": None}, "has no model; export the run again"),
         ({"task": "policy"}, "holds a policy; start a run from it"),
     ],
 )

@@ -20,8 +20,9 @@ from tl_jax.tasks import details
 from tl_jax.tasks.run_record import RunRecord
 from tl_jax.train import describe, devices, hosts, loop, metrics, wise_ft, workdir
 from tl_jax.train.log import say
+from tl_jax.train.run_files import read_summary
 from tl_jax.train.state import digest, initial_state
-from tl_jax.train.workdir import read_json, write_json
+from tl_jax.train.workdir import write_json
 from tl_jax.transfer import phases
 from tl_jax.transfer.averaging import interpolate
 from tl_jax.waiting import waiting
@@ -63,7 +64,7 @@ def evaluate(config: base.Config, folder: str | Path) -> dict[str, Any]:
     task, _, state = restore(config, folder)
     values, examples, _, verdict = metrics.evaluate(task, state.variables, "test", details.keep)
     values |= dict.fromkeys(verdict.missing, math.nan)
-    if read_json(folder / "summary.json").get("tested_step") == int(state.step):
+    if read_summary(folder).get("tested_step") == int(state.step):
         _keep_details(task, verdict, folder)  # of a run from before they were written, perhaps
     summary = {"step": int(state.step), "examples_evaluated": examples, "metrics": values}
     return summary | _judged(task, verdict, _held_out(task, state.variables), folder)
@@ -91,9 +92,10 @@ def predict(config: base.Config, folder: str | Path, inputs: Sequence[str]) -> l
 
 def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[str, Any]:
     """One arm with one seed; all but the first seed of a comparison say little."""
-    if summary := read_json(folder / "summary.json"):
+    if summary := read_summary(folder):
         workdir.check_unchanged(summary, folder)
-        say(f"{folder} is finished: test {_shown(summary['metrics'])}; see its summary.json, or pass another --workdir")
+        tested = _shown(summary.get("metrics", {}))
+        say(f"{folder} is finished: test {tested}; see its summary.json, or pass another --workdir")
         return summary
     clock = time.monotonic()
     if verbose:
@@ -169,9 +171,9 @@ def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
         workdir.claim(own, member.to_dict())
         say(f"{arm}, seed {seed}")
         _run_once(member, own, verbose=seed == everything[0][1])
-    summary = read_json(folder / "summary.json")
+    summary = read_summary(folder)
     if not summary:
-        score = read_json(own / "summary.json").get("score", "accuracy")
+        score = read_summary(own).get("score", "accuracy")
         arms, seeds = (list(dict.fromkeys(entry[i] for entry in everything)) for i in (0, 1))
         summary = {"config_name": config.name, "seed": config.seed, **comparison.summarise(folder, arms, seeds, score)}
         summary |= machine.facts()

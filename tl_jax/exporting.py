@@ -11,8 +11,8 @@ from tl_jax.runs import optimizer_state, restore
 from tl_jax.specs import PretrainedSpec
 from tl_jax.task import Task
 from tl_jax.train.log import say
+from tl_jax.train.run_files import read_summary
 from tl_jax.train.state import TrainState
-from tl_jax.train.workdir import read_json
 from tl_jax.transfer import adapters, delta, moments
 from tl_jax.weights import own
 
@@ -58,7 +58,7 @@ def _export_pictures(
         licence=source["licence"],
     )
     about = {name: task.facts[name] for name in ("data", "weights_sha256")} | {"classes": task.classes}
-    about |= {"step": int(state.step), "metrics": read_json(folder / "summary.json").get("metrics", {})}
+    about |= {"step": int(state.step), "metrics": read_summary(folder).get("metrics", {})}
     how = adapters.Adapters(**config.adapt.to_dict())
     below = ("head",) if config.task == "detection" else ()
     trained = _network(state, below)
@@ -90,7 +90,7 @@ def _export_policy(config: base.Config, folder: Path, task: Task, state: TrainSt
 
     path = folder / "export" / "model.safetensors"
     about = {name: task.facts[name] for name in ("world", "physics", "spaces")} | {"step": int(state.step)}
-    about |= {"metrics": read_json(folder / "summary.json").get("metrics", {})}
+    about |= {"metrics": read_summary(folder).get("metrics", {})}
     optimizer = moments.of(optimizer_state(config, folder, task, state))
     source.save(path, state.variables, task.facts["options"], about, optimizer)
     _wrote(path)

@@ -12,11 +12,13 @@ import pooch
 import safetensors.numpy
 import tokenizers
 
-from tl_jax import models, tree
+from tl_jax import machine, models, tree
 from tl_jax.data import tokens
 from tl_jax.errors import UserError
-from tl_jax.json_files import read_json
+from tl_jax.json_files import TEXT as STRING
+from tl_jax.json_files import check_fields, object_of, read_json
 from tl_jax.models.bert import Bert
+from tl_jax.models.bert_layers import ACTIVATIONS
 from tl_jax.text_network import TextNetwork, initializer, top
 from tl_jax.weights import bert, bundles, hub, prefixes, readers
 from tl_jax.weights.catalog import TEXT
@@ -24,11 +26,13 @@ from tl_jax.weights.merge import MergeError, listed, merge
 from tl_jax.weights.pth import Contents
 from tl_jax.weights.rules import Converted, Table, convert
 
+CONFIG = "config.json"
 INDEX = ".index.json"  # of weights in several files: which array lies in which of them
 # In the order in which transformers looks for them.
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
-FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")  # that ``save`` writes
+FILES = ("model.safetensors", CONFIG, "tokenizer.json", "tokenizer_config.json")  # that ``save`` writes
 _OPTIONAL = {"head", "pooler", "masked_dense", "masked_norm", "masked_bias"}  # a file may have them or not
+_LONGEST = 255  # bytes of a file's name
 SLACK = 128  # rows of the words' embeddings beyond the vocabulary: tables are filled up to a multiple of this at most
 
 
@@ -63,19 +67,20 @@ def load(
     folder = _folder(path)
     if (folder / bundles.FILE).is_file():
         bundles.check(folder, FILES)
-    config = _config(folder)
-    if (kind := bert.kind_of(config)) != name:
-        raise UserError(f"{folder} holds a {kind}, not a {name}; pass --config.model.name={kind}")
+    config = _config(folder, name)
     file = _weights(folder)
     attributes = bert.options(config)
-    contents, stripped, converted = _converted(file, bert.table(kind, attributes["depth"]), rename)
+    contents = _contents(file)
+    bert.check_depth(attributes["depth"], name, len(contents.arrays), file)
+    stripped, converted = _converted(contents, file, bert.table(name, attributes["depth"]), rename)
+    bert.check_shapes(attributes, name, converted, file)
     there = {path.split("/")[1] for path in converted.leaves}
     attributes |= {"pooling": "pooler" if "pooler" in there else "mean", "output": bert.head_of(config) or "text"}
     bias = converted.leaves.get("params/head/bias")
-    own = 0 if bias is None else len(bias)
+    own = len(bias) if bias is not None and bias.ndim == 1 else 0
     wanted = options.get("output", attributes["output"])
     fits = own > 0 and wanted == attributes["output"] and num_classes in (None, own)
-    beside = _beside(converted, kind)
+    beside = _beside(converted, name)
     if head == "keep" and not (fits and not beside):
         why = f" alone, but also {listed(beside)}" if fits else ""
         raise UserError(f"{file} has no head for {wanted} with {num_classes or 'any'} classes{why}; pass head='new'")
@@ -83,7 +88,7 @@ def load(
     kept = fits and head != "new"
     if not kept:  # a head of another task does not matter where one is drawn
         converted = converted._replace(extra=[name for name in converted.extra if name not in beside])
-    model = models.create(kind, classes, **{**attributes, **options})
+    model = models.create(name, classes, **{**attributes, **options})
     variables, drawn = _merged(model, converted, kept, file)
     made = tokens.read(folder)
     _check_vocabulary(made, model, folder)
@@ -91,7 +96,7 @@ def load(
         model,
         jax.device_put(variables),
         made,
-        kind,
+        name,
         classes=_class_names(config, classes) if kept else (),
         drawn=drawn,
         path=file,
@@ -113,11 +118,17 @@ def random(name: str, path: str | Path, num_classes: int = 0, *, seed: int = 0, 
     """
     folder = _folder(path)
     made = tokens.read(folder)
-    attributes = bert.options(_config(folder)) if (folder / "config.json").is_file() else {}
+    attributes = bert.options(_config(folder)) if (folder / CONFIG).is_file() else {}
     attributes.setdefault("vocabulary", made.get_vocab_size())
     model = models.create(name, num_classes, **{**attributes, **options})
     _check_vocabulary(made, model, folder)
-    everything = frozenset(tree.flatten(jax.eval_shape(initializer(model), jax.random.key(0))))
+    shapes = tree.flatten(jax.eval_shape(initializer(model), jax.random.key(0)))
+    if (size := tree.nbytes(shapes)) > (memory := machine.memory()):
+        raise UserError(
+            f"a {name} of these sizes has {size / 1e9:,.1f} GB of weights, and this machine {memory / 1e9:,.1f} GB of "
+            "memory; lower config.model.options, such as width, hidden or depth"
+        )
+    everything = frozenset(shapes)
     net = TextNetwork(model, {}, made, name, drawn=everything)
     return net._replace(variables=net.redraw(jax.random.key(seed)))
 
@@ -137,7 +148,7 @@ def save(folder: Path, net: TextNetwork, classes: Sequence[str] = (), dtype: str
     leaves = {path: np.asarray(leaf) for path, leaf in tree.flatten(net.variables).items()}
     config = bert.config_of(net.kind, net.model, tuple(classes) or net.classes)
     config["pad_token_id"] = net.tokenizer.token_to_id("[PAD]")
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / CONFIG).write_text(json.dumps(config, indent=2))
     arrays = {n: leaf.astype(dtype) for n, leaf in bert.exported(leaves, net.kind, net.model.depth).items()}
     safetensors.numpy.save_file(arrays, folder / WEIGHTS[0], {"format": "pt"})  # without it transformers refuses
     net.tokenizer.save(str(folder / "tokenizer.json"))
@@ -162,7 +173,7 @@ def part_names(name: str, source: str, path: str, **options: Any) -> tuple[str, 
     tokens.read(folder)
     if source != "random":
         _config(folder), _weights(folder)
-    attributes = bert.options(_config(folder)) if (folder / "config.json").is_file() else {}
+    attributes = bert.options(_config(folder)) if (folder / CONFIG).is_file() else {}
     return models.create(name, 0, **{**attributes, **options}).part_names()
 
 
@@ -174,18 +185,23 @@ def _folder(path: str | Path | None) -> Path:
         return folder
     if folder.exists() or len(folder.parts) != 2:
         raise UserError(f"{folder} is no folder; pass the one that holds config.json, weights and tokenizer")
-    found = hub.folder(str(path), ("config.json",), WEIGHTS, tokens.FILES, ("tokenizer_config.json",))
+    found = hub.folder(str(path), (CONFIG,), WEIGHTS, tokens.FILES, ("tokenizer_config.json",))
     if (index := next((found / w for w in WEIGHTS if (found / w).is_file()), found)).name.endswith(INDEX):
         for shard in _shards(index):
             hub.from_hub(str(path), shard)
     return found
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
+def _config(folder: Path, name: str = "") -> dict[str, Any]:
+    """Return what ``config.json`` says; a ``UserError`` if that is not sensible, or of another model than ``name``."""
+    file = folder / CONFIG
     if not file.is_file():
         raise UserError(f"{folder} has no config.json; copy the one that came with the weights there")
-    return read_json(file, "copy it anew")
+    config = read_json(file, "copy it anew")
+    if name and (kind := bert.kind_of(config, file)) != name:
+        raise UserError(f"{folder} holds a {kind}, not a {name}; pass --config.model.name={kind}")
+    bert.check(config, file, ACTIVATIONS)
+    return config
 
 
 def _weights(folder: Path) -> Path:
@@ -207,12 +223,13 @@ def _shards(index: Path) -> dict[str, list[str]]:
         UserError: the index is damaged, or names files outside its folder.
     """
     found: dict[str, list[str]] = {}
-    files = read_json(index, "copy it anew").get("weight_map")
-    if not isinstance(files, dict):
+    content = read_json(index, "copy it anew")
+    check_fields(content, index, {"weight_map": object_of(STRING)}, "copy it anew")
+    if not (files := content.get("weight_map")):
         raise UserError(f"{index}: no index of weights (it has no weight_map); copy it anew")
     for array, shard in files.items():
-        found.setdefault(str(shard), []).append(array)
-    if strange := [shard for shard in found if Path(shard).name != shard]:
+        found.setdefault(shard, []).append(array)
+    if strange := [shard for shard in found if Path(shard).name != shard or len(shard.encode()) > _LONGEST]:
         raise UserError(f"{index}: names {strange[0]!r}, which is no file beside it; copy the folder anew")
     return found
 
@@ -245,11 +262,12 @@ def _contents(file: Path) -> Contents:
     return Contents(arrays, notes)
 
 
-def _converted(file: Path, table: Table, rename: prefixes.Renames) -> tuple[Contents, prefixes.Stripped, Converted]:
-    """Return what a file holds, its arrays without a prefix, and what the table made of them."""
-    contents = _contents(file)
+def _converted(
+    contents: Contents, file: Path, table: Table, rename: prefixes.Renames
+) -> tuple[prefixes.Stripped, Converted]:
+    """Return the arrays of a file without a prefix, and what the table made of them."""
     stripped = prefixes.strip(prefixes.rename(contents.arrays, rename, str(file)), table, str(file))
-    return contents, stripped, convert(stripped.arrays, table)
+    return stripped, convert(stripped.arrays, table)
 
 
 def _class_names(config: Mapping[str, Any], count: int) -> tuple[str, ...]:
@@ -306,6 +324,13 @@ def _check_vocabulary(made: tokenizers.Tokenizer, model: Bert, folder: Path) -> 
         raise UserError(
             f"the tokenizer in {folder} knows {size:,} words and the weights {model.vocabulary:,}; "
             "copy the tokenizer that came with these weights there"
+        )
+    largest, types = tokens.reach(made)
+    pair = max(2, model.types)  # a network of one type is for single texts, and its tokenizer may know pairs
+    if largest >= model.vocabulary or (model.types and types >= pair):
+        raise UserError(
+            f"the tokenizer in {folder} makes ids up to {largest:,} and types up to {types:,}, and the weights have "
+            f"{model.vocabulary:,} ids and {pair:,} types; copy the tokenizer that came with them there"
         )
 
 

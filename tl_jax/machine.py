@@ -30,6 +30,11 @@ def facts() -> dict[str, Any]:
     }
 
 
+def memory() -> int:
+    """Return the bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def processor() -> str:
     """Return the name of the processor as far as the system says it, else its architecture."""
     info = Path("/proc/cpuinfo")

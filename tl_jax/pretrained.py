@@ -272,7 +272,7 @@ def read_foreign(
     stripped = prefixes.strip(prefixes.rename(contents.arrays, rename, str(file)), table, str(file))
     converted = convert(stripped.arrays, table, _trunk_shapes(name, options) if table.layers else {})
     kernel = converted.leaves.get("params/head/kernel")
-    classes = 0 if kernel is None else int(kernel.shape[-1]) if kernel.ndim else 1
+    classes = 0 if kernel is None else int(kernel.shape[-1]) if kernel.ndim and kernel.size else 1
     attributes = {field.name for field in dataclasses.fields(models.create(name, 0))}
     there = {fitting.top(path) for path in converted.leaves}
     found = {option: leaf in there for option, leaf in (("fc", "fc1"), ("aux", "aux")) if option in attributes}
@@ -354,14 +354,32 @@ def _read_own(name: str, file: Path, origin: Path, about: Mapping[str, Any]) -> 
     spec, facts = own.read_spec(file)
     if spec.model != name:
         raise UserError(f"{file} holds {spec.model!r}, not {name!r}; pass --config.model.name={spec.model}")
-    model = _model(spec)
+    arrays = own.read(file)
+    model, shapes = _built(file, spec, len(arrays))
     try:
-        variables = merge(variable_shapes(model), convert(own.read(file), tables.table(name, "tl_jax")))
+        variables = merge(shapes, convert(arrays, tables.table(name, "tl_jax")))
     except MergeError as e:
         raise MergeError(f"{file} does not fit {name}: {e}; was it written by another version?", e.report) from None
     sha256 = facts.get("sha256", "") if about else pooch.file_hash(str(file))
     told = {"notes": tuple(facts.get("notes", ())), "no_head": facts.get("no_head", "")} if about else {}
     return Pretrained(model, jax.device_put(variables), spec, new_head=False, path=origin, sha256=sha256, **told)
+
+
+def _built(file: Path, spec: PretrainedSpec, arrays: int) -> tuple[Backbone, Mapping[str, Any]]:
+    """Return the model that the spec in a file describes, and the shapes of its variables.
+
+    Raises:
+        UserError: more blocks than the file has arrays, or a network that cannot be built.
+    """
+    try:
+        model = _model(spec)
+        if models.blocks(spec.model, spec.options) > arrays:
+            raise ValueError(f"more blocks than its {arrays} arrays are for")
+        return model, variable_shapes(model)
+    except (UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file}: its spec describes no network that can be built: {error}; export the run again"
+        ) from None
 
 
 def _model(spec: PretrainedSpec) -> Backbone:

@@ -10,7 +10,7 @@ from configs import base, stored
 from tl_jax.errors import UserError
 from tl_jax.report import results, run_page
 from tl_jax.shipping import facts
-from tl_jax.train import hosts
+from tl_jax.train import hosts, run_files
 from tl_jax.train.log import say
 
 NAME = "report.html"
@@ -42,7 +42,7 @@ def _write(folder: Path) -> Path:
     found = results.read(folder)
     config = stored.get_config(str(folder))
     own = found.first[0]
-    known = own.facts or own.summary.get("facts", {})
+    known = _known(own, found.problems)
     changed = {name: [_short(row["here"]), _short(row["base"])] for name, row in facts.changed(config).items()}
     try:
         found = found._replace(about=_about(config, known, folder), changed=changed)
@@ -51,14 +51,23 @@ def _write(folder: Path) -> Path:
         raise UserError(f"cannot write {folder / NAME} ({e.strerror}); the results beside it are whole") from None
 
 
+def _known(own: results.Result, problems: list[str]) -> dict[str, Any]:
+    """Return the facts of a run, {} where they are wrong, which is added to the problems."""
+    try:
+        return run_files.read_facts(own.folder) if own.facts else run_files.read_summary(own.folder).get("facts", {})
+    except UserError as error:
+        if str(error) not in problems:
+            problems.append(str(error))
+        return {}
+
+
 def _about(config: base.Config, known: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    spec = known.get("spec") or {}
     return {
         "name": config.name,
         "task": config.task,
         "model": config.model.name,
-        "licence": facts.licence_of(
-            config, known.get("spec", {}).get("licence", ""), known.get("weights_sha256") or ""
-        ),
+        "licence": facts.licence_of(config, str(spec.get("licence") or ""), known.get("weights_sha256") or ""),
         "command": f"python run.py --config=configs/stored.py:PATH_OF/{shlex.quote(folder.name)} --workdir=ANOTHER",
     }
 

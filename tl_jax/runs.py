@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from configs import base, check
+from tl_jax import tree
 from tl_jax.errors import UserError
 from tl_jax.task import Task
 from tl_jax.tasks import faces, image
@@ -12,9 +15,9 @@ from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.tasks.starting import PROBES
 from tl_jax.train import compile_cache, devices, workdir
 from tl_jax.train.checkpoint import Checkpoints
+from tl_jax.train.run_files import read_summary
 from tl_jax.train.state import TrainState, initial_state
 from tl_jax.train.step import make_init
-from tl_jax.train.workdir import read_json
 from tl_jax.transfer import phases
 from tl_jax.transfer.averaging import interpolate
 
@@ -78,20 +81,28 @@ def restore(config: base.Config, folder: Path, data: bool = True) -> tuple[Task,
     if not (folder / "config.json").is_file():
         raise UserError(f"no config.json in {folder}, which says what was trained; train again with a new --workdir")
     workdir.check_owner(folder, config.to_dict())
-    facts, summary = workdir.stored_facts(folder), read_json(folder / "summary.json")
+    facts, summary = workdir.stored_facts(folder), read_summary(folder)
     record = RunRecord(facts, str(folder), fitted={} if data else fitted_by(summary))
     record = record._replace(reads_data=data or not _suffices(config, record, summary))
     task, checkpoints, step = _opened(config, folder, record)
-    if record.fitted and step != summary["tested_step"]:  # they were fitted to other weights
+    if record.fitted and step != summary.get("tested_step"):  # they were fitted to other weights
         checkpoints.close()
         task, checkpoints, step = _opened(config, folder, record._replace(reads_data=True, fitted={}))
     state = initial_state(task, config.seed)
     end = checkpoints.restore(step, state, opt_state=False, tested=True)
+    _check_finite(end, folder / "checkpoints" / str(step))
     mixed = summary.get("wise_ft")
     if mixed:
         end = end.replace(**interpolate(state.variables, end.variables, mixed["share"]))
     checkpoints.close()
     return task, state, end
+
+
+def _check_finite(state: TrainState, where: Path) -> None:
+    """Refuse a checkpoint with values that are not finite: training stops at those, so that it was damaged."""
+    for path, leaf in tree.flatten(devices.fetch(dict(state.variables))).items():
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+            raise UserError(f"{where}: {path} holds values that are not finite; restore the checkpoint, or train again")
 
 
 def fitted_by(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -164,7 +164,9 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
     """End the process when anything is run but the modules of Python's own files."""
     ran = event in ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect")
     if event == "exec":
-        ran = not Path(arguments[0].co_filename).is_file() and not arguments[0].co_filename.startswith("<frozen")
+        ran = not Path(arguments[0].co_filename).is_file() and not arguments[0].co_filename.startswith(
+            ("<frozen", "<template")
+        )
     if ran:
         print(f"executed: {event} {arguments!r}", file=sys.stderr, flush=True)
         sys.exit(3)

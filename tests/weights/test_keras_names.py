@@ -104,3 +104,20 @@ def test_names_that_mean_nothing_are_no_chain_in_a_resnet():
     arrays = {f"layer{i}/kernel": np.zeros((1, 1, 8, 8), np.float32) for i in range(20)}
     with pytest.raises(MergeError, match="extra: layer0/kernel"):
         loaded("resnet50_tiny", arrays)
+
+
+def test_a_name_may_have_any_number_of_digits():
+    arrays = automatic(variables("inception_v3_tiny"), 1)
+    long = {name.replace("conv2d_", f"conv2d_{'9' * 5_000}"): array for name, array in arrays.items()}
+    assert long.keys() != arrays.keys()
+    with pytest.raises(MergeError):
+        loaded("inception_v3_tiny", long)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0,), (2, 0, 5), (1,) * 6])
+def test_arrays_of_another_rank_are_no_weights(shape):
+    names = ("classifier.0.weight", "features.0.weight")
+    with pytest.raises(MergeError, match="wrong"):
+        arrays = {name: np.zeros(shape, np.float32) for name in names}
+        network_of = network.variable_shapes(models.create("vgg16_tiny", 6))
+        merge(network_of, convert(arrays, tables.table("vgg16_tiny", "torchvision")))

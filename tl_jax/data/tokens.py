@@ -15,6 +15,7 @@ from tl_jax.json_files import read_json
 
 FILES = ("tokenizer.json", "vocab.txt")
 CAPITALS = 0.01  # share of words with capitals in a vocabulary that tells them; bert-base-cased has a third
+PROBE = ("a", "\u0378 b")  # a pair of texts, one with a letter that no vocabulary has
 NEEDED = ("[PAD]", "[CLS]", "[SEP]")
 
 
@@ -43,7 +44,17 @@ def read(folder: Path) -> tokenizers.Tokenizer:
         raise UserError(f"{file} has no {', '.join(absent)}; is it the vocabulary of a BERT?")
     made.no_truncation()
     made.no_padding()
+    try:
+        reach(made)
+    except Exception as e:
+        raise UserError(f"{file} cannot make tokens of texts ({e}); copy it anew") from None
     return made
+
+
+def reach(tokenizer: tokenizers.Tokenizer) -> tuple[int, int]:
+    """Return the largest id of a token and the largest number of a text, in its vocabulary or around a pair."""
+    pair = tokenizer.encode(*PROBE)
+    return max((*tokenizer.get_vocab().values(), *pair.ids)), max((0, *pair.type_ids))
 
 
 def word_options(folder: Path) -> dict[str, Any]:
@@ -86,6 +97,8 @@ def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[Any], max_length: in
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     try:
         return tokenizer.encode_batch(list(texts), is_pretokenized=words)
+    except Exception as e:  # the library's own errors are plain exceptions
+        raise UserError(f"the tokenizer cannot take these texts ({e}); copy its files anew") from None
     finally:
         tokenizer.no_truncation()
 

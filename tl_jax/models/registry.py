@@ -9,6 +9,7 @@ from tl_jax.models.backbone import Backbone
 from tl_jax.models.bert import Bert
 from tl_jax.models.inception import InceptionV3
 from tl_jax.models.mobilenet import MobileNetV2
+from tl_jax.models.options import check, count_blocks
 from tl_jax.models.resnet import ResNet
 from tl_jax.models.resnet_v2 import ResNetV2
 from tl_jax.models.vgg import VGG
@@ -67,7 +68,7 @@ def create(name: str, num_classes: int, **options: Any) -> Any:
         **options: attributes of the model class, such as ``layout``, ``endpoint`` or ``dtype``.
 
     Raises:
-        UserError: unknown name, option or layout.
+        UserError: unknown name, option or layout, or a value of another type or beyond all reason.
     """
     every = {**MODELS, **TEXT}
     if name not in every:
@@ -77,10 +78,19 @@ def create(name: str, num_classes: int, **options: Any) -> Any:
     for option in options:
         if option not in known:
             raise UserError(f"model {name!r} has no option {option!r}; {nearest(option, known)}")
+    plain = {field.name: field.default for field in dataclasses.fields(cls)} | fixed
+    check(name, {"num_classes": num_classes, **options}, {**plain, "num_classes": 0})
     layout = options.get("layout")
     if layout is not None and layout not in cls.layouts:
         raise UserError(f"model {name!r} has no layout {layout!r}; {nearest(layout, cls.layouts)}")
     return cls(num_classes=num_classes, **{**fixed, **options})
+
+
+def blocks(name: str, options: Mapping[str, Any]) -> int:
+    """Return the number of blocks of ``create(name, ..., **options)``."""
+    cls, fixed = {**MODELS, **TEXT}[name]
+    plain = {field.name: field.default for field in dataclasses.fields(cls)}
+    return count_blocks({**plain, **fixed, **options})
 
 
 def options(name: str, model: Backbone) -> dict[str, Any]:

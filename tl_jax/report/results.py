@@ -13,6 +13,9 @@ PICTURES = (
 )  # fmt: skip
 
 
+_LARGEST = 1e100  # of what is shown
+
+
 class Result(NamedTuple):
     """What one run left; empty where a file is not there.
 
@@ -133,4 +136,11 @@ def _rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 def values(rows: Sequence[dict[str, Any]], split: str, name: str) -> list[tuple[float, float]]:
     """Return (step, value) of a metric where it was measured."""
-    return [(row["step"], row[name]) for row in rows if row.get("split") == split and row.get(name) is not None]
+    return [
+        (row["step"], row[name]) for row in rows if row.get("split") == split and _shown(row["step"], row.get(name))
+    ]
+
+
+def _shown(*numbers: Any) -> bool:
+    """Tell whether numbers have a place on an axis, whose ends lie apart by a finite number."""
+    return all(type(each) in (int, float) and abs(each) < _LARGEST for each in numbers)

@@ -9,8 +9,9 @@ import numpy as np
 from tl_jax import tree
 from tl_jax.errors import UserError, nearest
 from tl_jax.specs import PretrainedSpec
+from tl_jax.transfer import moments
 from tl_jax.weights import bundles, own
-from tl_jax.weights.merge import merge
+from tl_jax.weights.merge import merge, misfits
 from tl_jax.weights.rules import Converted
 
 # What can travel, and the leaves that it is made of.
@@ -52,6 +53,8 @@ def load(path: str | Path) -> Source:
         raise UserError(
             f"{path} holds the network {spec.model!r}, no policy; pass the export of a run with task=policy"
         )
+    if not facts.get("world") or "spaces" not in facts:
+        raise UserError(f"{path}: its facts name no world or no spaces; export the run again")
     return Source(own.read(path), spec.options, facts["world"], facts["spaces"])
 
 
@@ -133,13 +136,20 @@ def _moments(source: Source, left: Sequence[str], params: Any) -> dict[str, Any]
             "take trunk, policy and value with it, or leave it out"
         )
     whole = {p.removeprefix("optimizer/"): leaf for p, leaf in source.leaves.items() if p.startswith("optimizer/")}
-    absent = [path for path in tree.flatten(params) if f"mu/{path}" not in whole]
+    wanted = {f"{kind}/{path}": leaf for kind in moments.KINDS for path, leaf in tree.flatten(params).items()}
+    absent = [path for path in tree.flatten(params) if any(f"{kind}/{path}" not in whole for kind in moments.KINDS)]
     if absent:
         raise UserError(
             f"config.init.take: the source's file has no optimizer state of {', '.join(absent)}; export again a run "
             "of Adam that trained everything, or leave optimizer out"
         )
-    return tree.unflatten(whole)
+    wrong = [text for path, leaf in wanted.items() for text in misfits(path, whole[path], leaf)]
+    if wrong or "count" not in whole or whole["count"].ndim:
+        raise UserError(
+            f"config.init.take: the optimizer state does not fit the network: {(*wrong, 'count is no number')[0]}; "
+            "export the run again, or leave optimizer out"
+        )
+    return tree.unflatten({path: whole[path] for path in (*wanted, "count")})
 
 
 def _at_border(path: str, flat: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from tl_jax import pretrained
 from tl_jax.rl import source as policies
 from tl_jax.shipping import card, facts, foreign, loaders, program
 from tl_jax.train.log import say
-from tl_jax.train.workdir import read_json
+from tl_jax.train.run_files import read_facts, read_summary
 from tl_jax.weights import bundles, own
 
 PROGRAM, DELTA = "model.stablehlo", "delta.safetensors"
@@ -70,12 +70,12 @@ def _of_pictures(config: base.Config, folder: Path, step: int) -> Contents:
     net = pretrained.load(config.model.name, "tl_jax", folder / bundles.WEIGHTS)
     embeddings = config.task == "faces"
     output = {"faces": "embeddings", "detection": "features"}.get(config.task, "probabilities")
-    summary, classes = read_json(folder.parent / "summary.json"), own.class_names(folder / bundles.WEIGHTS)
+    summary, classes = read_summary(folder.parent), own.class_names(folder / bundles.WEIGHTS)
     fitted = summary.get("calibration", {}) if summary.get("tested_step") == step else {}  # to these weights
     temperature = fitted.get("temperature", 1.0)
     origin = config.init.layout if config.init.source == "random" else config.init.source
     other = foreign.write(folder, net, origin, embeddings, classes)
-    limits = read_json(folder.parent / "facts.json").get("value_range", ())
+    limits = read_facts(folder.parent).get("value_range", ())
     told = facts.of_pictures(net.spec, config.data.fit, limits)
     files = {bundles.WEIGHTS: "weights of tl_jax, with the facts to build the network"}
     found = loaders.pictures(net.spec.model, net.spec.image_size)

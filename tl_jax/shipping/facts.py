@@ -9,7 +9,8 @@ from configs import base
 from tl_jax import __version__
 from tl_jax.errors import UserError
 from tl_jax.specs import SCALINGS, PretrainedSpec
-from tl_jax.train.workdir import finite, read_json
+from tl_jax.train.run_files import read_facts, read_summary
+from tl_jax.train.workdir import finite
 from tl_jax.weights import bundles
 from tl_jax.weights.catalog import BANK
 
@@ -25,7 +26,7 @@ def of_run(config: base.Config, workdir: Path, step: int, licence: str) -> dict[
         step: of the weights.
         licence: of the weights that training started from, "" where nobody said.
     """
-    summary, known = read_json(workdir / "summary.json"), read_json(workdir / "facts.json")
+    summary, known = read_summary(workdir), read_facts(workdir)
     tested = summary.get("tested_step") == step  # other weights have other metrics
     exported = {"tl_jax": __version__, **{name: version(name) for name in ("jax", "jaxlib")}}
     return finite(
@@ -68,7 +69,8 @@ def licence_of(config: base.Config, licence: str, sha256: str = "") -> str:
             return "Apache-2.0 (ships with tl_jax)"
         given = Path(config.init.path).expanduser()
         try:
-            licence = bundles.read(given if given.is_dir() else given.parent)["weights"]["licence"]
+            about = bundles.read(given if given.is_dir() else given.parent).get("weights") or {}
+            licence = str(about.get("licence") or "")
         except UserError:
             licence = ""
     if not licence and config.init.path and sha256 and config.init.source != "huggingface":

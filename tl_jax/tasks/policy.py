@@ -1,5 +1,6 @@
 """The task of acting in a world: a step is a PPO update, and an example of the test part is an episode."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 from tl_jax.errors import UserError
+from tl_jax.models.options import check
 from tl_jax.models.policy import Policy
 from tl_jax.rl import rollout, source, training, worlds
 from tl_jax.rl.normalizer import normalized
@@ -55,6 +57,8 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
 def network(config: Any, world: World) -> Policy:
     """Return the network of a configuration."""
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
+    plain = {field.name: field.default for field in dataclasses.fields(Policy)}
+    check("policy", {name: value for name, value in given.items() if name in plain}, plain)
     try:
         return training.network(world, **given)
     except TypeError as e:

@@ -11,9 +11,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from tl_jax.errors import UserError
+from tl_jax.json_files import read_json
 from tl_jax.task import Task
 from tl_jax.train import hosts
 from tl_jax.train.log import say
+from tl_jax.train.run_files import ACTION
 from tl_jax.train.seal import Seals
 from tl_jax.train.state import TrainState
 from tl_jax.train.storage import Home
@@ -36,7 +38,12 @@ class Checkpoints:
         self._whole: set[int] = set()  # steps whose files were compared with their hashes
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._home = Home(folder.parent)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        _check_metrics(folder, task.score if score else "")
+        try:
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        except (AttributeError, LookupError, TypeError, ValueError) as e:  # from its own files beside the arrays
+            reason = next(iter(str(e).splitlines()), type(e).__name__)
+            raise UserError(f"{folder}: the checkpoints cannot be opened ({reason}); {ACTION}") from None
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Start writing ``state``; returns once the arrays are copied off the devices."""
@@ -134,6 +141,18 @@ class Checkpoints:
         """Wait for writes under way and let go of the folder."""
         self.wait()
         self._manager.close()
+
+
+def _check_metrics(folder: Path, score: str) -> None:
+    """Refuse damaged metrics of a checkpoint, which orbax reads as soon as it opens the folder.
+
+    Raises:
+        UserError: names the file.
+    """
+    for path in sorted(folder.glob("[0-9]*/metrics/metrics")):
+        metrics = read_json(path, ACTION)
+        if score and type(metrics.get(score)) not in (int, float):
+            raise UserError(f"{path} has no {score}, by which the best checkpoint is told; {ACTION}")
 
 
 def _averages(state: TrainState) -> bool:

@@ -8,7 +8,9 @@ import numpy as np
 
 from tl_jax import tree
 from tl_jax.errors import UserError, listed
+from tl_jax.json_files import OBJECT, TEXT, check_fields, object_of
 from tl_jax.train.devices import fetch
+from tl_jax.train.run_files import ACTION
 from tl_jax.train.state import TrainState
 from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import partition
@@ -32,6 +34,9 @@ class Proof:
     def __init__(self, workdir: Path):
         self._path = workdir / "freeze.json"
         self._phases: dict[str, Any] = read_json(self._path)
+        check_fields(self._phases, self._path, dict.fromkeys(self._phases, OBJECT), ACTION)
+        for name, phase in self._phases.items():
+            check_fields(phase, f"{self._path}: {name}", {"sha256": object_of(TEXT)}, ACTION)
 
     def begin(self, phase: Phase, state: TrainState, flops: float, forward: float) -> None:
         """Hash what is frozen as the phase starts; one that goes on is held to the hashes of its own start.

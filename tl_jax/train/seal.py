@@ -10,7 +10,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tl_jax.json_files import TEXT, check_fields, object_of
 from tl_jax.train import hosts
+from tl_jax.train.run_files import ACTION
 from tl_jax.train.workdir import read_json, write_json
 
 
@@ -24,20 +26,25 @@ class Seals:
         """Hash those of ``steps`` that have not been, and forget all others."""
         if not hosts.first():
             return
-        known = read_json(self._path)
+        known = self._known()
         new = {str(step): known.get(str(step)) or self._hashes(step) for step in steps}
         if new != known:
             write_json(self._path, new)
 
     def fault(self, step: int) -> str:
         """Return what is wrong with a checkpoint, "" where nothing is."""
-        sealed = read_json(self._path).get(str(step))
+        sealed = self._known().get(str(step))
         if sealed is None:
             return self._unreadable(step)
         found = self._hashes(step)
         changed = [name for name, sha in sealed.items() if found.get(name) != sha]
         what = "has changed" if changed and changed[0] in found else "is missing"
         return f"{changed[0]} {what} since it was written" if changed else ""
+
+    def _known(self) -> dict[str, dict[str, str]]:
+        known = read_json(self._path)
+        check_fields(known, self._path, dict.fromkeys(known, object_of(TEXT)), ACTION)
+        return known
 
     def _hashes(self, step: int) -> dict[str, str]:
         hashes = {}

@@ -13,6 +13,7 @@ from tl_jax import json_files
 from tl_jax.data import value_range
 from tl_jax.errors import UserError, listed
 from tl_jax.train import hosts
+from tl_jax.train.run_files import FACTS, read_facts
 from tl_jax.train.storage import Home
 
 # Where a run is resumed, and how it is logged or tested, may change; what it computes may not.
@@ -23,7 +24,6 @@ FREE = tuple(
         "faces.known", "log_every", "parallel.state", "test_on",
     )
 )  # fmt: skip
-FACTS = "facts.json"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -121,7 +121,7 @@ def check_owner(workdir: Path, config: Mapping[str, Any]) -> None:
 
 def stored_facts(workdir: Path) -> dict[str, Any]:
     """Return what ``facts.json`` says of the weights and data of a run, {} if none has started in this folder."""
-    return read_json(workdir / FACTS) if _started(workdir) else {}
+    return read_facts(workdir) if _started(workdir) else {}
 
 
 def claim_facts(workdir: Path, facts: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ model can be adapted; the price is that a step still works out the gradient of w
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from tl_jax import tree
 from tl_jax.errors import UserError
 
 KINDS = ("", "lora", "parallel", "bottleneck")
-_PAIR = r"(.*/)?lora_[ab]"
+PAIR = r"(.*/)?lora_[ab]"  # paths of low-rank changes
 _NEVER = r"((aux/)?head|extra|adapter_\w+)/.*"  # new layers train whole
 
 
@@ -76,20 +77,33 @@ def merge(params: tree.Tree, how: Adapters) -> dict[str, Any]:
     """Return plain parameters with the changes added into the kernels; the network then computes the same.
 
     Raises:
-        UserError: an A without its B, or a B without its A.
+        UserError: an A without its B, or a B without its A, or a pair that fits no kernel.
     """
     leaves = tree.flatten(params)
     for path in leaves:
         other = re.sub(r"lora_([ab])$", lambda m: f"lora_{'b' if m[1] == 'a' else 'a'}", path)
         if other not in leaves:
             raise UserError(f"{path} is there without {other}; an adapter needs both")
-    plain = {path: leaf for path, leaf in leaves.items() if not re.fullmatch(_PAIR, path)}
+    plain = {path: leaf for path, leaf in leaves.items() if not re.fullmatch(PAIR, path)}
     for path in leaves:
         if path.endswith("lora_a"):
             stem = path.removesuffix("lora_a")
+            _check_pair(stem, leaves, how)
             change = leaves[path] @ leaves[stem + "lora_b"] * (how.alpha / how.rank)
             plain[stem + "kernel"] = _added(plain[stem + "kernel"], change, how)
     return tree.unflatten(plain)
+
+
+def _check_pair(stem: str, leaves: Mapping[str, Any], how: Adapters) -> None:
+    """Refuse a pair whose product is not the matrix of its kernel: a file may ask for one without bounds."""
+    kernel, (one, other) = leaves.get(stem + "kernel"), (leaves[stem + f"lora_{side}"].shape for side in "ab")
+    if kernel is None or kernel.ndim < 2:
+        raise UserError(f"{stem}lora_a is there without a kernel that it changes")
+    rows, columns = _matrix(kernel.shape, how)
+    if how.rank < 1 or (one, other) != ((rows, how.rank), (how.rank, columns)):
+        raise UserError(
+            f"{stem}lora_a {one} and lora_b {other} do not fit the kernel {kernel.shape} with rank {how.rank}"
+        )
 
 
 def _adapted(path: str, shape: tuple[int, ...], how: Adapters) -> bool:

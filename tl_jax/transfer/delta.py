@@ -10,14 +10,17 @@ import numpy as np
 
 from tl_jax import tree
 from tl_jax.errors import UserError
+from tl_jax.json_files import TEXT, check_fields, choice, integer, number
 from tl_jax.specs import PretrainedSpec
 from tl_jax.transfer import adapters
-from tl_jax.transfer.adapters import Adapters
+from tl_jax.transfer.adapters import KINDS, Adapters
 from tl_jax.transfer.partition import ADAPTERS, HEAD
 from tl_jax.weights import own
 
 # Statistics are small and go together; heads and adapters are drawn from the run's own seed.
 NEVER_PUBLISHED = rf"batch_stats/.*|params/({HEAD[0]}|{ADAPTERS})"
+_ADAPTERS = {"kind": choice(*KINDS), "rank": integer(0, 100_000), "alpha": number(0, 1e6), "targets": TEXT}
+_AGAIN = "export the run again"
 
 
 def changed(start: tree.Tree, end: tree.Tree) -> dict[str, Any]:
@@ -65,8 +68,12 @@ def read(path: Path) -> tuple[PretrainedSpec, Mapping[str, Any], dict[str, np.nd
     if not path.is_file():
         raise UserError(f"no file {path}; --mode=export writes export/delta.safetensors into the folder of a run")
     spec, facts = own.read_spec(path)
-    if "base" not in facts:
+    if not facts.get("base"):
         raise UserError(f"{path} holds whole weights; load it with source='tl_jax' and path=FILE instead")
+    how = facts.get("adapters") or {}
+    check_fields(how, f"{path}: adapters", _ADAPTERS, _AGAIN)
+    if "sha256" not in facts["base"] or not set(how) <= set(_ADAPTERS):
+        raise UserError(f"{path}: its facts do not say what it goes on top of; {_AGAIN}")
     return spec, facts, own.read(path)
 
 
@@ -77,9 +84,13 @@ def apply(variables: tree.Tree, leaves: Mapping[str, Any], facts: Mapping[str, A
         UserError: leaves that do not fit the network.
     """
     flat = dict(tree.flatten(variables))
+    if strange := [p for p in leaves if p not in flat and not re.fullmatch(adapters.PAIR, p)]:
+        raise UserError(f"{path}: {strange[0]} is no part of these weights; it belongs to another network")
     wrong = [p for p, leaf in leaves.items() if p in flat and flat[p].shape != leaf.shape]
     if wrong:
         raise UserError(f"{path}: {wrong[0]} has another shape than in these weights; it belongs to another network")
+    if infinite := [p for p, leaf in leaves.items() if not np.isfinite(leaf.astype(np.float32)).all()]:
+        raise UserError(f"{path}: {infinite[0]} holds values that are not finite; {_AGAIN}")
     flat |= {p: jnp.asarray(leaf) for p, leaf in leaves.items()}
     whole = tree.unflatten(flat)
-    return {**whole, "params": adapters.merge(whole["params"], Adapters(**facts["adapters"]))}
+    return {**whole, "params": adapters.merge(whole["params"], Adapters(**(facts.get("adapters") or {})))}

@@ -1,13 +1,15 @@
 """BERT and DistilBERT as Hugging Face stores them: names of arrays, and what ``config.json`` says of the network."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tl_jax.errors import UserError, nearest
-from tl_jax.weights.rules import INVERSES, Rule, Table, keep, transpose
+from tl_jax.json_files import TEXT, Field, check_fields, integer, list_of, number, object_of
+from tl_jax.weights.rules import INVERSES, Converted, Rule, Table, keep, transpose
 
 # (ours, theirs, kind of layer) of what is there once, and once in each layer.
 ONCE = {
@@ -105,6 +107,30 @@ OPTIONS = {
         "head_dropout": "seq_classif_dropout",
     },
 }
+# What each option may be; the largest published networks of these kinds have about a hundredth of these sizes.
+SIZES: Mapping[str, Field] = {
+    "vocabulary": integer(1, 10_000_000),
+    "width": integer(1, 100_000),
+    "depth": integer(1, 1_000),
+    "heads": integer(1, 10_000),
+    "hidden": integer(1, 1_000_000),
+    "positions": integer(1, 1_000_000),
+    "types": integer(0, 64),
+    "epsilon": number(0, 1),
+    "activation": TEXT,
+    "dropout": number(0, 0.99),
+    "attention_dropout": number(0, 0.99),
+    "head_dropout": number(0, 0.99),
+}
+OTHER_FIELDS = {"model_type": TEXT, "architectures": list_of(TEXT), "id2label": object_of(TEXT)}
+# Leaves whose shapes are those of options: which tell that a file is another network's before one is built.
+SHAPES = {
+    "params/embeddings/word/embedding": ("vocabulary", "width"),
+    "params/embeddings/position/embedding": ("positions", "width"),
+    "params/embeddings/type/embedding": ("types", "width"),
+    "params/layer1/up/kernel": ("width", "hidden"),
+}
+_COPY = "copy the config.json that came with the weights there"
 
 
 def leaves(kind: str, depth: int) -> Iterator[tuple[str, str, Any]]:
@@ -129,30 +155,79 @@ def plain(name: str, kind: str) -> str:
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name.removeprefix(f"{kind}.")))
 
 
-def kind_of(config: Mapping[str, Any]) -> str:
-    """Return which of the networks a ``config.json`` describes.
+def check(config: Mapping[str, Any], file: Path, activations: Collection[str]) -> None:
+    """Check what stands in a ``config.json``: types and ranges, before anything is built of it.
+
+    Args:
+        config: its content.
+        file: it comes from, for messages.
+        activations: names of those that are known.
+
+    Raises:
+        UserError: names the file and the field.
+    """
+    kind = kind_of(config, file)
+    names = OPTIONS[kind]
+    check_fields(config, file, {theirs: SIZES[ours] for ours, theirs in names.items()}, _COPY)
+    if absent := [theirs for theirs in list(names.values())[:5] if config.get(theirs) is None]:
+        raise UserError(f"{file} lacks {', '.join(absent)}; {_COPY}")
+    width, heads, activation = (names[option] for option in ("width", "heads", "activation"))
+    if config[width] % config[heads]:
+        raise UserError(
+            f"{file}: {width} is {config[width]}, no multiple of {heads}, which is {config[heads]}; {_COPY}"
+        )
+    if (chosen := config.get(activation)) is not None and chosen not in activations:
+        raise UserError(f"{file}: {activation} is {chosen!r}, which is not known here; {nearest(chosen, activations)}")
+
+
+def check_depth(depth: int, kind: str, arrays: int, file: Path) -> None:
+    """Refuse more layers than a file has arrays, of which each layer has sixteen: their names alone may be too many.
+
+    Raises:
+        UserError: names the field and the file.
+    """
+    if depth > arrays:
+        raise UserError(
+            f"{file} does not fit its config.json: it has {arrays} arrays for {OPTIONS[kind]['depth']}={depth}; "
+            "copy both anew"
+        )
+
+
+def check_shapes(attributes: Mapping[str, Any], kind: str, converted: Converted, file: Path) -> None:
+    """Compare the sizes that a ``config.json`` states, as attributes of a model, with those of the arrays of a file.
+
+    Raises:
+        UserError: names the fields and the array.
+    """
+    for path, sizes in SHAPES.items():
+        if path not in converted.leaves or any(size not in attributes for size in sizes):
+            continue
+        if (shape := converted.leaves[path].shape) != tuple(attributes[size] for size in sizes):
+            fields = " and ".join(f"{OPTIONS[kind].get(size, size)}={attributes[size]}" for size in sizes)
+            raise UserError(
+                f"{file} does not fit its config.json: {converted.origin[path]} has the wrong shape {shape} for "
+                f"{fields}; copy both anew"
+            )
+
+
+def kind_of(config: Mapping[str, Any], file: Path | str = "config.json") -> str:
+    """Return which of the networks a ``config.json`` describes; ``file`` is for messages.
 
     Raises:
         UserError: another one, or a variant that is not built here.
     """
-    kind = config.get("model_type", "")
+    check_fields(config, file, OTHER_FIELDS, _COPY)
+    kind = config.get("model_type") or ""
     if kind not in ONCE:
-        raise UserError(f"config.json has model_type {kind!r}; {nearest(kind, ONCE)}")
+        raise UserError(f"{file} has model_type {kind!r}; {nearest(kind, ONCE)}")
     if config.get("position_embedding_type", "absolute") != "absolute" or config.get("is_decoder"):
-        raise UserError("config.json describes a decoder, or positions that are not absolute; take a plain encoder")
+        raise UserError(f"{file} describes a decoder, or positions that are not absolute; take a plain encoder")
     return kind
 
 
 def options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of ``models.create`` that a ``config.json`` stands for.
-
-    Raises:
-        UserError: another network than those known here, or one of its numbers is missing.
-    """
+    """Return the options of ``models.create`` that a ``config.json``, which was checked, stands for."""
     kind = kind_of(config)
-    absent = [theirs for theirs in list(OPTIONS[kind].values())[:5] if theirs not in config]
-    if absent:
-        raise UserError(f"config.json lacks {', '.join(absent)}; is it whole?")
     found = {ours: config[theirs] for ours, theirs in OPTIONS[kind].items() if config.get(theirs) is not None}
     found.setdefault("head_dropout", found.get("dropout", 0.1))
     return found if kind == "bert" else {**found, "types": 0, "pooler": "relu"}

@@ -8,10 +8,13 @@ from typing import Any
 import pooch
 
 from tl_jax.errors import UserError
-from tl_jax.json_files import read_json
+from tl_jax.json_files import OBJECT, TEXT, check_fields, integer, object_of, read_json
 
 FILE, WEIGHTS = "bundle.json", "model.safetensors"
 VERSION = 1  # of the format; a file with another one is refused
+_AGAIN = "export the run again"
+_FIELDS = {"model": TEXT, "task": TEXT, "files": object_of(OBJECT), "weights": OBJECT}
+_OPTIONAL = {"weights"}
 
 
 def seal(folder: Path, facts: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
@@ -40,14 +43,16 @@ def read(folder: Path) -> dict[str, Any]:
     file = folder / FILE
     if not file.is_file():
         raise UserError(f"no bundle in {folder}: {FILE} is missing; --mode=export writes one to RUN/export")
-    try:
-        content = read_json(file, "export the run again")
-        version = content["version"]
-        _ = content["model"], content["task"], [entry["sha256"] for entry in content["files"].values()]
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{file} is damaged or was not written by tl_jax; export the run again") from None
-    if version != VERSION:
+    content = read_json(file, _AGAIN)
+    if absent := [name for name in ("version", *_FIELDS) if content.get(name) is None and name not in _OPTIONAL]:
+        raise UserError(f"{file} is damaged or was not written by tl_jax, it has no {absent[0]}; {_AGAIN}")
+    check_fields(content, file, {"version": integer(0, 1_000_000)}, _AGAIN)
+    if (version := content["version"]) != VERSION:
         raise UserError(f"{file} has format version {version!r}, known here is {VERSION}; install the tl_jax it is of")
+    check_fields(content, file, _FIELDS, _AGAIN)
+    for name, entry in content["files"].items():
+        if not TEXT.valid(entry.get("sha256")):
+            raise UserError(f"{file} is damaged, it has no sha256 of {name!r}; {_AGAIN}")
     return content
 
 

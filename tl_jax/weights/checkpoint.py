@@ -7,7 +7,7 @@ from typing import Any
 
 from tl_jax.errors import UserError
 from tl_jax.weights.merge import listed
-from tl_jax.weights.unpickle import Skipped, Tensor, refusal
+from tl_jax.weights.unpickle import Budget, Skipped, Tensor, refusal
 
 # Entries in the order in which they are preferred: averaged weights first, as timm does (``use_ema=True``).
 EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
@@ -18,19 +18,21 @@ _TENSORS = re.compile(r"torch\..*(rebuild|Tensor|Parameter).*")  # classes of te
 _KINDS = {"_rebuild_qtensor": " (a quantized tensor)", "_rebuild_sparse_tensor": " (a sparse tensor)"}
 
 
-def state_dict(path: Path, tree: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def state_dict(path: Path, tree: Any, budget: Budget) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the tensors of the network by name, and lines that say what was taken and what was skipped.
 
     Args:
         path: of the file, for messages.
         tree: what the pickle holds.
+        budget: of the items that are looked at: a dictionary of dictionaries may hold the same one many times.
 
     Raises:
-        UserError: no state dict, several of which none has a usual name, or a tensor of a kind that is not read.
+        UserError: no state dict, several of which none has a usual name, a tensor of a kind that is not read, or more
+            to look at than the budget allows.
     """
-    found = {"/".join(keys): entry for keys, entry in _entries(tree)}
+    found = {"/".join(keys): entry for keys, entry in _entries(tree, budget)}
     if not found:
-        raise _none(path, tree)
+        raise _none(path, tree, budget)
     sizes = {name: sum(map(_tensor_like, entry.values())) for name, entry in found.items()}
     name = _preferred(path, sizes)
     taken = found[name]
@@ -67,16 +69,17 @@ def _tops(names: Iterable[str]) -> set[str]:
     return {name.split("/")[0] for name in names}
 
 
-def _entries(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
+def _entries(tree: Any, budget: Budget, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
     """Yield the mappings that hold tensors by name, each with the keys that lead to it."""
     if not isinstance(tree, dict) or (keys and TRAINING.fullmatch(keys[-1])):
         return
+    budget.spend(len(tree) + sum(map(len, keys)))
     if any(isinstance(key, str) and _tensor_like(value) for key, value in tree.items()):
         yield keys, tree
     if len(keys) < _DEPTH:
         for key, value in tree.items():
             if isinstance(key, str):
-                yield from _entries(value, (*keys, key))
+                yield from _entries(value, budget, (*keys, key))
 
 
 def _tensor_like(value: Any) -> bool:
@@ -113,20 +116,21 @@ def _several(path: Path, names: list[str]) -> UserError:
     )
 
 
-def _none(path: Path, tree: Any) -> UserError:
+def _none(path: Path, tree: Any, budget: Budget) -> UserError:
     """Return the error for a file without any tensor by name; it names what stands where one was expected."""
-    skipped = next(_skipped(tree), None)
+    skipped = next(_skipped(tree, budget), None)
     if skipped:
         return refusal(path, _described(skipped))
     return UserError(f"{path}: holds no state dict; save it with torch.save(model.state_dict(), path)")
 
 
-def _skipped(tree: Any, depth: int = 0) -> Iterator[Skipped]:
+def _skipped(tree: Any, budget: Budget, depth: int = 0) -> Iterator[Skipped]:
     if isinstance(tree, Skipped):
         yield tree
     elif isinstance(tree, dict) and depth < _DEPTH:
+        budget.spend(len(tree))
         for value in tree.values():
-            yield from _skipped(value, depth + 1)
+            yield from _skipped(value, budget, depth + 1)
 
 
 def _described(skipped: Skipped) -> str:

@@ -50,7 +50,8 @@ def fit(
     strange = [path for path in converted.leaves if path not in wanted and top(path) in parts]
     broken = {top(path) for path in (*missing, *wrong, *strange)}
     whole = next((i for i, part in enumerate(parts) if part in broken), len(parts))
-    inside = [name for name in converted.extra if _inside(name, converted, table, parts)]
+    beginnings = {_first(origin) for path, origin in converted.origin.items() if top(path) in parts}
+    inside = [name for name in converted.extra if _inside(name, beginnings, table)]
     report = MergeReport(
         sorted((path for path in missing if top(path) in parts), key=lambda path: parts.index(top(path))),
         [*inside, *(converted.origin[path] for path in strange)],
@@ -106,13 +107,15 @@ def _problems(converted: Converted, wanted: Mapping[str, Any]) -> tuple[list[str
     return [path for path in wanted if path not in converted.leaves], wrong
 
 
-def _inside(name: str, converted: Converted, table: Table, parts: Sequence[str]) -> bool:
+def _inside(name: str, beginnings: set[str], table: Table) -> bool:
     """Tell whether a name that no rule knows stands among those of the trunk, so that the file is another network's."""
     if table.inside:
         return bool(re.fullmatch(table.inside, name))
-    first = re.split(r"[./]", name)[0]
-    beginnings = {re.split(r"[./]", origin)[0] for path, origin in converted.origin.items() if top(path) in parts}
-    return first in beginnings
+    return _first(name) in beginnings
+
+
+def _first(name: str) -> str:
+    return re.split(r"[./]", name, maxsplit=1)[0]
 
 
 def _only(converted: Converted, tops: set[str], wanted: Mapping[str, Any]) -> Converted:
@@ -134,4 +137,8 @@ def _no_head(head: Sequence[str], outside: Mapping[str, tuple[int, ...]]) -> str
 
 def modules(names: Sequence[str]) -> str:
     """Return the layers that arrays belong to, by name and in one line."""
-    return listed(list(dict.fromkeys(re.split(r"[./](?!.*[./])", name)[0] for name in names)), most=8)
+    return listed(list(dict.fromkeys(name[: end if (end := _last(name)) >= 0 else None] for name in names)), most=8)
+
+
+def _last(name: str) -> int:
+    return max(name.rfind("."), name.rfind("/"))

@@ -21,7 +21,7 @@ _WEIGHTS |= {"running_std": "moving_variance"}  # Keras 1's name; it holds the v
 _LEAVES = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
 KINDS = ("conv", "depthwise", "norm", "dense")
 _BESIDE = 4  # layers of a kind at most that a file has around the network
-_AUTOMATIC = re.compile(r"(?:conv2d|convolution2d|depthwise_conv2d|batch_?normalization|dense)(?:_(\d+))?")
+_AUTOMATIC = re.compile(r"(?:conv2d|convolution2d|depthwise_conv2d|batch_?normalization|dense)(?:_(\d{1,9}))?")
 
 
 class Layer(NamedTuple):

@@ -12,11 +12,29 @@ import numpy as np
 
 from tl_jax import tree
 from tl_jax.errors import UserError
-from tl_jax.specs import PretrainedSpec
+from tl_jax.json_files import OBJECT, TEXT, check_fields, choice, integer, list_of, number, object_of, parse_json
+from tl_jax.specs import SCALINGS, PretrainedSpec
 from tl_jax.weights import readers
 from tl_jax.weights.pth import damaged
 
 _ALIGNMENT = 64  # bytes; JAX takes over arrays that begin at a multiple of it instead of copying them
+_LARGEST = 2**31  # of the sides of an array without values, which the size of the file does not bound
+_AGAIN = "export the run again, or download the file again"
+_SPEC = {field.name: TEXT for field in dataclasses.fields(PretrainedSpec) if field.type in (str, "str")}
+_SPEC |= {
+    "options": OBJECT,
+    "num_classes": integer(0, 10_000_000),
+    "image_size": integer(0, 10_000),  # 0 of a policy
+    "crop": number(0.01, 1),
+    "interpolation": choice("bilinear", "bicubic"),
+    "scaling": choice("", *SCALINGS),
+    "parameters": integer(0, 2**53),
+    "top1": number(0, 100),
+    "top5": number(0, 100),
+}
+# What is read of the facts, by whom: names of classes, notes of a conversion, a delta's base, a policy's world.
+_FACTS = {"classes": list_of(TEXT), "notes": list_of(TEXT), "base": object_of(TEXT), "adapters": OBJECT}
+_FACTS |= {"world": TEXT, "spaces": OBJECT, "sha256": TEXT, "no_head": TEXT}
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -83,6 +101,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
         dtype = _DTYPES[entry["dtype"]]
         if values.ctypes.data % dtype.itemsize:
             values = values.copy()
+        if not values.size and any(n > _LARGEST for n in entry["shape"]):
+            raise damaged(path, f"{name} has the shape {entry['shape']}")
         arrays[name] = values.view(dtype).reshape(entry["shape"])
     return arrays
 
@@ -90,17 +110,23 @@ def read(path: Path) -> dict[str, np.ndarray]:
 def read_spec(path: Path) -> tuple[PretrainedSpec, dict[str, Any]]:
     """Return the spec and the facts of a file of ours; a UserError where it is none."""
     metadata = readers.read_metadata(path)
-    try:
-        spec, facts = PretrainedSpec(**json.loads(metadata["spec"])), json.loads(metadata["facts"])
-    except (KeyError, TypeError, ValueError, RecursionError):
-        raise UserError(f"{path} was not written by tl_jax; name its origin with --config.init.source") from None
-    options = {k: _tuple(v) for k, v in spec.options.items()}  # linen needs tuples where JSON gives lists
-    return dataclasses.replace(spec, options=options), facts
+    known = {field.name for field in dataclasses.fields(PretrainedSpec)}
+    if not {"spec", "facts"} <= set(metadata):
+        raise UserError(f"{path} was not written by tl_jax; name its origin with --config.init.source")
+    found = parse_json(metadata["spec"], f"{path}: its spec", _AGAIN)
+    facts = parse_json(metadata["facts"], f"{path}: its facts", _AGAIN)
+    found = {name: value for name, value in found.items() if value is not None}
+    if strange := sorted((set(found) - known) | ({"model", "source"} - set(found))):
+        raise UserError(f"{path}: its spec has no {strange[0]!r}, or one that is not known here; {_AGAIN}")
+    check_fields(found, f"{path}: its spec", _SPEC, _AGAIN)
+    check_fields(facts, f"{path}: its facts", _FACTS, _AGAIN)
+    options = {k: _tuple(v) for k, v in found.get("options", {}).items()}  # linen needs tuples where JSON gives lists
+    return PretrainedSpec(**{**found, "options": options}), facts
 
 
 def class_names(path: Path) -> tuple[str, ...]:
     """Return the names of the classes that the head in a file of ours knows, () if the file does not name them."""
-    return tuple(map(str, read_spec(path)[1].get("classes") or ()))
+    return tuple(read_spec(path)[1].get("classes") or ())
 
 
 def _tuple(value: Any) -> Any:

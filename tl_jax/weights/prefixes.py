@@ -1,7 +1,6 @@
 """Names in a file that differ from the table's by a prefix (``module.``, ``model.``), or by rules that a user gives."""
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -93,8 +92,9 @@ def strip(arrays: Mapping[str, np.ndarray], table: Table, where: str) -> Strippe
     if best == len(arrays):
         return Stripped(dict(arrays), "", [])
     found, ties = "", [""]
-    for prefix in _prefixes(arrays):
-        count = matcher.count(_below(arrays, prefix))
+    groups = _groups(arrays)
+    for prefix in sorted(groups, key=len):
+        count = matcher.count(groups[prefix])
         if count > best:
             best, found, ties = count, prefix, [prefix]
         elif count == best and found and not found.startswith(prefix) and not prefix.startswith(found):
@@ -106,17 +106,15 @@ def strip(arrays: Mapping[str, np.ndarray], table: Table, where: str) -> Strippe
             f"{where}: holds the network as {first!r} and as {second!r}; leave one out with init.rename={rule}"
         )
     outside = [name for name in arrays if not name.startswith(found)]
-    return Stripped(_below(arrays, found), found, outside)
+    return Stripped(groups[found] if found else dict(arrays), found, outside)
 
 
-def _prefixes(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Return the dotted prefixes of names, the shortest first."""
-    counts: Counter[str] = Counter()
-    for name in arrays:
-        parts = name.split(".")
-        counts.update(".".join(parts[:depth]) + "." for depth in range(1, min(len(parts), _DEPTH + 1)))
-    return sorted(counts, key=len)
-
-
-def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+def _groups(arrays: Mapping[str, np.ndarray]) -> dict[str, Arrays]:
+    """Return the arrays below each dotted prefix, without it; in one pass, as each name may have its own."""
+    groups: dict[str, Arrays] = {}
+    for name, array in arrays.items():
+        parts = name.split(".", _DEPTH + 1)
+        for depth in range(1, min(len(parts), _DEPTH + 1)):
+            prefix = ".".join(parts[:depth]) + "."
+            groups.setdefault(prefix, {})[name.removeprefix(prefix)] = array
+    return groups

@@ -16,9 +16,10 @@ import numpy as np
 
 from tl_jax.errors import UserError
 from tl_jax.weights.checkpoint import state_dict
-from tl_jax.weights.unpickle import Machine, Skipped, Storage, Tensor, refusal
+from tl_jax.weights.unpickle import Budget, Machine, Skipped, Storage, Tensor, refusal
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # opens every file of the format before torch 1.6
+_RANKS = 64  # dimensions of NumPy's arrays
 # What a mangled byte can provoke in a parser. A MemoryError is no such thing and stays what it is.
 DAMAGE = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 DAMAGE += (struct.error, zipfile.BadZipFile, zlib.error)
@@ -83,7 +84,7 @@ def _read_zip(path: Path) -> Contents:
             raise _big_endian(path)
         machine = Machine(path)
         tree = machine.run(io.BytesIO(archive.read(f"{root}data.pkl")))
-        return _arrays(path, tree, lambda key: archive.read(f"{root}data/{key}"))
+        return _arrays(path, tree, machine.budget, lambda key: archive.read(f"{root}data/{key}"))
 
 
 def _read_stream(path: Path, fileno: int) -> Contents:
@@ -113,27 +114,31 @@ def _read_stream(path: Path, fileno: int) -> Contents:
                 raise ValueError(f"storage {key} does not fit")
             spans[key] = (start + 8, end)
             start = end
-        return _arrays(path, tree, lambda key: stream[slice(*spans[key])])
+        return _arrays(path, tree, machine.budget, lambda key: stream[slice(*spans[key])])
 
 
 def _big_endian(path: Path) -> UserError:
     return UserError(f"{path}: written by a big-endian machine; load it and save it again on a little-endian one")
 
 
-def _arrays(path: Path, tree: Any, load: Callable[[str], bytes]) -> Contents:
+def _arrays(path: Path, tree: Any, budget: Budget, load: Callable[[str], bytes]) -> Contents:
     """Return the state dict within ``tree`` as arrays; ``load`` gives the bytes of a storage and is asked once each."""
-    tensors, notes = state_dict(path, tree)
+    tensors, notes = state_dict(path, tree, budget)
     load = functools.cache(load)
-    return Contents({key: _array(tensor, load) for key, tensor in tensors.items()}, notes)
+    # A boolean is 0 or 1. The bytes are turned once, since thousands of tensors may share them.
+    truth = functools.cache(lambda key: (np.frombuffer(load(key), np.uint8) != 0).tobytes())
+    return Contents({key: _array(tensor, load, truth) for key, tensor in tensors.items()}, notes)
 
 
-def _array(tensor: Tensor, load: Callable[[str], bytes]) -> np.ndarray:
+def _array(tensor: Tensor, load: Callable[[str], bytes], truth: Callable[[str], bytes]) -> np.ndarray:
     """Return the view of its storage that ``tensor`` describes, or raise ``ValueError`` where it does not fit."""
     storage, dtype, size, stride = tensor.storage, tensor.dtype, tensor.size, tensor.stride
     if not (isinstance(storage, Storage) and isinstance(dtype, np.dtype) and type(size) is type(stride) is tuple):
         raise ValueError("a tensor without storage, type or size")
+    if len(size) != len(stride) or len(size) > _RANKS:
+        raise ValueError("a tensor of impossible rank")
     numbers = (storage.numel, storage.start, tensor.offset, *size, *stride)
-    if len(size) != len(stride) or not all(isinstance(n, int) and 0 <= n < 2**48 for n in numbers):
+    if not all(isinstance(n, int) and 0 <= n < 2**48 for n in numbers):
         raise ValueError("a tensor of impossible size")
     if math.prod(size) == 0:
         return np.zeros(size, dtype)
@@ -142,9 +147,8 @@ def _array(tensor: Tensor, load: Callable[[str], bytes]) -> np.ndarray:
     # An expanded tensor (stride 0) may be as large as it likes, and whoever copies it would allocate all of that.
     if max(reach, math.prod(size)) * dtype.itemsize > room:
         raise ValueError("a tensor larger than its storage; if it was expanded, save tensor.contiguous()")
-    content, start = load(storage.key), storage.start * storage.dtype.itemsize
+    content, start = (truth if dtype.kind == "b" else load)(storage.key), storage.start * storage.dtype.itemsize
     if start + room > len(content):
         raise ValueError("a storage larger than its bytes")
     strides = [step * dtype.itemsize for step in stride]
-    array = np.ndarray(size, dtype, content, start + tensor.offset * dtype.itemsize, strides)
-    return array.view(np.uint8) != 0 if dtype.kind == "b" else array  # a boolean is 0 or 1
+    return np.ndarray(size, dtype, content, start + tensor.offset * dtype.itemsize, strides)

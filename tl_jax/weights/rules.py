@@ -220,7 +220,7 @@ def _apply(transform: Callable[[np.ndarray], np.ndarray], array: np.ndarray) -> 
     """Transform an array; one that is not of the shape for it stays as it is, and the merge reports its shape."""
     try:
         return transform(array)
-    except ValueError:
+    except (ValueError, TypeError, IndexError):
         return array
 
 

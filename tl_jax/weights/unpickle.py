@@ -5,6 +5,7 @@ containers and describes tensors without allocating them. Objects of any other c
 scalars, paths, dates) become ``Skipped``, which holds the name of the class and nothing else: they are never built.
 """
 
+import functools
 import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
@@ -27,6 +28,11 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": 
 _CONSTANTS |= {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False}
 _LITERALS = set("INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING".split())
 _LITERALS |= set("UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8".split())
+# Items that may be copied: so many for each opcode, of which a real file needs two or three, and some to begin with.
+_EARNED, _GIVEN = 16, 1_000_000
+_LARGEST_KEY = 2**60  # an integer that is as large may have the hash of any other
+_LARGEST_MEMO = 2**32  # so many objects pickle can number
+_LONGEST_NAME = 500  # characters of a module and a class
 
 
 class Storage(NamedTuple):
@@ -64,6 +70,29 @@ def refusal(path: Path, what: str) -> UserError:
     )
 
 
+class Budget:
+    """How many items may still be copied or looked at: an object that is named once may be asked for without end.
+
+    Without it a pickle of 0.2 MB, of one list and many calls with that list, makes gigabytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._left = path, _GIVEN
+
+    def earn(self) -> None:
+        """Allow some more items, for an opcode that was read."""
+        self._left += _EARNED
+
+    def spend(self, items: int) -> None:
+        """Raise ``UserError`` when more items are asked for than what was read allows."""
+        self._left -= items
+        if self._left < 0:
+            raise UserError(
+                f"{self._path}: refused to load it, it asks for far more work than its size allows; "
+                "get the file from its publisher again, or save the model's state_dict() alone"
+            )
+
+
 class _Call(NamedTuple):
     """A function of ours that a pickle may call, under PyTorch's name for its own."""
 
@@ -87,27 +116,39 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
-def _fill(target: Any, items: list[Any]) -> Any:
+def _fill(target: Any, items: list[Any], budget: Budget) -> Any:
     """Put the alternating keys and values of ``items`` into the dictionary ``target``."""
     if len(items) % 2 or not isinstance(target, dict | Skipped):
         raise ValueError(f"items set on {type(target).__name__}")
     if isinstance(target, Skipped):
         return target
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if isinstance(key, str | int | float | None):
-            target[key] = value  # others name no tensor, and hashing a deep tuple would overflow the C stack
+        # Other keys name no tensor. Hashing a deep tuple would overflow the C stack, and numbers can be chosen to have
+        # the same hash, so that each is compared with all before it.
+        if isinstance(key, str):
+            budget.spend(1 + len(key) // 64)  # for keys that are equal are compared letter by letter
+            target[key] = value
+        elif key is None or (isinstance(key, int) and abs(key) < _LARGEST_KEY):
+            target[key] = value
     return target
 
 
-def _ordered(pairs: Any = ()) -> Any:
+def _sequence(items: Any) -> Any:
+    if not isinstance(items, list | tuple):
+        raise ValueError(f"items of {type(items).__name__}")
+    return items
+
+
+def _ordered(budget: Budget, pairs: Any = ()) -> Any:
     # Python 2 pickled an OrderedDict as a list of pairs, Python 3 fills an empty one.
-    return _fill(OrderedDict(), [item for key, value in pairs for item in (key, value)])
+    return _fill(
+        OrderedDict(), [item for key, value in map(_sequence, _sequence(pairs)) for item in (key, value)], budget
+    )
 
 
 _CALLS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _ordered,
     "collections.defaultdict": lambda *_: {},
-    "torch.Size": lambda size=(): tuple(size),
+    "torch.Size": lambda size=(): tuple(_sequence(size)),
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
@@ -126,19 +167,22 @@ class Machine:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.budget = Budget(path)
         self.storages: dict[str, Storage] = {}
+        self._calls = {**_CALLS, "collections.OrderedDict": functools.partial(_ordered, self.budget)}
 
     def run(self, stream: Any) -> Any:
         """Return the object of the pickle at the position of ``stream``, which is left behind that pickle.
 
         An object of a class that is not admitted comes back as ``Skipped``. Raises ``UserError`` naming an opcode or a
-        call that is not admitted. A malformed pickle raises ``ValueError``, ``TypeError``, ``LookupError`` or
-        ``AttributeError``. Memory is proportional to the stream, whatever it says.
+        call that is not admitted, or work beyond the budget. A malformed pickle raises ``ValueError``, ``TypeError``,
+        ``LookupError`` or ``AttributeError``. Time and memory are proportional to the stream, whatever it says.
         """
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         for code, argument, _ in pickletools.genops(stream):
+            self.budget.earn()
             if code.name in _LITERALS:
                 self.stack.append(argument)
             elif code.name in _CONSTANTS:
@@ -159,7 +203,7 @@ class Machine:
                 self.stack.append(tuple(self._pop(int(name[-1]))))
             case "DICT":
                 items = self._since_mark()
-                self.stack.append(_fill({}, items))
+                self.stack.append(_fill({}, items, self.budget))
             case "APPEND" | "APPENDS":
                 items = self._pop(1) if name == "APPEND" else self._since_mark()
                 if isinstance(self.stack[-1], list):
@@ -168,10 +212,12 @@ class Machine:
                     raise ValueError(f"items appended to {type(self.stack[-1]).__name__}")
             case "SETITEM" | "SETITEMS":
                 items = self._pop(2) if name == "SETITEM" else self._since_mark()
-                _fill(self.stack[-1], items)
+                _fill(self.stack[-1], items, self.budget)
             case "MEMOIZE":
                 self.memo[len(self.memo)] = self.stack[-1]
             case "PUT" | "BINPUT" | "LONG_BINPUT":
+                if not 0 <= argument < _LARGEST_MEMO:
+                    raise ValueError("an object with an impossible number")
                 self.memo[argument] = self.stack[-1]
             case "GET" | "BINGET" | "LONG_BINGET":
                 self.stack.append(self.memo[argument])
@@ -213,8 +259,11 @@ class Machine:
         """Return what stands for a global of the pickle; nothing is ever imported."""
         if not (isinstance(module, str) and isinstance(name, str)):
             raise ValueError("a global whose name is no string")
-        if (full := f"{module}.{name}") in _CALLS:
-            return _Call(_CALLS[full])
+        if len(module) + len(name) > _LONGEST_NAME:
+            raise ValueError("a global whose name is too long")
+        self.budget.spend(len(module) + len(name))
+        if (full := f"{module}.{name}") in self._calls:
+            return _Call(self._calls[full])
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         if module in ("torch", "torch.cuda", "torch.storage"):
@@ -229,12 +278,15 @@ class Machine:
             return function
         if not isinstance(function, _Call) or type(arguments) is not tuple:
             raise self._refusal(f"a call of {type(function).__name__}")
+        self.budget.spend(len(arguments))
+        self.budget.spend(sum(len(argument) for argument in arguments if isinstance(argument, list | tuple)))
         return function.run(*arguments)
 
     def _build(self, state: Any) -> None:
         """Accept the state of the object on top: torch 0.1 describes tensors so; other states say nothing of values."""
         target = self.stack[-1]
         if isinstance(target, Tensor) and target.storage is None:
+            self.budget.spend(len(_sequence(state)))
             target.__dict__.update(vars(_tensor(*state)))
         elif not isinstance(target, Tensor | OrderedDict | Skipped):
             raise self._refusal(f"state set on {type(target).__name__}")
@@ -246,9 +298,11 @@ class Machine:
         """
         if isinstance(identity, tuple) and identity[:1] == ("module",) and isinstance(identity[1], Skipped):
             return identity[1]
+        self.budget.spend(len(_sequence(identity)))
         tag, kind, key, _, numel, *view = identity
         if tag != "storage" or not isinstance(kind, Storage) or not isinstance(key, str):
             raise self._refusal(f"a persistent object tagged {tag if isinstance(tag, str) else type(tag).__name__}")
+        self.budget.spend(len(key) // 64)
         root = self.storages.setdefault(key, Storage(key, kind.dtype, numel))
         if view and view[0] is not None:
             _, start, numel = view[0]

@@ -1,0 +1,64 @@
+"""Options of a network, which a user or a file of weights names: their types and ranges, before anything is built."""
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from tl_jax.errors import UserError
+
+LARGEST = 10_000_000  # of a whole number: words of a vocabulary, units of a layer
+LARGEST_FRACTION = 100  # of other numbers: shares, multiples of a width
+MOST_BLOCKS = 1_000  # of layers; a few hundred are the deepest networks, and each takes a moment to build
+
+
+def check(name: str, options: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    """Check the values of options.
+
+    Args:
+        name: of the model, for the message.
+        options: as given.
+        plain: values of the attributes of the model without them, which have the right types.
+
+    Raises:
+        UserError: names the option and says what it may be.
+    """
+    for option, value in options.items():
+        if wanted := _misfit(value, plain[option]):
+            shown = repr(value) if isinstance(value, str | Real | None) else f"a {type(value).__name__}"
+            raise UserError(f"model {name!r}: option {option} is {shown}, not {wanted}; correct it")
+    merged = {**plain, **options}
+    if (count := count_blocks(merged)) > MOST_BLOCKS:
+        raise UserError(f"model {name!r}: {count:,} blocks are more than {MOST_BLOCKS:,}; lower its depth")
+    if "depths" in merged and len(merged["depths"]) != len(merged.get("widths", merged["depths"])):
+        raise UserError(f"model {name!r}: depths={merged['depths']} and widths={merged['widths']} differ in length")
+
+
+def count_blocks(options: Mapping[str, Any]) -> int:
+    """Return the number of blocks of a network with these attributes."""
+    stages = sum(stage[2] for stage in options.get("stages", ()))
+    return sum(options.get("depths", ())) + sum(options.get("repeats", ())) + stages + options.get("depth", 0)
+
+
+def _misfit(value: Any, plain: Any) -> str:
+    """Return in words what a value should be, "" if it is of the kind of ``plain`` and within its range."""
+    match plain:
+        case bool():
+            return "" if isinstance(value, bool) else "True or False"
+        case int():
+            fits = isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value <= LARGEST
+            return "" if fits else f"a whole number from 0 to {LARGEST:,}"
+        case float():
+            number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+            return "" if number and 0 <= value <= LARGEST_FRACTION else f"a number from 0 to {LARGEST_FRACTION}"
+        case str():
+            return "" if isinstance(value, str) else "a text"
+        case tuple():
+            whole = isinstance(value, tuple) and 0 < len(value) <= MOST_BLOCKS
+            inner = [_misfit(entry, plain[0]) for entry in value] if whole else ["a sequence"]
+            same = not any(inner) and (
+                not isinstance(plain[0], tuple) or {len(entry) for entry in value} == {len(plain[0])}
+            )
+            return "" if same else f"a tuple such as {plain}"
+        case _:
+            return ""  # a type of computation
