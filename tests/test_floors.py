@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "tl_jax": 0,
     "tl_jax.config": 0,
+    "tl_jax.disk": 0,
     "tl_jax.errors": 0,
     "tl_jax.fetch": 0,
     "tl_jax.json_files": 0,

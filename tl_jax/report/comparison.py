@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit  # the quantile of Student's t; scipy.stats takes 0.7 s to import
 
+from tl_jax import disk
 from tl_jax.json_files import read_json
 from tl_jax.report import sampling
 
@@ -132,8 +133,7 @@ def draw(summary: Mapping[str, Any], path: Path) -> Path:
         fontsize=10,
     )
     axis.grid(axis="x", alpha=0.3)
-    figure.savefig(path)
-    return path
+    return disk.save_figure(figure, path)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tl_jax import disk
+
 
 class Bins(NamedTuple):
     """B bins of examples by the probability of the class they are taken for: each (B,), 0 where a bin is empty.
@@ -44,5 +46,4 @@ def draw(before: Bins, after: Bins, temperature: float, path: Path) -> Path:
     axes[0, 0].set_ylabel("share that is right")
     axes[1, 0].set_ylabel("share of examples")
     axes[0, 0].legend(loc="upper left", frameon=False)
-    figure.savefig(path)
-    return path
+    return disk.save_figure(figure, path)

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from tl_jax import disk
 from tl_jax.train import hosts
 from tl_jax.train.workdir import finite
 from tl_jax.waiting import ticking
@@ -17,8 +18,9 @@ from tl_jax.waiting import ticking
 def say(text: str = "") -> None:
     """Print a line without breaking a progress bar; of several processes the first speaks."""
     if hosts.first():
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        with disk.telling("the output"):
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
 
 class Log:
@@ -32,9 +34,8 @@ class Log:
             return
         self._path = workdir / "metrics.jsonl"
         rows = self._path.read_text().splitlines(keepends=True) if self._path.is_file() else []
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text("".join(row for row in rows if _step(row) <= step))
-        temporary.replace(self._path)  # a kill in between must not cost the history
+        # A kill in between must not cost the history.
+        disk.write_text(self._path, "".join(row for row in rows if _step(row) <= step))
         self._board = _summary_writer()(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30)
 
     def row(self, step: int, split: str, values: Mapping[str, float], **where: Any) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tl_jax import json_files
+from tl_jax import disk, json_files
 from tl_jax.data import value_range
 from tl_jax.errors import UserError, listed
 from tl_jax.train import hosts
@@ -33,9 +33,7 @@ def write_json(path: Path, content: Any) -> None:
     """
     if not hosts.first():
         return
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
+    disk.write_text(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pooch
 
+from tl_jax import disk
 from tl_jax.errors import UserError
 from tl_jax.json_files import read_json
 
@@ -27,7 +28,7 @@ def seal(folder: Path, facts: Mapping[str, Any], files: Mapping[str, str]) -> di
         for name, what in files.items()
     }
     content = {"format": "tl_jax bundle", "version": VERSION, **facts, "files": listed}
-    (folder / FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    disk.write_text(folder / FILE, json.dumps(content, indent=2) + "\n")
     return content
 
 
