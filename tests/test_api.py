@@ -7,6 +7,7 @@ import pytest
 from configs import base, digits_resnet, stored
 from tl_jax import api, pretrained, runs
 from tl_jax.errors import UserError
+from tl_jax.train.workdir import read_json
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +23,7 @@ def comparison(tmp_path_factory):
 
 def test_comparison_leaves_summary_and_picture(comparison):
     folder, _, summary = comparison
-    assert summary == json.loads((folder / "summary.json").read_text())
+    assert summary == read_json(folder / "summary.json")
     assert (folder / "comparison.png").stat().st_size > 5000
     assert summary["config_name"] == "digits_resnet_smoke" and summary["seeds"] == [0, 1]
     for arm in ("pretrained", "scratch"):

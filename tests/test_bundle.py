@@ -16,6 +16,7 @@ from configs import base, stored
 from tests.tasks import small
 from tl_jax import api, pretrained, tree
 from tl_jax.errors import UserError
+from tl_jax.json_files import read_json
 from tl_jax.shipping import card, program
 from tl_jax.tasks import image
 
@@ -174,7 +175,7 @@ def test_other_weights_than_were_written_are_refused(copy, name):
     ],
 )
 def test_facts_that_cannot_be_read_are_refused(copy, change, message):
-    facts = json.loads((copy / "bundle.json").read_text())
+    facts = read_json(copy / "bundle.json")
     (copy / "bundle.json").write_text(json.dumps({**facts, **change}))
     with pytest.raises(UserError, match=message):
         pretrained.load(source="tl_jax", path=copy)

@@ -1,6 +1,5 @@
 """Damaged checkpoints: noticed, put aside, and the one before taken; what was saved earlier is not lost."""
 
-import json
 import shutil
 
 import pytest
@@ -10,6 +9,7 @@ from tests.train.test_loop import PACE, fit
 from tl_jax.errors import UserError
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.state import digest
+from tl_jax.train.workdir import read_json
 
 pytestmark = pytest.mark.fast
 
@@ -73,7 +73,7 @@ def test_a_sound_checkpoint_without_a_seal_is_taken(copy, capsys):
     unseal(copy)
     assert fit(copy).resumed_from == 12
     assert "damaged" not in capsys.readouterr().out
-    assert set(json.loads((copy / "checkpoints.json").read_text())) == {"9", "12"}  # sealed now
+    assert set(read_json(copy / "checkpoints.json")) == {"9", "12"}  # sealed now
 
 
 @pytest.mark.parametrize("which", ["best", "latest"])
@@ -89,4 +89,4 @@ def test_a_damaged_checkpoint_is_refused_whoever_opens_it(copy, which):
 
 def test_seals_go_with_their_checkpoints(finished):
     kept = {path.name for path in (finished[0] / "checkpoints").iterdir() if path.name.isdigit()}
-    assert set(json.loads((finished[0] / "checkpoints.json").read_text())) == kept and PACE.save == 3
+    assert set(read_json(finished[0] / "checkpoints.json")) == kept and PACE.save == 3

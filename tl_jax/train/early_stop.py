@@ -1,8 +1,9 @@
 """Early stopping: enough evaluations without a better validation score."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+
+from tl_jax.json_files import parse_row
 
 
 def exhausted(scores: Sequence[float], patience: int) -> bool:
@@ -13,5 +14,5 @@ def exhausted(scores: Sequence[float], patience: int) -> bool:
 def history(workdir: Path, phase: str, score: str) -> list[float]:
     """Return the validation scores of a phase so far, from ``metrics.jsonl``: a resumed run remembers them."""
     path = workdir / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = [parse_row(line, path) for line in path.read_text().splitlines()] if path.is_file() else []
     return [row[score] for row in rows if row["split"] == "validation" and row.get("phase") == phase]

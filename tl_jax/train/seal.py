@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tl_jax.json_files import read_json
 from tl_jax.train import hosts
-from tl_jax.train.workdir import read_json, write_json
+from tl_jax.train.workdir import write_json
 
 
 class Seals:
@@ -24,20 +25,24 @@ class Seals:
         """Hash those of ``steps`` that have not been, and forget all others."""
         if not hosts.first():
             return
-        known = read_json(self._path)
+        known = self._read()
         new = {str(step): known.get(str(step)) or self._hashes(step) for step in steps}
         if new != known:
             write_json(self._path, new)
 
     def fault(self, step: int) -> str:
         """Return what is wrong with a checkpoint, "" where nothing is."""
-        sealed = read_json(self._path).get(str(step))
+        sealed = self._read().get(str(step))
         if sealed is None:
             return self._unreadable(step)
         found = self._hashes(step)
         changed = [name for name, sha in sealed.items() if found.get(name) != sha]
         what = "has changed" if changed and changed[0] in found else "is missing"
         return f"{changed[0]} {what} since it was written" if changed else ""
+
+    def _read(self) -> dict[str, dict[str, str]]:
+        action = "delete it; checkpoints are then tried by reading them"
+        return read_json(self._path, action) if self._path.is_file() else {}
 
     def _hashes(self, step: int) -> dict[str, str]:
         hashes = {}

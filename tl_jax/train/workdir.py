@@ -27,18 +27,22 @@ FACTS = "facts.json"
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name and rename it; numbers that are not finite, which JSON lacks, become null.
+    """Write JSON whole or not at all, an object with its hash; numbers that are not finite, which JSON lacks, are null.
 
     Of several processes the first writes.
     """
     if not hosts.first():
         return
-    disk.write_text(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+    content = finite(content)
+    content = json_files.sealed(content) if isinstance(content, dict) else content
+    disk.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file, {} where there is none; a UserError names a damaged one."""
-    return json_files.read_json(path, "pass another --workdir, or delete the folder") if path.is_file() else {}
+    action = "delete it and train with the same command, which writes it anew"
+    action = action if path.name == "summary.json" else "pass another --workdir, or delete the folder"
+    return json_files.read_json(path, action) if path.is_file() else {}
 
 
 def finite(content: Any) -> Any:

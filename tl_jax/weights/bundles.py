@@ -9,7 +9,7 @@ import pooch
 
 from tl_jax import disk
 from tl_jax.errors import UserError
-from tl_jax.json_files import read_json
+from tl_jax.json_files import read_json, sealed
 
 FILE, WEIGHTS = "bundle.json", "model.safetensors"
 VERSION = 1  # of the format; a file with another one is refused
@@ -28,7 +28,7 @@ def seal(folder: Path, facts: Mapping[str, Any], files: Mapping[str, str]) -> di
         for name, what in files.items()
     }
     content = {"format": "tl_jax bundle", "version": VERSION, **facts, "files": listed}
-    disk.write_text(folder / FILE, json.dumps(content, indent=2) + "\n")
+    disk.write_text(folder / FILE, json.dumps(sealed(content), indent=2) + "\n")
     return content
 
 
