@@ -49,6 +49,8 @@ def run(config: base.Config, folder: str | Path) -> dict[str, Any]:
         workdir.claim(folder, config.to_dict())
         summary = _run_many(config, folder) if many else _run_once(config, folder)
         at_the_end(folder)
+        if config.smoke:
+            say(comparison.SMOKE)
         return summary
 
 
@@ -64,7 +66,7 @@ def evaluate(config: base.Config, folder: str | Path) -> dict[str, Any]:
     values |= dict.fromkeys(verdict.missing, math.nan)
     if read_json(folder / "summary.json").get("tested_step") == int(state.step):
         _keep_details(task, verdict, folder)  # of a run from before they were written, perhaps
-    summary = {"step": int(state.step), "examples_evaluated": examples, "metrics": values}
+    summary = {"step": int(state.step), "examples_evaluated": examples, "metrics": values, **_smoke(config)}
     return summary | _judged(task, verdict, _held_out(task, state.variables), folder)
 
 
@@ -128,6 +130,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
     fitted.checkpoints.close()
     summary = {
         "config_name": config.name,
+        **_smoke(config),
         "seed": config.seed,
         "steps": steps,
         "tested_step": int(state.step),
@@ -170,7 +173,8 @@ def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
     if not summary:
         score = read_json(own / "summary.json").get("score", "accuracy")
         arms, seeds = (list(dict.fromkeys(entry[i] for entry in everything)) for i in (0, 1))
-        summary = {"config_name": config.name, "seed": config.seed, **comparison.summarise(folder, arms, seeds, score)}
+        summary = {"config_name": config.name, **_smoke(config), "seed": config.seed}
+        summary |= {**comparison.summarise(folder, arms, seeds, score)}
         summary |= machine.facts()
         summary["seconds"]["total"] = time.monotonic() - clock
         write_json(folder / "summary.json", summary)
@@ -178,6 +182,10 @@ def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
     if hosts.first():
         say(f"picture: {comparison.draw(summary, folder / 'comparison.png')}\nsummary: {folder / 'summary.json'}")
     return summary
+
+
+def _smoke(config: base.Config) -> dict[str, bool]:
+    return {"smoke": True} if config.smoke else {}
 
 
 def _held_out(task: Task, variables: Any) -> Any:

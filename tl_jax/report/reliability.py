@@ -27,6 +27,18 @@ class Bins(NamedTuple):
         return float((self.share * np.abs(self.accuracy - self.confidence)).sum())
 
 
+HIGHEST = 20.0  # temperature, and 1 / lowest, between which one is fitted
+
+
+def at_bound(temperature: float) -> str:
+    """Return in words that a fitted temperature is as far as it may go, so that no best one was found; else ""."""
+    if temperature < 1.001 / HIGHEST:
+        return "the lowest that is tried: all validation examples are predicted right, and none is best"
+    if temperature > 0.999 * HIGHEST:
+        return "the highest that is tried: probabilities say little of the validation labels, and become nearly equal"
+    return ""
+
+
 def draw(before: Bins, after: Bins, temperature: float, path: Path) -> Path:
     """Draw both sets of bins beside each other, with the share of examples in each below, and save them as a PNG."""
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state

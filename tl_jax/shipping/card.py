@@ -80,8 +80,9 @@ def _metrics(bundle: Mapping[str, Any]) -> str:
     if not bundle["metrics"]:
         return "These weights were not tested."
     shown = {name: "not measured" if value is None else f"{value:.4f}" for name, value in bundle["metrics"].items()}
+    smoke = "A smoke run: these figures measure nothing. " if "smoke" in bundle["changed"] else ""
     what = f"On {bundle['examples_evaluated']:,} examples ({bundle['tested_on']}), one run with seed {bundle['seed']}."
-    return f"{facts(shown)}\n\n{what}"
+    return f"{facts(shown)}\n\n{smoke}{what}"
 
 
 def _changes(changed: Mapping[str, Mapping[str, Any]]) -> str:

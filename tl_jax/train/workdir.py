@@ -20,7 +20,7 @@ FREE = tuple(
     f"config.{field}"
     for field in (
         "data.dir", "data.gigabytes", "data.max_pixels", "detect.score", "eval_batch_size", "faces.known", "log_every",
-        "parallel.state", "test_on",
+        "parallel.state", "smoke", "test_on",
     )
 )  # fmt: skip
 FACTS = "facts.json"
