@@ -4,6 +4,7 @@ What reads them notices most damage but not all: of 150 flipped bits 12 came bac
 """
 
 import hashlib
+import json
 from pathlib import Path
 
 import jax
@@ -13,6 +14,8 @@ import orbax.checkpoint as ocp
 from tl_jax.json_files import read_json
 from tl_jax.train import hosts
 from tl_jax.train.workdir import write_json
+
+SCORES = "metrics/metrics"  # of the validation split, within a checkpoint
 
 
 class Seals:
@@ -40,6 +43,20 @@ class Seals:
         what = "has changed" if changed and changed[0] in found else "is missing"
         return f"{changed[0]} {what} since it was written" if changed else ""
 
+    def fault_of_scores(self, step: int) -> str:
+        """Return what is wrong with the validation scores of a checkpoint, which are read before any other file."""
+        path, sealed = self._folder / str(step) / SCORES, self._read().get(str(step), {}).get(SCORES)
+        if sealed is not None:
+            found = _hash(path) if path.is_file() else None
+            return (
+                "" if found == sealed else f"{SCORES} {'has changed' if found else 'is missing'} since it was written"
+            )
+        try:
+            json.loads(path.read_bytes()) if path.is_file() else None
+        except ValueError as error:
+            return f"{SCORES} cannot be read ({error})"
+        return ""
+
     def _read(self) -> dict[str, dict[str, str]]:
         action = "delete it; checkpoints are then tried by reading them"
         return read_json(self._path, action) if self._path.is_file() else {}
@@ -49,8 +66,7 @@ class Seals:
         for path in sorted(self._folder.glob(f"{step}/**/*")):
             if path.is_file():
                 name = str(path.relative_to(self._folder / str(step)))
-                with path.open("rb") as file:
-                    hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+                hashes[name] = _hash(path)
         return hashes
 
     def _unreadable(self, step: int) -> str:
@@ -64,3 +80,8 @@ class Seals:
             except Exception as e:  # of many kinds, by the byte that is wrong
                 return f"{item.name} cannot be read ({type(e).__name__}: {str(e).splitlines()[0][:120]})"
         return ""
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
