@@ -66,8 +66,14 @@ def killed(home: Path, arguments: tuple[str, ...], kills: int, chance: random.Ra
     new = programs(home / "cache") - before
     kept = "as they were" if stored(home / "cache") == arrays else "MADE AGAIN"
     same = {True: "the same bits", False: "OTHER VALUES"}
-    row = [str(kills), ", ".join(map(str, steps)), same[end == whole], f"{len(before)}, {len(new)} new, {broken} broken",
-           f"{len(arrays)}, {kept}" if arrays else "none", same[again == whole]]  # fmt: skip
+    row = [
+        str(kills),
+        ", ".join(map(str, steps)),
+        same[end == whole],
+        f"{len(before)}, {len(new)} new, {broken} broken",
+        f"{len(arrays)}, {kept}" if arrays else "none",
+        same[again == whole],
+    ]
     return row, end == whole == again and not broken and kept == "as they were" and len(new) <= len(before) // 4
 
 

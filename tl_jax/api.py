@@ -24,6 +24,7 @@ from tl_jax.train.state import digest, initial_state
 from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import phases
 from tl_jax.transfer.averaging import interpolate
+from tl_jax.waiting import waiting
 
 __all__ = ["evaluate", "explain", "export", "find_lr", "play", "predict", "preview", "report", "run", "versions"]
 
@@ -99,7 +100,8 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
     clock = time.monotonic()
     if verbose:
         say("loading weights and data ...")
-    task = make_task(config, RunRecord(workdir.stored_facts(folder), str(folder)))
+    with waiting("loading weights and data"):
+        task = make_task(config, RunRecord(workdir.stored_facts(folder), str(folder)))
     workdir.claim_facts(folder, task.facts)
     seconds = {"data": time.monotonic() - clock}
     plan = phases.resolve(config, task.sizes, task.parts)
@@ -110,6 +112,24 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
     fitted = loop.fit(
         task, plan, pace, config.seed, folder, verbose, config.freeze.prove, config.parallel.state == "sharded"
     )
+    with waiting("testing"):
+        summary, verdict = _tested(config, folder, task, fitted)
+    summary["seconds"] = {**seconds, **fitted.seconds, "total": time.monotonic() - clock}
+    _keep_details(fitted.task, verdict, folder)
+    write_json(folder / "network.json", describe.layout(fitted.state.params, plan, task.parts))
+    write_json(folder / "summary.json", summary)
+    hosts.meet(f"{folder} is finished")
+    if verdict.per_class and verbose:
+        say(_table(verdict.per_class))
+    source = f"{summary['examples_evaluated']:,} examples ({task.facts['tested']})"
+    say(
+        f"test {_shown(summary['metrics'])} on {source}; {summary['seconds']['total']:.1f} s; {folder / 'summary.json'}"
+    )
+    return summary
+
+
+def _tested(config: base.Config, folder: Path, task: Task, fitted: loop.Fitted) -> tuple[dict[str, Any], Verdict]:
+    """Test what ``config.test_on`` names; return the summary, and what is to be said of the examples."""
     steps, state = int(fitted.state.step), fitted.state
     best = fitted.checkpoints.best() if config.test_on == "best" else None
     if best is not None:
@@ -138,7 +158,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         "examples_evaluated": examples,
         "metrics": values,
         "score": task.score,
-        "seconds": {**seconds, **fitted.seconds, "total": time.monotonic() - clock},
+        "seconds": fitted.seconds,
         "parameters": fitted.parameters,
         "parameters_sha256": digest(devices.fetch(variables)),
         "examples": dict(task.sizes),
@@ -148,15 +168,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         **({"freeze": fitted.freeze} if config.freeze.prove else {}),
         **machine.facts(),
     }
-    _keep_details(fitted.task, verdict, folder)
-    write_json(folder / "network.json", describe.layout(fitted.state.params, plan, task.parts))
-    write_json(folder / "summary.json", summary)
-    hosts.meet(f"{folder} is finished")
-    if verdict.per_class and verbose:
-        say(_table(verdict.per_class))
-    source = f"{examples:,} examples ({task.facts['tested']})"
-    say(f"test {_shown(values)} on {source}; {summary['seconds']['total']:.1f} s; {folder / 'summary.json'}")
-    return summary
+    return summary, verdict
 
 
 def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
@@ -174,8 +186,7 @@ def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
         score = read_json(own / "summary.json").get("score", "accuracy")
         arms, seeds = (list(dict.fromkeys(entry[i] for entry in everything)) for i in (0, 1))
         summary = {"config_name": config.name, **_smoke(config), "seed": config.seed}
-        summary |= {**comparison.summarise(folder, arms, seeds, score)}
-        summary |= machine.facts()
+        summary |= comparison.summarise(folder, arms, seeds, score) | machine.facts()
         summary["seconds"]["total"] = time.monotonic() - clock
         write_json(folder / "summary.json", summary)
     say(comparison.table(summary))
