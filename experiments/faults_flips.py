@@ -66,8 +66,8 @@ def section(home: Path, count: int, seed: int) -> Section:
     modes = list(dict.fromkeys(mode for mode, _ in found))
     rows = [[mode, *(str(found[mode, outcome]) for outcome in outcomes)] for mode in modes]
     rows += [["all", *(str(sum(found[mode, outcome] for mode in modes)) for outcome in outcomes)]]
-    text = f"{count} bits, seed {seed}, in files of a finished run, of one cut short and of two bundles, each file as "
-    text += f"likely as another; a mode reads the folder after each. {COMMANDS} more through the command line."
+    text = f"{count} bits, seed {seed}, in files of a finished run, of one cut short and of two bundles, half of them "
+    text += f"beside the checkpoints; a mode reads the folder after each. {COMMANDS} more through the command line."
     return Section("Flipped bits", text, [page.Table(("mode", *outcomes), rows)], bad)
 
 
@@ -105,7 +105,8 @@ def fresh(place: Place, home: Path) -> Path:
 def flip(folder: Path, chance: random.Random) -> Path:
     """Flip one bit in one of the files, and return which."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
-    file = chance.choice(files)
+    top = [path for path in files if path.parent == folder]  # else nearly all would be files of checkpoints
+    file = chance.choice(top if chance.random() < 0.5 else files)
     content = bytearray(file.read_bytes())
     content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
     file.write_bytes(content)

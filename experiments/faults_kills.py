@@ -16,6 +16,7 @@ from tl_jax.train.log import say
 from tl_jax.train.workdir import read_json
 
 # Smoke recipes, smaller still where that is possible; each has checkpoints all the time.
+QUICK = "--xla_backend_optimization_level=0"  # to compile quickly: most of these runs is compiling
 OFTEN = ("--config.save_every=0.5", "--config.save_rest=0", "--config.epochs=6", "--config.smoke=True")
 TASKS = {
     "image": ("digits_resnet:smoke", "--config.seeds=()", "--config.arms=()", "--config.input.size=8",
@@ -53,9 +54,14 @@ def killed(home: Path, arguments: tuple[str, ...], kills: int, chance: random.Ra
     begin = time.monotonic()
     whole = finished(arguments, home / "whole", home / "undisturbed")
     long, steps = time.monotonic() - begin, []
-    for _ in range(kills):
+    while len(steps) < kills:
         process = started(arguments, home / "cut", home / "cache")
         time.sleep(chance.uniform(0.15, 0.95) * long)
+        if process.poll() is not None:  # it was faster than the first, which had to compile: begin again
+            process.communicate()
+            shutil.rmtree(home / "cut")
+            long *= 0.8
+            continue
         process.kill()
         process.communicate()
         steps.append(max((int(path.name) for path in saved(home / "cut")), default=0))
@@ -82,7 +88,7 @@ def started(arguments: tuple[str, ...], folder: Path, cache: Path) -> subprocess
     recipe, *more = arguments
     return subprocess.Popen(
         [sys.executable, "run.py", f"--config={recipe}", *more, f"--workdir={folder}"], cwd=ROOT,
-        env={**os.environ, "TL_JAX_CACHE": str(cache)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "TL_JAX_CACHE": str(cache), "XLA_FLAGS": QUICK}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
