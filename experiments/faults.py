@@ -49,18 +49,23 @@ def main(_: list[str]) -> None:
             home = Path(folder) / name.replace(" ", "_")
             home.mkdir()
             sections.append(MODES[name](home))
-    disk.write_text(Path(RESULTS.value), document(sections))
+    file = Path(RESULTS.value)
+    disk.write_text(file, document(sections, file.read_text() if file.is_file() else ""))
     if bad := [line for section in sections for line in section.bad]:
         raise UserError(f"{len(bad)} faults ended badly: {'; '.join(bad[:5])}")
 
 
-def document(sections: list[Section]) -> str:
-    """Return what was found, in Markdown."""
-    text = "# Injected faults\n"
+def document(sections: list[Section], before: str) -> str:
+    """Return what was found, in Markdown; what ``before`` has of other kinds of faults is kept."""
+    parts = {}
+    for part in before.split("\n## ")[1:]:
+        title, _, text = part.partition("\n")
+        parts[title] = text.strip()
     for section in sections:
-        tables = "\n".join(page.markdown(table) for table in section.tables)
-        text += f"\n## {section.title}\n\n{section.text + chr(10) * 2 if section.text else ''}{tables}"
-    return f"{text}\nMade by `python -m experiments.faults` at commit {commit()}.\n"
+        tables = [page.markdown(table) for table in section.tables]
+        made = f"Made by `python -m experiments.faults` at commit {commit()}."
+        parts[section.title] = "\n".join([*([f"{section.text}\n"] if section.text else []), *tables, made])
+    return "\n".join(["# Injected faults\n", *(f"## {title}\n\n{text}\n" for title, text in parts.items())])
 
 
 if __name__ == "__main__":

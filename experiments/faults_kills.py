@@ -87,9 +87,13 @@ def started(arguments: tuple[str, ...], folder: Path, cache: Path) -> subprocess
     """Start a run."""
     recipe, *more = arguments
     return subprocess.Popen(
-        [sys.executable, "run.py", f"--config={recipe}", *more, f"--workdir={folder}"], cwd=ROOT,
-        env={**os.environ, "TL_JAX_CACHE": str(cache), "XLA_FLAGS": QUICK}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        [sys.executable, "run.py", f"--config={recipe}", *more, f"--workdir={folder}"],
+        cwd=ROOT,
+        env={**os.environ, "TL_JAX_CACHE": str(cache), "XLA_FLAGS": QUICK},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def finished(arguments: tuple[str, ...], folder: Path, cache: Path) -> str:
