@@ -9,7 +9,7 @@ import time
 import zlib
 from pathlib import Path
 
-from experiments.faults_training import ROOT, Section, saved
+from experiments.faults_training import ROOT, Section, reach, saved
 from tl_jax.report import page
 from tl_jax.train import compile_cache
 from tl_jax.train.log import say
@@ -17,7 +17,7 @@ from tl_jax.train.workdir import read_json
 
 # Smoke recipes, smaller still where that is possible; each has checkpoints all the time.
 QUICK = "--xla_backend_optimization_level=0"  # to compile quickly: most of these runs is compiling
-OFTEN = ("--config.save_every=0.5", "--config.save_rest=0", "--config.epochs=6", "--config.smoke=True")
+OFTEN = ("--config.save_every=0.5", "--config.save_rest=0", "--config.epochs=12")
 TASKS = {
     "image": ("digits_resnet:smoke", "--config.seeds=()", "--config.arms=()", "--config.input.size=8",
               "--config.augment.crop_pad=0", "--config.data.validation=0.1", *OFTEN),
@@ -42,8 +42,9 @@ def section(home: Path, count: int, seed: int) -> Section:
         bad += [] if fine else [f"{task}: {' | '.join(row)}"]
         say(" | ".join(rows[-1]))
         shutil.rmtree(home / task.replace(", ", "_"))
-    text = f"{count} times SIGKILL, seed {seed}, at moments drawn from all of a run after its imports, beginning with "
-    text += "empty caches; then the same command to the end, and again with a new folder and the caches as they are."
+    text = f"{count} times SIGKILL, seed {seed}: a third at moments drawn from all of a run, the others after a "
+    text += "checkpoint that is drawn, beginning with empty caches; then the same command to the end, and again with a "
+    text += "new folder and the caches as they are."
     columns = ("task", "kills", "steps saved when killed", "parameters", "programs", "arrays", "again")
     return Section("Kills", text, [page.Table(columns, rows)], bad)
 
@@ -54,13 +55,18 @@ def killed(home: Path, arguments: tuple[str, ...], kills: int, chance: random.Ra
     begin = time.monotonic()
     whole = finished(arguments, home / "whole", home / "undisturbed")
     long, steps = time.monotonic() - begin, []
+    last = max((int(path.name) for path in saved(home / "whole")), default=1)
     while len(steps) < kills:
         process = started(arguments, home / "cut", home / "cache")
-        time.sleep(chance.uniform(0.15, 0.95) * long)
+        if len(steps) % 3 == 0:  # loading and compiling, for the most part
+            time.sleep(chance.uniform(0.2, 0.8) * long)
+        else:
+            done = max((int(path.name) for path in saved(home / "cut")), default=0)
+            reach(process, home / "cut", chance.randint(done + 1, max(done + 1, last - 1)))
+            time.sleep(chance.uniform(0, 0.3))
         if process.poll() is not None:  # it was faster than the first, which had to compile: begin again
             process.communicate()
             shutil.rmtree(home / "cut")
-            long *= 0.8
             continue
         process.kill()
         process.communicate()
