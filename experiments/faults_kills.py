@@ -62,11 +62,12 @@ def killed(home: Path, arguments: tuple[str, ...], kills: int, chance: random.Ra
             time.sleep(chance.uniform(0.2, 0.8) * long)
         else:
             done = max((int(path.name) for path in saved(home / "cut")), default=0)
-            reach(process, home / "cut", chance.randint(done + 1, max(done + 1, last - 1)))
-            time.sleep(chance.uniform(0, 0.3))
+            reach(process, home / "cut", chance.randint(done + 1, max(done + 1, last // 2)))
+            time.sleep(chance.uniform(0, 0.1))
         if process.poll() is not None:  # it was faster than the first, which had to compile: begin again
             process.communicate()
             shutil.rmtree(home / "cut")
+            long *= 0.7
             continue
         process.kill()
         process.communicate()

@@ -101,7 +101,6 @@ def test_people_may_join_those_that_are_known(tmp_path):
     config = configure(("data.dir", str(data)), ("data.validation", 0.34), ("epochs", 1.0))
     api.run(config, tmp_path / "run")
     write_people(data, range(64, 80), album)
-    faces.read.cache_clear()
     (found,) = api.predict(config, tmp_path / "run", [str(data / album.files[72])])
     assert found["person"] and found["threshold"] is not None
     with pytest.raises(UserError, match="split is not the one that the run was started with"):
