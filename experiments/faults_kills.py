@@ -17,7 +17,7 @@ from tl_jax.train.workdir import read_json
 
 # Smoke recipes, smaller still where that is possible; each has checkpoints all the time.
 QUICK = "--xla_backend_optimization_level=0"  # to compile quickly: most of these runs is compiling
-OFTEN = ("--config.save_every=0.5", "--config.save_rest=0", "--config.epochs=12")
+OFTEN = ("--config.save_every=0.5", "--config.save_rest=0", "--config.epochs=8")
 TASKS = {
     "image": ("digits_resnet:smoke", "--config.seeds=()", "--config.arms=()", "--config.input.size=8",
               "--config.augment.crop_pad=0", "--config.data.validation=0.1", *OFTEN),
@@ -59,11 +59,11 @@ def killed(home: Path, arguments: tuple[str, ...], kills: int, chance: random.Ra
     while len(steps) < kills:
         process = started(arguments, home / "cut", home / "cache")
         if len(steps) % 3 == 0:  # loading and compiling, for the most part
-            time.sleep(chance.uniform(0.2, 0.8) * long)
+            time.sleep(chance.uniform(0.15, 0.6) * long)
         else:
             done = max((int(path.name) for path in saved(home / "cut")), default=0)
-            reach(process, home / "cut", chance.randint(done + 1, max(done + 1, last // 2)))
-            time.sleep(chance.uniform(0, 0.1))
+            reach(process, home / "cut", done + chance.randint(1, max(1, (last - done) // 3)))
+            time.sleep(chance.uniform(0, 0.03))
         if process.poll() is not None:  # it was faster than the first, which had to compile: begin again
             process.communicate()
             shutil.rmtree(home / "cut")

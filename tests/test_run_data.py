@@ -81,7 +81,7 @@ def refused(config, folder, message, call=api.evaluate):
 
 def test_the_run_says_its_classes_and_splits(run):
     folder, _, _, summary = run
-    facts = json.loads((folder / "facts.json").read_text())
+    facts = read_json(folder / "facts.json")
     assert facts["classes"] == list(CLASSES) and facts["examples"] == {"train": 24, "validation": 8, "test": 17}
     assert {len(value) for value in facts["data_sha256"].values()} == {64} and len(facts["data_sha256"]) == 3
     assert summary["facts"] == facts
