@@ -31,6 +31,7 @@ def begin(prefix: Path, protocol: Mapping[str, Any]) -> None:
     old = read_json(path)
     if differ := differences(old, {**old, **protocol}, "protocol") if old else []:
         raise UserError(f"{path} was made with another {', '.join(differ[:4])}; pass another --results, or delete it")
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**old, **protocol})
 
 

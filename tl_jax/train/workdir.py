@@ -29,10 +29,13 @@ FACTS = "facts.json"
 def write_json(path: Path, content: Any) -> None:
     """Write JSON whole or not at all, an object with its hash; numbers that are not finite, which JSON lacks, are null.
 
-    Of several processes the first writes.
+    Of several processes the first writes. The folder must be there: one that is gone is not made again, or results
+    would lie where nobody looks for them.
     """
     if not hosts.first():
         return
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: the folder is gone; was it moved, or its disk unmounted?")
     content = finite(content)
     content = json_files.sealed(content) if isinstance(content, dict) else content
     disk.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
