@@ -89,6 +89,7 @@ def policy(config: Config) -> None:
 
 def smoke_policy(config: Config) -> None:
     """Shrink a recipe of a policy to seconds."""
+    config.smoke = True
     config.rl.steps = 4096
     config.rl.worlds = 8
     config.rl.passes = 2
@@ -100,6 +101,7 @@ def smoke_policy(config: Config) -> None:
 
 def smoke(config: Config) -> None:
     """Shrink a recipe to seconds: 64 examples, from ``data.dir`` if given and drawn if not, and an epoch a phase."""
+    config.smoke = True
     config.data.generate = True
     config.data.train_examples = 64
     config.data.test_examples = 64

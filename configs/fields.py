@@ -24,6 +24,7 @@ SOURCES = tuple(dict.fromkeys(source for _, source in CATALOG))
 
 FIELDS = {
     "name": Field("base", "name of the recipe, for folders and summaries"),
+    "smoke": Field(False, "whether the run shows no more than that every part works; its results then say so"),
     "seed": Field(0, "of the new head, the order and augmentation of examples, and the parts cut from train", low=0),
     "task": Field(
         "image",

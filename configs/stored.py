@@ -5,13 +5,14 @@
 ``run.py --mode=eval --workdir=RUN_FOLDER`` and ``--mode=export`` use it by themselves.
 """
 
-import json
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import base
 from tl_jax.errors import UserError
+from tl_jax.json_files import read_json
 
 
 def get_config(folder: str = ""):
@@ -19,19 +20,18 @@ def get_config(folder: str = ""):
     path = Path(folder).expanduser() / "config.json"
     if not path.is_file():
         raise UserError(f"no {path}; write --config=configs/stored.py:RUN_FOLDER")
-    config = base.get_config()
+    config, action = base.get_config(), "pass --config=RECIPE with the fields of that run"
+    content = read_json(path, action)
     try:
         with config.unlocked():
-            config.update(ConfigDict(json.loads(path.read_text(encoding="utf-8"), object_hook=_tuples)))
+            config.update(ConfigDict(_tuples(content)))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}); pass --config=RECIPE with the fields of that run") from None
+        raise UserError(f"{path} is damaged ({error}); {action}") from None
     return config
 
 
-def _tuples(content: dict) -> dict:
-    """JSON has lists only; configurations are made of tuples."""
-
-    def turn(value):
-        return tuple(turn(v) for v in value) if isinstance(value, list) else value
-
-    return {key: turn(value) for key, value in content.items()}
+def _tuples(content: Any) -> Any:
+    """Return the content with tuples, of which configurations are made, for lists, which alone JSON has."""
+    if isinstance(content, dict):
+        return {key: _tuples(value) for key, value in content.items()}
+    return tuple(map(_tuples, content)) if isinstance(content, list) else content

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import record
-from tl_jax import machine
+from tl_jax import disk, machine
 from tl_jax.errors import UserError
 
 FILE = Path(__file__).parent / "expected.json"
@@ -53,13 +53,11 @@ def without(path: Path = FILE) -> dict[str, str]:
 
 
 def write(path: Path, entries: Mapping[str, Any]) -> None:
-    """Write the entries by name, under a temporary name first; what has one needs no reason for having none."""
+    """Write the entries by name; what has one needs no reason for having none."""
     reasons = without(path) if path.is_file() else {}
     reasons = {name: reason for name, reason in reasons.items() if name not in entries}
     text = json.dumps({"without": reasons, "recipes": dict(sorted(entries.items()))}, indent=1)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
+    disk.write_text(path, text + "\n")
 
 
 def cheap(entries: Mapping[str, Any]) -> list[str]:

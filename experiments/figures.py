@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from tl_jax import command
+from tl_jax import command, disk
 from tl_jax.errors import UserError, nearest
 from tl_jax.report.comparison import interval
 
@@ -61,7 +61,7 @@ def main(_: list[str]) -> None:
         old = path.read_text(encoding="utf-8")
         new = put_in(old)
         if new != old and WRITE.value:
-            path.write_text(new, encoding="utf-8")
+            disk.write_text(path, new)
         else:
             wrong += [f"{path.relative_to(ROOT)}: {difference}" for difference in differences(old)]
     if wrong:

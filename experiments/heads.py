@@ -17,7 +17,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from configs import base, check
-from tl_jax import command, runs
+from tl_jax import command, disk, runs
 from tl_jax.errors import UserError
 from tl_jax.report.comparison import interval, percent
 from tl_jax.report.rate_curve import draw_scores
@@ -60,7 +60,7 @@ def main(_: list[str]) -> None:
 
 def report(found: heads.Heads, rates: list[float], decays: list[float], name: str, folder: Path) -> None:
     """Write ``heads.csv`` and ``heads.png``; print a line for each rate and decay and the one to take."""
-    with (folder / "heads.csv").open("w", newline="") as file:
+    with disk.replacing(folder / "heads.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("seed", "rate", "decay", "validation", "test", "loss"))
         for (s, r, w), test in np.ndenumerate(found.test):

@@ -19,7 +19,7 @@ from absl import flags, logging
 
 from configs import stored
 from experiments import drift
-from tl_jax import command, distance, runs
+from tl_jax import command, disk, distance, runs
 from tl_jax.train.log import say
 from tl_jax.transfer import adapters
 
@@ -49,7 +49,7 @@ def main(_: list[str]) -> None:
             say(f"--- {choice['mechanism']}")
             found += measure(choice["mechanism"], run)
     prefix = RESULTS.value or str(folder / "drift")
-    with Path(f"{prefix}.csv").open("w", newline="") as file:
+    with disk.replacing(Path(f"{prefix}.csv")) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Drift._fields)
         writer.writerows([f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in found)
@@ -103,8 +103,7 @@ def draw(found: Sequence[Drift], path: Path) -> Path:
         axis.set_xticks(range(len(parts)), parts, rotation=45, fontsize=8)
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.set_title(title, fontsize=10)
-    figure.savefig(path)
-    return path
+    return disk.save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 
 from configs import base
 from tl_jax import distance, runs
+from tl_jax.json_files import parse_row
 from tl_jax.train import devices, metrics
 from tl_jax.train.log import say
 from tl_jax.train.state import stream_key
@@ -64,7 +65,7 @@ MADE = {"knn": knn, "soup": soup}
 
 def best_validation(folder: Path) -> float:
     """Return the validation score at the end of a run, or the best one where the best checkpoint was tested."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [parse_row(line, folder / "metrics.jsonl") for line in (folder / "metrics.jsonl").read_text().splitlines()]
     scores = [row["accuracy"] for row in rows if row["split"] == "validation"]
     summary = json.loads((folder / "summary.json").read_text())
     if "wise_ft" in summary:

@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments import record
 from experiments.mechanisms_findings import AGAINST_OVERFITTING, PLAIN, SCRATCH, Row, differences, findings, points
+from tl_jax import disk
 from tl_jax.report.comparison import interval
 from tl_jax.train.log import say
 from tl_jax.train.workdir import read_json
@@ -75,7 +76,7 @@ def write(folder: Path, prefix: Path) -> None:
     text = about(read_json(Path(f"{prefix}.json")), found) + "\n" + table(found)
     for size in _sizes(found):
         text += "\n".join([f"\n## {_size(size)}\n", *(f"{paragraph}\n" for paragraph in findings(found, size))])
-    Path(f"{prefix}.md").write_text(text)
+    disk.write_text(Path(f"{prefix}.md"), text)
     draw_gain(found, Path(f"{prefix}_gain.png"))
     say(text)
     say(f"{prefix}.csv, {prefix}.md, {prefix}_gain.png")
@@ -145,8 +146,7 @@ def draw_gain(found: Sequence[Row], path: Path) -> Path:
         axis.set_ylabel("test accuracy over scratch, points")
     seeds = len({row.seed for row in found})
     figure.suptitle(f"gain over training from scratch: mean and 95 % interval of {seeds} seeds, paired", fontsize=12)
-    figure.savefig(path)
-    return path
+    return disk.save_figure(figure, path)
 
 
 def _sizes(found: Sequence[Row]) -> list[int]:

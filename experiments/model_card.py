@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
 from configs import base, stored
-from tl_jax import api
+from tl_jax import api, disk
 from tl_jax.report.card import facts
 from tl_jax.tasks import image
 from tl_jax.train import metrics
@@ -31,8 +30,7 @@ def embed(workdir: Path, about: Card, how: str) -> None:
     config = stored.get_config(str(workdir))
     exported = api.export(config, workdir, dtype="float16")
     target = EMBEDDED_DIR / f"{about.name}.safetensors"
-    target.parent.mkdir(exist_ok=True)
-    shutil.copyfile(exported, target)
+    disk.write_bytes(target, exported.read_bytes())
     again = (("init.source", "tl_jax"), ("init.path", str(target)), ("init.head", "keep"))
     task = image.make(base.override(config, again))
     values, examples, _, _ = metrics.evaluate(task, initial_state(task, 0).variables, "test")
@@ -55,5 +53,5 @@ def embed(workdir: Path, about: Card, how: str) -> None:
         "licence": "Apache-2.0, as the code; no example of the data is contained",
     }
     card = f"# {about.name}\n\n{facts(rows)}\n"
-    target.with_suffix(".md").write_text(card)
+    disk.write_text(target.with_suffix(".md"), card)
     print(card)

@@ -7,14 +7,13 @@ it. The weights are kept as float16. It took 28 minutes on one CPU core.
 """
 
 import json
-import shutil
 from pathlib import Path
 
 from absl import flags, logging
 
 from configs import base, masked_words
 from experiments import record
-from tl_jax import api, command, huggingface
+from tl_jax import api, command, disk, huggingface
 from tl_jax.data import docs, tokens
 
 SIZE = 4096  # entries of the vocabulary
@@ -35,11 +34,10 @@ def main(_: list[str]) -> None:
     config.init.path = str(words)
     summary = api.run(config, folder / "run")
     made = api.export(config, folder / "run", "float16")
-    (made / "card.md").write_text(card(summary))
+    disk.write_text(made / "card.md", card(summary))
     if OUTPUT.value:
-        Path(OUTPUT.value).mkdir(parents=True, exist_ok=True)
         for name in (*huggingface.FILES, "card.md"):  # the package has its own card, and no program
-            shutil.copyfile(made / name, Path(OUTPUT.value) / name)
+            disk.write_bytes(Path(OUTPUT.value) / name, (made / name).read_bytes())
 
 
 def card(summary: dict) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tl_jax import disk
 from tl_jax.errors import UserError
 from tl_jax.machine import commit
 from tl_jax.train.workdir import differences, read_json, write_json
@@ -53,12 +54,9 @@ def read(prefix: Path) -> list[dict[str, str]]:
 
 
 def write(prefix: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write all rows, under a temporary name first; numbers with five digits."""
+    """Write all rows; numbers with five digits."""
     path = Path(f"{prefix}.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".csv.tmp")
-    with temporary.open("w", newline="") as file:
+    with disk.replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    temporary.replace(path)

@@ -11,6 +11,7 @@ from experiments import expectations
 from experiments.expectations import Row
 from experiments.recipe import configured
 from tl_jax.train.log import say
+from tl_jax.waiting import waiting
 
 
 def verify(names: Sequence[str], known: dict[str, Any], folder: Path, data: Path | None) -> list[Row]:
@@ -24,7 +25,8 @@ def verify(names: Sequence[str], known: dict[str, Any], folder: Path, data: Path
             rows.append(Row(name, verdict="skipped", reason=absent))
             continue
         try:
-            found = measure(name, entry, place(folder, name), data)
+            with waiting(f"{name}, {at} of {len(names)}"):
+                found = measure(name, entry, place(folder, name), data)
         except Exception as error:  # whatever it is, the other recipes are still to be looked at
             first = f"{error}".strip().partition("\n")[0]
             rows.append(Row(name, verdict="failed", reason=f"{type(error).__name__}: {first}"))

@@ -19,7 +19,7 @@ from matplotlib.ticker import EngFormatter
 
 from configs import cartpole_ppo, minatar_ppo
 from experiments import record
-from tl_jax import api, command
+from tl_jax import api, command, disk
 from tl_jax.errors import UserError, nearest
 from tl_jax.report import page
 from tl_jax.report.comparison import interval
@@ -101,11 +101,11 @@ def report(prefix: Path) -> str:
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"return, mean of {TESTS.episodes} greedy episodes")
-    figure.savefig(Path(f"{prefix}.png"))
+    disk.save_figure(figure, Path(f"{prefix}.png"))
     heads = ["recipe", "steps", "return after training", "worst seed", "above the goal", "goal", "seconds, all seeds"]
     text = page.markdown(page.Table(heads, lines))
-    Path(f"{prefix}.md").write_text(
-        f"{text}\n\nMean and 95 % interval over the seeds; a line of the picture is a seed.\n"
+    disk.write_text(
+        Path(f"{prefix}.md"), f"{text}\n\nMean and 95 % interval over the seeds; a line of the picture is a seed.\n"
     )
     return text
 

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure  # the object interface needs no display an
 from matplotlib.ticker import EngFormatter
 
 from experiments import record, rl_metrics
+from tl_jax import disk
 from tl_jax.report import page
 from tl_jax.report.comparison import interval
 from tl_jax.train.workdir import read_json
@@ -32,7 +33,7 @@ def write(prefix: Path) -> str:
         "of the way from the untrained policy to scratch's best mean evaluation; `never` counts the seeds that did not "
         "reach it. The area ratio is 0 where transfer changes nothing."
     )
-    Path(f"{prefix}.md").write_text(f"{text}\n\n{notes}\n")
+    disk.write_text(Path(f"{prefix}.md"), f"{text}\n\n{notes}\n")
     draw_curves(curves, steps, Path(f"{prefix}_curves.png"))
     far = {row["target"]: float(row["distance"]) for row in rows}
     if np.isfinite(list(far.values())).any():  # between games there is none
@@ -111,7 +112,7 @@ def draw_curves(curves: dict[tuple[str, str], np.ndarray], steps: int, path: Pat
         axis.axis("off")
     axes[0].set_ylabel("return of greedy episodes")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ways), fontsize=9)
-    figure.savefig(path)
+    disk.save_figure(figure, path)
 
 
 def draw_distance(found: dict[tuple[str, str], dict[str, Any]], far: dict[str, float], path: Path) -> None:
@@ -154,7 +155,7 @@ def draw_distance(found: dict[tuple[str, str], dict[str, Any]], far: dict[str, f
     if ways:
         axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
-    figure.savefig(path)
+    disk.save_figure(figure, path)
 
 
 def _shown(values: Any, form: str) -> str:

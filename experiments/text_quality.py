@@ -16,7 +16,7 @@ from absl import flags, logging
 
 from configs import base, ner_bert, sst2_bert, trec_bert
 from experiments import record
-from tl_jax import api, command
+from tl_jax import api, command, disk
 from tl_jax.report import page
 from tl_jax.report.comparison import interval
 from tl_jax.runs import make_task
@@ -49,7 +49,7 @@ def main(_: list[str]) -> None:
                     row = measured(name, library, seed)
                     record.write(prefix, [*record.read(prefix), row])
     text = page.markdown(table(record.read(prefix)))
-    Path(f"{prefix}.md").write_text(text)
+    disk.write_text(Path(f"{prefix}.md"), text)
     say(text)
 
 

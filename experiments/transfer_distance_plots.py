@@ -9,6 +9,7 @@ from matplotlib.figure import Figure  # the object interface needs no display an
 
 from experiments.agreement import Agreement
 from experiments.transfer_gains import Pair, compared
+from tl_jax import disk
 
 
 def heat_map(found: Sequence[Pair], way: str, path: Path) -> Path:
@@ -36,8 +37,7 @@ def heat_map(found: Sequence[Pair], way: str, path: Path) -> Path:
     axis.set_xlabel("target")
     axis.set_ylabel("source")
     figure.colorbar(image, label="gain over scratch, points")
-    figure.savefig(path)
-    return path
+    return disk.save_figure(figure, path)
 
 
 def tau_bars(each: Sequence[Agreement], words: str, path: Path) -> Path:
@@ -52,8 +52,7 @@ def tau_bars(each: Sequence[Agreement], words: str, path: Path) -> Path:
     axis.axvline(0, color="black", lw=0.8)
     axis.set_xlabel(f"weighted Kendall tau with the gain of {words}, 95 % interval (grey: includes zero)")
     axis.grid(alpha=0.3, axis="x")
-    figure.savefig(path)
-    return path
+    return disk.save_figure(figure, path)
 
 
 def scatter(found: Sequence[Pair], way: str, names: Sequence[str], path: Path) -> Path:
@@ -84,5 +83,4 @@ def scatter(found: Sequence[Pair], way: str, names: Sequence[str], path: Path) -
     handles, labels = axes[0, 0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
-    figure.savefig(path)
-    return path
+    return disk.save_figure(figure, path)

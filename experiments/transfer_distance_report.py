@@ -11,6 +11,7 @@ from experiments.agreement import Agreement, agreements
 from experiments.transfer_gains import WAYS, Pair, groups, pairs
 from experiments.transfer_pairs import RANDOM
 from experiments.transfer_scores import DISTANCES, SCORES
+from tl_jax import disk
 from tl_jax.report import page
 from tl_jax.report.comparison import interval, percent
 from tl_jax.train.workdir import read_json
@@ -33,7 +34,7 @@ def write(prefix: Path) -> str:
     sections.append(page.Section("What these numbers cannot say", limits(found, told)))
     title = "How far is the source from the target: what scores and distances say about gain"
     html = page.write(prefix.with_name("report.html"), title, sections)
-    Path(f"{prefix}.md").write_text(as_markdown(title, sections))
+    disk.write_text(Path(f"{prefix}.md"), as_markdown(title, sections))
     return f"{prefix}.csv, {prefix}.md, {html}"
 
 

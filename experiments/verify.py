@@ -26,6 +26,7 @@ from tl_jax import command
 from tl_jax.errors import UserError, nearest
 from tl_jax.train import storage
 from tl_jax.train.log import say
+from tl_jax.waiting import waiting
 
 RECIPES = flags.DEFINE_list("recipes", [], "Names of entries, such as digits_resnet or cifar_vgg:smoke.")
 ALL = flags.DEFINE_bool("all", False, "Every entry.")
@@ -78,7 +79,8 @@ def _record(names: Sequence[str], known: dict[str, Any], folder: Path, file: Pat
             say(f"{name}: skipped, {absent}")
             continue
         say(f"{name} ...")
-        found = remeasure.measure(name, entry, remeasure.place(folder, name), data)
+        with waiting(name):
+            found = remeasure.measure(name, entry, remeasure.place(folder, name), data)
         known[name] = expectations.entry(name, entry, found, time.process_time() - begin)
         expectations.write(file, known)
         say(expectations.table(expectations.compare(name, known[name], found, time.process_time() - begin)))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments import record
+from tl_jax import disk
 from tl_jax.report import page
 from tl_jax.report.comparison import interval, percent
 from tl_jax.train.workdir import read_json
@@ -32,7 +33,7 @@ def write(prefix: Path) -> str:
     ]
     for kind, title in TITLES.items():
         text += [f"## {title.capitalize()}\n", page.markdown(table(rows, kind))]
-    Path(f"{prefix}.md").write_text("\n".join(text))
+    disk.write_text(Path(f"{prefix}.md"), "\n".join(text))
     picture = draw(rows, Path(f"{prefix}.png"), f"{how['source']} to {how['target']}, seeds: {seeds}")
     return f"{prefix}.csv, {prefix}.md, {picture}"
 
@@ -86,5 +87,4 @@ def draw(rows: Sequence[Any], path: Path, title: str) -> Path:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.suptitle(f"{title}: mean and 95 % interval", fontsize=12)
-    figure.savefig(path)
-    return path
+    return disk.save_figure(figure, path)

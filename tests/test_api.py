@@ -1,12 +1,15 @@
 """Whole runs through ``tl_jax.api``: the comparison of the default recipe, best checkpoints, members evaluated."""
 
+import contextlib
 import json
 
 import pytest
 
 from configs import base, digits_resnet, stored
+from tests.tasks import small
 from tl_jax import api, pretrained, runs
 from tl_jax.errors import UserError
+from tl_jax.train.workdir import read_json
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +25,7 @@ def comparison(tmp_path_factory):
 
 def test_comparison_leaves_summary_and_picture(comparison):
     folder, _, summary = comparison
-    assert summary == json.loads((folder / "summary.json").read_text())
+    assert summary == read_json(folder / "summary.json")
     assert (folder / "comparison.png").stat().st_size > 5000
     assert summary["config_name"] == "digits_resnet_smoke" and summary["seeds"] == [0, 1]
     for arm in ("pretrained", "scratch"):
@@ -80,3 +83,16 @@ def test_the_best_checkpoint_is_tested_when_asked_for(comparison, tmp_path):
     scores = {row["step"]: row["accuracy"] for row in rows if row["split"] == "validation"}
     assert scores[summary["tested_step"]] == max(scores.values())
     assert len(scores) > 3 and summary["steps"] == max(scores)
+
+
+def test_what_may_take_long_is_shown(tmp_path, monkeypatch):
+    shown = []
+
+    @contextlib.contextmanager
+    def waiting(what):
+        shown.append(what)
+        yield
+
+    monkeypatch.setattr(api, "waiting", waiting)
+    api.run(small.config(("epochs", 0.0), ("data.per_class", 2)), tmp_path)
+    assert shown == ["loading weights and data", "testing"]

@@ -1,6 +1,8 @@
 """What ``--mode=export`` ships: a program that JAX runs alone, facts with hashes, a card, a source of the next run."""
 
+import contextlib
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -16,6 +18,7 @@ from configs import base, stored
 from tests.tasks import small
 from tl_jax import api, pretrained, tree
 from tl_jax.errors import UserError
+from tl_jax.json_files import read_json
 from tl_jax.shipping import card, program
 from tl_jax.tasks import image
 
@@ -28,7 +31,10 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config = small.config(("epochs", 1.0), ("data.per_class", 2))
     api.run(config, folder)
-    assert api.export(config, folder) == folder / "export" / "model.safetensors"
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert api.export(config, folder) == folder / "export" / "model.safetensors"
+    (folder / "said").write_text(said.getvalue())
     return folder
 
 
@@ -126,6 +132,12 @@ def test_the_card_has_the_figures_and_no_folder_of_this_machine(run):
     assert str(run) not in text and str(run) not in (run / "export" / "bundle.json").read_text()
 
 
+def test_a_delta_that_saves_nothing_says_so_with_both_sizes(run):
+    delta, whole = (f"{(run / 'export' / f'{n}.safetensors').stat().st_size / 1e6:.2f} MB" for n in ("delta", "model"))
+    said = f"delta.safetensors saves nothing ({delta}, model.safetensors {whole}): training changed nearly every value"
+    assert said in (run / "said").read_text()
+
+
 def test_what_the_author_wrote_survives_another_export(run):
     path = run / "export" / "README.md"
     path.write_text(path.read_text().replace(card.TO_FILL, "For digits.\n\nFor nothing else."))
@@ -177,7 +189,7 @@ def test_other_weights_than_were_written_are_refused(copy, name):
     ],
 )
 def test_facts_that_cannot_be_read_are_refused(copy, change, message):
-    facts = json.loads((copy / "bundle.json").read_text())
+    facts = read_json(copy / "bundle.json")
     (copy / "bundle.json").write_text(json.dumps({**facts, **change}))
     with pytest.raises(UserError, match=message):
         pretrained.load(source="tl_jax", path=copy)

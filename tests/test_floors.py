@@ -13,6 +13,7 @@ FLOORS = {
     "tl_jax": 0,
     "tl_jax.claims": 0,
     "tl_jax.config": 0,
+    "tl_jax.disk": 0,
     "tl_jax.errors": 0,
     "tl_jax.fetch": 0,
     "tl_jax.json_files": 0,

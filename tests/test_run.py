@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tl_jax.report import comparison
+
 ROOT = Path(__file__).parent.parent
 SMOKE = "--config=configs/cifar_resnet.py:smoke"
 
@@ -84,6 +86,8 @@ def test_smoke_writes_everything(finished):
     assert list((workdir / "tensorboard").iterdir())
     assert "BatchNorm: 20 of 20 layers keep their statistics" in done.stdout
     assert "650 trainable, 21,472 frozen" in done.stdout
+    assert summary["smoke"] and done.stdout.splitlines()[-1] == comparison.SMOKE
+    assert "Smoke run: it shows that every part works and measures nothing" in (workdir / "report.html").read_text()
 
 
 @pytest.mark.slow
@@ -96,9 +100,11 @@ def test_a_finished_run_is_returned_and_can_be_evaluated_and_exported(finished):
     assert again.returncode == 0 and "is finished" in again.stdout
     evaluated = json.loads(run(SMOKE, f"--workdir={workdir}", "--mode=eval").stdout)
     assert evaluated["metrics"] == summary["metrics"] and evaluated["examples_evaluated"] == 64
+    assert evaluated["smoke"]
     (workdir / "report.html").unlink()
     assert run(f"--workdir={workdir}", "--mode=report").stdout == f"report: {workdir / 'report.html'}\n"
     assert run(SMOKE, f"--workdir={workdir}", "--mode=export").returncode == 0
+    assert "A smoke run: these figures measure nothing." in (workdir / "export" / "README.md").read_text()
     loaded = pretrained.load("resnet50_tiny", "tl_jax", workdir / "export" / "model.safetensors")
     assert loaded.spec.num_classes == 10 and loaded.spec.scaling == "caffe" and not loaded.new_head
 

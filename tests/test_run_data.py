@@ -15,6 +15,7 @@ from tl_jax.data.fingerprint import fingerprint
 from tl_jax.data.pictures import Source, Split
 from tl_jax.errors import UserError
 from tl_jax.tasks import run_record
+from tl_jax.train.workdir import read_json
 
 pytestmark = pytest.mark.fast
 CLASSES = ("1", "10", "2", "bee")  # as a folder sorts them; index.csv has 1, 2, 10, bee
@@ -80,7 +81,7 @@ def refused(config, folder, message, call=api.evaluate):
 
 def test_the_run_says_its_classes_and_splits(run):
     folder, _, _, summary = run
-    facts = json.loads((folder / "facts.json").read_text())
+    facts = read_json(folder / "facts.json")
     assert facts["classes"] == list(CLASSES) and facts["examples"] == {"train": 24, "validation": 8, "test": 17}
     assert {len(value) for value in facts["data_sha256"].values()} == {64} and len(facts["data_sha256"]) == 3
     assert summary["facts"] == facts
@@ -148,7 +149,7 @@ def test_a_run_does_not_go_on_with_other_training_examples(run):
 
 def test_predictions_use_the_temperature_of_the_run(run):
     folder, data, picture, summary = run
-    kept = json.loads((folder / "summary.json").read_text())
+    kept = read_json(folder / "summary.json")
     assert kept["calibration"]["temperature"] == summary["calibration"]["temperature"] != 1.0
     (row,) = api.predict(configure(data), folder, [picture])
     kept["calibration"]["temperature"] *= 2
@@ -171,7 +172,7 @@ def test_a_run_that_is_not_finished_needs_its_validation_split_to_be_calibrated(
 
 def test_a_run_from_before_classes_were_kept_takes_them_from_the_data_and_says_so(run, capfd):
     folder, data, picture, _ = run
-    facts = json.loads((folder / "facts.json").read_text())
+    facts = read_json(folder / "facts.json")
     for name in ("classes", "examples", "data_sha256", "input_shape"):
         del facts[name]
     (folder / "facts.json").write_text(json.dumps(facts))

@@ -28,6 +28,19 @@ def test_what_is_there_is_not_made_again(tmp_path, dtype):
     assert sorted(path.name for path in shelf.folder.iterdir()) == ["key.npy"]
 
 
+@pytest.mark.parametrize("damage", [
+    lambda content: content[:-5], lambda content: b"", lambda content: b"?" + content[1:],
+    lambda content: content.replace(b"4, 3", b"4, 2"), lambda content: content.replace(b"descr", b"desc2"),
+])  # fmt: skip
+def test_what_is_damaged_is_made_again(tmp_path, damage):
+    rows, shelf = np.arange(12, dtype=np.float32).reshape(4, 3), Shelf(tmp_path, 10**6)
+    shelf.get("key", (4, 3), np.float32, lambda: iter([rows]))
+    path = tmp_path / "key.npy"
+    path.write_bytes(damage(path.read_bytes()))
+    np.testing.assert_array_equal(shelf.get("key", (4, 3), np.float32, lambda: iter([rows])), rows)
+    np.testing.assert_array_equal(np.load(path), rows)
+
+
 def test_the_longest_unused_make_room(tmp_path):
     shelf = Shelf(tmp_path, 1000)
     for age, key in ((30, "old"), (10, "new"), (20, "middle")):

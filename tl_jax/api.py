@@ -51,6 +51,8 @@ def run(config: base.Config, folder: str | Path) -> dict[str, Any]:
         workdir.claim(folder, config.to_dict())
         summary = _run_many(config, folder) if many else _run_once(config, folder)
         at_the_end(folder)
+        if config.smoke:
+            say(comparison.SMOKE)
         return summary
 
 
@@ -66,7 +68,7 @@ def evaluate(config: base.Config, folder: str | Path) -> dict[str, Any]:
     values |= dict.fromkeys(verdict.missing, math.nan)
     if read_summary(folder).get("tested_step") == int(state.step):
         _keep_details(task, verdict, folder)  # of a run from before they were written, perhaps
-    summary = {"step": int(state.step), "examples_evaluated": examples, "metrics": values}
+    summary = {"step": int(state.step), "examples_evaluated": examples, "metrics": values, **_smoke(config)}
     return summary | _judged(task, verdict, _held_out(task, state.variables), folder)
 
 
@@ -112,6 +114,24 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
     fitted = loop.fit(
         task, plan, pace, config.seed, folder, verbose, config.freeze.prove, config.parallel.state == "sharded"
     )
+    with waiting("testing"):
+        summary, verdict = _tested(config, folder, task, fitted)
+    summary["seconds"] = {**seconds, **fitted.seconds, "total": time.monotonic() - clock}
+    _keep_details(fitted.task, verdict, folder)
+    write_json(folder / "network.json", describe.layout(fitted.state.params, plan, task.parts))
+    write_json(folder / "summary.json", summary)
+    hosts.meet(f"{folder} is finished")
+    if verdict.per_class and verbose:
+        say(_table(verdict.per_class))
+    source = f"{summary['examples_evaluated']:,} examples ({task.facts['tested']})"
+    say(
+        f"test {_shown(summary['metrics'])} on {source}; {summary['seconds']['total']:.1f} s; {folder / 'summary.json'}"
+    )
+    return summary
+
+
+def _tested(config: base.Config, folder: Path, task: Task, fitted: loop.Fitted) -> tuple[dict[str, Any], Verdict]:
+    """Test what ``config.test_on`` names; return the summary, and what is to be said of the examples."""
     steps, state = int(fitted.state.step), fitted.state
     best = fitted.checkpoints.best() if config.test_on == "best" else None
     if best is not None:
@@ -133,6 +153,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
     fitted.checkpoints.close()
     summary = {
         "config_name": config.name,
+        **_smoke(config),
         "seed": config.seed,
         "steps": steps,
         "tested_step": int(state.step),
@@ -140,7 +161,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         "examples_evaluated": examples,
         "metrics": values,
         "score": task.score,
-        "seconds": {**seconds, **fitted.seconds, "total": time.monotonic() - clock},
+        "seconds": fitted.seconds,
         "parameters": fitted.parameters,
         "parameters_sha256": digest(devices.fetch(variables)),
         "examples": dict(task.sizes),
@@ -150,15 +171,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         **({"freeze": fitted.freeze} if config.freeze.prove else {}),
         **machine.facts(),
     }
-    _keep_details(fitted.task, verdict, folder)
-    write_json(folder / "network.json", describe.layout(fitted.state.params, plan, task.parts))
-    write_json(folder / "summary.json", summary)
-    hosts.meet(f"{folder} is finished")
-    if verdict.per_class and verbose:
-        say(_table(verdict.per_class))
-    source = f"{examples:,} examples ({task.facts['tested']})"
-    say(f"test {_shown(values)} on {source}; {summary['seconds']['total']:.1f} s; {folder / 'summary.json'}")
-    return summary
+    return summary, verdict
 
 
 def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
@@ -175,14 +188,18 @@ def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
     if not summary:
         score = read_summary(own).get("score", "accuracy")
         arms, seeds = (list(dict.fromkeys(entry[i] for entry in everything)) for i in (0, 1))
-        summary = {"config_name": config.name, "seed": config.seed, **comparison.summarise(folder, arms, seeds, score)}
-        summary |= machine.facts()
+        summary = {"config_name": config.name, **_smoke(config), "seed": config.seed}
+        summary |= comparison.summarise(folder, arms, seeds, score) | machine.facts()
         summary["seconds"]["total"] = time.monotonic() - clock
         write_json(folder / "summary.json", summary)
     say(comparison.table(summary))
     if hosts.first():
         say(f"picture: {comparison.draw(summary, folder / 'comparison.png')}\nsummary: {folder / 'summary.json'}")
     return summary
+
+
+def _smoke(config: base.Config) -> dict[str, bool]:
+    return {"smoke": True} if config.smoke else {}
 
 
 def _held_out(task: Task, variables: Any) -> Any:

@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from absl import app
 
+from tl_jax import disk
 from tl_jax.errors import Preempted, UserError
 
 PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: the same command, tried again, goes on
@@ -45,9 +47,16 @@ def run(main: Callable[[list[str]], int | None], **how: Any) -> None:
     """
     use_huge_pages()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", QUIET)
+
+    def flushed(argv: list[str]) -> int | None:
+        status = main(argv)
+        sys.stdout.flush()  # what is printed at the end fails here, not where Python ends
+        return status
+
     try:
-        app.run(main, **how)
+        app.run(flushed, **how)
     except UserError as error:
+        _forsake_output()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -56,3 +65,22 @@ def run(main: Callable[[list[str]], int | None], **how: Any) -> None:
     except Preempted as error:
         print(f"preempted: {error}; the same command goes on there", file=sys.stderr)
         sys.exit(PREEMPTED)
+    except BrokenPipeError:  # who read the output has enough, such as ``head``
+        _forsake_output()
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if not (number := disk.fault(error)):
+            raise
+        _forsake_output()
+        verb, where = ("read or write", error.filename) if error.filename else ("write", "the output")
+        print(f"error: {disk.cannot_write(where, number, verb)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _forsake_output() -> None:
+    """Let what is left in the buffer of the output go where it cannot: else Python ends with a traceback of its own."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,6 +16,8 @@ from tl_jax.train.state import TrainState
 from tl_jax.transfer import adapters, delta, moments
 from tl_jax.weights import own
 
+NOTHING = 0.95  # of the whole weights, from which on a delta is not worth its trouble
+
 
 def export(config: base.Config, folder: str | Path, dtype: str = "float32") -> Path:
     """Write a run into ``export/`` as a bundle that others load, see ``shipping``, and return its weights.
@@ -71,6 +73,11 @@ def _export_pictures(
         leaves = delta.changed(_network(start, below), trained)
         delta.save(small, leaves, dataclasses.replace(spec, source=config.init.source), how, base_facts, about)
         _wrote(small)
+        if (whole := path.stat().st_size) * NOTHING <= (size := small.stat().st_size):
+            say(
+                f"{small.name} saves nothing ({size / 1e6:.2f} MB, {path.name} {whole / 1e6:.2f} MB): "
+                "training changed nearly every value; ship the whole weights"
+            )
     return path
 
 

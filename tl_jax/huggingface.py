@@ -12,7 +12,7 @@ import pooch
 import safetensors.numpy
 import tokenizers
 
-from tl_jax import machine, models, tree
+from tl_jax import disk, machine, models, tree
 from tl_jax.data import tokens
 from tl_jax.errors import UserError
 from tl_jax.json_files import TEXT as STRING
@@ -144,17 +144,17 @@ def save(folder: Path, net: TextNetwork, classes: Sequence[str] = (), dtype: str
     """
     if net.model.num_classes and net.model.output == "text" and net.model.pooling == "first":
         raise UserError("Hugging Face's files have no pooling='first'; train with pooling='pooler' or 'mean'")
-    folder.mkdir(parents=True, exist_ok=True)
     leaves = {path: np.asarray(leaf) for path, leaf in tree.flatten(net.variables).items()}
     config = bert.config_of(net.kind, net.model, tuple(classes) or net.classes)
     config["pad_token_id"] = net.tokenizer.token_to_id("[PAD]")
-    (folder / CONFIG).write_text(json.dumps(config, indent=2))
+    disk.write_text(folder / CONFIG, json.dumps(config, indent=2))
     arrays = {n: leaf.astype(dtype) for n, leaf in bert.exported(leaves, net.kind, net.model.depth).items()}
-    safetensors.numpy.save_file(arrays, folder / WEIGHTS[0], {"format": "pt"})  # without it transformers refuses
-    net.tokenizer.save(str(folder / "tokenizer.json"))
+    with disk.replacing(folder / WEIGHTS[0]) as temporary:
+        safetensors.numpy.save_file(arrays, temporary, {"format": "pt"})  # without it transformers refuses
+    disk.write_text(folder / "tokenizer.json", net.tokenizer.to_str(pretty=True))
     name = {"bert": "BertTokenizerFast", "distilbert": "DistilBertTokenizerFast"}[net.kind]
     about = {"tokenizer_class": name, "model_max_length": net.model.positions}
-    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2))
+    disk.write_text(folder / "tokenizer_config.json", json.dumps(about, indent=2))
 
 
 def folder_of(source: str, path: str) -> str:

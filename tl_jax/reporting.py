@@ -22,8 +22,8 @@ def report(_: base.Config, folder: str | Path) -> Path:
     Raises:
         UserError: the folder holds no results, a file that is needed is damaged, or the page cannot be written.
     """
-    path = _write(Path(folder).expanduser())
-    say(f"report: {path}")
+    path, said = _write(Path(folder).expanduser())
+    say(said)
     return path
 
 
@@ -32,13 +32,14 @@ def at_the_end(folder: str | Path, out: TextIO | None = None) -> None:
     if not hosts.first():
         return
     try:
-        said = f"report: {_write(Path(folder).expanduser())}"
+        said = _write(Path(folder).expanduser())[1]
     except UserError as e:
         said = f"no report: {e}"
     print(said, file=out, flush=True)
 
 
-def _write(folder: Path) -> Path:
+def _write(folder: Path) -> tuple[Path, str]:
+    """Write the page; return where, and what to say of it: what could not be read, and where it is."""
     found = results.read(folder)
     config = stored.get_config(str(folder))
     own = found.first[0]
@@ -46,9 +47,10 @@ def _write(folder: Path) -> Path:
     changed = {name: [_short(row["here"]), _short(row["base"])] for name, row in facts.changed(config).items()}
     try:
         found = found._replace(about=_about(config, known, folder), changed=changed)
-        return run_page.write(folder / NAME, found)
+        path = run_page.write(folder / NAME, found)
     except OSError as e:
-        raise UserError(f"cannot write {folder / NAME} ({e.strerror}); the results beside it are whole") from None
+        raise UserError(f"cannot read {e.filename} ({e.strerror}); restore it, or delete it") from None
+    return path, "\n".join([*(f"WARNING: not shown: {problem}" for problem in found.problems), f"report: {path}"])
 
 
 def _known(own: results.Result, problems: list[str]) -> dict[str, Any]:

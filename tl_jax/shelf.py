@@ -51,7 +51,7 @@ class Shelf(NamedTuple):
             except UserError as error:
                 return self._in_memory(dtype, make, error)
             try:
-                if not path.is_file():
+                if not _there(path, shape, dtype):
                     self._write(path, shape, dtype, make)
                 os.utime(path)  # used just now
             except OSError as error:
@@ -92,3 +92,12 @@ class Shelf(NamedTuple):
                 break
             total -= path.stat().st_size
             path.unlink(missing_ok=True)  # who has it open keeps it
+
+
+def _there(path: Path, shape: tuple[int, ...], dtype: Any) -> bool:
+    """Whether an array is there; one with a damaged header, or cut short, is made again."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        return found.shape == tuple(shape) and found.dtype.itemsize == np.dtype(dtype).itemsize
+    except Exception:  # of many kinds, by the byte that is wrong
+        return False

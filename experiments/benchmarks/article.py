@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 
 from experiments.benchmarks.turns import ROOT, machine
-from tl_jax import command
+from tl_jax import command, disk
 
 WEIGHTS = flags.DEFINE_string("weights", None, "ResNet50 without its top, HDF5.", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder with cifar10.", required=True)
@@ -51,7 +51,7 @@ def main(_: list[str]) -> None:
     path = Path(RESULTS.value)
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {"examples": EXAMPLES.value, "epochs": EPOCHS.value, "size": SIZE.value, "tests": TESTS.value, **machine()}
-    path.write_text(json.dumps({**about, "median": middle, "turns": found}, indent=1) + "\n")
+    disk.write_text(path, json.dumps({**about, "median": middle, "turns": found}, indent=1) + "\n")
 
 
 def ours(folder: Path, name: str) -> dict[str, Any]:

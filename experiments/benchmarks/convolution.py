@@ -18,7 +18,7 @@ from absl import flags
 
 from experiments.benchmarks.depthwise import in_turns
 from experiments.benchmarks.turns import machine
-from tl_jax import command
+from tl_jax import command, disk
 from tl_jax.models import convolution, winograd
 
 # Those of the networks at 32 and at 224 pixels (299 for Inception) that differ in kind.
@@ -48,7 +48,7 @@ def main(_: list[str]) -> None:
     if RESULTS.value:
         path = Path(RESULTS.value)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**machine(), "rows": rows}, indent=1) + "\n")
+        disk.write_text(path, json.dumps({**machine(), "rows": rows}, indent=1) + "\n")
 
 
 def measure(case: str) -> dict:

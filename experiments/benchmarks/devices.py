@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from experiments.benchmarks.turns import ROOT, machine
-from tl_jax import command
+from tl_jax import command, disk
 
 RECIPES = flags.DEFINE_list("recipes", ["cifar_resnet:smoke", "sst2_bert:smoke", "cartpole_ppo:smoke"], "Which.")
 DEVICES = flags.DEFINE_integer("devices", 8, "Compared with one.")
@@ -56,7 +56,7 @@ def main(_: list[str]) -> None:
             print(line(row), flush=True)
     path = Path(RESULTS.value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**machine(), "devices": DEVICES.value, "rows": found}, indent=1) + "\n")
+    disk.write_text(path, json.dumps({**machine(), "devices": DEVICES.value, "rows": found}, indent=1) + "\n")
 
 
 def line(row: dict[str, Any]) -> str:

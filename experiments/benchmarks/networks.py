@@ -18,7 +18,7 @@ from absl import flags
 
 from experiments.benchmarks import bert_peers
 from experiments.benchmarks.turns import Worker, machine, matmul_rate, measure, medians
-from tl_jax import command, models
+from tl_jax import command, disk, models
 from tl_jax.models import convolution
 
 CASES = flags.DEFINE_list(
@@ -49,7 +49,7 @@ def main(_: list[str]) -> None:
             row = compare(case, what, taken, flops(name, int(size), int(batch)) * (3 if what == "step" else 1), rate)
             found.append(row)
             print(line(row), flush=True)
-            path.write_text(json.dumps({**about, "rows": found}, indent=1) + "\n")
+            disk.write_text(path, json.dumps({**about, "rows": found}, indent=1) + "\n")
         for worker in workers.values():
             worker.close()
 

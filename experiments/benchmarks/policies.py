@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from experiments.benchmarks.turns import Worker, machine, matmul_rate, measure, medians, serve
-from tl_jax import command
+from tl_jax import command, disk
 
 PEER = flags.DEFINE_enum("peer", "", ["", "tl_jax", "stable_baselines3"], "Be the process of this library.")
 SEEDS = flags.DEFINE_integer("seeds", 1, "Of that process.")
@@ -43,7 +43,7 @@ def main(_: list[str]) -> None:
     found = {name: _compared(name, *case, rate) for name, case in CASES.items()}
     path = Path(RESULTS.value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**machine(), "matmul_flops": rate, "cases": found}, indent=1) + "\n")
+    disk.write_text(path, json.dumps({**machine(), "matmul_flops": rate, "cases": found}, indent=1) + "\n")
 
 
 def _compared(name: str, worlds: int, minibatches: int, rate: float) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.benchmarks.turns import ROOT, machine
-from tl_jax import command
+from tl_jax import command, disk
 
 CASES = flags.DEFINE_multi_string("cases", ["", "--config=configs/cifar_resnet.py:smoke"], "Arguments of run.py.")
 TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
@@ -46,7 +46,7 @@ def main(_: list[str]) -> None:
         print(f"    the second start's first step comes in {ratio:.2f} of the time", flush=True)
     path = Path(RESULTS.value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**machine(), "cases": found}, indent=1) + "\n")
+    disk.write_text(path, json.dumps({**machine(), "cases": found}, indent=1) + "\n")
 
 
 def _seconds(case: str, folder: Path, name: str) -> dict[str, float]:

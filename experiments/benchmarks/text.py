@@ -14,7 +14,7 @@ from absl import flags
 
 from experiments.benchmarks.text_peers import BERT, DATA_DIR, LENGTHS
 from experiments.benchmarks.turns import Worker, machine, measure, medians
-from tl_jax import command
+from tl_jax import command, disk
 
 TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
 LEAST = flags.DEFINE_float("least", 5.0, "Seconds of a turn at least.")
@@ -49,7 +49,7 @@ def main(_: list[str]) -> None:
     )
     path = Path(RESULTS.value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**machine(), "rows": rows}, indent=1) + "\n")
+    disk.write_text(path, json.dumps({**machine(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -84,3 +84,17 @@ def test_what_was_found_is_kept(tmp_path, monkeypatch):
     again = docs.load.__wrapped__("docs")
     assert list(first.train.images) == list(again.train.images) and first.classes == again.classes
     np.testing.assert_array_equal(first.test.labels, again.test.labels)
+
+
+def test_what_was_kept_and_is_damaged_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path))
+    rows = ([f"text {n} about arrays" for n in range(40)], [n % 2 for n in range(40)], ["io", "linalg"])
+    calls = []
+    monkeypatch.setattr(docs, "docs", lambda: calls.append(1) or rows)
+    first = docs.load.__wrapped__("docs")
+    (file,) = (tmp_path / "data").iterdir()
+    for old, new in (("text 3 ", "text 7 "), ("}", "")):
+        file.write_text(file.read_text().replace(old, new, 1))
+        assert list(docs.load.__wrapped__("docs").train.images) == list(first.train.images)
+    docs.load.__wrapped__("docs")
+    assert len(calls) == 3

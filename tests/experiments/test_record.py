@@ -6,6 +6,7 @@ import pytest
 
 from experiments import record
 from tl_jax.errors import UserError
+from tl_jax.train.workdir import read_json
 
 pytestmark = pytest.mark.fast
 
@@ -33,4 +34,4 @@ def test_facts_of_each_start_are_kept_once(tmp_path):
     for version in ("1", "2", "1"):
         record.note(tmp_path / "study", versions={"jax": version})
     record.begin(tmp_path / "study", {"steps": 1})
-    assert json.loads((tmp_path / "study.json").read_text()) == {"steps": 1, "versions": [{"jax": "1"}, {"jax": "2"}]}
+    assert read_json(tmp_path / "study.json") == {"steps": 1, "versions": [{"jax": "1"}, {"jax": "2"}]}

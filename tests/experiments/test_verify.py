@@ -1,5 +1,6 @@
 """Recipes against what is expected of them: every recipe has an entry or a reason, and what has moved is said."""
 
+import contextlib
 import copy
 import json
 import math
@@ -54,6 +55,22 @@ def test_entries_say_how_they_were_made(name):
         half, why = expectations.within(figure, row["values"], entry["examples"])
         assert (row["within"], row["why"]) == (pytest.approx(half, rel=1e-3), why) and half > 0
         assert row["mean"] == pytest.approx(sum(row["values"]) / len(row["values"]), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.fast
+def test_each_recipe_is_shown_while_it_runs(monkeypatch, tmp_path):
+    shown = []
+
+    @contextlib.contextmanager
+    def waiting(what):
+        shown.append(what)
+        yield
+
+    monkeypatch.setattr(remeasure, "waiting", waiting)
+    monkeypatch.setattr(remeasure, "measure", lambda *_: shown.append("measured") or {"figures": {}, "examples": 1})
+    entry = {"seconds": 1.0, "hardware": "", "figures": {}, "set": {}, "seeds": [0, 1, 2], "examples": 1}
+    remeasure.verify(["a", "b"], {"a": entry, "b": entry}, tmp_path, None)
+    assert shown == ["a, 1 of 2", "measured", "b, 2 of 2", "measured"]
 
 
 ENTRY = {"figures": {"accuracy": {"mean": 0.8, "within": 0.05}}, "seconds": 1.0, "hardware": "", "set": {}, "seeds": []}

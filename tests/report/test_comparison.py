@@ -41,6 +41,13 @@ def test_arms_are_compared_seed_by_seed(workdir):
     assert "ours over scratch: +18.3 ± 19.0 points" in comparison.table(summary)
 
 
+def test_the_table_of_a_smoke_run_says_that_it_measures_nothing(workdir):
+    summary = comparison.summarise(workdir, ["ours", "scratch"], [0, 1, 2])
+    said = "smoke run, which measures nothing"
+    assert said not in comparison.table(summary)
+    assert said in comparison.table(summary | {"smoke": True}).splitlines()[0]
+
+
 def test_one_seed_has_no_interval_in_table_or_picture(workdir):
     summary = comparison.summarise(workdir, ["ours", "scratch"], [0]) | {"config_name": "x"}
     assert "±" not in comparison.table(summary).splitlines()[1]

@@ -53,6 +53,15 @@ def test_the_figures_are_those_of_the_files(tmp_path, capsys):
     assert "79,000  trained from phase all on" in text and "1,200  trained<" in text
 
 
+def test_smoke_runs_and_temperatures_at_their_bound_are_named(tmp_path):
+    plain = page_of(made.write(tmp_path / "run"))
+    assert "measures nothing" not in plain and "that is tried" not in plain
+    named = {**made.summary(), "smoke": True, "calibration": {"temperature": 19.9999}}
+    text = page_of(made.write(tmp_path / "smoke", summary=named))
+    assert "Smoke run: it shows that every part works and measures nothing" in text.partition("<h2>What was done")[0]
+    assert "The fitted temperature is the highest that is tried: probabilities say little" in text
+
+
 def test_text_is_text_and_nothing_is_asked_for(tmp_path):
     text = page_of(made.write(tmp_path / "run"))
     assert "&lt;b&gt;cat&lt;/b&gt;" in text and "<b>cat" not in text and "a &amp; b" in text

@@ -16,6 +16,7 @@ from tl_jax.errors import UserError
 from tl_jax.tasks import face_answers, faces
 from tl_jax.train.metrics import evaluate, extract
 from tl_jax.train.state import stream_key
+from tl_jax.train.workdir import read_json
 
 pytestmark = pytest.mark.slow
 SMALL = (("eval_batch_size", 50),)
@@ -83,7 +84,7 @@ def test_predictions_use_the_threshold_of_the_run(run, tmp_path):
     folder, summary = run
     config = configure(("epochs", 6.0), ("save_every", 3.0))
     copied = shutil.copytree(folder, tmp_path / "run")
-    kept = json.loads((copied / "summary.json").read_text())
+    kept = read_json(copied / "summary.json")
     assert kept["threshold"] == summary["threshold"] and -1 < summary["threshold"] < 1
     task, _, state = api.restore(config, folder)  # with its data, to which the threshold is fitted anew
     assert face_answers.threshold(task, state.variables) == pytest.approx(summary["threshold"], abs=1e-4)
@@ -100,7 +101,6 @@ def test_people_may_join_those_that_are_known(tmp_path):
     config = configure(("data.dir", str(data)), ("data.validation", 0.34), ("epochs", 1.0))
     api.run(config, tmp_path / "run")
     write_people(data, range(64, 80), album)
-    faces.read.cache_clear()
     (found,) = api.predict(config, tmp_path / "run", [str(data / album.files[72])])
     assert found["person"] and found["threshold"] is not None
     with pytest.raises(UserError, match="split is not the one that the run was started with"):

@@ -14,6 +14,7 @@ from configs import base, detection_voc, faces_verification, stored
 from tl_jax import api
 from tl_jax.data import scenes
 from tl_jax.errors import UserError
+from tl_jax.train.workdir import read_json
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent.parent
@@ -155,7 +156,7 @@ def test_a_run_from_before_a_field_was_added_is_still_evaluated(deep):
     _, run, config = deep
     path = run / "config.json"
     content = path.read_text()
-    older = json.loads(content)
+    older = read_json(path)
     del older["data"]["max_pixels"], older["data"]["range"]
     path.write_text(json.dumps(older))
     try:

@@ -100,6 +100,18 @@ def test_balanced_weights_are_scikit_learns():
         class_weights("balanced", labels, ("a", "b", "c", "d"))
 
 
+def test_a_temperature_at_its_bound_is_named(tmp_path, capsys):
+    labels = np.tile([0, 1], 50)
+    how = judging.Judging((), ("no", "yes"), None, 0.9, True, None)
+    for sure, right, said in ((0.999, 0, "the highest"), (0.6, 1, "the lowest"), (0.8, 0.9, "")):
+        predicted = np.where(np.arange(100) < 100 * right, labels, 1 - labels)
+        half = judging.Scored(np.where(np.eye(2)[predicted] > 0, sure, 1 - sure), labels)
+        out = judging.report(how, half, half, tmp_path)
+        line = capsys.readouterr().out
+        assert (f"({said} that is tried: " in line) if said else "tried" not in line
+        assert said or 0.06 < out["calibration"]["temperature"] < 19
+
+
 def test_the_report_says_what_the_scores_are(tmp_path):
     labels = (LABELS == 1).astype(int)
     halves = [judging.Scored(np.stack([1 - p, p], 1), y) for p, y in zip(

@@ -14,6 +14,7 @@ from tl_jax.tasks import image
 from tl_jax.train import devices, loop
 from tl_jax.train.state import initial_state, stream_key
 from tl_jax.train.step import make_forward, make_init, make_train_step
+from tl_jax.train.workdir import read_json
 from tl_jax.transfer import partition, phases
 
 RECIPES = {
@@ -119,7 +120,7 @@ def test_a_resumed_phase_is_held_to_the_hashes_of_its_own_start(tmp_path):
 
     with pytest.raises(Cut):
         fit(task._replace(train_batch=batch))
-    kept = json.loads((tmp_path / "freeze.json").read_text())
+    kept = read_json(tmp_path / "freeze.json")
     kept["head"]["sha256"]["params/trunk/kernel"] = "0" * 64  # as if it had been another before the stop
     (tmp_path / "freeze.json").write_text(json.dumps(kept))
     with pytest.raises(UserError, match="frozen leaves: params/trunk/kernel"):

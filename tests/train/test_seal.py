@@ -1,6 +1,5 @@
 """Damaged checkpoints: noticed, put aside, and the one before taken; what was saved earlier is not lost."""
 
-import json
 import shutil
 
 import pytest
@@ -10,6 +9,7 @@ from tests.train.test_loop import PACE, fit
 from tl_jax.errors import UserError
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.state import digest
+from tl_jax.train.workdir import read_json
 
 pytestmark = pytest.mark.fast
 
@@ -73,7 +73,7 @@ def test_a_sound_checkpoint_without_a_seal_is_taken(copy, capsys):
     unseal(copy)
     assert fit(copy).resumed_from == 12
     assert "damaged" not in capsys.readouterr().out
-    assert set(json.loads((copy / "checkpoints.json").read_text())) == {"9", "12"}  # sealed now
+    assert set(read_json(copy / "checkpoints.json")) == {"9", "12"}  # sealed now
 
 
 @pytest.mark.parametrize("which", ["best", "latest"])
@@ -87,6 +87,28 @@ def test_a_damaged_checkpoint_is_refused_whoever_opens_it(copy, which):
     checkpoints.close()
 
 
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("damage", [b"\xb7", b"{", b""])
+def test_scores_that_are_damaged_choose_no_checkpoint(finished, copy, capsys, damage, sealed):
+    scores = copy / "checkpoints" / "9" / "metrics" / "metrics"
+    scores.write_bytes(damage + scores.read_bytes()[: 5 if damage else 0])
+    if not sealed:
+        unseal(copy)
+    with pytest.raises(UserError, match="checkpoints/9: the checkpoint is damaged: metrics/metrics "):
+        Checkpoints(copy / "checkpoints", tiny.task(), tidy=False)
+    again = fit(copy)
+    assert again.resumed_from == 12 and digest(again.state.variables) == finished[1]
+    assert "WARNING: checkpoint 9 is damaged: metrics/metrics " in capsys.readouterr().out
+
+
+def test_a_digit_of_a_score_that_has_changed_is_noticed(copy):
+    scores = copy / "checkpoints" / "9" / "metrics" / "metrics"
+    text = scores.read_text()
+    scores.write_text(text[:-2] + str(9 - int(text[-2])) + text[-1])
+    with pytest.raises(UserError, match="checkpoints/9: the checkpoint is damaged: metrics/metrics has changed"):
+        Checkpoints(copy / "checkpoints", tiny.task(), tidy=False)
+
+
 def test_seals_go_with_their_checkpoints(finished):
     kept = {path.name for path in (finished[0] / "checkpoints").iterdir() if path.name.isdigit()}
-    assert set(json.loads((finished[0] / "checkpoints.json").read_text())) == kept and PACE.save == 3
+    assert set(read_json(finished[0] / "checkpoints.json")) == kept and PACE.save == 3

@@ -63,7 +63,16 @@ def test_one_process_at_a_time(tmp_path):
 
 def test_json_has_null_where_numbers_are_not_finite(tmp_path):
     workdir.write_json(tmp_path / "x.json", {"a": [float("nan"), 1.0], "b": float("inf")})
-    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.0], "b": None}
+    assert workdir.read_json(tmp_path / "x.json") == {"a": [None, 1.0], "b": None}
+
+
+def test_a_folder_that_is_gone_is_not_made_again(tmp_path):
+    folder = tmp_path / "run"
+    with workdir.exclusive(folder):
+        folder.rename(tmp_path / "moved")
+        with pytest.raises(UserError, match="cannot write .*summary.json: the folder is gone; was it moved"):
+            workdir.write_json(folder / "summary.json", {})
+        assert not folder.exists()
 
 
 def test_a_damaged_file_is_named(tmp_path):

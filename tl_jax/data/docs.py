@@ -28,7 +28,7 @@ from tl_jax.data.pictures import Source, Split
 from tl_jax.data.texts import OUTSIDE
 from tl_jax.errors import UserError
 from tl_jax.fetch import cache_dir
-from tl_jax.json_files import read_json
+from tl_jax.json_files import read_json, sealed
 from tl_jax.shelf import code_digest
 
 Rows = tuple[list[Any], list[Any], Sequence[str]]  # texts, labels, classes
@@ -53,12 +53,12 @@ def load(name: str) -> Source:
     key = hashlib.sha256(repr((code_digest("data"), stamps)).encode()).hexdigest()[:16]
     file = cache_dir() / "data" / f"{name}-{key}.json"
     with contextlib.suppress(UserError, ValueError, TypeError, LookupError):  # not there, or damaged: made anew
-        return _source(name, *read_json(file, kind=list))
+        return _source(name, *read_json(file)["rows"])
     rows = make()
     with contextlib.suppress(OSError):  # without it the next run takes as long
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(rows))
+        temporary.write_text(json.dumps(sealed({"rows": rows})))
         temporary.replace(file)
     return _source(name, *rows)
 

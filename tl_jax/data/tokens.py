@@ -9,6 +9,7 @@ import numpy as np
 import tokenizers
 from tokenizers import BertWordPieceTokenizer
 
+from tl_jax import disk
 from tl_jax.data.text_files import read_text
 from tl_jax.errors import UserError
 from tl_jax.json_files import read_json
@@ -80,9 +81,9 @@ def make_vocabulary(lines: Iterable[str], size: int, folder: Path, capitals: boo
     """Write ``vocab.txt`` with ``size`` WordPiece entries, made of texts, and ``tokenizer_config.json``."""
     made = BertWordPieceTokenizer(lowercase=not capitals)
     made.train_from_iterator(lines, vocab_size=size, min_frequency=2, show_progress=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    made.save_model(str(folder))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": not capitals}))
+    numbers = made.get_vocab()
+    disk.write_text(folder / "vocab.txt", "".join(f"{word}\n" for word in sorted(numbers, key=numbers.__getitem__)))
+    disk.write_text(folder / "tokenizer_config.json", json.dumps({"do_lower_case": not capitals}))
 
 
 def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[Any], max_length: int) -> list[tokenizers.Encoding]:

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from tl_jax import disk
+
 SHOWN = 640  # pixels: smaller pictures are enlarged by a whole factor, to about this side
 GOLDEN = 0.618  # of the circle of hues between one class and the next: neighbours differ
 
@@ -33,7 +35,8 @@ def draw(image: np.ndarray, boxes: np.ndarray, classes: Sequence[int], texts: Se
         corner = box[0] + 2, max(0.0, box[1] - 11)
         pen.rectangle(pen.textbbox(corner, text), fill=colour(k))
         pen.text(corner, text, fill="black")
-    picture.save(path)
+    with disk.replacing(path) as temporary:
+        picture.save(temporary, "PNG")
     return path
 
 

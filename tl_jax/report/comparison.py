@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit  # the quantile of Student's t; scipy.stats takes 0.7 s to import
 
+from tl_jax import disk
 from tl_jax.json_files import read_json
 from tl_jax.report import sampling
+
+SMOKE = "smoke run: it shows that every part works and measures nothing; for results run the recipe without :smoke"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -68,7 +71,8 @@ def table(summary: Mapping[str, Any]) -> str:
     whole = any(row.get("interval95_test") is not None for row in summary["arms"].values())
     between = f"95 % intervals over {over}" if whole else f"95 % interval over {over}, without the test set's sampling"
     between = f"95 % interval, {over}" if whole and seeds == 1 else between
-    lines = [f"{'arm':<{width}}{metric} (test part; mean and {between})"]
+    smoke = "smoke run, which measures nothing; " if summary.get("smoke") else ""
+    lines = [f"{'arm':<{width}}{metric} ({smoke}test part; mean and {between})"]
     for arm, row in summary["arms"].items():
         each = " ".join(f"{scale * value:.1f}" for value in row["values"])
         lines.append(f"{arm:<{width}}{percent(row, scale=scale)}{unit}{margins(row, scale)}   ({each})")
@@ -125,15 +129,15 @@ def draw(summary: Mapping[str, Any], path: Path) -> Path:
     axis.set_ylim(-0.6, len(names) - 0.4)
     axis.set_xlabel(f"test {summary['metric']}{unit}, {summary['examples_evaluated']:,} examples")
     pale = any(row.get("interval95_both") for row in summary["arms"].values())
+    name = f"{summary['config_name']}{' (a smoke run, which measures nothing)' if summary.get('smoke') else ''}"
     axis.set_title(
-        f"{summary['config_name']}: {summary['examples']['train']:,} training examples, {len(summary['seeds'])} seeds\n"
+        f"{name}: {summary['examples']['train']:,} training examples, {len(summary['seeds'])} seeds\n"
         "diamonds: mean and 95 % interval over seeds; dots: single seeds"
         + ("\npale: with the test set's sampling" if pale else ""),
         fontsize=10,
     )
     axis.grid(axis="x", alpha=0.3)
-    figure.savefig(path)
-    return path
+    return disk.save_figure(figure, path)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tl_jax import disk
+
 COLUMNS = 4  # pictures in a row, each beside its overlay
 LONGEST = 44  # letters of a caption
 STRENGTH = 0.6  # of the colours over the picture, where the map is highest
@@ -34,8 +36,7 @@ def draw(seen: np.ndarray, maps: np.ndarray, captions: Sequence[str], title: str
         axis.imshow(np.concatenate([picture, blend(picture, heat)], axis=1), interpolation="nearest")
         shown = caption if len(caption) <= LONGEST else f"...{caption[-LONGEST:]}"
         axis.set_title(shown, fontsize=8, y=-0.12)
-    figure.savefig(path)
-    return path
+    return disk.save_figure(figure, path)
 
 
 def blend(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup
 
+from tl_jax import disk
+
 
 class Table(NamedTuple):
     """Column names and rows of text; ``words`` where these are no numbers, and stand at the left.
@@ -110,9 +112,7 @@ def write(path: Path, title: str, sections: Sequence[Section], style: str = "") 
         "slug": lambda name: re.sub(r"\W+", "-", name.lower()),
     }
     text = environment.from_string(_HEAD + _BODY).render(title=title, sections=sections, style=Markup(style))
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    disk.write_text(path, text)
     return path
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from tl_jax import disk
+
 DPI = 100
 SHOWN = 96  # pixels: smaller pictures are enlarged by a whole factor, to about this side
 GAP = 4  # pixels between pictures
@@ -58,8 +60,7 @@ def draw_grid(
         _write(figure, margin - 2 * GAP, HEAD + (row + 0.5) * step_y, name, 8, ha="right")
     numbers = describe(originals, augmented, low, high)
     _write(figure, GAP, height - FOOT / 2, numbers, 8, color="red" if "OUT OF RANGE" in numbers else "black")
-    figure.savefig(path, dpi=DPI)
-    return path
+    return disk.save_figure(figure, path, dpi=DPI)
 
 
 def describe(originals: np.ndarray, augmented: np.ndarray, low: float, high: float) -> str:

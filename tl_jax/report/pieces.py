@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tl_jax import disk
+
 DPI = 100
 SIZE, LETTER = 9, 8  # points, and pixels that a letter of that size is wide in a font of equal letters
 COLUMNS = 104  # letters in a line of boxes
@@ -67,8 +69,7 @@ def draw(texts: Sequence[Text], legend: Mapping[str, str], title: str, path: Pat
             _box(axis, EDGE + x * LETTER, y, what, colors[what.kind], font)
         else:
             axis.text(EDGE, y + 4, what, fontsize=SIZE, weight="bold", **font)
-    figure.savefig(path, dpi=DPI)
-    return path
+    return disk.save_figure(figure, path, dpi=DPI)
 
 
 def flow(pieces: Sequence[Piece]) -> list[list[tuple[int, Piece]]]:

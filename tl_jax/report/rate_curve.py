@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tl_jax import disk
 from tl_jax.report.comparison import interval
 
 
@@ -29,8 +30,7 @@ def draw(
     axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    figure.savefig(path)
-    return path
+    return disk.save_figure(figure, path)
 
 
 def draw_scores(rates: np.ndarray, lines: Mapping[str, np.ndarray], title: str, path: Path) -> Path:
@@ -50,5 +50,4 @@ def draw_scores(rates: np.ndarray, lines: Mapping[str, np.ndarray], title: str, 
     axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    figure.savefig(path)
-    return path
+    return disk.save_figure(figure, path)

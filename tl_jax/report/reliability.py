@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tl_jax import disk
+
 
 class Bins(NamedTuple):
     """B bins of examples by the probability of the class they are taken for: each (B,), 0 where a bin is empty.
@@ -23,6 +25,18 @@ class Bins(NamedTuple):
     def error(self) -> float:
         """The expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599)."""
         return float((self.share * np.abs(self.accuracy - self.confidence)).sum())
+
+
+HIGHEST = 20.0  # temperature, and 1 / lowest, between which one is fitted
+
+
+def at_bound(temperature: float) -> str:
+    """Return in words that a fitted temperature is as far as it may go, so that no best one was found; else ""."""
+    if temperature < 1.001 / HIGHEST:
+        return "the lowest that is tried: all validation examples are predicted right, and none is best"
+    if temperature > 0.999 * HIGHEST:
+        return "the highest that is tried: probabilities say little of the validation labels, and become nearly equal"
+    return ""
 
 
 def draw(before: Bins, after: Bins, temperature: float, path: Path) -> Path:
@@ -44,5 +58,4 @@ def draw(before: Bins, after: Bins, temperature: float, path: Path) -> Path:
     axes[0, 0].set_ylabel("share that is right")
     axes[1, 0].set_ylabel("share of examples")
     axes[0, 0].legend(loc="upper left", frameon=False)
-    figure.savefig(path)
-    return path
+    return disk.save_figure(figure, path)

@@ -5,8 +5,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from tl_jax.errors import UserError
-from tl_jax.json_files import parse_json, read_json
+from tl_jax.json_files import parse_row, read_json
 
 PICTURES = (
     "preview.png", "preview_pretext.png", "find_lr.png", "explain.png", "reliability.png", "roc.png", "episode.gif",
@@ -97,7 +99,19 @@ def read(folder: Path) -> Results:
         for name in PICTURES
         if any((place / name).is_file() for place in within)
     }
-    return Results(folder, summary, runs, pictures, problems)
+    sound = {name: path for name, path in pictures.items() if _sound(path, problems)}
+    return Results(folder, summary, runs, sound, problems)
+
+
+def _sound(path: Path, problems: list[str]) -> bool:
+    """Whether a picture is whole; one that is not is added to ``problems``."""
+    try:
+        with Image.open(path) as picture:
+            picture.verify()  # the checksums of a PNG
+    except (OSError, SyntaxError, ValueError) as error:
+        problems.append(f"{path} is damaged ({error})")
+        return False
+    return True
 
 
 def load(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -126,7 +140,7 @@ def _rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
         return []
     for number, line in enumerate(lines, start=1):
         try:
-            row = parse_json(line, f"{path}, line {number}")
+            row = parse_row(line, f"{path}, line {number}")
             rows.append({**row, "step": int(row["step"])})
         except (UserError, ValueError, KeyError, TypeError, OverflowError) as e:
             problems.append(f"{path} is damaged in line {number} ({e}); the rows after it are not shown")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tl_jax import disk
+
 
 def draw(far: np.ndarray, tar: np.ndarray, marks: Mapping[str, tuple[float, float]], title: str, path: Path) -> Path:
     """Draw the curve with points on it and save it as a PNG.
@@ -33,5 +35,4 @@ def draw(far: np.ndarray, tar: np.ndarray, marks: Mapping[str, tuple[float, floa
     axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right", fontsize=9)
-    figure.savefig(path)
-    return path
+    return disk.save_figure(figure, path)

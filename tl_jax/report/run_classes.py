@@ -8,6 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from tl_jax.report import charts, page
+from tl_jax.report.reliability import at_bound
 from tl_jax.report.results import Result, Results
 
 STYLE = """
@@ -70,6 +71,8 @@ def calibration(found: Results) -> page.Section | None:
                 "dots from the diagonal. Darker bars have more examples.", *_whose(found, runs)]  # fmt: skip
         x, y = "probability of the prediction", "share that is right"
         parts = [page.Raw(charts.side_by_side([charts.bars("Right, against how sure", bins, x, y)]))]
+    bounds = {at_bound(run.summary.get("calibration", {}).get("temperature", 1.0)) for run in found.first} - {""}
+    text += [f"The fitted temperature is {bound}." for bound in sorted(bounds)]
     parts += [page.Picture(drawn, "Before and after a temperature was fitted to the validation part.")] if drawn else []
     return page.Section("", text, parts)
 

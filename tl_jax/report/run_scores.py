@@ -6,7 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from tl_jax.report import charts, intervals, page
-from tl_jax.report.comparison import SHARES, interval, margins, percent
+from tl_jax.report.comparison import SHARES, SMOKE, interval, margins, percent
 from tl_jax.report.results import Results, values
 
 STYLE = """
@@ -21,8 +21,11 @@ def headline(found: Results) -> page.Section | None:
     """Return the test metric with its interval, what transfer gained, and all metrics."""
     if not found.summary:
         return page.Section("", ["Not finished: there is no summary.json yet."])
-    if "arms" in found.summary:
-        return _compared(found)
+    section = _compared(found) if "arms" in found.summary else _single(found)
+    return section._replace(text=[SMOKE.capitalize() + ".", *section.text]) if found.summary.get("smoke") else section
+
+
+def _single(found: Results) -> page.Section:
     run = found.runs[0]
     measured, between = found.summary["metrics"], intervals.of_run(found.summary, run.details)
     score = found.summary.get("score", next(iter(measured), ""))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
+from tl_jax import disk
 from tl_jax.models.policy import Policy
 from tl_jax.rl import distributions, rollout
 from tl_jax.rl.worlds import World
@@ -75,8 +76,10 @@ def write(world: World, played: Played, path: Path, most: int = 400, millisecond
         milliseconds: that a frame is seen.
     """
     frames = drawn(world, played, range(min(most, len(played.observations))))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0, optimize=True)
+    with disk.replacing(path) as temporary:
+        frames[0].save(
+            temporary, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0, optimize=True
+        )
     return path
 
 
@@ -104,8 +107,7 @@ def strip(world: World, played: Played, title: str, path: Path, most: int = 6) -
         axis.set(xticks=[], yticks=[])
         axis.set_title(f"step {t}", fontsize=9)
         axis.set_xlabel(text, fontsize=8, family="monospace")
-    figure.savefig(path)
-    return path
+    return disk.save_figure(figure, path)
 
 
 def read(observation: np.ndarray) -> str:

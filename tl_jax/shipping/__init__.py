@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from configs import base
 from configs.fields import OF_PICTURES
 from tl_jax import pretrained
+from tl_jax.report.reliability import at_bound
 from tl_jax.rl import source as policies
 from tl_jax.shipping import card, facts, foreign, loaders, program
 from tl_jax.train.log import say
@@ -92,9 +93,9 @@ def _of_pictures(config: base.Config, folder: Path, step: int) -> Contents:
         notes += ("This is the network below the detector's head, to be started from; `--mode=predict` finds boxes.",)
     if temperature != 1.0:
         about["temperature"] = temperature
-        notes += (
-            f"Logits are divided by {temperature:.4g}, the temperature of the calibration, in model.stablehlo alone.",
-        )
+        bound = f" ({words})" if (words := at_bound(temperature)) else ""
+        note = f"Logits are divided by {temperature:.4g}, the temperature of the calibration{bound}, in"
+        notes += (f"{note} model.stablehlo alone.",)
     made = program.of_pictures(net, output, temperature)
     return Contents(made, about, net.spec.licence, files, found, notes)
 

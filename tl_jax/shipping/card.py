@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tl_jax import disk
 from tl_jax.errors import listed
 from tl_jax.report.card import facts, table
 from tl_jax.shipping.loaders import Loader
@@ -27,7 +28,7 @@ def write(folder: Path, bundle: Mapping[str, Any], loaders: Mapping[str, Loader]
     """
     path = folder / FILE
     written = _INTENDED.search(path.read_text(encoding="utf-8")) if path.is_file() else None
-    path.write_text(draw(bundle, loaders, notes, written[0] if written else TO_FILL), encoding="utf-8")
+    disk.write_text(path, draw(bundle, loaders, notes, written[0] if written else TO_FILL))
 
 
 def draw(bundle: Mapping[str, Any], loaders: Mapping[str, Loader], notes: Sequence[str], intended: str) -> str:
@@ -79,8 +80,9 @@ def _metrics(bundle: Mapping[str, Any]) -> str:
     if not bundle["metrics"]:
         return "These weights were not tested."
     shown = {name: "not measured" if value is None else f"{value:.4f}" for name, value in bundle["metrics"].items()}
+    smoke = "A smoke run: these figures measure nothing. " if "smoke" in bundle["changed"] else ""
     what = f"On {bundle['examples_evaluated']:,} examples ({bundle['tested_on']}), one run with seed {bundle['seed']}."
-    return f"{facts(shown)}\n\n{what}"
+    return f"{facts(shown)}\n\n{smoke}{what}"
 
 
 def _changes(changed: Mapping[str, Mapping[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import safetensors.numpy
 
-from tl_jax import models
+from tl_jax import disk, models
 from tl_jax.network import Pretrained
 from tl_jax.specs import SCALINGS, PretrainedSpec
 from tl_jax.weights import inverse, keras_file, tables
@@ -52,7 +52,8 @@ def write(folder: Path, net: Pretrained, source: str, embeddings: bool = False, 
         return Foreign(why_not=f"{library}'s `{name}` differs in {', '.join(other)}, so no file is in its names.")
     if library == "torchvision":
         arrays = {entry.name: entry.array for entry in inverse.named(net.variables, tables.table(name, library))}
-        safetensors.numpy.save_file(arrays, folder / TORCH, {"format": "pt", "classes": json.dumps(list(classes))})
+        with disk.replacing(folder / TORCH) as temporary:
+            safetensors.numpy.save_file(arrays, temporary, {"format": "pt", "classes": json.dumps(list(classes))})
         return Foreign(TORCH, f"the state dict of torchvision's `{name}`", _torch_code(net))
     if size < _SMALLEST or (getattr(net.model, "fc", False) and size != published.image_size):
         return Foreign(why_not=f"Keras' `{name}` takes no pictures of {size} pixels, so no file is in its names.")

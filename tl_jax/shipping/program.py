@@ -4,7 +4,6 @@
 that wrote it (https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees).
 """
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from tl_jax import tree
+from tl_jax import disk, tree
 from tl_jax.data import preprocess
 from tl_jax.models import convolution
 from tl_jax.models.backbone import FEATURES
@@ -108,12 +107,7 @@ def write(path: Path, program: Program) -> tuple[int | str, ...]:
         arguments.append(jax.ShapeDtypeStruct(sizes, jnp.dtype(dtype)))
     with convolution.plain():
         made = export.export(jax.jit(program.call), platforms=PLATFORMS)(*arguments)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(made.serialize())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    disk.write_bytes(path, made.serialize())
     return tuple(size if isinstance(size, int) else str(size) for size in made.out_avals[0].shape)
 
 

@@ -58,7 +58,6 @@ def answer(
 def illustrate(classes: Sequence[str], decoding: Decoding, found: Sequence[Mapping[str, Any]], run: Path) -> list[Path]:
     """Draw what was found on the pictures; write a PNG for each that could be read to ``run/predictions``."""
     out = run / FOLDER
-    out.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     for row in found:
         if "error" in row:

@@ -150,9 +150,10 @@ def _calibrate(tested: Scored, validated: Scored, folder: Path) -> dict[str, flo
     after = scores.calibrated(tested.probabilities, temperature)
     before_bins, after_bins = (scores.reliability(p, tested.labels) for p in (tested.probabilities, after))
     path = reliability.draw(before_bins, after_bins, temperature, folder / "reliability.png")
+    bound = f" ({words})" if (words := reliability.at_bound(temperature)) else ""
     say(
-        f"temperature {temperature:.3f}: calibration error {before_bins.error:.3f} before, {after_bins.error:.3f} "
-        f"after; picture: {path}"
+        f"temperature {temperature:.3f}{bound}: calibration error {before_bins.error:.3f} before, "
+        f"{after_bins.error:.3f} after; picture: {path}"
     )
     return {
         "temperature": temperature,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tl_jax.report.reliability import Bins
+from tl_jax.report.reliability import HIGHEST, Bins
 
 BINS = 15  # of the calibration error, as Guo et al. 2017 have it
 RESAMPLES = 1000  # of a bootstrap
@@ -143,5 +143,5 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     def loss(log_t: float) -> float:
         return log_loss(calibrated(probabilities, np.exp(log_t)), labels)
 
-    found = minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method="bounded", options={"xatol": 1e-6})
+    found = minimize_scalar(loss, bounds=(-np.log(HIGHEST), np.log(HIGHEST)), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]  # of OptimizeResult

@@ -38,6 +38,7 @@ class Checkpoints:
         self._whole: set[int] = set()  # steps whose files were compared with their hashes
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._home = Home(folder.parent)
+        self._check_scores(score is not None)
         _check_metrics(folder, task.score if score else "")
         try:
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
@@ -86,13 +87,32 @@ class Checkpoints:
         at = jax.device_put(jax.numpy.asarray(step, like.step.dtype), like.step.sharding)
         return like.replace(**{"step": at, **out["variables"], **new})
 
+    def _check_scores(self, wanted: bool) -> None:
+        """Put aside, or refuse, checkpoints whose scores are damaged: the best one is chosen by those of all."""
+        for step in sorted(int(path.name) for path in self._folder.glob("[0-9]*") if path.name.isdigit()):
+            if wanted and (fault := self._seals.fault_of_scores(step)):
+                if not self._tidy:
+                    raise self._damaged(step, fault)
+                self._put_aside(step, fault)
+
+    def _damaged(self, step: int, fault: str) -> UserError:
+        return UserError(
+            f"{self._folder / str(step)}: the checkpoint is damaged: {fault}; restore the file, or pass "
+            "--config.test_on=best or last, whichever is another checkpoint; --mode=train goes on from one before"
+        )
+
+    def _put_aside(self, step: int, fault: str) -> None:
+        aside = self._folder.with_name("damaged") / str(step)
+        if hosts.first():
+            aside.parent.mkdir(exist_ok=True)
+            (self._folder / str(step)).rename(aside)
+        hosts.meet(f"checkpoint {step} is aside")
+        say(f"WARNING: checkpoint {step:,} is damaged: {fault}; it lies in {aside} now, and the one before is used")
+
     def _check(self, step: int) -> None:
         """Refuse a checkpoint that is not as it was written: of flipped bits some come back as other weights."""
         if step not in self._whole and (fault := self._seals.fault(step)):
-            raise UserError(
-                f"{self._folder / str(step)}: the checkpoint is damaged: {fault}; restore the file, or pass "
-                "--config.test_on=best or last, whichever is another checkpoint; --mode=train goes on from one before"
-            )
+            raise self._damaged(step, fault)
         self._whole.add(step)
 
     def _difference(self, step: int, wanted: Mapping[str, Any], error: Exception) -> str:
@@ -117,13 +137,8 @@ class Checkpoints:
             if not fault:
                 self._whole.add(step)
                 return step
-            aside = self._folder.with_name("damaged") / str(step)
-            if hosts.first():
-                aside.parent.mkdir(exist_ok=True)
-                (self._folder / str(step)).rename(aside)
-            hosts.meet(f"checkpoint {step} is aside")
+            self._put_aside(step, fault)
             self._manager.reload()
-            say(f"WARNING: checkpoint {step:,} is damaged: {fault}; it lies in {aside} now, and the one before is used")
         return None
 
     def best(self) -> int | None:

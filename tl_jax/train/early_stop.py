@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tl_jax.errors import UserError
-from tl_jax.json_files import parse_json
+from tl_jax.json_files import parse_row
 from tl_jax.train.run_files import ACTION
 
 
@@ -17,7 +17,7 @@ def history(workdir: Path, phase: str, score: str) -> list[float]:
     """Return the validation scores of a phase so far, from ``metrics.jsonl``: a resumed run remembers them."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    rows = [parse_json(line, f"{path}, line {number}", ACTION) for number, line in enumerate(lines, start=1)]
+    rows = [parse_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
     rows = [row for row in rows if row.get("split") == "validation" and row.get("phase") == phase]
     for row in rows:
         if type(row.get(score)) not in (int, float):

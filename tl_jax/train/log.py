@@ -1,14 +1,16 @@
 """What a run tells while it goes on: ``metrics.jsonl``, TensorBoard events, lines and a progress bar on the screen."""
 
 import contextlib
-import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from tl_jax import disk
+from tl_jax.errors import UserError
+from tl_jax.json_files import parse_row, sealed_row
 from tl_jax.train import hosts
 from tl_jax.train.workdir import finite
 from tl_jax.waiting import ticking
@@ -17,8 +19,9 @@ from tl_jax.waiting import ticking
 def say(text: str = "") -> None:
     """Print a line without breaking a progress bar; of several processes the first speaks."""
     if hosts.first():
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        with disk.telling("the output"):
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
 
 class Log:
@@ -30,10 +33,9 @@ class Log:
         if not hosts.first():
             return
         self._path = workdir / "metrics.jsonl"
-        rows = self._path.read_text().splitlines(keepends=True) if self._path.is_file() else []
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text("".join(row for row in rows if _step(row) <= step))
-        temporary.replace(self._path)  # a kill in between must not cost the history
+        rows = self._path.read_bytes().splitlines(keepends=True) if self._path.is_file() else []
+        # A kill in between must not cost the history.
+        disk.write_bytes(self._path, b"".join(_until(step, rows, self._path)))
         self._board = _summary_writer()(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30)
 
     def row(self, step: int, split: str, values: Mapping[str, float], **where: Any) -> None:
@@ -41,7 +43,7 @@ class Log:
         if not self._board:
             return
         with self._path.open("a") as f:
-            f.write(json.dumps(finite({"step": step, "split": split, **where, **values})) + "\n")
+            f.write(sealed_row(finite({"step": step, "split": split, **where, **values})))
         for name, value in values.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
 
@@ -98,9 +100,15 @@ def _summary_writer() -> Any:
     return SummaryWriter
 
 
-def _step(row: str) -> float:
-    """Return the step of a row of metrics, infinity for half a row, such as a full disk leaves."""
-    try:
-        return json.loads(row)["step"] if row.endswith("\n") else float("inf")
-    except ValueError:
-        return float("inf")
+def _until(step: int, rows: list[bytes], path: Path) -> Iterator[bytes]:
+    """Yield the rows of metrics up to ``step``; half a row at the end, such as a full disk leaves, is dropped."""
+    for number, row in enumerate(rows, start=1):
+        if not row.endswith(b"\n"):
+            continue
+        try:
+            at = parse_row(row.decode(), f"{path}, line {number},")["step"]
+        except (UserError, ValueError, KeyError) as error:
+            say(f"WARNING: {error}; the curves go on without it")
+            continue
+        if at <= step:
+            yield row

@@ -4,16 +4,18 @@ What reads them notices most damage but not all: of 150 flipped bits 12 came bac
 """
 
 import hashlib
+import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tl_jax.json_files import TEXT, check_fields, object_of
+from tl_jax.json_files import TEXT, check_fields, object_of, read_json
 from tl_jax.train import hosts
-from tl_jax.train.run_files import ACTION
-from tl_jax.train.workdir import read_json, write_json
+from tl_jax.train.workdir import write_json
+
+SCORES = "metrics/metrics"  # of the validation split, within a checkpoint
 
 
 class Seals:
@@ -41,9 +43,24 @@ class Seals:
         what = "has changed" if changed and changed[0] in found else "is missing"
         return f"{changed[0]} {what} since it was written" if changed else ""
 
+    def fault_of_scores(self, step: int) -> str:
+        """Return what is wrong with the validation scores of a checkpoint, which are read before any other file."""
+        path, sealed = self._folder / str(step) / SCORES, self._known().get(str(step), {}).get(SCORES)
+        if sealed is not None:
+            found = _hash(path) if path.is_file() else None
+            return (
+                "" if found == sealed else f"{SCORES} {'has changed' if found else 'is missing'} since it was written"
+            )
+        try:
+            json.loads(path.read_bytes()) if path.is_file() else None
+        except ValueError as error:
+            return f"{SCORES} cannot be read ({error})"
+        return ""
+
     def _known(self) -> dict[str, dict[str, str]]:
-        known = read_json(self._path)
-        check_fields(known, self._path, dict.fromkeys(known, object_of(TEXT)), ACTION)
+        action = "delete it; checkpoints are then tried by reading them"
+        known = read_json(self._path, action) if self._path.is_file() else {}
+        check_fields(known, self._path, dict.fromkeys(known, object_of(TEXT)), action)
         return known
 
     def _hashes(self, step: int) -> dict[str, str]:
@@ -51,8 +68,7 @@ class Seals:
         for path in sorted(self._folder.glob(f"{step}/**/*")):
             if path.is_file():
                 name = str(path.relative_to(self._folder / str(step)))
-                with path.open("rb") as file:
-                    hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+                hashes[name] = _hash(path)
         return hashes
 
     def _unreadable(self, step: int) -> str:
@@ -66,3 +82,8 @@ class Seals:
             except Exception as e:  # of many kinds, by the byte that is wrong
                 return f"{item.name} cannot be read ({type(e).__name__}: {str(e).splitlines()[0][:120]})"
         return ""
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,11 +3,9 @@
 import errno
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-# What POSIX calls the ways in which a file system fails; others are mistakes of a program.
-FAULTS = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE", "ENODEV", "ENXIO", "ENOTCONN", "EHOSTDOWN")
+from tl_jax import disk
 
 
 class Home:
@@ -25,20 +23,18 @@ class Home:
         """Return why the disk is to blame for an error, "" where it is not."""
         if _identity(self._folder) != self._begun:
             return "the folder is not the one that the run began in: was it moved, or its disk unmounted?"
-        for each in _chain(error):
+        for each in disk.chain(error):
             if (
                 isinstance(each, OSError)
                 and isinstance(each.filename, str | bytes)
                 and not _within(each.filename, self._folder)
             ):
                 continue
-            if isinstance(each, OSError) and errno.errorcode.get(each.errno or 0) in FAULTS:
+            if isinstance(each, OSError) and errno.errorcode.get(each.errno or 0) in disk.FAULTS:
                 return os.strerror(each.errno or 0)
             said = str(each)  # what writes the arrays of a checkpoint has errors of its own, with the system's words
-            if str(self._folder) in said:
-                for number in (getattr(errno, name) for name in FAULTS):
-                    if os.strerror(number) in said:
-                        return os.strerror(number)
+            if str(self._folder) in said and (number := disk.in_words(said)):
+                return os.strerror(number)
         return ""
 
 
@@ -57,12 +53,3 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 def _within(file: str | bytes, folder: Path) -> bool:
     return Path(os.fsdecode(file)).absolute().is_relative_to(folder.absolute())
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that it came from."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        yield error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tl_jax import json_files
+from tl_jax import disk, json_files
 from tl_jax.data import value_range
 from tl_jax.errors import UserError, listed
 from tl_jax.train import hosts
@@ -21,26 +21,31 @@ FREE = tuple(
     f"config.{field}"
     for field in (
         "data.dir", "data.gigabytes", "data.max_pixels", "data.outside", "detect.score", "eval_batch_size",
-        "faces.known", "log_every", "parallel.state", "test_on",
+        "faces.known", "log_every", "parallel.state", "smoke", "test_on",
     )
 )  # fmt: skip
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name and rename it; numbers that are not finite, which JSON lacks, become null.
+    """Write JSON whole or not at all, an object with its hash; numbers that are not finite, which JSON lacks, are null.
 
-    Of several processes the first writes.
+    Of several processes the first writes. The folder must be there: one that is gone is not made again, or results
+    would lie where nobody looks for them.
     """
     if not hosts.first():
         return
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: the folder is gone; was it moved, or its disk unmounted?")
+    content = finite(content)
+    content = json_files.sealed(content) if isinstance(content, dict) else content
+    disk.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file, {} where there is none; a UserError names a damaged one."""
-    return json_files.read_json(path, "pass another --workdir, or delete the folder") if path.is_file() else {}
+    action = "delete it and train with the same command, which writes it anew"
+    action = action if path.name == "summary.json" else "pass another --workdir, or delete the folder"
+    return json_files.read_json(path, action) if path.is_file() else {}
 
 
 def finite(content: Any) -> Any:

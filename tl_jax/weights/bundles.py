@@ -7,8 +7,9 @@ from typing import Any
 
 import pooch
 
+from tl_jax import disk
 from tl_jax.errors import UserError
-from tl_jax.json_files import OBJECT, TEXT, check_fields, integer, object_of, read_json
+from tl_jax.json_files import OBJECT, TEXT, check_fields, integer, object_of, read_json, sealed
 
 FILE, WEIGHTS = "bundle.json", "model.safetensors"
 VERSION = 1  # of the format; a file with another one is refused
@@ -30,7 +31,7 @@ def seal(folder: Path, facts: Mapping[str, Any], files: Mapping[str, str]) -> di
         for name, what in files.items()
     }
     content = {"format": "tl_jax bundle", "version": VERSION, **facts, "files": listed}
-    (folder / FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    disk.write_text(folder / FILE, json.dumps(sealed(content), indent=2) + "\n")
     return content
 
 

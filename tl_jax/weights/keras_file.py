@@ -1,6 +1,5 @@
 """Write a network of ours as the ``.weights.h5`` that ``load_weights`` of Keras 3 reads."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from tl_jax import disk
 from tl_jax.weights.inverse import named
 from tl_jax.weights.rules import Table
 
@@ -28,8 +28,7 @@ def save(path: Path, variables: Mapping[str, Any], table: Table) -> None:
     for entry in named(variables, table):
         leaves.setdefault(entry.path.split("/", 1)[1].rpartition("/")[0], []).append(entry)
     counts = dict.fromkeys(_CLASSES, 0)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with disk.replacing(path) as temporary:
         with h5py.File(temporary, "w") as file:
             for layer in table.layers:
                 if layer.path not in leaves:
@@ -44,9 +43,6 @@ def save(path: Path, variables: Mapping[str, Any], table: Table) -> None:
                     group[f"vars/{i}"] = array
             if leaves:
                 raise ValueError(f"Keras has no layers {', '.join(sorted(leaves))}")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _numbered(leaves: Mapping[str, np.ndarray]) -> list[np.ndarray]:
