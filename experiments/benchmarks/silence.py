@@ -24,7 +24,7 @@ from typing import NamedTuple
 from absl import flags
 
 from experiments.benchmarks.turns import ROOT, machine
-from tl_jax import command
+from tl_jax import command, disk
 from tl_jax.errors import UserError
 from tl_jax.report import page
 
@@ -80,7 +80,9 @@ def main(_: list[str]) -> None:
     print(page.markdown(page.Table(("command", "first output, s", "longest silence, s", "in all, s"), rows)))
     if not ONLY.value:
         numbers = {name: silence._asdict() for name, silence in found.items()}
-        Path(RESULTS.value).write_text(json.dumps({**machine(), "cores": 1, "commands": numbers}, indent=1) + "\n")
+        disk.write_text(
+            Path(RESULTS.value), json.dumps({**machine(), "cores": 1, "commands": numbers}, indent=1) + "\n"
+        )
 
 
 def watch(arguments: list[str], cache: Path, name: str) -> Silence:
@@ -102,7 +104,7 @@ def watch(arguments: list[str], cache: Path, name: str) -> Silence:
     if TRANSCRIPTS.value:
         lines = (f"{at:7.2f} {piece!r}\n" for at, piece in zip(heard, said, strict=True))
         Path(TRANSCRIPTS.value).mkdir(parents=True, exist_ok=True)
-        (Path(TRANSCRIPTS.value) / f"{name.replace(' ', '_')}.txt").write_text("".join(lines))
+        disk.write_text(Path(TRANSCRIPTS.value) / f"{name.replace(' ', '_')}.txt", "".join(lines))
     if process.returncode:
         raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{''.join(said)[-2000:]}")
     times = [0.0, *heard, whole]

@@ -9,6 +9,7 @@ import pytest
 from tests.tasks import small
 from tl_jax import api
 from tl_jax.errors import UserError
+from tl_jax.json_files import SEAL
 from tl_jax.train import early_stop, prove, run_files
 from tl_jax.train.seal import Seals
 from tl_jax.train.workdir import stored_facts
@@ -35,7 +36,10 @@ def copy(finished, tmp_path):
 
 
 def change(path, **fields):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    """Change fields of a file as somebody does who deletes its hash, too."""
+    content = {**json.loads(path.read_text()), **fields}
+    content.pop(SEAL, None)
+    path.write_text(json.dumps(content))
 
 
 FACTS = {
@@ -98,8 +102,9 @@ def test_hashes_of_checkpoints(copy, content):
 
 @pytest.mark.parametrize("content", ["{", "[]", "5", '{"accuracy": "a"}', "{}", '{"accuracy": null}', "\xff"])
 def test_metrics_of_a_checkpoint(copy, config, content):
+    (copy / "checkpoints.json").unlink()
     (copy / "checkpoints" / "2" / "metrics" / "metrics").write_text(content, encoding="latin-1")
-    with pytest.raises(UserError, match=r"2/metrics/metrics (is damaged|has no accuracy).*; restore the file"):
+    with pytest.raises(UserError, match=r"checkpoints/2: .*metrics/metrics (is damaged|has no accuracy).*; restore"):
         api.predict(config, copy, [str(copy)])
 
 

@@ -11,7 +11,6 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from tl_jax.errors import UserError
-from tl_jax.json_files import read_json
 from tl_jax.task import Task
 from tl_jax.train import hosts
 from tl_jax.train.log import say
@@ -38,8 +37,7 @@ class Checkpoints:
         self._whole: set[int] = set()  # steps whose files were compared with their hashes
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._home = Home(folder.parent)
-        self._check_scores(score is not None)
-        _check_metrics(folder, task.score if score else "")
+        self._check_scores(task.score if score else "")
         try:
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         except (AttributeError, LookupError, TypeError, ValueError) as e:  # from its own files beside the arrays
@@ -87,10 +85,10 @@ class Checkpoints:
         at = jax.device_put(jax.numpy.asarray(step, like.step.dtype), like.step.sharding)
         return like.replace(**{"step": at, **out["variables"], **new})
 
-    def _check_scores(self, wanted: bool) -> None:
-        """Put aside, or refuse, checkpoints whose scores are damaged: the best one is chosen by those of all."""
+    def _check_scores(self, score: str) -> None:
+        """Put aside, or refuse, checkpoints whose metrics are damaged: orbax reads those of all when it opens them."""
         for step in sorted(int(path.name) for path in self._folder.glob("[0-9]*") if path.name.isdigit()):
-            if wanted and (fault := self._seals.fault_of_scores(step)):
+            if fault := self._seals.fault_of_metrics(step, score):
                 if not self._tidy:
                     raise self._damaged(step, fault)
                 self._put_aside(step, fault)
@@ -156,18 +154,6 @@ class Checkpoints:
         """Wait for writes under way and let go of the folder."""
         self.wait()
         self._manager.close()
-
-
-def _check_metrics(folder: Path, score: str) -> None:
-    """Refuse damaged metrics of a checkpoint, which orbax reads as soon as it opens the folder.
-
-    Raises:
-        UserError: names the file.
-    """
-    for path in sorted(folder.glob("[0-9]*/metrics/metrics")):
-        metrics = read_json(path, ACTION)
-        if score and type(metrics.get(score)) not in (int, float):
-            raise UserError(f"{path} has no {score}, by which the best checkpoint is told; {ACTION}")
 
 
 def _averages(state: TrainState) -> bool:

@@ -4,18 +4,18 @@ What reads them notices most damage but not all: of 150 flipped bits 12 came bac
 """
 
 import hashlib
-import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tl_jax.json_files import TEXT, check_fields, object_of, read_json
+from tl_jax.errors import UserError
+from tl_jax.json_files import TEXT, check_fields, object_of, parse_json, read_json
 from tl_jax.train import hosts
 from tl_jax.train.workdir import write_json
 
-SCORES = "metrics/metrics"  # of the validation split, within a checkpoint
+METRICS = "metrics/metrics"  # of the validation split, within a checkpoint
 
 
 class Seals:
@@ -43,19 +43,20 @@ class Seals:
         what = "has changed" if changed and changed[0] in found else "is missing"
         return f"{changed[0]} {what} since it was written" if changed else ""
 
-    def fault_of_scores(self, step: int) -> str:
-        """Return what is wrong with the validation scores of a checkpoint, which are read before any other file."""
-        path, sealed = self._folder / str(step) / SCORES, self._known().get(str(step), {}).get(SCORES)
+    def fault_of_metrics(self, step: int, score: str) -> str:
+        """Return what is wrong with the metrics of a checkpoint, which must hold ``score`` unless that is ""."""
+        path, sealed = self._folder / str(step) / METRICS, self._known().get(str(step), {}).get(METRICS)
+        if sealed is not None and not path.is_file():
+            return f"{METRICS} is missing"
+        if not path.is_file():
+            return ""
         if sealed is not None:
-            found = _hash(path) if path.is_file() else None
-            return (
-                "" if found == sealed else f"{SCORES} {'has changed' if found else 'is missing'} since it was written"
-            )
+            return "" if _hash(path) == sealed else f"{METRICS} has changed since it was written"
         try:
-            json.loads(path.read_bytes()) if path.is_file() else None
-        except ValueError as error:
-            return f"{SCORES} cannot be read ({error})"
-        return ""
+            content = parse_json(path.read_bytes(), METRICS)
+        except UserError as error:
+            return str(error)
+        return "" if not score or type(content.get(score)) in (int, float) else f"{METRICS} has no {score}"
 
     def _known(self) -> dict[str, dict[str, str]]:
         action = "delete it; checkpoints are then tried by reading them"
