@@ -158,22 +158,28 @@ def test_features_bring_no_code_along(tmp_path, monkeypatch):
     assert "hostile_feature" not in sys.modules
 
 
+@pytest.fixture
+def no_tensorflow(monkeypatch):
+    """Whoever imports TensorFlow gets an ImportError, whether it is installed, or imported already, or not."""
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+
+
+@pytest.mark.usefixtures("no_tensorflow")
 @pytest.mark.parametrize("dtype", ["\ufeffuint8", "../../uint8", "", "V8", "uint8,uint8", "variant"])
 def test_a_type_that_is_none_is_not_asked_for_in_tensorflow(tmp_path, dtype):
     features = {"image": image_feature(dtype=dtype), "label": CLASSES}
     prepare(tmp_path, {"train": rows(0, 1), "test": rows(1, 0)}, features)
     with pytest.raises(UserError, match="features.json has the dtype .*, which is none"):
         load(tmp_path)
-    assert "tensorflow" not in sys.modules
 
 
+@pytest.mark.usefixtures("no_tensorflow")
 @pytest.mark.parametrize("content", [[], {}, None, {"shape": {}}])
 def test_a_type_that_is_absent_is_not_asked_for_in_tensorflow(tmp_path, content):
     image = {"image": content, "pythonClassName": image_feature()["pythonClassName"]}
     prepare(tmp_path, {"train": rows(0, 1), "test": rows(1, 0)}, {"image": image, "label": CLASSES})
     with pytest.raises(UserError, match="features.json has a feature Image without a dtype"):
         load(tmp_path)
-    assert "tensorflow" not in sys.modules
 
 
 @pytest.mark.parametrize("count", ["1" + "0" * 12, "1000001", "-1", "x", "9" * 5000])
