@@ -3,7 +3,7 @@
 from tl_jax import models
 from tl_jax.config import Field
 from tl_jax.data.dicom import WINDOWS
-from tl_jax.specs import SCALINGS
+from tl_jax.data.preprocess import SCALINGS
 from tl_jax.transfer import adapters, margins, partition
 from tl_jax.transfer.optimizer import SCHEDULES
 from tl_jax.weights.catalog import CATALOG

@@ -15,7 +15,7 @@ from tl_jax.machine import versions
 from tl_jax.report import comparison
 from tl_jax.reporting import at_the_end, report
 from tl_jax.runs import check_batches, make_task, restore
-from tl_jax.task import Task, Verdict
+from tl_jax.task import Task
 from tl_jax.tasks import details
 from tl_jax.tasks.run_record import RunRecord
 from tl_jax.train import describe, devices, hosts, loop, metrics, wise_ft, workdir
@@ -25,6 +25,7 @@ from tl_jax.train.state import digest, initial_state
 from tl_jax.train.workdir import write_json
 from tl_jax.transfer import phases
 from tl_jax.transfer.averaging import interpolate
+from tl_jax.verdict import Verdict
 from tl_jax.waiting import waiting
 
 __all__ = ["evaluate", "explain", "export", "find_lr", "play", "predict", "preview", "report", "run", "versions"]

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl_jax.data.preprocess import channels, scale
+from tl_jax.data.preprocess import SCALINGS, channels, scale
 from tl_jax.errors import UserError
-from tl_jax.specs import SCALINGS
 
 pytestmark = pytest.mark.fast
 

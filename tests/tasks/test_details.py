@@ -10,7 +10,7 @@ from PIL import Image
 
 from tl_jax.data.pictures import Split
 from tl_jax.tasks import box_details, details
-from tl_jax.tasks.details import Scored
+from tl_jax.tasks.scores import Scored
 
 pytestmark = pytest.mark.fast
 CLASSES = ("a", "b")

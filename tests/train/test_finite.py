@@ -7,8 +7,8 @@ import pytest
 from tests.train import tiny
 from tl_jax.data import batches
 from tl_jax.errors import Diverged
-from tl_jax.task import Verdict
 from tl_jax.train import metrics
+from tl_jax.verdict import Verdict
 
 pytestmark = pytest.mark.fast
 VARIABLES = {"params": {}}

@@ -1,33 +1,11 @@
 """Reliability diagram: how often a network is right, against how sure it is; before and after calibration."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from tl_jax import disk
-
-
-class Bins(NamedTuple):
-    """B bins of examples by the probability of the class they are taken for: each (B,), 0 where a bin is empty.
-
-    Attributes:
-        confidence: the mean of that probability.
-        accuracy: the share that is right.
-        share: of all examples.
-    """
-
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    share: np.ndarray
-
-    @property
-    def error(self) -> float:
-        """The expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599)."""
-        return float((self.share * np.abs(self.accuracy - self.confidence)).sum())
-
-
-HIGHEST = 20.0  # temperature, and 1 / lowest, between which one is fitted
+from tl_jax.tasks.scores import HIGHEST, Bins
 
 
 def at_bound(temperature: float) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 from configs import base
 from tl_jax import __version__
+from tl_jax.data.preprocess import SCALINGS
 from tl_jax.errors import UserError
-from tl_jax.specs import SCALINGS, PretrainedSpec
+from tl_jax.specs import PretrainedSpec
 from tl_jax.train.run_files import read_facts, read_summary
 from tl_jax.train.workdir import finite
 from tl_jax.weights import bundles

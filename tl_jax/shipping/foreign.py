@@ -9,8 +9,9 @@ from typing import NamedTuple
 import safetensors.numpy
 
 from tl_jax import disk, models
+from tl_jax.data.preprocess import SCALINGS
 from tl_jax.network import Pretrained
-from tl_jax.specs import SCALINGS, PretrainedSpec
+from tl_jax.specs import PretrainedSpec
 from tl_jax.weights import inverse, keras_file, tables
 from tl_jax.weights.catalog import CATALOG
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from tl_jax.data.boxes import CLASS, CROWD
 from tl_jax.errors import listed
-from tl_jax.task import Batch, Verdict
 from tl_jax.tasks.verdicts import Judge
+from tl_jax.verdict import Batch, Verdict
 
 ALL_SIZES, MOST = 0, -1  # of COCO's areas and numbers of boxes: every size, 100 boxes of a picture
 SHOWN = 5  # names of classes in a message

@@ -3,35 +3,21 @@
 import base64
 import io
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from tl_jax.data.pictures import Pictures
-from tl_jax.task import Batch, Verdict
 from tl_jax.tasks import scores
+from tl_jax.tasks.scores import Scored, scored
+from tl_jax.verdict import Batch, Verdict
 
 MISTAKES = 12  # shown
 SIDE = 96  # pixels: larger pictures are made smaller to this side
 PAIR = " ||| "  # between the two texts of a pair, as they are shown and typed
 LETTERS = 400  # of a text that is shown
 POINTS = 200  # of a ROC curve, about
-
-
-class Scored(NamedTuple):
-    """Probabilities float64 (N, K) and labels int (N,) of the examples of a part, in its order."""
-
-    probabilities: np.ndarray
-    labels: np.ndarray
-
-
-def scored(found: Sequence[Any], batches: Sequence[Batch]) -> Scored:
-    """Return probabilities and labels of batches, padding left out."""
-    keep = [np.asarray(batch["mask"]) > 0 for batch in batches]
-    probabilities = np.concatenate([np.asarray(each, np.float64)[k] for each, k in zip(found, keep, strict=True)])
-    labels = np.concatenate([np.asarray(batch["label"])[k] for batch, k in zip(batches, keep, strict=True)])
-    return Scored(probabilities, labels)
 
 
 def keep(found: Sequence[Any], batches: Sequence[Batch]) -> Verdict:

@@ -17,7 +17,7 @@ from tl_jax.data.pictures import Rows, Source, Split, as_names
 from tl_jax.errors import UserError
 from tl_jax.models.layers import glorot_uniform
 from tl_jax.report import roc
-from tl_jax.task import Batch, Task, Verdict
+from tl_jax.task import Task
 from tl_jax.tasks import face_answers, image
 from tl_jax.tasks.objectives import Network, make_embeddings, make_loss
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
@@ -25,6 +25,7 @@ from tl_jax.train.log import say
 from tl_jax.transfer.margins import Margin
 from tl_jax.transfer.penalties import Regularize
 from tl_jax.transfer.pretext import Pretext
+from tl_jax.verdict import Batch, Verdict
 from tl_jax.verification import Pairs, Trial
 
 SETS = ("folder", "lfw")

@@ -11,10 +11,10 @@ import numpy as np
 from tl_jax.data.pictures import Split
 from tl_jax.errors import UserError, listed, nearest
 from tl_jax.report import reliability
-from tl_jax.task import Batch, Verdict
 from tl_jax.tasks import scores
-from tl_jax.tasks.details import Scored, scored
+from tl_jax.tasks.scores import Scored, scored
 from tl_jax.train.log import say
+from tl_jax.verdict import Batch, Verdict
 
 NEEDS = "needs examples of the class and of others"
 SHOWN = 5  # names of classes in a message

@@ -12,7 +12,6 @@ from tl_jax.data.decoding import Decoding
 from tl_jax.data.folder import named
 from tl_jax.data.pictures import Split, fit
 from tl_jax.report import probabilities as drawn
-from tl_jax.task import Batch
 from tl_jax.tasks import file_answers
 from tl_jax.tasks.file_answers import Failed
 from tl_jax.tasks.grad_cam import make_grad_cam
@@ -21,6 +20,7 @@ from tl_jax.tasks.scores import calibrated, fit_temperature
 from tl_jax.train import devices
 from tl_jax.train.log import say
 from tl_jax.train.metrics import extract
+from tl_jax.verdict import Batch
 
 
 class Asked(NamedTuple):

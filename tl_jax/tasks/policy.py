@@ -16,10 +16,11 @@ from tl_jax.rl.normalizer import normalized
 from tl_jax.rl.ppo import How
 from tl_jax.rl.stepper import PolicyStepper
 from tl_jax.rl.worlds import World
-from tl_jax.task import Batch, Sums, Task, Variables
+from tl_jax.task import Task
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import devices
 from tl_jax.train.log import say
+from tl_jax.verdict import Batch, Sums, Variables
 
 PARTS = ("validation", "test")  # each has keys of its own, and so its own episodes
 

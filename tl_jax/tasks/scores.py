@@ -1,12 +1,50 @@
 """Scores of probabilities against labels: area under the ROC curve, sensitivity, calibration error, temperature."""
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tl_jax.report.reliability import HIGHEST, Bins
+from tl_jax.verdict import Batch
+
+
+class Scored(NamedTuple):
+    """Probabilities float64 (N, K) and labels int (N,) of the examples of a part, in its order."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+
+
+def scored(found: Sequence[Any], batches: Sequence[Batch]) -> Scored:
+    """Return probabilities and labels of batches, padding left out."""
+    keep = [np.asarray(batch["mask"]) > 0 for batch in batches]
+    probabilities = np.concatenate([np.asarray(each, np.float64)[k] for each, k in zip(found, keep, strict=True)])
+    labels = np.concatenate([np.asarray(batch["label"])[k] for batch, k in zip(batches, keep, strict=True)])
+    return Scored(probabilities, labels)
+
+
+class Bins(NamedTuple):
+    """B bins of examples by the probability of the class they are taken for: each (B,), 0 where a bin is empty.
+
+    Attributes:
+        confidence: the mean of that probability.
+        accuracy: the share that is right.
+        share: of all examples.
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    share: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599)."""
+        return float((self.share * np.abs(self.accuracy - self.confidence)).sum())
+
+
+HIGHEST = 20.0  # temperature, and 1 / lowest, between which one is fitted
+
 
 BINS = 15  # of the calibration error, as Guo et al. 2017 have it
 RESAMPLES = 1000  # of a bootstrap

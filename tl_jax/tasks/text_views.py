@@ -14,9 +14,10 @@ from tl_jax.data.tag_schemes import find_scheme
 from tl_jax.data.token_batches import IGNORED
 from tl_jax.report import pieces
 from tl_jax.report.pieces import PADDING, PLAIN, SECOND, SPECIAL, Piece, Text
-from tl_jax.task import Batch, Task
+from tl_jax.task import Task
 from tl_jax.tasks.objectives import PRETEXT
 from tl_jax.train.state import stream_key
+from tl_jax.verdict import Batch
 
 ROWS = 8
 LEGEND = {

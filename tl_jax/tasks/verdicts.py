@@ -10,8 +10,8 @@ import numpy as np
 from tl_jax.data.tag_schemes import Scheme, find_scheme
 from tl_jax.data.token_batches import IGNORED
 from tl_jax.errors import listed
-from tl_jax.task import Batch, Verdict
-from tl_jax.tasks.details import scored
+from tl_jax.tasks.scores import scored
+from tl_jax.verdict import Batch, Verdict
 
 Judge = Callable[[Sequence[Any], Sequence[Batch]], Verdict]
 NAMES = ("precision", "recall", "f1", "examples")

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax.errors import Diverged
-from tl_jax.task import Sums, Task, Verdict
+from tl_jax.task import Task
 from tl_jax.train import devices, sharding
 from tl_jax.train.step import make_eval_step
+from tl_jax.verdict import Sums, Verdict
 
 QUEUE = 16  # batches on their way to the device at the most
 

@@ -10,9 +10,10 @@ import ml_dtypes
 import numpy as np
 
 from tl_jax import disk, tree
+from tl_jax.data.preprocess import SCALINGS
 from tl_jax.errors import UserError
 from tl_jax.json_files import OBJECT, TEXT, check_fields, choice, integer, list_of, number, object_of, parse_json
-from tl_jax.specs import SCALINGS, PretrainedSpec
+from tl_jax.specs import PretrainedSpec
 from tl_jax.weights import readers
 from tl_jax.weights.pth import damaged
 
