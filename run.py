@@ -1,6 +1,6 @@
-"""``python run.py`` is the command ``tl-jax`` without an installation; tl_jax/main.py says what it takes."""
+"""``python run.py`` is the command ``tl-jax`` without an installation; tl_jax/cli.py says what it takes."""
 
-from tl_jax import main
+from tl_jax import cli
 
 if __name__ == "__main__":
-    main.main()
+    cli.main()

@@ -9,17 +9,18 @@ single file, of which a fifth is then for testing. For TFDS' set take --config.d
 ``--config.init.path=PATH`` takes any BERT, a folder or a repository of the hub; the default is BERT base.
 """
 
-from configs import base, mechanisms
+from tl_jax.config import recipe
+from tl_jax.transfer import methods
 
 
-def get_config(variant: str = "") -> base.Config:
+def get_config(variant: str = "") -> recipe.Config:
     """Return the recipe, or one of its variants."""
-    config = base.get_config()
+    config = recipe.get_config()
     config.name = "agnews_bert"
-    base.fine_tuning_text(config)
+    recipe.fine_tuning_text(config)
     config.data.name = "csv"
     config.data.columns = ("class", "title", "description")
     config.data.text = ("title", "description")
     config.data.label = "class"
     config.input.length = 128
-    return base.variants(config, variant, smoke=base.smoke_text, **mechanisms.MECHANISMS)
+    return recipe.variants(config, variant, smoke=recipe.smoke_text, **methods.MECHANISMS)

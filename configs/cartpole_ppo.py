@@ -10,35 +10,35 @@ The variants ``heavy``, ``long`` and ``weak`` change the world: a pole of ten ti
 a push of half the force. ``acrobot`` and ``pendulum`` are other worlds.
 """
 
-from configs import base
+from tl_jax.config import recipe
 
 
-def get_config(variant: str = "") -> base.Config:
+def get_config(variant: str = "") -> recipe.Config:
     """Return the recipe, or one of its variants."""
-    config = base.get_config()
+    config = recipe.get_config()
     config.name = "cartpole_ppo"
-    base.policy(config)
+    recipe.policy(config)
     config.optim.lr = 1e-3
     # With normalised observations some seeds forget again what they had learned.
     config.rl.normalize = False
     worlds = {"heavy": _physics(masspole=1.0), "long": _physics(length=1.5), "weak": _physics(force_mag=5.0)}
-    return base.variants(config, variant, smoke=base.smoke_policy, acrobot=acrobot, pendulum=pendulum, **worlds)
+    return recipe.variants(config, variant, smoke=recipe.smoke_policy, acrobot=acrobot, pendulum=pendulum, **worlds)
 
 
 def _physics(**values: float):
-    def change(config: base.Config) -> None:
+    def change(config: recipe.Config) -> None:
         config.rl.physics = tuple(values.items())
 
     return change
 
 
-def acrobot(config: base.Config) -> None:
+def acrobot(config: recipe.Config) -> None:
     """Swing two joined poles up."""
     config.rl.world = "Acrobot-v1"
     config.rl.normalize = True
 
 
-def pendulum(config: base.Config) -> None:
+def pendulum(config: recipe.Config) -> None:
     """Swing a pole up with a motor and hold it: actions are values."""
     config.rl.world = "Pendulum-v1"
     config.rl.normalize = True

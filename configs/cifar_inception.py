@@ -11,23 +11,23 @@ Weights (88 MB; torchvision's 109 MB) and data (170 MB) are downloaded on the fi
 Measured: nothing yet with ImageNet weights; it wants a GPU or TPU.
 """
 
-from configs import base
+from tl_jax.config import recipe
 
 
 def get_config(variant: str = ""):
     """Return the recipe or one of its variants ``torchvision`` and ``smoke``."""
-    config = base.get_config()
+    config = recipe.get_config()
     config.name = "cifar_inception"
     config.model.name = "inception_v3"
     config.data.name = "cifar10"
     config.input.size = 139
-    base.fine_tuning(config)
+    recipe.fine_tuning(config)
     last = ((r"(mixed8|mixed9|mixed10|(aux/)?head)/.*", "train"), (".*", "frozen"))
     config.phases = (
         {"name": "head", "epochs": 2.0, "recipe": "head"},
         {"name": "last", "epochs": 8.0, "rules": last, "lr_scale": 0.1},
     )
-    return base.variants(config, variant, torchvision=torchvision, smoke=smoke)
+    return recipe.variants(config, variant, torchvision=torchvision, smoke=smoke)
 
 
 def torchvision(config):
@@ -40,7 +40,7 @@ def torchvision(config):
 
 def smoke(config):
     """Run every part on a tiny network of the same layout, at the smallest size that it takes."""
-    base.smoke(config)
+    recipe.smoke(config)
     config.model.name = "inception_v3_tiny"
     config.init.source = "random"
     config.input.size = 75

@@ -13,22 +13,22 @@ Weights (94 MB) and data (170 MB) are downloaded on the first use; ``--config.in
 Measured: nothing yet with ImageNet weights. The default variant wants a GPU or TPU; no result is claimed for it.
 """
 
-from configs import base
+from tl_jax.config import recipe
 
 
 def get_config(variant: str = ""):
     """Return the recipe or one of its variants ``article`` and ``smoke``."""
-    config = base.get_config()
+    config = recipe.get_config()
     config.name = "cifar_resnet"
     config.model.name = "resnet50"
     config.data.name = "cifar10"
     config.input.size = 160
-    base.fine_tuning(config)
+    recipe.fine_tuning(config)
     config.phases = (
         {"name": "head", "epochs": 2.0, "recipe": "head"},
         {"name": "all", "epochs": 8.0, "recipe": "all", "lr_scale": 0.1},
     )
-    return base.variants(config, variant, article=article, smoke=smoke)
+    return recipe.variants(config, variant, article=article, smoke=smoke)
 
 
 def article(config):
@@ -51,6 +51,6 @@ def article(config):
 
 def smoke(config):
     """Run every part on a tiny network of the same layout."""
-    base.smoke(config)
+    recipe.smoke(config)
     config.model.name = "resnet50_tiny"
     config.init.source = "random"

@@ -5,15 +5,15 @@ The weights are made by
     python run.py --config=configs/cifar_small.py --config.data.dir=TFDS_FOLDER --workdir=RUN
     python -m experiments.embed --workdir=RUN --name=resnet8_cifar10 --data=... --date=... --commit=...
 
-The model card beside the weights, tl_jax/weights/embedded/resnet8_cifar10.md, says what came of it.
+The model card beside the weights, tl_jax/pretrained/embedded/resnet8_cifar10.md, says what came of it.
 """
 
-from configs import base
+from tl_jax.config import recipe
 
 
 def get_config(variant: str = ""):
     """Return the recipe; ``smoke`` runs in seconds on drawn pictures."""
-    config = base.get_config()
+    config = recipe.get_config()
     config.name = "cifar_small"
     config.model.name = "resnet8"
     config.init.source = "random"
@@ -31,4 +31,4 @@ def get_config(variant: str = ""):
     config.optim.weight_decay = 5e-4
     config.epochs = 15.0
     config.optim.norm_momentum = 0.0  # the layout's own, with which the shipped weights were trained
-    return base.variants(config, variant, smoke=base.smoke)
+    return recipe.variants(config, variant, smoke=recipe.smoke)

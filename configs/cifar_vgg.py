@@ -10,22 +10,22 @@ and ``--config.data.dir=TFDS_FOLDER`` take local ones. For VGG19 add ``--config.
 Measured: nothing yet with ImageNet weights; it wants a GPU or TPU.
 """
 
-from configs import base
+from tl_jax.config import recipe
 
 
 def get_config(variant: str = ""):
     """Return the recipe or one of its variants ``hidden`` and ``smoke``."""
-    config = base.get_config()
+    config = recipe.get_config()
     config.name = "cifar_vgg"
     config.model.name = "vgg16"
     config.data.name = "cifar10"
     config.input.size = 96
-    base.fine_tuning(config)
+    recipe.fine_tuning(config)
     config.phases = (
         {"name": "head", "epochs": 2.0, "recipe": "head"},
         {"name": "last", "epochs": 8.0, "rules": ((r"(stage5|head)/.*", "train"), (".*", "frozen")), "lr_scale": 0.1},
     )
-    return base.variants(config, variant, hidden=hidden, smoke=smoke)
+    return recipe.variants(config, variant, hidden=hidden, smoke=smoke)
 
 
 def hidden(config):
@@ -38,6 +38,6 @@ def hidden(config):
 
 def smoke(config):
     """Run every part on a tiny network of the same layout."""
-    base.smoke(config)
+    recipe.smoke(config)
     config.model.name = "vgg16_tiny"
     config.init.source = "random"

@@ -26,18 +26,19 @@ scaling (``reliability.png``); then
 Not fit for any clinical conclusion.
 """
 
-from configs import base, mechanisms
+from tl_jax.config import recipe
+from tl_jax.transfer import methods
 
 
 def get_config(variant: str = ""):
     """Return the recipe, one of its variants ``probe``, ``compare`` and ``smoke``, or it with one of the mechanisms."""
-    config = base.get_config()
+    config = recipe.get_config()
     config.name = "ct_classification"
     config.model.name = "mobilenet_v2"
     config.data.name = "folder"
     config.data.fit = "pad"  # a centre crop would cut off the outer parts of both lungs
     config.input.size = 96
-    base.fine_tuning(config)
+    recipe.fine_tuning(config)
     config.augment.crop_pad = 8
     config.augment.rotate = 10.0
     config.batch_size = 32
@@ -46,7 +47,7 @@ def get_config(variant: str = ""):
     config.test_train = True
     config.metrics = ("auc", "sensitivity", "ece")
     config.calibrate = True
-    return base.variants(config, variant, probe=probe, compare=compare, smoke=smoke, **mechanisms.MECHANISMS)
+    return recipe.variants(config, variant, probe=probe, compare=compare, smoke=smoke, **methods.MECHANISMS)
 
 
 # The head alone is trained; nothing is augmented, so the features of a picture are always the same.
@@ -68,7 +69,8 @@ def probe(config):
 def compare(config):
     """Compare fine-tuning with training from scratch and with the head alone, by their areas under the curve.
 
-    Rates are as the record of ``experiments/mechanisms.py`` on these slices has them, chosen on the validation part.
+    Rates are as the record of ``experiments/mechanisms/study.py`` on these slices has them, chosen on the
+    validation part.
     """
     config.arms = (("fine_tune", ()), ("scratch", SCRATCH), ("probe", PROBE))
     config.seeds = (0, 1, 2)
@@ -77,7 +79,7 @@ def compare(config):
 
 def smoke(config):
     """Run every part on a tiny network of the same family."""
-    base.smoke(config)
+    recipe.smoke(config)
     config.model.name = "mobilenet_v2_tiny"
     config.init.source = "random"
     config.augment.crop_pad = 2

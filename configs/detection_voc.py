@@ -11,18 +11,18 @@ FOLDER holds JPEGImages, Annotations and ImageSets/Main, or with ``--config.data
 mean average precision on the validation part is tested.
 """
 
-from configs import base
+from tl_jax.config import recipe
 
 
-def get_config(variant: str = "") -> base.Config:
+def get_config(variant: str = "") -> recipe.Config:
     """Return the recipe, or one of its variants."""
-    config = base.get_config()
+    config = recipe.get_config()
     config.name = "detection_voc"
     config.task = "detection"
     config.model.name = "mobilenet_v2"
     config.data.name = "voc"
     config.input.size = 256
-    base.fine_tuning(config)
+    recipe.fine_tuning(config)
     config.augment.crop_pad = 0
     config.augment.resized_crop = 0.4
     config.augment.jitter = 0.2
@@ -31,22 +31,22 @@ def get_config(variant: str = "") -> base.Config:
     config.epochs = 40.0
     config.save_every = 4.0
     config.test_on = "best"
-    return base.variants(config, variant, probe=probe, scratch=scratch, smoke=smoke)
+    return recipe.variants(config, variant, probe=probe, scratch=scratch, smoke=smoke)
 
 
-def probe(config: base.Config) -> None:
+def probe(config: recipe.Config) -> None:
     """Train the head alone."""
     config.freeze.recipe = "head"
 
 
-def scratch(config: base.Config) -> None:
+def scratch(config: recipe.Config) -> None:
     """Start from random weights."""
     config.init.source = "random"
 
 
-def smoke(config: base.Config) -> None:
+def smoke(config: recipe.Config) -> None:
     """Run every part on a tiny network of the same family."""
-    base.smoke(config)
+    recipe.smoke(config)
     config.model.name = "mobilenet_v2_tiny"
     config.init.source = "random"
     config.input.size = 64

@@ -11,12 +11,12 @@ What it gives, and on what that was measured, is in experiments/expected.json; t
 experiments/results/benchmarks/starts.json. On other processors expect other last digits.
 """
 
-from configs import base
+from tl_jax.config import recipe
 
 
 def get_config(variant: str = ""):
     """Return the recipe; ``smoke`` runs one seed of each arm for a few steps."""
-    config = base.get_config()
+    config = recipe.get_config()
     config.name = "digits_resnet"
     config.model.name = "resnet8"
     config.init.source = "tl_jax"
@@ -37,12 +37,12 @@ def get_config(variant: str = ""):
         ("pretrained", ()),
         ("scratch", (("init.source", "random"), ("init.layout", "tl_jax"))),
     )
-    return base.variants(config, variant, smoke=smoke)
+    return recipe.variants(config, variant, smoke=smoke)
 
 
 def smoke(config):
     """Run both arms with one seed for a few steps."""
-    base.smoke(config)
+    recipe.smoke(config)
     config.data.generate = False  # the digits are embedded
     config.data.train_examples = 0
     config.seeds = (0,)

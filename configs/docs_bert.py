@@ -10,16 +10,16 @@ that. The network guessed words in the documentation of other libraries before, 
 configs/masked_words.py and experiments/pretrain_words.py).
 """
 
-from configs import base
+from tl_jax.config import recipe
 
 SCRATCH = (("init.source", "random"),)
 
 
-def get_config(variant: str = "") -> base.Config:
+def get_config(variant: str = "") -> recipe.Config:
     """Return the recipe, or one of its variants."""
-    config = base.get_config()
+    config = recipe.get_config()
     config.name = "docs_bert"
-    base.fine_tuning_text(config)
+    recipe.fine_tuning_text(config)
     config.task = "tokens"
     config.init.source = "tl_jax"
     config.init.path = ""
@@ -30,10 +30,10 @@ def get_config(variant: str = "") -> base.Config:
     config.optim.lr = 1e-3
     config.arms = (("pretrained", ()), ("scratch", SCRATCH))
     config.seeds = (0, 1, 2)
-    return base.variants(config, variant, sections=sections, smoke=base.smoke_text)
+    return recipe.variants(config, variant, sections=sections, smoke=recipe.smoke_text)
 
 
-def sections(config: base.Config) -> None:
+def sections(config: recipe.Config) -> None:
     """Classify whole texts."""
     config.task = "text"
     config.data.name = "docs"

@@ -4,7 +4,7 @@
     python run.py --config=configs/faces_verification.py:probe --config.data.dir=FOLDER      on fixed features
     python run.py --config=configs/faces_verification.py:softmax --config.data.dir=FOLDER    without a margin
     python run.py --config=configs/faces_verification.py:lora --config.data.dir=FOLDER       and most names of
-                                                                                              configs/mechanisms.py
+                                                                                              tl_jax/transfer/methods.py
     python run.py --config=configs/faces_verification.py:smoke                               a small ResNet, cartoons
     python run.py --mode=predict --workdir=RUN --input=PICTURES                              who is it?
 
@@ -15,13 +15,14 @@ those of FOLDER, or of ``--config.faces.known``. Without training, on the featur
 ``--config.faces.embedding=0 --config.epochs=0``.
 """
 
-from configs import base, mechanisms
-from configs.fields import FIELDS
+from tl_jax.config import recipe
+from tl_jax.config.fields import FIELDS
+from tl_jax.transfer import methods
 
 
 def get_config(variant: str = ""):
     """Return the recipe, one of its variants ``probe``, ``softmax`` and ``smoke``, or it with one of the mechanisms."""
-    config = base.get_config()
+    config = recipe.get_config()
     config.name = "faces_verification"
     config.task = "faces"
     config.model.name = "mobilenet_v2"
@@ -30,14 +31,14 @@ def get_config(variant: str = ""):
     config.input.size = 96
     config.faces.scale = 32.0  # 64 is for tens of thousands of people
     config.faces.margin = 0.3
-    base.fine_tuning(config)
+    recipe.fine_tuning(config)
     config.augment.crop_pad = 6
     config.batch_size = 32
     config.optim.lr = 3e-4
     config.freeze.batch_stats = "frozen"  # statistics of small batches of faces cost people never seen much
     config.epochs = 10.0
-    known = {name: change for name, change in mechanisms.MECHANISMS.items() if name in mechanisms.fitting("faces")}
-    return base.variants(config, variant, probe=probe, softmax=softmax, smoke=smoke, **known)
+    known = {name: change for name, change in methods.MECHANISMS.items() if name in methods.fitting("faces")}
+    return recipe.variants(config, variant, probe=probe, softmax=softmax, smoke=smoke, **known)
 
 
 def probe(config):
@@ -57,7 +58,7 @@ def softmax(config):
 
 def smoke(config):
     """Run every part on the small network that ships, with drawn faces."""
-    base.smoke(config)
+    recipe.smoke(config)
     config.data.train_examples = 0
     config.data.test_examples = 0
     config.freeze.batch_stats = "auto"

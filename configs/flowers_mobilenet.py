@@ -3,7 +3,7 @@
     python run.py --config=configs/flowers_mobilenet.py               downloads weights (9 MB) and photos (229 MB)
     python run.py --config=configs/flowers_mobilenet.py:probe         the head only, on fixed features
     python run.py --config=configs/flowers_mobilenet.py:lora          one phase of ten epochs, and any name of
-                                                                      configs/mechanisms.py
+                                                                      tl_jax/transfer/methods.py
     python run.py --config=configs/flowers_mobilenet.py:smoke         a tiny MobileNet, drawn pictures: that it runs
 
 ``--config.init.path=FILE`` takes local weights, ``--config.data.dir=FOLDER`` a local folder with one folder for each
@@ -14,17 +14,18 @@ What the probe gives on flower photos enlarged from about 32x32 pixels is in exp
 mechanisms give in experiments/results/mechanisms_flowers.md. Nothing was tuned.
 """
 
-from configs import base, mechanisms
+from tl_jax.config import recipe
+from tl_jax.transfer import methods
 
 
 def get_config(variant: str = ""):
     """Return the recipe, one of its variants ``probe`` and ``smoke``, or it with one of the mechanisms."""
-    config = base.get_config()
+    config = recipe.get_config()
     config.name = "flowers_mobilenet"
     config.model.name = "mobilenet_v2"
     config.data.name = "flowers"
     config.input.size = 128
-    base.fine_tuning(config)
+    recipe.fine_tuning(config)
     config.optim.clip_norm = 0.0
     config.augment.crop_pad = 12
     config.batch_size = 32
@@ -34,9 +35,9 @@ def get_config(variant: str = ""):
         {"name": "last", "epochs": 4.0, "rules": last, "lr_scale": 0.1},
     )
     config.seeds = (0, 1, 2)
-    if variant in mechanisms.MECHANISMS:
+    if variant in methods.MECHANISMS:
         config.phases = ()
-    return base.variants(config, variant, probe=probe, smoke=smoke, **mechanisms.MECHANISMS)
+    return recipe.variants(config, variant, probe=probe, smoke=smoke, **methods.MECHANISMS)
 
 
 def probe(config):
@@ -50,7 +51,7 @@ def probe(config):
 
 def smoke(config):
     """Run every part on a tiny network of the same family."""
-    base.smoke(config)
+    recipe.smoke(config)
     config.model.name = "mobilenet_v2_tiny"
     config.init.source = "random"
     config.augment.crop_pad = 3

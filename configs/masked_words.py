@@ -7,25 +7,26 @@
 
 FOLDER holds train.txt, a text in a line (also dev.txt and test.txt, where there are such). By default BERT base goes on
 learning from them, which fits it to their kind of text (arXiv:2004.10964). To start from scratch, make a vocabulary
-with ``python -m tl_jax.data.vocabulary`` and give its folder as --config.init.path with --config.init.source=random.
+with ``python -m experiments.build_vocabulary`` and give its folder as --config.init.path with
+--config.init.source=random.
 """
 
-from configs import base
+from tl_jax.config import recipe
 
 
-def get_config(variant: str = "") -> base.Config:
+def get_config(variant: str = "") -> recipe.Config:
     """Return the recipe, or one of its variants."""
-    config = base.get_config()
+    config = recipe.get_config()
     config.name = "masked_words"
-    base.fine_tuning_text(config)
+    recipe.fine_tuning_text(config)
     config.task = "masked"
     config.data.name = "lines"
     config.data.validation = 0.02
     config.log_every = 100
-    return base.variants(config, variant, small=small, smoke=base.smoke_text)
+    return recipe.variants(config, variant, small=small, smoke=recipe.smoke_text)
 
 
-def small(config: base.Config) -> None:
+def small(config: recipe.Config) -> None:
     """The network that ships with the package (see experiments/pretrain_words.py), drawn at random."""
     config.init.source = "random"
     config.init.path = ""

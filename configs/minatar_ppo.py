@@ -8,16 +8,16 @@ Games differ in their channels and actions: from one to another set --config.ini
 layer and the policy's head anew and takes the rest.
 """
 
-from configs import base
+from tl_jax.config import recipe
 
 GAMES = {"space_invaders": "SpaceInvaders", "asterix": "Asterix", "freeway": "Freeway", "seaquest": "Seaquest"}
 
 
-def get_config(variant: str = "") -> base.Config:
+def get_config(variant: str = "") -> recipe.Config:
     """Return the recipe, or one of its variants."""
-    config = base.get_config()
+    config = recipe.get_config()
     config.name = "minatar_ppo"
-    base.policy(config)
+    recipe.policy(config)
     config.model.options = {"widths": (128,), "activation": "relu"}
     config.optim.lr = 2.5e-3
     config.batch_size = 8192
@@ -27,19 +27,19 @@ def get_config(variant: str = "") -> base.Config:
     config.rl.passes = 4
     config.rl.minibatches = 8
     config.rl.normalize = False
-    return base.variants(config, variant, smoke=smoke, **{name: _game(game) for name, game in GAMES.items()})
+    return recipe.variants(config, variant, smoke=smoke, **{name: _game(game) for name, game in GAMES.items()})
 
 
-def smoke(config: base.Config) -> None:
+def smoke(config: recipe.Config) -> None:
     """Shrink the recipe to seconds."""
-    base.smoke_policy(config)
+    recipe.smoke_policy(config)
     config.model.options = {"widths": (8,), "activation": "relu", "channels": 4}
     config.rl.steps = 1024
     config.batch_size = 256
 
 
 def _game(name: str):
-    def change(config: base.Config) -> None:
+    def change(config: recipe.Config) -> None:
         config.rl.world = f"{name}-MinAtar"
 
     return change

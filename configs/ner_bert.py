@@ -9,16 +9,16 @@ a word in a line, its tag the last of the columns, an empty line behind each sen
 any BERT, a folder or a repository of the hub; the default is BERT base with capitals.
 """
 
-from configs import base
+from tl_jax.config import recipe
 
 
-def get_config(variant: str = "") -> base.Config:
+def get_config(variant: str = "") -> recipe.Config:
     """Return the recipe, or one of its variants."""
-    config = base.get_config()
+    config = recipe.get_config()
     config.name = "ner_bert"
-    base.fine_tuning_text(config)
+    recipe.fine_tuning_text(config)
     config.task = "tokens"
     config.data.name = "conll"
     config.init.path = "google-bert/bert-base-cased"
     config.input.length = 128
-    return base.variants(config, variant, smoke=base.smoke_text)
+    return recipe.variants(config, variant, smoke=recipe.smoke_text)

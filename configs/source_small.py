@@ -4,16 +4,16 @@
     python run.py --config=configs/source_small.py:shapes                 one of them; shapes are drawn, others need
     python run.py --config=configs/source_small.py:mnist --config.data.dir=TFDS_FOLDER                      their data
 
-``faces``, ``ct`` and ``flowers`` are folders of class folders. The model cards in tl_jax/weights/embedded say what came
-of them.
+``faces``, ``ct`` and ``flowers`` are folders of class folders. The model cards in tl_jax/pretrained/embedded say
+what came of them.
 """
 
-from configs import base, cifar_small
+from tl_jax.config import recipe
 
 
 def get_config(variant: str = ""):
     """Return the recipe for one source, ``shapes`` where none is named, or ``smoke``."""
-    config = cifar_small.get_config()
+    config = recipe.load("cifar_small").get_config()
     config.name = "source_small"
     config.data.name = "folder"
     config.data.validation = 0.1
@@ -21,7 +21,7 @@ def get_config(variant: str = ""):
     config.optim.norm_momentum = 0.9
     if not variant:
         shapes(config)
-    return base.variants(config, variant, **SOURCES, smoke=base.smoke)
+    return recipe.variants(config, variant, **SOURCES, smoke=recipe.smoke)
 
 
 def mnist(config):
@@ -33,7 +33,7 @@ def mnist(config):
 
 
 def shapes(config):
-    """Ten drawn shapes, see tl_jax/data/drawn.py."""
+    """Ten drawn shapes, see tl_jax/data/synthetic.py."""
     config.data.name = "shapes"
     config.epochs = 30.0
 

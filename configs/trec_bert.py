@@ -7,16 +7,17 @@ FOLDER holds train.tsv and test.tsv, a label and a question in a line, without n
 ``--config.init.path=PATH`` takes any BERT, a folder or a repository of the hub; the default is BERT base.
 """
 
-from configs import base, mechanisms
+from tl_jax.config import recipe
+from tl_jax.transfer import methods
 
 
-def get_config(variant: str = "") -> base.Config:
+def get_config(variant: str = "") -> recipe.Config:
     """Return the recipe, or one of its variants."""
-    config = base.get_config()
+    config = recipe.get_config()
     config.name = "trec_bert"
-    base.fine_tuning_text(config)
+    recipe.fine_tuning_text(config)
     config.data.name = "tsv"
     config.data.columns = ("label", "question")
     config.data.text = ("question",)
     config.input.length = 64
-    return base.variants(config, variant, smoke=base.smoke_text, **mechanisms.MECHANISMS)
+    return recipe.variants(config, variant, smoke=recipe.smoke_text, **methods.MECHANISMS)

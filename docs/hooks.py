@@ -69,7 +69,7 @@ def expand(markdown: str) -> str:
 
 def fields(*prefixes: str) -> str:
     """Return the fields that start with one of these words, all fields without any: default, meaning, choices."""
-    from configs.fields import FIELDS, PHASE_FIELDS
+    from tl_jax.config.fields import FIELDS, PHASE_FIELDS
 
     known = {**FIELDS, **{f"phases[i].{name}": field for name, field in PHASE_FIELDS.items()}}
     found = {path: field for path, field in known.items() if not prefixes or path.startswith(prefixes)}
@@ -85,14 +85,14 @@ def fields(*prefixes: str) -> str:
 
 def mechanisms(*names: str) -> str:
     """Return what each mechanism does and which fields it changes in a plain recipe of one phase."""
-    from configs import base
-    from configs.fields import FIELDS
-    from configs.mechanisms import MECHANISMS
-    from tl_jax.config import leaves
+    from tl_jax.config import recipe
+    from tl_jax.config.fields import FIELDS
+    from tl_jax.config.schema import leaves
+    from tl_jax.transfer.methods import MECHANISMS
 
     rows = []
     for name in names or MECHANISMS:
-        config = base.get_config()
+        config = recipe.get_config()
         config.task = "text" if name.startswith("words") else "image"
         config.augment.flip = True
         before = leaves(config, FIELDS)
@@ -144,17 +144,18 @@ def recipes(*_: str) -> str:
 
 def takers(*_: str) -> str:
     """Return the recipes that have mechanisms as variants, and which of these their task can have."""
-    from configs import check, mechanisms
-    from tl_jax.errors import UserError
+    from tl_jax.config import validate
+    from tl_jax.transfer import methods
+    from tl_jax.utils.errors import UserError
 
     rows = []
     for path in sorted((ROOT / "configs").glob("[a-z]*.py")):
         if "def get_config(variant" not in path.read_text():
             continue
         recipe, names = importlib.import_module(f"configs.{path.stem}"), []
-        for name in mechanisms.MECHANISMS:
+        for name in methods.MECHANISMS:
             try:
-                check.validate(recipe.get_config(name))
+                validate.validate(recipe.get_config(name))
             except UserError:
                 continue  # no variant, or not for this kind of task
             names.append(f"`{name}`")

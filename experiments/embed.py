@@ -8,9 +8,9 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from configs import stored
 from experiments import model_card
-from tl_jax import command
+from tl_jax.config import stored
+from tl_jax.utils import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
 NAME = flags.DEFINE_string("name", None, "Name of the file, without suffix.", required=True)

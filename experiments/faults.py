@@ -16,10 +16,10 @@ from absl import flags, logging
 from experiments import faults_disk, faults_flips, faults_kills, faults_training
 from experiments.faults_training import Section
 from experiments.record import commit
-from tl_jax import command, disk
-from tl_jax.errors import UserError
-from tl_jax.report import page
-from tl_jax.train import storage
+from tl_jax.report import html
+from tl_jax.train import workdir
+from tl_jax.utils import command, disk
+from tl_jax.utils.errors import UserError
 
 ONLY = flags.DEFINE_list("only", [], "Names of faults; all if empty.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/faults.md", "Where the tables go.")
@@ -36,7 +36,7 @@ MODES = {
 def main(_: list[str]) -> None:
     """Put in each fault, compare, write."""
     logging.set_verbosity(logging.ERROR)
-    storage.hush()
+    workdir.hush()
     names = [*faults_training.FAULTS, *MODES]
     if unknown := sorted(set(ONLY.value) - set(names)):
         raise UserError(f"--only: no fault is called {unknown[0]!r}; there are {', '.join(names)}")
@@ -62,7 +62,7 @@ def document(sections: list[Section], before: str) -> str:
         title, _, text = part.partition("\n")
         parts[title] = text.strip()
     for section in sections:
-        tables = [page.markdown(table) for table in section.tables]
+        tables = [html.markdown(table) for table in section.tables]
         made = f"Made by `python -m experiments.faults` at commit {commit()}."
         parts[section.title] = "\n".join([*([f"{section.text}\n"] if section.text else []), *tables, made])
     return "\n".join(["# Injected faults\n", *(f"## {title}\n\n{text}\n" for title, text in parts.items())])

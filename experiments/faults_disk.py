@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from experiments.faults_training import ROOT, Section, Skipped, mount
-from tl_jax.report import page
-from tl_jax.train.log import say
+from tl_jax.report import html
+from tl_jax.train.logging import say
 
 DIGITS = (
     "--config=configs/digits_resnet.py:smoke", "--config.seeds=()", "--config.arms=()", "--config.input.size=8",
@@ -52,7 +52,7 @@ def section(home: Path) -> Section:
         bad += [] if fine else [" | ".join(row)]
         say(" | ".join(row))
     text = "The disk has no byte left when the command starts; of the caches, theirs alone."
-    return Section("A full disk, in each mode", text, [page.Table(("mode", "what it printed", "with room"), rows)], bad)
+    return Section("A full disk, in each mode", text, [html.Table(("mode", "what it printed", "with room"), rows)], bad)
 
 
 @contextlib.contextmanager

@@ -17,14 +17,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from configs import base, digits_resnet, sst2_bert, stored
+from configs import digits_resnet, sst2_bert
 from experiments.faults_training import ROOT, Section
-from tl_jax import api, huggingface, pretrained
-from tl_jax.errors import UserError
-from tl_jax.report import page
-from tl_jax.train import devices
-from tl_jax.train.log import say
-from tl_jax.weights import bundles
+from tl_jax import api, pretrained
+from tl_jax.config import recipe, stored
+from tl_jax.pretrained import formats, huggingface
+from tl_jax.report import html
+from tl_jax.train import sharding
+from tl_jax.train.logging import say
+from tl_jax.utils.errors import UserError
 
 COMMANDS = 20  # of the flips that go through the command line
 FIELDS = (
@@ -60,7 +61,7 @@ def section(home: Path, count: int, seed: int) -> Section:
             bad.append(f"{mode}, {file.relative_to(copy)}: {outcome}: {line}")
             say(bad[-1])
         if number % 20 == 19:
-            devices.forget()  # hundreds of programs are too many for one process
+            sharding.forget()  # hundreds of programs are too many for one process
     bad += commands(places["finished"], home, chance, found)
     outcomes = sorted({outcome for _, outcome in found})
     modes = list(dict.fromkeys(mode for mode, _ in found))
@@ -68,7 +69,7 @@ def section(home: Path, count: int, seed: int) -> Section:
     rows += [["all", *(str(sum(found[mode, outcome] for mode in modes)) for outcome in outcomes)]]
     text = f"{count} bits, seed {seed}, in files of a finished run, of one cut short and of two bundles, half of them "
     text += f"beside the checkpoints; a mode reads the folder after each. {COMMANDS} more through the command line."
-    return Section("Flipped bits", text, [page.Table(("mode", *outcomes), rows)], bad)
+    return Section("Flipped bits", text, [html.Table(("mode", *outcomes), rows)], bad)
 
 
 GOOD = ("harmless", "refused", "warned of")
@@ -122,7 +123,7 @@ def quiet(call: Callable[[Path], Any], folder: Path) -> tuple[Any, str]:
 
 def prepare(home: Path) -> dict[str, Place]:
     """Train, export, and cut a copy short."""
-    config = base.override(digits_resnet.get_config("smoke"), FIELDS)
+    config = recipe.override(digits_resnet.get_config("smoke"), FIELDS)
     run, cut, picture = home / "finished", home / "cut", home / "picture.png"
     Image.fromarray(IMAGES[0]).save(picture)
     quiet(lambda folder: api.run(config, folder), run)
@@ -132,7 +133,7 @@ def prepare(home: Path) -> dict[str, Place]:
     steps = sorted(int(path.name) for path in (cut / "checkpoints").iterdir() if path.name.isdigit())
     shutil.rmtree(cut / "checkpoints" / str(steps[-1]))
     quiet(lambda folder: api.export(config, folder), run)
-    words = base.override(sst2_bert.get_config("smoke"), (("epochs", 0.0), ("data.test_examples", 16)))
+    words = recipe.override(sst2_bert.get_config("smoke"), (("epochs", 0.0), ("data.test_examples", 16)))
     quiet(lambda folder: api.run(words, folder), home / "words")
     quiet(lambda folder: api.export(words, folder), home / "words")
     shutil.copytree(run / "export", home / "bundle")
@@ -157,10 +158,10 @@ def exported(folder: Path) -> str:
     """Export a run; return its weights, and how images come to them. The program names lines of this code."""
     api.export(stored.get_config(str(folder)), folder)
     files = {path.name: path.read_bytes() for path in (folder / "export").iterdir() if path.suffix == ".safetensors"}
-    return repr(files) + json.dumps(bundles.read(folder / "export")["preprocessing"])
+    return repr(files) + json.dumps(formats.read_bundle(folder / "export")["preprocessing"])
 
 
-def trained(config: base.Config, folder: Path) -> str:
+def trained(config: recipe.Config, folder: Path) -> str:
     """Train to the end; return what must not differ."""
     summary = api.run(config, folder)
     kept = {name: summary[name] for name in ("parameters_sha256", "metrics", "calibration", "steps", "tested_step")}

@@ -10,10 +10,10 @@ import zlib
 from pathlib import Path
 
 from experiments.faults_training import ROOT, Section, reach, saved
-from tl_jax.report import page
-from tl_jax.train import compile_cache
-from tl_jax.train.log import say
+from tl_jax.report import html
+from tl_jax.train.logging import say
 from tl_jax.train.workdir import read_json
+from tl_jax.utils import compile_cache
 
 # Smoke recipes, smaller still where that is possible; each has checkpoints all the time.
 QUICK = "--xla_backend_optimization_level=0"  # to compile quickly: most of these runs is compiling
@@ -46,7 +46,7 @@ def section(home: Path, count: int, seed: int) -> Section:
     text += "checkpoint that is drawn, beginning with empty caches; then the same command to the end, and again with a "
     text += "new folder and the caches as they are."
     columns = ("task", "kills", "steps saved when killed", "parameters", "programs", "arrays", "again")
-    return Section("Kills", text, [page.Table(columns, rows)], bad)
+    return Section("Kills", text, [html.Table(columns, rows)], bad)
 
 
 def killed(home: Path, arguments: tuple[str, ...], kills: int, chance: random.Random) -> tuple[list[str], bool]:

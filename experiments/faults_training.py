@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tl_jax.report import page
-from tl_jax.train.log import say
+from tl_jax.report import html
+from tl_jax.train.logging import say
 from tl_jax.train.workdir import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ class Section(NamedTuple):
 
     title: str
     text: str
-    tables: list[page.Table]
+    tables: list[html.Table]
     bad: list[str]
 
 
@@ -62,7 +62,7 @@ def section(names: Sequence[str], home: Path) -> Section:
             line = said.line.replace(str(folder), "DIR")
             rows.append((name, f"{line} (exit status {said.status})" if line else "nothing", same))
         say(" | ".join(rows[-1]))
-    table = page.Table(("fault", "what it printed", "the same command then came to"), rows)
+    table = html.Table(("fault", "what it printed", "the same command then came to"), rows)
     return Section("In training", "", [table], bad)
 
 

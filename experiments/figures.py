@@ -16,9 +16,9 @@ from typing import Any
 
 from absl import flags
 
-from tl_jax import command, disk
-from tl_jax.errors import UserError, nearest
-from tl_jax.report.comparison import interval
+from tl_jax.report.plots import interval
+from tl_jax.utils import command, disk
+from tl_jax.utils.errors import UserError, nearest
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"

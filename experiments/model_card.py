@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import jax
 
-from configs import base, stored
-from tl_jax import api, disk
-from tl_jax.report.card import facts
-from tl_jax.tasks import image
-from tl_jax.train import metrics
+from tl_jax import api
+from tl_jax.config import recipe, stored
+from tl_jax.pretrained.catalog import EMBEDDED_DIR
+from tl_jax.report.html import facts
+from tl_jax.tasks import image_classification
+from tl_jax.train import evaluate
 from tl_jax.train.state import initial_state
-from tl_jax.weights.catalog import EMBEDDED_DIR
+from tl_jax.utils import disk
 
 
 class Card(NamedTuple):
@@ -32,8 +33,8 @@ def embed(workdir: Path, about: Card, how: str) -> None:
     target = EMBEDDED_DIR / f"{about.name}.safetensors"
     disk.write_bytes(target, exported.read_bytes())
     again = (("init.source", "tl_jax"), ("init.path", str(target)), ("init.head", "keep"))
-    task = image.make(base.override(config, again))
-    values, examples, _, _ = metrics.evaluate(task, initial_state(task, 0).variables, "test")
+    task = image_classification.make(recipe.override(config, again))
+    values, examples, _, _ = evaluate.evaluate(task, initial_state(task, 0).variables, "test")
     summary = json.loads((workdir / "summary.json").read_text())
     sizes, inputs = summary["examples"], task.facts["input"]
     rows = {
@@ -48,7 +49,8 @@ def embed(workdir: Path, about: Card, how: str) -> None:
         "test accuracy": f"{values['accuracy']:.2%} on {examples:,} examples, one seed, of this file "
         "(values stored as float16)",
         "before rounding to float16": f"{summary['metrics']['accuracy']:.2%}",
-        "inputs": f"{inputs['size']}x{inputs['size']} RGB, scaling `{inputs['scaling']}` of `tl_jax.specs.SCALINGS`",
+        "inputs": f"{inputs['size']}x{inputs['size']} RGB, scaling `{inputs['scaling']}` of "
+        "`tl_jax.pretrained.catalog.SCALINGS`",
         "SHA-256": f"`{hashlib.sha256(target.read_bytes()).hexdigest()}`",
         "licence": "Apache-2.0, as the code; no example of the data is contained",
     }

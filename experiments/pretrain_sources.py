@@ -3,7 +3,7 @@ r"""Train the bank of small source networks that ships with the package, each wi
     python -m experiments.pretrain_sources --data_dir=FOLDER --workdir=DIR [--sources=mnist,shapes]
 
 FOLDER holds ``tfds`` (mnist), ``flowers``, ``faces_orl`` and ``ct_covid``. Finished runs are not repeated; the files go
-to tl_jax/weights/embedded, as float16.
+to tl_jax/pretrained/embedded, as float16.
 """
 
 import time
@@ -13,8 +13,9 @@ from absl import flags, logging
 
 from configs import source_small
 from experiments import model_card, record
-from tl_jax import api, command
-from tl_jax.errors import UserError, nearest
+from tl_jax import api
+from tl_jax.utils import command
+from tl_jax.utils.errors import UserError, nearest
 
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
@@ -23,7 +24,7 @@ SOURCES = flags.DEFINE_list("sources", list(source_small.SOURCES), "Which.")
 # folder under --data_dir, and what the network saw
 DATA = {
     "mnist": ("tfds", "the first 20,000 training pictures of MNIST"),
-    "shapes": ("", "ten drawn shapes (tl_jax/data/drawn.py)"),
+    "shapes": ("", "ten drawn shapes (tl_jax/data/synthetic.py)"),
     "flowers": ("flowers", "photos of five kinds of flowers, enlarged from about 32x32"),
     "faces": ("faces_orl", "the ORL (AT&T) faces of 40 people; credit to Olivetti Research Laboratory"),
     "ct": ("ct_covid", "CT slices with and without covid, figures of papers; not fit for any clinical conclusion"),

@@ -1,9 +1,9 @@
 """Make the small BERT that ships with the package: a vocabulary and a network from the installed documentation.
 
-python -m experiments.pretrain_words --workdir=DIR --output=tl_jax/weights/embedded/bert_docs
+python -m experiments.pretrain_words --workdir=DIR --output=tl_jax/pretrained/embedded/bert_docs
 
-The corpus is what ``tl_jax.data.docs`` calls "docs_corpus"; nothing of SciPy, which the target tasks are made of, is in
-it. The weights are kept as float16. It took 28 minutes on one CPU core.
+The corpus is what ``tl_jax.data.text_datasets`` calls "docs_corpus"; nothing of SciPy, which the target tasks are
+made of, is in it. The weights are kept as float16. It took 28 minutes on one CPU core.
 """
 
 import json
@@ -11,10 +11,13 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from configs import base, masked_words
+from configs import masked_words
 from experiments import record
-from tl_jax import api, command, disk, huggingface
-from tl_jax.data import docs, tokens
+from tl_jax import api
+from tl_jax.config import recipe
+from tl_jax.data import text_datasets, tokenize
+from tl_jax.pretrained import huggingface
+from tl_jax.utils import command, disk
 
 SIZE = 4096  # entries of the vocabulary
 SHAPE = {"width": 128, "depth": 4, "heads": 4, "hidden": 512, "positions": 128}
@@ -28,9 +31,9 @@ def main(_: list[str]) -> None:
     folder = Path(WORKDIR.value)
     words = folder / "vocabulary"
     if not (words / "vocab.txt").is_file():
-        tokens.make_vocabulary(docs.load("docs_corpus").train.images, SIZE, words)
+        tokenize.make_vocabulary(text_datasets.load_docstrings("docs_corpus").train.images, SIZE, words)
     config = masked_words.get_config("small")
-    config = base.override(config, (("model.options", {**SHAPE, "pooling": "mean"}),))
+    config = recipe.override(config, (("model.options", {**SHAPE, "pooling": "mean"}),))
     config.init.path = str(words)
     summary = api.run(config, folder / "run")
     made = api.export(config, folder / "run", "float16")
@@ -45,7 +48,8 @@ def card(summary: dict) -> str:
     about = {name: summary[name] for name in ("metrics", "steps", "examples", "seconds", "versions", "devices")}
     return (
         "# bert_docs\n\nA BERT of 4 layers of 128 that guessed hidden words in docstrings of "
-        f"{', '.join(docs.CORPUS)}, as installed (licences BSD, Apache 2.0, PSF and MIT-like); nothing of SciPy. "
+        f"{', '.join(text_datasets.CORPUS)}, as installed (licences BSD, Apache 2.0, PSF and MIT-like); nothing of "
+        "SciPy. "
         f"Made by `python -m experiments.pretrain_words` at commit {record.commit()}; weights stored as float16.\n\n"
         f"```json\n{json.dumps(about, indent=2)}\n```\n"
     )

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tl_jax.errors import UserError
+from tl_jax.utils.errors import UserError
 
 
 def configured(recipe: str, changes: Mapping[str, Any]) -> Any:
     """Return a recipe with fields changed; a UserError names a mistake in either."""
-    from configs import base, check
+    from tl_jax.config import recipe as recipe_module
+    from tl_jax.config import validate
 
     file, _, variant = recipe.partition(":")
     path = Path(file)
@@ -20,8 +21,8 @@ def configured(recipe: str, changes: Mapping[str, Any]) -> Any:
         make = module.get_config
     except (ImportError, AttributeError):
         raise UserError(f"--config={recipe} is no recipe in configs/") from None
-    config = base.override(make(variant), tuple(changes.items()))
-    check.validate(config)
+    config = recipe_module.override(make(variant), tuple(changes.items()))
+    validate.validate(config)
     return config
 
 
@@ -30,7 +31,7 @@ def shown(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def split(text: str) -> tuple[str, str]:
+def split_pair(text: str) -> tuple[str, str]:
     """Return field and rest of FIELD=..."""
     field, equals, rest = text.partition("=")
     if not equals or not rest:
@@ -40,7 +41,7 @@ def split(text: str) -> tuple[str, str]:
 
 def pair(text: str) -> tuple[str, Any]:
     """Return field and value of FIELD=VALUE."""
-    field, value = split(text)
+    field, value = split_pair(text)
     return field, literal(value)
 
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tl_jax import disk
-from tl_jax.errors import UserError
-from tl_jax.machine import commit
 from tl_jax.train.workdir import differences, read_json, write_json
+from tl_jax.utils import disk
+from tl_jax.utils.environment import commit
+from tl_jax.utils.errors import UserError
 
 __all__ = ["begin", "commit", "note", "read", "write"]
 

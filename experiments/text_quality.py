@@ -14,15 +14,17 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from configs import base, ner_bert, sst2_bert, trec_bert
+from configs import ner_bert, sst2_bert, trec_bert
 from experiments import record
-from tl_jax import api, command, disk
-from tl_jax.report import page
-from tl_jax.report.comparison import interval
-from tl_jax.runs import make_task
-from tl_jax.train.log import say
+from tl_jax import api
+from tl_jax.config import recipe as recipe_module
+from tl_jax.report import html
+from tl_jax.report.plots import interval
+from tl_jax.restore import make_task
+from tl_jax.train.logging import say
 from tl_jax.transfer import phases
 from tl_jax.transfer.optimizer import learning_rates
+from tl_jax.utils import command, disk
 
 BERT = flags.DEFINE_string("bert", None, "Folder of the network.", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the sets.", required=True)
@@ -48,7 +50,7 @@ def main(_: list[str]) -> None:
                     say(f"--- {name}, {library}, seed {seed}")
                     row = measured(name, library, seed)
                     record.write(prefix, [*record.read(prefix), row])
-    text = page.markdown(table(record.read(prefix)))
+    text = html.markdown(table(record.read(prefix)))
     disk.write_text(Path(f"{prefix}.md"), text)
     say(text)
 
@@ -57,7 +59,7 @@ def measured(name: str, library: str, seed: int) -> dict[str, Any]:
     """Return the row of one run."""
     recipe, metric = RECIPES[name]
     changes = (("init.path", BERT.value), ("data.dir", str(Path(DATA_DIR.value) / name)), ("seed", seed))
-    config = base.override(recipe.get_config(), (*changes, ("save_every", 1e9)))
+    config = recipe_module.override(recipe.get_config(), (*changes, ("save_every", 1e9)))
     if library == "tl_jax":
         summary = api.run(config, Path(WORKDIR.value) / name / f"seed{seed}")
         values, examples = summary["metrics"], summary["examples_evaluated"]
@@ -69,9 +71,9 @@ def measured(name: str, library: str, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def peer(config: base.Config) -> tuple[dict[str, float], int]:
+def peer(config: recipe_module.Config) -> tuple[dict[str, float], int]:
     """Return the test metrics of transformers, trained on the batches and at the rates of ``config``."""
-    from experiments.benchmarks.text_torch import Trainer
+    from experiments.benchmarks.text_peers import Trainer
 
     task = make_task(config)
     (plan,) = phases.resolve(config, task.sizes, task.parts)
@@ -89,7 +91,7 @@ def peer(config: base.Config) -> tuple[dict[str, float], int]:
     return values, sum(int(batch["mask"].sum()) for batch in batches)
 
 
-def table(rows: list[dict[str, str]]) -> page.Table:
+def table(rows: list[dict[str, str]]) -> html.Table:
     """Return means with 95 % intervals of each library, and their difference paired by seed."""
     out, libraries = [], sorted({row["library"] for row in rows})
     for name in dict.fromkeys(row["set"] for row in rows):
@@ -100,7 +102,7 @@ def table(rows: list[dict[str, str]]) -> page.Table:
         values = [np.asarray([each[seed] for seed in both]) for each in by.values()]
         values += [values[0] - values[-1]] if len(values) > 1 else []
         out.append([*cells, *(_shown(each) for each in values)])
-    return page.Table(
+    return html.Table(
         ["set, metric, test examples", "seeds", *libraries, *(["difference"] if len(libraries) > 1 else [])], out
     )
 

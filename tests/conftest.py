@@ -20,7 +20,7 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 def pytest_collection_modifyitems(config, items):
@@ -43,9 +43,9 @@ def pytest_collection_modifyitems(config, items):
 def forget_programs():
     """Drop what a file compiled: a process that keeps the programs of all ends in a segmentation fault."""
     yield
-    from tl_jax.train import devices
+    from tl_jax.train import sharding
 
-    devices.forget()
+    sharding.forget()
 
 
 @pytest.fixture

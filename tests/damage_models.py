@@ -26,14 +26,14 @@ import safetensors.numpy
 
 from tests import text
 from tests.data.damage import KINDS, Reader, attempt, number, outside, photo, retype, watching, word
+from tests.pretrained.damage import guard, limit, peak
 from tests.tasks import small
-from tests.weights.damage import guard, limit, peak
-from tl_jax import api, huggingface, pretrained, tree
-from tl_jax.data import tokens
-from tl_jax.rl import source as policies
-from tl_jax.transfer import delta
+from tl_jax import api, pretrained
+from tl_jax.data import tokenize
+from tl_jax.pretrained import delta, formats, huggingface
+from tl_jax.rl import policy_transfer as policies
 from tl_jax.transfer.adapters import Adapters
-from tl_jax.weights import bundles, own
+from tl_jax.utils import tree
 
 TOUCHED = 1 << 30  # bytes beyond what the imports need
 SECONDS = 20  # of CPU time that one file may take: what has other sizes is compiled anew
@@ -79,7 +79,7 @@ def damage(file: str, content: bytes, rng: random.Random) -> tuple[str, bytes]:
 
 def seal(folder: Path) -> None:
     """Write the right hashes into ``bundle.json``, so that what is damaged is looked at."""
-    path = folder / bundles.FILE
+    path = folder / formats.FILE
     try:
         content = json.loads(path.read_bytes())
         for name, entry in content["files"].items():
@@ -114,18 +114,18 @@ def make_shards(folder: Path) -> None:
 def make_text_bundle(folder: Path) -> None:
     make_bert(folder)
     files = dict.fromkeys(huggingface.FILES, "a file")
-    bundles.seal(folder, {"model": "bert", "task": "text", "classes": ["a", "b", "c"], "weights": {}}, files)
+    formats.seal(folder, {"model": "bert", "task": "text", "classes": ["a", "b", "c"], "weights": {}}, files)
 
 
 def make_own(folder: Path) -> None:
     net = pretrained.random(NAME, 3)
-    own.save(folder / WEIGHTS, net.variables, net.spec, {"classes": ["a", "b", "c"], "notes": ["one"]})
+    formats.save(folder / WEIGHTS, net.variables, net.spec, {"classes": ["a", "b", "c"], "notes": ["one"]})
 
 
 def make_bundle(folder: Path) -> None:
     make_own(folder)
     about = {"model": NAME, "task": "image", "classes": ["a", "b", "c"], "weights": {"licence": "MIT"}}
-    bundles.seal(folder, about, {WEIGHTS: "weights"})
+    formats.seal(folder, about, {WEIGHTS: "weights"})
 
 
 def make_delta(folder: Path) -> None:
@@ -178,12 +178,12 @@ def read_random(folder: Path) -> Any:
 
 
 def read_tokens(folder: Path) -> Any:
-    tokens.encode(tokens.read(folder), SENTENCES, 20)
+    tokenize.encode(tokenize.read(folder), SENTENCES, 20)
 
 
 def read_own(folder: Path) -> Any:
     net = pretrained.load(NAME, "tl_jax", folder / WEIGHTS, num_classes=3)
-    own.class_names(folder / WEIGHTS)
+    formats.class_names(folder / WEIGHTS)
     assert jax.tree.all(jax.tree.map(lambda leaf: np.isfinite(leaf).all(), dict(net.variables)))
 
 
@@ -206,7 +206,7 @@ def read_policy(folder: Path) -> Any:
 
 
 def read_run(folder: Path) -> Any:
-    from configs import stored
+    from tl_jax.config import stored
 
     config = stored.get_config(str(folder))
     return api.predict(config, folder, [str(folder / INPUT)])
@@ -219,10 +219,10 @@ def read_unsealed(folder: Path) -> Any:
 
 
 def read_report(folder: Path) -> Any:
-    from configs import base
-    from tl_jax import reporting
+    from tl_jax import api
+    from tl_jax.config import recipe
 
-    return reporting.report(base.get_config(), folder)
+    return api.report(recipe.get_config(), folder)
 
 
 TOKENIZER = (TOKENS, TOKENS, "tokenizer_config.json")
@@ -234,9 +234,9 @@ READERS: Mapping[str, Reader] = {
     ),
     "tokenizer": Reader(make_bert, TOKENIZER, read_tokens),
     "vocabulary": Reader(make_shards, ("vocab.txt", "vocab.txt", "tokenizer_config.json"), read_tokens),
-    "text_bundle": Reader(make_text_bundle, (bundles.FILE, CONFIG, WEIGHTS), read_text_bundle),
+    "text_bundle": Reader(make_text_bundle, (formats.FILE, CONFIG, WEIGHTS), read_text_bundle),
     "own": Reader(make_own, (WEIGHTS,), read_own),
-    "bundle": Reader(make_bundle, (bundles.FILE, WEIGHTS), read_bundle),
+    "bundle": Reader(make_bundle, (formats.FILE, WEIGHTS), read_bundle),
     "delta": Reader(make_delta, ("delta.safetensors",), read_delta),
     "policy": Reader(make_policy, (WEIGHTS,), read_policy),
     "run": Reader(make_run, (CONFIG, "facts.json", "summary.json", "checkpoints.json", "checkpoints/*"), read_run),

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.weights.fake import random_variables, torchvision_arrays, write_keras_h5
-from tl_jax import fetch, models, network, pretrained, tree
-from tl_jax.errors import UserError
-from tl_jax.specs import PretrainedSpec
-from tl_jax.weights import own, readers
+from tests.pretrained.fake import random_variables, torchvision_arrays, write_keras_h5
+from tl_jax import models, pretrained
+from tl_jax.pretrained import formats, network
+from tl_jax.pretrained.catalog import PretrainedSpec
+from tl_jax.utils import download, tree
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 
@@ -20,7 +21,7 @@ def store(folder, name, classes=6, **options):
     model = models.create(name, classes, **options)
     variables = random_variables(network.variable_shapes(model))
     spec = PretrainedSpec(name, "tl_jax", models.options(name, model), classes, image_size=32, scaling="tf")
-    own.save(folder / f"{name}.safetensors", variables, spec, {})
+    formats.save(folder / f"{name}.safetensors", variables, spec, {})
     return folder / f"{name}.safetensors", variables
 
 
@@ -112,7 +113,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(tmp_path):
 def test_an_export_of_a_changed_network_is_loaded_as_it_was(tmp_path):
     file, _ = store(tmp_path, "resnet50_tiny")
     net = pretrained.load("resnet50_tiny", "tl_jax", file, 3, endpoint="stage2", channels=1)
-    own.save(tmp_path / "again.safetensors", net.variables, net.spec, {})
+    formats.save(tmp_path / "again.safetensors", net.variables, net.spec, {})
     again = pretrained.load("resnet50_tiny", "tl_jax", tmp_path / "again.safetensors")
     assert again.model == net.model
     same(again.variables, net.variables)
@@ -129,7 +130,7 @@ def test_a_file_is_converted_once(foreign, tmp_path, monkeypatch):
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "cache"))
     file, variables = foreign
     first = pretrained.load("resnet50_tiny", "keras", file)
-    monkeypatch.setattr(readers, "read", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(formats, "read", lambda path: pytest.fail("read again"))
     monkeypatch.setattr(pretrained, "read_foreign", lambda *args: pytest.fail("converted again"))
     second = pretrained.load("resnet50_tiny", "keras", file)
     same(second.variables, first.variables)
@@ -157,7 +158,7 @@ def test_another_converter_converts_anew(foreign, tmp_path, monkeypatch):
 def test_a_damaged_cache_is_made_anew(foreign, tmp_path, monkeypatch):
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "cache"))
     pretrained.load("resnet50_tiny", "keras", foreign[0])
-    (cached,) = fetch.cache_dir().glob("converted/*.safetensors")
+    (cached,) = download.cache_dir().glob("converted/*.safetensors")
     cached.write_bytes(cached.read_bytes()[:5000])
     same(pretrained.load("resnet50_tiny", "keras", foreign[0]).variables, foreign[1])
     assert cached.stat().st_size > 5000
@@ -176,13 +177,13 @@ def test_own_files_hold_what_was_saved_whatever_its_type(tmp_path):
     }
     leaves = jax.tree.map(lambda x: np.asarray(x, np.float32), leaves)
     for dtype in ("float32", "float16", "bfloat16"):
-        own.save(tmp_path / "f.safetensors", leaves, PretrainedSpec("resnet8", "tl_jax"), {"k": 1}, dtype)
-        arrays = own.read(tmp_path / "f.safetensors")
-        reference = readers.read_safetensors(tmp_path / "f.safetensors")  # the library's own reader
+        formats.save(tmp_path / "f.safetensors", leaves, PretrainedSpec("resnet8", "tl_jax"), {"k": 1}, dtype)
+        arrays = formats.read_native(tmp_path / "f.safetensors")
+        reference = formats.read_safetensors(tmp_path / "f.safetensors")  # the library's own reader
         assert {k: (v.dtype, v.tolist()) for k, v in arrays.items()} == {
             k: (v.dtype, v.tolist()) for k, v in reference.items()
         }
-        assert set(arrays) == set(tree.flatten(leaves)) and own.read_spec(tmp_path / "f.safetensors")[1] == {"k": 1}
+        assert set(arrays) == set(tree.flatten(leaves)) and formats.read_spec(tmp_path / "f.safetensors")[1] == {"k": 1}
 
 
 def test_timms_file_is_torchvisions_with_other_facts(tmp_path):

@@ -5,11 +5,12 @@ import json
 
 import pytest
 
-from configs import base, digits_resnet, stored
+from configs import digits_resnet
 from tests.tasks import small
-from tl_jax import api, pretrained, runs
-from tl_jax.errors import UserError
+from tl_jax import api, pretrained, restore
+from tl_jax.config import recipe, stored
 from tl_jax.train.workdir import read_json
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +21,7 @@ def comparison(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
     config = digits_resnet.get_config("smoke")
     changes = (("seeds", (0, 1)), ("input.size", 8), ("data.validation", 0.1))
-    return folder, base.override(config, changes), api.run(base.override(config, changes), folder)
+    return folder, recipe.override(config, changes), api.run(recipe.override(config, changes), folder)
 
 
 def test_comparison_leaves_summary_and_picture(comparison):
@@ -38,7 +39,7 @@ def test_comparison_leaves_summary_and_picture(comparison):
 
 def test_both_arms_see_the_same_examples_and_different_weights(comparison):
     folder, config, _ = comparison
-    tasks = [runs.make_task(member) for _, seed, member in base.members(config) if seed == 0]
+    tasks = [restore.make_task(member) for _, seed, member in recipe.members(config) if seed == 0]
     first, second = (task.train_batch(0) for task in tasks)
     assert (first["image"] == second["image"]).all()
     facts = [json.loads((folder / arm / "seed0" / "facts.json").read_text()) for arm in ("pretrained", "scratch")]
@@ -70,7 +71,7 @@ def test_export_keeps_what_the_inputs_were(comparison):
 
 def test_the_best_checkpoint_is_tested_when_asked_for(comparison, tmp_path):
     _, config, _ = comparison
-    _, _, scratch = base.members(config)[1]
+    _, _, scratch = recipe.members(config)[1]
     changes = (
         ("test_on", "best"),
         ("optim.lr", 0.1),
@@ -78,7 +79,7 @@ def test_the_best_checkpoint_is_tested_when_asked_for(comparison, tmp_path):
         ("save_every", 0.5),
         ("epochs", 4.0),
     )
-    summary = api.run(base.override(scratch, changes), tmp_path)
+    summary = api.run(recipe.override(scratch, changes), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     scores = {row["step"]: row["accuracy"] for row in rows if row["split"] == "validation"}
     assert scores[summary["tested_step"]] == max(scores.values())

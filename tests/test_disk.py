@@ -17,11 +17,11 @@ import safetensors.numpy
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tl_jax import disk
-from tl_jax.errors import UserError
+from tl_jax.utils import disk
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
 
 
@@ -136,8 +136,8 @@ def test_a_mistake_of_the_program_stays_what_it_is(tmp_path):
 
 COMMAND = """
 import os, sys
-from tl_jax import command
-from tl_jax.train.log import say
+from tl_jax.utils import command
+from tl_jax.train.logging import say
 def main(_):
     {body}
 command.run(main)
@@ -177,8 +177,8 @@ def test_whatever_the_system_refuses_in_a_command_is_one_line(tmp_path):
 
 # Caches that do without when they cannot be written, downloads that go on later, and output of another process.
 OWN_WAYS = {
-    "tl_jax/disk.py", "tl_jax/shelf.py", "tl_jax/data/docs.py", "tl_jax/train/compile_cache.py", "tl_jax/fetch.py",
-    "experiments/remeasure.py",
+    "tl_jax/utils/disk.py", "tl_jax/utils/disk_cache.py", "tl_jax/data/text_datasets.py",
+    "tl_jax/utils/compile_cache.py", "tl_jax/utils/download.py", "experiments/verify.py",
 }  # fmt: skip
 BARE = {"write_text", "write_bytes", "savefig", "copyfile", "save_file"}
 

@@ -10,21 +10,21 @@ from typing import NamedTuple
 import pytest
 from absl import flags
 
-from configs import base, check, mechanisms
-from tl_jax import main
-from tl_jax.config import check_known
-from tl_jax.data import sources
-from tl_jax.errors import UserError
-from tl_jax.models import registry
+from tl_jax import cli, models
+from tl_jax.config import recipe, validate
+from tl_jax.config.schema import check_known
+from tl_jax.data import tfds
+from tl_jax.transfer import methods
+from tl_jax.utils.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 SITE = ROOT / "docs" / "pages"
 PAGES = [ROOT / name for name in ("README.md", "docs/tpu.md", "experiments/results/README.md")]
 PAGES += sorted(SITE.rglob("*.md"))
 LANGUAGES = ("python", "bash", "diff", "math", "text")
 # A block that is not run says so to the reader, with the reason, in the paragraph right above it.
 BLOCK = re.compile(r"(?:^\*Not run: (?P<why>[^*]+)\*\n\n)?^```(?P<language>.*)\n(?P<text>(?:.*\n)*?)^```$", re.M)
-GROUPS = sorted({path.partition(".")[0] for path in base.FIELDS if "." in path})
+GROUPS = sorted({path.partition(".")[0] for path in recipe.FIELDS if "." in path})
 # Programs that are not ours: only their files are looked for.
 OTHERS = ("export", "kubectl", "mkdocs", "pip", "sbatch", "source")
 
@@ -48,7 +48,7 @@ def name(path: Path) -> str:
 def elsewhere(tmp_path, monkeypatch):
     """An empty folder to run in, and registries that are afterwards as they were."""
     monkeypatch.chdir(tmp_path)
-    known = (registry.MODELS, sources.EMBEDDED, mechanisms.MECHANISMS)
+    known = (models.MODELS, tfds.EMBEDDED, methods.MECHANISMS)
     before = [dict(entries) for entries in known]
     yield tmp_path
     for entries, old in zip(known, before, strict=True):
@@ -90,10 +90,10 @@ def check_run(arguments: list[str]) -> None:
     values = flags.FlagValues()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["tl-jax", *arguments])  # where ml_collections looks for fields that are set
-        main.define(values)
-        main.parse(sys.argv, values)
+        cli.define(values)
+        cli.parse(sys.argv, values)
     if values.mode == "train" or any(argument.startswith("--config=") for argument in arguments):
-        check.validate(values.config)  # else that of the run itself, which is not there
+        validate.validate(values.config)  # else that of the run itself, which is not there
 
 
 def check_module(module: str, arguments: list[str]) -> None:
@@ -156,7 +156,7 @@ def test_commands_parse(words, elsewhere):
         "python run.py --config=configs/cifar_resnet.py:no_such_variant",
         "tl-jax --config=flowers_mobilenet:lora --config.adapt.kind=bottlenek",
         "tl-jax --workdirr=runs",
-        "python -m experiments.heads --no_such_flag=1",
+        "python -m experiments.linear_heads --no_such_flag=1",
         "python -m experiments.no_such_module",
         "pip install -r requirements-none.txt",
         "jupyter lab",
@@ -195,10 +195,10 @@ def test_a_block_by_indentation_is_seen():
 @pytest.mark.fast
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_fields_that_are_named_exist(path):
-    known = {"phases"} | {part for field in base.FIELDS for part in (field, field.rpartition(".")[0])}
+    known = {"phases"} | {part for field in recipe.FIELDS for part in (field, field.rpartition(".")[0])}
     text = BLOCK.sub("", path.read_text())
     for field in re.findall(rf"`((?:{'|'.join(GROUPS)})\.[a-z_0-9]+)[`=]", text):
         if not field.endswith((".py", ".json", ".jsonl", ".random", ".csv", ".md", ".safetensors", ".stablehlo")):
-            check_known(field, base.FIELDS)
+            check_known(field, recipe.FIELDS)
     for field in re.findall(r"--config\.([a-z_.0-9]+[a-z0-9])", text):
         assert field in known, f"{field} is no field"

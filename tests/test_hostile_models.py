@@ -8,12 +8,13 @@ import pytest
 import safetensors.numpy
 
 from tests.text import network
-from tl_jax import huggingface, models, pretrained, tree
-from tl_jax.data import tokens
-from tl_jax.errors import UserError
-from tl_jax.rl import source as policies
-from tl_jax.transfer import adapters, delta
-from tl_jax.weights import own
+from tl_jax import models, pretrained
+from tl_jax.data import tokenize
+from tl_jax.pretrained import delta, formats, huggingface
+from tl_jax.rl import policy_transfer as policies
+from tl_jax.transfer import adapters
+from tl_jax.utils import tree
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 NAME = "vgg16_tiny"
@@ -25,7 +26,7 @@ def made(tmp_path_factory):
     where = tmp_path_factory.mktemp("models")
     huggingface.save(where / "bert", network(where / "bert", classes=3, width=8, depth=1, heads=2, hidden=8))
     net = pretrained.random(NAME, 3)
-    own.save(where / "own.safetensors", net.variables, net.spec, {"classes": ["a", "b", "c"]})
+    formats.save(where / "own.safetensors", net.variables, net.spec, {"classes": ["a", "b", "c"]})
     return where
 
 
@@ -139,7 +140,7 @@ def test_an_index_names_files_beside_it(folder, weight_map):
 def test_a_tokenizer_without_its_unknown_token_is_refused_before_it_is_used(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[CLS]\n[SEP]\na\n")
     with pytest.raises(UserError, match=r"vocab.txt cannot make tokens of texts .*\[UNK\].*; copy it anew"):
-        tokens.read(tmp_path)
+        tokenize.read(tmp_path)
 
 
 def spoil_ids(content):
@@ -198,13 +199,13 @@ def test_a_spec_is_checked_before_a_network_is_built(made, tmp_path, spec):
 
 @pytest.mark.parametrize("facts", ["[]", '{"classes": 5}', '{"classes": [5]}', '{"notes": 5}', "[" * 100_000])
 def test_facts_are_checked(made, tmp_path, facts):
-    spec, _ = own.read_spec(made / "own.safetensors")
+    spec, _ = formats.read_spec(made / "own.safetensors")
     arrays = safetensors.numpy.load_file(made / "own.safetensors")
     safetensors.numpy.save_file(
         arrays, tmp_path / "a.safetensors", {"spec": json.dumps(spec.to_dict()), "facts": facts}
     )
     with pytest.raises(UserError, match="its facts.*again"):
-        own.class_names(tmp_path / "a.safetensors")
+        formats.class_names(tmp_path / "a.safetensors")
 
 
 def test_a_policy_without_a_world_is_refused(tmp_path):
@@ -224,8 +225,8 @@ def test_a_policy_without_a_world_is_refused(tmp_path):
     ],
 )
 def test_facts_of_a_delta_are_checked(made, tmp_path, facts, words):
-    spec, _ = own.read_spec(made / "own.safetensors")
-    own.save(tmp_path / "delta.safetensors", {"params": {"a": np.zeros(1)}}, spec, facts)
+    spec, _ = formats.read_spec(made / "own.safetensors")
+    formats.save(tmp_path / "delta.safetensors", {"params": {"a": np.zeros(1)}}, spec, facts)
     with pytest.raises(UserError, match=words):
         delta.read(tmp_path / "delta.safetensors")
 
@@ -259,10 +260,11 @@ def test_a_delta_is_put_on_top():
 
 
 def test_options_of_a_policy_have_types_and_ranges():
-    from configs import base, cartpole_ppo
-    from tl_jax.tasks import policy
+    from configs import cartpole_ppo
+    from tl_jax.config import recipe
+    from tl_jax.tasks import reinforcement
 
     for widths in ((10**9,), ("8",)):
-        config = base.override(cartpole_ppo.get_config(), (("model.options", {"widths": widths}),))
+        config = recipe.override(cartpole_ppo.get_config(), (("model.options", {"widths": widths}),))
         with pytest.raises(UserError, match="model 'policy': option widths is a tuple"):
-            policy.network(config, None)  # before the world is asked
+            reinforcement.network(config, None)  # before the world is asked

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.test_documentation import BLOCK
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "pages" / "howto"
 
 
@@ -102,7 +102,8 @@ def test_an_added_term_changes_the_loss(tmp_path):
     assert not without and added and all(value > 0 for value in added)
     (command,) = copy.commands
     names = next(word for word in command if word.startswith("--mechanisms=")).partition("=")[2].split(",")
-    program = "from configs import mechanisms, flowers_mobilenet as f; print(*mechanisms.fitting('image')); "
+    program = "from configs import flowers_mobilenet as f; from tl_jax.transfer import methods; "
+    program += "print(*methods.fitting('image')); "
     program += "print(f.get_config('feature_norm').regularize.feature_norm)"
     known, strength = copy.run("-c", program).splitlines()
     assert set(names) <= set(known.split()) and float(strength) > 0

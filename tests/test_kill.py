@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("TL_JAX_TEST_KILLS", "2"))
 # Two phases, augmentation, momentum, averages and a checkpoint every second step, on the embedded digits.
 ARGS = (

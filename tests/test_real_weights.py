@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from tl_jax import pretrained
-from tl_jax.data import sources
-from tl_jax.distance import logistic_probe
+from tl_jax.data import tfds
+from tl_jax.transferability import logistic_probe
 
 pytestmark = [pytest.mark.data, pytest.mark.slow]
 # Files that end at a part, or have the names of an older torch model: (model, source, file, part where it ends).
@@ -66,7 +66,7 @@ def test_a_probe_on_our_features_does_what_scikit_learn_does_on_keras(weights, d
     keras = pytest.importorskip("keras")
     from sklearn.linear_model import LogisticRegression
 
-    source = sources.load("flowers", str(data_dir / "flowers"), 128)
+    source = tfds.load("flowers", str(data_dir / "flowers"), 128)
     net = pretrained.load("mobilenet_v2", "keras", weights, num_classes=0, image_size=128)
     ours = [in_batches(net, part.images)[0] for part in (source.train, source.test)]
     model = keras.applications.MobileNetV2(weights=None, input_shape=(128, 128, 3))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tl_jax.report import comparison
+from tl_jax.report import plots
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 SMOKE = "--config=configs/cifar_resnet.py:smoke"
 
 
@@ -86,7 +86,7 @@ def test_smoke_writes_everything(finished):
     assert list((workdir / "tensorboard").iterdir())
     assert "BatchNorm: 20 of 20 layers keep their statistics" in done.stdout
     assert "650 trainable, 21,472 frozen" in done.stdout
-    assert summary["smoke"] and done.stdout.splitlines()[-1] == comparison.SMOKE
+    assert summary["smoke"] and done.stdout.splitlines()[-1] == plots.SMOKE
     assert "Smoke run: it shows that every part works and measures nothing" in (workdir / "report.html").read_text()
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base, digits_resnet
+from configs import digits_resnet
 from tl_jax import api
+from tl_jax.config import recipe
+from tl_jax.data.dataset import Source, Split
 from tl_jax.data.fingerprint import fingerprint
-from tl_jax.data.pictures import Source, Split
-from tl_jax.errors import UserError
 from tl_jax.tasks import run_record
 from tl_jax.train.workdir import read_json
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 CLASSES = ("1", "10", "2", "bee")  # as a folder sorts them; index.csv has 1, 2, 10, bee
@@ -28,7 +29,7 @@ def configure(data, *changes):
         ("data.validation", 0.25), ("epochs", 10.0), ("save_every", 10.0), ("batch_size", 8), ("eval_batch_size", 8),
         ("augment.crop_pad", 0), ("calibrate", True), ("input.size", 16),
     )  # fmt: skip
-    return base.override(digits_resnet.get_config(), (*common, *changes))
+    return recipe.override(digits_resnet.get_config(), (*common, *changes))
 
 
 def write(folder, seed, count=8, test=4):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from configs import stored
 from tests.conftest import ROOT
 from tl_jax import api, pretrained
+from tl_jax.config import stored
 
 VERSIONS = sorted((ROOT / "tests" / "snapshots").glob("*.tar.xz"))
 RUNS = ("image", "detection", "faces", "policy", "text", "tokens", "masked")

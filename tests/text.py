@@ -4,9 +4,11 @@ from pathlib import Path
 
 import jax
 
-from tl_jax import models, text_network, tree
-from tl_jax.data import tokens
-from tl_jax.text_network import TextNetwork
+from tl_jax import models
+from tl_jax.data import tokenize
+from tl_jax.pretrained import huggingface
+from tl_jax.pretrained.huggingface import TextNetwork
+from tl_jax.utils import tree
 
 SIZES = {"width": 16, "depth": 2, "heads": 2, "hidden": 32, "positions": 40}
 TEXTS = [
@@ -34,10 +36,10 @@ def write_vocabulary(folder: Path) -> None:
 def network(folder, kind="bert", classes=0, **options):
     """Return a network with random weights and the small vocabulary."""
     write_vocabulary(folder)
-    made = tokens.read(folder)
+    made = tokenize.read(folder)
     options = {**SIZES, "vocabulary": made.get_vocab_size(), **options}
     model = models.create(kind, classes, **options)
-    variables = text_network.initializer(model)(jax.random.key(0))
+    variables = huggingface.initializer(model)(jax.random.key(0))
     leaves = {p: leaf + 0.1 * jax.random.normal(jax.random.key(i), leaf.shape)
               for i, (p, leaf) in enumerate(tree.flatten(variables).items())}  # fmt: skip
     names = tuple(f"class{i}" for i in range(classes))

@@ -1,37 +1,267 @@
-"""The calls behind ``run.py``: a configuration goes in, files and a summary come out."""
+"""Looks at a configuration: which learning rate suits it, what augmentation does, what its network sees or does.
 
+``report.html`` of a run, from the files in its folder: at the end of each run, and again whenever asked for.
+
+WiSE-FT: how far between the weights at the start and those at the end the validation score is highest.
+
+The calls behind ``run.py``: a configuration goes in, files and a summary come out."""
+
+import json
 import math
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from configs import base, check
-from tl_jax import machine
-from tl_jax.errors import UserError
-from tl_jax.exporting import export
-from tl_jax.looks import explain, find_lr, play, preview
-from tl_jax.machine import versions
-from tl_jax.report import comparison
-from tl_jax.reporting import at_the_end, report
-from tl_jax.runs import check_batches, make_task, restore
-from tl_jax.task import Task
-from tl_jax.tasks import details
+import jax
+import numpy as np
+
+from tl_jax.config import recipe, stored, validate
+from tl_jax.config.fields import OF_PICTURES
+from tl_jax.data.augment import Augment, augment, augment_boxes
+from tl_jax.data.detection import CLASS
+from tl_jax.export import export, model_card
+from tl_jax.metrics import Verdict
+from tl_jax.report import images, plots, results, run_report
+from tl_jax.report import images as images_module
+from tl_jax.restore import check_batches, make_task, restore
+from tl_jax.rl import envs, render
+from tl_jax.tasks import error_analysis, reinforcement
 from tl_jax.tasks.run_record import RunRecord
-from tl_jax.train import describe, devices, hosts, loop, metrics, wise_ft, workdir
-from tl_jax.train.log import say
+from tl_jax.train import evaluate as evaluate_module
+from tl_jax.train import loop, lr_finder, run_files, sharding, workdir
+from tl_jax.train.logging import say
 from tl_jax.train.run_files import read_summary
-from tl_jax.train.state import digest, initial_state
+from tl_jax.train.state import digest, initial_state, stream_key
+from tl_jax.train.task import Task
 from tl_jax.train.workdir import write_json
 from tl_jax.transfer import phases
-from tl_jax.transfer.averaging import interpolate
-from tl_jax.verdict import Verdict
-from tl_jax.waiting import waiting
+from tl_jax.transfer.self_supervised import Pretext
+from tl_jax.transfer.weight_averaging import interpolate
+from tl_jax.utils import environment
+from tl_jax.utils.environment import versions
+from tl_jax.utils.errors import UserError
+from tl_jax.utils.waiting import waiting
+
+ROWS, COLUMNS = 6, 7  # of a preview
+
+
+def find_lr(config: recipe.Config, folder: str | Path) -> lr_finder.Sweep:
+    """Try rising learning rates on the first phase; write ``find_lr.json`` and ``find_lr.png`` to ``folder``."""
+    if config.task == "policy":
+        raise UserError("--mode=find_lr reads the loss of a batch; a policy has none, compare runs by their returns")
+    config, task = _first(config)
+    plan = phases.resolve(config, task.sizes, task.parts)
+    if not plan:
+        raise UserError("config.epochs=0 trains nothing; raise it to look for a learning rate")
+    say(f"{task.name}, phase {plan[0].name}: up to 100 steps with rising learning rates ...")
+    found = lr_finder.sweep(task, plan[0], config.seed)
+    folder = Path(folder).expanduser()
+    with workdir.exclusive(folder):
+        write_json(folder / "find_lr.json", {k: np.asarray(v).tolist() for k, v in found._asdict().items()})
+        title = f"{task.name}, phase {plan[0].name}, {plan[0].optim.name}, batches of {config.batch_size}"
+        marks = {"steepest fall": found.steepest, "lowest loss": found.lowest, "suggested": found.suggested}
+        path = plots.draw_rate_curve(*found[:3], marks, title, folder / "find_lr.png")
+    scale = plan[0].rate.lr / config.optim.lr if config.optim.lr else 1.0  # the phase's own factor
+    say(f"steepest fall at {found.steepest:.1e}, lowest loss at {found.lowest:.1e}; picture: {path}")
+    say(f"try --config.optim.lr={found.suggested / (scale or 1.0):.1e} (it was {config.optim.lr:g})")
+    return found
+
+
+def preview(config: recipe.Config, folder: str | Path) -> list[Path]:
+    """Draw what training gets to see; write ``preview.png`` to ``folder``.
+
+    Pictures, those of the first steps' batches, are drawn beside what augmentation makes of them, with their boxes
+    where they have some. Texts are drawn in the pieces that the network reads, with their labels, tags, padding and
+    hidden words. Of a policy it is an episode as the run starts. Where there is a pretext, ``preview_pretext.png`` has
+    its views, or its hidden words.
+    """
+    config, task = _first(config)
+    folder = Path(folder).expanduser()
+    with workdir.exclusive(folder):
+        kind = _preview_pictures if config.task in OF_PICTURES else PREVIEWS[config.task]
+        paths = kind(task, config, folder)
+    for path in paths:
+        say(f"picture: {path}")
+    return paths
+
+
+def _preview_pictures(task: Task, config: recipe.Config, folder: Path) -> list[Path]:
+    hows = {"preview": Augment(**config.augment.to_dict())}
+    if config.pretext.name:
+        hows["preview_pretext"] = Pretext.of(config.pretext.to_dict()).views
+    return [_draw(task, config, how, folder / f"{name}.png") for name, how in hows.items()]
+
+
+def _preview_texts(task: Task, config: recipe.Config, folder: Path) -> list[Path]:
+    from tl_jax.tasks import text_preview  # with the tokenizers, which pictures have no use for
+
+    return text_preview.draw(task, config, folder)
+
+
+def _preview_policy(task: Task, config: recipe.Config, folder: Path) -> list[Path]:
+    world = envs.make(config.rl.world, config.rl.physics)
+    variables = initial_state(task, config.seed).variables
+    played = render.play(world, reinforcement.network(config, world), variables, jax.random.key(config.seed))
+    title = f"{task.name}, before training: {len(played.observations)} steps, return {played.returned:g}"
+    return [render.strip(world, played, title, folder / "preview.png")]
+
+
+PREVIEWS = {"text": _preview_texts, "tokens": _preview_texts, "masked": _preview_texts, "policy": _preview_policy}
+
+
+def explain(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) -> Path:
+    """Show where a run's network sees the class it takes each picture for (Grad-CAM); write ``explain.png``.
+
+    Args:
+        config: of the run.
+        folder: of the run, where the picture goes.
+        inputs: picture files, and folders with some.
+    """
+    if config.task != "image":
+        raise UserError(f"--mode=explain shows where in a picture a network looks; config.task={config.task} has none")
+    folder = Path(folder).expanduser()
+    task, _, state = restore(config, folder, data=False)
+    assert task.explain
+    found = task.explain(state.variables, inputs)
+    pairs = zip(found.files, found.found, found.sure, strict=True)
+    captions = [f"{file.parent.name}/{file.name}: {name} {share:.2f}" for file, name, share in pairs]
+    path = images.draw_overlays(found.seen, found.maps, captions, f"{task.name}: Grad-CAM", folder / "explain.png")
+    say("\n".join([*captions, f"picture: {path}"]))
+    return path
+
+
+def play(config: recipe.Config, folder: str | Path) -> Path:
+    """Let the policy of a run act for one episode by its likeliest actions; write ``episode.gif`` to ``folder``."""
+    if config.task != "policy":
+        raise UserError(f"--mode=play shows what a policy does; config.task={config.task} has none")
+    folder = Path(folder).expanduser()
+    _, _, state = restore(config, folder)
+    world = envs.make(config.rl.world, config.rl.physics)
+    played = render.play(world, reinforcement.network(config, world), state.variables, jax.random.key(config.seed))
+    path = render.write(world, played, folder / "episode.gif")
+    say(f"{len(played.observations)} steps, return {played.returned:.1f}; picture: {path}")
+    return path
+
+
+def _draw(task: Task, config: recipe.Config, how: Augment, path: Path) -> Path:
+    batch = task.train_batch(0)
+    images, labels = batch["image"][:ROWS], batch["label"][:ROWS]
+    keys = [jax.random.fold_in(stream_key(config.seed, "train"), step) for step in range(COLUMNS)]
+    if config.task == "detection":
+        change = jax.jit(augment_boxes, static_argnums=(3, 4))
+        augmented = np.stack([_outlined(*change(images, labels, key, how, config.detect.visible)) for key in keys])
+        images, names = _outlined(images, labels), [f"{count} boxes" for count in (labels[..., CLASS] >= 0).sum(1)]
+    else:
+        augmented = np.stack([jax.jit(augment, static_argnums=2)(images, key, how) for key in keys])
+        names = [task.classes[label] for label in labels]
+    values = {k: v for k, v in how._asdict().items() if v and (k != "magnitude" or how.randaugment)}
+    on = ", ".join(k if v is True else f"{k} {v:g}" for k, v in values.items())
+    title = f"{task.name}: {on or 'no augmentation'}"
+    return images_module.draw_grid(images, augmented, names, title, path)
+
+
+def _outlined(images: Any, labels: Any) -> np.ndarray:
+    """Return pictures (N, H, W, 3) with the boxes of their labels (N, M, 6) drawn."""
+    images, labels = np.asarray(images), np.asarray(labels)
+    return images_module.outlined(images, labels[..., :4], labels[..., CLASS])
+
+
+def _first(config: recipe.Config) -> tuple[recipe.Config, Task]:
+    """Return the configuration of the first run, where there are several, and its task."""
+    validate.validate(config)
+    _, _, config = recipe.members(config)[0]
+    check_batches(config)
+    return config, make_task(config)
+
+
+NAME = "report.html"
+
+
+def report(_: recipe.Config, folder: str | Path) -> Path:
+    """Write ``folder/report.html`` from the files there, the configuration among them, and say where it is.
+
+    Raises:
+        UserError: the folder holds no results, a file that is needed is damaged, or the page cannot be written.
+    """
+    path, said = _write(Path(folder).expanduser())
+    say(said)
+    return path
+
+
+def at_the_end(folder: str | Path, out: TextIO | None = None) -> None:
+    """Write the page of a run that has ended, and say so; the results that are there are not worth less without it."""
+    if not sharding.first():
+        return
+    try:
+        said = _write(Path(folder).expanduser())[1]
+    except UserError as e:
+        said = f"no report: {e}"
+    print(said, file=out, flush=True)
+
+
+def _write(folder: Path) -> tuple[Path, str]:
+    """Write the page; return where, and what to say of it: what could not be read, and where it is."""
+    found = results.read(folder)
+    config = stored.get_config(str(folder))
+    own = found.first[0]
+    known = _known(own, found.problems)
+    changed = {name: [_short(row["here"]), _short(row["base"])] for name, row in model_card.changed(config).items()}
+    try:
+        found = found._replace(about=_about(config, known, folder), changed=changed)
+        path = run_report.write(folder / NAME, found)
+    except OSError as e:
+        raise UserError(f"cannot read {e.filename} ({e.strerror}); restore it, or delete it") from None
+    return path, "\n".join([*(f"WARNING: not shown: {problem}" for problem in found.problems), f"report: {path}"])
+
+
+def _known(own: results.Result, problems: list[str]) -> dict[str, Any]:
+    """Return the facts of a run, {} where they are wrong, which is added to the problems."""
+    try:
+        return run_files.read_facts(own.folder) if own.facts else run_files.read_summary(own.folder).get("facts", {})
+    except UserError as error:
+        if str(error) not in problems:
+            problems.append(str(error))
+        return {}
+
+
+def _about(config: recipe.Config, known: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    spec = known.get("spec") or {}
+    return {
+        "name": config.name,
+        "task": config.task,
+        "model": config.model.name,
+        "licence": model_card.licence_of(config, str(spec.get("licence") or ""), known.get("weights_sha256") or ""),
+        "command": f"python run.py --config=configs/stored.py:PATH_OF/{shlex.quote(folder.name)} --workdir=ANOTHER",
+    }
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+SHARES = tuple(i / 10 for i in range(11))
+
+
+def best_share(task: Task, start: Any, end: Any) -> tuple[float, dict[str, float]]:
+    """Return the share of the way with the best validation score, of equals the largest, and the score of each.
+
+    Args:
+        task: with a validation part.
+        start, end: variables before and after training.
+    """
+    scores = {}
+    for share in SHARES:
+        scores[share] = evaluate_module.evaluate(task, interpolate(start, end, share), "validation").values[task.score]
+    best = max(SHARES, key=lambda share: (scores[share], share))
+    return best, {f"{share:g}": value for share, value in scores.items()}
+
 
 __all__ = ["evaluate", "explain", "export", "find_lr", "play", "predict", "preview", "report", "run", "versions"]
 
 
-def run(config: base.Config, folder: str | Path) -> dict[str, Any]:
+def run(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
     """Train as ``config`` says, test once at the end, and write everything to ``folder``.
 
     A run that was cut short goes on from its last checkpoint; one that is finished is not repeated. With ``seeds`` or
@@ -43,21 +273,21 @@ def run(config: base.Config, folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: anything the user can mend, in one line.
     """
-    check.validate(config)
+    validate.validate(config)
     folder = Path(folder).expanduser()
     many = bool(config.seeds or config.arms)
-    for _, _, member in base.members(config) if many else [("", 0, config)]:
+    for _, _, member in recipe.members(config) if many else [("", 0, config)]:
         check_batches(member)
     with workdir.exclusive(folder):
         workdir.claim(folder, config.to_dict())
         summary = _run_many(config, folder) if many else _run_once(config, folder)
         at_the_end(folder)
         if config.smoke:
-            say(comparison.SMOKE)
+            say(plots.SMOKE)
         return summary
 
 
-def evaluate(config: base.Config, folder: str | Path) -> dict[str, Any]:
+def evaluate(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
     """Test the checkpoint that ``config.test_on`` names in a finished or unfinished run, without training.
 
     Raises:
@@ -65,7 +295,7 @@ def evaluate(config: base.Config, folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder)
-    values, examples, _, verdict = metrics.evaluate(task, state.variables, "test", details.keep)
+    values, examples, _, verdict = evaluate_module.evaluate(task, state.variables, "test", error_analysis.keep)
     values |= dict.fromkeys(verdict.missing, math.nan)
     if read_summary(folder).get("tested_step") == int(state.step):
         _keep_details(task, verdict, folder)  # of a run from before they were written, perhaps
@@ -73,7 +303,7 @@ def evaluate(config: base.Config, folder: str | Path) -> dict[str, Any]:
     return summary | _judged(task, verdict, _held_out(task, state.variables), folder)
 
 
-def predict(config: base.Config, folder: str | Path, inputs: Sequence[str]) -> list[dict[str, Any]]:
+def predict(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) -> list[dict[str, Any]]:
     """Return what a run's network says of each of ``inputs``: sentences, or pictures and folders of them.
 
     It is shown on the screen, and stands in ``folder/predictions.json``. What is found on pictures is drawn, too.
@@ -93,7 +323,7 @@ def predict(config: base.Config, folder: str | Path, inputs: Sequence[str]) -> l
     return found
 
 
-def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[str, Any]:
+def _run_once(config: recipe.Config, folder: Path, verbose: bool = True) -> dict[str, Any]:
     """One arm with one seed; all but the first seed of a comparison say little."""
     if summary := read_summary(folder):
         workdir.check_unchanged(summary, folder)
@@ -119,9 +349,9 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
         summary, verdict = _tested(config, folder, task, fitted)
     summary["seconds"] = {**seconds, **fitted.seconds, "total": time.monotonic() - clock}
     _keep_details(fitted.task, verdict, folder)
-    write_json(folder / "network.json", describe.layout(fitted.state.params, plan, task.parts))
+    write_json(folder / "network.json", loop.layout(fitted.state.params, plan, task.parts))
     write_json(folder / "summary.json", summary)
-    hosts.meet(f"{folder} is finished")
+    sharding.meet(f"{folder} is finished")
     if verdict.per_class and verbose:
         say(_table(verdict.per_class))
     source = f"{summary['examples_evaluated']:,} examples ({task.facts['tested']})"
@@ -131,7 +361,7 @@ def _run_once(config: base.Config, folder: Path, verbose: bool = True) -> dict[s
     return summary
 
 
-def _tested(config: base.Config, folder: Path, task: Task, fitted: loop.Fitted) -> tuple[dict[str, Any], Verdict]:
+def _tested(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted) -> tuple[dict[str, Any], Verdict]:
     """Test what ``config.test_on`` names; return the summary, and what is to be said of the examples."""
     steps, state = int(fitted.state.step), fitted.state
     best = fitted.checkpoints.best() if config.test_on == "best" else None
@@ -141,14 +371,16 @@ def _tested(config: base.Config, folder: Path, task: Task, fitted: loop.Fitted) 
     variables, extra = (state.variables if best is not None else state.tested), {}
     if config.wise_ft:
         first = initial_state(task, config.seed).variables
-        share, scores = wise_ft.best_share(fitted.task, first, variables)
+        share, scores = best_share(fitted.task, first, variables)
         variables, extra = interpolate(first, variables, share), {"wise_ft": {"share": share, "validation": scores}}
     with waiting("testing"):
-        values, examples, compiling, verdict = metrics.evaluate(fitted.task, variables, "test", details.keep)
+        values, examples, compiling, verdict = evaluate_module.evaluate(
+            fitted.task, variables, "test", error_analysis.keep
+        )
         values |= dict.fromkeys(verdict.missing, math.nan)
         held_out = _held_out(fitted.task, variables)
         if config.test_train:
-            extra["train_metrics"] = metrics.evaluate(fitted.task, variables, "train").values
+            extra["train_metrics"] = evaluate_module.evaluate(fitted.task, variables, "train").values
     fitted.seconds["eval"] += time.monotonic() - begin - compiling
     fitted.seconds["compile"] += compiling
     fitted.checkpoints.close()
@@ -164,21 +396,21 @@ def _tested(config: base.Config, folder: Path, task: Task, fitted: loop.Fitted) 
         "score": task.score,
         "seconds": fitted.seconds,
         "parameters": fitted.parameters,
-        "parameters_sha256": digest(devices.fetch(variables)),
+        "parameters_sha256": digest(sharding.fetch(variables)),
         "examples": dict(task.sizes),
         "facts": {name: fact for name, fact in task.facts.items() if name != "reading"},  # which may be long
         **_judged(task, verdict, held_out, folder),
         **extra,
         **({"freeze": fitted.freeze} if config.freeze.prove else {}),
-        **machine.facts(),
+        **environment.facts(),
     }
     return summary, verdict
 
 
-def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
+def _run_many(config: recipe.Config, folder: Path) -> dict[str, Any]:
     """Every arm with every seed, then the comparison."""
     clock = time.monotonic()
-    everything = base.members(config)
+    everything = recipe.members(config)
     for arm, seed, member in everything:
         own = folder / arm / f"seed{seed}"
         own.mkdir(parents=True, exist_ok=True)
@@ -190,28 +422,28 @@ def _run_many(config: base.Config, folder: Path) -> dict[str, Any]:
         score = read_summary(own).get("score", "accuracy")
         arms, seeds = (list(dict.fromkeys(entry[i] for entry in everything)) for i in (0, 1))
         summary = {"config_name": config.name, **_smoke(config), "seed": config.seed}
-        summary |= comparison.summarise(folder, arms, seeds, score) | machine.facts()
+        summary |= plots.summarise_comparison(folder, arms, seeds, score) | environment.facts()
         summary["seconds"]["total"] = time.monotonic() - clock
         write_json(folder / "summary.json", summary)
-    say(comparison.table(summary))
-    if hosts.first():
-        say(f"picture: {comparison.draw(summary, folder / 'comparison.png')}\nsummary: {folder / 'summary.json'}")
+    say(plots.comparison_table(summary))
+    if sharding.first():
+        say(f"picture: {plots.draw_comparison(summary, folder / 'comparison.png')}\nsummary: {folder / 'summary.json'}")
     return summary
 
 
-def _smoke(config: base.Config) -> dict[str, bool]:
+def _smoke(config: recipe.Config) -> dict[str, bool]:
     return {"smoke": True} if config.smoke else {}
 
 
 def _held_out(task: Task, variables: Any) -> Any:
     """Return what the judge keeps of the validation part, None where there is none or nobody asks."""
     wanted = task.report and task.sizes.get("validation")
-    return metrics.evaluate(task, variables, "validation").verdict.kept if wanted else None
+    return evaluate_module.evaluate(task, variables, "validation").verdict.kept if wanted else None
 
 
 def _keep_details(task: Task, verdict: Verdict, folder: Path) -> None:
     """Write what is to be said of single test examples and classes."""
-    if task.details and hosts.first():
+    if task.details and sharding.first():
         write_json(folder / "test_details.json", task.details(verdict.kept))
 
 
@@ -219,7 +451,9 @@ def _judged(task: Task, verdict: Verdict, held_out: Any, folder: Path) -> dict[s
     """Return what a summary has beside the metrics: scores by class, and what the task reports and draws."""
     by_class = {"per_class": verdict.per_class} if verdict.per_class else {}
     missing = {"missing": dict(verdict.missing)} if verdict.missing else {}
-    return by_class | missing | (task.report(verdict.kept, held_out, folder) if task.report and hosts.first() else {})
+    return (
+        by_class | missing | (task.report(verdict.kept, held_out, folder) if task.report and sharding.first() else {})
+    )
 
 
 def _table(per_class: Mapping[str, Mapping[str, float]]) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 
 from experiments.benchmarks.turns import ROOT, machine
-from tl_jax import command, disk
+from tl_jax.utils import command, disk
 
 WEIGHTS = flags.DEFINE_string("weights", None, "ResNet50 without its top, HDF5.", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder with cifar10.", required=True)

@@ -30,12 +30,12 @@ def main(_: list[str]) -> None:
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     import keras
 
-    from tl_jax.data import sources, splits
+    from tl_jax.data import dataset, tfds
 
     keras.utils.set_random_seed(SEED.value)
-    source = sources.load("cifar10", DATA_DIR.value)
-    train, _ = splits.cut_validation(source.train, 0.0, SEED.value)
-    train = splits.thin(train, EXAMPLES.value, 0, 10, SEED.value)
+    source = tfds.load("cifar10", DATA_DIR.value)
+    train, _ = dataset.cut_validation(source.train, 0.0, SEED.value)
+    train = dataset.thin(train, EXAMPLES.value, 0, 10, SEED.value)
     side = SIZE.value
     base = keras.applications.ResNet50(include_top=False, weights=WEIGHTS.value, input_shape=(side, side, 3))
     base.trainable = False

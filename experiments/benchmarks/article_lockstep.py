@@ -16,9 +16,10 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from configs import base, check, cifar_resnet
-from tl_jax.tasks import image
-from tl_jax.train import loop, metrics
+from configs import cifar_resnet
+from tl_jax.config import recipe, validate
+from tl_jax.tasks import image_classification
+from tl_jax.train import evaluate, loop
 from tl_jax.train.state import initial_state
 from tl_jax.transfer import phases
 
@@ -34,9 +35,9 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     changes = {"seed": SEED.value, "log_every": 1, "data.dir": DATA_DIR.value, "data.train_examples": EXAMPLES.value}
     changes |= {"init.path": WEIGHTS.value, "epochs": STEPS.value * 64 / EXAMPLES.value}
-    config = base.override(cifar_resnet.get_config("article"), tuple(changes.items()))
-    check.validate(config)
-    task = image.make(config)
+    config = recipe.override(cifar_resnet.get_config("article"), tuple(changes.items()))
+    validate.validate(config)
+    task = image_classification.make(config)
     theirs, their_accuracy = keras_run(task, config)
     with tempfile.TemporaryDirectory() as folder:
         plan = phases.resolve(config, task.sizes, task.parts)
@@ -44,7 +45,7 @@ def main(_: list[str]) -> None:
         fitted.checkpoints.close()
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     ours = [row["loss"] for row in rows if row["split"] == "train"]
-    values = metrics.evaluate(task, fitted.state.variables, "test").values
+    values = evaluate.evaluate(task, fitted.state.variables, "test").values
     difference = np.abs(np.asarray(ours) - theirs)
     result = {
         "steps": len(ours),

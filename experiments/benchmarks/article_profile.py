@@ -13,9 +13,10 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from configs import base, cifar_resnet
-from tl_jax.tasks import image
-from tl_jax.train import devices
+from configs import cifar_resnet
+from tl_jax.config import recipe
+from tl_jax.tasks import image_classification
+from tl_jax.train import sharding
 from tl_jax.train.state import initial_state, stream_key
 from tl_jax.train.step import make_init, make_train_step
 from tl_jax.transfer import phases
@@ -29,23 +30,23 @@ def main(_: list[str]) -> None:
     """Time the parts in turns."""
     logging.set_verbosity(logging.WARNING)
     changes = (("data.dir", DATA_DIR.value), ("init.path", WEIGHTS.value), ("data.train_examples", 5000))
-    config = base.override(cifar_resnet.get_config("article"), changes)
-    task = image.make(config)
+    config = recipe.override(cifar_resnet.get_config("article"), changes)
+    task = image_classification.make(config)
     (phase,) = phases.resolve(config, task.sizes, task.parts)
     state = initial_state(task, config.seed)
     state = state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
-    stream = devices.everywhere(stream_key(config.seed, "train"))
-    rate = devices.everywhere(np.float32(1e-3))
-    batch = devices.put(task.train_batch(0))
+    stream = sharding.everywhere(stream_key(config.seed, "train"))
+    rate = sharding.everywhere(np.float32(1e-3))
+    batch = sharding.put(task.train_batch(0))
     step = make_train_step(task.loss, phase.optim, phase.rules, phase.batch_stats)
-    program = devices.compiled(step, state, batch, stream, rate)
-    flops = devices.flops(step, state, batch, stream, rate)
+    program = sharding.compiled(step, state, batch, stream, rate)
+    flops = sharding.flops(step, state, batch, stream, rate)
     forward = jax.jit(task.features)
     jax.block_until_ready(forward(state.variables, batch))
     seconds = {"batch": [], "forward": [], "step": []}
     for turn in range(TURNS.value):
         start = time.monotonic()
-        batch = jax.block_until_ready(devices.put(task.train_batch(turn)))
+        batch = jax.block_until_ready(sharding.put(task.train_batch(turn)))
         fetched = time.monotonic()
         jax.block_until_ready(forward(state.variables, batch))
         passed = time.monotonic()

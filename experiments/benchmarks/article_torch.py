@@ -29,12 +29,12 @@ def main(_: list[str]) -> None:
     start = time.monotonic()
     import torch
 
-    from tl_jax.data import sources, splits
+    from tl_jax.data import dataset, tfds
 
     torch.manual_seed(SEED.value)
-    source = sources.load("cifar10", DATA_DIR.value)
-    train, _ = splits.cut_validation(source.train, 0.0, SEED.value)
-    train = splits.thin(train, EXAMPLES.value, 0, 10, SEED.value)
+    source = tfds.load("cifar10", DATA_DIR.value)
+    train, _ = dataset.cut_validation(source.train, 0.0, SEED.value)
+    train = dataset.thin(train, EXAMPLES.value, 0, 10, SEED.value)
     features, head = frozen_resnet50(), torch.nn.Linear(2048, 10)
     loaded = time.monotonic()
     fit(features, head, train)
@@ -48,7 +48,8 @@ def frozen_resnet50():
     import torch
     from torch.nn import functional as F
 
-    from tl_jax import pretrained, tree
+    from tl_jax import pretrained
+    from tl_jax.utils import tree
 
     net = pretrained.load("resnet50", "keras", WEIGHTS.value, num_classes=0)
     flat = {**tree.flatten(net.variables["params"]), **tree.flatten(net.variables["batch_stats"])}

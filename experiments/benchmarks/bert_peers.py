@@ -30,24 +30,24 @@ def network(dtype: str) -> Bert:
 
 def tl_jax(size: int, length: int, dtype: str, compiled: bool = False) -> Calls:
     """Return the calls of tl_jax."""
-    from tl_jax.tasks.text_objectives import Encoder, make_loss
-    from tl_jax.text_network import initializer
-    from tl_jax.train import devices
+    from tl_jax.pretrained.huggingface import initializer
+    from tl_jax.tasks.losses import Encoder, make_text_loss
+    from tl_jax.train import sharding
     from tl_jax.train.state import TrainState
     from tl_jax.train.step import make_init, make_train_step
+    from tl_jax.transfer.freeze import RECIPES
     from tl_jax.transfer.optimizer import OptimSpec
-    from tl_jax.transfer.partition import RECIPES
-    from tl_jax.transfer.penalties import Regularize
+    from tl_jax.transfer.regularizers import Regularize
 
     model = network(dtype)
     variables = initializer(model)(jax.random.key(0))
-    batch = devices.put(batch_of(size, length))
+    batch = sharding.put(batch_of(size, length))
     optim, rules = OptimSpec("adam"), RECIPES["all"]
-    step = make_train_step(make_loss(Encoder(model), Regularize()), optim, rules, "auto")
+    step = make_train_step(make_text_loss(Encoder(model), Regularize()), optim, rules, "auto")
     params = variables["params"]
     state = TrainState(jnp.zeros((), jnp.int32), params, {}, make_init(optim, rules)(params))
-    held = {"state": devices.everywhere(jax.tree.map(jnp.copy, state))}
-    key, rate = (devices.everywhere(v) for v in (jax.random.key(0), jnp.float32(1e-5)))
+    held = {"state": sharding.everywhere(jax.tree.map(jnp.copy, state))}
+    key, rate = (sharding.everywhere(v) for v in (jax.random.key(0), jnp.float32(1e-5)))
     tokens = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
     forward = jax.jit(lambda variables, tokens: model.apply(variables, **tokens, train=False)[0])
 

@@ -18,8 +18,8 @@ from absl import flags
 
 from experiments.benchmarks.depthwise import in_turns
 from experiments.benchmarks.turns import machine
-from tl_jax import command, disk
-from tl_jax.models import convolution, winograd
+from tl_jax.models.ops import conv
+from tl_jax.utils import command, disk
 
 # Those of the networks at 32 and at 224 pixels (299 for Inception) that differ in kind.
 SHAPES = (
@@ -56,17 +56,17 @@ def measure(case: str) -> dict:
     side, window, stride, inputs, outputs = case.split(":")
     side, stride, high, wide = int(side), int(stride), *map(int, window.split("x"))
     batch = max(1, min(64, PIXELS // side**2))
-    pads = convolution.pads((side, side), (high, wide), stride, "half")
+    pads = conv.pads((side, side), (high, wide), stride, "half")
     x = jax.random.normal(jax.random.key(0), (batch, side, side, int(inputs)))
     kernel = jax.random.normal(jax.random.key(1), (high, wide, int(inputs), int(outputs)))
-    kernel, pads = convolution.seeing((side, side), kernel, stride, pads)
+    kernel, pads = conv.seeing((side, side), kernel, stride, pads)
     ways: dict[str, Callable] = {
         name: partial(way, stride=stride, padding=pads)
-        for name, way in (("xla", convolution._conv2d_lax), ("patches", convolution._conv2d_patches),
-                          ("taps", convolution._conv2d_taps))
+        for name, way in (("xla", conv._conv2d_lax), ("patches", conv._conv2d_patches),
+                          ("taps", conv._conv2d_taps))
     }  # fmt: skip
     if kernel.shape[:2] == (3, 3) and stride == 1:
-        ways["tiles"] = partial(winograd.conv3x3, padding=pads)
+        ways["tiles"] = partial(conv.conv3x3, padding=pads)
     dy = jax.jit(ways["xla"])(x, kernel)
     work = 2 * dy.size * kernel[..., 0].size
 
@@ -84,10 +84,10 @@ def measure(case: str) -> dict:
     }
 
 
-def chosen(x: jax.Array, kernel: jax.Array, stride: int, pads: convolution.Pads) -> str:
+def chosen(x: jax.Array, kernel: jax.Array, stride: int, pads: conv.Pads) -> str:
     """Return the way that ``conv2d`` takes."""
     size = [side + sum(pad) - k + 1 for side, pad, k in zip(x.shape[1:3], pads, kernel.shape[:2], strict=True)]
-    return convolution.way(len(x), size, kernel.shape, stride)
+    return conv.way(len(x), size, kernel.shape, stride)
 
 
 def shown(row: dict, what: str) -> list[str]:

@@ -10,7 +10,7 @@ import time
 
 import jax
 
-from tl_jax.models import convolution
+from tl_jax.models.ops import conv
 
 SHAPES = ((112, 32, 1), (112, 96, 2), (56, 144, 1), (28, 192, 1), (14, 576, 1), (7, 960, 1))  # side, channels, stride
 BATCH, TURNS = 16, 5
@@ -22,13 +22,13 @@ def main() -> None:
     for side, channels, stride in SHAPES:
         x = jax.random.normal(jax.random.key(0), (BATCH, side, side, channels))
         kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, channels))
-        pads = convolution.pads((side, side), (3, 3), stride, "same")
+        pads = conv.pads((side, side), (3, 3), stride, "same")
 
         def shifted(x, kernel, stride=stride, pads=pads):
-            return convolution.depthwise2d(x, kernel, stride, pads)
+            return conv.depthwise2d(x, kernel, stride, pads)
 
         def grouped(x, kernel, stride=stride, pads=pads):
-            return convolution._conv2d_lax(x, kernel, stride, pads, groups=x.shape[-1])
+            return conv._conv2d_lax(x, kernel, stride, pads, groups=x.shape[-1])
 
         forward = in_turns([jax.jit(shifted), jax.jit(grouped)], x, kernel)
         backward = in_turns([jax.jit(gradient(shifted)), jax.jit(gradient(grouped))], x, kernel)

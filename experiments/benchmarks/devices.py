@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from experiments.benchmarks.turns import ROOT, machine
-from tl_jax import command, disk
+from tl_jax.utils import command, disk
 
 RECIPES = flags.DEFINE_list("recipes", ["cifar_resnet:smoke", "sst2_bert:smoke", "cartpole_ppo:smoke"], "Which.")
 DEVICES = flags.DEFINE_integer("devices", 8, "Compared with one.")
@@ -94,26 +94,26 @@ def measure(recipe: str, sharded: bool) -> dict[str, Any]:
     """Return losses, bytes and seconds of the first steps of a recipe's last phase on this process' devices."""
     import jax
 
-    from configs import base
-    from tl_jax import runs
-    from tl_jax.train import devices, metrics, sharding
+    from tl_jax import restore
+    from tl_jax.config import recipe as recipe_module
+    from tl_jax.train import evaluate, sharding
+    from tl_jax.train import sharding as sharding_module
     from tl_jax.train.state import initial_state, stream_key
-    from tl_jax.train.step import make_init
-    from tl_jax.train.stepper import Stepper
+    from tl_jax.train.step import Stepper, make_init
     from tl_jax.transfer import phases
 
     name, _, variant = recipe.partition(":")
     config = importlib.import_module(f"configs.{name}").get_config(variant)
     sizes = (("rl.episodes", 8),) if config.task == "policy" else (("cache.features", "off"), ("batch_size", 16))
-    config = base.override(config, sizes)
-    task = runs.make_task(config)
+    config = recipe_module.override(config, sizes)
+    task = restore.make_task(config)
     phase = phases.resolve(config, task.sizes, task.parts)[-1]
     steps = min(STEPS.value, phase.stop - phase.start)
     phase = phase._replace(start=0, stop=steps, rate=phase.rate._replace(steps=steps))
     state = initial_state(task, 0, sharded)
     state = state.replace(opt_state=make_init(phase.optim, phase.rules, sharded)(state.params))
     held = sharding.bytes_per_device((state.params, state.opt_state))
-    stream = devices.everywhere(stream_key(0, "train"))
+    stream = sharding_module.everywhere(stream_key(0, "train"))
     objective = task.objective(phase.objective)
     stepper = (objective.stepper or Stepper)(phase, objective, state, stream, 0)
     losses, seconds, now = [], [], 0
@@ -124,8 +124,8 @@ def measure(recipe: str, sharded: bool) -> dict[str, Any]:
         seconds.append(time.perf_counter() - begin)
         losses += [float(row["sums"]["loss"][0] / row["sums"]["loss"][1]) for row in rows]
         now += len(rows)
-    text = max((program.as_text() for program in devices._PROGRAMS.values()), key=len)
-    tested = metrics.evaluate(task, state.tested, "test")
+    text = max((program.as_text() for program in sharding_module._PROGRAMS.values()), key=len)
+    tested = evaluate.evaluate(task, state.tested, "test")
     return {
         "sharded": sharded,
         "devices": jax.device_count(),

@@ -17,8 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from tl_jax import command, distance
-from tl_jax.distance import challenge, checks, coding, evidence, fisher, moments, overlap
+from tl_jax import transferability
+from tl_jax.transferability import _inputs, _statistics
+from tl_jax.transferability.gbc import gbc_from
+from tl_jax.transferability.h_score import h_score_from, regularized_h_score_from
+from tl_jax.transferability.logme import logme_from
+from tl_jax.transferability.sfda import sfda_from
+from tl_jax.transferability.transrate import transrate_from
+from tl_jax.utils import command
 
 EXAMPLES = flags.DEFINE_integer("examples", 50_000, "Rows of the features.")
 FEATURES = flags.DEFINE_integer("features", 2_048, "Their columns.")
@@ -33,11 +39,17 @@ def main(_: list[str]) -> None:
     print(f"features {x.shape}, {x.nbytes / 2**30:.2f} GiB, {CLASSES.value} classes; resident {resident():.2f} GiB")
     print("seconds                 first   again     CPU      value   peak GiB")
     cases = {
-        **{name: lambda name=name: getattr(distance, name)(x, y) for name in ("gbc", "h_score", "regularized_h_score")},
-        **{name: lambda name=name: getattr(distance, name)(x, y) for name in ("transrate", "logme", "sfda", "parc")},
-        "leep": lambda: distance.leep(p, y),
-        "nce": lambda: distance.nce(p.argmax(1), y),
-        "nleep": lambda: distance.nleep(x, y, jax.random.key(0)),
+        **{
+            name: lambda name=name: getattr(transferability, name)(x, y)
+            for name in ("gbc", "h_score", "regularized_h_score")
+        },
+        **{
+            name: lambda name=name: getattr(transferability, name)(x, y)
+            for name in ("transrate", "logme", "sfda", "parc")
+        },
+        "leep": lambda: transferability.leep(p, y),
+        "nce": lambda: transferability.nce(p.argmax(1), y),
+        "nleep": lambda: transferability.nleep(x, y, jax.random.key(0)),
         "five from one pass": lambda: together(x, y, False),
         "six from one pass": lambda: together(x, y, True),
     }
@@ -57,17 +69,17 @@ def main(_: list[str]) -> None:
 def together(x: np.ndarray, y: np.ndarray, challenged: bool) -> list[float]:
     """Return LogME, both H-scores, TransRate and GBC from one pass over the features, and SFDA if ``challenged``."""
     with jax.enable_x64(True):
-        a, b, classes = checks.classified(x, y)
-        m = moments.of(a, b, classes, rates=True)
+        a, b, classes = _inputs.classified(x, y)
+        m = _statistics.of(a, b, classes, rates=True)
         scores = [
-            evidence.logme_from(m),
-            fisher.h_score_from(m),
-            fisher.regularized_h_score_from(m),
-            coding.transrate_from(m),
-            overlap.gbc_from(m),
+            logme_from(m),
+            h_score_from(m),
+            regularized_h_score_from(m),
+            transrate_from(m),
+            gbc_from(m),
         ]
         if challenged:
-            scores.append(challenge.sfda_from(m, a, b, single=moments.large(a))[0])
+            scores.append(sfda_from(m, a, b, single=_statistics.large(a))[0])
         return [float(score) for score in scores]
 
 

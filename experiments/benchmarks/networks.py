@@ -2,13 +2,20 @@
 
     python -m experiments.benchmarks.networks --cases=resnet50:32:64 --results=FILE.json
     python -m experiments.benchmarks.networks                       every case below
-    python -m experiments.benchmarks.gpu                            the same on a GPU: large batches, bfloat16
+    python -m experiments.benchmarks.networks                            the same on a GPU: large batches, bfloat16
 
 Prints a table and writes JSON: medians over the turns, images a second, the ratio to the faster peer, FLOPs and the
 share of the rate that this machine reaches in a plain matrix product. Needs requirements-bench.txt.
-"""
+
+ResNet50 at 224 pixels and BERT-base at 128 tokens in bfloat16 on a GPU, beside PyTorch compiled, in turns.
+
+    python -m experiments.benchmarks.networks --results=FILE.json
+
+The flags are those of ``networks``, whose measuring it does with what suits a GPU. Needs JAX, PyTorch and transformers
+for CUDA; each peer has its own process, and JAX takes memory as it needs it, so that all fit."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +25,9 @@ from absl import flags
 
 from experiments.benchmarks import bert_peers
 from experiments.benchmarks.turns import Worker, machine, matmul_rate, measure, medians
-from tl_jax import command, disk, models
-from tl_jax.models import convolution
+from tl_jax import models
+from tl_jax.models.ops import conv
+from tl_jax.utils import command, disk
 
 CASES = flags.DEFINE_list(
     "cases",
@@ -92,7 +100,7 @@ def flops(name: str, size: int, batch: int) -> float:
         x = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     with (
-        convolution.plain(),
+        conv.plain(),
         jax.default_device(jax.devices("cpu")[0]),
     ):  # other platforms need not count before they compile
         lowered = jax.jit(lambda v, x: model.apply(v, x, train=False)[0]).lower(variables, x)
@@ -100,4 +108,13 @@ def flops(name: str, size: int, batch: int) -> float:
 
 
 if __name__ == "__main__":
+    command.run(main)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    flags.FLAGS.set_default("cases", ["resnet50:224:256", "bert_base:128:128"])
+    flags.FLAGS.set_default("peers", ["torch", "torch_compile"])
+    flags.FLAGS.set_default("dtype", "bfloat16")
+    flags.FLAGS.set_default("results", "experiments/results/benchmarks/gpu.json")
     command.run(main)

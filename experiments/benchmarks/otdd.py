@@ -14,7 +14,8 @@ import time
 import numpy as np
 from absl import flags
 
-from tl_jax import command, distance
+from tl_jax import transferability
+from tl_jax.utils import command
 
 EXAMPLES = flags.DEFINE_integer("examples", 2000, "N, of either side.", lower_bound=1)
 FEATURES = flags.DEFINE_integer("features", 512, "D.", lower_bound=1)
@@ -31,7 +32,7 @@ def main(_: list[str]) -> None:
         times = []
         for _turn in range(TURNS.value):
             begin = time.perf_counter()
-            value = distance.otdd(*sets, method=method)
+            value = transferability.otdd(*sets, method=method)
             times.append(time.perf_counter() - begin)
         print(f"{method:8s} {value:10.2f} {times[0]:8.2f} {min(times[1:]):8.2f} {peak():10.2f}", flush=True)
 

@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from experiments.benchmarks.turns import Worker, machine, matmul_rate, measure, medians, serve
-from tl_jax import command, disk
+from tl_jax.utils import command, disk
 
 PEER = flags.DEFINE_enum("peer", "", ["", "tl_jax", "stable_baselines3"], "Be the process of this library.")
 SEEDS = flags.DEFINE_integer("seeds", 1, "Of that process.")
@@ -79,30 +79,32 @@ def _compared(name: str, worlds: int, minibatches: int, rate: float) -> dict[str
 def _tl_jax() -> Calls:
     import jax
 
-    from configs import base, cartpole_ppo
-    from tl_jax.rl import training, worlds
+    from configs import cartpole_ppo
+    from experiments.rl_transfer import seeds
+    from tl_jax.config import recipe
+    from tl_jax.rl import envs, ppo
     from tl_jax.rl.ppo import make_update
-    from tl_jax.tasks import policy, policy_seeds
+    from tl_jax.tasks import reinforcement
     from tl_jax.transfer import phases
     from tl_jax.transfer.optimizer import make_optimizer
 
-    config = base.override(cartpole_ppo.get_config(), _case())
-    world = worlds.make(config.rl.world)
-    network = policy.network(config, world)
+    config = recipe.override(cartpole_ppo.get_config(), _case())
+    world = envs.make(config.rl.world)
+    network = reinforcement.network(config, world)
     (phase,) = phases.resolve(config, {"train": config.rl.steps}, network.part_names(False))
-    update = make_update(world, network, policy.how(config), phase.optim, phase.rules)
+    update = make_update(world, network, reinforcement.how(config), phase.optim, phase.rules)
     init = make_optimizer(phase.optim, phase.rules).init
 
     def run(state, key, count):
         return jax.lax.fori_loop(0, count, lambda _, state: update(state, key, config.optim.lr)[0], state)
 
     program = jax.jit(jax.vmap(run, in_axes=(0, 0, None)), donate_argnums=0)
-    start = jax.vmap(lambda variables: training.begin(variables, init))(policy_seeds.drawn(config, world, SEEDS.value))
-    keys = policy_seeds.grouped(policy_seeds.stream_keys(SEEDS.value))
-    kept = policy_seeds.grouped(start)
+    start = jax.vmap(lambda variables: ppo.begin(variables, init))(seeds.drawn(config, world, SEEDS.value))
+    keys = seeds.grouped(seeds.stream_keys(SEEDS.value))
+    kept = seeds.grouped(start)
 
     def updates(count: int) -> None:
-        kept[:] = policy_seeds.at_once(program, [(state, key, count) for state, key in zip(kept, keys, strict=True)])
+        kept[:] = seeds.at_once(program, [(state, key, count) for state, key in zip(kept, keys, strict=True)])
 
     return {"update": updates}
 

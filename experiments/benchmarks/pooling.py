@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks.depthwise import BATCH, in_turns
-from tl_jax.models import convolution, pooling
+from tl_jax.models.ops import conv, pooling
 
 # side, channels, then window, stride and padding of a maximum; none for a mean
 SHAPES = ((224, 64, 2, 2, 0), (56, 256, 2, 2, 0), (112, 64, 3, 2, 1), (147, 64, 3, 2, 0), (71, 192, 3, 2, 0),
@@ -26,7 +26,7 @@ def main() -> None:
         pool = partial(pooling.max_pool, window=window[0], stride=window[1], pad=window[2]) if window else mean
 
         def plain(x, pool=pool):
-            with convolution.plain():
+            with conv.plain():
                 return pool(x)
 
         dy = jnp.ones_like(pool(x))

@@ -24,9 +24,9 @@ from typing import NamedTuple
 from absl import flags
 
 from experiments.benchmarks.turns import ROOT, machine
-from tl_jax import command, disk
-from tl_jax.errors import UserError
-from tl_jax.report import page
+from tl_jax.report import html
+from tl_jax.utils import command, disk
+from tl_jax.utils.errors import UserError
 
 ONLY = flags.DEFINE_list("only", [], "Names of commands; all if empty.")
 TRANSCRIPTS = flags.DEFINE_string("transcripts", "", "Folder for what each wrote, with the seconds; none if empty.")
@@ -77,7 +77,7 @@ def main(_: list[str]) -> None:
             found[name] = watch([part.format(folder) for part in COMMANDS[name]], Path(folder) / f"cache {name}", name)
             print(f"{name}: first {found[name].first:.1f} s, longest {found[name].longest:.1f} s", flush=True)
     rows = [(name, *(f"{value:.1f}" for value in silence)) for name, silence in found.items()]
-    print(page.markdown(page.Table(("command", "first output, s", "longest silence, s", "in all, s"), rows)))
+    print(html.markdown(html.Table(("command", "first output, s", "longest silence, s", "in all, s"), rows)))
     if not ONLY.value:
         numbers = {name: silence._asdict() for name, silence in found.items()}
         disk.write_text(

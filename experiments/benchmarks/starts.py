@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.benchmarks.turns import ROOT, machine
-from tl_jax import command, disk
+from tl_jax.utils import command, disk
 
 CASES = flags.DEFINE_multi_string("cases", ["", "--config=configs/cifar_resnet.py:smoke"], "Arguments of run.py.")
 TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")

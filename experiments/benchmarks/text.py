@@ -14,7 +14,7 @@ from absl import flags
 
 from experiments.benchmarks.text_peers import BERT, DATA_DIR, LENGTHS
 from experiments.benchmarks.turns import Worker, machine, measure, medians
-from tl_jax import command, disk
+from tl_jax.utils import command, disk
 
 TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
 LEAST = flags.DEFINE_float("least", 5.0, "Seconds of a turn at least.")

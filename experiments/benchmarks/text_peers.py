@@ -4,23 +4,30 @@
 
 ``length32 N`` and ``length128 N`` are N steps on 32 random texts of that length, ``epoch N`` the first N steps of an
 epoch over SST-2: in length buckets here, padded to 128 tokens there.
-"""
+
+The peer of the text tasks: the same fine-tuning in transformers on PyTorch, fed with the same batches."""
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+import torch
 from absl import flags
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from configs import base, sst2_bert
+from configs import sst2_bert
 from experiments.benchmarks.turns import serve
-from tl_jax import command
-from tl_jax.runs import make_task
-from tl_jax.train import devices
+from tl_jax.config import recipe
+from tl_jax.data.tokenize import IGNORED
+from tl_jax.restore import make_task
+from tl_jax.train import sharding
 from tl_jax.train.loop import initial_state, stream_key
 from tl_jax.train.step import make_init, make_train_step
 from tl_jax.transfer import phases
+from tl_jax.utils import command
 
 PEER = flags.DEFINE_enum("peer", "tl_jax", ["tl_jax", "transformers"], "Library.")
 BERT = flags.DEFINE_string("bert", None, "Folder of the network.", required=True)
@@ -38,7 +45,7 @@ def main(_: list[str]) -> None:
 def calls() -> Calls:
     """Build what is asked for."""
     changes = (("init.path", BERT.value), ("data.dir", DATA_DIR.value), ("input.length", 128))
-    config = base.override(sst2_bert.get_config(), changes)
+    config = recipe.override(sst2_bert.get_config(), changes)
     task = make_task(config)
     plan = phases.resolve(config, task.sizes, task.parts)[0]
     make = {"tl_jax": _tl_jax, "transformers": _transformers}[PEER.value]
@@ -59,12 +66,12 @@ def _tl_jax(task, plan, batches) -> Calls:
     state = initial_state(task, 0)
     state = state.replace(opt_state=make_init(plan.optim, plan.rules)(state.params))
     step = make_train_step(task.loss, plan.optim, plan.rules, plan.batch_stats)
-    stream = devices.everywhere(stream_key(0, "train"))
+    stream = sharding.everywhere(stream_key(0, "train"))
     kept = {"state": state}
 
     def run(make, count):
         for i in range(count):
-            state, row = step(kept["state"], devices.put(make(i)), stream, devices.everywhere(np.float32(RATE)))
+            state, row = step(kept["state"], sharding.put(make(i)), stream, sharding.everywhere(np.float32(RATE)))
             kept["state"] = state
         jax.block_until_ready(row)
 
@@ -76,8 +83,6 @@ def _tl_jax(task, plan, batches) -> Calls:
 
 def _transformers(task, plan, batches) -> Calls:
     import torch
-
-    from experiments.benchmarks.text_torch import Trainer
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     trainer, stream = Trainer(BERT.value, 2, False, 0, plan.optim), task.train_batch
@@ -93,3 +98,43 @@ def _transformers(task, plan, batches) -> Calls:
 
 if __name__ == "__main__":
     command.run(main)
+
+
+SKIPPED = -100  # label that transformers leaves out
+
+
+class Trainer:
+    """A network of a folder with a new head, and AdamW as the text recipes have it."""
+
+    def __init__(self, folder: Path, classes: int, tokens: bool, seed: int, optim: Any):
+        torch.manual_seed(seed)
+        make = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
+        self.model = make.from_pretrained(folder, num_labels=classes).train()
+        self.clip = optim.clip_norm
+        weights = [p for p in self.model.parameters() if p.ndim > 1]
+        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups = [{"params": weights, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, eps=optim.epsilon)
+
+    def step(self, batch: Any, rate: float) -> float:
+        """Take a step on a batch as ``TextStream`` gives it; return the loss in nats."""
+        labels = torch.from_numpy(np.where(batch["label"] == IGNORED, SKIPPED, batch["label"]).astype(np.int64))
+        for group in self.optimizer.param_groups:
+            group["lr"] = float(rate)
+        loss = self.model(**_tokens(batch), labels=labels).loss
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or float("inf"))
+        self.optimizer.step()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def classes(self, batch: Any) -> np.ndarray:
+        """Return the predicted classes (N,) or (N, L)."""
+        self.model.eval()
+        return self.model(**_tokens(batch)).logits.argmax(-1).numpy()
+
+
+def _tokens(batch: Any) -> dict[str, torch.Tensor]:
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return {name: torch.from_numpy(np.asarray(batch[name], np.int64)) for name in names}

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tl_jax.machine import commit, processor
+from tl_jax.utils.environment import commit, processor
 
 ROOT = Path(__file__).parents[2]
 

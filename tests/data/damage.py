@@ -24,9 +24,9 @@ from PIL import Image
 
 from tests.data.boxed import some
 from tests.data.prepared import CLASSES, TEXT, image_feature, png, prepare
-from tests.weights.damage import SECONDS, cut, flip, guard, limit, lose, peak, swap
+from tests.pretrained.damage import SECONDS, cut, flip, guard, limit, lose, peak, swap
 from tl_jax.data import cifar
-from tl_jax.errors import UserError
+from tl_jax.utils.errors import UserError
 
 RNG = np.random.default_rng(0)
 NUMBERS = (b"0", b"-1", b"1e999", b"NaN", b"9" * 30, b"9" * 5000, b"1000000000", b"0.5", b"1e-320", b"true")
@@ -144,15 +144,15 @@ def make_table(kind: str) -> Callable[[Path], None]:
 
 def read_table(kind: str) -> Callable[[Path], Any]:
     def read(folder: Path) -> Any:
-        from tl_jax.data import texts
+        from tl_jax.data import text
 
-        return texts.read(folder, kind)
+        return text.read(folder, kind)
 
     return read
 
 
 def read_folder(folder: Path) -> Any:
-    from tl_jax.data import folder as folders
+    from tl_jax.data import image_folder as folders
 
     return folders.read(folder, 8).train.images[:]
 
@@ -176,10 +176,10 @@ def read_coco(folder: Path) -> Any:
 
 
 def read_index(folder: Path) -> Any:
-    from tl_jax.data import index
-    from tl_jax.data.listed import Reading
+    from tl_jax.data import image_list
+    from tl_jax.data.image_list import Reading
 
-    return index.source(folder, Reading(8, group="patient")).train.images[:]
+    return image_list.source(folder, Reading(8, group="patient")).train.images[:]
 
 
 def read_npz(folder: Path) -> Any:
@@ -208,9 +208,9 @@ def make_tfds(folder: Path) -> None:
 
 
 def read_tfds(folder: Path) -> Any:
-    from tl_jax.data import sources
+    from tl_jax.data import tfds
 
-    return sources.load("odd", str(folder), 8).train.images[:]
+    return tfds.load("odd", str(folder), 8).train.images[:]
 
 
 def make_tfds_texts(folder: Path) -> None:
@@ -219,9 +219,9 @@ def make_tfds_texts(folder: Path) -> None:
 
 
 def read_tfds_texts(folder: Path) -> Any:
-    from tl_jax.data import text_sources
+    from tl_jax.data import text_datasets
 
-    return text_sources.load("odd", str(folder))
+    return text_datasets.load("odd", str(folder))
 
 
 TFDS = tuple(
@@ -262,12 +262,12 @@ def make_faces(folder: Path) -> None:
 
 
 def read_faces(folder: Path) -> Any:
-    from tl_jax.data import pairs, people
+    from tl_jax.data import faces
 
-    album = people.read(folder / "set", 8)
-    listed = pairs.read(folder / "pairs.txt")
-    cut = people.Cut(2, pairs.names(folder / "people.txt"), 0, 0.0, 0, 0)
-    return pairs.rows(listed, album.files), people.split(album, cut)[0].train.images[:]
+    album = faces.read(folder / "set", 8)
+    listed = faces.read_pairs(folder / "pairs.txt")
+    cut = faces.Cut(2, faces.names(folder / "people.txt"), 0, 0.0, 0, 0)
+    return faces.rows(listed, album.files), faces.split(album, cut)[0].train.images[:]
 
 
 def make_deep_npz(folder: Path) -> None:
@@ -291,13 +291,13 @@ def make_inputs(folder: Path) -> None:
 
 
 def read_inputs(folder: Path) -> Any:
-    from tl_jax.data.texts import FIRST_LINE
-    from tl_jax.tasks import typed_texts
+    from tl_jax.data.text import FIRST_LINE
+    from tl_jax.tasks import text
 
     def files(task: str) -> list[str]:
         return [str(folder / name) for name in INPUTS if task == "tokens" or not name.endswith("conll")]
 
-    return [typed_texts.read_inputs(files(task), task, False, FIRST_LINE) for task in ("tokens", "text")]
+    return [text.read_inputs(files(task), task, False, FIRST_LINE) for task in ("tokens", "text")]
 
 
 def make_pictures(folder: Path) -> None:
@@ -308,8 +308,8 @@ def make_pictures(folder: Path) -> None:
 
 def read_pictures(folder: Path) -> Any:
     """Return what a prediction says of a folder of images: a damaged one is told beside the others."""
-    from tl_jax.data import folder as folders
-    from tl_jax.data.decoding import DEFAULT
+    from tl_jax.data import image_folder as folders
+    from tl_jax.data.decode import DEFAULT
     from tl_jax.tasks import file_answers
 
     files = folders.named([str(folder / "some")])

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl_jax.data import box_augment
-from tl_jax.data.augment import Augment
-from tl_jax.data.box_augment import augment_boxes, mirrored, within
+from tl_jax.data import augment
+from tl_jax.data.augment import Augment, augment_boxes, mirrored, within
 
 pytestmark = pytest.mark.fast
 SIDES = (48, 64)
@@ -65,7 +64,7 @@ def test_a_box_still_bounds_its_pixels(seed, x0, y0, width, height):
 
 def test_boxes_that_leave_the_crop_are_dropped_by_their_visible_share(monkeypatch):
     cut = tuple(jnp.float32(v) for v in (0.0, 0.25, 1.0, 0.75))
-    monkeypatch.setattr(box_augment, "rectangle", lambda *_: cut)
+    monkeypatch.setattr(augment, "rectangle", lambda *_: cut)
     image, _ = filled((8, 0, 24, 48))
     rows = [8, 0, 24, 48, 1, 0], [0, 0, 20, 10, 0, 0], [20, 0, 40, 9, 1, 1], [0, 0, 15, 9, 1, 0]  # the last is gone
     labels = np.array([rows], np.float32)

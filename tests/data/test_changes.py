@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base
 from tests.data.boxed import CAT, DOG, write_voc
-from tl_jax.data.changes import stamp
-from tl_jax.tasks import detection, faces, image, text
+from tl_jax.config import recipe
+from tl_jax.data.fingerprint import stamp
+from tl_jax.tasks import detection, face_verification, image_classification, text
 
 pytestmark = pytest.mark.fast
 
 
 def config(top, name, *fields):
-    return base.override(base.get_config(), (("data.name", name), ("data.dir", str(top)), *fields))
+    return recipe.override(recipe.get_config(), (("data.name", name), ("data.dir", str(top)), *fields))
 
 
 def test_a_label_that_was_mended_counts_in_the_next_run(tmp_path):
@@ -23,10 +23,10 @@ def test_a_label_that_was_mended_counts_in_the_next_run(tmp_path):
         Image.fromarray(np.full((4, 4), i, np.uint8)).save(tmp_path / f"{i}.png")
     rows = [f"{i}.png,{'ab'[i % 2]}" for i in range(20)]
     (tmp_path / "index.csv").write_text("\n".join(["file,label", *rows]))
-    assert image.load_source(config(tmp_path, "index"), 4).classes == ("a", "b")
+    assert image_classification.load_source(config(tmp_path, "index"), 4).classes == ("a", "b")
     (tmp_path / "index.csv").write_text("\n".join(["file,label", *rows]).replace(",b", ",c"))
     for place in (tmp_path, tmp_path / "index.csv"):
-        assert image.load_source(config(place, "index"), 4).classes == ("a", "c")
+        assert image_classification.load_source(config(place, "index"), 4).classes == ("a", "c")
 
 
 def test_boxes_people_and_texts_are_read_anew_once_they_change(tmp_path):
@@ -41,9 +41,9 @@ def test_boxes_people_and_texts_are_read_anew_once_they_change(tmp_path):
         (tmp_path / "people" / f"p{i // 2}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / "people" / f"p{i // 2}" / f"{i}.png")
     how = "folder", str(tmp_path / "people"), False, 8, 1e9
-    assert faces.read(*how).people == ("p0", "p1", "p2", "p3")
+    assert face_verification.read(*how).people == ("p0", "p1", "p2", "p3")
     (tmp_path / "people" / "p3").rename(tmp_path / "people" / "q")
-    assert faces.read(*how).people == ("p0", "p1", "p2", "q")
+    assert face_verification.read(*how).people == ("p0", "p1", "p2", "q")
 
     (tmp_path / "texts").mkdir()
     file, lines = tmp_path / "texts" / "train.jsonl", [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(20)]

@@ -20,7 +20,7 @@ import pytest
 
 from tl_jax.data import cifar
 from tl_jax.data.cifar import ARCHIVES, prepare
-from tl_jax.errors import UserError
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 
@@ -292,7 +292,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_offline_says_where_to_put_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tl_jax.fetch.RETRY_WAIT", 0.0)
+    monkeypatch.setattr("tl_jax.utils.download.RETRY_WAIT", 0.0)
     place = tmp_path / "downloads" / "cifar-100-binary.tar.gz"
     with pytest.raises(UserError, match=f"http://127.0.0.1:9/cifar-100-binary.tar.gz .*put the file at {place}"):
         prepare("cifar100", tmp_path, url="http://127.0.0.1:9/cifar-100-binary.tar.gz")

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from tests.data.boxed import some
-from tl_jax.data import coco, scenes, voc
-from tl_jax.errors import UserError
+from tl_jax.data import coco, synthetic, voc
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 
@@ -92,8 +92,8 @@ def test_json_that_is_none(tmp_path):
 
 
 def test_scenes_have_boxes_that_bound_their_shapes():
-    source = scenes.scenes(train=40, test=5, size=64)
-    again = scenes.scenes(train=40, test=5, size=64)
+    source = synthetic.scenes(train=40, test=5, size=64)
+    again = synthetic.scenes(train=40, test=5, size=64)
     np.testing.assert_array_equal(source.train.images, again.train.images)
     known = source.train.labels[source.train.labels[..., 4] >= 0]
     assert set(known[:, 4]) == {0, 1, 2} and 40 < len(known) < 160

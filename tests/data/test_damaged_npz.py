@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tl_jax.data import medmnist
-from tl_jax.errors import UserError
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 MEMORY = 1 << 28  # bytes beyond those in use that a test may take

@@ -7,67 +7,68 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from tl_jax.data import batches, drawn, preprocess, sources, splits
+from tl_jax.data import dataset, loader, preprocess, synthetic
+from tl_jax.data import tfds as tfds_module
 from tl_jax.data.augment import Augment, augment
-from tl_jax.data.pictures import held_out
-from tl_jax.errors import UserError
+from tl_jax.data.dataset import held_out
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 
 
 def test_every_example_once_before_any_twice():
     n, size = 10, 4
-    stream = np.concatenate([batches.train_indices(3, n, size, step) for step in range(10)])
+    stream = np.concatenate([loader.train_indices(3, n, size, step) for step in range(10)])
     for epoch in range(4):
         assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
     assert list(stream[:n]) != list(stream[n : 2 * n])
 
 
 def test_a_set_smaller_than_a_batch():
-    assert np.bincount(batches.train_indices(0, 3, 8, 0), minlength=3).min() >= 2
+    assert np.bincount(loader.train_indices(0, 3, 8, 0), minlength=3).min() >= 2
 
 
 def test_order_depends_on_seed_and_step_only():
-    a = batches.train_indices(0, 100, 16, 7)
-    assert list(a) == list(batches.train_indices(0, 100, 16, 7))
-    assert list(a) != list(batches.train_indices(1, 100, 16, 7))
+    a = loader.train_indices(0, 100, 16, 7)
+    assert list(a) == list(loader.train_indices(0, 100, 16, 7))
+    assert list(a) != list(loader.train_indices(1, 100, 16, 7))
 
 
 def test_eval_batches_hold_every_example_once():
-    split = sources.Split(np.arange(10, dtype=np.uint8)[:, None, None, None], np.arange(10, dtype=np.int32))
-    seen = list(batches.eval_batches(split, 4))
+    split = tfds_module.Split(np.arange(10, dtype=np.uint8)[:, None, None, None], np.arange(10, dtype=np.int32))
+    seen = list(loader.eval_batches(split, 4))
     assert {len(b["label"]) for b in seen} == {4}
     labels = np.concatenate([b["label"][b["mask"] == 1] for b in seen])
     assert list(labels) == list(range(10))
 
 
 def test_validation_part_is_drawn_by_seed_and_disjoint():
-    split = sources.Split(np.arange(100, dtype=np.uint8)[:, None, None, None], np.arange(100, dtype=np.int32) % 3)
-    train, validation = splits.cut_validation(split, 0.2, seed=1)
-    held, other = validation.images[:].ravel(), splits.cut_validation(split, 0.2, seed=2)[1].images[:].ravel()
+    split = tfds_module.Split(np.arange(100, dtype=np.uint8)[:, None, None, None], np.arange(100, dtype=np.int32) % 3)
+    train, validation = dataset.cut_validation(split, 0.2, seed=1)
+    held, other = validation.images[:].ravel(), dataset.cut_validation(split, 0.2, seed=2)[1].images[:].ravel()
     assert len(held) == 20 and list(held) != list(other)
     assert sorted([*train.images[:].ravel(), *held]) == list(range(100))
 
 
 def test_thinning_by_class():
-    split = sources.digits().train
-    few = splits.thin(split, 0, 5, 10, seed=0)
+    split = tfds_module.digits().train
+    few = dataset.thin(split, 0, 5, 10, seed=0)
     assert list(np.bincount(few.labels)) == [5] * 10
     with pytest.raises(UserError, match="per_class=500, but class"):
-        splits.thin(split, 0, 500, 10, seed=0)
+        dataset.thin(split, 0, 500, 10, seed=0)
     with pytest.raises(UserError, match="train_examples=5000"):
-        splits.thin(split, 5000, 0, 10, seed=0)
+        dataset.thin(split, 5000, 0, 10, seed=0)
 
 
 def test_digits_test_part_is_a_fixed_third():
-    a, b = sources.digits(), sources.digits()
+    a, b = tfds_module.digits(), tfds_module.digits()
     assert len(a.train.labels) + len(a.test.labels) == 1797 and len(a.test.labels) == 599
     np.testing.assert_array_equal(a.test.images, b.test.images)
     assert a.train.images.shape[1:] == (8, 8, 3) and a.train.images.max() == 255
 
 
 def test_gratings_are_learnable_by_a_linear_model_on_their_spectrum():
-    source = drawn.gratings()
+    source = synthetic.gratings()
 
     def spectrum(images):
         return np.abs(np.fft.fft2(images.mean(-1)))[:, :8, :].reshape(len(images), -1)
@@ -80,14 +81,14 @@ def test_gratings_are_learnable_by_a_linear_model_on_their_spectrum():
 
 def test_an_unknown_set_says_how_to_get_it(tmp_path):
     with pytest.raises(UserError, match="no data set 'no_such_set'.*download_and_prepare"):
-        sources.load("no_such_set", str(tmp_path))
+        tfds_module.load("no_such_set", str(tmp_path))
     with pytest.raises(UserError, match="no folder"):
-        sources.load("cifar10", str(tmp_path / "absent"))
+        tfds_module.load("cifar10", str(tmp_path / "absent"))
 
 
 @pytest.mark.data
 def test_mnist_is_read_as_three_channels(data_dir):
-    source = sources.load("mnist", str(data_dir / "tfds"))
+    source = tfds_module.load("mnist", str(data_dir / "tfds"))
     assert source.train.images.shape == (20000, 28, 28, 3)
     assert source.test.images.shape == (10000, 28, 28, 3)
     np.testing.assert_array_equal(source.train.images[..., 0], source.train.images[..., 2])
@@ -97,7 +98,7 @@ def test_mnist_is_read_as_three_channels(data_dir):
 def test_cifar10_equals_what_tfds_itself_reads(data_dir):
     import tensorflow_datasets as tfds
 
-    source = sources.load("cifar10", str(data_dir / "tfds"))
+    source = tfds_module.load("cifar10", str(data_dir / "tfds"))
     assert source.classes[0] == "airplane" and len(source.classes) == 10
     assert np.bincount(source.train.labels).tolist() == [5000] * 10
     peer = tfds.data_source("cifar10", split="test", data_dir=str(data_dir / "tfds"))
@@ -170,7 +171,7 @@ def test_fit_keeps_the_aspect_ratio_and_leaves_the_right_size_alone(pictures):
 def test_fit_agrees_with_pillow():
     from PIL import Image
 
-    image = np.asarray(Image.fromarray(drawn.gratings().train.images[0]).resize((64, 64)))
+    image = np.asarray(Image.fromarray(synthetic.gratings().train.images[0]).resize((64, 64)))
     for size in (24, 128):
         ours = np.asarray(preprocess.fit(image[None], size, 1.0, "bilinear"))[0]
         pillow = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
@@ -179,7 +180,7 @@ def test_fit_agrees_with_pillow():
 
 def test_a_validation_share_too_small_for_one_example_is_refused():
     with pytest.raises(UserError, match="validation=0.0001 of 1198 examples is none"):
-        splits.cut_validation(sources.digits().train, 0.0001, seed=0)
+        dataset.cut_validation(tfds_module.digits().train, 0.0001, seed=0)
 
 
 def tfds_folder(folder, parts):
@@ -212,7 +213,7 @@ def tfds_folder(folder, parts):
 
 def test_pictures_of_differing_sizes_are_fitted(tmp_path):
     tfds_folder(tmp_path, {"train": [0, 1, 1], "test": [1, 0]})
-    source = sources.load("odd", str(tmp_path), size=16)
+    source = tfds_module.load("odd", str(tmp_path), size=16)
     assert source.name == "odd:10.0.0" and source.classes == ("dark", "light") and source.tested == "test"
     assert source.train.images.shape == (3, 16, 16, 3)
     means = source.train.images.mean(axis=(1, 2, 3))
@@ -221,19 +222,19 @@ def test_pictures_of_differing_sizes_are_fitted(tmp_path):
 
 def test_a_test_part_without_labels_is_passed_over(tmp_path):
     tfds_folder(tmp_path, {"train": [0, 1], "test": [-1, -1], "validation": [1]})
-    source = sources.load("odd", str(tmp_path), size=8)
+    source = tfds_module.load("odd", str(tmp_path), size=8)
     assert source.tested == "validation" and list(source.test.labels) == [1]
 
 
 def test_splits_of_tfds_are_known_by_all_their_names(tmp_path):
     tfds_folder(tmp_path, {"training": [0, 1], "dev": [1], "holdout": [1, 0]})
-    source = sources.load("odd", str(tmp_path), size=8)
+    source = tfds_module.load("odd", str(tmp_path), size=8)
     assert source.tested == "holdout" and source.validation is not None
     assert [len(part.labels) for part in (source.train, source.test, source.validation)] == [2, 2, 1]
 
 
 def test_the_newest_version_is_read_by_number(tmp_path):
-    assert sources._version("10.0.0") > sources._version("9.1.0")
+    assert tfds_module._version("10.0.0") > tfds_module._version("9.1.0")
 
 
 def test_what_is_held_out_is_cut_once_by_scikit_learn(monkeypatch, tmp_path):
@@ -243,14 +244,14 @@ def test_what_is_held_out_is_cut_once_by_scikit_learn(monkeypatch, tmp_path):
     expected = train_test_split(np.arange(60), test_size=1 / 3, random_state=0, stratify=labels)
     np.testing.assert_array_equal(train, np.sort(expected[0]))
     np.testing.assert_array_equal(test, np.sort(expected[1]))
-    monkeypatch.setattr("tl_jax.data.pictures._tested", lambda *_: pytest.fail("cut again"))
+    monkeypatch.setattr("tl_jax.data.dataset._tested", lambda *_: pytest.fail("cut again"))
     np.testing.assert_array_equal(held_out("toy", labels, ("a", "b", "c"), "third")[1], test)
     with pytest.raises(pytest.fail.Exception, match="cut again"):
         held_out("toy", labels[::-1], ("a", "b", "c"), "third")
 
 
 def test_digits_are_scikit_learns():
-    digits, source = load_digits(), sources.digits()
+    digits, source = load_digits(), tfds_module.digits()
     seen = np.concatenate([source.train.images, source.test.images])[..., 0].reshape(-1, 64)
     order, expected = np.lexsort(seen.T), np.round(digits.data * (255 / 16))
     np.testing.assert_array_equal(seen[order], expected[np.lexsort(expected.T)])

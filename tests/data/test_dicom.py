@@ -17,10 +17,10 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from tests.data.test_folder import draw
-from tl_jax.data import decoding, dicom, folder, sources
-from tl_jax.data.decoding import Decoding
-from tl_jax.errors import UserError
+from tests.data.test_image_folder import draw
+from tl_jax.data import decode, dicom, image_folder, tfds
+from tl_jax.data.decode import Decoding
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 STORED = np.array([[0, 24, 424], [1024, 1064, 2824]], np.uint16)  # HU = stored - 1024, below
@@ -151,14 +151,14 @@ def test_a_series_with_differing_sizes_is_fitted_and_patients_stay_together(tmp_
                 size = (12, 10) if i else (16, 16)
                 pixels = np.full(size, 1024 + 40 * (name == "ill"), np.uint16)
                 write(tmp_path / name / f"series{patient}" / f"{i}.dcm", pixels, PatientID=f"{name}{patient}")
-    source = sources.load("folder", str(tmp_path), size=8, windows=("brain",))
+    source = tfds.load("folder", str(tmp_path), size=8, windows=("brain",))
     assert source.classes == ("ill", "well") and source.tested == "a fifth held out"
     assert source.train.images.shape[1:] == (8, 8, 3) and len(source.train.labels) + len(source.test.labels) == 30
     assert np.unique(source.test.images[source.test.labels == 0]).tolist() == [128]
     assert source.train.groups is not None and source.test.groups is not None
     assert not set(source.train.groups) & set(source.test.groups)
     assert np.bincount(source.test.labels).tolist() == [3, 3]  # one of five patients of each, three slices each
-    other = sources.load("folder", str(tmp_path), size=8, windows=((40, 160),))  # kept under another key
+    other = tfds.load("folder", str(tmp_path), size=8, windows=((40, 160),))  # kept under another key
     assert np.unique(other.test.images[other.test.labels == 1]).tolist() == [64]
 
 
@@ -166,7 +166,7 @@ def test_a_corrupt_slice_in_a_folder_is_named(tmp_path: Path) -> None:
     draw(tmp_path, {"green": 5, "red": 5})
     (tmp_path / "red" / "x.dcm").write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot read .*red/x.dcm as DICOM"):
-        folder.read(tmp_path)
+        image_folder.read(tmp_path)
 
 
 @pytest.mark.parametrize("tag", [b"\x08\0\x60\0CS", b"\x10\0\x20\0LO", b"\x20\0\x0d\0UI", b"\x28\0\x04\0CS"])
@@ -218,10 +218,10 @@ def test_files_without_preamble_mark_or_transfer_syntax_are_read(tmp_path: Path,
     for name in ("raw", "raw.dcm"):
         path = bare(tmp_path / name, STORED, syntax)
         assert path.read_bytes()[128:132] != b"DICM"
-        np.testing.assert_array_equal(decoding.decode(path, Decoding(("lung",))), want)
+        np.testing.assert_array_equal(decode.decode(path, Decoding(("lung",))), want)
     marked = bare(tmp_path / "marked", STORED, syntax, mark=True)
     assert marked.read_bytes()[:4] == b"DICM"
-    np.testing.assert_array_equal(decoding.decode(marked, Decoding(("lung",))), want)
+    np.testing.assert_array_equal(decode.decode(marked, Decoding(("lung",))), want)
     data = pydicom.dcmread(tmp_path / "whole.dcm")
     del data.file_meta.TransferSyntaxUID
     implicit = syntax == ImplicitVRLittleEndian
@@ -237,13 +237,13 @@ def test_dicom_without_an_ending_is_known_by_its_bytes(tmp_path: Path) -> None:
         write(tmp_path / name, STORED + i, PatientID=f"p{i}")
         rows.append(f"{name},{'ab'[i < 6]}")
     (tmp_path / "index.csv").write_text("\n".join(rows) + "\n")
-    source = sources.load("index", str(tmp_path), windows=("lung",))
+    source = tfds.load("index", str(tmp_path), windows=("lung",))
     assert len(source.train.labels) + len(source.test.labels) == 12
     assert source.train.groups is not None  # the patients
     for name, content in (("notes.txt", b"hello"), ("empty", b""), ("x.png", b"\x08\x00\x05\x00CS")):
         (tmp_path / name).write_bytes(content)
-        assert not decoding.is_dicom(tmp_path / name)
-    assert not decoding.is_dicom(tmp_path / "absent") and not decoding.is_dicom(tmp_path)
+        assert not decode.is_dicom(tmp_path / name)
+    assert not decode.is_dicom(tmp_path / "absent") and not decode.is_dicom(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -312,14 +312,14 @@ def test_a_stated_range_takes_the_place_of_the_files_own_window(tmp_path: Path) 
     for i in range(10):
         pixels = np.full((4, 4), 100 * i, np.uint16)
         write(tmp_path / "ab"[i % 2] / f"{i}.dcm", pixels, PatientID=f"p{i}", WindowCenter=1, WindowWidth=2, **PLAIN)
-    source = folder.read(tmp_path, 4, value_range=(0.0, 1000.0))
+    source = image_folder.read(tmp_path, 4, value_range=(0.0, 1000.0))
     found = sorted(int(each[0, 0, 0]) for part in (source.train, source.test) for each in part.images)
     assert found == [round(25.5 * i) for i in range(10)]
     with pytest.raises(UserError, match="config.data.range has no effect"):
-        folder.read(tmp_path, 4, windows=("lung",), value_range=(0.0, 1000.0))
+        image_folder.read(tmp_path, 4, windows=("lung",), value_range=(0.0, 1000.0))
     same = write(tmp_path / "ct" / "a.dcm", np.full((4, 4), 1024 + 300, np.uint16))  # 300 Hounsfield units
     seen, ranged = Decoding(((100, 900),)), Decoding(value_range=(100.0, 900.0))
-    kept = [decoding.decode_all("ct", [same], 4, 1e9, rules)[0, 0, 0, 0] for rules in (seen, ranged, seen)]
+    kept = [decode.decode_all("ct", [same], 4, 1e9, rules)[0, 0, 0, 0] for rules in (seen, ranged, seen)]
     assert kept == [184, 64, 184]  # (300 - 100) / 900 + 0.5, and (300 - 100) / 800
 
 
@@ -341,5 +341,5 @@ def test_a_file_with_too_many_pixels_is_refused(tmp_path: Path) -> None:
     for i in range(10):
         write(tmp_path / "ab"[i % 2] / f"{i}.dcm", np.full((8, 8), 1024 + i, np.uint16), PatientID=f"p{i}")
     with pytest.raises(UserError, match="more than 63 pixels.*config.data.max_pixels"):
-        folder.read(tmp_path, 8, windows=("lung",), max_pixels=63)
-    assert len(folder.read(tmp_path, 8, windows=("lung",), max_pixels=64).train.labels) == 8
+        image_folder.read(tmp_path, 8, windows=("lung",), max_pixels=63)
+    assert len(image_folder.read(tmp_path, 8, windows=("lung",), max_pixels=64).train.labels) == 8

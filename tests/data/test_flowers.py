@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_folder import draw
-from tl_jax.data import archives, sources
-from tl_jax.errors import UserError
+from tests.data.test_image_folder import draw
+from tl_jax.data import tfds
+from tl_jax.utils import download
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 
@@ -27,10 +28,10 @@ def served(tmp_path: Path, monkeypatch) -> Iterator[Path]:
     handler = functools.partial(SimpleHTTPRequestHandler, directory=top)
     monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: (top / "asked").open("a").write("x"))
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("tl_jax.fetch.RETRY_WAIT", 0.0)
+    monkeypatch.setattr("tl_jax.utils.download.RETRY_WAIT", 0.0)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        monkeypatch.setattr(sources, "FLOWERS", f"http://127.0.0.1:{server.server_port}/flower_photos.tgz")
+        monkeypatch.setattr(tfds, "FLOWERS", f"http://127.0.0.1:{server.server_port}/flower_photos.tgz")
         yield top
         server.shutdown()
 
@@ -47,15 +48,15 @@ def pack(served: Path, monkeypatch, extra: Sequence[tarfile.TarInfo] = (), keep:
             tar.addfile(member, io.BytesIO(b"x"))
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * keep)])
-    monkeypatch.setattr(sources, "FLOWERS_DIGEST", "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(tfds, "FLOWERS_DIGEST", "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def test_flowers_are_downloaded_once(served: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     pack(served, monkeypatch)
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda _: sources.flowers(), range(3)))
+        found = list(pool.map(lambda _: tfds.flowers(), range(3)))
     assert found == [tmp_path / "cache" / "data" / "flowers" / "flower_photos"] * 3
-    source = sources.load("flowers", size=16)
+    source = tfds.load("flowers", size=16)
     assert (source.name, source.classes) == ("flower_photos", ("daisy", "roses"))
     assert source.train.images.shape == (8, 8, 8, 3)
     assert "not read: 1 .txt (LICENSE.txt)" in capsys.readouterr().err
@@ -64,14 +65,14 @@ def test_flowers_are_downloaded_once(served: Path, tmp_path: Path, monkeypatch, 
 
 
 def test_flowers_with_a_folder_are_read_from_there(served: Path, tmp_path: Path) -> None:
-    source = sources.load("flowers", str(draw(tmp_path / "mine", {"green": 5, "red": 5})))
+    source = tfds.load("flowers", str(draw(tmp_path / "mine", {"green": 5, "red": 5})))
     assert source.classes == ("green", "red") and not (served / "asked").exists()
 
 
 def test_flowers_offline_say_what_to_do(served: Path, tmp_path: Path) -> None:
     place = tmp_path / "cache" / "data" / "flower_photos.tgz"
     with pytest.raises(UserError, match=f"HTTP 404.*put the file at {place} by hand or pass --config.data.dir"):
-        sources.load("flowers")
+        tfds.load("flowers")
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
@@ -96,14 +97,14 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
 def test_a_malicious_archive_is_refused(served: Path, tmp_path: Path, monkeypatch, evil: tarfile.TarInfo) -> None:
     pack(served, monkeypatch, [evil])
     with pytest.raises(UserError, match="flower_photos.tgz is refused") as caught:
-        sources.load("flowers")
+        tfds.load("flowers")
     assert "\n" not in str(caught.value) and not list(tmp_path.rglob("evil"))
     assert [p.name for p in (tmp_path / "cache" / "data").iterdir()] == ["flower_photos.tgz"]
 
 
 def test_an_absolute_path_stays_within(served: Path, tmp_path: Path, monkeypatch) -> None:
     pack(served, monkeypatch, [member(str(tmp_path / "evil"))])
-    sources.load("flowers")
+    tfds.load("flowers")
     assert not (tmp_path / "evil").exists()
 
 
@@ -111,7 +112,7 @@ def test_a_truncated_archive(served: Path, tmp_path: Path, monkeypatch) -> None:
     pack(served, monkeypatch, keep=0.7)
     archive = tmp_path / "cache" / "data" / "flower_photos.tgz"
     with pytest.raises(UserError, match=f"{archive} is a damaged archive .*delete it"):
-        sources.load("flowers")
+        tfds.load("flowers")
     assert [p.name for p in archive.parent.iterdir()] == ["flower_photos.tgz"]
 
 
@@ -119,7 +120,7 @@ def test_what_a_killed_process_left_is_removed(served: Path, tmp_path: Path, mon
     pack(served, monkeypatch)
     left = tmp_path / "cache" / "data" / "incomplete.flowers"
     draw(left / "flower_photos", {"half": 1})
-    assert sources.load("flowers").classes == ("daisy", "roses") and not left.exists()
+    assert tfds.load("flowers").classes == ("daisy", "roses") and not left.exists()
 
 
 def test_a_disk_that_is_full(served: Path, tmp_path: Path, monkeypatch) -> None:
@@ -128,7 +129,7 @@ def test_a_disk_that_is_full(served: Path, tmp_path: Path, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(archives.os, "replace", lambda a, b: full() if "incomplete" in str(a) else Path(a).rename(b))
+    monkeypatch.setattr(download.os, "replace", lambda a, b: full() if "incomplete" in str(a) else Path(a).rename(b))
     with pytest.raises(UserError, match="cannot write .*flowers .No space left on device"):
-        sources.load("flowers")
+        tfds.load("flowers")
     assert [p.name for p in (tmp_path / "cache" / "data").iterdir()] == ["flower_photos.tgz"]

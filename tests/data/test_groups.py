@@ -9,9 +9,9 @@ from PIL import Image
 
 from tests.data.test_dicom import write
 from tests.data.test_layouts import put
-from tl_jax.data import folder, medmnist, people, sources
-from tl_jax.data.pictures import Source
-from tl_jax.errors import UserError
+from tl_jax.data import faces, image_folder, medmnist, tfds
+from tl_jax.data.dataset import Source
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 PLAIN = np.full((4, 4), 1024, np.uint16)
@@ -43,7 +43,7 @@ def test_a_patient_spelled_in_two_ways_is_one_group(tmp_path: Path, reader: str,
             number = i // 4 + (10 if name == "ill" else 20)
             lines.append(f"{name}/{i}.png,{name},{(one, two)[i % 2].format(number)}")
     (tmp_path / "index.csv").write_text("\n".join(lines))
-    source = sources.load(reader, str(tmp_path), group="patient")
+    source = tfds.load(reader, str(tmp_path), group="patient")
     groups = np.concatenate([source.train.groups, source.test.groups])
     assert not shared(source) and len(set(groups)) == 10 and len(source.test.labels) == 8
 
@@ -52,7 +52,7 @@ def test_blanks_around_a_patient_mean_nothing(tmp_path: Path) -> None:
     slices(tmp_path, 5)
     for k in range(5):
         write(tmp_path / "ill" / f"{k}_x.dcm", PLAIN + 7 * k, PatientID=f" ill{k} ", StudyInstanceUID="1.2.3.9")
-    source = sources.load("folder", str(tmp_path), windows=("lung",))
+    source = tfds.load("folder", str(tmp_path), windows=("lung",))
     assert not shared(source)
     assert len({*source.train.groups, *source.test.groups}) == 10
 
@@ -64,7 +64,7 @@ def test_one_image_without_a_patient_leaves_the_other_patients_together(tmp_path
         put(tmp_path, "ill/x.png")
     else:
         write(tmp_path / "ill" / "x.dcm", PLAIN, PatientID="", StudyInstanceUID="")
-    source = sources.load("folder", str(tmp_path), windows=("lung",))
+    source = tfds.load("folder", str(tmp_path), windows=("lung",))
     groups = np.concatenate([source.train.groups, source.test.groups])
     assert not shared(source) and len(groups) == 31 and len(set(groups)) == 11
     assert len(source.test.labels) in range(6, 8)
@@ -80,37 +80,37 @@ def test_files_that_all_name_one_patient_are_refused_with_a_way_on(tmp_path: Pat
         "config.data.group='study' groups by study, config.data.group='none' takes every file for itself"
     )
     with pytest.raises(UserError, match=said):
-        sources.load("folder", str(tmp_path), windows=("lung",))
-    by_study = sources.load("folder", str(tmp_path), windows=("lung",), group="study")
+        tfds.load("folder", str(tmp_path), windows=("lung",))
+    by_study = tfds.load("folder", str(tmp_path), windows=("lung",), group="study")
     assert not shared(by_study) and len(set(by_study.train.groups) | set(by_study.test.groups)) == 10
-    alone = sources.load("folder", str(tmp_path), windows=("lung",), group="none")
+    alone = tfds.load("folder", str(tmp_path), windows=("lung",), group="none")
     assert alone.train.groups is None and len(alone.test.labels) == 6
     rows = [f"{file.relative_to(tmp_path)},{file.parent.name}" for file in sorted(tmp_path.glob("*/*.dcm"))]
     (tmp_path / "index.csv").write_text("\n".join(["file,label", *rows]))
     with pytest.raises(UserError, match=said):
-        sources.load("index", str(tmp_path), windows=("lung",))
-    listed = sources.load("index", str(tmp_path), windows=("lung",), group="study")
+        tfds.load("index", str(tmp_path), windows=("lung",))
+    listed = tfds.load("index", str(tmp_path), windows=("lung",), group="study")
     np.testing.assert_array_equal(listed.test.groups, by_study.test.groups)
-    assert sources.load("index", str(tmp_path), windows=("lung",), group="none").test.groups is None
+    assert tfds.load("index", str(tmp_path), windows=("lung",), group="none").test.groups is None
 
 
 def test_a_column_called_study_comes_before_the_word(tmp_path: Path) -> None:
     put(tmp_path, " ".join(f"{c}/{i}.png" for c in "ab" for i in range(5)))
     with pytest.raises(UserError, match="config.data.group='study' groups DICOM files, and there are none; name a col"):
-        folder.read(tmp_path, group="study")
+        image_folder.read(tmp_path, group="study")
     rows = [f"{c}/{i}.png,{c}{i}" for c in "ab" for i in range(5)]
     (tmp_path / "index.csv").write_text("\n".join(["file,study", *rows]))
-    assert set(folder.read(tmp_path, group="study").test.groups) < {row.split(",")[1] for row in rows}
+    assert set(image_folder.read(tmp_path, group="study").test.groups) < {row.split(",")[1] for row in rows}
 
 
 def test_too_few_patients_to_hold_out_and_patients_in_two_splits_name_the_ways_on(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="class 'ill' has 3 of the 5 groups .*config.data.group, 'none' for no groups"):
-        folder.read(slices(tmp_path / "few", patients=3), windows=("lung",))
+        image_folder.read(slices(tmp_path / "few", patients=3), windows=("lung",))
     slices(tmp_path / "two" / "train"), slices(tmp_path / "two" / "test")
     with pytest.raises(
         UserError, match="group 'ill0' is in two parts: .*config.data.group .a column .*'study' or 'non"
     ):
-        folder.read(tmp_path / "two", windows=("lung",))
+        image_folder.read(tmp_path / "two", windows=("lung",))
 
 
 def test_the_same_image_in_train_and_test_is_said(tmp_path: Path, capsys) -> None:
@@ -121,25 +121,25 @@ def test_the_same_image_in_train_and_test_is_said(tmp_path: Path, capsys) -> Non
         f"{tmp_path.name}: 3 of 11 test images are in train too, byte for byte, such as test/a/copy0.png and "
         "train/a/0.png; remove them from one of the two splits\n"
     )
-    folder.read(tmp_path)
+    image_folder.read(tmp_path)
     assert capsys.readouterr().err == said
     rows = [f"{f.relative_to(tmp_path)},{f.parent.name},{f.parts[-3]}" for f in sorted(tmp_path.glob("*/*/*.png"))]
     (tmp_path / "index.csv").write_text("\n".join(["file,label,split", *rows]))
-    sources.load("index", str(tmp_path))
+    tfds.load("index", str(tmp_path))
     assert capsys.readouterr().err in (said, "")  # once a process
 
 
 def test_copies_that_the_held_out_fifth_takes_from_train_are_said(tmp_path: Path, capsys) -> None:
     for i in range(20):
         put(tmp_path, f"{'ab'[i % 2]}/{i}.png", 10 * (i % 2))
-    folder.read(tmp_path)
+    image_folder.read(tmp_path)
     assert "4 of 4 test images are in train too, byte for byte" in capsys.readouterr().err
 
 
 def test_one_image_in_two_classes_is_said(tmp_path: Path, capsys) -> None:
     put(tmp_path, " ".join(f"{c}/{i}.png" for c in "ab" for i in range(5)))
     shutil.copy(tmp_path / "a" / "0.png", tmp_path / "b" / "same.png")
-    people.read(tmp_path, 4)
+    faces.read(tmp_path, 4)
     assert capsys.readouterr().err == (
         f"{tmp_path.name}: 2 images are copies of each other in different classes, such as a/0.png and b/same.png; "
         "keep each in one class\n"
@@ -154,7 +154,7 @@ def test_files_of_one_size_are_no_copies(tmp_path: Path, capsys) -> None:
             pixels[45, 45] = 1 + k + 2 * (c == "b")
             (tmp_path / split / c).mkdir(parents=True)
             Image.fromarray(pixels).save(tmp_path / split / c / "0.bmp")
-    folder.read(tmp_path)
+    image_folder.read(tmp_path)
     assert capsys.readouterr().err == ""
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from tl_jax.data.dataset import Source, Split
 from tl_jax.data.labels import class_numbers, make_labels
-from tl_jax.data.pictures import Source, Split
-from tl_jax.errors import UserError
 from tl_jax.tasks.run_record import NEW_RUN
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 IMAGES = np.zeros((3, 2, 2, 3), np.uint8)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tests.text import write_vocabulary
-from tl_jax.data import masking, tokens
-from tl_jax.errors import UserError
+from tl_jax.data import tokenize
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
-HOW = masking.Masking(0.15, mask=4, vocabulary=1000, special=(0, 1, 2, 3, 4))
+HOW = tokenize.Masking(0.15, mask=4, vocabulary=1000, special=(0, 1, 2, 3, 4))
 
 
 def drawn(n=400, length=40):
@@ -23,7 +23,7 @@ def drawn(n=400, length=40):
 
 def test_a_share_of_each_text_is_hidden_in_three_ways():
     ids, there = drawn()
-    hidden = jax.jit(masking.hide, static_argnums=3)(ids, there, jax.random.key(0), HOW)
+    hidden = jax.jit(tokenize.hide, static_argnums=3)(ids, there, jax.random.key(0), HOW)
     words = np.maximum(1, np.round(0.15 * (there.sum(1) - 2)))
     np.testing.assert_array_equal(hidden.weights.sum(1), words)
     old = np.take_along_axis(ids, np.asarray(hidden.positions), 1)[np.asarray(hidden.weights) > 0]
@@ -37,13 +37,13 @@ def test_a_share_of_each_text_is_hidden_in_three_ways():
 
 def test_positions_of_a_text_are_different_ones():
     ids, there = drawn()
-    hidden = masking.hide(jnp.asarray(ids), there, jax.random.key(1), HOW)
+    hidden = tokenize.hide(jnp.asarray(ids), there, jax.random.key(1), HOW)
     assert all(len(set(row)) == len(row) for row in np.asarray(hidden.positions))
 
 
 def test_a_text_without_words_has_nothing_to_guess():
     ids = np.array([[2, 3, 0, 0], [2, 7, 3, 0]], np.int32)
-    hidden = masking.hide(ids, ids > 0, jax.random.key(0), HOW)
+    hidden = tokenize.hide(ids, ids > 0, jax.random.key(0), HOW)
     np.testing.assert_array_equal(hidden.weights.sum(1), [0, 1])
     assert int(hidden.positions[1, 0]) == 1
     np.testing.assert_array_equal(hidden.ids[0], ids[0])
@@ -51,10 +51,10 @@ def test_a_text_without_words_has_nothing_to_guess():
 
 def test_special_tokens_are_those_of_the_tokenizer(tmp_path):
     write_vocabulary(tmp_path)
-    made = tokens.read(tmp_path)
-    how = masking.of(made, 0.15)
+    made = tokenize.read(tmp_path)
+    how = tokenize.of(made, 0.15)
     assert how.special == (0, 1, 2, 3, 4) and made.id_to_token(how.mask) == "[MASK]"
     lines = (tmp_path / "vocab.txt").read_text().replace("[MASK]\n", "")
     (tmp_path / "vocab.txt").write_text(lines)
     with pytest.raises(UserError, match=r"no \[MASK\]"):
-        masking.of(tokens.read(tmp_path), 0.15)
+        tokenize.of(tokenize.read(tmp_path), 0.15)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tl_jax.data.preprocess import SCALINGS, channels, scale
-from tl_jax.errors import UserError
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 

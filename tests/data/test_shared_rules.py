@@ -4,10 +4,10 @@ from pathlib import PurePath
 
 import pytest
 
-from tl_jax.data.litter import has_litter, is_litter
-from tl_jax.data.split_names import find_splits, split_of
-from tl_jax.data.text_files import read_text
-from tl_jax.errors import UserError
+from tl_jax.data.dataset import find_splits, split_of
+from tl_jax.data.text import read_text
+from tl_jax.data.walker import has_litter, is_litter
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base
 from tests.data.test_data import tfds_folder
 from tl_jax import api
-from tl_jax.data import batches, folder, sources
-from tl_jax.data.pictures import Encoded, Rows, encoded
-from tl_jax.errors import UserError
-from tl_jax.transfer.feature_cache import digest
+from tl_jax.config import recipe
+from tl_jax.data import image_folder, loader, tfds
+from tl_jax.data.dataset import Encoded, Rows, encoded
+from tl_jax.tasks.feature_cache import digest
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 
@@ -32,7 +32,7 @@ def photos(tmp_path_factory) -> Path:
 @pytest.fixture
 def both(photos):
     """Return the set kept decoded, and the same one decoded at each reading."""
-    return folder.read(photos, 16), folder.read(photos, 16, most_bytes=100)
+    return image_folder.read(photos, 16), image_folder.read(photos, 16, most_bytes=100)
 
 
 def test_pictures_are_the_same(both):
@@ -49,7 +49,7 @@ def test_pictures_are_the_same(both):
 
 
 def test_batches_are_the_same_from_any_step_on(both):
-    streams = [batches.Stream(part.images, part.labels, 7, 6) for part in (source.train for source in both)]
+    streams = [loader.Stream(part.images, part.labels, 7, 6) for part in (source.train for source in both)]
     for first, stop in ((0, 5), (3, 11)):
         each = [list(stream.following(first, stop)) for stream in streams]
         assert len(each[0]) == len(each[1]) == stop - first
@@ -60,33 +60,33 @@ def test_batches_are_the_same_from_any_step_on(both):
 
 
 def test_evaluation_sees_the_same(both):
-    for a, b in zip(*(batches.eval_batches(source.train, 6) for source in both), strict=True):
+    for a, b in zip(*(loader.eval_batches(source.train, 6) for source in both), strict=True):
         for name in ("image", "label", "mask"):
             np.testing.assert_array_equal(a[name], b[name])
 
 
 def test_what_is_computed_of_them_is_kept_by_files_and_rows(both, photos):
     images = both[1].train.images
-    again = folder.read(photos, 16, most_bytes=100).train.images
+    again = image_folder.read(photos, 16, most_bytes=100).train.images
     assert digest(images) == digest(again)
     assert digest(images) != digest(Rows(images, np.arange(3)))
-    assert digest(images) != digest(folder.read(photos, 12, most_bytes=100).train.images)
+    assert digest(images) != digest(image_folder.read(photos, 12, most_bytes=100).train.images)
 
 
 def test_a_picture_that_cannot_be_decoded_is_named(both, photos, tmp_path):
     for path in photos.glob("*/*.png"):
         (tmp_path / path.parent.name).mkdir(exist_ok=True)
         (tmp_path / path.parent.name / path.name).write_bytes(path.read_bytes())
-    source = folder.read(tmp_path, 16, most_bytes=100)
+    source = image_folder.read(tmp_path, 16, most_bytes=100)
     for path in tmp_path.glob("two/*.png"):
         path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="cannot decode .*two"):
-        list(batches.Stream(source.train.images, source.train.labels, 0, 8).following(0, 4))
+        list(loader.Stream(source.train.images, source.train.labels, 0, 8).following(0, 4))
 
 
 def test_sets_of_tfds(tmp_path):
     tfds_folder(tmp_path, {"train": [0, 1, 1, 0, 1], "test": [1, 0]})
-    kept, streamed = (sources.load("odd", str(tmp_path), 16, most) for most in (1e9, 1e2))
+    kept, streamed = (tfds.load("odd", str(tmp_path), 16, most) for most in (1e9, 1e2))
     assert encoded(streamed.train.images) and not encoded(kept.train.images)
     np.testing.assert_array_equal(streamed.train.images[:], kept.train.images[:])
     np.testing.assert_array_equal(streamed.test.labels, kept.test.labels)
@@ -94,7 +94,7 @@ def test_sets_of_tfds(tmp_path):
 
 
 def test_runs_end_with_the_same_weights(photos, tmp_path):
-    config = base.get_config()
+    config = recipe.get_config()
     config.model.name, config.init.source, config.input.size = "resnet8", "tl_jax", 16
     config.data.name, config.data.dir, config.data.validation = "folder", str(photos), 0.2
     config.augment.flip, config.batch_size, config.eval_batch_size, config.epochs = True, 4, 8, 3.0

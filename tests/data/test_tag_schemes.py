@@ -4,7 +4,7 @@ import pytest
 from seqeval import scheme as schemes
 from seqeval.metrics.sequence_labeling import get_entities
 
-from tl_jax.data.tag_schemes import find_scheme
+from tl_jax.data.conll import find_scheme
 
 pytestmark = pytest.mark.fast
 ENTITIES = [("LOC", 0, 1), ("PER", 3, 3), ("PER", 4, 6)]  # kind, first word, last word

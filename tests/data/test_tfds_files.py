@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.data.prepared import CLASSES, TEXT, image_feature, png, prepare
-from tl_jax.data import people, sources, text_sources
-from tl_jax.data.texts import Columns
-from tl_jax.errors import UserError
+from tl_jax.data import faces, text_datasets, tfds
+from tl_jax.data.text import Columns
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n%%EndComments\nshowpage\n%%EOF\n"
@@ -20,7 +20,7 @@ def rows(*labels):
 
 
 def load(folder):
-    return sources.load("odd", str(folder), 8)
+    return tfds.load("odd", str(folder), 8)
 
 
 def change(path, function):
@@ -56,7 +56,7 @@ def test_a_label_of_a_text_out_of_range_is_named(tmp_path):
     texts = [{"text": b"some words", "label": label} for label in (0, 1, 2**40 + 1)]
     prepare(tmp_path, {"train": texts}, {"text": TEXT, "label": CLASSES})
     with pytest.raises(UserError, match=f"example 2 has the label {2**40 + 1}"):
-        text_sources.load("odd", str(tmp_path), Columns())
+        text_datasets.load("odd", str(tmp_path), Columns())
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_damaged_name_of_a_person_is_named(tmp_path, label):
     features = {"image": image_feature(), "label": TEXT}
     prepare(tmp_path, {"train": [{"image": png(), "label": each} for each in (b"Ada", label)]}, features, "lfw")
     with pytest.raises(UserError, match=r"lfw:1.0.0, train example 1.*label"):
-        people.lfw(str(tmp_path), 8)
+        faces.lfw(str(tmp_path), 8)
 
 
 def test_images_are_of_the_size_that_the_set_says(tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.text import write_vocabulary
-from tl_jax.data import token_batches, tokens
-from tl_jax.data.token_batches import IGNORED, Texts, TextStream
+from tl_jax.data import tokenize
+from tl_jax.data.tokenize import IGNORED, Texts, TextStream
 
 pytestmark = pytest.mark.fast
 
@@ -50,7 +50,7 @@ def test_filling_up():
     batch = texts.batch(np.array([0, 3]), np.array([True, False]))
     longest = max(len(texts.ids[0]), len(texts.ids[3]))
     length = batch["input_ids"].shape[1]
-    assert length in token_batches.LENGTHS and length >= longest
+    assert length in tokenize.LENGTHS and length >= longest
     for i, row in enumerate((0, 3)):
         size = len(texts.ids[row])
         assert batch["attention_mask"][i].sum() == size and (batch["input_ids"][i, :size] == row + 1).all()
@@ -61,21 +61,21 @@ def test_filling_up():
 
 
 def test_evaluation_sees_each_text_once():
-    batches = list(token_batches.eval_batches(data(), 16))
+    batches = list(tokenize.eval_batches(data(), 16))
     labels = np.concatenate([batch["label"][batch["mask"] > 0] for batch in batches])
     assert sorted(labels) == list(range(103)) and all(len(batch["label"]) == 16 for batch in batches)
 
 
 def test_the_first_token_of_a_word_has_its_tag(tmp_path):
     write_vocabulary(tmp_path)
-    made = tokens.read(tmp_path)
+    made = tokenize.read(tmp_path)
     words = [["a", "film", "acting", "world"], ["badx"]]
     labels = np.empty(2, object)
     labels[:] = [np.array([0, 1, 2, 3], np.int32), np.array([4], np.int32)]
-    found = token_batches.texts(tokens.encode(made, words, 20), labels, 0)
+    found = tokenize.texts(tokenize.encode(made, words, 20), labels, 0)
     assert found.labels[0].tolist() == [IGNORED, 0, 1, 2, 3, IGNORED]
     pieces = [made.id_to_token(i) for i in found.ids[1]]
     assert pieces == ["[CLS]", "bad", "##x", "[SEP]"] and found.labels[1].tolist() == [IGNORED, 4, IGNORED, IGNORED]
     batch = found.batch(np.arange(2), np.ones(2))
     assert batch["label"].shape == batch["input_ids"].shape and (batch["label"][:, 6:] == IGNORED).all()
-    assert tokens.encode(made, [["a"] * 30], 8)[0].ids.__len__() == 8
+    assert tokenize.encode(made, [["a"] * 30], 8)[0].ids.__len__() == 8

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base, check
 from tests.data.boxed import CAT, write_voc
 from tests.data.sixteen import png16
-from tl_jax.data import decoding, folder, people, sources, voc
-from tl_jax.data.decoding import Decoding
-from tl_jax.errors import UserError
+from tl_jax.config import recipe, validate
+from tl_jax.data import decode, faces, image_folder, tfds, voc
+from tl_jax.data.decode import Decoding
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 LOW, HIGH = 1000, 5000  # of the images below
@@ -47,19 +47,19 @@ def everything(source) -> list[bytes]:
 
 def test_sixteen_bit_images_of_a_folder_are_scaled_by_the_ends_of_the_whole_set(tmp_path: Path, capsys) -> None:
     values = images(10)
-    source = folder.read(write(tmp_path / "set", values), 6)
+    source = image_folder.read(write(tmp_path / "set", values), 6)
     assert everything(source) == sorted(each.tobytes() for each in expected(values))
     assert source.value_range == (LOW, HIGH)
     line = "set: 10 images have more than 8 bits; values 1000 to 5000 become 0 to 255"
     assert capsys.readouterr().err.count(line) == 1
-    again = folder.read(tmp_path / "set", 6, most_bytes=10)  # decoded when they are read
+    again = image_folder.read(tmp_path / "set", 6, most_bytes=10)  # decoded when they are read
     assert everything(again) == everything(source) and again.value_range == (LOW, HIGH)
 
 
 def test_hounsfield_units_above_32768_stay_apart(tmp_path: Path) -> None:
     slices = np.full((10, 6, 6), 32768 - 1000, np.uint16)
     slices[::2, 2:4, 2:4], slices[1::2, 2:4, 2:4] = 32768 + 40, 32768 + 200
-    source = folder.read(write(tmp_path, slices), 6)
+    source = image_folder.read(write(tmp_path, slices), 6)
     found = {int(each[2, 2, 0]) for each in source.train.images}
     assert found == {round(255 * 1040 / 1200), 255}
 
@@ -67,8 +67,8 @@ def test_hounsfield_units_above_32768_stay_apart(tmp_path: Path) -> None:
 def test_white_of_a_12_bit_camera_is_white(tmp_path: Path) -> None:
     values = np.full((10, 6, 6), 2000, np.uint16)
     values[3, 0, 0], values[4, 0, 0] = 0, 4095
-    assert folder.read(write(tmp_path, values), 6).train.images.max() == 255
-    stated = folder.read(tmp_path, 6, value_range=(0.0, 8190.0))
+    assert image_folder.read(write(tmp_path, values), 6).train.images.max() == 255
+    stated = image_folder.read(tmp_path, 6, value_range=(0.0, 8190.0))
     assert stated.train.images.max() == 128 and stated.value_range == (0.0, 8190.0)
 
 
@@ -80,7 +80,7 @@ def test_sixteen_bit_colours_keep_both_bytes(tmp_path: Path, channels: int) -> N
         opaque = np.arange(7)[None] % 2 == np.zeros((5, 1))
         values[..., -1] = np.where(opaque, 65535, 0)
     (tmp_path / "x.png").write_bytes(png16(values))
-    read = decoding.decode(tmp_path / "x.png", Decoding(value_range=(100.0, 50100.0)))
+    read = decode.decode(tmp_path / "x.png", Decoding(value_range=(100.0, 50100.0)))
     colours = values[..., :3] if channels > 2 else np.repeat(values[..., :1], 3, -1)
     want = np.where(opaque[..., None], np.rint(255 * np.clip((colours - 100.0) / 50000, 0, 1)), 255)
     np.testing.assert_array_equal(read, want)
@@ -90,7 +90,7 @@ def test_images_of_8_bits_are_as_they_were_beside_others(tmp_path: Path, capsys)
     write(tmp_path / "mixed", images(10))
     grey = np.arange(36, dtype=np.uint8).reshape(6, 6)
     Image.fromarray(grey).save(tmp_path / "mixed" / "a" / "grey.png")
-    source = folder.read(tmp_path / "mixed", 6)
+    source = image_folder.read(tmp_path / "mixed", 6)
     assert np.repeat(grey[..., None], 3, -1).tobytes() in everything(source)
     said = capsys.readouterr().err
     assert "mixed: 10 images have more than 8 bits" in said and "); 1 with 8 bits stay as they are" in said
@@ -104,7 +104,7 @@ def test_every_reader_scales_alike(tmp_path: Path) -> None:
     splits = ["test" if i in (0, 9) else "train" for i in range(10)]
     rows = [f"{name},{name.parts[0]},{split}" for name, split in zip(names, splits, strict=True)]
     (top / "index.csv").write_text("file,label,split\n" + "\n".join(rows) + "\n")
-    assert everything(sources.load("index", str(top), 6)) == want
+    assert everything(tfds.load("index", str(top), 6)) == want
     labels = np.arange(10)[:, None] % 2
     parts = {
         "train_images": values[:8],
@@ -113,9 +113,9 @@ def test_every_reader_scales_alike(tmp_path: Path) -> None:
         "test_labels": labels[8:],
     }
     np.savez(tmp_path / "set.npz", **parts)
-    assert everything(sources.load("npz", str(tmp_path / "set.npz"))) == want
+    assert everything(tfds.load("npz", str(tmp_path / "set.npz"))) == want
     prepare_tfds(tmp_path, np.uint16, values[..., None])
-    assert everything(sources.load("deep", str(tmp_path), 6)) == want
+    assert everything(tfds.load("deep", str(tmp_path), 6)) == want
 
 
 def test_fractions_of_an_npz_are_scaled_from_end_to_end(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_fractions_of_an_npz_are_scaled_from_end_to_end(tmp_path: Path) -> None:
         "test_labels": labels[8:],
     }
     np.savez(tmp_path / "x.npz", **arrays)
-    source = sources.load("npz", str(tmp_path / "x.npz"))
+    source = tfds.load("npz", str(tmp_path / "x.npz"))
     assert everything(source) == sorted(each.tobytes() for each in expected(values, values.min(), values.max()))
 
 
@@ -168,7 +168,7 @@ def test_floats_of_a_tfds_set_are_read_as_floats(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(0, 3, (10, 6, 6, 1)).astype(np.float32)
     prepare_tfds(tmp_path, np.float32, values)
     low, high = float(values.min()), float(values.max())
-    source = sources.load("deep", str(tmp_path), 6)
+    source = tfds.load("deep", str(tmp_path), 6)
     assert everything(source) == sorted(each.tobytes() for each in expected(values[..., 0], low, high))
     assert source.value_range == pytest.approx((low, high))
 
@@ -187,23 +187,23 @@ def test_sixteen_bit_images_with_boxes_are_scaled_too(tmp_path: Path) -> None:
 def test_a_range_that_no_image_needs_is_refused(tmp_path: Path) -> None:
     top = write(tmp_path / "set", np.zeros((10, 6, 6), np.uint8))
     with pytest.raises(UserError, match="set: config.data.range has no effect, all images have 8 bits"):
-        folder.read(top, 6, value_range=(0.0, 4095.0))
+        image_folder.read(top, 6, value_range=(0.0, 4095.0))
     arrays = {f"{s}_images": np.zeros((4, 6, 6), np.uint8) for s in ("train", "test")}
     np.savez(tmp_path / "x.npz", **arrays, train_labels=np.arange(4) % 2, test_labels=np.arange(4) % 2)
     with pytest.raises(UserError, match="x.npz: config.data.range has no effect"):
-        sources.load("npz", str(tmp_path / "x.npz"), value_range=(0.0, 4095.0))
+        tfds.load("npz", str(tmp_path / "x.npz"), value_range=(0.0, 4095.0))
 
 
 def test_other_people_are_scaled_as_those_of_the_run(tmp_path: Path) -> None:
     values = images(10)
     top = write(tmp_path / "set", values)
     of_run = Decoding(value_range=(0.0, 10000.0), of_run=True)
-    found = [each.tobytes() for each in people.read(top, 6, rules=of_run).pictures.images[:]]
+    found = [each.tobytes() for each in faces.read(top, 6, rules=of_run).pictures.images[:]]
     assert sorted(found) == sorted(each.tobytes() for each in expected(values, 0, 10000))
     with pytest.raises(UserError, match="more than 8 bits"):
-        people.read(top, 6, rules=Decoding(of_run=True))  # a run on 8 bits
+        faces.read(top, 6, rules=Decoding(of_run=True))  # a run on 8 bits
     plain = write(tmp_path / "plain", np.full((10, 6, 6), 9, np.uint8))
-    assert (people.read(plain, 6, rules=of_run).pictures.images[:] == 9).all()
+    assert (faces.read(plain, 6, rules=of_run).pictures.images[:] == 9).all()
 
 
 @pytest.mark.parametrize(
@@ -217,12 +217,12 @@ def test_other_people_are_scaled_as_those_of_the_run(tmp_path: Path) -> None:
     ],
 )
 def test_ranges_that_cannot_be_meant_are_refused(fields, message: str) -> None:
-    config = base.override(base.get_config(), tuple(fields.items()))
+    config = recipe.override(recipe.get_config(), tuple(fields.items()))
     with pytest.raises(UserError, match=message):
-        check.validate(config)
+        validate.validate(config)
 
 
 def test_an_image_without_a_known_range_is_refused_with_its_values(tmp_path: Path) -> None:
     Image.fromarray(np.arange(36, dtype=np.uint16).reshape(6, 6) + 70).save(tmp_path / "x.png")
     with pytest.raises(UserError, match=r"x.png has more than 8 bits \(values 70 to 105\).*--config.data.range"):
-        decoding.decode(tmp_path / "x.png")
+        decode.decode(tmp_path / "x.png")

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from tests.data.boxed import CAT, OBJECT, XML, some, write_voc
 from tl_jax.data import coco, voc
-from tl_jax.errors import UserError
+from tl_jax.utils.errors import UserError
 
 
 @pytest.mark.fast

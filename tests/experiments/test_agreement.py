@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.agreement import Group, agreements
+from experiments.transferability.report import Group, agreements
 
 pytestmark = pytest.mark.fast
 

@@ -6,14 +6,14 @@ import pytest
 
 from experiments import faults, faults_flips, faults_kills
 from experiments.faults_training import Section
-from tl_jax.errors import UserError
-from tl_jax.report import page
+from tl_jax.report import html
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 
 
 def section(title, text=""):
-    return Section(title, text, [page.Table(("a", "b"), [("1", "2")])], [])
+    return Section(title, text, [html.Table(("a", "b"), [("1", "2")])], [])
 
 
 def test_sections_that_are_not_made_again_stay_as_they_were():

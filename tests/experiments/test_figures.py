@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments import figures
-from tl_jax.errors import UserError
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parents[2]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import grid, launchers
+from experiments import grid
 from tests.experiments import calls
-from tl_jax.errors import UserError
+from tl_jax.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 NAMES = [str(at) for at in range(6)]
@@ -19,9 +19,7 @@ NAMES = [str(at) for at in range(6)]
 def launch(function, folder, launcher="serial", **options):
     kept = []
     work = [(str(folder), at) for at in range(6)]
-    failed = launchers.launch(
-        launcher, function, work, lambda at, row: kept.append((at, row["square"])), NAMES, **options
-    )
+    failed = grid.launch(launcher, function, work, lambda at, row: kept.append((at, row["square"])), NAMES, **options)
     return sorted(kept), failed
 
 
@@ -103,7 +101,7 @@ def test_values_are_literals_or_words(text, values):
     "call, message",
     [
         (lambda: grid.literals("1,1.0"), "has a value twice"),
-        (lambda: grid.split("optim.lr"), "is not FIELD=VALUE"),
+        (lambda: grid.split_pair("optim.lr"), "is not FIELD=VALUE"),
         (lambda: grid.configured("configs/digits_resnet.py", {"optim.lrr": 1.0}), "did you mean 'optim.lr'"),
         (lambda: grid.configured("configs/digits.py", {}), "is no recipe in configs/"),
     ],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.mechanisms_findings import Row, differences, findings
+from experiments.mechanisms.report import Row, differences, findings
 
 pytestmark = pytest.mark.fast
 

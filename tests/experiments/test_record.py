@@ -5,8 +5,8 @@ import json
 import pytest
 
 from experiments import record
-from tl_jax.errors import UserError
 from tl_jax.train.workdir import read_json
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 

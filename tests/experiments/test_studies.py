@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import transfer_distance_report, transfer_scores
+from experiments.transferability import report, scores
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -37,9 +37,9 @@ def test_distances_leave_a_record_and_a_page(distances):
         (source, seed) for seed in "01" for source in ("cifar10", "mnist", "shapes", "random")
     ]
     for row in rows:
-        undefined = {name for name in (*transfer_scores.SCORES, *transfer_scores.DISTANCES) if row[name] == ""}
+        undefined = {name for name in (*scores.SCORES, *scores.DISTANCES) if row[name] == ""}
         expected = {"leep", "nce"} if row["source"] == "random" else set()
-        expected |= set(transfer_scores.DISTANCES) if row["source"] != "shapes" else set()  # its data alone are drawn
+        expected |= set(scores.DISTANCES) if row["source"] != "shapes" else set()  # its data alone are drawn
         assert undefined == expected, row["source"]
         assert all(0 <= float(row[name]) <= 1 for name in ("scratch", "fine_tune", "probe", "knn"))
     random = [row for row in rows if row["source"] == "random"]
@@ -49,8 +49,8 @@ def test_distances_leave_a_record_and_a_page(distances):
 
 
 def test_groups_hold_what_is_defined_for_all(distances):
-    found = transfer_distance_report.pairs(transfer_distance_report.record.read(distances / "transfer_distance"))
-    (group,) = transfer_distance_report.groups(found, "fine_tune")
+    found = report.pairs(report.record.read(distances / "transfer_distance"))
+    (group,) = report.groups(found, "fine_tune")
     assert len(group.gains) == 3 and "leep" in group.scores and "otdd" not in group.scores
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import matplotlib.axes
 import pytest
 
-from experiments import record, transfer_distance_plots, transfer_distance_report, transfer_pairs, transfer_scores
-from tl_jax.distance import everything
-from tl_jax.errors import UserError
-from tl_jax.weights.catalog import BANK
+from experiments import record
+from experiments.transferability import pairs, report, scores
+from tl_jax.pretrained.catalog import BANK
+from tl_jax.transferability.report import BETWEEN, FROM_MOMENTS, REPEATED
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 STUDY = Path(__file__).parents[2] / "experiments" / "results" / "transfer_distance" / "study"
@@ -16,24 +17,24 @@ STUDY = Path(__file__).parents[2] / "experiments" / "results" / "transfer_distan
 
 def test_every_source_of_the_bank_has_data_of_its_own(tmp_path):
     for source in BANK:
-        if source in transfer_pairs.DRAWN:
-            assert len(transfer_scores.own_pictures(source, "")[1]) > 100
+        if source in pairs.DRAWN:
+            assert len(scores.own_pictures(source, "")[1]) > 100
         else:
             with pytest.raises(UserError, match=str(tmp_path)):
-                transfer_scores.own_pictures(source, str(tmp_path))
+                scores.own_pictures(source, str(tmp_path))
 
 
 def test_faces_are_a_source_but_no_target(data_dir):
-    assert "faces" in transfer_pairs.known_sources("") and "faces" not in transfer_pairs.TARGETS
-    images, labels = transfer_scores.own_pictures("faces", str(data_dir))
+    assert "faces" in pairs.known_sources("") and "faces" not in pairs.TARGETS
+    images, labels = scores.own_pictures("faces", str(data_dir))
     assert len(images) == len(labels) and len(set(labels.tolist())) == 40
 
 
 def test_an_unknown_data_set_or_a_folder_without_photos_is_one_line(tmp_path):
     with pytest.raises(UserError, match="no data set 'fces'; did you mean 'faces'"):
-        transfer_pairs.target_config("fces", str(tmp_path), 5, 0)
+        pairs.target_config("fces", str(tmp_path), 5, 0)
     with pytest.raises(UserError, match="no photos"):
-        transfer_scores.own_pictures(transfer_pairs.IMAGENET, str(tmp_path))
+        scores.own_pictures(pairs.IMAGENET, str(tmp_path))
 
 
 @pytest.mark.parametrize("way", ["fine_tune", "probe"])
@@ -43,16 +44,16 @@ def test_a_scatter_plot_shows_the_pairs_that_its_tau_is_taken_over(way, tmp_path
     monkeypatch.setattr(
         matplotlib.axes.Axes, "plot", lambda self, x, *a, **k: drawn.append(len(x)) or plot(self, x, *a, **k)
     )
-    found = transfer_distance_report.pairs(record.read(STUDY))
-    behind = sum(len(group.gains) for group in transfer_distance_report.groups(found, way))
-    transfer_distance_plots.scatter(found, way, ["logme"], tmp_path / "a.png")
+    found = report.pairs(record.read(STUDY))
+    behind = sum(len(group.gains) for group in report.groups(found, way))
+    report.scatter(found, way, ["logme"], tmp_path / "a.png")
     assert sum(drawn) == behind == 74
     assert f"{behind} pairs for which all are defined" in Path(f"{STUDY}.md").read_text()
 
 
 def test_the_published_record_has_every_score_that_a_report_knows():
     rows = record.read(STUDY)
-    names = [name for name in rows[0] if name not in transfer_pairs.SETS][10:]
-    assert names == [*transfer_scores.SCORES, *transfer_scores.DISTANCES]
-    assert {*everything.REPEATED, *everything.FROM_MOMENTS} <= set(transfer_scores.SCORES)
-    assert set(everything.BETWEEN) <= set(transfer_scores.DISTANCES)
+    names = [name for name in rows[0] if name not in pairs.SETS][10:]
+    assert names == [*scores.SCORES, *scores.DISTANCES]
+    assert {*REPEATED, *FROM_MOMENTS} <= set(scores.SCORES)
+    assert set(BETWEEN) <= set(scores.DISTANCES)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from tests.text import TEXTS, write_vocabulary
-from tl_jax import huggingface, pretrained, tree
+from tl_jax import pretrained
+from tl_jax.pretrained import huggingface
+from tl_jax.utils import tree
 
 torch, transformers = (pytest.importorskip(name) for name in ("torch", "transformers"))
 

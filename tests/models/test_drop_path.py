@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.weights.fake import random_variables, write_keras_h5
-from tl_jax import models, network, pretrained
-from tl_jax.errors import UserError
+from tests.pretrained.fake import random_variables, write_keras_h5
+from tl_jax import models, pretrained
 from tl_jax.models.layers import DropPath, linear_drop_rates
+from tl_jax.pretrained import network
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 TINY = ("resnet50_tiny", "resnet50v2_tiny", "mobilenet_v2_tiny", "resnet8")

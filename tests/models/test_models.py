@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.weights.fake import random_variables
-from tl_jax import models, network, tree
-from tl_jax.errors import UserError
+from tests.pretrained.fake import random_variables
+from tl_jax import models
+from tl_jax.pretrained import network
+from tl_jax.utils import tree
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 

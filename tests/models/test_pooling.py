@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl_jax.models import convolution, pooling
+from tl_jax.models.ops import conv, pooling
 
 
 def both(pool, x):
@@ -17,7 +17,7 @@ def both(pool, x):
         return y, back(dy)[0]
 
     taken = jax.jit(values)(x)
-    with convolution.plain():
+    with conv.plain():
         return taken, jax.jit(lambda x: values(x))(x)
 
 

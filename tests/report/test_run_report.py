@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base, digits_resnet
+from configs import digits_resnet
 from tests.report import browser, made
-from tl_jax import api, reporting
-from tl_jax.errors import UserError
-from tl_jax.report import comparison, intervals
+from tl_jax import api
+from tl_jax.config import recipe
+from tl_jax.metrics import intervals
+from tl_jax.report import plots
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 ALWAYS = ["Result", "What was done", "Curves", "By class", "Confusions", "Surest mistakes", "Calibration", "Network",
@@ -20,7 +22,7 @@ ALWAYS = ["Result", "What was done", "Curves", "By class", "Confusions", "Surest
 
 def page_of(folder) -> str:
     """Return the page that is made of a folder."""
-    return reporting.report(base.get_config(), folder).read_text()
+    return api.report(recipe.get_config(), folder).read_text()
 
 
 def titles(text: str) -> list[str]:
@@ -124,11 +126,11 @@ def test_seeds_and_arms_are_compared(tmp_path):
         for seed, value in enumerate(row):
             made.write(tmp_path / arm / f"seed{seed}", seed, value)
     (tmp_path / "config.json").write_text(json.dumps({"name": "made"}))
-    whole = {**made.summary(), **comparison.summarise(tmp_path, list(values), [0, 1, 2])}
+    whole = {**made.summary(), **plots.summarise_comparison(tmp_path, list(values), [0, 1, 2])}
     (tmp_path / "summary.json").write_text(json.dumps(whole))
     text = page_of(tmp_path)
     assert titles(text) == ALWAYS
-    half = 100 * comparison.interval(values["ours"])[1]
+    half = 100 * plots.interval(values["ours"])[1]
     both = np.hypot(half, 100 * (intervals.wilson(52, 60)[1] - intervals.wilson(52, 60)[0]) / 2)
     ends = f"{85 - half:.1f} to {85 + half:.1f}"
     assert ["ours", "85.0", f"{half:.1f}", ends, f"{both:.1f}", "90.0", "80.0", "85.0"] in cells(text, "Result")
@@ -152,7 +154,7 @@ def test_damaged_files_are_said(tmp_path):
     with pytest.raises(UserError, match=r"summary\.json is damaged \(it holds no JSON object\); delete it and run"):
         page_of(folder)
     with pytest.raises(UserError, match="no results in .*; train first"):
-        reporting.report(base.get_config(), tmp_path / "nowhere")
+        api.report(recipe.get_config(), tmp_path / "nowhere")
 
 
 def test_an_unfinished_run_has_its_curves(tmp_path):

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from tl_jax.rl.worlds import Moved, World
+from tl_jax.rl.envs import Moved, World
 
 
 def _world(name, actions, limit, observe, reward, terminal=True):

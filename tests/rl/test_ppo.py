@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.rl_transfer import seeds
 from tests.rl import probes
-from tl_jax import tree
-from tl_jax.models.policy import Output
-from tl_jax.rl import distributions, ppo, rollout, training
-from tl_jax.tasks import policy_seeds
+from tl_jax.models.actor_critic import Output
+from tl_jax.rl import ppo, rollout
 from tl_jax.train.state import digest
+from tl_jax.transfer.freeze import RECIPES
 from tl_jax.transfer.optimizer import OptimSpec, make_optimizer
-from tl_jax.transfer.partition import RECIPES
+from tl_jax.utils import tree
 
 pytestmark = pytest.mark.fast
 OPTIM = OptimSpec("adam", epsilon=1e-5, clip_norm=0.5)
@@ -21,10 +21,10 @@ WORLDS = 16
 
 
 def trained(world, updates=100, how=HOW, rate=3e-3, recipe="all", normalize=False, optim=OPTIM):
-    policy, rules = training.network(world, widths=(32,)), RECIPES[recipe]
+    policy, rules = ppo.network(world, widths=(32,)), RECIPES[recipe]
     update = ppo.make_update(world, policy, how, optim, rules)
-    variables = training.initial(world, policy, WORLDS, normalize, jax.random.key(0))
-    state = training.begin(variables, make_optimizer(optim, rules).init)
+    variables = ppo.initial(world, policy, WORLDS, normalize, jax.random.key(0))
+    state = ppo.begin(variables, make_optimizer(optim, rules).init)
     run = jax.jit(lambda s, rates: probes.updates(update, s, jax.random.key(1), rates))
     return policy, variables, *run(state, jnp.full(updates, rate))
 
@@ -83,15 +83,15 @@ def test_a_frozen_trunk_keeps_its_bits():
 
 def test_seeds_in_one_program_are_those_of_single_runs():
     world, rules = probes.by_both, RECIPES["all"]
-    policy = training.network(world, widths=(8,))
+    policy = ppo.network(world, widths=(8,))
     update = ppo.make_update(world, policy, HOW, OPTIM, rules)
 
     def run(variables, seed):
-        state = training.begin(variables, make_optimizer(OPTIM, rules).init)
+        state = ppo.begin(variables, make_optimizer(OPTIM, rules).init)
         return probes.updates(update, state, jax.random.key(seed), jnp.full(5, 1e-3))[0].params
 
-    each = [training.initial(world, policy, WORLDS, True, jax.random.key(seed)) for seed in range(3)]
-    many = jax.jit(jax.vmap(run))(policy_seeds.stacked(each), jnp.arange(3))
+    each = [ppo.initial(world, policy, WORLDS, True, jax.random.key(seed)) for seed in range(3)]
+    many = jax.jit(jax.vmap(run))(seeds.stacked(each), jnp.arange(3))
     for seed in range(3):
         alone = jax.jit(run)(each[seed], seed)
         jax.tree.map(lambda a, b, s=seed: np.testing.assert_allclose(a[s], b, rtol=1e-4, atol=1e-5), many, alone)
@@ -103,7 +103,7 @@ def test_updates_in_pieces_have_the_bits_of_updates_in_one_go():
     rules = RECIPES["all"]
     update = ppo.make_update(probes.by_both, policy, HOW, OPTIM, rules)
     run = jax.jit(lambda s, rates: probes.updates(update, s, jax.random.key(1), rates))
-    state = training.begin(variables, make_optimizer(OPTIM, rules).init)
+    state = ppo.begin(variables, make_optimizer(OPTIM, rules).init)
     for _ in range(2):
         state, _ = run(state, jnp.full(3, 3e-3))
     assert digest(state.params) == digest(whole.params)
@@ -113,23 +113,23 @@ def test_updates_in_pieces_have_the_bits_of_updates_in_one_go():
 def test_kickstarting_keeps_close_to_the_source():
     world, rules = probes.by_action, RECIPES["all"]
     policy, _, teacher, _ = trained(world)
-    start = training.initial(world, policy, WORLDS, False, jax.random.key(5))
+    start = ppo.initial(world, policy, WORLDS, False, jax.random.key(5))
     far = {}
     for weight in (0.0, 1.0):
         how = HOW._replace(kickstart=weight, kickstart_updates=100)
         update = ppo.make_update(world, policy, how, OPTIM, rules)
         source = teacher.variables if weight else None
-        state = training.begin(start, make_optimizer(OPTIM, rules).init, source)
+        state = ppo.begin(start, make_optimizer(OPTIM, rules).init, source)
         state, _ = jax.jit(lambda s, u=update: probes.updates(u, s, jax.random.key(2), jnp.full(4, 3e-3)))(state)
-        far[weight] = float(distributions.divergence(says(policy, teacher, [[0.0]]), says(policy, state, [[0.0]]))[0])
+        far[weight] = float(rollout.divergence(says(policy, teacher, [[0.0]]), says(policy, state, [[0.0]]))[0])
     assert far[1.0] < 0.8 * far[0.0]
 
 
 def test_the_loss_by_hand():
     """Two choices of equal chance; the ratio is 1, so the policy's loss is minus the mean normalised advantage: 0."""
     world = probes.by_action
-    policy = training.network(world, widths=(4,))
-    variables = training.initial(world, policy, 2, False, jax.random.key(0))
+    policy = ppo.network(world, widths=(4,))
+    variables = ppo.initial(world, policy, 2, False, jax.random.key(0))
     variables["params"]["head"] = jax.tree.map(jnp.zeros_like, variables["params"]["head"])
     sample = ppo.Sample(
         jnp.zeros((2, 1)),

@@ -15,18 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from configs import (
-    base,
-    cartpole_ppo,
-    detection_voc,
-    digits_resnet,
-    faces_verification,
-    masked_words,
-    ner_bert,
-    sst2_bert,
-)
+from configs import cartpole_ppo, detection_voc, digits_resnet, faces_verification, masked_words, ner_bert, sst2_bert
 from tests.text import write_vocabulary
 from tl_jax import __version__, api
+from tl_jax.config import recipe as recipe_module
 
 SPARE = ("tensorboard", "report.html", "export/model.stablehlo", "export/delta.safetensors", "freeze.json")
 COMMON = (("arms", ()), ("seeds", ()), ("epochs", 1.0), ("save_rest", 0.0), ("optim.name", "sgd"), ("optim.lr", 0.01))
@@ -73,16 +65,18 @@ def configs() -> dict[str, Any]:
     texts = {"text": sst2_bert, "tokens": ner_bert, "masked": masked_words}
     sources = {"text": "csv", "tokens": "conll", "masked": "lines"}
     made = {
-        "image": base.override(digits_resnet.get_config(), (*COMMON, *TINY, *folder, ("augment.crop_pad", 0))),
-        "detection": base.override(
+        "image": recipe_module.override(digits_resnet.get_config(), (*COMMON, *TINY, *folder, ("augment.crop_pad", 0))),
+        "detection": recipe_module.override(
             detection_voc.get_config("smoke"), (*COMMON, *TINY, ("detect.width", 8), ("data.train_examples", 16))
         ),
-        "faces": base.override(faces_verification.get_config("smoke"), (*COMMON, *TINY, ("faces.embedding", 8))),
-        "policy": base.override(cartpole_ppo.get_config("smoke"), (("save_every", 1.0),)),
+        "faces": recipe_module.override(
+            faces_verification.get_config("smoke"), (*COMMON, *TINY, ("faces.embedding", 8))
+        ),
+        "policy": recipe_module.override(cartpole_ppo.get_config("smoke"), (("save_every", 1.0),)),
     }
     for task, recipe in texts.items():
         data = ("data.name", sources[task]), ("data.dir", f"inputs/{task}")
-        made[task] = base.override(recipe.get_config(), (*COMMON, *BERT, *data))
+        made[task] = recipe_module.override(recipe.get_config(), (*COMMON, *BERT, *data))
     return made
 
 

@@ -1,7 +1,8 @@
 """A small real task for these tests: the shipped ResNet on 8x8 digits."""
 
-from configs import base, digits_resnet
-from tl_jax.tasks import image
+from configs import digits_resnet
+from tl_jax.config import recipe
+from tl_jax.tasks import image_classification
 
 
 def config(*changes):
@@ -10,9 +11,9 @@ def config(*changes):
         ("arms", ()), ("seeds", ()), ("input.size", 8), ("batch_size", 10), ("eval_batch_size", 50),
         ("augment.crop_pad", 0), ("data.test_examples", 100), ("data.validation", 0.05),
     )  # fmt: skip
-    return base.override(digits_resnet.get_config(), (*common, *changes))
+    return recipe.override(digits_resnet.get_config(), (*common, *changes))
 
 
 def task(*changes):
     """Return the task of that configuration."""
-    return image.make(config(*changes))
+    return image_classification.make(config(*changes))

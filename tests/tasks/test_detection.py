@@ -7,23 +7,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base, check, detection_voc
+from configs import detection_voc
 from tests.data import boxed
-from tl_jax import api, models, pretrained, tree
-from tl_jax.data import scenes
-from tl_jax.errors import UserError
-from tl_jax.models.detector import Detector, cells, levels
-from tl_jax.report import boxes
+from tl_jax import api, models, pretrained
+from tl_jax.config import recipe, validate
+from tl_jax.data import synthetic
+from tl_jax.models.centernet import Detector, cells, levels
+from tl_jax.report import images
 from tl_jax.tasks import detection
-from tl_jax.tasks.detection_objectives import focal_loss, loss_terms
-from tl_jax.transfer import partition
+from tl_jax.tasks.detection import focal_loss, loss_terms
+from tl_jax.transfer import freeze
+from tl_jax.utils import tree
+from tl_jax.utils.errors import UserError
 
 # The small network that ships, pretrained on CIFAR-10.
 SMALL = (("model.name", "resnet8"), ("init.source", "tl_jax"), ("input.size", 32), ("eval_batch_size", 32))
 
 
 def config_of(*changes):
-    return base.override(detection_voc.get_config("smoke"), (*SMALL, *changes))
+    return recipe.override(detection_voc.get_config("smoke"), (*SMALL, *changes))
 
 
 LONG = (
@@ -54,7 +56,7 @@ def test_shapes_are_found(trained):
 @pytest.mark.slow
 def test_predictions_are_said_written_and_drawn(trained, tmp_path, capsys):
     folder, _ = trained
-    source = scenes.scenes(size=32)
+    source = synthetic.scenes(size=32)
     for i in range(12):  # twice the size of what the network was trained on
         Image.fromarray(source.test.images[i]).resize((64, 64)).save(tmp_path / f"{i:02}.png")
     Image.new("RGB", (40, 80)).save(tmp_path / "other.png")
@@ -99,7 +101,7 @@ def test_augmentation_is_drawn_with_boxes(tmp_path):
         config_of(("augment.jitter", 0.0), ("augment.flip", False), ("augment.resized_crop", 0.0)), tmp_path
     )
     seen = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
-    assert all((seen == boxes.colour(k)).all(1).sum() > 50 for k in range(3))
+    assert all((seen == images.colour(k)).all(1).sum() > 50 for k in range(3))
 
 
 @pytest.mark.fast
@@ -108,7 +110,7 @@ def test_the_head_trains_alone_where_the_network_is_frozen():
     params = jax.eval_shape(detector.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))[
         "params"
     ]
-    moves = tree.flatten(partition.trainable(dict(params), partition.recipe("head")))
+    moves = tree.flatten(freeze.trainable(dict(params), freeze.recipe("head")))
     assert {path.split("/")[0] for path, trains in moves.items() if trains} == {"head"}
     assert {path.split("/")[0] for path, trains in moves.items() if not trains} == {
         "stem",
@@ -184,7 +186,7 @@ def test_an_object_in_a_crowd_is_still_to_be_found_and_nothing_else_is_said_ther
 )
 def test_fields_of_other_tasks_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        check.validate(config_of(*changes))
+        validate.validate(config_of(*changes))
 
 
 @pytest.mark.fast
@@ -203,7 +205,7 @@ def test_bad_input_is_one_clear_line(changes, message):
 
 @pytest.mark.fast
 def test_parts_without_objects_are_refused():
-    source = scenes.scenes(train=8, test=4, size=32)
+    source = synthetic.scenes(train=8, test=4, size=32)
     source.test.labels[..., 4] = -1
     with pytest.raises(UserError, match="no picture of the test part of drawn has an object"):
         detection.check_parts("drawn", {"train": source.train, "test": source.test})
@@ -211,7 +213,7 @@ def test_parts_without_objects_are_refused():
 
 @pytest.mark.fast
 def test_a_class_that_train_has_lost_to_validation_is_said(capsys):
-    source = scenes.scenes(train=6, test=2, size=32)
+    source = synthetic.scenes(train=6, test=2, size=32)
     detection.tell_unlearned(source, source.train)
     assert capsys.readouterr().out == ""
     labels = source.train.labels.copy()

@@ -2,19 +2,20 @@
 
 import pytest
 
-from configs import base, cartpole_ppo, detection_voc, faces_verification
+from configs import cartpole_ppo, detection_voc, faces_verification
 from tests.tasks.test_text import TOKENS, WORDS, folder  # noqa: F401 - a fixture
 from tests.tasks.test_text import configure as configure_text
 from tl_jax import api
-from tl_jax.errors import Diverged
+from tl_jax.config import recipe
+from tl_jax.utils.errors import Diverged
 
 pytestmark = pytest.mark.slow
 WILD = (("optim.name", "sgd"), ("optim.lr", 3e37), ("optim.clip_norm", 0.0), ("log_every", 1000))
 SMALL = (("model.name", "resnet8"), ("init.source", "tl_jax"), ("input.size", 32), ("eval_batch_size", 32))
 RECIPES = {
-    "faces": lambda: base.override(faces_verification.get_config("smoke"), (("eval_batch_size", 50), *WILD)),
-    "detection": lambda: base.override(detection_voc.get_config("smoke"), (*SMALL, *WILD)),
-    "policy": lambda: base.override(
+    "faces": lambda: recipe.override(faces_verification.get_config("smoke"), (("eval_batch_size", 50), *WILD)),
+    "detection": lambda: recipe.override(detection_voc.get_config("smoke"), (*SMALL, *WILD)),
+    "policy": lambda: recipe.override(
         cartpole_ppo.get_config("smoke"), (("model.options", {"widths": (8, 8)}), *WILD[1:])
     ),
 }

@@ -9,13 +9,14 @@ import pytest
 from PIL import Image
 from sklearn.utils.class_weight import compute_class_weight
 
-from configs import ct_classification, stored
+from configs import ct_classification
 from tests.tasks import small
 from tl_jax import api
-from tl_jax.errors import UserError
-from tl_jax.tasks import picture_answers
-from tl_jax.tasks.grad_cam import make_grad_cam
-from tl_jax.tasks.objectives import Maps
+from tl_jax.config import stored
+from tl_jax.tasks import image_classification
+from tl_jax.tasks.image_classification import make_grad_cam
+from tl_jax.tasks.losses import Maps
+from tl_jax.utils.errors import UserError
 
 RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.slow
@@ -114,7 +115,7 @@ def test_the_run_leaves_pictures_and_predicts_with_its_temperature(corner, capsy
     (found,) = api.predict(config, folder, [file])
     task, _, state = api.restore(config, folder)
     asked = task.answer.args[0]._replace(validation=None)  # as the network puts it
-    (plain,), _ = picture_answers.answer(asked, state.variables, [file])
+    (plain,), _ = image_classification.answer(asked, state.variables, [file])
     logits = {name: np.log(p) / temperature for name, p in plain["probabilities"].items()}
     expected = np.exp(logits["spot"]) / sum(np.exp(x) for x in logits.values())
     assert found["probabilities"]["spot"] == pytest.approx(expected, rel=1e-4) and found["input"] == file

@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base, check
 from tests.tasks import small
 from tl_jax import api
+from tl_jax.config import recipe, validate
 from tl_jax.data.augment import Augment
-from tl_jax.errors import UserError
-from tl_jax.tasks import objectives
-from tl_jax.train import devices
+from tl_jax.tasks import losses
+from tl_jax.train import sharding
 from tl_jax.train.state import TrainState
 from tl_jax.train.step import make_init, make_train_step
-from tl_jax.transfer import mixing
+from tl_jax.transfer import mixup
+from tl_jax.transfer.freeze import RECIPES
 from tl_jax.transfer.optimizer import OptimSpec
-from tl_jax.transfer.partition import RECIPES
-from tl_jax.transfer.penalties import Regularize
+from tl_jax.transfer.regularizers import Regularize
+from tl_jax.utils.errors import UserError
 
 N, CLASSES, WIDTH, SOURCES = 8, 3, 4, 5
 WEIGHTS = (1.0, 2.0, 20.0)
@@ -63,7 +63,7 @@ def step(names):
     """Return the loss and, as what a step of gradient descent at rate 1 takes away, the gradient."""
     images, labels, params, source = problem()
     how = Regularize(**{name: STRENGTHS[name] for name in names - {"parts"}}, endpoints=("features",))
-    loss = objectives.make_loss(objectives.Network(Linear(), objectives.Maps()), Augment(), how, None)
+    loss = losses.make_loss(losses.Network(Linear(), losses.Maps()), Augment(), how, None)
     optim = OptimSpec("sgd", momentum=0.0, accumulate=2 if "parts" in names else 1)
     state = TrainState(
         jnp.zeros((), jnp.int32), params, {}, make_init(optim, RECIPES["all"])(params), {"source": source}
@@ -71,8 +71,8 @@ def step(names):
     before = jax.device_get(params)
     batch = {"image": images, "label": labels, "mask": np.ones(N, np.float32)}
     take = make_train_step(loss, optim, RECIPES["all"], "auto")
-    given = devices.put(batch), devices.everywhere(jax.random.key(7)), devices.everywhere(np.float32(1.0))
-    new, row = take(devices.everywhere(state), *given)
+    given = sharding.put(batch), sharding.everywhere(jax.random.key(7)), sharding.everywhere(np.float32(1.0))
+    new, row = take(sharding.everywhere(state), *given)
     sums = jax.device_get(row["sums"])
     value = sum(total / count for name, (total, count) in sums.items() if name in ("loss", "penalty"))
     return value, jax.tree.map(lambda a, b: a - b, before, jax.device_get(new.params))
@@ -123,9 +123,9 @@ def mixed(names, images, labels, key):
         own = (1 - STRENGTHS["label_smoothing"]) * own + STRENGTHS["label_smoothing"] / CLASSES
     if "weights" in names:
         own = own * np.asarray(WEIGHTS)[labels][:, None]
-    for name, mix in (("mixup", mixing.mixup), ("cutmix", mixing.cutmix)):
+    for name, mix in (("mixup", mixup.mixup), ("cutmix", mixup.cutmix)):
         if name in names:  # who meets whom, and in which shares, is drawn by the library; see test_mixing.py
-            drawn = jnp.asarray(images, jnp.float32), jnp.eye(len(images)), jax.random.fold_in(key, objectives.MIX)
+            drawn = jnp.asarray(images, jnp.float32), jnp.eye(len(images)), jax.random.fold_in(key, losses.MIX)
             images, shares = (np.asarray(each, np.float64) for each in mix(*drawn, STRENGTHS[name]))
             own = shares @ own
     return images, own
@@ -150,7 +150,9 @@ def test_a_step_with_any_two_of_them_is_that_of_numpy(names):
 @pytest.mark.parametrize("names", REFUSED, ids=lambda names: "+".join(sorted(names)))
 def test_the_pairs_that_mean_nothing_are_refused(names):
     with pytest.raises(UserError, match="set one of them|both set"):
-        check.validate(base.override(base.get_config(), [(f"regularize.{name}", STRENGTHS[name]) for name in names]))
+        validate.validate(
+            recipe.override(recipe.get_config(), [(f"regularize.{name}", STRENGTHS[name]) for name in names])
+        )
 
 
 @pytest.mark.slow

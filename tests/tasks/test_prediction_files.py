@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base, detection_voc, faces_verification, stored
+from configs import detection_voc, faces_verification
 from tl_jax import api
-from tl_jax.data import scenes
-from tl_jax.errors import UserError
+from tl_jax.config import recipe, stored
+from tl_jax.data import synthetic
 from tl_jax.train.workdir import read_json
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def deep(tmp_path_factory):
             image = np.full((16, 16), 32768, np.uint16) + rng.integers(0, 20, (16, 16)).astype(np.uint16)
             image[4:12, 4:12] = 32768 + value
             Image.fromarray(image).save(top / "set" / name / f"{i:02}.png")
-    config = base.get_config()
+    config = recipe.get_config()
     config.model.name, config.init.source, config.init.path = "resnet8", "tl_jax", "cifar10"
     config.init.head, config.freeze.recipe, config.epochs = "ridge", "head", 0.0
     config.data.name, config.data.dir, config.input.size = "folder", str(top / "set"), 16
@@ -72,7 +73,7 @@ def test_other_data_that_would_change_the_range_are_refused(deep, tmp_path):
     shutil.copytree(top / "set", tmp_path / "set")
     Image.fromarray(np.full((16, 16), 65535, np.uint16)).save(tmp_path / "set" / "bright" / "99.png")
     with pytest.raises(UserError, match="the run"):
-        api.evaluate(base.override(config, (("data.dir", str(tmp_path / "set")),)), run)
+        api.evaluate(recipe.override(config, (("data.dir", str(tmp_path / "set")),)), run)
 
 
 def test_a_damaged_file_has_its_error_and_the_others_their_predictions(deep, tmp_path, capsys):
@@ -116,7 +117,7 @@ def test_a_16_bit_file_is_refused_by_a_run_on_8_bits(tmp_path):
         (tmp_path / "set" / name).mkdir(parents=True)
         for i in range(10):
             Image.fromarray(np.full((16, 16), value + i, np.uint8)).save(tmp_path / "set" / name / f"{i}.png")
-    config = base.get_config()
+    config = recipe.get_config()
     config.model.name, config.init.source, config.init.path, config.init.head = "resnet8", "tl_jax", "cifar10", "ridge"
     config.freeze.recipe, config.epochs, config.data.validation = "head", 0.0, 0.2
     config.data.name, config.data.dir, config.input.size = "folder", str(tmp_path / "set"), 16
@@ -130,11 +131,11 @@ def test_a_16_bit_file_is_refused_by_a_run_on_8_bits(tmp_path):
 
 def test_boxes_are_predicted_past_a_damaged_file(tmp_path):
     small = (("model.name", "resnet8"), ("init.source", "tl_jax"), ("input.size", 32), ("eval_batch_size", 32))
-    config = base.override(detection_voc.get_config("smoke"), small)
+    config = recipe.override(detection_voc.get_config("smoke"), small)
     api.run(config, tmp_path / "run")
     (tmp_path / "some").mkdir()
     for i in range(3):
-        Image.fromarray(scenes.scenes(train=4, test=1, size=32).train.images[i]).save(tmp_path / "some" / f"{i}.png")
+        Image.fromarray(synthetic.scenes(train=4, test=1, size=32).train.images[i]).save(tmp_path / "some" / f"{i}.png")
     (tmp_path / "some" / "1.png").write_bytes(b"nothing")
     found = api.predict(config, tmp_path / "run", [str(tmp_path / "some")])
     assert ["boxes" in row for row in found] == [True, False, True] and "cannot decode" in found[1]["error"]

@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from configs import base, check, sst2_bert
+from configs import sst2_bert
 from tests.text import network
-from tl_jax import api, huggingface, pretrained, tree
-from tl_jax.errors import UserError
-from tl_jax.runs import make_task, restore
-from tl_jax.shipping import program
+from tl_jax import api, pretrained
+from tl_jax.config import recipe, validate
+from tl_jax.export import stablehlo
+from tl_jax.pretrained import formats, huggingface
+from tl_jax.restore import make_task, restore
 from tl_jax.tasks import text
 from tl_jax.train import loop
 from tl_jax.train.state import digest
 from tl_jax.train.workdir import read_json
 from tl_jax.transfer import phases
-from tl_jax.weights import bundles
+from tl_jax.utils import tree
+from tl_jax.utils.errors import UserError
 
 GOOD, BAD = "good acting as the film", "bad plot don t"
 
@@ -47,7 +49,7 @@ def configure(folder, *changes):
         ("arms", ()), ("init.path", str(folder / "net")), ("data.dir", str(folder)), ("batch_size", 8),
         ("eval_batch_size", 16), ("optim.lr", 3e-3), ("input.length", 12), ("log_every", 4),
     )  # fmt: skip
-    return base.override(sst2_bert.get_config(), (*common, *changes))
+    return recipe.override(sst2_bert.get_config(), (*common, *changes))
 
 
 TOKENS = (("task", "tokens"), ("data.name", "conll"), ("data.columns", ()), ("data.text", ("text",)))
@@ -89,7 +91,7 @@ def test_words_are_guessed(folder, tmp_path):
     config = configure(folder, *WORDS, ("epochs", 8.0), ("pretext.share", 0.3))
     summary = api.run(config, tmp_path)
     assert summary["metrics"]["loss"] < 0.8 * np.log(117)
-    again = base.override(config, (("eval_batch_size", 4),))  # what is hidden does not depend on the batch
+    again = recipe.override(config, (("eval_batch_size", 4),))  # what is hidden does not depend on the batch
     assert api.evaluate(again, tmp_path)["metrics"]["loss"] == pytest.approx(summary["metrics"]["loss"], rel=1e-5)
 
 
@@ -148,7 +150,7 @@ def test_the_words_for_pictures_are_those_for_texts(folder, tmp_path, changes):
 
 def test_words_are_guessed_first(folder, tmp_path):
     both = ({"name": "words", "objective": "pretext", "epochs": 3.0}, {"name": "labels", "epochs": 2.0})
-    usual = base.FIELDS["epochs"].default
+    usual = recipe.FIELDS["epochs"].default
     config = configure(
         folder, ("pretext.name", "masked"), ("epochs", usual), ("phases", both), ("data.train_examples", 32)
     )
@@ -165,13 +167,13 @@ def test_an_export_opens_again_with_the_same_answers(folder, tmp_path, capsys):
     net = pretrained.load(source="tl_jax", path=api.export(config, tmp_path))
     assert net.classes == ("0", "1") and not net.new
     texts = [GOOD, BAD]
-    alone = program.run(tmp_path / "export" / "model.stablehlo", *net.tokenize(texts).values())
+    alone = stablehlo.run(tmp_path / "export" / "model.stablehlo", *net.tokenize(texts).values())
     found = api.predict(config, tmp_path, texts)
     logits, _ = net.model.apply(net.variables, **net.tokenize(texts))
     for row, entry in zip(jax.nn.softmax(logits), found, strict=True):
         np.testing.assert_allclose(row, list(entry["probabilities"].values()), atol=1e-5)
     np.testing.assert_allclose(alone, jax.nn.softmax(logits), atol=1e-5)
-    assert {*huggingface.FILES, "model.stablehlo"} == set(bundles.read(tmp_path / "export")["files"])
+    assert {*huggingface.FILES, "model.stablehlo"} == set(formats.read_bundle(tmp_path / "export")["files"])
     assert "█" in capsys.readouterr().out
     kept = configure(folder, ("init.path", str(tmp_path / "export")), ("init.head", "keep"), ("epochs", 0.0))
     assert api.run(kept, tmp_path / "kept")["metrics"] == pytest.approx(read_json(tmp_path / "summary.json")["metrics"])
@@ -273,7 +275,7 @@ def test_heads_are_drawn_from_the_key_and_the_rest_is_loaded(folder):
 )  # fmt: skip
 def test_what_means_nothing_is_refused(folder, changes, message):
     with pytest.raises(UserError, match=message):
-        check.validate(configure(folder, *changes))
+        validate.validate(configure(folder, *changes))
 
 
 @pytest.mark.parametrize(

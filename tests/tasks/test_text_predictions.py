@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from seqeval.metrics import f1_score
 
-from configs import base, sst2_bert
+from configs import sst2_bert
 from tests.text import network
-from tl_jax import api, huggingface
-from tl_jax.errors import UserError
+from tl_jax import api
+from tl_jax.config import recipe
+from tl_jax.pretrained import huggingface
+from tl_jax.utils.errors import UserError
 
 NAMES = ("good", "acting", "x.y", "don-t")
 OTHERS = ("a", "its", "world", "cafe", ",", "\u200b", "\u00ad", ".")  # two of them have no token
@@ -37,7 +39,7 @@ def configure(folder, *changes):
         ("eval_batch_size", 16), ("optim.lr", 3e-3), ("input.length", 16), ("log_every", 4), ("task", "tokens"),
         ("data.name", "conll"), ("data.columns", ()), ("data.text", ("text",)), ("epochs", 6.0),
     )  # fmt: skip
-    return base.override(sst2_bert.get_config(), (*common, *changes))
+    return recipe.override(sst2_bert.get_config(), (*common, *changes))
 
 
 def sentences(file):

@@ -4,7 +4,7 @@ import pytest
 
 from tests.train import tiny
 from tl_jax.train import loop
-from tl_jax.train.early_stop import exhausted
+from tl_jax.train.loop import exhausted
 from tl_jax.train.state import digest
 
 pytestmark = pytest.mark.fast

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from tests.train import tiny
-from tl_jax.data import batches
-from tl_jax.errors import Diverged
-from tl_jax.train import metrics
-from tl_jax.verdict import Verdict
+from tl_jax.data import loader
+from tl_jax.metrics import Verdict
+from tl_jax.train import evaluate
+from tl_jax.utils.errors import Diverged
 
 pytestmark = pytest.mark.fast
 VARIABLES = {"params": {}}
@@ -28,9 +28,9 @@ def task(predict=None, judge=None, **values):
 def test_a_metric_that_is_not_finite_names_the_split(part, value):
     whole = task(accuracy=1.0, loss=value)
     if part == "train":
-        whole = whole._replace(eval_batches=lambda _: batches.eval_batches(tiny.data(), 8))
+        whole = whole._replace(eval_batches=lambda _: loader.eval_batches(tiny.data(), 8))
     with pytest.raises(Diverged, match=f"the loss of the {part} split is .*; lower config.optim.lr .*check the data"):
-        metrics.evaluate(whole, VARIABLES, part)
+        evaluate.evaluate(whole, VARIABLES, part)
 
 
 PREDICTIONS = {
@@ -50,19 +50,19 @@ def test_predictions_that_are_nan_are_not_judged(kind):
 
     judged = []
     whole = task(predict, lambda found, seen: judged.append(found) or Verdict({}, {}), accuracy=1.0)
-    metrics.evaluate(whole, {"nan": jnp.asarray(-1)}, "test")
+    evaluate.evaluate(whole, {"nan": jnp.asarray(-1)}, "test")
     assert len(judged) == 1
-    metrics.evaluate(whole._replace(eval_batches=lambda _: padded()), {"nan": jnp.asarray(7)}, "test")
+    evaluate.evaluate(whole._replace(eval_batches=lambda _: padded()), {"nan": jnp.asarray(7)}, "test")
     assert len(judged) == 2  # the last row is padding
     with pytest.raises(Diverged, match="the network's output of the test split is nan"):
-        metrics.evaluate(whole, {"nan": jnp.asarray(2)}, "test")
+        evaluate.evaluate(whole, {"nan": jnp.asarray(2)}, "test")
     assert len(judged) == 2
 
 
 def padded():
-    return batches.eval_batches(tiny.data(7), 8)
+    return loader.eval_batches(tiny.data(7), 8)
 
 
 def test_what_a_judge_could_not_measure_is_no_error():
     whole = task(lambda v, b: b["image"], lambda *_: Verdict({"eer": 0.5}, {}, {"auc": "needs both"}), accuracy=1.0)
-    assert metrics.evaluate(whole, VARIABLES, "test").verdict.missing == {"auc": "needs both"}
+    assert evaluate.evaluate(whole, VARIABLES, "test").verdict.missing == {"auc": "needs both"}

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from tests.train import tiny
-from tl_jax import tree
-from tl_jax.errors import UserError
-from tl_jax.train import loop, metrics, stepper
+from tl_jax.train import evaluate, loop, step
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.state import digest, initial_state
-from tl_jax.transfer import partition
+from tl_jax.transfer import freeze
+from tl_jax.transfer.freeze import RECIPES
 from tl_jax.transfer.optimizer import OptimSpec, RateSpec
-from tl_jax.transfer.partition import RECIPES
+from tl_jax.utils import tree
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 PACE = loop.Pace(save=3, log=2)
@@ -38,8 +38,8 @@ def rows(folder, split):
 
 
 def test_it_learns(whole):
-    before = metrics.evaluate(tiny.task(), initial_state(tiny.task(), 0).variables, "test")
-    after = metrics.evaluate(tiny.task(), whole[1].state.variables, "test")
+    before = evaluate.evaluate(tiny.task(), initial_state(tiny.task(), 0).variables, "test")
+    after = evaluate.evaluate(tiny.task(), whole[1].state.variables, "test")
     assert after.examples == 33
     assert after.values["loss"] < before.values["loss"]
 
@@ -87,9 +87,9 @@ def test_a_run_cut_short_ends_with_the_same_bits(whole, tmp_path, monkeypatch, s
         taken.extend(range(first, last))
         return advance(self, state, first, last)
 
-    advance, taken = stepper.Stepper.advance, []
+    advance, taken = step.Stepper.advance, []
     with monkeypatch.context() as patch, pytest.raises(Cut):
-        patch.setattr(stepper.Stepper, "advance", cuts)
+        patch.setattr(step.Stepper, "advance", cuts)
         loop.fit(tiny.task(), tiny.plan(), PACE, 0, tmp_path, verbose=False)
     resumed = fit(tmp_path)
     assert stop - 2 <= max(taken) < stop
@@ -122,8 +122,8 @@ def test_checkpoints_rest_but_for_better_ones_and_the_ends_of_phases(whole, tmp_
     """With all the time in the world to wait for, only those that matter are written; training is the same."""
     saved, save = [], Checkpoints.save
     scores = iter([0.3, 0.2, 0.5, 0.4, 0.5, 0.1, 0.4, 0.6, 0.5, 0.3, 0.2, 0.1])  # after each of the twelve steps
-    found = lambda *_, **__: metrics.Evaluation({"accuracy": next(scores)}, 10, 0.0)  # noqa: E731
-    monkeypatch.setattr(metrics, "evaluate", found)
+    found = lambda *_, **__: evaluate.Evaluation({"accuracy": next(scores)}, 10, 0.0)  # noqa: E731
+    monkeypatch.setattr(evaluate, "evaluate", found)
     monkeypatch.setattr(
         Checkpoints, "save", lambda self, state, m: (saved.append(int(state.step)), save(self, state, m))
     )
@@ -135,7 +135,7 @@ def test_checkpoints_rest_but_for_better_ones_and_the_ends_of_phases(whole, tmp_
 
 def test_a_loss_that_is_not_finite_names_step_and_checkpoint(tmp_path):
     bad = tiny.data()
-    bad.images[tiny.batches.train_indices(0, 45, 8, 4)[0]] = np.nan  # first met in step 5 (or earlier, see below)
+    bad.images[tiny.loader.train_indices(0, 45, 8, 4)[0]] = np.nan  # first met in step 5 (or earlier, see below)
     first = next(i for i in range(12) if np.isnan(tiny.task(train=bad).train_batch(i)["image"]).any()) + 1
     with pytest.raises(UserError, match=rf"loss of step {first} .*nan.*") as error:
         fit(tmp_path, train=bad)
@@ -164,9 +164,9 @@ def test_the_seed_decides(tmp_path):
 def test_every_example_counts_once_whatever_the_batch(whole):
     variables = whole[1].state.variables
     task = tiny.task()
-    values, n, _, _ = metrics.evaluate(task, variables, "test")
-    by_one = task._replace(eval_batches=lambda part: tiny.batches.eval_batches(tiny.data(33, 2), 2))
-    again, m, _, _ = metrics.evaluate(by_one, variables, "test")
+    values, n, _, _ = evaluate.evaluate(task, variables, "test")
+    by_one = task._replace(eval_batches=lambda part: tiny.loader.eval_batches(tiny.data(33, 2), 2))
+    again, m, _, _ = evaluate.evaluate(by_one, variables, "test")
     assert n == m == 33
     assert values["accuracy"] == again["accuracy"]
     assert values["loss"] == pytest.approx(again["loss"], rel=1e-6)
@@ -175,5 +175,5 @@ def test_every_example_counts_once_whatever_the_batch(whole):
 def test_the_table_counts_what_trains(whole):
     assert whole[1].parameters["frozen"] == 0
     params = initial_state(tiny.task(), 0).params
-    split = partition.count_split(params, partition.trainable(params, RECIPES["head"]))
+    split = freeze.count_split(params, freeze.trainable(params, RECIPES["head"]))
     assert split == {"trainable": 8 * 3 + 3, "frozen": 10 * 8 + 8 + 2 * 8}

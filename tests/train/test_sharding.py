@@ -9,12 +9,12 @@ import optax
 import pytest
 
 from tests.train import tiny
-from tl_jax.errors import UserError
-from tl_jax.train import devices, loop, metrics, sharding
+from tl_jax.train import evaluate, loop, sharding
 from tl_jax.train.state import initial_state, stream_key
 from tl_jax.train.step import make_init, make_train_step
+from tl_jax.transfer.freeze import RECIPES
 from tl_jax.transfer.optimizer import OptimSpec
-from tl_jax.transfer.partition import RECIPES
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 COUNT = jax.device_count()
@@ -58,9 +58,9 @@ def trained(optim, sharded=False, steps=4, recipe="all"):
     state = initial_state(task, 0, sharded)
     state = state.replace(opt_state=make_init(optim, rules, sharded)(state.params))
     step = make_train_step(task.loss, optim, rules, "auto", sharded)
-    stream = devices.everywhere(stream_key(0, "train"))
+    stream = sharding.everywhere(stream_key(0, "train"))
     for i in range(steps):
-        state, row = step(state, devices.put(task.train_batch(i)), stream, devices.everywhere(np.float32(1e-2)))
+        state, row = step(state, sharding.put(task.train_batch(i)), stream, sharding.everywhere(np.float32(1e-2)))
         rows.append(row)
     return state, rows
 
@@ -80,7 +80,7 @@ def test_a_split_state_comes_to_the_same_numbers(optim, recipe):
 
 def test_what_is_on_no_device_is_not_split():
     assert not sharding.is_sharded({"kernel": np.ones((4, 4))})
-    assert (devices.fetch({"kernel": np.ones(3), "bias": jnp.ones(3)})["kernel"] == 1).all()
+    assert (sharding.fetch({"kernel": np.ones(3), "bias": jnp.ones(3)})["kernel"] == 1).all()
 
 
 def test_layouts_split_the_longest_axis_that_divides():
@@ -97,7 +97,7 @@ def test_layouts_split_the_longest_axis_that_divides():
 def test_a_whole_run_on_a_split_state_is_that_on_a_replicated_one(tmp_path):
     task, plan, fit = wide_task(), tiny.plan(), functools.partial(loop.fit, pace=loop.Pace(3, 2), seed=0, verbose=False)
     runs = [fit(task, plan, workdir=tmp_path / str(split), sharded=split) for split in (False, True)]
-    values = [metrics.evaluate(task, run.state.tested, "test").values for run in runs]
+    values = [evaluate.evaluate(task, run.state.tested, "test").values for run in runs]
     close(values[0], values[1])
     close(jax.device_get(runs[0].state.variables), jax.device_get(runs[1].state.variables))
     for run in runs:
@@ -128,8 +128,8 @@ def test_parts_of_a_batch_count_by_what_is_not_masked():
         one = optim._replace(accumulate=parts)
         state = state.replace(opt_state=make_init(one, RECIPES["all"])(state.params))
         step = make_train_step(task.loss, one, RECIPES["all"], "auto")
-        key, rate = devices.everywhere(stream_key(0, "train")), devices.everywhere(np.float32(1.0))
-        updated.append(step(state, devices.put(batch), key, rate)[0].params)
+        key, rate = sharding.everywhere(stream_key(0, "train")), sharding.everywhere(np.float32(1.0))
+        updated.append(step(state, sharding.put(batch), key, rate)[0].params)
     close(*updated)
 
 
@@ -138,16 +138,16 @@ def test_statistics_pass_through_all_parts():
     task, optim = tiny.task(), OptimSpec("sgd", momentum=0.0, accumulate=2)
     state = initial_state(task, 0)
     state = state.replace(opt_state=make_init(optim, RECIPES["all"])(state.params))
-    batch, key = task.train_batch(0), devices.everywhere(stream_key(0, "train"))
+    batch, key = task.train_batch(0), sharding.everywhere(stream_key(0, "train"))
     kernel, bias = (np.asarray(state.params["trunk"][name]) for name in ("kernel", "bias"))
     means = [(batch["image"][i::2] @ kernel + bias).mean(0) for i in (0, 1)]
     expected = 0.9 * (0.1 * means[0]) + 0.1 * means[1]
     step = make_train_step(task.loss, optim, RECIPES["all"], "auto")
-    new, _ = step(state, devices.put(batch), key, devices.everywhere(np.float32(0.1)))
+    new, _ = step(state, sharding.put(batch), key, sharding.everywhere(np.float32(0.1)))
     np.testing.assert_allclose(new.batch_stats["bn"]["mean"], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_sizes_that_do_not_divide_are_refused_with_one_that_does():
-    devices.check_batch("batch_size", 8 * COUNT, 4)
+    sharding.check_batch("batch_size", 8 * COUNT, 4)
     with pytest.raises(UserError, match=rf"batch_size={6 * COUNT} is not divisible .* optim.accumulate=4; \d+ is"):
-        devices.check_batch("batch_size", 6 * COUNT, 4)
+        sharding.check_batch("batch_size", 6 * COUNT, 4)

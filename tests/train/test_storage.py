@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from tl_jax.errors import UserError
 from tl_jax.train import workdir
-from tl_jax.train.storage import Home
+from tl_jax.train.workdir import Home
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 

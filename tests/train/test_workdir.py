@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tl_jax.errors import UserError
 from tl_jax.train import workdir
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 CONFIG = {"optim": {"lr": 0.1}, "data": {"dir": "here"}, "seeds": (1, 2)}

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tl_jax.data import batches
-from tl_jax.data.sources import Split
-from tl_jax.task import Task
+from tl_jax.data import loader
+from tl_jax.data.tfds import Split
+from tl_jax.train.task import Task
+from tl_jax.transfer.freeze import RECIPES
 from tl_jax.transfer.optimizer import OptimSpec, RateSpec
-from tl_jax.transfer.partition import RECIPES
 from tl_jax.transfer.phases import Phase
 
 
@@ -69,8 +69,8 @@ def task(seed=0, scale=1.0, train=None):
         loss=loss,
         metrics=metrics,
         features=None,
-        train_batch=batches.Stream(train.images, train.labels, seed, 8),
-        eval_batches=lambda part: batches.eval_batches(parts[part], 8),
+        train_batch=loader.Stream(train.images, train.labels, seed, 8),
+        eval_batches=lambda part: loader.eval_batches(parts[part], 8),
         sizes={name: len(part.labels) for name, part in parts.items()},
         facts={},
     )

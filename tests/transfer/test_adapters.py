@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl_jax import models, tree
-from tl_jax.errors import UserError
-from tl_jax.transfer import adapters, partition
+from tl_jax import models
+from tl_jax.transfer import adapters, freeze
 from tl_jax.transfer.adapters import Adapters
+from tl_jax.utils import tree
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 KERNELS = {
@@ -118,7 +119,7 @@ def test_targets_choose_and_a_choice_of_nothing_is_refused():
 
 def test_the_recipe_trains_adapters_and_head_only():
     params = adapters.add(KERNELS, Adapters("lora", rank=1), jax.random.key(0))
-    mask = tree.flatten(partition.trainable(params, partition.RECIPES["adapters"]))
+    mask = tree.flatten(freeze.trainable(params, freeze.RECIPES["adapters"]))
     assert {path for path, trains in mask.items() if trains} == {
         *(f"{name}/lora_{x}" for name in ("conv", "dense", "depthwise") for x in "ab"),
         "head/kernel",
@@ -133,6 +134,6 @@ def test_bottleneck_adapters_start_as_the_identity(net):
     assert {name for name in params if name.startswith("adapter_")} == {f"adapter_{p}" for p in model.part_names()}
     before, after = model.apply(variables, x)[0], wide.apply({**variables, "params": params}, x)[0]
     np.testing.assert_array_equal(before, after)
-    mask = tree.flatten(partition.trainable(params, partition.RECIPES["adapters"]))
+    mask = tree.flatten(freeze.trainable(params, freeze.RECIPES["adapters"]))
     trained = {path.split("/")[0] for path, trains in mask.items() if trains}
     assert trained == {"head", *(f"adapter_{p}" for p in model.part_names())}

@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from tl_jax import models, tree
-from tl_jax.transfer import partition
+from tl_jax import models
+from tl_jax.transfer import freeze
+from tl_jax.transfer.freeze import FROZEN
 from tl_jax.transfer.optimizer import OptimSpec, averaged, leaf_rates, make_optimizer
-from tl_jax.transfer.partition import FROZEN
+from tl_jax.utils import tree
 
 pytestmark = pytest.mark.fast
 PARAMS = {
@@ -19,7 +20,7 @@ PARAMS = {
     "head": {"kernel": jnp.ones((2, 2))},
 }
 PARTS = ("stem", "stage1", "stage2")
-ALL = partition.RECIPES["all"]
+ALL = freeze.RECIPES["all"]
 
 
 def test_rates_fall_with_the_distance_from_the_head():
@@ -86,7 +87,7 @@ def test_recipes_train_what_their_names_say(name):
     parts = model.part_names()
 
     def trained(recipe, stages=1):
-        mask = partition.trainable(params, partition.recipe(recipe, parts, stages))
+        mask = freeze.trainable(params, freeze.recipe(recipe, parts, stages))
         return {path for path, trains in tree.flatten(mask).items() if trains}
 
     everything, head = set(tree.flatten(params)), {"head/kernel", "head/bias"}

@@ -2,16 +2,18 @@
 
 import pytest
 
-from configs import base
+from tl_jax.config import recipe
 from tl_jax.transfer import phases
-from tl_jax.transfer.partition import RECIPES
+from tl_jax.transfer.freeze import RECIPES
 
 pytestmark = pytest.mark.fast
 
 
 def resolve(*changes, examples=100):
     sizes = {"train": examples, "unlabelled": 4 * examples}
-    return phases.resolve(base.override(base.get_config(), (("batch_size", 8), *changes)), sizes, ("stem", "stage1"))
+    return phases.resolve(
+        recipe.override(recipe.get_config(), (("batch_size", 8), *changes)), sizes, ("stem", "stage1")
+    )
 
 
 def test_no_phases_is_one_phase():

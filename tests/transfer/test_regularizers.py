@@ -7,8 +7,8 @@ import optax
 import pytest
 from jax.test_util import check_grads
 
-from tl_jax.errors import UserError
 from tl_jax.transfer import regularizers
+from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 

@@ -1,4 +1,8 @@
-"""Random changes to training pictures, on the device, keyed: the same key gives the same pictures."""
+"""Test-time augmentation: fixed views of a picture, over which a prediction is averaged.
+
+Random changes to training pictures, on the device, keyed: the same key gives the same pictures.
+
+Random changes to pictures with boxes, which follow them; on the device, keyed as those of ``augment``."""
 
 from typing import NamedTuple
 
@@ -7,6 +11,41 @@ import jax
 import jax.numpy as jnp
 
 from tl_jax.data import randaugment
+from tl_jax.data.detection import CLASS, NONE
+from tl_jax.utils.errors import UserError
+
+COUNTS = (1, 2, 10)
+SIDE = 7 / 8  # of a crop: 224 of 256 pixels, as in Krizhevsky et al. 2012 (AlexNet), section 4.1
+
+
+def views(images: jax.Array, count: int) -> jax.Array:
+    """Return ``count`` views of each picture, (N, H, W, C) -> (count, N, H, W, C).
+
+    Args:
+        images: (N, H, W, C) in [0, 255], uint8 or float.
+        count: 1, the pictures themselves; 2, and their mirror images; 10, five crops of 7/8 of the sides (top left, top
+            right, bottom left, bottom right, centre), enlarged to the picture's size and float32, then their mirrors.
+
+    Raises:
+        UserError: another count.
+    """
+    if count not in COUNTS:
+        raise UserError(f"{count} views of a picture: there are {', '.join(map(str, COUNTS))}")
+    images = jnp.asarray(images)
+    if count == 1:
+        return images[None]
+    upright = images[None] if count == 2 else _five_crops(images.astype(jnp.float32))
+    return jnp.concatenate([upright, jnp.flip(upright, axis=-2)])
+
+
+def _five_crops(images: jax.Array) -> jax.Array:
+    _, height, width, _ = images.shape
+    h, w = round(SIDE * height), round(SIDE * width)
+    down, right = height - h, width - w
+    corners = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
+    crops = jnp.stack([images[:, top : top + h, left : left + w] for top, left in corners])
+    return jnp.clip(jax.image.resize(crops, (5, *images.shape), "linear"), 0.0, 255.0)
+
 
 CROP_STRETCH = 4 / 3  # largest aspect ratio of a resized crop (Szegedy et al. 2015, arXiv:1409.4842, section 6)
 HUE = 0.1  # of the colour circle, at jitter 1
@@ -150,3 +189,69 @@ def _erase(image: jax.Array, key: jax.Array, probability: float) -> jax.Array:
     inside = ((rows >= top) & (rows < top + height))[:, None] & ((columns >= left) & (columns < left + width))[None]
     inside &= jax.random.bernoulli(chance_key, probability)
     return jnp.where(inside[..., None], jax.random.uniform(noise_key, image.shape, maxval=255.0), image)
+
+
+COLOURS = 11  # folded into the key; the pictures' own keys are split from it
+
+
+def augment_boxes(
+    images: jax.Array, labels: jax.Array, key: jax.Array, how: Augment, visible: float
+) -> tuple[jax.Array, jax.Array]:
+    """Return changed pictures (N, H, W, C) in [0, 255], and labels (N, M, 6) whose boxes lie where the objects are now.
+
+    A crop cuts boxes at its edge; those of which less than ``visible`` or nothing is left are dropped: their class is
+    then -1.
+
+    Args:
+        images: (N, H, W, C) in [0, 255].
+        labels: float32 (N, M, 6), see ``boxes.assemble``.
+        key: of the batch; each picture gets its own.
+        how: what may happen; ``flip``, ``resized_crop`` and what changes colours only.
+        visible: least share of a box's area that stays in the picture.
+    """
+    # What moves pixels. Rotations and RandAugment turn boxes into what is none, shifts are crops too.
+    if how.flip or how.resized_crop:
+        keys = jax.random.split(key, len(images))
+        move = jax.vmap(lambda image, label, k: _move_one(image, label, k, how, visible))
+        images, labels = move(images, labels, keys)
+    return augment(images, jax.random.fold_in(key, COLOURS), how._replace(flip=False, resized_crop=0.0)), labels
+
+
+def _move_one(
+    image: jax.Array, label: jax.Array, key: jax.Array, how: Augment, visible: float
+) -> tuple[jax.Array, jax.Array]:
+    flip_key, crop_key = jax.random.split(key)
+    boxes = label[:, :4]
+    if how.flip:
+        flipped = jax.random.bernoulli(flip_key)
+        image = jnp.where(flipped, image[:, ::-1], image)
+        boxes = jnp.where(flipped, mirrored(boxes, image.shape[1]), boxes)
+    if how.resized_crop:
+        cut = rectangle(crop_key, (how.resized_crop, 1.0), CROP_STRETCH)
+        image = enlarged(image.astype(jnp.float32), *cut)
+        boxes, seen = within(boxes, cut, image.shape[:2])
+        label = label.at[:, CLASS].set(jnp.where((seen > 0) & (seen >= visible), label[:, CLASS], NONE))
+    return image, label.at[:, :4].set(boxes)
+
+
+def mirrored(boxes: jax.Array, width: int) -> jax.Array:
+    """Return boxes (M, 4) in pixels as they lie in the picture mirrored left to right."""
+    x0, y0, x1, y1 = boxes.T
+    return jnp.stack([width - x1, y0, width - x0, y1], axis=1)
+
+
+def within(boxes: jax.Array, cut: tuple[jax.Array, ...], shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Return boxes (M, 4) as they lie in a crop that is enlarged to the whole picture, and the shares that are left.
+
+    Args:
+        boxes: in pixels of the whole.
+        cut: top, left, height and width of the crop, as shares of the picture's sides.
+        shape: (H, W) of the picture, before and after.
+    """
+    top, left, height, width = cut
+    high, wide = shape
+    corner = jnp.stack([left * wide, top * high, left * wide, top * high])
+    moved = (boxes - corner[None]) / jnp.stack([width, height, width, height])[None]
+    kept = jnp.clip(moved, 0.0, jnp.array([wide, high, wide, high], jnp.float32)[None])
+    sides, whole = (jnp.prod(each[:, 2:] - each[:, :2], axis=1) for each in (kept, moved))
+    return kept, sides / jnp.maximum(whole, 1e-6)

@@ -19,10 +19,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from tl_jax.data.archives import opened
-from tl_jax.errors import UserError, nearest
-from tl_jax.fetch import fetch, locked
-from tl_jax.json_files import read_json
+from tl_jax.utils.download import fetch, locked, opened
+from tl_jax.utils.errors import UserError, nearest
+from tl_jax.utils.json_files import read_json
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

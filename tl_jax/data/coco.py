@@ -11,14 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tl_jax.data.boxes import Annotated, Object, assemble
-from tl_jax.data.decoding import DEFAULT, Decoding
-from tl_jax.data.litter import has_litter
-from tl_jax.data.pictures import DECODED_BYTES, Source
-from tl_jax.data.split_names import split_of, with_test
-from tl_jax.data.walker import Inside, find_file, one_form
-from tl_jax.errors import UserError, combine
-from tl_jax.json_files import read_json
+from tl_jax.data.dataset import DECODED_BYTES, Source, split_of, with_test
+from tl_jax.data.decode import DEFAULT, Decoding
+from tl_jax.data.detection import Annotated, Object, assemble
+from tl_jax.data.walker import Inside, find_file, has_litter, one_form
+from tl_jax.utils.errors import UserError, combine
+from tl_jax.utils.json_files import read_json
 
 BESIDE = "_annotations.coco.json"  # with the pictures of a part, as Roboflow exports them
 LAYOUT = (

@@ -1,10 +1,16 @@
-"""Damaged lines of a file, gathered so that one run names them all."""
+"""Damaged lines of a file, gathered so that one run names them all.
 
+Lines about a data set that a user should see, on stderr."""
+
+import functools
+import sys
 from pathlib import Path
 
-from tl_jax.errors import UserError
+from tqdm import tqdm
 
-SHOWN = 5
+from tl_jax.utils.errors import UserError
+
+FILES_SHOWN = 5
 
 
 class Damage:
@@ -28,7 +34,13 @@ class Damage:
         line, what, action = self.lines[0]
         more = ""
         if len(self.lines) > 1:
-            others = "; ".join(f"line {line}: {what}" for line, what, _ in self.lines[1:SHOWN])
-            dots = ", ..." if len(self.lines) > SHOWN else ""
+            others = "; ".join(f"line {line}: {what}" for line, what, _ in self.lines[1:FILES_SHOWN])
+            dots = ", ..." if len(self.lines) > FILES_SHOWN else ""
             more = f" ({len(self.lines):,} damaged lines in all; also {others}{dots})"
         raise UserError(f"{self.file}:{line}: {what}; {action}{more}")
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Write a line without breaking a progress bar; once a process, however often the data set is read."""
+    tqdm.write(text, file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tl_jax.data import value_range
-from tl_jax.errors import UserError, nearest
+from tl_jax.utils.errors import UserError, nearest
 
 T = TypeVar("T")
 ENDINGS = (".dcm", ".dicom")

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tl_jax.data.pictures import CLASS, Source, Split
-from tl_jax.errors import UserError
+from tl_jax.data.dataset import CLASS, Source, Split
+from tl_jax.utils.errors import UserError
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 MAX_DECIMALS = 20  # classes that are decimal fractions; with more, and few examples of each, they are measurements

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tl_jax.claims import DAMAGED, npz_members, read_npy
-from tl_jax.data import copies
+from tl_jax.data import duplicates
+from tl_jax.data.dataset import Source, Split, find_splits, split_of, with_test
 from tl_jax.data.labels import class_numbers
-from tl_jax.data.pictures import Source, Split
-from tl_jax.data.split_names import find_splits, split_of, with_test
 from tl_jax.data.value_range import ValueRange, find, refuse_unused, say, to_bytes
-from tl_jax.errors import UserError
-from tl_jax.fetch import cache_dir, fetch
+from tl_jax.utils.claims import DAMAGED, npz_members, read_npy
+from tl_jax.utils.download import cache_dir, fetch
+from tl_jax.utils.errors import UserError
 
 # OrganAMNIST, axial CT slices of abdominal organs, 28 pixels or as the name says; CC BY 4.0. MD5 as medmnist 3.0.2.
 URL = "https://zenodo.org/records/10519652/files/{name}.npz?download=1"
@@ -64,7 +63,7 @@ def read(path: Path, classes: tuple[str, ...] = (), value_range: ValueRange | No
     if missing := {"train", "test"} - set(parts):
         raise UserError(f"{path} has no {max(missing)}_images; it must be an npz with {LAYOUT}")
     labels = {split: part.labels for split, part in parts.items()}
-    copies.tell_rows(path.stem, {split: arrays[f"{name}{IMAGES}"] for split, name in names.items()}, labels)
+    duplicates.tell_rows(path.stem, {split: arrays[f"{name}{IMAGES}"] for split, name in names.items()}, labels)
     return Source(path.stem, parts["train"], parts["test"], known, tested, parts.get("validation"), value_range)
 
 

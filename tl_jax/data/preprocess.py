@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tl_jax.errors import UserError
+from tl_jax.utils.errors import UserError
 
 
 class Scaling(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 
 from tl_jax.data.damage import Damage
 from tl_jax.data.labels import is_number
-from tl_jax.errors import UserError
+from tl_jax.utils.errors import UserError
 
 Cells = list[tuple[int, list[str]]]  # line, its cells
 Rows = list[tuple[int, dict[str, Any]]]  # line, column -> value

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tl_jax.data.labels import MAX_CLASSES, check_names
-from tl_jax.data.text_files import read_text
-from tl_jax.errors import UserError
-from tl_jax.json_files import read_json
+from tl_jax.data.text import read_text
+from tl_jax.utils.errors import UserError
+from tl_jax.utils.json_files import read_json
 
 ACTION = "prepare the data set again"
 FEATURES = "tensorflow_datasets.core.features."  # TFDS imports whatever module a file names

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from tl_jax.data.notices import say_once
-from tl_jax.errors import UserError
+from tl_jax.data.damage import say_once
+from tl_jax.utils.errors import UserError
 
 ValueRange = tuple[float, float]  # the value that becomes 0, and the one that becomes 255
 

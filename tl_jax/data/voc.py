@@ -10,14 +10,12 @@ import defusedxml.ElementTree as xml  # refuses entities, by which a small file 
 from defusedxml.common import DefusedXmlException
 from tqdm import tqdm
 
-from tl_jax.data.boxes import Annotated, Object, assemble
-from tl_jax.data.decoding import DEFAULT, ENDINGS, Decoding
-from tl_jax.data.litter import is_litter
-from tl_jax.data.pictures import DECODED_BYTES, Source
-from tl_jax.data.split_names import find_splits, split_of, with_test
-from tl_jax.data.text_files import read_text
-from tl_jax.data.walker import find_file, one_form
-from tl_jax.errors import UserError, combine
+from tl_jax.data.dataset import DECODED_BYTES, Source, find_splits, split_of, with_test
+from tl_jax.data.decode import DEFAULT, ENDINGS, Decoding
+from tl_jax.data.detection import Annotated, Object, assemble
+from tl_jax.data.text import read_text
+from tl_jax.data.walker import find_file, is_litter, one_form
+from tl_jax.utils.errors import UserError, combine
 
 PICTURES, ANNOTATIONS, SETS = "JPEGImages", "Annotations", "ImageSets"
 LISTS = (f"{SETS}/Main", SETS)  # folders of lists; the first that has any is read

@@ -1,22 +1,38 @@
-"""Image files below a folder: one walk for class folders, for people, and for the inputs of predictions.
+"""Files and folders that systems and tools leave in data folders, which no reader takes for data.
+
+Image files below a folder: one walk for class folders, for people, and for the inputs of predictions.
 
 What a user lays out is read where it leads: the data folder itself, and the folders of splits and classes in it, may be
 links to other disks. What comes along with data is not: a file that names others, and links below a class folder, which
-an archive may hold, lead nowhere outside unless ``outside`` is set.
-"""
+an archive may hold, lead nowhere outside unless ``outside`` is set."""
 
 import os
 import unicodedata
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from tl_jax.data.decoding import ENDINGS, is_image
-from tl_jax.data.litter import is_litter
-from tl_jax.data.notices import say_once
-from tl_jax.errors import UserError
+from tl_jax.data.damage import say_once
+from tl_jax.data.decode import ENDINGS, is_image
+from tl_jax.utils.errors import UserError
+
+NAMES = {
+    "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__",
+    "thumbs.db", "desktop.ini",
+}  # fmt: skip
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is hidden (``.x``, ``._x``) or left by a system, not by a user."""
+    return name.startswith(".") or name.lower() in NAMES
+
+
+def has_litter(path: PurePath) -> bool:
+    """Whether any part of a path, given relative to the data folder, is litter."""
+    return any(is_litter(part) for part in path.parts)
+
 
 HIDDEN, ABOVE, ELSEWHERE = "hidden or system", "linked to a folder above it", "linked to a folder outside it"
 TWICE = "linked to a folder that another link leads to"
-SHOWN = 6  # kinds of files in a message at most
+LINKS_SHOWN = 6  # kinds of files in a message at most
 
 
 class Walk:
@@ -93,8 +109,8 @@ class Walk:
         if not self.passed:
             return
         kinds = _by_count({kind: len(paths) for kind, paths in self.passed.items()})
-        shown = [f"{count} {kind} ({self._first(kind)})" for kind, count in kinds[:SHOWN]]
-        more = [f"{len(kinds) - SHOWN} other kinds"] if len(kinds) > SHOWN else []
+        shown = [f"{count} {kind} ({self._first(kind)})" for kind, count in kinds[:LINKS_SHOWN]]
+        more = [f"{len(kinds) - LINKS_SHOWN} other kinds"] if len(kinds) > LINKS_SHOWN else []
         read = f"; images are read from {', '.join(ENDINGS)}; convert images of other formats"
         advice = read if any(map(_is_ending, kinds)) else ""
         advice += "; to read folders outside it, pass --config.data.outside=True" if ELSEWHERE in self.passed else ""

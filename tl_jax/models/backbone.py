@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tl_jax.errors import UserError, nearest
-from tl_jax.models.convolution import features_product
-from tl_jax.models.dropout import Dropout
 from tl_jax.models.layers import glorot_uniform
+from tl_jax.models.ops.conv import features_product
+from tl_jax.models.ops.dropout import Dropout
+from tl_jax.utils.errors import UserError, nearest
 
 FEATURES = "features"  # the endpoint on which a new head sits
 Part = Callable[[], Callable[[jax.Array, bool], jax.Array]]  # makes the layers, which map (x, train) to x

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax.errors import UserError
 from tl_jax.models.backbone import Backbone, Part
 from tl_jax.models.layers import ConvNorm, Norm, glorot_uniform
-from tl_jax.models.pooling import max_pool, mean_pool
+from tl_jax.models.ops.pooling import max_pool, mean_pool
+from tl_jax.utils.errors import UserError
 
 
 class Layout(NamedTuple):

@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tl_jax.errors import UserError
-from tl_jax.models.convolution import conv2d, depthwise2d, pads
-from tl_jax.models.norm import BatchNorm
+from tl_jax.models.ops.batch_norm import BatchNorm
+from tl_jax.models.ops.conv import conv2d, depthwise2d, pads
+from tl_jax.utils.errors import UserError
 
 
 def fan_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any, fan: float, gain: float) -> jax.Array:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
-from tl_jax.errors import UserError
+from tl_jax.utils.errors import UserError
 
 LARGEST = 10_000_000  # of a whole number: words of a vocabulary, units of a layer
 LARGEST_FRACTION = 100  # of other numbers: shares, multiples of a width

@@ -16,8 +16,8 @@ import jax
 
 from tl_jax.models.backbone import Backbone, Part
 from tl_jax.models.layers import Conv, DropPath, linear_drop_rates
-from tl_jax.models.norm import BatchNorm
-from tl_jax.models.pooling import max_pool
+from tl_jax.models.ops.batch_norm import BatchNorm
+from tl_jax.models.ops.pooling import max_pool
 
 
 class Layout(NamedTuple):

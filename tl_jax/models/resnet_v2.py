@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from tl_jax.models.backbone import Backbone, Part
 from tl_jax.models.layers import Conv, DropPath, Norm, linear_drop_rates
-from tl_jax.models.pooling import max_pool
+from tl_jax.models.ops.pooling import max_pool
 
 NORM = Norm(epsilon=1.001e-5, momentum=0.99)
 

@@ -8,10 +8,10 @@ import flax.linen as nn
 import jax
 
 from tl_jax.models.backbone import Backbone, Part
-from tl_jax.models.dropout import Dropout
 from tl_jax.models.layers import Conv
-from tl_jax.models.norm import BatchNorm
-from tl_jax.models.pooling import adaptive_mean_pool, max_pool
+from tl_jax.models.ops.batch_norm import BatchNorm
+from tl_jax.models.ops.dropout import Dropout
+from tl_jax.models.ops.pooling import adaptive_mean_pool, max_pool
 
 GRID = 7  # side of the feature map that fc1 sees
 

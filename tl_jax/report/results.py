@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from tl_jax.errors import UserError
-from tl_jax.json_files import parse_row, read_json
+from tl_jax.utils.errors import UserError
+from tl_jax.utils.json_files import parse_row, read_json
 
 PICTURES = (
     "preview.png", "preview_pretext.png", "find_lr.png", "explain.png", "reliability.png", "roc.png", "episode.gif",
@@ -51,7 +51,7 @@ class Results(NamedTuple):
         pictures: of ``PICTURES``, those that are there, of the folder or else of the first run that has them.
         problems: what could not be read, and why.
         about: what else is known of the run, in words: "task", "model", "licence", "command".
-        changed: field of the configuration -> its value here and in ``configs/base.py``.
+        changed: field of the configuration -> its value here and in ``tl_jax/config/recipe.py``.
     """
 
     folder: Path

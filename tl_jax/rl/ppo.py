@@ -1,20 +1,90 @@
-"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347), one update as a pure function."""
+"""Training as a function of a key: what ``vmap`` repeats for many seeds, and what the training loop takes apart.
 
+Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438).
+
+Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347), one update as a pure function."""
+
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from tl_jax.models.policy import Output, Policy
-from tl_jax.rl import distributions, normalizer
-from tl_jax.rl.advantage import advantages
+from tl_jax.models.actor_critic import Output, Policy, variables_of
+from tl_jax.rl import rollout
+from tl_jax.rl.envs import World
 from tl_jax.rl.rollout import Collected, collect, says
-from tl_jax.rl.worlds import World
 from tl_jax.train.state import TrainState
-from tl_jax.transfer import partition
+from tl_jax.transfer import freeze, optimizer
+from tl_jax.transfer.freeze import Rules
 from tl_jax.transfer.optimizer import OptimSpec, make_optimizer
-from tl_jax.transfer.partition import Rules
+
+
+def network(world: World, **options: Any) -> Policy:
+    """Return a policy for the actions of a world; ``options`` are further attributes of ``Policy``."""
+    return Policy(world.actions or len(world.low), not world.actions, **options)
+
+
+def initial(world: World, policy: Policy, count: int, normalize: bool, key: jax.Array) -> dict[str, Any]:
+    """Return new variables: ``params``, and in ``batch_stats`` the ``worlds`` and where asked for ``observations``."""
+    return _initializer(world, policy, count, normalize)(key)
+
+
+@functools.cache
+def _initializer(world: World, policy: Policy, count: int, normalize: bool):
+    """Return the jitted function key -> variables: op by op it would take seconds."""
+
+    def variables(key: jax.Array) -> dict[str, Any]:
+        drawn, begun = jax.random.split(key)
+        stats: dict[str, Any] = {"worlds": rollout.begin(world, count, begun)}
+        if normalize:
+            stats["observations"] = rollout.init(world.shape)
+        return {**variables_of(policy, world.shape, drawn), "batch_stats": stats}
+
+    return jax.jit(variables)
+
+
+def begin(variables: Any, optimizer_init: Any, source: Any = None) -> TrainState:
+    """Return the state before the first update."""
+    kept = {"source": source} if source is not None else {}
+    params = variables["params"]
+    opt_state = optimizer.put_in(optimizer_init(params), variables.get("moments", {}))
+    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], opt_state, kept)
+
+
+def advantages(
+    rewards: jax.Array,
+    values: jax.Array,
+    following: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    discount: float,
+    smoothing: float,
+) -> jax.Array:
+    """Return the advantages (T, E) of the actions of T steps in E worlds; with ``values`` added, the values' targets.
+
+    An episode that terminates is worth nothing more; one that is truncated would have gone on, so the value of the
+    observation it led to still counts, and only the sum over later steps ends (Pardo et al. 2018, arXiv:1712.00378).
+
+    Args:
+        rewards: (T, E).
+        values: (T, E) of the observations that were acted on.
+        following: (T, E) values of the observations that the steps led to, before a new episode began.
+        terminated, truncated: (T, E) bool, how an episode ended at a step.
+        discount: gamma.
+        smoothing: lambda; 0 for one-step differences, 1 for whole returns.
+    """
+    deltas = rewards + discount * jnp.where(terminated, 0.0, following) - values
+    carries = discount * smoothing * (1.0 - (terminated | truncated))
+
+    def back(later: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        delta, carry = at
+        now = delta + carry * later
+        return now, now
+
+    _, found = jax.lax.scan(back, jnp.zeros_like(values[0]), (deltas, carries), reverse=True)
+    return found
 
 
 class How(NamedTuple):
@@ -66,7 +136,7 @@ def make_update(world: World, policy: Policy, how: How, optim: OptimSpec, rules:
     optimizer = make_optimizer(optim, rules)
 
     def update(state: TrainState, stream: jax.Array, rate: jax.Array) -> tuple[TrainState, dict[str, Any]]:
-        mask = partition.trainable(state.params, rules)
+        mask = freeze.trainable(state.params, rules)
         acting, learning = jax.random.split(jax.random.fold_in(stream, state.step))
         worlds, taken = collect(world, policy, state.variables, state.batch_stats["worlds"], how.horizon, acting)
         whole = _sample(policy, how, state.variables, taken)
@@ -77,24 +147,24 @@ def make_update(world: World, policy: Policy, how: How, optim: OptimSpec, rules:
             sample = jax.tree.map(lambda leaf: leaf[rows], whole)
 
             def loss_of(params: Any) -> Any:
-                seen = {"params": partition.stop_frozen(params, mask), "batch_stats": state.batch_stats}
+                seen = {"params": freeze.stop_frozen(params, mask), "batch_stats": state.batch_stats}
                 return loss(policy, how, seen, sample, state.source.get("source"), weight)
 
             grads, sums = jax.grad(loss_of, has_aux=True)(params)
             updates, opt_state = optimizer.update(grads, opt_state, params, rate=rate)
             params = jax.tree.map(lambda p, u, trains: p + u if trains else p, params, updates, mask)
-            return (params, opt_state), (sums, optax.tree.norm(partition.only(grads, mask)))
+            return (params, opt_state), (sums, optax.tree.norm(freeze.only(grads, mask)))
 
         start = (state.params, state.opt_state)
         (params, opt_state), (sums, norms) = jax.lax.scan(learn, start, _minibatches(len(whole.target), how, learning))
         stats = {**state.batch_stats, "worlds": worlds}
         if "observations" in stats and not still:  # afterwards: what acted and what learned saw the same
             seen = taken.observation.reshape(-1, *world.shape)
-            stats["observations"] = normalizer.seen(stats["observations"], seen)
+            stats["observations"] = rollout.seen(stats["observations"], seen)
         row = {
             "sums": {**jax.tree.map(jnp.sum, sums), "episode_return": _ended(taken)},
             "grad_norm": norms.mean(),
-            "param_norm": optax.tree.norm(partition.only(params, mask)),
+            "param_norm": optax.tree.norm(freeze.only(params, mask)),
         }
         return TrainState(state.step + 1, params, stats, opt_state, state.source), row
 
@@ -113,18 +183,18 @@ def loss(policy: Policy, how: How, variables: Any, sample: Sample, source: Any, 
         weight: of the divergence from it.
     """
     out = says(policy, variables, sample.observation)
-    logs = distributions.log_prob(out, sample.action) - sample.log_prob
+    logs = rollout.log_prob(out, sample.action) - sample.log_prob
     ratio = jnp.exp(logs)
     gain = (sample.advantage - sample.advantage.mean()) / (sample.advantage.std() + 1e-8)
     clipped = jnp.clip(ratio, 1 - how.clip, 1 + how.clip)
     parts = {
         "policy_loss": -jnp.minimum(ratio * gain, clipped * gain).mean(),
         "value_loss": 0.5 * ((out.value - sample.target) ** 2).mean(),
-        "entropy": distributions.entropy(out).mean(),
+        "entropy": rollout.entropy(out).mean(),
     }
     total = parts["policy_loss"] + how.value_weight * parts["value_loss"] - how.entropy * parts["entropy"]
     if how.kickstart:
-        parts["kickstart"] = distributions.divergence(_still(says(policy, source, sample.observation)), out).mean()
+        parts["kickstart"] = rollout.divergence(_still(says(policy, source, sample.observation)), out).mean()
         total = total + weight * parts["kickstart"]
     parts |= {
         "loss": total,

@@ -1,14 +1,84 @@
-"""Acting in many worlds at once: for training from where they stand, and whole episodes for evaluation."""
+"""Distributions over actions, as functions of what the policy says: choices, or independent normal values.
 
+Observations brought to mean 0 and variance 1 by what has been seen so far.
+
+Acting in many worlds at once: for training from where they stand, and whole episodes for evaluation."""
+
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from tl_jax.models.policy import Output, Policy
-from tl_jax.rl import distributions
-from tl_jax.rl.normalizer import normalized
-from tl_jax.rl.worlds import World
+from tl_jax.models.actor_critic import Output, Policy
+from tl_jax.rl.envs import World
+
+HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
+
+
+def sample(key: jax.Array, out: Output) -> jax.Array:
+    """Draw actions: (N,) int choices, or (N, A) values."""
+    if not out.log_std.size:
+        return jax.random.categorical(key, out.scores)
+    return out.scores + jnp.exp(out.log_std)[None] * jax.random.normal(key, out.scores.shape)
+
+
+def best(out: Output) -> jax.Array:
+    """Return the likeliest actions: (N,) int choices, or (N, A) values."""
+    return out.scores if out.log_std.size else out.scores.argmax(-1)
+
+
+def log_prob(out: Output, actions: jax.Array) -> jax.Array:
+    """Return the log probabilities (N,) of actions, in nats; of values their densities."""
+    if not out.log_std.size:
+        return jnp.take_along_axis(jax.nn.log_softmax(out.scores), actions[:, None], axis=-1)[:, 0]
+    off = (actions - out.scores) * jnp.exp(-out.log_std)[None]
+    return (-0.5 * off**2 - out.log_std[None] - HALF_LOG_TAU).sum(-1)
+
+
+def entropy(out: Output) -> jax.Array:
+    """Return the entropies (N,), in nats."""
+    if not out.log_std.size:
+        logs = jax.nn.log_softmax(out.scores)
+        return -(jnp.exp(logs) * logs).sum(-1)
+    return jnp.broadcast_to((0.5 + HALF_LOG_TAU + out.log_std).sum(), out.value.shape)
+
+
+def divergence(p: Output, q: Output) -> jax.Array:
+    """Return KL(p || q) (N,), in nats: how far the policy q is from p, as p sees it."""
+    if not p.log_std.size:
+        ours, theirs = jax.nn.log_softmax(p.scores), jax.nn.log_softmax(q.scores)
+        return (jnp.exp(ours) * (ours - theirs)).sum(-1)
+    var_p, var_q = jnp.exp(2 * p.log_std)[None], jnp.exp(2 * q.log_std)[None]
+    ratio = (var_p + (p.scores - q.scores) ** 2) / (2 * var_q)
+    return (q.log_std[None] - p.log_std[None] + ratio - 0.5).sum(-1)
+
+
+LARGEST = 10.0  # that a normalised value may be, in deviations
+Statistics = dict[str, jax.Array]
+
+
+def init(shape: tuple[int, ...]) -> Statistics:
+    """Return the statistics before anything was seen; they change nothing."""
+    return {"count": jnp.zeros(()), "mean": jnp.zeros(shape), "var": jnp.ones(shape)}
+
+
+def seen(stats: Statistics, x: jax.Array) -> Statistics:
+    """Return the statistics with the observations (N, ...) in them (Chan, Golub and LeVeque 1979)."""
+    n, mean, var = float(len(x)), x.mean(0), x.var(0)
+    total = stats["count"] + n
+    shift = mean - stats["mean"]
+    squares = stats["var"] * stats["count"] + var * n + shift**2 * stats["count"] * n / total
+    return {"count": total, "mean": stats["mean"] + shift * n / total, "var": squares / total}
+
+
+def normalized(stats: Any, x: jax.Array) -> jax.Array:
+    """Return the observations (N, ...) normalised; as they are where there are no statistics."""
+    if not stats:
+        return x
+    scaled = (x - stats["mean"][None]) * jax.lax.rsqrt(stats["var"][None] + 1e-8)
+    return jnp.clip(scaled, -LARGEST, LARGEST)
+
 
 Worlds = dict[str, Any]  # of E worlds: "state", "observation" (E, ...), "returned" (E,) since the episode began
 
@@ -65,13 +135,13 @@ def collect(world: World, policy: Policy, variables: Any, worlds: Worlds, steps:
         act_key, world_key = jax.random.split(key)
         seen = worlds["observation"]
         out = says(policy, variables, seen)
-        action = distributions.sample(act_key, out)
+        action = sample(act_key, out)
         keys = jax.random.split(world_key, len(seen))
         moved = jax.vmap(world.step)(keys, worlds["state"], bounded(world, action))
         done = moved.terminated | moved.truncated
         returned = worlds["returned"] + moved.reward
         row = Collected(
-            seen, action, distributions.log_prob(out, action), out.value, moved.reward, moved.terminated,
+            seen, action, log_prob(out, action), out.value, moved.reward, moved.terminated,
             moved.truncated, moved.final, jnp.where(done, returned, 0.0),
         )  # fmt: skip
         after = {"state": moved.state, "observation": moved.observation, "returned": jnp.where(done, 0.0, returned)}
@@ -95,10 +165,10 @@ def episodes(
         out = says(policy, variables, observation)
         now = jax.vmap(lambda pair: jax.random.split(jax.random.fold_in(pair[1], t)))(pairs)
         if greedy:
-            action = distributions.best(out)
+            action = best(out)
         else:
             rows = jax.tree.map(lambda leaf: leaf[:, None], (out.scores, out.value))
-            draw = lambda k, scores, value: distributions.sample(k, Output(scores, out.log_std, value))[0]  # noqa: E731
+            draw = lambda k, scores, value: sample(k, Output(scores, out.log_std, value))[0]  # noqa: E731
             action = jax.vmap(draw)(now[:, 0], *rows)
         moved = jax.vmap(world.step)(now[:, 1], state, bounded(world, action))
         total, length = total + going * moved.reward, length + going

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tl_jax.data.decoding import Decoding, decode
-from tl_jax.errors import UserError, combine, in_one_line
+from tl_jax.data.decode import Decoding, decode
+from tl_jax.utils.errors import UserError, combine, in_one_line
 
 Failed = tuple[Path, UserError]
 

@@ -1,5 +1,8 @@
-"""What a run keeps of its data: its classes in order and a fingerprint of each split; tasks are built again from it."""
+"""What a run keeps of its data: its classes in order and a fingerprint of each split; tasks are built again from it.
 
+A head that is kept must know the same classes as the data: matched by their names, not only by their number."""
+
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -9,12 +12,16 @@ import numpy as np
 from tqdm import tqdm
 
 from tl_jax.data import value_range
-from tl_jax.data.boxes import CLASS
+from tl_jax.data.dataset import Source, Split
+from tl_jax.data.detection import CLASS
 from tl_jax.data.fingerprint import fingerprint
 from tl_jax.data.labels import check_source
-from tl_jax.data.pictures import Source, Split
-from tl_jax.errors import UserError, listed
-from tl_jax.tasks import starting
+from tl_jax.pretrained import formats
+from tl_jax.pretrained.network import HEADS, Pretrained
+from tl_jax.tasks import head_init
+from tl_jax.train.logging import say
+from tl_jax.utils import tree
+from tl_jax.utils.errors import UserError, listed
 
 SPLITS = ("train", "validation", "test")
 SHOWN = 4  # names of classes in a message
@@ -64,7 +71,7 @@ class RunRecord(NamedTuple):
     def cut(self, config: Any, source: Source) -> dict[str, Split]:
         """Return the splits of ``starting.cut``, all of them without examples if the data are not read."""
         if self.reads_data:
-            return starting.cut(config, source)
+            return head_init.cut(config, source)
         return dict.fromkeys((*SPLITS, *(("unlabelled",) if config.pretext.name else ())), source.train)
 
     def sizes(self, splits: Mapping[str, Any]) -> dict[str, int]:
@@ -129,3 +136,55 @@ def _relabelled(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
         changed[..., CLASS] = np.where(numbers >= 0, order[numbers], labels[..., CLASS])
         return changed
     return order[labels]
+
+
+def of_images(config: Any, net: Pretrained, classes: Sequence[str]) -> Pretrained:
+    """Return the network with the outputs of a head that is to be kept in the order of ``classes``."""
+    if config.init.head != "keep" or net.spec.num_classes != len(classes):
+        return net
+    names = formats.class_names(net.path) if config.init.source == "tl_jax" and net.path else ()
+    order = match(names, classes, str(net.path))
+    return net if order is None else net._replace(variables=reordered(net.variables, order))
+
+
+def match(names: Sequence[str], classes: Sequence[str], where: str) -> list[int] | None:
+    """Return the row of ``names`` that each of ``classes`` is, None if the outputs can stay as they are.
+
+    If either side has only numbers, the outputs are taken in their order, and a line says so.
+
+    Args:
+        names: of the outputs of the head; empty if the file has none.
+        classes: of the data, as many.
+        where: the file, for messages.
+
+    Raises:
+        UserError: the names differ.
+    """
+    if tuple(names) == tuple(classes):
+        return None
+    if names and set(names) == set(classes):
+        return [list(names).index(name) for name in classes]
+    unnamed = [side for side, found in (("the head in the file has", names), ("the data have", classes))
+               if positions(found)]  # fmt: skip
+    if unnamed:
+        say(f"{where}: {unnamed[0]} no class names, so output k of the head is taken for class k of the data")
+        return None
+    raise UserError(
+        f"the head in {where} has other classes than the data: {differing(names, classes)}; pass --config.init.head=new"
+    )
+
+
+def positions(names: Sequence[str]) -> bool:
+    """Whether names say no more than the position of a class: "0" to "K - 1", "1" to "K", or "LABEL_0" and so on."""
+    bare = [name.removeprefix("LABEL_") for name in names]
+    numbers = sorted(int(name) for name in bare if name.isascii() and name.isdigit())
+    return any(numbers == list(range(first, first + len(names))) for first in (0, 1))
+
+
+def reordered(variables: Any, order: Sequence[int]) -> dict[str, Any]:
+    """Return variables whose heads give the output ``order[k]`` as output k."""
+    leaves = {
+        path: leaf[..., np.asarray(order)] if re.fullmatch(HEADS, path) else leaf
+        for path, leaf in tree.flatten(variables).items()
+    }
+    return tree.unflatten(leaves)

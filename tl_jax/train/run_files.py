@@ -4,9 +4,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tl_jax.data import words
-from tl_jax.errors import UserError
-from tl_jax.json_files import FLAG, OBJECT, TEXT, Field, check_fields, integer, list_of, number, object_of, read_json
+from tl_jax.data import word_splitting
+from tl_jax.utils.errors import UserError
+from tl_jax.utils.json_files import (
+    FLAG,
+    OBJECT,
+    TEXT,
+    Field,
+    check_fields,
+    integer,
+    list_of,
+    number,
+    object_of,
+    read_json,
+)
 
 ACTION = "restore the file, or train again with a new --workdir"
 FACTS, SUMMARY = "facts.json", "summary.json"
@@ -32,7 +43,7 @@ _SUMMARY: Mapping[str, Field] = {
     "wise_ft": OBJECT,
 }
 _READING: Mapping[str, Field] = {"pairs": FLAG, "splitter": OBJECT}
-_SPLITTER = {name: FLAG if name == "single" else list_of(TEXT) for name in words.Splitter._fields}
+_SPLITTER = {name: FLAG if name == "single" else list_of(TEXT) for name in word_splitting.Splitter._fields}
 _ALL = {"leading", "trailing", "separators"}  # of which null means all
 _OF_DATA = ("data", "tested", "classes", "examples")  # known of every run whose data have fingerprints
 _SPLITS = ("train", "validation", "test")

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import tree
-from tl_jax.task import Task
-from tl_jax.train import devices, sharding
+from tl_jax.train import sharding
+from tl_jax.train.task import Task
 from tl_jax.transfer.optimizer import averaged
+from tl_jax.utils import tree
 
 STREAMS = ("init", "train", "views")  # independent uses of randomness; the order is part of every result
 
@@ -58,7 +58,7 @@ def initial_state(task: Task, seed: int, sharded: bool = False) -> TrainState:
     stats = variables.get("batch_stats", {})
     state = TrainState(jnp.zeros((), jnp.int32), variables["params"], stats, (), source)
     if jax.process_count() > 1:  # each has drawn or read the same, for its own devices
-        state = devices.everywhere(state)
+        state = sharding.everywhere(state)
     # A jitted copy rather than device_put alone: the step reuses the state's memory, which must be no one else's.
     return _copier(sharded)(state)
 
@@ -68,7 +68,7 @@ def _copier(sharded: bool):
     copy = functools.partial(jax.tree.map, jnp.copy)
     if sharded:
         return jax.jit(lambda tree: sharding.constrain(copy(tree)))
-    return jax.jit(copy, out_shardings=devices.replicated())
+    return jax.jit(copy, out_shardings=sharding.replicated())
 
 
 def digest(variables: Any) -> str:

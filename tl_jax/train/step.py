@@ -1,20 +1,29 @@
-"""The training step and the evaluation step: pure, jitted with shardings, cached on what they are made from."""
+"""The training step and the evaluation step: pure, jitted with shardings, cached on what they are made from.
+
+Takes the steps of a phase: many for each call where the data fit on the device, one by one where they do not."""
 
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tl_jax.data.dataset import encoded
+from tl_jax.data.loader import Stream
+from tl_jax.data.tokenize import TextStream
 from tl_jax.train import sharding
-from tl_jax.train.devices import AXIS, mesh, replicated, split
+from tl_jax.train.sharding import AXIS, mesh, replicated, split
 from tl_jax.train.state import TrainState
-from tl_jax.transfer import partition
-from tl_jax.transfer.optimizer import OptimSpec, make_optimizer
-from tl_jax.transfer.partition import Rules
+from tl_jax.train.task import Objective
+from tl_jax.transfer import freeze
+from tl_jax.transfer.freeze import Rules
+from tl_jax.transfer.optimizer import OptimSpec, learning_rates, make_optimizer
+from tl_jax.transfer.phases import Phase
 from tl_jax.transfer.regularizers import sam_point
+from tl_jax.utils import tree
 
 
 @functools.cache
@@ -85,16 +94,16 @@ def make_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str, shard
     optimizer = make_optimizer(optim, rules)
 
     def step(state: TrainState, batch: Any, stream: jax.Array, rate: jax.Array, **more: jax.Array):
-        mask = partition.trainable(state.params, rules)
-        still = partition.still_norms(mask, state.batch_stats, batch_stats)
+        mask = freeze.trainable(state.params, rules)
+        still = freeze.still_norms(mask, state.batch_stats, batch_stats)
         key = jax.random.fold_in(stream, state.step)
 
         source = sharding.gather(state.source) if sharded else state.source
 
         def loss_of(params, stats, batch, key):
             params = sharding.gather(params) if sharded else params
-            variables = {"params": partition.stop_frozen(params, mask), "batch_stats": stats}
-            with partition.running_statistics(still, optim.norm_momentum):
+            variables = {"params": freeze.stop_frozen(params, mask), "batch_stats": stats}
+            with freeze.running_statistics(still, optim.norm_momentum):
                 return loss({**variables, **source}, batch, key)
 
         gradient = functools.partial(_gradient, loss_of, optim.accumulate, batch, key, state.batch_stats)
@@ -106,8 +115,8 @@ def make_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str, shard
         params = jax.tree.map(lambda p, u, trains: p + u if trains else p, state.params, updates, mask)
         row = {
             "sums": sums,
-            "grad_norm": optax.tree.norm(partition.only(grads, mask)),
-            "param_norm": optax.tree.norm(partition.only(params, mask)),
+            "grad_norm": optax.tree.norm(freeze.only(grads, mask)),
+            "param_norm": optax.tree.norm(freeze.only(params, mask)),
         }
         new = TrainState(state.step + 1, params, new_stats, opt_state, state.source)
         return sharding.constrain(new) if sharded else new, row
@@ -161,8 +170,8 @@ def make_forward(loss: Any, rules: Rules, batch_stats: str, sharded: bool = Fals
     """Return the jitted function (state, batch, stream key) -> loss: the work that no freezing can save."""
 
     def forward(state: TrainState, batch: Any, stream: jax.Array):
-        still = partition.still_norms(partition.trainable(state.params, rules), state.batch_stats, batch_stats)
-        with partition.running_statistics(still):
+        still = freeze.still_norms(freeze.trainable(state.params, rules), state.batch_stats, batch_stats)
+        with freeze.running_statistics(still):
             return loss({**state.variables, **state.source}, batch, jax.random.fold_in(stream, state.step))[0]
 
     whole = replicated()
@@ -174,3 +183,140 @@ def make_eval_step(metrics: Any, sharded: bool = False):
     """Return the jitted function (variables, batch) -> sums, from ``Task.metrics``."""
     shardings = {"in_shardings": (None if sharded else replicated(), split()), "out_shardings": replicated()}
     return jax.jit((lambda v, batch: metrics(sharding.gather(v), batch)) if sharded else metrics, **shardings)
+
+
+MOST_STEPS = 64  # of one call; an interruption waits for its end
+MOST_BYTES = 2**30  # of training data kept on each device
+MOST_SENT = 2**26  # bytes of the batches of one call where the data are not kept on the device
+MOST_WORK = 1e9  # FLOPs of a step on a CPU from which on steps are taken one by one; an estimate
+
+
+class Stepper:
+    """The compiled steps of a phase from step ``first`` of the run on, of which nobody asks for more than ``most``.
+
+    Attributes:
+        flops: floating-point operations of a step, see ``work.flops``.
+        seconds: spent on compiling.
+        most: steps that one call may take.
+    """
+
+    def __init__(
+        self,
+        phase: Phase,
+        objective: Objective,
+        state: TrainState,
+        stream: jax.Array,
+        first: int,
+        most: int = MOST_STEPS,
+    ):
+        self._phase, self._batch, self._stream = phase, objective.train_batch, stream
+        self._rates = learning_rates(phase.rate)
+        self._sharded = sharding.is_sharded(state)
+        made = objective.loss, phase.optim, phase.rules, phase.batch_stats, self._sharded
+        batch = sharding.put(self._batch(first))
+        call = (state, batch, stream, sharding.everywhere(self._rates[0]))
+        self._data, self._following, self._read = None, None, (-1, ())
+        step = make_train_step(*made)
+        self.flops = sharding.flops(step, *call)
+        # What is in memory is on the device as it is.
+        self._near = jax.default_backend() == "cpu" and jax.process_count() == 1
+        self._loop, self.most = None, self._most()
+        if self.most > 1:
+            self.most = min(self.most, most)  # a call gathers the data of that many, however few it takes
+            if not self._near:
+                stored = {"image": self._batch.images[:], "label": self._batch.labels}
+                self._data = sharding.everywhere(stored)
+            self._loop = sharding.compiled(make_train_steps(*made), state, *self._steps(first, first))
+            self.seconds = self._loop.seconds
+        else:
+            self._one = self._each_shape(step, call, first)
+            self.seconds = sum(program.seconds for program in self._one.values())
+
+    def advance(self, state: TrainState, first: int, stop: int) -> tuple[TrainState, list[dict[str, Any]]]:
+        """Take the steps ``first`` to ``stop`` of the run, at most ``most``; return the state and a row of each."""
+        rates = self._rates[first - self._phase.start : stop - self._phase.start]
+        if self._loop is None:
+            batch = self._next(first)
+            execute = self._one[_shapes(batch)].execute
+            state, row = execute(state, batch, self._stream, sharding.everywhere(rates[0]))
+            return state, [{**row, "lr": rates[0]}]
+        state, rows = self._loop.execute(state, *self._steps(first, stop))
+        if stop < self._phase.stop:
+            self._examples(stop)  # are read while those steps are being taken
+        rows = jax.device_get(rows)
+        return state, [{**jax.tree.map(lambda v, i=i: v[i], rows), "lr": rate} for i, rate in enumerate(rates)]
+
+    def unfrozen(self, state: TrainState, whole: Objective) -> tuple[int, float]:
+        """Return bytes of optimizer state and about the FLOPs of a step, had the phase frozen nothing.
+
+        The gradients of weights and of inputs take as many each as the forward pass, the only one that is traced here.
+
+        Args:
+            state: at the start of the phase.
+            whole: the objective, computed from the examples on.
+        """
+        shapes = jax.eval_shape(make_init(self._phase.optim, freeze.RECIPES["all"]), state.params)
+        return tree.nbytes(shapes), 3 * self.forward(state, whole)
+
+    def forward(self, state: TrainState, whole: Objective) -> float:
+        """Return the FLOPs of a forward pass from the examples on."""
+        forward = make_forward(whole.loss, self._phase.rules, self._phase.batch_stats, self._sharded)
+        return sharding.flops(forward, state, self._call(whole, state), self._stream)
+
+    def _call(self, whole: Objective, state: TrainState) -> Any:
+        return sharding.put(whole.train_batch(int(state.step)))
+
+    def _each_shape(self, step: Any, call: tuple[Any, ...], first: int) -> dict[Any, sharding.Program]:
+        """Compile the step for each shape that batches of this phase have: those of texts differ in length."""
+        steps = self._batch.distinct(first, self._phase.stop) if isinstance(self._batch, TextStream) else (first,)
+        programs = {}
+        for at in steps:
+            batch = sharding.put(self._batch(at))
+            programs[_shapes(batch)] = sharding.compiled(step, call[0], batch, *call[2:])
+        return programs
+
+    def _next(self, step: int) -> Any:
+        """Return the batch of a step; steps are taken in order, and what must be decoded is read ahead."""
+        if not isinstance(self._batch, Stream):
+            return sharding.put(self._batch(step))
+        if self._following is None:
+            self._following = self._batch.following(step, self._phase.stop, sharding.share(self._batch.batch_size))
+        return sharding.put_share(next(self._following))
+
+    def _steps(self, first: int, stop: int) -> tuple[Any, ...]:
+        """Return the arguments of the loop: data, rows, stream key, rates, count."""
+        at = np.minimum(np.arange(self.most) + first - self._phase.start, len(self._rates) - 1)
+        rates_and_count = sharding.everywhere((self._rates[at], np.int32(stop - first)))
+        return *self._examples(first), self._stream, *rates_and_count
+
+    def _examples(self, first: int) -> tuple[Any, ...]:
+        """Return the data and the rows in them (most, B) of the steps from ``first`` on; the phase's last repeats.
+
+        They are kept until others are asked for.
+        """
+        if self._read[0] != first:
+            self._read = first, self._gathered(first)
+        return self._read[1]
+
+    def _gathered(self, first: int) -> tuple[Any, jax.Array]:
+        last = self._phase.stop - 1
+        rows = np.stack([self._batch.rows(min(step, last)) for step in range(first, first + self.most)])
+        if not self._near:
+            return self._data, sharding.everywhere(rows.astype(np.int32))
+        chosen, labels = rows.ravel(), self._batch.labels
+        data = {"image": self._batch.images[chosen], "label": labels[chosen % len(labels)]}
+        return sharding.everywhere((data, np.arange(rows.size, dtype=np.int32).reshape(rows.shape)))
+
+    def _most(self) -> int:
+        """Return the steps that a call may take: one where a step is work enough, or the data do not fit."""
+        stream, steps = self._batch, min(MOST_STEPS, self._phase.stop - self._phase.start)
+        if not isinstance(stream, Stream) or encoded(stream.images):
+            return 1
+        row = stream.images[:1].nbytes
+        if not self._near:
+            return steps if len(stream.images) * row <= MOST_BYTES else 1
+        return max(1, min(steps, MOST_SENT // (row * stream.batch_size))) if self.flops < MOST_WORK else 1
+
+
+def _shapes(batch: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))

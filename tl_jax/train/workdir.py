@@ -1,20 +1,71 @@
-"""Whose folder it is: one configuration, one set of weights, one process at a time."""
+"""What is wrong with the disk when a run cannot write: full, gone, read-only, or another one in its place.
+
+Whose folder it is: one configuration, one set of weights, one process at a time."""
 
 import contextlib
+import errno
 import fcntl
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tl_jax import disk, json_files
 from tl_jax.data import value_range
-from tl_jax.errors import UserError, listed
-from tl_jax.train import hosts
+from tl_jax.train import sharding
 from tl_jax.train.run_files import FACTS, read_facts
-from tl_jax.train.storage import Home
+from tl_jax.utils import disk, json_files
+from tl_jax.utils.errors import UserError, listed
+
+
+class Home:
+    """The folder of a run as it was when the run began."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._begun = folder, _identity(folder)
+
+    def check(self) -> None:
+        """Raise ``OSError`` where the path leads elsewhere now, as after an unmount, when writing would still work."""
+        if _identity(self._folder) != self._begun:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self._folder))
+
+    def fault(self, error: BaseException) -> str:
+        """Return why the disk is to blame for an error, "" where it is not."""
+        if _identity(self._folder) != self._begun:
+            return "the folder is not the one that the run began in: was it moved, or its disk unmounted?"
+        for each in disk.chain(error):
+            if (
+                isinstance(each, OSError)
+                and isinstance(each.filename, str | bytes)
+                and not _within(each.filename, self._folder)
+            ):
+                continue
+            if isinstance(each, OSError) and errno.errorcode.get(each.errno or 0) in disk.FAULTS:
+                return os.strerror(each.errno or 0)
+            said = str(each)  # what writes the arrays of a checkpoint has errors of its own, with the system's words
+            if str(self._folder) in said and (number := disk.in_words(said)):
+                return os.strerror(number)
+        return ""
+
+
+def hush() -> None:
+    """Keep orbax from printing: tracebacks, from each of its threads, of errors that it raises anyway, and advice."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _within(file: str | bytes, folder: Path) -> bool:
+    return Path(os.fsdecode(file)).absolute().is_relative_to(folder.absolute())
+
 
 # Where a run is resumed, and how it is logged or tested, may change; what it computes may not.
 FREE = tuple(
@@ -32,7 +83,7 @@ def write_json(path: Path, content: Any) -> None:
     Of several processes the first writes. The folder must be there: one that is gone is not made again, or results
     would lie where nobody looks for them.
     """
-    if not hosts.first():
+    if not sharding.first():
         return
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: the folder is gone; was it moved, or its disk unmounted?")
@@ -64,8 +115,8 @@ def exclusive(workdir: Path) -> Iterator[None]:
     Raises:
         UserError: the folder cannot be written, at first or later, or another run is writing to it.
     """
-    if not hosts.first():
-        hosts.meet("workdir")
+    if not sharding.first():
+        sharding.meet("workdir")
         with _told(workdir):
             yield
         return
@@ -81,7 +132,7 @@ def exclusive(workdir: Path) -> Iterator[None]:
             raise UserError(
                 f"another process is writing to {workdir}; wait for it, or pass another --workdir"
             ) from None
-        hosts.meet("workdir")
+        sharding.meet("workdir")
         with _told(workdir):
             yield  # the lock goes with the process, however it ends
 

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax import tree
-from tl_jax.errors import UserError
+from tl_jax.utils import tree
+from tl_jax.utils.errors import UserError
 
 KINDS = ("", "lora", "parallel", "bottleneck")
 PAIR = r"(.*/)?lora_[ab]"  # paths of low-rank changes

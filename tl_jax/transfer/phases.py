@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tl_jax.errors import UserError, nearest
+from tl_jax.transfer.freeze import EXTRA, FROZEN, HEAD, Rules, check_rules, groups, recipe
 from tl_jax.transfer.optimizer import OptimSpec, RateSpec
-from tl_jax.transfer.partition import EXTRA, FROZEN, HEAD, Rules, check_rules, groups, recipe
+from tl_jax.utils.errors import UserError, nearest
 
 SUPERVISED, PRETEXT = "supervised", "pretext"  # learn from labels, or from the pictures alone
 

@@ -1,19 +1,25 @@
 """Terms added to a training loss, and the point where it is taken, so that what the source network knows is kept.
 
 Every function is pure and runs under jit; what decides shapes (``classes``, ``k``, ``mask`` of leaves) is static.
-"""
+
+What is added to the loss of the labels so that a network keeps what it brought along; one place for every task.
+
+Factors on the loss of each class, where some have few examples or matter more."""
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from tl_jax import tree
-from tl_jax.errors import UserError
-from tl_jax.transfer.partition import HEAD
+from tl_jax.transfer import mixup
+from tl_jax.transfer.freeze import EXTRA, HEAD
+from tl_jax.utils import tree
+from tl_jax.utils.errors import UserError
+from tl_jax.utils.tree import label_leaves
 
 
 def l2_sp(params: tree.Tree, source: tree.Tree, mask: tree.Tree) -> tuple[jax.Array, jax.Array]:
@@ -183,3 +189,120 @@ def sam_point(params: Any, grads: Any, rho: float | jax.Array, mask: Any) -> Any
     # A branch, not a choice: XLA on CPUs would compute the norm anew for every number that these parameters go into,
     # and the step of MobileNetV2 would take six times as long.
     return jax.lax.cond(square > 0, moved, lambda params, *_: params, params, grads, square)
+
+
+class Regularize(NamedTuple):
+    """Strengths, each 0 for none; ``regularizers`` has the papers.
+
+    Attributes:
+        label_smoothing: probability spread evenly over the classes.
+        weights: factors on the loss of the examples of each class, empty for 1 each.
+        mixup, cutmix: alpha of the Beta distribution.
+        l2_sp: of half the squared distance of trained leaves from the source's.
+        l2_sp_head: of half the squared norm of leaves that the source does not have.
+        distill: of the distance of feature maps from the source's, all channels alike.
+        delta: the same with the channels weighted.
+        endpoints: maps that are compared.
+        bss: of the smallest squared singular value of the features.
+        co_tuning: of the cross-entropy of the source's own head.
+        stochastic_norm: probability with which a BatchNorm channel uses running statistics in training.
+    """
+
+    label_smoothing: float = 0.0
+    weights: tuple[float, ...] = ()
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    l2_sp: float = 0.0
+    l2_sp_head: float = 0.0
+    distill: float = 0.0
+    delta: float = 0.0
+    endpoints: tuple[str, ...] = ()
+    bss: float = 0.0
+    co_tuning: float = 0.0
+    stochastic_norm: float = 0.0
+
+    @property
+    def compares_maps(self) -> bool:
+        """Whether the source network runs beside the trained one."""
+        return bool(self.distill or self.delta)
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether the weights at the start must be kept."""
+        return bool(self.l2_sp or self.l2_sp_head or self.compares_maps)
+
+
+def mix(how: Regularize, images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return inputs (N, H, W, C) and targets (N, K), mixed by mixup or cutmix where one is on."""
+    if how.mixup:
+        return mixup.mixup(images, targets, key, how.mixup)
+    return mixup.cutmix(images, targets, key, how.cutmix) if how.cutmix else (images, targets)
+
+
+def penalty(
+    how: Regularize,
+    params: tree.Tree,
+    end: Mapping[str, jax.Array],
+    batch: Mapping[str, jax.Array],
+    source: Mapping[str, Any],
+    source_end: Mapping[str, jax.Array],
+) -> jax.Array | None:
+    """Return the weighted sum of the penalties that are on, a float scalar; None if none is.
+
+    Which are on is decided here alone, so that a term that is added here acts in every task.
+
+    Args:
+        how: their strengths.
+        params: being trained.
+        end: endpoints of the trained network on the batch, ``features`` (N, D) among them.
+        batch: with ``label`` (N,) and ``mask`` (N,).
+        source: ``params`` of the source, ``attention`` (C,) by endpoint, ``relation`` (K, Z), as far as needed.
+        source_end: endpoints of the source network on the same pictures, where maps are compared.
+    """
+    terms = []
+    if how.l2_sp or how.l2_sp_head:
+        counted = jax.tree.map(bool, label_leaves(params, ((EXTRA, ""), (".*", "counts"))))
+        to_source, to_zero = l2_sp(params, source["params"], counted)
+        terms.append(how.l2_sp * to_source + how.l2_sp_head * to_zero)
+    if how.compares_maps:
+        maps, source_maps = ({name: side[name] for name in how.endpoints} for side in (end, source_end))
+        if how.distill:
+            terms.append(how.distill * feature_distance(maps, source_maps))
+        if how.delta:
+            terms.append(how.delta * feature_distance(maps, source_maps, source["attention"]))
+    if how.bss:
+        terms.append(how.bss * batch_spectral_shrinkage(end["features"]))
+    if how.co_tuning:
+        head = params["extra"]["source_head"]
+        logits = end["features"] @ head["kernel"] + head["bias"][None]
+        terms.append(how.co_tuning * co_tuning(logits, batch["label"], source["relation"], batch["mask"]))
+    return sum(terms, jnp.zeros(())) if terms else None
+
+
+def class_weights(said: str, labels: np.ndarray, classes: tuple[str, ...]) -> tuple[float, ...]:
+    """Return the factors on the loss of K classes, () for none.
+
+    Args:
+        said: "balanced" for N / (K N_k), which scikit-learn calls so too; or K numbers with commas between; or "".
+        labels: (N,) of the training part.
+        classes: K names.
+
+    Raises:
+        UserError: something else, or a class without training examples cannot be balanced.
+    """
+    if said == "balanced":
+        counts = np.bincount(labels, minlength=len(classes))
+        if not counts.all():
+            name = classes[int(counts.argmin())]
+            raise UserError(f"config.regularize.class_weights=balanced, but {name!r} has no training example; add some")
+        return tuple(float(w) for w in len(labels) / (len(classes) * counts))
+    try:
+        weights = tuple(float(w) for w in said.split(",")) if said else ()
+    except ValueError:
+        weights = (-1.0,)
+    if said and (len(weights) != len(classes) or min(weights) < 0 or not sum(weights) > 0):
+        raise UserError(
+            f"config.regularize.class_weights={said!r} must be balanced, or {len(classes)} factors such as "
+            f"{','.join(['1'] * len(classes))}, for {', '.join(classes)}"
+        )
+    return weights

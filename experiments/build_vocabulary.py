@@ -1,0 +1,34 @@
+"""Make a vocabulary of pieces of words from plain texts, for a network that learns from them from scratch.
+
+python -m experiments.build_vocabulary --input=TEXTS.txt --size=8000 --output=FOLDER
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from tl_jax.data import text, tokenize
+from tl_jax.utils import command
+from tl_jax.utils.errors import UserError
+
+LEAST = 100  # entries; letters and marks alone take as many
+
+INPUT = flags.DEFINE_string("input", "", "Text file, or a folder with train.txt: a text in a line.")
+SIZE = flags.DEFINE_integer("size", 8000, "Entries of the vocabulary.", lower_bound=LEAST)
+OUTPUT = flags.DEFINE_string("output", "", "Folder for vocab.txt and tokenizer_config.json.")
+CAPITALS = flags.DEFINE_bool("capitals", False, "Whether capitals matter.")
+
+
+def main(_: list[str]) -> None:
+    """Read the texts, write the vocabulary."""
+    if not INPUT.value or not OUTPUT.value:
+        raise UserError("pass --input=TEXTS.txt and --output=FOLDER")
+    source = text.read(Path(INPUT.value), "lines")
+    folder = Path(OUTPUT.value).expanduser()
+    tokenize.make_vocabulary(source.train.images, SIZE.value, folder, CAPITALS.value)
+    count = len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
+    print(f"wrote {folder / 'vocab.txt'}: {count:,} entries from {len(source.train.images):,} texts")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,111 @@
+"""Where a network changes: how far the weights of each part moved, and how alike its features still are.
+
+    python -m experiments.mechanisms.drift_study --workdir=DIR --per_class=20 [--results=PREFIX]
+
+DIR is that of experiments/mechanisms/study.py; the run with the first seed at the chosen rate stands for its mechanism.
+For each part of the network: the norm of the change over the norm at the start (all leaves of the part, adapters
+merged), and linear CKA (arXiv:1905.00414) between the averages of its map over positions, at the start and at the end, on the
+test pictures. Both start from what the run started from, random weights for ``scratch``.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags, logging
+
+from experiments.mechanisms import drift
+from tl_jax import restore, transferability
+from tl_jax.config import stored
+from tl_jax.train.logging import say
+from tl_jax.transfer import adapters
+from tl_jax.utils import command, disk
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study.", required=True)
+PER_CLASS = flags.DEFINE_integer("per_class", 20, "Examples per class of the runs that are looked at.")
+RESULTS = flags.DEFINE_string("results", "", "Prefix of table and picture; in the workdir if empty.")
+
+
+class Drift(NamedTuple):
+    """What became of one part of a network."""
+
+    mechanism: str
+    part: str
+    weight_distance: float
+    cka: float
+
+
+def main(_: list[str]) -> None:
+    """Measure every finished mechanism and draw the result."""
+    logging.set_verbosity(logging.WARNING)
+    folder = Path(WORKDIR.value).expanduser()
+    found: list[Drift] = []
+    for path in sorted(folder.glob(f"*/per_class{PER_CLASS.value}/choice.json")):
+        choice = json.loads(path.read_text())
+        run = path.parent / f"rate{choice['rate']}" / f"seed{choice['seeds'][0]}"
+        if (run / "checkpoints").is_dir() and json.loads((run / "summary.json").read_text())["steps"]:
+            say(f"--- {choice['mechanism']}")
+            found += measure(choice["mechanism"], run)
+    prefix = RESULTS.value or str(folder / "drift")
+    with disk.replacing(Path(f"{prefix}.csv")) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Drift._fields)
+        writer.writerows([f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in found)
+    say(f"{prefix}.csv, {draw(found, Path(f'{prefix}.png'))}")
+
+
+def measure(name: str, folder: Path) -> list[Drift]:
+    """Return the drift of each part between the start and the end of a run."""
+    config = stored.get_config(str(folder))
+    task, start, end = restore.restore(config, folder)
+    how = adapters.Adapters(**config.adapt.to_dict())
+    network = drift.network_of(config, task.facts["input"])
+    before, after = (adapters.merge(state.params, how) for state in (start, end))
+    pooled = [drift.everything(network, state.variables, task) for state in (start, end)]
+    return [
+        Drift(
+            name,
+            part,
+            drift.distance_of(before[part], after[part]),
+            transferability.linear_cka(pooled[0][part], pooled[1][part]),
+        )
+        for part in task.parts
+        if part in before
+    ]
+
+
+def draw(found: Sequence[Drift], path: Path) -> Path:
+    """Draw both measures, mechanisms down and parts across, as two coloured tables with their numbers.
+
+    Weights move by a hundredth of a percent here and by half of their size there: their colours are logarithmic.
+    """
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
+
+    names, parts = (list(dict.fromkeys(getattr(row, key) for row in found)) for key in ("mechanism", "part"))
+    figure = Figure(figsize=(4 + 1.1 * len(parts), 1.5 + 0.27 * len(names)), dpi=110, layout="constrained")
+    axes: Any = figure.subplots(1, 2, sharey=True)
+    measures = (
+        ("weight_distance", "change of the weights, % of their norm", "Reds", LogNorm(0.01, 100), 100, "{:.2g}"),
+        ("cka", "linear CKA with the start", "Blues_r", Normalize(0, 1), 1, "{:.2f}"),
+    )
+    for axis, (key, title, colours, scale, unit, form) in zip(axes, measures, strict=True):
+        values = np.full((len(names), len(parts)), np.nan)
+        for row in found:
+            values[names.index(row.mechanism), parts.index(row.part)] = unit * getattr(row, key)
+        axis.imshow(np.clip(values, scale.vmin, scale.vmax), aspect="auto", cmap=colours, norm=scale)
+        for (i, j), value in np.ndenumerate(values):
+            dark = value > 5 if key == "weight_distance" else value < 0.4
+            colour = "white" if dark else "black"
+            axis.text(j, i, form.format(value), ha="center", va="center", fontsize=6, color=colour)
+        axis.set_xticks(range(len(parts)), parts, rotation=45, fontsize=8)
+        axis.set_yticks(range(len(names)), names, fontsize=8)
+        axis.set_title(title, fontsize=10)
+    return disk.save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    command.run(main)

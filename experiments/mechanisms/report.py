@@ -1,0 +1,252 @@
+"""What a comparison of mechanisms shows, in sentences made from its rows alone.
+
+Table and pictures of the comparison of mechanisms, from the files that its runs left."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import record
+from tl_jax.report.plots import interval, percent
+from tl_jax.train.logging import say
+from tl_jax.train.workdir import read_json
+from tl_jax.utils import disk
+
+SCRATCH, PLAIN, PROBE = "scratch", "fine_tune", "logistic"
+AGAINST_OVERFITTING: Mapping[str, Sequence[str]] = {
+    "kept close to the source": ("l2_sp", "delta", "distill", "bss", "co_tuning", "stochastic_norm"),
+    "noise and mixtures": ("label_smoothing", "mixup", "cutmix", "dropout", "drop_path"),
+    "averages and flatness": ("wise_ft", "ema", "sam", "early_stop"),
+    "self-supervision": (
+        "rotation_beside", "simclr_beside", "simsiam_beside", "rotation_first", "simclr_first", "simsiam_first",
+        "words_beside", "words_first",
+    ),
+}  # fmt: skip
+
+
+class Row(NamedTuple):
+    """One tested run: accuracies in [0, 1]."""
+
+    mechanism: str
+    per_class: int
+    rate: float
+    seed: int
+    test: float
+    train: float
+    trainable: int
+    steps: int
+    examples_evaluated: int
+    commit: str
+
+
+def findings(found: Sequence[Row], size: int) -> list[str]:
+    """Return paragraphs and a table on the runs with ``size`` examples of each class.
+
+    "Surely" is said where the 95 % interval of the difference, paired by seed, does not hold zero.
+    """
+    rows = [row for row in found if row.per_class == size]
+    names = list(dict.fromkeys(row.mechanism for row in rows))
+    out = []
+    for reference, called in ((PLAIN, "plain fine-tuning"), (PROBE, "the logistic probe"), (SCRATCH, "scratch")):
+        if reference not in names:
+            continue
+        over = {name: interval(differences(rows, name, reference)) for name in names if name != reference}
+        lower = [name for name, (mean, _) in over.items() if mean < 0]
+        surely = {sign: [name for name, value in over.items() if _surely(value, sign)] for sign in (1, -1)}
+        out.append(
+            f"Against {called}: of {len(over)} mechanisms {len(over) - len(lower)} are no worse on average. "
+            f"Surely better: {_listed(surely[1])}. Surely worse: {_listed(surely[-1])}. "
+            f"(Were all alike, chance would make about {len(over) / 20:.1f} of them sure.) "
+            f"Worse on average: {_listed(lower)}."
+        )
+    return out + ([overfitting(rows, names)] if PLAIN in names else [])
+
+
+def overfitting(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """Return a Markdown table of what each remedy did to test accuracy and to the gap, training less test accuracy."""
+    gap, _ = interval([row.train - row.test for row in rows if row.mechanism == PLAIN])
+    lines = [
+        f"| against overfitting | remedy | test over {PLAIN} | change of its gap of {100 * gap:.0f} points |",
+        "|---|---|---|---|",
+    ]
+    for family, members in AGAINST_OVERFITTING.items():
+        for name in members:
+            if name in names:
+                test, less = (points(differences(rows, name, PLAIN, closing), "+") for closing in (False, True))
+                lines.append(f"| {family} | {name} | {test} | {less} |")
+    return "\n".join(lines)
+
+
+def differences(rows: Sequence[Row], name: str, reference: str, gap: bool = False) -> list[float]:
+    """Return test accuracy, or its gap to training accuracy, less that of the reference with the same seed."""
+
+    def values(mechanism: str) -> dict[int, float]:
+        return {row.seed: row.train - row.test if gap else row.test for row in rows if row.mechanism == mechanism}
+
+    mine, other = values(name), values(reference)
+    return [mine[seed] - other[seed] for seed in mine if seed in other]
+
+
+def points(values: Sequence[float], sign: str = "") -> str:
+    """Return mean and interval of shares, in percent."""
+    mean, half = interval(values)
+    return percent({"mean": mean, "interval95": half}, sign)
+
+
+def _surely(value: tuple[float, float | None], sign: int) -> bool:
+    mean, half = value
+    return half is not None and sign * mean > half
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+PANELS = {
+    "ways to transfer": (
+        "fine_tune", "still_norms", "logistic", "ridge", "head", "lp_ft", "last_stages", "gradual", "layer_decay",
+    ),
+    "few trained values": ("fine_tune", "norm_only", "bias_only", "lora", "parallel", "bottleneck"),
+    **{family: (PLAIN, *names) for family, names in AGAINST_OVERFITTING.items()},
+}  # fmt: skip
+
+
+def recorded(prefix: Path) -> list[Row]:
+    """Return the rows of a record."""
+    kinds = Row.__annotations__
+    return [Row(**{name: kinds[name](value) for name, value in row.items()}) for row in record.read(prefix)]
+
+
+def keep(folder: Path, prefix: Path) -> list[Row]:
+    """Write to the record what finished in a study's folder; return all its rows."""
+    new = rows(folder)
+    again = {(row.mechanism, row.per_class) for row in new}
+    found = [row for row in recorded(prefix) if (row.mechanism, row.per_class) not in again] + new
+    found.sort(key=lambda row: (row.mechanism, row.per_class or 10**9, row.seed))
+    if found:
+        record.write(prefix, [row._asdict() for row in found])
+    return found
+
+
+def rows(folder: Path) -> list[Row]:
+    """Return the tested runs of a study, by mechanism, size and seed, of the rates that were chosen."""
+    found = []
+    for path in sorted(folder.glob("*/per_class*/choice.json")):
+        choice = json.loads(path.read_text())
+        for seed in choice["seeds"]:
+            run = path.parent / f"rate{choice['rate']}" / f"seed{seed}" / "summary.json"
+            if not run.is_file():  # it diverged; the table counts the seeds that are there
+                continue
+            summary = json.loads(run.read_text())
+            found.append(
+                Row(
+                    choice["mechanism"],
+                    choice["per_class"],
+                    float(choice["rate"]),
+                    summary["seed"],
+                    summary["metrics"]["accuracy"],
+                    summary["train_metrics"]["accuracy"],
+                    summary["parameters"]["trainable"],
+                    summary["steps"],
+                    summary["examples_evaluated"],
+                    choice.get("commit", ""),
+                )
+            )
+    return found
+
+
+def write(folder: Path, prefix: Path) -> None:
+    """Write ``PREFIX.csv``, ``PREFIX.md`` and ``PREFIX_gain.png``."""
+    found = keep(folder, prefix)
+    if not found:
+        say(f"no finished runs in {folder} yet")
+        return
+    text = about(read_json(Path(f"{prefix}.json")), found) + "\n" + table(found)
+    for size in _sizes(found):
+        text += "\n".join([f"\n## {_size(size)}\n", *(f"{paragraph}\n" for paragraph in findings(found, size))])
+    disk.write_text(Path(f"{prefix}.md"), text)
+    draw_gain(found, Path(f"{prefix}_gain.png"))
+    say(text)
+    say(f"{prefix}.csv, {prefix}.md, {prefix}_gain.png")
+
+
+def about(how: dict[str, Any], found: Sequence[Row]) -> str:
+    """Return what the numbers are, from the protocol of the record."""
+    budget = ", ".join(f"{n} steps with {_size(int(size))}" for size, n in how["steps"].items())
+    commits = sorted({row.commit for row in found} - {""})
+    versions = "; ".join(", ".join(f"{k} {v}" for k, v in seen.items()) for seen in how.get("versions", []))
+    lines = [
+        f"{how['network']} ({how['source']} weights) on {how['data']}, {_inputs(how)}, batches of "
+        f"{how['batch']}: {budget}.",
+        f"Test accuracy in percent on {found[0].examples_evaluated} examples, mean and 95 % interval (Student's t) of "
+        f"{len({row.seed for row in found})} seeds; gap: training less test accuracy, in points; the last column of a "
+        f"size: points over {PLAIN}, paired by seed. Rates tried: {', '.join(how['rates'])}, chosen on "
+        f"{how['validation']} validation examples with the first seed.",
+        f"commit {', '.join(commits) or 'unknown'}; {', '.join(how.get('devices', []))}; {versions}",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def table(found: Sequence[Row]) -> str:
+    """Return a Markdown table: test accuracy, gap to training accuracy, gain over plain fine-tuning, by size."""
+    sizes = _sizes(found)
+    heads = [f"{_size(n)}: test | gap | over {PLAIN}" for n in sizes]
+    lines = [f"| mechanism | trained values | {' | '.join(heads)} |", "|---|---|" + "---|---|---|" * len(sizes)]
+    for name in dict.fromkeys(row.mechanism for row in found):
+        cells = []
+        for n in sizes:
+            mine = [row for row in found if (row.mechanism, row.per_class) == (name, n)]
+            if not mine:
+                cells.append(" | | ")
+                continue
+            gap, _ = interval([row.train - row.test for row in mine])
+            over = differences([row for row in found if row.per_class == n], name, PLAIN)
+            gain = points(over, "+") if over and name != PLAIN else ""
+            cells.append(f"{points([row.test for row in mine])} | {100 * gap:.0f} | {gain}")
+        trained = next(row.trainable for row in found if row.mechanism == name)
+        lines.append(f"| {name} | {trained:,} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_gain(found: Sequence[Row], path: Path) -> Path:
+    """Draw the gain over training from scratch against the examples per class, paired by seed; a panel a family."""
+    from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
+
+    sizes = _sizes(found)
+    figure = Figure(figsize=(15, 8.6), dpi=110, layout="constrained")
+    axes: Any = figure.subplots(2, 3, sharey=True)
+    for axis, (title, names) in zip(axes.ravel(), PANELS.items(), strict=True):
+        for i, name in enumerate(names):
+            gains = [differences([row for row in found if row.per_class == n], name, SCRATCH) for n in sizes]
+            there = [(at, *interval(values)) for at, values in enumerate(gains) if values]
+            if not there:
+                continue
+            x, mean, half = (np.asarray([t[j] or 0.0 for t in there]) for j in range(3))
+            shift = 0.04 * (i - len(names) / 2)
+            axis.errorbar(x + shift, 100 * mean, yerr=100 * half, marker="o", ms=4, capsize=3, label=name, lw=1)
+        axis.set_xticks(range(len(sizes)), [_size(n) for n in sizes])
+        axis.axhline(0, color="black", lw=0.8)
+        axis.set_title(title, fontsize=11)
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7, ncol=4, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("test accuracy over scratch, points")
+    seeds = len({row.seed for row in found})
+    figure.suptitle(f"gain over training from scratch: mean and 95 % interval of {seeds} seeds, paired", fontsize=12)
+    return disk.save_figure(figure, path)
+
+
+def _sizes(found: Sequence[Row]) -> list[int]:
+    return sorted({row.per_class for row in found}, key=lambda n: n or 10**9)
+
+
+def _inputs(how: dict[str, Any]) -> str:
+    return f"pictures of {how['pixels']} pixels" if "pixels" in how else f"texts of up to {how['tokens']} tokens"
+
+
+def _size(per_class: int) -> str:
+    return f"{per_class} a class" if per_class else "all"

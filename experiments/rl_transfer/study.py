@@ -1,0 +1,202 @@
+"""Does a policy from one task help another? Source x target x what travels x seeds, all seeds in one program.
+
+    python -m experiments.rl_transfer --workdir=DIR [--suite=cartpole] [--seeds=8]
+    python -m experiments.rl_transfer --workdir=DIR --smoke                   a minute: that it runs
+
+Each way of transfer has the budget of scratch in the target and starts from the source policy of its own seed. Writes
+``RESULTS.csv`` (a row for each seed, with its learning curve), ``.md``, ``_curves.png`` and, where only the physics
+differ, ``_distance.png``; rows that are there are not repeated. The metrics are those of ``rl_metrics``.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from absl import flags, logging
+
+from configs import cartpole_ppo, minatar_ppo
+from experiments import record
+from experiments.rl_transfer import report, seeds
+from tl_jax import api
+from tl_jax.config import recipe
+from tl_jax.rl import envs, policy_transfer
+from tl_jax.rl.envs import World
+from tl_jax.tasks import reinforcement as policy_task
+from tl_jax.train.logging import say
+from tl_jax.utils import command, compile_cache
+from tl_jax.utils.errors import UserError, nearest
+
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the source policies, and of the results if none is named.", required=True
+)
+RESULTS = flags.DEFINE_string("results", "", "Prefix of record, table and pictures; in the workdir if empty.")
+SUITE = flags.DEFINE_enum("suite", "cartpole", ["cartpole", "minatar"], "Which source and targets.")
+SEEDS = flags.DEFINE_integer("seeds", 8, "Number of seeds, in one program.")
+EVALUATIONS = flags.DEFINE_integer("evaluations", 20, "Of a run, evenly spaced, besides the one before training.")
+EPISODES = flags.DEFINE_integer("episodes", 16, "Of an evaluation.")
+STEPS = flags.DEFINE_integer("steps", 0, "Steps in the target; 0 for those of the suite.")
+WAYS_FLAG = flags.DEFINE_list("ways", [], "Which ways; all if empty.")
+SMOKE = flags.DEFINE_bool("smoke", False, "Two seeds, two targets, few steps.")
+
+
+class Suite(NamedTuple):
+    """A source, and targets: name -> (changes to the recipe); ``steps`` in a target."""
+
+    recipe: Any
+    source: Mapping[str, Any]
+    targets: Mapping[str, Mapping[str, Any]]
+    steps: int
+    source_steps: int
+
+
+def _cartpole(**physics: float) -> dict[str, Any]:
+    return {"rl.physics": tuple(physics.items())}
+
+
+SUITES = {
+    "cartpole": Suite(
+        cartpole_ppo,
+        {},
+        {
+            "heavy": _cartpole(masspole=1.0),
+            "long": _cartpole(length=1.5),
+            "weak": _cartpole(force_mag=5.0),
+            "short": _cartpole(length=0.1),
+            "reversed": _cartpole(force_mag=-10.0),
+        },
+        steps=200_000,
+        source_steps=300_000,
+    ),
+    "minatar": Suite(
+        minatar_ppo,
+        {"rl.world": "SpaceInvaders-MinAtar"},
+        {"breakout": {"rl.world": "Breakout-MinAtar"}},
+        steps=1_000_000,
+        source_steps=1_000_000,
+    ),
+}
+
+
+class Way(NamedTuple):
+    """What travels, and how the rest goes on."""
+
+    take: tuple[str, ...]
+    recipe: str = "all"
+    kickstart: float = 0.0
+
+
+WAYS = {
+    "scratch": Way(()),
+    "trunk": Way(("trunk", "normalizer")),
+    "trunk_policy": Way(("trunk", "policy", "normalizer")),
+    "everything": Way(policy_transfer.TAKE),
+    "with_optimizer": Way((*policy_transfer.TAKE, "optimizer")),
+    "frozen_trunk": Way(policy_transfer.TAKE, "head"),
+    "kickstart": Way(("normalizer",), kickstart=1.0),
+}
+
+
+def main(_: list[str]) -> None:
+    """Train the sources, then what is still to be trained, then write the report."""
+    logging.set_verbosity(logging.WARNING)
+    compile_cache.enable()
+    suite = SUITES[SUITE.value]
+    targets, ways = dict(suite.targets), WAYS_FLAG.value or list(WAYS)
+    for name in ways:
+        if name not in WAYS:
+            raise UserError(f"--ways={name}: no such way; {nearest(name, WAYS)}")
+    if SMOKE.value:
+        flags.FLAGS.seeds, flags.FLAGS.evaluations, flags.FLAGS.episodes = 2, 2, 4
+        targets = dict(list(targets.items())[:2])
+    prefix = Path(RESULTS.value or Path(WORKDIR.value).expanduser() / f"rl_{SUITE.value}")
+    steps = STEPS.value or (8192 if SMOKE.value else suite.steps)
+    record.begin(prefix, {"suite": SUITE.value, "seeds": SEEDS.value, "steps": steps, "episodes": EPISODES.value})
+    record.note(prefix, commits=record.commit(), devices=jax.devices()[0].device_kind, versions=api.versions())
+    sources = teachers(suite, 8192 if SMOKE.value else suite.source_steps)
+    for target, changes in targets.items():
+        config = recipe.override(suite.recipe.get_config(), (*changes.items(), ("rl.steps", steps)))
+        for name in ways:
+            rows = record.read(prefix)
+            if not any((row["target"], row["way"]) == (target, name) for row in rows):
+                say(f"--- {target}, {name}")
+                record.write(prefix, [*rows, *measured(config, suite, target, name, sources)])
+    say(report.write(prefix))
+
+
+def teachers(suite: Suite, steps: int) -> list[policy_transfer.Source]:
+    """Return the source policies of all seeds, trained where the workdir does not have them."""
+    folder = Path(WORKDIR.value).expanduser() / f"sources_{SUITE.value}_{steps}"
+    paths = [folder / f"seed{seed}.safetensors" for seed in range(SEEDS.value)]
+    if not all(path.is_file() for path in paths):
+        say("--- the source")
+        config = recipe.override(suite.recipe.get_config(), (*suite.source.items(), ("rl.steps", steps)))
+        world = envs.make(config.rl.world, config.rl.physics)
+        network = policy_task.network(config, world)
+        variables, curves = seeds.learn(config, world, seeds.drawn(config, world, SEEDS.value), tests())
+        say(f"source, last evaluation by seed: {' '.join(f'{value:.1f}' for value in curves[:, -1])}")
+        for path, one in zip(paths, seeds.apart(jax.device_get(variables)), strict=True):
+            facts = {"world": world.name, "spaces": world.spaces, "physics": dict(world.physics)}
+            policy_transfer.save(path, one, policy_task.options(network), facts, one["moments"])
+    return [policy_transfer.load(path) for path in paths]
+
+
+def measured(
+    config: Any, suite: Suite, target: str, name: str, sources: list[policy_transfer.Source]
+) -> list[dict[str, Any]]:
+    """Return a row for each seed of one way into one target."""
+    world, way = envs.make(config.rl.world, config.rl.physics), WAYS[name]
+    each = seeds.apart(seeds.drawn(config, world, SEEDS.value))
+    begun = [
+        policy_transfer.put_in(one, found, way.take, True, world.spaces)[0]
+        for one, found in zip(each, sources, strict=True)
+    ]
+    teacher = None
+    if way.kickstart:
+        if sources[0].spaces != world.spaces:
+            return []
+        full = [
+            policy_transfer.put_in(one, found, policy_transfer.TAKE, False, world.spaces)[0]
+            for one, found in zip(each, sources, strict=True)
+        ]
+        teacher = seeds.stacked(full)
+    config = recipe.override(config, (("freeze.recipe", way.recipe), ("rl.kickstart", way.kickstart)))
+    _, curves = seeds.learn(config, world, seeds.stacked(begun), tests(), teacher)
+    say(f"first {curves[:, 0].mean():.1f}, last {curves[:, -1].mean():.1f} (mean of {len(curves)} seeds)")
+    distance = physics_distance(suite, config, world)
+    return [
+        {
+            "target": target,
+            "way": name,
+            "seed": seed,
+            "distance": distance,
+            "curve": " ".join(f"{v:.4g}" for v in curve),
+        }
+        for seed, curve in enumerate(curves)
+    ]
+
+
+def tests() -> seeds.Tests:
+    """Return how a policy is tested."""
+    return seeds.Tests(EVALUATIONS.value, EPISODES.value)
+
+
+def physics_distance(suite: Suite, config: Any, world: World) -> float:
+    """Return how far the physics are apart: root of the summed squares of log ratios; NaN between different worlds.
+
+    A sign that differs counts as a ratio of 100.
+    """
+    home = recipe.override(suite.recipe.get_config(), tuple(suite.source.items()))
+    if home.rl.world != world.name:
+        return float("nan")
+    there, total = dict(envs.make(home.rl.world, home.rl.physics).physics), 0.0
+    for name, here in world.physics:
+        if isinstance(here, float) and here != there[name]:
+            ratio = here / there[name]
+            total += math.log(ratio if ratio > 0 else 100.0) ** 2
+    return math.sqrt(total)
+
+
+if __name__ == "__main__":
+    command.run(main)

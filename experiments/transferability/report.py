@@ -1,0 +1,380 @@
+"""How well scores rank sources by what they turned out to be worth: rank correlations, intervals, a paired test.
+
+A group is what one would choose within: the sources on one target with one number of examples. Correlations are taken
+within groups and averaged over them, since no score is meant to compare targets. Intervals resample the pairs of source
+and target within their groups.
+
+Gains and scores of the study of distances, seeds put together, and which of them are compared with each other.
+
+Plots of the study of distances.
+
+Tables, plots and the page of the study of distances, from its record alone."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
+from scipy import stats
+
+from experiments import record
+from experiments.transferability.pairs import RANDOM
+from experiments.transferability.scores import DISTANCES, SCORES
+from tl_jax.report import html as html_module
+from tl_jax.report.plots import interval, percent
+from tl_jax.train.workdir import read_json
+from tl_jax.utils import disk
+
+RESAMPLES = 1000
+
+
+class Group(NamedTuple):
+    """Sources on one target: gains (S,), and each score's values (S,)."""
+
+    gains: np.ndarray
+    scores: Mapping[str, np.ndarray]
+
+
+class Agreement(NamedTuple):
+    """What a score has to do with gains.
+
+    Attributes:
+        score: its name.
+        tau: weighted Kendall rank correlation, mean over groups.
+        low, high: 95 % interval of tau.
+        spearman: Spearman's rank correlation, mean over groups.
+        behind: mean by which tau is below that of the best score, paired.
+        p: two-sided bootstrap p-value of that difference; 1 for the best.
+        needed: pairs of source and target it would take to tell the two apart with a power of 0.8.
+    """
+
+    score: str
+    tau: float
+    low: float
+    high: float
+    spearman: float
+    behind: float
+    p: float
+    needed: float
+
+
+def agreements(groups: Sequence[Group], seed: int = 0, resamples: int = RESAMPLES) -> list[Agreement]:
+    """Return what each score has to do with gains, best first, those that rank nothing last and with NaN.
+
+    All are judged on the same pairs, in the same groups: where a score is the same for all sources of a group, as the
+    H-score of fewer examples than features is, it ranks nothing there and counts as 0.
+    """
+    names = list(groups[0].scores)
+    rng = np.random.default_rng(seed)
+    pairs = sum(len(group.gains) for group in groups)
+    tau = {name: _mean(groups, name, _weighted) for name in names}
+    ranks = {name for name in names if any(np.ptp(group.scores[name]) for group in groups)}
+    order = sorted((name for name in names if name in ranks and np.isfinite(tau[name])), key=lambda name: -tau[name])
+    drawn: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(resamples):
+        chosen = [rng.integers(0, len(group.gains), len(group.gains)) for group in groups]
+        some = [
+            Group(group.gains[rows], {name: values[rows] for name, values in group.scores.items()})
+            for group, rows in zip(groups, chosen, strict=True)
+        ]
+        for name in names:
+            drawn[name].append(_mean(some, name, _weighted))
+    found = []
+    for name in order:
+        low, high = np.nanquantile(drawn[name], (0.025, 0.975))
+        apart = np.asarray(drawn[order[0]]) - np.asarray(drawn[name])
+        behind, spread = tau[order[0]] - tau[name], float(np.nanstd(apart))
+        p = min(1.0, 2 * float(np.mean(apart <= 0))) if name != order[0] else 1.0
+        needed = pairs * (2.8 * spread / behind) ** 2 if behind > 0 else np.inf  # 2.8 = 1.96 + 0.84
+        spearman = _mean(groups, name, _spearman)
+        found.append(Agreement(name, tau[name], float(low), float(high), spearman, behind, p, needed))
+    blank = (np.nan,) * 6
+    return found + [Agreement(name, *blank, np.inf) for name in names if name not in order]
+
+
+def _mean(groups: Sequence[Group], name: str, measure) -> float:
+    def one(group: Group) -> float:
+        if not np.ptp(group.gains):
+            return np.nan  # nothing to rank, for any score
+        return measure(group.scores[name], group.gains) if np.ptp(group.scores[name]) else 0.0
+
+    with warnings.catch_warnings():  # a resample of nothing but equal gains has no correlation
+        warnings.simplefilter("ignore")
+        return float(np.nanmean([one(group) for group in groups]))
+
+
+def _weighted(a: np.ndarray, b: np.ndarray) -> float:
+    return float(stats.weightedtau(a, b).statistic)
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    return float(stats.spearmanr(a, b).statistic)
+
+
+WAYS = {"fine_tune": "fine-tuning", "probe": "a logistic probe"}
+
+
+class Pair(NamedTuple):
+    """A source on a target with a number of examples: per seed gains over scratch by way, and mean scores."""
+
+    source: str
+    target: str
+    per_class: int
+    gains: Mapping[str, np.ndarray]
+    scores: Mapping[str, float]
+
+    @property
+    def own(self) -> bool:
+        """Whether the source was trained on the target's own data, so that nothing is transferred."""
+        return self.source == self.target
+
+
+def pairs(rows: Sequence[Mapping[str, str]]) -> list[Pair]:
+    """Return the pairs of a record, seeds put together."""
+    found: dict[tuple[str, str, int], list[Mapping[str, str]]] = {}
+    for row in rows:
+        found.setdefault((row["source"], row["target"], int(row["per_class"])), []).append(row)
+    return [
+        Pair(
+            *names,
+            {way: np.asarray([float(row[way]) - float(row["scratch"]) for row in mine]) for way in WAYS},
+            {name: float(np.mean([float(row.get(name) or "nan") for row in mine])) for name in (*SCORES, *DISTANCES)},
+        )
+        for names, mine in found.items()
+    ]
+
+
+def compared(found: Sequence[Pair]) -> tuple[dict[tuple[str, int], list[Pair]], list[str]]:
+    """Return by target and number of examples the pairs for which every score is defined, and the names of these.
+
+    A score that is defined for half of the pairs or fewer is left out, lest it leave hardly any. What the tables say
+    and what the plots show are these pairs.
+    """
+    others = [pair for pair in found if not pair.own]
+    names = [
+        name for name in (*SCORES, *DISTANCES)
+        if 2 * sum(np.isfinite(pair.scores[name]) for pair in others) > len(others)
+    ]  # fmt: skip
+    some: dict[tuple[str, int], list[Pair]] = {}
+    for pair in others:
+        if all(np.isfinite(pair.scores[name]) for name in names):
+            some.setdefault((pair.target, pair.per_class), []).append(pair)
+    # two sources have an order, but no correlation to speak of
+    return {group: mine for group, mine in some.items() if len(mine) > 2}, names
+
+
+def groups(found: Sequence[Pair], way: str) -> list[Group]:
+    """Return the gains of the pairs that are compared, and their scores."""
+    some, names = compared(found)
+    return [
+        Group(
+            np.asarray([pair.gains[way].mean() for pair in mine]),
+            {name: np.asarray([pair.scores[name] for pair in mine]) for name in names},
+        )
+        for mine in some.values()
+    ]
+
+
+def heat_map(found: Sequence[Pair], way: str, path: Path) -> Path:
+    """Draw the mean gain of each source on each target."""
+    sources = list(dict.fromkeys(pair.source for pair in found))
+    targets = list(dict.fromkeys(pair.target for pair in found))
+    values = np.full((len(sources), len(targets)), np.nan)
+    for i, source in enumerate(sources):
+        for j, target in enumerate(targets):
+            mine = [pair.gains[way].mean() for pair in found if (pair.source, pair.target) == (source, target)]
+            values[i, j] = 100 * np.mean(mine) if mine else np.nan
+    figure = Figure(figsize=(2 + 1.1 * len(targets), 1.5 + 0.6 * len(sources)), dpi=110, layout="constrained")
+    axis: Any = figure.subplots()
+    most = max(1.0, float(np.nanmax(abs(values))))
+    image = axis.imshow(values, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+    for i, source in enumerate(sources):
+        for j, target in enumerate(targets):
+            if np.isfinite(values[i, j]):
+                light = abs(values[i, j]) > 0.6 * most
+                axis.text(j, i, f"{values[i, j]:+.1f}", ha="center", va="center", color="white" if light else "black")
+            if source == target:
+                axis.plot([j - 0.5, j + 0.5], [i - 0.5, i + 0.5], color="grey", lw=1)
+    axis.set_xticks(range(len(targets)), targets, rotation=30, ha="right")
+    axis.set_yticks(range(len(sources)), sources)
+    axis.set_xlabel("target")
+    axis.set_ylabel("source")
+    figure.colorbar(image, label="gain over scratch, points")
+    return disk.save_figure(figure, path)
+
+
+def tau_bars(each: Sequence[Agreement], words: str, path: Path) -> Path:
+    """Draw tau with its interval for each score, the best on top."""
+    figure = Figure(figsize=(8, 1 + 0.32 * len(each)), dpi=110, layout="constrained")
+    axis: Any = figure.subplots()
+    for i, one in enumerate(reversed(each)):
+        sure = one.low > 0 or one.high < 0
+        axis.plot([one.low, one.high], [i, i], color="tab:blue" if sure else "grey", lw=2)
+        axis.plot([one.tau], [i], "o", color="tab:blue" if sure else "grey")
+    axis.set_yticks(range(len(each)), [one.score for one in reversed(each)])
+    axis.axvline(0, color="black", lw=0.8)
+    axis.set_xlabel(f"weighted Kendall tau with the gain of {words}, 95 % interval (grey: includes zero)")
+    axis.grid(alpha=0.3, axis="x")
+    return disk.save_figure(figure, path)
+
+
+def scatter(found: Sequence[Pair], way: str, names: Sequence[str], path: Path) -> Path:
+    """Draw scores against gains; both without the mean of their target and budget, scores in standard deviations.
+
+    Only pairs that the rank correlations are taken over are drawn.
+    """
+    some, _ = compared(found)
+    figure = Figure(figsize=(13, 7.5), dpi=110, layout="constrained")
+    axes: Any = figure.subplots(2, 3, sharey=True)
+    targets = list(dict.fromkeys(pair.target for pair in found))
+    for axis, name in zip(axes.ravel(), names, strict=False):
+        for k, target in enumerate(targets):
+            for per_class, mark in zip(sorted({pair.per_class for pair in found}), "os^v", strict=False):
+                mine = some.get((target, per_class))
+                if not mine:
+                    continue
+                x = np.asarray([pair.scores[name] for pair in mine])
+                y = np.asarray([100 * pair.gains[way].mean() for pair in mine])
+                x = (x - x.mean()) / (x.std() or 1.0)
+                axis.plot(x, y - y.mean(), mark, color=f"C{k}", ms=5, label=f"{target}, {per_class}")
+        axis.set_title(name, fontsize=11)
+        axis.grid(alpha=0.3)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("gain less the group's mean, points")
+    for axis in axes[1]:
+        axis.set_xlabel("score, standardised within the group")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
+    return disk.save_figure(figure, path)
+
+
+def write(prefix: Path) -> str:
+    """Write ``PREFIX.md``, plots and ``report.html`` beside them; return what to say about it."""
+    rows = record.read(prefix)
+    found, how = pairs(rows), read_json(Path(f"{prefix}.json"))
+    told = {way: agreements(some) for way in WAYS if (some := groups(found, way))}
+    sections = [html_module.Section("What was measured", about(rows, found, how))]
+    for way, words in WAYS.items():
+        picture = heat_map(found, way, Path(f"{prefix}_gain_{way}.png"))
+        caption = f"gain of {words} over scratch, points, mean over budgets and seeds; crossed out: its own data"
+        sections.append(
+            html_module.Section(
+                f"Gain of {words}", parts=(gain_table(found, way), html_module.Picture(picture, caption))
+            )
+        )
+    for way, each in told.items():
+        sections.append(ranking(prefix, found, way, each))
+    sections.append(html_module.Section("What these numbers cannot say", limits(found, told)))
+    title = "How far is the source from the target: what scores and distances say about gain"
+    html = html_module.write(prefix.with_name("report.html"), title, sections)
+    disk.write_text(Path(f"{prefix}.md"), as_markdown(title, sections))
+    return f"{prefix}.csv, {prefix}.md, {html}"
+
+
+def about(rows: Sequence[Any], found: Sequence[Pair], how: Mapping[str, Any]) -> list[str]:
+    """Return what the numbers are."""
+    seeds, commits = {row["seed"] for row in rows}, sorted({row["commit"] for row in rows} - {""})
+    sources, targets = ({getattr(pair, name) for pair in found} for name in ("source", "target"))
+    budgets = sorted({pair.per_class for pair in found})
+    negative = [p for p in found if not p.own and p.source != RANDOM and _below(p.gains["fine_tune"])]
+    versions = "; ".join(", ".join(f"{k} {v}" for k, v in seen.items()) for seen in how.get("versions", []))
+    return [
+        f"{len(sources)} sources, {len(targets)} targets, {' and '.join(map(str, budgets))} training examples of each "
+        f"class, {len(seeds)} seeds. Runs from scratch and from a source have {how['steps']} steps of {how['batch']} "
+        f"examples and the rates {', '.join(how['rates'])}, of which the first seed's validation part chooses; "
+        f"accuracies are of at most {how['tested']} test examples.",
+        f"Fine-tuning was worse than scratch, its 95 % interval below zero, for {len(negative)} of "
+        f"{sum(not p.own and p.source != RANDOM for p in found)} pairs: "
+        + (", ".join(f"{p.source} to {p.target} ({p.per_class})" for p in negative) or "none")
+        + ".",
+        f"Commit {', '.join(commits) or 'unknown'}; {versions}.",
+    ]
+
+
+def gain_table(found: Sequence[Pair], way: str) -> html_module.Table:
+    """Return gains in points, mean and 95 % interval over seeds; a triangle marks what is surely negative."""
+    columns = list(dict.fromkeys((pair.target, pair.per_class) for pair in found))
+    rows = []
+    for source in dict.fromkeys(pair.source for pair in found):
+        row = [source]
+        for target, per_class in columns:
+            mine = [p for p in found if (p.source, p.target, p.per_class) == (source, target, per_class)]
+            mean, half = interval(mine[0].gains[way]) if mine else (float("nan"), None)
+            mark = (" (own)" if source == target else "") + (" ▼" if mine and _below(mine[0].gains[way]) else "")
+            row.append(percent({"mean": mean, "interval95": half}, "+") + mark if mine else "")
+        rows.append(row)
+    return html_module.Table(["source", *(f"{target}, {n}" for target, n in columns)], rows)
+
+
+def ranking(prefix: Path, found: Sequence[Pair], way: str, each: Sequence[Agreement]) -> html_module.Section:
+    """Return which scores go with the gain."""
+    columns = ["score", "weighted tau", "95 % interval", "Spearman", "behind the best", "p", "pairs to tell apart"]
+    rows = [
+        [
+            one.score, f"{one.tau:.2f}", f"{one.low:.2f} to {one.high:.2f}", f"{one.spearman:.2f}",
+            f"{one.behind:.2f}" if i else "", f"{one.p:.3f}" if i else "",
+            f"{one.needed:,.0f}" if i and np.isfinite(one.needed) else "",
+        ]
+        if np.isfinite(one.tau) else [one.score, "the same for all sources", *[""] * 5]
+        for i, one in enumerate(each)
+    ]  # fmt: skip
+    some = groups(found, way)
+    count = sum(len(group.gains) for group in some)
+    best, sure = each[0], [one.score for one in each if one.low > 0]
+    text = [
+        f"Rank correlation of each score, distances with a minus sign, with the gain of {WAYS[way]}, among the sources "
+        f"of one target and budget; mean over {len(some)} such groups, {count} pairs for which all are defined; "
+        "where a score is the same for all sources of a group, it counts as 0.",
+        f"Best: {best.score} ({best.tau:.2f}, {best.low:.2f} to {best.high:.2f}). "
+        f"Surely better than chance: {', '.join(sure) or 'none'}. Not told apart from the best at p < 0.05: "
+        f"{', '.join(one.score for one in each[1:] if one.p >= 0.05) or 'none'}.",
+    ]
+    if left := [name for name in (*SCORES, *DISTANCES) if name not in some[0].scores]:
+        text.append(f"Defined for at most half of the pairs, and so left out: {', '.join(left)}.")
+    taus = tau_bars(each, WAYS[way], Path(f"{prefix}_tau_{way}.png"))
+    clouds = scatter(found, way, [one.score for one in each[:6]], Path(f"{prefix}_{way}.png"))
+    parts = (
+        html_module.Table(columns, rows),
+        html_module.Picture(taus, "weighted Kendall tau with the gain, 95 % intervals over pairs"),
+        html_module.Picture(
+            clouds, f"each score against the gain, centred within its target and budget: the {count} pairs of the table"
+        ),
+    )
+    return html_module.Section(f"What goes with the gain of {WAYS[way]}", text, parts)
+
+
+def limits(found: Sequence[Pair], told: Mapping[str, Sequence[Agreement]]) -> list[str]:
+    """Return what the sample is too small for."""
+    out = []
+    for way, each in told.items():
+        close = [one for one in each[1:] if one.p >= 0.05 and np.isfinite(one.needed)]
+        if close:
+            least, *_, most = sorted((close[0], *close), key=lambda one: one.needed)
+            out.append(
+                f"For {WAYS[way]}, {len(close)} scores are not told apart from {each[0].score}. Telling {least.score} "
+                f"from it would take about {least.needed:,.0f} pairs, {most.score} about {most.needed:,.0f}."
+            )
+    out.append(
+        "Sources are few and alike: one small architecture. Pairs of one source, or of one target, are not "
+        "independent, so the intervals are if anything too narrow. Nothing is said about large networks."
+    )
+    return out
+
+
+def as_markdown(title: str, sections: Sequence[html_module.Section]) -> str:
+    """Return the page's text and tables, with links to its pictures."""
+    text = [f"# {title}\n"]
+    for section in sections:
+        text += [f"## {section.title}\n", *(f"{paragraph}\n" for paragraph in section.text)]
+        for part in section.parts:
+            table = isinstance(part, html_module.Table)
+            text.append(html_module.markdown(part) if table else f"![{part.caption}]({part.path.name})\n")
+    return "\n".join(text)
+
+
+def _below(gains: np.ndarray) -> bool:
+    mean, half = interval(gains)
+    return half is not None and mean + half < 0

@@ -1,0 +1,157 @@
+"""Which distance or score tells beforehand how much a source helps: every source on every target, measured.
+
+    python -m experiments.transferability.study --workdir=DIR --smoke                 drawn targets and digits: no files
+    python -m experiments.transferability.study --workdir=DIR --data_dir=FOLDER [--imagenet=WEIGHTS.h5]
+
+For each target, number of examples per class and seed: the small ResNet from scratch; for each source of the bank a
+logistic probe on its features, and the whole network fine-tuned from it. Scratch and fine-tuning have the same steps
+and the same rates, of which the first seed's validation part chooses one. Beside the accuracies stand all scores of
+the source's features of the target's training pictures, and the distances between these and the source's own data. The
+report says which of them goes with the gain over scratch. Rows that stand in the record are not measured again. FOLDER
+is as for experiments/pretrain_sources.py; ``imagenet`` adds MobileNetV2 at 96 pixels, against the same scratch.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+
+from experiments import record
+from experiments.mechanisms import without_training
+from experiments.transferability import pairs, report, scores
+from tl_jax import api, transferability
+from tl_jax.config import recipe
+from tl_jax.tasks import head_init, image_classification
+from tl_jax.train.logging import say
+from tl_jax.utils import command, compile_cache
+from tl_jax.utils.errors import Diverged, UserError, nearest
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
+RESULTS = flags.DEFINE_string("results", "", "Prefix of record, table, plots and report; in the workdir if empty.")
+DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of the data; without it only drawn targets and digits.")
+IMAGENET = flags.DEFINE_string("imagenet", "", "MobileNetV2's ImageNet weights of Keras, as one more source.")
+SOURCES = flags.DEFINE_list("sources", [], "Which; all if empty.")
+TARGETS = flags.DEFINE_list("targets", [], "Which; all that can be had if empty.")
+PER_CLASS = flags.DEFINE_list("per_class", ["5", "20"], "Training examples of each class.")
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+RATES = flags.DEFINE_list("rates", ["1e-3", "3e-3", "1e-2"], "Learning rates tried.")
+STEPS = flags.DEFINE_integer("steps", 100, "Steps of a run.")
+BATCH = flags.DEFINE_integer("batch", 24, "Examples a step.")
+TESTED = flags.DEFINE_integer("tested", 1000, "Test examples at most.")
+SMOKE = flags.DEFINE_bool("smoke", False, "Three targets, a budget, two seeds, a rate, few steps.")
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the probe
+
+
+def main(_: list[str]) -> None:
+    """Measure what is still to be measured, then write the report."""
+    logging.set_verbosity(logging.WARNING)
+    if SMOKE.value:
+        shrink()
+    folder = Path(WORKDIR.value).expanduser()
+    prefix = Path(RESULTS.value or folder / "transfer_distance")
+    names = {"steps": STEPS.value, "batch": BATCH.value, "rates": RATES.value, "tested": TESTED.value}
+    record.begin(prefix, names)
+    compile_cache.enable()
+    record.note(prefix, versions=api.versions())
+    rescore(prefix)
+    for target in chosen(TARGETS.value, pairs.TARGETS if DATA_DIR.value else pairs.DRAWN, "target"):
+        for per_class in map(int, PER_CLASS.value):
+            for seed in map(int, SEEDS.value):
+                one(folder, prefix, target, per_class, seed)
+    say(report.write(prefix))
+
+
+def shrink() -> None:
+    """Set the flags that a smoke run leaves open no more."""
+    for name, value in (("per_class", ["5"]), ("seeds", ["0", "1"]), ("rates", ["3e-3"]), ("steps", 30)):
+        flags.FLAGS[name].value = value
+    flags.FLAGS["tested"].value = 300
+
+
+def chosen(given: list[str], known: Any, kind: str) -> list[str]:
+    """Return the names to be taken; a UserError names an unknown one."""
+    for name in given:
+        if name not in known:
+            raise UserError(f"no {kind} {name!r}; {nearest(name, known)}")
+    return given or list(known)
+
+
+def rescore(prefix: Path) -> None:
+    """Complete the scores of rows from before a score was added; nothing is trained for that."""
+    rows = record.read(prefix)
+    if not rows or {*scores.SCORES, *scores.DISTANCES} <= set(rows[0]):
+        return
+    for row in rows:
+        here = row["target"], int(row["per_class"]), int(row["seed"])
+        say(f"--- scores of {row['source']} on {', '.join(map(str, here))}")
+        seen = scores.look(row["source"], IMAGENET.value, here[0], DATA_DIR.value, *here[1:], TESTED.value)
+        row |= scores.scores(row["source"], IMAGENET.value, DATA_DIR.value, seen, here[2])
+    record.write(prefix, rows)
+
+
+def one(folder: Path, prefix: Path, target: str, per_class: int, seed: int) -> None:
+    """Measure all sources on a target with a number of examples and a seed."""
+    rows = record.read(prefix)
+    here = {"target": target, "per_class": per_class, "seed": seed}
+    sources = chosen(SOURCES.value, pairs.known_sources(IMAGENET.value), "source")
+    known = [row["source"] for row in rows if all(row[k] == str(v) for k, v in here.items())]
+    missing = [source for source in sources if source not in known]
+    if not missing:
+        return
+    say(f"--- {target}, {per_class} per class, seed {seed}: {', '.join(missing)}")
+    scratch, scratch_rate = tuned(folder, rows, here, pairs.RANDOM)
+    for source in missing:
+        fine, rate = (scratch, scratch_rate) if source == pairs.RANDOM else tuned(folder, rows, here, source)
+        seen = scores.look(source, IMAGENET.value, target, DATA_DIR.value, per_class, seed, TESTED.value)
+        found = {"source": source, **here, "scratch": scratch, "fine_tune": fine, "probe": probe(seen)}
+        found |= {"rate": rate, "scratch_rate": scratch_rate, "commit": record.commit()}
+        rows.append(found | scores.scores(source, IMAGENET.value, DATA_DIR.value, seen, seed))
+        record.write(prefix, rows)
+
+
+def tuned(folder: Path, rows: list[Any], here: dict[str, Any], source: str) -> tuple[float, str]:
+    """Return the test accuracy at the rate that is best on the first seed's validation part, and the rate."""
+    first = int(SEEDS.value[0])
+    column = "scratch_rate" if source == pairs.RANDOM else "rate"
+    before = [
+        row[column] for row in rows
+        if (row["target"], int(row["per_class"]), int(row["seed"])) == (here["target"], here["per_class"], first)
+        and source in (row["source"], pairs.RANDOM)
+    ]  # fmt: skip
+    if before:
+        best = before[0]
+    else:
+        scores = {rate: run(folder, {**here, "seed": first}, source, rate)[1] for rate in RATES.value}
+        best = max(RATES.value, key=lambda rate: (scores[rate], -float(rate)))
+    return run(folder, here, source, best)[0], best
+
+
+def run(folder: Path, here: dict[str, Any], source: str, rate: str) -> tuple[float, float]:
+    """Return test and validation accuracy of a network trained from a source; chance where it diverges."""
+    config = pairs.target_config(here["target"], DATA_DIR.value, here["per_class"], here["seed"])
+    config = recipe.override(config, pairs.source_changes(source, IMAGENET.value))
+    examples = len(head_init.cut(config, image_classification.load_source(config, config.input.size))["train"].labels)
+    config.batch_size, config.eval_batch_size, config.data.test_examples = BATCH.value, 240, TESTED.value
+    config.epochs, config.save_every, config.log_every = STEPS.value * BATCH.value / examples, 1e9, STEPS.value
+    config.optim.lr, config.optim.schedule, config.optim.warmup = float(rate), "cosine", 0.1
+    where = folder / here["target"] / f"per_class{here['per_class']}" / source / f"rate{rate}" / f"seed{here['seed']}"
+    try:
+        summary = api.run(config, where)
+    except Diverged as error:
+        say(str(error))
+        return 0.0, 0.0
+    shutil.rmtree(where / "checkpoints", ignore_errors=True)  # nobody asks for hundreds of them
+    return summary["metrics"]["accuracy"], without_training.best_validation(where)
+
+
+def probe(seen: scores.Look) -> float:
+    """Return the test accuracy of the logistic probe whose strength is best on validation."""
+    (x, y), held_out, tested = seen.train, seen.validation, seen.test
+    fitted = [transferability.logistic_probe(x, y, c) for c in STRENGTHS]
+    best = max(fitted, key=lambda net: net.accuracy(*held_out))
+    return best.accuracy(*tested)
+
+
+if __name__ == "__main__":
+    command.run(main)

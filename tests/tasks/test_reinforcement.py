@@ -1,0 +1,178 @@
+"""Policies through the same calls as pictures: train, resume, freeze, export, transfer, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import cartpole_ppo
+from experiments.rl_transfer import seeds
+from tl_jax import api, pretrained, restore
+from tl_jax.config import recipe
+from tl_jax.export import stablehlo
+from tl_jax.pretrained import formats
+from tl_jax.rl import envs
+from tl_jax.rl import policy_transfer as policies
+from tl_jax.rl.policy_transfer import TAKE
+from tl_jax.transfer import optimizer
+from tl_jax.utils.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+
+def config_of(*changes):
+    return recipe.override(cartpole_ppo.get_config("smoke"), (("model.options", {"widths": (8, 8)}), *changes))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The export of a short run."""
+    folder = tmp_path_factory.mktemp("source")
+    api.run(config_of(), folder)
+    return api.export(config_of(), folder)
+
+
+def test_jax_alone_runs_the_policy(source):
+    observations = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    logits = stablehlo.run(source.with_name("model.stablehlo"), observations)
+    leaves = policies.load(source.parent).leaves
+    x = observations
+    for layer in ("layer1", "layer2"):
+        x = np.tanh(x @ leaves[f"params/{layer}/actor/kernel"] + leaves[f"params/{layer}/actor/bias"])
+    expected = x @ leaves["params/head/policy/kernel"] + leaves["params/head/policy/bias"]
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    facts = formats.read_bundle(source.parent)
+    assert facts["program"]["inputs"] == {"observations": {"shape": ["n", 4], "dtype": "float32"}}
+    assert facts["program"]["output"]["name"] == "logits" and facts["data"] == "CartPole-v1"
+    with pytest.raises(UserError, match="holds a policy"):
+        pretrained.load(source="tl_jax", path=source)
+
+
+def test_a_run_says_what_it_did(tmp_path):
+    summary = api.run(config_of(), tmp_path)
+    assert summary["config_name"] == "cartpole_ppo_smoke" and summary["steps"] == 8
+    assert summary["examples_evaluated"] == 4 and summary["metrics"]["episode_return"] > 5
+    assert summary["facts"]["spaces"] == {"observation": [4], "actions": 2}
+    rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if row["split"] == "train"]
+    assert {"loss", "policy_loss", "value_loss", "entropy", "divergence", "clipped", "lr"} <= set(trained[-1])
+    assert api.evaluate(config_of(), tmp_path)["metrics"] == pytest.approx(summary["metrics"])
+    assert api.play(config_of(), tmp_path).read_bytes()[:3] == b"GIF"
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path, monkeypatch):
+    from tl_jax.train import checkpoint
+
+    config = config_of(
+        ("epochs", 10.0),
+        ("phases", ({"name": "head", "epochs": 0.5, "recipe": "head"}, {"name": "all", "epochs": 0.5})),
+    )
+    whole = api.run(config, tmp_path / "whole")
+    save = checkpoint.Checkpoints.save
+
+    def stop(self, state, metrics):
+        save(self, state, metrics)
+        if int(state.step) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        api.run(config, tmp_path / "parts")
+    monkeypatch.undo()
+    parts = api.run(config, tmp_path / "parts")
+    assert parts["resumed_from"] == 4
+    assert parts["parameters_sha256"] == whole["parameters_sha256"] and parts["metrics"] == whole["metrics"]
+
+
+def test_a_frozen_trunk_is_proved(tmp_path, source):
+    changes = ("init.source", "tl_jax"), ("init.path", str(source)), ("freeze.recipe", "head"), ("freeze.prove", True)
+    summary = api.run(config_of(*changes), tmp_path)
+    assert summary["freeze"]["changed"] == 0 and summary["freeze"]["leaves"] == 8
+    assert summary["parameters"] == {"trainable": 8 * 2 + 2 + 8 + 1, "frozen": 2 * (4 * 8 + 8 + 8 * 8 + 8)}
+
+
+def test_a_policy_starts_another_in_a_changed_world(tmp_path, source):
+    changes = ("init.source", "tl_jax"), ("init.path", str(source)), ("rl.physics", (("masspole", 1.0),))
+    config = config_of(*changes, ("rl.kickstart", 1.0), ("rl.kickstart_share", 0.25))
+    summary = api.run(config, tmp_path)
+    assert summary["facts"]["physics"]["masspole"] == 1.0 and summary["facts"]["weights"] == str(source)
+    rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(row["kickstart"]) for row in rows if row["split"] == "train")
+
+
+def test_a_run_goes_on_with_the_optimizer_of_its_source(tmp_path, source):
+    digests, counts = set(), []
+    for take in (TAKE, (*TAKE, "optimizer")):
+        config = config_of(("init.source", "tl_jax"), ("init.path", str(source)), ("init.take", take))
+        folder = tmp_path / str(len(take))
+        digests.add(api.run(config, folder)["parameters_sha256"])
+        task, _, state = restore.restore(config, folder)
+        counts.append(int(optimizer.of(restore.optimizer_state(config, folder, task, state))["count"]))
+    steps = 8 * 2 * 4  # updates, passes, minibatches
+    assert counts == [steps, 2 * steps] and len(digests) == 2
+
+
+def test_arms_are_compared_in_returns_not_in_percent(tmp_path, capsys):
+    arms = (("fast", (("optim.lr", 1e-2),)), ("slow", (("optim.lr", 1e-5),)))
+    summary = api.run(config_of(("arms", arms), ("seeds", (0, 1))), tmp_path)
+    shown = capsys.readouterr().out
+    mean = summary["arms"]["fast"]["mean"]
+    assert f"{mean:.1f} ±" in shown and " %   (" not in shown and (tmp_path / "comparison.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([("rl.world", "CartPole-v9")], "no world 'CartPole-v9'"),
+        ([("rl.physics", (("mass", 1.0),))], "has no 'mass'; "),
+        ([("batch_size", 500)], "batch_size=500 is no multiple of config.rl.worlds=8; 496 is"),
+        ([("rl.minibatches", 3)], "no multiple of config.rl.minibatches=3"),
+        ([("rl.episodes", 3)], "rl.episodes=3 is not divisible by the 2 devices"),
+        ([("model.options", {"width": 3})], "config.model.options: .*widths, channels and activation"),
+        ([("model.options", {"activation": "gelo"})], "no activation 'gelo'"),
+        ([("init.source", "tl_jax")], "init.path must name the export of a policy"),
+        ([("init.surgery", True)], "need config.init.source=tl_jax"),
+        ([("rl.kickstart", 1.0)], "rl.kickstart needs a source"),
+        ([("rl.kickstart_share", 0.1)], "has an effect with config.rl.kickstart only"),
+        ([("data.train_examples", 5)], "data.train_examples has no effect with config.task=policy"),
+        ([("regularize.mixup", 0.5)], "regularize.mixup has no effect with config.task=policy"),
+        ([("model.name", "resnet50")], "model.name=resnet50 is no network for task=policy; take one of policy"),
+        ([("init.source", "keras")], "init.source=keras has nothing for task=policy"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        api.run(config_of(*changes), tmp_path)
+
+
+def test_rl_fields_are_refused_elsewhere():
+    from configs import digits_resnet
+    from tl_jax.config import validate
+
+    config = recipe.override(digits_resnet.get_config(), (("rl.steps", 5),))
+    with pytest.raises(UserError, match="rl.steps has no effect with config.task=image"):
+        validate.validate(config)
+
+
+def test_a_policy_has_no_learning_rate_curve(tmp_path):
+    with pytest.raises(UserError, match="a policy has none"):
+        api.find_lr(config_of(), tmp_path)
+
+
+def test_another_network_is_refused(tmp_path, source):
+    changes = ("init.source", "tl_jax"), ("init.path", str(source)), ("model.options", {"widths": (16, 16)})
+    with pytest.raises(UserError, match=r"differs at params/.*\{'widths': \(8, 8\)"):
+        api.run(config_of(*changes), tmp_path)
+
+
+def test_seeds_are_trained_at_once_and_tested_on_the_way():
+    config, world = config_of(), envs.make("CartPole-v1")
+    start = seeds.drawn(config, world, 2)
+    often, curves = seeds.learn(config, world, start, seeds.Tests(3, 2))  # of 8 updates: 3, 2 and 3
+    once, ends = seeds.learn(config, world, start, seeds.Tests(1, 2))
+    assert curves.shape == (2, 4) and ends.shape == (2, 2) and (curves >= 8).all()
+    for mine, theirs in zip(seeds.apart(often), seeds.apart(once), strict=True):
+        kernel, other = (each["params"]["layer1"]["actor"]["kernel"] for each in (mine, theirs))
+        np.testing.assert_allclose(kernel, other, atol=1e-4)
+    first, second = (each["params"]["layer1"]["actor"]["kernel"] for each in seeds.apart(often))
+    assert not np.allclose(first, second, atol=1e-2)

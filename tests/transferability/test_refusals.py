@@ -1,0 +1,81 @@
+"""What every score refuses, in a line that says what to do next."""
+
+import jax
+import numpy as np
+import pytest
+
+from tl_jax import transferability
+from tl_jax.utils.errors import UserError
+
+pytestmark = pytest.mark.fast
+SCORES = ("logme", "h_score", "regularized_h_score", "transrate", "gbc", "sfda", "nleep", "parc", "leep")
+X, Y = np.array([[0.5, 0.5], [0.25, 0.75], [1.0, 0.0], [0.0, 1.0]]), np.array([0, 1, 0, 1])
+
+
+def call(name, x, y):
+    return getattr(transferability, name)(x, y, *([jax.random.key(0)] if name == "nleep" else []))
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize(
+    "x,y,message",
+    [
+        (X[:, 0], Y, r"are \(N, D\) and labels \(N,\), one of each for an example, not \(4,\) and \(4,\)"),
+        (X, Y[:3], r"not \(4, 2\) and \(3,\)"),
+        (X, X, r"not \(4, 2\) and \(4, 2\)"),
+        (X[:0], Y[:0], r"not \(0, 2\) and \(0,\)"),
+        (X[:, :0], Y, r"not \(4, 0\) and \(4,\)"),
+        (np.where(X == 1, np.nan, X), Y, "hold values that are not finite; check the network"),
+        (np.where(X == 1, np.inf, X), Y, "hold values that are not finite"),
+        (X, Y + 0.5, "labels hold 0.5, and classes are whole numbers; pass the index of each example's class"),
+        (X, np.where(Y, np.nan, 0), "labels hold nan, and classes are whole numbers"),
+        (X, np.array(list("abab")), "labels are whole numbers, not <U1; pass the index of each example's class"),
+        (X, Y + 0j, "labels are whole numbers, not complex128"),
+        (X + 0j, Y, "must be real numbers, not complex128"),
+        (X.astype(str), Y, "must be real numbers, not <U"),
+        (X * 1e300, Y, r"hold values of 1e\+300, of which powers overflow; scale them below"),
+        (X, Y - 1, "labels hold -1; classes count from 0 on, so drop the examples without one"),
+        (X, 0 * Y + 7, "all 4 labels are 7; a score needs two classes or more"),
+    ],
+)
+def test_what_is_no_problem_is_refused(name, x, y, message):
+    with pytest.raises(UserError, match=message) as caught:
+        call(name, x, y)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_labels_as_a_column_as_floats_or_as_booleans_are_the_same_labels(name):
+    right = call(name, X, Y)
+    for labels in (Y[:, None], Y.astype(float), Y.astype(bool), Y.astype(np.float32)[:, None], Y.tolist()):
+        assert call(name, X, labels) == right
+
+
+@pytest.mark.parametrize(
+    "p,message",
+    [
+        (X - [0.1, -0.1], "source_probs hold -0.1; pass probabilities"),
+        (X * [[1], [1], [0.9], [1]], r"row 2 of source_probs sums to 0.9, not 1; pass softmax\(logits\)"),
+        (3 * X, "sums to 3, not 1"),
+    ],
+)
+def test_what_is_no_distribution_is_refused(p, message):
+    with pytest.raises(UserError, match=message):
+        transferability.leep(p, Y)
+    assert transferability.leep(X * (1 + 9e-4), Y) == pytest.approx(transferability.leep(X, Y), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "z,y,message",
+    [
+        (Y[:3], Y, "there are 3 source_labels and 4 labels; pass one of each"),
+        (Y - 1, Y, "the source_labels hold -1"),
+        (X[:, 0], Y, "the source_labels hold 0.5, and classes are whole numbers"),
+        (X, Y, r"the source_labels are \(N,\) with one example or more, not \(4, 2\)"),
+        (Y[:0], Y[:0], r"source_labels are \(N,\) with one example or more, not \(0,\)"),
+        (Y, 0 * Y, "all 4 labels are 0; a score needs two classes"),
+    ],
+)
+def test_labels_that_are_none_are_refused(z, y, message):
+    with pytest.raises(UserError, match=message):
+        transferability.nce(z, y)

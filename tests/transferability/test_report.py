@@ -1,0 +1,97 @@
+"""The report: every measure's own value, sensible intervals, and what it leaves out."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from tl_jax import transferability
+from tl_jax.transferability import probes
+from tl_jax.transferability.report import _method
+from tl_jax.utils.errors import UserError
+
+pytestmark = pytest.mark.fast
+KEY = jax.random.key(3)
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Return features, labels, source probabilities, and features and labels of a source."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(4), 12)
+    x = (rng.normal(size=(48, 9)) + 0.8 * rng.normal(size=(4, 9))[y]).astype(np.float32)
+    p = rng.dirichlet(np.ones(6), size=48)
+    return x, y, p, (x[:40] + 0.5, y[:40])
+
+
+@pytest.fixture(scope="module")
+def report(data):
+    x, y, p, source = data
+    return transferability.report(x, y, p, source, KEY)
+
+
+def test_values_are_those_of_each_measure_alone(data, report):
+    x, y, p, (x1, y1) = data
+    values = report.values()
+    for name in ("logme", "h_score", "regularized_h_score", "transrate", "gbc", "sfda", "parc"):
+        assert values[name] == pytest.approx(getattr(transferability, name)(x, y), rel=1e-9), name
+    assert values["leep"] == pytest.approx(transferability.leep(p, y)) and values["nleep"] == transferability.nleep(
+        x, y, KEY
+    )
+    assert values["nce"] == pytest.approx(transferability.nce(p.argmax(1), y))
+    assert values["otdd"] == pytest.approx(transferability.otdd(x1, y1, x, y, "exact"))
+    assert _method(500, 50) == "exact" and _method(2000, 1999) == "sinkhorn"
+    assert values["frechet"] == transferability.frechet(x1, x) and values["energy"] == transferability.energy(x1, x)
+    assert values["mmd"] == transferability.mmd(x1, x) and values["mmd_rbf"] == transferability.mmd(x1, x, "rbf")
+    assert values["proxy_a"] == transferability.proxy_a(x1, x, KEY)
+    assert values["sliced_wasserstein"] == transferability.sliced_wasserstein(x1, x, KEY)
+
+
+def test_intervals_hold_the_value_and_are_not_wide(report):
+    rows = {row.name: row for row in report.rows}
+    for name in ("logme", "h_score", "regularized_h_score", "transrate", "gbc", "leep", "nce", "knn", "ridge_probe"):
+        row = rows[name]
+        assert row.low < row.value < row.high and row.seconds >= 0, name
+    for name in ("sfda", "nleep", "parc", "otdd", "frechet", "mmd", "energy", "sliced_wasserstein", "proxy_a"):
+        row = rows[name]
+        assert row.low < row.value < row.high and row.high - row.low < 2 * abs(row.value) + 1, name
+    # Of a share of right answers the standard deviation is known.
+    share = rows["knn"].value
+    assert rows["knn"].high - share == pytest.approx(1.96 * np.sqrt(share * (1 - share) / 48), rel=0.3)
+    text = str(report)
+    assert text.splitlines()[0].split() == ["measure", "value", "95", "%", "interval", "seconds"] and "logme" in text
+
+
+def test_what_is_not_given_is_left_out(data):
+    x, y, *_ = data
+    few = transferability.report(x, y, resamples=0)
+    names = set(few.values())
+    assert not names & {"leep", "nce", "otdd", "frechet"} and {"logme", "parc", "knn"} <= names
+    assert all(np.isnan(row.low) for row in few.rows)
+
+
+def test_many_examples_are_not_halved_unasked(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("tl_jax.transferability.report"), "FEW", 20)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(24, 3)), np.arange(24) % 2
+    rows = {row.name: row for row in transferability.report(x, y).rows}
+    assert np.isnan(rows["parc"].low) and rows["logme"].low < rows["logme"].value
+    asked = {row.name: row for row in transferability.report(x, y, resamples=3).rows}
+    assert asked["parc"].low < asked["parc"].value
+
+
+def test_held_out_answers_are_scikit_learns(data):
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
+    x, y, *_ = data
+    mine = probes.right(probes.CLASSIFIERS["ridge_probe"], x, y, 4, seed=5).mean()
+    parts = StratifiedKFold(4, shuffle=True, random_state=5)
+    assert mine == pytest.approx(cross_val_score(RidgeClassifier(alpha=1.0), x, y, cv=parts).mean())
+
+
+def test_more_parts_than_examples_are_refused(data):
+    x, y, *_ = data
+    with pytest.raises(UserError, match="folds=13 must be from 2 to 12"):
+        transferability.report(x, y, folds=13, resamples=0)

@@ -1,0 +1,11 @@
+"""Configurations: fields and their checks, what recipes start from, and where the shipped recipes are."""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def recipes_dir() -> Path:
+    """Return the folder of the shipped recipes: ``configs/`` in a checkout, ``tl_jax/recipes`` in an installation."""
+    installed = PACKAGE / "recipes"
+    return installed if installed.is_dir() else PACKAGE.parent / "configs"

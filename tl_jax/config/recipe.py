@@ -1,0 +1,184 @@
+"""What recipes start from, and share. Those in ``recipes_dir()`` override a few of the fields."""
+
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from tl_jax import models
+from tl_jax.config import recipes_dir
+from tl_jax.config.fields import FIELDS, PHASE_FIELDS
+from tl_jax.config.schema import check_known
+from tl_jax.models.actor_critic import Policy
+from tl_jax.utils.errors import UserError, nearest
+
+__all__ = ["FIELDS", "PHASE_FIELDS"]
+
+PHASE_FIELD = re.compile(r"phases\[(\d+)\]\.(.*)")  # as flags and arms name it
+
+Config = Any  # a ConfigDict, whose own annotations give each field the union of all types that one may have
+
+
+def get_config() -> Config:
+    """Return the defaults, locked: assigning an unknown field is an error that suggests the nearest name."""
+    nested = traverse_util.unflatten_dict({path: field.default for path, field in FIELDS.items()}, sep=".")
+    return ConfigDict(nested).lock()
+
+
+def load(name: str) -> Any:
+    """Return the module of the shipped recipe ``name``, such as "cifar_small"."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", recipes_dir() / f"{name}.py")
+    if spec is None or spec.loader is None:
+        raise UserError(f"no recipe {name} in {recipes_dir()}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def variants(config: Config, variant: str, **known: Callable[[Config], None]) -> Config:
+    """Apply the variant that stands behind the colon of ``--config=FILE:VARIANT``; empty is the recipe as it is."""
+    if variant:
+        if variant not in known:
+            raise UserError(f"{config.name} has no variant {variant!r}; {nearest(variant, known)}")
+        config.name += f"_{variant}"
+        known[variant](config)
+    return config
+
+
+def fine_tuning(config: Config) -> None:
+    """Set what the recipes for accelerators share: light augmentation, AdamW with warm-up and cosine, clipping."""
+    config.augment.flip = True
+    config.augment.crop_pad = 4
+    config.batch_size = 128
+    config.optim.schedule = "cosine"
+    config.optim.warmup = 0.05
+    config.optim.weight_decay = 1e-4
+    config.optim.clip_norm = 1.0
+
+
+def fine_tuning_text(config: Config) -> None:
+    """Set what the text recipes share: a BERT of the hub, AdamW with warm-up and linear decay, three epochs."""
+    config.task = "text"
+    config.model.name = "bert"
+    config.init.source = "huggingface"
+    config.init.path = "google-bert/bert-base-uncased"
+    config.batch_size = 32
+    config.eval_batch_size = 128
+    config.epochs = 3.0
+    config.optim.lr = 5e-5
+    config.optim.schedule = "linear"
+    config.optim.warmup = 0.1
+    config.optim.weight_decay = 0.01
+    config.optim.clip_norm = 1.0
+
+
+def smoke_text(config: Config) -> None:
+    """Shrink a text recipe to seconds: the small BERT that ships, and 64 texts of the installed libraries."""
+    smoke(config)
+    config.input.size = FIELDS["input.size"].default
+    config.input.length = 32
+    config.init.source = "tl_jax"
+    config.init.path = ""
+    config.optim.lr = 1e-3
+
+
+def policy(config: Config) -> None:
+    """Set what the recipes of policies share: PPO with Adam, whose rate falls linearly, from random weights."""
+    config.task = "policy"
+    config.model.name = models.POLICY
+    config.init.source = "random"
+    config.batch_size = 2048
+    config.epochs = 1.0
+    config.optim.schedule = "linear"
+    config.optim.epsilon = 1e-5
+    config.optim.clip_norm = 0.5
+    config.save_every = 0.1
+
+
+def smoke_policy(config: Config) -> None:
+    """Shrink a recipe of a policy to seconds."""
+    config.smoke = True
+    config.rl.steps = 4096
+    config.rl.worlds = 8
+    config.rl.passes = 2
+    config.rl.episodes = 4
+    config.batch_size = 512
+    config.save_every = 0.5
+    config.log_every = 2
+
+
+def smoke(config: Config) -> None:
+    """Shrink a recipe to seconds: 64 examples, from ``data.dir`` if given and drawn if not, and an epoch a phase."""
+    config.smoke = True
+    config.data.generate = True
+    config.data.train_examples = 64
+    config.data.test_examples = 64
+    config.batch_size = 16
+    config.eval_batch_size = 64
+    config.input.size = 32
+    if not config.phases:
+        config.epochs = 2.0
+    config.phases = tuple({**phase, "epochs": 1.0} for phase in config.phases)
+    config.log_every = 2
+
+
+def override(config: Config, changes: tuple[tuple[str, Any], ...]) -> Config:
+    """Return a copy of ``config`` with ``(field, value)`` pairs put in; a UserError names what does not fit."""
+    config = ConfigDict(config.copy_and_resolve_references())
+    for path, value in changes:
+        if phase := PHASE_FIELD.fullmatch(path):
+            set_in_phase(config, int(phase[1]), phase[2], value)
+            continue
+        check_known(path, FIELDS)
+        try:
+            config.update_from_flattened_dict({path: value})
+        except (TypeError, ValueError) as e:
+            raise UserError(f"config.{path}={value!r} does not fit: {e}") from None
+    return config
+
+
+def set_in_phase(config: Config, index: int, name: str, value: Any) -> None:
+    """Set a field of one of the phases of ``config``, whether the phase has it already or not; phases count from 0.
+
+    Raises:
+        UserError: no such phase or field.
+    """
+    check_known(name, PHASE_FIELDS, f"config.phases[{index}].")
+    count = len(config.phases)
+    if index >= count:
+        have = f"{count} phase{'s' * (count != 1)}, phases[0] to phases[{count - 1}]" if count else "no phases"
+        raise UserError(f"config.phases[{index}]: {config.name} has {have}; set one of these, or the whole of phases")
+    phases = [dict(phase) for phase in config.phases]
+    phases[index][name] = value
+    config.phases = tuple(phases)
+
+
+def part_names(config: Config) -> tuple[str, ...]:
+    """Return the names of the network's parts; nothing is computed.
+
+    A text network's are those of its folder, or, while that is still to be downloaded, those of BERT base.
+    """
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
+    options = {"endpoint": config.model.endpoint, **options}
+    name, source, path = config.model.name, config.init.source, config.init.path
+    if name == models.POLICY:
+        return Policy(1, widths=options.get("widths", Policy.widths)).part_names(pictures=True)
+    if name not in models.TEXT or (path and not Path(path).expanduser().is_dir()):
+        return models.create(name, 0, **options).part_names()
+    from tl_jax.pretrained import huggingface  # with the tokenizers, which pictures have no use for
+
+    return huggingface.part_names(name, source, path, **options)
+
+
+def members(config: Config) -> list[tuple[str, int, Config]]:
+    """Return (arm, seed, configuration) of every run that a comparison is made of, seed by seed."""
+    arms = config.arms or ((config.name, ()),)
+    seeds = config.seeds or (config.seed,)
+    alone = (("seeds", ()), ("arms", ()))
+    return [
+        (arm, seed, override(config, (*changes, *alone, ("seed", seed)))) for seed in seeds for arm, changes in arms
+    ]

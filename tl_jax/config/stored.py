@@ -1,0 +1,37 @@
+"""The configuration of an earlier run, from its folder: ``--config=configs/stored.py:RUN_FOLDER``.
+
+    python run.py --config=configs/stored.py:RUN_FOLDER --workdir=DIR --config.seed=1
+
+``run.py --mode=eval --workdir=RUN_FOLDER`` and ``--mode=export`` use it by themselves.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tl_jax.config import recipe
+from tl_jax.utils.errors import UserError
+from tl_jax.utils.json_files import read_json
+
+
+def get_config(folder: str = ""):
+    """Return the configuration that ``folder/config.json`` holds."""
+    path = Path(folder).expanduser() / "config.json"
+    if not path.is_file():
+        raise UserError(f"no {path}; write --config=configs/stored.py:RUN_FOLDER")
+    config, action = recipe.get_config(), "pass --config=RECIPE with the fields of that run"
+    content = read_json(path, action)
+    try:
+        with config.unlocked():
+            config.update(ConfigDict(_tuples(content)))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); {action}") from None
+    return config
+
+
+def _tuples(content: Any) -> Any:
+    """Return the content with tuples, of which configurations are made, for lists, which alone JSON has."""
+    if isinstance(content, dict):
+        return {key: _tuples(value) for key, value in content.items()}
+    return tuple(map(_tuples, content)) if isinstance(content, list) else content

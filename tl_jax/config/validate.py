@@ -1,0 +1,452 @@
+"""Which fields belong to which kind of task: pictures, boxes on them, people, texts, policies.
+
+Refuse what is measured of pictures, and how they are grouped and windowed, where it cannot mean what it says.
+
+Refuse fields that another field leaves without effect, so that nobody reads a result as theirs.
+
+Refuse configurations that cannot mean what they say, before anything is loaded."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tl_jax import models
+from tl_jax.config.fields import FIELDS as _FIELDS
+from tl_jax.config.fields import METRICS, OF_PICTURES
+from tl_jax.config.fields import SOURCES as PUBLISHED
+from tl_jax.config.recipe import FIELDS, PHASE_FIELDS, Config, members, part_names
+from tl_jax.config.schema import check_known, check_value, leaves
+from tl_jax.data import augment, dicom, medmnist, tfds, value_range
+from tl_jax.pretrained import prefixes
+from tl_jax.transfer import freeze, phases
+from tl_jax.utils.errors import UserError
+
+SOURCES = tuple(dict.fromkeys((*PUBLISHED, "tl_jax", "random")))  # of image networks
+Refused = dict[str, Any]  # what is wrong with a configuration, and whether it is
+
+# Fields, or groups of them, that mean something for one kind of task only.
+ONLY = {
+    "pictures": (
+        "augment.", "cache.views", "data.gigabytes", "data.max_pixels", "data.outside", "data.range",
+        "init.layout", "input.crop", "input.interpolation", "input.scaling", "input.size", "model.channels",
+        "optim.norm_momentum", "pretext.crop", "pretext.jitter",
+        "pretext.temperature", "pretext.width", "regularize.co_tuning", "regularize.cutmix", "regularize.delta",
+        "regularize.drop_path", "regularize.mixup", "regularize.stochastic_norm", "test_views",
+    ),
+    "texts": ("data.text", "data.columns", "input.length", "pretext.share"),
+    "policies": ("init.take", "init.surgery", "rl."),
+}  # fmt: skip
+# What a policy, which has no examples, no labels and no classes, does not know.
+SUPERVISED = (
+    "adapt.", "cache.", "data.", "init.head", "init.strength", "input.", "model.channels", "model.dtype",
+    "model.endpoint", "model.num_classes", "optim.accumulate", "optim.sam", "parallel.", "pretext.", "regularize.",
+    "test_train", "wise_ft", "eval_batch_size",
+)  # fmt: skip
+CACHE = ("cache.dir", "cache.gigabytes", "cache.views")  # but not cache.features=off, which nothing cached meets
+# What guessing words, which has no labels and no cached features, does not know; nor have tags such features.
+NOT_MASKED = (*CACHE, "init.head", "init.strength", "regularize.", "wise_ft")
+NOT_TOKENS = CACHE
+# What is measured of pictures that have a class each, and how files of them are read.
+CLASSIFIED = (
+    "calibrate", "data.fit", "data.group", "data.windows", "metrics", "positive", "regularize.class_weights", "score",
+    "specificity",
+)  # fmt: skip
+# What a detector does not know: one label for each picture, or a change to it that boxes cannot follow.
+NOT_DETECTION = (
+    "augment.crop_pad", "augment.erase", "augment.magnitude", "augment.randaugment", "augment.rotate", "cache.",
+    "data.per_class", "init.head", "init.strength", "input.crop", "input.interpolation", "model.num_classes",
+    "pretext.", "regularize.bss", "regularize.co_tuning", "regularize.cutmix", "regularize.delta", "regularize.dropout",
+    "regularize.label_smoothing", "regularize.mixup", "regularize.stochastic_norm", "test_views", "wise_ft",
+)  # fmt: skip
+# What needs a class for each example that is tested, or takes other labels than one person a picture.
+NOT_FACES = (
+    "data.test_examples", "init.strength", "model.num_classes", "regularize.co_tuning", "regularize.cutmix",
+    "regularize.delta", "regularize.mixup",
+)  # fmt: skip
+
+
+def kind(config: Config, changed: Callable[..., bool]) -> Refused:
+    """Whether what is set belongs to the kind of task."""
+    task, guess = config.task, config.pretext.name == "masked"
+    sort = "pictures" if task in OF_PICTURES else {"policy": "policies"}.get(task, "texts")
+    networks = {"pictures": models.names(), "texts": tuple(models.TEXT), "policies": (models.POLICY,)}[sort]
+    sources = {"texts": ("huggingface", "tl_jax", "random"), "policies": ("tl_jax", "random")}.get(sort, SOURCES)
+    foreign = tuple(path for other, paths in ONLY.items() if other != sort for path in paths)
+    foreign += SUPERVISED if sort == "policies" else ("freeze.batch_stats",) if sort == "texts" else ()
+    foreign += () if task == "image" else CLASSIFIED
+    foreign += NOT_DETECTION if task == "detection" else ("detect.",)
+    foreign += NOT_FACES if task == "faces" else ("faces.",)
+    foreign += {"masked": NOT_MASKED, "tokens": NOT_TOKENS}.get(task, ())
+    idle = [path for path in FIELDS if path.startswith(foreign) and changed(path)]
+    return {
+        f"model.name={config.model.name} is no network for task={task}; take one of {', '.join(networks)}": (
+            config.model.name not in networks
+        ),
+        f"{(idle or [''])[0]} has no effect with config.task={task}": idle,
+        f"init.source={config.init.source} has nothing for task={task}; take one of {', '.join(sources)}": (
+            config.init.source not in sources
+        ),
+        f"pretext.name={config.pretext.name} is not for task={task}": (
+            config.pretext.name and (sort == "pictures") == guess
+        ),
+        "pretext.name has no effect with config.task=masked, which guesses words anyway": guess and task == "masked",
+        f"init.head={config.init.head} is not for task={task}, whose head reads every word; take new or keep": (
+            task in ("tokens", "masked") and config.init.head in ("logistic", "ridge")
+        ),
+        "data.per_class is for tasks with a label for each example; take data.train_examples": (
+            config.data.per_class and task in ("tokens", "masked")
+        ),
+        f"data.text={config.data.text} must name one column, or two": len(config.data.text) not in (1, 2),
+        "init.path must name the export of a policy, with config.init.source=tl_jax": (
+            sort == "policies" and (config.init.source == "tl_jax") != bool(config.init.path)
+        ),
+        "init.take and init.surgery need config.init.source=tl_jax": (
+            config.init.source != "tl_jax" and changed("init.take", "init.surgery")
+        ),
+        "rl.kickstart needs a source: config.init.source=tl_jax": (
+            config.init.source != "tl_jax" and changed("rl.kickstart")
+        ),
+        "rl.kickstart_share has an effect with config.rl.kickstart only": (
+            not config.rl.kickstart and changed("rl.kickstart_share")
+        ),
+    }
+
+
+def faces(config: Config, changed: Callable[..., bool]) -> Refused:
+    """Whether what is set for pictures of people goes together."""
+    faces, task = config.faces, config.task
+    return {
+        f"init.head={config.init.head} fits classes, and task=faces has embeddings; take new or keep": (
+            task == "faces" and config.init.head in ("logistic", "ridge")
+        ),
+        "faces.pairs and config.faces.test_file both name the people to test; leave one out": (
+            faces.pairs and faces.test_file
+        ),
+        "faces.test_people and split_seed have no effect beside config.faces.pairs or test_file": (
+            (faces.pairs or faces.test_file) and changed("faces.test_people", "faces.split_seed")
+        ),
+        "faces.scale and margin are those of config.faces.loss=arcface": (
+            faces.loss != "arcface" and changed("faces.scale", "faces.margin")
+        ),
+    }
+
+
+LISTED = ("folder", "flowers", "index")  # data of image files, DICOM too, that may have an index.csv beside them
+OUTSIDE = (*LISTED, "coco")  # data of image files that a file names, or that lie in folders of classes
+
+
+def measures(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+    """Return what is wrong with a configuration, and whether it is.
+
+    Raises:
+        UserError: a window or a range of values that is none.
+    """
+    dicom.levels(config.data.windows)
+    value_range.parse(config.data.range)
+    unknown = [name for name in config.metrics if name not in METRICS]
+    return {
+        f"metrics has {(unknown or [''])[0]!r}, which is none of {', '.join(METRICS)}": unknown,
+        "score=auc needs auc among config.metrics": config.score == "auc" and "auc" not in config.metrics,
+        "specificity has an effect with sensitivity among config.metrics only": (
+            changed("specificity") and "sensitivity" not in config.metrics
+        ),
+        "positive has an effect with auc or sensitivity among config.metrics only": (
+            config.positive and not {"auc", "sensitivity"} & set(config.metrics)
+        ),
+        "calibrate needs a validation part; raise config.data.validation": (
+            config.calibrate and not config.data.validation
+        ),
+        f"data.group has an effect with config.data.name={', '.join(LISTED)} only": (
+            config.data.group and config.data.name not in LISTED
+        ),
+        f"data.dir={config.data.dir!r} has no effect with config.data.name={config.data.name}, which reads no folder; "
+        "set --config.data.name=folder for class folders with pictures": (
+            config.task in OF_PICTURES and config.data.dir and config.data.name in (*tfds.EMBEDDED, *medmnist.SETS)
+        ),
+        f"data.range has no effect with config.data.name={config.data.name}, whose images have 8 bits": (
+            changed("data.range") and config.data.name in (*tfds.EMBEDDED, *medmnist.SETS)
+        ),
+        f"data.max_pixels has no effect with config.data.name={config.data.name}, which reads no image files": (
+            config.data.max_pixels and config.data.name in (*tfds.EMBEDDED, *medmnist.SETS, "npz")
+        ),
+        f"data.outside has an effect with config.data.name={', '.join(OUTSIDE)} only": (
+            config.data.outside and config.data.name not in OUTSIDE
+        ),
+        "data.label is for texts and for config.data.name=index": (
+            config.task in OF_PICTURES and changed("data.label") and config.data.name != "index"
+        ),
+    }
+
+
+TEXT_ROWS = ("lines", "docs", "docs_names", "docs_corpus")  # data without columns
+# What moves or compares features, or slows what lies below the head: nothing where the head alone trains.
+BELOW_HEAD = (
+    "optim.layer_decay", "regularize.bss", "regularize.co_tuning", "regularize.delta", "regularize.distill",
+    "regularize.l2_sp", "regularize.stochastic_norm",
+)  # fmt: skip
+# What draws, or compares, every picture anew in each step.
+ANEW = ("mixup", "cutmix", "distill", "delta", "stochastic_norm", "drop_path")
+OF_VIEWS = ("simclr", "simsiam")
+
+
+def effects(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+    """Return what is wrong with a configuration, and whether it is."""
+    return {
+        **_training(config, changed),
+        **_caching(config, changed),
+        **_learning(config, changed),
+        **_data(config, changed),
+    }
+
+
+def _training(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+    recipes, phases = _recipes(config), config.phases
+    idle = [path for path in BELOW_HEAD if recipes == {"head"} and changed(path)]
+    untrained = [path for path in _FIELDS if path.startswith("regularize.") and changed(path)]
+    overridden = [
+        path for path in ("freeze.batch_stats", "optim.layer_decay", "optim.rates")
+        if phases and all(path.partition(".")[2] in phase for phase in phases) and changed(path)
+    ]  # fmt: skip
+    return {
+        f"{(idle or [''])[0]} has no effect where the head alone trains; choose another config.freeze.recipe": idle,
+        "regularize.l2_sp has no effect where adapters and the head alone train, which are new; set l2_sp_head": (
+            recipes and recipes <= {"head", "adapters"} and changed("regularize.l2_sp")
+        ),
+        f"{(untrained or [''])[0]} has no effect with config.epochs=0": (
+            untrained and not config.epochs and not phases
+        ),
+        f"optim.momentum is that of config.optim.name=sgd; set it back to {_FIELDS['optim.momentum'].default:g}": (
+            changed("optim.momentum") and config.optim.name != "sgd"
+        ),
+        f"optim.epsilon is that of config.optim.name=adam; set it back to {_FIELDS['optim.epsilon'].default:g}": (
+            changed("optim.epsilon") and config.optim.name != "adam"
+        ),
+        f"{(overridden or [''])[0]} has no effect: every phase has its own": overridden,
+        "phases have batch_stats, and a text network has no BatchNorm; leave it out": (
+            config.task in ("text", "tokens", "masked") and any("batch_stats" in phase for phase in phases)
+        ),
+    }
+
+
+def _recipes(config: Any) -> set[str]:
+    """Return the recipes of the phases that learn from labels; "" stands for rules."""
+    phases = [phase for phase in config.phases if phase.get("objective") != "pretext"] or (
+        () if config.phases else [{}]
+    )
+    own = [phase if "recipe" in phase or "rules" in phase else config.freeze for phase in phases]
+    return {"" if chosen.get("rules") else chosen.get("recipe", "") for chosen in own}
+
+
+def _caching(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+    idle = [path for path in ("cache.dir", "cache.gigabytes", "cache.views") if changed(path)]
+    augmented = any(path.startswith("augment.") and changed(path) for path in _FIELDS)
+    anew = [name for name in ANEW if config.regularize[name]]
+    return {
+        f"{(idle or [''])[0]} has no effect with config.cache.features=off": idle and config.cache.features == "off",
+        "cache.views has no effect where nothing is augmented": config.cache.views and not augmented,
+        f"cache.views has no effect beside config.regularize.{(anew or [''])[0]}, which takes every picture anew": (
+            config.cache.views and anew
+        ),
+        "cache.views has no effect beside config.pretext.weight or test_views": (
+            config.cache.views and (config.pretext.weight or config.test_views != 1)
+        ),
+    }
+
+
+def _learning(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+    name = config.pretext.name
+    supervised = not config.phases or any(phase.get("objective") != "pretext" for phase in config.phases)
+    of_views = [path for path in ("pretext.width", "pretext.crop", "pretext.jitter") if changed(path)]
+    return {
+        f"{(of_views or [''])[0]} is that of config.pretext.name=simclr or simsiam": (
+            of_views and name and name not in OF_VIEWS
+        ),
+        "pretext.weight has no effect: no phase learns from labels": config.pretext.weight and not supervised,
+        "detect.visible has an effect with config.augment.resized_crop only": (
+            changed("detect.visible") and not config.augment.resized_crop
+        ),
+    }
+
+
+def _data(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+    name = config.data.name
+    columns = [path for path in ("data.text", "data.label", "data.columns") if name in TEXT_ROWS and changed(path)]
+    return {
+        f"data.windows has an effect with config.data.name={', '.join(LISTED)} only, whose files may be DICOM": (
+            config.task == "image" and changed("data.windows") and name not in LISTED
+        ),
+        f"{(columns or [''])[0]} has no effect with config.data.name={name}, which has no columns": (
+            config.task in ("text", "tokens", "masked") and columns
+        ),
+        "data.dir has no effect with config.data.name=scenes, which are drawn; choose voc or coco": (
+            config.task == "detection" and name == "scenes" and config.data.dir
+        ),
+    }
+
+
+def validate(config: Config) -> None:
+    """Refuse unknown fields, values out of range and fields without effect, before anything is loaded.
+
+    Raises:
+        UserError: names the field, its value, and what it may be.
+    """
+    found = leaves(config, FIELDS)
+    for path in found:
+        check_known(path, FIELDS)
+    for path, field in FIELDS.items():
+        if path not in found:
+            raise UserError(f"config.{path} is missing; start recipes from tl_jax.config.recipe.get_config()")
+        check_value(f"config.{path}", found[path], field)
+    _check_together(config)
+    prefixes.check(config.init.rename)
+    freeze.check_rules([(config.adapt.targets, "config.adapt.targets")])
+    phases.resolve(config, {"train": 1, "unlabelled": 1}, part_names(config))  # its own errors: malformed rules
+    if config.seeds or config.arms:
+        _check_members(config)
+
+
+def _check_phase(name: str, phase: Any, config: Config) -> None:
+    if not hasattr(phase, "items"):
+        raise UserError(f"{name}={phase!r} is not a dict such as {{'name': 'head', 'epochs': 2.0, 'recipe': 'head'}}")
+    for key, value in phase.items():
+        check_known(key, PHASE_FIELDS, f"{name}.")
+        check_value(f"{name}.{key}", value, PHASE_FIELDS[key])
+    if not {"name", "epochs"} <= set(phase):
+        raise UserError(f"{name} needs a name and a number of epochs")
+    if "recipe" in phase and phase.get("rules"):
+        raise UserError(f"{name} has a recipe and rules; leave one out")
+    own = "recipe" in phase or "rules" in phase
+    chosen = phase if own else config.freeze
+    if "stages" in phase and (chosen.get("rules") or chosen.get("recipe") != freeze.LAST):
+        raise UserError(f"{name}.stages has an effect with recipe={freeze.LAST} only")
+
+
+def _check_together(config: Config) -> None:
+    """Refuse fields that another field would make meaningless, rather than ignore them."""
+    values = leaves(config, FIELDS)
+
+    def changed(*paths: str) -> bool:
+        return any(values[path] != FIELDS[path].default for path in paths)
+
+    for i, phase in enumerate(config.phases):
+        _check_phase(f"config.phases[{i}]", phase, config)
+    for table in (kind, faces, measures, _start, _length, _freezing, _regularizing, effects):
+        for message, wrong in table(config, changed).items():
+            if wrong:
+                raise UserError(f"config.{message}")
+
+
+def _start(config: Config, changed: Callable[..., bool]) -> Refused:
+    loaded = config.init.source != "random"
+    return {
+        "init.path is not read with config.init.source=random; name its source": (
+            not loaded and config.init.path and config.task in OF_PICTURES  # a text network's folder has the tokenizer
+        ),
+        "init.head=keep needs weights, not config.init.source=random": not loaded and config.init.head == "keep",
+        f"init.rename has no effect with config.init.source={config.init.source}": (
+            config.init.source in ("random", "tl_jax") and config.init.rename
+        ),
+        "init.layout has an effect with config.init.source=random only": loaded and changed("init.layout"),
+        "data.train_examples and config.data.per_class are both set; leave one at 0": (
+            config.data.train_examples and config.data.per_class
+        ),
+        "seed has no effect beside config.seeds; change those": config.seeds and changed("seed"),
+        f"test_views={config.test_views} must be 1, 2 or 10": config.test_views not in augment.COUNTS,
+        "init.strength has an effect with config.init.head=logistic or ridge only": (
+            changed("init.strength") and config.init.head not in ("logistic", "ridge")
+        ),
+    }
+
+
+def _length(config: Config, changed: Callable[..., bool]) -> Refused:
+    usual, names = FIELDS["epochs"].default, [phase["name"] for phase in config.phases]
+    return {
+        f"epochs has no effect beside phases; set config.phases[0].epochs, and this back to {usual:g}": (
+            config.phases and config.epochs != usual
+        ),
+        "test_on=best needs a validation part; raise config.data.validation": (
+            config.test_on == "best" and not config.data.validation
+        ),
+        f"phases have the same name twice or none ({', '.join(map(repr, names))}); give each its own": (
+            len(set(names)) < len(names) or "" in names
+        ),
+        "patience, optim.ema and wise_ft have no effect with config.epochs=0": (
+            not config.epochs and changed("patience", "optim.ema", "wise_ft")
+        ),
+        "patience needs a validation part; raise config.data.validation": (
+            config.patience and not config.data.validation
+        ),
+        "wise_ft needs a validation part; raise config.data.validation": config.wise_ft and not config.data.validation,
+        "wise_ft mixes with the head at the start; set config.init.head to logistic, ridge or keep": (
+            config.wise_ft and config.init.head == "new"
+        ),
+    }
+
+
+def _freezing(config: Config, changed: Callable[..., bool]) -> Refused:
+    own = config.phases and all("recipe" in phase or "rules" in phase for phase in config.phases)
+    recipes = {phase.get("recipe", config.freeze.recipe) for phase in config.phases} or {config.freeze.recipe}
+    rules = config.freeze.rules or any(phase.get("rules") for phase in config.phases)
+    return {
+        "freeze.recipe has no effect: every phase has its own": own and changed("freeze.recipe"),
+        "freeze.rules has no effect: every phase has its own": own and changed("freeze.rules"),
+        "wise_ft mixes weights, which adapters of low rank are not; set it or config.adapt.kind, not both": (
+            config.wise_ft and config.adapt.kind in ("lora", "parallel")
+        ),
+        "adapt.alpha and targets are those of config.adapt.kind=lora or parallel": (
+            config.adapt.kind == "bottleneck" and changed("adapt.alpha", "adapt.targets")
+        ),
+        "freeze.stages has an effect with the recipe last_n_stages only": (
+            changed("freeze.stages") and freeze.LAST not in recipes
+        ),
+        "adapt.kind has no effect: nothing trains the adapters; set config.freeze.recipe=adapters": (
+            config.adapt.kind and not rules and not recipes & {"adapters", "all", freeze.LAST}
+        ),
+        "freeze.recipe=adapters needs config.adapt.kind": "adapters" in recipes and not config.adapt.kind,
+        "adapt.rank, alpha and targets have an effect with config.adapt.kind only": (
+            not config.adapt.kind and changed("adapt.rank", "adapt.alpha", "adapt.targets")
+        ),
+    }
+
+
+def _regularizing(config: Config, changed: Callable[..., bool]) -> Refused:
+    pretexts = [phase.get("objective") == "pretext" for phase in config.phases]
+    compares = config.regularize.distill or config.regularize.delta
+    others = [path for path in FIELDS if path.startswith("pretext.") and path != "pretext.name"]
+    others = [path for path in others if config.task != "masked" or path != "pretext.share"]
+    return {
+        "regularize.co_tuning takes each picture's own label, which mixup and cutmix change; set one of them": (
+            config.regularize.co_tuning and (config.regularize.mixup or config.regularize.cutmix)
+        ),
+        "augment.magnitude has an effect with config.augment.randaugment only": (
+            changed("augment.magnitude") and not config.augment.randaugment
+        ),
+        "regularize.endpoints has an effect with config.regularize.distill or delta only": (
+            config.regularize.endpoints and not compares
+        ),
+        "regularize.mixup and config.regularize.cutmix are both set; leave one at 0": (
+            config.regularize.mixup and config.regularize.cutmix
+        ),
+        "pretext fields need config.pretext.name": not config.pretext.name and (any(pretexts) or changed(*others)),
+        "pretext.name has no effect; set config.pretext.weight, or a phase with objective=pretext": (
+            config.pretext.name and not config.pretext.weight and not any(pretexts)
+        ),
+        "pretext.temperature is that of config.pretext.name=simclr": (
+            changed("pretext.temperature") and config.pretext.name != "simclr"
+        ),
+    }
+
+
+def _check_members(config: Config) -> None:
+    arms = config.arms
+    if not all(len(arm) == 2 and isinstance(arm[0], str) and arm[0].isidentifier() for arm in arms):
+        raise UserError(f"config.arms={arms!r} are not pairs (name, ((field, value), ...)) with names like words")
+    if len({arm[0] for arm in arms}) < len(arms):
+        raise UserError("config.arms has the same name twice; give each its own")
+    seeds = config.seeds
+    if not all(isinstance(seed, int) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"config.seeds={seeds!r} must be different whole numbers from 0 on")
+    for arm, _, member in members(config)[: max(1, len(arms))]:
+        try:
+            validate(member)
+        except UserError as e:
+            raise UserError(f"arm {arm!r}: {e}") from None

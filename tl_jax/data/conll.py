@@ -1,0 +1,248 @@
+"""Sentences of words and tags in columns, as CoNLL's tasks have them: a word a line, a blank line between sentences.
+
+Tag schemes of named entities: recognised from the tags, and entities read from them as seqeval reads them."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tl_jax.data.damage import Damage
+from tl_jax.data.text_rows import split_lines
+from tl_jax.utils.errors import UserError
+
+DOCUMENT = "-DOCSTART-"
+_ID = re.compile("[0-9]{1,9}")  # more would be a word
+_EXTRA_ID = re.compile("[0-9]+[-.][0-9]+")  # CoNLL-U: a contraction of several words, or a word that is not there
+_BLANKS = " \t\r"
+
+Line = tuple[int, list[str]]  # its number, its cells
+
+
+class Sentence(NamedTuple):
+    """Words, their tags, and the number of each word's line."""
+
+    words: list[str]
+    tags: list[str]
+    lines: list[int]
+
+
+class _Layout(NamedTuple):
+    word: int  # column of the words
+    tag: int  # column of the tags
+    width: int  # number of columns
+    numbered: bool  # whether the first column numbers the words
+
+
+def read_sentences(
+    file: Path, text: str, names: Sequence[str] = (), word: str = "", tag: str = "", tagged: bool = True
+) -> list[Sentence]:
+    """Read the sentences of a file.
+
+    Columns are separated by tabs in lines that hold one, so that words may contain blanks, else by blanks; a
+    no-break space is part of a word. Without ``names`` the word is the first column and the tag the last. If the first
+    column numbers the words of each sentence, the word is the second; comment lines and CoNLL-U's contractions are
+    left out, and with more than three columns ``names`` are needed.
+
+    Args:
+        file: for messages.
+        text: of the file.
+        names: of all columns.
+        word: name of the column with the words.
+        tag: name of the column with the tags.
+        tagged: whether tags are needed; else a line may be a word alone, and the tags are empty.
+
+    Raises:
+        UserError: a line with another number of columns, or columns that are not known; the message names the lines.
+    """
+    groups = list(_groups(text))
+    if not groups:
+        raise UserError(f"{file} is empty; fill it, or take it away")
+    layout = _layout(file, groups, names, word, tag, tagged)
+    damage, found = Damage(file), []
+    for group in groups:
+        rows = [row for row in _comments_dropped(group, layout.numbered) if not _is_extra(row, layout.numbered)]
+        for line, cells in rows:
+            if len(cells) != layout.width:
+                columns = f"one column, {cells[0]!r}" if len(cells) == 1 else f"{len(cells)} columns"
+                what = f"{columns}, not {layout.width} as in the first line"
+                damage.add(line, what, "a line is a word and, at its end, a tag")
+            elif not all(cell.strip() for cell in (cells[layout.word], cells[layout.tag])):
+                damage.add(line, "an empty word or tag", "write it, or take the line away")
+        if rows and not damage.lines:
+            tags = [cells[layout.tag] if tagged else "" for _, cells in rows]
+            found.append(Sentence([cells[layout.word] for _, cells in rows], tags, [line for line, _ in rows]))
+    damage.refuse()
+    return found
+
+
+def _groups(text: str) -> Iterator[list[Line]]:
+    """Yield the lines of each sentence."""
+    group: list[Line] = []
+    for i, line in enumerate([*split_lines(text), ""], start=1):
+        cells = _cells(line)
+        if cells and cells[0] != DOCUMENT:
+            group.append((i, cells))
+        elif group:
+            yield group
+            group = []
+
+
+def _cells(line: str) -> list[str]:
+    if not line.strip():
+        return []
+    if "\t" in line:
+        return [cell.strip(_BLANKS) for cell in line.rstrip("\r").split("\t")]
+    return re.split("[ \r]+", line.strip(_BLANKS))
+
+
+def _layout(
+    file: Path, groups: Sequence[list[Line]], names: Sequence[str], word: str, tag: str, tagged: bool
+) -> _Layout:
+    numbered = _are_numbered(groups)
+    first = next((row for group in groups for row in _comments_dropped(group, numbered)), groups[0][0])
+    width = len(first[1])
+    if names:
+        absent = next((name for name in ((word, tag) if tagged else (word,)) if name not in names), "")
+        if absent:
+            raise UserError(
+                f"{file}: no column {absent!r} among config.data.columns ({', '.join(names)}); "
+                "set config.data.text to the column of the words, and data.label to that of the tags"
+            )
+        if width != len(names) and (tagged or width != 1):
+            raise UserError(
+                f"{file}:{first[0]}: {width} columns, not {len(names)} ({', '.join(names)}); mend config.data.columns"
+            )
+        at = names.index(word) if width > 1 else 0
+        return _Layout(at, names.index(tag) if tagged else at, width, numbered)
+    if numbered and width > 3:
+        raise UserError(
+            f"{file}:{first[0]}: the first of {width} columns numbers the words, as in GermEval or CoNLL-U, so the "
+            "column of the tags is not certain; name all columns, such as config.data.columns=('id','word','tag',"
+            "'other'), with config.data.text=('word',) and config.data.label=tag"
+        )
+    if width < 2 and tagged:
+        one = all(len(cells) == 1 for group in groups for _, cells in group)
+        action = (
+            f"words without tags are for --mode=predict --input={file.name}" if one
+            else "a line is a word and, at its end, a tag"
+        )  # fmt: skip
+        raise UserError(f"{file}:{first[0]}: one column, {first[1][0]!r}; {action}")
+    at = int(numbered)
+    return _Layout(at, width - 1 if tagged else at, width, numbered)
+
+
+def _are_numbered(groups: Sequence[list[Line]]) -> bool:
+    """Whether the first of three columns or more counts the words in every sentence."""
+    longest = 0
+    for group in groups:
+        rows = [cells for _, cells in _comments_dropped(group, True) if not _EXTRA_ID.fullmatch(cells[0])]
+        longest = max(longest, len(rows))
+        if any(len(cells) < 3 or not _ID.fullmatch(cells[0]) for cells in rows):
+            return False
+        if any(int(cells[0]) != int(rows[0][0]) + i for i, cells in enumerate(rows)):
+            return False
+    return longest > 1
+
+
+def _comments_dropped(group: list[Line], numbered: bool) -> list[Line]:
+    """Return the lines of a sentence without the comments before it, which only numbered layouts have."""
+    count = 0
+    while numbered and count < len(group) and group[count][1][0].startswith("#"):
+        count += 1
+    return group[count:]
+
+
+def _is_extra(row: Line, numbered: bool) -> bool:
+    return numbered and _EXTRA_ID.fullmatch(row[1][0]) is not None
+
+
+OUTSIDE = "O"  # tag of a word that belongs to no entity
+NO_KIND = "entity"  # kind of tags that name none: B, I and O alone
+_PREFIX = re.compile(r"(?P<prefix>[BIESLUMW])(?:[-_:/](?P<kind>.+))?", re.IGNORECASE)
+_SUFFIX = re.compile(r"(?P<kind>.+)[-_:/](?P<prefix>[BIESLUMW])", re.IGNORECASE)
+# Prefixes that the tags of a scheme have; the first one that holds all prefixes of a data set is taken.
+_SCHEMES = {
+    "IOB": "BI", "IOE": "IE", "BIOES": "BIES", "BILOU": "BILU", "BMEWO": "BMEW", "BMES": "BMES",
+}  # fmt: skip
+_RENAMED = {"BMEWO": {"M": "I", "W": "S"}, "BMES": {"M": "I"}}  # into those of BIOES
+_STRICT = {"BIOES": "IOBES", "BMEWO": "IOBES", "BMES": "IOBES", "BILOU": "BILOU"}  # classes of seqeval.scheme
+# Parts of speech of Universal Dependencies and the Penn Treebank: tags of single words, even beside a tag "O".
+PARTS_OF_SPEECH = frozenset(
+    "ADJ ADP ADV AUX CCONJ CONJ DET INTJ NOUN NUM PART PRON PROPN PRT PUNCT SCONJ SYM VERB "
+    "CC CD DT EX FW IN JJ JJR JJS LS MD NN NNP NNPS NNS PDT POS PRP PRP$ RB RBR RBS RP TO UH VB VBD VBG VBN VBP VBZ "
+    "WDT WP WP$ WRB".split()
+)
+
+
+class Scheme(NamedTuple):
+    """How the tags of a data set mark entities.
+
+    Attributes:
+        name: "IOB" (IOB1 and IOB2), "IOE", "BIOES", "BILOU", "BMEWO", "BMES" or "IO" (kinds without a prefix, so that
+            neighbours of one kind are one entity); "" if each tag is a class of words, such as a part of speech.
+        tags: tag -> the same tag in the form that seqeval reads, such as "B-LOC" for "b_LOC"; empty if ``name`` is.
+        outside: the tag of words outside entities, "" if there is none.
+    """
+
+    name: str
+    tags: Mapping[str, str]
+    outside: str
+
+    def kind(self, tag: str) -> str:
+        """Return what a tag stands for, without a prefix: "LOC" for "B-LOC"."""
+        return self.tags[tag].partition("-")[2] or tag if self.name else tag
+
+    def entities(self, tags: Sequence[str]) -> list[tuple[str, int, int]]:
+        """Return the entities of a sentence as (kind, first word, last word).
+
+        IOB, IOE and IO are read as CoNLL's own script reads them: an I- that continues nothing begins an entity. Of
+        the schemes that mark single words, only entities whose tags are complete count (seqeval's strict mode).
+        """
+        canonical = [self.tags.get(tag, OUTSIDE) for tag in tags]
+        if self.name not in _STRICT:
+            from seqeval.metrics.sequence_labeling import get_entities  # takes two seconds
+
+            return get_entities(canonical)
+        from seqeval import scheme
+
+        found = scheme.Tokens(canonical, getattr(scheme, _STRICT[self.name])).entities
+        return [(entity.tag, entity.start, entity.end - 1) for entity in found]
+
+
+def find_scheme(classes: Iterable[str]) -> Scheme:
+    """Return the scheme of the tags of a data set; one without a name if they are classes of single words."""
+    classes = tuple(classes)
+    outside = next((tag for tag in (OUTSIDE, OUTSIDE.lower()) if tag in classes), "")
+    inside = [tag for tag in classes if tag != outside]
+    for pattern in (_PREFIX, _SUFFIX):
+        matches = [pattern.fullmatch(tag) for tag in inside]
+        if inside and all(matches):
+            scheme = _prefixed(inside, [match.groupdict() for match in matches if match], outside)
+            if scheme:
+                return scheme
+    if outside and inside and not PARTS_OF_SPEECH.intersection(inside) and any(len(tag) > 1 for tag in inside):
+        return Scheme("IO", {outside: OUTSIDE, **{tag: f"I-{tag}" for tag in inside}}, outside)
+    return Scheme("", {}, outside)
+
+
+def has_prefix(tag: str) -> bool:
+    """Whether a tag is one such as B-LOC, i_loc or U-PER."""
+    match = _PREFIX.fullmatch(tag)
+    return match is not None and match["kind"] is not None
+
+
+def _prefixed(inside: Sequence[str], parts: Sequence[Mapping[str, str | None]], outside: str) -> Scheme | None:
+    letters = [str(part["prefix"]).upper() for part in parts]
+    bare = [not part["kind"] for part in parts]
+    if any(bare) and not (all(bare) and outside and {"B", "I"}.intersection(letters)):
+        return None  # single letters among others are parts of speech
+    name = next((name for name, allowed in _SCHEMES.items() if set(letters) <= set(allowed)), None)
+    if name is None:
+        return None
+    renamed = _RENAMED.get(name, {})
+    tags = {
+        tag: f"{renamed.get(letter, letter)}-{part['kind'] or NO_KIND}"
+        for tag, letter, part in zip(inside, letters, parts, strict=True)
+    }
+    return Scheme(name, {**({outside: OUTSIDE} if outside else {}), **tags}, outside)

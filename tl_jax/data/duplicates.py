@@ -1,0 +1,146 @@
+"""The same image twice: in two splits, where a test is no test, or in one class and in another."""
+
+import contextlib
+import hashlib
+import itertools
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from tl_jax.data.damage import say_once
+from tl_jax.data.dataset import WORKERS, kept
+
+PAIRS = (("train", "test"), ("train", "validation"), ("validation", "test"))
+PIECE = 4096  # bytes at either end of a file, which tell nearly all files apart
+SAMPLE = 256  # bytes of an array's row, likewise
+CHUNK = 4096  # rows at a time
+
+
+def tell_files(name: str, files: Mapping[str, Sequence[Path]], labels: Mapping[str, np.ndarray]) -> None:
+    """Say in a line each which splits share images, byte for byte, and which training images have two labels.
+
+    Files are compared by size first. Only those of one size are read, the first time; what came of it is kept.
+
+    Args:
+        name: of the set.
+        files: N of each split ("train", "test", "validation").
+        labels: int (N,) of each split; empty to compare no labels.
+    """
+    every = [file.absolute() for own in files.values() for file in own]
+    top = os.path.commonpath([file.parent for file in every])
+    where = {split: [os.path.relpath(file, top) for file in own] for split, own in files.items()}
+    with contextlib.suppress(OSError):  # whoever decodes the files reports all that cannot be read
+        _tell(name, _cut(_same_files(every), files), where, labels)
+
+
+def tell_rows(name: str, arrays: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> None:
+    """Say the same of arrays (N, ...), whose rows are the images."""
+    if len({(array.shape[1:], array.dtype) for array in arrays.values()}) > 1:
+        return
+    rows = [row for array in arrays.values() for row in array]
+    _, which, counts = np.unique(
+        np.concatenate([_sums(array) for array in arrays.values()]), return_inverse=True, return_counts=True
+    )
+    same, alike = np.arange(len(rows)), np.flatnonzero(counts[which] > 1)
+    same[alike] = alike[_first_alike([rows[row] for row in alike.tolist()], [lambda row: _hash([row.tobytes()])])]
+    where = {split: [f"{split} image {i}" for i in range(len(array))] for split, array in arrays.items()}
+    _tell(name, _cut(same, arrays), where, labels)
+
+
+def _tell(
+    name: str,
+    same: Mapping[str, np.ndarray],
+    where: Mapping[str, Sequence[str]],
+    labels: Mapping[str, np.ndarray],
+) -> None:
+    for first, second in PAIRS:
+        if first not in same or second not in same:
+            continue
+        rows = np.flatnonzero(np.isin(same[second], same[first]))
+        if len(rows):
+            other = int(np.argmax(same[first] == same[second][rows[0]]))
+            say_once(
+                f"{name}: {len(rows)} of {len(same[second])} {second} images are in {first} too, byte for byte, such "
+                f"as {where[second][rows[0]]} and {where[first][other]}; remove them from one of the two splits"
+            )
+    if "train" in labels and (rows := _contradictory(same["train"], labels["train"])):
+        pair = " and ".join(where["train"][row] for row in rows[:2])
+        say_once(
+            f"{name}: {len(rows)} images are copies of each other in different classes, such as {pair}; "
+            "keep each in one class"
+        )
+
+
+def _contradictory(same: np.ndarray, labels: np.ndarray) -> list[int]:
+    """Return the rows of equal images that have different labels, equal ones together."""
+    rows: dict[int, list[int]] = defaultdict(list)
+    for row, image in enumerate(same.tolist()):
+        rows[image].append(row)
+    return [row for own in rows.values() if len(own) > 1 and len(set(labels[own].tolist())) > 1 for row in own]
+
+
+def _cut(same: np.ndarray, parts: Mapping[str, Sized]) -> dict[str, np.ndarray]:
+    ends = itertools.accumulate(len(part) for part in parts.values())
+    return {split: same[end - len(part) : end] for (split, part), end in zip(parts.items(), ends, strict=True)}
+
+
+def _same_files(files: Sequence[Path]) -> np.ndarray:
+    """Return for each of N files the first that has the same bytes, int64 (N,)."""
+    sizes = np.asarray([os.stat(file).st_size for file in files])
+    _, which, counts = np.unique(sizes, return_inverse=True, return_counts=True)
+    alike = np.flatnonzero(counts[which] > 1)
+    same = np.arange(len(files))
+    if len(alike):
+        some = [files[row].absolute() for row in alike.tolist()]
+        found = kept(some, "copies", alike.shape, np.int64, lambda: iter([_first_alike(some, (_ends, _whole))]))
+        same[alike] = alike[found]
+    return same
+
+
+def _sums(array: np.ndarray) -> np.ndarray:
+    """Return a number uint64 (N,) for each row of an array (N, ...), which is the same for equal rows."""
+    flat = np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)
+    flat = flat[:, :: max(1, flat.shape[1] // SAMPLE)]
+    weights = np.random.default_rng(0).integers(1 << 63, size=flat.shape[1], dtype=np.uint64)
+    return np.concatenate([flat[i : i + CHUNK].astype(np.uint64) @ weights for i in range(0, len(flat), CHUNK)])
+
+
+def _first_alike(items: Sequence, stages: Iterable[Callable]) -> np.ndarray:
+    """Return for each item the first for which every stage gives the same key; a later stage only compares equals."""
+    groups = [list(range(len(items)))]
+    for stage in stages:
+        finer: list[list[int]] = []
+        rows = [row for group in groups for row in group]
+        with ThreadPoolExecutor(WORKERS) as pool:
+            keys = dict(zip(rows, pool.map(stage, [items[row] for row in rows]), strict=True))
+        for group in groups:
+            by_key: dict[object, list[int]] = defaultdict(list)
+            for row in group:
+                by_key[keys[row]].append(row)
+            finer += [own for own in by_key.values() if len(own) > 1]
+        groups = finer
+    same = np.arange(len(items))
+    for group in groups:
+        same[group] = group[0]
+    return same
+
+
+def _ends(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        first = opened.read(PIECE)
+        opened.seek(max(0, size - PIECE))
+        return _hash([size.to_bytes(8, "big"), first, opened.read(PIECE)])
+
+
+def _whole(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()
+
+
+def _hash(pieces: Iterable[bytes]) -> bytes:
+    return hashlib.sha256(b"".join(pieces)).digest()

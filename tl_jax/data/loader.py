@@ -1,0 +1,82 @@
+"""Which examples make up batch ``step``: a function of the seed, so a resumed run sees what an unbroken one sees."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from tl_jax.data.dataset import Pictures, Split, encoded
+
+AHEAD = 4  # batches decoded before they are asked for
+
+
+# (seed, 1) and (seed, 2) belong to data.splits.
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, n: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, 3, epoch)).permutation(n)
+
+
+def train_indices(seed: int, n: int, batch_size: int, step: int, views: int = 1) -> np.ndarray:
+    """Return the indices (batch_size,) of training batch ``step``, in [0, views * n).
+
+    Examples come as one endless stream of reshuffled epochs, and a batch may straddle two of them: every example is
+    used once before any is used again, no batch is short, and a set smaller than a batch works too. Each epoch sees
+    the next of ``views`` of all examples, which lie one after another.
+    """
+    start, stop = step * batch_size, (step + 1) * batch_size
+    epochs = range(start // n, (stop - 1) // n + 1)
+    return np.concatenate([e % views * n + _order(seed, n, e)[max(0, start - e * n) : stop - e * n] for e in epochs])
+
+
+class Stream(NamedTuple):
+    """Training batches of a seed, a pure function of the step.
+
+    Attributes:
+        images: (V * N, ...): pictures uint8, or maps; V views of each example, view by view.
+        labels: int32 (N,).
+        seed: of the order.
+        batch_size: B.
+    """
+
+    images: Pictures
+    labels: np.ndarray
+    seed: int
+    batch_size: int
+
+    def rows(self, step: int) -> np.ndarray:
+        """Return the rows (B,) of ``images`` that make up batch ``step``; each epoch sees the next view."""
+        n = len(self.labels)
+        return train_indices(self.seed, n, self.batch_size, step, len(self.images) // n)
+
+    def __call__(self, step: int, share: slice = slice(None)) -> Mapping[str, np.ndarray]:
+        """Return ``image`` (B, ...), ``label`` int32 (B,) and ``mask`` float32 (B,) of batch ``step``, or a share."""
+        rows = self.rows(step)[share]
+        labels = self.labels[rows % len(self.labels)]
+        return {"image": self.images[rows], "label": labels, "mask": np.ones(len(rows), np.float32)}
+
+    def following(self, first: int, stop: int, share: slice = slice(None)) -> Iterator[Mapping[str, np.ndarray]]:
+        """Yield the batches ``first`` to ``stop``, or of each the share that this process works on."""
+        return _each(functools.partial(self.__call__, share=share), first, stop, encoded(self.images))
+
+
+def eval_batches(split: Split, batch_size: int) -> Iterator[Mapping[str, np.ndarray]]:
+    """Yield every example once, in order; the last batch is padded with rows whose ``mask`` is 0."""
+
+    def batch(i: int) -> Mapping[str, np.ndarray]:
+        rows = np.arange(i * batch_size, (i + 1) * batch_size)
+        mask = rows < len(split.labels)
+        rows = np.minimum(rows, len(split.labels) - 1)
+        return {"image": split.images[rows], "label": split.labels[rows], "mask": mask.astype(np.float32)}
+
+    return _each(batch, 0, -(-len(split.labels) // batch_size), encoded(split.images))
+
+
+def _each(make: Callable[[int], Mapping[str, np.ndarray]], first: int, stop: int, ahead: bool) -> Iterator:
+    """Yield what ``make`` returns for each number; ``ahead`` of time, in threads, where that is worth it."""
+    if not ahead:
+        return map(make, range(first, stop))
+    import grain  # takes a second, which only sets too large to be kept decoded need to pay
+
+    reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=AHEAD)  # each batch is decoded by several threads
+    return iter(grain.MapDataset.range(first, stop).map(make).to_iter_dataset(reading))

@@ -1,0 +1,310 @@
+"""Text files as strings, whatever their encoding.
+
+Texts from files: TSV, CSV, JSON with a text or two and a label, CoNLL columns of tagged words, plain lines."""
+
+import codecs
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tl_jax.data import dataset
+from tl_jax.data.conll import OUTSIDE, find_scheme, has_prefix, read_sentences
+from tl_jax.data.damage import Damage
+from tl_jax.data.dataset import Source, Split, held_out
+from tl_jax.data.labels import Labels, check_names, clean_label, make_labels
+from tl_jax.data.text_rows import read_objects, read_table, split_lines
+from tl_jax.data.walker import is_litter
+from tl_jax.utils.errors import UserError
+
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
+
+    Line ends stay as they are. Other encodings are refused, not guessed: a wrong guess changes letters in silence.
+
+    Raises:
+        UserError: the file cannot be read, or is in another encoding; the message names the line.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); check the path and its permissions") from error
+    encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}); "
+            f"convert it, if it is Latin-1 with: iconv -f LATIN1 -t UTF-8 {path.name}"
+        ) from error
+    if "\0" in text:
+        raise UserError(f"{path} has NUL characters, so it is no text in UTF-8; store it as UTF-8")
+    return text
+
+
+ENDINGS = {
+    "tsv": ("tsv", "txt"),
+    "csv": ("csv",),
+    "jsonl": ("jsonl", "json"),
+    "conll": ("conll", "conllu", "bio", "iob", "iob2", "txt", "", "tsv"),
+    "lines": ("txt",),
+}
+# CoNLL-2002 and 2003 call their files eng.train, eng.testa (for choosing) and eng.testb (for testing).
+CONLL_ENDINGS = {"train": "train", "testa": "validation", "testb": "test"}
+HIDDEN = {"-1", "?", ""}  # labels that published test sets have in place of the right ones
+
+
+class Columns(NamedTuple):
+    """Where in a line things stand.
+
+    Attributes:
+        names: of the columns, for files that begin without them; empty where the first line has them.
+        text: names of the columns with the text, one or two.
+        label: name of the column with the label.
+    """
+
+    names: tuple[str, ...] = ()
+    text: tuple[str, ...] = ("text",)
+    label: str = "label"
+
+
+FIRST_LINE = Columns()
+
+
+class Example(NamedTuple):
+    """A text (or two, or words), its label (or a tag for each word), and its line (or that of each word)."""
+
+    text: Any
+    label: Any
+    line: Any
+
+
+def read(folder: Path, kind: str, columns: Columns = FIRST_LINE) -> Source:
+    """Read the splits in a folder, or a single file, of which a fifth is then held out for testing.
+
+    Args:
+        folder: with a file for each split, named as ``split_names`` says: ``train.csv``, ``dev.csv``, ``test.csv``; for
+            "conll" also ``eng.train``, ``eng.testa``, ``eng.testb``. Or a file.
+        kind: "tsv" (quotes are text, unless the whole file is quoted as pandas quotes it), "csv" (comma, semicolon or
+            tab, whichever gives the columns), "jsonl" (an object a line, or an array of objects), "conll" (a word a
+            line, its tag the last of the columns, an empty line behind each sentence; see ``tagged_words``) or
+            "lines" (a text a line, no labels).
+        columns: of the first four; "conll" needs them for the unusual only.
+
+    Returns:
+        A source whose ``images`` are texts: an object array (N,) of str, of pairs of str, or of lists of words. Its
+        labels are int32 (N,), or for "conll" an object array (N,) of int32 arrays, a tag for each word. Classes are
+        in the order of their names, or of their values if all are numbers, the tag "O" first.
+
+    Raises:
+        UserError: names the file and the lines: absent, empty, in another encoding, too few columns, no such column,
+            an empty text or label, a value that is neither a text nor a number, or a label that the training split
+            does not have.
+    """
+    folder = Path(folder).expanduser()
+    files = _files(folder, kind)
+    parts = {split: read_examples(file, kind, columns) for split, file in files.items()}
+    labels = _labels(files, parts, kind)
+    if len(labels.names) < 2 and kind != "lines":
+        raise UserError(
+            f"{files['train']} has a single label, {labels.names[0]!r}; check which column holds the labels"
+        )
+    splits = {split: _split(examples, labels, kind, files[split]) for split, examples in parts.items()}
+    name, classes = folder.resolve().stem, labels.names
+    if "test" in splits:
+        return Source(name, splits["train"], splits["test"], classes, files["test"].stem, splits.get("validation"))
+    whole, classless = splits["train"], kind in ("conll", "lines")
+    strata = np.zeros(len(whole.labels), np.int32) if classless else whole.labels
+    train, test = held_out(name, strata, ("texts",) if classless else classes, "fifth")
+    cut = [Split(whole.images[rows], whole.labels[rows]) for rows in (train, test)]
+    return Source(name, *cut, classes, "a fifth held out", splits.get("validation"))
+
+
+def read_examples(file: Path, kind: str, columns: Columns, labelled: bool = True) -> list[Example]:
+    """Read the examples of one file.
+
+    Args:
+        file: to be read.
+        kind: see ``read``.
+        columns: see ``read``.
+        labelled: whether labels are needed; else they are left empty.
+    """
+    text = read_text(file)
+    if not text.strip():
+        raise UserError(f"{file} is empty; fill it, or take it away")
+    if kind == "conll":
+        word = columns.text[0] if columns.names else ""
+        sentences = read_sentences(file, text, columns.names, word, columns.label, labelled)
+        return [Example(found.words, tuple(map(clean_label, found.tags)), found.lines) for found in sentences]
+    if kind == "lines":
+        lines = enumerate(split_lines(text), start=1)
+        return [Example(line.strip(), "", i) for i, line in lines if line.strip()]
+    if kind == "jsonl":
+        rows = read_objects(file, text, columns.text)
+    else:
+        rows = read_table(file, text, kind, columns.names, columns.text, columns.label)
+    if not rows:
+        raise UserError(f"{file} is empty; fill it, or take it away")
+    _check_columns(file, rows, columns, labelled)
+    damage = Damage(file)
+    found = [_example(line, row, columns, labelled, damage) for line, row in rows]
+    damage.refuse()
+    return found
+
+
+def _files(folder: Path, kind: str) -> dict[str, Path]:
+    """Return the file of each split, or the single one as "train"."""
+    if folder.is_file():
+        return {"train": folder}
+    if not folder.is_dir():
+        raise UserError(f"no folder or file {folder}; check --config.data.dir")
+    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_litter(path.name)]
+    names: dict[str, Path] = {}
+    for ending in (*ENDINGS[kind], *(CONLL_ENDINGS if kind == "conll" else ())):  # the first ending of a split counts
+        known = set(names)
+        for path in paths:
+            split = _split_name(path, kind) if path.suffix.lower().removeprefix(".") == ending else ""
+            if not split or split in known:
+                continue
+            if split in names:
+                both = f"{names[split].name} and {path.name}"
+                raise UserError(f"{folder}: both {both} name the {split} split; rename or merge one of them")
+            names[split] = path
+    if "train" not in names:
+        there = [path.name for path in paths]
+        more = f" (there: {', '.join(there[:5])}{', ...' if len(there) > 5 else ''})" if there else ""
+        other = " or eng.train, eng.testa, eng.testb" if kind == "conll" else ""
+        endings = ", ".join(f".{ending}" if ending else "none" for ending in ENDINGS[kind])
+        raise UserError(
+            f"{folder} has no train.{ENDINGS[kind][0]}{more}; files are called train, test and dev{other}, with one of "
+            f"the endings {endings}; rename them, or pass a single file"
+        )
+    return {split: names[split] for split in dataset.NAMES if split in names}
+
+
+def _split_name(path: Path, kind: str) -> str:
+    """Return the split that a file name stands for, or nothing."""
+    ending = path.suffix.lower().removeprefix(".")
+    if kind == "conll" and ending in CONLL_ENDINGS:
+        return CONLL_ENDINGS[ending]
+    return (dataset.split_of(path.stem) or "") if ending in ENDINGS[kind] else ""
+
+
+def _check_columns(file: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], columns: Columns, labelled: bool) -> None:
+    """Refuse a file that lacks a column in all of its rows."""
+    line, row = rows[0]
+    for name in (*columns.text, *((columns.label,) if labelled else ())):
+        if any(name in row for _, row in rows):
+            continue
+        if name == columns.label and all(text in row for text in columns.text):
+            known = dataset.split_of(file.stem)
+            if known in ("test", "validation"):
+                raise UserError(
+                    f"{file}: no column {name!r}, so nothing can be measured on it; move it out of the folder, and "
+                    f"pass it to --mode=predict --input={file.name}"
+                )
+        raise UserError(
+            f"{file}:{line}: no column {name!r} (there are {', '.join(map(str, row)) or 'none'}); "
+            "set config.data.text, data.label or, for files that begin without names, data.columns"
+        )
+
+
+def _example(line: int, row: Mapping[str, Any], columns: Columns, labelled: bool, damage: Damage) -> Example:
+    texts = []
+    for name in columns.text:
+        value = row.get(name)
+        wrong = _wrong(value) or ("" if str(value).strip() else "is empty")
+        if wrong:
+            damage.add(line, f"the text in {name!r} {wrong}", "write it, or take the line away")
+        texts.append(str(value))
+    label = row.get(columns.label, "") if labelled else ""
+    if labelled:
+        wrong = _wrong(label)
+        if wrong:
+            damage.add(line, f"the label in {columns.label!r} {wrong}", "write a name or a number, or take it away")
+        elif not str(label).strip():
+            damage.add(line, f"no label in the column {columns.label!r}", "write it, or take the line away")
+    return Example(texts[0] if len(texts) == 1 else tuple(texts), str(label).strip(), line)
+
+
+def _wrong(value: Any) -> str:
+    """Return why a value of JSON is neither a text nor a number, or nothing."""
+    if value is None:
+        return "is null"
+    if isinstance(value, bool):
+        return f"is {str(value).lower()}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"is {value}"
+    return f"is a {type(value).__name__}" if isinstance(value, (list, dict)) else ""
+
+
+def _labels(files: Mapping[str, Path], parts: Mapping[str, Sequence[Example]], kind: str) -> Labels:
+    train = parts["train"]
+    if kind != "conll":
+        return make_labels([example.label for example in train], files["train"], OUTSIDE)
+    seen = {tag for example in train for tag in example.label}
+    check_names(seen, files["train"])
+    _check_tags(files["train"], train, seen)
+    others = {tag for split, examples in parts.items() if split != "train" for e in examples for tag in e.label}
+    classes = sorted(seen | _continuing(others - seen, seen), key=lambda tag: (tag != OUTSIDE, tag))
+    return Labels(tuple(classes), {tag: i for i, tag in enumerate(classes)}, False)
+
+
+def _continuing(tags: Iterable[str], seen: set[str]) -> set[str]:
+    """Return those of ``tags`` that belong to entities of a kind that is among the tags seen in training.
+
+    They are read, since only the length or position of such an entity is new: I-LOC where training has B-LOC alone.
+    """
+    scheme = find_scheme(sorted(seen))
+    kinds = {scheme.kind(tag) for tag in seen if tag != scheme.outside} if scheme.name not in ("", "IO") else set()
+    found = set()
+    for tag in tags:
+        wider = find_scheme(sorted({*seen, tag}))
+        if kinds and wider.name == scheme.name and tag != wider.outside and wider.kind(tag) in kinds:
+            found.add(tag)
+    return found
+
+
+def _check_tags(file: Path, train: Sequence[Example], seen: set[str]) -> None:
+    """Refuse a tag without a prefix among such that have one: entities would silently be counted as words."""
+    usual = sorted(tag for tag in seen if has_prefix(tag))
+    if not usual or find_scheme(sorted(seen)).name not in ("", "IO"):
+        return
+    if not any(tag[0].upper() in "BI" for tag in usual):
+        return  # parts of speech that look like it
+    damage = Damage(file)
+    for example in train:
+        for line, tag in zip(example.line, example.label, strict=True):
+            if tag.upper() != OUTSIDE and tag not in usual:
+                damage.add(line, f"tag {tag!r} among tags such as {usual[0]}", "mend it")
+    if not damage.lines:
+        letters = ", ".join(sorted({tag[0] for tag in usual}))
+        raise UserError(f"{file}: the prefixes of the tags ({letters}) belong to no known scheme; use BIO, for example")
+    damage.refuse()
+
+
+def _split(examples: Sequence[Example], labels: Labels, kind: str, file: Path) -> Split:
+    texts = np.empty(len(examples), object)
+    tagged, damage = kind == "conll", Damage(file)
+    numbers = np.empty(len(examples), object if tagged else np.int32)
+    known = ", ".join(labels.names[:8])
+    action = f"mend it, or add it to the training split (there: {known})"
+    if all(example.label in HIDDEN for example in examples) and kind not in ("conll", "lines"):
+        action = f"if it stands for hidden labels, take the file away and pass it to --mode=predict --input={file.name}"
+    for i, example in enumerate(examples):
+        texts[i] = example.text
+        tags, lines = (example.label, example.line) if tagged else ((example.label,), (example.line,))
+        found = [labels.index(tag) for tag in tags]
+        for index, tag, line in zip(found, tags, lines, strict=True):
+            if index is None:
+                damage.add(line, f"label {tag!r} is never seen in training", action)
+        if None not in found:
+            numbers[i] = np.asarray(found, np.int32) if tagged else found[0]
+    damage.refuse()
+    return Split(texts, numbers)

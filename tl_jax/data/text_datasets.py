@@ -1,0 +1,262 @@
+"""Texts that every installation has: what the libraries beside this one say of their own functions.
+
+name           text                                          label                          from
+"docs"         first paragraph of a docstring                subpackage it stands in        SciPy
+"docs_names"   sentences, as words                           what was set as code: CODE     SciPy
+"docs_corpus"  paragraphs                                    none: for guessing words       the others of ``CORPUS``
+
+They change a little with the versions of these libraries; nothing of them is copied into this one.
+
+Text sets by name: files, what the installed libraries say of themselves, and TFDS."""
+
+import ast
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tl_jax.data import text, tfds, tfds_files
+from tl_jax.data.dataset import Source, Split, cut_test
+from tl_jax.data.labels import class_numbers
+from tl_jax.data.text import OUTSIDE, Columns
+from tl_jax.utils.disk_cache import code_digest
+from tl_jax.utils.download import cache_dir
+from tl_jax.utils.errors import UserError
+from tl_jax.utils.json_files import read_json, sealed
+
+Rows = tuple[list[Any], list[Any], Sequence[str]]  # texts, labels, classes
+TARGET = "scipy"
+CORPUS = ("numpy", "sklearn", "jax", "flax", "optax", "matplotlib", "h5py", "PIL", "orbax", "absl", "asyncio", "email")
+LEAST_WORDS, MOST_WORDS = 4, 120
+LEAST_EXAMPLES = 80  # of a class
+SHARES = {"test": 20, "validation": 10}  # of a hundred; the rest is for training
+CORPUS_SHARES = {"test": 3, "validation": 3}
+_CODE = re.compile(r"``(.+?)``|`([^`<]+)`")
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+@functools.cache
+def load_docstrings(name: str) -> Source:
+    """Return one of the sets by name, as ``texts.read`` gives it.
+
+    What it takes some seconds to find in the libraries' files is kept in the cache folder for as long as they stay.
+    """
+    make = {"docs": docs, "docs_names": docs_names, "docs_corpus": docs_corpus}[name]
+    stamps = [os.stat(root).st_mtime_ns for package in (TARGET, *CORPUS) for root in _roots(package)]
+    key = hashlib.sha256(repr((code_digest("data"), stamps)).encode()).hexdigest()[:16]
+    file = cache_dir() / "data" / f"{name}-{key}.json"
+    with contextlib.suppress(UserError, ValueError, TypeError, LookupError):  # not there, or damaged: made anew
+        return _source(name, *read_json(file)["rows"])
+    rows = make()
+    with contextlib.suppress(OSError):  # without it the next run takes as long
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(sealed({"rows": rows})))
+        temporary.replace(file)
+    return _source(name, *rows)
+
+
+def docs() -> Rows:
+    """Return first paragraphs of SciPy's docstrings, labelled with their subpackage."""
+    found: dict[str, str] = {}
+    for module, docstring in docstrings(TARGET):
+        first = plain(paragraphs(docstring)[0])
+        parts = module.split(".")
+        if len(parts) > 2 and long_enough(first):
+            found.setdefault(first, parts[1])
+    counts = Counter(found.values())
+    classes = tuple(sorted(name for name, n in counts.items() if n >= LEAST_EXAMPLES and not name.startswith("_")))
+    chosen = {text: classes.index(name) for text, name in found.items() if name in classes}
+    return list(chosen), list(chosen.values()), classes
+
+
+def docs_names() -> Rows:
+    """Return sentences of SciPy's docstrings as words, each tagged whether it was set as code."""
+    classes = (OUTSIDE, "B-CODE", "I-CODE")
+    found: dict[str, tuple[list[str], list[int]]] = {}
+    for _, docstring in docstrings(TARGET):
+        for paragraph in paragraphs(docstring):
+            words, tags = tagged(paragraph)
+            if LEAST_WORDS <= len(words) <= MOST_WORDS and any(tags):
+                found.setdefault(" ".join(words), (words, tags))
+    return [words for words, _ in found.values()], [tags for _, tags in found.values()], classes
+
+
+def docs_corpus() -> Rows:
+    """Return paragraphs of the docstrings of ``CORPUS``, without a label."""
+    found: dict[str, None] = {}
+    for package in CORPUS:
+        for _, docstring in docstrings(package):
+            found |= {plain(each): None for each in paragraphs(docstring) if long_enough(plain(each))}
+    return list(found), [0] * len(found), ("text",)
+
+
+@functools.cache
+def docstrings(package: str) -> tuple[tuple[str, str], ...]:
+    """Return (dotted module, docstring) of all that a package defines; the files are parsed, nothing is imported."""
+    found = []
+    for root in _roots(package):
+        for file in sorted(root.rglob("*.py")):
+            inside = file.relative_to(root).with_suffix("").parts
+            if not any(part.startswith("test") or part == "externals" for part in inside):
+                found += [(".".join((package, *inside)), text) for text in _docstrings(file)]
+    return tuple(found)
+
+
+def _roots(package: str) -> list[Path]:
+    spec = importlib.util.find_spec(package)
+    roots = list(spec.submodule_search_locations or ()) if spec else []
+    if not roots:
+        raise UserError(f"{package} is not installed, which these texts are taken from; pip install {package}")
+    return list(map(Path, roots))
+
+
+def _docstrings(file: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            text = ast.get_docstring(node)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "add_newdoc":  # of what is written in C
+            text = next((a.value for a in node.args if isinstance(a, ast.Constant) and "\n" in str(a.value)), None)
+            text = inspect.cleandoc(text) if isinstance(text, str) else None
+        else:
+            continue
+        if text and text.strip():
+            yield text.strip()
+
+
+def paragraphs(text: str) -> list[str]:
+    """Return the paragraphs of prose in a docstring, each in one line; examples, headings and lists are left out."""
+    found = []
+    for block in re.split(r"\n\s*\n", text):
+        lines = [line.strip() for line in block.splitlines() if line.strip()]
+        if not any(re.match(r">>>|\.\. |[-=~*]{3,}|[\w*, ]+ : |:\w+", line) for line in lines):
+            found.append(" ".join(lines))
+    return found or [text.splitlines()[0]]
+
+
+def plain(text: str) -> str:
+    """Return a text without its marks of markup."""
+    return " ".join(re.sub(r":\w+:`", "`", text).replace("`", "").replace("*", "").split())
+
+
+def tagged(text: str) -> tuple[list[str], list[int]]:
+    """Return words and their tags: 1 where something that was set as code begins, 2 where it goes on, 0 elsewhere."""
+    text = re.sub(r":\w+:`", "`", text)
+    words: list[str] = []
+    tags: list[int] = []
+    end = 0
+    for match in [*_CODE.finditer(text), None]:
+        outside = _WORD.findall(text[end : match.start() if match else len(text)].replace("`", "").replace("*", ""))
+        words, tags = words + outside, tags + [0] * len(outside)
+        if match:
+            inside = _WORD.findall(match[1] or match[2])
+            words, tags, end = words + inside, tags + [1, *[2] * len(inside)][: len(inside)], match.end()
+    return words, tags
+
+
+def long_enough(text: str) -> bool:
+    """Return whether a text has enough words, and not too many."""
+    return LEAST_WORDS <= len(text.split()) <= MOST_WORDS
+
+
+def _source(name: str, texts: Sequence[Any], labels: Sequence[Any], classes: Sequence[str]) -> Source:
+    """Order and cut by a hash of each text, so that a text is on the same side whatever else there is."""
+    hashes = [int(hashlib.sha256(repr(text).encode()).hexdigest()[:16], 16) for text in texts]
+    order = np.argsort(np.asarray(hashes, np.uint64))
+    images = np.empty(len(texts), object)
+    images[:] = [texts[i] for i in order]
+    tagged = isinstance(labels[0], list)
+    values = np.empty(len(labels), object if tagged else np.int32)
+    values[:] = [np.asarray(labels[i], np.int32) if tagged else labels[i] for i in order]
+    side = np.asarray([hashes[i] % 100 for i in order])
+    shares = CORPUS_SHARES if name == "docs_corpus" else SHARES
+    parts = {"test": side < shares["test"], "train": side >= sum(shares.values())}
+    parts["validation"] = ~(parts["test"] | parts["train"])
+    cut = {part: Split(images[rows], values[rows]) for part, rows in parts.items()}
+    return Source(name, cut["train"], cut["test"], tuple(classes), f"{shares['test']} % held out", cut["validation"])
+
+
+EMBEDDED = ("docs", "docs_names", "docs_corpus")
+
+
+def load(name: str, data_dir: str = "", columns: Columns = text.FIRST_LINE) -> Source:
+    """Load a text set by name.
+
+    Args:
+        name: "docs", "docs_names" or "docs_corpus" (see ``docs``; no files needed), "tsv", "csv", "jsonl", "conll" or
+            "lines" (files under ``data_dir``, see ``texts.read``), or any TFDS set with text features and a class
+            label, such as "ag_news_subset".
+        data_dir: folder or file with the texts, or TFDS folder; empty for TFDS' own default.
+        columns: where text and label stand; in TFDS, the names of its features.
+
+    Raises:
+        UserError: the set is absent, or its files cannot be read; the message names file and line.
+    """
+    if name in EMBEDDED:
+        return load_docstrings(name)
+    if name in text.ENDINGS:
+        if not data_dir:
+            raise UserError(f"config.data.name={name} needs files; pass --config.data.dir=FOLDER, with train.* in it")
+        return text.read(Path(data_dir), name, columns)
+    return tfds_source(name, data_dir, columns)
+
+
+def tfds_source(name: str, data_dir: str, columns: Columns) -> Source:
+    """Read a prepared TFDS set of texts; parts that were published without labels are left out."""
+    builder = tfds.prepared(name, data_dir)
+    features = builder.info.features
+    absent = [each for each in (*columns.text, columns.label) if each not in features]
+    if absent or not hasattr(features[columns.label], "names"):
+        raise UserError(
+            f"data set {name!r} has {', '.join(features)}; set config.data.text to its texts and config.data.label to "
+            "its class label"
+        )
+    names = tfds.own_splits(builder, name)
+    title, classes = f"{name}:{builder.info.version}", tfds_files.class_names(builder, columns.label)
+    found = {split: _read(builder, names[split], columns) for split in names}
+    hidden = {split: int((part.labels < 0).sum()) for split, part in found.items()}
+    for split, count in hidden.items():
+        if count and (split == "train" or count < len(found[split].labels)):
+            what = f"{count:,} of {len(found[split].labels):,} {names[split]} examples have no label"
+            raise UserError(f"data set {name!r}: {what}; choose another set, or label them")
+    train = found.pop("train")
+    labelled = [split for split in ("test", "validation") if split in found and not hidden[split]]
+    if not labelled:
+        return cut_test(title, train, classes, "fifth")
+    tested, *other = labelled
+    return Source(title, train, found[tested], classes, names[tested], *(found[split] for split in other))
+
+
+def _read(builder: Any, part: str, columns: Columns) -> Split:
+    records = tfds_files.Records(builder, part)
+    texts, numbers = np.empty(len(records), object), np.empty(len(records), np.int64)
+    for row, record in enumerate(records):
+        values = tuple(_text(record, name) for name in columns.text)
+        texts[row] = values[0] if len(values) == 1 else values
+        numbers[row] = record.number(columns.label)
+    classes = builder.info.features[columns.label].num_classes
+    return Split(texts, class_numbers(numbers, classes, records.where, hidden=True))
+
+
+def _text(record: tfds_files.Record, name: str) -> str:
+    text = record.content(name)
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{record.where}: the feature {name!r} holds {text[:40]!r}, which is not UTF-8; prepare the data set again"
+        ) from None

@@ -1,0 +1,265 @@
+"""Labelled pictures by name: folders of class folders, TFDS sets (read without TensorFlow), digits, a generator."""
+
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tl_jax.data import cifar, decode, image_folder, image_list, medmnist, synthetic, tfds_files
+from tl_jax.data.dataset import DECODED_BYTES, Source, Split, cut_test, find_splits, fit, kept, kept_or_encoded
+from tl_jax.data.decode import DEFAULT, Decoding
+from tl_jax.data.image_list import Reading
+from tl_jax.data.labels import class_numbers
+from tl_jax.data.value_range import ValueRange
+from tl_jax.utils import download
+from tl_jax.utils.download import cache_dir
+from tl_jax.utils.errors import UserError, nearest
+
+NAME_BYTES = 128  # of a name at most
+FOLDERS = ("folder", "flowers")  # class folders with pictures
+LAYOUTS = {"folder": image_folder.LAYOUT, "index": "index.csv in it", "npz": medmnist.LAYOUT}  # of what data_dir names
+FLOWERS = "http://download.tensorflow.org/example_images/flower_photos.tgz"  # 228,813,984 bytes
+FLOWERS_DIGEST = "sha256:4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"  # as in TFDS' tf_flowers
+
+
+def load(
+    name: str,
+    data_dir: str = "",
+    size: int = 224,
+    most_bytes: float = DECODED_BYTES,
+    windows: tuple[Any, ...] = (),
+    group: str = "",
+    label: str = "label",
+    fit: str = "crop",
+    value_range: ValueRange | None = None,
+    max_pixels: int = 0,
+    outside: bool = False,
+) -> Source:
+    """Load a data set by name.
+
+    Args:
+        name: "digits" (scikit-learn's, embedded), "gratings" and "shapes" (drawn), "folder" (the class folders with
+            pictures under ``data_dir``, see ``folder.read``), "flowers" (the same, and without ``data_dir`` the 3,670
+            flower photos of TensorFlow, a download of 229 MB), "index" (pictures that an ``index.csv`` lists, see
+            ``index.source``), "npz" and "organamnist" (a file as MedMNIST has them, and its CT slices, a download of
+            38 MB), or any TFDS image set with the features ``image`` and ``label``, such as "cifar10".
+        data_dir: folder with the pictures, an npz file, or TFDS folder; empty for TFDS' own default.
+        size: side in pixels into which pictures of differing sizes are fitted.
+        most_bytes: of decoded pictures that may be kept on disk; a larger set is decoded each time it is read.
+        windows: of CT slices, in Hounsfield units, see ``Reading``.
+        group: what keeps images together: of DICOM files, or a column of ``index.csv``, see ``listed.with_groups``.
+        label: the column with the classes of an index, see ``Reading``.
+        fit: "crop", "pad" or "stretch", see ``pictures.fit``.
+        value_range: of images with more than 8 bits; None takes the ends of the whole set.
+        max_pixels: of an image; 0 for Pillow's limit.
+        outside: whether files outside the data folder are read, see ``walker.Inside``.
+
+    Raises:
+        UserError: the set is absent and cannot be made or downloaded; the message says how to get it.
+    """
+    if name in EMBEDDED:
+        return EMBEDDED[name]()
+    if name in medmnist.SETS:
+        return medmnist.published(name)
+    if name in LAYOUTS and not data_dir:
+        raise UserError(f"config.data.name={name} needs one; pass --config.data.dir=PATH, with {LAYOUTS[name]}")
+    if name == "npz":
+        return medmnist.read(Path(data_dir), value_range=value_range)
+    if name == "index":
+        how = Reading(size, most_bytes, windows, group, label, fit, value_range, max_pixels, outside)
+        return image_list.source(Path(data_dir), how)
+    if name not in FOLDERS:
+        return tfds_source(name, data_dir, size, most_bytes, fit, Decoding((), value_range, max_pixels))
+    path = Path(data_dir) if data_dir else flowers()
+    return image_folder.read(path, size, most_bytes, windows, group, fit, value_range, max_pixels, outside)
+
+
+def flowers() -> Path:
+    """Return the class folders of TensorFlow's flower photos, downloaded and unpacked on the first use."""
+    hint = "or pass --config.data.dir=FOLDER, with FOLDER/CLASS/PICTURE"
+    return download.unpacked(FLOWERS, FLOWERS_DIGEST, cache_dir() / "data" / "flowers", hint=hint) / "flower_photos"
+
+
+def digits() -> Source:
+    """Return the 1,797 8x8 digits bundled with scikit-learn (test part of the UCI set), a third of them for testing."""
+    rows = kept((), ("digits", version("scikit-learn")), (1797, 65), np.uint8, lambda: iter([_digits()]))
+    grey = np.round(rows[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    images = np.repeat(grey[..., None], 3, axis=-1)
+    return cut_test("digits", Split(images, rows[:, 64].astype(np.int32)), tuple(str(i) for i in range(10)))
+
+
+def _digits() -> np.ndarray:
+    """Return the 64 grey values of each digit, 0 to 16, and which it is: (1797, 65)."""
+    from sklearn.datasets import load_digits  # takes 1.4 s
+
+    bunch = load_digits()
+    return np.concatenate([bunch.data, bunch.target[:, None]], axis=1)
+
+
+def tfds_source(
+    name: str,
+    data_dir: str,
+    size: int,
+    most_bytes: float = DECODED_BYTES,
+    fit: str = "crop",
+    rules: Decoding = DEFAULT,
+) -> Source:
+    """Read a prepared TFDS set; CIFAR-10 and CIFAR-100 are prepared on the first use."""
+    builder = prepared(name, data_dir)
+    features = builder.info.features
+    if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
+        have = ", ".join(features)
+        raise UserError(f"data set {name!r} has no image and class label (it has {have}); choose an image set")
+    names = list(own_splits(builder, name).values())
+    title, classes = f"{name}:{builder.info.version}", tfds_files.class_names(builder, "label")
+    rules = _with_range(builder, names, rules)
+    train, *others = (_read(builder, split, size, most_bytes, fit, rules=rules) for split in names)
+    class_numbers(train.labels, len(classes), f"{title}, {names[0]}")
+    # Some test splits, ImageNet's for one, are published without labels.
+    found = zip(names[1:], others, strict=True)
+    labelled = {split: part for split, part in found if (part.labels >= 0).all()}
+    if not labelled:
+        return cut_test(title, train, classes)._replace(value_range=rules.value_range)
+    tested, *other = labelled
+    validation = labelled[other[0]] if other else None
+    return Source(title, train, labelled[tested], classes, tested, validation, rules.value_range)
+
+
+def own_splits(builder: Any, name: str) -> dict[str, str]:
+    """Return the set's own name of each split of a prepared TFDS set: of train, then of test and validation.
+
+    Raises:
+        UserError: no train split, or two that stand for the same one, see ``split_names``.
+    """
+    found = find_splits(builder.info.splits, f"data set {name!r}")
+    if "train" not in found:
+        have = ", ".join(builder.info.splits)
+        raise UserError(f"data set {name!r} has no train part (it has {have}); choose another set")
+    return {split: found[split] for split in ("train", "test", "validation") if split in found}
+
+
+def tfds_named(
+    name: str, data_dir: str, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT
+) -> tuple[str, Split, ValueRange | None]:
+    """Read the train part of a prepared TFDS set whose labels are names.
+
+    Returns:
+        The title, pictures with labels str (N,), and the range of values of images with more than 8 bits.
+
+    Raises:
+        UserError: as ``tfds_source``.
+    """
+    builder = prepared(name, data_dir)
+    split = own_splits(builder, name)["train"]
+    rules = _with_range(builder, [split], rules)
+    pictures = _read(builder, split, size, most_bytes, name_bytes=NAME_BYTES, rules=rules)
+    names = np.char.decode(np.ascontiguousarray(pictures.labels).view(f"S{NAME_BYTES}")[:, 0], "utf-8")
+    return f"{name}:{builder.info.version}", Split(pictures.images, names), rules.value_range
+
+
+def prepared(name: str, data_dir: str) -> Any:
+    """Return the TFDS builder of a set that lies prepared in a folder, or is prepared now (CIFAR).
+
+    Raises:
+        UserError: it does not, or its files are of a format that needs TensorFlow; the message says how to prepare it.
+    """
+    import tensorflow_datasets as tfds
+
+    if data_dir and not Path(data_dir).expanduser().is_dir():
+        raise UserError(f"no folder {data_dir}; check --config.data.dir")
+    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    if root.name == name or (root / "dataset_info.json").is_file():
+        raise UserError(f"{root} is the set itself; pass the folder that holds {name}/ as --config.data.dir")
+    if name in cifar.ARCHIVES:
+        return tfds_files.open_builder(cifar.prepare(name, root))
+    found = sorted((root / name).glob("**/dataset_info.json"), key=lambda path: _version(path.parent.name))
+    if not found:
+        have = {
+            *EMBEDDED,
+            *FOLDERS,
+            *medmnist.SETS,
+            *LAYOUTS,
+            *cifar.ARCHIVES,
+            *(path.relative_to(root).parts[0] for path in root.glob("*/**/dataset_info.json")),
+        }
+        raise UserError(
+            f"no data set {name!r} under {root}; {nearest(name, have)}; or prepare it once where TensorFlow is "
+            f"installed: python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{root}', "
+            "file_format='array_record').download_and_prepare()\""
+        )
+    return tfds_files.open_builder(found[-1].parent)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isascii() and part.isdigit())
+
+
+def _with_range(builder: Any, splits: Sequence[str], rules: Decoding) -> Decoding:
+    """Return ``rules`` with the range of values of a set, see ``record_images.with_range``."""
+    records = [tfds_files.Records(builder, split) for split in splits]
+    files = [file for each in records for file in each.files]
+    dtype = builder.info.features["image"].np_dtype
+    encoded = lambda: (record.content("image") for each in records for record in each)  # noqa: E731
+    title = f"{builder.info.name}:{builder.info.version}"
+    return decode.record_with_range(title, dtype, files, encoded, sum(map(len, records)), rules)
+
+
+def _read(
+    builder: Any,
+    split: str,
+    size: int,
+    most_bytes: float,
+    how: str = "crop",
+    name_bytes: int = 0,
+    rules: Decoding = DEFAULT,
+) -> Split:
+    """Return a whole split, pictures of differing sizes fitted into ``size``; what was decoded once is kept on disk.
+
+    Labels that are names come as ``name_bytes`` bytes each, uint8 (N, name_bytes); others int32 (N,).
+    """
+    feature, records = builder.info.features["image"], tfds_files.Records(builder, split)
+    height, width = feature.shape[:2]
+    differ = None in (height, width) or (how != "crop" and height != width)
+    shape = (size, size, 3) if differ else (height, width, 3)
+    floats = feature.np_dtype == np.float32
+
+    def labels() -> Iterator[np.ndarray]:
+        if not name_bytes:
+            return (np.asarray([record.number("label")]) for record in records)
+        return (_name(record, name_bytes) for record in records)
+
+    def picture(record: tfds_files.Record) -> np.ndarray:
+        image = decode.decode_record(record.content("image"), floats, rules, record.where)
+        if not differ and image.shape != shape:
+            sizes = f"{image.shape[1]}x{image.shape[0]} pixels, and features.json says {width}x{height}"
+            raise UserError(f"{record.where} has {sizes}; prepare the data set again")
+        return image if image.shape == shape else fit(image, size, how)
+
+    about = (how, *([rules.value_range] if rules.value_range else []))
+    pictures = lambda: (picture(record)[None] for record in records)  # noqa: E731
+    one = lambda row: picture(records[row])  # noqa: E731
+    if not differ:
+        one(0)  # before room is made for as much as features.json claims
+    images = kept_or_encoded(records.files, (len(records), *shape), pictures, one, most_bytes, about)
+    form = ((len(records), name_bytes), np.uint8) if name_bytes else ((len(records),), np.int64)
+    found = kept(records.files, "labels", *form, labels)
+    if not name_bytes:
+        found = class_numbers(found, builder.info.features["label"].num_classes, records.where, hidden=True)
+    return Split(images, found)
+
+
+def _name(record: tfds_files.Record, length: int) -> np.ndarray:
+    """Return a label that is a name in UTF-8 as uint8 (1, length), filled up with zeros."""
+    name = record.content("label")
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{record.where} has the label {name[:40]!r}, which is not UTF-8; mend it") from None
+    if len(name) > length:
+        raise UserError(f"{record.where} has a label of {len(name):,} bytes, more than {length}; shorten it")
+    return np.frombuffer(name.ljust(length, b"\0"), np.uint8)[None]
+
+
+EMBEDDED = {"digits": digits, "gratings": synthetic.gratings, "shapes": synthetic.shapes}  # need no files

@@ -1,0 +1,229 @@
+"""Conversion tables read backwards: our leaves under the names, and in the layouts, of another library.
+
+Write a network of ours as the ``.weights.h5`` that ``load_weights`` of Keras 3 reads.
+
+Files in the names of Keras and torchvision, for networks that these build themselves, and how they load them."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import safetensors.numpy
+
+from tl_jax import models
+from tl_jax.data.preprocess import SCALINGS
+from tl_jax.pretrained import image_tables
+from tl_jax.pretrained.catalog import CATALOG, PretrainedSpec
+from tl_jax.pretrained.convert import INVERSES, OWN, Rule, Table
+from tl_jax.pretrained.network import Pretrained
+from tl_jax.utils import disk, tree
+
+# The regexes of the tables are names with these in them: groups that a path refers to, and spellings of which the last
+# is today's.
+_GROUP = re.compile(r"\((?!\?)([^()]*)\)")
+_SPELLINGS = re.compile(r"\(\?:[^()]*?([^()|]*)\)")
+
+
+class Named(NamedTuple):
+    """An array as another library has it: its name there, and the path of the leaf of ours that it is made from."""
+
+    name: str
+    path: str
+    array: np.ndarray
+
+
+def named(variables: Mapping[str, Any], table: Table) -> list[Named]:
+    """Return the leaves of a network as arrays under the names of a table's source.
+
+    Leaves of layers that Keras names automatically have no name there; they keep our path.
+
+    Args:
+        variables: ``{"params": ..., "batch_stats": ...}``.
+        table: of the source.
+    """
+    backwards = [_backwards(rule) for rule in table.rules if rule.path != OWN.path]
+    found = []
+    for path, leaf in tree.flatten(variables).items():
+        array = np.asarray(leaf, np.float32)
+        match, name, transform = next(
+            ((m, name, turn) for pattern, name, turn in backwards if (m := pattern.fullmatch(path))),
+            (None, path, None),
+        )
+        if match is None and not table.layers:
+            raise ValueError(f"no rule of the table leads to {path}")
+        if match is not None:
+            name, array = match.expand(name), INVERSES[transform](array)
+        found.append(Named(name, path, np.ascontiguousarray(array)))
+    return found
+
+
+def _backwards(rule: Rule) -> tuple[re.Pattern[str], str, Any]:
+    r"""Return the regex over our paths, the name that it expands to, and the transform of the rule.
+
+    ``layer(\d)\.0\.conv(\d)\.weight -> params/stage\1/block1/conv\2/kernel`` becomes
+    ``params/stage(?P<g1>\d)/block1/conv(?P<g2>\d)/kernel -> layer\g<g1>.0.conv\g<g2>.weight``.
+    """
+    pieces = _GROUP.split(_SPELLINGS.sub(r"\1", rule.pattern))  # text and groups in turn
+    name = "".join(rf"\g<g{i // 2 + 1}>" if i % 2 else piece.replace(r"\.", ".") for i, piece in enumerate(pieces))
+    path = re.split(r"\\(\d)", rule.path)
+    pattern = "".join(
+        f"(?P<g{part}>{pieces[2 * int(part) - 1]})" if i % 2 else re.escape(part) for i, part in enumerate(path)
+    )
+    return re.compile(pattern), name, rule.transform
+
+
+_CLASSES = {"conv": "conv2d", "depthwise": "depthwise_conv2d", "norm": "batch_normalization", "dense": "dense"}
+
+
+def save(path: Path, variables: Mapping[str, Any], table: Table) -> None:
+    """Write ``layers/CLASS_NUMBER/vars/NUMBER``: layers are counted by class, in the order of ``model.layers``.
+
+    The name of each layer stands beside it, where Keras names it at all.
+
+    Args:
+        path: file to write, ending in ``.weights.h5``; it is put in place whole or not at all.
+        variables: ``{"params": ..., "batch_stats": ...}``.
+        table: of the source "keras".
+    """
+    leaves: dict[str, list] = {}
+    for entry in named(variables, table):
+        leaves.setdefault(entry.path.split("/", 1)[1].rpartition("/")[0], []).append(entry)
+    counts = dict.fromkeys(_CLASSES, 0)
+    with disk.replacing(path) as temporary:
+        with h5py.File(temporary, "w") as file:
+            for layer in table.layers:
+                if layer.path not in leaves:
+                    continue
+                number, kind = counts[layer.kind], _CLASSES[layer.kind]
+                counts[layer.kind] += 1
+                group = file.create_group(f"layers/{kind}_{number}" if number else f"layers/{kind}")
+                entries = leaves.pop(layer.path)
+                if not entries[0].name.startswith("params/"):
+                    group.attrs["name"] = entries[0].name.rpartition("/")[0]
+                for i, array in enumerate(_numbered({e.path.rpartition("/")[2]: e.array for e in entries})):
+                    group[f"vars/{i}"] = array
+            if leaves:
+                raise ValueError(f"Keras has no layers {', '.join(sorted(leaves))}")
+
+
+def _numbered(leaves: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Return the arrays of a layer in Keras' order: a kernel before its bias, a norm's scale before it."""
+    order = ("scale", "bias", "mean", "var") if "mean" in leaves else ("kernel", "bias")
+    return [leaves[name] for name in order if name in leaves]
+
+
+KERAS, TORCH = "keras.weights.h5", "torchvision.safetensors"
+_CALLS = {"vgg16": "VGG16", "vgg19": "VGG19", "inception_v3": "InceptionV3", "mobilenet_v2": "MobileNetV2"}
+_CALLS |= {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152", "resnet50v2": "ResNet50V2"}
+_SMALLEST = 32  # pixels a side that keras.applications takes
+# Attributes that change nothing in evaluation, or that the other library has as well.
+_FREE = ("dropout", "fc_dropout", "drop_path", "fc", "aux", "transform_input")
+
+
+class Foreign(NamedTuple):
+    """What was written for another library: name of the file, what it is, and code that loads it; or why nothing."""
+
+    file: str = ""
+    what: str = ""
+    code: str = ""
+    why_not: str = ""
+
+
+def write(folder: Path, net: Pretrained, source: str, embeddings: bool = False, classes: Sequence[str] = ()) -> Foreign:
+    """Write the weights as the library that has this network names them: Keras or torchvision, whose networks differ.
+
+    Args:
+        folder: to write into.
+        net: the network.
+        source: of the weights that training started from, or whose network was drawn.
+        embeddings: whether the head's outputs are no classes.
+        classes: names of the head's outputs, for the metadata of the file of torchvision.
+    """
+    name, size = net.spec.model, net.spec.image_size
+    library = "keras" if _of_keras(net, source) else "torchvision"
+    published = CATALOG.get((name, library), PretrainedSpec(name, library))
+    if not published.parameters:
+        return Foreign(why_not=f"{library.replace('keras', 'Keras')} has no `{name}`, so no file is in its names.")
+    theirs = models.create(name, net.spec.num_classes, **published.options)
+    fields = [field.name for field in dataclasses.fields(theirs) if field.name not in (*_FREE, "dtype", "parent")]
+    if other := [field for field in fields if getattr(net.model, field) != getattr(theirs, field)]:
+        return Foreign(why_not=f"{library}'s `{name}` differs in {', '.join(other)}, so no file is in its names.")
+    if library == "torchvision":
+        arrays = {entry.name: entry.array for entry in named(net.variables, image_tables.table(name, library))}
+        with disk.replacing(folder / TORCH) as temporary:
+            safetensors.numpy.save_file(arrays, temporary, {"format": "pt", "classes": json.dumps(list(classes))})
+        return Foreign(TORCH, f"the state dict of torchvision's `{name}`", _torch_code(net))
+    if size < _SMALLEST or (getattr(net.model, "fc", False) and size != published.image_size):
+        return Foreign(why_not=f"Keras' `{name}` takes no pictures of {size} pixels, so no file is in its names.")
+    save(folder / KERAS, net.variables, image_tables.table(name, library))
+    return Foreign(KERAS, f"weights of `keras.applications.{_call(name)[0]}`", _keras_code(net, embeddings))
+
+
+def _of_keras(net: Pretrained, source: str) -> bool:
+    """Tell whose network it is: the layout says it; VGG's is the same in both, so there it is the file's."""
+    if hasattr(net.model, "layout"):
+        return net.model.layout == "keras"
+    if "torchvision" not in image_tables.sources(net.spec.model) or "keras" not in image_tables.sources(net.spec.model):
+        return "keras" in image_tables.sources(net.spec.model)
+    return source == "keras" or (source not in ("torchvision", "timm") and net.spec.scaling != "torch")
+
+
+def _call(name: str) -> tuple[str, str]:
+    """Return the function of ``keras.applications`` and its further arguments."""
+    family, _, width = name.rpartition("_") if name.startswith("mobilenet_v2_") else (name, "", "")
+    return _CALLS[family], f", alpha={int(width) / 100}" if width else ""
+
+
+def _keras_code(net: Pretrained, embeddings: bool) -> str:
+    size, (call, more) = net.spec.image_size, _call(net.spec.model)
+    activation = None if embeddings else "softmax"
+    how = f"weights=None, input_shape=({size}, {size}, 3){more}"
+    if hasattr(net.model, "fc") and not net.model.fc:  # the head sits on the average of the last map
+        model = f'base = keras.applications.{call}(include_top=False, pooling="avg", {how})\n'
+        model += f"head = keras.layers.Dense({net.spec.num_classes}, activation={activation!r})\n"
+        model += "model = keras.Model(base.input, head(base.output))"
+    else:
+        how += f", classes={net.spec.num_classes}, classifier_activation={activation!r}"
+        model = f"model = keras.applications.{call}({how})"
+    return f"""import keras
+import numpy as np
+{model}
+model.load_weights("{KERAS}")
+output = model.predict({inputs(net.spec.scaling)}, verbose=0)"""
+
+
+def _torch_code(net: Pretrained) -> str:
+    name, more, after = net.spec.model, "", ""
+    if name == "inception_v3":
+        more = f", aux_logits={net.model.aux}, transform_input={net.model.transform_input}, init_weights=False"
+    if hasattr(net.model, "fc") and not net.model.fc:  # the head sits on the average of the last map
+        head = f"torch.nn.Linear(512, {net.spec.num_classes})"
+        after = "net.avgpool = torch.nn.AdaptiveAvgPool2d(1)\n"
+        after += f"net.classifier = torch.nn.Sequential(collections.OrderedDict([('6', {head})]))\n"
+    return f"""import collections
+import numpy as np
+import torch
+import torchvision
+from safetensors.torch import load_file
+net = torchvision.models.{name}(num_classes={net.spec.num_classes}{more})
+{after}net.load_state_dict(load_file("{TORCH}"))
+x = torch.from_numpy({inputs(net.spec.scaling)}).permute(0, 3, 1, 2).float()
+logits = net.eval()(x)"""
+
+
+def inputs(scaling: str) -> str:
+    """Return, as NumPy code, what uint8 ``images`` (N, size, size, 3) become before the network sees them."""
+    rule = SCALINGS[scaling]
+    code = "images" + ("[..., ::-1]" if rule.order == "bgr" else "") + ".astype(np.float32)"
+    code += f" / {1 / rule.scale:g}" if rule.scale != 1 else ""
+    code += f" - {_numbers(rule.mean)}" if any(rule.mean) else ""
+    return f"({code}) / {_numbers(rule.std)}" if set(rule.std) != {1.0} else code
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return f"{values[0]:g}" if len(set(values)) == 1 else f"np.array({list(values)})"

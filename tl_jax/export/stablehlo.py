@@ -1,0 +1,116 @@
+"""A trained network as a program of its own: StableHLO with the weights inside, which JAX alone runs.
+
+``jax.export`` promises that such a file runs with a jaxlib up to six months newer, or three weeks older, than the one
+that wrote it (https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees).
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from tl_jax.data import preprocess
+from tl_jax.models.actor_critic import Policy
+from tl_jax.models.backbone import FEATURES
+from tl_jax.models.ops import conv
+from tl_jax.pretrained.huggingface import TextNetwork
+from tl_jax.pretrained.network import Pretrained
+from tl_jax.rl.policy_transfer import Source
+from tl_jax.rl.rollout import normalized
+from tl_jax.tasks.losses import TOKENS
+from tl_jax.transfer.arcface import unit
+from tl_jax.utils import disk, tree
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+class Program(NamedTuple):
+    """A function with its weights, and what goes in and comes out.
+
+    Attributes:
+        call: arrays in the order of ``inputs`` -> one array.
+        inputs: name -> (shape, type); sizes that each call chooses are letters: "n" examples, "l" tokens.
+        output: name of what comes out.
+        limits: of the sizes that are letters, such as "l <= 512".
+    """
+
+    call: Callable[..., jax.Array]
+    inputs: Mapping[str, tuple[tuple[int | str, ...], str]]
+    output: str
+    limits: tuple[str, ...] = ()
+
+
+def of_pictures(net: Pretrained, output: str = "probabilities", temperature: float = 1.0) -> Program:
+    """Return uint8 (N, size, size, C) -> ``output``.
+
+    The pictures have the size of the spec; all further preprocessing is a part of the program.
+
+    Args:
+        net: the network.
+        output: "probabilities" (N, K), "embeddings" (N, E) of length 1, or "features" (N, D), the mean of the last map.
+        temperature: of the probabilities, as calibration found it.
+    """
+
+    def call(images: jax.Array) -> jax.Array:
+        seen = preprocess.scale(images, net.spec.scaling)
+        logits, endpoints = net.model.apply(net.variables, seen, train=False)
+        if output == "features":
+            return endpoints[FEATURES].astype(jnp.float32)
+        logits = logits.astype(jnp.float32)
+        return unit(logits) if output == "embeddings" else jax.nn.softmax(logits / temperature)
+
+    side = net.spec.image_size
+    return Program(call, {"images": (("n", side, side, net.model.channels), "uint8")}, output)
+
+
+def of_texts(net: TextNetwork) -> Program:
+    """Return ids of tokens, int32 (N, L) each -> probabilities.
+
+    They are (N, K) of a text's classes, (N, L, K) of each token's, or (N, L, V) of each token's words.
+    """
+
+    def call(*tokens: jax.Array) -> jax.Array:
+        out = net.model.apply(net.variables, **dict(zip(TOKENS, tokens, strict=True)), train=False)[0]
+        return jax.nn.softmax(out.astype(jnp.float32)) if headed else out
+
+    headed = bool(net.model.num_classes) or net.model.output == "masked"
+    inputs = {name: (("n", "l"), "int32") for name in TOKENS}
+    return Program(call, inputs, "probabilities" if headed else "features", (f"l <= {net.model.positions}",))
+
+
+def of_policy(source: Source) -> Program:
+    """Return observations float32 (N, ...) -> logits of choices (N, A), or means of values (N, A).
+
+    Observations are as the world gives them; bringing them to mean 0 and variance 1 is a part of the program.
+    """
+    leaves = tree.unflatten({path: jnp.asarray(leaf) for path, leaf in source.leaves.items()})
+    low = source.spaces.get("low", ())
+    policy = Policy(source.spaces.get("actions") or len(low), bool(low), **source.options)
+    statistics = leaves.get("batch_stats", {}).get("observations", {})
+
+    def call(observations: jax.Array) -> jax.Array:
+        return policy.apply({"params": leaves["params"]}, normalized(statistics, observations))[0].scores
+
+    inputs = {"observations": (("n", *source.spaces["observation"]), "float32")}
+    return Program(call, inputs, "means" if low else "logits")
+
+
+def write(path: Path, program: Program) -> tuple[int | str, ...]:
+    """Write a program for CPU, CUDA and TPU into one file, and return the shape of what it puts out."""
+    scope = export.SymbolicScope(program.limits)
+    arguments = []
+    for shape, dtype in program.inputs.values():
+        sizes = export.symbolic_shape(", ".join(map(str, shape)), scope=scope)
+        arguments.append(jax.ShapeDtypeStruct(sizes, jnp.dtype(dtype)))
+    with conv.plain():
+        made = export.export(jax.jit(program.call), platforms=PLATFORMS)(*arguments)
+    disk.write_bytes(path, made.serialize())
+    return tuple(size if isinstance(size, int) else str(size) for size in made.out_avals[0].shape)
+
+
+def run(path: Path, *arrays: Any) -> jax.Array:
+    """Return what a program makes of its inputs."""
+    return export.deserialize(bytearray(path.read_bytes())).call(*arrays)

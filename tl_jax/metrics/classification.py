@@ -1,0 +1,185 @@
+"""Scores of probabilities against labels: area under the ROC curve, sensitivity, calibration error, temperature."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tl_jax.metrics import Batch
+
+
+class Scored(NamedTuple):
+    """Probabilities float64 (N, K) and labels int (N,) of the examples of a part, in its order."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+
+
+def scored(found: Sequence[Any], batches: Sequence[Batch]) -> Scored:
+    """Return probabilities and labels of batches, padding left out."""
+    keep = [np.asarray(batch["mask"]) > 0 for batch in batches]
+    probabilities = np.concatenate([np.asarray(each, np.float64)[k] for each, k in zip(found, keep, strict=True)])
+    labels = np.concatenate([np.asarray(batch["label"])[k] for batch, k in zip(batches, keep, strict=True)])
+    return Scored(probabilities, labels)
+
+
+class Bins(NamedTuple):
+    """B bins of examples by the probability of the class they are taken for: each (B,), 0 where a bin is empty.
+
+    Attributes:
+        confidence: the mean of that probability.
+        accuracy: the share that is right.
+        share: of all examples.
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    share: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599)."""
+        return float((self.share * np.abs(self.accuracy - self.confidence)).sum())
+
+
+HIGHEST = 20.0  # temperature, and 1 / lowest, between which one is fitted
+
+
+BINS = 15  # of the calibration error, as Guo et al. 2017 have it
+RESAMPLES = 1000  # of a bootstrap
+CHUNK = 50  # of these at once
+
+
+def auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return the area under the ROC curve: how often a positive example scores higher than a negative one.
+
+    Args:
+        scores: (N,), higher for positive.
+        positive: (N,) of bool.
+        weights: (..., N) of the examples, 1 each if None; ties count half.
+
+    Returns:
+        (...,), NaN where one of the two kinds has no weight.
+    """
+    weights = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
+    order = np.argsort(scores, kind="stable")
+    first = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # of each run of equal scores
+    ups, downs = (np.add.reduceat((weights * kind)[..., order], first, axis=-1) for kind in (positive, ~positive))
+    below = np.cumsum(downs, axis=-1) - downs / 2
+    with np.errstate(invalid="ignore"):
+        return (ups * below).sum(-1) / (ups.sum(-1) * downs.sum(-1))
+
+
+def mean_auc(probabilities: np.ndarray, labels: np.ndarray, positive: int, weights: np.ndarray | None = None):
+    """Return the area of the class ``positive`` of two, or of more the mean over classes, each against the rest.
+
+    Args:
+        probabilities: (N, K).
+        labels: (N,).
+        positive: of two classes.
+        weights: as of ``auc``.
+
+    Classes that no label has, or all have, are left out of the mean; NaN where that leaves none.
+    """
+    if probabilities.shape[1] == 2:
+        return auc(probabilities[:, positive], labels == positive, weights)
+    found = [
+        auc(probabilities[:, k], labels == k, weights)
+        for k in range(probabilities.shape[1])
+        if 0 < (labels == k).sum() < len(labels)
+    ]
+    return np.mean(found, axis=0) if found else np.array(math.nan)
+
+
+def interval(probabilities: np.ndarray, labels: np.ndarray, positive: int, groups: np.ndarray | None, seed: int = 0):
+    """Return the lowest and highest of the middle 95 % of ``mean_auc`` over bootstrap resamples.
+
+    Whole groups are drawn (the cluster bootstrap: pictures of one patient say less than as many of different ones), or
+    single examples where there are none. A resample without one of the classes is left out.
+
+    Args:
+        probabilities, labels, positive: as of ``mean_auc``.
+        groups: (N,), or None.
+        seed: of the resamples.
+    """
+    which = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    chunks = _resamples(which, int(which.max()) + 1, seed)
+    found = np.concatenate([mean_auc(probabilities, labels, positive, weights) for weights in chunks])
+    found = found[np.isfinite(found)]
+    return tuple(map(float, np.quantile(found, (0.025, 0.975)))) if len(found) else (float("nan"), float("nan"))
+
+
+def _resamples(which: np.ndarray, groups: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each example is drawn (CHUNK, N)."""
+    rng = np.random.default_rng(seed)
+    for _ in range(RESAMPLES // CHUNK):
+        yield rng.multinomial(groups, np.full(groups, 1 / groups), CHUNK)[:, which]
+
+
+class Point(NamedTuple):
+    """A threshold (positive from there on), the share of positives above it and of negatives below it."""
+
+    threshold: float
+    sensitivity: float
+    specificity: float
+
+
+def at_specificity(scores: np.ndarray, positive: np.ndarray, specificity: float) -> Point:
+    """Return the point of the ROC curve with the most sensitivity among those of at least ``specificity``.
+
+    Args:
+        scores: (N,), higher for positive.
+        positive: (N,) of bool, with both kinds.
+        specificity: in [0, 1].
+    """
+    from sklearn.metrics import roc_curve  # takes a second
+
+    fpr, tpr, thresholds = roc_curve(positive, scores, drop_intermediate=False)
+    allowed = np.flatnonzero(fpr <= 1 - specificity + 1e-9)  # 1 - 0.9 is less than a tenth
+    best = allowed[tpr[allowed].argmax()]  # of equals the one with the highest threshold
+    return Point(float(thresholds[best]), float(tpr[best]), float(1 - fpr[best]))
+
+
+def mean_sensitivity(probabilities: np.ndarray, labels: np.ndarray, positive: int | None, specificity: float) -> float:
+    """Return the sensitivity at ``specificity`` of the class ``positive``, or of each against the rest, the mean.
+
+    NaN where the labels have no such class, or no other.
+    """
+    each = range(probabilities.shape[1]) if positive is None else (positive,)
+    there = [k for k in each if 0 < (labels == k).sum() < len(labels)]
+    points = [at_specificity(probabilities[:, k], labels == k, specificity) for k in there]
+    return float(np.mean([point.sensitivity for point in points])) if points else math.nan
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Bins:
+    """Sort N examples by their largest probability of (N, K) into bins of equal width, (low, high]; 0 where empty."""
+    confidence = probabilities.max(1)
+    where = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    counts = np.bincount(where, minlength=bins)
+    hits = (probabilities.argmax(1) == labels).astype(np.float64)
+    mean, right = (np.bincount(where, values, bins) / np.maximum(counts, 1) for values in (confidence, hits))
+    return Bins(mean, right, counts / len(labels))
+
+
+def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the probabilities (..., K) whose logits are divided by ``temperature``."""
+    logits = np.log(np.maximum(probabilities, 1e-30)) / temperature
+    raised = np.exp(logits - logits.max(-1, keepdims=True))
+    return raised / raised.sum(-1, keepdims=True)
+
+
+def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean negative logarithm of the labels' probabilities, in nats."""
+    return float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-30)).mean())
+
+
+def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the temperature in [0.05, 20] with the least ``log_loss`` (Guo et al. 2017, arXiv:1706.04599)."""
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_t: float) -> float:
+        return log_loss(calibrated(probabilities, np.exp(log_t)), labels)
+
+    found = minimize_scalar(loss, bounds=(-np.log(HIGHEST), np.log(HIGHEST)), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]  # of OptimizeResult

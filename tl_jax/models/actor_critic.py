@@ -1,0 +1,106 @@
+"""Policy and value of a reinforcement learner: two towers of dense layers, for pictures behind a convolution."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tl_jax.models.layers import Conv
+from tl_jax.utils.errors import UserError, nearest
+
+ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu}
+
+
+class Output(NamedTuple):
+    """What a policy says of N observations.
+
+    Attributes:
+        scores: (N, A) logits of A choices, or means of A values in units of the action's half range.
+        log_std: (A,) logarithms of the values' deviations; empty (0,) where actions are choices.
+        value: (N,) expected discounted return.
+    """
+
+    scores: jax.Array
+    log_std: jax.Array
+    value: jax.Array
+
+
+class Policy(nn.Module):
+    """Actor and critic: observations (N, ...) -> (``Output``, endpoints).
+
+    The parts are ``conv1`` (for pictures (H, W, C); shared), ``layer1``, ``layer2``, ... with ``actor`` and ``critic``
+    in each, and ``head`` with ``policy`` and ``value``. Endpoints are their outputs, those of both towers side by side,
+    and ``features`` (N, D), the last of the actor's, which the policy's head reads. Kernels are orthogonal with the
+    gains of PPO's published runs (Huang et al. 2022, "The 37 implementation details of PPO", 2): root 2, for the
+    policy's head 0.01, for the value's 1.
+
+    Attributes:
+        actions: A.
+        continuous: whether actions are values rather than choices.
+        widths: of the layers.
+        channels: of the convolution.
+        activation: name in ``ACTIVATIONS``; the convolution always has relu.
+    """
+
+    actions: int
+    continuous: bool = False
+    widths: tuple[int, ...] = (64, 64)
+    channels: int = 16
+    activation: str = "tanh"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[Output, dict[str, jax.Array]]:
+        if self.activation not in ACTIVATIONS:
+            raise UserError(f"no activation {self.activation!r}; {nearest(self.activation, ACTIVATIONS)}")
+        end = {}
+        if x.ndim == 4:
+            how = {"padding": "valid", "use_bias": True, "kernel_init": nn.initializers.orthogonal(2**0.5)}
+            x = end["conv1"] = nn.relu(Conv(self.channels, 3, **how, name="conv1")(x))  # as MinAtar's own networks
+        actor = critic = x.reshape(x.shape[0], -1)
+        for i, width in enumerate(self.widths, start=1):
+            actor, critic = Pair(width, self.activation, name=f"layer{i}")(actor, critic)
+            end[f"layer{i}"] = jnp.concatenate([actor, critic], -1)
+        end["features"] = actor
+        return Head(self.actions, self.continuous, name="head")(actor, critic), end
+
+    def part_names(self, pictures: bool = False) -> tuple[str, ...]:
+        """Return the names of the parts from the input on, without the head."""
+        return (*(["conv1"] if pictures else []), *(f"layer{i + 1}" for i in range(len(self.widths))))
+
+
+class Pair(nn.Module):
+    """The layers of one depth of both towers."""
+
+    width: int
+    activation: str
+
+    @nn.compact
+    def __call__(self, actor: jax.Array, critic: jax.Array) -> tuple[jax.Array, jax.Array]:
+        act = ACTIVATIONS[self.activation]
+        actor = act(_dense(self.width, 2**0.5, "actor")(actor))
+        return actor, act(_dense(self.width, 2**0.5, "critic")(critic))
+
+
+class Head(nn.Module):
+    """Scores of actions and value of the observation."""
+
+    actions: int
+    continuous: bool
+
+    @nn.compact
+    def __call__(self, actor: jax.Array, critic: jax.Array) -> Output:
+        scores = _dense(self.actions, 0.01, "policy")(actor)
+        value = _dense(1, 1.0, "value")(critic)[:, 0]
+        size = self.actions if self.continuous else 0
+        log_std = self.param("log_std", nn.initializers.zeros_init(), (size,)) if size else jnp.zeros((0,))
+        return Output(scores, log_std, value)
+
+
+def _dense(width: int, gain: float, name: str) -> nn.Dense:
+    return nn.Dense(width, kernel_init=nn.initializers.orthogonal(gain), name=name)
+
+
+def variables_of(policy: Policy, shape: tuple[int, ...], key: jax.Array) -> dict[str, Any]:
+    """Return newly drawn variables for observations of ``shape``."""
+    return dict(policy.init(key, jnp.zeros((1, *shape))))

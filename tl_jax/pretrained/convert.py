@@ -1,0 +1,302 @@
+"""Conversion tables: which array of a published file goes to which leaf of our tree, and how it is turned.
+
+Put loaded arrays into a model's tree, or refuse with the list of everything that does not fit."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tl_jax.utils import tree
+from tl_jax.utils.errors import UserError
+
+GRID = 7  # side of the feature map that VGG's fc1 sees
+
+
+def keep(x: np.ndarray) -> np.ndarray:
+    """Return the array as it is."""
+    return x
+
+
+def transpose(x: np.ndarray) -> np.ndarray:
+    """Dense kernels: PyTorch (out, in) -> (in, out)."""
+    out, channels = x.shape[:2]
+    return x.reshape(out, channels).T  # timm has (out, in, 1, 1) in some places
+
+
+def oihw_to_hwio(x: np.ndarray) -> np.ndarray:
+    """Convolution kernels: PyTorch (out, in, H, W) -> (H, W, in, out); depthwise (C, 1, H, W) -> (H, W, 1, C)."""
+    return x.transpose(2, 3, 1, 0)
+
+
+def hwc1_to_hw1c(x: np.ndarray) -> np.ndarray:
+    """Depthwise kernels: Keras (H, W, C, 1) -> (H, W, 1, C)."""
+    return x.transpose(0, 1, 3, 2)
+
+
+def chw_to_hwc(x: np.ndarray) -> np.ndarray:
+    """VGG's first dense kernel: PyTorch flattens the map as (C, H, W), we as (H, W, C); (out, in) -> (in, out)."""
+    return x.reshape(len(x), -1, GRID, GRID).transpose(2, 3, 1, 0).reshape(-1, len(x))
+
+
+# What turns our array back into that of the file.
+INVERSES: Mapping[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]] = {
+    keep: keep,
+    transpose: np.transpose,
+    oihw_to_hwio: lambda x: x.transpose(3, 2, 0, 1),
+    hwc1_to_hw1c: hwc1_to_hw1c,
+    chw_to_hwc: lambda x: x.reshape(GRID, GRID, -1, x.shape[1]).transpose(3, 2, 0, 1).reshape(x.shape[1], -1),
+}
+
+
+Shapes = Mapping[str, tuple[int, ...]]  # of our leaves, by path
+UNKNOWN: Shapes = MappingProxyType({})
+
+
+class Rule(NamedTuple):
+    """A regex over the whole source name, the target path it expands to, and what is done to the array."""
+
+    pattern: str
+    path: str
+    transform: Callable[[np.ndarray], np.ndarray] = keep
+
+
+class Table(NamedTuple):
+    """All rules of one source of one family.
+
+    Attributes:
+        rules: exactly one matches each name.
+        ignored: names in the file that may be dropped.
+        names: (arrays of a file, shapes of our leaves) -> for each name in it the one that the rules know; None where
+            they are the same.
+        layers: of Keras' tables, see ``keras.names``.
+        inside: regex of names in the file that belong to the trunk by their spelling, whether or not a rule knows
+            them; empty where all names that begin as those of the trunk do.
+    """
+
+    rules: Sequence[Rule]
+    ignored: Sequence[str] = ()
+    names: Callable[[Mapping[str, np.ndarray], Shapes], Mapping[str, str]] | None = None
+    layers: Sequence[Any] = ()
+    inside: str = ""
+
+
+class Converted(NamedTuple):
+    """What a table made of a file.
+
+    Attributes:
+        leaves: target path -> array.
+        origin: target path -> name in the file.
+        transforms: target path -> name of what was done to the array.
+        extra: names in the file that no rule and no ``ignored`` pattern matches.
+        ignored: names in the file that were dropped, as the table says.
+        clashes: descriptions of names that match several rules, or fall on a leaf already filled.
+        outside: names of what a file has beside the network.
+        no_head: why the head in the file is not the network's; "" where it is, or where the file has none.
+        notes: what was taken and left out, for the user to read, a line each.
+    """
+
+    leaves: dict[str, np.ndarray]
+    origin: dict[str, str]
+    transforms: dict[str, str]
+    extra: list[str]
+    ignored: list[str]
+    clashes: list[str]
+    outside: Sequence[str] = ()
+    no_head: str = ""
+    notes: tuple[str, ...] = ()
+
+
+# Our own names, as in this project's files and as the order of layers gives them.
+OWN = Rule(r"((?:params|batch_stats)/.*)", r"\1")
+
+# (name in the file, path of ours) of the leaves of one BatchNorm, by source.
+NORMS = {
+    "keras": (
+        ("gamma", "params/{}/scale"),
+        ("beta", "params/{}/bias"),
+        ("moving_mean", "batch_stats/{}/mean"),
+        ("moving_variance", "batch_stats/{}/var"),
+    ),
+    "torch": (
+        ("weight", "params/{}/scale"),
+        ("bias", "params/{}/bias"),
+        ("running_mean", "batch_stats/{}/mean"),
+        ("running_var", "batch_stats/{}/var"),
+    ),
+}
+COUNTERS = (r".*\.num_batches_tracked",)  # PyTorch's; no BatchNorm of ours needs them
+
+
+def keras_layer(name: str, path: str, transform: Callable[[np.ndarray], np.ndarray] = keep) -> list[Rule]:
+    """Return the rules of a Keras convolution or dense layer; ``name`` is a regex."""
+    return [Rule(f"{name}/kernel", f"params/{path}/kernel", transform), Rule(f"{name}/bias", f"params/{path}/bias")]
+
+
+def keras_norm(name: str, path: str) -> list[Rule]:
+    """Return the rules of a Keras BatchNorm; ``name`` is a regex."""
+    return [Rule(f"{name}/{leaf}", ours.format(path)) for leaf, ours in NORMS["keras"]]
+
+
+def torch_conv(name: str, path: str) -> list[Rule]:
+    """Return the rules of a PyTorch convolution; ``name`` is a regex."""
+    return [
+        Rule(rf"{name}\.weight", f"params/{path}/kernel", oihw_to_hwio),
+        Rule(rf"{name}\.bias", f"params/{path}/bias"),
+    ]
+
+
+def torch_dense(name: str, path: str, transform: Callable[[np.ndarray], np.ndarray] = transpose) -> list[Rule]:
+    """Return the rules of a PyTorch linear layer; ``name`` is a regex."""
+    return [Rule(rf"{name}\.weight", f"params/{path}/kernel", transform), Rule(rf"{name}\.bias", f"params/{path}/bias")]
+
+
+def torch_norm(name: str, path: str) -> list[Rule]:
+    """Return the rules of a PyTorch BatchNorm; ``name`` is a regex."""
+    return [Rule(rf"{name}\.{leaf}", ours.format(path)) for leaf, ours in NORMS["torch"]]
+
+
+class Matcher:
+    """Finds the rules of a table that match a name."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._rules = [(re.compile(rule.pattern), rule) for rule in table.rules]
+        self._any = re.compile("|".join(f"(?:{_unnumbered(rule.pattern)})" for rule in table.rules))
+        self._ignored = [re.compile(pattern) for pattern in table.ignored]
+
+    def names(self, arrays: Mapping[str, np.ndarray], shapes: Shapes = UNKNOWN) -> Mapping[str, str]:
+        """Return for each name in a file the one that the rules know."""
+        return self._table.names(arrays, shapes) if self._table.names else {name: name for name in arrays}
+
+    def hits(self, known: str) -> list[tuple[re.Match[str], Rule]]:
+        """Return the rules that match a name, each with its match."""
+        if not self._any.fullmatch(known):
+            return []
+        return [(m, rule) for pattern, rule in self._rules if (m := pattern.fullmatch(known))]
+
+    def ignores(self, known: str) -> bool:
+        """Tell whether the table says that a name may be dropped."""
+        return any(pattern.fullmatch(known) for pattern in self._ignored)
+
+    def count(self, arrays: Mapping[str, np.ndarray]) -> int:
+        """Return how many names of a file are known."""
+        names = self.names(arrays).values()
+        return sum(bool(self._any.fullmatch(known)) or self.ignores(known) for known in names)
+
+
+def _unnumbered(pattern: str) -> str:
+    """Return a regex without groups that are counted, of which one expression may not have too many."""
+    return re.sub(r"(?<!\\)\((?!\?)", "(?:", pattern)
+
+
+def convert(arrays: Mapping[str, np.ndarray], table: Table, shapes: Shapes = UNKNOWN) -> Converted:
+    """Apply a table to the arrays of a file; nothing is dropped silently and nothing is raised here.
+
+    Args:
+        arrays: of the file.
+        table: of its source.
+        shapes: of our leaves by path, as far as they are known; they tell layers that a file has beside the network's.
+    """
+    matcher = Matcher(table)
+    names = matcher.names(arrays, shapes)
+    found = Converted({}, {}, {}, [], [], [])
+    for name, array in arrays.items():
+        known = names.get(name, name)
+        hits = matcher.hits(known)
+        if len(hits) > 1:
+            found.clashes.append(f"{name} matches {len(hits)} rules")
+        if not hits:
+            (found.ignored if matcher.ignores(known) else found.extra).append(name)
+            continue
+        match, rule = hits[0]
+        path = match.expand(rule.path)
+        if path in found.leaves:
+            found.clashes.append(f"{name} and {found.origin[path]} both fill {path}")
+        found.leaves[path] = _apply(rule.transform, array)
+        found.origin[path] = name
+        found.transforms[path] = rule.transform.__name__
+    return found
+
+
+def _apply(transform: Callable[[np.ndarray], np.ndarray], array: np.ndarray) -> np.ndarray:
+    """Transform an array; one that is not of the shape for it stays as it is, and the merge reports its shape."""
+    try:
+        return transform(array)
+    except (ValueError, TypeError, IndexError):
+        return array
+
+
+def flat(*groups: Iterable[Rule]) -> list[Rule]:
+    """Return the rules of several groups as one list."""
+    return [rule for group in groups for rule in group]
+
+
+class MergeReport(NamedTuple):
+    """Everything that does not fit, by kind; all empty when the file matches the model."""
+
+    missing: Sequence[str]
+    extra: Sequence[str]
+    wrong: Sequence[str]
+
+
+class MergeError(UserError):
+    """Weights that do not fit the model. ``report`` holds every offender; the message the first of each kind."""
+
+    def __init__(self, message: str, report: MergeReport):
+        super().__init__(message)
+        self.report = report
+
+
+def merge(target: tree.Tree, converted: Converted) -> dict[str, Any]:
+    """Return the leaves of ``converted`` as float32 in the nesting of ``target``.
+
+    Args:
+        target: nested dict of arrays or shape structs, the model's variables.
+        converted: what a table made of a file.
+
+    Returns:
+        Nested dict with every leaf of ``target``.
+
+    Raises:
+        MergeError: missing or extra names, wrong shapes or dtypes, values that are not finite; nothing is half loaded.
+    """
+    wanted = tree.flatten(target)
+    missing = [path for path in wanted if path not in converted.leaves]
+    extra = list(converted.extra) + [converted.origin[p] for p in converted.leaves if p not in wanted]
+    wrong = list(converted.clashes)
+    for path, leaf in wanted.items():
+        if path in converted.leaves:
+            wrong += misfits(path, converted.leaves[path], leaf)
+    report = MergeReport(missing, extra, wrong)
+    if any(report):
+        raise MergeError(describe(report), report)
+    return tree.unflatten({p: np.asarray(converted.leaves[p], np.float32) for p in wanted})
+
+
+def misfits(path: str, array: np.ndarray, leaf: Any) -> list[str]:
+    """Return what keeps an array from filling a leaf; nothing where it fits."""
+    if array.shape != leaf.shape:
+        return [f"{path} has shape {array.shape}, the model needs {leaf.shape}"]
+    # ml_dtypes' bfloat16 has kind "V", so ask whether it casts to float rather than for its kind.
+    if array.dtype.kind not in "f" and array.dtype.name != "bfloat16":
+        return [f"{path} holds {array.dtype}, the model needs floating point"]
+    if not np.isfinite(array.astype(np.float32, copy=False)).all():
+        return [f"{path} holds values that are not finite"]
+    return []
+
+
+def describe(report: MergeReport, most: int = 6) -> str:
+    """Return a report in one line, with the first offenders of each kind."""
+    parts = []
+    for kind, names in zip(("missing", "extra", "wrong"), report, strict=True):
+        if names:
+            parts.append(f"{len(names)} {kind}: {listed(names, most)}")
+    return "; ".join(parts)
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Return names in one line, the first of them where they are many."""
+    return ", ".join(names[:most]) + (f" (+{len(names) - most} more)" if len(names) > most else "")

@@ -1,0 +1,107 @@
+"""Convert a weights file of another library into this project's safetensors, and show what went where.
+
+    python -m tl_jax.pretrained.convert_cli --model=resnet50 --source=keras --input=FILE --output=FILE
+    python -m tl_jax.pretrained.convert_cli --model=mobilenet_v2 --source=keras --input=FILE --check=PHOTO
+
+The result is read by ``pretrained.load(MODEL, source="tl_jax", path=FILE)`` or ``--config.init.source=tl_jax``.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pooch
+from absl import flags, logging
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tl_jax import models, pretrained
+from tl_jax.pretrained import formats, image_tables
+from tl_jax.pretrained.catalog import CATALOG, PretrainedSpec
+from tl_jax.pretrained.convert import Converted
+from tl_jax.pretrained.network import Pretrained
+from tl_jax.utils import command, tree
+from tl_jax.utils.errors import UserError
+
+MODEL = flags.DEFINE_string("model", None, "Name of the model, such as resnet50.")
+SOURCE = flags.DEFINE_string("source", "keras", "Whose file it is: keras, torchvision or timm.")
+INPUT = flags.DEFINE_string("input", None, "The weights file: .h5, .keras, .pth, .safetensors or .npz.")
+OUTPUT = flags.DEFINE_string("output", None, "File to write, ending in .safetensors; without it nothing is written.")
+CHECK = flags.DEFINE_string("check", None, "A picture; print the five classes that the network finds likeliest.")
+
+CLASSES = Path(__file__).with_name("imagenet_classes.txt")
+
+
+def main(_: list[str]) -> None:
+    """Convert, print, and write what was asked for."""
+    logging.set_verbosity(logging.WARNING)
+    if not MODEL.value:
+        raise UserError(f"--model is missing; choose one of {', '.join(image_tables.TABLES)}")
+    if not INPUT.value:
+        raise UserError("--input is missing; give the weights file")
+    name, source, file = MODEL.value, SOURCE.value, Path(INPUT.value).expanduser()
+    models.create(name, 0)
+    if source == "tl_jax":
+        raise UserError("files of tl_jax need no conversion; load them with pretrained.load(..., source='tl_jax')")
+    image_tables.table(name, source)
+    if not file.is_file():
+        raise UserError(f"no weights file at {file}; check --input")
+    output = Path(OUTPUT.value).expanduser() if OUTPUT.value else None
+    if output and output.suffix != ".safetensors":
+        raise UserError(f"--output={output} must end in .safetensors")
+    variables, spec, converted = pretrained.read_foreign(name, source, file)
+    print("\n".join([listing(variables, converted), *converted.notes]))
+    print(counted(variables, spec))
+    if CHECK.value:
+        model = models.create(name, spec.num_classes, **spec.options)
+        net = Pretrained(model, jax.device_put(variables), spec, new_head=False, path=file)
+        print("\n".join(classify(net, Path(CHECK.value).expanduser())))
+    if output:
+        spec = pretrained.own_facts(spec, file)
+        formats.save(output, variables, spec, {"origin": file.name, "sha256": pooch.file_hash(str(file))})
+        print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
+
+
+def listing(variables: Mapping[str, Any], converted: Converted) -> str:
+    """Return the table of source name, our path, shape and transform, and what was left out."""
+    rows = [("in the file", "here", "shape", "transform")]
+    shapes = {path: leaf.shape for path, leaf in tree.flatten(variables).items()}
+    rows += [(name, path, str(shapes[path]), converted.transforms[path]) for path, name in converted.origin.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
+    if converted.ignored:
+        lines.append(f"left out, not needed: {', '.join(converted.ignored[:3])} ({len(converted.ignored)} in all)")
+    return "\n".join(lines)
+
+
+def counted(variables: Mapping[str, Any], spec: PretrainedSpec) -> str:
+    """Return the numbers of values beside the published one, counted as its publisher counts."""
+    params, everything = tree.count(variables["params"]), tree.count(variables)
+    text = f"{params:,} parameters, {everything:,} values with BatchNorm statistics"
+    if not (published := CATALOG[spec.model, spec.source].parameters):
+        return f"{text}; no count is published"
+    count = everything if spec.source == "keras" else params
+    classes = f"; this file has {spec.num_classes} classes" if spec.num_classes != 1000 else ""
+    match = "the same" if count == published else f"{count - published:+,}"
+    return f"{text}; published: {published:,} ({match}{classes})"
+
+
+def classify(net: Pretrained, picture: Path) -> list[str]:
+    """Return the five likeliest classes of a picture, each with its probability."""
+    if not net.spec.num_classes:
+        raise UserError(f"{net.path} has no head, so --check has no classes to name")
+    try:
+        with Image.open(picture) as image:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, UnidentifiedImageError) as e:
+        raise UserError(f"cannot read {picture} as a picture ({e}); check --check") from None
+    logits, _ = jax.jit(net.model.apply)(net.variables, net.preprocess(pixels[None]))
+    probabilities = np.asarray(jax.nn.softmax(logits[0].astype(np.float32)))
+    names = CLASSES.read_text().splitlines() if net.spec.num_classes == 1000 else []
+    best = np.argsort(-probabilities, kind="stable")[:5]
+    return [f"{probabilities[i]:7.2%}  {i:4d}  {names[i] if names else ''}".rstrip() for i in best]
+
+
+if __name__ == "__main__":
+    command.run(main)

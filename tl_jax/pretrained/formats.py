@@ -1,0 +1,298 @@
+"""A bundle: the folder that ``--mode=export`` writes, with ``bundle.json``, which says what is in it and its hashes.
+
+Read weight files into flat dictionaries of NumPy arrays, keyed and ordered as the file has them.
+
+This project's own weight files: safetensors under our paths, with the facts about them in the metadata."""
+
+import dataclasses
+import functools
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pooch
+import safetensors
+
+from tl_jax.data.preprocess import SCALINGS
+from tl_jax.pretrained.catalog import PretrainedSpec
+from tl_jax.pretrained.file_checks import check_numeric
+from tl_jax.pretrained.hdf5_file import native, read_h5, read_keras
+from tl_jax.pretrained.torch_file import DAMAGE, Contents, damaged, existing, read_checkpoint, read_pth
+from tl_jax.utils import claims, disk, tree
+from tl_jax.utils.claims import npz_members, read_npy
+from tl_jax.utils.errors import UserError, nearest
+from tl_jax.utils.json_files import (
+    OBJECT,
+    TEXT,
+    check_fields,
+    choice,
+    integer,
+    list_of,
+    number,
+    object_of,
+    parse_json,
+    read_json,
+    sealed,
+)
+
+FILE, WEIGHTS = "bundle.json", "model.safetensors"
+VERSION = 1  # of the format; a file with another one is refused
+_AGAIN = "export the run again"
+_FIELDS = {"model": TEXT, "task": TEXT, "files": object_of(OBJECT), "weights": OBJECT}
+_OPTIONAL = {"weights"}
+
+
+def seal(folder: Path, facts: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+    """Write ``bundle.json`` and return what stands in it.
+
+    Args:
+        folder: of the bundle.
+        facts: of JSON types.
+        files: name of a file in the folder -> what it is.
+    """
+    listed = {
+        name: {"what": what, "bytes": (folder / name).stat().st_size, "sha256": pooch.file_hash(str(folder / name))}
+        for name, what in files.items()
+    }
+    content = {"format": "tl_jax bundle", "version": VERSION, **facts, "files": listed}
+    disk.write_text(folder / FILE, json.dumps(sealed(content), indent=2) + "\n")
+    return content
+
+
+def read_bundle(folder: Path) -> dict[str, Any]:
+    """Return what ``bundle.json`` says.
+
+    Raises:
+        UserError: it is missing or damaged, or of another version of the format.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        raise UserError(f"no bundle in {folder}: {FILE} is missing; --mode=export writes one to RUN/export")
+    content = read_json(file, _AGAIN)
+    if absent := [name for name in ("version", *_FIELDS) if content.get(name) is None and name not in _OPTIONAL]:
+        raise UserError(f"{file} is damaged or was not written by tl_jax, it has no {absent[0]}; {_AGAIN}")
+    check_fields(content, file, {"version": integer(0, 1_000_000)}, _AGAIN)
+    if (version := content["version"]) != VERSION:
+        raise UserError(f"{file} has format version {version!r}, known here is {VERSION}; install the tl_jax it is of")
+    check_fields(content, file, _FIELDS, _AGAIN)
+    for name, entry in content["files"].items():
+        if not TEXT.valid(entry.get("sha256")):
+            raise UserError(f"{file} is damaged, it has no sha256 of {name!r}; {_AGAIN}")
+    return content
+
+
+def check(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Compare files of a bundle with their hashes, and return what ``bundle.json`` says.
+
+    Raises:
+        UserError: see ``read``; or a file is missing, or another one than was written.
+    """
+    content = read_bundle(folder)
+    for name in names:
+        file, entry = folder / name, content["files"].get(name)
+        if entry is None or not file.is_file():
+            raise UserError(f"{folder} has no {name}; copy the whole bundle, or export the run again")
+        if (found := pooch.file_hash(str(file))) != entry["sha256"]:
+            raise UserError(
+                f"{file} has SHA-256 {found[:12]}..., {FILE} says {entry['sha256'][:12]}...: it was changed or cut "
+                "short; copy the bundle anew, or export the run again"
+            )
+    return content
+
+
+def weights(path: Path) -> Path:
+    """Return the weights file of a bundle's folder, or ``path`` itself; one that belongs to a bundle is checked.
+
+    Raises:
+        UserError: a folder that is no bundle, or see ``check``.
+    """
+    if path.is_dir():
+        check(path, [WEIGHTS])
+        return path / WEIGHTS
+    if path.name == WEIGHTS and path.is_file() and (path.parent / FILE).is_file():
+        check(path.parent, [WEIGHTS])
+    return path
+
+
+def model(source: str, path: str | Path | None) -> str:
+    """Return the name of the model in a bundle, its folder or a file in it, for ``pretrained.load`` without a name."""
+    if source != "tl_jax" or not path:
+        raise UserError("name the model; only a bundle (source='tl_jax', path=FOLDER) says it itself")
+    given = Path(path).expanduser()
+    content = read_bundle(given if given.is_dir() else given.parent)
+    if content["task"] == "policy":
+        raise UserError(f"{given} holds a policy; start a run from it with --config.init.path, or call rl.source.load")
+    return content["model"]
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Return the arrays of ``read_contents``."""
+    return read_contents(path).arrays
+
+
+def read_contents(path: str | os.PathLike[str]) -> Contents:
+    """Return every array of a weight file, read by the format that its suffix names (see ``READERS``).
+
+    Raises ``UserError`` when the suffix is unknown, or the file is missing, damaged, or holds anything but numbers.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in READERS:
+        raise UserError(f"{path}: {suffix or 'no suffix'} is no format of weights; {nearest(suffix, _SUGGESTED)}")
+    reader = READERS[suffix]
+    return read_checkpoint(path) if reader is read_pth else Contents(reader(path))
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Return the tensors of a ``.safetensors`` file in the order of their bytes; ``UserError`` when it is damaged."""
+    path = existing(path)
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return {key: file.get_tensor(key) for key in file.offset_keys()}
+    except AttributeError as error:  # safetensors looks up np.float8_e4m3fn and its like
+        raise UserError(f"{path}: holds {error.name}, which NumPy lacks; save it as float32 or bfloat16") from error
+    except (*DAMAGE, safetensors.SafetensorError) as error:
+        raise damaged(path, error) from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the text that a ``.safetensors`` file carries beside its tensors; ``UserError`` when it is damaged."""
+    path = existing(path)
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
+    except (*DAMAGE, safetensors.SafetensorError) as error:
+        raise damaged(path, error) from error
+
+
+def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Return the arrays of a ``numpy.savez`` file; ``UserError`` when it is damaged or holds objects."""
+    path = existing(path)
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for key, member in npz_members(path, archive):
+                arrays[key] = native(read_npy(key, archive, member, functools.partial(check_numeric, path)))
+    except claims.DAMAGED as error:
+        raise damaged(path, error) from error
+    return arrays
+
+
+READERS = {".h5": read_h5, ".hdf5": read_h5, ".keras": read_keras, ".safetensors": read_safetensors, ".npz": read_npz}
+_SUGGESTED = (*READERS, ".pth", ".pt", ".ckpt", ".bin")
+# All of them torch.save's: of PyTorch's own examples (.pth.tar, .th), of Lightning and of Hugging Face.
+READERS |= dict.fromkeys((".pth", ".pt", ".th", ".tar", ".ckpt", ".bin"), read_pth)
+
+
+_ALIGNMENT = 64  # bytes; JAX takes over arrays that begin at a multiple of it instead of copying them
+_LARGEST = 2**31  # of the sides of an array without values, which the size of the file does not bound
+_WRITE_AGAIN = "export the run again, or download the file again"
+_SPEC = {field.name: TEXT for field in dataclasses.fields(PretrainedSpec) if field.type in (str, "str")}
+_SPEC |= {
+    "options": OBJECT,
+    "num_classes": integer(0, 10_000_000),
+    "image_size": integer(0, 10_000),  # 0 of a policy
+    "crop": number(0.01, 1),
+    "interpolation": choice("bilinear", "bicubic"),
+    "scaling": choice("", *SCALINGS),
+    "parameters": integer(0, 2**53),
+    "top1": number(0, 100),
+    "top5": number(0, 100),
+}
+# What is read of the facts, by whom: names of classes, notes of a conversion, a delta's base, a policy's world.
+_FACTS = {"classes": list_of(TEXT), "notes": list_of(TEXT), "base": object_of(TEXT), "adapters": OBJECT}
+_FACTS |= {"world": TEXT, "spaces": OBJECT, "sha256": TEXT, "no_head": TEXT}
+_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def save(
+    path: Path, variables: Mapping[str, Any], spec: PretrainedSpec, facts: Mapping[str, Any], dtype: str = "float32"
+) -> None:
+    """Write variables as safetensors under our own names, one leaf at a time: no second copy is made in memory.
+
+    Args:
+        path: file to write; it is put in place whole or not at all.
+        variables: ``{"params": ..., "batch_stats": ...}``.
+        spec: what ``load`` must know; its ``options`` are stored with it.
+        facts: anything worth keeping in the file, such as data set, accuracy and classes (JSON types).
+        dtype: of the stored values; float16 halves the file and is widened again when it is loaded.
+    """
+    leaves = tree.flatten(variables)
+    width = _DTYPES[_CODES[dtype]].itemsize
+    # Large leaves first: then nearly all begin at a multiple of the alignment.
+    order = sorted(leaves, key=lambda p: (-int(np.prod(leaves[p].shape)), p))
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "tl_jax", "spec": json.dumps(spec.to_dict()), "facts": json.dumps(dict(facts))}
+    }
+    end = 0
+    for name in order:
+        begin, end = end, end + int(np.prod(leaves[name].shape)) * width
+        header[name] = {"dtype": _CODES[dtype], "shape": list(leaves[name].shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    with disk.replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(np.ascontiguousarray(leaves[name], _DTYPES[_CODES[dtype]]).reshape(-1).view(np.uint8).data)
+
+
+def read_native(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a file of ours, as views of one aligned buffer that JAX can take over without a copy.
+
+    Raises:
+        UserError: missing or damaged file, or one with other types of values.
+    """
+    read_metadata(path)  # safetensors checks the header: sizes, overlaps, holes
+    size = path.stat().st_size
+    room = np.empty(size + _ALIGNMENT, np.uint8)
+    room = room[-room.ctypes.data % _ALIGNMENT :][:size]
+    with path.open("rb") as file:
+        if file.readinto(room.data) != size:
+            raise damaged(path, "it became shorter while it was read")
+    start = 8 + int.from_bytes(room[:8].tobytes(), "little")
+    arrays = {}
+    for name, entry in json.loads(room[8:start].tobytes()).items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _DTYPES:
+            raise UserError(f"{path}: {name} holds {entry['dtype']}; save it as float32, float16 or bfloat16")
+        begin, end = entry["data_offsets"]
+        values = room[start + begin : start + end]
+        dtype = _DTYPES[entry["dtype"]]
+        if values.ctypes.data % dtype.itemsize:
+            values = values.copy()
+        if not values.size and any(n > _LARGEST for n in entry["shape"]):
+            raise damaged(path, f"{name} has the shape {entry['shape']}")
+        arrays[name] = values.view(dtype).reshape(entry["shape"])
+    return arrays
+
+
+def read_spec(path: Path) -> tuple[PretrainedSpec, dict[str, Any]]:
+    """Return the spec and the facts of a file of ours; a UserError where it is none."""
+    metadata = read_metadata(path)
+    known = {field.name for field in dataclasses.fields(PretrainedSpec)}
+    if not {"spec", "facts"} <= set(metadata):
+        raise UserError(f"{path} was not written by tl_jax; name its origin with --config.init.source")
+    found = parse_json(metadata["spec"], f"{path}: its spec", _WRITE_AGAIN)
+    facts = parse_json(metadata["facts"], f"{path}: its facts", _WRITE_AGAIN)
+    found = {name: value for name, value in found.items() if value is not None}
+    if strange := sorted((set(found) - known) | ({"model", "source"} - set(found))):
+        raise UserError(f"{path}: its spec has no {strange[0]!r}, or one that is not known here; {_WRITE_AGAIN}")
+    check_fields(found, f"{path}: its spec", _SPEC, _WRITE_AGAIN)
+    check_fields(facts, f"{path}: its facts", _FACTS, _WRITE_AGAIN)
+    options = {k: _tuple(v) for k, v in found.get("options", {}).items()}  # linen needs tuples where JSON gives lists
+    return PretrainedSpec(**{**found, "options": options}), facts
+
+
+def class_names(path: Path) -> tuple[str, ...]:
+    """Return the names of the classes that the head in a file of ours knows, () if the file does not name them."""
+    return tuple(read_spec(path)[1].get("classes") or ())
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(_tuple(v) for v in value) if isinstance(value, list) else value

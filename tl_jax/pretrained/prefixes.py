@@ -1,0 +1,120 @@
+"""Names in a file that differ from the table's by a prefix (``module.``, ``model.``), or by rules that a user gives."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tl_jax.pretrained.convert import Matcher, Table
+from tl_jax.utils.errors import UserError
+
+Arrays = dict[str, np.ndarray]
+Renames = Sequence[tuple[str, str]]  # (regex, replacement), as re.sub takes them
+_PREFIX_DEPTH = 4  # dots of the longest prefix: "module._orig_mod.model.backbone."
+
+
+class Stripped(NamedTuple):
+    """Arrays under the names of a table.
+
+    Attributes:
+        arrays: by name, without the prefix.
+        prefix: that was taken off, "" for none.
+        outside: names that do not have it: other networks and heads in the same file.
+    """
+
+    arrays: Arrays
+    prefix: str
+    outside: list[str]
+
+
+def rename(arrays: Mapping[str, np.ndarray], renames: Renames, where: str) -> Arrays:
+    """Return the arrays under new names; one whose new name is empty is left out.
+
+    Args:
+        arrays: by name.
+        renames: pairs (regex, replacement), applied to each name one after another by ``re.sub``.
+        where: file, for messages.
+
+    Raises:
+        UserError: a rule that is no such pair or changes nothing, or one new name for two arrays.
+    """
+    names = {name: name for name in arrays}
+    for rule in renames:
+        pattern, replacement = _checked(rule)
+        changed = {old: pattern.sub(replacement, new) for old, new in names.items() if pattern.search(new)}
+        if not changed:
+            some = ", ".join(list(names.values())[:3])
+            raise UserError(f"{where}: the rename rule {pattern.pattern!r} matches no name; names there: {some}, ...")
+        names |= changed
+    found: dict[str, str] = {}
+    for old, new in names.items():
+        if new and new in found:
+            raise UserError(f"{where}: the rename rules make {new!r} of both {found[new]!r} and {old!r}; be more exact")
+        found[new] = old
+    found.pop("", None)
+    return {new: arrays[old] for new, old in found.items()}
+
+
+def check(renames: Renames) -> None:
+    """Raise ``UserError`` unless every rule is a pair of a regex and a replacement."""
+    for rule in renames:
+        _checked(rule)
+
+
+def _checked(rule: tuple[str, str]) -> tuple[re.Pattern[str], str]:
+    if not isinstance(rule, tuple | list) or len(rule) != 2 or not all(isinstance(part, str) for part in rule):
+        raise UserError(f"init.rename: {rule!r} is no pair (regex, replacement); write ((regex, replacement), ...)")
+    pattern, replacement = rule
+    try:
+        compiled = re.compile(pattern)
+        re.sub(f"(?:{pattern})?", replacement, "")  # fails on groups that are not there
+    except (re.error, IndexError) as e:
+        raise UserError(
+            f"init.rename: {pattern!r} -> {replacement!r} is no valid regex rule ({e}); correct it"
+        ) from None
+    return compiled, replacement
+
+
+def strip(arrays: Mapping[str, np.ndarray], table: Table, where: str) -> Stripped:
+    """Take off the prefix under which most names are known to the table; none is taken off if that helps nothing.
+
+    Args:
+        arrays: of the file.
+        table: of its source.
+        where: file, for messages.
+
+    Raises:
+        UserError: two prefixes do equally well: the file holds the network twice.
+    """
+    matcher = Matcher(table)
+    best = matcher.count(arrays)
+    if best == len(arrays):
+        return Stripped(dict(arrays), "", [])
+    found, ties = "", [""]
+    groups = _groups(arrays)
+    for prefix in sorted(groups, key=len):
+        count = matcher.count(groups[prefix])
+        if count > best:
+            best, found, ties = count, prefix, [prefix]
+        elif count == best and found and not found.startswith(prefix) and not prefix.startswith(found):
+            ties.append(prefix)
+    if len(ties) > 1:
+        first, second = ties[:2]
+        rule = f'(("^{re.escape(second)}.*", ""),)'
+        raise UserError(
+            f"{where}: holds the network as {first!r} and as {second!r}; leave one out with init.rename={rule}"
+        )
+    outside = [name for name in arrays if not name.startswith(found)]
+    return Stripped(groups[found] if found else dict(arrays), found, outside)
+
+
+def _groups(arrays: Mapping[str, np.ndarray]) -> dict[str, Arrays]:
+    """Return the arrays below each dotted prefix, without it; in one pass, as each name may have its own."""
+    groups: dict[str, Arrays] = {}
+    for name, array in arrays.items():
+        parts = name.split(".", _PREFIX_DEPTH + 1)
+        for depth in range(1, min(len(parts), _PREFIX_DEPTH + 1)):
+            prefix = ".".join(parts[:depth]) + "."
+            groups.setdefault(prefix, {})[name.removeprefix(prefix)] = array
+    return groups

@@ -1,0 +1,289 @@
+"""Find the state dict in what ``torch.save`` wrote: it may be the whole file, or one entry of a training checkpoint.
+
+Read PyTorch's ``.pth`` files, of both formats, without PyTorch and without running anything that they carry."""
+
+import functools
+import io
+import math
+import mmap
+import os
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tl_jax.pretrained.convert import listed
+from tl_jax.pretrained.unpickle import Budget, Machine, Skipped, Storage, Tensor, refusal
+from tl_jax.utils.errors import UserError
+
+# Entries in the order in which they are preferred: averaged weights first, as timm does (``use_ema=True``).
+EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+NAMES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "backbone")
+TRAINING = re.compile(r".*(optim|sched|scaler|callbacks|loops|queue).*|amp", re.IGNORECASE)  # no network of any name
+_DEPTH = 3  # of entries within entries: {"ema": {"module": {...}}}
+_TENSORS = re.compile(r"torch\..*(rebuild|Tensor|Parameter).*")  # classes of tensors, which must not go missing
+_KINDS = {"_rebuild_qtensor": " (a quantized tensor)", "_rebuild_sparse_tensor": " (a sparse tensor)"}
+
+
+def state_dict(path: Path, tree: Any, budget: Budget) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the tensors of the network by name, and lines that say what was taken and what was skipped.
+
+    Args:
+        path: of the file, for messages.
+        tree: what the pickle holds.
+        budget: of the items that are looked at: a dictionary of dictionaries may hold the same one many times.
+
+    Raises:
+        UserError: no state dict, several of which none has a usual name, a tensor of a kind that is not read, or more
+            to look at than the budget allows.
+    """
+    found = {"/".join(keys): entry for keys, entry in _entries(tree, budget)}
+    if not found:
+        raise _none(path, tree, budget)
+    sizes = {name: sum(map(_tensor_like, entry.values())) for name, entry in found.items()}
+    name = _preferred(path, sizes)
+    taken = found[name]
+    tensors = {key: value for key, value in taken.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    for key, value in taken.items():
+        if isinstance(value, Skipped) and _TENSORS.fullmatch(value.name):
+            raise refusal(path, f"{str(key)[:80]!r}, a {_described(value)}")
+    notes = []
+    others = _beside(name, found, tree)
+    beside = f"; left out: {others}" if others else ""
+    if name:
+        ema = ", the averaged weights" if name.split("/")[0] in EMA else ""
+        notes.append(f"{path.name}: took {name!r}{ema}{beside}")
+    elif beside:
+        notes.append(f"{path.name}: took the tensors at the top{beside}")
+    if skipped := [str(key) for key in taken if key not in tensors and not isinstance(taken[key], Mapping)]:
+        notes.append(f"{path.name}: skipped {_listed(skipped)}, which are no tensors")
+    return tensors, tuple(notes)
+
+
+def _beside(name: str, found: Mapping[str, dict[Any, Any]], tree: Any) -> str:
+    """Return the names of what might have been taken instead: other state dicts, tensors at the top, averages."""
+    others = [other for other in found if other not in ("", name)]
+    if name and "" in found:
+        others += [str(key) for key, value in found[""].items() if _tensor_like(value)]
+    if isinstance(tree, dict):
+        others += [
+            key for key in EMA if isinstance(tree.get(key), Skipped) or (key in tree and key not in _tops(found))
+        ]
+    return _listed(others) if others else ""
+
+
+def _tops(names: Iterable[str]) -> set[str]:
+    return {name.split("/")[0] for name in names}
+
+
+def _entries(tree: Any, budget: Budget, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
+    """Yield the mappings that hold tensors by name, each with the keys that lead to it."""
+    if not isinstance(tree, dict) or (keys and TRAINING.fullmatch(keys[-1])):
+        return
+    budget.spend(len(tree) + sum(map(len, keys)))
+    if any(isinstance(key, str) and _tensor_like(value) for key, value in tree.items()):
+        yield keys, tree
+    if len(keys) < _DEPTH:
+        for key, value in tree.items():
+            if isinstance(key, str):
+                yield from _entries(value, budget, (*keys, key))
+
+
+def _tensor_like(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, Skipped) and bool(_TENSORS.fullmatch(value.name)))
+
+
+def _preferred(path: Path, sizes: Mapping[str, int]) -> str:
+    """Return the name of the entry to take: averaged weights, one of the usual names, or the only one there is.
+
+    Averages of parameters alone, without the statistics of BatchNorm, are fewer than the network's tensors.
+    """
+    usual = [top for top in (*EMA, *NAMES) if top in _tops(sizes)]
+    plain = max((sizes[name] for name in sizes if name.split("/")[0] in NAMES), default=0)
+    for top in usual:
+        inside = {name: size for name, size in sizes.items() if name.split("/")[0] == top}
+        most = max(inside.values())
+        if top in EMA and most < plain:
+            continue
+        largest = [name for name, size in inside.items() if size == most]
+        if len(largest) == 1:
+            return largest[0]
+        below = {name.partition("/")[2]: most for name in largest}
+        return f"{top}/{_preferred(path, below)}" if "" not in below else top
+    largest_of_all = max(sizes, key=lambda name: sizes[name])
+    if 10 * (sum(sizes.values()) - sizes[largest_of_all]) <= sizes[largest_of_all]:  # beside it a queue or a counter
+        return largest_of_all
+    raise _several(path, list(sizes))
+
+
+def _several(path: Path, names: list[str]) -> UserError:
+    return UserError(
+        f"{path}: holds several state dicts ({_listed(names)}); save the one to start from alone, as "
+        f'torch.save(torch.load(FILE)["{names[0].split("/")[0]}"], NEW_FILE)'
+    )
+
+
+def _none(path: Path, tree: Any, budget: Budget) -> UserError:
+    """Return the error for a file without any tensor by name; it names what stands where one was expected."""
+    skipped = next(_skipped(tree, budget), None)
+    if skipped:
+        return refusal(path, _described(skipped))
+    return UserError(f"{path}: holds no state dict; save it with torch.save(model.state_dict(), path)")
+
+
+def _skipped(tree: Any, budget: Budget, depth: int = 0) -> Iterator[Skipped]:
+    if isinstance(tree, Skipped):
+        yield tree
+    elif isinstance(tree, dict) and depth < _DEPTH:
+        budget.spend(len(tree))
+        for value in tree.values():
+            yield from _skipped(value, budget, depth + 1)
+
+
+def _described(skipped: Skipped) -> str:
+    return skipped.name + _KINDS.get(skipped.name.rpartition(".")[2], "")
+
+
+def _listed(names: list[str]) -> str:
+    return listed([repr(name[:80]) for name in names])
+
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # opens every file of the format before torch 1.6
+_RANKS = 64  # dimensions of NumPy's arrays
+# What a mangled byte can provoke in a parser. A MemoryError is no such thing and stays what it is.
+DAMAGE = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+DAMAGE += (struct.error, zipfile.BadZipFile, zlib.error)
+
+
+def existing(path: str | os.PathLike[str]) -> Path:
+    """Return ``path`` as a ``Path``; raise ``UserError`` unless it is a file that can be read."""
+    path = Path(path)
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise UserError(f"{path}: no such file, or not readable; check the path and its permissions")
+    return path
+
+
+def damaged(path: Path, reason: object) -> UserError:
+    """Return the error for a file whose bytes make no sense; ``reason`` is squeezed into its one line."""
+    text = " ".join(str(reason).split())[:200] or type(reason).__name__
+    return UserError(f"{path}: damaged or cut short ({text}); download it or export it again")
+
+
+class Contents(NamedTuple):
+    """What a file holds: its arrays by name, and what was taken and left out of it, a line each."""
+
+    arrays: dict[str, np.ndarray]
+    notes: tuple[str, ...] = ()
+
+
+def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Return the arrays of ``read_checkpoint``."""
+    return read_checkpoint(path).arrays
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Contents:
+    """Return the tensors of a state dict saved by ``torch.save``, in its order; tied tensors share memory.
+
+    Of the checkpoint of a training run the state dict in it is taken, as ``checkpoint.state_dict`` says. The arrays are
+    read-only.
+
+    Raises ``UserError`` when the file is damaged, big-endian, or holds no tensors in plain containers.
+    """
+    path = existing(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+            if len(head) < 4:
+                raise ValueError(f"{len(head)} bytes")
+            return _read_zip(path) if head == b"PK\x03\x04" else _read_stream(path, file.fileno())
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def _read_zip(path: Path) -> Contents:
+    """Read the format of torch 1.6 and later: a zip of ``NAME/data.pkl`` and one ``NAME/data/KEY`` per storage."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
+        if not names:
+            raise UserError(f"{path}: a zip, but not of torch.save (no data.pkl); save the model's state_dict() alone")
+        root = names[0].removesuffix("data.pkl")
+        # PyTorch stores and never compresses, so no member may claim more bytes than the file has.
+        if sum(max(info.file_size, info.compress_size) for info in archive.infolist()) > path.stat().st_size:
+            raise ValueError("its members claim more bytes than it has")
+        if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+            raise _big_endian(path)
+        machine = Machine(path)
+        tree = machine.run(io.BytesIO(archive.read(f"{root}data.pkl")))
+        return _arrays(path, tree, machine.budget, lambda key: archive.read(f"{root}data/{key}"))
+
+
+def _read_stream(path: Path, fileno: int) -> Contents:
+    """Read the format before torch 1.6: five pickles, then for each storage its element count and its elements."""
+    with mmap.mmap(fileno, 0, access=mmap.ACCESS_READ) as stream:  # its read(n), unlike a file's, never allocates more
+        if stream[257:262] == b"ustar":
+            raise UserError(f"{path}: a tar of torch 0.1; load it and save it again with a current PyTorch")
+        machine = Machine(path)
+        magic = machine.run(stream)
+        if isinstance(magic, Skipped):  # pickle.dump of an object
+            raise refusal(path, magic.name)
+        if magic != _MAGIC:
+            raise ValueError("it is not a file of torch.save")
+        machine.run(stream)  # the version of the format: there was only ever one
+        if not machine.run(stream)["little_endian"]:
+            raise _big_endian(path)
+        tree = machine.run(stream)
+        spans: dict[str, tuple[int, int]] = {}
+        keys = machine.run(stream)
+        start = stream.tell()
+        for key in keys:
+            if not isinstance(key, str):  # hashing a deep tuple would overflow the C stack
+                raise ValueError("a storage whose key is no text")
+            (numel,) = struct.unpack_from("<q", stream, start)
+            end = start + 8 + numel * machine.storages[key].dtype.itemsize
+            if not start < end <= len(stream) or numel != machine.storages[key].numel:
+                raise ValueError(f"storage {key} does not fit")
+            spans[key] = (start + 8, end)
+            start = end
+        return _arrays(path, tree, machine.budget, lambda key: stream[slice(*spans[key])])
+
+
+def _big_endian(path: Path) -> UserError:
+    return UserError(f"{path}: written by a big-endian machine; load it and save it again on a little-endian one")
+
+
+def _arrays(path: Path, tree: Any, budget: Budget, load: Callable[[str], bytes]) -> Contents:
+    """Return the state dict within ``tree`` as arrays; ``load`` gives the bytes of a storage and is asked once each."""
+    tensors, notes = state_dict(path, tree, budget)
+    load = functools.cache(load)
+    # A boolean is 0 or 1. The bytes are turned once, since thousands of tensors may share them.
+    truth = functools.cache(lambda key: (np.frombuffer(load(key), np.uint8) != 0).tobytes())
+    return Contents({key: _array(tensor, load, truth) for key, tensor in tensors.items()}, notes)
+
+
+def _array(tensor: Tensor, load: Callable[[str], bytes], truth: Callable[[str], bytes]) -> np.ndarray:
+    """Return the view of its storage that ``tensor`` describes, or raise ``ValueError`` where it does not fit."""
+    storage, dtype, size, stride = tensor.storage, tensor.dtype, tensor.size, tensor.stride
+    if not (isinstance(storage, Storage) and isinstance(dtype, np.dtype) and type(size) is type(stride) is tuple):
+        raise ValueError("a tensor without storage, type or size")
+    if len(size) != len(stride) or len(size) > _RANKS:
+        raise ValueError("a tensor of impossible rank")
+    numbers = (storage.numel, storage.start, tensor.offset, *size, *stride)
+    if not all(isinstance(n, int) and 0 <= n < 2**48 for n in numbers):
+        raise ValueError("a tensor of impossible size")
+    if math.prod(size) == 0:
+        return np.zeros(size, dtype)
+    reach = tensor.offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    room = storage.numel * storage.dtype.itemsize
+    # An expanded tensor (stride 0) may be as large as it likes, and whoever copies it would allocate all of that.
+    if max(reach, math.prod(size)) * dtype.itemsize > room:
+        raise ValueError("a tensor larger than its storage; if it was expanded, save tensor.contiguous()")
+    content, start = (truth if dtype.kind == "b" else load)(storage.key), storage.start * storage.dtype.itemsize
+    if start + room > len(content):
+        raise ValueError("a storage larger than its bytes")
+    strides = [step * dtype.itemsize for step in stride]
+    return np.ndarray(size, dtype, content, start + tensor.offset * dtype.itemsize, strides)

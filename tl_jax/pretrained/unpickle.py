@@ -1,0 +1,310 @@
+"""A pickle machine for PyTorch's files that imports nothing and calls nothing of the pickle's choosing.
+
+A pickle is a program, and Python's own unpickler calls whatever that program names. The machine here builds plain
+containers and describes tensors without allocating them. Objects of any other class (``argparse.Namespace``, NumPy
+scalars, paths, dates) become ``Skipped``, which holds the name of the class and nothing else: they are never built.
+"""
+
+import functools
+import pickletools
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from tl_jax.utils.errors import UserError
+
+_DTYPES = {name: np.dtype(name) for name in "float64 float32 float16 complex64 complex128 bool uint8 int8".split()}
+_DTYPES |= {name: np.dtype(name) for name in "int64 int32 int16 uint64 uint32 uint16".split()}
+_DTYPES |= {name: np.dtype(getattr(ml_dtypes, name)) for name in "bfloat16 float8_e4m3fn float8_e5m2".split()}
+_KINDS = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Bool": "bool"}
+_KINDS |= {"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Untyped": "uint8"}
+_KINDS |= {"ComplexFloat": "complex64", "ComplexDouble": "complex128"}
+_CONSTANTS: dict[str, Callable[[], Any]] = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
+_CONSTANTS |= {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False}
+_LITERALS = set("INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING".split())
+_LITERALS |= set("UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8".split())
+# Items that may be copied: so many for each opcode, of which a real file needs two or three, and some to begin with.
+_EARNED, _GIVEN = 16, 1_000_000
+_LARGEST_KEY = 2**60  # an integer that is as large may have the hash of any other
+_LARGEST_MEMO = 2**32  # so many objects pickle can number
+_LONGEST_NAME = 500  # characters of a module and a class
+
+
+class Storage(NamedTuple):
+    """``numel`` elements of the storage ``key``, from its element ``start`` on."""
+
+    key: str
+    dtype: np.dtype
+    numel: int
+    start: int = 0
+
+
+@dataclass
+class Tensor:
+    """A view of a storage, offset and stride in elements of ``dtype``. Unchecked: the file may lie in every field."""
+
+    storage: Any = None
+    offset: Any = 0
+    size: Any = ()
+    stride: Any = ()
+    dtype: Any = None
+
+
+class Skipped(NamedTuple):
+    """What stands for an object, or a class, that is not built; ``name`` is that of its class."""
+
+    name: str
+
+
+def refusal(path: Path, what: str) -> UserError:
+    """Return the error for ``what`` in a pickle, which is not admitted."""
+    what = " ".join(what.split())[:200]
+    return UserError(
+        f"{path}: refused to load {what}, only tensors in plain containers are admitted; "
+        "save the model's state_dict() alone, as .pth or .safetensors"
+    )
+
+
+class Budget:
+    """How many items may still be copied or looked at: an object that is named once may be asked for without end.
+
+    Without it a pickle of 0.2 MB, of one list and many calls with that list, makes gigabytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._left = path, _GIVEN
+
+    def earn(self) -> None:
+        """Allow some more items, for an opcode that was read."""
+        self._left += _EARNED
+
+    def spend(self, items: int) -> None:
+        """Raise ``UserError`` when more items are asked for than what was read allows."""
+        self._left -= items
+        if self._left < 0:
+            raise UserError(
+                f"{self._path}: refused to load it, it asks for far more work than its size allows; "
+                "get the file from its publisher again, or save the model's state_dict() alone"
+            )
+
+
+class _Call(NamedTuple):
+    """A function of ours that a pickle may call, under PyTorch's name for its own."""
+
+    run: Callable[..., Any]
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, dtype: Any = None) -> Tensor:
+    # rest: requires_grad, hooks, and flags of values that PyTorch negates or conjugates only when they are used.
+    if len(rest) > 2 and rest[2]:
+        raise ValueError("a tensor with lazy negation or conjugation")
+    return Tensor(storage, offset, size, stride, storage.dtype if dtype is None else dtype)
+
+
+def _tensor_v3(
+    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *flags: Any
+) -> Any:
+    return _tensor(storage, offset, size, stride, grad, hooks, *flags, dtype=dtype)
+
+
+def _parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+def _fill(target: Any, items: list[Any], budget: Budget) -> Any:
+    """Put the alternating keys and values of ``items`` into the dictionary ``target``."""
+    if len(items) % 2 or not isinstance(target, dict | Skipped):
+        raise ValueError(f"items set on {type(target).__name__}")
+    if isinstance(target, Skipped):
+        return target
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        # Other keys name no tensor. Hashing a deep tuple would overflow the C stack, and numbers can be chosen to have
+        # the same hash, so that each is compared with all before it.
+        if isinstance(key, str):
+            budget.spend(1 + len(key) // 64)  # for keys that are equal are compared letter by letter
+            target[key] = value
+        elif key is None or (isinstance(key, int) and abs(key) < _LARGEST_KEY):
+            target[key] = value
+    return target
+
+
+def _sequence(items: Any) -> Any:
+    if not isinstance(items, list | tuple):
+        raise ValueError(f"items of {type(items).__name__}")
+    return items
+
+
+def _ordered(budget: Budget, pairs: Any = ()) -> Any:
+    # Python 2 pickled an OrderedDict as a list of pairs, Python 3 fills an empty one.
+    return _fill(
+        OrderedDict(), [item for key, value in map(_sequence, _sequence(pairs)) for item in (key, value)], budget
+    )
+
+
+_CALLS: dict[str, Callable[..., Any]] = {
+    "collections.defaultdict": lambda *_: {},
+    "torch.Size": lambda size=(): tuple(_sequence(size)),
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch.nn.parameter.Parameter": _parameter,
+}
+
+
+# Objects that protocols 4 and 5 make without a class of their own: opcode -> how many items it takes off the stack.
+_SKIPPED = {"EMPTY_SET": 0, "BYTEARRAY8": 0, "NEWOBJ_EX": 3}
+
+
+class Machine:
+    """Runs the pickles of the file ``path`` (for messages only) and remembers the storages that they mention."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.budget = Budget(path)
+        self.storages: dict[str, Storage] = {}
+        self._calls = {**_CALLS, "collections.OrderedDict": functools.partial(_ordered, self.budget)}
+
+    def run(self, stream: Any) -> Any:
+        """Return the object of the pickle at the position of ``stream``, which is left behind that pickle.
+
+        An object of a class that is not admitted comes back as ``Skipped``. Raises ``UserError`` naming an opcode or a
+        call that is not admitted, or work beyond the budget. A malformed pickle raises ``ValueError``, ``TypeError``,
+        ``LookupError`` or ``AttributeError``. Time and memory are proportional to the stream, whatever it says.
+        """
+        self.stack: list[Any] = []
+        self.marked: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        for code, argument, _ in pickletools.genops(stream):
+            self.budget.earn()
+            if code.name in _LITERALS:
+                self.stack.append(argument)
+            elif code.name in _CONSTANTS:
+                self.stack.append(_CONSTANTS[code.name]())
+            elif code.name not in ("PROTO", "FRAME", "STOP"):
+                self._step(code.name, argument)
+        return self.stack.pop()
+
+    def _step(self, name: str, argument: Any) -> None:
+        match name:
+            case "MARK":
+                self.marked.append(self.stack)
+                self.stack = []
+            case "TUPLE" | "LIST":
+                items = self._since_mark()
+                self.stack.append(tuple(items) if name == "TUPLE" else items)
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                self.stack.append(tuple(self._pop(int(name[-1]))))
+            case "DICT":
+                items = self._since_mark()
+                self.stack.append(_fill({}, items, self.budget))
+            case "APPEND" | "APPENDS":
+                items = self._pop(1) if name == "APPEND" else self._since_mark()
+                if isinstance(self.stack[-1], list):
+                    self.stack[-1].extend(items)
+                elif not isinstance(self.stack[-1], Skipped):  # a deque, or a list of a class of its own
+                    raise ValueError(f"items appended to {type(self.stack[-1]).__name__}")
+            case "SETITEM" | "SETITEMS":
+                items = self._pop(2) if name == "SETITEM" else self._since_mark()
+                _fill(self.stack[-1], items, self.budget)
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = self.stack[-1]
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                if not 0 <= argument < _LARGEST_MEMO:
+                    raise ValueError("an object with an impossible number")
+                self.memo[argument] = self.stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                self.stack.append(self.memo[argument])
+            case "GLOBAL":
+                self.stack.append(self._find(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                self.stack.append(self._find(*self._pop(2)))
+            case "REDUCE" | "NEWOBJ":
+                self.stack.append(self._call(*self._pop(2)))
+            case "BUILD":
+                self._build(*self._pop(1))
+            case "EMPTY_SET" | "BYTEARRAY8" | "NEWOBJ_EX":
+                self._pop(_SKIPPED[name])
+                self.stack.append(Skipped(f"pickle opcode {name}"))
+            case "ADDITEMS" | "FROZENSET":
+                self._since_mark()
+                if name == "FROZENSET":
+                    self.stack.append(Skipped(f"pickle opcode {name}"))
+            case "BINPERSID":
+                self.stack.append(self._storage(*self._pop(1)))
+            case _:
+                raise self._refusal(f"pickle opcode {name}")
+
+    def _pop(self, count: int) -> list[Any]:
+        if len(self.stack) < count:
+            raise IndexError("pickle stack underflow")
+        items = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return items
+
+    def _since_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.marked.pop()
+        return items
+
+    def _refusal(self, what: str) -> UserError:
+        return refusal(self.path, what)
+
+    def _find(self, module: Any, name: Any) -> Any:
+        """Return what stands for a global of the pickle; nothing is ever imported."""
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise ValueError("a global whose name is no string")
+        if len(module) + len(name) > _LONGEST_NAME:
+            raise ValueError("a global whose name is too long")
+        self.budget.spend(len(module) + len(name))
+        if (full := f"{module}.{name}") in self._calls:
+            return _Call(self._calls[full])
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if module in ("torch", "torch.cuda", "torch.storage"):
+            if (kind := name.removesuffix("Storage")) != name and kind in _KINDS:
+                return Storage("", _DTYPES[_KINDS[kind]], 0)
+            if (kind := name.removesuffix("Tensor")) != name and kind in _KINDS:
+                return _Call(lambda: Tensor())  # pickled by torch 0.1 as an empty tensor that BUILD then describes
+        return Skipped(full)
+
+    def _call(self, function: Any, arguments: Any) -> Any:
+        if isinstance(function, Skipped):
+            return function
+        if not isinstance(function, _Call) or type(arguments) is not tuple:
+            raise self._refusal(f"a call of {type(function).__name__}")
+        self.budget.spend(len(arguments))
+        self.budget.spend(sum(len(argument) for argument in arguments if isinstance(argument, list | tuple)))
+        return function.run(*arguments)
+
+    def _build(self, state: Any) -> None:
+        """Accept the state of the object on top: torch 0.1 describes tensors so; other states say nothing of values."""
+        target = self.stack[-1]
+        if isinstance(target, Tensor) and target.storage is None:
+            self.budget.spend(len(_sequence(state)))
+            target.__dict__.update(vars(_tensor(*state)))
+        elif not isinstance(target, Tensor | OrderedDict | Skipped):
+            raise self._refusal(f"state set on {type(target).__name__}")
+
+    def _storage(self, identity: Any) -> Any:
+        """Return the storage of a persistent id: ("storage", type, key, device, numel[, (view key, start, numel)]).
+
+        Before torch 1.6 the class of a module was one too, ("module", class, file, source); it is not built.
+        """
+        if isinstance(identity, tuple) and identity[:1] == ("module",) and isinstance(identity[1], Skipped):
+            return identity[1]
+        self.budget.spend(len(_sequence(identity)))
+        tag, kind, key, _, numel, *view = identity
+        if tag != "storage" or not isinstance(kind, Storage) or not isinstance(key, str):
+            raise self._refusal(f"a persistent object tagged {tag if isinstance(tag, str) else type(tag).__name__}")
+        self.budget.spend(len(key) // 64)
+        root = self.storages.setdefault(key, Storage(key, kind.dtype, numel))
+        if view and view[0] is not None:
+            _, start, numel = view[0]
+            return Storage(key, root.dtype, numel, start)
+        return Storage(key, kind.dtype, numel)

@@ -1,0 +1,152 @@
+"""What every call about a run needs: its task, and its trained state back from the folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tl_jax.config import recipe, validate
+from tl_jax.tasks import face_verification, image_classification
+from tl_jax.tasks.head_init import PROBES
+from tl_jax.tasks.run_record import NEW_RUN, RunRecord
+from tl_jax.train import sharding, workdir
+from tl_jax.train.checkpoint import Checkpoints
+from tl_jax.train.run_files import read_summary
+from tl_jax.train.state import TrainState, initial_state
+from tl_jax.train.step import make_init
+from tl_jax.train.task import Task
+from tl_jax.transfer import phases
+from tl_jax.transfer.weight_averaging import interpolate
+from tl_jax.utils import compile_cache, tree
+from tl_jax.utils.errors import UserError
+
+
+def _text(config: recipe.Config, record: RunRecord) -> Task:
+    from tl_jax.tasks import text  # with the tokenizers, which pictures have no use for
+
+    return text.make(config, record)
+
+
+def _policy(config: recipe.Config, record: RunRecord) -> Task:
+    from tl_jax.tasks import reinforcement  # with gymnax, likewise
+
+    return reinforcement.make(config, record)
+
+
+def _detection(config: recipe.Config, record: RunRecord) -> Task:
+    from tl_jax.tasks import detection  # with the readers of boxes, likewise
+
+    return detection.make(config, record)
+
+
+TASKS = {
+    "image": image_classification.make, "detection": _detection, "faces": face_verification.make, "text": _text,
+    "tokens": _text, "masked": _text, "policy": _policy,
+}  # fmt: skip
+
+
+def make_task(config: recipe.Config, record: RunRecord = NEW_RUN) -> Task:
+    """Return the task of a configuration, for a run of which ``record`` is known; what it compiles is kept."""
+    compile_cache.enable()
+    return TASKS[config.task](config, record)
+
+
+def check_batches(config: recipe.Config) -> None:
+    """Refuse batches that the devices cannot share evenly."""
+    sharding.check_batch("batch_size", config.batch_size, config.optim.accumulate)
+    sharding.check_batch("eval_batch_size", config.eval_batch_size)
+
+
+def restore(config: recipe.Config, folder: Path, data: bool = True) -> tuple[Task, TrainState, TrainState]:
+    """Return the task, the state before training, and that at the checkpoint which ``config.test_on`` names.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        data: whether the task is to have its examples, which must be those of the run; else they are read only if the
+            run's files do not say enough.
+
+    Raises:
+        UserError: no such run, or one of another configuration; or the classes, or the validation or test split, of
+            the data are not those of the run.
+    """
+    validate.validate(config)
+    check_batches(config)
+    members = sorted(str(path.parent) for path in folder.glob("*/seed*/checkpoints"))
+    if members:
+        raise UserError(f"{folder} is a comparison; pass one of its runs, such as --workdir={members[0]}")
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"no checkpoints in {folder}; train first, or pass the --workdir of a run")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"no config.json in {folder}, which says what was trained; train again with a new --workdir")
+    workdir.check_owner(folder, config.to_dict())
+    facts, summary = workdir.stored_facts(folder), read_summary(folder)
+    record = RunRecord(facts, str(folder), fitted={} if data else fitted_by(summary))
+    record = record._replace(reads_data=data or not _suffices(config, record, summary))
+    task, checkpoints, step = _opened(config, folder, record)
+    if record.fitted and step != summary.get("tested_step"):  # they were fitted to other weights
+        checkpoints.close()
+        task, checkpoints, step = _opened(config, folder, record._replace(reads_data=True, fitted={}))
+    state = initial_state(task, config.seed)
+    end = checkpoints.restore(step, state, opt_state=False, tested=True)
+    _check_finite(end, folder / "checkpoints" / str(step))
+    mixed = summary.get("wise_ft")
+    if mixed:
+        end = end.replace(**interpolate(state.variables, end.variables, mixed["share"]))
+    checkpoints.close()
+    return task, state, end
+
+
+def _check_finite(state: TrainState, where: Path) -> None:
+    """Refuse a checkpoint with values that are not finite: training stops at those, so that it was damaged."""
+    for path, leaf in tree.flatten(sharding.fetch(dict(state.variables))).items():
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+            raise UserError(f"{where}: {path} holds values that are not finite; restore the checkpoint, or train again")
+
+
+def fitted_by(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the temperature or threshold that a finished run fitted on its validation split."""
+    found = {"temperature": summary.get("calibration", {}).get("temperature"), "threshold": summary.get("threshold")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _suffices(config: recipe.Config, record: RunRecord, summary: Mapping[str, Any]) -> bool:
+    """Whether the files of a run say enough to predict with it, or export it, without its data."""
+    facts = record.facts
+    known = "data_sha256" in facts and (
+        "input_shape" in facts or "shape" in facts.get("input", {}) or "reading" in facts
+    )
+    validated = facts.get("examples", {}).get("validation")
+    fits = "temperature" if config.calibrate else "threshold" if config.task == "faces" else ""
+    # A mixture with the weights at the start needs these, and a head that was fitted to the data is among them.
+    mixes = "wise_ft" in summary and config.init.head in PROBES
+    return known and not mixes and (not fits or not validated or fits in record.fitted)
+
+
+def _opened(config: recipe.Config, folder: Path, record: RunRecord) -> tuple[Task, Checkpoints, int]:
+    """Return the task of a run, its checkpoints, and the step of the one that ``config.test_on`` names."""
+    task = make_task(config, record)
+    if record.reads_data:
+        workdir.check_data(
+            folder, record.facts, task.facts, ("validation", "test"), "use --mode=predict for other examples"
+        )
+    checkpoints = Checkpoints(folder / "checkpoints", task, tidy=False)
+    step = checkpoints.best() if config.test_on == "best" else checkpoints.latest()
+    if step is None:
+        raise UserError(f"no {config.test_on} checkpoint in {folder}; train longer, or change --config.test_on")
+    return task, checkpoints, step
+
+
+def optimizer_state(config: recipe.Config, folder: Path, task: Task, state: TrainState) -> Any:
+    """Return the optimizer state of the checkpoint that ``state`` came from; () before the first step."""
+    at = int(state.step)
+    plan = phases.resolve(config, task.sizes, task.parts)
+    now = next((phase for phase in plan if phase.start < at <= phase.stop), None)
+    if now is None:
+        return ()
+    like = state.replace(opt_state=make_init(now.optim, now.rules)(state.params))
+    checkpoints = Checkpoints(folder / "checkpoints", task, tidy=False)
+    found = checkpoints.restore(at, like, opt_state=True)
+    checkpoints.close()
+    return found.opt_state

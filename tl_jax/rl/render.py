@@ -1,0 +1,229 @@
+"""An episode as a moving picture: what the policy does, for people to look at."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw
+
+from tl_jax.models.actor_critic import Policy
+from tl_jax.rl import rollout
+from tl_jax.rl.envs import World
+from tl_jax.utils import disk
+
+SIDE = 240  # pixels
+BACK, FRONT, ACCENT, GOAL = (255, 255, 255), (40, 40, 40), (200, 90, 30), (60, 140, 70)
+# For the channels of a game, as many as any has.
+COLORS = (
+    (90, 160, 230), (240, 200, 70), (230, 90, 80), (110, 200, 120), (190, 120, 220),
+    (240, 150, 60), (120, 220, 220), (230, 130, 170), (170, 170, 170), (250, 250, 250),
+)  # fmt: skip
+
+
+class Played(NamedTuple):
+    """An episode of T steps.
+
+    Attributes:
+        states: of the world before each step, a dict of arrays (T, ...).
+        observations: likewise, (T, ...).
+        returned: the sum of the rewards.
+    """
+
+    states: Mapping[str, np.ndarray]
+    observations: np.ndarray
+    returned: float
+
+
+class Stroke(NamedTuple):
+    """A line through ``points`` (x, y), y upwards, or a disc at one point; ``width`` in the same units."""
+
+    points: Sequence[tuple[float, float]]
+    width: float
+    color: tuple[int, int, int] = FRONT
+
+
+def play(world: World, policy: Policy, variables: Any, key: jax.Array) -> Played:
+    """Act by the likeliest actions for one episode."""
+
+    def move(carry: Any, t: jax.Array) -> Any:
+        observation, state = carry
+        action = rollout.best(rollout.says(policy, variables, observation[None]))
+        moved = world.step(jax.random.fold_in(later, t), state, rollout.bounded(world, action)[0])
+        row = (state, observation, moved.reward, moved.terminated | moved.truncated)
+        return (moved.observation, moved.state), row
+
+    begin, later = jax.random.split(key)
+    steps = jnp.arange(world.limit)
+    rows = jax.jit(lambda key: jax.lax.scan(move, world.reset(key), steps)[1])(begin)
+    states, observations, rewards, done = jax.device_get(rows)
+    length = int(done.argmax()) + 1 if done.any() else world.limit
+    kept = {name: leaf[:length] for name, leaf in states.items()}
+    return Played(kept, observations[:length], float(rewards[:length].sum()))
+
+
+def write(world: World, played: Played, path: Path, most: int = 400, milliseconds: int = 40) -> Path:
+    """Write an episode as a GIF that repeats.
+
+    Args:
+        world: that was acted in.
+        played: the episode.
+        path: of the file.
+        most: frames at most; of a longer episode its beginning is drawn.
+        milliseconds: that a frame is seen.
+    """
+    frames = drawn(world, played, range(min(most, len(played.observations))))
+    with disk.replacing(path) as temporary:
+        frames[0].save(
+            temporary, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0, optimize=True
+        )
+    return path
+
+
+def strip(world: World, played: Played, title: str, path: Path, most: int = 6) -> Path:
+    """Write steps of an episode side by side as a PNG, from the first to the last, with what the network reads of each.
+
+    Args:
+        world: that was acted in.
+        played: the episode.
+        title: above all.
+        path: of the file.
+        most: steps at most.
+    """
+    from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
+
+    count = min(most, len(played.observations))
+    steps = [int(t) for t in np.linspace(0, len(played.observations) - 1, count).round()]
+    frames, words = drawn(world, played, steps), [read(played.observations[t]) for t in steps]
+    inches = 2.2 * frames[0].height / frames[0].width + 0.15 * (words[0].count("\n") + 1) + 0.6
+    figure = Figure(figsize=(2.2 * count, inches), dpi=100, layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    axes = np.atleast_1d(figure.subplots(1, count))
+    for axis, t, frame, text in zip(axes, steps, frames, words, strict=True):
+        axis.imshow(np.asarray(frame.convert("RGB")), interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(f"step {t}", fontsize=9)
+        axis.set_xlabel(text, fontsize=8, family="monospace")
+    return disk.save_figure(figure, path)
+
+
+def read(observation: np.ndarray) -> str:
+    """Return an observation in words: its values, or of a picture its shape and the cells that are set by channel."""
+    if observation.ndim == 1:
+        return "\n".join(f"{value:+.3f}" for value in observation)
+    cells = observation.reshape(*observation.shape[:2], -1)
+    shape = "x".join(map(str, observation.shape))
+    return f"{shape}; cells set\nby channel " + " ".join(f"{n}" for n in (cells > 0).sum((0, 1)))
+
+
+def drawn(world: World, played: Played, steps: Iterable[int]) -> list[Image.Image]:
+    """Return the pictures of some steps of an episode."""
+    draw = DRAWN.get(world.name)
+    if draw is None:
+        return [_squares(played.observations[t]) for t in steps]
+    values = dict(world.physics)
+    return [_strokes(*draw({name: leaf[t] for name, leaf in played.states.items()}, values)) for t in steps]
+
+
+def _squares(observation: np.ndarray) -> Image.Image:
+    """Draw an observation (H, W, C) or (H, W), a colour for each channel; later channels lie above earlier ones."""
+    cells = observation.reshape(*observation.shape[:2], -1)
+    picture = np.zeros((*cells.shape[:2], 3), np.uint8)
+    for k in range(cells.shape[-1]):
+        picture[cells[..., k] > 0] = COLORS[k % len(COLORS)]
+    scale = SIDE // max(cells.shape[:2])
+    return Image.fromarray(picture.repeat(scale, 0).repeat(scale, 1))
+
+
+def _strokes(strokes: Sequence[Stroke], box: tuple[float, float, float, float]) -> Image.Image:
+    """Draw strokes in the part (left, bottom, right, top) of the plane."""
+    left, bottom, right, top = box
+    scale = SIDE / (right - left)
+    height = max(1, round((top - bottom) * scale))
+    image = Image.new("RGB", (SIDE, height), BACK)
+    pen = ImageDraw.Draw(image)
+    for stroke in strokes:
+        points = [((x - left) * scale, height - (y - bottom) * scale) for x, y in stroke.points]
+        radius = max(1.0, stroke.width * scale / 2)
+        if len(points) > 1:
+            pen.line(points, fill=stroke.color, width=round(2 * radius), joint="curve")
+        else:
+            x, y = points[0]
+            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=stroke.color)
+    return image.quantize(16)
+
+
+def _cartpole(state: Any, physics: Any) -> Any:
+    x, angle, length = float(state["x"]), float(state["theta"]), 2 * physics["length"]
+    tip = (x + length * math.sin(angle), length * math.cos(angle))
+    strokes = [
+        Stroke([(-2.4, -0.12), (2.4, -0.12)], 0.02),
+        Stroke([(x - 0.2, 0.0), (x + 0.2, 0.0)], 0.2),
+        Stroke([(x, 0.0), tip], 0.09, ACCENT),
+    ]
+    return strokes, (-2.6, -0.4, 2.6, max(1.3, 1.1 * length))
+
+
+def _pendulum(state: Any, physics: Any) -> Any:
+    angle, length = float(state["theta"]), physics["l"]
+    tip = (-length * math.sin(angle), length * math.cos(angle))
+    reach = 1.2 * length
+    return [Stroke([(0.0, 0.0), tip], 0.12 * length, ACCENT), Stroke([(0.0, 0.0)], 0.08 * length)], (
+        -reach, -reach, reach, reach,
+    )  # fmt: skip
+
+
+def _acrobot(state: Any, physics: Any) -> Any:
+    first = float(state["joint_angle1"])
+    second = first + float(state["joint_angle2"])
+    elbow = (math.sin(first), -math.cos(first))
+    hand = (elbow[0] + math.sin(second), elbow[1] - math.cos(second))
+    goal = Stroke([(-2.2, 1.0), (2.2, 1.0)], 0.02, GOAL)
+    return [goal, Stroke([(0.0, 0.0), elbow], 0.15), Stroke([elbow, hand], 0.13, ACCENT)], (-2.3, -2.3, 2.3, 2.3)
+
+
+def _mountain_car(state: Any, physics: Any) -> Any:
+    def hill(x: float) -> tuple[float, float]:
+        return x, 0.45 * math.sin(3 * x) + 0.55
+
+    track = np.linspace(physics["min_position"], physics["max_position"], 60)
+    flag, car = hill(physics["goal_position"]), hill(float(state["position"]))
+    pole = Stroke([flag, (flag[0], flag[1] + 0.15)], 0.02, GOAL)
+    car = Stroke([(car[0], car[1] + 0.05)], 0.1, ACCENT)
+    return [Stroke([hill(float(x)) for x in track], 0.015), pole, car], (-1.3, 0.0, 0.7, 1.3)
+
+
+def _reacher(state: Any, physics: Any) -> Any:
+    joints, strokes = [(0.0, 0.0)], []
+    for angle in np.ravel(state["angles"]):  # each against the ground, as gymnax has it
+        joints.append((joints[-1][0] + math.cos(angle), joints[-1][1] + math.sin(angle)))
+        strokes.append(Stroke(joints[-2:], 0.12, ACCENT))
+    reach = len(joints) - 0.5
+    goal = Stroke([tuple(float(v) for v in np.ravel(state["goal_xy"]))], 0.2, GOAL)
+    return [*strokes, goal], (-reach, -reach, reach, reach)
+
+
+def _swimmer(state: Any, physics: Any) -> Any:
+    urchins = [Stroke([tuple(map(float, xy))], 0.12) for xy in state["urchin_xys"]]
+    goal, me = (tuple(map(float, np.ravel(state[name]))) for name in ("goal_xy", "xy"))
+    return [*urchins, Stroke([goal], 0.15, GOAL), Stroke([me], 0.1, ACCENT)], (-1.5, -1.5, 1.5, 1.5)
+
+
+def _point_robot(state: Any, physics: Any) -> Any:
+    goal, me = (tuple(map(float, np.ravel(state[name]))) for name in ("goal", "pos"))
+    return [Stroke([goal], 0.15, GOAL), Stroke([me], 0.1, ACCENT)], (-1.5, -0.5, 1.5, 1.5)
+
+
+DRAWN: Mapping[str, Callable[[Any, Any], Any]] = {
+    "CartPole-v1": _cartpole,
+    "Acrobot-v1": _acrobot,
+    "Pendulum-v1": _pendulum,
+    "MountainCar-v0": _mountain_car,
+    "MountainCarContinuous-v0": _mountain_car,
+    "Reacher-misc": _reacher,
+    "Swimmer-misc": _swimmer,
+    "PointRobot-misc": _point_robot,
+}

@@ -1,0 +1,195 @@
+"""Where training starts: loaded or drawn weights, a head fitted to features, adapters, and what penalties remember."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tl_jax.data import dataset, loader
+from tl_jax.data.dataset import Source, Split
+from tl_jax.pretrained.network import Pretrained, draw_new, initializer
+from tl_jax.tasks.losses import Network
+from tl_jax.train.logging import say
+from tl_jax.transfer import adapters, regularizers, self_supervised
+from tl_jax.transfer.regularizers import Regularize
+from tl_jax.transfer.self_supervised import Pretext
+from tl_jax.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from tl_jax.transferability.probes import LinearProbe
+
+Features = Callable[[Any, Split], np.ndarray]  # (variables, N pictures) -> (N, D)
+STRENGTHS = tuple(10.0**i for i in range(-4, 3))  # C of a probe, of which the best on validation is taken
+ATTENTION_EXAMPLES = 256  # that DELTA's weights of channels are estimated from, at most
+PROBES = ("logistic", "ridge")  # fits of the head, see distance/probes.py
+
+
+def cut(config: Any, source: Source) -> dict[str, Split]:
+    """Return the parts ``train``, ``validation`` and ``test`` that ``config.data`` asks for.
+
+    A validation part that the set brings along is used as it is. With a pretext there is also ``unlabelled``: the
+    whole of what ``train`` is drawn from, whose labels nobody reads.
+    """
+    data, seed = config.data, config.seed
+    whole, validation = source.train, source.validation
+    if validation is None or not data.validation:
+        whole, validation = dataset.cut_validation(source.train, data.validation, seed, source.classes)
+    train = dataset.thin(whole, data.train_examples, data.per_class, len(source.classes), seed)
+    parts = {"train": train, "validation": validation, "test": dataset.choose_test(source.test, data.test_examples)}
+    return parts | ({"unlabelled": whole} if config.pretext.name else {})
+
+
+def check_classes(config: Any, source: Source) -> int:
+    """Return the number of classes of the data, or a UserError where ``config`` names another."""
+    classes = config.model.num_classes or len(source.classes)
+    if classes != len(source.classes):
+        raise UserError(
+            f"config.model.num_classes={classes}, but {source.name} has {len(source.classes)} classes; "
+            "leave it at 0 to take the number from the data"
+        )
+    return classes
+
+
+def plain(net: Pretrained, key: jax.Array) -> dict[str, Any]:
+    """Return the network's variables; what was not loaded is drawn from ``key``."""
+    variables = initializer(net.model)(key) if net.path is None else draw_new(net, key)
+    return {"params": dict(variables["params"]), "batch_stats": dict(variables.get("batch_stats", {}))}
+
+
+class Probe:
+    """The head as a linear classifier fitted to the features of the training part, as they are before any training."""
+
+    def __init__(self, kind: str, strength: float, parts: Mapping[str, Split], features: Features):
+        """``kind`` is one of ``PROBES``; a ``strength`` of 0 is replaced by the best on the part "validation"."""
+        self.kind, self.strength, self.parts, self.features = kind, strength, parts, features
+
+    def fit(self, variables: Any) -> "LinearProbe":
+        """Fit the probe to the features of the variables."""
+        x, y = self._examples(variables, "train")
+        from tl_jax.transferability import probes  # with all distances, which take two seconds to import
+
+        make = {"logistic": probes.logistic_probe, "ridge": probes.ridge_probe}[self.kind]
+        if self.strength or not len(self.parts["validation"].labels):
+            return make(x, y, self.strength or 1.0)
+        held_out = self._examples(variables, "validation")
+        probes = {c: make(x, y, c) for c in STRENGTHS}
+        scores = {c: probe.accuracy(*held_out) for c, probe in probes.items()}
+        best = max(scores, key=lambda c: (scores[c], -c))  # of equals the one most regularised
+        say(f"{self.kind} probe: C = {best:g} of {len(scores)}, validation accuracy {scores[best]:.4f}")
+        return probes[best]
+
+    def _examples(self, variables: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
+        return self.features(variables, self.parts[part]), self.parts[part].labels
+
+
+def with_probe(variables: Any, probe: Probe) -> dict[str, Any]:
+    """Return the variables with the fitted probe as their head.
+
+    Raises:
+        UserError: the head does not sit on ``features``, or a class has no training example.
+    """
+    head = variables["params"]["head"]
+    fitted = probe.fit(variables)
+    if fitted.kernel.shape != head["kernel"].shape:
+        raise UserError(
+            f"config.init.head={probe.kind} gives a head {fitted.kernel.shape}, the network takes "
+            f"{head['kernel'].shape}; each class needs a training example, and the head must sit on features (fc=False)"
+        )
+    # Its scale, which a penalty decides, is kept; where it came out tiny, fine-tuning needs longer.
+    params = {**variables["params"], "head": {"kernel": fitted.kernel, "bias": fitted.bias}}
+    return {**variables, "params": params}
+
+
+def width(net: Network, variables: Any, part: Split) -> int:
+    """Return the number of features, which is not that of the head's inputs where hidden layers lie between."""
+    one = jax.ShapeDtypeStruct((1, *part.images.shape[1:]), part.images.dtype)
+    return jax.eval_shape(net.predict, variables, one)[1]["features"].shape[-1]
+
+
+def with_extras(variables: Any, dims: int, how: Pretext | None, source_head: Any, key: jax.Array) -> dict[str, Any]:
+    """Return the variables with the further heads on ``dims`` features, under ``extra`` in the parameters."""
+    extra = {"pretext": self_supervised.init_heads(how, dims, key)} if how else {}
+    extra |= {"source_head": source_head} if source_head is not None else {}
+    return {**variables, "params": {**variables["params"], **({"extra": extra} if extra else {})}}
+
+
+def relation(features: Features, variables: Any, source_head: Any, part: Split) -> jax.Array:
+    """Return p(source class | target class) (K, Z) as the source's head sees the training part."""
+    probs = jax.nn.softmax(features(variables, part) @ source_head["kernel"] + source_head["bias"][None])
+    classes = variables["params"]["head"]["bias"].shape[0]
+    return regularizers.category_relation(probs, jnp.asarray(part.labels), classes)
+
+
+def attention(net: Network, variables: Any, names: tuple[str, ...], part: Split, batch_size: int) -> dict[str, Any]:
+    """Return DELTA's weights of channels (C,) for each endpoint of ``names``; the head must have been fitted."""
+    gradients = _gradients_of_maps(net, names)
+    rises: dict[str, list[jax.Array]] = {name: [] for name in names}
+    for batch in loader.eval_batches(_first(part, ATTENTION_EXAMPLES), batch_size):
+        keep = batch["mask"] > 0
+        maps, grads = gradients(variables, batch)
+        for name in names:
+            rises[name].append(regularizers.first_order_drops(maps[name][keep], grads[name][keep]) * keep.sum())
+    return {name: regularizers.channel_attention(_standard(sum(rows))) for name, rows in rises.items()}
+
+
+def source(how: Regularize, variables: Any, **found: Any) -> dict[str, Any]:
+    """Return the collection "source" of the variables: what penalties remember of the start."""
+    kept = {name: variables[name] for name in ("params", "batch_stats")} if how.needs_source else {}
+    return kept | {name: value for name, value in found.items() if value is not None}
+
+
+def adapted(variables: Any, how: adapters.Adapters, key: jax.Array) -> dict[str, Any]:
+    """Return the variables with adapters beside the kernels."""
+    return {**variables, "params": adapters.add(variables["params"], how, key)}
+
+
+def _first(part: Split, n: int) -> Split:
+    rows = np.random.default_rng(0).permutation(len(part.labels))[:n]
+    return dataset.take(part, rows)
+
+
+def _standard(rises: jax.Array) -> jax.Array:
+    """Bring rises to mean 0 and deviation 1/5, as DELTA's published code does: the softmax is near equal otherwise."""
+    return (rises - rises.mean()) / jnp.maximum(rises.std(), 1e-12) / 5
+
+
+@functools.cache
+def _gradients_of_maps(net: Network, names: tuple[str, ...]):
+    """Return the jitted function (variables, batch) -> maps and gradients of each example's loss, by endpoint."""
+
+    def run(variables, batch, moves):
+        def intercept(call, args, kwargs, context):
+            out = call(*args, **kwargs)
+            name = "/".join(context.module.path)
+            return out + moves[name] if name in moves and context.method_name == "__call__" else out
+
+        with nn.intercept_methods(intercept):
+            logits, end = net.predict(variables, batch["image"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return losses.sum(), {name: end[name] for name in names}
+
+    @jax.jit
+    def gradients(variables, batch):
+        shapes = jax.eval_shape(lambda: run(variables, batch, {})[1])
+        zeros = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
+        grads, maps = jax.grad(run, argnums=2, has_aux=True)(variables, batch, zeros)
+        return maps, grads
+
+    return gradients
+
+
+def check_endpoints(names: tuple[str, ...], parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the endpoints whose maps are compared, by default the last two parts.
+
+    Raises:
+        UserError: a name that is no part of the network.
+    """
+    unknown = [name for name in names if name not in parts]
+    if unknown:
+        raise UserError(f"config.regularize.endpoints has {unknown[0]!r}, which is none of {', '.join(parts)}")
+    return tuple(names) or parts[-2:]

@@ -1,0 +1,114 @@
+"""Texts as a network gets them in its first step: pieces, labels, tags, padding, hidden words."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tokenizers
+
+from tl_jax.data import tokenize
+from tl_jax.data.conll import find_scheme
+from tl_jax.data.tokenize import IGNORED
+from tl_jax.metrics import Batch
+from tl_jax.pretrained import huggingface
+from tl_jax.report import images
+from tl_jax.report.images import PADDING, PLAIN, SECOND, SPECIAL, Piece, Text
+from tl_jax.tasks.losses import PRETEXT
+from tl_jax.train.state import stream_key
+from tl_jax.train.task import Task
+
+ROWS = 8
+LEGEND = {
+    PLAIN: "a piece (## goes on a word)",
+    SECOND: "of the second text",
+    SPECIAL: "special",
+    PADDING: "padding, which is not seen",
+}
+HIDDEN = {  # below each stands the piece to guess
+    "hidden M": "M, to guess: hidden by [MASK]",
+    "hidden R": "R, to guess: another piece in its place",
+    "hidden K": "K, to guess: left as it is",
+}
+TAG = "tag "  # begins the kind of a tagged piece
+
+
+def draw(task: Task, config: Any, folder: Path) -> list[Path]:
+    """Draw the first texts of the first step, and those of the pretext where there is one; return the PNGs."""
+    tokenizer, key = huggingface.tokenizer(config.init.source, config.init.path), stream_key(config.seed, "train")
+    key, hides = jax.random.fold_in(key, 0), config.task == "masked"
+    batch = task.train_batch(0)
+    shown = [("preview", batch, key if hides else None)]
+    if config.pretext.name:
+        beside = config.pretext.weight > 0
+        other = batch if beside or task.pretext is None else task.pretext.train_batch(0)
+        shown.append(("preview_pretext", other, jax.random.fold_in(key, PRETEXT) if beside else key))
+    return [_drawn(task, config, tokenizer, each, how, folder / f"{name}.png") for name, each, how in shown]
+
+
+def _drawn(
+    task: Task, config: Any, tokenizer: tokenizers.Tokenizer, batch: Batch, hiding: jax.Array | None, path: Path
+) -> Path:
+    """Draw the first texts of a batch, with the words hidden that the key ``hiding`` says, if there is one."""
+    batch = {name: np.asarray(values) for name, values in batch.items()}
+    count, length = min(ROWS, len(batch["mask"])), batch["input_ids"].shape[1]
+    seen, marks, classes = batch["input_ids"], [{}] * len(batch["input_ids"]), task.classes
+    if hiding is not None:
+        seen, marks = hidden(batch, tokenizer, hiding, config.pretext.share)
+        classes = ()  # which guessing words has nothing to do with
+    rows = [{name: values[i] for name, values in batch.items()} for i in range(count)]
+    texts = [_text(tokenizer, seen[i], row, classes, marks[i]) for i, row in enumerate(rows)]
+    title = f"{task.name}: the first {count} texts of step 0, in a batch of {length} tokens each"
+    return images.draw_tokens(texts, legend(texts), title, path)
+
+
+def hidden(
+    batch: Batch, tokenizer: tokenizers.Tokenizer, key: jax.Array, share: float
+) -> tuple[np.ndarray, list[dict[int, tuple[str, str]]]]:
+    """Return the ids (N, L) with words hidden, and for each text position -> (M, R or K, hidden piece)."""
+    how, ids = tokenize.of(tokenizer, share), np.asarray(batch["input_ids"])
+    found = jax.device_get(tokenize.hide(ids, batch["attention_mask"], key, how))
+    marks: list[dict[int, tuple[str, str]]] = []
+    for before, after, positions, weights in zip(ids, *found, strict=True):
+        at = sorted(positions[weights > 0].tolist())
+        letters = ["M" if after[i] == how.mask else "K" if after[i] == before[i] else "R" for i in at]
+        marks.append(
+            {i: (letter, tokenizer.id_to_token(int(before[i]))) for i, letter in zip(at, letters, strict=True)}
+        )
+    return found.ids, marks
+
+
+def legend(texts: Sequence[Text]) -> dict[str, str]:
+    """Return what the colours mean that are in these texts; kinds of tags mean themselves."""
+    used = {piece.kind for text in texts for piece in text.pieces}
+    known = {kind: words for kind, words in (LEGEND | HIDDEN).items() if kind in used}
+    if PLAIN in known and any(kind.startswith(TAG) for kind in used):
+        known[PLAIN] += "; the first of a word has its tag"
+    return known | {kind: kind.removeprefix(TAG) for kind in sorted(used - set(known))}
+
+
+def _text(
+    tokenizer: tokenizers.Tokenizer,
+    ids: np.ndarray,
+    row: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    marks: Mapping[int, tuple[str, str]],
+) -> Text:
+    """Return one text; equal pieces of padding are one box."""
+    labels, length = row["label"], int(row["attention_mask"].sum())
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    drawn, scheme = [], find_scheme(classes)
+    for at, (token, second) in enumerate(zip(ids[:length].tolist(), row["token_type_ids"], strict=False)):
+        tag = classes[labels[at]] if classes and labels.ndim and labels[at] != IGNORED else ""
+        kind = SPECIAL if token in special and at not in marks else SECOND if second else PLAIN
+        note = tag
+        if tag and tag != scheme.outside:
+            kind = TAG + scheme.kind(tag)  # B-PER and I-PER are of one kind
+        if at in marks:
+            kind, note = f"hidden {marks[at][0]}", " ".join(marks[at])
+        drawn.append(Piece(tokenizer.id_to_token(token), kind, note))
+    if padding := len(ids) - length:
+        drawn.append(Piece(f"[PAD] x {padding}", PADDING))
+    label = f"label {classes[int(labels)]}: " if classes and not labels.ndim else ""
+    return Text(f"{label}{length} tokens", drawn)

@@ -1,0 +1,82 @@
+"""Proof of freezing: what a phase freezes is hashed before and after it, and one changed bit ends the run."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tl_jax.train.run_files import ACTION
+from tl_jax.train.sharding import fetch
+from tl_jax.train.state import TrainState
+from tl_jax.train.workdir import read_json, write_json
+from tl_jax.transfer import freeze
+from tl_jax.transfer.phases import Phase
+from tl_jax.utils import tree
+from tl_jax.utils.errors import UserError, listed
+from tl_jax.utils.json_files import OBJECT, TEXT, check_fields, object_of
+
+
+def frozen_hashes(phase: Phase, state: TrainState) -> dict[str, str]:
+    """Return the SHA-256 of each leaf that ``phase`` freezes, BatchNorm statistics that stay still among them."""
+    mask = freeze.trainable(state.params, phase.rules)
+    still = freeze.still_norms(mask, state.batch_stats, phase.batch_stats)
+    flat, moves = tree.flatten(state.params), tree.flatten(mask)
+    leaves = {f"params/{path}": leaf for path, leaf in flat.items() if not moves[path]}
+    stats = tree.flatten(state.batch_stats)
+    leaves |= {f"batch_stats/{path}": leaf for path, leaf in stats.items() if path.rpartition("/")[0] in still}
+    return {path: hashlib.sha256(np.ascontiguousarray(leaf)).hexdigest() for path, leaf in fetch(leaves).items()}
+
+
+class Proof:
+    """The proof of one run, in ``workdir/freeze.json``, so that it holds across a stop and a resumption."""
+
+    def __init__(self, workdir: Path):
+        self._path = workdir / "freeze.json"
+        self._phases: dict[str, Any] = read_json(self._path)
+        check_fields(self._phases, self._path, dict.fromkeys(self._phases, OBJECT), ACTION)
+        for name, phase in self._phases.items():
+            check_fields(phase, f"{self._path}: {name}", {"sha256": object_of(TEXT)}, ACTION)
+
+    def begin(self, phase: Phase, state: TrainState, flops: float, forward: float) -> None:
+        """Hash what is frozen as the phase starts; one that goes on is held to the hashes of its own start.
+
+        Args:
+            phase: that starts.
+            state: as it starts.
+            flops: of one of its steps.
+            forward: FLOPs of a forward pass from the examples on.
+        """
+        before = self._phases.get(phase.name, {}).get("sha256") if int(state.step) > phase.start else None
+        before = before or frozen_hashes(phase, state)
+        self._phases[phase.name] = {
+            "leaves": len(before),
+            "changed": None,  # until the phase ends
+            "optimizer_bytes": tree.nbytes(state.opt_state),
+            "flops_step": flops,
+            "flops_forward": forward,
+            "sha256": before,
+        }
+        write_json(self._path, self._phases)
+
+    def end(self, phase: Phase, state: TrainState) -> None:
+        """Compare with the start of the phase.
+
+        Raises:
+            UserError: names the leaves that are frozen and have changed.
+        """
+        entry, after = self._phases[phase.name], frozen_hashes(phase, state)
+        changed = [path for path, sha in entry["sha256"].items() if after.get(path) != sha]
+        entry["changed"] = len(changed)
+        write_json(self._path, self._phases)
+        if changed:
+            raise UserError(
+                f"phase {phase.name} changed {len(changed)} of {len(after)} frozen leaves: {listed(changed, 5)}; "
+                f"this is a defect of tl_jax or of a custom objective, please report it with {self._path}"
+            )
+
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers of the last phase, and those of each phase under ``phases``."""
+        phases = {name: {k: v for k, v in row.items() if k != "sha256"} for name, row in self._phases.items()}
+        last = list(phases.values())[-1] if phases else {"leaves": 0, "changed": 0}
+        return {**last, "phases": phases}

@@ -1,0 +1,114 @@
+"""What a run tells while it goes on: ``metrics.jsonl``, TensorBoard events, lines and a progress bar on the screen."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from tl_jax.train import sharding
+from tl_jax.train.workdir import finite
+from tl_jax.utils import disk
+from tl_jax.utils.errors import UserError
+from tl_jax.utils.json_files import parse_row, sealed_row
+from tl_jax.utils.waiting import ticking
+
+
+def say(text: str = "") -> None:
+    """Print a line without breaking a progress bar; of several processes the first speaks."""
+    if sharding.first():
+        with disk.telling("the output"):
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+
+class Log:
+    """The metrics of one run. Rows after ``step`` are left over from a run that was cut short, and are dropped."""
+
+    def __init__(self, workdir: Path, step: int, total: int, verbose: bool):
+        self._bar, self._shown = None, contextlib.ExitStack()
+        self._total, self._verbose, self._board = total, verbose and sharding.first(), None
+        if not sharding.first():
+            return
+        self._path = workdir / "metrics.jsonl"
+        rows = self._path.read_bytes().splitlines(keepends=True) if self._path.is_file() else []
+        # A kill in between must not cost the history.
+        disk.write_bytes(self._path, b"".join(_until(step, rows, self._path)))
+        self._board = _summary_writer()(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30)
+
+    def row(self, step: int, split: str, values: Mapping[str, float], **where: Any) -> None:
+        """Append one row of metrics."""
+        if not self._board:
+            return
+        with self._path.open("a") as f:
+            f.write(sealed_row(finite({"step": step, "split": split, **where, **values})))
+        for name, value in values.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def say(self, text: str) -> None:
+        """Print a line, unless this run is one of many."""
+        if self._verbose:
+            say(text)
+
+    def begin(self, step: int) -> None:
+        """Show the bar from ``step`` on, once the first step can be taken: its clock does not count the compiling."""
+        if self._bar is None and sharding.first():
+            how = {"unit": "step", "dynamic_ncols": True, "disable": None, "smoothing": 0}
+            self._bar = self._shown.enter_context(tqdm(total=self._total, initial=step, **how))
+            if not self._bar.disable:
+                self._shown.enter_context(ticking(self._bar))
+
+    def waited(self, seconds: float) -> None:
+        """Take ``seconds`` that passed without steps, such as compiling, out of the bar's clock, so of its ETA."""
+        if self._bar is not None and not self._bar.disable:
+            self._bar.start_t += seconds
+            self._bar.last_print_t += seconds
+
+    def progress(self, step: int, **values: float) -> None:
+        """Move the bar to ``step``."""
+        if self._bar is not None:
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def eta(self, step: int, taken: int, seconds: float) -> str:
+        """Return "12 steps/s, 1:05 left" at ``step``, when the last ``taken`` steps have cost ``seconds``."""
+        if not taken:
+            return "nothing to train"
+        rate = taken / max(seconds, 1e-9)
+        left = round((self._total - step) / rate)
+        return f"{rate:.3g} steps/s, {left // 60}:{left % 60:02d} left"
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._shown.close()
+        if self._board:
+            self._board.close()
+
+
+def _summary_writer() -> Any:
+    """Return tensorboardX' writer; importing that imports PyTorch where it is installed, which takes 2 s and 0.7 GB."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
+
+
+def _until(step: int, rows: list[bytes], path: Path) -> Iterator[bytes]:
+    """Yield the rows of metrics up to ``step``; half a row at the end, such as a full disk leaves, is dropped."""
+    for number, row in enumerate(rows, start=1):
+        if not row.endswith(b"\n"):
+            continue
+        try:
+            at = parse_row(row.decode(), f"{path}, line {number},")["step"]
+        except (UserError, ValueError, KeyError) as error:
+            say(f"WARNING: {error}; the curves go on without it")
+            continue
+        if at <= step:
+            yield row

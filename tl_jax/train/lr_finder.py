@@ -1,0 +1,89 @@
+"""Learning-rate range test: one short run in which the rate rises step by step, and what its losses suggest."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tl_jax.train import sharding
+from tl_jax.train.state import initial_state, stream_key
+from tl_jax.train.step import make_init, make_train_step
+from tl_jax.train.task import Task
+from tl_jax.transfer.phases import Phase
+from tl_jax.utils.errors import UserError
+
+KEEP = 0.9  # share of the running mean of losses that stays at each step
+SPAN = 0.5  # decades of the rate over which a slope is taken: single steps are too noisy
+DIVERGED = 3.0  # times the lowest smoothed loss above it: the test ends there
+
+
+class Sweep(NamedTuple):
+    """Losses (S,) in nats at learning rates (S,) that rise, raw and smoothed, and the rates they suggest.
+
+    Attributes:
+        rates, losses, smoothed: (S,).
+        steepest: rate around which the smoothed loss falls fastest per factor of the rate.
+        lowest: rate of the lowest smoothed loss, where training is about to diverge.
+        suggested: the smaller of ``steepest`` and a tenth of ``lowest``.
+    """
+
+    rates: np.ndarray
+    losses: np.ndarray
+    smoothed: np.ndarray
+    steepest: float
+    lowest: float
+    suggested: float
+
+
+def sweep(task: Task, phase: Phase, seed: int, low: float = 1e-6, high: float = 1.0, steps: int = 100) -> Sweep:
+    """Train from the start with rates from ``low`` to ``high``, evenly spaced in their logarithm (arXiv:1506.01186).
+
+    Args:
+        task: what is learned.
+        phase: whose objective, freezing and optimizer are used; its own rates are not.
+        seed: of everything random.
+        low, high: first and last learning rate.
+        steps: between them; fewer are taken where the loss diverges.
+    """
+    rates = np.geomspace(low, high, steps, dtype=np.float32)
+    loss, train_batch, _ = task.objective(phase.objective)
+    state = initial_state(task, seed)
+    state = state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
+    step = make_train_step(loss, phase.optim, phase.rules, phase.batch_stats)
+    stream = sharding.everywhere(stream_key(seed, "train"))
+    losses: list[float] = []
+    for i, rate in enumerate(rates):
+        state, row = step(state, sharding.put(train_batch(i)), stream, sharding.everywhere(rate))
+        total, count = row["sums"]["loss"]
+        losses.append(float(total) / max(float(count), 1.0))
+        mean = smooth(np.asarray(losses))
+        if not np.isfinite(losses[-1]) or mean[-1] - mean.min() > DIVERGED * max(abs(mean.min()), 1e-3):
+            break
+    return read(rates[: len(losses)], np.asarray(losses))
+
+
+def smooth(losses: np.ndarray) -> np.ndarray:
+    """Return the running mean (S,) of losses (S,), without the pull of the zero that it starts from."""
+    out, mean = np.empty(len(losses)), 0.0
+    for i, value in enumerate(losses):
+        mean = KEEP * mean + (1 - KEEP) * value
+        out[i] = mean / (1 - KEEP ** (i + 1))
+    return out
+
+
+def read(rates: np.ndarray, losses: np.ndarray) -> Sweep:
+    """Return the sweep with what it suggests.
+
+    Raises:
+        UserError: the loss never fell, or was not finite from the start.
+    """
+    kept = np.isfinite(losses)
+    rates, losses = np.asarray(rates, float)[kept], losses[kept]
+    smoothed = smooth(losses)
+    lowest = int(smoothed.argmin()) if len(smoothed) else 0
+    if lowest < 2:
+        raise UserError("the loss falls at no learning rate of this range; check the data, or start the range lower")
+    at = np.log10(rates)
+    near = [np.abs(at - at[i]) <= SPAN / 2 for i in range(lowest + 1)]
+    slopes = [np.polyfit(at[window], smoothed[window], 1)[0] if window.sum() > 1 else 0.0 for window in near]
+    steepest = float(rates[int(np.argmin(slopes))])
+    return Sweep(rates, losses, smoothed, steepest, float(rates[lowest]), min(steepest, float(rates[lowest]) / 10))

@@ -1,0 +1,79 @@
+"""A task is a handful of functions; the training loop knows nothing else about images, text or policies."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from tl_jax.metrics import Batch, Sums, Variables, Verdict
+
+
+class Objective(NamedTuple):
+    """Something to learn: ``loss``, ``train_batch`` and ``stepper`` as those of a ``Task``."""
+
+    loss: Callable[[Variables, Batch, jax.Array], tuple[jax.Array, tuple[Any, Sums]]]
+    train_batch: Callable[[int], Batch]
+    stepper: Callable[..., Any] | None = None
+
+
+class Task(NamedTuple):
+    """What training, evaluation and feature extraction need.
+
+    Attributes:
+        name: what the run is about, for messages.
+        classes: names of the K classes.
+        init: key -> variables, with pretrained weights put in and the head drawn from the key.
+        loss: (variables, batch, key) -> (loss, (new batch_stats, sums)); train mode, augmented. The variables hold a
+            third collection, "source", where ``init`` gives one: what the loss needs of the weights at the start.
+        metrics: (variables, batch) -> sums; evaluation mode.
+        features: (variables, batch) -> (N, D) features before the head.
+        train_batch: step -> batch of numpy arrays, a pure function of seed and step.
+        eval_batches: split name -> iterator of padded, masked batches that hold every example once.
+        sizes: split name -> number of examples.
+        facts: what was loaded and from where, for the summary and for resuming.
+        parts: names of the network's parts from the input on, for freeze recipes and rates by depth.
+        pretext: what may be learned from pictures without labels, None where nothing is.
+        shortcut: (this task, variables, phase) -> a task with the same results that does not repeat what the phase
+            leaves frozen; None where there is none.
+        score: name of the metric by which the best checkpoint is chosen, the higher the better.
+        predict: (variables, batch) -> what ``judge`` takes of each example (N, ...), such as its likeliest class; None
+            where nothing asks for it.
+        judge: (predictions (N, ...), batches as ``eval_batches`` gives them), both lists -> verdict.
+        details: what the judge kept of the test part -> what ``test_details.json`` holds of it, for the page.
+        report: (what the judge kept of the test part, and of the validation part or None, folder) -> further entries of
+            the summary; it draws pictures into the folder.
+        stepper: what takes the steps of a phase where a step is more than a gradient of ``loss``; made and used as
+            ``train.stepper.Stepper`` is.
+        answer: (variables, what a user typed) -> for each what is said of it, for JSON, and the same drawn as text.
+        illustrate: (what ``answer`` found, folder) -> pictures of it, written to the folder.
+        explain: (variables, what a user named) -> where in it the network sees what it says.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    init: Callable[[jax.Array], Variables]
+    loss: Callable[[Variables, Batch, jax.Array], tuple[jax.Array, tuple[Any, Sums]]]
+    metrics: Callable[[Variables, Batch], Sums]
+    features: Callable[[Variables, Batch], jax.Array]
+    train_batch: Callable[[int], Batch]
+    eval_batches: Callable[[str], Iterator[Batch]]
+    sizes: Mapping[str, int]
+    facts: Mapping[str, Any]
+    parts: tuple[str, ...] = ()
+    pretext: Objective | None = None
+    shortcut: Callable[["Task", Variables, Any], "Task"] | None = None
+    score: str = "accuracy"
+    predict: Callable[[Variables, Batch], jax.Array] | None = None
+    judge: Callable[[Sequence[Any], Sequence[Batch]], Verdict] | None = None
+    details: Callable[[Any], dict[str, Any]] | None = None
+    report: Callable[[Any, Any, Path], dict[str, Any]] | None = None
+    stepper: Callable[..., Any] | None = None
+    answer: Callable[[Variables, Sequence[str]], tuple[list[dict[str, Any]], str]] | None = None
+    illustrate: Callable[[Sequence[Mapping[str, Any]], Path], list[Path]] | None = None
+    explain: Callable[[Variables, Sequence[str]], Any] | None = None
+
+    def objective(self, name: str) -> Objective:
+        """Return what a phase with the objective ``name`` learns."""
+        own = Objective(self.loss, self.train_batch, self.stepper)
+        return self.pretext if name == "pretext" and self.pretext else own

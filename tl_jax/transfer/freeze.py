@@ -1,0 +1,132 @@
+"""Freezing is a partition: every leaf is ``frozen`` or belongs to a group that trains."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from tl_jax.utils import tree
+from tl_jax.utils.errors import UserError, nearest
+
+FROZEN = "frozen"
+Rules = tuple[tuple[str, str], ...]
+
+# Leaves that are no part of the network as it was loaded: each kind trains only where it is asked for.
+HEAD = (r"(aux/)?head/.*", "train")  # the layer on top of the features, the only one that knows the target's classes
+ADAPTERS = r"(.*/)?(lora_[ab]|adapter_\w+/.*)"
+EXTRA = r"extra/.*"  # no part of the network: projectors, the source's own head, centres of the people in training
+
+# Named by what trains, and always the head.
+RECIPES: Mapping[str, Rules] = {
+    "all": ((".*", "train"),),
+    "head": (HEAD, (".*", FROZEN)),
+    "norm_only": (HEAD, (r"(.*/)?(\w*_)?(bn|norm|ln)\d*/(scale|bias)", "train"), (".*", FROZEN)),
+    "bias_only": (HEAD, (r"(.*/)?bias", "train"), (".*", FROZEN)),  # BitFit, arXiv:2106.10199
+    "adapters": (HEAD, (ADAPTERS, "train"), (".*", FROZEN)),
+}
+LAST = "last_n_stages"  # depends on the network: see ``recipe``
+NAMES = (*RECIPES, LAST)
+
+
+def recipe(name: str, parts: Sequence[str] = (), stages: int = 1) -> Rules:
+    """Return the rules of a recipe.
+
+    Args:
+        name: one of ``NAMES``.
+        parts: names of the network's parts from the input on, for "last_n_stages".
+        stages: how many of them, from the end, "last_n_stages" trains, with all that lies above them.
+
+    Raises:
+        UserError: no such recipe, or more stages than there are parts.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    if name != LAST:
+        raise UserError(f"unknown freeze recipe {name!r}; {nearest(name, NAMES)}")
+    if not 0 < stages <= len(parts):
+        raise UserError(
+            f"last_n_stages with {stages} stages does not fit; the network has {', '.join(parts) or 'none'}"
+        )
+    still = "|".join(map(re.escape, parts[: len(parts) - stages]))
+    return ((rf"({still})/.*", FROZEN), (".*", "train")) if still else RECIPES["all"]
+
+
+def check_rules(rules: Sequence[tuple[str, str]]) -> Rules:
+    """Return freeze rules as tuples, or a UserError naming the rule that is not (regex, label) or does not compile."""
+    for rule in rules:
+        if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not all(isinstance(part, str) for part in rule):
+            raise UserError(f"freeze rule {rule!r} is not a pair (regex, label), such as ('stage[12]/.*', 'frozen')")
+        try:
+            re.compile(rule[0])
+        except re.error as e:
+            raise UserError(f"freeze rule {rule!r} is not a regular expression: {e}") from None
+    return tuple((pattern, label) for pattern, label in rules)
+
+
+def groups(rules: Rules) -> tuple[str, ...]:
+    """Return the labels of the rules other than ``frozen``, each once."""
+    return tuple(dict.fromkeys(label for _, label in rules if label != FROZEN))
+
+
+def trainable(params: tree.Tree, rules: Rules) -> Any:
+    """Return a tree of booleans, true where a leaf trains; a UserError where none does."""
+    mask = jax.tree.map(lambda label: label != FROZEN, tree.label_leaves(params, rules))
+    if not any(jax.tree.leaves(mask)):
+        raise UserError(f"the freeze rules {rules} freeze every leaf; let at least the head train")
+    return mask
+
+
+def stop_frozen(params: Any, mask: Any) -> Any:
+    """Cut the frozen leaves out of differentiation: no backward work exists for them, their gradients are zeros."""
+    return jax.tree.map(lambda leaf, trains: leaf if trains else jax.lax.stop_gradient(leaf), params, mask)
+
+
+def only(values: Any, mask: Any) -> list[Any]:
+    """Return the leaves where ``mask`` is true."""
+    return [v for v, trains in zip(jax.tree.leaves(values), jax.tree.leaves(mask), strict=True) if trains]
+
+
+def count_split(params: Any, mask: Any) -> dict[str, int]:
+    """Return the number of ``trainable`` and ``frozen`` values."""
+    moving = tree.count(only(params, mask))
+    return {"trainable": moving, "frozen": tree.count(params) - moving}
+
+
+def still_norms(mask: Any, batch_stats: tree.Tree, mode: str) -> frozenset[str]:
+    """Return the BatchNorm layers that use and keep their running statistics while training.
+
+    Args:
+        mask: true where a leaf trains.
+        batch_stats: the statistics collection.
+        mode: "auto" (layers whose own parameters are all frozen), "frozen" (all layers) or "train" (none).
+    """
+    owners = {path.rpartition("/")[0] for path in tree.flatten(mask)}  # other statistics belong to no layer
+    layers = {path.rpartition("/")[0] for path in tree.flatten(batch_stats)} & owners
+    if mode != "auto":
+        return frozenset(layers if mode == "frozen" else ())
+    moving = {path.rpartition("/")[0] for path, trains in tree.flatten(mask).items() if trains}
+    return frozenset(layers - moving)
+
+
+@contextlib.contextmanager
+def running_statistics(layers: frozenset[str], momentum: float = 0.0) -> Iterator[None]:
+    """Make the named BatchNorm layers behave as in evaluation, whatever ``train`` says to the model around them.
+
+    BatchNorm statistics live outside the parameters and would move however the optimizer is masked. Those of the other
+    layers keep the share ``momentum`` of their old value at each step, 0 for the share that the model itself has.
+    """
+
+    def intercept(call, args, kwargs, context):
+        if isinstance(context.module, nn.BatchNorm) and "/".join(context.module.path) in layers:
+            # Models say it either when they build the layer or when they call it; flax refuses both at once.
+            object.__setattr__(context.module, "use_running_average", None)
+            args, kwargs = args[:1], {**kwargs, "use_running_average": True}
+        elif isinstance(context.module, nn.BatchNorm) and momentum:
+            object.__setattr__(context.module, "momentum", momentum)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        yield

@@ -1,0 +1,74 @@
+"""Mixtures of two training examples, with targets mixed in the same shares."""
+
+import jax
+import jax.numpy as jnp
+
+from tl_jax.utils.errors import UserError
+
+
+def mixup(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+    """Blend each picture with another of the batch: Mixup (Zhang et al. 2018, arXiv:1710.09412).
+
+    Args:
+        images: (N, H, W, C), uint8 or float.
+        targets: (N, K), each row a distribution, or one times the weight of its example.
+        key: draws the share from Beta(alpha, alpha), one for the batch, and the partners, a permutation of it.
+        alpha: above 0; small values leave most batches nearly as they are.
+
+    Returns:
+        ``share * x + (1 - share) * partner's x`` of pictures and of targets, float32.
+
+    Raises:
+        UserError: ``alpha`` not above 0.
+    """
+    share, partners = _draw(key, len(images), alpha)
+    images, targets = jnp.asarray(images, jnp.float32), jnp.asarray(targets, jnp.float32)
+    return _blend(images, images[partners], share), _blend(targets, targets[partners], share)
+
+
+def cutmix(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+    """Paste a box of another picture of the batch into each: CutMix (Yun et al. 2019, arXiv:1905.04899, eq. 1 and 2).
+
+    The box has the picture's shape and 1 - share of its area, in whole pixels rounded down; its centre is anywhere, and
+    what sticks out is cut off. All pictures of a batch have the same box.
+
+    Args:
+        images: (N, H, W, C), uint8 or float.
+        targets: (N, K), each row a distribution, or one times the weight of its example.
+        key: draws the share from Beta(alpha, alpha), the partners, a permutation of the batch, and the centre.
+        alpha: above 0.
+
+    Returns:
+        Pictures float32, and targets float32 mixed by the share of pixels that each picture has in the end.
+
+    Raises:
+        UserError: ``alpha`` not above 0.
+    """
+    draw_key, row_key, column_key = jax.random.split(key, 3)
+    share, partners = _draw(draw_key, len(images), alpha)
+    side = jnp.sqrt(1 - share)
+    rows, columns = _span(row_key, images.shape[1], side), _span(column_key, images.shape[2], side)
+    box = rows[:, None] & columns[None, :]
+    images, targets = jnp.asarray(images, jnp.float32), jnp.asarray(targets, jnp.float32)
+    mixed = jnp.where(box[None, :, :, None], images[partners], images)
+    return mixed, _blend(targets, targets[partners], 1 - box.mean())
+
+
+def _draw(key: jax.Array, examples: int, alpha: float) -> tuple[jax.Array, jax.Array]:
+    """Return the share, a scalar in [0, 1], and a permutation int (N,)."""
+    if not alpha > 0:
+        raise UserError(f"alpha={alpha} must be above 0; leave the mixing out instead")
+    share_key, partner_key = jax.random.split(key)
+    return jax.random.beta(share_key, alpha, alpha), jax.random.permutation(partner_key, examples)
+
+
+def _span(key: jax.Array, length: int, side: jax.Array) -> jax.Array:
+    """Return where, along one axis, a box of ``side * length`` pixels round a random centre lies: bool (length,)."""
+    size = jnp.floor(length * side).astype(jnp.int32)
+    start = jax.random.randint(key, (), 0, length) - size // 2
+    at = jnp.arange(length)
+    return (at >= start) & (at < start + size)
+
+
+def _blend(own: jax.Array, other: jax.Array, share: jax.Array) -> jax.Array:
+    return share * own + (1 - share) * other

@@ -1,0 +1,173 @@
+"""Losses that need no labels, on two views of the same examples or on pictures turned by a known angle.
+
+Learning from pictures without labels: views, heads and losses of the pretext tasks."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from tl_jax.data.augment import Augment, augment
+from tl_jax.utils.errors import UserError
+
+
+def nt_xent(z1: jax.Array, z2: jax.Array, temperature: float) -> jax.Array:
+    """Return SimCLR's loss (Chen et al. 2020, arXiv:2002.05709, eq. 1), mean over the 2N views, in nats.
+
+    Args:
+        z1: (N, D) projections of one view; rows are brought to length 1 here.
+        z2: (N, D) of the other, in the same order.
+        temperature: above 0; cosine similarities are divided by it.
+    """
+    z = _unit(jnp.concatenate([z1, z2]))
+    # A view is no negative of itself, and full precision: similarities are divided by a small temperature.
+    logits = jnp.matmul(z, z.T, precision=jax.lax.Precision.HIGHEST) / temperature
+    logits = jnp.where(jnp.eye(len(z), dtype=bool), -jnp.inf, logits)
+    partners = jnp.roll(jnp.arange(len(z)), len(z1))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, partners).mean()
+
+
+def negative_cosine(p: jax.Array, z: jax.Array) -> jax.Array:
+    """Return SimSiam's minus cosine similarity, mean over N (Chen and He 2021, arXiv:2011.10566, eq. 1 and 3).
+
+    No gradient flows to ``z``. The paper's loss is the mean of this over both ways round, (p1, z2) and (p2, z1).
+
+    Args:
+        p: (N, D) predictions from one view.
+        z: (N, D) projections of the other.
+    """
+    return -(_unit(p) * _unit(jax.lax.stop_gradient(z))).sum(1).mean()
+
+
+def quarter_turns(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Turn each picture by a random multiple of 90 degrees: RotNet (Gidaris et al. 2018, arXiv:1803.07728).
+
+    Args:
+        images: (N, S, S, C).
+        key: draws the turns.
+
+    Returns:
+        The pictures, of the same type, and ``turns`` int32 (N,) in [0, 4), counter-clockwise.
+
+    Raises:
+        UserError: pictures that are not square.
+    """
+    if images.shape[1] != images.shape[2]:
+        raise UserError(f"quarter turns need square pictures, not {images.shape[1]}x{images.shape[2]}; crop them first")
+    turns = jax.random.randint(key, images.shape[:1], 0, 4, jnp.int32)
+    ways = jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(4)])
+    return ways[turns, jnp.arange(len(images))], turns
+
+
+class Projector(nn.Module):
+    """Dense, normalisation over the batch, ReLU, Dense: (N, D) -> (N, out), what the losses above are taken on.
+
+    The normalisation always uses the batch and keeps no running statistics: a projector is thrown away after training.
+
+    Attributes:
+        hidden: width of the hidden layer.
+        out: width of the output.
+        norm: whether to normalise.
+    """
+
+    hidden: int
+    out: int
+    norm: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Dense(self.hidden, use_bias=not self.norm, name="dense1")(x)
+        if self.norm:
+            scale = self.param("scale", nn.initializers.ones, (self.hidden,))
+            bias = self.param("bias", nn.initializers.zeros, (self.hidden,))
+            x = (x - x.mean(0)[None]) * jax.lax.rsqrt(x.var(0) + 1e-5)[None]
+            x = x * scale[None] + bias[None]
+        return nn.Dense(self.out, name="dense2")(nn.relu(x))
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """Bring rows of (N, D) to length 1; rows shorter than 1e-6 are divided by that, so that zeros have a gradient."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(1, keepdims=True), 1e-12))
+
+
+TURNS = 4
+Embed = Callable[[jax.Array], jax.Array]  # pictures (N, H, W, C) in [0, 255] -> features (N, D), in training mode
+
+
+class Pretext(NamedTuple):
+    """A pretext task.
+
+    Attributes:
+        name: "rotation", "simclr" or "simsiam".
+        weight: of its loss beside that of the labels, 0 where it has phases of its own only.
+        temperature: of simclr.
+        width: outputs of the projector.
+        crop: least share of the area that a view keeps.
+        jitter: strength of colour jitter in a view.
+    """
+
+    name: str
+    weight: float = 0.0
+    temperature: float = 0.1
+    width: int = 128
+    crop: float = 0.3
+    jitter: float = 0.4
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Pretext":
+        """Return the pretext of the fields of ``config.pretext``, one of which is for texts."""
+        return cls(**{name: value for name, value in values.items() if name in cls._fields})
+
+    @property
+    def views(self) -> Augment:
+        """How a view is made of a picture: SimCLR's recipe (arXiv:2002.05709, appendix A) without blur."""
+        return Augment(flip=True, resized_crop=self.crop, jitter=self.jitter, grey=0.2)
+
+
+def init_heads(how: Pretext, dims: int, key: jax.Array) -> dict[str, Any]:
+    """Draw the parameters of the pretext's own head on ``dims`` features."""
+    features, (first, second) = jnp.zeros((2, dims)), jax.random.split(key)
+    if how.name == "rotation":
+        return {"kernel": jax.random.normal(first, (dims, TURNS)) * dims**-0.5, "bias": jnp.zeros(TURNS)}
+    heads = {"projector": _projector(how, dims).init(first, features)["params"]}
+    if how.name == "simsiam":
+        heads["predictor"] = _predictor(how).init(second, jnp.zeros((2, how.width)))["params"]
+    return heads
+
+
+def loss(how: Pretext, embed: Embed, heads: Any, images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the loss of pictures (N, H, W, C) in [0, 255], and a score in [0, 1] that should rise.
+
+    The score is the share of turns that are recognised, or of views whose most similar other view is their partner.
+    """
+    first, second = jax.random.split(key)
+    if how.name == "rotation":
+        turned, turns = quarter_turns(augment(images, first, Augment(flip=True)), second)
+        logits = embed(turned) @ heads["kernel"] + heads["bias"][None]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, turns)
+        return losses.mean(), (logits.argmax(-1) == turns).mean()
+    views = jnp.concatenate([augment(images, k, how.views) for k in (first, second)])
+    features = embed(views)
+    projections = _projector(how, features.shape[-1]).apply({"params": heads["projector"]}, features)
+    z1, z2 = jnp.split(projections, 2)
+    if how.name == "simclr":
+        return nt_xent(z1, z2, how.temperature), _matched(z1, z2)
+    p1, p2 = jnp.split(_predictor(how).apply({"params": heads["predictor"]}, projections), 2)
+    return (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2, _matched(z1, z2)
+
+
+def _projector(how: Pretext, dims: int) -> Projector:
+    return Projector(hidden=min(dims, 512), out=how.width)
+
+
+def _predictor(how: Pretext) -> Projector:
+    return Projector(hidden=max(2, how.width // 4), out=how.width)  # a bottleneck, as in the paper
+
+
+def _matched(z1: jax.Array, z2: jax.Array) -> jax.Array:
+    z1, z2 = (z / jnp.maximum(jnp.linalg.norm(z, axis=1, keepdims=True), 1e-6) for z in (z1, z2))
+    return ((z1 @ z2.T).argmax(1) == jnp.arange(len(z1))).mean()

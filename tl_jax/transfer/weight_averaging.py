@@ -1,0 +1,52 @@
+"""Averages of weights: between a start and an end (WiSE-FT), and over several ends (model soups)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tl_jax.utils.errors import UserError
+
+Score = Callable[[Any], float]  # variables -> validation score, the higher the better
+
+
+def interpolate(start: Any, end: Any, share: float) -> Any:
+    """Return ``start + share * (end - start)`` for every leaf: WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903.
+
+    A ``share`` of 0 or 1 gives one of the two to the bit.
+    """
+    _check_alike([start, end])
+    if share in (0.0, 1.0):
+        return end if share else start
+    return jax.tree.map(lambda a, b: a + share * (b - a), start, end)
+
+
+def uniform_soup(runs: Sequence[Any]) -> Any:
+    """Return the mean of each leaf over several runs from one start: Wortsman et al. 2022, arXiv:2203.05482."""
+    _check_alike(runs)
+    return jax.tree.map(lambda *leaves: jnp.mean(jnp.stack(leaves), axis=0), *runs)
+
+
+def greedy_soup(runs: Sequence[Any], score: Score) -> tuple[Any, list[int]]:
+    """Return the soup of arXiv:2203.05482, recipe 1, and the indices of its ingredients in the order they went in.
+
+    The best run starts it; each other one, from best to worst, stays in where the soup does not score lower with it.
+    """
+    _check_alike(runs)
+    alone = [score(run) for run in runs]
+    order = sorted(range(len(runs)), key=lambda i: -alone[i])
+    kept, soup, best = order[:1], runs[order[0]], alone[order[0]]
+    for i in order[1:]:
+        tried = uniform_soup([runs[j] for j in (*kept, i)])
+        if (value := score(tried)) >= best:
+            kept, soup, best = [*kept, i], tried, value
+    return soup, kept
+
+
+def _check_alike(runs: Sequence[Any]) -> None:
+    if not runs:
+        raise UserError("an average of weights needs a run; give at least one")
+    shapes = [jax.tree.map(jnp.shape, run) for run in runs]
+    if any(shape != shapes[0] for shape in shapes):
+        raise UserError("these runs have different leaves; average runs of one network with the same classes")

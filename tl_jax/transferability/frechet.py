@@ -1,0 +1,52 @@
+"""Distances between Gaussians, and the Frechet distance between two sets of features."""
+
+import numpy as np
+
+from tl_jax.transferability import _inputs
+
+
+def frechet(x1: _inputs.Array, x2: _inputs.Array) -> float:
+    """Return the squared Frechet distance of two data sets, each taken for a Gaussian.
+
+    It is |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2) for means m and covariances S with 1 / (N - 1), of which
+    either may be singular (Dowson and Landau 1982; for features of networks Heusel et al. 2017, arXiv:1706.08500). In
+    double precision and therefore on the host. Its cost is N D min(N, D) and a cube of min(N, D); memory is three
+    times that of both sides in float64.
+
+    Args:
+        x1: (N1, D) float.
+        x2: (N2, D) float, of the same layer of the same network.
+
+    Raises:
+        UserError: other shapes, values that are not finite, or a side of one example.
+    """
+    a, b = _inputs.pair(x1, x2, least=2)
+    # Far from the origin the means' own rounding would count.
+    origin = a.mean(0)
+    a -= origin[None]
+    b -= origin[None]
+    mean, f1, f2 = b.mean(0), factor(a), factor(b)
+    return float(max(0.0, mean @ mean + (f1**2).sum() + (f2**2).sum() - 2 * overlap(f1, f2)))
+
+
+def factor(x: np.ndarray) -> np.ndarray:
+    """Return F (R, D) with F'F the covariance of ``x`` (N, D), 1 / (N - 1), and R at most min(N, D).
+
+    That of one example is zero.
+    """
+    x = (x - x.mean(0)[None]) / np.sqrt(max(1, len(x) - 1))
+    if len(x) <= x.shape[1]:
+        return x
+    values, vectors = np.linalg.eigh(x.T @ x)
+    # What is left of zero eigenvalues is rounding, but its root would not be.
+    large = values > x.shape[1] * np.finfo(np.float64).eps * values.max(initial=0)
+    return np.sqrt(values[large])[:, None] * vectors.T[large]
+
+
+def overlap(f1: np.ndarray, f2: np.ndarray) -> float:
+    """Return tr (S1^1/2 S2 S1^1/2)^1/2 for covariances S = F'F: the sum of the singular values of F1 F2'.
+
+    With fewer examples than features this is a matter of matrices as small as the sets, and no root is taken of what
+    is zero but for rounding.
+    """
+    return float(np.linalg.svd(f1 @ f2.T, compute_uv=False).sum()) if len(f1) and len(f2) else 0.0

@@ -1,0 +1,53 @@
+"""GBC: how much the classes overlap where each is a Gaussian."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl_jax.transferability import _inputs, _statistics
+
+FLOOR = 1e-4  # least variance
+
+
+def gbc(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
+    """Return minus the sum over ordered pairs of classes of exp(-Bhattacharyya distance).
+
+    (Pandy et al. 2022, arXiv:2111.12780.) Classes are Gaussians with diagonal covariances, variances with 1 / n and no
+    less than 1e-4. The features are taken as they are; the paper reduces them to 64 principal components
+    first. The best value is 0.
+
+    Args:
+        features: (N, D) float.
+        labels: (N,) int; gaps are closed.
+
+    Raises:
+        UserError: shapes that do not belong together, values that are not finite, labels that are not whole numbers
+            from 0 on, or a single class.
+    """
+    with jax.enable_x64(True):
+        return float(_gbc(*_inputs.classified(features, labels)))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _gbc(x: jax.Array, y: jax.Array, classes: int) -> jax.Array:
+    # Compiled as one, so that the scatter which nobody reads is not computed.
+    return gbc_from(_statistics.moments(x, y, jnp.ones(len(x)), classes=classes))
+
+
+@jax.jit
+def gbc_from(m: _statistics.Moments) -> jax.Array:
+    """Return ``gbc`` from moments, of which the scatter is not read."""
+    variances = jnp.maximum(m.variances, FLOOR)
+    logs = jnp.log(variances)
+    filled = m.counts > 0
+
+    def overlaps(c):
+        middle = (variances[c][None] + variances) / 2
+        apart = ((m.means[c][None] - m.means) ** 2 / middle).sum(1) / 8
+        shapes = (jnp.log(middle) - (logs[c][None] + logs) / 2).sum(1) / 2
+        others = filled & filled[c] & (jnp.arange(len(filled)) != c)
+        return jnp.where(others, jnp.exp(-apart - shapes), 0.0).sum()
+
+    return -jax.lax.map(overlaps, jnp.arange(len(filled))).sum()

@@ -1,0 +1,82 @@
+"""H-scores: how much of the features' variance lies between classes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl_jax.transferability import _inputs, _statistics
+
+
+def h_score(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
+    """Return trace(pinv(cov f) cov E[f|y]), both with 1 / (n - 1) (Bao et al. 2019, arXiv:2212.10082).
+
+    It is the sum over classes of the share of the class indicator that centred features explain, so it lies between 0
+    and K - 1. Eigenvalues of cov f below rounding count as 0.
+
+    Args:
+        features: (N, D) float.
+        labels: (N,) int; gaps are closed.
+
+    Raises:
+        UserError: shapes that do not belong together, values that are not finite, labels that are not whole numbers
+            from 0 on, or a single class.
+    """
+    with jax.enable_x64(True):
+        return float(h_score_from(_statistics.of(*_inputs.classified(features, labels))))
+
+
+def regularized_h_score(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
+    """Return (1 - a) trace(inv(S_a) cov E[f|y]), Ledoit and Wolf's shrinkage a (Ibrahim et al. 2022, arXiv:2110.06893).
+
+    S_a = (1 - a) S + a trace(S) / D I, where S is cov f with 1 / n, as Ledoit and Wolf 2004 and scikit-learn have it;
+    cov E[f|y] has 1 / (n - 1).
+
+    Args:
+        features: (N, D) float.
+        labels: (N,) int; gaps are closed.
+
+    Raises:
+        UserError: as ``h_score``.
+    """
+    with jax.enable_x64(True):
+        return float(regularized_h_score_from(_statistics.of(*_inputs.classified(features, labels))))
+
+
+@jax.jit
+def h_score_from(m: _statistics.Moments) -> jax.Array:
+    """Return ``h_score`` from moments."""
+    each = 1 / jnp.where(m.counts > 0, m.counts, 1.0)
+    if not m.wide:
+        return (_statistics.quadratic(m.scatter, m.targets) * each).sum()
+    # Z = U S V' gives trace(V S^-2 V' Z' H Z) = trace(U' H U), where H averages within classes.
+    values, vectors = jnp.linalg.eigh(m.scatter)
+    keep = values > _statistics.tolerance(len(m.mean)) * values[-1]
+    return jnp.where(keep[:, None], (vectors.T @ m.targets) ** 2 * each[None], 0.0).sum()
+
+
+@jax.jit
+def regularized_h_score_from(m: _statistics.Moments) -> jax.Array:
+    """Return ``regularized_h_score`` from moments."""
+    n, d = m.number, len(m.mean)
+    each = 1 / jnp.where(m.counts > 0, m.counts, 1.0)
+    a, level = shrinkage(m)
+    if not m.wide:
+        shrunk = (1 - a) / n * m.scatter + a * level * jnp.eye(d)
+        return (1 - a) * (_statistics.quadratic(shrunk, m.targets) * each).sum() / (n - 1)
+    values, vectors = jnp.linalg.eigh(m.scatter)
+    keep = values > _statistics.tolerance(d) * values[-1]
+    share = jnp.where(keep, values / jnp.where(keep, (1 - a) / n * values + a * level, 1.0), 0.0)
+    return (1 - a) * ((vectors.T @ m.targets) ** 2 * each[None] * share[:, None]).sum() / (n - 1)
+
+
+def shrinkage(m: _statistics.Moments) -> tuple[jax.Array, jax.Array]:
+    """Return Ledoit and Wolf's share of the identity in the covariance, and the identity's factor trace(S) / D."""
+    n, d = m.number, len(m.mean)
+    level = jnp.trace(m.scatter) / (n * d)
+    squares = (m.scatter**2).sum() / n**2
+    away = (squares - d * level**2) / d
+    noise = (m.fourth / n - squares) / (d * n)
+    # The difference of the sums is rounding where S is a multiple of the identity, as it is for D = 1.
+    alike = away <= 1e-14 * squares
+    a = jnp.clip(noise, 0.0, away) / jnp.where(alike, 1.0, away)
+    return jnp.where(alike, 0.0, a), level

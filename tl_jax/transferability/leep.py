@@ -1,0 +1,138 @@
+"""LEEP and NCE: how well the source's own classes tell the target's.
+
+N-LEEP: LEEP where the source has no classes, or they are not wanted, and clusters of features replace them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from sklearn.mixture import GaussianMixture
+
+from tl_jax.transferability import _inputs
+from tl_jax.utils.errors import UserError
+
+
+def leep(source_probs: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
+    """Return the log expected empirical prediction (Nguyen et al. 2020, arXiv:2002.12462), in nats, at most 0.
+
+    It is the mean over examples of log sum_z P(y|z) theta_z, where theta are the probabilities that the source model
+    gives its own classes z, and P(y|z) follows from their mean by target class. A source class that has no
+    probability in any example contributes nothing.
+
+    Args:
+        source_probs: (N, Z) float, rows with a sum of 1.
+        labels: (N,) int; gaps are closed.
+
+    Raises:
+        UserError: shapes that do not belong together, rows that are no distributions, labels that are not whole numbers
+            from 0 on, or a single class.
+    """
+    with jax.enable_x64(True):
+        p, y, classes = _inputs.probabilities(source_probs, labels)
+        return float(leep_from(p, y, jnp.ones(len(p)), classes=classes))
+
+
+def nce(source_labels: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
+    """Return minus the entropy, in nats, of the target's classes given the source's.
+
+    (Tran et al. 2019, arXiv:1908.08142.) It is the sum over pairs of p(y, z) log p(y|z), at most 0, from
+    how often the pairs occur.
+
+    Args:
+        source_labels: (N,) int, the class that the source model gives to each example.
+        labels: (N,) int; gaps are closed.
+
+    Raises:
+        UserError: other shapes, labels that are not whole numbers from 0 on, or a single target class.
+    """
+    z, sources = _inputs.numbered(source_labels, "source_labels")
+    y, classes = _inputs.numbered(labels)
+    if len(z) != len(y):
+        raise UserError(f"there are {len(z)} source_labels and {len(y)} labels; pass one of each for an example")
+    if classes < 2:
+        raise UserError(f"all {len(y)} labels are {np.asarray(labels)[0]}; a score needs two classes or more")
+    with jax.enable_x64(True):
+        return float(nce_from(jnp.asarray(z), jnp.asarray(y), jnp.ones(len(y)), sources=sources, classes=classes))
+
+
+@functools.partial(jax.jit, static_argnames="classes")
+def leep_from(p: jax.Array, y: jax.Array, weights: jax.Array, *, classes: int) -> jax.Array:
+    """Return ``leep`` of (N, Z) probabilities and (N,) labels in [0, classes); examples count ``weights`` (N,)."""
+    p = p.astype(jnp.float64)
+    joint = jax.ops.segment_sum(p * weights[:, None], y, classes)
+    mass = joint.sum(0)
+    given = joint / jnp.where(mass > 0, mass, 1.0)[None]
+    likely = (p * given[y]).sum(1)
+    counted = weights > 0  # an example without weight may have no likely class, and a logarithm of -infinity
+    return jnp.where(counted, jnp.log(jnp.where(counted, likely, 1.0)) * weights, 0.0).sum() / weights.sum()
+
+
+@functools.partial(jax.jit, static_argnames=("sources", "classes"))
+def nce_from(z: jax.Array, y: jax.Array, weights: jax.Array, *, sources: int, classes: int) -> jax.Array:
+    """Return ``nce`` of labels z in [0, sources) and y in [0, classes), whose examples count ``weights`` (N,)."""
+    joint = jax.ops.segment_sum(weights, z * classes + y, sources * classes).reshape(sources, classes) / weights.sum()
+    mass = joint.sum(1, keepdims=True)
+    return jnp.where(joint > 0, joint * jnp.log(jnp.where(joint > 0, joint / mass, 1.0)), 0.0).sum()
+
+
+def nleep(
+    features: np.ndarray | jax.Array,
+    labels: np.ndarray | jax.Array,
+    key: jax.Array,
+    components: int | None = None,
+    share: float = 0.8,
+    dims: int = 64,
+    most: int = 5000,
+) -> float:
+    """Return LEEP with the posterior of a Gaussian mixture for source probabilities (Li et al. 2021, arXiv:2011.11200).
+
+    Features are reduced to the principal components that keep ``share`` of the variance, though to no more than
+    ``dims``, and a mixture with full covariances is fitted by scikit-learn's ``GaussianMixture`` from one
+    start by k-means. Fit and components come from ``most`` examples, spread evenly over the classes; the
+    score is of all. Another key gives another mixture, and a score that differs by what chance does.
+
+    Args:
+        features: (N, D) float.
+        labels: (N,) int; gaps are closed.
+        key: a key of ``jax.random``, which seeds the mixture.
+        components: Gaussians, five a class as in the public code where None; no more than there are examples to fit.
+        share: of the variance, in (0, 1].
+        dims: principal components at most.
+        most: examples at most that the mixture is fitted to.
+
+    Raises:
+        UserError: shapes that do not belong together, values that are not finite, labels that are not whole numbers
+            from 0 on, a single class, or numbers out of range.
+    """
+    if not (0 < share <= 1 and dims >= 1 and most >= 2 and (components is None or components >= 1)):
+        raise UserError(
+            f"nleep takes share in (0, 1] and components, dims, most above 0, not {share}, {components}, {dims}, {most}"
+        )
+    seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
+    with jax.enable_x64(True):
+        x, y, classes = _inputs.classified(features, labels)
+        chosen = _inputs.spread(np.asarray(y), most)
+        z = reduced(np.asarray(x), chosen, share, dims)
+        count = min(len(chosen), components or 5 * classes)
+        p = GaussianMixture(count, random_state=seed).fit(z[chosen]).predict_proba(z)
+        return float(leep_from(jnp.asarray(p), y, jnp.ones(len(p)), classes=classes))
+
+
+def reduced(x: np.ndarray, chosen: np.ndarray, share: float, dims: int) -> np.ndarray:
+    """Return the principal components of (N, D) features that keep ``share`` of the variance of the rows ``chosen``."""
+    sample = x[chosen].astype(np.float64)
+    mean = sample.mean(0)
+    sample -= mean[None]
+    wide = sample.shape[1] > sample.shape[0]
+    gram = sample @ sample.T if wide else sample.T @ sample
+    size = len(gram)
+    values, vectors = scipy.linalg.eigh(gram, subset_by_index=(max(0, size - dims), size - 1))
+    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
+    kept = np.cumsum(values) / max(np.trace(gram), np.finfo(float).tiny)
+    number = min(len(values), int(np.searchsorted(kept, share * (1 - 1e-12))) + 1)
+    axes = sample.T @ vectors[:, :number] if wide else vectors[:, :number]
+    axes /= np.maximum(np.linalg.norm(axes, axis=0, keepdims=True), np.finfo(float).tiny)
+    # In blocks, since the features in double precision may be more than memory holds twice.
+    return np.concatenate([(x[i : i + 4096] - mean[None]) @ axes for i in range(0, len(x), 4096)])

@@ -1,0 +1,97 @@
+"""LogME: the evidence that linear regression on the features has for the classes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl_jax.transferability import _inputs, _statistics
+
+EXACTLY = 1e-10  # least share of a target's square that is taken to stay unexplained, where examples exceed the rank
+GRID, STEPS, CHANGE = 256, 500, 1e-9  # starting points, and when MacKay's iteration ends
+
+
+def logme(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
+    """Return the log of maximum evidence, mean over classes and by example (You et al. 2021, arXiv:2102.11005).
+
+    For each class the target y is 1 for its examples and 0 for others, not centred, and the evidence is the density of
+    y under a normal distribution of mean 0 and covariance F F' / alpha + I / beta. Its maximum over alpha and beta is
+    that of the best of 256 ratios alpha / beta, improved by MacKay's fixed point until it changes by less than 1e-9 or
+    500 times. The log-determinant is the full one, with (D - rank) log alpha, which public code leaves out for D > N.
+
+    Directions whose share of the largest eigenvalue of F' F is rounding, 9e-16 max(N, D), count as none. Where the
+    rank is below N and the features fit y exactly the evidence has no maximum; 1e-10 of |y|^2 is then taken to stay
+    unexplained, which leaves the score finite and high.
+
+    Args:
+        features: (N, D) float.
+        labels: (N,) int; gaps are closed.
+
+    Raises:
+        UserError: shapes that do not belong together, values that are not finite, labels that are not whole numbers
+            from 0 on, or a single class.
+    """
+    with jax.enable_x64(True):
+        return float(logme_from(_statistics.of(*_inputs.classified(features, labels))))
+
+
+@jax.jit
+def logme_from(m: _statistics.Moments) -> jax.Array:
+    """Return ``logme`` from moments."""
+    n = m.number
+    scatter, targets = m.uncentred()
+    values, vectors = jnp.linalg.eigh(scatter)
+    keep = values > _statistics.tolerance(jnp.maximum(n, len(m.mean))) * values[-1]
+    s = jnp.where(keep, values, 0.0)
+    squares = jnp.where(keep[:, None], (vectors.T @ targets) ** 2, 0.0)  # (M, K), of y on the left singular vectors
+    if not m.wide:
+        squares = squares / jnp.where(keep, s, 1.0)[:, None]
+    rank = keep.sum()
+    rest = jnp.maximum(m.counts - squares.sum(0), EXACTLY * m.counts)
+    rest = jnp.where(rank >= n, 0.0, rest)
+    low, high = jnp.where(keep, s, jnp.inf).min() * 1e-14, values[-1] * 1e10
+    low, high = (jnp.where((high > 0) & (rank > 0), bound, 1.0) for bound in (low, high))
+    best = jax.vmap(_maximum, (None, 1, 0, None, None, None, None))(s, squares, rest, n, rank, low, high)
+    filled = m.counts > 0
+    return jnp.where(filled, best / n, 0.0).sum() / filled.sum()
+
+
+def _maximum(s, squares, rest, n, rank, low, high) -> jax.Array:
+    """Return the maximum log evidence of one target.
+
+    Args:
+        s: (M,) eigenvalues of F' F, 0 where they count as none.
+        squares: (M,) of the target's projections on the left singular vectors.
+        rest: () what the features cannot explain of its square.
+        n: () examples.
+        rank: () of the features.
+        low: () least ratio alpha / beta.
+        high: () largest.
+    """
+
+    def evidence(ratio):
+        # With the ratio given, the best 1 / beta is the mean of the whitened squares.
+        noise = ((squares / (1 + s / ratio)).sum() + rest) / n
+        return -0.5 * (n * jnp.log(2 * jnp.pi * noise) + n + jnp.log1p(s / ratio).sum())
+
+    def improved(ratio):
+        shrunk = s / (s + ratio)
+        explained = shrunk.sum()  # MacKay's gamma
+        weight = (shrunk * squares / (s + ratio)).sum()  # |m|^2
+        residual = (squares * (1 - shrunk) ** 2).sum() + rest
+        spare = (n - rank) + jnp.where(s > 0, ratio / (s + ratio), 0.0).sum()  # N - gamma, without cancellation
+        found = explained * residual / (weight * spare)
+        return jnp.clip(jnp.where(jnp.isnan(found), ratio, found), low, high)
+
+    def unfinished(carry):
+        ratio, before, steps = carry
+        return (jnp.abs(ratio - before) > CHANGE * before) & (steps < STEPS)
+
+    def step(carry):
+        ratio, _, steps = carry
+        return improved(ratio), ratio, steps + 1
+
+    ratios = jnp.exp(jnp.linspace(jnp.log(low), jnp.log(high), GRID))
+    found = jax.lax.map(evidence, ratios)
+    start = ratios[found.argmax()]
+    last = jax.lax.while_loop(unfinished, step, (improved(start), start, 1))[0]
+    return jnp.maximum(evidence(last), found.max())

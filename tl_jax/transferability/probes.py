@@ -1,0 +1,254 @@
+"""Nearest neighbours: how well features tell classes apart without anything being fitted.
+
+Linear probes: how well a linear classifier does on fixed features.
+
+How often simple classifiers on features are right about examples that they were not fitted to."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.linalg
+from sklearn.model_selection import StratifiedKFold
+
+from tl_jax.transferability import _inputs
+from tl_jax.utils.errors import UserError, nearest
+
+METRICS = ("cosine", "euclidean")
+BLOCK = 2**24  # numbers that a block of queries may take beside the features: 64 MiB
+
+
+def knn(
+    features: np.ndarray | jax.Array,
+    labels: np.ndarray | jax.Array,
+    queries: np.ndarray | jax.Array,
+    k: int = 5,
+    metric: str = "cosine",
+) -> jax.Array:
+    """Return for each query the class that most of its ``k`` nearest examples have (Cover and Hart 1967), int (M,).
+
+    Of classes with equally many of them the one whose nearest member is closest wins; of examples equally far, the
+    earlier is the nearer. Distances are float32. Queries are taken in blocks, so that memory is N D + M D and 64 MiB.
+
+    Args:
+        features: (N, D) float, the examples.
+        labels: (N,) int in [0, K), their classes.
+        queries: (M, D) float.
+        k: neighbours that vote, from 1 to N.
+        metric: "cosine", by the angle between the vectors as they are (a zero vector is at a right angle to all), or
+            "euclidean".
+
+    Raises:
+        UserError: shapes that do not belong together, values that are not finite, a single class, no such metric, or
+            more neighbours than examples.
+    """
+    x, y, _ = _inputs.labelled(features, labels)
+    shape = np.shape(queries)
+    if len(shape) != 2 or shape[1] != x.shape[1]:
+        raise UserError(f"queries are (M, {x.shape[1]}) as the features are, not {shape}; take them from one network")
+    q = jnp.asarray(_inputs.real(queries, "queries", _inputs.LARGEST), jnp.float32)
+    if metric not in METRICS:
+        raise UserError(f"no metric {metric!r}; {nearest(metric, METRICS)}")
+    if not 1 <= k <= len(x):
+        raise UserError(f"k={k} must be from 1 to {len(x)}, the number of examples")
+    return _vote(x, y, q, int(k), metric)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _vote(x: jax.Array, y: jax.Array, queries: jax.Array, k: int, metric: str) -> jax.Array:
+    if metric == "cosine":
+        x, queries, offset = _unit(x), _unit(queries), jnp.zeros(len(x))
+    else:
+        # |x - q|^2 = |q|^2 - 2 (q x - |x|^2 / 2), of which the first is the same for all x. Far from the origin the
+        # difference of the others would be lost in rounding.
+        scale = _exponent(jnp.abs(x).max())
+        x, queries = jnp.ldexp(x, -scale), jnp.ldexp(queries, -scale)
+        mean = x.mean(0)
+        x, queries = x - mean[None], queries - mean[None]
+        offset = (x**2).sum(1) / 2
+
+    def one(query: jax.Array) -> jax.Array:
+        likeness = jnp.matmul(query, x.T, precision="highest") - offset
+        classes = y[jax.lax.top_k(likeness, k)[1]]
+        votes = (classes[:, None] == classes[None]).sum(1)
+        return classes[votes.argmax()]  # of equal votes argmax takes the first, which is that of the nearest
+
+    return jax.lax.map(one, queries, batch_size=max(1, BLOCK // (len(x) + k * k)))
+
+
+def _exponent(size: jax.Array) -> jax.Array:
+    """Return the exponent by which numbers are scaled, exactly, so that squares of tiny ones do not vanish."""
+    return jnp.where(size < 1e-9, jnp.frexp(size)[1], 0)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """Return the rows of ``x`` at length one; zero stays zero."""
+    x = jnp.ldexp(x, -_exponent(jnp.abs(x).max(1, keepdims=True)))
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), jnp.finfo(x.dtype).tiny)
+
+
+class LinearProbe(NamedTuple):
+    """A linear classifier on features (N, D): kernel (D, K), bias (K,)."""
+
+    kernel: jax.Array
+    bias: jax.Array
+
+    def predict(self, features: np.ndarray | jax.Array) -> jax.Array:
+        """Return the likeliest class of each of (N, D) features, int (N,).
+
+        Raises:
+            UserError: features of another width, or that are no finite real numbers.
+        """
+        shape, dims = np.shape(features), self.kernel.shape[0]
+        if len(shape) != 2 or shape[1] != dims or not shape[0]:
+            raise UserError(f"a probe of {dims} features takes (N, {dims}), not {shape}; take both from the same layer")
+        x = jnp.asarray(_inputs.real(features, largest=_inputs.LARGEST), jnp.float32)
+        return (x @ self.kernel + self.bias[None]).argmax(-1)
+
+    def accuracy(self, features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
+        """Return the share of (N, D) features whose class is that of ``labels`` (N,).
+
+        A class that the probe was not fitted to is never predicted, so that its examples count as wrong.
+
+        Raises:
+            UserError: what ``predict`` refuses, another number of labels, or labels that are no classes.
+        """
+        found, shape = np.asarray(self.predict(features)), np.shape(labels)
+        if shape not in (found.shape, (*found.shape, 1)):
+            raise UserError(f"{len(found)} examples need labels ({len(found)},), not {shape}; pass one for each")
+        return float((found == _inputs.whole(labels)).mean(dtype=np.float32))
+
+
+def logistic_probe(
+    features: np.ndarray | jax.Array,
+    labels: np.ndarray | jax.Array,
+    c: float = 1.0,
+    steps: int = 1000,
+    tolerance: float = 1e-4,
+) -> LinearProbe:
+    """Fit multinomial logistic regression by L-BFGS: sum of cross-entropies plus half the squared kernel over ``c``.
+
+    The objective is that of scikit-learn's ``LogisticRegression(C=c)``, so the two agree where both converge.
+
+    Args:
+        features: (N, D) float.
+        labels: (N,) int in [0, K), K one more than the largest.
+        c: inverse strength of the regularisation; the bias is free.
+        steps: at most this many steps.
+        tolerance: largest entry of the gradient of the mean objective at which the fit ends.
+
+    Raises:
+        UserError: shapes that do not belong together, values that are not finite, or a single class.
+    """
+    x, y, classes = _inputs.labelled(features, labels)
+    if not c > 0:
+        raise UserError(f"c={c} must be above 0")
+    # Centred and on one scale the problem is far better conditioned; the penalty is carried over exactly.
+    mean, scale = x.mean(0), jnp.maximum(x.std(), 1e-12)
+    kernel, bias = _fit((x - mean[None]) / scale, y, c * scale**2, classes, steps, tolerance)
+    _inputs.finite(kernel, "weights of the fitted probe")
+    kernel = kernel / scale
+    return LinearProbe(kernel, bias - mean @ kernel)
+
+
+def ridge_probe(
+    features: np.ndarray | jax.Array,
+    labels: np.ndarray | jax.Array,
+    c: float = 1.0,
+) -> LinearProbe:
+    """Fit ridge regression to the classes in closed form: sum of squared errors plus the squared kernel over ``c``.
+
+    The target of an example is 1 for its class and -1 for the others; the bias is free. This is scikit-learn's
+    ``RidgeClassifier(alpha=1 / c)`` (Hoerl and Kennard 1970 for the penalty). Its cost is N D min(N, D).
+
+    Args:
+        features: (N, D) float.
+        labels: (N,) int in [0, K), K one more than the largest.
+        c: inverse strength of the regularisation.
+
+    Raises:
+        UserError: shapes that do not belong together, values that are not finite, a single class, or a ``c`` so large
+            that linearly dependent features leave the kernel open.
+    """
+    single, y, classes = _inputs.labelled(features, labels)
+    if not c > 0:
+        raise UserError(f"c={c} must be above 0")
+    # In double precision and therefore on the host: the Gram matrix squares the condition of the features.
+    x = np.array(single, np.float64)
+    targets = np.where(np.asarray(y)[:, None] == np.arange(classes)[None], 1.0, -1.0)
+    mean, average = x.mean(0), targets.mean(0)
+    x -= mean[None]
+    targets -= average[None]
+    wide = x.shape[1] > x.shape[0]
+    gram = x @ x.T if wide else x.T @ x
+    gram[np.diag_indices_from(gram)] += 1 / c
+    try:
+        factor = scipy.linalg.cho_factor(gram, overwrite_a=True)
+    except np.linalg.LinAlgError:
+        raise UserError(f"c={c} is too large for linearly dependent features; make it smaller") from None
+    kernel = x.T @ scipy.linalg.cho_solve(factor, targets) if wide else scipy.linalg.cho_solve(factor, x.T @ targets)
+    return LinearProbe(jnp.asarray(kernel, jnp.float32), jnp.asarray(average - mean @ kernel, jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _fit(x: jax.Array, y: jax.Array, c: jax.Array, classes: int, steps: int, tolerance: float):
+    """Minimise the mean objective; ``c`` belongs to features on the scale of ``x``."""
+    optimizer = optax.lbfgs(memory_size=20)
+
+    def loss(params):
+        kernel, bias = params
+        losses = optax.softmax_cross_entropy_with_integer_labels(x @ kernel + bias[None], y)
+        return (losses.sum() + (kernel**2).sum() / (2 * c)) / len(x)
+
+    value_and_grad = optax.value_and_grad_from_state(loss)
+
+    def step(carry):
+        params, state, i, _ = carry
+        value, grad = value_and_grad(params, state=state)
+        updates, state = optimizer.update(grad, state, params, value=value, grad=grad, value_fn=loss)
+        largest = jnp.maximum(jnp.abs(grad[0]).max(), jnp.abs(grad[1]).max())
+        return optax.apply_updates(params, updates), state, i + 1, largest
+
+    def unfinished(carry):
+        return (carry[2] < steps) & (carry[3] > tolerance)
+
+    start = jnp.zeros((x.shape[1], classes)), jnp.zeros(classes)
+    return jax.lax.while_loop(unfinished, step, (start, optimizer.init(start), 0, jnp.inf))[0]
+
+
+Classifier = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # features, labels, queries -> classes
+
+# With k = 5 and strengths of 1.
+CLASSIFIERS: Mapping[str, Classifier] = {
+    "knn": lambda x, y, q: np.asarray(knn(x, y, q, min(5, len(x)))),
+    "ridge_probe": lambda x, y, q: np.asarray(ridge_probe(x, y).predict(q)),
+    "logistic_probe": lambda x, y, q: np.asarray(logistic_probe(x, y).predict(q)),
+}
+
+
+def right(classify: Classifier, x: np.ndarray, y: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
+    """Return for each example whether a classifier fitted to the other parts knows its class, float (N,).
+
+    Args:
+        classify: fits and predicts.
+        x: (N, D) float.
+        y: (N,) int in [0, K).
+        folds: parts, in which classes keep their shares.
+        seed: of the parts.
+
+    Raises:
+        UserError: no class has as many examples as there are parts, or fewer than two parts.
+    """
+    most = np.bincount(y).max()
+    if not 2 <= folds <= most:
+        raise UserError(f"folds={folds} must be from 2 to {most}, the number of examples of the largest class")
+    found = np.zeros(len(y))
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    for fitted, held in parts.split(x, y):
+        alone = len(np.unique(y[fitted])) < 2  # the one example of the other class is held out
+        found[held] = (y[fitted][0] if alone else classify(x[fitted], y[fitted], x[held])) == y[held]
+    return found

@@ -1,0 +1,275 @@
+"""Standard errors from half of the examples at a time, for measures that examples which come twice would mislead.
+
+All scores and distances of one set of features at once, each with its interval and what it cost."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl_jax.transferability import _inputs, _statistics, probes, proxy_a_distance
+from tl_jax.transferability.frechet import frechet
+from tl_jax.transferability.gbc import gbc_from
+from tl_jax.transferability.h_score import h_score_from, regularized_h_score_from
+from tl_jax.transferability.leep import leep_from, nce_from, nleep
+from tl_jax.transferability.logme import logme_from
+from tl_jax.transferability.mmd import energy, mmd
+from tl_jax.transferability.otdd import otdd
+from tl_jax.transferability.parc import parc
+from tl_jax.transferability.sfda import sfda, sfda_from
+from tl_jax.transferability.sliced_wasserstein import sliced_wasserstein
+from tl_jax.transferability.transrate import transrate_from
+from tl_jax.utils.errors import UserError
+
+
+def standard_error(
+    measure: Callable[..., float], sides: Sequence[np.ndarray], count: int, rng: np.random.Generator
+) -> float:
+    """Return the standard error of a measure by the delete-half jackknife (doi:10.1214/aos/1176347263).
+
+    Over samples of m of n examples without replacement a mean has the variance (1 - m / n) s^2 / m, which at half of
+    the examples is s^2 / n: its variance over new data. Other measures are means to first order; that they are larger
+    or smaller of fewer examples does not enter. Each class gives half of its own, rounded up, so that classes keep
+    their shares and no sample lacks one.
+
+    Args:
+        measure: takes the places (M,) of each side and returns a number.
+        sides: labels (N,) of each side.
+        count: how many samples.
+        rng: what they are drawn from.
+
+    Returns:
+        NaN where fewer than two samples are asked for, nothing can be left out, or the measure refuses one of them.
+    """
+    total = sum(len(labels) for labels in sides)
+    try:
+        drawn = [[_half(labels, rng) for labels in sides] for _ in range(count)]
+        values = [measure(*places) for places in drawn]
+    except UserError:
+        return np.nan
+    taken = sum(map(len, drawn[0])) if drawn else total
+    if count < 2 or taken == total:
+        return np.nan
+    return float(np.std(values, ddof=1)) * (taken / (total - taken)) ** 0.5
+
+
+def _half(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    classes = [np.flatnonzero(labels == k) for k in np.unique(labels)]
+    return np.sort(np.concatenate([rng.permutation(c)[: -(-len(c) // 2)] for c in classes]))
+
+
+CHEAP = 2**28  # multiplications of a scatter up to which scores are resampled without being asked to
+RESAMPLES, HALVES = 100, 20  # of all scores, and of those measures that must be made anew for each
+FEW = 500  # examples a side up to which these are halved without being asked to: beyond, that takes minutes
+COMPARED = 2000  # examples a side at most, of distances that look at all pairs
+FROM_MOMENTS: dict[str, Callable[[_statistics.Moments], jax.Array]] = {
+    "logme": logme_from,
+    "h_score": h_score_from,
+    "regularized_h_score": regularized_h_score_from,
+    "transrate": transrate_from,
+    "gbc": gbc_from,
+}
+# Scores of features (N, D) and labels (N,) as NumPy arrays, and a key for what is drawn. One that is added here, to
+# BETWEEN or to held_out.CLASSIFIERS is in the report and in the study of transfer distances.
+REPEATED: dict[str, Callable[..., float]] = {
+    "sfda": lambda x, y, key: sfda(x, y),  # the value itself is from the shared moments
+    "parc": lambda x, y, key: parc(x, y),
+    "nleep": lambda x, y, key: nleep(x, y, key),
+}
+BETWEEN: dict[str, Callable[..., float]] = {
+    "otdd": lambda x1, y1, x2, y2, key: otdd(x1, y1, x2, y2, _method(len(x1), len(x2))),
+    "frechet": lambda x1, y1, x2, y2, key: frechet(x1, x2),
+    "mmd": lambda x1, y1, x2, y2, key: mmd(x1, x2),
+    "mmd_rbf": lambda x1, y1, x2, y2, key: mmd(x1, x2, "rbf"),
+    "energy": lambda x1, y1, x2, y2, key: energy(x1, x2),
+    "sliced_wasserstein": lambda x1, y1, x2, y2, key: sliced_wasserstein(x1, x2, key),
+    "proxy_a": lambda x1, y1, x2, y2, key: proxy_a_distance.proxy_a(x1, x2, key),
+}
+
+
+class Row(NamedTuple):
+    """One measure: its value, a 95 % interval (NaN where there is none), the seconds it took beside what is shared."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    seconds: float
+
+
+class Report(NamedTuple):
+    """The rows of a report: scores, higher is better, then distances, lower is closer."""
+
+    rows: tuple[Row, ...]
+
+    def values(self) -> dict[str, float]:
+        """Return the values by name."""
+        return {row.name: row.value for row in self.rows}
+
+    def __str__(self) -> str:
+        lines = [f"{'measure':<22}{'value':>12}   {'95 % interval':<26}{'seconds':>8}"]
+        for row in self.rows:
+            interval = "" if np.isnan(row.low) else f"{row.low:.5g} to {row.high:.5g}"
+            lines.append(f"{row.name:<22}{row.value:>12.5g}   {interval:<26}{row.seconds:>8.2f}")
+        return "\n".join(lines)
+
+
+def report(
+    features: np.ndarray | jax.Array,
+    labels: np.ndarray | jax.Array,
+    source_probs: np.ndarray | jax.Array | None = None,
+    source: tuple[np.ndarray | jax.Array, np.ndarray | jax.Array] | None = None,
+    key: jax.Array | None = None,
+    resamples: int | None = None,
+    folds: int = 5,
+) -> Report:
+    """Return every measure that these arrays allow.
+
+    From the features: LogME, both H-scores, TransRate, GBC and SFDA, which share one pass over them, PARC, N-LEEP, and
+    the accuracy of nearest neighbours (k = 5), ridge and logistic probe over ``folds`` parts held out in turn. With
+    ``source_probs`` also LEEP and NCE; with ``source`` the distances between the two sets.
+
+    Intervals are the value plus and minus 1.96 standard errors: the standard deviation of the value over resampled
+    examples, or for held-out accuracies over resampled answers. For SFDA, PARC, N-LEEP and the distances, which
+    examples that come twice would mislead, they are from 20 halves of the examples (``halves.standard_error``).
+
+    Args:
+        features: (N, D) float, of the target's examples in the source network.
+        labels: (N,) int; gaps are closed.
+        source_probs: (N, Z) float, what the source network's own head says of the target's examples.
+        source: features (M, D) of the source's examples in the same network, and their labels (M,). Of either side
+            at most 2,000 are compared.
+        key: of what is drawn; None is key 0.
+        resamples: for the intervals; None takes 100 where features are few and 0 where each would cost a second. Of
+            halves there are 20, or fewer where ``resamples`` is less; with None none beyond 500 examples a side.
+        folds: parts of the held-out accuracies; a class with fewer examples than this is not held out evenly.
+
+    Raises:
+        UserError: what any of the measures refuses.
+    """
+    key = jax.random.key(0) if key is None else key
+    with jax.enable_x64(True):
+        x, y, classes = _inputs.classified(features, labels)
+        n, d = x.shape
+        few = max(n, len(source[1]) if source else 0) <= FEW
+        count = HALVES if few or resamples else 0
+        if resamples is None:
+            resamples = RESAMPLES if n * d * min(n, d) <= CHEAP else 0
+        count = min(count, resamples)
+        weights = np.random.default_rng(_seed(key)).multinomial(n, np.full(n, 1 / n), size=resamples)
+        rows = _of_moments(x, y, classes, weights)
+        if source_probs is not None:
+            rows += _of_probabilities(source_probs, y, weights)
+    x, y = np.asarray(x), np.asarray(y)
+    known = {row.name for row in rows}
+    rows += [_timed(name, lambda f=f: f(x, y, key)) for name, f in REPEATED.items() if name not in known]
+    for i, row in enumerate(rows):
+        if row.name in REPEATED:
+            rows[i] = _halved(row, lambda a, f=REPEATED[row.name]: f(x[a], y[a], key), [y], count, key)
+    rows += _of_probes(x, y, folds, weights, _seed(key))
+    if source is not None:
+        (x1, y1), (x2, y2) = (_sample(*side) for side in (source, (x, y)))
+        for name, far in BETWEEN.items():
+            row = _timed(name, lambda f=far: f(x1, y1, x2, y2, key))
+            rows.append(_halved(row, lambda a, b, f=far: f(x1[a], y1[a], x2[b], y2[b], key), [y1, y2], count, key))
+    return Report(tuple(rows))
+
+
+def _of_moments(x: jax.Array, y: jax.Array, classes: int, weights: np.ndarray) -> list[Row]:
+    begin = time.perf_counter()
+    m = jax.block_until_ready(_statistics.of(x, y, classes, rates=True))
+    shared = time.perf_counter() - begin
+    many = _resampled(x, y, classes, weights) if len(weights) else None
+    rows = []
+    for name, score in FROM_MOMENTS.items():
+        rows.append(_timed(name, lambda score=score: score(m), many and (lambda score=score: _each(score)(many))))
+    rows.append(_timed("sfda", lambda: sfda_from(m, x, y, single=_statistics.large(x))[0]))
+    return [Row("moments (shared)", float(m.number), np.nan, np.nan, shared), *rows]
+
+
+@functools.cache  # so that a second report compiles nothing
+def _each(score: Callable[[_statistics.Moments], jax.Array]) -> Any:
+    return jax.jit(lambda many: jax.lax.map(score, many, batch_size=16))
+
+
+def _resampled(x: jax.Array, y: jax.Array, classes: int, weights: np.ndarray) -> _statistics.Moments:
+    """Return the moments for each row of weights (B, N)."""
+    return _moments(x, y, jnp.asarray(weights, jnp.float64), classes, _statistics.longest_class(x, y, classes))
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _moments(x: jax.Array, y: jax.Array, weights: jax.Array, classes: int, longest: int) -> _statistics.Moments:
+    return jax.lax.map(lambda w: _statistics.moments(x, y, w, classes=classes, longest=longest), weights, batch_size=16)
+
+
+def _of_probabilities(source_probs: Any, y: jax.Array, weights: np.ndarray) -> list[Row]:
+    p, y, classes = _inputs.probabilities(source_probs, y)
+    z = p.argmax(1)
+    once, many = jnp.ones((1, len(p))), jnp.asarray(weights, jnp.float64)
+    return [
+        _timed(name, lambda f=f: f(p, z, y, once, classes)[0], len(many) and (lambda f=f: f(p, z, y, many, classes)))
+        for name, f in FROM_PROBABILITIES.items()
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _leep(p: jax.Array, z: jax.Array, y: jax.Array, weights: jax.Array, classes: int) -> jax.Array:
+    return jax.lax.map(lambda w: leep_from(p, y, w, classes=classes), weights)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _nce(p: jax.Array, z: jax.Array, y: jax.Array, weights: jax.Array, classes: int) -> jax.Array:
+    return jax.lax.map(lambda w: nce_from(z, y, w, sources=p.shape[1], classes=classes), weights)
+
+
+FROM_PROBABILITIES: dict[str, Callable[..., jax.Array]] = {"leep": _leep, "nce": _nce}
+
+
+def _of_probes(x: np.ndarray, y: np.ndarray, folds: int, weights: np.ndarray, seed: int) -> list[Row]:
+    rows = []
+    for name, classify in probes.CLASSIFIERS.items():
+        begin = time.perf_counter()
+        right = probes.right(classify, x, y, folds, seed)
+        seconds = time.perf_counter() - begin
+        rows.append(_row(name, right.mean(), (weights @ right) / len(right) if len(weights) else None, seconds))
+    return rows
+
+
+def _timed(name: str, measure: Callable[[], Any], over: Any = None) -> Row:
+    """Return the row of a measure, and of its values over resampled examples."""
+    begin = time.perf_counter()
+    value = float(measure())
+    seconds = time.perf_counter() - begin
+    return _row(name, value, np.asarray(over()) if over else None, seconds)
+
+
+def _halved(row: Row, measure: Callable[..., float], sides: list[np.ndarray], count: int, key: jax.Array) -> Row:
+    """Return a row with the interval of its measure, which takes the places of each side's examples, from halves."""
+    half = 1.96 * standard_error(measure, sides, count, np.random.default_rng(_seed(key)))
+    return row._replace(low=row.value - half, high=row.value + half)
+
+
+def _row(name: str, value: float, resampled: np.ndarray | None, seconds: float) -> Row:
+    half = np.nan if resampled is None else 1.96 * float(np.std(resampled, ddof=1))
+    return Row(name, float(value), float(value) - half, float(value) + half, seconds)
+
+
+def _method(n: int, m: int) -> str:
+    """Return how OTDD is found: by assignment where examples need not be repeated often for that."""
+    return "exact" if math.lcm(n, m) <= COMPARED else "sinkhorn"
+
+
+def _sample(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    x = np.asarray(x)
+    y = _inputs.labels(y, len(x), "of the source")
+    chosen = _inputs.spread(y, COMPARED)
+    return x[chosen], y[chosen]
+
+
+def _seed(key: jax.Array) -> int:
+    return int(jax.random.randint(key, (), 0, 2**31 - 1))

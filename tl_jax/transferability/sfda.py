@@ -1,0 +1,123 @@
+"""SFDA: Fisher discriminants of the features, and again of features that were made harder to tell apart."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import eigh_tridiagonal
+
+from tl_jax.transferability import _inputs, _statistics
+
+DECAY, LEAST = 5.0, 1e-10  # of the shrinkage with the largest eigenvalue, and the least shrinkage
+
+
+def sfda(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, log: bool = False) -> float:
+    """Return the score of self-challenging Fisher discriminant analysis (Shao et al. 2022, arXiv:2207.03036).
+
+    1. S_w is the covariance within classes with 1 / n. The shrinkage is a = max(exp(-5 s), 1e-10) for its largest
+       eigenvalue s (the public code stops its power iteration after six products), and W is
+       (1 - a) S_w + a trace(S_w) / D I.
+    2. The discriminant of class c is x' inv(W) m_c - 1/2 m_c' inv(W) m_c + log q_c with class means m and shares q,
+       which is what all the axes of regularised Fisher discriminant analysis give, and p(c|x) is the softmax over c.
+    3. Confident mixing: each x becomes t x + (1 - t) u, where u is the mean of the other classes' means and t is the
+       entry of x's own class in a second softmax, of p itself, which public code has to soften p.
+    4. Steps 1 and 2 again for these, with the same a. The score is the mean of p(y|x) as the public code has it, in
+       [0, 1], or with ``log`` the mean of log p(y|x).
+
+    Args:
+        features: (N, D) float.
+        labels: (N,) int; gaps are closed.
+        log: return the mean log-likelihood, in nats, at most 0.
+
+    Raises:
+        UserError: shapes that do not belong together, values that are not finite, labels that are not whole numbers
+            from 0 on, or a single class.
+    """
+    with jax.enable_x64(True):
+        x, y, classes = _inputs.classified(features, labels)
+        m = _statistics.of(x, y, classes)
+        return float(sfda_from(m, x, y, single=_statistics.large(x))[int(log)])
+
+
+@functools.partial(jax.jit, static_argnames="single")
+def sfda_from(
+    m: _statistics.Moments, x: jax.Array, y: jax.Array, *, single: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Return ``sfda`` and what it is with ``log``, from (N, D) features, (N,) labels and their moments without weights.
+
+    Args:
+        m: the moments.
+        x: (N, D) float.
+        y: (N,) int in [0, K).
+        single: products in float32 for the second scatter.
+    """
+    n, d = x.shape
+    filled = m.counts > 0
+
+    def centred(index):
+        return x[index].astype(jnp.float64) - m.mean[None]
+
+    means = m.means - m.mean[None]
+    if m.wide:
+        within = _within(centred, y, means, n, d, single)
+    else:
+        within = (m.scatter - m.between()) / n
+    a = _shrinkage(within)
+    kernel, bias = _discriminants(within, a, means, m.counts)
+    others = (means.sum(0, where=filled[:, None])[None] - means) / (filled.sum() - 1)
+
+    def mixed(index):
+        z = centred(index)
+        p = jax.nn.softmax(z @ kernel + bias[None])
+        own = jnp.exp(jnp.take_along_axis(p, y[index][:, None], 1))
+        t = own / jnp.where(filled[None], jnp.exp(p), 0.0).sum(1, keepdims=True)
+        return t * z + (1 - t) * others[y[index]]
+
+    def sums(index, there):
+        return jax.ops.segment_sum(mixed(index) * there[:, None], y[index], len(filled))
+
+    means = _statistics.over_blocks(sums, n, _statistics.BLOCK) / jnp.where(filled, m.counts, 1.0)[:, None]
+    again, offset = _discriminants(_within(mixed, y, means, n, d, single), a, means, m.counts)
+
+    def scores(index, there):
+        p = jax.nn.log_softmax(mixed(index) @ again + offset[None])
+        p = jnp.take_along_axis(p, y[index][:, None], 1)[:, 0]
+        return (jnp.exp(p) * there).sum(), (p * there).sum()
+
+    total, logs = _statistics.over_blocks(scores, n, _statistics.BLOCK)
+    return total / n, logs / n
+
+
+def _within(rows, y: jax.Array, means: jax.Array, n: int, d: int, single: bool) -> jax.Array:
+    """Return the covariance within classes (D, D) of what ``rows`` gives for an index (B,)."""
+
+    def deviations(index, there):
+        return (rows(index) - means[y[index]]) * there[:, None]
+
+    return _statistics.scatters(deviations, jnp.arange(n), jnp.array([0, n]), d, single)[0] / n
+
+
+def _shrinkage(within: jax.Array) -> jax.Array:
+    # A row's length is a lower bound of the eigenvalue; where that is enough for the least shrinkage it is not needed.
+    bound = jnp.sqrt((within**2).sum(1)).max()
+    needed = (jnp.exp(-DECAY * bound) > LEAST) & (len(within) > 1)
+    largest = jax.lax.cond(needed, _largest_eigenvalue, lambda a: bound, within)
+    return jnp.maximum(jnp.exp(-DECAY * largest), LEAST)
+
+
+def _largest_eigenvalue(a: jax.Array) -> jax.Array:
+    """Return the largest eigenvalue of a symmetric matrix, for a third of what ``eigvalsh`` takes to find all."""
+    if len(a) == 1:
+        return a[0, 0]
+    _, diagonal, beside, _ = jax.lax.linalg.tridiagonal(a)
+    last = (len(a) - 1, len(a) - 1)
+    return eigh_tridiagonal(diagonal, beside, eigvals_only=True, select="i", select_range=last)[0]
+
+
+def _discriminants(within: jax.Array, a: jax.Array, means: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return kernel (D, K) and bias (K,) of the classes' discriminants."""
+    d = len(within)
+    whole = (1 - a) * within + a * jnp.trace(within) / d * jnp.eye(d)
+    kernel = _statistics.solve(whole, means.T)
+    return kernel, jnp.log(counts / counts.sum()) - 0.5 * (means.T * kernel).sum(0)

@@ -1,0 +1,33 @@
+"""TransRate: how many bits, or nats, classes need beside the features of all."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl_jax.transferability import _inputs, _statistics
+
+
+def transrate(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
+    """Return R(Z) minus the mean over classes of R(Z_c), in nats (Huang et al. 2022, arXiv:2106.09362).
+
+    R(Z) = 1/2 logdet(I + Z'Z / (n eps)) with eps = 1e-4 for n rows of features less the mean of all; classes weigh the
+    same whatever their size, as in the published code.
+
+    Args:
+        features: (N, D) float.
+        labels: (N,) int; gaps are closed.
+
+    Raises:
+        UserError: shapes that do not belong together, values that are not finite, labels that are not whole numbers
+            from 0 on, or a single class.
+    """
+    with jax.enable_x64(True):
+        return float(transrate_from(_statistics.of(*_inputs.classified(features, labels), rates=True)))
+
+
+@jax.jit
+def transrate_from(m: _statistics.Moments) -> jax.Array:
+    """Return ``transrate`` from moments that have the classes' rates."""
+    whole = _statistics.half_logdet(m.scatter / (m.number * _statistics.DISTORTION))
+    filled = m.counts > 0
+    return whole - jnp.where(filled, m.rates, 0.0).sum() / filled.sum()

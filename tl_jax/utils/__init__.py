@@ -1,0 +1,1 @@
+"""Helpers that know nothing of learning: errors, files, downloads, caches, the command line."""

@@ -1,0 +1,296 @@
+"""Download a file once: resumed when broken off, hash-checked, and put in place whole or not at all.
+
+Published tar.gz archives: opened with errors that can be read, and unpacked into a folder whole or not at all."""
+
+import contextlib
+import fcntl
+import functools
+import gzip
+import os
+import re
+import shutil
+import sys
+import tarfile
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+import pooch
+import requests
+from tqdm import tqdm
+
+from tl_jax.utils.errors import UserError
+
+TIMEOUT = 30.0  # seconds without a byte before the connection counts as broken
+TRIES = 3  # in a row that bring no byte at all
+RETRY_WAIT = 1.0  # seconds between them
+CHUNK = 1 << 14  # bytes; a break loses at most the chunk under way
+BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+
+
+def cache_dir() -> Path:
+    """Return the folder for downloads and caches: ``$TL_JAX_CACHE``, or ``~/.cache/tl_jax``. It need not exist yet.
+
+    A user without a home, as in a container started with a bare user number, gets a folder below the temporary one.
+    """
+    if os.environ.get("TL_JAX_CACHE"):
+        return Path(os.environ["TL_JAX_CACHE"]).expanduser()
+    home = os.path.expanduser("~")
+    return Path(home) / ".cache" / "tl_jax" if home not in ("~", "", "/") else _without_home()
+
+
+@functools.cache  # said once
+def _without_home() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"tl_jax-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        mine = folder.stat().st_uid == os.getuid()  # others could put programs there, which are run
+    except OSError:
+        mine = False
+    if not mine:
+        raise UserError(f"no home folder, and {folder} cannot be used; set $TL_JAX_CACHE to a folder of yours")
+    tqdm.write(f"no home folder: what is kept goes to {folder}; set $TL_JAX_CACHE to choose another", file=sys.stderr)
+    return folder
+
+
+def fetch(url: str, path: Path, digest: str, *, progress: bool = True, hint: str = "") -> Path:
+    """Download ``url`` to ``path`` unless the right file is there, and return ``path``.
+
+    An unfinished download stays at ``path`` + ".part" and is resumed where the server can; a file with the wrong hash
+    is kept at ``path`` + ".bad". Processes that want the same file wait for each other.
+
+    Args:
+        url: an http or https address.
+        path: where the file goes; missing folders are made.
+        digest: "md5:HEX" (32 digits) or "sha256:HEX" (64 digits, or the first 8 or more of them); "" where the
+            publisher states none, and whatever comes is taken.
+        progress: show a progress bar on stderr.
+        hint: another way out, put at the end of the message when the download fails ("or pass --config.x=FILE").
+
+    Raises:
+        UserError: no connection, an HTTP error, a wrong hash (also of a file already at ``path``, which is left
+            alone), a folder that cannot be written, or a malformed digest.
+    """
+    path = Path(path)
+    _parse(digest)
+    if _there(url, path, digest):
+        return path
+    part, bad = (path.with_name(path.name + end) for end in (".part", ".bad"))
+    with locked(path):
+        if _there(url, path, digest):  # another process fetched it while we waited
+            return path
+        try:
+            whole = digest and part.is_file() and _hash(part, digest).startswith(digest)
+            if not whole:
+                _download(url, part, progress)
+            found = _hash(part, digest) if digest else ""
+            if not found.startswith(digest):
+                os.replace(part, bad)
+                raise UserError(
+                    f"{url} gave a file with {found}, expected {digest}; it is kept at {bad}: "
+                    f"run again to download it anew, or put the right file at {path}"
+                )
+            os.replace(part, path)
+        except requests.RequestException as error:  # before OSError, which it is a kind of
+            way_out = f"put the file at {path} by hand {hint}".strip()
+            raise UserError(f"cannot download {url} ({_reason(error)}): try again later, or {way_out}") from error
+        except OSError as error:
+            where = error.filename2 or error.filename or part
+            raise UserError(
+                f"cannot write {where} ({error.strerror or error}): free the disk or choose another folder"
+            ) from error
+    return path
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time make ``path``; the others wait. Makes the missing folders above it.
+
+    The lock is a file ``path`` + ".lock", gone afterwards; the system frees it when its process dies.
+
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
+    lock = path.with_name(path.name + ".lock")
+    file = None
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        while file is None:
+            file = _lock(lock)
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {lock.parent} ({error.strerror or error}): choose a folder you can write"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # while still held, see _lock
+        file.close()
+
+
+def _lock(lock: Path) -> BinaryIO | None:
+    """Open and lock the file; None if the holder we waited for has removed it, so that it guards nothing any more."""
+    file = open(lock, "wb")
+    with contextlib.suppress(OSError):  # a file system without locks: better unguarded than not at all
+        fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            return file
+    file.close()
+    return None
+
+
+def _parse(digest: str) -> str:
+    """Return the algorithm of "md5:HEX" or "sha256:HEX"."""
+    if digest and not re.fullmatch(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{8,64}", digest):
+        raise UserError(
+            f"digest {digest!r} is malformed: write md5:HEX (32 digits) or sha256:HEX (8 to 64), lower case"
+        )
+    return digest.partition(":")[0]
+
+
+def _hash(path: Path, digest: str) -> str:
+    """Return the file's digest "ALGORITHM:HEX" with the algorithm of ``digest``."""
+    algorithm = _parse(digest)
+    return f"{algorithm}:{pooch.file_hash(path, alg=algorithm)}"
+
+
+def _there(url: str, path: Path, digest: str) -> bool:
+    """Tell whether the right file is at ``path``; a wrong one is an error, and stays as it is."""
+    if not path.is_file() or not digest:
+        return path.is_file()
+    found = _hash(path, digest)
+    if not found.startswith(digest):
+        raise UserError(f"{path} has {found}, expected {digest}: move it away and {url} is downloaded, or replace it")
+    return True
+
+
+def _download(url: str, part: Path, progress: bool) -> None:
+    """Append what is missing of ``url`` to ``part``, trying again as long as the tries bring something."""
+    failures = 0
+    with open(part, "ab") as file:
+        longest = file.tell()
+        try:
+            while True:
+                try:
+                    return _request(url, file, progress)
+                except BROKEN:
+                    failures = 1 if file.tell() > longest else failures + 1
+                    if failures >= TRIES:
+                        raise
+                    longest = max(longest, file.tell())
+                    time.sleep(RETRY_WAIT)
+        finally:
+            if file.tell() == 0:
+                part.unlink()
+
+
+def _request(url: str, file: BinaryIO, progress: bool) -> None:
+    """Ask once for the bytes of ``url`` from the file's end on, and write what comes."""
+    start = file.tell()
+
+    def place(response: requests.Response, **_: object) -> None:
+        # A server that knows no ranges answers 200 with the whole file: begin again.
+        resumed = response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        if response.ok and not response.is_redirect and not (response.status_code == 206 and resumed):
+            file.seek(0)
+            file.truncate()
+
+    # "identity": a transfer packed on the way would be unpacked by requests, and its ranges would mean other bytes.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    name = Path(file.name).stem
+    quiet = not (progress and sys.stderr.isatty())  # a log file has no use for a bar
+    with tqdm(desc=name, total=1, unit="B", unit_scale=True, mininterval=0.5, disable=quiet, leave=False) as bar:
+        get = pooch.HTTPDownloader(
+            bar,  # pyright: ignore[reportArgumentType]  # pooch takes any bar, its default hides that
+            CHUNK,
+            timeout=TIMEOUT,
+            headers=headers,
+            hooks={"response": place},
+        )
+        try:
+            get(url, file, None)
+        except requests.HTTPError as error:
+            status = None if error.response is None else error.response.status_code
+            if not (start and status == 416):  # nothing after the end: the part is complete
+                raise
+
+
+def _reason(error: requests.RequestException) -> str:
+    """Say in a few words why a request failed."""
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"HTTP {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.Timeout):
+        return f"no answer within {TIMEOUT:.0f} s"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the connection broke"
+    cause = getattr(error.args[0], "reason", error) if error.args else error  # urllib3 wraps what happened
+    return str(cause).replace("\n", " ").rpartition(": ")[2] or type(error).__name__
+
+
+DAMAGED = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tarfile.TarFile]:
+    """Open a tar.gz; what turns out to be wrong with it while it is read is a UserError that names it."""
+    try:
+        with tarfile.open(path, "r:gz") as tar:
+            yield tar
+    except tarfile.FilterError as error:
+        raise UserError(f"{path} is refused ({error}): take the archive of its publisher") from error
+    except DAMAGED as error:
+        raise UserError(f"{path} is a damaged archive ({error}): delete it, it is then downloaded again") from error
+
+
+def unpacked(url: str, digest: str, folder: Path, *, hint: str = "") -> Path:
+    """Return ``folder`` with the content of a tar.gz, which is downloaded and unpacked on the first use.
+
+    The archive stays beside the folder. Processes that want the same folder wait for each other, and what a killed
+    one left is removed. A folder that is there is taken for whole.
+
+    Args:
+        url, digest, hint: as ``fetch`` takes them.
+        folder: where its files go; missing folders are made.
+
+    Raises:
+        UserError: a failed download, a damaged archive, one with links, devices or paths that lead out of the folder,
+            or a folder that cannot be written.
+    """
+    if not folder.is_dir():
+        with locked(folder):
+            if not folder.is_dir():  # else another process made it while we waited
+                archive = folder.parent / Path(urlsplit(url).path).name
+                _unpack(fetch(url, archive, digest, hint=hint), folder)
+    return folder
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError(
+            f"Python before 3.11.4 cannot unpack archives safely: unpack {archive} by hand and pass the folder as "
+            "--config.data.dir, or use a newer Python"
+        )
+    staged = folder.with_name(f"incomplete.{folder.name}")
+    try:
+        shutil.rmtree(staged, ignore_errors=True)  # its writer was killed: we hold the lock
+        with opened(archive) as tar:
+            tar.extractall(staged, filter=_plain)
+        os.replace(staged, folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder} ({error.strerror or error}): free the disk or choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """Let through files and folders that stay within ``folder``, with no more rights than files need."""
+    if not (member.isfile() or member.isdir()):
+        raise tarfile.SpecialFileError(member)
+    return tarfile.data_filter(member, folder)

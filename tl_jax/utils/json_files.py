@@ -1,0 +1,167 @@
+"""JSON that comes from a file: whatever is wrong with it is one line that names the file.
+
+What a run writes has a hash within, so that a bit that flips is noticed; a file without one is taken as it is.
+"""
+
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tl_jax.utils.errors import UserError
+
+NAMES = {dict: "object", list: "list"}
+SEAL = "content_sha256"  # of the rest, in an object
+_ROW = re.compile(r'(.*), "crc32": "([0-9a-f]{8})"\}')
+DEEPEST = 100  # levels of nesting; more would exhaust the stack of whoever compares or prints the content
+
+
+class Field(NamedTuple):
+    """What a field may hold: in words, which follow "not", and as a test of its value."""
+
+    words: str
+    valid: Callable[[Any], bool]
+
+
+def integer(least: int, most: int) -> Field:
+    """Return the field of a whole number within bounds."""
+    valid = lambda value: type(value) is int and least <= value <= most  # noqa: E731
+    return Field(f"a whole number from {least:,} to {most:,}", valid)
+
+
+def number(least: float, most: float) -> Field:
+    """Return the field of a number within bounds."""
+    valid = lambda value: type(value) in (int, float) and least <= value <= most  # noqa: E731
+    return Field(f"a number from {least:g} to {most:g}", valid)
+
+
+def choice(*values: str) -> Field:
+    """Return the field of one of some texts."""
+    return Field(f"one of {', '.join(values)}", lambda value: isinstance(value, str) and value in values)
+
+
+def list_of(entry: Field) -> Field:
+    """Return the field of a list of such entries."""
+    valid = lambda value: isinstance(value, list) and all(map(entry.valid, value))  # noqa: E731
+    return Field(f"a list of entries that are each {entry.words}", valid)
+
+
+def object_of(entry: Field) -> Field:
+    """Return the field of an object with such entries."""
+    valid = lambda value: isinstance(value, dict) and all(map(entry.valid, value.values()))  # noqa: E731
+    return Field(f"an object with entries that are each {entry.words}", valid)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)  # cannot be printed
+
+
+TEXT = Field("a text", _text)
+FLAG = Field("true or false", lambda value: isinstance(value, bool))
+OBJECT = Field("an object", lambda value: isinstance(value, dict))
+
+
+def check_fields(content: Mapping[str, Any], where: object, fields: Mapping[str, Field], action: str = "") -> None:
+    """Check the type and the range of the values that a file has for these fields; null is as good as absent.
+
+    Args:
+        content: of a JSON object.
+        where: it stands, for the message.
+        fields: name -> what it may hold.
+        action: what the user can do if a value is wrong.
+
+    Raises:
+        UserError: names the first field whose value is wrong.
+    """
+    for name, field in fields.items():
+        if (value := content.get(name)) is not None and not field.valid(value):
+            shown = f"an {NAMES[dict]}" if isinstance(value, dict) else "a list" if isinstance(value, list) else value
+            shown = repr(shown) if isinstance(value, str) else shown
+            raise UserError(f"{where}: {name} is {shown}, not {field.words}{_then(action)}")
+
+
+def parse_json(text: str | bytes, where: object, action: str = "", kind: type = dict) -> Any:
+    """Return the value that ``text`` holds.
+
+    Args:
+        text: JSON.
+        where: it stands, for the message: a file, perhaps with a line.
+        action: what the user can do if it is damaged.
+        kind: type that the value must have, dict or list.
+
+    Raises:
+        UserError: the text is no JSON, is nested too deeply, has a number of thousands of digits,
+            or is of another type.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is damaged ({error}){_then(action)}") from None
+    if not isinstance(content, kind):
+        raise UserError(f"{where} is damaged (it holds no JSON {NAMES[kind]}){_then(action)}")
+    if _too_deep(content):
+        raise UserError(f"{where} is damaged (it is nested more than {DEEPEST} levels deep){_then(action)}")
+    return content
+
+
+def _too_deep(content: Any) -> bool:
+    level = [content]
+    for _ in range(DEEPEST):
+        inner = (node.values() if isinstance(node, dict) else node for node in level)
+        level = [child for children in inner for child in children if isinstance(child, dict | list)]
+    return bool(level)
+
+
+def read_json(path: Path, action: str = "", kind: type = dict) -> Any:
+    """Return the value in a JSON file; see ``parse_json``.
+
+    Raises:
+        UserError: also if the file cannot be read, or its hash, see ``sealed``, is not that of its content.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}){_then(action)}") from None
+    content = parse_json(text, path, action, kind)
+    seal = content.pop(SEAL, None) if kind is dict else None
+    if seal is not None and seal != _hash(content):
+        edited = f"; if you changed it yourself, delete its line {SEAL}"
+        raise UserError(f"{path} is damaged (it is not as it was written){_then(action)}{edited}")
+    return content
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object with its hash, first, so that whoever changes the file can delete that line."""
+    return {SEAL: _hash(json.loads(json.dumps(content))), **content}
+
+
+def sealed_row(content: Mapping[str, Any]) -> str:
+    """Return an object as a line of a file of rows, with a checksum at its end."""
+    text = json.dumps(content)
+    return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
+
+
+def parse_row(line: str, where: object) -> dict[str, Any]:
+    """Return the object of a row without its checksum.
+
+    Raises:
+        UserError: see ``parse_json``; or the checksum is not that of the row.
+    """
+    found = _ROW.fullmatch(line.rstrip("\n"))
+    if not found:
+        return parse_json(line, where)
+    text = found[1] + "}"
+    if f"{zlib.crc32(text.encode('utf-8', 'replace')):08x}" != found[2]:
+        raise UserError(f"{where} is damaged (it is not as it was written)")
+    return parse_json(text, where)
+
+
+def _hash(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _then(action: str) -> str:
+    return f"; {action}" if action else ""
