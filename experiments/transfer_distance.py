@@ -1,7 +1,6 @@
 """Alias of ``python -m experiments.transferability.study``."""
 
-from experiments.transferability.study import main
-from tl_jax.utils import command
+import runpy
 
 if __name__ == "__main__":
-    command.run(main)
+    runpy.run_module("experiments.transferability.study", run_name="__main__", alter_sys=True)

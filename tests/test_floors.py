@@ -32,6 +32,9 @@ FLOORS = {
     "tl_jax.export": 9,
     "tl_jax.api": 10,
     "tl_jax.cli": 11,
+    "tl_jax.distance": 11,  # old names
+    "tl_jax.errors": 11,
+    "tl_jax.weights": 11,
     "configs": 11,
     "experiments": 12,
     "run": 12,

@@ -115,6 +115,13 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
                 set_in_phase(values["config"].value, arg)
     except flags.Error as e:
         raise UserError(f"{e}".replace("\n", "; ")) from None
+    except ImportError as e:
+        if e.name not in ("configs", "configs.base", "configs.fields", "configs.mechanisms"):
+            raise
+        raise UserError(
+            f"{e}: what recipes start from is `from tl_jax.config import recipe` now, fields are in "
+            "tl_jax.config.fields, methods in tl_jax.transfer.methods; change the import in the recipe"
+        ) from None
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         frames = [f for f in traceback.extract_tb(e.__traceback__) if Path(f.filename).parent in (RECIPES, CONFIG)]
         where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "a flag does not fit the configuration"

@@ -4,8 +4,8 @@
 
 DIR is that of experiments/mechanisms/study.py; the run with the first seed at the chosen rate stands for its mechanism.
 For each part of the network: the norm of the change over the norm at the start (all leaves of the part, adapters
-merged), and linear CKA (arXiv:1905.00414) between the averages of its map over positions, at the start and at the end, on the
-test pictures. Both start from what the run started from, random weights for ``scratch``.
+merged), and linear CKA (arXiv:1905.00414) between the averages of its map over positions, at the start and
+at the end, on the test pictures. Both start from what the run started from, random weights for ``scratch``.
 """
 
 import csv

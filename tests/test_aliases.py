@@ -1,0 +1,56 @@
+"""Names of version 0.1 that people have in their code, and where the function of a name that a file has, too, is."""
+
+import importlib
+import subprocess
+import sys
+import types
+
+import pytest
+
+from tests.conftest import ROOT
+from tl_jax import api, models, pretrained, transferability
+from tl_jax.utils.errors import UserError
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.mark.parametrize(
+    "old,name,same",
+    [
+        ("tl_jax.errors", "UserError", UserError),
+        ("tl_jax.distance", "logme", transferability.logme),
+        ("tl_jax.distance", "report", transferability.report),
+    ],
+)
+def test_old_modules_have_the_new_objects_and_say_where_they_are(old, name, same):
+    sys.modules.pop(old, None)
+    with pytest.warns(DeprecationWarning, match=f"{old} is tl_jax"):
+        module = importlib.import_module(old)
+    assert getattr(module, name) is same
+
+
+def test_names_that_stay():
+    assert callable(api.run) and callable(pretrained.load) and callable(models.create) and models.names()
+
+
+def test_the_package_gives_the_function_where_a_file_has_its_name():
+    for name in transferability.__all__:
+        assert not isinstance(getattr(transferability, name), types.ModuleType), name
+    assert not isinstance(pretrained.load, types.ModuleType)
+
+
+@pytest.mark.parametrize("module", ["tl_jax.weights.convert", "experiments.transfer_distance"])
+def test_old_commands_show_their_help(module):
+    command = [sys.executable, "-m", module, "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "--input" in done.stdout or "--workdir" in done.stdout
+
+
+@pytest.mark.parametrize("line", ["from configs import base", "from configs.fields import FIELDS"])
+def test_a_recipe_with_the_old_import_is_told_the_new_one(tmp_path, line):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(f"{line}\n\ndef get_config():\n    return base.get_config()\n")
+    command = [sys.executable, "run.py", f"--config={recipe}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "from tl_jax.config import recipe" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,1 @@
+"""Deprecated name of ``tl_jax.pretrained``, of which ``python -m tl_jax.weights.convert`` is left."""
