@@ -1,6 +1,7 @@
 """What ``pip install`` puts where: the package alone, with the recipes in it, whatever else lies about."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -28,7 +29,10 @@ def installed(tmp_path_factory):
         pytest.skip("no setuptools: pip install setuptools")
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "source"
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(copy)], check=True)
+    for name in ("tl_jax", "configs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, copy]
     subprocess.run(command, check=True)
     (wheel,) = folder.glob("*.whl")
@@ -43,9 +47,14 @@ def test_the_wheel_works_beside_packages_of_the_same_names(installed, tmp_path):
     for name in ("configs", "experiments", "tests"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('not the project\\'s')\n")
-    code = f"import sys; sys.path[:] = [p for p in sys.path if p != {str(ROOT)!r}]; sys.path.insert(1, {str(installed)!r}); "
-    code += "import tl_jax; from tl_jax import cli, pretrained; from tl_jax.config import recipes_dir; "
-    code += f"assert str(recipes_dir()).startswith({str(installed)!r}), recipes_dir(); cli.main()"
+    code = f"""
+import sys
+sys.path[:] = [{str(installed)!r}, *(path for path in sys.path if path != {str(ROOT)!r})]
+from tl_jax import cli, pretrained
+from tl_jax.config import recipes_dir
+assert str(recipes_dir()).startswith({str(installed)!r}), recipes_dir()
+cli.main()
+"""
     command = [sys.executable, "-c", code, "--config=digits_resnet:smoke", "--config.input.size=8", "--workdir=run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and (tmp_path / "run" / "report.html").is_file(), done.stderr
