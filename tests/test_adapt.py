@@ -1,5 +1,7 @@
 """What is made of loaded weights: other heads, channels, shorter trunks; and the cache of converted files."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,8 +151,9 @@ def test_a_file_is_converted_once(foreign, tmp_path, monkeypatch):
 def test_another_converter_converts_anew(foreign, tmp_path, monkeypatch):
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "cache"))
     pretrained.load("resnet50_tiny", "keras", foreign[0])
-    assert len(pretrained.converter()) == 64
-    monkeypatch.setattr(pretrained, "converter", lambda: "another")
+    module = importlib.import_module("tl_jax.pretrained.load")
+    assert len(module.converter()) == 64
+    monkeypatch.setattr(module, "converter", lambda: "another")
     pretrained.load("resnet50_tiny", "keras", foreign[0])
     assert len(list((tmp_path / "cache" / "converted").glob("*.safetensors"))) == 2
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import digits_resnet
-from tl_jax import api
+from tl_jax import __version__, api
 from tl_jax.config import recipe
 from tl_jax.data.dataset import Source, Split
 from tl_jax.data.fingerprint import fingerprint
@@ -83,6 +83,7 @@ def refused(config, folder, message, call=api.evaluate):
 def test_the_run_says_its_classes_and_splits(run):
     folder, _, _, summary = run
     facts = read_json(folder / "facts.json")
+    assert facts.pop("tl_jax") == __version__
     assert facts["classes"] == list(CLASSES) and facts["examples"] == {"train": 24, "validation": 8, "test": 17}
     assert {len(value) for value in facts["data_sha256"].values()} == {64} and len(facts["data_sha256"]) == 3
     assert summary["facts"] == facts

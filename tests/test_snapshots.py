@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from tests.conftest import ROOT
 from tl_jax import api, pretrained
 from tl_jax.config import stored
+from tl_jax.utils.errors import UserError
 
 VERSIONS = sorted((ROOT / "tests" / "snapshots").glob("*.tar.xz"))
 RUNS = ("image", "detection", "faces", "policy", "text", "tokens", "masked")
@@ -46,6 +48,13 @@ def test_a_run_of_an_older_version_says_what_it_said(snapshots, name):
         net = pretrained.load(source="tl_jax", path=snapshots / name / "export")
         assert net.spec.model == "vgg16_bn_tiny"
     assert Path(api.export(config, name)).exists()
+
+
+def test_training_of_an_older_version_is_not_gone_on_with(snapshots):
+    shutil.copytree("image", "unfinished")
+    Path("unfinished/summary.json").unlink()
+    with pytest.raises(UserError, match=r"unfinished was begun by tl_jax 0\.1.*pass another --workdir"):
+        api.run(stored.get_config("unfinished"), "unfinished")
 
 
 def same(found, expected):

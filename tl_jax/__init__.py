@@ -1,3 +1,3 @@
 """Transfer learning in JAX: use on one task what a model learned on another, and measure how well it went and why."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -21,11 +21,12 @@ from tl_jax.utils.json_files import (
 
 ACTION = "restore the file, or train again with a new --workdir"
 FACTS, SUMMARY = "facts.json", "summary.json"
+VERSION = "tl_jax"  # the fact that names the version which began the run
 SIDE = 4_096  # pixels of the images that a run stores
 _COUNT = integer(0, 2**48)
 _MEASURED = Field("a number or null", lambda value: value is None or type(value) in (int, float))
 _FACTS: Mapping[str, Field] = {
-    **dict.fromkeys(("weights", "weights_sha256", "data", "tested", "world"), TEXT),
+    **dict.fromkeys((VERSION, "weights", "weights_sha256", "data", "tested", "world"), TEXT),
     **dict.fromkeys(("input", "spec", "reading", "physics", "spaces", "options"), OBJECT),
     "classes": list_of(TEXT),
     "examples": object_of(_COUNT),

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tl_jax import __version__
 from tl_jax.data import value_range
 from tl_jax.train import sharding
-from tl_jax.train.run_files import FACTS, read_facts
+from tl_jax.train.run_files import FACTS, VERSION, read_facts
 from tl_jax.utils import disk, json_files
 from tl_jax.utils.errors import UserError, listed
 
@@ -181,8 +182,14 @@ def stored_facts(workdir: Path) -> dict[str, Any]:
 
 
 def claim_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
-    """Refuse to go on with other weights or data than a run of the same configuration was started with."""
+    """Refuse to go on with another version, weights or data than a run of this configuration was started with."""
     old = stored_facts(workdir)
+    begun = old.get(VERSION, "0.1")  # the release that did not write its version
+    if old and begun.split(".")[:2] != __version__.split(".")[:2]:
+        raise UserError(
+            f"{workdir} was begun by tl_jax {begun}, whose training this one, {__version__}, does not go on with; "
+            "install that version for it, or pass another --workdir (eval, predict, export and report work)"
+        )
     # A fingerprint of the data says more than their name, which changes with that of their folder.
     for name in ("weights_sha256", *(() if "data_sha256" in old else ("data",))):
         now = facts.get(name)
@@ -190,7 +197,7 @@ def claim_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
             what = f"other {name.removesuffix('_sha256')} ({old[name]} then, {now} now)"
             raise UserError(f"{workdir} was started with {what}; pass another --workdir, or delete that folder")
     check_data(workdir, old, facts, ("train", "validation", "test"), "pass another --workdir")
-    write_json(workdir / FACTS, facts)
+    write_json(workdir / FACTS, {VERSION: __version__, **facts})
 
 
 def check_data(
