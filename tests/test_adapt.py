@@ -133,7 +133,9 @@ def test_a_file_is_converted_once(foreign, tmp_path, monkeypatch):
     file, variables = foreign
     first = pretrained.load("resnet50_tiny", "keras", file)
     monkeypatch.setattr(formats, "read", lambda path: pytest.fail("read again"))
-    monkeypatch.setattr(pretrained, "read_foreign", lambda *args: pytest.fail("converted again"))
+    monkeypatch.setattr(
+        importlib.import_module("tl_jax.pretrained.load"), "read_foreign", lambda *args: pytest.fail("converted again")
+    )
     second = pretrained.load("resnet50_tiny", "keras", file)
     same(second.variables, first.variables)
     same(second.variables, variables)

@@ -1,5 +1,7 @@
 """Stochastic depth: its rates, its expectation, its independence, and that nothing is there without it."""
 
+import importlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -156,7 +158,9 @@ def test_options_and_loading_know_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "cache"))
     write_keras_h5(tmp_path / "m.h5", random_variables(network.variable_shapes(models.create("resnet50_tiny", 6))))
     first = pretrained.load("resnet50_tiny", "keras", tmp_path / "m.h5")
-    monkeypatch.setattr(pretrained, "read_foreign", lambda *args: pytest.fail("converted again"))
+    monkeypatch.setattr(
+        importlib.import_module("tl_jax.pretrained.load"), "read_foreign", lambda *args: pytest.fail("converted again")
+    )
     second = pretrained.load("resnet50_tiny", "keras", tmp_path / "m.h5", num_classes=3, drop_path=0.1)
     assert (first.model.drop_path, second.model.drop_path) == (0.0, 0.1) and second.spec.options["drop_path"] == 0.1
     trunk = {k: v for k, v in second.variables["params"].items() if k != "head"}
