@@ -1,6 +1,5 @@
 """Guards for all tests, and where real data may be found."""
 
-import datetime
 import os
 import tempfile
 from pathlib import Path
@@ -26,17 +25,22 @@ ROOT = Path(__file__).parents[1]
 def pytest_collection_modifyitems(config, items):
     """Put files with whole runs first, so that no process is left with minutes of them when the others are done.
 
-    ``TL_JAX_TEST_ROTA=N`` leaves out slow tests but for one file in N, another one each day.
+    ``TL_JAX_TEST_PART=I/N`` leaves the files out that are not in part I of N, counted from 0.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-    count = int(os.environ.get("TL_JAX_TEST_ROTA", "1"))
-    today = datetime.date.today().toordinal() % count
-    turn = {path: at % count == today for at, path in enumerate(sorted(slow))}
-    later = [item for item in items if item.get_closest_marker("slow") and not turn[item.path]]
+    wanted = part_of(sorted({item.path for item in items}), os.environ.get("TL_JAX_TEST_PART", "0/1"))
+    later = [item for item in items if item.path not in wanted]
     if later:
         config.hook.pytest_deselected(items=later)
-        items[:] = [item for item in items if item not in set(later)]
+        items[:] = [item for item in items if item.path in wanted]
+
+
+def part_of(paths: list[Path], part: str) -> set[Path]:
+    """Return the files of part "I/N"; the N parts together are all."""
+    index, count = map(int, part.split("/"))
+    assert 0 <= index < count, f"TL_JAX_TEST_PART={part}: parts of {count} are 0 to {count - 1}"
+    return set(paths[index::count])
 
 
 @pytest.fixture(autouse=True, scope="module")
