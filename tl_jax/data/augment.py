@@ -1,8 +1,7 @@
-"""Test-time augmentation: fixed views of a picture, over which a prediction is averaged.
+"""Random augmentation of images, with or without boxes, on the device; and the views of test-time augmentation.
 
-Random changes to training pictures, on the device, keyed: the same key gives the same pictures.
-
-Random changes to pictures with boxes, which follow them; on the device, keyed as those of ``augment``."""
+Augmentation is keyed: the same key gives the same images.
+"""
 
 from typing import NamedTuple
 

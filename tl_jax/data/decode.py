@@ -1,6 +1,7 @@
-"""Image files of any size decoded to arrays of one size, by several threads, once.
+"""Decoding of image files and of encoded images in TFDS records, by several threads, once.
 
-Encoded images inside records, as TFDS stores them: 8 bits, 16 bits, or floats hidden in four channels."""
+Records hold 8 bits, 16 bits, or floats in four channels.
+"""
 
 import contextlib
 import io

@@ -1,6 +1,7 @@
-"""Pairs of pictures to verify and lists of people, in the formats of LFW (Huang et al. 2007).
+"""Face data sets: folders of one person each, LFW's pairs and people files, and open-set splits.
 
-Pictures of people, a folder for each person, and an open-set cut: who is tested is never seen in training."""
+Nobody in a test split is in training. The file formats are those of LFW (Huang et al. 2007).
+"""
 
 import math
 import re

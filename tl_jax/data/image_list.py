@@ -1,6 +1,7 @@
-"""Picture files with their classes, parts and groups, before they are decoded; made into a data set here.
+"""Image data sets from lists of files, such as ``index.csv``, with class, split and group of each image.
 
-Pictures listed in a file ``index.csv``: which class each has, which part it is for, and what belongs together."""
+Images of one group, such as a patient, are kept in one split.
+"""
 
 import csv
 import io

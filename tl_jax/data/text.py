@@ -1,6 +1,4 @@
-"""Text files as strings, whatever their encoding.
-
-Texts from files: TSV, CSV, JSON with a text or two and a label, CoNLL columns of tagged words, plain lines."""
+"""Text data sets from files: TSV, CSV and JSON with labels, CoNLL columns of tagged words, plain lines."""
 
 import codecs
 import math

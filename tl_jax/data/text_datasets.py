@@ -1,13 +1,12 @@
-"""Texts that every installation has: what the libraries beside this one say of their own functions.
+"""Text data sets by name: files, TFDS, and the docstrings of installed libraries, which need no files.
 
 name           text                                          label                          from
 "docs"         first paragraph of a docstring                subpackage it stands in        SciPy
 "docs_names"   sentences, as words                           what was set as code: CODE     SciPy
 "docs_corpus"  paragraphs                                    none: for guessing words       the others of ``CORPUS``
 
-They change a little with the versions of these libraries; nothing of them is copied into this one.
-
-Text sets by name: files, what the installed libraries say of themselves, and TFDS."""
+The docstrings change a little with the versions of these libraries; nothing of them is copied into this one.
+"""
 
 import ast
 import contextlib

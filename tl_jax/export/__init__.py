@@ -1,6 +1,7 @@
-"""Make of an exported run a bundle that others can load: a program, files for other libraries, facts and a card.
+"""Export of a trained network as a bundle for others: weights, StableHLO program, files for other libraries, card.
 
-A run's weights as files: whole, and as what changed on top of the published ones."""
+The weights are written in full, and as a delta against the published ones.
+"""
 
 import dataclasses
 from pathlib import Path

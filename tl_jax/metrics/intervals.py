@@ -1,9 +1,8 @@
-"""95 % intervals of the metrics of one run, from its result files: how far they might lie on other test examples.
+"""95 % confidence intervals of test metrics: of one run, of a mean over seeds, and of the difference of two.
 
-How far a mean over seeds, or the difference of two, might lie on another test set of the same kind and size.
-
-An interval over seeds holds what training draws at random. All seeds share one test set, whose own sampling it leaves
-out, and with a few hundred test examples that is the larger part."""
+An interval over seeds covers the randomness of training only. All seeds share one test set, and with a few hundred
+test examples its sampling is the larger share of the uncertainty; the intervals here cover it.
+"""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,7 @@
-"""Conversion tables: which array of a published file goes to which leaf of our tree, and how it is turned.
+"""Conversion of published weights: rules from names and layouts in a file to ours, and the merge into a model.
 
-Put loaded arrays into a model's tree, or refuse with the list of everything that does not fit."""
+A merge that does not fit is refused with a list of everything that is missing, left over or of another shape.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence

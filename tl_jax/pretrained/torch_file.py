@@ -1,6 +1,7 @@
-"""Find the state dict in what ``torch.save`` wrote: it may be the whole file, or one entry of a training checkpoint.
+"""PyTorch's ``.pth`` files, of both formats, read without PyTorch and without running code that they contain.
 
-Read PyTorch's ``.pth`` files, of both formats, without PyTorch and without running anything that they carry."""
+The state dict may be the whole file, or one entry of a training checkpoint.
+"""
 
 import functools
 import io

@@ -1,10 +1,7 @@
-"""What a trained detector finds on pictures of a user: boxes for JSON, as lines, and drawn.
+"""Object detection task: a pretrained or random network with a new detection head, its losses and predictions.
 
-What ``test_details.json`` says of a detector: its boxes on some pictures of the test part, beside the right ones.
-
-Losses, metrics and boxes of a detector, each made from hashable facts so that runs share compiled code.
-
-Detection: a pretrained (or random) network, a new detection head, pictures with boxes around their objects."""
+Losses, metrics and predictions are made from hashable options, so that runs share compiled code.
+"""
 
 import functools
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,7 @@
-"""Grad-CAM: where in a picture a network saw what speaks for a class (Selvaraju et al. 2017, arXiv:1610.02391).
+"""Image classification task: a pretrained or random network with a new head, predictions, and Grad-CAM.
 
-What a trained network says of picture files that a user names, and where in them it sees that.
-
-Image classification: a pretrained (or random) network, a new head, pictures with one label each."""
+Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) shows which regions of an image speak for a class.
+"""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

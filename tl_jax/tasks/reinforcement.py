@@ -1,6 +1,7 @@
-"""Takes the updates of a phase for the training loop: many in a call, whose number is an argument.
+"""Reinforcement learning task: a step is a PPO update, and an example of the test split is an episode.
 
-The task of acting in a world: a step is a PPO update, and an example of the test part is an episode."""
+Several updates run in one call; their number is an argument, so that it needs no further compilation.
+"""
 
 import dataclasses
 import functools

@@ -1,6 +1,7 @@
-"""The training step and the evaluation step: pure, jitted with shardings, cached on what they are made from.
+"""Training and evaluation steps: pure, jitted with shardings, and cached on the options they are made from.
 
-Takes the steps of a phase: many for each call where the data fit on the device, one by one where they do not."""
+``Stepper`` runs the steps of a phase: many per call if the data fit on the device, else one by one.
+"""
 
 import functools
 from typing import Any

@@ -1,6 +1,7 @@
-"""Standard errors from half of the examples at a time, for measures that examples which come twice would mislead.
+"""All scores and distances of one set of features at once, each with its interval and its cost.
 
-All scores and distances of one set of features at once, each with its interval and what it cost."""
+Measures that resampling with replacement would mislead get their standard errors from the delete-half jackknife.
+"""
 
 import functools
 import math

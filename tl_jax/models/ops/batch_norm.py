@@ -1,6 +1,8 @@
-"""Batch normalisation whose training pass remembers no more than its input.
+"""Batch normalization with a memory-saving backward pass, and stochastic normalization.
 
-Stochastic normalisation: BatchNorm that now and then trusts the statistics it brought along."""
+The backward pass keeps only the input of the layer. Stochastic normalization sometimes normalizes with the pretrained
+statistics instead of the batch's.
+"""
 
 import contextlib
 import functools
