@@ -94,7 +94,7 @@ def of(rows: Sequence[Any], kind: str, place: str, variant: str) -> list[float]:
 
 
 def draw(rows: Sequence[Any], path: Path, title: str) -> Path:
-    """Draw the four looks."""
+    """Draw the four analyses."""
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
     figure = Figure(figsize=(13, 8.5), dpi=110, layout="constrained")

@@ -203,7 +203,7 @@ def augment_boxes(
 
     Args:
         images: (N, H, W, C) in [0, 255].
-        labels: float32 (N, M, 6), see ``boxes.assemble``.
+        labels: float32 (N, M, 6), see ``detection.assemble``.
         key: of the batch; each picture gets its own.
         how: what may happen; ``flip``, ``resized_crop`` and what changes colours only.
         visible: least share of a box's area that stays in the picture.

@@ -46,7 +46,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 @functools.cache
 def load_docstrings(name: str) -> Source:
-    """Return one of the sets by name, as ``texts.read`` gives it.
+    """Return one of the sets by name, as ``text.read`` gives it.
 
     What it takes some seconds to find in the libraries' files is kept in the cache folder for as long as they stay.
     """
@@ -196,9 +196,9 @@ def load(name: str, data_dir: str = "", columns: Columns = text.FIRST_LINE) -> S
     """Load a text set by name.
 
     Args:
-        name: "docs", "docs_names" or "docs_corpus" (see ``docs``; no files needed), "tsv", "csv", "jsonl", "conll" or
-            "lines" (files under ``data_dir``, see ``texts.read``), or any TFDS set with text features and a class
-            label, such as "ag_news_subset".
+        name: "docs", "docs_names" or "docs_corpus" (see ``load_docstrings``; no files needed), "tsv", "csv", "jsonl",
+            "conll" or "lines" (files under ``data_dir``, see ``text.read``), or any TFDS set with text features and a
+            class label, such as "ag_news_subset".
         data_dir: folder or file with the texts, or TFDS folder; empty for TFDS' own default.
         columns: where text and label stand; in TFDS, the names of its features.
 

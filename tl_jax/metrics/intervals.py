@@ -79,7 +79,7 @@ def of_mean(metric: str, runs: Sequence[Run]) -> float | None:
     """Return half the width of the 95 % interval of the mean over ``runs`` by sampling of test examples alone.
 
     For the accuracy it is Wilson's, with as many examples as the shares of seeds that are right about each of them vary
-    like. For other metrics it is the mean of what the runs' own intervals have (see ``intervals.of_run``), None if one
+    like. For other metrics it is the mean of what the runs' own intervals have (see ``of_run``), None if one
     has none.
     """
     if metric == "accuracy" and _paired(runs):

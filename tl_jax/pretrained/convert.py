@@ -72,7 +72,7 @@ class Table(NamedTuple):
         ignored: names in the file that may be dropped.
         names: (arrays of a file, shapes of our leaves) -> for each name in it the one that the rules know; None where
             they are the same.
-        layers: of Keras' tables, see ``keras.names``.
+        layers: of Keras' tables, see ``keras_names.names``.
         inside: regex of names in the file that belong to the trunk by their spelling, whether or not a rule knows
             them; empty where all names that begin as those of the trunk do.
     """

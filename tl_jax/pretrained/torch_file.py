@@ -190,7 +190,7 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def read_checkpoint(path: str | os.PathLike[str]) -> Contents:
     """Return the tensors of a state dict saved by ``torch.save``, in its order; tied tensors share memory.
 
-    Of the checkpoint of a training run the state dict in it is taken, as ``checkpoint.state_dict`` says. The arrays are
+    Of the checkpoint of a training run the state dict in it is taken, as ``state_dict`` says. The arrays are
     read-only.
 
     Raises ``UserError`` when the file is damaged, big-endian, or holds no tensors in plain containers.

@@ -127,7 +127,7 @@ def of_boxes(classes: Sequence[str], part: Split, least: float, found: Sequence[
 
     Args:
         classes: K names.
-        part: pictures (N, H, W, C) and labels (N, M, 6), see ``data.boxes.assemble``.
+        part: pictures (N, H, W, C) and labels (N, M, 6), see ``data.detection.assemble``.
         least: score of the boxes that are shown.
         found: boxes (D, 6) of each picture: x0, y0, x1, y1, class, score.
     """
@@ -198,7 +198,7 @@ def make_metrics(net: Network):
 
 @functools.cache
 def make_predict(net: Network, how: Finding):
-    """Return the function (variables, batch) -> boxes (N, D, 6), see ``heatmap.detections``."""
+    """Return the function (variables, batch) -> boxes (N, D, 6), see ``centernet.detections``."""
 
     def predict(variables, batch):
         out, _ = net.predict(variables, batch["image"])

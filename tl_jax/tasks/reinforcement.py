@@ -36,7 +36,7 @@ MOST_UPDATES = 20  # of one call; an interruption waits for its end
 
 
 class PolicyStepper:
-    """The compiled updates of a phase; attributes and calls as of ``train.stepper.Stepper``."""
+    """The compiled updates of a phase; attributes and calls as of ``train.step.Stepper``."""
 
     flops = float("nan")  # XLA counts the body of a loop once, however often it runs
 

@@ -70,7 +70,7 @@ class RunRecord(NamedTuple):
         return in_order(source, self.facts["classes"], self.folder)
 
     def cut(self, config: Any, source: Source) -> dict[str, Split]:
-        """Return the splits of ``starting.cut``, all of them without examples if the data are not read."""
+        """Return the splits of ``head_init.cut``, all of them without examples if the data are not read."""
         if self.reads_data:
             return head_init.cut(config, source)
         return dict.fromkeys((*SPLITS, *(("unlabelled",) if config.pretext.name else ())), source.train)

@@ -166,7 +166,7 @@ def answer(
         classes: K names.
         length: tokens at most.
         variables: trained.
-        inputs: sentences, files of them, pairs or lists of words: see ``typed_texts.read_inputs``.
+        inputs: sentences, files of them, pairs or lists of words: see ``read_inputs``.
         splitter: how sentences become words, for "tokens"; a list of words is taken as it is.
         pairs: whether the network was trained on pairs of texts.
         columns: of the training data, for tables that are read as inputs.

@@ -44,7 +44,7 @@ def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str,
         loss: of the phase's objective.
         optim: of the phase.
         rules: freeze rules of the phase.
-        batch_stats: mode of ``partition.still_norms``.
+        batch_stats: mode of ``freeze.still_norms``.
         sharded: the state is split over the devices.
 
     The row holds the task's sums and the norms of the trained leaves' gradients and new values. The input state's
@@ -196,7 +196,7 @@ class Stepper:
     """The compiled steps of a phase from step ``first`` of the run on, of which nobody asks for more than ``most``.
 
     Attributes:
-        flops: floating-point operations of a step, see ``work.flops``.
+        flops: floating-point operations of a step, see ``flops.flops``.
         seconds: spent on compiling.
         most: steps that one call may take.
     """

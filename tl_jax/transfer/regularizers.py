@@ -190,7 +190,7 @@ def sam_point(params: Any, grads: Any, rho: float | jax.Array, mask: Any) -> Any
 
 
 class Regularize(NamedTuple):
-    """Strengths, each 0 for none; ``regularizers`` has the papers.
+    """Strengths, each 0 for none; the functions above cite the papers.
 
     Attributes:
         label_smoothing: probability spread evenly over the classes.
