@@ -3,7 +3,7 @@
     python run.py --config=configs/ct_classification.py --config.data.dir=FOLDER      everything trained at one rate
     python run.py --config=configs/ct_classification.py:probe --config.data.dir=FOLDER    the head alone
     python run.py --config=configs/ct_classification.py:scratch --config.data.dir=FOLDER  from random weights
-    python run.py --config=configs/ct_classification.py:lora --config.data.dir=FOLDER     any name of mechanisms.py
+    python run.py --config=configs/ct_classification.py:lora --config.data.dir=FOLDER     any of transfer/methods.py
     python run.py --config=configs/ct_classification.py:compare --config.data.dir=FOLDER  these three, three seeds each
     python run.py --config=configs/ct_classification.py:smoke                         a tiny MobileNet, drawn pictures
 

@@ -1,9 +1,4 @@
-"""Many calls of one function: here one after another, in processes of this machine, or on a Ray cluster.
-
-Whatever runs them, results come one by one, each once, to the process that asked; a call that fails, or whose process
-dies, is made again.
-
-A grid of runs of a recipe: every combination of some fields' values, one after another, in processes, or on Ray.
+"""Grid of runs of a recipe: every combination of some fields' values, one by one, in processes, or on a Ray cluster.
 
     python -m experiments.grid --config=configs/digits_resnet.py --set=arms="()" --set=seeds="()" --workdir=runs/grid \
         --vary="optim.lr=1e-3,3e-3" --vary="data.per_class=5,20" --vary="seed=0,1,2"
@@ -11,8 +6,12 @@ A grid of runs of a recipe: every combination of some fields' values, one after 
     python -m experiments.grid ... --launcher=ray --address=auto          a cluster that runs; "" starts one here
 
 Values are Python literals, or words. Each combination is a run of its own in the folder, and a row of ``RESULTS.csv``
-with its test metrics. Rows that stand there are not run again, runs that were cut short go on, failed ones are tried
-again and named at the end. With Ray (requirements-ray.txt) the folder must be one that all nodes see."""
+with its test metrics. Rows that are there are not run again, interrupted runs are resumed, and failed runs are retried
+and named at the end. With Ray (requirements-ray.txt) all nodes must see the folder.
+
+``launch`` makes many calls of any function in these ways. Results come one by one, each once, to the calling process; a
+call that fails, or whose process dies, is retried.
+"""
 
 import itertools
 import multiprocessing

@@ -1,20 +1,20 @@
-"""Table and picture of the four looks at what is transferred, from their record alone.
-
-What is transferred, and where it sits: four looks at one source and one target.
+"""Which layers transfer, and how: four analyses of one source and one target, with their table and plot.
 
     python -m experiments.layer_transfer --workdir=DIR                                 CIFAR-10 to digits, no files
     python -m experiments.layer_transfer --workdir=DIR --source=mnist --target=cifar10 --data_dir=FOLDER
 
-1. Depth (Yosinski et al. 2014, arXiv:1411.1792): the first d parts from the source, the rest drawn; those parts frozen,
-   or trained like the rest.
-2. Rewinding (Zhang et al. 2019, arXiv:1902.01996): in a fine-tuned network one part is put back to where it started, or
-   drawn anew.
-3. The line between two networks (Neyshabur et al. 2020, arXiv:2008.11687): trained from the source, from one random
-   start, or from two, on the same examples in another order. BatchNorm's statistics are taken anew at each point.
-4. Drift: change of the weights of each part, and linear CKA of its pooled maps with those at the start.
+1. Depth (Yosinski et al. 2014, arXiv:1411.1792): the first d stages from the source, the others randomly initialized;
+   those d stages frozen, or trained like the others.
+2. Rewinding (Zhang et al. 2019, arXiv:1902.01996): one stage of a fine-tuned network is reset to its weights at the
+   start, or randomly initialized again.
+3. Linear interpolation between two networks (Neyshabur et al. 2020, arXiv:2008.11687): trained from the source, from
+   one random initialization, or from two, on the same examples in another order. The BatchNorm statistics are
+   recomputed at each point.
+4. Drift: change of the weights of each stage, and linear CKA of its pooled maps with those at the start.
 
-All runs have the same steps and try the same rates, of which the validation part chooses. Writes ``RESULTS.csv``,
-``.md`` and ``.png``."""
+All runs have the same steps and try the same learning rates; the validation split chooses one. Writes ``RESULTS.csv``,
+``.md`` and ``.png``.
+"""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -94,7 +94,7 @@ def of(rows: Sequence[Any], kind: str, place: str, variant: str) -> list[float]:
 
 
 def draw(rows: Sequence[Any], path: Path, title: str) -> Path:
-    """Draw the four looks."""
+    """Draw the four analyses."""
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
     figure = Figure(figsize=(13, 8.5), dpi=110, layout="constrained")

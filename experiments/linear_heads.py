@@ -1,13 +1,12 @@
-"""Many heads on the same features at once: seeds, learning rates and weight decays in one compiled program.
-
-A head for every seed, learning rate and weight decay, trained at once on features that are computed once.
+"""Train many linear heads on the same features at once: seeds x learning rates x weight decays in one program.
 
     python -m experiments.linear_heads --config=configs/cifar_resnet.py:article --workdir=DIR
     python -m experiments.linear_heads --config=configs/flowers_mobilenet.py:probe --workdir=DIR --rates=1e-3,1e-2
 
-The recipe gives data, network, features, optimizer, schedule and length; everything but the head is frozen. Writes
-``heads.csv`` and ``heads.png``: which rate and decay suit the features.
-Seeds draw the first head and the order of examples; the parts of the data are those of the recipe's seed."""
+The recipe gives data, network, features, optimizer, schedule and length; everything but the head is frozen, and the
+features are computed once. Writes ``heads.csv`` and ``heads.png``: which rate and decay suit the features.
+A seed sets the initial head and the order of examples; the splits of the data are those of the recipe's seed.
+"""
 
 import csv
 import functools

@@ -1,24 +1,20 @@
-"""What recipes are expected to give, ``experiments/expected.json``, and what a new measurement may differ by.
-
-A figure is the mean of a metric over the seeds of its entry. The same commit gives the same figures on the same
-hardware with the same libraries. Elsewhere sums round otherwise, which training amplifies until a seed is as good as
-another one. So the mean may move by the 95 % prediction interval of the mean of as many new seeds, and by two tested
-examples where seeds hardly differ. A loss after few steps is compared more closely, within ``CLOSE`` of itself:
-rounding has not grown by then.
-
-Recipes run again at the scale of their entries in experiments/expected.json; defines no flags itself.
-
-Do recipes still give what they gave? Each is run again and compared with its entry in experiments/expected.json.
+"""Check that recipes still give the results in experiments/expected.json: run them again and compare.
 
     python -m experiments.verify                                       the quick ones
     python -m experiments.verify --recipes=digits_resnet,docs_bert     these
     python -m experiments.verify --all --data_dir=FOLDER               every entry; some need data
     python -m experiments.verify --record --recipes=NAME               measure, and write the entry
 
-Each figure is "as expected" or "drifted", or "untested" if no value would be a drift; a recipe may be "skipped", where
-its data are absent, or have "failed". The exit status is 1 where something drifted or failed. Nothing is written but
-the folder of the runs (a temporary one if none is named) and, with --record, the file. experiments/verify.py says
-what a figure may differ by."""
+Each figure is "as expected" or "drifted", or "untested" if no value would be a drift. A recipe is "skipped" if its data
+are absent, and may have "failed". The exit status is 1 if something drifted or failed. Nothing is written but the
+folder of the runs (a temporary one if none is named) and, with --record, the file.
+
+A figure is the mean of a metric over the seeds of its entry. The same commit gives the same figures on the same
+hardware with the same libraries. Elsewhere sums round differently, and training amplifies this until a run differs as
+much as one with another seed. So the mean may move by the 95 % prediction interval of the mean of as many new seeds,
+and by two test examples if seeds hardly differ. A loss after few steps must stay within ``CLOSE`` of itself, because
+rounding has not grown by then.
+"""
 
 import contextlib
 import json

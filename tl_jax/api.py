@@ -1,10 +1,8 @@
-"""Looks at a configuration: which learning rate suits it, what augmentation does, what its network sees or does.
+"""The calls behind ``run.py``: train, evaluate, predict, find a learning rate, preview, explain, play and report.
 
-``report.html`` of a run, from the files in its folder: at the end of each run, and again whenever asked for.
-
-WiSE-FT: how far between the weights at the start and those at the end the validation score is highest.
-
-The calls behind ``run.py``: a configuration goes in, files and a summary come out."""
+Each takes a configuration and writes files and a summary into a folder. ``report.html`` is written at the end of each
+run from the files in its folder, and again on request.
+"""
 
 import json
 import math

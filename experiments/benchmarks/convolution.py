@@ -1,4 +1,4 @@
-"""Which way to convolve is fastest on this machine, shape by shape: the ways of ``models/convolution.py`` in turns.
+"""Which way to convolve is fastest on this machine, shape by shape: the ways of ``models/ops/conv.py`` in turns.
 
     python -m experiments.benchmarks.convolution                        the shapes of ResNet50, VGG16 and InceptionV3
     python -m experiments.benchmarks.convolution --cases=8:3x3:1:128:128  SIDE:KERNEL:STRIDE:INPUTS:OUTPUTS

@@ -5,14 +5,9 @@
     python -m experiments.benchmarks.networks                            the same on a GPU: large batches, bfloat16
 
 Prints a table and writes JSON: medians over the turns, images a second, the ratio to the faster peer, FLOPs and the
-share of the rate that this machine reaches in a plain matrix product. Needs requirements-bench.txt.
-
-ResNet50 at 224 pixels and BERT-base at 128 tokens in bfloat16 on a GPU, beside PyTorch compiled, in turns.
-
-    python -m experiments.benchmarks.networks --results=FILE.json
-
-The flags are those of ``networks``, whose measuring it does with what suits a GPU. Needs JAX, PyTorch and transformers
-for CUDA; each peer has its own process, and JAX takes memory as it needs it, so that all fit."""
+share of the rate that this machine reaches in a plain matrix product. Needs requirements-bench.txt; on a GPU JAX,
+PyTorch and transformers for CUDA. Each peer has its own process, and JAX allocates memory on demand, so that all fit.
+"""
 
 import json
 import os

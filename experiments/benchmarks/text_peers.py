@@ -1,11 +1,11 @@
-"""A training step of a text network in one library, as a process that answers with seconds (see ``peers.py``).
+"""A training step of a text network in tl_jax or transformers, as a process that reports seconds (see ``peers.py``).
 
     python -m experiments.benchmarks.text_peers --peer=transformers --bert=FOLDER --data_dir=SST2
 
 ``length32 N`` and ``length128 N`` are N steps on 32 random texts of that length, ``epoch N`` the first N steps of an
-epoch over SST-2: in length buckets here, padded to 128 tokens there.
-
-The peer of the text tasks: the same fine-tuning in transformers on PyTorch, fed with the same batches."""
+epoch over SST-2: in length buckets in tl_jax, padded to 128 tokens in transformers. ``Trainer`` runs the same
+fine-tuning in transformers on PyTorch, on the same batches.
+"""
 
 import os
 from collections.abc import Callable, Mapping

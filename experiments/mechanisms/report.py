@@ -1,6 +1,4 @@
-"""What a comparison of mechanisms shows, in sentences made from its rows alone.
-
-Table and pictures of the comparison of mechanisms, from the files that its runs left."""
+"""Report of the comparison of transfer methods: record, table, plots and findings, from the results of its runs."""
 
 import json
 from collections.abc import Mapping, Sequence

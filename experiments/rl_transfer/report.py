@@ -1,6 +1,7 @@
-"""What transfer changes about learning curves (Taylor and Stone 2009, JMLR 10), each paired by seed with scratch.
+"""Report of the policy-transfer study: table, learning curves and transfer metrics, paired by seed with scratch.
 
-Table and pictures of the study of policies."""
+The metrics are those of Taylor and Stone 2009, JMLR 10.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -5,7 +5,7 @@
 
 Each way of transfer has the budget of scratch in the target and starts from the source policy of its own seed. Writes
 ``RESULTS.csv`` (a row for each seed, with its learning curve), ``.md``, ``_curves.png`` and, where only the physics
-differ, ``_distance.png``; rows that are there are not repeated. The metrics are those of ``rl_metrics``.
+differ, ``_distance.png``; rows that are there are not repeated. The metrics are those of ``report.py``.
 """
 
 import math

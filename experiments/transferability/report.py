@@ -1,14 +1,9 @@
-"""How well scores rank sources by what they turned out to be worth: rank correlations, intervals, a paired test.
+"""Report of the transferability study: how well each score ranks sources by their gain over training from scratch.
 
-A group is what one would choose within: the sources on one target with one number of examples. Correlations are taken
-within groups and averaged over them, since no score is meant to compare targets. Intervals resample the pairs of source
-and target within their groups.
-
-Gains and scores of the study of distances, seeds put together, and which of them are compared with each other.
-
-Plots of the study of distances.
-
-Tables, plots and the page of the study of distances, from its record alone."""
+The page, tables and plots are made from the record of ``study.py`` alone. Rank correlations are computed within a
+group, the sources for one target with one number of examples, and averaged over groups, since no score is meant to
+compare targets. Intervals resample the pairs of source and target within their groups.
+"""
 
 import warnings
 from collections.abc import Mapping, Sequence

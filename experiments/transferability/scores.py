@@ -18,7 +18,7 @@ from tl_jax.utils.errors import UserError
 
 SOURCE_EXAMPLES = 500  # of the source's own data, and of the target's, between which distances are taken
 IMAGENET_SAMPLE = "imagenet_sample"  # folder of one photo of each class, whose file names begin with its number
-# Columns of the record: the higher, the more a source should help. All that distance.report knows, and Task2Vec.
+# Columns of the record: the higher, the more a source should help. All that transferability.report knows, and Task2Vec.
 SCORES = (*FROM_MOMENTS, *REPEATED, *FROM_PROBABILITIES, *probes.CLASSIFIERS)
 DISTANCES = (*BETWEEN, "task2vec")
 EMBEDDED = 100  # examples at most of a Task2Vec embedding, which takes a backward pass of each

@@ -305,7 +305,7 @@ def test_members_are_all_arms_with_all_seeds():
 def test_every_field_is_read_somewhere():
     """A field that no code reads would be a promise without effect."""
     code = "\n".join(p.read_text() for p in (ROOT / "tl_jax").rglob("*.py"))
-    code = re.sub(r'"[^"]*"', "", code).replace("data.", "config.data.")  # tasks/image.py has data = config.data
+    code = re.sub(r'"[^"]*"', "", code).replace("data.", "config.data.")  # tasks have data = config.data
     groups = set(re.findall(r"config\.(\w+)\.to_dict\(\)", code))
     groups |= set(re.findall(r"else config\.(\w+)$", code, re.MULTILINE))  # transfer/phases.py takes the group whole
     # Of these groups a task takes what a record has fields for, and drops the rest without a word.

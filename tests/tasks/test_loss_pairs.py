@@ -124,7 +124,7 @@ def mixed(names, images, labels, key):
     if "weights" in names:
         own = own * np.asarray(WEIGHTS)[labels][:, None]
     for name, mix in (("mixup", mixup.mixup), ("cutmix", mixup.cutmix)):
-        if name in names:  # who meets whom, and in which shares, is drawn by the library; see test_mixing.py
+        if name in names:  # who meets whom, and in which shares, is drawn by the library; see test_mixup.py
             drawn = jnp.asarray(images, jnp.float32), jnp.eye(len(images)), jax.random.fold_in(key, losses.MIX)
             images, shares = (np.asarray(each, np.float64) for each in mix(*drawn, STRENGTHS[name]))
             own = shares @ own

@@ -40,7 +40,7 @@ def lowered(function, *args):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_steps_lower_for_accelerators(name, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")  # else it would be what CPUs get, see models/convolution
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")  # else it would be what CPUs get, see models/ops/conv.py
     config = recipe.override(
         RECIPES[name].get_config("smoke"), (("cache.features", "off"),) if "ppo" not in name else ()
     )

@@ -188,7 +188,7 @@ FIELDS = {
     "phases": Field((), "dicts with the fields of PHASE_FIELDS, run one after another"),
     "patience": Field(0, "evaluations of the last phase without a better one that end the run; 0: never", low=0),
     "wise_ft": Field(False, "test the best mixture, on validation, of first and last weights (arXiv:2109.01903)"),
-    # Work on frozen layers, see tasks/caching.py.
+    # Work on frozen layers, see tasks/feature_cache.py.
     "cache.features": Field("auto", "compute outputs of frozen first layers once where nothing is augmented", CACHING),
     "cache.views": Field(
         0, "augmented views of a picture, computed once, that epochs take in turn; 0: always new ones", low=0

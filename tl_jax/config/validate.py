@@ -1,10 +1,8 @@
-"""Which fields belong to which kind of task: pictures, boxes on them, people, texts, policies.
+"""Validation of configurations before anything is loaded: contradictions, and fields without effect.
 
-Refuse what is measured of pictures, and how they are grouped and windowed, where it cannot mean what it says.
-
-Refuse fields that another field leaves without effect, so that nobody reads a result as theirs.
-
-Refuse configurations that cannot mean what they say, before anything is loaded."""
+A field that belongs to another kind of task, or that another field leaves without effect, is refused, so that nobody
+attributes a result to it.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,8 +1,7 @@
-"""Test-time augmentation: fixed views of a picture, over which a prediction is averaged.
+"""Random augmentation of images, with or without boxes, on the device; and the views of test-time augmentation.
 
-Random changes to training pictures, on the device, keyed: the same key gives the same pictures.
-
-Random changes to pictures with boxes, which follow them; on the device, keyed as those of ``augment``."""
+Augmentation is keyed: the same key gives the same images.
+"""
 
 from typing import NamedTuple
 
@@ -204,7 +203,7 @@ def augment_boxes(
 
     Args:
         images: (N, H, W, C) in [0, 255].
-        labels: float32 (N, M, 6), see ``boxes.assemble``.
+        labels: float32 (N, M, 6), see ``detection.assemble``.
         key: of the batch; each picture gets its own.
         how: what may happen; ``flip``, ``resized_crop`` and what changes colours only.
         visible: least share of a box's area that stays in the picture.

@@ -35,9 +35,9 @@ def read(
     classes: Sequence[str] = (),
     rules: Decoding = DEFAULT,
 ) -> Source:
-    """Read a folder of COCO; see ``boxes.assemble`` for what comes out and for the arguments.
+    """Read a folder of COCO; see ``detection.assemble`` for what comes out and for the arguments.
 
-    Parts have one of the names of ``split_names``. Without a test part, or if it comes without annotations as COCO's
+    Parts have one of the names of ``dataset.NAMES``. Without a test part, or if it comes without annotations as COCO's
     own does, the validation part is tested; without that too, a fifth of train is held out.
 
     Raises:

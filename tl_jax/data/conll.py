@@ -1,6 +1,7 @@
-"""Sentences of words and tags in columns, as CoNLL's tasks have them: a word a line, a blank line between sentences.
+"""CoNLL column files of tagged words, and the tag schemes of named entities (IOB, BIOES, BILOU and others).
 
-Tag schemes of named entities: recognised from the tags, and entities read from them as seqeval reads them."""
+A file has one word per line and a blank line between sentences. Entities are extracted as seqeval does it.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,6 +1,4 @@
-"""Damaged lines of a file, gathered so that one run names them all.
-
-Lines about a data set that a user should see, on stderr."""
+"""Messages about damaged lines of a data file, gathered so that one run names all of them, and notices on stderr."""
 
 import functools
 import sys

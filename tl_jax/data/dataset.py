@@ -1,8 +1,4 @@
-"""What a data set is once it is read, and what its readers share: fitting pictures and holding out a test part.
-
-Cut a validation split from the training set, thin the rest, and choose test examples; all drawn stratified.
-
-The names under which data sets call their splits; every reader asks here."""
+"""Image data sets: sources and splits, resizing, split names, and stratified validation and test splits."""
 
 import functools
 import hashlib

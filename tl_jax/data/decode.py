@@ -1,6 +1,7 @@
-"""Image files of any size decoded to arrays of one size, by several threads, once.
+"""Decoding of image files and of encoded images in TFDS records, by several threads, once.
 
-Encoded images inside records, as TFDS stores them: 8 bits, 16 bits, or floats hidden in four channels."""
+Records hold 8 bits, 16 bits, or floats in four channels.
+"""
 
 import contextlib
 import io
@@ -82,7 +83,7 @@ def decode_all(
     """Return all images uint8 (N, H, W, 3), decoded by several threads, or once before and kept.
 
     Where all have the same size they are kept as they are, else all are fitted into ``size``, as ``how`` says (see
-    ``pictures.fit``), and where the whole is wanted so are all that are not square; other arguments are those of
+    ``dataset.fit``), and where the whole is wanted so are all that are not square; other arguments are those of
     ``decode_into``.
     """
     sizes = inspect(name, files, decoding).sizes

@@ -1,6 +1,7 @@
-"""Pairs of pictures to verify and lists of people, in the formats of LFW (Huang et al. 2007).
+"""Face data sets: folders of one person each, LFW's pairs and people files, and open-set splits.
 
-Pictures of people, a folder for each person, and an open-set cut: who is tested is never seen in training."""
+Nobody in a test split is in training. The file formats are those of LFW (Huang et al. 2007).
+"""
 
 import math
 import re
@@ -192,7 +193,7 @@ class Cut(NamedTuple):
 
 
 def read(path: str | Path, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT) -> Album:
-    """Read ``path/PERSON/PICTURE``, and what lies in folders below; see ``folder.read_all``."""
+    """Read ``path/PERSON/PICTURE``, and what lies in folders below; see ``image_folder.read_all``."""
     pictures, files, people, limits = image_folder.read_all(Path(path), size, most_bytes, rules)
     return Album(Path(path).expanduser().resolve().name, pictures, people, tuple(files), limits)
 
@@ -200,7 +201,7 @@ def read(path: str | Path, size: int, most_bytes: float = DECODED_BYTES, rules: 
 def lfw(data_dir: str, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT) -> Album:
     """Read TFDS' prepared set ``lfw``, whose labels are names; it does not say which number a picture has.
 
-    Arguments and errors are those of ``sources.load``.
+    Arguments and errors are those of ``tfds.load``.
     """
     title, pictures, limits = tfds.tfds_named("lfw", data_dir, size, most_bytes, rules)
     people, labels = np.unique(pictures.labels, return_inverse=True)
@@ -209,7 +210,7 @@ def lfw(data_dir: str, size: int, most_bytes: float = DECODED_BYTES, rules: Deco
 
 
 def generated() -> Album:
-    """Draw cartoon faces; see ``drawn.faces``."""
+    """Draw cartoon faces; see ``synthetic.faces``."""
     pictures, people = synthetic.faces()
     each = len(pictures.labels) // len(people)
     files = (Path(name) / f"{name}_{i:04d}.png" for name in people for i in range(1, each + 1))

@@ -1,6 +1,7 @@
-"""A fingerprint of a split: equal for equal examples, wherever they lie and however their classes are ordered.
+"""Fingerprints of data: a hash of a split's examples, and a stamp that changes if a file of a data set does.
 
-Whether the files of a data set have changed, for what is kept of it in memory."""
+The fingerprint is equal for equal examples, wherever their files are and whatever the order of their classes.
+"""
 
 import contextlib
 import hashlib

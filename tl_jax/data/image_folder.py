@@ -32,7 +32,7 @@ def read(
 ) -> Source:
     """Read ``folder/CLASS/PICTURE``, or the same below ``folder/train`` and further folders named after splits.
 
-    Splits are known by all names in ``split_names``, in any case: ``Training`` and ``Testing``, ``val``, ``dev``, ...
+    Splits are known by all names in ``dataset.NAMES``, in any case: ``Training`` and ``Testing``, ``val``, ``dev``, ...
     Beside ``train``, a single other split is the test split; of two, each is what its name says. Without another split
     a fifth of each class is held out for testing, the same at every call.
 
@@ -44,7 +44,7 @@ def read(
     Decoded, they take N * H * W * 3 bytes on disk; if that is more than ``most_bytes``, they are decoded each time they
     are read. A line says if two splits share an image, byte for byte, or if one has two classes in train.
 
-    Images of one group are in one split only, see ``listed.with_groups``.
+    Images of one group are in one split only, see ``image_list.with_groups``.
 
     Args:
         folder: the name of the set is the folder's.

@@ -1,6 +1,7 @@
-"""Picture files with their classes, parts and groups, before they are decoded; made into a data set here.
+"""Image data sets from lists of files, such as ``index.csv``, with class, split and group of each image.
 
-Pictures listed in a file ``index.csv``: which class each has, which part it is for, and what belongs together."""
+Images of one group, such as a patient, are kept in one split.
+"""
 
 import csv
 import io
@@ -35,7 +36,7 @@ class Reading(NamedTuple):
         windows: through which DICOM files of CT are seen, see ``dicom.read``.
         group: column of ``index.csv`` that says which images belong together, or a value of ``with_groups``.
         label: column of ``index.csv`` that names the class; empty takes the name of a file's folder.
-        fit: how they are fitted, see ``pictures.fit``.
+        fit: how they are fitted, see ``dataset.fit``.
         value_range: of images with more than 8 bits; None takes the ends of the whole set.
         max_pixels: of an image; 0 for Pillow's limit.
         outside: whether files outside the data folder are read, see ``walker.Inside``.
@@ -240,7 +241,7 @@ def read(path: Path) -> Index:
 def has_column(folder: Path, column: str) -> bool:
     """Whether ``column`` is to be looked for in ``folder/index.csv``.
 
-    The words that ``listed.with_groups`` knows are such only if there is no column of that name.
+    The words that ``with_groups`` knows are such only if there is no column of that name.
 
     Raises:
         UserError: the index cannot be read.
@@ -281,8 +282,8 @@ def source(path: Path, how: Reading) -> Source:
     """Read the pictures that an index lists, with paths as seen from its folder.
 
     The column ``how.label`` names the class, or if that is empty the file's folder does. The column ``split``, if there
-    is one, names the split, by any name in ``split_names``; beside train, a single other split is the test split. The
-    column ``how.group``, if it is not empty, says what belongs together, or it is a word of ``listed.with_groups``.
+    is one, names the split, by any name in ``dataset.NAMES``; beside train, a single other split is the test split. The
+    column ``how.group``, if it is not empty, says what belongs together, or it is a word of ``with_groups``.
 
     If all classes are numbers, equal ones are one class: 1 and 1.0. Names that differ in their Unicode form only are
     one, of classes and of files.

@@ -11,7 +11,7 @@ from tl_jax.data.dataset import Pictures, Split, encoded
 AHEAD = 4  # batches decoded before they are asked for
 
 
-# (seed, 1) and (seed, 2) belong to data.splits.
+# (seed, 1) and (seed, 2) belong to data.dataset.
 @functools.lru_cache(maxsize=4)
 def _order(seed: int, n: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, 3, epoch)).permutation(n)

@@ -39,8 +39,8 @@ def published(name: str) -> Source:
 def read(path: Path, classes: tuple[str, ...] = (), value_range: ValueRange | None = None) -> Source:
     """Read an npz file with ``{train,val,test}_images`` and ``_labels``; grey is repeated.
 
-    Splits are known by all names in ``split_names``, such as ``valid_images``; beside train, a single other one is the
-    test split. A line says if two splits share an image, or if one has two labels in train.
+    Splits are known by all names in ``dataset.NAMES``, such as ``valid_images``; beside train, a single other one is
+    the test split. A line says if two splits share an image, or if one has two labels in train.
 
     Args:
         path: of the file.

@@ -35,7 +35,7 @@ def scale(images: jax.Array, scaling: str) -> jax.Array:
 
     Args:
         images: uint8, or float where augmentation left fractions.
-        scaling: key into ``specs.SCALINGS``.
+        scaling: key into ``SCALINGS``.
     """
     rule = SCALINGS[scaling]
     images = images.astype(jnp.float32)

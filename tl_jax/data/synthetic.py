@@ -1,6 +1,7 @@
-"""Pictures that are drawn instead of read: they need no files, and their classes are known to be there.
+"""Synthetic images for classification, faces and detection: gratings, shapes, cartoon faces and scenes.
 
-Pictures with several drawn shapes and a box around each: they need no files, and the boxes are exact."""
+They need no files, and labels and boxes are exact.
+"""
 
 from collections.abc import Callable, Mapping
 

@@ -1,6 +1,4 @@
-"""Text files as strings, whatever their encoding.
-
-Texts from files: TSV, CSV, JSON with a text or two and a label, CoNLL columns of tagged words, plain lines."""
+"""Text data sets from files: TSV, CSV and JSON with labels, CoNLL columns of tagged words, plain lines."""
 
 import codecs
 import math
@@ -89,11 +87,11 @@ def read(folder: Path, kind: str, columns: Columns = FIRST_LINE) -> Source:
     """Read the splits in a folder, or a single file, of which a fifth is then held out for testing.
 
     Args:
-        folder: with a file for each split, named as ``split_names`` says: ``train.csv``, ``dev.csv``, ``test.csv``; for
-            "conll" also ``eng.train``, ``eng.testa``, ``eng.testb``. Or a file.
+        folder: with a file for each split, named as ``dataset.NAMES`` says: ``train.csv``, ``dev.csv``, ``test.csv``;
+            for "conll" also ``eng.train``, ``eng.testa``, ``eng.testb``. Or a file.
         kind: "tsv" (quotes are text, unless the whole file is quoted as pandas quotes it), "csv" (comma, semicolon or
             tab, whichever gives the columns), "jsonl" (an object a line, or an array of objects), "conll" (a word a
-            line, its tag the last of the columns, an empty line behind each sentence; see ``tagged_words``) or
+            line, its tag the last of the columns, an empty line behind each sentence; see ``conll.py``) or
             "lines" (a text a line, no labels).
         columns: of the first four; "conll" needs them for the unusual only.
 

@@ -1,13 +1,12 @@
-"""Texts that every installation has: what the libraries beside this one say of their own functions.
+"""Text data sets by name: files, TFDS, and the docstrings of installed libraries, which need no files.
 
 name           text                                          label                          from
 "docs"         first paragraph of a docstring                subpackage it stands in        SciPy
 "docs_names"   sentences, as words                           what was set as code: CODE     SciPy
 "docs_corpus"  paragraphs                                    none: for guessing words       the others of ``CORPUS``
 
-They change a little with the versions of these libraries; nothing of them is copied into this one.
-
-Text sets by name: files, what the installed libraries say of themselves, and TFDS."""
+The docstrings change a little with the versions of these libraries; nothing of them is copied into this one.
+"""
 
 import ast
 import contextlib
@@ -47,7 +46,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 @functools.cache
 def load_docstrings(name: str) -> Source:
-    """Return one of the sets by name, as ``texts.read`` gives it.
+    """Return one of the sets by name, as ``text.read`` gives it.
 
     What it takes some seconds to find in the libraries' files is kept in the cache folder for as long as they stay.
     """
@@ -197,9 +196,9 @@ def load(name: str, data_dir: str = "", columns: Columns = text.FIRST_LINE) -> S
     """Load a text set by name.
 
     Args:
-        name: "docs", "docs_names" or "docs_corpus" (see ``docs``; no files needed), "tsv", "csv", "jsonl", "conll" or
-            "lines" (files under ``data_dir``, see ``texts.read``), or any TFDS set with text features and a class
-            label, such as "ag_news_subset".
+        name: "docs", "docs_names" or "docs_corpus" (see ``load_docstrings``; no files needed), "tsv", "csv", "jsonl",
+            "conll" or "lines" (files under ``data_dir``, see ``text.read``), or any TFDS set with text features and a
+            class label, such as "ag_news_subset".
         data_dir: folder or file with the texts, or TFDS folder; empty for TFDS' own default.
         columns: where text and label stand; in TFDS, the names of its features.
 

@@ -41,17 +41,17 @@ def load(
 
     Args:
         name: "digits" (scikit-learn's, embedded), "gratings" and "shapes" (drawn), "folder" (the class folders with
-            pictures under ``data_dir``, see ``folder.read``), "flowers" (the same, and without ``data_dir`` the 3,670
-            flower photos of TensorFlow, a download of 229 MB), "index" (pictures that an ``index.csv`` lists, see
-            ``index.source``), "npz" and "organamnist" (a file as MedMNIST has them, and its CT slices, a download of
-            38 MB), or any TFDS image set with the features ``image`` and ``label``, such as "cifar10".
+            pictures under ``data_dir``, see ``image_folder.read``), "flowers" (the same, and without ``data_dir`` the
+            3,670 flower photos of TensorFlow, a download of 229 MB), "index" (pictures that an ``index.csv`` lists, see
+            ``image_list.source``), "npz" and "organamnist" (a file as MedMNIST has them, and its CT slices, a download
+            of 38 MB), or any TFDS image set with the features ``image`` and ``label``, such as "cifar10".
         data_dir: folder with the pictures, an npz file, or TFDS folder; empty for TFDS' own default.
         size: side in pixels into which pictures of differing sizes are fitted.
         most_bytes: of decoded pictures that may be kept on disk; a larger set is decoded each time it is read.
         windows: of CT slices, in Hounsfield units, see ``Reading``.
-        group: what keeps images together: of DICOM files, or a column of ``index.csv``, see ``listed.with_groups``.
+        group: what keeps images together: of DICOM files, or a column of ``index.csv``, see ``image_list.with_groups``.
         label: the column with the classes of an index, see ``Reading``.
-        fit: "crop", "pad" or "stretch", see ``pictures.fit``.
+        fit: "crop", "pad" or "stretch", see ``dataset.fit``.
         value_range: of images with more than 8 bits; None takes the ends of the whole set.
         max_pixels: of an image; 0 for Pillow's limit.
         outside: whether files outside the data folder are read, see ``walker.Inside``.
@@ -131,7 +131,7 @@ def own_splits(builder: Any, name: str) -> dict[str, str]:
     """Return the set's own name of each split of a prepared TFDS set: of train, then of test and validation.
 
     Raises:
-        UserError: no train split, or two that stand for the same one, see ``split_names``.
+        UserError: no train split, or two that stand for the same one, see ``dataset.find_splits``.
     """
     found = find_splits(builder.info.splits, f"data set {name!r}")
     if "train" not in found:
@@ -197,7 +197,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _with_range(builder: Any, splits: Sequence[str], rules: Decoding) -> Decoding:
-    """Return ``rules`` with the range of values of a set, see ``record_images.with_range``."""
+    """Return ``rules`` with the range of values of a set, see ``decode.record_with_range``."""
     records = [tfds_files.Records(builder, split) for split in splits]
     files = [file for each in records for file in each.files]
     dtype = builder.info.features["image"].np_dtype

@@ -1,8 +1,7 @@
-"""Text into the ids of its tokens, by the ``tokenizers`` library, from the files that come with a network.
+"""Tokenization with the ``tokenizers`` library, masking for masked LM (BERT, arXiv:1810.04805), and batches of texts.
 
-Words to guess: some tokens of a text are hidden, and a network is asked for them (BERT, arXiv:1810.04805).
-
-Batches of tokenised texts, each as long as its own texts need: short sentences do not pay for long ones."""
+Batches are padded to the length that their own texts need.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence

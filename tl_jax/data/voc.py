@@ -36,10 +36,10 @@ def read(
     classes: Sequence[str] = (),
     rules: Decoding = DEFAULT,
 ) -> Source:
-    """Read a folder of VOC; see ``boxes.assemble`` for what comes out and for the arguments.
+    """Read a folder of VOC; see ``detection.assemble`` for what comes out and for the arguments.
 
     Lists in ``ImageSets/Main``, or else in ``ImageSets``, name the pictures of each part, one a line, with or without
-    their ending: ``train.txt``, ``val.txt`` and ``test.txt``, or another name of ``split_names``. Without a list for
+    their ending: ``train.txt``, ``val.txt`` and ``test.txt``, or another name of ``dataset.NAMES``. Without a list for
     train the pictures of ``trainval.txt`` are trained on. Without one for test the validation part is tested. Where
     there are no lists all pictures with an annotation are taken and a fifth is held out; a line on stderr says how
     many have none. Coordinates are taken for edges as they are; VOC's own files count pixels from 1, which moves a box

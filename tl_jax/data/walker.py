@@ -1,10 +1,8 @@
-"""Files and folders that systems and tools leave in data folders, which no reader takes for data.
+"""Walk through a data folder: find the files of a data set, without those that systems and tools leave there.
 
-Image files below a folder: one walk for class folders, for people, and for the inputs of predictions.
-
-What a user lays out is read where it leads: the data folder itself, and the folders of splits and classes in it, may be
-links to other disks. What comes along with data is not: a file that names others, and links below a class folder, which
-an archive may hold, lead nowhere outside unless ``outside`` is set."""
+The data folder, and the folders of splits and classes in it, may be links to other disks. Other links, and files that
+name others, may come along with data from elsewhere: they lead nowhere outside unless ``outside`` is set.
+"""
 
 import os
 import unicodedata

@@ -1,6 +1,7 @@
-"""Make of an exported run a bundle that others can load: a program, files for other libraries, facts and a card.
+"""Export of a trained network as a bundle for others: weights, StableHLO program, files for other libraries, card.
 
-A run's weights as files: whole, and as what changed on top of the published ones."""
+The weights are written in full, and as a delta against the published ones.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -29,11 +30,11 @@ class Contents(NamedTuple):
     """What is shipped of one kind of task.
 
     Attributes:
-        program: see ``program``.
+        program: see ``stablehlo.Program``.
         facts: further entries of ``bundle.json``.
         licence: of the weights at the start, "" where nobody said.
         files: name -> what it is.
-        loaders: heading -> code, see ``loaders``.
+        loaders: heading -> code, see ``model_card.Loader``.
         notes: what the card should say beside them.
     """
 
@@ -50,7 +51,7 @@ def ship(config: recipe.Config, workdir: Path, step: int) -> None:
 
     Args:
         config: of the run.
-        workdir: its folder, with result files and the weights of ``exporting.export``.
+        workdir: its folder, with result files and the weights that ``export`` wrote.
         step: of the weights.
     """
     folder = workdir / "export"
@@ -137,7 +138,7 @@ NOTHING = 0.95  # of the whole weights, from which on a delta is not worth its t
 
 
 def export(config: recipe.Config, folder: str | Path, dtype: str = "float32") -> Path:
-    """Write a run into ``export/`` as a bundle that others load, see ``shipping``, and return its weights.
+    """Write a run into ``export/`` as a bundle that others load, see ``ship``, and return its weights.
 
     Those of a text network are the folder that transformers opens.
 

@@ -1,8 +1,8 @@
-"""Conversion tables read backwards: our leaves under the names, and in the layouts, of another library.
+"""Export of weights to Keras (``.weights.h5``) and torchvision, under their names and in their layouts.
 
-Write a network of ours as the ``.weights.h5`` that ``load_weights`` of Keras 3 reads.
-
-Files in the names of Keras and torchvision, for networks that these build themselves, and how they load them."""
+The conversion tables of ``tl_jax.pretrained`` are applied backwards. The files are for networks that these libraries
+build themselves.
+"""
 
 import dataclasses
 import json

@@ -1,8 +1,7 @@
-"""The code by which others load a bundle, as its card shows it; tests run it.
+"""The model card of a bundle: ``README.md`` made from ``bundle.json``, with tested code that loads the bundle.
 
-What ``bundle.json`` says of a run, made from the run's own files.
-
-The card of a bundle, ``README.md``: made from ``bundle.json`` alone, with one part that the author writes."""
+``bundle.json`` is made from the run's own files. The author writes one section of the card.
+"""
 
 import json
 import re

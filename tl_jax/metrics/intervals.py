@@ -1,9 +1,8 @@
-"""95 % intervals of the metrics of one run, from its result files: how far they might lie on other test examples.
+"""95 % confidence intervals of test metrics: of one run, of a mean over seeds, and of the difference of two.
 
-How far a mean over seeds, or the difference of two, might lie on another test set of the same kind and size.
-
-An interval over seeds holds what training draws at random. All seeds share one test set, whose own sampling it leaves
-out, and with a few hundred test examples that is the larger part."""
+An interval over seeds covers the randomness of training only. All seeds share one test set, and with a few hundred
+test examples its sampling is the larger share of the uncertainty; the intervals here cover it.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -80,7 +79,7 @@ def of_mean(metric: str, runs: Sequence[Run]) -> float | None:
     """Return half the width of the 95 % interval of the mean over ``runs`` by sampling of test examples alone.
 
     For the accuracy it is Wilson's, with as many examples as the shares of seeds that are right about each of them vary
-    like. For other metrics it is the mean of what the runs' own intervals have (see ``intervals.of_run``), None if one
+    like. For other metrics it is the mean of what the runs' own intervals have (see ``of_run``), None if one
     has none.
     """
     if metric == "accuracy" and _paired(runs):

@@ -42,7 +42,7 @@ def of_tokens(classes: Sequence[str]) -> Judge:
     """Return the judge of tagged words: of entities if the tags follow a scheme of these, else of words.
 
     ``f1`` is then that of whole entities, found or not, kind and both ends right (micro, as CoNLL's and seqeval's), so
-    that it does not depend on the scheme; ``tag_schemes`` says which ones are known. Otherwise it is the macro-F1 over
+    that it does not depend on the scheme; ``data.conll`` says which ones are known. Otherwise it is the macro-F1 over
     words. Words that the network does not read count as missed.
     """
     scheme = find_scheme(classes)

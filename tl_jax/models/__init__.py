@@ -1,6 +1,4 @@
-"""Models by name.
-
-Models in Flax linen: pure, named layers, ``(output, endpoints)``."""
+"""Models by name, in Flax linen: pure, with named layers, ``(output, endpoints)``."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
-"""What a BERT is made of: embeddings, attention, layers with their norms behind the sums, adapters.
+"""BERT and its relatives: text encoders with bottleneck adapters.
 
-BERT (arXiv:1810.04805), MiniLM (arXiv:2002.10957) and DistilBERT (arXiv:1910.01108): encoders of text."""
+BERT (arXiv:1810.04805), MiniLM (arXiv:2002.10957) and DistilBERT (arXiv:1910.01108).
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar

@@ -1,14 +1,12 @@
-"""A detector on any image network: one map of where objects have their middle, and how far their sides are from it.
+"""CenterNet: object detection as center points, on any image network; heads, targets, box decoding and box overlap.
 
-CenterNet (Zhou et al. 2019, "Objects as Points", arXiv:1904.07850), with the sides trained as TTFNet does (Liu et al.
-2020, arXiv:1909.00700). Of the two anchor-free kinds it was taken rather than FCOS (Tian et al. 2019,
-arXiv:1904.01355) because it has one fine map instead of a pyramid's five: at 128 to 256 pixels most objects would fall
-to the finest level of a pyramid anyway, whose cells of 8 pixels are too coarse for them, and on 200 pictures every
-level would see few. The middle of an object is learned from all of its surroundings (a Gaussian), not from one cell.
-
-Arithmetic of boxes (x0, y0, x1, y1), under jit: overlaps, and of boxes on one object the best.
-
-From boxes to what the maps of a detector should be, and from its maps back to boxes, under jit."""
+CenterNet (Zhou et al. 2019, "Objects as Points", arXiv:1904.07850) predicts one map of object centers and of the
+distances from there to the sides of the box, which are trained as in TTFNet (Liu et al. 2020, arXiv:1909.00700). Of the
+anchor-free detectors it was chosen over FCOS (Tian et al. 2019, arXiv:1904.01355) because it has one fine map instead
+of a pyramid's five. At 128 to 256 pixels most objects would be on the finest level of a pyramid anyway, whose cells of
+8 pixels are too coarse for them, and on 200 images every level would see few. The center of an object is learned from
+all of its surroundings (a Gaussian), not from one cell.
+"""
 
 import math
 from collections.abc import Mapping, Sequence

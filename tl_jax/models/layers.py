@@ -38,7 +38,7 @@ class Conv(nn.Module):
 
     On CPU, 1x1 kernels and small pictures are computed as a matrix product of patches: XLA's CPU convolution reaches
     a tenth of the machine's rate there. On a GPU 1x1 kernels are products, and all else is ``lax.conv_general_dilated``
-    (``convolution.way``). All give the same values up to float32 rounding.
+    (``ops.conv.way``). All give the same values up to float32 rounding.
 
     Attributes:
         features: output channels.

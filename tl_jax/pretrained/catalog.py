@@ -1,9 +1,9 @@
-"""Facts that travel with weights: how the network is built, what its inputs look like, where its file comes from.
+"""Catalog of published and shipped weights by (model, source): file, architecture, preprocessing and licence.
 
-Published weights files by (model, source): the facts that loading and preprocessing are derived from.
-
-URLs and MD5s stand in the keras package (which states none for MobileNetV2), accuracies in Keras' and torchvision's
-documentation and timm's results; torchvision's file names carry the start of their SHA-256."""
+Loading and preprocessing are derived from these facts. URLs and MD5s are from the keras package (which states none for
+MobileNetV2), accuracies from the documentation of Keras and torchvision and from timm's results; torchvision's file
+names hold the start of their SHA-256.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Mapping

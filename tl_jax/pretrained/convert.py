@@ -1,6 +1,7 @@
-"""Conversion tables: which array of a published file goes to which leaf of our tree, and how it is turned.
+"""Conversion of published weights: rules from names and layouts in a file to ours, and the merge into a model.
 
-Put loaded arrays into a model's tree, or refuse with the list of everything that does not fit."""
+A merge that does not fit is refused with a list of everything that is missing, left over or of another shape.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -71,7 +72,7 @@ class Table(NamedTuple):
         ignored: names in the file that may be dropped.
         names: (arrays of a file, shapes of our leaves) -> for each name in it the one that the rules know; None where
             they are the same.
-        layers: of Keras' tables, see ``keras.names``.
+        layers: of Keras' tables, see ``keras_names.names``.
         inside: regex of names in the file that belong to the trunk by their spelling, whether or not a rule knows
             them; empty where all names that begin as those of the trunk do.
     """

@@ -1,8 +1,9 @@
-"""A bundle: the folder that ``--mode=export`` writes, with ``bundle.json``, which says what is in it and its hashes.
+"""Weight files: this project's safetensors, other libraries' formats, and the bundles of ``--mode=export``.
 
-Read weight files into flat dictionaries of NumPy arrays, keyed and ordered as the file has them.
-
-This project's own weight files: safetensors under our paths, with the facts about them in the metadata."""
+A bundle is a folder with ``bundle.json``, which lists its files and their hashes. Weight files become flat dictionaries
+of NumPy arrays, with the names and the order of the file. Our own files are safetensors with our paths as names, and
+with the facts about the weights in the metadata.
+"""
 
 import dataclasses
 import functools

@@ -1,6 +1,4 @@
-"""A text network with its weights and its tokenizer.
-
-Text networks of Hugging Face: a folder or a repository becomes a model with its tokenizer, and a folder again."""
+"""Text networks of Hugging Face: load a folder or a repository as model, weights and tokenizer, and save one."""
 
 import functools
 import hashlib

@@ -1,12 +1,4 @@
-"""Conversion tables of InceptionV3.
-
-Conversion tables of MobileNetV2.
-
-Conversion tables of the VGG family.
-
-Conversion tables of the ResNet family, with and without pre-activation.
-
-Conversion tables by model and source."""
+"""Conversion tables of the image networks by model and source: ResNet (v1, v2), VGG, InceptionV3, MobileNetV2."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

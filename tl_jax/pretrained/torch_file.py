@@ -1,6 +1,7 @@
-"""Find the state dict in what ``torch.save`` wrote: it may be the whole file, or one entry of a training checkpoint.
+"""PyTorch's ``.pth`` files, of both formats, read without PyTorch and without running code that they contain.
 
-Read PyTorch's ``.pth`` files, of both formats, without PyTorch and without running anything that they carry."""
+The state dict may be the whole file, or one entry of a training checkpoint.
+"""
 
 import functools
 import io
@@ -189,7 +190,7 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def read_checkpoint(path: str | os.PathLike[str]) -> Contents:
     """Return the tensors of a state dict saved by ``torch.save``, in its order; tied tensors share memory.
 
-    Of the checkpoint of a training run the state dict in it is taken, as ``checkpoint.state_dict`` says. The arrays are
+    Of the checkpoint of a training run the state dict in it is taken, as ``state_dict`` says. The arrays are
     read-only.
 
     Raises ``UserError`` when the file is damaged, big-endian, or holds no tensors in plain containers.

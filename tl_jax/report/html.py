@@ -1,8 +1,4 @@
-"""A page that holds all it shows, text, tables and pictures, in one HTML file; light or dark as the reader is.
-
-Probabilities of classes drawn as bars for the terminal.
-
-Cards that tell what weights are: facts in tables of Markdown."""
+"""Reports as self-contained HTML files that follow the system's dark mode, and tables in Markdown and text."""
 
 import base64
 import re

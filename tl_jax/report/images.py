@@ -1,10 +1,4 @@
-"""Pictures beside what augmentation makes of them, pixel by pixel.
-
-Heat maps laid over the pictures they belong to, in one PNG.
-
-Texts in the pieces that a network reads, a box for each, with what is said of it below, as a PNG.
-
-Boxes drawn on pictures."""
+"""Image files of a run: augmentation grids, heat maps, tokenized texts, and images with boxes."""
 
 import colorsys
 import unicodedata

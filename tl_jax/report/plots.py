@@ -1,12 +1,7 @@
-"""The ROC of a verification: TAR over FAR, the axis of FAR logarithmic, where thresholds are chosen.
+"""Plots as PNG and SVG: ROC, reliability diagram, comparison of arms over seeds, learning-rate range test.
 
-Reliability diagram: how often a network is right, against how sure it is; before and after calibration.
-
-Arms over the same seeds: mean, 95 % intervals over seeds and test examples, paired gain, a table and a picture.
-
-The curve of a learning-rate range test.
-
-Charts as SVG: they follow the page's light or dark colours, scale, and need no plotting library to be imported."""
+SVG charts follow the page's light or dark colours, scale, and need no plotting library.
+"""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,4 @@
-"""What a run takes for what, and how well it knows: classes, confusions, calibration, ROC.
-
-Single examples of a run: the surest mistakes, boxes on pictures, and pictures that were drawn already."""
+"""Sections of ``report.html`` on classes and examples: confusions, calibration, ROC, worst mistakes, boxes, images."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

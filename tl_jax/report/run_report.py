@@ -1,8 +1,4 @@
-"""The figures of a run: its result with intervals, and its curves.
-
-What was done in a run, the network that was trained, and what it cost.
-
-``report.html``: what a run, or a comparison of runs, has found, from its result files."""
+"""``report.html`` of a run, or of a comparison of runs, from its result files: metrics, curves, setup and costs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

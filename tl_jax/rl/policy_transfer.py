@@ -67,7 +67,7 @@ def save(
         variables: of the policy.
         options: of its network.
         facts: ``world`` and ``spaces``, and what else is worth keeping.
-        moments: of its optimizer, see ``transfer.moments``; None where they are not at hand.
+        moments: of its optimizer, see ``transfer.optimizer.of``; None where they are not at hand.
     """
     kept = {name: value for name, value in variables["batch_stats"].items() if name == "observations"}
     spec = PretrainedSpec(model="policy", source="tl_jax", options=options, num_classes=0, image_size=0, scaling="")

@@ -1,8 +1,8 @@
-"""Training as a function of a key: what ``vmap`` repeats for many seeds, and what the training loop takes apart.
+"""Proximal policy optimization (PPO) with generalized advantage estimation, one update as a pure function.
 
-Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438).
-
-Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347), one update as a pure function."""
+PPO: Schulman et al. 2017, arXiv:1707.06347; advantages: Schulman et al. 2016, arXiv:1506.02438. Training is a function
+of a key, so that ``vmap`` runs many seeds.
+"""
 
 import functools
 from typing import Any, NamedTuple

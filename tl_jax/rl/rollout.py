@@ -1,8 +1,8 @@
-"""Distributions over actions, as functions of what the policy says: choices, or independent normal values.
+"""Rollouts in many environments at once, for training and evaluation; action distributions, observation statistics.
 
-Observations brought to mean 0 and variance 1 by what has been seen so far.
-
-Acting in many worlds at once: for training from where they stand, and whole episodes for evaluation."""
+Training goes on from the current states of the environments, evaluation runs whole episodes. Distributions are
+categorical, or independent normal. Observations are normalized to mean 0 and variance 1 by running statistics.
+"""
 
 import math
 from typing import Any, NamedTuple

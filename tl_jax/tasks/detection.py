@@ -1,10 +1,7 @@
-"""What a trained detector finds on pictures of a user: boxes for JSON, as lines, and drawn.
+"""Object detection task: a pretrained or random network with a new detection head, its losses and predictions.
 
-What ``test_details.json`` says of a detector: its boxes on some pictures of the test part, beside the right ones.
-
-Losses, metrics and boxes of a detector, each made from hashable facts so that runs share compiled code.
-
-Detection: a pretrained (or random) network, a new detection head, pictures with boxes around their objects."""
+Losses, metrics and predictions are made from hashable options, so that runs share compiled code.
+"""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -130,7 +127,7 @@ def of_boxes(classes: Sequence[str], part: Split, least: float, found: Sequence[
 
     Args:
         classes: K names.
-        part: pictures (N, H, W, C) and labels (N, M, 6), see ``data.boxes.assemble``.
+        part: pictures (N, H, W, C) and labels (N, M, 6), see ``data.detection.assemble``.
         least: score of the boxes that are shown.
         found: boxes (D, 6) of each picture: x0, y0, x1, y1, class, score.
     """
@@ -201,7 +198,7 @@ def make_metrics(net: Network):
 
 @functools.cache
 def make_predict(net: Network, how: Finding):
-    """Return the function (variables, batch) -> boxes (N, D, 6), see ``heatmap.detections``."""
+    """Return the function (variables, batch) -> boxes (N, D, 6), see ``centernet.detections``."""
 
     def predict(variables, batch):
         out, _ = net.predict(variables, batch["image"])

@@ -1,6 +1,7 @@
-"""Who is on the pictures of a folder: the nearest known person, and whether that is near enough.
+"""Face verification and identification task: embeddings trained on some people and tested on others.
 
-Verification and identification of people: embeddings trained on some people and tested on others."""
+A prediction is the nearest known person, and whether that is near enough.
+"""
 
 import functools
 from collections.abc import Callable, Sequence

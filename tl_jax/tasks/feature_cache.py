@@ -1,8 +1,8 @@
-"""Outputs of frozen layers are computed once and kept on disk, under a name that is a hash of what they depend on.
+"""Feature cache: outputs of frozen layers, computed once and kept on disk; training starts from them.
 
-A task whose frozen first layers have been computed: its "pictures" are their outputs, and training starts there.
-
-Text networks of which the head alone trains: what lies below it runs once, or as in evaluation."""
+The name of an entry is a hash of everything that its values depend on. The images of a cached task are feature maps.
+Text networks are cached if only the head trains.
+"""
 
 import functools
 import hashlib

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Features = Callable[[Any, Split], np.ndarray]  # (variables, N pictures) -> (N, D)
 STRENGTHS = tuple(10.0**i for i in range(-4, 3))  # C of a probe, of which the best on validation is taken
 ATTENTION_EXAMPLES = 256  # that DELTA's weights of channels are estimated from, at most
-PROBES = ("logistic", "ridge")  # fits of the head, see distance/probes.py
+PROBES = ("logistic", "ridge")  # fits of the head, see transferability/probes.py
 
 
 def cut(config: Any, source: Source) -> dict[str, Split]:

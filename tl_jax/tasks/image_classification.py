@@ -1,8 +1,7 @@
-"""Grad-CAM: where in a picture a network saw what speaks for a class (Selvaraju et al. 2017, arXiv:1610.02391).
+"""Image classification task: a pretrained or random network with a new head, predictions, and Grad-CAM.
 
-What a trained network says of picture files that a user names, and where in them it sees that.
-
-Image classification: a pretrained (or random) network, a new head, pictures with one label each."""
+Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) shows which regions of an image speak for a class.
+"""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -87,7 +86,7 @@ class Asked(NamedTuple):
         views: of each picture, whose probabilities are averaged.
         shape: height and width of stored pictures; others are fitted into it, as in training.
         decoding: how files become pixels, as in training.
-        fit: how others are fitted, see ``pictures.fit``.
+        fit: how others are fitted, see ``data.dataset.fit``.
         batch_size: pictures at once, at most.
         validation: () -> batches to which a temperature is fitted; None leaves probabilities as they are.
         fitted: the temperature that the finished run has fitted already, None for a run without.

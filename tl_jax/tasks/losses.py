@@ -1,6 +1,7 @@
-"""Losses and metrics of image classification, each made from hashable facts so that runs share compiled code.
+"""Losses, metrics and predictions of image and text networks.
 
-Losses, metrics and predictions of text networks, each made from hashable facts so that runs share compiled code."""
+Each is made from hashable options, so that runs share compiled code.
+"""
 
 import functools
 from typing import Any, NamedTuple

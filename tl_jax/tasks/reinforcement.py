@@ -1,6 +1,7 @@
-"""Takes the updates of a phase for the training loop: many in a call, whose number is an argument.
+"""Reinforcement learning task: a step is a PPO update, and an example of the test split is an episode.
 
-The task of acting in a world: a step is a PPO update, and an example of the test part is an episode."""
+Several updates run in one call; their number is an argument, so that it needs no further compilation.
+"""
 
 import dataclasses
 import functools
@@ -35,7 +36,7 @@ MOST_UPDATES = 20  # of one call; an interruption waits for its end
 
 
 class PolicyStepper:
-    """The compiled updates of a phase; attributes and calls as of ``train.stepper.Stepper``."""
+    """The compiled updates of a phase; attributes and calls as of ``train.step.Stepper``."""
 
     flops = float("nan")  # XLA counts the body of a loop once, however often it runs
 

@@ -1,6 +1,7 @@
-"""What a run keeps of its data: its classes in order and a fingerprint of each split; tasks are built again from it.
+"""What a run records of its data: class names in order and split fingerprints, from which its task is rebuilt.
 
-A head that is kept must know the same classes as the data: matched by their names, not only by their number."""
+A pretrained head that is kept must know the same classes as the data. They are matched by name, not only by number.
+"""
 
 import re
 import sys
@@ -69,7 +70,7 @@ class RunRecord(NamedTuple):
         return in_order(source, self.facts["classes"], self.folder)
 
     def cut(self, config: Any, source: Source) -> dict[str, Split]:
-        """Return the splits of ``starting.cut``, all of them without examples if the data are not read."""
+        """Return the splits of ``head_init.cut``, all of them without examples if the data are not read."""
         if self.reads_data:
             return head_init.cut(config, source)
         return dict.fromkeys((*SPLITS, *(("unlabelled",) if config.pretext.name else ())), source.train)

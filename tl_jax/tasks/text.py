@@ -1,8 +1,7 @@
-"""Inputs of ``--mode=predict`` for texts: sentences, pairs, lists of words, or files of them.
+"""Text tasks: classification of texts and pairs ("text"), token tagging ("tokens"), masked LM ("masked").
 
-Predictions of a trained text network for what a user typed, as numbers and drawn for the terminal.
-
-Tasks of text: a label for a text or two ("text"), a tag for each word ("tokens"), words to guess ("masked")."""
+Inputs of ``--mode=predict`` are sentences, pairs, lists of words, or files of them.
+"""
 
 import functools
 import os
@@ -167,7 +166,7 @@ def answer(
         classes: K names.
         length: tokens at most.
         variables: trained.
-        inputs: sentences, files of them, pairs or lists of words: see ``typed_texts.read_inputs``.
+        inputs: sentences, files of them, pairs or lists of words: see ``read_inputs``.
         splitter: how sentences become words, for "tokens"; a list of words is taken as it is.
         pairs: whether the network was trained on pairs of texts.
         columns: of the training data, for tables that are read as inputs.

@@ -1,8 +1,8 @@
-"""Whether a checkpoint is as it was written: SHA-256 of its files, beside the checkpoints.
+"""Checkpoints through orbax, with SHA-256 hashes: the last two and the best one are kept.
 
-What reads them notices most damage but not all: of 150 flipped bits 12 came back as other weights, without an error.
-
-Checkpoints through orbax: written in the background, put in place whole, the last two and the best one kept."""
+They are written in the background and put in place whole. The hashes lie beside the checkpoints, because orbax notices
+most damage but not all: of 150 flipped bits, 12 gave other weights without an error.
+"""
 
 import functools
 import hashlib

@@ -1,10 +1,4 @@
-"""Early stopping: enough evaluations without a better validation score.
-
-What a phase trains, and what freezing saves, as a table for the screen.
-
-Phases of steps, one after another, with evaluation, checkpoints and exact resumption between them.
-
-Training from the start to the end, or from where it stopped to the end."""
+"""The training loop: phases of steps with evaluation, early stopping, checkpoints and exact resumption."""
 
 import math
 import time

@@ -1,11 +1,10 @@
-"""One mesh over all devices: batches are split along ``data``, everything else is replicated or as in sharding.py.
+"""Sharding over devices and processes: one mesh, data parallelism, and fully sharded data parallelism (FSDP).
 
-Parameters, statistics and optimizer state split over the devices: fully sharded data parallelism.
-
-Each device keeps a part of every large leaf. The whole leaf is gathered where the network uses it, and its gradient is
-reduced back to the parts (ZeRO, arXiv:1910.02054; FSDP, arXiv:2304.11277). XLA inserts the communication.
-
-Several processes that train one network: on the hosts of a TPU slice, the nodes of a cluster, or one machine."""
+Batches are split along ``data``. Everything else is replicated, or with FSDP each device keeps a shard of every large
+leaf. The whole leaf is gathered where the network uses it, and its gradient is reduced back to the shards (ZeRO,
+arXiv:1910.02054; FSDP, arXiv:2304.11277). XLA inserts the communication. Processes may run on the hosts of a TPU
+slice, the nodes of a cluster, or one machine.
+"""
 
 import functools
 import os

@@ -1,6 +1,7 @@
-"""The training step and the evaluation step: pure, jitted with shardings, cached on what they are made from.
+"""Training and evaluation steps: pure, jitted with shardings, and cached on the options they are made from.
 
-Takes the steps of a phase: many for each call where the data fit on the device, one by one where they do not."""
+``Stepper`` runs the steps of a phase: many per call if the data fit on the device, else one by one.
+"""
 
 import functools
 from typing import Any
@@ -43,7 +44,7 @@ def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str,
         loss: of the phase's objective.
         optim: of the phase.
         rules: freeze rules of the phase.
-        batch_stats: mode of ``partition.still_norms``.
+        batch_stats: mode of ``freeze.still_norms``.
         sharded: the state is split over the devices.
 
     The row holds the task's sums and the norms of the trained leaves' gradients and new values. The input state's
@@ -195,7 +196,7 @@ class Stepper:
     """The compiled steps of a phase from step ``first`` of the run on, of which nobody asks for more than ``most``.
 
     Attributes:
-        flops: floating-point operations of a step, see ``work.flops``.
+        flops: floating-point operations of a step, see ``flops.flops``.
         seconds: spent on compiling.
         most: steps that one call may take.
     """

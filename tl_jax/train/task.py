@@ -44,7 +44,7 @@ class Task(NamedTuple):
         report: (what the judge kept of the test part, and of the validation part or None, folder) -> further entries of
             the summary; it draws pictures into the folder.
         stepper: what takes the steps of a phase where a step is more than a gradient of ``loss``; made and used as
-            ``train.stepper.Stepper`` is.
+            ``train.step.Stepper`` is.
         answer: (variables, what a user typed) -> for each what is said of it, for JSON, and the same drawn as text.
         illustrate: (what ``answer`` found, folder) -> pictures of it, written to the folder.
         explain: (variables, what a user named) -> where in it the network sees what it says.

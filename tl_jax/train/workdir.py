@@ -1,6 +1,7 @@
-"""What is wrong with the disk when a run cannot write: full, gone, read-only, or another one in its place.
+"""The folder of a run: one configuration, one set of weights and one process at a time; and what ails its disk.
 
-Whose folder it is: one configuration, one set of weights, one process at a time."""
+A run that cannot write says whether the disk is full, gone, read-only, or another one in its place.
+"""
 
 import contextlib
 import errno

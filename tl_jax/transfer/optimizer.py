@@ -1,6 +1,4 @@
-"""Optimizers by name: one transform for each trained group, nothing at all for frozen leaves.
-
-Adam's memory of the gradients, apart from the optimizer that it is in: what another run can go on from."""
+"""Optimizers and schedules by name, one transform per trained group; Adam's moments, to start another run from."""
 
 import functools
 from collections.abc import Mapping

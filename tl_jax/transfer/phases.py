@@ -19,7 +19,7 @@ class Phase(NamedTuple):
         rules: what is frozen.
         optim: how the rest moves.
         rate: how fast.
-        batch_stats: mode of ``partition.still_norms``.
+        batch_stats: mode of ``freeze.still_norms``.
         objective: ``SUPERVISED`` or ``PRETEXT``.
     """
 

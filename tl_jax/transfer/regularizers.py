@@ -1,10 +1,8 @@
-"""Terms added to a training loss, and the point where it is taken, so that what the source network knows is kept.
+"""Regularizers for fine-tuning: L2-SP, DELTA, BSS, Co-Tuning and SAM, with their strengths and class weights.
 
-Every function is pure and runs under jit; what decides shapes (``classes``, ``k``, ``mask`` of leaves) is static.
-
-What is added to the loss of the labels so that a network keeps what it brought along; one place for every task.
-
-Factors on the loss of each class, where some have few examples or matter more."""
+Every regularizer is pure and runs under jit; arguments that decide shapes (``classes``, ``k``, ``mask`` of leaves) are
+static.
+"""
 
 import re
 from collections.abc import Mapping
@@ -192,7 +190,7 @@ def sam_point(params: Any, grads: Any, rho: float | jax.Array, mask: Any) -> Any
 
 
 class Regularize(NamedTuple):
-    """Strengths, each 0 for none; ``regularizers`` has the papers.
+    """Strengths, each 0 for none; the functions above cite the papers.
 
     Attributes:
         label_smoothing: probability spread evenly over the classes.

@@ -1,6 +1,4 @@
-"""Losses that need no labels, on two views of the same examples or on pictures turned by a known angle.
-
-Learning from pictures without labels: views, heads and losses of the pretext tasks."""
+"""Self-supervised learning on images: views, heads and losses of SimCLR, SimSiam and RotNet."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

@@ -1,6 +1,4 @@
-"""What every measure here asks of its features and labels.
-
-What a distance between two data sets asks of its two sides."""
+"""Validation of the inputs of scores and distances: features, labels, probabilities, and pairs of data sets."""
 
 import jax
 import jax.numpy as jnp

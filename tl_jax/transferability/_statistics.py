@@ -1,8 +1,8 @@
-"""Symmetric matrices of scatter: what the scores ask of them, in double precision, singular ones included.
+"""Statistics that scores share: class counts, means and scatter, computed once, and PSD linear algebra.
 
-Scatters of features by blocks of rows, in double precision or in single products with double sums.
-
-Counts, means and scatter of labelled features: computed once, whatever number of scores is made from them."""
+Scatter is summed over blocks of rows in double precision, or as single-precision products with double-precision sums.
+Linear algebra is in double precision, and singular matrices are allowed.
+"""
 
 import functools
 from collections.abc import Callable

@@ -1,6 +1,7 @@
-"""LEEP and NCE: how well the source's own classes tell the target's.
+"""LEEP, NCE and N-LEEP: how well a source's class probabilities predict target labels.
 
-N-LEEP: LEEP where the source has no classes, or they are not wanted, and clusters of features replace them."""
+N-LEEP replaces the source's classes by clusters of features.
+"""
 
 import functools
 

@@ -1,6 +1,7 @@
-"""Optimal transport between uniform weights: the least mean cost, exactly and by Sinkhorn's iterations.
+"""OTDD: the optimal transport distance between labelled data sets, exact and by Sinkhorn iterations.
 
-OTDD: how far one labelled data set is from another, labels compared by what they stand for."""
+Each label is represented by the distribution of its features.
+"""
 
 import functools
 import math

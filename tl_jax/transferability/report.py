@@ -1,6 +1,7 @@
-"""Standard errors from half of the examples at a time, for measures that examples which come twice would mislead.
+"""All scores and distances of one set of features at once, each with its interval and its cost.
 
-All scores and distances of one set of features at once, each with its interval and what it cost."""
+Measures that resampling with replacement would mislead get their standard errors from the delete-half jackknife.
+"""
 
 import functools
 import math
@@ -75,7 +76,7 @@ FROM_MOMENTS: dict[str, Callable[[_statistics.Moments], jax.Array]] = {
     "gbc": gbc_from,
 }
 # Scores of features (N, D) and labels (N,) as NumPy arrays, and a key for what is drawn. One that is added here, to
-# BETWEEN or to held_out.CLASSIFIERS is in the report and in the study of transfer distances.
+# BETWEEN or to probes.CLASSIFIERS is in the report and in the study of transfer distances.
 REPEATED: dict[str, Callable[..., float]] = {
     "sfda": lambda x, y, key: sfda(x, y),  # the value itself is from the shared moments
     "parc": lambda x, y, key: parc(x, y),
@@ -136,7 +137,7 @@ def report(
 
     Intervals are the value plus and minus 1.96 standard errors: the standard deviation of the value over resampled
     examples, or for held-out accuracies over resampled answers. For SFDA, PARC, N-LEEP and the distances, which
-    examples that come twice would mislead, they are from 20 halves of the examples (``halves.standard_error``).
+    examples that come twice would mislead, they are from 20 halves of the examples (``standard_error``).
 
     Args:
         features: (N, D) float, of the target's examples in the source network.

@@ -1,6 +1,4 @@
-"""Download a file once: resumed when broken off, hash-checked, and put in place whole or not at all.
-
-Published tar.gz archives: opened with errors that can be read, and unpacked into a folder whole or not at all."""
+"""Downloads and tar.gz archives: resumed, hash-checked, and put in place whole or not at all."""
 
 import contextlib
 import fcntl

@@ -1,6 +1,8 @@
-"""Batch normalisation whose training pass remembers no more than its input.
+"""Batch normalization with a memory-saving backward pass, and stochastic normalization.
 
-Stochastic normalisation: BatchNorm that now and then trusts the statistics it brought along."""
+The backward pass keeps only the input of the layer. Stochastic normalization sometimes normalizes with the pretrained
+statistics instead of the batch's.
+"""
 
 import contextlib
 import functools
@@ -95,7 +97,7 @@ def stochastic_norm(probability: float) -> Iterator[None]:
     Kou et al., NeurIPS 2020, "Stochastic Normalization". At every call of a layer in training mode each channel is
     drawn on its own; the running statistics are those before the call, and constants to the gradient. They are updated
     from the batch as ever. Layers in evaluation mode stay as they are, also those that
-    ``partition.running_statistics`` holds there, whichever of the two contexts is opened first.
+    ``freeze.running_statistics`` holds there, whichever of the two contexts is opened first.
 
     Args:
         probability: of the running statistics, in [0, 1]: 0 is plain BatchNorm, 1 gives the outputs of evaluation. The

@@ -1,10 +1,11 @@
-"""3x3 convolutions with 16 products for 2x2 places instead of 36: F(2x2, 3x3) of Lavin and Gray 2016, arXiv:1509.09308.
+"""Convolutions by the fastest method for the platform, Winograd's F(2x2, 3x3) among them.
 
-Pictures are cut into tiles of 4x4 that overlap by 2; tiles and kernels are transformed, multiplied entry by entry
-(a matrix product over the channels for each of the 16), and transformed back to 2x2 places. The transforms add and
-halve only, so values differ from those of the plain sum by float32 rounding.
+All methods give the same values up to float32 rounding.
 
-Convolutions by the way that is fastest where they run; all give the same values up to float32 rounding."""
+F(2x2, 3x3) of Lavin and Gray 2016, arXiv:1509.09308, takes 16 products for 2x2 output pixels instead of 36. Images are
+cut into tiles of 4x4 that overlap by 2. Tiles and kernels are transformed, multiplied entry by entry (a matrix product
+over the channels for each of the 16), and transformed back. The transforms only add and halve.
+"""
 
 import contextlib
 import contextvars
