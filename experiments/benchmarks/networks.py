@@ -2,15 +2,13 @@
 
     python -m experiments.benchmarks.networks --cases=resnet50:32:64 --results=FILE.json
     python -m experiments.benchmarks.networks                       every case below
-    python -m experiments.benchmarks.networks                            the same on a GPU: large batches, bfloat16
+    python -m experiments.benchmarks.gpu                            the same on a GPU: large batches, bfloat16
 
 Prints a table and writes JSON: medians over the turns, images a second, the ratio to the faster peer, FLOPs and the
-share of the rate that this machine reaches in a plain matrix product. Needs requirements-bench.txt; on a GPU JAX,
-PyTorch and transformers for CUDA. Each peer has its own process, and JAX allocates memory on demand, so that all fit.
+share of the rate that this machine reaches in a plain matrix product. Needs requirements-bench.txt.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +101,4 @@ def flops(name: str, size: int, batch: int) -> float:
 
 
 if __name__ == "__main__":
-    command.run(main)
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    flags.FLAGS.set_default("cases", ["resnet50:224:256", "bert_base:128:128"])
-    flags.FLAGS.set_default("peers", ["torch", "torch_compile"])
-    flags.FLAGS.set_default("dtype", "bfloat16")
-    flags.FLAGS.set_default("results", "experiments/results/benchmarks/gpu.json")
     command.run(main)

@@ -1,7 +1,7 @@
 """Does a policy from one task help another? Source x target x what travels x seeds, all seeds in one program.
 
-    python -m experiments.rl_transfer --workdir=DIR [--suite=cartpole] [--seeds=8]
-    python -m experiments.rl_transfer --workdir=DIR --smoke                   a minute: that it runs
+    python -m experiments.rl_transfer.study --workdir=DIR [--suite=cartpole] [--seeds=8]
+    python -m experiments.rl_transfer.study --workdir=DIR --smoke                   a minute: that it runs
 
 Each way of transfer has the budget of scratch in the target and starts from the source policy of its own seed. Writes
 ``RESULTS.csv`` (a row for each seed, with its learning curve), ``.md``, ``_curves.png`` and, where only the physics
