@@ -9,144 +9,23 @@ A seed sets the initial head and the order of examples; the splits of the data a
 """
 
 import csv
-import functools
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 
+from experiments.vmapped_heads import Heads, train_heads
 from tl_jax import restore
 from tl_jax.config import recipe, validate
-from tl_jax.data.loader import Stream
 from tl_jax.report.plots import draw_scores, interval, percent
-from tl_jax.train import sharding, workdir
-from tl_jax.train.evaluate import QUEUE
+from tl_jax.train import workdir
 from tl_jax.train.logging import say
-from tl_jax.train.state import TrainState, initial_state, stream_key
-from tl_jax.train.step import make_step
-from tl_jax.train.task import Task
+from tl_jax.train.state import initial_state
 from tl_jax.transfer import phases
-from tl_jax.transfer.optimizer import OptimSpec, learning_rates, make_optimizer
-from tl_jax.transfer.phases import Phase
 from tl_jax.utils import command, disk
 from tl_jax.utils.errors import UserError
-
-
-class Heads(NamedTuple):
-    """What became of S seeds times R rates times W decays; each array is (S, R, W, ...).
-
-    Attributes:
-        params: {"head": {"kernel": (S, R, W, D, K), "bias": (S, R, W, K)}}.
-        validation, test: accuracy on these parts, nan where training diverged; the first also where there is none.
-        loss: mean of the training loss over the last tenth of the steps.
-        seconds: of compiling and of training.
-    """
-
-    params: Any
-    validation: np.ndarray
-    test: np.ndarray
-    loss: np.ndarray
-    seconds: dict[str, float]
-
-
-def train_heads(
-    task: Task, phase: Phase, seeds: Sequence[int], rates: Sequence[float], decays: Sequence[float] = (0.0,)
-) -> Heads:
-    """Train a head for each combination as a run of its own would, from the same first head and order for a seed.
-
-    Args:
-        task: as a phase sees it that trains the head alone: its pictures are features (N, D), see ``Task.shortcut``.
-        phase: whose optimizer, schedule and length are used; its own rate and decay are not.
-        seeds: of the first head and the order of examples.
-        rates, decays: learning rates and weight decays.
-    """
-    stream: Stream = task.train_batch
-    optim = phase.optim._replace(weight_decay=None)
-    starts = [task.init(stream_key(seed, "init"))["params"]["head"] for seed in seeds]
-    params = {"head": jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)}
-    orders = [stream._replace(seed=seed) for seed in seeds]
-    steps = phase.stop - phase.start
-    rows = np.stack([[order.rows(step) for step in range(steps)] for order in orders]).astype(np.int32)
-    paces = np.stack([learning_rates(phase.rate._replace(lr=rate)) for rate in rates])
-    keys = jnp.stack([stream_key(seed, "train") for seed in seeds])
-    data = {"image": stream.images[:], "label": stream.labels}
-    given = (params, data, rows, keys, paces, np.asarray(decays, np.float32))
-    given = sharding.everywhere(given)
-    program = sharding.compiled(_make_train(task.loss, optim, phase.rules), *given)
-    clock = time.monotonic()
-    params, losses = jax.block_until_ready(program.execute(*given))
-    seconds = {"compile": program.seconds, "train": time.monotonic() - clock}
-    validation, test = (_accuracy(task, params, part) for part in ("validation", "test"))
-    loss = np.asarray(losses)[..., -max(1, steps // 10) :].mean(-1)
-    sound = np.isfinite(loss)  # a head of NaN would have the accuracy of its first class
-    validation, test = (np.where(sound, part, np.nan) for part in (validation, test))
-    return Heads(jax.device_get(params), validation, test, loss, seconds)
-
-
-@functools.cache
-def _make_train(loss: Any, optim: OptimSpec, rules: Any):
-    """Return the jitted function (heads (S, ...), data, rows (S, T, B), keys (S,), rates (R, T), decays (W,)) -> all.
-
-    The batches of a seed are gathered once for all its rates and decays.
-    """
-    step, optimizer = make_step(loss, optim, rules, "auto"), make_optimizer(optim, rules)
-
-    def one(state, batch, key, rate, decay):
-        state, row = step(state, batch, key, rate, decay=decay)
-        total, count = row["sums"]["loss"]
-        return state, total / count
-
-    by_decay = jax.vmap(one, in_axes=(0, None, None, None, 0))
-    by_rate = jax.vmap(by_decay, in_axes=(0, None, None, 0, None))
-    by_seed = jax.vmap(by_rate, in_axes=(0, 0, 0, None, None))
-
-    def train(params, data, rows, keys, rates, decays):
-        shape = (len(rows), len(rates), len(decays))
-        params = jax.tree.map(lambda p: jnp.broadcast_to(p[:, None, None], (*shape, *p.shape[1:])), params)
-        opt_state = jax.vmap(jax.vmap(jax.vmap(optimizer.init)))(params)
-        state = TrainState(jnp.zeros(shape, jnp.int32), params, {}, opt_state)
-
-        def body(state, at):
-            i, rate = at
-            batch = {"image": data["image"][rows[:, i]], "label": data["label"][rows[:, i] % len(data["label"])]}
-            batch["mask"] = jnp.ones(batch["label"].shape)
-            return by_seed(state, batch, keys, rate, decays)
-
-        state, losses = jax.lax.scan(body, state, (jnp.arange(rates.shape[1]), rates.T))
-        return state.params, jnp.moveaxis(losses, 0, -1)
-
-    return jax.jit(train)
-
-
-def _accuracy(task: Task, params: Any, part: str) -> np.ndarray:
-    """Return the accuracy (S, R, W) on a part, nan without examples."""
-    score = _make_scores(task.metrics)
-    sums = []
-    for batch in task.eval_batches(part) if task.sizes.get(part) else ():
-        sums.append(score(params, sharding.put(batch)))
-        if len(sums) % QUEUE == 0:
-            jax.block_until_ready(sums[-1])
-    if not sums:
-        return np.full(params["head"]["bias"].shape[:-1], np.nan)
-    totals = np.asarray(jax.device_get(sums), np.float64).sum(0)
-    return totals[0] / totals[1]
-
-
-@functools.cache
-def _make_scores(metrics: Any):
-    def score(params, batch):
-        total, count = metrics({"params": params, "batch_stats": {}}, batch)["accuracy"]
-        return jnp.stack([total, count])
-
-    mapped = jax.vmap(jax.vmap(jax.vmap(score, (0, None)), (0, None)), (0, None))
-    return jax.jit(lambda params, batch: jnp.moveaxis(mapped(params, batch), -1, 0))
-
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/flowers_mobilenet.py:probe", "Recipe.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)

@@ -64,6 +64,7 @@ def has(path: Path, language: str) -> bool:
 RUN = [path for path in PAGES if has(path, "python") and path.parent.name != "howto"]
 
 
+@pytest.mark.slow
 @pytest.mark.fast
 @pytest.mark.parametrize("path", RUN, ids=name)
 def test_python_blocks_run(path, elsewhere):

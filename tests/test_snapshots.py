@@ -13,6 +13,8 @@ from tl_jax import api, pretrained
 from tl_jax.config import stored
 from tl_jax.utils.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 VERSIONS = sorted((ROOT / "tests" / "snapshots").glob("*.tar.xz"))
 RUNS = ("image", "detection", "faces", "policy", "text", "tokens", "masked")
 INPUTS = {

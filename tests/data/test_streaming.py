@@ -93,6 +93,7 @@ def test_sets_of_tfds(tmp_path):
     np.testing.assert_array_equal(streamed.train.images[np.array([4, 1])], kept.train.images[np.array([4, 1])])
 
 
+@pytest.mark.slow
 def test_runs_end_with_the_same_weights(photos, tmp_path):
     config = recipe.get_config()
     config.model.name, config.init.source, config.input.size = "resnet8", "tl_jax", 16

@@ -5,7 +5,7 @@ import pytest
 from tl_jax.data import text, text_datasets
 from tl_jax.data.word_splitting import PLAIN_SPLITTER, learn_splitter
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.slow
 CONLL = [
     "Use jax.numpy , or C++ , says Mr. Smith of the U.N. in Paris .".split(),
     "He did n't see Germany 's 1,000 St. Louis fans ( 20% ) .".split(),

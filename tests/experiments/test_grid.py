@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import grid
+from experiments import launchers, recipe
 from tests.experiments import calls
 from tl_jax.utils.errors import UserError
 
@@ -19,7 +19,9 @@ NAMES = [str(at) for at in range(6)]
 def launch(function, folder, launcher="serial", **options):
     kept = []
     work = [(str(folder), at) for at in range(6)]
-    failed = grid.launch(launcher, function, work, lambda at, row: kept.append((at, row["square"])), NAMES, **options)
+    failed = launchers.launch(
+        launcher, function, work, lambda at, row: kept.append((at, row["square"])), NAMES, **options
+    )
     return sorted(kept), failed
 
 
@@ -93,17 +95,17 @@ def test_a_grid_of_a_recipe_is_run_once(tmp_path):
     ],
 )
 def test_values_are_literals_or_words(text, values):
-    assert grid.literals(text) == values
+    assert recipe.literals(text) == values
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: grid.literals("1,1.0"), "has a value twice"),
-        (lambda: grid.split_pair("optim.lr"), "is not FIELD=VALUE"),
-        (lambda: grid.configured("configs/digits_resnet.py", {"optim.lrr": 1.0}), "did you mean 'optim.lr'"),
-        (lambda: grid.configured("configs/digits.py", {}), "is no recipe in configs/"),
+        (lambda: recipe.literals("1,1.0"), "has a value twice"),
+        (lambda: recipe.split_pair("optim.lr"), "is not FIELD=VALUE"),
+        (lambda: recipe.configured("configs/digits_resnet.py", {"optim.lrr": 1.0}), "did you mean 'optim.lr'"),
+        (lambda: recipe.configured("configs/digits.py", {}), "is no recipe in configs/"),
     ],
 )
 def test_mistakes_are_named(call, message):

@@ -123,6 +123,7 @@ def test_it_adds_nothing_to_evaluation_and_nothing_at_rate_zero(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_models_train_with_it(name):
     model = models.create(name, 5, drop_path=0.5)

@@ -36,6 +36,7 @@ def apply_folded(model, variables, x, by=1.0):
         return model.apply(changed, x, train=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "size"), NETWORKS)
 def test_outputs_are_equal(name, options, size):
     model = models.create(name, 5, **options)

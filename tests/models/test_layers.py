@@ -64,6 +64,7 @@ def test_sums_of_products_over_rows(rows, channels):
     np.testing.assert_allclose(found, np.einsum("nrc,nrf->ncf", x, d), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 4, 7])
 @pytest.mark.parametrize("channels", [(3, 5), (5, 3)])
 @pytest.mark.parametrize("zeros", [((1, 1), (1, 1)), ((0, 2), (2, 1)), ((1, 2), (1, 1))])

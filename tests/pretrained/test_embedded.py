@@ -50,6 +50,7 @@ def test_accuracy_is_the_cards(data_dir):
     assert 100 * (answers == source.test.labels).mean() == pytest.approx(stated, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.fast
 def test_the_small_bert_guesses_words_of_texts_that_it_never_saw(tmp_path):
     assert sum(file.stat().st_size for file in catalog.TEXT.iterdir()) < 5e6

@@ -7,8 +7,9 @@ import pytest
 
 from tests.pretrained.fake import keras_arrays, random_variables, torchvision_arrays
 from tl_jax import models
-from tl_jax.pretrained import image_tables, variable_shapes
+from tl_jax.pretrained import image_tables
 from tl_jax.pretrained.convert import MergeError, Rule, Table, convert, merge, oihw_to_hwio
+from tl_jax.pretrained.network import variable_shapes
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 

@@ -14,7 +14,7 @@ from tl_jax.transfer.freeze import RECIPES
 from tl_jax.transfer.optimizer import OptimSpec, make_optimizer
 from tl_jax.utils import tree
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.slow
 OPTIM = OptimSpec("adam", epsilon=1e-5, clip_norm=0.5)
 HOW = ppo.How(horizon=16, discount=0.9)
 WORLDS = 16

@@ -38,6 +38,7 @@ def kept(tmp_path):
     return sorted((tmp_path / "cache" / "features").glob("*.npy"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -23,6 +23,8 @@ from tl_jax.transfer import phases
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 GOOD, BAD = "good acting as the film", "bad plot don t"
 
 

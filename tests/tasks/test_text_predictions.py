@@ -14,6 +14,8 @@ from tl_jax.config import recipe
 from tl_jax.pretrained import huggingface
 from tl_jax.utils.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("good", "acting", "x.y", "don-t")
 OTHERS = ("a", "its", "world", "cafe", ",", "\u200b", "\u00ad", ".")  # two of them have no token
 

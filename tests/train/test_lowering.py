@@ -38,6 +38,7 @@ def lowered(function, *args):
     return function.trace(*args).lower(lowering_platforms=PLATFORMS).as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_steps_lower_for_accelerators(name, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")  # else it would be what CPUs get, see models/ops/conv.py

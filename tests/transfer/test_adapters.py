@@ -40,6 +40,7 @@ def test_rank_0_adds_nothing():
     assert tree.flatten(adapters.add(KERNELS, Adapters("lora", rank=0), jax.random.key(0))) == tree.flatten(KERNELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "parallel"])
 def test_new_adapters_give_the_same_outputs_to_the_bit(net, kind):
     model, variables = net

@@ -39,6 +39,7 @@ def test_malformed_rules_are_refused(rules):
         freeze.check_rules(rules)
 
 
+@pytest.mark.slow
 def test_frozen_leaves_have_zero_gradients_and_no_backward_flops(net):
     model, v = net
     x = jnp.ones((4, 16, 16, 3))

@@ -11,7 +11,7 @@ from tl_jax.transferability import probes
 from tl_jax.transferability.report import _method
 from tl_jax.utils.errors import UserError
 
-pytestmark = pytest.mark.fast
+pytestmark = pytest.mark.slow
 KEY = jax.random.key(3)
 
 

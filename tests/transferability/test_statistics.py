@@ -67,6 +67,7 @@ def test_they_are_what_loops_find(doubles, name, block, panels):
     assert m.wide == (name == "tiny")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n,d,classes,longest", [(3000, 24, 3, 1024), (600, 100, 10, 64)])  # both ways to the rates
 def test_single_products_give_the_same_scores(doubles, n, d, classes, longest):
     x, y = (jnp.asarray(a) for a in draw(n, d, classes, seed=1))
@@ -90,6 +91,7 @@ def test_features_that_need_doubles_get_them(doubles, monkeypatch):
     assert np.abs(_statistics.of(x, y, 3).scatter - exact).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["random", "tiny", "uneven"])
 def test_weights_are_copies_of_examples(doubles, name):
     x, y = CASES[name]

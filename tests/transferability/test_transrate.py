@@ -18,6 +18,7 @@ def literal(x, y):
     return rate(z) - np.mean([rate(z[y == c]) for c in np.unique(y)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_the_papers_difference(name):
     x, y = CASES[name]
