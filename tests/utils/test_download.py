@@ -230,7 +230,7 @@ def test_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
         "import os, signal, sys; from pathlib import Path; from tl_jax.utils.download import locked\n"
         "with locked(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
-    root = Path(tl_jax.utils.download.__file__).parents[1]
+    root = Path(tl_jax.utils.download.__file__).parents[2]
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], cwd=root, check=False, timeout=60)
     assert names(tmp_path) == ["x.lock"]
     with locked(tmp_path / "x"):  # would wait for ever
