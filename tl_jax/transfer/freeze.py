@@ -75,7 +75,7 @@ def trainable(params: tree.Tree, rules: Rules) -> Any:
     """Return a tree of booleans, true where a leaf trains; a UserError where none does."""
     mask = jax.tree.map(lambda label: label != FROZEN, tree.label_leaves(params, rules))
     if not any(jax.tree.leaves(mask)):
-        raise UserError(f"the freeze rules {rules} freeze every leaf; let at least the head train")
+        raise UserError(f"config.freeze.recipe or rules: {rules} freeze every leaf; let at least the head train")
     return mask
 
 
