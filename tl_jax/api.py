@@ -371,14 +371,11 @@ def _tested(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted
         first = initial_state(task, config.seed).variables
         share, scores = best_share(fitted.task, first, variables)
         variables, extra = interpolate(first, variables, share), {"wise_ft": {"share": share, "validation": scores}}
-    with waiting("testing"):
-        values, examples, compiling, verdict = evaluate_module.evaluate(
-            fitted.task, variables, "test", error_analysis.keep
-        )
-        values |= dict.fromkeys(verdict.missing, math.nan)
-        held_out = _held_out(fitted.task, variables)
-        if config.test_train:
-            extra["train_metrics"] = evaluate_module.evaluate(fitted.task, variables, "train").values
+    values, examples, compiling, verdict = evaluate_module.evaluate(fitted.task, variables, "test", error_analysis.keep)
+    values |= dict.fromkeys(verdict.missing, math.nan)
+    held_out = _held_out(fitted.task, variables)
+    if config.test_train:
+        extra["train_metrics"] = evaluate_module.evaluate(fitted.task, variables, "train").values
     fitted.seconds["eval"] += time.monotonic() - begin - compiling
     fitted.seconds["compile"] += compiling
     fitted.checkpoints.close()
