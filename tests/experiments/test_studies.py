@@ -67,7 +67,7 @@ def test_what_stands_in_the_record_is_not_measured_again(distances):
 
 def test_the_four_looks(tmp_path):
     done = study(
-        "what_is_transferred", tmp_path, "--seeds=0", "--steps=3", "--rates=3e-3", "--per_class=3", "--tested=99"
+        "layer_transfer", tmp_path, "--seeds=0", "--steps=3", "--rates=3e-3", "--per_class=3", "--tested=99"
     )
     assert done.returncode == 0, done.stderr
     with (tmp_path / "what_is_transferred.csv").open() as file:
@@ -81,7 +81,7 @@ def test_the_four_looks(tmp_path):
 
 
 def test_what_a_policy_passes_on_leaves_a_record_and_pictures(tmp_path):
-    done = study("rl_transfer", tmp_path, "--smoke", "--ways=scratch,everything,kickstart")
+    done = study("rl_transfer.study", tmp_path, "--smoke", "--ways=scratch,everything,kickstart")
     assert done.returncode == 0, done.stderr
     with (tmp_path / "rl_cartpole.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -94,5 +94,5 @@ def test_what_a_policy_passes_on_leaves_a_record_and_pictures(tmp_path):
     assert all(len(row["curve"].split()) == 3 for row in rows)  # before training and two evaluations
     assert {row["distance"] for row in rows} == {"2.3026", "1.0986"}  # logarithms of 10 and 3
     assert all((tmp_path / f"rl_cartpole{end}").is_file() for end in (".md", "_curves.png", "_distance.png"))
-    again = study("rl_transfer", tmp_path, "--smoke", "--ways=scratch")
+    again = study("rl_transfer.study", tmp_path, "--smoke", "--ways=scratch")
     assert again.returncode == 0 and "--- heavy" not in again.stdout
