@@ -34,6 +34,7 @@ from tl_jax.pretrained import delta, formats, huggingface
 from tl_jax.rl import policy_transfer as policies
 from tl_jax.transfer.adapters import Adapters
 from tl_jax.utils import tree
+from tl_jax.utils.json_files import SEAL
 
 TOUCHED = 1 << 30  # bytes beyond what the imports need
 SECONDS = 20  # of CPU time that one file may take: what has other sizes is compiled anew
@@ -78,15 +79,24 @@ def damage(file: str, content: bytes, rng: random.Random) -> tuple[str, bytes]:
 
 
 def seal(folder: Path) -> None:
-    """Write the right hashes into ``bundle.json``, so that what is damaged is looked at."""
+    """Write the right hashes into ``bundle.json``, and take its own out, so that what is damaged is looked at."""
     path = folder / formats.FILE
     try:
         content = json.loads(path.read_bytes())
+        content.pop(SEAL, None)
         for name, entry in content["files"].items():
             entry["sha256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         path.write_text(json.dumps(content))
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
         return
+
+
+def unseal(folder: Path) -> None:
+    """Take the hashes of JSON files out of them, as somebody does who edits one: else only the hash is looked at."""
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_bytes())
+        if isinstance(content, dict) and content.pop(SEAL, None):
+            path.write_text(json.dumps(content))
 
 
 # ---- models
@@ -269,6 +279,7 @@ def main(name: str, first: int, count: int) -> None:
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home)
         reader.make(folder)
+        unseal(folder)
         whole = {
             str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
         }

@@ -66,9 +66,7 @@ def test_what_stands_in_the_record_is_not_measured_again(distances):
 
 
 def test_the_four_looks(tmp_path):
-    done = study(
-        "layer_transfer", tmp_path, "--seeds=0", "--steps=3", "--rates=3e-3", "--per_class=3", "--tested=99"
-    )
+    done = study("layer_transfer", tmp_path, "--seeds=0", "--steps=3", "--rates=3e-3", "--per_class=3", "--tested=99")
     assert done.returncode == 0, done.stderr
     with (tmp_path / "what_is_transferred.csv").open() as file:
         rows = list(csv.DictReader(file))
