@@ -7,7 +7,7 @@
 
 Values are Python literals, or words. Each combination is a run of its own in the folder, and a row of ``RESULTS.csv``
 with its test metrics. Rows that are there are not run again, interrupted runs are resumed, and failed runs are retried
-and named at the end. With Ray (requirements-ray.txt) all nodes must see the folder.
+and named at the end. With Ray (the extra ``sweeps``) all nodes must see the folder.
 
 ``launch`` makes many calls of any function in these ways. Results come one by one, each once, to the calling process; a
 call that fails, or whose process dies, is retried.

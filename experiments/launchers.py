@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_jax.train.logging import say
-from tl_jax.utils.errors import UserError
+from tl_jax.utils.extras import needs
 
 Call = Callable[..., Any]
 ROOT = Path(__file__).parents[1]
@@ -93,10 +93,8 @@ def ray(
     function: Call, left: Mapping[int, tuple[Any, ...]], address: str = "", gpus: float = 0.0, **_: Any
 ) -> Iterator[Outcome]:
     """Make the calls on a Ray cluster, which makes those of a dead worker or node again by itself."""
-    try:
+    with needs("sweeps"):
         import ray as engine
-    except ImportError:
-        raise UserError("--launcher=ray needs Ray: pip install -r requirements-ray.txt") from None
     if not engine.is_initialized():
         engine.init(address=address or None, log_to_driver=False)
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

@@ -56,7 +56,7 @@ def test_a_process_that_dies_costs_no_row(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="no Ray: pip install -r requirements-ray.txt")
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="no Ray: pip install '.[sweeps]'")
 def test_a_worker_of_ray_that_dies_costs_no_row(tmp_path):
     assert launch(calls.dies_at_first, tmp_path, "ray") == (ALL, {})
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from tl_jax.utils.download import fetch, locked, opened
 from tl_jax.utils.errors import UserError, nearest
+from tl_jax.utils.extras import needs
 from tl_jax.utils.json_files import read_json
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ def find(name: str, data_dir: Path) -> Path | None:
 
 def _complete(name: str, folder: Path) -> bool:
     """Tell whether ``folder`` has all the shards that its dataset_info.json tells of, each with all its records."""
-    from array_record.python.array_record_module import ArrayRecordReader
+    with needs("tfds"):
+        from array_record.python.array_record_module import ArrayRecordReader
 
     try:
         splits = read_json(folder / "dataset_info.json")["splits"]
@@ -195,7 +197,8 @@ def _wrong_layout(path: Path, what: str) -> UserError:
 
 def _write(name: str, data_dir: Path, archive: Archive, content: Content) -> None:
     """Write the set with TFDS' own writer: into incomplete.*_VERSION, which is renamed to VERSION at the end."""
-    import tensorflow_datasets as tfds
+    with needs("tfds"):
+        import tensorflow_datasets as tfds
 
     total = sum(map(len, content.records.values()))
     with tqdm(total=total, desc=f"preparing {name}", unit=" images", mininterval=0.5, leave=False) as bar:
@@ -212,7 +215,8 @@ def _write(name: str, data_dir: Path, archive: Archive, content: Content) -> Non
 
 def _builder(set_name: str, archive: Archive, content: Content, bar: tqdm) -> "type[tfds.core.GeneratorBasedBuilder]":
     """Return a TFDS builder class of the content. It is not registered: TFDS has a builder of that name."""
-    import tensorflow_datasets as tfds
+    with needs("tfds"):
+        import tensorflow_datasets as tfds
 
     class Cifar(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name = set_name

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from tl_jax.data.damage import Damage
 from tl_jax.data.text_rows import split_lines
 from tl_jax.utils.errors import UserError
+from tl_jax.utils.extras import needs
 
 DOCUMENT = "-DOCSTART-"
 _ID = re.compile("[0-9]{1,9}")  # more would be a word
@@ -202,10 +203,12 @@ class Scheme(NamedTuple):
         """
         canonical = [self.tags.get(tag, OUTSIDE) for tag in tags]
         if self.name not in _STRICT:
-            from seqeval.metrics.sequence_labeling import get_entities  # takes two seconds
+            with needs("text"):
+                from seqeval.metrics.sequence_labeling import get_entities  # takes two seconds
 
             return get_entities(canonical)
-        from seqeval import scheme
+        with needs("text"):
+            from seqeval import scheme
 
         found = scheme.Tokens(canonical, getattr(scheme, _STRICT[self.name])).entities
         return [(entity.tag, entity.start, entity.end - 1) for entity in found]

@@ -12,6 +12,7 @@ import numpy as np
 
 from tl_jax.data import value_range
 from tl_jax.utils.errors import UserError, nearest
+from tl_jax.utils.extras import needs
 
 T = TypeVar("T")
 ENDINGS = (".dcm", ".dicom")
@@ -167,7 +168,8 @@ def looks_like(path: Path) -> bool:
 
 def _dataset(path: Path, **options: Any) -> Any:
     """Return the data set of a file, one without preamble, mark or transfer syntax too."""
-    import pydicom  # a quarter of a second, which other images need not wait for
+    with needs("medical"):
+        import pydicom  # a quarter of a second, which other images need not wait for
 
     with _told(path):
         with path.open("rb") as file:
@@ -214,7 +216,8 @@ def _stored(path: Path, max_pixels: int) -> tuple[Any, np.ndarray]:
 
 def _decoder_advice(path: Path, syntax: Any) -> str:
     """Return how else a compression could be decoded, "" for no way; refuse one that nothing installed decodes."""
-    from pydicom.pixels.decoders.base import get_decoder
+    with needs("medical"):
+        from pydicom.pixels.decoders.base import get_decoder
 
     try:
         decoder = get_decoder(syntax)
@@ -271,7 +274,8 @@ def _check_units(path: Path, data: Any) -> None:
 
 def _grey(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
     """Return stored values (H, W) times slope plus intercept, or as a table has them: of CT, Hounsfield units."""
-    from pydicom.pixels.processing import apply_modality_lut
+    with needs("medical"):
+        from pydicom.pixels.processing import apply_modality_lut
 
     with _told(path):
         if data.get("ModalityLUTSequence"):
@@ -299,12 +303,14 @@ def _own_window(
         if limits:
             shown = value_range.to_bytes(values, limits)
         elif (window := _window(data)) is not None:
-            from pydicom.pixels.processing import apply_windowing
+            with needs("medical"):
+                from pydicom.pixels.processing import apply_windowing
 
             shown = np.rint(apply_windowing(values, window)).astype(np.uint8)
         else:
             if data.get("VOILUTSequence"):
-                from pydicom.pixels.processing import apply_voi
+                with needs("medical"):
+                    from pydicom.pixels.processing import apply_voi
 
                 values = np.asarray(apply_voi(np.rint(values).astype(np.int32), data), np.float64)
             counted = values if filling.all() else values[~filling]
@@ -315,7 +321,8 @@ def _own_window(
 
 def _window(data: Any) -> Any:
     """Return the window that a file names, as a data set of 8 bits without a slope; None where it names none."""
-    import pydicom
+    with needs("medical"):
+        import pydicom
 
     width = _number(data, "WindowWidth")
     if _number(data, "WindowCenter") is None or width is None or not width > 0:
@@ -332,7 +339,8 @@ def _window(data: Any) -> Any:
 
 def _colours(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
     """Return colours (H, W, 3) as uint8, of 16 bits the high byte."""
-    from pydicom.pixels.processing import apply_color_lut
+    with needs("medical"):
+        from pydicom.pixels.processing import apply_color_lut
 
     with _told(path):
         colours = apply_color_lut(pixels, data) if pixels.ndim == 2 else pixels

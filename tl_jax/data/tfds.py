@@ -16,6 +16,7 @@ from tl_jax.data.value_range import ValueRange
 from tl_jax.utils import download
 from tl_jax.utils.download import cache_dir
 from tl_jax.utils.errors import UserError, nearest
+from tl_jax.utils.extras import needs
 
 NAME_BYTES = 128  # of a name at most
 FOLDERS = ("folder", "flowers")  # class folders with pictures
@@ -165,7 +166,8 @@ def prepared(name: str, data_dir: str) -> Any:
     Raises:
         UserError: it does not, or its files are of a format that needs TensorFlow; the message says how to prepare it.
     """
-    import tensorflow_datasets as tfds
+    with needs("tfds"):
+        import tensorflow_datasets as tfds
 
     if data_dir and not Path(data_dir).expanduser().is_dir():
         raise UserError(f"no folder {data_dir}; check --config.data.dir")

@@ -12,6 +12,7 @@ from typing import Any
 from tl_jax.data.labels import MAX_CLASSES, check_names
 from tl_jax.data.text import read_text
 from tl_jax.utils.errors import UserError
+from tl_jax.utils.extras import needs
 from tl_jax.utils.json_files import read_json
 
 ACTION = "prepare the data set again"
@@ -32,7 +33,8 @@ def open_builder(folder: Path) -> Any:
         UserError: its ``dataset_info.json``, ``features.json`` or names of classes are missing or damaged, claim more
             than there is, or lead elsewhere; or its files are of a format that needs TensorFlow.
     """
-    import tensorflow_datasets as tfds
+    with needs("tfds"):
+        import tensorflow_datasets as tfds
 
     folder = Path(folder)
     _check_info(folder / "dataset_info.json")
@@ -101,7 +103,8 @@ class Record:
     """One example: the values of its features by name; ``where`` it stands is for messages."""
 
     def __init__(self, content: bytes, where: str):
-        from tensorflow_datasets.proto import tf_example_pb2
+        with needs("tfds"):
+            from tensorflow_datasets.proto import tf_example_pb2
 
         self.where = where
         with _reading(where):
@@ -133,7 +136,8 @@ class Records:
 
     def __init__(self, builder: Any, split: str):
         """Open the files of a split; a UserError if they do not hold as many examples as the set says."""
-        from array_record.python.array_record_module import ArrayRecordReader
+        with needs("tfds"):
+            from array_record.python.array_record_module import ArrayRecordReader
 
         info = builder.info.splits[split]
         self.where = f"{builder.info.name}:{builder.info.version}, {split}"

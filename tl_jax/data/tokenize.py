@@ -3,21 +3,25 @@
 Batches are padded to the length that their own texts need.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tokenizers
-from tokenizers import BertWordPieceTokenizer
 
 from tl_jax.data.text import read_text
 from tl_jax.utils import disk
 from tl_jax.utils.errors import UserError
+from tl_jax.utils.extras import needs
 from tl_jax.utils.json_files import read_json
+
+if TYPE_CHECKING:
+    import tokenizers
 
 FILES = ("tokenizer.json", "vocab.txt")
 CAPITALS = 0.01  # share of words with capitals in a vocabulary that tells them; bert-base-cased has a third
@@ -38,11 +42,13 @@ def read(folder: Path) -> tokenizers.Tokenizer:
     if file is None:
         raise UserError(f"{folder} has neither {' nor '.join(FILES)}; copy the one that came with the weights there")
     options = word_options(folder) if file.suffix == ".txt" else {}
+    with needs("text"):
+        import tokenizers
     try:
         if file.suffix == ".json":
             made = tokenizers.Tokenizer.from_file(str(file))
         else:
-            made = BertWordPieceTokenizer(str(file), **options)._tokenizer
+            made = tokenizers.BertWordPieceTokenizer(str(file), **options)._tokenizer
     except Exception as e:  # the library's own errors are plain exceptions
         raise UserError(f"cannot read {file} as a tokenizer ({e}); copy it anew") from None
     absent = [token for token in NEEDED if made.token_to_id(token) is None]
@@ -84,7 +90,9 @@ def has_capitals(vocabulary: Path) -> bool:
 
 def make_vocabulary(lines: Iterable[str], size: int, folder: Path, capitals: bool = False) -> None:
     """Write ``vocab.txt`` with ``size`` WordPiece entries, made of texts, and ``tokenizer_config.json``."""
-    made = BertWordPieceTokenizer(lowercase=not capitals)
+    with needs("text"):
+        import tokenizers
+    made = tokenizers.BertWordPieceTokenizer(lowercase=not capitals)
     made.train_from_iterator(lines, vocab_size=size, min_frequency=2, show_progress=False)
     numbers = made.get_vocab()
     disk.write_text(folder / "vocab.txt", "".join(f"{word}\n" for word in sorted(numbers, key=numbers.__getitem__)))

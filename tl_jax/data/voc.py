@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element, ParseError
 
-import defusedxml.ElementTree as xml  # refuses entities, by which a small file can take all memory or read others
-from defusedxml.common import DefusedXmlException
 from tqdm import tqdm
 
 from tl_jax.data.dataset import DECODED_BYTES, Source, find_splits, split_of, with_test
@@ -16,6 +14,7 @@ from tl_jax.data.detection import Annotated, Object, assemble
 from tl_jax.data.text import read_text
 from tl_jax.data.walker import find_file, is_litter, one_form
 from tl_jax.utils.errors import UserError, combine
+from tl_jax.utils.extras import needs
 
 PICTURES, ANNOTATIONS, SETS = "JPEGImages", "Annotations", "ImageSets"
 LISTS = (f"{SETS}/Main", SETS)  # folders of lists; the first that has any is read
@@ -145,9 +144,11 @@ def _annotated(folder: Path, pictures: Files, line: str, where: str) -> Annotate
     if path is None:
         path = folder / ANNOTATIONS / f"{name}.xml"
         raise UserError(f"no annotation {path} of {pictures[name][0].name}; add it, or remove {name} from {where}")
+    with needs("detection"):
+        import defusedxml.ElementTree as xml  # refuses entities, which can take all memory or read other files
     try:
         root = xml.fromstring(path.read_bytes())
-    except (ParseError, DefusedXmlException, ValueError, LookupError, OSError) as error:  # an unknown encoding
+    except (ParseError, ValueError, LookupError, OSError) as error:  # entities, an unknown encoding
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"cannot read {path} ({why}); mend or remove it") from error
     picture = _picture(pictures[name], line, root, path)

@@ -150,6 +150,7 @@ def export(config: recipe.Config, folder: str | Path, dtype: str = "float32") ->
     the weights that the run started from. Adapters are merged into plain kernels in the first and kept in the second.
     ``dtype`` is that of the values in the first: "float16" halves it.
     """
+    stablehlo.check_serialization()  # before the weights, which alone would be half a bundle
     folder = Path(folder).expanduser()
     task, start, state = restore(config, folder, data=False)
     if config.task == "policy":

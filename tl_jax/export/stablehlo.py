@@ -23,6 +23,7 @@ from tl_jax.rl.rollout import normalized
 from tl_jax.tasks.losses import TOKENS
 from tl_jax.transfer.arcface import unit
 from tl_jax.utils import disk, tree
+from tl_jax.utils.extras import needs
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -113,4 +114,11 @@ def write(path: Path, program: Program) -> tuple[int | str, ...]:
 
 def run(path: Path, *arrays: Any) -> jax.Array:
     """Return what a program makes of its inputs."""
+    check_serialization()
     return export.deserialize(bytearray(path.read_bytes())).call(*arrays)
+
+
+def check_serialization() -> None:
+    """Raise MissingExtra without FlatBuffers, in which ``jax.export`` writes programs."""
+    with needs("export"):
+        import flatbuffers  # noqa: F401

@@ -12,6 +12,7 @@ from tl_jax.data.detection import CLASS, CROWD
 from tl_jax.metrics import Batch, Verdict
 from tl_jax.metrics.sequence import Judge
 from tl_jax.utils.errors import listed
+from tl_jax.utils.extras import needs
 
 ALL_SIZES, MOST = 0, -1  # of COCO's areas and numbers of boxes: every size, 100 boxes of a picture
 SHOWN = 5  # names of classes in a message
@@ -58,8 +59,9 @@ def average_precisions(truth: Sequence[np.ndarray], found: Sequence[np.ndarray],
         found: boxes (D, 6) of each picture; those with the score 0 are none.
         count: K.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+    with needs("detection"):
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
 
     with _quietly():
         coco: Any = COCO()  # whose annotations are of a set read from a file

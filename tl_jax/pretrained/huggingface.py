@@ -1,18 +1,19 @@
 """Text networks of Hugging Face: load a folder or a repository as model, weights and tokenizer, and save one."""
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pooch
 import safetensors.numpy
-import tokenizers
 
 from tl_jax import models
 from tl_jax.data import tokenize
@@ -26,6 +27,9 @@ from tl_jax.utils import disk, environment, tree
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import TEXT as STRING
 from tl_jax.utils.json_files import check_fields, object_of, read_json
+
+if TYPE_CHECKING:
+    import tokenizers
 
 
 class TextNetwork(NamedTuple):

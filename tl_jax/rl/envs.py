@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tl_jax.utils.errors import UserError, nearest
+from tl_jax.utils.extras import needs
 
 NAMES = (
     "CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Reacher-misc",
@@ -84,7 +85,8 @@ def make(name: str, physics: Mapping[str, Value] | Sequence[tuple[str, Value]] =
 
 @functools.cache
 def _make(name: str, physics: Physics) -> World:
-    import gymnax  # takes a second, which pictures and texts need not wait for
+    with needs("rl"):
+        import gymnax  # takes a second, which pictures and texts need not wait for
 
     if name not in NAMES:
         raise UserError(f"no world {name!r} (config.rl.world); {nearest(name, NAMES)}")

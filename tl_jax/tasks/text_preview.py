@@ -1,12 +1,13 @@
 """Texts as a network gets them in its first step: pieces, labels, tags, padding, hidden words."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import tokenizers
 
 from tl_jax.data import tokenize
 from tl_jax.data.conll import find_scheme
@@ -18,6 +19,9 @@ from tl_jax.report.images import PADDING, PLAIN, SECOND, SPECIAL, Piece, Text
 from tl_jax.tasks.losses import PRETEXT
 from tl_jax.train.state import stream_key
 from tl_jax.train.task import Task
+
+if TYPE_CHECKING:
+    import tokenizers
 
 ROWS = 8
 LEGEND = {

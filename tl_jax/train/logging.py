@@ -12,6 +12,7 @@ from tl_jax.train import sharding
 from tl_jax.train.workdir import finite
 from tl_jax.utils import disk
 from tl_jax.utils.errors import UserError
+from tl_jax.utils.extras import MissingExtra, needs
 from tl_jax.utils.json_files import parse_row, sealed_row
 from tl_jax.utils.waiting import ticking
 
@@ -36,16 +37,22 @@ class Log:
         rows = self._path.read_bytes().splitlines(keepends=True) if self._path.is_file() else []
         # A kill in between must not cost the history.
         disk.write_bytes(self._path, b"".join(_until(step, rows, self._path)))
-        self._board = _summary_writer()(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30)
+        try:
+            writer = _summary_writer()
+        except MissingExtra as error:
+            self.say(f"no TensorBoard events are written ({error}); the curves are in {self._path.name} and the report")
+            return
+        self._board = writer(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30)
 
     def row(self, step: int, split: str, values: Mapping[str, float], **where: Any) -> None:
         """Append one row of metrics."""
-        if not self._board:
+        if not sharding.first():
             return
         with self._path.open("a") as f:
             f.write(sealed_row(finite({"step": step, "split": split, **where, **values})))
         for name, value in values.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+            if self._board:
+                self._board.add_scalar(f"{split}/{name}", value, step)
 
     def say(self, text: str) -> None:
         """Print a line, unless this run is one of many."""
@@ -93,7 +100,8 @@ def _summary_writer() -> Any:
     if hidden:
         sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
     try:
-        from tensorboardX import SummaryWriter
+        with needs("tracking"):
+            from tensorboardX import SummaryWriter
     finally:
         if hidden:
             del sys.modules["torch"]

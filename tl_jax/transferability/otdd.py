@@ -16,6 +16,7 @@ import threadpoolctl
 from tl_jax.transferability import _inputs
 from tl_jax.transferability.frechet import factor, overlap
 from tl_jax.utils.errors import UserError, nearest
+from tl_jax.utils.extras import needs
 
 PAIRS = 2**27  # of a cost matrix: 1 GiB
 MULTIPLE = 6000  # rows and columns of an assignment in which examples are repeated: about 20 seconds on a core
@@ -97,9 +98,10 @@ def debiased(
 def _debiased(cost, own1, own2, epsilon, tolerance, steps: int) -> tuple[jax.Array, jax.Array]:
     """Return the divergence and the last error of each of its three problems."""
     # OTT-JAX brings matplotlib along, which takes a second that other measures need not wait for.
-    from ott.geometry import geometry
-    from ott.solvers.linear import acceleration
-    from ott.tools import sinkhorn_divergence
+    with needs("distance"):
+        from ott.geometry import geometry
+        from ott.solvers.linear import acceleration
+        from ott.tools import sinkhorn_divergence
 
     how = {
         "threshold": tolerance,
