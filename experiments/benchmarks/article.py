@@ -69,7 +69,7 @@ def ours(folder: Path, name: str) -> dict[str, Any]:
 
 def peer(name: str) -> dict[str, Any]:
     """Run the script of a peer."""
-    arguments = ["-m", f"experiments.benchmarks.article_{name}", f"--weights={WEIGHTS.value}"]
+    arguments = ["-m", "experiments.benchmarks.article_peers", f"--peer={name}", f"--weights={WEIGHTS.value}"]
     arguments += [f"--data_dir={DATA_DIR.value}", f"--examples={EXAMPLES.value}", f"--epochs={EPOCHS.value}"]
     arguments += [f"--size={SIZE.value}", f"--tests={TESTS.value}"]
     wall, printed = timed(arguments)

@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.article_lockstep --weights=NOTOP.h5 --data_dir=TFDS_FOLDER
 
-``article_keras`` lets Keras draw its own head and order, so that two runs differ by chance. Here nothing differs but
+``article_peers`` lets Keras draw its own head and order, so that two runs differ by chance. Here nothing differs but
 the code: ResNet50 frozen, the head that tl_jax draws, the batches that tl_jax takes. Prints the largest difference of
 the losses of all steps, and both test accuracies. Needs requirements-bench.txt.
 """

@@ -2,13 +2,14 @@
 
     python -m experiments.benchmarks.networks --cases=resnet50:32:64 --results=FILE.json
     python -m experiments.benchmarks.networks                       every case below
-    python -m experiments.benchmarks.gpu                            the same on a GPU: large batches, bfloat16
+    python -m experiments.benchmarks.networks --gpu                 the same on a GPU: large batches, bfloat16
 
 Prints a table and writes JSON: medians over the turns, images a second, the ratio to the faster peer, FLOPs and the
 share of the rate that this machine reaches in a plain matrix product. Needs requirements-bench.txt.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,25 @@ PEERS = flags.DEFINE_list("peers", ["torch", "torch_channels_last", "keras"], "W
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation; parameters are float32.")
 TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
 LEAST = flags.DEFINE_float("least", 2.0, "Seconds of a turn at least.")
+GPU = flags.DEFINE_bool("gpu", False, "Take what suits a GPU where no other flag says something else.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/networks.json", "Where the numbers go.")
+
+
+# Needs JAX, PyTorch and transformers for CUDA.
+ON_GPU = {
+    "cases": ["resnet50:224:256", "bert_base:128:128"],
+    "peers": ["torch", "torch_compile"],
+    "dtype": "bfloat16",
+    "results": "experiments/results/benchmarks/gpu.json",
+}
 
 
 def main(_: list[str]) -> None:
     """Measure every case."""
+    if GPU.value:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # so that the peers' processes fit, too
+        for name, value in ON_GPU.items():
+            flags.FLAGS.set_default(name, value)
     rate = matmul_rate(2048 if jax.default_backend() == "cpu" else 8192, DTYPE.value)
     print(f"{DTYPE.value} matrix product: {rate / 1e9:.0f} GFLOP/s")
     about = {"dtype": DTYPE.value, "device": jax.devices()[0].device_kind, "matmul_flops": rate, **machine()}

@@ -229,7 +229,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.A
 
 
 def way(count: int, size: Sequence[int], kernel: Sequence[int], stride: int) -> str:
-    """Return the fastest way to convolve on this platform (``experiments/benchmarks/convolution.py``).
+    """Return the fastest way to convolve on this platform (``experiments/benchmarks/ops.py``).
 
     Args:
         count: N, pictures.
@@ -258,7 +258,7 @@ def depthwise2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> 
     """Convolve each channel of (N, H, W, C) with its own filter of (h, w, 1, C).
 
     On CPU as a sum of shifted pictures, which is several times to tens of times as fast as XLA's grouped convolution
-    (``experiments/benchmarks/depthwise.py``).
+    (``experiments/benchmarks/ops.py``).
     """
     kernel, padding = seeing(x.shape[1:3], kernel, stride, padding)
     if not on_cpu():

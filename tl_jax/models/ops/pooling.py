@@ -1,7 +1,7 @@
 """Maxima and means over windows; on CPU as comparisons and sums of shifted pictures, elsewhere as XLA has them.
 
 XLA's CPU gradient of a maximum walks through the windows one by one: at 224x224 that is a quarter of a training step of
-VGG16 (``experiments/benchmarks/pooling.py``).
+VGG16 (``experiments/benchmarks/ops.py``).
 """
 
 import functools

@@ -1,18 +1,25 @@
-"""The article's experiment in PyTorch, as a peer of ``configs/cifar_resnet.py:article``.
+"""The article's experiment in Keras on TensorFlow, or in PyTorch: the peers of ``configs/cifar_resnet.py:article``.
 
-    python -m experiments.benchmarks.article_torch --weights=NOTOP.h5 --data_dir=TFDS_FOLDER --examples=5000 --epochs=10
+    python -m experiments.benchmarks.article_peers --peer=keras --weights=NOTOP.h5 --data_dir=TFDS_FOLDER
 
-The same as ``article_keras``: ResNet50 in the layout of Keras with its weights, frozen and in evaluation mode, global
-average pooling, a new head, Adam, batches of 64. Needs requirements-bench.txt. Prints a line of JSON.
+Needs requirements-bench.txt. The examples are those that our run with the same seed and number of them takes. In Keras
+the network, the frozen part, pooling, head, optimizer and batches are its own. In PyTorch they are the same: ResNet50
+in the layout of Keras with its weights, frozen and in evaluation mode, global average pooling, a new head, Adam,
+batches of 64. Prints a line of JSON: test accuracy, loss, seconds and peak memory.
 """
 
+import json
+import os
+import resource
 import time
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags
 
-from experiments.benchmarks.article_result import tell
+from tl_jax.data.dataset import Split
 
+PEER = flags.DEFINE_enum("peer", None, ["keras", "torch"], "Library.", required=True)
 WEIGHTS = flags.DEFINE_string("weights", None, "ResNet50 without its top, HDF5.", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder with cifar10.", required=True)
 EXAMPLES = flags.DEFINE_integer("examples", 0, "Training examples drawn by the seed; 0 for all.")
@@ -24,23 +31,69 @@ EPSILON = 1.001e-5
 BLOCKS = (3, 4, 6, 3)
 
 
-def main(_: list[str]) -> None:
-    """Train the head and test it once."""
-    start = time.monotonic()
-    import torch
+class Trained(NamedTuple):
+    """What a peer came to; ``loaded`` and ``fitted`` are monotonic times, of everything loaded and of the last step."""
 
+    accuracy: float
+    loss: float
+    loaded: float
+    fitted: float
+
+
+def main(_: list[str]) -> None:
+    """Train the head, test it once, and print the line."""
+    start = time.monotonic()
+    train, test = splits()
+    trained = {"keras": in_keras, "torch": in_torch}[PEER.value](train, test)
+    end = time.monotonic()
+    seconds = {"data": trained.loaded - start, "train": trained.fitted - trained.loaded, "eval": end - trained.fitted}
+    about = {"seed": SEED.value, "examples": len(train.labels), "epochs": EPOCHS.value}
+    figures = {"accuracy": trained.accuracy, "loss": trained.loss, "seconds": {**seconds, "total": end - start}}
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({**about, **figures, "peak_memory_bytes": memory}))
+
+
+def splits() -> tuple[Split, Split]:
+    """Return the training examples and the test examples of a run with this seed."""
     from tl_jax.data import dataset, tfds
 
-    torch.manual_seed(SEED.value)
     source = tfds.load("cifar10", DATA_DIR.value)
     train, _ = dataset.cut_validation(source.train, 0.0, SEED.value)
-    train = dataset.thin(train, EXAMPLES.value, 0, 10, SEED.value)
+    return dataset.thin(train, EXAMPLES.value, 0, 10, SEED.value), source.test
+
+
+def in_keras(train: Split, test: Split) -> Trained:
+    """Train in Keras."""
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    import keras
+
+    keras.utils.set_random_seed(SEED.value)
+    side = SIZE.value
+    base = keras.applications.ResNet50(include_top=False, weights=WEIGHTS.value, input_shape=(side, side, 3))
+    base.trainable = False
+    larger = [] if side == 32 else [keras.layers.Resizing(side, side)]
+    model: Any = keras.Sequential(
+        [*larger, base, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10, "softmax")]
+    )
+    model.compile(optimizer=keras.optimizers.Adam(1e-3), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    loaded = time.monotonic()
+    model.fit(train.images[:] / np.float32(255), train.labels, batch_size=64, epochs=EPOCHS.value, verbose=2)
+    fitted = time.monotonic()
+    images, labels = test.images[: TESTS.value or None], test.labels[: TESTS.value or None]
+    loss, accuracy = model.evaluate(images / np.float32(255), labels, batch_size=256, verbose=0)
+    return Trained(accuracy, loss, loaded, fitted)
+
+
+def in_torch(train: Split, test: Split) -> Trained:
+    """Train in PyTorch."""
+    import torch
+
+    torch.manual_seed(SEED.value)
     features, head = frozen_resnet50(), torch.nn.Linear(2048, 10)
     loaded = time.monotonic()
     fit(features, head, train)
     fitted = time.monotonic()
-    accuracy, loss = test(features, head, source.test)
-    tell(SEED.value, len(train.labels), EPOCHS.value, accuracy, loss, (start, loaded, fitted))
+    return Trained(*evaluate(features, head, test), loaded, fitted)
 
 
 def frozen_resnet50():
@@ -105,7 +158,7 @@ def fit(features, head, train) -> None:
         print(f"epoch {epoch + 1}: loss {total / len(shuffled):.4f}", flush=True)
 
 
-def test(features, head, split) -> tuple[float, float]:
+def evaluate(features, head, split) -> tuple[float, float]:
     """Return accuracy and loss."""
     import torch
 

@@ -1,0 +1,184 @@
+"""Convolution and pooling on this machine, shape by shape: the ways of ``models/ops`` against XLA's own, in turns.
+
+    python -m experiments.benchmarks.ops                               convolutions of ResNet50, VGG16 and InceptionV3
+    python -m experiments.benchmarks.ops --cases=8:3x3:1:128:128       SIDE:KERNEL:STRIDE:INPUTS:OUTPUTS
+    python -m experiments.benchmarks.ops --op=depthwise                3x3 at MobileNetV2's shapes
+    python -m experiments.benchmarks.ops --op=pooling                  at those of VGG16, ResNet50 and InceptionV3
+
+A line of a convolution has the rate of each way in GFLOP/s of the plain sum (the least time of several turns), forward
+and for both gradients. "=" stands at the way that is taken, "*" where another is more than 1.1 times as fast; the rules
+in ``models/ops/conv.py`` were read off this table. The other lines have the least of five turns in milliseconds: sums
+of shifted images against XLA's grouped convolution or windows. On 2 CPU cores (JAX 0.10.2) shifted images were 8 to 34
+times as fast forward in a depthwise convolution, the least at stride 2, and 12 to 38 times backward.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from experiments.benchmarks.turns import machine
+from tl_jax.models.ops import conv, pooling
+from tl_jax.utils import command, disk
+
+# Those of the networks at 32 and at 224 pixels (299 for Inception) that differ in kind.
+SHAPES = (
+    "1:1x1:1:2048:512", "1:3x3:1:512:512", "2:1x1:1:1024:256", "2:3x3:1:256:256", "4:3x3:1:128:128", "8:3x3:1:64:64",
+    "8:3x3:1:128:128", "16:3x3:1:16:16", "16:3x3:1:64:64", "32:7x7:2:3:64", "7:1x1:1:2048:512", "7:3x3:1:512:512",
+    "14:1x1:1:1024:256", "14:3x3:1:256:256", "14:3x3:2:256:256", "28:3x3:1:128:128", "28:3x3:2:128:128",
+    "56:1x1:1:64:256", "56:3x3:1:64:64", "224:7x7:2:3:64", "14:3x3:1:512:512", "28:3x3:1:512:512", "56:3x3:1:256:256",
+    "112:3x3:1:128:128", "224:3x3:1:3:64", "224:3x3:1:64:64", "17:1x7:1:192:192", "35:5x5:1:48:64", "35:3x3:1:96:96",
+    "147:3x3:1:32:64",
+)  # fmt: skip
+# side, channels, stride
+DEPTHWISE = ((112, 32, 1), (112, 96, 2), (56, 144, 1), (28, 192, 1), (14, 576, 1), (7, 960, 1))
+# side, channels, then window, stride and padding of a maximum; none for a mean
+POOLING = ((224, 64, 2, 2, 0), (56, 256, 2, 2, 0), (112, 64, 3, 2, 1), (147, 64, 3, 2, 0), (71, 192, 3, 2, 0),
+          (17, 768, 3, 2, 0), (35, 288), (17, 768), (8, 1280))  # fmt: skip
+OP = flags.DEFINE_enum("op", "convolution", ["convolution", "depthwise", "pooling"], "What is measured.")
+CASES = flags.DEFINE_list("cases", list(SHAPES), "SIDE:KERNEL:STRIDE:INPUTS:OUTPUTS.")
+RESULTS = flags.DEFINE_string("results", "", "JSON file for the numbers; none if empty.")
+PIXELS = 2**16  # of all images of a batch together in a convolution, at most 64 images
+BATCH, TURNS = 16, 5
+
+
+def main(_: list[str]) -> None:
+    """Print a table."""
+    {"convolution": convolution, "depthwise": depthwise, "pooling": pool_sizes}[OP.value]()
+
+
+def convolution() -> None:
+    """Print the rates of each way, and write them."""
+    print("side kernel/stride channels      N | forward, GFLOP/s | both gradients, GFLOP/s")
+    rows = []
+    for case in CASES.value:
+        row = measure(case)
+        rows.append(row)
+        cells = " | ".join("  ".join(shown(row, what)) for what in ("forward", "gradients"))
+        side, kernel, stride, inputs, outputs = case.split(":")
+        print(f"{side:>4} {kernel}/{stride} {inputs:>5} -> {outputs:>4} {row['batch']:4d} | {cells}", flush=True)
+    if RESULTS.value:
+        path = Path(RESULTS.value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        disk.write_text(path, json.dumps({**machine(), "rows": rows}, indent=1) + "\n")
+
+
+def measure(case: str) -> dict:
+    """Return rates of all ways that fit a case, and which one ``conv2d`` takes."""
+    side, window, stride, inputs, outputs = case.split(":")
+    side, stride, high, wide = int(side), int(stride), *map(int, window.split("x"))
+    batch = max(1, min(64, PIXELS // side**2))
+    pads = conv.pads((side, side), (high, wide), stride, "half")
+    x = jax.random.normal(jax.random.key(0), (batch, side, side, int(inputs)))
+    kernel = jax.random.normal(jax.random.key(1), (high, wide, int(inputs), int(outputs)))
+    kernel, pads = conv.seeing((side, side), kernel, stride, pads)
+    ways: dict[str, Callable] = {
+        name: partial(way, stride=stride, padding=pads)
+        for name, way in (("xla", conv._conv2d_lax), ("patches", conv._conv2d_patches),
+                          ("taps", conv._conv2d_taps))
+    }  # fmt: skip
+    if kernel.shape[:2] == (3, 3) and stride == 1:
+        ways["tiles"] = partial(conv.conv3x3, padding=pads)
+    dy = jax.jit(ways["xla"])(x, kernel)
+    work = 2 * dy.size * kernel[..., 0].size
+
+    def gradients(way: Callable) -> Callable:
+        return jax.jit(lambda x, kernel, dy: jax.vjp(way, x, kernel)[1](dy))
+
+    forward = in_turns([jax.jit(way) for way in ways.values()], x, kernel)
+    backward = in_turns([gradients(way) for way in ways.values()], x, kernel, dy)
+    return {
+        "case": case,
+        "batch": batch,
+        "chosen": chosen(x, kernel, stride, pads),
+        "forward": {name: work / took / 1e6 for name, took in zip(ways, forward, strict=True)},
+        "gradients": {name: 2 * work / took / 1e6 for name, took in zip(ways, backward, strict=True)},
+    }
+
+
+def chosen(x: jax.Array, kernel: jax.Array, stride: int, pads: conv.Pads) -> str:
+    """Return the way that ``conv2d`` takes."""
+    size = [side + sum(pad) - k + 1 for side, pad, k in zip(x.shape[1:3], pads, kernel.shape[:2], strict=True)]
+    return conv.way(len(x), size, kernel.shape, stride)
+
+
+def shown(row: dict, what: str) -> list[str]:
+    """Return the cells of a line."""
+    best = max(row[what].values())
+    mark = "=" if row[what][row["chosen"]] * 1.1 >= best else "*"
+    return [f"{name} {rate:3.0f}{mark if name == row['chosen'] else ' '}" for name, rate in row[what].items()]
+
+
+def depthwise() -> None:
+    """Print the times of depthwise convolutions."""
+    print(f"batch {BATCH}, ms      shifted   grouped   ratio   | gradient: shifted   grouped   ratio")
+    for side, channels, stride in DEPTHWISE:
+        x = jax.random.normal(jax.random.key(0), (BATCH, side, side, channels))
+        kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, channels))
+        pads = conv.pads((side, side), (3, 3), stride, "same")
+
+        def shifted(x, kernel, stride=stride, pads=pads):
+            return conv.depthwise2d(x, kernel, stride, pads)
+
+        def grouped(x, kernel, stride=stride, pads=pads):
+            return conv._conv2d_lax(x, kernel, stride, pads, groups=x.shape[-1])
+
+        forward = in_turns([jax.jit(shifted), jax.jit(grouped)], x, kernel)
+        backward = in_turns([jax.jit(gradient(shifted)), jax.jit(gradient(grouped))], x, kernel)
+        cells = "   | ".join(f"{a:8.1f} {b:9.1f} {b / a:7.1f}" for a, b in (forward, backward))
+        print(f"{side:4d} x {channels:3d} / {stride}   {cells}", flush=True)
+
+
+def gradient(function):
+    """Return the gradient of the sum of squares of a convolution, for picture and kernel."""
+    return jax.grad(lambda x, kernel: (function(x, kernel) ** 2).sum(), (0, 1))
+
+
+def pool_sizes() -> None:
+    """Print the times of poolings."""
+    print(f"batch {BATCH}, ms            shifted    windows   ratio   | with gradient: shifted    windows   ratio")
+    for side, channels, *window in POOLING:
+        x = jax.nn.relu(jax.random.normal(jax.random.key(0), (BATCH, side, side, channels)))
+        pool = partial(pooling.max_pool, window=window[0], stride=window[1], pad=window[2]) if window else mean
+
+        def plain(x, pool=pool):
+            with conv.plain():
+                return pool(x)
+
+        dy = jnp.ones_like(pool(x))
+        forward = in_turns([jax.jit(pool), jax.jit(plain)], x)
+        backward = in_turns([jax.jit(with_gradient(pool)), jax.jit(with_gradient(plain))], x, dy)
+        cells = "   | ".join(f"{a:10.1f} {b:10.1f} {b / a:7.1f}" for a, b in (forward, backward))
+        print(f"{side:4d} x {channels:4d} {'max' if window else 'mean'}   {cells}", flush=True)
+
+
+def mean(x):
+    """Average as Keras' InceptionV3 does."""
+    return pooling.mean_pool(x, count_padding=False)
+
+
+def with_gradient(pool):
+    """Return the gradient of a pooling, which computes its value as well."""
+    return lambda x, dy: jax.vjp(pool, x)[1](dy)
+
+
+def in_turns(functions: list[Callable[..., Any]], *arrays: jax.Array) -> list[float]:
+    """Return the least time of each function in milliseconds; they run one after another, compiled before."""
+    times: list[list[float]] = [[] for _ in functions]
+    for turn in range(TURNS + 1):
+        for i, function in enumerate(functions):
+            begin = time.perf_counter()
+            jax.block_until_ready(function(*arrays))
+            if turn:  # the first one compiles
+                times[i].append(1e3 * (time.perf_counter() - begin))
+    return [min(each) for each in times]
+
+
+if __name__ == "__main__":
+    command.run(main)
