@@ -22,5 +22,5 @@ def get_config(variant: str = "") -> recipe.Config:
     config.data.columns = ("class", "title", "description")
     config.data.text = ("title", "description")
     config.data.label = "class"
-    config.input.length = 128
+    config.input.max_length = 128
     return recipe.variants(config, variant, smoke=recipe.smoke_text, **methods.MECHANISMS)

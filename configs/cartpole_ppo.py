@@ -27,23 +27,23 @@ def get_config(variant: str = "") -> recipe.Config:
 
 def _physics(**values: float):
     def change(config: recipe.Config) -> None:
-        config.rl.physics = tuple(values.items())
+        config.rl.env_params = tuple(values.items())
 
     return change
 
 
 def acrobot(config: recipe.Config) -> None:
     """Swing two joined poles up."""
-    config.rl.world = "Acrobot-v1"
+    config.rl.env = "Acrobot-v1"
     config.rl.normalize = True
 
 
 def pendulum(config: recipe.Config) -> None:
     """Swing a pole up with a motor and hold it: actions are values."""
-    config.rl.world = "Pendulum-v1"
+    config.rl.env = "Pendulum-v1"
     config.rl.normalize = True
-    config.rl.steps = 500_000
-    config.rl.discount = 0.95
+    config.rl.total_timesteps = 500_000
+    config.rl.gamma = 0.95
     config.rl.reward_scale = 0.1
     config.rl.minibatches = 8
-    config.rl.entropy = 0.0
+    config.rl.entropy_coef = 0.0

@@ -30,5 +30,5 @@ def get_config(variant: str = ""):
     config.optim.warmup = 0.05
     config.optim.weight_decay = 5e-4
     config.epochs = 15.0
-    config.optim.norm_momentum = 0.0  # the layout's own, with which the shipped weights were trained
+    config.optim.batch_norm_momentum = 0.0  # the layout's own, with which the shipped weights were trained
     return recipe.variants(config, variant, smoke=recipe.smoke)

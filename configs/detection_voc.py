@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> recipe.Config:
     config.eval_batch_size = 32
     config.epochs = 40.0
     config.save_every = 4.0
-    config.test_on = "best"
+    config.eval_checkpoint = "best"
     return recipe.variants(config, variant, probe=probe, scratch=scratch, smoke=smoke)
 
 

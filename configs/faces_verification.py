@@ -9,7 +9,7 @@
     python run.py --mode=predict --workdir=RUN --input=PICTURES                              who is it?
 
 FOLDER holds ``PERSON/PICTURE``. A quarter of the people are tested, and a fifth of the others give the threshold of
-``--mode=predict`` and choose nothing else; ``faces.test_people`` and ``data.validation`` change that, and a file of
+``--mode=predict`` and choose nothing else; ``faces.test_identities`` and ``data.validation`` change that, and a file of
 pairs (``--config.faces.pairs=pairs.txt``, LFW's format) names its own people to test. People known to ``predict`` are
 those of FOLDER, or of ``--config.faces.known``. Without training, on the features as they are:
 ``--config.faces.embedding=0 --config.epochs=0``.

@@ -4,8 +4,8 @@
     python run.py --config=configs/minatar_ppo.py:space_invaders    and asterix, freeway, seaquest
     python run.py --config=configs/minatar_ppo.py:smoke             seconds: that it runs
 
-Games differ in their channels and actions: from one to another set --config.init.surgery=True, which draws the first
-layer and the policy's head anew and takes the rest.
+Games differ in their channels and actions: from one to another set
+--config.init.allow_shape_mismatch=True, which draws the first layer and the policy's head anew and takes the rest.
 """
 
 from tl_jax.config import recipe
@@ -21,10 +21,10 @@ def get_config(variant: str = "") -> recipe.Config:
     config.model.options = {"widths": (128,), "activation": "relu"}
     config.optim.lr = 2.5e-3
     config.batch_size = 8192
-    config.rl.world = "Breakout-MinAtar"
-    config.rl.worlds = 64
-    config.rl.steps = 2_000_000
-    config.rl.passes = 4
+    config.rl.env = "Breakout-MinAtar"
+    config.rl.num_envs = 64
+    config.rl.total_timesteps = 2_000_000
+    config.rl.ppo_epochs = 4
     config.rl.minibatches = 8
     config.rl.normalize = False
     return recipe.variants(config, variant, smoke=smoke, **{name: _game(game) for name, game in GAMES.items()})
@@ -34,12 +34,12 @@ def smoke(config: recipe.Config) -> None:
     """Shrink the recipe to seconds."""
     recipe.smoke_policy(config)
     config.model.options = {"widths": (8,), "activation": "relu", "channels": 4}
-    config.rl.steps = 1024
+    config.rl.total_timesteps = 1024
     config.batch_size = 256
 
 
 def _game(name: str):
     def change(config: recipe.Config) -> None:
-        config.rl.world = f"{name}-MinAtar"
+        config.rl.env = f"{name}-MinAtar"
 
     return change

@@ -20,5 +20,5 @@ def get_config(variant: str = "") -> recipe.Config:
     config.task = "tokens"
     config.data.name = "conll"
     config.init.path = "google-bert/bert-base-cased"
-    config.input.length = 128
+    config.input.max_length = 128
     return recipe.variants(config, variant, smoke=recipe.smoke_text)

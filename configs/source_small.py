@@ -18,7 +18,7 @@ def get_config(variant: str = ""):
     config.data.name = "folder"
     config.data.validation = 0.1
     config.batch_size = 64
-    config.optim.norm_momentum = 0.9
+    config.optim.batch_norm_momentum = 0.9
     if not variant:
         shapes(config)
     return recipe.variants(config, variant, **SOURCES, smoke=recipe.smoke)

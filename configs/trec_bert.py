@@ -19,5 +19,5 @@ def get_config(variant: str = "") -> recipe.Config:
     config.data.name = "tsv"
     config.data.columns = ("label", "question")
     config.data.text = ("question",)
-    config.input.length = 64
+    config.input.max_length = 64
     return recipe.variants(config, variant, smoke=recipe.smoke_text, **methods.MECHANISMS)

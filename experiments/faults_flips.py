@@ -30,8 +30,8 @@ from tl_jax.utils.errors import UserError
 COMMANDS = 20  # of the flips that go through the command line
 FIELDS = (
     ("arms", ()), ("seeds", ()), ("input.size", 8), ("augment.crop_pad", 0), ("data.validation", 0.1),
-    ("epochs", 4.0), ("save_every", 1.0), ("save_rest", 0.0), ("log_every", 1), ("calibrate", True),
-    ("test_on", "best"), ("metrics", ("auc", "ece")),
+    ("epochs", 4.0), ("save_every", 1.0), ("min_checkpoint_interval", 0.0), ("log_every", 1), ("calibrate", True),
+    ("eval_checkpoint", "best"), ("metrics", ("auc", "ece")),
 )  # fmt: skip
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
 

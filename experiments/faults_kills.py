@@ -17,7 +17,7 @@ from tl_jax.utils import compile_cache
 
 # Smoke recipes, smaller still where that is possible; each has checkpoints all the time.
 QUICK = "--xla_backend_optimization_level=0"  # to compile quickly: most of these runs is compiling
-OFTEN = ("--config.save_every=0.5", "--config.save_rest=0", "--config.epochs=8")
+OFTEN = ("--config.save_every=0.5", "--config.min_checkpoint_interval=0", "--config.epochs=8")
 TASKS = {
     "image": ("digits_resnet:smoke", "--config.seeds=()", "--config.arms=()", "--config.input.size=8",
               "--config.augment.crop_pad=0", "--config.data.validation=0.1", *OFTEN),
@@ -26,9 +26,9 @@ TASKS = {
     "text": ("sst2_bert:smoke", *OFTEN),
     "tokens": ("ner_bert:smoke", *OFTEN),
     "masked": ("masked_words:smoke", *OFTEN),
-    "detection": ("detection_voc:smoke", "--config.save_every=0.5", "--config.save_rest=0"),
-    "faces": ("faces_verification:smoke", "--config.save_every=0.5", "--config.save_rest=0"),
-    "policy": ("cartpole_ppo:smoke", "--config.save_every=0.2", "--config.save_rest=0"),
+    "detection": ("detection_voc:smoke", "--config.save_every=0.5", "--config.min_checkpoint_interval=0"),
+    "faces": ("faces_verification:smoke", "--config.save_every=0.5", "--config.min_checkpoint_interval=0"),
+    "policy": ("cartpole_ppo:smoke", "--config.save_every=0.2", "--config.min_checkpoint_interval=0"),
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 RUN = (
     "--config=configs/digits_resnet.py", "--config.seeds=()", "--config.arms=()", "--config.epochs=20",
     "--config.batch_size=25", "--config.log_every=4", "--config.input.size=16", "--config.save_every=1",
-    "--config.save_rest=0", "--config.optim.name=sgd", "--config.optim.ema=0.9",
+    "--config.min_checkpoint_interval=0", "--config.optim.name=sgd", "--config.optim.ema=0.9",
 )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def test_the_best_checkpoint_is_tested_when_asked_for(comparison, tmp_path):
     _, config, _ = comparison
     _, _, scratch = recipe.members(config)[1]
     changes = (
-        ("test_on", "best"),
+        ("eval_checkpoint", "best"),
         ("optim.lr", 0.1),
         ("optim.schedule", "constant"),
         ("save_every", 0.5),

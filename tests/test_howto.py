@@ -97,7 +97,7 @@ def test_an_added_term_changes_the_loss(tmp_path):
     copy = Copy(tmp_path, "mechanism.md")
     copy.script()
     slow = json.loads((tmp_path / "runs" / "slow_stem" / "config.json").read_text())
-    assert slow["optim"]["rates"] == [["stem", 0.01]]
+    assert slow["optim"]["lr_multipliers"] == [["stem", 0.01]]
     without, added = (copy.metrics(run, "penalty") for run in ("runs/slow_stem", "runs/feature_norm"))
     assert not without and added and all(value > 0 for value in added)
     (command,) = copy.commands

@@ -27,7 +27,7 @@ ARGS = (
     "--config.epochs=10",
     "--config.input.size=16",
     "--config.save_every=1",
-    "--config.save_rest=0",
+    "--config.min_checkpoint_interval=0",
     "--config.optim.name=sgd",
     "--config.optim.ema=0.9",
 )

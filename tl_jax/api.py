@@ -99,7 +99,7 @@ def _preview_texts(task: Task, config: recipe.Config, folder: Path) -> list[Path
 
 
 def _preview_policy(task: Task, config: recipe.Config, folder: Path) -> list[Path]:
-    world = envs.make(config.rl.world, config.rl.physics)
+    world = envs.make(config.rl.env, config.rl.env_params)
     variables = initial_state(task, config.seed).variables
     played = render.play(world, reinforcement.network(config, world), variables, jax.random.key(config.seed))
     title = f"{task.name}, before training: {len(played.observations)} steps, return {played.returned:g}"
@@ -136,7 +136,7 @@ def play(config: recipe.Config, folder: str | Path) -> Path:
         raise UserError(f"--mode=play shows what a policy does; config.task={config.task} has none")
     folder = Path(folder).expanduser()
     _, _, state = restore(config, folder)
-    world = envs.make(config.rl.world, config.rl.physics)
+    world = envs.make(config.rl.env, config.rl.env_params)
     played = render.play(world, reinforcement.network(config, world), state.variables, jax.random.key(config.seed))
     path = render.write(world, played, folder / "episode.gif")
     say(f"{len(played.observations)} steps, return {played.returned:.1f}; picture: {path}")
@@ -149,7 +149,9 @@ def _draw(task: Task, config: recipe.Config, how: Augment, path: Path) -> Path:
     keys = [jax.random.fold_in(stream_key(config.seed, "train"), step) for step in range(COLUMNS)]
     if config.task == "detection":
         change = jax.jit(augment_boxes, static_argnums=(3, 4))
-        augmented = np.stack([_outlined(*change(images, labels, key, how, config.detect.visible)) for key in keys])
+        augmented = np.stack(
+            [_outlined(*change(images, labels, key, how, config.detect.min_visibility)) for key in keys]
+        )
         images, names = _outlined(images, labels), [f"{count} boxes" for count in (labels[..., CLASS] >= 0).sum(1)]
     else:
         augmented = np.stack([jax.jit(augment, static_argnums=2)(images, key, how) for key in keys])
@@ -286,7 +288,7 @@ def run(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
 
 
 def evaluate(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
-    """Test the checkpoint that ``config.test_on`` names in a finished or unfinished run, without training.
+    """Test the checkpoint that ``config.eval_checkpoint`` names in a finished or unfinished run, without training.
 
     Raises:
         UserError: as ``restore``; nothing is written if the data are not those of the run.
@@ -337,11 +339,11 @@ def _run_once(config: recipe.Config, folder: Path, verbose: bool = True) -> dict
     seconds = {"data": time.monotonic() - clock}
     plan = phases.resolve(config, task.sizes, task.parts)
     save = max(1, round(config.save_every * task.sizes["train"] / config.batch_size))
-    pace = loop.Pace(save, config.log_every, config.patience, config.save_rest)
+    pace = loop.Pace(save, config.log_every, config.patience, config.min_checkpoint_interval)
     if verbose:
         say(f"{task.name}: " + ", ".join(f"{n:,} {part}" for part, n in task.sizes.items()) + f" examples; {folder}")
     fitted = loop.fit(
-        task, plan, pace, config.seed, folder, verbose, config.freeze.prove, config.parallel.state == "sharded"
+        task, plan, pace, config.seed, folder, verbose, config.freeze.verify, config.parallel.state == "sharded"
     )
     with waiting("testing"):
         summary, verdict = _tested(config, folder, task, fitted)
@@ -360,9 +362,9 @@ def _run_once(config: recipe.Config, folder: Path, verbose: bool = True) -> dict
 
 
 def _tested(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted) -> tuple[dict[str, Any], Verdict]:
-    """Test what ``config.test_on`` names; return the summary, and what is to be said of the examples."""
+    """Test what ``config.eval_checkpoint`` names; return the summary, and what is to be said of the examples."""
     steps, state = int(fitted.state.step), fitted.state
-    best = fitted.checkpoints.best() if config.test_on == "best" else None
+    best = fitted.checkpoints.best() if config.eval_checkpoint == "best" else None
     if best is not None:
         state = fitted.checkpoints.restore(best, state, opt_state=False, tested=True)
     begin = time.monotonic()
@@ -396,7 +398,7 @@ def _tested(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted
         "facts": {name: fact for name, fact in task.facts.items() if name != "reading"},  # which may be long
         **_judged(task, verdict, held_out, folder),
         **extra,
-        **({"freeze": fitted.freeze} if config.freeze.prove else {}),
+        **({"freeze": fitted.freeze} if config.freeze.verify else {}),
         **environment.facts(),
     }
     return summary, verdict

@@ -12,6 +12,8 @@ import json
 import re
 import sys
 import traceback
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +105,12 @@ def default_workdir(config) -> str:
 def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parse the flags into ``values``, turning what the libraries raise about them into one line."""
     argv = with_recipe(argv)
-    in_phases = [arg for arg in argv if arg.lstrip("-").startswith("config.phases[")]
-    rest_of_argv, given = [arg for arg in argv if arg not in in_phases], sys.argv
+    given = sys.argv
     try:
-        with waiting(LOADING):  # a recipe imports most of what training needs
+        with waiting(LOADING), _old_names_in_a_line():  # a recipe imports most of what training needs
+            argv = [_under_todays_name(arg) for arg in argv]
+            in_phases = [arg for arg in argv if arg.lstrip("-").startswith("config.phases[")]
+            rest_of_argv = [arg for arg in argv if arg not in in_phases]
             for arg in argv[1:]:
                 check(arg)
             sys.argv = rest_of_argv  # where the flag of the recipe looks for the fields that are set
@@ -131,6 +135,33 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; every option is written --name=value")
     return rest
+
+
+@contextlib.contextmanager
+def _old_names_in_a_line() -> Iterator[None]:
+    """Say in one line which fields were used under old names; other warnings are shown as ever, afterwards."""
+    from tl_jax.config.renames import RenamedField
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RenamedField)
+        yield
+    names: dict[str, str] = {}
+    for warning in caught:
+        if isinstance(warning.message, RenamedField):
+            names |= warning.message.names
+        else:
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+    if names:
+        print(f"WARNING: {RenamedField(names)}", file=sys.stderr)
+
+
+def _under_todays_name(arg: str) -> str:
+    """Return a flag ``--config.FIELD`` or ``--config.FIELD=VALUE`` under the field's name of today."""
+    from tl_jax.config import renames
+
+    name, equals, value = arg.partition("=")
+    _, prefix, path = name.partition("--config.")
+    return f"{prefix}{renames.current(path)}{equals}{value}" if prefix else arg
 
 
 def set_in_phase(config: Any, arg: str) -> None:

@@ -59,7 +59,7 @@ def check_batches(config: recipe.Config) -> None:
 
 
 def restore(config: recipe.Config, folder: Path, data: bool = True) -> tuple[Task, TrainState, TrainState]:
-    """Return the task, the state before training, and that at the checkpoint which ``config.test_on`` names.
+    """Return the task, the state before training, and that at the checkpoint which ``config.eval_checkpoint`` names.
 
     Args:
         config: of the run.
@@ -125,16 +125,18 @@ def _suffices(config: recipe.Config, record: RunRecord, summary: Mapping[str, An
 
 
 def _opened(config: recipe.Config, folder: Path, record: RunRecord) -> tuple[Task, Checkpoints, int]:
-    """Return the task of a run, its checkpoints, and the step of the one that ``config.test_on`` names."""
+    """Return the task of a run, its checkpoints, and the step of the one that ``config.eval_checkpoint`` names."""
     task = make_task(config, record)
     if record.reads_data:
         workdir.check_data(
             folder, record.facts, task.facts, ("validation", "test"), "use --mode=predict for other examples"
         )
     checkpoints = Checkpoints(folder / "checkpoints", task, tidy=False)
-    step = checkpoints.best() if config.test_on == "best" else checkpoints.latest()
+    step = checkpoints.best() if config.eval_checkpoint == "best" else checkpoints.latest()
     if step is None:
-        raise UserError(f"no {config.test_on} checkpoint in {folder}; train longer, or change --config.test_on")
+        raise UserError(
+            f"no {config.eval_checkpoint} checkpoint in {folder}; train longer, or change --config.eval_checkpoint"
+        )
     return task, checkpoints, step
 
 

@@ -96,7 +96,7 @@ def _tl_jax(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
         with fold_batch_norm.folded(variables["shifts"]):
             return trunk.apply({k: variables[k] for k in ("params", "batch_stats")}, x, train=False)[0]
 
-    network, optim, rules = Network(model, Maps()), OptimSpec("adam", norm_momentum=0.9), RECIPES["all"]
+    network, optim, rules = Network(model, Maps()), OptimSpec("adam", batch_norm_momentum=0.9), RECIPES["all"]
     step = make_train_step(make_loss(network, Augment(), Regularize(), None), optim, rules, "auto")
     params = variables["params"]
     state = TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], make_init(optim, rules)(params))

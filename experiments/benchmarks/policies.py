@@ -89,10 +89,10 @@ def _tl_jax() -> Calls:
     from tl_jax.transfer.optimizer import make_optimizer
 
     config = recipe.override(cartpole_ppo.get_config(), _case())
-    world = envs.make(config.rl.world)
+    world = envs.make(config.rl.env)
     network = reinforcement.network(config, world)
-    (phase,) = phases.resolve(config, {"train": config.rl.steps}, network.part_names(False))
-    update = make_update(world, network, reinforcement.how(config), phase.optim, phase.rules)
+    (phase,) = phases.resolve(config, {"train": config.rl.total_timesteps}, network.part_names(False))
+    update = make_update(world, network, reinforcement.ppo_config(config), phase.optim, phase.rules)
     init = make_optimizer(phase.optim, phase.rules).init
 
     def run(state, key, count):
@@ -111,10 +111,10 @@ def _tl_jax() -> Calls:
 
 def _case() -> tuple[tuple[str, Any], ...]:
     return (
-        ("rl.worlds", WORLDS.value),
+        ("rl.num_envs", WORLDS.value),
         ("batch_size", UPDATE),
         ("rl.minibatches", MINIBATCHES.value),
-        ("rl.passes", PASSES),
+        ("rl.ppo_epochs", PASSES),
     )
 
 

@@ -44,7 +44,7 @@ def main(_: list[str]) -> None:
 
 def calls() -> Calls:
     """Build what is asked for."""
-    changes = (("init.path", BERT.value), ("data.dir", DATA_DIR.value), ("input.length", 128))
+    changes = (("init.path", BERT.value), ("data.dir", DATA_DIR.value), ("input.max_length", 128))
     config = recipe.override(sst2_bert.get_config(), changes)
     task = make_task(config)
     plan = phases.resolve(config, task.sizes, task.parts)[0]

@@ -77,7 +77,7 @@ def protocol() -> dict[str, Any]:
         "network": config.model.name,
         "source": config.init.source,
         "data": data.name,
-        **({"pixels": config.input.size} if config.task == "image" else {"tokens": config.input.length}),
+        **({"pixels": config.input.size} if config.task == "image" else {"tokens": config.input.max_length}),
         "batch": config.batch_size,
         "steps": dict(zip(PER_CLASS.value, map(int, STEPS.value), strict=True)),
         "rates": RATES.value,

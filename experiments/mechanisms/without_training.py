@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tl_jax import restore, transferability
-from tl_jax.config import recipe
+from tl_jax.config import recipe, stored
 from tl_jax.train import evaluate, sharding
 from tl_jax.train.logging import say
 from tl_jax.train.state import stream_key
@@ -70,7 +70,7 @@ def best_validation(folder: Path) -> float:
     summary = json.loads((folder / "summary.json").read_text())
     if "wise_ft" in summary:
         return max(summary["wise_ft"]["validation"].values())
-    return max(scores) if json.loads((folder / "config.json").read_text())["test_on"] == "best" else scores[-1]
+    return max(scores) if stored.get_config(str(folder)).eval_checkpoint == "best" else scores[-1]
 
 
 def _stored(folder: Path) -> recipe.Config:

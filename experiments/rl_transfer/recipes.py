@@ -65,14 +65,14 @@ def measured(name: str) -> list[dict[str, Any]]:
     """Return a row for each seed of a recipe."""
     recipe, variant, _ = RECIPES[name]
     config = recipe.get_config(variant)
-    world = envs.make(config.rl.world, config.rl.physics)
+    world = envs.make(config.rl.env, config.rl.env_params)
     start = seeds.drawn(config, world, SEEDS.value)
     program = seeds.compiled(config, world, start, TESTS)  # learn finds it again
     clock = time.monotonic()
     _, curves = seeds.learn(config, world, start, TESTS)
     seconds = time.monotonic() - clock
     say(f"compiled in {program.seconds:.0f} s, trained and tested in {seconds:.0f} s: {curves[:, -1].round(1)}")
-    shared = {"steps": config.rl.steps // config.batch_size * config.batch_size, "seconds_all_seeds": seconds}
+    shared = {"steps": config.rl.total_timesteps // config.batch_size * config.batch_size, "seconds_all_seeds": seconds}
     return [
         {"recipe": name, "seed": seed, "last": float(curve[-1]), **shared, "curve": " ".join(f"{v:.4g}" for v in curve)}
         for seed, curve in enumerate(curves)

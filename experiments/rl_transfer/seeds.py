@@ -13,7 +13,7 @@ import numpy as np
 from tl_jax.models.actor_critic import Policy
 from tl_jax.rl import ppo, rollout
 from tl_jax.rl.envs import World
-from tl_jax.rl.ppo import How, make_update
+from tl_jax.rl.ppo import PPOConfig, make_update
 from tl_jax.tasks import reinforcement as policy_task
 from tl_jax.tasks.reinforcement import keeps_statistics
 from tl_jax.train import sharding
@@ -40,7 +40,7 @@ def drawn(config: Any, world: World, seeds: int) -> Any:
     network, rl = policy_task.network(config, world), config.rl
     keys = (jax.random.fold_in(jax.random.key(seed), 0) for seed in range(seeds))
     # One after another: in jaxlib 0.10 batched QR factorisations of several kernels can wait for each other for ever.
-    return stacked([ppo.initial(world, network, rl.worlds, rl.normalize, key) for key in keys])
+    return stacked([ppo.initial(world, network, rl.num_envs, rl.normalize, key) for key in keys])
 
 
 def learn(config: Any, world: World, start: Any, tests: Tests, teacher: Any = None) -> tuple[Any, np.ndarray]:
@@ -81,19 +81,26 @@ def at_once(call: Callable[..., Any], groups: list[Any]) -> list[Any]:
 
 def compiled(config: Any, world: World, start: Any, tests: Tests, teacher: Any = None) -> sharding.Program:
     """Compile what ``learn`` calls for each group of seeds, (variables, keys, teacher) -> (variables, curves)."""
-    network, how = policy_task.network(config, world), policy_task.how(config)
-    (phase,) = phases.resolve(config, {"train": config.rl.steps}, network.part_names(len(world.shape) == 3))
+    network, ppo_config = policy_task.network(config, world), policy_task.ppo_config(config)
+    (phase,) = phases.resolve(config, {"train": config.rl.total_timesteps}, network.part_names(len(world.shape) == 3))
     still = keeps_statistics(jax.tree.map(lambda leaf: leaf[0], start["params"]), phase)
-    run = _make_run(world, network, how, phase.optim, phase.rules, still, phase.rate, tests)
+    run = _make_run(world, network, ppo_config, phase.optim, phase.rules, still, phase.rate, tests)
     return sharding.compiled(run, *grouped((start, stream_keys(_count(start)), teacher))[0])
 
 
 @functools.cache
 def _make_run(
-    world: World, network: Policy, how: How, optim: OptimSpec, rules: Rules, still: bool, rate: RateSpec, tests: Tests
+    world: World,
+    network: Policy,
+    ppo_config: PPOConfig,
+    optim: OptimSpec,
+    rules: Rules,
+    still: bool,
+    rate: RateSpec,
+    tests: Tests,
 ):
     """Return the jitted function; ways to begin that differ in their values alone share it."""
-    update, optimizer = make_update(world, network, how, optim, rules, still), make_optimizer(optim, rules)
+    update, optimizer = make_update(world, network, ppo_config, optim, rules, still), make_optimizer(optim, rules)
     rates = learning_rates(rate)
     bounds = np.linspace(0, len(rates), min(tests.number, len(rates)) + 1).round().astype(np.int32)
 

@@ -52,7 +52,7 @@ class Suite(NamedTuple):
 
 
 def _cartpole(**physics: float) -> dict[str, Any]:
-    return {"rl.physics": tuple(physics.items())}
+    return {"rl.env_params": tuple(physics.items())}
 
 
 SUITES = {
@@ -71,8 +71,8 @@ SUITES = {
     ),
     "minatar": Suite(
         minatar_ppo,
-        {"rl.world": "SpaceInvaders-MinAtar"},
-        {"breakout": {"rl.world": "Breakout-MinAtar"}},
+        {"rl.env": "SpaceInvaders-MinAtar"},
+        {"breakout": {"rl.env": "Breakout-MinAtar"}},
         steps=1_000_000,
         source_steps=1_000_000,
     ),
@@ -116,7 +116,7 @@ def main(_: list[str]) -> None:
     record.note(prefix, commits=record.commit(), devices=jax.devices()[0].device_kind, versions=api.versions())
     sources = teachers(suite, 8192 if SMOKE.value else suite.source_steps)
     for target, changes in targets.items():
-        config = recipe.override(suite.recipe.get_config(), (*changes.items(), ("rl.steps", steps)))
+        config = recipe.override(suite.recipe.get_config(), (*changes.items(), ("rl.total_timesteps", steps)))
         for name in ways:
             rows = record.read(prefix)
             if not any((row["target"], row["way"]) == (target, name) for row in rows):
@@ -131,8 +131,8 @@ def teachers(suite: Suite, steps: int) -> list[policy_transfer.Source]:
     paths = [folder / f"seed{seed}.safetensors" for seed in range(SEEDS.value)]
     if not all(path.is_file() for path in paths):
         say("--- the source")
-        config = recipe.override(suite.recipe.get_config(), (*suite.source.items(), ("rl.steps", steps)))
-        world = envs.make(config.rl.world, config.rl.physics)
+        config = recipe.override(suite.recipe.get_config(), (*suite.source.items(), ("rl.total_timesteps", steps)))
+        world = envs.make(config.rl.env, config.rl.env_params)
         network = policy_task.network(config, world)
         variables, curves = seeds.learn(config, world, seeds.drawn(config, world, SEEDS.value), tests())
         say(f"source, last evaluation by seed: {' '.join(f'{value:.1f}' for value in curves[:, -1])}")
@@ -146,7 +146,7 @@ def measured(
     config: Any, suite: Suite, target: str, name: str, sources: list[policy_transfer.Source]
 ) -> list[dict[str, Any]]:
     """Return a row for each seed of one way into one target."""
-    world, way = envs.make(config.rl.world, config.rl.physics), WAYS[name]
+    world, way = envs.make(config.rl.env, config.rl.env_params), WAYS[name]
     each = seeds.apart(seeds.drawn(config, world, SEEDS.value))
     begun = [
         policy_transfer.put_in(one, found, way.take, True, world.spaces)[0]

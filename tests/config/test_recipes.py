@@ -12,7 +12,7 @@ from configs import ct_classification, masked_words, ner_bert
 from tl_jax import cli
 from tl_jax.config import recipe as recipe_module
 from tl_jax.config import validate
-from tl_jax.tasks.reinforcement import How
+from tl_jax.tasks.reinforcement import PPOConfig
 from tl_jax.train.workdir import write_json
 from tl_jax.transfer import methods, phases
 from tl_jax.transfer.optimizer import OptimSpec
@@ -168,7 +168,7 @@ def test_wrong_values_are_refused_by_name(field, value, message):
         ((("init.source", "random"), ("init.path", "x.h5")), "init.path is not read"),
         ((("init.source", "random"), ("init.head", "keep")), "init.head=keep needs weights"),
         ((("init.layout", "torchvision"),), "init.layout has an effect with"),
-        ((("test_on", "best"), ("data.validation", 0.0)), "test_on=best needs a validation part"),
+        ((("eval_checkpoint", "best"), ("data.validation", 0.0)), "eval_checkpoint=best needs a validation part"),
         ((("data.train_examples", 5), ("data.per_class", 5)), "both set"),
         ((("seed", 7), ("seeds", (0, 1))), "seed has no effect beside config.seeds"),
         ((("adapt.kind", "lora"), ("freeze.recipe", "head")), "nothing trains the adapters"),
@@ -187,9 +187,9 @@ def test_wrong_values_are_refused_by_name(field, value, message):
         ((("phases", ({"name": "a", "epochs": 1.0, "stages": 2},)),), "stages has an effect with"),
         ((("freeze.stages", 2),), "freeze.stages has an effect with"),
         ((("freeze.recipe", "last_n_stages"), ("freeze.stages", 9)), "with 9 stages does not fit"),
-        ((("optim.rates", ("train", 0.1)),), "is not a pair"),
-        ((("optim.rates", (("train", -1.0),)),), "is not a pair"),
-        ((("optim.rates", (("trunk", 0.1),)),), "no freeze rule makes a group 'trunk'"),
+        ((("optim.lr_multipliers", ("train", 0.1)),), "is no pair"),
+        ((("optim.lr_multipliers", (("train", -1.0),)),), "is no pair"),
+        ((("optim.lr_multipliers", (("trunk", 0.1),)),), "no freeze rule makes a group 'trunk'"),
         ((("test_views", 3),), "must be 1, 2 or 10"),
         ((("epochs", 0.0), ("patience", 2)), "no effect with config.epochs=0"),
         ((("epochs", 0.0), ("regularize.label_smoothing", 0.1)), "label_smoothing has no effect with config.epochs=0"),
@@ -309,8 +309,8 @@ def test_every_field_is_read_somewhere():
     groups = set(re.findall(r"config\.(\w+)\.to_dict\(\)", code))
     groups |= set(re.findall(r"else config\.(\w+)$", code, re.MULTILINE))  # transfer/phases.py takes the group whole
     # Of these groups a task takes what a record has fields for, and drops the rest without a word.
-    taken = {"regularize": Regularize, "pretext": Pretext, "optim": OptimSpec, "rl": How}
+    taken = {"regularize": Regularize, "pretext": Pretext, "optim": OptimSpec, "rl": PPOConfig}
     known = {f"{group}.{name}" for group, record in taken.items() for name in record._fields}
-    known |= {"regularize.drop_path", "rl.passes", "rl.kickstart_share"}  # read by name from the group as a mapping
+    known |= {"regularize.drop_path", "rl.ppo_epochs", "rl.kickstart_share"}  # read by name from the group as a mapping
     read = {field for field in recipe_module.FIELDS if re.search(rf"\b{re.escape(field)}\b", code)}
     assert not {f for f in recipe_module.FIELDS if f.split(".")[0] not in groups - set(taken)} - read - known

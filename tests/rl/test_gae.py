@@ -26,21 +26,21 @@ def test_a_table_worked_by_hand():
     np.testing.assert_allclose(found[:, 0], [0.1875, -3.25, -1.0, 3.0])
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.7, 1.0])
-def test_sums_written_out(smoothing):
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.7, 1.0])
+def test_sums_written_out(gae_lambda):
     rng = np.random.default_rng(0)
-    steps, worlds, discount = 12, 3, 0.9
+    steps, worlds, gamma = 12, 3, 0.9
     rewards, values, following = (rng.normal(size=(steps, worlds)).astype(np.float32) for _ in range(3))
     ends = rng.integers(0, 6, (steps, worlds))
     terminated, truncated = ends == 0, ends == 1
-    found = advantages(*map(jnp.asarray, (rewards, values, following, terminated, truncated)), discount, smoothing)
+    found = advantages(*map(jnp.asarray, (rewards, values, following, terminated, truncated)), gamma, gae_lambda)
     for world in range(worlds):
         for first in range(steps):
             total, weight = 0.0, 1.0
             for t in range(first, steps):
                 after = 0.0 if terminated[t, world] else following[t, world]
-                total += weight * (rewards[t, world] + discount * after - values[t, world])
-                weight *= discount * smoothing
+                total += weight * (rewards[t, world] + gamma * after - values[t, world])
+                weight *= gamma * gae_lambda
                 if terminated[t, world] or truncated[t, world]:
                     break
             assert found[first, world] == pytest.approx(total, rel=1e-4, abs=1e-5)

@@ -74,7 +74,7 @@ def test_what_is_named_travels_and_nothing_else(tmp_path, take, prefixes):
 def test_surgery_draws_the_border_anew_and_takes_the_rest(tmp_path):
     found, theirs = saved(tmp_path / "a.safetensors", CARTPOLE)
     _, mine = drawn(ACROBOT, 1)
-    with pytest.raises(UserError, match=r"CartPole-v1 has the spaces .*\[4\].*\[6\].*init.surgery=True"):
+    with pytest.raises(UserError, match=r"CartPole-v1 has the spaces .*\[4\].*\[6\].*init.allow_shape_mismatch=True"):
         policy_transfer.put_in(mine, found, policy_transfer.TAKE, False, ACROBOT.spaces)
     after, new = policy_transfer.put_in(mine, found, policy_transfer.TAKE, True, ACROBOT.spaces)
     assert set(new) == {

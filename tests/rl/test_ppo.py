@@ -16,7 +16,7 @@ from tl_jax.utils import tree
 
 pytestmark = pytest.mark.slow
 OPTIM = OptimSpec("adam", epsilon=1e-5, clip_norm=0.5)
-HOW = ppo.How(horizon=16, discount=0.9)
+HOW = ppo.PPOConfig(horizon=16, gamma=0.9)
 WORLDS = 16
 
 
@@ -138,7 +138,7 @@ def test_the_loss_by_hand():
         jnp.array([1.0, 3.0]),
         jnp.array([1.0, 2.0]),
     )
-    total, sums = ppo.loss(policy, ppo.How(entropy=0.1), variables, sample, None, jnp.zeros(()))
+    total, sums = ppo.loss(policy, ppo.PPOConfig(entropy_coef=0.1), variables, sample, None, jnp.zeros(()))
     values = {name: float(value) for name, (value, _) in sums.items()}
     # Advantages -1 and 1; ratios 1 and 2, the latter clipped to 1.2: -(-1 + 1.2) / 2 = -0.1.
     assert values["policy_loss"] == pytest.approx(-0.1, abs=1e-5)

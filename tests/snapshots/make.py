@@ -21,10 +21,17 @@ from tl_jax import __version__, api
 from tl_jax.config import recipe as recipe_module
 
 SPARE = ("tensorboard", "report.html", "export/model.stablehlo", "export/delta.safetensors", "freeze.json")
-COMMON = (("arms", ()), ("seeds", ()), ("epochs", 1.0), ("save_rest", 0.0), ("optim.name", "sgd"), ("optim.lr", 0.01))
+COMMON = (
+    ("arms", ()),
+    ("seeds", ()),
+    ("epochs", 1.0),
+    ("min_checkpoint_interval", 0.0),
+    ("optim.name", "sgd"),
+    ("optim.lr", 0.01),
+)
 TINY = (("model.name", "vgg16_bn_tiny"), ("init.source", "random"), ("init.layout", "torchvision"), ("input.size", 32))
 BERT = (
-    ("init.source", "random"), ("init.path", "inputs/bert"), ("input.length", 16), ("batch_size", 4),
+    ("init.source", "random"), ("init.path", "inputs/bert"), ("input.max_length", 16), ("batch_size", 4),
     ("eval_batch_size", 4), ("data.dir", "inputs"),
 )  # fmt: skip
 INPUTS = {

@@ -30,7 +30,7 @@ def config_of(*changes):
 
 LONG = (
     ("data.train_examples", 0), ("epochs", 8.0), ("save_every", 4.0), ("augment.resized_crop", 0.0),
-    ("augment.jitter", 0.0), ("freeze.prove", True),
+    ("augment.jitter", 0.0), ("freeze.verify", True),
 )  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def test_an_object_in_a_crowd_is_still_to_be_found_and_nothing_else_is_said_ther
         ([("augment.crop_pad", 4)], "augment.crop_pad has no effect with config.task=detection"),
         ([("regularize.mixup", 0.2)], "regularize.mixup has no effect with config.task=detection"),
         ([("init.head", "keep")], "init.head has no effect with config.task=detection"),
-        ([("input.length", 7)], "input.length has no effect with config.task=detection"),
+        ([("input.max_length", 7)], "input.max_length has no effect with config.task=detection"),
         ([("model.name", "bert")], "model.name=bert is no network for task=detection"),
         ([("task", "image")], "detect.width has no effect with config.task=image"),
     ],
@@ -232,7 +232,7 @@ def test_boxes_are_named_by_the_classes_of_the_run_and_other_boxes_are_not_teste
     changes = (
         ("data.generate", False), ("data.name", "voc"), ("data.dir", str(data)), ("data.validation", 0.0),
         ("data.train_examples", 0), ("data.test_examples", 0), ("epochs", 1.0), ("batch_size", 4),
-        ("detect.score", 0.0), ("test_on", "last"),
+        ("detect.score_threshold", 0.0), ("eval_checkpoint", "last"),
     )  # fmt: skip
     config, run = config_of(*changes), tmp_path / "run"
     assert api.run(config, run)["facts"]["classes"] == ["cat", "dog"]

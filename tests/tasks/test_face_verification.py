@@ -195,7 +195,10 @@ def test_views_are_averaged_and_parts_share_nobody():
         ((("regularize.mixup", 0.2),), "regularize.mixup has no effect with config.task=faces"),
         ((("data.test_examples", 5),), "data.test_examples has no effect with config.task=faces"),
         ((("faces.pairs", "a"), ("faces.test_file", "b")), "both name the people to test; leave one out"),
-        ((("faces.pairs", "a"), ("faces.test_people", 5.0)), "faces.test_people and split_seed have no effect beside"),
+        (
+            (("faces.pairs", "a"), ("faces.test_identities", 5.0)),
+            "faces.test_identities and split_seed have no effect beside",
+        ),
         ((("faces.loss", "softmax"),), "faces.scale and margin are those of config.faces.loss=arcface"),
         ((("faces.loss", "arcfase"),), "did you mean 'arcface'"),
         ((("task", "image"),), "faces.scale has no effect with config.task=image|faces.embedding has no effect"),

@@ -85,14 +85,14 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path, monkeypatch
 
 
 def test_a_frozen_trunk_is_proved(tmp_path, source):
-    changes = ("init.source", "tl_jax"), ("init.path", str(source)), ("freeze.recipe", "head"), ("freeze.prove", True)
+    changes = ("init.source", "tl_jax"), ("init.path", str(source)), ("freeze.recipe", "head"), ("freeze.verify", True)
     summary = api.run(config_of(*changes), tmp_path)
     assert summary["freeze"]["changed"] == 0 and summary["freeze"]["leaves"] == 8
     assert summary["parameters"] == {"trainable": 8 * 2 + 2 + 8 + 1, "frozen": 2 * (4 * 8 + 8 + 8 * 8 + 8)}
 
 
 def test_a_policy_starts_another_in_a_changed_world(tmp_path, source):
-    changes = ("init.source", "tl_jax"), ("init.path", str(source)), ("rl.physics", (("masspole", 1.0),))
+    changes = ("init.source", "tl_jax"), ("init.path", str(source)), ("rl.env_params", (("masspole", 1.0),))
     config = config_of(*changes, ("rl.kickstart", 1.0), ("rl.kickstart_share", 0.25))
     summary = api.run(config, tmp_path)
     assert summary["facts"]["physics"]["masspole"] == 1.0 and summary["facts"]["weights"] == str(source)
@@ -103,7 +103,7 @@ def test_a_policy_starts_another_in_a_changed_world(tmp_path, source):
 def test_a_run_goes_on_with_the_optimizer_of_its_source(tmp_path, source):
     digests, counts = set(), []
     for take in (TAKE, (*TAKE, "optimizer")):
-        config = config_of(("init.source", "tl_jax"), ("init.path", str(source)), ("init.take", take))
+        config = config_of(("init.source", "tl_jax"), ("init.path", str(source)), ("init.load_parts", take))
         folder = tmp_path / str(len(take))
         digests.add(api.run(config, folder)["parameters_sha256"])
         task, _, state = restore.restore(config, folder)
@@ -123,15 +123,15 @@ def test_arms_are_compared_in_returns_not_in_percent(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ([("rl.world", "CartPole-v9")], "no world 'CartPole-v9'"),
-        ([("rl.physics", (("mass", 1.0),))], "has no 'mass'; "),
-        ([("batch_size", 500)], "batch_size=500 is no multiple of config.rl.worlds=8; 496 is"),
+        ([("rl.env", "CartPole-v9")], "no world 'CartPole-v9'"),
+        ([("rl.env_params", (("mass", 1.0),))], "has no 'mass'; "),
+        ([("batch_size", 500)], "batch_size=500 is no multiple of config.rl.num_envs=8; 496 is"),
         ([("rl.minibatches", 3)], "no multiple of config.rl.minibatches=3"),
         ([("rl.episodes", 3)], "rl.episodes=3 is not divisible by the 2 devices"),
         ([("model.options", {"width": 3})], "config.model.options: .*widths, channels and activation"),
         ([("model.options", {"activation": "gelo"})], "no activation 'gelo'"),
         ([("init.source", "tl_jax")], "init.path must name the export of a policy"),
-        ([("init.surgery", True)], "need config.init.source=tl_jax"),
+        ([("init.allow_shape_mismatch", True)], "need config.init.source=tl_jax"),
         ([("rl.kickstart", 1.0)], "rl.kickstart needs a source"),
         ([("rl.kickstart_share", 0.1)], "has an effect with config.rl.kickstart only"),
         ([("data.train_examples", 5)], "data.train_examples has no effect with config.task=policy"),
@@ -149,8 +149,8 @@ def test_rl_fields_are_refused_elsewhere():
     from configs import digits_resnet
     from tl_jax.config import validate
 
-    config = recipe.override(digits_resnet.get_config(), (("rl.steps", 5),))
-    with pytest.raises(UserError, match="rl.steps has no effect with config.task=image"):
+    config = recipe.override(digits_resnet.get_config(), (("rl.total_timesteps", 5),))
+    with pytest.raises(UserError, match="rl.total_timesteps has no effect with config.task=image"):
         validate.validate(config)
 
 

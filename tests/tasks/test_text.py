@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 def configure(folder, *changes):
     common = (
         ("arms", ()), ("init.path", str(folder / "net")), ("data.dir", str(folder)), ("batch_size", 8),
-        ("eval_batch_size", 16), ("optim.lr", 3e-3), ("input.length", 12), ("log_every", 4),
+        ("eval_batch_size", 16), ("optim.lr", 3e-3), ("input.max_length", 12), ("log_every", 4),
     )  # fmt: skip
     return recipe.override(sst2_bert.get_config(), (*common, *changes))
 
@@ -90,7 +90,7 @@ def test_words_are_tagged(folder, tmp_path):
 
 
 def test_words_are_guessed(folder, tmp_path):
-    config = configure(folder, *WORDS, ("epochs", 8.0), ("pretext.share", 0.3))
+    config = configure(folder, *WORDS, ("epochs", 8.0), ("pretext.mask_prob", 0.3))
     summary = api.run(config, tmp_path)
     assert summary["metrics"]["loss"] < 0.8 * np.log(117)
     again = recipe.override(config, (("eval_batch_size", 4),))  # what is hidden does not depend on the batch
@@ -99,7 +99,13 @@ def test_words_are_guessed(folder, tmp_path):
 
 @pytest.mark.parametrize("kind", [(), TOKENS])
 def test_with_the_head_alone_nothing_below_changes_or_is_dropped(folder, tmp_path, kind):
-    common = (*kind, ("freeze.recipe", "head"), ("freeze.prove", True), ("epochs", 4.0), ("optim.schedule", "constant"))
+    common = (
+        *kind,
+        ("freeze.recipe", "head"),
+        ("freeze.verify", True),
+        ("epochs", 4.0),
+        ("optim.schedule", "constant"),
+    )
     cache = () if kind else (("cache.dir", str(tmp_path / "cache")),)  # nothing is kept for words
     cached = api.run(configure(folder, *common, *cache), tmp_path / "a")
     other = api.run(configure(folder, *common, ("cache.features", "off")), tmp_path / "b")
@@ -145,7 +151,7 @@ def trained(folder, where, *changes):
     ],
 )
 def test_the_words_for_pictures_are_those_for_texts(folder, tmp_path, changes):
-    summary = api.run(configure(folder, *changes, ("freeze.prove", True)), tmp_path)
+    summary = api.run(configure(folder, *changes, ("freeze.verify", True)), tmp_path)
     assert summary["freeze"]["changed"] == 0 and summary["metrics"]["loss"] < 0.75
     assert (summary["parameters"]["frozen"] > 0) == any(c[0] == "freeze.recipe" for c in changes)
 
@@ -248,8 +254,8 @@ def test_texts_are_predicted_with_the_classes_of_the_run(folder, tmp_path, kind)
 
 
 def test_cut_texts_are_said(folder, capsys):
-    make_task(configure(folder, ("input.length", 6)))
-    assert "texts are cut to 6 tokens; config.input.length may be up to 40" in capsys.readouterr().out
+    make_task(configure(folder, ("input.max_length", 6)))
+    assert "texts are cut to 6 tokens; config.input.max_length may be up to 40" in capsys.readouterr().out
 
 
 def test_heads_are_drawn_from_the_key_and_the_rest_is_loaded(folder):

@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 def configure(folder, *changes):
     common = (
         ("arms", ()), ("init.path", str(folder / "net")), ("data.dir", str(folder)), ("batch_size", 8),
-        ("eval_batch_size", 16), ("optim.lr", 3e-3), ("input.length", 16), ("log_every", 4), ("task", "tokens"),
+        ("eval_batch_size", 16), ("optim.lr", 3e-3), ("input.max_length", 16), ("log_every", 4), ("task", "tokens"),
         ("data.name", "conll"), ("data.columns", ()), ("data.text", ("text",)), ("epochs", 6.0),
     )  # fmt: skip
     return recipe.override(sst2_bert.get_config(), (*common, *changes))
@@ -160,7 +160,7 @@ def test_bars_make_a_pair_only_if_the_run_was_trained_on_pairs(folder, tmp_path,
     columns = ("text", "second") if pairs else ("text",)
     config = configure(
         folder, ("task", "text"), ("data.name", "csv"), ("data.dir", str(tmp_path)), ("data.text", columns),
-        ("epochs", 0.0), ("init.head", "new"), ("test_on", "last"),
+        ("epochs", 0.0), ("init.head", "new"), ("eval_checkpoint", "last"),
     )  # fmt: skip
     api.run(config, tmp_path / "run")
     found = {each["input"]: each["probabilities"]["a"] for each in api.predict(

@@ -37,7 +37,7 @@ def shown(folder, tmp_path, monkeypatch, *changes):
     monkeypatch.setattr(images, "draw_tokens", lambda t, *rest: found.setdefault(rest[-1].name, t) and draw(t, *rest))
     common = (
         ("arms", ()), ("init.path", str(folder / "net")), ("data.dir", str(folder)), ("batch_size", 8),
-        ("input.length", 16), ("data.validation", 0.0), ("test_on", "last"),
+        ("input.max_length", 16), ("data.validation", 0.0), ("eval_checkpoint", "last"),
     )  # fmt: skip
     config = recipe.override(sst2_bert.get_config(), (*common, *changes))
     paths = api.preview(config, tmp_path)

@@ -82,7 +82,9 @@ def test_a_damaged_checkpoint_is_refused_whoever_opens_it(copy, which):
     checkpoints = Checkpoints(copy / "checkpoints", tiny.task(), tidy=False)
     step = getattr(checkpoints, which)()
     flip(largest(copy / "checkpoints" / str(step)))
-    with pytest.raises(UserError, match=rf"checkpoints/{step}: the checkpoint is damaged: .* has changed .*test_on="):
+    with pytest.raises(
+        UserError, match=rf"checkpoints/{step}: the checkpoint is damaged: .* has changed .*eval_checkpoint="
+    ):
         checkpoints.restore(step, state, opt_state=False, tested=True)
     checkpoints.close()
 

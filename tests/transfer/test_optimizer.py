@@ -31,7 +31,7 @@ def test_rates_fall_with_the_distance_from_the_head():
 
 def test_groups_have_their_own_rates_and_frozen_leaves_none():
     rules = (("stem/.*", FROZEN), ("stage.*", "trunk"), (".*", "head"))
-    spec = OptimSpec("sgd", momentum=0.0, rates=(("trunk", 0.1),), layer_decay=0.5, parts=PARTS)
+    spec = OptimSpec("sgd", momentum=0.0, lr_multipliers=(("trunk", 0.1),), layer_decay=0.5, parts=PARTS)
     assert set(leaf_rates(PARAMS, spec, rules)) == {"head/kernel", "stage2/bias", "stage1/block1/conv1/kernel"}
     tx = make_optimizer(spec, rules)
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, PARAMS), tx.init(PARAMS), PARAMS, rate=jnp.float32(2.0))

@@ -55,11 +55,13 @@ FIELDS = {
     ),
     "init.head": Field("new", "drawn at random, kept from the file, or a probe fitted to the features", HEADS),
     "init.strength": Field(0.0, "C of the probe, 1 / penalty; 0 takes the best of seven on validation", low=0.0),
-    "init.take": Field(
+    "init.load_parts": Field(
         ("trunk", "policy", "value", "normalizer"),
         "parts of a source policy that are taken over; optimizer too, if named",
     ),
-    "init.surgery": Field(False, "draw anew what the source's observations or actions do not fit, and take the rest"),
+    "init.allow_shape_mismatch": Field(
+        False, "draw anew what the source's observations or actions do not fit, and take the rest"
+    ),
     # Data.
     "data.name": Field("cifar10", f"{PICTURES}; with boxes: {BOXES}; texts: {TEXTS}; or any TFDS set"),
     "data.dir": Field("", "TFDS folder (empty: TFDS' own default), pictures as data.name says, or files of texts"),
@@ -111,7 +113,7 @@ FIELDS = {
     "input.interpolation": Field("", "resize method; empty takes that of the weights", ("", "bilinear", "bicubic")),
     "input.crop": Field(1.0, "share of the shortest side that the centre crop keeps", low=0.1, high=1.0),
     "input.scaling": Field("spec", "pixel scaling; spec takes that of the weights", ("spec", *SCALINGS)),
-    "input.length": Field(128, "tokens of a text at most; 0: as many as the network takes", low=0, high=8192),
+    "input.max_length": Field(128, "tokens of a text at most; 0: as many as the network takes", low=0, high=8192),
     "augment.flip": Field(False, "mirror half of the training pictures left to right"),
     "augment.crop_pad": Field(0, "border in pixels of the stored picture before a random crop; 0 for none", low=0),
     "augment.rotate": Field(0.0, "largest rotation in degrees, either way; 0 for none", low=0.0, high=180.0),
@@ -127,36 +129,36 @@ FIELDS = {
     # Pictures with boxes around objects.
     "detect.classes": Field((), "names of the classes, in their order; empty takes those of the training part"),
     "detect.width": Field(64, "channels of the head, a multiple of 8", low=8),
-    "detect.visible": Field(0.3, "share of a box that a crop must leave for it to be kept", low=0.0, high=1.0),
-    "detect.most": Field(100, "boxes of a picture at most, the surest ones", low=1),
-    "detect.overlap": Field(0.6, "IoU above which the less sure of two boxes of a class is dropped", low=0.0, high=1.0),
-    "detect.score": Field(0.3, "least score of a box that predictions show", low=0.0, high=1.0),
+    "detect.min_visibility": Field(0.3, "share of a box that a crop must leave for it to be kept", low=0.0, high=1.0),
+    "detect.max_detections": Field(100, "boxes of a picture at most, the surest ones", low=1),
+    "detect.nms_iou": Field(0.6, "IoU above which the less sure of two boxes of a class is dropped", low=0.0, high=1.0),
+    "detect.score_threshold": Field(0.3, "least score of a box that predictions show", low=0.0, high=1.0),
     # Pictures of people, verified and identified.
     "faces.embedding": Field(128, "values of an embedding; 0 takes the network's features as they are", low=0),
     "faces.loss": Field("arcface", "with which people are told apart in training", arcface.LOSSES),
     "faces.scale": Field(64.0, "s, factor on the cosines of arcface", low=1.0),
     "faces.margin": Field(0.5, "m of arcface in radians", low=0.0, high=1.5),
-    "faces.test_people": Field(
+    "faces.test_identities": Field(
         0.25, "people who are tested and never trained on: a share, or from 1 on a number", low=0.0
     ),
     "faces.test_file": Field("", "file that names them instead, one a line, as LFW's people.txt"),
     "faces.pairs": Field("", "file of pairs to verify, as LFW's pairs.txt; it names the people to test"),
     "faces.split_seed": Field(0, "draws the people to test: the same for every `seed`", low=0),
-    "faces.min_pictures": Field(0, "people with fewer are left out; 0: nobody, and one picture is an error", low=0),
+    "faces.min_images": Field(0, "people with fewer are left out; 0: nobody, and one picture is an error", low=0),
     "faces.gallery": Field(1, "pictures of each person that are known when the others are identified", low=1),
     "faces.known": Field("", "folder of the people that --mode=predict knows; empty for data.dir"),
     # A world to act in, and PPO; batch_size counts the steps of all worlds between two updates.
-    "rl.world": Field("CartPole-v1", "environment of gymnax, such as Pendulum-v1 or Breakout-MinAtar"),
-    "rl.physics": Field((), "pairs (parameter, value) in which it differs, such as ('gravity', 12.0)"),
-    "rl.steps": Field(300_000, "steps of training, all worlds together, that an epoch counts", low=1),
-    "rl.worlds": Field(16, "copies of the world that are acted in at once", low=1),
-    "rl.passes": Field(10, "over what was collected, at each update", low=1),
+    "rl.env": Field("CartPole-v1", "environment of gymnax, such as Pendulum-v1 or Breakout-MinAtar"),
+    "rl.env_params": Field((), "pairs (parameter, value) in which it differs, such as ('gravity', 12.0)"),
+    "rl.total_timesteps": Field(300_000, "steps of training, all worlds together, that an epoch counts", low=1),
+    "rl.num_envs": Field(16, "copies of the world that are acted in at once", low=1),
+    "rl.ppo_epochs": Field(10, "over what was collected, at each update", low=1),
     "rl.minibatches": Field(4, "optimizer steps in a pass", low=1),
-    "rl.discount": Field(0.99, "gamma, of later rewards", low=0.0, high=1.0),
-    "rl.smoothing": Field(0.95, "lambda, of the advantages", low=0.0, high=1.0),
+    "rl.gamma": Field(0.99, "gamma, of later rewards", low=0.0, high=1.0),
+    "rl.gae_lambda": Field(0.95, "lambda, of the advantages", low=0.0, high=1.0),
     "rl.clip": Field(0.2, "share by which an action's probability may move at an update", low=0.0),
-    "rl.value_weight": Field(0.5, "of the value's squared error in the loss", low=0.0),
-    "rl.entropy": Field(0.01, "weight of the policy's entropy in the loss", low=0.0),
+    "rl.value_coef": Field(0.5, "of the value's squared error in the loss", low=0.0),
+    "rl.entropy_coef": Field(0.01, "weight of the policy's entropy in the loss", low=0.0),
     "rl.reward_scale": Field(1.0, "factor on rewards while training", low=1e-6),
     "rl.normalize": Field(True, "bring observations to mean 0 and variance 1"),
     "rl.kickstart": Field(0.0, "weight of the divergence from the source's policy in the loss", low=0.0),
@@ -169,8 +171,8 @@ FIELDS = {
     "freeze.batch_stats": Field(
         "auto", "BatchNorm uses running statistics: where frozen, nowhere, everywhere", BATCH_STATS
     ),
-    "optim.norm_momentum": Field(0.9, NORM_MOMENTUM, low=0.0, high=0.9999),
-    "freeze.prove": Field(False, "hash what is frozen before and after each phase; a change ends the run"),
+    "optim.batch_norm_momentum": Field(0.9, NORM_MOMENTUM, low=0.0, high=0.9999),
+    "freeze.verify": Field(False, "hash what is frozen before and after each phase; a change ends the run"),
     "optim.name": Field("adam", "optimizer; with weight_decay adam is AdamW", ("adam", "sgd")),
     "optim.lr": Field(1e-3, "peak learning rate", low=0.0),
     "optim.schedule": Field("constant", "learning rate over a phase, after the warm-up", SCHEDULES),
@@ -180,7 +182,7 @@ FIELDS = {
     "optim.epsilon": Field(1e-8, "of adam (Keras has 1e-7)", low=0.0),
     "optim.clip_norm": Field(0.0, "largest norm of the trained leaves' gradients; 0 for no clipping", low=0.0),
     "optim.layer_decay": Field(1.0, "factor on the rate for each part further from the head", low=0.0, high=1.0),
-    "optim.rates": Field((), "pairs (group of the freeze rules, factor on its rate)"),
+    "optim.lr_multipliers": Field((), "pairs (group of the freeze rules, factor on its rate)"),
     "optim.sam": Field(0.0, "radius of sharpness-aware minimisation, 0.05 say; two passes a step; 0 for none", low=0.0),
     "optim.accumulate": Field(1, "parts of a batch whose gradients are computed one after another, for memory", low=1),
     "optim.ema": Field(0.0, "share kept by the running average of weights that is then tested", low=0.0, high=0.99999),
@@ -219,7 +221,7 @@ FIELDS = {
     "pretext.width": Field(128, "outputs of the projector of simclr and simsiam", low=2),
     "pretext.crop": Field(0.3, "least share of the area in a view", low=0.05, high=1.0),
     "pretext.jitter": Field(0.4, "strength of colour jitter in a view", low=0.0, high=1.0),
-    "pretext.share": Field(0.15, "of a text's tokens that are hidden to be guessed", low=0.01, high=0.9),
+    "pretext.mask_prob": Field(0.15, "of a text's tokens that are hidden to be guessed", low=0.01, high=0.9),
     # Several devices, always each with its share of a batch.
     "parallel.state": Field(
         "replicated",
@@ -228,10 +230,10 @@ FIELDS = {
     ),
     # What is written down.
     "save_every": Field(1.0, "epochs between checkpoints, each after an evaluation on the validation part", low=1e-6),
-    "save_rest": Field(
+    "min_checkpoint_interval": Field(
         10.0, "seconds for which no checkpoint follows another, but for the best so far and a phase's last", low=0.0
     ),
-    "test_on": Field("last", "checkpoint to test: the last, or the best on validation", ("last", "best")),
+    "eval_checkpoint": Field("last", "checkpoint to test: the last, or the best on validation", ("last", "best")),
     "test_train": Field(False, "test the training part too: its distance from the test part shows overfitting"),
     "metrics": Field((), f"of pictures beside accuracy: {', '.join(METRICS)}; auc with an interval over groups"),
     "positive": Field("", "class whose finding counts as positive; empty: the last of two, of more each in turn"),
@@ -252,5 +254,5 @@ PHASE_FIELDS = {
     "batch_stats": Field("auto", "as freeze.batch_stats", BATCH_STATS),
     "lr_scale": Field(1.0, "factor on optim.lr", low=0.0),
     "layer_decay": Field(1.0, "as optim.layer_decay", low=0.0, high=1.0),
-    "rates": Field((), "as optim.rates"),
+    "lr_multipliers": Field((), "as optim.lr_multipliers"),
 }

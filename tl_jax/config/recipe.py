@@ -10,8 +10,9 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from tl_jax import models
-from tl_jax.config import recipes_dir
+from tl_jax.config import recipes_dir, renames
 from tl_jax.config.fields import FIELDS, PHASE_FIELDS
+from tl_jax.config.renames import RenamingDict
 from tl_jax.config.schema import check_known
 from tl_jax.models.actor_critic import Policy
 from tl_jax.utils.errors import UserError, nearest
@@ -26,7 +27,10 @@ Config = Any  # a ConfigDict, whose own annotations give each field the union of
 def get_config() -> Config:
     """Return the defaults, locked: assigning an unknown field is an error that suggests the nearest name."""
     nested = traverse_util.unflatten_dict({path: field.default for path, field in FIELDS.items()}, sep=".")
-    return ConfigDict(nested).lock()
+    config = RenamingDict()
+    for name, value in nested.items():
+        config[name] = RenamingDict(value) if isinstance(value, dict) and name not in FIELDS else value
+    return config.lock()
 
 
 def load(name: str) -> Any:
@@ -80,7 +84,7 @@ def smoke_text(config: Config) -> None:
     """Shrink a text recipe to seconds: the small BERT that ships, and 64 texts of the installed libraries."""
     smoke(config)
     config.input.size = FIELDS["input.size"].default
-    config.input.length = 32
+    config.input.max_length = 32
     config.init.source = "tl_jax"
     config.init.path = ""
     config.optim.lr = 1e-3
@@ -102,9 +106,9 @@ def policy(config: Config) -> None:
 def smoke_policy(config: Config) -> None:
     """Shrink a recipe of a policy to seconds."""
     config.smoke = True
-    config.rl.steps = 4096
-    config.rl.worlds = 8
-    config.rl.passes = 2
+    config.rl.total_timesteps = 4096
+    config.rl.num_envs = 8
+    config.rl.ppo_epochs = 2
     config.rl.episodes = 4
     config.batch_size = 512
     config.save_every = 0.5
@@ -130,6 +134,7 @@ def override(config: Config, changes: tuple[tuple[str, Any], ...]) -> Config:
     """Return a copy of ``config`` with ``(field, value)`` pairs put in; a UserError names what does not fit."""
     config = ConfigDict(config.copy_and_resolve_references())
     for path, value in changes:
+        path = renames.current(path)
         if phase := PHASE_FIELD.fullmatch(path):
             set_in_phase(config, int(phase[1]), phase[2], value)
             continue

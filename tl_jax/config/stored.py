@@ -10,7 +10,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tl_jax.config import recipe
+from tl_jax.config import recipe, renames
+from tl_jax.config.fields import FIELDS
+from tl_jax.config.schema import leaves
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import read_json
 
@@ -21,10 +23,12 @@ def get_config(folder: str = ""):
     if not path.is_file():
         raise UserError(f"no {path}; write --config=configs/stored.py:RUN_FOLDER")
     config, action = recipe.get_config(), "pass --config=RECIPE with the fields of that run"
-    content = read_json(path, action)
+    content = renames.current_content(_tuples(read_json(path, action)))
+    for field in leaves(ConfigDict(content), FIELDS):
+        if field not in FIELDS:
+            raise UserError(f"{path} has the unknown field {field}, of another version perhaps; {action}")
     try:
-        with config.unlocked():
-            config.update(ConfigDict(_tuples(content)))
+        config.update(ConfigDict(content))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); {action}") from None
     return config

@@ -26,12 +26,12 @@ ONLY = {
     "pictures": (
         "augment.", "cache.views", "data.gigabytes", "data.max_pixels", "data.outside", "data.range",
         "init.layout", "input.crop", "input.interpolation", "input.scaling", "input.size", "model.channels",
-        "optim.norm_momentum", "pretext.crop", "pretext.jitter",
+        "optim.batch_norm_momentum", "pretext.crop", "pretext.jitter",
         "pretext.temperature", "pretext.width", "regularize.co_tuning", "regularize.cutmix", "regularize.delta",
         "regularize.drop_path", "regularize.mixup", "regularize.stochastic_norm", "test_views",
     ),
-    "texts": ("data.text", "data.columns", "input.length", "pretext.share"),
-    "policies": ("init.take", "init.surgery", "rl."),
+    "texts": ("data.text", "data.columns", "input.max_length", "pretext.mask_prob"),
+    "policies": ("init.load_parts", "init.allow_shape_mismatch", "rl."),
 }  # fmt: skip
 # What a policy, which has no examples, no labels and no classes, does not know.
 SUPERVISED = (
@@ -97,8 +97,8 @@ def kind(config: Config, changed: Callable[..., bool]) -> Refused:
         "init.path must name the export of a policy, with config.init.source=tl_jax": (
             sort == "policies" and (config.init.source == "tl_jax") != bool(config.init.path)
         ),
-        "init.take and init.surgery need config.init.source=tl_jax": (
-            config.init.source != "tl_jax" and changed("init.take", "init.surgery")
+        "init.load_parts and init.allow_shape_mismatch need config.init.source=tl_jax": (
+            config.init.source != "tl_jax" and changed("init.load_parts", "init.allow_shape_mismatch")
         ),
         "rl.kickstart needs a source: config.init.source=tl_jax": (
             config.init.source != "tl_jax" and changed("rl.kickstart")
@@ -119,8 +119,8 @@ def faces(config: Config, changed: Callable[..., bool]) -> Refused:
         "faces.pairs and config.faces.test_file both name the people to test; leave one out": (
             faces.pairs and faces.test_file
         ),
-        "faces.test_people and split_seed have no effect beside config.faces.pairs or test_file": (
-            (faces.pairs or faces.test_file) and changed("faces.test_people", "faces.split_seed")
+        "faces.test_identities and split_seed have no effect beside config.faces.pairs or test_file": (
+            (faces.pairs or faces.test_file) and changed("faces.test_identities", "faces.split_seed")
         ),
         "faces.scale and margin are those of config.faces.loss=arcface": (
             faces.loss != "arcface" and changed("faces.scale", "faces.margin")
@@ -201,7 +201,7 @@ def _training(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
     idle = [path for path in BELOW_HEAD if recipes == {"head"} and changed(path)]
     untrained = [path for path in _FIELDS if path.startswith("regularize.") and changed(path)]
     overridden = [
-        path for path in ("freeze.batch_stats", "optim.layer_decay", "optim.rates")
+        path for path in ("freeze.batch_stats", "optim.layer_decay", "optim.lr_multipliers")
         if phases and all(path.partition(".")[2] in phase for phase in phases) and changed(path)
     ]  # fmt: skip
     return {
@@ -259,8 +259,8 @@ def _learning(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
             of_views and name and name not in OF_VIEWS
         ),
         "pretext.weight has no effect: no phase learns from labels": config.pretext.weight and not supervised,
-        "detect.visible has an effect with config.augment.resized_crop only": (
-            changed("detect.visible") and not config.augment.resized_crop
+        "detect.min_visibility has an effect with config.augment.resized_crop only": (
+            changed("detect.min_visibility") and not config.augment.resized_crop
         ),
     }
 
@@ -361,8 +361,8 @@ def _length(config: Config, changed: Callable[..., bool]) -> Refused:
         f"epochs has no effect beside phases; set config.phases[0].epochs, and this back to {usual:g}": (
             config.phases and config.epochs != usual
         ),
-        "test_on=best needs a validation part; raise config.data.validation": (
-            config.test_on == "best" and not config.data.validation
+        "eval_checkpoint=best needs a validation part; raise config.data.validation": (
+            config.eval_checkpoint == "best" and not config.data.validation
         ),
         f"phases have the same name twice or none ({', '.join(map(repr, names))}); give each its own": (
             len(set(names)) < len(names) or "" in names
@@ -410,7 +410,7 @@ def _regularizing(config: Config, changed: Callable[..., bool]) -> Refused:
     pretexts = [phase.get("objective") == "pretext" for phase in config.phases]
     compares = config.regularize.distill or config.regularize.delta
     others = [path for path in FIELDS if path.startswith("pretext.") and path != "pretext.name"]
-    others = [path for path in others if config.task != "masked" or path != "pretext.share"]
+    others = [path for path in others if config.task != "masked" or path != "pretext.mask_prob"]
     return {
         "regularize.co_tuning takes each picture's own label, which mixup and cutmix change; set one of them": (
             config.regularize.co_tuning and (config.regularize.mixup or config.regularize.cutmix)

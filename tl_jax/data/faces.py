@@ -239,7 +239,7 @@ def split(album: Album, how: Cut) -> tuple[Source, np.ndarray]:
         if len(group) < 2:
             raise UserError(
                 f"{album.name} leaves {len(group)} people for {what}, which takes two; add people, or change "
-                "config.faces.test_people, faces.min_pictures or data.validation"
+                "config.faces.test_identities, faces.min_images or data.validation"
             )
     number = np.full(len(album.people), -1, np.int32)
     number[np.concatenate([trained, validated, tested])] = np.arange(len(trained) + len(validated) + len(tested))
@@ -283,7 +283,7 @@ def _check_single(album: Album, counts: np.ndarray, named: np.ndarray, least: in
         more = f" (and {len(single) - 1:,} more)" if len(single) > 1 else ""
         raise UserError(
             f"{album.name} has one picture of {single[0]!r}{more}, and verification takes two; add some, or pass "
-            "--config.faces.min_pictures=2 to leave such people out"
+            "--config.faces.min_images=2 to leave such people out"
         )
 
 
@@ -292,7 +292,7 @@ def _drawn(album: Album, usable: np.ndarray, how: Cut) -> np.ndarray:
     wanted = round(how.test if how.test >= 1 else how.test * len(usable))
     if wanted > len(usable) - 2:
         raise UserError(
-            f"config.faces.test_people={how.test:g}, but {album.name} has {len(usable)} people to share out, and "
+            f"config.faces.test_identities={how.test:g}, but {album.name} has {len(usable)} people to share out, and "
             "training takes two of them; lower it"
         )
     return np.sort(np.random.default_rng((how.seed, 6)).permutation(usable)[:wanted])

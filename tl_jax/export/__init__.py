@@ -114,7 +114,7 @@ def _of_texts(config: recipe.Config, folder: Path, _: int) -> Contents:
     from tl_jax.pretrained import huggingface  # with the tokenizers, which pictures have no use for
 
     net = huggingface.load(config.model.name, folder)
-    length = min(config.input.length or net.model.positions, net.model.positions)
+    length = min(config.input.max_length or net.model.positions, net.model.positions)
     what = ("weights in Hugging Face's names", "the network", "the tokenizer", "what transformers calls the tokenizer")
     files = dict(zip(huggingface.FILES, what, strict=True))
     about = {"classes": list(net.classes), "preprocessing": model_card.of_texts(length)}

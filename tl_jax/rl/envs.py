@@ -89,7 +89,7 @@ def _make(name: str, physics: Physics) -> World:
         import gymnax  # takes a second, which pictures and texts need not wait for
 
     if name not in NAMES:
-        raise UserError(f"no world {name!r} (config.rl.world); {nearest(name, NAMES)}")
+        raise UserError(f"no world {name!r} (config.rl.env); {nearest(name, NAMES)}")
     environment, params = gymnax.make(name)
     params = changed(params, physics, name)
     space, seen = environment.action_space(params), environment.observation_space(params)
@@ -139,7 +139,7 @@ def changed(params: Any, physics: Physics, name: str = "the world") -> Any:
     known, new = parameters(params), {}
     for key, value in physics:
         if key not in known:
-            raise UserError(f"config.rl.physics: {name} has no {key!r}; {nearest(key, known)}")
+            raise UserError(f"config.rl.env_params: {name} has no {key!r}; {nearest(key, known)}")
         new[key] = _like(_plain(getattr(params, key)), value, key)
     params = params.replace(**new)
     derived = {key: rule(params) for key, rule in DERIVED.items() if hasattr(params, key)}
@@ -156,7 +156,7 @@ def _like(usual: Value, value: Value, key: str) -> Any:
             return value
     elif isinstance(value, (int, float)) and type(usual)(value) == value:
         return type(usual)(value)
-    raise UserError(f"config.rl.physics: {key}={value!r} is not like {usual!r}, which it replaces")
+    raise UserError(f"config.rl.env_params: {key}={value!r} is not like {usual!r}, which it replaces")
 
 
 def _plain(value: Any) -> Value:

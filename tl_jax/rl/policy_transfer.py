@@ -92,7 +92,7 @@ def put_in(variables: Mapping[str, Any], source: Source, take: Sequence[str], su
     """
     for name in take:
         if name not in PARTS:
-            raise UserError(f"config.init.take: no part {name!r}; {nearest(name, PARTS)}")
+            raise UserError(f"config.init.load_parts: no part {name!r}; {nearest(name, PARTS)}")
     flat = tree.flatten({k: v for k, v in variables.items() if k == "params"})
     stats = variables["batch_stats"].get("observations", {})
     flat |= {f"batch_stats/observations/{name}": leaf for name, leaf in stats.items()}
@@ -110,7 +110,7 @@ def put_in(variables: Mapping[str, Any], source: Source, take: Sequence[str], su
     if misfits and not surgery:
         raise UserError(
             f"{source.world} has the spaces {dict(source.spaces)}, the world here {dict(spaces)}; "
-            f"set config.init.surgery=True to draw {', '.join(sorted(misfits))} anew and take the rest"
+            f"set config.init.allow_shape_mismatch=True to draw {', '.join(sorted(misfits))} anew and take the rest"
         )
     if {p for p in misfits if p.startswith("batch_stats/")}:  # statistics of other observations mean nothing together
         misfits |= {p for p in chosen if p.startswith("batch_stats/")}
@@ -131,22 +131,22 @@ def _moments(source: Source, left: Sequence[str], params: Any) -> dict[str, Any]
     fresh = [path for path in left if path.startswith("params/")]
     if fresh:
         raise UserError(
-            f"config.init.take: optimizer state goes with all of the network, and {', '.join(fresh)} would be new; "
-            "take trunk, policy and value with it, or leave it out"
+            f"config.init.load_parts: optimizer state goes with all of the network, and {', '.join(fresh)} would be "
+            "new; take trunk, policy and value with it, or leave it out"
         )
     whole = {p.removeprefix("optimizer/"): leaf for p, leaf in source.leaves.items() if p.startswith("optimizer/")}
     wanted = {f"{kind}/{path}": leaf for kind in optimizer.KINDS for path, leaf in tree.flatten(params).items()}
     absent = [path for path in tree.flatten(params) if any(f"{kind}/{path}" not in whole for kind in optimizer.KINDS)]
     if absent:
         raise UserError(
-            f"config.init.take: the source's file has no optimizer state of {', '.join(absent)}; export again a run "
-            "of Adam that trained everything, or leave optimizer out"
+            f"config.init.load_parts: the source's file has no optimizer state of {', '.join(absent)}; export again "
+            "a run of Adam that trained everything, or leave optimizer out"
         )
     wrong = [text for path, leaf in wanted.items() for text in misfits(path, whole[path], leaf)]
     if wrong or "count" not in whole or whole["count"].ndim:
         raise UserError(
-            f"config.init.take: the optimizer state does not fit the network: {(*wrong, 'count is no number')[0]}; "
-            "export the run again, or leave optimizer out"
+            f"config.init.load_parts: the optimizer state does not fit the network: {(*wrong, 'count is no number')[0]}"
+            "; export the run again, or leave optimizer out"
         )
     return tree.unflatten({path: whole[path] for path in (*wanted, "count")})
 

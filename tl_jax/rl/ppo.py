@@ -59,8 +59,8 @@ def advantages(
     following: jax.Array,
     terminated: jax.Array,
     truncated: jax.Array,
-    discount: float,
-    smoothing: float,
+    gamma: float,
+    gae_lambda: float,
 ) -> jax.Array:
     """Return the advantages (T, E) of the actions of T steps in E worlds; with ``values`` added, the values' targets.
 
@@ -72,11 +72,11 @@ def advantages(
         values: (T, E) of the observations that were acted on.
         following: (T, E) values of the observations that the steps led to, before a new episode began.
         terminated, truncated: (T, E) bool, how an episode ended at a step.
-        discount: gamma.
-        smoothing: lambda; 0 for one-step differences, 1 for whole returns.
+        gamma: gamma.
+        gae_lambda: lambda; 0 for one-step differences, 1 for whole returns.
     """
-    deltas = rewards + discount * jnp.where(terminated, 0.0, following) - values
-    carries = discount * smoothing * (1.0 - (terminated | truncated))
+    deltas = rewards + gamma * jnp.where(terminated, 0.0, following) - values
+    carries = gamma * gae_lambda * (1.0 - (terminated | truncated))
 
     def back(later: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         delta, carry = at
@@ -87,31 +87,31 @@ def advantages(
     return found
 
 
-class How(NamedTuple):
+class PPOConfig(NamedTuple):
     """How an update is made.
 
     Attributes:
         horizon: steps in each world between two updates.
-        epochs: passes over what was collected.
+        ppo_epochs: passes over what was collected.
         minibatches: steps of the optimizer in a pass.
-        discount: gamma.
-        smoothing: lambda of the advantages.
+        gamma: gamma.
+        gae_lambda: lambda of the advantages.
         clip: how far the probability of an action may move, as a share, before its gradient ends.
-        value_weight: of the value's squared error.
-        entropy: weight of the policy's entropy, which keeps it trying.
+        value_coef: of the value's squared error.
+        entropy_coef: weight of the policy's entropy, which keeps it trying.
         reward_scale: factor on rewards while training.
         kickstart: weight of the divergence from the source's policy (Schmitt et al. 2018, arXiv:1803.03835).
         kickstart_updates: after how many updates that weight has fallen to 0; linearly.
     """
 
     horizon: int = 128
-    epochs: int = 4
+    ppo_epochs: int = 4
     minibatches: int = 4
-    discount: float = 0.99
-    smoothing: float = 0.95
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
     clip: float = 0.2
-    value_weight: float = 0.5
-    entropy: float = 0.0
+    value_coef: float = 0.5
+    entropy_coef: float = 0.0
     reward_scale: float = 1.0
     kickstart: float = 0.0
     kickstart_updates: int = 0
@@ -127,7 +127,7 @@ class Sample(NamedTuple):
     target: jax.Array
 
 
-def make_update(world: World, policy: Policy, how: How, optim: OptimSpec, rules: Rules, still: bool = False):
+def make_update(world: World, policy: Policy, config: PPOConfig, optim: OptimSpec, rules: Rules, still: bool = False):
     """Return the pure function (state, stream key, learning rate) -> (state, row): collect, then optimize.
 
     ``state.batch_stats`` holds the ``worlds`` and, where observations are normalised, the statistics ``observations``,
@@ -138,9 +138,9 @@ def make_update(world: World, policy: Policy, how: How, optim: OptimSpec, rules:
     def update(state: TrainState, stream: jax.Array, rate: jax.Array) -> tuple[TrainState, dict[str, Any]]:
         mask = freeze.trainable(state.params, rules)
         acting, learning = jax.random.split(jax.random.fold_in(stream, state.step))
-        worlds, taken = collect(world, policy, state.variables, state.batch_stats["worlds"], how.horizon, acting)
-        whole = _sample(policy, how, state.variables, taken)
-        weight = _kickstart(how, state.step)
+        worlds, taken = collect(world, policy, state.variables, state.batch_stats["worlds"], config.horizon, acting)
+        whole = _sample(policy, config, state.variables, taken)
+        weight = _kickstart(config, state.step)
 
         def learn(carry: Any, rows: jax.Array) -> Any:
             params, opt_state = carry
@@ -148,7 +148,7 @@ def make_update(world: World, policy: Policy, how: How, optim: OptimSpec, rules:
 
             def loss_of(params: Any) -> Any:
                 seen = {"params": freeze.stop_frozen(params, mask), "batch_stats": state.batch_stats}
-                return loss(policy, how, seen, sample, state.source.get("source"), weight)
+                return loss(policy, config, seen, sample, state.source.get("source"), weight)
 
             grads, sums = jax.grad(loss_of, has_aux=True)(params)
             updates, opt_state = optimizer.update(grads, opt_state, params, rate=rate)
@@ -156,7 +156,9 @@ def make_update(world: World, policy: Policy, how: How, optim: OptimSpec, rules:
             return (params, opt_state), (sums, optax.tree.norm(freeze.only(grads, mask)))
 
         start = (state.params, state.opt_state)
-        (params, opt_state), (sums, norms) = jax.lax.scan(learn, start, _minibatches(len(whole.target), how, learning))
+        (params, opt_state), (sums, norms) = jax.lax.scan(
+            learn, start, _minibatches(len(whole.target), config, learning)
+        )
         stats = {**state.batch_stats, "worlds": worlds}
         if "observations" in stats and not still:  # afterwards: what acted and what learned saw the same
             seen = taken.observation.reshape(-1, *world.shape)
@@ -171,12 +173,12 @@ def make_update(world: World, policy: Policy, how: How, optim: OptimSpec, rules:
     return update
 
 
-def loss(policy: Policy, how: How, variables: Any, sample: Sample, source: Any, weight: jax.Array) -> Any:
+def loss(policy: Policy, config: PPOConfig, variables: Any, sample: Sample, source: Any, weight: jax.Array) -> Any:
     """Return the loss of N steps, and the sums that are reported.
 
     Args:
         policy: the network.
-        how: clips and weights.
+        config: clips and weights.
         variables: of the policy.
         sample: N steps.
         source: variables of the policy that is kept close to, None where there is none.
@@ -186,47 +188,49 @@ def loss(policy: Policy, how: How, variables: Any, sample: Sample, source: Any, 
     logs = rollout.log_prob(out, sample.action) - sample.log_prob
     ratio = jnp.exp(logs)
     gain = (sample.advantage - sample.advantage.mean()) / (sample.advantage.std() + 1e-8)
-    clipped = jnp.clip(ratio, 1 - how.clip, 1 + how.clip)
+    clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
     parts = {
         "policy_loss": -jnp.minimum(ratio * gain, clipped * gain).mean(),
         "value_loss": 0.5 * ((out.value - sample.target) ** 2).mean(),
         "entropy": rollout.entropy(out).mean(),
     }
-    total = parts["policy_loss"] + how.value_weight * parts["value_loss"] - how.entropy * parts["entropy"]
-    if how.kickstart:
+    total = parts["policy_loss"] + config.value_coef * parts["value_loss"] - config.entropy_coef * parts["entropy"]
+    if config.kickstart:
         parts["kickstart"] = rollout.divergence(_still(says(policy, source, sample.observation)), out).mean()
         total = total + weight * parts["kickstart"]
     parts |= {
         "loss": total,
         "divergence": (ratio - 1 - logs).mean(),  # Schulman's estimate of KL, never negative
-        "clipped": (jnp.abs(ratio - 1) > how.clip).mean(),
+        "clipped": (jnp.abs(ratio - 1) > config.clip).mean(),
     }
     return total, {name: (value, jnp.ones(())) for name, value in parts.items()}
 
 
-def _sample(policy: Policy, how: How, variables: Any, taken: Collected) -> Sample:
+def _sample(policy: Policy, config: PPOConfig, variables: Any, taken: Collected) -> Sample:
     steps, count = taken.reward.shape
     final = taken.final.reshape(steps * count, *taken.final.shape[2:])
     following = says(policy, variables, final).value.reshape(steps, count)
-    rewards = taken.reward * how.reward_scale
-    gain = advantages(rewards, taken.value, following, taken.terminated, taken.truncated, how.discount, how.smoothing)
+    rewards = taken.reward * config.reward_scale
+    gain = advantages(
+        rewards, taken.value, following, taken.terminated, taken.truncated, config.gamma, config.gae_lambda
+    )
     whole = Sample(taken.observation, taken.action, taken.log_prob, gain, gain + taken.value)
     return jax.tree.map(lambda leaf: leaf.reshape(steps * count, *leaf.shape[2:]), whole)
 
 
-def _minibatches(count: int, how: How, key: jax.Array) -> jax.Array:
+def _minibatches(count: int, config: PPOConfig, key: jax.Array) -> jax.Array:
     """Return the rows of the minibatches of all epochs, one after another: (epochs * minibatches, N)."""
     low = jnp.uint32(2 ** (count - 1).bit_length() - 1)
     # One sort of random numbers whose last bits are the rows: jax.random.permutation sorts pairs, twice, which took a
     # quarter of CartPole's time on a CPU.
     rows = jnp.arange(count, dtype=jnp.uint32)[None]
-    orders = jnp.sort(jax.random.bits(key, (how.epochs, count)) & ~low | rows) & low
-    return orders.reshape(how.epochs * how.minibatches, count // how.minibatches)
+    orders = jnp.sort(jax.random.bits(key, (config.ppo_epochs, count)) & ~low | rows) & low
+    return orders.reshape(config.ppo_epochs * config.minibatches, count // config.minibatches)
 
 
-def _kickstart(how: How, step: jax.Array) -> jax.Array:
-    left = 1.0 - step / how.kickstart_updates if how.kickstart_updates else 1.0
-    return how.kickstart * jnp.maximum(0.0, left)
+def _kickstart(config: PPOConfig, step: jax.Array) -> jax.Array:
+    left = 1.0 - step / config.kickstart_updates if config.kickstart_updates else 1.0
+    return config.kickstart * jnp.maximum(0.0, left)
 
 
 def _ended(taken: Collected) -> tuple[jax.Array, jax.Array]:

@@ -268,14 +268,14 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
     whole = with_detector(net, len(source.classes), config.detect.width)
     network = Network(whole.model, Pixels(net.model.channels, scaling), Adapters(**config.adapt.to_dict()))
     how, shape = image_classification.regularize(config, whole), source.train.images.shape[1:3]
-    predict = make_predict(network, Finding(config.detect.most, config.detect.overlap))
+    predict = make_predict(network, Finding(config.detect.max_detections, config.detect.nms_iou))
     rules = Decoding((), source.value_range, config.data.max_pixels, outside=config.data.outside)
-    asked = predict, source.classes, shape, config.detect.score, rules, config.eval_batch_size
+    asked = predict, source.classes, shape, config.detect.score_threshold, rules, config.eval_batch_size
     return Task(
         name=f"{config.model.name} on {source.name}",
         classes=source.classes,
         init=functools.partial(start, whole, network.adapters, how),
-        loss=make_loss(network, Augment(**config.augment.to_dict()), config.detect.visible, how),
+        loss=make_loss(network, Augment(**config.augment.to_dict()), config.detect.min_visibility, how),
         metrics=make_metrics(network),
         features=make_features(network),
         train_batch=loader.Stream(parts["train"].images, parts["train"].labels, config.seed, config.batch_size),
@@ -296,7 +296,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
         score="map",
         predict=predict,
         judge=_of_boxes(source.classes),
-        details=functools.partial(of_boxes, source.classes, parts["test"], config.detect.score),
+        details=functools.partial(of_boxes, source.classes, parts["test"], config.detect.score_threshold),
         answer=functools.partial(answer, *asked),
         illustrate=functools.partial(illustrate, source.classes, rules),
     )

@@ -194,7 +194,7 @@ def load(config: Any, size: int) -> Faces:
     album = read(data.name, data.dir, data.generate, size, data.gigabytes * 1e9, rules_of(config))
     listed = faces.read_pairs(config.faces.pairs) if config.faces.pairs else None
     named = listed.people if listed else faces.names(config.faces.test_file) if config.faces.test_file else ()
-    test, seed, least = config.faces.test_people, config.faces.split_seed, config.faces.min_pictures
+    test, seed, least = config.faces.test_identities, config.faces.split_seed, config.faces.min_images
     cut = Cut(test, named, seed, data.validation, config.seed, least)
     source, rows = faces.split(album, cut)
     if data.dir and data.name == "folder":

@@ -17,7 +17,7 @@ from tl_jax.models.actor_critic import Policy
 from tl_jax.models.options import check
 from tl_jax.rl import envs, policy_transfer, ppo, rollout
 from tl_jax.rl.envs import World
-from tl_jax.rl.ppo import How, make_update
+from tl_jax.rl.ppo import PPOConfig, make_update
 from tl_jax.rl.rollout import normalized
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding
@@ -44,7 +44,7 @@ class PolicyStepper:
         self,
         world: World,
         policy: Policy,
-        how: How,
+        ppo_config: PPOConfig,
         phase: Phase,
         objective: Objective,
         state: TrainState,
@@ -55,7 +55,7 @@ class PolicyStepper:
         self.most = min(MOST_UPDATES, most)
         self._phase, self._stream, self._rates = phase, stream, learning_rates(phase.rate)
         still = keeps_statistics(state.params, phase)
-        updates = _make_updates(world, policy, how, phase.optim, phase.rules, still)
+        updates = _make_updates(world, policy, ppo_config, phase.optim, phase.rules, still)
         program = sharding.compiled(updates, state, stream, *self._some(first, first))
         self._execute, self.seconds = program.execute, program.seconds
 
@@ -93,9 +93,9 @@ def keeps_statistics(params: Any, phase: Phase) -> bool:
 
 
 @functools.cache
-def _make_updates(world: World, policy: Policy, how: How, optim: OptimSpec, rules: Rules, still: bool):
+def _make_updates(world: World, policy: Policy, ppo_config: PPOConfig, optim: OptimSpec, rules: Rules, still: bool):
     """Return the jitted loop (state, stream key, learning rates (S,), count) -> (state, rows of S updates)."""
-    update = make_update(world, policy, how, optim, rules, still)
+    update = make_update(world, policy, ppo_config, optim, rules, still)
 
     def updates(state: TrainState, stream: jax.Array, rates: jax.Array, count: jax.Array):
         def body(i, carry):
@@ -116,8 +116,8 @@ PARTS = ("validation", "test")  # each has keys of its own, and so its own episo
 
 def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
     """Build the task that ``config`` describes; it has no data, so that nothing of ``record`` is needed."""
-    world = envs.make(config.rl.world, config.rl.physics)
-    policy, made = network(config, world), how(config)
+    world = envs.make(config.rl.env, config.rl.env_params)
+    policy, made = network(config, world), ppo_config(config)
     sharding.check_batch("rl.episodes", config.rl.episodes)
     start = policy_transfer.load(config.init.path) if config.init.source != "random" else None
     return Task(
@@ -129,7 +129,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
         features=functools.partial(_features, policy),
         train_batch=_none,
         eval_batches=functools.partial(_episodes, config.rl.episodes),
-        sizes={"train": config.rl.steps, "validation": config.rl.episodes, "test": config.rl.episodes},
+        sizes={"train": config.rl.total_timesteps, "validation": config.rl.episodes, "test": config.rl.episodes},
         facts={
             "weights": config.init.path or "random",
             "world": world.name,
@@ -170,34 +170,35 @@ def make_metrics(world: World, policy: Policy):
     return metrics
 
 
-def how(config: Any) -> How:
-    """Return how an update is made; a UserError names sizes that do not divide."""
-    rl, horizon = config.rl.to_dict(), config.batch_size // config.rl.worlds
-    if horizon * rl["worlds"] != config.batch_size:
-        near = max(1, round(config.batch_size / rl["worlds"])) * rl["worlds"]
+def ppo_config(config: Any) -> PPOConfig:
+    """Return the settings of PPO; a UserError names sizes that do not divide."""
+    rl, horizon = config.rl.to_dict(), config.batch_size // config.rl.num_envs
+    if horizon * rl["num_envs"] != config.batch_size:
+        near = max(1, round(config.batch_size / rl["num_envs"])) * rl["num_envs"]
         raise UserError(
-            f"config.batch_size={config.batch_size} is no multiple of config.rl.worlds={rl['worlds']}; {near} is"
+            f"config.batch_size={config.batch_size} is no multiple of config.rl.num_envs={rl['num_envs']}; {near} is"
         )
     if config.batch_size % rl["minibatches"]:
         raise UserError(
             f"config.batch_size={config.batch_size} is no multiple of config.rl.minibatches={rl['minibatches']}"
         )
-    updates = config.rl.steps // config.batch_size
-    return How(
+    updates = config.rl.total_timesteps // config.batch_size
+    return PPOConfig(
         horizon=horizon,
-        epochs=rl["passes"],
         kickstart_updates=max(1, round(rl["kickstart_share"] * updates)),
-        **{name: rl[name] for name in How._fields if name in rl},
+        **{name: rl[name] for name in PPOConfig._fields if name in rl},
     )
 
 
 def _start(
     config: Any, world: World, policy: Policy, start: policy_transfer.Source | None, key: jax.Array
 ) -> dict[str, Any]:
-    variables = ppo.initial(world, policy, config.rl.worlds, config.rl.normalize, key)
+    variables = ppo.initial(world, policy, config.rl.num_envs, config.rl.normalize, key)
     if not start:
         return variables
-    whole, new = policy_transfer.put_in(variables, start, config.init.take, config.init.surgery, world.spaces)
+    whole, new = policy_transfer.put_in(
+        variables, start, config.init.load_parts, config.init.allow_shape_mismatch, world.spaces
+    )
     say(f"from {start.world}: all but {', '.join(new)}" if new else f"from {start.world}: everything")
     if config.rl.kickstart:
         teacher, left = policy_transfer.put_in(variables, start, policy_transfer.TAKE, False, world.spaces)

@@ -281,7 +281,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
     parts = tokenized(config, net, raw, source.classes)
     how, seen = regularize(config, net), (config.seed, config.batch_size)
     guesses = "masked" in (config.task, config.pretext.name)
-    guessing = tokenize.of(net.tokenizer, config.pretext.share) if guesses else None
+    guessing = tokenize.of(net.tokenizer, config.pretext.mask_prob) if guesses else None
     beside = (guessing, config.pretext.weight) if guessing and config.pretext.weight else None
     frozen = FrozenText(config, encoder, parts, how)
     words_net = load_network(config, (), "masked") if config.pretext.name else None
@@ -430,7 +430,7 @@ def load_network(config: Any, classes: Sequence[str], output: str = "") -> TextN
 
 def length(config: Any, net: TextNetwork) -> int:
     """Return how many tokens a text may have."""
-    return min(config.input.length or net.model.positions, net.model.positions)
+    return min(config.input.max_length or net.model.positions, net.model.positions)
 
 
 def tokenized(config: Any, net: TextNetwork, parts: dict[str, Any], classes: Sequence[str]) -> dict[str, Texts]:
@@ -445,7 +445,7 @@ def tokenized(config: Any, net: TextNetwork, parts: dict[str, Any], classes: Seq
         if found[name].read is not None:
             unread += sum(int((read == 0).sum()) for read in found[name].read)
     if cut:
-        room = f"config.input.length may be up to {net.model.positions}"
+        room = f"config.input.max_length may be up to {net.model.positions}"
         say(f"{cut:,} of {total:,} texts are cut to {most} tokens; {room}")
     if unread:
         say(f"{unread:,} words are behind the length limit or have no token; in scores they count as outside entities")

@@ -59,7 +59,7 @@ def _drawn(
     count, length = min(ROWS, len(batch["mask"])), batch["input_ids"].shape[1]
     seen, marks, classes = batch["input_ids"], [{}] * len(batch["input_ids"]), task.classes
     if hiding is not None:
-        seen, marks = hidden(batch, tokenizer, hiding, config.pretext.share)
+        seen, marks = hidden(batch, tokenizer, hiding, config.pretext.mask_prob)
         classes = ()  # which guessing words has nothing to do with
     rows = [{name: values[i] for name, values in batch.items()} for i in range(count)]
     texts = [_text(tokenizer, seen[i], row, classes, marks[i]) for i, row in enumerate(rows)]

@@ -176,7 +176,7 @@ class Checkpoints:
     def _damaged(self, step: int, fault: str) -> UserError:
         return UserError(
             f"{self._folder / str(step)}: the checkpoint is damaged: {fault}; restore the file, or pass "
-            "--config.test_on=best or last, whichever is another checkpoint; --mode=train goes on from one before"
+            "--config.eval_checkpoint=best or last, whichever is another; --mode=train goes on from one before"
         )
 
     def _put_aside(self, step: int, fault: str) -> None:

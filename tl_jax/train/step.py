@@ -104,7 +104,7 @@ def make_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str, shard
         def loss_of(params, stats, batch, key):
             params = sharding.gather(params) if sharded else params
             variables = {"params": freeze.stop_frozen(params, mask), "batch_stats": stats}
-            with freeze.running_statistics(still, optim.norm_momentum):
+            with freeze.running_statistics(still, optim.batch_norm_momentum):
                 return loss({**variables, **source}, batch, key)
 
         gradient = functools.partial(_gradient, loss_of, optim.accumulate, batch, key, state.batch_stats)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_jax import __version__
+from tl_jax.config import renames
 from tl_jax.data import value_range
 from tl_jax.train import sharding
 from tl_jax.train.run_files import FACTS, VERSION, read_facts
@@ -73,8 +74,8 @@ def _within(file: str | bytes, folder: Path) -> bool:
 FREE = tuple(
     f"config.{field}"
     for field in (
-        "data.dir", "data.gigabytes", "data.max_pixels", "data.outside", "detect.score", "eval_batch_size",
-        "faces.known", "log_every", "parallel.state", "smoke", "test_on",
+        "data.dir", "data.gigabytes", "data.max_pixels", "data.outside", "detect.score_threshold", "eval_batch_size",
+        "faces.known", "log_every", "parallel.state", "smoke", "eval_checkpoint",
     )
 )  # fmt: skip
 
@@ -168,7 +169,8 @@ def check_owner(workdir: Path, config: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the fields that differ.
     """
-    old, config = read_json(workdir / "config.json"), json.loads(json.dumps(config))
+    old = renames.current_content(read_json(workdir / "config.json"), warn=False)
+    config = json.loads(json.dumps(config))
     differ = [d for d in differences(old, config) if not d.startswith(FREE)] if old and _started(workdir) else []
     if differ:
         raise UserError(

@@ -170,7 +170,7 @@ def sam(config: Config) -> None:
 
 def early_stop(config: Config) -> None:
     """Stop after three evaluations without a better one, and test the best."""
-    config.patience, config.test_on = 3, "best"
+    config.patience, config.eval_checkpoint = 3, "best"
 
 
 def rotation_beside(config: Config) -> None:

@@ -27,10 +27,10 @@ class OptimSpec(NamedTuple):
         epsilon: of adam.
         clip_norm: largest global norm of the trained leaves' gradients; 0 for no clipping.
         layer_decay: factor on the rate for each part further away from the head (see ``leaf_rates``).
-        rates: pairs (group, factor on its rate); groups are the labels of the freeze rules.
+        lr_multipliers: pairs (group, factor on its rate); groups are the labels of the freeze rules.
         parts: names of the network's parts from the input on, which ``layer_decay`` counts.
         ema: share of the old value that the running average of the trained leaves keeps; 0 for no average.
-        norm_momentum: share of the old BatchNorm statistics that a step keeps; 0 for what the model has.
+        batch_norm_momentum: share of the old BatchNorm statistics that a step keeps; 0 for what the model has.
         sam: radius of sharpness-aware minimisation; 0 for the plain gradient.
         accumulate: parts of a batch whose gradients are computed one after another.
     """
@@ -41,11 +41,11 @@ class OptimSpec(NamedTuple):
     epsilon: float = 1e-8
     clip_norm: float = 0.0
     layer_decay: float = 1.0
-    rates: tuple[tuple[str, float], ...] = ()
+    lr_multipliers: tuple[tuple[str, float], ...] = ()
     parts: tuple[str, ...] = ()
     ema: float = 0.0
     sam: float = 0.0
-    norm_momentum: float = 0.0
+    batch_norm_momentum: float = 0.0
     accumulate: int = 1
 
 
@@ -99,7 +99,7 @@ def leaf_rates(params: tree.Tree, spec: OptimSpec, rules: Rules) -> dict[str, fl
     the head and all that lies above the parts, 1 for the last part, and so on (ELECTRA, arXiv:2003.10555, and BEiT,
     arXiv:2106.08254, call it layer-wise learning-rate decay).
     """
-    factors = dict(spec.rates)
+    factors = dict(spec.lr_multipliers)
     depth = {part: len(spec.parts) - i for i, part in enumerate(spec.parts)}
     labels = tree.flatten(label_leaves(params, rules))
     return {

@@ -54,8 +54,8 @@ def resolve(config: Any, sizes: Mapping[str, int], parts: Sequence[str] = ()) ->
         stop = max(start + 1, round(exact))
         rules = _rules(config, entry, parts, objective)
         optim = {key: value for key, value in config.optim.to_dict().items() if key in OptimSpec._fields}
-        optim |= {key: entry[key] for key in ("layer_decay", "rates") if key in entry}
-        optim |= {"parts": tuple(parts), "rates": check_rates(optim["rates"])}
+        optim |= {key: entry[key] for key in ("layer_decay", "lr_multipliers") if key in entry}
+        optim |= {"parts": tuple(parts), "lr_multipliers": check_rates(optim["lr_multipliers"])}
         lr = config.optim.lr * entry.get("lr_scale", 1.0)
         rate = RateSpec(lr, stop - start, config.optim.schedule, config.optim.warmup)
         stats = entry.get("batch_stats", config.freeze.batch_stats)
@@ -99,7 +99,7 @@ def check_rates(rates: Any) -> tuple[tuple[str, float], ...]:
     for pair in rates:
         fine = isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)
         if not fine or not isinstance(pair[1], (int, float)) or not pair[1] >= 0:
-            raise UserError(f"config.optim.rates: {pair!r} is not a pair (group, factor), such as ('trunk', 0.1)")
+            raise UserError(f"config.optim.lr_multipliers: {pair!r} is no pair (group, factor), such as ('trunk', 0.1)")
     return tuple((group, float(factor)) for group, factor in rates)
 
 
@@ -107,6 +107,8 @@ def _check_rates(phases: Sequence[Phase]) -> None:
     """Refuse factors on rates of groups that no phase has."""
     known = dict.fromkeys(label for phase in phases for label in groups(phase.rules))
     for phase in phases:
-        for group, _ in phase.optim.rates:
+        for group, _ in phase.optim.lr_multipliers:
             if group not in known:
-                raise UserError(f"config.optim.rates: no freeze rule makes a group {group!r}; {nearest(group, known)}")
+                raise UserError(
+                    f"config.optim.lr_multipliers: no freeze rule makes a group {group!r}; {nearest(group, known)}"
+                )

@@ -1,0 +1,128 @@
+"""Fields under the names that they had in 0.1: in runs of that time, on command lines and in people's own recipes.
+
+The old names work for one release, with a warning.
+"""
+
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+# Of the whole configuration. A field keeps its group, so that a group alone can tell what an old name means.
+FIELDS = {
+    "detect.most": "detect.max_detections",
+    "detect.overlap": "detect.nms_iou",
+    "detect.score": "detect.score_threshold",
+    "detect.visible": "detect.min_visibility",
+    "faces.min_pictures": "faces.min_images",
+    "faces.test_people": "faces.test_identities",
+    "freeze.prove": "freeze.verify",
+    "init.surgery": "init.allow_shape_mismatch",
+    "init.take": "init.load_parts",
+    "input.length": "input.max_length",
+    "optim.norm_momentum": "optim.batch_norm_momentum",
+    "optim.rates": "optim.lr_multipliers",
+    "pretext.share": "pretext.mask_prob",
+    "rl.discount": "rl.gamma",
+    "rl.entropy": "rl.entropy_coef",
+    "rl.passes": "rl.ppo_epochs",
+    "rl.physics": "rl.env_params",
+    "rl.smoothing": "rl.gae_lambda",
+    "rl.steps": "rl.total_timesteps",
+    "rl.value_weight": "rl.value_coef",
+    "rl.world": "rl.env",
+    "rl.worlds": "rl.num_envs",
+    "save_rest": "min_checkpoint_interval",
+    "test_on": "eval_checkpoint",
+}
+# Of an entry of ``phases``.
+PHASE_FIELDS = {"rates": "lr_multipliers"}
+
+
+class RenamedField(FutureWarning):
+    """Fields were used under old names: ``names`` maps each to today's."""
+
+    def __init__(self, names: Mapping[str, str]):
+        said = ", ".join(f"{old} is {new}" for old, new in names.items())
+        super().__init__(f"fields have other names since 0.2: {said}; change them")
+        self.names = dict(names)
+
+
+def current(path: str) -> str:
+    """Return today's name of a field, such as "rl.worlds" or "phases[0].rates"; warns if that is another one."""
+    new = _current(path)
+    if new != path:
+        warnings.warn(RenamedField({path: new}), stacklevel=3)
+    return new
+
+
+def current_content(content: Mapping[str, Any], warn: bool = True) -> dict[str, Any]:
+    """Return a stored configuration, nested by groups, under today's names; one warning names all that were others.
+
+    An old name beside today's is left as it is, so that it is refused as unknown.
+    """
+    names: dict[str, str] = {}
+    renamed = _renamed(content, "", names)
+    for field, rename in (("phases", _phase), ("arms", _arm)):
+        if isinstance(entries := renamed.get(field), (list, tuple)):
+            renamed[field] = type(entries)(rename(entry, names) for entry in entries)
+    if names and warn:
+        warnings.warn(RenamedField(names), stacklevel=3)
+    return renamed
+
+
+def _current(path: str) -> str:
+    if phase := re.fullmatch(r"(phases\[\d+\]\.)(.*)", path):
+        return phase[1] + PHASE_FIELDS.get(phase[2], phase[2])
+    return FIELDS.get(path, path)
+
+
+def _renamed(content: Mapping[str, Any], group: str, names: dict[str, str]) -> dict[str, Any]:
+    """Return one level of a configuration under today's names, and note the old ones."""
+    renamed = {}
+    for key, value in content.items():
+        new = FIELDS.get(group + key, group + key).removeprefix(group)
+        if new != key and new not in content:
+            names[group + key] = group + new
+            key = new
+        renamed[key] = _renamed(value, f"{key}.", names) if isinstance(value, Mapping) and not group else value
+    return renamed
+
+
+def _phase(entry: Any, names: dict[str, str]) -> Any:
+    """Return an entry of ``phases`` under today's names; one that is no dict is left to the checks of values."""
+    if not isinstance(entry, Mapping):
+        return entry
+    names |= {f"phases.{old}": f"phases.{new}" for old, new in PHASE_FIELDS.items() if old in entry}
+    return {PHASE_FIELDS.get(key, key): value for key, value in entry.items()}
+
+
+def _arm(entry: Any, names: dict[str, str]) -> Any:
+    """Return an arm (name, changes) under today's names; one that is none is left to the checks of values."""
+    try:
+        name, changes = entry
+        names |= {field: _current(field) for field, _ in changes if _current(field) != field}
+        return type(entry)((name, type(changes)(type(change)((_current(change[0]), change[1])) for change in changes)))
+    except (TypeError, ValueError):
+        return entry
+
+
+class RenamingDict(ConfigDict):
+    """A configuration, or a group of one, in which recipes may still use the old name of a field."""
+
+    def __getattr__(self, attribute: str) -> Any:
+        return super().__getattr__(self._current(attribute))
+
+    def __setattr__(self, attribute: str, value: Any) -> None:
+        super().__setattr__(self._current(attribute), value)
+
+    def _current(self, attribute: str) -> str:
+        if attribute.startswith("_") or attribute in self:
+            return attribute
+        for old, new in FIELDS.items():
+            if old.rpartition(".")[2] == attribute and (name := new.rpartition(".")[2]) in self:
+                warnings.warn(RenamedField({old: new}), stacklevel=3)
+                return name
+        return attribute
