@@ -73,9 +73,9 @@ def test_people_by_name_and_people_left_out():
 @pytest.mark.parametrize(
     "counts,changes,message",
     [
-        ([3, 3, 1, 3, 1, 3], {}, "one picture of 'p02' .and 1 more., and verification takes two.*min_pictures=2"),
-        ([3] * 8, {"test": 20}, "test_people=20, but set has 8 people to share out"),
-        ([3] * 8, {"test": 7}, "test_people=7, but set has 8 people"),
+        ([3, 3, 1, 3, 1, 3], {}, "one picture of 'p02' .and 1 more., and verification takes two.*min_images=2"),
+        ([3] * 8, {"test": 20}, "test_identities=20, but set has 8 people to share out"),
+        ([3] * 8, {"test": 7}, "test_identities=7, but set has 8 people"),
         ([3] * 12, {"test": 1}, "leaves 1 people for the test, which takes two"),
         ([3] * 12, {"test": 0.0}, "leaves 0 people for the test"),
         ([3] * 8, {"test": 0.5}, "data.validation=0.2 of 4 people is 1, and verification takes two"),
