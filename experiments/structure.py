@@ -1,7 +1,7 @@
 """How large the code is and how far it is from the command to a training step, at several commits.
 
     python -m experiments.structure --commits=d0c3ef7,HEAD
-    python -m experiments.structure --commits=HEAD --install          also the size of an installation, which downloads it
+    python -m experiments.structure --commits=HEAD --install        also the size of an installation, which downloads it
 
 Each commit is unpacked into a temporary folder. Counted are product files (``run.py`` and the Python files in configs,
 tl_jax and experiments), their statements (nodes of the syntax tree), functions over 50 lines, requirements of an
