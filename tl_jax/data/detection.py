@@ -223,10 +223,9 @@ def _frame(row: Annotated, upright: tuple[int, int], orientation: int, unsure: C
     It is the one whose size the annotations state. If that fits both the stored and the turned picture, or is not
     stated, it is the stored one, as tools have it that leave EXIF alone, and counted in ``unsure``.
     """
-    stored = upright[::-1] if orientation >= 5 else upright
+    height, width = upright
+    stored = (width, height) if orientation >= 5 else upright
     if row.size not in (None, stored, upright):
-        assert row.size
-        height, width = upright
         raise UserError(
             f"{row.where} says that {row.picture.name} has {row.size[1]:g}x{row.size[0]:g} pixels, but it has "
             f"{width}x{height}; its boxes would not fit, bring the picture that was annotated"
