@@ -117,7 +117,7 @@ def assemble(
     return Source(name, each["train"], each["test"], classes, tested, each.get("validation"), rules.value_range)
 
 
-def check_objects(name: str, part: str, crowds: Sequence[bool]) -> None:
+def check_objects(name: str, part: str, crowds: Sequence[bool] | np.ndarray) -> None:
     """Refuse a part in which nothing could be learned or measured; ``crowds`` says of its objects which are crowds."""
     if not len(crowds):
         raise UserError(f"no picture of the {part} part of {name} has an object; check its annotations")
