@@ -417,7 +417,8 @@ def _run_many(config: recipe.Config, folder: Path) -> dict[str, Any]:
     summary = read_summary(folder)
     if not summary:
         score = read_summary(own).get("score", "accuracy")
-        arms, seeds = (list(dict.fromkeys(entry[i] for entry in everything)) for i in (0, 1))
+        arms = list(dict.fromkeys(arm for arm, _, _ in everything))
+        seeds = list(dict.fromkeys(seed for _, seed, _ in everything))
         summary = {"config_name": config.name, **_smoke(config), "seed": config.seed}
         summary |= plots.summarise_comparison(folder, arms, seeds, score) | environment.facts()
         summary["seconds"]["total"] = time.monotonic() - clock

@@ -46,9 +46,12 @@ def main() -> None:
 
 def define(values: flags.FlagValues = flags.FLAGS) -> None:
     """Define the flags, as key flags of the program whichever it is, so that --help lists them."""
-    how = {"flag_values": values}
-    config_flags.DEFINE_config_file("config", None, "Recipe, with :VARIANT; by default the embedded one.", **how)
-    flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/NAME-HASH of the configuration.", **how)
+    config_flags.DEFINE_config_file(
+        "config", None, "Recipe, with :VARIANT; by default the embedded one.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "workdir", None, "Folder of the run; by default runs/NAME-HASH of the configuration.", flag_values=values
+    )
     flags.DEFINE_enum(
         "mode",
         "train",
@@ -56,15 +59,15 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
         "train; test a run again; say what it makes of --input; write it for others to load; draw what training "
         "sees; look for a learning rate; draw an episode of a policy; draw where in the pictures of --input it looks; "
         "write the page of its results again.",
-        **how,
+        flag_values=values,
     )
     flags.DEFINE_bool(
         "distributed",
         False,
         "Several processes train together; see docs/tpu.md. SLURM, a TPU slice or JAX_* say which.",
-        **how,
+        flag_values=values,
     )
-    flags.DEFINE_multi_string("input", [], WITH_INPUT, **how)
+    flags.DEFINE_multi_string("input", [], WITH_INPUT, flag_values=values)
     for name in ("config", "workdir", "mode", "distributed", "input"):
         values.register_key_flag_for_module(sys.argv[0], values[name])
 

@@ -3,7 +3,7 @@
 Augmentation is keyed: the same key gives the same images.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import dm_pix as pix
 import jax
@@ -98,11 +98,11 @@ def _augment_one(image: jax.Array, key: jax.Array, how: Augment) -> jax.Array:
     # The published figures depend on these three keys: what came later folds in numbers from 3 on.
     flip_key, crop_key, turn_key = jax.random.split(key, 3)
     if how.flip:
-        image = pix.random_flip_left_right(flip_key, image)
+        image = cast(jax.Array, pix.random_flip_left_right(flip_key, image))  # which pix says may be NumPy's, too
     if how.crop_pad:
         pad = how.crop_pad
         padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
-        image = pix.random_crop(crop_key, padded, image.shape)
+        image = cast(jax.Array, pix.random_crop(crop_key, padded, image.shape))
     if how.rotate:
         angle = how.rotate * jax.random.uniform(turn_key, minval=-1.0, maxval=1.0)
         image = randaugment.move(image.astype(jnp.float32), jnp.zeros(5).at[0].set(angle), "nearest")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from tqdm import tqdm
 
 from tl_jax.data import dicom, value_range
@@ -309,32 +309,33 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
-def _is_deep(image: Image.Image) -> bool:
+def _is_deep(image: ImageFile.ImageFile) -> bool:
     """Whether an image that is not yet loaded has more than 8 bits for each channel."""
     return image.mode.startswith(("I", "F")) or any(str(tile[3]).endswith(DEEP) for tile in image.tile)
 
 
-def _values(image: Image.Image, source: Any) -> tuple[np.ndarray, np.ndarray | None]:
+def _values(image: ImageFile.ImageFile, source: Any) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the values (H, W) or (H, W, 3) of an image with more than 8 bits, and its opacity uint8 (H, W)."""
     if image.mode.startswith(("I", "F")):
         return np.asarray(image), None
     (tile,) = image.tile
     mode = str(tile[3])
     if mode.startswith("LA"):  # two bytes of grey and two of opacity, which are read as four channels
-        image.tile = [(*tile[:3], "RGBA")]
+        image.tile = [(*tile[:3], "RGBA")]  # pyright: ignore[reportAttributeAccessIssue]  # takes plain tuples, too
         high, low, opaque, _ = np.moveaxis(np.asarray(image).astype(np.uint16), -1, 0)
         return high << 8 | low, opaque.astype(np.uint8)
     # Pillow keeps the high bytes of 16-bit colours. Told that the other byte comes first, it keeps the low ones.
     with Image.open(source, formats=FORMATS) as other:
-        other.tile = [(*tile[:3], mode.replace("16B", "16L"))]
+        other.tile = [(*tile[:3], mode.replace("16B", "16L"))]  # pyright: ignore[reportAttributeAccessIssue]
         low = np.asarray(other)
     high = np.asarray(image)
     values = high[..., :3].astype(np.uint16) << 8 | low[..., :3]
     return values, high[..., 3] if high.shape[-1] == 4 else None
 
 
-def _rgb(image: Image.Image, source: Any, name: str, limits: ValueRange | None) -> Image.Image:
+def _rgb(image: ImageFile.ImageFile, source: Any, name: str, limits: ValueRange | None) -> Image.Image:
     """Return an opened image as RGB of 8 bits, on white where it is transparent."""
+    shown: Image.Image = image
     if _is_deep(image):
         values, alpha = _values(image, source)
         if limits is None:
@@ -342,13 +343,13 @@ def _rgb(image: Image.Image, source: Any, name: str, limits: ValueRange | None) 
                 f"{name} has more than 8 bits (values {values.min():g} to {values.max():g}), and no range for them is "
                 "known; set --config.data.range='(LOW, HIGH)' for training, or store it with 8 bits as the others"
             )
-        image = Image.fromarray(value_range.to_bytes(values, limits)).convert("RGB")
+        shown = Image.fromarray(value_range.to_bytes(values, limits)).convert("RGB")
         if alpha is not None:
-            image.putalpha(Image.fromarray(np.ascontiguousarray(alpha)))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+            shown.putalpha(Image.fromarray(np.ascontiguousarray(alpha)))
+    if shown.has_transparency_data:
+        shown = shown.convert("RGBA")
+        shown = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
+    return shown.convert("RGB")
 
 
 @contextlib.contextmanager
@@ -366,7 +367,7 @@ def _limit(decoding: Decoding) -> int:
 
 
 @contextlib.contextmanager
-def _opened(source: Any, name: str, decoding: Decoding) -> Iterator[Image.Image]:
+def _opened(source: Any, name: str, decoding: Decoding) -> Iterator[ImageFile.ImageFile]:
     """Open an image, a path or a file; whatever turns out to be wrong with it is a UserError that names it."""
     limit = _limit(decoding)
     too_large = UserError(

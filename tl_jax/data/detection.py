@@ -117,7 +117,7 @@ def assemble(
     return Source(name, each["train"], each["test"], classes, tested, each.get("validation"), rules.value_range)
 
 
-def check_objects(name: str, part: str, crowds: Sequence[bool]) -> None:
+def check_objects(name: str, part: str, crowds: Sequence[bool] | np.ndarray) -> None:
     """Refuse a part in which nothing could be learned or measured; ``crowds`` says of its objects which are crowds."""
     if not len(crowds):
         raise UserError(f"no picture of the {part} part of {name} has an object; check its annotations")
@@ -223,10 +223,9 @@ def _frame(row: Annotated, upright: tuple[int, int], orientation: int, unsure: C
     It is the one whose size the annotations state. If that fits both the stored and the turned picture, or is not
     stated, it is the stored one, as tools have it that leave EXIF alone, and counted in ``unsure``.
     """
-    stored = upright[::-1] if orientation >= 5 else upright
+    height, width = upright
+    stored = (width, height) if orientation >= 5 else upright
     if row.size not in (None, stored, upright):
-        assert row.size
-        height, width = upright
         raise UserError(
             f"{row.where} says that {row.picture.name} has {row.size[1]:g}x{row.size[0]:g} pixels, but it has "
             f"{width}x{height}; its boxes would not fit, bring the picture that was annotated"

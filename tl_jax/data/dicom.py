@@ -169,7 +169,7 @@ def looks_like(path: Path) -> bool:
 def _dataset(path: Path, **options: Any) -> Any:
     """Return the data set of a file, one without preamble, mark or transfer syntax too."""
     with needs("medical"):
-        import pydicom  # a quarter of a second, which other images need not wait for
+        import pydicom.uid  # a quarter of a second, which other images need not wait for
 
     with _told(path):
         with path.open("rb") as file:
@@ -179,7 +179,7 @@ def _dataset(path: Path, **options: Any) -> Any:
         data = pydicom.dcmread(source, force=True, **options)
         if "TransferSyntaxUID" not in data.file_meta:
             implicit, little = data.original_encoding
-            uncompressed = {
+            uncompressed: dict[tuple[bool | None, bool | None], pydicom.uid.UID] = {
                 (True, True): pydicom.uid.ImplicitVRLittleEndian,
                 (False, True): pydicom.uid.ExplicitVRLittleEndian,
                 (False, False): pydicom.uid.ExplicitVRBigEndian,
@@ -226,7 +226,8 @@ def _decoder_advice(path: Path, syntax: Any) -> str:
             f"{path} is compressed as {syntax.name}, which pydicom cannot decode; export it uncompressed"
         ) from None
     # Lines such as "pylibjpeg - requires pylibjpeg>=2.0 and pylibjpeg-openjpeg>=2.0", one for each that would do.
-    missing = dict(line.partition(" - requires ")[::2] for line in decoder.missing_dependencies)
+    lines = (line.partition(" - requires ") for line in decoder.missing_dependencies)
+    missing = {name: needed for name, _, needed in lines}
     packages = missing.get("pylibjpeg") or next((names for names in missing.values()), "")
     names = [re.split("[<>=]", name)[0] for name in packages.split(" and ") if name]
     advice = f"pip install {' '.join(names)}" if names else ""

@@ -109,7 +109,7 @@ def read(folder: Path, kind: str, columns: Columns = FIRST_LINE) -> Source:
     files = _files(folder, kind)
     parts = {split: read_examples(file, kind, columns) for split, file in files.items()}
     labels = _labels(files, parts, kind)
-    if len(labels.names) < 2 and kind != "lines":
+    if not labels.names[1:] and kind != "lines":
         raise UserError(
             f"{files['train']} has a single label, {labels.names[0]!r}; check which column holds the labels"
         )
@@ -120,8 +120,8 @@ def read(folder: Path, kind: str, columns: Columns = FIRST_LINE) -> Source:
     whole, classless = splits["train"], kind in ("conll", "lines")
     strata = np.zeros(len(whole.labels), np.int32) if classless else whole.labels
     train, test = held_out(name, strata, ("texts",) if classless else classes, "fifth")
-    cut = [Split(whole.images[rows], whole.labels[rows]) for rows in (train, test)]
-    return Source(name, *cut, classes, "a fifth held out", splits.get("validation"))
+    train, test = (Split(whole.images[rows], whole.labels[rows]) for rows in (train, test))
+    return Source(name, train, test, classes, "a fifth held out", splits.get("validation"))
 
 
 def read_examples(file: Path, kind: str, columns: Columns, labelled: bool = True) -> list[Example]:

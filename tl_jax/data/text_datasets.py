@@ -237,7 +237,8 @@ def tfds_source(name: str, data_dir: str, columns: Columns) -> Source:
     if not labelled:
         return cut_test(title, train, classes, "fifth")
     tested, *other = labelled
-    return Source(title, train, found[tested], classes, names[tested], *(found[split] for split in other))
+    validation = found[other[0]] if other else None
+    return Source(title, train, found[tested], classes, names[tested], validation)
 
 
 def _read(builder: Any, part: str, columns: Columns) -> Split:

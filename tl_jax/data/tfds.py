@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -95,7 +95,7 @@ def _digits() -> np.ndarray:
     """Return the 64 grey values of each digit, 0 to 16, and which it is: (1797, 65)."""
     from sklearn.datasets import load_digits  # takes 1.4 s
 
-    bunch = load_digits()
+    bunch = cast(Any, load_digits())  # a pair only where ``return_X_y`` asks for one
     return np.concatenate([bunch.data, bunch.target[:, None]], axis=1)
 
 
@@ -167,11 +167,11 @@ def prepared(name: str, data_dir: str) -> Any:
         UserError: it does not, or its files are of a format that needs TensorFlow; the message says how to prepare it.
     """
     with needs("tfds"):
-        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core import constants
 
     if data_dir and not Path(data_dir).expanduser().is_dir():
         raise UserError(f"no folder {data_dir}; check --config.data.dir")
-    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    root = Path(data_dir or constants.DATA_DIR).expanduser()
     if root.name == name or (root / "dataset_info.json").is_file():
         raise UserError(f"{root} is the set itself; pass the folder that holds {name}/ as --config.data.dir")
     if name in cifar.ARCHIVES:

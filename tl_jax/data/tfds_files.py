@@ -41,7 +41,8 @@ def open_builder(folder: Path) -> Any:
     _check_features(folder / "features.json")
     try:
         builder = tfds.builder_from_directory(folder)
-        kind = builder.info.file_format.value
+        # Where there is none, the error is told as all others are.
+        kind = builder.info.file_format.value  # pyright: ignore[reportOptionalMemberAccess]
         files = [Path(file) for split in builder.info.splits.values() for file in split.filepaths]
     except Exception as error:  # on damaged files TFDS raises errors of any kind
         raise UserError(f"cannot read the data set in {folder} ({_reason(error)}); {ACTION}") from error
@@ -108,7 +109,9 @@ class Record:
 
         self.where = where
         with _reading(where):
-            self.features: Mapping[str, Any] = tf_example_pb2.Example.FromString(content).features.feature
+            # protobuf makes the class as its module is imported.
+            message = tf_example_pb2.Example.FromString(content)  # pyright: ignore[reportAttributeAccessIssue]
+            self.features: Mapping[str, Any] = message.features.feature
 
     def content(self, name: str) -> bytes:
         """Return a feature that is text or an image."""

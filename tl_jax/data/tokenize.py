@@ -117,6 +117,13 @@ def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[Any], max_length: in
         tokenizer.no_truncation()
 
 
+def padding(tokenizer: tokenizers.Tokenizer) -> int:
+    """Return the id that fills up."""
+    found = tokenizer.token_to_id("[PAD]")
+    assert found is not None  # ``read`` refuses a tokenizer without
+    return found
+
+
 def padded(encodings: Sequence[tokenizers.Encoding], pad: int) -> dict[str, np.ndarray]:
     """Return int32 arrays (N, L), L that of the longest text, filled up on the right.
 
@@ -185,7 +192,7 @@ def of(tokenizer: tokenizers.Tokenizer, share: float) -> Masking:
     return Masking(share, mask, tokenizer.get_vocab_size(), special)
 
 
-def hide(ids: jax.Array, there: jax.Array, key: jax.Array, how: Masking) -> Hidden:
+def hide(ids: jax.Array | np.ndarray, there: jax.Array | np.ndarray, key: jax.Array, how: Masking) -> Hidden:
     """Choose tokens of each text; of these 80 % become [MASK], 10 % a random token, and 10 % stay.
 
     Of a text with any words one at least is chosen.

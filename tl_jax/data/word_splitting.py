@@ -50,7 +50,7 @@ class Splitter(NamedTuple):
     def of_json(cls, fields: Mapping[str, Any]) -> "Splitter":
         """Return the splitter that ``to_json`` has described."""
         sequences = {"clitics": tuple, "elisions": tuple}
-        made = {
+        made: dict[str, Any] = {
             name: sequences.get(name, frozenset)(value) if isinstance(value, list | tuple) else value
             for name, value in fields.items()
         }

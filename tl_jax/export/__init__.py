@@ -116,7 +116,7 @@ def _of_texts(config: recipe.Config, folder: Path, _: int) -> Contents:
     net = huggingface.load(config.model.name, folder)
     length = min(config.input.max_length or net.model.positions, net.model.positions)
     what = ("weights in Hugging Face's names", "the network", "the tokenizer", "what transformers calls the tokenizer")
-    files = dict(zip(huggingface.FILES, what, strict=True))
+    files: dict[str, str] = dict(zip(huggingface.FILES, what, strict=True))
     about = {"classes": list(net.classes), "preprocessing": model_card.of_texts(length)}
     found = model_card.texts(net.model.output if net.model.num_classes else "masked", net.model.pooling, length)
     return Contents(stablehlo.of_texts(net), about, "", files, found)

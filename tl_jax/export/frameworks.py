@@ -19,7 +19,7 @@ from tl_jax import models
 from tl_jax.data.preprocess import SCALINGS
 from tl_jax.pretrained import image_tables
 from tl_jax.pretrained.catalog import CATALOG, PretrainedSpec
-from tl_jax.pretrained.convert import INVERSES, OWN, Rule, Table
+from tl_jax.pretrained.convert import INVERSES, OWN, Rule, Table, keep
 from tl_jax.pretrained.network import Pretrained
 from tl_jax.utils import disk, tree
 
@@ -52,7 +52,7 @@ def named(variables: Mapping[str, Any], table: Table) -> list[Named]:
         array = np.asarray(leaf, np.float32)
         match, name, transform = next(
             ((m, name, turn) for pattern, name, turn in backwards if (m := pattern.fullmatch(path))),
-            (None, path, None),
+            (None, path, keep),
         )
         if match is None and not table.layers:
             raise ValueError(f"no rule of the table leads to {path}")

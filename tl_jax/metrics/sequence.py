@@ -3,7 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -62,8 +62,8 @@ def tagged(classes: Sequence[str], found: Sequence[Any], batches: Sequence[Batch
             tags = tags[tags != IGNORED]
             read = np.asarray(batch["read"][i])[: len(tags)] > 0 if "read" in batch else np.ones(len(tags), bool)
             predictions = iter(numbers[i][counted])
-            kept.labels.append([classes[tag] for tag in tags])
-            kept.found.append([classes[next(predictions)] if word else outside for word in read])
+            kept.labels.append([classes[int(tag)] for tag in tags])
+            kept.found.append([classes[int(next(predictions))] if word else outside for word in read])
     return kept
 
 
@@ -85,7 +85,9 @@ def _judged(classes: tuple[str, ...], true: np.ndarray, predicted: np.ndarray, k
     from sklearn.metrics import matthews_corrcoef, precision_recall_fscore_support  # takes a second
 
     numbers = [i for i in range(len(classes)) if (true == i).any() or (predicted == i).any()]
-    each = precision_recall_fscore_support(true, predicted, labels=numbers, zero_division=0)
+    how: dict[str, Any] = {"labels": numbers, "zero_division": 0}
+    # scikit-learn has no types, and those that are guessed of it are of averages.
+    each = cast(tuple[np.ndarray, ...], precision_recall_fscore_support(true, predicted, **how))
     table = {classes[i]: _row(*(column[row] for column in each)) for row, i in enumerate(numbers)}
     values = {"f1": float(np.mean(each[2])), "matthews": float(matthews_corrcoef(true, predicted))}
     absent = [name for i, name in enumerate(classes) if not (true == i).any()]  # the same whatever is predicted

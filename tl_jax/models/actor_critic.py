@@ -1,6 +1,6 @@
 """Policy and value of a reinforcement learner: two towers of dense layers, for pictures behind a convolution."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -48,6 +48,12 @@ class Policy(nn.Module):
     widths: tuple[int, ...] = (64, 64)
     channels: int = 16
     activation: str = "tanh"
+
+    if TYPE_CHECKING:  # what the types of flax leave out: a module has a hash, and ``apply`` gives what the call gives
+
+        def __hash__(self) -> int: ...
+
+        def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[Output, dict[str, jax.Array]]:

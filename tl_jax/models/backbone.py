@@ -1,7 +1,7 @@
 """What every image network has in common: a run of named parts, their outputs by name, features, and a head."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -61,6 +61,12 @@ class Backbone(nn.Module):
 
     layouts: ClassVar[tuple[str, ...]] = ()
     min_size: ClassVar[int] = 1
+
+    if TYPE_CHECKING:  # what the types of flax leave out: a module has a hash, and ``apply`` gives what the call gives
+
+        def __hash__(self) -> int: ...
+
+        def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
     def parts(self) -> Sequence[tuple[str, Part]]:
         """Return the parts in order, each with its name, which is also that of its parameters."""

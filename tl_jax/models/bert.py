@@ -4,7 +4,7 @@ BERT (arXiv:1810.04805), MiniLM (arXiv:2002.10957) and DistilBERT (arXiv:1910.01
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -180,6 +180,12 @@ class Bert(nn.Module):
     dtype: Any = jnp.float32
 
     layouts: ClassVar[tuple[str, ...]] = ()
+
+    if TYPE_CHECKING:  # what the types of flax leave out: a module has a hash, and ``apply`` gives what the call gives
+
+        def __hash__(self) -> int: ...
+
+        def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
     def part_names(self) -> tuple[str, ...]:
         """Return the names of the parts from the input on, as far as the network goes."""

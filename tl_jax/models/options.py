@@ -40,16 +40,21 @@ def count_blocks(options: Mapping[str, Any]) -> int:
     return sum(options.get("depths", ())) + sum(options.get("repeats", ())) + stages + options.get("depth", 0)
 
 
+def _is_number(value: Any, kind: type) -> bool:
+    """Whether a value is a number of this kind, and not True or False."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def _misfit(value: Any, plain: Any) -> str:
     """Return in words what a value should be, "" if it is of the kind of ``plain`` and within its range."""
     match plain:
         case bool():
             return "" if isinstance(value, bool) else "True or False"
         case int():
-            fits = isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value <= LARGEST
+            fits = _is_number(value, Integral) and 0 <= value <= LARGEST
             return "" if fits else f"a whole number from 0 to {LARGEST:,}"
         case float():
-            number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+            number = _is_number(value, Real) and math.isfinite(value)
             return "" if number and 0 <= value <= LARGEST_FRACTION else f"a number from 0 to {LARGEST_FRACTION}"
         case str():
             return "" if isinstance(value, str) else "a text"

@@ -81,7 +81,7 @@ class TextNetwork(NamedTuple):
         """
         most = min(max_length or self.model.positions, self.model.positions)
         encodings = tokenize_module.encode(self.tokenizer, texts, most)
-        return tokenize_module.padded(encodings, self.tokenizer.token_to_id("[PAD]"))
+        return tokenize_module.padded(encodings, tokenize_module.padding(self.tokenizer))
 
 
 @functools.cache
@@ -247,7 +247,8 @@ def part_names(name: str, source: str, path: str, **options: Any) -> tuple[str, 
     folder = _folder(folder_of(source, path))
     tokenize.read(folder)
     if source != "random":
-        _config(folder), _weights(folder)
+        _config(folder)
+        _weights(folder)
     attributes = bert_table.options(_config(folder)) if (folder / CONFIG).is_file() else {}
     return models.create(name, 0, **{**attributes, **options}).part_names()
 

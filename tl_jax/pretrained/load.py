@@ -314,7 +314,7 @@ def _as_far(model: Backbone, fit: fitting.Fit, endpoint: str | None, where: str,
             raise MergeError(f"{where}: {describe(fit.report)}; {fix}", fit.report)
         model = model.clone(endpoint=fit.ends)
     there = {fitting.top(path) for path in fit.converted.leaves}
-    lost = {
+    lost: dict[str, Any] = {
         option: False
         for option, leaf in (("fc", "fc1"), ("aux", "aux"))
         if hasattr(model, option) and leaf not in there

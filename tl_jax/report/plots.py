@@ -84,7 +84,7 @@ def draw_reliability(before: Bins, after: Bins, temperature: float, path: Path) 
 SMOKE = "smoke run: it shows that every part works and measures nothing; for results run the recipe without :smoke"
 
 
-def interval(values: Sequence[float]) -> tuple[float, float | None]:
+def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
     """Return the mean and the half width of its 95 % interval (Student's t), which one value does not have."""
     values = np.asarray(values, float)
     if len(values) < 2:

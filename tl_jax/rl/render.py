@@ -196,24 +196,29 @@ def _mountain_car(state: Any, physics: Any) -> Any:
     return [Stroke([hill(float(x)) for x in track], 0.015), pole, car], (-1.3, 0.0, 0.7, 1.3)
 
 
+def _point(place: Any) -> tuple[float, float]:
+    x, y = np.ravel(place)
+    return float(x), float(y)
+
+
 def _reacher(state: Any, physics: Any) -> Any:
     joints, strokes = [(0.0, 0.0)], []
     for angle in np.ravel(state["angles"]):  # each against the ground, as gymnax has it
         joints.append((joints[-1][0] + math.cos(angle), joints[-1][1] + math.sin(angle)))
         strokes.append(Stroke(joints[-2:], 0.12, ACCENT))
     reach = len(joints) - 0.5
-    goal = Stroke([tuple(float(v) for v in np.ravel(state["goal_xy"]))], 0.2, GOAL)
+    goal = Stroke([_point(state["goal_xy"])], 0.2, GOAL)
     return [*strokes, goal], (-reach, -reach, reach, reach)
 
 
 def _swimmer(state: Any, physics: Any) -> Any:
-    urchins = [Stroke([tuple(map(float, xy))], 0.12) for xy in state["urchin_xys"]]
-    goal, me = (tuple(map(float, np.ravel(state[name]))) for name in ("goal_xy", "xy"))
+    urchins = [Stroke([_point(xy)], 0.12) for xy in state["urchin_xys"]]
+    goal, me = (_point(state[name]) for name in ("goal_xy", "xy"))
     return [*urchins, Stroke([goal], 0.15, GOAL), Stroke([me], 0.1, ACCENT)], (-1.5, -1.5, 1.5, 1.5)
 
 
 def _point_robot(state: Any, physics: Any) -> Any:
-    goal, me = (tuple(map(float, np.ravel(state[name]))) for name in ("goal", "pos"))
+    goal, me = (_point(state[name]) for name in ("goal", "pos"))
     return [Stroke([goal], 0.15, GOAL), Stroke([me], 0.1, ACCENT)], (-1.5, -0.5, 1.5, 1.5)
 
 

@@ -82,7 +82,8 @@ def of_tags(
         "examples": len(pairs),
         "confusion": confusion(*numbers.T),
         "sentences": [
-            {"words": list(zip(texts[rows[i]], labels[i], found[i], strict=False)), "wrong": wrong[i]} for i in worst
+            {"words": list(zip(texts[int(rows[i])], labels[i], found[i], strict=False)), "wrong": wrong[i]}
+            for i in worst
         ],
     }
 
@@ -117,8 +118,8 @@ def of_classes(
     worst = np.argsort(-sure, kind="stable")[: min(MISTAKES, int((found != labels).sum()))]
     out["mistakes"] = [
         {
-            "label": classes[labels[i]],
-            "prediction": classes[found[i]],
+            "label": classes[int(labels[i])],
+            "prediction": classes[int(found[i])],
             "probability": float(sure[i]),
             **show(int(i)),
         }

@@ -160,7 +160,7 @@ def _nothing(variables: Any, batch: Batch) -> dict[str, Any]:
 def without_data(record: RunRecord) -> Faces:
     """Return the data of a run that only predicts or is exported: the people it was trained on, without pictures."""
     images, labels = image_classification.no_images(record)
-    source = record.source(lambda: None, images, labels)
+    source = record.classes_alone(images, labels)
     return Faces(Album(source.name, source.train, source.classes, ()), source, None)
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -18,12 +18,12 @@ from tqdm import tqdm
 from tl_jax import __version__
 from tl_jax.data import loader, tokenize
 from tl_jax.data.augment import Augment, augment
-from tl_jax.data.dataset import Encoded, Rows, Split, encoded
+from tl_jax.data.dataset import Encoded, Pictures, Rows, Split, encoded
 from tl_jax.data.tokenize import Texts
 from tl_jax.models import fold_batch_norm
 from tl_jax.models.backbone import FEATURES
 from tl_jax.tasks import losses
-from tl_jax.tasks.losses import Encoder, Maps, Network, make_features
+from tl_jax.tasks.losses import Encoder, Inputs, Maps, Network, make_features
 from tl_jax.train import sharding
 from tl_jax.train.evaluate import extract
 from tl_jax.train.logging import say
@@ -73,7 +73,7 @@ def digest(*facts: Any) -> str:
         elif hasattr(fact, "__array__"):
             array = np.ascontiguousarray(fact)
             sha.update(f"{array.dtype} {array.shape}".encode())
-            sha.update(array)
+            sha.update(array)  # pyright: ignore[reportArgumentType]  # a buffer in NumPy's types from Python 3.12 on
         elif isinstance(fact, Mapping) and any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(fact)):
             for path, leaf in sorted(tree.flatten(jax.device_get(fact)).items()):
                 sha.update(path.encode() + digest(leaf).encode())
@@ -150,14 +150,15 @@ class Outputs:
 
     def __init__(self, frozen: Frozen, name: str, variables: Any):
         network = frozen.network
+        side = cast(Inputs, network.inputs).size  # of pictures of one size; no others come here
         self.frozen, self.name, self.batch_size = frozen, name, frozen.config.eval_batch_size
         if jax.default_backend() == "cpu":
-            most = max(AT_ONCE, PIXELS_AT_ONCE // network.inputs.size**2)
+            most = max(AT_ONCE, PIXELS_AT_ONCE // side**2)
             self.batch_size = sharding.whole(min(self.batch_size, most))
         parts = network.model.part_names()
         inside = parts if name == FEATURES else parts[: parts.index(name) + 1]
         self.trunk = Network(network.model.clone(num_classes=0, endpoint=inside[-1]), network.inputs)
-        found = fold_batch_norm.pairs(self.trunk.model, network.inputs.size)
+        found = fold_batch_norm.pairs(self.trunk.model, side)
         kept = {key: {p: v for p, v in variables[key].items() if p.removeprefix("adapter_") in inside} for key in KINDS}
         self.variables = _fold(network.adapters, tuple(p for p in found if p.conv.partition("/")[0] in inside))(kept)
         facts = (__version__, jax.__version__, code_digest("models", "data"), repr(self.trunk), name, self.batch_size)
@@ -192,7 +193,7 @@ class Outputs:
             return Rows(self._outputs(images.array), images.chosen)
         return self._outputs(images)
 
-    def _outputs(self, images: np.ndarray | Rows) -> np.ndarray:
+    def _outputs(self, images: Pictures) -> np.ndarray:
         if id(images) not in self.found:
             split = Split(images, np.zeros(len(images), np.int32))  # nobody reads these labels
             each = functools.partial(loader.eval_batches, split, self.batch_size)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import flax.linen as nn
 import jax
@@ -21,9 +21,10 @@ from tl_jax.transfer.self_supervised import Pretext
 from tl_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from tl_jax.data.tokenize import Texts
     from tl_jax.transferability.probes import LinearProbe
 
-Features = Callable[[Any, Split], np.ndarray]  # (variables, N pictures) -> (N, D)
+Features = Callable[[Any, Any], np.ndarray]  # (variables, N pictures, or texts) -> (N, D)
 STRENGTHS = tuple(10.0**i for i in range(-4, 3))  # C of a probe, of which the best on validation is taken
 ATTENTION_EXAMPLES = 256  # that DELTA's weights of channels are estimated from, at most
 PROBES = ("logistic", "ridge")  # fits of the head, see transferability/probes.py
@@ -64,7 +65,9 @@ def plain(net: Pretrained, key: jax.Array) -> dict[str, Any]:
 class Probe:
     """The head as a linear classifier fitted to the features of the training part, as they are before any training."""
 
-    def __init__(self, kind: str, strength: float, parts: Mapping[str, Split], features: Features):
+    def __init__(
+        self, kind: str, strength: float, parts: "Mapping[str, Split] | Mapping[str, Texts]", features: Features
+    ):
         """``kind`` is one of ``PROBES``; a ``strength`` of 0 is replaced by the best on the part "validation"."""
         self.kind, self.strength, self.parts, self.features = kind, strength, parts, features
 
@@ -134,7 +137,8 @@ def attention(net: Network, variables: Any, names: tuple[str, ...], part: Split,
         maps, grads = gradients(variables, batch)
         for name in names:
             rises[name].append(regularizers.first_order_drops(maps[name][keep], grads[name][keep]) * keep.sum())
-    return {name: regularizers.channel_attention(_standard(sum(rows))) for name, rows in rises.items()}
+    sums = {name: cast(jax.Array, sum(rows)) for name, rows in rises.items()}  # of one batch at least
+    return {name: regularizers.channel_attention(_standard(total)) for name, total in sums.items()}
 
 
 def source(how: Regularize, variables: Any, **found: Any) -> dict[str, Any]:

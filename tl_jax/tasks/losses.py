@@ -414,7 +414,9 @@ def _weights(batch: Any) -> jax.Array:
     return batch["mask"][:, None] * (batch["label"] != IGNORED)
 
 
-def _text_sums(losses: jax.Array, logits: jax.Array, labels: jax.Array, weights: jax.Array):
+def _text_sums(
+    losses: jax.Array, logits: jax.Array, labels: jax.Array, weights: jax.Array
+) -> dict[str, tuple[Any, Any]]:
     hits = (logits.argmax(-1) == labels).astype(jnp.float32)
     count = weights.sum()
     return {"loss": ((losses * weights).sum(), count), "accuracy": ((hits * weights).sum(), count)}

@@ -54,9 +54,7 @@ class RunRecord(NamedTuple):
             UserError: the classes of the data are not those of the run, or a label is none of them.
         """
         if not self.reads_data:
-            none, facts = Split(images, labels), self.facts
-            limits = value_range.of_facts(facts)
-            return Source(facts["data"], none, none, tuple(facts["classes"]), facts["tested"], none, limits)
+            return self.classes_alone(images, labels)
         source = check_source(read())
         if not self.facts:
             return source
@@ -68,6 +66,12 @@ class RunRecord(NamedTuple):
             )
             return source
         return in_order(source, self.facts["classes"], self.folder)
+
+    def classes_alone(self, images: np.ndarray, labels: np.ndarray) -> Source:
+        """Return the data of a task that does not read them; ``images`` and ``labels`` are of no example."""
+        none, facts = Split(images, labels), self.facts
+        limits = value_range.of_facts(facts)
+        return Source(facts["data"], none, none, tuple(facts["classes"]), facts["tested"], none, limits)
 
     def cut(self, config: Any, source: Source) -> dict[str, Split]:
         """Return the splits of ``head_init.cut``, all of them without examples if the data are not read."""

@@ -211,7 +211,7 @@ def _entities(
     found, lines, scheme = [], [], find_scheme(classes)
     for i, (row, read) in enumerate(_predict(net, encoder, length, variables, words, labels)):
         best = iter(row.argmax(-1))
-        tags = [classes[next(best)] if word else scheme.outside for word in read]
+        tags = [classes[int(next(best))] if word else scheme.outside for word in read]
         if scheme.name:
             marked = scheme.entities(tags)
         else:
@@ -248,7 +248,7 @@ def _predict(
     encodings = tokenize.encode(net.tokenizer, list(texts), length)
     if cut := sum(bool(e.overflowing) for e in encodings):
         say(f"{cut:,} of {len(texts):,} inputs are cut to {length} tokens: what comes after them is not read")
-    data = tokenize.texts(encodings, labels, net.tokenizer.token_to_id("[PAD]"))
+    data = tokenize.texts(encodings, labels, tokenize.padding(net.tokenizer))
     step, size = make_eval_step(make_text_predict(encoder)), min(BATCH, len(texts))
     n = sharding.whole(size)
     for first in range(0, len(texts), size):
@@ -272,7 +272,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
     source = record.source(lambda: load_source(config), *none)
     if record.reads_data:
         say_shared(source)
-    reading = how_read(config.task, source.train.images) if record.reads_data else record.facts["reading"]
+    reading = how_read(config.task, np.asarray(source.train.images)) if record.reads_data else record.facts["reading"]
     net = load_network(config, () if config.task == "masked" else source.classes)
     for note in net.notes:
         say(note)
@@ -334,7 +334,7 @@ def _details(classes: Sequence[str], texts: Any, kept: Any, rows: Any) -> dict[s
     return error_analysis.of_texts(classes, texts, rows, kept)
 
 
-def how_read(task: str, texts: Sequence[Any]) -> dict[str, Any]:
+def how_read(task: str, texts: np.ndarray) -> dict[str, Any]:
     """Return what predictions must know of the training texts: whether they are pairs, how sentences are split."""
     splitter = word_splitting.learn_splitter(texts).to_json() if task == "tokens" else None
     return {"pairs": task == "text" and isinstance(texts[0], tuple), "splitter": splitter}
@@ -414,7 +414,9 @@ def _read(_: str, name: str, folder: str, columns: Columns) -> Source:
 def load_network(config: Any, classes: Sequence[str], output: str = "") -> TextNetwork:
     """Return the network of ``config`` with a head for ``classes``, or for guessing words."""
     output, folder = output or config.task, huggingface.folder_of(config.init.source, config.init.path)
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
+    options: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()
+    }
     options |= {"dtype": jnp.dtype(config.model.dtype), "endpoint": config.model.endpoint, "output": output}
     options |= {"head_dropout": config.regularize.dropout} if config.regularize.dropout else {}
     options |= {"adapter": config.adapt.rank} if config.adapt.kind == "bottleneck" and config.adapt.rank else {}
@@ -422,7 +424,7 @@ def load_network(config: Any, classes: Sequence[str], output: str = "") -> TextN
         return huggingface.random(config.model.name, folder, len(classes), seed=config.seed, **options)
     keep = "keep" if config.init.head == "keep" and output != "masked" else "new"
     head = "auto" if output == "masked" else keep
-    given = {"head": head, "seed": config.seed, "rename": config.init.rename}
+    given: dict[str, Any] = {"head": head, "seed": config.seed, "rename": config.init.rename}
     net = huggingface.load(config.model.name, folder, len(classes), **given, **options)
     order = run_record.match(net.classes, classes, str(net.path)) if keep == "keep" else None
     return net if order is None else net._replace(variables=run_record.reordered(net.variables, order))
@@ -435,7 +437,7 @@ def length(config: Any, net: TextNetwork) -> int:
 
 def tokenized(config: Any, net: TextNetwork, parts: dict[str, Any], classes: Sequence[str]) -> dict[str, Texts]:
     """Return the parts as ids, and say how many texts were cut, and how many words of tagged sentences."""
-    most, pad = length(config, net), net.tokenizer.token_to_id("[PAD]")
+    most, pad = length(config, net), tokenize.padding(net.tokenizer)
     found, cut, total, unread = {}, 0, 0, 0
     for name, part in parts.items():
         texts = np.asarray(part.images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
@@ -77,10 +77,12 @@ def hidden(
     for before, after, positions, weights in zip(ids, *found, strict=True):
         at = sorted(positions[weights > 0].tolist())
         letters = ["M" if after[i] == how.mask else "K" if after[i] == before[i] else "R" for i in at]
-        marks.append(
-            {i: (letter, tokenizer.id_to_token(int(before[i]))) for i, letter in zip(at, letters, strict=True)}
-        )
+        marks.append({i: (letter, _piece(tokenizer, int(before[i]))) for i, letter in zip(at, letters, strict=True)})
     return found.ids, marks
+
+
+def _piece(tokenizer: tokenizers.Tokenizer, token: int) -> str:
+    return cast(str, tokenizer.id_to_token(token))  # None for no id of its vocabulary, from which all of these come
 
 
 def legend(texts: Sequence[Text]) -> dict[str, str]:
@@ -104,14 +106,14 @@ def _text(
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     drawn, scheme = [], find_scheme(classes)
     for at, (token, second) in enumerate(zip(ids[:length].tolist(), row["token_type_ids"], strict=False)):
-        tag = classes[labels[at]] if classes and labels.ndim and labels[at] != IGNORED else ""
+        tag = classes[int(labels[at])] if classes and labels.ndim and labels[at] != IGNORED else ""
         kind = SPECIAL if token in special and at not in marks else SECOND if second else PLAIN
         note = tag
         if tag and tag != scheme.outside:
             kind = TAG + scheme.kind(tag)  # B-PER and I-PER are of one kind
         if at in marks:
             kind, note = f"hidden {marks[at][0]}", " ".join(marks[at])
-        drawn.append(Piece(tokenizer.id_to_token(token), kind, note))
+        drawn.append(Piece(_piece(tokenizer, token), kind, note))
     if padding := len(ids) - length:
         drawn.append(Piece(f"[PAD] x {padding}", PADDING))
     label = f"label {classes[int(labels)]}: " if classes and not labels.ndim else ""

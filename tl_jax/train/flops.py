@@ -22,18 +22,22 @@ def flops(function: Any, *args: Any) -> float:
 def _work(jaxpr: core.Jaxpr, loops: bool) -> float:
     total = 0.0
     for eqn in jaxpr.eqns:
-        name, sizes = eqn.primitive.name, [math.prod(v.aval.shape) for v in eqn.outvars if hasattr(v.aval, "shape")]
+        name, sizes = eqn.primitive.name, [math.prod(_shape(v)) for v in eqn.outvars if hasattr(v.aval, "shape")]
         if name == "dot_general":
             (over, _), _ = eqn.params["dimension_numbers"]
-            total += 2 * sizes[0] * math.prod(eqn.invars[0].aval.shape[axis] for axis in over)
+            total += 2 * sizes[0] * math.prod(_shape(eqn.invars[0])[axis] for axis in over)
         elif name == "conv_general_dilated":
-            kernel, outputs = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec[0]
+            kernel, outputs = _shape(eqn.invars[1]), eqn.params["dimension_numbers"].rhs_spec[0]
             total += 2 * sizes[0] * math.prod(kernel) / kernel[outputs]
         elif name in ONE_EACH:
             total += sizes[0]
         times = eqn.params["length"] if name == "scan" and loops else 1
         total += times * sum(_work(inner, loops) for inner in _inner(eqn.params.values()))
     return total
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
 
 
 def _inner(values: Any) -> Iterator[core.Jaxpr]:

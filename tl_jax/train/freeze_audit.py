@@ -25,7 +25,12 @@ def frozen_hashes(phase: Phase, state: TrainState) -> dict[str, str]:
     leaves = {f"params/{path}": leaf for path, leaf in flat.items() if not moves[path]}
     stats = tree.flatten(state.batch_stats)
     leaves |= {f"batch_stats/{path}": leaf for path, leaf in stats.items() if path.rpartition("/")[0] in still}
-    return {path: hashlib.sha256(np.ascontiguousarray(leaf)).hexdigest() for path, leaf in fetch(leaves).items()}
+    return {path: _hash(np.ascontiguousarray(leaf)) for path, leaf in fetch(leaves).items()}
+
+
+def _hash(leaf: np.ndarray) -> str:
+    # NumPy's types have it that arrays are buffers from Python 3.12 on.
+    return hashlib.sha256(leaf).hexdigest()  # pyright: ignore[reportArgumentType]
 
 
 class Proof:

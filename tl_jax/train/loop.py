@@ -285,6 +285,7 @@ class Run:
         clock, now = time.monotonic(), int(state.step)
         better = values is not None and values[self.task.score] >= self.best
         if better:
+            assert values is not None
             self.best = values[self.task.score]
         # Clocks of several processes differ, and all of them must come to write.
         if sure or better or jax.process_count() > 1 or clock - self.saved >= self.pace.rest:

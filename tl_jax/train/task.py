@@ -66,7 +66,7 @@ class Task(NamedTuple):
     score: str = "accuracy"
     predict: Callable[[Variables, Batch], jax.Array] | None = None
     judge: Callable[[Sequence[Any], Sequence[Batch]], Verdict] | None = None
-    details: Callable[[Any], dict[str, Any]] | None = None
+    details: Callable[..., dict[str, Any]] | None = None
     report: Callable[[Any, Any, Path], dict[str, Any]] | None = None
     stepper: Callable[..., Any] | None = None
     answer: Callable[[Variables, Sequence[str]], tuple[list[dict[str, Any]], str]] | None = None

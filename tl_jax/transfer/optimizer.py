@@ -1,7 +1,7 @@
 """Optimizers and schedules by name, one transform per trained group; Adam's moments, to start another run from."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -82,7 +82,10 @@ def make_optimizer(spec: OptimSpec, rules: Rules) -> optax.GradientTransformatio
     norm would count them. Frozen leaves have no optimizer state.
     """
     group = {"sgd": _sgd, "adam": _adam}[spec.name](spec)
-    transforms = {**{label: group for label in groups(rules)}, FROZEN: optax.set_to_zero()}
+    transforms: dict[Hashable, optax.GradientTransformation] = {
+        **{label: group for label in groups(rules)},
+        FROZEN: optax.set_to_zero(),
+    }
     trained = functools.partial(trainable, rules=rules)
     chain = [optax.multi_transform(transforms, functools.partial(label_leaves, rules=rules)), _descend(spec, rules)]
     if spec.clip_norm:
@@ -125,6 +128,11 @@ def averaged(params: Any, opt_state: Any) -> Any:
     return jax.tree.map(lambda a, p: p if masked(a) else a, average, params, is_leaf=masked)
 
 
+def _stateless(update: Callable[..., Any]) -> optax.GradientTransformationExtraArgs:
+    """Return the transform that keeps nothing; ``update`` takes further arguments by name."""
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
 def _decay(spec: OptimSpec) -> list[optax.GradientTransformation]:
     def kernels(params):
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
@@ -133,7 +141,7 @@ def _decay(spec: OptimSpec) -> list[optax.GradientTransformation]:
         return jax.tree.map(lambda u, p: u + decay * p if p.ndim > 1 else u, updates, params), state
 
     if spec.weight_decay is None:
-        return [optax.GradientTransformationExtraArgs(optax.init_empty_state, update)]
+        return [_stateless(update)]
     return [optax.add_decayed_weights(spec.weight_decay, kernels)] if spec.weight_decay else []
 
 
@@ -154,7 +162,7 @@ def _descend(spec: OptimSpec, rules: Rules) -> optax.GradientTransformationExtra
         steps = {path: leaf * (-rate * factors.get(path, 1.0)) for path, leaf in tree.flatten(updates).items()}
         return tree.unflatten(steps), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    return _stateless(update)
 
 
 def _track_average(keep: float) -> optax.GradientTransformation:

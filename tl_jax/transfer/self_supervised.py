@@ -1,7 +1,7 @@
 """Self-supervised learning on images: views, heads and losses of SimCLR, SimSiam and RotNet."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -150,11 +150,13 @@ def loss(how: Pretext, embed: Embed, heads: Any, images: jax.Array, key: jax.Arr
         return losses.mean(), (logits.argmax(-1) == turns).mean()
     views = jnp.concatenate([augment(images, k, how.views) for k in (first, second)])
     features = embed(views)
-    projections = _projector(how, features.shape[-1]).apply({"params": heads["projector"]}, features)
+    projector = _projector(how, features.shape[-1])
+    projections = cast(jax.Array, projector.apply({"params": heads["projector"]}, features))
     z1, z2 = jnp.split(projections, 2)
     if how.name == "simclr":
         return nt_xent(z1, z2, how.temperature), _matched(z1, z2)
-    p1, p2 = jnp.split(_predictor(how).apply({"params": heads["predictor"]}, projections), 2)
+    predictions = cast(jax.Array, _predictor(how).apply({"params": heads["predictor"]}, projections))
+    p1, p2 = jnp.split(predictions, 2)
     return (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2, _matched(z1, z2)
 
 

@@ -1,5 +1,7 @@
 """Validation of the inputs of scores and distances: features, labels, probabilities, and pairs of data sets."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,7 +97,8 @@ def classified(
         raise UserError(f"{what} are (N, D) and labels (N,), one of each for an example, not {shape} and {given}")
     features = real(features, what)
     wide = features.dtype in (np.float64, np.int64, np.uint64)
-    x = jnp.asarray(features, jnp.float64 if wide and jax.config.jax_enable_x64 else jnp.float32)
+    allowed = cast(Any, jax.config).jax_enable_x64  # JAX adds its options as it is imported
+    x = jnp.asarray(features, jnp.float64 if wide and allowed else jnp.float32)
     y, classes = numbered(labels)
     if classes < 2:
         raise UserError(f"all {len(y)} labels are {whole(labels)[0]}; a score needs two classes or more")

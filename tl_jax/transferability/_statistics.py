@@ -11,11 +11,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
+import numpy as np
 
 REGULAR = 1e3  # a pivot of this many times the rounding of a correlation matrix still means something
 
 
-def tolerance(size: int | jax.Array) -> jax.Array:
+def tolerance(size: int | jax.Array) -> jax.Array | np.floating:
     """Return the share of the largest eigenvalue at which others are rounding, of a sum of ``size`` products."""
     return 4 * jnp.finfo(jnp.float64).eps * size
 
@@ -145,6 +146,7 @@ def scatters(
 
         own = jax.lax.fori_loop(0, (end - start + size - 1) // size, body, zeros)
         if rated:
+            assert counts is not None
             rate = half_logdet(_whole(own) / (jnp.maximum(counts[g], 1e-300) * DISTORTION))
         else:
             rate = jnp.zeros(())

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -200,7 +200,7 @@ def _fit(x: jax.Array, y: jax.Array, c: jax.Array, classes: int, steps: int, tol
         losses = optax.softmax_cross_entropy_with_integer_labels(x @ kernel + bias[None], y)
         return (losses.sum() + (kernel**2).sum() / (2 * c)) / len(x)
 
-    value_and_grad = optax.value_and_grad_from_state(loss)
+    value_and_grad = cast(Callable[..., Any], optax.value_and_grad_from_state(loss))  # a gradient is typed as any tree
 
     def step(carry):
         params, state, i, _ = carry

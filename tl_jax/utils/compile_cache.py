@@ -12,7 +12,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import filelock
 import jax
@@ -37,7 +37,8 @@ def enable() -> Path | None:
     ``JAX_ENABLE_COMPILATION_CACHE=false``. Programs are run as they are found: a folder into which others can write is
     not used, and processors of another kind, which may see the same home, get a folder of their own.
     """
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    config = cast(Any, jax.config)  # JAX adds its options as it is imported
+    if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return None
     folder = cache_dir() / "programs" / machine()
     try:

@@ -52,7 +52,7 @@ def telling(where: object) -> Iterator[None]:
         raise
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | bytearray) -> None:
     """Write a file whole or not at all, see ``replacing``."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)

@@ -7,7 +7,7 @@ statistics instead of the batch's.
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -38,7 +38,8 @@ class BatchNorm(nn.BatchNorm):
         dtype = self.dtype or x.dtype
         if running:
             return _affine(x, mean.value, lax.rsqrt(var.value + self.epsilon), scale, bias).astype(dtype)
-        y, of_mean, of_var = _normalise(x, scale, bias, self.epsilon)
+        # JAX's types lose what a function returns to which it adds a gradient.
+        y, of_mean, of_var = cast(tuple[jax.Array, ...], _normalise(x, scale, bias, self.epsilon))
         if not self.is_initializing():
             for kept, new in ((mean, of_mean), (var, of_var)):
                 kept.value = self.momentum * kept.value + (1 - self.momentum) * lax.stop_gradient(new)
@@ -123,7 +124,8 @@ def stochastic_norm(probability: float) -> Iterator[None]:
         variables = {name: values for name, values in layer.variables.items() if name in ("params", "batch_stats")}
         # A copy, because linen refuses to make a layer's variables twice in one call; first, because the call of the
         # layer itself moves its statistics.
-        steady = layer.clone(parent=None, name=None, use_running_average=True).apply(variables, x)
+        still = layer.clone(parent=None, name=None, use_running_average=True)
+        steady = cast(jax.Array, still.apply(variables, x))
         drawn = jax.random.bernoulli(layer.make_rng(STREAM), float(probability), _channels(layer, x))
         return jnp.where(drawn, steady, call(*args, **kwargs))
 

@@ -5,6 +5,7 @@ VGG16 (``experiments/benchmarks/ops.py``).
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,11 +21,16 @@ def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
     The gradient goes to the first maximum of a window, in the order of its rows.
     """
     if not conv.on_cpu():
-        return nn.max_pool(x, (window, window), (stride, stride), [(pad, pad)] * 2)
+        return nn.max_pool(x, (window, window), (stride, stride), _around(pad))
     if pad:
         around = ((0, 0), (pad, pad), (pad, pad), (0, 0))
         x = jnp.pad(x, around, constant_values=-jnp.inf)
     return _max_along(_max_along(x, 2, window, stride), 1, window, stride)
+
+
+def _around(pad: int) -> Any:
+    """Return the padding of a picture's two sides; flax's types know of names alone."""
+    return [(pad, pad)] * 2
 
 
 def mean_pool(x: jax.Array, count_padding: bool) -> jax.Array:
@@ -33,7 +39,7 @@ def mean_pool(x: jax.Array, count_padding: bool) -> jax.Array:
     Keras leaves the padding out of the mean, torchvision's Inception counts it as zeros.
     """
     if not conv.on_cpu():
-        return nn.avg_pool(x, (3, 3), (1, 1), [(1, 1)] * 2, count_include_pad=count_padding)
+        return nn.avg_pool(x, (3, 3), (1, 1), _around(1), count_include_pad=count_padding)
     if count_padding:
         return _sum_around(x) / 9
     rows, columns = (3 - (at == 0) - (at == side - 1) for side in x.shape[1:3] for at in [np.arange(side)])
