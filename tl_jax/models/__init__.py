@@ -9,8 +9,7 @@ from tl_jax.models.bert import Bert
 from tl_jax.models.inception import InceptionV3
 from tl_jax.models.mobilenet import MobileNetV2
 from tl_jax.models.options import check, count_blocks
-from tl_jax.models.resnet import ResNet
-from tl_jax.models.resnet_v2 import ResNetV2
+from tl_jax.models.resnet import ResNet, ResNetV2
 from tl_jax.models.vgg import VGG
 from tl_jax.utils.errors import UserError, nearest
 
