@@ -58,6 +58,11 @@ def test_requirements_are_the_base_and_the_extras_but_sweeps():
     assert listed == sorted(listed, key=str.lower) and all(re.search(r">=[\d.]+,<[\d.]+$", line) for line in listed)
 
 
+def test_the_oldest_versions_are_the_lower_bounds():
+    lines = [line for line in (ROOT / "requirements-oldest.txt").read_text().splitlines() if not line.startswith("#")]
+    assert lines == [re.sub(">=([^,]+),.*", r"==\1", line) for line in (ROOT / "requirements.txt").read_text().split()]
+
+
 def _imports(tree: ast.AST, inside: str = ""):
     """Yield (line, library, extra) of the imports, with the extra of the ``with needs(...)`` around."""
     for node in ast.iter_child_nodes(tree):
