@@ -205,7 +205,7 @@ def messages(source: str) -> Iterator[str]:
             and node.args
         ):
             yield from (text for text in template(node.args[0]) if " " in text)
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "combine":  # several errors in one
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "combine_errors":  # several errors in one
             yield from (f"{{{ast.unparse(node.args[0])}}}: {text}: ..." for text in template(node.args[2]) if text)
         elif isinstance(node, ast.FunctionDef) and ast.unparse(node.returns or ast.Constant(0)) == "Refused":
             for value in (n for n in ast.walk(node) if isinstance(n, ast.Dict)):

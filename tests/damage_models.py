@@ -34,7 +34,7 @@ from tl_jax.pretrained import delta, formats, huggingface
 from tl_jax.rl import policy_transfer as policies
 from tl_jax.transfer.adapters import Adapters
 from tl_jax.utils import tree
-from tl_jax.utils.json_files import SEAL
+from tl_jax.utils.json_files import CHECKSUM_KEY
 
 TOUCHED = 1 << 30  # bytes beyond what the imports need
 SECONDS = 20  # of CPU time that one file may take: what has other sizes is compiled anew
@@ -83,7 +83,7 @@ def seal(folder: Path) -> None:
     path = folder / formats.FILE
     try:
         content = json.loads(path.read_bytes())
-        content.pop(SEAL, None)
+        content.pop(CHECKSUM_KEY, None)
         for name, entry in content["files"].items():
             entry["sha256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         path.write_text(json.dumps(content))
@@ -95,7 +95,7 @@ def unseal(folder: Path) -> None:
     """Take the hashes of JSON files out of them, as somebody does who edits one: else only the hash is looked at."""
     for path in folder.rglob("*.json"):
         content = json.loads(path.read_bytes())
-        if isinstance(content, dict) and content.pop(SEAL, None):
+        if isinstance(content, dict) and content.pop(CHECKSUM_KEY, None):
             path.write_text(json.dumps(content))
 
 

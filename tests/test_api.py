@@ -94,6 +94,6 @@ def test_what_may_take_long_is_shown(tmp_path, monkeypatch):
         shown.append(what)
         yield
 
-    monkeypatch.setattr(api, "waiting", waiting)
+    monkeypatch.setattr(api, "show_elapsed", waiting)
     api.run(small.config(("epochs", 0.0), ("data.per_class", 2)), tmp_path)
     assert shown == ["loading weights and data", "testing"]

@@ -40,7 +40,7 @@ from tl_jax.transfer.weight_averaging import interpolate
 from tl_jax.utils import environment
 from tl_jax.utils.environment import versions
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.waiting import waiting
+from tl_jax.utils.waiting import show_elapsed
 
 ROWS, COLUMNS = 6, 7  # of a preview
 
@@ -333,7 +333,7 @@ def _run_once(config: recipe.Config, folder: Path, verbose: bool = True) -> dict
     clock = time.monotonic()
     if verbose:
         say("loading weights and data ...")
-    with waiting("loading weights and data"):
+    with show_elapsed("loading weights and data"):
         task = make_task(config, RunRecord(workdir.stored_facts(folder), str(folder)))
         workdir.claim_facts(folder, task.facts)
     seconds = {"data": time.monotonic() - clock}
@@ -345,7 +345,7 @@ def _run_once(config: recipe.Config, folder: Path, verbose: bool = True) -> dict
     fitted = loop.fit(
         task, plan, pace, config.seed, folder, verbose, config.freeze.verify, config.parallel.state == "sharded"
     )
-    with waiting("testing"):
+    with show_elapsed("testing"):
         summary, verdict = _tested(config, folder, task, fitted)
     summary["seconds"] = {**seconds, **fitted.seconds, "total": time.monotonic() - clock}
     _keep_details(fitted.task, verdict, folder)
@@ -399,7 +399,7 @@ def _tested(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted
         **_judged(task, verdict, held_out, folder),
         **extra,
         **({"freeze": fitted.freeze} if config.freeze.verify else {}),
-        **environment.facts(),
+        **environment.describe(),
     }
     return summary, verdict
 
@@ -420,7 +420,7 @@ def _run_many(config: recipe.Config, folder: Path) -> dict[str, Any]:
         arms = list(dict.fromkeys(arm for arm, _, _ in everything))
         seeds = list(dict.fromkeys(seed for _, seed, _ in everything))
         summary = {"config_name": config.name, **_smoke(config), "seed": config.seed}
-        summary |= plots.summarise_comparison(folder, arms, seeds, score) | environment.facts()
+        summary |= plots.summarise_comparison(folder, arms, seeds, score) | environment.describe()
         summary["seconds"]["total"] = time.monotonic() - clock
         write_json(folder / "summary.json", summary)
     say(plots.comparison_table(summary))

@@ -9,7 +9,7 @@ import tomllib
 import pytest
 
 from tests.conftest import ROOT
-from tl_jax.utils.extras import EXTRAS, MissingExtra, needs
+from tl_jax.utils.extras import EXTRAS, MissingExtra, require_extra
 
 pytestmark = pytest.mark.fast
 
@@ -89,10 +89,10 @@ def test_libraries_of_extras_are_imported_where_a_line_names_the_extra():
 
 def test_a_missing_library_is_one_line_that_names_the_extra():
     with pytest.raises(MissingExtra, match=r"gymnax_x is not installed.*extra 'rl'.*pip install 'tl-jax\[rl\]'"):
-        with pytest.MonkeyPatch.context() as patch, needs("rl"):
+        with pytest.MonkeyPatch.context() as patch, require_extra("rl"):
             patch.setitem(EXTRAS, "rl", ("gymnax_x",))
             import gymnax_x  # pyright: ignore[reportMissingImports]  # noqa: F401
-    with pytest.raises(ModuleNotFoundError, match="another_library"), needs("rl"):
+    with pytest.raises(ModuleNotFoundError, match="another_library"), require_extra("rl"):
         import another_library  # pyright: ignore[reportMissingImports]  # noqa: F401
 
 

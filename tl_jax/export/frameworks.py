@@ -94,7 +94,7 @@ def save(path: Path, variables: Mapping[str, Any], table: Table) -> None:
     for entry in named(variables, table):
         leaves.setdefault(entry.path.split("/", 1)[1].rpartition("/")[0], []).append(entry)
     counts = dict.fromkeys(_CLASSES, 0)
-    with disk.replacing(path) as temporary:
+    with disk.atomic_write(path) as temporary:
         with h5py.File(temporary, "w") as file:
             for layer in table.layers:
                 if layer.path not in leaves:
@@ -155,7 +155,7 @@ def write(folder: Path, net: Pretrained, source: str, embeddings: bool = False, 
         return Foreign(why_not=f"{library}'s `{name}` differs in {', '.join(other)}, so no file is in its names.")
     if library == "torchvision":
         arrays = {entry.name: entry.array for entry in named(net.variables, image_tables.table(name, library))}
-        with disk.replacing(folder / TORCH) as temporary:
+        with disk.atomic_write(folder / TORCH) as temporary:
             safetensors.numpy.save_file(arrays, temporary, {"format": "pt", "classes": json.dumps(list(classes))})
         return Foreign(TORCH, f"the state dict of torchvision's `{name}`", _torch_code(net))
     if size < _SMALLEST or (getattr(net.model, "fc", False) and size != published.image_size):

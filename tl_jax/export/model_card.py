@@ -19,7 +19,7 @@ from tl_jax.report.html import facts, table
 from tl_jax.train.run_files import read_facts, read_summary
 from tl_jax.train.workdir import finite
 from tl_jax.utils import disk
-from tl_jax.utils.errors import UserError, listed
+from tl_jax.utils.errors import UserError, join_names
 
 _HEADS = {"text": "SequenceClassification", "tokens": "TokenClassification", "masked": "MaskedLM"}
 
@@ -287,7 +287,7 @@ def _rows(bundle: Mapping[str, Any]) -> dict[str, str]:
     rows = {"network": f"`{bundle['model']}`"}
     if counted:
         rows["network"] += f", {sum(counted.values()):,} parameters, {counted['trainable']:,} of them trained"
-    rows |= {"classes": f"{len(classes)}: {listed(classes, _SHOWN)}"} if classes else {}
+    rows |= {"classes": f"{len(classes)}: {join_names(classes, _SHOWN)}"} if classes else {}
     rows |= {"trained on": bundle["data"] + _examples(bundle["examples"]), "started from": start}
     rows["licence of the weights it started from"] = weights["licence"]
     rows["run"] = f"task `{bundle['task']}`, seed {bundle['seed']}, step {bundle['step']:,}"

@@ -23,7 +23,7 @@ from tl_jax.rl.rollout import normalized
 from tl_jax.tasks.losses import TOKENS
 from tl_jax.transfer.arcface import unit
 from tl_jax.utils import disk, tree
-from tl_jax.utils.extras import needs
+from tl_jax.utils.extras import require_extra
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -120,5 +120,5 @@ def run(path: Path, *arrays: Any) -> jax.Array:
 
 def check_serialization() -> None:
     """Raise MissingExtra without FlatBuffers, in which ``jax.export`` writes programs."""
-    with needs("export"):
+    with require_extra("export"):
         import flatbuffers  # noqa: F401

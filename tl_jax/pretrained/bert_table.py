@@ -9,7 +9,7 @@ import numpy as np
 
 from tl_jax.pretrained.convert import INVERSES, Converted, Rule, Table, keep, transpose
 from tl_jax.utils.errors import UserError, nearest
-from tl_jax.utils.json_files import TEXT, Field, check_fields, integer, list_of, number, object_of
+from tl_jax.utils.json_files import STRING, Field, check_fields, integer, list_of, number, object_of
 
 # (ours, theirs, kind of layer) of what is there once, and once in each layer.
 ONCE = {
@@ -117,12 +117,12 @@ SIZES: Mapping[str, Field] = {
     "positions": integer(1, 1_000_000),
     "types": integer(0, 64),
     "epsilon": number(0, 1),
-    "activation": TEXT,
+    "activation": STRING,
     "dropout": number(0, 0.99),
     "attention_dropout": number(0, 0.99),
     "head_dropout": number(0, 0.99),
 }
-OTHER_FIELDS = {"model_type": TEXT, "architectures": list_of(TEXT), "id2label": object_of(TEXT)}
+OTHER_FIELDS = {"model_type": STRING, "architectures": list_of(STRING), "id2label": object_of(STRING)}
 # Leaves whose shapes are those of options: which tell that a file is another network's before one is built.
 SHAPES = {
     "params/embeddings/word/embedding": ("vocabulary", "width"),

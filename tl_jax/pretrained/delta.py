@@ -15,11 +15,11 @@ from tl_jax.transfer.adapters import KINDS, Adapters
 from tl_jax.transfer.freeze import ADAPTERS, HEAD
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.json_files import TEXT, check_fields, choice, integer, number
+from tl_jax.utils.json_files import STRING, check_fields, choice, integer, number
 
 # Statistics are small and go together; heads and adapters are drawn from the run's own seed.
 NEVER_PUBLISHED = rf"batch_stats/.*|params/({HEAD[0]}|{ADAPTERS})"
-_ADAPTERS = {"kind": choice(*KINDS), "rank": integer(0, 100_000), "alpha": number(0, 1e6), "targets": TEXT}
+_ADAPTERS = {"kind": choice(*KINDS), "rank": integer(0, 100_000), "alpha": number(0, 1e6), "targets": STRING}
 _AGAIN = "export the run again"
 
 

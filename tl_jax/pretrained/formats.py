@@ -29,7 +29,8 @@ from tl_jax.utils.claims import npz_members, read_npy
 from tl_jax.utils.errors import UserError, nearest
 from tl_jax.utils.json_files import (
     OBJECT,
-    TEXT,
+    STRING,
+    add_checksum,
     check_fields,
     choice,
     integer,
@@ -38,13 +39,12 @@ from tl_jax.utils.json_files import (
     object_of,
     parse_json,
     read_json,
-    sealed,
 )
 
 FILE, WEIGHTS = "bundle.json", "model.safetensors"
 VERSION = 1  # of the format; a file with another one is refused
 _AGAIN = "export the run again"
-_FIELDS = {"model": TEXT, "task": TEXT, "files": object_of(OBJECT), "weights": OBJECT}
+_FIELDS = {"model": STRING, "task": STRING, "files": object_of(OBJECT), "weights": OBJECT}
 _OPTIONAL = {"weights"}
 
 
@@ -61,7 +61,7 @@ def seal(folder: Path, facts: Mapping[str, Any], files: Mapping[str, str]) -> di
         for name, what in files.items()
     }
     content = {"format": "tl_jax bundle", "version": VERSION, **facts, "files": listed}
-    disk.write_text(folder / FILE, json.dumps(sealed(content), indent=2) + "\n")
+    disk.write_text(folder / FILE, json.dumps(add_checksum(content), indent=2) + "\n")
     return content
 
 
@@ -82,7 +82,7 @@ def read_bundle(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file} has format version {version!r}, known here is {VERSION}; install the tl_jax it is of")
     check_fields(content, file, _FIELDS, _AGAIN)
     for name, entry in content["files"].items():
-        if not TEXT.valid(entry.get("sha256")):
+        if not STRING.is_valid(entry.get("sha256")):
             raise UserError(f"{file} is damaged, it has no sha256 of {name!r}; {_AGAIN}")
     return content
 
@@ -178,7 +178,7 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             for key, member in npz_members(path, archive):
                 arrays[key] = native(read_npy(key, archive, member, functools.partial(check_numeric, path)))
-    except claims.DAMAGED as error:
+    except claims.NPZ_ERRORS as error:
         raise damaged(path, error) from error
     return arrays
 
@@ -192,7 +192,7 @@ READERS |= dict.fromkeys((".pth", ".pt", ".th", ".tar", ".ckpt", ".bin"), read_p
 _ALIGNMENT = 64  # bytes; JAX takes over arrays that begin at a multiple of it instead of copying them
 _LARGEST = 2**31  # of the sides of an array without values, which the size of the file does not bound
 _WRITE_AGAIN = "export the run again, or download the file again"
-_SPEC = {field.name: TEXT for field in dataclasses.fields(PretrainedSpec) if field.type in (str, "str")}
+_SPEC = {field.name: STRING for field in dataclasses.fields(PretrainedSpec) if field.type in (str, "str")}
 _SPEC |= {
     "options": OBJECT,
     "num_classes": integer(0, 10_000_000),
@@ -205,8 +205,8 @@ _SPEC |= {
     "top5": number(0, 100),
 }
 # What is read of the facts, by whom: names of classes, notes of a conversion, a delta's base, a policy's world.
-_FACTS = {"classes": list_of(TEXT), "notes": list_of(TEXT), "base": object_of(TEXT), "adapters": OBJECT}
-_FACTS |= {"world": TEXT, "spaces": OBJECT, "sha256": TEXT, "no_head": TEXT}
+_FACTS = {"classes": list_of(STRING), "notes": list_of(STRING), "base": object_of(STRING), "adapters": OBJECT}
+_FACTS |= {"world": STRING, "spaces": OBJECT, "sha256": STRING, "no_head": STRING}
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -236,7 +236,7 @@ def save(
         header[name] = {"dtype": _CODES[dtype], "shape": list(leaves[name].shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)
-    with disk.replacing(path) as temporary, temporary.open("wb") as file:
+    with disk.atomic_write(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             file.write(np.ascontiguousarray(leaves[name], _DTYPES[_CODES[dtype]]).reshape(-1).view(np.uint8).data)

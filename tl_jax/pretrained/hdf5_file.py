@@ -29,7 +29,7 @@ import numpy as np
 
 from tl_jax.pretrained.file_checks import check_hdf5, check_numeric, is_hdf5
 from tl_jax.pretrained.torch_file import DAMAGE, damaged, existing
-from tl_jax.utils.claims import check_claim, check_zip, claimable
+from tl_jax.utils.claims import check_claim, check_zip, max_claim
 from tl_jax.utils.errors import UserError
 
 _MEMBER = "model.weights.h5"  # of a .keras archive
@@ -182,7 +182,7 @@ def _members(path: Path, group: Any, seen: set[Any]) -> list[tuple[str, Any]]:
 def _listed(path: Path, group: Any) -> list[str]:
     """Return the names in ``group``, and stop at the first too many: damaged trees give more and more of them."""
     names: list[bytes] = []
-    most = claimable(path) // _PER_ITEM
+    most = max_claim(path) // _PER_ITEM
 
     def add(name: bytes) -> bool | None:
         names.append(name)

@@ -7,7 +7,7 @@ import pooch
 from tl_jax.pretrained.catalog import PretrainedSpec
 from tl_jax.utils import download as download_module
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.extras import needs
+from tl_jax.utils.extras import require_extra
 
 _FILE = "model.safetensors"  # of every repository in the catalogue
 _HINT = "or pass a local copy with --config.init.path=FILE"
@@ -56,7 +56,7 @@ def from_hub(repository: str, name: str, digest: str = "", hint: str = _HINT) ->
     Raises:
         UserError: not there, no connection, or another hash.
     """
-    with needs("text"):
+    with require_extra("text"):
         import huggingface_hub  # takes half a second, and only hub files need it
         from huggingface_hub.errors import LocalEntryNotFoundError
 

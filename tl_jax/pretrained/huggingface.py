@@ -25,7 +25,7 @@ from tl_jax.pretrained.convert import Converted, MergeError, Table, convert, lis
 from tl_jax.pretrained.torch_file import Contents
 from tl_jax.utils import disk, environment, tree
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.json_files import TEXT as STRING
+from tl_jax.utils.json_files import STRING as STRING
 from tl_jax.utils.json_files import check_fields, object_of, read_json
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def random(name: str, path: str | Path, num_classes: int = 0, *, seed: int = 0, 
     model = models.create(name, num_classes, **{**attributes, **options})
     _check_vocabulary(made, model, folder)
     shapes = tree.flatten(jax.eval_shape(initializer(model), jax.random.key(0)))
-    if (size := tree.nbytes(shapes)) > (memory := environment.memory()):
+    if (size := tree.nbytes(shapes)) > (memory := environment.total_memory()):
         raise UserError(
             f"a {name} of these sizes has {size / 1e9:,.1f} GB of weights, and this machine {memory / 1e9:,.1f} GB of "
             "memory; lower config.model.options, such as width, hidden or depth"
@@ -224,7 +224,7 @@ def save(folder: Path, net: TextNetwork, classes: Sequence[str] = (), dtype: str
     config["pad_token_id"] = net.tokenizer.token_to_id("[PAD]")
     disk.write_text(folder / CONFIG, json.dumps(config, indent=2))
     arrays = {n: leaf.astype(dtype) for n, leaf in bert_table.exported(leaves, net.kind, net.model.depth).items()}
-    with disk.replacing(folder / WEIGHTS[0]) as temporary:
+    with disk.atomic_write(folder / WEIGHTS[0]) as temporary:
         safetensors.numpy.save_file(arrays, temporary, {"format": "pt"})  # without it transformers refuses
     disk.write_text(folder / "tokenizer.json", net.tokenizer.to_str(pretty=True))
     name = {"bert": "BertTokenizerFast", "distilbert": "DistilBertTokenizerFast"}[net.kind]

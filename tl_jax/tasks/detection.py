@@ -35,7 +35,7 @@ from tl_jax.transfer import regularizers
 from tl_jax.transfer.adapters import Adapters
 from tl_jax.transfer.regularizers import Regularize
 from tl_jax.utils.errors import UserError, nearest
-from tl_jax.utils.extras import needs
+from tl_jax.utils.extras import require_extra
 
 FOLDER = "predictions"  # of drawn pictures, in that of the run
 
@@ -247,7 +247,7 @@ DRAWN = "scenes"
 
 def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
     """Build the task that ``config`` describes, for a run of which ``record`` is known."""
-    with needs("detection"):
+    with require_extra("detection"):
         import pycocotools  # noqa: F401  # which the evaluation needs: said before the training
     drawn = config.init.source == "random"
     net = (

@@ -34,7 +34,7 @@ from tl_jax.transfer.adapters import Adapters, merge
 from tl_jax.transfer.freeze import still_norms, trainable
 from tl_jax.transfer.regularizers import Regularize
 from tl_jax.utils import tree
-from tl_jax.utils.disk_cache import Shelf, code_digest
+from tl_jax.utils.disk_cache import DiskCache, code_digest
 from tl_jax.utils.download import cache_dir
 
 
@@ -99,7 +99,7 @@ class Frozen:
         self.network, self.parts, self.how, self.config, self.functions = network, parts, how, config, functions
         self.augment = Augment(**config.augment.to_dict())
         folder = Path(config.cache.dir).expanduser() if config.cache.dir else cache_dir() / "features"
-        self.shelf = Shelf(folder, int(config.cache.gigabytes * 1e9))
+        self.shelf = DiskCache(folder, int(config.cache.gigabytes * 1e9))
 
     def possible(self) -> bool:
         """Whether what comes out of frozen layers is the same each time a picture, or a view of it, is met."""
@@ -277,7 +277,7 @@ class FrozenText:
     def __init__(self, config: Any, encoder: Encoder, parts: Mapping[str, Texts], how: Regularize):
         self.encoder, self.parts, self.how, self.config = encoder, parts, how, config
         folder = Path(config.cache.dir).expanduser() if config.cache.dir else cache_dir() / "features"
-        self.shelf = Shelf(folder, int(config.cache.gigabytes * 1e9))
+        self.shelf = DiskCache(folder, int(config.cache.gigabytes * 1e9))
 
     def task(self, task: Task, variables: Any, phase: Any) -> Task:
         """Return the task as ``phase`` sees it; where only the head trains, nothing is dropped below it."""

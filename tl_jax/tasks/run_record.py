@@ -22,7 +22,7 @@ from tl_jax.pretrained.network import HEADS, Pretrained
 from tl_jax.tasks import head_init
 from tl_jax.train.logging import say
 from tl_jax.utils import tree
-from tl_jax.utils.errors import UserError, listed
+from tl_jax.utils.errors import UserError, join_names
 
 SPLITS = ("train", "validation", "test")
 SHOWN = 4  # names of classes in a message
@@ -127,7 +127,9 @@ def in_order(source: Source, classes: Sequence[str], where: str) -> Source:
 def differing(there: Sequence[str], here: Sequence[str]) -> str:
     """Return in words which names are only in the first or only in the second of two lists."""
     missing, new = [repr(n) for n in there if n not in set(here)], [repr(n) for n in here if n not in set(there)]
-    return ", ".join(f"{listed(names, SHOWN)} {verb}" for names, verb in ((missing, "missing"), (new, "new")) if names)
+    return ", ".join(
+        f"{join_names(names, SHOWN)} {verb}" for names, verb in ((missing, "missing"), (new, "new")) if names
+    )
 
 
 def _relabelled(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
