@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from tl_jax.config import recipe, stored, validate
-from tl_jax.config.fields import OF_PICTURES
+from tl_jax.config.fields import IMAGE_TASKS
 from tl_jax.data.augment import Augment, augment, augment_boxes
 from tl_jax.data.detection import CLASS
 from tl_jax.export import export, model_card
@@ -78,7 +78,7 @@ def preview(config: recipe.Config, folder: str | Path) -> list[Path]:
     config, task = _first(config)
     folder = Path(folder).expanduser()
     with workdir.exclusive(folder):
-        kind = _preview_pictures if config.task in OF_PICTURES else PREVIEWS[config.task]
+        kind = _preview_pictures if config.task in IMAGE_TASKS else PREVIEWS[config.task]
         paths = kind(task, config, folder)
     for path in paths:
         say(f"picture: {path}")
@@ -171,7 +171,7 @@ def _outlined(images: Any, labels: Any) -> np.ndarray:
 def _first(config: recipe.Config) -> tuple[recipe.Config, Task]:
     """Return the configuration of the first run, where there are several, and its task."""
     validate.validate(config)
-    _, _, config = recipe.members(config)[0]
+    _, _, config = recipe.comparison_runs(config)[0]
     check_batches(config)
     return config, make_task(config)
 
@@ -276,7 +276,7 @@ def run(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
     validate.validate(config)
     folder = Path(folder).expanduser()
     many = bool(config.seeds or config.arms)
-    for _, _, member in recipe.members(config) if many else [("", 0, config)]:
+    for _, _, member in recipe.comparison_runs(config) if many else [("", 0, config)]:
         check_batches(member)
     with workdir.exclusive(folder):
         workdir.claim(folder, config.to_dict())
@@ -407,7 +407,7 @@ def _tested(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted
 def _run_many(config: recipe.Config, folder: Path) -> dict[str, Any]:
     """Every arm with every seed, then the comparison."""
     clock = time.monotonic()
-    everything = recipe.members(config)
+    everything = recipe.comparison_runs(config)
     for arm, seed, member in everything:
         own = folder / arm / f"seed{seed}"
         own.mkdir(parents=True, exist_ok=True)

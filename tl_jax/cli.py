@@ -164,7 +164,7 @@ def _under_todays_name(arg: str) -> str:
 
     name, equals, value = arg.partition("=")
     _, prefix, path = name.partition("--config.")
-    return f"{prefix}{renames.current(path)}{equals}{value}" if prefix else arg
+    return f"{prefix}{renames.current_name(path)}{equals}{value}" if prefix else arg
 
 
 def set_in_phase(config: Any, arg: str) -> None:
@@ -172,7 +172,7 @@ def set_in_phase(config: Any, arg: str) -> None:
     from tl_jax.config import recipe
 
     name, equals, value = arg.lstrip("-").partition("=")
-    index, field = recipe.PHASE_FIELD.fullmatch(name.removeprefix("config.")).groups()  # pyright: ignore
+    index, field = recipe.PHASE_FIELD_NAME.fullmatch(name.removeprefix("config.")).groups()  # pyright: ignore
     default = recipe.PHASE_FIELDS[field].default
     if not equals:
         raise UserError(f"--{name} has no value; write --{name}=VALUE")

@@ -64,13 +64,13 @@ def test_the_oldest_versions_are_the_lower_bounds():
 
 
 def _imports(tree: ast.AST, inside: str = ""):
-    """Yield (line, library, extra) of the imports, with the extra of the ``with needs(...)`` around."""
+    """Yield (line, library, extra) of the imports, with the extra of the ``with require_extra(...)`` around."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
         within = inside
         if isinstance(node, ast.With) and isinstance(call := node.items[0].context_expr, ast.Call):
-            within = call.args[0].value if ast.unparse(call.func) == "needs" else inside  # pyright: ignore
+            within = call.args[0].value if ast.unparse(call.func) == "require_extra" else inside  # pyright: ignore
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
         yield from ((node.lineno, name.partition(".")[0], within) for name in names)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tl_jax import pretrained
 from tl_jax.config import recipe
-from tl_jax.config.fields import OF_PICTURES
+from tl_jax.config.fields import IMAGE_TASKS
 from tl_jax.export import frameworks, model_card, stablehlo
 from tl_jax.pretrained import delta, formats
 from tl_jax.pretrained.catalog import PretrainedSpec
@@ -130,7 +130,7 @@ def _of_policy(_: recipe.Config, folder: Path, __: int) -> Contents:
     return Contents(stablehlo.of_policy(source), about, "", files, model_card.policies())
 
 
-_OF_TASKS = {"policy": _of_policy, **dict.fromkeys(OF_PICTURES, _of_pictures)}
+_OF_TASKS = {"policy": _of_policy, **dict.fromkeys(IMAGE_TASKS, _of_pictures)}
 _OF_TASKS |= dict.fromkeys(("text", "tokens", "masked"), _of_texts)
 
 
@@ -155,7 +155,7 @@ def export(config: recipe.Config, folder: str | Path, dtype: str = "float32") ->
     task, start, state = restore(config, folder, data=False)
     if config.task == "policy":
         path = _export_policy(config, folder, task, state)
-    elif config.task in OF_PICTURES:
+    elif config.task in IMAGE_TASKS:
         path = _export_pictures(config, folder, task, start, state, dtype)
     else:
         path = _export_text(config, folder / "export", task, state, dtype)

@@ -169,7 +169,7 @@ def check_owner(workdir: Path, config: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the fields that differ.
     """
-    old = renames.current_content(read_json(workdir / "config.json"), warn=False)
+    old = renames.rename_fields(read_json(workdir / "config.json"), warn=False)
     config = json.loads(json.dumps(config))
     differ = [d for d in differences(old, config) if not d.startswith(FREE)] if old and _started(workdir) else []
     if differ:

@@ -42,7 +42,7 @@ class DiskCache(NamedTuple):
     def get(
         self, key: str, shape: tuple[int, ...], dtype: Any, make_rows: Callable[[], Iterator[np.ndarray]]
     ) -> np.ndarray:
-        """Return the array of ``key``, memory-mapped; if it is not cached, ``make_rows`` yields its rows, some at a time.
+        """Return the array of ``key``, memory-mapped; ``make_rows`` yields its rows in chunks if it is not cached.
 
         Where the folder cannot be written, or the disk is full, that is said, and the array is made in memory.
         """
