@@ -183,7 +183,7 @@ def look(made: Mapping[str, np.ndarray], vocabulary: int, types: int) -> None:
 
 
 def read_random(folder: Path) -> Any:
-    huggingface.part_names("bert", "random", str(folder))
+    huggingface.stage_names("bert", "random", str(folder))
     huggingface.random("bert", folder, 2)
 
 

@@ -22,7 +22,7 @@ def store(folder, name, classes=6, **options):
     """Write random weights of a model in our own format; return the file and the variables."""
     model = models.create(name, classes, **options)
     variables = random_variables(network.variable_shapes(model))
-    spec = PretrainedSpec(name, "tl_jax", models.options(name, model), classes, image_size=32, scaling="tf")
+    spec = PretrainedSpec(name, "tl_jax", models.model_options(name, model), classes, image_size=32, scaling="tf")
     formats.save(folder / f"{name}.safetensors", variables, spec, {})
     return folder / f"{name}.safetensors", variables
 

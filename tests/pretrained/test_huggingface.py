@@ -168,6 +168,6 @@ def test_what_the_model_cannot_take_is_said():
             models.create("bert", 0, **SIZES, **{option: value}).init(key, np.zeros((1, 4), np.int32))
     with pytest.raises(UserError, match="multiple of heads=3"):
         models.create("bert", 0, **{**SIZES, "heads": 3}).init(key, np.zeros((1, 4), np.int32))
-    assert models.create("bert", 0, **SIZES).part_names() == ("embeddings", "layer1", "layer2", "pooler")
+    assert models.create("bert", 0, **SIZES).stage_names() == ("embeddings", "layer1", "layer2", "pooler")
     with pytest.raises(UserError, match="no endpoint 'layer9'"):
-        models.create("bert", 0, **SIZES, endpoint="layer9").part_names()
+        models.create("bert", 0, **SIZES, endpoint="layer9").stage_names()

@@ -286,7 +286,7 @@ def test_a_network_saved_up_to_a_part_loads_with_that_endpoint_or_one_before_it(
     save_file(cut, tmp_path / "w.safetensors")
     for endpoint in ("stage2", "stage1", "stage2"):
         net = load(tmp_path / "w.safetensors", num_classes=5, endpoint=endpoint)
-        assert net.model.part_names()[-1] == endpoint and net.new_head
+        assert net.model.stage_names()[-1] == endpoint and net.new_head
         found = tree.flatten(net.variables)
         for path, leaf in tree.flatten(torch[0]).items():
             if path in found and "/head/" not in path:
@@ -315,7 +315,7 @@ def test_a_cut_inception_with_automatic_names_and_a_head_of_the_users(tmp_path):
         owner = next(p for p, leaf in leaves.items() if leaf is array)
         if owner.split("/")[1] not in behind and not name.startswith("predictions"):
             kept[name] = array
-    parts = models.create("inception_v3_tiny", 0).part_names()
+    parts = models.create("inception_v3_tiny", 0).stage_names()
     last = [part for part in parts if part not in behind][-1]
     dense = {"dense/kernel": np.ones((9, 4)), "dense/bias": np.ones(4), "dense_1/kernel": np.ones((4, 2))}
     write_h5(tmp_path / "w.h5", {**kept, **{k: np.float32(v) for k, v in dense.items()}})

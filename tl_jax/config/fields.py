@@ -35,7 +35,7 @@ FIELDS = {
     "seeds": Field((), "seeds to repeat the run with; empty for the one in `seed`"),
     "arms": Field((), "pairs (name, ((field, value), ...)): variants of this configuration to compare"),
     # The network and where its weights come from.
-    "model.name": Field("resnet50", "network", lambda: (*models.names(), *models.TEXT, models.POLICY)),
+    "model.name": Field("resnet50", "network", lambda: (*models.names(), *models.TEXT_MODELS, models.POLICY)),
     "model.num_classes": Field(0, "outputs of the head; 0 takes the number from the data", low=0),
     "model.endpoint": Field("", "part of the network on which the new head sits, such as stage3; empty for the last"),
     "model.channels": Field(3, "of the network's input; 1 turns pictures to grey", low=1, high=3),

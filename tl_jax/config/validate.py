@@ -64,7 +64,7 @@ def task_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
     """Return the conflicts of fields with the kind of task."""
     task, is_masked = config.task, config.pretext.name == "masked"
     kind = "images" if task in IMAGE_TASKS else {"policy": "policies"}.get(task, "texts")
-    networks = {"images": models.names(), "texts": tuple(models.TEXT), "policies": (models.POLICY,)}[kind]
+    networks = {"images": models.names(), "texts": tuple(models.TEXT_MODELS), "policies": (models.POLICY,)}[kind]
     sources = {"texts": ("huggingface", "tl_jax", "random"), "policies": ("tl_jax", "random")}.get(kind, IMAGE_SOURCES)
     excluded = tuple(path for other, paths in TASK_FIELDS.items() if other != kind for path in paths)
     excluded += NOT_POLICY if kind == "policies" else ("freeze.batch_stats",) if kind == "texts" else ()

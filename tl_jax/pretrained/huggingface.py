@@ -242,7 +242,7 @@ def tokenizer(source: str, path: str) -> tokenizers.Tokenizer:
     return tokenize.read(_folder(folder_of(source, path)))
 
 
-def part_names(name: str, source: str, path: str, **options: Any) -> tuple[str, ...]:
+def stage_names(name: str, source: str, path: str, **options: Any) -> tuple[str, ...]:
     """Return the names of the parts that the network of a folder has; a UserError where it lacks a file."""
     folder = _folder(folder_of(source, path))
     tokenize.read(folder)
@@ -250,7 +250,7 @@ def part_names(name: str, source: str, path: str, **options: Any) -> tuple[str, 
         _config(folder)
         _weights(folder)
     attributes = bert_table.options(_config(folder)) if (folder / CONFIG).is_file() else {}
-    return models.create(name, 0, **{**attributes, **options}).part_names()
+    return models.create(name, 0, **{**attributes, **options}).stage_names()
 
 
 def _folder(path: str | Path | None) -> Path:

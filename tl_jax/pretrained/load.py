@@ -83,7 +83,7 @@ def load(
             another format or other files than its ``bundle.json`` says.
     """
     name = name or formats.model(source, path)
-    if source == "huggingface" or name in models.TEXT:
+    if source == "huggingface" or name in models.TEXT_MODELS:
         from tl_jax.pretrained import huggingface  # brings a library of tokenizers, which pictures need not wait for
 
         folder = huggingface.folder_of(source, str(path or ""))
@@ -129,7 +129,7 @@ def random(name: str, num_classes: int, source: str = "keras", seed: int = 0, **
     if "fc" in {field.name for field in dataclasses.fields(models.create(name, 0))}:
         options = {"fc": False, **options}  # as a new head on loaded weights
     model = models.create(name, num_classes, **{**spec.options, **options})
-    options = models.options(name, model)
+    options = models.model_options(name, model)
     spec = dataclasses.replace(spec, num_classes=num_classes, options=options, licence="")  # which is of weights
     return Pretrained(model, dict(initializer(model)(jax.random.key(seed))), spec, new_head=True, path=None)
 
@@ -184,7 +184,7 @@ def _read(
         except UserError as e:
             logging.warning("%s; converting the original again", e)
         else:
-            if (ends := net.model.endpoint) and endpoint not in net.model.part_names():
+            if (ends := net.model.endpoint) and endpoint not in net.model.stage_names():
                 raise UserError(f"{origin} does not fit {name} ({source}): {_ends(ends, endpoint)}")
             return net
     file = Path(path).expanduser() if path else hub.download(catalog.CATALOG[name, source], headless)
@@ -278,11 +278,11 @@ def read_foreign(
     found = {option: leaf in there for option, leaf in (("fc", "fc1"), ("aux", "aux")) if option in attributes}
     model = models.create(name, classes, **{**options, **found})
     wanted = tree.flatten(variable_shapes(model))
-    fit = fitting.fit(stripped.arrays, converted, table, wanted, model.part_names())
+    fit = fitting.fit(stripped.arrays, converted, table, wanted, model.stage_names())
     model = _as_far(model, fit, endpoint, f"{file} does not fit {name} ({source})", source)
     variables = merge(variable_shapes(model), fit.converted)
     notes = (*contents.notes, *_notes(file.name, stripped, fit.converted, model, spec))
-    spec = dataclasses.replace(spec, num_classes=model.num_classes, options=models.options(name, model))
+    spec = dataclasses.replace(spec, num_classes=model.num_classes, options=models.model_options(name, model))
     no_head = fit.converted.no_head
     if no_head:
         shapes = tree.flatten(variable_shapes(models.create(name, 1, **options)))
@@ -302,7 +302,7 @@ def _as_far(model: Backbone, fit: fitting.Fit, endpoint: str | None, where: str,
     Raises:
         MergeError: the file ends before ``endpoint``, or is another network's.
     """
-    parts = model.part_names()
+    parts = model.stage_names()
     if any(fit.report):
         enough = endpoint is None or endpoint in parts[: parts.index(fit.ends) + 1] if fit.ends else False
         if not enough:
@@ -373,7 +373,7 @@ def _built(file: Path, spec: PretrainedSpec, arrays: int) -> tuple[Backbone, Map
     """
     try:
         model = _model(spec)
-        if models.blocks(spec.model, spec.options) > arrays:
+        if models.num_blocks(spec.model, spec.options) > arrays:
             raise ValueError(f"more blocks than its {arrays} arrays are for")
         return model, variable_shapes(model)
     except (UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

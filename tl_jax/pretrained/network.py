@@ -95,7 +95,7 @@ def rebuild(net: Pretrained, **changes: Any) -> Pretrained:
     model = net.model.clone(**changes)
     shapes = tree.flatten(variable_shapes(model))
     leaves = {p: leaf for p, leaf in tree.flatten(net.variables).items() if p in shapes}
-    options = models.options(net.spec.model, model)
+    options = models.model_options(net.spec.model, model)
     spec = dataclasses.replace(net.spec, options=options, num_classes=model.num_classes)
     return net._replace(model=model, variables=tree.unflatten(leaves), spec=spec)
 

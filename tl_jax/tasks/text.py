@@ -305,7 +305,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
             "reading": reading,
             **record.describe(source, raw, config.data.dir),
         },
-        parts=net.model.part_names(),
+        parts=net.model.stage_names(),
         shortcut=frozen.task,
         predict=(objectives.make_classes if config.task == "tokens" else objectives.make_text_predict)(encoder),
         details=functools.partial(_details, source.classes, raw["test"].images, rows=parts["test"].order()),
@@ -460,7 +460,7 @@ def regularize(config: Any, net: TextNetwork) -> Regularize:
     how = Regularize(**{**values, "endpoints": ()})
     if not how.compares_maps:
         return how
-    names = net.model.part_names()
+    names = net.model.stage_names()
     known = tuple(name for name in names if name != "pooler")
     return how._replace(endpoints=head_init.check_endpoints(tuple(values["endpoints"]), known))
 
