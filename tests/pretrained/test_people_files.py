@@ -66,7 +66,7 @@ def load(file, source="torchvision", **options):
 @pytest.mark.parametrize("ending", [".pth", ".pth.tar", ".th", ".ckpt", ".bin"])
 def test_every_ending_of_torch_files_is_read(torch, tmp_path, ending):
     write_zip(tmp_path / f"w{ending}", state_dict(torch[1]))
-    assert set(formats.read(tmp_path / f"w{ending}")) == set(torch[1])
+    assert set(formats.read_arrays(tmp_path / f"w{ending}")) == set(torch[1])
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net", "module", "my_own_word"])
@@ -107,7 +107,7 @@ def test_several_networks_without_a_usual_name_are_refused_by_name(tmp_path):
 
 def test_an_object_beside_the_tensors_is_never_run(torch, tmp_path):
     write_zip(tmp_path / "w.pth", {"state_dict": state_dict(torch[1]), "hook": Hostile(tmp_path / "trace")})
-    assert set(formats.read(tmp_path / "w.pth")) == set(torch[1])
+    assert set(formats.read_arrays(tmp_path / "w.pth")) == set(torch[1])
     assert not (tmp_path / "trace").exists()
 
 
@@ -184,7 +184,7 @@ def test_the_config_takes_rename_rules_and_refuses_them_where_they_do_nothing():
 
 def test_mobilenet_loads_from_the_names_of_older_torch_files(tmp_path):
     variables = random_variables(variable_shapes(models.create("mobilenet_v2_tiny", 6, layout="torchvision")))
-    table = image_tables.table("mobilenet_v2_tiny", "torchvision")
+    table = image_tables.conversion_table("mobilenet_v2_tiny", "torchvision")
     older = {}
     for entry in frameworks.named(variables, table):
         name = entry.name
@@ -364,7 +364,7 @@ def sharded(tmp_path):
 
     from tl_jax.pretrained import huggingface
 
-    source = Path(huggingface.folder_of("tl_jax", ""))
+    source = Path(huggingface.resolve_folder("tl_jax", ""))
     folder = tmp_path / "shards"
     shutil.copytree(source, folder)
     arrays = load_file(source / "model.safetensors")
@@ -411,7 +411,7 @@ def test_text_weights_with_a_prefix_and_a_head_of_another_task(tmp_path):
 
     from tl_jax.pretrained import huggingface
 
-    source = Path(huggingface.folder_of("tl_jax", ""))
+    source = Path(huggingface.resolve_folder("tl_jax", ""))
     shutil.copytree(source, tmp_path / "text")
     arrays = load_file(source / "model.safetensors")
     other = {f"module.{k}": v for k, v in arrays.items() if not k.startswith("classifier")}

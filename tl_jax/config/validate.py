@@ -295,7 +295,7 @@ def validate(config: Config) -> None:
             raise UserError(f"config.{path} is missing; start recipes from tl_jax.config.recipe.get_config()")
         check_value(f"config.{path}", values[path], field)
     _check_conflicts(config)
-    prefixes.check(config.init.rename)
+    prefixes.check_renames(config.init.rename)
     freeze.check_rules([(config.adapt.targets, "config.adapt.targets")])
     phases.resolve(config, {"train": 1, "unlabelled": 1}, stage_names(config))  # its own errors: malformed rules
     if config.seeds or config.arms:

@@ -55,7 +55,7 @@ def ship(config: recipe.Config, workdir: Path, step: int) -> None:
         step: of the weights.
     """
     folder = workdir / "export"
-    for stale in (formats.FILE, PROGRAM, frameworks.KERAS, frameworks.TORCH):  # of an earlier export of this run
+    for stale in (formats.BUNDLE_FILE, PROGRAM, frameworks.KERAS, frameworks.TORCH):  # of an earlier export of this run
         (folder / stale).unlink(missing_ok=True)
     made = _OF_TASKS[config.task](config, folder, step)
     shape = stablehlo.write(folder / PROGRAM, made.program)
@@ -69,7 +69,7 @@ def ship(config: recipe.Config, workdir: Path, step: int) -> None:
     files = {**made.files, PROGRAM: f"program for {', '.join(stablehlo.PLATFORMS)}: {made.program.output}"}
     if (folder / DELTA).is_file():
         files[DELTA] = "only what changed, for pretrained.load(..., delta=FILE) on the weights it started from"
-    content = formats.seal(folder, about, files)
+    content = formats.write_bundle_json(folder, about, files)
     shown = {**made.loaders, **model_card.jax_alone(PROGRAM, io)}
     if about["classes"] and made.program.output == "probabilities":
         shown = {heading: loader._replace(code=loader.code + model_card.NAMES) for heading, loader in shown.items()}
@@ -78,17 +78,17 @@ def ship(config: recipe.Config, workdir: Path, step: int) -> None:
 
 
 def _of_pictures(config: recipe.Config, folder: Path, step: int) -> Contents:
-    net = pretrained.load(config.model.name, "tl_jax", folder / formats.WEIGHTS)
+    net = pretrained.load(config.model.name, "tl_jax", folder / formats.WEIGHTS_FILE)
     embeddings = config.task == "faces"
     output = {"faces": "embeddings", "detection": "features"}.get(config.task, "probabilities")
-    summary, classes = read_summary(folder.parent), formats.class_names(folder / formats.WEIGHTS)
+    summary, classes = read_summary(folder.parent), formats.class_names(folder / formats.WEIGHTS_FILE)
     fitted = summary.get("calibration", {}) if summary.get("tested_step") == step else {}  # to these weights
     temperature = fitted.get("temperature", 1.0)
     origin = config.init.layout if config.init.source == "random" else config.init.source
     other = frameworks.write(folder, net, origin, embeddings, classes)
     limits = read_facts(folder.parent).get("value_range", ())
     told = model_card.of_pictures(net.spec, config.data.fit, limits)
-    files = {formats.WEIGHTS: "weights of tl_jax, with the facts to build the network"}
+    files = {formats.WEIGHTS_FILE: "weights of tl_jax, with the facts to build the network"}
     found = model_card.pictures(net.spec.model, net.spec.image_size)
     if other.file:
         files[other.file] = other.what
@@ -116,17 +116,17 @@ def _of_texts(config: recipe.Config, folder: Path, _: int) -> Contents:
     net = huggingface.load(config.model.name, folder)
     length = min(config.input.max_length or net.model.positions, net.model.positions)
     what = ("weights in Hugging Face's names", "the network", "the tokenizer", "what transformers calls the tokenizer")
-    files: dict[str, str] = dict(zip(huggingface.FILES, what, strict=True))
+    files: dict[str, str] = dict(zip(huggingface.SAVED_FILES, what, strict=True))
     about = {"classes": list(net.classes), "preprocessing": model_card.of_texts(length)}
     found = model_card.texts(net.model.output if net.model.num_classes else "masked", net.model.pooling, length)
     return Contents(stablehlo.of_texts(net), about, "", files, found)
 
 
 def _of_policy(_: recipe.Config, folder: Path, __: int) -> Contents:
-    source = policies.load(folder / formats.WEIGHTS)
+    source = policies.load(folder / formats.WEIGHTS_FILE)
     about = {"classes": [], "world": source.world, "preprocessing": model_card.of_policy(source.spaces)}
     about |= {"options": dict(source.options)}
-    files = {formats.WEIGHTS: "weights of tl_jax, with the facts to build the policy"}
+    files = {formats.WEIGHTS_FILE: "weights of tl_jax, with the facts to build the policy"}
     return Contents(stablehlo.of_policy(source), about, "", files, model_card.policies())
 
 
@@ -184,13 +184,13 @@ def _export_pictures(
     below = ("head",) if config.task == "detection" else ()
     trained = _network(state, below)
     path = folder / "export" / "model.safetensors"
-    formats.save(path, {**trained, "params": adapters.merge(trained["params"], how)}, spec, about, dtype)
+    formats.save_native(path, {**trained, "params": adapters.merge(trained["params"], how)}, spec, about, dtype)
     _wrote(path)
     if task.facts["weights_sha256"]:
         base_facts = {"source": config.init.source, "sha256": task.facts["weights_sha256"]}
         small = folder / "export" / "delta.safetensors"
-        leaves = delta.changed(_network(start, below), trained)
-        delta.save(small, leaves, dataclasses.replace(spec, source=config.init.source), how, base_facts, about)
+        leaves = delta.changed_leaves(_network(start, below), trained)
+        delta.save_delta(small, leaves, dataclasses.replace(spec, source=config.init.source), how, base_facts, about)
         _wrote(small)
         if (whole := path.stat().st_size) * NOTHING <= (size := small.stat().st_size):
             say(

@@ -19,7 +19,7 @@ from tl_jax import models
 from tl_jax.data.preprocess import SCALINGS
 from tl_jax.pretrained import image_tables
 from tl_jax.pretrained.catalog import CATALOG, PretrainedSpec
-from tl_jax.pretrained.convert import INVERSES, OWN, Rule, Table, keep
+from tl_jax.pretrained.convert import INVERSES, NATIVE_RULE, Rule, Table, keep
 from tl_jax.pretrained.network import Pretrained
 from tl_jax.utils import disk, tree
 
@@ -46,7 +46,7 @@ def named(variables: Mapping[str, Any], table: Table) -> list[Named]:
         variables: ``{"params": ..., "batch_stats": ...}``.
         table: of the source.
     """
-    backwards = [_backwards(rule) for rule in table.rules if rule.path != OWN.path]
+    backwards = [_backwards(rule) for rule in table.rules if rule.path != NATIVE_RULE.path]
     found = []
     for path, leaf in tree.flatten(variables).items():
         array = np.asarray(leaf, np.float32)
@@ -154,13 +154,15 @@ def write(folder: Path, net: Pretrained, source: str, embeddings: bool = False, 
     if other := [field for field in fields if getattr(net.model, field) != getattr(theirs, field)]:
         return Foreign(why_not=f"{library}'s `{name}` differs in {', '.join(other)}, so no file is in its names.")
     if library == "torchvision":
-        arrays = {entry.name: entry.array for entry in named(net.variables, image_tables.table(name, library))}
+        arrays = {
+            entry.name: entry.array for entry in named(net.variables, image_tables.conversion_table(name, library))
+        }
         with disk.atomic_write(folder / TORCH) as temporary:
             safetensors.numpy.save_file(arrays, temporary, {"format": "pt", "classes": json.dumps(list(classes))})
         return Foreign(TORCH, f"the state dict of torchvision's `{name}`", _torch_code(net))
     if size < _SMALLEST or (getattr(net.model, "fc", False) and size != published.image_size):
         return Foreign(why_not=f"Keras' `{name}` takes no pictures of {size} pixels, so no file is in its names.")
-    save(folder / KERAS, net.variables, image_tables.table(name, library))
+    save(folder / KERAS, net.variables, image_tables.conversion_table(name, library))
     return Foreign(KERAS, f"weights of `keras.applications.{_call(name)[0]}`", _keras_code(net, embeddings))
 
 
@@ -168,8 +170,10 @@ def _of_keras(net: Pretrained, source: str) -> bool:
     """Tell whose network it is: the layout says it; VGG's is the same in both, so there it is the file's."""
     if hasattr(net.model, "layout"):
         return net.model.layout == "keras"
-    if "torchvision" not in image_tables.sources(net.spec.model) or "keras" not in image_tables.sources(net.spec.model):
-        return "keras" in image_tables.sources(net.spec.model)
+    if "torchvision" not in image_tables.known_sources(net.spec.model) or "keras" not in image_tables.known_sources(
+        net.spec.model
+    ):
+        return "keras" in image_tables.known_sources(net.spec.model)
     return source == "keras" or (source not in ("torchvision", "timm") and net.spec.scaling != "torch")
 
 

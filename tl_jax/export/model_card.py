@@ -14,7 +14,7 @@ from tl_jax import __version__
 from tl_jax.config import recipe
 from tl_jax.data.preprocess import SCALINGS
 from tl_jax.pretrained import formats
-from tl_jax.pretrained.catalog import BANK, PretrainedSpec
+from tl_jax.pretrained.catalog import EMBEDDED_RESNET8, PretrainedSpec
 from tl_jax.report.html import facts, table
 from tl_jax.train.run_files import read_facts, read_summary
 from tl_jax.train.workdir import finite
@@ -154,7 +154,7 @@ def licence_of(config: recipe.Config, licence: str, sha256: str = "") -> str:
     if config.init.source == "random":
         return "training began with random weights: the author's choice"
     if not licence and config.init.source == "tl_jax":
-        if not config.init.path or config.init.path in BANK:
+        if not config.init.path or config.init.path in EMBEDDED_RESNET8:
             return "Apache-2.0 (ships with tl_jax)"
         given = Path(config.init.path).expanduser()
         try:

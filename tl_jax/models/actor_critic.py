@@ -61,10 +61,9 @@ class Policy(nn.Module):
             raise UserError(f"no activation {self.activation!r}; {nearest(self.activation, ACTIVATIONS)}")
         endpoints = {}
         if x.ndim == 4:
-            conv_options = {"padding": "valid", "use_bias": True, "kernel_init": nn.initializers.orthogonal(2**0.5)}
-            x = endpoints["conv1"] = nn.relu(
-                Conv(self.channels, 3, **conv_options, name="conv1")(x)
-            )  # as MinAtar's own networks
+            # As MinAtar's own networks.
+            options = {"padding": "valid", "use_bias": True, "kernel_init": nn.initializers.orthogonal(2**0.5)}
+            x = endpoints["conv1"] = nn.relu(Conv(self.channels, 3, **options, name="conv1")(x))
         actor = critic = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.widths, start=1):
             actor, critic = TowerLayers(width, self.activation, name=f"layer{i}")(actor, critic)

@@ -18,7 +18,7 @@ from tl_jax.data.detection import CLASS
 from tl_jax.data.fingerprint import fingerprint
 from tl_jax.data.labels import check_source
 from tl_jax.pretrained import formats
-from tl_jax.pretrained.network import HEADS, Pretrained
+from tl_jax.pretrained.network import HEAD_LEAVES, Pretrained
 from tl_jax.tasks import head_init
 from tl_jax.train.logging import say
 from tl_jax.utils import tree
@@ -191,7 +191,7 @@ def positions(names: Sequence[str]) -> bool:
 def reordered(variables: Any, order: Sequence[int]) -> dict[str, Any]:
     """Return variables whose heads give the output ``order[k]`` as output k."""
     leaves = {
-        path: leaf[..., np.asarray(order)] if re.fullmatch(HEADS, path) else leaf
+        path: leaf[..., np.asarray(order)] if re.fullmatch(HEAD_LEAVES, path) else leaf
         for path, leaf in tree.flatten(variables).items()
     }
     return tree.unflatten(leaves)
