@@ -207,7 +207,9 @@ def _write(folder: Path) -> tuple[Path, str]:
     config = stored.get_config(str(folder))
     own = found.first[0]
     known = _known(own, found.problems)
-    changed = {name: [_short(row["here"]), _short(row["base"])] for name, row in model_card.changed(config).items()}
+    changed = {
+        name: [_short(row["here"]), _short(row["base"])] for name, row in model_card.changed_fields(config).items()
+    }
     try:
         found = found._replace(about=_about(config, known, folder), changed=changed)
         path = run_report.write(folder / NAME, found)
@@ -232,7 +234,9 @@ def _about(config: recipe.Config, known: Mapping[str, Any], folder: Path) -> dic
         "name": config.name,
         "task": config.task,
         "model": config.model.name,
-        "licence": model_card.licence_of(config, str(spec.get("licence") or ""), known.get("weights_sha256") or ""),
+        "licence": model_card.describe_licence(
+            config, str(spec.get("licence") or ""), known.get("weights_sha256") or ""
+        ),
         "command": f"python run.py --config=configs/stored.py:PATH_OF/{shlex.quote(folder.name)} --workdir=ANOTHER",
     }
 

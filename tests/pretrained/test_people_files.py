@@ -186,7 +186,7 @@ def test_mobilenet_loads_from_the_names_of_older_torch_files(tmp_path):
     variables = random_variables(variable_shapes(models.create("mobilenet_v2_tiny", 6, layout="torchvision")))
     table = image_tables.conversion_table("mobilenet_v2_tiny", "torchvision")
     older = {}
-    for entry in frameworks.named(variables, table):
+    for entry in frameworks.named_arrays(variables, table):
         name = entry.name
         if m := re.fullmatch(r"(features\.(\d+)\.conv)\.(\d)(?:\.(\d))?\.(\w+)", name):
             block, number, unit, at, leaf = m[1], int(m[2]), int(m[3]), m[4], m[5]

@@ -175,7 +175,7 @@ def test_an_export_opens_again_with_the_same_answers(folder, tmp_path, capsys):
     net = pretrained.load(source="tl_jax", path=api.export(config, tmp_path))
     assert net.classes == ("0", "1") and not net.new_head
     texts = [GOOD, BAD]
-    alone = stablehlo.run(tmp_path / "export" / "model.stablehlo", *net.tokenize(texts).values())
+    alone = stablehlo.run_program(tmp_path / "export" / "model.stablehlo", *net.tokenize(texts).values())
     found = api.predict(config, tmp_path, texts)
     logits, _ = net.model.apply(net.variables, **net.tokenize(texts))
     for row, entry in zip(jax.nn.softmax(logits), found, strict=True):
