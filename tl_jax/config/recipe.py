@@ -173,7 +173,7 @@ def stage_names(config: Config) -> tuple[str, ...]:
     options = {"endpoint": config.model.endpoint, **options}
     name, source, path = config.model.name, config.init.source, config.init.path
     if name == models.POLICY:
-        return Policy(1, widths=options.get("widths", Policy.widths)).stage_names(pictures=True)
+        return Policy(1, widths=options.get("widths", Policy.widths)).stage_names(image_input=True)
     if name not in models.TEXT_MODELS or (path and not Path(path).expanduser().is_dir()):
         return models.create(name, 0, **options).stage_names()
     from tl_jax.pretrained import huggingface  # with the tokenizers, which pictures have no use for

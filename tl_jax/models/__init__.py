@@ -100,4 +100,4 @@ def model_options(name: str, model: Backbone) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value != getattr(default_model, key)}
 
 
-__all__ = ["POLICY", "TEXT", "blocks", "create", "names", "options"]
+__all__ = ["POLICY", "TEXT_MODELS", "create", "model_options", "names", "num_blocks"]
