@@ -87,7 +87,7 @@ def mechanisms(*names: str) -> str:
     """Return what each mechanism does and which fields it changes in a plain recipe of one phase."""
     from tl_jax.config import recipe
     from tl_jax.config.fields import FIELDS
-    from tl_jax.config.schema import leaves
+    from tl_jax.config.schema import flatten_config
     from tl_jax.transfer.methods import MECHANISMS
 
     rows = []
@@ -95,9 +95,9 @@ def mechanisms(*names: str) -> str:
         config = recipe.get_config()
         config.task = "text" if name.startswith("words") else "image"
         config.augment.flip = True
-        before = leaves(config, FIELDS)
+        before = flatten_config(config, FIELDS)
         MECHANISMS[name](config)
-        after = leaves(config, FIELDS)
+        after = flatten_config(config, FIELDS)
         changed = [f"`{path}={value!r}`" for path, value in after.items() if value != before[path]]
         doc = " ".join((MECHANISMS[name].__doc__ or "").split())
         rows.append((f"`{name}`", doc, "<br>".join(changed)))
@@ -205,9 +205,9 @@ def messages(source: str) -> Iterator[str]:
             and node.args
         ):
             yield from (text for text in template(node.args[0]) if " " in text)
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "combine":  # several errors in one
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "combine_errors":  # several errors in one
             yield from (f"{{{ast.unparse(node.args[0])}}}: {text}: ..." for text in template(node.args[2]) if text)
-        elif isinstance(node, ast.FunctionDef) and ast.unparse(node.returns or ast.Constant(0)) == "Refused":
+        elif isinstance(node, ast.FunctionDef) and ast.unparse(node.returns or ast.Constant(0)) == "Conflicts":
             for value in (n for n in ast.walk(node) if isinstance(n, ast.Dict)):
                 yield from (f"config.{text}" for key in value.keys if key for text in template(key))
 

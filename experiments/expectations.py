@@ -17,7 +17,7 @@ from experiments.recipe import configured
 from tl_jax.train.logging import say
 from tl_jax.utils import disk, environment
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.waiting import waiting
+from tl_jax.utils.waiting import show_elapsed
 
 FILE = Path(__file__).parent / "expected.json"
 CHEAP = 40.0  # seconds of processor time: entries that took no longer are verified where none is named
@@ -182,7 +182,7 @@ def verify(names: Sequence[str], known: dict[str, Any], folder: Path, data: Path
             rows.append(Row(name, verdict="skipped", reason=absent))
             continue
         try:
-            with waiting(f"{name}, {at} of {len(names)}"):
+            with show_elapsed(f"{name}, {at} of {len(names)}"):
                 found = measure(name, entry, place(folder, name), data)
         except Exception as error:  # whatever it is, the other recipes are still to be looked at
             first = f"{error}".strip().partition("\n")[0]

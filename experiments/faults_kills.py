@@ -115,17 +115,21 @@ def finished(arguments: tuple[str, ...], folder: Path, cache: Path) -> str:
 def programs(cache: Path) -> set[str]:
     """Return the compiled programs of a cache that have both their files."""
     files = {path.name for path in cache.glob("programs/*/*")}
-    whole = {name for name in files if name.endswith(compile_cache.PROGRAM)}
-    return {name for name in whole if name.removesuffix(compile_cache.PROGRAM) + compile_cache.USED in files}
+    whole = {name for name in files if name.endswith(compile_cache.PROGRAM_SUFFIX)}
+    return {
+        name for name in whole if name.removesuffix(compile_cache.PROGRAM_SUFFIX) + compile_cache.ATIME_SUFFIX in files
+    }
 
 
 def unsound(cache: Path) -> int:
     """Return the number of programs that cannot be unpacked or have lost one of their files."""
     count = 0
-    for path in cache.glob("programs/*/*" + compile_cache.PROGRAM):
+    for path in cache.glob("programs/*/*" + compile_cache.PROGRAM_SUFFIX):
         try:
             zlib.decompress(path.read_bytes())
-            count += not path.with_name(path.name.removesuffix(compile_cache.PROGRAM) + compile_cache.USED).is_file()
+            count += not path.with_name(
+                path.name.removesuffix(compile_cache.PROGRAM_SUFFIX) + compile_cache.ATIME_SUFFIX
+            ).is_file()
         except zlib.error:
             count += 1
     return count

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_jax.train.logging import say
-from tl_jax.utils.extras import needs
+from tl_jax.utils.extras import require_extra
 
 Call = Callable[..., Any]
 ROOT = Path(__file__).parents[1]
@@ -93,7 +93,7 @@ def ray(
     function: Call, left: Mapping[int, tuple[Any, ...]], address: str = "", gpus: float = 0.0, **_: Any
 ) -> Iterator[Outcome]:
     """Make the calls on a Ray cluster, which makes those of a dead worker or node again by itself."""
-    with needs("sweeps"):
+    with require_extra("sweeps"):
         import ray as engine  # pyright: ignore[reportMissingImports]
     if not engine.is_initialized():
         engine.init(address=address or None, log_to_driver=False)

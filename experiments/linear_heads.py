@@ -62,7 +62,7 @@ def main(_: list[str]) -> None:
 
 def report(found: Heads, rates: list[float], decays: list[float], name: str, folder: Path) -> None:
     """Write ``heads.csv`` and ``heads.png``; print a line for each rate and decay and the one to take."""
-    with disk.replacing(folder / "heads.csv") as temporary, temporary.open("w", newline="") as file:
+    with disk.atomic_write(folder / "heads.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("seed", "rate", "decay", "validation", "test", "loss"))
         for (s, r, w), test in np.ndenumerate(found.test):

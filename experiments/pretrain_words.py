@@ -41,7 +41,7 @@ def main(_: list[str]) -> None:
     made = api.export(config, folder / "run", "float16")
     disk.write_text(made / "card.md", card(summary))
     if OUTPUT.value:
-        for name in (*huggingface.FILES, "card.md"):  # the package has its own card, and no program
+        for name in (*huggingface.SAVED_FILES, "card.md"):  # the package has its own card, and no program
             disk.write_bytes(Path(OUTPUT.value) / name, (made / name).read_bytes())
 
 

@@ -56,7 +56,7 @@ def read(prefix: Path) -> list[dict[str, str]]:
 def write(prefix: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write all rows; numbers with five digits."""
     path = Path(f"{prefix}.csv")
-    with disk.replacing(path) as temporary, temporary.open("w", newline="") as file:
+    with disk.atomic_write(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)

@@ -45,7 +45,7 @@ from tl_jax.train import workdir
 from tl_jax.train.logging import say
 from tl_jax.utils import command as command_module
 from tl_jax.utils.errors import UserError, nearest
-from tl_jax.utils.waiting import waiting
+from tl_jax.utils.waiting import show_elapsed
 
 RECIPES = flags.DEFINE_list("recipes", [], "Names of entries, such as digits_resnet or cifar_vgg:smoke.")
 ALL = flags.DEFINE_bool("all", False, "Every entry.")
@@ -98,7 +98,7 @@ def _record(names: Sequence[str], known: dict[str, Any], folder: Path, file: Pat
             say(f"{name}: skipped, {absent}")
             continue
         say(f"{name} ...")
-        with waiting(name):
+        with show_elapsed(name):
             found = measure(name, entry, place(folder, name), data)
         known[name] = make_entry(name, entry, found, time.process_time() - begin)
         write(file, known)

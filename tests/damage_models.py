@@ -34,7 +34,7 @@ from tl_jax.pretrained import delta, formats, huggingface
 from tl_jax.rl import policy_transfer as policies
 from tl_jax.transfer.adapters import Adapters
 from tl_jax.utils import tree
-from tl_jax.utils.json_files import SEAL
+from tl_jax.utils.json_files import CHECKSUM_KEY
 
 TOUCHED = 1 << 30  # bytes beyond what the imports need
 SECONDS = 20  # of CPU time that one file may take: what has other sizes is compiled anew
@@ -80,10 +80,10 @@ def damage(file: str, content: bytes, rng: random.Random) -> tuple[str, bytes]:
 
 def seal(folder: Path) -> None:
     """Write the right hashes into ``bundle.json``, and take its own out, so that what is damaged is looked at."""
-    path = folder / formats.FILE
+    path = folder / formats.BUNDLE_FILE
     try:
         content = json.loads(path.read_bytes())
-        content.pop(SEAL, None)
+        content.pop(CHECKSUM_KEY, None)
         for name, entry in content["files"].items():
             entry["sha256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         path.write_text(json.dumps(content))
@@ -95,7 +95,7 @@ def unseal(folder: Path) -> None:
     """Take the hashes of JSON files out of them, as somebody does who edits one: else only the hash is looked at."""
     for path in folder.rglob("*.json"):
         content = json.loads(path.read_bytes())
-        if isinstance(content, dict) and content.pop(SEAL, None):
+        if isinstance(content, dict) and content.pop(CHECKSUM_KEY, None):
             path.write_text(json.dumps(content))
 
 
@@ -123,19 +123,21 @@ def make_shards(folder: Path) -> None:
 
 def make_text_bundle(folder: Path) -> None:
     make_bert(folder)
-    files = dict.fromkeys(huggingface.FILES, "a file")
-    formats.seal(folder, {"model": "bert", "task": "text", "classes": ["a", "b", "c"], "weights": {}}, files)
+    files = dict.fromkeys(huggingface.SAVED_FILES, "a file")
+    formats.write_bundle_json(
+        folder, {"model": "bert", "task": "text", "classes": ["a", "b", "c"], "weights": {}}, files
+    )
 
 
 def make_own(folder: Path) -> None:
     net = pretrained.random(NAME, 3)
-    formats.save(folder / WEIGHTS, net.variables, net.spec, {"classes": ["a", "b", "c"], "notes": ["one"]})
+    formats.save_native(folder / WEIGHTS, net.variables, net.spec, {"classes": ["a", "b", "c"], "notes": ["one"]})
 
 
 def make_bundle(folder: Path) -> None:
     make_own(folder)
     about = {"model": NAME, "task": "image", "classes": ["a", "b", "c"], "weights": {"licence": "MIT"}}
-    formats.seal(folder, about, {WEIGHTS: "weights"})
+    formats.write_bundle_json(folder, about, {WEIGHTS: "weights"})
 
 
 def make_delta(folder: Path) -> None:
@@ -149,7 +151,7 @@ def make_delta(folder: Path) -> None:
     changed |= {f"{stem}lora_a": np.ones((rows, 2), np.float32), f"{stem}lora_b": np.ones((2, columns), np.float32)}
     spec = dataclasses.replace(net.spec, source="tl_jax")
     base = {"source": "tl_jax", "sha256": net.sha256}
-    delta.save(folder / "delta.safetensors", changed, spec, Adapters("lora", 2), base, {"classes": ["a"]})
+    delta.save_delta(folder / "delta.safetensors", changed, spec, Adapters("lora", 2), base, {"classes": ["a"]})
 
 
 def make_policy(folder: Path) -> None:
@@ -183,7 +185,7 @@ def look(made: Mapping[str, np.ndarray], vocabulary: int, types: int) -> None:
 
 
 def read_random(folder: Path) -> Any:
-    huggingface.part_names("bert", "random", str(folder))
+    huggingface.stage_names("bert", "random", str(folder))
     huggingface.random("bert", folder, 2)
 
 
@@ -244,9 +246,9 @@ READERS: Mapping[str, Reader] = {
     ),
     "tokenizer": Reader(make_bert, TOKENIZER, read_tokens),
     "vocabulary": Reader(make_shards, ("vocab.txt", "vocab.txt", "tokenizer_config.json"), read_tokens),
-    "text_bundle": Reader(make_text_bundle, (formats.FILE, CONFIG, WEIGHTS), read_text_bundle),
+    "text_bundle": Reader(make_text_bundle, (formats.BUNDLE_FILE, CONFIG, WEIGHTS), read_text_bundle),
     "own": Reader(make_own, (WEIGHTS,), read_own),
-    "bundle": Reader(make_bundle, (formats.FILE, WEIGHTS), read_bundle),
+    "bundle": Reader(make_bundle, (formats.BUNDLE_FILE, WEIGHTS), read_bundle),
     "delta": Reader(make_delta, ("delta.safetensors",), read_delta),
     "policy": Reader(make_policy, (WEIGHTS,), read_policy),
     "run": Reader(make_run, (CONFIG, "facts.json", "summary.json", "checkpoints.json", "checkpoints/*"), read_run),

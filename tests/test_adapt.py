@@ -22,8 +22,8 @@ def store(folder, name, classes=6, **options):
     """Write random weights of a model in our own format; return the file and the variables."""
     model = models.create(name, classes, **options)
     variables = random_variables(network.variable_shapes(model))
-    spec = PretrainedSpec(name, "tl_jax", models.options(name, model), classes, image_size=32, scaling="tf")
-    formats.save(folder / f"{name}.safetensors", variables, spec, {})
+    spec = PretrainedSpec(name, "tl_jax", models.model_options(name, model), classes, image_size=32, scaling="tf")
+    formats.save_native(folder / f"{name}.safetensors", variables, spec, {})
     return folder / f"{name}.safetensors", variables
 
 
@@ -115,7 +115,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(tmp_path):
 def test_an_export_of_a_changed_network_is_loaded_as_it_was(tmp_path):
     file, _ = store(tmp_path, "resnet50_tiny")
     net = pretrained.load("resnet50_tiny", "tl_jax", file, 3, endpoint="stage2", channels=1)
-    formats.save(tmp_path / "again.safetensors", net.variables, net.spec, {})
+    formats.save_native(tmp_path / "again.safetensors", net.variables, net.spec, {})
     again = pretrained.load("resnet50_tiny", "tl_jax", tmp_path / "again.safetensors")
     assert again.model == net.model
     same(again.variables, net.variables)
@@ -132,7 +132,7 @@ def test_a_file_is_converted_once(foreign, tmp_path, monkeypatch):
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "cache"))
     file, variables = foreign
     first = pretrained.load("resnet50_tiny", "keras", file)
-    monkeypatch.setattr(formats, "read", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(formats, "read_arrays", lambda path: pytest.fail("read again"))
     monkeypatch.setattr(
         importlib.import_module("tl_jax.pretrained.load"), "read_foreign", lambda *args: pytest.fail("converted again")
     )
@@ -154,8 +154,8 @@ def test_another_converter_converts_anew(foreign, tmp_path, monkeypatch):
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "cache"))
     pretrained.load("resnet50_tiny", "keras", foreign[0])
     module = importlib.import_module("tl_jax.pretrained.load")
-    assert len(module.converter()) == 64
-    monkeypatch.setattr(module, "converter", lambda: "another")
+    assert len(module.converter_digest()) == 64
+    monkeypatch.setattr(module, "converter_digest", lambda: "another")
     pretrained.load("resnet50_tiny", "keras", foreign[0])
     assert len(list((tmp_path / "cache" / "converted").glob("*.safetensors"))) == 2
 
@@ -182,7 +182,7 @@ def test_own_files_hold_what_was_saved_whatever_its_type(tmp_path):
     }
     leaves = jax.tree.map(lambda x: np.asarray(x, np.float32), leaves)
     for dtype in ("float32", "float16", "bfloat16"):
-        formats.save(tmp_path / "f.safetensors", leaves, PretrainedSpec("resnet8", "tl_jax"), {"k": 1}, dtype)
+        formats.save_native(tmp_path / "f.safetensors", leaves, PretrainedSpec("resnet8", "tl_jax"), {"k": 1}, dtype)
         arrays = formats.read_native(tmp_path / "f.safetensors")
         reference = formats.read_safetensors(tmp_path / "f.safetensors")  # the library's own reader
         assert {k: (v.dtype, v.tolist()) for k, v in arrays.items()} == {

@@ -39,7 +39,7 @@ def test_comparison_leaves_summary_and_picture(comparison):
 
 def test_both_arms_see_the_same_examples_and_different_weights(comparison):
     folder, config, _ = comparison
-    tasks = [restore.make_task(member) for _, seed, member in recipe.members(config) if seed == 0]
+    tasks = [restore.make_task(member) for _, seed, member in recipe.comparison_runs(config) if seed == 0]
     first, second = (task.train_batch(0) for task in tasks)
     assert (first["image"] == second["image"]).all()
     facts = [json.loads((folder / arm / "seed0" / "facts.json").read_text()) for arm in ("pretrained", "scratch")]
@@ -71,7 +71,7 @@ def test_export_keeps_what_the_inputs_were(comparison):
 
 def test_the_best_checkpoint_is_tested_when_asked_for(comparison, tmp_path):
     _, config, _ = comparison
-    _, _, scratch = recipe.members(config)[1]
+    _, _, scratch = recipe.comparison_runs(config)[1]
     changes = (
         ("eval_checkpoint", "best"),
         ("optim.lr", 0.1),
@@ -94,6 +94,6 @@ def test_what_may_take_long_is_shown(tmp_path, monkeypatch):
         shown.append(what)
         yield
 
-    monkeypatch.setattr(api, "waiting", waiting)
+    monkeypatch.setattr(api, "show_elapsed", waiting)
     api.run(small.config(("epochs", 0.0), ("data.per_class", 2)), tmp_path)
     assert shown == ["loading weights and data", "testing"]

@@ -64,7 +64,7 @@ def figure(path):
 
 def within(write):
     def call(path):
-        with disk.replacing(path) as temporary:
+        with disk.atomic_write(path) as temporary:
             write(temporary)
 
     return call
@@ -115,20 +115,20 @@ def test_what_else_the_system_says_comes_with_what_to_do(tmp_path):
         errno.EDQUOT: "Disk quota exceeded; free some space",
         errno.EIO: "Input/output error; mend that disk",
     }.items():
-        with pytest.raises(UserError, match=said), disk.replacing(tmp_path / "y"):
+        with pytest.raises(UserError, match=said), disk.atomic_write(tmp_path / "y"):
             raise OSError(number, os.strerror(number))
 
 
 def test_an_error_without_a_number_is_told_as_it_is(tmp_path):
     with limited(), pytest.raises(UserError, match=r"cannot write .*a \(270000 requested and 20000 written\)"):
-        with disk.replacing(tmp_path / "a") as temporary:
+        with disk.atomic_write(tmp_path / "a") as temporary:
             NOISE.tofile(temporary)
     assert not os.listdir(tmp_path)
 
 
 def test_a_mistake_of_the_program_stays_what_it_is(tmp_path):
     for error in (KeyError("lr"), ValueError("no such dtype")):
-        with pytest.raises(type(error)), disk.replacing(tmp_path / "x") as temporary:
+        with pytest.raises(type(error)), disk.atomic_write(tmp_path / "x") as temporary:
             temporary.write_text("half")
             raise error
     assert not os.listdir(tmp_path)
@@ -191,7 +191,7 @@ def test_every_file_is_written_by_what_tells_of_the_disk():
             continue
         tree = ast.parse(path.read_text())
         wrapped = {id(call) for block in ast.walk(tree) if isinstance(block, ast.With)
-                   and "disk.replacing" in ast.unparse(block.items[0]) for call in ast.walk(block)}  # fmt: skip
+                   and "disk.atomic_write" in ast.unparse(block.items[0]) for call in ast.walk(block)}  # fmt: skip
         for call in ast.walk(tree):
             if isinstance(call, ast.Call) and writes(call) and id(call) not in wrapped:
                 found.append(f"{name}:{call.lineno} {ast.unparse(call.func)}")

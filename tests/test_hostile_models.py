@@ -26,7 +26,7 @@ def made(tmp_path_factory):
     where = tmp_path_factory.mktemp("models")
     huggingface.save(where / "bert", network(where / "bert", classes=3, width=8, depth=1, heads=2, hidden=8))
     net = pretrained.random(NAME, 3)
-    formats.save(where / "own.safetensors", net.variables, net.spec, {"classes": ["a", "b", "c"]})
+    formats.save_native(where / "own.safetensors", net.variables, net.spec, {"classes": ["a", "b", "c"]})
     return where
 
 
@@ -226,9 +226,9 @@ def test_a_policy_without_a_world_is_refused(tmp_path):
 )
 def test_facts_of_a_delta_are_checked(made, tmp_path, facts, words):
     spec, _ = formats.read_spec(made / "own.safetensors")
-    formats.save(tmp_path / "delta.safetensors", {"params": {"a": np.zeros(1)}}, spec, facts)
+    formats.save_native(tmp_path / "delta.safetensors", {"params": {"a": np.zeros(1)}}, spec, facts)
     with pytest.raises(UserError, match=words):
-        delta.read(tmp_path / "delta.safetensors")
+        delta.read_delta(tmp_path / "delta.safetensors")
 
 
 LORA = {"a": (10**6, 2), "b": (2, 10**6)}
@@ -249,13 +249,13 @@ def test_a_delta_adds_nothing_that_the_network_does_not_have(tmp_path, leaves, w
     arrays = {path: np.zeros(shape, np.float32) for path, shape in leaves.items()}
     facts = {"adapters": adapters.Adapters("lora", 2)._asdict()}
     with pytest.raises(UserError, match=words):
-        delta.apply(variables, arrays, facts, tmp_path / "delta.safetensors")
+        delta.apply_delta(variables, arrays, facts, tmp_path / "delta.safetensors")
 
 
 def test_a_delta_is_put_on_top():
     variables = {"params": {"conv": {"kernel": np.zeros((3, 3, 2, 4), np.float32)}}}
     arrays = {f"params/conv/lora_{s}": np.ones(shape, np.float32) for s, shape in {"a": (18, 2), "b": (2, 4)}.items()}
-    found = delta.apply(variables, arrays, {"adapters": adapters.Adapters("lora", 2, 2.0)._asdict()}, "delta")
+    found = delta.apply_delta(variables, arrays, {"adapters": adapters.Adapters("lora", 2, 2.0)._asdict()}, "delta")
     assert np.all(tree.flatten(found)["params/conv/kernel"] == 2)
 
 

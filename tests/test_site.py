@@ -50,7 +50,7 @@ def test_tables_of_pages_find_what_they_name():
 @pytest.mark.fast
 def test_messages_are_read_from_the_source():
     source = "def f(x):\n    raise UserError(f'no {x.name}; ' f'take {x!r}')\n"
-    source += "def g() -> Refused:\n    return {'a has no effect': x, f'b={x}': y}\n"
+    source += "def g() -> Conflicts:\n    return {'a has no effect': x, f'b={x}': y}\n"
     assert list(hooks().messages(source)) == ["no {x.name}; take {x}", "config.a has no effect", "config.b={x}"]
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from tl_jax.config import recipe, stored, validate
-from tl_jax.config.fields import OF_PICTURES
+from tl_jax.config.fields import IMAGE_TASKS
 from tl_jax.data.augment import Augment, augment, augment_boxes
 from tl_jax.data.detection import CLASS
 from tl_jax.export import export, model_card
@@ -40,7 +40,7 @@ from tl_jax.transfer.weight_averaging import interpolate
 from tl_jax.utils import environment
 from tl_jax.utils.environment import versions
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.waiting import waiting
+from tl_jax.utils.waiting import show_elapsed
 
 ROWS, COLUMNS = 6, 7  # of a preview
 
@@ -78,7 +78,7 @@ def preview(config: recipe.Config, folder: str | Path) -> list[Path]:
     config, task = _first(config)
     folder = Path(folder).expanduser()
     with workdir.exclusive(folder):
-        kind = _preview_pictures if config.task in OF_PICTURES else PREVIEWS[config.task]
+        kind = _preview_pictures if config.task in IMAGE_TASKS else PREVIEWS[config.task]
         paths = kind(task, config, folder)
     for path in paths:
         say(f"picture: {path}")
@@ -171,7 +171,7 @@ def _outlined(images: Any, labels: Any) -> np.ndarray:
 def _first(config: recipe.Config) -> tuple[recipe.Config, Task]:
     """Return the configuration of the first run, where there are several, and its task."""
     validate.validate(config)
-    _, _, config = recipe.members(config)[0]
+    _, _, config = recipe.comparison_runs(config)[0]
     check_batches(config)
     return config, make_task(config)
 
@@ -207,7 +207,9 @@ def _write(folder: Path) -> tuple[Path, str]:
     config = stored.get_config(str(folder))
     own = found.first[0]
     known = _known(own, found.problems)
-    changed = {name: [_short(row["here"]), _short(row["base"])] for name, row in model_card.changed(config).items()}
+    changed = {
+        name: [_short(row["here"]), _short(row["base"])] for name, row in model_card.changed_fields(config).items()
+    }
     try:
         found = found._replace(about=_about(config, known, folder), changed=changed)
         path = run_report.write(folder / NAME, found)
@@ -232,7 +234,9 @@ def _about(config: recipe.Config, known: Mapping[str, Any], folder: Path) -> dic
         "name": config.name,
         "task": config.task,
         "model": config.model.name,
-        "licence": model_card.licence_of(config, str(spec.get("licence") or ""), known.get("weights_sha256") or ""),
+        "licence": model_card.describe_licence(
+            config, str(spec.get("licence") or ""), known.get("weights_sha256") or ""
+        ),
         "command": f"python run.py --config=configs/stored.py:PATH_OF/{shlex.quote(folder.name)} --workdir=ANOTHER",
     }
 
@@ -276,7 +280,7 @@ def run(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
     validate.validate(config)
     folder = Path(folder).expanduser()
     many = bool(config.seeds or config.arms)
-    for _, _, member in recipe.members(config) if many else [("", 0, config)]:
+    for _, _, member in recipe.comparison_runs(config) if many else [("", 0, config)]:
         check_batches(member)
     with workdir.exclusive(folder):
         workdir.claim(folder, config.to_dict())
@@ -333,7 +337,7 @@ def _run_once(config: recipe.Config, folder: Path, verbose: bool = True) -> dict
     clock = time.monotonic()
     if verbose:
         say("loading weights and data ...")
-    with waiting("loading weights and data"):
+    with show_elapsed("loading weights and data"):
         task = make_task(config, RunRecord(workdir.stored_facts(folder), str(folder)))
         workdir.claim_facts(folder, task.facts)
     seconds = {"data": time.monotonic() - clock}
@@ -345,7 +349,7 @@ def _run_once(config: recipe.Config, folder: Path, verbose: bool = True) -> dict
     fitted = loop.fit(
         task, plan, pace, config.seed, folder, verbose, config.freeze.verify, config.parallel.state == "sharded"
     )
-    with waiting("testing"):
+    with show_elapsed("testing"):
         summary, verdict = _tested(config, folder, task, fitted)
     summary["seconds"] = {**seconds, **fitted.seconds, "total": time.monotonic() - clock}
     _keep_details(fitted.task, verdict, folder)
@@ -399,7 +403,7 @@ def _tested(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted
         **_judged(task, verdict, held_out, folder),
         **extra,
         **({"freeze": fitted.freeze} if config.freeze.verify else {}),
-        **environment.facts(),
+        **environment.describe(),
     }
     return summary, verdict
 
@@ -407,7 +411,7 @@ def _tested(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted
 def _run_many(config: recipe.Config, folder: Path) -> dict[str, Any]:
     """Every arm with every seed, then the comparison."""
     clock = time.monotonic()
-    everything = recipe.members(config)
+    everything = recipe.comparison_runs(config)
     for arm, seed, member in everything:
         own = folder / arm / f"seed{seed}"
         own.mkdir(parents=True, exist_ok=True)
@@ -420,7 +424,7 @@ def _run_many(config: recipe.Config, folder: Path) -> dict[str, Any]:
         arms = list(dict.fromkeys(arm for arm, _, _ in everything))
         seeds = list(dict.fromkeys(seed for _, seed, _ in everything))
         summary = {"config_name": config.name, **_smoke(config), "seed": config.seed}
-        summary |= plots.summarise_comparison(folder, arms, seeds, score) | environment.facts()
+        summary |= plots.summarise_comparison(folder, arms, seeds, score) | environment.describe()
         summary["seconds"]["total"] = time.monotonic() - clock
         write_json(folder / "summary.json", summary)
     say(plots.comparison_table(summary))

@@ -24,7 +24,7 @@ from tl_jax.config import recipes_dir
 from tl_jax.config.schema import check_known
 from tl_jax.utils import command
 from tl_jax.utils.errors import UserError, nearest
-from tl_jax.utils.waiting import waiting
+from tl_jax.utils.waiting import show_elapsed
 
 RECIPES = recipes_dir()
 DEFAULT = RECIPES / "digits_resnet.py"
@@ -74,7 +74,7 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
 
 def call(_: list[str]) -> int:
     """Make one call into ``tl_jax.api``, as the flags say, and return the exit status."""
-    with waiting(LOADING):
+    with show_elapsed(LOADING):
         from tl_jax import api
         from tl_jax import api as api_module
         from tl_jax.train import sharding
@@ -91,7 +91,7 @@ def call(_: list[str]) -> int:
     if given.input and given.mode not in ASKING:
         raise UserError(f"--input has an effect with --mode={' and '.join(ASKING)} only")
     called = getattr(api, {"train": "run", "eval": "evaluate"}.get(given.mode, given.mode))
-    with contextlib.nullcontext() if given.mode == "train" else waiting(f"--mode={given.mode} of {workdir}"):
+    with contextlib.nullcontext() if given.mode == "train" else show_elapsed(f"--mode={given.mode} of {workdir}"):
         result = called(config, workdir, **({"inputs": given.input} if given.mode in ASKING else {}))
     if given.mode == "eval":
         print(json.dumps(finite(result), indent=2))
@@ -110,7 +110,7 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     argv = with_recipe(argv)
     given = sys.argv
     try:
-        with waiting(LOADING), _old_names_in_a_line():  # a recipe imports most of what training needs
+        with show_elapsed(LOADING), _old_names_in_a_line():  # a recipe imports most of what training needs
             argv = [_under_todays_name(arg) for arg in argv]
             in_phases = [arg for arg in argv if arg.lstrip("-").startswith("config.phases[")]
             rest_of_argv = [arg for arg in argv if arg not in in_phases]
@@ -164,7 +164,7 @@ def _under_todays_name(arg: str) -> str:
 
     name, equals, value = arg.partition("=")
     _, prefix, path = name.partition("--config.")
-    return f"{prefix}{renames.current(path)}{equals}{value}" if prefix else arg
+    return f"{prefix}{renames.current_name(path)}{equals}{value}" if prefix else arg
 
 
 def set_in_phase(config: Any, arg: str) -> None:
@@ -172,7 +172,7 @@ def set_in_phase(config: Any, arg: str) -> None:
     from tl_jax.config import recipe
 
     name, equals, value = arg.lstrip("-").partition("=")
-    index, field = recipe.PHASE_FIELD.fullmatch(name.removeprefix("config.")).groups()  # pyright: ignore
+    index, field = recipe.PHASE_FIELD_NAME.fullmatch(name.removeprefix("config.")).groups()  # pyright: ignore
     default = recipe.PHASE_FIELDS[field].default
     if not equals:
         raise UserError(f"--{name} has no value; write --{name}=VALUE")

@@ -108,7 +108,7 @@ def flops(name: str, size: int, batch: int) -> float:
         x = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     with (
-        conv.plain(),
+        conv.xla_only(),
         jax.default_device(jax.devices("cpu")[0]),
     ):  # other platforms need not count before they compile
         lowered = jax.jit(lambda v, x: model.apply(v, x, train=False)[0]).lower(variables, x)

@@ -74,10 +74,10 @@ def measure(case: str) -> dict:
     side, window, stride, inputs, outputs = case.split(":")
     side, stride, high, wide = int(side), int(stride), *map(int, window.split("x"))
     batch = max(1, min(64, PIXELS // side**2))
-    pads = conv.pads((side, side), (high, wide), stride, "half")
+    pads = conv.compute_padding((side, side), (high, wide), stride, "half")
     x = jax.random.normal(jax.random.key(0), (batch, side, side, int(inputs)))
     kernel = jax.random.normal(jax.random.key(1), (high, wide, int(inputs), int(outputs)))
-    kernel, pads = conv.seeing((side, side), kernel, stride, pads)
+    kernel, pads = conv.crop_kernel((side, side), kernel, stride, pads)
     ways: dict[str, Callable] = {
         name: partial(way, stride=stride, padding=pads)
         for name, way in (("xla", conv._conv2d_lax), ("patches", conv._conv2d_patches),
@@ -102,10 +102,10 @@ def measure(case: str) -> dict:
     }
 
 
-def chosen(x: jax.Array, kernel: jax.Array, stride: int, pads: conv.Pads) -> str:
+def chosen(x: jax.Array, kernel: jax.Array, stride: int, pads: conv.Padding) -> str:
     """Return the way that ``conv2d`` takes."""
     size = [side + sum(pad) - k + 1 for side, pad, k in zip(x.shape[1:3], pads, kernel.shape[:2], strict=True)]
-    return conv.way(len(x), size, kernel.shape, stride)
+    return conv.fastest_method(len(x), size, kernel.shape, stride)
 
 
 def shown(row: dict, what: str) -> list[str]:
@@ -121,7 +121,7 @@ def depthwise() -> None:
     for side, channels, stride in DEPTHWISE:
         x = jax.random.normal(jax.random.key(0), (BATCH, side, side, channels))
         kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, channels))
-        pads = conv.pads((side, side), (3, 3), stride, "same")
+        pads = conv.compute_padding((side, side), (3, 3), stride, "same")
 
         def shifted(x, kernel, stride=stride, pads=pads):
             return conv.depthwise2d(x, kernel, stride, pads)
@@ -148,7 +148,7 @@ def pool_sizes() -> None:
         pool = partial(pooling.max_pool, window=window[0], stride=window[1], pad=window[2]) if window else mean
 
         def plain(x, pool=pool):
-            with conv.plain():
+            with conv.xla_only():
                 return pool(x)
 
         dy = jnp.ones_like(pool(x))

@@ -89,12 +89,12 @@ def _tl_jax(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
     variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     batch = sharding.put({"image": pictures, "label": labels, "mask": np.ones(len(labels), np.float32)})
     trunk = model.clone(num_classes=0)
-    pairs = fold_batch_norm.pairs(trunk, SIZE.value)
-    folded = jax.jit(lambda v: fold_batch_norm.fold(pairs, v))(variables)
+    pairs = fold_batch_norm.find_pairs(trunk, SIZE.value)
+    folded = jax.jit(lambda v: fold_batch_norm.fold_variables(pairs, v))(variables)
 
     @jax.jit
     def forward(variables, x):
-        with fold_batch_norm.folded(variables["shifts"]):
+        with fold_batch_norm.folded_norms(variables["shifts"]):
             return trunk.apply({k: variables[k] for k in ("params", "batch_stats")}, x, train=False)[0]
 
     network, optim, rules = Network(model, Maps()), OptimSpec("adam", batch_norm_momentum=0.9), RECIPES["all"]

@@ -91,7 +91,7 @@ def _tl_jax() -> Calls:
     config = recipe.override(cartpole_ppo.get_config(), _case())
     world = envs.make(config.rl.env)
     network = reinforcement.network(config, world)
-    (phase,) = phases.resolve(config, {"train": config.rl.total_timesteps}, network.part_names(False))
+    (phase,) = phases.resolve(config, {"train": config.rl.total_timesteps}, network.stage_names(False))
     update = make_update(world, network, reinforcement.ppo_config(config), phase.optim, phase.rules)
     init = make_optimizer(phase.optim, phase.rules).init
 

@@ -50,7 +50,7 @@ def main(_: list[str]) -> None:
             say(f"--- {choice['mechanism']}")
             found += measure(choice["mechanism"], run)
     prefix = RESULTS.value or str(folder / "drift")
-    with disk.replacing(Path(f"{prefix}.csv")) as temporary, temporary.open("w", newline="") as file:
+    with disk.atomic_write(Path(f"{prefix}.csv")) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Drift._fields)
         writer.writerows([f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in found)

@@ -82,7 +82,7 @@ def at_once(call: Callable[..., Any], groups: list[Any]) -> list[Any]:
 def compiled(config: Any, world: World, start: Any, tests: Tests, teacher: Any = None) -> sharding.Program:
     """Compile what ``learn`` calls for each group of seeds, (variables, keys, teacher) -> (variables, curves)."""
     network, ppo_config = policy_task.network(config, world), policy_task.ppo_config(config)
-    (phase,) = phases.resolve(config, {"train": config.rl.total_timesteps}, network.part_names(len(world.shape) == 3))
+    (phase,) = phases.resolve(config, {"train": config.rl.total_timesteps}, network.stage_names(len(world.shape) == 3))
     still = keeps_statistics(jax.tree.map(lambda leaf: leaf[0], start["params"]), phase)
     run = _make_run(world, network, ppo_config, phase.optim, phase.rules, still, phase.rate, tests)
     return sharding.compiled(run, *grouped((start, stream_keys(_count(start)), teacher))[0])

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tl_jax import pretrained
 from tl_jax.config import recipe
-from tl_jax.pretrained.catalog import BANK
+from tl_jax.pretrained.catalog import EMBEDDED_RESNET8
 from tl_jax.pretrained.network import Pretrained
 from tl_jax.utils.errors import UserError, nearest
 
@@ -42,7 +42,7 @@ class Seen(NamedTuple):
 
 def known_sources(weights: str) -> tuple[str, ...]:
     """Return the names of the sources that can be had; ImageNet's network needs a file of ``weights``."""
-    return (*BANK, RANDOM, *([IMAGENET] if weights else []))
+    return (*EMBEDDED_RESNET8, RANDOM, *([IMAGENET] if weights else []))
 
 
 def target_config(target: str, data_dir: str, per_class: int, seed: int) -> recipe.Config:

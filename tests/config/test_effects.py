@@ -91,7 +91,7 @@ def without(task: str, needs: tuple) -> str:
 
 @pytest.mark.parametrize("task,field,value,needs", CASES, ids=lambda each: str(each)[:40])
 def test_a_field_has_an_effect_or_is_refused(task, field, value, needs):
-    value = recipe.part_names(TASKS[task]())[:1] if value == "first" else value
+    value = recipe.stage_names(TASKS[task]())[:1] if value == "first" else value
     if operator.attrgetter(field)(TASKS[task]()) == value:  # the recipe has it already
         value = not value if isinstance(value, bool) else 2 * value
     try:

@@ -252,7 +252,7 @@ def test_a_field_of_one_phase_is_set_from_the_command_line(monkeypatch):
     ]
     assert config.optim.lr == 0.5
     validate.validate(config)
-    sizes, parts = {"train": 1000, "unlabelled": 1000}, recipe_module.part_names(config)
+    sizes, parts = {"train": 1000, "unlabelled": 1000}, recipe_module.stage_names(config)
     assert [phase.batch_stats for phase in phases.resolve(config, sizes, parts)] == ["auto", "frozen"]
 
 
@@ -275,7 +275,7 @@ def test_arms_may_differ_in_a_field_of_one_phase():
     config = load(ROOT / "configs" / "cifar_inception.py")
     config.arms = (("plain", ()), ("still", (("phases[1].batch_stats", "frozen"),)))
     validate.validate(config)
-    found = [member.phases[1].get("batch_stats", "auto") for _, _, member in recipe_module.members(config)]
+    found = [member.phases[1].get("batch_stats", "auto") for _, _, member in recipe_module.comparison_runs(config)]
     assert found == ["auto", "frozen"]
 
 
@@ -296,7 +296,7 @@ def test_members_are_all_arms_with_all_seeds():
     config = recipe_module.override(
         recipe_module.get_config(), (("seeds", (3, 4)), ("arms", (("a", ()), ("b", (("optim.lr", 0.5),)))))
     )
-    members = recipe_module.members(config)
+    members = recipe_module.comparison_runs(config)
     assert [(arm, seed) for arm, seed, _ in members] == [("a", 3), ("b", 3), ("a", 4), ("b", 4)]
     assert [member.optim.lr for _, _, member in members] == [1e-3, 0.5, 1e-3, 0.5]
     assert all(member.seed == seed and not member.seeds and not member.arms for _, seed, member in members)

@@ -26,9 +26,11 @@ def get_config(variant=""):
 
 
 def test_the_table_leads_from_names_that_are_gone_to_names_that_are_there():
-    assert set(renames.FIELDS.values()) <= set(FIELDS) and not set(renames.FIELDS) & set(FIELDS)
-    assert set(renames.PHASE_FIELDS.values()) <= set(PHASE_FIELDS) and not set(renames.PHASE_FIELDS) & set(PHASE_FIELDS)
-    for old, new in renames.FIELDS.items():  # what RenamingDict relies on
+    assert set(renames.RENAMED_FIELDS.values()) <= set(FIELDS) and not set(renames.RENAMED_FIELDS) & set(FIELDS)
+    assert set(renames.RENAMED_PHASE_FIELDS.values()) <= set(PHASE_FIELDS) and not set(
+        renames.RENAMED_PHASE_FIELDS
+    ) & set(PHASE_FIELDS)
+    for old, new in renames.RENAMED_FIELDS.items():  # what RenamingDict relies on
         assert old.rpartition(".")[0] == new.rpartition(".")[0]
 
 
@@ -37,7 +39,7 @@ def test_flags_and_recipes_may_use_old_names(monkeypatch, tmp_path, capsys):
     flags = ("--config.rl.worlds=4", "--config.save_rest=2.5")
     config = parsed(monkeypatch, f"--config={tmp_path}/own.py", *flags)
     assert (config.rl.ppo_epochs, config.rl.num_envs, config.min_checkpoint_interval) == (3, 4, 2.5)
-    assert config.eval_checkpoint == "best" and not set(renames.FIELDS) & set(config.rl.keys())
+    assert config.eval_checkpoint == "best" and not set(renames.RENAMED_FIELDS) & set(config.rl.keys())
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "WARNING" in line)
     for old, new in (("rl.passes", "rl.ppo_epochs"), ("rl.worlds", "rl.num_envs"), ("test_on", "eval_checkpoint")):
         assert f"{old} is {new}" in line

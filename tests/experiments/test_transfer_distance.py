@@ -7,7 +7,7 @@ import pytest
 
 from experiments import record
 from experiments.transferability import pairs, report, scores
-from tl_jax.pretrained.catalog import BANK
+from tl_jax.pretrained.catalog import EMBEDDED_RESNET8
 from tl_jax.transferability.report import BETWEEN, FROM_MOMENTS, REPEATED
 from tl_jax.utils.errors import UserError
 
@@ -16,7 +16,7 @@ STUDY = Path(__file__).parents[2] / "experiments" / "results" / "transfer_distan
 
 
 def test_every_source_of_the_bank_has_data_of_its_own(tmp_path):
-    for source in BANK:
+    for source in EMBEDDED_RESNET8:
         if source in pairs.DRAWN:
             assert len(scores.own_pictures(source, "")[1]) > 100
         else:

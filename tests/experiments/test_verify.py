@@ -65,7 +65,7 @@ def test_each_recipe_is_shown_while_it_runs(monkeypatch, tmp_path):
         shown.append(what)
         yield
 
-    monkeypatch.setattr(expectations, "waiting", waiting)
+    monkeypatch.setattr(expectations, "show_elapsed", waiting)
     monkeypatch.setattr(expectations, "measure", lambda *_: shown.append("measured") or {"figures": {}, "examples": 1})
     entry = {"seconds": 1.0, "hardware": "", "figures": {}, "set": {}, "seeds": [0, 1, 2], "examples": 1}
     expectations.verify(["a", "b"], {"a": entry, "b": entry}, tmp_path, None)

@@ -85,10 +85,10 @@ def test_the_program_is_for_every_platform_and_number_of_pictures(run, pictures)
 def test_a_program_divides_by_the_temperature_or_gives_features(run, pictures):
     net = pretrained.load(source="tl_jax", path=run / "export")
     plain = probabilities(net, pictures)
-    softer = jax.jit(stablehlo.of_pictures(net, temperature=2.0).call)(pictures)
+    softer = jax.jit(stablehlo.image_program(net, temperature=2.0).call)(pictures)
     roots = np.sqrt(plain)
     np.testing.assert_allclose(softer, roots / roots.sum(1, keepdims=True), rtol=1e-4)
-    features = jax.jit(stablehlo.of_pictures(net, "features").call)(pictures)
+    features = jax.jit(stablehlo.image_program(net, "features").call)(pictures)
     np.testing.assert_allclose(
         features, net.model.apply(net.variables, net.preprocess(pictures))[1]["features"], rtol=1e-4, atol=1e-5
     )
@@ -128,7 +128,7 @@ def test_the_card_has_the_figures_and_no_folder_of_this_machine(run):
     text = (run / "export" / "README.md").read_text()
     accuracy = json.loads((run / "summary.json").read_text())["metrics"]["accuracy"]
     assert f"| accuracy | {accuracy:.4f} |" in text and "On 100 examples" in text and "seed 0" in text
-    assert model_card.TO_FILL in text and "Keras" not in text.partition("## How to load it")[0]
+    assert model_card.INTENDED_USE_PLACEHOLDER in text and "Keras" not in text.partition("## How to load it")[0]
     assert "torchvision has no `resnet8`" in text
     assert str(run) not in text and str(run) not in (run / "export" / "bundle.json").read_text()
 
@@ -141,7 +141,7 @@ def test_a_delta_that_saves_nothing_says_so_with_both_sizes(run):
 
 def test_what_the_author_wrote_survives_another_export(run):
     path = run / "export" / "README.md"
-    path.write_text(path.read_text().replace(model_card.TO_FILL, "For digits.\n\nFor nothing else."))
+    path.write_text(path.read_text().replace(model_card.INTENDED_USE_PLACEHOLDER, "For digits.\n\nFor nothing else."))
     api.export(stored.get_config(str(run)), run)
     assert "## Intended use\n\nFor digits.\n\nFor nothing else.\n\n## Test metrics" in path.read_text()
 

@@ -27,7 +27,7 @@ def net_of(name, source, size):
 
 def both(folder, net, source, images):
     """Write the files, run the card's code there, and return what it leaves and our logits."""
-    made = frameworks.write(folder, net, source)
+    made = frameworks.write_weights(folder, net, source)
     assert made.file and (folder / made.file).is_file()
     found = {"images": images}
     with contextlib.chdir(folder):
@@ -73,12 +73,12 @@ def test_torchvision(name, tmp_path, monkeypatch):
     ],
 )
 def test_what_no_library_has_is_said(name, source, size, why, tmp_path):
-    assert why in frameworks.write(tmp_path, net_of(name, source, size), source).why_not
+    assert why in frameworks.write_weights(tmp_path, net_of(name, source, size), source).reason
     assert not list(tmp_path.iterdir())
 
 
 def test_vgg_is_of_the_library_that_its_file_is_of(tmp_path):
     net = net_of("vgg16", "keras", 32)
-    assert frameworks.write(tmp_path, net, "keras").file == frameworks.KERAS
-    assert frameworks.write(tmp_path, net, "timm").file == frameworks.TORCH
-    assert "('6', torch.nn.Linear(512, 5))" in frameworks.write(tmp_path, net, "torchvision").code
+    assert frameworks.write_weights(tmp_path, net, "keras").file == frameworks.KERAS_FILE
+    assert frameworks.write_weights(tmp_path, net, "timm").file == frameworks.TORCHVISION_FILE
+    assert "('6', torch.nn.Linear(512, 5))" in frameworks.write_weights(tmp_path, net, "torchvision").code

@@ -33,7 +33,7 @@ def arrays(found):
 @pytest.mark.parametrize("source,expected", [("keras", fake.keras_arrays), ("torchvision", fake.torchvision_arrays)])
 def test_names_are_those_of_the_other_library(source, expected):
     values = variables("resnet50_tiny", source)
-    found = arrays(frameworks.named(values, image_tables.table("resnet50_tiny", source)))
+    found = arrays(frameworks.named_arrays(values, image_tables.conversion_table("resnet50_tiny", source)))
     wanted = {name: array for name, array in expected(values).items() if not name.endswith("num_batches_tracked")}
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
@@ -42,9 +42,9 @@ def test_names_are_those_of_the_other_library(source, expected):
 
 @pytest.mark.parametrize("name,source", TINY)
 def test_the_table_brings_every_leaf_back(name, source):
-    values, table = variables(name, source), image_tables.table(name, source)
-    back = convert(arrays(frameworks.named(values, table)), table)
-    assert not back.clashes and not back.extra
+    values, table = variables(name, source), image_tables.conversion_table(name, source)
+    back = convert(arrays(frameworks.named_arrays(values, table)), table)
+    assert not back.conflicts and not back.extra
     leaves = tree.flatten(values)
     assert back.leaves.keys() == leaves.keys()
     for path, leaf in leaves.items():
@@ -53,16 +53,20 @@ def test_the_table_brings_every_leaf_back(name, source):
 
 def test_a_leaf_that_no_rule_leads_to_is_refused():
     with pytest.raises(ValueError, match="no rule of the table leads to params/adapter/kernel"):
-        frameworks.named(
-            {"params": {"adapter": {"kernel": np.zeros(3)}}}, image_tables.table("resnet18", "torchvision")
+        frameworks.named_arrays(
+            {"params": {"adapter": {"kernel": np.zeros(3)}}}, image_tables.conversion_table("resnet18", "torchvision")
         )
-    assert frameworks.named({}, Table([])) == []
+    assert frameworks.named_arrays({}, Table([])) == []
 
 
 @pytest.mark.parametrize("name", [name for name, source in TINY if source == "keras"])
 def test_a_file_of_keras_is_read_again(name, tmp_path):
-    values, table, file = variables(name, "keras"), image_tables.table(name, "keras"), tmp_path / "keras.weights.h5"
-    frameworks.save(file, values, table)
+    values, table, file = (
+        variables(name, "keras"),
+        image_tables.conversion_table(name, "keras"),
+        tmp_path / "keras.weights.h5",
+    )
+    frameworks.save_keras(file, values, table)
     again, spec, _ = pretrained.read_foreign(name, "keras", file)
     jax.tree.map(np.testing.assert_array_equal, dict(again), values)
     assert spec.num_classes == 6
@@ -76,5 +80,7 @@ def test_layers_that_keras_does_not_have_are_refused(tmp_path):
     values = variables("resnet50_tiny", "keras")
     values["params"]["adapter_stage1"] = {"kernel": np.zeros(3)}
     with pytest.raises(ValueError, match="Keras has no layers adapter_stage1"):
-        frameworks.save(tmp_path / "keras.weights.h5", values, image_tables.table("resnet50_tiny", "keras"))
+        frameworks.save_keras(
+            tmp_path / "keras.weights.h5", values, image_tables.conversion_table("resnet50_tiny", "keras")
+        )
     assert not list(tmp_path.iterdir())

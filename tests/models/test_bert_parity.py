@@ -70,7 +70,7 @@ def test_heads_are_those_of_transformers_there_and_back(tmp_path, kind, how):
     sizes = TINY if kind == "bert" else DISTIL
     peer = made(tmp_path, kind, how, sizes, **({} if how == "ForMaskedLM" else {"num_labels": 5}))
     net = huggingface.load(kind, tmp_path)
-    assert not net.new
+    assert not net.new_head
     tokens = net.tokenize([("a film", "the plot is good"), ("bad", "the acting")] if kind == "bert" else TEXTS)
     logits, _ = net.model.apply(net.variables, **tokens)
     assert_same(logits, theirs(peer, tokens, kind).logits, tokens, how)

@@ -9,8 +9,8 @@ from pycocotools import mask as coco
 from tl_jax.models import centernet
 
 pytestmark = pytest.mark.fast
-detections = jax.jit(centernet.detections, static_argnums=(1, 2))
-made = jax.jit(centernet.targets, static_argnums=(3, 4, 5))
+detections = jax.jit(centernet.decode_detections, static_argnums=(1, 2))
+made = jax.jit(centernet.make_targets, static_argnums=(3, 4, 5))
 
 
 def drawn(rng, n):
@@ -58,7 +58,7 @@ def test_suppression_is_as_defined(overlap):
     rng = np.random.default_rng(1)
     boxes, classes = drawn(rng, 60), rng.integers(0, 2, 60)
     scores = np.sort(rng.uniform(0.1, 1, 60))[::-1].copy()
-    out = jax.jit(centernet.suppressed)(*map(jnp.asarray, (boxes, classes, scores)), overlap)
+    out = jax.jit(centernet.suppress_non_maxima)(*map(jnp.asarray, (boxes, classes, scores)), overlap)
     expected = literal_nms(boxes, classes, scores, overlap)
     assert np.flatnonzero(out).tolist() == expected and 5 < len(expected) < 55
 
@@ -73,10 +73,10 @@ def test_targets_worked_by_hand():
     got = targets([(6, 6, 22, 14), (0, 0, 0, 0)], [1, -1])
     heat = np.zeros((8, 8, 2))
     heat[2, 2:5, 1] = np.exp(-2.0), 1.0, np.exp(-2.0)  # the deviation is 3 / 6 cells
-    np.testing.assert_allclose(got.heat, heat, atol=1e-6)
+    np.testing.assert_allclose(got.heatmap, heat, atol=1e-6)
     share = np.exp(-2.0) / (1 + 2 * np.exp(-2.0))
     np.testing.assert_allclose(got.weights[2, 2:5], [share, 1 - 2 * share, share], atol=1e-6)
-    assert got.weights.sum() == pytest.approx(1.0) and (got.counted == 1).all()
+    assert got.weights.sum() == pytest.approx(1.0) and (got.heat_mask == 1).all()
     np.testing.assert_array_equal(got.boxes[2, 3], [6, 6, 22, 14])
 
 
@@ -88,8 +88,8 @@ def test_of_two_objects_on_a_cell_it_belongs_to_the_smaller():
 
 def test_nothing_is_said_where_a_crowd_is():
     got = targets([(8, 8, 16, 16), (0, 0, 8, 8)], [0, 1], crowd=[True, False])
-    assert (np.asarray(got.counted)[2:4, 2:4] == 0).all() and got.counted.sum() == 60
-    assert got.heat[..., 0].max() == 0 and got.heat[..., 1].max() == 1 and got.weights.sum() == pytest.approx(1.0)
+    assert (np.asarray(got.heat_mask)[2:4, 2:4] == 0).all() and got.heat_mask.sum() == 60
+    assert got.heatmap[..., 0].max() == 0 and got.heatmap[..., 1].max() == 1 and got.weights.sum() == pytest.approx(1.0)
 
 
 def test_what_the_targets_say_is_decoded_to_the_boxes():
@@ -100,7 +100,7 @@ def test_what_the_targets_say_is_decoded_to_the_boxes():
     y, x = np.meshgrid((np.arange(8) + 0.5) * 4, (np.arange(8) + 0.5) * 5, indexing="ij")
     middle, own = np.stack([x, y], -1), np.asarray(wanted.boxes)
     sides = np.concatenate([middle - own[..., :2], own[..., 2:] - middle], -1)
-    heat = np.log(np.asarray(wanted.heat) + 1e-6) - np.log(1 - np.asarray(wanted.heat) + 1e-6)
+    heat = np.log(np.asarray(wanted.heatmap) + 1e-6) - np.log(1 - np.asarray(wanted.heatmap) + 1e-6)
     found = detections({"heat": heat[None], "sides": sides[None]}, (32, 40), 20, 0.6)
     sure = np.asarray(found[0])[np.asarray(found[0, :, 5]) > 0.99]
     assert len(sure) == 4

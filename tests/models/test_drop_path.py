@@ -155,7 +155,7 @@ def test_a_dropped_branch_has_no_gradient():
 
 
 def test_options_and_loading_know_it(tmp_path, monkeypatch):
-    assert models.options("resnet8", models.create("resnet8", 5, drop_path=0.1)) == {"drop_path": 0.1}
+    assert models.model_options("resnet8", models.create("resnet8", 5, drop_path=0.1)) == {"drop_path": 0.1}
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "cache"))
     write_keras_h5(tmp_path / "m.h5", random_variables(network.variable_shapes(models.create("resnet50_tiny", 6))))
     first = pretrained.load("resnet50_tiny", "keras", tmp_path / "m.h5")

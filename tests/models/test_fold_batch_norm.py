@@ -31,8 +31,8 @@ def random_variables(model, size):
 
 
 def apply_folded(model, variables, x, by=1.0):
-    changed = fold_batch_norm.fold(fold_batch_norm.pairs(model, x.shape[1]), variables)
-    with fold_batch_norm.folded({name: by * shift for name, shift in changed.pop("shifts").items()}):
+    changed = fold_batch_norm.fold_variables(fold_batch_norm.find_pairs(model, x.shape[1]), variables)
+    with fold_batch_norm.folded_norms({name: by * shift for name, shift in changed.pop("shifts").items()}):
         return model.apply(changed, x, train=False)
 
 
@@ -52,12 +52,12 @@ def test_every_norm_behind_a_convolution_is_found():
     norms = {
         p.rpartition("/")[0] for p in tree.flatten(random_variables(models.create("resnet8", 0), 32)["batch_stats"])
     }
-    assert {pair.norm for pair in fold_batch_norm.pairs(models.create("resnet8", 0), 32)} == norms
+    assert {pair.norm for pair in fold_batch_norm.find_pairs(models.create("resnet8", 0), 32)} == norms
 
 
 def test_a_norm_before_a_convolution_is_left():
     model = models.create("resnet50v2", 0, depths=(1, 1, 1, 1), widths=(8, 8, 8, 8))
-    found = {pair.norm for pair in fold_batch_norm.pairs(model, 32)}
+    found = {pair.norm for pair in fold_batch_norm.find_pairs(model, 32)}
     norms = {p.rpartition("/")[0] for p in tree.flatten(random_variables(model, 32)["batch_stats"])}
     assert found and found < norms
 

@@ -32,7 +32,7 @@ def test_convolution_as_matrix_product_equals_lax(size, window, stride, padding)
     kx, kk = jax.random.split(jax.random.key(size))
     x = jax.random.normal(kx, (2, size, size + 1, 3))
     k = jax.random.normal(kk, (*window, 3, 4))
-    zeros = conv.pads(x.shape[1:3], window, stride, padding)
+    zeros = conv.compute_padding(x.shape[1:3], window, stride, padding)
     agree(
         lambda x, k: conv._conv2d_patches(x, k, stride, zeros),
         lambda x, k: conv._conv2d_lax(x, k, stride, zeros),
@@ -48,7 +48,7 @@ def test_what_gpus_compute_as_a_product_equals_lax(size, window, stride, padding
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     kx, kk = jax.random.split(jax.random.key(size))
     x, k = jax.random.normal(kx, (2, size, size, 3)), jax.random.normal(kk, (*window, 3, 4))
-    zeros = conv.pads(x.shape[1:3], window, stride, padding)
+    zeros = conv.compute_padding(x.shape[1:3], window, stride, padding)
     ours = lambda x, k: conv.conv2d(x, k, stride, zeros)  # noqa: E731
     assert "conv_general_dilated" not in str(jax.make_jaxpr(ours)(x, k))
     agree(ours, lambda x, k: conv._conv2d_lax(x, k, stride, zeros), x, k)
@@ -60,7 +60,7 @@ def test_sums_of_products_over_rows(rows, channels):
     kx, kd = jax.random.split(jax.random.key(rows))
     x, d = jax.random.normal(kx, (2, rows, channels[0])), jax.random.normal(kd, (2, rows, channels[1]))
     with jax.default_matmul_precision("float32"):
-        found = jax.jit(jax.vmap(conv.rows_product))(x, d)
+        found = jax.jit(jax.vmap(conv.weight_gradient))(x, d)
     np.testing.assert_allclose(found, np.einsum("nrc,nrf->ncf", x, d), rtol=1e-5, atol=1e-5)
 
 
@@ -69,7 +69,7 @@ def test_sums_of_products_over_rows(rows, channels):
 @pytest.mark.parametrize("channels", [(3, 5), (5, 3)])
 @pytest.mark.parametrize("zeros", [((1, 1), (1, 1)), ((0, 2), (2, 1)), ((1, 2), (1, 1))])
 def test_convolution_by_tiles_equals_lax(size, channels, zeros, monkeypatch):
-    monkeypatch.setattr(conv, "TILES", 8)  # so that some pictures are transformed after others,
+    monkeypatch.setattr(conv, "MAX_TILES", 8)  # so that some pictures are transformed after others,
     monkeypatch.setattr(jax, "device_count", lambda: 1)  # which they are on one device
     kx, kk = jax.random.split(jax.random.key(size))
     x = jax.random.normal(kx, (4, size, size + 1, channels[0]))
@@ -81,7 +81,7 @@ def test_convolution_by_tiles_equals_lax(size, channels, zeros, monkeypatch):
 def test_convolution_with_gradients_by_taps_equals_lax(window, stride, padding):
     kx, kk = jax.random.split(jax.random.key(0))
     x, k = jax.random.normal(kx, (2, 9, 10, 3)), jax.random.normal(kk, (*window, 3, 4))
-    zeros = conv.pads(x.shape[1:3], window, stride, padding)
+    zeros = conv.compute_padding(x.shape[1:3], window, stride, padding)
     ways = conv._conv2d_taps, conv._conv2d_lax
     agree(*[lambda x, k, way=way: way(x, k, stride, zeros) for way in ways], x, k)
 
@@ -105,7 +105,7 @@ def test_depthwise_convolution_equals_lax(size, stride, padding):
     kx, kk = jax.random.split(jax.random.key(size))
     x = jax.random.normal(kx, (2, size, size + 1, 8))
     k = jax.random.normal(kk, (3, 3, 1, 8))
-    zeros = conv.pads(x.shape[1:3], (3, 3), stride, padding)
+    zeros = conv.compute_padding(x.shape[1:3], (3, 3), stride, padding)
     agree(
         lambda x, k: conv.depthwise2d(x, k, stride, zeros),
         lambda x, k: conv._conv2d_lax(x, k, stride, zeros, groups=8),
@@ -121,7 +121,7 @@ def test_same_is_tensorflows_padding(size, window, stride):
     import jax.lax as lax
 
     expected = lax.padtype_to_pads((size, size + 2), (window, window), (stride, stride), "SAME")
-    assert list(conv.pads((size, size + 2), (window, window), stride, "same")) == expected
+    assert list(conv.compute_padding((size, size + 2), (window, window), stride, "same")) == expected
 
 
 def test_initial_kernels_have_hes_and_glorots_variance():
@@ -137,8 +137,8 @@ def test_initial_kernels_have_hes_and_glorots_variance():
 @pytest.mark.parametrize("padding", ["half", "same"])
 def test_what_a_kernel_never_meets_is_left_out(size, window, stride, padding):
     kernel = jnp.arange(window[0] * window[1], dtype=jnp.float32).reshape(*window, 1, 1) + 1
-    zeros = conv.pads(size, window, stride, padding)
-    met, left = conv.seeing(size, kernel, stride, zeros)
+    zeros = conv.compute_padding(size, window, stride, padding)
+    met, left = conv.crop_kernel(size, kernel, stride, zeros)
     assert all(pad >= 0 for pair in left for pad in pair)
     x = jax.random.normal(jax.random.key(0), (2, *size, 1))
     whole, part = (conv._conv2d_lax(x, k, stride, pad) for k, pad in ((kernel, zeros), (met, left)))

@@ -136,20 +136,20 @@ def test_what_does_not_fit_is_refused_by_name():
 
 
 def test_parts_are_named_in_order_without_being_made():
-    assert models.create("resnet50", 5).part_names() == ("stem", "stage1", "stage2", "stage3", "stage4")
-    assert models.create("mobilenet_v2", 5).part_names()[-2:] == ("stage7", "final")
-    assert models.create("inception_v3", 5, endpoint="mixed1").part_names() == ("stem", "mixed0", "mixed1")
+    assert models.create("resnet50", 5).stage_names() == ("stem", "stage1", "stage2", "stage3", "stage4")
+    assert models.create("mobilenet_v2", 5).stage_names()[-2:] == ("stage7", "final")
+    assert models.create("inception_v3", 5, endpoint="mixed1").stage_names() == ("stem", "mixed0", "mixed1")
     for name in TINY:
         model = models.create(name, 5)
-        assert {*model.part_names(), "head"} <= {*shapes(model)["params"], "fc1", "fc2"}
+        assert {*model.stage_names(), "head"} <= {*shapes(model)["params"], "fc1", "fc2"}
 
 
 def test_options_rebuild_a_model():
     model = models.create("mobilenet_v2_050", 5, layout="torchvision", endpoint="stage3", dtype=jnp.bfloat16)
-    options = models.options("mobilenet_v2_050", model)
+    options = models.model_options("mobilenet_v2_050", model)
     assert options == {"layout": "torchvision", "endpoint": "stage3"}
     assert models.create("mobilenet_v2_050", 5, **options, dtype=jnp.bfloat16) == model
-    assert models.options("resnet18", models.create("resnet18", 3)) == {}
+    assert models.model_options("resnet18", models.create("resnet18", 3)) == {}
 
 
 @pytest.mark.parametrize("name", ["vgg16_tiny", "mobilenet_v2_tiny"])

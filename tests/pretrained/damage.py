@@ -175,7 +175,7 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
 def read(path: Path) -> bool:
     """Return whether the file was read, and raise whatever a reader must not."""
     try:
-        arrays = formats.read(path)
+        arrays = formats.read_arrays(path)
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error) and len(str(error).encode()) < 999, str(error)
         return False

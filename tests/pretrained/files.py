@@ -210,7 +210,7 @@ def assert_same(actual: Arrays, expected: Arrays, ordered: bool = True) -> None:
 def refuse(path: Path, *words: str) -> None:
     """Assert that reading fails in one line that names the file and holds ``words``."""
     with pytest.raises(UserError) as caught:
-        formats.read(path)
+        formats.read_arrays(path)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 700
     for word in (str(path), *words):

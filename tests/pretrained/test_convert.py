@@ -68,10 +68,10 @@ def test_mistakes_end_in_one_line(args, message):
 def test_counts_stand_beside_the_published_ones():
     model = models.create("mobilenet_v2", 1000)
     shapes = network.variable_shapes(model)
-    assert "published: 3,538,984 (the same)" in convert_cli.counted(shapes, CATALOG["mobilenet_v2", "keras"])
+    assert "published: 3,538,984 (the same)" in convert_cli.format_counts(shapes, CATALOG["mobilenet_v2", "keras"])
     other = network.variable_shapes(models.create("mobilenet_v2", 10))
     spec = CATALOG["mobilenet_v2", "keras"]
-    text = convert_cli.counted(other, dataclasses.replace(spec, num_classes=10))
+    text = convert_cli.format_counts(other, dataclasses.replace(spec, num_classes=10))
     assert "(-1,268,190; this file has 10 classes)" in text
 
 
@@ -81,7 +81,7 @@ def test_every_published_count_is_ours(key):
     spec = CATALOG[key]
     options = {**spec.options, "aux": True} if key == ("inception_v3", "torchvision") else spec.options
     shapes = network.variable_shapes(models.create(spec.model, 1000, **options))
-    assert "(the same)" in convert_cli.counted(shapes, spec)
+    assert "(the same)" in convert_cli.format_counts(shapes, spec)
 
 
 def test_what_was_left_out_is_said(tmp_path):
@@ -91,5 +91,5 @@ def test_what_was_left_out_is_said(tmp_path):
     arrays = {k: np.ascontiguousarray(v) for k, v in torchvision_arrays(variables).items()}
     save_file(arrays, tmp_path / "m.safetensors")
     read, _, converted = pretrained.read_foreign("resnet50_tiny", "torchvision", tmp_path / "m.safetensors")
-    text = convert_cli.listing(read, converted)
+    text = convert_cli.format_conversion(read, converted)
     assert "left out, not needed:" in text and "num_batches_tracked" in text and "oihw_to_hwio" in text

@@ -16,9 +16,9 @@ from tl_jax.utils.errors import UserError
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("name", catalog.BANK)
+@pytest.mark.parametrize("name", catalog.EMBEDDED_RESNET8)
 def test_card_and_size(name):
-    file = catalog.BANK[name]
+    file = catalog.EMBEDDED_RESNET8[name]
     card = file.with_suffix(".md").read_text()
     assert hashlib.sha256(file.read_bytes()).hexdigest() in card
     assert file.stat().st_size <= 1.2e6
@@ -32,7 +32,7 @@ def test_card_and_size(name):
 
 @pytest.mark.fast
 def test_one_is_the_default_and_another_name_is_refused():
-    assert pretrained.load("resnet8", "tl_jax").path == catalog.BANK["cifar10"]
+    assert pretrained.load("resnet8", "tl_jax").path == catalog.EMBEDDED_RESNET8["cifar10"]
     with pytest.raises(UserError, match="no weights file at cifar.*take one of cifar10, mnist"):
         pretrained.load("resnet8", "tl_jax", "cifar")
 
@@ -53,8 +53,8 @@ def test_accuracy_is_the_cards(data_dir):
 @pytest.mark.slow
 @pytest.mark.fast
 def test_the_small_bert_guesses_words_of_texts_that_it_never_saw(tmp_path):
-    assert sum(file.stat().st_size for file in catalog.TEXT.iterdir()) < 5e6
-    assert "nothing of SciPy" in (catalog.TEXT / "card.md").read_text()
+    assert sum(file.stat().st_size for file in catalog.EMBEDDED_BERT.iterdir()) < 5e6
+    assert "nothing of SciPy" in (catalog.EMBEDDED_BERT / "card.md").read_text()
     known, usual = {}, masked_words.get_config("smoke")
     for source in ("tl_jax", "random"):
         config = recipe.override(usual, (("epochs", 0.0), ("init.source", source), ("data.test_examples", 200)))

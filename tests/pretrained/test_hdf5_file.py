@@ -16,12 +16,12 @@ pytestmark = pytest.mark.fast
 
 def test_of_keras_3(tmp_path: Path) -> None:
     write_h5(tmp_path / "a.h5", sample(), suffix="")
-    assert_same(formats.read(tmp_path / "a.h5"), sample())
+    assert_same(formats.read_arrays(tmp_path / "a.h5"), sample())
 
 
 def test_whole_model(tmp_path: Path) -> None:
     write_h5(tmp_path / "a.hdf5", sample(), group="model_weights")
-    assert_same(formats.read(tmp_path / "a.hdf5"), sample())
+    assert_same(formats.read_arrays(tmp_path / "a.hdf5"), sample())
 
 
 def test_names_as_text_and_in_chunks(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_names_as_text_and_in_chunks(tmp_path: Path) -> None:
         del file.attrs["layer_names"]
         file.attrs["layer_names0"] = np.array(names[:1], "S")
         file.attrs["layer_names1"] = np.array(names[1:], h5py.string_dtype())
-    assert_same(formats.read(tmp_path / "a.h5"), sample())
+    assert_same(formats.read_arrays(tmp_path / "a.h5"), sample())
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_things_that_look_like_heaps_but_are_values(tmp_path: Path) -> None:
     text = b"HEAP\0\0\0\0" + struct.pack("<QQQ", 32, 0, 1 << 40) + b"GCOL\1\0\0\0" + b"\xff" * 24
     arrays = {"a/x": np.frombuffer(text, np.uint8), "a/y": np.frombuffer(b"GCOL\1\0\0\0HEAP\0", np.uint8)}
     write_h5(tmp_path / "a.h5", arrays)
-    assert_same(formats.read(tmp_path / "a.h5"), arrays)
+    assert_same(formats.read_arrays(tmp_path / "a.h5"), arrays)
 
 
 def test_weights_of_no_layer(tmp_path: Path) -> None:
@@ -95,12 +95,12 @@ def test_weights_of_no_layer(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         file["top_level_model_weights"].attrs["weight_names"] = ["scale:0"]
         file["top_level_model_weights/scale:0"] = np.float32(2)
-    assert formats.read(tmp_path / "a.h5")["top_level_model_weights/scale"] == 2
+    assert formats.read_arrays(tmp_path / "a.h5")["top_level_model_weights/scale"] == 2
 
 
 def test_big_endian_values_become_native(tmp_path: Path) -> None:
     write_h5(tmp_path / "a.h5", {"a/x": np.arange(3, dtype=">f4")})
-    assert_same(formats.read(tmp_path / "a.h5"), {"a/x": np.arange(3, dtype=np.float32)})
+    assert_same(formats.read_arrays(tmp_path / "a.h5"), {"a/x": np.arange(3, dtype=np.float32)})
 
 
 def test_key_twice(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ LEGACY = {
 def test_legacy_names(tmp_path: Path, name: str) -> None:
     groups, keys = LEGACY[name]
     values = write_groups(tmp_path / "a.h5", groups)
-    actual = formats.read(tmp_path / "a.h5")
+    actual = formats.read_arrays(tmp_path / "a.h5")
     assert list(actual) == keys
     written = {value: name.rpartition("/")[2].removesuffix(":0") for name, value in values.items()}
     assert [written.pop(float(actual[key])) for key in keys] == [key.rpartition("/")[2] for key in keys]

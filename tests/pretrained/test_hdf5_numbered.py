@@ -32,7 +32,7 @@ def test_numbered_variables_are_named_by_class(tmp_path: Path) -> None:
     words = [norm, norm[1:], norm[2:], "0123456", ["kernel", "bias"], ["kernel"], ["kernel", "bias"], "012"]
     for group, names in zip(groups, [*words, ["kernel"], "012"], strict=False):
         keys += [f"{group.partition(':')[0]}/{name}" for name in names]
-    actual = formats.read(tmp_path / "a.weights.h5")
+    actual = formats.read_arrays(tmp_path / "a.weights.h5")
     assert list(actual) == keys
     assert [float(array) for array in actual.values()] == list(range(len(keys)))
 
@@ -43,16 +43,16 @@ def test_layers_in_order_under_their_own_names(tmp_path: Path, write: Any) -> No
     arrays = numbered(*(f"{group}:1" for group in groups))
     path = tmp_path / ("a.keras" if write is write_keras else "a.weights.h5")
     write(path, arrays)
-    assert list(formats.read(path)) == [f"{group[7:]}/kernel" for group in groups]
+    assert list(formats.read_arrays(path)) == [f"{group[7:]}/kernel" for group in groups]
     write(path, arrays, {group: f"conv2d_{94 - i}" for i, group in enumerate(groups)})
-    actual = formats.read(path)
+    actual = formats.read_arrays(path)
     assert list(actual) == [f"conv2d_{94 - i}/kernel" for i in range(12)]
     assert [float(array) for array in actual.values()] == list(range(12))
 
 
 def test_more_than_ten_variables_are_in_order(tmp_path: Path) -> None:
     write_objects(tmp_path / "a.h5", numbered("layers/other:12"))
-    assert list(formats.read(tmp_path / "a.h5")) == [f"other/{i}" for i in range(12)]
+    assert list(formats.read_arrays(tmp_path / "a.h5")) == [f"other/{i}" for i in range(12)]
 
 
 def test_dependencies_of_tf_keras_2_12(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_dependencies_of_tf_keras_2_12(tmp_path: Path) -> None:
     inner = "_layer_checkpoint_dependencies/functional/_layer_checkpoint_dependencies/depthwise_conv2d_2:1"
     write_objects(tmp_path / "a.weights.h5", numbered(*groups, inner))
     keys = ["conv2d/kernel", "conv2d_1/kernel", "conv2d_2/kernel", "dense/kernel", "depthwise_conv2d/kernel"]
-    assert list(formats.read(tmp_path / "a.weights.h5")) == keys
+    assert list(formats.read_arrays(tmp_path / "a.weights.h5")) == keys
 
 
 def test_nested_models_are_flattened(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_nested_models_are_flattened(tmp_path: Path) -> None:
     )
     names = {"layers/dense": "top", "layers/functional/layers/conv2d": "Conv1", "layers/functional": "mobilenet"}
     write_objects(tmp_path / "a.weights.h5", arrays, names)
-    assert list(formats.read(tmp_path / "a.weights.h5")) == ["top/kernel", "Conv1/kernel", "dense/kernel"]
+    assert list(formats.read_arrays(tmp_path / "a.weights.h5")) == ["top/kernel", "Conv1/kernel", "dense/kernel"]
     write_objects(tmp_path / "a.weights.h5", arrays)
     refuse(tmp_path / "a.weights.h5", "dense/kernel", "twice")
 
@@ -80,20 +80,20 @@ def test_training_state_is_left_out_and_the_rest_is_not(tmp_path: Path) -> None:
     names = {"layers/lstm/cell": "lstm_cell", "layers/lstm": "memory", "optimizer": "adam"}
     write_objects(tmp_path / "a.h5", {**numbered(*groups, "own:1"), "vars/0": np.ones(1)}, names)
     keys = ["dropout/seed_generator/0", "memory/cell/0", "own/0", "top_level_model_weights/0"]
-    assert list(formats.read(tmp_path / "a.h5")) == keys
+    assert list(formats.read_arrays(tmp_path / "a.h5")) == keys
 
 
 def test_models_that_list_no_layers(tmp_path: Path) -> None:
     write_objects(
         tmp_path / "a.h5", numbered("backbone/layers/conv2d:1", "blocks/dense_1:1", "head:1"), {"head": "dense_7"}
     )
-    assert list(formats.read(tmp_path / "a.h5")) == ["conv2d/kernel", "blocks/dense_1/kernel", "dense_7/0"]
+    assert list(formats.read_arrays(tmp_path / "a.h5")) == ["conv2d/kernel", "blocks/dense_1/kernel", "dense_7/0"]
 
 
 def test_bfloat16(tmp_path: Path) -> None:
     array = np.arange(4, dtype=ml_dtypes.bfloat16)
     write_objects(tmp_path / "a.h5", {"layers/dense/vars/0": array.view("V2")})
-    assert_same(formats.read(tmp_path / "a.h5"), {"dense/kernel": array})
+    assert_same(formats.read_arrays(tmp_path / "a.h5"), {"dense/kernel": array})
 
 
 def test_numbered_variables_elsewhere_are_not_read(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_trees_in_a_circle(tmp_path: Path) -> None:
     refuse(tmp_path / "a.h5", "circle")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("layers/dense/vars/0", data=np.arange(2000).reshape(200, 10), chunks=(2, 5))
-    assert formats.read(tmp_path / "a.h5")["dense/kernel"].ravel().tolist() == list(range(2000))
+    assert formats.read_arrays(tmp_path / "a.h5")["dense/kernel"].ravel().tolist() == list(range(2000))
     content = bytearray((tmp_path / "a.h5").read_bytes())
     tree = next(match.start() for match in re.finditer(b"TREE\1\1", content))  # over chunks, above the lowest level
     struct.pack_into("<Q", content, tree + 24 + 32, tree)
@@ -193,7 +193,7 @@ def test_keras_names_in_the_zip_lead_nowhere(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.keras", "a") as archive:
         archive.writestr("../trace", b"x")
         archive.writestr("/tmp/trace/model.weights.h5", b"x")
-    assert list(formats.read(tmp_path / "a.keras")) == ["dense/kernel"]
+    assert list(formats.read_arrays(tmp_path / "a.keras")) == ["dense/kernel"]
     assert [path.name for path in tmp_path.iterdir()] == ["a.keras"]
 
 
@@ -212,4 +212,4 @@ def test_keras_bomb(tmp_path: Path, guarded: None, name: str) -> None:
 
 def test_keras_before_2_13_is_hdf5(tmp_path: Path) -> None:
     write_h5(tmp_path / "a.keras", sample(), group="model_weights")
-    assert_same(formats.read(tmp_path / "a.keras"), sample())
+    assert_same(formats.read_arrays(tmp_path / "a.keras"), sample())

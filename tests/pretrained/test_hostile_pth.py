@@ -72,7 +72,7 @@ def test_boolean_tensors_share_their_storage(tmp_path: Path, write: Any, guarded
     storage = Storage("0", values.view(bool))
     entries = (Reduced("torch._utils._rebuild_tensor", storage, 0, values.shape, (1,)) for _ in range(2_000))
     write(tmp_path / "a.pth", {f"w{i}": entry for i, entry in enumerate(entries)})
-    arrays = formats.read(tmp_path / "a.pth")
+    arrays = formats.read_arrays(tmp_path / "a.pth")
     assert len(arrays) == 2_000 and np.shares_memory(arrays["w0"], arrays["w1999"])
     assert arrays["w7"].dtype == bool and np.array_equal(arrays["w7"], values > 0)
 
@@ -91,13 +91,13 @@ def test_a_checkpoint_with_much_beside_its_network_is_read(tmp_path: Path, write
     rates = dict.fromkeys(arrays, 0.1)
     extra = {"history": {"loss": [0.5] * N}, "optimizer": {"state": steps, "names": list(arrays) * 20}, "rates": rates}
     write(tmp_path / "a.pth", {"state_dict": state_dict(arrays), **extra})
-    assert list(formats.read(tmp_path / "a.pth")) == list(arrays)
+    assert list(formats.read_arrays(tmp_path / "a.pth")) == list(arrays)
 
 
 def test_a_prefix_of_its_own_for_each_name_takes_no_time() -> None:
     arrays = {f"a{i}.b.c.d.weight": np.zeros(1) for i in range(N)}
     begin = time.process_time()
-    stripped = prefixes.strip(
+    stripped = prefixes.strip_prefix(
         arrays | {"a0.b.c.d.bias": np.zeros(1)}, convert.Table(convert.torch_dense("no", "no")), "x"
     )
     assert stripped.prefix == "" and time.process_time() - begin < SECONDS
@@ -105,5 +105,5 @@ def test_a_prefix_of_its_own_for_each_name_takes_no_time() -> None:
 
 def test_a_name_of_nothing_but_dots_takes_no_time() -> None:
     begin = time.process_time()
-    assert fitting.modules(["a." * 10 * N + "weight", "conv1.weight", "conv1.bias", "x"])[-8:] == "conv1, x"
+    assert fitting.format_layers(["a." * 10 * N + "weight", "conv1.weight", "conv1.bias", "x"])[-8:] == "conv1, x"
     assert time.process_time() - begin < SECONDS

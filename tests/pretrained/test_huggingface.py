@@ -37,7 +37,7 @@ def test_what_was_written_is_read(tmp_path, kind, output):
     net = network(tmp_path, kind, 0 if output == "masked" else 3, output=output)
     huggingface.save(tmp_path, net)
     again = pretrained.load(kind, "huggingface", tmp_path)
-    assert again.model == net.model and again.classes == net.classes and not again.new
+    assert again.model == net.model and again.classes == net.classes and not again.new_head
     for path, leaf in tree.flatten(net.variables).items():
         np.testing.assert_array_equal(tree.flatten(again.variables)[path], leaf, err_msg=path)
     tokens = net.tokenize(TEXTS)
@@ -73,14 +73,14 @@ def test_a_row_of_padding_alone_is_finite(folder):
 
 def test_heads_are_kept_drawn_or_insisted_on(folder):
     kept, wider = huggingface.load("bert", folder), huggingface.load("bert", folder, 5)
-    assert not kept.new and kept.classes == ("class0", "class1", "class2")
-    assert wider.new and wider.variables["params"]["head"]["kernel"].shape == (16, 5)
+    assert not kept.new_head and kept.classes == ("class0", "class1", "class2")
+    assert wider.new_head and wider.variables["params"]["head"]["kernel"].shape == (16, 5)
     new = huggingface.load("bert", folder, 3, head="new", seed=1)
-    assert new.new and not np.array_equal(new.variables["params"]["head"]["kernel"], _kernel(kept))
+    assert new.new_head and not np.array_equal(new.variables["params"]["head"]["kernel"], _kernel(kept))
     assert np.array_equal(_kernel(huggingface.load("bert", folder, 3, head="new", seed=1)), _kernel(new))
     with pytest.raises(UserError, match="no head for text with 5 classes; pass head='new'"):
         huggingface.load("bert", folder, 5, head="keep")
-    assert huggingface.load("bert", folder, 3, output="tokens").new  # of another kind
+    assert huggingface.load("bert", folder, 3, output="tokens").new_head  # of another kind
     masked = huggingface.load("bert", folder, 0, output="masked")
     tokens = masked.tokenize(TEXTS[:2])
     assert masked.model.apply(masked.variables, **tokens)[0].shape == (*tokens["input_ids"].shape, 117)
@@ -168,6 +168,6 @@ def test_what_the_model_cannot_take_is_said():
             models.create("bert", 0, **SIZES, **{option: value}).init(key, np.zeros((1, 4), np.int32))
     with pytest.raises(UserError, match="multiple of heads=3"):
         models.create("bert", 0, **{**SIZES, "heads": 3}).init(key, np.zeros((1, 4), np.int32))
-    assert models.create("bert", 0, **SIZES).part_names() == ("embeddings", "layer1", "layer2", "pooler")
+    assert models.create("bert", 0, **SIZES).stage_names() == ("embeddings", "layer1", "layer2", "pooler")
     with pytest.raises(UserError, match="no endpoint 'layer9'"):
-        models.create("bert", 0, **SIZES, endpoint="layer9").part_names()
+        models.create("bert", 0, **SIZES, endpoint="layer9").stage_names()

@@ -20,7 +20,7 @@ def variables(name, **options):
 
 def loaded(name, arrays):
     shapes = network.variable_shapes(models.create(name, 6))
-    return merge(shapes, convert(arrays, image_tables.table(name, "keras")))
+    return merge(shapes, convert(arrays, image_tables.conversion_table(name, "keras")))
 
 
 def same(a, b):
@@ -30,7 +30,7 @@ def same(a, b):
 def automatic(tree_of, first, order="listed"):
     """Return the arrays of a tiny InceptionV3 as Keras names and lists them, counting from ``first``."""
     leaves = tree.flatten(tree_of)
-    made, listed = image_tables._made((1, 1, 1)), image_tables._listed((1, 1, 1))
+    made, listed = image_tables._creation_order((1, 1, 1)), image_tables._keras_order((1, 1, 1))
     number = {unit: first + i for i, unit in enumerate(made if order != "nameless" else listed)}
     arrays = {}
     for unit in {"listed": listed, "nameless": listed, "made": made}[order]:
@@ -120,4 +120,4 @@ def test_arrays_of_another_rank_are_no_weights(shape):
     with pytest.raises(MergeError, match="wrong"):
         arrays = {name: np.zeros(shape, np.float32) for name in names}
         network_of = network.variable_shapes(models.create("vgg16_tiny", 6))
-        merge(network_of, convert(arrays, image_tables.table("vgg16_tiny", "torchvision")))
+        merge(network_of, convert(arrays, image_tables.conversion_table("vgg16_tiny", "torchvision")))

@@ -88,7 +88,7 @@ def test_another_architecture_lists_missing_and_extra_names(files):
 def test_round_trip_of_our_own_format(files, tmp_path):
     _, variables = files
     spec = PretrainedSpec(NAME, "tl_jax", {"widths": (8, 8, 16, 16)}, 6, scaling="caffe")
-    formats.save(tmp_path / "m.safetensors", variables, spec, {"data": "nothing"})
+    formats.save_native(tmp_path / "m.safetensors", variables, spec, {"data": "nothing"})
     loaded = pretrained.load(NAME, "tl_jax", tmp_path / "m.safetensors")
     same(loaded.variables, variables)
     assert loaded.spec == spec

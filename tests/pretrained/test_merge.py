@@ -22,7 +22,12 @@ def case(request):
     """The variables of a tiny ResNet and the same under a source's names."""
     model = models.create("resnet50_tiny", 5, layout=request.param)
     variables = random_variables(variable_shapes(model))
-    return model, variables, FAKES[request.param](variables), image_tables.table("resnet50_tiny", request.param)
+    return (
+        model,
+        variables,
+        FAKES[request.param](variables),
+        image_tables.conversion_table("resnet50_tiny", request.param),
+    )
 
 
 def test_every_leaf_comes_back(case):
@@ -86,10 +91,10 @@ def test_keras_and_torchvision_tables_cover_the_whole_of_resnet50():
     for source, fake in FAKES.items():
         shapes = variable_shapes(models.create("resnet50", 1000, layout=source))
         variables = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
-        merged = merge(shapes, convert(fake(variables), image_tables.table("resnet50", source)))
+        merged = merge(shapes, convert(fake(variables), image_tables.conversion_table("resnet50", source)))
         assert tree.count(merged) == tree.count(shapes)
 
 
 def test_unknown_source_suggests_the_nearest():
     with pytest.raises(UserError, match="did you mean 'torchvision'"):
-        image_tables.table("resnet50", "torchvison")
+        image_tables.conversion_table("resnet50", "torchvison")

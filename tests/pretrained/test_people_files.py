@@ -66,7 +66,7 @@ def load(file, source="torchvision", **options):
 @pytest.mark.parametrize("ending", [".pth", ".pth.tar", ".th", ".ckpt", ".bin"])
 def test_every_ending_of_torch_files_is_read(torch, tmp_path, ending):
     write_zip(tmp_path / f"w{ending}", state_dict(torch[1]))
-    assert set(formats.read(tmp_path / f"w{ending}")) == set(torch[1])
+    assert set(formats.read_arrays(tmp_path / f"w{ending}")) == set(torch[1])
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net", "module", "my_own_word"])
@@ -107,7 +107,7 @@ def test_several_networks_without_a_usual_name_are_refused_by_name(tmp_path):
 
 def test_an_object_beside_the_tensors_is_never_run(torch, tmp_path):
     write_zip(tmp_path / "w.pth", {"state_dict": state_dict(torch[1]), "hook": Hostile(tmp_path / "trace")})
-    assert set(formats.read(tmp_path / "w.pth")) == set(torch[1])
+    assert set(formats.read_arrays(tmp_path / "w.pth")) == set(torch[1])
     assert not (tmp_path / "trace").exists()
 
 
@@ -184,9 +184,9 @@ def test_the_config_takes_rename_rules_and_refuses_them_where_they_do_nothing():
 
 def test_mobilenet_loads_from_the_names_of_older_torch_files(tmp_path):
     variables = random_variables(variable_shapes(models.create("mobilenet_v2_tiny", 6, layout="torchvision")))
-    table = image_tables.table("mobilenet_v2_tiny", "torchvision")
+    table = image_tables.conversion_table("mobilenet_v2_tiny", "torchvision")
     older = {}
-    for entry in frameworks.named(variables, table):
+    for entry in frameworks.named_arrays(variables, table):
         name = entry.name
         if m := re.fullmatch(r"(features\.(\d+)\.conv)\.(\d)(?:\.(\d))?\.(\w+)", name):
             block, number, unit, at, leaf = m[1], int(m[2]), int(m[3]), m[4], m[5]
@@ -286,7 +286,7 @@ def test_a_network_saved_up_to_a_part_loads_with_that_endpoint_or_one_before_it(
     save_file(cut, tmp_path / "w.safetensors")
     for endpoint in ("stage2", "stage1", "stage2"):
         net = load(tmp_path / "w.safetensors", num_classes=5, endpoint=endpoint)
-        assert net.model.part_names()[-1] == endpoint and net.new_head
+        assert net.model.stage_names()[-1] == endpoint and net.new_head
         found = tree.flatten(net.variables)
         for path, leaf in tree.flatten(torch[0]).items():
             if path in found and "/head/" not in path:
@@ -315,7 +315,7 @@ def test_a_cut_inception_with_automatic_names_and_a_head_of_the_users(tmp_path):
         owner = next(p for p, leaf in leaves.items() if leaf is array)
         if owner.split("/")[1] not in behind and not name.startswith("predictions"):
             kept[name] = array
-    parts = models.create("inception_v3_tiny", 0).part_names()
+    parts = models.create("inception_v3_tiny", 0).stage_names()
     last = [part for part in parts if part not in behind][-1]
     dense = {"dense/kernel": np.ones((9, 4)), "dense/bias": np.ones(4), "dense_1/kernel": np.ones((4, 2))}
     write_h5(tmp_path / "w.h5", {**kept, **{k: np.float32(v) for k, v in dense.items()}})
@@ -364,7 +364,7 @@ def sharded(tmp_path):
 
     from tl_jax.pretrained import huggingface
 
-    source = Path(huggingface.folder_of("tl_jax", ""))
+    source = Path(huggingface.resolve_folder("tl_jax", ""))
     folder = tmp_path / "shards"
     shutil.copytree(source, folder)
     arrays = load_file(source / "model.safetensors")
@@ -411,7 +411,7 @@ def test_text_weights_with_a_prefix_and_a_head_of_another_task(tmp_path):
 
     from tl_jax.pretrained import huggingface
 
-    source = Path(huggingface.folder_of("tl_jax", ""))
+    source = Path(huggingface.resolve_folder("tl_jax", ""))
     shutil.copytree(source, tmp_path / "text")
     arrays = load_file(source / "model.safetensors")
     other = {f"module.{k}": v for k, v in arrays.items() if not k.startswith("classifier")}

@@ -23,14 +23,14 @@ each_format = pytest.mark.parametrize("name", WRITERS)
 def test_reads_back_exactly(tmp_path: Path, name: str) -> None:
     arrays = sample()
     WRITERS[name](tmp_path / name, arrays)
-    assert_same(formats.read(tmp_path / name), arrays, ordered=name not in UNORDERED)
+    assert_same(formats.read_arrays(tmp_path / name), arrays, ordered=name not in UNORDERED)
 
 
 @each_format
 def test_values_that_are_not_finite_pass(tmp_path: Path, name: str) -> None:
     arrays = {"head/bias": np.array([np.nan, np.inf, -np.inf, -0.0], np.float32)}
     WRITERS[name](tmp_path / name, arrays)
-    assert_same(formats.read(tmp_path / name), arrays)
+    assert_same(formats.read_arrays(tmp_path / name), arrays)
 
 
 @each_format
@@ -62,7 +62,7 @@ def test_unknown_suffix_and_missing_files(tmp_path: Path) -> None:
 def test_suffix_in_capitals(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.ones(3))
     os.rename(tmp_path / "a.npz", tmp_path / "A.NPZ")
-    assert formats.read(tmp_path / "A.NPZ")["x"].tolist() == [1, 1, 1]
+    assert formats.read_arrays(tmp_path / "A.NPZ")["x"].tolist() == [1, 1, 1]
 
 
 # ---- safetensors
@@ -75,7 +75,7 @@ def test_safetensors_types_order_and_metadata(tmp_path: Path) -> None:
         "b": np.array([True, False]),
     }
     safetensors.numpy.save_file(arrays, tmp_path / "a.safetensors", metadata={"model": "resnet50"})
-    assert_same(formats.read(tmp_path / "a.safetensors"), arrays, ordered=False)
+    assert_same(formats.read_arrays(tmp_path / "a.safetensors"), arrays, ordered=False)
     assert formats.read_metadata(tmp_path / "a.safetensors") == {"model": "resnet50"}
     safetensors.numpy.save_file(arrays, tmp_path / "b.safetensors")
     assert formats.read_metadata(tmp_path / "b.safetensors") == {}
@@ -89,7 +89,7 @@ def test_safetensors_order_is_that_of_the_bytes(tmp_path: Path) -> None:
         b'{"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}'
     )
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\1\2")
-    assert list(formats.read(tmp_path / "a.safetensors")) == ["b", "a"]
+    assert list(formats.read_arrays(tmp_path / "a.safetensors")) == ["b", "a"]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_npz_types(tmp_path: Path) -> None:
         "s": np.ones((), np.float32),
     }
     np.savez(tmp_path / "a.npz", **arrays, big=np.arange(2, dtype=">i4"))
-    actual = formats.read(tmp_path / "a.npz")
+    actual = formats.read_arrays(tmp_path / "a.npz")
     assert actual.pop("big").dtype.isnative
     assert list(actual) == list(arrays) and all(np.array_equal(actual[k], arrays[k]) for k in arrays)
 

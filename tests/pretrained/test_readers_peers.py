@@ -20,7 +20,7 @@ FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
 
 def save(path: Path, tree: Any, zipped: bool) -> dict[str, np.ndarray]:
     torch.save(tree, path, _use_new_zipfile_serialization=zipped)
-    return formats.read(path)
+    return formats.read_arrays(path)
 
 
 def values(tensor: Any) -> np.ndarray:
@@ -84,7 +84,7 @@ def test_checkpoints(tmp_path: Path, zipped: bool, key: str) -> None:
 def test_pickle_protocol_4(tmp_path: Path, zipped: bool) -> None:
     tree = {"a": torch.randn(3), "b" * 300: torch.nn.Parameter(torch.randn(2))}
     torch.save(tree, tmp_path / "a.pth", pickle_protocol=4, _use_new_zipfile_serialization=zipped)
-    assert_same(formats.read(tmp_path / "a.pth"), tree)
+    assert_same(formats.read_arrays(tmp_path / "a.pth"), tree)
 
 
 @FORMATS
@@ -108,7 +108,7 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
     with pytest.warns(DeprecationWarning):
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "a.pt")
     with pytest.raises(UserError, match="state_dict"):
-        formats.read(tmp_path / "a.pt")
+        formats.read_arrays(tmp_path / "a.pt")
 
 
 def test_safetensors_of_torch(tmp_path: Path) -> None:
@@ -116,6 +116,6 @@ def test_safetensors_of_torch(tmp_path: Path) -> None:
 
     tree = {"a": torch.randn(3, 2), "b": torch.randn(4).bfloat16(), "c": torch.tensor(3)}
     save_file(tree, tmp_path / "a.safetensors", metadata={"format": "pt"})
-    actual = formats.read(tmp_path / "a.safetensors")
+    actual = formats.read_arrays(tmp_path / "a.safetensors")
     assert_same({key: actual[key] for key in tree}, tree)
     assert formats.read_metadata(tmp_path / "a.safetensors") == {"format": "pt"}

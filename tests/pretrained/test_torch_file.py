@@ -40,7 +40,7 @@ def test_types(tmp_path: Path, write: Any, dtype: str) -> None:
         "none": np.zeros((0, 2), dtype),
     }
     write(tmp_path / "a.pth", state_dict(arrays))
-    assert_same(formats.read(tmp_path / "a.pth"), arrays)
+    assert_same(formats.read_arrays(tmp_path / "a.pth"), arrays)
 
 
 @PTH
@@ -50,7 +50,7 @@ def test_views_of_one_storage(tmp_path: Path, write: Any) -> None:
     views = {"all": (0, (24,), (1,)), "turned": (0, (6, 4), (1, 6)), "part": (5, (2, 3), (6, 2)), "last": (23, (), ())}
     tree = {k: Reduced("torch._utils._rebuild_tensor_v2", storage, *v, True, OrderedDict()) for k, v in views.items()}
     write(tmp_path / "a.bin", tree)
-    actual = formats.read(tmp_path / "a.bin")
+    actual = formats.read_arrays(tmp_path / "a.bin")
     assert np.array_equal(actual["turned"], base.reshape(4, 6).T)
     assert np.array_equal(actual["part"], np.lib.stride_tricks.as_strided(base[5:], (2, 3), (24, 8)))
     assert actual["last"] == 23 and np.shares_memory(actual["all"], actual["part"])
@@ -67,7 +67,7 @@ def test_parameters_and_older_calls(tmp_path: Path, write: Any) -> None:
         "stated": Reduced("torch.FloatTensor", state=described),
     }
     write(tmp_path / "a.pt", tree)
-    assert_same(formats.read(tmp_path / "a.pt"), dict.fromkeys(tree, base))
+    assert_same(formats.read_arrays(tmp_path / "a.pt"), dict.fromkeys(tree, base))
 
 
 @PTH
@@ -75,7 +75,7 @@ def test_parameters_and_older_calls(tmp_path: Path, write: Any) -> None:
 def test_checkpoints_are_unwrapped(tmp_path: Path, write: Any, key: str) -> None:
     tree = {"epoch": 3, key: state_dict(sample()), "optimizer": {"state": {0: {"step": 1.5}}, "groups": [{"lr": None}]}}
     write(tmp_path / "a.pth", tree)
-    assert_same(formats.read(tmp_path / "a.pth"), sample())
+    assert_same(formats.read_arrays(tmp_path / "a.pth"), sample())
 
 
 @PTH
@@ -83,7 +83,7 @@ def test_metadata_of_the_state_dict_is_dropped(tmp_path: Path, write: Any) -> No
     tree = state_dict(sample())
     tree._metadata = OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]
     write(tmp_path / "a.pth", tree)
-    assert_same(formats.read(tmp_path / "a.pth"), sample())
+    assert_same(formats.read_arrays(tmp_path / "a.pth"), sample())
 
 
 @PTH
@@ -230,4 +230,4 @@ def test_old_storages_that_are_views(tmp_path: Path) -> None:
     content = (tmp_path / "a.pth").read_bytes().removesuffix(pickle.dumps([], protocol=2))
     tail = pickle.dumps(["0"], protocol=2) + struct.pack("<q", 6) + base.tobytes()
     (tmp_path / "a.pth").write_bytes(content + tail)
-    assert_same(formats.read(tmp_path / "a.pth"), {"x": base[3:5]})
+    assert_same(formats.read_arrays(tmp_path / "a.pth"), {"x": base[3:5]})

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.rl_transfer import seeds
 from tests.rl import probes
-from tl_jax.models.actor_critic import Output
+from tl_jax.models.actor_critic import PolicyOutput
 from tl_jax.rl import ppo, rollout
 from tl_jax.train.state import digest
 from tl_jax.transfer.freeze import RECIPES
@@ -29,7 +29,7 @@ def trained(world, updates=100, how=HOW, rate=3e-3, recipe="all", normalize=Fals
     return policy, variables, *run(state, jnp.full(updates, rate))
 
 
-def says(policy, state, observation) -> Output:
+def says(policy, state, observation) -> PolicyOutput:
     return rollout.says(policy, state.variables, jnp.asarray(observation, jnp.float32))
 
 

@@ -7,13 +7,13 @@ import pytest
 from scipy import special, stats
 
 from tests.rl import probes
-from tl_jax.models.actor_critic import Output
+from tl_jax.models.actor_critic import PolicyOutput
 from tl_jax.rl import envs, ppo, rollout
 
 pytestmark = pytest.mark.fast
 RNG = np.random.default_rng(0)
-CHOICES = Output(jnp.asarray(RNG.normal(size=(5, 3)), jnp.float32), jnp.zeros(0), jnp.zeros(5))
-VALUES = Output(jnp.asarray(RNG.normal(size=(5, 2)), jnp.float32), jnp.array([-0.5, 0.3]), jnp.zeros(5))
+CHOICES = PolicyOutput(jnp.asarray(RNG.normal(size=(5, 3)), jnp.float32), jnp.zeros(0), jnp.zeros(5))
+VALUES = PolicyOutput(jnp.asarray(RNG.normal(size=(5, 2)), jnp.float32), jnp.array([-0.5, 0.3]), jnp.zeros(5))
 OTHERS = VALUES._replace(scores=VALUES.scores + 0.4, log_std=jnp.array([0.1, 0.0]))
 
 
@@ -58,12 +58,12 @@ def test_values_are_as_scipy_has_them():
     assert rollout.divergence(VALUES, OTHERS)[0] == pytest.approx(float(drawn.mean()), abs=0.03)
 
 
-def _repeat(out: Output, count: int) -> Output:
-    return Output(jnp.repeat(out.scores[:1], count, 0), out.log_std, jnp.zeros(count))
+def _repeat(out: PolicyOutput, count: int) -> PolicyOutput:
+    return PolicyOutput(jnp.repeat(out.scores[:1], count, 0), out.log_std, jnp.zeros(count))
 
 
 def test_draws_follow_the_chances():
-    drawn = rollout.sample(jax.random.key(0), Output(jnp.repeat(CHOICES.scores[:1], 30000, 0), jnp.zeros(0), 0))
+    drawn = rollout.sample(jax.random.key(0), PolicyOutput(jnp.repeat(CHOICES.scores[:1], 30000, 0), jnp.zeros(0), 0))
     np.testing.assert_allclose(np.bincount(drawn) / 30000, special.softmax(CHOICES.scores[0]), atol=0.01)
 
 

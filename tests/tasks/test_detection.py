@@ -12,7 +12,7 @@ from tests.data import boxed
 from tl_jax import api, models, pretrained
 from tl_jax.config import recipe, validate
 from tl_jax.data import synthetic
-from tl_jax.models.centernet import Detector, cells, levels
+from tl_jax.models.centernet import Detector, head_stages, map_shape
 from tl_jax.report import images
 from tl_jax.tasks import detection
 from tl_jax.tasks.detection import focal_loss, loss_terms
@@ -137,7 +137,7 @@ def test_any_network_becomes_a_detector_and_keeps_its_names(name):
         }
     out, end = jax.eval_shape(detector.apply, whole, pictures)
     assert out["heat"].shape == (2, 24, 32, 3) and out["sides"].shape == (2, 24, 32, 4)
-    used = levels(detector.part_names(), end, cells((96, 128)))
+    used = head_stages(detector.stage_names(), end, map_shape((96, 128)))
     sizes = [end[level].shape[1] for level in used]
     assert len(used) >= 2 and sizes == sorted(sizes, reverse=True) and sizes[0] <= 24
 

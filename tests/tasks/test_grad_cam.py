@@ -80,7 +80,7 @@ def test_with_a_linear_head_it_is_the_class_activation_map(trained):
     """Zhou et al. 2016: weights of the class times features; the averages of the gradient are these over h w."""
     net, variables, batch = trained
     maps = jax.jit(make_grad_cam(net))(variables, batch)
-    last = net.model.part_names()[-1]
+    last = net.model.stage_names()[-1]
     features = np.asarray(jax.jit(net.predict)(variables, batch["image"])[1][last], np.float64)
     weights = np.asarray(variables["params"]["head"]["kernel"], np.float64)[:, batch["label"]]  # (D, N)
     expected = np.maximum(np.einsum("nhwd,dn->nhw", features, weights), 0) / np.prod(features.shape[1:3])
@@ -90,7 +90,7 @@ def test_with_a_linear_head_it_is_the_class_activation_map(trained):
 
 def test_at_an_earlier_endpoint_it_is_the_gradient_that_differences_show(trained):
     net, variables, batch = trained
-    name = net.model.part_names()[-2]
+    name = net.model.stage_names()[-2]
     one = {key: values[1:2] for key, values in batch.items()}
     found = np.asarray(jax.jit(make_grad_cam(net, name))(variables, one))[0]
     maps = jax.jit(net.predict)(variables, one["image"])[1][name]

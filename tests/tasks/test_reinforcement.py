@@ -34,7 +34,7 @@ def source(tmp_path_factory):
 
 def test_jax_alone_runs_the_policy(source):
     observations = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
-    logits = stablehlo.run(source.with_name("model.stablehlo"), observations)
+    logits = stablehlo.run_program(source.with_name("model.stablehlo"), observations)
     leaves = policies.load(source.parent).leaves
     x = observations
     for layer in ("layer1", "layer2"):

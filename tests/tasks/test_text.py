@@ -173,15 +173,15 @@ def test_an_export_opens_again_with_the_same_answers(folder, tmp_path, capsys):
     config = configure(folder, ("adapt.kind", "lora"), ("adapt.rank", 2))
     task, _, state = trained(folder, tmp_path, ("adapt.kind", "lora"), ("adapt.rank", 2))
     net = pretrained.load(source="tl_jax", path=api.export(config, tmp_path))
-    assert net.classes == ("0", "1") and not net.new
+    assert net.classes == ("0", "1") and not net.new_head
     texts = [GOOD, BAD]
-    alone = stablehlo.run(tmp_path / "export" / "model.stablehlo", *net.tokenize(texts).values())
+    alone = stablehlo.run_program(tmp_path / "export" / "model.stablehlo", *net.tokenize(texts).values())
     found = api.predict(config, tmp_path, texts)
     logits, _ = net.model.apply(net.variables, **net.tokenize(texts))
     for row, entry in zip(jax.nn.softmax(logits), found, strict=True):
         np.testing.assert_allclose(row, list(entry["probabilities"].values()), atol=1e-5)
     np.testing.assert_allclose(alone, jax.nn.softmax(logits), atol=1e-5)
-    assert {*huggingface.FILES, "model.stablehlo"} == set(formats.read_bundle(tmp_path / "export")["files"])
+    assert {*huggingface.SAVED_FILES, "model.stablehlo"} == set(formats.read_bundle(tmp_path / "export")["files"])
     assert "█" in capsys.readouterr().out
     kept = configure(folder, ("init.path", str(tmp_path / "export")), ("init.head", "keep"), ("epochs", 0.0))
     assert api.run(kept, tmp_path / "kept")["metrics"] == pytest.approx(read_json(tmp_path / "summary.json")["metrics"])

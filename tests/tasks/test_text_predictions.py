@@ -167,7 +167,7 @@ def test_bars_make_a_pair_only_if_the_run_was_trained_on_pairs(folder, tmp_path,
         config, tmp_path / "run", ["good film ||| bad world", str(tmp_path / "test.csv")])}  # fmt: skip
     assert len(found) == 17
     if not pairs:
-        ids = huggingface.tokenizer("huggingface", str(folder / "net")).encode("good film ||| bad world").type_ids
+        ids = huggingface.load_tokenizer("huggingface", str(folder / "net")).encode("good film ||| bad world").type_ids
         assert set(ids) == {0} and "good film 3" in found
         return
     assert "good film 3 ||| bad world" in found

@@ -26,7 +26,7 @@ def test_a_product_in_a_loop_counts_as_often_as_it_runs():
 
 
 def test_convolutions_by_tiles_take_less_than_half_of_the_products(monkeypatch):
-    monkeypatch.setattr(conv, "TILES", 64)  # a picture after the other,
+    monkeypatch.setattr(conv, "MAX_TILES", 64)  # a picture after the other,
     monkeypatch.setattr(jax, "device_count", lambda: 1)  # as on one device
     zeros = ((1, 1), (1, 1))
     tiles = flops.flops(jax.jit(lambda x, k: conv.conv3x3(x, k, zeros)), X, K)

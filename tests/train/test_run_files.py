@@ -12,7 +12,7 @@ from tl_jax.train import freeze_audit, loop, run_files
 from tl_jax.train.checkpoint import Seals
 from tl_jax.train.workdir import stored_facts
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.json_files import SEAL
+from tl_jax.utils.json_files import CHECKSUM_KEY
 
 pytestmark = pytest.mark.fast
 
@@ -38,7 +38,7 @@ def copy(finished, tmp_path):
 def change(path, **fields):
     """Change fields of a file as somebody does who deletes its hash, too."""
     content = {**json.loads(path.read_text()), **fields}
-    content.pop(SEAL, None)
+    content.pop(CHECKSUM_KEY, None)
     path.write_text(json.dumps(content))
 
 

@@ -132,9 +132,9 @@ def test_bottleneck_adapters_start_as_the_identity(net):
     wide = model.clone(adapter=4)
     x = jax.random.normal(jax.random.key(2), (2, 16, 16, 3))
     params = {**wide.init(jax.random.key(5), x)["params"], **variables["params"]}
-    assert {name for name in params if name.startswith("adapter_")} == {f"adapter_{p}" for p in model.part_names()}
+    assert {name for name in params if name.startswith("adapter_")} == {f"adapter_{p}" for p in model.stage_names()}
     before, after = model.apply(variables, x)[0], wide.apply({**variables, "params": params}, x)[0]
     np.testing.assert_array_equal(before, after)
     mask = tree.flatten(freeze.trainable(params, freeze.RECIPES["adapters"]))
     trained = {path.split("/")[0] for path, trains in mask.items() if trains}
-    assert trained == {"head", *(f"adapter_{p}" for p in model.part_names())}
+    assert trained == {"head", *(f"adapter_{p}" for p in model.stage_names())}

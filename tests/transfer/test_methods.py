@@ -130,7 +130,7 @@ def test_a_delta_on_the_published_weights_equals_the_merged_file(lora):
     first, second = (net.model.apply(net.variables, x)[0] for net in (merged, rebuilt))
     np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-5)
     assert rebuilt.spec.num_classes == 10 and rebuilt.spec.image_size == 8 and not rebuilt.new_head
-    leaves = pretrained.deltas.read(small_file)[2]
+    leaves = pretrained.delta.read_delta(small_file)[2]
     kinds = {name.rpartition("/")[2] for name in leaves if name.startswith("params/")}
     assert kinds == {"lora_a", "lora_b", "kernel", "bias"}
     assert {name for name in leaves if name.endswith("/kernel")} == {"params/head/kernel"}

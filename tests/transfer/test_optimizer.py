@@ -84,7 +84,7 @@ def test_recipes_train_what_their_names_say(name):
     model = models.create(name, 3, **({"fc": False} if name.startswith("vgg") else {}))
     side = 75 if name.startswith("inception") else 32
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, side, side, 3))))["params"]
-    parts = model.part_names()
+    parts = model.stage_names()
 
     def trained(recipe, stages=1):
         mask = freeze.trainable(params, freeze.recipe(recipe, parts, stages))

@@ -67,7 +67,7 @@ def test_users_own_choices_are_left_alone(tmp_path, monkeypatch):
 
 def test_a_folder_that_others_write_to_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path))
-    folder = tmp_path / "programs" / compile_cache.machine()
+    folder = tmp_path / "programs" / compile_cache.cpu_id()
     folder.mkdir(parents=True)
     folder.chmod(0o777)
     assert compile_cache.enable() is None and jax.config.jax_compilation_cache_dir is None
@@ -130,6 +130,6 @@ def test_no_place_to_write_is_no_reason_to_stop(tmp_path, monkeypatch):
 def test_another_processor_gets_another_folder(monkeypatch):
     def info(flags: str) -> str:
         monkeypatch.setattr(Path, "read_text", lambda path: f"model name\t: One\nflags\t\t: {flags}\ncpu MHz\t: 1\n")
-        return compile_cache.machine()
+        return compile_cache.cpu_id()
 
     assert info("sse avx2") == info("sse avx2") != info("sse avx2 avx512f")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tl_jax.utils import disk_cache as shelves
-from tl_jax.utils.disk_cache import Shelf
+from tl_jax.utils.disk_cache import DiskCache
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.fast
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8, ml_dtypes.bfloat16])
 def test_what_is_there_is_not_made_again(tmp_path, dtype):
     rows = np.arange(12, dtype=np.float32).reshape(4, 3).astype(dtype)
-    shelf = Shelf(tmp_path / "deep" / "shelf", 10**6)
+    shelf = DiskCache(tmp_path / "deep" / "shelf", 10**6)
     made = shelf.get("key", (4, 3), dtype, lambda: iter([rows[:3], rows[3:]]))
     again = shelf.get("key", (4, 3), dtype, None)
     for found in (made, again):
@@ -33,7 +33,7 @@ def test_what_is_there_is_not_made_again(tmp_path, dtype):
     lambda content: content.replace(b"4, 3", b"4, 2"), lambda content: content.replace(b"descr", b"desc2"),
 ])  # fmt: skip
 def test_what_is_damaged_is_made_again(tmp_path, damage):
-    rows, shelf = np.arange(12, dtype=np.float32).reshape(4, 3), Shelf(tmp_path, 10**6)
+    rows, shelf = np.arange(12, dtype=np.float32).reshape(4, 3), DiskCache(tmp_path, 10**6)
     shelf.get("key", (4, 3), np.float32, lambda: iter([rows]))
     path = tmp_path / "key.npy"
     path.write_bytes(damage(path.read_bytes()))
@@ -42,7 +42,7 @@ def test_what_is_damaged_is_made_again(tmp_path, damage):
 
 
 def test_the_longest_unused_make_room(tmp_path):
-    shelf = Shelf(tmp_path, 1000)
+    shelf = DiskCache(tmp_path, 1000)
     for age, key in ((30, "old"), (10, "new"), (20, "middle")):
         shelf.get(key, (75,), np.float32, lambda: iter([np.zeros(75)]))
         os.utime(tmp_path / f"{key}.npy", (time.time() - age,) * 2)
@@ -65,7 +65,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, capsys, monkeypatch):
 
     open_file = Path.open
     monkeypatch.setattr(Path, "open", full)
-    found = Shelf(tmp_path, 10**6).get("key", (10,), np.float32, lambda: iter([np.zeros(5), np.ones(5)]))
+    found = DiskCache(tmp_path, 10**6).get("key", (10,), np.float32, lambda: iter([np.zeros(5), np.ones(5)]))
     assert found.tolist() == [0.0] * 5 + [1.0] * 5 and found.dtype == np.float32
     assert "No space left" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -73,14 +73,14 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, capsys, monkeypatch):
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    found = Shelf(tmp_path / "file" / "shelf", 10**6).get("key", (2,), np.float32, lambda: iter([np.ones(2)]))
+    found = DiskCache(tmp_path / "file" / "shelf", 10**6).get("key", (2,), np.float32, lambda: iter([np.ones(2)]))
     assert found.tolist() == [1.0, 1.0] and "cannot write" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_said_once_however_many_arrays_meet_it(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for key in ("a", "b", "c"):
-        Shelf(tmp_path / "file" / "shelf", 10**6).get(key, (2,), np.float32, lambda: iter([np.ones(2)]))
+        DiskCache(tmp_path / "file" / "shelf", 10**6).get(key, (2,), np.float32, lambda: iter([np.ones(2)]))
     assert capsys.readouterr().err.count("not kept for the next run") == 1
 
 
@@ -90,7 +90,7 @@ def test_what_cannot_be_made_is_an_error(tmp_path):
         raise UserError("the source is broken")
 
     with pytest.raises(UserError, match="source is broken"):
-        Shelf(tmp_path, 10**6).get("key", (10,), np.float32, broken)
+        DiskCache(tmp_path, 10**6).get("key", (10,), np.float32, broken)
     assert not list(tmp_path.iterdir())
 
 
@@ -98,5 +98,5 @@ def test_what_a_killed_process_left_goes_after_a_day(tmp_path):
     for age, name in ((0, "young"), (2, "old")):
         (tmp_path / f"{name}.part").write_bytes(b"")
         os.utime(tmp_path / f"{name}.part", (time.time() - age * shelves.DAY,) * 2)
-    Shelf(tmp_path, 10**6).get("key", (1,), np.float32, lambda: iter([np.zeros(1)]))
+    DiskCache(tmp_path, 10**6).get("key", (1,), np.float32, lambda: iter([np.zeros(1)]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["key.npy", "young.part"]

@@ -147,7 +147,7 @@ def test_connection_that_stays_broken(server: Server, tmp_path: Path) -> None:
     server.break_after = [3 * CHUNK] + [0] * 20
     with pytest.raises(UserError, match="the connection broke"):
         fetch(server.url, tmp_path / "data.bin", DIGEST, progress=False)
-    assert len(server.asked) == 1 + tl_jax.utils.download.TRIES - 1
+    assert len(server.asked) == 1 + tl_jax.utils.download.MAX_TRIES - 1
     if server.ranges:
         assert (tmp_path / "data.bin.part").read_bytes() == DATA[: 3 * CHUNK]  # what came is not lost
 
@@ -259,7 +259,7 @@ def test_without_a_home_what_is_kept_goes_to_a_folder_of_ones_own(tmp_path, monk
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.delenv("HOME") if home is None else monkeypatch.setenv("HOME", home)
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])  # `docker run --user 12345`: no such user
-    tl_jax.utils.download._without_home.cache_clear()
+    tl_jax.utils.download._fallback_cache_dir.cache_clear()
     folder = tmp_path / f"tl_jax-{os.getuid()}"
     assert cache_dir() == cache_dir() == folder and folder.stat().st_mode & 0o777 == 0o700
     assert capsys.readouterr().err.count("no home folder") == 1
@@ -270,6 +270,6 @@ def test_a_folder_of_somebody_else_does_not_stand_in_for_the_home(tmp_path, monk
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("HOME", "")
     (tmp_path / f"tl_jax-{os.getuid()}").write_text("a file that somebody put there")
-    tl_jax.utils.download._without_home.cache_clear()
+    tl_jax.utils.download._fallback_cache_dir.cache_clear()
     with pytest.raises(UserError, match="set .TL_JAX_CACHE"):
         cache_dir()

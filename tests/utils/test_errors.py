@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from tl_jax.utils.errors import Diverged, UserError, combine
+from tl_jax.utils.errors import Diverged, UserError, combine_errors
 
 pytestmark = pytest.mark.fast
 
@@ -37,10 +37,13 @@ def test_several_errors_are_one_line_with_the_first_five_and_what_to_do_once():
     errors = [UserError(f"{k}.png is cut short; replace or remove it") for k in range(7)]
     shown = " | ".join(f"{k}.png is cut short" for k in range(5))
     want = f"set: 7 of 9 images cannot be read: {shown} | and 2 more; replace or remove it"
-    assert str(combine("set", errors, "7 of 9 images cannot be read")) == want
-    assert combine("set", errors[:1], "1 of 9 images cannot be read") is errors[0]
+    assert str(combine_errors("set", errors, "7 of 9 images cannot be read")) == want
+    assert combine_errors("set", errors[:1], "1 of 9 images cannot be read") is errors[0]
 
 
 def test_an_error_without_an_action_keeps_its_reason_among_several():
     errors = [UserError("a.png is no image"), UserError("b.png is cut short; replace it")]
-    assert str(combine("set", errors, "2 files")) == "set: 2 files: a.png is no image | b.png is cut short; replace it"
+    assert (
+        str(combine_errors("set", errors, "2 files"))
+        == "set: 2 files: a.png is no image | b.png is cut short; replace it"
+    )

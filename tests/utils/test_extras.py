@@ -9,7 +9,7 @@ import tomllib
 import pytest
 
 from tests.conftest import ROOT
-from tl_jax.utils.extras import EXTRAS, MissingExtra, needs
+from tl_jax.utils.extras import EXTRAS, MissingExtra, require_extra
 
 pytestmark = pytest.mark.fast
 
@@ -64,13 +64,13 @@ def test_the_oldest_versions_are_the_lower_bounds():
 
 
 def _imports(tree: ast.AST, inside: str = ""):
-    """Yield (line, library, extra) of the imports, with the extra of the ``with needs(...)`` around."""
+    """Yield (line, library, extra) of the imports, with the extra of the ``with require_extra(...)`` around."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
         within = inside
         if isinstance(node, ast.With) and isinstance(call := node.items[0].context_expr, ast.Call):
-            within = call.args[0].value if ast.unparse(call.func) == "needs" else inside  # pyright: ignore
+            within = call.args[0].value if ast.unparse(call.func) == "require_extra" else inside  # pyright: ignore
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
         yield from ((node.lineno, name.partition(".")[0], within) for name in names)
@@ -89,10 +89,10 @@ def test_libraries_of_extras_are_imported_where_a_line_names_the_extra():
 
 def test_a_missing_library_is_one_line_that_names_the_extra():
     with pytest.raises(MissingExtra, match=r"gymnax_x is not installed.*extra 'rl'.*pip install 'tl-jax\[rl\]'"):
-        with pytest.MonkeyPatch.context() as patch, needs("rl"):
+        with pytest.MonkeyPatch.context() as patch, require_extra("rl"):
             patch.setitem(EXTRAS, "rl", ("gymnax_x",))
             import gymnax_x  # pyright: ignore[reportMissingImports]  # noqa: F401
-    with pytest.raises(ModuleNotFoundError, match="another_library"), needs("rl"):
+    with pytest.raises(ModuleNotFoundError, match="another_library"), require_extra("rl"):
         import another_library  # pyright: ignore[reportMissingImports]  # noqa: F401
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tl_jax.train import logging
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.json_files import parse_json, parse_row, read_json, sealed, sealed_row
+from tl_jax.utils.json_files import add_checksum, format_row, parse_json, parse_row, read_json
 
 pytestmark = pytest.mark.fast
 
@@ -42,7 +42,7 @@ def flipped(content, chance):
 
 
 def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
-    path, whole = tmp_path / "facts.json", json.dumps(sealed(CONTENT), indent=2).encode()
+    path, whole = tmp_path / "facts.json", json.dumps(add_checksum(CONTENT), indent=2).encode()
     path.write_bytes(whole)
     assert read_json(path) == CONTENT
     chance, noticed = random.Random(0), 0
@@ -60,7 +60,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
 
 def test_who_changes_a_file_is_told_what_to_delete(tmp_path):
     path = tmp_path / "config.json"
-    text = json.dumps(sealed({"name": "a", "seed": 1}), indent=2)
+    text = json.dumps(add_checksum({"name": "a", "seed": 1}), indent=2)
     path.write_text(text.replace('"seed": 1', '"seed": 2'))
     with pytest.raises(UserError, match="not as it was written.*if you changed it yourself, delete its line content_"):
         read_json(path)
@@ -70,10 +70,10 @@ def test_who_changes_a_file_is_told_what_to_delete(tmp_path):
 
 def test_a_flipped_bit_in_a_row_is_noticed_or_changes_nothing():
     row, chance, noticed = {"step": 3, "split": "train", "loss": 0.5}, random.Random(0), 0
-    assert parse_row(sealed_row(row), "x") == row == parse_row(json.dumps(row), "x")
+    assert parse_row(format_row(row), "x") == row == parse_row(json.dumps(row), "x")
     for _ in range(300):
         try:
-            found = parse_row(flipped(sealed_row(row).encode(), chance).decode(), "metrics.jsonl, line 1,")
+            found = parse_row(flipped(format_row(row).encode(), chance).decode(), "metrics.jsonl, line 1,")
         except (UserError, UnicodeDecodeError):
             noticed += 1
         else:
@@ -83,7 +83,7 @@ def test_a_flipped_bit_in_a_row_is_noticed_or_changes_nothing():
 
 def test_a_run_goes_on_without_a_row_that_is_damaged_and_says_so(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
-    rows = [sealed_row({"step": step, "split": "train", "loss": 0.5}) for step in (1, 2, 3, 4)]
+    rows = [format_row({"step": step, "split": "train", "loss": 0.5}) for step in (1, 2, 3, 4)]
     path.write_text("".join([rows[0], rows[1].replace("0.5", "0.4"), rows[2], rows[3][:9]]))
     logging.Log(tmp_path, step=3, total=4, verbose=False).close()
     assert path.read_text() == rows[0] + rows[2]

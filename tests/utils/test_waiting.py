@@ -49,9 +49,9 @@ def test_the_first_words_come_before_the_heavy_imports(tmp_path, mode):
 
 def test_a_wait_shows_its_seconds_and_leaves_nothing():
     code = (
-        "import time; from tl_jax.utils import waiting; waiting.SECONDS = 0.1\n"
-        "with waiting.waiting('thinking'):\n"
-        "    with waiting.waiting('inner'): time.sleep(1.5)\n"
+        "import time; from tl_jax.utils import waiting; waiting.REFRESH_SECONDS = 0.1\n"
+        "with waiting.show_elapsed('thinking'):\n"
+        "    with waiting.show_elapsed('inner'): time.sleep(1.5)\n"
         "print('done')"
     )
     text = on_terminal(code)
@@ -60,7 +60,7 @@ def test_a_wait_shows_its_seconds_and_leaves_nothing():
 
 
 def test_nothing_of_it_is_written_to_a_file():
-    code = "from tl_jax.utils.waiting import waiting\nwith waiting('thinking'): print('done')"
+    code = "from tl_jax.utils.waiting import show_elapsed\nwith show_elapsed('thinking'): print('done')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert (done.stdout, done.stderr) == ("done\n", "")
 

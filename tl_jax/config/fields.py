@@ -10,17 +10,17 @@ from tl_jax.transfer.optimizer import SCHEDULES
 
 # Keras' networks come with 0.99 and 0.999, for runs of 100,000 steps: in a short one the statistics would still be the
 # source's when the weights are not, and evaluation goes wrong.
-NORM_MOMENTUM = "share of BatchNorm's old statistics that a step keeps; 0 takes the network's own"
-PICTURES = "digits, gratings, shapes, folder, flowers, index, npz, organamnist"
-BOXES = "voc, coco, scenes"
+MOMENTUM_DOC = "share of BatchNorm's old statistics that a step keeps; 0 takes the network's own"
+IMAGE_DATASETS = "digits, gratings, shapes, folder, flowers, index, npz, organamnist"
+DETECTION_DATASETS = "voc, coco, scenes"
 METRICS = ("auc", "sensitivity", "ece")
-TEXTS = "docs, docs_names, docs_corpus, tsv, csv, jsonl, conll, lines"
-CACHING = ("auto", "off")
-BATCH_STATS = ("auto", "train", "frozen")
-HEADS = ("new", "keep", "logistic", "ridge")
+TEXT_DATASETS = "docs, docs_names, docs_corpus, tsv, csv, jsonl, conll, lines"
+CACHE_MODES = ("auto", "off")
+BATCH_STATS_MODES = ("auto", "train", "frozen")
+HEAD_INITS = ("new", "keep", "logistic", "ridge")
 TASKS = ("image", "detection", "faces", "text", "tokens", "masked", "policy")
-OF_PICTURES = ("image", "detection", "faces")
-SOURCES = tuple(dict.fromkeys(source for _, source in CATALOG))
+IMAGE_TASKS = ("image", "detection", "faces")
+PUBLISHED_SOURCES = tuple(dict.fromkeys(source for _, source in CATALOG))
 
 FIELDS = {
     "name": Field("base", "name of the recipe, for folders and summaries"),
@@ -35,7 +35,7 @@ FIELDS = {
     "seeds": Field((), "seeds to repeat the run with; empty for the one in `seed`"),
     "arms": Field((), "pairs (name, ((field, value), ...)): variants of this configuration to compare"),
     # The network and where its weights come from.
-    "model.name": Field("resnet50", "network", lambda: (*models.names(), *models.TEXT, models.POLICY)),
+    "model.name": Field("resnet50", "network", lambda: (*models.names(), *models.TEXT_MODELS, models.POLICY)),
     "model.num_classes": Field(0, "outputs of the head; 0 takes the number from the data", low=0),
     "model.endpoint": Field("", "part of the network on which the new head sits, such as stage3; empty for the last"),
     "model.channels": Field(3, "of the network's input; 1 turns pictures to grey", low=1, high=3),
@@ -45,15 +45,15 @@ FIELDS = {
     "adapt.rank": Field(8, "of low-rank changes (0 for none), or width of bottleneck adapters", low=0),
     "adapt.alpha": Field(8.0, "low-rank changes count alpha / rank", low=0.0),
     "adapt.targets": Field(".*", "regex over the paths of kernels that get a low-rank change"),
-    "init.source": Field("keras", "whose weights are loaded", (*SOURCES, "huggingface", "tl_jax", "random")),
-    "init.layout": Field("keras", "source whose layout random weights take", (*SOURCES, "tl_jax")),
+    "init.source": Field("keras", "whose weights are loaded", (*PUBLISHED_SOURCES, "huggingface", "tl_jax", "random")),
+    "init.layout": Field("keras", "source whose layout random weights take", (*PUBLISHED_SOURCES, "tl_jax")),
     "init.path": Field(
         "", "file of weights, bundle, or a text network's folder or hub repository; empty: embedded or published"
     ),
     "init.rename": Field(
         (), "pairs (regex, replacement): new names for arrays in the file that its table does not know"
     ),
-    "init.head": Field("new", "drawn at random, kept from the file, or a probe fitted to the features", HEADS),
+    "init.head": Field("new", "drawn at random, kept from the file, or a probe fitted to the features", HEAD_INITS),
     "init.strength": Field(0.0, "C of the probe, 1 / penalty; 0 takes the best of seven on validation", low=0.0),
     "init.load_parts": Field(
         ("trunk", "policy", "value", "normalizer"),
@@ -63,7 +63,9 @@ FIELDS = {
         False, "draw anew what the source's observations or actions do not fit, and take the rest"
     ),
     # Data.
-    "data.name": Field("cifar10", f"{PICTURES}; with boxes: {BOXES}; texts: {TEXTS}; or any TFDS set"),
+    "data.name": Field(
+        "cifar10", f"{IMAGE_DATASETS}; with boxes: {DETECTION_DATASETS}; texts: {TEXT_DATASETS}; or any TFDS set"
+    ),
     "data.dir": Field("", "TFDS folder (empty: TFDS' own default), pictures as data.name says, or files of texts"),
     "data.generate": Field(False, "where data.dir is empty, draw pictures, or take installed texts (for smoke runs)"),
     "data.text": Field(("text",), "columns that hold the text, or the two of a pair"),
@@ -169,9 +171,9 @@ FIELDS = {
     "freeze.stages": Field(1, "parts of the network, from the end, that last_n_stages trains", low=1),
     "freeze.rules": Field((), "pairs (regex over leaf paths, 'frozen' or a group); not empty, they replace the recipe"),
     "freeze.batch_stats": Field(
-        "auto", "BatchNorm uses running statistics: where frozen, nowhere, everywhere", BATCH_STATS
+        "auto", "BatchNorm uses running statistics: where frozen, nowhere, everywhere", BATCH_STATS_MODES
     ),
-    "optim.batch_norm_momentum": Field(0.9, NORM_MOMENTUM, low=0.0, high=0.9999),
+    "optim.batch_norm_momentum": Field(0.9, MOMENTUM_DOC, low=0.0, high=0.9999),
     "freeze.verify": Field(False, "hash what is frozen before and after each phase; a change ends the run"),
     "optim.name": Field("adam", "optimizer; with weight_decay adam is AdamW", ("adam", "sgd")),
     "optim.lr": Field(1e-3, "peak learning rate", low=0.0),
@@ -191,7 +193,9 @@ FIELDS = {
     "patience": Field(0, "evaluations of the last phase without a better one that end the run; 0: never", low=0),
     "wise_ft": Field(False, "test the best mixture, on validation, of first and last weights (arXiv:2109.01903)"),
     # Work on frozen layers, see tasks/feature_cache.py.
-    "cache.features": Field("auto", "compute outputs of frozen first layers once where nothing is augmented", CACHING),
+    "cache.features": Field(
+        "auto", "compute outputs of frozen first layers once where nothing is augmented", CACHE_MODES
+    ),
     "cache.views": Field(
         0, "augmented views of a picture, computed once, that epochs take in turn; 0: always new ones", low=0
     ),
@@ -251,7 +255,7 @@ PHASE_FIELDS = {
     "recipe": Field("all", "what trains", freeze.NAMES),
     "stages": Field(1, "of last_n_stages, as freeze.stages", low=1),
     "rules": Field((), "instead of a recipe, as freeze.rules"),
-    "batch_stats": Field("auto", "as freeze.batch_stats", BATCH_STATS),
+    "batch_stats": Field("auto", "as freeze.batch_stats", BATCH_STATS_MODES),
     "lr_scale": Field(1.0, "factor on optim.lr", low=0.0),
     "layer_decay": Field(1.0, "as optim.layer_decay", low=0.0, high=1.0),
     "lr_multipliers": Field((), "as optim.lr_multipliers"),

@@ -19,7 +19,7 @@ from tl_jax.utils.errors import UserError, nearest
 
 __all__ = ["FIELDS", "PHASE_FIELDS"]
 
-PHASE_FIELD = re.compile(r"phases\[(\d+)\]\.(.*)")  # as flags and arms name it
+PHASE_FIELD_NAME = re.compile(r"phases\[(\d+)\]\.(.*)")  # as flags and arms name it
 
 Config = Any  # a ConfigDict, whose own annotations give each field the union of all types that one may have
 
@@ -43,13 +43,13 @@ def load(name: str) -> Any:
     return module
 
 
-def variants(config: Config, variant: str, **known: Callable[[Config], None]) -> Config:
+def variants(config: Config, variant: str, **choices: Callable[[Config], None]) -> Config:
     """Apply the variant that stands behind the colon of ``--config=FILE:VARIANT``; empty is the recipe as it is."""
     if variant:
-        if variant not in known:
-            raise UserError(f"{config.name} has no variant {variant!r}; {nearest(variant, known)}")
+        if variant not in choices:
+            raise UserError(f"{config.name} has no variant {variant!r}; {nearest(variant, choices)}")
         config.name += f"_{variant}"
-        known[variant](config)
+        choices[variant](config)
     return config
 
 
@@ -134,8 +134,8 @@ def override(config: Config, changes: tuple[tuple[str, Any], ...]) -> Config:
     """Return a copy of ``config`` with ``(field, value)`` pairs put in; a UserError names what does not fit."""
     config = ConfigDict(config.copy_and_resolve_references())
     for path, value in changes:
-        path = renames.current(path)
-        if phase := PHASE_FIELD.fullmatch(path):
+        path = renames.current_name(path)
+        if phase := PHASE_FIELD_NAME.fullmatch(path):
             set_in_phase(config, int(phase[1]), phase[2], value)
             continue
         check_known(path, FIELDS)
@@ -155,15 +155,17 @@ def set_in_phase(config: Config, index: int, name: str, value: Any) -> None:
     check_known(name, PHASE_FIELDS, f"config.phases[{index}].")
     count = len(config.phases)
     if index >= count:
-        have = f"{count} phase{'s' * (count != 1)}, phases[0] to phases[{count - 1}]" if count else "no phases"
-        raise UserError(f"config.phases[{index}]: {config.name} has {have}; set one of these, or the whole of phases")
+        available = f"{count} phase{'s' * (count != 1)}, phases[0] to phases[{count - 1}]" if count else "no phases"
+        raise UserError(
+            f"config.phases[{index}]: {config.name} has {available}; set one of these, or the whole of phases"
+        )
     phases = [dict(phase) for phase in config.phases]
     phases[index][name] = value
     config.phases = tuple(phases)
 
 
-def part_names(config: Config) -> tuple[str, ...]:
-    """Return the names of the network's parts; nothing is computed.
+def stage_names(config: Config) -> tuple[str, ...]:
+    """Return the names of the network's stages; nothing is computed.
 
     A text network's are those of its folder, or, while that is still to be downloaded, those of BERT base.
     """
@@ -171,19 +173,21 @@ def part_names(config: Config) -> tuple[str, ...]:
     options = {"endpoint": config.model.endpoint, **options}
     name, source, path = config.model.name, config.init.source, config.init.path
     if name == models.POLICY:
-        return Policy(1, widths=options.get("widths", Policy.widths)).part_names(pictures=True)
-    if name not in models.TEXT or (path and not Path(path).expanduser().is_dir()):
-        return models.create(name, 0, **options).part_names()
+        return Policy(1, widths=options.get("widths", Policy.widths)).stage_names(image_input=True)
+    if name not in models.TEXT_MODELS or (path and not Path(path).expanduser().is_dir()):
+        return models.create(name, 0, **options).stage_names()
     from tl_jax.pretrained import huggingface  # with the tokenizers, which pictures have no use for
 
-    return huggingface.part_names(name, source, path, **options)
+    return huggingface.stage_names(name, source, path, **options)
 
 
-def members(config: Config) -> list[tuple[str, int, Config]]:
+def comparison_runs(config: Config) -> list[tuple[str, int, Config]]:
     """Return (arm, seed, configuration) of every run that a comparison is made of, seed by seed."""
     arms = config.arms or ((config.name, ()),)
     seeds = config.seeds or (config.seed,)
-    alone = (("seeds", ()), ("arms", ()))
+    single_run = (("seeds", ()), ("arms", ()))
     return [
-        (arm, seed, override(config, (*changes, *alone, ("seed", seed)))) for seed in seeds for arm, changes in arms
+        (arm, seed, override(config, (*changes, *single_run, ("seed", seed))))
+        for seed in seeds
+        for arm, changes in arms
     ]

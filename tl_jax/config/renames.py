@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 # Of the whole configuration. A field keeps its group, so that a group alone can tell what an old name means.
-FIELDS = {
+RENAMED_FIELDS = {
     "detect.most": "detect.max_detections",
     "detect.overlap": "detect.nms_iou",
     "detect.score": "detect.score_threshold",
@@ -38,34 +38,34 @@ FIELDS = {
     "test_on": "eval_checkpoint",
 }
 # Of an entry of ``phases``.
-PHASE_FIELDS = {"rates": "lr_multipliers"}
+RENAMED_PHASE_FIELDS = {"rates": "lr_multipliers"}
 
 
 class RenamedField(FutureWarning):
     """Fields were used under old names: ``names`` maps each to today's."""
 
     def __init__(self, names: Mapping[str, str]):
-        said = ", ".join(f"{old} is {new}" for old, new in names.items())
-        super().__init__(f"fields have other names since 0.2: {said}; change them")
+        changes = ", ".join(f"{old} is {new}" for old, new in names.items())
+        super().__init__(f"fields have other names since 0.2: {changes}; change them")
         self.names = dict(names)
 
 
-def current(path: str) -> str:
+def current_name(path: str) -> str:
     """Return today's name of a field, such as "rl.worlds" or "phases[0].rates"; warns if that is another one."""
-    new = _current(path)
+    new = _current_name(path)
     if new != path:
         warnings.warn(RenamedField({path: new}), stacklevel=3)
     return new
 
 
-def current_content(content: Mapping[str, Any], warn: bool = True) -> dict[str, Any]:
+def rename_fields(content: Mapping[str, Any], warn: bool = True) -> dict[str, Any]:
     """Return a stored configuration, nested by groups, under today's names; one warning names all that were others.
 
     An old name beside today's is left as it is, so that it is refused as unknown.
     """
     names: dict[str, str] = {}
-    renamed = _renamed(content, "", names)
-    for field, rename in (("phases", _phase), ("arms", _arm)):
+    renamed = _rename_level(content, "", names)
+    for field, rename in (("phases", _rename_phase), ("arms", _rename_arm)):
         if isinstance(entries := renamed.get(field), (list, tuple)):
             renamed[field] = type(entries)(rename(entry, names) for entry in entries)
     if names and warn:
@@ -73,38 +73,40 @@ def current_content(content: Mapping[str, Any], warn: bool = True) -> dict[str, 
     return renamed
 
 
-def _current(path: str) -> str:
+def _current_name(path: str) -> str:
     if phase := re.fullmatch(r"(phases\[\d+\]\.)(.*)", path):
-        return phase[1] + PHASE_FIELDS.get(phase[2], phase[2])
-    return FIELDS.get(path, path)
+        return phase[1] + RENAMED_PHASE_FIELDS.get(phase[2], phase[2])
+    return RENAMED_FIELDS.get(path, path)
 
 
-def _renamed(content: Mapping[str, Any], group: str, names: dict[str, str]) -> dict[str, Any]:
-    """Return one level of a configuration under today's names, and note the old ones."""
+def _rename_level(content: Mapping[str, Any], group: str, names: dict[str, str]) -> dict[str, Any]:
+    """Return one level of a configuration under today's names, and add the old ones to ``names``."""
     renamed = {}
     for key, value in content.items():
-        new = FIELDS.get(group + key, group + key).removeprefix(group)
+        new = RENAMED_FIELDS.get(group + key, group + key).removeprefix(group)
         if new != key and new not in content:
             names[group + key] = group + new
             key = new
-        renamed[key] = _renamed(value, f"{key}.", names) if isinstance(value, Mapping) and not group else value
+        renamed[key] = _rename_level(value, f"{key}.", names) if isinstance(value, Mapping) and not group else value
     return renamed
 
 
-def _phase(entry: Any, names: dict[str, str]) -> Any:
+def _rename_phase(entry: Any, names: dict[str, str]) -> Any:
     """Return an entry of ``phases`` under today's names; one that is no dict is left to the checks of values."""
     if not isinstance(entry, Mapping):
         return entry
-    names |= {f"phases.{old}": f"phases.{new}" for old, new in PHASE_FIELDS.items() if old in entry}
-    return {PHASE_FIELDS.get(key, key): value for key, value in entry.items()}
+    names |= {f"phases.{old}": f"phases.{new}" for old, new in RENAMED_PHASE_FIELDS.items() if old in entry}
+    return {RENAMED_PHASE_FIELDS.get(key, key): value for key, value in entry.items()}
 
 
-def _arm(entry: Any, names: dict[str, str]) -> Any:
+def _rename_arm(entry: Any, names: dict[str, str]) -> Any:
     """Return an arm (name, changes) under today's names; one that is none is left to the checks of values."""
     try:
         name, changes = entry
-        names |= {field: _current(field) for field, _ in changes if _current(field) != field}
-        return type(entry)((name, type(changes)(type(change)((_current(change[0]), change[1])) for change in changes)))
+        names |= {field: _current_name(field) for field, _ in changes if _current_name(field) != field}
+        return type(entry)(
+            (name, type(changes)(type(change)((_current_name(change[0]), change[1])) for change in changes))
+        )
     except (TypeError, ValueError):
         return entry
 
@@ -113,15 +115,15 @@ class RenamingDict(ConfigDict):
     """A configuration, or a group of one, in which recipes may still use the old name of a field."""
 
     def __getattr__(self, attribute: str) -> Any:
-        return super().__getattr__(self._current(attribute))
+        return super().__getattr__(self._current_name(attribute))
 
     def __setattr__(self, attribute: str, value: Any) -> None:
-        super().__setattr__(self._current(attribute), value)
+        super().__setattr__(self._current_name(attribute), value)
 
-    def _current(self, attribute: str) -> str:
+    def _current_name(self, attribute: str) -> str:
         if attribute.startswith("_") or attribute in self:
             return attribute
-        for old, new in FIELDS.items():
+        for old, new in RENAMED_FIELDS.items():
             if old.rpartition(".")[2] == attribute and (name := new.rpartition(".")[2]) in self:
                 warnings.warn(RenamedField({old: new}), stacklevel=3)
                 return name

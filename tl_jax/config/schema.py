@@ -23,25 +23,25 @@ class Field(NamedTuple):
     high: float | None = None
 
 
-def leaves(config: Any, fields: Mapping[str, Field], prefix: str = "") -> dict[str, Any]:
+def flatten_config(config: Any, fields: Mapping[str, Field], prefix: str = "") -> dict[str, Any]:
     """Return the values of a nested configuration by dotted path; a dict that is itself a field is not entered."""
-    found = {}
+    values = {}
     for key, value in config.items():
         path = prefix + key
         if isinstance(value, ConfigDict) and path not in fields:
-            found.update(leaves(value, fields, path + "."))
+            values.update(flatten_config(value, fields, path + "."))
         else:
-            found[path] = value
-    return found
+            values[path] = value
+    return values
 
 
 def check_known(path: str, fields: Mapping[str, Field], prefix: str = "config.") -> None:
     """Refuse a path that is no field, with the nearest one or the fields of its group."""
     if path not in fields:
         group = path.rpartition(".")[0]
-        beside = [field for field in fields if field.rpartition(".")[0] == group]
-        close = difflib.get_close_matches(path, fields, n=1, cutoff=0.85)
-        advice = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(beside or fields)}"
+        siblings = [field for field in fields if field.rpartition(".")[0] == group]
+        matches = difflib.get_close_matches(path, fields, n=1, cutoff=0.85)
+        advice = f"did you mean {matches[0]!r}?" if matches else f"choose one of {', '.join(siblings or fields)}"
         raise UserError(f"unknown field {prefix}{path}; {advice}")
 
 
@@ -49,8 +49,8 @@ def check_value(name: str, value: Any, field: Field) -> None:
     """Refuse a value of the wrong type or out of range; ``name`` is the field's full name."""
     default = field.default
     if isinstance(default, (int, float)) and not isinstance(default, bool):
-        kinds = (int, float) if isinstance(default, float) else int
-        if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
+        types = (int, float) if isinstance(default, float) else int
+        if not isinstance(value, types) or isinstance(value, bool) or not math.isfinite(value):
             raise UserError(f"{name}={value!r} is not a finite number ({field.doc})")
         if field.low is not None and value < field.low:
             raise UserError(f"{name}={value} must be at least {field.low:g} ({field.doc})")

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from tl_jax.config import recipe, renames
 from tl_jax.config.fields import FIELDS
-from tl_jax.config.schema import leaves
+from tl_jax.config.schema import flatten_config
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import read_json
 
@@ -23,8 +23,8 @@ def get_config(folder: str = ""):
     if not path.is_file():
         raise UserError(f"no {path}; write --config=configs/stored.py:RUN_FOLDER")
     config, action = recipe.get_config(), "pass --config=RECIPE with the fields of that run"
-    content = renames.current_content(_tuples(read_json(path, action)))
-    for field in leaves(ConfigDict(content), FIELDS):
+    content = renames.rename_fields(_lists_to_tuples(read_json(path, action)))
+    for field in flatten_config(ConfigDict(content), FIELDS):
         if field not in FIELDS:
             raise UserError(f"{path} has the unknown field {field}, of another version perhaps; {action}")
     try:
@@ -34,8 +34,8 @@ def get_config(folder: str = ""):
     return config
 
 
-def _tuples(content: Any) -> Any:
+def _lists_to_tuples(content: Any) -> Any:
     """Return the content with tuples, of which configurations are made, for lists, which alone JSON has."""
     if isinstance(content, dict):
-        return {key: _tuples(value) for key, value in content.items()}
-    return tuple(map(_tuples, content)) if isinstance(content, list) else content
+        return {key: _lists_to_tuples(value) for key, value in content.items()}
+    return tuple(map(_lists_to_tuples, content)) if isinstance(content, list) else content

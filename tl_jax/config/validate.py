@@ -8,22 +8,20 @@ from collections.abc import Callable
 from typing import Any
 
 from tl_jax import models
-from tl_jax.config.fields import FIELDS as _FIELDS
-from tl_jax.config.fields import METRICS, OF_PICTURES
-from tl_jax.config.fields import SOURCES as PUBLISHED
-from tl_jax.config.recipe import FIELDS, PHASE_FIELDS, Config, members, part_names
-from tl_jax.config.schema import check_known, check_value, leaves
+from tl_jax.config.fields import IMAGE_TASKS, METRICS, PUBLISHED_SOURCES
+from tl_jax.config.recipe import FIELDS, PHASE_FIELDS, Config, comparison_runs, stage_names
+from tl_jax.config.schema import check_known, check_value, flatten_config
 from tl_jax.data import augment, dicom, medmnist, tfds, value_range
 from tl_jax.pretrained import prefixes
 from tl_jax.transfer import freeze, phases
 from tl_jax.utils.errors import UserError
 
-SOURCES = tuple(dict.fromkeys((*PUBLISHED, "tl_jax", "random")))  # of image networks
-Refused = dict[str, Any]  # what is wrong with a configuration, and whether it is
+IMAGE_SOURCES = tuple(dict.fromkeys((*PUBLISHED_SOURCES, "tl_jax", "random")))  # of image networks
+Conflicts = dict[str, Any]  # error message -> whether it applies
 
 # Fields, or groups of them, that mean something for one kind of task only.
-ONLY = {
-    "pictures": (
+TASK_FIELDS = {
+    "images": (
         "augment.", "cache.views", "data.gigabytes", "data.max_pixels", "data.outside", "data.range",
         "init.layout", "input.crop", "input.interpolation", "input.scaling", "input.size", "model.channels",
         "optim.batch_norm_momentum", "pretext.crop", "pretext.jitter",
@@ -34,17 +32,17 @@ ONLY = {
     "policies": ("init.load_parts", "init.allow_shape_mismatch", "rl."),
 }  # fmt: skip
 # What a policy, which has no examples, no labels and no classes, does not know.
-SUPERVISED = (
+NOT_POLICY = (
     "adapt.", "cache.", "data.", "init.head", "init.strength", "input.", "model.channels", "model.dtype",
     "model.endpoint", "model.num_classes", "optim.accumulate", "optim.sam", "parallel.", "pretext.", "regularize.",
     "test_train", "wise_ft", "eval_batch_size",
 )  # fmt: skip
-CACHE = ("cache.dir", "cache.gigabytes", "cache.views")  # but not cache.features=off, which nothing cached meets
+CACHE_FIELDS = ("cache.dir", "cache.gigabytes", "cache.views")  # but not cache.features=off, which nothing cached meets
 # What guessing words, which has no labels and no cached features, does not know; nor have tags such features.
-NOT_MASKED = (*CACHE, "init.head", "init.strength", "regularize.", "wise_ft")
-NOT_TOKENS = CACHE
+NOT_MASKED = (*CACHE_FIELDS, "init.head", "init.strength", "regularize.", "wise_ft")
+NOT_TOKENS = CACHE_FIELDS
 # What is measured of pictures that have a class each, and how files of them are read.
-CLASSIFIED = (
+CLASSIFICATION_FIELDS = (
     "calibrate", "data.fit", "data.group", "data.windows", "metrics", "positive", "regularize.class_weights", "score",
     "specificity",
 )  # fmt: skip
@@ -62,31 +60,32 @@ NOT_FACES = (
 )  # fmt: skip
 
 
-def kind(config: Config, changed: Callable[..., bool]) -> Refused:
-    """Whether what is set belongs to the kind of task."""
-    task, guess = config.task, config.pretext.name == "masked"
-    sort = "pictures" if task in OF_PICTURES else {"policy": "policies"}.get(task, "texts")
-    networks = {"pictures": models.names(), "texts": tuple(models.TEXT), "policies": (models.POLICY,)}[sort]
-    sources = {"texts": ("huggingface", "tl_jax", "random"), "policies": ("tl_jax", "random")}.get(sort, SOURCES)
-    foreign = tuple(path for other, paths in ONLY.items() if other != sort for path in paths)
-    foreign += SUPERVISED if sort == "policies" else ("freeze.batch_stats",) if sort == "texts" else ()
-    foreign += () if task == "image" else CLASSIFIED
-    foreign += NOT_DETECTION if task == "detection" else ("detect.",)
-    foreign += NOT_FACES if task == "faces" else ("faces.",)
-    foreign += {"masked": NOT_MASKED, "tokens": NOT_TOKENS}.get(task, ())
-    idle = [path for path in FIELDS if path.startswith(foreign) and changed(path)]
+def task_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
+    """Return the conflicts of fields with the kind of task."""
+    task, is_masked = config.task, config.pretext.name == "masked"
+    kind = "images" if task in IMAGE_TASKS else {"policy": "policies"}.get(task, "texts")
+    networks = {"images": models.names(), "texts": tuple(models.TEXT_MODELS), "policies": (models.POLICY,)}[kind]
+    sources = {"texts": ("huggingface", "tl_jax", "random"), "policies": ("tl_jax", "random")}.get(kind, IMAGE_SOURCES)
+    excluded = tuple(path for other, paths in TASK_FIELDS.items() if other != kind for path in paths)
+    excluded += NOT_POLICY if kind == "policies" else ("freeze.batch_stats",) if kind == "texts" else ()
+    excluded += () if task == "image" else CLASSIFICATION_FIELDS
+    excluded += NOT_DETECTION if task == "detection" else ("detect.",)
+    excluded += NOT_FACES if task == "faces" else ("faces.",)
+    excluded += {"masked": NOT_MASKED, "tokens": NOT_TOKENS}.get(task, ())
+    unused = [path for path in FIELDS if path.startswith(excluded) and changed(path)]
     return {
         f"model.name={config.model.name} is no network for task={task}; take one of {', '.join(networks)}": (
             config.model.name not in networks
         ),
-        f"{(idle or [''])[0]} has no effect with config.task={task}": idle,
+        f"{(unused or [''])[0]} has no effect with config.task={task}": unused,
         f"init.source={config.init.source} has nothing for task={task}; take one of {', '.join(sources)}": (
             config.init.source not in sources
         ),
         f"pretext.name={config.pretext.name} is not for task={task}": (
-            config.pretext.name and (sort == "pictures") == guess
+            config.pretext.name and (kind == "images") == is_masked
         ),
-        "pretext.name has no effect with config.task=masked, which guesses words anyway": guess and task == "masked",
+        "pretext.name has no effect with config.task=masked, which guesses words anyway": is_masked
+        and task == "masked",
         f"init.head={config.init.head} is not for task={task}, whose head reads every word; take new or keep": (
             task in ("tokens", "masked") and config.init.head in ("logistic", "ridge")
         ),
@@ -95,7 +94,7 @@ def kind(config: Config, changed: Callable[..., bool]) -> Refused:
         ),
         f"data.text={config.data.text} must name one column, or two": len(config.data.text) not in (1, 2),
         "init.path must name the export of a policy, with config.init.source=tl_jax": (
-            sort == "policies" and (config.init.source == "tl_jax") != bool(config.init.path)
+            kind == "policies" and (config.init.source == "tl_jax") != bool(config.init.path)
         ),
         "init.load_parts and init.allow_shape_mismatch need config.init.source=tl_jax": (
             config.init.source != "tl_jax" and changed("init.load_parts", "init.allow_shape_mismatch")
@@ -109,8 +108,8 @@ def kind(config: Config, changed: Callable[..., bool]) -> Refused:
     }
 
 
-def faces(config: Config, changed: Callable[..., bool]) -> Refused:
-    """Whether what is set for pictures of people goes together."""
+def face_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
+    """Return the conflicts among the fields of face verification."""
     faces, task = config.faces, config.task
     return {
         f"init.head={config.init.head} fits classes, and task=faces has embeddings; take new or keep": (
@@ -128,12 +127,12 @@ def faces(config: Config, changed: Callable[..., bool]) -> Refused:
     }
 
 
-LISTED = ("folder", "flowers", "index")  # data of image files, DICOM too, that may have an index.csv beside them
-OUTSIDE = (*LISTED, "coco")  # data of image files that a file names, or that lie in folders of classes
+FILE_DATASETS = ("folder", "flowers", "index")  # data of image files, DICOM too, that may have an index.csv beside them
+OUTSIDE_DATASETS = (*FILE_DATASETS, "coco")  # data of image files that a file names, or that lie in folders of classes
 
 
-def measures(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
-    """Return what is wrong with a configuration, and whether it is.
+def metric_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+    """Return the conflicts of metrics, and of how images are read.
 
     Raises:
         UserError: a window or a range of values that is none.
@@ -153,12 +152,12 @@ def measures(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
         "calibrate needs a validation part; raise config.data.validation": (
             config.calibrate and not config.data.validation
         ),
-        f"data.group has an effect with config.data.name={', '.join(LISTED)} only": (
-            config.data.group and config.data.name not in LISTED
+        f"data.group has an effect with config.data.name={', '.join(FILE_DATASETS)} only": (
+            config.data.group and config.data.name not in FILE_DATASETS
         ),
         f"data.dir={config.data.dir!r} has no effect with config.data.name={config.data.name}, which reads no folder; "
         "set --config.data.name=folder for class folders with pictures": (
-            config.task in OF_PICTURES and config.data.dir and config.data.name in (*tfds.EMBEDDED, *medmnist.SETS)
+            config.task in IMAGE_TASKS and config.data.dir and config.data.name in (*tfds.EMBEDDED, *medmnist.SETS)
         ),
         f"data.range has no effect with config.data.name={config.data.name}, whose images have 8 bits": (
             changed("data.range") and config.data.name in (*tfds.EMBEDDED, *medmnist.SETS)
@@ -166,56 +165,56 @@ def measures(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
         f"data.max_pixels has no effect with config.data.name={config.data.name}, which reads no image files": (
             config.data.max_pixels and config.data.name in (*tfds.EMBEDDED, *medmnist.SETS, "npz")
         ),
-        f"data.outside has an effect with config.data.name={', '.join(OUTSIDE)} only": (
-            config.data.outside and config.data.name not in OUTSIDE
+        f"data.outside has an effect with config.data.name={', '.join(OUTSIDE_DATASETS)} only": (
+            config.data.outside and config.data.name not in OUTSIDE_DATASETS
         ),
         "data.label is for texts and for config.data.name=index": (
-            config.task in OF_PICTURES and changed("data.label") and config.data.name != "index"
+            config.task in IMAGE_TASKS and changed("data.label") and config.data.name != "index"
         ),
     }
 
 
-TEXT_ROWS = ("lines", "docs", "docs_names", "docs_corpus")  # data without columns
+LINE_DATASETS = ("lines", "docs", "docs_names", "docs_corpus")  # data without columns
 # What moves or compares features, or slows what lies below the head: nothing where the head alone trains.
-BELOW_HEAD = (
+BACKBONE_FIELDS = (
     "optim.layer_decay", "regularize.bss", "regularize.co_tuning", "regularize.delta", "regularize.distill",
     "regularize.l2_sp", "regularize.stochastic_norm",
 )  # fmt: skip
 # What draws, or compares, every picture anew in each step.
-ANEW = ("mixup", "cutmix", "distill", "delta", "stochastic_norm", "drop_path")
-OF_VIEWS = ("simclr", "simsiam")
+PER_STEP_TERMS = ("mixup", "cutmix", "distill", "delta", "stochastic_norm", "drop_path")
+TWO_VIEW_PRETEXTS = ("simclr", "simsiam")
 
 
-def effects(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
-    """Return what is wrong with a configuration, and whether it is."""
+def effect_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+    """Return the fields that have no effect beside others."""
     return {
-        **_training(config, changed),
-        **_caching(config, changed),
-        **_learning(config, changed),
-        **_data(config, changed),
+        **_training_conflicts(config, changed),
+        **_caching_conflicts(config, changed),
+        **_pretext_conflicts(config, changed),
+        **_data_conflicts(config, changed),
     }
 
 
-def _training(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
-    recipes, phases = _recipes(config), config.phases
-    idle = [path for path in BELOW_HEAD if recipes == {"head"} and changed(path)]
-    untrained = [path for path in _FIELDS if path.startswith("regularize.") and changed(path)]
+def _training_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+    recipes, phases = _freeze_recipes(config), config.phases
+    unused = [path for path in BACKBONE_FIELDS if recipes == {"head"} and changed(path)]
+    untrained = [path for path in FIELDS if path.startswith("regularize.") and changed(path)]
     overridden = [
         path for path in ("freeze.batch_stats", "optim.layer_decay", "optim.lr_multipliers")
         if phases and all(path.partition(".")[2] in phase for phase in phases) and changed(path)
     ]  # fmt: skip
     return {
-        f"{(idle or [''])[0]} has no effect where the head alone trains; choose another config.freeze.recipe": idle,
+        f"{(unused or [''])[0]} has no effect where the head alone trains; choose another config.freeze.recipe": unused,
         "regularize.l2_sp has no effect where adapters and the head alone train, which are new; set l2_sp_head": (
             recipes and recipes <= {"head", "adapters"} and changed("regularize.l2_sp")
         ),
         f"{(untrained or [''])[0]} has no effect with config.epochs=0": (
             untrained and not config.epochs and not phases
         ),
-        f"optim.momentum is that of config.optim.name=sgd; set it back to {_FIELDS['optim.momentum'].default:g}": (
+        f"optim.momentum is that of config.optim.name=sgd; set it back to {FIELDS['optim.momentum'].default:g}": (
             changed("optim.momentum") and config.optim.name != "sgd"
         ),
-        f"optim.epsilon is that of config.optim.name=adam; set it back to {_FIELDS['optim.epsilon'].default:g}": (
+        f"optim.epsilon is that of config.optim.name=adam; set it back to {FIELDS['optim.epsilon'].default:g}": (
             changed("optim.epsilon") and config.optim.name != "adam"
         ),
         f"{(overridden or [''])[0]} has no effect: every phase has its own": overridden,
@@ -225,24 +224,25 @@ def _training(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
     }
 
 
-def _recipes(config: Any) -> set[str]:
+def _freeze_recipes(config: Any) -> set[str]:
     """Return the recipes of the phases that learn from labels; "" stands for rules."""
     phases = [phase for phase in config.phases if phase.get("objective") != "pretext"] or (
         () if config.phases else [{}]
     )
-    own = [phase if "recipe" in phase or "rules" in phase else config.freeze for phase in phases]
-    return {"" if chosen.get("rules") else chosen.get("recipe", "") for chosen in own}
+    freeze_configs = [phase if "recipe" in phase or "rules" in phase else config.freeze for phase in phases]
+    return {"" if freeze_config.get("rules") else freeze_config.get("recipe", "") for freeze_config in freeze_configs}
 
 
-def _caching(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
-    idle = [path for path in ("cache.dir", "cache.gigabytes", "cache.views") if changed(path)]
-    augmented = any(path.startswith("augment.") and changed(path) for path in _FIELDS)
-    anew = [name for name in ANEW if config.regularize[name]]
+def _caching_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+    unused = [path for path in ("cache.dir", "cache.gigabytes", "cache.views") if changed(path)]
+    augmented = any(path.startswith("augment.") and changed(path) for path in FIELDS)
+    per_step = [name for name in PER_STEP_TERMS if config.regularize[name]]
     return {
-        f"{(idle or [''])[0]} has no effect with config.cache.features=off": idle and config.cache.features == "off",
+        f"{(unused or [''])[0]} has no effect with config.cache.features=off": unused
+        and config.cache.features == "off",
         "cache.views has no effect where nothing is augmented": config.cache.views and not augmented,
-        f"cache.views has no effect beside config.regularize.{(anew or [''])[0]}, which takes every picture anew": (
-            config.cache.views and anew
+        f"cache.views has no effect beside config.regularize.{(per_step or [''])[0]}, which takes every picture anew": (
+            config.cache.views and per_step
         ),
         "cache.views has no effect beside config.pretext.weight or test_views": (
             config.cache.views and (config.pretext.weight or config.test_views != 1)
@@ -250,13 +250,13 @@ def _caching(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
     }
 
 
-def _learning(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+def _pretext_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
     name = config.pretext.name
     supervised = not config.phases or any(phase.get("objective") != "pretext" for phase in config.phases)
-    of_views = [path for path in ("pretext.width", "pretext.crop", "pretext.jitter") if changed(path)]
+    view_fields = [path for path in ("pretext.width", "pretext.crop", "pretext.jitter") if changed(path)]
     return {
-        f"{(of_views or [''])[0]} is that of config.pretext.name=simclr or simsiam": (
-            of_views and name and name not in OF_VIEWS
+        f"{(view_fields or [''])[0]} is that of config.pretext.name=simclr or simsiam": (
+            view_fields and name and name not in TWO_VIEW_PRETEXTS
         ),
         "pretext.weight has no effect: no phase learns from labels": config.pretext.weight and not supervised,
         "detect.min_visibility has an effect with config.augment.resized_crop only": (
@@ -265,12 +265,12 @@ def _learning(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
     }
 
 
-def _data(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+def _data_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
     name = config.data.name
-    columns = [path for path in ("data.text", "data.label", "data.columns") if name in TEXT_ROWS and changed(path)]
+    columns = [path for path in ("data.text", "data.label", "data.columns") if name in LINE_DATASETS and changed(path)]
     return {
-        f"data.windows has an effect with config.data.name={', '.join(LISTED)} only, whose files may be DICOM": (
-            config.task == "image" and changed("data.windows") and name not in LISTED
+        f"data.windows has an effect with config.data.name={', '.join(FILE_DATASETS)} only, whose files may be DICOM": (
+            config.task == "image" and changed("data.windows") and name not in FILE_DATASETS
         ),
         f"{(columns or [''])[0]} has no effect with config.data.name={name}, which has no columns": (
             config.task in ("text", "tokens", "masked") and columns
@@ -287,19 +287,19 @@ def validate(config: Config) -> None:
     Raises:
         UserError: names the field, its value, and what it may be.
     """
-    found = leaves(config, FIELDS)
-    for path in found:
+    values = flatten_config(config, FIELDS)
+    for path in values:
         check_known(path, FIELDS)
     for path, field in FIELDS.items():
-        if path not in found:
+        if path not in values:
             raise UserError(f"config.{path} is missing; start recipes from tl_jax.config.recipe.get_config()")
-        check_value(f"config.{path}", found[path], field)
-    _check_together(config)
-    prefixes.check(config.init.rename)
+        check_value(f"config.{path}", values[path], field)
+    _check_conflicts(config)
+    prefixes.check_renames(config.init.rename)
     freeze.check_rules([(config.adapt.targets, "config.adapt.targets")])
-    phases.resolve(config, {"train": 1, "unlabelled": 1}, part_names(config))  # its own errors: malformed rules
+    phases.resolve(config, {"train": 1, "unlabelled": 1}, stage_names(config))  # its own errors: malformed rules
     if config.seeds or config.arms:
-        _check_members(config)
+        _check_arms(config)
 
 
 def _check_phase(name: str, phase: Any, config: Config) -> None:
@@ -312,32 +312,41 @@ def _check_phase(name: str, phase: Any, config: Config) -> None:
         raise UserError(f"{name} needs a name and a number of epochs")
     if "recipe" in phase and phase.get("rules"):
         raise UserError(f"{name} has a recipe and rules; leave one out")
-    own = "recipe" in phase or "rules" in phase
-    chosen = phase if own else config.freeze
-    if "stages" in phase and (chosen.get("rules") or chosen.get("recipe") != freeze.LAST):
+    own_rules = "recipe" in phase or "rules" in phase
+    freeze_config = phase if own_rules else config.freeze
+    if "stages" in phase and (freeze_config.get("rules") or freeze_config.get("recipe") != freeze.LAST):
         raise UserError(f"{name}.stages has an effect with recipe={freeze.LAST} only")
 
 
-def _check_together(config: Config) -> None:
+def _check_conflicts(config: Config) -> None:
     """Refuse fields that another field would make meaningless, rather than ignore them."""
-    values = leaves(config, FIELDS)
+    values = flatten_config(config, FIELDS)
 
     def changed(*paths: str) -> bool:
         return any(values[path] != FIELDS[path].default for path in paths)
 
     for i, phase in enumerate(config.phases):
         _check_phase(f"config.phases[{i}]", phase, config)
-    for table in (kind, faces, measures, _start, _length, _freezing, _regularizing, effects):
-        for message, wrong in table(config, changed).items():
-            if wrong:
+    for table in (
+        task_conflicts,
+        face_conflicts,
+        metric_conflicts,
+        _init_conflicts,
+        _length_conflicts,
+        _freezing_conflicts,
+        _regularizing_conflicts,
+        effect_conflicts,
+    ):
+        for message, applies in table(config, changed).items():
+            if applies:
                 raise UserError(f"config.{message}")
 
 
-def _start(config: Config, changed: Callable[..., bool]) -> Refused:
+def _init_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
     loaded = config.init.source != "random"
     return {
         "init.path is not read with config.init.source=random; name its source": (
-            not loaded and config.init.path and config.task in OF_PICTURES  # a text network's folder has the tokenizer
+            not loaded and config.init.path and config.task in IMAGE_TASKS  # a text network's folder has the tokenizer
         ),
         "init.head=keep needs weights, not config.init.source=random": not loaded and config.init.head == "keep",
         f"init.rename has no effect with config.init.source={config.init.source}": (
@@ -355,11 +364,11 @@ def _start(config: Config, changed: Callable[..., bool]) -> Refused:
     }
 
 
-def _length(config: Config, changed: Callable[..., bool]) -> Refused:
-    usual, names = FIELDS["epochs"].default, [phase["name"] for phase in config.phases]
+def _length_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
+    default, names = FIELDS["epochs"].default, [phase["name"] for phase in config.phases]
     return {
-        f"epochs has no effect beside phases; set config.phases[0].epochs, and this back to {usual:g}": (
-            config.phases and config.epochs != usual
+        f"epochs has no effect beside phases; set config.phases[0].epochs, and this back to {default:g}": (
+            config.phases and config.epochs != default
         ),
         "eval_checkpoint=best needs a validation part; raise config.data.validation": (
             config.eval_checkpoint == "best" and not config.data.validation
@@ -380,13 +389,13 @@ def _length(config: Config, changed: Callable[..., bool]) -> Refused:
     }
 
 
-def _freezing(config: Config, changed: Callable[..., bool]) -> Refused:
-    own = config.phases and all("recipe" in phase or "rules" in phase for phase in config.phases)
+def _freezing_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
+    own_rules = config.phases and all("recipe" in phase or "rules" in phase for phase in config.phases)
     recipes = {phase.get("recipe", config.freeze.recipe) for phase in config.phases} or {config.freeze.recipe}
     rules = config.freeze.rules or any(phase.get("rules") for phase in config.phases)
     return {
-        "freeze.recipe has no effect: every phase has its own": own and changed("freeze.recipe"),
-        "freeze.rules has no effect: every phase has its own": own and changed("freeze.rules"),
+        "freeze.recipe has no effect: every phase has its own": own_rules and changed("freeze.recipe"),
+        "freeze.rules has no effect: every phase has its own": own_rules and changed("freeze.rules"),
         "wise_ft mixes weights, which adapters of low rank are not; set it or config.adapt.kind, not both": (
             config.wise_ft and config.adapt.kind in ("lora", "parallel")
         ),
@@ -406,11 +415,11 @@ def _freezing(config: Config, changed: Callable[..., bool]) -> Refused:
     }
 
 
-def _regularizing(config: Config, changed: Callable[..., bool]) -> Refused:
-    pretexts = [phase.get("objective") == "pretext" for phase in config.phases]
-    compares = config.regularize.distill or config.regularize.delta
-    others = [path for path in FIELDS if path.startswith("pretext.") and path != "pretext.name"]
-    others = [path for path in others if config.task != "masked" or path != "pretext.mask_prob"]
+def _regularizing_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
+    is_pretext = [phase.get("objective") == "pretext" for phase in config.phases]
+    compares_features = config.regularize.distill or config.regularize.delta
+    pretext_fields = [path for path in FIELDS if path.startswith("pretext.") and path != "pretext.name"]
+    pretext_fields = [path for path in pretext_fields if config.task != "masked" or path != "pretext.mask_prob"]
     return {
         "regularize.co_tuning takes each picture's own label, which mixup and cutmix change; set one of them": (
             config.regularize.co_tuning and (config.regularize.mixup or config.regularize.cutmix)
@@ -419,14 +428,15 @@ def _regularizing(config: Config, changed: Callable[..., bool]) -> Refused:
             changed("augment.magnitude") and not config.augment.randaugment
         ),
         "regularize.endpoints has an effect with config.regularize.distill or delta only": (
-            config.regularize.endpoints and not compares
+            config.regularize.endpoints and not compares_features
         ),
         "regularize.mixup and config.regularize.cutmix are both set; leave one at 0": (
             config.regularize.mixup and config.regularize.cutmix
         ),
-        "pretext fields need config.pretext.name": not config.pretext.name and (any(pretexts) or changed(*others)),
+        "pretext fields need config.pretext.name": not config.pretext.name
+        and (any(is_pretext) or changed(*pretext_fields)),
         "pretext.name has no effect; set config.pretext.weight, or a phase with objective=pretext": (
-            config.pretext.name and not config.pretext.weight and not any(pretexts)
+            config.pretext.name and not config.pretext.weight and not any(is_pretext)
         ),
         "pretext.temperature is that of config.pretext.name=simclr": (
             changed("pretext.temperature") and config.pretext.name != "simclr"
@@ -434,7 +444,7 @@ def _regularizing(config: Config, changed: Callable[..., bool]) -> Refused:
     }
 
 
-def _check_members(config: Config) -> None:
+def _check_arms(config: Config) -> None:
     arms = config.arms
     if not all(len(arm) == 2 and isinstance(arm[0], str) and arm[0].isidentifier() for arm in arms):
         raise UserError(f"config.arms={arms!r} are not pairs (name, ((field, value), ...)) with names like words")
@@ -443,7 +453,7 @@ def _check_members(config: Config) -> None:
     seeds = config.seeds
     if not all(isinstance(seed, int) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UserError(f"config.seeds={seeds!r} must be different whole numbers from 0 on")
-    for arm, _, member in members(config)[: max(1, len(arms))]:
+    for arm, _, member in comparison_runs(config)[: max(1, len(arms))]:
         try:
             validate(member)
         except UserError as e:

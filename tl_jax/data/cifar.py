@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from tl_jax.utils.download import fetch, locked, opened
+from tl_jax.utils.download import fetch, locked, open_tar
 from tl_jax.utils.errors import UserError, nearest
-from tl_jax.utils.extras import needs
+from tl_jax.utils.extras import require_extra
 from tl_jax.utils.json_files import read_json
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def find(name: str, data_dir: Path) -> Path | None:
 
 def _complete(name: str, folder: Path) -> bool:
     """Tell whether ``folder`` has all the shards that its dataset_info.json tells of, each with all its records."""
-    with needs("tfds"):
+    with require_extra("tfds"):
         from array_record.python.array_record_module import ArrayRecordReader
 
     try:
@@ -183,7 +183,7 @@ def read_archive(path: Path, archive: Archive) -> Content:
 def _members(path: Path, folder: str) -> dict[str, bytes]:
     """Return the content of the plain files of ``folder`` in a tar.gz, by name."""
     files = {}
-    with opened(path) as tar:
+    with open_tar(path) as tar:
         for member in tar:
             parent, _, name = member.name.removeprefix("./").rpartition("/")
             if parent == folder and member.isfile() and (stream := tar.extractfile(member)):
@@ -197,7 +197,7 @@ def _wrong_layout(path: Path, what: str) -> UserError:
 
 def _write(name: str, data_dir: Path, archive: Archive, content: Content) -> None:
     """Write the set with TFDS' own writer: into incomplete.*_VERSION, which is renamed to VERSION at the end."""
-    with needs("tfds"):
+    with require_extra("tfds"):
         import tensorflow_datasets as tfds
 
     total = sum(map(len, content.records.values()))
@@ -215,7 +215,7 @@ def _write(name: str, data_dir: Path, archive: Archive, content: Content) -> Non
 
 def _builder(set_name: str, archive: Archive, content: Content, bar: tqdm) -> "type[tfds.core.GeneratorBasedBuilder]":
     """Return a TFDS builder class of the content. It is not registered: TFDS has a builder of that name."""
-    with needs("tfds"):
+    with require_extra("tfds"):
         import tensorflow_datasets as tfds
 
     class Cifar(tfds.core.GeneratorBasedBuilder, skip_registration=True):

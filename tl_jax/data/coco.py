@@ -15,7 +15,7 @@ from tl_jax.data.dataset import DECODED_BYTES, Source, split_of, with_test
 from tl_jax.data.decode import DEFAULT, Decoding
 from tl_jax.data.detection import Annotated, Object, assemble
 from tl_jax.data.walker import Inside, find_file, has_litter, one_form
-from tl_jax.utils.errors import UserError, combine
+from tl_jax.utils.errors import UserError, combine_errors
 from tl_jax.utils.json_files import read_json
 
 BESIDE = "_annotations.coco.json"  # with the pictures of a part, as Roboflow exports them
@@ -120,7 +120,7 @@ def _part(inside: Inside, path: Path) -> list[Annotated]:
             picture = path  # never read: the errors are raised below
         found[number] = Annotated(picture, [], path, (height, width) if height and width else None)
     if errors:
-        raise combine(path, errors, f"{len(errors)} of {len(images)} pictures cannot be used")
+        raise combine_errors(path, errors, f"{len(errors)} of {len(images)} pictures cannot be used")
     for row in annotations:
         number, category, box = (_field(row, name, path, "annotations") for name in ("image_id", "category_id", "bbox"))
         where = f"{path}: the annotation {row.get('id', '')}"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tl_jax.data.damage import Damage
 from tl_jax.data.text_rows import split_lines
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.extras import needs
+from tl_jax.utils.extras import require_extra
 
 DOCUMENT = "-DOCSTART-"
 _ID = re.compile("[0-9]{1,9}")  # more would be a word
@@ -203,11 +203,11 @@ class Scheme(NamedTuple):
         """
         canonical = [self.tags.get(tag, OUTSIDE) for tag in tags]
         if self.name not in _STRICT:
-            with needs("text"):
+            with require_extra("text"):
                 from seqeval.metrics.sequence_labeling import get_entities  # takes two seconds
 
             return get_entities(canonical)
-        with needs("text"):
+        with require_extra("text"):
             from seqeval import scheme
 
         found = scheme.Tokens(canonical, getattr(scheme, _STRICT[self.name])).entities

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from tl_jax.data.damage import say_once
-from tl_jax.utils.disk_cache import Shelf, code_digest
+from tl_jax.utils.disk_cache import DiskCache, code_digest
 from tl_jax.utils.download import cache_dir
 from tl_jax.utils.errors import UserError
 
@@ -137,7 +137,7 @@ def kept(
     make: Callable[[], Iterator[np.ndarray]],
 ) -> np.ndarray:
     """Return what ``make`` yields, kept on disk as long as the files' sizes and times, and ``about``, stay the same."""
-    return Shelf(cache_dir() / "decoded", DECODED_BYTES).get(_key(files, about), shape, dtype, make)
+    return DiskCache(cache_dir() / "decoded", DECODED_BYTES).get(_key(files, about), shape, dtype, make)
 
 
 def kept_or_encoded(

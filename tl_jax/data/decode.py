@@ -19,7 +19,7 @@ from tqdm import tqdm
 from tl_jax.data import dicom, value_range
 from tl_jax.data.dataset import WORKERS, Encoded, fit, kept, kept_or_encoded
 from tl_jax.data.value_range import ValueRange
-from tl_jax.utils.errors import UserError, combine
+from tl_jax.utils.errors import UserError, combine_errors
 
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp")
 ENDINGS = (*IMAGES, *dicom.ENDINGS)
@@ -212,7 +212,7 @@ def find_damaged(name: str, files: Sequence[Path], decoding: Decoding) -> UserEr
 
     results = _attempts(f"looking for other damage in {name}", attempt, sorted(files))
     errors = [result for result in results if isinstance(result, UserError)]
-    return combine(name, errors, f"{len(errors)} of {len(files)} images cannot be read") if errors else None
+    return combine_errors(name, errors, f"{len(errors)} of {len(files)} images cannot be read") if errors else None
 
 
 def refuse_damaged(name: str, files: Sequence[Path], decoding: Decoding) -> None:

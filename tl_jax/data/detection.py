@@ -16,7 +16,7 @@ from tl_jax.data.dataset import CLASS, SPLIT_SEED, Source, Split, as_names, betw
 from tl_jax.data.decode import DEFAULT, Decoding, Headers, decode_into, inspect, with_range
 from tl_jax.data.labels import check_names
 from tl_jax.data.walker import one_form
-from tl_jax.utils.errors import UserError, combine, nearest
+from tl_jax.utils.errors import UserError, combine_errors, nearest
 
 COLUMNS = 6  # of a label: x0, y0, x1, y1, class, crowd
 CROWD = 5
@@ -199,7 +199,7 @@ def _checked(name: str, rows: Sequence[Annotated], headers: Headers, classes: tu
         except UserError as error:
             errors.append(error)
     if errors:
-        raise combine(name, errors, f"the annotations of {len(errors)} of {len(rows)} pictures cannot be used")
+        raise combine_errors(name, errors, f"the annotations of {len(errors)} of {len(rows)} pictures cannot be used")
     _say(name, "boxes without area left out", flat)
     _say(name, "boxes clipped that reached over the edge of their picture", clipped)
     _say(

@@ -12,7 +12,7 @@ import numpy as np
 
 from tl_jax.data import value_range
 from tl_jax.utils.errors import UserError, nearest
-from tl_jax.utils.extras import needs
+from tl_jax.utils.extras import require_extra
 
 T = TypeVar("T")
 ENDINGS = (".dcm", ".dicom")
@@ -168,7 +168,7 @@ def looks_like(path: Path) -> bool:
 
 def _dataset(path: Path, **options: Any) -> Any:
     """Return the data set of a file, one without preamble, mark or transfer syntax too."""
-    with needs("medical"):
+    with require_extra("medical"):
         import pydicom.uid  # a quarter of a second, which other images need not wait for
 
     with _told(path):
@@ -216,7 +216,7 @@ def _stored(path: Path, max_pixels: int) -> tuple[Any, np.ndarray]:
 
 def _decoder_advice(path: Path, syntax: Any) -> str:
     """Return how else a compression could be decoded, "" for no way; refuse one that nothing installed decodes."""
-    with needs("medical"):
+    with require_extra("medical"):
         from pydicom.pixels.decoders.base import get_decoder
 
     try:
@@ -275,7 +275,7 @@ def _check_units(path: Path, data: Any) -> None:
 
 def _grey(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
     """Return stored values (H, W) times slope plus intercept, or as a table has them: of CT, Hounsfield units."""
-    with needs("medical"):
+    with require_extra("medical"):
         from pydicom.pixels.processing import apply_modality_lut
 
     with _told(path):
@@ -304,13 +304,13 @@ def _own_window(
         if limits:
             shown = value_range.to_bytes(values, limits)
         elif (window := _window(data)) is not None:
-            with needs("medical"):
+            with require_extra("medical"):
                 from pydicom.pixels.processing import apply_windowing
 
             shown = np.rint(apply_windowing(values, window)).astype(np.uint8)
         else:
             if data.get("VOILUTSequence"):
-                with needs("medical"):
+                with require_extra("medical"):
                     from pydicom.pixels.processing import apply_voi
 
                 values = np.asarray(apply_voi(np.rint(values).astype(np.int32), data), np.float64)
@@ -322,7 +322,7 @@ def _own_window(
 
 def _window(data: Any) -> Any:
     """Return the window that a file names, as a data set of 8 bits without a slope; None where it names none."""
-    with needs("medical"):
+    with require_extra("medical"):
         import pydicom
 
     width = _number(data, "WindowWidth")
@@ -340,7 +340,7 @@ def _window(data: Any) -> Any:
 
 def _colours(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
     """Return colours (H, W, 3) as uint8, of 16 bits the high byte."""
-    with needs("medical"):
+    with require_extra("medical"):
         from pydicom.pixels.processing import apply_color_lut
 
     with _told(path):

@@ -9,7 +9,7 @@ from tl_jax.data import duplicates
 from tl_jax.data.dataset import Source, Split, find_splits, split_of, with_test
 from tl_jax.data.labels import class_numbers
 from tl_jax.data.value_range import ValueRange, find, refuse_unused, say, to_bytes
-from tl_jax.utils.claims import DAMAGED, npz_members, read_npy
+from tl_jax.utils.claims import NPZ_ERRORS, npz_members, read_npy
 from tl_jax.utils.download import cache_dir, fetch
 from tl_jax.utils.errors import UserError
 
@@ -78,7 +78,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             members = [(key, each) for key, each in npz_members(path, archive) if split_of(key.rpartition("_")[0])]
             return {key: read_npy(key, archive, each, check) for key, each in members}
-    except DAMAGED as error:
+    except NPZ_ERRORS as error:
         raise UserError(
             f"cannot read {path} ({' '.join(str(error).split())}); it must be an npz with {LAYOUT}"
         ) from None

@@ -31,7 +31,7 @@ from tl_jax.data.text import OUTSIDE, Columns
 from tl_jax.utils.disk_cache import code_digest
 from tl_jax.utils.download import cache_dir
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.json_files import read_json, sealed
+from tl_jax.utils.json_files import add_checksum, read_json
 
 Rows = tuple[list[Any], list[Any], Sequence[str]]  # texts, labels, classes
 TARGET = "scipy"
@@ -60,7 +60,7 @@ def load_docstrings(name: str) -> Source:
     with contextlib.suppress(OSError):  # without it the next run takes as long
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(sealed({"rows": rows})))
+        temporary.write_text(json.dumps(add_checksum({"rows": rows})))
         temporary.replace(file)
     return _source(name, *rows)
 

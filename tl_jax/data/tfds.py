@@ -16,7 +16,7 @@ from tl_jax.data.value_range import ValueRange
 from tl_jax.utils import download
 from tl_jax.utils.download import cache_dir
 from tl_jax.utils.errors import UserError, nearest
-from tl_jax.utils.extras import needs
+from tl_jax.utils.extras import require_extra
 
 NAME_BYTES = 128  # of a name at most
 FOLDERS = ("folder", "flowers")  # class folders with pictures
@@ -80,7 +80,9 @@ def load(
 def flowers() -> Path:
     """Return the class folders of TensorFlow's flower photos, downloaded and unpacked on the first use."""
     hint = "or pass --config.data.dir=FOLDER, with FOLDER/CLASS/PICTURE"
-    return download.unpacked(FLOWERS, FLOWERS_DIGEST, cache_dir() / "data" / "flowers", hint=hint) / "flower_photos"
+    return (
+        download.fetch_archive(FLOWERS, FLOWERS_DIGEST, cache_dir() / "data" / "flowers", hint=hint) / "flower_photos"
+    )
 
 
 def digits() -> Source:
@@ -166,7 +168,7 @@ def prepared(name: str, data_dir: str) -> Any:
     Raises:
         UserError: it does not, or its files are of a format that needs TensorFlow; the message says how to prepare it.
     """
-    with needs("tfds"):
+    with require_extra("tfds"):
         from tensorflow_datasets.core import constants
 
     if data_dir and not Path(data_dir).expanduser().is_dir():

@@ -12,7 +12,7 @@ from typing import Any
 from tl_jax.data.labels import MAX_CLASSES, check_names
 from tl_jax.data.text import read_text
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.extras import needs
+from tl_jax.utils.extras import require_extra
 from tl_jax.utils.json_files import read_json
 
 ACTION = "prepare the data set again"
@@ -33,7 +33,7 @@ def open_builder(folder: Path) -> Any:
         UserError: its ``dataset_info.json``, ``features.json`` or names of classes are missing or damaged, claim more
             than there is, or lead elsewhere; or its files are of a format that needs TensorFlow.
     """
-    with needs("tfds"):
+    with require_extra("tfds"):
         import tensorflow_datasets as tfds
 
     folder = Path(folder)
@@ -104,7 +104,7 @@ class Record:
     """One example: the values of its features by name; ``where`` it stands is for messages."""
 
     def __init__(self, content: bytes, where: str):
-        with needs("tfds"):
+        with require_extra("tfds"):
             from tensorflow_datasets.proto import tf_example_pb2
 
         self.where = where
@@ -139,7 +139,7 @@ class Records:
 
     def __init__(self, builder: Any, split: str):
         """Open the files of a split; a UserError if they do not hold as many examples as the set says."""
-        with needs("tfds"):
+        with require_extra("tfds"):
             from array_record.python.array_record_module import ArrayRecordReader
 
         info = builder.info.splits[split]

@@ -17,7 +17,7 @@ import numpy as np
 from tl_jax.data.text import read_text
 from tl_jax.utils import disk
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.extras import needs
+from tl_jax.utils.extras import require_extra
 from tl_jax.utils.json_files import read_json
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def read(folder: Path) -> tokenizers.Tokenizer:
     if file is None:
         raise UserError(f"{folder} has neither {' nor '.join(FILES)}; copy the one that came with the weights there")
     options = word_options(folder) if file.suffix == ".txt" else {}
-    with needs("text"):
+    with require_extra("text"):
         import tokenizers
     try:
         if file.suffix == ".json":
@@ -90,7 +90,7 @@ def has_capitals(vocabulary: Path) -> bool:
 
 def make_vocabulary(lines: Iterable[str], size: int, folder: Path, capitals: bool = False) -> None:
     """Write ``vocab.txt`` with ``size`` WordPiece entries, made of texts, and ``tokenizer_config.json``."""
-    with needs("text"):
+    with require_extra("text"):
         import tokenizers
     made = tokenizers.BertWordPieceTokenizer(lowercase=not capitals)
     made.train_from_iterator(lines, vocab_size=size, min_frequency=2, show_progress=False)

@@ -13,8 +13,8 @@ from tl_jax.data.decode import DEFAULT, ENDINGS, Decoding
 from tl_jax.data.detection import Annotated, Object, assemble
 from tl_jax.data.text import read_text
 from tl_jax.data.walker import find_file, is_litter, one_form
-from tl_jax.utils.errors import UserError, combine
-from tl_jax.utils.extras import needs
+from tl_jax.utils.errors import UserError, combine_errors
+from tl_jax.utils.extras import require_extra
 
 PICTURES, ANNOTATIONS, SETS = "JPEGImages", "Annotations", "ImageSets"
 LISTS = (f"{SETS}/Main", SETS)  # folders of lists; the first that has any is read
@@ -132,7 +132,7 @@ def _annotated_all(folder: Path, pictures: Files, rows: Sequence[tuple[str, str]
         except UserError as error:
             errors.append(error)
     if errors:
-        raise combine(folder, errors, f"{len(errors)} of {len(rows)} pictures cannot be used")
+        raise combine_errors(folder, errors, f"{len(errors)} of {len(rows)} pictures cannot be used")
     return found
 
 
@@ -144,7 +144,7 @@ def _annotated(folder: Path, pictures: Files, line: str, where: str) -> Annotate
     if path is None:
         path = folder / ANNOTATIONS / f"{name}.xml"
         raise UserError(f"no annotation {path} of {pictures[name][0].name}; add it, or remove {name} from {where}")
-    with needs("detection"):
+    with require_extra("detection"):
         import defusedxml.ElementTree as xml  # refuses entities, which can take all memory or read other files
     try:
         root = xml.fromstring(path.read_bytes())

@@ -19,7 +19,7 @@ from tl_jax import models
 from tl_jax.data.preprocess import SCALINGS
 from tl_jax.pretrained import image_tables
 from tl_jax.pretrained.catalog import CATALOG, PretrainedSpec
-from tl_jax.pretrained.convert import INVERSES, OWN, Rule, Table, keep
+from tl_jax.pretrained.convert import INVERSES, NATIVE_RULE, Rule, Table, keep
 from tl_jax.pretrained.network import Pretrained
 from tl_jax.utils import disk, tree
 
@@ -29,7 +29,7 @@ _GROUP = re.compile(r"\((?!\?)([^()]*)\)")
 _SPELLINGS = re.compile(r"\(\?:[^()]*?([^()|]*)\)")
 
 
-class Named(NamedTuple):
+class NamedArray(NamedTuple):
     """An array as another library has it: its name there, and the path of the leaf of ours that it is made from."""
 
     name: str
@@ -37,7 +37,7 @@ class Named(NamedTuple):
     array: np.ndarray
 
 
-def named(variables: Mapping[str, Any], table: Table) -> list[Named]:
+def named_arrays(variables: Mapping[str, Any], table: Table) -> list[NamedArray]:
     """Return the leaves of a network as arrays under the names of a table's source.
 
     Leaves of layers that Keras names automatically have no name there; they keep our path.
@@ -46,23 +46,23 @@ def named(variables: Mapping[str, Any], table: Table) -> list[Named]:
         variables: ``{"params": ..., "batch_stats": ...}``.
         table: of the source.
     """
-    backwards = [_backwards(rule) for rule in table.rules if rule.path != OWN.path]
-    found = []
+    inverse_rules = [_invert_rule(rule) for rule in table.rules if rule.path != NATIVE_RULE.path]
+    arrays = []
     for path, leaf in tree.flatten(variables).items():
         array = np.asarray(leaf, np.float32)
         match, name, transform = next(
-            ((m, name, turn) for pattern, name, turn in backwards if (m := pattern.fullmatch(path))),
+            ((m, name, transform) for pattern, name, transform in inverse_rules if (m := pattern.fullmatch(path))),
             (None, path, keep),
         )
         if match is None and not table.layers:
             raise ValueError(f"no rule of the table leads to {path}")
         if match is not None:
             name, array = match.expand(name), INVERSES[transform](array)
-        found.append(Named(name, path, np.ascontiguousarray(array)))
-    return found
+        arrays.append(NamedArray(name, path, np.ascontiguousarray(array)))
+    return arrays
 
 
-def _backwards(rule: Rule) -> tuple[re.Pattern[str], str, Any]:
+def _invert_rule(rule: Rule) -> tuple[re.Pattern[str], str, Any]:
     r"""Return the regex over our paths, the name that it expands to, and the transform of the rule.
 
     ``layer(\d)\.0\.conv(\d)\.weight -> params/stage\1/block1/conv\2/kernel`` becomes
@@ -72,15 +72,15 @@ def _backwards(rule: Rule) -> tuple[re.Pattern[str], str, Any]:
     name = "".join(rf"\g<g{i // 2 + 1}>" if i % 2 else piece.replace(r"\.", ".") for i, piece in enumerate(pieces))
     path = re.split(r"\\(\d)", rule.path)
     pattern = "".join(
-        f"(?P<g{part}>{pieces[2 * int(part) - 1]})" if i % 2 else re.escape(part) for i, part in enumerate(path)
+        f"(?P<g{token}>{pieces[2 * int(token) - 1]})" if i % 2 else re.escape(token) for i, token in enumerate(path)
     )
     return re.compile(pattern), name, rule.transform
 
 
-_CLASSES = {"conv": "conv2d", "depthwise": "depthwise_conv2d", "norm": "batch_normalization", "dense": "dense"}
+_KERAS_CLASSES = {"conv": "conv2d", "depthwise": "depthwise_conv2d", "norm": "batch_normalization", "dense": "dense"}
 
 
-def save(path: Path, variables: Mapping[str, Any], table: Table) -> None:
+def save_keras(path: Path, variables: Mapping[str, Any], table: Table) -> None:
     """Write ``layers/CLASS_NUMBER/vars/NUMBER``: layers are counted by class, in the order of ``model.layers``.
 
     The name of each layer stands beside it, where Keras names it at all.
@@ -91,50 +91,57 @@ def save(path: Path, variables: Mapping[str, Any], table: Table) -> None:
         table: of the source "keras".
     """
     leaves: dict[str, list] = {}
-    for entry in named(variables, table):
+    for entry in named_arrays(variables, table):
         leaves.setdefault(entry.path.split("/", 1)[1].rpartition("/")[0], []).append(entry)
-    counts = dict.fromkeys(_CLASSES, 0)
-    with disk.replacing(path) as temporary:
+    counts = dict.fromkeys(_KERAS_CLASSES, 0)
+    with disk.atomic_write(path) as temporary:
         with h5py.File(temporary, "w") as file:
             for layer in table.layers:
                 if layer.path not in leaves:
                     continue
-                number, kind = counts[layer.kind], _CLASSES[layer.kind]
+                number, kind = counts[layer.kind], _KERAS_CLASSES[layer.kind]
                 counts[layer.kind] += 1
                 group = file.create_group(f"layers/{kind}_{number}" if number else f"layers/{kind}")
                 entries = leaves.pop(layer.path)
                 if not entries[0].name.startswith("params/"):
                     group.attrs["name"] = entries[0].name.rpartition("/")[0]
-                for i, array in enumerate(_numbered({e.path.rpartition("/")[2]: e.array for e in entries})):
+                for i, array in enumerate(_keras_order({e.path.rpartition("/")[2]: e.array for e in entries})):
                     group[f"vars/{i}"] = array
             if leaves:
                 raise ValueError(f"Keras has no layers {', '.join(sorted(leaves))}")
 
 
-def _numbered(leaves: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def _keras_order(leaves: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Return the arrays of a layer in Keras' order: a kernel before its bias, a norm's scale before it."""
     order = ("scale", "bias", "mean", "var") if "mean" in leaves else ("kernel", "bias")
     return [leaves[name] for name in order if name in leaves]
 
 
-KERAS, TORCH = "keras.weights.h5", "torchvision.safetensors"
-_CALLS = {"vgg16": "VGG16", "vgg19": "VGG19", "inception_v3": "InceptionV3", "mobilenet_v2": "MobileNetV2"}
-_CALLS |= {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152", "resnet50v2": "ResNet50V2"}
-_SMALLEST = 32  # pixels a side that keras.applications takes
+KERAS_FILE, TORCHVISION_FILE = "keras.weights.h5", "torchvision.safetensors"
+_KERAS_FUNCTIONS = {"vgg16": "VGG16", "vgg19": "VGG19", "inception_v3": "InceptionV3", "mobilenet_v2": "MobileNetV2"}
+_KERAS_FUNCTIONS |= {
+    "resnet50": "ResNet50",
+    "resnet101": "ResNet101",
+    "resnet152": "ResNet152",
+    "resnet50v2": "ResNet50V2",
+}
+_MIN_SIZE = 32  # pixels a side that keras.applications takes
 # Attributes that change nothing in evaluation, or that the other library has as well.
-_FREE = ("dropout", "fc_dropout", "drop_path", "fc", "aux", "transform_input")
+_IGNORED_ATTRIBUTES = ("dropout", "fc_dropout", "drop_path", "fc", "aux", "transform_input")
 
 
-class Foreign(NamedTuple):
+class FrameworkFile(NamedTuple):
     """What was written for another library: name of the file, what it is, and code that loads it; or why nothing."""
 
     file: str = ""
-    what: str = ""
+    description: str = ""
     code: str = ""
-    why_not: str = ""
+    reason: str = ""
 
 
-def write(folder: Path, net: Pretrained, source: str, embeddings: bool = False, classes: Sequence[str] = ()) -> Foreign:
+def write_weights(
+    folder: Path, net: Pretrained, source: str, embeddings: bool = False, classes: Sequence[str] = ()
+) -> FrameworkFile:
     """Write the weights as the library that has this network names them: Keras or torchvision, whose networks differ.
 
     Args:
@@ -145,85 +152,96 @@ def write(folder: Path, net: Pretrained, source: str, embeddings: bool = False, 
         classes: names of the head's outputs, for the metadata of the file of torchvision.
     """
     name, size = net.spec.model, net.spec.image_size
-    library = "keras" if _of_keras(net, source) else "torchvision"
+    library = "keras" if _is_keras(net, source) else "torchvision"
     published = CATALOG.get((name, library), PretrainedSpec(name, library))
     if not published.parameters:
-        return Foreign(why_not=f"{library.replace('keras', 'Keras')} has no `{name}`, so no file is in its names.")
-    theirs = models.create(name, net.spec.num_classes, **published.options)
-    fields = [field.name for field in dataclasses.fields(theirs) if field.name not in (*_FREE, "dtype", "parent")]
-    if other := [field for field in fields if getattr(net.model, field) != getattr(theirs, field)]:
-        return Foreign(why_not=f"{library}'s `{name}` differs in {', '.join(other)}, so no file is in its names.")
+        return FrameworkFile(reason=f"{library.replace('keras', 'Keras')} has no `{name}`, so no file is in its names.")
+    peer = models.create(name, net.spec.num_classes, **published.options)
+    fields = [
+        field.name for field in dataclasses.fields(peer) if field.name not in (*_IGNORED_ATTRIBUTES, "dtype", "parent")
+    ]
+    if different := [field for field in fields if getattr(net.model, field) != getattr(peer, field)]:
+        return FrameworkFile(
+            reason=f"{library}'s `{name}` differs in {', '.join(different)}, so no file is in its names."
+        )
     if library == "torchvision":
-        arrays = {entry.name: entry.array for entry in named(net.variables, image_tables.table(name, library))}
-        with disk.replacing(folder / TORCH) as temporary:
+        arrays = {
+            entry.name: entry.array
+            for entry in named_arrays(net.variables, image_tables.conversion_table(name, library))
+        }
+        with disk.atomic_write(folder / TORCHVISION_FILE) as temporary:
             safetensors.numpy.save_file(arrays, temporary, {"format": "pt", "classes": json.dumps(list(classes))})
-        return Foreign(TORCH, f"the state dict of torchvision's `{name}`", _torch_code(net))
-    if size < _SMALLEST or (getattr(net.model, "fc", False) and size != published.image_size):
-        return Foreign(why_not=f"Keras' `{name}` takes no pictures of {size} pixels, so no file is in its names.")
-    save(folder / KERAS, net.variables, image_tables.table(name, library))
-    return Foreign(KERAS, f"weights of `keras.applications.{_call(name)[0]}`", _keras_code(net, embeddings))
+        return FrameworkFile(TORCHVISION_FILE, f"the state dict of torchvision's `{name}`", _torchvision_loader(net))
+    if size < _MIN_SIZE or (getattr(net.model, "fc", False) and size != published.image_size):
+        return FrameworkFile(reason=f"Keras' `{name}` takes no pictures of {size} pixels, so no file is in its names.")
+    save_keras(folder / KERAS_FILE, net.variables, image_tables.conversion_table(name, library))
+    return FrameworkFile(
+        KERAS_FILE, f"weights of `keras.applications.{_keras_function(name)[0]}`", _keras_loader(net, embeddings)
+    )
 
 
-def _of_keras(net: Pretrained, source: str) -> bool:
+def _is_keras(net: Pretrained, source: str) -> bool:
     """Tell whose network it is: the layout says it; VGG's is the same in both, so there it is the file's."""
     if hasattr(net.model, "layout"):
         return net.model.layout == "keras"
-    if "torchvision" not in image_tables.sources(net.spec.model) or "keras" not in image_tables.sources(net.spec.model):
-        return "keras" in image_tables.sources(net.spec.model)
+    if "torchvision" not in image_tables.known_sources(net.spec.model) or "keras" not in image_tables.known_sources(
+        net.spec.model
+    ):
+        return "keras" in image_tables.known_sources(net.spec.model)
     return source == "keras" or (source not in ("torchvision", "timm") and net.spec.scaling != "torch")
 
 
-def _call(name: str) -> tuple[str, str]:
+def _keras_function(name: str) -> tuple[str, str]:
     """Return the function of ``keras.applications`` and its further arguments."""
     family, _, width = name.rpartition("_") if name.startswith("mobilenet_v2_") else (name, "", "")
-    return _CALLS[family], f", alpha={int(width) / 100}" if width else ""
+    return _KERAS_FUNCTIONS[family], f", alpha={int(width) / 100}" if width else ""
 
 
-def _keras_code(net: Pretrained, embeddings: bool) -> str:
-    size, (call, more) = net.spec.image_size, _call(net.spec.model)
+def _keras_loader(net: Pretrained, embeddings: bool) -> str:
+    size, (function, extra_arguments) = net.spec.image_size, _keras_function(net.spec.model)
     activation = None if embeddings else "softmax"
-    how = f"weights=None, input_shape=({size}, {size}, 3){more}"
+    arguments = f"weights=None, input_shape=({size}, {size}, 3){extra_arguments}"
     if hasattr(net.model, "fc") and not net.model.fc:  # the head sits on the average of the last map
-        model = f'base = keras.applications.{call}(include_top=False, pooling="avg", {how})\n'
+        model = f'base = keras.applications.{function}(include_top=False, pooling="avg", {arguments})\n'
         model += f"head = keras.layers.Dense({net.spec.num_classes}, activation={activation!r})\n"
         model += "model = keras.Model(base.input, head(base.output))"
     else:
-        how += f", classes={net.spec.num_classes}, classifier_activation={activation!r}"
-        model = f"model = keras.applications.{call}({how})"
+        arguments += f", classes={net.spec.num_classes}, classifier_activation={activation!r}"
+        model = f"model = keras.applications.{function}({arguments})"
     return f"""import keras
 import numpy as np
 {model}
-model.load_weights("{KERAS}")
-output = model.predict({inputs(net.spec.scaling)}, verbose=0)"""
+model.load_weights("{KERAS_FILE}")
+output = model.predict({preprocessing_code(net.spec.scaling)}, verbose=0)"""
 
 
-def _torch_code(net: Pretrained) -> str:
-    name, more, after = net.spec.model, "", ""
+def _torchvision_loader(net: Pretrained) -> str:
+    name, arguments, head_code = net.spec.model, "", ""
     if name == "inception_v3":
-        more = f", aux_logits={net.model.aux}, transform_input={net.model.transform_input}, init_weights=False"
+        arguments = f", aux_logits={net.model.aux}, transform_input={net.model.transform_input}, init_weights=False"
     if hasattr(net.model, "fc") and not net.model.fc:  # the head sits on the average of the last map
         head = f"torch.nn.Linear(512, {net.spec.num_classes})"
-        after = "net.avgpool = torch.nn.AdaptiveAvgPool2d(1)\n"
-        after += f"net.classifier = torch.nn.Sequential(collections.OrderedDict([('6', {head})]))\n"
+        head_code = "net.avgpool = torch.nn.AdaptiveAvgPool2d(1)\n"
+        head_code += f"net.classifier = torch.nn.Sequential(collections.OrderedDict([('6', {head})]))\n"
     return f"""import collections
 import numpy as np
 import torch
 import torchvision
 from safetensors.torch import load_file
-net = torchvision.models.{name}(num_classes={net.spec.num_classes}{more})
-{after}net.load_state_dict(load_file("{TORCH}"))
-x = torch.from_numpy({inputs(net.spec.scaling)}).permute(0, 3, 1, 2).float()
+net = torchvision.models.{name}(num_classes={net.spec.num_classes}{arguments})
+{head_code}net.load_state_dict(load_file("{TORCHVISION_FILE}"))
+x = torch.from_numpy({preprocessing_code(net.spec.scaling)}).permute(0, 3, 1, 2).float()
 logits = net.eval()(x)"""
 
 
-def inputs(scaling: str) -> str:
+def preprocessing_code(scaling: str) -> str:
     """Return, as NumPy code, what uint8 ``images`` (N, size, size, 3) become before the network sees them."""
-    rule = SCALINGS[scaling]
-    code = "images" + ("[..., ::-1]" if rule.order == "bgr" else "") + ".astype(np.float32)"
-    code += f" / {1 / rule.scale:g}" if rule.scale != 1 else ""
-    code += f" - {_numbers(rule.mean)}" if any(rule.mean) else ""
-    return f"({code}) / {_numbers(rule.std)}" if set(rule.std) != {1.0} else code
+    scaling_rule = SCALINGS[scaling]
+    code = "images" + ("[..., ::-1]" if scaling_rule.order == "bgr" else "") + ".astype(np.float32)"
+    code += f" / {1 / scaling_rule.scale:g}" if scaling_rule.scale != 1 else ""
+    code += f" - {_format_values(scaling_rule.mean)}" if any(scaling_rule.mean) else ""
+    return f"({code}) / {_format_values(scaling_rule.std)}" if set(scaling_rule.std) != {1.0} else code
 
 
-def _numbers(values: tuple[float, ...]) -> str:
+def _format_values(values: tuple[float, ...]) -> str:
     return f"{values[0]:g}" if len(set(values)) == 1 else f"np.array({list(values)})"

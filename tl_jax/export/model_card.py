@@ -14,16 +14,16 @@ from tl_jax import __version__
 from tl_jax.config import recipe
 from tl_jax.data.preprocess import SCALINGS
 from tl_jax.pretrained import formats
-from tl_jax.pretrained.catalog import BANK, PretrainedSpec
+from tl_jax.pretrained.catalog import EMBEDDED_RESNET8, PretrainedSpec
 from tl_jax.report.html import facts, table
 from tl_jax.train.run_files import read_facts, read_summary
 from tl_jax.train.workdir import finite
 from tl_jax.utils import disk
-from tl_jax.utils.errors import UserError, listed
+from tl_jax.utils.errors import UserError, join_names
 
 _HEADS = {"text": "SequenceClassification", "tokens": "TokenClassification", "masked": "MaskedLM"}
 
-NAMES = """
+CLASS_NAMES_CODE = """
 import json
 from pathlib import Path
 classes = json.loads(Path("bundle.json").read_text())["classes"]  # names of the outputs, in their order"""
@@ -33,40 +33,44 @@ class Loader(NamedTuple):
     """Code, to be run in the bundle's folder, and what must be said of it."""
 
     code: str
-    words: str = ""
+    description: str = ""
 
 
-def jax_alone(file: str, io: Mapping[str, Any]) -> dict[str, Loader]:
+def jax_loader(file: str, io: Mapping[str, Any]) -> dict[str, Loader]:
     """Return what runs the program; ``io`` is its entry in ``bundle.json``."""
     output, call = io["output"], ", ".join(io["inputs"])
-    needs = "; ".join(f"`{name}`: {each['dtype']} {_shape(each)}" for name, each in io["inputs"].items())
+    signature = "; ".join(f"`{name}`: {entry['dtype']} {_shape(entry)}" for name, entry in io["inputs"].items())
     code = f"""from pathlib import Path
 from jax import export
 program = export.deserialize(bytearray(Path("{file}").read_bytes()))
 {output["name"]} = program.call({call})"""
-    words = f"Needs `pip install jax flatbuffers` alone. {needs} -> `{output['name']}`: float32 {_shape(output)}"
-    words += f"; {', '.join(io['limits'])}. " if io["limits"] else ". "
-    words += "It runs on CPU, CUDA and TPU, with a jaxlib up to six months newer, or three weeks older, than the one "
-    words += "that wrote it; for longer keep the weights."
-    return {"With JAX alone": Loader(code, words)}
+    description = (
+        f"Needs `pip install jax flatbuffers` alone. {signature} -> `{output['name']}`: float32 {_shape(output)}"
+    )
+    description += f"; {', '.join(io['limits'])}. " if io["limits"] else ". "
+    description += (
+        "It runs on CPU, CUDA and TPU, with a jaxlib up to six months newer, or three weeks older, than the one "
+    )
+    description += "that wrote it; for longer keep the weights."
+    return {"With JAX alone": Loader(code, description)}
 
 
 def _shape(entry: Mapping[str, Any]) -> str:
     return "(" + ", ".join(map(str, entry["shape"])) + ")"
 
 
-def pictures(model: str, size: int) -> dict[str, Loader]:
+def image_loader(model: str, size: int) -> dict[str, Loader]:
     """Return what loads a network of pictures with tl_jax."""
     code = """from tl_jax import pretrained
 net = pretrained.load(source="tl_jax", path=".")
 logits, endpoints = net.model.apply(net.variables, net.preprocess(images), train=False)"""
-    words = f"`images`: uint8 (n, H, W, C) of any size, resized to {size} pixels. " + _start(
+    description = f"`images`: uint8 (n, H, W, C) of any size, resized to {size} pixels. " + _transfer_hint(
         "--config.model.name=MODEL "
     )
-    return {"With tl_jax": Loader(code, words)}
+    return {"With tl_jax": Loader(code, description)}
 
 
-def texts(output: str, pooling: str, length: int) -> dict[str, Loader]:
+def text_loaders(output: str, pooling: str, length: int) -> dict[str, Loader]:
     """Return what loads a text network, with tl_jax and with transformers; ``output``, ``pooling`` as of ``Bert``."""
     ours = f"""from tl_jax import pretrained
 net = pretrained.load(source="tl_jax", path=".")
@@ -78,35 +82,37 @@ from transformers import AutoModel, AutoTokenizer
 tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModel.from_pretrained(".")
 weights = load_file("model.safetensors")
 tokens = tokenizer(texts, padding=True, truncation=True, max_length={length}, return_tensors="pt")
-seen = tokens["attention_mask"][..., None]
-mean = (model(**tokens).last_hidden_state * seen).sum(1) / seen.sum(1)
+mask = tokens["attention_mask"][..., None]
+mean = (model(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1)
 logits = mean @ weights["classifier.weight"].T + weights["classifier.bias"]"""
-        words = "The head reads the mean of tokens, for which transformers has no class; its warning of a new pooler "
-        words += "does not matter, since that is not used."
-        return {"With tl_jax": Loader(ours, _start()), "With transformers": Loader(theirs, words)}
+        description = (
+            "The head reads the mean of tokens, for which transformers has no class; its warning of a new pooler "
+        )
+        description += "does not matter, since that is not used."
+        return {"With tl_jax": Loader(ours, _transfer_hint()), "With transformers": Loader(theirs, description)}
     head = _HEADS[output]
     theirs = f"""from transformers import AutoModelFor{head}, AutoTokenizer
 tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelFor{head}.from_pretrained(".")
 tokens = tokenizer(texts, padding=True, truncation=True, max_length={length}, return_tensors="pt")
 logits = model(**tokens).logits"""
-    return {"With tl_jax": Loader(ours, _start()), "With transformers": Loader(theirs)}
+    return {"With tl_jax": Loader(ours, _transfer_hint()), "With transformers": Loader(theirs)}
 
 
-def policies() -> dict[str, Loader]:
+def policy_loader() -> dict[str, Loader]:
     """Return what loads a policy with tl_jax."""
     code = """from tl_jax.rl import policy_transfer
 policy = policy_transfer.load(".")  # policy.leaves, policy.options, policy.world"""
-    return {"With tl_jax": Loader(code, _start())}
+    return {"With tl_jax": Loader(code, _transfer_hint())}
 
 
-def _start(more: str = "") -> str:
-    return f"The next transfer starts from it with `{more}--config.init.source=tl_jax --config.init.path=THIS_FOLDER`."
+def _transfer_hint(flags: str = "") -> str:
+    return f"The next transfer starts from it with `{flags}--config.init.source=tl_jax --config.init.path=THIS_FOLDER`."
 
 
 NOT_STATED = "not stated in the files that the weights came in; see where they came from"
 
 
-def of_run(config: recipe.Config, workdir: Path, step: int, licence: str) -> dict[str, Any]:
+def describe_run(config: recipe.Config, workdir: Path, step: int, licence: str) -> dict[str, Any]:
     """Return name, data, metrics, weights, versions and configuration of a run.
 
     Args:
@@ -115,7 +121,7 @@ def of_run(config: recipe.Config, workdir: Path, step: int, licence: str) -> dic
         step: of the weights.
         licence: of the weights that training started from, "" where nobody said.
     """
-    summary, known = read_summary(workdir), read_facts(workdir)
+    summary, run_facts = read_summary(workdir), read_facts(workdir)
     tested = summary.get("tested_step") == step  # other weights have other metrics
     exported = {"tl_jax": __version__, **{name: version(name) for name in ("jax", "jaxlib")}}
     return finite(
@@ -125,25 +131,25 @@ def of_run(config: recipe.Config, workdir: Path, step: int, licence: str) -> dic
             "model": config.model.name,
             "step": step,
             "seed": config.seed,
-            "data": known.get("data") or known.get("world", ""),
+            "data": run_facts.get("data") or run_facts.get("world", ""),
             "examples": summary.get("examples", {}),
-            "tested_on": known.get("tested", "") if tested else "",
+            "tested_on": run_facts.get("tested", "") if tested else "",
             "examples_evaluated": summary.get("examples_evaluated", 0) if tested else 0,
             "metrics": summary.get("metrics", {}) if tested else {},
             "parameters": summary.get("parameters", {}),
             "weights": {
                 "source": config.init.source,
-                "file": Path(known.get("weights", "random")).name,
-                "sha256": known.get("weights_sha256", ""),
-                "licence": licence_of(config, licence, known.get("weights_sha256", "")),
+                "file": Path(run_facts.get("weights", "random")).name,
+                "sha256": run_facts.get("weights_sha256", ""),
+                "licence": describe_licence(config, licence, run_facts.get("weights_sha256", "")),
             },
             "versions": {"trained": summary.get("versions", {}), "exported": exported},
-            "changed": changed(config),
+            "changed": changed_fields(config),
         }
     )
 
 
-def licence_of(config: recipe.Config, licence: str, sha256: str = "") -> str:
+def describe_licence(config: recipe.Config, licence: str, sha256: str = "") -> str:
     """Return the licence in words; a bundle that the run started from says its own.
 
     Args:
@@ -154,12 +160,14 @@ def licence_of(config: recipe.Config, licence: str, sha256: str = "") -> str:
     if config.init.source == "random":
         return "training began with random weights: the author's choice"
     if not licence and config.init.source == "tl_jax":
-        if not config.init.path or config.init.path in BANK:
+        if not config.init.path or config.init.path in EMBEDDED_RESNET8:
             return "Apache-2.0 (ships with tl_jax)"
-        given = Path(config.init.path).expanduser()
+        bundle_path = Path(config.init.path).expanduser()
         try:
-            about = formats.read_bundle(given if given.is_dir() else given.parent).get("weights") or {}
-            licence = str(about.get("licence") or "")
+            weights = (
+                formats.read_bundle(bundle_path if bundle_path.is_dir() else bundle_path.parent).get("weights") or {}
+            )
+            licence = str(weights.get("licence") or "")
         except UserError:
             licence = ""
     if not licence and config.init.path and sha256 and config.init.source != "huggingface":
@@ -167,43 +175,43 @@ def licence_of(config: recipe.Config, licence: str, sha256: str = "") -> str:
     return licence or NOT_STATED
 
 
-def changed(config: recipe.Config) -> dict[str, dict[str, Any]]:
+def changed_fields(config: recipe.Config) -> dict[str, dict[str, Any]]:
     """Return the fields that differ from the defaults, which recipes start from, and both values.
 
     Of folders on this machine only the last part is told.
     """
-    found = {}
+    changes = {}
     for path, field in recipe.FIELDS.items():
         value = config
-        for part in path.split("."):
-            value = value[part]
+        for key in path.split("."):
+            value = value[key]
         value = value.to_dict() if hasattr(value, "to_dict") else value
-        if _plain(value) != _plain(field.default):
-            found[path] = {"here": _told(_plain(value)), "base": _plain(field.default)}
-    return found
+        if _to_json(value) != _to_json(field.default):
+            changes[path] = {"here": _hide_folder(_to_json(value)), "base": _to_json(field.default)}
+    return changes
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {key: _to_json(entry) for key, entry in value.items()}
+    return [_to_json(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
-def _told(value: Any) -> Any:
+def _hide_folder(value: Any) -> Any:
     if isinstance(value, list):
-        return [_told(each) for each in value]
-    local = isinstance(value, str) and value.startswith(("/", "~", "./", "../"))
-    return f".../{Path(value).name}" if local else value
+        return [_hide_folder(entry) for entry in value]
+    is_local = isinstance(value, str) and value.startswith(("/", "~", "./", "../"))
+    return f".../{Path(value).name}" if is_local else value
 
 
-FITTED = {
+FIT_TEXTS = {
     "crop": "",
     "pad": "make pictures square with black borders, ",
     "stretch": "make pictures square by stretching them, ",
 }
 
 
-def of_pictures(spec: PretrainedSpec, fit: str, value_range: Sequence[float] = ()) -> dict[str, Any]:
+def describe_image_input(spec: PretrainedSpec, fit: str, value_range: Sequence[float] = ()) -> dict[str, Any]:
     """Return how pictures become inputs, in numbers and words.
 
     Args:
@@ -214,24 +222,24 @@ def of_pictures(spec: PretrainedSpec, fit: str, value_range: Sequence[float] = (
     rule = SCALINGS[spec.scaling]
     values = {"size": spec.image_size, "fit": fit, "crop": spec.crop, "interpolation": spec.interpolation}
     values |= rule._asdict()
-    deep = ""
+    rescale = ""
     if value_range:
         low, high = values["value_range"] = list(value_range)
-        deep = f"images with more than 8 bits: round(255 * clip((value - {low:g}) / {high - low:g}, 0, 1)); "
+        rescale = f"images with more than 8 bits: round(255 * clip((value - {low:g}) / {high - low:g}, 0, 1)); "
     side = round(spec.image_size / spec.crop)
-    resize = f"{deep}{FITTED[fit]}resize the shortest side to {side} pixels ({spec.interpolation}, antialiased)"
-    cut = f"cut the central {spec.image_size}x{spec.image_size}"
+    resize = f"{rescale}{FIT_TEXTS[fit]}resize the shortest side to {side} pixels ({spec.interpolation}, antialiased)"
+    crop = f"cut the central {spec.image_size}x{spec.image_size}"
     scale = f"(pixel * {rule.scale:.6g} - {list(rule.mean)}) / {list(rule.std)} with channels as {rule.order.upper()}"
-    inside = "pictures of that size are left as they are; model.stablehlo does the last step alone"
-    return {"words": f"{resize}, {cut}, {scale}; {inside}", **values}
+    note = "pictures of that size are left as they are; model.stablehlo does the last step alone"
+    return {"words": f"{resize}, {crop}, {scale}; {note}", **values}
 
 
-def of_texts(length: int) -> dict[str, Any]:
+def describe_text_input(length: int) -> dict[str, Any]:
     """Return how texts become inputs."""
     return {"words": f"tokenizer.json, at most {length} tokens with [CLS] and [SEP]", "length": length}
 
 
-def of_policy(spaces: Mapping[str, Any]) -> dict[str, Any]:
+def describe_policy_input(spaces: Mapping[str, Any]) -> dict[str, Any]:
     """Return how observations become inputs, and outputs actions."""
     words = "observations as the world gives them; bringing them to mean 0 and variance 1, where asked for, is inside; "
     if "actions" in spaces:
@@ -240,13 +248,15 @@ def of_policy(spaces: Mapping[str, Any]) -> dict[str, Any]:
     return {"words": words + bounded, "spaces": dict(spaces)}
 
 
-FILE = "README.md"
-TO_FILL = "_To be filled in by the author: what this is for, what it is not for, and who has checked that._"
+CARD_FILE = "README.md"
+INTENDED_USE_PLACEHOLDER = (
+    "_To be filled in by the author: what this is for, what it is not for, and who has checked that._"
+)
 _INTENDED = re.compile(r"(?<=\n## Intended use\n\n).*?(?=\n\n## )", re.DOTALL)
-_SHOWN = 20  # classes by name
+_MAX_CLASSES = 20  # classes by name
 
 
-def write(folder: Path, bundle: Mapping[str, Any], loaders: Mapping[str, Loader], notes: Sequence[str]) -> None:
+def write_card(folder: Path, bundle: Mapping[str, Any], loaders: Mapping[str, Loader], notes: Sequence[str]) -> None:
     """Write the card; what the author wrote of the intended use into an earlier one is kept.
 
     Args:
@@ -255,15 +265,15 @@ def write(folder: Path, bundle: Mapping[str, Any], loaders: Mapping[str, Loader]
         loaders: heading -> how to load it.
         notes: further words on loading.
     """
-    path = folder / FILE
-    written = _INTENDED.search(path.read_text(encoding="utf-8")) if path.is_file() else None
-    disk.write_text(path, draw(bundle, loaders, notes, written[0] if written else TO_FILL))
+    path = folder / CARD_FILE
+    match = _INTENDED.search(path.read_text(encoding="utf-8")) if path.is_file() else None
+    disk.write_text(path, render_card(bundle, loaders, notes, match[0] if match else INTENDED_USE_PLACEHOLDER))
 
 
-def draw(bundle: Mapping[str, Any], loaders: Mapping[str, Loader], notes: Sequence[str], intended: str) -> str:
+def render_card(bundle: Mapping[str, Any], loaders: Mapping[str, Loader], notes: Sequence[str], intended: str) -> str:
     """Return the card as Markdown."""
-    listed = [(f"`{name}`", f["what"], f"{f['bytes']:,}", f"`{f['sha256']}`") for name, f in bundle["files"].items()]
-    parts = [
+    file_rows = [(f"`{name}`", f["what"], f"{f['bytes']:,}", f"`{f['sha256']}`") for name, f in bundle["files"].items()]
+    sections = [
         f"# {bundle['name']}",
         facts(_rows(bundle)),
         "## Intended use",
@@ -274,50 +284,57 @@ def draw(bundle: Mapping[str, Any], loaders: Mapping[str, Loader], notes: Sequen
         "The code runs in this folder." + "".join(f" {note}" for note in notes),
     ]
     for heading, loader in loaders.items():
-        parts += [f"### {heading}", f"```python\n{loader.code}\n```", *([loader.words] if loader.words else [])]
-    parts += ["## What the configuration changed", _changes(bundle["changed"])]
-    parts += ["## Files", table(("file", "what it is", "bytes", "SHA-256"), listed)]
-    return "\n\n".join(parts) + "\n"
+        sections += [
+            f"### {heading}",
+            f"```python\n{loader.code}\n```",
+            *([loader.description] if loader.description else []),
+        ]
+    sections += ["## What the configuration changed", _changes(bundle["changed"])]
+    sections += ["## Files", table(("file", "what it is", "bytes", "SHA-256"), file_rows)]
+    return "\n\n".join(sections) + "\n"
 
 
 def _rows(bundle: Mapping[str, Any]) -> dict[str, str]:
-    weights, counted, classes = bundle["weights"], bundle["parameters"], bundle["classes"]
+    weights, parameters, classes = bundle["weights"], bundle["parameters"], bundle["classes"]
     sha = f", SHA-256 `{weights['sha256'][:16]}...`" if weights["sha256"] else ""
     start = "random weights" if weights["source"] == "random" else f"{weights['source']}: `{weights['file']}`{sha}"
     rows = {"network": f"`{bundle['model']}`"}
-    if counted:
-        rows["network"] += f", {sum(counted.values()):,} parameters, {counted['trainable']:,} of them trained"
-    rows |= {"classes": f"{len(classes)}: {listed(classes, _SHOWN)}"} if classes else {}
+    if parameters:
+        rows["network"] += f", {sum(parameters.values()):,} parameters, {parameters['trainable']:,} of them trained"
+    rows |= {"classes": f"{len(classes)}: {join_names(classes, _MAX_CLASSES)}"} if classes else {}
     rows |= {"trained on": bundle["data"] + _examples(bundle["examples"]), "started from": start}
     rows["licence of the weights it started from"] = weights["licence"]
     rows["run"] = f"task `{bundle['task']}`, seed {bundle['seed']}, step {bundle['step']:,}"
     rows["inputs"] = bundle["preprocessing"]["words"]
-    made = bundle["versions"]
+    versions = bundle["versions"]
     rows["versions"] = "; ".join(
-        f"{when} with {', '.join(f'{name} {version}' for name, version in made[when].items())}"
-        for when in ("trained", "exported")
-        if made[when]
+        f"{stage} with {', '.join(f'{name} {version}' for name, version in versions[stage].items())}"
+        for stage in ("trained", "exported")
+        if versions[stage]
     )
     return rows
 
 
 def _examples(sizes: Mapping[str, int]) -> str:
-    return f" ({', '.join(f'{part} {size:,}' for part, size in sizes.items())})" if sizes else ""
+    return f" ({', '.join(f'{split} {size:,}' for split, size in sizes.items())})" if sizes else ""
 
 
 def _metrics(bundle: Mapping[str, Any]) -> str:
     if not bundle["metrics"]:
         return "These weights were not tested."
-    shown = {name: "not measured" if value is None else f"{value:.4f}" for name, value in bundle["metrics"].items()}
+    values = {name: "not measured" if value is None else f"{value:.4f}" for name, value in bundle["metrics"].items()}
     smoke = "A smoke run: these figures measure nothing. " if "smoke" in bundle["changed"] else ""
-    what = f"On {bundle['examples_evaluated']:,} examples ({bundle['tested_on']}), one run with seed {bundle['seed']}."
-    return f"{facts(shown)}\n\n{smoke}{what}"
+    evaluation = (
+        f"On {bundle['examples_evaluated']:,} examples ({bundle['tested_on']}), one run with seed {bundle['seed']}."
+    )
+    return f"{facts(values)}\n\n{smoke}{evaluation}"
 
 
 def _changes(changed: Mapping[str, Mapping[str, Any]]) -> str:
     if not changed:
         return "Nothing: the fields are those of `tl_jax/config/recipe.py`."
     rows = [
-        (f"`{field}`", *(f"`{json.dumps(each[side])}`" for side in ("here", "base"))) for field, each in changed.items()
+        (f"`{field}`", *(f"`{json.dumps(values[side])}`" for side in ("here", "base")))
+        for field, values in changed.items()
     ]
     return table(("field", "here", "`tl_jax/config/recipe.py`"), rows)

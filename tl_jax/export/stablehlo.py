@@ -23,7 +23,7 @@ from tl_jax.rl.rollout import normalized
 from tl_jax.tasks.losses import TOKENS
 from tl_jax.transfer.arcface import unit
 from tl_jax.utils import disk, tree
-from tl_jax.utils.extras import needs
+from tl_jax.utils.extras import require_extra
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -44,7 +44,7 @@ class Program(NamedTuple):
     limits: tuple[str, ...] = ()
 
 
-def of_pictures(net: Pretrained, output: str = "probabilities", temperature: float = 1.0) -> Program:
+def image_program(net: Pretrained, output: str = "probabilities", temperature: float = 1.0) -> Program:
     """Return uint8 (N, size, size, C) -> ``output``.
 
     The pictures have the size of the spec; all further preprocessing is a part of the program.
@@ -56,8 +56,8 @@ def of_pictures(net: Pretrained, output: str = "probabilities", temperature: flo
     """
 
     def call(images: jax.Array) -> jax.Array:
-        seen = preprocess.scale(images, net.spec.scaling)
-        logits, endpoints = net.model.apply(net.variables, seen, train=False)
+        inputs = preprocess.scale(images, net.spec.scaling)
+        logits, endpoints = net.model.apply(net.variables, inputs, train=False)
         if output == "features":
             return endpoints[FEATURES].astype(jnp.float32)
         logits = logits.astype(jnp.float32)
@@ -67,22 +67,22 @@ def of_pictures(net: Pretrained, output: str = "probabilities", temperature: flo
     return Program(call, {"images": (("n", side, side, net.model.channels), "uint8")}, output)
 
 
-def of_texts(net: TextNetwork) -> Program:
+def text_program(net: TextNetwork) -> Program:
     """Return ids of tokens, int32 (N, L) each -> probabilities.
 
     They are (N, K) of a text's classes, (N, L, K) of each token's, or (N, L, V) of each token's words.
     """
 
     def call(*tokens: jax.Array) -> jax.Array:
-        out = net.model.apply(net.variables, **dict(zip(TOKENS, tokens, strict=True)), train=False)[0]
-        return jax.nn.softmax(out.astype(jnp.float32)) if headed else out
+        output = net.model.apply(net.variables, **dict(zip(TOKENS, tokens, strict=True)), train=False)[0]
+        return jax.nn.softmax(output.astype(jnp.float32)) if has_head else output
 
-    headed = bool(net.model.num_classes) or net.model.output == "masked"
+    has_head = bool(net.model.num_classes) or net.model.output == "masked"
     inputs = {name: (("n", "l"), "int32") for name in TOKENS}
-    return Program(call, inputs, "probabilities" if headed else "features", (f"l <= {net.model.positions}",))
+    return Program(call, inputs, "probabilities" if has_head else "features", (f"l <= {net.model.positions}",))
 
 
-def of_policy(source: Source) -> Program:
+def policy_program(source: Source) -> Program:
     """Return observations float32 (N, ...) -> logits of choices (N, A), or means of values (N, A).
 
     Observations are as the world gives them; bringing them to mean 0 and variance 1 is a part of the program.
@@ -99,20 +99,20 @@ def of_policy(source: Source) -> Program:
     return Program(call, inputs, "means" if low else "logits")
 
 
-def write(path: Path, program: Program) -> tuple[int | str, ...]:
+def write_program(path: Path, program: Program) -> tuple[int | str, ...]:
     """Write a program for CPU, CUDA and TPU into one file, and return the shape of what it puts out."""
     scope = export.SymbolicScope(program.limits)
     arguments = []
     for shape, dtype in program.inputs.values():
         sizes = export.symbolic_shape(", ".join(map(str, shape)), scope=scope)
         arguments.append(jax.ShapeDtypeStruct(sizes, jnp.dtype(dtype)))
-    with conv.plain():
-        made = export.export(jax.jit(program.call), platforms=PLATFORMS)(*arguments)
-    disk.write_bytes(path, made.serialize())
-    return tuple(size if isinstance(size, int) else str(size) for size in made.out_avals[0].shape)
+    with conv.xla_only():
+        exported = export.export(jax.jit(program.call), platforms=PLATFORMS)(*arguments)
+    disk.write_bytes(path, exported.serialize())
+    return tuple(size if isinstance(size, int) else str(size) for size in exported.out_avals[0].shape)
 
 
-def run(path: Path, *arrays: Any) -> jax.Array:
+def run_program(path: Path, *arrays: Any) -> jax.Array:
     """Return what a program makes of its inputs."""
     check_serialization()
     return export.deserialize(bytearray(path.read_bytes())).call(*arrays)
@@ -120,5 +120,5 @@ def run(path: Path, *arrays: Any) -> jax.Array:
 
 def check_serialization() -> None:
     """Raise MissingExtra without FlatBuffers, in which ``jax.export`` writes programs."""
-    with needs("export"):
+    with require_extra("export"):
         import flatbuffers  # noqa: F401

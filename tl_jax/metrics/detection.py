@@ -11,8 +11,8 @@ import numpy as np
 from tl_jax.data.detection import CLASS, CROWD
 from tl_jax.metrics import Batch, Verdict
 from tl_jax.metrics.sequence import Judge
-from tl_jax.utils.errors import listed
-from tl_jax.utils.extras import needs
+from tl_jax.utils.errors import join_names
+from tl_jax.utils.extras import require_extra
 
 ALL_SIZES, MOST = 0, -1  # of COCO's areas and numbers of boxes: every size, 100 boxes of a picture
 SHOWN = 5  # names of classes in a message
@@ -47,7 +47,7 @@ def _judge(classes: tuple[str, ...], found: Sequence[Any], batches: Sequence[Bat
     }
     absent = [name for k, name in enumerate(classes) if not known[k]]
     why = "needs objects of the class; the mean leaves it out"
-    missing = {f"map of {listed(absent, SHOWN)}": why} if absent else {}
+    missing = {f"map of {join_names(absent, SHOWN)}": why} if absent else {}
     return Verdict(values, table, missing, boxes)
 
 
@@ -59,7 +59,7 @@ def average_precisions(truth: Sequence[np.ndarray], found: Sequence[np.ndarray],
         found: boxes (D, 6) of each picture; those with the score 0 are none.
         count: K.
     """
-    with needs("detection"):
+    with require_extra("detection"):
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 

@@ -11,7 +11,7 @@ from tl_jax.data.conll import Scheme, find_scheme
 from tl_jax.data.tokenize import IGNORED
 from tl_jax.metrics import Batch, Verdict
 from tl_jax.metrics.classification import scored
-from tl_jax.utils.errors import listed
+from tl_jax.utils.errors import join_names
 
 Judge = Callable[[Sequence[Any], Sequence[Batch]], Verdict]
 NAMES = ("precision", "recall", "f1", "examples")
@@ -98,7 +98,7 @@ def _missing(absent: Sequence[str]) -> dict[str, str]:
     """Return what to say of classes that no label of the split has."""
     if not absent:
         return {}
-    return {f"f1 of {listed(absent, SHOWN)}": "needs examples of the class, and there are none in this split"}
+    return {f"f1 of {join_names(absent, SHOWN)}": "needs examples of the class, and there are none in this split"}
 
 
 def _entities(scheme: Scheme, classes: tuple[str, ...], found: Sequence[Any], batches: Sequence[Batch]) -> Verdict:

@@ -8,15 +8,15 @@ from tl_jax.models.backbone import Backbone
 from tl_jax.models.bert import Bert
 from tl_jax.models.inception import InceptionV3
 from tl_jax.models.mobilenet import MobileNetV2
-from tl_jax.models.options import check, count_blocks
+from tl_jax.models.options import check_options, count_blocks
 from tl_jax.models.resnet import ResNet, ResNetV2
 from tl_jax.models.vgg import VGG
 from tl_jax.utils.errors import UserError, nearest
 
 _VGG19 = {"depths": (2, 2, 4, 4, 4)}
-_BASIC = {"bottleneck": False, "layout": "torchvision"}  # Keras publishes none with basic blocks
-_NARROW = {"widths": (8, 8, 16, 16)}
-_MOBILE = ((1, 8, 1, 1), (6, 8, 2, 2), (6, 16, 1, 2), (6, 16, 1, 2))
+_BASIC_BLOCKS = {"bottleneck": False, "layout": "torchvision"}  # Keras publishes none with basic blocks
+_TINY_WIDTHS = {"widths": (8, 8, 16, 16)}
+_TINY_MOBILENET = ((1, 8, 1, 1), (6, 8, 2, 2), (6, 16, 1, 2), (6, 16, 1, 2))
 
 # name -> (class, fixed arguments); docs/pages/howto/model.md adds one.
 # The tiny ones keep every kind of layer of their family, for tests and smoke runs.
@@ -25,8 +25,8 @@ MODELS: dict[str, tuple[type[Backbone], Mapping[str, Any]]] = {
     "vgg19": (VGG, _VGG19),
     "vgg16_bn": (VGG, {"norm": True}),
     "vgg19_bn": (VGG, {**_VGG19, "norm": True}),
-    "resnet18": (ResNet, {**_BASIC, "depths": (2, 2, 2, 2)}),
-    "resnet34": (ResNet, {**_BASIC, "depths": (3, 4, 6, 3)}),
+    "resnet18": (ResNet, {**_BASIC_BLOCKS, "depths": (2, 2, 2, 2)}),
+    "resnet34": (ResNet, {**_BASIC_BLOCKS, "depths": (3, 4, 6, 3)}),
     "resnet50": (ResNet, {}),
     "resnet101": (ResNet, {"depths": (3, 4, 23, 3)}),
     "resnet152": (ResNet, {"depths": (3, 8, 36, 3)}),
@@ -36,16 +36,16 @@ MODELS: dict[str, tuple[type[Backbone], Mapping[str, Any]]] = {
     # The widths that Keras publishes weights for.
     **{f"mobilenet_v2_{round(100 * w):03d}": (MobileNetV2, {"width": w}) for w in (0.35, 0.5, 0.75, 1.3, 1.4)},
     # CIFAR-style: one 3x3 stem at stride 2 and basic blocks, 0.31 M parameters.
-    "resnet8": (ResNet, {**_BASIC, "depths": (1, 1, 1), "widths": (32, 64, 128), "stem_kernel": 3}),
+    "resnet8": (ResNet, {**_BASIC_BLOCKS, "depths": (1, 1, 1), "widths": (32, 64, 128), "stem_kernel": 3}),
     "vgg16_tiny": (VGG, {"depths": (1, 1, 2, 1, 1), "widths": (4, 8, 8, 16, 16), "fc_width": 32}),
     "vgg16_bn_tiny": (VGG, {"depths": (1, 1, 2, 1, 1), "widths": (4, 8, 8, 16, 16), "fc_width": 32, "norm": True}),
-    "resnet50_tiny": (ResNet, {**_NARROW, "depths": (2, 1, 1, 1)}),
-    "resnet50v2_tiny": (ResNetV2, {**_NARROW, "depths": (2, 2, 1, 2)}),
+    "resnet50_tiny": (ResNet, {**_TINY_WIDTHS, "depths": (2, 1, 1, 1)}),
+    "resnet50v2_tiny": (ResNetV2, {**_TINY_WIDTHS, "depths": (2, 2, 1, 2)}),
     "inception_v3_tiny": (InceptionV3, {"width": 1 / 16, "repeats": (1, 1, 1)}),
-    "mobilenet_v2_tiny": (MobileNetV2, {"width": 0.5, "stages": _MOBILE, "final": 64}),
+    "mobilenet_v2_tiny": (MobileNetV2, {"width": 0.5, "stages": _TINY_MOBILENET, "final": 64}),
 }
 # Encoders of text; sizes are options, since every file of weights says its own. MiniLM is a small "bert".
-TEXT: Mapping[str, tuple[type[Bert], Mapping[str, Any]]] = {
+TEXT_MODELS: Mapping[str, tuple[type[Bert], Mapping[str, Any]]] = {
     "bert": (Bert, {}),
     "distilbert": (Bert, {"depth": 6, "types": 0, "pooler": "relu", "head_dropout": 0.2}),
 }
@@ -54,7 +54,7 @@ POLICY = "policy"  # the network of a reinforcement learner; its world decides o
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of the image networks that ``create`` knows; those of text are in ``TEXT``."""
+    """Return the names of the image networks that ``create`` knows; those of text are in ``TEXT_MODELS``."""
     return tuple(MODELS)
 
 
@@ -62,42 +62,42 @@ def create(name: str, num_classes: int, **options: Any) -> Any:
     """Return a linen module whose ``apply(variables, x, train=False)`` gives ``(logits, endpoints)``.
 
     Args:
-        name: one of ``names()``, or of ``TEXT``.
+        name: one of ``names()``, or of ``TEXT_MODELS``.
         num_classes: K; 0 builds the model without a head, and its first output is ``features`` (N, D).
         **options: attributes of the model class, such as ``layout``, ``endpoint`` or ``dtype``.
 
     Raises:
         UserError: unknown name, option or layout, or a value of another type or beyond all reason.
     """
-    every = {**MODELS, **TEXT}
-    if name not in every:
-        raise UserError(f"unknown model {name!r}; {nearest(name, every)}")
-    cls, fixed = every[name]
-    known = {f.name for f in dataclasses.fields(cls)} - {"parent", "name", "num_classes"}
+    known_models = {**MODELS, **TEXT_MODELS}
+    if name not in known_models:
+        raise UserError(f"unknown model {name!r}; {nearest(name, known_models)}")
+    cls, fixed = known_models[name]
+    option_names = {f.name for f in dataclasses.fields(cls)} - {"parent", "name", "num_classes"}
     for option in options:
-        if option not in known:
-            raise UserError(f"model {name!r} has no option {option!r}; {nearest(option, known)}")
-    plain = {field.name: field.default for field in dataclasses.fields(cls)} | fixed
-    check(name, {"num_classes": num_classes, **options}, {**plain, "num_classes": 0})
+        if option not in option_names:
+            raise UserError(f"model {name!r} has no option {option!r}; {nearest(option, option_names)}")
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)} | fixed
+    check_options(name, {"num_classes": num_classes, **options}, {**defaults, "num_classes": 0})
     layout = options.get("layout")
     if layout is not None and layout not in cls.layouts:
         raise UserError(f"model {name!r} has no layout {layout!r}; {nearest(layout, cls.layouts)}")
     return cls(num_classes=num_classes, **{**fixed, **options})
 
 
-def blocks(name: str, options: Mapping[str, Any]) -> int:
+def num_blocks(name: str, options: Mapping[str, Any]) -> int:
     """Return the number of blocks of ``create(name, ..., **options)``."""
-    cls, fixed = {**MODELS, **TEXT}[name]
-    plain = {field.name: field.default for field in dataclasses.fields(cls)}
-    return count_blocks({**plain, **fixed, **options})
+    cls, fixed = {**MODELS, **TEXT_MODELS}[name]
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    return count_blocks({**defaults, **fixed, **options})
 
 
-def options(name: str, model: Backbone) -> dict[str, Any]:
+def model_options(name: str, model: Backbone) -> dict[str, Any]:
     """Return the options with which ``create(name, ...)`` gives ``model``; the type of computation is none of them."""
-    plain = create(name, model.num_classes)
+    default_model = create(name, model.num_classes)
     skipped = {"parent", "name", "num_classes", "dtype"}
     values = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in skipped}
-    return {key: value for key, value in values.items() if value != getattr(plain, key)}
+    return {key: value for key, value in values.items() if value != getattr(default_model, key)}
 
 
-__all__ = ["POLICY", "TEXT", "blocks", "create", "names", "options"]
+__all__ = ["POLICY", "TEXT_MODELS", "create", "model_options", "names", "num_blocks"]

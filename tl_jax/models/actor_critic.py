@@ -12,7 +12,7 @@ from tl_jax.utils.errors import UserError, nearest
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu}
 
 
-class Output(NamedTuple):
+class PolicyOutput(NamedTuple):
     """What a policy says of N observations.
 
     Attributes:
@@ -27,9 +27,9 @@ class Output(NamedTuple):
 
 
 class Policy(nn.Module):
-    """Actor and critic: observations (N, ...) -> (``Output``, endpoints).
+    """Actor and critic: observations (N, ...) -> (``PolicyOutput``, endpoints).
 
-    The parts are ``conv1`` (for pictures (H, W, C); shared), ``layer1``, ``layer2``, ... with ``actor`` and ``critic``
+    The stages are ``conv1`` (for pictures (H, W, C); shared), ``layer1``, ``layer2``, ... with ``actor`` and ``critic``
     in each, and ``head`` with ``policy`` and ``value``. Endpoints are their outputs, those of both towers side by side,
     and ``features`` (N, D), the last of the actor's, which the policy's head reads. Kernels are orthogonal with the
     gains of PPO's published runs (Huang et al. 2022, "The 37 implementation details of PPO", 2): root 2, for the
@@ -56,26 +56,27 @@ class Policy(nn.Module):
         def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[Output, dict[str, jax.Array]]:
+    def __call__(self, x: jax.Array) -> tuple[PolicyOutput, dict[str, jax.Array]]:
         if self.activation not in ACTIVATIONS:
             raise UserError(f"no activation {self.activation!r}; {nearest(self.activation, ACTIVATIONS)}")
-        end = {}
+        endpoints = {}
         if x.ndim == 4:
-            how = {"padding": "valid", "use_bias": True, "kernel_init": nn.initializers.orthogonal(2**0.5)}
-            x = end["conv1"] = nn.relu(Conv(self.channels, 3, **how, name="conv1")(x))  # as MinAtar's own networks
+            # As MinAtar's own networks.
+            options = {"padding": "valid", "use_bias": True, "kernel_init": nn.initializers.orthogonal(2**0.5)}
+            x = endpoints["conv1"] = nn.relu(Conv(self.channels, 3, **options, name="conv1")(x))
         actor = critic = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.widths, start=1):
-            actor, critic = Pair(width, self.activation, name=f"layer{i}")(actor, critic)
-            end[f"layer{i}"] = jnp.concatenate([actor, critic], -1)
-        end["features"] = actor
-        return Head(self.actions, self.continuous, name="head")(actor, critic), end
+            actor, critic = TowerLayers(width, self.activation, name=f"layer{i}")(actor, critic)
+            endpoints[f"layer{i}"] = jnp.concatenate([actor, critic], -1)
+        endpoints["features"] = actor
+        return Head(self.actions, self.continuous, name="head")(actor, critic), endpoints
 
-    def part_names(self, pictures: bool = False) -> tuple[str, ...]:
-        """Return the names of the parts from the input on, without the head."""
-        return (*(["conv1"] if pictures else []), *(f"layer{i + 1}" for i in range(len(self.widths))))
+    def stage_names(self, image_input: bool = False) -> tuple[str, ...]:
+        """Return the names of the stages from the input on, without the head."""
+        return (*(["conv1"] if image_input else []), *(f"layer{i + 1}" for i in range(len(self.widths))))
 
 
-class Pair(nn.Module):
+class TowerLayers(nn.Module):
     """The layers of one depth of both towers."""
 
     width: int
@@ -95,18 +96,18 @@ class Head(nn.Module):
     continuous: bool
 
     @nn.compact
-    def __call__(self, actor: jax.Array, critic: jax.Array) -> Output:
+    def __call__(self, actor: jax.Array, critic: jax.Array) -> PolicyOutput:
         scores = _dense(self.actions, 0.01, "policy")(actor)
         value = _dense(1, 1.0, "value")(critic)[:, 0]
         size = self.actions if self.continuous else 0
         log_std = self.param("log_std", nn.initializers.zeros_init(), (size,)) if size else jnp.zeros((0,))
-        return Output(scores, log_std, value)
+        return PolicyOutput(scores, log_std, value)
 
 
 def _dense(width: int, gain: float, name: str) -> nn.Dense:
     return nn.Dense(width, kernel_init=nn.initializers.orthogonal(gain), name=name)
 
 
-def variables_of(policy: Policy, shape: tuple[int, ...], key: jax.Array) -> dict[str, Any]:
+def init_variables(policy: Policy, shape: tuple[int, ...], key: jax.Array) -> dict[str, Any]:
     """Return newly drawn variables for observations of ``shape``."""
     return dict(policy.init(key, jnp.zeros((1, *shape))))

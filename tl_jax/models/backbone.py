@@ -1,4 +1,4 @@
-"""What every image network has in common: a run of named parts, their outputs by name, features, and a head."""
+"""Base class of image networks: a sequence of named stages, their outputs by name, features, and a head."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from tl_jax.models.layers import glorot_uniform
-from tl_jax.models.ops.conv import features_product
+from tl_jax.models.ops.conv import dense_product
 from tl_jax.models.ops.dropout import Dropout
 from tl_jax.utils.errors import UserError, nearest
 
 FEATURES = "features"  # the endpoint on which a new head sits
-Part = Callable[[], Callable[[jax.Array, bool], jax.Array]]  # makes the layers, which map (x, train) to x
+StageFactory = Callable[[], Callable[[jax.Array, bool], jax.Array]]  # makes the layers, which map (x, train) to x
 
 
 class Adapter(nn.Module):
@@ -35,17 +35,17 @@ class Adapter(nn.Module):
 class Backbone(nn.Module):
     """Image network, (N, H, W, C) float -> (logits (N, K), endpoints).
 
-    Subclasses give the ``parts``. Endpoints are the output of each part, (N, H', W', D'), under the part's name, and
-    ``features`` (N, D), the global average of the last one. With ``num_classes=0`` there is no head and the first
+    Subclasses define ``named_stages``. Endpoints are the output of each stage, (N, H', W', D'), under the stage's name,
+    and ``features`` (N, D), the global average of the last one. With ``num_classes=0`` there is no head and the first
     output is ``features``.
 
     Attributes:
         num_classes: K, 0 for no head.
-        start: name of the part whose output is what comes in, instead of pictures; "features" takes those (N, D).
-        endpoint: name of the part after which the network ends; empty for the whole network.
+        start: name of the stage whose output is what comes in, instead of pictures; "features" takes those (N, D).
+        endpoint: name of the stage after which the network ends; empty for the whole network.
         channels: C.
         dropout: share of the features that is dropped before the head while training.
-        adapter: width of a bottleneck adapter after each part, 0 for none.
+        adapter: width of a bottleneck adapter after each stage, 0 for none.
         dtype: of the computation; parameters and statistics are float32.
         layouts: names of the layouts that the class knows (its option ``layout``).
         min_size: smallest side of a picture in pixels.
@@ -68,64 +68,64 @@ class Backbone(nn.Module):
 
         def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
-    def parts(self) -> Sequence[tuple[str, Part]]:
-        """Return the parts in order, each with its name, which is also that of its parameters."""
+    def named_stages(self) -> Sequence[tuple[str, StageFactory]]:
+        """Return the stages in order, each with its name, which is also that of its parameters."""
         raise NotImplementedError
 
-    def part_names(self) -> tuple[str, ...]:
-        """Return the names of the parts from the input on, as far as the network goes."""
-        names = [name for name, _ in self.parts()]
+    def stage_names(self) -> tuple[str, ...]:
+        """Return the names of the stages from the input on, as far as the network goes."""
+        names = [name for name, _ in self.named_stages()]
         return tuple(names[: names.index(self.endpoint) + 1] if self.endpoint in names else names)
 
-    def head_reads(self) -> str:
-        """Return what the head needs: "features", or the name of a part whose map it reads."""
+    def head_input(self) -> str:
+        """Return the head's input: "features", or the name of a stage whose map it reads."""
         return FEATURES
 
-    def prepare(self, x: jax.Array) -> jax.Array:
-        """Return the pictures as the first part takes them."""
+    def prepare_input(self, x: jax.Array) -> jax.Array:
+        """Return the images as the first stage takes them."""
         return x
 
-    def extras(self, end: dict[str, jax.Array], train: bool) -> None:
-        """Add further endpoints, all parts being there."""
+    def add_endpoints(self, endpoints: dict[str, jax.Array], train: bool) -> None:
+        """Add further endpoints after all stages."""
 
-    def classify(self, end: dict[str, jax.Array], train: bool) -> jax.Array:
+    def classify(self, endpoints: dict[str, jax.Array], train: bool) -> jax.Array:
         """Return the logits (N, K)."""
-        return self.dense_head(end["features"], train)
+        return self.dense_head(endpoints["features"], train)
 
     def dense_head(self, features: jax.Array, train: bool) -> jax.Array:
         """Return the logits (N, K) of (N, D): dropout and one linear layer."""
         features = Dropout(self.dropout, name="head_dropout")(features, train)
-        head = nn.Dense(self.num_classes, kernel_init=glorot_uniform, dot_general=features_product, name="head")
+        head = nn.Dense(self.num_classes, kernel_init=glorot_uniform, dot_general=dense_product, name="head")
         return head(features.astype(jnp.float32))
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Apply the network; ``train`` uses batch statistics and dropout (which needs the rng "dropout")."""
-        end = {self.start: x} if self.start else {}
+        endpoints = {self.start: x} if self.start else {}
         if self.start != FEATURES:
-            end[FEATURES] = self._run(x, end, train).astype(jnp.float32).mean(axis=(1, 2))
-        self.extras(end, train)
-        return self.classify(end, train) if self.num_classes else end[FEATURES], end
+            endpoints[FEATURES] = self._apply_stages(x, endpoints, train).astype(jnp.float32).mean(axis=(1, 2))
+        self.add_endpoints(endpoints, train)
+        return self.classify(endpoints, train) if self.num_classes else endpoints[FEATURES], endpoints
 
-    def _run(self, x: jax.Array, end: dict[str, jax.Array], train: bool) -> jax.Array:
-        """Apply the parts from ``start`` to ``endpoint``, put their outputs into ``end``, return the last."""
-        parts = self.parts()
-        names = [name for name, _ in parts]
+    def _apply_stages(self, x: jax.Array, endpoints: dict[str, jax.Array], train: bool) -> jax.Array:
+        """Apply the stages from ``start`` to ``endpoint``, put their outputs into ``endpoints``, return the last."""
+        stages = self.named_stages()
+        names = [name for name, _ in stages]
         if self.endpoint and self.endpoint not in names:
             raise UserError(f"no endpoint {self.endpoint!r} (config.model.endpoint); {nearest(self.endpoint, names)}")
         first = names.index(self.start) + 1 if self.start else 0
-        last = names.index(self.endpoint) + 1 if self.endpoint else len(parts)
+        last = names.index(self.endpoint) + 1 if self.endpoint else len(stages)
         if not first:
-            self._check(x)
-            x = self.prepare(x)
-        for name, part in parts[first:last]:
-            x = part()(x, train)
+            self._check_input(x)
+            x = self.prepare_input(x)
+        for name, make_stage in stages[first:last]:
+            x = make_stage()(x, train)
             if self.adapter:
                 x = Adapter(self.adapter, self.dtype, name=f"adapter_{name}")(x)
-            end[name] = x
+            endpoints[name] = x
         return x
 
-    def _check(self, x: jax.Array) -> None:
+    def _check_input(self, x: jax.Array) -> None:
         if x.ndim != 4 or x.shape[-1] != self.channels:
             raise UserError(
                 f"the network takes pictures (N, H, W, {self.channels}), not {tuple(x.shape)}; "

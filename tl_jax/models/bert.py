@@ -21,7 +21,7 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "tanh": jnp.tanh,
 }
-normal = nn.initializers.normal(0.02)  # as published, where the paper cuts it off at two deviations
+normal_init = nn.initializers.normal(0.02)  # as published, where the paper cuts it off at two deviations
 
 
 class Adapter(nn.Module):
@@ -52,14 +52,14 @@ class Attention(nn.Module):
         size = width // self.heads
 
         def project(name: str) -> jax.Array:
-            return dense(width, self.dtype, name)(x).reshape(n, length, self.heads, size)
+            return dense_layer(width, self.dtype, name)(x).reshape(n, length, self.heads, size)
 
         query, key, value = (project(name) for name in ("query", "key", "value"))
         scores = jnp.einsum("nqhd,nkhd->nhqk", query, key) * size**-0.5
         weights = nn.softmax(scores.astype(jnp.float32) + bias).astype(self.dtype)
         weights = Dropout(self.dropout, name="dropout")(weights, train)
-        mixed = jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(n, length, width)
-        return dense(width, self.dtype, "output")(mixed)
+        attended = jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(n, length, width)
+        return dense_layer(width, self.dtype, "output")(attended)
 
 
 class Layer(nn.Module):
@@ -77,10 +77,10 @@ class Layer(nn.Module):
     def __call__(self, x: jax.Array, bias: jax.Array, train: bool) -> jax.Array:
         drop = Dropout(self.dropout, name="dropout")
         y = Attention(self.heads, self.attention_dropout, self.dtype, name="attention")(x, bias, train)
-        x = norm(self.epsilon, self.dtype, "attention_norm")(x + drop(y, train))
-        y = ACTIVATIONS[self.activation](dense(self.hidden, self.dtype, "up")(x))
-        y = dense(x.shape[-1], self.dtype, "down")(y)
-        return norm(self.epsilon, self.dtype, "output_norm")(x + drop(y, train))
+        x = layer_norm(self.epsilon, self.dtype, "attention_norm")(x + drop(y, train))
+        y = ACTIVATIONS[self.activation](dense_layer(self.hidden, self.dtype, "up")(x))
+        y = dense_layer(x.shape[-1], self.dtype, "down")(y)
+        return layer_norm(self.epsilon, self.dtype, "output_norm")(x + drop(y, train))
 
 
 class Embeddings(nn.Module):
@@ -96,10 +96,10 @@ class Embeddings(nn.Module):
 
     def setup(self) -> None:
         # In float32 whatever ``dtype`` is: the gradients of rows that many tokens share are sums of as many terms.
-        self.word = nn.Embed(self.vocabulary, self.width, embedding_init=normal)
-        self.position = nn.Embed(self.positions, self.width, embedding_init=normal)
+        self.word = nn.Embed(self.vocabulary, self.width, embedding_init=normal_init)
+        self.position = nn.Embed(self.positions, self.width, embedding_init=normal_init)
         if self.types:
-            self.type = nn.Embed(self.types, self.width, embedding_init=normal)
+            self.type = nn.Embed(self.types, self.width, embedding_init=normal_init)
         self.norm = nn.LayerNorm(self.epsilon, self.dtype)
         self.drop = Dropout(self.dropout)
 
@@ -111,17 +111,17 @@ class Embeddings(nn.Module):
             x = x + sum(jnp.where(types[..., None] == i, table[i], 0) for i in range(self.types))
         return self.drop(self.norm(x), train)
 
-    def scores(self, x: jax.Array) -> jax.Array:
+    def logits(self, x: jax.Array) -> jax.Array:
         """Return the product of (N, L, D) with every word's embedding, (N, L, V)."""
         return x @ self.word.embedding.astype(self.dtype).T
 
 
-def dense(features: int, dtype: Any, name: str) -> nn.Dense:
+def dense_layer(features: int, dtype: Any, name: str) -> nn.Dense:
     """Return a linear layer."""
-    return nn.Dense(features, dtype=dtype, kernel_init=normal, name=name)
+    return nn.Dense(features, dtype=dtype, kernel_init=normal_init, name=name)
 
 
-def norm(epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
+def layer_norm(epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
     """Return a layer norm."""
     return nn.LayerNorm(epsilon, dtype, name=name)
 
@@ -154,7 +154,7 @@ class Bert(nn.Module):
         attention_dropout: the same for the weights of attention.
         head_dropout: the same before the head.
         output: one of ``OUTPUTS``.
-        endpoint: name of the part after which the network ends; empty for the whole network.
+        endpoint: name of the stage after which the network ends; empty for the whole network.
         adapter: width of a bottleneck adapter after each layer, 0 for none.
         dtype: of the computation; parameters are float32.
     """
@@ -187,17 +187,17 @@ class Bert(nn.Module):
 
         def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
-    def part_names(self) -> tuple[str, ...]:
-        """Return the names of the parts from the input on, as far as the network goes."""
+    def stage_names(self) -> tuple[str, ...]:
+        """Return the names of the stages from the input on, as far as the network goes."""
         names = ["embeddings", *(f"layer{i + 1}" for i in range(self.depth))]
         if self.endpoint and self.endpoint not in names:
             raise UserError(f"no endpoint {self.endpoint!r} (config.model.endpoint); {nearest(self.endpoint, names)}")
-        kept = names[: names.index(self.endpoint) + 1] if self.endpoint else names
-        return (*kept, *(["pooler"] if self.pooling == "pooler" else []))
+        included = names[: names.index(self.endpoint) + 1] if self.endpoint else names
+        return (*included, *(["pooler"] if self.pooling == "pooler" else []))
 
-    def layers(self) -> tuple[str, ...]:
+    def layer_names(self) -> tuple[str, ...]:
         """Return the names of the layers, as far as the network goes."""
-        return tuple(name for name in self.part_names() if name.startswith("layer"))
+        return tuple(name for name in self.stage_names() if name.startswith("layer"))
 
     @nn.compact
     def __call__(
@@ -217,53 +217,53 @@ class Bert(nn.Module):
             train: whether values are dropped.
             positions: (N, P) int, the tokens that the head of masks reads, which then gives (N, P, V); None for all.
         """
-        self._check(input_ids)
+        self._check_input(input_ids)
         mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         embeddings = Embeddings(
             self.vocabulary, self.width, self.positions, self.types, self.epsilon, self.dropout, self.dtype,
             name="embeddings",
         )  # fmt: skip
-        end: dict[str, jax.Array] = {"embeddings": (x := embeddings(input_ids, types, train))}
+        endpoints: dict[str, jax.Array] = {"embeddings": (x := embeddings(input_ids, types, train))}
         # Not minus infinity: a row of padding alone, as fills a last batch, would become NaN.
         bias = jnp.where(mask[:, None, None] > 0, 0.0, jnp.finfo(jnp.float32).min)
-        for name in self.layers():
+        for name in self.layer_names():
             x = Layer(
                 self.heads, self.hidden, self.activation, self.epsilon, self.dropout, self.attention_dropout,
                 self.dtype, name=name,
             )(x, bias, train)  # fmt: skip
             x = Adapter(self.adapter, self.dtype, name=f"adapter_{name}")(x) if self.adapter else x
-            end[name] = x
-        end["pooled"] = end[FEATURES] = self._pool(x, mask)
+            endpoints[name] = x
+        endpoints["pooled"] = endpoints[FEATURES] = self._pool(x, mask)
         if self.output == "masked":
-            read = x if positions is None else jnp.take_along_axis(x, positions[..., None], axis=1)
-            return self._words(read, embeddings), end
+            selected = x if positions is None else jnp.take_along_axis(x, positions[..., None], axis=1)
+            return self._vocabulary_logits(selected, embeddings), endpoints
         if not self.num_classes:
-            return end[FEATURES], end
-        y = x if self.output == "tokens" else end[FEATURES]
+            return endpoints[FEATURES], endpoints
+        y = x if self.output == "tokens" else endpoints[FEATURES]
         y = Dropout(self.head_dropout, name="head_dropout")(y, train)
-        return nn.Dense(self.num_classes, kernel_init=normal, name="head")(y.astype(jnp.float32)), end
+        return nn.Dense(self.num_classes, kernel_init=normal_init, name="head")(y.astype(jnp.float32)), endpoints
 
     def _pool(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         if self.pooling == "mean":
-            there = mask.astype(jnp.float32)[..., None]
-            return (x.astype(jnp.float32) * there).sum(1) / jnp.maximum(there.sum(1), 1.0)
+            valid = mask.astype(jnp.float32)[..., None]
+            return (x.astype(jnp.float32) * valid).sum(1) / jnp.maximum(valid.sum(1), 1.0)
         first = x[:, 0]
         if self.pooling == "pooler":
-            first = ACTIVATIONS[self.pooler](dense(self.width, self.dtype, "pooler")(first))
+            first = ACTIVATIONS[self.pooler](dense_layer(self.width, self.dtype, "pooler")(first))
         return first.astype(jnp.float32)
 
-    def _words(self, x: jax.Array, embeddings: Embeddings) -> jax.Array:
+    def _vocabulary_logits(self, x: jax.Array, embeddings: Embeddings) -> jax.Array:
         """Return logits (N, L, V) of the words: a layer, and the embeddings of the words once more."""
-        x = ACTIVATIONS[self.activation](dense(self.width, self.dtype, "masked_dense")(x))
-        x = norm(self.epsilon, self.dtype, "masked_norm")(x)
+        x = ACTIVATIONS[self.activation](dense_layer(self.width, self.dtype, "masked_dense")(x))
+        x = layer_norm(self.epsilon, self.dtype, "masked_norm")(x)
         bias = self.param("masked_bias", nn.initializers.zeros_init(), (self.vocabulary,), jnp.float32)
-        return embeddings.scores(x).astype(jnp.float32) + bias[None, None]
+        return embeddings.logits(x).astype(jnp.float32) + bias[None, None]
 
-    def _check(self, ids: jax.Array) -> None:
-        for name, known in (("activation", ACTIVATIONS), ("pooling", POOLINGS), ("output", OUTPUTS)):
-            if (value := getattr(self, name)) not in known:
-                raise UserError(f"no {name} {value!r}; {nearest(value, known)}")
+    def _check_input(self, ids: jax.Array) -> None:
+        for name, choices in (("activation", ACTIVATIONS), ("pooling", POOLINGS), ("output", OUTPUTS)):
+            if (value := getattr(self, name)) not in choices:
+                raise UserError(f"no {name} {value!r}; {nearest(value, choices)}")
         if self.width % self.heads:
             raise UserError(f"width={self.width} must be a multiple of heads={self.heads}")
         if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):

@@ -20,10 +20,12 @@ from tl_jax.models.backbone import Backbone
 from tl_jax.models.layers import Conv
 
 STRIDE = 4  # pixels of a cell of the map
-RARE = 0.01  # probability of a middle that a new head gives everywhere: nearly all cells have none (arXiv:1708.02002)
-UNIT = 2 * STRIDE  # pixels from a middle to each side that a new head gives
-REACH = 6.0  # of the logarithm of a distance in units, either way: 0.02 to 3,200 pixels
-GROUP = 8  # channels of a group in GroupNorm, which unlike BatchNorm does not mind small batches (arXiv:1803.08494)
+# Probability of a center that a new head gives everywhere: nearly all cells have none (arXiv:1708.02002).
+CENTER_PRIOR = 0.01
+INITIAL_DISTANCE = 2 * STRIDE  # pixels from a middle to each side that a new head gives
+MAX_LOG_DISTANCE = 6.0  # of the logarithm of a distance in units, either way: 0.02 to 3,200 pixels
+# Channels of a group in GroupNorm, which unlike BatchNorm does not mind small batches (arXiv:1803.08494).
+GROUP_SIZE = 8
 
 
 class Head(nn.Module):
@@ -44,18 +46,21 @@ class Head(nn.Module):
         x = self._lateral(maps[coarse], coarse)
         for name in finer:
             lateral = self._lateral(maps[name], name)
-            x = lateral + _resized(x, lateral.shape[1:3])
-        x = self._block(_resized(x, shape), "shared")
+            x = lateral + _resize(x, lateral.shape[1:3])
+        x = self._block(_resize(x, shape), "shared")
         heat = self._output(self.num_classes, self._block(x, "heat_block"), "heat")
         sides = self._output(4, self._block(x, "sides_block"), "sides")
-        return {"heat": heat + math.log(RARE / (1 - RARE)), "sides": UNIT * jnp.exp(jnp.clip(sides, -REACH, REACH))}
+        return {
+            "heat": heat + math.log(CENTER_PRIOR / (1 - CENTER_PRIOR)),
+            "sides": INITIAL_DISTANCE * jnp.exp(jnp.clip(sides, -MAX_LOG_DISTANCE, MAX_LOG_DISTANCE)),
+        }
 
     def _lateral(self, x: jax.Array, name: str) -> jax.Array:
         return Conv(self.width, 1, use_bias=True, dtype=self.dtype, name=f"lateral_{name}")(x)
 
     def _block(self, x: jax.Array, name: str) -> jax.Array:
         x = Conv(self.width, 3, dtype=self.dtype, name=f"{name}_conv")(x)
-        return nn.relu(nn.GroupNorm(num_groups=None, group_size=GROUP, dtype=self.dtype, name=f"{name}_norm")(x))
+        return nn.relu(nn.GroupNorm(num_groups=None, group_size=GROUP_SIZE, dtype=self.dtype, name=f"{name}_norm")(x))
 
     def _output(self, features: int, x: jax.Array, name: str) -> jax.Array:
         small = nn.initializers.normal(0.01)
@@ -84,13 +89,15 @@ class Detector(nn.Module):
 
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """Apply the network; ``train`` uses batch statistics."""
-        _, end = self.backbone(x, train)
-        shape = cells(x.shape[1:3])
-        return self.head({name: end[name] for name in levels(self.part_names(), end, shape)}, shape), end
+        _, endpoints = self.backbone(x, train)
+        shape = map_shape(x.shape[1:3])
+        return self.head(
+            {name: endpoints[name] for name in head_stages(self.stage_names(), endpoints, shape)}, shape
+        ), endpoints
 
-    def part_names(self) -> tuple[str, ...]:
-        """Return the names of the network's parts from the input on."""
-        return self.backbone.part_names()
+    def stage_names(self) -> tuple[str, ...]:
+        """Return the names of the network's stages from the input on."""
+        return self.backbone.stage_names()
 
     @property
     def channels(self) -> int:
@@ -103,27 +110,27 @@ class Detector(nn.Module):
         return self.backbone.min_size
 
 
-def cells(shape: Sequence[int]) -> tuple[int, int]:
+def map_shape(shape: Sequence[int]) -> tuple[int, int]:
     """Return (h, w) of the map for pictures (H, W)."""
-    high, wide = (-(-side // STRIDE) for side in shape)
-    return high, wide
+    height, width = (-(-side // STRIDE) for side in shape)
+    return height, width
 
 
-def levels(parts: Sequence[str], end: Mapping[str, jax.Array], shape: tuple[int, int]) -> list[str]:
-    """Return the parts whose maps the head reads: the last one of each size that is not above ``shape`` (h, w)."""
-    last = {end[name].shape[1:3]: name for name in parts}
+def head_stages(stages: Sequence[str], endpoints: Mapping[str, jax.Array], shape: tuple[int, int]) -> list[str]:
+    """Return the stages whose maps the head reads: the last one of each size that is not above ``shape`` (h, w)."""
+    last = {endpoints[name].shape[1:3]: name for name in stages}
     fitting = [name for size, name in last.items() if size[0] <= shape[0] and size[1] <= shape[1]]
-    return fitting or [parts[-1]]
+    return fitting or [stages[-1]]
 
 
-def _resized(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _resize(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Return maps (N, h, w, C) enlarged to ``shape``."""
     if x.shape[1:3] == shape:
         return x
     return jax.image.resize(x, (len(x), *shape, x.shape[-1]), "linear")
 
 
-TINY = 1e-7  # square pixels, against division by 0
+EPSILON = 1e-7  # square pixels, against division by 0
 
 
 def area(boxes: jax.Array) -> jax.Array:
@@ -133,8 +140,8 @@ def area(boxes: jax.Array) -> jax.Array:
 
 def iou(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return the intersection over union (A, B) of each of boxes (A, 4) with each of boxes (B, 4); 0 without area."""
-    shared, union = _overlap(a[:, None], b[None])
-    return shared / jnp.maximum(union, TINY)
+    intersection, union = _intersection_union(a[:, None], b[None])
+    return intersection / jnp.maximum(union, EPSILON)
 
 
 def giou(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -143,144 +150,147 @@ def giou(a: jax.Array, b: jax.Array) -> jax.Array:
     Where boxes do not meet it falls with the emptiness of the box around both (Rezatofighi et al. 2019,
     arXiv:1902.09630).
     """
-    shared, union = _overlap(a, b)
-    around = jnp.concatenate([jnp.minimum(a[..., :2], b[..., :2]), jnp.maximum(a[..., 2:], b[..., 2:])], -1)
-    hull = jnp.maximum(area(around), TINY)
-    return shared / jnp.maximum(union, TINY) - (hull - union) / hull
+    intersection, union = _intersection_union(a, b)
+    enclosing = jnp.concatenate([jnp.minimum(a[..., :2], b[..., :2]), jnp.maximum(a[..., 2:], b[..., 2:])], -1)
+    enclosing_area = jnp.maximum(area(enclosing), EPSILON)
+    return intersection / jnp.maximum(union, EPSILON) - (enclosing_area - union) / enclosing_area
 
 
-def _overlap(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _intersection_union(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the areas of intersection and union of boxes that broadcast."""
-    low, high = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
-    shared = jnp.prod(jnp.maximum(high - low, 0.0), axis=-1)
-    return shared, area(a) + area(b) - shared
+    top_left, bottom_right = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
+    intersection = jnp.prod(jnp.maximum(bottom_right - top_left, 0.0), axis=-1)
+    return intersection, area(a) + area(b) - intersection
 
 
-def suppressed(boxes: jax.Array, classes: jax.Array, scores: jax.Array, overlap: float) -> jax.Array:
-    """Return the scores (D,) with those of boxes put to 0 that lie on a better one of their class.
+def suppress_non_maxima(boxes: jax.Array, classes: jax.Array, scores: jax.Array, iou_threshold: float) -> jax.Array:
+    """Return the scores (D,), set to 0 for boxes that overlap a better one of their class.
 
     Non-maximum suppression: in the order of their scores, a box is dropped if its IoU with one that was kept is above
-    ``overlap``.
+    ``iou_threshold``.
 
     Args:
         boxes: (D, 4).
         classes: (D,).
         scores: (D,) in descending order.
-        overlap: IoU above which two boxes of a class count as one.
+        iou_threshold: IoU above which two boxes of a class count as one.
     """
-    on = (iou(boxes, boxes) > overlap) & (classes[:, None] == classes[None])
-    later = jnp.arange(len(boxes))[None] > jnp.arange(len(boxes))[:, None]
-    on &= later
+    overlaps = (iou(boxes, boxes) > iou_threshold) & (classes[:, None] == classes[None])
+    is_later = jnp.arange(len(boxes))[None] > jnp.arange(len(boxes))[:, None]
+    overlaps &= is_later
 
-    def one(kept, row):
-        return kept & ~(on[row] & kept[row]), None
+    def suppress(kept, row):
+        return kept & ~(overlaps[row] & kept[row]), None
 
-    kept, _ = jax.lax.scan(one, jnp.ones(len(boxes), bool), jnp.arange(len(boxes)))
+    kept, _ = jax.lax.scan(suppress, jnp.ones(len(boxes), bool), jnp.arange(len(boxes)))
     return jnp.where(kept, scores, 0.0)
 
 
-CENTRE = 0.54  # share of a box's sides that a Gaussian covers (alpha in TTFNet)
+GAUSSIAN_SHARE = 0.54  # share of a box's sides that a Gaussian covers (alpha in TTFNet)
 
 
 class Targets(NamedTuple):
-    """What the maps (h, w) of one picture should be.
+    """Training targets: the maps (h, w) of one image.
 
     Attributes:
-        heat: (h, w, K) in [0, 1], 1 in the cell with the middle of an object and a Gaussian around it.
+        heatmap: (h, w, K) in [0, 1], 1 in the cell with the middle of an object and a Gaussian around it.
         boxes: (h, w, 4) in pixels, of the object that a cell belongs to.
         weights: (h, w) of the cells in the loss of boxes, 1 in all for each object.
-        counted: (h, w) 0 where a cell says nothing of what is not there.
+        heat_mask: (h, w) 0 in cells that are left out of the loss where there is no object.
     """
 
-    heat: jax.Array
+    heatmap: jax.Array
     boxes: jax.Array
     weights: jax.Array
-    counted: jax.Array
+    heat_mask: jax.Array
 
 
-def targets(
+def make_targets(
     boxes: jax.Array,
     classes: jax.Array,
     crowd: jax.Array,
-    count: int,
+    num_classes: int,
     shape: tuple[int, int],
-    cell: tuple[float, float],
+    cell_size: tuple[float, float],
 ) -> Targets:
-    """Return what the maps of one picture should be.
+    """Return the training targets of one image.
 
-    Where Gaussians meet, a cell belongs to the smallest object, which has no other place.
+    If Gaussians overlap, the cell is assigned to the smallest object.
 
     Args:
         boxes: (M, 4) in pixels.
         classes: (M,) int, below 0 where there is no object.
         crowd: (M,) bool, of objects that are neither learned nor held against the detector.
-        count: K.
+        num_classes: K.
         shape: (h, w).
-        cell: height and width of a cell in pixels.
+        cell_size: height and width of a cell in pixels.
     """
-    learned = (classes >= 0) & ~crowd
-    size = jnp.array([cell[1], cell[0]], jnp.float32)
-    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
-    at = jnp.floor(middle / size[None])
-    reach = jnp.floor((boxes[:, 2:] - boxes[:, :2]) / size[None] * CENTRE / 2)  # cells to each side
-    across, along = (
-        _gaussian(jnp.arange(length), at[:, axis], reach[:, axis]) for axis, length in ((1, shape[0]), (0, shape[1]))
+    is_target = (classes >= 0) & ~crowd
+    size = jnp.array([cell_size[1], cell_size[0]], jnp.float32)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    center_cells = jnp.floor(centers / size[None])
+    radii = jnp.floor((boxes[:, 2:] - boxes[:, :2]) / size[None] * GAUSSIAN_SHARE / 2)  # cells to each side
+    vertical, horizontal = (
+        _gaussian(jnp.arange(length), center_cells[:, axis], radii[:, axis])
+        for axis, length in ((1, shape[0]), (0, shape[1]))
     )
-    peaks = across[:, :, None] * along[:, None, :] * learned[:, None, None]  # (M, h, w)
-    heat = jnp.zeros((count, *shape)).at[jnp.maximum(classes, 0)].max(peaks)
+    peaks = vertical[:, :, None] * horizontal[:, None, :] * is_target[:, None, None]  # (M, h, w)
+    heatmap = jnp.zeros((num_classes, *shape)).at[jnp.maximum(classes, 0)].max(peaks)
     sizes = jnp.where(peaks > 0, area(boxes)[:, None, None], jnp.inf)
     owner = jnp.argmin(sizes, axis=0)
-    own = peaks * (owner[None] == jnp.arange(len(boxes))[:, None, None])
-    weights = (own / jnp.maximum(own.sum((1, 2), keepdims=True), 1e-6)).sum(0)
-    inside = _inside(boxes, shape, cell) & (crowd & (classes >= 0))[:, None, None]
-    return Targets(jnp.moveaxis(heat, 0, -1), boxes[owner], weights, 1.0 - inside.any(0))
+    owned = peaks * (owner[None] == jnp.arange(len(boxes))[:, None, None])
+    weights = (owned / jnp.maximum(owned.sum((1, 2), keepdims=True), 1e-6)).sum(0)
+    in_crowd = _cells_in_boxes(boxes, shape, cell_size) & (crowd & (classes >= 0))[:, None, None]
+    return Targets(jnp.moveaxis(heatmap, 0, -1), boxes[owner], weights, 1.0 - in_crowd.any(0))
 
 
-def _gaussian(cells: jax.Array, at: jax.Array, reach: jax.Array) -> jax.Array:
-    """Return bells (M, n) about ``at`` (M,), 0 beyond ``reach`` (M,); a sixth of what they cover is their deviation."""
-    away = jnp.abs(cells[None] - at[:, None])
-    deviation = (2 * reach[:, None] + 1) / 6
-    return jnp.where(away <= reach[:, None], jnp.exp(-0.5 * (away / deviation) ** 2), 0.0)
+def _gaussian(positions: jax.Array, centers: jax.Array, radii: jax.Array) -> jax.Array:
+    """Return Gaussians (M, n) about ``centers`` (M,), 0 beyond ``radii`` (M,), with a sixth of their width as sigma."""
+    distance = jnp.abs(positions[None] - centers[:, None])
+    sigma = (2 * radii[:, None] + 1) / 6
+    return jnp.where(distance <= radii[:, None], jnp.exp(-0.5 * (distance / sigma) ** 2), 0.0)
 
 
-def _inside(boxes: jax.Array, shape: tuple[int, int], cell: tuple[float, float]) -> jax.Array:
+def _cells_in_boxes(boxes: jax.Array, shape: tuple[int, int], cell_size: tuple[float, float]) -> jax.Array:
     """Return whether the middles of cells lie in boxes, (M, h, w)."""
-    rows, columns = ((jnp.arange(length) + 0.5) * side for length, side in zip(shape, cell, strict=True))
+    rows, columns = ((jnp.arange(length) + 0.5) * side for length, side in zip(shape, cell_size, strict=True))
     x0, y0, x1, y1 = boxes.T[:, :, None]
-    high = (rows[None] >= y0) & (rows[None] < y1)
-    wide = (columns[None] >= x0) & (columns[None] < x1)
-    return high[:, :, None] & wide[:, None, :]
+    in_rows = (rows[None] >= y0) & (rows[None] < y1)
+    in_columns = (columns[None] >= x0) & (columns[None] < x1)
+    return in_rows[:, :, None] & in_columns[:, None, :]
 
 
-def boxes_of(sides: jax.Array, cell: tuple[float, float]) -> jax.Array:
+def decode_boxes(sides: jax.Array, cell_size: tuple[float, float]) -> jax.Array:
     """Return boxes (..., h, w, 4) in pixels from the distances (..., h, w, 4) of their sides to the middle of cells."""
-    high, wide = sides.shape[-3:-1]
-    y, x = ((jnp.arange(length) + 0.5) * side for length, side in zip((high, wide), cell, strict=True))
-    middle = jnp.stack([*jnp.meshgrid(x, y)] * 2, axis=-1).reshape((1,) * (sides.ndim - 3) + (high, wide, 4))
-    return middle + sides * jnp.array([-1.0, -1.0, 1.0, 1.0]).reshape((1,) * (sides.ndim - 1) + (4,))
+    height, width = sides.shape[-3:-1]
+    y, x = ((jnp.arange(length) + 0.5) * side for length, side in zip((height, width), cell_size, strict=True))
+    centers = jnp.stack([*jnp.meshgrid(x, y)] * 2, axis=-1).reshape((1,) * (sides.ndim - 3) + (height, width, 4))
+    return centers + sides * jnp.array([-1.0, -1.0, 1.0, 1.0]).reshape((1,) * (sides.ndim - 1) + (4,))
 
 
-def detections(out: Any, shape: tuple[int, int], most: int, overlap: float) -> jax.Array:
-    """Return the best ``most`` boxes of each picture, (N, D, 6): x0, y0, x1, y1, class, score, the best first.
+def decode_detections(outputs: Any, shape: tuple[int, int], max_detections: int, iou_threshold: float) -> jax.Array:
+    """Return the best boxes of each image, (N, D, 6): x0, y0, x1, y1, class, score, the best first.
 
     A cell is a candidate for a class where it is the highest of its 3x3 neighbours. Boxes that lie on better ones of
     their class have the score 0.
 
     Args:
-        out: ``heat`` (N, h, w, K) logits and ``sides`` (N, h, w, 4) of a detector.
+        outputs: ``heat`` (N, h, w, K) logits and ``sides`` (N, h, w, 4) of a detector.
         shape: (H, W) of the pictures in pixels.
-        most: D at most; there are no more than h * w * K.
-        overlap: IoU above which two boxes of a class count as one.
+        max_detections: largest D; there are no more than h * w * K.
+        iou_threshold: IoU above which two boxes of a class count as one.
     """
-    heat = jax.nn.sigmoid(out["heat"])
-    n, high, wide, count = heat.shape
-    best = jax.lax.reduce_window(heat, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
-    scores, at = jax.lax.top_k(jnp.where(heat == best, heat, 0.0).reshape(n, -1), min(most, high * wide * count))
-    boxes = boxes_of(out["sides"], (shape[0] / high, shape[1] / wide)).reshape(n, -1, 4)
-    boxes = jnp.take_along_axis(boxes, (at // count)[..., None], axis=1)
+    heat = jax.nn.sigmoid(outputs["heat"])
+    n, height, width, num_classes = heat.shape
+    local_max = jax.lax.reduce_window(heat, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+    scores, indices = jax.lax.top_k(
+        jnp.where(heat == local_max, heat, 0.0).reshape(n, -1), min(max_detections, height * width * num_classes)
+    )
+    boxes = decode_boxes(outputs["sides"], (shape[0] / height, shape[1] / width)).reshape(n, -1, 4)
+    boxes = jnp.take_along_axis(boxes, (indices // num_classes)[..., None], axis=1)
     boxes = jnp.clip(boxes, 0.0, jnp.array([shape[1], shape[0]] * 2, jnp.float32)[None, None])
-    classes = at % count
-    scores = jax.vmap(suppressed, in_axes=(0, 0, 0, None))(boxes, classes, scores, overlap)
-    found = jnp.concatenate([boxes, classes[..., None].astype(jnp.float32), scores[..., None]], axis=-1)
+    classes = indices % num_classes
+    scores = jax.vmap(suppress_non_maxima, in_axes=(0, 0, 0, None))(boxes, classes, scores, iou_threshold)
+    detections = jnp.concatenate([boxes, classes[..., None].astype(jnp.float32), scores[..., None]], axis=-1)
     order = jnp.argsort(-scores, axis=1)
-    return jnp.take_along_axis(found, order[..., None], axis=1)
+    return jnp.take_along_axis(detections, order[..., None], axis=1)

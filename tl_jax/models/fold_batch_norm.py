@@ -14,7 +14,7 @@ from tl_jax.models.layers import Conv, DepthwiseConv
 from tl_jax.utils import tree
 
 
-class Pair(NamedTuple):
+class ConvNormPair(NamedTuple):
     """Paths of a convolution and of the BatchNorm that takes its output, and the latter's epsilon."""
 
     conv: str
@@ -23,43 +23,43 @@ class Pair(NamedTuple):
 
 
 @functools.cache
-def pairs(model: Backbone, size: int) -> tuple[Pair, ...]:
+def find_pairs(model: Backbone, size: int) -> tuple[ConvNormPair, ...]:
     """Return the pairs of a model on pictures of ``size`` pixels, found by following the data; nothing is computed."""
-    found: list[Pair] = []
+    pairs: list[ConvNormPair] = []
     outputs: list[tuple[Any, str]] = []  # kept, so that no later value has the identity of an earlier one
 
     def follow(call, args, kwargs, context):
         layer, path = context.module, "/".join(context.module.path)
         if isinstance(layer, nn.BatchNorm):
-            found.extend(Pair(conv, path, layer.epsilon) for out, conv in outputs if out is args[0])
-        out = call(*args, **kwargs)
+            pairs.extend(ConvNormPair(conv, path, layer.epsilon) for output, conv in outputs if output is args[0])
+        output = call(*args, **kwargs)
         if isinstance(layer, (Conv, DepthwiseConv)) and context.method_name == "__call__":
-            outputs.append((out, path))
-        return out
+            outputs.append((output, path))
+        return output
 
     with nn.intercept_methods(follow):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, model.channels)))
-    return tuple(found)
+    return tuple(pairs)
 
 
-def fold(found: tuple[Pair, ...], variables: Mapping[str, Any]) -> dict[str, Any]:
+def fold_variables(pairs: tuple[ConvNormPair, ...], variables: Mapping[str, Any]) -> dict[str, Any]:
     """Return the variables with the factors in the kernels, and the terms (C,) by path of the norm as "shifts"."""
     params, stats = dict(tree.flatten(variables["params"])), tree.flatten(variables["batch_stats"])
     shifts = {}
-    for conv, norm, epsilon in found:
+    for conv, norm, epsilon in pairs:
         mean, var = stats[f"{norm}/mean"], stats[f"{norm}/var"]
         factor = params.get(f"{norm}/scale", jnp.ones_like(var)) * jax.lax.rsqrt(var + epsilon)
         params[f"{conv}/kernel"] = params[f"{conv}/kernel"] * factor[None, None, None]
-        term = params.get(f"{norm}/bias", jnp.zeros_like(mean)) - mean * factor
+        offset = params.get(f"{norm}/bias", jnp.zeros_like(mean)) - mean * factor
         if f"{conv}/bias" in params:
-            term = term + params[f"{conv}/bias"] * factor
+            offset = offset + params[f"{conv}/bias"] * factor
             params[f"{conv}/bias"] = jnp.zeros_like(mean)
-        shifts[norm] = term
+        shifts[norm] = offset
     return {**variables, "params": tree.unflatten(params), "shifts": shifts}
 
 
 @contextlib.contextmanager
-def folded(shifts: Mapping[str, jax.Array]) -> Iterator[None]:
+def folded_norms(shifts: Mapping[str, jax.Array]) -> Iterator[None]:
     """Make the BatchNorm layers that were folded add their term and do nothing else."""
 
     def intercept(call, args, kwargs, context):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax.models.backbone import Backbone, Part
+from tl_jax.models.backbone import Backbone, StageFactory
 from tl_jax.models.layers import ConvNorm, Norm, glorot_uniform
 from tl_jax.models.ops.pooling import max_pool, mean_pool
 from tl_jax.utils.errors import UserError
@@ -48,13 +48,13 @@ Branch = Sequence[Unit | tuple[Unit, Unit]]  # a pair runs side by side and is c
 POOL, MAX_POOL = "branch_pool", Unit("", 0)  # the branch after a mean pooling; the branch that is a max pooling
 
 
-def _grid35(pooled: int) -> list[Branch]:
+def _grid35(pool_features: int) -> list[Branch]:
     """Figure 5 of the paper."""
     return [
         [Unit("branch1x1", 64)],
         [Unit("branch5x5_1", 48), Unit("branch5x5_2", 64, 5)],
         [Unit("branch3x3dbl_1", 64), Unit("branch3x3dbl_2", 96, 3), Unit("branch3x3dbl_3", 96, 3)],
-        [Unit(POOL, pooled)],
+        [Unit(POOL, pool_features)],
     ]
 
 
@@ -66,23 +66,23 @@ def _to_grid17() -> list[Branch]:
     ]
 
 
-def _grid17(inner: int) -> list[Branch]:
+def _grid17(features: int) -> list[Branch]:
     """Figure 6: 7x7 convolutions as pairs of 1x7 and 7x1."""
     wide, high = (1, 7), (7, 1)
-    double = [(inner, 1), (inner, high), (inner, wide), (inner, high), (192, wide)]
+    units = [(features, 1), (features, high), (features, wide), (features, high), (192, wide)]
     return [
         [Unit("branch1x1", 192)],
-        [Unit("branch7x7_1", inner), Unit("branch7x7_2", inner, wide), Unit("branch7x7_3", 192, high)],
-        [Unit(f"branch7x7dbl_{i}", *unit) for i, unit in enumerate(double, start=1)],
+        [Unit("branch7x7_1", features), Unit("branch7x7_2", features, wide), Unit("branch7x7_3", 192, high)],
+        [Unit(f"branch7x7dbl_{i}", *unit) for i, unit in enumerate(units, start=1)],
         [Unit(POOL, 192)],
     ]
 
 
 def _to_grid8() -> list[Branch]:
-    seven = [(192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3, 2)]
+    units = [(192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3, 2)]
     return [
         [Unit("branch3x3_1", 192), Unit("branch3x3_2", 320, 3, 2)],
-        [Unit(f"branch7x7x3_{i}", *unit) for i, unit in enumerate(seven, start=1)],
+        [Unit(f"branch7x7x3_{i}", *unit) for i, unit in enumerate(units, start=1)],
         [MAX_POOL],
     ]
 
@@ -144,8 +144,14 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        plan = [(32, 3, 2, "valid"), (32, 3, 1, "valid"), (64, 3, 1, "half"), (80, 1, 1, "valid"), (192, 3, 1, "valid")]
-        for i, (features, kernel, stride, padding) in enumerate(plan, start=1):
+        layers = [
+            (32, 3, 2, "valid"),
+            (32, 3, 1, "valid"),
+            (64, 3, 1, "half"),
+            (80, 1, 1, "valid"),
+            (192, 3, 1, "valid"),
+        ]
+        for i, (features, kernel, stride, padding) in enumerate(layers, start=1):
             unit = Unit(f"conv{i}", features, kernel, stride)
             x = conv_norm(unit, padding, self.width, self.layout, self.dtype)(x, train)
             x = max_pool(x, 3, 2) if i in (3, 5) else x
@@ -195,23 +201,26 @@ class InceptionV3(Backbone):
     layouts: ClassVar[tuple[str, ...]] = tuple(LAYOUTS)
     min_size: ClassVar[int] = 75
 
-    def parts(self) -> Sequence[tuple[str, Part]]:
-        how = self.width, LAYOUTS[self.layout], self.dtype
+    def named_stages(self) -> Sequence[tuple[str, StageFactory]]:
+        stage_options = self.width, LAYOUTS[self.layout], self.dtype
         first, second, third = self.repeats
         blocks = [_grid35(pooled) for pooled in (32, 64, 64)[:first]]
         blocks += [_to_grid17(), *(_grid17(inner) for inner in (128, 160, 160, 192)[:second])]
         blocks += [_to_grid8(), *[_grid8()] * third]
-        mixed = [(f"mixed{i}", partial(Mixed, branches, *how, name=f"mixed{i}")) for i, branches in enumerate(blocks)]
-        return [("stem", partial(Stem, *how, name="stem")), *mixed]
+        mixed = [
+            (f"mixed{i}", partial(Mixed, branches, *stage_options, name=f"mixed{i}"))
+            for i, branches in enumerate(blocks)
+        ]
+        return [("stem", partial(Stem, *stage_options, name="stem")), *mixed]
 
-    def head_reads(self) -> str:
-        return self._last(2) if self.aux else super().head_reads()
+    def head_input(self) -> str:
+        return self._last_block(2) if self.aux else super().head_input()
 
-    def _last(self, stage: int) -> str:
+    def _last_block(self, stage: int) -> str:
         """Return the name of the last block of a size."""
         return f"mixed{sum(self.repeats[:stage]) + stage - 2}"
 
-    def prepare(self, x: jax.Array) -> jax.Array:
+    def prepare_input(self, x: jax.Array) -> jax.Array:
         if not self.transform_input:
             return x
         std, mean = np.array([0.229, 0.224, 0.225], np.float32), np.array([0.485, 0.456, 0.406], np.float32)
@@ -219,10 +228,10 @@ class InceptionV3(Backbone):
             std, mean = std.mean(keepdims=True), mean.mean(keepdims=True)
         return x * (std / 0.5)[None, None, None] + ((mean - 0.5) / 0.5)[None, None, None]
 
-    def extras(self, end: dict[str, jax.Array], train: bool) -> None:
+    def add_endpoints(self, endpoints: dict[str, jax.Array], train: bool) -> None:
         for stage in (1, 2, 3):
-            if self._last(stage) in end:
-                end[f"stage{stage}"] = end[self._last(stage)]
-        if self.aux and self.num_classes and "stage2" in end:
+            if self._last_block(stage) in endpoints:
+                endpoints[f"stage{stage}"] = endpoints[self._last_block(stage)]
+        if self.aux and self.num_classes and "stage2" in endpoints:
             head = AuxiliaryHead(self.num_classes, self.width, LAYOUTS[self.layout], self.dtype, name="aux")
-            end["aux_logits"] = head(end["stage2"], train)
+            endpoints["aux_logits"] = head(endpoints["stage2"], train)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from tl_jax.models.ops.batch_norm import BatchNorm
-from tl_jax.models.ops.conv import conv2d, depthwise2d, pads
+from tl_jax.models.ops.conv import compute_padding, conv2d, depthwise2d
 from tl_jax.utils.errors import UserError
 
 
@@ -38,13 +38,13 @@ class Conv(nn.Module):
 
     On CPU, 1x1 kernels and small pictures are computed as a matrix product of patches: XLA's CPU convolution reaches
     a tenth of the machine's rate there. On a GPU 1x1 kernels are products, and all else is ``lax.conv_general_dilated``
-    (``ops.conv.way``). All give the same values up to float32 rounding.
+    (``ops.conv.fastest_method``). All give the same values up to float32 rounding.
 
     Attributes:
         features: output channels.
         kernel: side of the kernel in pixels, or (height, width).
         stride: step of the window in pixels, both axes.
-        padding: see ``pads``.
+        padding: see ``compute_padding``.
         use_bias: add a bias per output channel.
         dtype: of the computation; parameters are float32.
     """
@@ -61,7 +61,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         window = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
         kernel = self.param("kernel", self.kernel_init, (*window, x.shape[-1], self.features), jnp.float32)
-        padding = pads(x.shape[1:3], window, self.stride, self.padding)
+        padding = compute_padding(x.shape[1:3], window, self.stride, self.padding)
         x = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
@@ -81,7 +81,7 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         window = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
         kernel = self.param("kernel", he_uniform, (*window, 1, x.shape[-1]), jnp.float32).astype(self.dtype)
-        padding = pads(x.shape[1:3], window, self.stride, self.padding)
+        padding = compute_padding(x.shape[1:3], window, self.stride, self.padding)
         return depthwise2d(x.astype(self.dtype), kernel, self.stride, padding)
 
 
@@ -110,11 +110,11 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        how = {"padding": self.padding, "dtype": self.dtype, "name": "conv"}
+        options = {"padding": self.padding, "dtype": self.dtype, "name": "conv"}
         if self.features:
-            x = Conv(self.features, self.kernel, self.stride, **how)(x)
+            x = Conv(self.features, self.kernel, self.stride, **options)(x)
         else:
-            x = DepthwiseConv(self.kernel, self.stride, **how)(x)
+            x = DepthwiseConv(self.kernel, self.stride, **options)(x)
         x = self.norm.layer(self.dtype, "bn")(x, use_running_average=not train)
         return self.activation(x) if self.activation else x
 
@@ -133,8 +133,8 @@ class DropPath(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         if not train or self.rate == 0:
             return x
-        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (len(x), 1, 1, 1))
-        return jnp.where(kept, x / (1 - self.rate), 0)
+        keep_mask = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (len(x), 1, 1, 1))
+        return jnp.where(keep_mask, x / (1 - self.rate), 0)
 
 
 def linear_drop_rates(last: float, counts: Sequence[int]) -> list[tuple[float, ...]]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import flax.linen as nn
 import jax
 
-from tl_jax.models.backbone import Backbone, Part
+from tl_jax.models.backbone import Backbone, StageFactory
 from tl_jax.models.layers import ConvNorm, DropPath, Norm, linear_drop_rates
 
 
@@ -30,10 +30,10 @@ LAYOUTS = {"keras": Layout("same", Norm(1e-3, 0.999)), "torchvision": Layout("ha
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
-def scaled(channels: float, by: int = 8) -> int:
-    """Round channels to a multiple of ``by``, but not down by more than a tenth."""
-    rounded = max(by, int(channels + by / 2) // by * by)
-    return rounded + by if rounded < 0.9 * channels else rounded
+def round_channels(channels: float, divisor: int = 8) -> int:
+    """Round channels to a multiple of ``divisor``, but not down by more than a tenth."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 class Block(nn.Module):
@@ -51,10 +51,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        plan = [("expand", x.shape[-1] * self.expansion, 1, 1), ("depthwise", 0, 3, self.stride)]
-        plan.append(("project", self.features, 1, 1))
+        layers = [("expand", x.shape[-1] * self.expansion, 1, 1), ("depthwise", 0, 3, self.stride)]
+        layers.append(("project", self.features, 1, 1))
         y = x
-        for name, features, kernel, stride in plan[self.expansion == 1 :]:
+        for name, features, kernel, stride in layers[self.expansion == 1 :]:
             activation = None if name == "project" else nn.relu6
             y = ConvNorm(features, kernel, stride, *self.layout, activation, self.dtype, name=name)(y, train)
         if x.shape != y.shape or self.stride != 1:
@@ -100,23 +100,25 @@ class MobileNetV2(Backbone):
 
     layouts: ClassVar[tuple[str, ...]] = tuple(LAYOUTS)
 
-    def parts(self) -> Sequence[tuple[str, Part]]:
+    def named_stages(self) -> Sequence[tuple[str, StageFactory]]:
         layout = LAYOUTS[self.layout]
-        how = (*layout, nn.relu6, self.dtype)
-        parts: list[tuple[str, Part]] = [("stem", partial(ConvNorm, scaled(32 * self.width), 3, 2, *how, name="stem"))]
+        norm_options = (*layout, nn.relu6, self.dtype)
+        stages: list[tuple[str, StageFactory]] = [
+            ("stem", partial(ConvNorm, round_channels(32 * self.width), 3, 2, *norm_options, name="stem"))
+        ]
         rows = zip(self.stages, self._drop_rates(), strict=True)
         for i, ((expansion, channels, _, stride), rates) in enumerate(rows, start=1):
-            channels = scaled(channels * self.width)
+            channels = round_channels(channels * self.width)
             stage = partial(Stage, expansion, channels, rates, stride, layout, self.dtype, name=f"stage{i}")
-            parts.append((f"stage{i}", stage))
-        last = scaled(self.final * max(1.0, self.width))
-        return [*parts, ("final", partial(ConvNorm, last, 1, 1, *how, name="final"))]
+            stages.append((f"stage{i}", stage))
+        final_channels = round_channels(self.final * max(1.0, self.width))
+        return [*stages, ("final", partial(ConvNorm, final_channels, 1, 1, *norm_options, name="final"))]
 
     def _drop_rates(self) -> list[tuple[float, ...]]:
         """Return the rates of the blocks of each stage, 0 for a first block that has no shortcut."""
-        channels = [scaled(c * self.width) for c in (32, *(row[1] for row in self.stages))]
+        channels = [round_channels(c * self.width) for c in (32, *(row[1] for row in self.stages))]
         rows = zip(self.stages, pairwise(channels), strict=True)
-        bare = [stride != 1 or before != after for (_, _, _, stride), (before, after) in rows]
-        counts = [depth - first for (_, _, depth, _), first in zip(self.stages, bare, strict=True)]
+        no_shortcut = [stride != 1 or before != after for (_, _, _, stride), (before, after) in rows]
+        counts = [depth - first for (_, _, depth, _), first in zip(self.stages, no_shortcut, strict=True)]
         rates = linear_drop_rates(self.drop_path, counts)
-        return [(0.0, *stage) if first else stage for stage, first in zip(rates, bare, strict=True)]
+        return [(0.0, *stage) if first else stage for stage, first in zip(rates, no_shortcut, strict=True)]

@@ -7,29 +7,29 @@ from typing import Any
 
 from tl_jax.utils.errors import UserError
 
-LARGEST = 10_000_000  # of a whole number: words of a vocabulary, units of a layer
-LARGEST_FRACTION = 100  # of other numbers: shares, multiples of a width
-MOST_BLOCKS = 1_000  # of layers; a few hundred are the deepest networks, and each takes a moment to build
+MAX_INTEGER = 10_000_000  # of a whole number: words of a vocabulary, units of a layer
+MAX_FLOAT = 100  # of other numbers: shares, multiples of a width
+MAX_BLOCKS = 1_000  # of layers; a few hundred are the deepest networks, and each takes a moment to build
 
 
-def check(name: str, options: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+def check_options(name: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Check the values of options.
 
     Args:
         name: of the model, for the message.
         options: as given.
-        plain: values of the attributes of the model without them, which have the right types.
+        defaults: values of the attributes of the model without them, which have the right types.
 
     Raises:
         UserError: names the option and says what it may be.
     """
     for option, value in options.items():
-        if wanted := _misfit(value, plain[option]):
-            shown = repr(value) if isinstance(value, str | Real | None) else f"a {type(value).__name__}"
-            raise UserError(f"model {name!r}: option {option} is {shown}, not {wanted}; correct it")
-    merged = {**plain, **options}
-    if (count := count_blocks(merged)) > MOST_BLOCKS:
-        raise UserError(f"model {name!r}: {count:,} blocks are more than {MOST_BLOCKS:,}; lower its depth")
+        if expected := _expectation(value, defaults[option]):
+            given = repr(value) if isinstance(value, str | Real | None) else f"a {type(value).__name__}"
+            raise UserError(f"model {name!r}: option {option} is {given}, not {expected}; correct it")
+    merged = {**defaults, **options}
+    if (count := count_blocks(merged)) > MAX_BLOCKS:
+        raise UserError(f"model {name!r}: {count:,} blocks are more than {MAX_BLOCKS:,}; lower its depth")
     if "depths" in merged and len(merged["depths"]) != len(merged.get("widths", merged["depths"])):
         raise UserError(f"model {name!r}: depths={merged['depths']} and widths={merged['widths']} differ in length")
 
@@ -45,25 +45,25 @@ def _is_number(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _misfit(value: Any, plain: Any) -> str:
-    """Return in words what a value should be, "" if it is of the kind of ``plain`` and within its range."""
-    match plain:
+def _expectation(value: Any, default: Any) -> str:
+    """Return in words what a value should be, "" if it is of the kind of ``default`` and within its range."""
+    match default:
         case bool():
             return "" if isinstance(value, bool) else "True or False"
         case int():
-            fits = _is_number(value, Integral) and 0 <= value <= LARGEST
-            return "" if fits else f"a whole number from 0 to {LARGEST:,}"
+            fits = _is_number(value, Integral) and 0 <= value <= MAX_INTEGER
+            return "" if fits else f"a whole number from 0 to {MAX_INTEGER:,}"
         case float():
-            number = _is_number(value, Real) and math.isfinite(value)
-            return "" if number and 0 <= value <= LARGEST_FRACTION else f"a number from 0 to {LARGEST_FRACTION}"
+            is_number = _is_number(value, Real) and math.isfinite(value)
+            return "" if is_number and 0 <= value <= MAX_FLOAT else f"a number from 0 to {MAX_FLOAT}"
         case str():
             return "" if isinstance(value, str) else "a text"
         case tuple():
-            whole = isinstance(value, tuple) and 0 < len(value) <= MOST_BLOCKS
-            inner = [_misfit(entry, plain[0]) for entry in value] if whole else ["a sequence"]
-            same = not any(inner) and (
-                not isinstance(plain[0], tuple) or {len(entry) for entry in value} == {len(plain[0])}
+            valid_length = isinstance(value, tuple) and 0 < len(value) <= MAX_BLOCKS
+            entry_errors = [_expectation(entry, default[0]) for entry in value] if valid_length else ["a sequence"]
+            fits = not any(entry_errors) and (
+                not isinstance(default[0], tuple) or {len(entry) for entry in value} == {len(default[0])}
             )
-            return "" if same else f"a tuple such as {plain}"
+            return "" if fits else f"a tuple such as {default}"
         case _:
             return ""  # a type of computation

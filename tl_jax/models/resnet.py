@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tl_jax.models.backbone import Backbone, Part
+from tl_jax.models.backbone import Backbone, StageFactory
 from tl_jax.models.layers import Conv, DropPath, Norm, linear_drop_rates
 from tl_jax.models.ops.batch_norm import BatchNorm
 from tl_jax.models.ops.pooling import max_pool
@@ -55,17 +55,17 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        out = self.width * (4 if self.bottleneck else 1)
+        out_features = self.width * (4 if self.bottleneck else 1)
         first, second = (1, self.stride) if self.bottleneck and self.layout.stride_in_3x3 else (self.stride, 1)
-        plan = [(self.width, 1, first), (self.width, 3, second), (out, 1, 1)]
+        layers = [(self.width, 1, first), (self.width, 3, second), (out_features, 1, 1)]
         if not self.bottleneck:
-            plan = [(self.width, 3, first), (out, 3, second)]
+            layers = [(self.width, 3, first), (out_features, 3, second)]
         y = x
-        for i, (features, kernel, stride) in enumerate(plan, start=1):
+        for i, (features, kernel, stride) in enumerate(layers, start=1):
             y = self._conv_norm(y, features, kernel, stride, f"conv{i}", f"bn{i}", train)
-            y = nn.relu(y) if i < len(plan) else y
+            y = nn.relu(y) if i < len(layers) else y
         if x.shape != y.shape:
-            x = self._conv_norm(x, out, 1, self.stride, "shortcut_conv", "shortcut_bn", train)
+            x = self._conv_norm(x, out_features, 1, self.stride, "shortcut_conv", "shortcut_bn", train)
         return nn.relu(x + DropPath(self.drop_rate, name="drop_path")(y, train))
 
     def _conv_norm(self, x, features, kernel, stride, conv_name, norm_name, train):
@@ -133,15 +133,15 @@ class ResNet(Backbone):
 
     layouts: ClassVar[tuple[str, ...]] = tuple(LAYOUTS)
 
-    def parts(self) -> Sequence[tuple[str, Part]]:
+    def named_stages(self) -> Sequence[tuple[str, StageFactory]]:
         layout = LAYOUTS[self.layout]
         stem = partial(Stem, self.widths[0], self.stem_kernel, self.stem_stride, layout, self.dtype, name="stem")
-        parts: list[tuple[str, Part]] = [("stem", stem)]
+        stages: list[tuple[str, StageFactory]] = [("stem", stem)]
         rates = linear_drop_rates(self.drop_path, self.depths)
         for i, (width, stage_rates) in enumerate(zip(self.widths, rates, strict=True), start=1):
-            make = partial(Block, width=width, bottleneck=self.bottleneck, layout=layout, dtype=self.dtype)
-            parts.append((f"stage{i}", partial(Stage, stage_rates, 1 if i == 1 else 2, make, name=f"stage{i}")))
-        return parts
+            make_block = partial(Block, width=width, bottleneck=self.bottleneck, layout=layout, dtype=self.dtype)
+            stages.append((f"stage{i}", partial(Stage, stage_rates, 1 if i == 1 else 2, make_block, name=f"stage{i}")))
+        return stages
 
 
 NORM = Norm(epsilon=1.001e-5, momentum=0.99)
@@ -158,17 +158,17 @@ class PreActBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        active = self._active(x, "preact_bn", train)
+        activated = self._norm_relu(x, "preact_bn", train)
         if self.first:
-            shortcut = self._conv(active, 4 * self.width, 1, self.stride, "shortcut_conv", bias=True)
+            shortcut = self._conv(activated, 4 * self.width, 1, self.stride, "shortcut_conv", bias=True)
         else:
             shortcut = x[:, :: self.stride, :: self.stride]
-        y = self._conv(active, self.width, 1, 1, "conv1")
-        y = self._conv(self._active(y, "bn1", train), self.width, 3, self.stride, "conv2")
-        y = self._conv(self._active(y, "bn2", train), 4 * self.width, 1, 1, "conv3", bias=True)
+        y = self._conv(activated, self.width, 1, 1, "conv1")
+        y = self._conv(self._norm_relu(y, "bn1", train), self.width, 3, self.stride, "conv2")
+        y = self._conv(self._norm_relu(y, "bn2", train), 4 * self.width, 1, 1, "conv3", bias=True)
         return shortcut + DropPath(self.drop_rate, name="drop_path")(y, train)
 
-    def _active(self, x: jax.Array, name: str, train: bool) -> jax.Array:
+    def _norm_relu(self, x: jax.Array, name: str, train: bool) -> jax.Array:
         return nn.relu(NORM.layer(self.dtype, name)(x, use_running_average=not train))
 
     def _conv(self, x: jax.Array, features: int, kernel: int, stride: int, name: str, bias: bool = False) -> jax.Array:
@@ -227,10 +227,12 @@ class ResNetV2(Backbone):
     widths: tuple[int, ...] = (64, 128, 256, 512)
     drop_path: float = 0.0
 
-    def parts(self) -> Sequence[tuple[str, Part]]:
-        parts: list[tuple[str, Part]] = [("stem", partial(PreActStem, self.widths[0], self.dtype, name="stem"))]
+    def named_stages(self) -> Sequence[tuple[str, StageFactory]]:
+        stages: list[tuple[str, StageFactory]] = [
+            ("stem", partial(PreActStem, self.widths[0], self.dtype, name="stem"))
+        ]
         last, rates = len(self.depths), linear_drop_rates(self.drop_path, self.depths)
         for i, (width, stage_rates) in enumerate(zip(self.widths, rates, strict=True), start=1):
             stage = partial(PreActStage, stage_rates, width, 1 if i == last else 2, self.dtype, name=f"stage{i}")
-            parts.append((f"stage{i}", stage))
-        return [*parts, ("final", partial(Final, self.dtype, name="final"))]
+            stages.append((f"stage{i}", stage))
+        return [*stages, ("final", partial(Final, self.dtype, name="final"))]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 
-from tl_jax.models.backbone import Backbone, Part
+from tl_jax.models.backbone import Backbone, StageFactory
 from tl_jax.models.layers import Conv
 from tl_jax.models.ops.batch_norm import BatchNorm
 from tl_jax.models.ops.dropout import Dropout
@@ -58,22 +58,22 @@ class VGG(Backbone):
 
     min_size: ClassVar[int] = 32  # five halvings
 
-    def parts(self) -> Sequence[tuple[str, Part]]:
+    def named_stages(self) -> Sequence[tuple[str, StageFactory]]:
         sizes = enumerate(zip(self.depths, self.widths, strict=True), start=1)
         return [(f"stage{i}", partial(Stage, d, w, self.norm, self.dtype, name=f"stage{i}")) for i, (d, w) in sizes]
 
-    def head_reads(self) -> str:
-        return self._last() if self.fc else super().head_reads()
+    def head_input(self) -> str:
+        return self._last_stage() if self.fc else super().head_input()
 
-    def _last(self) -> str:
+    def _last_stage(self) -> str:
         return self.endpoint or f"stage{len(self.depths)}"
 
-    def classify(self, end: dict[str, jax.Array], train: bool) -> jax.Array:
+    def classify(self, endpoints: dict[str, jax.Array], train: bool) -> jax.Array:
         if not self.fc:
-            return super().classify(end, train)
-        x = adaptive_mean_pool(end[self._last()], GRID)
+            return super().classify(endpoints, train)
+        x = adaptive_mean_pool(endpoints[self._last_stage()], GRID)
         x = x.reshape(x.shape[0], -1)
         for name in ("fc1", "fc2"):
-            x = end[name] = nn.relu(nn.Dense(self.fc_width, dtype=self.dtype, name=name)(x))
+            x = endpoints[name] = nn.relu(nn.Dense(self.fc_width, dtype=self.dtype, name=name)(x))
             x = Dropout(self.fc_dropout, name=f"{name}_dropout")(x, train)
         return self.dense_head(x, train)

@@ -9,10 +9,10 @@ import numpy as np
 
 from tl_jax.pretrained.convert import INVERSES, Converted, Rule, Table, keep, transpose
 from tl_jax.utils.errors import UserError, nearest
-from tl_jax.utils.json_files import TEXT, Field, check_fields, integer, list_of, number, object_of
+from tl_jax.utils.json_files import STRING, Field, check_fields, integer, list_of, number, object_of
 
 # (ours, theirs, kind of layer) of what is there once, and once in each layer.
-ONCE = {
+SINGLE_MODULES = {
     "bert": (
         ("embeddings/word", "embeddings.word_embeddings", "embedding"),
         ("embeddings/position", "embeddings.position_embeddings", "embedding"),
@@ -35,7 +35,7 @@ ONCE = {
         ("masked_bias", "vocab_projector.bias", "value"),
     ),
 }
-LAYERS = {
+LAYER_MODULES = {
     "bert": (
         "encoder.layer.{}",
         (
@@ -64,7 +64,7 @@ LAYERS = {
     ),
 }
 # (theirs, ours, transform) of a layer's leaves.
-LEAVES = {
+MODULE_LEAVES = {
     "dense": ((".weight", "/kernel", transpose), (".bias", "/bias", keep)),
     "norm": ((".weight", "/scale", keep), (".bias", "/bias", keep)),
     "embedding": ((".weight", "/embedding", keep),),
@@ -77,7 +77,7 @@ IGNORED = (
     r"vocab_projector\.weight",
     r"cls\.seq_relationship\.(weight|bias)",
 )
-OUTSIDE = ("head", "pooler", "masked_dense", "masked_norm", "masked_bias")  # ours, without their prefix "bert."
+UNPREFIXED = ("head", "pooler", "masked_dense", "masked_norm", "masked_bias")  # ours, without their prefix "bert."
 # Option of the model: its name in config.json, by kind.
 OPTIONS = {
     "bert": {
@@ -117,12 +117,12 @@ SIZES: Mapping[str, Field] = {
     "positions": integer(1, 1_000_000),
     "types": integer(0, 64),
     "epsilon": number(0, 1),
-    "activation": TEXT,
+    "activation": STRING,
     "dropout": number(0, 0.99),
     "attention_dropout": number(0, 0.99),
     "head_dropout": number(0, 0.99),
 }
-OTHER_FIELDS = {"model_type": TEXT, "architectures": list_of(TEXT), "id2label": object_of(TEXT)}
+OTHER_FIELDS = {"model_type": STRING, "architectures": list_of(STRING), "id2label": object_of(STRING)}
 # Leaves whose shapes are those of options: which tell that a file is another network's before one is built.
 SHAPES = {
     "params/embeddings/word/embedding": ("vocabulary", "width"),
@@ -133,29 +133,31 @@ SHAPES = {
 _COPY = "copy the config.json that came with the weights there"
 
 
-def leaves(kind: str, depth: int) -> Iterator[tuple[str, str, Any]]:
+def leaf_names(kind: str, depth: int) -> Iterator[tuple[str, str, Any]]:
     """Yield (our path, their name without prefix, transform) of every array that a file may hold."""
-    stem, layer = LAYERS[kind]
-    modules = list(ONCE[kind])
+    stem, layer = LAYER_MODULES[kind]
+    modules = list(SINGLE_MODULES[kind])
     for i in range(depth):
-        modules += [(f"layer{i + 1}/{ours}", f"{stem.format(i)}.{theirs}", sort) for ours, theirs, sort in layer]
-    for ours, theirs, sort in modules:
-        for their_leaf, our_leaf, transform in LEAVES[sort]:
+        modules += [
+            (f"layer{i + 1}/{ours}", f"{stem.format(i)}.{theirs}", layer_kind) for ours, theirs, layer_kind in layer
+        ]
+    for ours, theirs, layer_kind in modules:
+        for their_leaf, our_leaf, transform in MODULE_LEAVES[layer_kind]:
             yield f"params/{ours}{our_leaf}", theirs + their_leaf, transform
 
 
-def table(kind: str, depth: int) -> Table:
+def conversion_table(kind: str, depth: int) -> Table:
     """Return the conversion table; names may begin with "bert." or not, and norms may have ``gamma`` and ``beta``."""
-    rules = [Rule(re.escape(theirs), ours, transform) for ours, theirs, transform in leaves(kind, depth)]
-    return Table(rules, IGNORED, lambda arrays, _: {name: plain(name, kind) for name in arrays})
+    rules = [Rule(re.escape(theirs), ours, transform) for ours, theirs, transform in leaf_names(kind, depth)]
+    return Table(rules, IGNORED, lambda arrays, _: {name: strip_prefix(name, kind) for name in arrays})
 
 
-def plain(name: str, kind: str) -> str:
+def strip_prefix(name: str, kind: str) -> str:
     """Return the name of an array without its prefix, as it is called today."""
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name.removeprefix(f"{kind}.")))
 
 
-def check(config: Mapping[str, Any], file: Path, activations: Collection[str]) -> None:
+def check_config(config: Mapping[str, Any], file: Path, activations: Collection[str]) -> None:
     """Check what stands in a ``config.json``: types and ranges, before anything is built of it.
 
     Args:
@@ -166,18 +168,18 @@ def check(config: Mapping[str, Any], file: Path, activations: Collection[str]) -
     Raises:
         UserError: names the file and the field.
     """
-    kind = kind_of(config, file)
+    kind = model_kind(config, file)
     names = OPTIONS[kind]
     check_fields(config, file, {theirs: SIZES[ours] for ours, theirs in names.items()}, _COPY)
-    if absent := [theirs for theirs in list(names.values())[:5] if config.get(theirs) is None]:
-        raise UserError(f"{file} lacks {', '.join(absent)}; {_COPY}")
+    if missing := [theirs for theirs in list(names.values())[:5] if config.get(theirs) is None]:
+        raise UserError(f"{file} lacks {', '.join(missing)}; {_COPY}")
     width, heads, activation = (names[option] for option in ("width", "heads", "activation"))
     if config[width] % config[heads]:
         raise UserError(
             f"{file}: {width} is {config[width]}, no multiple of {heads}, which is {config[heads]}; {_COPY}"
         )
-    if (chosen := config.get(activation)) is not None and chosen not in activations:
-        raise UserError(f"{file}: {activation} is {chosen!r}, which is not known here; {nearest(chosen, activations)}")
+    if (name := config.get(activation)) is not None and name not in activations:
+        raise UserError(f"{file}: {activation} is {name!r}, which is not known here; {nearest(name, activations)}")
 
 
 def check_depth(depth: int, kind: str, arrays: int, file: Path) -> None:
@@ -210,7 +212,7 @@ def check_shapes(attributes: Mapping[str, Any], kind: str, converted: Converted,
             )
 
 
-def kind_of(config: Mapping[str, Any], file: Path | str = "config.json") -> str:
+def model_kind(config: Mapping[str, Any], file: Path | str = "config.json") -> str:
     """Return which of the networks a ``config.json`` describes; ``file`` is for messages.
 
     Raises:
@@ -218,22 +220,22 @@ def kind_of(config: Mapping[str, Any], file: Path | str = "config.json") -> str:
     """
     check_fields(config, file, OTHER_FIELDS, _COPY)
     kind = config.get("model_type") or ""
-    if kind not in ONCE:
-        raise UserError(f"{file} has model_type {kind!r}; {nearest(kind, ONCE)}")
+    if kind not in SINGLE_MODULES:
+        raise UserError(f"{file} has model_type {kind!r}; {nearest(kind, SINGLE_MODULES)}")
     if config.get("position_embedding_type", "absolute") != "absolute" or config.get("is_decoder"):
         raise UserError(f"{file} describes a decoder, or positions that are not absolute; take a plain encoder")
     return kind
 
 
-def options(config: Mapping[str, Any]) -> dict[str, Any]:
+def model_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of ``models.create`` that a ``config.json``, which was checked, stands for."""
-    kind = kind_of(config)
-    found = {ours: config[theirs] for ours, theirs in OPTIONS[kind].items() if config.get(theirs) is not None}
-    found.setdefault("head_dropout", found.get("dropout", 0.1))
-    return found if kind == "bert" else {**found, "types": 0, "pooler": "relu"}
+    kind = model_kind(config)
+    options = {ours: config[theirs] for ours, theirs in OPTIONS[kind].items() if config.get(theirs) is not None}
+    options.setdefault("head_dropout", options.get("dropout", 0.1))
+    return options if kind == "bert" else {**options, "types": 0, "pooler": "relu"}
 
 
-def head_of(config: Mapping[str, Any]) -> str:
+def head_kind(config: Mapping[str, Any]) -> str:
     """Return which head the file has, as its architecture says: "text", "tokens", "masked", or "" for none."""
     name = next(iter(config.get("architectures") or ()), "")
     known = {"SequenceClassification": "text", "TokenClassification": "tokens"}
@@ -241,25 +243,25 @@ def head_of(config: Mapping[str, Any]) -> str:
     return known.get(name.partition("For")[2], "")
 
 
-def exported(variables: Mapping[str, np.ndarray], kind: str, depth: int) -> dict[str, np.ndarray]:
+def export_arrays(variables: Mapping[str, np.ndarray], kind: str, depth: int) -> dict[str, np.ndarray]:
     """Return arrays under Hugging Face's names, from leaves by path."""
-    found = {}
-    for ours, theirs, transform in leaves(kind, depth):
+    arrays = {}
+    for ours, theirs, transform in leaf_names(kind, depth):
         if ours in variables:
             array = np.asarray(variables[ours], np.float32)
-            outside = ours.split("/")[1] in OUTSIDE and not (kind == "bert" and ours.startswith("params/pooler"))
-            found[theirs if outside else f"{kind}.{theirs}"] = np.ascontiguousarray(INVERSES[transform](array))
-    return found
+            unprefixed = ours.split("/")[1] in UNPREFIXED and not (kind == "bert" and ours.startswith("params/pooler"))
+            arrays[theirs if unprefixed else f"{kind}.{theirs}"] = np.ascontiguousarray(INVERSES[transform](array))
+    return arrays
 
 
-def config_of(kind: str, model: Any, classes: tuple[str, ...] = ()) -> dict[str, Any]:
+def make_config(kind: str, model: Any, classes: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the ``config.json`` of a model of ours."""
-    made = {"text": "SequenceClassification", "tokens": "TokenClassification", "masked": "MaskedLM"}
+    suffixes = {"text": "SequenceClassification", "tokens": "TokenClassification", "masked": "MaskedLM"}
     name = {"bert": "Bert", "distilbert": "DistilBert"}[kind]
     # To a head on the mean, a class of transformers would add a pooler that nobody trained.
-    headed = model.output == "masked" or (model.num_classes and (model.output, model.pooling) != ("text", "mean"))
+    has_head = model.output == "masked" or (model.num_classes and (model.output, model.pooling) != ("text", "mean"))
     config: dict[str, Any] = {
-        "architectures": [f"{name}For{made[model.output]}" if headed else f"{name}Model"],
+        "architectures": [f"{name}For{suffixes[model.output]}" if has_head else f"{name}Model"],
         "model_type": kind,
         **{theirs: getattr(model, ours) for ours, theirs in OPTIONS[kind].items()},
         "pad_token_id": 0,

@@ -61,7 +61,7 @@ class PretrainedSpec:
 
 _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
 _TORCH = "https://download.pytorch.org/models"
-_END = "weights_tf_dim_ordering_tf_kernels"
+_KERAS_SUFFIX = "weights_tf_dim_ordering_tf_kernels"
 _OXFORD, _HE, _GOOGLE = "CC-BY-4.0 (VGG, Oxford)", "MIT (Kaiming He)", "Apache-2.0 (Google)"
 
 # model: (folder, side, scaling, licence, published top-1, top-5)
@@ -188,7 +188,7 @@ def _options(model: str, source: str) -> dict[str, str]:
 
 def _keras() -> Iterator[PretrainedSpec]:
     for model, (folder, side, scaling, licence, top1, top5) in _KERAS_ROWS.items():
-        url = f"{_KERAS}/{folder}/{model}_{_END}"
+        url = f"{_KERAS}/{folder}/{model}_{_KERAS_SUFFIX}"
         spec = PretrainedSpec(
             model, "keras", _options(model, "keras"), image_size=side, scaling=scaling, licence=licence
         )
@@ -196,7 +196,7 @@ def _keras() -> Iterator[PretrainedSpec]:
         urls = {"url": f"{url}.h5", "headless_url": f"{url}_notop.h5"}
         yield replace(spec, **urls, digest=digest, headless_digest=headless_digest, top1=top1, top5=top5)
     for model, (width, top1, top5) in _MOBILENETS.items():
-        url = f"{_KERAS}/mobilenet_v2/mobilenet_v2_{_END}_{width}_224"
+        url = f"{_KERAS}/mobilenet_v2/mobilenet_v2_{_KERAS_SUFFIX}_{width}_224"
         spec = PretrainedSpec(model, "keras", _options(model, "keras"), scaling="tf", licence=_GOOGLE)
         yield replace(spec, url=f"{url}.h5", headless_url=f"{url}_no_top.h5", top1=top1, top5=top5)
 
@@ -243,8 +243,8 @@ CATALOG: Mapping[tuple[str, str], PretrainedSpec] = {**_PUBLISHED, **{(s.model, 
 EMBEDDED_DIR = Path(__file__).parent / "embedded"
 EMBEDDED: Mapping[str, Path] = {"resnet8": EMBEDDED_DIR / "resnet8_cifar10.safetensors"}
 # What resnet8 was trained on in the files that ship with the package: names to be given instead of a path.
-BANK: Mapping[str, Path] = {
+EMBEDDED_RESNET8: Mapping[str, Path] = {
     name: EMBEDDED_DIR / f"resnet8_{name}.safetensors"
     for name in ("cifar10", "mnist", "shapes", "flowers", "faces", "ct")
 }
-TEXT = EMBEDDED_DIR / "bert_docs"  # a small BERT with its tokenizer, in Hugging Face's layout
+EMBEDDED_BERT = EMBEDDED_DIR / "bert_docs"  # a small BERT with its tokenizer, in Hugging Face's layout

@@ -53,7 +53,7 @@ INVERSES: Mapping[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.
 
 
 Shapes = Mapping[str, tuple[int, ...]]  # of our leaves, by path
-UNKNOWN: Shapes = MappingProxyType({})
+NO_SHAPES: Shapes = MappingProxyType({})
 
 
 class Rule(NamedTuple):
@@ -70,18 +70,18 @@ class Table(NamedTuple):
     Attributes:
         rules: exactly one matches each name.
         ignored: names in the file that may be dropped.
-        names: (arrays of a file, shapes of our leaves) -> for each name in it the one that the rules know; None where
-            they are the same.
-        layers: of Keras' tables, see ``keras_names.names``.
-        inside: regex of names in the file that belong to the trunk by their spelling, whether or not a rule knows
-            them; empty where all names that begin as those of the trunk do.
+        map_names: (arrays of a file, shapes of our leaves) -> for each name in it the one that the rules know; None
+            where they are the same.
+        layers: of Keras' tables, see ``keras_names.make_renamer``.
+        trunk_pattern: regex of names in the file that belong to the trunk by their spelling, whether or not a rule
+            knows them; empty where all names that begin as those of the trunk do.
     """
 
     rules: Sequence[Rule]
     ignored: Sequence[str] = ()
-    names: Callable[[Mapping[str, np.ndarray], Shapes], Mapping[str, str]] | None = None
+    map_names: Callable[[Mapping[str, np.ndarray], Shapes], Mapping[str, str]] | None = None
     layers: Sequence[Any] = ()
-    inside: str = ""
+    trunk_pattern: str = ""
 
 
 class Converted(NamedTuple):
@@ -93,8 +93,8 @@ class Converted(NamedTuple):
         transforms: target path -> name of what was done to the array.
         extra: names in the file that no rule and no ``ignored`` pattern matches.
         ignored: names in the file that were dropped, as the table says.
-        clashes: descriptions of names that match several rules, or fall on a leaf already filled.
-        outside: names of what a file has beside the network.
+        conflicts: descriptions of names that match several rules, or fall on a leaf already filled.
+        other_names: names of what a file has beside the network.
         no_head: why the head in the file is not the network's; "" where it is, or where the file has none.
         notes: what was taken and left out, for the user to read, a line each.
     """
@@ -104,14 +104,14 @@ class Converted(NamedTuple):
     transforms: dict[str, str]
     extra: list[str]
     ignored: list[str]
-    clashes: list[str]
-    outside: Sequence[str] = ()
+    conflicts: list[str]
+    other_names: Sequence[str] = ()
     no_head: str = ""
     notes: tuple[str, ...] = ()
 
 
 # Our own names, as in this project's files and as the order of layers gives them.
-OWN = Rule(r"((?:params|batch_stats)/.*)", r"\1")
+NATIVE_RULE = Rule(r"((?:params|batch_stats)/.*)", r"\1")
 
 # (name in the file, path of ours) of the leaves of one BatchNorm, by source.
 NORMS = {
@@ -165,14 +165,14 @@ class Matcher:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._rules = [(re.compile(rule.pattern), rule) for rule in table.rules]
-        self._any = re.compile("|".join(f"(?:{_unnumbered(rule.pattern)})" for rule in table.rules))
+        self._any = re.compile("|".join(f"(?:{_without_groups(rule.pattern)})" for rule in table.rules))
         self._ignored = [re.compile(pattern) for pattern in table.ignored]
 
-    def names(self, arrays: Mapping[str, np.ndarray], shapes: Shapes = UNKNOWN) -> Mapping[str, str]:
+    def map_names(self, arrays: Mapping[str, np.ndarray], shapes: Shapes = NO_SHAPES) -> Mapping[str, str]:
         """Return for each name in a file the one that the rules know."""
-        return self._table.names(arrays, shapes) if self._table.names else {name: name for name in arrays}
+        return self._table.map_names(arrays, shapes) if self._table.map_names else {name: name for name in arrays}
 
-    def hits(self, known: str) -> list[tuple[re.Match[str], Rule]]:
+    def matching_rules(self, known: str) -> list[tuple[re.Match[str], Rule]]:
         """Return the rules that match a name, each with its match."""
         if not self._any.fullmatch(known):
             return []
@@ -182,18 +182,18 @@ class Matcher:
         """Tell whether the table says that a name may be dropped."""
         return any(pattern.fullmatch(known) for pattern in self._ignored)
 
-    def count(self, arrays: Mapping[str, np.ndarray]) -> int:
+    def count_known(self, arrays: Mapping[str, np.ndarray]) -> int:
         """Return how many names of a file are known."""
-        names = self.names(arrays).values()
-        return sum(bool(self._any.fullmatch(known)) or self.ignores(known) for known in names)
+        names = self.map_names(arrays).values()
+        return sum(bool(self._any.fullmatch(name)) or self.ignores(name) for name in names)
 
 
-def _unnumbered(pattern: str) -> str:
+def _without_groups(pattern: str) -> str:
     """Return a regex without groups that are counted, of which one expression may not have too many."""
     return re.sub(r"(?<!\\)\((?!\?)", "(?:", pattern)
 
 
-def convert(arrays: Mapping[str, np.ndarray], table: Table, shapes: Shapes = UNKNOWN) -> Converted:
+def convert(arrays: Mapping[str, np.ndarray], table: Table, shapes: Shapes = NO_SHAPES) -> Converted:
     """Apply a table to the arrays of a file; nothing is dropped silently and nothing is raised here.
 
     Args:
@@ -202,27 +202,27 @@ def convert(arrays: Mapping[str, np.ndarray], table: Table, shapes: Shapes = UNK
         shapes: of our leaves by path, as far as they are known; they tell layers that a file has beside the network's.
     """
     matcher = Matcher(table)
-    names = matcher.names(arrays, shapes)
-    found = Converted({}, {}, {}, [], [], [])
+    names = matcher.map_names(arrays, shapes)
+    converted = Converted({}, {}, {}, [], [], [])
     for name, array in arrays.items():
-        known = names.get(name, name)
-        hits = matcher.hits(known)
-        if len(hits) > 1:
-            found.clashes.append(f"{name} matches {len(hits)} rules")
-        if not hits:
-            (found.ignored if matcher.ignores(known) else found.extra).append(name)
+        rule_name = names.get(name, name)
+        matches = matcher.matching_rules(rule_name)
+        if len(matches) > 1:
+            converted.conflicts.append(f"{name} matches {len(matches)} rules")
+        if not matches:
+            (converted.ignored if matcher.ignores(rule_name) else converted.extra).append(name)
             continue
-        match, rule = hits[0]
+        match, rule = matches[0]
         path = match.expand(rule.path)
-        if path in found.leaves:
-            found.clashes.append(f"{name} and {found.origin[path]} both fill {path}")
-        found.leaves[path] = _apply(rule.transform, array)
-        found.origin[path] = name
-        found.transforms[path] = rule.transform.__name__
-    return found
+        if path in converted.leaves:
+            converted.conflicts.append(f"{name} and {converted.origin[path]} both fill {path}")
+        converted.leaves[path] = _transform(rule.transform, array)
+        converted.origin[path] = name
+        converted.transforms[path] = rule.transform.__name__
+    return converted
 
 
-def _apply(transform: Callable[[np.ndarray], np.ndarray], array: np.ndarray) -> np.ndarray:
+def _transform(transform: Callable[[np.ndarray], np.ndarray], array: np.ndarray) -> np.ndarray:
     """Transform an array; one that is not of the shape for it stays as it is, and the merge reports its shape."""
     try:
         return transform(array)
@@ -230,7 +230,7 @@ def _apply(transform: Callable[[np.ndarray], np.ndarray], array: np.ndarray) -> 
         return array
 
 
-def flat(*groups: Iterable[Rule]) -> list[Rule]:
+def flatten_rules(*groups: Iterable[Rule]) -> list[Rule]:
     """Return the rules of several groups as one list."""
     return [rule for group in groups for rule in group]
 
@@ -264,20 +264,20 @@ def merge(target: tree.Tree, converted: Converted) -> dict[str, Any]:
     Raises:
         MergeError: missing or extra names, wrong shapes or dtypes, values that are not finite; nothing is half loaded.
     """
-    wanted = tree.flatten(target)
-    missing = [path for path in wanted if path not in converted.leaves]
-    extra = list(converted.extra) + [converted.origin[p] for p in converted.leaves if p not in wanted]
-    wrong = list(converted.clashes)
-    for path, leaf in wanted.items():
+    expected = tree.flatten(target)
+    missing = [path for path in expected if path not in converted.leaves]
+    extra = list(converted.extra) + [converted.origin[p] for p in converted.leaves if p not in expected]
+    wrong = list(converted.conflicts)
+    for path, leaf in expected.items():
         if path in converted.leaves:
-            wrong += misfits(path, converted.leaves[path], leaf)
+            wrong += leaf_mismatches(path, converted.leaves[path], leaf)
     report = MergeReport(missing, extra, wrong)
     if any(report):
-        raise MergeError(describe(report), report)
-    return tree.unflatten({p: np.asarray(converted.leaves[p], np.float32) for p in wanted})
+        raise MergeError(describe_report(report), report)
+    return tree.unflatten({p: np.asarray(converted.leaves[p], np.float32) for p in expected})
 
 
-def misfits(path: str, array: np.ndarray, leaf: Any) -> list[str]:
+def leaf_mismatches(path: str, array: np.ndarray, leaf: Any) -> list[str]:
     """Return what keeps an array from filling a leaf; nothing where it fits."""
     if array.shape != leaf.shape:
         return [f"{path} has shape {array.shape}, the model needs {leaf.shape}"]
@@ -289,15 +289,15 @@ def misfits(path: str, array: np.ndarray, leaf: Any) -> list[str]:
     return []
 
 
-def describe(report: MergeReport, most: int = 6) -> str:
+def describe_report(report: MergeReport, max_names: int = 6) -> str:
     """Return a report in one line, with the first offenders of each kind."""
-    parts = []
+    groups = []
     for kind, names in zip(("missing", "extra", "wrong"), report, strict=True):
         if names:
-            parts.append(f"{len(names)} {kind}: {listed(names, most)}")
-    return "; ".join(parts)
+            groups.append(f"{len(names)} {kind}: {format_names(names, max_names)}")
+    return "; ".join(groups)
 
 
-def listed(names: Sequence[str], most: int = 4) -> str:
+def format_names(names: Sequence[str], max_names: int = 4) -> str:
     """Return names in one line, the first of them where they are many."""
-    return ", ".join(names[:most]) + (f" (+{len(names) - most} more)" if len(names) > most else "")
+    return ", ".join(names[:max_names]) + (f" (+{len(names) - max_names} more)" if len(names) > max_names else "")

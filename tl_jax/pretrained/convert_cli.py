@@ -44,26 +44,26 @@ def main(_: list[str]) -> None:
     models.create(name, 0)
     if source == "tl_jax":
         raise UserError("files of tl_jax need no conversion; load them with pretrained.load(..., source='tl_jax')")
-    image_tables.table(name, source)
+    image_tables.conversion_table(name, source)
     if not file.is_file():
         raise UserError(f"no weights file at {file}; check --input")
     output = Path(OUTPUT.value).expanduser() if OUTPUT.value else None
     if output and output.suffix != ".safetensors":
         raise UserError(f"--output={output} must end in .safetensors")
     variables, spec, converted = pretrained.read_foreign(name, source, file)
-    print("\n".join([listing(variables, converted), *converted.notes]))
-    print(counted(variables, spec))
+    print("\n".join([format_conversion(variables, converted), *converted.notes]))
+    print(format_counts(variables, spec))
     if CHECK.value:
         model = models.create(name, spec.num_classes, **spec.options)
         net = Pretrained(model, jax.device_put(variables), spec, new_head=False, path=file)
-        print("\n".join(classify(net, Path(CHECK.value).expanduser())))
+        print("\n".join(classify_image(net, Path(CHECK.value).expanduser())))
     if output:
         spec = pretrained.own_facts(spec, file)
-        formats.save(output, variables, spec, {"origin": file.name, "sha256": pooch.file_hash(str(file))})
+        formats.save_native(output, variables, spec, {"origin": file.name, "sha256": pooch.file_hash(str(file))})
         print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
 
-def listing(variables: Mapping[str, Any], converted: Converted) -> str:
+def format_conversion(variables: Mapping[str, Any], converted: Converted) -> str:
     """Return the table of source name, our path, shape and transform, and what was left out."""
     rows = [("in the file", "here", "shape", "transform")]
     shapes = {path: leaf.shape for path, leaf in tree.flatten(variables).items()}
@@ -75,27 +75,27 @@ def listing(variables: Mapping[str, Any], converted: Converted) -> str:
     return "\n".join(lines)
 
 
-def counted(variables: Mapping[str, Any], spec: PretrainedSpec) -> str:
+def format_counts(variables: Mapping[str, Any], spec: PretrainedSpec) -> str:
     """Return the numbers of values beside the published one, counted as its publisher counts."""
-    params, everything = tree.count(variables["params"]), tree.count(variables)
-    text = f"{params:,} parameters, {everything:,} values with BatchNorm statistics"
+    params, all_values = tree.count(variables["params"]), tree.count(variables)
+    text = f"{params:,} parameters, {all_values:,} values with BatchNorm statistics"
     if not (published := CATALOG[spec.model, spec.source].parameters):
         return f"{text}; no count is published"
-    count = everything if spec.source == "keras" else params
+    count = all_values if spec.source == "keras" else params
     classes = f"; this file has {spec.num_classes} classes" if spec.num_classes != 1000 else ""
     match = "the same" if count == published else f"{count - published:+,}"
     return f"{text}; published: {published:,} ({match}{classes})"
 
 
-def classify(net: Pretrained, picture: Path) -> list[str]:
+def classify_image(net: Pretrained, image_path: Path) -> list[str]:
     """Return the five likeliest classes of a picture, each with its probability."""
     if not net.spec.num_classes:
         raise UserError(f"{net.path} has no head, so --check has no classes to name")
     try:
-        with Image.open(picture) as image:
+        with Image.open(image_path) as image:
             pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, UnidentifiedImageError) as e:
-        raise UserError(f"cannot read {picture} as a picture ({e}); check --check") from None
+        raise UserError(f"cannot read {image_path} as a picture ({e}); check --check") from None
     logits, _ = jax.jit(net.model.apply)(net.variables, net.preprocess(pixels[None]))
     probabilities = np.asarray(jax.nn.softmax(logits[0].astype(np.float32)))
     names = CLASSES.read_text().splitlines() if net.spec.num_classes == 1000 else []

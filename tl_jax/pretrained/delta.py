@@ -15,33 +15,33 @@ from tl_jax.transfer.adapters import KINDS, Adapters
 from tl_jax.transfer.freeze import ADAPTERS, HEAD
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.json_files import TEXT, check_fields, choice, integer, number
+from tl_jax.utils.json_files import STRING, check_fields, choice, integer, number
 
 # Statistics are small and go together; heads and adapters are drawn from the run's own seed.
-NEVER_PUBLISHED = rf"batch_stats/.*|params/({HEAD[0]}|{ADAPTERS})"
-_ADAPTERS = {"kind": choice(*KINDS), "rank": integer(0, 100_000), "alpha": number(0, 1e6), "targets": TEXT}
-_AGAIN = "export the run again"
+ALWAYS_SAVED = rf"batch_stats/.*|params/({HEAD[0]}|{ADAPTERS})"
+_ADAPTERS = {"kind": choice(*KINDS), "rank": integer(0, 100_000), "alpha": number(0, 1e6), "targets": STRING}
+_EXPORT_AGAIN = "export the run again"
 
 
-def changed(start: tree.Tree, end: tree.Tree) -> dict[str, Any]:
+def changed_leaves(start: tree.Tree, end: tree.Tree) -> dict[str, Any]:
     """Return the leaves of ``end`` that a delta must hold, by path: all but those with the bits of ``start``.
 
     Statistics, heads and adapters are always among them: the published weights do not have them as the run does.
     """
-    before = tree.flatten(start)
+    published = tree.flatten(start)
 
-    def same(path: str, leaf: Any) -> bool:
-        published = path in before and not re.fullmatch(NEVER_PUBLISHED, path)
-        return published and np.asarray(before[path]).tobytes() == np.asarray(leaf).tobytes()
+    def is_unchanged(path: str, leaf: Any) -> bool:
+        is_published = path in published and not re.fullmatch(ALWAYS_SAVED, path)
+        return is_published and np.asarray(published[path]).tobytes() == np.asarray(leaf).tobytes()
 
-    return {path: leaf for path, leaf in tree.flatten(end).items() if not same(path, leaf)}
+    return {path: leaf for path, leaf in tree.flatten(end).items() if not is_unchanged(path, leaf)}
 
 
-def save(
+def save_delta(
     path: Path,
     leaves: Mapping[str, Any],
     spec: PretrainedSpec,
-    how: Adapters,
+    adapter_config: Adapters,
     base: Mapping[str, str],
     facts: Mapping[str, Any],
 ) -> None:
@@ -49,17 +49,17 @@ def save(
 
     Args:
         path: file to write.
-        leaves: as ``changed`` returns them.
+        leaves: as ``changed_leaves`` returns them.
         spec: of the network that comes out.
-        how: the adapters among the leaves.
+        adapter_config: the adapters among the leaves.
         base: ``source`` and ``sha256`` of the weights that it goes on top of.
         facts: anything worth keeping.
     """
-    about = {**facts, "base": dict(base), "adapters": how._asdict()}
-    formats.save(path, tree.unflatten(leaves), spec, about)
+    about = {**facts, "base": dict(base), "adapters": adapter_config._asdict()}
+    formats.save_native(path, tree.unflatten(leaves), spec, about)
 
 
-def read(path: Path) -> tuple[PretrainedSpec, Mapping[str, Any], dict[str, np.ndarray]]:
+def read_delta(path: Path) -> tuple[PretrainedSpec, Mapping[str, Any], dict[str, np.ndarray]]:
     """Return the spec, the facts and the leaves of a delta.
 
     Raises:
@@ -70,27 +70,31 @@ def read(path: Path) -> tuple[PretrainedSpec, Mapping[str, Any], dict[str, np.nd
     spec, facts = formats.read_spec(path)
     if not facts.get("base"):
         raise UserError(f"{path} holds whole weights; load it with source='tl_jax' and path=FILE instead")
-    how = facts.get("adapters") or {}
-    check_fields(how, f"{path}: adapters", _ADAPTERS, _AGAIN)
-    if "sha256" not in facts["base"] or not set(how) <= set(_ADAPTERS):
-        raise UserError(f"{path}: its facts do not say what it goes on top of; {_AGAIN}")
+    adapter_config = facts.get("adapters") or {}
+    check_fields(adapter_config, f"{path}: adapters", _ADAPTERS, _EXPORT_AGAIN)
+    if "sha256" not in facts["base"] or not set(adapter_config) <= set(_ADAPTERS):
+        raise UserError(f"{path}: its facts do not say what it goes on top of; {_EXPORT_AGAIN}")
     return spec, facts, formats.read_native(path)
 
 
-def apply(variables: tree.Tree, leaves: Mapping[str, Any], facts: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def apply_delta(
+    variables: tree.Tree, leaves: Mapping[str, Any], facts: Mapping[str, Any], path: Path
+) -> dict[str, Any]:
     """Return the variables of the network with the delta in place and its adapters merged into plain kernels.
 
     Raises:
         UserError: leaves that do not fit the network.
     """
     flat = dict(tree.flatten(variables))
-    if strange := [p for p in leaves if p not in flat and not re.fullmatch(adapters.PAIR, p)]:
-        raise UserError(f"{path}: {strange[0]} is no part of these weights; it belongs to another network")
-    wrong = [p for p, leaf in leaves.items() if p in flat and flat[p].shape != leaf.shape]
-    if wrong:
-        raise UserError(f"{path}: {wrong[0]} has another shape than in these weights; it belongs to another network")
-    if infinite := [p for p, leaf in leaves.items() if not np.isfinite(leaf.astype(np.float32)).all()]:
-        raise UserError(f"{path}: {infinite[0]} holds values that are not finite; {_AGAIN}")
+    if unknown := [p for p in leaves if p not in flat and not re.fullmatch(adapters.PAIR, p)]:
+        raise UserError(f"{path}: {unknown[0]} is no part of these weights; it belongs to another network")
+    mismatched = [p for p, leaf in leaves.items() if p in flat and flat[p].shape != leaf.shape]
+    if mismatched:
+        raise UserError(
+            f"{path}: {mismatched[0]} has another shape than in these weights; it belongs to another network"
+        )
+    if non_finite := [p for p, leaf in leaves.items() if not np.isfinite(leaf.astype(np.float32)).all()]:
+        raise UserError(f"{path}: {non_finite[0]} holds values that are not finite; {_EXPORT_AGAIN}")
     flat |= {p: jnp.asarray(leaf) for p, leaf in leaves.items()}
-    whole = tree.unflatten(flat)
-    return {**whole, "params": adapters.merge(whole["params"], Adapters(**(facts.get("adapters") or {})))}
+    merged = tree.unflatten(flat)
+    return {**merged, "params": adapters.merge(merged["params"], Adapters(**(facts.get("adapters") or {})))}

@@ -8,7 +8,7 @@ import numpy as np
 
 from tl_jax.utils.errors import UserError
 
-_CHILDREN, _RANKS = 64, 8  # of a tree's node, of an array: more than Keras' files have
+_MAX_CHILDREN, _MAX_RANK = 64, 8  # of a tree's node, of an array: more than Keras' files have
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -62,11 +62,11 @@ def _check_local_heap(content: bytes | mmap.mmap, start: int) -> int:
     size, free, data = struct.unpack_from("<QQQ", content, start + 8)
     if data + size > len(content):
         return 0
-    seen: set[int] = set()
+    visited: set[int] = set()
     while free != 1 and free + 16 <= size:
-        if free in seen:
+        if free in visited:
             raise ValueError("a heap is free in a circle")
-        seen.add(free)
+        visited.add(free)
         (free,) = struct.unpack_from("<Q", content, data + free)
     return size
 
@@ -79,12 +79,12 @@ def _check_tree(content: bytes | mmap.mmap, start: int) -> int:
     for which most of the addresses are those of nodes.
     """
     kind, level, used = struct.unpack_from("<BBH", content, start + 4)
-    if not level or used > _CHILDREN:
+    if not level or used > _MAX_CHILDREN:
         return 0
-    for key in (8,) if kind == 0 else range(24, 24 + 8 * _RANKS, 8):
-        places = range(start + 24 + key, min(start + 24 + used * (key + 8), len(content) - 7), key + 8)
-        children = [struct.unpack_from("<Q", content, place)[0] for place in places]
+    for key in (8,) if kind == 0 else range(24, 24 + 8 * _MAX_RANK, 8):
+        offsets = range(start + 24 + key, min(start + 24 + used * (key + 8), len(content) - 7), key + 8)
+        children = [struct.unpack_from("<Q", content, offset)[0] for offset in offsets]
         levels = [content[child + 5] for child in children if content[child : child + 4] == b"TREE"]
-        if (kind == 0 or 2 * len(levels) >= used) and any(below >= level for below in levels):
+        if (kind == 0 or 2 * len(levels) >= used) and any(child_level >= level for child_level in levels):
             raise ValueError("a tree goes round in a circle")
     return 16 * used + 24

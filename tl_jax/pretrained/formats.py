@@ -22,14 +22,15 @@ import safetensors
 from tl_jax.data.preprocess import SCALINGS
 from tl_jax.pretrained.catalog import PretrainedSpec
 from tl_jax.pretrained.file_checks import check_numeric
-from tl_jax.pretrained.hdf5_file import native, read_h5, read_keras
-from tl_jax.pretrained.torch_file import DAMAGE, Contents, damaged, existing, read_checkpoint, read_pth
+from tl_jax.pretrained.hdf5_file import read_h5, read_keras, to_native_order
+from tl_jax.pretrained.torch_file import PARSE_ERRORS, Contents, check_file, damaged_error, read_checkpoint, read_pth
 from tl_jax.utils import claims, disk, tree
 from tl_jax.utils.claims import npz_members, read_npy
 from tl_jax.utils.errors import UserError, nearest
 from tl_jax.utils.json_files import (
     OBJECT,
-    TEXT,
+    STRING,
+    add_checksum,
     check_fields,
     choice,
     integer,
@@ -38,17 +39,16 @@ from tl_jax.utils.json_files import (
     object_of,
     parse_json,
     read_json,
-    sealed,
 )
 
-FILE, WEIGHTS = "bundle.json", "model.safetensors"
-VERSION = 1  # of the format; a file with another one is refused
-_AGAIN = "export the run again"
-_FIELDS = {"model": TEXT, "task": TEXT, "files": object_of(OBJECT), "weights": OBJECT}
+BUNDLE_FILE, WEIGHTS_FILE = "bundle.json", "model.safetensors"
+FORMAT_VERSION = 1  # of the format; a file with another one is refused
+_EXPORT_AGAIN = "export the run again"
+_FIELDS = {"model": STRING, "task": STRING, "files": object_of(OBJECT), "weights": OBJECT}
 _OPTIONAL = {"weights"}
 
 
-def seal(folder: Path, facts: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+def write_bundle_json(folder: Path, facts: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
     """Write ``bundle.json`` and return what stands in it.
 
     Args:
@@ -56,12 +56,16 @@ def seal(folder: Path, facts: Mapping[str, Any], files: Mapping[str, str]) -> di
         facts: of JSON types.
         files: name of a file in the folder -> what it is.
     """
-    listed = {
-        name: {"what": what, "bytes": (folder / name).stat().st_size, "sha256": pooch.file_hash(str(folder / name))}
-        for name, what in files.items()
+    entries = {
+        name: {
+            "what": description,
+            "bytes": (folder / name).stat().st_size,
+            "sha256": pooch.file_hash(str(folder / name)),
+        }
+        for name, description in files.items()
     }
-    content = {"format": "tl_jax bundle", "version": VERSION, **facts, "files": listed}
-    disk.write_text(folder / FILE, json.dumps(sealed(content), indent=2) + "\n")
+    content = {"format": "tl_jax bundle", "version": FORMAT_VERSION, **facts, "files": entries}
+    disk.write_text(folder / BUNDLE_FILE, json.dumps(add_checksum(content), indent=2) + "\n")
     return content
 
 
@@ -71,67 +75,71 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or damaged, or of another version of the format.
     """
-    file = folder / FILE
+    file = folder / BUNDLE_FILE
     if not file.is_file():
-        raise UserError(f"no bundle in {folder}: {FILE} is missing; --mode=export writes one to RUN/export")
-    content = read_json(file, _AGAIN)
-    if absent := [name for name in ("version", *_FIELDS) if content.get(name) is None and name not in _OPTIONAL]:
-        raise UserError(f"{file} is damaged or was not written by tl_jax, it has no {absent[0]}; {_AGAIN}")
-    check_fields(content, file, {"version": integer(0, 1_000_000)}, _AGAIN)
-    if (version := content["version"]) != VERSION:
-        raise UserError(f"{file} has format version {version!r}, known here is {VERSION}; install the tl_jax it is of")
-    check_fields(content, file, _FIELDS, _AGAIN)
+        raise UserError(f"no bundle in {folder}: {BUNDLE_FILE} is missing; --mode=export writes one to RUN/export")
+    content = read_json(file, _EXPORT_AGAIN)
+    if missing := [name for name in ("version", *_FIELDS) if content.get(name) is None and name not in _OPTIONAL]:
+        raise UserError(f"{file} is damaged or was not written by tl_jax, it has no {missing[0]}; {_EXPORT_AGAIN}")
+    check_fields(content, file, {"version": integer(0, 1_000_000)}, _EXPORT_AGAIN)
+    if (version := content["version"]) != FORMAT_VERSION:
+        raise UserError(
+            f"{file} has format version {version!r}, known here is {FORMAT_VERSION}; install the tl_jax it is of"
+        )
+    check_fields(content, file, _FIELDS, _EXPORT_AGAIN)
     for name, entry in content["files"].items():
-        if not TEXT.valid(entry.get("sha256")):
-            raise UserError(f"{file} is damaged, it has no sha256 of {name!r}; {_AGAIN}")
+        if not STRING.is_valid(entry.get("sha256")):
+            raise UserError(f"{file} is damaged, it has no sha256 of {name!r}; {_EXPORT_AGAIN}")
     return content
 
 
-def check(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+def check_bundle(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     """Compare files of a bundle with their hashes, and return what ``bundle.json`` says.
 
     Raises:
-        UserError: see ``read``; or a file is missing, or another one than was written.
+        UserError: see ``read_bundle``; or a file is missing, or another one than was written.
     """
     content = read_bundle(folder)
     for name in names:
         file, entry = folder / name, content["files"].get(name)
         if entry is None or not file.is_file():
             raise UserError(f"{folder} has no {name}; copy the whole bundle, or export the run again")
-        if (found := pooch.file_hash(str(file))) != entry["sha256"]:
+        if (actual := pooch.file_hash(str(file))) != entry["sha256"]:
             raise UserError(
-                f"{file} has SHA-256 {found[:12]}..., {FILE} says {entry['sha256'][:12]}...: it was changed or cut "
-                "short; copy the bundle anew, or export the run again"
+                f"{file} has SHA-256 {actual[:12]}..., {BUNDLE_FILE} says {entry['sha256'][:12]}...: it was changed or "
+                "cut short; copy the bundle anew, or export the run again"
             )
     return content
 
 
-def weights(path: Path) -> Path:
+def weights_path(path: Path) -> Path:
     """Return the weights file of a bundle's folder, or ``path`` itself; one that belongs to a bundle is checked.
 
     Raises:
-        UserError: a folder that is no bundle, or see ``check``.
+        UserError: a folder that is no bundle, or see ``check_bundle``.
     """
     if path.is_dir():
-        check(path, [WEIGHTS])
-        return path / WEIGHTS
-    if path.name == WEIGHTS and path.is_file() and (path.parent / FILE).is_file():
-        check(path.parent, [WEIGHTS])
+        check_bundle(path, [WEIGHTS_FILE])
+        return path / WEIGHTS_FILE
+    if path.name == WEIGHTS_FILE and path.is_file() and (path.parent / BUNDLE_FILE).is_file():
+        check_bundle(path.parent, [WEIGHTS_FILE])
     return path
 
 
-def model(source: str, path: str | Path | None) -> str:
+def bundle_model(source: str, path: str | Path | None) -> str:
     """Return the name of the model in a bundle, its folder or a file in it, for ``pretrained.load`` without a name."""
     if source != "tl_jax" or not path:
         raise UserError("name the model; only a bundle (source='tl_jax', path=FOLDER) says it itself")
-    given = Path(path).expanduser()
-    content = read_bundle(given if given.is_dir() else given.parent)
+    bundle_path = Path(path).expanduser()
+    content = read_bundle(bundle_path if bundle_path.is_dir() else bundle_path.parent)
     if content["task"] == "policy":
-        raise UserError(f"{given} holds a policy; start a run from it with --config.init.path, or call rl.source.load")
+        raise UserError(
+            f"{bundle_path} holds a policy; start a run from it with --config.init.path, or call rl.source.load"
+        )
     return content["model"]
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Return the arrays of ``read_contents``."""
     return read_contents(path).arrays
 
@@ -150,36 +158,36 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Return the tensors of a ``.safetensors`` file in the order of their bytes; ``UserError`` when it is damaged."""
-    path = existing(path)
+    path = check_file(path)
     try:
         with safetensors.safe_open(path, framework="np") as file:
             return {key: file.get_tensor(key) for key in file.offset_keys()}
     except AttributeError as error:  # safetensors looks up np.float8_e4m3fn and its like
         raise UserError(f"{path}: holds {error.name}, which NumPy lacks; save it as float32 or bfloat16") from error
-    except (*DAMAGE, safetensors.SafetensorError) as error:
-        raise damaged(path, error) from error
+    except (*PARSE_ERRORS, safetensors.SafetensorError) as error:
+        raise damaged_error(path, error) from error
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """Return the text that a ``.safetensors`` file carries beside its tensors; ``UserError`` when it is damaged."""
-    path = existing(path)
+    path = check_file(path)
     try:
         with safetensors.safe_open(path, framework="np") as file:
             return dict(file.metadata() or {})
-    except (*DAMAGE, safetensors.SafetensorError) as error:
-        raise damaged(path, error) from error
+    except (*PARSE_ERRORS, safetensors.SafetensorError) as error:
+        raise damaged_error(path, error) from error
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Return the arrays of a ``numpy.savez`` file; ``UserError`` when it is damaged or holds objects."""
-    path = existing(path)
+    path = check_file(path)
     arrays: dict[str, np.ndarray] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for key, member in npz_members(path, archive):
-                arrays[key] = native(read_npy(key, archive, member, functools.partial(check_numeric, path)))
-    except claims.DAMAGED as error:
-        raise damaged(path, error) from error
+                arrays[key] = to_native_order(read_npy(key, archive, member, functools.partial(check_numeric, path)))
+    except claims.NPZ_ERRORS as error:
+        raise damaged_error(path, error) from error
     return arrays
 
 
@@ -190,9 +198,9 @@ READERS |= dict.fromkeys((".pth", ".pt", ".th", ".tar", ".ckpt", ".bin"), read_p
 
 
 _ALIGNMENT = 64  # bytes; JAX takes over arrays that begin at a multiple of it instead of copying them
-_LARGEST = 2**31  # of the sides of an array without values, which the size of the file does not bound
+_MAX_SIDE = 2**31  # of the sides of an array without values, which the size of the file does not bound
 _WRITE_AGAIN = "export the run again, or download the file again"
-_SPEC = {field.name: TEXT for field in dataclasses.fields(PretrainedSpec) if field.type in (str, "str")}
+_SPEC = {field.name: STRING for field in dataclasses.fields(PretrainedSpec) if field.type in (str, "str")}
 _SPEC |= {
     "options": OBJECT,
     "num_classes": integer(0, 10_000_000),
@@ -205,13 +213,13 @@ _SPEC |= {
     "top5": number(0, 100),
 }
 # What is read of the facts, by whom: names of classes, notes of a conversion, a delta's base, a policy's world.
-_FACTS = {"classes": list_of(TEXT), "notes": list_of(TEXT), "base": object_of(TEXT), "adapters": OBJECT}
-_FACTS |= {"world": TEXT, "spaces": OBJECT, "sha256": TEXT, "no_head": TEXT}
+_FACTS = {"classes": list_of(STRING), "notes": list_of(STRING), "base": object_of(STRING), "adapters": OBJECT}
+_FACTS |= {"world": STRING, "spaces": OBJECT, "sha256": STRING, "no_head": STRING}
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
-def save(
+def save_native(
     path: Path, variables: Mapping[str, Any], spec: PretrainedSpec, facts: Mapping[str, Any], dtype: str = "float32"
 ) -> None:
     """Write variables as safetensors under our own names, one leaf at a time: no second copy is made in memory.
@@ -236,7 +244,7 @@ def save(
         header[name] = {"dtype": _CODES[dtype], "shape": list(leaves[name].shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)
-    with disk.replacing(path) as temporary, temporary.open("wb") as file:
+    with disk.atomic_write(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             file.write(np.ascontiguousarray(leaves[name], _DTYPES[_CODES[dtype]]).reshape(-1).view(np.uint8).data)
@@ -250,25 +258,25 @@ def read_native(path: Path) -> dict[str, np.ndarray]:
     """
     read_metadata(path)  # safetensors checks the header: sizes, overlaps, holes
     size = path.stat().st_size
-    room = np.empty(size + _ALIGNMENT, np.uint8)
-    room = room[-room.ctypes.data % _ALIGNMENT :][:size]
+    buffer = np.empty(size + _ALIGNMENT, np.uint8)
+    buffer = buffer[-buffer.ctypes.data % _ALIGNMENT :][:size]
     with path.open("rb") as file:
-        if file.readinto(room.data) != size:
-            raise damaged(path, "it became shorter while it was read")
-    start = 8 + int.from_bytes(room[:8].tobytes(), "little")
+        if file.readinto(buffer.data) != size:
+            raise damaged_error(path, "it became shorter while it was read")
+    start = 8 + int.from_bytes(buffer[:8].tobytes(), "little")
     arrays = {}
-    for name, entry in json.loads(room[8:start].tobytes()).items():
+    for name, entry in json.loads(buffer[8:start].tobytes()).items():
         if name == "__metadata__":
             continue
         if entry["dtype"] not in _DTYPES:
             raise UserError(f"{path}: {name} holds {entry['dtype']}; save it as float32, float16 or bfloat16")
         begin, end = entry["data_offsets"]
-        values = room[start + begin : start + end]
+        values = buffer[start + begin : start + end]
         dtype = _DTYPES[entry["dtype"]]
         if values.ctypes.data % dtype.itemsize:
             values = values.copy()
-        if not values.size and any(n > _LARGEST for n in entry["shape"]):
-            raise damaged(path, f"{name} has the shape {entry['shape']}")
+        if not values.size and any(n > _MAX_SIDE for n in entry["shape"]):
+            raise damaged_error(path, f"{name} has the shape {entry['shape']}")
         arrays[name] = values.view(dtype).reshape(entry["shape"])
     return arrays
 
@@ -276,18 +284,19 @@ def read_native(path: Path) -> dict[str, np.ndarray]:
 def read_spec(path: Path) -> tuple[PretrainedSpec, dict[str, Any]]:
     """Return the spec and the facts of a file of ours; a UserError where it is none."""
     metadata = read_metadata(path)
-    known = {field.name for field in dataclasses.fields(PretrainedSpec)}
+    field_names = {field.name for field in dataclasses.fields(PretrainedSpec)}
     if not {"spec", "facts"} <= set(metadata):
         raise UserError(f"{path} was not written by tl_jax; name its origin with --config.init.source")
-    found = parse_json(metadata["spec"], f"{path}: its spec", _WRITE_AGAIN)
+    spec = parse_json(metadata["spec"], f"{path}: its spec", _WRITE_AGAIN)
     facts = parse_json(metadata["facts"], f"{path}: its facts", _WRITE_AGAIN)
-    found = {name: value for name, value in found.items() if value is not None}
-    if strange := sorted((set(found) - known) | ({"model", "source"} - set(found))):
-        raise UserError(f"{path}: its spec has no {strange[0]!r}, or one that is not known here; {_WRITE_AGAIN}")
-    check_fields(found, f"{path}: its spec", _SPEC, _WRITE_AGAIN)
+    spec = {name: value for name, value in spec.items() if value is not None}
+    if unknown := sorted((set(spec) - field_names) | ({"model", "source"} - set(spec))):
+        raise UserError(f"{path}: its spec has no {unknown[0]!r}, or one that is not known here; {_WRITE_AGAIN}")
+    check_fields(spec, f"{path}: its spec", _SPEC, _WRITE_AGAIN)
     check_fields(facts, f"{path}: its facts", _FACTS, _WRITE_AGAIN)
-    options = {k: _tuple(v) for k, v in found.get("options", {}).items()}  # linen needs tuples where JSON gives lists
-    return PretrainedSpec(**{**found, "options": options}), facts
+    # linen needs tuples where JSON gives lists
+    options = {k: _lists_to_tuples(v) for k, v in spec.get("options", {}).items()}
+    return PretrainedSpec(**{**spec, "options": options}), facts
 
 
 def class_names(path: Path) -> tuple[str, ...]:
@@ -295,5 +304,5 @@ def class_names(path: Path) -> tuple[str, ...]:
     return tuple(read_spec(path)[1].get("classes") or ())
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(_tuple(v) for v in value) if isinstance(value, list) else value
+def _lists_to_tuples(value: Any) -> Any:
+    return tuple(_lists_to_tuples(v) for v in value) if isinstance(value, list) else value

@@ -5,16 +5,16 @@ from pathlib import Path
 import pooch
 
 from tl_jax.pretrained.catalog import PretrainedSpec
-from tl_jax.utils import download as download_module
+from tl_jax.utils import download
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.extras import needs
+from tl_jax.utils.extras import require_extra
 
 _FILE = "model.safetensors"  # of every repository in the catalogue
 _HINT = "or pass a local copy with --config.init.path=FILE"
 _HINT_FOLDER = "or pass a folder with its files as --config.init.path=FOLDER"
 
 
-def address(spec: PretrainedSpec, headless: bool) -> tuple[str, str]:
+def published_url(spec: PretrainedSpec, headless: bool) -> tuple[str, str]:
     """Return (url, digest) of the published file, preferably without its head."""
     if headless and spec.headless_url:
         return spec.headless_url, spec.headless_digest
@@ -24,27 +24,25 @@ def address(spec: PretrainedSpec, headless: bool) -> tuple[str, str]:
 def is_published(spec: PretrainedSpec, file: Path) -> bool:
     """Tell whether a file is the published one, by its hash; it is not where the publisher states none."""
     for digest in filter(None, (spec.digest, spec.headless_digest)):
-        algorithm, _, value = digest.partition(":")
-        if pooch.file_hash(str(file), alg=algorithm).startswith(value):
+        algorithm, _, expected = digest.partition(":")
+        if pooch.file_hash(str(file), alg=algorithm).startswith(expected):
             return True
     return False
 
 
-def download(spec: PretrainedSpec, headless: bool) -> Path:
+def download_weights(spec: PretrainedSpec, headless: bool) -> Path:
     """Return the published file, downloaded on its first use.
 
     Raises:
         UserError: no connection, or a file with another hash than the published one.
     """
     if spec.hub:
-        return from_hub(spec.hub, _FILE, spec.digest)
-    url, digest = address(spec, headless)
-    return download_module.fetch(
-        url, download_module.cache_dir() / "weights" / url.rsplit("/", 1)[-1], digest, hint=_HINT
-    )
+        return download_from_hub(spec.hub, _FILE, spec.digest)
+    url, digest = published_url(spec, headless)
+    return download.fetch(url, download.cache_dir() / "weights" / url.rsplit("/", 1)[-1], digest, hint=_HINT)
 
 
-def from_hub(repository: str, name: str, digest: str = "", hint: str = _HINT) -> Path:
+def download_from_hub(repository: str, name: str, digest: str = "", hint: str = _HINT) -> Path:
     """Return a file of a repository on the Hugging Face hub, in that library's own cache.
 
     Args:
@@ -56,7 +54,7 @@ def from_hub(repository: str, name: str, digest: str = "", hint: str = _HINT) ->
     Raises:
         UserError: not there, no connection, or another hash.
     """
-    with needs("text"):
+    with require_extra("text"):
         import huggingface_hub  # takes half a second, and only hub files need it
         from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -68,30 +66,30 @@ def from_hub(repository: str, name: str, digest: str = "", hint: str = _HINT) ->
     except Exception as e:  # its own errors, and those of whichever HTTP library this version of it uses
         reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
         raise UserError(f"cannot download {where} ({reason}); {hint}") from e
-    found = f"sha256:{pooch.file_hash(str(file))}" if digest else ""
-    if found != digest:
-        raise UserError(f"{file} has {found}, expected {digest}; delete it to download it anew, {hint}")
+    actual = f"sha256:{pooch.file_hash(str(file))}" if digest else ""
+    if actual != digest:
+        raise UserError(f"{file} has {actual}, expected {digest}; delete it to download it anew, {hint}")
     return file
 
 
-def folder(repository: str, *wanted: tuple[str, ...]) -> Path:
+def download_folder(repository: str, *name_groups: tuple[str, ...]) -> Path:
     """Return the folder of a repository's files in the hub library's cache: of each group the first that is there.
 
     Args:
         repository: "owner/name".
-        *wanted: names that stand for one another; of the last group none need be there.
+        *name_groups: names that stand for one another; of the last group none need be there.
 
     Raises:
         UserError: no connection, or none of a group.
     """
-    found = None
-    for group in wanted:
+    file = None
+    for group in name_groups:
         for name in group:
             try:
-                found = from_hub(repository, name, hint=_HINT_FOLDER)
+                file = download_from_hub(repository, name, hint=_HINT_FOLDER)
                 break
             except UserError:
-                if name == group[-1] and group != wanted[-1]:
+                if name == group[-1] and group != name_groups[-1]:
                     raise
-    assert found is not None
-    return found.parent
+    assert file is not None
+    return file.parent

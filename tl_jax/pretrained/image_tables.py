@@ -8,12 +8,12 @@ import numpy as np
 from tl_jax.pretrained import keras_names
 from tl_jax.pretrained.convert import (
     COUNTERS,
-    OWN,
+    NATIVE_RULE,
     Rule,
     Shapes,
     Table,
     chw_to_hwc,
-    flat,
+    flatten_rules,
     hwc1_to_hw1c,
     keras_layer,
     keras_norm,
@@ -50,7 +50,7 @@ def _inception_blocks(repeats: Repeats) -> list[list[list[str]]]:
     return [*[_GRID35] * first, _TO17, *[_GRID17] * second, _TO8, *[_GRID8] * third]
 
 
-def _made(repeats: Repeats) -> list[str]:
+def _creation_order(repeats: Repeats) -> list[str]:
     """Return the units in the order in which Keras makes them."""
     units = [f"stem/conv{i}" for i in (1, 2, 3, 4, 5)]
     for number, branches in enumerate(_inception_blocks(repeats)):
@@ -63,7 +63,7 @@ def _distance(branch: Sequence[str], step: int) -> float:
     return len(branch) - step + (0.5 if " " in branch[-1] else 0.0)
 
 
-def _listed(repeats: Repeats) -> list[str]:
+def _keras_order(repeats: Repeats) -> list[str]:
     """Return the units as Keras lists them: in each block the furthest from its end first."""
     units = [f"stem/conv{i}" for i in (1, 2, 3, 4, 5)]
     for number, branches in enumerate(_inception_blocks(repeats)):
@@ -75,15 +75,15 @@ def _listed(repeats: Repeats) -> list[str]:
 
 def _inception_keras(repeats: Repeats) -> Table:
     """keras.applications: every layer but the top is named automatically."""
-    made = {unit: i for i, unit in enumerate(_made(repeats))}
+    creation_order = {unit: i for i, unit in enumerate(_creation_order(repeats))}
     layers = [
-        keras_names.Layer(f"{unit}/{leaf}", kind, made[unit])
-        for unit in _listed(repeats)
+        keras_names.Layer(f"{unit}/{leaf}", kind, creation_order[unit])
+        for unit in _keras_order(repeats)
         for leaf, kind in (("conv", "conv"), ("bn", "norm"))
     ]
     layers.append(keras_names.Layer("head", "dense", 0))
-    rules = [*keras_layer("predictions", "head"), OWN]
-    return Table(rules, names=keras_names.names(layers, own="predictions"), layers=layers)
+    rules = [*keras_layer("predictions", "head"), NATIVE_RULE]
+    return Table(rules, map_names=keras_names.make_renamer(layers, known_names="predictions"), layers=layers)
 
 
 def _inception_torchvision(repeats: Repeats) -> Table:
@@ -94,8 +94,8 @@ def _inception_torchvision(repeats: Repeats) -> Table:
     blocks += [f"7{c}" for c in "abc"[: repeats[2] + 1]]
     units += [(rf"Mixed_{name}\.(\w+)", rf"mixed{i}/\1") for i, name in enumerate(blocks)]
     units += [(rf"AuxLogits\.conv{i}", f"aux/conv{i + 1}") for i in (0, 1)]
-    convs = flat(*(torch_conv(rf"{name}\.conv", f"{path}/conv") for name, path in units))
-    norms = flat(*(torch_norm(rf"{name}\.bn", f"{path}/bn") for name, path in units))
+    convs = flatten_rules(*(torch_conv(rf"{name}\.conv", f"{path}/conv") for name, path in units))
+    norms = flatten_rules(*(torch_norm(rf"{name}\.bn", f"{path}/bn") for name, path in units))
     return Table([*convs, *norms, *torch_dense("fc", "head"), *torch_dense(r"AuxLogits\.fc", "aux/head")], COUNTERS)
 
 
@@ -136,11 +136,11 @@ def _mobilenet_keras(depths: Sequence[int]) -> Table:
             layers += [(f"{ours}/conv", "depthwise" if depthwise else "conv"), (f"{ours}/bn", "norm")]
     layers += [("final/conv", "conv"), ("final/bn", "norm"), ("head", "dense")]
     by_order = [Rule(r"(params/.*/depthwise/conv/kernel)", r"\1", hwc1_to_hw1c)]
-    by_order.append(OWN._replace(pattern=r"((?:params|batch_stats)/(?!.*/depthwise/conv/kernel).*)"))
+    by_order.append(NATIVE_RULE._replace(pattern=r"((?:params|batch_stats)/(?!.*/depthwise/conv/kernel).*)"))
     trunk = r"(?:Conv1|bn_Conv1|Conv_1(_bn)?|(expanded_conv|block_\d+)_(expand|depthwise|project)(_BN)?)"
-    listed = keras_names.listed(layers)
-    names = keras_names.names(listed, chain=True, own=f"{trunk}|predictions")
-    return Table([*rules, *by_order], names=names, layers=listed, inside=f"{trunk}/.*")
+    keras_layers = keras_names.make_layers(layers)
+    names = keras_names.make_renamer(keras_layers, sequential=True, known_names=f"{trunk}|predictions")
+    return Table([*rules, *by_order], map_names=names, layers=keras_layers, trunk_pattern=f"{trunk}/.*")
 
 
 def _mobilenet_torchvision(depths: Sequence[int]) -> Table:
@@ -154,25 +154,25 @@ def _mobilenet_torchvision(depths: Sequence[int]) -> Table:
     rules += torch_dense(r"classifier\.1", "head")
     for number, stage, block, units in _mobilenet_blocks(depths):
         for i, unit in enumerate(units):
-            at, ours = rf"features\.{number + 1}\.conv\.", f"stage{stage}/block{block}/{unit}"
+            prefix, ours = rf"features\.{number + 1}\.conv\.", f"stage{stage}/block{block}/{unit}"
             conv, norm = (f"{i}", f"{i + 1}") if unit == "project" else (rf"{i}\.0", rf"{i}\.1")
-            rules += torch_conv(at + conv, f"{ours}/conv") + torch_norm(at + norm, f"{ours}/bn")
-    return Table(rules, COUNTERS, names=_todays)
+            rules += torch_conv(prefix + conv, f"{ours}/conv") + torch_norm(prefix + norm, f"{ours}/bn")
+    return Table(rules, COUNTERS, map_names=_modern_names)
 
 
-def _todays(arrays: Mapping[str, np.ndarray], _: Shapes) -> Mapping[str, str]:
+def _modern_names(arrays: Mapping[str, np.ndarray], _: Shapes) -> Mapping[str, str]:
     """Return torchvision's names of today for those of files from before 0.3 and their like."""
     if not any(re.fullmatch(r"features\.\d+\.conv\.[4-7]\..*", name) for name in arrays):
         return {name: name for name in arrays}
     blocks = {m[1] for name in arrays if (m := re.fullmatch(r"features\.(\d+)\.conv\.[67]\..*", name))}
 
-    def todays(match: re.Match[str]) -> str:
+    def rename(match: re.Match[str]) -> str:
         """Return the name of a layer; the last convolution of a block and its BatchNorm stand for themselves."""
-        unit, at = divmod(int(match[2]), 3)
+        unit, position = divmod(int(match[2]), 3)
         last = 2 if match[1] in blocks else 1
-        return f"features.{match[1]}.conv.{unit + at if unit == last else f'{unit}.{at}'}."
+        return f"features.{match[1]}.conv.{unit + position if unit == last else f'{unit}.{position}'}."
 
-    return {name: re.sub(r"^features\.(\d+)\.conv\.(\d)\.", todays, name) for name in arrays}
+    return {name: re.sub(r"^features\.(\d+)\.conv\.(\d)\.", rename, name) for name in arrays}
 
 
 def _mobilenet_timm(depths: Sequence[int]) -> Table:
@@ -182,8 +182,8 @@ def _mobilenet_timm(depths: Sequence[int]) -> Table:
     for number, stage, block, units in _mobilenet_blocks(depths):
         names = ("conv_pw", "conv_dw", "conv_pwl") if number else ("conv_dw", "conv_pw")
         for i, (unit, name) in enumerate(zip(units, names, strict=True), start=1):
-            at, ours = rf"blocks\.{stage - 1}\.{block - 1}\.", f"stage{stage}/block{block}/{unit}"
-            rules += torch_conv(at + name, f"{ours}/conv") + torch_norm(f"{at}bn{i}", f"{ours}/bn")
+            prefix, ours = rf"blocks\.{stage - 1}\.{block - 1}\.", f"stage{stage}/block{block}/{unit}"
+            rules += torch_conv(prefix + name, f"{ours}/conv") + torch_norm(f"{prefix}bn{i}", f"{ours}/bn")
     return Table(rules, COUNTERS)
 
 
@@ -206,36 +206,38 @@ def _vgg_keras(depths: Sequence[int]) -> Table:
     layers += [(path, "dense") for path in ("fc1", "fc2", "head")]
     rules = keras_layer(r"block(\d)_conv(\d)", r"stage\1/conv\2")
     rules += keras_layer("(fc1|fc2)", r"\1") + keras_layer("predictions", "head")
-    names = keras_names.names(
-        listed := keras_names.listed(layers), chain=True, own=r"block\d_conv\d|fc1|fc2|predictions"
+    names = keras_names.make_renamer(
+        keras_layers := keras_names.make_layers(layers),
+        sequential=True,
+        known_names=r"block\d_conv\d|fc1|fc2|predictions",
     )
-    return Table([*rules, OWN], names=names, layers=listed, inside=r"block\d+_conv\d+/.*")
+    return Table([*rules, NATIVE_RULE], map_names=names, layers=keras_layers, trunk_pattern=r"block\d+_conv\d+/.*")
 
 
 def _vgg_torchvision(depths: Sequence[int], norm: bool) -> Table:
     """torchvision: ``features.0.weight``, every layer counted; ``classifier.0``, ``.3``, ``.6``."""
     dense = [("classifier.0", "fc1", chw_to_hwc), ("classifier.3", "fc2", transpose)]
     dense.append(("classifier.6", "head", transpose))
-    return _torch(depths, norm, dense)
+    return _vgg_torch(depths, norm, dense)
 
 
 def _vgg_timm(depths: Sequence[int], norm: bool) -> Table:
     """timm: the hidden layers are convolutions, (4096, 512, 7, 7) and (4096, 4096, 1, 1)."""
     dense = [("pre_logits.fc1", "fc1", chw_to_hwc), ("pre_logits.fc2", "fc2", transpose)]
     dense.append(("head.fc", "head", transpose))
-    return _torch(depths, norm, dense)
+    return _vgg_torch(depths, norm, dense)
 
 
-def _torch(depths: Sequence[int], norm: bool, dense: Sequence) -> Table:
+def _vgg_torch(depths: Sequence[int], norm: bool, dense: Sequence) -> Table:
     rules: list[Rule] = []
-    at = 0
+    index = 0
     for i, depth in enumerate(depths, start=1):
         for j in range(1, depth + 1):
-            rules += torch_conv(rf"features\.{at}", f"stage{i}/conv{j}")
+            rules += torch_conv(rf"features\.{index}", f"stage{i}/conv{j}")
             if norm:
-                rules += torch_norm(rf"features\.{at + 1}", f"stage{i}/bn{j}")
-            at += 3 if norm else 2  # convolution, BatchNorm, ReLU
-        at += 1  # pooling
+                rules += torch_norm(rf"features\.{index + 1}", f"stage{i}/bn{j}")
+            index += 3 if norm else 2  # convolution, BatchNorm, ReLU
+        index += 1  # pooling
     for name, path, transform in dense:
         rules += torch_dense(name.replace(".", r"\."), path, transform)
     return Table(rules, COUNTERS)
@@ -243,8 +245,8 @@ def _torch(depths: Sequence[int], norm: bool, dense: Sequence) -> Table:
 
 def vgg_tables(depths: Sequence[int], norm: bool) -> dict[str, Table]:
     """Return the tables by source; Keras has no VGG with BatchNorm."""
-    own = {} if norm else {"keras": _vgg_keras(depths)}
-    return {**own, "torchvision": _vgg_torchvision(depths, norm), "timm": _vgg_timm(depths, norm)}
+    keras = {} if norm else {"keras": _vgg_keras(depths)}
+    return {**keras, "torchvision": _vgg_torchvision(depths, norm), "timm": _vgg_timm(depths, norm)}
 
 
 _TOP = "(?:probs|predictions)"  # the published file's name (Keras 2), and that of later versions
@@ -258,10 +260,10 @@ def _resnet_keras(depths: Sequence[int]) -> Table:
         for unit in ("1", "2", "shortcut", "3") if first else ("1", "2", "3"):  # by distance from the sum
             conv, norm = ("shortcut_conv", "shortcut_bn") if unit == "shortcut" else (f"conv{unit}", f"bn{unit}")
             layers += [(f"{block}/{conv}", "conv"), (f"{block}/{norm}", "norm")]
-    return _keras_table(keras_norm("conv1_bn", "stem/bn"), norms, layers)
+    return _resnet_keras_table(keras_norm("conv1_bn", "stem/bn"), norms, layers)
 
 
-def _keras_v2(depths: Sequence[int]) -> Table:
+def _resnet_v2_keras(depths: Sequence[int]) -> Table:
     """keras.applications' pre-activation networks: ``conv2_block1_preact_bn/gamma``."""
     norms = [("([12])_bn", r"bn\1"), ("preact_bn", "preact_bn")]
     layers = [("stem/conv", "conv")]
@@ -269,7 +271,7 @@ def _keras_v2(depths: Sequence[int]) -> Table:
         convs = ("conv1", "conv2", "shortcut_conv", "conv3") if first else ("conv1", "conv2", "conv3")
         layers += [(f"{block}/{conv}", "conv") for conv in convs]
         layers += [(f"{block}/{norm}", "norm") for norm in ("preact_bn", "bn1", "bn2")]
-    return _keras_table(keras_norm("post_bn", "final/bn"), norms, [*layers, ("final/bn", "norm")])
+    return _resnet_keras_table(keras_norm("post_bn", "final/bn"), norms, [*layers, ("final/bn", "norm")])
 
 
 def _resnet_blocks(depths: Sequence[int]) -> Iterator[tuple[str, bool]]:
@@ -278,17 +280,24 @@ def _resnet_blocks(depths: Sequence[int]) -> Iterator[tuple[str, bool]]:
         yield from ((f"stage{stage}/block{i}", i == 1) for i in range(1, depth + 1))
 
 
-def _keras_table(own: list[Rule], norms: Sequence[tuple[str, str]], layers: Sequence[tuple[str, str]]) -> Table:
+def _resnet_keras_table(
+    own_rules: list[Rule], norms: Sequence[tuple[str, str]], layers: Sequence[tuple[str, str]]
+) -> Table:
     """Return the table of a Keras ResNet: its own rules, those of BatchNorms in blocks, the order of its layers."""
-    rules = [*own, *keras_layer("conv1_conv", "stem/conv"), *keras_layer(_TOP, "head")]
+    rules = [*own_rules, *keras_layer("conv1_conv", "stem/conv"), *keras_layer(_TOP, "head")]
     for stage in (1, 2, 3, 4):
         block, ours = rf"conv{stage + 1}_block(\d+)", rf"stage{stage}/block\1"
         rules += keras_layer(rf"{block}_([123])_conv", rf"{ours}/conv\2")
         rules += keras_layer(rf"{block}_0_conv", f"{ours}/shortcut_conv")
         for theirs, name in norms:
             rules += keras_norm(f"{block}_{theirs}", f"{ours}/" + name.replace(r"\1", r"\2"))
-    listed = keras_names.listed([*layers, ("head", "dense")])
-    return Table([*rules, OWN], names=keras_names.names(listed), layers=listed, inside=r"(?:conv\d+_|post_bn).*")
+    keras_layers = keras_names.make_layers([*layers, ("head", "dense")])
+    return Table(
+        [*rules, NATIVE_RULE],
+        map_names=keras_names.make_renamer(keras_layers),
+        layers=keras_layers,
+        trunk_pattern=r"(?:conv\d+_|post_bn).*",
+    )
 
 
 def _resnet_torchvision() -> Table:
@@ -304,18 +313,18 @@ def _resnet_torchvision() -> Table:
     return Table(rules, COUNTERS)
 
 
-TORCHVISION = _resnet_torchvision()
+RESNET_TORCHVISION = _resnet_torchvision()
 
 
 def resnet_tables(depths: Sequence[int], bottleneck: bool = True) -> dict[str, Table]:
     """Return the tables by source; timm's names are torchvision's, and Keras has no networks of basic blocks."""
-    torch = {"torchvision": TORCHVISION, "timm": TORCHVISION}
+    torch = {"torchvision": RESNET_TORCHVISION, "timm": RESNET_TORCHVISION}
     return {"keras": _resnet_keras(depths), **torch} if bottleneck else torch
 
 
-def tables_v2(depths: Sequence[int]) -> dict[str, Table]:
+def resnet_v2_tables(depths: Sequence[int]) -> dict[str, Table]:
     """Return the tables of the networks with pre-activation by source."""
-    return {"keras": _keras_v2(depths)}
+    return {"keras": _resnet_v2_keras(depths)}
 
 
 _R50, _TINY = (3, 4, 6, 3), (2, 1, 1, 1)
@@ -333,8 +342,8 @@ TABLES: Mapping[str, Mapping[str, Table]] = {
     "resnet101": resnet_tables((3, 4, 23, 3)),
     "resnet152": resnet_tables((3, 8, 36, 3)),
     "resnet50_tiny": resnet_tables(_TINY),
-    "resnet50v2": tables_v2(_R50),
-    "resnet50v2_tiny": tables_v2((2, 2, 1, 2)),
+    "resnet50v2": resnet_v2_tables(_R50),
+    "resnet50v2_tiny": resnet_v2_tables((2, 2, 1, 2)),
     "inception_v3": inception_tables((3, 4, 2)),
     "inception_v3_tiny": inception_tables((1, 1, 1)),
     "mobilenet_v2": mobilenet_tables(MOBILENET_DEPTHS),
@@ -343,18 +352,18 @@ TABLES: Mapping[str, Mapping[str, Table]] = {
 }
 
 # This project's own files: names are our paths already.
-_OWN = Table([OWN])
+_NATIVE_TABLE = Table([NATIVE_RULE])
 
 
-def sources(model: str) -> tuple[str, ...]:
+def known_sources(model: str) -> tuple[str, ...]:
     """Return the sources whose files of ``model`` can be read."""
     return (*TABLES.get(model, {}), "tl_jax")
 
 
-def table(model: str, source: str) -> Table:
+def conversion_table(model: str, source: str) -> Table:
     """Return the conversion table of a source; a UserError names the known ones."""
     if source == "tl_jax":
-        return _OWN
+        return _NATIVE_TABLE
     if source not in TABLES.get(model, {}):
-        raise UserError(f"{model!r} has no weights of {source!r}; {nearest(source, sources(model))}")
+        raise UserError(f"{model!r} has no weights of {source!r}; {nearest(source, known_sources(model))}")
     return TABLES[model][source]

@@ -14,14 +14,14 @@ from absl import logging
 from tl_jax import models
 from tl_jax.models.backbone import Backbone
 from tl_jax.pretrained import catalog, fitting, formats, hub, image_tables, prefixes
-from tl_jax.pretrained import delta as deltas
 from tl_jax.pretrained.catalog import PretrainedSpec
-from tl_jax.pretrained.convert import Converted, MergeError, convert, describe, merge
+from tl_jax.pretrained.convert import Converted, MergeError, convert, describe_report, merge
+from tl_jax.pretrained.delta import apply_delta, read_delta
 from tl_jax.pretrained.network import (
     Pretrained,
-    draw_new,
+    head_error,
+    init_new_leaves,
     initializer,
-    no_such_head,
     rebuild,
     variable_shapes,
     with_channels,
@@ -32,7 +32,7 @@ from tl_jax.utils import download, tree
 from tl_jax.utils.errors import UserError
 
 # Options that change what is made of a file, but not what must be in it.
-_ADAPTING = ("adapter", "aux", "channels", "drop_path", "dropout", "dtype", "endpoint", "fc", "fc_dropout")
+_ADAPTED_OPTIONS = ("adapter", "aux", "channels", "drop_path", "dropout", "dtype", "endpoint", "fc", "fc_dropout")
 
 
 def load(
@@ -57,8 +57,8 @@ def load(
         source: "keras", "torchvision", "timm", or "tl_jax" (this project's own safetensors); "huggingface" for text,
             see ``tl_jax.pretrained.huggingface.load``, which gives a ``TextNetwork``; the "bert" of "tl_jax" ships.
         path: local weights file; None takes the embedded file or downloads the published one. Of ``resnet8`` also the
-            name of what an embedded file was trained on, see ``catalog.BANK``. Of "tl_jax" also a bundle, the folder
-            that ``--mode=export`` writes.
+            name of what an embedded file was trained on, see ``catalog.EMBEDDED_RESNET8``. Of "tl_jax" also a bundle,
+            the folder that ``--mode=export`` writes.
         num_classes: K of the head; None takes what the file has (0, no head, for a file without one).
         image_size: side in pixels that ``preprocess`` resizes to; None takes the spec's.
         head: "auto" keeps the file's head where it has K outputs, else draws a new one; "new" always draws one;
@@ -82,26 +82,26 @@ def load(
         UserError: no such file or source, damaged file, or weights of another architecture; a bundle that is none, has
             another format or other files than its ``bundle.json`` says.
     """
-    name = name or formats.model(source, path)
-    if source == "huggingface" or name in models.TEXT:
+    name = name or formats.bundle_model(source, path)
+    if source == "huggingface" or name in models.TEXT_MODELS:
         from tl_jax.pretrained import huggingface  # brings a library of tokenizers, which pictures need not wait for
 
-        folder = huggingface.folder_of(source, str(path or ""))
-        given = {"head": head, "seed": seed, "rename": rename, **options}
-        return cast(Any, huggingface.load(name, folder, num_classes, **given))
+        folder = huggingface.resolve_folder(source, str(path or ""))
+        kwargs = {"head": head, "seed": seed, "rename": rename, **options}
+        return cast(Any, huggingface.load(name, folder, num_classes, **kwargs))
     models.create(name, 0, **options)  # an unknown name or option is the better message
     if rename and source == "tl_jax":
         raise UserError("init.rename has no effect on files of tl_jax, whose names are ours already; leave it out")
     if delta:
         return _with_delta(name, source, path, Path(delta).expanduser(), {**options, "rename": rename})
-    whole = {k: v for k, v in options.items() if k not in _ADAPTING}
+    file_options = {k: v for k, v in options.items() if k not in _ADAPTED_OPTIONS}
     # A file without its head is smaller, but has no hidden layers and no auxiliary head either.
     headless = (num_classes == 0 or head == "new") and not (options.get("fc") or options.get("aux"))
-    net = _read(name, source, path, whole, headless, rename, options.get("endpoint", ""))
+    net = _load_or_convert(name, source, path, file_options, headless, rename, options.get("endpoint", ""))
     if net.no_head and num_classes is None and head != "new":
-        raise no_such_head(net, "")
-    renewed = head == "new" or (num_classes is not None and num_classes != net.spec.num_classes)
-    net = _adapt(net, options, renewed, seed)
+        raise head_error(net, "")
+    new_head = head == "new" or (num_classes is not None and num_classes != net.spec.num_classes)
+    net = _adapt(net, options, new_head, seed)
     if image_size:
         net = net._replace(spec=dataclasses.replace(net.spec, image_size=image_size))
     return net if num_classes is None else with_head(net, num_classes, head, seed)
@@ -109,9 +109,9 @@ def load(
 
 def _with_delta(name: str, source: str, path: str | Path | None, file: Path, options: Mapping[str, Any]) -> Pretrained:
     """Return the network with a delta on top, its adapters merged."""
-    if (file.parent / formats.FILE).is_file():
-        formats.check(file.parent, [file.name])
-    spec, facts, leaves = deltas.read(file)
+    if (file.parent / formats.BUNDLE_FILE).is_file():
+        formats.check_bundle(file.parent, [file.name])
+    spec, facts, leaves = read_delta(file)
     if (spec.model, spec.source) != (name, source):
         raise UserError(f"{file} is a delta of {spec.model} ({spec.source}), not of {name} ({source}); load that")
     net = load(name, source, path, spec.num_classes, head="new", **{**spec.options, **options})
@@ -120,7 +120,7 @@ def _with_delta(name: str, source: str, path: str | Path | None, file: Path, opt
             f"{file} goes on top of the weights with SHA-256 {facts['base']['sha256'][:12]}..., but {net.path} has "
             f"{net.sha256[:12]}...; pass path=FILE with the weights that the run started from"
         )
-    return net._replace(variables=deltas.apply(net.variables, leaves, facts, file), spec=spec, new_head=False)
+    return net._replace(variables=apply_delta(net.variables, leaves, facts, file), spec=spec, new_head=False)
 
 
 def random(name: str, num_classes: int, source: str = "keras", seed: int = 0, **options: Any) -> Pretrained:
@@ -129,7 +129,7 @@ def random(name: str, num_classes: int, source: str = "keras", seed: int = 0, **
     if "fc" in {field.name for field in dataclasses.fields(models.create(name, 0))}:
         options = {"fc": False, **options}  # as a new head on loaded weights
     model = models.create(name, num_classes, **{**spec.options, **options})
-    options = models.options(name, model)
+    options = models.model_options(name, model)
     spec = dataclasses.replace(spec, num_classes=num_classes, options=options, licence="")  # which is of weights
     return Pretrained(model, dict(initializer(model)(jax.random.key(seed))), spec, new_head=True, path=None)
 
@@ -137,16 +137,16 @@ def random(name: str, num_classes: int, source: str = "keras", seed: int = 0, **
 def spec_of(name: str, source: str) -> PretrainedSpec:
     """Return the facts about the published weights of ``name``, or, without any, about small pictures."""
     models.create(name, 0)
-    image_tables.table(name, source)
+    image_tables.conversion_table(name, source)
     if source == "tl_jax" and name in catalog.EMBEDDED:
         return formats.read_spec(catalog.EMBEDDED[name])[0]
     return catalog.CATALOG.get((name, source), PretrainedSpec(name, source, image_size=32, crop=1.0, scaling="tf"))
 
 
-def _adapt(net: Pretrained, options: Mapping[str, Any], renewed: bool, seed: int) -> Pretrained:
-    """Make of the whole network what the options ask for; ``renewed``: it will get another head."""
+def _adapt(net: Pretrained, options: Mapping[str, Any], new_head: bool, seed: int) -> Pretrained:
+    """Make of the whole network what the options ask for; ``new_head``: it will get another head."""
     changes = {k: options[k] for k in ("adapter", "drop_path", "dropout", "dtype", "fc_dropout") if k in options}
-    if hasattr(net.model, "fc") and net.model.fc and not options.get("fc", not renewed):
+    if hasattr(net.model, "fc") and net.model.fc and not options.get("fc", not new_head):
         # The old head sat on fc2: without it only a new one fits.
         changes |= {"fc": False, "num_classes": 0}
     if hasattr(net.model, "aux") and net.model.aux and not options.get("aux", False):
@@ -156,52 +156,54 @@ def _adapt(net: Pretrained, options: Mapping[str, Any], renewed: bool, seed: int
             raise UserError(f"{net.path} has no weights for {option}=True; leave it out, or take the file with the top")
     net = rebuild(net, **changes) if changes else net
     if options.get("adapter"):
-        net = net._replace(variables=draw_new(net, jax.random.key(seed)))
+        net = net._replace(variables=init_new_leaves(net, jax.random.key(seed)))
     net = with_endpoint(net, options["endpoint"]) if options.get("endpoint") else net
     return with_channels(net, options["channels"]) if "channels" in options else net
 
 
-def _read(
+def _load_or_convert(
     name: str,
     source: str,
     path: str | Path | None,
-    whole: Mapping[str, Any],
+    file_options: Mapping[str, Any],
     headless: bool,
     rename: prefixes.Renames,
     endpoint: str,
 ) -> Pretrained:
     """Return the network as far as it is in the file, converting it where that has not been done before."""
-    image_tables.table(name, source)
-    origin, key = _origin(name, source, path, headless)
+    image_tables.conversion_table(name, source)
+    origin, key = _locate_file(name, source, path, headless)
     if source == "tl_jax":
-        return _read_own(name, origin, origin, {})
-    parts = converter(), key, sorted(whole.items()), [tuple(rule) for rule in rename]
-    code = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        return _load_native(name, origin, origin, {})
+    key_parts = converter_digest(), key, sorted(file_options.items()), [tuple(rule) for rule in rename]
+    code = hashlib.sha256(repr(key_parts).encode()).hexdigest()[:16]
     cached = download.cache_dir() / "converted" / f"{name}-{source}-{code}.safetensors"
     if cached.is_file():
         try:
-            net = _read_own(name, cached, origin, {"source": source})
+            net = _load_native(name, cached, origin, {"source": source})
         except UserError as e:
             logging.warning("%s; converting the original again", e)
         else:
-            if (ends := net.model.endpoint) and endpoint not in net.model.part_names():
-                raise UserError(f"{origin} does not fit {name} ({source}): {_ends(ends, endpoint)}")
+            if (last_stage := net.model.endpoint) and endpoint not in net.model.stage_names():
+                raise UserError(f"{origin} does not fit {name} ({source}): {_endpoint_advice(last_stage, endpoint)}")
             return net
-    file = Path(path).expanduser() if path else hub.download(catalog.CATALOG[name, source], headless)
-    variables, spec, converted = read_foreign(name, source, file, whole, rename, endpoint)
+    file = Path(path).expanduser() if path else hub.download_weights(catalog.CATALOG[name, source], headless)
+    variables, spec, converted = read_foreign(name, source, file, file_options, rename, endpoint)
     if path:
         spec = own_facts(spec, file)
     sha256 = key.removeprefix("sha256:") if path else pooch.file_hash(str(file))
-    told = {"notes": list(converted.notes), "no_head": converted.no_head}
+    stored_facts = {"notes": list(converted.notes), "no_head": converted.no_head}
     try:
         with download.locked(cached):
-            formats.save(cached, variables, spec, {"origin": file.name, "sha256": sha256, **told})
+            formats.save_native(cached, variables, spec, {"origin": file.name, "sha256": sha256, **stored_facts})
     except (OSError, UserError) as e:
         logging.warning("%s is converted again the next time: %s", file, e)
-        net = Pretrained(_model(spec), jax.device_put(variables), spec, new_head=False, path=origin, sha256=sha256)
+        net = Pretrained(
+            _create_model(spec), jax.device_put(variables), spec, new_head=False, path=origin, sha256=sha256
+        )
         return net._replace(notes=converted.notes, no_head=converted.no_head)
     del variables  # what is read back is taken over by JAX without a copy
-    return _read_own(name, cached, origin, {"source": source})
+    return _load_native(name, cached, origin, {"source": source})
 
 
 def own_facts(spec: PretrainedSpec, file: Path) -> PretrainedSpec:
@@ -212,34 +214,34 @@ def own_facts(spec: PretrainedSpec, file: Path) -> PretrainedSpec:
     """
     if hub.is_published(spec, file):
         return spec
-    nothing = {"url": "", "digest": "", "headless_url": "", "headless_digest": "", "hub": "", "licence": ""}
-    return dataclasses.replace(spec, **nothing, parameters=0, top1=0.0, top5=0.0, measured="")
+    unpublished = {"url": "", "digest": "", "headless_url": "", "headless_digest": "", "hub": "", "licence": ""}
+    return dataclasses.replace(spec, **unpublished, parameters=0, top1=0.0, top5=0.0, measured="")
 
 
 @functools.cache
-def converter() -> str:
+def converter_digest() -> str:
     """Return the hash of the code that converts: whatever changes there, files are converted anew."""
     code = sorted(Path(image_tables.__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in code)).hexdigest()
 
 
-def _origin(name: str, source: str, path: str | Path | None, headless: bool) -> tuple[Path, str]:
+def _locate_file(name: str, source: str, path: str | Path | None, headless: bool) -> tuple[Path, str]:
     """Return the weights file, there or to be downloaded, and what tells it from others."""
-    if source == "tl_jax" and str(path) in catalog.BANK:
-        return catalog.BANK[str(path)], ""
+    if source == "tl_jax" and str(path) in catalog.EMBEDDED_RESNET8:
+        return catalog.EMBEDDED_RESNET8[str(path)], ""
     if path:
         file = Path(path).expanduser()
-        file = formats.weights(file) if source == "tl_jax" else file
+        file = formats.weights_path(file) if source == "tl_jax" else file
         if not file.is_file():
-            also = f", or take one of {', '.join(catalog.BANK)}" if source == "tl_jax" else ""
-            raise UserError(f"no weights file at {file}; check --config.init.path{also}")
+            alternative = f", or take one of {', '.join(catalog.EMBEDDED_RESNET8)}" if source == "tl_jax" else ""
+            raise UserError(f"no weights file at {file}; check --config.init.path{alternative}")
         return file, "" if source == "tl_jax" else f"sha256:{pooch.file_hash(str(file))}"
     if source == "tl_jax" and name in catalog.EMBEDDED:
         return catalog.EMBEDDED[name], ""
     spec = catalog.CATALOG.get((name, source))
     if spec is None or not (spec.url or spec.hub):
         raise UserError(f"no {source} weights of {name} are published; pass --config.init.path=FILE")
-    url, digest = hub.address(spec, headless)
+    url, digest = hub.published_url(spec, headless)
     return Path(url.rpartition("/")[2] if spec.url else spec.hub), digest or url
 
 
@@ -247,7 +249,7 @@ def read_foreign(
     name: str,
     source: str,
     file: Path,
-    whole: Mapping[str, Any] | None = None,
+    file_options: Mapping[str, Any] | None = None,
     rename: prefixes.Renames = (),
     endpoint: str | None = None,
 ) -> tuple[Mapping[str, Any], PretrainedSpec, Converted]:
@@ -256,7 +258,7 @@ def read_foreign(
     Args:
         name, source: as for ``load``.
         file: its weights file.
-        whole: model attributes that the file was made with, where they differ from the published ones.
+        file_options: model attributes of the file, where they differ from the published ones.
         rename: as for ``load``.
         endpoint: the part up to which the file must be whole, "" for all; None takes it as far as it goes.
 
@@ -266,23 +268,25 @@ def read_foreign(
     Raises:
         UserError: damaged file, or weights of another architecture.
     """
-    spec, table = spec_of(name, source), image_tables.table(name, source)
-    options = {**spec.options, **(whole or {})}
+    spec, table = spec_of(name, source), image_tables.conversion_table(name, source)
+    options = {**spec.options, **(file_options or {})}
     contents = formats.read_contents(file)
-    stripped = prefixes.strip(prefixes.rename(contents.arrays, rename, str(file)), table, str(file))
+    stripped = prefixes.strip_prefix(prefixes.rename_arrays(contents.arrays, rename, str(file)), table, str(file))
     converted = convert(stripped.arrays, table, _trunk_shapes(name, options) if table.layers else {})
     kernel = converted.leaves.get("params/head/kernel")
     classes = 0 if kernel is None else int(kernel.shape[-1]) if kernel.ndim and kernel.size else 1
     attributes = {field.name for field in dataclasses.fields(models.create(name, 0))}
-    there = {fitting.top(path) for path in converted.leaves}
-    found = {option: leaf in there for option, leaf in (("fc", "fc1"), ("aux", "aux")) if option in attributes}
-    model = models.create(name, classes, **{**options, **found})
-    wanted = tree.flatten(variable_shapes(model))
-    fit = fitting.fit(stripped.arrays, converted, table, wanted, model.part_names())
-    model = _as_far(model, fit, endpoint, f"{file} does not fit {name} ({source})", source)
+    stages_in_file = {fitting.top_module(path) for path in converted.leaves}
+    hidden_parts = {
+        option: leaf in stages_in_file for option, leaf in (("fc", "fc1"), ("aux", "aux")) if option in attributes
+    }
+    model = models.create(name, classes, **{**options, **hidden_parts})
+    expected = tree.flatten(variable_shapes(model))
+    fit = fitting.fit(stripped.arrays, converted, table, expected, model.stage_names())
+    model = _truncate(model, fit, endpoint, f"{file} does not fit {name} ({source})", source)
     variables = merge(variable_shapes(model), fit.converted)
     notes = (*contents.notes, *_notes(file.name, stripped, fit.converted, model, spec))
-    spec = dataclasses.replace(spec, num_classes=model.num_classes, options=models.options(name, model))
+    spec = dataclasses.replace(spec, num_classes=model.num_classes, options=models.model_options(name, model))
     no_head = fit.converted.no_head
     if no_head:
         shapes = tree.flatten(variable_shapes(models.create(name, 1, **options)))
@@ -293,40 +297,42 @@ def read_foreign(
 def _trunk_shapes(name: str, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a network's leaves by path, but for the head's, whose classes are the file's own."""
     shapes = tree.flatten(variable_shapes(models.create(name, 1, **options)))
-    return {path: leaf.shape for path, leaf in shapes.items() if fitting.top(path) != "head"}
+    return {path: leaf.shape for path, leaf in shapes.items() if fitting.top_module(path) != "head"}
 
 
-def _as_far(model: Backbone, fit: fitting.Fit, endpoint: str | None, where: str, source: str) -> Backbone:
+def _truncate(model: Backbone, fit: fitting.Fit, endpoint: str | None, where: str, source: str) -> Backbone:
     """Return the model of what a file has: without a head that does not fit, and no longer than the file.
 
     Raises:
         MergeError: the file ends before ``endpoint``, or is another network's.
     """
-    parts = model.part_names()
+    stages = model.stage_names()
     if any(fit.report):
-        enough = endpoint is None or endpoint in parts[: parts.index(fit.ends) + 1] if fit.ends else False
-        if not enough:
-            about = "--config.model.name, --config.init.source and --config.init.path; --config.init.rename maps names"
-            fix = f"is it a {source} file of this network? Check {about}"
-            if fit.ends and not fit.report.wrong and list(fit.report.extra) == list(fit.converted.outside):
-                ends = _ends(fit.ends, endpoint or "")
-                fix = f"{fix}; or {ends}" if fit.report.extra else ends
-            raise MergeError(f"{where}: {describe(fit.report)}; {fix}", fit.report)
-        model = model.clone(endpoint=fit.ends)
-    there = {fitting.top(path) for path in fit.converted.leaves}
-    lost: dict[str, Any] = {
+        is_sufficient = (
+            endpoint is None or endpoint in stages[: stages.index(fit.last_stage) + 1] if fit.last_stage else False
+        )
+        if not is_sufficient:
+            flags = "--config.model.name, --config.init.source and --config.init.path; --config.init.rename maps names"
+            advice = f"is it a {source} file of this network? Check {flags}"
+            if fit.last_stage and not fit.report.wrong and list(fit.report.extra) == list(fit.converted.other_names):
+                endpoint_advice = _endpoint_advice(fit.last_stage, endpoint or "")
+                advice = f"{advice}; or {endpoint_advice}" if fit.report.extra else endpoint_advice
+            raise MergeError(f"{where}: {describe_report(fit.report)}; {advice}", fit.report)
+        model = model.clone(endpoint=fit.last_stage)
+    stages_in_file = {fitting.top_module(path) for path in fit.converted.leaves}
+    dropped: dict[str, Any] = {
         option: False
         for option, leaf in (("fc", "fc1"), ("aux", "aux"))
-        if hasattr(model, option) and leaf not in there
+        if hasattr(model, option) and leaf not in stages_in_file
     }
-    return model.clone(num_classes=model.num_classes if "head" in there else 0, **lost)
+    return model.clone(num_classes=model.num_classes if "head" in stages_in_file else 0, **dropped)
 
 
-def _ends(ends: str, endpoint: str) -> str:
-    """Return what to do about a file that ends after the part ``ends``."""
+def _endpoint_advice(last: str, endpoint: str) -> str:
+    """Return what to do about a file that ends after the stage ``last``."""
     if endpoint:
-        return f"it is whole up to {ends}; set --config.model.endpoint={ends}, or a part before it, not {endpoint}"
-    return f"it is whole up to {ends}; pass --config.model.endpoint={ends} to use the network up to there"
+        return f"it is whole up to {last}; set --config.model.endpoint={last}, or a part before it, not {endpoint}"
+    return f"it is whole up to {last}; pass --config.model.endpoint={last} to use the network up to there"
 
 
 def _notes(
@@ -334,46 +340,48 @@ def _notes(
 ) -> Iterator[str]:
     """Yield a line for each thing that was taken off or left out of the file ``name``."""
     if stripped.prefix:
-        rest = f"; left out: {fitting.modules(stripped.outside)}" if stripped.outside else ""
-        yield f"{name}: took the names that begin with {stripped.prefix!r}{rest}"
+        left_out = f"; left out: {fitting.format_layers(stripped.other_names)}" if stripped.other_names else ""
+        yield f"{name}: took the names that begin with {stripped.prefix!r}{left_out}"
     if model.endpoint:
         yield f"{name}: the network is whole up to {model.endpoint}; nothing after it was read"
-    if converted.outside:
-        yield f"{name}: left out, as no layers of this network: {fitting.modules(converted.outside)}"
+    if converted.other_names:
+        yield f"{name}: left out, as no layers of this network: {fitting.format_layers(converted.other_names)}"
     elif converted.no_head:
         yield f"{name}: left out the head: {converted.no_head}"
-    for layer in fitting.inputs(stripped.arrays, converted.outside):
+    for layer in fitting.input_norms(stripped.arrays, converted.other_names):
         yield (
             f"{name}: its layer {layer!r} normalized the inputs and is not applied; "
             f"config.input.scaling ({spec.scaling!r} for these weights) is all that scales them"
         )
 
 
-def _read_own(name: str, file: Path, origin: Path, about: Mapping[str, Any]) -> Pretrained:
-    """Return the network of a file of ours; ``about`` holds what it was converted from."""
+def _load_native(name: str, file: Path, origin: Path, origin_facts: Mapping[str, Any]) -> Pretrained:
+    """Return the network of a file of ours; ``origin_facts`` holds what it was converted from."""
     spec, facts = formats.read_spec(file)
     if spec.model != name:
         raise UserError(f"{file} holds {spec.model!r}, not {name!r}; pass --config.model.name={spec.model}")
     arrays = formats.read_native(file)
-    model, shapes = _built(file, spec, len(arrays))
+    model, shapes = _build_model(file, spec, len(arrays))
     try:
-        variables = merge(shapes, convert(arrays, image_tables.table(name, "tl_jax")))
+        variables = merge(shapes, convert(arrays, image_tables.conversion_table(name, "tl_jax")))
     except MergeError as e:
         raise MergeError(f"{file} does not fit {name}: {e}; was it written by another version?", e.report) from None
-    sha256 = facts.get("sha256", "") if about else pooch.file_hash(str(file))
-    told = {"notes": tuple(facts.get("notes", ())), "no_head": facts.get("no_head", "")} if about else {}
-    return Pretrained(model, jax.device_put(variables), spec, new_head=False, path=origin, sha256=sha256, **told)
+    sha256 = facts.get("sha256", "") if origin_facts else pooch.file_hash(str(file))
+    stored_facts = {"notes": tuple(facts.get("notes", ())), "no_head": facts.get("no_head", "")} if origin_facts else {}
+    return Pretrained(
+        model, jax.device_put(variables), spec, new_head=False, path=origin, sha256=sha256, **stored_facts
+    )
 
 
-def _built(file: Path, spec: PretrainedSpec, arrays: int) -> tuple[Backbone, Mapping[str, Any]]:
+def _build_model(file: Path, spec: PretrainedSpec, arrays: int) -> tuple[Backbone, Mapping[str, Any]]:
     """Return the model that the spec in a file describes, and the shapes of its variables.
 
     Raises:
         UserError: more blocks than the file has arrays, or a network that cannot be built.
     """
     try:
-        model = _model(spec)
-        if models.blocks(spec.model, spec.options) > arrays:
+        model = _create_model(spec)
+        if models.num_blocks(spec.model, spec.options) > arrays:
             raise ValueError(f"more blocks than its {arrays} arrays are for")
         return model, variable_shapes(model)
     except (UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -382,6 +390,6 @@ def _built(file: Path, spec: PretrainedSpec, arrays: int) -> tuple[Backbone, Map
         ) from None
 
 
-def _model(spec: PretrainedSpec) -> Backbone:
+def _create_model(spec: PretrainedSpec) -> Backbone:
     """Return the model that a spec describes."""
     return models.create(spec.model, spec.num_classes, **spec.options)

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax import models
-from tl_jax.data import preprocess as preprocess_module
+from tl_jax.data import preprocess
 from tl_jax.models.backbone import Backbone
 from tl_jax.pretrained.catalog import PretrainedSpec
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 
-HEADS = r"params/(?:aux/)?head/.*"  # leaves that know the classes
-NEW = rf"{HEADS}|params/adapter_\w+/.*"  # leaves that may be drawn beside loaded ones
+HEAD_LEAVES = r"params/(?:aux/)?head/.*"  # leaves that know the classes
+NEW_LEAVES = rf"{HEAD_LEAVES}|params/adapter_\w+/.*"  # leaves that may be drawn beside loaded ones
 
 
 class Pretrained(NamedTuple):
@@ -53,9 +53,9 @@ class Pretrained(NamedTuple):
         images = images if isinstance(images, jax.Array) else np.asarray(images)
         if images.ndim != 4 or images.dtype != np.uint8:
             raise UserError(f"preprocess takes uint8 (N, H, W, C), not {images.dtype} {tuple(images.shape)}")
-        pictures = preprocess_module.channels(jnp.asarray(images), self.model.channels)
-        fitted = preprocess_module.fit(pictures, self.spec.image_size, self.spec.crop, self.spec.interpolation)
-        return preprocess_module.scale(fitted, self.spec.scaling)
+        adjusted = preprocess.channels(jnp.asarray(images), self.model.channels)
+        fitted = preprocess.fit(adjusted, self.spec.image_size, self.spec.crop, self.spec.interpolation)
+        return preprocess.scale(fitted, self.spec.scaling)
 
 
 @functools.cache
@@ -70,7 +70,7 @@ def new_initializer(model: Backbone):
     """Return the jitted function key -> new leaves by path; XLA drops the rest of the initialisation."""
 
     def draw(key: jax.Array) -> dict[str, jax.Array]:
-        return {p: leaf for p, leaf in tree.flatten(initializer(model)(key)).items() if re.fullmatch(NEW, p)}
+        return {p: leaf for p, leaf in tree.flatten(initializer(model)(key)).items() if re.fullmatch(NEW_LEAVES, p)}
 
     return jax.jit(draw)
 
@@ -81,13 +81,13 @@ def variable_shapes(model: Backbone) -> Mapping[str, Any]:
     return jax.eval_shape(initializer(model), jax.random.key(0))
 
 
-def draw_new(net: Pretrained, key: jax.Array) -> dict[str, Any]:
+def init_new_leaves(net: Pretrained, key: jax.Array) -> dict[str, Any]:
     """Return the variables of ``net`` with what was not loaded drawn from ``key``: new heads, bottleneck adapters."""
     loaded = tree.flatten(net.variables)
     if net.new_head:
-        loaded = {p: leaf for p, leaf in loaded.items() if not re.fullmatch(HEADS, p)}
-    absent = any(p not in loaded for p in tree.flatten(variable_shapes(net.model)))
-    return tree.unflatten({**(new_initializer(net.model)(key) if absent else {}), **loaded})
+        loaded = {p: leaf for p, leaf in loaded.items() if not re.fullmatch(HEAD_LEAVES, p)}
+    missing = any(p not in loaded for p in tree.flatten(variable_shapes(net.model)))
+    return tree.unflatten({**(new_initializer(net.model)(key) if missing else {}), **loaded})
 
 
 def rebuild(net: Pretrained, **changes: Any) -> Pretrained:
@@ -95,7 +95,7 @@ def rebuild(net: Pretrained, **changes: Any) -> Pretrained:
     model = net.model.clone(**changes)
     shapes = tree.flatten(variable_shapes(model))
     leaves = {p: leaf for p, leaf in tree.flatten(net.variables).items() if p in shapes}
-    options = models.options(net.spec.model, model)
+    options = models.model_options(net.spec.model, model)
     spec = dataclasses.replace(net.spec, options=options, num_classes=model.num_classes)
     return net._replace(model=model, variables=tree.unflatten(leaves), spec=spec)
 
@@ -112,20 +112,20 @@ def with_head(net: Pretrained, num_classes: int, head: str = "auto", seed: int =
     Raises:
         UserError: the head is to be kept but has another number of outputs.
     """
-    have = net.spec.num_classes
-    if head == "keep" and have != num_classes:
-        raise no_such_head(net, f"has {have} classes, not {num_classes}")
-    if head != "new" and have == num_classes:
+    current = net.spec.num_classes
+    if head == "keep" and current != num_classes:
+        raise head_error(net, f"has {current} classes, not {num_classes}")
+    if head != "new" and current == num_classes:
         return net
     net = rebuild(net, num_classes=num_classes)._replace(new_head=num_classes > 0)
-    return net._replace(variables=draw_new(net, jax.random.key(seed)))
+    return net._replace(variables=init_new_leaves(net, jax.random.key(seed)))
 
 
-def no_such_head(net: Pretrained, what: str) -> UserError:
-    """Return the error for a head that is to be kept; ``what`` says why it cannot, if there is one."""
+def head_error(net: Pretrained, reason: str) -> UserError:
+    """Return the error for a head that is to be kept; ``reason`` says why it cannot, if there is one."""
     if not net.spec.num_classes:
-        what = f"is not the network's ({net.no_head})" if net.no_head else "is not there"
-    return UserError(f"the head in {net.path} {what}; pass --config.init.head=new")
+        reason = f"is not the network's ({net.no_head})" if net.no_head else "is not there"
+    return UserError(f"the head in {net.path} {reason}; pass --config.init.head=new")
 
 
 def with_endpoint(net: Pretrained, endpoint: str) -> Pretrained:
@@ -142,15 +142,15 @@ def with_channels(net: Pretrained, channels: int) -> Pretrained:
     """
     if channels == net.model.channels:
         return net
-    changed = net._replace(model=net.model.clone(channels=channels))
-    wanted = tree.flatten(variable_shapes(changed.model))
+    adapted = net._replace(model=net.model.clone(channels=channels))
+    shapes = tree.flatten(variable_shapes(adapted.model))
     leaves = dict(tree.flatten(net.variables))
-    first = next(p for p, leaf in leaves.items() if leaf.shape != wanted[p].shape)
-    kernel = leaves[first]
+    path = next(p for p, leaf in leaves.items() if leaf.shape != shapes[p].shape)
+    kernel = leaves[path]
     if channels == 1:
-        leaves[first], how = kernel.sum(axis=2, keepdims=True), "summed over red, green and blue"
+        leaves[path], change = kernel.sum(axis=2, keepdims=True), "summed over red, green and blue"
     else:
         order = np.arange(channels) % kernel.shape[2]
-        leaves[first], how = kernel[:, :, order] * (kernel.shape[2] / channels), f"repeated for {channels} channels"
-    note = f"{first.removeprefix('params/')}: kernels {how}"
-    return rebuild(changed._replace(variables=tree.unflatten(leaves), notes=(*net.notes, note)))
+        leaves[path], change = kernel[:, :, order] * (kernel.shape[2] / channels), f"repeated for {channels} channels"
+    note = f"{path.removeprefix('params/')}: kernels {change}"
+    return rebuild(adapted._replace(variables=tree.unflatten(leaves), notes=(*net.notes, note)))

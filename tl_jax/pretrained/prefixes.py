@@ -20,15 +20,15 @@ class Stripped(NamedTuple):
     Attributes:
         arrays: by name, without the prefix.
         prefix: that was taken off, "" for none.
-        outside: names that do not have it: other networks and heads in the same file.
+        other_names: names that do not have it: other networks and heads in the same file.
     """
 
     arrays: Arrays
     prefix: str
-    outside: list[str]
+    other_names: list[str]
 
 
-def rename(arrays: Mapping[str, np.ndarray], renames: Renames, where: str) -> Arrays:
+def rename_arrays(arrays: Mapping[str, np.ndarray], renames: Renames, where: str) -> Arrays:
     """Return the arrays under new names; one whose new name is empty is left out.
 
     Args:
@@ -41,28 +41,32 @@ def rename(arrays: Mapping[str, np.ndarray], renames: Renames, where: str) -> Ar
     """
     names = {name: name for name in arrays}
     for rule in renames:
-        pattern, replacement = _checked(rule)
+        pattern, replacement = _compile_rule(rule)
         changed = {old: pattern.sub(replacement, new) for old, new in names.items() if pattern.search(new)}
         if not changed:
-            some = ", ".join(list(names.values())[:3])
-            raise UserError(f"{where}: the rename rule {pattern.pattern!r} matches no name; names there: {some}, ...")
+            examples = ", ".join(list(names.values())[:3])
+            raise UserError(
+                f"{where}: the rename rule {pattern.pattern!r} matches no name; names there: {examples}, ..."
+            )
         names |= changed
-    found: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for old, new in names.items():
-        if new and new in found:
-            raise UserError(f"{where}: the rename rules make {new!r} of both {found[new]!r} and {old!r}; be more exact")
-        found[new] = old
-    found.pop("", None)
-    return {new: arrays[old] for new, old in found.items()}
+        if new and new in sources:
+            raise UserError(
+                f"{where}: the rename rules make {new!r} of both {sources[new]!r} and {old!r}; be more exact"
+            )
+        sources[new] = old
+    sources.pop("", None)
+    return {new: arrays[old] for new, old in sources.items()}
 
 
-def check(renames: Renames) -> None:
+def check_renames(renames: Renames) -> None:
     """Raise ``UserError`` unless every rule is a pair of a regex and a replacement."""
     for rule in renames:
-        _checked(rule)
+        _compile_rule(rule)
 
 
-def _checked(rule: tuple[str, str]) -> tuple[re.Pattern[str], str]:
+def _compile_rule(rule: tuple[str, str]) -> tuple[re.Pattern[str], str]:
     if not isinstance(rule, tuple | list) or len(rule) != 2 or not all(isinstance(part, str) for part in rule):
         raise UserError(f"init.rename: {rule!r} is no pair (regex, replacement); write ((regex, replacement), ...)")
     pattern, replacement = rule
@@ -76,7 +80,7 @@ def _checked(rule: tuple[str, str]) -> tuple[re.Pattern[str], str]:
     return compiled, replacement
 
 
-def strip(arrays: Mapping[str, np.ndarray], table: Table, where: str) -> Stripped:
+def strip_prefix(arrays: Mapping[str, np.ndarray], table: Table, where: str) -> Stripped:
     """Take off the prefix under which most names are known to the table; none is taken off if that helps nothing.
 
     Args:
@@ -88,33 +92,35 @@ def strip(arrays: Mapping[str, np.ndarray], table: Table, where: str) -> Strippe
         UserError: two prefixes do equally well: the file holds the network twice.
     """
     matcher = Matcher(table)
-    best = matcher.count(arrays)
+    best = matcher.count_known(arrays)
     if best == len(arrays):
         return Stripped(dict(arrays), "", [])
-    found, ties = "", [""]
-    groups = _groups(arrays)
+    best_prefix, tied = "", [""]
+    groups = _group_by_prefix(arrays)
     for prefix in sorted(groups, key=len):
-        count = matcher.count(groups[prefix])
+        count = matcher.count_known(groups[prefix])
         if count > best:
-            best, found, ties = count, prefix, [prefix]
-        elif count == best and found and not found.startswith(prefix) and not prefix.startswith(found):
-            ties.append(prefix)
-    if len(ties) > 1:
-        first, second = ties[:2]
+            best, best_prefix, tied = count, prefix, [prefix]
+        elif (
+            count == best and best_prefix and not best_prefix.startswith(prefix) and not prefix.startswith(best_prefix)
+        ):
+            tied.append(prefix)
+    if len(tied) > 1:
+        first, second = tied[:2]
         rule = f'(("^{re.escape(second)}.*", ""),)'
         raise UserError(
             f"{where}: holds the network as {first!r} and as {second!r}; leave one out with init.rename={rule}"
         )
-    outside = [name for name in arrays if not name.startswith(found)]
-    return Stripped(groups[found] if found else dict(arrays), found, outside)
+    other_names = [name for name in arrays if not name.startswith(best_prefix)]
+    return Stripped(groups[best_prefix] if best_prefix else dict(arrays), best_prefix, other_names)
 
 
-def _groups(arrays: Mapping[str, np.ndarray]) -> dict[str, Arrays]:
+def _group_by_prefix(arrays: Mapping[str, np.ndarray]) -> dict[str, Arrays]:
     """Return the arrays below each dotted prefix, without it; in one pass, as each name may have its own."""
     groups: dict[str, Arrays] = {}
     for name, array in arrays.items():
-        parts = name.split(".", _PREFIX_DEPTH + 1)
-        for depth in range(1, min(len(parts), _PREFIX_DEPTH + 1)):
-            prefix = ".".join(parts[:depth]) + "."
+        components = name.split(".", _PREFIX_DEPTH + 1)
+        for depth in range(1, min(len(components), _PREFIX_DEPTH + 1)):
+            prefix = ".".join(components[:depth]) + "."
             groups.setdefault(prefix, {})[name.removeprefix(prefix)] = array
     return groups

@@ -18,20 +18,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tl_jax.pretrained.convert import listed
-from tl_jax.pretrained.unpickle import Budget, Machine, Skipped, Storage, Tensor, refusal
+from tl_jax.pretrained.convert import format_names
+from tl_jax.pretrained.unpickle import Budget, PickleMachine, Skipped, Storage, Tensor, refusal_error
 from tl_jax.utils.errors import UserError
 
 # Entries in the order in which they are preferred: averaged weights first, as timm does (``use_ema=True``).
-EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
-NAMES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "backbone")
-TRAINING = re.compile(r".*(optim|sched|scaler|callbacks|loops|queue).*|amp", re.IGNORECASE)  # no network of any name
-_DEPTH = 3  # of entries within entries: {"ema": {"module": {...}}}
-_TENSORS = re.compile(r"torch\..*(rebuild|Tensor|Parameter).*")  # classes of tensors, which must not go missing
-_KINDS = {"_rebuild_qtensor": " (a quantized tensor)", "_rebuild_sparse_tensor": " (a sparse tensor)"}
+EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+STATE_DICT_KEYS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "module",
+    "weights",
+    "params",
+    "backbone",
+)
+# No network of any name.
+TRAINING_KEYS = re.compile(r".*(optim|sched|scaler|callbacks|loops|queue).*|amp", re.IGNORECASE)
+_MAX_DEPTH = 3  # of entries within entries: {"ema": {"module": {...}}}
+_TENSOR_CLASSES = re.compile(r"torch\..*(rebuild|Tensor|Parameter).*")  # classes of tensors, which must not go missing
+_KIND_NOTES = {"_rebuild_qtensor": " (a quantized tensor)", "_rebuild_sparse_tensor": " (a sparse tensor)"}
 
 
-def state_dict(path: Path, tree: Any, budget: Budget) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def find_state_dict(path: Path, tree: Any, budget: Budget) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the tensors of the network by name, and lines that say what was taken and what was skipped.
 
     Args:
@@ -43,125 +54,127 @@ def state_dict(path: Path, tree: Any, budget: Budget) -> tuple[dict[str, Tensor]
         UserError: no state dict, several of which none has a usual name, a tensor of a kind that is not read, or more
             to look at than the budget allows.
     """
-    found = {"/".join(keys): entry for keys, entry in _entries(tree, budget)}
-    if not found:
-        raise _none(path, tree, budget)
-    sizes = {name: sum(map(_tensor_like, entry.values())) for name, entry in found.items()}
-    name = _preferred(path, sizes)
-    taken = found[name]
-    tensors = {key: value for key, value in taken.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    for key, value in taken.items():
-        if isinstance(value, Skipped) and _TENSORS.fullmatch(value.name):
-            raise refusal(path, f"{str(key)[:80]!r}, a {_described(value)}")
+    entries = {"/".join(keys): entry for keys, entry in _entries(tree, budget)}
+    if not entries:
+        raise _no_state_dict(path, tree, budget)
+    sizes = {name: sum(map(_tensor_like, entry.values())) for name, entry in entries.items()}
+    name = _preferred_entry(path, sizes)
+    entry = entries[name]
+    tensors = {key: value for key, value in entry.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    for key, value in entry.items():
+        if isinstance(value, Skipped) and _TENSOR_CLASSES.fullmatch(value.name):
+            raise refusal_error(path, f"{str(key)[:80]!r}, a {_describe(value)}")
     notes = []
-    others = _beside(name, found, tree)
-    beside = f"; left out: {others}" if others else ""
+    alternatives = _alternatives(name, entries, tree)
+    left_out = f"; left out: {alternatives}" if alternatives else ""
     if name:
-        ema = ", the averaged weights" if name.split("/")[0] in EMA else ""
-        notes.append(f"{path.name}: took {name!r}{ema}{beside}")
-    elif beside:
-        notes.append(f"{path.name}: took the tensors at the top{beside}")
-    if skipped := [str(key) for key in taken if key not in tensors and not isinstance(taken[key], Mapping)]:
-        notes.append(f"{path.name}: skipped {_listed(skipped)}, which are no tensors")
+        ema = ", the averaged weights" if name.split("/")[0] in EMA_KEYS else ""
+        notes.append(f"{path.name}: took {name!r}{ema}{left_out}")
+    elif left_out:
+        notes.append(f"{path.name}: took the tensors at the top{left_out}")
+    if skipped := [str(key) for key in entry if key not in tensors and not isinstance(entry[key], Mapping)]:
+        notes.append(f"{path.name}: skipped {_quote_names(skipped)}, which are no tensors")
     return tensors, tuple(notes)
 
 
-def _beside(name: str, found: Mapping[str, dict[Any, Any]], tree: Any) -> str:
+def _alternatives(name: str, entries: Mapping[str, dict[Any, Any]], tree: Any) -> str:
     """Return the names of what might have been taken instead: other state dicts, tensors at the top, averages."""
-    others = [other for other in found if other not in ("", name)]
-    if name and "" in found:
-        others += [str(key) for key, value in found[""].items() if _tensor_like(value)]
+    others = [entry_name for entry_name in entries if entry_name not in ("", name)]
+    if name and "" in entries:
+        others += [str(key) for key, value in entries[""].items() if _tensor_like(value)]
     if isinstance(tree, dict):
         others += [
-            key for key in EMA if isinstance(tree.get(key), Skipped) or (key in tree and key not in _tops(found))
+            key
+            for key in EMA_KEYS
+            if isinstance(tree.get(key), Skipped) or (key in tree and key not in _top_keys(entries))
         ]
-    return _listed(others) if others else ""
+    return _quote_names(others) if others else ""
 
 
-def _tops(names: Iterable[str]) -> set[str]:
+def _top_keys(names: Iterable[str]) -> set[str]:
     return {name.split("/")[0] for name in names}
 
 
 def _entries(tree: Any, budget: Budget, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
     """Yield the mappings that hold tensors by name, each with the keys that lead to it."""
-    if not isinstance(tree, dict) or (keys and TRAINING.fullmatch(keys[-1])):
+    if not isinstance(tree, dict) or (keys and TRAINING_KEYS.fullmatch(keys[-1])):
         return
     budget.spend(len(tree) + sum(map(len, keys)))
     if any(isinstance(key, str) and _tensor_like(value) for key, value in tree.items()):
         yield keys, tree
-    if len(keys) < _DEPTH:
+    if len(keys) < _MAX_DEPTH:
         for key, value in tree.items():
             if isinstance(key, str):
                 yield from _entries(value, budget, (*keys, key))
 
 
 def _tensor_like(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, Skipped) and bool(_TENSORS.fullmatch(value.name)))
+    return isinstance(value, Tensor) or (isinstance(value, Skipped) and bool(_TENSOR_CLASSES.fullmatch(value.name)))
 
 
-def _preferred(path: Path, sizes: Mapping[str, int]) -> str:
+def _preferred_entry(path: Path, sizes: Mapping[str, int]) -> str:
     """Return the name of the entry to take: averaged weights, one of the usual names, or the only one there is.
 
     Averages of parameters alone, without the statistics of BatchNorm, are fewer than the network's tensors.
     """
-    usual = [top for top in (*EMA, *NAMES) if top in _tops(sizes)]
-    plain = max((sizes[name] for name in sizes if name.split("/")[0] in NAMES), default=0)
-    for top in usual:
-        inside = {name: size for name, size in sizes.items() if name.split("/")[0] == top}
-        most = max(inside.values())
-        if top in EMA and most < plain:
+    candidates = [top for top in (*EMA_KEYS, *STATE_DICT_KEYS) if top in _top_keys(sizes)]
+    max_plain = max((sizes[name] for name in sizes if name.split("/")[0] in STATE_DICT_KEYS), default=0)
+    for top in candidates:
+        sizes_within = {name: size for name, size in sizes.items() if name.split("/")[0] == top}
+        max_size = max(sizes_within.values())
+        if top in EMA_KEYS and max_size < max_plain:
             continue
-        largest = [name for name, size in inside.items() if size == most]
+        largest = [name for name, size in sizes_within.items() if size == max_size]
         if len(largest) == 1:
             return largest[0]
-        below = {name.partition("/")[2]: most for name in largest}
-        return f"{top}/{_preferred(path, below)}" if "" not in below else top
-    largest_of_all = max(sizes, key=lambda name: sizes[name])
-    if 10 * (sum(sizes.values()) - sizes[largest_of_all]) <= sizes[largest_of_all]:  # beside it a queue or a counter
-        return largest_of_all
-    raise _several(path, list(sizes))
+        nested = {name.partition("/")[2]: max_size for name in largest}
+        return f"{top}/{_preferred_entry(path, nested)}" if "" not in nested else top
+    largest_entry = max(sizes, key=lambda name: sizes[name])
+    if 10 * (sum(sizes.values()) - sizes[largest_entry]) <= sizes[largest_entry]:  # beside it a queue or a counter
+        return largest_entry
+    raise _ambiguous_error(path, list(sizes))
 
 
-def _several(path: Path, names: list[str]) -> UserError:
+def _ambiguous_error(path: Path, names: list[str]) -> UserError:
     return UserError(
-        f"{path}: holds several state dicts ({_listed(names)}); save the one to start from alone, as "
+        f"{path}: holds several state dicts ({_quote_names(names)}); save the one to start from alone, as "
         f'torch.save(torch.load(FILE)["{names[0].split("/")[0]}"], NEW_FILE)'
     )
 
 
-def _none(path: Path, tree: Any, budget: Budget) -> UserError:
+def _no_state_dict(path: Path, tree: Any, budget: Budget) -> UserError:
     """Return the error for a file without any tensor by name; it names what stands where one was expected."""
-    skipped = next(_skipped(tree, budget), None)
+    skipped = next(_find_skipped(tree, budget), None)
     if skipped:
-        return refusal(path, _described(skipped))
+        return refusal_error(path, _describe(skipped))
     return UserError(f"{path}: holds no state dict; save it with torch.save(model.state_dict(), path)")
 
 
-def _skipped(tree: Any, budget: Budget, depth: int = 0) -> Iterator[Skipped]:
+def _find_skipped(tree: Any, budget: Budget, depth: int = 0) -> Iterator[Skipped]:
     if isinstance(tree, Skipped):
         yield tree
-    elif isinstance(tree, dict) and depth < _DEPTH:
+    elif isinstance(tree, dict) and depth < _MAX_DEPTH:
         budget.spend(len(tree))
         for value in tree.values():
-            yield from _skipped(value, budget, depth + 1)
+            yield from _find_skipped(value, budget, depth + 1)
 
 
-def _described(skipped: Skipped) -> str:
-    return skipped.name + _KINDS.get(skipped.name.rpartition(".")[2], "")
+def _describe(skipped: Skipped) -> str:
+    return skipped.name + _KIND_NOTES.get(skipped.name.rpartition(".")[2], "")
 
 
-def _listed(names: list[str]) -> str:
-    return listed([repr(name[:80]) for name in names])
+def _quote_names(names: list[str]) -> str:
+    return format_names([repr(name[:80]) for name in names])
 
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # opens every file of the format before torch 1.6
-_RANKS = 64  # dimensions of NumPy's arrays
+_MAX_RANK = 64  # dimensions of NumPy's arrays
 # What a mangled byte can provoke in a parser. A MemoryError is no such thing and stays what it is.
-DAMAGE = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
-DAMAGE += (struct.error, zipfile.BadZipFile, zlib.error)
+PARSE_ERRORS = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+PARSE_ERRORS += (struct.error, zipfile.BadZipFile, zlib.error)
 
 
-def existing(path: str | os.PathLike[str]) -> Path:
+def check_file(path: str | os.PathLike[str]) -> Path:
     """Return ``path`` as a ``Path``; raise ``UserError`` unless it is a file that can be read."""
     path = Path(path)
     if not path.is_file() or not os.access(path, os.R_OK):
@@ -169,7 +182,7 @@ def existing(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def damaged(path: Path, reason: object) -> UserError:
+def damaged_error(path: Path, reason: object) -> UserError:
     """Return the error for a file whose bytes make no sense; ``reason`` is squeezed into its one line."""
     text = " ".join(str(reason).split())[:200] or type(reason).__name__
     return UserError(f"{path}: damaged or cut short ({text}); download it or export it again")
@@ -190,20 +203,20 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def read_checkpoint(path: str | os.PathLike[str]) -> Contents:
     """Return the tensors of a state dict saved by ``torch.save``, in its order; tied tensors share memory.
 
-    Of the checkpoint of a training run the state dict in it is taken, as ``state_dict`` says. The arrays are
+    Of the checkpoint of a training run the state dict in it is taken, as ``find_state_dict`` says. The arrays are
     read-only.
 
     Raises ``UserError`` when the file is damaged, big-endian, or holds no tensors in plain containers.
     """
-    path = existing(path)
+    path = check_file(path)
     try:
         with path.open("rb") as file:
             head = file.read(4)
             if len(head) < 4:
                 raise ValueError(f"{len(head)} bytes")
             return _read_zip(path) if head == b"PK\x03\x04" else _read_stream(path, file.fileno())
-    except DAMAGE as error:
-        raise damaged(path, error) from error
+    except PARSE_ERRORS as error:
+        raise damaged_error(path, error) from error
 
 
 def _read_zip(path: Path) -> Contents:
@@ -218,7 +231,7 @@ def _read_zip(path: Path) -> Contents:
             raise ValueError("its members claim more bytes than it has")
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
             raise _big_endian(path)
-        machine = Machine(path)
+        machine = PickleMachine(path)
         tree = machine.run(io.BytesIO(archive.read(f"{root}data.pkl")))
         return _arrays(path, tree, machine.budget, lambda key: archive.read(f"{root}data/{key}"))
 
@@ -228,10 +241,10 @@ def _read_stream(path: Path, fileno: int) -> Contents:
     with mmap.mmap(fileno, 0, access=mmap.ACCESS_READ) as stream:  # its read(n), unlike a file's, never allocates more
         if stream[257:262] == b"ustar":
             raise UserError(f"{path}: a tar of torch 0.1; load it and save it again with a current PyTorch")
-        machine = Machine(path)
+        machine = PickleMachine(path)
         magic = machine.run(stream)
         if isinstance(magic, Skipped):  # pickle.dump of an object
-            raise refusal(path, magic.name)
+            raise refusal_error(path, magic.name)
         if magic != _MAGIC:
             raise ValueError("it is not a file of torch.save")
         machine.run(stream)  # the version of the format: there was only ever one
@@ -259,32 +272,32 @@ def _big_endian(path: Path) -> UserError:
 
 def _arrays(path: Path, tree: Any, budget: Budget, load: Callable[[str], bytes]) -> Contents:
     """Return the state dict within ``tree`` as arrays; ``load`` gives the bytes of a storage and is asked once each."""
-    tensors, notes = state_dict(path, tree, budget)
+    tensors, notes = find_state_dict(path, tree, budget)
     load = functools.cache(load)
     # A boolean is 0 or 1. The bytes are turned once, since thousands of tensors may share them.
-    truth = functools.cache(lambda key: (np.frombuffer(load(key), np.uint8) != 0).tobytes())
-    return Contents({key: _array(tensor, load, truth) for key, tensor in tensors.items()}, notes)
+    load_bool = functools.cache(lambda key: (np.frombuffer(load(key), np.uint8) != 0).tobytes())
+    return Contents({key: _array(tensor, load, load_bool) for key, tensor in tensors.items()}, notes)
 
 
-def _array(tensor: Tensor, load: Callable[[str], bytes], truth: Callable[[str], bytes]) -> np.ndarray:
+def _array(tensor: Tensor, load: Callable[[str], bytes], load_bool: Callable[[str], bytes]) -> np.ndarray:
     """Return the view of its storage that ``tensor`` describes, or raise ``ValueError`` where it does not fit."""
     storage, dtype, size, stride = tensor.storage, tensor.dtype, tensor.size, tensor.stride
     if not (isinstance(storage, Storage) and isinstance(dtype, np.dtype) and type(size) is type(stride) is tuple):
         raise ValueError("a tensor without storage, type or size")
-    if len(size) != len(stride) or len(size) > _RANKS:
+    if len(size) != len(stride) or len(size) > _MAX_RANK:
         raise ValueError("a tensor of impossible rank")
     numbers = (storage.numel, storage.start, tensor.offset, *size, *stride)
     if not all(isinstance(n, int) and 0 <= n < 2**48 for n in numbers):
         raise ValueError("a tensor of impossible size")
     if math.prod(size) == 0:
         return np.zeros(size, dtype)
-    reach = tensor.offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    room = storage.numel * storage.dtype.itemsize
+    num_elements = tensor.offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    storage_bytes = storage.numel * storage.dtype.itemsize
     # An expanded tensor (stride 0) may be as large as it likes, and whoever copies it would allocate all of that.
-    if max(reach, math.prod(size)) * dtype.itemsize > room:
+    if max(num_elements, math.prod(size)) * dtype.itemsize > storage_bytes:
         raise ValueError("a tensor larger than its storage; if it was expanded, save tensor.contiguous()")
-    content, start = (truth if dtype.kind == "b" else load)(storage.key), storage.start * storage.dtype.itemsize
-    if start + room > len(content):
+    content, start = (load_bool if dtype.kind == "b" else load)(storage.key), storage.start * storage.dtype.itemsize
+    if start + storage_bytes > len(content):
         raise ValueError("a storage larger than its bytes")
     strides = [step * dtype.itemsize for step in stride]
     return np.ndarray(size, dtype, content, start + tensor.offset * dtype.itemsize, strides)

@@ -29,10 +29,10 @@ _CONSTANTS |= {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda
 _LITERALS = set("INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING".split())
 _LITERALS |= set("UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8".split())
 # Items that may be copied: so many for each opcode, of which a real file needs two or three, and some to begin with.
-_EARNED, _GIVEN = 16, 1_000_000
-_LARGEST_KEY = 2**60  # an integer that is as large may have the hash of any other
-_LARGEST_MEMO = 2**32  # so many objects pickle can number
-_LONGEST_NAME = 500  # characters of a module and a class
+_ITEMS_PER_OPCODE, _INITIAL_ITEMS = 16, 1_000_000
+_MAX_KEY = 2**60  # an integer that is as large may have the hash of any other
+_MAX_MEMO = 2**32  # so many objects pickle can number
+_MAX_NAME = 500  # characters of a module and a class
 
 
 class Storage(NamedTuple):
@@ -61,7 +61,7 @@ class Skipped(NamedTuple):
     name: str
 
 
-def refusal(path: Path, what: str) -> UserError:
+def refusal_error(path: Path, what: str) -> UserError:
     """Return the error for ``what`` in a pickle, which is not admitted."""
     what = " ".join(what.split())[:200]
     return UserError(
@@ -77,11 +77,11 @@ class Budget:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._left = path, _GIVEN
+        self._path, self._left = path, _INITIAL_ITEMS
 
     def earn(self) -> None:
         """Allow some more items, for an opcode that was read."""
-        self._left += _EARNED
+        self._left += _ITEMS_PER_OPCODE
 
     def spend(self, items: int) -> None:
         """Raise ``UserError`` when more items are asked for than what was read allows."""
@@ -99,9 +99,9 @@ class _Call(NamedTuple):
     run: Callable[..., Any]
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, dtype: Any = None) -> Tensor:
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *flags: Any, dtype: Any = None) -> Tensor:
     # rest: requires_grad, hooks, and flags of values that PyTorch negates or conjugates only when they are used.
-    if len(rest) > 2 and rest[2]:
+    if len(flags) > 2 and flags[2]:
         raise ValueError("a tensor with lazy negation or conjugation")
     return Tensor(storage, offset, size, stride, storage.dtype if dtype is None else dtype)
 
@@ -116,7 +116,7 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
-def _fill(target: Any, items: list[Any], budget: Budget) -> Any:
+def _set_items(target: Any, items: list[Any], budget: Budget) -> Any:
     """Put the alternating keys and values of ``items`` into the dictionary ``target``."""
     if len(items) % 2 or not isinstance(target, dict | Skipped):
         raise ValueError(f"items set on {type(target).__name__}")
@@ -128,27 +128,29 @@ def _fill(target: Any, items: list[Any], budget: Budget) -> Any:
         if isinstance(key, str):
             budget.spend(1 + len(key) // 64)  # for keys that are equal are compared letter by letter
             target[key] = value
-        elif key is None or (isinstance(key, int) and abs(key) < _LARGEST_KEY):
+        elif key is None or (isinstance(key, int) and abs(key) < _MAX_KEY):
             target[key] = value
     return target
 
 
-def _sequence(items: Any) -> Any:
+def _check_sequence(items: Any) -> Any:
     if not isinstance(items, list | tuple):
         raise ValueError(f"items of {type(items).__name__}")
     return items
 
 
-def _ordered(budget: Budget, pairs: Any = ()) -> Any:
+def _ordered_dict(budget: Budget, pairs: Any = ()) -> Any:
     # Python 2 pickled an OrderedDict as a list of pairs, Python 3 fills an empty one.
-    return _fill(
-        OrderedDict(), [item for key, value in map(_sequence, _sequence(pairs)) for item in (key, value)], budget
+    return _set_items(
+        OrderedDict(),
+        [item for key, value in map(_check_sequence, _check_sequence(pairs)) for item in (key, value)],
+        budget,
     )
 
 
 _CALLS: dict[str, Callable[..., Any]] = {
     "collections.defaultdict": lambda *_: {},
-    "torch.Size": lambda size=(): tuple(_sequence(size)),
+    "torch.Size": lambda size=(): tuple(_check_sequence(size)),
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
@@ -162,14 +164,14 @@ _CALLS: dict[str, Callable[..., Any]] = {
 _SKIPPED = {"EMPTY_SET": 0, "BYTEARRAY8": 0, "NEWOBJ_EX": 3}
 
 
-class Machine:
+class PickleMachine:
     """Runs the pickles of the file ``path`` (for messages only) and remembers the storages that they mention."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.budget = Budget(path)
         self.storages: dict[str, Storage] = {}
-        self._calls = {**_CALLS, "collections.OrderedDict": functools.partial(_ordered, self.budget)}
+        self._calls = {**_CALLS, "collections.OrderedDict": functools.partial(_ordered_dict, self.budget)}
 
     def run(self, stream: Any) -> Any:
         """Return the object of the pickle at the position of ``stream``, which is left behind that pickle.
@@ -203,7 +205,7 @@ class Machine:
                 self.stack.append(tuple(self._pop(int(name[-1]))))
             case "DICT":
                 items = self._since_mark()
-                self.stack.append(_fill({}, items, self.budget))
+                self.stack.append(_set_items({}, items, self.budget))
             case "APPEND" | "APPENDS":
                 items = self._pop(1) if name == "APPEND" else self._since_mark()
                 if isinstance(self.stack[-1], list):
@@ -212,19 +214,19 @@ class Machine:
                     raise ValueError(f"items appended to {type(self.stack[-1]).__name__}")
             case "SETITEM" | "SETITEMS":
                 items = self._pop(2) if name == "SETITEM" else self._since_mark()
-                _fill(self.stack[-1], items, self.budget)
+                _set_items(self.stack[-1], items, self.budget)
             case "MEMOIZE":
                 self.memo[len(self.memo)] = self.stack[-1]
             case "PUT" | "BINPUT" | "LONG_BINPUT":
-                if not 0 <= argument < _LARGEST_MEMO:
+                if not 0 <= argument < _MAX_MEMO:
                     raise ValueError("an object with an impossible number")
                 self.memo[argument] = self.stack[-1]
             case "GET" | "BINGET" | "LONG_BINGET":
                 self.stack.append(self.memo[argument])
             case "GLOBAL":
-                self.stack.append(self._find(*argument.split(" ", 1)))
+                self.stack.append(self._resolve_global(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
-                self.stack.append(self._find(*self._pop(2)))
+                self.stack.append(self._resolve_global(*self._pop(2)))
             case "REDUCE" | "NEWOBJ":
                 self.stack.append(self._call(*self._pop(2)))
             case "BUILD":
@@ -253,13 +255,13 @@ class Machine:
         return items
 
     def _refusal(self, what: str) -> UserError:
-        return refusal(self.path, what)
+        return refusal_error(self.path, what)
 
-    def _find(self, module: Any, name: Any) -> Any:
+    def _resolve_global(self, module: Any, name: Any) -> Any:
         """Return what stands for a global of the pickle; nothing is ever imported."""
         if not (isinstance(module, str) and isinstance(name, str)):
             raise ValueError("a global whose name is no string")
-        if len(module) + len(name) > _LONGEST_NAME:
+        if len(module) + len(name) > _MAX_NAME:
             raise ValueError("a global whose name is too long")
         self.budget.spend(len(module) + len(name))
         if (full := f"{module}.{name}") in self._calls:
@@ -286,7 +288,7 @@ class Machine:
         """Accept the state of the object on top: torch 0.1 describes tensors so; other states say nothing of values."""
         target = self.stack[-1]
         if isinstance(target, Tensor) and target.storage is None:
-            self.budget.spend(len(_sequence(state)))
+            self.budget.spend(len(_check_sequence(state)))
             target.__dict__.update(vars(_tensor(*state)))
         elif not isinstance(target, Tensor | OrderedDict | Skipped):
             raise self._refusal(f"state set on {type(target).__name__}")
@@ -298,7 +300,7 @@ class Machine:
         """
         if isinstance(identity, tuple) and identity[:1] == ("module",) and isinstance(identity[1], Skipped):
             return identity[1]
-        self.budget.spend(len(_sequence(identity)))
+        self.budget.spend(len(_check_sequence(identity)))
         tag, kind, key, _, numel, *view = identity
         if tag != "storage" or not isinstance(kind, Storage) or not isinstance(key, str):
             raise self._refusal(f"a persistent object tagged {tag if isinstance(tag, str) else type(tag).__name__}")

@@ -272,7 +272,7 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, classes: Sequence[int], tex
         corner = box[0] + 2, max(0.0, box[1] - 11)
         pen.rectangle(pen.textbbox(corner, text), fill=colour(k))
         pen.text(corner, text, fill="black")
-    with disk.replacing(path) as temporary:
+    with disk.atomic_write(path) as temporary:
         picture.save(temporary, "PNG")
     return path
 

@@ -11,7 +11,7 @@ from tl_jax.metrics import intervals
 from tl_jax.report import html, plots, run_examples
 from tl_jax.report.plots import SHARES, SMOKE, interval, margins, percent
 from tl_jax.report.results import Results, values
-from tl_jax.utils.errors import listed
+from tl_jax.utils.errors import join_names
 
 SCORES_STYLE = """
 .tiles { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1rem 0; }
@@ -251,7 +251,7 @@ def _hardware(summary: Mapping[str, Any]) -> str:
 
 
 def _listed(names: Sequence[str], most: int = 20) -> str:
-    return f"{len(names)}: {listed(names, most)}" if names else ""
+    return f"{len(names)}: {join_names(names, most)}" if names else ""
 
 
 def _facts(rows: Mapping[str, str]) -> html.Raw:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tl_jax.utils.errors import UserError, nearest
-from tl_jax.utils.extras import needs
+from tl_jax.utils.extras import require_extra
 
 NAMES = (
     "CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Reacher-misc",
@@ -85,7 +85,7 @@ def make(name: str, physics: Mapping[str, Value] | Sequence[tuple[str, Value]] =
 
 @functools.cache
 def _make(name: str, physics: Physics) -> World:
-    with needs("rl"):
+    with require_extra("rl"):
         import gymnax  # takes a second, which pictures and texts need not wait for
 
     if name not in NAMES:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tl_jax.pretrained import formats
 from tl_jax.pretrained.catalog import PretrainedSpec
-from tl_jax.pretrained.convert import Converted, merge, misfits
+from tl_jax.pretrained.convert import Converted, leaf_mismatches, merge
 from tl_jax.transfer import optimizer
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError, nearest
@@ -46,7 +46,7 @@ def load(path: str | Path) -> Source:
     Raises:
         UserError: no such file, a damaged one, or one that holds no policy.
     """
-    path = formats.weights(Path(path).expanduser())
+    path = formats.weights_path(Path(path).expanduser())
     spec, facts = formats.read_spec(path)
     if spec.model != "policy":
         raise UserError(
@@ -72,7 +72,7 @@ def save(
     kept = {name: value for name, value in variables["batch_stats"].items() if name == "observations"}
     spec = PretrainedSpec(model="policy", source="tl_jax", options=options, num_classes=0, image_size=0, scaling="")
     more = {"optimizer": moments} if moments else {}
-    formats.save(path, {"params": variables["params"], "batch_stats": kept, **more}, spec, facts)
+    formats.save_native(path, {"params": variables["params"], "batch_stats": kept, **more}, spec, facts)
 
 
 def put_in(variables: Mapping[str, Any], source: Source, take: Sequence[str], surgery: bool, spaces: Any) -> Any:
@@ -142,7 +142,7 @@ def _moments(source: Source, left: Sequence[str], params: Any) -> dict[str, Any]
             f"config.init.load_parts: the source's file has no optimizer state of {', '.join(absent)}; export again "
             "a run of Adam that trained everything, or leave optimizer out"
         )
-    wrong = [text for path, leaf in wanted.items() for text in misfits(path, whole[path], leaf)]
+    wrong = [text for path, leaf in wanted.items() for text in leaf_mismatches(path, whole[path], leaf)]
     if wrong or "count" not in whole or whole["count"].ndim:
         raise UserError(
             f"config.init.load_parts: the optimizer state does not fit the network: {(*wrong, 'count is no number')[0]}"

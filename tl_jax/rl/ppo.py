@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tl_jax.models.actor_critic import Output, Policy, variables_of
+from tl_jax.models.actor_critic import Policy, PolicyOutput, init_variables
 from tl_jax.rl import rollout
 from tl_jax.rl.envs import World
 from tl_jax.rl.rollout import Collected, collect, says
@@ -40,7 +40,7 @@ def _initializer(world: World, policy: Policy, count: int, normalize: bool):
         stats: dict[str, Any] = {"worlds": rollout.begin(world, count, begun)}
         if normalize:
             stats["observations"] = rollout.init(world.shape)
-        return {**variables_of(policy, world.shape, drawn), "batch_stats": stats}
+        return {**init_variables(policy, world.shape, drawn), "batch_stats": stats}
 
     return jax.jit(variables)
 
@@ -238,5 +238,5 @@ def _ended(taken: Collected) -> tuple[jax.Array, jax.Array]:
     return taken.ended.sum(), (taken.terminated | taken.truncated).sum().astype(jnp.float32)
 
 
-def _still(out: Output) -> Output:
+def _still(out: PolicyOutput) -> PolicyOutput:
     return jax.tree.map(jax.lax.stop_gradient, out)

@@ -76,7 +76,7 @@ def write(world: World, played: Played, path: Path, most: int = 400, millisecond
         milliseconds: that a frame is seen.
     """
     frames = drawn(world, played, range(min(most, len(played.observations))))
-    with disk.replacing(path) as temporary:
+    with disk.atomic_write(path) as temporary:
         frames[0].save(
             temporary, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0, optimize=True
         )

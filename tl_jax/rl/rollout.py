@@ -10,25 +10,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tl_jax.models.actor_critic import Output, Policy
+from tl_jax.models.actor_critic import Policy, PolicyOutput
 from tl_jax.rl.envs import World
 
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 
 
-def sample(key: jax.Array, out: Output) -> jax.Array:
+def sample(key: jax.Array, out: PolicyOutput) -> jax.Array:
     """Draw actions: (N,) int choices, or (N, A) values."""
     if not out.log_std.size:
         return jax.random.categorical(key, out.scores)
     return out.scores + jnp.exp(out.log_std)[None] * jax.random.normal(key, out.scores.shape)
 
 
-def best(out: Output) -> jax.Array:
+def best(out: PolicyOutput) -> jax.Array:
     """Return the likeliest actions: (N,) int choices, or (N, A) values."""
     return out.scores if out.log_std.size else out.scores.argmax(-1)
 
 
-def log_prob(out: Output, actions: jax.Array) -> jax.Array:
+def log_prob(out: PolicyOutput, actions: jax.Array) -> jax.Array:
     """Return the log probabilities (N,) of actions, in nats; of values their densities."""
     if not out.log_std.size:
         return jnp.take_along_axis(jax.nn.log_softmax(out.scores), actions[:, None], axis=-1)[:, 0]
@@ -36,7 +36,7 @@ def log_prob(out: Output, actions: jax.Array) -> jax.Array:
     return (-0.5 * off**2 - out.log_std[None] - HALF_LOG_TAU).sum(-1)
 
 
-def entropy(out: Output) -> jax.Array:
+def entropy(out: PolicyOutput) -> jax.Array:
     """Return the entropies (N,), in nats."""
     if not out.log_std.size:
         logs = jax.nn.log_softmax(out.scores)
@@ -44,7 +44,7 @@ def entropy(out: Output) -> jax.Array:
     return jnp.broadcast_to((0.5 + HALF_LOG_TAU + out.log_std).sum(), out.value.shape)
 
 
-def divergence(p: Output, q: Output) -> jax.Array:
+def divergence(p: PolicyOutput, q: PolicyOutput) -> jax.Array:
     """Return KL(p || q) (N,), in nats: how far the policy q is from p, as p sees it."""
     if not p.log_std.size:
         ours, theirs = jax.nn.log_softmax(p.scores), jax.nn.log_softmax(q.scores)
@@ -114,7 +114,7 @@ def begin(world: World, count: int, key: jax.Array) -> Worlds:
     return {"state": state, "observation": observation, "returned": jnp.zeros(count)}
 
 
-def says(policy: Policy, variables: Any, observation: jax.Array) -> Output:
+def says(policy: Policy, variables: Any, observation: jax.Array) -> PolicyOutput:
     """Return what the policy says of observations (N, ...) as the world gives them."""
     stats = variables["batch_stats"].get("observations", {})
     return policy.apply({"params": variables["params"]}, normalized(stats, observation))[0]
@@ -168,7 +168,7 @@ def episodes(
             action = best(out)
         else:
             rows = jax.tree.map(lambda leaf: leaf[:, None], (out.scores, out.value))
-            draw = lambda k, scores, value: sample(k, Output(scores, out.log_std, value))[0]  # noqa: E731
+            draw = lambda k, scores, value: sample(k, PolicyOutput(scores, out.log_std, value))[0]  # noqa: E731
             action = jax.vmap(draw)(now[:, 0], *rows)
         moved = jax.vmap(world.step)(now[:, 1], state, bounded(world, action))
         total, length = total + going * moved.reward, length + going

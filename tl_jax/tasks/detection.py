@@ -20,7 +20,7 @@ from tl_jax.data.detection import CLASS, COLUMNS, CROWD, check_objects, letterbo
 from tl_jax.data.image_folder import named
 from tl_jax.metrics.detection import of_boxes as _of_boxes
 from tl_jax.models import centernet
-from tl_jax.models.centernet import GROUP, Detector, giou
+from tl_jax.models.centernet import GROUP_SIZE, Detector, giou
 from tl_jax.pretrained.network import Pretrained, with_head
 from tl_jax.report import images as drawing
 from tl_jax.tasks import file_answers, head_init, image_classification
@@ -35,7 +35,7 @@ from tl_jax.transfer import regularizers
 from tl_jax.transfer.adapters import Adapters
 from tl_jax.transfer.regularizers import Regularize
 from tl_jax.utils.errors import UserError, nearest
-from tl_jax.utils.extras import needs
+from tl_jax.utils.extras import require_extra
 
 FOLDER = "predictions"  # of drawn pictures, in that of the run
 
@@ -199,11 +199,11 @@ def make_metrics(net: Network):
 
 @functools.cache
 def make_predict(net: Network, how: Finding):
-    """Return the function (variables, batch) -> boxes (N, D, 6), see ``centernet.detections``."""
+    """Return the function (variables, batch) -> boxes (N, D, 6), see ``centernet.decode_detections``."""
 
     def predict(variables, batch):
         out, _ = net.predict(variables, batch["image"])
-        return centernet.detections(out, batch["image"].shape[1:3], *how)
+        return centernet.decode_detections(out, batch["image"].shape[1:3], *how)
 
     return predict
 
@@ -228,12 +228,13 @@ def loss_terms(out: Any, labels: jax.Array, mask: jax.Array, shape: tuple[int, .
 
     def one(label):
         classes = label[:, CLASS].astype(jnp.int32)
-        return centernet.targets(label[:, :4], classes, label[:, CROWD] > 0, count, (high, wide), cell)
+        return centernet.make_targets(label[:, :4], classes, label[:, CROWD] > 0, count, (high, wide), cell)
 
     wanted = jax.vmap(one)(labels)
-    counted = jnp.maximum(wanted.counted[..., None], wanted.heat == 1.0)  # an object in a crowd is still to be found
-    middles = (focal_loss(out["heat"], wanted.heat) * counted).sum((1, 2, 3))
-    boxes = ((1 - giou(centernet.boxes_of(out["sides"], cell), wanted.boxes)) * wanted.weights).sum((1, 2))
+    # An object in a crowd is still to be found.
+    counted = jnp.maximum(wanted.heat_mask[..., None], wanted.heatmap == 1.0)
+    middles = (focal_loss(out["heat"], wanted.heatmap) * counted).sum((1, 2, 3))
+    boxes = ((1 - giou(centernet.decode_boxes(out["sides"], cell), wanted.boxes)) * wanted.weights).sum((1, 2))
     objects = ((labels[..., CLASS] >= 0) & (labels[..., CROWD] == 0)).sum(1)
     total = (objects * mask).sum().astype(jnp.float32)
     terms = {"middles": (middles * mask).sum(), "boxes": (boxes * mask).sum()}
@@ -247,7 +248,7 @@ DRAWN = "scenes"
 
 def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
     """Build the task that ``config`` describes, for a run of which ``record`` is known."""
-    with needs("detection"):
+    with require_extra("detection"):
         import pycocotools  # noqa: F401  # which the evaluation needs: said before the training
     drawn = config.init.source == "random"
     net = (
@@ -292,7 +293,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
             "spec": net.spec.to_dict(),
             **record.describe(source, parts, config.data.dir),
         },
-        parts=whole.model.part_names(),
+        parts=whole.model.stage_names(),
         score="map",
         predict=predict,
         judge=_of_boxes(source.classes),
@@ -304,8 +305,8 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
 
 def with_detector(net: Pretrained, classes: int, width: int) -> Pretrained:
     """Return a network without a head as a detector of ``classes`` whose head is still to be drawn."""
-    if width % GROUP:
-        raise UserError(f"config.detect.width={width} is no multiple of {GROUP}")
+    if width % GROUP_SIZE:
+        raise UserError(f"config.detect.width={width} is no multiple of {GROUP_SIZE}")
     return net._replace(model=Detector(net.model, classes, width), new_head=True)
 
 

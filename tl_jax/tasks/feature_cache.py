@@ -34,7 +34,7 @@ from tl_jax.transfer.adapters import Adapters, merge
 from tl_jax.transfer.freeze import still_norms, trainable
 from tl_jax.transfer.regularizers import Regularize
 from tl_jax.utils import tree
-from tl_jax.utils.disk_cache import Shelf, code_digest
+from tl_jax.utils.disk_cache import DiskCache, code_digest
 from tl_jax.utils.download import cache_dir
 
 
@@ -43,7 +43,7 @@ def boundary(parts: Sequence[str], head_reads: str, mask: Any, still: frozenset[
 
     Args:
         parts: names of the network's parts from the input on.
-        head_reads: what the head needs, ``Backbone.head_reads``.
+        head_reads: what the head needs, ``Backbone.head_input``.
         mask: tree of the parameters, true where a leaf trains.
         still, norms: paths of the BatchNorm layers that keep their statistics, and of all.
 
@@ -99,7 +99,7 @@ class Frozen:
         self.network, self.parts, self.how, self.config, self.functions = network, parts, how, config, functions
         self.augment = Augment(**config.augment.to_dict())
         folder = Path(config.cache.dir).expanduser() if config.cache.dir else cache_dir() / "features"
-        self.shelf = Shelf(folder, int(config.cache.gigabytes * 1e9))
+        self.shelf = DiskCache(folder, int(config.cache.gigabytes * 1e9))
 
     def possible(self) -> bool:
         """Whether what comes out of frozen layers is the same each time a picture, or a view of it, is met."""
@@ -131,7 +131,7 @@ class Frozen:
         still = still_norms(mask, variables["batch_stats"], phase.batch_stats)
         norms = frozenset(path.rpartition("/")[0] for path in tree.flatten(variables["batch_stats"]))
         model = self.network.model
-        name = boundary(model.part_names(), model.head_reads(), mask, still, norms)
+        name = boundary(model.stage_names(), model.head_input(), mask, still, norms)
         outputs = Outputs(self, name, variables) if name else None
         if outputs is None or not outputs.worth(n):
             return task
@@ -155,10 +155,10 @@ class Outputs:
         if jax.default_backend() == "cpu":
             most = max(AT_ONCE, PIXELS_AT_ONCE // side**2)
             self.batch_size = sharding.whole(min(self.batch_size, most))
-        parts = network.model.part_names()
+        parts = network.model.stage_names()
         inside = parts if name == FEATURES else parts[: parts.index(name) + 1]
         self.trunk = Network(network.model.clone(num_classes=0, endpoint=inside[-1]), network.inputs)
-        found = fold_batch_norm.pairs(self.trunk.model, side)
+        found = fold_batch_norm.find_pairs(self.trunk.model, side)
         kept = {key: {p: v for p, v in variables[key].items() if p.removeprefix("adapter_") in inside} for key in KINDS}
         self.variables = _fold(network.adapters, tuple(p for p in found if p.conv.partition("/")[0] in inside))(kept)
         facts = (__version__, jax.__version__, code_digest("models", "data"), repr(self.trunk), name, self.batch_size)
@@ -259,16 +259,16 @@ def make_outputs(trunk: Network, name: str, how: Augment):
         images = batch["image"]
         if how != Augment():
             images = augment(images, jax.random.wrap_key_data(batch["key"][0]), how)
-        with fold_batch_norm.folded(variables["shifts"]):
+        with fold_batch_norm.folded_norms(variables["shifts"]):
             return trunk.predict(variables, images)[1][name]
 
     return outputs
 
 
 @functools.cache
-def _fold(how: Adapters, found: tuple[fold_batch_norm.Pair, ...]):
+def _fold(how: Adapters, found: tuple[fold_batch_norm.ConvNormPair, ...]):
     """Return the jitted function variables -> the same with adapters merged and BatchNorm folded."""
-    return jax.jit(lambda v: fold_batch_norm.fold(found, {**v, "params": merge(v["params"], how)}))
+    return jax.jit(lambda v: fold_batch_norm.fold_variables(found, {**v, "params": merge(v["params"], how)}))
 
 
 class FrozenText:
@@ -277,12 +277,12 @@ class FrozenText:
     def __init__(self, config: Any, encoder: Encoder, parts: Mapping[str, Texts], how: Regularize):
         self.encoder, self.parts, self.how, self.config = encoder, parts, how, config
         folder = Path(config.cache.dir).expanduser() if config.cache.dir else cache_dir() / "features"
-        self.shelf = Shelf(folder, int(config.cache.gigabytes * 1e9))
+        self.shelf = DiskCache(folder, int(config.cache.gigabytes * 1e9))
 
     def task(self, task: Task, variables: Any, phase: Any) -> Task:
         """Return the task as ``phase`` sees it; where only the head trains, nothing is dropped below it."""
         mask = trainable(variables["params"], phase.rules)
-        if boundary(self.encoder.model.part_names(), "", mask, frozenset(), frozenset()) != FEATURES:
+        if boundary(self.encoder.model.stage_names(), "", mask, frozenset(), frozenset()) != FEATURES:
             return task
         plain = not (self.how.compares_maps or self.config.pretext.weight)
         if self.config.task == "text" and plain and self.config.cache.features == "auto" and jax.process_count() == 1:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tl_jax.data.decode import Decoding, decode
-from tl_jax.utils.errors import UserError, combine, in_one_line
+from tl_jax.utils.errors import UserError, combine_errors, join_errors
 
 Failed = tuple[Path, UserError]
 
@@ -31,7 +31,7 @@ def decoded(
         if some:
             yield some, images
     if len(errors) == len(files):
-        raise combine("--input", [error for _, error in errors], _count(files, errors))
+        raise combine_errors("--input", [error for _, error in errors], _count(files, errors))
 
 
 def readable(files: Sequence[Path], decoding: Decoding) -> tuple[list[Path], list[Failed]]:
@@ -53,7 +53,7 @@ def summary(files: Sequence[Path], errors: Sequence[Failed]) -> list[str]:
     """Return the line about files that cannot be read, none if there are none."""
     if not errors:
         return []
-    return [f"{_count(files, errors)}: {in_one_line([error for _, error in errors])}"]
+    return [f"{_count(files, errors)}: {join_errors([error for _, error in errors])}"]
 
 
 def _count(files: Sequence[Path], errors: Sequence[Failed]) -> str:

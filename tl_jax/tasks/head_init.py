@@ -12,7 +12,7 @@ import optax
 
 from tl_jax.data import dataset, loader
 from tl_jax.data.dataset import Source, Split
-from tl_jax.pretrained.network import Pretrained, draw_new, initializer
+from tl_jax.pretrained.network import Pretrained, init_new_leaves, initializer
 from tl_jax.tasks.losses import Network
 from tl_jax.train.logging import say
 from tl_jax.transfer import adapters, regularizers, self_supervised
@@ -58,7 +58,7 @@ def check_classes(config: Any, source: Source) -> int:
 
 def plain(net: Pretrained, key: jax.Array) -> dict[str, Any]:
     """Return the network's variables; what was not loaded is drawn from ``key``."""
-    variables = initializer(net.model)(key) if net.path is None else draw_new(net, key)
+    variables = initializer(net.model)(key) if net.path is None else init_new_leaves(net, key)
     return {"params": dict(variables["params"]), "batch_stats": dict(variables.get("batch_stats", {}))}
 
 

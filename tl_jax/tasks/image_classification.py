@@ -61,7 +61,7 @@ def make_grad_cam(net: Network, name: str = ""):
         net: any image network.
         name: of the endpoint, a part of the network with maps (N, h, w, D); empty takes the last.
     """
-    name = name or net.model.part_names()[-1]
+    name = name or net.model.stage_names()[-1]
     rest = net._replace(model=net.model.clone(start=name), inputs=Maps())
 
     def grad_cam(variables, batch):
@@ -288,7 +288,7 @@ def build(
         eval_batches=lambda part: loader.eval_batches(parts[part], config.eval_batch_size),
         sizes=record.sizes(parts),
         facts={**facts_of(net, inputs, source, parts), **record.describe(source, parts, config.data.dir)},
-        parts=net.model.part_names(),
+        parts=net.model.stage_names(),
         pretext=pretext,
         shortcut=frozen.task,
     )
@@ -357,7 +357,7 @@ def regularize(config: Any, net: Pretrained) -> Regularize:
     how = Regularize(**{**values, "endpoints": ()})
     if not how.compares_maps:
         return how
-    return how._replace(endpoints=head_init.check_endpoints(tuple(values["endpoints"]), net.model.part_names()))
+    return how._replace(endpoints=head_init.check_endpoints(tuple(values["endpoints"]), net.model.stage_names()))
 
 
 def pretext_of(config: Any) -> Pretext | None:

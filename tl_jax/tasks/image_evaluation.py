@@ -13,7 +13,7 @@ from tl_jax.metrics import Batch, Verdict, classification
 from tl_jax.metrics.classification import Scored, scored
 from tl_jax.report import plots
 from tl_jax.train.logging import say
-from tl_jax.utils.errors import UserError, listed, nearest
+from tl_jax.utils.errors import UserError, join_names, nearest
 
 NEEDS = "needs examples of the class and of others"
 SHOWN = 5  # names of classes in a message
@@ -106,7 +106,7 @@ def _left_out(how: Judging, values: Mapping[str, float], labels: np.ndarray) -> 
     """Return "auc of CLASS" and so on for the classes that a mean over classes leaves out, and why."""
     absent = [name for k, name in enumerate(how.classes) if not 0 < (labels == k).sum() < len(labels)]
     means = {"auc": len(how.classes) > 2, "sensitivity": how.positive is None}
-    names, why = listed(absent, SHOWN), f"{NEEDS}; the mean leaves it out"
+    names, why = join_names(absent, SHOWN), f"{NEEDS}; the mean leaves it out"
     return {f"{name} of {names}": why for name, mean in means.items() if mean and absent and name in values}
 
 

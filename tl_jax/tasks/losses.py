@@ -14,7 +14,7 @@ import optax
 from tl_jax.data import preprocess
 from tl_jax.data.augment import Augment, augment, views
 from tl_jax.data.tokenize import IGNORED, Hidden, Masking, hide
-from tl_jax.models.bert import Bert, normal
+from tl_jax.models.bert import Bert, normal_init
 from tl_jax.models.ops.batch_norm import stochastic_norm
 from tl_jax.models.ops.dropout import Dropout
 from tl_jax.transfer import adapters, regularizers, self_supervised
@@ -245,7 +245,7 @@ class Head(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return logits (..., K) and the features."""
         y = Dropout(self.dropout, name="head_dropout")(x, train)
-        return nn.Dense(self.num_classes, kernel_init=normal, name="head")(y), {"features": x}
+        return nn.Dense(self.num_classes, kernel_init=normal_init, name="head")(y), {"features": x}
 
 
 class Encoder(NamedTuple):
@@ -276,7 +276,7 @@ class Encoder(NamedTuple):
         if not self.still:
             return self.model.apply(self._plain(variables), **_tokens(batch), train=True, rngs=rngs)
         _, end = self.predict(variables, batch)
-        last = (*self.model.layers(), "embeddings")[-2 if self.model.layers() else 0]
+        last = (*self.model.layer_names(), "embeddings")[-2 if self.model.layer_names() else 0]
         read = end[last].astype(jnp.float32) if self.model.output == "tokens" else end["features"]
         return self.head.apply(self._plain(variables), read, train=True, rngs=rngs)[0], end
 

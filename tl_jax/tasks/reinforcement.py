@@ -14,7 +14,7 @@ import numpy as np
 
 from tl_jax.metrics import Batch, Sums, Variables
 from tl_jax.models.actor_critic import Policy
-from tl_jax.models.options import check
+from tl_jax.models.options import check_options
 from tl_jax.rl import envs, policy_transfer, ppo, rollout
 from tl_jax.rl.envs import World
 from tl_jax.rl.ppo import PPOConfig, make_update
@@ -138,7 +138,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
             "options": options(policy),
             "tested": "episodes of their own keys, the same for every run",
         },
-        parts=policy.part_names(len(world.shape) == 3),
+        parts=policy.stage_names(len(world.shape) == 3),
         score="episode_return",
         stepper=functools.partial(PolicyStepper, world, policy, made),
     )
@@ -148,7 +148,7 @@ def network(config: Any, world: World) -> Policy:
     """Return the network of a configuration."""
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
     plain = {field.name: field.default for field in dataclasses.fields(Policy)}
-    check("policy", {name: value for name, value in given.items() if name in plain}, plain)
+    check_options("policy", {name: value for name, value in given.items() if name in plain}, plain)
     try:
         return ppo.network(world, **given)
     except TypeError as e:

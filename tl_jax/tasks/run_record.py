@@ -18,11 +18,11 @@ from tl_jax.data.detection import CLASS
 from tl_jax.data.fingerprint import fingerprint
 from tl_jax.data.labels import check_source
 from tl_jax.pretrained import formats
-from tl_jax.pretrained.network import HEADS, Pretrained
+from tl_jax.pretrained.network import HEAD_LEAVES, Pretrained
 from tl_jax.tasks import head_init
 from tl_jax.train.logging import say
 from tl_jax.utils import tree
-from tl_jax.utils.errors import UserError, listed
+from tl_jax.utils.errors import UserError, join_names
 
 SPLITS = ("train", "validation", "test")
 SHOWN = 4  # names of classes in a message
@@ -127,7 +127,9 @@ def in_order(source: Source, classes: Sequence[str], where: str) -> Source:
 def differing(there: Sequence[str], here: Sequence[str]) -> str:
     """Return in words which names are only in the first or only in the second of two lists."""
     missing, new = [repr(n) for n in there if n not in set(here)], [repr(n) for n in here if n not in set(there)]
-    return ", ".join(f"{listed(names, SHOWN)} {verb}" for names, verb in ((missing, "missing"), (new, "new")) if names)
+    return ", ".join(
+        f"{join_names(names, SHOWN)} {verb}" for names, verb in ((missing, "missing"), (new, "new")) if names
+    )
 
 
 def _relabelled(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -189,7 +191,7 @@ def positions(names: Sequence[str]) -> bool:
 def reordered(variables: Any, order: Sequence[int]) -> dict[str, Any]:
     """Return variables whose heads give the output ``order[k]`` as output k."""
     leaves = {
-        path: leaf[..., np.asarray(order)] if re.fullmatch(HEADS, path) else leaf
+        path: leaf[..., np.asarray(order)] if re.fullmatch(HEAD_LEAVES, path) else leaf
         for path, leaf in tree.flatten(variables).items()
     }
     return tree.unflatten(leaves)

@@ -301,11 +301,11 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
             "data": source.name,
             "tested": source.tested,
             "input": {"length": length(config, net)},
-            "new_head": net.new,
+            "new_head": net.new_head,
             "reading": reading,
             **record.describe(source, raw, config.data.dir),
         },
-        parts=net.model.part_names(),
+        parts=net.model.stage_names(),
         shortcut=frozen.task,
         predict=(objectives.make_classes if config.task == "tokens" else objectives.make_text_predict)(encoder),
         details=functools.partial(_details, source.classes, raw["test"].images, rows=parts["test"].order()),
@@ -359,14 +359,14 @@ def start(
     config: Any, net: TextNetwork, words_net: TextNetwork | None, frozen: FrozenText, how: Regularize, key: jax.Array
 ) -> dict[str, Any]:
     """Return the variables that training starts from, drawn from ``key`` as far as they are not loaded or fitted."""
-    variables = {"params": dict(net.redraw(key)["params"]), "batch_stats": {}}
+    variables = {"params": dict(net.reinitialize(key)["params"]), "batch_stats": {}}
     if config.init.head in head_init.PROBES and len(frozen.parts["train"].labels):  # else only a layout is wanted
         probe = head_init.Probe(config.init.head, config.init.strength, frozen.parts, frozen.features)
         variables = head_init.with_probe(variables, probe)
     kept = head_init.source(how, variables)
     variables = head_init.adapted(variables, frozen.encoder.adapters, jax.random.fold_in(key, 1))
     if words_net:
-        head = words_net.redraw(jax.random.fold_in(key, 2))["params"]
+        head = words_net.reinitialize(jax.random.fold_in(key, 2))["params"]
         params = {**variables["params"], "extra": {"pretext": {name: head[name] for name in WORDS}}}
         variables = {**variables, "params": params}
     return {**variables, **({"source": kept} if kept else {})}
@@ -413,7 +413,7 @@ def _read(_: str, name: str, folder: str, columns: Columns) -> Source:
 
 def load_network(config: Any, classes: Sequence[str], output: str = "") -> TextNetwork:
     """Return the network of ``config`` with a head for ``classes``, or for guessing words."""
-    output, folder = output or config.task, huggingface.folder_of(config.init.source, config.init.path)
+    output, folder = output or config.task, huggingface.resolve_folder(config.init.source, config.init.path)
     options: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()
     }
@@ -460,7 +460,7 @@ def regularize(config: Any, net: TextNetwork) -> Regularize:
     how = Regularize(**{**values, "endpoints": ()})
     if not how.compares_maps:
         return how
-    names = net.model.part_names()
+    names = net.model.stage_names()
     known = tuple(name for name in names if name != "pooler")
     return how._replace(endpoints=head_init.check_endpoints(tuple(values["endpoints"]), known))
 

@@ -40,7 +40,7 @@ TAG = "tag "  # begins the kind of a tagged piece
 
 def draw(task: Task, config: Any, folder: Path) -> list[Path]:
     """Draw the first texts of the first step, and those of the pretext where there is one; return the PNGs."""
-    tokenizer, key = huggingface.tokenizer(config.init.source, config.init.path), stream_key(config.seed, "train")
+    tokenizer, key = huggingface.load_tokenizer(config.init.source, config.init.path), stream_key(config.seed, "train")
     key, hides = jax.random.fold_in(key, 0), config.task == "masked"
     batch = task.train_batch(0)
     shown = [("preview", batch, key if hides else None)]

@@ -23,7 +23,7 @@ from tl_jax.train.state import TrainState
 from tl_jax.train.task import Task
 from tl_jax.train.workdir import Home, write_json
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.json_files import TEXT, check_fields, object_of, parse_json, read_json
+from tl_jax.utils.json_files import STRING, check_fields, object_of, parse_json, read_json
 
 METRICS = "metrics/metrics"  # of the validation split, within a checkpoint
 
@@ -71,7 +71,7 @@ class Seals:
     def _known(self) -> dict[str, dict[str, str]]:
         action = "delete it; checkpoints are then tried by reading them"
         known = read_json(self._path, action) if self._path.is_file() else {}
-        check_fields(known, self._path, dict.fromkeys(known, object_of(TEXT)), action)
+        check_fields(known, self._path, dict.fromkeys(known, object_of(STRING)), action)
         return known
 
     def _hashes(self, step: int) -> dict[str, str]:

@@ -13,8 +13,8 @@ from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import freeze
 from tl_jax.transfer.phases import Phase
 from tl_jax.utils import tree
-from tl_jax.utils.errors import UserError, listed
-from tl_jax.utils.json_files import OBJECT, TEXT, check_fields, object_of
+from tl_jax.utils.errors import UserError, join_names
+from tl_jax.utils.json_files import OBJECT, STRING, check_fields, object_of
 
 
 def frozen_hashes(phase: Phase, state: TrainState) -> dict[str, str]:
@@ -41,7 +41,7 @@ class Proof:
         self._phases: dict[str, Any] = read_json(self._path)
         check_fields(self._phases, self._path, dict.fromkeys(self._phases, OBJECT), ACTION)
         for name, phase in self._phases.items():
-            check_fields(phase, f"{self._path}: {name}", {"sha256": object_of(TEXT)}, ACTION)
+            check_fields(phase, f"{self._path}: {name}", {"sha256": object_of(STRING)}, ACTION)
 
     def begin(self, phase: Phase, state: TrainState, flops: float, forward: float) -> None:
         """Hash what is frozen as the phase starts; one that goes on is held to the hashes of its own start.
@@ -76,7 +76,7 @@ class Proof:
         write_json(self._path, self._phases)
         if changed:
             raise UserError(
-                f"phase {phase.name} changed {len(changed)} of {len(after)} frozen leaves: {listed(changed, 5)}; "
+                f"phase {phase.name} changed {len(changed)} of {len(after)} frozen leaves: {join_names(changed, 5)}; "
                 f"this is a defect of tl_jax or of a custom objective, please report it with {self._path}"
             )
 

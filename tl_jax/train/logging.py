@@ -12,15 +12,15 @@ from tl_jax.train import sharding
 from tl_jax.train.workdir import finite
 from tl_jax.utils import disk
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.extras import MissingExtra, needs
-from tl_jax.utils.json_files import parse_row, sealed_row
-from tl_jax.utils.waiting import ticking
+from tl_jax.utils.extras import MissingExtra, require_extra
+from tl_jax.utils.json_files import format_row, parse_row
+from tl_jax.utils.waiting import auto_refresh
 
 
 def say(text: str = "") -> None:
     """Print a line without breaking a progress bar; of several processes the first speaks."""
     if sharding.first():
-        with disk.telling("the output"):
+        with disk.translate_errors("the output"):
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
@@ -49,7 +49,7 @@ class Log:
         if not sharding.first():
             return
         with self._path.open("a") as f:
-            f.write(sealed_row(finite({"step": step, "split": split, **where, **values})))
+            f.write(format_row(finite({"step": step, "split": split, **where, **values})))
         for name, value in values.items():
             if self._board:
                 self._board.add_scalar(f"{split}/{name}", value, step)
@@ -65,7 +65,7 @@ class Log:
             how = {"unit": "step", "dynamic_ncols": True, "disable": None, "smoothing": 0}
             self._bar = self._shown.enter_context(tqdm(total=self._total, initial=step, **how))
             if not self._bar.disable:
-                self._shown.enter_context(ticking(self._bar))
+                self._shown.enter_context(auto_refresh(self._bar))
 
     def waited(self, seconds: float) -> None:
         """Take ``seconds`` that passed without steps, such as compiling, out of the bar's clock, so of its ETA."""
@@ -100,7 +100,7 @@ def _summary_writer() -> Any:
     if hidden:
         sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
     try:
-        with needs("tracking"):
+        with require_extra("tracking"):
             from tensorboardX import SummaryWriter
     finally:
         if hidden:

@@ -23,7 +23,7 @@ from tl_jax.transfer.phases import SUPERVISED, Phase
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import parse_row
-from tl_jax.utils.waiting import waiting
+from tl_jax.utils.waiting import show_elapsed
 
 
 def exhausted(scores: Sequence[float], patience: int) -> bool:
@@ -214,7 +214,7 @@ class Run:
             return self.task
         if phase.start not in self.seen:
             clock = time.monotonic()
-            with waiting("computing outputs of frozen layers"):
+            with show_elapsed("computing outputs of frozen layers"):
                 self.seen[phase.start] = self.task.shortcut(self.task, state.variables, phase)
             self.seconds["features"] += time.monotonic() - clock
             self.log.waited(time.monotonic() - clock)
@@ -226,7 +226,7 @@ class Run:
         objective = task.objective(phase.objective)
         self.log.say(f"compiling the training step of phase {phase.name} ...")
         made = objective.stepper or Stepper
-        with waiting(f"compiling the training step of phase {phase.name}"):
+        with show_elapsed(f"compiling the training step of phase {phase.name}"):
             stepper = made(phase, objective, state, self.stream, int(state.step), min(self.pace.save, self.pace.log))
         self.seconds["compile"] += stepper.seconds
         self.log.waited(stepper.seconds)

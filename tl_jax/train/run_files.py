@@ -7,9 +7,9 @@ from typing import Any
 from tl_jax.data import word_splitting
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import (
-    FLAG,
+    BOOLEAN,
     OBJECT,
-    TEXT,
+    STRING,
     Field,
     check_fields,
     integer,
@@ -26,25 +26,25 @@ SIDE = 4_096  # pixels of the images that a run stores
 _COUNT = integer(0, 2**48)
 _MEASURED = Field("a number or null", lambda value: value is None or type(value) in (int, float))
 _FACTS: Mapping[str, Field] = {
-    **dict.fromkeys((VERSION, "weights", "weights_sha256", "data", "tested", "world"), TEXT),
+    **dict.fromkeys((VERSION, "weights", "weights_sha256", "data", "tested", "world"), STRING),
     **dict.fromkeys(("input", "spec", "reading", "physics", "spaces", "options"), OBJECT),
-    "classes": list_of(TEXT),
+    "classes": list_of(STRING),
     "examples": object_of(_COUNT),
-    "data_sha256": object_of(TEXT),
+    "data_sha256": object_of(STRING),
     "input_shape": list_of(integer(1, SIDE)),
     "value_range": list_of(number(-1e300, 1e300)),
 }
 _SUMMARY: Mapping[str, Field] = {
     "tested_step": _COUNT,
-    "score": TEXT,
+    "score": STRING,
     "metrics": object_of(_MEASURED),
     "facts": OBJECT,
     "calibration": OBJECT,
     "threshold": number(-1e6, 1e6),
     "wise_ft": OBJECT,
 }
-_READING: Mapping[str, Field] = {"pairs": FLAG, "splitter": OBJECT}
-_SPLITTER = {name: FLAG if name == "single" else list_of(TEXT) for name in word_splitting.Splitter._fields}
+_READING: Mapping[str, Field] = {"pairs": BOOLEAN, "splitter": OBJECT}
+_SPLITTER = {name: BOOLEAN if name == "single" else list_of(STRING) for name in word_splitting.Splitter._fields}
 _ALL = {"leading", "trailing", "separators"}  # of which null means all
 _OF_DATA = ("data", "tested", "classes", "examples")  # known of every run whose data have fingerprints
 _SPLITS = ("train", "validation", "test")

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tl_jax.train import flops as flops_module
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.waiting import waiting
+from tl_jax.utils.waiting import show_elapsed
 
 AXIS = "data"  # of the mesh
 
@@ -104,7 +104,7 @@ def compiled(function: Any, *args: Any) -> Program:
     known = key in _PROGRAMS
     if not known:
         make_room()
-        with waiting("compiling"):
+        with show_elapsed("compiling"):
             _PROGRAMS[key] = function.lower(*shapes).compile()
     return Program(_PROGRAMS[key], 0.0 if known else time.monotonic() - clock)
 

@@ -20,7 +20,7 @@ from tl_jax.data import value_range
 from tl_jax.train import sharding
 from tl_jax.train.run_files import FACTS, VERSION, read_facts
 from tl_jax.utils import disk, json_files
-from tl_jax.utils.errors import UserError, listed
+from tl_jax.utils.errors import UserError, join_names
 
 
 class Home:
@@ -38,17 +38,17 @@ class Home:
         """Return why the disk is to blame for an error, "" where it is not."""
         if _identity(self._folder) != self._begun:
             return "the folder is not the one that the run began in: was it moved, or its disk unmounted?"
-        for each in disk.chain(error):
+        for each in disk.error_chain(error):
             if (
                 isinstance(each, OSError)
                 and isinstance(each.filename, str | bytes)
                 and not _within(each.filename, self._folder)
             ):
                 continue
-            if isinstance(each, OSError) and errno.errorcode.get(each.errno or 0) in disk.FAULTS:
+            if isinstance(each, OSError) and errno.errorcode.get(each.errno or 0) in disk.DISK_ERRORS:
                 return os.strerror(each.errno or 0)
             said = str(each)  # what writes the arrays of a checkpoint has errors of its own, with the system's words
-            if str(self._folder) in said and (number := disk.in_words(said)):
+            if str(self._folder) in said and (number := disk.errno_from_message(said)):
                 return os.strerror(number)
         return ""
 
@@ -91,7 +91,7 @@ def write_json(path: Path, content: Any) -> None:
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: the folder is gone; was it moved, or its disk unmounted?")
     content = finite(content)
-    content = json_files.sealed(content) if isinstance(content, dict) else content
+    content = json_files.add_checksum(content) if isinstance(content, dict) else content
     disk.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
@@ -169,12 +169,12 @@ def check_owner(workdir: Path, config: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the fields that differ.
     """
-    old = renames.current_content(read_json(workdir / "config.json"), warn=False)
+    old = renames.rename_fields(read_json(workdir / "config.json"), warn=False)
     config = json.loads(json.dumps(config))
     differ = [d for d in differences(old, config) if not d.startswith(FREE)] if old and _started(workdir) else []
     if differ:
         raise UserError(
-            f"{workdir} belongs to a run with another {listed(differ, 4)}; "
+            f"{workdir} belongs to a run with another {join_names(differ, 4)}; "
             "pass another --workdir, or delete that folder"
         )
 

@@ -9,8 +9,8 @@ Strengths are those usual in the papers (see tl_jax/transfer/regularizers.py); n
 import math
 from collections.abc import Callable
 
-from tl_jax.config.fields import OF_PICTURES
-from tl_jax.config.recipe import FIELDS, Config, part_names
+from tl_jax.config.fields import IMAGE_TASKS
+from tl_jax.config.recipe import FIELDS, Config, stage_names
 
 
 def fine_tune(config: Config) -> None:
@@ -25,7 +25,7 @@ def still_norms(config: Config) -> None:
 
 def scratch(config: Config) -> None:
     """Train everything from random weights: what transfer has to beat."""
-    if config.task in OF_PICTURES:
+    if config.task in IMAGE_TASKS:
         config.init.layout, config.init.path = config.init.source, ""  # a text network's folder has the tokenizer
     config.init.source = "random"
 
@@ -54,12 +54,12 @@ def lp_ft(config: Config) -> None:
 
 def last_stages(config: Config) -> None:
     """Train the last third of the network's parts and the head."""
-    config.freeze.recipe, config.freeze.stages = "last_n_stages", math.ceil(len(part_names(config)) / 3)
+    config.freeze.recipe, config.freeze.stages = "last_n_stages", math.ceil(len(stage_names(config)) / 3)
 
 
 def gradual(config: Config) -> None:
     """Unfreeze from the head down in three phases of a third of the run each: ULMFiT, arXiv:1801.06146."""
-    count, epochs = len(part_names(config)), config.epochs / 3
+    count, epochs = len(stage_names(config)), config.epochs / 3
     config.phases = (
         {"name": "head", "epochs": epochs, "recipe": "head"},
         {"name": "half", "epochs": epochs, "recipe": "last_n_stages", "stages": math.ceil(count / 2)},
@@ -247,4 +247,4 @@ PICTURES_ONLY = (
 
 def fitting(task: str) -> tuple[str, ...]:
     """Return the names of the mechanisms for a kind of task."""
-    return tuple(name for name in MECHANISMS if name not in (TEXTS_ONLY if task in OF_PICTURES else PICTURES_ONLY))
+    return tuple(name for name in MECHANISMS if name not in (TEXTS_ONLY if task in IMAGE_TASKS else PICTURES_ONLY))

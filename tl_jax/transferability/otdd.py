@@ -16,7 +16,7 @@ import threadpoolctl
 from tl_jax.transferability import _inputs
 from tl_jax.transferability.frechet import factor, overlap
 from tl_jax.utils.errors import UserError, nearest
-from tl_jax.utils.extras import needs
+from tl_jax.utils.extras import require_extra
 
 PAIRS = 2**27  # of a cost matrix: 1 GiB
 MULTIPLE = 6000  # rows and columns of an assignment in which examples are repeated: about 20 seconds on a core
@@ -98,7 +98,7 @@ def debiased(
 def _debiased(cost, own1, own2, epsilon, tolerance, steps: int) -> tuple[jax.Array, jax.Array]:
     """Return the divergence and the last error of each of its three problems."""
     # OTT-JAX brings matplotlib along, which takes a second that other measures need not wait for.
-    with needs("distance"):
+    with require_extra("distance"):
         from ott.geometry import geometry
         from ott.solvers.linear import acceleration
         from ott.tools import sinkhorn_divergence

@@ -10,24 +10,24 @@ from pathlib import Path
 
 import numpy as np
 
-_EXPANSION = 64  # no real weights or images compress to less than one such part of their size
-_FLOOR = 1 << 24  # bytes that any file may claim
+_MAX_COMPRESSION = 64  # no real weights or images compress to less than one such part of their size
+_MIN_CLAIM = 1 << 24  # bytes that any file may claim
 # What reading a damaged zip file of arrays raises; some from headers, which are Python.
-DAMAGED = (
+NPZ_ERRORS = (
     OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
     SyntaxError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
-def claimable(path: Path) -> int:
+def max_claim(path: Path) -> int:
     """Return how many bytes the file may claim to hold, compressed as it may be."""
-    return max(_FLOOR, _EXPANSION * path.stat().st_size)
+    return max(_MIN_CLAIM, _MAX_COMPRESSION * path.stat().st_size)
 
 
-def check_claim(path: Path, claimed: int, what: str) -> None:
-    """Raise ``ValueError`` when ``what`` claims far more bytes than the file has."""
-    if claimed > claimable(path):
-        raise ValueError(f"{what} claim {claimed} bytes, far more than it has")
+def check_claim(path: Path, claimed: int, source: str) -> None:
+    """Raise ``ValueError`` when ``source`` claims far more bytes than the file has."""
+    if claimed > max_claim(path):
+        raise ValueError(f"{source} claim {claimed} bytes, far more than it has")
 
 
 def check_zip(path: Path, archive: zipfile.ZipFile) -> None:
@@ -41,24 +41,24 @@ def check_zip(path: Path, archive: zipfile.ZipFile) -> None:
 def npz_members(path: Path, archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo]]:
     """Yield the name and the member of each array of an npz file; ``ValueError`` when it claims too much."""
     check_zip(path, archive)
-    seen: set[str] = set()
+    keys: set[str] = set()
     for member in archive.infolist():
         key = member.filename.removesuffix(".npy")
-        if key in seen:
+        if key in keys:
             raise ValueError(f"{key!r} comes twice; save each array under a name of its own")
-        seen.add(key)
+        keys.add(key)
         yield key, member
 
 
 def read_npy(
-    key: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo, check: Callable[[str, np.dtype], None]
+    key: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo, check_dtype: Callable[[str, np.dtype], None]
 ) -> np.ndarray:
     """Return the array of a member; ``ValueError`` when it is not as long as it says, or holds objects.
 
     Args:
         key: name of the array.
         archive, member: see ``npz_members``.
-        check: raises an error where the array may not have a type.
+        check_dtype: raises an error where the array may not have a type.
     """
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{key} is compressed in a way that numpy does not write")
@@ -68,7 +68,7 @@ def read_npy(
             raise ValueError(f"{key} is of .npy version {version}")
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = header(stream)
-        check(key, dtype)
+        check_dtype(key, dtype)
         # NumPy allocates what the header says before it reads.
         if math.prod(shape) * dtype.itemsize != member.file_size - stream.tell():
             raise ValueError(f"{key} is not as long as its header says")

@@ -12,8 +12,8 @@ from absl import app
 from tl_jax.utils import disk
 from tl_jax.utils.errors import Preempted, UserError
 
-PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: the same command, tried again, goes on
-QUIET = "3"  # XLA's banner about a slow compile is an "error" of its log; what is one is raised, too
+EXIT_PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: the same command, tried again, goes on
+TF_LOG_LEVEL = "3"  # XLA's banner about a slow compile is an "error" of its log; what is one is raised, too
 HUGE_PAGES = "glibc.malloc.hugetlb=1"  # of GLIBC_TUNABLES, since glibc 2.35
 
 
@@ -35,7 +35,7 @@ def use_huge_pages() -> None:
             )
 
 
-def run(main: Callable[[list[str]], int | None], **how: Any) -> None:
+def run(main: Callable[[list[str]], int | None], **options: Any) -> None:
     """Call ``main`` by ``absl.app.run``; a line and an exit status for what is not a defect.
 
     They are 2 on an error of the user's, 130 on Ctrl-C, 75 where SIGTERM came and the state was saved, and otherwise
@@ -43,20 +43,20 @@ def run(main: Callable[[list[str]], int | None], **how: Any) -> None:
 
     Args:
         main: takes what is left of the arguments.
-        how: further arguments of ``app.run``, such as ``flags_parser``.
+        options: further arguments of ``app.run``, such as ``flags_parser``.
     """
     use_huge_pages()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", QUIET)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", TF_LOG_LEVEL)
 
-    def flushed(argv: list[str]) -> int | None:
+    def main_and_flush(argv: list[str]) -> int | None:
         status = main(argv)
         sys.stdout.flush()  # what is printed at the end fails here, not where Python ends
         return status
 
     try:
-        app.run(flushed, **how)
+        app.run(main_and_flush, **options)
     except UserError as error:
-        _forsake_output()
+        _discard_output()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -64,20 +64,20 @@ def run(main: Callable[[list[str]], int | None], **how: Any) -> None:
         sys.exit(130)
     except Preempted as error:
         print(f"preempted: {error}; the same command goes on there", file=sys.stderr)
-        sys.exit(PREEMPTED)
+        sys.exit(EXIT_PREEMPTED)
     except BrokenPipeError:  # who read the output has enough, such as ``head``
-        _forsake_output()
+        _discard_output()
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        if not (number := disk.fault(error)):
+        if not (number := disk.disk_errno(error)):
             raise
-        _forsake_output()
+        _discard_output()
         verb, where = ("read or write", error.filename) if error.filename else ("write", "the output")
-        print(f"error: {disk.cannot_write(where, number, verb)}", file=sys.stderr)
+        print(f"error: {disk.write_error(where, number, verb)}", file=sys.stderr)
         sys.exit(2)
 
 
-def _forsake_output() -> None:
+def _discard_output() -> None:
     """Let what is left in the buffer of the output go where it cannot: else Python ends with a traceback of its own."""
     try:
         sys.stdout.flush()

@@ -22,12 +22,12 @@ from tl_jax.utils.download import cache_dir
 logger = logging.getLogger(__name__)
 
 MAX_BYTES = 2 * 2**30  # of all programs of a machine; those used longest ago make room
-LEAST_SECONDS = 0.05  # of compiling, below which a program is not kept; an estimate
-LOCK, LOCK_SECONDS = ".lockfile", 5.0  # JAX's own lock of the folder, and how long to wait for it
-PROGRAM, USED = "-cache", "-atime"  # endings of the two files that JAX writes for each program
+MIN_COMPILE_SECONDS = 0.05  # of compiling, below which a program is not kept; an estimate
+LOCK_FILE, LOCK_TIMEOUT = ".lockfile", 5.0  # JAX's own lock of the folder, and how long to wait for it
+PROGRAM_SUFFIX, ATIME_SUFFIX = "-cache", "-atime"  # endings of the two files that JAX writes for each program
 # JAX's warnings of a program that cannot be read, and of one that cannot be written.
-UNREAD = re.compile(r"Error reading persistent compilation cache entry for '([^']+)'")
-UNWRITTEN = re.compile(r"Error writing persistent compilation cache entry for '[^']+': (.*)", re.S)
+READ_WARNING = re.compile(r"Error reading persistent compilation cache entry for '([^']+)'")
+WRITE_WARNING = re.compile(r"Error writing persistent compilation cache entry for '[^']+': (.*)", re.S)
 
 
 def enable() -> Path | None:
@@ -40,43 +40,45 @@ def enable() -> Path | None:
     config = cast(Any, jax.config)  # JAX adds its options as it is imported
     if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return None
-    folder = cache_dir() / "programs" / machine()
+    folder = cache_dir() / "programs" / cpu_id()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:  # nowhere to write is no reason to stop
         return None
-    if not _only_mine(folder):
+    if not _is_private(folder):
         return None
-    tidy(folder)
-    warnings.showwarning = _mending(folder, warnings.showwarning)
+    repair(folder)
+    warnings.showwarning = _repair_on_warning(folder, warnings.showwarning)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)  # with it come locks: processes may share the folder
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
     return folder
 
 
-def tidy(folder: Path) -> None:
-    """Mend what a killed process or a full disk left half written.
+def repair(folder: Path) -> None:
+    """Repair what a killed process or a full disk left half written.
 
     JAX writes NAME-cache, then NAME-atime. With one NAME-cache alone its eviction fails at every later program
     (``LRUCache._evict_if_needed`` reads each NAME-atime), and none is kept any more. A whole NAME-cache gets its
     NAME-atime, half of one is removed.
     """
     try:
-        with filelock.FileLock(folder / LOCK, timeout=LOCK_SECONDS):
-            programs = {path.name.removesuffix(PROGRAM) for path in folder.glob(f"*{PROGRAM}")}
-            used = {path.name.removesuffix(USED) for path in folder.glob(f"*{USED}") if path.stat().st_size}
-            for name in programs ^ used:
-                if name in programs and _whole(folder / f"{name}{PROGRAM}"):
-                    (folder / f"{name}{USED}").write_bytes(time.time_ns().to_bytes(8, "little"))
+        with filelock.FileLock(folder / LOCK_FILE, timeout=LOCK_TIMEOUT):
+            programs = {path.name.removesuffix(PROGRAM_SUFFIX) for path in folder.glob(f"*{PROGRAM_SUFFIX}")}
+            timestamps = {
+                path.name.removesuffix(ATIME_SUFFIX) for path in folder.glob(f"*{ATIME_SUFFIX}") if path.stat().st_size
+            }
+            for name in programs ^ timestamps:
+                if name in programs and _is_complete(folder / f"{name}{PROGRAM_SUFFIX}"):
+                    (folder / f"{name}{ATIME_SUFFIX}").write_bytes(time.time_ns().to_bytes(8, "little"))
                 else:
-                    _remove(folder, name)
+                    _remove_program(folder, name)
     except (OSError, filelock.Timeout) as error:  # without it programs are compiled again, which is no reason to stop
         logger.debug("the program cache %s was not tidied: %s", folder, error)
 
 
-def _whole(path: Path) -> bool:
-    """Whether a program is stored whole; zlib tells, and what JAX compressed by anything else counts as cut."""
+def _is_complete(path: Path) -> bool:
+    """Return whether a program is complete; one that zlib cannot decompress counts as cut short."""
     try:
         zlib.decompress(path.read_bytes())
     except zlib.error:
@@ -84,37 +86,37 @@ def _whole(path: Path) -> bool:
     return True
 
 
-def _mending(folder: Path, show: Callable[..., None]) -> Callable[..., None]:
-    """Return a ``warnings.showwarning`` that mends the folder where JAX warns of it; ``show`` has all other warnings.
+def _repair_on_warning(folder: Path, showwarning: Callable[..., None]) -> Callable[..., None]:
+    """Return a ``warnings.showwarning`` that repairs the folder if JAX warns of it, and passes on all other warnings.
 
     A damaged program is removed: JAX compiles it again, but never replaces the file, so that every start would pay.
     What a full disk left half written is removed too, and said once rather than for each program.
     """
-    said: set[str] = set()
+    reported: set[str] = set()
 
-    def shown(message: Warning | str, *args: Any, **kwargs: Any) -> None:
-        if unread := UNREAD.match(str(message)):
-            for path in folder.glob(f"{unread[1]}-*{PROGRAM}"):
-                _remove(folder, path.name.removesuffix(PROGRAM))
-            logger.info("a compiled program of %s was damaged and is made anew", unread[1])
-        elif unwritten := UNWRITTEN.match(str(message)):
-            tidy(folder)
-            if not said:
-                logger.warning("compiled programs are not kept for the next start: %s", unwritten[1])
-            said.add(unwritten[1])
+    def repair_or_show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        if damaged := READ_WARNING.match(str(message)):
+            for path in folder.glob(f"{damaged[1]}-*{PROGRAM_SUFFIX}"):
+                _remove_program(folder, path.name.removesuffix(PROGRAM_SUFFIX))
+            logger.info("a compiled program of %s was damaged and is made anew", damaged[1])
+        elif failed := WRITE_WARNING.match(str(message)):
+            repair(folder)
+            if not reported:
+                logger.warning("compiled programs are not kept for the next start: %s", failed[1])
+            reported.add(failed[1])
         else:
-            show(message, *args, **kwargs)
+            showwarning(message, *args, **kwargs)
 
-    return shown
+    return repair_or_show
 
 
-def _remove(folder: Path, name: str) -> None:
-    for ending in (PROGRAM, USED):
+def _remove_program(folder: Path, name: str) -> None:
+    for suffix in (PROGRAM_SUFFIX, ATIME_SUFFIX):
         with contextlib.suppress(OSError):
-            (folder / f"{name}{ending}").unlink()
+            (folder / f"{name}{suffix}").unlink()
 
 
-def machine() -> str:
+def cpu_id() -> str:
     """Return a name for processors that can run each other's programs, which are native code."""
     try:
         lines = re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*$", Path("/proc/cpuinfo").read_text(), re.M)
@@ -124,6 +126,6 @@ def machine() -> str:
     return f"{platform.machine()}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
 
 
-def _only_mine(folder: Path) -> bool:
-    about = folder.stat()
-    return about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+def _is_private(folder: Path) -> bool:
+    status = folder.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

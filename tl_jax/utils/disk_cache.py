@@ -17,18 +17,18 @@ from tl_jax.utils.download import locked
 from tl_jax.utils.errors import UserError
 
 DAY = 86400.0  # seconds
-HERE = Path(__file__).parent
-_told: set[Path] = set()  # folders of which was said that they cannot be written
+_THIS_DIR = Path(__file__).parent
+_warned_folders: set[Path] = set()  # folders of which was said that they cannot be written
 
 
 @functools.cache
-def code_digest(*rooms: str) -> str:
+def code_digest(*packages: str) -> str:
     """Return a hash of the code in packages of tl_jax: what a changed function makes must not meet what it made."""
-    files = sorted(path for room in rooms for path in (HERE / room).glob("*.py"))
+    files = sorted(path for package in packages for path in (_THIS_DIR / package).glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
-class Shelf(NamedTuple):
+class DiskCache(NamedTuple):
     """A folder of arrays by key.
 
     Attributes:
@@ -39,8 +39,10 @@ class Shelf(NamedTuple):
     folder: Path
     max_bytes: int
 
-    def get(self, key: str, shape: tuple[int, ...], dtype: Any, make: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
-        """Return the array of ``key``, memory-mapped; ``make`` yields its rows, some at a time, if it is not there.
+    def get(
+        self, key: str, shape: tuple[int, ...], dtype: Any, make_rows: Callable[[], Iterator[np.ndarray]]
+    ) -> np.ndarray:
+        """Return the array of ``key``, memory-mapped; ``make_rows`` yields its rows in chunks if it is not cached.
 
         Where the folder cannot be written, or the disk is full, that is said, and the array is made in memory.
         """
@@ -49,55 +51,57 @@ class Shelf(NamedTuple):
             try:
                 stack.enter_context(locked(path))
             except UserError as error:
-                return self._in_memory(dtype, make, error)
+                return self._in_memory(dtype, make_rows, error)
             try:
-                if not _there(path, shape, dtype):
-                    self._write(path, shape, dtype, make)
+                if not _is_cached(path, shape, dtype):
+                    self._write(path, shape, dtype, make_rows)
                 os.utime(path)  # used just now
             except OSError as error:
-                return self._in_memory(dtype, make, error)
+                return self._in_memory(dtype, make_rows, error)
         return np.load(path, mmap_mode="r", allow_pickle=False).view(dtype)
 
-    def _in_memory(self, dtype: Any, make: Callable[[], Iterator[np.ndarray]], why: Exception) -> np.ndarray:
-        if self.folder not in _told:  # once is enough: the other arrays meet the same disk
-            _told.add(self.folder)
-            tqdm.write(f"not kept for the next run: {why}; set $TL_JAX_CACHE to a folder with room", file=sys.stderr)
-        return np.concatenate([np.asarray(rows, dtype) for rows in make()])
+    def _in_memory(self, dtype: Any, make_rows: Callable[[], Iterator[np.ndarray]], error: Exception) -> np.ndarray:
+        if self.folder not in _warned_folders:  # once is enough: the other arrays meet the same disk
+            _warned_folders.add(self.folder)
+            tqdm.write(f"not kept for the next run: {error}; set $TL_JAX_CACHE to a folder with room", file=sys.stderr)
+        return np.concatenate([np.asarray(rows, dtype) for rows in make_rows()])
 
-    def _write(self, path: Path, shape: tuple[int, ...], dtype: Any, make: Callable[[], Iterator[np.ndarray]]) -> None:
+    def _write(
+        self, path: Path, shape: tuple[int, ...], dtype: Any, make_rows: Callable[[], Iterator[np.ndarray]]
+    ) -> None:
         dtype = np.dtype(dtype)
         stored = dtype if dtype.kind in "fiu" else np.dtype(f"u{dtype.itemsize}")  # the format has no bfloat16
         self._make_room(int(np.prod(shape)) * dtype.itemsize)
-        part = path.with_suffix(".part")
+        partial = path.with_suffix(".part")
         try:
-            with part.open("wb") as file:
+            with partial.open("wb") as file:
                 header = {"descr": np.lib.format.dtype_to_descr(stored), "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
-                for rows in make():
+                for rows in make_rows():
                     file.write(np.ascontiguousarray(rows, dtype).tobytes())
-            part.replace(path)
+            partial.replace(path)
         finally:
-            part.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
-    def _make_room(self, wanted: int) -> None:
-        """Delete the arrays used longest ago until ``wanted`` bytes fit, and what a killed process left."""
-        for leftover in self.folder.glob("*.part"):
+    def _make_room(self, needed: int) -> None:
+        """Delete the arrays used longest ago until ``needed`` bytes fit, and what a killed process left."""
+        for stale in self.folder.glob("*.part"):
             with contextlib.suppress(OSError):
-                if time.time() - leftover.stat().st_mtime > DAY:
-                    leftover.unlink()
-        kept = sorted(self.folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
-        total = sum(path.stat().st_size for path in kept) + wanted
-        for path in kept:
+                if time.time() - stale.stat().st_mtime > DAY:
+                    stale.unlink()
+        cached = sorted(self.folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
+        total = sum(path.stat().st_size for path in cached) + needed
+        for path in cached:
             if total <= self.max_bytes:
                 break
             total -= path.stat().st_size
             path.unlink(missing_ok=True)  # who has it open keeps it
 
 
-def _there(path: Path, shape: tuple[int, ...], dtype: Any) -> bool:
-    """Whether an array is there; one with a damaged header, or cut short, is made again."""
+def _is_cached(path: Path, shape: tuple[int, ...], dtype: Any) -> bool:
+    """Return whether an array is cached; one that is damaged or cut short is made again."""
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-        return found.shape == tuple(shape) and found.dtype.itemsize == np.dtype(dtype).itemsize
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array.shape == tuple(shape) and array.dtype.itemsize == np.dtype(dtype).itemsize
     except Exception:  # of many kinds, by the byte that is wrong
         return False

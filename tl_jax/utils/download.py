@@ -24,10 +24,10 @@ from tqdm import tqdm
 from tl_jax.utils.errors import UserError
 
 TIMEOUT = 30.0  # seconds without a byte before the connection counts as broken
-TRIES = 3  # in a row that bring no byte at all
+MAX_TRIES = 3  # in a row that bring no byte at all
 RETRY_WAIT = 1.0  # seconds between them
 CHUNK = 1 << 14  # bytes; a break loses at most the chunk under way
-BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+CONNECTION_ERRORS = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 
 def cache_dir() -> Path:
@@ -38,18 +38,18 @@ def cache_dir() -> Path:
     if os.environ.get("TL_JAX_CACHE"):
         return Path(os.environ["TL_JAX_CACHE"]).expanduser()
     home = os.path.expanduser("~")
-    return Path(home) / ".cache" / "tl_jax" if home not in ("~", "", "/") else _without_home()
+    return Path(home) / ".cache" / "tl_jax" if home not in ("~", "", "/") else _fallback_cache_dir()
 
 
 @functools.cache  # said once
-def _without_home() -> Path:
+def _fallback_cache_dir() -> Path:
     folder = Path(tempfile.gettempdir()) / f"tl_jax-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        mine = folder.stat().st_uid == os.getuid()  # others could put programs there, which are run
+        is_own = folder.stat().st_uid == os.getuid()  # others could put programs there, which are run
     except OSError:
-        mine = False
-    if not mine:
+        is_own = False
+    if not is_own:
         raise UserError(f"no home folder, and {folder} cannot be used; set $TL_JAX_CACHE to a folder of yours")
     tqdm.write(f"no home folder: what is kept goes to {folder}; set $TL_JAX_CACHE to choose another", file=sys.stderr)
     return folder
@@ -74,30 +74,30 @@ def fetch(url: str, path: Path, digest: str, *, progress: bool = True, hint: str
             alone), a folder that cannot be written, or a malformed digest.
     """
     path = Path(path)
-    _parse(digest)
-    if _there(url, path, digest):
+    _hash_algorithm(digest)
+    if _is_downloaded(url, path, digest):
         return path
-    part, bad = (path.with_name(path.name + end) for end in (".part", ".bad"))
+    partial, rejected = (path.with_name(path.name + suffix) for suffix in (".part", ".bad"))
     with locked(path):
-        if _there(url, path, digest):  # another process fetched it while we waited
+        if _is_downloaded(url, path, digest):  # another process fetched it while we waited
             return path
         try:
-            whole = digest and part.is_file() and _hash(part, digest).startswith(digest)
-            if not whole:
-                _download(url, part, progress)
-            found = _hash(part, digest) if digest else ""
-            if not found.startswith(digest):
-                os.replace(part, bad)
+            complete = digest and partial.is_file() and _file_digest(partial, digest).startswith(digest)
+            if not complete:
+                _download(url, partial, progress)
+            actual = _file_digest(partial, digest) if digest else ""
+            if not actual.startswith(digest):
+                os.replace(partial, rejected)
                 raise UserError(
-                    f"{url} gave a file with {found}, expected {digest}; it is kept at {bad}: "
+                    f"{url} gave a file with {actual}, expected {digest}; it is kept at {rejected}: "
                     f"run again to download it anew, or put the right file at {path}"
                 )
-            os.replace(part, path)
+            os.replace(partial, path)
         except requests.RequestException as error:  # before OSError, which it is a kind of
-            way_out = f"put the file at {path} by hand {hint}".strip()
-            raise UserError(f"cannot download {url} ({_reason(error)}): try again later, or {way_out}") from error
+            alternative = f"put the file at {path} by hand {hint}".strip()
+            raise UserError(f"cannot download {url} ({_reason(error)}): try again later, or {alternative}") from error
         except OSError as error:
-            where = error.filename2 or error.filename or part
+            where = error.filename2 or error.filename or partial
             raise UserError(
                 f"cannot write {where} ({error.strerror or error}): free the disk or choose another folder"
             ) from error
@@ -142,7 +142,7 @@ def _lock(lock: Path) -> BinaryIO | None:
     return None
 
 
-def _parse(digest: str) -> str:
+def _hash_algorithm(digest: str) -> str:
     """Return the algorithm of "md5:HEX" or "sha256:HEX"."""
     if digest and not re.fullmatch(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{8,64}", digest):
         raise UserError(
@@ -151,47 +151,47 @@ def _parse(digest: str) -> str:
     return digest.partition(":")[0]
 
 
-def _hash(path: Path, digest: str) -> str:
+def _file_digest(path: Path, digest: str) -> str:
     """Return the file's digest "ALGORITHM:HEX" with the algorithm of ``digest``."""
-    algorithm = _parse(digest)
+    algorithm = _hash_algorithm(digest)
     return f"{algorithm}:{pooch.file_hash(path, alg=algorithm)}"
 
 
-def _there(url: str, path: Path, digest: str) -> bool:
+def _is_downloaded(url: str, path: Path, digest: str) -> bool:
     """Tell whether the right file is at ``path``; a wrong one is an error, and stays as it is."""
     if not path.is_file() or not digest:
         return path.is_file()
-    found = _hash(path, digest)
-    if not found.startswith(digest):
-        raise UserError(f"{path} has {found}, expected {digest}: move it away and {url} is downloaded, or replace it")
+    actual = _file_digest(path, digest)
+    if not actual.startswith(digest):
+        raise UserError(f"{path} has {actual}, expected {digest}: move it away and {url} is downloaded, or replace it")
     return True
 
 
-def _download(url: str, part: Path, progress: bool) -> None:
-    """Append what is missing of ``url`` to ``part``, trying again as long as the tries bring something."""
+def _download(url: str, partial: Path, progress: bool) -> None:
+    """Append what is missing of ``url`` to ``partial``; try again as long as a try brings any bytes."""
     failures = 0
-    with open(part, "ab") as file:
-        longest = file.tell()
+    with open(partial, "ab") as file:
+        max_size = file.tell()
         try:
             while True:
                 try:
                     return _request(url, file, progress)
-                except BROKEN:
-                    failures = 1 if file.tell() > longest else failures + 1
-                    if failures >= TRIES:
+                except CONNECTION_ERRORS:
+                    failures = 1 if file.tell() > max_size else failures + 1
+                    if failures >= MAX_TRIES:
                         raise
-                    longest = max(longest, file.tell())
+                    max_size = max(max_size, file.tell())
                     time.sleep(RETRY_WAIT)
         finally:
             if file.tell() == 0:
-                part.unlink()
+                partial.unlink()
 
 
 def _request(url: str, file: BinaryIO, progress: bool) -> None:
     """Ask once for the bytes of ``url`` from the file's end on, and write what comes."""
     start = file.tell()
 
-    def place(response: requests.Response, **_: object) -> None:
+    def restart_unless_resumed(response: requests.Response, **_: object) -> None:
         # A server that knows no ranges answers 200 with the whole file: begin again.
         resumed = response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
         if response.ok and not response.is_redirect and not (response.status_code == 206 and resumed):
@@ -201,17 +201,17 @@ def _request(url: str, file: BinaryIO, progress: bool) -> None:
     # "identity": a transfer packed on the way would be unpacked by requests, and its ranges would mean other bytes.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     name = Path(file.name).stem
-    quiet = not (progress and sys.stderr.isatty())  # a log file has no use for a bar
-    with tqdm(desc=name, total=1, unit="B", unit_scale=True, mininterval=0.5, disable=quiet, leave=False) as bar:
-        get = pooch.HTTPDownloader(
+    hide_bar = not (progress and sys.stderr.isatty())  # a log file has no use for a bar
+    with tqdm(desc=name, total=1, unit="B", unit_scale=True, mininterval=0.5, disable=hide_bar, leave=False) as bar:
+        downloader = pooch.HTTPDownloader(
             bar,  # pyright: ignore[reportArgumentType]  # pooch takes any bar, its default hides that
             CHUNK,
             timeout=TIMEOUT,
             headers=headers,
-            hooks={"response": place},
+            hooks={"response": restart_unless_resumed},
         )
         try:
-            get(url, file, None)
+            downloader(url, file, None)
         except requests.HTTPError as error:
             status = None if error.response is None else error.response.status_code
             if not (start and status == 416):  # nothing after the end: the part is complete
@@ -230,22 +230,22 @@ def _reason(error: requests.RequestException) -> str:
     return str(cause).replace("\n", " ").rpartition(": ")[2] or type(error).__name__
 
 
-DAMAGED = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error)
+ARCHIVE_ERRORS = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error)
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tarfile.TarFile]:
+def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
     """Open a tar.gz; what turns out to be wrong with it while it is read is a UserError that names it."""
     try:
         with tarfile.open(path, "r:gz") as tar:
             yield tar
     except tarfile.FilterError as error:
         raise UserError(f"{path} is refused ({error}): take the archive of its publisher") from error
-    except DAMAGED as error:
+    except ARCHIVE_ERRORS as error:
         raise UserError(f"{path} is a damaged archive ({error}): delete it, it is then downloaded again") from error
 
 
-def unpacked(url: str, digest: str, folder: Path, *, hint: str = "") -> Path:
+def fetch_archive(url: str, digest: str, folder: Path, *, hint: str = "") -> Path:
     """Return ``folder`` with the content of a tar.gz, which is downloaded and unpacked on the first use.
 
     The archive stays beside the folder. Processes that want the same folder wait for each other, and what a killed
@@ -276,8 +276,8 @@ def _unpack(archive: Path, folder: Path) -> None:
     staged = folder.with_name(f"incomplete.{folder.name}")
     try:
         shutil.rmtree(staged, ignore_errors=True)  # its writer was killed: we hold the lock
-        with opened(archive) as tar:
-            tar.extractall(staged, filter=_plain)
+        with open_tar(archive) as tar:
+            tar.extractall(staged, filter=_safe_member)
         os.replace(staged, folder)
     except OSError as error:
         raise UserError(
@@ -287,7 +287,7 @@ def _unpack(archive: Path, folder: Path) -> None:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+def _safe_member(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
     """Let through files and folders that stay within ``folder``, with no more rights than files need."""
     if not (member.isfile() or member.isdir()):
         raise tarfile.SpecialFileError(member)

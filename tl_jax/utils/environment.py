@@ -17,7 +17,7 @@ from tl_jax import __version__
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def facts() -> dict[str, Any]:
+def describe() -> dict[str, Any]:
     """Return what a summary says of the machine; the memory is the most that this process has held, in bytes."""
     scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there and in KiB elsewhere
     return {
@@ -30,7 +30,7 @@ def facts() -> dict[str, Any]:
     }
 
 
-def memory() -> int:
+def total_memory() -> int:
     """Return the bytes of memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -51,12 +51,12 @@ def versions() -> dict[str, str]:
 @functools.cache  # of the code that runs, whatever is checked out later
 def commit() -> str:
     """Return the short commit of the checkout that this file is tracked in, "" elsewhere."""
-    home = Path(__file__).parent
+    folder = Path(__file__).parent
     tracked = ["git", "ls-files", "--error-unmatch", Path(__file__).name]  # not that of a project with a copy of it
     try:
-        if subprocess.run(tracked, cwd=home, capture_output=True).returncode:
+        if subprocess.run(tracked, cwd=folder, capture_output=True).returncode:
             return ""
-        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=home, capture_output=True, text=True)
+        result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
     except OSError:  # no git
         return ""
-    return done.stdout.strip()
+    return result.stdout.strip()

@@ -31,32 +31,34 @@ class Preempted(Exception):
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ``did you mean 'x'?`` for the closest of ``choices``, or the whole list when none is close."""
     choices = sorted(choices)
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(choices)}"
+    matches = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    return f"did you mean {matches[0]!r}?" if matches else f"choose one of {', '.join(choices)}"
 
 
-def listed(names: Sequence[object], most: int) -> str:
-    """Return names in one line, such as "a, b and 3 more": at most ``most`` of them."""
-    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+def join_names(names: Sequence[object], max_names: int) -> str:
+    """Return names in one line, such as "a, b and 3 more", at most ``max_names`` of them."""
+    return ", ".join(map(str, names[:max_names])) + (
+        f" and {len(names) - max_names:,} more" if len(names) > max_names else ""
+    )
 
 
-def combine(where: object, errors: Sequence[UserError], what: str) -> UserError:
+def combine_errors(where: object, errors: Sequence[UserError], summary: str) -> UserError:
     """Return one error for several: their count, and the first ones in full.
 
     Args:
         where: the faults are, such as the name of a data set.
         errors: at least one; a single one is returned as it is.
-        what: they are about, with their number, such as "5 of 40 images cannot be read".
+        summary: they are about, with their number, such as "5 of 40 images cannot be read".
     """
-    return errors[0] if len(errors) == 1 else UserError(f"{where}: {what}: {in_one_line(errors)}")
+    return errors[0] if len(errors) == 1 else UserError(f"{where}: {summary}: {join_errors(errors)}")
 
 
-def in_one_line(errors: Sequence[UserError], most: int = 5) -> str:
-    """Return the first ``most`` errors ``{what is wrong}; {action}``: what is wrong with each, then what to do."""
-    lines = [str(error) for error in errors[:most]]
+def join_errors(errors: Sequence[UserError], max_errors: int = 5) -> str:
+    """Return the first errors ``{what is wrong}; {action}`` in one line: what is wrong with each, then what to do."""
+    lines = [str(error) for error in errors[:max_errors]]
     if len(errors) == 1:
         return lines[0]
     reasons = [line.rpartition("; ")[0] or line for line in lines]
     actions = dict.fromkeys(line.rpartition("; ")[2] for line in lines if "; " in line)
-    more = [f"and {len(errors) - most} more"] if len(errors) > most else []
+    more = [f"and {len(errors) - max_errors} more"] if len(errors) > max_errors else []
     return "; ".join([" | ".join(reasons + more), *([", or ".join(actions)] if actions else [])])

@@ -24,7 +24,7 @@ class MissingExtra(UserError, ImportError):
 
 
 @contextlib.contextmanager
-def needs(extra: str) -> Iterator[None]:
+def require_extra(extra: str) -> Iterator[None]:
     """Turn the failed import of a library of ``extra`` into a line that says how to install it.
 
     Raises:

@@ -13,29 +13,29 @@ from typing import Any, NamedTuple
 
 from tl_jax.utils.errors import UserError
 
-NAMES = {dict: "object", list: "list"}
-SEAL = "content_sha256"  # of the rest, in an object
+JSON_TYPES = {dict: "object", list: "list"}
+CHECKSUM_KEY = "content_sha256"  # of the rest, in an object
 _ROW = re.compile(r'(.*), "crc32": "([0-9a-f]{8})"\}')
-DEEPEST = 100  # levels of nesting; more would exhaust the stack of whoever compares or prints the content
+MAX_DEPTH = 100  # levels of nesting; more would exhaust the stack of whoever compares or prints the content
 
 
 class Field(NamedTuple):
     """What a field may hold: in words, which follow "not", and as a test of its value."""
 
-    words: str
-    valid: Callable[[Any], bool]
+    description: str
+    is_valid: Callable[[Any], bool]
 
 
-def integer(least: int, most: int) -> Field:
+def integer(low: int, high: int) -> Field:
     """Return the field of a whole number within bounds."""
-    valid = lambda value: type(value) is int and least <= value <= most  # noqa: E731
-    return Field(f"a whole number from {least:,} to {most:,}", valid)
+    is_valid = lambda value: type(value) is int and low <= value <= high  # noqa: E731
+    return Field(f"a whole number from {low:,} to {high:,}", is_valid)
 
 
-def number(least: float, most: float) -> Field:
+def number(low: float, high: float) -> Field:
     """Return the field of a number within bounds."""
-    valid = lambda value: type(value) in (int, float) and least <= value <= most  # noqa: E731
-    return Field(f"a number from {least:g} to {most:g}", valid)
+    is_valid = lambda value: type(value) in (int, float) and low <= value <= high  # noqa: E731
+    return Field(f"a number from {low:g} to {high:g}", is_valid)
 
 
 def choice(*values: str) -> Field:
@@ -45,22 +45,24 @@ def choice(*values: str) -> Field:
 
 def list_of(entry: Field) -> Field:
     """Return the field of a list of such entries."""
-    valid = lambda value: isinstance(value, list) and all(map(entry.valid, value))  # noqa: E731
-    return Field(f"a list of entries that are each {entry.words}", valid)
+    is_valid = lambda value: isinstance(value, list) and all(map(entry.is_valid, value))  # noqa: E731
+    return Field(f"a list of entries that are each {entry.description}", is_valid)
 
 
 def object_of(entry: Field) -> Field:
     """Return the field of an object with such entries."""
-    valid = lambda value: isinstance(value, dict) and all(map(entry.valid, value.values()))  # noqa: E731
-    return Field(f"an object with entries that are each {entry.words}", valid)
+    is_valid = lambda value: isinstance(value, dict) and all(map(entry.is_valid, value.values()))  # noqa: E731
+    return Field(f"an object with entries that are each {entry.description}", is_valid)
 
 
-def _text(value: Any) -> bool:
-    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)  # cannot be printed
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not any(
+        "\ud800" <= character <= "\udfff" for character in value
+    )  # cannot be printed
 
 
-TEXT = Field("a text", _text)
-FLAG = Field("true or false", lambda value: isinstance(value, bool))
+STRING = Field("a text", _is_text)
+BOOLEAN = Field("true or false", lambda value: isinstance(value, bool))
 OBJECT = Field("an object", lambda value: isinstance(value, dict))
 
 
@@ -77,10 +79,12 @@ def check_fields(content: Mapping[str, Any], where: object, fields: Mapping[str,
         UserError: names the first field whose value is wrong.
     """
     for name, field in fields.items():
-        if (value := content.get(name)) is not None and not field.valid(value):
-            shown = f"an {NAMES[dict]}" if isinstance(value, dict) else "a list" if isinstance(value, list) else value
+        if (value := content.get(name)) is not None and not field.is_valid(value):
+            shown = (
+                f"an {JSON_TYPES[dict]}" if isinstance(value, dict) else "a list" if isinstance(value, list) else value
+            )
             shown = repr(shown) if isinstance(value, str) else shown
-            raise UserError(f"{where}: {name} is {shown}, not {field.words}{_then(action)}")
+            raise UserError(f"{where}: {name} is {shown}, not {field.description}{_format_action(action)}")
 
 
 def parse_json(text: str | bytes, where: object, action: str = "", kind: type = dict) -> Any:
@@ -99,19 +103,19 @@ def parse_json(text: str | bytes, where: object, action: str = "", kind: type = 
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is damaged ({error}){_then(action)}") from None
+        raise UserError(f"{where} is damaged ({error}){_format_action(action)}") from None
     if not isinstance(content, kind):
-        raise UserError(f"{where} is damaged (it holds no JSON {NAMES[kind]}){_then(action)}")
+        raise UserError(f"{where} is damaged (it holds no JSON {JSON_TYPES[kind]}){_format_action(action)}")
     if _too_deep(content):
-        raise UserError(f"{where} is damaged (it is nested more than {DEEPEST} levels deep){_then(action)}")
+        raise UserError(f"{where} is damaged (it is nested more than {MAX_DEPTH} levels deep){_format_action(action)}")
     return content
 
 
 def _too_deep(content: Any) -> bool:
     level = [content]
-    for _ in range(DEEPEST):
-        inner = (node.values() if isinstance(node, dict) else node for node in level)
-        level = [child for children in inner for child in children if isinstance(child, dict | list)]
+    for _ in range(MAX_DEPTH):
+        groups = (node.values() if isinstance(node, dict) else node for node in level)
+        level = [child for group in groups for child in group if isinstance(child, dict | list)]
     return bool(level)
 
 
@@ -119,26 +123,26 @@ def read_json(path: Path, action: str = "", kind: type = dict) -> Any:
     """Return the value in a JSON file; see ``parse_json``.
 
     Raises:
-        UserError: also if the file cannot be read, or its hash, see ``sealed``, is not that of its content.
+        UserError: also if the file cannot be read, or its hash, see ``add_checksum``, is not that of its content.
     """
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}){_then(action)}") from None
+        raise UserError(f"cannot read {path} ({error.strerror}){_format_action(action)}") from None
     content = parse_json(text, path, action, kind)
-    seal = content.pop(SEAL, None) if kind is dict else None
-    if seal is not None and seal != _hash(content):
-        edited = f"; if you changed it yourself, delete its line {SEAL}"
-        raise UserError(f"{path} is damaged (it is not as it was written){_then(action)}{edited}")
+    checksum = content.pop(CHECKSUM_KEY, None) if kind is dict else None
+    if checksum is not None and checksum != _sha256(content):
+        hint = f"; if you changed it yourself, delete its line {CHECKSUM_KEY}"
+        raise UserError(f"{path} is damaged (it is not as it was written){_format_action(action)}{hint}")
     return content
 
 
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+def add_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return an object with its hash, first, so that whoever changes the file can delete that line."""
-    return {SEAL: _hash(json.loads(json.dumps(content))), **content}
+    return {CHECKSUM_KEY: _sha256(json.loads(json.dumps(content))), **content}
 
 
-def sealed_row(content: Mapping[str, Any]) -> str:
+def format_row(content: Mapping[str, Any]) -> str:
     """Return an object as a line of a file of rows, with a checksum at its end."""
     text = json.dumps(content)
     return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
@@ -150,18 +154,18 @@ def parse_row(line: str, where: object) -> dict[str, Any]:
     Raises:
         UserError: see ``parse_json``; or the checksum is not that of the row.
     """
-    found = _ROW.fullmatch(line.rstrip("\n"))
-    if not found:
+    match = _ROW.fullmatch(line.rstrip("\n"))
+    if not match:
         return parse_json(line, where)
-    text = found[1] + "}"
-    if f"{zlib.crc32(text.encode('utf-8', 'replace')):08x}" != found[2]:
+    text = match[1] + "}"
+    if f"{zlib.crc32(text.encode('utf-8', 'replace')):08x}" != match[2]:
         raise UserError(f"{where} is damaged (it is not as it was written)")
     return parse_json(text, where)
 
 
-def _hash(content: Mapping[str, Any]) -> str:
+def _sha256(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _then(action: str) -> str:
+def _format_action(action: str) -> str:
     return f"; {action}" if action else ""

@@ -36,10 +36,10 @@ def label_leaves(tree: Tree, rules: Sequence[tuple[str, str]]) -> dict[str, Any]
     Raises:
         UserError: a leaf that no rule matches (every such leaf is listed).
     """
-    labels = {p: next((label for rx, label in rules if re.fullmatch(rx, p)), None) for p in flatten(tree)}
-    bare = [path for path, label in labels.items() if label is None]
-    if bare:
-        raise UserError(f"no freeze rule matches {', '.join(bare)}; add a rule, the last one may be ('.*', LABEL)")
+    labels = {p: next((label for regex, label in rules if re.fullmatch(regex, p)), None) for p in flatten(tree)}
+    unmatched = [path for path, label in labels.items() if label is None]
+    if unmatched:
+        raise UserError(f"no freeze rule matches {', '.join(unmatched)}; add a rule, the last one may be ('.*', LABEL)")
     return unflatten(labels)
 
 

@@ -7,34 +7,34 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-SECONDS = 1.0  # between two refreshes
-_shown = threading.Lock()  # held while there is such a line: one is enough
+REFRESH_SECONDS = 1.0  # between two refreshes
+_display_lock = threading.Lock()  # held while there is such a line: one is enough
 
 
 @contextlib.contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """Show ``what`` with the seconds it has taken, in a line of its own on stderr, until the block ends.
+def show_elapsed(message: str) -> Iterator[None]:
+    """Show ``message`` with the elapsed seconds, in a line of its own on stderr, until the block ends.
 
     Within another such block nothing more is shown. Lines written by ``tqdm.write`` appear above it.
     """
-    if not sys.stderr.isatty() or not _shown.acquire(blocking=False):
+    if not sys.stderr.isatty() or not _display_lock.acquire(blocking=False):
         yield
         return
     try:
-        with tqdm(total=0, bar_format="{desc} ({elapsed})", desc=what, leave=False, file=sys.stderr) as line:
-            with ticking(line):
+        with tqdm(total=0, bar_format="{desc} ({elapsed})", desc=message, leave=False, file=sys.stderr) as bar:
+            with auto_refresh(bar):
                 yield
     finally:
-        _shown.release()
+        _display_lock.release()
 
 
 @contextlib.contextmanager
-def ticking(bar: tqdm) -> Iterator[None]:
+def auto_refresh(bar: tqdm) -> Iterator[None]:
     """Refresh a bar each second, so that its clock goes on while nothing is counted."""
-    done = threading.Event()
+    stop = threading.Event()
 
     def tick() -> None:
-        while not done.wait(SECONDS):
+        while not stop.wait(REFRESH_SECONDS):
             bar.refresh()
 
     thread = threading.Thread(target=tick, daemon=True)
@@ -42,5 +42,5 @@ def ticking(bar: tqdm) -> Iterator[None]:
     try:
         yield
     finally:
-        done.set()
+        stop.set()
         thread.join()

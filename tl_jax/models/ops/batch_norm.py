@@ -29,20 +29,20 @@ class BatchNorm(nn.BatchNorm):
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         """Normalise (..., C), with the running statistics or with those of the batch, which then move the former."""
-        running = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         shape = x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else jnp.ones(shape)
         bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else jnp.zeros(shape)
         dtype = self.dtype or x.dtype
-        if running:
+        if running_average:
             return _affine(x, mean.value, lax.rsqrt(var.value + self.epsilon), scale, bias).astype(dtype)
         # JAX's types lose what a function returns to which it adds a gradient.
-        y, of_mean, of_var = cast(tuple[jax.Array, ...], _normalise(x, scale, bias, self.epsilon))
+        y, batch_mean, batch_var = cast(tuple[jax.Array, ...], _normalise(x, scale, bias, self.epsilon))
         if not self.is_initializing():
-            for kept, new in ((mean, of_mean), (var, of_var)):
-                kept.value = self.momentum * kept.value + (1 - self.momentum) * lax.stop_gradient(new)
+            for statistic, new in ((mean, batch_mean), (var, batch_var)):
+                statistic.value = self.momentum * statistic.value + (1 - self.momentum) * lax.stop_gradient(new)
         return y.astype(dtype)
 
 
@@ -53,42 +53,46 @@ def _normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
 
 
 def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[Any, Any]:
-    wide, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
-    mean = wide.mean(axes)
-    var = jnp.maximum(0, (wide * wide).mean(axes) - mean * mean)
-    inverse = lax.rsqrt(var + epsilon)
-    return (_affine(x, mean, inverse, scale, bias), mean, var), (x, scale, mean, inverse)
+    x32, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+    mean = x32.mean(axes)
+    var = jnp.maximum(0, (x32 * x32).mean(axes) - mean * mean)
+    inv_std = lax.rsqrt(var + epsilon)
+    return (_affine(x, mean, inv_std, scale, bias), mean, var), (x, scale, mean, inv_std)
 
 
-def _backward(epsilon: float, kept: Any, cotangents: Any) -> tuple[jax.Array, ...]:
+def _backward(epsilon: float, residuals: Any, cotangents: Any) -> tuple[jax.Array, ...]:
     """Return the gradients of input, scale and bias by the equations of the paper's section 3.
 
     Multiplied out, so that the loops run over x and dy: what centres x first would be shared with the forward pass, and
     so stored.
     """
-    (x, scale, mean, inverse), dy = kept, cotangents[0]
-    wide, axes, count = x.astype(jnp.float32), tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-    to_bias = dy.sum(axes)
-    to_scale = ((wide * dy).sum(axes) - mean * to_bias) * inverse
-    factor = inverse * scale
-    slope = -factor * inverse * to_scale / count
-    dx = dy * _spread(factor, x) + wide * _spread(slope, x) - _spread(factor * to_bias / count + slope * mean, x)
-    return dx.astype(x.dtype), to_scale, to_bias
+    (x, scale, mean, inv_std), dy = residuals, cotangents[0]
+    x32, axes, count = x.astype(jnp.float32), tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    grad_bias = dy.sum(axes)
+    grad_scale = ((x32 * dy).sum(axes) - mean * grad_bias) * inv_std
+    factor = inv_std * scale
+    slope = -factor * inv_std * grad_scale / count
+    dx = (
+        dy * _broadcast(factor, x)
+        + x32 * _broadcast(slope, x)
+        - _broadcast(factor * grad_bias / count + slope * mean, x)
+    )
+    return dx.astype(x.dtype), grad_scale, grad_bias
 
 
 _normalise.defvjp(_forward, _backward)
 
 
-def _affine(x: jax.Array, mean: jax.Array, inverse: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+def _affine(x: jax.Array, mean: jax.Array, inv_std: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """Return (x - mean) * inverse * scale + bias, vectors (C,), in float32."""
-    return (x.astype(jnp.float32) - _spread(mean, x)) * _spread(inverse * scale, x) + _spread(bias, x)
+    return (x.astype(jnp.float32) - _broadcast(mean, x)) * _broadcast(inv_std * scale, x) + _broadcast(bias, x)
 
 
-def _spread(vector: jax.Array, x: jax.Array) -> jax.Array:
+def _broadcast(vector: jax.Array, x: jax.Array) -> jax.Array:
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
-STREAM = "stochastic_norm"  # flax rng stream of the draws
+RNG_STREAM = "stochastic_norm"  # flax rng stream of the draws
 
 
 @contextlib.contextmanager
@@ -118,22 +122,26 @@ def stochastic_norm(probability: float) -> Iterator[None]:
 
     def intercept(call, args, kwargs, context):
         layer = context.module
-        if not isinstance(layer, nn.BatchNorm) or layer.is_initializing() or _evaluates(layer, *args, **kwargs):
+        if (
+            not isinstance(layer, nn.BatchNorm)
+            or layer.is_initializing()
+            or _uses_running_average(layer, *args, **kwargs)
+        ):
             return call(*args, **kwargs)
         x = args[0]
         variables = {name: values for name, values in layer.variables.items() if name in ("params", "batch_stats")}
         # A copy, because linen refuses to make a layer's variables twice in one call; first, because the call of the
         # layer itself moves its statistics.
-        still = layer.clone(parent=None, name=None, use_running_average=True)
-        steady = cast(jax.Array, still.apply(variables, x))
-        drawn = jax.random.bernoulli(layer.make_rng(STREAM), float(probability), _channels(layer, x))
-        return jnp.where(drawn, steady, call(*args, **kwargs))
+        eval_layer = layer.clone(parent=None, name=None, use_running_average=True)
+        eval_output = cast(jax.Array, eval_layer.apply(variables, x))
+        use_running = jax.random.bernoulli(layer.make_rng(RNG_STREAM), float(probability), _channels(layer, x))
+        return jnp.where(use_running, eval_output, call(*args, **kwargs))
 
     with nn.intercept_methods(intercept):
         yield
 
 
-def _evaluates(layer: nn.BatchNorm, _, use_running_average: bool | None = None, **others) -> bool:
+def _uses_running_average(layer: nn.BatchNorm, _, use_running_average: bool | None = None, **others) -> bool:
     """Whether a layer that is called with these arguments uses its running statistics."""
     return nn.merge_param("use_running_average", layer.use_running_average, use_running_average)
 

@@ -19,60 +19,64 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
+Padding = tuple[tuple[int, int], tuple[int, int]]
 
 # Tiles that are transformed at once: what is made of more would leave the cache, and take memory.
-TILES = 3136
+MAX_TILES = 3136
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def conv3x3(x: jax.Array, kernel: jax.Array, padding: Pads) -> jax.Array:
+def conv3x3(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     """Convolve (N, H, W, C) with (3, 3, C, F) at stride 1."""
-    transformed = _kernel(kernel)
-    return _in_turns(lambda x: _forward(x, transformed, padding), _tiles(x, padding), x)
+    transformed = _transform_kernel(kernel)
+    return _map_chunks(lambda x: _winograd(x, transformed, padding), _count_tiles(x, padding), x)
 
 
-def _kept(x, kernel, padding):
+def _conv3x3_forward(x, kernel, padding):
     return conv3x3(x, kernel, padding), (x, kernel)
 
 
-def _backward(padding, kept, dy):
+def _conv3x3_backward(padding, residuals, dy):
     """Return the gradients: of pictures a convolution with the kernel turned round, of the kernel by tiles as well."""
-    x, kernel = kept
+    x, kernel = residuals
     (top, bottom), (left, right) = padding
-    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    dx = conv3x3(dy, turned, ((2 - top, 2 - bottom), (2 - left, 2 - right)))
-    parts = _in_turns(lambda x, dy: _product_of(x, dy, padding)[None], _tiles(x, padding), x, dy)
-    u = parts.sum(0)
-    rows = _taps([jnp.stack(_taps([u[i, j] for j in range(4)])) for i in range(4)])
+    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    dx = conv3x3(dy, flipped, ((2 - top, 2 - bottom), (2 - left, 2 - right)))
+    gradients = _map_chunks(
+        lambda x, dy: _winograd_kernel_gradient(x, dy, padding)[None], _count_tiles(x, padding), x, dy
+    )
+    u = gradients.sum(0)
+    rows = _transform_taps_transposed(
+        [jnp.stack(_transform_taps_transposed([u[i, j] for j in range(4)])) for i in range(4)]
+    )
     return dx, jnp.stack(rows).astype(kernel.dtype)
 
 
-conv3x3.defvjp(_kept, _backward)
+conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
 
 
-def _forward(x: jax.Array, transformed: list[list[jax.Array]], padding: Pads) -> jax.Array:
+def _winograd(x: jax.Array, transformed: list[list[jax.Array]], padding: Padding) -> jax.Array:
     (n, h, w, _), f = x.shape, transformed[0][0].shape[-1]
     h, w = h + sum(padding[0]) - 2, w + sum(padding[1]) - 2
-    tiles = _pictures(x, padding)
+    tiles = _transform_images(x, padding)
     m = [[_transformed_product(tiles[i][j], transformed[i][j]) for j in range(4)] for i in range(4)]
     rows = [[m[0][j] + m[1][j] + m[2][j] for j in range(4)], [m[1][j] - m[2][j] - m[3][j] for j in range(4)]]
-    places = [[r[0] + r[1] + r[2], r[1] - r[2] - r[3]] for r in rows]
-    y = jnp.stack([jnp.stack(row, 3) for row in places], 2)  # (N, H/2, 2, W/2, 2, F)
+    positions = [[r[0] + r[1] + r[2], r[1] - r[2] - r[3]] for r in rows]
+    y = jnp.stack([jnp.stack(row, 3) for row in positions], 2)  # (N, H/2, 2, W/2, 2, F)
     return y.reshape(n, h + h % 2, w + w % 2, f)[:, :h, :w]
 
 
-def _product_of(x: jax.Array, dy: jax.Array, padding: Pads) -> jax.Array:
+def _winograd_kernel_gradient(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:
     """Return the gradient of the transformed kernel, (4, 4, C, F), of some pictures."""
     h, w = dy.shape[1:3]
-    tiles = _pictures(x, padding)
+    tiles = _transform_images(x, padding)
     dy = jnp.pad(dy, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
-    spread = [_spread(row, 2) for row in _spread(dy, 1)]
-    found = [rows_product(tiles[i][j], spread[i][j]) for i, j in itertools.product(range(4), range(4))]
-    return jnp.stack(found).reshape(4, 4, x.shape[-1], dy.shape[-1])
+    expanded = [_expand_pairs(row, 2) for row in _expand_pairs(dy, 1)]
+    products = [weight_gradient(tiles[i][j], expanded[i][j]) for i, j in itertools.product(range(4), range(4))]
+    return jnp.stack(products).reshape(4, 4, x.shape[-1], dy.shape[-1])
 
 
-def rows_product(x: jax.Array, dy: jax.Array) -> jax.Array:
+def weight_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
     """Sum the products of (..., C) and (..., F) over all positions: (C, F), the gradient of a matrix.
 
     XLA's CPU product turns its left factor over in memory first. With ``dy`` on the left, where that has fewer
@@ -80,48 +84,48 @@ def rows_product(x: jax.Array, dy: jax.Array) -> jax.Array:
     something; without the barrier XLA would swap the factors back.
     """
     rows, d = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    over = (((0,), (0,)), ((), ()))
+    contraction = (((0,), (0,)), ((), ()))
     (count, c), f = rows.shape, d.shape[-1]
     if count * (c - f) <= c * f:
-        return lax.dot_general(rows, d, over)
-    return lax.optimization_barrier(lax.dot_general(d, rows, over)).T
+        return lax.dot_general(rows, d, contraction)
+    return lax.optimization_barrier(lax.dot_general(d, rows, contraction)).T
 
 
-def _pictures(x: jax.Array, padding: Pads) -> list[list[jax.Array]]:
+def _transform_images(x: jax.Array, padding: Padding) -> list[list[jax.Array]]:
     """Return the transformed tiles: 4 x 4 arrays (N, H/2, W/2, C)."""
     (top, bottom), (left, right) = padding
-    high, wide = x.shape[1] + top + bottom, x.shape[2] + left + right
-    x = jnp.pad(x, ((0, 0), (top, bottom + high % 2), (left, right + wide % 2), (0, 0)))
-    return [_overlapping(row, 2) for row in _overlapping(x, 1)]
+    height, width = x.shape[1] + top + bottom, x.shape[2] + left + right
+    x = jnp.pad(x, ((0, 0), (top, bottom + height % 2), (left, right + width % 2), (0, 0)))
+    return [_transform_tiles(row, 2) for row in _transform_tiles(x, 1)]
 
 
-def _overlapping(x: jax.Array, axis: int) -> list[jax.Array]:
+def _transform_tiles(x: jax.Array, axis: int) -> list[jax.Array]:
     """Transform tiles of 4 that overlap by 2 along an axis."""
     count = (x.shape[axis] - 2) // 2
     a, b, c, d = (lax.slice_in_dim(x, i, i + 2 * count - 1, 2, axis) for i in range(4))
     return [a - c, b + c, c - b, b - d]
 
 
-def _spread(y: jax.Array, axis: int) -> list[jax.Array]:
+def _expand_pairs(y: jax.Array, axis: int) -> list[jax.Array]:
     """Spread pairs along an axis over tiles of 4: the transpose of how tiles become pairs."""
     a, b = (lax.slice_in_dim(y, i, y.shape[axis], 2, axis) for i in range(2))
     return [a, a + b, a - b, -b]
 
 
-def _kernel(kernel: jax.Array) -> list[list[jax.Array]]:
+def _transform_kernel(kernel: jax.Array) -> list[list[jax.Array]]:
     """Return the transformed kernel: 4 x 4 arrays (C, F)."""
-    rows = _thirds([kernel[i] for i in range(3)])
-    return [_thirds([row[j] for j in range(3)]) for row in rows]
+    rows = _transform_taps([kernel[i] for i in range(3)])
+    return [_transform_taps([row[j] for j in range(3)]) for row in rows]
 
 
-def _thirds(k: list[jax.Array]) -> list[jax.Array]:
+def _transform_taps(k: list[jax.Array]) -> list[jax.Array]:
     """Transform 3 taps to 4: G of the paper, equation 7."""
     ends, middle = (k[0] + k[2]) / 2, k[1] / 2
     return [k[0], ends + middle, ends - middle, k[2]]
 
 
-def _taps(u: list[jax.Array]) -> list[jax.Array]:
-    """Return 3 taps of 4: the transpose of ``_thirds``."""
+def _transform_taps_transposed(u: list[jax.Array]) -> list[jax.Array]:
+    """Return 3 taps of 4: the transpose of ``_transform_taps``."""
     ends, middle = (u[1] + u[2]) / 2, (u[1] - u[2]) / 2
     return [u[0] + ends, middle, ends + u[3]]
 
@@ -130,29 +134,29 @@ def _transformed_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     return lax.dot_general(x, matrix, (((3,), (0,)), ((), ())))
 
 
-def _tiles(x: jax.Array, padding: Pads) -> int:
+def _count_tiles(x: jax.Array, padding: Padding) -> int:
     """Return how many tiles a picture has."""
     return -(-(x.shape[1] + sum(padding[0]) - 2) // 2) * -(-(x.shape[2] + sum(padding[1]) - 2) // 2)
 
 
-def _in_turns(function: Callable[..., jax.Array], tiles: int, *arrays: jax.Array) -> jax.Array:
-    """Apply a function to some pictures after others; what it returns is joined along the leading axis."""
+def _map_chunks(function: Callable[..., jax.Array], tiles: int, *arrays: jax.Array) -> jax.Array:
+    """Apply a function to chunks of the images in turn, and join the results along the leading axis."""
     count = len(arrays[0])
-    some = max(d for d in range(1, count + 1) if count % d == 0 and (d == 1 or d * tiles <= TILES))
-    if some == count or jax.device_count() > 1:  # devices that share the batch would have to wait for one another
+    chunk = max(d for d in range(1, count + 1) if count % d == 0 and (d == 1 or d * tiles <= MAX_TILES))
+    if chunk == count or jax.device_count() > 1:  # devices that share the batch would have to wait for one another
         return function(*arrays)
-    split = [array.reshape(count // some, some, *array.shape[1:]) for array in arrays]
-    found = lax.map(lambda few: function(*few), split)
-    return found.reshape(-1, *found.shape[2:])
+    chunks = [array.reshape(count // chunk, chunk, *array.shape[1:]) for array in arrays]
+    outputs = lax.map(lambda batch: function(*batch), chunks)
+    return outputs.reshape(-1, *outputs.shape[2:])
 
 
 # Where XLA's CPU convolution falls behind a matrix product (see Conv): pictures of at most this many pixels a side.
-SMALL_PICTURE = 8
+SMALL_IMAGE = 8
 # From where on Winograd's tiles save more than they cost: channels in and out, places of all pictures together.
-FEW_CHANNELS, FEW_PLACES = 32, 1024
+MIN_CHANNELS, MIN_POSITIONS = 32, 1024
 
 
-def pads(size: tuple[int, ...], window: tuple[int, int], stride: int, padding: str) -> Pads:
+def compute_padding(size: tuple[int, ...], window: tuple[int, int], stride: int, padding: str) -> Padding:
     """Return the zeros before and after each axis.
 
     Args:
@@ -165,58 +169,58 @@ def pads(size: tuple[int, ...], window: tuple[int, int], stride: int, padding: s
     if padding == "valid":
         return (0, 0), (0, 0)
     if padding == "half":
-        high, wide = ((k - 1) // 2 for k in window)
-        return (high, high), (wide, wide)
+        vertical, horizontal = ((k - 1) // 2 for k in window)
+        return (vertical, vertical), (horizontal, horizontal)
     if padding != "same":
         raise ValueError(f"padding {padding!r} is none of half, same, valid")
     total = [max(0, (-(-s // stride) - 1) * stride + k - s) for s, k in zip(size, window, strict=True)]
     return (total[0] // 2, total[0] - total[0] // 2), (total[1] // 2, total[1] - total[1] // 2)
 
 
-def seeing(size: tuple[int, ...], kernel: jax.Array, stride: int, padding: Pads) -> tuple[jax.Array, Pads]:
-    """Return the part of a kernel that meets pictures of (H, W), and its padding; the rest meets zeros only.
+def crop_kernel(size: tuple[int, ...], kernel: jax.Array, stride: int, padding: Padding) -> tuple[jax.Array, Padding]:
+    """Crop a kernel to the taps that meet images of (H, W), and its padding; the others meet zeros only.
 
     Of a 3x3 kernel on pictures of one pixel that is the middle, a ninth of the work: ResNet's last stage at 32x32.
     """
-    met, left = [], []
+    slices, remaining = [], []
     for axis, (length, (before, after)) in enumerate(zip(size, padding, strict=True)):
         side = kernel.shape[axis]
         starts = range(0, length + before + after - side + 1, stride)
         taps = [tap for tap in range(side) if any(0 <= start + tap - before < length for start in starts)]
         low, high = (taps[0], taps[-1] + 1) if taps else (0, side)
-        met.append(slice(low, high))
-        left.append((before - low, after - (side - high)))
-    return kernel[met[0], met[1]], (left[0], left[1])
+        slices.append(slice(low, high))
+        remaining.append((before - low, after - (side - high)))
+    return kernel[slices[0], slices[1]], (remaining[0], remaining[1])
 
 
-_PLAIN = contextvars.ContextVar("plain", default=False)
+_XLA_ONLY = contextvars.ContextVar("xla_only", default=False)
 
 
 @contextlib.contextmanager
-def plain() -> Iterator[None]:
-    """Convolve as XLA does in what is traced meanwhile: programs for other platforms, any N, operations asked for."""
-    token = _PLAIN.set(True)
+def xla_only() -> Iterator[None]:
+    """Use XLA's own convolutions in what is traced within: for other platforms, any N, or operation counts."""
+    token = _XLA_ONLY.set(True)
     try:
         yield
     finally:
-        _PLAIN.reset(token)
+        _XLA_ONLY.reset(token)
 
 
 def on_cpu() -> bool:
     """Whether to compute in the ways that are fastest on CPU."""
-    return jax.default_backend() == "cpu" and not _PLAIN.get()
+    return jax.default_backend() == "cpu" and not _XLA_ONLY.get()
 
 
 def on_gpu() -> bool:
     """Whether to compute in the ways that are fastest on a GPU."""
-    return jax.default_backend() == "gpu" and not _PLAIN.get()
+    return jax.default_backend() == "gpu" and not _XLA_ONLY.get()
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """Convolve (N, H, W, C) with (h, w, C, F)."""
-    kernel, padding = seeing(x.shape[1:3], kernel, stride, padding)
+    kernel, padding = crop_kernel(x.shape[1:3], kernel, stride, padding)
     size = [side + sum(pad) - k + 1 for side, pad, k in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)]
-    match way(x.shape[0], size, kernel.shape, stride):
+    match fastest_method(x.shape[0], size, kernel.shape, stride):
         case "patches":
             return _conv2d_patches(x, kernel, stride, padding)
         case "tiles":
@@ -228,7 +232,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.A
     return _conv2d_lax(x, kernel, stride, padding)
 
 
-def way(count: int, size: Sequence[int], kernel: Sequence[int], stride: int) -> str:
+def fastest_method(count: int, size: Sequence[int], kernel: Sequence[int], stride: int) -> str:
     """Return the fastest way to convolve on this platform (``experiments/benchmarks/ops.py``).
 
     Args:
@@ -243,67 +247,67 @@ def way(count: int, size: Sequence[int], kernel: Sequence[int], stride: int) -> 
         where behind the convolution it first writes each bias out at the size of the maps: on an H100 the forward pass
         of ResNet50 took 17.2 ms and takes 13.1 (256 pictures, bfloat16), a step 56.2 and 53.5.
     """
-    high, wide, *channels = kernel
+    height, width, *channels = kernel
     if not on_cpu():
-        return "product" if high * wide == 1 and on_gpu() else "xla"
-    many = min(channels) >= FEW_CHANNELS
-    if (high, wide, stride) == (3, 3, 1) and many and count * size[0] * size[1] >= FEW_PLACES:
+        return "product" if height * width == 1 and on_gpu() else "xla"
+    many_channels = min(channels) >= MIN_CHANNELS
+    if (height, width, stride) == (3, 3, 1) and many_channels and count * size[0] * size[1] >= MIN_POSITIONS:
         return "tiles"
-    if high * wide == 1 or (max(size) <= SMALL_PICTURE and high * wide <= 9):
+    if height * width == 1 or (max(size) <= SMALL_IMAGE and height * width <= 9):
         return "patches"
-    return "taps" if high * wide <= 9 and many else "xla"
+    return "taps" if height * width <= 9 and many_channels else "xla"
 
 
-def depthwise2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+def depthwise2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """Convolve each channel of (N, H, W, C) with its own filter of (h, w, 1, C).
 
     On CPU as a sum of shifted pictures, which is several times to tens of times as fast as XLA's grouped convolution
     (``experiments/benchmarks/ops.py``).
     """
-    kernel, padding = seeing(x.shape[1:3], kernel, stride, padding)
+    kernel, padding = crop_kernel(x.shape[1:3], kernel, stride, padding)
     if not on_cpu():
         return _conv2d_lax(x, kernel, stride, padding, groups=x.shape[-1])
-    return _shifted(x, kernel, stride, padding)
+    return _depthwise(x, kernel, stride, padding)
 
 
-def _sum_of_shifted(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+def _sum_shifted(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     h, w = kernel.shape[:2]
-    shifted = _windows(x, (h, w), stride, padding)
-    return sum(part * kernel[i // w, i % w][None, None] for i, part in enumerate(shifted))  # pyright: ignore
+    shifted = _shifted_windows(x, (h, w), stride, padding)
+    return sum(window_values * kernel[i // w, i % w][None, None] for i, window_values in enumerate(shifted))  # pyright: ignore
 
 
-_shifted = jax.custom_vjp(_sum_of_shifted, nondiff_argnums=(2, 3))
+_depthwise = jax.custom_vjp(_sum_shifted, nondiff_argnums=(2, 3))
 
 
-def _shifted_forward(x, kernel, stride, padding):
-    return _sum_of_shifted(x, kernel, stride, padding), (x, kernel)
+def _depthwise_forward(x, kernel, stride, padding):
+    return _sum_shifted(x, kernel, stride, padding), (x, kernel)
 
 
-def _shifted_backward(stride, padding, kept, dy):
+def _depthwise_backward(stride, padding, residuals, dy):
     """Return the gradients of picture and kernel.
 
     That of the kernel is nine sums over the batch, the height and the width. They are taken over the batch first,
     picture by picture, which XLA fuses into one loop over what is in the cache; all at once, it writes nine products
     to memory and reads them back, which is 2 to 8 times as slow on 2 cores.
     """
-    x, kernel = kept
+    x, kernel = residuals
     window = kernel.shape[:2]
-    (dx,) = jax.linear_transpose(lambda x: _sum_of_shifted(x, kernel, stride, padding), x)(dy)
+    (dx,) = jax.linear_transpose(lambda x: _sum_shifted(x, kernel, stride, padding), x)(dy)
 
     def add(sums, pair):
-        picture, d = pair
-        parts = _windows(picture[None], window, stride, padding)
-        return tuple(total + part[0] * d for total, part in zip(sums, parts, strict=True)), None
+        image, d = pair
+        windows = _shifted_windows(image[None], window, stride, padding)
+        return tuple(total + window_values[0] * d for total, window_values in zip(sums, windows, strict=True)), None
 
     zeros = tuple(jnp.zeros(dy.shape[1:], dy.dtype) for _ in range(window[0] * window[1]))
     sums, _ = lax.scan(add, zeros, (x, dy))
     return dx, jnp.stack([total.sum((0, 1)) for total in sums]).reshape(kernel.shape)
 
 
-_shifted.defvjp(_shifted_forward, _shifted_backward)
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-def _conv2d_lax(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads, groups: int = 1) -> jax.Array:
+def _conv2d_lax(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, groups: int = 1) -> jax.Array:
     dims = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=dims, feature_group_count=groups
@@ -311,7 +315,7 @@ def _conv2d_lax(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads, gro
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv2d_taps(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+def _conv2d_taps(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """Convolve as ``lax`` does, but take the gradient of the kernel tap by tap.
 
     XLA's own is a convolution with pictures as kernels, at 20 to 90 GFLOP/s where these products come to 70 to 140.
@@ -323,24 +327,24 @@ def _taps_forward(x, kernel, stride, padding):
     return _conv2d_lax(x, kernel, stride, padding), (x, kernel)
 
 
-def _taps_backward(stride, padding, kept, dy):
-    x, kernel = kept
+def _taps_backward(stride, padding, residuals, dy):
+    x, kernel = residuals
     (dx,) = jax.linear_transpose(lambda x: _conv2d_lax(x, kernel, stride, padding), x)(dy)
-    taps = [rows_product(tap, dy) for tap in _windows(x, kernel.shape[:2], stride, padding)]
+    taps = [weight_gradient(tap, dy) for tap in _shifted_windows(x, kernel.shape[:2], stride, padding)]
     return dx, jnp.stack(taps).reshape(kernel.shape)
 
 
 _conv2d_taps.defvjp(_taps_forward, _taps_backward)
 
 
-def _conv2d_patches(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
-    patches = jnp.concatenate(_windows(x, kernel.shape[:2], stride, padding), axis=-1)
+def _conv2d_patches(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    patches = jnp.concatenate(_shifted_windows(x, kernel.shape[:2], stride, padding), axis=-1)
     return _product(patches, kernel.reshape(-1, kernel.shape[-1]))
 
 
-def features_product(x: jax.Array, kernel: jax.Array, dimensions: Any, **how: Any) -> jax.Array:
-    """Multiply (N, D) by (D, K), as ``dot_general`` of ``nn.Dense``: on CPU with the gradient of ``rows_product``."""
-    return _product(x, kernel) if on_cpu() else lax.dot_general(x, kernel, dimensions, **how)
+def dense_product(x: jax.Array, kernel: jax.Array, dimensions: Any, **options: Any) -> jax.Array:
+    """Multiply (N, D) by (D, K), as ``dot_general`` of ``nn.Dense``; on CPU the gradient is ``weight_gradient``."""
+    return _product(x, kernel) if on_cpu() else lax.dot_general(x, kernel, dimensions, **options)
 
 
 @jax.custom_vjp
@@ -353,22 +357,22 @@ def _product_forward(x, kernel):
     return x @ kernel, (x, kernel)
 
 
-def _product_backward(kept, dy):
-    x, kernel = kept
-    return dy @ kernel.T, rows_product(x, dy)
+def _product_backward(residuals, dy):
+    x, kernel = residuals
+    return dy @ kernel.T, weight_gradient(x, dy)
 
 
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _windows(x: jax.Array, window: tuple[int, ...], stride: int, padding: Pads) -> list[jax.Array]:
+def _shifted_windows(x: jax.Array, window: tuple[int, ...], stride: int, padding: Padding) -> list[jax.Array]:
     """Return the picture as each tap of the window sees it, row by row: h * w arrays (N, H', W', C)."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     n, h, w, c = x.shape
-    high, wide = ((s - k) // stride * stride + 1 for s, k in zip((h, w), window, strict=True))
+    height, width = ((s - k) // stride * stride + 1 for s, k in zip((h, w), window, strict=True))
     steps = (1, stride, stride, 1)
     return [
-        lax.slice(x, (0, i, j, 0), (n, i + high, j + wide, c), steps)
+        lax.slice(x, (0, i, j, 0), (n, i + height, j + width, c), steps)
         for i in range(window[0])
         for j in range(window[1])
     ]

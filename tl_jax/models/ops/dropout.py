@@ -21,9 +21,9 @@ class Dropout(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         if not train or self.rate == 0:
             return x
-        least = jnp.uint32(round(2**32 * self.rate))
-        kept = hashed_bits(self.make_rng("dropout"), x.shape) >= least
-        return jnp.where(kept, x / (1 - self.rate), jnp.zeros((), x.dtype)).astype(x.dtype)
+        threshold = jnp.uint32(round(2**32 * self.rate))
+        keep = hashed_bits(self.make_rng("dropout"), x.shape) >= threshold
+        return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype)).astype(x.dtype)
 
 
 def hashed_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
