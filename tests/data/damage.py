@@ -160,7 +160,11 @@ def read_folder(folder: Path) -> Any:
 def read_dicom(folder: Path) -> Any:
     from tl_jax.data import dicom
 
-    return dicom.read(folder / "x.dcm"), dicom.read(folder / "x.dcm", ("lung",)), dicom.patient(folder / "x.dcm")
+    return (
+        dicom.read_dicom(folder / "x.dcm"),
+        dicom.read_dicom(folder / "x.dcm", ("lung",)),
+        dicom.read_patient(folder / "x.dcm"),
+    )
 
 
 def read_voc(folder: Path) -> Any:
@@ -309,11 +313,11 @@ def make_pictures(folder: Path) -> None:
 def read_pictures(folder: Path) -> Any:
     """Return what a prediction says of a folder of images: a damaged one is told beside the others."""
     from tl_jax.data import image_folder as folders
-    from tl_jax.data.decode import DEFAULT
+    from tl_jax.data.decode import DEFAULT_DECODING
     from tl_jax.tasks import file_answers
 
     files = folders.named([str(folder / "some")])
-    found, errors = file_answers.readable(files, DEFAULT)
+    found, errors = file_answers.readable(files, DEFAULT_DECODING)
     rows = file_answers.rows(files, dict.fromkeys(found, {}), errors)
     assert sum("error" in row for row in rows) == len(errors) <= 1
     if errors:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.data.boxed import CAT, DOG, write_voc
 from tl_jax.config import recipe
-from tl_jax.data.fingerprint import stamp
+from tl_jax.data.fingerprint import folder_stamp
 from tl_jax.tasks import detection, face_verification, image_classification, text
 
 pytestmark = pytest.mark.fast
@@ -56,14 +56,14 @@ def test_boxes_people_and_texts_are_read_anew_once_they_change(tmp_path):
 
 def test_a_link_that_leads_nowhere_hides_no_change(tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "gone")
-    before = stamp("folder", str(tmp_path))
+    before = folder_stamp("folder", str(tmp_path))
     (tmp_path / "b.png").write_bytes(b"x")
-    assert stamp("folder", str(tmp_path)) != before
+    assert folder_stamp("folder", str(tmp_path)) != before
 
 
 def test_links_to_a_folder_above_end(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "up").symlink_to(tmp_path)
-    before = stamp("folder", str(tmp_path))
+    before = folder_stamp("folder", str(tmp_path))
     (tmp_path / "a" / "x.png").write_bytes(b"x")
-    assert len({before, stamp("folder", str(tmp_path)), stamp("cifar10", str(tmp_path))}) == 3
+    assert len({before, folder_stamp("folder", str(tmp_path)), folder_stamp("cifar10", str(tmp_path))}) == 3

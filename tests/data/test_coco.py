@@ -43,7 +43,7 @@ def write_coco(folder, change=lambda rows: None, roboflow=False):
 def test_coco_gives_what_voc_gives(tmp_path, roboflow):
     theirs = voc.read(some(tmp_path / "voc"), 128)
     ours = coco.read(write_coco(tmp_path / "coco", roboflow=roboflow), 128)
-    assert ours.classes == theirs.classes and ours.tested == "test"
+    assert ours.classes == theirs.classes and ours.test_origin == "test"
     np.testing.assert_array_equal(ours.train.labels, theirs.train.labels)
     np.testing.assert_array_equal(ours.train.images, theirs.train.images)
 
@@ -123,7 +123,7 @@ def test_a_part_called_dev_or_valid_is_tested(tmp_path, name, beside):
         (folder / "annotations" / "instances_val.json").rename(folder / "annotations" / f"instances_{name}2017.json")
         (folder / name).rename(folder / f"{name}2017")
     source = coco.read(folder, 64)
-    assert (len(source.train.labels), len(source.test.labels), source.tested) == (2, 2, "test")
+    assert (len(source.train.labels), len(source.test.labels), source.test_origin) == (2, 2, "test")
 
 
 def test_two_files_of_one_split_are_refused(tmp_path):

@@ -40,7 +40,7 @@ def test_nobody_is_in_two_parts(seed):
     assert set(source.train.labels.tolist()) == set(range(24)) and min(source.test.labels) == 30
     first = whole.people[whole.pictures.labels[np.asarray(source.train.images)[0, 0, 0, 0]]]
     assert source.classes[source.train.labels[0]] == first and len(source.classes) == 24
-    assert source.tested == "10 people who are not in training"
+    assert source.test_origin == "10 people who are not in training"
 
 
 def test_the_people_tested_depend_on_their_own_seed():

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.data.test_dicom import write
 from tests.data.test_layouts import put
 from tl_jax.data import faces, image_folder, medmnist, tfds
-from tl_jax.data.dataset import Source
+from tl_jax.data.dataset import Dataset
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -27,7 +27,7 @@ def slices(top: Path, patients: int = 5, each: int = 3, **changes) -> Path:
     return top
 
 
-def shared(source: Source) -> set[str]:
+def shared(source: Dataset) -> set[str]:
     """Return the groups that are in train and in test."""
     assert source.train.groups is not None and source.test.groups is not None
     return set(source.train.groups) & set(source.test.groups)

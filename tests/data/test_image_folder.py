@@ -27,7 +27,7 @@ def draw(top: Path, counts: dict[str, int], size: tuple[int, int] = (8, 8), endi
 def test_classes_and_labels_are_in_the_order_of_their_names(tmp_path: Path) -> None:
     draw(tmp_path / "set", {"red": 10, "green": 5, "blue": 5})
     source = tfds.load("folder", str(tmp_path / "set"))
-    assert (source.name, source.classes, source.tested) == ("set", ("blue", "green", "red"), "a fifth held out")
+    assert (source.name, source.classes, source.test_origin) == ("set", ("blue", "green", "red"), "a fifth held out")
     for part, counts in ((source.train, [4, 4, 8]), (source.test, [1, 1, 2])):
         assert part.labels.dtype == np.int32 and np.bincount(part.labels).tolist() == counts
         colours = np.array(list(COLOURS.values()))[part.labels]
@@ -49,7 +49,7 @@ def test_folders_of_parts(tmp_path: Path, part: str) -> None:
     draw(tmp_path / "train", {"green": 2, "red": 3})
     draw(tmp_path / part, {"green": 1, "red": 1})
     source = image_folder.read(tmp_path)
-    assert (source.tested, source.classes) == (part, ("green", "red"))
+    assert (source.test_origin, source.classes) == (part, ("green", "red"))
     assert source.train.labels.tolist() == [0, 0, 1, 1, 1] and source.test.labels.tolist() == [0, 1]
     assert (source.test.images[1] == COLOURS["red"]).all()
 
@@ -60,7 +60,7 @@ def test_test_is_taken_before_validation_which_is_kept_as_it_is(tmp_path: Path, 
     (tmp_path / "extra").mkdir()
     source = image_folder.read(tmp_path)
     assert [len(part.labels) for part in (source.train, source.test, source.validation)] == [6, 2, 4]
-    assert source.tested == "test"
+    assert source.test_origin == "test"
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith(f"{tmp_path}: not read: 1 folder beside train, of no split") and "(extra)" in said[0]
 
@@ -77,7 +77,7 @@ def test_a_test_part_may_lack_a_class_but_have_no_other(tmp_path: Path) -> None:
 def test_a_test_part_without_classes_is_passed_over(tmp_path: Path) -> None:
     draw(tmp_path / "train", {"green": 5, "red": 5})
     draw(tmp_path, {"test": 3})  # pictures without labels
-    assert image_folder.read(tmp_path).tested == "a fifth held out"
+    assert image_folder.read(tmp_path).test_origin == "a fifth held out"
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -185,8 +185,8 @@ def test_cut_test_takes_a_share() -> None:
     labels = np.repeat(np.arange(3, dtype=np.int32), 15)
     everything = dataset.Split(np.arange(45, dtype=np.uint8)[:, None, None, None], labels)
     for share, count in (("third", 5), ("fifth", 3)):
-        source = tfds.cut_test("x", everything, ("a", "b", "c"), share)
-        assert np.bincount(source.test.labels).tolist() == [count] * 3 and source.tested == f"a {share} held out"
+        source = tfds.split_test("x", everything, ("a", "b", "c"), share)
+        assert np.bincount(source.test.labels).tolist() == [count] * 3 and source.test_origin == f"a {share} held out"
 
 
 def test_nearest_name() -> None:
@@ -221,8 +221,8 @@ def test_pictures_are_decoded_once(tmp_path, monkeypatch):
             path = tmp_path / "set" / kind / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((4, 4, 3), 10 * i, np.uint8)).save(path)
-    calls, decode = [], decode_module.decode
-    monkeypatch.setattr(decode_module, "decode", lambda path, windows: calls.append(path) or decode(path, windows))
+    calls, decode = [], decode_module.decode_file
+    monkeypatch.setattr(decode_module, "decode_file", lambda path, windows: calls.append(path) or decode(path, windows))
     first = image_folder.read(tmp_path / "set", 4)
     assert len(calls) == 10
     again = image_folder.read(tmp_path / "set", 4)

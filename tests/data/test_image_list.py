@@ -38,7 +38,7 @@ a/p4.png,well,test,w
 
 def test_an_index_says_class_part_and_group(tmp_path: Path) -> None:
     source = tfds.load("index", str(lay(tmp_path, WHOLE)), group="patient")
-    assert source.classes == ("ill", "well") and source.tested == "test" and source.validation is not None
+    assert source.classes == ("ill", "well") and source.test_origin == "test" and source.validation is not None
     for part, numbers, labels, groups in (
         (source.train, [1, 0], [0, 1], ["x", "y"]),
         (source.validation, [2, 3], [0, 1], ["z", "z"]),
@@ -100,11 +100,11 @@ def test_class_folders_take_groups_from_the_index(tmp_path: Path, capsys) -> Non
     assert train.groups is not None and test.groups is not None and capsys.readouterr().err == ""
     assert not set(train.groups) & set(test.groups) and np.bincount(test.labels).tolist() == [4, 4]
     np.testing.assert_array_equal(test.images[:][:, 0, 0, 0] // 4, test.groups.astype(int))
-    less, validation = dataset.cut_validation(train, 0.25, seed=0)
+    less, validation = dataset.split_validation(train, 0.25, seed=0)
     assert validation.groups is not None and less.groups is not None
     assert not set(less.groups) & set(validation.groups) and len(validation.labels) == 8
-    assert set(validation.groups) != set(dataset.cut_validation(train, 0.25, seed=3)[1].groups)
-    thin = dataset.thin(less, 0, 2, 2, 0)
+    assert set(validation.groups) != set(dataset.split_validation(train, 0.25, seed=3)[1].groups)
+    thin = dataset.subsample_train(less, 0, 2, 2, 0)
     assert thin.groups is not None
     np.testing.assert_array_equal(thin.images[:][:, 0, 0, 0] // 4, thin.groups.astype(int))
 
@@ -112,7 +112,7 @@ def test_class_folders_take_groups_from_the_index(tmp_path: Path, capsys) -> Non
 def test_one_group_cannot_be_cut() -> None:
     split = Split(np.zeros((4, 2, 2, 3), np.uint8), np.arange(4, dtype=np.int32), np.array(["x"] * 4))
     with pytest.raises(UserError, match="all 4 training examples are of one group .x."):
-        dataset.cut_validation(split, 0.5, 0)
+        dataset.split_validation(split, 0.5, 0)
 
 
 def arrays(**changes) -> dict[str, np.ndarray]:
@@ -128,7 +128,7 @@ def test_an_npz_is_read(tmp_path: Path) -> None:
     given = arrays()
     np.savez_compressed(tmp_path / "mine.npz", **given)
     source = tfds.load("npz", str(tmp_path / "mine.npz"))
-    assert (source.name, source.classes, source.tested) == ("mine", ("0", "1", "2"), "test")
+    assert (source.name, source.classes, source.test_origin) == ("mine", ("0", "1", "2"), "test")
     assert source.train.images.shape == (6, 5, 5, 3) and source.validation is not None
     np.testing.assert_array_equal(source.test.images[:][..., 2], given["test_images"])
     assert source.validation.labels.tolist() == [0, 1, 2] and source.validation.labels.dtype == np.int32

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tl_jax.data import dataset, faces, image_folder, medmnist, tfds, walker
-from tl_jax.data.dataset import Source
+from tl_jax.data.dataset import Dataset
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -26,7 +26,7 @@ def put(top: Path, names: str, first: int = 0) -> Path:
     return top
 
 
-def values(source: Source) -> dict[str, list[list[int]]]:
+def values(source: Dataset) -> dict[str, list[list[int]]]:
     """Return the grey values of each split, by class."""
     return {
         name: [sorted(part.images[:][part.labels == k, 0, 0, 0].tolist()) for k in range(len(source.classes))]
@@ -40,7 +40,7 @@ def test_a_folder_beside_train_is_a_split_by_each_of_its_names(tmp_path: Path, n
     """Of the two splits the one beside train is tested, whatever it is called."""
     put(tmp_path, f"train/a/0.png train/b/1.png {name}/a/2.png {name}/b/3.png")
     source = image_folder.read(tmp_path)
-    assert values(source) == {"train": [[0], [1]], "test": [[2], [3]]} and source.tested == name
+    assert values(source) == {"train": [[0], [1]], "test": [[2], [3]]} and source.test_origin == name
 
 
 def test_a_folder_called_valid_is_the_validation_split_beside_a_test_split(tmp_path: Path) -> None:
@@ -189,11 +189,11 @@ def test_an_npz_with_valid_images_has_a_validation_split(tmp_path: Path) -> None
         arrays |= {f"{split}_images": rng.integers(0, 255, (n, 4, 4), np.uint8), f"{split}_labels": np.arange(n) % 3}
     np.savez(tmp_path / "a.npz", **arrays)
     source = medmnist.read(tmp_path / "a.npz")
-    assert source.validation is not None and source.tested == "test"
+    assert source.validation is not None and source.test_origin == "test"
     assert [len(part.labels) for part in (source.train, source.validation, source.test)] == [6, 3, 4]
     np.savez(tmp_path / "b.npz", **{name: each for name, each in arrays.items() if not name.startswith("testing")})
     source = medmnist.read(tmp_path / "b.npz")
-    assert source.tested == "valid" and source.validation is None and len(source.test.labels) == 3
+    assert source.test_origin == "valid" and source.validation is None and len(source.test.labels) == 3
 
 
 def test_an_index_with_a_validation_split_alone_is_tested_on_it(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_an_index_with_a_validation_split_alone_is_tested_on_it(tmp_path: Path) 
         "file,label,split\n0.png,a,train\n1.png,b,Training\n2.png,a,eval\n3.png,b,dev\n"
     )
     source = tfds.load("index", str(tmp_path))
-    assert values(source) == {"train": [[0], [1]], "test": [[2], [3]]} and source.tested == "validation"
+    assert values(source) == {"train": [[0], [1]], "test": [[2], [3]]} and source.test_origin == "validation"
 
 
 def test_equal_numbers_are_one_class_in_an_index(tmp_path: Path) -> None:
@@ -231,5 +231,5 @@ def test_a_file_listed_twice_is_refused_however_its_path_is_written(tmp_path: Pa
 
 def test_the_names_of_splits_are_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "pages" / "howto" / "data.md").read_text()
-    for split, names in dataset.NAMES.items():
+    for split, names in dataset.SPLIT_NAMES.items():
         assert f"| {split} | {', '.join(names)} |" in page

@@ -9,14 +9,14 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from tl_jax.data import coco, image_folder, image_list, voc
-from tl_jax.data.decode import DEFAULT
-from tl_jax.data.fingerprint import stamp
+from tl_jax.data.decode import DEFAULT_DECODING
+from tl_jax.data.fingerprint import folder_stamp
 from tl_jax.data.image_list import Reading
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 COUNT = 10
-ALLOWED = DEFAULT._replace(outside=True)
+ALLOWED = DEFAULT_DECODING._replace(outside=True)
 
 
 def put(where: Path) -> list[Path]:
@@ -44,7 +44,7 @@ def write_index(top: Path, names) -> None:
 
 
 READERS = {
-    "coco": (write_coco, lambda top, outside: coco.read(top, 32, rules=ALLOWED if outside else DEFAULT)),
+    "coco": (write_coco, lambda top, outside: coco.read(top, 32, rules=ALLOWED if outside else DEFAULT_DECODING)),
     "index": (write_index, lambda top, outside: image_list.source(top, Reading(8, outside=outside))),
 }
 WAYS = {
@@ -131,7 +131,7 @@ def test_a_link_below_a_class_is_not_walked(tmp_path, monkeypatch, capsys, targe
     put(tmp_path / "private")
     (top / "a" / "link").symlink_to(tmp_path / target if target == "private" else target)
     monkeypatch.setattr(os, "scandir", lambda path: scanned.append(str(path)) or scan(path))
-    stamp("folder", str(top))
+    folder_stamp("folder", str(top))
     assert count(image_folder.read(top, 8)) == 2 * COUNT
     assert not [each for each in scanned if "/a/link" in each] and len(scanned) < 20
     said = capsys.readouterr().err
@@ -156,10 +156,10 @@ def test_the_folder_of_a_class_may_be_a_link_and_what_is_in_it_counts(tmp_path):
     put(tmp_path / "disk" / "b" / "more")
     (tmp_path / "disk" / "b" / "again").symlink_to(tmp_path / "disk" / "b" / "more")
     (top / "b").symlink_to(tmp_path / "disk" / "b")
-    before = stamp("folder", str(top))
+    before = folder_stamp("folder", str(top))
     assert count(image_folder.read(top, 8)) == 4 * COUNT
     (tmp_path / "disk" / "b" / "0.png").unlink()
-    assert stamp("folder", str(top)) != before
+    assert folder_stamp("folder", str(top)) != before
 
 
 def test_the_folder_of_a_class_is_no_link_to_one_above(tmp_path, capsys):

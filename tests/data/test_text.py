@@ -26,7 +26,7 @@ def write(folder, **files):
 def test_tsv_takes_quotes_as_they_are(tmp_path):
     write(tmp_path, train_tsv='a "good\tyes\r\nbad\tno\n\nso so\tno', test_tsv="fine\tyes\n", dev_tsv="poor\tno\n")
     found = text.read(tmp_path, "tsv", PLAIN)
-    assert found.classes == ("no", "yes") and found.tested == "test"
+    assert found.classes == ("no", "yes") and found.test_origin == "test"
     assert list(found.train.images) == ['a "good', "bad", "so so"]
     np.testing.assert_array_equal(found.train.labels, [1, 0, 0])
     assert list(found.test.images) == ["fine"] and list(found.validation.images) == ["poor"]

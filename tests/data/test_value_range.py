@@ -80,7 +80,7 @@ def test_sixteen_bit_colours_keep_both_bytes(tmp_path: Path, channels: int) -> N
         opaque = np.arange(7)[None] % 2 == np.zeros((5, 1))
         values[..., -1] = np.where(opaque, 65535, 0)
     (tmp_path / "x.png").write_bytes(png16(values))
-    read = decode.decode(tmp_path / "x.png", Decoding(value_range=(100.0, 50100.0)))
+    read = decode.decode_file(tmp_path / "x.png", Decoding(value_range=(100.0, 50100.0)))
     colours = values[..., :3] if channels > 2 else np.repeat(values[..., :1], 3, -1)
     want = np.where(opaque[..., None], np.rint(255 * np.clip((colours - 100.0) / 50000, 0, 1)), 255)
     np.testing.assert_array_equal(read, want)
@@ -197,11 +197,11 @@ def test_a_range_that_no_image_needs_is_refused(tmp_path: Path) -> None:
 def test_other_people_are_scaled_as_those_of_the_run(tmp_path: Path) -> None:
     values = images(10)
     top = write(tmp_path / "set", values)
-    of_run = Decoding(value_range=(0.0, 10000.0), of_run=True)
+    of_run = Decoding(value_range=(0.0, 10000.0), from_run=True)
     found = [each.tobytes() for each in faces.read(top, 6, rules=of_run).pictures.images[:]]
     assert sorted(found) == sorted(each.tobytes() for each in expected(values, 0, 10000))
     with pytest.raises(UserError, match="more than 8 bits"):
-        faces.read(top, 6, rules=Decoding(of_run=True))  # a run on 8 bits
+        faces.read(top, 6, rules=Decoding(from_run=True))  # a run on 8 bits
     plain = write(tmp_path / "plain", np.full((10, 6, 6), 9, np.uint8))
     assert (faces.read(plain, 6, rules=of_run).pictures.images[:] == 9).all()
 
@@ -225,4 +225,4 @@ def test_ranges_that_cannot_be_meant_are_refused(fields, message: str) -> None:
 def test_an_image_without_a_known_range_is_refused_with_its_values(tmp_path: Path) -> None:
     Image.fromarray(np.arange(36, dtype=np.uint16).reshape(6, 6) + 70).save(tmp_path / "x.png")
     with pytest.raises(UserError, match=r"x.png has more than 8 bits \(values 70 to 105\).*--config.data.range"):
-        decode.decode(tmp_path / "x.png")
+        decode.decode_file(tmp_path / "x.png")

@@ -14,7 +14,7 @@ from tl_jax.utils.errors import UserError
 @pytest.mark.fast
 def test_voc_is_read_and_scaled(tmp_path):
     source = voc.read(some(tmp_path / "set"), 128)
-    assert source.classes == ("cat", "dog") and source.tested == "test" and source.validation is None
+    assert source.classes == ("cat", "dog") and source.test_origin == "test" and source.validation is None
     assert source.train.images.shape == (2, 64, 128, 3) and source.train.images.dtype == np.uint8
     expected = [[[20, 20, 60, 40, 0, 0], [0, 0, 128, 64, 1, 1]], [[0, 0, 0, 0, -1, 0]] * 2]
     np.testing.assert_array_equal(source.train.labels, np.array(expected, np.float32))
@@ -41,7 +41,7 @@ def test_without_lists_a_fifth_is_held_out(tmp_path):
     folder = write_voc(tmp_path / "set", {f"p{i}": [("cat", 0, i, 0, 30, 20)] for i in range(10)})
     (folder / "ImageSets" / "Main").rmdir()
     one, two = voc.read(folder, 64), voc.read(folder, 64)
-    assert len(one.train.labels) == 8 and len(one.test.labels) == 2 and one.tested == "a fifth held out"
+    assert len(one.train.labels) == 8 and len(one.test.labels) == 2 and one.test_origin == "a fifth held out"
     np.testing.assert_array_equal(one.test.labels, two.test.labels)
     lefts = np.concatenate([one.train.labels[:, 0, 0], one.test.labels[:, 0, 0]])
     assert sorted(lefts) == list(range(10))
@@ -289,14 +289,14 @@ def test_a_list_called_valid_or_dev_is_the_other_split(tmp_path, lists, name):
     (folder / lists / f"{name}.txt").write_text("c\n")
     (folder / lists / "cat_train.txt").write_text("a 1\n")  # of one class: VOC has such lists, too
     source = voc.read(folder, 64)
-    assert (len(source.train.labels), len(source.test.labels), source.tested) == (2, 1, "test")
+    assert (len(source.train.labels), len(source.test.labels), source.test_origin) == (2, 1, "test")
 
 
 @pytest.mark.fast
 def test_other_texts_beside_the_lists_are_no_lists(tmp_path):
     folder = write_voc(tmp_path / "set", {f"{i}": [CAT] for i in range(10)})
     (folder / "ImageSets" / "notes.txt").write_text("hello\n")
-    assert voc.read(folder, 64).tested == "a fifth held out"
+    assert voc.read(folder, 64).test_origin == "a fifth held out"
 
 
 @pytest.mark.fast

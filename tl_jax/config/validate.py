@@ -138,8 +138,8 @@ def measures(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
     Raises:
         UserError: a window or a range of values that is none.
     """
-    dicom.levels(config.data.windows)
-    value_range.parse(config.data.range)
+    dicom.parse_windows(config.data.windows)
+    value_range.parse_range(config.data.range)
     unknown = [name for name in config.metrics if name not in METRICS]
     return {
         f"metrics has {(unknown or [''])[0]!r}, which is none of {', '.join(METRICS)}": unknown,

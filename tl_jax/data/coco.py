@@ -11,10 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tl_jax.data.dataset import DECODED_BYTES, Source, split_of, with_test
-from tl_jax.data.decode import DEFAULT, Decoding
+from tl_jax.data.dataset import DECODED_BYTES, Dataset, parse_split, with_test_split
+from tl_jax.data.decode import DEFAULT_DECODING, Decoding
 from tl_jax.data.detection import Annotated, Object, assemble
-from tl_jax.data.walker import Inside, find_file, has_litter, one_form
+from tl_jax.data.walker import PathGuard, find_file, has_ignored_part, normalize_unicode
 from tl_jax.utils.errors import UserError, combine
 from tl_jax.utils.json_files import read_json
 
@@ -33,11 +33,11 @@ def read(
     size: int,
     most_bytes: float = DECODED_BYTES,
     classes: Sequence[str] = (),
-    rules: Decoding = DEFAULT,
-) -> Source:
+    rules: Decoding = DEFAULT_DECODING,
+) -> Dataset:
     """Read a folder of COCO; see ``detection.assemble`` for what comes out and for the arguments.
 
-    Parts have one of the names of ``dataset.NAMES``. Without a test part, or if it comes without annotations as COCO's
+    Parts have one of the names of ``SPLIT_NAMES``. Without a test part, or if it comes without annotations as COCO's
     own does, the validation part is tested; without that too, a fifth of train is held out.
 
     Raises:
@@ -49,12 +49,12 @@ def read(
     files = _files(folder)
     if "train" not in files:
         raise UserError(f"{folder} has no annotations of a train part; the layout is {LAYOUT}")
-    inside = Inside(folder, rules.outside)
+    inside = PathGuard(folder, rules.outside)
     parts = {part: _part(inside, path) for part, path in files.items()}
     if "test" in parts and parts["test"] and not any(row.objects for row in parts["test"]):
         tqdm.write(f"{files['test']} has no annotations, so that nothing could be tested on it", file=sys.stderr)
         del parts["test"]
-    parts = with_test(parts)
+    parts = with_test_split(parts)
     _check_apart(parts)
     return assemble(folder.resolve().name, parts, classes, size, most_bytes, rules)
 
@@ -79,7 +79,7 @@ def _files(folder: Path) -> dict[str, Path]:
     for pattern in ("annotations/instances_*.json", "annotations/*.json", "*.json", f"*/{BESIDE}"):
         ranked: dict[str, list[tuple[int, Path]]] = {}
         for path in sorted(folder.glob(pattern)):
-            if path.is_file() and not has_litter(path.relative_to(folder)):
+            if path.is_file() and not has_ignored_part(path.relative_to(folder)):
                 split, rank = _split(path.parent.name if path.name == BESIDE else path.stem.removeprefix("instances_"))
                 ranked.setdefault(split, []).append((rank, path))
         for split, files in ranked.items():
@@ -96,12 +96,12 @@ def _files(folder: Path) -> dict[str, Path]:
 def _split(name: str) -> tuple[str, int]:
     """Return the split that a name stands for, "" for none, and what follows: 0 nothing, 1 a number, 2 anything."""
     for rank, text in enumerate((name, name.rstrip("-_.0123456789"), re.split("[^a-zA-Z]", name)[0])):
-        if split := split_of(text):
+        if split := parse_split(text):
             return split, rank
     return "", 2
 
 
-def _part(inside: Inside, path: Path) -> list[Annotated]:
+def _part(inside: PathGuard, path: Path) -> list[Annotated]:
     """Return the pictures of an annotation file, in its order."""
     content = read_json(path, "bring it anew")
     images, annotations, categories = (_table(content, path, name) for name in ("images", "annotations", "categories"))
@@ -146,7 +146,7 @@ def _categories(rows: Sequence[Mapping[str, Any]], path: Path) -> dict[Any, str]
     names: dict[Any, str] = {}
     for row in rows:
         number, name = (_field(row, field, path, "categories") for field in ("id", "name"))
-        name = one_form(str(name))
+        name = normalize_unicode(str(name))
         if names.setdefault(number, name) != name:
             raise UserError(f"{path} has two categories with the id {number!r}: {names[number]}, {name}; mend it")
     return names
@@ -181,7 +181,7 @@ def _field(row: Mapping[str, Any], name: str, path: Path, table: str) -> Any:
     raise UserError(f"{path}: {name!r} of an entry of {table} is missing or wrong: {json.dumps(row)[:80]}; mend it")
 
 
-def _picture(inside: Inside, path: Path, name: str) -> Path:
+def _picture(inside: PathGuard, path: Path, name: str) -> Path:
     """Return the file of a picture, beside its annotations or where ``LAYOUT`` says."""
     part, folder = path.stem.removeprefix("instances_"), inside.top
     places = [path.parent, folder / part, folder / "images" / part, folder / "images", folder]

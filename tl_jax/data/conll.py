@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tl_jax.data.damage import Damage
+from tl_jax.data.damage import LineErrors
 from tl_jax.data.text_rows import split_lines
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import needs
@@ -61,7 +61,7 @@ def read_sentences(
     if not groups:
         raise UserError(f"{file} is empty; fill it, or take it away")
     layout = _layout(file, groups, names, word, tag, tagged)
-    damage, found = Damage(file), []
+    damage, found = LineErrors(file), []
     for group in groups:
         rows = [row for row in _comments_dropped(group, layout.numbered) if not _is_extra(row, layout.numbered)]
         for line, cells in rows:
@@ -74,7 +74,7 @@ def read_sentences(
         if rows and not damage.lines:
             tags = [cells[layout.tag] if tagged else "" for _, cells in rows]
             found.append(Sentence([cells[layout.word] for _, cells in rows], tags, [line for line, _ in rows]))
-    damage.refuse()
+    damage.raise_if_any()
     return found
 
 

@@ -12,10 +12,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from tl_jax.data import duplicates
-from tl_jax.data.dataset import CLASS, SPLIT_SEED, Source, Split, as_names, between
-from tl_jax.data.decode import DEFAULT, Decoding, Headers, decode_into, inspect, with_range
-from tl_jax.data.labels import check_names
-from tl_jax.data.walker import one_form
+from tl_jax.data.dataset import CLASS, SPLIT_SEED, Dataset, Split, path_array, slice_images
+from tl_jax.data.decode import DEFAULT_DECODING, Decoding, Headers, decode_into, read_headers, with_value_range
+from tl_jax.data.labels import check_class_names
+from tl_jax.data.walker import normalize_unicode
 from tl_jax.utils.errors import UserError, combine, nearest
 
 COLUMNS = 6  # of a label: x0, y0, x1, y1, class, crowd
@@ -60,8 +60,8 @@ def assemble(
     classes: Sequence[str],
     size: int,
     most_bytes: float,
-    rules: Decoding = DEFAULT,
-) -> Source:
+    rules: Decoding = DEFAULT_DECODING,
+) -> Dataset:
     """Return the set, its pictures shrunk or enlarged so that the longest side is ``size``.
 
     All are stored in one shape, the smallest with sides that are multiples of 32 which holds each of them at its top
@@ -91,16 +91,16 @@ def assemble(
             raise UserError(f"the {part} part of {name} has no pictures; check --config.data.dir")
     check_objects(name, "train", [each.crowd for row in parts["train"] for each in row.objects])
     present = sorted({each.name for row in parts["train"] for each in row.objects})
-    check_names(present, name)
-    classes = tuple(map(one_form, classes)) or tuple(present)
-    duplicates.tell_files(name, {part: [row.picture for row in rows] for part, rows in parts.items()}, {})
+    check_class_names(present, name)
+    classes = tuple(map(normalize_unicode, classes)) or tuple(present)
+    duplicates.report_duplicate_files(name, {part: [row.picture for row in rows] for part, rows in parts.items()}, {})
     everything = [row for rows in parts.values() for row in rows]
     files = [row.picture for row in everything]
-    headers = inspect(name, files, rules)
+    headers = read_headers(name, files, rules)
     sizes = [(int(height), int(width)) for height, width in headers.sizes]
     boxes = _checked(name, everything, headers, classes)
     shape = canvas(sizes, size)
-    rules = with_range(name, files, rules)
+    rules = with_value_range(name, files, rules)
     fitted = lambda image: letterbox(image, shape)[0]  # noqa: E731
     images = decode_into(name, files, shape, fitted, most_bytes, ("letterbox",), rules)
     labels = np.zeros((len(boxes), max(map(len, boxes)), COLUMNS), np.float32)
@@ -112,9 +112,9 @@ def assemble(
     each = {}
     for (part, rows), end in zip(parts.items(), ends, strict=True):
         first = end - len(rows)
-        names = as_names([row.picture for row in rows])
-        each[part] = Split(between(images, first, end), labels[first:end], files=names)
-    return Source(name, each["train"], each["test"], classes, tested, each.get("validation"), rules.value_range)
+        names = path_array([row.picture for row in rows])
+        each[part] = Split(slice_images(images, first, end), labels[first:end], files=names)
+    return Dataset(name, each["train"], each["test"], classes, tested, each.get("validation"), rules.value_range)
 
 
 def check_objects(name: str, part: str, crowds: Sequence[bool] | np.ndarray) -> None:

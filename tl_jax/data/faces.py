@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from tl_jax.data import dataset, image_folder, synthetic, tfds
-from tl_jax.data.dataset import DECODED_BYTES, Source, Split
-from tl_jax.data.decode import DEFAULT, Decoding
+from tl_jax.data.dataset import DECODED_BYTES, Dataset, Split
+from tl_jax.data.decode import DEFAULT_DECODING, Decoding
 from tl_jax.data.text import read_text
 from tl_jax.data.value_range import ValueRange
-from tl_jax.data.walker import one_form
+from tl_jax.data.walker import normalize_unicode
 from tl_jax.metrics.verification import FOLDS, Pairs, dealt
 from tl_jax.utils.errors import UserError, nearest
 
@@ -95,11 +95,11 @@ def rows(listed: Listed, files: Sequence[Path]) -> Pairs:
     """
     index: dict[str, list[int]] = {}
     for row, file in enumerate(files):
-        index.setdefault(one_form(file.stem), []).append(row)
-    parents = [set(map(one_form, file.parent.parts)) for file in files]
+        index.setdefault(normalize_unicode(file.stem), []).append(row)
+    parents = [set(map(normalize_unicode, file.parent.parts)) for file in files]
     found, absent = np.empty((2, len(listed.lines)), int), {}
     for p, line in enumerate(listed.lines):
-        for side, (name, number) in enumerate(zip(map(one_form, line.names), line.numbers, strict=True)):
+        for side, (name, number) in enumerate(zip(map(normalize_unicode, line.names), line.numbers, strict=True)):
             picture = f"{name}_{number:04d}"
             own = [row for row in index.get(picture, []) if name in parents[row]]
             if own:
@@ -120,7 +120,7 @@ def _said(listed: Listed, absent: dict[int, tuple[str, str]], files: Sequence[Pa
     """Return what to say of pairs without a picture: by line, the person and the picture."""
     line, (name, picture) = next(iter(absent.items()))
     more = f" ({len(absent)} of {len(listed.lines)} pairs lack one)" if len(listed.lines) > 1 else ""
-    alike = next((file.name for file in files if one_form(file.stem).startswith(f"{picture}_")), None)
+    alike = next((file.name for file in files if normalize_unicode(file.stem).startswith(f"{picture}_")), None)
     there = f", but {alike} is there: rename such files" if alike else ""
     return (
         f"{listed.path}, line {line}: there is no picture {name}/{picture}{more}{there}; check config.data.dir, "
@@ -192,13 +192,13 @@ class Cut(NamedTuple):
     least: int
 
 
-def read(path: str | Path, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT) -> Album:
+def read(path: str | Path, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT_DECODING) -> Album:
     """Read ``path/PERSON/PICTURE``, and what lies in folders below; see ``image_folder.read_all``."""
     pictures, files, people, limits = image_folder.read_all(Path(path), size, most_bytes, rules)
     return Album(Path(path).expanduser().resolve().name, pictures, people, tuple(files), limits)
 
 
-def lfw(data_dir: str, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT) -> Album:
+def lfw(data_dir: str, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT_DECODING) -> Album:
     """Read TFDS' prepared set ``lfw``, whose labels are names; it does not say which number a picture has.
 
     Arguments and errors are those of ``tfds.load``.
@@ -217,7 +217,7 @@ def generated() -> Album:
     return Album("drawn faces", pictures, people, tuple(files))
 
 
-def split(album: Album, how: Cut) -> tuple[Source, np.ndarray]:
+def split(album: Album, how: Cut) -> tuple[Dataset, np.ndarray]:
     """Cut an album into people to train with, to validate with and to test with, no person in two parts.
 
     Returns:
@@ -249,12 +249,13 @@ def split(album: Album, how: Cut) -> tuple[Source, np.ndarray]:
     }
     check_apart({part: album.pictures.labels[own] for part, own in rows.items()})
     parts = {
-        p: Split(dataset.take(album.pictures, r).images, number[album.pictures.labels[r]]) for p, r in rows.items()
+        p: Split(dataset.select_rows(album.pictures, r).images, number[album.pictures.labels[r]])
+        for p, r in rows.items()
     }
     classes = tuple(album.people[i] for i in trained)
     said = f"{len(tested)} people who are not in training"
     validation = parts["validation"] if len(validated) else None
-    source = Source(album.name, parts["train"], parts["test"], classes, said, validation, album.value_range)
+    source = Dataset(album.name, parts["train"], parts["test"], classes, said, validation, album.value_range)
     return source, rows["test"]
 
 
@@ -268,8 +269,8 @@ def check_apart(people: Mapping[str, np.ndarray]) -> None:
 
 
 def _numbers(album: Album, names: Sequence[str]) -> np.ndarray:
-    index = {one_form(name): i for i, name in enumerate(album.people)}
-    wanted = dict.fromkeys(map(one_form, names))
+    index = {normalize_unicode(name): i for i, name in enumerate(album.people)}
+    wanted = dict.fromkeys(map(normalize_unicode, names))
     unknown = [name for name in wanted if name not in index]
     if unknown:
         more = f" ({len(unknown)} of the {len(wanted)} people named are not there)" if len(unknown) > 1 else ""

@@ -7,11 +7,27 @@ from typing import Any
 import numpy as np
 
 from tl_jax.data import duplicates, image_list
-from tl_jax.data.dataset import ALL, DECODED_BYTES, Source, Split, find_splits, split_of, with_test
-from tl_jax.data.decode import DEFAULT, ENDINGS, Decoding, decode_all, is_image, refuse_damaged, with_range
+from tl_jax.data.dataset import (
+    ALL_SPLIT_NAMES,
+    DECODED_BYTES,
+    Dataset,
+    Split,
+    find_splits,
+    parse_split,
+    with_test_split,
+)
+from tl_jax.data.decode import (
+    DEFAULT_DECODING,
+    ENDINGS,
+    Decoding,
+    decode_all,
+    is_image,
+    raise_damaged,
+    with_value_range,
+)
 from tl_jax.data.image_list import Part, Reading, assemble, with_groups
 from tl_jax.data.value_range import ValueRange
-from tl_jax.data.walker import Walk, one_form, subfolders
+from tl_jax.data.walker import Walk, normalize_unicode, subfolders
 from tl_jax.utils.errors import UserError, nearest
 
 LAYOUT = "FOLDER/CLASS/PICTURE, or FOLDER/train/CLASS/PICTURE and FOLDER/test/CLASS/PICTURE"
@@ -29,10 +45,10 @@ def read(
     value_range: ValueRange | None = None,
     max_pixels: int = 0,
     outside: bool = False,
-) -> Source:
+) -> Dataset:
     """Read ``folder/CLASS/PICTURE``, or the same below ``folder/train`` and further folders named after splits.
 
-    Splits are known by all names in ``dataset.NAMES``, in any case: ``Training`` and ``Testing``, ``val``, ``dev``, ...
+    Splits are known by all names in ``SPLIT_NAMES``, in any case: ``Training`` and ``Testing``, ``val``, ``dev``, ...
     Beside ``train``, a single other split is the test split; of two, each is what its name says. Without another split
     a fifth of each class is held out for testing, the same at every call.
 
@@ -60,13 +76,13 @@ def read(
     found, tested = _splits(folder, walk)
     classes = tuple(found["train"])
     parts, name = {split: Part(*_listed(files, classes)) for split, files in found.items()}, folder.resolve().name
-    if walk.broken:
+    if walk.has_broken_links:
         files = [file for part in parts.values() for file in part.files]
-        refuse_damaged(name, files, Decoding(windows, value_range, max_pixels))
+        raise_damaged(name, files, Decoding(windows, value_range, max_pixels))
     indexed = bool(group) and image_list.has_column(folder, group)
     if indexed:
-        walk.forget(folder / image_list.NAME)
-    walk.tell()
+        walk.unskip(folder / image_list.NAME)
+    walk.report()
     if indexed:
         parts = {s: p._replace(groups=image_list.groups(folder, p.files, group)) for s, p in parts.items()}
     else:
@@ -76,7 +92,7 @@ def read(
 
 
 def read_all(
-    folder: Path, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT
+    folder: Path, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT_DECODING
 ) -> tuple[Split, list[Path], tuple[str, ...], ValueRange | None]:
     """Read ``folder/CLASS/PICTURE`` as one split; arguments and errors are those of ``read``, ``rules`` those of files.
 
@@ -84,7 +100,7 @@ def read_all(
         The N images in the order of classes and names, their files, the K names of classes, and the range of values.
     """
     folder = _folder(folder)
-    if (names := [path.name for path in subfolders(folder)]) and all(map(split_of, names)):
+    if (names := [path.name for path in subfolders(folder)]) and all(map(parse_split, names)):
         raise UserError(
             f"{folder}: {', '.join(names)} are names of splits, which are made here; pass one folder with "
             "PERSON/PICTURE, or one of these"
@@ -92,11 +108,11 @@ def read_all(
     walk = Walk(folder, rules.outside)
     found = _classes(folder, walk)
     name, (files, labels) = folder.resolve().name, _listed(found, tuple(found))
-    if walk.broken:
-        refuse_damaged(name, files, rules)
-    walk.tell()
-    duplicates.tell_files(name, {"train": files}, {"train": labels})
-    rules = with_range(name, files, rules)
+    if walk.has_broken_links:
+        raise_damaged(name, files, rules)
+    walk.report()
+    duplicates.report_duplicate_files(name, {"train": files}, {"train": labels})
+    rules = with_value_range(name, files, rules)
     return Split(decode_all(name, files, size, most_bytes, rules), labels), files, tuple(found), rules.value_range
 
 
@@ -136,11 +152,11 @@ def pictures(path: Path, outside: bool = False) -> list[Path]:
     parts = {each: [each] for each in files} | {each: walk.images(each) for each in folders}
     found = [file for each in sorted(parts) for file in parts[each]]
     if not found:
-        unread = walk.unread(path)
+        unread = walk.describe_skipped(path)
         raise UserError(
             f"{path} has no images ({', '.join(ENDINGS)}){f', but {unread}' if unread else ''}; check --input"
         )
-    walk.tell()
+    walk.report()
     return found
 
 
@@ -153,7 +169,7 @@ def _folder(folder: Path) -> Path:
 
 def _splits(folder: Path, walk: Walk) -> tuple[dict[str, Files], str]:
     """Return the files of ``train``, ``test`` and ``validation`` by class, and which folder the test split is from."""
-    named = [path for path in subfolders(_folder(folder)) if split_of(path.name)]
+    named = [path for path in subfolders(_folder(folder)) if parse_split(path.name)]
     splits = find_splits([path.name for path in named if subfolders(path)], folder)
     if not splits:
         if len(named) > 1 and len(named) == len(subfolders(folder)):
@@ -170,27 +186,27 @@ def _splits(folder: Path, walk: Walk) -> tuple[dict[str, Files], str]:
     for path in beside:
         if path.name not in splits.values():
             classes = "with class folders " if subfolders(path) else ""
-            walk.pass_over(
-                f"folder {classes}beside {top.name}, of no split ({ALL})"
-                if not split_of(path.name)
+            walk.skip(
+                f"folder {classes}beside {top.name}, of no split ({ALL_SPLIT_NAMES})"
+                if not parse_split(path.name)
                 else f"folder without class folders beside {top.name}",
                 path,
             )
     for path in loose:
-        walk.pass_over(f"image beside {top.name}", path)
+        walk.skip(f"image beside {top.name}", path)
     found = {split: _classes(folder / name, walk, 2 if split == "train" else 1) for split, name in splits.items()}
     for split, files in found.items():
         if unknown := sorted(set(files) - set(found["train"])):
             where, advice = folder / splits[split] / unknown[0], nearest(unknown[0], found["train"])
             raise UserError(f"{where} is a class that {top} does not have; {advice}")
-    return with_test(found), with_test(splits).get("test", "")
+    return with_test_split(found), with_test_split(splits).get("test", "")
 
 
 def _classes(folder: Path, walk: Walk, least: int = 2) -> Files:
     """Return the image files of each class folder, in the order of their names; there must be ``least`` classes."""
     folders, loose = walk.entries(folder)
     for path in loose:
-        walk.pass_over("image beside the class folders", path)
+        walk.skip("image beside the class folders", path)
     if len(folders) < least:
         names = f": {', '.join(path.name for path in folders)}" if folders else ""
         count = "fewer than two class folders" if least == 2 else "no class folders"
@@ -199,13 +215,13 @@ def _classes(folder: Path, walk: Walk, least: int = 2) -> Files:
     for path in folders:
         files = walk.images(path)
         if not files:
-            unread = walk.unread(path)
+            unread = walk.describe_skipped(path)
             found = f", but {unread}, which are not read" if unread else ""
             raise UserError(
                 f"{path} has no images ({', '.join(ENDINGS)}){found}; convert or add some, or remove the folder; "
                 f"the layout is {LAYOUT}"
             )
-        classes.setdefault(one_form(path.name), []).extend(files)
+        classes.setdefault(normalize_unicode(path.name), []).extend(files)
     return {name: classes[name] for name in sorted(classes)}
 
 

@@ -15,13 +15,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tl_jax.data import decode, dicom, duplicates
-from tl_jax.data.damage import say_once
-from tl_jax.data.dataset import ALL, DECODED_BYTES, Source, Split, as_names, between, held_out, split_of, with_test
+from tl_jax.data.damage import print_once
+from tl_jax.data.dataset import (
+    ALL_SPLIT_NAMES,
+    DECODED_BYTES,
+    Dataset,
+    Split,
+    hold_out,
+    parse_split,
+    path_array,
+    slice_images,
+    with_test_split,
+)
 from tl_jax.data.decode import is_dicom
-from tl_jax.data.labels import is_number, make_labels
+from tl_jax.data.labels import is_number, make_label_map
 from tl_jax.data.text import read_text
 from tl_jax.data.value_range import ValueRange
-from tl_jax.data.walker import Inside, find_file, one_form
+from tl_jax.data.walker import PathGuard, find_file, normalize_unicode
 from tl_jax.utils.errors import UserError, nearest
 
 STUDY, NONE = "study", "none"  # values of config.data.group beside names of columns
@@ -33,13 +43,13 @@ class Reading(NamedTuple):
     Attributes:
         size: side in pixels into which pictures of differing sizes are fitted.
         most_bytes: of decoded pictures that may be kept on disk.
-        windows: through which DICOM files of CT are seen, see ``dicom.read``.
+        windows: through which DICOM files of CT are seen, see ``dicom.read_dicom``.
         group: column of ``index.csv`` that says which images belong together, or a value of ``with_groups``.
         label: column of ``index.csv`` that names the class; empty takes the name of a file's folder.
-        fit: how they are fitted, see ``dataset.fit``.
+        fit: how they are fitted, see ``dataset.fit_image``.
         value_range: of images with more than 8 bits; None takes the ends of the whole set.
         max_pixels: of an image; 0 for Pillow's limit.
-        outside: whether files outside the data folder are read, see ``walker.Inside``.
+        outside: whether files outside the data folder are read, see ``walker.PathGuard``.
     """
 
     size: int = 224
@@ -85,7 +95,7 @@ def with_groups(name: str, parts: Mapping[str, Part], group: str = "") -> dict[s
     if group == NONE or not slices:
         return dict(parts)
     groups = [str(file) for file in files]
-    owner = dicom.study if group == STUDY else dicom.patient
+    owner = dicom.read_study if group == STUDY else dicom.read_patient
     owners = {}
     for row in slices:
         try:
@@ -97,7 +107,7 @@ def with_groups(name: str, parts: Mapping[str, Part], group: str = "") -> dict[s
     for row, each in named.items():
         groups[row] = each
     if named and len(named) < len(files):
-        say_once(
+        print_once(
             f"{name}: {len(files) - len(named)} of {len(files)} images name no {group or 'patient'}, each is a group "
             "of its own; name a column of index.csv with config.data.group if some belong together"
         )
@@ -121,7 +131,7 @@ def _check_owners(name: str, owners: Sequence[str], files: int, group: str) -> N
     )
 
 
-def assemble(name: str, parts: Mapping[str, Part], classes: tuple[str, ...], tested: str, how: Reading) -> Source:
+def assemble(name: str, parts: Mapping[str, Part], classes: tuple[str, ...], tested: str, how: Reading) -> Dataset:
     """Decode the files of ``parts`` ("train", and where there are "test" and "validation") into a data set.
 
     Without a test split a fifth is held out, the same at every call: of each class, or if there are groups of the
@@ -132,24 +142,26 @@ def assemble(name: str, parts: Mapping[str, Part], classes: tuple[str, ...], tes
     """
     if "test" not in parts:
         whole = parts["train"]
-        train, test = held_out(name, whole.labels, classes, "fifth", whole.groups)
+        train, test = hold_out(name, whole.labels, classes, "fifth", whole.groups)
         parts = {"train": _take(whole, train), "test": _take(whole, test)} | {
             part: rows for part, rows in parts.items() if part != "train"
         }
         tested = "a fifth held out"
     _check_apart(parts)
-    duplicates.tell_files(name, {s: p.files for s, p in parts.items()}, {s: p.labels for s, p in parts.items()})
+    duplicates.report_duplicate_files(
+        name, {s: p.files for s, p in parts.items()}, {s: p.labels for s, p in parts.items()}
+    )
     parts = {part: parts[part] for part in ("train", "test", "validation") if part in parts}
     files = [file for part in parts.values() for file in part.files]
-    rules = decode.with_range(name, files, decode.Decoding(how.windows, how.value_range, how.max_pixels))
+    rules = decode.with_value_range(name, files, decode.Decoding(how.windows, how.value_range, how.max_pixels))
     images = decode.decode_all(name, files, how.size, how.most_bytes, rules, how.fit)
     ends = np.cumsum([len(part.files) for part in parts.values()])
     each = [
-        Split(between(images, end - len(part.files), end), part.labels, part.groups, as_names(part.files))
+        Split(slice_images(images, end - len(part.files), end), part.labels, part.groups, path_array(part.files))
         for part, end in zip(parts.values(), ends, strict=True)
     ]
     validation = each[2] if len(each) > 2 else None
-    return Source(name, each[0], each[1], classes, tested, validation, rules.value_range)
+    return Dataset(name, each[0], each[1], classes, tested, validation, rules.value_range)
 
 
 def _take(part: Part, rows: np.ndarray) -> Part:
@@ -272,17 +284,17 @@ def _group_column(index: Index, column: str) -> dict[str, str]:
 
     These are Unicode forms of a name, and if all groups are numbers 7 and 7.0, which a table program makes of 7.
     """
-    found = {file: one_form(group) for file, group in index.column(column, "data.group").items()}
+    found = {file: normalize_unicode(group) for file, group in index.column(column, "data.group").items()}
     if all(map(is_number, found.values())):
         return {file: re.sub(r"\.0*$", "", group) for file, group in found.items()}
     return found
 
 
-def source(path: Path, how: Reading) -> Source:
+def source(path: Path, how: Reading) -> Dataset:
     """Read the pictures that an index lists, with paths as seen from its folder.
 
     The column ``how.label`` names the class, or if that is empty the file's folder does. The column ``split``, if there
-    is one, names the split, by any name in ``dataset.NAMES``; beside train, a single other split is the test split. The
+    is one, names the split, by any name in ``SPLIT_NAMES``; beside train, a single other split is the test split. The
     column ``how.group``, if it is not empty, says what belongs together, or it is a word of ``with_groups``.
 
     If all classes are numbers, equal ones are one class: 1 and 1.0. Names that differ in their Unicode form only are
@@ -314,7 +326,7 @@ def source(path: Path, how: Reading) -> Source:
         parts[part] = Part([files[name] for name in names], labels, own)
     if group is None:
         parts = with_groups(folder.resolve().name, parts, how.group)
-    parts, tested = with_test(parts), "test" if "test" in parts else "validation"
+    parts, tested = with_test_split(parts), "test" if "test" in parts else "validation"
     unknown = sorted({int(k) for part in parts.values() for k in part.labels} - set(parts["train"].labels.tolist()))
     if unknown:
         raise UserError(f"{index.path} has the class {classes[unknown[0]]!r} in no training row; add some, or leave it")
@@ -327,9 +339,11 @@ def _parts(index: Index) -> dict[str, list[str]]:
         return {"train": list(index.rows)}
     parts: dict[str, list[str]] = {}
     for name, said in index.column(SPLIT, "data.dir").items():
-        split = split_of(said)
+        split = parse_split(said)
         if split is None:
-            raise UserError(f"{index.at(name)}: split {said!r}; write train, validation or test (or one of {ALL})")
+            raise UserError(
+                f"{index.at(name)}: split {said!r}; write train, validation or test (or one of {ALL_SPLIT_NAMES})"
+            )
         parts.setdefault(split, []).append(name)
     if "train" not in parts:
         raise UserError(f"{index.path} has no row with the split train; add some")
@@ -338,7 +352,7 @@ def _parts(index: Index) -> dict[str, list[str]]:
 
 def _normal(name: str) -> str:
     """Return a path in the one form in which paths are compared: ``./a/x.png`` and ``a\\x.png`` are ``a/x.png``."""
-    return one_form(os.path.normpath(name.replace("\\", "/")))
+    return normalize_unicode(os.path.normpath(name.replace("\\", "/")))
 
 
 def _files(index: Index, outside: bool) -> dict[str, Path]:
@@ -348,7 +362,7 @@ def _files(index: Index, outside: bool) -> dict[str, Path]:
         UserError: files are not there; the message says how many. Or a file is listed twice, once with its whole path,
             or is outside the folder of the index and not allowed there.
     """
-    files, absent, inside = {}, [], Inside(index.path.parent, outside)
+    files, absent, inside = {}, [], PathGuard(index.path.parent, outside)
     for name in index.rows:
         file = find_file(index.path.parent, name)
         if file is None:
@@ -375,9 +389,9 @@ def _classes(given: Mapping[str, str], path: Path, spelled: bool) -> tuple[tuple
         path: of the index.
         spelled: whether labels are from a column, where equal numbers are one class, and no names of folders.
     """
-    names = {file: one_form(label) for file, label in given.items()}
+    names = {file: normalize_unicode(label) for file, label in given.items()}
     if spelled:
-        made = make_labels(list(given.values()), path)
+        made = make_label_map(list(given.values()), path)
         if made.numeric:
             numbers = {file: made.index(label) for file, label in given.items()}
             return made.names, {file: made.names[k] for file, k in numbers.items() if k is not None}

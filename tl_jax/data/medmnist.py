@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from tl_jax.data import duplicates
-from tl_jax.data.dataset import Source, Split, find_splits, split_of, with_test
-from tl_jax.data.labels import class_numbers
-from tl_jax.data.value_range import ValueRange, find, refuse_unused, say, to_bytes
+from tl_jax.data.dataset import Dataset, Split, find_splits, parse_split, with_test_split
+from tl_jax.data.labels import class_indices
+from tl_jax.data.value_range import ValueRange, find_range, print_range, refuse_unused_range, to_uint8
 from tl_jax.utils.claims import DAMAGED, npz_members, read_npy
 from tl_jax.utils.download import cache_dir, fetch
 from tl_jax.utils.errors import UserError
@@ -29,17 +29,17 @@ LAYOUT = "train_images (N, H, W) or (N, H, W, 3), train_labels (N, 1), the same 
 IMAGES = "_images"
 
 
-def published(name: str) -> Source:
+def published(name: str) -> Dataset:
     """Read a set of ``SETS``, downloaded on the first use."""
     hint = "or pass --config.data.name=npz --config.data.dir=FILE"
     path = cache_dir() / "data" / f"{name}.npz"
     return read(fetch(URL.format(name=name), path, f"md5:{SETS[name]}", hint=hint), ORGANS)
 
 
-def read(path: Path, classes: tuple[str, ...] = (), value_range: ValueRange | None = None) -> Source:
+def read(path: Path, classes: tuple[str, ...] = (), value_range: ValueRange | None = None) -> Dataset:
     """Read an npz file with ``{train,val,test}_images`` and ``_labels``; grey is repeated.
 
-    Splits are known by all names in ``dataset.NAMES``, such as ``valid_images``; beside train, a single other one is
+    Splits are known by all names in ``SPLIT_NAMES``, such as ``valid_images``; beside train, a single other one is
     the test split. A line says if two splits share an image, or if one has two labels in train.
 
     Args:
@@ -56,15 +56,17 @@ def read(path: Path, classes: tuple[str, ...] = (), value_range: ValueRange | No
     arrays = _arrays(path)
     arrays, value_range = _scaled(path, arrays, value_range)
     own = find_splits([name.removesuffix(IMAGES) for name in arrays if name.endswith(IMAGES)], path)
-    names = with_test(own)
+    names = with_test_split(own)
     tested = "test" if "test" in own else names.get("test", "")
     known = classes or _classes(path, arrays.get(f"{names.get('train')}_labels"))
     parts = {split: _split(path, arrays, name, len(known)) for split, name in names.items()}
     if missing := {"train", "test"} - set(parts):
         raise UserError(f"{path} has no {max(missing)}_images; it must be an npz with {LAYOUT}")
     labels = {split: part.labels for split, part in parts.items()}
-    duplicates.tell_rows(path.stem, {split: arrays[f"{name}{IMAGES}"] for split, name in names.items()}, labels)
-    return Source(path.stem, parts["train"], parts["test"], known, tested, parts.get("validation"), value_range)
+    duplicates.report_duplicate_rows(
+        path.stem, {split: arrays[f"{name}{IMAGES}"] for split, name in names.items()}, labels
+    )
+    return Dataset(path.stem, parts["train"], parts["test"], known, tested, parts.get("validation"), value_range)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -76,7 +78,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [(key, each) for key, each in npz_members(path, archive) if split_of(key.rpartition("_")[0])]
+            members = [(key, each) for key, each in npz_members(path, archive) if parse_split(key.rpartition("_")[0])]
             return {key: read_npy(key, archive, each, check) for key, each in members}
     except DAMAGED as error:
         raise UserError(
@@ -103,13 +105,13 @@ def _scaled(
     deep = {name: array for name, array in images.items() if array.dtype != np.uint8 and array.dtype.kind in "iuf"}
     if not deep:
         if limits:
-            refuse_unused(path.name)
+            refuse_unused_range(path.name)
         return arrays, None
     if len(deep) < len(images):
         raise UserError(f"{path} has images of uint8 and of other types; store all of them with the same type")
-    found = limits or find(path.name, deep.values())
-    say(path.name, sum(map(len, deep.values())), found, bool(limits))
-    return arrays | {name: to_bytes(array, found) for name, array in deep.items()}, found
+    found = limits or find_range(path.name, deep.values())
+    print_range(path.name, sum(map(len, deep.values())), found, bool(limits))
+    return arrays | {name: to_uint8(array, found) for name, array in deep.items()}, found
 
 
 def _split(path: Path, arrays: dict[str, np.ndarray], part: str, classes: int) -> Split:
@@ -125,4 +127,4 @@ def _split(path: Path, arrays: dict[str, np.ndarray], part: str, classes: int) -
             f"{path}: {part}_labels is {have}, for {len(images)} pictures; one whole number for each is needed, (N, 1)"
         )
     images = images if colour else np.broadcast_to(images[..., None], (*images.shape, 3))  # no copy
-    return Split(images, class_numbers(labels.reshape(-1), classes, f"{path}, {part}"))
+    return Split(images, class_indices(labels.reshape(-1), classes, f"{path}, {part}"))

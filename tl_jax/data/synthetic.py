@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from tl_jax.data.dataset import Source, Split
+from tl_jax.data.dataset import Dataset, Split
 from tl_jax.data.detection import CLASS, COLUMNS, NONE
 
 
-def gratings(classes: int = 10, train: int = 512, test: int = 128, size: int = 32) -> Source:
+def gratings(classes: int = 10, train: int = 512, test: int = 128, size: int = 32) -> Dataset:
     """Draw striped pictures whose class is the direction of the stripes; phase, colour and noise are random."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:size, :size] / size
@@ -26,7 +26,7 @@ def gratings(classes: int = 10, train: int = 512, test: int = 128, size: int = 3
         )
         return Split(np.clip(images, 0, 255).astype(np.uint8), labels.astype(np.int32))
 
-    return Source("gratings", draw(train), draw(test), tuple(f"{180 * k // classes} degrees" for k in range(classes)))
+    return Dataset("gratings", draw(train), draw(test), tuple(f"{180 * k // classes} degrees" for k in range(classes)))
 
 
 # Inside or not, for points (u, v) around the middle of a shape whose radius is about 1.
@@ -44,7 +44,7 @@ SHAPES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def shapes(train: int = 4000, test: int = 1000, size: int = 32) -> Source:
+def shapes(train: int = 4000, test: int = 1000, size: int = 32) -> Dataset:
     """Draw a shape of random place, size, turn and colour on a background of two colours that blend, with noise."""
     rng = np.random.default_rng(1)
     finer = 2  # points a pixel and axis, averaged: edges are smooth
@@ -74,7 +74,7 @@ def shapes(train: int = 4000, test: int = 1000, size: int = 32) -> Source:
         labels = np.tile(np.arange(len(SHAPES), dtype=np.int32), each)
         return Split(np.clip(images, 0, 255).astype(np.uint8).reshape(-1, size, size, 3), labels)
 
-    return Source("shapes", draw(train), draw(test), tuple(SHAPES))
+    return Dataset("shapes", draw(train), draw(test), tuple(SHAPES))
 
 
 def faces(people: int = 24, each: int = 8, size: int = 32) -> tuple[Split, tuple[str, ...]]:
@@ -120,7 +120,7 @@ KINDS = ("disc", "square", "triangle")
 MOST = 4  # shapes of a picture
 
 
-def scenes(train: int = 256, test: int = 64, size: int = 64) -> Source:
+def scenes(train: int = 256, test: int = 64, size: int = 64) -> Dataset:
     """Draw one to four shapes of random place, size and colour, none on another, on a background that blends."""
     rng = np.random.default_rng(2)
     y, x = np.mgrid[:size, :size].astype(np.float32) + 0.5
@@ -147,4 +147,4 @@ def scenes(train: int = 256, test: int = 64, size: int = 64) -> Source:
         images, labels = zip(*(picture() for _ in range(n)), strict=True)
         return Split(np.stack(images), np.stack(labels))
 
-    return Source("scenes", draw(train), draw(test), KINDS)
+    return Dataset("scenes", draw(train), draw(test), KINDS)

@@ -10,11 +10,11 @@ import numpy as np
 
 from tl_jax.data import dataset
 from tl_jax.data.conll import OUTSIDE, find_scheme, has_prefix, read_sentences
-from tl_jax.data.damage import Damage
-from tl_jax.data.dataset import Source, Split, held_out
-from tl_jax.data.labels import Labels, check_names, clean_label, make_labels
+from tl_jax.data.damage import LineErrors
+from tl_jax.data.dataset import Dataset, Split, hold_out
+from tl_jax.data.labels import LabelMap, check_class_names, clean_label, make_label_map
 from tl_jax.data.text_rows import read_objects, read_table, split_lines
-from tl_jax.data.walker import is_litter
+from tl_jax.data.walker import is_ignored
 from tl_jax.utils.errors import UserError
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
@@ -83,11 +83,11 @@ class Example(NamedTuple):
     line: Any
 
 
-def read(folder: Path, kind: str, columns: Columns = FIRST_LINE) -> Source:
+def read(folder: Path, kind: str, columns: Columns = FIRST_LINE) -> Dataset:
     """Read the splits in a folder, or a single file, of which a fifth is then held out for testing.
 
     Args:
-        folder: with a file for each split, named as ``dataset.NAMES`` says: ``train.csv``, ``dev.csv``, ``test.csv``;
+        folder: with a file for each split, named as ``SPLIT_NAMES`` says: ``train.csv``, ``dev.csv``, ``test.csv``;
             for "conll" also ``eng.train``, ``eng.testa``, ``eng.testb``. Or a file.
         kind: "tsv" (quotes are text, unless the whole file is quoted as pandas quotes it), "csv" (comma, semicolon or
             tab, whichever gives the columns), "jsonl" (an object a line, or an array of objects), "conll" (a word a
@@ -116,12 +116,12 @@ def read(folder: Path, kind: str, columns: Columns = FIRST_LINE) -> Source:
     splits = {split: _split(examples, labels, kind, files[split]) for split, examples in parts.items()}
     name, classes = folder.resolve().stem, labels.names
     if "test" in splits:
-        return Source(name, splits["train"], splits["test"], classes, files["test"].stem, splits.get("validation"))
+        return Dataset(name, splits["train"], splits["test"], classes, files["test"].stem, splits.get("validation"))
     whole, classless = splits["train"], kind in ("conll", "lines")
     strata = np.zeros(len(whole.labels), np.int32) if classless else whole.labels
-    train, test = held_out(name, strata, ("texts",) if classless else classes, "fifth")
+    train, test = hold_out(name, strata, ("texts",) if classless else classes, "fifth")
     train, test = (Split(whole.images[rows], whole.labels[rows]) for rows in (train, test))
-    return Source(name, train, test, classes, "a fifth held out", splits.get("validation"))
+    return Dataset(name, train, test, classes, "a fifth held out", splits.get("validation"))
 
 
 def read_examples(file: Path, kind: str, columns: Columns, labelled: bool = True) -> list[Example]:
@@ -150,9 +150,9 @@ def read_examples(file: Path, kind: str, columns: Columns, labelled: bool = True
     if not rows:
         raise UserError(f"{file} is empty; fill it, or take it away")
     _check_columns(file, rows, columns, labelled)
-    damage = Damage(file)
+    damage = LineErrors(file)
     found = [_example(line, row, columns, labelled, damage) for line, row in rows]
-    damage.refuse()
+    damage.raise_if_any()
     return found
 
 
@@ -162,7 +162,7 @@ def _files(folder: Path, kind: str) -> dict[str, Path]:
         return {"train": folder}
     if not folder.is_dir():
         raise UserError(f"no folder or file {folder}; check --config.data.dir")
-    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_litter(path.name)]
+    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_ignored(path.name)]
     names: dict[str, Path] = {}
     for ending in (*ENDINGS[kind], *(CONLL_ENDINGS if kind == "conll" else ())):  # the first ending of a split counts
         known = set(names)
@@ -183,7 +183,7 @@ def _files(folder: Path, kind: str) -> dict[str, Path]:
             f"{folder} has no train.{ENDINGS[kind][0]}{more}; files are called train, test and dev{other}, with one of "
             f"the endings {endings}; rename them, or pass a single file"
         )
-    return {split: names[split] for split in dataset.NAMES if split in names}
+    return {split: names[split] for split in dataset.SPLIT_NAMES if split in names}
 
 
 def _split_name(path: Path, kind: str) -> str:
@@ -191,7 +191,7 @@ def _split_name(path: Path, kind: str) -> str:
     ending = path.suffix.lower().removeprefix(".")
     if kind == "conll" and ending in CONLL_ENDINGS:
         return CONLL_ENDINGS[ending]
-    return (dataset.split_of(path.stem) or "") if ending in ENDINGS[kind] else ""
+    return (dataset.parse_split(path.stem) or "") if ending in ENDINGS[kind] else ""
 
 
 def _check_columns(file: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], columns: Columns, labelled: bool) -> None:
@@ -201,7 +201,7 @@ def _check_columns(file: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], co
         if any(name in row for _, row in rows):
             continue
         if name == columns.label and all(text in row for text in columns.text):
-            known = dataset.split_of(file.stem)
+            known = dataset.parse_split(file.stem)
             if known in ("test", "validation"):
                 raise UserError(
                     f"{file}: no column {name!r}, so nothing can be measured on it; move it out of the folder, and "
@@ -213,7 +213,7 @@ def _check_columns(file: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], co
         )
 
 
-def _example(line: int, row: Mapping[str, Any], columns: Columns, labelled: bool, damage: Damage) -> Example:
+def _example(line: int, row: Mapping[str, Any], columns: Columns, labelled: bool, damage: LineErrors) -> Example:
     texts = []
     for name in columns.text:
         value = row.get(name)
@@ -242,16 +242,16 @@ def _wrong(value: Any) -> str:
     return f"is a {type(value).__name__}" if isinstance(value, (list, dict)) else ""
 
 
-def _labels(files: Mapping[str, Path], parts: Mapping[str, Sequence[Example]], kind: str) -> Labels:
+def _labels(files: Mapping[str, Path], parts: Mapping[str, Sequence[Example]], kind: str) -> LabelMap:
     train = parts["train"]
     if kind != "conll":
-        return make_labels([example.label for example in train], files["train"], OUTSIDE)
+        return make_label_map([example.label for example in train], files["train"], OUTSIDE)
     seen = {tag for example in train for tag in example.label}
-    check_names(seen, files["train"])
+    check_class_names(seen, files["train"])
     _check_tags(files["train"], train, seen)
     others = {tag for split, examples in parts.items() if split != "train" for e in examples for tag in e.label}
     classes = sorted(seen | _continuing(others - seen, seen), key=lambda tag: (tag != OUTSIDE, tag))
-    return Labels(tuple(classes), {tag: i for i, tag in enumerate(classes)}, False)
+    return LabelMap(tuple(classes), {tag: i for i, tag in enumerate(classes)}, False)
 
 
 def _continuing(tags: Iterable[str], seen: set[str]) -> set[str]:
@@ -276,7 +276,7 @@ def _check_tags(file: Path, train: Sequence[Example], seen: set[str]) -> None:
         return
     if not any(tag[0].upper() in "BI" for tag in usual):
         return  # parts of speech that look like it
-    damage = Damage(file)
+    damage = LineErrors(file)
     for example in train:
         for line, tag in zip(example.line, example.label, strict=True):
             if tag.upper() != OUTSIDE and tag not in usual:
@@ -284,12 +284,12 @@ def _check_tags(file: Path, train: Sequence[Example], seen: set[str]) -> None:
     if not damage.lines:
         letters = ", ".join(sorted({tag[0] for tag in usual}))
         raise UserError(f"{file}: the prefixes of the tags ({letters}) belong to no known scheme; use BIO, for example")
-    damage.refuse()
+    damage.raise_if_any()
 
 
-def _split(examples: Sequence[Example], labels: Labels, kind: str, file: Path) -> Split:
+def _split(examples: Sequence[Example], labels: LabelMap, kind: str, file: Path) -> Split:
     texts = np.empty(len(examples), object)
-    tagged, damage = kind == "conll", Damage(file)
+    tagged, damage = kind == "conll", LineErrors(file)
     numbers = np.empty(len(examples), object if tagged else np.int32)
     known = ", ".join(labels.names[:8])
     action = f"mend it, or add it to the training split (there: {known})"
@@ -304,5 +304,5 @@ def _split(examples: Sequence[Example], labels: Labels, kind: str, file: Path) -
                 damage.add(line, f"label {tag!r} is never seen in training", action)
         if None not in found:
             numbers[i] = np.asarray(found, np.int32) if tagged else found[0]
-    damage.refuse()
+    damage.raise_if_any()
     return Split(texts, numbers)

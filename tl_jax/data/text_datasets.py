@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from tl_jax.data import text, tfds, tfds_files
-from tl_jax.data.dataset import Source, Split, cut_test
-from tl_jax.data.labels import class_numbers
+from tl_jax.data.dataset import Dataset, Split, split_test
+from tl_jax.data.labels import class_indices
 from tl_jax.data.text import OUTSIDE, Columns
 from tl_jax.utils.disk_cache import code_digest
 from tl_jax.utils.download import cache_dir
@@ -45,7 +45,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 @functools.cache
-def load_docstrings(name: str) -> Source:
+def load_docstrings(name: str) -> Dataset:
     """Return one of the sets by name, as ``text.read`` gives it.
 
     What it takes some seconds to find in the libraries' files is kept in the cache folder for as long as they stay.
@@ -172,7 +172,7 @@ def long_enough(text: str) -> bool:
     return LEAST_WORDS <= len(text.split()) <= MOST_WORDS
 
 
-def _source(name: str, texts: Sequence[Any], labels: Sequence[Any], classes: Sequence[str]) -> Source:
+def _source(name: str, texts: Sequence[Any], labels: Sequence[Any], classes: Sequence[str]) -> Dataset:
     """Order and cut by a hash of each text, so that a text is on the same side whatever else there is."""
     hashes = [int(hashlib.sha256(repr(text).encode()).hexdigest()[:16], 16) for text in texts]
     order = np.argsort(np.asarray(hashes, np.uint64))
@@ -186,13 +186,13 @@ def _source(name: str, texts: Sequence[Any], labels: Sequence[Any], classes: Seq
     parts = {"test": side < shares["test"], "train": side >= sum(shares.values())}
     parts["validation"] = ~(parts["test"] | parts["train"])
     cut = {part: Split(images[rows], values[rows]) for part, rows in parts.items()}
-    return Source(name, cut["train"], cut["test"], tuple(classes), f"{shares['test']} % held out", cut["validation"])
+    return Dataset(name, cut["train"], cut["test"], tuple(classes), f"{shares['test']} % held out", cut["validation"])
 
 
 EMBEDDED = ("docs", "docs_names", "docs_corpus")
 
 
-def load(name: str, data_dir: str = "", columns: Columns = text.FIRST_LINE) -> Source:
+def load(name: str, data_dir: str = "", columns: Columns = text.FIRST_LINE) -> Dataset:
     """Load a text set by name.
 
     Args:
@@ -214,7 +214,7 @@ def load(name: str, data_dir: str = "", columns: Columns = text.FIRST_LINE) -> S
     return tfds_source(name, data_dir, columns)
 
 
-def tfds_source(name: str, data_dir: str, columns: Columns) -> Source:
+def tfds_source(name: str, data_dir: str, columns: Columns) -> Dataset:
     """Read a prepared TFDS set of texts; parts that were published without labels are left out."""
     builder = tfds.prepared(name, data_dir)
     features = builder.info.features
@@ -235,10 +235,10 @@ def tfds_source(name: str, data_dir: str, columns: Columns) -> Source:
     train = found.pop("train")
     labelled = [split for split in ("test", "validation") if split in found and not hidden[split]]
     if not labelled:
-        return cut_test(title, train, classes, "fifth")
+        return split_test(title, train, classes, "fifth")
     tested, *other = labelled
     validation = found[other[0]] if other else None
-    return Source(title, train, found[tested], classes, names[tested], validation)
+    return Dataset(title, train, found[tested], classes, names[tested], validation)
 
 
 def _read(builder: Any, part: str, columns: Columns) -> Split:
@@ -249,7 +249,7 @@ def _read(builder: Any, part: str, columns: Columns) -> Split:
         texts[row] = values[0] if len(values) == 1 else values
         numbers[row] = record.number(columns.label)
     classes = builder.info.features[columns.label].num_classes
-    return Split(texts, class_numbers(numbers, classes, records.where, hidden=True))
+    return Split(texts, class_indices(numbers, classes, records.where, allow_missing=True))
 
 
 def _text(record: tfds_files.Record, name: str) -> str:

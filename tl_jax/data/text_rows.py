@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tl_jax.data.damage import Damage
+from tl_jax.data.damage import LineErrors
 from tl_jax.data.labels import is_number
 from tl_jax.utils.errors import UserError
 
@@ -58,12 +58,12 @@ def _is_header(cells: Sequence[str], needed: Sequence[str]) -> bool:
 
 
 def _named(file: Path, rows: Cells, names: Sequence[str]) -> Rows:
-    found, damage = [], Damage(file)
+    found, damage = [], LineErrors(file)
     for line, row in rows:
         if len(row) < len(names) or any(cell.strip() for cell in row[len(names) :]):  # an unquoted comma, say
             damage.add(line, f"{len(row)} columns, not {len(names)} ({', '.join(names)})", "mend the line")
         found.append((line, dict(zip(names, row, strict=False))))
-    damage.refuse()
+    damage.raise_if_any()
     return found
 
 
@@ -148,7 +148,7 @@ def read_objects(file: Path, text: str, needed: Sequence[str]) -> Rows:
     array = _array(text, needed)
     if array is not None:
         return list(array)
-    found, damage = [], Damage(file)
+    found, damage = [], LineErrors(file)
     for i, line in enumerate(split_lines(text), start=1):
         if not line.strip():
             continue
@@ -166,7 +166,7 @@ def read_objects(file: Path, text: str, needed: Sequence[str]) -> Rows:
             damage.add(i, f"{type(value).__name__}, not an object", "write one object a line")
             continue
         found.append((i, value))
-    damage.refuse()
+    damage.raise_if_any()
     return found
 
 

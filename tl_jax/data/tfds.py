@@ -8,10 +8,19 @@ from typing import Any, cast
 import numpy as np
 
 from tl_jax.data import cifar, decode, image_folder, image_list, medmnist, synthetic, tfds_files
-from tl_jax.data.dataset import DECODED_BYTES, Source, Split, cut_test, find_splits, fit, kept, kept_or_encoded
-from tl_jax.data.decode import DEFAULT, Decoding
+from tl_jax.data.dataset import (
+    DECODED_BYTES,
+    Dataset,
+    Split,
+    cached_array,
+    cached_or_encoded,
+    find_splits,
+    fit_image,
+    split_test,
+)
+from tl_jax.data.decode import DEFAULT_DECODING, Decoding
 from tl_jax.data.image_list import Reading
-from tl_jax.data.labels import class_numbers
+from tl_jax.data.labels import class_indices
 from tl_jax.data.value_range import ValueRange
 from tl_jax.utils import download
 from tl_jax.utils.download import cache_dir
@@ -37,7 +46,7 @@ def load(
     value_range: ValueRange | None = None,
     max_pixels: int = 0,
     outside: bool = False,
-) -> Source:
+) -> Dataset:
     """Load a data set by name.
 
     Args:
@@ -52,10 +61,10 @@ def load(
         windows: of CT slices, in Hounsfield units, see ``Reading``.
         group: what keeps images together: of DICOM files, or a column of ``index.csv``, see ``image_list.with_groups``.
         label: the column with the classes of an index, see ``Reading``.
-        fit: "crop", "pad" or "stretch", see ``dataset.fit``.
+        fit: "crop", "pad" or "stretch", see ``dataset.fit_image``.
         value_range: of images with more than 8 bits; None takes the ends of the whole set.
         max_pixels: of an image; 0 for Pillow's limit.
-        outside: whether files outside the data folder are read, see ``walker.Inside``.
+        outside: whether files outside the data folder are read, see ``walker.PathGuard``.
 
     Raises:
         UserError: the set is absent and cannot be made or downloaded; the message says how to get it.
@@ -83,12 +92,12 @@ def flowers() -> Path:
     return download.unpacked(FLOWERS, FLOWERS_DIGEST, cache_dir() / "data" / "flowers", hint=hint) / "flower_photos"
 
 
-def digits() -> Source:
+def digits() -> Dataset:
     """Return the 1,797 8x8 digits bundled with scikit-learn (test part of the UCI set), a third of them for testing."""
-    rows = kept((), ("digits", version("scikit-learn")), (1797, 65), np.uint8, lambda: iter([_digits()]))
+    rows = cached_array((), ("digits", version("scikit-learn")), (1797, 65), np.uint8, lambda: iter([_digits()]))
     grey = np.round(rows[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     images = np.repeat(grey[..., None], 3, axis=-1)
-    return cut_test("digits", Split(images, rows[:, 64].astype(np.int32)), tuple(str(i) for i in range(10)))
+    return split_test("digits", Split(images, rows[:, 64].astype(np.int32)), tuple(str(i) for i in range(10)))
 
 
 def _digits() -> np.ndarray:
@@ -105,8 +114,8 @@ def tfds_source(
     size: int,
     most_bytes: float = DECODED_BYTES,
     fit: str = "crop",
-    rules: Decoding = DEFAULT,
-) -> Source:
+    rules: Decoding = DEFAULT_DECODING,
+) -> Dataset:
     """Read a prepared TFDS set; CIFAR-10 and CIFAR-100 are prepared on the first use."""
     builder = prepared(name, data_dir)
     features = builder.info.features
@@ -117,15 +126,15 @@ def tfds_source(
     title, classes = f"{name}:{builder.info.version}", tfds_files.class_names(builder, "label")
     rules = _with_range(builder, names, rules)
     train, *others = (_read(builder, split, size, most_bytes, fit, rules=rules) for split in names)
-    class_numbers(train.labels, len(classes), f"{title}, {names[0]}")
+    class_indices(train.labels, len(classes), f"{title}, {names[0]}")
     # Some test splits, ImageNet's for one, are published without labels.
     found = zip(names[1:], others, strict=True)
     labelled = {split: part for split, part in found if (part.labels >= 0).all()}
     if not labelled:
-        return cut_test(title, train, classes)._replace(value_range=rules.value_range)
+        return split_test(title, train, classes)._replace(value_range=rules.value_range)
     tested, *other = labelled
     validation = labelled[other[0]] if other else None
-    return Source(title, train, labelled[tested], classes, tested, validation, rules.value_range)
+    return Dataset(title, train, labelled[tested], classes, tested, validation, rules.value_range)
 
 
 def own_splits(builder: Any, name: str) -> dict[str, str]:
@@ -142,7 +151,7 @@ def own_splits(builder: Any, name: str) -> dict[str, str]:
 
 
 def tfds_named(
-    name: str, data_dir: str, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT
+    name: str, data_dir: str, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT_DECODING
 ) -> tuple[str, Split, ValueRange | None]:
     """Read the train part of a prepared TFDS set whose labels are names.
 
@@ -199,13 +208,13 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _with_range(builder: Any, splits: Sequence[str], rules: Decoding) -> Decoding:
-    """Return ``rules`` with the range of values of a set, see ``decode.record_with_range``."""
+    """Return ``rules`` with the range of values of a set, see ``decode.with_record_range``."""
     records = [tfds_files.Records(builder, split) for split in splits]
     files = [file for each in records for file in each.files]
     dtype = builder.info.features["image"].np_dtype
     encoded = lambda: (record.content("image") for each in records for record in each)  # noqa: E731
     title = f"{builder.info.name}:{builder.info.version}"
-    return decode.record_with_range(title, dtype, files, encoded, sum(map(len, records)), rules)
+    return decode.with_record_range(title, dtype, files, encoded, sum(map(len, records)), rules)
 
 
 def _read(
@@ -215,7 +224,7 @@ def _read(
     most_bytes: float,
     how: str = "crop",
     name_bytes: int = 0,
-    rules: Decoding = DEFAULT,
+    rules: Decoding = DEFAULT_DECODING,
 ) -> Split:
     """Return a whole split, pictures of differing sizes fitted into ``size``; what was decoded once is kept on disk.
 
@@ -237,18 +246,18 @@ def _read(
         if not differ and image.shape != shape:
             sizes = f"{image.shape[1]}x{image.shape[0]} pixels, and features.json says {width}x{height}"
             raise UserError(f"{record.where} has {sizes}; prepare the data set again")
-        return image if image.shape == shape else fit(image, size, how)
+        return image if image.shape == shape else fit_image(image, size, how)
 
     about = (how, *([rules.value_range] if rules.value_range else []))
     pictures = lambda: (picture(record)[None] for record in records)  # noqa: E731
     one = lambda row: picture(records[row])  # noqa: E731
     if not differ:
         one(0)  # before room is made for as much as features.json claims
-    images = kept_or_encoded(records.files, (len(records), *shape), pictures, one, most_bytes, about)
+    images = cached_or_encoded(records.files, (len(records), *shape), pictures, one, most_bytes, about)
     form = ((len(records), name_bytes), np.uint8) if name_bytes else ((len(records),), np.int64)
-    found = kept(records.files, "labels", *form, labels)
+    found = cached_array(records.files, "labels", *form, labels)
     if not name_bytes:
-        found = class_numbers(found, builder.info.features["label"].num_classes, records.where, hidden=True)
+        found = class_indices(found, builder.info.features["label"].num_classes, records.where, allow_missing=True)
     return Split(images, found)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tl_jax.data.labels import MAX_CLASSES, check_names
+from tl_jax.data.labels import MAX_CLASSES, check_class_names
 from tl_jax.data.text import read_text
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import needs
@@ -94,7 +94,7 @@ def class_names(builder: Any, feature: str) -> tuple[str, ...]:
     label, file = builder.info.features[feature], Path(builder.data_dir) / f"{feature}.labels.txt"
     names = [line.strip() for line in read_text(file).split("\n")] if file.is_file() else label.names
     names = tuple(filter(None, names))
-    check_names(names, file)
+    check_class_names(names, file)
     if len(names) != label.num_classes or len(set(names)) < len(names):
         raise UserError(f"{file} has {len(set(names)):,} different names of {label.num_classes:,} classes; {ACTION}")
     return names

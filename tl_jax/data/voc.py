@@ -8,11 +8,11 @@ from xml.etree.ElementTree import Element, ParseError
 
 from tqdm import tqdm
 
-from tl_jax.data.dataset import DECODED_BYTES, Source, find_splits, split_of, with_test
-from tl_jax.data.decode import DEFAULT, ENDINGS, Decoding
+from tl_jax.data.dataset import DECODED_BYTES, Dataset, find_splits, parse_split, with_test_split
+from tl_jax.data.decode import DEFAULT_DECODING, ENDINGS, Decoding
 from tl_jax.data.detection import Annotated, Object, assemble
 from tl_jax.data.text import read_text
-from tl_jax.data.walker import find_file, is_litter, one_form
+from tl_jax.data.walker import find_file, is_ignored, normalize_unicode
 from tl_jax.utils.errors import UserError, combine
 from tl_jax.utils.extras import needs
 
@@ -33,12 +33,12 @@ def read(
     size: int,
     most_bytes: float = DECODED_BYTES,
     classes: Sequence[str] = (),
-    rules: Decoding = DEFAULT,
-) -> Source:
+    rules: Decoding = DEFAULT_DECODING,
+) -> Dataset:
     """Read a folder of VOC; see ``detection.assemble`` for what comes out and for the arguments.
 
     Lists in ``ImageSets/Main``, or else in ``ImageSets``, name the pictures of each part, one a line, with or without
-    their ending: ``train.txt``, ``val.txt`` and ``test.txt``, or another name of ``dataset.NAMES``. Without a list for
+    their ending: ``train.txt``, ``val.txt`` and ``test.txt``, or another name of ``SPLIT_NAMES``. Without a list for
     train the pictures of ``trainval.txt`` are trained on. Without one for test the validation part is tested. Where
     there are no lists all pictures with an annotation are taken and a fifth is held out; a line on stderr says how
     many have none. Coordinates are taken for edges as they are; VOC's own files count pixels from 1, which moves a box
@@ -53,8 +53,8 @@ def read(
             raise UserError(f"no folder {folder / name}; check --config.data.dir, the layout is {LAYOUT}")
     pictures: Files = {}
     for path in sorted((folder / PICTURES).iterdir()):
-        if path.suffix.lower() in ENDINGS and not is_litter(path.name):
-            pictures.setdefault(one_form(path.stem), []).append(path)
+        if path.suffix.lower() in ENDINGS and not is_ignored(path.name):
+            pictures.setdefault(normalize_unicode(path.stem), []).append(path)
     if not pictures:
         raise UserError(f"{folder / PICTURES} has no pictures ({', '.join(ENDINGS)}); the layout is {LAYOUT}")
     parts = {part: _annotated_all(folder, pictures, rows) for part, rows in _parts(folder, pictures)}
@@ -64,9 +64,9 @@ def read(
 def _parts(folder: Path, pictures: Files) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return for each part its pictures: the name in a list, and where that was found."""
     for where in LISTS:
-        lists = {path.stem: path for path in sorted((folder / where).glob("*.txt")) if not is_litter(path.name)}
+        lists = {path.stem: path for path in sorted((folder / where).glob("*.txt")) if not is_ignored(path.name)}
         # Other texts may lie beside the folder Main.
-        if any(split_of(name) or name.lower() == BOTH for name in lists) or (lists and where == LISTS[0]):
+        if any(parse_split(name) or name.lower() == BOTH for name in lists) or (lists and where == LISTS[0]):
             break
     else:
         return [("train", [(name, str(folder / PICTURES)) for name in _with_annotation(folder, pictures)])]
@@ -79,7 +79,7 @@ def _parts(folder: Path, pictures: Files) -> list[tuple[str, list[tuple[str, str
         )
     if "train" not in found and both:
         found = {"train": both, **{split: path for split, path in found.items() if split == "test"}}
-    found = with_test(found)
+    found = with_test_split(found)
     order = [split for split in ("train", "test", "validation") if split in found]
     parts = [(split, [(name, str(found[split])) for name in _names(found[split])]) for split in order]
     seen: dict[str, str] = {}
@@ -94,7 +94,9 @@ def _parts(folder: Path, pictures: Files) -> list[tuple[str, list[tuple[str, str
 
 def _with_annotation(folder: Path, pictures: Files) -> list[str]:
     """Return the names of pictures that have an annotation; say how many have none, and refuse the reverse."""
-    annotated = {one_form(path.stem) for path in (folder / ANNOTATIONS).glob("*.xml") if not is_litter(path.name)}
+    annotated = {
+        normalize_unicode(path.stem) for path in (folder / ANNOTATIONS).glob("*.xml") if not is_ignored(path.name)
+    }
     if loose := sorted(annotated - set(pictures)):
         raise UserError(
             f"{folder / ANNOTATIONS / loose[0]}.xml has no picture in {folder / PICTURES} ({len(loose)} of "
@@ -114,7 +116,7 @@ def _names(path: Path) -> list[str]:
 
 def _stem(line: str, pictures: Files) -> str:
     """Return the name that a line of a list gives: as it stands, without a second column, a folder or an ending."""
-    line = one_form(line)
+    line = normalize_unicode(line)
     for text in (line, PRESENCE.sub("", line)):
         file = PurePosixPath(text.replace("\\", "/"))
         names = (text, file.name, file.stem if file.suffix.lower() in ENDINGS else file.name)
@@ -165,7 +167,7 @@ def _picture(found: list[Path], line: str, root: Element, path: Path) -> Path:
         return found[0]
     for named in (root.findtext("filename") or "", PRESENCE.sub("", line)):
         name = PurePosixPath(named.strip().replace("\\", "/")).name
-        same = [file for file in found if one_form(file.name) == one_form(name)]
+        same = [file for file in found if normalize_unicode(file.name) == normalize_unicode(name)]
         if same:
             return next((file for file in same if file.name == name), same[0])
     names = " and ".join(file.name for file in found)
@@ -173,7 +175,7 @@ def _picture(found: list[Path], line: str, root: Element, path: Path) -> Path:
 
 
 def _object(element: Element, path: Path) -> Object:
-    name = one_form((element.findtext("name") or "").strip())
+    name = normalize_unicode((element.findtext("name") or "").strip())
     if not name:
         raise UserError(f"{path} has an object without a name; mend it")
     x0, y0, x1, y1 = (_number(element, f"bndbox/{corner}", path) for corner in CORNERS)

@@ -14,8 +14,8 @@ import numpy as np
 
 from tl_jax.data import coco, fingerprint, loader, synthetic, value_range, voc
 from tl_jax.data.augment import Augment, augment_boxes
-from tl_jax.data.dataset import Source, Split
-from tl_jax.data.decode import Decoding, decode
+from tl_jax.data.dataset import Dataset, Split
+from tl_jax.data.decode import Decoding, decode_file
 from tl_jax.data.detection import CLASS, COLUMNS, CROWD, check_objects, letterbox
 from tl_jax.data.image_folder import named
 from tl_jax.metrics.detection import of_boxes as _of_boxes
@@ -89,7 +89,7 @@ def illustrate(classes: Sequence[str], decoding: Decoding, found: Sequence[Mappi
         numbers = [classes.index(each["class"]) for each in row["boxes"]]
         texts = [f"{each['class']} {each['score']:.2f}" for each in row["boxes"]]
         paths.append(
-            drawing.draw_boxes(decode(Path(row["input"]), decoding), boxes, numbers, texts, out / f"{unique}.png")
+            drawing.draw_boxes(decode_file(Path(row["input"]), decoding), boxes, numbers, texts, out / f"{unique}.png")
         )
     return paths
 
@@ -285,7 +285,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
             "weights": str(net.path or "random"),
             "weights_sha256": net.sha256,
             "data": source.name,
-            "tested": source.tested,
+            "tested": source.test_origin,
             "input": {"size": size, "shape": list(shape), "crop": 1.0, "interpolation": "bilinear", "scaling": scaling},
             **source.facts(),
             "new_head": True,
@@ -317,19 +317,19 @@ def start(net: Pretrained, adapters: Adapters, how: Regularize, key: jax.Array) 
     return {**variables, **({"source": kept} if kept else {})}
 
 
-def load_source(config: Any, size: int) -> Source:
+def load_source(config: Any, size: int) -> Dataset:
     """Load the pictures of ``config``, or draw some where ``data.generate`` says so."""
     data = config.data
     name = DRAWN if data.generate and not data.dir else data.name
-    rules = Decoding((), value_range.parse(data.range), data.max_pixels, outside=data.outside)
+    rules = Decoding((), value_range.parse_range(data.range), data.max_pixels, outside=data.outside)
     how = size, data.gigabytes * 1e9, tuple(config.detect.classes), rules
-    return _read(fingerprint.stamp(name, data.dir), name, data.dir, *how)
+    return _read(fingerprint.folder_stamp(name, data.dir), name, data.dir, *how)
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
 def _read(
     _: str, name: str, folder: str, size: int, most_bytes: float, classes: tuple[str, ...], rules: Decoding
-) -> Source:
+) -> Dataset:
     if name == DRAWN:
         return synthetic.scenes(size=size)
     if name not in READERS:
@@ -339,7 +339,7 @@ def _read(
     return READERS[name](Path(folder), size, most_bytes, classes, rules)
 
 
-def tell_unlearned(source: Source, train: Split) -> None:
+def tell_unlearned(source: Dataset, train: Split) -> None:
     """Say which classes have no object left in train, once validation and other examples are cut from it."""
     kinds = train.labels[..., CLASS][train.labels[..., CROWD] == 0]
     missing = [name for k, name in enumerate(source.classes) if not (kinds == k).any()]

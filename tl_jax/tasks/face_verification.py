@@ -13,8 +13,8 @@ import numpy as np
 
 from tl_jax.data import decode, faces, fingerprint, image_folder, loader, value_range
 from tl_jax.data.augment import Augment
-from tl_jax.data.dataset import Rows, Source, Split, as_names
-from tl_jax.data.decode import DEFAULT, Decoding
+from tl_jax.data.dataset import Dataset, Split, Subset, path_array
+from tl_jax.data.decode import DEFAULT_DECODING, Decoding
 from tl_jax.data.faces import Album, Cut
 from tl_jax.metrics import Batch, Verdict, verification
 from tl_jax.metrics.verification import Pairs, Trial
@@ -65,7 +65,7 @@ def answer(
             f"no folder {known_folder} with the known people; set config.faces.known to a folder with PERSON/PICTURE"
         )
     files = image_folder.pictures(Path(inputs[0]), config.data.outside)
-    rules = Decoding((), value_range.of_facts(task.facts), config.data.max_pixels, True, config.data.outside)
+    rules = Decoding((), value_range.range_from_facts(task.facts), config.data.max_pixels, True, config.data.outside)
     most_bytes = config.data.gigabytes * 1e9
     readable, errors = file_answers.readable(files, rules)
     images = decode.decode_all("pictures", readable, size, most_bytes, rules)
@@ -120,7 +120,7 @@ class Faces(NamedTuple):
     """The data: all pictures, their parts, and the pairs of the test part, None for every pair."""
 
     album: Album
-    source: Source
+    source: Dataset
     pairs: Pairs | None
 
 
@@ -183,9 +183,9 @@ def start(task: Task, shape: Sequence[int], key: jax.Array) -> dict[str, Any]:
 
 def rules_of(config: Any, record: RunRecord = NEW_RUN) -> Decoding:
     """Return how image files become pixels: as the run has read them, or else as ``config`` says."""
-    if limits := value_range.of_facts(record.facts):
+    if limits := value_range.range_from_facts(record.facts):
         return Decoding((), limits, config.data.max_pixels, True, config.data.outside)
-    return Decoding((), value_range.parse(config.data.range), config.data.max_pixels, outside=config.data.outside)
+    return Decoding((), value_range.parse_range(config.data.range), config.data.max_pixels, outside=config.data.outside)
 
 
 def load(config: Any, size: int) -> Faces:
@@ -202,20 +202,22 @@ def load(config: Any, size: int) -> Faces:
     return Faces(album, source, faces.rows(listed, [album.files[row] for row in rows]) if listed else None)
 
 
-def with_files(source: Source, album: Album) -> Source:
+def with_files(source: Dataset, album: Album) -> Dataset:
     """Return the data with the files of their pictures, which are rows of an album."""
-    names = as_names(album.files)
+    names = path_array(album.files)
 
     def named(split: Split) -> Split:
-        return split._replace(files=names[split.images.chosen] if isinstance(split.images, Rows) else names)
+        return split._replace(files=names[split.images.indices] if isinstance(split.images, Subset) else names)
 
     validation = source.validation and named(source.validation)
     return source._replace(train=named(source.train), test=named(source.test), validation=validation)
 
 
-def read(name: str, folder: str, generate: bool, size: int, most_bytes: float, rules: Decoding = DEFAULT) -> Album:
+def read(
+    name: str, folder: str, generate: bool, size: int, most_bytes: float, rules: Decoding = DEFAULT_DECODING
+) -> Album:
     """Read the set ``name``, see ``load``."""
-    return _read(fingerprint.stamp(name, folder), name, folder, generate, size, most_bytes, rules)
+    return _read(fingerprint.folder_stamp(name, folder), name, folder, generate, size, most_bytes, rules)
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it

@@ -17,7 +17,7 @@ import numpy as np
 
 from tl_jax.data import fingerprint, text_datasets, tokenize, word_splitting
 from tl_jax.data.conll import find_scheme
-from tl_jax.data.dataset import Source
+from tl_jax.data.dataset import Dataset
 from tl_jax.data.text import FIRST_LINE, Columns, read_examples
 from tl_jax.data.tokenize import IGNORED, Masking, Texts, TextStream
 from tl_jax.data.word_splitting import PLAIN_SPLITTER, Splitter
@@ -299,7 +299,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
             "weights": str(net.path or "random"),
             "weights_sha256": net.sha256,
             "data": source.name,
-            "tested": source.tested,
+            "tested": source.test_origin,
             "input": {"length": length(config, net)},
             "new_head": net.new,
             "reading": reading,
@@ -372,11 +372,11 @@ def start(
     return {**variables, **({"source": kept} if kept else {})}
 
 
-def load_source(config: Any) -> Source:
+def load_source(config: Any) -> Dataset:
     """Load the texts of ``config``, or those of the installed libraries where ``data.generate`` says so."""
     data = config.data
     name = DRAWN[config.task] if data.generate and not data.dir else data.name
-    source = _read(fingerprint.stamp(name, data.dir), name, data.dir, columns_of(config))
+    source = _read(fingerprint.folder_stamp(name, data.dir), name, data.dir, columns_of(config))
     tagged = source.train.labels.dtype == object
     if config.task != "masked" and tagged != (config.task == "tokens"):
         have, right = ("a tag for each word", "tokens") if tagged else ("one label for each text", "text")
@@ -392,7 +392,7 @@ def columns_of(config: Any) -> Columns:
     return Columns(tuple(config.data.columns), tuple(config.data.text), config.data.label)
 
 
-def say_shared(source: Source) -> None:
+def say_shared(source: Dataset) -> None:
     """Say how many texts for choosing and testing are in the training split, too."""
     train = {_key(text) for text in source.train.images}
     for name, split in (("validation", source.validation), ("test", source.test)):
@@ -407,7 +407,7 @@ def _key(text: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def _read(_: str, name: str, folder: str, columns: Columns) -> Source:
+def _read(_: str, name: str, folder: str, columns: Columns) -> Dataset:
     return text_datasets.load(name, folder, columns)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tl_jax.data.dataset import encoded
+from tl_jax.data.dataset import is_encoded
 from tl_jax.data.loader import Stream
 from tl_jax.data.tokenize import TextStream
 from tl_jax.train import sharding
@@ -281,7 +281,7 @@ class Stepper:
         if not isinstance(self._batch, Stream):
             return sharding.put(self._batch(step))
         if self._following is None:
-            self._following = self._batch.following(step, self._phase.stop, sharding.share(self._batch.batch_size))
+            self._following = self._batch.batches(step, self._phase.stop, sharding.share(self._batch.batch_size))
         return sharding.put_share(next(self._following))
 
     def _steps(self, first: int, stop: int) -> tuple[Any, ...]:
@@ -311,7 +311,7 @@ class Stepper:
     def _most(self) -> int:
         """Return the steps that a call may take: one where a step is work enough, or the data do not fit."""
         stream, steps = self._batch, min(MOST_STEPS, self._phase.stop - self._phase.start)
-        if not isinstance(stream, Stream) or encoded(stream.images):
+        if not isinstance(stream, Stream) or is_encoded(stream.images):
             return 1
         row = stream.images[:1].nbytes
         if not self._near:
