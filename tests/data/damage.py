@@ -154,7 +154,7 @@ def read_table(kind: str) -> Callable[[Path], Any]:
 def read_folder(folder: Path) -> Any:
     from tl_jax.data import image_folder as folders
 
-    return folders.read(folder, 8).train.images[:]
+    return folders.read_folder(folder, 8).train.images[:]
 
 
 def read_dicom(folder: Path) -> Any:
@@ -170,26 +170,26 @@ def read_dicom(folder: Path) -> Any:
 def read_voc(folder: Path) -> Any:
     from tl_jax.data import voc
 
-    return voc.read(folder, 8).train.images[:]
+    return voc.read_voc(folder, 8).train.images[:]
 
 
 def read_coco(folder: Path) -> Any:
     from tl_jax.data import coco
 
-    return coco.read(folder, 8).train.images[:]
+    return coco.read_coco(folder, 8).train.images[:]
 
 
 def read_index(folder: Path) -> Any:
     from tl_jax.data import image_list
-    from tl_jax.data.image_list import Reading
+    from tl_jax.data.image_list import ReadOptions
 
-    return image_list.source(folder, Reading(8, group="patient")).train.images[:]
+    return image_list.load_index(folder, ReadOptions(8, group="patient")).train.images[:]
 
 
 def read_npz(folder: Path) -> Any:
     from tl_jax.data import medmnist
 
-    return np.asarray(medmnist.read(folder / "set.npz").train.images[:])
+    return np.asarray(medmnist.read_npz(folder / "set.npz").train.images[:])
 
 
 def make_deep(folder: Path) -> None:
@@ -268,10 +268,10 @@ def make_faces(folder: Path) -> None:
 def read_faces(folder: Path) -> Any:
     from tl_jax.data import faces
 
-    album = faces.read(folder / "set", 8)
+    album = faces.read_faces(folder / "set", 8)
     listed = faces.read_pairs(folder / "pairs.txt")
-    cut = faces.Cut(2, faces.names(folder / "people.txt"), 0, 0.0, 0, 0)
-    return faces.rows(listed, album.files), faces.split(album, cut)[0].train.images[:]
+    cut = faces.SplitOptions(2, faces.read_identities(folder / "people.txt"), 0, 0.0, 0, 0)
+    return faces.match_pairs(listed, album.files), faces.split_identities(album, cut)[0].train.images[:]
 
 
 def make_deep_npz(folder: Path) -> None:
@@ -316,7 +316,7 @@ def read_pictures(folder: Path) -> Any:
     from tl_jax.data.decode import DEFAULT_DECODING
     from tl_jax.tasks import file_answers
 
-    files = folders.named([str(folder / "some")])
+    files = folders.input_images([str(folder / "some")])
     found, errors = file_answers.readable(files, DEFAULT_DECODING)
     rows = file_answers.rows(files, dict.fromkeys(found, {}), errors)
     assert sum("error" in row for row in rows) == len(errors) <= 1

@@ -68,7 +68,7 @@ def test_digits_test_part_is_a_fixed_third():
 
 
 def test_gratings_are_learnable_by_a_linear_model_on_their_spectrum():
-    source = synthetic.gratings()
+    source = synthetic.draw_gratings()
 
     def spectrum(images):
         return np.abs(np.fft.fft2(images.mean(-1)))[:, :8, :].reshape(len(images), -1)
@@ -171,7 +171,7 @@ def test_fit_keeps_the_aspect_ratio_and_leaves_the_right_size_alone(pictures):
 def test_fit_agrees_with_pillow():
     from PIL import Image
 
-    image = np.asarray(Image.fromarray(synthetic.gratings().train.images[0]).resize((64, 64)))
+    image = np.asarray(Image.fromarray(synthetic.draw_gratings().train.images[0]).resize((64, 64)))
     for size in (24, 128):
         ours = np.asarray(preprocess.fit(image[None], size, 1.0, "bilinear"))[0]
         pillow = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
@@ -234,7 +234,7 @@ def test_splits_of_tfds_are_known_by_all_their_names(tmp_path):
 
 
 def test_the_newest_version_is_read_by_number(tmp_path):
-    assert tfds_module._version("10.0.0") > tfds_module._version("9.1.0")
+    assert tfds_module._parse_version("10.0.0") > tfds_module._parse_version("9.1.0")
 
 
 def test_what_is_held_out_is_cut_once_by_scikit_learn(monkeypatch, tmp_path):

@@ -166,7 +166,7 @@ def test_a_corrupt_slice_in_a_folder_is_named(tmp_path: Path) -> None:
     draw(tmp_path, {"green": 5, "red": 5})
     (tmp_path / "red" / "x.dcm").write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot read .*red/x.dcm as DICOM"):
-        image_folder.read(tmp_path)
+        image_folder.read_folder(tmp_path)
 
 
 @pytest.mark.parametrize("tag", [b"\x08\0\x60\0CS", b"\x10\0\x20\0LO", b"\x20\0\x0d\0UI", b"\x28\0\x04\0CS"])
@@ -316,11 +316,11 @@ def test_a_stated_range_takes_the_place_of_the_files_own_window(tmp_path: Path) 
     for i in range(10):
         pixels = np.full((4, 4), 100 * i, np.uint16)
         write(tmp_path / "ab"[i % 2] / f"{i}.dcm", pixels, PatientID=f"p{i}", WindowCenter=1, WindowWidth=2, **PLAIN)
-    source = image_folder.read(tmp_path, 4, value_range=(0.0, 1000.0))
+    source = image_folder.read_folder(tmp_path, 4, value_range=(0.0, 1000.0))
     found = sorted(int(each[0, 0, 0]) for part in (source.train, source.test) for each in part.images)
     assert found == [round(25.5 * i) for i in range(10)]
     with pytest.raises(UserError, match="config.data.range has no effect"):
-        image_folder.read(tmp_path, 4, windows=("lung",), value_range=(0.0, 1000.0))
+        image_folder.read_folder(tmp_path, 4, windows=("lung",), value_range=(0.0, 1000.0))
     same = write(tmp_path / "ct" / "a.dcm", np.full((4, 4), 1024 + 300, np.uint16))  # 300 Hounsfield units
     seen, ranged = Decoding(((100, 900),)), Decoding(value_range=(100.0, 900.0))
     kept = [decode.decode_all("ct", [same], 4, 1e9, rules)[0, 0, 0, 0] for rules in (seen, ranged, seen)]
@@ -345,5 +345,5 @@ def test_a_file_with_too_many_pixels_is_refused(tmp_path: Path) -> None:
     for i in range(10):
         write(tmp_path / "ab"[i % 2] / f"{i}.dcm", np.full((8, 8), 1024 + i, np.uint16), PatientID=f"p{i}")
     with pytest.raises(UserError, match="more than 63 pixels.*config.data.max_pixels"):
-        image_folder.read(tmp_path, 8, windows=("lung",), max_pixels=63)
-    assert len(image_folder.read(tmp_path, 8, windows=("lung",), max_pixels=64).train.labels) == 8
+        image_folder.read_folder(tmp_path, 8, windows=("lung",), max_pixels=63)
+    assert len(image_folder.read_folder(tmp_path, 8, windows=("lung",), max_pixels=64).train.labels) == 8

@@ -90,12 +90,12 @@ def test_no_index(tmp_path: Path) -> None:
         tfds.load("index")
     lay(tmp_path, "file,patient\na/p0.png,x\n")
     with pytest.raises(UserError, match=r"does not list a/p2.png \(7 of 8 pictures are not there\)"):
-        image_folder.read(tmp_path, group="patient")
+        image_folder.read_folder(tmp_path, group="patient")
 
 
 def test_class_folders_take_groups_from_the_index(tmp_path: Path, capsys) -> None:
     rows = [f"{'ab'[i % 2]}/p{i}.png,{i // 4}" for i in range(40)]
-    source = image_folder.read(lay(tmp_path, "\n".join(["file,patient", *rows]), 40), group="patient")
+    source = image_folder.read_folder(lay(tmp_path, "\n".join(["file,patient", *rows]), 40), group="patient")
     train, test = source.train, source.test
     assert train.groups is not None and test.groups is not None and capsys.readouterr().err == ""
     assert not set(train.groups) & set(test.groups) and np.bincount(test.labels).tolist() == [4, 4]
@@ -134,7 +134,7 @@ def test_an_npz_is_read(tmp_path: Path) -> None:
     assert source.validation.labels.tolist() == [0, 1, 2] and source.validation.labels.dtype == np.int32
     colour = np.stack([given["train_images"]] * 3, -1)
     np.savez(tmp_path / "colour.npz", **arrays(train_images=colour, val_images=None, val_labels=None))
-    source = medmnist.read(tmp_path / "colour.npz")
+    source = medmnist.read_npz(tmp_path / "colour.npz")
     assert source.validation is None and (source.train.images == colour).all()
 
 
@@ -155,7 +155,7 @@ def test_an_npz_is_read(tmp_path: Path) -> None:
 def test_what_is_wrong_with_an_npz_is_said(tmp_path: Path, changes, message: str) -> None:
     np.savez(tmp_path / "x.npz", **arrays(**changes))
     with pytest.raises(UserError, match=message) as caught:
-        medmnist.read(tmp_path / "x.npz")
+        medmnist.read_npz(tmp_path / "x.npz")
     assert "\n" not in str(caught.value)
 
 
@@ -165,9 +165,9 @@ def test_a_damaged_npz(tmp_path: Path) -> None:
     (tmp_path / "short.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:-200])
     for name in ("text", "short"):
         with pytest.raises(UserError, match=f"cannot read .*{name}.npz"):
-            medmnist.read(tmp_path / f"{name}.npz")
+            medmnist.read_npz(tmp_path / f"{name}.npz")
     with pytest.raises(UserError, match="no file .*absent.npz"):
-        medmnist.read(tmp_path / "absent.npz")
+        medmnist.read_npz(tmp_path / "absent.npz")
 
 
 def test_the_published_set_is_fetched_and_its_hash_checked(tmp_path: Path, monkeypatch) -> None:

@@ -32,7 +32,7 @@ def photos(tmp_path_factory) -> Path:
 @pytest.fixture
 def both(photos):
     """Return the set kept decoded, and the same one decoded at each reading."""
-    return image_folder.read(photos, 16), image_folder.read(photos, 16, most_bytes=100)
+    return image_folder.read_folder(photos, 16), image_folder.read_folder(photos, 16, max_bytes=100)
 
 
 def test_pictures_are_the_same(both):
@@ -67,17 +67,17 @@ def test_evaluation_sees_the_same(both):
 
 def test_what_is_computed_of_them_is_kept_by_files_and_rows(both, photos):
     images = both[1].train.images
-    again = image_folder.read(photos, 16, most_bytes=100).train.images
+    again = image_folder.read_folder(photos, 16, max_bytes=100).train.images
     assert digest(images) == digest(again)
     assert digest(images) != digest(Subset(images, np.arange(3)))
-    assert digest(images) != digest(image_folder.read(photos, 12, most_bytes=100).train.images)
+    assert digest(images) != digest(image_folder.read_folder(photos, 12, max_bytes=100).train.images)
 
 
 def test_a_picture_that_cannot_be_decoded_is_named(both, photos, tmp_path):
     for path in photos.glob("*/*.png"):
         (tmp_path / path.parent.name).mkdir(exist_ok=True)
         (tmp_path / path.parent.name / path.name).write_bytes(path.read_bytes())
-    source = image_folder.read(tmp_path, 16, most_bytes=100)
+    source = image_folder.read_folder(tmp_path, 16, max_bytes=100)
     for path in tmp_path.glob("two/*.png"):
         path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="cannot decode .*two"):

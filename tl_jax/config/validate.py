@@ -158,13 +158,13 @@ def measures(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
         ),
         f"data.dir={config.data.dir!r} has no effect with config.data.name={config.data.name}, which reads no folder; "
         "set --config.data.name=folder for class folders with pictures": (
-            config.task in OF_PICTURES and config.data.dir and config.data.name in (*tfds.EMBEDDED, *medmnist.SETS)
+            config.task in OF_PICTURES and config.data.dir and config.data.name in (*tfds.BUILTIN, *medmnist.SETS)
         ),
         f"data.range has no effect with config.data.name={config.data.name}, whose images have 8 bits": (
-            changed("data.range") and config.data.name in (*tfds.EMBEDDED, *medmnist.SETS)
+            changed("data.range") and config.data.name in (*tfds.BUILTIN, *medmnist.SETS)
         ),
         f"data.max_pixels has no effect with config.data.name={config.data.name}, which reads no image files": (
-            config.data.max_pixels and config.data.name in (*tfds.EMBEDDED, *medmnist.SETS, "npz")
+            config.data.max_pixels and config.data.name in (*tfds.BUILTIN, *medmnist.SETS, "npz")
         ),
         f"data.outside has an effect with config.data.name={', '.join(OUTSIDE)} only": (
             config.data.outside and config.data.name not in OUTSIDE

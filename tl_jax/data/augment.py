@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from tl_jax.data import randaugment
-from tl_jax.data.detection import CLASS, NONE
+from tl_jax.data.detection import CLASS, NO_CLASS
 from tl_jax.utils.errors import UserError
 
 COUNTS = (1, 2, 10)
@@ -203,7 +203,7 @@ def augment_boxes(
 
     Args:
         images: (N, H, W, C) in [0, 255].
-        labels: float32 (N, M, 6), see ``detection.assemble``.
+        labels: float32 (N, M, 6), see ``detection.build_dataset``.
         key: of the batch; each picture gets its own.
         how: what may happen; ``flip``, ``resized_crop`` and what changes colours only.
         visible: least share of a box's area that stays in the picture.
@@ -229,7 +229,7 @@ def _move_one(
         cut = rectangle(crop_key, (how.resized_crop, 1.0), CROP_STRETCH)
         image = enlarged(image.astype(jnp.float32), *cut)
         boxes, seen = within(boxes, cut, image.shape[:2])
-        label = label.at[:, CLASS].set(jnp.where((seen > 0) & (seen >= visible), label[:, CLASS], NONE))
+        label = label.at[:, CLASS].set(jnp.where((seen > 0) & (seen >= visible), label[:, CLASS], NO_CLASS))
     return image, label.at[:, :4].set(boxes)
 
 

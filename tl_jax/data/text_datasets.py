@@ -216,7 +216,7 @@ def load(name: str, data_dir: str = "", columns: Columns = text.FIRST_LINE) -> D
 
 def tfds_source(name: str, data_dir: str, columns: Columns) -> Dataset:
     """Read a prepared TFDS set of texts; parts that were published without labels are left out."""
-    builder = tfds.prepared(name, data_dir)
+    builder = tfds.open_prepared(name, data_dir)
     features = builder.info.features
     absent = [each for each in (*columns.text, columns.label) if each not in features]
     if absent or not hasattr(features[columns.label], "names"):
@@ -224,7 +224,7 @@ def tfds_source(name: str, data_dir: str, columns: Columns) -> Dataset:
             f"data set {name!r} has {', '.join(features)}; set config.data.text to its texts and config.data.label to "
             "its class label"
         )
-    names = tfds.own_splits(builder, name)
+    names = tfds.builder_splits(builder, name)
     title, classes = f"{name}:{builder.info.version}", tfds_files.class_names(builder, columns.label)
     found = {split: _read(builder, names[split], columns) for split in names}
     hidden = {split: int((part.labels < 0).sum()) for split, part in found.items()}

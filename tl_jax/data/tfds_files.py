@@ -21,9 +21,9 @@ TYPE_KEYS, COUNT_KEYS = ("type", "pythonClassName", "python_class_name"), ("numC
 SHARD_KEYS = "shardLengths", "shard_lengths"
 # Of other ones TFDS asks TensorFlow, where that is installed.
 DTYPES = re.compile("bool_?|u?int(8|16|32|64)|b?float(16|32|64)|complex(64|128)|str|string|object_?")
-TYPED = ("Audio", "Image", "LabeledImage", "Scalar", "Tensor", "Video")  # features that have a dtype
-AT_ONCE = 1000  # records
-REASON = 200  # letters of another library's error
+TYPED_FEATURES = ("Audio", "Image", "LabeledImage", "Scalar", "Tensor", "Video")  # features that have a dtype
+CHUNK_RECORDS = 1000  # records
+MAX_REASON = 200  # letters of another library's error
 
 
 def open_builder(folder: Path) -> Any:
@@ -60,9 +60,9 @@ def _check_info(path: Path) -> None:
     splits = splits if isinstance(splits, list) else []  # TFDS refuses other types
     lengths = [split.get(key) for split in splits if isinstance(split, dict) for key in SHARD_KEYS]
     claimed = sum(len(each) for each in lengths if isinstance(each, list))
-    there = len(os.listdir(path.parent))
-    if claimed > there:
-        raise UserError(f"{path} claims {claimed:,} files of records, and its folder has {there:,} files; {ACTION}")
+    num_files = len(os.listdir(path.parent))
+    if claimed > num_files:
+        raise UserError(f"{path} claims {claimed:,} files of records, and its folder has {num_files:,} files; {ACTION}")
 
 
 def _check_features(path: Path) -> None:
@@ -70,7 +70,7 @@ def _check_features(path: Path) -> None:
     todo = [read_json(path, ACTION)]
     while todo:
         node = todo.pop()
-        _check_typed(path, node)
+        _check_dtype(path, node)
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             if isinstance(value, (dict, list)):
                 todo.append(value)
@@ -82,10 +82,10 @@ def _check_features(path: Path) -> None:
                 raise UserError(f"{path} has the dtype {str(value)!r}, which is none; {ACTION}")
 
 
-def _check_typed(path: Path, node: Any) -> None:
+def _check_dtype(path: Path, node: Any) -> None:
     """Refuse a feature that needs a type and has none: TFDS would ask TensorFlow for it, where that is installed."""
     kind = str(node.get("pythonClassName", "")).rpartition(".")[2] if isinstance(node, dict) else ""
-    if kind in TYPED and not any("dtype" in each for each in node.values() if isinstance(each, dict)):
+    if kind in TYPED_FEATURES and not any("dtype" in each for each in node.values() if isinstance(each, dict)):
         raise UserError(f"{path} has a feature {kind} without a dtype; {ACTION}")
 
 
@@ -162,16 +162,16 @@ class Records:
         """Yield the records in order, read a thousand at a time."""
         for file, reader, end in zip(self.files, self._readers, self._ends, strict=True):
             count = reader.num_records()
-            for first in range(0, count, AT_ONCE):
+            for first in range(0, count, CHUNK_RECORDS):
                 with _reading(file):
-                    found = reader.read(first, min(first + AT_ONCE, count))
-                for row, record in enumerate(found, start=end - count + first):
+                    contents = reader.read(first, min(first + CHUNK_RECORDS, count))
+                for row, record in enumerate(contents, start=end - count + first):
                     yield Record(record, f"{self.where} example {row}")
 
     def __getitem__(self, row: int) -> Record:
-        at = bisect.bisect_right(self._ends, row)
-        with _reading(self.files[at]):
-            (record,) = self._readers[at].read([row - (self._ends[at - 1] if at else 0)])
+        shard = bisect.bisect_right(self._ends, row)
+        with _reading(self.files[shard]):
+            (record,) = self._readers[shard].read([row - (self._ends[shard - 1] if shard else 0)])
         return Record(record, f"{self.where} example {row}")
 
 
@@ -185,5 +185,5 @@ def _reading(where: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    said = " ".join(f"{type(error).__name__}: {error}".split())
-    return said if len(said) <= REASON else f"{said[:REASON]}..."
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    return message if len(message) <= MAX_REASON else f"{message[:MAX_REASON]}..."

@@ -61,7 +61,7 @@ def print_range(name: str, count: int, value_range: ValueRange, stated: bool, ot
 
 
 def range_from_facts(facts: Mapping[str, Any]) -> ValueRange | None:
-    """Return the range that the facts of a run state, see ``Source.facts``; None for images of 8 bits."""
+    """Return the range that the facts of a run state, see ``Dataset.facts``; None for images of 8 bits."""
     return tuple(facts["value_range"]) if facts.get("value_range") else None
 
 

@@ -17,7 +17,7 @@ from tl_jax.data.augment import Augment, augment_boxes
 from tl_jax.data.dataset import Dataset, Split
 from tl_jax.data.decode import Decoding, decode_file
 from tl_jax.data.detection import CLASS, COLUMNS, CROWD, check_objects, letterbox
-from tl_jax.data.image_folder import named
+from tl_jax.data.image_folder import input_images
 from tl_jax.metrics.detection import of_boxes as _of_boxes
 from tl_jax.models import centernet
 from tl_jax.models.centernet import GROUP, Detector, giou
@@ -65,7 +65,7 @@ def answer(
         variables: trained.
         inputs: picture files, and folders of such.
     """
-    files = named(inputs, decoding.outside)
+    files = input_images(inputs, decoding.outside)
     size = min(size, sharding.whole(len(files)))
     found, lines, errors = {}, [], []
     for some, pictures in file_answers.decoded(files, decoding, size, errors):
@@ -241,7 +241,7 @@ def loss_terms(out: Any, labels: jax.Array, mask: jax.Array, shape: tuple[int, .
     return {name: (value, total) for name, value in terms.items()}
 
 
-READERS = {"voc": voc.read, "coco": coco.read}
+READERS = {"voc": voc.read_voc, "coco": coco.read_coco}
 DRAWN = "scenes"
 
 
@@ -331,7 +331,7 @@ def _read(
     _: str, name: str, folder: str, size: int, most_bytes: float, classes: tuple[str, ...], rules: Decoding
 ) -> Dataset:
     if name == DRAWN:
-        return synthetic.scenes(size=size)
+        return synthetic.draw_scenes(size=size)
     if name not in READERS:
         raise UserError(f"config.data.name={name!r} has no boxes; {nearest(name, (*READERS, DRAWN))}")
     if not folder:

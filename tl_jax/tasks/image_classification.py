@@ -18,7 +18,7 @@ from tl_jax.data.augment import Augment
 from tl_jax.data.dataset import Split, fit_image
 from tl_jax.data.decode import Decoding
 from tl_jax.data.fingerprint import relative_names
-from tl_jax.data.image_folder import named
+from tl_jax.data.image_folder import input_images
 from tl_jax.metrics import Batch
 from tl_jax.metrics.classification import calibrated, fit_temperature
 from tl_jax.pretrained.network import Pretrained, variable_shapes, with_head
@@ -160,7 +160,7 @@ def temperature(asked: Asked, variables: Any) -> float:
 
 def _asked_of(asked: Asked, inputs: Sequence[str]) -> tuple[list[Path], Asked]:
     """Return the files that were named, and who is asked of them, in batches no larger than it takes."""
-    files = named(inputs, asked.decoding.outside)
+    files = input_images(inputs, asked.decoding.outside)
     return files, asked._replace(batch_size=min(asked.batch_size, sharding.whole(len(files))))
 
 
