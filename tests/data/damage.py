@@ -146,7 +146,7 @@ def read_table(kind: str) -> Callable[[Path], Any]:
     def read(folder: Path) -> Any:
         from tl_jax.data import text
 
-        return text.read(folder, kind)
+        return text.read_text_dataset(folder, kind)
 
     return read
 
@@ -295,13 +295,13 @@ def make_inputs(folder: Path) -> None:
 
 
 def read_inputs(folder: Path) -> Any:
-    from tl_jax.data.text import FIRST_LINE
+    from tl_jax.data.text import DEFAULT_COLUMNS
     from tl_jax.tasks import text
 
     def files(task: str) -> list[str]:
         return [str(folder / name) for name in INPUTS if task == "tokens" or not name.endswith("conll")]
 
-    return [text.read_inputs(files(task), task, False, FIRST_LINE) for task in ("tokens", "text")]
+    return [text.read_inputs(files(task), task, False, DEFAULT_COLUMNS) for task in ("tokens", "text")]
 
 
 def make_pictures(folder: Path) -> None:

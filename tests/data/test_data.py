@@ -164,8 +164,8 @@ def test_scalings_by_hand():
 
 def test_fit_keeps_the_aspect_ratio_and_leaves_the_right_size_alone(pictures):
     wide = np.random.default_rng(0).integers(0, 256, (1, 20, 40, 3)).astype(np.uint8)
-    assert preprocess.fit(wide, 8, 0.875, "bilinear").shape == (1, 8, 8, 3)
-    assert preprocess.fit(pictures, 9, 0.875, "bilinear") is pictures
+    assert preprocess.resize_and_crop(wide, 8, 0.875, "bilinear").shape == (1, 8, 8, 3)
+    assert preprocess.resize_and_crop(pictures, 9, 0.875, "bilinear") is pictures
 
 
 def test_fit_agrees_with_pillow():
@@ -173,7 +173,7 @@ def test_fit_agrees_with_pillow():
 
     image = np.asarray(Image.fromarray(synthetic.draw_gratings().train.images[0]).resize((64, 64)))
     for size in (24, 128):
-        ours = np.asarray(preprocess.fit(image[None], size, 1.0, "bilinear"))[0]
+        ours = np.asarray(preprocess.resize_and_crop(image[None], size, 1.0, "bilinear"))[0]
         pillow = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
         assert np.abs(ours - pillow).max() <= 1.0  # Pillow rounds to integers
 

@@ -94,7 +94,7 @@ def test_hidden_words_are_those_that_the_first_step_hides(folder, tmp_path, monk
     config, found = shown(folder, tmp_path, monkeypatch, ("task", "masked"))
     task, seen = make_task(config), []
     hide = text_preview.tokenize.hide
-    monkeypatch.setattr("tl_jax.tasks.losses.hide", lambda *a: seen.append(hide(*a)) or seen[-1])
+    monkeypatch.setattr("tl_jax.tasks.losses.mask_tokens", lambda *a: seen.append(hide(*a)) or seen[-1])
     batch = task.train_batch(0)
     task.loss(task.init(jax.random.key(0)), batch, jax.random.fold_in(stream_key(config.seed, "train"), 0))
     tokenizer = huggingface.tokenizer(config.init.source, config.init.path)

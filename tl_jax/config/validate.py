@@ -348,7 +348,7 @@ def _start(config: Config, changed: Callable[..., bool]) -> Refused:
             config.data.train_examples and config.data.per_class
         ),
         "seed has no effect beside config.seeds; change those": config.seeds and changed("seed"),
-        f"test_views={config.test_views} must be 1, 2 or 10": config.test_views not in augment.COUNTS,
+        f"test_views={config.test_views} must be 1, 2 or 10": config.test_views not in augment.VIEW_COUNTS,
         "init.strength has an effect with config.init.head=logistic or ridge only": (
             changed("init.strength") and config.init.head not in ("logistic", "ridge")
         ),

@@ -80,8 +80,8 @@ class TextNetwork(NamedTuple):
             ``input_ids``, ``attention_mask`` and ``token_type_ids``, int32 (N, L), L that of the longest text.
         """
         most = min(max_length or self.model.positions, self.model.positions)
-        encodings = tokenize_module.encode(self.tokenizer, texts, most)
-        return tokenize_module.padded(encodings, tokenize_module.padding(self.tokenizer))
+        encodings = tokenize_module.encode_texts(self.tokenizer, texts, most)
+        return tokenize_module.pad_encodings(encodings, tokenize_module.pad_id(self.tokenizer))
 
 
 @functools.cache
@@ -165,7 +165,7 @@ def load(
         converted = converted._replace(extra=[name for name in converted.extra if name not in beside])
     model = models.create(name, classes, **{**attributes, **options})
     variables, drawn = _merged(model, converted, kept, file)
-    made = tokenize.read(folder)
+    made = tokenize.read_tokenizer(folder)
     _check_vocabulary(made, model, folder)
     net = TextNetwork(
         model,
@@ -192,7 +192,7 @@ def random(name: str, path: str | Path, num_classes: int = 0, *, seed: int = 0, 
         **options: attributes of ``Bert``, before those of ``config.json``.
     """
     folder = _folder(path)
-    made = tokenize.read(folder)
+    made = tokenize.read_tokenizer(folder)
     attributes = bert_table.options(_config(folder)) if (folder / CONFIG).is_file() else {}
     attributes.setdefault("vocabulary", made.get_vocab_size())
     model = models.create(name, num_classes, **{**attributes, **options})
@@ -239,13 +239,13 @@ def folder_of(source: str, path: str) -> str:
 
 def tokenizer(source: str, path: str) -> tokenizers.Tokenizer:
     """Return the tokenizer of ``config.init``, without the weights; a UserError where the folder lacks it."""
-    return tokenize.read(_folder(folder_of(source, path)))
+    return tokenize.read_tokenizer(_folder(folder_of(source, path)))
 
 
 def part_names(name: str, source: str, path: str, **options: Any) -> tuple[str, ...]:
     """Return the names of the parts that the network of a folder has; a UserError where it lacks a file."""
     folder = _folder(folder_of(source, path))
-    tokenize.read(folder)
+    tokenize.read_tokenizer(folder)
     if source != "random":
         _config(folder)
         _weights(folder)
@@ -401,7 +401,7 @@ def _check_vocabulary(made: tokenizers.Tokenizer, model: Bert, folder: Path) -> 
             f"the tokenizer in {folder} knows {size:,} words and the weights {model.vocabulary:,}; "
             "copy the tokenizer that came with these weights there"
         )
-    largest, types = tokenize.reach(made)
+    largest, types = tokenize.max_ids(made)
     pair = max(2, model.types)  # a network of one type is for single texts, and its tokenizer may know pairs
     if largest >= model.vocabulary or (model.types and types >= pair):
         raise UserError(

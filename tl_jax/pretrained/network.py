@@ -53,8 +53,10 @@ class Pretrained(NamedTuple):
         images = images if isinstance(images, jax.Array) else np.asarray(images)
         if images.ndim != 4 or images.dtype != np.uint8:
             raise UserError(f"preprocess takes uint8 (N, H, W, C), not {images.dtype} {tuple(images.shape)}")
-        pictures = preprocess_module.channels(jnp.asarray(images), self.model.channels)
-        fitted = preprocess_module.fit(pictures, self.spec.image_size, self.spec.crop, self.spec.interpolation)
+        pictures = preprocess_module.convert_channels(jnp.asarray(images), self.model.channels)
+        fitted = preprocess_module.resize_and_crop(
+            pictures, self.spec.image_size, self.spec.crop, self.spec.interpolation
+        )
         return preprocess_module.scale(fitted, self.spec.scaling)
 
 

@@ -19,7 +19,7 @@ from tl_jax import __version__
 from tl_jax.data import loader, tokenize
 from tl_jax.data.augment import Augment, augment
 from tl_jax.data.dataset import EncodedImages, Images, Split, Subset, is_encoded
-from tl_jax.data.tokenize import Texts
+from tl_jax.data.tokenize import TokenizedTexts
 from tl_jax.models import fold_batch_norm
 from tl_jax.models.backbone import FEATURES
 from tl_jax.tasks import losses
@@ -274,7 +274,7 @@ def _fold(how: Adapters, found: tuple[fold_batch_norm.Pair, ...]):
 class FrozenText:
     """What of a text task can be computed once, and where it is kept."""
 
-    def __init__(self, config: Any, encoder: Encoder, parts: Mapping[str, Texts], how: Regularize):
+    def __init__(self, config: Any, encoder: Encoder, parts: Mapping[str, TokenizedTexts], how: Regularize):
         self.encoder, self.parts, self.how, self.config = encoder, parts, how, config
         folder = Path(config.cache.dir).expanduser() if config.cache.dir else cache_dir() / "features"
         self.shelf = Shelf(folder, int(config.cache.gigabytes * 1e9))
@@ -290,7 +290,7 @@ class FrozenText:
         still = self.encoder._replace(still=True)
         return task._replace(loss=losses.make_text_loss(still, self.how)) if plain else task
 
-    def features(self, variables: Any, texts: Texts) -> np.ndarray:
+    def features(self, variables: Any, texts: TokenizedTexts) -> np.ndarray:
         """Return the features (N, D) of texts, in their order."""
         encoder = self.encoder._replace(adapters=Adapters(), still=False)
         below = {name: leaf for name, leaf in variables["params"].items() if name not in ("head", "extra")}

@@ -21,7 +21,7 @@ from tl_jax.transfer.self_supervised import Pretext
 from tl_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from tl_jax.data.tokenize import Texts
+    from tl_jax.data.tokenize import TokenizedTexts
     from tl_jax.transferability.probes import LinearProbe
 
 Features = Callable[[Any, Any], np.ndarray]  # (variables, N pictures, or texts) -> (N, D)
@@ -66,7 +66,11 @@ class Probe:
     """The head as a linear classifier fitted to the features of the training part, as they are before any training."""
 
     def __init__(
-        self, kind: str, strength: float, parts: "Mapping[str, Split] | Mapping[str, Texts]", features: Features
+        self,
+        kind: str,
+        strength: float,
+        parts: "Mapping[str, Split] | Mapping[str, TokenizedTexts]",
+        features: Features,
     ):
         """``kind`` is one of ``PROBES``; a ``strength`` of 0 is replaced by the best on the part "validation"."""
         self.kind, self.strength, self.parts, self.features = kind, strength, parts, features

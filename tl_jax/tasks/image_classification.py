@@ -138,7 +138,7 @@ def explain(asked: Asked, variables: Any, inputs: Sequence[str]) -> Explained:
         found.append(_probabilities(asked, variables, images, degrees))
         best = found[-1].argmax(1).astype(np.int32)
         maps.append(_extract(make_grad_cam(asked.network), asked, variables, images, best))
-        shown = preprocess.fit(jnp.asarray(images), how.size, how.crop, how.interpolation)
+        shown = preprocess.resize_and_crop(jnp.asarray(images), how.size, how.crop, how.interpolation)
         seen.append(np.rint(np.clip(shown, 0, 255)).astype(np.uint8))
     rows = np.concatenate(found)
     names = [asked.classes[k] for k in rows.argmax(1)]

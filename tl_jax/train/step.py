@@ -269,7 +269,9 @@ class Stepper:
 
     def _each_shape(self, step: Any, call: tuple[Any, ...], first: int) -> dict[Any, sharding.Program]:
         """Compile the step for each shape that batches of this phase have: those of texts differ in length."""
-        steps = self._batch.distinct(first, self._phase.stop) if isinstance(self._batch, TextStream) else (first,)
+        steps = (
+            self._batch.steps_by_length(first, self._phase.stop) if isinstance(self._batch, TextStream) else (first,)
+        )
         programs = {}
         for at in steps:
             batch = sharding.put(self._batch(at))
