@@ -140,7 +140,7 @@ def canvas_shape(sizes: Sequence[tuple[int, int]], longest: int) -> tuple[int, i
 
 def fit_scale(size: tuple[int, int], shape: tuple[int, int]) -> float:
     """Return the factor by which a picture (h, w) fills (H, W) as far as its sides allow."""
-    return min(side / own for side, own in zip(shape, size, strict=True))
+    return min(side / original for side, original in zip(shape, size, strict=True))
 
 
 def letterbox(image: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, float]:

@@ -141,16 +141,16 @@ def _first_equal(items: Sequence, stages: Iterable[Callable]) -> np.ndarray:
 
 
 def _hash_ends(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        size = os.fstat(opened.fileno()).st_size
-        first = opened.read(END_BYTES)
-        opened.seek(max(0, size - END_BYTES))
-        return _hash([size.to_bytes(8, "big"), first, opened.read(END_BYTES)])
+    with file.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        first = stream.read(END_BYTES)
+        stream.seek(max(0, size - END_BYTES))
+        return _hash([size.to_bytes(8, "big"), first, stream.read(END_BYTES)])
 
 
 def _hash_file(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").digest()
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _hash(pieces: Iterable[bytes]) -> bytes:

@@ -280,14 +280,14 @@ def check_disjoint(identities: Mapping[str, np.ndarray]) -> None:
 
 def _identity_indices(face_set: FaceSet, names: Sequence[str]) -> np.ndarray:
     index = {normalize_unicode(name): i for i, name in enumerate(face_set.identities)}
-    wanted = dict.fromkeys(map(normalize_unicode, names))
-    unknown = [name for name in wanted if name not in index]
+    requested = dict.fromkeys(map(normalize_unicode, names))
+    unknown = [name for name in requested if name not in index]
     if unknown:
-        more = f" ({len(unknown)} of the {len(wanted)} people named are not there)" if len(unknown) > 1 else ""
+        more = f" ({len(unknown)} of the {len(requested)} people named are not there)" if len(unknown) > 1 else ""
         raise UserError(
             f"{face_set.name} has no pictures of {unknown[0]!r}{more}; {nearest(unknown[0], face_set.identities)}"
         )
-    return np.asarray(sorted(index[name] for name in wanted), int)
+    return np.asarray(sorted(index[name] for name in requested), int)
 
 
 def _check_single_images(face_set: FaceSet, counts: np.ndarray, named: np.ndarray, min_images: int) -> None:

@@ -126,9 +126,9 @@ def _make_split(path: Path, arrays: dict[str, np.ndarray], name: str, classes: i
             f"{path}: {name}_images is {images.dtype} {images.shape}; it must be uint8 (N, H, W) or (N, H, W, 3)"
         )
     if labels is None or labels.size != len(images) or labels.dtype.kind not in "iu":
-        have = "absent" if labels is None else f"{labels.dtype} {labels.shape}"
+        given = "absent" if labels is None else f"{labels.dtype} {labels.shape}"
         raise UserError(
-            f"{path}: {name}_labels is {have}, for {len(images)} pictures; one whole number for each is needed, (N, 1)"
+            f"{path}: {name}_labels is {given}, for {len(images)} pictures; one whole number for each is needed, (N, 1)"
         )
     images = images if colour else np.broadcast_to(images[..., None], (*images.shape, 3))  # no copy
     return Split(images, class_indices(labels.reshape(-1), classes, f"{path}, {name}"))

@@ -84,7 +84,7 @@ def draw_faces(identities: int = 24, per_identity: int = 8, size: int = 32) -> t
     and look of each picture, and its noise, are random.
 
     Returns:
-        people * each pictures, person by person, labels in [0, people), and the names of the people.
+        identities * per_identity images, person by person, labels in [0, identities), and the names of the people.
     """  # noqa: D205
     rng = np.random.default_rng(2)
     y, x = 2 * (np.mgrid[: 2 * size, : 2 * size] + 0.5) / (2 * size) - 1  # twice as fine, averaged at the end

@@ -81,8 +81,8 @@ def make_docs() -> Rows:
             package_of.setdefault(paragraph, module_path[1])
     counts = Counter(package_of.values())
     classes = tuple(sorted(name for name, n in counts.items() if n >= MIN_EXAMPLES and not name.startswith("_")))
-    chosen = {text: classes.index(name) for text, name in package_of.items() if name in classes}
-    return list(chosen), list(chosen.values()), classes
+    label_of = {text: classes.index(name) for text, name in package_of.items() if name in classes}
+    return list(label_of), list(label_of.values()), classes
 
 
 def make_docs_names() -> Rows:
@@ -248,9 +248,9 @@ def read_tfds(name: str, data_dir: str, columns: Columns) -> Dataset:
     labelled = [split for split in ("test", "validation") if split in splits and not num_unlabelled[split]]
     if not labelled:
         return split_test(title, train, classes, "fifth")
-    tested, *other = labelled
-    validation = splits[other[0]] if other else None
-    return Dataset(title, train, splits[tested], classes, names[tested], validation)
+    test_name, *remaining = labelled
+    validation = splits[remaining[0]] if remaining else None
+    return Dataset(title, train, splits[test_name], classes, names[test_name], validation)
 
 
 def _read_split(builder: Any, split: str, columns: Columns) -> Split:

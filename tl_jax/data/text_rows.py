@@ -77,9 +77,9 @@ def split_lines(text: str) -> list[str]:
 
 def _find_delimiter(lines: Sequence[str], kind: str, names: tuple[str, ...], needed: Sequence[str]) -> tuple[str, bool]:
     """Return the delimiter, and whether blanks follow it in the first line."""
-    usual = _DELIMITERS[kind]
+    default = _DELIMITERS[kind]
     head = next((line for line in lines if line.strip()), "")
-    for delimiter in dict.fromkeys((usual, *_OTHER_DELIMITERS)):
+    for delimiter in dict.fromkeys((default, *_OTHER_DELIMITERS)):
         try:
             cells = next(csv.reader([head], delimiter=delimiter, skipinitialspace=True), [])
         except csv.Error:
@@ -90,7 +90,7 @@ def _find_delimiter(lines: Sequence[str], kind: str, names: tuple[str, ...], nee
             return delimiter, spaced
         if names and kind == "csv" and len(names) > 1 and len(cells) == len(names):
             return delimiter, False
-    return usual, False
+    return default, False
 
 
 def _quoted(file: Path, lines: Sequence[str], delimiter: str, spaced: bool = False) -> Cells:

@@ -121,8 +121,8 @@ def read_tfds(
     builder = open_prepared(name, data_dir)
     features = builder.info.features
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
-        have = ", ".join(features)
-        raise UserError(f"data set {name!r} has no image and class label (it has {have}); choose an image set")
+        available = ", ".join(features)
+        raise UserError(f"data set {name!r} has no image and class label (it has {available}); choose an image set")
     names = list(builder_splits(builder, name).values())
     title, classes = f"{name}:{builder.info.version}", tfds_files.class_names(builder, "label")
     decoding = _with_value_range(builder, names, decoding)
@@ -133,9 +133,9 @@ def read_tfds(
     labelled = {split: split_data for split, split_data in named_splits if (split_data.labels >= 0).all()}
     if not labelled:
         return split_test(title, train, classes)._replace(value_range=decoding.value_range)
-    tested, *other = labelled
-    validation = labelled[other[0]] if other else None
-    return Dataset(title, train, labelled[tested], classes, tested, validation, decoding.value_range)
+    test_name, *remaining = labelled
+    validation = labelled[remaining[0]] if remaining else None
+    return Dataset(title, train, labelled[test_name], classes, test_name, validation, decoding.value_range)
 
 
 def builder_splits(builder: Any, name: str) -> dict[str, str]:
@@ -146,8 +146,8 @@ def builder_splits(builder: Any, name: str) -> dict[str, str]:
     """
     by_split = find_splits(builder.info.splits, f"data set {name!r}")
     if "train" not in by_split:
-        have = ", ".join(builder.info.splits)
-        raise UserError(f"data set {name!r} has no train part (it has {have}); choose another set")
+        available = ", ".join(builder.info.splits)
+        raise UserError(f"data set {name!r} has no train part (it has {available}); choose another set")
     return {split: by_split[split] for split in ("train", "test", "validation") if split in by_split}
 
 
@@ -188,7 +188,7 @@ def open_prepared(name: str, data_dir: str) -> Any:
         return tfds_files.open_builder(cifar.prepare(name, root))
     info_files = sorted((root / name).glob("**/dataset_info.json"), key=lambda path: _parse_version(path.parent.name))
     if not info_files:
-        have = {
+        available = {
             *BUILTIN,
             *FOLDER_SETS,
             *medmnist.SETS,
@@ -197,7 +197,7 @@ def open_prepared(name: str, data_dir: str) -> Any:
             *(path.relative_to(root).parts[0] for path in root.glob("*/**/dataset_info.json")),
         }
         raise UserError(
-            f"no data set {name!r} under {root}; {nearest(name, have)}; or prepare it once where TensorFlow is "
+            f"no data set {name!r} under {root}; {nearest(name, available)}; or prepare it once where TensorFlow is "
             f"installed: python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{root}', "
             "file_format='array_record').download_and_prepare()\""
         )

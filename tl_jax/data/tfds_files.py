@@ -59,7 +59,7 @@ def _check_info(path: Path) -> None:
     splits = read_json(path, ACTION).get("splits")
     splits = splits if isinstance(splits, list) else []  # TFDS refuses other types
     lengths = [split.get(key) for split in splits if isinstance(split, dict) for key in SHARD_KEYS]
-    claimed = sum(len(each) for each in lengths if isinstance(each, list))
+    claimed = sum(len(shards) for shards in lengths if isinstance(shards, list))
     num_files = len(os.listdir(path.parent))
     if claimed > num_files:
         raise UserError(f"{path} claims {claimed:,} files of records, and its folder has {num_files:,} files; {ACTION}")
@@ -85,7 +85,7 @@ def _check_features(path: Path) -> None:
 def _check_dtype(path: Path, node: Any) -> None:
     """Refuse a feature that needs a type and has none: TFDS would ask TensorFlow for it, where that is installed."""
     kind = str(node.get("pythonClassName", "")).rpartition(".")[2] if isinstance(node, dict) else ""
-    if kind in TYPED_FEATURES and not any("dtype" in each for each in node.values() if isinstance(each, dict)):
+    if kind in TYPED_FEATURES and not any("dtype" in value for value in node.values() if isinstance(value, dict)):
         raise UserError(f"{path} has a feature {kind} without a dtype; {ACTION}")
 
 
@@ -145,8 +145,8 @@ class Records:
         info = builder.info.splits[split]
         self.where = f"{builder.info.name}:{builder.info.version}, {split}"
         self.files = [str(file) for file in info.filepaths]
-        if absent := [file for file in self.files if not os.path.isfile(file)]:
-            raise UserError(f"no file {absent[0]} ({len(absent)} of {len(self.files)} are not there); {ACTION}")
+        if missing := [file for file in self.files if not os.path.isfile(file)]:
+            raise UserError(f"no file {missing[0]} ({len(missing)} of {len(self.files)} are not there); {ACTION}")
         self._readers = []
         for file in self.files:
             with _reading(file):

@@ -366,8 +366,8 @@ def eval_batches(data: TokenizedTexts, batch_size: int) -> Iterator[Mapping[str,
     order = data.order()
     for first in range(0, len(order), batch_size):
         rows = np.arange(first, first + batch_size)
-        chosen = order[np.minimum(rows, len(order) - 1)]
-        yield {**data.batch(chosen, rows < len(order)), **data.words(chosen)}
+        batch_rows = order[np.minimum(rows, len(order) - 1)]
+        yield {**data.batch(batch_rows, rows < len(order)), **data.words(batch_rows)}
 
 
 def _object_array(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -128,7 +128,7 @@ def of_boxes(classes: Sequence[str], part: Split, least: float, found: Sequence[
 
     Args:
         classes: K names.
-        part: pictures (N, H, W, C) and labels (N, M, 6), see ``data.detection.assemble``.
+        part: pictures (N, H, W, C) and labels (N, M, 6), see ``data.detection.build_dataset``.
         least: score of the boxes that are shown.
         found: boxes (D, 6) of each picture: x0, y0, x1, y1, class, score.
     """

@@ -86,7 +86,7 @@ class Asked(NamedTuple):
         views: of each picture, whose probabilities are averaged.
         shape: height and width of stored pictures; others are fitted into it, as in training.
         decoding: how files become pixels, as in training.
-        fit: how others are fitted, see ``data.dataset.fit``.
+        fit: how others are fitted, see ``data.dataset.fit_image``.
         batch_size: pictures at once, at most.
         validation: () -> batches to which a temperature is fitted; None leaves probabilities as they are.
         fitted: the temperature that the finished run has fitted already, None for a run without.
