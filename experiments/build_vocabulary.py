@@ -24,10 +24,10 @@ def main(_: list[str]) -> None:
     """Read the texts, write the vocabulary."""
     if not INPUT.value or not OUTPUT.value:
         raise UserError("pass --input=TEXTS.txt and --output=FOLDER")
-    source = text.read(Path(INPUT.value), "lines")
+    source = text.read_text_dataset(Path(INPUT.value), "lines")
     folder = Path(OUTPUT.value).expanduser()
     lines: Any = source.train.images
-    tokenize.make_vocabulary(lines, SIZE.value, folder, CAPITALS.value)
+    tokenize.train_vocabulary(lines, SIZE.value, folder, CAPITALS.value)
     count = len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
     print(f"wrote {folder / 'vocab.txt'}: {count:,} entries from {len(lines):,} texts")
 

@@ -33,7 +33,7 @@ def main(_: list[str]) -> None:
     words = folder / "vocabulary"
     if not (words / "vocab.txt").is_file():
         lines: Any = text_datasets.load_docstrings("docs_corpus").train.images
-        tokenize.make_vocabulary(lines, SIZE, words)
+        tokenize.train_vocabulary(lines, SIZE, words)
     config = masked_words.get_config("small")
     config = recipe.override(config, (("model.options", {**SHAPE, "pooling": "mean"}),))
     config.init.path = str(words)
@@ -50,8 +50,8 @@ def card(summary: dict) -> str:
     about = {name: summary[name] for name in ("metrics", "steps", "examples", "seconds", "versions", "devices")}
     return (
         "# bert_docs\n\nA BERT of 4 layers of 128 that guessed hidden words in docstrings of "
-        f"{', '.join(text_datasets.CORPUS)}, as installed (licences BSD, Apache 2.0, PSF and MIT-like); nothing of "
-        "SciPy. "
+        f"{', '.join(text_datasets.CORPUS_PACKAGES)}, as installed (licences BSD, Apache 2.0, PSF and MIT-like); "
+        "nothing of SciPy. "
         f"Made by `python -m experiments.pretrain_words` at commit {record.commit()}; weights stored as float16.\n\n"
         f"```json\n{json.dumps(about, indent=2)}\n```\n"
     )

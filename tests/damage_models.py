@@ -190,7 +190,7 @@ def read_random(folder: Path) -> Any:
 
 
 def read_tokens(folder: Path) -> Any:
-    tokenize.encode(tokenize.read(folder), SENTENCES, 20)
+    tokenize.encode_texts(tokenize.read_tokenizer(folder), SENTENCES, 20)
 
 
 def read_own(folder: Path) -> Any:

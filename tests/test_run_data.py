@@ -12,7 +12,7 @@ from PIL import Image
 from configs import digits_resnet
 from tl_jax import __version__, api
 from tl_jax.config import recipe
-from tl_jax.data.dataset import Source, Split
+from tl_jax.data.dataset import Dataset, Split
 from tl_jax.data.fingerprint import fingerprint
 from tl_jax.tasks import run_record
 from tl_jax.train.workdir import read_json
@@ -253,7 +253,7 @@ def labels_of(kind):
 def test_the_same_classes_in_another_order_are_put_into_the_order_of_the_run(kind):
     labels, plain, expected = labels_of(kind)
     images = np.arange(len(labels) * 12, dtype=np.uint8).reshape(-1, 2, 2, 3)
-    source = Source("set", Split(images, labels), Split(images, labels), ("a", "b", "c"))
+    source = Dataset("set", Split(images, labels), Split(images, labels), ("a", "b", "c"))
     turned = run_record.in_order(source, ("c", "b", "a"), "run")
     assert turned.classes == ("c", "b", "a")
     assert plain(turned.train.labels) == expected and plain(turned.test.labels) == expected

@@ -36,7 +36,7 @@ def write_vocabulary(folder: Path) -> None:
 def network(folder, kind="bert", classes=0, **options):
     """Return a network with random weights and the small vocabulary."""
     write_vocabulary(folder)
-    made = tokenize.read(folder)
+    made = tokenize.read_tokenizer(folder)
     options = {**SIZES, "vocabulary": made.get_vocab_size(), **options}
     model = models.create(kind, classes, **options)
     variables = huggingface.initializer(model)(jax.random.key(0))

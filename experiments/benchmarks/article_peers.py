@@ -58,8 +58,8 @@ def splits() -> tuple[Split, Split]:
     from tl_jax.data import dataset, tfds
 
     source = tfds.load("cifar10", DATA_DIR.value)
-    train, _ = dataset.cut_validation(source.train, 0.0, SEED.value)
-    return dataset.thin(train, EXAMPLES.value, 0, 10, SEED.value), source.test
+    train, _ = dataset.split_validation(source.train, 0.0, SEED.value)
+    return dataset.subsample_train(train, EXAMPLES.value, 0, 10, SEED.value), source.test
 
 
 def in_keras(train: Split, test: Split) -> Trained:

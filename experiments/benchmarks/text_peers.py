@@ -75,7 +75,7 @@ def _tl_jax(task, plan, batches) -> Calls:
             kept["state"] = state
         jax.block_until_ready(row)
 
-    for at in task.train_batch.distinct(0, plan.stop):  # compile every length before anything is timed
+    for at in task.train_batch.steps_by_length(0, plan.stop):  # compile every length before anything is timed
         run(lambda i, at=at: task.train_batch(at), 1)
     calls = {name: lambda count, batch=batch: run(lambda i: batch, count) for name, batch in batches.items()}
     return {**calls, "epoch": lambda count: run(task.train_batch, count)}

@@ -146,7 +146,7 @@ def read_table(kind: str) -> Callable[[Path], Any]:
     def read(folder: Path) -> Any:
         from tl_jax.data import text
 
-        return text.read(folder, kind)
+        return text.read_text_dataset(folder, kind)
 
     return read
 
@@ -154,38 +154,42 @@ def read_table(kind: str) -> Callable[[Path], Any]:
 def read_folder(folder: Path) -> Any:
     from tl_jax.data import image_folder as folders
 
-    return folders.read(folder, 8).train.images[:]
+    return folders.read_folder(folder, 8).train.images[:]
 
 
 def read_dicom(folder: Path) -> Any:
     from tl_jax.data import dicom
 
-    return dicom.read(folder / "x.dcm"), dicom.read(folder / "x.dcm", ("lung",)), dicom.patient(folder / "x.dcm")
+    return (
+        dicom.read_dicom(folder / "x.dcm"),
+        dicom.read_dicom(folder / "x.dcm", ("lung",)),
+        dicom.read_patient(folder / "x.dcm"),
+    )
 
 
 def read_voc(folder: Path) -> Any:
     from tl_jax.data import voc
 
-    return voc.read(folder, 8).train.images[:]
+    return voc.read_voc(folder, 8).train.images[:]
 
 
 def read_coco(folder: Path) -> Any:
     from tl_jax.data import coco
 
-    return coco.read(folder, 8).train.images[:]
+    return coco.read_coco(folder, 8).train.images[:]
 
 
 def read_index(folder: Path) -> Any:
     from tl_jax.data import image_list
-    from tl_jax.data.image_list import Reading
+    from tl_jax.data.image_list import ReadOptions
 
-    return image_list.source(folder, Reading(8, group="patient")).train.images[:]
+    return image_list.load_index(folder, ReadOptions(8, group="patient")).train.images[:]
 
 
 def read_npz(folder: Path) -> Any:
     from tl_jax.data import medmnist
 
-    return np.asarray(medmnist.read(folder / "set.npz").train.images[:])
+    return np.asarray(medmnist.read_npz(folder / "set.npz").train.images[:])
 
 
 def make_deep(folder: Path) -> None:
@@ -264,10 +268,10 @@ def make_faces(folder: Path) -> None:
 def read_faces(folder: Path) -> Any:
     from tl_jax.data import faces
 
-    album = faces.read(folder / "set", 8)
+    album = faces.read_faces(folder / "set", 8)
     listed = faces.read_pairs(folder / "pairs.txt")
-    cut = faces.Cut(2, faces.names(folder / "people.txt"), 0, 0.0, 0, 0)
-    return faces.rows(listed, album.files), faces.split(album, cut)[0].train.images[:]
+    cut = faces.SplitOptions(2, faces.read_identities(folder / "people.txt"), 0, 0.0, 0, 0)
+    return faces.match_pairs(listed, album.files), faces.split_identities(album, cut)[0].train.images[:]
 
 
 def make_deep_npz(folder: Path) -> None:
@@ -291,13 +295,13 @@ def make_inputs(folder: Path) -> None:
 
 
 def read_inputs(folder: Path) -> Any:
-    from tl_jax.data.text import FIRST_LINE
+    from tl_jax.data.text import DEFAULT_COLUMNS
     from tl_jax.tasks import text
 
     def files(task: str) -> list[str]:
         return [str(folder / name) for name in INPUTS if task == "tokens" or not name.endswith("conll")]
 
-    return [text.read_inputs(files(task), task, False, FIRST_LINE) for task in ("tokens", "text")]
+    return [text.read_inputs(files(task), task, False, DEFAULT_COLUMNS) for task in ("tokens", "text")]
 
 
 def make_pictures(folder: Path) -> None:
@@ -309,11 +313,11 @@ def make_pictures(folder: Path) -> None:
 def read_pictures(folder: Path) -> Any:
     """Return what a prediction says of a folder of images: a damaged one is told beside the others."""
     from tl_jax.data import image_folder as folders
-    from tl_jax.data.decode import DEFAULT
+    from tl_jax.data.decode import DEFAULT_DECODING
     from tl_jax.tasks import file_answers
 
-    files = folders.named([str(folder / "some")])
-    found, errors = file_answers.readable(files, DEFAULT)
+    files = folders.input_images([str(folder / "some")])
+    found, errors = file_answers.readable(files, DEFAULT_DECODING)
     rows = file_answers.rows(files, dict.fromkeys(found, {}), errors)
     assert sum("error" in row for row in rows) == len(errors) <= 1
     if errors:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tl_jax.data.augment import Augment, _turn_hue, augment
+from tl_jax.data.augment import Augment, _shift_hue, augment
 
 pytestmark = pytest.mark.fast
 
@@ -85,7 +85,7 @@ def test_hues_are_turned_as_by_the_standard_library():
     picture = np.random.default_rng(3).integers(20, 236, (16, 16, 3)).astype(np.float32)
     picture[0], picture[:, 0, 0] = 90, picture[:, 0, 1]  # grey, and two channels alike
     for turn in (-0.1, 0.0, 0.04):
-        ours = jax.jit(_turn_hue)(picture, turn)
+        ours = jax.jit(_shift_hue)(picture, turn)
         hsv = [colorsys.rgb_to_hsv(*pixel) for pixel in picture.reshape(-1, 3).tolist()]
         peer = np.array([colorsys.hsv_to_rgb((h + turn) % 1, s, v) for h, s, v in hsv])
         np.testing.assert_allclose(np.asarray(ours).reshape(-1, 3), peer, atol=1e-2)

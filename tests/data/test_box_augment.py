@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tl_jax.data import augment
-from tl_jax.data.augment import Augment, augment_boxes, mirrored, within
+from tl_jax.data.augment import Augment, augment_boxes, crop_boxes, flip_boxes
 
 pytestmark = pytest.mark.fast
 SIDES = (48, 64)
@@ -25,7 +25,7 @@ def filled(box):
 
 
 def test_mirrored_worked_by_hand():
-    np.testing.assert_array_equal(mirrored(jnp.array([[1.0, 2.0, 5.0, 8.0]]), 64), [[59, 2, 63, 8]])
+    np.testing.assert_array_equal(flip_boxes(jnp.array([[1.0, 2.0, 5.0, 8.0]]), 64), [[59, 2, 63, 8]])
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_mirrored_worked_by_hand():
 def test_a_crop_worked_by_hand(box, moved, left):
     """The crop is the middle quarter of 64x48 pixels."""
     cut = tuple(jnp.float32(v) for v in (0.25, 0.25, 0.5, 0.5))
-    boxes, shares = within(jnp.array([box], jnp.float32), cut, SIDES)
+    boxes, shares = crop_boxes(jnp.array([box], jnp.float32), cut, SIDES)
     np.testing.assert_allclose(boxes[0], moved, atol=1e-4)
     assert shares[0] == pytest.approx(left, abs=1e-6)
 
@@ -64,7 +64,7 @@ def test_a_box_still_bounds_its_pixels(seed, x0, y0, width, height):
 
 def test_boxes_that_leave_the_crop_are_dropped_by_their_visible_share(monkeypatch):
     cut = tuple(jnp.float32(v) for v in (0.0, 0.25, 1.0, 0.75))
-    monkeypatch.setattr(augment, "rectangle", lambda *_: cut)
+    monkeypatch.setattr(augment, "random_rectangle", lambda *_: cut)
     image, _ = filled((8, 0, 24, 48))
     rows = [8, 0, 24, 48, 1, 0], [0, 0, 20, 10, 0, 0], [20, 0, 40, 9, 1, 1], [0, 0, 15, 9, 1, 0]  # the last is gone
     labels = np.array([rows], np.float32)

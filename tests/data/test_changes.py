@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.data.boxed import CAT, DOG, write_voc
 from tl_jax.config import recipe
-from tl_jax.data.fingerprint import stamp
+from tl_jax.data.fingerprint import folder_stamp
 from tl_jax.tasks import detection, face_verification, image_classification, text
 
 pytestmark = pytest.mark.fast
@@ -41,9 +41,9 @@ def test_boxes_people_and_texts_are_read_anew_once_they_change(tmp_path):
         (tmp_path / "people" / f"p{i // 2}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / "people" / f"p{i // 2}" / f"{i}.png")
     how = "folder", str(tmp_path / "people"), False, 8, 1e9
-    assert face_verification.read(*how).people == ("p0", "p1", "p2", "p3")
+    assert face_verification.read(*how).identities == ("p0", "p1", "p2", "p3")
     (tmp_path / "people" / "p3").rename(tmp_path / "people" / "q")
-    assert face_verification.read(*how).people == ("p0", "p1", "p2", "q")
+    assert face_verification.read(*how).identities == ("p0", "p1", "p2", "q")
 
     (tmp_path / "texts").mkdir()
     file, lines = tmp_path / "texts" / "train.jsonl", [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(20)]
@@ -56,14 +56,14 @@ def test_boxes_people_and_texts_are_read_anew_once_they_change(tmp_path):
 
 def test_a_link_that_leads_nowhere_hides_no_change(tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "gone")
-    before = stamp("folder", str(tmp_path))
+    before = folder_stamp("folder", str(tmp_path))
     (tmp_path / "b.png").write_bytes(b"x")
-    assert stamp("folder", str(tmp_path)) != before
+    assert folder_stamp("folder", str(tmp_path)) != before
 
 
 def test_links_to_a_folder_above_end(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "up").symlink_to(tmp_path)
-    before = stamp("folder", str(tmp_path))
+    before = folder_stamp("folder", str(tmp_path))
     (tmp_path / "a" / "x.png").write_bytes(b"x")
-    assert len({before, stamp("folder", str(tmp_path)), stamp("cifar10", str(tmp_path))}) == 3
+    assert len({before, folder_stamp("folder", str(tmp_path)), folder_stamp("cifar10", str(tmp_path))}) == 3

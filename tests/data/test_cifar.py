@@ -250,10 +250,10 @@ def test_killed_half_way(served: Served, tmp_path: Path) -> None:
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120)
     assert killed.returncode == -9, killed.stderr
     assert list(sets.glob("cifar10/incomplete.*/*train.array_record*"))  # it was under way
-    assert not (sets / "cifar10" / "3.0.2").exists() and cifar.find("cifar10", sets) is None
+    assert not (sets / "cifar10" / "3.0.2").exists() and cifar.find_prepared("cifar10", sets) is None
     folder = prepare("cifar10", sets, **where)
     assert [path.name for path in (sets / "cifar10").iterdir()] == ["3.0.2"]  # what the killed one left is gone
-    assert cifar.find("cifar10", sets) == folder and len(served.requests) == 1
+    assert cifar.find_prepared("cifar10", sets) == folder and len(served.requests) == 1
 
 
 WITHOUT_TENSORFLOW = """

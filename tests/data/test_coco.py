@@ -41,9 +41,9 @@ def write_coco(folder, change=lambda rows: None, roboflow=False):
 
 @pytest.mark.parametrize("roboflow", [False, True])
 def test_coco_gives_what_voc_gives(tmp_path, roboflow):
-    theirs = voc.read(some(tmp_path / "voc"), 128)
-    ours = coco.read(write_coco(tmp_path / "coco", roboflow=roboflow), 128)
-    assert ours.classes == theirs.classes and ours.tested == "test"
+    theirs = voc.read_voc(some(tmp_path / "voc"), 128)
+    ours = coco.read_coco(write_coco(tmp_path / "coco", roboflow=roboflow), 128)
+    assert ours.classes == theirs.classes and ours.test_origin == "test"
     np.testing.assert_array_equal(ours.train.labels, theirs.train.labels)
     np.testing.assert_array_equal(ours.train.images, theirs.train.images)
 
@@ -71,7 +71,7 @@ def changed(table, row, **values):
 )
 def test_damaged_coco_is_one_line(tmp_path, change, message):
     with pytest.raises(UserError, match=message) as raised:
-        coco.read(write_coco(tmp_path / "set", change), 64)
+        coco.read_coco(write_coco(tmp_path / "set", change), 64)
     assert "\n" not in str(raised.value)
 
 
@@ -85,15 +85,15 @@ def test_json_that_is_none(tmp_path):
     ):
         file.write_bytes(text.encode("latin-1"))
         with pytest.raises(UserError, match=message):
-            coco.read(tmp_path / "set", 64)
+            coco.read_coco(tmp_path / "set", 64)
     file.unlink()
     with pytest.raises(UserError, match="no annotations of a train part"):
-        coco.read(tmp_path / "set", 64)
+        coco.read_coco(tmp_path / "set", 64)
 
 
 def test_scenes_have_boxes_that_bound_their_shapes():
-    source = synthetic.scenes(train=40, test=5, size=64)
-    again = synthetic.scenes(train=40, test=5, size=64)
+    source = synthetic.draw_scenes(train=40, test=5, size=64)
+    again = synthetic.draw_scenes(train=40, test=5, size=64)
     np.testing.assert_array_equal(source.train.images, again.train.images)
     known = source.train.labels[source.train.labels[..., 4] >= 0]
     assert set(known[:, 4]) == {0, 1, 2} and 40 < len(known) < 160
@@ -122,8 +122,8 @@ def test_a_part_called_dev_or_valid_is_tested(tmp_path, name, beside):
     if not beside:
         (folder / "annotations" / "instances_val.json").rename(folder / "annotations" / f"instances_{name}2017.json")
         (folder / name).rename(folder / f"{name}2017")
-    source = coco.read(folder, 64)
-    assert (len(source.train.labels), len(source.test.labels), source.tested) == (2, 2, "test")
+    source = coco.read_coco(folder, 64)
+    assert (len(source.train.labels), len(source.test.labels), source.test_origin) == (2, 2, "test")
 
 
 def test_two_files_of_one_split_are_refused(tmp_path):
@@ -135,14 +135,14 @@ def test_two_files_of_one_split_are_refused(tmp_path):
     with pytest.raises(
         UserError, match="both .*instances_train2014.json and .*instances_train2017.json name the train"
     ):
-        coco.read(folder, 64)
+        coco.read_coco(folder, 64)
 
 
 def test_of_several_files_the_plainest_name_is_taken(tmp_path):
     folder = write_coco(tmp_path / "set")
     for name in ("train.json", "instances_train_extra.json"):
         (folder / "annotations" / name).write_text("[]")
-    assert len(coco.read(folder, 64).train.labels) == 2
+    assert len(coco.read_coco(folder, 64).train.labels) == 2
 
 
 def test_a_test_part_without_annotations_is_passed_over(tmp_path, capsys):
@@ -152,14 +152,14 @@ def test_a_test_part_without_annotations_is_passed_over(tmp_path, capsys):
     (folder / "test").mkdir()
     for name in "ab":
         Image.new("RGB", (64, 32), "blue").save(folder / "test" / f"{name}.png")
-    source = coco.read(folder, 64)
+    source = coco.read_coco(folder, 64)
     assert (source.test.images[0, 0, 0] == (255, 0, 0)).all() and source.validation is None
     assert "instances_test.json has no annotations" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("width, height", [("64", "32"), (64.0, 32.0), (" 64 ", "32.0"), (None, None), ("", 0)])
 def test_sizes_may_be_texts_and_fractions(tmp_path, width, height):
-    source = coco.read(write_coco(tmp_path / "set", changed("images", 0, width=width, height=height)), 64)
+    source = coco.read_coco(write_coco(tmp_path / "set", changed("images", 0, width=width, height=height)), 64)
     assert len(source.train.labels) == 2
 
 
@@ -169,7 +169,7 @@ def test_spellings_of_a_crowd(tmp_path, value, crowd):
         for row, spelled in zip(rows["annotations"], (value, 0), strict=True):
             row["iscrowd"] = spelled
 
-    source = coco.read(write_coco(tmp_path / "set", change), 64)
+    source = coco.read_coco(write_coco(tmp_path / "set", change), 64)
     assert source.train.labels[0, 0, 5] == crowd
 
 
@@ -196,7 +196,7 @@ def test_spellings_of_a_crowd(tmp_path, value, crowd):
 )
 def test_what_coco_says_must_be_possible(tmp_path, change, message):
     with pytest.raises(UserError, match=message) as raised:
-        coco.read(write_coco(tmp_path / "set", change), 64)
+        coco.read_coco(write_coco(tmp_path / "set", change), 64)
     assert "\n" not in str(raised.value)
 
 
@@ -217,7 +217,7 @@ def test_a_turned_picture_has_its_boxes_where_the_stated_size_says(tmp_path):
             ),
         )
         Image.fromarray(stored).save(folder / "train" / "a.png", exif=exif)
-        source = coco.read(folder, 64)
+        source = coco.read_coco(folder, 64)
         x0, y0, x1, y1 = source.train.labels[0, 0, :4].astype(int)
         image = source.train.images[0]
         assert (image[y0:y1, x0:x1] == 255).all() and (image[..., 0] == 255).sum() == (upright[..., 0] == 255).sum()
@@ -229,11 +229,11 @@ def test_a_picture_in_two_parts_is_refused(tmp_path):
         for name in "ab":
             (folder / part / f"{name}.png").rename(folder / f"{name}.png")
     with pytest.raises(UserError, match="instances_.*.json names .*a.png, which .*instances_.* has already"):
-        coco.read(folder, 64)
+        coco.read_coco(folder, 64)
 
 
 def test_copies_in_two_parts_are_said(tmp_path, capsys):
-    coco.read(write_coco(tmp_path / "copied"), 64)
+    coco.read_coco(write_coco(tmp_path / "copied"), 64)
     assert "copied: 2 of 2 test images are in train too, byte for byte, such as val/a.png" in capsys.readouterr().err
 
 
@@ -248,6 +248,6 @@ def test_names_in_another_unicode_form_are_found(tmp_path, stored, written):
     folder = write_coco(tmp_path / "set", change)
     (folder / "train" / there).mkdir()
     (folder / "train" / "a.png").rename(folder / "train" / there / "a.png")
-    source = coco.read(folder, 64, classes=(here, "cat", "dog"))
+    source = coco.read_coco(folder, 64, classes=(here, "cat", "dog"))
     assert source.classes == (unicodedata.normalize("NFC", "café"), "cat", "dog")
     assert source.train.labels[0, 0, 4] == 0

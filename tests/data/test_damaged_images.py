@@ -10,7 +10,7 @@ from PIL import Image
 from tests.data.boxed import CAT, write_voc
 from tests.data.test_coco import write_coco
 from tl_jax.data import coco, faces, image_folder, image_list, voc
-from tl_jax.data.image_list import Reading
+from tl_jax.data.image_list import ReadOptions
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -45,7 +45,7 @@ def test_all_damaged_files_of_a_folder_are_named_in_one_error(tmp_path: Path, si
     top = photos(tmp_path / "set", sizes=sizes)
     names = damage(top, "a/05.jpg", "a/07.jpg", "b/03.jpg", "b/09.jpg")
     with pytest.raises(UserError, match="set: 4 of 20 images cannot be read: ") as caught:
-        image_folder.read(top, 32)
+        image_folder.read_folder(top, 32)
     text = str(caught.value)
     assert all(f"cannot decode {name} (" in text for name in names) and "\n" not in text
     assert "truncated" in text and text.endswith("; replace or remove it")
@@ -55,12 +55,12 @@ def test_of_many_damaged_files_five_are_shown(tmp_path: Path) -> None:
     top = photos(tmp_path / "set")
     damage(top, *(f"a/{i:02}.jpg" for i in range(8)))
     with pytest.raises(UserError, match="8 of 20 images cannot be read: .*a/04.jpg .* | and 3 more; replace") as caught:
-        image_folder.read(top, 32)
+        image_folder.read_folder(top, 32)
     assert "a/05.jpg" not in str(caught.value)
 
 
 def test_a_set_that_is_decoded_while_training_names_all_damaged_files(tmp_path: Path) -> None:
-    source = image_folder.read(photos(tmp_path / "set"), 32, most_bytes=100)
+    source = image_folder.read_folder(photos(tmp_path / "set"), 32, max_bytes=100)
     damage(tmp_path / "set", "a/05.jpg", "a/07.jpg", "b/03.jpg")
     with pytest.raises(UserError, match="set: 3 of 20 images cannot be read: .*a/05.jpg.*a/07.jpg.*b/03.jpg"):
         np.asarray(source.train.images[:])
@@ -72,9 +72,9 @@ def test_other_readers_name_all_damaged_files_too(tmp_path: Path) -> None:
     (top / "index.csv").write_text("file,label\n" + "".join(f"{file},{file.parts[0]}\n" for file in files))
     damage(top, "a/05.jpg", "b/03.jpg")
     with pytest.raises(UserError, match="2 of 20 images cannot be read: .*a/05.jpg.*b/03.jpg"):
-        image_list.source(top, Reading(32))
+        image_list.load_index(top, ReadOptions(32))
     with pytest.raises(UserError, match="2 of 20 images cannot be read: .*a/05.jpg.*b/03.jpg"):
-        faces.read(top, 32)
+        faces.read_faces(top, 32)
     boxed = write_voc(tmp_path / "voc", {name: [CAT] for name in "abc"}, {"train": "ab", "test": "c"})
     listed = write_coco(tmp_path / "coco")
     for path in (*boxed.glob("JPEGImages/[ac].png"), *listed.glob("train/*.png")):
@@ -91,11 +91,11 @@ def test_annotations_that_cannot_be_used_are_named_in_one_error(tmp_path: Path) 
     for kind, ending in (("JPEGImages", "png"), ("Annotations", "xml")):
         (tmp_path / "more" / kind / f"d.{ending}").rename(top / kind / f"d.{ending}")
     with pytest.raises(UserError, match="annotations of 2 of 4 pictures cannot be used: .*a.xml: .*c.xml: "):
-        voc.read(top, 64)
+        voc.read_voc(top, 64)
     (top / "Annotations" / "a.xml").write_text("<annotation>")
     (top / "Annotations" / "c.xml").unlink()
     with pytest.raises(UserError, match="2 of 3 pictures cannot be used: cannot read .*a.xml .*no annotation .*c.xml"):
-        voc.read(top, 64)
+        voc.read_voc(top, 64)
 
 
 def test_absent_pictures_of_coco_are_named_in_one_error(tmp_path: Path) -> None:
@@ -103,17 +103,17 @@ def test_absent_pictures_of_coco_are_named_in_one_error(tmp_path: Path) -> None:
     for path in top.glob("train/*.png"):
         path.unlink()
     with pytest.raises(UserError, match="2 of 2 pictures cannot be used: .*a.png.*b.png"):
-        coco.read(top, 64)
+        coco.read_coco(top, 64)
 
 
 def test_the_limit_on_pixels_can_be_raised_and_lowered(tmp_path: Path, monkeypatch) -> None:
     top = photos(tmp_path / "set")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)  # Pillow refuses above its double, 800
     with pytest.raises(UserError, match="20 of 20 .*more than 400 pixels .*; .*raise --config.data.max_pixels"):
-        image_folder.read(top, 32)
-    assert len(image_folder.read(top, 32, max_pixels=32 * 32).train.labels) == 16
+        image_folder.read_folder(top, 32)
+    assert len(image_folder.read_folder(top, 32, max_pixels=32 * 32).train.labels) == 16
     with pytest.raises(UserError, match="more than 1,023 pixels"):
-        image_folder.read(top, 32, max_pixels=32 * 32 - 1)
+        image_folder.read_folder(top, 32, max_pixels=32 * 32 - 1)
 
 
 def test_a_header_that_contradicts_the_image_is_refused(tmp_path: Path, monkeypatch) -> None:
@@ -123,7 +123,7 @@ def test_a_header_that_contradicts_the_image_is_refused(tmp_path: Path, monkeypa
     exif[0x0112] = 6
     wide = np.random.default_rng(1).integers(0, 256, (20, 32, 3), np.uint8)
     Image.fromarray(wide).save(top / "a" / "turned.png", exif=exif)
-    source = image_folder.read(top, 32, fit="stretch")
+    source = image_folder.read_folder(top, 32, fit="stretch")
     turned = np.rot90(wide, -1)
     square = np.asarray(Image.fromarray(np.ascontiguousarray(turned)).resize((32, 32), Image.Resampling.BILINEAR))
     found = [each.tobytes() for part in (source.train, source.test) for each in part.images]
@@ -137,4 +137,4 @@ def test_json_of_coco_says_which_image(tmp_path: Path) -> None:
     rows["images"][0]["width"] = "wide"
     file.write_text(json.dumps(rows))
     with pytest.raises(UserError, match="'width' of the image 7 is 'wide', no size; mend it"):
-        coco.read(top, 64)
+        coco.read_coco(top, 64)

@@ -44,7 +44,7 @@ def test_a_claim_of_gigabytes_takes_none(tmp_path, little_memory):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("train_images.npy", header((50 * 10**9 // 784, 28, 28)) + bytes(100))
     with pytest.raises(UserError, match="set.npz .*train_images is not as long as its header says"):
-        medmnist.read(path)
+        medmnist.read_npz(path)
 
 
 def test_a_bomb_is_not_unpacked(tmp_path, little_memory):
@@ -52,7 +52,7 @@ def test_a_bomb_is_not_unpacked(tmp_path, little_memory):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("train_images.npy", header((1 << 17, 28, 28)) + bytes(28 * 28 << 17))
     with pytest.raises(UserError, match="set.npz .*far more than it has"):
-        medmnist.read(path)
+        medmnist.read_npz(path)
 
 
 def test_objects_run_nothing(tmp_path):
@@ -64,7 +64,7 @@ def test_objects_run_nothing(tmp_path):
         np.savez(tmp_path / "set.npz", **arrays(**changed))
         (tmp_path / "trace").unlink(missing_ok=True)
         with pytest.raises(UserError, match="train_labels holds .*, not numbers"):
-            medmnist.read(tmp_path / "set.npz")
+            medmnist.read_npz(tmp_path / "set.npz")
         assert not (tmp_path / "trace").exists()
 
 
@@ -83,10 +83,10 @@ def test_objects_run_nothing(tmp_path):
 def test_labels_that_are_none_are_named(tmp_path, labels, said):
     np.savez(tmp_path / "set.npz", **arrays(train_labels=labels))
     with pytest.raises(UserError, match=f"set.npz.*{said}"):
-        medmnist.read(tmp_path / "set.npz")
+        medmnist.read_npz(tmp_path / "set.npz")
 
 
 def test_a_label_that_train_does_not_have_is_named(tmp_path):
     np.savez(tmp_path / "set.npz", **arrays(test_labels=np.asarray([0, 1, 2**32, 1])))
     with pytest.raises(UserError, match="set.npz, test: example 2 has the label 4294967296, .*2 classes are 0 to 1"):
-        medmnist.read(tmp_path / "set.npz")
+        medmnist.read_npz(tmp_path / "set.npz")

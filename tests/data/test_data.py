@@ -10,7 +10,7 @@ from sklearn.model_selection import train_test_split
 from tl_jax.data import dataset, loader, preprocess, synthetic
 from tl_jax.data import tfds as tfds_module
 from tl_jax.data.augment import Augment, augment
-from tl_jax.data.dataset import held_out
+from tl_jax.data.dataset import hold_out
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -44,20 +44,20 @@ def test_eval_batches_hold_every_example_once():
 
 def test_validation_part_is_drawn_by_seed_and_disjoint():
     split = tfds_module.Split(np.arange(100, dtype=np.uint8)[:, None, None, None], np.arange(100, dtype=np.int32) % 3)
-    train, validation = dataset.cut_validation(split, 0.2, seed=1)
-    held, other = validation.images[:].ravel(), dataset.cut_validation(split, 0.2, seed=2)[1].images[:].ravel()
+    train, validation = dataset.split_validation(split, 0.2, seed=1)
+    held, other = validation.images[:].ravel(), dataset.split_validation(split, 0.2, seed=2)[1].images[:].ravel()
     assert len(held) == 20 and list(held) != list(other)
     assert sorted([*train.images[:].ravel(), *held]) == list(range(100))
 
 
 def test_thinning_by_class():
     split = tfds_module.digits().train
-    few = dataset.thin(split, 0, 5, 10, seed=0)
+    few = dataset.subsample_train(split, 0, 5, 10, seed=0)
     assert list(np.bincount(few.labels)) == [5] * 10
     with pytest.raises(UserError, match="per_class=500, but class"):
-        dataset.thin(split, 0, 500, 10, seed=0)
+        dataset.subsample_train(split, 0, 500, 10, seed=0)
     with pytest.raises(UserError, match="train_examples=5000"):
-        dataset.thin(split, 5000, 0, 10, seed=0)
+        dataset.subsample_train(split, 5000, 0, 10, seed=0)
 
 
 def test_digits_test_part_is_a_fixed_third():
@@ -68,7 +68,7 @@ def test_digits_test_part_is_a_fixed_third():
 
 
 def test_gratings_are_learnable_by_a_linear_model_on_their_spectrum():
-    source = synthetic.gratings()
+    source = synthetic.draw_gratings()
 
     def spectrum(images):
         return np.abs(np.fft.fft2(images.mean(-1)))[:, :8, :].reshape(len(images), -1)
@@ -164,23 +164,23 @@ def test_scalings_by_hand():
 
 def test_fit_keeps_the_aspect_ratio_and_leaves_the_right_size_alone(pictures):
     wide = np.random.default_rng(0).integers(0, 256, (1, 20, 40, 3)).astype(np.uint8)
-    assert preprocess.fit(wide, 8, 0.875, "bilinear").shape == (1, 8, 8, 3)
-    assert preprocess.fit(pictures, 9, 0.875, "bilinear") is pictures
+    assert preprocess.resize_and_crop(wide, 8, 0.875, "bilinear").shape == (1, 8, 8, 3)
+    assert preprocess.resize_and_crop(pictures, 9, 0.875, "bilinear") is pictures
 
 
 def test_fit_agrees_with_pillow():
     from PIL import Image
 
-    image = np.asarray(Image.fromarray(synthetic.gratings().train.images[0]).resize((64, 64)))
+    image = np.asarray(Image.fromarray(synthetic.draw_gratings().train.images[0]).resize((64, 64)))
     for size in (24, 128):
-        ours = np.asarray(preprocess.fit(image[None], size, 1.0, "bilinear"))[0]
+        ours = np.asarray(preprocess.resize_and_crop(image[None], size, 1.0, "bilinear"))[0]
         pillow = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
         assert np.abs(ours - pillow).max() <= 1.0  # Pillow rounds to integers
 
 
 def test_a_validation_share_too_small_for_one_example_is_refused():
     with pytest.raises(UserError, match="validation=0.0001 of 1198 examples is none"):
-        dataset.cut_validation(tfds_module.digits().train, 0.0001, seed=0)
+        dataset.split_validation(tfds_module.digits().train, 0.0001, seed=0)
 
 
 def tfds_folder(folder, parts):
@@ -214,7 +214,7 @@ def tfds_folder(folder, parts):
 def test_pictures_of_differing_sizes_are_fitted(tmp_path):
     tfds_folder(tmp_path, {"train": [0, 1, 1], "test": [1, 0]})
     source = tfds_module.load("odd", str(tmp_path), size=16)
-    assert source.name == "odd:10.0.0" and source.classes == ("dark", "light") and source.tested == "test"
+    assert source.name == "odd:10.0.0" and source.classes == ("dark", "light") and source.test_origin == "test"
     assert source.train.images.shape == (3, 16, 16, 3)
     means = source.train.images.mean(axis=(1, 2, 3))
     np.testing.assert_allclose(means, np.where(source.train.labels, 200, 50))
@@ -223,31 +223,31 @@ def test_pictures_of_differing_sizes_are_fitted(tmp_path):
 def test_a_test_part_without_labels_is_passed_over(tmp_path):
     tfds_folder(tmp_path, {"train": [0, 1], "test": [-1, -1], "validation": [1]})
     source = tfds_module.load("odd", str(tmp_path), size=8)
-    assert source.tested == "validation" and list(source.test.labels) == [1]
+    assert source.test_origin == "validation" and list(source.test.labels) == [1]
 
 
 def test_splits_of_tfds_are_known_by_all_their_names(tmp_path):
     tfds_folder(tmp_path, {"training": [0, 1], "dev": [1], "holdout": [1, 0]})
     source = tfds_module.load("odd", str(tmp_path), size=8)
-    assert source.tested == "holdout" and source.validation is not None
+    assert source.test_origin == "holdout" and source.validation is not None
     assert [len(part.labels) for part in (source.train, source.test, source.validation)] == [2, 2, 1]
 
 
 def test_the_newest_version_is_read_by_number(tmp_path):
-    assert tfds_module._version("10.0.0") > tfds_module._version("9.1.0")
+    assert tfds_module._parse_version("10.0.0") > tfds_module._parse_version("9.1.0")
 
 
 def test_what_is_held_out_is_cut_once_by_scikit_learn(monkeypatch, tmp_path):
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path))
     labels = np.arange(60) % 3
-    train, test = held_out("toy", labels, ("a", "b", "c"), "third")
+    train, test = hold_out("toy", labels, ("a", "b", "c"), "third")
     expected = train_test_split(np.arange(60), test_size=1 / 3, random_state=0, stratify=labels)
     np.testing.assert_array_equal(train, np.sort(expected[0]))
     np.testing.assert_array_equal(test, np.sort(expected[1]))
-    monkeypatch.setattr("tl_jax.data.dataset._tested", lambda *_: pytest.fail("cut again"))
-    np.testing.assert_array_equal(held_out("toy", labels, ("a", "b", "c"), "third")[1], test)
+    monkeypatch.setattr("tl_jax.data.dataset._test_mask", lambda *_: pytest.fail("cut again"))
+    np.testing.assert_array_equal(hold_out("toy", labels, ("a", "b", "c"), "third")[1], test)
     with pytest.raises(pytest.fail.Exception, match="cut again"):
-        held_out("toy", labels[::-1], ("a", "b", "c"), "third")
+        hold_out("toy", labels[::-1], ("a", "b", "c"), "third")
 
 
 def test_digits_are_scikit_learns():

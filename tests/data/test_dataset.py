@@ -16,7 +16,7 @@ def put(top: Path, image: Image.Image, name: str = "00.png", **how: object) -> n
     """Return what is read of ``image`` written beside plain pictures of another class and its own."""
     draw(top, {"a": 5, "b": 5}, image.size)
     image.save(top / "a" / name, **how)
-    source = image_folder.read(top, 8)
+    source = image_folder.read_folder(top, 8)
     everything = np.concatenate([source.train.images, source.test.images])
     assert everything.dtype == np.uint8 and everything.shape[-1] == 3
     return everything[~(everything == 128).all(axis=(1, 2, 3))][0]
@@ -24,7 +24,7 @@ def put(top: Path, image: Image.Image, name: str = "00.png", **how: object) -> n
 
 @pytest.mark.parametrize("ending", [".jpg", ".JPEG", ".Png", ".bmp", ".webp"])
 def test_endings(tmp_path: Path, ending: str) -> None:
-    source = image_folder.read(draw(tmp_path, {"green": 5, "red": 5}, ending=ending))
+    source = image_folder.read_folder(draw(tmp_path, {"green": 5, "red": 5}, ending=ending))
     assert source.train.images.shape == (8, 8, 8, 3)
     assert abs(source.train.images[0].astype(int) - COLOURS["green"]).max() <= 2
 
@@ -85,7 +85,7 @@ def test_pictures_are_turned_as_their_exif_says(tmp_path: Path, name: str, orien
     draw(tmp_path, {"a": 5, "b": 5}, upright.size)
     (tmp_path / "a" / "00.png").unlink()
     stored.save(tmp_path / "a" / name, exif=exif)
-    source = image_folder.read(tmp_path, 8)
+    source = image_folder.read_folder(tmp_path, 8)
     everything = np.concatenate([source.train.images, source.test.images])
     assert everything.shape == (10, 32, 48, 3)  # the same size once turned: kept as they are
     read = next(image for image in everything if image.std() > 5)

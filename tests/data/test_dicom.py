@@ -57,17 +57,17 @@ def write(path: Path, pixels: np.ndarray = STORED, syntax=ExplicitVRLittleEndian
 def test_hounsfield_units_and_windows_by_hand(tmp_path: Path) -> None:
     path = write(tmp_path / "a.dcm")
     # Hounsfield units: -1024, -1000, -600; 0, 40, 1800
-    picture = dicom.read(path, ("lung", "brain", (0, 2000)))
+    picture = dicom.read_dicom(path, ("lung", "brain", (0, 2000)))
     assert picture.shape == (2, 3, 3) and picture.dtype == np.uint8
     # lung, -1350 to 150: (-1024 + 1350) / 1500 of 255 is 55.42; -600 lies in the middle; 0 at 0.9
     assert picture[..., 0].tolist() == [[55, 60, 128], [230, 236, 255]]
     assert picture[..., 1].tolist() == [[0, 0, 0], [0, 128, 255]]  # brain, 0 to 80
     assert picture[..., 2].tolist() == [[0, 0, 51], [128, 133, 255]]  # -1000 to 1000: 400 / 2000 of 255 is 51
-    one = dicom.read(path, ("bone",))
+    one = dicom.read_dicom(path, ("bone",))
     assert (one[..., 0] == one[..., 2]).all()
     slope = write(tmp_path / "b.dcm", RescaleSlope=2, RescaleIntercept=-1000)
     # -1000, -952, -152: 48 and 848 of 2000 above the window's lower end
-    assert dicom.read(slope, ((0, 2000),))[0, :, 0].tolist() == [0, 6, 108]
+    assert dicom.read_dicom(slope, ((0, 2000),))[0, :, 0].tolist() == [0, 6, 108]
 
 
 def test_windows_are_those_of_pydicom(tmp_path: Path) -> None:
@@ -77,28 +77,28 @@ def test_windows_are_those_of_pydicom(tmp_path: Path) -> None:
         data.WindowCenter, data.WindowWidth, data.VOILUTFunction = level, width, "LINEAR_EXACT"
         data.PixelRepresentation, data.BitsStored, data.PhotometricInterpretation = 0, 8, "MONOCHROME2"
         expected = np.rint(apply_windowing(values, data))
-        np.testing.assert_array_equal(dicom.through(values, level, width), expected)
+        np.testing.assert_array_equal(dicom.apply_window(values, level, width), expected)
 
 
 def test_other_files_show_their_own_window_and_monochrome1_is_inverted(tmp_path: Path) -> None:
     ramp = np.arange(0, 300, 3, dtype=np.uint16).reshape(10, 10)
     plain = {"Modality": "CR", "RescaleSlope": None, "RescaleIntercept": None}
-    shown = dicom.read(write(tmp_path / "a.dcm", ramp, **plain))
+    shown = dicom.read_dicom(write(tmp_path / "a.dcm", ramp, **plain))
     np.testing.assert_array_equal(shown[..., 0], np.rint(ramp / 297 * 255))
-    inverted = dicom.read(write(tmp_path / "b.dcm", ramp, PhotometricInterpretation="MONOCHROME1", **plain))
+    inverted = dicom.read_dicom(write(tmp_path / "b.dcm", ramp, PhotometricInterpretation="MONOCHROME1", **plain))
     np.testing.assert_array_equal(inverted, 255 - shown)
     # PS3.3, C.11.2.1.2.1: 0 up to 99.5 - 50, 255 from 99.5 + 50 on, (99 - 99.5) / 100 + 0.5 of 255 is 126.2
     window = {"WindowCenter": [100, 7], "WindowWidth": [101, 9]}  # the first of two
-    own = dicom.read(write(tmp_path / "c.dcm", ramp, **window, **plain))[..., 0]
+    own = dicom.read_dicom(write(tmp_path / "c.dcm", ramp, **window, **plain))[..., 0]
     assert own[ramp < 49.5].max() == 0 and own[ramp > 149.5].min() == 255 and own[ramp == 99].item() == 126
-    dim = dicom.read(write(tmp_path / "d.dcm", ramp, WindowCenter=300, WindowWidth=601, **plain))[..., 0]
+    dim = dicom.read_dicom(write(tmp_path / "d.dcm", ramp, WindowCenter=300, WindowWidth=601, **plain))[..., 0]
     assert dim.max() == round(((297 - 299.5) / 600 + 0.5) * 255)  # what is darker than its window stays so
-    units = dicom.read(write(tmp_path / "e.dcm", WindowCenter=40, WindowWidth=81))[..., 0]  # of Hounsfield units
+    units = dicom.read_dicom(write(tmp_path / "e.dcm", WindowCenter=40, WindowWidth=81))[..., 0]  # of Hounsfield units
     assert units.tolist() == [[0, 0, 0], [2, 129, 255]]  # (0 - 39.5) / 80 + 0.5 of 255 is 1.6
     swapped = write(tmp_path / "f.dcm", PhotometricInterpretation="MONOCHROME1")
-    np.testing.assert_array_equal(dicom.read(swapped, ("bone",)), dicom.read(tmp_path / "e.dcm", ("bone",)))
+    np.testing.assert_array_equal(dicom.read_dicom(swapped, ("bone",)), dicom.read_dicom(tmp_path / "e.dcm", ("bone",)))
     with pytest.raises(UserError, match="b.dcm says it is CR, not CT, .*set --config.data.windows='\\(\\)'"):
-        dicom.read(tmp_path / "b.dcm", ("lung",))
+        dicom.read_dicom(tmp_path / "b.dcm", ("lung",))
 
 
 def test_colours_of_8_and_16_bits_and_of_a_palette(tmp_path: Path) -> None:
@@ -106,14 +106,14 @@ def test_colours_of_8_and_16_bits_and_of_a_palette(tmp_path: Path) -> None:
     grey = {"Modality": "US", "RescaleSlope": None, "RescaleIntercept": None}
     about = {"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3, "PlanarConfiguration": 0, "Rows": 2, **grey}
     wide = write(tmp_path / "a.dcm", colours, Columns=4, **about)
-    np.testing.assert_array_equal(dicom.read(wide, ("lung",)), colours // 256)
+    np.testing.assert_array_equal(dicom.read_dicom(wide, ("lung",)), colours // 256)
     numbers = np.array([[0, 1], [2, 1]], np.uint16)
     tables = {f"{c}PaletteColorLookupTableDescriptor": [3, 0, 16] for c in ("Red", "Green", "Blue")}
     entries = {"Red": (0, 65535, 256), "Green": (512, 0, 0), "Blue": (0, 0, 1024)}
     data = {f"{c}PaletteColorLookupTableData": np.array(e, "<u2").tobytes() for c, e in entries.items()}
     few = write(tmp_path / "b.dcm", numbers, PhotometricInterpretation="PALETTE COLOR", **tables, **data, **grey)
     red, one, two = [0, 2, 0], [255, 0, 0], [1, 0, 4]
-    assert dicom.read(few).tolist() == [[red, one], [two, one]]
+    assert dicom.read_dicom(few).tolist() == [[red, one], [two, one]]
 
 
 def test_a_compressed_file_equals_the_plain_one(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_compressed_file_equals_the_plain_one(tmp_path: Path) -> None:
     pixels = rng.integers(0, 3000, (20, 20), np.uint16)
     plain, packed = write(tmp_path / "a.dcm", pixels), write(tmp_path / "b.dcm", pixels, RLELossless)
     assert pydicom.dcmread(packed).file_meta.TransferSyntaxUID == RLELossless
-    np.testing.assert_array_equal(dicom.read(plain, ("lung",)), dicom.read(packed, ("lung",)))
+    np.testing.assert_array_equal(dicom.read_dicom(plain, ("lung",)), dicom.read_dicom(packed, ("lung",)))
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         "jpegls": "jpegls.dcm is compressed as JPEG-LS Lossless.*pip install pylibjpeg",
     }.items():
         with pytest.raises(UserError, match=message) as caught:
-            dicom.read(tmp_path / f"{name}.dcm", ("lung",))
+            dicom.read_dicom(tmp_path / f"{name}.dcm", ("lung",))
         assert "\n" not in str(caught.value)
 
 
@@ -152,7 +152,7 @@ def test_a_series_with_differing_sizes_is_fitted_and_patients_stay_together(tmp_
                 pixels = np.full(size, 1024 + 40 * (name == "ill"), np.uint16)
                 write(tmp_path / name / f"series{patient}" / f"{i}.dcm", pixels, PatientID=f"{name}{patient}")
     source = tfds.load("folder", str(tmp_path), size=8, windows=("brain",))
-    assert source.classes == ("ill", "well") and source.tested == "a fifth held out"
+    assert source.classes == ("ill", "well") and source.test_origin == "a fifth held out"
     assert source.train.images.shape[1:] == (8, 8, 3) and len(source.train.labels) + len(source.test.labels) == 30
     assert np.unique(source.test.images[source.test.labels == 0]).tolist() == [128]
     assert source.train.groups is not None and source.test.groups is not None
@@ -166,7 +166,7 @@ def test_a_corrupt_slice_in_a_folder_is_named(tmp_path: Path) -> None:
     draw(tmp_path, {"green": 5, "red": 5})
     (tmp_path / "red" / "x.dcm").write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot read .*red/x.dcm as DICOM"):
-        image_folder.read(tmp_path)
+        image_folder.read_folder(tmp_path)
 
 
 @pytest.mark.parametrize("tag", [b"\x08\0\x60\0CS", b"\x10\0\x20\0LO", b"\x20\0\x0d\0UI", b"\x28\0\x04\0CS"])
@@ -177,7 +177,11 @@ def test_a_damaged_attribute_is_one_line_wherever_it_is_asked_for(tmp_path: Path
     assert content.count(tag) == 1
     path.write_bytes(content.replace(tag, tag[:-1] + b"\x7f"))
     refused = 0
-    for read in (lambda: dicom.read(path, ("lung",)), lambda: dicom.patient(path), lambda: dicom.study(path)):
+    for read in (
+        lambda: dicom.read_dicom(path, ("lung",)),
+        lambda: dicom.read_patient(path),
+        lambda: dicom.read_study(path),
+    ):
         try:
             read()
         except UserError as error:
@@ -194,7 +198,7 @@ def test_windows_that_are_none() -> None:
         (((40, 0),), "with a width above 0"),
     ):
         with pytest.raises(UserError, match=message):
-            dicom.levels(windows)
+            dicom.parse_windows(windows)
 
 
 PLAIN = {"Modality": "CR", "RescaleSlope": None, "RescaleIntercept": None}
@@ -214,20 +218,20 @@ def bare(path: Path, pixels: np.ndarray, syntax=ExplicitVRLittleEndian, mark: bo
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
 def test_files_without_preamble_mark_or_transfer_syntax_are_read(tmp_path: Path, syntax) -> None:
-    want = dicom.read(write(tmp_path / "whole.dcm", STORED, syntax), ("lung",))
+    want = dicom.read_dicom(write(tmp_path / "whole.dcm", STORED, syntax), ("lung",))
     for name in ("raw", "raw.dcm"):
         path = bare(tmp_path / name, STORED, syntax)
         assert path.read_bytes()[128:132] != b"DICM"
-        np.testing.assert_array_equal(decode.decode(path, Decoding(("lung",))), want)
+        np.testing.assert_array_equal(decode.decode_file(path, Decoding(("lung",))), want)
     marked = bare(tmp_path / "marked", STORED, syntax, mark=True)
     assert marked.read_bytes()[:4] == b"DICM"
-    np.testing.assert_array_equal(decode.decode(marked, Decoding(("lung",))), want)
+    np.testing.assert_array_equal(decode.decode_file(marked, Decoding(("lung",))), want)
     data = pydicom.dcmread(tmp_path / "whole.dcm")
     del data.file_meta.TransferSyntaxUID
     implicit = syntax == ImplicitVRLittleEndian
     path = tmp_path / "without.dcm"
     pydicom.dcmwrite(path, data, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
-    np.testing.assert_array_equal(dicom.read(path, ("lung",)), want)
+    np.testing.assert_array_equal(dicom.read_dicom(path, ("lung",)), want)
 
 
 def test_dicom_without_an_ending_is_known_by_its_bytes(tmp_path: Path) -> None:
@@ -259,8 +263,8 @@ def test_dicom_without_an_ending_is_known_by_its_bytes(tmp_path: Path) -> None:
 )
 def test_an_attribute_without_a_value_counts_as_absent(tmp_path: Path, changes) -> None:
     ramp = np.arange(0, 300, 3, dtype=np.uint16).reshape(10, 10)
-    want = dicom.read(write(tmp_path / "a.dcm", ramp, **PLAIN))
-    np.testing.assert_array_equal(dicom.read(write(tmp_path / "b.dcm", ramp, **(PLAIN | changes))), want)
+    want = dicom.read_dicom(write(tmp_path / "a.dcm", ramp, **PLAIN))
+    np.testing.assert_array_equal(dicom.read_dicom(write(tmp_path / "b.dcm", ramp, **(PLAIN | changes))), want)
 
 
 def test_padding_does_not_count_and_is_black(tmp_path: Path) -> None:
@@ -269,12 +273,12 @@ def test_padding_does_not_count_and_is_black(tmp_path: Path) -> None:
     filled[0], filled[1] = 63536, 63530
     for photometric in ("MONOCHROME2", "MONOCHROME1"):
         kind = PLAIN | {"PhotometricInterpretation": photometric}
-        want = dicom.read(write(tmp_path / "part.dcm", np.ascontiguousarray(ramp[2:]), **kind))
+        want = dicom.read_dicom(write(tmp_path / "part.dcm", np.ascontiguousarray(ramp[2:]), **kind))
         about = kind | {"PixelPaddingValue": 63536, "PixelPaddingRangeLimit": 63530}
-        got = dicom.read(write(tmp_path / "filled.dcm", filled, **about))
+        got = dicom.read_dicom(write(tmp_path / "filled.dcm", filled, **about))
         assert (got[:2] == 0).all()
         np.testing.assert_array_equal(got[2:], want)
-    hidden = dicom.read(write(tmp_path / "ct.dcm", filled, PixelPaddingValue=63536), ("lung",))
+    hidden = dicom.read_dicom(write(tmp_path / "ct.dcm", filled, PixelPaddingValue=63536), ("lung",))
     assert (hidden[0] == 0).all() and (hidden[1] == 255).all()
     signed = (ramp.astype(np.int16) - 2000).copy()
     signed[0] = -32768
@@ -283,10 +287,10 @@ def test_padding_does_not_count_and_is_black(tmp_path: Path) -> None:
         signed.view(np.uint16),
         **(PLAIN | {"PixelRepresentation": 1, "PixelPaddingValue": -32768}),
     )
-    got = dicom.read(tmp_path / "signed.dcm")
+    got = dicom.read_dicom(tmp_path / "signed.dcm")
     assert (got[0] == 0).all() and got[1, 0, 0] == 0 and got[9, 9, 0] == 255
     everywhere = write(tmp_path / "all.dcm", np.full((4, 4), 7, np.uint16), **(PLAIN | {"PixelPaddingValue": 7}))
-    assert (dicom.read(everywhere) == 0).all()
+    assert (dicom.read_dicom(everywhere) == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -304,19 +308,19 @@ def test_padding_does_not_count_and_is_black(tmp_path: Path) -> None:
 def test_ct_without_hounsfield_units_is_not_windowed(tmp_path: Path, changes, message: str) -> None:
     path = write(tmp_path / "a.dcm", **changes)
     with pytest.raises(UserError, match=message):
-        dicom.read(path, ("lung",))
-    assert dicom.read(path).max() == 255  # as it is
+        dicom.read_dicom(path, ("lung",))
+    assert dicom.read_dicom(path).max() == 255  # as it is
 
 
 def test_a_stated_range_takes_the_place_of_the_files_own_window(tmp_path: Path) -> None:
     for i in range(10):
         pixels = np.full((4, 4), 100 * i, np.uint16)
         write(tmp_path / "ab"[i % 2] / f"{i}.dcm", pixels, PatientID=f"p{i}", WindowCenter=1, WindowWidth=2, **PLAIN)
-    source = image_folder.read(tmp_path, 4, value_range=(0.0, 1000.0))
+    source = image_folder.read_folder(tmp_path, 4, value_range=(0.0, 1000.0))
     found = sorted(int(each[0, 0, 0]) for part in (source.train, source.test) for each in part.images)
     assert found == [round(25.5 * i) for i in range(10)]
     with pytest.raises(UserError, match="config.data.range has no effect"):
-        image_folder.read(tmp_path, 4, windows=("lung",), value_range=(0.0, 1000.0))
+        image_folder.read_folder(tmp_path, 4, windows=("lung",), value_range=(0.0, 1000.0))
     same = write(tmp_path / "ct" / "a.dcm", np.full((4, 4), 1024 + 300, np.uint16))  # 300 Hounsfield units
     seen, ranged = Decoding(((100, 900),)), Decoding(value_range=(100.0, 900.0))
     kept = [decode.decode_all("ct", [same], 4, 1e9, rules)[0, 0, 0, 0] for rules in (seen, ranged, seen)]
@@ -331,7 +335,7 @@ def test_advice_on_compression_is_that_of_pydicom(tmp_path: Path) -> None:
     }.items():
         path = write(tmp_path / f"{uid}.dcm", syntax=pydicom.uid.UID(uid))
         with pytest.raises(UserError, match=message) as caught:
-            dicom.read(path, ("lung",))
+            dicom.read_dicom(path, ("lung",))
         if packages := re.findall("pylibjpeg[-a-z]*", str(caught.value)):
             named = str(pydicom.pixels.get_decoder(uid).missing_dependencies)
             assert all(package in named for package in packages)
@@ -341,5 +345,5 @@ def test_a_file_with_too_many_pixels_is_refused(tmp_path: Path) -> None:
     for i in range(10):
         write(tmp_path / "ab"[i % 2] / f"{i}.dcm", np.full((8, 8), 1024 + i, np.uint16), PatientID=f"p{i}")
     with pytest.raises(UserError, match="more than 63 pixels.*config.data.max_pixels"):
-        image_folder.read(tmp_path, 8, windows=("lung",), max_pixels=63)
-    assert len(image_folder.read(tmp_path, 8, windows=("lung",), max_pixels=64).train.labels) == 8
+        image_folder.read_folder(tmp_path, 8, windows=("lung",), max_pixels=63)
+    assert len(image_folder.read_folder(tmp_path, 8, windows=("lung",), max_pixels=64).train.labels) == 8

@@ -24,14 +24,14 @@ a : ndarray
 def test_paragraphs_of_prose_only():
     found = text_datasets.paragraphs(DOCSTRING)
     assert found == ["Solve a system ``a @ x = b``.", "It uses `lapack.gesv` and *nothing* else, see :func:`solve`."]
-    assert text_datasets.plain(found[1]) == "It uses lapack.gesv and nothing else, see solve."
+    assert text_datasets.strip_markup(found[1]) == "It uses lapack.gesv and nothing else, see solve."
 
 
 def test_words_in_code_are_tagged():
-    words, tags = text_datasets.tagged("It uses `lapack.gesv` and *nothing* else, see :func:`solve`.")
+    words, tags = text_datasets.tag_code("It uses `lapack.gesv` and *nothing* else, see :func:`solve`.")
     assert words == "It uses lapack . gesv and nothing else , see solve .".split()
     assert tags == [0, 0, 1, 2, 2, 0, 0, 0, 0, 0, 1, 0]
-    assert text_datasets.tagged("no code at all")[1] == [0, 0, 0, 0]
+    assert text_datasets.tag_code("no code at all")[1] == [0, 0, 0, 0]
 
 
 def test_docstrings_of_a_package_that_is_not_imported(tmp_path, monkeypatch):
@@ -70,7 +70,7 @@ def test_sets_have_parts_that_do_not_overlap(name):
 def test_a_damaged_copy_is_made_anew(tmp_path, monkeypatch, content):
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path))
     monkeypatch.setattr(
-        text_datasets, "docs", lambda: (["some text", "more of it", "a third"] * 9, [0, 1, 0] * 9, ("a", "b"))
+        text_datasets, "make_docs", lambda: (["some text", "more of it", "a third"] * 9, [0, 1, 0] * 9, ("a", "b"))
     )
     text_datasets.load_docstrings.__wrapped__("docs")
     (file,) = (tmp_path / "data").glob("docs-*.json")
@@ -82,7 +82,7 @@ def test_a_damaged_copy_is_made_anew(tmp_path, monkeypatch, content):
 def test_what_was_found_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path))
     first = text_datasets.load_docstrings.__wrapped__("docs")
-    monkeypatch.setattr(text_datasets, "docs", None)  # not called again
+    monkeypatch.setattr(text_datasets, "make_docs", None)  # not called again
     again = text_datasets.load_docstrings.__wrapped__("docs")
     assert list(first.train.images) == list(again.train.images) and first.classes == again.classes
     np.testing.assert_array_equal(first.test.labels, again.test.labels)
@@ -92,7 +92,7 @@ def test_what_was_kept_and_is_damaged_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path))
     rows = ([f"text {n} about arrays" for n in range(40)], [n % 2 for n in range(40)], ["io", "linalg"])
     calls = []
-    monkeypatch.setattr(text_datasets, "docs", lambda: calls.append(1) or rows)
+    monkeypatch.setattr(text_datasets, "make_docs", lambda: calls.append(1) or rows)
     first = text_datasets.load_docstrings.__wrapped__("docs")
     (file,) = (tmp_path / "data").iterdir()
     for old, new in (("text 3 ", "text 7 "), ("}", "")):

@@ -8,11 +8,11 @@ from PIL import Image
 
 from tl_jax.data import faces, image_folder, synthetic
 from tl_jax.data.dataset import Split
-from tl_jax.data.faces import Album, Cut
+from tl_jax.data.faces import FaceSet, SplitOptions
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
-USUAL = Cut(0.25, (), 0, 0.2, 0, 0)
+USUAL = SplitOptions(0.25, (), 0, 0.2, 0, 0)
 
 
 def album(counts):
@@ -21,70 +21,70 @@ def album(counts):
     images = np.arange(len(labels), dtype=np.uint8)[:, None, None, None].repeat(3, -1)
     names = tuple(f"p{i:02d}" for i in range(len(counts)))
     files = tuple(Path(names[k]) / f"{i}.png" for i, k in enumerate(labels))
-    return Album("set", Split(images, labels), names, files)
+    return FaceSet("set", Split(images, labels), names, files)
 
 
 def seen(part, whole):
     """Return who is on the pictures of a part, by their pixels."""
-    return set(whole.pictures.labels[np.asarray(part.images)[:, 0, 0, 0]].tolist())
+    return set(whole.examples.labels[np.asarray(part.images)[:, 0, 0, 0]].tolist())
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_nobody_is_in_two_parts(seed):
     whole = album([3] * 40)
-    source, rows = faces.split(whole, USUAL._replace(seed=seed, validation_seed=seed))
+    source, rows = faces.split_identities(whole, USUAL._replace(seed=seed, validation_seed=seed))
     parts = [seen(part, whole) for part in (source.train, source.validation, source.test)]
     assert [len(part) for part in parts] == [24, 6, 10] and len(set.union(*parts)) == 40
-    assert set(whole.pictures.labels[rows].tolist()) == parts[2]
+    assert set(whole.examples.labels[rows].tolist()) == parts[2]
     # Labels count the people in training first, in the order of the names of classes.
     assert set(source.train.labels.tolist()) == set(range(24)) and min(source.test.labels) == 30
-    first = whole.people[whole.pictures.labels[np.asarray(source.train.images)[0, 0, 0, 0]]]
+    first = whole.identities[whole.examples.labels[np.asarray(source.train.images)[0, 0, 0, 0]]]
     assert source.classes[source.train.labels[0]] == first and len(source.classes) == 24
-    assert source.tested == "10 people who are not in training"
+    assert source.test_origin == "10 people who are not in training"
 
 
 def test_the_people_tested_depend_on_their_own_seed():
     whole = album([3] * 40)
 
     def tested(**changes):
-        return seen(faces.split(whole, USUAL._replace(**changes))[0].test, whole)
+        return seen(faces.split_identities(whole, USUAL._replace(**changes))[0].test, whole)
 
     assert tested() == tested(validation_seed=5) != tested(seed=5)
-    assert len(tested(test=7)) == 7
+    assert len(tested(test_size=7)) == 7
 
 
 def test_a_person_in_two_parts_is_caught():
-    faces.check_apart({"train": np.array([0, 0, 1]), "test": np.array([2, 3])})
+    faces.check_disjoint({"train": np.array([0, 0, 1]), "test": np.array([2, 3])})
     with pytest.raises(AssertionError, match="person 1 is in train and in test"):
-        faces.check_apart({"train": np.array([0, 1]), "test": np.array([1, 2])})
+        faces.check_disjoint({"train": np.array([0, 1]), "test": np.array([1, 2])})
 
 
 def test_people_by_name_and_people_left_out():
     whole = album([1, 3, 1, 3, 3, 3, 1])
-    source, _ = faces.split(whole, USUAL._replace(named=("p00", "p03"), validation=0.0, least=2))
+    source, _ = faces.split_identities(whole, USUAL._replace(test_names=("p00", "p03"), validation=0.0, min_images=2))
     assert seen(source.test, whole) == {0, 3} and source.classes == ("p01", "p04", "p05")
     assert source.validation is None
     with pytest.raises(UserError, match="no pictures of 'p98' .2 of the 3 people named are not there.; choose one of"):
-        faces.split(whole, USUAL._replace(named=("p98", "p00", "p99"), least=2))
+        faces.split_identities(whole, USUAL._replace(test_names=("p98", "p00", "p99"), min_images=2))
     with pytest.raises(UserError, match="set has no pictures of 'p99'; choose one of p00, p01"):
-        faces.split(whole, USUAL._replace(named=("p00", "p99"), least=2))
+        faces.split_identities(whole, USUAL._replace(test_names=("p00", "p99"), min_images=2))
 
 
 @pytest.mark.parametrize(
     "counts,changes,message",
     [
         ([3, 3, 1, 3, 1, 3], {}, "one picture of 'p02' .and 1 more., and verification takes two.*min_images=2"),
-        ([3] * 8, {"test": 20}, "test_identities=20, but set has 8 people to share out"),
-        ([3] * 8, {"test": 7}, "test_identities=7, but set has 8 people"),
-        ([3] * 12, {"test": 1}, "leaves 1 people for the test, which takes two"),
-        ([3] * 12, {"test": 0.0}, "leaves 0 people for the test"),
-        ([3] * 8, {"test": 0.5}, "data.validation=0.2 of 4 people is 1, and verification takes two"),
-        ([3] * 6, {"test": 2, "validation": 0.8}, "leaves 1 people for training"),
+        ([3] * 8, {"test_size": 20}, "test_identities=20, but set has 8 people to share out"),
+        ([3] * 8, {"test_size": 7}, "test_identities=7, but set has 8 people"),
+        ([3] * 12, {"test_size": 1}, "leaves 1 people for the test, which takes two"),
+        ([3] * 12, {"test_size": 0.0}, "leaves 0 people for the test"),
+        ([3] * 8, {"test_size": 0.5}, "data.validation=0.2 of 4 people is 1, and verification takes two"),
+        ([3] * 6, {"test_size": 2, "validation": 0.8}, "leaves 1 people for training"),
     ],
 )
 def test_too_few(counts, changes, message):
     with pytest.raises(UserError, match=message) as caught:
-        faces.split(album(counts), USUAL._replace(**changes))
+        faces.split_identities(album(counts), USUAL._replace(**changes))
     assert "\n" not in str(caught.value)
 
 
@@ -97,44 +97,44 @@ def draw(path, pictures):
 
 
 def test_folders_are_read_whole(tmp_path):
-    found = faces.read(draw(tmp_path / "set", {"Ann_Lee": 2, "Bo": 3}), 8)
+    found = faces.read_faces(draw(tmp_path / "set", {"Ann_Lee": 2, "Bo": 3}), 8)
     assert (
         found.name == "set"
-        and found.people == ("Ann_Lee", "Bo")
-        and found.pictures.labels.tolist() == [0] * 2 + [1] * 3
+        and found.identities == ("Ann_Lee", "Bo")
+        and found.examples.labels.tolist() == [0] * 2 + [1] * 3
     )
-    assert found.pictures.images.shape == (5, 5, 4, 3) and found.files[2] == tmp_path / "set/Bo/Bo_0001.png"
-    assert (found.pictures.images[1] == 20).all()  # grey in three channels
+    assert found.examples.images.shape == (5, 5, 4, 3) and found.files[2] == tmp_path / "set/Bo/Bo_0001.png"
+    assert (found.examples.images[1] == 20).all()  # grey in three channels
 
 
 def test_folders_that_hold_nobody(tmp_path):
     with pytest.raises(UserError, match=f"no folder {tmp_path}/none"):
-        faces.read(tmp_path / "none", 8)
+        faces.read_faces(tmp_path / "none", 8)
     with pytest.raises(UserError, match="has fewer than two class folders .0."):
-        faces.read(tmp_path, 8)
+        faces.read_faces(tmp_path, 8)
     (draw(tmp_path, {"Ann": 2, "Bo": 2}) / "Cy").mkdir()
     with pytest.raises(UserError, match=f"{tmp_path}/Cy has no images"):
-        faces.read(tmp_path, 8)
+        faces.read_faces(tmp_path, 8)
 
 
 def test_pictures_of_a_folder_by_name(tmp_path):
     draw(tmp_path, {"Bo": 1, "Ann": 1, ".hidden": 1})
     (tmp_path / "notes.txt").write_text("x")
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "loose.jpg")
-    files = image_folder.pictures(tmp_path)
+    files = image_folder.list_images(tmp_path)
     assert [str(file.relative_to(tmp_path)) for file in files] == ["Ann/Ann_0001.png", "Bo/Bo_0001.png", "loose.jpg"]
-    assert image_folder.pictures(files[2]) == [files[2]]
+    assert image_folder.list_images(files[2]) == [files[2]]
     with pytest.raises(UserError, match="no file or folder .*none; check --input"):
-        image_folder.pictures(tmp_path / "none")
+        image_folder.list_images(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty has no images .*check --input"):
-        image_folder.pictures(tmp_path / "empty")
+        image_folder.list_images(tmp_path / "empty")
 
 
 def test_drawn_people_are_nearer_to_themselves_than_to_others():
-    pictures, names = synthetic.faces(8, 6)
+    pictures, names = synthetic.draw_faces(8, 6)
     assert pictures.images.shape == (48, 32, 32, 3) and pictures.images.dtype == np.uint8 and len(names) == 8
-    again, _ = synthetic.faces(8, 6)
+    again, _ = synthetic.draw_faces(8, 6)
     np.testing.assert_array_equal(pictures.images, again.images)
     middle = pictures.images[:, 8:24, 10:22].reshape(48, -1).astype(float)
     distance = np.linalg.norm(middle[:, None] - middle[None], axis=-1)
@@ -163,11 +163,11 @@ def test_lfw_of_tfds(tmp_path):
     Lfw(data_dir=tmp_path, file_format="array_record").download_and_prepare(
         download_config=tfds.download.DownloadConfig(try_download_gcs=False)
     )
-    found = faces.lfw(str(tmp_path), 6)
-    assert found.name == "lfw:0.1.1" and found.people == ("Bo", "Cy", "Zoë_Ann")
+    found = faces.load_lfw(str(tmp_path), 6)
+    assert found.name == "lfw:0.1.1" and found.identities == ("Bo", "Cy", "Zoë_Ann")
     by_pixel = {
-        int(image[0, 0, 0]): found.people[k]
-        for image, k in zip(found.pictures.images[:], found.pictures.labels, strict=True)
+        int(image[0, 0, 0]): found.identities[k]
+        for image, k in zip(found.examples.images[:], found.examples.labels, strict=True)
     }
     assert sorted(by_pixel.values()) == ["Bo", "Bo", "Cy", "Zoë_Ann", "Zoë_Ann"] and by_pixel[30] == "Cy"
 
@@ -176,13 +176,13 @@ def test_lfw_of_tfds(tmp_path):
 def test_the_real_faces(data_dir):
     if not (data_dir / "faces_orl").is_dir():
         pytest.skip("no faces_orl in the test data")
-    whole = faces.read(data_dir / "faces_orl", 96)
-    assert len(whole.people) == 40 and whole.pictures.images.shape == (400, 112, 92, 3)
-    source, rows = faces.split(whole, USUAL._replace(test=10, validation=0.0))
+    whole = faces.read_faces(data_dir / "faces_orl", 96)
+    assert len(whole.identities) == 40 and whole.examples.images.shape == (400, 112, 92, 3)
+    source, rows = faces.split_identities(whole, USUAL._replace(test_size=10, validation=0.0))
     assert len(source.train.labels) == 300 and len(rows) == 100
     trained = {
         path.parent.name
-        for path, k in zip(whole.files, whole.pictures.labels, strict=True)
-        if whole.people[k] in source.classes
+        for path, k in zip(whole.files, whole.examples.labels, strict=True)
+        if whole.identities[k] in source.classes
     }
     assert len(trained) == 30 and not trained & {whole.files[row].parent.name for row in rows}

@@ -54,7 +54,7 @@ def pack(served: Path, monkeypatch, extra: Sequence[tarfile.TarInfo] = (), keep:
 def test_flowers_are_downloaded_once(served: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     pack(served, monkeypatch)
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda _: tfds.flowers(), range(3)))
+        found = list(pool.map(lambda _: tfds.download_flowers(), range(3)))
     assert found == [tmp_path / "cache" / "data" / "flowers" / "flower_photos"] * 3
     source = tfds.load("flowers", size=16)
     assert (source.name, source.classes) == ("flower_photos", ("daisy", "roses"))

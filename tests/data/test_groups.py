@@ -10,7 +10,7 @@ from PIL import Image
 from tests.data.test_dicom import write
 from tests.data.test_layouts import put
 from tl_jax.data import faces, image_folder, medmnist, tfds
-from tl_jax.data.dataset import Source
+from tl_jax.data.dataset import Dataset
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -27,7 +27,7 @@ def slices(top: Path, patients: int = 5, each: int = 3, **changes) -> Path:
     return top
 
 
-def shared(source: Source) -> set[str]:
+def shared(source: Dataset) -> set[str]:
     """Return the groups that are in train and in test."""
     assert source.train.groups is not None and source.test.groups is not None
     return set(source.train.groups) & set(source.test.groups)
@@ -97,20 +97,20 @@ def test_files_that_all_name_one_patient_are_refused_with_a_way_on(tmp_path: Pat
 def test_a_column_called_study_comes_before_the_word(tmp_path: Path) -> None:
     put(tmp_path, " ".join(f"{c}/{i}.png" for c in "ab" for i in range(5)))
     with pytest.raises(UserError, match="config.data.group='study' groups DICOM files, and there are none; name a col"):
-        image_folder.read(tmp_path, group="study")
+        image_folder.read_folder(tmp_path, group="study")
     rows = [f"{c}/{i}.png,{c}{i}" for c in "ab" for i in range(5)]
     (tmp_path / "index.csv").write_text("\n".join(["file,study", *rows]))
-    assert set(image_folder.read(tmp_path, group="study").test.groups) < {row.split(",")[1] for row in rows}
+    assert set(image_folder.read_folder(tmp_path, group="study").test.groups) < {row.split(",")[1] for row in rows}
 
 
 def test_too_few_patients_to_hold_out_and_patients_in_two_splits_name_the_ways_on(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="class 'ill' has 3 of the 5 groups .*config.data.group, 'none' for no groups"):
-        image_folder.read(slices(tmp_path / "few", patients=3), windows=("lung",))
+        image_folder.read_folder(slices(tmp_path / "few", patients=3), windows=("lung",))
     slices(tmp_path / "two" / "train"), slices(tmp_path / "two" / "test")
     with pytest.raises(
         UserError, match="group 'ill0' is in two parts: .*config.data.group .a column .*'study' or 'non"
     ):
-        image_folder.read(tmp_path / "two", windows=("lung",))
+        image_folder.read_folder(tmp_path / "two", windows=("lung",))
 
 
 def test_the_same_image_in_train_and_test_is_said(tmp_path: Path, capsys) -> None:
@@ -121,7 +121,7 @@ def test_the_same_image_in_train_and_test_is_said(tmp_path: Path, capsys) -> Non
         f"{tmp_path.name}: 3 of 11 test images are in train too, byte for byte, such as test/a/copy0.png and "
         "train/a/0.png; remove them from one of the two splits\n"
     )
-    image_folder.read(tmp_path)
+    image_folder.read_folder(tmp_path)
     assert capsys.readouterr().err == said
     rows = [f"{f.relative_to(tmp_path)},{f.parent.name},{f.parts[-3]}" for f in sorted(tmp_path.glob("*/*/*.png"))]
     (tmp_path / "index.csv").write_text("\n".join(["file,label,split", *rows]))
@@ -132,14 +132,14 @@ def test_the_same_image_in_train_and_test_is_said(tmp_path: Path, capsys) -> Non
 def test_copies_that_the_held_out_fifth_takes_from_train_are_said(tmp_path: Path, capsys) -> None:
     for i in range(20):
         put(tmp_path, f"{'ab'[i % 2]}/{i}.png", 10 * (i % 2))
-    image_folder.read(tmp_path)
+    image_folder.read_folder(tmp_path)
     assert "4 of 4 test images are in train too, byte for byte" in capsys.readouterr().err
 
 
 def test_one_image_in_two_classes_is_said(tmp_path: Path, capsys) -> None:
     put(tmp_path, " ".join(f"{c}/{i}.png" for c in "ab" for i in range(5)))
     shutil.copy(tmp_path / "a" / "0.png", tmp_path / "b" / "same.png")
-    faces.read(tmp_path, 4)
+    faces.read_faces(tmp_path, 4)
     assert capsys.readouterr().err == (
         f"{tmp_path.name}: 2 images are copies of each other in different classes, such as a/0.png and b/same.png; "
         "keep each in one class\n"
@@ -154,7 +154,7 @@ def test_files_of_one_size_are_no_copies(tmp_path: Path, capsys) -> None:
             pixels[45, 45] = 1 + k + 2 * (c == "b")
             (tmp_path / split / c).mkdir(parents=True)
             Image.fromarray(pixels).save(tmp_path / split / c / "0.bmp")
-    image_folder.read(tmp_path)
+    image_folder.read_folder(tmp_path)
     assert capsys.readouterr().err == ""
 
 
@@ -166,7 +166,7 @@ def test_equal_rows_of_an_npz_are_said(tmp_path: Path, capsys) -> None:
     labels = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2])
     arrays = {"train_images": images[:6], "test_images": images[6:], "train_labels": labels[:6]}
     np.savez(tmp_path / "set.npz", test_labels=labels[6:], **arrays)
-    medmnist.read(tmp_path / "set.npz")
+    medmnist.read_npz(tmp_path / "set.npz")
     assert capsys.readouterr().err == (
         "set: 1 of 6 test images are in train too, byte for byte, such as test image 1 and train image 1; remove "
         "them from one of the two splits\n"

@@ -27,7 +27,7 @@ def draw(top: Path, counts: dict[str, int], size: tuple[int, int] = (8, 8), endi
 def test_classes_and_labels_are_in_the_order_of_their_names(tmp_path: Path) -> None:
     draw(tmp_path / "set", {"red": 10, "green": 5, "blue": 5})
     source = tfds.load("folder", str(tmp_path / "set"))
-    assert (source.name, source.classes, source.tested) == ("set", ("blue", "green", "red"), "a fifth held out")
+    assert (source.name, source.classes, source.test_origin) == ("set", ("blue", "green", "red"), "a fifth held out")
     for part, counts in ((source.train, [4, 4, 8]), (source.test, [1, 1, 2])):
         assert part.labels.dtype == np.int32 and np.bincount(part.labels).tolist() == counts
         colours = np.array(list(COLOURS.values()))[part.labels]
@@ -38,7 +38,7 @@ def test_the_test_part_is_the_same_at_every_call_and_apart_from_train(tmp_path: 
     for i in range(40):
         (tmp_path / f"{i % 2}").mkdir(exist_ok=True)
         Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / f"{i % 2}" / f"{i}.png")
-    a, b = image_folder.read(tmp_path), image_folder.read(tmp_path)
+    a, b = image_folder.read_folder(tmp_path), image_folder.read_folder(tmp_path)
     np.testing.assert_array_equal(a.test.images, b.test.images)
     assert len(a.test.labels) == 8
     assert sorted([*a.train.images[:, 0, 0, 0], *a.test.images[:, 0, 0, 0]]) == list(range(40))
@@ -48,8 +48,8 @@ def test_the_test_part_is_the_same_at_every_call_and_apart_from_train(tmp_path: 
 def test_folders_of_parts(tmp_path: Path, part: str) -> None:
     draw(tmp_path / "train", {"green": 2, "red": 3})
     draw(tmp_path / part, {"green": 1, "red": 1})
-    source = image_folder.read(tmp_path)
-    assert (source.tested, source.classes) == (part, ("green", "red"))
+    source = image_folder.read_folder(tmp_path)
+    assert (source.test_origin, source.classes) == (part, ("green", "red"))
     assert source.train.labels.tolist() == [0, 0, 1, 1, 1] and source.test.labels.tolist() == [0, 1]
     assert (source.test.images[1] == COLOURS["red"]).all()
 
@@ -58,9 +58,9 @@ def test_test_is_taken_before_validation_which_is_kept_as_it_is(tmp_path: Path, 
     for part, count in (("train", 3), ("val", 2), ("test", 1)):
         draw(tmp_path / part, {"green": count, "red": count})
     (tmp_path / "extra").mkdir()
-    source = image_folder.read(tmp_path)
+    source = image_folder.read_folder(tmp_path)
     assert [len(part.labels) for part in (source.train, source.test, source.validation)] == [6, 2, 4]
-    assert source.tested == "test"
+    assert source.test_origin == "test"
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith(f"{tmp_path}: not read: 1 folder beside train, of no split") and "(extra)" in said[0]
 
@@ -68,20 +68,20 @@ def test_test_is_taken_before_validation_which_is_kept_as_it_is(tmp_path: Path, 
 def test_a_test_part_may_lack_a_class_but_have_no_other(tmp_path: Path) -> None:
     draw(tmp_path / "train", {"blue": 1, "green": 1, "red": 1})
     draw(tmp_path / "test", {"blue": 1, "red": 1})
-    assert image_folder.read(tmp_path).test.labels.tolist() == [0, 2]
+    assert image_folder.read_folder(tmp_path).test.labels.tolist() == [0, 2]
     (tmp_path / "test" / "red").rename(tmp_path / "test" / "reed")
     with pytest.raises(UserError, match=f"{tmp_path}/test/reed is a class that {tmp_path}/train .*mean 'red'"):
-        image_folder.read(tmp_path)
+        image_folder.read_folder(tmp_path)
 
 
 def test_a_test_part_without_classes_is_passed_over(tmp_path: Path) -> None:
     draw(tmp_path / "train", {"green": 5, "red": 5})
     draw(tmp_path, {"test": 3})  # pictures without labels
-    assert image_folder.read(tmp_path).tested == "a fifth held out"
+    assert image_folder.read_folder(tmp_path).test_origin == "a fifth held out"
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    assert image_folder.read(draw(tmp_path, {"train": 5, "bus": 5})).classes == ("bus", "train")
+    assert image_folder.read_folder(draw(tmp_path, {"train": 5, "bus": 5})).classes == ("bus", "train")
 
 
 def test_hidden_and_other_files_are_skipped_and_counted_once(tmp_path: Path, capsys) -> None:
@@ -89,7 +89,7 @@ def test_hidden_and_other_files_are_skipped_and_counted_once(tmp_path: Path, cap
     for name in ("red/.00.png", "green/Thumbs.db", "LICENSE.txt", "loose.png"):
         (tmp_path / name).write_bytes(b"x")
     for _ in range(2):
-        source = image_folder.read(tmp_path)
+        source = image_folder.read_folder(tmp_path)
     assert len(source.train.labels) + len(source.test.labels) == 10 and source.classes == ("green", "red")
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "not read" in line]
     assert said.startswith(
@@ -102,7 +102,7 @@ def test_nothing_is_said_of_a_plain_folder(tmp_path: Path, capsys) -> None:
     for i in range(10):
         (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
         Image.new("L", (4, 4), i).save(tmp_path / "ab"[i % 2] / f"{i}.png")
-    image_folder.read(tmp_path)
+    image_folder.read_folder(tmp_path)
     assert capsys.readouterr() == ("", "")
 
 
@@ -111,7 +111,7 @@ def test_differing_sizes_are_fitted(tmp_path: Path) -> None:
     stripes = np.zeros((20, 40, 3), np.uint8)
     stripes[:, 8:32] = 255  # the centre square, which is all that is kept, and what its rim is mixed with
     Image.fromarray(stripes).save(tmp_path / "red" / "wide.png")
-    source = image_folder.read(tmp_path, 10)
+    source = image_folder.read_folder(tmp_path, 10)
     everything = np.concatenate([source.train.images, source.test.images])
     assert everything.shape == (11, 10, 10, 3)
     assert sum((image == 255).all() for image in everything) == 1
@@ -124,7 +124,7 @@ def test_the_whole_of_a_picture_is_kept_where_it_is_wanted(tmp_path: Path, other
     edges = np.full((20, 40, 3), 255, np.uint8)
     edges[:, :2] = edges[:, -2:] = (0, 0, 255)
     Image.fromarray(edges).save(tmp_path / "red" / "wide.png")
-    source = image_folder.read(tmp_path, 10, fit=how)
+    source = image_folder.read_folder(tmp_path, 10, fit=how)
     everything = np.concatenate([source.train.images, source.test.images])
     if how == "crop" and others == (20, 40):
         assert everything.shape == (11, 20, 40, 3)
@@ -137,7 +137,12 @@ def test_the_whole_of_a_picture_is_kept_where_it_is_wanted(tmp_path: Path, other
 
 
 def test_one_size_is_kept(tmp_path: Path) -> None:
-    assert image_folder.read(draw(tmp_path, {"green": 5, "red": 5}, (9, 7)), 32).train.images.shape == (8, 7, 9, 3)
+    assert image_folder.read_folder(draw(tmp_path, {"green": 5, "red": 5}, (9, 7)), 32).train.images.shape == (
+        8,
+        7,
+        9,
+        3,
+    )
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
@@ -147,7 +152,7 @@ def test_a_corrupt_picture_is_named(tmp_path: Path, damage: str) -> None:
     whole = path.read_bytes()
     path.write_bytes({"truncated": whole[: len(whole) - 100], "text": b"hello" * 99, "empty": b""}[damage])
     with pytest.raises(UserError, match=f"cannot decode {path} .*replace or remove it") as caught:
-        image_folder.read(tmp_path)
+        image_folder.read_folder(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -158,35 +163,35 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch, limit: int
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UserError, match=f"{tmp_path}/.*has more than {limit} pixels"):
-            image_folder.read(tmp_path)
+            image_folder.read_folder(tmp_path)
 
 
 def test_no_layout(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"no folder {tmp_path}/none; check --config.data.dir"):
         tfds.load("folder", str(tmp_path / "none"))
     with pytest.raises(UserError, match="fewer than two class folders .0.; .*FOLDER/CLASS/PICTURE"):
-        image_folder.read(tmp_path)
+        image_folder.read_folder(tmp_path)
     draw(tmp_path, {"red": 5})
     with pytest.raises(UserError, match="class folders .1: red.; "):
-        image_folder.read(tmp_path)
+        image_folder.read_folder(tmp_path)
     (tmp_path / "green").mkdir()
     with pytest.raises(UserError, match=f"{tmp_path}/green has no images"):
-        image_folder.read(tmp_path)
+        image_folder.read_folder(tmp_path)
     with pytest.raises(UserError, match="config.data.name=folder needs one; pass --config.data.dir"):
         tfds.load("folder")
 
 
 def test_a_class_too_small_to_hold_out_a_part(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="class 'red' has 4 of the 5 examples.*hold out a fifth"):
-        image_folder.read(draw(tmp_path, {"green": 50, "red": 4}))
+        image_folder.read_folder(draw(tmp_path, {"green": 50, "red": 4}))
 
 
 def test_cut_test_takes_a_share() -> None:
     labels = np.repeat(np.arange(3, dtype=np.int32), 15)
     everything = dataset.Split(np.arange(45, dtype=np.uint8)[:, None, None, None], labels)
     for share, count in (("third", 5), ("fifth", 3)):
-        source = tfds.cut_test("x", everything, ("a", "b", "c"), share)
-        assert np.bincount(source.test.labels).tolist() == [count] * 3 and source.tested == f"a {share} held out"
+        source = tfds.split_test("x", everything, ("a", "b", "c"), share)
+        assert np.bincount(source.test.labels).tolist() == [count] * 3 and source.test_origin == f"a {share} held out"
 
 
 def test_nearest_name() -> None:
@@ -221,15 +226,15 @@ def test_pictures_are_decoded_once(tmp_path, monkeypatch):
             path = tmp_path / "set" / kind / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((4, 4, 3), 10 * i, np.uint8)).save(path)
-    calls, decode = [], decode_module.decode
-    monkeypatch.setattr(decode_module, "decode", lambda path, windows: calls.append(path) or decode(path, windows))
-    first = image_folder.read(tmp_path / "set", 4)
+    calls, decode = [], decode_module.decode_file
+    monkeypatch.setattr(decode_module, "decode_file", lambda path, windows: calls.append(path) or decode(path, windows))
+    first = image_folder.read_folder(tmp_path / "set", 4)
     assert len(calls) == 10
-    again = image_folder.read(tmp_path / "set", 4)
+    again = image_folder.read_folder(tmp_path / "set", 4)
     assert len(calls) == 10
     np.testing.assert_array_equal(first.train.images, again.train.images)
     Image.fromarray(np.full((4, 4, 3), 255, np.uint8)).save(tmp_path / "set" / "a" / "0.png")
-    changed = image_folder.read(tmp_path / "set", 4)
+    changed = image_folder.read_folder(tmp_path / "set", 4)
     assert len(calls) == 20
     assert 255 in np.concatenate([changed.train.images, changed.test.images])
 
@@ -237,7 +242,7 @@ def test_pictures_are_decoded_once(tmp_path, monkeypatch):
 def test_a_single_path_is_one_input(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     for inputs in (tmp_path / "x.png", str(tmp_path / "x.png"), [tmp_path], (str(tmp_path),)):
-        assert image_folder.named(inputs) == [tmp_path / "x.png"]
+        assert image_folder.input_images(inputs) == [tmp_path / "x.png"]
     for inputs in ([None], [np.zeros((4, 4, 3), np.uint8)], [b"x.png"]):
         with pytest.raises(UserError, match="not a path; pass files or folders of images"):
-            image_folder.named(inputs)
+            image_folder.input_images(inputs)

@@ -38,7 +38,7 @@ a/p4.png,well,test,w
 
 def test_an_index_says_class_part_and_group(tmp_path: Path) -> None:
     source = tfds.load("index", str(lay(tmp_path, WHOLE)), group="patient")
-    assert source.classes == ("ill", "well") and source.tested == "test" and source.validation is not None
+    assert source.classes == ("ill", "well") and source.test_origin == "test" and source.validation is not None
     for part, numbers, labels, groups in (
         (source.train, [1, 0], [0, 1], ["x", "y"]),
         (source.validation, [2, 3], [0, 1], ["z", "z"]),
@@ -90,21 +90,21 @@ def test_no_index(tmp_path: Path) -> None:
         tfds.load("index")
     lay(tmp_path, "file,patient\na/p0.png,x\n")
     with pytest.raises(UserError, match=r"does not list a/p2.png \(7 of 8 pictures are not there\)"):
-        image_folder.read(tmp_path, group="patient")
+        image_folder.read_folder(tmp_path, group="patient")
 
 
 def test_class_folders_take_groups_from_the_index(tmp_path: Path, capsys) -> None:
     rows = [f"{'ab'[i % 2]}/p{i}.png,{i // 4}" for i in range(40)]
-    source = image_folder.read(lay(tmp_path, "\n".join(["file,patient", *rows]), 40), group="patient")
+    source = image_folder.read_folder(lay(tmp_path, "\n".join(["file,patient", *rows]), 40), group="patient")
     train, test = source.train, source.test
     assert train.groups is not None and test.groups is not None and capsys.readouterr().err == ""
     assert not set(train.groups) & set(test.groups) and np.bincount(test.labels).tolist() == [4, 4]
     np.testing.assert_array_equal(test.images[:][:, 0, 0, 0] // 4, test.groups.astype(int))
-    less, validation = dataset.cut_validation(train, 0.25, seed=0)
+    less, validation = dataset.split_validation(train, 0.25, seed=0)
     assert validation.groups is not None and less.groups is not None
     assert not set(less.groups) & set(validation.groups) and len(validation.labels) == 8
-    assert set(validation.groups) != set(dataset.cut_validation(train, 0.25, seed=3)[1].groups)
-    thin = dataset.thin(less, 0, 2, 2, 0)
+    assert set(validation.groups) != set(dataset.split_validation(train, 0.25, seed=3)[1].groups)
+    thin = dataset.subsample_train(less, 0, 2, 2, 0)
     assert thin.groups is not None
     np.testing.assert_array_equal(thin.images[:][:, 0, 0, 0] // 4, thin.groups.astype(int))
 
@@ -112,7 +112,7 @@ def test_class_folders_take_groups_from_the_index(tmp_path: Path, capsys) -> Non
 def test_one_group_cannot_be_cut() -> None:
     split = Split(np.zeros((4, 2, 2, 3), np.uint8), np.arange(4, dtype=np.int32), np.array(["x"] * 4))
     with pytest.raises(UserError, match="all 4 training examples are of one group .x."):
-        dataset.cut_validation(split, 0.5, 0)
+        dataset.split_validation(split, 0.5, 0)
 
 
 def arrays(**changes) -> dict[str, np.ndarray]:
@@ -128,13 +128,13 @@ def test_an_npz_is_read(tmp_path: Path) -> None:
     given = arrays()
     np.savez_compressed(tmp_path / "mine.npz", **given)
     source = tfds.load("npz", str(tmp_path / "mine.npz"))
-    assert (source.name, source.classes, source.tested) == ("mine", ("0", "1", "2"), "test")
+    assert (source.name, source.classes, source.test_origin) == ("mine", ("0", "1", "2"), "test")
     assert source.train.images.shape == (6, 5, 5, 3) and source.validation is not None
     np.testing.assert_array_equal(source.test.images[:][..., 2], given["test_images"])
     assert source.validation.labels.tolist() == [0, 1, 2] and source.validation.labels.dtype == np.int32
     colour = np.stack([given["train_images"]] * 3, -1)
     np.savez(tmp_path / "colour.npz", **arrays(train_images=colour, val_images=None, val_labels=None))
-    source = medmnist.read(tmp_path / "colour.npz")
+    source = medmnist.read_npz(tmp_path / "colour.npz")
     assert source.validation is None and (source.train.images == colour).all()
 
 
@@ -155,7 +155,7 @@ def test_an_npz_is_read(tmp_path: Path) -> None:
 def test_what_is_wrong_with_an_npz_is_said(tmp_path: Path, changes, message: str) -> None:
     np.savez(tmp_path / "x.npz", **arrays(**changes))
     with pytest.raises(UserError, match=message) as caught:
-        medmnist.read(tmp_path / "x.npz")
+        medmnist.read_npz(tmp_path / "x.npz")
     assert "\n" not in str(caught.value)
 
 
@@ -165,9 +165,9 @@ def test_a_damaged_npz(tmp_path: Path) -> None:
     (tmp_path / "short.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:-200])
     for name in ("text", "short"):
         with pytest.raises(UserError, match=f"cannot read .*{name}.npz"):
-            medmnist.read(tmp_path / f"{name}.npz")
+            medmnist.read_npz(tmp_path / f"{name}.npz")
     with pytest.raises(UserError, match="no file .*absent.npz"):
-        medmnist.read(tmp_path / "absent.npz")
+        medmnist.read_npz(tmp_path / "absent.npz")
 
 
 def test_the_published_set_is_fetched_and_its_hash_checked(tmp_path: Path, monkeypatch) -> None:

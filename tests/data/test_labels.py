@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tl_jax.data.dataset import Source, Split
-from tl_jax.data.labels import class_numbers, make_labels
+from tl_jax.data.dataset import Dataset, Split
+from tl_jax.data.labels import class_indices, make_label_map
 from tl_jax.tasks.run_record import NEW_RUN
 from tl_jax.utils.errors import UserError
 
@@ -30,14 +30,14 @@ IMAGES = np.zeros((3, 2, 2, 3), np.uint8)
 )
 def test_numbers_that_are_no_classes(labels, said):
     with pytest.raises(UserError, match=said):
-        class_numbers(labels, 10, "set, train")
+        class_indices(labels, 10, "set, train")
 
 
 def test_numbers_that_are_classes():
     for kind in (np.uint8, np.int16, np.uint64, np.int64):
-        found = class_numbers(np.asarray([[0], [9], [3]], kind), 10, "set")
+        found = class_indices(np.asarray([[0], [9], [3]], kind), 10, "set")
         assert found.dtype == np.int32 and found.tolist() == [0, 9, 3]
-    assert class_numbers([-1, 9], 10, "set", hidden=True).tolist() == [-1, 9]
+    assert class_indices([-1, 9], 10, "set", allow_missing=True).tolist() == [-1, 9]
 
 
 def boxes(kind):
@@ -64,7 +64,7 @@ def tags(last):
 def test_every_task_refuses_a_label_that_is_no_class(part, good, wrong, row):
     def source(**changed):
         split = Split(IMAGES, good)
-        return Source("set", split, split, ("a", "b"), validation=split)._replace(**changed)
+        return Dataset("set", split, split, ("a", "b"), validation=split)._replace(**changed)
 
     nothing = IMAGES[:0], good[:0]
     assert NEW_RUN.source(source, *nothing).classes == ("a", "b")
@@ -74,6 +74,6 @@ def test_every_task_refuses_a_label_that_is_no_class(part, good, wrong, row):
 
 def test_names_that_are_texts_are_no_classes():
     with pytest.raises(UserError, match=r"a.csv: 2 labels have more than 1,000 letters, such as '9999.*not classes"):
-        make_labels(["1", "2", "9" * 5000, "x" * 1001], "a.csv")
-    assert make_labels(["1", "²"], "a.csv").names == ("1", "²")
-    assert make_labels(["1", "x" * 1000], "a.csv").names == ("1", "x" * 1000)
+        make_label_map(["1", "2", "9" * 5000, "x" * 1001], "a.csv")
+    assert make_label_map(["1", "²"], "a.csv").names == ("1", "²")
+    assert make_label_map(["1", "x" * 1000], "a.csv").names == ("1", "x" * 1000)

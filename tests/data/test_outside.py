@@ -9,14 +9,14 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from tl_jax.data import coco, image_folder, image_list, voc
-from tl_jax.data.decode import DEFAULT
-from tl_jax.data.fingerprint import stamp
-from tl_jax.data.image_list import Reading
+from tl_jax.data.decode import DEFAULT_DECODING
+from tl_jax.data.fingerprint import folder_stamp
+from tl_jax.data.image_list import ReadOptions
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 COUNT = 10
-ALLOWED = DEFAULT._replace(outside=True)
+ALLOWED = DEFAULT_DECODING._replace(outside=True)
 
 
 def put(where: Path) -> list[Path]:
@@ -44,8 +44,11 @@ def write_index(top: Path, names) -> None:
 
 
 READERS = {
-    "coco": (write_coco, lambda top, outside: coco.read(top, 32, rules=ALLOWED if outside else DEFAULT)),
-    "index": (write_index, lambda top, outside: image_list.source(top, Reading(8, outside=outside))),
+    "coco": (
+        write_coco,
+        lambda top, outside: coco.read_coco(top, 32, decoding=ALLOWED if outside else DEFAULT_DECODING),
+    ),
+    "index": (write_index, lambda top, outside: image_list.load_index(top, ReadOptions(8, outside=outside))),
 }
 WAYS = {
     "absolute": lambda top, private: str(private),
@@ -98,7 +101,7 @@ def test_the_folders_of_a_layout_may_be_links(tmp_path):
     write_coco(top, [f"{i}.png" for i in range(COUNT)])
     (top / "images").mkdir()
     (top / "images" / "train").symlink_to(tmp_path / "disk")
-    assert len(coco.read(top, 32).train.labels) == COUNT * 4 // 5
+    assert len(coco.read_coco(top, 32).train.labels) == COUNT * 4 // 5
 
 
 def test_lists_of_voc_name_pictures_of_the_folder_only(tmp_path):
@@ -109,7 +112,7 @@ def test_lists_of_voc_name_pictures_of_the_folder_only(tmp_path):
     (top / "ImageSets").mkdir()
     (top / "ImageSets" / "train.txt").write_text("../../private/99\n")
     with pytest.raises(UserError, match="has no picture of that name"):
-        voc.read(top, 32)
+        voc.read_voc(top, 32)
 
 
 def classes(top: Path) -> None:
@@ -131,22 +134,22 @@ def test_a_link_below_a_class_is_not_walked(tmp_path, monkeypatch, capsys, targe
     put(tmp_path / "private")
     (top / "a" / "link").symlink_to(tmp_path / target if target == "private" else target)
     monkeypatch.setattr(os, "scandir", lambda path: scanned.append(str(path)) or scan(path))
-    stamp("folder", str(top))
-    assert count(image_folder.read(top, 8)) == 2 * COUNT
+    folder_stamp("folder", str(top))
+    assert count(image_folder.read_folder(top, 8)) == 2 * COUNT
     assert not [each for each in scanned if "/a/link" in each] and len(scanned) < 20
     said = capsys.readouterr().err
     assert "not read: 1 linked to a folder" in said and "a/link" in said
     assert ("config.data.outside=True" in said) == (target in ("/usr", "private"))
-    assert len(image_folder.pictures(top)) == 2 * COUNT
+    assert len(image_folder.list_images(top)) == 2 * COUNT
 
 
 def test_folders_outside_are_read_if_that_is_allowed(tmp_path):
     classes(tmp_path / "set")
     put(tmp_path / "private")
     (tmp_path / "set" / "a" / "link").symlink_to(tmp_path / "private")
-    assert count(image_folder.read(tmp_path / "set", 8, outside=True)) == 3 * COUNT
-    assert len(image_folder.read_all(tmp_path / "set", 8, rules=ALLOWED)[1]) == 3 * COUNT
-    assert len(image_folder.pictures(tmp_path / "set", True)) == 3 * COUNT
+    assert count(image_folder.read_folder(tmp_path / "set", 8, outside=True)) == 3 * COUNT
+    assert len(image_folder.read_single_split(tmp_path / "set", 8, decoding=ALLOWED)[1]) == 3 * COUNT
+    assert len(image_folder.list_images(tmp_path / "set", True)) == 3 * COUNT
 
 
 def test_the_folder_of_a_class_may_be_a_link_and_what_is_in_it_counts(tmp_path):
@@ -156,17 +159,17 @@ def test_the_folder_of_a_class_may_be_a_link_and_what_is_in_it_counts(tmp_path):
     put(tmp_path / "disk" / "b" / "more")
     (tmp_path / "disk" / "b" / "again").symlink_to(tmp_path / "disk" / "b" / "more")
     (top / "b").symlink_to(tmp_path / "disk" / "b")
-    before = stamp("folder", str(top))
-    assert count(image_folder.read(top, 8)) == 4 * COUNT
+    before = folder_stamp("folder", str(top))
+    assert count(image_folder.read_folder(top, 8)) == 4 * COUNT
     (tmp_path / "disk" / "b" / "0.png").unlink()
-    assert stamp("folder", str(top)) != before
+    assert folder_stamp("folder", str(top)) != before
 
 
 def test_the_folder_of_a_class_is_no_link_to_one_above(tmp_path, capsys):
     top = tmp_path / "set"
     classes(top)
     (top / "c").symlink_to("/")
-    assert image_folder.read(top, 8).classes == ("a", "b")
+    assert image_folder.read_folder(top, 8).classes == ("a", "b")
     assert "1 linked to a folder above it (c)" in capsys.readouterr().err
 
 
@@ -179,7 +182,7 @@ def test_links_that_lead_to_each_other_end(tmp_path):
     for i in range(10):
         for j in range(10):
             (top / "a" / str(i) / f"to{j}").symlink_to(top / "a" / str(j))
-    assert len(image_folder.pictures(top)) == 2 * COUNT
+    assert len(image_folder.list_images(top)) == 2 * COUNT
 
 
 def test_the_field_is_described():

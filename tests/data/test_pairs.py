@@ -23,8 +23,8 @@ def write(tmp_path, text):
 
 def test_folds_with_a_header(tmp_path):
     listed = faces.read_pairs(write(tmp_path, TEN))
-    assert listed.people == ("Ann", "Bo", "Cy") and listed.per_fold == 4
-    found = faces.rows(listed, FILES)
+    assert listed.identities == ("Ann", "Bo", "Cy") and listed.per_fold == 4
+    found = faces.match_pairs(listed, FILES)
     assert found.first.tolist() == [0, 3, 0, 1, 6, 4, 3, 6] and found.second.tolist() == [1, 5, 4, 6, 7, 5, 7, 0]
     assert found.same.tolist() == [True, True, False, False] * 2 and found.fold.tolist() == [0] * 4 + [1] * 4
 
@@ -33,7 +33,7 @@ def test_folds_with_a_header(tmp_path):
 def test_one_set_of_pairs(tmp_path, head):
     """As pairsDevTest.txt, whose first line counts the pairs of each kind, or without such a line."""
     text = head + "Ann 1 2\nBo 1 3\n\nAnn 1 Bo 2\nAnn 2 Ann 3\n"  # the last is one person, however written
-    found = faces.rows(faces.read_pairs(write(tmp_path, text)), FILES)
+    found = faces.match_pairs(faces.read_pairs(write(tmp_path, text)), FILES)
     assert found.same.tolist() == [True, True, False, True] and set(found.fold) <= set(range(10))
 
 
@@ -67,11 +67,11 @@ def test_pictures_that_are_not_there(tmp_path):
     with pytest.raises(
         UserError, match=f"{path}, line 2: there is no picture Bo/Bo_0004 .1 of 2 pairs lack one.; check"
     ):
-        faces.rows(faces.read_pairs(path), FILES)
+        faces.match_pairs(faces.read_pairs(path), FILES)
     with pytest.raises(UserError, match="has no pair of two people"):
-        faces.rows(faces.read_pairs(write(tmp_path, "Ann 1 2\n")), FILES)
+        faces.match_pairs(faces.read_pairs(write(tmp_path, "Ann 1 2\n")), FILES)
     with pytest.raises(UserError, match="has no pair of one person"):
-        faces.rows(faces.read_pairs(write(tmp_path, "Ann 1 Bo 2\n")), FILES)
+        faces.match_pairs(faces.read_pairs(write(tmp_path, "Ann 1 Bo 2\n")), FILES)
     with pytest.raises(UserError, match="no file .*none.txt; check config.faces.pairs"):
         faces.read_pairs(tmp_path / "none.txt")
     (tmp_path / "x.txt").write_bytes(b"\xff\xfe\x00")
@@ -82,26 +82,26 @@ def test_pictures_that_are_not_there(tmp_path):
 def test_pairs_that_lack_a_picture_are_counted_once_for_all(tmp_path):
     path = write(tmp_path, "Ann 1 2\nAnn 1 Bo 4\nBo 1 4\nBo 1 2\nCy 1 7\n")
     with pytest.raises(UserError, match=f"{path}, line 2: .* picture Bo/Bo_0004 .3 of 5 pairs lack one.; check"):
-        faces.rows(faces.read_pairs(path), FILES)
+        faces.match_pairs(faces.read_pairs(path), FILES)
     renamed = [file.with_name(f"{file.stem}_0.png") for file in FILES]  # as tools for alignment write them
     with pytest.raises(UserError, match="no picture Ann/Ann_0001 .*, but Ann_0001_0.png is there: rename such files"):
-        faces.rows(faces.read_pairs(path), renamed)
+        faces.match_pairs(faces.read_pairs(path), renamed)
 
 
 def test_pairs_with_a_byte_order_mark_and_names_in_the_other_unicode_form(tmp_path):
     nfc, nfd = (unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD"))
     path = write(tmp_path, f"\ufeff{nfc} 1 2\n{nfc} 1 Bo 1\n")
     files = [Path(f"set/{nfd}/{nfd}_{i:04d}.jpg") for i in (1, 2)] + [Path("set/Bo/day/Bo_0001.jpg")]
-    found = faces.rows(faces.read_pairs(path), files)
+    found = faces.match_pairs(faces.read_pairs(path), files)
     assert found.first.tolist() == [0, 0] and found.second.tolist() == [1, 2]
 
 
 def test_people_with_counts_or_without(tmp_path):
     """As peopleDevTest.txt: the number of people, then a name and its pictures a line."""
-    assert faces.names(write(tmp_path, "2\nAnn Lee\t3\nBo\t1\n")) == ("Ann Lee", "Bo")
-    assert faces.names(write(tmp_path, "Cy\nBo\nCy\n")) == ("Cy", "Bo")
+    assert faces.read_identities(write(tmp_path, "2\nAnn Lee\t3\nBo\t1\n")) == ("Ann Lee", "Bo")
+    assert faces.read_identities(write(tmp_path, "Cy\nBo\nCy\n")) == ("Cy", "Bo")
     with pytest.raises(UserError, match="names nobody"):
-        faces.names(write(tmp_path, "3\n"))
+        faces.read_identities(write(tmp_path, "3\n"))
 
 
 def test_numbers_of_lfw_itself():
@@ -109,7 +109,7 @@ def test_numbers_of_lfw_itself():
     lines = [f"A\t{i % 2 + 1}\t3" if i % 600 < 300 else f"A\t1\tB\t{i % 3 + 1}" for i in range(6000)]
     files = [Path(f"{name}/{name}_{i:04d}.jpg") for name in "AB" for i in (1, 2, 3)]
     path = Path("pairs.txt")
-    parsed = tuple(faces._line(path, i, line.split("\t")) for i, line in enumerate(lines))
-    found = faces.rows(faces.Listed(path, parsed, 600), files)
+    parsed = tuple(faces._parse_line(path, i, line.split("\t")) for i, line in enumerate(lines))
+    found = faces.match_pairs(faces.PairList(path, parsed, 600), files)
     assert np.bincount(found.fold).tolist() == [600] * 10
     assert all(found.same[found.fold == fold].sum() == 300 for fold in range(10))

@@ -11,7 +11,7 @@ from tl_jax.data import randaugment
 
 pytestmark = pytest.mark.fast
 
-apply = jax.jit(randaugment.apply)
+apply = jax.jit(randaugment.apply_operation)
 
 
 @functools.cache
@@ -25,7 +25,7 @@ def photo(channels: int = 3) -> np.ndarray:
 
 
 def ours(name: str, strength: float, image: np.ndarray) -> np.ndarray:
-    return np.asarray(apply(image.astype(np.float32), randaugment.NAMES.index(name), strength))
+    return np.asarray(apply(image.astype(np.float32), randaugment.OPERATIONS.index(name), strength))
 
 
 def pillow(image: np.ndarray) -> Image.Image:
@@ -59,7 +59,7 @@ def test_operations_on_values_are_those_of_pillow(name, strength, channels):
 
 
 def test_every_operation_is_compared():
-    assert {*PEERS, *MATRICES, "rotate"} == set(randaugment.NAMES)
+    assert {*PEERS, *MATRICES, "rotate"} == set(randaugment.OPERATIONS)
 
 
 @pytest.mark.parametrize("angle", [-1.0, 0.5])
@@ -118,7 +118,7 @@ def tiny() -> np.ndarray:
 def each(image: jax.Array, magnitude: float) -> jax.Array:
     """Return the picture after each operation with either sign, (28, H, W, C)."""
     operations, signs = np.repeat(np.arange(14), 2), np.tile(np.array([1.0, -1.0], np.float32), 14)
-    return jax.vmap(randaugment.apply, (None, 0, 0))(image, operations, signs * (magnitude / 10))
+    return jax.vmap(randaugment.apply_operation, (None, 0, 0))(image, operations, signs * (magnitude / 10))
 
 
 def drawn(count: int, magnitude: float, n: int) -> np.ndarray:
@@ -137,7 +137,7 @@ def test_operations_are_drawn_evenly_and_with_both_signs():
     counts = np.bincount(found.argmax(1), minlength=28).reshape(14, 2)  # a draw is counted at the first sign that fits
     assert (np.abs(counts.sum(1) - 50) < 25).all()  # 50 expected, with a standard deviation of 7
     signed = ["rotate", "shear_x", "shear_y", "translate_x", "translate_y", "colour", "contrast", "brightness"]
-    assert (counts[[randaugment.NAMES.index(name) for name in signed]] > 8).all()
+    assert (counts[[randaugment.OPERATIONS.index(name) for name in signed]] > 8).all()
 
 
 def test_two_operations_are_one_after_another():
@@ -150,7 +150,7 @@ def test_two_operations_are_one_after_another():
 
 def test_at_magnitude_zero_only_the_spreading_of_values_changes_anything():
     image = tiny()
-    for name, result in zip(randaugment.NAMES, each(image, 0.0)[::2], strict=True):
+    for name, result in zip(randaugment.OPERATIONS, each(image, 0.0)[::2], strict=True):
         assert np.array_equal(result, image) != (name in ("auto_contrast", "equalize")), name
 
 

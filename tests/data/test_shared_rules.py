@@ -4,9 +4,9 @@ from pathlib import PurePath
 
 import pytest
 
-from tl_jax.data.dataset import find_splits, split_of
+from tl_jax.data.dataset import find_splits, parse_split
 from tl_jax.data.text import read_text
-from tl_jax.data.walker import has_litter, is_litter
+from tl_jax.data.walker import has_ignored_part, is_ignored
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.fast
     ("eval", "validation"), ("Testing", "test"), ("TEST", "test"), ("cats", None), ("", None),
 ])  # fmt: skip
 def test_a_split_is_known_by_all_its_names(name: str, split: str | None) -> None:
-    assert split_of(name) == split
+    assert parse_split(name) == split
 
 
 def test_splits_are_found_among_other_names() -> None:
@@ -35,11 +35,11 @@ def test_two_names_of_one_split_are_refused() -> None:
     ".hidden", "._1.jpg", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db",
 ])  # fmt: skip
 def test_litter_is_known(name: str) -> None:
-    assert is_litter(name) and has_litter(PurePath("class") / name / "1.jpg")
+    assert is_ignored(name) and has_ignored_part(PurePath("class") / name / "1.jpg")
 
 
 def test_data_is_no_litter() -> None:
-    assert not is_litter("cat") and not has_litter(PurePath("cat/1.jpg"))
+    assert not is_ignored("cat") and not has_ignored_part(PurePath("cat/1.jpg"))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

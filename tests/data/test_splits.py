@@ -28,7 +28,7 @@ def test_validation_has_as_many_of_each_class_as_scikit_learn_draws(sizes, share
     labels = np.repeat(np.arange(len(sizes)), sizes)
     wanted = round(share * len(labels))
     for seed in range(5):
-        train, validation = dataset.cut_validation(split_of(labels), share, seed)
+        train, validation = dataset.split_validation(split_of(labels), share, seed)
         rows = np.concatenate([train.images[:].ravel(), validation.images[:].ravel()])
         assert sorted(rows.tolist()) == list(range(len(labels))) and len(validation.labels) == wanted
         if wanted < len(sizes):  # which scikit-learn refuses
@@ -41,20 +41,20 @@ def test_validation_has_as_many_of_each_class_as_scikit_learn_draws(sizes, share
 
 def test_another_seed_draws_another_validation_split_and_the_same_seed_the_same() -> None:
     whole = split_of(np.arange(60) % 3)
-    drawn = [dataset.cut_validation(whole, 0.2, seed)[1].images[:].ravel().tolist() for seed in (0, 0, 1)]
+    drawn = [dataset.split_validation(whole, 0.2, seed)[1].images[:].ravel().tolist() for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2] and drawn[0] == sorted(drawn[0])
 
 
 def test_a_class_with_one_example_stays_in_train_and_is_named(capsys) -> None:
     whole = split_of([0] * 20 + [1] * 20 + [2])
     for seed in range(5):
-        train, validation = dataset.cut_validation(whole, 0.5, seed, ("cat", "dog", "yak"))
+        train, validation = dataset.split_validation(whole, 0.5, seed, ("cat", "dog", "yak"))
         assert counts(train, 3)[2] == 1 and counts(validation, 3)[2] == 0
     assert capsys.readouterr().err == (
         "1 of 3 classes have one training example (yak), which stays in train; validation says nothing of them\n"
     )
     with pytest.raises(UserError, match="no class of the 4 training examples has two, so none can be held out"):
-        dataset.cut_validation(split_of(range(4)), 0.5, 0)
+        dataset.split_validation(split_of(range(4)), 0.5, 0)
 
 
 def test_groups_stay_whole_and_classes_keep_their_shares() -> None:
@@ -65,7 +65,7 @@ def test_groups_stay_whole_and_classes_keep_their_shares() -> None:
         sizes = rng.integers(1, 9, 60)
         groups = np.repeat([f"p{i}" for i in range(60)], sizes)
         labels = np.repeat((rng.random(60) < 0.15).astype(int), sizes)
-        train, validation = dataset.cut_validation(split_of(labels, groups), 0.2, seed)
+        train, validation = dataset.split_validation(split_of(labels, groups), 0.2, seed)
         assert train.groups is not None and validation.groups is not None
         assert not set(train.groups) & set(validation.groups)
         folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(labels, labels, groups)
@@ -79,28 +79,28 @@ def test_groups_stay_whole_and_classes_keep_their_shares() -> None:
 
 def test_groups_of_one_image_each_are_cut_as_without_groups() -> None:
     labels = np.repeat([0, 1], [900, 100])
-    validation = dataset.cut_validation(split_of(labels, np.arange(1000).astype(str)), 0.1, 0)[1]
+    validation = dataset.split_validation(split_of(labels, np.arange(1000).astype(str)), 0.1, 0)[1]
     assert counts(validation, 2) == [90, 10]
 
 
 def test_a_class_of_one_group_stays_in_train(capsys) -> None:
     groups = np.array([f"g{i // 3}" for i in range(30)] + ["odd"] * 5)
     for seed in range(5):
-        train, validation = dataset.cut_validation(split_of([0] * 30 + [1] * 5, groups), 0.3, seed, ("well", "ill"))
+        train, validation = dataset.split_validation(split_of([0] * 30 + [1] * 5, groups), 0.3, seed, ("well", "ill"))
         assert counts(train, 2)[1] == 5 and counts(validation, 2) == [9, 0]
     assert "1 of 2 classes have one training group (ill), which stays in train" in capsys.readouterr().err
     with pytest.raises(UserError, match="every group .* is the only one of some class.*data.group"):
-        dataset.cut_validation(split_of([0] * 4 + [1] * 4, np.array(["x"] * 4 + ["y"] * 4)), 0.5, 0)
+        dataset.split_validation(split_of([0] * 4 + [1] * 4, np.array(["x"] * 4 + ["y"] * 4)), 0.5, 0)
 
 
 def test_training_and_test_examples_of_a_sorted_set_have_all_classes() -> None:
     whole = split_of(np.repeat([0, 1, 2], [400, 160, 40]))
     for seed in range(3):
-        assert counts(dataset.thin(whole, 60, 0, 3, seed), 3) == [40, 16, 4]
-    test = dataset.choose_test(whole, 30)
+        assert counts(dataset.subsample_train(whole, 60, 0, 3, seed), 3) == [40, 16, 4]
+    test = dataset.subsample_test(whole, 30)
     assert counts(test, 3) == [20, 8, 2] and (np.diff(test.images[:].ravel()) > 0).all()
     for n in (0, 600, 1000):
-        assert dataset.choose_test(whole, n) is whole
+        assert dataset.subsample_test(whole, n) is whole
 
 
 def test_examples_without_a_class_are_drawn_at_random() -> None:
@@ -109,10 +109,12 @@ def test_examples_without_a_class_are_drawn_at_random() -> None:
     tags[:] = [np.zeros(3, np.int32)] * 50
     for labels in (np.zeros((50, 4, 6), np.float32), tags):
         whole = Split(np.arange(50)[:, None], labels)
-        train, validation = dataset.cut_validation(whole, 0.1, 0)
+        train, validation = dataset.split_validation(whole, 0.1, 0)
         assert (len(train.labels), len(validation.labels)) == (45, 5)
-        assert len(dataset.choose_test(whole, 8).labels) == len(dataset.thin(whole, 8, 0, 1, 0).labels) == 8
-        assert dataset.choose_test(whole, 8).images[:].ravel().tolist() != list(range(8))
+        assert (
+            len(dataset.subsample_test(whole, 8).labels) == len(dataset.subsample_train(whole, 8, 0, 1, 0).labels) == 8
+        )
+        assert dataset.subsample_test(whole, 8).images[:].ravel().tolist() != list(range(8))
 
 
 def test_a_run_on_a_sorted_file_is_validated_and_tested_on_all_classes(tmp_path) -> None:

@@ -10,7 +10,7 @@ from tests.data.test_data import tfds_folder
 from tl_jax import api
 from tl_jax.config import recipe
 from tl_jax.data import image_folder, loader, tfds
-from tl_jax.data.dataset import Encoded, Rows, encoded
+from tl_jax.data.dataset import EncodedImages, Subset, is_encoded
 from tl_jax.tasks.feature_cache import digest
 from tl_jax.utils.errors import UserError
 
@@ -32,13 +32,13 @@ def photos(tmp_path_factory) -> Path:
 @pytest.fixture
 def both(photos):
     """Return the set kept decoded, and the same one decoded at each reading."""
-    return image_folder.read(photos, 16), image_folder.read(photos, 16, most_bytes=100)
+    return image_folder.read_folder(photos, 16), image_folder.read_folder(photos, 16, max_bytes=100)
 
 
 def test_pictures_are_the_same(both):
     kept, streamed = both
-    assert not encoded(kept.train.images) and encoded(streamed.train.images)
-    assert isinstance(streamed.train.images, Rows) and isinstance(streamed.train.images.array, Encoded)
+    assert not is_encoded(kept.train.images) and is_encoded(streamed.train.images)
+    assert isinstance(streamed.train.images, Subset) and isinstance(streamed.train.images.array, EncodedImages)
     for part in ("train", "test"):
         a, b = getattr(kept, part), getattr(streamed, part)
         assert b.images.shape == a.images.shape and b.images.dtype == a.images.dtype
@@ -51,7 +51,7 @@ def test_pictures_are_the_same(both):
 def test_batches_are_the_same_from_any_step_on(both):
     streams = [loader.Stream(part.images, part.labels, 7, 6) for part in (source.train for source in both)]
     for first, stop in ((0, 5), (3, 11)):
-        each = [list(stream.following(first, stop)) for stream in streams]
+        each = [list(stream.batches(first, stop)) for stream in streams]
         assert len(each[0]) == len(each[1]) == stop - first
         for step, (a, b) in enumerate(zip(*each, strict=True), start=first):
             for name, values in streams[0](step).items():
@@ -67,27 +67,27 @@ def test_evaluation_sees_the_same(both):
 
 def test_what_is_computed_of_them_is_kept_by_files_and_rows(both, photos):
     images = both[1].train.images
-    again = image_folder.read(photos, 16, most_bytes=100).train.images
+    again = image_folder.read_folder(photos, 16, max_bytes=100).train.images
     assert digest(images) == digest(again)
-    assert digest(images) != digest(Rows(images, np.arange(3)))
-    assert digest(images) != digest(image_folder.read(photos, 12, most_bytes=100).train.images)
+    assert digest(images) != digest(Subset(images, np.arange(3)))
+    assert digest(images) != digest(image_folder.read_folder(photos, 12, max_bytes=100).train.images)
 
 
 def test_a_picture_that_cannot_be_decoded_is_named(both, photos, tmp_path):
     for path in photos.glob("*/*.png"):
         (tmp_path / path.parent.name).mkdir(exist_ok=True)
         (tmp_path / path.parent.name / path.name).write_bytes(path.read_bytes())
-    source = image_folder.read(tmp_path, 16, most_bytes=100)
+    source = image_folder.read_folder(tmp_path, 16, max_bytes=100)
     for path in tmp_path.glob("two/*.png"):
         path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="cannot decode .*two"):
-        list(loader.Stream(source.train.images, source.train.labels, 0, 8).following(0, 4))
+        list(loader.Stream(source.train.images, source.train.labels, 0, 8).batches(0, 4))
 
 
 def test_sets_of_tfds(tmp_path):
     tfds_folder(tmp_path, {"train": [0, 1, 1, 0, 1], "test": [1, 0]})
     kept, streamed = (tfds.load("odd", str(tmp_path), 16, most) for most in (1e9, 1e2))
-    assert encoded(streamed.train.images) and not encoded(kept.train.images)
+    assert is_encoded(streamed.train.images) and not is_encoded(kept.train.images)
     np.testing.assert_array_equal(streamed.train.images[:], kept.train.images[:])
     np.testing.assert_array_equal(streamed.test.labels, kept.test.labels)
     np.testing.assert_array_equal(streamed.train.images[np.array([4, 1])], kept.train.images[np.array([4, 1])])

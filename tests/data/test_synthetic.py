@@ -8,7 +8,7 @@ from tl_jax.data import synthetic
 pytestmark = pytest.mark.fast
 
 
-@pytest.mark.parametrize("draw", [synthetic.gratings, synthetic.shapes])
+@pytest.mark.parametrize("draw", [synthetic.draw_gratings, synthetic.draw_shapes])
 def test_they_are_the_same_at_every_call(draw):
     first, again = draw(train=200, test=50), draw(train=200, test=50)
     for part, other in ((first.train, again.train), (first.test, again.test)):
@@ -20,7 +20,7 @@ def test_they_are_the_same_at_every_call(draw):
 
 
 def test_shapes_have_the_size_of_their_kind():
-    source = synthetic.shapes(train=500, test=100)
+    source = synthetic.draw_shapes(train=500, test=100)
     assert source.classes == tuple(synthetic.SHAPES) and len(source.train.images) == 500
     v, u = np.mgrid[-1.5:1.5:301j, -1.5:1.5:301j]
     areas = {name: inside(u, v).mean() * 9 for name, inside in synthetic.SHAPES.items()}
@@ -31,5 +31,5 @@ def test_shapes_have_the_size_of_their_kind():
 
 
 def test_shapes_stand_out_from_what_is_behind_them():
-    images = synthetic.shapes(train=100, test=100).train.images[:10].astype(float)
+    images = synthetic.draw_shapes(train=100, test=100).train.images[:10].astype(float)
     assert images.std(axis=(1, 2)).max(1).min() > 15

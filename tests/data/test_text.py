@@ -25,8 +25,8 @@ def write(folder, **files):
 
 def test_tsv_takes_quotes_as_they_are(tmp_path):
     write(tmp_path, train_tsv='a "good\tyes\r\nbad\tno\n\nso so\tno', test_tsv="fine\tyes\n", dev_tsv="poor\tno\n")
-    found = text.read(tmp_path, "tsv", PLAIN)
-    assert found.classes == ("no", "yes") and found.tested == "test"
+    found = text.read_text_dataset(tmp_path, "tsv", PLAIN)
+    assert found.classes == ("no", "yes") and found.test_origin == "test"
     assert list(found.train.images) == ['a "good', "bad", "so so"]
     np.testing.assert_array_equal(found.train.labels, [1, 0, 0])
     assert list(found.test.images) == ["fine"] and list(found.validation.images) == ["poor"]
@@ -39,7 +39,7 @@ def test_csv_has_quotes_and_names_in_its_first_line(tmp_path):
         train_csv='\ufeffclass,title,body\n10,"a, ""b""","two\nlines"\n9,c,d\n',
         test_csv="class,title,body\n9,e,f\n",
     )
-    found = text.read(tmp_path, "csv", Columns((), ("title", "body"), "class"))
+    found = text.read_text_dataset(tmp_path, "csv", Columns((), ("title", "body"), "class"))
     assert found.classes == ("9", "10")  # by their values
     assert list(found.train.images) == [('a, "b"', "two\nlines"), ("c", "d")]
 
@@ -47,9 +47,9 @@ def test_csv_has_quotes_and_names_in_its_first_line(tmp_path):
 def test_json_lines(tmp_path):
     write(tmp_path, train_jsonl='{"text": "a\\u2028b", "label": 1}\n{"label": 0, "text": "c", "more": []}\n')
     with pytest.raises(UserError, match="to hold out a fifth"):  # one example a class
-        text.read(tmp_path, "jsonl")
+        text.read_text_dataset(tmp_path, "jsonl")
     write(tmp_path, test_jsonl='{"text": "d", "label": 0}')
-    assert list(text.read(tmp_path, "jsonl").train.images) == ["a\u2028b", "c"]
+    assert list(text.read_text_dataset(tmp_path, "jsonl").train.images) == ["a\u2028b", "c"]
 
 
 def test_conll_columns_become_sentences(tmp_path):
@@ -58,7 +58,7 @@ def test_conll_columns_become_sentences(tmp_path):
         train_txt="-DOCSTART- -X- O O\n\nEU NNP I-NP B-ORG\nrejects VBZ I-VP O\n\n\nPeter NNP I-NP B-PER\n",
         test_txt="EU\tB-ORG\n",
     )
-    found = text.read(tmp_path, "conll")
+    found = text.read_text_dataset(tmp_path, "conll")
     assert found.classes == ("O", "B-ORG", "B-PER")
     assert list(found.train.images) == [["EU", "rejects"], ["Peter"]]
     assert [tags.tolist() for tags in found.train.labels] == [[1, 0], [2]]
@@ -67,11 +67,11 @@ def test_conll_columns_become_sentences(tmp_path):
 def test_of_a_single_file_a_fifth_is_held_out(tmp_path):
     lines = [f"text {i}\t{i % 2}" for i in range(20)]
     write(tmp_path, all_tsv="\n".join(lines))
-    found = text.read(tmp_path / "all.tsv", "tsv", PLAIN)
+    found = text.read_text_dataset(tmp_path / "all.tsv", "tsv", PLAIN)
     assert len(found.train.labels) == 16 and len(found.test.labels) == 4 and found.test.labels.sum() == 2
     assert not set(found.train.images) & set(found.test.images)
     tagged = write(tmp_path, some_conll="\n\n".join(f"w{i} {'OB'[i % 2]}" for i in range(10)))
-    found = text.read(tagged / "some.conll", "conll")
+    found = text.read_text_dataset(tagged / "some.conll", "conll")
     assert len(found.train.labels) == 8 and len(found.test.labels) == 2
 
 
@@ -98,12 +98,12 @@ def test_of_a_single_file_a_fifth_is_held_out(tmp_path):
 )
 def test_bad_files_are_refused_with_their_line(tmp_path, kind, files, message):
     with pytest.raises(UserError, match=message):
-        text.read(write(tmp_path, **files), kind, PLAIN)
+        text.read_text_dataset(write(tmp_path, **files), kind, PLAIN)
 
 
 def test_no_folder_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no folder or file .*nowhere"):
-        text.read(tmp_path / "nowhere", "tsv")
+        text.read_text_dataset(tmp_path / "nowhere", "tsv")
 
 
 def rows(*labels, text="t{}"):
@@ -121,7 +121,7 @@ GOOD = [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(10)]
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_a_file_is_read_in_the_encodings_of_excel(tmp_path, encoding):
     content = "text\tlabel\ncafé\ta\nx\tb\n".encode(encoding)
-    found = text.read(write(tmp_path, train_tsv=content, test_tsv=content), "tsv")
+    found = text.read_text_dataset(write(tmp_path, train_tsv=content, test_tsv=content), "tsv")
     assert list(found.train.images) == ["café", "x"] == list(found.test.images)
 
 
@@ -129,7 +129,7 @@ def test_a_file_is_read_in_the_encodings_of_excel(tmp_path, encoding):
 def test_columns_are_found_whatever_separates_them(tmp_path, kind, separator):
     lines = [separator.join(row) for row in (("text", "label"), ('"a, b; c"', "x"), ("d", "y"))]
     files = {f"{split}_{kind}": "\n".join(lines) for split in ("train", "test")}
-    found = text.read(write(tmp_path, **files), kind)
+    found = text.read_text_dataset(write(tmp_path, **files), kind)
     assert found.classes == ("x", "y") and list(found.train.images) == ["a, b; c", "d"]
 
 
@@ -138,34 +138,34 @@ def test_a_tsv_as_pandas_writes_it_has_no_quotes_left(tmp_path):
     writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
     writer.writerows([("text", "label"), *zip(values, "abab", strict=True)])
     write(tmp_path, train_tsv=stream.getvalue(), test_tsv='text\tlabel\nHe said "hi"\ta\n"hi"\tb\n')
-    found = text.read(tmp_path, "tsv")
+    found = text.read_text_dataset(tmp_path, "tsv")
     assert list(found.train.images) == values
     assert list(found.test.images) == ['He said "hi"', '"hi"']  # a raw file, whose quotes are text
 
 
 def test_a_tsv_with_all_texts_in_quotes_has_none_left(tmp_path):
     content = '"text"\t"label"\n"a ""b"""\t1\n"c"\t0\n'
-    found = text.read(write(tmp_path, train_tsv=content, test_tsv=content), "tsv")
+    found = text.read_text_dataset(write(tmp_path, train_tsv=content, test_tsv=content), "tsv")
     assert list(found.train.images) == ['a "b"', "c"]
 
 
 def test_a_text_may_be_as_long_as_a_book(tmp_path):
     book = "word " * 40_000
     write(tmp_path, train_csv=f'"{book}",a\nx,b\n', test_csv="x,b\n")
-    assert text.read(tmp_path, "csv", PLAIN).train.images[0] == book
+    assert text.read_text_dataset(tmp_path, "csv", PLAIN).train.images[0] == book
 
 
 @pytest.mark.parametrize("wrap", [lambda rows: rows, lambda rows: {"version": 1, "data": rows}])
 @pytest.mark.parametrize("indent", [None, 1])
 def test_a_json_array_is_read(tmp_path, wrap, indent):
     write(tmp_path, train_json=json.dumps(wrap(GOOD), indent=indent), test_json=jsonl(*GOOD))
-    assert list(text.read(tmp_path, "jsonl").train.images) == [row["text"] for row in GOOD]
+    assert list(text.read_text_dataset(tmp_path, "jsonl").train.images) == [row["text"] for row in GOOD]
 
 
 def test_a_line_of_a_json_array_is_named(tmp_path):
     write(tmp_path, train_json=json.dumps([*GOOD, {"text": None, "label": "a"}], indent=1))
     with pytest.raises(UserError, match=r"train.json:42: the text in 'text' is null"):
-        text.read(tmp_path, "jsonl")
+        text.read_text_dataset(tmp_path, "jsonl")
 
 
 @pytest.mark.parametrize("note", ["[" * 100_000, [[[["x"]]]] and {"a": [[1, 2], {"b": "{[,:}"}]}])
@@ -175,17 +175,17 @@ def test_what_stands_before_a_json_array_is_passed_over(tmp_path, note):
     write(tmp_path, train_json=json.dumps(rows, indent=1))
     line = json.dumps(rows, indent=1).split('"text": null')[0].count("\n")
     with pytest.raises(UserError, match=rf"train.json:{line}: the text in 'text' is null"):
-        text.read(tmp_path, "jsonl")
+        text.read_text_dataset(tmp_path, "jsonl")
 
 
 def test_numbers_of_words_and_tags_are_bounded(tmp_path):
     many = "".join(f"{i + 1}\tword{i}\t{'B-X' if i else 'O'}\n" for i in range(9))
     for head in (f"{'1' * 5000}\tword\tB-X\n", f"{'1' * 5000}-{'2' * 5000}\ta\tB-X\n", "²\ta\tB-X\n"):
         write(tmp_path, train_conll=f"{head}{many}", test_conll=many)
-        assert len(text.read(tmp_path, "conll").train.labels) == 1
+        assert len(text.read_text_dataset(tmp_path, "conll").train.labels) == 1
     write(tmp_path, train_conll=many + f"a\tword\t{'B-' + 'x' * 5000}\n", test_conll=many)
     with pytest.raises(UserError, match="train.conll: 1 labels have more than 1,000 letters"):
-        text.read(tmp_path, "conll")
+        text.read_text_dataset(tmp_path, "conll")
 
 
 @pytest.mark.parametrize(
@@ -206,18 +206,18 @@ def test_numbers_of_words_and_tags_are_bounded(tmp_path):
 def test_what_is_no_text_and_no_label_is_refused(tmp_path, row, message):
     write(tmp_path, train_jsonl=jsonl(*GOOD, row), test_jsonl=jsonl(*GOOD))
     with pytest.raises(UserError, match=f"train.jsonl:11: {message}"):
-        text.read(tmp_path, "jsonl")
+        text.read_text_dataset(tmp_path, "jsonl")
 
 
 def test_all_damaged_lines_are_named_at_once(tmp_path):
     write(tmp_path, train_csv="a,1\n,2\nb,\nc,2\nd\n" + "e\n" * 7)
     with pytest.raises(UserError, match=r"train.csv:5: 1 columns.*8 damaged lines in all; also line 6: .*, \.\.\."):
-        text.read(tmp_path, "csv", PLAIN)
+        text.read_text_dataset(tmp_path, "csv", PLAIN)
     write(tmp_path, train_csv="a,1\n,2\nb,\nc,2\n")
     with pytest.raises(
         UserError, match=r"csv:2: the text .* is empty.*\(2 damaged lines in all; also line 3: no label"
     ):
-        text.read(tmp_path, "csv", PLAIN)
+        text.read_text_dataset(tmp_path, "csv", PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -235,32 +235,32 @@ def test_all_damaged_lines_are_named_at_once(tmp_path):
 )
 def test_numbers_are_one_class_by_value_and_names_by_spelling(tmp_path, labels, classes):
     write(tmp_path, train_csv=rows(*labels), test_csv=rows(labels[0]))
-    found = text.read(tmp_path, "csv", PLAIN)
+    found = text.read_text_dataset(tmp_path, "csv", PLAIN)
     assert found.classes == classes
 
 
 def test_numbers_that_pandas_turned_into_fractions_are_the_same_classes(tmp_path):
     write(tmp_path, train_csv=rows("0", "1"), test_csv=rows("1.0", "0.0"))
-    assert text.read(tmp_path, "csv", PLAIN).test.labels.tolist() == [1, 0]
+    assert text.read_text_dataset(tmp_path, "csv", PLAIN).test.labels.tolist() == [1, 0]
 
 
 def test_json_labels_as_text_and_as_numbers_are_the_same_classes(tmp_path):
     write(tmp_path, train_jsonl=jsonl(*({"text": "t", "label": str(i % 2)} for i in range(4))))
     write(tmp_path, test_jsonl=jsonl({"text": "t", "label": 1}, {"text": "t", "label": 0.0}))
-    assert text.read(tmp_path, "jsonl").test.labels.tolist() == [1, 0]
+    assert text.read_text_dataset(tmp_path, "jsonl").test.labels.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("files", [{}, {"test_csv": rows("0.101")}])
 def test_quantities_as_labels_are_refused(tmp_path, files):
     write(tmp_path, train_csv=rows(*(f"{0.1 + i / 1000:.3f}" for i in range(60))), **files)
     with pytest.raises(UserError, match="60 different numbers as labels.*quantities, not classes"):
-        text.read(tmp_path, "csv", PLAIN)
+        text.read_text_dataset(tmp_path, "csv", PLAIN)
 
 
 def test_a_gap_among_numbers_is_refused(tmp_path):
     write(tmp_path, train_csv=rows("0", "1", "nan"), test_csv=rows("0"))
     with pytest.raises(UserError, match="1 labels are 'nan' where the others are numbers"):
-        text.read(tmp_path, "csv", PLAIN)
+        text.read_text_dataset(tmp_path, "csv", PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -274,20 +274,20 @@ def test_splits_are_found_under_their_usual_names(tmp_path, train, validation, t
     for i, name in enumerate((train, validation, test)):
         (tmp_path / name).write_text(rows(*"ab" * (i + 1)))
         (tmp_path / f"._{name}").write_bytes(b"\0\1")  # macOS leaves these
-    found = text.read(tmp_path, "csv", PLAIN)
+    found = text.read_text_dataset(tmp_path, "csv", PLAIN)
     assert [len(split.labels) for split in (found.train, found.validation, found.test)] == [2, 4, 6]
 
 
 def test_two_files_of_one_split_are_refused(tmp_path):
     write(tmp_path, train_csv=rows(*"ab"), dev_csv=rows(*"ab"), val_csv=rows(*"ab"))
     with pytest.raises(UserError, match="both dev.csv and val.csv name the validation split"):
-        text.read(tmp_path, "csv", PLAIN)
+        text.read_text_dataset(tmp_path, "csv", PLAIN)
 
 
 def test_files_of_other_names_are_listed(tmp_path):
     write(tmp_path, reviews_csv=rows(*"ab"), more_csv=rows(*"ab"))
     with pytest.raises(UserError, match=r"has no train.csv \(there: more.csv, reviews.csv\); .*or pass a single file"):
-        text.read(tmp_path, "csv", PLAIN)
+        text.read_text_dataset(tmp_path, "csv", PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -302,18 +302,18 @@ def test_files_of_other_names_are_listed(tmp_path):
 def test_a_test_file_without_labels_is_for_predict(tmp_path, kind, train, test):
     write(tmp_path, **{f"train_{kind}": train, f"test_{kind}": test})
     with pytest.raises(UserError, match=f"test.{kind}.* --mode=predict --input=test.{kind}"):
-        text.read(tmp_path, kind)
+        text.read_text_dataset(tmp_path, kind)
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):
     write(tmp_path, train_csv="text,label,label\na,x,1\n")
     with pytest.raises(UserError, match="two columns are called 'label'; rename one"):
-        text.read(tmp_path, "csv")
+        text.read_text_dataset(tmp_path, "csv")
 
 
 def test_names_in_the_first_line_are_no_example(tmp_path):
     write(tmp_path, train_csv="text,label\na,x\nb,y\n", test_csv="c,x\n")
-    assert list(text.read(tmp_path, "csv", PLAIN).train.images) == ["a", "b"]
+    assert list(text.read_text_dataset(tmp_path, "csv", PLAIN).train.images) == ["a", "b"]
 
 
 @pytest.mark.parametrize("content", ["text\na\nb\n", "id,text\n7,a\n8,b\n", "label,text\nx,a\ny,b\n"])
@@ -341,7 +341,7 @@ SIDE = {"test_conll": "q O\nw B-LOC\n"}
     ],
 )
 def test_words_are_the_column_that_holds_them(tmp_path, content, words):
-    found = text.read(write(tmp_path, train_conll=content, **SIDE), "conll")
+    found = text.read_text_dataset(write(tmp_path, train_conll=content, **SIDE), "conll")
     assert found.train.images[0] == words and found.classes == ("O", "B-LOC")
 
 
@@ -351,47 +351,47 @@ GERMEVAL = "#\thttp://x\n1\tNew\tB-LOC\tO\n2\tYork\tI-LOC\tB-LOC\n\n" * 5
 def test_columns_are_named_where_they_are_not_certain(tmp_path):
     write(tmp_path, train_conll=GERMEVAL, test_conll=GERMEVAL)
     with pytest.raises(UserError, match="first of 4 columns numbers the words.*config.data.columns="):
-        text.read(tmp_path, "conll")
-    found = text.read(tmp_path, "conll", Columns(("id", "word", "outer", "inner"), ("word",), "outer"))
+        text.read_text_dataset(tmp_path, "conll")
+    found = text.read_text_dataset(tmp_path, "conll", Columns(("id", "word", "outer", "inner"), ("word",), "outer"))
     assert found.train.images[0] == ["New", "York"] and found.classes == ("O", "B-LOC", "I-LOC")[1:]
     with pytest.raises(UserError, match="no column 'label' among config.data.columns"):
-        text.read(tmp_path, "conll", Columns(("id", "word", "outer", "inner"), ("word",)))
+        text.read_text_dataset(tmp_path, "conll", Columns(("id", "word", "outer", "inner"), ("word",)))
 
 
 def test_a_line_with_a_missing_column_is_refused(tmp_path):
     write(tmp_path, train_conll="EU NNP B-ORG\nrejects VBZ\n10 000 CD O\n")
     with pytest.raises(UserError, match=r"train.conll:2: 2 columns, not 3.*2 damaged lines in all; also line 3"):
-        text.read(tmp_path, "conll")
+        text.read_text_dataset(tmp_path, "conll")
 
 
 def test_conll_2003_is_read_under_its_own_names(tmp_path):
     for name, size in (("eng.train", 3), ("eng.testa", 2), ("eng.testb", 1)):
         (tmp_path / name).write_text("-DOCSTART- -X- O O\n\n" + "EU NNP I-NP B-ORG\nis VBZ I-VP O\n\n" * size)
-    found = text.read(tmp_path, "conll")
+    found = text.read_text_dataset(tmp_path, "conll")
     assert [len(split.labels) for split in (found.train, found.validation, found.test)] == [3, 2, 1]
 
 
 def test_a_longer_entity_of_a_known_kind_may_be_in_test_only(tmp_path):
-    found = text.read(write(tmp_path, train_conll=TAIL, test_conll="q B-LOC\nw I-LOC\n"), "conll")
+    found = text.read_text_dataset(write(tmp_path, train_conll=TAIL, test_conll="q B-LOC\nw I-LOC\n"), "conll")
     assert found.classes == ("O", "B-LOC", "I-LOC") and found.test.labels[0].tolist() == [1, 2]
     for other in ("q B-PER\nw O\n", "q S-LOC\nw O\n"):  # another kind, another scheme
         with pytest.raises(UserError, match="test.conll:1: label '.-...' is never seen in training"):
-            text.read(write(tmp_path, test_conll=other), "conll")
+            text.read_text_dataset(write(tmp_path, test_conll=other), "conll")
 
 
 def test_real_sets_have_their_published_sizes(data_dir):
     def sizes(source):
         return [len(part.labels) for part in (source.train, source.validation, source.test) if part]
 
-    sst2 = text.read(data_dir / "text" / "sst2", "tsv", PLAIN)
+    sst2 = text.read_text_dataset(data_dir / "text" / "sst2", "tsv", PLAIN)
     assert sizes(sst2) == [6920, 872, 1821] and sst2.classes == ("0", "1")
-    trec = text.read(data_dir / "text" / "trec6", "tsv", Columns(("label", "text")))
+    trec = text.read_text_dataset(data_dir / "text" / "trec6", "tsv", Columns(("label", "text")))
     assert sizes(trec) == [5452, 500] and np.bincount(trec.train.labels)[2] == 86
-    ner = text.read(data_dir / "text" / "wikiann_en", "conll")
+    ner = text.read_text_dataset(data_dir / "text" / "wikiann_en", "conll")
     assert sizes(ner) == [20000, 10000, 10000] and len(ner.classes) == 7 and ner.classes[0] == "O"
     assert sum(map(len, ner.train.images)) == 160_394
     assert sum(name.startswith("B-") for tags in ner.test.labels for name in np.array(ner.classes)[tags]) == 13_958
-    news = text.read(
+    news = text.read_text_dataset(
         data_dir / "text" / "ag_news_test.csv", "csv", Columns(("class", "title", "body"), ("title", "body"), "class")
     )
     assert sizes(news) == [6080, 1520] and news.classes == ("1", "2", "3", "4")

@@ -48,7 +48,7 @@ def test_a_tfds_set_is_read_as_pairs(tmp_path):
 def test_a_set_without_a_test_part_gives_a_fifth(tmp_path):
     tfds_folder(tmp_path, {"train": [0, 1] * 10})
     source = text_datasets.load("reviews", str(tmp_path), Columns(text=("body",)))
-    assert len(source.train.labels) == 16 and source.tested == "a fifth held out"
+    assert len(source.train.labels) == 16 and source.test_origin == "a fifth held out"
 
 
 def test_wrong_names_are_said(tmp_path):

@@ -89,7 +89,7 @@ def test_a_damaged_name_of_a_person_is_named(tmp_path, label):
     features = {"image": image_feature(), "label": TEXT}
     prepare(tmp_path, {"train": [{"image": png(), "label": each} for each in (b"Ada", label)]}, features, "lfw")
     with pytest.raises(UserError, match=r"lfw:1.0.0, train example 1.*label"):
-        faces.lfw(str(tmp_path), 8)
+        faces.load_lfw(str(tmp_path), 8)
 
 
 def test_images_are_of_the_size_that_the_set_says(tmp_path):

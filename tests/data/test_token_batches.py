@@ -5,7 +5,7 @@ import pytest
 
 from tests.text import write_vocabulary
 from tl_jax.data import tokenize
-from tl_jax.data.tokenize import IGNORED, Texts, TextStream
+from tl_jax.data.tokenize import IGNORED, TextStream, TokenizedTexts
 
 pytestmark = pytest.mark.fast
 
@@ -15,7 +15,7 @@ def data(n=103, longest=60, seed=0):
     ids, types = np.empty(n, object), np.empty(n, object)
     ids[:] = [np.full(length, i + 1, np.int32) for i, length in enumerate(lengths)]
     types[:] = [np.zeros(length, np.int32) for length in lengths]
-    return Texts(ids, types, np.arange(n, dtype=np.int32), pad=0)
+    return TokenizedTexts(ids, types, np.arange(n, dtype=np.int32), pad=0)
 
 
 @pytest.mark.parametrize(("n", "size"), [(103, 8), (64, 8), (5, 8), (1, 4), (997, 16)])
@@ -50,7 +50,7 @@ def test_filling_up():
     batch = texts.batch(np.array([0, 3]), np.array([True, False]))
     longest = max(len(texts.ids[0]), len(texts.ids[3]))
     length = batch["input_ids"].shape[1]
-    assert length in tokenize.LENGTHS and length >= longest
+    assert length in tokenize.BATCH_LENGTHS and length >= longest
     for i, row in enumerate((0, 3)):
         size = len(texts.ids[row])
         assert batch["attention_mask"][i].sum() == size and (batch["input_ids"][i, :size] == row + 1).all()
@@ -68,14 +68,14 @@ def test_evaluation_sees_each_text_once():
 
 def test_the_first_token_of_a_word_has_its_tag(tmp_path):
     write_vocabulary(tmp_path)
-    made = tokenize.read(tmp_path)
+    made = tokenize.read_tokenizer(tmp_path)
     words = [["a", "film", "acting", "world"], ["badx"]]
     labels = np.empty(2, object)
     labels[:] = [np.array([0, 1, 2, 3], np.int32), np.array([4], np.int32)]
-    found = tokenize.texts(tokenize.encode(made, words, 20), labels, 0)
+    found = tokenize.tokenized_texts(tokenize.encode_texts(made, words, 20), labels, 0)
     assert found.labels[0].tolist() == [IGNORED, 0, 1, 2, 3, IGNORED]
     pieces = [made.id_to_token(i) for i in found.ids[1]]
     assert pieces == ["[CLS]", "bad", "##x", "[SEP]"] and found.labels[1].tolist() == [IGNORED, 4, IGNORED, IGNORED]
     batch = found.batch(np.arange(2), np.ones(2))
     assert batch["label"].shape == batch["input_ids"].shape and (batch["label"][:, 6:] == IGNORED).all()
-    assert tokenize.encode(made, [["a"] * 30], 8)[0].ids.__len__() == 8
+    assert tokenize.encode_texts(made, [["a"] * 30], 8)[0].ids.__len__() == 8

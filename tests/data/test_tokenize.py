@@ -16,7 +16,7 @@ def pieces(folder, words, text, config=None):
     (folder / "vocab.txt").write_text("\n".join([*SPECIAL, *words]) + "\n", encoding="utf-8")
     if config is not None:
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return tokenize.read(folder).encode(text).tokens[1:-1]
+    return tokenize.read_tokenizer(folder).encode(text).tokens[1:-1]
 
 
 @pytest.mark.parametrize("config", [None, {}, {"model_max_length": 512}])
@@ -43,4 +43,4 @@ def test_a_tokenizer_config_that_is_no_object_is_named(tmp_path):
 def test_the_published_vocabulary_is_uncased(tmp_path, data_dir):
     words = (data_dir / "text" / "bert-base-uncased-vocab.txt").read_text(encoding="utf-8").split("\n")
     (tmp_path / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
-    assert tokenize.read(tmp_path).encode("Paris").tokens == ["[CLS]", "paris", "[SEP]"]
+    assert tokenize.read_tokenizer(tmp_path).encode("Paris").tokens == ["[CLS]", "paris", "[SEP]"]

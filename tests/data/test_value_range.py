@@ -47,19 +47,19 @@ def everything(source) -> list[bytes]:
 
 def test_sixteen_bit_images_of_a_folder_are_scaled_by_the_ends_of_the_whole_set(tmp_path: Path, capsys) -> None:
     values = images(10)
-    source = image_folder.read(write(tmp_path / "set", values), 6)
+    source = image_folder.read_folder(write(tmp_path / "set", values), 6)
     assert everything(source) == sorted(each.tobytes() for each in expected(values))
     assert source.value_range == (LOW, HIGH)
     line = "set: 10 images have more than 8 bits; values 1000 to 5000 become 0 to 255"
     assert capsys.readouterr().err.count(line) == 1
-    again = image_folder.read(tmp_path / "set", 6, most_bytes=10)  # decoded when they are read
+    again = image_folder.read_folder(tmp_path / "set", 6, max_bytes=10)  # decoded when they are read
     assert everything(again) == everything(source) and again.value_range == (LOW, HIGH)
 
 
 def test_hounsfield_units_above_32768_stay_apart(tmp_path: Path) -> None:
     slices = np.full((10, 6, 6), 32768 - 1000, np.uint16)
     slices[::2, 2:4, 2:4], slices[1::2, 2:4, 2:4] = 32768 + 40, 32768 + 200
-    source = image_folder.read(write(tmp_path, slices), 6)
+    source = image_folder.read_folder(write(tmp_path, slices), 6)
     found = {int(each[2, 2, 0]) for each in source.train.images}
     assert found == {round(255 * 1040 / 1200), 255}
 
@@ -67,8 +67,8 @@ def test_hounsfield_units_above_32768_stay_apart(tmp_path: Path) -> None:
 def test_white_of_a_12_bit_camera_is_white(tmp_path: Path) -> None:
     values = np.full((10, 6, 6), 2000, np.uint16)
     values[3, 0, 0], values[4, 0, 0] = 0, 4095
-    assert image_folder.read(write(tmp_path, values), 6).train.images.max() == 255
-    stated = image_folder.read(tmp_path, 6, value_range=(0.0, 8190.0))
+    assert image_folder.read_folder(write(tmp_path, values), 6).train.images.max() == 255
+    stated = image_folder.read_folder(tmp_path, 6, value_range=(0.0, 8190.0))
     assert stated.train.images.max() == 128 and stated.value_range == (0.0, 8190.0)
 
 
@@ -80,7 +80,7 @@ def test_sixteen_bit_colours_keep_both_bytes(tmp_path: Path, channels: int) -> N
         opaque = np.arange(7)[None] % 2 == np.zeros((5, 1))
         values[..., -1] = np.where(opaque, 65535, 0)
     (tmp_path / "x.png").write_bytes(png16(values))
-    read = decode.decode(tmp_path / "x.png", Decoding(value_range=(100.0, 50100.0)))
+    read = decode.decode_file(tmp_path / "x.png", Decoding(value_range=(100.0, 50100.0)))
     colours = values[..., :3] if channels > 2 else np.repeat(values[..., :1], 3, -1)
     want = np.where(opaque[..., None], np.rint(255 * np.clip((colours - 100.0) / 50000, 0, 1)), 255)
     np.testing.assert_array_equal(read, want)
@@ -90,7 +90,7 @@ def test_images_of_8_bits_are_as_they_were_beside_others(tmp_path: Path, capsys)
     write(tmp_path / "mixed", images(10))
     grey = np.arange(36, dtype=np.uint8).reshape(6, 6)
     Image.fromarray(grey).save(tmp_path / "mixed" / "a" / "grey.png")
-    source = image_folder.read(tmp_path / "mixed", 6)
+    source = image_folder.read_folder(tmp_path / "mixed", 6)
     assert np.repeat(grey[..., None], 3, -1).tobytes() in everything(source)
     said = capsys.readouterr().err
     assert "mixed: 10 images have more than 8 bits" in said and "); 1 with 8 bits stay as they are" in said
@@ -179,7 +179,7 @@ def test_sixteen_bit_images_with_boxes_are_scaled_too(tmp_path: Path) -> None:
         deep = np.full((32, 32), 1000, np.uint16)
         deep[:, 16:] = value
         Image.fromarray(deep).save(top / "JPEGImages" / f"{name}.png")
-    source = voc.read(top, 32)
+    source = voc.read_voc(top, 32)
     assert source.value_range == (1000, 5000)
     assert source.train.images[0, 0, -1, 0] == 128 and source.test.images[0, 0, -1, 0] == 255
 
@@ -187,7 +187,7 @@ def test_sixteen_bit_images_with_boxes_are_scaled_too(tmp_path: Path) -> None:
 def test_a_range_that_no_image_needs_is_refused(tmp_path: Path) -> None:
     top = write(tmp_path / "set", np.zeros((10, 6, 6), np.uint8))
     with pytest.raises(UserError, match="set: config.data.range has no effect, all images have 8 bits"):
-        image_folder.read(top, 6, value_range=(0.0, 4095.0))
+        image_folder.read_folder(top, 6, value_range=(0.0, 4095.0))
     arrays = {f"{s}_images": np.zeros((4, 6, 6), np.uint8) for s in ("train", "test")}
     np.savez(tmp_path / "x.npz", **arrays, train_labels=np.arange(4) % 2, test_labels=np.arange(4) % 2)
     with pytest.raises(UserError, match="x.npz: config.data.range has no effect"):
@@ -197,13 +197,13 @@ def test_a_range_that_no_image_needs_is_refused(tmp_path: Path) -> None:
 def test_other_people_are_scaled_as_those_of_the_run(tmp_path: Path) -> None:
     values = images(10)
     top = write(tmp_path / "set", values)
-    of_run = Decoding(value_range=(0.0, 10000.0), of_run=True)
-    found = [each.tobytes() for each in faces.read(top, 6, rules=of_run).pictures.images[:]]
+    of_run = Decoding(value_range=(0.0, 10000.0), from_run=True)
+    found = [each.tobytes() for each in faces.read_faces(top, 6, decoding=of_run).examples.images[:]]
     assert sorted(found) == sorted(each.tobytes() for each in expected(values, 0, 10000))
     with pytest.raises(UserError, match="more than 8 bits"):
-        faces.read(top, 6, rules=Decoding(of_run=True))  # a run on 8 bits
+        faces.read_faces(top, 6, decoding=Decoding(from_run=True))  # a run on 8 bits
     plain = write(tmp_path / "plain", np.full((10, 6, 6), 9, np.uint8))
-    assert (faces.read(plain, 6, rules=of_run).pictures.images[:] == 9).all()
+    assert (faces.read_faces(plain, 6, decoding=of_run).examples.images[:] == 9).all()
 
 
 @pytest.mark.parametrize(
@@ -225,4 +225,4 @@ def test_ranges_that_cannot_be_meant_are_refused(fields, message: str) -> None:
 def test_an_image_without_a_known_range_is_refused_with_its_values(tmp_path: Path) -> None:
     Image.fromarray(np.arange(36, dtype=np.uint16).reshape(6, 6) + 70).save(tmp_path / "x.png")
     with pytest.raises(UserError, match=r"x.png has more than 8 bits \(values 70 to 105\).*--config.data.range"):
-        decode.decode(tmp_path / "x.png")
+        decode.decode_file(tmp_path / "x.png")

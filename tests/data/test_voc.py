@@ -13,8 +13,8 @@ from tl_jax.utils.errors import UserError
 
 @pytest.mark.fast
 def test_voc_is_read_and_scaled(tmp_path):
-    source = voc.read(some(tmp_path / "set"), 128)
-    assert source.classes == ("cat", "dog") and source.tested == "test" and source.validation is None
+    source = voc.read_voc(some(tmp_path / "set"), 128)
+    assert source.classes == ("cat", "dog") and source.test_origin == "test" and source.validation is None
     assert source.train.images.shape == (2, 64, 128, 3) and source.train.images.dtype == np.uint8
     expected = [[[20, 20, 60, 40, 0, 0], [0, 0, 128, 64, 1, 1]], [[0, 0, 0, 0, -1, 0]] * 2]
     np.testing.assert_array_equal(source.train.labels, np.array(expected, np.float32))
@@ -31,7 +31,7 @@ def test_voc_is_read_and_scaled(tmp_path):
     ],
 )
 def test_parts_are_those_of_the_lists(tmp_path, parts, sizes):
-    source = voc.read(some(tmp_path / "set", **parts), 64)
+    source = voc.read_voc(some(tmp_path / "set", **parts), 64)
     validation = None if source.validation is None else len(source.validation.labels)
     assert (len(source.train.labels), len(source.test.labels), validation) == sizes
 
@@ -40,8 +40,8 @@ def test_parts_are_those_of_the_lists(tmp_path, parts, sizes):
 def test_without_lists_a_fifth_is_held_out(tmp_path):
     folder = write_voc(tmp_path / "set", {f"p{i}": [("cat", 0, i, 0, 30, 20)] for i in range(10)})
     (folder / "ImageSets" / "Main").rmdir()
-    one, two = voc.read(folder, 64), voc.read(folder, 64)
-    assert len(one.train.labels) == 8 and len(one.test.labels) == 2 and one.tested == "a fifth held out"
+    one, two = voc.read_voc(folder, 64), voc.read_voc(folder, 64)
+    assert len(one.train.labels) == 8 and len(one.test.labels) == 2 and one.test_origin == "a fifth held out"
     np.testing.assert_array_equal(one.test.labels, two.test.labels)
     lefts = np.concatenate([one.train.labels[:, 0, 0], one.test.labels[:, 0, 0]])
     assert sorted(lefts) == list(range(10))
@@ -53,7 +53,7 @@ def test_pictures_of_other_shapes_lie_at_the_top_left_of_grey(tmp_path):
     Image.new("RGB", (20, 40), "blue").save(folder / "JPEGImages" / "t.png")
     tall = XML.format(w=20, h=40, objects=OBJECT.format("cat", 0, 0, 0, 20, 40))
     (folder / "Annotations" / "t.xml").write_text(tall)
-    source = voc.read(folder, 64)
+    source = voc.read_voc(folder, 64)
     assert source.test.images.shape == (1, 64, 64, 3)
     assert (source.test.images[0, :, :32] == [0, 0, 255]).all() and (source.test.images[0, :, 32:] == 127).all()
     np.testing.assert_array_equal(source.test.labels[0, 0], [0, 0, 32, 64, 0, 0])
@@ -63,7 +63,7 @@ def test_pictures_of_other_shapes_lie_at_the_top_left_of_grey(tmp_path):
 @pytest.mark.fast
 def test_boxes_without_area_are_said_and_left_out(tmp_path, capsys):
     objects = [CAT, ("cat", 0, 5, 5, 5, 9), ("cat", 0, 64, 3, 65, 9)]
-    source = voc.read(write_voc(tmp_path / "set", {"a": objects, "b": [CAT]}, {"train": "a", "test": "b"}), 64)
+    source = voc.read_voc(write_voc(tmp_path / "set", {"a": objects, "b": [CAT]}, {"train": "a", "test": "b"}), 64)
     assert (source.train.labels[0, :, 4] >= 0).sum() == 1
     assert "set: 2 boxes without area left out, in a.xml" in capsys.readouterr().err
 
@@ -77,7 +77,7 @@ def test_names_in_another_unicode_form_are_found(tmp_path, listed):
     if not listed:
         (folder / "ImageSets" / "Main").rmdir()
     (folder / "Annotations" / f"{one}.xml").rename(folder / "Annotations" / f"{two}.xml")
-    source = voc.read(folder, 64)
+    source = voc.read_voc(folder, 64)
     assert source.classes == ("crème",) and len(source.train.labels) == 4 and len(source.test.labels) == 1
 
 
@@ -91,7 +91,7 @@ def test_a_document_type_is_passed_over(tmp_path, monkeypatch, kind):
     path = folder / "Annotations" / "a.xml"
     path.write_text(f"<!DOCTYPE annotation {kind}>\n{path.read_text()}")
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("something was fetched"))
-    assert len(voc.read(folder, 64).train.labels) == 1
+    assert len(voc.read_voc(folder, 64).train.labels) == 1
 
 
 def damage(name, text):
@@ -165,7 +165,7 @@ def test_damaged_voc_is_one_line(tmp_path, harm, message):
     folder = some(tmp_path / "set")
     harm(folder)
     with pytest.raises(UserError, match=message) as raised:
-        voc.read(folder, 64)
+        voc.read_voc(folder, 64)
     assert "\n" not in str(raised.value)
 
 
@@ -175,14 +175,14 @@ def test_folders_that_are_none(tmp_path):
         with pytest.raises(UserError, match="check --config.data.dir"):
             reader.read(tmp_path / "nothing", 64)
     with pytest.raises(UserError, match="'cat' is none of the classes; choose one of dog, horse"):
-        voc.read(some(tmp_path / "set"), 64, classes=("dog", "horse"))
-    assert voc.read(tmp_path / "set", 64, classes=("dog", "cat")).train.labels[0, :, 4].tolist() == [1, 0]
+        voc.read_voc(some(tmp_path / "set"), 64, classes=("dog", "horse"))
+    assert voc.read_voc(tmp_path / "set", 64, classes=("dog", "cat")).train.labels[0, :, 4].tolist() == [1, 0]
 
 
 @pytest.mark.slow
 @pytest.mark.data
 def test_real_cells_are_all_read(data_dir, capsys):
-    source = voc.read(data_dir / "bccd", 64)
+    source = voc.read_voc(data_dir / "bccd", 64)
     assert "2 boxes without area left out, in BloodImage_00338.xml, BloodImage_00343.xml" in capsys.readouterr().err
     parts = source.train, source.validation, source.test
     assert [len(part.labels) for part in parts] == [205, 87, 72] and source.classes == ("Platelets", "RBC", "WBC")
@@ -234,7 +234,7 @@ def overlap(image, box):
     "frame, size", [("stored", (200, 120)), ("stored stated", (200, 120)), ("stored stated", (120, 120))]
 )
 def test_boxes_of_the_stored_pixels_are_turned_with_the_picture(tmp_path, orientation, frame, size, capsys):
-    source = voc.read(write_turned(tmp_path / f"s{orientation}{frame}{size}", orientation, frame, size), 256)
+    source = voc.read_voc(write_turned(tmp_path / f"s{orientation}{frame}{size}", orientation, frame, size), 256)
     assert overlap(source.train.images[0], source.train.labels[0, 0, :4]) > 0.9
     with Image.open(next(tmp_path.glob("*/JPEGImages/0.jpg"))) as file:
         upright = ImageOps.exif_transpose(file).size
@@ -246,7 +246,7 @@ def test_boxes_of_the_stored_pixels_are_turned_with_the_picture(tmp_path, orient
 @pytest.mark.fast
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_boxes_of_the_turned_picture_are_known_by_its_size(tmp_path, orientation, capsys):
-    source = voc.read(write_turned(tmp_path / "set", orientation, "upright stated"), 256)
+    source = voc.read_voc(write_turned(tmp_path / "set", orientation, "upright stated"), 256)
     assert overlap(source.train.images[0], source.train.labels[0, 0, :4]) > 0.9
     assert "EXIF" not in capsys.readouterr().err
 
@@ -254,7 +254,7 @@ def test_boxes_of_the_turned_picture_are_known_by_its_size(tmp_path, orientation
 @pytest.mark.fast
 def test_boxes_a_few_pixels_outside_are_clipped_with_a_count(tmp_path, capsys):
     pictures = {name: [CAT, ("cat", 0, -3, 5, 67, 20)] for name in "ab"} | {"c": [CAT]}
-    source = voc.read(write_voc(tmp_path / "set", pictures, {"train": "ab", "test": "c"}), 64)
+    source = voc.read_voc(write_voc(tmp_path / "set", pictures, {"train": "ab", "test": "c"}), 64)
     np.testing.assert_array_equal(source.train.labels[:, 1, :4], [[0, 5, 64, 20]] * 2)
     line = "set: 2 boxes clipped that reached over the edge of their picture, in a.xml, b.xml"
     assert line in capsys.readouterr().err
@@ -262,11 +262,11 @@ def test_boxes_a_few_pixels_outside_are_clipped_with_a_count(tmp_path, capsys):
 
 @pytest.mark.fast
 def test_a_rare_class_stays_in_train(tmp_path):
-    usual = voc.read(write_voc(tmp_path / "usual", {f"{i}": [CAT] for i in range(10)}), 64)
+    usual = voc.read_voc(write_voc(tmp_path / "usual", {f"{i}": [CAT] for i in range(10)}), 64)
     assert usual.classes == ("cat",)
     for rare in range(10):
         pictures = {f"{i}": [("rare" if i == rare else "cat", 0, i, 0, 30, 20)] for i in range(10)}
-        source = voc.read(write_voc(tmp_path / f"{rare}", pictures), 64)
+        source = voc.read_voc(write_voc(tmp_path / f"{rare}", pictures), 64)
         assert source.classes == ("cat", "rare") and len(source.test.labels) == 2
         assert (source.train.labels[..., 4] == 1).sum() == 1 and (source.test.labels[..., 4] == 0).all()
 
@@ -274,7 +274,7 @@ def test_a_rare_class_stays_in_train(tmp_path):
 @pytest.mark.fast
 def test_pictures_of_which_each_has_its_own_class_cannot_be_split(tmp_path):
     with pytest.raises(UserError, match="each picture has a class that no other has"):
-        voc.read(write_voc(tmp_path / "set", {f"{i}": [(f"k{i}", *CAT[1:])] for i in range(10)}), 64)
+        voc.read_voc(write_voc(tmp_path / "set", {f"{i}": [(f"k{i}", *CAT[1:])] for i in range(10)}), 64)
 
 
 @pytest.mark.fast
@@ -288,21 +288,21 @@ def test_a_list_called_valid_or_dev_is_the_other_split(tmp_path, lists, name):
     (folder / lists / "train.txt").write_text("a\nb\n")
     (folder / lists / f"{name}.txt").write_text("c\n")
     (folder / lists / "cat_train.txt").write_text("a 1\n")  # of one class: VOC has such lists, too
-    source = voc.read(folder, 64)
-    assert (len(source.train.labels), len(source.test.labels), source.tested) == (2, 1, "test")
+    source = voc.read_voc(folder, 64)
+    assert (len(source.train.labels), len(source.test.labels), source.test_origin) == (2, 1, "test")
 
 
 @pytest.mark.fast
 def test_other_texts_beside_the_lists_are_no_lists(tmp_path):
     folder = write_voc(tmp_path / "set", {f"{i}": [CAT] for i in range(10)})
     (folder / "ImageSets" / "notes.txt").write_text("hello\n")
-    assert voc.read(folder, 64).tested == "a fifth held out"
+    assert voc.read_voc(folder, 64).test_origin == "a fifth held out"
 
 
 @pytest.mark.fast
 def test_two_lists_of_one_split_are_refused(tmp_path):
     with pytest.raises(UserError, match="both 'val' and 'valid' name the validation split"):
-        voc.read(some(tmp_path / "set", train="a", val="b", valid="c"), 64)
+        voc.read_voc(some(tmp_path / "set", train="a", val="b", valid="c"), 64)
 
 
 @pytest.mark.fast
@@ -316,7 +316,7 @@ def test_lists_name_pictures_with_blanks_endings_and_marks(tmp_path, written, en
     for part, names in (("train", ("IMG 1", "é 0.5")), ("test", ("IMG 2",))):
         text = "".join(written.format(name) + "\r\n" for name in names)
         (folder / "ImageSets" / "Main" / f"{part}.txt").write_text(text, encoding=encoding)
-    source = voc.read(folder, 64)
+    source = voc.read_voc(folder, 64)
     assert (len(source.train.labels), len(source.test.labels)) == (2, 1)
 
 
@@ -326,12 +326,12 @@ def test_the_picture_that_an_annotation_names_is_taken(tmp_path):
     for name in "abc":
         Image.new("RGB", (64, 32), "blue").save(folder / "JPEGImages" / f"{name}.bmp")
     with pytest.raises(UserError, match="does not say in <filename> which of a.bmp and a.png it is about"):
-        voc.read(folder, 64)
+        voc.read_voc(folder, 64)
     for ending, colour in (("bmp", (0, 0, 255)), ("png", (255, 0, 0))):
         for path in (folder / "Annotations").glob("*.xml"):
             text = path.read_text().partition("<filename>")[0].removesuffix("</annotation>")
             path.write_text(f"{text}<filename>{path.stem}.{ending}</filename></annotation>")
-        assert (voc.read(folder, 64).train.images == colour).all()
+        assert (voc.read_voc(folder, 64).train.images == colour).all()
 
 
 @pytest.mark.fast
@@ -339,7 +339,7 @@ def test_files_that_a_mac_leaves_are_skipped(tmp_path):
     folder = write_voc(tmp_path / "set", {f"{i}": [CAT] for i in range(5)})
     for path in [*folder.glob("JPEGImages/*"), *folder.glob("Annotations/*")]:
         path.with_name(f"._{path.name}").write_bytes(b"\0\5")
-    assert len(voc.read(folder, 64).train.labels) == 4
+    assert len(voc.read_voc(folder, 64).train.labels) == 4
 
 
 @pytest.mark.fast
@@ -347,7 +347,7 @@ def test_pictures_without_an_annotation_are_left_out_with_a_count(tmp_path, caps
     folder = write_voc(tmp_path / "set", {f"{i}": [CAT] for i in range(7)})
     for i in (2, 4):
         (folder / "Annotations" / f"{i}.xml").unlink()
-    source = voc.read(folder, 64)
+    source = voc.read_voc(folder, 64)
     assert len(source.train.labels) + len(source.test.labels) == 5
     assert "2 of 7 pictures left out, which have no annotation: 2.png, 4.png" in capsys.readouterr().err
 
@@ -356,4 +356,4 @@ def test_pictures_without_an_annotation_are_left_out_with_a_count(tmp_path, caps
 def test_objects_that_are_all_difficult_are_named_so(tmp_path):
     pictures = {f"{i}": [("cat", 1, *CAT[2:])] for i in range(5)}
     with pytest.raises(UserError, match="all 4 objects of the train part of set are crowds .*difficult=1"):
-        voc.read(write_voc(tmp_path / "set", pictures), 64)
+        voc.read_voc(write_voc(tmp_path / "set", pictures), 64)

@@ -55,7 +55,10 @@ def test_without_training_words_all_marks_split():
 
 
 def test_real_training_sentences_have_the_words_of_training(data_dir):
-    for source in (text_datasets.load_docstrings("docs_names"), text.read(data_dir / "text" / "wikiann_en", "conll")):
+    for source in (
+        text_datasets.load_docstrings("docs_names"),
+        text.read_text_dataset(data_dir / "text" / "wikiann_en", "conll"),
+    ):
         splitter = learn_splitter(source.train.images)
         same = [splitter.words(" ".join(words)) == words for words in source.train.images]
         assert all(same)

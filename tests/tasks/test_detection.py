@@ -56,7 +56,7 @@ def test_shapes_are_found(trained):
 @pytest.mark.slow
 def test_predictions_are_said_written_and_drawn(trained, tmp_path, capsys):
     folder, _ = trained
-    source = synthetic.scenes(size=32)
+    source = synthetic.draw_scenes(size=32)
     for i in range(12):  # twice the size of what the network was trained on
         Image.fromarray(source.test.images[i]).resize((64, 64)).save(tmp_path / f"{i:02}.png")
     Image.new("RGB", (40, 80)).save(tmp_path / "other.png")
@@ -205,7 +205,7 @@ def test_bad_input_is_one_clear_line(changes, message):
 
 @pytest.mark.fast
 def test_parts_without_objects_are_refused():
-    source = synthetic.scenes(train=8, test=4, size=32)
+    source = synthetic.draw_scenes(train=8, test=4, size=32)
     source.test.labels[..., 4] = -1
     with pytest.raises(UserError, match="no picture of the test part of drawn has an object"):
         detection.check_parts("drawn", {"train": source.train, "test": source.test})
@@ -213,7 +213,7 @@ def test_parts_without_objects_are_refused():
 
 @pytest.mark.fast
 def test_a_class_that_train_has_lost_to_validation_is_said(capsys):
-    source = synthetic.scenes(train=6, test=2, size=32)
+    source = synthetic.draw_scenes(train=6, test=2, size=32)
     detection.tell_unlearned(source, source.train)
     assert capsys.readouterr().out == ""
     labels = source.train.labels.copy()

@@ -53,10 +53,10 @@ def test_it_learns_and_says_how_well_with_intervals_over_people(run):
 
 def test_predictions_name_the_person_and_say_same_or_different(run, tmp_path):
     folder, _ = run
-    album = faces.generated()
+    album = faces.draw_faces()
     chosen = {0: "a.png", 9: "b.png"}  # persons 0 and 1
     for row, name in chosen.items():
-        Image.fromarray(album.pictures.images[row]).save(tmp_path / name)
+        Image.fromarray(album.examples.images[row]).save(tmp_path / name)
     config = configure(("epochs", 6.0), ("save_every", 3.0))
     found = api.predict(config, folder, [str(tmp_path)])
     assert [entry["person"] for entry in found] == ["person00", "person01"]  # the very pictures are known
@@ -65,9 +65,9 @@ def test_predictions_name_the_person_and_say_same_or_different(run, tmp_path):
     # Two people are known, and neither is person 0 or 1: a picture is not compared with itself.
     known = tmp_path / "known"
     for row in (16, 17, 24, 25):
-        person = known / album.people[album.pictures.labels[row]]
+        person = known / album.identities[album.examples.labels[row]]
         person.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(album.pictures.images[row]).save(person / f"{row}.png")
+        Image.fromarray(album.examples.images[row]).save(person / f"{row}.png")
     other = recipe.override(config, (("faces.known", str(known)),))
     (one,) = api.predict(other, folder, [str(known / "person02" / "16.png")])
     assert one["person"] in ("person02", "person03") and not one["picture"].endswith("/16.png")
@@ -89,7 +89,7 @@ def test_predictions_use_the_threshold_of_the_run(run, tmp_path):
     assert kept["threshold"] == summary["threshold"] and -1 < summary["threshold"] < 1
     task, _, state = api.restore(config, folder)  # with its data, to which the threshold is fitted anew
     assert face_verification.threshold(task, state.variables) == pytest.approx(summary["threshold"], abs=1e-4)
-    Image.fromarray(faces.generated().pictures.images[0]).save(tmp_path / "a.png")
+    Image.fromarray(faces.draw_faces().examples.images[0]).save(tmp_path / "a.png")
     for value in (summary["threshold"], 0.125):
         (copied / "summary.json").write_text(json.dumps({**kept, "threshold": value}))
         (found,) = api.predict(config, copied, [str(tmp_path / "a.png")])
@@ -97,7 +97,7 @@ def test_predictions_use_the_threshold_of_the_run(run, tmp_path):
 
 
 def test_people_may_join_those_that_are_known(tmp_path):
-    album, data = faces.generated(), tmp_path / "people"
+    album, data = faces.draw_faces(), tmp_path / "people"
     write_people(data, range(64), album)  # eight people, eight pictures each
     config = configure(("data.dir", str(data)), ("data.validation", 0.34), ("epochs", 1.0))
     api.run(config, tmp_path / "run")
@@ -114,7 +114,7 @@ def test_an_export_puts_out_the_embeddings(run):
     net = pretrained.load("resnet8", "tl_jax", api.export(config, folder))
     task = face_verification.make(config)
     state = api.restore(config, folder)[2]
-    images = faces.generated().pictures.images[:4]
+    images = faces.draw_faces().examples.images[:4]
     raw, _ = jax.jit(net.model.apply)(net.variables, net.preprocess(images))
     assert raw.shape == (4, 32)
     expected = jax.jit(task.predict)(state.variables, {"image": images})
@@ -140,12 +140,12 @@ def write_people(folder, rows, album):
     for row in rows:
         file = folder / album.files[row]
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(album.pictures.images[row]).save(file)
+        Image.fromarray(album.examples.images[row]).save(file)
     return folder
 
 
 def test_a_file_of_pairs_names_the_test_part_and_what_is_scored(tmp_path):
-    album = faces.generated()
+    album = faces.draw_faces()
     write_people(tmp_path / "set", range(80), album)  # ten people, eight pictures each
     lines = [f"person0{p} {i} {i + 1}" for p in (7, 8, 9) for i in (1, 3, 5, 7)]
     lines += [f"person0{p} {i} person0{q} {i}" for p, q in ((7, 8), (8, 9), (7, 9)) for i in (1, 3, 5, 7)]

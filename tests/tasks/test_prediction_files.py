@@ -135,7 +135,9 @@ def test_boxes_are_predicted_past_a_damaged_file(tmp_path):
     api.run(config, tmp_path / "run")
     (tmp_path / "some").mkdir()
     for i in range(3):
-        Image.fromarray(synthetic.scenes(train=4, test=1, size=32).train.images[i]).save(tmp_path / "some" / f"{i}.png")
+        Image.fromarray(synthetic.draw_scenes(train=4, test=1, size=32).train.images[i]).save(
+            tmp_path / "some" / f"{i}.png"
+        )
     (tmp_path / "some" / "1.png").write_bytes(b"nothing")
     found = api.predict(config, tmp_path / "run", [str(tmp_path / "some")])
     assert ["boxes" in row for row in found] == [True, False, True] and "cannot decode" in found[1]["error"]

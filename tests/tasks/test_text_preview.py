@@ -93,8 +93,8 @@ def test_a_pretext_has_a_picture_of_its_own(folder, tmp_path, monkeypatch, first
 def test_hidden_words_are_those_that_the_first_step_hides(folder, tmp_path, monkeypatch):
     config, found = shown(folder, tmp_path, monkeypatch, ("task", "masked"))
     task, seen = make_task(config), []
-    hide = text_preview.tokenize.hide
-    monkeypatch.setattr("tl_jax.tasks.losses.hide", lambda *a: seen.append(hide(*a)) or seen[-1])
+    hide = text_preview.tokenize.mask_tokens
+    monkeypatch.setattr("tl_jax.tasks.losses.mask_tokens", lambda *a: seen.append(hide(*a)) or seen[-1])
     batch = task.train_batch(0)
     task.loss(task.init(jax.random.key(0)), batch, jax.random.fold_in(stream_key(config.seed, "train"), 0))
     tokenizer = huggingface.load_tokenizer(config.init.source, config.init.path)

@@ -137,8 +137,8 @@ def metric_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any
     Raises:
         UserError: a window or a range of values that is none.
     """
-    dicom.levels(config.data.windows)
-    value_range.parse(config.data.range)
+    dicom.parse_windows(config.data.windows)
+    value_range.parse_range(config.data.range)
     unknown = [name for name in config.metrics if name not in METRICS]
     return {
         f"metrics has {(unknown or [''])[0]!r}, which is none of {', '.join(METRICS)}": unknown,
@@ -157,13 +157,13 @@ def metric_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any
         ),
         f"data.dir={config.data.dir!r} has no effect with config.data.name={config.data.name}, which reads no folder; "
         "set --config.data.name=folder for class folders with pictures": (
-            config.task in IMAGE_TASKS and config.data.dir and config.data.name in (*tfds.EMBEDDED, *medmnist.SETS)
+            config.task in IMAGE_TASKS and config.data.dir and config.data.name in (*tfds.BUILTIN, *medmnist.SETS)
         ),
         f"data.range has no effect with config.data.name={config.data.name}, whose images have 8 bits": (
-            changed("data.range") and config.data.name in (*tfds.EMBEDDED, *medmnist.SETS)
+            changed("data.range") and config.data.name in (*tfds.BUILTIN, *medmnist.SETS)
         ),
         f"data.max_pixels has no effect with config.data.name={config.data.name}, which reads no image files": (
-            config.data.max_pixels and config.data.name in (*tfds.EMBEDDED, *medmnist.SETS, "npz")
+            config.data.max_pixels and config.data.name in (*tfds.BUILTIN, *medmnist.SETS, "npz")
         ),
         f"data.outside has an effect with config.data.name={', '.join(OUTSIDE_DATASETS)} only": (
             config.data.outside and config.data.name not in OUTSIDE_DATASETS
@@ -357,7 +357,7 @@ def _init_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
             config.data.train_examples and config.data.per_class
         ),
         "seed has no effect beside config.seeds; change those": config.seeds and changed("seed"),
-        f"test_views={config.test_views} must be 1, 2 or 10": config.test_views not in augment.COUNTS,
+        f"test_views={config.test_views} must be 1, 2 or 10": config.test_views not in augment.VIEW_COUNTS,
         "init.strength has an effect with config.init.head=logistic or ridge only": (
             changed("init.strength") and config.init.head not in ("logistic", "ridge")
         ),

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from tl_jax.data import randaugment
-from tl_jax.data.detection import CLASS, NONE
+from tl_jax.data.detection import CLASS, NO_CLASS
 from tl_jax.utils.errors import UserError
 
-COUNTS = (1, 2, 10)
-SIDE = 7 / 8  # of a crop: 224 of 256 pixels, as in Krizhevsky et al. 2012 (AlexNet), section 4.1
+VIEW_COUNTS = (1, 2, 10)
+CROP_SIDE = 7 / 8  # of a crop: 224 of 256 pixels, as in Krizhevsky et al. 2012 (AlexNet), section 4.1
 
 
-def views(images: jax.Array, count: int) -> jax.Array:
+def tta_views(images: jax.Array, count: int) -> jax.Array:
     """Return ``count`` views of each picture, (N, H, W, C) -> (count, N, H, W, C).
 
     Args:
@@ -28,8 +28,8 @@ def views(images: jax.Array, count: int) -> jax.Array:
     Raises:
         UserError: another count.
     """
-    if count not in COUNTS:
-        raise UserError(f"{count} views of a picture: there are {', '.join(map(str, COUNTS))}")
+    if count not in VIEW_COUNTS:
+        raise UserError(f"{count} views of a picture: there are {', '.join(map(str, VIEW_COUNTS))}")
     images = jnp.asarray(images)
     if count == 1:
         return images[None]
@@ -39,17 +39,17 @@ def views(images: jax.Array, count: int) -> jax.Array:
 
 def _five_crops(images: jax.Array) -> jax.Array:
     _, height, width, _ = images.shape
-    h, w = round(SIDE * height), round(SIDE * width)
+    h, w = round(CROP_SIDE * height), round(CROP_SIDE * width)
     down, right = height - h, width - w
     corners = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
     crops = jnp.stack([images[:, top : top + h, left : left + w] for top, left in corners])
     return jnp.clip(jax.image.resize(crops, (5, *images.shape), "linear"), 0.0, 255.0)
 
 
-CROP_STRETCH = 4 / 3  # largest aspect ratio of a resized crop (Szegedy et al. 2015, arXiv:1409.4842, section 6)
-HUE = 0.1  # of the colour circle, at jitter 1
-ERASED = (0.02, 0.33)  # share of the area that is erased, if any
-ERASE_STRETCH = 10 / 3  # largest aspect ratio of what is erased
+MAX_CROP_ASPECT = 4 / 3  # largest aspect ratio of a resized crop (Szegedy et al. 2015, arXiv:1409.4842, section 6)
+MAX_HUE_SHIFT = 0.1  # of the colour circle, at jitter 1
+ERASE_AREA = (0.02, 0.33)  # share of the area that is erased, if any
+MAX_ERASE_ASPECT = 10 / 3  # largest aspect ratio of what is erased
 
 
 class Augment(NamedTuple):
@@ -64,7 +64,7 @@ class Augment(NamedTuple):
         jitter: s, for factors on brightness, contrast and saturation in [1 - s, 1 + s] and a shift of the hue by up to
             s / 10 of the circle either way; where C is 1, brightness and contrast only. 0 for none.
         grey: probability of turning the picture grey; it keeps its channels.
-        randaugment: operations drawn for each picture (arXiv:1909.13719, see ``randaugment.NAMES``); 0 for none.
+        randaugment: operations drawn for each picture (arXiv:1909.13719, see ``randaugment.OPERATIONS``); 0 for none.
         magnitude: strength of these operations, 0 to 10.
         erase: probability that a rectangle is erased (arXiv:1708.04896): 2 to 33 % of the area, aspect ratio 0.3 to
             3.3, filled with noise.
@@ -81,66 +81,69 @@ class Augment(NamedTuple):
     erase: float = 0.0
 
 
-def augment(images: jax.Array, key: jax.Array, how: Augment) -> jax.Array:
+def augment(images: jax.Array, key: jax.Array, config: Augment) -> jax.Array:
     """Return changed pictures (N, H, W, C) in [0, 255]: as they came where only flipped or shifted, else float32.
 
     Args:
         images: (N, H, W, C) in [0, 255], uint8 or float; C is 1 or 3 where colours change.
         key: of the batch; each picture gets its own.
-        how: what may happen.
+        config: what may happen.
     """
-    if how == Augment():
+    if config == Augment():
         return images
-    return jax.vmap(lambda image, k: _augment_one(image, k, how))(images, jax.random.split(key, len(images)))
+    return jax.vmap(lambda image, k: _augment_one(image, k, config))(images, jax.random.split(key, len(images)))
 
 
-def _augment_one(image: jax.Array, key: jax.Array, how: Augment) -> jax.Array:
+def _augment_one(image: jax.Array, key: jax.Array, config: Augment) -> jax.Array:
     # The published figures depend on these three keys: what came later folds in numbers from 3 on.
-    flip_key, crop_key, turn_key = jax.random.split(key, 3)
-    if how.flip:
+    flip_key, crop_key, rotate_key = jax.random.split(key, 3)
+    if config.flip:
         image = cast(jax.Array, pix.random_flip_left_right(flip_key, image))  # which pix says may be NumPy's, too
-    if how.crop_pad:
-        pad = how.crop_pad
+    if config.crop_pad:
+        pad = config.crop_pad
         padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
         image = cast(jax.Array, pix.random_crop(crop_key, padded, image.shape))
-    if how.rotate:
-        angle = how.rotate * jax.random.uniform(turn_key, minval=-1.0, maxval=1.0)
-        image = randaugment.move(image.astype(jnp.float32), jnp.zeros(5).at[0].set(angle), "nearest")
-    if how.resized_crop:
-        image = _resized_crop(image.astype(jnp.float32), jax.random.fold_in(key, 3), how.resized_crop)
-    if how.jitter:
-        image = _jitter(image.astype(jnp.float32), jax.random.fold_in(key, 4), how.jitter)
-    if how.grey:
-        image = _grey(image.astype(jnp.float32), jax.random.fold_in(key, 5), how.grey)
-    if how.randaugment:
+    if config.rotate:
+        angle = config.rotate * jax.random.uniform(rotate_key, minval=-1.0, maxval=1.0)
+        image = randaugment.affine(image.astype(jnp.float32), jnp.zeros(5).at[0].set(angle), "nearest")
+    if config.resized_crop:
+        image = _resized_crop(image.astype(jnp.float32), jax.random.fold_in(key, 3), config.resized_crop)
+    if config.jitter:
+        image = _jitter(image.astype(jnp.float32), jax.random.fold_in(key, 4), config.jitter)
+    if config.grey:
+        image = _random_grey(image.astype(jnp.float32), jax.random.fold_in(key, 5), config.grey)
+    if config.randaugment:
         image = randaugment.randaugment(
-            image.astype(jnp.float32), jax.random.fold_in(key, 6), how.randaugment, how.magnitude
+            image.astype(jnp.float32), jax.random.fold_in(key, 6), config.randaugment, config.magnitude
         )
-    if how.erase:
-        image = _erase(image.astype(jnp.float32), jax.random.fold_in(key, 7), how.erase)
+    if config.erase:
+        image = _erase(image.astype(jnp.float32), jax.random.fold_in(key, 7), config.erase)
     return image
 
 
-def rectangle(key: jax.Array, areas: tuple[float, float], stretch: float) -> tuple[jax.Array, ...]:
+def random_rectangle(key: jax.Array, area_range: tuple[float, float], max_aspect: float) -> tuple[jax.Array, ...]:
     """Draw a rectangle: top, left, height and width, each as a share of the picture's own side.
 
-    Area uniform in ``areas``; aspect ratio, relative to the picture's, log-uniform in [1 / stretch, stretch] or what of
-    it fits into the picture, so that nothing is drawn again or cut (which would make the area too small).
+    Area uniform in ``area_range``; aspect ratio, relative to the picture's, log-uniform in
+    [1 / max_aspect, max_aspect] or what of it fits into the picture, so that nothing is drawn again or cut (which would
+    make the area too small).
     """
     area, ratio, top, left = jax.random.uniform(key, (4,))
-    area = areas[0] + (areas[1] - areas[0]) * area
-    reach = jnp.minimum(jnp.log(stretch), -jnp.log(area))
-    root = jnp.exp(reach * (ratio - 0.5))  # of the aspect ratio
+    area = area_range[0] + (area_range[1] - area_range[0]) * area
+    log_limit = jnp.minimum(jnp.log(max_aspect), -jnp.log(area))
+    root = jnp.exp(log_limit * (ratio - 0.5))  # of the aspect ratio
     height, width = (jnp.minimum(jnp.sqrt(area) * factor, 1.0) for factor in (1 / root, root))  # 1.0000001 is rounding
     return top * (1 - height), left * (1 - width), height, width
 
 
-def _resized_crop(image: jax.Array, key: jax.Array, least: float) -> jax.Array:
-    return enlarged(image, *rectangle(key, (least, 1.0), CROP_STRETCH))
+def _resized_crop(image: jax.Array, key: jax.Array, min_area: float) -> jax.Array:
+    return crop_and_resize(image, *random_rectangle(key, (min_area, 1.0), MAX_CROP_ASPECT))
 
 
-def enlarged(image: jax.Array, top: jax.Array, left: jax.Array, height: jax.Array, width: jax.Array) -> jax.Array:
-    """Return the part of a picture (H, W, C) that a ``rectangle`` cuts out, at the size of the whole, float32."""
+def crop_and_resize(
+    image: jax.Array, top: jax.Array, left: jax.Array, height: jax.Array, width: jax.Array
+) -> jax.Array:
+    """Crop a rectangle, see ``random_rectangle``, and resize it to the size of the whole image (H, W, C), float32."""
     scale = 1 / jnp.stack([height, width])
     shift = -jnp.stack([top * image.shape[0], left * image.shape[1]]) * scale
     # A crop is only ever enlarged: antialiasing would change nothing.
@@ -149,18 +152,18 @@ def enlarged(image: jax.Array, top: jax.Array, left: jax.Array, height: jax.Arra
 
 
 def _jitter(image: jax.Array, key: jax.Array, strength: float) -> jax.Array:
-    *changes, turn = strength * jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
+    *changes, hue_shift = strength * jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
     factors = [jnp.maximum(1 + change, 0.0) for change in changes]
     image = randaugment.brightness(image, factors[0])
     image = randaugment.contrast(image, factors[1])
     if image.shape[-1] == 1:
         return image
     image = randaugment.colour(image, factors[2])
-    return _turn_hue(image, HUE * turn)
+    return _shift_hue(image, MAX_HUE_SHIFT * hue_shift)
 
 
-def _turn_hue(image: jax.Array, turn: jax.Array) -> jax.Array:
-    """Move the hue of HSV by ``turn`` circles, keeping saturation and value.
+def _shift_hue(image: jax.Array, shift: jax.Array) -> jax.Array:
+    """Move the hue of HSV by ``shift`` circles, keeping saturation and value.
 
     ``pix.adjust_hue`` asks which channel *equals* the largest. Under jit the two sides may be computed with different
     rounding, none is equal, and the hue is off by a third of the circle. Here the parts meet where two are alike.
@@ -173,84 +176,86 @@ def _turn_hue(image: jax.Array, turn: jax.Array) -> jax.Array:
     hue = jnp.where(red >= jnp.maximum(green, blue), slope * (green - blue), hue) / 6
     saturation = spread / jnp.where(high > 0, high, 1.0)
     # dm-pix means values in [0, 1], but is linear in this one.
-    return jnp.clip(pix.hsv_to_rgb(jnp.stack([hue + turn, saturation, high], -1)), 0.0, 255.0)
+    return jnp.clip(pix.hsv_to_rgb(jnp.stack([hue + shift, saturation, high], -1)), 0.0, 255.0)
 
 
-def _grey(image: jax.Array, key: jax.Array, probability: float) -> jax.Array:
+def _random_grey(image: jax.Array, key: jax.Array, probability: float) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key, probability), randaugment.grey(image), image)
 
 
 def _erase(image: jax.Array, key: jax.Array, probability: float) -> jax.Array:
     """Fill a rectangle with noise uniform in [0, 255), the filling that the paper recommends."""
     chance_key, box_key, noise_key = jax.random.split(key, 3)
-    top, left, height, width = rectangle(box_key, ERASED, ERASE_STRETCH)
+    top, left, height, width = random_rectangle(box_key, ERASE_AREA, MAX_ERASE_ASPECT)
     rows, columns = ((jnp.arange(side) + 0.5) / side for side in image.shape[:2])  # centres of pixels
     inside = ((rows >= top) & (rows < top + height))[:, None] & ((columns >= left) & (columns < left + width))[None]
     inside &= jax.random.bernoulli(chance_key, probability)
     return jnp.where(inside[..., None], jax.random.uniform(noise_key, image.shape, maxval=255.0), image)
 
 
-COLOURS = 11  # folded into the key; the pictures' own keys are split from it
+COLOUR_KEY = 11  # folded into the key; the pictures' own keys are split from it
 
 
 def augment_boxes(
-    images: jax.Array, labels: jax.Array, key: jax.Array, how: Augment, visible: float
+    images: jax.Array, labels: jax.Array, key: jax.Array, config: Augment, min_visibility: float
 ) -> tuple[jax.Array, jax.Array]:
     """Return changed pictures (N, H, W, C) in [0, 255], and labels (N, M, 6) whose boxes lie where the objects are now.
 
-    A crop cuts boxes at its edge; those of which less than ``visible`` or nothing is left are dropped: their class is
-    then -1.
+    A crop cuts boxes at its edge; those of which less than ``min_visibility`` or nothing is left are dropped: their
+    class is then -1.
 
     Args:
         images: (N, H, W, C) in [0, 255].
-        labels: float32 (N, M, 6), see ``detection.assemble``.
+        labels: float32 (N, M, 6), see ``detection.build_dataset``.
         key: of the batch; each picture gets its own.
-        how: what may happen; ``flip``, ``resized_crop`` and what changes colours only.
-        visible: least share of a box's area that stays in the picture.
+        config: what may happen; ``flip``, ``resized_crop`` and what changes colours only.
+        min_visibility: least share of a box's area that stays in the picture.
     """
     # What moves pixels. Rotations and RandAugment turn boxes into what is none, shifts are crops too.
-    if how.flip or how.resized_crop:
+    if config.flip or config.resized_crop:
         keys = jax.random.split(key, len(images))
-        move = jax.vmap(lambda image, label, k: _move_one(image, label, k, how, visible))
-        images, labels = move(images, labels, keys)
-    return augment(images, jax.random.fold_in(key, COLOURS), how._replace(flip=False, resized_crop=0.0)), labels
+        augment_all = jax.vmap(lambda image, label, k: _augment_boxes_one(image, label, k, config, min_visibility))
+        images, labels = augment_all(images, labels, keys)
+    return augment(images, jax.random.fold_in(key, COLOUR_KEY), config._replace(flip=False, resized_crop=0.0)), labels
 
 
-def _move_one(
-    image: jax.Array, label: jax.Array, key: jax.Array, how: Augment, visible: float
+def _augment_boxes_one(
+    image: jax.Array, label: jax.Array, key: jax.Array, config: Augment, min_visibility: float
 ) -> tuple[jax.Array, jax.Array]:
     flip_key, crop_key = jax.random.split(key)
     boxes = label[:, :4]
-    if how.flip:
+    if config.flip:
         flipped = jax.random.bernoulli(flip_key)
         image = jnp.where(flipped, image[:, ::-1], image)
-        boxes = jnp.where(flipped, mirrored(boxes, image.shape[1]), boxes)
-    if how.resized_crop:
-        cut = rectangle(crop_key, (how.resized_crop, 1.0), CROP_STRETCH)
-        image = enlarged(image.astype(jnp.float32), *cut)
-        boxes, seen = within(boxes, cut, image.shape[:2])
-        label = label.at[:, CLASS].set(jnp.where((seen > 0) & (seen >= visible), label[:, CLASS], NONE))
+        boxes = jnp.where(flipped, flip_boxes(boxes, image.shape[1]), boxes)
+    if config.resized_crop:
+        crop = random_rectangle(crop_key, (config.resized_crop, 1.0), MAX_CROP_ASPECT)
+        image = crop_and_resize(image.astype(jnp.float32), *crop)
+        boxes, visibility = crop_boxes(boxes, crop, image.shape[:2])
+        label = label.at[:, CLASS].set(
+            jnp.where((visibility > 0) & (visibility >= min_visibility), label[:, CLASS], NO_CLASS)
+        )
     return image, label.at[:, :4].set(boxes)
 
 
-def mirrored(boxes: jax.Array, width: int) -> jax.Array:
+def flip_boxes(boxes: jax.Array, width: int) -> jax.Array:
     """Return boxes (M, 4) in pixels as they lie in the picture mirrored left to right."""
     x0, y0, x1, y1 = boxes.T
     return jnp.stack([width - x1, y0, width - x0, y1], axis=1)
 
 
-def within(boxes: jax.Array, cut: tuple[jax.Array, ...], shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+def crop_boxes(boxes: jax.Array, crop: tuple[jax.Array, ...], shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Return boxes (M, 4) as they lie in a crop that is enlarged to the whole picture, and the shares that are left.
 
     Args:
         boxes: in pixels of the whole.
-        cut: top, left, height and width of the crop, as shares of the picture's sides.
+        crop: top, left, height and width of the crop, as shares of the picture's sides.
         shape: (H, W) of the picture, before and after.
     """
-    top, left, height, width = cut
+    top, left, height, width = crop
     high, wide = shape
     corner = jnp.stack([left * wide, top * high, left * wide, top * high])
     moved = (boxes - corner[None]) / jnp.stack([width, height, width, height])[None]
-    kept = jnp.clip(moved, 0.0, jnp.array([wide, high, wide, high], jnp.float32)[None])
-    sides, whole = (jnp.prod(each[:, 2:] - each[:, :2], axis=1) for each in (kept, moved))
-    return kept, sides / jnp.maximum(whole, 1e-6)
+    clipped = jnp.clip(moved, 0.0, jnp.array([wide, high, wide, high], jnp.float32)[None])
+    clipped_areas, areas = (jnp.prod(corners[:, 2:] - corners[:, :2], axis=1) for corners in (clipped, moved))
+    return clipped, clipped_areas / jnp.maximum(areas, 1e-6)

@@ -34,7 +34,7 @@ HOMEPAGE = "https://www.cs.toronto.edu/~kriz/"
 CITATION = "Alex Krizhevsky: Learning multiple layers of features from tiny images. Technical report, 2009."
 
 
-class Labels(NamedTuple):
+class LabelFeature(NamedTuple):
     """One label of each image: a byte of the record, in the order of ``Archive.labels``."""
 
     feature: str
@@ -49,7 +49,7 @@ class Archive(NamedTuple):
     digest: str  # as in TFDS' url_checksums
     folder: str  # inside the archive
     splits: dict[str, tuple[str, ...]]
-    labels: tuple[Labels, ...]
+    labels: tuple[LabelFeature, ...]
 
 
 ARCHIVES = {
@@ -58,19 +58,22 @@ ARCHIVES = {
         "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
         "cifar-10-batches-bin",
         {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
-        (Labels("label", "batches.meta.txt", 10),),
+        (LabelFeature("label", "batches.meta.txt", 10),),
     ),
     "cifar100": Archive(
         "cifar-100-binary.tar.gz",
         "sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
         "cifar-100-binary",
         {"train": ("train.bin",), "test": ("test.bin",)},
-        (Labels("coarse_label", "coarse_label_names.txt", 20), Labels("label", "fine_label_names.txt", 100)),
+        (
+            LabelFeature("coarse_label", "coarse_label_names.txt", 20),
+            LabelFeature("label", "fine_label_names.txt", 100),
+        ),
     ),
 }
 
 
-class Content(NamedTuple):
+class ArchiveContent(NamedTuple):
     """What was read from an archive: records (N, labels + PIXELS) uint8 by split, class names by feature."""
 
     records: dict[str, np.ndarray]
@@ -98,12 +101,12 @@ def prepare(name: str, data_dir: Path, *, url: str | None = None, digest: str | 
     if name not in ARCHIVES:
         raise UserError(f"no builder for data set {name!r}: {nearest(name, ARCHIVES)}")
     data_dir, archive = Path(data_dir), ARCHIVES[name]
-    if found := find(name, data_dir):
-        return found
+    if existing := find_prepared(name, data_dir):
+        return existing
     folder = data_dir / name / VERSION
     with locked(folder):
-        if found := find(name, data_dir):  # another process made it while we waited
-            return found
+        if existing := find_prepared(name, data_dir):  # another process made it while we waited
+            return existing
         if folder.exists():
             raise UserError(f"{folder} is no complete array_record set of {name}: move it away, it is then made anew")
         for stale in folder.parent.glob(f"incomplete.*_{VERSION}"):  # TFDS' name for a folder being written
@@ -118,14 +121,14 @@ def prepare(name: str, data_dir: Path, *, url: str | None = None, digest: str | 
     return folder
 
 
-def find(name: str, data_dir: Path) -> Path | None:
+def find_prepared(name: str, data_dir: Path) -> Path | None:
     """Return the folder of a complete array_record version of a set: ``VERSION``, else the newest, else None."""
     versions = [path for path in data_dir.glob(f"{name}/*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
     versions.sort(key=lambda path: (path.name == VERSION, *map(int, path.name.split("."))), reverse=True)
-    return next((path for path in versions if _complete(name, path)), None)
+    return next((path for path in versions if _is_complete(name, path)), None)
 
 
-def _complete(name: str, folder: Path) -> bool:
+def _is_complete(name: str, folder: Path) -> bool:
     """Tell whether ``folder`` has all the shards that its dataset_info.json tells of, each with all its records."""
     with require_extra("tfds"):
         from array_record.python.array_record_module import ArrayRecordReader
@@ -135,26 +138,26 @@ def _complete(name: str, folder: Path) -> bool:
         lengths = {str(split["name"]): [int(length) for length in split["shardLengths"]] for split in splits}
     except (UserError, ValueError, KeyError, TypeError, OverflowError):
         return False
-    there = set(os.listdir(folder))  # names that lead elsewhere are not among these
+    existing = set(os.listdir(folder))  # names that lead elsewhere are not among these
     shards = {
         f"{name}-{split}.array_record-{i:05d}-of-{len(shards):05d}": length
         for split, shards in lengths.items()
         for i, length in enumerate(shards)
     }
     # A damaged or missing shard has 0 records.
-    whole = there.issuperset(shards) and all(
+    complete = existing.issuperset(shards) and all(
         ArrayRecordReader(str(folder / shard)).num_records() == length for shard, length in shards.items()
     )
-    return whole and {"train", "test"} <= set(lengths) and "features.json" in there
+    return complete and {"train", "test"} <= set(lengths) and "features.json" in existing
 
 
-def read_archive(path: Path, archive: Archive) -> Content:
+def read_archive(path: Path, archive: Archive) -> ArchiveContent:
     """Read the records and class names out of a binary archive; nothing is written to disk.
 
     Raises:
         UserError: the archive is damaged or has another layout.
     """
-    files = _members(path, archive.folder)
+    files = _read_members(path, archive.folder)
 
     def member(name: str) -> bytes:
         if name not in files:
@@ -175,12 +178,12 @@ def read_archive(path: Path, archive: Archive) -> Content:
         ]
         highest = max(int(split[:, i].max()) for split in records.values())
         if len(classes[labels.feature]) != labels.classes or highest >= labels.classes:
-            found = f"{len(classes[labels.feature])} names and labels up to {highest}"
-            raise _wrong_layout(path, f"has {found} in {labels.file}, expected {labels.classes} classes")
-    return Content(records, classes)
+            counts = f"{len(classes[labels.feature])} names and labels up to {highest}"
+            raise _wrong_layout(path, f"has {counts} in {labels.file}, expected {labels.classes} classes")
+    return ArchiveContent(records, classes)
 
 
-def _members(path: Path, folder: str) -> dict[str, bytes]:
+def _read_members(path: Path, folder: str) -> dict[str, bytes]:
     """Return the content of the plain files of ``folder`` in a tar.gz, by name."""
     files = {}
     with open_tar(path) as tar:
@@ -195,7 +198,7 @@ def _wrong_layout(path: Path, what: str) -> UserError:
     return UserError(f"{path} {what}: give the url of the archive of the *binary* version, or leave url and digest out")
 
 
-def _write(name: str, data_dir: Path, archive: Archive, content: Content) -> None:
+def _write(name: str, data_dir: Path, archive: Archive, content: ArchiveContent) -> None:
     """Write the set with TFDS' own writer: into incomplete.*_VERSION, which is renamed to VERSION at the end."""
     with require_extra("tfds"):
         import tensorflow_datasets as tfds
@@ -213,7 +216,9 @@ def _write(name: str, data_dir: Path, archive: Archive, content: Content) -> Non
             tfds.enable_progress_bar()
 
 
-def _builder(set_name: str, archive: Archive, content: Content, bar: tqdm) -> "type[tfds.core.GeneratorBasedBuilder]":
+def _builder(
+    set_name: str, archive: Archive, content: ArchiveContent, bar: tqdm
+) -> "type[tfds.core.GeneratorBasedBuilder]":
     """Return a TFDS builder class of the content. It is not registered: TFDS has a builder of that name."""
     with require_extra("tfds"):
         import tensorflow_datasets as tfds

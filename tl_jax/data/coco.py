@@ -11,14 +11,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tl_jax.data.dataset import DECODED_BYTES, Source, split_of, with_test
-from tl_jax.data.decode import DEFAULT, Decoding
-from tl_jax.data.detection import Annotated, Object, assemble
-from tl_jax.data.walker import Inside, find_file, has_litter, one_form
+from tl_jax.data.dataset import DECODED_BYTES, Dataset, parse_split, with_test_split
+from tl_jax.data.decode import DEFAULT_DECODING, Decoding
+from tl_jax.data.detection import AnnotatedImage, Object, build_dataset
+from tl_jax.data.walker import PathGuard, find_file, has_ignored_part, normalize_unicode
 from tl_jax.utils.errors import UserError, combine_errors
 from tl_jax.utils.json_files import read_json
 
-BESIDE = "_annotations.coco.json"  # with the pictures of a part, as Roboflow exports them
+ROBOFLOW_NAME = "_annotations.coco.json"  # with the pictures of a part, as Roboflow exports them
 LAYOUT = (
     "FOLDER/annotations/instances_PART.json with pictures in FOLDER/PART, FOLDER/images/PART or FOLDER/images, or "
     "FOLDER/PART/_annotations.coco.json with pictures beside it; PART is train, val or test, a year may follow"
@@ -28,16 +28,16 @@ LAYOUT = (
 CROWDS = {"none": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 
-def read(
+def read_coco(
     folder: Path,
     size: int,
-    most_bytes: float = DECODED_BYTES,
+    max_bytes: float = DECODED_BYTES,
     classes: Sequence[str] = (),
-    rules: Decoding = DEFAULT,
-) -> Source:
-    """Read a folder of COCO; see ``detection.assemble`` for what comes out and for the arguments.
+    decoding: Decoding = DEFAULT_DECODING,
+) -> Dataset:
+    """Read a folder of COCO; see ``detection.build_dataset`` for what comes out and for the arguments.
 
-    Parts have one of the names of ``dataset.NAMES``. Without a test part, or if it comes without annotations as COCO's
+    Parts have one of the names of ``SPLIT_NAMES``. Without a test part, or if it comes without annotations as COCO's
     own does, the validation part is tested; without that too, a fifth of train is held out.
 
     Raises:
@@ -46,85 +46,91 @@ def read(
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; check --config.data.dir")
-    files = _files(folder)
+    files = _find_annotation_files(folder)
     if "train" not in files:
         raise UserError(f"{folder} has no annotations of a train part; the layout is {LAYOUT}")
-    inside = Inside(folder, rules.outside)
-    parts = {part: _part(inside, path) for part, path in files.items()}
-    if "test" in parts and parts["test"] and not any(row.objects for row in parts["test"]):
+    guard = PathGuard(folder, decoding.outside)
+    splits = {split: _read_split(guard, path) for split, path in files.items()}
+    if "test" in splits and splits["test"] and not any(row.objects for row in splits["test"]):
         tqdm.write(f"{files['test']} has no annotations, so that nothing could be tested on it", file=sys.stderr)
-        del parts["test"]
-    parts = with_test(parts)
-    _check_apart(parts)
-    return assemble(folder.resolve().name, parts, classes, size, most_bytes, rules)
+        del splits["test"]
+    splits = with_test_split(splits)
+    _check_disjoint(splits)
+    return build_dataset(folder.resolve().name, splits, classes, size, max_bytes, decoding)
 
 
-def _check_apart(parts: Mapping[str, Sequence[Annotated]]) -> None:
+def _check_disjoint(splits: Mapping[str, Sequence[AnnotatedImage]]) -> None:
     """Refuse a picture file that is listed twice, in two parts or in one."""
-    seen: dict[str, Path] = {}
-    for row in itertools.chain(*parts.values()):
-        if other := seen.get(file := os.path.normpath(row.picture)):
-            said = f"{row.where} names {row.picture}, which {other} has already"
-            raise UserError(f"{said}; a picture is in one part, once")
-        seen[file] = row.where
+    owner: dict[str, Path] = {}
+    for row in itertools.chain(*splits.values()):
+        if other := owner.get(file := os.path.normpath(row.image)):
+            message = f"{row.where} names {row.image}, which {other} has already"
+            raise UserError(f"{message}; a picture is in one part, once")
+        owner[file] = row.where
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def _find_annotation_files(folder: Path) -> dict[str, Path]:
     """Return the annotation file of each split: from the first place that has one, the one with the plainest name.
 
     Raises:
         UserError: two files are for one split, and neither has the plainer name.
     """
-    found: dict[str, Path] = {}
-    for pattern in ("annotations/instances_*.json", "annotations/*.json", "*.json", f"*/{BESIDE}"):
+    by_split: dict[str, Path] = {}
+    for pattern in ("annotations/instances_*.json", "annotations/*.json", "*.json", f"*/{ROBOFLOW_NAME}"):
         ranked: dict[str, list[tuple[int, Path]]] = {}
         for path in sorted(folder.glob(pattern)):
-            if path.is_file() and not has_litter(path.relative_to(folder)):
-                split, rank = _split(path.parent.name if path.name == BESIDE else path.stem.removeprefix("instances_"))
+            if path.is_file() and not has_ignored_part(path.relative_to(folder)):
+                split, rank = _parse_split_name(
+                    path.parent.name if path.name == ROBOFLOW_NAME else path.stem.removeprefix("instances_")
+                )
                 ranked.setdefault(split, []).append((rank, path))
         for split, files in ranked.items():
             first, *others = sorted(files)
-            if not split or split in found:
+            if not split or split in by_split:
                 continue
             if others and others[0][0] == first[0]:
-                one, two = (path.relative_to(folder) for _, path in (first, others[0]))
-                raise UserError(f"{folder}: both {one} and {two} name the {split} split; remove or merge one of them")
-            found[split] = first[1]
-    return found
+                first_path, second_path = (path.relative_to(folder) for _, path in (first, others[0]))
+                raise UserError(
+                    f"{folder}: both {first_path} and {second_path} name the {split} split; remove or merge one of them"
+                )
+            by_split[split] = first[1]
+    return by_split
 
 
-def _split(name: str) -> tuple[str, int]:
+def _parse_split_name(name: str) -> tuple[str, int]:
     """Return the split that a name stands for, "" for none, and what follows: 0 nothing, 1 a number, 2 anything."""
     for rank, text in enumerate((name, name.rstrip("-_.0123456789"), re.split("[^a-zA-Z]", name)[0])):
-        if split := split_of(text):
+        if split := parse_split(text):
             return split, rank
     return "", 2
 
 
-def _part(inside: Inside, path: Path) -> list[Annotated]:
+def _read_split(guard: PathGuard, path: Path) -> list[AnnotatedImage]:
     """Return the pictures of an annotation file, in its order."""
     content = read_json(path, "bring it anew")
-    images, annotations, categories = (_table(content, path, name) for name in ("images", "annotations", "categories"))
-    names = _categories(categories, path)
-    found: dict[Any, Annotated] = {}
+    images, annotations, categories = (
+        _list_field(content, path, name) for name in ("images", "annotations", "categories")
+    )
+    names = _category_names(categories, path)
+    images_by_id: dict[Any, AnnotatedImage] = {}
     errors: list[UserError] = []
     for row in images:
         number, file = (_field(row, name, path, "images") for name in ("id", "file_name"))
-        if number in found:
+        if number in images_by_id:
             raise UserError(f"{path} has two images with the id {number!r}; mend it")
-        height, width = (_side(row, name, path) for name in ("height", "width"))
+        height, width = (_image_side(row, name, path) for name in ("height", "width"))
         try:
-            picture = _picture(inside, path, str(file))
+            image_file = _find_image(guard, path, str(file))
         except UserError as error:
             errors.append(error)
-            picture = path  # never read: the errors are raised below
-        found[number] = Annotated(picture, [], path, (height, width) if height and width else None)
+            image_file = path  # never read: the errors are raised below
+        images_by_id[number] = AnnotatedImage(image_file, [], path, (height, width) if height and width else None)
     if errors:
         raise combine_errors(path, errors, f"{len(errors)} of {len(images)} pictures cannot be used")
     for row in annotations:
         number, category, box = (_field(row, name, path, "annotations") for name in ("image_id", "category_id", "bbox"))
         where = f"{path}: the annotation {row.get('id', '')}"
-        if number not in found:
+        if number not in images_by_id:
             raise UserError(f"{where} is of the image {number!r}, which is not among the images; mend it")
         if category not in names:
             raise UserError(f"{where} has the category {category!r}, which is not among the categories; mend it")
@@ -137,22 +143,22 @@ def _part(inside: Inside, path: Path) -> list[Annotated]:
         crowd = CROWDS.get(str(row.get("iscrowd")).lower())
         if crowd is None:
             raise UserError(f"{where} has {row['iscrowd']!r} for iscrowd, which is neither 0 nor 1; mend it")
-        found[number].objects.append(Object(names[category], (x, y, x + width, y + height), crowd))
-    return list(found.values())
+        images_by_id[number].objects.append(Object(names[category], (x, y, x + width, y + height), crowd))
+    return list(images_by_id.values())
 
 
-def _categories(rows: Sequence[Mapping[str, Any]], path: Path) -> dict[Any, str]:
+def _category_names(rows: Sequence[Mapping[str, Any]], path: Path) -> dict[Any, str]:
     """Return the names of the categories by their ids."""
     names: dict[Any, str] = {}
     for row in rows:
         number, name = (_field(row, field, path, "categories") for field in ("id", "name"))
-        name = one_form(str(name))
+        name = normalize_unicode(str(name))
         if names.setdefault(number, name) != name:
             raise UserError(f"{path} has two categories with the id {number!r}: {names[number]}, {name}; mend it")
     return names
 
 
-def _side(row: Mapping[str, Any], name: str, path: Path) -> float:
+def _image_side(row: Mapping[str, Any], name: str, path: Path) -> float:
     """Return a picture's height or width, a number or the text of one; 0 where it is not known."""
     value = row.get(name)
     if value in (None, ""):
@@ -166,7 +172,7 @@ def _side(row: Mapping[str, Any], name: str, path: Path) -> float:
     return side
 
 
-def _table(content: Mapping[str, Any], path: Path, name: str) -> list[Mapping[str, Any]]:
+def _list_field(content: Mapping[str, Any], path: Path, name: str) -> list[Mapping[str, Any]]:
     """Return one of the lists of a file."""
     rows = content.get(name)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -181,12 +187,12 @@ def _field(row: Mapping[str, Any], name: str, path: Path, table: str) -> Any:
     raise UserError(f"{path}: {name!r} of an entry of {table} is missing or wrong: {json.dumps(row)[:80]}; mend it")
 
 
-def _picture(inside: Inside, path: Path, name: str) -> Path:
+def _find_image(guard: PathGuard, path: Path, name: str) -> Path:
     """Return the file of a picture, beside its annotations or where ``LAYOUT`` says."""
-    part, folder = path.stem.removeprefix("instances_"), inside.top
-    places = [path.parent, folder / part, folder / "images" / part, folder / "images", folder]
-    for place in places:
-        if file := find_file(place, name) or find_file(place, name.replace("\\", "/")):
-            return inside.check(file, path, place)
-    where = ", ".join(str(place) for place in places[1:4])
+    split, folder = path.stem.removeprefix("instances_"), guard.top
+    folders = [path.parent, folder / split, folder / "images" / split, folder / "images", folder]
+    for candidate in folders:
+        if file := find_file(candidate, name) or find_file(candidate, name.replace("\\", "/")):
+            return guard.check(file, path, candidate)
+    where = ", ".join(str(candidate) for candidate in folders[1:4])
     raise UserError(f"{path} names the picture {name}, which is in none of {where}; add it, or mend the file")

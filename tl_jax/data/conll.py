@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tl_jax.data.damage import Damage
+from tl_jax.data.damage import LineErrors
 from tl_jax.data.text_rows import split_lines
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import require_extra
@@ -60,22 +60,22 @@ def read_sentences(
     groups = list(_groups(text))
     if not groups:
         raise UserError(f"{file} is empty; fill it, or take it away")
-    layout = _layout(file, groups, names, word, tag, tagged)
-    damage, found = Damage(file), []
+    layout = _find_layout(file, groups, names, word, tag, tagged)
+    line_errors, sentences = LineErrors(file), []
     for group in groups:
         rows = [row for row in _comments_dropped(group, layout.numbered) if not _is_extra(row, layout.numbered)]
         for line, cells in rows:
             if len(cells) != layout.width:
                 columns = f"one column, {cells[0]!r}" if len(cells) == 1 else f"{len(cells)} columns"
-                what = f"{columns}, not {layout.width} as in the first line"
-                damage.add(line, what, "a line is a word and, at its end, a tag")
+                problem = f"{columns}, not {layout.width} as in the first line"
+                line_errors.add(line, problem, "a line is a word and, at its end, a tag")
             elif not all(cell.strip() for cell in (cells[layout.word], cells[layout.tag])):
-                damage.add(line, "an empty word or tag", "write it, or take the line away")
-        if rows and not damage.lines:
+                line_errors.add(line, "an empty word or tag", "write it, or take the line away")
+        if rows and not line_errors.lines:
             tags = [cells[layout.tag] if tagged else "" for _, cells in rows]
-            found.append(Sentence([cells[layout.word] for _, cells in rows], tags, [line for line, _ in rows]))
-    damage.refuse()
-    return found
+            sentences.append(Sentence([cells[layout.word] for _, cells in rows], tags, [line for line, _ in rows]))
+    line_errors.raise_if_any()
+    return sentences
 
 
 def _groups(text: str) -> Iterator[list[Line]]:
@@ -98,25 +98,25 @@ def _cells(line: str) -> list[str]:
     return re.split("[ \r]+", line.strip(_BLANKS))
 
 
-def _layout(
+def _find_layout(
     file: Path, groups: Sequence[list[Line]], names: Sequence[str], word: str, tag: str, tagged: bool
 ) -> _Layout:
     numbered = _are_numbered(groups)
     first = next((row for group in groups for row in _comments_dropped(group, numbered)), groups[0][0])
     width = len(first[1])
     if names:
-        absent = next((name for name in ((word, tag) if tagged else (word,)) if name not in names), "")
-        if absent:
+        missing = next((name for name in ((word, tag) if tagged else (word,)) if name not in names), "")
+        if missing:
             raise UserError(
-                f"{file}: no column {absent!r} among config.data.columns ({', '.join(names)}); "
+                f"{file}: no column {missing!r} among config.data.columns ({', '.join(names)}); "
                 "set config.data.text to the column of the words, and data.label to that of the tags"
             )
         if width != len(names) and (tagged or width != 1):
             raise UserError(
                 f"{file}:{first[0]}: {width} columns, not {len(names)} ({', '.join(names)}); mend config.data.columns"
             )
-        at = names.index(word) if width > 1 else 0
-        return _Layout(at, names.index(tag) if tagged else at, width, numbered)
+        word_column = names.index(word) if width > 1 else 0
+        return _Layout(word_column, names.index(tag) if tagged else word_column, width, numbered)
     if numbered and width > 3:
         raise UserError(
             f"{file}:{first[0]}: the first of {width} columns numbers the words, as in GermEval or CoNLL-U, so the "
@@ -124,14 +124,14 @@ def _layout(
             "'other'), with config.data.text=('word',) and config.data.label=tag"
         )
     if width < 2 and tagged:
-        one = all(len(cells) == 1 for group in groups for _, cells in group)
+        single_column = all(len(cells) == 1 for group in groups for _, cells in group)
         action = (
-            f"words without tags are for --mode=predict --input={file.name}" if one
+            f"words without tags are for --mode=predict --input={file.name}" if single_column
             else "a line is a word and, at its end, a tag"
         )  # fmt: skip
         raise UserError(f"{file}:{first[0]}: one column, {first[1][0]!r}; {action}")
-    at = int(numbered)
-    return _Layout(at, width - 1 if tagged else at, width, numbered)
+    word_column = int(numbered)
+    return _Layout(word_column, width - 1 if tagged else word_column, width, numbered)
 
 
 def _are_numbered(groups: Sequence[list[Line]]) -> bool:
@@ -160,14 +160,14 @@ def _is_extra(row: Line, numbered: bool) -> bool:
 
 
 OUTSIDE = "O"  # tag of a word that belongs to no entity
-NO_KIND = "entity"  # kind of tags that name none: B, I and O alone
+DEFAULT_KIND = "entity"  # kind of tags that name none: B, I and O alone
 _PREFIX = re.compile(r"(?P<prefix>[BIESLUMW])(?:[-_:/](?P<kind>.+))?", re.IGNORECASE)
 _SUFFIX = re.compile(r"(?P<kind>.+)[-_:/](?P<prefix>[BIESLUMW])", re.IGNORECASE)
 # Prefixes that the tags of a scheme have; the first one that holds all prefixes of a data set is taken.
 _SCHEMES = {
     "IOB": "BI", "IOE": "IE", "BIOES": "BIES", "BILOU": "BILU", "BMEWO": "BMEW", "BMES": "BMES",
 }  # fmt: skip
-_RENAMED = {"BMEWO": {"M": "I", "W": "S"}, "BMES": {"M": "I"}}  # into those of BIOES
+_BIOES_PREFIXES = {"BMEWO": {"M": "I", "W": "S"}, "BMES": {"M": "I"}}  # into those of BIOES
 _STRICT = {"BIOES": "IOBES", "BMEWO": "IOBES", "BMES": "IOBES", "BILOU": "BILOU"}  # classes of seqeval.scheme
 # Parts of speech of Universal Dependencies and the Penn Treebank: tags of single words, even beside a tag "O".
 PARTS_OF_SPEECH = frozenset(
@@ -177,7 +177,7 @@ PARTS_OF_SPEECH = frozenset(
 )
 
 
-class Scheme(NamedTuple):
+class TagScheme(NamedTuple):
     """How the tags of a data set mark entities.
 
     Attributes:
@@ -210,11 +210,11 @@ class Scheme(NamedTuple):
         with require_extra("text"):
             from seqeval import scheme
 
-        found = scheme.Tokens(canonical, getattr(scheme, _STRICT[self.name])).entities
-        return [(entity.tag, entity.start, entity.end - 1) for entity in found]
+        entities = scheme.Tokens(canonical, getattr(scheme, _STRICT[self.name])).entities
+        return [(entity.tag, entity.start, entity.end - 1) for entity in entities]
 
 
-def find_scheme(classes: Iterable[str]) -> Scheme:
+def find_scheme(classes: Iterable[str]) -> TagScheme:
     """Return the scheme of the tags of a data set; one without a name if they are classes of single words."""
     classes = tuple(classes)
     outside = next((tag for tag in (OUTSIDE, OUTSIDE.lower()) if tag in classes), "")
@@ -222,12 +222,12 @@ def find_scheme(classes: Iterable[str]) -> Scheme:
     for pattern in (_PREFIX, _SUFFIX):
         matches = [pattern.fullmatch(tag) for tag in inside]
         if inside and all(matches):
-            scheme = _prefixed(inside, [match.groupdict() for match in matches if match], outside)
+            scheme = _prefix_scheme(inside, [match.groupdict() for match in matches if match], outside)
             if scheme:
                 return scheme
     if outside and inside and not PARTS_OF_SPEECH.intersection(inside) and any(len(tag) > 1 for tag in inside):
-        return Scheme("IO", {outside: OUTSIDE, **{tag: f"I-{tag}" for tag in inside}}, outside)
-    return Scheme("", {}, outside)
+        return TagScheme("IO", {outside: OUTSIDE, **{tag: f"I-{tag}" for tag in inside}}, outside)
+    return TagScheme("", {}, outside)
 
 
 def has_prefix(tag: str) -> bool:
@@ -236,17 +236,19 @@ def has_prefix(tag: str) -> bool:
     return match is not None and match["kind"] is not None
 
 
-def _prefixed(inside: Sequence[str], parts: Sequence[Mapping[str, str | None]], outside: str) -> Scheme | None:
-    letters = [str(part["prefix"]).upper() for part in parts]
-    bare = [not part["kind"] for part in parts]
+def _prefix_scheme(
+    inside: Sequence[str], matches: Sequence[Mapping[str, str | None]], outside: str
+) -> TagScheme | None:
+    letters = [str(match["prefix"]).upper() for match in matches]
+    bare = [not match["kind"] for match in matches]
     if any(bare) and not (all(bare) and outside and {"B", "I"}.intersection(letters)):
         return None  # single letters among others are parts of speech
     name = next((name for name, allowed in _SCHEMES.items() if set(letters) <= set(allowed)), None)
     if name is None:
         return None
-    renamed = _RENAMED.get(name, {})
+    renamed = _BIOES_PREFIXES.get(name, {})
     tags = {
-        tag: f"{renamed.get(letter, letter)}-{part['kind'] or NO_KIND}"
-        for tag, letter, part in zip(inside, letters, parts, strict=True)
+        tag: f"{renamed.get(letter, letter)}-{match['kind'] or DEFAULT_KIND}"
+        for tag, letter, match in zip(inside, letters, matches, strict=True)
     }
-    return Scheme(name, {**({outside: OUTSIDE} if outside else {}), **tags}, outside)
+    return TagScheme(name, {**({outside: OUTSIDE} if outside else {}), **tags}, outside)

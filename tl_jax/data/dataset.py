@@ -12,19 +12,19 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from tl_jax.data.damage import say_once
+from tl_jax.data.damage import print_once
 from tl_jax.utils.disk_cache import DiskCache, code_digest
 from tl_jax.utils.download import cache_dir
 from tl_jax.utils.errors import UserError
 
-SHARES = {"third": 1 / 3, "fifth": 1 / 5}  # held out of sets that come without a test part
+TEST_FRACTIONS = {"third": 1 / 3, "fifth": 1 / 5}  # held out of sets that come without a test part
 DECODED_BYTES = 16 * 10**9  # of decoded pictures kept on disk; the sets used longest ago make room
 WORKERS = min(16, os.cpu_count() or 1)  # threads; Pillow decodes without the interpreter's lock
 CLASS = 4  # column of a label that is boxes
 SPLIT_SEED = 0  # of that cut: the same test part whatever the seed of the run
 
 
-class Encoded:
+class EncodedImages:
     """Pictures uint8 (N, H, W, 3) that stay encoded on disk and are decoded, by several threads, when they are read.
 
     Attributes:
@@ -42,11 +42,11 @@ class Encoded:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        chosen = np.arange(len(self))[rows]
-        if not chosen.ndim:
-            return self.decode(int(chosen))
-        pictures = list(_pool().map(self.decode, chosen.tolist()))
-        return np.stack(pictures) if pictures else np.empty((0, *self.shape[1:]), self.dtype)
+        indices = np.arange(len(self))[rows]
+        if not indices.ndim:
+            return self.decode(int(indices))
+        images = list(_pool().map(self.decode, indices.tolist()))
+        return np.stack(images) if images else np.empty((0, *self.shape[1:]), self.dtype)
 
 
 @functools.cache
@@ -54,28 +54,28 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(WORKERS)
 
 
-class Rows:
+class Subset:
     """Some rows of an array that stays where it is, on disk perhaps; the rows of rows are rows of the same array."""
 
-    def __init__(self, array: "np.ndarray | Encoded | Rows", chosen: np.ndarray):
-        inner = isinstance(array, Rows)
-        self.array: np.ndarray | Encoded = array.array if inner else array
-        self.chosen: np.ndarray = array.chosen[chosen] if inner else chosen
-        self.shape, self.dtype = (len(self.chosen), *self.array.shape[1:]), self.array.dtype
+    def __init__(self, array: "np.ndarray | EncodedImages | Subset", indices: np.ndarray):
+        nested = isinstance(array, Subset)
+        self.array: np.ndarray | EncodedImages = array.array if nested else array
+        self.indices: np.ndarray = array.indices[indices] if nested else indices
+        self.shape, self.dtype = (len(self.indices), *self.array.shape[1:]), self.array.dtype
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.indices)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        return self.array[self.chosen[rows]]
+        return self.array[self.indices[rows]]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
 
 
-def between(images: "np.ndarray | Encoded", first: int, stop: int) -> "np.ndarray | Rows":
+def slice_images(images: "np.ndarray | EncodedImages", first: int, stop: int) -> "np.ndarray | Subset":
     """Return the pictures from ``first`` up to ``stop``, without a copy."""
-    return Rows(images, np.arange(first, stop)) if isinstance(images, Encoded) else images[first:stop]
+    return Subset(images, np.arange(first, stop)) if isinstance(images, EncodedImages) else images[first:stop]
 
 
 class Split(NamedTuple):
@@ -85,33 +85,33 @@ class Split(NamedTuple):
     the images are files.
     """
 
-    images: "Pictures"
+    images: "Images"
     labels: np.ndarray
     groups: np.ndarray | None = None
     files: np.ndarray | None = None
 
 
-def as_names(files: Sequence[Path]) -> np.ndarray:
+def path_array(files: Sequence[Path]) -> np.ndarray:
     """Return the paths of N files as an object array (N,) of str, for ``Split.files``."""
     return np.asarray([str(file) for file in files], object)
 
 
-Pictures = np.ndarray | Encoded | Rows
+Images = np.ndarray | EncodedImages | Subset
 
 
-def encoded(images: Pictures) -> bool:
+def is_encoded(images: Images) -> bool:
     """Whether pictures are decoded at each reading."""
-    return isinstance(images.array if isinstance(images, Rows) else images, Encoded)
+    return isinstance(images.array if isinstance(images, Subset) else images, EncodedImages)
 
 
-class Source(NamedTuple):
+class Dataset(NamedTuple):
     """A data set before any part is cut for validation.
 
     Attributes:
         name: of the set, with its version where it has one.
         train, test: its parts.
         classes: K names.
-        tested: where the test part comes from.
+        test_origin: where the test part comes from.
         validation: a part for choosing, where the set brings one beside the others.
         value_range: of images with more than 8 bits, the values that became 0 and 255; None where there are none.
     """
@@ -120,7 +120,7 @@ class Source(NamedTuple):
     train: Split
     test: Split
     classes: tuple[str, ...]
-    tested: str = "test"
+    test_origin: str = "test"
     validation: Split | None = None
     value_range: tuple[float, float] | None = None
 
@@ -129,65 +129,65 @@ class Source(NamedTuple):
         return {"value_range": list(self.value_range)} if self.value_range else {}
 
 
-def kept(
+def cached_array(
     files: Iterable[str | Path],
-    about: Any,
+    options: Any,
     shape: tuple[int, ...],
     dtype: Any,
     make: Callable[[], Iterator[np.ndarray]],
 ) -> np.ndarray:
-    """Return what ``make`` yields, kept on disk as long as the files' sizes and times, and ``about``, stay the same."""
-    return DiskCache(cache_dir() / "decoded", DECODED_BYTES).get(_key(files, about), shape, dtype, make)
+    """Return what ``make`` yields, cached on disk until the files' sizes or times, or ``options``, change."""
+    return DiskCache(cache_dir() / "decoded", DECODED_BYTES).get(_cache_key(files, options), shape, dtype, make)
 
 
-def kept_or_encoded(
+def cached_or_encoded(
     files: Iterable[str | Path],
     shape: tuple[int, ...],
     make: Callable[[], Iterator[np.ndarray]],
     decode: Callable[[int], np.ndarray],
-    most_bytes: float,
-    how: tuple[Any, ...] = (),
-) -> np.ndarray | Encoded:
+    max_bytes: float,
+    options: tuple[Any, ...] = (),
+) -> np.ndarray | EncodedImages:
     """Return pictures uint8, decoded once and kept on disk, or decoded each time they are read.
 
     Args:
         files: that hold them.
         shape: (N, H, W, 3).
         make: yields them in order, some at a time.
-        decode: row -> picture, for a set of more than ``most_bytes``.
-        most_bytes: that a decoded set may take.
-        how: what the pictures depend on beside the files.
+        decode: row -> picture, for a set of more than ``max_bytes``.
+        max_bytes: that a decoded set may take.
+        options: what the pictures depend on beside the files.
     """
-    about = "pictures", shape, *how
-    if int(np.prod(shape)) <= most_bytes:
-        return kept(files, about, shape, np.uint8, make)
-    return Encoded(decode, shape, _key(files, about))
+    all_options = "pictures", shape, *options
+    if int(np.prod(shape)) <= max_bytes:
+        return cached_array(files, all_options, shape, np.uint8, make)
+    return EncodedImages(decode, shape, _cache_key(files, all_options))
 
 
-def _key(files: Iterable[str | Path], about: Any) -> str:
+def _cache_key(files: Iterable[str | Path], options: Any) -> str:
     try:
-        stamps = [(str(path), found.st_size, found.st_mtime_ns) for path in files for found in [os.stat(path)]]
+        stamps = [(str(path), stat.st_size, stat.st_mtime_ns) for path in files for stat in [os.stat(path)]]
     except OSError as error:
         raise UserError(f"cannot read {error.filename} ({error.strerror}); restore or remove it") from error
-    return hashlib.sha256(repr((code_digest("data"), stamps, about)).encode()).hexdigest()
+    return hashlib.sha256(repr((code_digest("data"), stamps, options)).encode()).hexdigest()
 
 
-def fit(image: np.ndarray, size: int | tuple[int, int], how: str = "crop") -> np.ndarray:
+def fit_image(image: np.ndarray, size: int | tuple[int, int], mode: str = "crop") -> np.ndarray:
     """Fill a square of side ``size``, or (width, height), with a picture, so that differing ones stack.
 
     Args:
         image: uint8 (h, w, 3).
         size: of what is returned.
-        how: "crop" takes the centre, "pad" the whole between black borders, "stretch" the whole, distorted.
+        mode: "crop" takes the centre, "pad" the whole between black borders, "stretch" the whole, distorted.
     """
     sides = (size, size) if isinstance(size, int) else size
-    picture, bilinear = Image.fromarray(image), Image.Resampling.BILINEAR
-    if how == "stretch":
-        return np.asarray(picture.resize(sides, bilinear))
-    return np.asarray({"crop": ImageOps.fit, "pad": ImageOps.pad}[how](picture, sides, bilinear))
+    pil_image, bilinear = Image.fromarray(image), Image.Resampling.BILINEAR
+    if mode == "stretch":
+        return np.asarray(pil_image.resize(sides, bilinear))
+    return np.asarray({"crop": ImageOps.fit, "pad": ImageOps.pad}[mode](pil_image, sides, bilinear))
 
 
-def held_out(
+def hold_out(
     name: str, labels: np.ndarray, classes: tuple[str, ...], share: str, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of train and test, ascending and the same at every call; classes keep their shares.
@@ -196,62 +196,66 @@ def held_out(
         name: of the set, for the message.
         labels: (N,), in an order that does not change.
         classes: K names.
-        share: key into ``SHARES``, of the test part.
+        share: key into ``TEST_FRACTIONS``, of the test part.
         groups: (N,), what each belongs to; none is then in both, and classes keep their shares as far as that goes.
 
     Raises:
         UserError: a class is too small for one of its pictures, or groups, to be held out.
     """
-    least = round(1 / SHARES[share])
+    min_count = round(1 / TEST_FRACTIONS[share])
     for label in np.unique(labels):
-        own = labels == label
-        count = int(own.sum()) if groups is None else len(np.unique(groups[own]))
-        if count < least:
+        in_class = labels == label
+        count = int(in_class.sum()) if groups is None else len(np.unique(groups[in_class]))
+        if count < min_count:
             what = "examples" if groups is None else "groups"
             other = "" if groups is None else ", or group otherwise (config.data.group, 'none' for no groups)"
             raise UserError(
-                f"{name} has no test part, and its class {classes[label]!r} has {count} of the {least} {what} that "
+                f"{name} has no test part, and its class {classes[label]!r} has {count} of the {min_count} {what} that "
                 f"it takes to hold out a {share}; add some, leave out the class, bring a test part{other}"
             )
-    about = "held out", share, labels.tolist(), groups if groups is None else groups.tolist(), version("scikit-learn")
-    tested = kept((), about, labels.shape, bool, lambda: iter([_tested(labels, share, groups)]))
-    return np.flatnonzero(~tested), np.flatnonzero(tested)
+    options = "held out", share, labels.tolist(), groups if groups is None else groups.tolist(), version("scikit-learn")
+    in_test = cached_array((), options, labels.shape, bool, lambda: iter([_test_mask(labels, share, groups)]))
+    return np.flatnonzero(~in_test), np.flatnonzero(in_test)
 
 
-def _tested(labels: np.ndarray, share: str, groups: np.ndarray | None) -> np.ndarray:
-    """Return which rows (N,) the test part of ``held_out`` has."""
+def _test_mask(labels: np.ndarray, share: str, groups: np.ndarray | None) -> np.ndarray:
+    """Return which rows (N,) the test part of ``hold_out`` has."""
     from sklearn.model_selection import StratifiedGroupKFold, train_test_split  # takes 1.4 s, which second starts save
 
     if groups is not None:
-        folds = StratifiedGroupKFold(round(1 / SHARES[share]), shuffle=True, random_state=SPLIT_SEED)
+        folds = StratifiedGroupKFold(round(1 / TEST_FRACTIONS[share]), shuffle=True, random_state=SPLIT_SEED)
         test = next(iter(folds.split(labels, labels, groups)))[1]
     else:
         test = train_test_split(
-            np.arange(len(labels)), test_size=SHARES[share], random_state=SPLIT_SEED, stratify=labels, shuffle=True
+            np.arange(len(labels)),
+            test_size=TEST_FRACTIONS[share],
+            random_state=SPLIT_SEED,
+            stratify=labels,
+            shuffle=True,
         )[1]
     return np.isin(np.arange(len(labels)), test)
 
 
-def cut_test(name: str, everything: Split, classes: tuple[str, ...], share: str = "third") -> Source:
-    """Cut a test part, the same at every call, from a set that has none: see ``held_out``."""
-    rows = held_out(name, everything.labels, classes, share)
-    parts = (Split(everything.images[r], everything.labels[r]) for r in rows)
-    return Source(name, *parts, classes=classes, tested=f"a {share} held out")
+def split_test(name: str, full: Split, classes: tuple[str, ...], share: str = "third") -> Dataset:
+    """Cut a test part, the same at every call, from a set that has none: see ``hold_out``."""
+    rows = hold_out(name, full.labels, classes, share)
+    splits = (Split(full.images[r], full.labels[r]) for r in rows)
+    return Dataset(name, *splits, classes=classes, test_origin=f"a {share} held out")
 
 
-FLIPS = 20_000  # groups that are tried while one cut is sought, all attempts together
-ATTEMPTS = 16  # at most
+MAX_FLIPS = 20_000  # groups that are tried while one cut is sought, all attempts together
+MAX_ATTEMPTS = 16  # at most
 
 
-def take(split: Split, rows: np.ndarray) -> Split:
+def select_rows(split: Split, rows: np.ndarray) -> Split:
     """Return the given rows of a split, without a copy of its pictures."""
     if len(rows) == len(split.labels) and (rows == np.arange(len(rows))).all():
         return split
-    groups, files = (None if each is None else each[rows] for each in (split.groups, split.files))
-    return Split(Rows(split.images, rows), split.labels[rows], groups, files)
+    groups, files = (None if array is None else array[rows] for array in (split.groups, split.files))
+    return Split(Subset(split.images, rows), split.labels[rows], groups, files)
 
 
-def cut_validation(train: Split, share: float, seed: int, classes: Sequence[str] = ()) -> tuple[Split, Split]:
+def split_validation(train: Split, share: float, seed: int, classes: Sequence[str] = ()) -> tuple[Split, Split]:
     """Return (train, validation) with ``share`` in [0, 1) of the examples, drawn by ``seed``, in the second.
 
     Classes keep their shares, to one example, as with ``train_test_split(stratify=labels)`` of scikit-learn. A class
@@ -268,28 +272,28 @@ def cut_validation(train: Split, share: float, seed: int, classes: Sequence[str]
     Raises:
         UserError: ``share`` is not 0 but too small for one example, or nothing can be held out.
     """
-    n, labels = len(train.labels), _classes_of(train)
+    n, labels = len(train.labels), _strata(train)
     rng = np.random.default_rng((seed, 1))
     if not share:
-        return train, take(train, np.empty(0, int))
+        return train, select_rows(train, np.empty(0, int))
     if train.groups is not None:
-        chosen = _cut_groups(labels, train.groups, share, rng)
-        _tell_whole(labels, train.groups, classes)
-        return take(train, np.flatnonzero(~chosen)), take(train, np.flatnonzero(chosen))
-    order, wanted = rng.permutation(n), round(share * n)
-    if not wanted:
+        held_out = _draw_groups(labels, train.groups, share, rng)
+        _report_single(labels, train.groups, classes)
+        return select_rows(train, np.flatnonzero(~held_out)), select_rows(train, np.flatnonzero(held_out))
+    order, count = rng.permutation(n), round(share * n)
+    if not count:
         raise UserError(f"config.data.validation={share} of {n} examples is none; raise it, or set it to 0")
-    rows = _stratified(order, labels, wanted, spare=1)
+    rows = _stratified_rows(order, labels, count, reserve=1)
     if not len(rows):
         raise UserError(
             f"no class of the {n} training examples has two, so none can be held out; set config.data.validation=0, "
             "or bring more"
         )
-    _tell_whole(labels, np.arange(n), classes)
-    return take(train, np.setdiff1d(np.arange(n), rows)), take(train, rows)
+    _report_single(labels, np.arange(n), classes)
+    return select_rows(train, np.setdiff1d(np.arange(n), rows)), select_rows(train, rows)
 
 
-def thin(train: Split, examples: int, per_class: int, classes: int, seed: int) -> Split:
+def subsample_train(train: Split, examples: int, per_class: int, classes: int, seed: int) -> Split:
     """Keep ``examples`` random ones, stratified by class, or ``per_class`` random ones of each of K classes.
 
     0 keeps all; not both are given.
@@ -301,19 +305,19 @@ def thin(train: Split, examples: int, per_class: int, classes: int, seed: int) -
     if examples:
         if examples > len(order):
             raise UserError(f"config.data.train_examples={examples}, but only {len(order)} are left; lower it")
-        return take(train, _stratified(order, _classes_of(train), examples))
+        return select_rows(train, _stratified_rows(order, _strata(train), examples))
     if per_class:
         by_class = [order[train.labels[order] == k][:per_class] for k in range(classes)]
-        short = [k for k, rows in enumerate(by_class) if len(rows) < per_class]
-        if short:
+        scarce = [k for k, rows in enumerate(by_class) if len(rows) < per_class]
+        if scarce:
             raise UserError(
-                f"config.data.per_class={per_class}, but class {short[0]} has {len(by_class[short[0]])}; lower it"
+                f"config.data.per_class={per_class}, but class {scarce[0]} has {len(by_class[scarce[0]])}; lower it"
             )
         order = np.concatenate(by_class)
-    return take(train, np.sort(order))
+    return select_rows(train, np.sort(order))
 
 
-def choose_test(test: Split, examples: int) -> Split:
+def subsample_test(test: Split, examples: int) -> Split:
     """Return ``examples`` of the test split, stratified by class and the same for every seed; 0 or too many keep all.
 
     The first rows would not do: a file may be sorted by class.
@@ -322,42 +326,44 @@ def choose_test(test: Split, examples: int) -> Split:
     if not examples or examples >= n:
         return test
     order = np.random.default_rng((SPLIT_SEED, 3)).permutation(n)
-    return take(test, _stratified(order, _classes_of(test), examples))
+    return select_rows(test, _stratified_rows(order, _strata(test), examples))
 
 
-def _classes_of(split: Split) -> np.ndarray:
+def _strata(split: Split) -> np.ndarray:
     """Return the class of each example (N,), 0 for all if they have none: boxes, or a tag for each word."""
     labels = split.labels
     return labels if labels.ndim == 1 and labels.dtype.kind in "iu" else np.zeros(len(labels), np.int32)
 
 
-def _stratified(order: np.ndarray, labels: np.ndarray, wanted: int, spare: int = 0) -> np.ndarray:
-    """Return ``wanted`` rows, ascending: of each class the first in ``order``, as many as its share.
+def _stratified_rows(order: np.ndarray, labels: np.ndarray, count: int, reserve: int = 0) -> np.ndarray:
+    """Return ``count`` rows, ascending: of each class the first in ``order``, as many as its share.
 
     What is left after rounding down goes to the classes with the largest remainders, as in scikit-learn. Of each class
-    ``spare`` examples are never taken.
+    ``reserve`` examples are never taken.
     """
-    present, which, counts = np.unique(labels[order], return_inverse=True, return_counts=True)
-    exact = wanted * counts / len(order)
-    each = np.minimum(np.floor(exact).astype(int), counts - spare)
+    present, class_index, counts = np.unique(labels[order], return_inverse=True, return_counts=True)
+    exact = count * counts / len(order)
+    quotas = np.minimum(np.floor(exact).astype(int), counts - reserve)
     first = np.full(len(present), len(order))
-    np.minimum.at(first, which, np.arange(len(order)))  # of equal remainders the class drawn first: random by seed
+    np.minimum.at(
+        first, class_index, np.arange(len(order))
+    )  # of equal remainders the class drawn first: random by seed
     for k in np.lexsort((first, -np.round(exact - np.floor(exact), 9))):
-        if each.sum() < wanted and each[k] < counts[k] - spare:
-            each[k] += 1
+        if quotas.sum() < count and quotas[k] < counts[k] - reserve:
+            quotas[k] += 1
     rank = np.empty(len(order), int)  # of an example within its class
-    by_class = np.argsort(which, kind="stable")
+    by_class = np.argsort(class_index, kind="stable")
     rank[by_class] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.sort(order[rank < each[which]])
+    return np.sort(order[rank < quotas[class_index]])
 
 
-def _cut_groups(labels: np.ndarray, groups: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+def _draw_groups(labels: np.ndarray, groups: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """Return which examples (N,) are drawn: whole groups, so that each class comes near its share.
 
     Groups are put in and taken out again, in random order, as long as that brings the classes nearer to their shares;
     the best of some attempts is taken.
     """
-    names, which = np.unique(groups, return_inverse=True)
+    names, group_index = np.unique(groups, return_inverse=True)
     if len(names) < 2:
         raise UserError(
             f"all {len(groups)} training examples are of one group ({names[0]}), so none can be held out; "
@@ -365,19 +371,19 @@ def _cut_groups(labels: np.ndarray, groups: np.ndarray, share: float, rng: np.ra
         )
     present, label = np.unique(labels, return_inverse=True)
     totals = np.bincount(label)
-    pairs, counts = np.unique(which * len(present) + label, return_counts=True)
+    pairs, counts = np.unique(group_index * len(present) + label, return_counts=True)
     starts = np.searchsorted(pairs, np.arange(len(names) + 1) * len(present))
     content = [(pairs[a:b] % len(present), counts[a:b]) for a, b in zip(starts, starts[1:], strict=False)]
-    best, least = None, np.inf
-    for _ in range(int(np.clip(FLIPS // len(names), 1, ATTEMPTS))):
-        inside, cost = _attempt(content, totals, share, rng)
-        if cost < least:
-            best, least = inside, cost
+    best, lowest_cost = None, np.inf
+    for _ in range(int(np.clip(MAX_FLIPS // len(names), 1, MAX_ATTEMPTS))):
+        selected, cost = _try_draw(content, totals, share, rng)
+        if cost < lowest_cost:
+            best, lowest_cost = selected, cost
     assert best is not None
-    return best[which]
+    return best[group_index]
 
 
-def _attempt(
+def _try_draw(
     content: Sequence[tuple[np.ndarray, np.ndarray]], totals: np.ndarray, share: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, float]:
     """Return which of G groups are drawn, and how far the classes are from their shares.
@@ -388,30 +394,35 @@ def _attempt(
         share: wanted of each class.
         rng: of the order in which groups are tried.
     """
-    inside, held = np.zeros(len(content), bool), np.zeros(len(totals))
+    selected, selected_counts = np.zeros(len(content), bool), np.zeros(len(totals))
     order = rng.permutation(len(content))
 
     def change(group: int) -> float:
         """Return what flipping a group adds to the cost; infinity if a class would have nothing left in train."""
-        own, counts = content[group]
-        new = held[own] - counts if inside[group] else held[own] + counts
-        if (new >= totals[own]).any():
+        group_classes, counts = content[group]
+        new = selected_counts[group_classes] - counts if selected[group] else selected_counts[group_classes] + counts
+        if (new >= totals[group_classes]).any():
             return np.inf
-        return float((((new / totals[own]) - share) ** 2 - ((held[own] / totals[own]) - share) ** 2).sum())
+        return float(
+            (
+                ((new / totals[group_classes]) - share) ** 2
+                - ((selected_counts[group_classes] / totals[group_classes]) - share) ** 2
+            ).sum()
+        )
 
     def flip(group: int) -> None:
-        own, counts = content[group]
-        held[own] += -counts if inside[group] else counts
-        inside[group] = not inside[group]
+        group_classes, counts = content[group]
+        selected_counts[group_classes] += -counts if selected[group] else counts
+        selected[group] = not selected[group]
 
     for _ in range(4):
-        before = inside.copy()
+        before = selected.copy()
         for group in order.tolist():
             if change(group) < -1e-12:
                 flip(group)
-        if (inside == before).all():
+        if (selected == before).all():
             break
-    if not inside.any():  # every group is larger than what is wanted: the one that fits best
+    if not selected.any():  # every group is larger than what is wanted: the one that fits best
         changes = np.asarray([change(group) for group in order.tolist()])
         if not np.isfinite(changes).any():
             raise UserError(
@@ -419,36 +430,36 @@ def _attempt(
                 "set config.data.validation=0, bring more, or group otherwise (config.data.group, 'none' for no groups)"
             )
         flip(int(order[changes.argmin()]))
-    return inside, float(((held / totals - share) ** 2).sum())
+    return selected, float(((selected_counts / totals - share) ** 2).sum())
 
 
-def _tell_whole(labels: np.ndarray, groups: np.ndarray, classes: Sequence[str]) -> None:
+def _report_single(labels: np.ndarray, groups: np.ndarray, classes: Sequence[str]) -> None:
     """Say which classes stay in train whole, having one example, or one group, only."""
     pairs = np.unique(np.stack([labels, np.unique(groups, return_inverse=True)[1]]), axis=1)
     present, counts = np.unique(pairs[0], return_counts=True)
     single = present[counts == 1]
     if len(single) and len(present) > 1:
-        named = [str(classes[k]) if len(classes) > k else f"class {k}" for k in single[:3]]
+        names = [str(classes[k]) if len(classes) > k else f"class {k}" for k in single[:3]]
         what = "example" if len(groups) == len(np.unique(groups)) else "group"
-        say_once(
-            f"{len(single)} of {len(present)} classes have one training {what} ({', '.join(named)}"
+        print_once(
+            f"{len(single)} of {len(present)} classes have one training {what} ({', '.join(names)}"
             f"{', ...' if len(single) > 3 else ''}), which stays in train; validation says nothing of them"
         )
 
 
 T = TypeVar("T")
-NAMES = {
+SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "validate", "dev", "devel", "development", "eval", "evaluation"),
     "test": ("test", "testing", "tst", "holdout", "heldout"),
 }
-SPLITS = {name: split for split, names in NAMES.items() for name in names}
-ALL = ", ".join(SPLITS)  # for messages
+SPLIT_BY_NAME = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+ALL_SPLIT_NAMES = ", ".join(SPLIT_BY_NAME)  # for messages
 
 
-def split_of(name: str) -> str | None:
+def parse_split(name: str) -> str | None:
     """Return the split that ``name`` stands for, in any case: "train", "validation", "test", or None for no split."""
-    return SPLITS.get(name.strip().lower())
+    return SPLIT_BY_NAME.get(name.strip().lower())
 
 
 def find_splits(names: Iterable[str], where: object) -> dict[str, str]:
@@ -461,20 +472,20 @@ def find_splits(names: Iterable[str], where: object) -> dict[str, str]:
     Raises:
         UserError: two of them name the same split, such as ``val`` and ``dev``.
     """
-    found: dict[str, str] = {}
+    by_split: dict[str, str] = {}
     for name in sorted(names):
-        split = split_of(name)
+        split = parse_split(name)
         if split is None:
             continue
-        if split in found:
+        if split in by_split:
             raise UserError(
-                f"{where}: both {found[split]!r} and {name!r} name the {split} split; rename or merge one of them"
+                f"{where}: both {by_split[split]!r} and {name!r} name the {split} split; rename or merge one of them"
             )
-        found[split] = name
-    return {split: found[split] for split in NAMES if split in found}
+        by_split[split] = name
+    return {split: by_split[split] for split in SPLIT_NAMES if split in by_split}
 
 
-def with_test(splits: Mapping[str, T]) -> dict[str, T]:
+def with_test_split(splits: Mapping[str, T]) -> dict[str, T]:
     """Return the splits with a validation split as the test split if there is none: one beside train is tested."""
-    alone = "validation" in splits and "test" not in splits
-    return {"test" if alone and split == "validation" else split: value for split, value in splits.items()}
+    validation_only = "validation" in splits and "test" not in splits
+    return {"test" if validation_only and split == "validation" else split: value for split, value in splits.items()}

@@ -17,7 +17,12 @@ from tl_jax.utils.extras import require_extra
 T = TypeVar("T")
 ENDINGS = (".dcm", ".dicom")
 MARK, PREAMBLE = b"DICM", 128  # in a complete file the mark follows a preamble of as many bytes
-HOUNSFIELD = ("", "HU", "HU_MOD", "US")  # RescaleType of CT that has them; US says "unspecified", as some scanners do
+HOUNSFIELD_TYPES = (
+    "",
+    "HU",
+    "HU_MOD",
+    "US",
+)  # RescaleType of CT that has them; US says "unspecified", as some scanners do
 
 # (level, width) in Hounsfield units, as https://radiopaedia.org/articles/windowing-ct lists them; "soft_tissue" lies
 # within the range that it gives for head and neck (width 350 to 400, level 20 to 60).
@@ -33,7 +38,7 @@ WINDOWS = {
 }
 
 
-def levels(windows: Sequence[Any]) -> tuple[tuple[float, float], ...]:
+def parse_windows(windows: Sequence[Any]) -> tuple[tuple[float, float], ...]:
     """Return the (level, width) of windows, each a key into ``WINDOWS`` or such a pair itself.
 
     Raises:
@@ -41,21 +46,21 @@ def levels(windows: Sequence[Any]) -> tuple[tuple[float, float], ...]:
     """
     if len(windows) not in (0, 1, 3):
         raise UserError(f"config.data.windows={tuple(windows)!r} must be one window, three (the channels), or none")
-    found = []
-    for each in windows:
-        if isinstance(each, str) and each not in WINDOWS:
-            raise UserError(f"config.data.windows has {each!r}; {nearest(each, WINDOWS)}, or write (level, width)")
+    parsed = []
+    for window in windows:
+        if isinstance(window, str) and window not in WINDOWS:
+            raise UserError(f"config.data.windows has {window!r}; {nearest(window, WINDOWS)}, or write (level, width)")
         try:
-            level, width = map(float, WINDOWS[each] if isinstance(each, str) else each)
+            level, width = map(float, WINDOWS[window] if isinstance(window, str) else window)
         except (TypeError, ValueError):
             level, width = 0.0, 0.0
         if not width > 0:
-            raise UserError(f"config.data.windows has {each!r}, which is no (level, width) with a width above 0")
-        found.append((level, width))
-    return tuple(found)
+            raise UserError(f"config.data.windows has {window!r}, which is no (level, width) with a width above 0")
+        parsed.append((level, width))
+    return tuple(parsed)
 
 
-def through(values: np.ndarray, level: float, width: float) -> np.ndarray:
+def apply_window(values: np.ndarray, level: float, width: float) -> np.ndarray:
     """Return values seen through a window, uint8 of the same shape.
 
     ``level - width / 2`` and less is 0, ``level + width / 2`` and more 255, and between them it rises evenly (the
@@ -66,30 +71,30 @@ def through(values: np.ndarray, level: float, width: float) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _told(path: Path, more: str = "") -> Iterator[None]:
-    """Turn whatever a damaged file makes of pydicom into a UserError that names it, with ``more`` advice."""
+def _reading(path: Path, advice: str = "") -> Iterator[None]:
+    """Turn whatever a damaged file makes of pydicom into a UserError that names it, with further ``advice``."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # on damaged bytes pydicom raises errors of any kind
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"cannot read {path} as DICOM ({why}); replace or remove it{more}") from error
+        raise UserError(f"cannot read {path} as DICOM ({why}); replace or remove it{advice}") from error
 
 
-def _named(function: Callable[..., T]) -> Callable[..., T]:
+def _with_path_errors(function: Callable[..., T]) -> Callable[..., T]:
     """Return a function of a path whose every error names it: pydicom converts attributes when they are asked for."""
 
     @functools.wraps(function)
     def wrapped(path: Path, *args: Any, **options: Any) -> T:
-        with _told(path):
+        with _reading(path):
             return function(path, *args, **options)
 
     return wrapped
 
 
-@_named
-def read(
+@_with_path_errors
+def read_dicom(
     path: Path,
     windows: Sequence[Any] = (),
     limits: value_range.ValueRange | None = None,
@@ -103,8 +108,9 @@ def read(
 
     Args:
         path: of a file with one frame.
-        windows: three for the three channels, or one for all, see ``levels``; none takes ``limits``, or else the window
-            that the file names (PS3.3, C.11.2.1.2), or else its least and largest value. Colour has no use for them.
+        windows: three for the three channels, or one for all, see ``parse_windows``; none takes ``limits``, or else the
+            window that the file names (PS3.3, C.11.2.1.2), or else its least and largest value. Colour has no use for
+            them.
         limits: values that become 0 and 255.
         max_pixels: of the image; 0 for any number.
 
@@ -112,46 +118,46 @@ def read(
         UserError: no DICOM file, a damaged one, one of several frames, one without an image, one whose compression
             needs a library that is not installed, or windows for a file that has no Hounsfield units.
     """
-    data, pixels = _stored(path, max_pixels)
+    data, pixels = _read_pixels(path, max_pixels)
     if pixels.ndim == 3 or data.PhotometricInterpretation == "PALETTE COLOR":
-        return _colours(path, data, pixels)
+        return _colours_uint8(path, data, pixels)
     if windows:
         _check_units(path, data)
-    values, filling = _grey(path, data, pixels), _filling(path, data, pixels)
+    values, padding = _grey_values(path, data, pixels), _padding_mask(path, data, pixels)
     if windows:
-        shown = [through(values, *window) for window in levels(windows)]
+        channels = [apply_window(values, *window) for window in parse_windows(windows)]
     else:
-        shown = [_own_window(path, data, values, filling, limits)]
-    image = np.stack(shown if len(shown) == 3 else shown * 3, axis=-1)
-    image[filling] = 0
+        channels = [_display_values(path, data, values, padding, limits)]
+    image = np.stack(channels if len(channels) == 3 else channels * 3, axis=-1)
+    image[padding] = 0
     return image
 
 
-@_named
-def measure(path: Path, max_pixels: int = 0) -> tuple[int, int]:
+@_with_path_errors
+def read_size(path: Path, max_pixels: int = 0) -> tuple[int, int]:
     """Return the height and width of a DICOM file from its header; one with more than ``max_pixels`` is refused."""
-    data = _header(path)
-    with _told(path):
+    data = _read_header(path)
+    with _reading(path):
         size = int(data.Rows), int(data.Columns)
     _check_pixels(path, size, max_pixels)
     return size
 
 
-@_named
-def patient(path: Path) -> str:
+@_with_path_errors
+def read_patient(path: Path) -> str:
     """Return whose image it is: the patient's number, or where that is absent the study's."""
-    data = _header(path)
-    named = (str(data.get(tag) or "").strip() for tag in ("PatientID", "StudyInstanceUID"))  # blanks mean nothing
-    return next(filter(None, named), "")
+    data = _read_header(path)
+    numbers = (str(data.get(tag) or "").strip() for tag in ("PatientID", "StudyInstanceUID"))  # blanks mean nothing
+    return next(filter(None, numbers), "")
 
 
-@_named
-def study(path: Path) -> str:
+@_with_path_errors
+def read_study(path: Path) -> str:
     """Return the StudyInstanceUID of a file, empty if it has none."""
-    return str(_header(path).get("StudyInstanceUID") or "")
+    return str(_read_header(path).get("StudyInstanceUID") or "")
 
 
-def looks_like(path: Path) -> bool:
+def has_dicom_header(path: Path) -> bool:
     """Whether a file is DICOM by its first bytes: the mark, or without it an element of the groups that come first."""
     try:
         with path.open("rb") as file:
@@ -160,18 +166,18 @@ def looks_like(path: Path) -> bool:
         return False
     if MARK in (head[PREAMBLE:], head[: len(MARK)]):
         return True
-    group, element = (int.from_bytes(head[at : at + 2], "little") for at in (0, 2))
+    group, element = (int.from_bytes(head[start : start + 2], "little") for start in (0, 2))
     explicit = re.fullmatch(rb"[A-Z]{2}", head[4:6]) is not None
     short = int.from_bytes(head[4:8], "little") <= 64
     return len(head) > 8 and (group, element <= 0x18) in ((2, True), (8, True)) and (explicit or short)
 
 
-def _dataset(path: Path, **options: Any) -> Any:
+def _read_dataset(path: Path, **options: Any) -> Any:
     """Return the data set of a file, one without preamble, mark or transfer syntax too."""
     with require_extra("medical"):
         import pydicom.uid  # a quarter of a second, which other images need not wait for
 
-    with _told(path):
+    with _reading(path):
         with path.open("rb") as file:
             head = file.read(PREAMBLE + len(MARK))
         bare = head.startswith(MARK)
@@ -190,27 +196,27 @@ def _dataset(path: Path, **options: Any) -> Any:
         return data
 
 
-def _header(path: Path) -> Any:
-    return _dataset(path, stop_before_pixels=True)
+def _read_header(path: Path) -> Any:
+    return _read_dataset(path, stop_before_pixels=True)
 
 
-def _stored(path: Path, max_pixels: int) -> tuple[Any, np.ndarray]:
+def _read_pixels(path: Path, max_pixels: int) -> tuple[Any, np.ndarray]:
     """Return the data set and the stored values of a file."""
-    data = _dataset(path)
+    data = _read_dataset(path)
     if "PixelData" not in data:
         raise UserError(f"{path} has no picture (no PixelData); leave it out")
-    with _told(path):
+    with _reading(path):
         frames, syntax = int(data.get("NumberOfFrames") or 1), data.file_meta.TransferSyntaxUID
         size = int(data.Rows), int(data.Columns)
-        packed = data["PixelData"].is_undefined_length
+        undefined_length = data["PixelData"].is_undefined_length
         compressed, encapsulated = syntax.is_compressed, syntax.is_encapsulated
     if frames > 1:
         raise UserError(f"{path} has {frames} frames; store each as a file of its own")
     _check_pixels(path, size, max_pixels)
-    if packed and not compressed:
+    if undefined_length and not compressed:
         raise UserError(f"{path} is compressed, but has no TransferSyntaxUID that says how; export it anew")
-    help_ = _decoder_advice(path, syntax) if encapsulated else ""
-    with _told(path, f"; if it is whole, {help_}" if help_ else ""):
+    advice = _decoder_advice(path, syntax) if encapsulated else ""
+    with _reading(path, f"; if it is whole, {advice}" if advice else ""):
         return data, data.pixel_array
 
 
@@ -255,17 +261,19 @@ def _number(data: Any, name: str) -> float | None:
 
 def _check_units(path: Path, data: Any) -> None:
     """Refuse a file whose values cannot be turned into Hounsfield units."""
-    kind, scale = data.get("Modality") or "nothing", data.get("RescaleType") or ""
+    modality, rescale_type = data.get("Modality") or "nothing", data.get("RescaleType") or ""
     advice = "set --config.data.windows='()'"
-    if kind != "CT":
-        raise UserError(f"{path} says it is {kind}, not CT, so it has no Hounsfield units; {advice}")
-    if scale not in HOUNSFIELD:
-        raise UserError(f"{path} has RescaleType {scale!r}, so it has no Hounsfield units; {advice}")
+    if modality != "CT":
+        raise UserError(f"{path} says it is {modality}, not CT, so it has no Hounsfield units; {advice}")
+    if rescale_type not in HOUNSFIELD_TYPES:
+        raise UserError(f"{path} has RescaleType {rescale_type!r}, so it has no Hounsfield units; {advice}")
     if data.get("ModalityLUTSequence"):
         return
-    with _told(path):
+    with _reading(path):
         slope, intercept = (_number(data, name) for name in ("RescaleSlope", "RescaleIntercept"))
-    absent = [name for name, lost in (("RescaleSlope", not slope), ("RescaleIntercept", intercept is None)) if lost]
+    absent = [
+        name for name, missing in (("RescaleSlope", not slope), ("RescaleIntercept", intercept is None)) if missing
+    ]
     if absent:
         raise UserError(
             f"{path} has no {' and no '.join(absent)}, so its Hounsfield units are not known; export it anew with "
@@ -273,37 +281,37 @@ def _check_units(path: Path, data: Any) -> None:
         )
 
 
-def _grey(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
+def _grey_values(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
     """Return stored values (H, W) times slope plus intercept, or as a table has them: of CT, Hounsfield units."""
     with require_extra("medical"):
         from pydicom.pixels.processing import apply_modality_lut
 
-    with _told(path):
+    with _reading(path):
         if data.get("ModalityLUTSequence"):
             return np.asarray(apply_modality_lut(pixels, data), np.float64)
         slope, intercept = (_number(data, name) for name in ("RescaleSlope", "RescaleIntercept"))
         return np.asarray(pixels, np.float64) * (slope or 1.0) + (intercept or 0.0)
 
 
-def _filling(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
+def _padding_mask(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
     """Return which pixels bool (H, W) only fill up the image: PS3.3, C.7.5.1.1.2."""
-    with _told(path):
+    with _reading(path):
         value, limit = (_number(data, name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
         if value is None:
             return np.zeros(pixels.shape, bool)
         # Files are found in which it has the other sign: 63536 for -2000 in 16 bits.
-        ends = np.array([value, value if limit is None else limit]).astype(np.int64).astype(pixels.dtype)
-        return (pixels >= ends.min()) & (pixels <= ends.max())
+        limits = np.array([value, value if limit is None else limit]).astype(np.int64).astype(pixels.dtype)
+        return (pixels >= limits.min()) & (pixels <= limits.max())
 
 
-def _own_window(
-    path: Path, data: Any, values: np.ndarray, filling: np.ndarray, limits: value_range.ValueRange | None
+def _display_values(
+    path: Path, data: Any, values: np.ndarray, padding: np.ndarray, limits: value_range.ValueRange | None
 ) -> np.ndarray:
     """Return values (H, W) as they are to be shown, uint8: between limits, as the file says, or between its ends."""
-    with _told(path):
+    with _reading(path):
         if limits:
-            shown = value_range.to_bytes(values, limits)
-        elif (window := _window(data)) is not None:
+            shown = value_range.to_uint8(values, limits)
+        elif (window := _file_window(data)) is not None:
             with require_extra("medical"):
                 from pydicom.pixels.processing import apply_windowing
 
@@ -314,13 +322,13 @@ def _own_window(
                     from pydicom.pixels.processing import apply_voi
 
                 values = np.asarray(apply_voi(np.rint(values).astype(np.int32), data), np.float64)
-            counted = values if filling.all() else values[~filling]
-            low, high = counted.min(), counted.max()
-            shown = through(values, (low + high) / 2, max(high - low, 1e-9))
+            visible = values if padding.all() else values[~padding]
+            low, high = visible.min(), visible.max()
+            shown = apply_window(values, (low + high) / 2, max(high - low, 1e-9))
         return 255 - shown if data.PhotometricInterpretation == "MONOCHROME1" else shown
 
 
-def _window(data: Any) -> Any:
+def _file_window(data: Any) -> Any:
     """Return the window that a file names, as a data set of 8 bits without a slope; None where it names none."""
     with require_extra("medical"):
         import pydicom
@@ -338,12 +346,12 @@ def _window(data: Any) -> Any:
     return window
 
 
-def _colours(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
+def _colours_uint8(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
     """Return colours (H, W, 3) as uint8, of 16 bits the high byte."""
     with require_extra("medical"):
         from pydicom.pixels.processing import apply_color_lut
 
-    with _told(path):
+    with _reading(path):
         colours = apply_color_lut(pixels, data) if pixels.ndim == 2 else pixels
         bits = 8 * colours.dtype.itemsize if pixels.ndim == 2 else int(data.BitsStored)
         return (colours[..., :3] >> max(bits - 8, 0)).astype(np.uint8)

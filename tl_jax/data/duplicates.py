@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from tl_jax.data.damage import say_once
-from tl_jax.data.dataset import WORKERS, kept
+from tl_jax.data.damage import print_once
+from tl_jax.data.dataset import WORKERS, cached_array
 
-PAIRS = (("train", "test"), ("train", "validation"), ("validation", "test"))
-PIECE = 4096  # bytes at either end of a file, which tell nearly all files apart
-SAMPLE = 256  # bytes of an array's row, likewise
-CHUNK = 4096  # rows at a time
+SPLIT_PAIRS = (("train", "test"), ("train", "validation"), ("validation", "test"))
+END_BYTES = 4096  # bytes at either end of a file, which tell nearly all files apart
+SAMPLE_BYTES = 256  # bytes of an array's row, likewise
+CHUNK_ROWS = 4096  # rows at a time
 
 
-def tell_files(name: str, files: Mapping[str, Sequence[Path]], labels: Mapping[str, np.ndarray]) -> None:
+def report_duplicate_files(name: str, files: Mapping[str, Sequence[Path]], labels: Mapping[str, np.ndarray]) -> None:
     """Say in a line each which splits share images, byte for byte, and which training images have two labels.
 
     Files are compared by size first. Only those of one size are read, the first time; what came of it is kept.
@@ -30,86 +30,97 @@ def tell_files(name: str, files: Mapping[str, Sequence[Path]], labels: Mapping[s
         files: N of each split ("train", "test", "validation").
         labels: int (N,) of each split; empty to compare no labels.
     """
-    every = [file.absolute() for own in files.values() for file in own]
-    top = os.path.commonpath([file.parent for file in every])
-    where = {split: [os.path.relpath(file, top) for file in own] for split, own in files.items()}
+    all_files = [file.absolute() for split_files in files.values() for file in split_files]
+    root = os.path.commonpath([file.parent for file in all_files])
+    names = {split: [os.path.relpath(file, root) for file in split_files] for split, split_files in files.items()}
     with contextlib.suppress(OSError):  # whoever decodes the files reports all that cannot be read
-        _tell(name, _cut(_same_files(every), files), where, labels)
+        _report(name, _by_split(_first_equal_files(all_files), files), names, labels)
 
 
-def tell_rows(name: str, arrays: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> None:
+def report_duplicate_rows(name: str, arrays: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> None:
     """Say the same of arrays (N, ...), whose rows are the images."""
     if len({(array.shape[1:], array.dtype) for array in arrays.values()}) > 1:
         return
     rows = [row for array in arrays.values() for row in array]
-    _, which, counts = np.unique(
-        np.concatenate([_sums(array) for array in arrays.values()]), return_inverse=True, return_counts=True
+    _, checksum_ids, counts = np.unique(
+        np.concatenate([_row_checksums(array) for array in arrays.values()]), return_inverse=True, return_counts=True
     )
-    same, alike = np.arange(len(rows)), np.flatnonzero(counts[which] > 1)
-    same[alike] = alike[_first_alike([rows[row] for row in alike.tolist()], [lambda row: _hash([row.tobytes()])])]
-    where = {split: [f"{split} image {i}" for i in range(len(array))] for split, array in arrays.items()}
-    _tell(name, _cut(same, arrays), where, labels)
+    same, candidates = np.arange(len(rows)), np.flatnonzero(counts[checksum_ids] > 1)
+    same[candidates] = candidates[
+        _first_equal([rows[row] for row in candidates.tolist()], [lambda row: _hash([row.tobytes()])])
+    ]
+    names = {split: [f"{split} image {i}" for i in range(len(array))] for split, array in arrays.items()}
+    _report(name, _by_split(same, arrays), names, labels)
 
 
-def _tell(
+def _report(
     name: str,
     same: Mapping[str, np.ndarray],
-    where: Mapping[str, Sequence[str]],
+    names: Mapping[str, Sequence[str]],
     labels: Mapping[str, np.ndarray],
 ) -> None:
-    for first, second in PAIRS:
+    for first, second in SPLIT_PAIRS:
         if first not in same or second not in same:
             continue
         rows = np.flatnonzero(np.isin(same[second], same[first]))
         if len(rows):
             other = int(np.argmax(same[first] == same[second][rows[0]]))
-            say_once(
+            print_once(
                 f"{name}: {len(rows)} of {len(same[second])} {second} images are in {first} too, byte for byte, such "
-                f"as {where[second][rows[0]]} and {where[first][other]}; remove them from one of the two splits"
+                f"as {names[second][rows[0]]} and {names[first][other]}; remove them from one of the two splits"
             )
-    if "train" in labels and (rows := _contradictory(same["train"], labels["train"])):
-        pair = " and ".join(where["train"][row] for row in rows[:2])
-        say_once(
+    if "train" in labels and (rows := _contradicting_rows(same["train"], labels["train"])):
+        pair = " and ".join(names["train"][row] for row in rows[:2])
+        print_once(
             f"{name}: {len(rows)} images are copies of each other in different classes, such as {pair}; "
             "keep each in one class"
         )
 
 
-def _contradictory(same: np.ndarray, labels: np.ndarray) -> list[int]:
+def _contradicting_rows(same: np.ndarray, labels: np.ndarray) -> list[int]:
     """Return the rows of equal images that have different labels, equal ones together."""
     rows: dict[int, list[int]] = defaultdict(list)
     for row, image in enumerate(same.tolist()):
         rows[image].append(row)
-    return [row for own in rows.values() if len(own) > 1 and len(set(labels[own].tolist())) > 1 for row in own]
+    return [
+        row
+        for members in rows.values()
+        if len(members) > 1 and len(set(labels[members].tolist())) > 1
+        for row in members
+    ]
 
 
-def _cut(same: np.ndarray, parts: Mapping[str, Sized]) -> dict[str, np.ndarray]:
-    ends = itertools.accumulate(len(part) for part in parts.values())
-    return {split: same[end - len(part) : end] for (split, part), end in zip(parts.items(), ends, strict=True)}
+def _by_split(same: np.ndarray, splits: Mapping[str, Sized]) -> dict[str, np.ndarray]:
+    ends = itertools.accumulate(len(items) for items in splits.values())
+    return {split: same[end - len(items) : end] for (split, items), end in zip(splits.items(), ends, strict=True)}
 
 
-def _same_files(files: Sequence[Path]) -> np.ndarray:
+def _first_equal_files(files: Sequence[Path]) -> np.ndarray:
     """Return for each of N files the first that has the same bytes, int64 (N,)."""
     sizes = np.asarray([os.stat(file).st_size for file in files])
-    _, which, counts = np.unique(sizes, return_inverse=True, return_counts=True)
-    alike = np.flatnonzero(counts[which] > 1)
+    _, size_ids, counts = np.unique(sizes, return_inverse=True, return_counts=True)
+    candidates = np.flatnonzero(counts[size_ids] > 1)
     same = np.arange(len(files))
-    if len(alike):
-        some = [files[row].absolute() for row in alike.tolist()]
-        found = kept(some, "copies", alike.shape, np.int64, lambda: iter([_first_alike(some, (_ends, _whole))]))
-        same[alike] = alike[found]
+    if len(candidates):
+        paths = [files[row].absolute() for row in candidates.tolist()]
+        first = cached_array(
+            paths, "copies", candidates.shape, np.int64, lambda: iter([_first_equal(paths, (_hash_ends, _hash_file))])
+        )
+        same[candidates] = candidates[first]
     return same
 
 
-def _sums(array: np.ndarray) -> np.ndarray:
+def _row_checksums(array: np.ndarray) -> np.ndarray:
     """Return a number uint64 (N,) for each row of an array (N, ...), which is the same for equal rows."""
     flat = np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)
-    flat = flat[:, :: max(1, flat.shape[1] // SAMPLE)]
+    flat = flat[:, :: max(1, flat.shape[1] // SAMPLE_BYTES)]
     weights = np.random.default_rng(0).integers(1 << 63, size=flat.shape[1], dtype=np.uint64)
-    return np.concatenate([flat[i : i + CHUNK].astype(np.uint64) @ weights for i in range(0, len(flat), CHUNK)])
+    return np.concatenate(
+        [flat[i : i + CHUNK_ROWS].astype(np.uint64) @ weights for i in range(0, len(flat), CHUNK_ROWS)]
+    )
 
 
-def _first_alike(items: Sequence, stages: Iterable[Callable]) -> np.ndarray:
+def _first_equal(items: Sequence, stages: Iterable[Callable]) -> np.ndarray:
     """Return for each item the first for which every stage gives the same key; a later stage only compares equals."""
     groups = [list(range(len(items)))]
     for stage in stages:
@@ -121,7 +132,7 @@ def _first_alike(items: Sequence, stages: Iterable[Callable]) -> np.ndarray:
             by_key: dict[object, list[int]] = defaultdict(list)
             for row in group:
                 by_key[keys[row]].append(row)
-            finer += [own for own in by_key.values() if len(own) > 1]
+            finer += [members for members in by_key.values() if len(members) > 1]
         groups = finer
     same = np.arange(len(items))
     for group in groups:
@@ -129,17 +140,17 @@ def _first_alike(items: Sequence, stages: Iterable[Callable]) -> np.ndarray:
     return same
 
 
-def _ends(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        size = os.fstat(opened.fileno()).st_size
-        first = opened.read(PIECE)
-        opened.seek(max(0, size - PIECE))
-        return _hash([size.to_bytes(8, "big"), first, opened.read(PIECE)])
+def _hash_ends(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        first = stream.read(END_BYTES)
+        stream.seek(max(0, size - END_BYTES))
+        return _hash([size.to_bytes(8, "big"), first, stream.read(END_BYTES)])
 
 
-def _whole(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").digest()
+def _hash_file(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _hash(pieces: Iterable[bytes]) -> bytes:

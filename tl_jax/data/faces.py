@@ -12,19 +12,19 @@ from typing import NamedTuple
 import numpy as np
 
 from tl_jax.data import dataset, image_folder, synthetic, tfds
-from tl_jax.data.dataset import DECODED_BYTES, Source, Split
-from tl_jax.data.decode import DEFAULT, Decoding
+from tl_jax.data.dataset import DECODED_BYTES, Dataset, Split
+from tl_jax.data.decode import DEFAULT_DECODING, Decoding
 from tl_jax.data.text import read_text
 from tl_jax.data.value_range import ValueRange
-from tl_jax.data.walker import one_form
+from tl_jax.data.walker import normalize_unicode
 from tl_jax.metrics.verification import FOLDS, Pairs, dealt
 from tl_jax.utils.errors import UserError, nearest
 
-NUMBER = re.compile("[0-9]{1,9}")
-SHAPE = "'NAME N N' for one person or 'NAME N NAME N' for two"
+NUMBER_PATTERN = re.compile("[0-9]{1,9}")
+PAIR_FORMAT = "'NAME N N' for one person or 'NAME N NAME N' for two"
 
 
-class Line(NamedTuple):
+class PairLine(NamedTuple):
     """A pair: the people, the numbers of their pictures from 1 on, and where it stands."""
 
     names: tuple[str, str]
@@ -32,20 +32,20 @@ class Line(NamedTuple):
     line: int
 
 
-class Listed(NamedTuple):
+class PairList(NamedTuple):
     """The pairs of a file, and how many stand in each of its folds: 0 where it has none."""
 
     path: Path
-    lines: tuple[Line, ...]
+    lines: tuple[PairLine, ...]
     per_fold: int
 
     @property
-    def people(self) -> tuple[str, ...]:
+    def identities(self) -> tuple[str, ...]:
         """Who is in them, each once."""
         return tuple(dict.fromkeys(name for line in self.lines for name in line.names))
 
 
-def read_pairs(path: str | Path) -> Listed:
+def read_pairs(path: str | Path) -> PairList:
     """Read ``pairs.txt`` (first line "10 300": folds, and pairs of each kind in a fold), or a file of plain pairs.
 
     A first line with one number, as in ``pairsDevTest.txt``, counts the pairs of each kind; it may be left out.
@@ -55,39 +55,39 @@ def read_pairs(path: str | Path) -> Listed:
         UserError: no such file, a malformed line, or not as many lines as the first one says.
     """
     path = Path(path).expanduser()
-    rows = _rows(path)
-    head = rows.pop(0)[1] if rows and all(map(NUMBER.fullmatch, rows[0][1])) else []
+    rows = _read_rows(path)
+    head = rows.pop(0)[1] if rows and all(map(NUMBER_PATTERN.fullmatch, rows[0][1])) else []
     if len(head) > 2:
         raise UserError(f"{path}, line 1: {' '.join(head)!r} is not the number of folds and of pairs in each")
-    lines = tuple(_line(path, number, fields) for number, fields in rows)
+    lines = tuple(_parse_line(path, number, fields) for number, fields in rows)
     if not lines:
-        raise UserError(f"{path} has no pairs; its lines are {SHAPE}")
+        raise UserError(f"{path} has no pairs; its lines are {PAIR_FORMAT}")
     expected = 2 * math.prod(map(int, head)) if head else len(lines)
     if expected != len(lines):
         raise UserError(
             f"{path}, line 1 says {expected:,} pairs ({' '.join(head)}), but there are {len(lines):,}; mend it"
         )
-    return Listed(path, lines, 2 * int(head[1]) if len(head) == 2 and int(head[0]) > 1 else 0)
+    return PairList(path, lines, 2 * int(head[1]) if len(head) == 2 and int(head[0]) > 1 else 0)
 
 
-def names(path: str | Path) -> tuple[str, ...]:
+def read_identities(path: str | Path) -> tuple[str, ...]:
     """Read people, one a line; a count after a tab, and lines with a number alone, as in ``people.txt``, are left out.
 
     Raises:
         UserError: no such file, or nobody in it.
     """
-    found = (fields[0] for _, fields in _rows(Path(path).expanduser(), spaces=False))
-    people = tuple(dict.fromkeys(name for name in found if not name.isdigit()))
-    if not people:
+    listed = (fields[0] for _, fields in _read_rows(Path(path).expanduser(), spaces=False))
+    identities = tuple(dict.fromkeys(name for name in listed if not name.isdigit()))
+    if not identities:
         raise UserError(f"{path} names nobody; write one person a line")
-    return people
+    return identities
 
 
-def rows(listed: Listed, files: Sequence[Path]) -> Pairs:
+def match_pairs(pair_list: PairList, files: Sequence[Path]) -> Pairs:
     """Return the pairs as rows of pictures, which lie in ``NAME/NAME_0001.jpg`` (or with another ending), or below.
 
     Args:
-        listed: the file.
+        pair_list: the file.
         files: of the N pictures.
 
     Raises:
@@ -95,129 +95,135 @@ def rows(listed: Listed, files: Sequence[Path]) -> Pairs:
     """
     index: dict[str, list[int]] = {}
     for row, file in enumerate(files):
-        index.setdefault(one_form(file.stem), []).append(row)
-    parents = [set(map(one_form, file.parent.parts)) for file in files]
-    found, absent = np.empty((2, len(listed.lines)), int), {}
-    for p, line in enumerate(listed.lines):
-        for side, (name, number) in enumerate(zip(map(one_form, line.names), line.numbers, strict=True)):
-            picture = f"{name}_{number:04d}"
-            own = [row for row in index.get(picture, []) if name in parents[row]]
-            if own:
-                found[side, p] = own[0]
+        index.setdefault(normalize_unicode(file.stem), []).append(row)
+    parents = [set(map(normalize_unicode, file.parent.parts)) for file in files]
+    pair_rows, missing = np.empty((2, len(pair_list.lines)), int), {}
+    for p, line in enumerate(pair_list.lines):
+        for side, (name, number) in enumerate(zip(map(normalize_unicode, line.names), line.numbers, strict=True)):
+            image_name = f"{name}_{number:04d}"
+            matches = [row for row in index.get(image_name, []) if name in parents[row]]
+            if matches:
+                pair_rows[side, p] = matches[0]
             else:
-                absent.setdefault(line.line, (name, picture))
-    if absent:
-        raise UserError(_said(listed, absent, files))
-    same = np.asarray([line.names[0] == line.names[1] for line in listed.lines])
-    fold = np.arange(len(same)) // listed.per_fold if listed.per_fold else dealt(same, np.random.default_rng(0))
+                missing.setdefault(line.line, (name, image_name))
+    if missing:
+        raise UserError(_missing_message(pair_list, missing, files))
+    same = np.asarray([line.names[0] == line.names[1] for line in pair_list.lines])
+    fold = np.arange(len(same)) // pair_list.per_fold if pair_list.per_fold else dealt(same, np.random.default_rng(0))
     if same.all() or not same.any():
         kind = "of two people" if same.all() else "of one person"
-        raise UserError(f"{listed.path} has no pair {kind}; verification takes both ({SHAPE}), {FOLDS} of each or more")
-    return Pairs(found[0], found[1], same, fold)
+        raise UserError(
+            f"{pair_list.path} has no pair {kind}; verification takes both ({PAIR_FORMAT}), {FOLDS} of each or more"
+        )
+    return Pairs(pair_rows[0], pair_rows[1], same, fold)
 
 
-def _said(listed: Listed, absent: dict[int, tuple[str, str]], files: Sequence[Path]) -> str:
+def _missing_message(pair_list: PairList, missing: dict[int, tuple[str, str]], files: Sequence[Path]) -> str:
     """Return what to say of pairs without a picture: by line, the person and the picture."""
-    line, (name, picture) = next(iter(absent.items()))
-    more = f" ({len(absent)} of {len(listed.lines)} pairs lack one)" if len(listed.lines) > 1 else ""
-    alike = next((file.name for file in files if one_form(file.stem).startswith(f"{picture}_")), None)
-    there = f", but {alike} is there: rename such files" if alike else ""
+    line, (name, image_name) = next(iter(missing.items()))
+    more = f" ({len(missing)} of {len(pair_list.lines)} pairs lack one)" if len(pair_list.lines) > 1 else ""
+    similar = next((file.name for file in files if normalize_unicode(file.stem).startswith(f"{image_name}_")), None)
+    hint = f", but {similar} is there: rename such files" if similar else ""
     return (
-        f"{listed.path}, line {line}: there is no picture {name}/{picture}{more}{there}; check config.data.dir, "
+        f"{pair_list.path}, line {line}: there is no picture {name}/{image_name}{more}{hint}; check config.data.dir, "
         "or take such lines out"
     )
 
 
-def _rows(path: Path, spaces: bool = True) -> list[tuple[int, list[str]]]:
+def _read_rows(path: Path, spaces: bool = True) -> list[tuple[int, list[str]]]:
     """Return the number and the fields of each line that is not empty."""
     if not path.is_file():
         raise UserError(f"no file {path}; check config.faces.pairs and faces.test_file")
     lines = enumerate(read_text(path).splitlines(), start=1)
-    apart = "\t" if not spaces else None
+    separator = "\t" if not spaces else None
     return [
-        (n, [f.strip() for f in line.strip().split("\t" if "\t" in line else apart)])
+        (n, [f.strip() for f in line.strip().split("\t" if "\t" in line else separator)])
         for n, line in lines
         if line.strip()
     ]
 
 
-def _line(path: Path, number: int, fields: list[str]) -> Line:
+def _parse_line(path: Path, number: int, fields: list[str]) -> PairLine:
     """Return a pair from its 3 or 4 fields."""
     if len(fields) == 3:
         fields = [fields[0], fields[1], fields[0], fields[2]]
     numbers = fields[1::2]
-    if len(fields) != 4 or not all(NUMBER.fullmatch(f) and int(f) > 0 for f in numbers):
-        raise UserError(f"{path}, line {number}: {' '.join(fields)!r} is not {SHAPE}, with N from 1 on; mend it")
+    if len(fields) != 4 or not all(NUMBER_PATTERN.fullmatch(f) and int(f) > 0 for f in numbers):
+        raise UserError(f"{path}, line {number}: {' '.join(fields)!r} is not {PAIR_FORMAT}, with N from 1 on; mend it")
     if fields[:2] == fields[2:]:
         raise UserError(f"{path}, line {number} pairs a picture with itself; mend it")
-    return Line((fields[0], fields[2]), (int(fields[1]), int(fields[3])), number)
+    return PairLine((fields[0], fields[2]), (int(fields[1]), int(fields[3])), number)
 
 
-class Album(NamedTuple):
+class FaceSet(NamedTuple):
     """Pictures of people.
 
     Attributes:
         name: of the set.
-        pictures: N pictures, labels int32 (N,) are rows of ``people``.
-        people: K names.
+        examples: N pictures, labels int32 (N,) are rows of ``identities``.
+        identities: K names.
         files: of the pictures, in their order.
-        value_range: see ``Source``.
+        value_range: see ``Dataset``.
     """
 
     name: str
-    pictures: Split
-    people: tuple[str, ...]
+    examples: Split
+    identities: tuple[str, ...]
     files: tuple[Path, ...]
     value_range: ValueRange | None = None
 
 
-class Cut(NamedTuple):
+class SplitOptions(NamedTuple):
     """How people are shared out.
 
     Attributes:
-        test: people to test, a share below 1 or a number from 1 on.
-        named: people to test by name, instead of drawing them.
+        test_size: people to test, a share below 1 or a number from 1 on.
+        test_names: people to test by name, instead of drawing them.
         seed: draws the people to test.
         validation: share of the other people held out.
         validation_seed: draws these.
-        least: pictures of a person at least; people with fewer are left out, unless they are ``named``. 0 leaves
-            nobody out, and a person with one picture is an error.
+        min_images: of a person; people with fewer are left out, unless they are in ``test_names``. 0 leaves nobody out,
+            and a person with one picture is an error.
     """
 
-    test: float
-    named: tuple[str, ...]
+    test_size: float
+    test_names: tuple[str, ...]
     seed: int
     validation: float
     validation_seed: int
-    least: int
+    min_images: int
 
 
-def read(path: str | Path, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT) -> Album:
-    """Read ``path/PERSON/PICTURE``, and what lies in folders below; see ``image_folder.read_all``."""
-    pictures, files, people, limits = image_folder.read_all(Path(path), size, most_bytes, rules)
-    return Album(Path(path).expanduser().resolve().name, pictures, people, tuple(files), limits)
+def read_faces(
+    path: str | Path, size: int, max_bytes: float = DECODED_BYTES, decoding: Decoding = DEFAULT_DECODING
+) -> FaceSet:
+    """Read ``path/PERSON/PICTURE``, and what lies in folders below; see ``image_folder.read_single_split``."""
+    examples, files, identities, limits = image_folder.read_single_split(Path(path), size, max_bytes, decoding)
+    return FaceSet(Path(path).expanduser().resolve().name, examples, identities, tuple(files), limits)
 
 
-def lfw(data_dir: str, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT) -> Album:
+def load_lfw(
+    data_dir: str, size: int, max_bytes: float = DECODED_BYTES, decoding: Decoding = DEFAULT_DECODING
+) -> FaceSet:
     """Read TFDS' prepared set ``lfw``, whose labels are names; it does not say which number a picture has.
 
     Arguments and errors are those of ``tfds.load``.
     """
-    title, pictures, limits = tfds.tfds_named("lfw", data_dir, size, most_bytes, rules)
-    people, labels = np.unique(pictures.labels, return_inverse=True)
-    files = tuple(Path(str(name)) / f"example{row}" for row, name in enumerate(pictures.labels))
-    return Album(title, Split(pictures.images, labels.astype(np.int32)), tuple(map(str, people)), files, limits)
+    title, examples, limits = tfds.read_tfds_names("lfw", data_dir, size, max_bytes, decoding)
+    identities, labels = np.unique(examples.labels, return_inverse=True)
+    files = tuple(Path(str(name)) / f"example{row}" for row, name in enumerate(examples.labels))
+    return FaceSet(title, Split(examples.images, labels.astype(np.int32)), tuple(map(str, identities)), files, limits)
 
 
-def generated() -> Album:
-    """Draw cartoon faces; see ``synthetic.faces``."""
-    pictures, people = synthetic.faces()
-    each = len(pictures.labels) // len(people)
-    files = (Path(name) / f"{name}_{i:04d}.png" for name in people for i in range(1, each + 1))
-    return Album("drawn faces", pictures, people, tuple(files))
+def draw_faces() -> FaceSet:
+    """Draw cartoon faces; see ``synthetic.draw_faces``."""
+    examples, identities = synthetic.draw_faces()
+    per_identity = len(examples.labels) // len(identities)
+    files = (Path(name) / f"{name}_{i:04d}.png" for name in identities for i in range(1, per_identity + 1))
+    return FaceSet("drawn faces", examples, identities, tuple(files))
 
 
-def split(album: Album, how: Cut) -> tuple[Source, np.ndarray]:
+def split_identities(face_set: FaceSet, options: SplitOptions) -> tuple[Dataset, np.ndarray]:
     """Cut an album into people to train with, to validate with and to test with, no person in two parts.
 
     Returns:
@@ -227,83 +233,90 @@ def split(album: Album, how: Cut) -> tuple[Source, np.ndarray]:
     Raises:
         UserError: too few people or pictures for what is asked.
     """
-    counts = np.bincount(album.pictures.labels, minlength=len(album.people))
-    named = _numbers(album, how.named)
-    _check_single(album, counts, named, how.least)
-    usable = np.flatnonzero(counts >= how.least)
-    tested = named if how.named else _drawn(album, usable, how)
-    others = usable[~np.isin(usable, tested)]
-    validated = _held_out(others, how)
-    trained = others[~np.isin(others, validated)]
-    for what, group in (("training", trained), ("the test", tested)):
+    counts = np.bincount(face_set.examples.labels, minlength=len(face_set.identities))
+    named_ids = _identity_indices(face_set, options.test_names)
+    _check_single_images(face_set, counts, named_ids, options.min_images)
+    usable = np.flatnonzero(counts >= options.min_images)
+    test_ids = named_ids if options.test_names else _draw_test(face_set, usable, options)
+    other_ids = usable[~np.isin(usable, test_ids)]
+    validation_ids = _draw_validation(other_ids, options)
+    train_ids = other_ids[~np.isin(other_ids, validation_ids)]
+    for what, group in (("training", train_ids), ("the test", test_ids)):
         if len(group) < 2:
             raise UserError(
-                f"{album.name} leaves {len(group)} people for {what}, which takes two; add people, or change "
+                f"{face_set.name} leaves {len(group)} people for {what}, which takes two; add people, or change "
                 "config.faces.test_identities, faces.min_images or data.validation"
             )
-    number = np.full(len(album.people), -1, np.int32)
-    number[np.concatenate([trained, validated, tested])] = np.arange(len(trained) + len(validated) + len(tested))
+    label_of = np.full(len(face_set.identities), -1, np.int32)
+    label_of[np.concatenate([train_ids, validation_ids, test_ids])] = np.arange(
+        len(train_ids) + len(validation_ids) + len(test_ids)
+    )
     rows = {
-        part: np.flatnonzero(np.isin(album.pictures.labels, group))
-        for part, group in (("train", trained), ("validation", validated), ("test", tested))
+        split: np.flatnonzero(np.isin(face_set.examples.labels, group))
+        for split, group in (("train", train_ids), ("validation", validation_ids), ("test", test_ids))
     }
-    check_apart({part: album.pictures.labels[own] for part, own in rows.items()})
-    parts = {
-        p: Split(dataset.take(album.pictures, r).images, number[album.pictures.labels[r]]) for p, r in rows.items()
+    check_disjoint({split: face_set.examples.labels[indices] for split, indices in rows.items()})
+    splits = {
+        p: Split(dataset.select_rows(face_set.examples, r).images, label_of[face_set.examples.labels[r]])
+        for p, r in rows.items()
     }
-    classes = tuple(album.people[i] for i in trained)
-    said = f"{len(tested)} people who are not in training"
-    validation = parts["validation"] if len(validated) else None
-    source = Source(album.name, parts["train"], parts["test"], classes, said, validation, album.value_range)
+    classes = tuple(face_set.identities[i] for i in train_ids)
+    test_origin = f"{len(test_ids)} people who are not in training"
+    validation = splits["validation"] if len(validation_ids) else None
+    source = Dataset(
+        face_set.name, splits["train"], splits["test"], classes, test_origin, validation, face_set.value_range
+    )
     return source, rows["test"]
 
 
-def check_apart(people: Mapping[str, np.ndarray]) -> None:
+def check_disjoint(identities: Mapping[str, np.ndarray]) -> None:
     """Assert that no person is in two parts, given the people int (N,) of each part's pictures."""
-    seen: dict[int, str] = {}
-    for part, labels in people.items():
-        for person in np.unique(labels).tolist():
-            assert person not in seen, f"person {person} is in {seen[person]} and in {part}"
-            seen[person] = part
+    owner: dict[int, str] = {}
+    for split, labels in identities.items():
+        for identity in np.unique(labels).tolist():
+            assert identity not in owner, f"person {identity} is in {owner[identity]} and in {split}"
+            owner[identity] = split
 
 
-def _numbers(album: Album, names: Sequence[str]) -> np.ndarray:
-    index = {one_form(name): i for i, name in enumerate(album.people)}
-    wanted = dict.fromkeys(map(one_form, names))
-    unknown = [name for name in wanted if name not in index]
+def _identity_indices(face_set: FaceSet, names: Sequence[str]) -> np.ndarray:
+    index = {normalize_unicode(name): i for i, name in enumerate(face_set.identities)}
+    requested = dict.fromkeys(map(normalize_unicode, names))
+    unknown = [name for name in requested if name not in index]
     if unknown:
-        more = f" ({len(unknown)} of the {len(wanted)} people named are not there)" if len(unknown) > 1 else ""
-        raise UserError(f"{album.name} has no pictures of {unknown[0]!r}{more}; {nearest(unknown[0], album.people)}")
-    return np.asarray(sorted(index[name] for name in wanted), int)
+        more = f" ({len(unknown)} of the {len(requested)} people named are not there)" if len(unknown) > 1 else ""
+        raise UserError(
+            f"{face_set.name} has no pictures of {unknown[0]!r}{more}; {nearest(unknown[0], face_set.identities)}"
+        )
+    return np.asarray(sorted(index[name] for name in requested), int)
 
 
-def _check_single(album: Album, counts: np.ndarray, named: np.ndarray, least: int) -> None:
-    single = [album.people[i] for i in np.flatnonzero(counts == 1) if i not in named]
-    if single and not least:
+def _check_single_images(face_set: FaceSet, counts: np.ndarray, named: np.ndarray, min_images: int) -> None:
+    single = [face_set.identities[i] for i in np.flatnonzero(counts == 1) if i not in named]
+    if single and not min_images:
         more = f" (and {len(single) - 1:,} more)" if len(single) > 1 else ""
         raise UserError(
-            f"{album.name} has one picture of {single[0]!r}{more}, and verification takes two; add some, or pass "
+            f"{face_set.name} has one picture of {single[0]!r}{more}, and verification takes two; add some, or pass "
             "--config.faces.min_images=2 to leave such people out"
         )
 
 
-def _drawn(album: Album, usable: np.ndarray, how: Cut) -> np.ndarray:
+def _draw_test(face_set: FaceSet, usable: np.ndarray, options: SplitOptions) -> np.ndarray:
     """Return the people to test, drawn by seed."""
-    wanted = round(how.test if how.test >= 1 else how.test * len(usable))
-    if wanted > len(usable) - 2:
+    count = round(options.test_size if options.test_size >= 1 else options.test_size * len(usable))
+    if count > len(usable) - 2:
         raise UserError(
-            f"config.faces.test_identities={how.test:g}, but {album.name} has {len(usable)} people to share out, and "
-            "training takes two of them; lower it"
+            f"config.faces.test_identities={options.test_size:g}, but {face_set.name} has {len(usable)} people to "
+            "share out, and training takes two of them; lower it"
         )
-    return np.sort(np.random.default_rng((how.seed, 6)).permutation(usable)[:wanted])
+    return np.sort(np.random.default_rng((options.seed, 6)).permutation(usable)[:count])
 
 
-def _held_out(others: np.ndarray, how: Cut) -> np.ndarray:
+def _draw_validation(other_ids: np.ndarray, options: SplitOptions) -> np.ndarray:
     """Return the people to validate with, drawn by seed."""
-    n = round(how.validation * len(others))
-    if how.validation and n < 2:
+    n = round(options.validation * len(other_ids))
+    if options.validation and n < 2:
         raise UserError(
-            f"config.data.validation={how.validation:g} of {len(others)} people is {n}, and verification takes two; "
-            "raise it, or set it to 0"
+            f"config.data.validation={options.validation:g} of {len(other_ids)} people is {n}, and verification takes "
+            "two; raise it, or set it to 0"
         )
-    return np.sort(np.random.default_rng((how.validation_seed, 1)).permutation(others)[:n])
+    return np.sort(np.random.default_rng((options.validation_seed, 1)).permutation(other_ids)[:n])

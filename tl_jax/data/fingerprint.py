@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from tl_jax.data.dataset import Split, encoded, split_of
+from tl_jax.data.dataset import Split, is_encoded, parse_split
 from tl_jax.data.detection import CLASS
 from tl_jax.data.walker import is_within
 
 SAMPLED_BYTES = 64 * 10**6  # of images in memory, evenly spaced: hashing all of a large set would delay each start
-AT_ONCE = 1000  # texts
+CHUNK_TEXTS = 1000  # texts
 
 
 def fingerprint(split: Split, classes: Sequence[str], folder: str = "", name: str = "") -> str:
@@ -36,7 +36,7 @@ def fingerprint(split: Split, classes: Sequence[str], folder: str = "", name: st
         name: of the data set.
     """
     sha = hashlib.sha256()
-    for piece in (*_labels(split.labels, classes), *_groups(split), *_examples(split, folder, name)):
+    for piece in (*_label_bytes(split.labels, classes), *_group_bytes(split), *_example_bytes(split, folder, name)):
         sha.update(len(piece).to_bytes(8, "little") + piece)
     return sha.hexdigest()
 
@@ -55,72 +55,75 @@ def relative_names(files: Sequence[str] | np.ndarray, folder: str = "") -> list[
     return [unicodedata.normalize("NFC", file[len(root) :].lstrip(os.sep)).replace(os.sep, "/") for file in files]
 
 
-def _labels(labels: np.ndarray, classes: Sequence[str]) -> Iterator[bytes]:
+def _label_bytes(labels: np.ndarray, classes: Sequence[str]) -> Iterator[bytes]:
     """Yield the labels, with the rank of a class among the sorted names instead of its number."""
     rank = np.empty(len(classes), np.int64)
     rank[sorted(range(len(classes)), key=classes.__getitem__)] = np.arange(len(classes))
-    yield _json(sorted(classes))
+    yield _json_bytes(sorted(classes))
     if labels.dtype == object:
-        yield _json([len(each) for each in labels])
+        yield _json_bytes([len(tags) for tags in labels])
         labels = np.concatenate([np.zeros(0, np.int64), *labels])
     if labels.ndim == 3:  # boxes: rows that pad are left out, their number depends on the other splits
         for rows in labels:
-            own = np.round(rows[rows[:, CLASS] >= 0].astype(np.float64), 2) + 0.0
-            own[:, CLASS] = rank[own[:, CLASS].astype(np.int64)]
-            yield own.astype("<f8").tobytes()
+            boxes = np.round(rows[rows[:, CLASS] >= 0].astype(np.float64), 2) + 0.0
+            boxes[:, CLASS] = rank[boxes[:, CLASS].astype(np.int64)]
+            yield boxes.astype("<f8").tobytes()
         return
     known = not len(labels) or labels.max() < len(classes)
     yield (rank[labels] if known else labels).astype("<i8").tobytes()
 
 
-def _groups(split: Split) -> Iterator[bytes]:
+def _group_bytes(split: Split) -> Iterator[bytes]:
     if split.groups is not None:
-        yield _json([str(group) for group in split.groups])
+        yield _json_bytes([str(group) for group in split.groups])
 
 
-def _examples(split: Split, folder: str, name: str) -> Iterator[bytes]:
+def _example_bytes(split: Split, folder: str, name: str) -> Iterator[bytes]:
     images = split.images
     count = len(split.labels)
     if split.files is not None:
-        yield _json(relative_names(split.files, folder))
-        yield _json([os.stat(file).st_size for file in split.files])
+        yield _json_bytes(relative_names(split.files, folder))
+        yield _json_bytes([os.stat(file).st_size for file in split.files])
         return
     if images.dtype == object:
-        for first in range(0, count, AT_ONCE):
-            yield _json(np.asarray(images[np.arange(first, min(first + AT_ONCE, count))], object).tolist())
+        for first in range(0, count, CHUNK_TEXTS):
+            yield _json_bytes(np.asarray(images[np.arange(first, min(first + CHUNK_TEXTS, count))], object).tolist())
         return
-    yield _json(list(images.shape))
-    if ":" in name or encoded(images):  # a prepared set, of the version in its name
-        yield _json(name)
+    yield _json_bytes(list(images.shape))
+    if ":" in name or is_encoded(images):  # a prepared set, of the version in its name
+        yield _json_bytes(name)
         return
-    room = max(1, SAMPLED_BYTES // max(1, int(np.prod(images.shape[1:]))))
-    yield np.ascontiguousarray(images[np.unique(np.linspace(0, count - 1, min(count, room)).astype(int))]).tobytes()
+    max_images = max(1, SAMPLED_BYTES // max(1, int(np.prod(images.shape[1:]))))
+    yield np.ascontiguousarray(
+        images[np.unique(np.linspace(0, count - 1, min(count, max_images)).astype(int))]
+    ).tobytes()
 
 
-def _json(value: Any) -> bytes:
+def _json_bytes(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-OWN_FILES = ("folder", "index", "npz", "voc", "coco", "tsv", "csv", "jsonl", "conll", "lines")  # data that users edit
+# Data that users edit.
+USER_FORMATS = ("folder", "index", "npz", "voc", "coco", "tsv", "csv", "jsonl", "conll", "lines")
 
 
-def stamp(name: str, data_dir: str) -> str:
+def folder_stamp(name: str, data_dir: str) -> str:
     """Return what changes if a file below ``data_dir`` does: a hash of all paths, sizes and times.
 
     Args:
         name: of the data, ``config.data.name``. Prepared sets, which nobody edits, have no stamp: "".
         data_dir: folder, or file, of the data; for a file all files beside it count.
     """
-    if not data_dir or name not in OWN_FILES:
+    if not data_dir or name not in USER_FORMATS:
         return ""
     top = os.path.expanduser(data_dir)
     top = os.path.dirname(top) or "." if os.path.isfile(top) else top
-    sha, seen, folders, root = hashlib.sha256(), set(), [top], os.path.realpath(top)
+    sha, visited, folders, root = hashlib.sha256(), set(), [top], os.path.realpath(top)
     while folders:
         folder = folders.pop()
-        if (real := os.path.realpath(folder)) in seen:  # by a link, perhaps to a folder above
+        if (real := os.path.realpath(folder)) in visited:  # by a link, perhaps to a folder above
             continue
-        seen.add(real)
+        visited.add(real)
         try:
             with os.scandir(folder) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
@@ -129,8 +132,8 @@ def stamp(name: str, data_dir: str) -> str:
                             folders.append(entry.path)
                     else:
                         with contextlib.suppress(OSError):  # a link that leads nowhere
-                            found = entry.stat()
-                            sha.update(repr((entry.path, found.st_size, found.st_mtime_ns)).encode(errors="replace"))
+                            stat = entry.stat()
+                            sha.update(repr((entry.path, stat.st_size, stat.st_mtime_ns)).encode(errors="replace"))
         except OSError:  # whoever reads the files says what is wrong with them
             continue
     return sha.hexdigest()
@@ -143,9 +146,9 @@ def _is_followed(link: str, top: str, root: str) -> bool:
     until the next start.
     """
     real, folder = os.path.realpath(link), os.path.dirname(link)
-    laid_out = folder == top or (os.path.dirname(folder) == top and _holds_folders(os.path.basename(folder)))
+    laid_out = folder == top or (os.path.dirname(folder) == top and _is_layout_folder(os.path.basename(folder)))
     return is_within(real, root) or (laid_out and not is_within(root, real))
 
 
-def _holds_folders(name: str) -> bool:
-    return split_of(name) is not None or name in ("images", "annotations")
+def _is_layout_folder(name: str) -> bool:
+    return parse_split(name) is not None or name in ("images", "annotations")

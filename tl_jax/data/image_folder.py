@@ -7,32 +7,48 @@ from typing import Any
 import numpy as np
 
 from tl_jax.data import duplicates, image_list
-from tl_jax.data.dataset import ALL, DECODED_BYTES, Source, Split, find_splits, split_of, with_test
-from tl_jax.data.decode import DEFAULT, ENDINGS, Decoding, decode_all, is_image, refuse_damaged, with_range
-from tl_jax.data.image_list import Part, Reading, assemble, with_groups
+from tl_jax.data.dataset import (
+    ALL_SPLIT_NAMES,
+    DECODED_BYTES,
+    Dataset,
+    Split,
+    find_splits,
+    parse_split,
+    with_test_split,
+)
+from tl_jax.data.decode import (
+    DEFAULT_DECODING,
+    ENDINGS,
+    Decoding,
+    decode_all,
+    is_image,
+    raise_damaged,
+    with_value_range,
+)
+from tl_jax.data.image_list import FileList, ReadOptions, build_dataset, with_dicom_groups
 from tl_jax.data.value_range import ValueRange
-from tl_jax.data.walker import Walk, one_form, subfolders
+from tl_jax.data.walker import Walk, normalize_unicode, subfolders
 from tl_jax.utils.errors import UserError, nearest
 
 LAYOUT = "FOLDER/CLASS/PICTURE, or FOLDER/train/CLASS/PICTURE and FOLDER/test/CLASS/PICTURE"
 
-Files = dict[str, list[Path]]  # the image files of each class
+ClassFiles = dict[str, list[Path]]  # the image files of each class
 
 
-def read(
+def read_folder(
     folder: Path,
     size: int = 224,
-    most_bytes: float = DECODED_BYTES,
+    max_bytes: float = DECODED_BYTES,
     windows: tuple[Any, ...] = (),
     group: str = "",
     fit: str = "crop",
     value_range: ValueRange | None = None,
     max_pixels: int = 0,
     outside: bool = False,
-) -> Source:
+) -> Dataset:
     """Read ``folder/CLASS/PICTURE``, or the same below ``folder/train`` and further folders named after splits.
 
-    Splits are known by all names in ``dataset.NAMES``, in any case: ``Training`` and ``Testing``, ``val``, ``dev``, ...
+    Splits are known by all names in ``SPLIT_NAMES``, in any case: ``Training`` and ``Testing``, ``val``, ``dev``, ...
     Beside ``train``, a single other split is the test split; of two, each is what its name says. Without another split
     a fifth of each class is held out for testing, the same at every call.
 
@@ -41,14 +57,14 @@ def read(
     below a class to folders outside the data, unless ``outside``; one line on stderr says what else is not read, with
     endings and counts. Images are turned as their EXIF says, grey is repeated, and transparent pixels become white. If
     all have one size they are kept as they are, else all are fitted into ``size``.
-    Decoded, they take N * H * W * 3 bytes on disk; if that is more than ``most_bytes``, they are decoded each time they
+    Decoded, they take N * H * W * 3 bytes on disk; if that is more than ``max_bytes``, they are decoded each time they
     are read. A line says if two splits share an image, byte for byte, or if one has two classes in train.
 
-    Images of one group are in one split only, see ``image_list.with_groups``.
+    Images of one group are in one split only, see ``image_list.with_dicom_groups``.
 
     Args:
         folder: the name of the set is the folder's.
-        size, most_bytes, windows, fit, value_range, max_pixels, outside: see ``Reading``.
+        size, max_bytes, windows, fit, value_range, max_pixels, outside: see ``ReadOptions``.
         group: a column of ``folder/index.csv``, or "study" or "none"; empty groups DICOM files by patient.
 
     Raises:
@@ -57,64 +73,74 @@ def read(
     """
     folder = Path(folder).expanduser()
     walk = Walk(folder, outside)
-    found, tested = _splits(folder, walk)
-    classes = tuple(found["train"])
-    parts, name = {split: Part(*_listed(files, classes)) for split, files in found.items()}, folder.resolve().name
-    if walk.broken:
-        files = [file for part in parts.values() for file in part.files]
-        refuse_damaged(name, files, Decoding(windows, value_range, max_pixels))
-    indexed = bool(group) and image_list.has_column(folder, group)
-    if indexed:
-        walk.forget(folder / image_list.NAME)
-    walk.tell()
-    if indexed:
-        parts = {s: p._replace(groups=image_list.groups(folder, p.files, group)) for s, p in parts.items()}
+    split_files, test_origin = _find_split_files(folder, walk)
+    classes = tuple(split_files["train"])
+    splits, name = (
+        {split: FileList(*_flatten(files, classes)) for split, files in split_files.items()},
+        folder.resolve().name,
+    )
+    if walk.has_broken_links:
+        files = [file for file_list in splits.values() for file in file_list.files]
+        raise_damaged(name, files, Decoding(windows, value_range, max_pixels))
+    has_index_groups = bool(group) and image_list.has_column(folder, group)
+    if has_index_groups:
+        walk.unskip(folder / image_list.INDEX_NAME)
+    walk.report()
+    if has_index_groups:
+        splits = {s: p._replace(groups=image_list.read_groups(folder, p.files, group)) for s, p in splits.items()}
     else:
-        parts = with_groups(name, parts, group)
-    how = Reading(size, most_bytes, windows, group, fit=fit, value_range=value_range, max_pixels=max_pixels)
-    return assemble(name, parts, classes, tested, how)
+        splits = with_dicom_groups(name, splits, group)
+    options = ReadOptions(size, max_bytes, windows, group, fit=fit, value_range=value_range, max_pixels=max_pixels)
+    return build_dataset(name, splits, classes, test_origin, options)
 
 
-def read_all(
-    folder: Path, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT
+def read_single_split(
+    folder: Path, size: int, max_bytes: float = DECODED_BYTES, decoding: Decoding = DEFAULT_DECODING
 ) -> tuple[Split, list[Path], tuple[str, ...], ValueRange | None]:
-    """Read ``folder/CLASS/PICTURE`` as one split; arguments and errors are those of ``read``, ``rules`` those of files.
+    """Read ``folder/CLASS/PICTURE`` as one split.
+
+    Arguments and errors are those of ``read_folder``; ``decoding`` says how files become pixels.
 
     Returns:
         The N images in the order of classes and names, their files, the K names of classes, and the range of values.
     """
-    folder = _folder(folder)
-    if (names := [path.name for path in subfolders(folder)]) and all(map(split_of, names)):
+    folder = _check_folder(folder)
+    if (names := [path.name for path in subfolders(folder)]) and all(map(parse_split, names)):
         raise UserError(
             f"{folder}: {', '.join(names)} are names of splits, which are made here; pass one folder with "
             "PERSON/PICTURE, or one of these"
         )
-    walk = Walk(folder, rules.outside)
-    found = _classes(folder, walk)
-    name, (files, labels) = folder.resolve().name, _listed(found, tuple(found))
-    if walk.broken:
-        refuse_damaged(name, files, rules)
-    walk.tell()
-    duplicates.tell_files(name, {"train": files}, {"train": labels})
-    rules = with_range(name, files, rules)
-    return Split(decode_all(name, files, size, most_bytes, rules), labels), files, tuple(found), rules.value_range
+    walk = Walk(folder, decoding.outside)
+    class_files = _find_class_files(folder, walk)
+    name, (files, labels) = folder.resolve().name, _flatten(class_files, tuple(class_files))
+    if walk.has_broken_links:
+        raise_damaged(name, files, decoding)
+    walk.report()
+    duplicates.report_duplicate_files(name, {"train": files}, {"train": labels})
+    decoding = with_value_range(name, files, decoding)
+    return (
+        Split(decode_all(name, files, size, max_bytes, decoding), labels),
+        files,
+        tuple(class_files),
+        decoding.value_range,
+    )
 
 
-def named(inputs: Sequence[str | Path] | str | Path, outside: bool = False) -> list[Path]:
+def input_images(inputs: Sequence[str | Path] | str | Path, outside: bool = False) -> list[Path]:
     """Return the image files that a user named, one by one or as folders; ``outside`` as for ``Walk``.
 
     Raises:
-        UserError: none was named, or something that is no path; or as ``pictures``.
+        UserError: none was named, or something that is no path; or as ``list_images``.
     """
     inputs = [inputs] if isinstance(inputs, str | Path) else list(inputs)  # else a path is its letters, "/" first
-    if strange := [given for given in inputs if not isinstance(given, str | Path)]:
-        raise UserError(f"an input is a {type(strange[0]).__name__}, not a path; pass files or folders of images")
+    if invalid := [path for path in inputs if not isinstance(path, str | Path)]:
+        raise UserError(f"an input is a {type(invalid[0]).__name__}, not a path; pass files or folders of images")
     if not inputs:
         raise UserError("nothing to look at; pass --input=PICTURE or --input=FOLDER, once for each")
-    return [file for given in inputs for file in pictures(Path(given), outside)]
+    return [file for path in inputs for file in list_images(Path(path), outside)]
 
 
-def pictures(path: Path, outside: bool = False) -> list[Path]:
+def list_images(path: Path, outside: bool = False) -> list[Path]:
     """Return the image files of a folder and of those below it, by name, or the one file that ``path`` is.
 
     Links to folders outside it are followed if ``outside``, or if they are directly in it.
@@ -133,83 +159,85 @@ def pictures(path: Path, outside: bool = False) -> list[Path]:
         raise UserError(f"no file or folder {path}; check --input")
     walk = Walk(path, outside)
     folders, files = walk.entries(path)
-    parts = {each: [each] for each in files} | {each: walk.images(each) for each in folders}
-    found = [file for each in sorted(parts) for file in parts[each]]
-    if not found:
-        unread = walk.unread(path)
+    images_by_entry = {entry: [entry] for entry in files} | {entry: walk.images(entry) for entry in folders}
+    images = [file for entry in sorted(images_by_entry) for file in images_by_entry[entry]]
+    if not images:
+        skipped = walk.describe_skipped(path)
         raise UserError(
-            f"{path} has no images ({', '.join(ENDINGS)}){f', but {unread}' if unread else ''}; check --input"
+            f"{path} has no images ({', '.join(ENDINGS)}){f', but {skipped}' if skipped else ''}; check --input"
         )
-    walk.tell()
-    return found
+    walk.report()
+    return images
 
 
-def _folder(folder: Path) -> Path:
+def _check_folder(folder: Path) -> Path:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; check --config.data.dir")
     return folder
 
 
-def _splits(folder: Path, walk: Walk) -> tuple[dict[str, Files], str]:
+def _find_split_files(folder: Path, walk: Walk) -> tuple[dict[str, ClassFiles], str]:
     """Return the files of ``train``, ``test`` and ``validation`` by class, and which folder the test split is from."""
-    named = [path for path in subfolders(_folder(folder)) if split_of(path.name)]
-    splits = find_splits([path.name for path in named if subfolders(path)], folder)
+    split_folders = [path for path in subfolders(_check_folder(folder)) if parse_split(path.name)]
+    splits = find_splits([path.name for path in split_folders if subfolders(path)], folder)
     if not splits:
-        if len(named) > 1 and len(named) == len(subfolders(folder)):
-            names = ", ".join(path.name for path in named)
+        if len(split_folders) > 1 and len(split_folders) == len(subfolders(folder)):
+            names = ", ".join(path.name for path in split_folders)
             raise UserError(f"{folder}: no class folders in {names}, which are names of splits; the layout is {LAYOUT}")
-        return {"train": _classes(folder, walk)}, ""  # a class may be called train
+        return {"train": _find_class_files(folder, walk)}, ""  # a class may be called train
     if "train" not in splits:
         raise UserError(
             f"{folder}: {' and '.join(splits.values())} hold class folders, but there is no train folder beside them; "
             "name one train, or pass the folder that holds the class folders"
         )
     top = folder / splits["train"]
-    beside, loose = walk.entries(folder)
-    for path in beside:
+    other_folders, loose = walk.entries(folder)
+    for path in other_folders:
         if path.name not in splits.values():
             classes = "with class folders " if subfolders(path) else ""
-            walk.pass_over(
-                f"folder {classes}beside {top.name}, of no split ({ALL})"
-                if not split_of(path.name)
+            walk.skip(
+                f"folder {classes}beside {top.name}, of no split ({ALL_SPLIT_NAMES})"
+                if not parse_split(path.name)
                 else f"folder without class folders beside {top.name}",
                 path,
             )
     for path in loose:
-        walk.pass_over(f"image beside {top.name}", path)
-    found = {split: _classes(folder / name, walk, 2 if split == "train" else 1) for split, name in splits.items()}
-    for split, files in found.items():
-        if unknown := sorted(set(files) - set(found["train"])):
-            where, advice = folder / splits[split] / unknown[0], nearest(unknown[0], found["train"])
+        walk.skip(f"image beside {top.name}", path)
+    split_files = {
+        split: _find_class_files(folder / name, walk, 2 if split == "train" else 1) for split, name in splits.items()
+    }
+    for split, files in split_files.items():
+        if unknown := sorted(set(files) - set(split_files["train"])):
+            where, advice = folder / splits[split] / unknown[0], nearest(unknown[0], split_files["train"])
             raise UserError(f"{where} is a class that {top} does not have; {advice}")
-    return with_test(found), with_test(splits).get("test", "")
+    return with_test_split(split_files), with_test_split(splits).get("test", "")
 
 
-def _classes(folder: Path, walk: Walk, least: int = 2) -> Files:
-    """Return the image files of each class folder, in the order of their names; there must be ``least`` classes."""
+def _find_class_files(folder: Path, walk: Walk, min_classes: int = 2) -> ClassFiles:
+    """Return the image files of each class folder, in the order of their names; ``min_classes`` at least."""
     folders, loose = walk.entries(folder)
     for path in loose:
-        walk.pass_over("image beside the class folders", path)
-    if len(folders) < least:
+        walk.skip("image beside the class folders", path)
+    if len(folders) < min_classes:
         names = f": {', '.join(path.name for path in folders)}" if folders else ""
-        count = "fewer than two class folders" if least == 2 else "no class folders"
+        count = "fewer than two class folders" if min_classes == 2 else "no class folders"
         raise UserError(f"{folder} has {count} ({len(folders)}{names}); the layout is {LAYOUT}")
-    classes: Files = {}
+    classes: ClassFiles = {}
     for path in folders:
         files = walk.images(path)
         if not files:
-            unread = walk.unread(path)
-            found = f", but {unread}, which are not read" if unread else ""
+            skipped = walk.describe_skipped(path)
+            hint = f", but {skipped}, which are not read" if skipped else ""
             raise UserError(
-                f"{path} has no images ({', '.join(ENDINGS)}){found}; convert or add some, or remove the folder; "
+                f"{path} has no images ({', '.join(ENDINGS)}){hint}; convert or add some, or remove the folder; "
                 f"the layout is {LAYOUT}"
             )
-        classes.setdefault(one_form(path.name), []).extend(files)
+        classes.setdefault(normalize_unicode(path.name), []).extend(files)
     return {name: classes[name] for name in sorted(classes)}
 
 
-def _listed(files: Files, classes: tuple[str, ...]) -> tuple[list[Path], np.ndarray]:
+def _flatten(files: ClassFiles, classes: tuple[str, ...]) -> tuple[list[Path], np.ndarray]:
     """Return all files of a split, and their labels int32 (N,)."""
     numbers = {name: k for k, name in enumerate(classes)}
     labels = [numbers[name] for name, paths in files.items() for _ in paths]

@@ -15,35 +15,45 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tl_jax.data import decode, dicom, duplicates
-from tl_jax.data.damage import say_once
-from tl_jax.data.dataset import ALL, DECODED_BYTES, Source, Split, as_names, between, held_out, split_of, with_test
+from tl_jax.data.damage import print_once
+from tl_jax.data.dataset import (
+    ALL_SPLIT_NAMES,
+    DECODED_BYTES,
+    Dataset,
+    Split,
+    hold_out,
+    parse_split,
+    path_array,
+    slice_images,
+    with_test_split,
+)
 from tl_jax.data.decode import is_dicom
-from tl_jax.data.labels import is_number, make_labels
+from tl_jax.data.labels import is_number, make_label_map
 from tl_jax.data.text import read_text
 from tl_jax.data.value_range import ValueRange
-from tl_jax.data.walker import Inside, find_file, one_form
+from tl_jax.data.walker import PathGuard, find_file, normalize_unicode
 from tl_jax.utils.errors import UserError, nearest
 
-STUDY, NONE = "study", "none"  # values of config.data.group beside names of columns
+STUDY, NO_GROUPS = "study", "none"  # values of config.data.group beside names of columns
 
 
-class Reading(NamedTuple):
+class ReadOptions(NamedTuple):
     """How picture files are read.
 
     Attributes:
         size: side in pixels into which pictures of differing sizes are fitted.
-        most_bytes: of decoded pictures that may be kept on disk.
-        windows: through which DICOM files of CT are seen, see ``dicom.read``.
-        group: column of ``index.csv`` that says which images belong together, or a value of ``with_groups``.
+        max_bytes: of decoded pictures that may be kept on disk.
+        windows: through which DICOM files of CT are seen, see ``dicom.read_dicom``.
+        group: column of ``index.csv`` that says which images belong together, or a value of ``with_dicom_groups``.
         label: column of ``index.csv`` that names the class; empty takes the name of a file's folder.
-        fit: how they are fitted, see ``dataset.fit``.
+        fit: how they are fitted, see ``dataset.fit_image``.
         value_range: of images with more than 8 bits; None takes the ends of the whole set.
         max_pixels: of an image; 0 for Pillow's limit.
-        outside: whether files outside the data folder are read, see ``walker.Inside``.
+        outside: whether files outside the data folder are read, see ``walker.PathGuard``.
     """
 
     size: int = 224
-    most_bytes: float = DECODED_BYTES
+    max_bytes: float = DECODED_BYTES
     windows: tuple[Any, ...] = ()
     group: str = ""
     label: str = "label"
@@ -53,7 +63,7 @@ class Reading(NamedTuple):
     outside: bool = False
 
 
-class Part(NamedTuple):
+class FileList(NamedTuple):
     """N files, their labels int32 (N,), and the groups (N,) they belong to, None where nothing says so."""
 
     files: list[Path]
@@ -61,7 +71,7 @@ class Part(NamedTuple):
     groups: np.ndarray | None = None
 
 
-def with_groups(name: str, parts: Mapping[str, Part], group: str = "") -> dict[str, Part]:
+def with_dicom_groups(name: str, splits: Mapping[str, FileList], group: str = "") -> dict[str, FileList]:
     """Return the splits with what DICOM files say belongs together: their patient, or their study.
 
     Images that name neither, such as a PNG among DICOM files, are a group each, and a line says how many there are.
@@ -69,43 +79,43 @@ def with_groups(name: str, parts: Mapping[str, Part], group: str = "") -> dict[s
 
     Args:
         name: of the set.
-        parts: of the set, without groups.
+        splits: of the set, without groups.
         group: "" for the patient (PatientID, or StudyInstanceUID in files without one), "study" for StudyInstanceUID,
             "none" for no groups.
 
     Raises:
         UserError: all DICOM files name one patient, as de-identified ones may; or "study", and there is no DICOM file.
     """
-    files = [file for part in parts.values() for file in part.files]
-    slices = [row for row, file in enumerate(files) if is_dicom(file)]
-    if group == STUDY and not slices:
+    files = [file for file_list in splits.values() for file in file_list.files]
+    dicom_rows = [row for row, file in enumerate(files) if is_dicom(file)]
+    if group == STUDY and not dicom_rows:
         raise UserError(
             f"{name}: config.data.group={STUDY!r} groups DICOM files, and there are none; name a column of index.csv"
         )
-    if group == NONE or not slices:
-        return dict(parts)
+    if group == NO_GROUPS or not dicom_rows:
+        return dict(splits)
     groups = [str(file) for file in files]
-    owner = dicom.study if group == STUDY else dicom.patient
+    read_owner = dicom.read_study if group == STUDY else dicom.read_patient
     owners = {}
-    for row in slices:
+    for row in dicom_rows:
         try:
-            owners[row] = owner(files[row])
+            owners[row] = read_owner(files[row])
         except UserError:  # whoever decodes the files reports all that are damaged
             owners[row] = ""
-    _check_owners(name, [each for each in owners.values() if each], len(slices), group)
-    named = {row: each for row, each in owners.items() if each}
-    for row, each in named.items():
-        groups[row] = each
-    if named and len(named) < len(files):
-        say_once(
-            f"{name}: {len(files) - len(named)} of {len(files)} images name no {group or 'patient'}, each is a group "
+    _check_owners(name, [owner for owner in owners.values() if owner], len(dicom_rows), group)
+    known = {row: owner for row, owner in owners.items() if owner}
+    for row, owner in known.items():
+        groups[row] = owner
+    if known and len(known) < len(files):
+        print_once(
+            f"{name}: {len(files) - len(known)} of {len(files)} images name no {group or 'patient'}, each is a group "
             "of its own; name a column of index.csv with config.data.group if some belong together"
         )
-    ends = list(itertools.accumulate(len(part.files) for part in parts.values()))
-    grouped = np.asarray(groups) if named else None
+    ends = list(itertools.accumulate(len(file_list.files) for file_list in splits.values()))
+    grouped = np.asarray(groups) if known else None
     return {
-        split: part._replace(groups=None if grouped is None else grouped[end - len(part.files) : end])
-        for (split, part), end in zip(parts.items(), ends, strict=True)
+        split: file_list._replace(groups=None if grouped is None else grouped[end - len(file_list.files) : end])
+        for (split, file_list), end in zip(splits.items(), ends, strict=True)
     }
 
 
@@ -117,12 +127,14 @@ def _check_owners(name: str, owners: Sequence[str], files: int, group: str) -> N
     study = f"config.data.group={STUDY!r} groups by study, " if group != STUDY else ""
     raise UserError(
         f"{name}: {len(owners)} of {files} DICOM files name one {what} ({tag} {owners[0]!r}), as de-identified files "
-        f"do; {study}config.data.group={NONE!r} takes every file for itself, or name a column of index.csv"
+        f"do; {study}config.data.group={NO_GROUPS!r} takes every file for itself, or name a column of index.csv"
     )
 
 
-def assemble(name: str, parts: Mapping[str, Part], classes: tuple[str, ...], tested: str, how: Reading) -> Source:
-    """Decode the files of ``parts`` ("train", and where there are "test" and "validation") into a data set.
+def build_dataset(
+    name: str, splits: Mapping[str, FileList], classes: tuple[str, ...], test_origin: str, options: ReadOptions
+) -> Dataset:
+    """Decode the files of ``splits`` ("train", and where there are "test" and "validation") into a data set.
 
     Without a test split a fifth is held out, the same at every call: of each class, or if there are groups of the
     groups, so that none is in both. A line says if two splits share an image, byte for byte.
@@ -130,51 +142,55 @@ def assemble(name: str, parts: Mapping[str, Part], classes: tuple[str, ...], tes
     Raises:
         UserError: a group is in two parts, a class is too small for a part to be held out, or a file cannot be read.
     """
-    if "test" not in parts:
-        whole = parts["train"]
-        train, test = held_out(name, whole.labels, classes, "fifth", whole.groups)
-        parts = {"train": _take(whole, train), "test": _take(whole, test)} | {
-            part: rows for part, rows in parts.items() if part != "train"
+    if "test" not in splits:
+        full = splits["train"]
+        train, test = hold_out(name, full.labels, classes, "fifth", full.groups)
+        splits = {"train": _select_rows(full, train), "test": _select_rows(full, test)} | {
+            split: rows for split, rows in splits.items() if split != "train"
         }
-        tested = "a fifth held out"
-    _check_apart(parts)
-    duplicates.tell_files(name, {s: p.files for s, p in parts.items()}, {s: p.labels for s, p in parts.items()})
-    parts = {part: parts[part] for part in ("train", "test", "validation") if part in parts}
-    files = [file for part in parts.values() for file in part.files]
-    rules = decode.with_range(name, files, decode.Decoding(how.windows, how.value_range, how.max_pixels))
-    images = decode.decode_all(name, files, how.size, how.most_bytes, rules, how.fit)
-    ends = np.cumsum([len(part.files) for part in parts.values()])
-    each = [
-        Split(between(images, end - len(part.files), end), part.labels, part.groups, as_names(part.files))
-        for part, end in zip(parts.values(), ends, strict=True)
+        test_origin = "a fifth held out"
+    _check_disjoint_groups(splits)
+    duplicates.report_duplicate_files(
+        name, {s: p.files for s, p in splits.items()}, {s: p.labels for s, p in splits.items()}
+    )
+    splits = {split: splits[split] for split in ("train", "test", "validation") if split in splits}
+    files = [file for split in splits.values() for file in split.files]
+    decoding = decode.with_value_range(
+        name, files, decode.Decoding(options.windows, options.value_range, options.max_pixels)
+    )
+    images = decode.decode_all(name, files, options.size, options.max_bytes, decoding, options.fit)
+    ends = np.cumsum([len(split.files) for split in splits.values()])
+    built = [
+        Split(slice_images(images, end - len(split.files), end), split.labels, split.groups, path_array(split.files))
+        for split, end in zip(splits.values(), ends, strict=True)
     ]
-    validation = each[2] if len(each) > 2 else None
-    return Source(name, each[0], each[1], classes, tested, validation, rules.value_range)
+    validation = built[2] if len(built) > 2 else None
+    return Dataset(name, built[0], built[1], classes, test_origin, validation, decoding.value_range)
 
 
-def _take(part: Part, rows: np.ndarray) -> Part:
-    groups = None if part.groups is None else part.groups[rows]
-    return Part([part.files[row] for row in rows], part.labels[rows], groups)
+def _select_rows(file_list: FileList, rows: np.ndarray) -> FileList:
+    groups = None if file_list.groups is None else file_list.groups[rows]
+    return FileList([file_list.files[row] for row in rows], file_list.labels[rows], groups)
 
 
-def _check_apart(parts: Mapping[str, Part]) -> None:
+def _check_disjoint_groups(splits: Mapping[str, FileList]) -> None:
     """Refuse a group that is in two parts: a test on pictures of patients who were trained on shows nothing."""
-    seen: dict[str, tuple[str, Path]] = {}
-    for name, part in parts.items():
-        if part.groups is None:
+    first_use: dict[str, tuple[str, Path]] = {}
+    for name, file_list in splits.items():
+        if file_list.groups is None:
             continue
-        for group, file in zip(part.groups, part.files, strict=True):
-            where, other = seen.setdefault(group, (name, file))
+        for group, file in zip(file_list.groups, file_list.files, strict=True):
+            where, other = first_use.setdefault(group, (name, file))
             if where != name:
                 raise UserError(
                     f"group {str(group)!r} is in two parts: {other} in {where}, {file} in {name}; "
                     "move all pictures of a group into one part, or group them otherwise with config.data.group (a "
-                    f"column of index.csv, {STUDY!r} or {NONE!r})"
+                    f"column of index.csv, {STUDY!r} or {NO_GROUPS!r})"
                 )
 
 
-NAME = "index.csv"
-FILE, SPLIT = "file", "split"  # columns
+INDEX_NAME = "index.csv"
+FILE_COLUMN, SPLIT_COLUMN = "file", "split"  # columns
 
 
 class Index(NamedTuple):
@@ -185,7 +201,7 @@ class Index(NamedTuple):
     rows: dict[str, tuple[str, ...]]
     lines: dict[str, int]
 
-    def at(self, file: str) -> str:
+    def location(self, file: str) -> str:
         """Return where the row of a file stands."""
         return f"{self.path}, line {self.lines[file]}"
 
@@ -197,14 +213,14 @@ class Index(NamedTuple):
         """
         if name not in self.columns:
             raise UserError(f"{self.path} has no column {name!r} (config.{field}); {nearest(name, self.columns)}")
-        at = self.columns.index(name)
+        position = self.columns.index(name)
         for file, row in self.rows.items():
-            if not row[at]:
-                raise UserError(f"{self.at(file)}: no {name} for {file}; fill it in or remove the line")
-        return {file: row[at] for file, row in self.rows.items()}
+            if not row[position]:
+                raise UserError(f"{self.location(file)}: no {name} for {file}; fill it in or remove the line")
+        return {file: row[position] for file, row in self.rows.items()}
 
 
-def read(path: Path) -> Index:
+def read_index(path: Path) -> Index:
     """Read an index, a CSV file whose first line names the columns, ``file`` among them.
 
     Raises:
@@ -215,21 +231,21 @@ def read(path: Path) -> Index:
         raise UserError(f"no index {path}; write one with the columns file, label, split and a group")
     try:
         reader = csv.reader(io.StringIO(read_text(path), newline=""))
-        found = [(reader.line_num, tuple(map(str.strip, row))) for row in reader if row]
+        numbered_rows = [(reader.line_num, tuple(map(str.strip, row))) for row in reader if row]
     except csv.Error as error:
         raise UserError(f"cannot read {path} ({error}); it must be a CSV file in UTF-8") from error
-    columns = found[0][1] if found else ()
-    if FILE not in columns:
+    columns = numbered_rows[0][1] if numbered_rows else ()
+    if FILE_COLUMN not in columns:
         raise UserError(
-            f"{path} has no column {FILE!r} in its first line (it has {', '.join(columns) or 'nothing'}); "
+            f"{path} has no column {FILE_COLUMN!r} in its first line (it has {', '.join(columns) or 'nothing'}); "
             "name the columns there"
         )
     rows: dict[str, tuple[str, ...]] = {}
     lines: dict[str, int] = {}
-    for number, row in found[1:]:
+    for number, row in numbered_rows[1:]:
         if len(row) != len(columns):
             raise UserError(f"{path}, line {number}: {len(row)} values for {len(columns)} columns; mend the line")
-        name = _normal(row[columns.index(FILE)])
+        name = _normalize_path(row[columns.index(FILE_COLUMN)])
         if name in rows:
             raise UserError(f"{path}, line {number}: {name} is listed a second time; remove one of the lines")
         rows[name], lines[name] = row, number
@@ -241,30 +257,32 @@ def read(path: Path) -> Index:
 def has_column(folder: Path, column: str) -> bool:
     """Whether ``column`` is to be looked for in ``folder/index.csv``.
 
-    The words that ``with_groups`` knows are such only if there is no column of that name.
+    The words that ``with_dicom_groups`` knows are such only if there is no column of that name.
 
     Raises:
         UserError: the index cannot be read.
     """
-    return column not in (STUDY, NONE) or ((folder / NAME).is_file() and column in read(folder / NAME).columns)
+    return column not in (STUDY, NO_GROUPS) or (
+        (folder / INDEX_NAME).is_file() and column in read_index(folder / INDEX_NAME).columns
+    )
 
 
-def groups(folder: Path, files: Sequence[Path], column: str) -> np.ndarray:
+def read_groups(folder: Path, files: Sequence[Path], column: str) -> np.ndarray:
     """Return what ``folder/index.csv`` says in ``column`` of each file (N,).
 
     Raises:
         UserError: the index cannot be read, has no such column, or does not list a file.
     """
-    index = read(folder / NAME)
-    found = _group_column(index, column)
-    names = [_normal(str(file.relative_to(folder))) for file in files]
-    missing = [name for name in names if name not in found]
+    index = read_index(folder / INDEX_NAME)
+    group_of = _group_column(index, column)
+    names = [_normalize_path(str(file.relative_to(folder))) for file in files]
+    missing = [name for name in names if name not in group_of]
     if missing:
         raise UserError(
             f"{index.path} does not list {missing[0]} ({len(missing)} of {len(names)} pictures are not there); "
             "add them, with paths as seen from its folder"
         )
-    return np.asarray([found[name] for name in names])
+    return np.asarray([group_of[name] for name in names])
 
 
 def _group_column(index: Index, column: str) -> dict[str, str]:
@@ -272,25 +290,26 @@ def _group_column(index: Index, column: str) -> dict[str, str]:
 
     These are Unicode forms of a name, and if all groups are numbers 7 and 7.0, which a table program makes of 7.
     """
-    found = {file: one_form(group) for file, group in index.column(column, "data.group").items()}
-    if all(map(is_number, found.values())):
-        return {file: re.sub(r"\.0*$", "", group) for file, group in found.items()}
-    return found
+    groups = {file: normalize_unicode(group) for file, group in index.column(column, "data.group").items()}
+    if all(map(is_number, groups.values())):
+        return {file: re.sub(r"\.0*$", "", group) for file, group in groups.items()}
+    return groups
 
 
-def source(path: Path, how: Reading) -> Source:
+def load_index(path: Path, options: ReadOptions) -> Dataset:
     """Read the pictures that an index lists, with paths as seen from its folder.
 
-    The column ``how.label`` names the class, or if that is empty the file's folder does. The column ``split``, if there
-    is one, names the split, by any name in ``dataset.NAMES``; beside train, a single other split is the test split. The
-    column ``how.group``, if it is not empty, says what belongs together, or it is a word of ``with_groups``.
+    The column ``options.label`` names the class, or if that is empty the file's folder does. The column ``split``, if
+    there is one, names the split, by any name in ``SPLIT_NAMES``; beside train, a single other split is the test split.
+    The column ``options.group``, if it is not empty, says what belongs together, or it is a word of
+    ``with_dicom_groups``.
 
     If all classes are numbers, equal ones are one class: 1 and 1.0. Names that differ in their Unicode form only are
     one, of classes and of files.
 
     Args:
         path: of the index, or of the folder with ``index.csv``.
-        how: see ``Reading``.
+        options: see ``ReadOptions``.
 
     Raises:
         UserError: whatever is wrong with the index, a file that is not there, or a class that train does not have.
@@ -298,87 +317,94 @@ def source(path: Path, how: Reading) -> Source:
     path = Path(path).expanduser()
     if not path.exists():
         raise UserError(f"no folder or index {path}; check config.data.dir")
-    index = read(path / NAME if path.is_dir() else path)
+    index = read_index(path / INDEX_NAME if path.is_dir() else path)
     folder = index.path.parent
-    files = _files(index, how.outside)
-    given = index.column(how.label, "data.label") if how.label else {n: f.parent.name for n, f in files.items()}
-    classes, named = _classes(given, index.path, bool(how.label))
-    column = how.group if how.group in index.columns or how.group not in ("", STUDY, NONE) else ""
-    group = _group_column(index, column) if column else None
+    files = _find_files(index, options.outside)
+    label_of = (
+        index.column(options.label, "data.label") if options.label else {n: f.parent.name for n, f in files.items()}
+    )
+    classes, class_of = _find_classes(label_of, index.path, bool(options.label))
+    column = options.group if options.group in index.columns or options.group not in ("", STUDY, NO_GROUPS) else ""
+    group_of = _group_column(index, column) if column else None
     if len(classes) < 2:
         raise UserError(f"{index.path} has fewer than two classes ({', '.join(classes)}); check config.data.label")
-    numbers, parts = {name: k for k, name in enumerate(classes)}, {}
-    for part, names in _parts(index).items():
-        labels = np.asarray([numbers[named[name]] for name in names], np.int32)
-        own = np.asarray([group[name] for name in names]) if group else None
-        parts[part] = Part([files[name] for name in names], labels, own)
-    if group is None:
-        parts = with_groups(folder.resolve().name, parts, how.group)
-    parts, tested = with_test(parts), "test" if "test" in parts else "validation"
-    unknown = sorted({int(k) for part in parts.values() for k in part.labels} - set(parts["train"].labels.tolist()))
+    numbers, splits = {name: k for k, name in enumerate(classes)}, {}
+    for split, names in _split_names(index).items():
+        labels = np.asarray([numbers[class_of[name]] for name in names], np.int32)
+        groups = np.asarray([group_of[name] for name in names]) if group_of else None
+        splits[split] = FileList([files[name] for name in names], labels, groups)
+    if group_of is None:
+        splits = with_dicom_groups(folder.resolve().name, splits, options.group)
+    splits, test_origin = with_test_split(splits), "test" if "test" in splits else "validation"
+    unknown = sorted({int(k) for split in splits.values() for k in split.labels} - set(splits["train"].labels.tolist()))
     if unknown:
         raise UserError(f"{index.path} has the class {classes[unknown[0]]!r} in no training row; add some, or leave it")
-    return assemble(folder.resolve().name, parts, classes, tested, how)
+    return build_dataset(folder.resolve().name, splits, classes, test_origin, options)
 
 
-def _parts(index: Index) -> dict[str, list[str]]:
+def _split_names(index: Index) -> dict[str, list[str]]:
     """Return the files of each part, in the order of the index."""
-    if SPLIT not in index.columns:
+    if SPLIT_COLUMN not in index.columns:
         return {"train": list(index.rows)}
-    parts: dict[str, list[str]] = {}
-    for name, said in index.column(SPLIT, "data.dir").items():
-        split = split_of(said)
+    splits: dict[str, list[str]] = {}
+    for name, value in index.column(SPLIT_COLUMN, "data.dir").items():
+        split = parse_split(value)
         if split is None:
-            raise UserError(f"{index.at(name)}: split {said!r}; write train, validation or test (or one of {ALL})")
-        parts.setdefault(split, []).append(name)
-    if "train" not in parts:
+            raise UserError(
+                f"{index.location(name)}: split {value!r}; write train, validation or test "
+                f"(or one of {ALL_SPLIT_NAMES})"
+            )
+        splits.setdefault(split, []).append(name)
+    if "train" not in splits:
         raise UserError(f"{index.path} has no row with the split train; add some")
-    return parts
+    return splits
 
 
-def _normal(name: str) -> str:
+def _normalize_path(name: str) -> str:
     """Return a path in the one form in which paths are compared: ``./a/x.png`` and ``a\\x.png`` are ``a/x.png``."""
-    return one_form(os.path.normpath(name.replace("\\", "/")))
+    return normalize_unicode(os.path.normpath(name.replace("\\", "/")))
 
 
-def _files(index: Index, outside: bool) -> dict[str, Path]:
+def _find_files(index: Index, outside: bool) -> dict[str, Path]:
     """Return the file of each row.
 
     Raises:
         UserError: files are not there; the message says how many. Or a file is listed twice, once with its whole path,
             or is outside the folder of the index and not allowed there.
     """
-    files, absent, inside = {}, [], Inside(index.path.parent, outside)
+    files, missing, guard = {}, [], PathGuard(index.path.parent, outside)
     for name in index.rows:
         file = find_file(index.path.parent, name)
         if file is None:
-            absent.append(name)
+            missing.append(name)
         else:
-            files[name] = inside.check(file, index.at(name))
-    if absent:
-        count = f" ({len(absent)} of {len(index.rows)} files are not there)" if len(absent) > 1 else ""
+            files[name] = guard.check(file, index.location(name))
+    if missing:
+        count = f" ({len(missing)} of {len(index.rows)} files are not there)" if len(missing) > 1 else ""
         where = index.path.parent
-        raise UserError(f"{index.at(absent[0])}: no file {absent[0]} in {where}{count}; mend the line or add the file")
-    seen: dict[str, str] = {}
+        raise UserError(
+            f"{index.location(missing[0])}: no file {missing[0]} in {where}{count}; mend the line or add the file"
+        )
+    name_of: dict[str, str] = {}
     for name, file in files.items():
-        other = seen.setdefault(os.path.abspath(file), name)
+        other = name_of.setdefault(os.path.abspath(file), name)
         if other != name:
-            raise UserError(f"{index.at(name)}: {name} is {other}, listed a second time; remove one of the lines")
+            raise UserError(f"{index.location(name)}: {name} is {other}, listed a second time; remove one of the lines")
     return files
 
 
-def _classes(given: Mapping[str, str], path: Path, spelled: bool) -> tuple[tuple[str, ...], dict[str, str]]:
+def _find_classes(labels: Mapping[str, str], path: Path, from_column: bool) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the names of the classes in their order, and the class of each file.
 
     Args:
-        given: file -> label.
+        labels: file -> label.
         path: of the index.
-        spelled: whether labels are from a column, where equal numbers are one class, and no names of folders.
+        from_column: whether labels are from a column, where equal numbers are one class, and no names of folders.
     """
-    names = {file: one_form(label) for file, label in given.items()}
-    if spelled:
-        made = make_labels(list(given.values()), path)
-        if made.numeric:
-            numbers = {file: made.index(label) for file, label in given.items()}
-            return made.names, {file: made.names[k] for file, k in numbers.items() if k is not None}
+    names = {file: normalize_unicode(label) for file, label in labels.items()}
+    if from_column:
+        label_map = make_label_map(list(labels.values()), path)
+        if label_map.numeric:
+            numbers = {file: label_map.index(label) for file, label in labels.items()}
+            return label_map.names, {file: label_map.names[k] for file, k in numbers.items() if k is not None}
     return tuple(sorted(set(names.values()), key=lambda name: name.zfill(9) if name.isdigit() else name)), names

@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tl_jax.data.dataset import CLASS, Source, Split
+from tl_jax.data.dataset import CLASS, Dataset, Split
 from tl_jax.utils.errors import UserError
 
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+NUMBER_PATTERN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 MAX_DECIMALS = 20  # classes that are decimal fractions; with more, and few examples of each, they are measurements
 MIN_EXAMPLES = 5  # of such a class on average
 MAX_LETTERS = 1000  # of the name of a class; longer ones are texts
 MAX_CLASSES = 1_000_000  # that a file may claim without naming them
 
 
-class Labels(NamedTuple):
+class LabelMap(NamedTuple):
     """The classes of a data set.
 
     Attributes:
@@ -33,10 +33,10 @@ class Labels(NamedTuple):
 
     def index(self, label: str) -> int | None:
         """Return the class of a label, or None if there is no such class."""
-        return self.indices.get(_value(label, self.numeric)) if not self.numeric or is_number(label) else None
+        return self.indices.get(_label_value(label, self.numeric)) if not self.numeric or is_number(label) else None
 
 
-def make_labels(labels: Sequence[str], where: object, first: str = "") -> Labels:
+def make_label_map(labels: Sequence[str], where: object, first: str = "") -> LabelMap:
     """Return the classes of labels: numbers by their value, other names in alphabetical order.
 
     If all labels are numbers, they are compared by their values, and the shortest spelling is the name. Other labels
@@ -52,23 +52,25 @@ def make_labels(labels: Sequence[str], where: object, first: str = "") -> Labels
             so long that they are texts.
     """
     cleaned = [clean_label(label) for label in labels]
-    spelled = set(cleaned)
-    check_names(spelled, where)
-    numeric = all(map(is_number, spelled))
-    gaps = {label for label in spelled if label.lower() == "nan"}
-    if gaps and len(spelled) > len(gaps) and all(map(is_number, spelled - gaps)):
-        line = f"{sum(label in gaps for label in cleaned):,} labels are {min(gaps)!r} where the others are numbers"
+    unique = set(cleaned)
+    check_class_names(unique, where)
+    numeric = all(map(is_number, unique))
+    missing = {label for label in unique if label.lower() == "nan"}
+    if missing and len(unique) > len(missing) and all(map(is_number, unique - missing)):
+        line = (
+            f"{sum(label in missing for label in cleaned):,} labels are {min(missing)!r} where the others are numbers"
+        )
         raise UserError(f"{where}: {line}; fill them in, or remove these examples")
     names: dict[Hashable, str] = {}
-    for label in sorted(spelled, key=lambda label: (len(label), label)):
-        names.setdefault(_value(label, numeric), label)
+    for label in sorted(unique, key=lambda label: (len(label), label)):
+        names.setdefault(_label_value(label, numeric), label)
     if numeric:
         _check_quantities(len(cleaned), names, where)
     order = sorted(names, key=lambda value: (names[value] != first, value))
-    return Labels(tuple(names[value] for value in order), {value: i for i, value in enumerate(order)}, numeric)
+    return LabelMap(tuple(names[value] for value in order), {value: i for i, value in enumerate(order)}, numeric)
 
 
-def check_names(names: Iterable[str], where: object) -> None:
+def check_class_names(names: Iterable[str], where: object) -> None:
     """Refuse names of classes that are so long that they are texts; ``where`` they stand is for the message."""
     long = [name for name in names if len(name) > MAX_LETTERS]
     if long:
@@ -78,8 +80,8 @@ def check_names(names: Iterable[str], where: object) -> None:
         )
 
 
-def class_numbers(
-    values: Any, classes: int, where: object, hidden: bool = False, rows: np.ndarray | None = None
+def class_indices(
+    values: Any, classes: int, where: object, allow_missing: bool = False, rows: np.ndarray | None = None
 ) -> np.ndarray:
     """Return labels (N,) or (N, 1) as int32 (N,), each the number of one of K classes; a cast alone would wrap them.
 
@@ -87,49 +89,49 @@ def class_numbers(
         values: integers of any type.
         classes: K.
         where: they are from, a file or data set and the split, for messages.
-        hidden: whether -1 may stand for a label that was not published.
+        allow_missing: whether -1 may stand for a label that was not published.
         rows: (N,), the example that each label is of; None if each is of one of its own.
 
     Raises:
         UserError: another shape or type, or a label below 0 or from K on; the message names the first, and how many.
     """
-    found = np.asarray(values)
-    found = found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
-    if found.ndim != 1 or found.dtype.kind not in "iu":
+    labels = np.asarray(values)
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise UserError(
-            f"{where}: the labels are {found.dtype} {found.shape}; each example needs one whole number from 0 to "
+            f"{where}: the labels are {labels.dtype} {labels.shape}; each example needs one whole number from 0 to "
             f"{classes - 1}"
         )
-    wrong = np.flatnonzero((found < (-1 if hidden else 0)) | (found >= classes))
-    if len(wrong):
-        more = f" ({len(wrong):,} of {len(found):,} labels are none of these)" if len(wrong) > 1 else ""
-        row = wrong[0] if rows is None else rows[wrong[0]]
+    invalid = np.flatnonzero((labels < (-1 if allow_missing else 0)) | (labels >= classes))
+    if len(invalid):
+        more = f" ({len(invalid):,} of {len(labels):,} labels are none of these)" if len(invalid) > 1 else ""
+        row = invalid[0] if rows is None else rows[invalid[0]]
         raise UserError(
-            f"{where}: example {row} has the label {found[wrong[0]]}, and the {classes:,} classes are 0 to "
+            f"{where}: example {row} has the label {labels[invalid[0]]}, and the {classes:,} classes are 0 to "
             f"{classes - 1:,}{more}; mend the labels, or the classes that the data name"
         )
-    return found.astype(np.int32)
+    return labels.astype(np.int32)
 
 
-def check_source(source: Source) -> Source:
+def check_dataset(dataset: Dataset) -> Dataset:
     """Return a data set all of whose labels are numbers of its classes, whichever reader it is from.
 
     Raises:
         UserError: a label of an example, a tag of a word or the class of a box is none.
     """
-    for part in ("train", "validation", "test"):
-        split: Split | None = getattr(source, part)
+    for name in ("train", "validation", "test"):
+        split: Split | None = getattr(dataset, name)
         if split is None or not len(split.labels):
             continue
-        where, labels, rows = f"{source.name}, {part}", split.labels, None
+        where, labels, rows = f"{dataset.name}, {name}", split.labels, None
         if labels.dtype == object:  # a tag for each word
-            rows = np.repeat(np.arange(len(labels)), [len(each) for each in labels])
+            rows = np.repeat(np.arange(len(labels)), [len(tags) for tags in labels])
             labels = np.concatenate([np.zeros(0, np.int32), *labels])
         elif labels.ndim == 3:  # boxes
             rows = np.repeat(np.arange(len(labels)), labels.shape[1])
             labels = labels[..., CLASS].astype(np.int64).reshape(-1)
-        class_numbers(labels, len(source.classes), where, split.labels.ndim == 3, rows)
-    return source
+        class_indices(labels, len(dataset.classes), where, split.labels.ndim == 3, rows)
+    return dataset
 
 
 def clean_label(label: str) -> str:
@@ -139,10 +141,10 @@ def clean_label(label: str) -> str:
 
 def is_number(label: str) -> bool:
     """Whether a label is a decimal number; other digits, such as "²", are names."""
-    return NUMBER.fullmatch(label.strip()) is not None
+    return NUMBER_PATTERN.fullmatch(label.strip()) is not None
 
 
-def _value(label: str, numeric: bool) -> Hashable:
+def _label_value(label: str, numeric: bool) -> Hashable:
     return Decimal(label.strip()) if numeric else clean_label(label)
 
 

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tl_jax.data.dataset import Pictures, Split, encoded
+from tl_jax.data.dataset import Images, Split, is_encoded
 
-AHEAD = 4  # batches decoded before they are asked for
+PREFETCH_BATCHES = 4  # batches decoded before they are asked for
 
 
 # (seed, 1) and (seed, 2) belong to data.dataset.
 @functools.lru_cache(maxsize=4)
-def _order(seed: int, n: int, epoch: int) -> np.ndarray:
+def _epoch_order(seed: int, n: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, 3, epoch)).permutation(n)
 
 
@@ -26,7 +26,9 @@ def train_indices(seed: int, n: int, batch_size: int, step: int, views: int = 1)
     """
     start, stop = step * batch_size, (step + 1) * batch_size
     epochs = range(start // n, (stop - 1) // n + 1)
-    return np.concatenate([e % views * n + _order(seed, n, e)[max(0, start - e * n) : stop - e * n] for e in epochs])
+    return np.concatenate(
+        [e % views * n + _epoch_order(seed, n, e)[max(0, start - e * n) : stop - e * n] for e in epochs]
+    )
 
 
 class Stream(NamedTuple):
@@ -39,7 +41,7 @@ class Stream(NamedTuple):
         batch_size: B.
     """
 
-    images: Pictures
+    images: Images
     labels: np.ndarray
     seed: int
     batch_size: int
@@ -55,9 +57,9 @@ class Stream(NamedTuple):
         labels = self.labels[rows % len(self.labels)]
         return {"image": self.images[rows], "label": labels, "mask": np.ones(len(rows), np.float32)}
 
-    def following(self, first: int, stop: int, share: slice = slice(None)) -> Iterator[Mapping[str, np.ndarray]]:
+    def batches(self, first: int, stop: int, share: slice = slice(None)) -> Iterator[Mapping[str, np.ndarray]]:
         """Yield the batches ``first`` to ``stop``, or of each the share that this process works on."""
-        return _each(functools.partial(self.__call__, share=share), first, stop, encoded(self.images))
+        return _iterate_batches(functools.partial(self.__call__, share=share), first, stop, is_encoded(self.images))
 
 
 def eval_batches(split: Split, batch_size: int) -> Iterator[Mapping[str, np.ndarray]]:
@@ -69,14 +71,17 @@ def eval_batches(split: Split, batch_size: int) -> Iterator[Mapping[str, np.ndar
         rows = np.minimum(rows, len(split.labels) - 1)
         return {"image": split.images[rows], "label": split.labels[rows], "mask": mask.astype(np.float32)}
 
-    return _each(batch, 0, -(-len(split.labels) // batch_size), encoded(split.images))
+    return _iterate_batches(batch, 0, -(-len(split.labels) // batch_size), is_encoded(split.images))
 
 
-def _each(make: Callable[[int], Mapping[str, np.ndarray]], first: int, stop: int, ahead: bool) -> Iterator:
-    """Yield what ``make`` returns for each number; ``ahead`` of time, in threads, where that is worth it."""
-    if not ahead:
-        return map(make, range(first, stop))
+def _iterate_batches(
+    make_batch: Callable[[int], Mapping[str, np.ndarray]], first: int, stop: int, prefetch: bool
+) -> Iterator:
+    """Yield what ``make_batch`` returns for each step; ahead of time, in threads, if ``prefetch``."""
+    if not prefetch:
+        return map(make_batch, range(first, stop))
     import grain  # takes a second, which only sets too large to be kept decoded need to pay
 
-    reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=AHEAD)  # each batch is decoded by several threads
-    return iter(grain.MapDataset.range(first, stop).map(make).to_iter_dataset(reading))
+    # Two threads are enough: each batch is decoded by several.
+    read_options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=PREFETCH_BATCHES)
+    return iter(grain.MapDataset.range(first, stop).map(make_batch).to_iter_dataset(read_options))

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from tl_jax.data import duplicates
-from tl_jax.data.dataset import Source, Split, find_splits, split_of, with_test
-from tl_jax.data.labels import class_numbers
-from tl_jax.data.value_range import ValueRange, find, refuse_unused, say, to_bytes
+from tl_jax.data.dataset import Dataset, Split, find_splits, parse_split, with_test_split
+from tl_jax.data.labels import class_indices
+from tl_jax.data.value_range import ValueRange, find_range, print_range, refuse_unused_range, to_uint8
 from tl_jax.utils.claims import NPZ_ERRORS, npz_members, read_npy
 from tl_jax.utils.download import cache_dir, fetch
 from tl_jax.utils.errors import UserError
@@ -26,20 +26,20 @@ ORGANS = (
     "liver", "lung-left", "lung-right", "pancreas", "spleen",
 )  # fmt: skip
 LAYOUT = "train_images (N, H, W) or (N, H, W, 3), train_labels (N, 1), the same for test, and val if you like"
-IMAGES = "_images"
+IMAGES_SUFFIX = "_images"
 
 
-def published(name: str) -> Source:
+def load_published(name: str) -> Dataset:
     """Read a set of ``SETS``, downloaded on the first use."""
     hint = "or pass --config.data.name=npz --config.data.dir=FILE"
     path = cache_dir() / "data" / f"{name}.npz"
-    return read(fetch(URL.format(name=name), path, f"md5:{SETS[name]}", hint=hint), ORGANS)
+    return read_npz(fetch(URL.format(name=name), path, f"md5:{SETS[name]}", hint=hint), ORGANS)
 
 
-def read(path: Path, classes: tuple[str, ...] = (), value_range: ValueRange | None = None) -> Source:
+def read_npz(path: Path, classes: tuple[str, ...] = (), value_range: ValueRange | None = None) -> Dataset:
     """Read an npz file with ``{train,val,test}_images`` and ``_labels``; grey is repeated.
 
-    Splits are known by all names in ``dataset.NAMES``, such as ``valid_images``; beside train, a single other one is
+    Splits are known by all names in ``SPLIT_NAMES``, such as ``valid_images``; beside train, a single other one is
     the test split. A line says if two splits share an image, or if one has two labels in train.
 
     Args:
@@ -53,21 +53,27 @@ def read(path: Path, classes: tuple[str, ...] = (), value_range: ValueRange | No
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"no file {path}; pass an npz file as --config.data.dir, with {LAYOUT}")
-    arrays = _arrays(path)
-    arrays, value_range = _scaled(path, arrays, value_range)
-    own = find_splits([name.removesuffix(IMAGES) for name in arrays if name.endswith(IMAGES)], path)
-    names = with_test(own)
-    tested = "test" if "test" in own else names.get("test", "")
-    known = classes or _classes(path, arrays.get(f"{names.get('train')}_labels"))
-    parts = {split: _split(path, arrays, name, len(known)) for split, name in names.items()}
-    if missing := {"train", "test"} - set(parts):
+    arrays = _read_arrays(path)
+    arrays, value_range = _scale_images(path, arrays, value_range)
+    split_names = find_splits(
+        [name.removesuffix(IMAGES_SUFFIX) for name in arrays if name.endswith(IMAGES_SUFFIX)], path
+    )
+    names = with_test_split(split_names)
+    test_origin = "test" if "test" in split_names else names.get("test", "")
+    class_names = classes or _default_classes(path, arrays.get(f"{names.get('train')}_labels"))
+    splits = {split: _make_split(path, arrays, name, len(class_names)) for split, name in names.items()}
+    if missing := {"train", "test"} - set(splits):
         raise UserError(f"{path} has no {max(missing)}_images; it must be an npz with {LAYOUT}")
-    labels = {split: part.labels for split, part in parts.items()}
-    duplicates.tell_rows(path.stem, {split: arrays[f"{name}{IMAGES}"] for split, name in names.items()}, labels)
-    return Source(path.stem, parts["train"], parts["test"], known, tested, parts.get("validation"), value_range)
+    labels = {split: split_data.labels for split, split_data in splits.items()}
+    duplicates.report_duplicate_rows(
+        path.stem, {split: arrays[f"{name}{IMAGES_SUFFIX}"] for split, name in names.items()}, labels
+    )
+    return Dataset(
+        path.stem, splits["train"], splits["test"], class_names, test_origin, splits.get("validation"), value_range
+    )
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of an npz file whose names are those of splits."""
 
     def check(key: str, dtype: np.dtype) -> None:
@@ -76,15 +82,15 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [(key, each) for key, each in npz_members(path, archive) if split_of(key.rpartition("_")[0])]
-            return {key: read_npy(key, archive, each, check) for key, each in members}
+            members = [(key, info) for key, info in npz_members(path, archive) if parse_split(key.rpartition("_")[0])]
+            return {key: read_npy(key, archive, info, check) for key, info in members}
     except NPZ_ERRORS as error:
         raise UserError(
             f"cannot read {path} ({' '.join(str(error).split())}); it must be an npz with {LAYOUT}"
         ) from None
 
 
-def _classes(path: Path, labels: np.ndarray | None) -> tuple[str, ...]:
+def _default_classes(path: Path, labels: np.ndarray | None) -> tuple[str, ...]:
     """Return numbers from 0 to the largest of the training labels as names of classes."""
     count = int(labels.max()) + 1 if labels is not None and labels.dtype.kind in "iu" and labels.size else 1
     if labels is not None and count > labels.size:
@@ -95,34 +101,34 @@ def _classes(path: Path, labels: np.ndarray | None) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
-def _scaled(
+def _scale_images(
     path: Path, arrays: dict[str, np.ndarray], limits: ValueRange | None
 ) -> tuple[dict[str, np.ndarray], ValueRange | None]:
     """Return the arrays, their images with uint8, and the range of values that was needed for that."""
-    images = {name: array for name, array in arrays.items() if name.endswith(IMAGES)}
+    images = {name: array for name, array in arrays.items() if name.endswith(IMAGES_SUFFIX)}
     deep = {name: array for name, array in images.items() if array.dtype != np.uint8 and array.dtype.kind in "iuf"}
     if not deep:
         if limits:
-            refuse_unused(path.name)
+            refuse_unused_range(path.name)
         return arrays, None
     if len(deep) < len(images):
         raise UserError(f"{path} has images of uint8 and of other types; store all of them with the same type")
-    found = limits or find(path.name, deep.values())
-    say(path.name, sum(map(len, deep.values())), found, bool(limits))
-    return arrays | {name: to_bytes(array, found) for name, array in deep.items()}, found
+    scale_range = limits or find_range(path.name, deep.values())
+    print_range(path.name, sum(map(len, deep.values())), scale_range, bool(limits))
+    return arrays | {name: to_uint8(array, scale_range) for name, array in deep.items()}, scale_range
 
 
-def _split(path: Path, arrays: dict[str, np.ndarray], part: str, classes: int) -> Split:
-    images, labels = arrays[f"{part}_images"], arrays.get(f"{part}_labels")
+def _make_split(path: Path, arrays: dict[str, np.ndarray], name: str, classes: int) -> Split:
+    images, labels = arrays[f"{name}_images"], arrays.get(f"{name}_labels")
     colour = images.ndim == 4 and images.shape[-1] == 3
     if images.dtype != np.uint8 or not (images.ndim == 3 or colour) or not len(images):
         raise UserError(
-            f"{path}: {part}_images is {images.dtype} {images.shape}; it must be uint8 (N, H, W) or (N, H, W, 3)"
+            f"{path}: {name}_images is {images.dtype} {images.shape}; it must be uint8 (N, H, W) or (N, H, W, 3)"
         )
     if labels is None or labels.size != len(images) or labels.dtype.kind not in "iu":
-        have = "absent" if labels is None else f"{labels.dtype} {labels.shape}"
+        given = "absent" if labels is None else f"{labels.dtype} {labels.shape}"
         raise UserError(
-            f"{path}: {part}_labels is {have}, for {len(images)} pictures; one whole number for each is needed, (N, 1)"
+            f"{path}: {name}_labels is {given}, for {len(images)} pictures; one whole number for each is needed, (N, 1)"
         )
     images = images if colour else np.broadcast_to(images[..., None], (*images.shape, 3))  # no copy
-    return Split(images, class_numbers(labels.reshape(-1), classes, f"{path}, {part}"))
+    return Split(images, class_indices(labels.reshape(-1), classes, f"{path}, {name}"))

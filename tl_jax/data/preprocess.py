@@ -47,21 +47,21 @@ def scale(images: jax.Array, scaling: str) -> jax.Array:
     return (images * rule.scale - mean[None, None, None]) / std[None, None, None]
 
 
-def channels(images: jax.Array, count: int) -> jax.Array:
+def convert_channels(images: jax.Array, count: int) -> jax.Array:
     """Turn pictures (N, H, W, C) into ``count`` channels, of the same type: RGB into luma, or grey repeated.
 
     Raises:
         UserError: C and ``count`` are neither the same nor 1 and 3.
     """
-    have = images.shape[-1]
-    if have == count:
+    given = images.shape[-1]
+    if given == count:
         return images
-    if (have, count) == (1, 3):
+    if (given, count) == (1, 3):
         return jnp.repeat(images, 3, axis=-1)
-    if (have, count) == (3, 1):
+    if (given, count) == (3, 1):
         return _luma(images)
     raise UserError(
-        f"pictures with {have} channels cannot be turned into {count}; use pictures or a network with 1 or 3"
+        f"pictures with {given} channels cannot be turned into {count}; use pictures or a network with 1 or 3"
     )
 
 
@@ -75,7 +75,7 @@ def _luma(images: jax.Array) -> jax.Array:
     return (images * weights[None, None, None]).sum(-1, keepdims=True)
 
 
-def fit(images: jax.Array, size: int, crop: float, interpolation: str) -> jax.Array:
+def resize_and_crop(images: jax.Array, size: int, crop: float, interpolation: str) -> jax.Array:
     """Resize the shortest side to ``size / crop`` and cut the centre, (N, H, W, C) -> (N, size, size, C).
 
     Antialiased when shrinking. Images already of the right size are returned unchanged: a network's own input is not

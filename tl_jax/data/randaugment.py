@@ -12,15 +12,15 @@ from tl_jax.data import preprocess
 
 # What strength 1 does: degrees counter-clockwise; pixels to the right per pixel up, and up per pixel to the right;
 # shares of the width to the right and of the height down.
-MOVES = {"rotate": 30.0, "shear_x": 0.3, "shear_y": 0.3, "translate_x": 150 / 331, "translate_y": 150 / 331}
+AFFINE_RANGES = {"rotate": 30.0, "shear_x": 0.3, "shear_y": 0.3, "translate_x": 150 / 331, "translate_y": 150 / 331}
 FILL = 128.0  # where a move uncovers what is beyond the picture
-ENHANCE = 0.9  # added to or taken from a factor of 1
-POSTERIZE = 4  # bits taken from 8
+ENHANCE_RANGE = 0.9  # added to or taken from a factor of 1
+POSTERIZE_BITS = 4  # bits taken from 8
 
 
 def grey(image: jax.Array) -> jax.Array:
     """Return the luma of ITU-R 601 in every channel."""
-    return jnp.broadcast_to(preprocess.channels(image[None], 1)[0], image.shape)
+    return jnp.broadcast_to(preprocess.convert_channels(image[None], 1)[0], image.shape)
 
 
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
@@ -85,31 +85,32 @@ def _blend(other: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 # Of (picture, strength in [-1, 1]).
-PAINTS = {
+COLOUR_OPERATIONS = {
     "identity": lambda image, s: image,
     "auto_contrast": lambda image, s: auto_contrast(image),
     "equalize": lambda image, s: equalize(image),
-    "posterize": lambda image, s: posterize(image, 8 - jnp.round(POSTERIZE * jnp.abs(s)).astype(int)),
+    "posterize": lambda image, s: posterize(image, 8 - jnp.round(POSTERIZE_BITS * jnp.abs(s)).astype(int)),
     "solarize": lambda image, s: solarize(image, 256.0 * (1 - jnp.abs(s))),
-    "colour": lambda image, s: colour(image, 1 + ENHANCE * s),
-    "contrast": lambda image, s: contrast(image, 1 + ENHANCE * s),
-    "brightness": lambda image, s: brightness(image, 1 + ENHANCE * s),
-    "sharpness": lambda image, s: sharpness(image, 1 + ENHANCE * s),
+    "colour": lambda image, s: colour(image, 1 + ENHANCE_RANGE * s),
+    "contrast": lambda image, s: contrast(image, 1 + ENHANCE_RANGE * s),
+    "brightness": lambda image, s: brightness(image, 1 + ENHANCE_RANGE * s),
+    "sharpness": lambda image, s: sharpness(image, 1 + ENHANCE_RANGE * s),
 }
-NAMES = (*MOVES, *PAINTS)
+OPERATIONS = (*AFFINE_RANGES, *COLOUR_OPERATIONS)
 
 
-def move(image: jax.Array, moves: jax.Array, mode: str = "constant") -> jax.Array:
-    """Move a picture about its centre, bilinear, by the one of ``moves`` (5,) that is not 0; order as in ``MOVES``.
+def affine(image: jax.Array, parameters: jax.Array, mode: str = "constant") -> jax.Array:
+    """Move an image about its centre, bilinear, by the one of ``parameters`` (5,) that is not 0.
 
-    What comes from outside is grey, or with the ``mode`` "nearest" continues the edge.
+    Their order is that of ``AFFINE_RANGES``. What comes from outside is grey, or with the ``mode`` "nearest" continues
+    the edge.
     """
-    turn, shear_x, shear_y, shift_x, shift_y = moves
+    angle, shear_x, shear_y, shift_x, shift_y = parameters
     h, w, _ = image.shape
     centre_y, centre_x = (h - 1) / 2, (w - 1) / 2
     y, x = jnp.meshgrid(jnp.arange(h) - centre_y, jnp.arange(w) - centre_x, indexing="ij")
     # Where each pixel of the result comes from; by hand, as a matrix product rounds to 10 bits on many a GPU.
-    sin, cos = jnp.sin(jnp.deg2rad(turn)), jnp.cos(jnp.deg2rad(turn))
+    sin, cos = jnp.sin(jnp.deg2rad(angle)), jnp.cos(jnp.deg2rad(angle))
     from_x = cos * x - (sin - shear_x) * y - shift_x * w + centre_x
     from_y = cos * y + (sin + shear_y) * x - shift_y * h + centre_y
 
@@ -119,13 +120,15 @@ def move(image: jax.Array, moves: jax.Array, mode: str = "constant") -> jax.Arra
     return jax.vmap(resample, in_axes=-1, out_axes=-1)(image)
 
 
-def apply(image: jax.Array, operation: jax.Array, strength: jax.Array) -> jax.Array:
-    """Return the picture after ``NAMES[operation]`` of a strength in [-1, 1]; values in [0, 255]."""
+def apply_operation(image: jax.Array, operation: jax.Array, strength: jax.Array) -> jax.Array:
+    """Return the picture after ``OPERATIONS[operation]`` of a strength in [-1, 1]; values in [0, 255]."""
     # Under vmap every branch of a switch is computed: the moves share one resampling, which is the costly part.
-    moves = jnp.where(operation == jnp.arange(len(MOVES)), strength * jnp.asarray([*MOVES.values()]), 0.0)
-    image = move(image, moves)
-    paint = jnp.maximum(operation - len(MOVES), 0)  # "identity" after a move
-    return jnp.clip(jax.lax.switch(paint, [*PAINTS.values()], image, strength), 0.0, 255.0)
+    parameters = jnp.where(
+        operation == jnp.arange(len(AFFINE_RANGES)), strength * jnp.asarray([*AFFINE_RANGES.values()]), 0.0
+    )
+    image = affine(image, parameters)
+    colour_operation = jnp.maximum(operation - len(AFFINE_RANGES), 0)  # "identity" after a move
+    return jnp.clip(jax.lax.switch(colour_operation, [*COLOUR_OPERATIONS.values()], image, strength), 0.0, 255.0)
 
 
 def randaugment(image: jax.Array, key: jax.Array, count: int, magnitude: float) -> jax.Array:
@@ -139,7 +142,7 @@ def randaugment(image: jax.Array, key: jax.Array, count: int, magnitude: float) 
     """
 
     def step(image, key):
-        operation, negative = jnp.divmod(jax.random.randint(key, (), 0, 2 * len(NAMES)), 2)
-        return apply(image, operation, (1 - 2 * negative) * magnitude / 10), None
+        operation, negative = jnp.divmod(jax.random.randint(key, (), 0, 2 * len(OPERATIONS)), 2)
+        return apply_operation(image, operation, (1 - 2 * negative) * magnitude / 10), None
 
     return jax.lax.scan(step, image, jax.random.split(key, count))[0]

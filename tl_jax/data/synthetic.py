@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from tl_jax.data.dataset import Source, Split
-from tl_jax.data.detection import CLASS, COLUMNS, NONE
+from tl_jax.data.dataset import Dataset, Split
+from tl_jax.data.detection import CLASS, COLUMNS, NO_CLASS
 
 
-def gratings(classes: int = 10, train: int = 512, test: int = 128, size: int = 32) -> Source:
+def draw_gratings(classes: int = 10, train: int = 512, test: int = 128, size: int = 32) -> Dataset:
     """Draw striped pictures whose class is the direction of the stripes; phase, colour and noise are random."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:size, :size] / size
 
-    def draw(n: int) -> Split:
+    def draw_split(n: int) -> Split:
         labels = np.arange(n) % classes
         angle = np.pi * labels / classes
         along = np.cos(angle)[:, None, None] * x + np.sin(angle)[:, None, None] * y
@@ -26,7 +26,9 @@ def gratings(classes: int = 10, train: int = 512, test: int = 128, size: int = 3
         )
         return Split(np.clip(images, 0, 255).astype(np.uint8), labels.astype(np.int32))
 
-    return Source("gratings", draw(train), draw(test), tuple(f"{180 * k // classes} degrees" for k in range(classes)))
+    return Dataset(
+        "gratings", draw_split(train), draw_split(test), tuple(f"{180 * k // classes} degrees" for k in range(classes))
+    )
 
 
 # Inside or not, for points (u, v) around the middle of a shape whose radius is about 1.
@@ -44,107 +46,107 @@ SHAPES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def shapes(train: int = 4000, test: int = 1000, size: int = 32) -> Source:
+def draw_shapes(train: int = 4000, test: int = 1000, size: int = 32) -> Dataset:
     """Draw a shape of random place, size, turn and colour on a background of two colours that blend, with noise."""
     rng = np.random.default_rng(1)
-    finer = 2  # points a pixel and axis, averaged: edges are smooth
-    y, x = (np.mgrid[: finer * size, : finer * size].astype(np.float32) + 0.5) / (finer * size)
+    oversampling = 2  # points a pixel and axis, averaged: edges are smooth
+    y, x = (np.mgrid[: oversampling * size, : oversampling * size].astype(np.float32) + 0.5) / (oversampling * size)
 
     def uniform(low: float, high: float, *shape: int) -> np.ndarray:
         return rng.uniform(low, high, shape).astype(np.float32)
 
-    def pictures(n: int, inside: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    def draw_images(n: int, inside: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
         """Return n pictures of one shape."""
         radius, turn = uniform(0.16, 0.3, n, 1, 1), uniform(0, 2 * np.pi, n, 1, 1)
         dx, dy = ((axis - uniform(0.35, 0.65, n, 1, 1)) / radius for axis in (x, y))
         shape = inside(np.cos(turn) * dx + np.sin(turn) * dy, np.cos(turn) * dy - np.sin(turn) * dx)
         blend = uniform(-1, 1, n, 1, 1) * (x - 0.5) + uniform(-1, 1, n, 1, 1) * (y - 0.5) + 0.5
         covered, blend = (
-            points.astype(np.float32).reshape(n, size, finer, size, finer).mean((2, 4))[..., None]
+            points.astype(np.float32).reshape(n, size, oversampling, size, oversampling).mean((2, 4))[..., None]
             for points in (shape, np.clip(blend, 0, 1))
         )
-        one, other = uniform(0, 255, n, 1, 1, 3), uniform(0, 255, n, 1, 1, 3)
-        front = 255 * ((one + other) / 2 < 127.5) + uniform(-60, 60, n, 1, 1, 3)  # stands out from both
-        found = covered * front + (1 - covered) * (one * blend + other * (1 - blend))
-        return found + 12 * rng.standard_normal(found.shape, np.float32)
+        first, second = uniform(0, 255, n, 1, 1, 3), uniform(0, 255, n, 1, 1, 3)
+        front = 255 * ((first + second) / 2 < 127.5) + uniform(-60, 60, n, 1, 1, 3)  # stands out from both
+        images = covered * front + (1 - covered) * (first * blend + second * (1 - blend))
+        return images + 12 * rng.standard_normal(images.shape, np.float32)
 
-    def draw(n: int) -> Split:
-        each = n // len(SHAPES)
-        images = np.stack([pictures(each, inside) for inside in SHAPES.values()], axis=1)
-        labels = np.tile(np.arange(len(SHAPES), dtype=np.int32), each)
+    def draw_split(n: int) -> Split:
+        per_class = n // len(SHAPES)
+        images = np.stack([draw_images(per_class, inside) for inside in SHAPES.values()], axis=1)
+        labels = np.tile(np.arange(len(SHAPES), dtype=np.int32), per_class)
         return Split(np.clip(images, 0, 255).astype(np.uint8).reshape(-1, size, size, 3), labels)
 
-    return Source("shapes", draw(train), draw(test), tuple(SHAPES))
+    return Dataset("shapes", draw_split(train), draw_split(test), tuple(SHAPES))
 
 
-def faces(people: int = 24, each: int = 8, size: int = 32) -> tuple[Split, tuple[str, ...]]:
+def draw_faces(identities: int = 24, per_identity: int = 8, size: int = 32) -> tuple[Split, tuple[str, ...]]:
     """Draw cartoon faces. What makes a person stays: the head's shape, colours, hair, eyes, mouth; the pose, light
     and look of each picture, and its noise, are random.
 
     Returns:
-        people * each pictures, person by person, labels in [0, people), and the names of the people.
+        identities * per_identity images, person by person, labels in [0, identities), and the names of the people.
     """  # noqa: D205
     rng = np.random.default_rng(2)
     y, x = 2 * (np.mgrid[: 2 * size, : 2 * size] + 0.5) / (2 * size) - 1  # twice as fine, averaged at the end
 
-    def one(who: Mapping[str, np.ndarray]) -> np.ndarray:
+    def draw_face(identity: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return a picture (size, size, 3) of a person."""
         dx, dy, look, mood = rng.normal(0, (0.08, 0.08, 0.15, 0.03))
         u, v = (x - dx) / rng.uniform(0.8, 1.0), (y - dy) / rng.uniform(0.8, 1.0)
-        wide, apart, eye, mouth, hair = who["sizes"]
+        wide, apart, eye, mouth, hair = identity["sizes"]
         head = (u / wide) ** 2 + (v / 0.85) ** 2 < 1
         white = ((abs(u) - apart) / eye) ** 2 + ((v + 0.1) / (0.7 * eye)) ** 2 < 1
         iris = (abs(u - look * eye) - apart) ** 2 + (v + 0.1) ** 2 < (0.5 * eye) ** 2
-        lips = (abs(u) < mouth) & (abs(v - 0.45 + (who["smile"] + mood) * (u / mouth) ** 2) < 0.06)
+        lips = (abs(u) < mouth) & (abs(v - 0.45 + (identity["smile"] + mood) * (u / mouth) ** 2) < 0.06)
         image = np.broadcast_to(rng.uniform(0, 255, 3), (*x.shape, 3)).copy()
         for where, colour in (
-            (head, who["skin"]), (head & (v < hair), who["hair"]), (white, np.full(3, 240.0)),
-            (iris, who["iris"]), (lips, who["lips"]),
+            (head, identity["skin"]), (head & (v < hair), identity["hair"]), (white, np.full(3, 240.0)),
+            (iris, identity["iris"]), (lips, identity["lips"]),
         ):  # fmt: skip
             image[where] = colour
         image = image.reshape(size, 2, size, 2, 3).mean((1, 3)) * rng.uniform(0.7, 1.1)
         return np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
 
     images = []
-    for _ in range(people):
+    for _ in range(identities):
         low, high = np.array([[0.55, 0.2, 0.1, 0.15, -0.7], [0.85, 0.35, 0.2, 0.4, -0.2]])
-        who = {"sizes": rng.uniform(low, high), "smile": rng.uniform(-0.15, 0.15)}
-        who |= {"skin": np.array([230, 190, 160]) * rng.uniform(0.4, 1.05) + rng.normal(0, 12, 3)}
-        who |= {part: rng.uniform(0, 220, 3) for part in ("hair", "iris", "lips")}
-        images += [one(who) for _ in range(each)]
-    labels = np.repeat(np.arange(people, dtype=np.int32), each)
-    return Split(np.stack(images), labels), tuple(f"person{i:02d}" for i in range(people))
+        identity = {"sizes": rng.uniform(low, high), "smile": rng.uniform(-0.15, 0.15)}
+        identity |= {"skin": np.array([230, 190, 160]) * rng.uniform(0.4, 1.05) + rng.normal(0, 12, 3)}
+        identity |= {part: rng.uniform(0, 220, 3) for part in ("hair", "iris", "lips")}
+        images += [draw_face(identity) for _ in range(per_identity)]
+    labels = np.repeat(np.arange(identities, dtype=np.int32), per_identity)
+    return Split(np.stack(images), labels), tuple(f"person{i:02d}" for i in range(identities))
 
 
-KINDS = ("disc", "square", "triangle")
-MOST = 4  # shapes of a picture
+SCENE_CLASSES = ("disc", "square", "triangle")
+MAX_SHAPES = 4  # shapes of a picture
 
 
-def scenes(train: int = 256, test: int = 64, size: int = 64) -> Source:
+def draw_scenes(train: int = 256, test: int = 64, size: int = 64) -> Dataset:
     """Draw one to four shapes of random place, size and colour, none on another, on a background that blends."""
     rng = np.random.default_rng(2)
     y, x = np.mgrid[:size, :size].astype(np.float32) + 0.5
 
-    def picture() -> tuple[np.ndarray, np.ndarray]:
+    def draw_scene() -> tuple[np.ndarray, np.ndarray]:
         """Return a picture uint8 (size, size, 3) and its labels (MOST, 6)."""
         blend = (x + y)[..., None] / (2 * size)
         image = rng.uniform(60, 120, 3) * blend + rng.uniform(60, 120, 3) * (1 - blend)
-        taken, labels = np.zeros((size, size), bool), np.zeros((MOST, COLUMNS), np.float32)
-        labels[:, CLASS] = NONE
-        for row in range(rng.integers(1, MOST + 1)):
-            kind, radius = int(rng.integers(len(KINDS))), rng.uniform(0.1, 0.22) * size
+        taken, labels = np.zeros((size, size), bool), np.zeros((MAX_SHAPES, COLUMNS), np.float32)
+        labels[:, CLASS] = NO_CLASS
+        for row in range(rng.integers(1, MAX_SHAPES + 1)):
+            class_index, radius = int(rng.integers(len(SCENE_CLASSES))), rng.uniform(0.1, 0.22) * size
             middle = rng.uniform(radius, size - radius, 2)
-            inside = SHAPES[KINDS[kind]]((x - middle[0]) / radius, (y - middle[1]) / radius)
+            inside = SHAPES[SCENE_CLASSES[class_index]]((x - middle[0]) / radius, (y - middle[1]) / radius)
             if (inside & taken).any():
                 continue
             taken |= inside
             image = np.where(inside[..., None], 255 * rng.dirichlet(np.full(3, 0.5)), image)
             rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
-            labels[row] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1, kind, 0
+            labels[row] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1, class_index, 0
         return np.clip(image + 8 * rng.standard_normal(image.shape), 0, 255).astype(np.uint8), labels
 
-    def draw(n: int) -> Split:
-        images, labels = zip(*(picture() for _ in range(n)), strict=True)
+    def draw_split(n: int) -> Split:
+        images, labels = zip(*(draw_scene() for _ in range(n)), strict=True)
         return Split(np.stack(images), np.stack(labels))
 
-    return Source("scenes", draw(train), draw(test), KINDS)
+    return Dataset("scenes", draw_split(train), draw_split(test), SCENE_CLASSES)

@@ -10,14 +10,14 @@ import numpy as np
 
 from tl_jax.data import dataset
 from tl_jax.data.conll import OUTSIDE, find_scheme, has_prefix, read_sentences
-from tl_jax.data.damage import Damage
-from tl_jax.data.dataset import Source, Split, held_out
-from tl_jax.data.labels import Labels, check_names, clean_label, make_labels
+from tl_jax.data.damage import LineErrors
+from tl_jax.data.dataset import Dataset, Split, hold_out
+from tl_jax.data.labels import LabelMap, check_class_names, clean_label, make_label_map
 from tl_jax.data.text_rows import read_objects, read_table, split_lines
-from tl_jax.data.walker import is_litter
+from tl_jax.data.walker import is_ignored
 from tl_jax.utils.errors import UserError
 
-_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_BOM_ENCODINGS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
 def read_text(path: Path) -> str:
@@ -32,7 +32,7 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}); check the path and its permissions") from error
-    encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
+    encoding = next((encoding for mark, encoding in _BOM_ENCODINGS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -55,7 +55,7 @@ ENDINGS = {
 }
 # CoNLL-2002 and 2003 call their files eng.train, eng.testa (for choosing) and eng.testb (for testing).
 CONLL_ENDINGS = {"train": "train", "testa": "validation", "testb": "test"}
-HIDDEN = {"-1", "?", ""}  # labels that published test sets have in place of the right ones
+HIDDEN_LABELS = {"-1", "?", ""}  # labels that published test sets have in place of the right ones
 
 
 class Columns(NamedTuple):
@@ -72,7 +72,7 @@ class Columns(NamedTuple):
     label: str = "label"
 
 
-FIRST_LINE = Columns()
+DEFAULT_COLUMNS = Columns()
 
 
 class Example(NamedTuple):
@@ -83,11 +83,11 @@ class Example(NamedTuple):
     line: Any
 
 
-def read(folder: Path, kind: str, columns: Columns = FIRST_LINE) -> Source:
+def read_text_dataset(folder: Path, kind: str, columns: Columns = DEFAULT_COLUMNS) -> Dataset:
     """Read the splits in a folder, or a single file, of which a fifth is then held out for testing.
 
     Args:
-        folder: with a file for each split, named as ``dataset.NAMES`` says: ``train.csv``, ``dev.csv``, ``test.csv``;
+        folder: with a file for each split, named as ``SPLIT_NAMES`` says: ``train.csv``, ``dev.csv``, ``test.csv``;
             for "conll" also ``eng.train``, ``eng.testa``, ``eng.testb``. Or a file.
         kind: "tsv" (quotes are text, unless the whole file is quoted as pandas quotes it), "csv" (comma, semicolon or
             tab, whichever gives the columns), "jsonl" (an object a line, or an array of objects), "conll" (a word a
@@ -106,22 +106,22 @@ def read(folder: Path, kind: str, columns: Columns = FIRST_LINE) -> Source:
             does not have.
     """
     folder = Path(folder).expanduser()
-    files = _files(folder, kind)
-    parts = {split: read_examples(file, kind, columns) for split, file in files.items()}
-    labels = _labels(files, parts, kind)
+    files = _find_files(folder, kind)
+    examples_by_split = {split: read_examples(file, kind, columns) for split, file in files.items()}
+    labels = _make_label_map(files, examples_by_split, kind)
     if not labels.names[1:] and kind != "lines":
         raise UserError(
             f"{files['train']} has a single label, {labels.names[0]!r}; check which column holds the labels"
         )
-    splits = {split: _split(examples, labels, kind, files[split]) for split, examples in parts.items()}
+    splits = {split: _make_split(examples, labels, kind, files[split]) for split, examples in examples_by_split.items()}
     name, classes = folder.resolve().stem, labels.names
     if "test" in splits:
-        return Source(name, splits["train"], splits["test"], classes, files["test"].stem, splits.get("validation"))
-    whole, classless = splits["train"], kind in ("conll", "lines")
-    strata = np.zeros(len(whole.labels), np.int32) if classless else whole.labels
-    train, test = held_out(name, strata, ("texts",) if classless else classes, "fifth")
-    train, test = (Split(whole.images[rows], whole.labels[rows]) for rows in (train, test))
-    return Source(name, train, test, classes, "a fifth held out", splits.get("validation"))
+        return Dataset(name, splits["train"], splits["test"], classes, files["test"].stem, splits.get("validation"))
+    full, classless = splits["train"], kind in ("conll", "lines")
+    strata = np.zeros(len(full.labels), np.int32) if classless else full.labels
+    train, test = hold_out(name, strata, ("texts",) if classless else classes, "fifth")
+    train, test = (Split(full.images[rows], full.labels[rows]) for rows in (train, test))
+    return Dataset(name, train, test, classes, "a fifth held out", splits.get("validation"))
 
 
 def read_examples(file: Path, kind: str, columns: Columns, labelled: bool = True) -> list[Example]:
@@ -129,8 +129,8 @@ def read_examples(file: Path, kind: str, columns: Columns, labelled: bool = True
 
     Args:
         file: to be read.
-        kind: see ``read``.
-        columns: see ``read``.
+        kind: see ``read_text_dataset``.
+        columns: see ``read_text_dataset``.
         labelled: whether labels are needed; else they are left empty.
     """
     text = read_text(file)
@@ -139,7 +139,9 @@ def read_examples(file: Path, kind: str, columns: Columns, labelled: bool = True
     if kind == "conll":
         word = columns.text[0] if columns.names else ""
         sentences = read_sentences(file, text, columns.names, word, columns.label, labelled)
-        return [Example(found.words, tuple(map(clean_label, found.tags)), found.lines) for found in sentences]
+        return [
+            Example(sentence.words, tuple(map(clean_label, sentence.tags)), sentence.lines) for sentence in sentences
+        ]
     if kind == "lines":
         lines = enumerate(split_lines(text), start=1)
         return [Example(line.strip(), "", i) for i, line in lines if line.strip()]
@@ -150,19 +152,19 @@ def read_examples(file: Path, kind: str, columns: Columns, labelled: bool = True
     if not rows:
         raise UserError(f"{file} is empty; fill it, or take it away")
     _check_columns(file, rows, columns, labelled)
-    damage = Damage(file)
-    found = [_example(line, row, columns, labelled, damage) for line, row in rows]
-    damage.refuse()
-    return found
+    line_errors = LineErrors(file)
+    examples = [_make_example(line, row, columns, labelled, line_errors) for line, row in rows]
+    line_errors.raise_if_any()
+    return examples
 
 
-def _files(folder: Path, kind: str) -> dict[str, Path]:
+def _find_files(folder: Path, kind: str) -> dict[str, Path]:
     """Return the file of each split, or the single one as "train"."""
     if folder.is_file():
         return {"train": folder}
     if not folder.is_dir():
         raise UserError(f"no folder or file {folder}; check --config.data.dir")
-    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_litter(path.name)]
+    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_ignored(path.name)]
     names: dict[str, Path] = {}
     for ending in (*ENDINGS[kind], *(CONLL_ENDINGS if kind == "conll" else ())):  # the first ending of a split counts
         known = set(names)
@@ -175,15 +177,15 @@ def _files(folder: Path, kind: str) -> dict[str, Path]:
                 raise UserError(f"{folder}: both {both} name the {split} split; rename or merge one of them")
             names[split] = path
     if "train" not in names:
-        there = [path.name for path in paths]
-        more = f" (there: {', '.join(there[:5])}{', ...' if len(there) > 5 else ''})" if there else ""
+        file_names = [path.name for path in paths]
+        more = f" (there: {', '.join(file_names[:5])}{', ...' if len(file_names) > 5 else ''})" if file_names else ""
         other = " or eng.train, eng.testa, eng.testb" if kind == "conll" else ""
         endings = ", ".join(f".{ending}" if ending else "none" for ending in ENDINGS[kind])
         raise UserError(
             f"{folder} has no train.{ENDINGS[kind][0]}{more}; files are called train, test and dev{other}, with one of "
             f"the endings {endings}; rename them, or pass a single file"
         )
-    return {split: names[split] for split in dataset.NAMES if split in names}
+    return {split: names[split] for split in dataset.SPLIT_NAMES if split in names}
 
 
 def _split_name(path: Path, kind: str) -> str:
@@ -191,7 +193,7 @@ def _split_name(path: Path, kind: str) -> str:
     ending = path.suffix.lower().removeprefix(".")
     if kind == "conll" and ending in CONLL_ENDINGS:
         return CONLL_ENDINGS[ending]
-    return (dataset.split_of(path.stem) or "") if ending in ENDINGS[kind] else ""
+    return (dataset.parse_split(path.stem) or "") if ending in ENDINGS[kind] else ""
 
 
 def _check_columns(file: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], columns: Columns, labelled: bool) -> None:
@@ -201,7 +203,7 @@ def _check_columns(file: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], co
         if any(name in row for _, row in rows):
             continue
         if name == columns.label and all(text in row for text in columns.text):
-            known = dataset.split_of(file.stem)
+            known = dataset.parse_split(file.stem)
             if known in ("test", "validation"):
                 raise UserError(
                     f"{file}: no column {name!r}, so nothing can be measured on it; move it out of the folder, and "
@@ -213,25 +215,29 @@ def _check_columns(file: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], co
         )
 
 
-def _example(line: int, row: Mapping[str, Any], columns: Columns, labelled: bool, damage: Damage) -> Example:
+def _make_example(
+    line: int, row: Mapping[str, Any], columns: Columns, labelled: bool, line_errors: LineErrors
+) -> Example:
     texts = []
     for name in columns.text:
         value = row.get(name)
-        wrong = _wrong(value) or ("" if str(value).strip() else "is empty")
-        if wrong:
-            damage.add(line, f"the text in {name!r} {wrong}", "write it, or take the line away")
+        problem = _value_problem(value) or ("" if str(value).strip() else "is empty")
+        if problem:
+            line_errors.add(line, f"the text in {name!r} {problem}", "write it, or take the line away")
         texts.append(str(value))
     label = row.get(columns.label, "") if labelled else ""
     if labelled:
-        wrong = _wrong(label)
-        if wrong:
-            damage.add(line, f"the label in {columns.label!r} {wrong}", "write a name or a number, or take it away")
+        problem = _value_problem(label)
+        if problem:
+            line_errors.add(
+                line, f"the label in {columns.label!r} {problem}", "write a name or a number, or take it away"
+            )
         elif not str(label).strip():
-            damage.add(line, f"no label in the column {columns.label!r}", "write it, or take the line away")
+            line_errors.add(line, f"no label in the column {columns.label!r}", "write it, or take the line away")
     return Example(texts[0] if len(texts) == 1 else tuple(texts), str(label).strip(), line)
 
 
-def _wrong(value: Any) -> str:
+def _value_problem(value: Any) -> str:
     """Return why a value of JSON is neither a text nor a number, or nothing."""
     if value is None:
         return "is null"
@@ -242,67 +248,75 @@ def _wrong(value: Any) -> str:
     return f"is a {type(value).__name__}" if isinstance(value, (list, dict)) else ""
 
 
-def _labels(files: Mapping[str, Path], parts: Mapping[str, Sequence[Example]], kind: str) -> Labels:
-    train = parts["train"]
+def _make_label_map(
+    files: Mapping[str, Path], examples_by_split: Mapping[str, Sequence[Example]], kind: str
+) -> LabelMap:
+    train = examples_by_split["train"]
     if kind != "conll":
-        return make_labels([example.label for example in train], files["train"], OUTSIDE)
-    seen = {tag for example in train for tag in example.label}
-    check_names(seen, files["train"])
-    _check_tags(files["train"], train, seen)
-    others = {tag for split, examples in parts.items() if split != "train" for e in examples for tag in e.label}
-    classes = sorted(seen | _continuing(others - seen, seen), key=lambda tag: (tag != OUTSIDE, tag))
-    return Labels(tuple(classes), {tag: i for i, tag in enumerate(classes)}, False)
+        return make_label_map([example.label for example in train], files["train"], OUTSIDE)
+    train_tags = {tag for example in train for tag in example.label}
+    check_class_names(train_tags, files["train"])
+    _check_tags(files["train"], train, train_tags)
+    other_tags = {
+        tag for split, examples in examples_by_split.items() if split != "train" for e in examples for tag in e.label
+    }
+    classes = sorted(
+        train_tags | _known_kind_tags(other_tags - train_tags, train_tags), key=lambda tag: (tag != OUTSIDE, tag)
+    )
+    return LabelMap(tuple(classes), {tag: i for i, tag in enumerate(classes)}, False)
 
 
-def _continuing(tags: Iterable[str], seen: set[str]) -> set[str]:
+def _known_kind_tags(tags: Iterable[str], train_tags: set[str]) -> set[str]:
     """Return those of ``tags`` that belong to entities of a kind that is among the tags seen in training.
 
     They are read, since only the length or position of such an entity is new: I-LOC where training has B-LOC alone.
     """
-    scheme = find_scheme(sorted(seen))
-    kinds = {scheme.kind(tag) for tag in seen if tag != scheme.outside} if scheme.name not in ("", "IO") else set()
-    found = set()
+    scheme = find_scheme(sorted(train_tags))
+    kinds = (
+        {scheme.kind(tag) for tag in train_tags if tag != scheme.outside} if scheme.name not in ("", "IO") else set()
+    )
+    known_tags = set()
     for tag in tags:
-        wider = find_scheme(sorted({*seen, tag}))
+        wider = find_scheme(sorted({*train_tags, tag}))
         if kinds and wider.name == scheme.name and tag != wider.outside and wider.kind(tag) in kinds:
-            found.add(tag)
-    return found
+            known_tags.add(tag)
+    return known_tags
 
 
-def _check_tags(file: Path, train: Sequence[Example], seen: set[str]) -> None:
+def _check_tags(file: Path, train: Sequence[Example], train_tags: set[str]) -> None:
     """Refuse a tag without a prefix among such that have one: entities would silently be counted as words."""
-    usual = sorted(tag for tag in seen if has_prefix(tag))
-    if not usual or find_scheme(sorted(seen)).name not in ("", "IO"):
+    prefixed_tags = sorted(tag for tag in train_tags if has_prefix(tag))
+    if not prefixed_tags or find_scheme(sorted(train_tags)).name not in ("", "IO"):
         return
-    if not any(tag[0].upper() in "BI" for tag in usual):
+    if not any(tag[0].upper() in "BI" for tag in prefixed_tags):
         return  # parts of speech that look like it
-    damage = Damage(file)
+    line_errors = LineErrors(file)
     for example in train:
         for line, tag in zip(example.line, example.label, strict=True):
-            if tag.upper() != OUTSIDE and tag not in usual:
-                damage.add(line, f"tag {tag!r} among tags such as {usual[0]}", "mend it")
-    if not damage.lines:
-        letters = ", ".join(sorted({tag[0] for tag in usual}))
+            if tag.upper() != OUTSIDE and tag not in prefixed_tags:
+                line_errors.add(line, f"tag {tag!r} among tags such as {prefixed_tags[0]}", "mend it")
+    if not line_errors.lines:
+        letters = ", ".join(sorted({tag[0] for tag in prefixed_tags}))
         raise UserError(f"{file}: the prefixes of the tags ({letters}) belong to no known scheme; use BIO, for example")
-    damage.refuse()
+    line_errors.raise_if_any()
 
 
-def _split(examples: Sequence[Example], labels: Labels, kind: str, file: Path) -> Split:
+def _make_split(examples: Sequence[Example], labels: LabelMap, kind: str, file: Path) -> Split:
     texts = np.empty(len(examples), object)
-    tagged, damage = kind == "conll", Damage(file)
+    tagged, line_errors = kind == "conll", LineErrors(file)
     numbers = np.empty(len(examples), object if tagged else np.int32)
     known = ", ".join(labels.names[:8])
     action = f"mend it, or add it to the training split (there: {known})"
-    if all(example.label in HIDDEN for example in examples) and kind not in ("conll", "lines"):
+    if all(example.label in HIDDEN_LABELS for example in examples) and kind not in ("conll", "lines"):
         action = f"if it stands for hidden labels, take the file away and pass it to --mode=predict --input={file.name}"
     for i, example in enumerate(examples):
         texts[i] = example.text
         tags, lines = (example.label, example.line) if tagged else ((example.label,), (example.line,))
-        found = [labels.index(tag) for tag in tags]
-        for index, tag, line in zip(found, tags, lines, strict=True):
+        indices = [labels.index(tag) for tag in tags]
+        for index, tag, line in zip(indices, tags, lines, strict=True):
             if index is None:
-                damage.add(line, f"label {tag!r} is never seen in training", action)
-        if None not in found:
-            numbers[i] = np.asarray(found, np.int32) if tagged else found[0]
-    damage.refuse()
+                line_errors.add(line, f"label {tag!r} is never seen in training", action)
+        if None not in indices:
+            numbers[i] = np.asarray(indices, np.int32) if tagged else indices[0]
+    line_errors.raise_if_any()
     return Split(texts, numbers)

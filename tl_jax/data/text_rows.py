@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tl_jax.data.damage import Damage
+from tl_jax.data.damage import LineErrors
 from tl_jax.data.labels import is_number
 from tl_jax.utils.errors import UserError
 
@@ -16,8 +16,8 @@ Cells = list[tuple[int, list[str]]]  # line, its cells
 Rows = list[tuple[int, dict[str, Any]]]  # line, column -> value
 _DELIMITERS = {"tsv": "\t", "csv": ","}
 _BLANKS = re.compile(r"[ \t\n\r]*")  # of JSON
-_OTHERS = (",", ";", "\t")
-DAMAGED = (ValueError, RecursionError)  # what JSON raises that is none, or is nested too deeply
+_OTHER_DELIMITERS = (",", ";", "\t")
+JSON_ERRORS = (ValueError, RecursionError)  # what JSON raises that is none, or is nested too deeply
 MAX_CELL = 2**31 - 1  # letters of a cell that the csv module takes
 
 
@@ -39,32 +39,32 @@ def read_table(file: Path, text: str, kind: str, names: Sequence[str], needed: S
     """
     csv.field_size_limit(MAX_CELL)
     lines = split_lines(text)
-    delimiter, spaced = _layout(lines, kind, tuple(names), needed)
+    delimiter, spaced = _find_delimiter(lines, kind, tuple(names), needed)
     rows = tab_separated(lines, kind) if delimiter == "\t" else _quoted(file, lines, delimiter, spaced)
     rows = [(line, row) for line, row in rows if any(cell.strip() for cell in row)]
     if rows and (not names or _is_header(rows[0][1], needed)):
         names, rows = [name.strip() for name in rows[0][1]], rows[1:]
-        twice = next((name for i, name in enumerate(names) if name and name in names[:i]), None)
-        if twice:
-            raise UserError(f"{file}: two columns are called {twice!r}; rename one of them")
+        duplicate = next((name for i, name in enumerate(names) if name and name in names[:i]), None)
+        if duplicate:
+            raise UserError(f"{file}: two columns are called {duplicate!r}; rename one of them")
     elif rows and {len(row) for _, row in rows} == {len(names) - 1}:
         names = [name for name in names if name != label]
-    return _named(file, rows, names)
+    return _named_rows(file, rows, names)
 
 
 def _is_header(cells: Sequence[str], needed: Sequence[str]) -> bool:
-    found = [cell.strip() for cell in cells]
-    return all(name in found for name in needed) and not any(map(is_number, found))
+    names = [cell.strip() for cell in cells]
+    return all(name in names for name in needed) and not any(map(is_number, names))
 
 
-def _named(file: Path, rows: Cells, names: Sequence[str]) -> Rows:
-    found, damage = [], Damage(file)
+def _named_rows(file: Path, rows: Cells, names: Sequence[str]) -> Rows:
+    named_rows, line_errors = [], LineErrors(file)
     for line, row in rows:
         if len(row) < len(names) or any(cell.strip() for cell in row[len(names) :]):  # an unquoted comma, say
-            damage.add(line, f"{len(row)} columns, not {len(names)} ({', '.join(names)})", "mend the line")
-        found.append((line, dict(zip(names, row, strict=False))))
-    damage.refuse()
-    return found
+            line_errors.add(line, f"{len(row)} columns, not {len(names)} ({', '.join(names)})", "mend the line")
+        named_rows.append((line, dict(zip(names, row, strict=False))))
+    line_errors.raise_if_any()
+    return named_rows
 
 
 def split_lines(text: str) -> list[str]:
@@ -75,11 +75,11 @@ def split_lines(text: str) -> list[str]:
     return text.split("\n")  # others, such as U+2028, are text
 
 
-def _layout(lines: Sequence[str], kind: str, names: tuple[str, ...], needed: Sequence[str]) -> tuple[str, bool]:
+def _find_delimiter(lines: Sequence[str], kind: str, names: tuple[str, ...], needed: Sequence[str]) -> tuple[str, bool]:
     """Return the delimiter, and whether blanks follow it in the first line."""
-    usual = _DELIMITERS[kind]
+    default = _DELIMITERS[kind]
     head = next((line for line in lines if line.strip()), "")
-    for delimiter in dict.fromkeys((usual, *_OTHERS)):
+    for delimiter in dict.fromkeys((default, *_OTHER_DELIMITERS)):
         try:
             cells = next(csv.reader([head], delimiter=delimiter, skipinitialspace=True), [])
         except csv.Error:
@@ -90,7 +90,7 @@ def _layout(lines: Sequence[str], kind: str, names: tuple[str, ...], needed: Seq
             return delimiter, spaced
         if names and kind == "csv" and len(names) > 1 and len(cells) == len(names):
             return delimiter, False
-    return usual, False
+    return default, False
 
 
 def _quoted(file: Path, lines: Sequence[str], delimiter: str, spaced: bool = False) -> Cells:
@@ -122,16 +122,19 @@ def tab_separated(lines: Sequence[str], kind: str) -> Cells:
 
 
 def _is_quoted(lines: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    whole = "\n".join(lines).rstrip("\n")
+    full_text = "\n".join(lines).rstrip("\n")
     minimal = io.StringIO()
     csv.writer(minimal, delimiter="\t", lineterminator="\n").writerows(rows)
-    if minimal.getvalue().rstrip("\n") == whole:
+    if minimal.getvalue().rstrip("\n") == full_text:
         return True
-    always = ("\t".join(f'"{cell.replace(chr(34), chr(34) * 2)}"' for cell in row) for row in rows)
-    texts = (
+    all_quoted = ("\t".join(f'"{cell.replace(chr(34), chr(34) * 2)}"' for cell in row) for row in rows)
+    text_quoted = (
         "\t".join(c if is_number(c) or not c else f'"{c.replace(chr(34), chr(34) * 2)}"' for c in row) for row in rows
     )
-    return any("\n".join(line for line in each if line).rstrip("\n") == whole for each in (always, texts))
+    return any(
+        "\n".join(line for line in candidate if line).rstrip("\n") == full_text
+        for candidate in (all_quoted, text_quoted)
+    )
 
 
 def read_objects(file: Path, text: str, needed: Sequence[str]) -> Rows:
@@ -145,53 +148,53 @@ def read_objects(file: Path, text: str, needed: Sequence[str]) -> Rows:
     Raises:
         UserError: something else; the message names the lines.
     """
-    array = _array(text, needed)
+    array = _read_array(text, needed)
     if array is not None:
         return list(array)
-    found, damage = [], Damage(file)
+    rows, line_errors = [], LineErrors(file)
     for i, line in enumerate(split_lines(text), start=1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
-        except DAMAGED as error:
-            if not found and i == 1 and _is_one_value(text):
+        except JSON_ERRORS as error:
+            if not rows and i == 1 and _is_one_value(text):
                 raise UserError(
                     f"{file}: one JSON value, but no list of objects; write one object a line "
                     "(pandas: orient='records', lines=True)"
                 ) from None
-            damage.add(i, f"not JSON ({error})", "write one object a line")
+            line_errors.add(i, f"not JSON ({error})", "write one object a line")
             continue
         if not isinstance(value, dict):
-            damage.add(i, f"{type(value).__name__}, not an object", "write one object a line")
+            line_errors.add(i, f"{type(value).__name__}, not an object", "write one object a line")
             continue
-        found.append((i, value))
-    damage.refuse()
-    return found
+        rows.append((i, value))
+    line_errors.raise_if_any()
+    return rows
 
 
 def _is_one_value(text: str) -> bool:
     try:
         json.loads(text)
-    except DAMAGED:
+    except JSON_ERRORS:
         return False
     return True
 
 
-def _array(text: str, needed: Sequence[str]) -> Iterable[tuple[int, dict[str, Any]]] | None:
+def _read_array(text: str, needed: Sequence[str]) -> Iterable[tuple[int, dict[str, Any]]] | None:
     """Return the objects of a text that is one array of them with their lines, else None."""
     try:
-        whole = json.loads(text)
-    except DAMAGED:
+        content = json.loads(text)
+    except JSON_ERRORS:
         return None
-    if isinstance(whole, Mapping):
-        lists = [value for value in whole.values() if isinstance(value, list)]
-        if len(lists) != 1 or any(name in whole for name in needed):
+    if isinstance(content, Mapping):
+        lists = [value for value in content.values() if isinstance(value, list)]
+        if len(lists) != 1 or any(name in content for name in needed):
             return None
-        whole = lists[0]
-    if not isinstance(whole, list) or not _are_objects(whole):
+        content = lists[0]
+    if not isinstance(content, list) or not _are_objects(content):
         return None
-    return list(_located(text, whole))
+    return list(_located(text, content))
 
 
 def _are_objects(values: Sequence[Any]) -> bool:
@@ -200,29 +203,29 @@ def _are_objects(values: Sequence[Any]) -> bool:
 
 def _located(text: str, values: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the objects of an array with the lines where they begin."""
-    decoder, at = json.JSONDecoder(), _array_begin(text)
-    line = text.count("\n", 0, at) + 1
+    decoder, position = json.JSONDecoder(), _array_begin(text)
+    line = text.count("\n", 0, position) + 1
     for value in values:
-        begin = text.index("{", at)
-        line, at = line + text.count("\n", at, begin), begin
+        begin = text.index("{", position)
+        line, position = line + text.count("\n", position, begin), begin
         yield line, value
-        end = decoder.raw_decode(text, at)[1]
-        line, at = line + text.count("\n", at, end), end
+        end = decoder.raw_decode(text, position)[1]
+        line, position = line + text.count("\n", position, end), end
 
 
 def _array_begin(text: str) -> int:
     """Return where the array begins in valid JSON that is one, or an object with one value that is."""
-    decoder, at = json.JSONDecoder(), _past_blanks(text, 0)
-    found = at
-    while text[at] in "{,":  # before a name
-        at = decoder.raw_decode(text, _past_blanks(text, at + 1))[1]
-        begin = _past_blanks(text, text.index(":", at) + 1)
-        found = begin if text[begin] == "[" else found  # of a name that comes twice the last counts
-        at = _past_blanks(text, decoder.raw_decode(text, begin)[1])
-    return found
+    decoder, position = json.JSONDecoder(), _past_blanks(text, 0)
+    array_start = position
+    while text[position] in "{,":  # before a name
+        position = decoder.raw_decode(text, _past_blanks(text, position + 1))[1]
+        begin = _past_blanks(text, text.index(":", position) + 1)
+        array_start = begin if text[begin] == "[" else array_start  # of a name that comes twice the last counts
+        position = _past_blanks(text, decoder.raw_decode(text, begin)[1])
+    return array_start
 
 
-def _past_blanks(text: str, at: int) -> int:
-    found = _BLANKS.match(text, at)
-    assert found
-    return found.end()
+def _past_blanks(text: str, position: int) -> int:
+    match = _BLANKS.match(text, position)
+    assert match
+    return match.end()

@@ -8,18 +8,27 @@ from typing import Any, cast
 import numpy as np
 
 from tl_jax.data import cifar, decode, image_folder, image_list, medmnist, synthetic, tfds_files
-from tl_jax.data.dataset import DECODED_BYTES, Source, Split, cut_test, find_splits, fit, kept, kept_or_encoded
-from tl_jax.data.decode import DEFAULT, Decoding
-from tl_jax.data.image_list import Reading
-from tl_jax.data.labels import class_numbers
+from tl_jax.data.dataset import (
+    DECODED_BYTES,
+    Dataset,
+    Split,
+    cached_array,
+    cached_or_encoded,
+    find_splits,
+    fit_image,
+    split_test,
+)
+from tl_jax.data.decode import DEFAULT_DECODING, Decoding
+from tl_jax.data.image_list import ReadOptions
+from tl_jax.data.labels import class_indices
 from tl_jax.data.value_range import ValueRange
 from tl_jax.utils import download
 from tl_jax.utils.download import cache_dir
 from tl_jax.utils.errors import UserError, nearest
 from tl_jax.utils.extras import require_extra
 
-NAME_BYTES = 128  # of a name at most
-FOLDERS = ("folder", "flowers")  # class folders with pictures
+MAX_NAME_BYTES = 128  # of a name at most
+FOLDER_SETS = ("folder", "flowers")  # class folders with pictures
 LAYOUTS = {"folder": image_folder.LAYOUT, "index": "index.csv in it", "npz": medmnist.LAYOUT}  # of what data_dir names
 FLOWERS = "http://download.tensorflow.org/example_images/flower_photos.tgz"  # 228,813,984 bytes
 FLOWERS_DIGEST = "sha256:4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"  # as in TFDS' tf_flowers
@@ -29,7 +38,7 @@ def load(
     name: str,
     data_dir: str = "",
     size: int = 224,
-    most_bytes: float = DECODED_BYTES,
+    max_bytes: float = DECODED_BYTES,
     windows: tuple[Any, ...] = (),
     group: str = "",
     label: str = "label",
@@ -37,47 +46,48 @@ def load(
     value_range: ValueRange | None = None,
     max_pixels: int = 0,
     outside: bool = False,
-) -> Source:
+) -> Dataset:
     """Load a data set by name.
 
     Args:
         name: "digits" (scikit-learn's, embedded), "gratings" and "shapes" (drawn), "folder" (the class folders with
-            pictures under ``data_dir``, see ``image_folder.read``), "flowers" (the same, and without ``data_dir`` the
-            3,670 flower photos of TensorFlow, a download of 229 MB), "index" (pictures that an ``index.csv`` lists, see
-            ``image_list.source``), "npz" and "organamnist" (a file as MedMNIST has them, and its CT slices, a download
-            of 38 MB), or any TFDS image set with the features ``image`` and ``label``, such as "cifar10".
+            pictures under ``data_dir``, see ``image_folder.read_folder``), "flowers" (or without ``data_dir`` the
+            3,670 flower photos of TensorFlow, a download of 229 MB), "index" (pictures that an ``index.csv`` lists,
+            see ``image_list.load_index``), "npz" and "organamnist" (a file as MedMNIST has them, and its CT slices, a
+            download of 38 MB), or any TFDS image set with the features ``image`` and ``label``, such as "cifar10".
         data_dir: folder with the pictures, an npz file, or TFDS folder; empty for TFDS' own default.
         size: side in pixels into which pictures of differing sizes are fitted.
-        most_bytes: of decoded pictures that may be kept on disk; a larger set is decoded each time it is read.
-        windows: of CT slices, in Hounsfield units, see ``Reading``.
-        group: what keeps images together: of DICOM files, or a column of ``index.csv``, see ``image_list.with_groups``.
-        label: the column with the classes of an index, see ``Reading``.
-        fit: "crop", "pad" or "stretch", see ``dataset.fit``.
+        max_bytes: of decoded pictures that may be kept on disk; a larger set is decoded each time it is read.
+        windows: of CT slices, in Hounsfield units, see ``ReadOptions``.
+        group: what keeps images together: of DICOM files, or a column of ``index.csv``, see
+            ``image_list.with_dicom_groups``.
+        label: the column with the classes of an index, see ``ReadOptions``.
+        fit: "crop", "pad" or "stretch", see ``dataset.fit_image``.
         value_range: of images with more than 8 bits; None takes the ends of the whole set.
         max_pixels: of an image; 0 for Pillow's limit.
-        outside: whether files outside the data folder are read, see ``walker.Inside``.
+        outside: whether files outside the data folder are read, see ``walker.PathGuard``.
 
     Raises:
         UserError: the set is absent and cannot be made or downloaded; the message says how to get it.
     """
-    if name in EMBEDDED:
-        return EMBEDDED[name]()
+    if name in BUILTIN:
+        return BUILTIN[name]()
     if name in medmnist.SETS:
-        return medmnist.published(name)
+        return medmnist.load_published(name)
     if name in LAYOUTS and not data_dir:
         raise UserError(f"config.data.name={name} needs one; pass --config.data.dir=PATH, with {LAYOUTS[name]}")
     if name == "npz":
-        return medmnist.read(Path(data_dir), value_range=value_range)
+        return medmnist.read_npz(Path(data_dir), value_range=value_range)
     if name == "index":
-        how = Reading(size, most_bytes, windows, group, label, fit, value_range, max_pixels, outside)
-        return image_list.source(Path(data_dir), how)
-    if name not in FOLDERS:
-        return tfds_source(name, data_dir, size, most_bytes, fit, Decoding((), value_range, max_pixels))
-    path = Path(data_dir) if data_dir else flowers()
-    return image_folder.read(path, size, most_bytes, windows, group, fit, value_range, max_pixels, outside)
+        options = ReadOptions(size, max_bytes, windows, group, label, fit, value_range, max_pixels, outside)
+        return image_list.load_index(Path(data_dir), options)
+    if name not in FOLDER_SETS:
+        return read_tfds(name, data_dir, size, max_bytes, fit, Decoding((), value_range, max_pixels))
+    path = Path(data_dir) if data_dir else download_flowers()
+    return image_folder.read_folder(path, size, max_bytes, windows, group, fit, value_range, max_pixels, outside)
 
 
-def flowers() -> Path:
+def download_flowers() -> Path:
     """Return the class folders of TensorFlow's flower photos, downloaded and unpacked on the first use."""
     hint = "or pass --config.data.dir=FOLDER, with FOLDER/CLASS/PICTURE"
     return (
@@ -85,15 +95,15 @@ def flowers() -> Path:
     )
 
 
-def digits() -> Source:
+def digits() -> Dataset:
     """Return the 1,797 8x8 digits bundled with scikit-learn (test part of the UCI set), a third of them for testing."""
-    rows = kept((), ("digits", version("scikit-learn")), (1797, 65), np.uint8, lambda: iter([_digits()]))
+    rows = cached_array((), ("digits", version("scikit-learn")), (1797, 65), np.uint8, lambda: iter([_digit_rows()]))
     grey = np.round(rows[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     images = np.repeat(grey[..., None], 3, axis=-1)
-    return cut_test("digits", Split(images, rows[:, 64].astype(np.int32)), tuple(str(i) for i in range(10)))
+    return split_test("digits", Split(images, rows[:, 64].astype(np.int32)), tuple(str(i) for i in range(10)))
 
 
-def _digits() -> np.ndarray:
+def _digit_rows() -> np.ndarray:
     """Return the 64 grey values of each digit, 0 to 16, and which it is: (1797, 65)."""
     from sklearn.datasets import load_digits  # takes 1.4 s
 
@@ -101,50 +111,50 @@ def _digits() -> np.ndarray:
     return np.concatenate([bunch.data, bunch.target[:, None]], axis=1)
 
 
-def tfds_source(
+def read_tfds(
     name: str,
     data_dir: str,
     size: int,
-    most_bytes: float = DECODED_BYTES,
+    max_bytes: float = DECODED_BYTES,
     fit: str = "crop",
-    rules: Decoding = DEFAULT,
-) -> Source:
+    decoding: Decoding = DEFAULT_DECODING,
+) -> Dataset:
     """Read a prepared TFDS set; CIFAR-10 and CIFAR-100 are prepared on the first use."""
-    builder = prepared(name, data_dir)
+    builder = open_prepared(name, data_dir)
     features = builder.info.features
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
-        have = ", ".join(features)
-        raise UserError(f"data set {name!r} has no image and class label (it has {have}); choose an image set")
-    names = list(own_splits(builder, name).values())
+        available = ", ".join(features)
+        raise UserError(f"data set {name!r} has no image and class label (it has {available}); choose an image set")
+    names = list(builder_splits(builder, name).values())
     title, classes = f"{name}:{builder.info.version}", tfds_files.class_names(builder, "label")
-    rules = _with_range(builder, names, rules)
-    train, *others = (_read(builder, split, size, most_bytes, fit, rules=rules) for split in names)
-    class_numbers(train.labels, len(classes), f"{title}, {names[0]}")
+    decoding = _with_value_range(builder, names, decoding)
+    train, *others = (_read_split(builder, split, size, max_bytes, fit, decoding=decoding) for split in names)
+    class_indices(train.labels, len(classes), f"{title}, {names[0]}")
     # Some test splits, ImageNet's for one, are published without labels.
-    found = zip(names[1:], others, strict=True)
-    labelled = {split: part for split, part in found if (part.labels >= 0).all()}
+    named_splits = zip(names[1:], others, strict=True)
+    labelled = {split: split_data for split, split_data in named_splits if (split_data.labels >= 0).all()}
     if not labelled:
-        return cut_test(title, train, classes)._replace(value_range=rules.value_range)
-    tested, *other = labelled
-    validation = labelled[other[0]] if other else None
-    return Source(title, train, labelled[tested], classes, tested, validation, rules.value_range)
+        return split_test(title, train, classes)._replace(value_range=decoding.value_range)
+    test_name, *remaining = labelled
+    validation = labelled[remaining[0]] if remaining else None
+    return Dataset(title, train, labelled[test_name], classes, test_name, validation, decoding.value_range)
 
 
-def own_splits(builder: Any, name: str) -> dict[str, str]:
+def builder_splits(builder: Any, name: str) -> dict[str, str]:
     """Return the set's own name of each split of a prepared TFDS set: of train, then of test and validation.
 
     Raises:
         UserError: no train split, or two that stand for the same one, see ``dataset.find_splits``.
     """
-    found = find_splits(builder.info.splits, f"data set {name!r}")
-    if "train" not in found:
-        have = ", ".join(builder.info.splits)
-        raise UserError(f"data set {name!r} has no train part (it has {have}); choose another set")
-    return {split: found[split] for split in ("train", "test", "validation") if split in found}
+    by_split = find_splits(builder.info.splits, f"data set {name!r}")
+    if "train" not in by_split:
+        available = ", ".join(builder.info.splits)
+        raise UserError(f"data set {name!r} has no train part (it has {available}); choose another set")
+    return {split: by_split[split] for split in ("train", "test", "validation") if split in by_split}
 
 
-def tfds_named(
-    name: str, data_dir: str, size: int, most_bytes: float = DECODED_BYTES, rules: Decoding = DEFAULT
+def read_tfds_names(
+    name: str, data_dir: str, size: int, max_bytes: float = DECODED_BYTES, decoding: Decoding = DEFAULT_DECODING
 ) -> tuple[str, Split, ValueRange | None]:
     """Read the train part of a prepared TFDS set whose labels are names.
 
@@ -152,17 +162,17 @@ def tfds_named(
         The title, pictures with labels str (N,), and the range of values of images with more than 8 bits.
 
     Raises:
-        UserError: as ``tfds_source``.
+        UserError: as ``read_tfds``.
     """
-    builder = prepared(name, data_dir)
-    split = own_splits(builder, name)["train"]
-    rules = _with_range(builder, [split], rules)
-    pictures = _read(builder, split, size, most_bytes, name_bytes=NAME_BYTES, rules=rules)
-    names = np.char.decode(np.ascontiguousarray(pictures.labels).view(f"S{NAME_BYTES}")[:, 0], "utf-8")
-    return f"{name}:{builder.info.version}", Split(pictures.images, names), rules.value_range
+    builder = open_prepared(name, data_dir)
+    split = builder_splits(builder, name)["train"]
+    decoding = _with_value_range(builder, [split], decoding)
+    examples = _read_split(builder, split, size, max_bytes, name_bytes=MAX_NAME_BYTES, decoding=decoding)
+    names = np.char.decode(np.ascontiguousarray(examples.labels).view(f"S{MAX_NAME_BYTES}")[:, 0], "utf-8")
+    return f"{name}:{builder.info.version}", Split(examples.images, names), decoding.value_range
 
 
-def prepared(name: str, data_dir: str) -> Any:
+def open_prepared(name: str, data_dir: str) -> Any:
     """Return the TFDS builder of a set that lies prepared in a folder, or is prepared now (CIFAR).
 
     Raises:
@@ -178,46 +188,46 @@ def prepared(name: str, data_dir: str) -> Any:
         raise UserError(f"{root} is the set itself; pass the folder that holds {name}/ as --config.data.dir")
     if name in cifar.ARCHIVES:
         return tfds_files.open_builder(cifar.prepare(name, root))
-    found = sorted((root / name).glob("**/dataset_info.json"), key=lambda path: _version(path.parent.name))
-    if not found:
-        have = {
-            *EMBEDDED,
-            *FOLDERS,
+    info_files = sorted((root / name).glob("**/dataset_info.json"), key=lambda path: _parse_version(path.parent.name))
+    if not info_files:
+        available = {
+            *BUILTIN,
+            *FOLDER_SETS,
             *medmnist.SETS,
             *LAYOUTS,
             *cifar.ARCHIVES,
             *(path.relative_to(root).parts[0] for path in root.glob("*/**/dataset_info.json")),
         }
         raise UserError(
-            f"no data set {name!r} under {root}; {nearest(name, have)}; or prepare it once where TensorFlow is "
+            f"no data set {name!r} under {root}; {nearest(name, available)}; or prepare it once where TensorFlow is "
             f"installed: python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{root}', "
             "file_format='array_record').download_and_prepare()\""
         )
-    return tfds_files.open_builder(found[-1].parent)
+    return tfds_files.open_builder(info_files[-1].parent)
 
 
-def _version(text: str) -> tuple[int, ...]:
+def _parse_version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isascii() and part.isdigit())
 
 
-def _with_range(builder: Any, splits: Sequence[str], rules: Decoding) -> Decoding:
-    """Return ``rules`` with the range of values of a set, see ``decode.record_with_range``."""
+def _with_value_range(builder: Any, splits: Sequence[str], decoding: Decoding) -> Decoding:
+    """Return ``decoding`` with the range of values of a set, see ``decode.with_record_range``."""
     records = [tfds_files.Records(builder, split) for split in splits]
-    files = [file for each in records for file in each.files]
+    files = [file for shard_records in records for file in shard_records.files]
     dtype = builder.info.features["image"].np_dtype
-    encoded = lambda: (record.content("image") for each in records for record in each)  # noqa: E731
+    encoded = lambda: (record.content("image") for shard_records in records for record in shard_records)  # noqa: E731
     title = f"{builder.info.name}:{builder.info.version}"
-    return decode.record_with_range(title, dtype, files, encoded, sum(map(len, records)), rules)
+    return decode.with_record_range(title, dtype, files, encoded, sum(map(len, records)), decoding)
 
 
-def _read(
+def _read_split(
     builder: Any,
     split: str,
     size: int,
-    most_bytes: float,
-    how: str = "crop",
+    max_bytes: float,
+    mode: str = "crop",
     name_bytes: int = 0,
-    rules: Decoding = DEFAULT,
+    decoding: Decoding = DEFAULT_DECODING,
 ) -> Split:
     """Return a whole split, pictures of differing sizes fitted into ``size``; what was decoded once is kept on disk.
 
@@ -225,36 +235,36 @@ def _read(
     """
     feature, records = builder.info.features["image"], tfds_files.Records(builder, split)
     height, width = feature.shape[:2]
-    differ = None in (height, width) or (how != "crop" and height != width)
-    shape = (size, size, 3) if differ else (height, width, 3)
+    differs = None in (height, width) or (mode != "crop" and height != width)
+    shape = (size, size, 3) if differs else (height, width, 3)
     floats = feature.np_dtype == np.float32
 
-    def labels() -> Iterator[np.ndarray]:
+    def read_labels() -> Iterator[np.ndarray]:
         if not name_bytes:
             return (np.asarray([record.number("label")]) for record in records)
-        return (_name(record, name_bytes) for record in records)
+        return (_name_bytes(record, name_bytes) for record in records)
 
-    def picture(record: tfds_files.Record) -> np.ndarray:
-        image = decode.decode_record(record.content("image"), floats, rules, record.where)
-        if not differ and image.shape != shape:
+    def decode_record(record: tfds_files.Record) -> np.ndarray:
+        image = decode.decode_record(record.content("image"), floats, decoding, record.where)
+        if not differs and image.shape != shape:
             sizes = f"{image.shape[1]}x{image.shape[0]} pixels, and features.json says {width}x{height}"
             raise UserError(f"{record.where} has {sizes}; prepare the data set again")
-        return image if image.shape == shape else fit(image, size, how)
+        return image if image.shape == shape else fit_image(image, size, mode)
 
-    about = (how, *([rules.value_range] if rules.value_range else []))
-    pictures = lambda: (picture(record)[None] for record in records)  # noqa: E731
-    one = lambda row: picture(records[row])  # noqa: E731
-    if not differ:
-        one(0)  # before room is made for as much as features.json claims
-    images = kept_or_encoded(records.files, (len(records), *shape), pictures, one, most_bytes, about)
-    form = ((len(records), name_bytes), np.uint8) if name_bytes else ((len(records),), np.int64)
-    found = kept(records.files, "labels", *form, labels)
+    options = (mode, *([decoding.value_range] if decoding.value_range else []))
+    decode_all = lambda: (decode_record(record)[None] for record in records)  # noqa: E731
+    decode_row = lambda row: decode_record(records[row])  # noqa: E731
+    if not differs:
+        decode_row(0)  # before room is made for as much as features.json claims
+    images = cached_or_encoded(records.files, (len(records), *shape), decode_all, decode_row, max_bytes, options)
+    label_spec = ((len(records), name_bytes), np.uint8) if name_bytes else ((len(records),), np.int64)
+    labels = cached_array(records.files, "labels", *label_spec, read_labels)
     if not name_bytes:
-        found = class_numbers(found, builder.info.features["label"].num_classes, records.where, hidden=True)
-    return Split(images, found)
+        labels = class_indices(labels, builder.info.features["label"].num_classes, records.where, allow_missing=True)
+    return Split(images, labels)
 
 
-def _name(record: tfds_files.Record, length: int) -> np.ndarray:
+def _name_bytes(record: tfds_files.Record, length: int) -> np.ndarray:
     """Return a label that is a name in UTF-8 as uint8 (1, length), filled up with zeros."""
     name = record.content("label")
     try:
@@ -266,4 +276,4 @@ def _name(record: tfds_files.Record, length: int) -> np.ndarray:
     return np.frombuffer(name.ljust(length, b"\0"), np.uint8)[None]
 
 
-EMBEDDED = {"digits": digits, "gratings": synthetic.gratings, "shapes": synthetic.shapes}  # need no files
+BUILTIN = {"digits": digits, "gratings": synthetic.draw_gratings, "shapes": synthetic.draw_shapes}  # need no files

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tl_jax.data.labels import MAX_CLASSES, check_names
+from tl_jax.data.labels import MAX_CLASSES, check_class_names
 from tl_jax.data.text import read_text
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import require_extra
@@ -21,9 +21,9 @@ TYPE_KEYS, COUNT_KEYS = ("type", "pythonClassName", "python_class_name"), ("numC
 SHARD_KEYS = "shardLengths", "shard_lengths"
 # Of other ones TFDS asks TensorFlow, where that is installed.
 DTYPES = re.compile("bool_?|u?int(8|16|32|64)|b?float(16|32|64)|complex(64|128)|str|string|object_?")
-TYPED = ("Audio", "Image", "LabeledImage", "Scalar", "Tensor", "Video")  # features that have a dtype
-AT_ONCE = 1000  # records
-REASON = 200  # letters of another library's error
+TYPED_FEATURES = ("Audio", "Image", "LabeledImage", "Scalar", "Tensor", "Video")  # features that have a dtype
+CHUNK_RECORDS = 1000  # records
+MAX_REASON = 200  # letters of another library's error
 
 
 def open_builder(folder: Path) -> Any:
@@ -59,10 +59,10 @@ def _check_info(path: Path) -> None:
     splits = read_json(path, ACTION).get("splits")
     splits = splits if isinstance(splits, list) else []  # TFDS refuses other types
     lengths = [split.get(key) for split in splits if isinstance(split, dict) for key in SHARD_KEYS]
-    claimed = sum(len(each) for each in lengths if isinstance(each, list))
-    there = len(os.listdir(path.parent))
-    if claimed > there:
-        raise UserError(f"{path} claims {claimed:,} files of records, and its folder has {there:,} files; {ACTION}")
+    claimed = sum(len(shards) for shards in lengths if isinstance(shards, list))
+    num_files = len(os.listdir(path.parent))
+    if claimed > num_files:
+        raise UserError(f"{path} claims {claimed:,} files of records, and its folder has {num_files:,} files; {ACTION}")
 
 
 def _check_features(path: Path) -> None:
@@ -70,7 +70,7 @@ def _check_features(path: Path) -> None:
     todo = [read_json(path, ACTION)]
     while todo:
         node = todo.pop()
-        _check_typed(path, node)
+        _check_dtype(path, node)
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             if isinstance(value, (dict, list)):
                 todo.append(value)
@@ -82,10 +82,10 @@ def _check_features(path: Path) -> None:
                 raise UserError(f"{path} has the dtype {str(value)!r}, which is none; {ACTION}")
 
 
-def _check_typed(path: Path, node: Any) -> None:
+def _check_dtype(path: Path, node: Any) -> None:
     """Refuse a feature that needs a type and has none: TFDS would ask TensorFlow for it, where that is installed."""
     kind = str(node.get("pythonClassName", "")).rpartition(".")[2] if isinstance(node, dict) else ""
-    if kind in TYPED and not any("dtype" in each for each in node.values() if isinstance(each, dict)):
+    if kind in TYPED_FEATURES and not any("dtype" in value for value in node.values() if isinstance(value, dict)):
         raise UserError(f"{path} has a feature {kind} without a dtype; {ACTION}")
 
 
@@ -94,7 +94,7 @@ def class_names(builder: Any, feature: str) -> tuple[str, ...]:
     label, file = builder.info.features[feature], Path(builder.data_dir) / f"{feature}.labels.txt"
     names = [line.strip() for line in read_text(file).split("\n")] if file.is_file() else label.names
     names = tuple(filter(None, names))
-    check_names(names, file)
+    check_class_names(names, file)
     if len(names) != label.num_classes or len(set(names)) < len(names):
         raise UserError(f"{file} has {len(set(names)):,} different names of {label.num_classes:,} classes; {ACTION}")
     return names
@@ -145,8 +145,8 @@ class Records:
         info = builder.info.splits[split]
         self.where = f"{builder.info.name}:{builder.info.version}, {split}"
         self.files = [str(file) for file in info.filepaths]
-        if absent := [file for file in self.files if not os.path.isfile(file)]:
-            raise UserError(f"no file {absent[0]} ({len(absent)} of {len(self.files)} are not there); {ACTION}")
+        if missing := [file for file in self.files if not os.path.isfile(file)]:
+            raise UserError(f"no file {missing[0]} ({len(missing)} of {len(self.files)} are not there); {ACTION}")
         self._readers = []
         for file in self.files:
             with _reading(file):
@@ -162,16 +162,16 @@ class Records:
         """Yield the records in order, read a thousand at a time."""
         for file, reader, end in zip(self.files, self._readers, self._ends, strict=True):
             count = reader.num_records()
-            for first in range(0, count, AT_ONCE):
+            for first in range(0, count, CHUNK_RECORDS):
                 with _reading(file):
-                    found = reader.read(first, min(first + AT_ONCE, count))
-                for row, record in enumerate(found, start=end - count + first):
+                    contents = reader.read(first, min(first + CHUNK_RECORDS, count))
+                for row, record in enumerate(contents, start=end - count + first):
                     yield Record(record, f"{self.where} example {row}")
 
     def __getitem__(self, row: int) -> Record:
-        at = bisect.bisect_right(self._ends, row)
-        with _reading(self.files[at]):
-            (record,) = self._readers[at].read([row - (self._ends[at - 1] if at else 0)])
+        shard = bisect.bisect_right(self._ends, row)
+        with _reading(self.files[shard]):
+            (record,) = self._readers[shard].read([row - (self._ends[shard - 1] if shard else 0)])
         return Record(record, f"{self.where} example {row}")
 
 
@@ -185,5 +185,5 @@ def _reading(where: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    said = " ".join(f"{type(error).__name__}: {error}".split())
-    return said if len(said) <= REASON else f"{said[:REASON]}..."
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    return message if len(message) <= MAX_REASON else f"{message[:MAX_REASON]}..."

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     import tokenizers
 
 FILES = ("tokenizer.json", "vocab.txt")
-CAPITALS = 0.01  # share of words with capitals in a vocabulary that tells them; bert-base-cased has a third
+MIN_CAPITALS = 0.01  # share of words with capitals in a vocabulary that tells them; bert-base-cased has a third
 PROBE = ("a", "\u0378 b")  # a pair of texts, one with a letter that no vocabulary has
-NEEDED = ("[PAD]", "[CLS]", "[SEP]")
+SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]")
 
 
-def read(folder: Path) -> tokenizers.Tokenizer:
+def read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     """Return the tokenizer of a folder: its ``tokenizer.json``, or WordPiece with its ``vocab.txt``.
 
     It neither cuts nor pads, whatever the file says. For ``vocab.txt``, ``tokenizer_config.json`` says whether capitals
@@ -41,35 +41,35 @@ def read(folder: Path) -> tokenizers.Tokenizer:
     file = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder} has neither {' nor '.join(FILES)}; copy the one that came with the weights there")
-    options = word_options(folder) if file.suffix == ".txt" else {}
+    options = wordpiece_options(folder) if file.suffix == ".txt" else {}
     with require_extra("text"):
         import tokenizers
     try:
         if file.suffix == ".json":
-            made = tokenizers.Tokenizer.from_file(str(file))
+            tokenizer = tokenizers.Tokenizer.from_file(str(file))
         else:
-            made = tokenizers.BertWordPieceTokenizer(str(file), **options)._tokenizer
+            tokenizer = tokenizers.BertWordPieceTokenizer(str(file), **options)._tokenizer
     except Exception as e:  # the library's own errors are plain exceptions
         raise UserError(f"cannot read {file} as a tokenizer ({e}); copy it anew") from None
-    absent = [token for token in NEEDED if made.token_to_id(token) is None]
-    if absent:
-        raise UserError(f"{file} has no {', '.join(absent)}; is it the vocabulary of a BERT?")
-    made.no_truncation()
-    made.no_padding()
+    missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
+    if missing:
+        raise UserError(f"{file} has no {', '.join(missing)}; is it the vocabulary of a BERT?")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     try:
-        reach(made)
+        max_ids(tokenizer)
     except Exception as e:
         raise UserError(f"{file} cannot make tokens of texts ({e}); copy it anew") from None
-    return made
+    return tokenizer
 
 
-def reach(tokenizer: tokenizers.Tokenizer) -> tuple[int, int]:
+def max_ids(tokenizer: tokenizers.Tokenizer) -> tuple[int, int]:
     """Return the largest id of a token and the largest number of a text, in its vocabulary or around a pair."""
     pair = tokenizer.encode(*PROBE)
     return max((*tokenizer.get_vocab().values(), *pair.ids)), max((0, *pair.type_ids))
 
 
-def word_options(folder: Path) -> dict[str, Any]:
+def wordpiece_options(folder: Path) -> dict[str, Any]:
     """Return how texts become words, for ``vocab.txt``: from ``tokenizer_config.json``, else from the vocabulary."""
     file = folder / "tokenizer_config.json"
     config = read_json(file, "copy it anew") if file.is_file() else {}
@@ -85,46 +85,46 @@ def has_capitals(vocabulary: Path) -> bool:
     """Whether a vocabulary is one of a network that tells capitals: a hundredth of its words or more have some."""
     words = [line for line in read_text(vocabulary).splitlines() if not line.startswith("[")]
     cased = sum(word != word.lower() for word in words)
-    return cased > CAPITALS * len(words)
+    return cased > MIN_CAPITALS * len(words)
 
 
-def make_vocabulary(lines: Iterable[str], size: int, folder: Path, capitals: bool = False) -> None:
+def train_vocabulary(lines: Iterable[str], size: int, folder: Path, capitals: bool = False) -> None:
     """Write ``vocab.txt`` with ``size`` WordPiece entries, made of texts, and ``tokenizer_config.json``."""
     with require_extra("text"):
         import tokenizers
-    made = tokenizers.BertWordPieceTokenizer(lowercase=not capitals)
-    made.train_from_iterator(lines, vocab_size=size, min_frequency=2, show_progress=False)
-    numbers = made.get_vocab()
-    disk.write_text(folder / "vocab.txt", "".join(f"{word}\n" for word in sorted(numbers, key=numbers.__getitem__)))
+    tokenizer = tokenizers.BertWordPieceTokenizer(lowercase=not capitals)
+    tokenizer.train_from_iterator(lines, vocab_size=size, min_frequency=2, show_progress=False)
+    ids = tokenizer.get_vocab()
+    disk.write_text(folder / "vocab.txt", "".join(f"{word}\n" for word in sorted(ids, key=ids.__getitem__)))
     disk.write_text(folder / "tokenizer_config.json", json.dumps({"do_lower_case": not capitals}))
 
 
-def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[Any], max_length: int) -> list[tokenizers.Encoding]:
+def encode_texts(tokenizer: tokenizers.Tokenizer, texts: Sequence[Any], max_length: int) -> list[tokenizers.Encoding]:
     """Return the tokens of texts, each with [CLS] and [SEP] and cut to ``max_length``.
 
     Args:
-        tokenizer: from ``read``.
+        tokenizer: from ``read_tokenizer``.
         texts: N str; or pairs of str, of which the longer is cut first; or lists of words.
         max_length: tokens at most.
     """
-    words = bool(texts) and isinstance(texts[0], list)
+    pretokenized = bool(texts) and isinstance(texts[0], list)
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     try:
-        return tokenizer.encode_batch(list(texts), is_pretokenized=words)
+        return tokenizer.encode_batch(list(texts), is_pretokenized=pretokenized)
     except Exception as e:  # the library's own errors are plain exceptions
         raise UserError(f"the tokenizer cannot take these texts ({e}); copy its files anew") from None
     finally:
         tokenizer.no_truncation()
 
 
-def padding(tokenizer: tokenizers.Tokenizer) -> int:
+def pad_id(tokenizer: tokenizers.Tokenizer) -> int:
     """Return the id that fills up."""
-    found = tokenizer.token_to_id("[PAD]")
-    assert found is not None  # ``read`` refuses a tokenizer without
-    return found
+    pad = tokenizer.token_to_id("[PAD]")
+    assert pad is not None  # ``read_tokenizer`` refuses a tokenizer without
+    return pad
 
 
-def padded(encodings: Sequence[tokenizers.Encoding], pad: int) -> dict[str, np.ndarray]:
+def pad_encodings(encodings: Sequence[tokenizers.Encoding], pad: int) -> dict[str, np.ndarray]:
     """Return int32 arrays (N, L), L that of the longest text, filled up on the right.
 
     Args:
@@ -136,40 +136,40 @@ def padded(encodings: Sequence[tokenizers.Encoding], pad: int) -> dict[str, np.n
     """
     length = max(len(e.ids) for e in encodings)
     return {
-        "input_ids": filled([e.ids for e in encodings], length, pad),
-        "attention_mask": filled([e.attention_mask for e in encodings], length, 0),
-        "token_type_ids": filled([e.type_ids for e in encodings], length, 0),
+        "input_ids": pad_rows([e.ids for e in encodings], length, pad),
+        "attention_mask": pad_rows([e.attention_mask for e in encodings], length, 0),
+        "token_type_ids": pad_rows([e.type_ids for e in encodings], length, 0),
     }
 
 
-def filled(rows: Sequence[Sequence[int]] | np.ndarray, length: int, fill: int) -> np.ndarray:
+def pad_rows(rows: Sequence[Sequence[int]] | np.ndarray, length: int, value: int) -> np.ndarray:
     """Return rows of numbers as int32 (N, L), filled up on the right."""
-    found = np.full((len(rows), length), fill, np.int32)
+    padded = np.full((len(rows), length), value, np.int32)
     for i, row in enumerate(rows):
-        found[i, : len(row)] = row
-    return found
+        padded[i, : len(row)] = row
+    return padded
 
 
-HIDDEN, RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stays as it is
+MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest stays as it is
 
 
 class Masking(NamedTuple):
     """What is hidden, and how.
 
     Attributes:
-        share: of a text's tokens.
-        mask: id of the token that hides.
-        vocabulary: ids below which a random one is drawn.
-        special: ids that are never chosen.
+        mask_prob: of a text's tokens.
+        mask_id: id of the token that hides.
+        vocab_size: ids below which a random one is drawn.
+        special_ids: ids that are never chosen.
     """
 
-    share: float
-    mask: int
-    vocabulary: int
-    special: tuple[int, ...]
+    mask_prob: float
+    mask_id: int
+    vocab_size: int
+    special_ids: tuple[int, ...]
 
 
-class Hidden(NamedTuple):
+class MaskedTexts(NamedTuple):
     """Texts with hidden words.
 
     Attributes:
@@ -183,47 +183,51 @@ class Hidden(NamedTuple):
     weights: jax.Array
 
 
-def of(tokenizer: tokenizers.Tokenizer, share: float) -> Masking:
+def make_masking(tokenizer: tokenizers.Tokenizer, mask_prob: float) -> Masking:
     """Return how the texts of a tokenizer are masked; a UserError where it has no [MASK]."""
-    mask = tokenizer.token_to_id("[MASK]")
-    if mask is None:
+    mask_id = tokenizer.token_to_id("[MASK]")
+    if mask_id is None:
         raise UserError("the vocabulary has no [MASK], so that no words can be hidden; take another one")
-    special = tuple(sorted(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special))
-    return Masking(share, mask, tokenizer.get_vocab_size(), special)
+    special_ids = tuple(sorted(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special))
+    return Masking(mask_prob, mask_id, tokenizer.get_vocab_size(), special_ids)
 
 
-def hide(ids: jax.Array | np.ndarray, there: jax.Array | np.ndarray, key: jax.Array, how: Masking) -> Hidden:
+def mask_tokens(
+    ids: jax.Array | np.ndarray, attention_mask: jax.Array | np.ndarray, key: jax.Array, masking: Masking
+) -> MaskedTexts:
     """Choose tokens of each text; of these 80 % become [MASK], 10 % a random token, and 10 % stay.
 
     Of a text with any words one at least is chosen.
 
     Args:
         ids: (N, L) int.
-        there: (N, L), 0 where a token is padding.
+        attention_mask: (N, L), 0 where a token is padding.
         key: of the draw.
-        how: what is hidden.
+        masking: what is hidden.
     """
     ids, (draws, kinds, words) = jnp.asarray(ids), jax.random.split(key, 3)
-    eligible = (there > 0) & ~jnp.isin(ids, jnp.asarray(how.special))
-    most = max(1, round(how.share * ids.shape[1]))  # P: known beforehand, so that only these go through the head
-    _, chosen = jax.lax.top_k(jnp.where(eligible, jax.random.uniform(draws, ids.shape), -1.0), most)
+    eligible = (attention_mask > 0) & ~jnp.isin(ids, jnp.asarray(masking.special_ids))
+    # P: known beforehand, so that only these go through the head.
+    max_masked = max(1, round(masking.mask_prob * ids.shape[1]))
+    _, positions = jax.lax.top_k(jnp.where(eligible, jax.random.uniform(draws, ids.shape), -1.0), max_masked)
     count = eligible.sum(1, keepdims=True)
-    wanted = jnp.minimum(jnp.maximum(1, jnp.round(how.share * count)), count)
-    weights = (jnp.arange(most)[None] < wanted).astype(jnp.float32)
-    kind = jax.random.uniform(kinds, chosen.shape)
-    random = jax.random.randint(words, chosen.shape, 0, how.vocabulary)
-    old = jnp.take_along_axis(ids, chosen, 1)
-    new = jnp.where(kind < HIDDEN, how.mask, jnp.where(kind < HIDDEN + RANDOM, random, old))
+    num_masked = jnp.minimum(jnp.maximum(1, jnp.round(masking.mask_prob * count)), count)
+    weights = (jnp.arange(max_masked)[None] < num_masked).astype(jnp.float32)
+    kind = jax.random.uniform(kinds, positions.shape)
+    random = jax.random.randint(words, positions.shape, 0, masking.vocab_size)
+    old = jnp.take_along_axis(ids, positions, 1)
+    new = jnp.where(kind < MASK_SHARE, masking.mask_id, jnp.where(kind < MASK_SHARE + RANDOM_SHARE, random, old))
     rows = jnp.arange(len(ids))[:, None]
-    return Hidden(ids.at[rows, chosen].set(jnp.where(weights > 0, new, old)), chosen, weights)
+    return MaskedTexts(ids.at[rows, positions].set(jnp.where(weights > 0, new, old)), positions, weights)
 
 
-LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # that batches may have: each is a program to compile
-WINDOW = 50  # batches whose texts are sorted by length together
+# Lengths that batches may have: each is a program to compile.
+BATCH_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+SORT_WINDOW = 50  # batches whose texts are sorted by length together
 IGNORED = -1  # label of a token that counts for nothing: a special one, the rest of a word, padding
 
 
-class Texts(NamedTuple):
+class TokenizedTexts(NamedTuple):
     """N texts as ids.
 
     Attributes:
@@ -232,7 +236,7 @@ class Texts(NamedTuple):
         labels: int32 (N,), or an object array (N,) of int32 arrays with a label for each token.
         pad: id that fills up.
         tags: of tagged sentences, an object array (N,) of int32 arrays with the label of every word.
-        read: the same shapes, 1 if the network reads a word: it has a token, which is not cut off.
+        read_mask: the same shapes, 1 if the network reads a word: it has a token, which is not cut off.
     """
 
     ids: np.ndarray
@@ -240,7 +244,7 @@ class Texts(NamedTuple):
     labels: np.ndarray
     pad: int
     tags: np.ndarray | None = None
-    read: np.ndarray | None = None
+    read_mask: np.ndarray | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -252,7 +256,7 @@ class Texts(NamedTuple):
         return np.argsort(self.lengths, kind="stable")
 
     def batch(self, rows: np.ndarray, mask: np.ndarray, length: int = 0) -> dict[str, np.ndarray]:
-        """Return the texts ``rows`` (B,), filled up on the right to the least of ``LENGTHS`` that holds them all.
+        """Return the texts ``rows`` (B,), filled up on the right to the least of ``BATCH_LENGTHS`` that holds them all.
 
         Args:
             rows: (B,).
@@ -263,12 +267,12 @@ class Texts(NamedTuple):
             ``input_ids``, ``attention_mask``, ``token_type_ids`` int32 (B, L), ``label`` (B,) or (B, L), ``mask``.
         """
         ids, labels = self.ids[rows], self.labels[rows]
-        length = length or fitting(max(map(len, ids)))
+        length = length or padded_length(max(map(len, ids)))
         return {
-            "input_ids": filled(ids, length, self.pad),
-            "attention_mask": filled([np.ones_like(each) for each in ids], length, 0),
-            "token_type_ids": filled(self.types[rows], length, 0),
-            "label": filled(labels, length, IGNORED) if labels.dtype == object else labels,
+            "input_ids": pad_rows(ids, length, self.pad),
+            "attention_mask": pad_rows([np.ones_like(row_ids) for row_ids in ids], length, 0),
+            "token_type_ids": pad_rows(self.types[rows], length, 0),
+            "label": pad_rows(labels, length, IGNORED) if labels.dtype == object else labels,
             "mask": mask.astype(np.float32),
         }
 
@@ -277,39 +281,42 @@ class Texts(NamedTuple):
 
         W is the same for all rows, so that evaluation compiles no program for it.
         """
-        if self.tags is None or self.read is None:
+        if self.tags is None or self.read_mask is None:
             return {}
         width = max(map(len, self.tags))
-        return {"tags": filled(self.tags[rows], width, IGNORED), "read": filled(self.read[rows], width, 0)}
+        return {"tags": pad_rows(self.tags[rows], width, IGNORED), "read": pad_rows(self.read_mask[rows], width, 0)}
 
 
-def fitting(length: int) -> int:
-    """Return the least of ``LENGTHS`` that holds so many tokens."""
-    return next((size for size in LENGTHS if size >= length), int(length))
+def padded_length(length: int) -> int:
+    """Return the least of ``BATCH_LENGTHS`` that holds so many tokens."""
+    return next((size for size in BATCH_LENGTHS if size >= length), int(length))
 
 
-def texts(encodings: Sequence[tokenizers.Encoding], labels: np.ndarray, pad: int) -> Texts:
+def tokenized_texts(encodings: Sequence[tokenizers.Encoding], labels: np.ndarray, pad: int) -> TokenizedTexts:
     """Return encodings with a label each, or with labels of words, which the first token of each word gets.
 
-    A word that has no token, such as a zero-width space, or whose tokens are cut off, is not ``read``: nothing is
-    learned of it, and nothing predicted.
+    A word that has no token, such as a zero-width space, or whose tokens are cut off, is 0 in ``read_mask``: nothing
+    is learned of it, and nothing predicted.
     """
-    ids, types = (_objects([np.asarray(getattr(e, name), np.int32) for e in encodings]) for name in ("ids", "type_ids"))
+    ids, types = (
+        _object_array([np.asarray(getattr(e, name), np.int32) for e in encodings]) for name in ("ids", "type_ids")
+    )
     if labels.dtype != object:
-        return Texts(ids, types, labels, pad)
-    spread = [_spread(e, tags) for e, tags in zip(encodings, labels, strict=True)]
-    read = [_read(e, len(tags)) for e, tags in zip(encodings, labels, strict=True)]
-    return Texts(ids, types, _objects(spread), pad, labels, _objects(read))
+        return TokenizedTexts(ids, types, labels, pad)
+    token_labels = [_token_labels(e, tags) for e, tags in zip(encodings, labels, strict=True)]
+    read_mask = [_word_mask(e, len(tags)) for e, tags in zip(encodings, labels, strict=True)]
+    return TokenizedTexts(ids, types, _object_array(token_labels), pad, labels, _object_array(read_mask))
 
 
 class TextStream:
     """Training batches of a seed, a pure function of the step.
 
     Texts come as one endless stream of reshuffled epochs, so each is used once before any is used again. Within an
-    epoch ``WINDOW`` batches at a time are sorted by length, and the batches shuffled. A batch may straddle two epochs.
+    epoch ``SORT_WINDOW`` batches at a time are sorted by length, and the batches shuffled. A batch may straddle two
+    epochs.
     """
 
-    def __init__(self, data: Texts, seed: int, batch_size: int):
+    def __init__(self, data: TokenizedTexts, seed: int, batch_size: int):
         self.data, self.seed, self.batch_size = data, seed, batch_size
         self._lengths, self._orders = data.lengths, {}
 
@@ -321,15 +328,15 @@ class TextStream:
         return np.concatenate([self._order(int(e))[positions[epochs == e] % n] for e in np.unique(epochs)])
 
     def __call__(self, step: int) -> Mapping[str, np.ndarray]:
-        """Return batch ``step``, see ``Texts.batch``."""
+        """Return batch ``step``, see ``TokenizedTexts.batch``."""
         return self.data.batch(self.rows(step), np.ones(self.batch_size))
 
-    def distinct(self, first: int, stop: int) -> list[int]:
+    def steps_by_length(self, first: int, stop: int) -> list[int]:
         """Return steps from ``first`` to before ``stop``, one for each length that their batches have."""
-        found: dict[int, int] = {}
+        steps: dict[int, int] = {}
         for step in range(first, stop):
-            found.setdefault(fitting(self._lengths[self.rows(step)].max()), step)
-        return list(found.values()) or [first]
+            steps.setdefault(padded_length(self._lengths[self.rows(step)].max()), step)
+        return list(steps.values()) or [first]
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
@@ -342,43 +349,43 @@ class TextStream:
         rng = np.random.default_rng((self.seed, 3, epoch))
         order = rng.permutation(n)
         first = min(n, -epoch * n % size)  # the rest of a batch that the epoch before began
-        whole = (n - first) // size * size
-        middle = order[first : first + whole]
+        in_batches = (n - first) // size * size
+        middle = order[first : first + in_batches]
         batches = [
             window[np.argsort(self._lengths[window], kind="stable")].reshape(-1, size)
-            for window in np.split(middle, range(size * WINDOW, whole, size * WINDOW))
+            for window in np.split(middle, range(size * SORT_WINDOW, in_batches, size * SORT_WINDOW))
             if len(window)
         ]
         if batches:
             middle = rng.permutation(np.concatenate(batches)).ravel()
-        return np.concatenate([order[:first], middle, order[first + whole :]])
+        return np.concatenate([order[:first], middle, order[first + in_batches :]])
 
 
-def eval_batches(data: Texts, batch_size: int) -> Iterator[Mapping[str, np.ndarray]]:
+def eval_batches(data: TokenizedTexts, batch_size: int) -> Iterator[Mapping[str, np.ndarray]]:
     """Yield every text once, by length; the last batch is filled up with rows whose ``mask`` is 0."""
     order = data.order()
     for first in range(0, len(order), batch_size):
         rows = np.arange(first, first + batch_size)
-        chosen = order[np.minimum(rows, len(order) - 1)]
-        yield {**data.batch(chosen, rows < len(order)), **data.words(chosen)}
+        batch_rows = order[np.minimum(rows, len(order) - 1)]
+        yield {**data.batch(batch_rows, rows < len(order)), **data.words(batch_rows)}
 
 
-def _objects(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    found = np.empty(len(arrays), object)
-    found[:] = arrays
-    return found
+def _object_array(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    array = np.empty(len(arrays), object)
+    array[:] = arrays
+    return array
 
 
-def _spread(encoding: tokenizers.Encoding, tags: np.ndarray) -> np.ndarray:
-    found, before = np.full(len(encoding.ids), IGNORED, np.int32), None
+def _token_labels(encoding: tokenizers.Encoding, tags: np.ndarray) -> np.ndarray:
+    labels, previous = np.full(len(encoding.ids), IGNORED, np.int32), None
     for i, word in enumerate(encoding.word_ids):
-        if word is not None and word != before:
-            found[i] = tags[word]
-        before = word
-    return found
+        if word is not None and word != previous:
+            labels[i] = tags[word]
+        previous = word
+    return labels
 
 
-def _read(encoding: tokenizers.Encoding, words: int) -> np.ndarray:
-    found = np.zeros(words, np.int32)
-    found[[word for word in encoding.word_ids if word is not None]] = 1
-    return found
+def _word_mask(encoding: tokenizers.Encoding, words: int) -> np.ndarray:
+    mask = np.zeros(words, np.int32)
+    mask[[word for word in encoding.word_ids if word is not None]] = 1
+    return mask

@@ -8,37 +8,38 @@ from xml.etree.ElementTree import Element, ParseError
 
 from tqdm import tqdm
 
-from tl_jax.data.dataset import DECODED_BYTES, Source, find_splits, split_of, with_test
-from tl_jax.data.decode import DEFAULT, ENDINGS, Decoding
-from tl_jax.data.detection import Annotated, Object, assemble
+from tl_jax.data.dataset import DECODED_BYTES, Dataset, find_splits, parse_split, with_test_split
+from tl_jax.data.decode import DEFAULT_DECODING, ENDINGS, Decoding
+from tl_jax.data.detection import AnnotatedImage, Object, build_dataset
 from tl_jax.data.text import read_text
-from tl_jax.data.walker import find_file, is_litter, one_form
+from tl_jax.data.walker import find_file, is_ignored, normalize_unicode
 from tl_jax.utils.errors import UserError, combine_errors
 from tl_jax.utils.extras import require_extra
 
-PICTURES, ANNOTATIONS, SETS = "JPEGImages", "Annotations", "ImageSets"
-LISTS = (f"{SETS}/Main", SETS)  # folders of lists; the first that has any is read
+IMAGES, ANNOTATIONS, SETS = "JPEGImages", "Annotations", "ImageSets"
+LIST_FOLDERS = (f"{SETS}/Main", SETS)  # folders of lists; the first that has any is read
 LAYOUT = (
-    f"FOLDER/{PICTURES}/NAME.jpg, FOLDER/{ANNOTATIONS}/NAME.xml and, if parts are given, FOLDER/{LISTS[0]}/PART.txt"
+    f"FOLDER/{IMAGES}/NAME.jpg, FOLDER/{ANNOTATIONS}/NAME.xml and, if parts are given, "
+    f"FOLDER/{LIST_FOLDERS[0]}/PART.txt"
 )
-BOTH = "trainval"  # a list of what is for training and for validation
+TRAINVAL = "trainval"  # a list of what is for training and for validation
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-PRESENCE = re.compile(r"\s+(-1|0|1)$")  # second column of a list that is about one class
+PRESENCE_PATTERN = re.compile(r"\s+(-1|0|1)$")  # second column of a list that is about one class
 
-Files = dict[str, list[Path]]  # by name without ending: a picture may be there as JPEG and as PNG
+ImageFiles = dict[str, list[Path]]  # by name without ending: a picture may be there as JPEG and as PNG
 
 
-def read(
+def read_voc(
     folder: Path,
     size: int,
-    most_bytes: float = DECODED_BYTES,
+    max_bytes: float = DECODED_BYTES,
     classes: Sequence[str] = (),
-    rules: Decoding = DEFAULT,
-) -> Source:
-    """Read a folder of VOC; see ``detection.assemble`` for what comes out and for the arguments.
+    decoding: Decoding = DEFAULT_DECODING,
+) -> Dataset:
+    """Read a folder of VOC; see ``detection.build_dataset`` for what comes out and for the arguments.
 
     Lists in ``ImageSets/Main``, or else in ``ImageSets``, name the pictures of each part, one a line, with or without
-    their ending: ``train.txt``, ``val.txt`` and ``test.txt``, or another name of ``dataset.NAMES``. Without a list for
+    their ending: ``train.txt``, ``val.txt`` and ``test.txt``, or another name of ``SPLIT_NAMES``. Without a list for
     train the pictures of ``trainval.txt`` are trained on. Without one for test the validation part is tested. Where
     there are no lists all pictures with an annotation are taken and a fifth is held out; a line on stderr says how
     many have none. Coordinates are taken for edges as they are; VOC's own files count pixels from 1, which moves a box
@@ -48,102 +49,106 @@ def read(
         UserError: files that are missing, damaged, or say something that cannot be.
     """
     folder = Path(folder).expanduser()
-    for name in (PICTURES, ANNOTATIONS):
+    for name in (IMAGES, ANNOTATIONS):
         if not (folder / name).is_dir():
             raise UserError(f"no folder {folder / name}; check --config.data.dir, the layout is {LAYOUT}")
-    pictures: Files = {}
-    for path in sorted((folder / PICTURES).iterdir()):
-        if path.suffix.lower() in ENDINGS and not is_litter(path.name):
-            pictures.setdefault(one_form(path.stem), []).append(path)
-    if not pictures:
-        raise UserError(f"{folder / PICTURES} has no pictures ({', '.join(ENDINGS)}); the layout is {LAYOUT}")
-    parts = {part: _annotated_all(folder, pictures, rows) for part, rows in _parts(folder, pictures)}
-    return assemble(folder.resolve().name, parts, classes, size, most_bytes, rules)
+    images: ImageFiles = {}
+    for path in sorted((folder / IMAGES).iterdir()):
+        if path.suffix.lower() in ENDINGS and not is_ignored(path.name):
+            images.setdefault(normalize_unicode(path.stem), []).append(path)
+    if not images:
+        raise UserError(f"{folder / IMAGES} has no pictures ({', '.join(ENDINGS)}); the layout is {LAYOUT}")
+    splits = {split: _read_annotations(folder, images, rows) for split, rows in _split_rows(folder, images)}
+    return build_dataset(folder.resolve().name, splits, classes, size, max_bytes, decoding)
 
 
-def _parts(folder: Path, pictures: Files) -> list[tuple[str, list[tuple[str, str]]]]:
+def _split_rows(folder: Path, images: ImageFiles) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return for each part its pictures: the name in a list, and where that was found."""
-    for where in LISTS:
-        lists = {path.stem: path for path in sorted((folder / where).glob("*.txt")) if not is_litter(path.name)}
+    for where in LIST_FOLDERS:
+        lists = {path.stem: path for path in sorted((folder / where).glob("*.txt")) if not is_ignored(path.name)}
         # Other texts may lie beside the folder Main.
-        if any(split_of(name) or name.lower() == BOTH for name in lists) or (lists and where == LISTS[0]):
+        if any(parse_split(name) or name.lower() == TRAINVAL for name in lists) or (lists and where == LIST_FOLDERS[0]):
             break
     else:
-        return [("train", [(name, str(folder / PICTURES)) for name in _with_annotation(folder, pictures)])]
-    found = {split: lists[name] for split, name in find_splits(lists, folder / where).items()}
-    both = {name.lower(): path for name, path in lists.items()}.get(BOTH)
-    if "train" not in found and both is None:
+        return [("train", [(name, str(folder / IMAGES)) for name in _with_annotation(folder, images)])]
+    list_files = {split: lists[name] for split, name in find_splits(lists, folder / where).items()}
+    trainval = {name.lower(): path for name, path in lists.items()}.get(TRAINVAL)
+    if "train" not in list_files and trainval is None:
         raise UserError(
             f"{folder / where} has neither train.txt nor trainval.txt (it has {', '.join(sorted(lists)[:5])}); "
             "write one, or remove the folder"
         )
-    if "train" not in found and both:
-        found = {"train": both, **{split: path for split, path in found.items() if split == "test"}}
-    found = with_test(found)
-    order = [split for split in ("train", "test", "validation") if split in found]
-    parts = [(split, [(name, str(found[split])) for name in _names(found[split])]) for split in order]
-    seen: dict[str, str] = {}
-    for _, rows in parts:
+    if "train" not in list_files and trainval:
+        list_files = {"train": trainval, **{split: path for split, path in list_files.items() if split == "test"}}
+    list_files = with_test_split(list_files)
+    order = [split for split in ("train", "test", "validation") if split in list_files]
+    splits = [(split, [(name, str(list_files[split])) for name in _read_list(list_files[split])]) for split in order]
+    listed_in: dict[str, str] = {}
+    for _, rows in splits:
         for line, where in rows:
-            name = _stem(line, pictures)
-            if name in seen:
-                raise UserError(f"{where} names {name}, which {seen[name]} has already; a picture is in one part, once")
-            seen[name] = where
-    return parts
+            name = _image_name(line, images)
+            if name in listed_in:
+                raise UserError(
+                    f"{where} names {name}, which {listed_in[name]} has already; a picture is in one part, once"
+                )
+            listed_in[name] = where
+    return splits
 
 
-def _with_annotation(folder: Path, pictures: Files) -> list[str]:
+def _with_annotation(folder: Path, images: ImageFiles) -> list[str]:
     """Return the names of pictures that have an annotation; say how many have none, and refuse the reverse."""
-    annotated = {one_form(path.stem) for path in (folder / ANNOTATIONS).glob("*.xml") if not is_litter(path.name)}
-    if loose := sorted(annotated - set(pictures)):
+    annotated = {
+        normalize_unicode(path.stem) for path in (folder / ANNOTATIONS).glob("*.xml") if not is_ignored(path.name)
+    }
+    if orphans := sorted(annotated - set(images)):
         raise UserError(
-            f"{folder / ANNOTATIONS / loose[0]}.xml has no picture in {folder / PICTURES} ({len(loose)} of "
+            f"{folder / ANNOTATIONS / orphans[0]}.xml has no picture in {folder / IMAGES} ({len(orphans)} of "
             f"{len(annotated)} annotations have none); add them, or remove the files"
         )
-    if bare := sorted(set(pictures) - annotated):
-        names = ", ".join(pictures[name][0].name for name in bare[:5]) + (", ..." if len(bare) > 5 else "")
-        count = f"{len(bare)} of {len(pictures)} pictures"
+    if unannotated := sorted(set(images) - annotated):
+        names = ", ".join(images[name][0].name for name in unannotated[:5]) + (", ..." if len(unannotated) > 5 else "")
+        count = f"{len(unannotated)} of {len(images)} pictures"
         tqdm.write(f"{folder}: {count} left out, which have no annotation: {names}", file=sys.stderr)
-    return [name for name in pictures if name in annotated]
+    return [name for name in images if name in annotated]
 
 
-def _names(path: Path) -> list[str]:
+def _read_list(path: Path) -> list[str]:
     """Return the lines of a list that are not empty."""
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
-def _stem(line: str, pictures: Files) -> str:
+def _image_name(line: str, images: ImageFiles) -> str:
     """Return the name that a line of a list gives: as it stands, without a second column, a folder or an ending."""
-    line = one_form(line)
-    for text in (line, PRESENCE.sub("", line)):
+    line = normalize_unicode(line)
+    for text in (line, PRESENCE_PATTERN.sub("", line)):
         file = PurePosixPath(text.replace("\\", "/"))
         names = (text, file.name, file.stem if file.suffix.lower() in ENDINGS else file.name)
-        if known := next((name for name in names if name in pictures), None):
-            return known
-    return PRESENCE.sub("", line)
+        if match := next((name for name in names if name in images), None):
+            return match
+    return PRESENCE_PATTERN.sub("", line)
 
 
-def _annotated_all(folder: Path, pictures: Files, rows: Sequence[tuple[str, str]]) -> list[Annotated]:
+def _read_annotations(folder: Path, images: ImageFiles, rows: Sequence[tuple[str, str]]) -> list[AnnotatedImage]:
     """Return the pictures of a part with their objects; whatever is wrong is one error."""
-    found, errors = [], []
+    annotated, errors = [], []
     for line, where in rows:
         try:
-            found.append(_annotated(folder, pictures, line, where))
+            annotated.append(_read_annotation(folder, images, line, where))
         except UserError as error:
             errors.append(error)
     if errors:
         raise combine_errors(folder, errors, f"{len(errors)} of {len(rows)} pictures cannot be used")
-    return found
+    return annotated
 
 
-def _annotated(folder: Path, pictures: Files, line: str, where: str) -> Annotated:
-    name = _stem(line, pictures)
-    if name not in pictures:  # so that a list leads nowhere else: pictures are those of the folder
-        raise UserError(f"{where} names {name}, but {folder / PICTURES} has no picture of that name; add it")
+def _read_annotation(folder: Path, images: ImageFiles, line: str, where: str) -> AnnotatedImage:
+    name = _image_name(line, images)
+    if name not in images:  # so that a list leads nowhere else: pictures are those of the folder
+        raise UserError(f"{where} names {name}, but {folder / IMAGES} has no picture of that name; add it")
     path = find_file(folder / ANNOTATIONS, f"{name}.xml")
     if path is None:
         path = folder / ANNOTATIONS / f"{name}.xml"
-        raise UserError(f"no annotation {path} of {pictures[name][0].name}; add it, or remove {name} from {where}")
+        raise UserError(f"no annotation {path} of {images[name][0].name}; add it, or remove {name} from {where}")
     with require_extra("detection"):
         import defusedxml.ElementTree as xml  # refuses entities, which can take all memory or read other files
     try:
@@ -151,36 +156,36 @@ def _annotated(folder: Path, pictures: Files, line: str, where: str) -> Annotate
     except (ParseError, ValueError, LookupError, OSError) as error:  # entities, an unknown encoding
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"cannot read {path} ({why}); mend or remove it") from error
-    picture = _picture(pictures[name], line, root, path)
-    objects = [_object(element, path) for element in root.findall("object")]
+    image = _choose_image(images[name], line, root, path)
+    objects = [_read_object(element, path) for element in root.findall("object")]
     if root.find("size") is None:
-        return Annotated(picture, objects, path)
-    height, width = (_number(root, f"size/{side}", path) for side in ("height", "width"))
-    return Annotated(picture, objects, path, (height, width) if height and width else None)  # 0: not known
+        return AnnotatedImage(image, objects, path)
+    height, width = (_read_number(root, f"size/{side}", path) for side in ("height", "width"))
+    return AnnotatedImage(image, objects, path, (height, width) if height and width else None)  # 0: not known
 
 
-def _picture(found: list[Path], line: str, root: Element, path: Path) -> Path:
+def _choose_image(files: list[Path], line: str, root: Element, path: Path) -> Path:
     """Return the file of a picture; of several with the same name the one that the annotation or the list names."""
-    if len(found) == 1:
-        return found[0]
-    for named in (root.findtext("filename") or "", PRESENCE.sub("", line)):
-        name = PurePosixPath(named.strip().replace("\\", "/")).name
-        same = [file for file in found if one_form(file.name) == one_form(name)]
-        if same:
-            return next((file for file in same if file.name == name), same[0])
-    names = " and ".join(file.name for file in found)
+    if len(files) == 1:
+        return files[0]
+    for text in (root.findtext("filename") or "", PRESENCE_PATTERN.sub("", line)):
+        name = PurePosixPath(text.strip().replace("\\", "/")).name
+        matches = [file for file in files if normalize_unicode(file.name) == normalize_unicode(name)]
+        if matches:
+            return next((file for file in matches if file.name == name), matches[0])
+    names = " and ".join(file.name for file in files)
     raise UserError(f"{path} does not say in <filename> which of {names} it is about; remove the others")
 
 
-def _object(element: Element, path: Path) -> Object:
-    name = one_form((element.findtext("name") or "").strip())
+def _read_object(element: Element, path: Path) -> Object:
+    name = normalize_unicode((element.findtext("name") or "").strip())
     if not name:
         raise UserError(f"{path} has an object without a name; mend it")
-    x0, y0, x1, y1 = (_number(element, f"bndbox/{corner}", path) for corner in CORNERS)
+    x0, y0, x1, y1 = (_read_number(element, f"bndbox/{corner}", path) for corner in CORNERS)
     return Object(name, (x0, y0, x1, y1), (element.findtext("difficult") or "0").strip() == "1")
 
 
-def _number(element: Element, field: str, path: Path) -> float:
+def _read_number(element: Element, field: str, path: Path) -> float:
     text = element.findtext(field)
     try:
         return float(text or "")

@@ -8,29 +8,29 @@ import os
 import unicodedata
 from pathlib import Path, PurePath
 
-from tl_jax.data.damage import say_once
+from tl_jax.data.damage import print_once
 from tl_jax.data.decode import ENDINGS, is_image
 from tl_jax.utils.errors import UserError
 
-NAMES = {
+IGNORED_NAMES = {
     "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__",
     "thumbs.db", "desktop.ini",
 }  # fmt: skip
 
 
-def is_litter(name: str) -> bool:
+def is_ignored(name: str) -> bool:
     """Whether a file or folder of this name is hidden (``.x``, ``._x``) or left by a system, not by a user."""
-    return name.startswith(".") or name.lower() in NAMES
+    return name.startswith(".") or name.lower() in IGNORED_NAMES
 
 
-def has_litter(path: PurePath) -> bool:
+def has_ignored_part(path: PurePath) -> bool:
     """Whether any part of a path, given relative to the data folder, is litter."""
-    return any(is_litter(part) for part in path.parts)
+    return any(is_ignored(part) for part in path.parts)
 
 
 HIDDEN, ABOVE, ELSEWHERE = "hidden or system", "linked to a folder above it", "linked to a folder outside it"
-TWICE = "linked to a folder that another link leads to"
-LINKS_SHOWN = 6  # kinds of files in a message at most
+LINKED_TWICE = "linked to a folder that another link leads to"
+KINDS_SHOWN = 6  # kinds of files in a message at most
 
 
 class Walk:
@@ -46,8 +46,8 @@ class Walk:
         """Begin at ``top``; links below a class folder are followed to other places if ``outside``."""
         self.top, self.outside = top, outside
         self.root = os.path.realpath(top)
-        self.passed: dict[str, list[Path]] = {}
-        self.broken = False
+        self.skipped: dict[str, list[Path]] = {}
+        self.has_broken_links = False
 
     def entries(self, folder: Path) -> tuple[list[Path], list[Path]]:
         """Return the folders and the image files directly in ``folder``, by name.
@@ -55,8 +55,10 @@ class Walk:
         Raises:
             UserError: the folder cannot be read.
         """
-        found = self._scan(folder)
-        return [path for path, inner in found if inner], [path for path, inner in found if not inner]
+        entries = self._scan(folder)
+        return [path for path, is_folder in entries if is_folder], [
+            path for path, is_folder in entries if not is_folder
+        ]
 
     def images(self, folder: Path) -> list[Path]:
         """Return all image files in ``folder`` and in the folders below it, by path.
@@ -70,77 +72,80 @@ class Walk:
         real = os.path.realpath(folder)
         return self._images(folder, real, frozenset({real, *map(str, Path(real).parents)}), set())
 
-    def _images(self, folder: Path, whole: str, above: frozenset[str], seen: set[str]) -> list[Path]:
+    def _images(self, folder: Path, root: str, ancestors: frozenset[str], visited: set[str]) -> list[Path]:
         files: list[Path] = []
-        for path, inner in self._scan(folder):
-            if not inner:
+        for path, is_folder in self._scan(folder):
+            if not is_folder:
                 files.append(path)
             elif not path.is_symlink():
-                files += self._images(path, whole, above | {os.path.realpath(path)}, seen)
-            elif (real := os.path.realpath(path)) in above:
-                self.pass_over(ABOVE, path)
-            elif not (self.outside or is_within(real, whole) or is_within(real, self.root)):
-                self.pass_over(ELSEWHERE, path)
-            elif real in seen:
-                self.pass_over(TWICE, path)
+                files += self._images(path, root, ancestors | {os.path.realpath(path)}, visited)
+            elif (real := os.path.realpath(path)) in ancestors:
+                self.skip(ABOVE, path)
+            elif not (self.outside or is_within(real, root) or is_within(real, self.root)):
+                self.skip(ELSEWHERE, path)
+            elif real in visited:
+                self.skip(LINKED_TWICE, path)
             else:
-                seen.add(real)
-                files += self._images(path, whole, above | {real, *map(str, Path(real).parents)}, seen)
+                visited.add(real)
+                files += self._images(path, root, ancestors | {real, *map(str, Path(real).parents)}, visited)
         return files
 
-    def pass_over(self, kind: str, path: Path) -> None:
+    def skip(self, kind: str, path: Path) -> None:
         """Remember that ``path`` is not read."""
-        self.passed.setdefault(kind, []).append(path)
+        self.skipped.setdefault(kind, []).append(path)
 
-    def unread(self, folder: Path) -> str:
+    def describe_skipped(self, folder: Path) -> str:
         """Return what was passed over below ``folder``, such as "10 .tif, 2 .gif"; empty for nothing."""
-        counts = {kind: sum(folder in path.parents for path in paths) for kind, paths in self.passed.items()}
+        counts = {kind: sum(folder in path.parents for path in paths) for kind, paths in self.skipped.items()}
         return ", ".join(f"{count} {kind}" for kind, count in _by_count(counts) if count)
 
-    def forget(self, path: Path) -> None:
+    def unskip(self, path: Path) -> None:
         """Take back that ``path`` is not read."""
-        kept = {kind: [each for each in paths if each != path] for kind, paths in self.passed.items()}
-        self.passed = {kind: paths for kind, paths in kept.items() if paths}
+        remaining = {
+            kind: [skipped_path for skipped_path in paths if skipped_path != path]
+            for kind, paths in self.skipped.items()
+        }
+        self.skipped = {kind: paths for kind, paths in remaining.items() if paths}
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Say in one line what is not read; each data set once."""
-        if not self.passed:
+        if not self.skipped:
             return
-        kinds = _by_count({kind: len(paths) for kind, paths in self.passed.items()})
-        shown = [f"{count} {kind} ({self._first(kind)})" for kind, count in kinds[:LINKS_SHOWN]]
-        more = [f"{len(kinds) - LINKS_SHOWN} other kinds"] if len(kinds) > LINKS_SHOWN else []
-        read = f"; images are read from {', '.join(ENDINGS)}; convert images of other formats"
-        advice = read if any(map(_is_ending, kinds)) else ""
-        advice += "; to read folders outside it, pass --config.data.outside=True" if ELSEWHERE in self.passed else ""
-        say_once(f"{self.top}: not read: {', '.join(shown + more)}{advice}")
+        kinds = _by_count({kind: len(paths) for kind, paths in self.skipped.items()})
+        described = [f"{count} {kind} ({self._first(kind)})" for kind, count in kinds[:KINDS_SHOWN]]
+        more = [f"{len(kinds) - KINDS_SHOWN} other kinds"] if len(kinds) > KINDS_SHOWN else []
+        formats = f"; images are read from {', '.join(ENDINGS)}; convert images of other formats"
+        advice = formats if any(map(_is_ending, kinds)) else ""
+        advice += "; to read folders outside it, pass --config.data.outside=True" if ELSEWHERE in self.skipped else ""
+        print_once(f"{self.top}: not read: {', '.join(described + more)}{advice}")
 
     def _first(self, kind: str) -> str:
-        paths = sorted(self.passed[kind], key=lambda path: (len(path.parts), path))
+        paths = sorted(self.skipped[kind], key=lambda path: (len(path.parts), path))
         return str(paths[0].relative_to(self.top)) + (", ..." if len(paths) > 1 else "")
 
     def _scan(self, folder: Path) -> list[tuple[Path, bool]]:
         """Return the folders and image files in a folder by name, and whether each is a folder."""
         try:
             with os.scandir(folder) as entries:
-                found = [(entry.name, entry.is_dir(), entry.is_symlink()) for entry in entries]
+                entries_found = [(entry.name, entry.is_dir(), entry.is_symlink()) for entry in entries]
         except OSError as error:
             raise UserError(f"cannot read {folder} ({error.strerror}); check the path and its permissions") from error
-        kept = []
-        for name, inner, linked in sorted(found):
+        children = []
+        for name, is_folder, linked in sorted(entries_found):
             path = folder / name
-            if is_litter(name):
-                self.pass_over(HIDDEN, path)
-            elif inner and linked and is_within(self.root, os.path.realpath(path)):
-                self.pass_over(ABOVE, path)
-            elif inner or is_image(path):
-                kept.append((path, inner))
-                self.broken |= linked and not path.exists()
+            if is_ignored(name):
+                self.skip(HIDDEN, path)
+            elif is_folder and linked and is_within(self.root, os.path.realpath(path)):
+                self.skip(ABOVE, path)
+            elif is_folder or is_image(path):
+                children.append((path, is_folder))
+                self.has_broken_links |= linked and not path.exists()
             else:
-                self.pass_over(path.suffix.lower() or "without ending", path)
-        return kept
+                self.skip(path.suffix.lower() or "without ending", path)
+        return children
 
 
-class Inside:
+class PathGuard:
     """Tells whether files that a file of the data names are within the data folder, wherever links lead."""
 
     def __init__(self, top: Path, outside: bool):
@@ -186,7 +191,7 @@ def subfolders(folder: Path) -> list[Path]:
     return Walk(folder).entries(folder)[0]
 
 
-def one_form(name: str) -> str:
+def normalize_unicode(name: str) -> str:
     """Return a name in one Unicode form (NFC): systems store "café" with one or with two characters for the "é"."""
     return unicodedata.normalize("NFC", name)
 
@@ -197,11 +202,11 @@ def find_file(folder: Path, name: str) -> Path | None:
         return path
     path = folder
     for part in Path(name).parts:
-        forms = dict.fromkeys((part, one_form(part), unicodedata.normalize("NFD", part)))
-        there = next((path / form for form in forms if os.path.exists(path / form)), None)
-        if there is None:
+        forms = dict.fromkeys((part, normalize_unicode(part), unicodedata.normalize("NFD", part)))
+        existing = next((path / form for form in forms if os.path.exists(path / form)), None)
+        if existing is None:
             return None
-        path = there
+        path = existing
     return path if path.is_file() else None
 
 

@@ -47,26 +47,26 @@ class Splitter(NamedTuple):
         }
 
     @classmethod
-    def of_json(cls, fields: Mapping[str, Any]) -> "Splitter":
+    def from_json(cls, fields: Mapping[str, Any]) -> "Splitter":
         """Return the splitter that ``to_json`` has described."""
         sequences = {"clitics": tuple, "elisions": tuple}
-        made: dict[str, Any] = {
+        values: dict[str, Any] = {
             name: sequences.get(name, frozenset)(value) if isinstance(value, list | tuple) else value
             for name, value in fields.items()
         }
-        return cls(**made)
+        return cls(**values)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Return (begin, end) of each word of a text."""
-        found, begin = [], None
+        spans, begin = [], None
         for i, character in enumerate(text + " "):
             if character.isspace() and character not in self.attached:
                 if begin is not None:
-                    found += [(begin + a, begin + b) for a, b in self._pieces(text[begin:i])]
+                    spans += [(begin + a, begin + b) for a, b in self._pieces(text[begin:i])]
                 begin = None
             elif begin is None:
                 begin = i
-        return found
+        return spans
 
     def words(self, text: str) -> list[str]:
         """Return the words of a text."""
@@ -77,24 +77,24 @@ class Splitter(NamedTuple):
         begin, end = 0, len(chunk)
         head: list[tuple[int, int]] = []
         tail: list[tuple[int, int]] = []
-        while not self._whole(chunk[begin:end]) and (size := self._mark(chunk[begin:end], last=False)):
+        while not self._is_known(chunk[begin:end]) and (size := self._mark_length(chunk[begin:end], last=False)):
             head.append((begin, begin + size))
             begin += size
-        while not self._whole(chunk[begin:end]) and (size := self._mark(chunk[begin:end], last=True)):
+        while not self._is_known(chunk[begin:end]) and (size := self._mark_length(chunk[begin:end], last=True)):
             tail.insert(0, (end - size, end))
             end -= size
         word = chunk[begin:end]
-        if not self._whole(word):
+        if not self._is_known(word):
             size = next((len(c) for c in self.clitics if word[: -len(c)].isalnum() and word.endswith(c)), 0)
             tail, end = [(end - size, end), *tail] if size else tail, end - size
             size = next((len(e) for e in self.elisions if word.startswith(e) and word[len(e) :][:1].isalnum()), 0)
             head, begin = [*head, (begin, begin + size)] if size else head, begin + size
         return [*head, *self._inner(chunk, begin, end), *tail]
 
-    def _whole(self, word: str) -> bool:
+    def _is_known(self, word: str) -> bool:
         return not word or word in self.known
 
-    def _mark(self, word: str, last: bool) -> int:
+    def _mark_length(self, word: str, last: bool) -> int:
         """Return how many characters at the beginning, or end, of a word are a word of their own."""
         edge, split = (word[-1], self.trailing) if last else (word[0], self.leading)
         if not self._is_mark(edge):
@@ -107,15 +107,15 @@ class Splitter(NamedTuple):
         return int(split is None or edge in split)
 
     def _inner(self, chunk: str, begin: int, end: int) -> list[tuple[int, int]]:
-        if self._whole(chunk[begin:end]):
+        if self._is_known(chunk[begin:end]):
             return [(begin, end)] if begin < end else []
-        found, start = [], begin
+        pieces, start = [], begin
         for i in range(begin, end):
             if self._splits(chunk[i]):
-                found += [(start, i)] if start < i else []
-                found.append((i, i + 1))
+                pieces += [(start, i)] if start < i else []
+                pieces.append((i, i + 1))
                 start = i + 1
-        return [*found, (start, end)] if start < end else found
+        return [*pieces, (start, end)] if start < end else pieces
 
     def _splits(self, character: str) -> bool:
         if self.single and _CJK.match(character):
@@ -139,35 +139,37 @@ def learn_splitter(sentences: Iterable[Sequence[str]]) -> Splitter:
     everywhere.
     """
     counts = Counter(word for sentence in sentences for word in sentence)
-    often = {word for word, count in counts.items() if count >= MIN_COUNT}
-    clitics = {word for word in often if _CLITIC.fullmatch(word)}
-    elisions = {word for word in often if _ELISION.fullmatch(word)}
-    alone: Counter[str] = Counter()
+    frequent = {word for word, count in counts.items() if count >= MIN_COUNT}
+    clitics = {word for word in frequent if _CLITIC.fullmatch(word)}
+    elisions = {word for word in frequent if _ELISION.fullmatch(word)}
+    standalone: Counter[str] = Counter()
     first: Counter[str] = Counter()
     last: Counter[str] = Counter()
     attached: set[str] = set()
     for word, count in counts.items():
         if not any(map(str.isalnum, word)):
-            alone[word] += count
+            standalone[word] += count
         elif not word.isalnum():
             attached.update(character for character in word if not character.isalnum())
             first[word[0]] += count if word not in clitics else 0
             last[word[-1]] += count
-    usual = {mark for mark in (*alone, *_PUNCTUATION) if len(mark) == 1}
+    single_marks = {mark for mark in (*standalone, *_PUNCTUATION) if len(mark) == 1}
 
     def split_off(mark: str, at_edge: int) -> bool:
         """Whether a mark is split off words, of which the data has so many with it at this end."""
-        return not at_edge or alone[mark] >= at_edge or (mark in _PUNCTUATION and alone[mark] > 0)
+        return not at_edge or standalone[mark] >= at_edge or (mark in _PUNCTUATION and standalone[mark] > 0)
 
     chinese = [word for word in counts if _CJK.search(word)]
     return Splitter(
         known=frozenset(word for word in counts if not word.isalnum()),
-        marks=frozenset(alone),
+        marks=frozenset(standalone),
         clitics=tuple(sorted(clitics, key=len, reverse=True)),
         elisions=tuple(sorted(elisions, key=len, reverse=True)),
-        leading=frozenset(mark for mark in usual if split_off(mark, first[mark])),
-        trailing=frozenset(mark for mark in usual if split_off(mark, last[mark])),
+        leading=frozenset(mark for mark in single_marks if split_off(mark, first[mark])),
+        trailing=frozenset(mark for mark in single_marks if split_off(mark, last[mark])),
         attached=frozenset(attached),
-        separators=frozenset(mark for mark in usual if alone[mark] >= MIN_EVIDENCE and mark not in attached),
+        separators=frozenset(
+            mark for mark in single_marks if standalone[mark] >= MIN_EVIDENCE and mark not in attached
+        ),
         single=bool(chinese) and max(map(len, chinese)) == 1,
     )

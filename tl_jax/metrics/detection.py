@@ -55,7 +55,7 @@ def average_precisions(truth: Sequence[np.ndarray], found: Sequence[np.ndarray],
     """Return the average precision (10, K) at IoU 0.5, 0.55, ..., 0.95; NaN for a class that is nowhere.
 
     Args:
-        truth: labels (M, 6) of each picture, see ``data.detection.assemble``.
+        truth: labels (M, 6) of each picture, see ``data.detection.build_dataset``.
         found: boxes (D, 6) of each picture; those with the score 0 are none.
         count: K.
     """

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from tl_jax.data.conll import Scheme, find_scheme
+from tl_jax.data.conll import TagScheme, find_scheme
 from tl_jax.data.tokenize import IGNORED
 from tl_jax.metrics import Batch, Verdict
 from tl_jax.metrics.classification import scored
@@ -101,7 +101,7 @@ def _missing(absent: Sequence[str]) -> dict[str, str]:
     return {f"f1 of {join_names(absent, SHOWN)}": "needs examples of the class, and there are none in this split"}
 
 
-def _entities(scheme: Scheme, classes: tuple[str, ...], found: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
+def _entities(scheme: TagScheme, classes: tuple[str, ...], found: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
     kept = tagged(classes, found, batches)
     counts = {name: Counter() for name in ("labelled", "predicted", "right")}
     for labels, tags in zip(*kept, strict=True):

@@ -78,8 +78,8 @@ class TextNetwork(NamedTuple):
             ``input_ids``, ``attention_mask`` and ``token_type_ids``, int32 (N, L), L that of the longest text.
         """
         max_tokens = min(max_length or self.model.positions, self.model.positions)
-        encodings = tokenize.encode(self.tokenizer, texts, max_tokens)
-        return tokenize.padded(encodings, tokenize.padding(self.tokenizer))
+        encodings = tokenize.encode_texts(self.tokenizer, texts, max_tokens)
+        return tokenize.pad_encodings(encodings, tokenize.pad_id(self.tokenizer))
 
 
 @functools.cache
@@ -172,7 +172,7 @@ def load(
         converted = converted._replace(extra=[name for name in converted.extra if name not in other_heads])
     model = models.create(name, classes, **{**attributes, **options})
     variables, random_leaves = _merge(model, converted, keep_head, file)
-    tokenizer = tokenize.read(folder)
+    tokenizer = tokenize.read_tokenizer(folder)
     _check_vocabulary(tokenizer, model, folder)
     net = TextNetwork(
         model,
@@ -203,7 +203,7 @@ def random(name: str, path: str | Path, num_classes: int = 0, *, seed: int = 0, 
         **options: attributes of ``Bert``, before those of ``config.json``.
     """
     folder = _find_folder(path)
-    tokenizer = tokenize.read(folder)
+    tokenizer = tokenize.read_tokenizer(folder)
     attributes = bert_table.model_options(_read_config(folder)) if (folder / CONFIG_FILE).is_file() else {}
     attributes.setdefault("vocabulary", tokenizer.get_vocab_size())
     model = models.create(name, num_classes, **{**attributes, **options})
@@ -250,13 +250,13 @@ def resolve_folder(source: str, path: str) -> str:
 
 def load_tokenizer(source: str, path: str) -> tokenizers.Tokenizer:
     """Return the tokenizer of ``config.init``, without the weights; a UserError where the folder lacks it."""
-    return tokenize.read(_find_folder(resolve_folder(source, path)))
+    return tokenize.read_tokenizer(_find_folder(resolve_folder(source, path)))
 
 
 def stage_names(name: str, source: str, path: str, **options: Any) -> tuple[str, ...]:
     """Return the names of the stages that the network of a folder has; a UserError where it lacks a file."""
     folder = _find_folder(resolve_folder(source, path))
-    tokenize.read(folder)
+    tokenize.read_tokenizer(folder)
     if source != "random":
         _read_config(folder)
         _weights_file(folder)
@@ -420,7 +420,7 @@ def _check_vocabulary(tokenizer: tokenizers.Tokenizer, model: Bert, folder: Path
             f"the tokenizer in {folder} knows {size:,} words and the weights {model.vocabulary:,}; "
             "copy the tokenizer that came with these weights there"
         )
-    max_id, max_type = tokenize.reach(tokenizer)
+    max_id, max_type = tokenize.max_ids(tokenizer)
     num_types = max(2, model.types)  # a network of one type is for single texts, and its tokenizer may know pairs
     if max_id >= model.vocabulary or (model.types and max_type >= num_types):
         raise UserError(

@@ -53,8 +53,8 @@ class Pretrained(NamedTuple):
         images = images if isinstance(images, jax.Array) else np.asarray(images)
         if images.ndim != 4 or images.dtype != np.uint8:
             raise UserError(f"preprocess takes uint8 (N, H, W, C), not {images.dtype} {tuple(images.shape)}")
-        adjusted = preprocess.channels(jnp.asarray(images), self.model.channels)
-        fitted = preprocess.fit(adjusted, self.spec.image_size, self.spec.crop, self.spec.interpolation)
+        adjusted = preprocess.convert_channels(jnp.asarray(images), self.model.channels)
+        fitted = preprocess.resize_and_crop(adjusted, self.spec.image_size, self.spec.crop, self.spec.interpolation)
         return preprocess.scale(fitted, self.spec.scaling)
 
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from tl_jax.data import coco, fingerprint, loader, synthetic, value_range, voc
 from tl_jax.data.augment import Augment, augment_boxes
-from tl_jax.data.dataset import Source, Split
-from tl_jax.data.decode import Decoding, decode
+from tl_jax.data.dataset import Dataset, Split
+from tl_jax.data.decode import Decoding, decode_file
 from tl_jax.data.detection import CLASS, COLUMNS, CROWD, check_objects, letterbox
-from tl_jax.data.image_folder import named
+from tl_jax.data.image_folder import input_images
 from tl_jax.metrics.detection import of_boxes as _of_boxes
 from tl_jax.models import centernet
 from tl_jax.models.centernet import GROUP_SIZE, Detector, giou
@@ -65,7 +65,7 @@ def answer(
         variables: trained.
         inputs: picture files, and folders of such.
     """
-    files = named(inputs, decoding.outside)
+    files = input_images(inputs, decoding.outside)
     size = min(size, sharding.whole(len(files)))
     found, lines, errors = {}, [], []
     for some, pictures in file_answers.decoded(files, decoding, size, errors):
@@ -89,7 +89,7 @@ def illustrate(classes: Sequence[str], decoding: Decoding, found: Sequence[Mappi
         numbers = [classes.index(each["class"]) for each in row["boxes"]]
         texts = [f"{each['class']} {each['score']:.2f}" for each in row["boxes"]]
         paths.append(
-            drawing.draw_boxes(decode(Path(row["input"]), decoding), boxes, numbers, texts, out / f"{unique}.png")
+            drawing.draw_boxes(decode_file(Path(row["input"]), decoding), boxes, numbers, texts, out / f"{unique}.png")
         )
     return paths
 
@@ -128,7 +128,7 @@ def of_boxes(classes: Sequence[str], part: Split, least: float, found: Sequence[
 
     Args:
         classes: K names.
-        part: pictures (N, H, W, C) and labels (N, M, 6), see ``data.detection.assemble``.
+        part: pictures (N, H, W, C) and labels (N, M, 6), see ``data.detection.build_dataset``.
         least: score of the boxes that are shown.
         found: boxes (D, 6) of each picture: x0, y0, x1, y1, class, score.
     """
@@ -242,7 +242,7 @@ def loss_terms(out: Any, labels: jax.Array, mask: jax.Array, shape: tuple[int, .
     return {name: (value, total) for name, value in terms.items()}
 
 
-READERS = {"voc": voc.read, "coco": coco.read}
+READERS = {"voc": voc.read_voc, "coco": coco.read_coco}
 DRAWN = "scenes"
 
 
@@ -286,7 +286,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
             "weights": str(net.path or "random"),
             "weights_sha256": net.sha256,
             "data": source.name,
-            "tested": source.tested,
+            "tested": source.test_origin,
             "input": {"size": size, "shape": list(shape), "crop": 1.0, "interpolation": "bilinear", "scaling": scaling},
             **source.facts(),
             "new_head": True,
@@ -318,21 +318,21 @@ def start(net: Pretrained, adapters: Adapters, how: Regularize, key: jax.Array) 
     return {**variables, **({"source": kept} if kept else {})}
 
 
-def load_source(config: Any, size: int) -> Source:
+def load_source(config: Any, size: int) -> Dataset:
     """Load the pictures of ``config``, or draw some where ``data.generate`` says so."""
     data = config.data
     name = DRAWN if data.generate and not data.dir else data.name
-    rules = Decoding((), value_range.parse(data.range), data.max_pixels, outside=data.outside)
+    rules = Decoding((), value_range.parse_range(data.range), data.max_pixels, outside=data.outside)
     how = size, data.gigabytes * 1e9, tuple(config.detect.classes), rules
-    return _read(fingerprint.stamp(name, data.dir), name, data.dir, *how)
+    return _read(fingerprint.folder_stamp(name, data.dir), name, data.dir, *how)
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
 def _read(
     _: str, name: str, folder: str, size: int, most_bytes: float, classes: tuple[str, ...], rules: Decoding
-) -> Source:
+) -> Dataset:
     if name == DRAWN:
-        return synthetic.scenes(size=size)
+        return synthetic.draw_scenes(size=size)
     if name not in READERS:
         raise UserError(f"config.data.name={name!r} has no boxes; {nearest(name, (*READERS, DRAWN))}")
     if not folder:
@@ -340,7 +340,7 @@ def _read(
     return READERS[name](Path(folder), size, most_bytes, classes, rules)
 
 
-def tell_unlearned(source: Source, train: Split) -> None:
+def tell_unlearned(source: Dataset, train: Split) -> None:
     """Say which classes have no object left in train, once validation and other examples are cut from it."""
     kinds = train.labels[..., CLASS][train.labels[..., CROWD] == 0]
     missing = [name for k, name in enumerate(source.classes) if not (kinds == k).any()]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tl_jax.data.dataset import Pictures
+from tl_jax.data.dataset import Images
 from tl_jax.metrics import Batch, Verdict, classification
 from tl_jax.metrics.classification import Scored, scored
 
@@ -25,7 +25,7 @@ def keep(found: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
 
 
 def of_pictures(
-    classes: Sequence[str], images: Pictures, tested: Scored, names: Sequence[str] | None = None
+    classes: Sequence[str], images: Images, tested: Scored, names: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Return what is said of a classifier of pictures.
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from tl_jax.data import decode, faces, fingerprint, image_folder, loader, value_range
 from tl_jax.data.augment import Augment
-from tl_jax.data.dataset import Rows, Source, Split, as_names
-from tl_jax.data.decode import DEFAULT, Decoding
-from tl_jax.data.faces import Album, Cut
+from tl_jax.data.dataset import Dataset, Split, Subset, path_array
+from tl_jax.data.decode import DEFAULT_DECODING, Decoding
+from tl_jax.data.faces import FaceSet, SplitOptions
 from tl_jax.metrics import Batch, Verdict, verification
 from tl_jax.metrics.verification import Pairs, Trial
 from tl_jax.models.layers import glorot_uniform
@@ -34,7 +34,7 @@ from tl_jax.utils.errors import UserError
 
 def answer(
     config: Any,
-    album: Callable[[], Album],
+    album: Callable[[], FaceSet],
     task: Task,
     size: int,
     fitted: float | None,
@@ -64,17 +64,17 @@ def answer(
         raise UserError(
             f"no folder {known_folder} with the known people; set config.faces.known to a folder with PERSON/PICTURE"
         )
-    files = image_folder.pictures(Path(inputs[0]), config.data.outside)
-    rules = Decoding((), value_range.of_facts(task.facts), config.data.max_pixels, True, config.data.outside)
+    files = image_folder.list_images(Path(inputs[0]), config.data.outside)
+    rules = Decoding((), value_range.range_from_facts(task.facts), config.data.max_pixels, True, config.data.outside)
     most_bytes = config.data.gigabytes * 1e9
     readable, errors = file_answers.readable(files, rules)
     images = decode.decode_all("pictures", readable, size, most_bytes, rules)
-    known = faces.read(config.faces.known, size, most_bytes, rules) if config.faces.known else album()
+    known = faces.read_faces(config.faces.known, size, most_bytes, rules) if config.faces.known else album()
 
     def embed(split: Split) -> np.ndarray:
         return extract(task.predict, variables, loader.eval_batches(split, config.eval_batch_size))
 
-    similarity = embed(Split(images, np.zeros(len(readable), np.int32))) @ embed(known.pictures).T
+    similarity = embed(Split(images, np.zeros(len(readable), np.int32))) @ embed(known.examples).T
     where = {file.resolve(): at for at, file in enumerate(known.files)}
     for row, file in enumerate(readable):
         if (at := where.get(file.resolve())) is not None:
@@ -84,7 +84,7 @@ def answer(
     for row, (file, at) in enumerate(zip(readable, nearest, strict=True)):
         cosine = float(similarity[row, at])
         found[file] = {
-            "person": known.people[known.pictures.labels[at]],
+            "person": known.identities[known.examples.labels[at]],
             "picture": str(known.files[at]),
             "similarity": cosine,
             "threshold": bar,
@@ -119,8 +119,8 @@ SETS = ("folder", "lfw")
 class Faces(NamedTuple):
     """The data: all pictures, their parts, and the pairs of the test part, None for every pair."""
 
-    album: Album
-    source: Source
+    album: FaceSet
+    source: Dataset
     pairs: Pairs | None
 
 
@@ -161,7 +161,7 @@ def without_data(record: RunRecord) -> Faces:
     """Return the data of a run that only predicts or is exported: the people it was trained on, without pictures."""
     images, labels = image_classification.no_images(record)
     source = record.classes_alone(images, labels)
-    return Faces(Album(source.name, source.train, source.classes, ()), source, None)
+    return Faces(FaceSet(source.name, source.train, source.classes, ()), source, None)
 
 
 def start(task: Task, shape: Sequence[int], key: jax.Array) -> dict[str, Any]:
@@ -183,9 +183,9 @@ def start(task: Task, shape: Sequence[int], key: jax.Array) -> dict[str, Any]:
 
 def rules_of(config: Any, record: RunRecord = NEW_RUN) -> Decoding:
     """Return how image files become pixels: as the run has read them, or else as ``config`` says."""
-    if limits := value_range.of_facts(record.facts):
+    if limits := value_range.range_from_facts(record.facts):
         return Decoding((), limits, config.data.max_pixels, True, config.data.outside)
-    return Decoding((), value_range.parse(config.data.range), config.data.max_pixels, outside=config.data.outside)
+    return Decoding((), value_range.parse_range(config.data.range), config.data.max_pixels, outside=config.data.outside)
 
 
 def load(config: Any, size: int) -> Faces:
@@ -193,42 +193,46 @@ def load(config: Any, size: int) -> Faces:
     data = config.data
     album = read(data.name, data.dir, data.generate, size, data.gigabytes * 1e9, rules_of(config))
     listed = faces.read_pairs(config.faces.pairs) if config.faces.pairs else None
-    named = listed.people if listed else faces.names(config.faces.test_file) if config.faces.test_file else ()
+    named = (
+        listed.identities if listed else faces.read_identities(config.faces.test_file) if config.faces.test_file else ()
+    )
     test, seed, least = config.faces.test_identities, config.faces.split_seed, config.faces.min_images
-    cut = Cut(test, named, seed, data.validation, config.seed, least)
-    source, rows = faces.split(album, cut)
+    cut = SplitOptions(test, named, seed, data.validation, config.seed, least)
+    source, rows = faces.split_identities(album, cut)
     if data.dir and data.name == "folder":
         source = with_files(source, album)
-    return Faces(album, source, faces.rows(listed, [album.files[row] for row in rows]) if listed else None)
+    return Faces(album, source, faces.match_pairs(listed, [album.files[row] for row in rows]) if listed else None)
 
 
-def with_files(source: Source, album: Album) -> Source:
+def with_files(source: Dataset, album: FaceSet) -> Dataset:
     """Return the data with the files of their pictures, which are rows of an album."""
-    names = as_names(album.files)
+    names = path_array(album.files)
 
     def named(split: Split) -> Split:
-        return split._replace(files=names[split.images.chosen] if isinstance(split.images, Rows) else names)
+        return split._replace(files=names[split.images.indices] if isinstance(split.images, Subset) else names)
 
     validation = source.validation and named(source.validation)
     return source._replace(train=named(source.train), test=named(source.test), validation=validation)
 
 
-def read(name: str, folder: str, generate: bool, size: int, most_bytes: float, rules: Decoding = DEFAULT) -> Album:
+def read(
+    name: str, folder: str, generate: bool, size: int, most_bytes: float, rules: Decoding = DEFAULT_DECODING
+) -> FaceSet:
     """Read the set ``name``, see ``load``."""
-    return _read(fingerprint.stamp(name, folder), name, folder, generate, size, most_bytes, rules)
+    return _read(fingerprint.folder_stamp(name, folder), name, folder, generate, size, most_bytes, rules)
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def _read(_: str, name: str, folder: str, generate: bool, size: int, most_bytes: float, rules: Decoding) -> Album:
+def _read(_: str, name: str, folder: str, generate: bool, size: int, most_bytes: float, rules: Decoding) -> FaceSet:
     if generate and not folder:
-        return faces.generated()
+        return faces.draw_faces()
     if name not in SETS:
         raise UserError(f"config.data.name={name} has no people; with task=faces take one of {', '.join(SETS)}")
     if name == "lfw":
-        return faces.lfw(folder, size, most_bytes, rules)
+        return faces.load_lfw(folder, size, most_bytes, rules)
     if not folder:
         raise UserError("config.data.name=folder needs one; pass --config.data.dir=FOLDER, with FOLDER/PERSON/PICTURE")
-    return faces.read(folder, size, most_bytes, rules)
+    return faces.read_faces(folder, size, most_bytes, rules)
 
 
 def judge(faces: Faces, gallery: int, found: Sequence[Any], batched: Sequence[Batch]) -> Verdict:

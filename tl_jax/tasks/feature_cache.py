@@ -18,8 +18,8 @@ from tqdm import tqdm
 from tl_jax import __version__
 from tl_jax.data import loader, tokenize
 from tl_jax.data.augment import Augment, augment
-from tl_jax.data.dataset import Encoded, Pictures, Rows, Split, encoded
-from tl_jax.data.tokenize import Texts
+from tl_jax.data.dataset import EncodedImages, Images, Split, Subset, is_encoded
+from tl_jax.data.tokenize import TokenizedTexts
 from tl_jax.models import fold_batch_norm
 from tl_jax.models.backbone import FEATURES
 from tl_jax.tasks import losses
@@ -66,10 +66,10 @@ def digest(*facts: Any) -> str:
     """Return a SHA-256 of arrays, trees of them, and whatever ``json`` can write."""
     sha = hashlib.sha256()
     for fact in facts:
-        if isinstance(fact, Encoded):
+        if isinstance(fact, EncodedImages):
             sha.update(fact.key.encode())
-        elif isinstance(fact, Rows) and encoded(fact):
-            sha.update(digest(fact.array, fact.chosen).encode())
+        elif isinstance(fact, Subset) and is_encoded(fact):
+            sha.update(digest(fact.array, fact.indices).encode())
         elif hasattr(fact, "__array__"):
             array = np.ascontiguousarray(fact)
             sha.update(f"{array.dtype} {array.shape}".encode())
@@ -181,19 +181,19 @@ class Outputs:
             return False
         return True
 
-    def of(self, split: Split) -> np.ndarray | Rows:
+    def of(self, split: Split) -> np.ndarray | Subset:
         """Return the outputs (N, ...) of a split, those of a whole set where a part of the task is most of it."""
         images = split.images
-        if isinstance(images, Rows) and any(
-            isinstance(part.images, Rows)
+        if isinstance(images, Subset) and any(
+            isinstance(part.images, Subset)
             and part.images.array is images.array
             and 2 * len(part.images) >= len(images.array)
             for part in self.frozen.parts.values()
         ):
-            return Rows(self._outputs(images.array), images.chosen)
+            return Subset(self._outputs(images.array), images.indices)
         return self._outputs(images)
 
-    def _outputs(self, images: Pictures) -> np.ndarray:
+    def _outputs(self, images: Images) -> np.ndarray:
         if id(images) not in self.found:
             split = Split(images, np.zeros(len(images), np.int32))  # nobody reads these labels
             each = functools.partial(loader.eval_batches, split, self.batch_size)
@@ -274,7 +274,7 @@ def _fold(how: Adapters, found: tuple[fold_batch_norm.ConvNormPair, ...]):
 class FrozenText:
     """What of a text task can be computed once, and where it is kept."""
 
-    def __init__(self, config: Any, encoder: Encoder, parts: Mapping[str, Texts], how: Regularize):
+    def __init__(self, config: Any, encoder: Encoder, parts: Mapping[str, TokenizedTexts], how: Regularize):
         self.encoder, self.parts, self.how, self.config = encoder, parts, how, config
         folder = Path(config.cache.dir).expanduser() if config.cache.dir else cache_dir() / "features"
         self.shelf = DiskCache(folder, int(config.cache.gigabytes * 1e9))
@@ -290,7 +290,7 @@ class FrozenText:
         still = self.encoder._replace(still=True)
         return task._replace(loss=losses.make_text_loss(still, self.how)) if plain else task
 
-    def features(self, variables: Any, texts: Texts) -> np.ndarray:
+    def features(self, variables: Any, texts: TokenizedTexts) -> np.ndarray:
         """Return the features (N, D) of texts, in their order."""
         encoder = self.encoder._replace(adapters=Adapters(), still=False)
         below = {name: leaf for name, leaf in variables["params"].items() if name not in ("head", "extra")}

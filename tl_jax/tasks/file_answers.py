@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tl_jax.data.decode import Decoding, decode
+from tl_jax.data.decode import Decoding, decode_file
 from tl_jax.utils.errors import UserError, combine_errors, join_errors
 
 Failed = tuple[Path, UserError]
@@ -24,7 +24,7 @@ def decoded(
         some, images = [], []
         for file in files[first : first + size]:
             try:
-                images.append(decode(file, decoding))
+                images.append(decode_file(file, decoding))
                 some.append(file)
             except UserError as error:
                 errors.append((file, error))

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from tl_jax.data import dataset, loader
-from tl_jax.data.dataset import Source, Split
+from tl_jax.data.dataset import Dataset, Split
 from tl_jax.pretrained.network import Pretrained, init_new_leaves, initializer
 from tl_jax.tasks.losses import Network
 from tl_jax.train.logging import say
@@ -21,7 +21,7 @@ from tl_jax.transfer.self_supervised import Pretext
 from tl_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from tl_jax.data.tokenize import Texts
+    from tl_jax.data.tokenize import TokenizedTexts
     from tl_jax.transferability.probes import LinearProbe
 
 Features = Callable[[Any, Any], np.ndarray]  # (variables, N pictures, or texts) -> (N, D)
@@ -30,7 +30,7 @@ ATTENTION_EXAMPLES = 256  # that DELTA's weights of channels are estimated from,
 PROBES = ("logistic", "ridge")  # fits of the head, see transferability/probes.py
 
 
-def cut(config: Any, source: Source) -> dict[str, Split]:
+def cut(config: Any, source: Dataset) -> dict[str, Split]:
     """Return the parts ``train``, ``validation`` and ``test`` that ``config.data`` asks for.
 
     A validation part that the set brings along is used as it is. With a pretext there is also ``unlabelled``: the
@@ -39,13 +39,13 @@ def cut(config: Any, source: Source) -> dict[str, Split]:
     data, seed = config.data, config.seed
     whole, validation = source.train, source.validation
     if validation is None or not data.validation:
-        whole, validation = dataset.cut_validation(source.train, data.validation, seed, source.classes)
-    train = dataset.thin(whole, data.train_examples, data.per_class, len(source.classes), seed)
-    parts = {"train": train, "validation": validation, "test": dataset.choose_test(source.test, data.test_examples)}
+        whole, validation = dataset.split_validation(source.train, data.validation, seed, source.classes)
+    train = dataset.subsample_train(whole, data.train_examples, data.per_class, len(source.classes), seed)
+    parts = {"train": train, "validation": validation, "test": dataset.subsample_test(source.test, data.test_examples)}
     return parts | ({"unlabelled": whole} if config.pretext.name else {})
 
 
-def check_classes(config: Any, source: Source) -> int:
+def check_classes(config: Any, source: Dataset) -> int:
     """Return the number of classes of the data, or a UserError where ``config`` names another."""
     classes = config.model.num_classes or len(source.classes)
     if classes != len(source.classes):
@@ -66,7 +66,11 @@ class Probe:
     """The head as a linear classifier fitted to the features of the training part, as they are before any training."""
 
     def __init__(
-        self, kind: str, strength: float, parts: "Mapping[str, Split] | Mapping[str, Texts]", features: Features
+        self,
+        kind: str,
+        strength: float,
+        parts: "Mapping[str, Split] | Mapping[str, TokenizedTexts]",
+        features: Features,
     ):
         """``kind`` is one of ``PROBES``; a ``strength`` of 0 is replaced by the best on the part "validation"."""
         self.kind, self.strength, self.parts, self.features = kind, strength, parts, features
@@ -154,7 +158,7 @@ def adapted(variables: Any, how: adapters.Adapters, key: jax.Array) -> dict[str,
 
 def _first(part: Split, n: int) -> Split:
     rows = np.random.default_rng(0).permutation(len(part.labels))[:n]
-    return dataset.take(part, rows)
+    return dataset.select_rows(part, rows)
 
 
 def _standard(rises: jax.Array) -> jax.Array:

@@ -15,10 +15,10 @@ import numpy as np
 from tl_jax import pretrained
 from tl_jax.data import fingerprint, loader, preprocess, tfds, value_range
 from tl_jax.data.augment import Augment
-from tl_jax.data.dataset import Split, fit
+from tl_jax.data.dataset import Split, fit_image
 from tl_jax.data.decode import Decoding
 from tl_jax.data.fingerprint import relative_names
-from tl_jax.data.image_folder import named
+from tl_jax.data.image_folder import input_images
 from tl_jax.metrics import Batch
 from tl_jax.metrics.classification import calibrated, fit_temperature
 from tl_jax.pretrained.network import Pretrained, variable_shapes, with_head
@@ -86,7 +86,7 @@ class Asked(NamedTuple):
         views: of each picture, whose probabilities are averaged.
         shape: height and width of stored pictures; others are fitted into it, as in training.
         decoding: how files become pixels, as in training.
-        fit: how others are fitted, see ``data.dataset.fit``.
+        fit: how others are fitted, see ``data.dataset.fit_image``.
         batch_size: pictures at once, at most.
         validation: () -> batches to which a temperature is fitted; None leaves probabilities as they are.
         fitted: the temperature that the finished run has fitted already, None for a run without.
@@ -138,7 +138,7 @@ def explain(asked: Asked, variables: Any, inputs: Sequence[str]) -> Explained:
         found.append(_probabilities(asked, variables, images, degrees))
         best = found[-1].argmax(1).astype(np.int32)
         maps.append(_extract(make_grad_cam(asked.network), asked, variables, images, best))
-        shown = preprocess.fit(jnp.asarray(images), how.size, how.crop, how.interpolation)
+        shown = preprocess.resize_and_crop(jnp.asarray(images), how.size, how.crop, how.interpolation)
         seen.append(np.rint(np.clip(shown, 0, 255)).astype(np.uint8))
     rows = np.concatenate(found)
     names = [asked.classes[k] for k in rows.argmax(1)]
@@ -160,7 +160,7 @@ def temperature(asked: Asked, variables: Any) -> float:
 
 def _asked_of(asked: Asked, inputs: Sequence[str]) -> tuple[list[Path], Asked]:
     """Return the files that were named, and who is asked of them, in batches no larger than it takes."""
-    files = named(inputs, asked.decoding.outside)
+    files = input_images(inputs, asked.decoding.outside)
     return files, asked._replace(batch_size=min(asked.batch_size, sharding.whole(len(files))))
 
 
@@ -168,7 +168,7 @@ def _read_inputs(asked: Asked, files: Sequence[Path], errors: list[Failed]) -> I
     """Yield some readable files at a time, and their pictures uint8 (N, H, W, 3); others join ``errors``."""
     height, width = asked.shape
     for some, pictures in file_answers.decoded(files, asked.decoding, asked.batch_size, errors):
-        fitted = (im if im.shape[:2] == asked.shape else fit(im, (width, height), asked.fit) for im in pictures)
+        fitted = (im if im.shape[:2] == asked.shape else fit_image(im, (width, height), asked.fit) for im in pictures)
         yield some, np.stack(list(fitted))
 
 
@@ -244,7 +244,7 @@ def build(
     config: Any,
     net: Pretrained | None,
     inputs: Inputs,
-    source: tfds.Source,
+    source: tfds.Dataset,
     outputs: int,
     functions: Callable[..., dict[str, Any]],
     record: RunRecord = NEW_RUN,
@@ -295,13 +295,13 @@ def build(
     return task, network, parts
 
 
-def facts_of(net: Pretrained, inputs: Inputs, source: tfds.Source, parts: Mapping[str, Split]) -> dict[str, Any]:
+def facts_of(net: Pretrained, inputs: Inputs, source: tfds.Dataset, parts: Mapping[str, Split]) -> dict[str, Any]:
     """Return what a run must know of its weights and data to be evaluated, exported and reported."""
     return {
         "weights": str(net.path or "random"),
         "weights_sha256": net.sha256,
         "data": source.name,
-        "tested": source.tested,
+        "tested": source.test_origin,
         "input": inputs._asdict(),
         **source.facts(),
         "new_head": net.new_head,
@@ -365,19 +365,19 @@ def pretext_of(config: Any) -> Pretext | None:
     return Pretext.of(config.pretext.to_dict()) if config.pretext.name else None
 
 
-def load_source(config: Any, size: int) -> tfds.Source:
+def load_source(config: Any, size: int) -> tfds.Dataset:
     """Load the data set of ``config``, or draw the generator's pictures where ``data.generate`` says so."""
     drawn = config.data.generate and not config.data.dir
     name = "gratings" if drawn else config.data.name
     data = config.data
     windows = tuple(tuple(w) if isinstance(w, list) else w for w in data.windows)
-    limits = value_range.parse(data.range)
+    limits = value_range.parse_range(data.range)
     how = windows, data.group, data.label, data.fit, limits, data.max_pixels, data.outside
-    return _read(fingerprint.stamp(name, data.dir), name, data.dir, size, data.gigabytes * 1e9, *how)
+    return _read(fingerprint.folder_stamp(name, data.dir), name, data.dir, size, data.gigabytes * 1e9, *how)
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def _read(_: str, *how: Any) -> tfds.Source:
+def _read(_: str, *how: Any) -> tfds.Dataset:
     return tfds.load(*how)
 
 

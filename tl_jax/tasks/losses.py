@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from tl_jax.data import preprocess
-from tl_jax.data.augment import Augment, augment, views
-from tl_jax.data.tokenize import IGNORED, Hidden, Masking, hide
+from tl_jax.data.augment import Augment, augment, tta_views
+from tl_jax.data.tokenize import IGNORED, MaskedTexts, Masking, mask_tokens
 from tl_jax.models.bert import Bert, normal_init
 from tl_jax.models.ops.batch_norm import stochastic_norm
 from tl_jax.models.ops.dropout import Dropout
@@ -39,8 +39,10 @@ class Inputs(NamedTuple):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Turn (N, H, W, C) pixels into (N, size, size, channels) network inputs."""
-        images = preprocess.channels(images, self.channels)
-        return preprocess.scale(preprocess.fit(images, self.size, self.crop, self.interpolation), self.scaling)
+        images = preprocess.convert_channels(images, self.channels)
+        return preprocess.scale(
+            preprocess.resize_and_crop(images, self.size, self.crop, self.interpolation), self.scaling
+        )
 
 
 class Maps(NamedTuple):
@@ -59,7 +61,7 @@ class Pixels(NamedTuple):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Turn (N, H, W, C) pixels into (N, H, W, channels) network inputs."""
-        return preprocess.scale(preprocess.channels(images, self.channels), self.scaling)
+        return preprocess.scale(preprocess.convert_channels(images, self.channels), self.scaling)
 
 
 class Network(NamedTuple):
@@ -179,7 +181,7 @@ def make_embeddings(net: Network, count: int = 1):
         def one(images):
             return unit(net.predict(variables, images)[0].astype(jnp.float32))
 
-        return one(batch["image"]) if count == 1 else unit(jax.lax.map(one, views(batch["image"], count)).mean(0))
+        return one(batch["image"]) if count == 1 else unit(jax.lax.map(one, tta_views(batch["image"], count)).mean(0))
 
     return embeddings
 
@@ -209,7 +211,7 @@ def predict(net: Network, variables: Any, images: jax.Array, count: int) -> jax.
     """Return the logits (N, K) of pictures, or the logarithm of their mean probability over ``count`` views."""
     if count == 1:
         return net.predict(variables, images)[0]
-    logits = jax.lax.map(lambda view: net.predict(variables, view)[0].astype(jnp.float32), views(images, count))
+    logits = jax.lax.map(lambda view: net.predict(variables, view)[0].astype(jnp.float32), tta_views(images, count))
     return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(count)
 
 
@@ -280,7 +282,7 @@ class Encoder(NamedTuple):
         read = end[last].astype(jnp.float32) if self.model.output == "tokens" else end["features"]
         return self.head.apply(self._plain(variables), read, train=True, rngs=rngs)[0], end
 
-    def guess(self, variables: Any, batch: Any, hidden: Hidden, key: jax.Array | None) -> jax.Array:
+    def guess(self, variables: Any, batch: Any, hidden: MaskedTexts, key: jax.Array | None) -> jax.Array:
         """Return the logits (N, P, V) of hidden words; with a ``key`` in training mode."""
         ids, chosen, _ = hidden
         params = {**self._plain(variables)["params"], **variables["params"].get("extra", {}).get("pretext", {})}
@@ -355,7 +357,7 @@ def make_words_metrics(net: Encoder, how: Masking):
     def one(ids, there):
         """Hide words of one text (L,)."""
         key = jax.random.fold_in(jax.random.key(0), (ids * there).sum())
-        return Hidden(*(leaf[0] for leaf in hide(ids[None], there[None], key, how)))
+        return MaskedTexts(*(leaf[0] for leaf in mask_tokens(ids[None], there[None], key, how)))
 
     def metrics(variables, batch):
         hidden = jax.vmap(one)(batch["input_ids"], batch["attention_mask"])
@@ -396,11 +398,11 @@ def make_text_features(net: Encoder):
 
 def _words(net: Encoder, variables: Any, batch: Any, how: Masking, key: jax.Array):
     """Return the sums of loss and accuracy of words that are hidden just now."""
-    hidden = hide(batch["input_ids"], batch["attention_mask"], key, how)
+    hidden = mask_tokens(batch["input_ids"], batch["attention_mask"], key, how)
     return _guessed(net, variables, batch, hidden, key)
 
 
-def _guessed(net: Encoder, variables: Any, batch: Any, hidden: Hidden, key: jax.Array | None):
+def _guessed(net: Encoder, variables: Any, batch: Any, hidden: MaskedTexts, key: jax.Array | None):
     logits = net.guess(variables, batch, hidden, key)
     words = jnp.take_along_axis(batch["input_ids"], hidden.positions, 1)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, words)

@@ -13,10 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from tl_jax.data import value_range
-from tl_jax.data.dataset import Source, Split
+from tl_jax.data.dataset import Dataset, Split
 from tl_jax.data.detection import CLASS
 from tl_jax.data.fingerprint import fingerprint
-from tl_jax.data.labels import check_source
+from tl_jax.data.labels import check_dataset
 from tl_jax.pretrained import formats
 from tl_jax.pretrained.network import HEAD_LEAVES, Pretrained
 from tl_jax.tasks import head_init
@@ -43,7 +43,7 @@ class RunRecord(NamedTuple):
     reads_data: bool = True
     fitted: Mapping[str, float] = MappingProxyType({})
 
-    def source(self, read: Callable[[], Source], images: np.ndarray, labels: np.ndarray) -> Source:
+    def source(self, read: Callable[[], Dataset], images: np.ndarray, labels: np.ndarray) -> Dataset:
         """Return the data with their labels in the run's order of classes, or the classes alone.
 
         Args:
@@ -55,7 +55,7 @@ class RunRecord(NamedTuple):
         """
         if not self.reads_data:
             return self.classes_alone(images, labels)
-        source = check_source(read())
+        source = check_dataset(read())
         if not self.facts:
             return source
         if "classes" not in self.facts:
@@ -67,13 +67,13 @@ class RunRecord(NamedTuple):
             return source
         return in_order(source, self.facts["classes"], self.folder)
 
-    def classes_alone(self, images: np.ndarray, labels: np.ndarray) -> Source:
+    def classes_alone(self, images: np.ndarray, labels: np.ndarray) -> Dataset:
         """Return the data of a task that does not read them; ``images`` and ``labels`` are of no example."""
         none, facts = Split(images, labels), self.facts
-        limits = value_range.of_facts(facts)
-        return Source(facts["data"], none, none, tuple(facts["classes"]), facts["tested"], none, limits)
+        limits = value_range.range_from_facts(facts)
+        return Dataset(facts["data"], none, none, tuple(facts["classes"]), facts["tested"], none, limits)
 
-    def cut(self, config: Any, source: Source) -> dict[str, Split]:
+    def cut(self, config: Any, source: Dataset) -> dict[str, Split]:
         """Return the splits of ``head_init.cut``, all of them without examples if the data are not read."""
         if self.reads_data:
             return head_init.cut(config, source)
@@ -85,7 +85,7 @@ class RunRecord(NamedTuple):
             return dict(self.facts["examples"])
         return {name: len(split.labels) for name, split in splits.items()}
 
-    def describe(self, source: Source, splits: Mapping[str, Split], folder: str) -> dict[str, Any]:
+    def describe(self, source: Dataset, splits: Mapping[str, Split], folder: str) -> dict[str, Any]:
         """Return what is to be kept: ``classes``, and ``examples`` and ``data_sha256`` of each split.
 
         Args:
@@ -102,7 +102,7 @@ class RunRecord(NamedTuple):
 NEW_RUN = RunRecord()
 
 
-def in_order(source: Source, classes: Sequence[str], where: str) -> Source:
+def in_order(source: Dataset, classes: Sequence[str], where: str) -> Dataset:
     """Return the data with their labels as rows of ``classes``.
 
     Raises:

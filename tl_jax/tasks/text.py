@@ -17,9 +17,9 @@ import numpy as np
 
 from tl_jax.data import fingerprint, text_datasets, tokenize, word_splitting
 from tl_jax.data.conll import find_scheme
-from tl_jax.data.dataset import Source
-from tl_jax.data.text import FIRST_LINE, Columns, read_examples
-from tl_jax.data.tokenize import IGNORED, Masking, Texts, TextStream
+from tl_jax.data.dataset import Dataset
+from tl_jax.data.text import DEFAULT_COLUMNS, Columns, read_examples
+from tl_jax.data.tokenize import IGNORED, Masking, TextStream, TokenizedTexts
 from tl_jax.data.word_splitting import PLAIN_SPLITTER, Splitter
 from tl_jax.metrics import sequence
 from tl_jax.pretrained import huggingface
@@ -155,7 +155,7 @@ def answer(
     *,
     splitter: Splitter = PLAIN_SPLITTER,
     pairs: bool = False,
-    columns: Columns = FIRST_LINE,
+    columns: Columns = DEFAULT_COLUMNS,
 ) -> tuple[list[dict[str, Any]], str]:
     """Return the prediction for each input, for JSON, and the first of them drawn as text.
 
@@ -245,10 +245,10 @@ def _predict(
     net: TextNetwork, encoder: Encoder, length: int, variables: Any, texts: Sequence[Any], labels: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the probabilities of each text (K,), or of each word that is read (W', K), and which words are read."""
-    encodings = tokenize.encode(net.tokenizer, list(texts), length)
+    encodings = tokenize.encode_texts(net.tokenizer, list(texts), length)
     if cut := sum(bool(e.overflowing) for e in encodings):
         say(f"{cut:,} of {len(texts):,} inputs are cut to {length} tokens: what comes after them is not read")
-    data = tokenize.texts(encodings, labels, tokenize.padding(net.tokenizer))
+    data = tokenize.tokenized_texts(encodings, labels, tokenize.pad_id(net.tokenizer))
     step, size = make_eval_step(make_text_predict(encoder)), min(BATCH, len(texts))
     n = sharding.whole(size)
     for first in range(0, len(texts), size):
@@ -281,7 +281,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
     parts = tokenized(config, net, raw, source.classes)
     how, seen = regularize(config, net), (config.seed, config.batch_size)
     guesses = "masked" in (config.task, config.pretext.name)
-    guessing = tokenize.of(net.tokenizer, config.pretext.mask_prob) if guesses else None
+    guessing = tokenize.make_masking(net.tokenizer, config.pretext.mask_prob) if guesses else None
     beside = (guessing, config.pretext.weight) if guessing and config.pretext.weight else None
     frozen = FrozenText(config, encoder, parts, how)
     words_net = load_network(config, (), "masked") if config.pretext.name else None
@@ -299,7 +299,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
             "weights": str(net.path or "random"),
             "weights_sha256": net.sha256,
             "data": source.name,
-            "tested": source.tested,
+            "tested": source.test_origin,
             "input": {"length": length(config, net)},
             "new_head": net.new_head,
             "reading": reading,
@@ -316,7 +316,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
     return _guessing(task, config, encoder, guessing, parts) if guessing else task
 
 
-def _guessing(task: Task, config: Any, encoder: Encoder, how: Masking, parts: dict[str, Texts]) -> Task:
+def _guessing(task: Task, config: Any, encoder: Encoder, how: Masking, parts: dict[str, TokenizedTexts]) -> Task:
     """Return the task with words to guess: as all there is to it, or as a pretext."""
     loss = objectives.make_words_loss(encoder, how)
     if config.task == "masked":
@@ -350,7 +350,7 @@ def _answer(
     inputs: Sequence[Any],
 ) -> tuple[list[dict[str, Any]], str]:
     """Return the predictions for what a user typed, read as the training texts were; see ``how_read``."""
-    splitter = word_splitting.Splitter.of_json(reading["splitter"] or {})
+    splitter = word_splitting.Splitter.from_json(reading["splitter"] or {})
     how = {"splitter": splitter, "pairs": reading["pairs"], "columns": columns_of(config)}
     return answer(config.task, net, encoder, classes, length(config, net), variables, inputs, **how)
 
@@ -372,11 +372,11 @@ def start(
     return {**variables, **({"source": kept} if kept else {})}
 
 
-def load_source(config: Any) -> Source:
+def load_source(config: Any) -> Dataset:
     """Load the texts of ``config``, or those of the installed libraries where ``data.generate`` says so."""
     data = config.data
     name = DRAWN[config.task] if data.generate and not data.dir else data.name
-    source = _read(fingerprint.stamp(name, data.dir), name, data.dir, columns_of(config))
+    source = _read(fingerprint.folder_stamp(name, data.dir), name, data.dir, columns_of(config))
     tagged = source.train.labels.dtype == object
     if config.task != "masked" and tagged != (config.task == "tokens"):
         have, right = ("a tag for each word", "tokens") if tagged else ("one label for each text", "text")
@@ -392,7 +392,7 @@ def columns_of(config: Any) -> Columns:
     return Columns(tuple(config.data.columns), tuple(config.data.text), config.data.label)
 
 
-def say_shared(source: Source) -> None:
+def say_shared(source: Dataset) -> None:
     """Say how many texts for choosing and testing are in the training split, too."""
     train = {_key(text) for text in source.train.images}
     for name, split in (("validation", source.validation), ("test", source.test)):
@@ -407,7 +407,7 @@ def _key(text: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def _read(_: str, name: str, folder: str, columns: Columns) -> Source:
+def _read(_: str, name: str, folder: str, columns: Columns) -> Dataset:
     return text_datasets.load(name, folder, columns)
 
 
@@ -435,15 +435,17 @@ def length(config: Any, net: TextNetwork) -> int:
     return min(config.input.max_length or net.model.positions, net.model.positions)
 
 
-def tokenized(config: Any, net: TextNetwork, parts: dict[str, Any], classes: Sequence[str]) -> dict[str, Texts]:
+def tokenized(
+    config: Any, net: TextNetwork, parts: dict[str, Any], classes: Sequence[str]
+) -> dict[str, TokenizedTexts]:
     """Return the parts as ids, and say how many texts were cut, and how many words of tagged sentences."""
-    most, pad = length(config, net), tokenize.padding(net.tokenizer)
+    most, pad = length(config, net), tokenize.pad_id(net.tokenizer)
     found, cut, total, unread = {}, 0, 0, 0
     for name, part in parts.items():
         texts = np.asarray(part.images)
-        encodings = tokenize.encode(net.tokenizer, texts.tolist(), most)
+        encodings = tokenize.encode_texts(net.tokenizer, texts.tolist(), most)
         cut, total = cut + sum(bool(e.overflowing) for e in encodings), total + len(encodings)
-        found[name] = tokenize.texts(encodings, part.labels, pad)
+        found[name] = tokenize.tokenized_texts(encodings, part.labels, pad)
         if found[name].read is not None:
             unread += sum(int((read == 0).sum()) for read in found[name].read)
     if cut:

@@ -71,12 +71,12 @@ def hidden(
     batch: Batch, tokenizer: tokenizers.Tokenizer, key: jax.Array, share: float
 ) -> tuple[np.ndarray, list[dict[int, tuple[str, str]]]]:
     """Return the ids (N, L) with words hidden, and for each text position -> (M, R or K, hidden piece)."""
-    how, ids = tokenize.of(tokenizer, share), np.asarray(batch["input_ids"])
-    found = jax.device_get(tokenize.hide(ids, batch["attention_mask"], key, how))
+    how, ids = tokenize.make_masking(tokenizer, share), np.asarray(batch["input_ids"])
+    found = jax.device_get(tokenize.mask_tokens(ids, batch["attention_mask"], key, how))
     marks: list[dict[int, tuple[str, str]]] = []
     for before, after, positions, weights in zip(ids, *found, strict=True):
         at = sorted(positions[weights > 0].tolist())
-        letters = ["M" if after[i] == how.mask else "K" if after[i] == before[i] else "R" for i in at]
+        letters = ["M" if after[i] == how.mask_id else "K" if after[i] == before[i] else "R" for i in at]
         marks.append({i: (letter, _piece(tokenizer, int(before[i]))) for i, letter in zip(at, letters, strict=True)})
     return found.ids, marks
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tl_jax.data.dataset import encoded
+from tl_jax.data.dataset import is_encoded
 from tl_jax.data.loader import Stream
 from tl_jax.data.tokenize import TextStream
 from tl_jax.train import sharding
@@ -269,7 +269,9 @@ class Stepper:
 
     def _each_shape(self, step: Any, call: tuple[Any, ...], first: int) -> dict[Any, sharding.Program]:
         """Compile the step for each shape that batches of this phase have: those of texts differ in length."""
-        steps = self._batch.distinct(first, self._phase.stop) if isinstance(self._batch, TextStream) else (first,)
+        steps = (
+            self._batch.steps_by_length(first, self._phase.stop) if isinstance(self._batch, TextStream) else (first,)
+        )
         programs = {}
         for at in steps:
             batch = sharding.put(self._batch(at))
@@ -281,7 +283,7 @@ class Stepper:
         if not isinstance(self._batch, Stream):
             return sharding.put(self._batch(step))
         if self._following is None:
-            self._following = self._batch.following(step, self._phase.stop, sharding.share(self._batch.batch_size))
+            self._following = self._batch.batches(step, self._phase.stop, sharding.share(self._batch.batch_size))
         return sharding.put_share(next(self._following))
 
     def _steps(self, first: int, stop: int) -> tuple[Any, ...]:
@@ -311,7 +313,7 @@ class Stepper:
     def _most(self) -> int:
         """Return the steps that a call may take: one where a step is work enough, or the data do not fit."""
         stream, steps = self._batch, min(MOST_STEPS, self._phase.stop - self._phase.start)
-        if not isinstance(stream, Stream) or encoded(stream.images):
+        if not isinstance(stream, Stream) or is_encoded(stream.images):
             return 1
         row = stream.images[:1].nbytes
         if not self._near:

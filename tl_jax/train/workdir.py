@@ -218,7 +218,7 @@ def check_data(
     Raises:
         UserError: names the split that differs, or the ranges.
     """
-    value_range.check_unchanged(workdir, old, facts)
+    value_range.check_range_unchanged(workdir, old, facts)
     before, now = old.get("data_sha256", {}), facts.get("data_sha256", {})
     for split in splits:
         if before.get(split, now.get(split)) == now.get(split):
