@@ -42,8 +42,8 @@ def main(_: list[str]) -> None:
     validate.validate(config)
     rates, decays = ([float(value) for value in given.value] for given in (RATES, DECAYS))
     task = restore.make_task(config)
-    (phase,) = phases.resolve(config, task.sizes, task.parts)
-    seen = task.shortcut(task, initial_state(task, config.seed).variables, phase)
+    (phase,) = phases.resolve(config, task.sizes, task.stages)
+    seen = task.cache_features(task, initial_state(task, config.seed).variables, phase)
     if seen is task:
         raise UserError(
             "the features of this recipe change from epoch to epoch, or there is no room for them: switch its "

@@ -205,7 +205,7 @@ def _export_text(config: recipe.Config, folder: Path, task: Task, state: TrainSt
     from tl_jax.tasks import text
 
     classes = () if config.task == "masked" else task.classes
-    net = text.load_network(config, classes)._replace(variables={"params": text.trained(config, state.params)})
+    net = text.load_network(config, classes)._replace(variables={"params": text.export_params(config, state.params)})
     huggingface.save(folder, net, classes, dtype)
     _wrote(folder / "model.safetensors")
     return folder
@@ -217,7 +217,7 @@ def _export_policy(config: recipe.Config, folder: Path, task: Task, state: Train
     path = folder / "export" / "model.safetensors"
     about = {name: task.facts[name] for name in ("world", "physics", "spaces")} | {"step": int(state.step)}
     about |= {"metrics": read_summary(folder).get("metrics", {})}
-    optimizer = optimizer_module.of(optimizer_state(config, folder, task, state))
+    optimizer = optimizer_module.adam_moments(optimizer_state(config, folder, task, state))
     policy_transfer.save(path, state.variables, task.facts["options"], about, optimizer)
     _wrote(path)
     return path

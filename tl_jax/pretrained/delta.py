@@ -84,7 +84,7 @@ def apply(variables: tree.Tree, leaves: Mapping[str, Any], facts: Mapping[str, A
         UserError: leaves that do not fit the network.
     """
     flat = dict(tree.flatten(variables))
-    if strange := [p for p in leaves if p not in flat and not re.fullmatch(adapters.PAIR, p)]:
+    if strange := [p for p in leaves if p not in flat and not re.fullmatch(adapters.LOW_RANK, p)]:
         raise UserError(f"{path}: {strange[0]} is no part of these weights; it belongs to another network")
     wrong = [p for p, leaf in leaves.items() if p in flat and flat[p].shape != leaf.shape]
     if wrong:
