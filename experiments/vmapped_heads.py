@@ -42,7 +42,7 @@ def train_heads(
     """Train a head for each combination as a run of its own would, from the same first head and order for a seed.
 
     Args:
-        task: as a phase sees it that trains the head alone: its pictures are features (N, D), see ``Task.cache_features``.
+        task: as a phase that trains the head alone sees it: images are features (N, D), see ``Task.cache_features``.
         phase: whose optimizer, schedule and length are used; its own rate and decay are not.
         seeds: of the first head and the order of examples.
         rates, decays: learning rates and weight decays.

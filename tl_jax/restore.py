@@ -41,8 +41,8 @@ def _detection(config: recipe.Config, record: RunRecord) -> Task:
 
 
 TASKS = {
-    "image": image_classification.make_task, "detection": _detection, "faces": face_verification.make_task, "text": _text,
-    "tokens": _text, "masked": _text, "policy": _policy,
+    "image": image_classification.make_task, "detection": _detection, "faces": face_verification.make_task,
+    "text": _text, "tokens": _text, "masked": _text, "policy": _policy,
 }  # fmt: skip
 
 

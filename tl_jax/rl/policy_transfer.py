@@ -108,21 +108,20 @@ def load_components(
     chosen = {path: leaf for path, leaf in flat.items() if path.startswith(prefixes)}
     shapes = {path: source.leaves[path].shape for path in chosen if path in source.leaves}
     mismatched = {path for path, leaf in chosen.items() if shapes.get(path) != leaf.shape}
-    inner_mismatched = sorted(path for path in mismatched if not _depends_on_spaces(path, flat))
-    if inner_mismatched:
-        source_shape, target_shape = shapes.get(inner_mismatched[0], "missing there"), chosen[inner_mismatched[0]].shape
+    fixed = sorted(path for path in mismatched if not _depends_on_spaces(path, flat))
+    if fixed:
+        source_shape, target_shape = shapes.get(fixed[0], "missing there"), chosen[fixed[0]].shape
         raise UserError(
-            f"the source's network differs at {inner_mismatched[0]} ({source_shape}, here {target_shape}); give config.model.options its own: "
-            f"{dict(source.options)}"
+            f"the source's network differs at {fixed[0]} ({source_shape}, here {target_shape}); give "
+            f"config.model.options its own: {dict(source.options)}"
         )
     if mismatched and not allow_shape_mismatch:
         raise UserError(
             f"{source.world} has the spaces {dict(source.spaces)}, the world here {dict(spaces)}; "
             f"set config.init.allow_shape_mismatch=True to draw {', '.join(sorted(mismatched))} anew and take the rest"
         )
-    if {
-        p for p in mismatched if p.startswith("batch_stats/")
-    }:  # statistics of other observations mean nothing together
+    # Statistics of other observations mean nothing together.
+    if {p for p in mismatched if p.startswith("batch_stats/")}:
         mismatched |= {p for p in chosen if p.startswith("batch_stats/")}
     template = {path: leaf for path, leaf in chosen.items() if path not in mismatched}
     source_leaves = {path: leaf for path, leaf in source.leaves.items() if path in template}
@@ -143,8 +142,8 @@ def _load_moments(source: SourcePolicy, not_loaded: Sequence[str], params: Any) 
     new_leaves = [path for path in not_loaded if path.startswith("params/")]
     if new_leaves:
         raise UserError(
-            f"config.init.load_parts: optimizer state goes with all of the network, and {', '.join(new_leaves)} would be "
-            "new; take trunk, policy and value with it, or leave it out"
+            f"config.init.load_parts: optimizer state goes with all of the network, and {', '.join(new_leaves)} would "
+            "be new; take trunk, policy and value with it, or leave it out"
         )
     moments = {p.removeprefix("optimizer/"): leaf for p, leaf in source.leaves.items() if p.startswith("optimizer/")}
     wanted = {f"{kind}/{path}": leaf for kind in optimizer.MOMENTS for path, leaf in tree.flatten(params).items()}
@@ -158,8 +157,9 @@ def _load_moments(source: SourcePolicy, not_loaded: Sequence[str], params: Any) 
         )
     mismatches = [text for path, leaf in wanted.items() for text in misfits(path, moments[path], leaf)]
     if mismatches or "count" not in moments or moments["count"].ndim:
+        reason = (*mismatches, "count is no number")[0]
         raise UserError(
-            f"config.init.load_parts: the optimizer state does not fit the network: {(*mismatches, 'count is no number')[0]}"
+            f"config.init.load_parts: the optimizer state does not fit the network: {reason}"
             "; export the run again, or leave optimizer out"
         )
     return tree.unflatten({path: moments[path] for path in (*wanted, "count")})

@@ -166,7 +166,7 @@ FOCAL_ALPHA, FOCAL_BETA = 2, 4  # exponents of the focal loss, as CenterNet has 
 
 
 class DetectionOptions(NamedTuple):
-    """Which boxes are given: at most ``max_detections`` of a picture, none with an IoU above ``nms_iou`` with a better one."""
+    """What detection returns: at most ``max_detections`` boxes per image, and the IoU above which the worse box drops out."""
 
     max_detections: int
     nms_iou: float

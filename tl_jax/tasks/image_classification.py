@@ -412,7 +412,7 @@ def load_network(config: Any) -> Pretrained:
 
 
 def load_source_head(config: Any, width: int) -> dict[str, Any]:
-    """Return the kernel (D, Z) and bias (Z,) of the head that the weights came with; D is the ``feature_width`` of features.
+    """Return the kernel (D, Z) and bias (Z,) of the head that the weights came with; D is the ``width`` of features.
 
     Raises:
         UserError: they came without one, or it sits on something other than ``features``.

@@ -60,7 +60,7 @@ class PolicyStepper:
         self._execute, self.seconds = program.execute, program.seconds
 
     def advance(self, state: TrainState, first: int, stop: int) -> tuple[TrainState, list[dict[str, Any]]]:
-        """Make the updates ``first`` to ``stop`` of the run, at most ``max_steps``; return the state and a row of each."""
+        """Make updates ``first`` to ``stop`` of the run, at most ``max_steps``; return the state and a row for each."""
         rates = self._rates[first - self._phase.start : stop - self._phase.start]
         state, rows = self._execute(state, self._stream, *self._call_args(first, stop))
         rows = jax.device_get(rows)

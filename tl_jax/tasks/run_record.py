@@ -113,8 +113,9 @@ def with_class_order(source: Source, classes: Sequence[str], where: str) -> Sour
     if tuple(classes) == source.classes:
         return source
     if set(classes) != set(source.classes):
+        differences = describe_differences(classes, source.classes)
         raise UserError(
-            f"{where}: the classes of {source.name} are not those of the run: {describe_differences(classes, source.classes)}; "
+            f"{where}: the classes of {source.name} are not those of the run: {differences}; "
             "restore the classes of the data, or use --mode=predict, which does not need them"
         )
     index = {name: k for k, name in enumerate(classes)}
@@ -183,9 +184,8 @@ def match_classes(names: Sequence[str], classes: Sequence[str], where: str) -> l
     if unnamed:
         say(f"{where}: {unnamed[0]} no class names, so output k of the head is taken for class k of the data")
         return None
-    raise UserError(
-        f"the head in {where} has other classes than the data: {describe_differences(names, classes)}; pass --config.init.head=new"
-    )
+    differences = describe_differences(names, classes)
+    raise UserError(f"the head in {where} has other classes than the data: {differences}; pass --config.init.head=new")
 
 
 def are_positions(names: Sequence[str]) -> bool:

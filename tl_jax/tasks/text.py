@@ -65,8 +65,8 @@ def read_inputs(inputs: Sequence[Any], task: str, pairs: bool, columns: Columns)
     """Return the texts that inputs stand for: each a str, a pair of str, or a list of words.
 
     Args:
-        inputs: sentences, files (see ``FILE_KINDS``; a ``Path`` is always one), pairs (``FIRST ||| SECOND``, or a tuple), or
-            lists of words.
+        inputs: sentences, files (see ``FILE_KINDS``; a ``Path`` is always one), pairs (``FIRST ||| SECOND``, or a
+            tuple), or lists of words.
         task: "text" or "tokens".
         pairs: whether the run was trained on pairs of texts; if not, " ||| " is text like other text.
         columns: of the training data, for CSV, TSV and JSON.
@@ -223,7 +223,7 @@ def _entities(
     spans = [splitter.spans(text) if isinstance(text, str) else _word_spans(text) for text in inputs]
     words = [[text[a:b] for a, b in text_spans] for text, text_spans in zip(texts, spans, strict=True)]
     labels = np.empty(len(words), object)
-    labels[:] = [np.zeros(len(text_spans), np.int32) for text_spans in words]
+    labels[:] = [np.zeros(len(sentence), np.int32) for sentence in words]
     results, lines, scheme = [], [], find_scheme(classes)
     for i, (row, was_read) in enumerate(_predict(net, encoder, length, variables, words, labels)):
         predicted = iter(row.argmax(-1))
@@ -391,9 +391,8 @@ def init_variables(
 ) -> dict[str, Any]:
     """Return the variables that training starts from, drawn from ``key`` as far as they are not loaded or fitted."""
     variables = {"params": dict(net.redraw(key)["params"]), "batch_stats": {}}
-    if config.init.head in head_init.PROBES and len(
-        feature_cache.splits["train"].labels
-    ):  # else only a layout is wanted
+    has_examples = len(feature_cache.splits["train"].labels) > 0  # else only a layout is wanted
+    if config.init.head in head_init.PROBES and has_examples:
         probe = head_init.Probe(config.init.head, config.init.strength, feature_cache.splits, feature_cache.features)
         variables = head_init.with_probe(variables, probe)
     source_collection = head_init.source_collection(regularize, variables)

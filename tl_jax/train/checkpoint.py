@@ -104,7 +104,7 @@ class Checkpoints:
     """The checkpoints of one run of a task, by step; the best is the one with the highest ``Task.score``."""
 
     def __init__(self, folder: Path, task: Task, cleanup: bool = True):
-        """Open the checkpoints in ``folder``; only the run that writes them may ``cleanup`` up what looks unfinished."""
+        """Open the checkpoints in ``folder``; only the run that writes them may clean up what looks unfinished."""
         keep: list[policy.PreservationPolicy] = [policy.LatestN(2)]
         score = None
         if task.sizes.get("validation"):  # else there is nothing to tell the best one by

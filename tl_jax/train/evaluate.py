@@ -35,7 +35,7 @@ def sum_metrics(rows: Iterable[Sums]) -> dict[str, list[float]]:
 
 
 class EvalResult(NamedTuple):
-    """Metrics over a part, the number of its examples, the seconds that compiling took, and what the judge says."""
+    """Metrics over a split, the number of its examples, the seconds that compiling took, and the evaluation."""
 
     values: dict[str, float]
     examples: int
@@ -67,13 +67,13 @@ def check_finite(values: Mapping[str, float], where: str, describe_last: Callabl
         if not math.isfinite(value):
             last_text = f"{describe_last()}; " if describe_last() else ""
             raise Diverged(
-                f"the {name} of {where} is {value}; {last_text}lower config.optim.lr or set config.optim.clip_norm, with a "
-                "new --workdir, and check the data for values that are far from the others"
+                f"the {name} of {where} is {value}; {last_text}lower config.optim.lr or set config.optim.clip_norm, "
+                "with a new --workdir, and check the data for values that are far from the others"
             )
 
 
 def _check_predictions(outputs: Any, mask: np.ndarray, where: str, describe_last: Callable[[], str]) -> None:
-    """Raise ``Diverged`` where what a network says of the examples ``mask`` is NaN, which a judge would score."""
+    """Raise ``Diverged`` where the outputs for the examples in ``mask`` are NaN, which a metric would score."""
     for leaf in jax.tree.leaves(outputs):
         if jnp.issubdtype(leaf.dtype, jnp.floating) and np.isnan(np.asarray(leaf, np.float32)[mask]).any():
             check_finite({"network's output": math.nan}, where, describe_last)
@@ -93,8 +93,8 @@ def evaluate(
         task: whose functions measure.
         variables: that are tested.
         split: name of the split.
-        default_evaluate: judges where a task with ``details`` has no judge of its own; the program is the same without it, but what
-            it predicts is dropped batch by batch.
+        default_evaluate: used if a task with ``test_details`` has no ``evaluate`` of its own; the program is the same
+            without it, but its predictions are dropped batch by batch.
         where, describe_last: see ``check_finite``.
 
     Raises:
@@ -113,9 +113,8 @@ def evaluate(
         compiling += program.seconds
         out = program.execute(variables, batch)
         rows.append(out[0] if has_predictions and not evaluate_outputs else out)
-        batches += (
-            [{name: host_batch[name] for name in host_batch if name != "image"}] if evaluate_outputs else []
-        )  # pictures need room
+        if evaluate_outputs:
+            batches.append({name: host_batch[name] for name in host_batch if name != "image"})  # images need room
         if len(rows) % QUEUE == 0:
             jax.block_until_ready(rows[-1])
     if not evaluate_outputs:

@@ -66,16 +66,13 @@ def describe_phase(phase: Phase, state: TrainState, stepper: Any, full_objective
             f"  parameters: {counts['trainable']:,} trainable, {counts['frozen']:,} frozen",
             *([f"  BatchNorm: {len(frozen_norms)} of {len(norms)} layers keep their statistics"] if norms else []),
             f"  optimizer state: {bytes_now / 1e6:,.2f} MB ({bytes_all / 1e6:,.2f} MB with nothing frozen)",
-            *(
-                [_flops_line(flops_now, flops_all, "about " * bool(counts["frozen"]))]
-                if math.isfinite(flops_now)
-                else []
-            ),
+            *([_flops_line(flops_now, flops_all, bool(counts["frozen"]))] if math.isfinite(flops_now) else []),
         ]
     )
 
 
-def _flops_line(flops: float, unfrozen_flops: float, prefix: str) -> str:
+def _flops_line(flops: float, unfrozen_flops: float, estimated: bool) -> str:
+    prefix = "about " if estimated else ""
     return f"  work a step: {flops / 1e9:,.2f} GFLOP ({prefix}{unfrozen_flops / 1e9:,.2f} GFLOP with nothing frozen)"
 
 
@@ -290,7 +287,7 @@ class Run:
         return values
 
     def _save(self, state: TrainState, values: dict[str, float] | None, force: bool) -> None:
-        """Keep a state where that is ``force`` or due, see ``Pace.min_interval``; tell how it does and how long is left."""
+        """Save a state if ``force`` is set or it is due, see ``Pace.min_interval``; report scores and the time left."""
         clock, now = time.monotonic(), int(state.step)
         better = values is not None and values[self.task.score] >= self.best
         if better:

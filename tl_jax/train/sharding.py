@@ -73,15 +73,15 @@ def to_host(tree: Any) -> Any:
 
 
 def check_batch(field: str, size: int, accumulate: int = 1) -> None:
-    """Refuse a batch size that the devices cannot share evenly, nor each of its ``accumulate`` where it is cut into some."""
+    """Refuse a batch size that the devices cannot share evenly in each of its ``accumulate`` chunks."""
     divisor = jax.device_count() * accumulate
     if size % divisor:
-        nearest, times_accumulate = (
+        nearest, chunks = (
             max(divisor, round(size / divisor) * divisor),
             f" times optim.accumulate={accumulate}" if accumulate > 1 else "",
         )
         raise UserError(
-            f"config.{field}={size} is not divisible by the {jax.device_count()} devices{times_accumulate}; {nearest} is"
+            f"config.{field}={size} is not divisible by the {jax.device_count()} devices{chunks}; {nearest} is"
         )
 
 
@@ -237,8 +237,8 @@ _is_first = True
 def join_processes() -> None:
     """Meet the other processes of this run; to be called before JAX looks for devices.
 
-    Where the environment has all of ``ENV_VARIABLES`` (HOST:PORT of process 0, how many processes, which one this is), they
-    say how. Otherwise JAX finds out from SLURM, Open MPI, or the metadata of a TPU slice.
+    If the environment has all of ``ENV_VARIABLES`` (HOST:PORT of process 0, number of processes, index of this one),
+    they are used. Otherwise JAX finds out from SLURM, Open MPI, or the metadata of a TPU slice.
 
     Raises:
         UserError: nothing says which processes there are, or they do not answer.

@@ -128,7 +128,7 @@ def make_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str, shard
 def _batch_gradient(
     loss_fn: Any, num_chunks: int, batch: Any, key: jax.Array, stats: Any, params: Any
 ) -> tuple[Any, Any]:
-    """Return the gradient and (statistics, sums) of a batch, computed in ``num_chunks`` one after another to save memory.
+    """Return the gradient and (statistics, sums) of a batch, computed chunk by chunk to save memory.
 
     It is the gradient of the mean over the whole batch: what ``sums["loss"]`` adds up is divided by the count of the
     whole batch, since parts may hold different numbers of labelled words or of objects. What else is in the loss, such
@@ -195,7 +195,7 @@ MAX_LOOP_FLOPS = 1e9  # FLOPs of a step on a CPU from which on steps are taken o
 
 
 class Stepper:
-    """The compiled steps of a phase from step ``first`` of the run on, of which nobody asks for more than ``max_steps``.
+    """Compiled training steps of one phase, starting at global step ``first``; at most ``max_steps`` per call.
 
     Attributes:
         flops: floating-point operations of a step, see ``flops.count_flops``.
@@ -238,7 +238,7 @@ class Stepper:
             self.seconds = sum(program.seconds for program in self._programs.values())
 
     def advance(self, state: TrainState, first: int, stop: int) -> tuple[TrainState, list[dict[str, Any]]]:
-        """Take the steps ``first`` to ``stop`` of the run, at most ``max_steps``; return the state and a row of each."""
+        """Take steps ``first`` to ``stop`` of the run, at most ``max_steps``; return the state and a row for each."""
         rates = self._rates[first - self._phase.start : stop - self._phase.start]
         if self._loop is None:
             batch = self._next_batch(first)

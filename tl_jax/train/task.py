@@ -32,21 +32,22 @@ class Task(NamedTuple):
         eval_batches: split name -> iterator of padded, masked batches that hold every example once.
         sizes: split name -> number of examples.
         facts: what was loaded and from where, for the summary and for resuming.
-        stages: names of the network's parts from the input on, for freeze recipes and rates by depth.
-        pretext: what may be learned from pictures without labels, None where nothing is.
-        cache_features: (this task, variables, phase) -> a task with the same results that does not repeat what the phase
-            leaves frozen; None where there is none.
+        stages: names of the network's stages from the input on, for freeze recipes and rates by depth.
+        pretext: what may be learned from images without labels, None if nothing is.
+        cache_features: (this task, variables, phase) -> a task with the same results that does not recompute what the
+            phase leaves frozen; None if there is none.
         score: name of the metric by which the best checkpoint is chosen, the higher the better.
-        predict: (variables, batch) -> what ``evaluate`` takes of each example (N, ...), such as its likeliest class; None
-            where nothing asks for it.
-        evaluate: (predictions (N, ...), batches as ``eval_batches`` gives them), both lists -> verdict.
-        test_details: what the judge kept of the test part -> what ``test_details.json`` holds of it, for the page.
-        report: (what the judge kept of the test part, and of the validation part or None, folder) -> further entries of
-            the summary; it draws pictures into the folder.
-        make_stepper: what takes the steps of a phase where a step is more than a gradient of ``loss``; made and used as
-            ``train.step.Stepper`` is.
-        predict_inputs: (variables, what a user typed) -> for each what is said of it, for JSON, and the same drawn as text.
-        draw_predictions: (what ``predict_inputs`` found, folder) -> pictures of it, written to the folder.
+        predict: (variables, batch) -> what ``evaluate`` takes of each example (N, ...), such as its most likely class;
+            None if nothing needs it.
+        evaluate: (predictions (N, ...), batches as ``eval_batches`` gives them), both lists -> metrics that need all
+            predictions together.
+        test_details: what ``evaluate`` kept of the test split -> the content of ``test_details.json``, for the report.
+        report: (what ``evaluate`` kept of the test split, and of the validation split or None, folder) -> further
+            entries of the summary; it draws figures into the folder.
+        make_stepper: makes what takes the steps of a phase if a step is more than a gradient of ``loss``; called and
+            used as ``train.step.Stepper`` is.
+        predict_inputs: (variables, what a user typed) -> the prediction for each input, for JSON, and the same as text.
+        draw_predictions: (results of ``predict_inputs``, folder) -> paths of the images drawn into the folder.
         explain: (variables, what a user named) -> where in it the network sees what it says.
     """
 

@@ -103,10 +103,8 @@ def frozen_batch_norms(mask: Any, batch_stats: tree.Tree, mode: str) -> frozense
         batch_stats: the statistics collection.
         mode: "auto" (layers whose own parameters are all frozen), "frozen" (all layers) or "train" (none).
     """
-    layers_with_parameters = {
-        path.rpartition("/")[0] for path in tree.flatten(mask)
-    }  # other statistics belong to no layer
-    layers = {path.rpartition("/")[0] for path in tree.flatten(batch_stats)} & layers_with_parameters
+    owners = {path.rpartition("/")[0] for path in tree.flatten(mask)}  # other statistics belong to no layer
+    layers = {path.rpartition("/")[0] for path in tree.flatten(batch_stats)} & owners
     if mode != "auto":
         return frozenset(layers if mode == "frozen" else ())
     trained_layers = {path.rpartition("/")[0] for path, trains in tree.flatten(mask).items() if trains}

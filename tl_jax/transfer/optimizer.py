@@ -70,9 +70,8 @@ def learning_rates(spec: RateSpec) -> np.ndarray:
     warmup_steps = min(round(spec.warmup * spec.steps), spec.steps - 1)
     steps = np.arange(spec.steps, dtype=np.float64)
     progress = np.clip(steps - warmup_steps, 0, None) / max(1, spec.steps - warmup_steps)
-    decay = {"constant": np.ones_like(steps), "cosine": (1 + np.cos(np.pi * progress)) / 2, "linear": 1 - progress}[
-        spec.schedule
-    ]
+    cosine = (1 + np.cos(np.pi * progress)) / 2
+    decay = {"constant": np.ones_like(steps), "cosine": cosine, "linear": 1 - progress}[spec.schedule]
     warmup = np.minimum(1.0, (steps + 1) / warmup_steps) if warmup_steps else 1.0  # the first step moves already
     return np.asarray(spec.lr * warmup * decay, np.float32)
 
