@@ -31,7 +31,7 @@ class SourcePolicy(NamedTuple):
         leaves: by path, ``params/...``, ``batch_stats/observations/...`` and ``optimizer/...``.
         options: of its network.
         world: it was trained in.
-        spaces: of that world, see ``World.spaces``.
+        spaces: of that world, see ``Env.spaces``.
     """
 
     leaves: Mapping[str, np.ndarray]
@@ -146,7 +146,7 @@ def _load_moments(source: SourcePolicy, not_loaded: Sequence[str], params: Any) 
             "be new; take trunk, policy and value with it, or leave it out"
         )
     moments = {p.removeprefix("optimizer/"): leaf for p, leaf in source.leaves.items() if p.startswith("optimizer/")}
-    wanted = {f"{kind}/{path}": leaf for kind in optimizer.MOMENTS for path, leaf in tree.flatten(params).items()}
+    expected = {f"{kind}/{path}": leaf for kind in optimizer.MOMENTS for path, leaf in tree.flatten(params).items()}
     missing = [
         path for path in tree.flatten(params) if any(f"{kind}/{path}" not in moments for kind in optimizer.MOMENTS)
     ]
@@ -155,14 +155,14 @@ def _load_moments(source: SourcePolicy, not_loaded: Sequence[str], params: Any) 
             f"config.init.load_parts: the source's file has no optimizer state of {', '.join(missing)}; export again "
             "a run of Adam that trained everything, or leave optimizer out"
         )
-    mismatches = [text for path, leaf in wanted.items() for text in misfits(path, moments[path], leaf)]
+    mismatches = [text for path, leaf in expected.items() for text in misfits(path, moments[path], leaf)]
     if mismatches or "count" not in moments or moments["count"].ndim:
         reason = (*mismatches, "count is no number")[0]
         raise UserError(
             f"config.init.load_parts: the optimizer state does not fit the network: {reason}"
             "; export the run again, or leave optimizer out"
         )
-    return tree.unflatten({path: moments[path] for path in (*wanted, "count")})
+    return tree.unflatten({path: moments[path] for path in (*expected, "count")})
 
 
 def _depends_on_spaces(path: str, flat: Mapping[str, Any]) -> bool:

@@ -89,9 +89,9 @@ def draw_predictions(
             continue
         name, used_stems = Path(row["input"]).stem, {path.stem for path in paths}
         file_stem = next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(results) + 2))) if n not in used_stems)
-        boxes = np.array([each["box"] for each in row["boxes"]]).reshape(-1, 4)
-        numbers = [classes.index(each["class"]) for each in row["boxes"]]
-        texts = [f"{each['class']} {each['score']:.2f}" for each in row["boxes"]]
+        boxes = np.array([box["box"] for box in row["boxes"]]).reshape(-1, 4)
+        numbers = [classes.index(box["class"]) for box in row["boxes"]]
+        texts = [f"{box['class']} {box['score']:.2f}" for box in row["boxes"]]
         paths.append(
             drawing.draw_boxes(
                 decode(Path(row["input"]), decoding), boxes, numbers, texts, out_dir / f"{file_stem}.png"
@@ -166,7 +166,7 @@ FOCAL_ALPHA, FOCAL_BETA = 2, 4  # exponents of the focal loss, as CenterNet has 
 
 
 class DetectionOptions(NamedTuple):
-    """What detection returns: at most ``max_detections`` boxes per image, and the IoU above which the worse box drops out."""
+    """The boxes to return: at most ``max_detections`` per image, after suppression at an IoU of ``nms_iou``."""
 
     max_detections: int
     nms_iou: float

@@ -53,10 +53,10 @@ def frozen_endpoint(
         "features" where all parts are frozen and the head needs no map; else the last part of those that are frozen
         from the input on, but none after the one that the head reads; "" where the first part changes.
     """
-    trains = {path for path, moves in tree.flatten(mask).items() if moves} | (norms - frozen_norms)
+    changing = {path for path, is_trained in tree.flatten(mask).items() if is_trained} | (norms - frozen_norms)
     last_frozen = ""
     for stage in stages:
-        if any(path.startswith((f"{stage}/", f"adapter_{stage}/")) for path in trains):
+        if any(path.startswith((f"{stage}/", f"adapter_{stage}/")) for path in changing):
             return last_frozen
         last_frozen = stage
         if stage == head_reads:

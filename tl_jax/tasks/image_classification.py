@@ -283,28 +283,28 @@ def build_task(
     splits = record.split_data(config, source)
     weight_setting = config.regularize.class_weights if record.reads_data else ""  # predictions have no loss
     weights = class_weights(weight_setting, splits["train"].labels, source.classes)
-    hows = make_regularize(config, net)._replace(weights=weights), make_pretext(config)
-    added_pretext = hows[1] if config.pretext.weight else None
-    feature_cache = FeatureCache(config, network, splits, hows[0], functions)
+    regularize, pretext = make_regularize(config, net)._replace(weights=weights), make_pretext(config)
+    added_pretext = pretext if config.pretext.weight else None
+    feature_cache = FeatureCache(config, network, splits, regularize, functions)
     stream_args = config.seed, config.batch_size
-    pretext = None
-    if hows[1]:
+    pretext_objective = None
+    if pretext:
         unlabelled = splits["unlabelled"]
-        pretext = Objective(
-            make_pretext_loss(network, hows[1]), loader.Stream(unlabelled.images, unlabelled.labels, *stream_args)
+        pretext_objective = Objective(
+            make_pretext_loss(network, pretext), loader.Stream(unlabelled.images, unlabelled.labels, *stream_args)
         )
     task = Task(
         name=f"{config.model.name} on {source.name}",
         classes=source.classes,
-        init=functools.partial(init_variables, config, net, feature_cache, *hows),
-        **functions(network, Augment(**config.augment.to_dict()), hows[0], added_pretext),
+        init=functools.partial(init_variables, config, net, feature_cache, regularize, pretext),
+        **functions(network, Augment(**config.augment.to_dict()), regularize, added_pretext),
         features=make_features(network),
         train_batch=loader.Stream(splits["train"].images, splits["train"].labels, *stream_args),
         eval_batches=lambda split: loader.eval_batches(splits[split], config.eval_batch_size),
         sizes=record.sizes(splits),
         facts={**task_facts(net, inputs, source, splits), **record.describe(source, splits, config.data.dir)},
         stages=net.model.part_names(),
-        pretext=pretext,
+        pretext=pretext_objective,
         cache_features=feature_cache.task,
     )
     return task, network, splits
@@ -377,10 +377,10 @@ def init_variables(
 def make_regularize(config: Any, net: Pretrained) -> Regularize:
     """Return the penalties that ``config`` asks for; dropout and stochastic depth are attributes of the model."""
     values = {name: value for name, value in config.regularize.to_dict().items() if name in Regularize._fields}
-    how = Regularize(**{**values, "endpoints": ()})
-    if not how.compares_maps:
-        return how
-    return how._replace(endpoints=head_init.check_endpoints(tuple(values["endpoints"]), net.model.part_names()))
+    result = Regularize(**{**values, "endpoints": ()})
+    if not result.compares_maps:
+        return result
+    return result._replace(endpoints=head_init.check_endpoints(tuple(values["endpoints"]), net.model.part_names()))
 
 
 def make_pretext(config: Any) -> Pretext | None:

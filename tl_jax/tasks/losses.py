@@ -417,9 +417,9 @@ def _masked_lm_sums(net: Encoder, variables: Any, batch: Any, masking: Masking, 
 
 def _masked_sums(net: Encoder, variables: Any, batch: Any, hidden: Hidden, key: jax.Array | None):
     logits = net.predict_masked(variables, batch, hidden, key)
-    words = jnp.take_along_axis(batch["input_ids"], hidden.positions, 1)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, words)
-    return _text_sums(losses, logits, words, hidden.weights * batch["mask"][:, None])
+    token_ids = jnp.take_along_axis(batch["input_ids"], hidden.positions, 1)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, token_ids)
+    return _text_sums(losses, logits, token_ids, hidden.weights * batch["mask"][:, None])
 
 
 def _example_weights(batch: Any) -> jax.Array:

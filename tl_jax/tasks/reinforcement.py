@@ -239,4 +239,6 @@ def _to_list(value: Any) -> Any:
 
 
 def _refuse(*_: Any) -> Any:
-    raise TypeError("a policy learns from what it does, see Task.stepper; it has no batches and no loss of its own")
+    raise TypeError(
+        "a policy learns from what it does, see Task.make_stepper; it has no batches and no loss of its own"
+    )

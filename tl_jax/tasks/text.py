@@ -493,8 +493,8 @@ def make_regularize(config: Any, net: TextNetwork) -> Regularize:
     if not result.compares_maps:
         return result
     names = net.model.part_names()
-    known = tuple(name for name in names if name != "pooler")
-    return result._replace(endpoints=head_init.check_endpoints(tuple(values["endpoints"]), known))
+    stages = tuple(name for name in names if name != "pooler")
+    return result._replace(endpoints=head_init.check_endpoints(tuple(values["endpoints"]), stages))
 
 
 def export_params(config: Any, params: Any) -> dict[str, Any]:

@@ -50,8 +50,8 @@ class Checksums:
             return self._read_fault(step)
         actual = self._hashes(step)
         changed = [name for name, sha in expected.items() if actual.get(name) != sha]
-        what = "has changed" if changed and changed[0] in actual else "is missing"
-        return f"{changed[0]} {what} since it was written" if changed else ""
+        change = "has changed" if changed and changed[0] in actual else "is missing"
+        return f"{changed[0]} {change} since it was written" if changed else ""
 
     def fault_of_metrics(self, step: int, score: str) -> str:
         """Return what is wrong with the metrics of a checkpoint, which must hold ``score`` unless that is ""."""

@@ -79,13 +79,13 @@ class Log:
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
             self._bar.update(step - self._bar.n)
 
-    def eta(self, step: int, taken: int, seconds: float) -> str:
-        """Return "12 steps/s, 1:05 left" at ``step``, when the last ``taken`` steps have cost ``seconds``."""
-        if not taken:
+    def eta(self, step: int, steps: int, seconds: float) -> str:
+        """Return "12 steps/s, 1:05 left" at ``step``, when the last ``steps`` steps have cost ``seconds``."""
+        if not steps:
             return "nothing to train"
-        rate = taken / max(seconds, 1e-9)
-        left = round((self._total - step) / rate)
-        return f"{rate:.3g} steps/s, {left // 60}:{left % 60:02d} left"
+        rate = steps / max(seconds, 1e-9)
+        seconds_left = round((self._total - step) / rate)
+        return f"{rate:.3g} steps/s, {seconds_left // 60}:{seconds_left % 60:02d} left"
 
     def close(self) -> None:
         """Flush and close."""
@@ -114,9 +114,9 @@ def _rows_until(step: int, rows: list[bytes], path: Path) -> Iterator[bytes]:
         if not row.endswith(b"\n"):
             continue
         try:
-            at = parse_row(row.decode(), f"{path}, line {number},")["step"]
+            row_step = parse_row(row.decode(), f"{path}, line {number},")["step"]
         except (UserError, ValueError, KeyError) as error:
             say(f"WARNING: {error}; the curves go on without it")
             continue
-        if at <= step:
+        if row_step <= step:
             yield row

@@ -104,5 +104,5 @@ def _check_facts(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _check_present(where: object, content: Mapping[str, Any], names: tuple[str, ...]) -> None:
-    if absent := [name for name in names if content.get(name) is None]:
-        raise UserError(f"{where} lacks {', '.join(absent)}; {ACTION}")
+    if missing := [name for name in names if content.get(name) is None]:
+        raise UserError(f"{where} lacks {', '.join(missing)}; {ACTION}")

@@ -244,13 +244,15 @@ def join_processes() -> None:
         UserError: nothing says which processes there are, or they do not answer.
     """
     global _is_first
-    given = {name: os.environ[name] for name in ENV_VARIABLES if os.environ.get(name)}
-    missing = [name for name in ENV_VARIABLES if name not in given]
-    if given and missing:
-        raise UserError(f"{', '.join(given)} without {', '.join(missing)}; set all three, or none for SLURM and TPUs")
+    settings = {name: os.environ[name] for name in ENV_VARIABLES if os.environ.get(name)}
+    missing = [name for name in ENV_VARIABLES if name not in settings]
+    if settings and missing:
+        raise UserError(
+            f"{', '.join(settings)} without {', '.join(missing)}; set all three, or none for SLURM and TPUs"
+        )
     try:
-        if given:
-            address, count, index = (given[name] for name in ENV_VARIABLES)
+        if settings:
+            address, count, index = (settings[name] for name in ENV_VARIABLES)
             jax.distributed.initialize(address, int(count), int(index), cluster_detection_method="deactivate")
         else:
             jax.distributed.initialize()

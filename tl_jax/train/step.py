@@ -81,13 +81,13 @@ def make_train_steps(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str
     return _jit_step(steps, sharded, *[replicated()] * 5)
 
 
-def _jit_step(step: Any, sharded: bool, *others: NamedSharding):
+def _jit_step(step: Any, sharded: bool, *arg_shardings: NamedSharding):
     """Jit a function (state, others ...) -> (state, ...) that reuses the memory of the state.
 
     A state that is split over the devices says so itself as it comes in; ``make_step`` splits the one that goes out.
     """
     state = None if sharded else replicated()
-    return jax.jit(step, donate_argnums=0, in_shardings=(state, *others), out_shardings=state)
+    return jax.jit(step, donate_argnums=0, in_shardings=(state, *arg_shardings), out_shardings=state)
 
 
 def make_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str, sharded: bool = False):
@@ -141,8 +141,8 @@ def _batch_gradient(
         rows = leaf.reshape(len(leaf) // num_chunks, num_chunks, *leaf.shape[1:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh(), PartitionSpec(None, AXIS)))
 
-    def count(at):  # no weight goes into it, so that the compiler leaves the network out
-        i, chunk = at
+    def count(index_and_chunk):  # no weight goes into it, so that the compiler leaves the network out
+        i, chunk = index_and_chunk
         return loss_fn(params, stats, chunk, jax.random.fold_in(key, i))[1][1]["loss"][1]
 
     rows, indices = jax.tree.map(split_leaf, batch), jnp.arange(num_chunks)
@@ -157,8 +157,8 @@ def _batch_gradient(
         grads, (stats, sums) = jax.grad(chunk_loss, has_aux=True)(params, stats, i, chunk)
         return grads, stats, sums
 
-    def body(carry, at):
-        grads, stats, sums = chunk_gradient(carry[1], *at)
+    def body(carry, index_and_chunk):
+        grads, stats, sums = chunk_gradient(carry[1], *index_and_chunk)
         return (jax.tree.map(jnp.add, carry[0], grads), stats, jax.tree.map(jnp.add, carry[2], sums)), None
 
     first = chunk_gradient(stats, indices[0], jax.tree.map(lambda leaf: leaf[0], rows))
@@ -297,7 +297,7 @@ class Stepper:
         return *self._examples(first), self._stream, *rates_and_count
 
     def _examples(self, first: int) -> tuple[Any, ...]:
-        """Return the data and the rows in them (most, B) of the steps from ``first`` on; the phase's last repeats.
+        """Return the data and the rows in them (max_steps, B) of the steps from ``first`` on; the phase's last repeats.
 
         They are kept until others are asked for.
         """

@@ -76,5 +76,5 @@ class Task(NamedTuple):
 
     def objective(self, name: str) -> Objective:
         """Return what a phase with the objective ``name`` learns."""
-        own = Objective(self.loss, self.train_batch, self.make_stepper)
-        return self.pretext if name == "pretext" and self.pretext else own
+        supervised = Objective(self.loss, self.train_batch, self.make_stepper)
+        return self.pretext if name == "pretext" and self.pretext else supervised
