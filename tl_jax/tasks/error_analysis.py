@@ -128,9 +128,8 @@ def class_details(
     if probabilities.shape[1] == 2 and 0 < (labels == 1).sum() < len(labels):
         result["roc"] = {"positive": classes[1], **_roc_points(probabilities[:, 1], labels == 1)}
     error_confidence = np.where(predictions == labels, -1.0, probabilities.max(1))
-    most_confident = np.argsort(-error_confidence, kind="stable")[
-        : min(MAX_MISTAKES, int((predictions != labels).sum()))
-    ]
+    count = min(MAX_MISTAKES, int((predictions != labels).sum()))
+    most_confident = np.argsort(-error_confidence, kind="stable")[:count]
     result["mistakes"] = [
         {
             "label": classes[int(labels[i])],
@@ -178,8 +177,7 @@ def thumbnail(image: np.ndarray, side: int = SIDE) -> str:
     pil_image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     pil_image.thumbnail((side, side))
     buffer = io.BytesIO()
-    image_format = (
-        "PNG" if max(pil_image.size) <= SIDE else "JPEG"
-    )  # small ones may be drawn, whose edges JPEG would blur
+    # Small images may be drawings, whose edges JPEG would blur.
+    image_format = "PNG" if max(pil_image.size) <= SIDE else "JPEG"
     pil_image.save(buffer, image_format, **({"optimize": True} if image_format == "PNG" else {"quality": 85}))
     return f"data:image/{image_format.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()

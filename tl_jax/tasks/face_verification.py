@@ -79,10 +79,8 @@ def predict_files(
     for row, file in enumerate(readable):
         if (match := gallery_rows.get(file.resolve())) is not None:
             similarity[row, match] = -np.inf
-    nearest, cutoff = (
-        similarity.argmax(1),
-        validation_threshold(task, variables) if fitted_threshold is None else fitted_threshold,
-    )
+    nearest = similarity.argmax(1)
+    cutoff = validation_threshold(task, variables) if fitted_threshold is None else fitted_threshold
     results = {}
     for row, (file, match) in enumerate(zip(readable, nearest, strict=True)):
         cosine = float(similarity[row, match])
@@ -264,7 +262,7 @@ def evaluate_pairs(faces: FaceData, gallery: int, outputs: Sequence[Any], batche
 def report_trial(name: str, trial: Trial, validation_trial: Trial | None, folder: Path) -> dict[str, Any]:
     """Draw the ROC of the test part into ``folder/roc.png``, show its figures with their intervals, and return them.
 
-    ``validation_threshold`` is the one that is best on the validation split, which predictions use.
+    ``threshold`` is the one that is best on the validation split, which predictions use.
     """
     values, intervals = verification.figures(trial), verification.intervals(trial)
     num_same, count = int(trial.same.sum()), len(trial.same)
@@ -284,9 +282,7 @@ def report_trial(name: str, trial: Trial, validation_trial: Trial | None, folder
         title += " [{:.4f}, {:.4f}]".format(*intervals["auc"])
     say(f"picture: {plots.draw_roc(curve.far, curve.tar, points, title, folder / 'roc.png')}")
     counts = {"people": trial.people, "same": num_same, "different": count - num_same}
-    threshold = (
-        {"threshold": verification.best_threshold(validation_trial.scores, validation_trial.same)}
-        if validation_trial
-        else {}
-    )
-    return {"intervals95": intervals, "pairs": counts, **threshold}
+    result = {"intervals95": intervals, "pairs": counts}
+    if validation_trial:
+        result["threshold"] = verification.best_threshold(validation_trial.scores, validation_trial.same)
+    return result

@@ -103,13 +103,8 @@ class FeatureCache:
         functions: Callable[..., Any],
     ):
         """``functions`` makes those of the task: (network, augmentation, penalties, pretext) -> fields of ``Task``."""
-        self.network, self.splits, self.regularize, self.config, self.functions = (
-            network,
-            splits,
-            regularize,
-            config,
-            functions,
-        )
+        self.network, self.splits, self.config = network, splits, config
+        self.regularize, self.functions = regularize, functions
         self.augment = Augment(**config.augment.to_dict())
         folder = Path(config.cache.dir).expanduser() if config.cache.dir else cache_dir() / "features"
         self.disk_cache = Shelf(folder, int(config.cache.gigabytes * 1e9))
@@ -182,9 +177,8 @@ class FrozenOutputs:
             key: {p: v for p, v in variables[key].items() if p.removeprefix("adapter_") in frozen_stages}
             for key in COLLECTIONS
         }
-        self.variables = _make_fold(
-            network.adapters, tuple(p for p in norm_pairs if p.conv.partition("/")[0] in frozen_stages)
-        )(frozen_variables)
+        frozen_pairs = tuple(p for p in norm_pairs if p.conv.partition("/")[0] in frozen_stages)
+        self.variables = _make_fold(network.adapters, frozen_pairs)(frozen_variables)
         facts = (__version__, jax.__version__, code_digest("models", "data"), repr(self.network), name, self.batch_size)
         self.key = content_hash(facts, self.variables["params"], self.variables["batch_stats"])
         shape = jax.eval_shape(self._step(Augment()), self.variables, self._shapes())
@@ -313,12 +307,12 @@ class TextFeatureCache:
         plain = not (self.regularize.compares_maps or self.config.pretext.weight)
         if self.config.task == "text" and plain and self.config.cache.features == "auto" and jax.process_count() == 1:
             return self._cached(task, variables)
-        frozen_encoder = self.encoder._replace(still=True)
+        frozen_encoder = self.encoder._replace(frozen=True)
         return task._replace(loss=losses.make_text_loss(frozen_encoder, self.regularize)) if plain else task
 
     def features(self, variables: Any, texts: Texts) -> np.ndarray:
         """Return the features (N, D) of texts, in their order."""
-        encoder = self.encoder._replace(adapters=Adapters(), still=False)
+        encoder = self.encoder._replace(adapters=Adapters(), frozen=False)
         encoder_params = {name: leaf for name, leaf in variables["params"].items() if name not in ("head", "extra")}
         size = self.config.eval_batch_size
         facts = (__version__, jax.__version__, code_digest("models", "data"), repr(encoder.model), size)

@@ -126,11 +126,8 @@ def report_calibration(
     result: dict[str, Any] = {}
     if "auc" in settings.metrics:
         interval = classification.interval(*test, settings.reference, settings.groups)
-        units = (
-            f"{len(np.unique(settings.groups))} groups"
-            if settings.groups is not None
-            else f"{len(test.labels)} pictures"
-        )
+        grouped = settings.groups is not None
+        units = f"{len(np.unique(settings.groups))} groups" if grouped else f"{len(test.labels)} pictures"
         result["intervals"] = {"auc": interval, "level": 0.95, "over": units, "resamples": classification.RESAMPLES}
         say(f"AUC on test, 95 % interval over {units}: {interval[0]:.3f} to {interval[1]:.3f}")
     if validation is None:
@@ -175,11 +172,9 @@ def _calibrate(test: Scored, validation: Scored, folder: Path) -> dict[str, floa
 
 def task_fields(settings: EvaluationSettings | None) -> dict[str, Any]:
     """Return the fields of a ``Task`` that measure what is wanted."""
-    return (
-        {}
-        if settings is None
-        else {
-            "evaluate": functools.partial(evaluate_predictions, settings),
-            "report": functools.partial(report_calibration, settings),
-        }
-    )
+    if settings is None:
+        return {}
+    return {
+        "evaluate": functools.partial(evaluate_predictions, settings),
+        "report": functools.partial(report_calibration, settings),
+    }

@@ -101,7 +101,7 @@ def make_loss(
     Keras has it; a mixture of two counts as much as its shares of both. The mean is over the number of examples, not
     over the sum of their weights.
 
-    Penalties, and the loss of the pretext ``pretext``, are added to it and reported on their own. With ``margin`` what
+    Penalties, and the loss of ``pretext``, are added to it and reported on their own. With ``margin`` what
     the network puts out are embeddings, and logits are made of these.
     """
 
@@ -181,11 +181,9 @@ def make_embeddings(net: Network, num_views: int = 1):
         def embed(images):
             return l2_normalize(net.predict(variables, images)[0].astype(jnp.float32))
 
-        return (
-            embed(batch["image"])
-            if num_views == 1
-            else l2_normalize(jax.lax.map(embed, views(batch["image"], num_views)).mean(0))
-        )
+        if num_views == 1:
+            return embed(batch["image"])
+        return l2_normalize(jax.lax.map(embed, views(batch["image"], num_views)).mean(0))
 
     return embeddings
 

@@ -76,10 +76,8 @@ def check_batch(field: str, size: int, accumulate: int = 1) -> None:
     """Refuse a batch size that the devices cannot share evenly in each of its ``accumulate`` chunks."""
     divisor = jax.device_count() * accumulate
     if size % divisor:
-        nearest, chunks = (
-            max(divisor, round(size / divisor) * divisor),
-            f" times optim.accumulate={accumulate}" if accumulate > 1 else "",
-        )
+        nearest = max(divisor, round(size / divisor) * divisor)
+        chunks = f" times optim.accumulate={accumulate}" if accumulate > 1 else ""
         raise UserError(
             f"config.{field}={size} is not divisible by the {jax.device_count()} devices{chunks}; {nearest} is"
         )

@@ -137,7 +137,7 @@ def _batch_gradient(
     if num_chunks == 1:
         return jax.grad(loss_fn, has_aux=True)(params, stats, batch, key)
 
-    def split_leaf(leaf):  # every so-manieth row: each device finds the rows of all parts among its own
+    def split_leaf(leaf):  # every so-manieth row: each device finds the rows of all chunks among its own
         rows = leaf.reshape(len(leaf) // num_chunks, num_chunks, *leaf.shape[1:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh(), PartitionSpec(None, AXIS)))
 
@@ -225,9 +225,8 @@ class Stepper:
         self._is_local_cpu = jax.default_backend() == "cpu" and jax.process_count() == 1
         self._loop, self.max_steps = None, self._steps_per_call()
         if self.max_steps > 1:
-            self.max_steps = min(
-                self.max_steps, max_steps
-            )  # a call gathers the data of that many, however few it takes
+            # A call gathers the data of that many, however few it takes.
+            self.max_steps = min(self.max_steps, max_steps)
             if not self._is_local_cpu:
                 stored = {"image": self._batch.images[:], "label": self._batch.labels}
                 self._data = sharding.replicate(stored)

@@ -47,9 +47,8 @@ class RunFolder:
                 continue
             if isinstance(cause, OSError) and errno.errorcode.get(cause.errno or 0) in disk.FAULTS:
                 return os.strerror(cause.errno or 0)
-            message = str(
-                cause
-            )  # what writes the arrays of a checkpoint has errors of its own, with the system's words
+            # What writes the arrays of a checkpoint has errors of its own, with the system's words.
+            message = str(cause)
             if str(self._folder) in message and (number := disk.in_words(message)):
                 return os.strerror(number)
         return ""
