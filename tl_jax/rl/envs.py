@@ -1,4 +1,4 @@
-"""Worlds that a policy acts in: gymnax' environments, with their physics changed as asked."""
+"""Environments that a policy acts in: those of gymnax, with changed parameters."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ EnvParams = tuple[tuple[str, ParamValue], ...]
 
 
 class EnvStep(NamedTuple):
-    """What a step of a world gives.
+    """The result of a step of an environment.
 
     Attributes:
         observation: to act on next; of a new episode where one has ended.
@@ -40,7 +40,7 @@ class EnvStep(NamedTuple):
 
 
 class Env(NamedTuple):
-    """A world, as functions.
+    """An environment, as pure functions.
 
     Attributes:
         name: of it.
@@ -71,7 +71,7 @@ class Env(NamedTuple):
 
 
 def make_env(name: str, overrides: Mapping[str, ParamValue] | Sequence[tuple[str, ParamValue]] = ()) -> Env:
-    """Return a world; equal arguments give the same object, so that compiled programs are shared.
+    """Return an environment; equal arguments give the same object, so that compiled programs are shared.
 
     Args:
         name: one of ``NAMES``.

@@ -84,7 +84,7 @@ def load_components(
     allow_shape_mismatch: bool,
     spaces: Any,
 ) -> Any:
-    """Return the variables with those of the source in their place, and the paths of what was left as it was.
+    """Return the variables with components of the source policy, and the paths of what was not loaded.
 
     With ``optimizer`` the variables have ``moments`` too, for the optimizer to begin with.
 
@@ -166,6 +166,6 @@ def _load_moments(source: SourcePolicy, not_loaded: Sequence[str], params: Any) 
 
 
 def _depends_on_spaces(path: str, flat: Mapping[str, Any]) -> bool:
-    """Whether a world's spaces decide the shape of a leaf."""
+    """Return whether the spaces of the environment decide the shape of a leaf."""
     first = "params/conv1/" if any(p.startswith("params/conv1/") for p in flat) else "params/layer1/"
     return path.startswith((first, "params/head/policy/", "params/head/log_std", "batch_stats/"))

@@ -109,13 +109,13 @@ class Rollout(NamedTuple):
 
 
 def reset_envs(env: Env, num_envs: int, key: jax.Array) -> EnvStates:
-    """Return ``num_envs`` worlds at the start of an episode."""
+    """Return ``num_envs`` environments at the start of an episode."""
     observation, state = jax.vmap(env.reset)(jax.random.split(key, num_envs))
     return {"state": state, "observation": observation, "returned": jnp.zeros(num_envs)}
 
 
 def apply_policy(policy: Policy, variables: Any, observation: jax.Array) -> Output:
-    """Return what the policy says of observations (N, ...) as the world gives them."""
+    """Apply the policy to observations (N, ...) as the environment gives them."""
     stats = variables["batch_stats"].get("observations", {})
     return policy.apply({"params": variables["params"]}, normalize(stats, observation))[0]
 

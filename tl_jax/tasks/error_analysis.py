@@ -20,14 +20,14 @@ MAX_POINTS = 200  # of a ROC curve, about
 
 
 def score_examples(predictions: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
-    """Judge nothing beside the task's own metrics, and keep the probabilities."""
+    """Keep the probabilities, without metrics beyond the task's own."""
     return Verdict({}, {}, kept=scored(predictions, batches))
 
 
 def image_details(
     classes: Sequence[str], images: Pictures, scored_examples: Scored, names: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Return what is said of a classifier of pictures.
+    """Return the details of an image classifier.
 
     Args:
         classes: K names.
@@ -46,7 +46,7 @@ def image_details(
 def text_details(
     classes: Sequence[str], texts: Sequence[Any], rows: np.ndarray | None, scored_examples: Scored
 ) -> dict[str, Any]:
-    """Return what is said of a classifier of texts.
+    """Return the details of a text classifier.
 
     Args:
         classes: K names.

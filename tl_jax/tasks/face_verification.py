@@ -41,7 +41,7 @@ def predict_files(
     variables: Any,
     inputs: Sequence[str],
 ) -> tuple[list[dict[str, Any]], str]:
-    """Return for each picture the nearest known person, for JSON, and all of it as text.
+    """Return the nearest known identity of each image, for JSON, and all of it as text.
 
     Known are the pictures of ``config.faces.known``, or else of ``album``; a picture is not compared with itself. It
     shows the same person if the cosine reaches the threshold that is best on the validation split. A file that cannot
@@ -97,7 +97,7 @@ def predict_files(
 
 
 def validation_threshold(task: Task, variables: Any) -> float | None:
-    """Return the threshold that is best on all pairs of the validation part, None where there is no such part."""
+    """Return the threshold that is best on all pairs of the validation split, None without such a split."""
     if not task.sizes["validation"]:
         say("no validation people (config.data.validation=0), so no threshold: nothing is said of same or different")
         return None
@@ -118,7 +118,7 @@ SETS = ("folder", "lfw")
 
 
 class FaceData(NamedTuple):
-    """The data: all pictures, their parts, and the pairs of the test part, None for every pair."""
+    """The data: all images, their splits, and the pairs of the test split (None for every pair)."""
 
     album: Album
     source: Source
@@ -163,7 +163,7 @@ def embedding_functions(
 
 
 def _no_metrics(variables: Any, batch: Batch) -> dict[str, Any]:
-    """Return no sums: who is tested has no class, and what is measured is judged on all embeddings together."""
+    """Return no sums: test identities have no class, and metrics need all embeddings together."""
     return {}
 
 
@@ -192,7 +192,7 @@ def init_variables(task: Task, shape: Sequence[int], key: jax.Array) -> dict[str
 
 
 def decoding_for(config: Any, record: RunRecord = NEW_RUN) -> Decoding:
-    """Return how image files become pixels: as the run has read them, or else as ``config`` says."""
+    """Return how image files are decoded: as the run has read them, or else as ``config`` says."""
     if limits := value_range.of_facts(record.facts):
         return Decoding((), limits, config.data.max_pixels, True, config.data.outside)
     return Decoding((), value_range.parse(config.data.range), config.data.max_pixels, outside=config.data.outside)
@@ -250,7 +250,7 @@ def _read_cached(
 
 
 def evaluate_pairs(faces: FaceData, gallery: int, outputs: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
-    """Return what embeddings (N, E) are worth: on the pairs of the file for the test part, on every pair of others."""
+    """Evaluate embeddings (N, E): on the pairs of the file for the test split, on every pair of other splits."""
     masks = [np.asarray(batch["mask"]) > 0 for batch in batches]
     embeddings = np.concatenate([np.asarray(output)[mask] for output, mask in zip(outputs, masks, strict=True)])
     labels = np.concatenate([np.asarray(b["label"])[mask] for b, mask in zip(batches, masks, strict=True)])

@@ -41,7 +41,7 @@ from tl_jax.utils.download import cache_dir
 def frozen_endpoint(
     stages: Sequence[str], head_reads: str, mask: Any, frozen_norms: frozenset[str], norms: frozenset[str]
 ) -> str:
-    """Return the endpoint up to which nothing changes in training.
+    """Return the last endpoint below which nothing changes in training.
 
     Args:
         stages: names of the network's parts from the input on.
@@ -92,7 +92,7 @@ COLLECTIONS = ("params", "batch_stats")
 
 
 class FeatureCache:
-    """What of a task can be computed once, and where it is kept."""
+    """Cache of a task's frozen outputs, on disk."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class FrozenOutputs:
         self.computed: dict[int, np.ndarray] = {}  # by the identity of the pictures, which are hashed once
 
     def is_worth_caching(self, n: int) -> bool:
-        """Whether keeping ``n`` of them saves more than it costs."""
+        """Return whether caching ``n`` of them saves more than it costs."""
         size = int(np.prod(self.shape)) * self.dtype.itemsize
         work = sharding.count_flops(self._step(Augment()), self.variables, self._shapes())
         if work / self.batch_size / size < MIN_FLOPS_PER_BYTE:
@@ -292,7 +292,7 @@ def _make_fold(adapters: Adapters, norm_pairs: tuple[fold_batch_norm.Pair, ...])
 
 
 class TextFeatureCache:
-    """What of a text task can be computed once, and where it is kept."""
+    """Cache of a text task's features, on disk."""
 
     def __init__(self, config: Any, encoder: Encoder, splits: Mapping[str, Texts], regularize: Regularize):
         self.encoder, self.splits, self.regularize, self.config = encoder, splits, regularize, config

@@ -78,7 +78,7 @@ def make_grad_cam(net: Network, name: str = ""):
 
 
 class Predictor(NamedTuple):
-    """Who is asked, and how pictures are read.
+    """A network for predictions, and how its inputs are read.
 
     Attributes:
         network: with its head.
@@ -163,7 +163,7 @@ def run_temperature(predictor: Predictor, variables: Any) -> float:
 
 
 def _prepare_inputs(predictor: Predictor, inputs: Sequence[str]) -> tuple[list[Path], Predictor]:
-    """Return the files that were named, and who is asked of them, in batches no larger than it takes."""
+    """Return the named files, and the predictor with a batch size no larger than it needs."""
     files = named(inputs, predictor.decoding.outside)
     return files, predictor._replace(batch_size=min(predictor.batch_size, sharding.round_up(len(files))))
 
@@ -233,7 +233,7 @@ def no_images(record: RunRecord) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load_inputs(config: Any) -> tuple[Pretrained | None, Inputs]:
-    """Return the network of ``config``, None where it is to be drawn, and what its inputs are."""
+    """Return the pretrained network of ``config`` (None for random initialization), and its input spec."""
     random_init = config.init.source == "random"
     net = None if random_init else load_network(config)  # before the data are read: wrong weights should fail at once
     spec = net.spec if net else pretrained.spec_of(config.model.name, config.init.layout)

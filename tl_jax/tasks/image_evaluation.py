@@ -20,7 +20,7 @@ MAX_NAMES = 5  # names of classes in a message
 
 
 class EvaluationSettings(NamedTuple):
-    """What is measured.
+    """What to measure besides accuracy.
 
     Attributes:
         metrics: of "auc", "sensitivity" and "ece".
@@ -45,7 +45,7 @@ class EvaluationSettings(NamedTuple):
 
 
 def read_settings(config: Any, classes: tuple[str, ...], splits: Mapping[str, Split]) -> EvaluationSettings | None:
-    """Return what ``config`` wants to know beside accuracy, None where that is nothing.
+    """Return what ``config`` measures besides accuracy, None if nothing.
 
     Raises:
         UserError: no such class, or a part on which the area under the curve says nothing.
@@ -171,7 +171,7 @@ def _calibrate(test: Scored, validation: Scored, folder: Path) -> dict[str, floa
 
 
 def task_fields(settings: EvaluationSettings | None) -> dict[str, Any]:
-    """Return the fields of a ``Task`` that measure what is wanted."""
+    """Return the fields of a ``Task`` that compute these metrics."""
     if settings is None:
         return {}
     return {

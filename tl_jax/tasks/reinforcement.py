@@ -230,7 +230,7 @@ def _features(policy: Policy, variables: Variables, batch: Batch) -> jax.Array:
 
 
 def policy_options(policy: Policy) -> dict[str, Any]:
-    """Return the attributes of a policy that its world does not decide, for files."""
+    """Return the attributes of a policy that its environment does not decide, for files."""
     return {name: _to_list(getattr(policy, name)) for name in ("widths", "channels", "activation")}
 
 

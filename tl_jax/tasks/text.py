@@ -112,7 +112,7 @@ def find_input_file(value: str) -> Path | None:
 
 
 def _check_input_file(path: Path, value: object) -> Path:
-    """Return a path that is a file of a kind that is read, or refuse it; ``value`` is how it was written."""
+    """Return a path that is a readable kind of file, or raise; ``value`` is the input as it was written."""
     if not os.path.isfile(path):
         problem = "is a folder" if os.path.isdir(path) else "there is no such file"
         raise UserError(f"--input={value}: {problem}; pass a file ({', '.join(FILE_KINDS)}) or a sentence")
@@ -337,7 +337,7 @@ def make_task(config: Any, record: RunRecord = NEW_RUN) -> Task:
 
 
 def _with_masked_lm(task: Task, config: Any, encoder: Encoder, masking: Masking, splits: dict[str, Texts]) -> Task:
-    """Return the task with words to guess: as all there is to it, or as a pretext."""
+    """Return the task with masked language modelling: as its only objective, or as a pretext."""
     loss = objectives.make_masked_lm_loss(encoder, masking)
     if config.task == "masked":
         metrics = objectives.make_masked_lm_metrics(encoder, masking)
@@ -354,14 +354,14 @@ def _with_masked_lm(task: Task, config: Any, encoder: Encoder, masking: Masking,
 
 
 def _details(classes: Sequence[str], texts: Any, scored_examples: Any, rows: Any) -> dict[str, Any]:
-    """Return what is said of the test part, which the judge kept probabilities or tags of."""
+    """Return the details of the test split from its probabilities or tags."""
     if isinstance(scored_examples, sequence.Tagged):
         return error_analysis.tag_details(sequence.names_of(classes, scored_examples), texts, rows, *scored_examples)
     return error_analysis.text_details(classes, texts, rows, scored_examples)
 
 
 def reading_options(task: str, texts: np.ndarray) -> dict[str, Any]:
-    """Return what predictions must know of the training texts: whether they are pairs, how sentences are split."""
+    """Return how predictions must read texts: whether they are pairs, and how sentences are split into words."""
     splitter = word_splitting.learn_splitter(texts).to_json() if task == "tokens" else None
     return {"pairs": task == "text" and isinstance(texts[0], tuple), "splitter": splitter}
 
@@ -420,12 +420,12 @@ def load_source(config: Any) -> Source:
 
 
 def make_columns(config: Any) -> Columns:
-    """Return where text and label stand in the files of ``config``."""
+    """Return the columns of text and label in the files of ``config``."""
     return Columns(tuple(config.data.columns), tuple(config.data.text), config.data.label)
 
 
 def warn_shared_texts(source: Source) -> None:
-    """Say how many texts for choosing and testing are in the training split, too."""
+    """Warn about validation and test texts that are in the training split, too."""
     train = {_hashable(text) for text in source.train.images}
     for name, split in (("validation", source.validation), ("test", source.test)):
         shared = sum(_hashable(text) in train for text in split.images) if split else 0
@@ -463,12 +463,12 @@ def load_network(config: Any, classes: Sequence[str], output: str = "") -> TextN
 
 
 def max_tokens(config: Any, net: TextNetwork) -> int:
-    """Return how many tokens a text may have."""
+    """Return the maximum number of tokens of a text."""
     return min(config.input.max_length or net.model.positions, net.model.positions)
 
 
 def tokenize_splits(config: Any, net: TextNetwork, splits: dict[str, Any], classes: Sequence[str]) -> dict[str, Texts]:
-    """Return the parts as ids, and say how many texts were cut, and how many words of tagged sentences."""
+    """Return the splits as token ids, and report how many texts and tagged words were cut."""
     max_length, pad = max_tokens(config, net), tokenize.padding(net.tokenizer)
     tokenized_splits, num_cut, total, unread = {}, 0, 0, 0
     for name, split in splits.items():

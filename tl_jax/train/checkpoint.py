@@ -29,13 +29,13 @@ METRICS = "metrics/metrics"  # of the validation split, within a checkpoint
 
 
 class Checksums:
-    """The hashes of the checkpoints in ``folder``, in ``folder.json``; process 0 makes them."""
+    """SHA-256 hashes of the checkpoints in ``folder``, stored in ``folder.json`` by process 0."""
 
     def __init__(self, folder: Path):
         self._folder, self._path = folder, folder.with_name(folder.name + ".json")
 
     def update(self, steps: list[int]) -> None:
-        """Hash those of ``steps`` that have not been, and forget all others."""
+        """Hash the checkpoints of ``steps`` that have no hashes yet, and drop the hashes of all others."""
         if not sharding.is_first_process():
             return
         known = self._read()
@@ -211,7 +211,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def latest_intact(self) -> int | None:
-        """Return the last step whose checkpoint is as it was written; damaged ones after it are put aside, loudly."""
+        """Return the last step with an intact checkpoint; later, damaged ones are put aside with a warning."""
         while (step := self.latest()) is not None:
             fault = self._checksums.fault(step)
             if not fault:

@@ -68,7 +68,7 @@ class Log:
                 self._open_bars.enter_context(ticking(self._bar))
 
     def exclude_time(self, seconds: float) -> None:
-        """Take ``seconds`` that passed without steps, such as compiling, out of the bar's clock, so of its ETA."""
+        """Exclude ``seconds`` without steps, such as compiling, from the clock and the ETA of the bar."""
         if self._bar is not None and not self._bar.disable:
             self._bar.start_t += seconds
             self._bar.last_print_t += seconds

@@ -27,7 +27,7 @@ from tl_jax.utils.waiting import waiting
 
 
 def is_exhausted(scores: Sequence[float], patience: int) -> bool:
-    """Tell whether the best of the ``scores``, the earliest where equal, lies ``patience`` or more evaluations back."""
+    """Return whether the best of ``scores`` (the earliest of equals) is ``patience`` or more evaluations old."""
     return bool(patience and scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
@@ -77,7 +77,7 @@ def _flops_line(flops: float, unfrozen_flops: float, estimated: bool) -> str:
 
 
 def stage_parameters(params: Any, plan: Sequence[Phase], stages: Sequence[str]) -> dict[str, Any]:
-    """Return the parts of a network from the input on: how many values each has, and how many a phase trains.
+    """Return the stages of a network from the input on, with their parameters and how many each phase trains.
 
     Args:
         params: of the network.
@@ -122,7 +122,7 @@ class Pace(NamedTuple):
 
 
 class Run:
-    """The moving parts that phases share."""
+    """The state that the phases of a run share."""
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class Run:
         return state, parameters
 
     def _init_opt_state(self, phase: Phase, state: TrainState) -> Any:
-        """Return the optimizer state that a phase begins with: new, but for what a source passes on to the first."""
+        """Return the initial optimizer state of a phase; the first may begin with the moments of its source."""
         new = make_optimizer_init(phase.optim, phase.rules, self.sharded)(state.params)
         moments = state.source.get("moments", {}) if phase.start == 0 else {}
         if not moments:
@@ -211,7 +211,7 @@ class Run:
         return state
 
     def phase_task(self, phase: Phase, state: TrainState) -> Task:
-        """Return the task as a phase sees it: without what it leaves frozen."""
+        """Return the task of a phase, with cached outputs of the layers that it leaves frozen."""
         if not self.task.cache_features or phase.objective != SUPERVISED:
             return self.task
         if phase.start not in self.phase_tasks:
@@ -248,7 +248,7 @@ class Run:
         self.checkpoints.wait()
 
     def _load_pending(self, now: int) -> list[Any]:
-        """Return what ``_save_pending`` kept of the row that step ``now`` is in."""
+        """Return the sums that ``_save_pending`` stored for the metrics row of step ``now``."""
         saved = read_json(self.workdir / "pending.json")
         return [{"sums": saved["sums"]}] if saved.get("step") == now and saved["sums"] else []
 
@@ -266,7 +266,7 @@ class Run:
         self.log.progress(now, **values)
 
     def _describe_last(self) -> str:
-        """Return what is left of the run where it ends with numbers that are not finite."""
+        """Describe the last checkpoint, for an error about numbers that are not finite."""
         step = self.checkpoints.latest()
         return "no checkpoint was written yet" if step is None else f"the last good checkpoint is step {step}"
 
@@ -279,7 +279,7 @@ class Run:
         values, _, compiling, _ = evaluate.evaluate(
             task, state.eval_variables, "validation", where=where, describe_last=self._describe_last
         )
-        evaluate.check_finite(values, where, self._describe_last)  # the judge's, by one of which the best is chosen
+        evaluate.check_finite(values, where, self._describe_last)  # the evaluation's, one of which chooses the best
         self.log.row(now, "validation", values, phase=phase)
         self.seconds["compile"] += compiling
         self.log.exclude_time(compiling)

@@ -13,7 +13,7 @@ from tl_jax.utils.errors import Preempted
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[Callable[[], type[BaseException] | None]]:
-    """Hold back the first SIGINT and SIGTERM; the function given returns what to raise once one came, else None.
+    """Defer the first SIGINT and SIGTERM; yield a function that returns what to raise once one came, else None.
 
     The second SIGINT acts at once. Of several processes SIGTERM stops all at the same step, whichever was told to.
     """

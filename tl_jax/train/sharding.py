@@ -61,12 +61,12 @@ def local_slice(size: int) -> slice:
 
 
 def replicate(tree: Any) -> Any:
-    """Put arrays, of which every process has the same, onto every device."""
+    """Replicate arrays, which every process has, onto every device."""
     return _place(tree, replicated())
 
 
 def to_host(tree: Any) -> Any:
-    """Return the whole of every array as numpy, also of those of which other processes hold a part."""
+    """Return every array as numpy, including arrays that are sharded over processes."""
     arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
     is_local = all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in arrays)
     return jax.device_get(tree if is_local else _make_gather()(tree))
@@ -84,7 +84,7 @@ def check_batch(field: str, size: int, accumulate: int = 1) -> None:
 
 
 def round_up(size: int) -> int:
-    """Return the smallest batch that holds ``size`` examples and that the devices share evenly."""
+    """Round a batch size up to a multiple of the number of devices."""
     return -(-size // jax.device_count()) * jax.device_count()
 
 
@@ -113,7 +113,7 @@ def compile_cached(function: Any, *args: Any) -> Program:
 
 
 def limit_memory_maps() -> None:
-    """Forget all compiled programs where they hold half of the memory maps that the system allows a process.
+    """Drop all compiled programs once they hold half of the memory maps that the system allows a process.
 
     A program takes some ten maps on a CPU and Linux allows 65,530: a process that compiles thousands, as studies and
     test suites do, ends in a segmentation fault within XLA. What is needed again is read from the cache on disk.
@@ -124,7 +124,7 @@ def limit_memory_maps() -> None:
 
 
 def clear_programs() -> None:
-    """Forget all compiled programs of this process."""
+    """Drop all compiled programs of this process."""
     _PROGRAMS.clear()
     _FLOPS.clear()
     jax.clear_caches()
@@ -145,7 +145,7 @@ _FLOPS: dict[Any, float] = {}
 
 
 def _program_key(function: Any, shapes: Any) -> Any:
-    """Return what tells calls apart that need programs of their own."""
+    """Return a key that is equal for calls that can share a compiled program."""
     leaves, treedef = jax.tree.flatten(shapes)
     return function, treedef, tuple(leaves)
 
@@ -233,7 +233,7 @@ _is_first = True
 
 
 def join_processes() -> None:
-    """Meet the other processes of this run; to be called before JAX looks for devices.
+    """Connect to the other processes of this run; call it before JAX looks for devices.
 
     If the environment has all of ``ENV_VARIABLES`` (HOST:PORT of process 0, number of processes, index of this one),
     they are used. Otherwise JAX finds out from SLURM, Open MPI, or the metadata of a TPU slice.
@@ -263,11 +263,11 @@ def join_processes() -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """Return whether this is the process that writes files and prints."""
     return _is_first  # rather than to ask JAX, which would look for devices
 
 
 def wait_for_all(where: str) -> None:
-    """Wait until all processes have come to ``where``."""
+    """Wait until all processes have reached ``where``."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)

@@ -55,7 +55,7 @@ class RunFolder:
 
 
 def silence_orbax() -> None:
-    """Keep orbax from printing: tracebacks, from each of its threads, of errors that it raises anyway, and advice."""
+    """Silence the log of orbax: tracebacks of errors that it raises anyway, and advice."""
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
@@ -143,7 +143,7 @@ def exclusive(workdir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explain_disk_errors(workdir: Path) -> Iterator[None]:
-    """Say in one line that the disk is at fault, where it is."""
+    """Turn an error of the disk into one line for the user."""
     run_folder = RunFolder(workdir)
     try:
         yield
@@ -159,7 +159,7 @@ def _explain_disk_errors(workdir: Path) -> Iterator[None]:
 
 
 def claim_folder(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Make ``workdir`` this configuration's own, or refuse one in which another has been run (see ``check_owner``)."""
+    """Claim ``workdir`` for a configuration, or refuse one in which another was run (see ``check_owner``)."""
     check_owner(workdir, config)
     write_json(workdir / "config.json", config)
 
