@@ -219,7 +219,7 @@ def measure(name: str, entry: dict[str, Any], folder: Path, data: Path | None) -
         try:
             summary = api.run(config, folder)
         finally:
-            sharding.forget()  # the programs of dozens of recipes are too many for one process
+            sharding.clear_programs()  # the programs of dozens of recipes are too many for one process
     metric, first, *others = summary["metric"], *summary["arms"]
     values = {arm: row["values"] for arm, row in summary["arms"].items()}
     figures = {f"{arm} {metric}": row for arm, row in values.items()} if others else {metric: values[first]}

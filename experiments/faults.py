@@ -36,7 +36,7 @@ MODES = {
 def main(_: list[str]) -> None:
     """Put in each fault, compare, write."""
     logging.set_verbosity(logging.ERROR)
-    workdir.hush()
+    workdir.silence_orbax()
     names = [*faults_training.FAULTS, *MODES]
     if unknown := sorted(set(ONLY.value) - set(names)):
         raise UserError(f"--only: no fault is called {unknown[0]!r}; there are {', '.join(names)}")

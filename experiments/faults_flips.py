@@ -61,7 +61,7 @@ def section(home: Path, count: int, seed: int) -> Section:
             bad.append(f"{mode}, {file.relative_to(copy)}: {outcome}: {line}")
             say(bad[-1])
         if number % 20 == 19:
-            sharding.forget()  # hundreds of programs are too many for one process
+            sharding.clear_programs()  # hundreds of programs are too many for one process
     bad += commands(places["finished"], home, chance, found)
     outcomes = sorted({outcome for _, outcome in found})
     modes = list(dict.fromkeys(mode for mode, _ in found))

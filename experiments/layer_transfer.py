@@ -174,7 +174,7 @@ def prepare(seed: int) -> Lab:
     both = [recipe.override(config, pairs.source_changes(name, "")) for name in (SOURCE.value, "random")]
     restore.check_batches(both[0])
     tasks = [restore.make_task(one) for one in both]
-    task = tasks[0]._replace(shortcut=None)
+    task = tasks[0]._replace(cache_features=None)
     config = both[0]
     config.epochs = STEPS.value * config.batch_size / task.sizes["train"]
     source, drawn = (jax.device_get(initial_state(one, seed).variables) for one in tasks)
@@ -185,7 +185,7 @@ def train(lab: Lab, start: Mapping[str, Any], frozen: int = 0, order: int | None
     """Return the variables after training from ``start`` with the first ``frozen`` parts still, at the best rate."""
     config, task = recipe.override(lab.config, ()), lab.task
     if frozen:
-        left = len(task.parts) - frozen
+        left = len(task.stages) - frozen
         config.freeze.recipe, config.freeze.stages = ("last_n_stages", left) if left else ("head", 1)
     if order is not None:
         task = task._replace(train_batch=task.train_batch._replace(seed=order))
@@ -193,7 +193,7 @@ def train(lab: Lab, start: Mapping[str, Any], frozen: int = 0, order: int | None
     best, found = -1.0, None
     for rate in RATES.value:
         config.optim.lr = float(rate)
-        plan = phases.resolve(config, task.sizes, task.parts)
+        plan = phases.resolve(config, task.sizes, task.stages)
         with tempfile.TemporaryDirectory() as folder:
             pace = loop.Pace(save=STEPS.value, log=STEPS.value)
             fitted = loop.fit(task, plan, pace, config.seed, Path(folder), verbose=False)
@@ -207,7 +207,7 @@ def train(lab: Lab, start: Mapping[str, Any], frozen: int = 0, order: int | None
 
 def tested(lab: Lab, variables: Mapping[str, Any], name: str = "accuracy") -> float:
     """Return a metric on the test part."""
-    return evaluate.evaluate(lab.task, sharding.everywhere(variables), "test").values[name]
+    return evaluate.evaluate(lab.task, sharding.replicate(variables), "test").values[name]
 
 
 def mixed(base_of: Mapping[str, Any], other: Mapping[str, Any], parts: Any) -> dict[str, Any]:
@@ -221,8 +221,8 @@ def mixed(base_of: Mapping[str, Any], other: Mapping[str, Any], parts: Any) -> d
 def depth(lab: Lab) -> list[dict[str, Any]]:
     """Transfer the first d parts; d = 0 is training from scratch."""
     rows = []
-    for d in range(len(lab.task.parts) + 1):
-        start = mixed(lab.drawn, lab.source, lab.task.parts[:d])
+    for d in range(len(lab.task.stages) + 1):
+        start = mixed(lab.drawn, lab.source, lab.task.stages[:d])
         for variant in ("tuned", "frozen") if d else ("tuned",):
             value = tested(lab, train(lab, start, frozen=d if variant == "frozen" else 0))
             say(f"{TARGET.value}, seed {lab.config.seed}: first {d} parts, {variant}: {value:.4f}")
@@ -233,7 +233,7 @@ def depth(lab: Lab) -> list[dict[str, Any]]:
 def rewind(lab: Lab, tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Put one part of the fine-tuned network back to its start, or to random weights."""
     rows = [{"kind": "rewind", "at": "none", "variant": "start", "value": tested(lab, tuned)}]
-    for part in lab.task.parts:
+    for part in lab.task.stages:
         for variant, other in (("start", lab.source), ("random", lab.drawn)):
             value = tested(lab, renewed(lab, mixed(tuned, other, [part])))
             rows.append({"kind": "rewind", "at": part, "variant": variant, "value": value})
@@ -245,7 +245,7 @@ def drift(lab: Lab, tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
     network = moves.network_of(lab.config, lab.task.facts["input"])
     pooled = [moves.everything(network, variables, lab.task) for variables in (lab.source, tuned)]
     rows = []
-    for part in lab.task.parts:
+    for part in lab.task.stages:
         moved = moves.distance_of(lab.source["params"][part], tuned["params"][part])
         alike = transferability.linear_cka(pooled[0][part], pooled[1][part])
         rows += [
@@ -278,7 +278,7 @@ def renewed(lab: Lab, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Return the variables with BatchNorm's statistics taken from the training part as one batch."""
     stream = lab.task.train_batch
     batch = {"image": stream.images[:], "label": stream.labels, "mask": np.ones(len(stream.labels), np.float32)}
-    with freeze.running_statistics(frozenset(), momentum=1e-9):
+    with freeze.use_running_statistics(frozenset(), momentum=1e-9):
         _, (stats, _) = lab.task.loss(variables, batch, jax.random.key(0))
     return {**variables, "batch_stats": jax.device_get(stats)}
 

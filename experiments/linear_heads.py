@@ -42,9 +42,9 @@ def main(_: list[str]) -> None:
     validate.validate(config)
     rates, decays = ([float(value) for value in given.value] for given in (RATES, DECAYS))
     task = restore.make_task(config)
-    (phase,) = phases.resolve(config, task.sizes, task.parts)
+    (phase,) = phases.resolve(config, task.sizes, task.stages)
     assert task.shortcut
-    seen = task.shortcut(task, initial_state(task, config.seed).variables, phase)
+    seen = task.cache_features(task, initial_state(task, config.seed).variables, phase)
     if seen is task:
         raise UserError(
             "the features of this recipe change from epoch to epoch, or there is no room for them: switch its "

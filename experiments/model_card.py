@@ -33,7 +33,7 @@ def embed(workdir: Path, about: Card, how: str) -> None:
     target = EMBEDDED_DIR / f"{about.name}.safetensors"
     disk.write_bytes(target, exported.read_bytes())
     again = (("init.source", "tl_jax"), ("init.path", str(target)), ("init.head", "keep"))
-    task = image_classification.make(recipe.override(config, again))
+    task = image_classification.make_task(recipe.override(config, again))
     values, examples, _, _ = evaluate.evaluate(task, initial_state(task, 0).variables, "test")
     summary = json.loads((workdir / "summary.json").read_text())
     sizes, inputs = summary["examples"], task.facts["input"]

@@ -76,7 +76,7 @@ def peer(config: recipe_module.Config) -> tuple[dict[str, float], int]:
     from experiments.benchmarks.text_peers import Trainer
 
     task = make_task(config)
-    (plan,) = phases.resolve(config, task.sizes, task.parts)
+    (plan,) = phases.resolve(config, task.sizes, task.stages)
     trainer = Trainer(Path(BERT.value), len(task.classes), config.task == "tokens", config.seed, plan.optim)
     for step, rate in enumerate(learning_rates(plan.rate)):
         loss = trainer.step(task.train_batch(step), rate)
@@ -86,7 +86,7 @@ def peer(config: recipe_module.Config) -> tuple[dict[str, float], int]:
     found = [trainer.classes(batch) for batch in batches]
     hits = [(each == batch["label"])[batch["mask"] > 0] for each, batch in zip(found, batches, strict=True)]
     assert task.judge
-    values = dict(task.judge(found, batches).values)
+    values = dict(task.evaluate(found, batches).values)
     if config.task == "text":
         values["accuracy"] = float(np.concatenate(hits).mean())
     return values, sum(int(batch["mask"].sum()) for batch in batches)

@@ -61,7 +61,7 @@ EXPECTED = flags.DEFINE_string("expected", str(FILE), "The file with the entries
 def main(_: list[str]) -> int:
     """Verify or record; return the exit status."""
     logging.set_verbosity(logging.WARNING)
-    workdir.hush()
+    workdir.silence_orbax()
     file = Path(EXPECTED.value)
     known = read(file)
     names = [_named(name) for name in RECIPES.value]

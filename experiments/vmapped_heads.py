@@ -42,7 +42,7 @@ def train_heads(
     """Train a head for each combination as a run of its own would, from the same first head and order for a seed.
 
     Args:
-        task: as a phase sees it that trains the head alone: its pictures are features (N, D), see ``Task.shortcut``.
+        task: as a phase that trains the head alone sees it: images are features (N, D), see ``Task.cache_features``.
         phase: whose optimizer, schedule and length are used; its own rate and decay are not.
         seeds: of the first head and the order of examples.
         rates, decays: learning rates and weight decays.
@@ -58,8 +58,8 @@ def train_heads(
     keys = jnp.stack([stream_key(seed, "train") for seed in seeds])
     data = {"image": stream.images[:], "label": stream.labels}
     given = (params, data, rows, keys, paces, np.asarray(decays, np.float32))
-    given = sharding.everywhere(given)
-    program = sharding.compiled(_make_train(task.loss, optim, phase.rules), *given)
+    given = sharding.replicate(given)
+    program = sharding.compile_cached(_make_train(task.loss, optim, phase.rules), *given)
     clock = time.monotonic()
     params, losses = jax.block_until_ready(program.execute(*given))
     seconds = {"compile": program.seconds, "train": time.monotonic() - clock}
@@ -110,7 +110,7 @@ def _accuracy(task: Task, params: Any, part: str) -> np.ndarray:
     score = _make_scores(task.metrics)
     sums = []
     for batch in task.eval_batches(part) if task.sizes.get(part) else ():
-        sums.append(score(params, sharding.put(batch)))
+        sums.append(score(params, sharding.shard_batch(batch)))
         if len(sums) % QUEUE == 0:
             jax.block_until_ready(sums[-1])
     if not sums:

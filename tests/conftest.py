@@ -49,7 +49,7 @@ def forget_programs():
     yield
     from tl_jax.train import sharding
 
-    sharding.forget()
+    sharding.clear_programs()
 
 
 @pytest.fixture

@@ -267,4 +267,4 @@ def test_options_of_a_policy_have_types_and_ranges():
     for widths in ((10**9,), ("8",)):
         config = recipe.override(cartpole_ppo.get_config(), (("model.options", {"widths": widths}),))
         with pytest.raises(UserError, match="model 'policy': option widths is a tuple"):
-            reinforcement.network(config, None)  # before the world is asked
+            reinforcement.make_policy(config, None)  # before the world is asked

@@ -39,7 +39,7 @@ def start(workdir, out, *args):
     return [
         subprocess.Popen(
             command, cwd=ROOT, stdout=out, stderr=out,
-            env=environment(1) | dict(zip(sharding.VARIABLES, (address, "2", str(i)), strict=True)),
+            env=environment(1) | dict(zip(sharding.ENV_VARIABLES, (address, "2", str(i)), strict=True)),
         )
         for i in range(2)
     ]  # fmt: skip
@@ -88,13 +88,13 @@ def test_two_processes_train_evaluate_save_and_lose_nothing(tmp_path):
 def test_half_an_environment_is_refused(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(UserError, match="JAX_NUM_PROCESSES without JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID; set all"):
-        sharding.join()
+        sharding.join_processes()
 
 
 @pytest.mark.fast
 def test_nothing_that_says_which_processes_there_are(tmp_path):
     command = [sys.executable, "run.py", "--distributed", "--config=configs/cifar_resnet.py:smoke"]
-    clean = {name: value for name, value in os.environ.items() if name not in sharding.VARIABLES}
+    clean = {name: value for name, value in os.environ.items() if name not in sharding.ENV_VARIABLES}
     done = subprocess.run([*command, f"--workdir={tmp_path}"], cwd=ROOT, env=clean, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: --distributed: ") and "JAX_COORDINATOR_ADDRESS" in done.stderr

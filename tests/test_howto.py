@@ -103,7 +103,7 @@ def test_an_added_term_changes_the_loss(tmp_path):
     (command,) = copy.commands
     names = next(word for word in command if word.startswith("--mechanisms=")).partition("=")[2].split(",")
     program = "from configs import flowers_mobilenet as f; from tl_jax.transfer import methods; "
-    program += "print(*methods.fitting('image')); "
+    program += "print(*methods.names_for_task('image')); "
     program += "print(f.get_config('feature_norm').regularize.feature_norm)"
     known, strength = copy.run("-c", program).splitlines()
     assert set(names) <= set(known.split()) and float(strength) > 0

@@ -254,13 +254,13 @@ def test_the_same_classes_in_another_order_are_put_into_the_order_of_the_run(kin
     labels, plain, expected = labels_of(kind)
     images = np.arange(len(labels) * 12, dtype=np.uint8).reshape(-1, 2, 2, 3)
     source = Dataset("set", Split(images, labels), Split(images, labels), ("a", "b", "c"))
-    turned = run_record.in_order(source, ("c", "b", "a"), "run")
+    turned = run_record.with_class_order(source, ("c", "b", "a"), "run")
     assert turned.classes == ("c", "b", "a")
     assert plain(turned.train.labels) == expected and plain(turned.test.labels) == expected
     assert fingerprint(turned.test, turned.classes) == fingerprint(source.test, source.classes)
     assert fingerprint(source.test, ("a", "b", "x")) != fingerprint(source.test, source.classes)
     with pytest.raises(UserError, match="'d' missing, 'c' new"):
-        run_record.in_order(source, ("a", "b", "d"), "run")
+        run_record.with_class_order(source, ("a", "b", "d"), "run")
 
 
 def test_a_fingerprint_tells_what_changed(tmp_path):

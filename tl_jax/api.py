@@ -50,7 +50,7 @@ def find_lr(config: recipe.Config, folder: str | Path) -> lr_finder.Sweep:
     if config.task == "policy":
         raise UserError("--mode=find_lr reads the loss of a batch; a policy has none, compare runs by their returns")
     config, task = _first(config)
-    plan = phases.resolve(config, task.sizes, task.parts)
+    plan = phases.resolve(config, task.sizes, task.stages)
     if not plan:
         raise UserError("config.epochs=0 trains nothing; raise it to look for a learning rate")
     say(f"{task.name}, phase {plan[0].name}: up to 100 steps with rising learning rates ...")
@@ -88,22 +88,24 @@ def preview(config: recipe.Config, folder: str | Path) -> list[Path]:
 def _preview_pictures(task: Task, config: recipe.Config, folder: Path) -> list[Path]:
     hows = {"preview": Augment(**config.augment.to_dict())}
     if config.pretext.name:
-        hows["preview_pretext"] = Pretext.of(config.pretext.to_dict()).views
+        hows["preview_pretext"] = Pretext.from_config(config.pretext.to_dict()).views
     return [_draw(task, config, how, folder / f"{name}.png") for name, how in hows.items()]
 
 
 def _preview_texts(task: Task, config: recipe.Config, folder: Path) -> list[Path]:
     from tl_jax.tasks import text_preview  # with the tokenizers, which pictures have no use for
 
-    return text_preview.draw(task, config, folder)
+    return text_preview.draw_previews(task, config, folder)
 
 
 def _preview_policy(task: Task, config: recipe.Config, folder: Path) -> list[Path]:
-    world = envs.make(config.rl.env, config.rl.env_params)
+    world = envs.make_env(config.rl.env, config.rl.env_params)
     variables = initial_state(task, config.seed).variables
-    played = render.play(world, reinforcement.network(config, world), variables, jax.random.key(config.seed))
-    title = f"{task.name}, before training: {len(played.observations)} steps, return {played.returned:g}"
-    return [render.strip(world, played, title, folder / "preview.png")]
+    played = render.play_episode(
+        world, reinforcement.make_policy(config, world), variables, jax.random.key(config.seed)
+    )
+    title = f"{task.name}, before training: {len(played.observations)} steps, return {played.episode_return:g}"
+    return [render.draw_strip(world, played, title, folder / "preview.png")]
 
 
 PREVIEWS = {"text": _preview_texts, "tokens": _preview_texts, "masked": _preview_texts, "policy": _preview_policy}
@@ -123,9 +125,9 @@ def explain(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) ->
     task, _, state = restore(config, folder, data=False)
     assert task.explain
     found = task.explain(state.variables, inputs)
-    pairs = zip(found.files, found.found, found.sure, strict=True)
+    pairs = zip(found.files, found.classes, found.probabilities, strict=True)
     captions = [f"{file.parent.name}/{file.name}: {name} {share:.2f}" for file, name, share in pairs]
-    path = images.draw_overlays(found.seen, found.maps, captions, f"{task.name}: Grad-CAM", folder / "explain.png")
+    path = images.draw_overlays(found.images, found.maps, captions, f"{task.name}: Grad-CAM", folder / "explain.png")
     say("\n".join([*captions, f"picture: {path}"]))
     return path
 
@@ -136,10 +138,12 @@ def play(config: recipe.Config, folder: str | Path) -> Path:
         raise UserError(f"--mode=play shows what a policy does; config.task={config.task} has none")
     folder = Path(folder).expanduser()
     _, _, state = restore(config, folder)
-    world = envs.make(config.rl.env, config.rl.env_params)
-    played = render.play(world, reinforcement.network(config, world), state.variables, jax.random.key(config.seed))
-    path = render.write(world, played, folder / "episode.gif")
-    say(f"{len(played.observations)} steps, return {played.returned:.1f}; picture: {path}")
+    world = envs.make_env(config.rl.env, config.rl.env_params)
+    played = render.play_episode(
+        world, reinforcement.make_policy(config, world), state.variables, jax.random.key(config.seed)
+    )
+    path = render.write_gif(world, played, folder / "episode.gif")
+    say(f"{len(played.observations)} steps, return {played.episode_return:.1f}; picture: {path}")
     return path
 
 
@@ -192,7 +196,7 @@ def report(_: recipe.Config, folder: str | Path) -> Path:
 
 def at_the_end(folder: str | Path, out: TextIO | None = None) -> None:
     """Write the page of a run that has ended, and say so; the results that are there are not worth less without it."""
-    if not sharding.first():
+    if not sharding.is_first_process():
         return
     try:
         said = _write(Path(folder).expanduser())[1]
@@ -283,7 +287,7 @@ def run(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
     for _, _, member in recipe.comparison_runs(config) if many else [("", 0, config)]:
         check_batches(member)
     with workdir.exclusive(folder):
-        workdir.claim(folder, config.to_dict())
+        workdir.claim_folder(folder, config.to_dict())
         summary = _run_many(config, folder) if many else _run_once(config, folder)
         at_the_end(folder)
         if config.smoke:
@@ -299,7 +303,9 @@ def evaluate(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder)
-    values, examples, _, verdict = evaluate_module.evaluate(task, state.variables, "test", error_analysis.keep)
+    values, examples, _, verdict = evaluate_module.evaluate(
+        task, state.variables, "test", error_analysis.score_examples
+    )
     values |= dict.fromkeys(verdict.missing, math.nan)
     if read_summary(folder).get("tested_step") == int(state.step):
         _keep_details(task, verdict, folder)  # of a run from before they were written, perhaps
@@ -316,14 +322,14 @@ def predict(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) ->
     """
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder, data=False)
-    if task.answer is None:
+    if task.predict_inputs is None:
         answering = "image, detection, faces, text and tokens"
         raise UserError(f"config.task={config.task} answers nothing; predictions are for task={answering}")
-    found, drawn = task.answer(state.variables, inputs)
+    found, drawn = task.predict_inputs(state.variables, inputs)
     say(drawn)
     write_json(folder / "predictions.json", found)
-    if task.illustrate:
-        say("pictures: " + ", ".join(map(str, task.illustrate(found, folder))))
+    if task.draw_predictions:
+        say("pictures: " + ", ".join(map(str, task.draw_predictions(found, folder))))
     return found
 
 
@@ -341,7 +347,7 @@ def _run_once(config: recipe.Config, folder: Path, verbose: bool = True) -> dict
         task = make_task(config, RunRecord(workdir.stored_facts(folder), str(folder)))
         workdir.claim_facts(folder, task.facts)
     seconds = {"data": time.monotonic() - clock}
-    plan = phases.resolve(config, task.sizes, task.parts)
+    plan = phases.resolve(config, task.sizes, task.stages)
     save = max(1, round(config.save_every * task.sizes["train"] / config.batch_size))
     pace = loop.Pace(save, config.log_every, config.patience, config.min_checkpoint_interval)
     if verbose:
@@ -353,9 +359,9 @@ def _run_once(config: recipe.Config, folder: Path, verbose: bool = True) -> dict
         summary, verdict = _tested(config, folder, task, fitted)
     summary["seconds"] = {**seconds, **fitted.seconds, "total": time.monotonic() - clock}
     _keep_details(fitted.task, verdict, folder)
-    write_json(folder / "network.json", loop.layout(fitted.state.params, plan, task.parts))
+    write_json(folder / "network.json", loop.stage_parameters(fitted.state.params, plan, task.stages))
     write_json(folder / "summary.json", summary)
-    sharding.meet(f"{folder} is finished")
+    sharding.wait_for_all(f"{folder} is finished")
     if verdict.per_class and verbose:
         say(_table(verdict.per_class))
     source = f"{summary['examples_evaluated']:,} examples ({task.facts['tested']})"
@@ -370,14 +376,16 @@ def _tested(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted
     steps, state = int(fitted.state.step), fitted.state
     best = fitted.checkpoints.best() if config.eval_checkpoint == "best" else None
     if best is not None:
-        state = fitted.checkpoints.restore(best, state, opt_state=False, tested=True)
+        state = fitted.checkpoints.restore(best, state, opt_state=False, for_eval=True)
     begin = time.monotonic()
-    variables, extra = (state.variables if best is not None else state.tested), {}
+    variables, extra = (state.variables if best is not None else state.eval_variables), {}
     if config.wise_ft:
         first = initial_state(task, config.seed).variables
         share, scores = best_share(fitted.task, first, variables)
         variables, extra = interpolate(first, variables, share), {"wise_ft": {"share": share, "validation": scores}}
-    values, examples, compiling, verdict = evaluate_module.evaluate(fitted.task, variables, "test", error_analysis.keep)
+    values, examples, compiling, verdict = evaluate_module.evaluate(
+        fitted.task, variables, "test", error_analysis.score_examples
+    )
     values |= dict.fromkeys(verdict.missing, math.nan)
     held_out = _held_out(fitted.task, variables)
     if config.test_train:
@@ -397,7 +405,7 @@ def _tested(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted
         "score": task.score,
         "seconds": fitted.seconds,
         "parameters": fitted.parameters,
-        "parameters_sha256": digest(sharding.fetch(variables)),
+        "parameters_sha256": digest(sharding.to_host(variables)),
         "examples": dict(task.sizes),
         "facts": {name: fact for name, fact in task.facts.items() if name != "reading"},  # which may be long
         **_judged(task, verdict, held_out, folder),
@@ -415,7 +423,7 @@ def _run_many(config: recipe.Config, folder: Path) -> dict[str, Any]:
     for arm, seed, member in everything:
         own = folder / arm / f"seed{seed}"
         own.mkdir(parents=True, exist_ok=True)
-        workdir.claim(own, member.to_dict())
+        workdir.claim_folder(own, member.to_dict())
         say(f"{arm}, seed {seed}")
         _run_once(member, own, verbose=seed == everything[0][1])
     summary = read_summary(folder)
@@ -428,7 +436,7 @@ def _run_many(config: recipe.Config, folder: Path) -> dict[str, Any]:
         summary["seconds"]["total"] = time.monotonic() - clock
         write_json(folder / "summary.json", summary)
     say(plots.comparison_table(summary))
-    if sharding.first():
+    if sharding.is_first_process():
         say(f"picture: {plots.draw_comparison(summary, folder / 'comparison.png')}\nsummary: {folder / 'summary.json'}")
     return summary
 
@@ -440,13 +448,13 @@ def _smoke(config: recipe.Config) -> dict[str, bool]:
 def _held_out(task: Task, variables: Any) -> Any:
     """Return what the judge keeps of the validation part, None where there is none or nobody asks."""
     wanted = task.report and task.sizes.get("validation")
-    return evaluate_module.evaluate(task, variables, "validation").verdict.kept if wanted else None
+    return evaluate_module.evaluate(task, variables, "validation").evaluation.kept if wanted else None
 
 
 def _keep_details(task: Task, verdict: Verdict, folder: Path) -> None:
     """Write what is to be said of single test examples and classes."""
-    if task.details and sharding.first():
-        write_json(folder / "test_details.json", task.details(verdict.kept))
+    if task.test_details and sharding.is_first_process():
+        write_json(folder / "test_details.json", task.test_details(verdict.kept))
 
 
 def _judged(task: Task, verdict: Verdict, held_out: Any, folder: Path) -> dict[str, Any]:
@@ -454,7 +462,9 @@ def _judged(task: Task, verdict: Verdict, held_out: Any, folder: Path) -> dict[s
     by_class = {"per_class": verdict.per_class} if verdict.per_class else {}
     missing = {"missing": dict(verdict.missing)} if verdict.missing else {}
     return (
-        by_class | missing | (task.report(verdict.kept, held_out, folder) if task.report and sharding.first() else {})
+        by_class
+        | missing
+        | (task.report(verdict.kept, held_out, folder) if task.report and sharding.is_first_process() else {})
     )
 
 

@@ -83,9 +83,9 @@ def call(_: list[str]) -> int:
 
     given = flags.FLAGS
     if given.distributed:
-        sharding.join()
+        sharding.join_processes()
     logging.set_verbosity(logging.WARNING)  # orbax tells a page about each checkpoint at the level INFO
-    workdir_module.hush()
+    workdir_module.silence_orbax()
     config = given.config
     workdir = Path(given.workdir or default_workdir(config))
     if given.input and given.mode not in ASKING:

@@ -14,7 +14,7 @@ from tl_jax.train import sharding, workdir
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.run_files import read_summary
 from tl_jax.train.state import TrainState, initial_state
-from tl_jax.train.step import make_init
+from tl_jax.train.step import make_optimizer_init
 from tl_jax.train.task import Task
 from tl_jax.transfer import phases
 from tl_jax.transfer.weight_averaging import interpolate
@@ -25,24 +25,24 @@ from tl_jax.utils.errors import UserError
 def _text(config: recipe.Config, record: RunRecord) -> Task:
     from tl_jax.tasks import text  # with the tokenizers, which pictures have no use for
 
-    return text.make(config, record)
+    return text.make_task(config, record)
 
 
 def _policy(config: recipe.Config, record: RunRecord) -> Task:
     from tl_jax.tasks import reinforcement  # with gymnax, likewise
 
-    return reinforcement.make(config, record)
+    return reinforcement.make_task(config, record)
 
 
 def _detection(config: recipe.Config, record: RunRecord) -> Task:
     from tl_jax.tasks import detection  # with the readers of boxes, likewise
 
-    return detection.make(config, record)
+    return detection.make_task(config, record)
 
 
 TASKS = {
-    "image": image_classification.make, "detection": _detection, "faces": face_verification.make, "text": _text,
-    "tokens": _text, "masked": _text, "policy": _policy,
+    "image": image_classification.make_task, "detection": _detection, "faces": face_verification.make_task,
+    "text": _text, "tokens": _text, "masked": _text, "policy": _policy,
 }  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def restore(config: recipe.Config, folder: Path, data: bool = True) -> tuple[Tas
         checkpoints.close()
         task, checkpoints, step = _opened(config, folder, record._replace(reads_data=True, fitted={}))
     state = initial_state(task, config.seed)
-    end = checkpoints.restore(step, state, opt_state=False, tested=True)
+    end = checkpoints.restore(step, state, opt_state=False, for_eval=True)
     _check_finite(end, folder / "checkpoints" / str(step))
     mixed = summary.get("wise_ft")
     if mixed:
@@ -100,7 +100,7 @@ def restore(config: recipe.Config, folder: Path, data: bool = True) -> tuple[Tas
 
 def _check_finite(state: TrainState, where: Path) -> None:
     """Refuse a checkpoint with values that are not finite: training stops at those, so that it was damaged."""
-    for path, leaf in tree.flatten(sharding.fetch(dict(state.variables))).items():
+    for path, leaf in tree.flatten(sharding.to_host(dict(state.variables))).items():
         if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
             raise UserError(f"{where}: {path} holds values that are not finite; restore the checkpoint, or train again")
 
@@ -131,7 +131,7 @@ def _opened(config: recipe.Config, folder: Path, record: RunRecord) -> tuple[Tas
         workdir.check_data(
             folder, record.facts, task.facts, ("validation", "test"), "use --mode=predict for other examples"
         )
-    checkpoints = Checkpoints(folder / "checkpoints", task, tidy=False)
+    checkpoints = Checkpoints(folder / "checkpoints", task, cleanup=False)
     step = checkpoints.best() if config.eval_checkpoint == "best" else checkpoints.latest()
     if step is None:
         raise UserError(
@@ -143,12 +143,12 @@ def _opened(config: recipe.Config, folder: Path, record: RunRecord) -> tuple[Tas
 def optimizer_state(config: recipe.Config, folder: Path, task: Task, state: TrainState) -> Any:
     """Return the optimizer state of the checkpoint that ``state`` came from; () before the first step."""
     at = int(state.step)
-    plan = phases.resolve(config, task.sizes, task.parts)
+    plan = phases.resolve(config, task.sizes, task.stages)
     now = next((phase for phase in plan if phase.start < at <= phase.stop), None)
     if now is None:
         return ()
-    like = state.replace(opt_state=make_init(now.optim, now.rules)(state.params))
-    checkpoints = Checkpoints(folder / "checkpoints", task, tidy=False)
+    like = state.replace(opt_state=make_optimizer_init(now.optim, now.rules)(state.params))
+    checkpoints = Checkpoints(folder / "checkpoints", task, cleanup=False)
     found = checkpoints.restore(at, like, opt_state=True)
     checkpoints.close()
     return found.opt_state

@@ -37,10 +37,10 @@ def main(_: list[str]) -> None:
     changes |= {"init.path": WEIGHTS.value, "epochs": STEPS.value * 64 / EXAMPLES.value}
     config = recipe.override(cifar_resnet.get_config("article"), tuple(changes.items()))
     validate.validate(config)
-    task = image_classification.make(config)
+    task = image_classification.make_task(config)
     theirs, their_accuracy = keras_run(task, config)
     with tempfile.TemporaryDirectory() as folder:
-        plan = phases.resolve(config, task.sizes, task.parts)
+        plan = phases.resolve(config, task.sizes, task.stages)
         fitted = loop.fit(task, plan, loop.Pace(10**9, 1), config.seed, Path(folder), verbose=False)
         fitted.checkpoints.close()
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]

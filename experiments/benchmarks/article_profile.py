@@ -18,7 +18,7 @@ from tl_jax.config import recipe
 from tl_jax.tasks import image_classification
 from tl_jax.train import sharding
 from tl_jax.train.state import initial_state, stream_key
-from tl_jax.train.step import make_init, make_train_step
+from tl_jax.train.step import make_optimizer_init, make_train_step
 from tl_jax.transfer import phases
 
 WEIGHTS = flags.DEFINE_string("weights", None, "ResNet50 without its top, HDF5.", required=True)
@@ -31,22 +31,22 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     changes = (("data.dir", DATA_DIR.value), ("init.path", WEIGHTS.value), ("data.train_examples", 5000))
     config = recipe.override(cifar_resnet.get_config("article"), changes)
-    task = image_classification.make(config)
-    (phase,) = phases.resolve(config, task.sizes, task.parts)
+    task = image_classification.make_task(config)
+    (phase,) = phases.resolve(config, task.sizes, task.stages)
     state = initial_state(task, config.seed)
-    state = state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
-    stream = sharding.everywhere(stream_key(config.seed, "train"))
-    rate = sharding.everywhere(np.float32(1e-3))
-    batch = sharding.put(task.train_batch(0))
+    state = state.replace(opt_state=make_optimizer_init(phase.optim, phase.rules)(state.params))
+    stream = sharding.replicate(stream_key(config.seed, "train"))
+    rate = sharding.replicate(np.float32(1e-3))
+    batch = sharding.shard_batch(task.train_batch(0))
     step = make_train_step(task.loss, phase.optim, phase.rules, phase.batch_stats)
-    program = sharding.compiled(step, state, batch, stream, rate)
-    flops = sharding.flops(step, state, batch, stream, rate)
+    program = sharding.compile_cached(step, state, batch, stream, rate)
+    flops = sharding.count_flops(step, state, batch, stream, rate)
     forward = jax.jit(task.features)
     jax.block_until_ready(forward(state.variables, batch))
     seconds = {"batch": [], "forward": [], "step": []}
     for turn in range(TURNS.value):
         start = time.monotonic()
-        batch = jax.block_until_ready(sharding.put(task.train_batch(turn)))
+        batch = jax.block_until_ready(sharding.shard_batch(task.train_batch(turn)))
         fetched = time.monotonic()
         jax.block_until_ready(forward(state.variables, batch))
         passed = time.monotonic()

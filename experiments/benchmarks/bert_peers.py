@@ -35,20 +35,20 @@ def tl_jax(size: int, length: int, dtype: str, compiled: bool = False) -> Calls:
     from tl_jax.tasks.losses import Encoder, make_text_loss
     from tl_jax.train import sharding
     from tl_jax.train.state import TrainState
-    from tl_jax.train.step import make_init, make_train_step
+    from tl_jax.train.step import make_optimizer_init, make_train_step
     from tl_jax.transfer.freeze import RECIPES
     from tl_jax.transfer.optimizer import OptimSpec
     from tl_jax.transfer.regularizers import Regularize
 
     model = network(dtype)
     variables = initializer(model)(jax.random.key(0))
-    batch = sharding.put(batch_of(size, length))
+    batch = sharding.shard_batch(batch_of(size, length))
     optim, rules = OptimSpec("adam"), RECIPES["all"]
     step = make_train_step(make_text_loss(Encoder(model), Regularize()), optim, rules, "auto")
     params = variables["params"]
-    state = TrainState(jnp.zeros((), jnp.int32), params, {}, make_init(optim, rules)(params))
-    held = {"state": sharding.everywhere(jax.tree.map(jnp.copy, state))}
-    key, rate = (sharding.everywhere(v) for v in (jax.random.key(0), jnp.float32(1e-5)))
+    state = TrainState(jnp.zeros((), jnp.int32), params, {}, make_optimizer_init(optim, rules)(params))
+    held = {"state": sharding.replicate(jax.tree.map(jnp.copy, state))}
+    key, rate = (sharding.replicate(v) for v in (jax.random.key(0), jnp.float32(1e-5)))
     tokens = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
     forward = jax.jit(lambda variables, tokens: model.apply(variables, **tokens, train=False)[0])
 

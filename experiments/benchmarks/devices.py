@@ -99,7 +99,7 @@ def measure(recipe: str, sharded: bool) -> dict[str, Any]:
     from tl_jax.train import evaluate, sharding
     from tl_jax.train import sharding as sharding_module
     from tl_jax.train.state import initial_state, stream_key
-    from tl_jax.train.step import Stepper, make_init
+    from tl_jax.train.step import Stepper, make_optimizer_init
     from tl_jax.transfer import phases
 
     name, _, variant = recipe.partition(":")
@@ -107,15 +107,15 @@ def measure(recipe: str, sharded: bool) -> dict[str, Any]:
     sizes = (("rl.episodes", 8),) if config.task == "policy" else (("cache.features", "off"), ("batch_size", 16))
     config = recipe_module.override(config, sizes)
     task = restore.make_task(config)
-    phase = phases.resolve(config, task.sizes, task.parts)[-1]
+    phase = phases.resolve(config, task.sizes, task.stages)[-1]
     steps = min(STEPS.value, phase.stop - phase.start)
     phase = phase._replace(start=0, stop=steps, rate=phase.rate._replace(steps=steps))
     state = initial_state(task, 0, sharded)
-    state = state.replace(opt_state=make_init(phase.optim, phase.rules, sharded)(state.params))
+    state = state.replace(opt_state=make_optimizer_init(phase.optim, phase.rules, sharded)(state.params))
     held = sharding.bytes_per_device((state.params, state.opt_state))
-    stream = sharding_module.everywhere(stream_key(0, "train"))
+    stream = sharding_module.replicate(stream_key(0, "train"))
     objective = task.objective(phase.objective)
-    stepper = (objective.stepper or Stepper)(phase, objective, state, stream, 0)
+    stepper = (objective.make_stepper or Stepper)(phase, objective, state, stream, 0)
     losses, seconds, now = [], [], 0
     while now < steps:
         begin = time.perf_counter()
@@ -125,7 +125,7 @@ def measure(recipe: str, sharded: bool) -> dict[str, Any]:
         losses += [float(row["sums"]["loss"][0] / row["sums"]["loss"][1]) for row in rows]
         now += len(rows)
     text = max((program.as_text() for program in sharding_module._PROGRAMS.values()), key=len)
-    tested = evaluate.evaluate(task, state.tested, "test")
+    tested = evaluate.evaluate(task, state.eval_variables, "test")
     return {
         "sharded": sharded,
         "devices": jax.device_count(),

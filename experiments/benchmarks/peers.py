@@ -77,7 +77,7 @@ def _tl_jax(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
     from tl_jax.tasks.losses import Maps, Network, make_loss
     from tl_jax.train import sharding
     from tl_jax.train.state import TrainState
-    from tl_jax.train.step import make_init, make_train_step
+    from tl_jax.train.step import make_optimizer_init, make_train_step
     from tl_jax.transfer.freeze import RECIPES
     from tl_jax.transfer.optimizer import OptimSpec
     from tl_jax.transfer.regularizers import Regularize
@@ -87,7 +87,7 @@ def _tl_jax(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
     shape = (1, max(SIZE.value, model.min_size), max(SIZE.value, model.min_size), 3)
     variables = dict(jax.jit(model.init)(jax.random.key(0), jnp.zeros(shape)))
     variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-    batch = sharding.put({"image": pictures, "label": labels, "mask": np.ones(len(labels), np.float32)})
+    batch = sharding.shard_batch({"image": pictures, "label": labels, "mask": np.ones(len(labels), np.float32)})
     trunk = model.clone(num_classes=0)
     pairs = fold_batch_norm.find_pairs(trunk, SIZE.value)
     folded = jax.jit(lambda v: fold_batch_norm.fold_variables(pairs, v))(variables)
@@ -100,9 +100,11 @@ def _tl_jax(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
     network, optim, rules = Network(model, Maps()), OptimSpec("adam", batch_norm_momentum=0.9), RECIPES["all"]
     step = make_train_step(make_loss(network, Augment(), Regularize(), None), optim, rules, "auto")
     params = variables["params"]
-    state = TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], make_init(optim, rules)(params))
-    held = {"state": sharding.everywhere(jax.tree.map(jnp.copy, state))}
-    key, rate = (sharding.everywhere(v) for v in (jax.random.key(0), jnp.float32(1e-4)))
+    state = TrainState(
+        jnp.zeros((), jnp.int32), params, variables["batch_stats"], make_optimizer_init(optim, rules)(params)
+    )
+    held = {"state": sharding.replicate(jax.tree.map(jnp.copy, state))}
+    key, rate = (sharding.replicate(v) for v in (jax.random.key(0), jnp.float32(1e-4)))
 
     def train():
         held["state"], row = step(held["state"], batch, key, rate)

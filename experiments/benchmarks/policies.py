@@ -89,17 +89,17 @@ def _tl_jax() -> Calls:
     from tl_jax.transfer.optimizer import make_optimizer
 
     config = recipe.override(cartpole_ppo.get_config(), _case())
-    world = envs.make(config.rl.env)
-    network = reinforcement.network(config, world)
+    world = envs.make_env(config.rl.env)
+    network = reinforcement.make_policy(config, world)
     (phase,) = phases.resolve(config, {"train": config.rl.total_timesteps}, network.stage_names(False))
-    update = make_update(world, network, reinforcement.ppo_config(config), phase.optim, phase.rules)
+    update = make_update(world, network, reinforcement.make_ppo_config(config), phase.optim, phase.rules)
     init = make_optimizer(phase.optim, phase.rules).init
 
     def run(state, key, count):
         return jax.lax.fori_loop(0, count, lambda _, state: update(state, key, config.optim.lr)[0], state)
 
     program = jax.jit(jax.vmap(run, in_axes=(0, 0, None)), donate_argnums=0)
-    start = jax.vmap(lambda variables: ppo.begin(variables, init))(seeds.drawn(config, world, SEEDS.value))
+    start = jax.vmap(lambda variables: ppo.init_state(variables, init))(seeds.drawn(config, world, SEEDS.value))
     keys = seeds.grouped(seeds.stream_keys(SEEDS.value))
     kept = seeds.grouped(start)
 

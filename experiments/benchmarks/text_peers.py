@@ -25,7 +25,7 @@ from tl_jax.data.tokenize import IGNORED
 from tl_jax.restore import make_task
 from tl_jax.train import sharding
 from tl_jax.train.loop import initial_state, stream_key
-from tl_jax.train.step import make_init, make_train_step
+from tl_jax.train.step import make_optimizer_init, make_train_step
 from tl_jax.transfer import phases
 from tl_jax.utils import command
 
@@ -47,7 +47,7 @@ def calls() -> Calls:
     changes = (("init.path", BERT.value), ("data.dir", DATA_DIR.value), ("input.max_length", 128))
     config = recipe.override(sst2_bert.get_config(), changes)
     task = make_task(config)
-    plan = phases.resolve(config, task.sizes, task.parts)[0]
+    plan = phases.resolve(config, task.sizes, task.stages)[0]
     make = {"tl_jax": _tl_jax, "transformers": _transformers}[PEER.value]
     return make(task, plan, {f"length{length}": random_batch(task, length) for length in LENGTHS})
 
@@ -64,14 +64,16 @@ def random_batch(task, length):
 
 def _tl_jax(task, plan, batches) -> Calls:
     state = initial_state(task, 0)
-    state = state.replace(opt_state=make_init(plan.optim, plan.rules)(state.params))
+    state = state.replace(opt_state=make_optimizer_init(plan.optim, plan.rules)(state.params))
     step = make_train_step(task.loss, plan.optim, plan.rules, plan.batch_stats)
-    stream = sharding.everywhere(stream_key(0, "train"))
+    stream = sharding.replicate(stream_key(0, "train"))
     kept = {"state": state}
 
     def run(make, count):
         for i in range(count):
-            state, row = step(kept["state"], sharding.put(make(i)), stream, sharding.everywhere(np.float32(RATE)))
+            state, row = step(
+                kept["state"], sharding.shard_batch(make(i)), stream, sharding.replicate(np.float32(RATE))
+            )
             kept["state"] = state
         jax.block_until_ready(row)
 

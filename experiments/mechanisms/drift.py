@@ -30,7 +30,7 @@ def network_of(config: recipe.Config, inputs: Mapping[str, Any]) -> Network:
 
 def everything(network: Network, variables: Any, task: Any) -> dict[str, np.ndarray]:
     """Return the averages over positions (N, C) of every part's map on the test pictures."""
-    names = tuple(task.parts)
+    names = tuple(task.stages)
     rows = evaluate.extract(make_pooled(network, names), variables, task.eval_batches("test"))
     batch = next(task.eval_batches("test"))
     shapes = jax.eval_shape(lambda: network.predict(variables, batch["image"])[1])

@@ -72,7 +72,7 @@ def measure(name: str, folder: Path) -> list[Drift]:
             drift.distance_of(before[part], after[part]),
             transferability.linear_cka(pooled[0][part], pooled[1][part]),
         )
-        for part in task.parts
+        for part in task.stages
         if part in before
     ]
 

@@ -87,7 +87,7 @@ def protocol() -> dict[str, Any]:
 
 def chosen() -> list[str]:
     """Return the names of the mechanisms to run."""
-    known = [*methods.fitting(CONFIG.value.task), *without_training.MADE]
+    known = [*methods.names_for_task(CONFIG.value.task), *without_training.MADE]
     for name in NAMES.value:
         if name not in known:
             raise UserError(f"no mechanism {name!r}; {nearest(name, known)}")

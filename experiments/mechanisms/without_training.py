@@ -47,11 +47,11 @@ def soup(folder: Path, config: recipe.Config, run: Run, rates: Sequence[str], se
         task = restored[0][0]
 
         def score(variables: Any, task: Any = task) -> float:
-            placed = sharding.everywhere(variables)
+            placed = sharding.replicate(variables)
             return evaluate.evaluate(task, placed, "validation").values["accuracy"]
 
         mixed, kept = weight_averaging.greedy_soup([end.variables for _, _, end in restored], score)
-        mixed = sharding.everywhere(mixed)
+        mixed = sharding.replicate(mixed)
         found, train = (evaluate.evaluate(task, mixed, part) for part in ("test", "train"))
         used = [list(there)[i] for i in kept]
         say(f"--- soup, seed {seed}: of rates {', '.join(used)}: test accuracy {found.values['accuracy']:.4f}")

@@ -65,7 +65,7 @@ def measured(name: str) -> list[dict[str, Any]]:
     """Return a row for each seed of a recipe."""
     recipe, variant, _ = RECIPES[name]
     config = recipe.get_config(variant)
-    world = envs.make(config.rl.env, config.rl.env_params)
+    world = envs.make_env(config.rl.env, config.rl.env_params)
     start = seeds.drawn(config, world, SEEDS.value)
     program = seeds.compiled(config, world, start, TESTS)  # learn finds it again
     clock = time.monotonic()

@@ -12,10 +12,10 @@ import numpy as np
 
 from tl_jax.models.actor_critic import Policy
 from tl_jax.rl import ppo, rollout
-from tl_jax.rl.envs import World
+from tl_jax.rl.envs import Env
 from tl_jax.rl.ppo import PPOConfig, make_update
 from tl_jax.tasks import reinforcement as policy_task
-from tl_jax.tasks.reinforcement import keeps_statistics
+from tl_jax.tasks.reinforcement import freezes_statistics
 from tl_jax.train import sharding
 from tl_jax.transfer import optimizer as optimizer_module
 from tl_jax.transfer import phases
@@ -35,15 +35,15 @@ class Tests(NamedTuple):
     episodes: int = 16
 
 
-def drawn(config: Any, world: World, seeds: int) -> Any:
+def drawn(config: Any, world: Env, seeds: int) -> Any:
     """Return new variables for the seeds 0 to S - 1, stacked along a first axis (S, ...)."""
-    network, rl = policy_task.network(config, world), config.rl
+    network, rl = policy_task.make_policy(config, world), config.rl
     keys = (jax.random.fold_in(jax.random.key(seed), 0) for seed in range(seeds))
     # One after another: in jaxlib 0.10 batched QR factorisations of several kernels can wait for each other for ever.
-    return stacked([ppo.initial(world, network, rl.num_envs, rl.normalize, key) for key in keys])
+    return stacked([ppo.init_variables(world, network, rl.num_envs, rl.normalize, key) for key in keys])
 
 
-def learn(config: Any, world: World, start: Any, tests: Tests, teacher: Any = None) -> tuple[Any, np.ndarray]:
+def learn(config: Any, world: Env, start: Any, tests: Tests, teacher: Any = None) -> tuple[Any, np.ndarray]:
     """Train one policy for each seed, all at once.
 
     Args:
@@ -79,18 +79,20 @@ def at_once(call: Callable[..., Any], groups: list[Any]) -> list[Any]:
         return list(pool.map(lambda group: jax.block_until_ready(call(*group)), groups))
 
 
-def compiled(config: Any, world: World, start: Any, tests: Tests, teacher: Any = None) -> sharding.Program:
+def compiled(config: Any, world: Env, start: Any, tests: Tests, teacher: Any = None) -> sharding.Program:
     """Compile what ``learn`` calls for each group of seeds, (variables, keys, teacher) -> (variables, curves)."""
-    network, ppo_config = policy_task.network(config, world), policy_task.ppo_config(config)
-    (phase,) = phases.resolve(config, {"train": config.rl.total_timesteps}, network.stage_names(len(world.shape) == 3))
-    still = keeps_statistics(jax.tree.map(lambda leaf: leaf[0], start["params"]), phase)
+    network, ppo_config = policy_task.make_policy(config, world), policy_task.make_ppo_config(config)
+    (phase,) = phases.resolve(
+        config, {"train": config.rl.total_timesteps}, network.stage_names(len(world.observation_shape) == 3)
+    )
+    still = freezes_statistics(jax.tree.map(lambda leaf: leaf[0], start["params"]), phase)
     run = _make_run(world, network, ppo_config, phase.optim, phase.rules, still, phase.rate, tests)
-    return sharding.compiled(run, *grouped((start, stream_keys(_count(start)), teacher))[0])
+    return sharding.compile_cached(run, *grouped((start, stream_keys(_count(start)), teacher))[0])
 
 
 @functools.cache
 def _make_run(
-    world: World,
+    world: Env,
     network: Policy,
     ppo_config: PPOConfig,
     optim: OptimSpec,
@@ -108,17 +110,17 @@ def _make_run(
         each, keys = jnp.asarray(rates), jax.random.split(jax.random.key(1), tests.episodes)
 
         def tested(state: Any) -> jax.Array:
-            return rollout.episodes(world, network, state.variables, keys, greedy=True)[0].mean()
+            return rollout.run_episodes(world, network, state.variables, keys, greedy=True)[0].mean()
 
         def piece(state: Any, ends: Any) -> Any:
             first, last = ends
             state = jax.lax.fori_loop(first, last, lambda i, state: update(state, stream, each[i])[0], state)
             return state, tested(state)
 
-        state = ppo.begin(variables, optimizer.init, teacher)
+        state = ppo.init_state(variables, optimizer.init, teacher)
         first = tested(state)
         state, later = jax.lax.scan(piece, state, (bounds[:-1], bounds[1:]))
-        return {**state.variables, "moments": optimizer_module.of(state.opt_state)}, jnp.concatenate(
+        return {**state.variables, "moments": optimizer_module.adam_moments(state.opt_state)}, jnp.concatenate(
             [first[None], later]
         )
 

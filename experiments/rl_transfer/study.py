@@ -22,7 +22,7 @@ from experiments.rl_transfer import report, seeds
 from tl_jax import api
 from tl_jax.config import recipe
 from tl_jax.rl import envs, policy_transfer
-from tl_jax.rl.envs import World
+from tl_jax.rl.envs import Env
 from tl_jax.tasks import reinforcement as policy_task
 from tl_jax.train.logging import say
 from tl_jax.utils import command, compile_cache
@@ -91,9 +91,9 @@ WAYS = {
     "scratch": Way(()),
     "trunk": Way(("trunk", "normalizer")),
     "trunk_policy": Way(("trunk", "policy", "normalizer")),
-    "everything": Way(policy_transfer.TAKE),
-    "with_optimizer": Way((*policy_transfer.TAKE, "optimizer")),
-    "frozen_trunk": Way(policy_transfer.TAKE, "head"),
+    "everything": Way(policy_transfer.DEFAULT_COMPONENTS),
+    "with_optimizer": Way((*policy_transfer.DEFAULT_COMPONENTS, "optimizer")),
+    "frozen_trunk": Way(policy_transfer.DEFAULT_COMPONENTS, "head"),
     "kickstart": Way(("normalizer",), kickstart=1.0),
 }
 
@@ -125,31 +125,31 @@ def main(_: list[str]) -> None:
     say(report.write(prefix))
 
 
-def teachers(suite: Suite, steps: int) -> list[policy_transfer.Source]:
+def teachers(suite: Suite, steps: int) -> list[policy_transfer.SourcePolicy]:
     """Return the source policies of all seeds, trained where the workdir does not have them."""
     folder = Path(WORKDIR.value).expanduser() / f"sources_{SUITE.value}_{steps}"
     paths = [folder / f"seed{seed}.safetensors" for seed in range(SEEDS.value)]
     if not all(path.is_file() for path in paths):
         say("--- the source")
         config = recipe.override(suite.recipe.get_config(), (*suite.source.items(), ("rl.total_timesteps", steps)))
-        world = envs.make(config.rl.env, config.rl.env_params)
-        network = policy_task.network(config, world)
+        world = envs.make_env(config.rl.env, config.rl.env_params)
+        network = policy_task.make_policy(config, world)
         variables, curves = seeds.learn(config, world, seeds.drawn(config, world, SEEDS.value), tests())
         say(f"source, last evaluation by seed: {' '.join(f'{value:.1f}' for value in curves[:, -1])}")
         for path, one in zip(paths, seeds.apart(jax.device_get(variables)), strict=True):
-            facts = {"world": world.name, "spaces": world.spaces, "physics": dict(world.physics)}
-            policy_transfer.save(path, one, policy_task.options(network), facts, one["moments"])
+            facts = {"world": world.name, "spaces": world.spaces, "physics": dict(world.params)}
+            policy_transfer.save(path, one, policy_task.policy_options(network), facts, one["moments"])
     return [policy_transfer.load(path) for path in paths]
 
 
 def measured(
-    config: Any, suite: Suite, target: str, name: str, sources: list[policy_transfer.Source]
+    config: Any, suite: Suite, target: str, name: str, sources: list[policy_transfer.SourcePolicy]
 ) -> list[dict[str, Any]]:
     """Return a row for each seed of one way into one target."""
-    world, way = envs.make(config.rl.env, config.rl.env_params), WAYS[name]
+    world, way = envs.make_env(config.rl.env, config.rl.env_params), WAYS[name]
     each = seeds.apart(seeds.drawn(config, world, SEEDS.value))
     begun = [
-        policy_transfer.put_in(one, found, way.take, True, world.spaces)[0]
+        policy_transfer.load_components(one, found, way.take, True, world.spaces)[0]
         for one, found in zip(each, sources, strict=True)
     ]
     teacher = None
@@ -157,7 +157,7 @@ def measured(
         if sources[0].spaces != world.spaces:
             return []
         full = [
-            policy_transfer.put_in(one, found, policy_transfer.TAKE, False, world.spaces)[0]
+            policy_transfer.load_components(one, found, policy_transfer.DEFAULT_COMPONENTS, False, world.spaces)[0]
             for one, found in zip(each, sources, strict=True)
         ]
         teacher = seeds.stacked(full)
@@ -182,7 +182,7 @@ def tests() -> seeds.Tests:
     return seeds.Tests(EVALUATIONS.value, EPISODES.value)
 
 
-def physics_distance(suite: Suite, config: Any, world: World) -> float:
+def physics_distance(suite: Suite, config: Any, world: Env) -> float:
     """Return how far the physics are apart: root of the summed squares of log ratios; NaN between different worlds.
 
     A sign that differs counts as a ratio of 100.
@@ -190,9 +190,9 @@ def physics_distance(suite: Suite, config: Any, world: World) -> float:
     home = recipe.override(suite.recipe.get_config(), tuple(suite.source.items()))
     if home.rl.env != world.name:
         return float("nan")
-    there: dict[str, Any] = dict(envs.make(home.rl.env, home.rl.env_params).physics)
+    there: dict[str, Any] = dict(envs.make_env(home.rl.env, home.rl.env_params).params)
     total = 0.0
-    for name, here in world.physics:
+    for name, here in world.params:
         if isinstance(here, float) and here != there[name]:
             ratio = here / there[name]
             total += math.log(ratio if ratio > 0 else 100.0) ** 2

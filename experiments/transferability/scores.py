@@ -43,7 +43,7 @@ def look(source: str, weights: str, target: str, data_dir: str, per_class: int, 
     """Return what ``source`` sees of the parts that a run with this seed has; at most ``tested`` test examples."""
     net = pairs.network(source, weights, seed)
     config = pairs.target_config(target, data_dir, per_class, seed)
-    parts = head_init.cut(config, image_classification.load_source(config, config.input.size))
+    parts = head_init.split_data(config, image_classification.load_source(config, config.input.size))
     found, probs = {}, None
     for name in ("train", "validation", "test"):
         images, labels = parts[name].images, parts[name].labels

@@ -131,7 +131,9 @@ def run(folder: Path, here: dict[str, Any], source: str, rate: str) -> tuple[flo
     """Return test and validation accuracy of a network trained from a source; chance where it diverges."""
     config = pairs.target_config(here["target"], DATA_DIR.value, here["per_class"], here["seed"])
     config = recipe.override(config, pairs.source_changes(source, IMAGENET.value))
-    examples = len(head_init.cut(config, image_classification.load_source(config, config.input.size))["train"].labels)
+    examples = len(
+        head_init.split_data(config, image_classification.load_source(config, config.input.size))["train"].labels
+    )
     config.batch_size, config.eval_batch_size, config.data.test_examples = BATCH.value, 240, TESTED.value
     config.epochs, config.save_every, config.log_every = STEPS.value * BATCH.value / examples, 1e9, STEPS.value
     config.optim.lr, config.optim.schedule, config.optim.warmup = float(rate), "cosine", 0.1

@@ -14,7 +14,7 @@ from tests.tasks import small
 from tl_jax import restore
 from tl_jax.config import recipe, validate
 from tl_jax.train.state import digest, initial_state
-from tl_jax.train.step import make_init, make_step
+from tl_jax.train.step import make_optimizer_init, make_step
 from tl_jax.transfer import phases
 from tl_jax.utils.errors import UserError
 
@@ -72,9 +72,9 @@ def fingerprint(config) -> str:
     """Return what the first step of the last phase computes, and from where, as a hash; nothing is compiled."""
     validate.validate(config)
     task = restore.make_task(config)
-    phase = phases.resolve(config, task.sizes, task.parts)[-1]
+    phase = phases.resolve(config, task.sizes, task.stages)[-1]
     state = initial_state(task, config.seed)
-    state = state.replace(opt_state=jax.eval_shape(make_init(phase.optim, phase.rules), state.params))
+    state = state.replace(opt_state=jax.eval_shape(make_optimizer_init(phase.optim, phase.rules), state.params))
     loss, train_batch, _ = task.objective(phase.objective)
     step = make_step(loss, phase.optim, phase.rules, phase.batch_stats)
     program = jax.make_jaxpr(step)(state, train_batch(0), jax.random.key(0), np.float32(0.1))

@@ -42,7 +42,7 @@ def test_a_class_that_is_not_there_and_a_part_of_one_class():
     with pytest.raises(UserError, match="config.positive='33' is no class; did you mean '3'"):
         small.task(("metrics", ("auc",)), ("positive", "33"))
     with pytest.raises(UserError, match="the test part has examples of one class only"):
-        image_classification.make(small.config(("metrics", ("auc",)), ("data.test_examples", 1)))
+        image_classification.make_task(small.config(("metrics", ("auc",)), ("data.test_examples", 1)))
 
 
 def test_only_pictures_are_explained(tmp_path):

@@ -90,7 +90,7 @@ def test_a_recipe_has_the_variants_that_the_readme_names(path, said):
     for name in variants:
         validate.validate(load(path, name))
     assert "smoke" in variants or path.stem in ("digits_resnet", "cifar_small", "source_small")
-    known, fits = accepted(path, methods.MECHANISMS), methods.fitting(load(path).task)
+    known, fits = accepted(path, methods.MECHANISMS), methods.names_for_task(load(path).task)
     if "any mechanism" in said:
         assert set(fits) <= set(known)
     elif "most mechanisms" in said:

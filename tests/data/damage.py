@@ -317,8 +317,8 @@ def read_pictures(folder: Path) -> Any:
     from tl_jax.tasks import file_answers
 
     files = folders.input_images([str(folder / "some")])
-    found, errors = file_answers.readable(files, DEFAULT_DECODING)
-    rows = file_answers.rows(files, dict.fromkeys(found, {}), errors)
+    found, errors = file_answers.readable_files(files, DEFAULT_DECODING)
+    rows = file_answers.result_rows(files, dict.fromkeys(found, {}), errors)
     assert sum("error" in row for row in rows) == len(errors) <= 1
     if errors:
         raise errors[0][1]

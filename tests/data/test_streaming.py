@@ -11,7 +11,7 @@ from tl_jax import api
 from tl_jax.config import recipe
 from tl_jax.data import image_folder, loader, tfds
 from tl_jax.data.dataset import EncodedImages, Subset, is_encoded
-from tl_jax.tasks.feature_cache import digest
+from tl_jax.tasks.feature_cache import content_hash
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -68,9 +68,9 @@ def test_evaluation_sees_the_same(both):
 def test_what_is_computed_of_them_is_kept_by_files_and_rows(both, photos):
     images = both[1].train.images
     again = image_folder.read_folder(photos, 16, max_bytes=100).train.images
-    assert digest(images) == digest(again)
-    assert digest(images) != digest(Subset(images, np.arange(3)))
-    assert digest(images) != digest(image_folder.read_folder(photos, 12, max_bytes=100).train.images)
+    assert content_hash(images) == content_hash(again)
+    assert content_hash(images) != content_hash(Subset(images, np.arange(3)))
+    assert content_hash(images) != content_hash(image_folder.read_folder(photos, 12, max_bytes=100).train.images)
 
 
 def test_a_picture_that_cannot_be_decoded_is_named(both, photos, tmp_path):

@@ -24,13 +24,13 @@ RECIPE = (("freeze.recipe", "head"), ("epochs", 4.0), ("optim.schedule", "cosine
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(feature_cache, "LEAST_WORK", 0.0)
+    monkeypatch.setattr(feature_cache, "MIN_FLOPS_PER_BYTE", 0.0)
 
 
 def prepared(*changes):
     task, config = (make(*RECIPE, *changes) for make in (small.task, small.config))
-    (phase,) = phases.resolve(config, task.sizes, task.parts)
-    return task, phase, task.shortcut(task, initial_state(task, config.seed).variables, phase)
+    (phase,) = phases.resolve(config, task.sizes, task.stages)
+    return task, phase, task.cache_features(task, initial_state(task, config.seed).variables, phase)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -44,7 +44,7 @@ def test_each_is_that_of_a_run_of_its_own(tmp_path, decay):
     for name, leaf in head.items():
         np.testing.assert_allclose(found.params["head"][name][1, 1, 1], leaf, rtol=1e-3, atol=1e-4)
     for part, scores in (("validation", found.validation), ("test", found.test)):
-        values = evaluate.evaluate(fitted.task, fitted.state.tested, part).values
+        values = evaluate.evaluate(fitted.task, fitted.state.eval_variables, part).values
         assert scores[1, 1, 1] == pytest.approx(values["accuracy"], abs=0.011)
 
 

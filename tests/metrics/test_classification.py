@@ -107,11 +107,11 @@ def test_balanced_weights_are_scikit_learns():
 
 def test_a_temperature_at_its_bound_is_named(tmp_path, capsys):
     labels = np.tile([0, 1], 50)
-    how = image_evaluation.Judging((), ("no", "yes"), None, 0.9, True, None)
+    how = image_evaluation.EvaluationSettings((), ("no", "yes"), None, 0.9, True, None)
     for sure, right, said in ((0.999, 0, "the highest"), (0.6, 1, "the lowest"), (0.8, 0.9, "")):
         predicted = np.where(np.arange(100) < 100 * right, labels, 1 - labels)
         half = image_evaluation.Scored(np.where(np.eye(2)[predicted] > 0, sure, 1 - sure), labels)
-        out = image_evaluation.report(how, half, half, tmp_path)
+        out = image_evaluation.report_calibration(how, half, half, tmp_path)
         line = capsys.readouterr().out
         assert (f"({said} that is tried: " in line) if said else "tried" not in line
         assert said or 0.06 < out["calibration"]["temperature"] < 19
@@ -121,8 +121,8 @@ def test_the_report_says_what_the_scores_are(tmp_path):
     labels = (LABELS == 1).astype(int)
     halves = [image_evaluation.Scored(np.stack([1 - p, p], 1), y) for p, y in zip(
         np.split(PROBABILITIES[:, 1], 2), np.split(labels, 2), strict=True)]  # fmt: skip
-    how = image_evaluation.Judging(("auc", "sensitivity"), ("no", "yes"), 1, 0.9, True, np.arange(150) // 3)
-    out = image_evaluation.report(how, *halves, tmp_path)
+    how = image_evaluation.EvaluationSettings(("auc", "sensitivity"), ("no", "yes"), 1, 0.9, True, np.arange(150) // 3)
+    out = image_evaluation.report_calibration(how, *halves, tmp_path)
     assert out["intervals"]["over"] == "50 groups"
     assert out["intervals"]["auc"][0] < roc_auc_score(halves[0].labels, halves[0].probabilities[:, 1])
     point, (p, y) = out["operating_point"], (halves[0].probabilities[:, 1], halves[0].labels)
@@ -139,14 +139,16 @@ def test_the_report_says_what_the_scores_are(tmp_path):
 
 def test_a_class_without_test_examples_leaves_the_means_and_is_named():
     here = LABELS != 2
-    how = image_evaluation.Judging(("auc", "sensitivity", "ece"), ("a", "b", "c", "d"), None, 0.9, False, None)
+    how = image_evaluation.EvaluationSettings(
+        ("auc", "sensitivity", "ece"), ("a", "b", "c", "d"), None, 0.9, False, None
+    )
     batch = {"label": LABELS[here], "mask": np.ones(here.sum())}
-    verdict = image_evaluation.judge(how, [PROBABILITIES[here]], [batch])
+    verdict = image_evaluation.evaluate_predictions(how, [PROBABILITIES[here]], [batch])
     areas = [roc_auc_score(LABELS[here] == k, PROBABILITIES[here, k]) for k in (0, 1, 3)]
     assert verdict.values["auc"] == pytest.approx(np.mean(areas))
     assert {name for name in verdict.missing} == {"auc of c", "sensitivity of c"}
     assert "needs examples of the class" in verdict.missing["auc of c"]
-    whole = image_evaluation.judge(how, [PROBABILITIES], [{"label": LABELS, "mask": np.ones(300)}])
+    whole = image_evaluation.evaluate_predictions(how, [PROBABILITIES], [{"label": LABELS, "mask": np.ones(300)}])
     assert not whole.missing and set(whole.values) == {"auc", "sensitivity", "ece"}
 
 
@@ -159,6 +161,6 @@ def test_a_positive_class_that_changes_nothing_is_refused():
     config = recipe.override(recipe.get_config(), (("metrics", ("auc",)), ("positive", "b"), ("data.name", "npz")))
     parts = {name: Split(np.zeros((300, 1)), LABELS) for name in ("validation", "test")}
     with pytest.raises(UserError, match="positive=b has no effect on the auc of 4 classes, a mean over all; add sens"):
-        image_evaluation.of(config, ("a", "b", "c", "d"), parts)
+        image_evaluation.read_settings(config, ("a", "b", "c", "d"), parts)
     more = recipe.override(config, (("metrics", ("auc", "sensitivity")),))
-    assert image_evaluation.of(more, ("a", "b", "c", "d"), parts).positive == 1
+    assert image_evaluation.read_settings(more, ("a", "b", "c", "d"), parts).positive == 1

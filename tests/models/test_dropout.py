@@ -56,7 +56,7 @@ def test_values_are_a_function_of_the_place_however_the_array_is_split():
     apply = jax.jit(lambda x, key: Dropout(0.5).apply({}, x, True, rngs={"dropout": key}))
     x, key = jnp.ones((8, 6, 5)), jax.random.key(2)
     whole = jax.jit(lambda x: x)(apply(jax.device_put(x, jax.devices()[0]), jax.device_put(key, jax.devices()[0])))
-    parts = apply(jax.device_put(x, sharding.split()), sharding.everywhere(key))
+    parts = apply(jax.device_put(x, sharding.batch_sharding()), sharding.replicate(key))
     np.testing.assert_array_equal(np.asarray(whole), np.asarray(parts))
 
 

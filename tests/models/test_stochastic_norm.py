@@ -130,12 +130,12 @@ def test_evaluation_is_untouched_and_needs_no_stream():
 @pytest.mark.parametrize("stochastic_first", [False, True])
 def test_layers_held_still_stay_still_in_either_nesting(built, stochastic_first):
     net, variables = Net(built), variables_of()
-    around = [freeze.running_statistics(frozenset({"bn1"})), stochastic_norm(0.5)]
+    around = [freeze.use_running_statistics(frozenset({"bn1"})), stochastic_norm(0.5)]
     out, new = run(net, variables, None, around=around[::-1] if stochastic_first else around)
     same(new["batch_stats"]["bn1"], variables["batch_stats"]["bn1"])
     assert np.any(new["batch_stats"]["bn2"]["mean"] != variables["batch_stats"]["bn2"]["mean"])
-    held, _ = run(net, variables, None, around=[freeze.running_statistics(frozenset({"bn1"}))])
-    both, _ = run(net, variables, None, around=[freeze.running_statistics(frozenset({"bn1", "bn2"}))])
+    held, _ = run(net, variables, None, around=[freeze.use_running_statistics(frozenset({"bn1"}))])
+    both, _ = run(net, variables, None, around=[freeze.use_running_statistics(frozenset({"bn1", "bn2"}))])
     channels = np.array([[np.allclose(out[..., c], e[..., c], atol=1e-4) for c in range(16)] for e in (held, both)])
     assert np.all(channels[0] ^ channels[1]) and channels[0].any() and channels[1].any()  # bn2 alone is drawn
 

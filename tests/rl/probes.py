@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from tl_jax.rl.envs import Moved, World
+from tl_jax.rl.envs import Env, EnvStep
 
 
 def _world(name, actions, limit, observe, reward, terminal=True):
@@ -20,10 +20,10 @@ def _world(name, actions, limit, observe, reward, terminal=True):
         final = observe(after)
         chosen = jax.tree.map(lambda a, b: jnp.where(done, a, b), fresh, after)
         ends = done & terminal
-        return Moved(jnp.where(done, began, final), chosen, reward(state, action), ends, done & ~ends, final)
+        return EnvStep(jnp.where(done, began, final), chosen, reward(state, action), ends, done & ~ends, final)
 
     low, high = ((), ()) if actions else ((-1.0,), (1.0,))
-    return World(name, (1,), actions, low, high, limit, reset, step)
+    return Env(name, (1,), actions, low, high, limit, reset, step)
 
 
 def _time(state):

@@ -13,15 +13,15 @@ pytestmark = pytest.mark.fast
 
 @pytest.mark.parametrize("name", envs.NAMES)
 def test_a_step_gives_what_the_spaces_say(name):
-    world = envs.make(name)
-    action = jnp.int32(0) if world.actions else jnp.zeros(len(world.low))
+    world = envs.make_env(name)
+    action = jnp.int32(0) if world.num_actions else jnp.zeros(len(world.low))
     with jax.numpy_rank_promotion("allow"):  # some of gymnax' equations need it
         observation, state = jax.eval_shape(world.reset, jax.random.key(0))
         moved = jax.eval_shape(world.step, jax.random.key(1), state, action)
-    assert observation.shape == moved.observation.shape == moved.final.shape == world.shape
+    assert observation.shape == moved.observation.shape == moved.final_observation.shape == world.observation_shape
     assert moved.reward.shape == () and moved.reward.dtype == jnp.float32
     assert jax.tree.map(jnp.shape, moved.state) == jax.tree.map(jnp.shape, state)
-    assert bool(world.actions) != bool(world.low) and len(world.low) == len(world.high)
+    assert bool(world.num_actions) != bool(world.low) and len(world.low) == len(world.high)
 
 
 def acceleration(state, force, gravity=9.8, cart=1.0, pole=0.1, half=0.5):
@@ -43,23 +43,23 @@ def acceleration(state, force, gravity=9.8, cart=1.0, pole=0.1, half=0.5):
 )
 def test_changed_physics_reach_the_equations_of_motion(physics, known):
     """gymnax keeps the total mass and the pole's mass times length as values of their own."""
-    world = envs.make("CartPole-v1", physics)
+    world = envs.make_env("CartPole-v1", physics)
     before, state = world.reset(jax.random.key(0))
     state |= {"theta_dot": jnp.float32(1.5)}
-    after = world.step(jax.random.key(1), state, jnp.int32(1)).final
+    after = world.step(jax.random.key(1), state, jnp.int32(1)).final_observation
     x, turn = acceleration([0, 0, float(before[2]), 1.5], 10.0, **known)
     np.testing.assert_allclose(after[1] - before[1], 0.02 * x, rtol=1e-4)
     np.testing.assert_allclose(after[3] - 1.5, 0.02 * turn, rtol=1e-4)
 
 
 def test_equal_worlds_are_one_object():
-    first = envs.make("CartPole-v1", {"gravity": 12.0, "length": 1.0})
-    assert envs.make("CartPole-v1", (("length", 1.0), ("gravity", 12.0))) is first
-    assert dict(first.physics)["gravity"] == 12.0
+    first = envs.make_env("CartPole-v1", {"gravity": 12.0, "length": 1.0})
+    assert envs.make_env("CartPole-v1", (("length", 1.0), ("gravity", 12.0))) is first
+    assert dict(first.params)["gravity"] == 12.0
 
 
 def test_an_episode_ends_in_its_own_way_or_by_time():
-    world = envs.make("CartPole-v1", {"max_steps_in_episode": 3})
+    world = envs.make_env("CartPole-v1", {"max_steps_in_episode": 3})
     _, state = world.reset(jax.random.key(0))
     ends = []
     for i in range(3):
@@ -67,7 +67,7 @@ def test_an_episode_ends_in_its_own_way_or_by_time():
         state = moved.state
         ends.append((bool(moved.terminated), bool(moved.truncated)))
     assert ends == [(False, False), (False, False), (False, True)]
-    assert not np.allclose(moved.final, moved.observation)  # a new episode has begun
+    assert not np.allclose(moved.final_observation, moved.observation)  # a new episode has begun
     fallen = state | {"theta": jnp.float32(1.0), "time": 2}  # both at once: it is the fall that counts
     moved = world.step(jax.random.key(9), fallen, jnp.int32(0))
     assert moved.terminated and not moved.truncated
@@ -86,8 +86,8 @@ def test_an_episode_ends_in_its_own_way_or_by_time():
 )
 def test_what_does_not_fit_is_refused(name, physics, message):
     with pytest.raises(UserError, match=message):
-        envs.make(name, physics)
+        envs.make_env(name, physics)
 
 
 def test_values_of_several_numbers_can_be_changed():
-    assert dict(envs.make("Acrobot-v1", {"available_torque": (-2, 0, 2)}).physics)["available_torque"] == (-2, 0, 2)
+    assert dict(envs.make_env("Acrobot-v1", {"available_torque": (-2, 0, 2)}).params)["available_torque"] == (-2, 0, 2)

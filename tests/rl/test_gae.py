@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl_jax.rl.ppo import advantages
+from tl_jax.rl.ppo import compute_advantages
 
 pytestmark = pytest.mark.fast
 
@@ -19,7 +19,7 @@ def test_a_table_worked_by_hand():
     0     1       2      4                  1 + 0.5 * 4 - 2 = 1        1 + 0.25 * -3.25 = 0.1875
     """
     column = lambda *values: jnp.array(values)[:, None]  # noqa: E731
-    found = advantages(
+    found = compute_advantages(
         column(1.0, 0.0, 1.0, 2.0), column(2.0, 4.0, 2.0, 1.0), column(4.0, 2.0, 9.0, 4.0),
         column(False, False, True, False), column(False, False, False, True), 0.5, 0.5,
     )  # fmt: skip
@@ -33,7 +33,9 @@ def test_sums_written_out(gae_lambda):
     rewards, values, following = (rng.normal(size=(steps, worlds)).astype(np.float32) for _ in range(3))
     ends = rng.integers(0, 6, (steps, worlds))
     terminated, truncated = ends == 0, ends == 1
-    found = advantages(*map(jnp.asarray, (rewards, values, following, terminated, truncated)), gamma, gae_lambda)
+    found = compute_advantages(
+        *map(jnp.asarray, (rewards, values, following, terminated, truncated)), gamma, gae_lambda
+    )
     for world in range(worlds):
         for first in range(steps):
             total, weight = 0.0, 1.0

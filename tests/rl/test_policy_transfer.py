@@ -13,12 +13,12 @@ from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
-CARTPOLE, ACROBOT, PENDULUM = (envs.make(name) for name in ("CartPole-v1", "Acrobot-v1", "Pendulum-v1"))
+CARTPOLE, ACROBOT, PENDULUM = (envs.make_env(name) for name in ("CartPole-v1", "Acrobot-v1", "Pendulum-v1"))
 
 
 def drawn(world, seed, normalize=True, **options):
-    policy = ppo.network(world, **{"widths": (8, 8), **options})
-    variables = ppo.initial(world, policy, 2, normalize, jax.random.key(seed))
+    policy = ppo.make_policy(world, **{"widths": (8, 8), **options})
+    variables = ppo.init_variables(world, policy, 2, normalize, jax.random.key(seed))
     if normalize:
         variables["batch_stats"]["observations"]["mean"] += 1.0 + seed
     return policy, variables
@@ -56,18 +56,18 @@ def test_what_is_saved_is_loaded(tmp_path):
         (("policy",), ("params/head/policy/",)),
         (("value",), ("params/head/value/",)),
         (("normalizer",), ("observations/",)),
-        (policy_transfer.TAKE, ("params/", "observations/")),
+        (policy_transfer.DEFAULT_COMPONENTS, ("params/", "observations/")),
     ],
 )
 def test_what_is_named_travels_and_nothing_else(tmp_path, take, prefixes):
     found, theirs = saved(tmp_path / "a.safetensors", CARTPOLE)
     _, mine = drawn(CARTPOLE, 1)
-    after, new = policy_transfer.put_in(mine, found, take, False, CARTPOLE.spaces)
+    after, new = policy_transfer.load_components(mine, found, take, False, CARTPOLE.spaces)
     for path in changed(mine, after):
         assert path.startswith(prefixes)
     for path in changed(theirs, after):
         assert not path.startswith(prefixes)
-    assert bool(new) == (take != policy_transfer.TAKE)
+    assert bool(new) == (take != policy_transfer.DEFAULT_COMPONENTS)
     assert after["batch_stats"]["worlds"] is mine["batch_stats"]["worlds"]
 
 
@@ -75,8 +75,8 @@ def test_surgery_draws_the_border_anew_and_takes_the_rest(tmp_path):
     found, theirs = saved(tmp_path / "a.safetensors", CARTPOLE)
     _, mine = drawn(ACROBOT, 1)
     with pytest.raises(UserError, match=r"CartPole-v1 has the spaces .*\[4\].*\[6\].*init.allow_shape_mismatch=True"):
-        policy_transfer.put_in(mine, found, policy_transfer.TAKE, False, ACROBOT.spaces)
-    after, new = policy_transfer.put_in(mine, found, policy_transfer.TAKE, True, ACROBOT.spaces)
+        policy_transfer.load_components(mine, found, policy_transfer.DEFAULT_COMPONENTS, False, ACROBOT.spaces)
+    after, new = policy_transfer.load_components(mine, found, policy_transfer.DEFAULT_COMPONENTS, True, ACROBOT.spaces)
     assert set(new) == {
         "params/layer1/actor/kernel", "params/layer1/critic/kernel", "params/head/policy/kernel",
         "params/head/policy/bias", "batch_stats/observations/mean", "batch_stats/observations/var",
@@ -93,7 +93,7 @@ def test_surgery_draws_the_border_anew_and_takes_the_rest(tmp_path):
 def test_choices_to_values_needs_surgery_for_the_deviations_too(tmp_path):
     found, _ = saved(tmp_path / "a.safetensors", CARTPOLE)
     _, mine = drawn(PENDULUM, 1)
-    _, new = policy_transfer.put_in(mine, found, ("trunk", "policy"), True, PENDULUM.spaces)
+    _, new = policy_transfer.load_components(mine, found, ("trunk", "policy"), True, PENDULUM.spaces)
     assert "params/head/log_std" in new and "params/layer2/actor/kernel" not in new
 
 
@@ -113,7 +113,7 @@ def test_networks_that_differ_are_refused(tmp_path, options, take, message):
     found, _ = saved(tmp_path / "a.safetensors", CARTPOLE)
     _, mine = drawn(CARTPOLE, 1, **options)
     with pytest.raises(UserError, match=message):
-        policy_transfer.put_in(mine, found, take, True, CARTPOLE.spaces)
+        policy_transfer.load_components(mine, found, take, True, CARTPOLE.spaces)
 
 
 def test_a_file_without_a_policy_is_refused():
@@ -132,16 +132,16 @@ def test_moments_come_out_of_an_optimizer_and_go_into_another(spec):
     state = made.init(params)
     for _ in range(3):
         state = made.update(gradient, state, params, rate=1e-3)[1]
-    found = optimizer.of(state)
-    again = optimizer.put_in(made.init(params), found)
+    found = optimizer.adam_moments(state)
+    again = optimizer.set_adam_moments(made.init(params), found)
     if spec.name == "sgd":
         assert found == {} and jax.tree.all(jax.tree.map(np.array_equal, again, made.init(params)))
         return
     assert int(found["count"]) == 3 and found["mu"].keys() == params.keys()
     np.testing.assert_allclose(found["mu"]["head"]["bias"], 0.1 * (1 - 0.9**3), rtol=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, optimizer.of(again), found)
+    jax.tree.map(np.testing.assert_array_equal, optimizer.adam_moments(again), found)
     head = make_optimizer(spec, RECIPES["head"])
-    part = optimizer.of(optimizer.put_in(head.init(params), found))
+    part = optimizer.adam_moments(optimizer.set_adam_moments(head.init(params), found))
     assert part["mu"].keys() == {"head"} and int(part["count"]) == 3
 
 
@@ -149,14 +149,19 @@ def test_optimizer_state_travels_with_all_of_the_network_or_not_at_all(tmp_path)
     _, theirs = drawn(CARTPOLE, 0)
     state = make_optimizer(OptimSpec("adam"), RECIPES["all"]).init(theirs["params"])
     facts = {"world": CARTPOLE.name, "spaces": CARTPOLE.spaces}
-    policy_transfer.save(tmp_path / "a.safetensors", theirs, {"widths": [8, 8]}, facts, optimizer.of(state))
+    policy_transfer.save(tmp_path / "a.safetensors", theirs, {"widths": [8, 8]}, facts, optimizer.adam_moments(state))
     found, (bare, _) = policy_transfer.load(tmp_path / "a.safetensors"), saved(tmp_path / "b.safetensors", CARTPOLE)
     _, mine = drawn(CARTPOLE, 1)
-    everything = (*policy_transfer.TAKE, "optimizer")
-    after, new = policy_transfer.put_in(mine, found, everything, False, CARTPOLE.spaces)
+    everything = (*policy_transfer.DEFAULT_COMPONENTS, "optimizer")
+    after, new = policy_transfer.load_components(mine, found, everything, False, CARTPOLE.spaces)
     assert not new and jax.tree.structure(after["moments"]["mu"]) == jax.tree.structure(theirs["params"])
-    assert "moments" not in policy_transfer.put_in(mine, found, policy_transfer.TAKE, False, CARTPOLE.spaces)[0]
+    assert (
+        "moments"
+        not in policy_transfer.load_components(mine, found, policy_transfer.DEFAULT_COMPONENTS, False, CARTPOLE.spaces)[
+            0
+        ]
+    )
     with pytest.raises(UserError, match="params/head/policy/bias, .* would be new; take trunk, policy and value"):
-        policy_transfer.put_in(mine, found, ("trunk", "optimizer"), False, CARTPOLE.spaces)
+        policy_transfer.load_components(mine, found, ("trunk", "optimizer"), False, CARTPOLE.spaces)
     with pytest.raises(UserError, match="no optimizer state of head/policy/bias.*export again"):
-        policy_transfer.put_in(mine, bare, everything, False, CARTPOLE.spaces)
+        policy_transfer.load_components(mine, bare, everything, False, CARTPOLE.spaces)

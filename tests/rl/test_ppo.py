@@ -21,16 +21,16 @@ WORLDS = 16
 
 
 def trained(world, updates=100, how=HOW, rate=3e-3, recipe="all", normalize=False, optim=OPTIM):
-    policy, rules = ppo.network(world, widths=(32,)), RECIPES[recipe]
+    policy, rules = ppo.make_policy(world, widths=(32,)), RECIPES[recipe]
     update = ppo.make_update(world, policy, how, optim, rules)
-    variables = ppo.initial(world, policy, WORLDS, normalize, jax.random.key(0))
-    state = ppo.begin(variables, make_optimizer(optim, rules).init)
+    variables = ppo.init_variables(world, policy, WORLDS, normalize, jax.random.key(0))
+    state = ppo.init_state(variables, make_optimizer(optim, rules).init)
     run = jax.jit(lambda s, rates: probes.updates(update, s, jax.random.key(1), rates))
     return policy, variables, *run(state, jnp.full(updates, rate))
 
 
 def says(policy, state, observation) -> PolicyOutput:
-    return rollout.says(policy, state.variables, jnp.asarray(observation, jnp.float32))
+    return rollout.apply_policy(policy, state.variables, jnp.asarray(observation, jnp.float32))
 
 
 def test_values_are_learned():
@@ -83,14 +83,14 @@ def test_a_frozen_trunk_keeps_its_bits():
 
 def test_seeds_in_one_program_are_those_of_single_runs():
     world, rules = probes.by_both, RECIPES["all"]
-    policy = ppo.network(world, widths=(8,))
+    policy = ppo.make_policy(world, widths=(8,))
     update = ppo.make_update(world, policy, HOW, OPTIM, rules)
 
     def run(variables, seed):
-        state = ppo.begin(variables, make_optimizer(OPTIM, rules).init)
+        state = ppo.init_state(variables, make_optimizer(OPTIM, rules).init)
         return probes.updates(update, state, jax.random.key(seed), jnp.full(5, 1e-3))[0].params
 
-    each = [ppo.initial(world, policy, WORLDS, True, jax.random.key(seed)) for seed in range(3)]
+    each = [ppo.init_variables(world, policy, WORLDS, True, jax.random.key(seed)) for seed in range(3)]
     many = jax.jit(jax.vmap(run))(seeds.stacked(each), jnp.arange(3))
     for seed in range(3):
         alone = jax.jit(run)(each[seed], seed)
@@ -103,7 +103,7 @@ def test_updates_in_pieces_have_the_bits_of_updates_in_one_go():
     rules = RECIPES["all"]
     update = ppo.make_update(probes.by_both, policy, HOW, OPTIM, rules)
     run = jax.jit(lambda s, rates: probes.updates(update, s, jax.random.key(1), rates))
-    state = ppo.begin(variables, make_optimizer(OPTIM, rules).init)
+    state = ppo.init_state(variables, make_optimizer(OPTIM, rules).init)
     for _ in range(2):
         state, _ = run(state, jnp.full(3, 3e-3))
     assert digest(state.params) == digest(whole.params)
@@ -113,13 +113,13 @@ def test_updates_in_pieces_have_the_bits_of_updates_in_one_go():
 def test_kickstarting_keeps_close_to_the_source():
     world, rules = probes.by_action, RECIPES["all"]
     policy, _, teacher, _ = trained(world)
-    start = ppo.initial(world, policy, WORLDS, False, jax.random.key(5))
+    start = ppo.init_variables(world, policy, WORLDS, False, jax.random.key(5))
     far = {}
     for weight in (0.0, 1.0):
         how = HOW._replace(kickstart=weight, kickstart_updates=100)
         update = ppo.make_update(world, policy, how, OPTIM, rules)
         source = teacher.variables if weight else None
-        state = ppo.begin(start, make_optimizer(OPTIM, rules).init, source)
+        state = ppo.init_state(start, make_optimizer(OPTIM, rules).init, source)
         state, _ = jax.jit(lambda s, u=update: probes.updates(u, s, jax.random.key(2), jnp.full(4, 3e-3)))(state)
         far[weight] = float(rollout.divergence(says(policy, teacher, [[0.0]]), says(policy, state, [[0.0]]))[0])
     assert far[1.0] < 0.8 * far[0.0]
@@ -128,8 +128,8 @@ def test_kickstarting_keeps_close_to_the_source():
 def test_the_loss_by_hand():
     """Two choices of equal chance; the ratio is 1, so the policy's loss is minus the mean normalised advantage: 0."""
     world = probes.by_action
-    policy = ppo.network(world, widths=(4,))
-    variables = ppo.initial(world, policy, 2, False, jax.random.key(0))
+    policy = ppo.make_policy(world, widths=(4,))
+    variables = ppo.init_variables(world, policy, 2, False, jax.random.key(0))
     variables["params"]["head"] = jax.tree.map(jnp.zeros_like, variables["params"]["head"])
     sample = ppo.Sample(
         jnp.zeros((2, 1)),
@@ -138,7 +138,7 @@ def test_the_loss_by_hand():
         jnp.array([1.0, 3.0]),
         jnp.array([1.0, 2.0]),
     )
-    total, sums = ppo.loss(policy, ppo.PPOConfig(entropy_coef=0.1), variables, sample, None, jnp.zeros(()))
+    total, sums = ppo.ppo_loss(policy, ppo.PPOConfig(entropy_coef=0.1), variables, sample, None, jnp.zeros(()))
     values = {name: float(value) for name, (value, _) in sums.items()}
     # Advantages -1 and 1; ratios 1 and 2, the latter clipped to 1.2: -(-1 + 1.2) / 2 = -0.1.
     assert values["policy_loss"] == pytest.approx(-0.1, abs=1e-5)

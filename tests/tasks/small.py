@@ -16,4 +16,4 @@ def config(*changes):
 
 def task(*changes):
     """Return the task of that configuration."""
-    return image_classification.make(config(*changes))
+    return image_classification.make_task(config(*changes))

@@ -110,7 +110,7 @@ def test_the_head_trains_alone_where_the_network_is_frozen():
     params = jax.eval_shape(detector.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))[
         "params"
     ]
-    moves = tree.flatten(freeze.trainable(dict(params), freeze.recipe("head")))
+    moves = tree.flatten(freeze.trainable(dict(params), freeze.recipe_rules("head")))
     assert {path.split("/")[0] for path, trains in moves.items() if trains} == {"head"}
     assert {path.split("/")[0] for path, trains in moves.items() if not trains} == {
         "stem",
@@ -200,7 +200,7 @@ def test_fields_of_other_tasks_are_refused(changes, message):
 )
 def test_bad_input_is_one_clear_line(changes, message):
     with pytest.raises(UserError, match=message):
-        detection.make(config_of(*changes))
+        detection.make_task(config_of(*changes))
 
 
 @pytest.mark.fast
@@ -208,17 +208,17 @@ def test_parts_without_objects_are_refused():
     source = synthetic.draw_scenes(train=8, test=4, size=32)
     source.test.labels[..., 4] = -1
     with pytest.raises(UserError, match="no picture of the test part of drawn has an object"):
-        detection.check_parts("drawn", {"train": source.train, "test": source.test})
+        detection.check_splits("drawn", {"train": source.train, "test": source.test})
 
 
 @pytest.mark.fast
 def test_a_class_that_train_has_lost_to_validation_is_said(capsys):
     source = synthetic.draw_scenes(train=6, test=2, size=32)
-    detection.tell_unlearned(source, source.train)
+    detection.warn_missing_classes(source, source.train)
     assert capsys.readouterr().out == ""
     labels = source.train.labels.copy()
     labels[labels[..., 4] == 2, 4] = 1
-    detection.tell_unlearned(source, source.train._replace(labels=labels))
+    detection.warn_missing_classes(source, source.train._replace(labels=labels))
     assert "scenes: no object of triangle is left in train" in capsys.readouterr().out
 
 
@@ -239,12 +239,12 @@ def test_boxes_are_named_by_the_classes_of_the_run_and_other_boxes_are_not_teste
     before = api.predict(config, run, [str(tmp_path / "one.png")])
     for file in (data / "Annotations").glob("*.xml"):
         file.write_text(file.read_text().replace("cat", "zebra"))
-    detection._read.cache_clear()
+    detection._load_cached.cache_clear()
     assert api.predict(config, run, [str(tmp_path / "one.png")]) == before and before[0]["boxes"]
     with pytest.raises(UserError, match="'cat' missing, 'zebra' new"):
         api.evaluate(config, run)
     for file in (data / "Annotations").glob("*.xml"):
         file.write_text(file.read_text().replace("zebra", "cat").replace("<xmax>20<", "<xmax>24<"))
-    detection._read.cache_clear()
+    detection._load_cached.cache_clear()
     with pytest.raises(UserError, match=r"the test split is not .* \(4 examples then, 4 now, with other labels"):
         api.evaluate(config, run)

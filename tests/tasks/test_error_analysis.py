@@ -23,7 +23,7 @@ def opened(uri: str) -> np.ndarray:
 
 def test_pictures_are_counted_and_the_surest_mistakes_come_first():
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.full((1, 4, 6, 3), 40, np.uint8)
-    found = error_analysis.of_pictures(CLASSES, images, TESTED)
+    found = error_analysis.image_details(CLASSES, images, TESTED)
     assert json.loads(json.dumps(found)) == found
     assert found["confusion"] == [[0, 0, 1], [0, 1, 2], [1, 0, 1], [1, 1, 1]] and found["examples"] == 5
     assert [row["probability"] for row in found["mistakes"]] == [0.95, 0.7, 0.6]
@@ -41,15 +41,15 @@ def test_grey_and_large_pictures_are_made_small():
 
 def test_texts_are_found_again_in_the_order_they_were_tested_in():
     texts = ["zero", ("one", "two"), "x" * 1000, "three", "four"]
-    found = error_analysis.of_texts(CLASSES, texts, np.array([4, 3, 1, 2, 0]), TESTED)
+    found = error_analysis.text_details(CLASSES, texts, np.array([4, 3, 1, 2, 0]), TESTED)
     assert [row["text"] for row in found["mistakes"]] == ["x" * 399 + "…", "one ||| two", "zero"]
     assert found["right"] == "00011"  # of the examples in the order of the test part: 3 and 4 were tested first
-    assert [row["text"] for row in error_analysis.of_texts(CLASSES, texts, None, TESTED)["mistakes"]][0] == "three"
+    assert [row["text"] for row in error_analysis.text_details(CLASSES, texts, None, TESTED)["mistakes"]][0] == "three"
 
 
 def test_tags_are_counted_and_the_worst_sentence_comes_first():
     labels, tagged = [["a", "a"], ["b", "b", "a"]], [["a", "b"], ["a", "a", "a"]]
-    found = error_analysis.of_tags(CLASSES, [["u", "v", "w", "cut"], ["s", "t"]], np.array([1, 0]), labels, tagged)
+    found = error_analysis.tag_details(CLASSES, [["u", "v", "w", "cut"], ["s", "t"]], np.array([1, 0]), labels, tagged)
     assert found["confusion"] == [[0, 0, 2], [0, 1, 1], [1, 0, 2]]
     assert found["sentences"][0] == {"words": [("u", "b", "a"), ("v", "b", "a"), ("w", "a", "a")], "wrong": 2}
     assert [row["wrong"] for row in found["sentences"]] == [2, 1]
@@ -57,7 +57,7 @@ def test_tags_are_counted_and_the_worst_sentence_comes_first():
 
 def test_nothing_is_said_where_there_are_no_numbers():
     nothing = Scored(np.full((1, 2), np.nan), np.array([0]))
-    assert error_analysis.of_pictures(CLASSES, np.zeros((1, 2, 2, 3), np.uint8), nothing) == {}
+    assert error_analysis.image_details(CLASSES, np.zeros((1, 2, 2, 3), np.uint8), nothing) == {}
 
 
 def test_boxes_are_shares_of_the_picture_and_unsure_ones_are_left_out():
@@ -65,6 +65,6 @@ def test_boxes_are_shares_of_the_picture_and_unsure_ones_are_left_out():
         np.zeros((1, 20, 40, 3), np.uint8), np.array([[[0, 0, 10, 10, 1, 0], [0, 0, 0, 0, -1, 0]]], np.float32)
     )
     rows = np.array([[10, 5, 30, 15, 0, 0.9], [0, 0, 40, 20, 1, 0.2]], np.float32)
-    (found,) = detection.of_boxes(CLASSES, part, 0.3, [rows])["detections"]
+    (found,) = detection.example_boxes(CLASSES, part, 0.3, [rows])["detections"]
     assert [row["box"] for row in found["boxes"]] == [[0.25, 0.25, 0.75, 0.75]] and found["aspect"] == 2
     assert found["labels"] == [{"class": "b", "box": [0.0, 0.0, 0.25, 0.5]}]

@@ -88,7 +88,9 @@ def test_predictions_use_the_threshold_of_the_run(run, tmp_path):
     kept = read_json(copied / "summary.json")
     assert kept["threshold"] == summary["threshold"] and -1 < summary["threshold"] < 1
     task, _, state = api.restore(config, folder)  # with its data, to which the threshold is fitted anew
-    assert face_verification.threshold(task, state.variables) == pytest.approx(summary["threshold"], abs=1e-4)
+    assert face_verification.validation_threshold(task, state.variables) == pytest.approx(
+        summary["threshold"], abs=1e-4
+    )
     Image.fromarray(faces.draw_faces().examples.images[0]).save(tmp_path / "a.png")
     for value in (summary["threshold"], 0.125):
         (copied / "summary.json").write_text(json.dumps({**kept, "threshold": value}))
@@ -112,7 +114,7 @@ def test_an_export_puts_out_the_embeddings(run):
     folder, _ = run
     config = configure(("epochs", 6.0), ("save_every", 3.0))
     net = pretrained.load("resnet8", "tl_jax", api.export(config, folder))
-    task = face_verification.make(config)
+    task = face_verification.make_task(config)
     state = api.restore(config, folder)[2]
     images = faces.draw_faces().examples.images[:4]
     raw, _ = jax.jit(net.model.apply)(net.variables, net.preprocess(images))
@@ -125,7 +127,7 @@ def test_the_head_alone_trains_on_kept_features(tmp_path, monkeypatch):
     from tl_jax.tasks import feature_cache
 
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(feature_cache, "LEAST_WORK", 0.0)  # on pictures of 32 pixels nothing is much work
+    monkeypatch.setattr(feature_cache, "MIN_FLOPS_PER_BYTE", 0.0)  # on pictures of 32 pixels nothing is much work
     plain = (("freeze.recipe", "head"), ("augment.flip", False), ("augment.crop_pad", 0), ("epochs", 2.0))
     config = configure(*plain, ("save_every", 2.0))
     on, off = api.run(config, tmp_path), api.evaluate(config, tmp_path)  # the second goes through the whole network
@@ -156,7 +158,7 @@ def test_a_file_of_pairs_names_the_test_part_and_what_is_scored(tmp_path):
         ("data.validation", 0.0),
     )
     config = configure(*changes, ("faces.embedding", 0))
-    task = face_verification.make(config)
+    task = face_verification.make_task(config)
     assert task.classes == tuple(f"person0{i}" for i in range(7)) and task.sizes == {
         "train": 56,
         "validation": 0,
@@ -164,7 +166,7 @@ def test_a_file_of_pairs_names_the_test_part_and_what_is_scored(tmp_path):
     }
     variables = task.init(stream_key(0, "init"))
     assert variables["params"]["extra"]["people"]["kernel"].shape == (128, 7)  # on the features as they are
-    trial = evaluate(task, variables, "test").verdict.kept
+    trial = evaluate(task, variables, "test").evaluation.kept
     assert len(trial.scores) == 24 and trial.same.sum() == 12
     embeddings = extract(task.predict, variables, task.eval_batches("test"))  # person 7, 8, 9, eight pictures each
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, rtol=1e-5)
@@ -173,11 +175,11 @@ def test_a_file_of_pairs_names_the_test_part_and_what_is_scored(tmp_path):
     np.testing.assert_allclose(trial.scores, np.sort(mine)[::-1], atol=1e-5)
     expected = sklearn_metrics.roc_auc_score(np.arange(24) < 12, mine)
     assert evaluate(task, variables, "test").values["auc"] == pytest.approx(expected, abs=1e-6)
-    assert evaluate(task, variables, "train").verdict.kept.same.sum() == 7 * 28  # every pair of another part
+    assert evaluate(task, variables, "train").evaluation.kept.same.sum() == 7 * 28  # every pair of another part
 
 
 def test_views_are_averaged_and_parts_share_nobody():
-    task, two = face_verification.make(configure()), face_verification.make(configure(("test_views", 2)))
+    task, two = face_verification.make_task(configure()), face_verification.make_task(configure(("test_views", 2)))
     variables = task.init(stream_key(0, "init"))
     batch, predict = next(task.eval_batches("test")), jax.jit(task.predict)
     sides = [np.asarray(predict(variables, {"image": image})) for image in (batch["image"], batch["image"][:, :, ::-1])]
@@ -211,6 +213,6 @@ def test_fields_that_do_not_go_together(changes, message):
 
 def test_sets_without_people():
     with pytest.raises(UserError, match="data.name=digits has no people; with task=faces take one of folder, lfw"):
-        face_verification.make(configure(("data.generate", False), ("data.name", "digits")))
+        face_verification.make_task(configure(("data.generate", False), ("data.name", "digits")))
     with pytest.raises(UserError, match="pass --config.data.dir=FOLDER, with FOLDER/PERSON/PICTURE"):
-        face_verification.make(configure(("data.generate", False)))
+        face_verification.make_task(configure(("data.generate", False)))

@@ -22,13 +22,13 @@ HEAD_THEN_LAST = (
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(feature_cache, "LEAST_WORK", 0.0)  # on pictures of 8 pixels nothing is much work
+    monkeypatch.setattr(feature_cache, "MIN_FLOPS_PER_BYTE", 0.0)  # on pictures of 8 pixels nothing is much work
 
 
 def fit(folder, *changes):
     config = small.config(("freeze.recipe", "head"), ("epochs", 3.0), ("optim.warmup", 0.0), *changes)
     task = small.task(*(("freeze.recipe", "head"), ("epochs", 3.0), ("optim.warmup", 0.0), *changes))
-    plan = phases.resolve(config, task.sizes, task.parts)
+    plan = phases.resolve(config, task.sizes, task.stages)
     fitted = loop.fit(task, plan, loop.Pace(5, 2), 0, folder, verbose=False)
     fitted.checkpoints.close()
     return fitted, task
@@ -55,7 +55,7 @@ def test_results_are_those_without(tmp_path, changes):
     a, b = (tree.flatten(fitted.state.variables) for fitted in (with_cache, without))
     for path in a:
         np.testing.assert_allclose(a[path], b[path], atol=3e-4, err_msg=path)
-    scores = [evaluate.evaluate(f.task, f.state.tested, "test").values for f in (with_cache, without)]
+    scores = [evaluate.evaluate(f.task, f.state.eval_variables, "test").values for f in (with_cache, without)]
     assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-3)
     assert scores[0]["accuracy"] == pytest.approx(scores[1]["accuracy"], abs=0.011)
     assert kept(tmp_path)
@@ -95,9 +95,9 @@ def test_most_of_a_set_shares_what_is_kept_of_the_whole(tmp_path):
 def test_where_nothing_is_kept(tmp_path, changes, why):
     task = small.task(("freeze.recipe", "head"), ("epochs", 3.0), *changes)
     config = small.config(("freeze.recipe", "head"), ("epochs", 3.0), *changes)
-    (phase,) = phases.resolve(config, task.sizes, task.parts)
+    (phase,) = phases.resolve(config, task.sizes, task.stages)
     variables = initial_state(task, 0).variables
-    assert task.shortcut(task, variables, phase) is task, why
+    assert task.cache_features(task, variables, phase) is task, why
     assert not kept(tmp_path)
 
 
@@ -105,8 +105,8 @@ def test_views_are_taken_in_turn(tmp_path):
     changes = (("augment.crop_pad", 2), ("cache.views", 3), ("epochs", 6.0))
     task = small.task(("freeze.recipe", "head"), *changes)
     config = small.config(("freeze.recipe", "head"), *changes)
-    (phase,) = phases.resolve(config, task.sizes, task.parts)
-    seen = task.shortcut(task, initial_state(task, 0).variables, phase)
+    (phase,) = phases.resolve(config, task.sizes, task.stages)
+    seen = task.cache_features(task, initial_state(task, 0).variables, phase)
     n = task.sizes["train"]
     images = seen.train_batch.images
     assert len(images) == 3 * n
@@ -132,7 +132,7 @@ def test_a_run_cut_short_ends_with_the_same_bits(tmp_path):
     changes = (("phases", HEAD_THEN_LAST),)
     whole, task = fit(tmp_path / "whole", *changes)
     config = small.config(("freeze.recipe", "head"), ("epochs", 3.0), ("optim.warmup", 0.0), *changes)
-    plan = phases.resolve(config, task.sizes, task.parts)
+    plan = phases.resolve(config, task.sizes, task.stages)
     cut = loop.fit(task, [plan[0]], loop.Pace(5, 2), 0, tmp_path / "cut", verbose=False)
     cut.checkpoints.close()
     again, _ = fit(tmp_path / "cut", *changes)

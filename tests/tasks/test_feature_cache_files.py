@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl_jax.tasks.feature_cache import boundary, digest
+from tl_jax.tasks.feature_cache import content_hash, frozen_endpoint
 from tl_jax.utils import tree
 
 pytestmark = pytest.mark.fast
@@ -33,7 +33,7 @@ def mask(*trains):
     ],
 )
 def test_boundary(trains, still, reads, expected):
-    assert boundary(PARTS, reads, mask(*trains), still, NORMS) == expected
+    assert frozen_endpoint(PARTS, reads, mask(*trains), still, NORMS) == expected
 
 
 def test_a_digest_changes_with_everything_in_it():
@@ -46,5 +46,5 @@ def test_a_digest_changes_with_everything_in_it():
         (*facts[:2], x.reshape(2, 3)),
         (*facts[:2], x.view(np.int32)),
     )
-    assert digest(*facts) == digest(("a", 1), {"w": {"k": jnp.ones(3)}}, x.copy())
-    assert len({digest(*facts), *(digest(*other) for other in others)}) == 6
+    assert content_hash(*facts) == content_hash(("a", 1), {"w": {"k": jnp.ones(3)}}, x.copy())
+    assert len({content_hash(*facts), *(content_hash(*other) for other in others)}) == 6

@@ -59,8 +59,8 @@ def test_the_map_lies_where_the_evidence_is(corner):
     config = stored.get_config(str(folder))
     task, _, state = api.restore(config, folder)
     found = task.explain(state.variables, [str(top / "set" / "test" / "spot")])
-    assert found.seen.shape == (20, 32, 32, 3) and len(found.files) == 20
-    maps = found.maps[np.array(found.found) == "spot"]
+    assert found.images.shape == (20, 32, 32, 3) and len(found.files) == 20
+    maps = found.maps[np.array(found.classes) == "spot"]
     h, w = maps.shape[1:]
     assert h >= 4
     share = maps[:, : h // 2, : w // 2].sum((1, 2)) / maps.sum((1, 2))
@@ -114,8 +114,8 @@ def test_the_run_leaves_pictures_and_predicts_with_its_temperature(corner, capsy
     file = str(top / "set" / "test" / "spot" / "0.png")
     (found,) = api.predict(config, folder, [file])
     task, _, state = api.restore(config, folder)
-    asked = task.answer.args[0]._replace(validation=None)  # as the network puts it
-    (plain,), _ = image_classification.answer(asked, state.variables, [file])
+    asked = task.predict_inputs.args[0]._replace(validation=None)  # as the network puts it
+    (plain,), _ = image_classification.predict_files(asked, state.variables, [file])
     logits = {name: np.log(p) / temperature for name, p in plain["probabilities"].items()}
     expected = np.exp(logits["spot"]) / sum(np.exp(x) for x in logits.values())
     assert found["probabilities"]["spot"] == pytest.approx(expected, rel=1e-4) and found["input"] == file

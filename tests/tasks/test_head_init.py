@@ -57,12 +57,12 @@ def test_a_class_without_examples_is_an_error_that_says_so():
 
 def test_gradients_of_the_last_map_have_their_closed_form():
     config = small.config(("regularize.delta", 1.0))
-    net, task = image_classification.load_network(config), image_classification.make(config)
+    net, task = image_classification.load_network(config), image_classification.make_task(config)
     net = image_classification.with_head(net, 10, "new")
     network = Network(net.model, image_classification.Inputs(**task.facts["input"]))
     variables = task.init(KEY)
     batch = next(task.eval_batches("test"))
-    maps, grads = head_init._gradients_of_maps(network, ("stage3",))(variables, batch)
+    maps, grads = head_init._make_map_gradients(network, ("stage3",))(variables, batch)
     head = variables["params"]["head"]
     probs = jax.nn.softmax(maps["stage3"].mean((1, 2)) @ head["kernel"] + head["bias"][None])
     moved = (probs - jax.nn.one_hot(batch["label"], 10)) @ head["kernel"].T

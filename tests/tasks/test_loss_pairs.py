@@ -15,7 +15,7 @@ from tl_jax.data.augment import Augment
 from tl_jax.tasks import losses
 from tl_jax.train import sharding
 from tl_jax.train.state import TrainState
-from tl_jax.train.step import make_init, make_train_step
+from tl_jax.train.step import make_optimizer_init, make_train_step
 from tl_jax.transfer import mixup
 from tl_jax.transfer.freeze import RECIPES
 from tl_jax.transfer.optimizer import OptimSpec
@@ -66,13 +66,13 @@ def step(names):
     loss = losses.make_loss(losses.Network(Linear(), losses.Maps()), Augment(), how, None)
     optim = OptimSpec("sgd", momentum=0.0, accumulate=2 if "parts" in names else 1)
     state = TrainState(
-        jnp.zeros((), jnp.int32), params, {}, make_init(optim, RECIPES["all"])(params), {"source": source}
+        jnp.zeros((), jnp.int32), params, {}, make_optimizer_init(optim, RECIPES["all"])(params), {"source": source}
     )
     before = jax.device_get(params)
     batch = {"image": images, "label": labels, "mask": np.ones(N, np.float32)}
     take = make_train_step(loss, optim, RECIPES["all"], "auto")
-    given = sharding.put(batch), sharding.everywhere(jax.random.key(7)), sharding.everywhere(np.float32(1.0))
-    new, row = take(sharding.everywhere(state), *given)
+    given = sharding.shard_batch(batch), sharding.replicate(jax.random.key(7)), sharding.replicate(np.float32(1.0))
+    new, row = take(sharding.replicate(state), *given)
     sums = jax.device_get(row["sums"])
     value = sum(total / count for name, (total, count) in sums.items() if name in ("loss", "penalty"))
     return value, jax.tree.map(lambda a, b: a - b, before, jax.device_get(new.params))
@@ -125,7 +125,7 @@ def mixed(names, images, labels, key):
         own = own * np.asarray(WEIGHTS)[labels][:, None]
     for name, mix in (("mixup", mixup.mixup), ("cutmix", mixup.cutmix)):
         if name in names:  # who meets whom, and in which shares, is drawn by the library; see test_mixup.py
-            drawn = jnp.asarray(images, jnp.float32), jnp.eye(len(images)), jax.random.fold_in(key, losses.MIX)
+            drawn = jnp.asarray(images, jnp.float32), jnp.eye(len(images)), jax.random.fold_in(key, losses.MIX_KEY)
             images, shares = (np.asarray(each, np.float64) for each in mix(*drawn, STRENGTHS[name]))
             own = shares @ own
     return images, own

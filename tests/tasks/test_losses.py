@@ -123,4 +123,4 @@ def test_co_tuning_without_a_head_in_the_file_says_what_to_do():
 
 def test_an_endpoint_that_is_no_part_is_named():
     with pytest.raises(UserError, match="'stage9', which is none of stem, stage1"):
-        image_classification.make(small.config(("regularize.distill", 1.0), ("regularize.endpoints", ("stage9",))))
+        image_classification.make_task(small.config(("regularize.distill", 1.0), ("regularize.endpoints", ("stage9",))))

@@ -13,7 +13,7 @@ from tl_jax.export import stablehlo
 from tl_jax.pretrained import formats
 from tl_jax.rl import envs
 from tl_jax.rl import policy_transfer as policies
-from tl_jax.rl.policy_transfer import TAKE
+from tl_jax.rl.policy_transfer import DEFAULT_COMPONENTS
 from tl_jax.transfer import optimizer
 from tl_jax.utils.errors import UserError
 
@@ -102,12 +102,12 @@ def test_a_policy_starts_another_in_a_changed_world(tmp_path, source):
 
 def test_a_run_goes_on_with_the_optimizer_of_its_source(tmp_path, source):
     digests, counts = set(), []
-    for take in (TAKE, (*TAKE, "optimizer")):
+    for take in (DEFAULT_COMPONENTS, (*DEFAULT_COMPONENTS, "optimizer")):
         config = config_of(("init.source", "tl_jax"), ("init.path", str(source)), ("init.load_parts", take))
         folder = tmp_path / str(len(take))
         digests.add(api.run(config, folder)["parameters_sha256"])
         task, _, state = restore.restore(config, folder)
-        counts.append(int(optimizer.of(restore.optimizer_state(config, folder, task, state))["count"]))
+        counts.append(int(optimizer.adam_moments(restore.optimizer_state(config, folder, task, state))["count"]))
     steps = 8 * 2 * 4  # updates, passes, minibatches
     assert counts == [steps, 2 * steps] and len(digests) == 2
 
@@ -166,7 +166,7 @@ def test_another_network_is_refused(tmp_path, source):
 
 
 def test_seeds_are_trained_at_once_and_tested_on_the_way():
-    config, world = config_of(), envs.make("CartPole-v1")
+    config, world = config_of(), envs.make_env("CartPole-v1")
     start = seeds.drawn(config, world, 2)
     often, curves = seeds.learn(config, world, start, seeds.Tests(3, 2))  # of 8 updates: 3, 2 and 3
     once, ends = seeds.learn(config, world, start, seeds.Tests(1, 2))

@@ -70,7 +70,7 @@ def test_a_text_task_learns_and_a_second_run_has_the_same_bits(folder, tmp_path)
 def test_an_interrupted_run_ends_with_the_same_bits(folder, tmp_path):
     config = configure(folder, ("epochs", 2.0))
     task = make_task(config)
-    plan = phases.resolve(config, task.sizes, task.parts)
+    plan = phases.resolve(config, task.sizes, task.stages)
 
     def fit(where, plan):
         fitted = loop.fit(task, plan, loop.Pace(6, 4), 0, tmp_path / where, verbose=False)
@@ -242,7 +242,7 @@ def test_texts_are_predicted_with_the_classes_of_the_run(folder, tmp_path, kind)
         api.evaluate(elsewhere, run)
     test = data / ("test.conll" if kind else "test.tsv")
     test.write_text(("cafe O\n" if kind else "cafe ") + test.read_text())
-    text._read.cache_clear()
+    text._load_cached.cache_clear()
     with pytest.raises(UserError, match="the test split is not the one that the run was started with .31 examples"):
         api.evaluate(config, run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files

@@ -75,7 +75,7 @@ def test_tags_stand_below_the_first_piece_of_each_word(folder, tmp_path, monkeyp
         ("[CLS]", "special", ""), ("good", "tag PER", "B-PER"), ("un", "tag PER", "I-PER"), ("##believ", "plain", ""),
         ("##ing", "plain", ""), ("film", "plain", "O"), ("[SEP]", "special", ""),
     ]  # fmt: skip
-    assert text_preview.legend(found["preview.png"])["tag PER"] == "PER"
+    assert text_preview.make_legend(found["preview.png"])["tag PER"] == "PER"
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -109,7 +109,7 @@ def test_letters_say_what_was_done_to_a_word(folder):
     rng = np.random.default_rng(0)
     ids = rng.integers(10, 40, (200, 16))
     batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    seen, marks = text_preview.hidden(batch, tokenizer, jax.random.key(0), 0.25)
+    seen, marks = text_preview.mask_tokens(batch, tokenizer, jax.random.key(0), 0.25)
     letters = [letter for row in marks for letter, _ in row.values()]
     shares = {letter: letters.count(letter) / len(letters) for letter in "MRK"}
     assert shares == pytest.approx({"M": 0.8, "R": 0.1, "K": 0.1}, abs=0.05)

@@ -79,13 +79,13 @@ def test_a_sound_checkpoint_without_a_seal_is_taken(copy, capsys):
 @pytest.mark.parametrize("which", ["best", "latest"])
 def test_a_damaged_checkpoint_is_refused_whoever_opens_it(copy, which):
     state = fit(copy).state
-    checkpoints = Checkpoints(copy / "checkpoints", tiny.task(), tidy=False)
+    checkpoints = Checkpoints(copy / "checkpoints", tiny.task(), cleanup=False)
     step = getattr(checkpoints, which)()
     flip(largest(copy / "checkpoints" / str(step)))
     with pytest.raises(
         UserError, match=rf"checkpoints/{step}: the checkpoint is damaged: .* has changed .*eval_checkpoint="
     ):
-        checkpoints.restore(step, state, opt_state=False, tested=True)
+        checkpoints.restore(step, state, opt_state=False, for_eval=True)
     checkpoints.close()
 
 
@@ -97,7 +97,7 @@ def test_scores_that_are_damaged_choose_no_checkpoint(finished, copy, capsys, da
     if not sealed:
         unseal(copy)
     with pytest.raises(UserError, match="checkpoints/9: the checkpoint is damaged: metrics/metrics "):
-        Checkpoints(copy / "checkpoints", tiny.task(), tidy=False)
+        Checkpoints(copy / "checkpoints", tiny.task(), cleanup=False)
     again = fit(copy)
     assert again.resumed_from == 12 and digest(again.state.variables) == finished[1]
     assert "WARNING: checkpoint 9 is damaged: metrics/metrics " in capsys.readouterr().out
@@ -108,7 +108,7 @@ def test_a_digit_of_a_score_that_has_changed_is_noticed(copy):
     text = scores.read_text()
     scores.write_text(text[:-2] + str(9 - int(text[-2])) + text[-1])
     with pytest.raises(UserError, match="checkpoints/9: the checkpoint is damaged: metrics/metrics has changed"):
-        Checkpoints(copy / "checkpoints", tiny.task(), tidy=False)
+        Checkpoints(copy / "checkpoints", tiny.task(), cleanup=False)
 
 
 def test_seals_go_with_their_checkpoints(finished):

@@ -4,7 +4,7 @@ import pytest
 
 from tests.train import tiny
 from tl_jax.train import loop
-from tl_jax.train.loop import exhausted
+from tl_jax.train.loop import is_exhausted
 from tl_jax.train.state import digest
 
 pytestmark = pytest.mark.fast
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.fast
     ],
 )
 def test_patience(scores, patience, expected):
-    assert exhausted(scores, patience) is expected
+    assert is_exhausted(scores, patience) is expected
 
 
 def fit(folder, patience=2, task=None):

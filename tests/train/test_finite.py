@@ -20,7 +20,7 @@ def task(predict=None, judge=None, **values):
     def sums(variables, batch):
         return {name: (batch["image"][:, 0].sum() * value, batch["mask"].sum()) for name, value in values.items()}
 
-    return tiny.task()._replace(metrics=sums, predict=predict, judge=judge)
+    return tiny.task()._replace(metrics=sums, predict=predict, evaluate=judge)
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
@@ -65,4 +65,4 @@ def padded():
 
 def test_what_a_judge_could_not_measure_is_no_error():
     whole = task(lambda v, b: b["image"], lambda *_: Verdict({"eer": 0.5}, {}, {"auc": "needs both"}), accuracy=1.0)
-    assert evaluate.evaluate(whole, VARIABLES, "test").verdict.missing == {"auc": "needs both"}
+    assert evaluate.evaluate(whole, VARIABLES, "test").evaluation.missing == {"auc": "needs both"}

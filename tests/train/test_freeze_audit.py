@@ -12,7 +12,7 @@ from tl_jax.config import recipe as recipe_module
 from tl_jax.tasks import image_classification
 from tl_jax.train import loop, sharding
 from tl_jax.train.state import initial_state, stream_key
-from tl_jax.train.step import make_forward, make_init, make_train_step
+from tl_jax.train.step import make_forward, make_optimizer_init, make_train_step
 from tl_jax.train.workdir import read_json
 from tl_jax.transfer import freeze, phases
 from tl_jax.utils import tree
@@ -36,10 +36,10 @@ def prepared(recipe):
         *((("freeze.recipe", recipe),) if recipe in freeze.NAMES else ()), *RECIPES[recipe],
     )  # fmt: skip
     config = recipe_module.override(digits_resnet.get_config(), changes)
-    task = image_classification.make(config)
-    (phase,) = phases.resolve(config, task.sizes, task.parts)
+    task = image_classification.make_task(config)
+    (phase,) = phases.resolve(config, task.sizes, task.stages)
     state = initial_state(task, 0)
-    return task, phase, state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
+    return task, phase, state.replace(opt_state=make_optimizer_init(phase.optim, phase.rules)(state.params))
 
 
 @pytest.mark.slow
@@ -52,9 +52,9 @@ def test_fifty_steps_leave_frozen_bits_alone_and_hold_no_memory_for_them(recipe)
     slots = [leaf for leaf in jax.tree.leaves(before.opt_state) if leaf.ndim]
     assert sum(leaf.nbytes for leaf in slots) == 3 * 4 * values  # Adam's two moments and the running average
     step = make_train_step(task.loss, phase.optim, phase.rules, phase.batch_stats)
-    stream = sharding.everywhere(stream_key(0, "train"))
+    stream = sharding.replicate(stream_key(0, "train"))
     for i in range(50):
-        state, _ = step(state, sharding.put(task.train_batch(i)), stream, sharding.everywhere(np.float32(1e-2)))
+        state, _ = step(state, sharding.shard_batch(task.train_batch(i)), stream, sharding.replicate(np.float32(1e-2)))
     after = jax.device_get(state)
     for path, leaf in tree.flatten(before.params).items():
         same = leaf.tobytes() == tree.flatten(after.params)[path].tobytes()
@@ -68,8 +68,8 @@ def test_fifty_steps_leave_frozen_bits_alone_and_hold_no_memory_for_them(recipe)
 @pytest.mark.slow
 def test_a_head_only_step_costs_hardly_more_than_the_forward_pass():
     task, phase, state = prepared("head")
-    stream = sharding.everywhere(stream_key(0, "train"))
-    batch, rate = sharding.put(task.train_batch(0)), sharding.everywhere(np.float32(1e-2))
+    stream = sharding.replicate(stream_key(0, "train"))
+    batch, rate = sharding.shard_batch(task.train_batch(0)), sharding.replicate(np.float32(1e-2))
     step = make_train_step(task.loss, phase.optim, phase.rules, phase.batch_stats)
     forward = make_forward(task.loss, phase.rules, phase.batch_stats)
     work = [
@@ -81,7 +81,7 @@ def test_a_head_only_step_costs_hardly_more_than_the_forward_pass():
 
 @pytest.mark.fast
 def test_the_summary_of_a_run_in_two_phases(tmp_path):
-    fitted = loop.fit(tiny.task(), tiny.plan(), loop.Pace(3, 2), 0, tmp_path, verbose=False, prove=True)
+    fitted = loop.fit(tiny.task(), tiny.plan(), loop.Pace(3, 2), 0, tmp_path, verbose=False, verify_freeze=True)
     fitted.checkpoints.close()
     head, everything = fitted.freeze["phases"]["head"], fitted.freeze["phases"]["all"]
     assert head["leaves"] == 2 + 2 + 2  # trunk, scale and bias, and the BatchNorm's statistics
@@ -100,7 +100,9 @@ def test_what_changes_although_it_is_frozen_ends_the_run_and_is_named(tmp_path):
         return value, ({"bn": {**stats["bn"], "mean": stats["bn"]["mean"] + 1e-7}}, sums)
 
     with pytest.raises(UserError, match="changed 1 of 6 frozen leaves: batch_stats/bn/mean"):
-        loop.fit(task._replace(loss=cheat), tiny.plan(), loop.Pace(3, 2), 0, tmp_path, verbose=False, prove=True)
+        loop.fit(
+            task._replace(loss=cheat), tiny.plan(), loop.Pace(3, 2), 0, tmp_path, verbose=False, verify_freeze=True
+        )
     assert json.loads((tmp_path / "freeze.json").read_text())["head"]["changed"] == 1
 
 
@@ -117,7 +119,7 @@ def test_a_resumed_phase_is_held_to_the_hashes_of_its_own_start(tmp_path):
         return task.train_batch(step)
 
     def fit(task):
-        return loop.fit(task, [head], loop.Pace(3, 2), 0, tmp_path, verbose=False, prove=True)
+        return loop.fit(task, [head], loop.Pace(3, 2), 0, tmp_path, verbose=False, verify_freeze=True)
 
     with pytest.raises(Cut):
         fit(task._replace(train_batch=batch))

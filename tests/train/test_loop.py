@@ -122,12 +122,12 @@ def test_checkpoints_rest_but_for_better_ones_and_the_ends_of_phases(whole, tmp_
     """With all the time in the world to wait for, only those that matter are written; training is the same."""
     saved, save = [], Checkpoints.save
     scores = iter([0.3, 0.2, 0.5, 0.4, 0.5, 0.1, 0.4, 0.6, 0.5, 0.3, 0.2, 0.1])  # after each of the twelve steps
-    found = lambda *_, **__: evaluate.Evaluation({"accuracy": next(scores)}, 10, 0.0)  # noqa: E731
+    found = lambda *_, **__: evaluate.EvalResult({"accuracy": next(scores)}, 10, 0.0)  # noqa: E731
     monkeypatch.setattr(evaluate, "evaluate", found)
     monkeypatch.setattr(
         Checkpoints, "save", lambda self, state, m: (saved.append(int(state.step)), save(self, state, m))
     )
-    fitted = loop.fit(tiny.task(), tiny.plan(), loop.Pace(save=1, log=2, rest=1e9), 0, tmp_path, verbose=False)
+    fitted = loop.fit(tiny.task(), tiny.plan(), loop.Pace(save=1, log=2, min_interval=1e9), 0, tmp_path, verbose=False)
     fitted.checkpoints.close()
     assert saved == [1, 3, 5, 6, 8, 12]  # better or as good, and 6 and 12, where phases end
     assert digest(fitted.state.variables) == digest(whole[1].state.variables)

@@ -21,7 +21,7 @@ from tl_jax.tasks import reinforcement as rl_stepper
 from tl_jax.train import sharding
 from tl_jax.train.evaluate import _with_predictions
 from tl_jax.train.state import initial_state, stream_key
-from tl_jax.train.step import make_eval_step, make_init, make_train_step
+from tl_jax.train.step import make_eval_step, make_optimizer_init, make_train_step
 from tl_jax.transfer import phases
 
 pytestmark = pytest.mark.fast
@@ -46,19 +46,19 @@ def test_steps_lower_for_accelerators(name, monkeypatch):
         RECIPES[name].get_config("smoke"), (("cache.features", "off"),) if "ppo" not in name else ()
     )
     task = restore.make_task(config)
-    phase = phases.resolve(config, task.sizes, task.parts)[-1]
+    phase = phases.resolve(config, task.sizes, task.stages)[-1]
     sharded = config.task != "policy"
     state = initial_state(task, 0, sharded)
-    state = state.replace(opt_state=make_init(phase.optim, phase.rules, sharded)(state.params))
-    key, rate = sharding.everywhere(stream_key(0, "train")), sharding.everywhere(np.float32(1e-3))
+    state = state.replace(opt_state=make_optimizer_init(phase.optim, phase.rules, sharded)(state.params))
+    key, rate = sharding.replicate(stream_key(0, "train")), sharding.replicate(np.float32(1e-3))
     if config.task == "policy":
-        world, policy, how = task.stepper.args[:3]
+        world, policy, how = task.make_stepper.args[:3]
         updates = rl_stepper._make_updates(world, policy, how, phase.optim, phase.rules, False)
-        text = lowered(updates, state, key, *sharding.everywhere((np.ones(20, np.float32), np.int32(20))))
+        text = lowered(updates, state, key, *sharding.replicate((np.ones(20, np.float32), np.int32(20))))
     else:
         step = make_train_step(task.loss, phase.optim, phase.rules, phase.batch_stats, sharded)
-        text = lowered(step, state, sharding.put(task.train_batch(0)), key, rate)
+        text = lowered(step, state, sharding.shard_batch(task.train_batch(0)), key, rate)
     assert "stablehlo." in text
-    both = _with_predictions(task.metrics, task.predict) if task.judge else task.metrics
+    both = _with_predictions(task.metrics, task.predict) if task.evaluate else task.metrics
     batch = next(iter(task.eval_batches("test")))
-    assert "stablehlo." in lowered(make_eval_step(both), jax.device_get(state.variables), sharding.put(batch))
+    assert "stablehlo." in lowered(make_eval_step(both), jax.device_get(state.variables), sharding.shard_batch(batch))

@@ -20,7 +20,7 @@ def curve(noise=0.0):
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 def test_the_steepest_fall_and_the_lowest_loss_are_found(noise):
-    found = lr_finder.read(*curve(noise))
+    found = lr_finder.suggest_rates(*curve(noise))
     assert 5e-4 < found.steepest < 5e-3  # the running mean lags a little
     assert 5e-3 < found.lowest < 1e-1
     assert found.suggested == min(found.steepest, found.lowest / 10)
@@ -29,7 +29,7 @@ def test_the_steepest_fall_and_the_lowest_loss_are_found(noise):
 def test_smoothing_starts_at_the_first_loss_and_follows():
     smoothed = lr_finder.smooth(np.array([3.0, 3.0, 3.0, 1.0]))
     np.testing.assert_allclose(smoothed[:3], 3.0)
-    keep = lr_finder.KEEP
+    keep = lr_finder.SMOOTHING
     np.testing.assert_allclose(smoothed[3], (3 * (keep + keep**2 + keep**3) + 1) / (1 + keep + keep**2 + keep**3))
 
 
@@ -50,7 +50,7 @@ def test_losses_below_zero_do_not_count_as_divergence():
 def test_a_loss_that_never_falls_is_an_error():
     rates, _ = curve()
     with pytest.raises(UserError, match="falls at no learning rate"):
-        lr_finder.read(rates, np.linspace(1.0, 2.0, len(rates)))
+        lr_finder.suggest_rates(rates, np.linspace(1.0, 2.0, len(rates)))
 
 
 def test_the_sweep_ends_where_the_loss_diverges_and_leaves_frozen_leaves_alone():

@@ -8,7 +8,7 @@ import pytest
 from tests.train import tiny
 from tests.train.test_loop import PACE, fit, rows
 from tl_jax.train import loop, step
-from tl_jax.train.preemption import between_steps
+from tl_jax.train.preemption import defer_signals
 from tl_jax.train.state import digest
 from tl_jax.utils.errors import Preempted
 
@@ -55,7 +55,7 @@ def test_a_run_told_to_stop_loses_nothing(whole, told, tmp_path, signum, kind, a
 
 def test_stopped_twice_in_the_same_row(told, tmp_path, monkeypatch):
     pace = PACE._replace(log=6, save=6)
-    monkeypatch.setattr(step, "MOST_STEPS", 2)  # of a call
+    monkeypatch.setattr(step, "MAX_STEPS", 2)  # of a call
     for at in (1, 2):
         told(signal.SIGTERM, at)
         with pytest.raises(Preempted):
@@ -66,14 +66,14 @@ def test_stopped_twice_in_the_same_row(told, tmp_path, monkeypatch):
 
 
 def test_a_signal_at_the_very_end_is_not_lost():
-    with pytest.raises(Preempted), between_steps() as asked:
+    with pytest.raises(Preempted), defer_signals() as asked:
         assert asked() is None
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_the_second_ctrl_c_acts_at_once():
-    with pytest.raises(KeyboardInterrupt), between_steps():
+    with pytest.raises(KeyboardInterrupt), defer_signals():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("went on")

@@ -9,7 +9,7 @@ import pytest
 from tests.tasks import small
 from tl_jax import api
 from tl_jax.train import freeze_audit, loop, run_files
-from tl_jax.train.checkpoint import Seals
+from tl_jax.train.checkpoint import Checksums
 from tl_jax.train.workdir import stored_facts
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import CHECKSUM_KEY
@@ -97,7 +97,7 @@ def test_those_of_a_run_are_read(finished):
 def test_hashes_of_checkpoints(copy, content):
     (copy / "checkpoints.json").write_text(content)
     with pytest.raises(UserError, match=r"checkpoints\.json"):
-        Seals(copy / "checkpoints").fault(2)
+        Checksums(copy / "checkpoints").fault(2)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "5", '{"accuracy": "a"}', "{}", '{"accuracy": null}', "\xff"])
@@ -139,7 +139,7 @@ def test_the_proof_of_freezing(tmp_path):
     for content in ('{"train": 5}', '{"train": {"sha256": 5}}', "[]"):
         (tmp_path / "freeze.json").write_text(content)
         with pytest.raises(UserError, match=r"freeze\.json"):
-            freeze_audit.Proof(tmp_path)
+            freeze_audit.FreezeAudit(tmp_path)
 
 
 @pytest.mark.parametrize("row", ["{", "[]", "5", '{"split": "validation", "phase": "train", "step": 1, "loss": "a"}'])
@@ -147,7 +147,7 @@ def test_rows_of_metrics(tmp_path, row):
     good = json.dumps({"split": "validation", "phase": "train", "step": 1, "loss": 0.5})
     (tmp_path / "metrics.jsonl").write_text(f"{good}\n{row}\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl"):
-        loop.history(tmp_path, "train", "loss")
+        loop.validation_scores(tmp_path, "train", "loss")
 
 
 def test_a_checkpoint_with_values_that_are_not_finite_is_refused(copy, config, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from tests.train import tiny
 from tl_jax.train import evaluate, loop, sharding
 from tl_jax.train.state import initial_state, stream_key
-from tl_jax.train.step import make_init, make_train_step
+from tl_jax.train.step import make_optimizer_init, make_train_step
 from tl_jax.transfer.freeze import RECIPES
 from tl_jax.transfer.optimizer import OptimSpec
 from tl_jax.utils.errors import UserError
@@ -56,11 +56,13 @@ def trained(optim, sharded=False, steps=4, recipe="all"):
     """Return the state after some steps of the wide task, and the rows."""
     task, rules, rows = wide_task(), RECIPES[recipe], []
     state = initial_state(task, 0, sharded)
-    state = state.replace(opt_state=make_init(optim, rules, sharded)(state.params))
+    state = state.replace(opt_state=make_optimizer_init(optim, rules, sharded)(state.params))
     step = make_train_step(task.loss, optim, rules, "auto", sharded)
-    stream = sharding.everywhere(stream_key(0, "train"))
+    stream = sharding.replicate(stream_key(0, "train"))
     for i in range(steps):
-        state, row = step(state, sharding.put(task.train_batch(i)), stream, sharding.everywhere(np.float32(1e-2)))
+        state, row = step(
+            state, sharding.shard_batch(task.train_batch(i)), stream, sharding.replicate(np.float32(1e-2))
+        )
         rows.append(row)
     return state, rows
 
@@ -80,12 +82,12 @@ def test_a_split_state_comes_to_the_same_numbers(optim, recipe):
 
 def test_what_is_on_no_device_is_not_split():
     assert not sharding.is_sharded({"kernel": np.ones((4, 4))})
-    assert (sharding.fetch({"kernel": np.ones(3), "bias": jnp.ones(3)})["kernel"] == 1).all()
+    assert (sharding.to_host({"kernel": np.ones(3), "bias": jnp.ones(3)})["kernel"] == 1).all()
 
 
 def test_layouts_split_the_longest_axis_that_divides():
     def spec(*shape):
-        return sharding.layout(shape).spec
+        return sharding.leaf_sharding(shape).spec
 
     assert spec(3, 3, 64, 128 * COUNT) == jax.P(None, None, None, "data")
     assert spec(1000 * COUNT, 7) == jax.P("data", None)
@@ -97,7 +99,7 @@ def test_layouts_split_the_longest_axis_that_divides():
 def test_a_whole_run_on_a_split_state_is_that_on_a_replicated_one(tmp_path):
     task, plan, fit = wide_task(), tiny.plan(), functools.partial(loop.fit, pace=loop.Pace(3, 2), seed=0, verbose=False)
     runs = [fit(task, plan, workdir=tmp_path / str(split), sharded=split) for split in (False, True)]
-    values = [evaluate.evaluate(task, run.state.tested, "test").values for run in runs]
+    values = [evaluate.evaluate(task, run.state.eval_variables, "test").values for run in runs]
     close(values[0], values[1])
     close(jax.device_get(runs[0].state.variables), jax.device_get(runs[1].state.variables))
     for run in runs:
@@ -126,10 +128,10 @@ def test_parts_of_a_batch_count_by_what_is_not_masked():
     for parts in (1, 2):
         state = initial_state(task, 0)
         one = optim._replace(accumulate=parts)
-        state = state.replace(opt_state=make_init(one, RECIPES["all"])(state.params))
+        state = state.replace(opt_state=make_optimizer_init(one, RECIPES["all"])(state.params))
         step = make_train_step(task.loss, one, RECIPES["all"], "auto")
-        key, rate = sharding.everywhere(stream_key(0, "train")), sharding.everywhere(np.float32(1.0))
-        updated.append(step(state, sharding.put(batch), key, rate)[0].params)
+        key, rate = sharding.replicate(stream_key(0, "train")), sharding.replicate(np.float32(1.0))
+        updated.append(step(state, sharding.shard_batch(batch), key, rate)[0].params)
     close(*updated)
 
 
@@ -137,13 +139,13 @@ def test_statistics_pass_through_all_parts():
     """BatchNorm sees one part after another: its mean after both is that of two steps of half a batch."""
     task, optim = tiny.task(), OptimSpec("sgd", momentum=0.0, accumulate=2)
     state = initial_state(task, 0)
-    state = state.replace(opt_state=make_init(optim, RECIPES["all"])(state.params))
-    batch, key = task.train_batch(0), sharding.everywhere(stream_key(0, "train"))
+    state = state.replace(opt_state=make_optimizer_init(optim, RECIPES["all"])(state.params))
+    batch, key = task.train_batch(0), sharding.replicate(stream_key(0, "train"))
     kernel, bias = (np.asarray(state.params["trunk"][name]) for name in ("kernel", "bias"))
     means = [(batch["image"][i::2] @ kernel + bias).mean(0) for i in (0, 1)]
     expected = 0.9 * (0.1 * means[0]) + 0.1 * means[1]
     step = make_train_step(task.loss, optim, RECIPES["all"], "auto")
-    new, _ = step(state, sharding.put(batch), key, sharding.everywhere(np.float32(0.1)))
+    new, _ = step(state, sharding.shard_batch(batch), key, sharding.replicate(np.float32(0.1)))
     np.testing.assert_allclose(new.batch_stats["bn"]["mean"], expected, rtol=1e-5, atol=1e-6)
 
 

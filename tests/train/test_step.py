@@ -20,7 +20,7 @@ def fit(folder, save=12, log=12, plan=None, task=None):
 
 def test_results_are_those_of_single_steps(tmp_path, monkeypatch):
     many = fit(tmp_path / "many")
-    monkeypatch.setattr(step, "MOST_SENT", 0)
+    monkeypatch.setattr(step, "MAX_SENT_BYTES", 0)
     single = fit(tmp_path / "single")
     for path, leaf in tree.flatten(single.variables).items():
         np.testing.assert_allclose(leaf, tree.flatten(many.variables)[path], rtol=1e-5, atol=1e-6)
@@ -42,7 +42,7 @@ def test_one_call_takes_as_many_as_may_be(tmp_path, monkeypatch):
         return advance(self, state, first, stop)
 
     monkeypatch.setattr(step.Stepper, "advance", counted)
-    monkeypatch.setattr(step, "MOST_STEPS", 4)
+    monkeypatch.setattr(step, "MAX_STEPS", 4)
     fit(tmp_path, save=5, log=100)
     assert counts == [4, 1, 1, 4, 2]  # phases end at 6 and 12, a checkpoint is due at 5 and 10
 

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from tl_jax.train import workdir
-from tl_jax.train.workdir import Home
+from tl_jax.train.workdir import RunFolder
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -27,7 +27,7 @@ def raised_from(error):
 
 
 def test_what_the_system_says_is_found_in_whatever_was_raised(tmp_path):
-    home, said = Home(tmp_path), os.strerror(errno.ENOSPC)
+    home, said = RunFolder(tmp_path), os.strerror(errno.ENOSPC)
     assert home.fault(full(tmp_path / "metrics.jsonl")) == said
     assert home.fault(raised_from(full(tmp_path / "metrics.jsonl"))) == said
     assert home.fault(ValueError(f'RESOURCE_EXHAUSTED: Failed to write "{tmp_path}/d/5": {said}')) == said
@@ -35,7 +35,7 @@ def test_what_the_system_says_is_found_in_whatever_was_raised(tmp_path):
 
 
 def test_what_is_not_of_this_disk_is_not_blamed_on_it(tmp_path):
-    home = Home(tmp_path)
+    home = RunFolder(tmp_path)
     assert home.fault(full("/another/place")) == ""
     assert home.fault(ValueError(f"/another/place: {os.strerror(errno.ENOSPC)}")) == ""
     assert home.fault(FileNotFoundError(errno.ENOENT, "x", str(tmp_path / "f"))) == ""
@@ -45,7 +45,7 @@ def test_what_is_not_of_this_disk_is_not_blamed_on_it(tmp_path):
 def test_another_folder_in_its_place_is_noticed(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    home = Home(folder)
+    home = RunFolder(folder)
     home.check()
     folder.rename(tmp_path / "moved")
     assert "was it moved" in home.fault(FileNotFoundError(errno.ENOENT, "x", str(folder / "f")))

@@ -16,17 +16,17 @@ def start(folder):
 
 
 def test_the_same_configuration_may_go_on_and_another_is_named(tmp_path):
-    workdir.claim(tmp_path, CONFIG)
+    workdir.claim_folder(tmp_path, CONFIG)
     start(tmp_path)
-    workdir.claim(tmp_path, CONFIG | {"data": {"dir": "moved"}})
+    workdir.claim_folder(tmp_path, CONFIG | {"data": {"dir": "moved"}})
     with pytest.raises(UserError, match=r"another config.optim.lr \(0.1 there, 0.2 here\); pass another --workdir"):
-        workdir.claim(tmp_path, CONFIG | {"optim": {"lr": 0.2}})
+        workdir.claim_folder(tmp_path, CONFIG | {"optim": {"lr": 0.2}})
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.1
 
 
 def test_a_folder_in_which_nothing_was_run_is_free(tmp_path):
-    workdir.claim(tmp_path, CONFIG)
-    workdir.claim(tmp_path, CONFIG | {"optim": {"lr": 0.2}})
+    workdir.claim_folder(tmp_path, CONFIG)
+    workdir.claim_folder(tmp_path, CONFIG | {"optim": {"lr": 0.2}})
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.2
 
 
@@ -78,7 +78,7 @@ def test_a_folder_that_is_gone_is_not_made_again(tmp_path):
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json is damaged"):
-        workdir.claim(tmp_path, CONFIG)
+        workdir.claim_folder(tmp_path, CONFIG)
 
 
 def test_a_run_is_not_resumed_on_images_scaled_from_another_range(tmp_path):

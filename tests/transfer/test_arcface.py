@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl_jax.transfer.arcface import Margin, arcface, unit
+from tl_jax.transfer.arcface import Margin, arcface, l2_normalize
 
 pytestmark = pytest.mark.fast
 
@@ -42,7 +42,7 @@ def test_zero_embeddings_have_finite_gradients():
 
     grads = jax.grad(loss, (0, 1))(jnp.zeros((2, 4)), jnp.zeros((4, 3)))
     assert all(np.isfinite(g).all() for g in grads)
-    np.testing.assert_allclose(np.linalg.norm(unit(jnp.array([[3.0, 4.0]])), axis=1), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(l2_normalize(jnp.array([[3.0, 4.0]])), axis=1), 1.0, rtol=1e-6)
 
 
 def test_without_a_margin_and_with_softmax():

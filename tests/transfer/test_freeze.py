@@ -53,7 +53,7 @@ def test_frozen_leaves_have_zero_gradients_and_no_backward_flops(net):
             return (out**2).sum()
 
         grads = jax.grad(loss)(v["params"])
-        compiled = jax.jit(lambda p: freeze.only(jax.grad(loss)(p), mask)).lower(v["params"]).compile()
+        compiled = jax.jit(lambda p: freeze.trained_leaves(jax.grad(loss)(p), mask)).lower(v["params"]).compile()
         return grads, compiled.cost_analysis()["flops"]
 
     forward = jax.jit(lambda p: model.apply({**v, "params": p}, x)[0]).lower(v["params"]).compile()
@@ -77,7 +77,7 @@ def test_optimizer_state_holds_trained_leaves_only(net):
 def test_batch_norm_follows_its_own_layer(mode, expected):
     mask = {"a": {"bn": {"scale": False}}, "b": {"bn": {"scale": True}}, "head": {"kernel": True}}
     stats = {"a": {"bn": {"mean": 0}}, "b": {"bn": {"mean": 0}}}
-    still = freeze.still_norms(mask, stats, mode)
+    still = freeze.frozen_batch_norms(mask, stats, mode)
     assert len(still) == expected
     assert mode != "auto" or still == {"a/bn"}
 
@@ -86,7 +86,7 @@ def test_running_statistics_hold_still_where_named_and_move_elsewhere(net):
     model, v = net
     x = jax.random.normal(jax.random.key(1), (8, 16, 16, 3)) * 3 + 1
     still = frozenset({"stem/bn"})
-    with freeze.running_statistics(still):
+    with freeze.use_running_statistics(still):
         (_, end), new = model.apply(v, x, train=True, mutable=["batch_stats"])
     before, after = tree.flatten(v["batch_stats"]), tree.flatten(new["batch_stats"])
     moved = {p.rpartition("/")[0] for p in before if np.any(np.asarray(before[p]) != np.asarray(after[p]))}

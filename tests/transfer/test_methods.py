@@ -19,7 +19,9 @@ from tl_jax.train.state import digest
 from tl_jax.transfer import methods, phases
 from tl_jax.utils.errors import UserError
 
-RECIPES = [(recipe, name) for recipe in (ct_classification, flowers_mobilenet) for name in methods.fitting("image")]
+RECIPES = [
+    (recipe, name) for recipe in (ct_classification, flowers_mobilenet) for name in methods.names_for_task("image")
+]
 
 
 @pytest.mark.fast
@@ -32,7 +34,7 @@ def test_every_mechanism_makes_a_valid_recipe(recipe, name):
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("name", methods.fitting("text"))
+@pytest.mark.parametrize("name", methods.names_for_task("text"))
 def test_every_mechanism_for_texts_makes_a_valid_recipe(name, tmp_path):
     huggingface.save(tmp_path, network(tmp_path))
     assert sst2_bert.get_config(name).init.path  # nothing is downloaded yet
@@ -58,8 +60,8 @@ def rich():
         ("batch_size", 8), ("data.validation", 0.1),
     )  # fmt: skip
     validate.validate(config)
-    task = image_classification.make(config)
-    plan = phases.resolve(config, task.sizes, task.parts)
+    task = image_classification.make_task(config)
+    plan = phases.resolve(config, task.sizes, task.stages)
     return task, plan
 
 
@@ -80,7 +82,7 @@ def test_a_stop_in_the_second_of_three_phases_changes_no_bit(rich, tmp_path, whe
         return task.train_batch(step)
 
     def fit(folder, task=task):
-        fitted = loop.fit(task, plan, loop.Pace(middle, 3), 0, folder, verbose=False, prove=True)
+        fitted = loop.fit(task, plan, loop.Pace(middle, 3), 0, folder, verbose=False, verify_freeze=True)
         fitted.checkpoints.close()
         return fitted
 
@@ -93,7 +95,7 @@ def test_a_stop_in_the_second_of_three_phases_changes_no_bit(rich, tmp_path, whe
         assert digest(jax.device_get(getattr(resumed.state, name))) == digest(
             jax.device_get(getattr(whole.state, name))
         ), name
-    assert digest(jax.device_get(whole.state.tested)) != digest(jax.device_get(whole.state.variables))
+    assert digest(jax.device_get(whole.state.eval_variables)) != digest(jax.device_get(whole.state.variables))
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]
     assert lines[0] == lines[1]
     assert whole.freeze["changed"] == 0 and set(whole.freeze["phases"]) == {"pretext", "adapters", "all"}
@@ -136,7 +138,7 @@ def test_a_delta_on_the_published_weights_equals_the_merged_file(lora):
     assert {name for name in leaves if name.endswith("/kernel")} == {"params/head/kernel"}
     assert any(name.startswith("batch_stats/") for name in leaves)
     # The network in the run, adapters apart, computes what the exported files do.
-    task = image_classification.make(config)
+    task = image_classification.make_task(config)
     _, _, state = api.restore(config, folder)
     batch = next(task.eval_batches("test"))
     inputs = merged.preprocess(batch["image"])

@@ -9,7 +9,7 @@ import pytest
 from tl_jax import models
 from tl_jax.transfer import freeze
 from tl_jax.transfer.freeze import FROZEN
-from tl_jax.transfer.optimizer import OptimSpec, averaged, leaf_rates, make_optimizer
+from tl_jax.transfer.optimizer import OptimSpec, averaged_params, leaf_rates, make_optimizer
 from tl_jax.utils import tree
 
 pytestmark = pytest.mark.fast
@@ -24,14 +24,14 @@ ALL = freeze.RECIPES["all"]
 
 
 def test_rates_fall_with_the_distance_from_the_head():
-    rates = leaf_rates(PARAMS, OptimSpec("sgd", layer_decay=0.5, parts=PARTS), ALL)
+    rates = leaf_rates(PARAMS, OptimSpec("sgd", layer_decay=0.5, stages=PARTS), ALL)
     expected = {"head/kernel": 1.0, "stage2/bias": 0.5, "stage1/block1/conv1/kernel": 0.25, "stem/kernel": 0.125}
     assert rates == expected
 
 
 def test_groups_have_their_own_rates_and_frozen_leaves_none():
     rules = (("stem/.*", FROZEN), ("stage.*", "trunk"), (".*", "head"))
-    spec = OptimSpec("sgd", momentum=0.0, lr_multipliers=(("trunk", 0.1),), layer_decay=0.5, parts=PARTS)
+    spec = OptimSpec("sgd", momentum=0.0, lr_multipliers=(("trunk", 0.1),), layer_decay=0.5, stages=PARTS)
     assert set(leaf_rates(PARAMS, spec, rules)) == {"head/kernel", "stage2/bias", "stage1/block1/conv1/kernel"}
     tx = make_optimizer(spec, rules)
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, PARAMS), tx.init(PARAMS), PARAMS, rate=jnp.float32(2.0))
@@ -43,7 +43,7 @@ def test_groups_have_their_own_rates_and_frozen_leaves_none():
 
 def test_a_leaf_with_half_the_rate_moves_as_optax_with_half_the_rate():
     """Moments and decoupled decay included: ten steps of AdamW."""
-    spec = OptimSpec("adam", weight_decay=0.1, layer_decay=0.5, parts=PARTS)
+    spec = OptimSpec("adam", weight_decay=0.1, layer_decay=0.5, stages=PARTS)
     tx, peer = make_optimizer(spec, ALL), optax.adamw(0.5 * 0.25 * 0.01, weight_decay=0.1)
     params, mine = PARAMS, PARAMS["stem"]["kernel"]
     state, peers = tx.init(params), peer.init(mine)
@@ -68,7 +68,7 @@ def test_the_running_average_is_that_of_the_weights_after_each_step():
         value -= 1.0
         keep = min(0.5, (1 + t) / (10 + t))
         average = keep * average + (1 - keep) * value
-    tested = averaged(params, state)
+    tested = averaged_params(params, state)
     np.testing.assert_allclose(params["head"]["kernel"], value)
     np.testing.assert_allclose(tested["head"]["kernel"], average, rtol=1e-6)
     assert tested["stem"]["kernel"] is params["stem"]["kernel"]
@@ -76,7 +76,7 @@ def test_the_running_average_is_that_of_the_weights_after_each_step():
 
 def test_without_an_average_the_weights_themselves_are_tested():
     state = make_optimizer(OptimSpec("adam"), ALL).init(PARAMS)
-    assert averaged(PARAMS, state) is PARAMS and averaged(PARAMS, ()) is PARAMS
+    assert averaged_params(PARAMS, state) is PARAMS and averaged_params(PARAMS, ()) is PARAMS
 
 
 @pytest.mark.parametrize("name", ["resnet50_tiny", "mobilenet_v2_tiny", "vgg16_tiny", "inception_v3_tiny"])
@@ -87,7 +87,7 @@ def test_recipes_train_what_their_names_say(name):
     parts = model.stage_names()
 
     def trained(recipe, stages=1):
-        mask = freeze.trainable(params, freeze.recipe(recipe, parts, stages))
+        mask = freeze.trainable(params, freeze.recipe_rules(recipe, parts, stages))
         return {path for path, trains in tree.flatten(mask).items() if trains}
 
     everything, head = set(tree.flatten(params)), {"head/kernel", "head/bias"}

@@ -68,11 +68,11 @@ def test_nothing_of_it_is_written_to_a_file():
 def test_the_time_left_does_not_count_compiling(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     log = Log(tmp_path, 0, 10, True)
-    log.begin(0)
+    log.start_bar(0)
     time.sleep(0.01)
     log.progress(1)
-    log.waited(-3600.0)  # an hour of steps ...
-    log.waited(3600.0)  # ... which was compiling
+    log.exclude_time(-3600.0)  # an hour of steps ...
+    log.exclude_time(3600.0)  # ... which was compiling
     assert log._bar is not None and 0 < log._bar.format_dict["elapsed"] < 60
     log.close()
 
@@ -81,6 +81,6 @@ def test_no_bar_stands_still_while_the_first_step_compiles(tmp_path, capsys, mon
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     log = Log(tmp_path, 0, 10, True)
     assert "0/10" not in capsys.readouterr().err
-    log.begin(0)
+    log.start_bar(0)
     log.close()
     assert "0/10" in capsys.readouterr().err

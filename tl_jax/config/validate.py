@@ -314,8 +314,8 @@ def _check_phase(name: str, phase: Any, config: Config) -> None:
         raise UserError(f"{name} has a recipe and rules; leave one out")
     own_rules = "recipe" in phase or "rules" in phase
     freeze_config = phase if own_rules else config.freeze
-    if "stages" in phase and (freeze_config.get("rules") or freeze_config.get("recipe") != freeze.LAST):
-        raise UserError(f"{name}.stages has an effect with recipe={freeze.LAST} only")
+    if "stages" in phase and (freeze_config.get("rules") or freeze_config.get("recipe") != freeze.LAST_N_STAGES):
+        raise UserError(f"{name}.stages has an effect with recipe={freeze.LAST_N_STAGES} only")
 
 
 def _check_conflicts(config: Config) -> None:
@@ -403,10 +403,10 @@ def _freezing_conflicts(config: Config, changed: Callable[..., bool]) -> Conflic
             config.adapt.kind == "bottleneck" and changed("adapt.alpha", "adapt.targets")
         ),
         "freeze.stages has an effect with the recipe last_n_stages only": (
-            changed("freeze.stages") and freeze.LAST not in recipes
+            changed("freeze.stages") and freeze.LAST_N_STAGES not in recipes
         ),
         "adapt.kind has no effect: nothing trains the adapters; set config.freeze.recipe=adapters": (
-            config.adapt.kind and not rules and not recipes & {"adapters", "all", freeze.LAST}
+            config.adapt.kind and not rules and not recipes & {"adapters", "all", freeze.LAST_N_STAGES}
         ),
         "freeze.recipe=adapters needs config.adapt.kind": "adapters" in recipes and not config.adapt.kind,
         "adapt.rank, alpha and targets have an effect with config.adapt.kind only": (

@@ -219,7 +219,7 @@ def _export_text(config: recipe.Config, folder: Path, task: Task, state: TrainSt
     from tl_jax.tasks import text
 
     classes = () if config.task == "masked" else task.classes
-    net = text.load_network(config, classes)._replace(variables={"params": text.trained(config, state.params)})
+    net = text.load_network(config, classes)._replace(variables={"params": text.export_params(config, state.params)})
     huggingface.save(folder, net, classes, dtype)
     _log_file(folder / "model.safetensors")
     return folder
@@ -229,7 +229,7 @@ def _export_policy(config: recipe.Config, folder: Path, task: Task, state: Train
     path = folder / "export" / "model.safetensors"
     facts = {name: task.facts[name] for name in ("world", "physics", "spaces")} | {"step": int(state.step)}
     facts |= {"metrics": read_summary(folder).get("metrics", {})}
-    adam_state = optimizer.of(optimizer_state(config, folder, task, state))
+    adam_state = optimizer.adam_moments(optimizer_state(config, folder, task, state))
     policy_transfer.save(path, state.variables, task.facts["options"], facts, adam_state)
     _log_file(path)
     return path

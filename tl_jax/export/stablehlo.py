@@ -18,10 +18,10 @@ from tl_jax.models.backbone import FEATURES
 from tl_jax.models.ops import conv
 from tl_jax.pretrained.huggingface import TextNetwork
 from tl_jax.pretrained.network import Pretrained
-from tl_jax.rl.policy_transfer import Source
-from tl_jax.rl.rollout import normalized
+from tl_jax.rl.policy_transfer import SourcePolicy
+from tl_jax.rl.rollout import normalize
 from tl_jax.tasks.losses import TOKENS
-from tl_jax.transfer.arcface import unit
+from tl_jax.transfer.arcface import l2_normalize
 from tl_jax.utils import disk, tree
 from tl_jax.utils.extras import require_extra
 
@@ -61,7 +61,7 @@ def image_program(net: Pretrained, output: str = "probabilities", temperature: f
         if output == "features":
             return endpoints[FEATURES].astype(jnp.float32)
         logits = logits.astype(jnp.float32)
-        return unit(logits) if output == "embeddings" else jax.nn.softmax(logits / temperature)
+        return l2_normalize(logits) if output == "embeddings" else jax.nn.softmax(logits / temperature)
 
     side = net.spec.image_size
     return Program(call, {"images": (("n", side, side, net.model.channels), "uint8")}, output)
@@ -82,7 +82,7 @@ def text_program(net: TextNetwork) -> Program:
     return Program(call, inputs, "probabilities" if has_head else "features", (f"l <= {net.model.positions}",))
 
 
-def policy_program(source: Source) -> Program:
+def policy_program(source: SourcePolicy) -> Program:
     """Return observations float32 (N, ...) -> logits of choices (N, A), or means of values (N, A).
 
     Observations are as the world gives them; bringing them to mean 0 and variance 1 is a part of the program.
@@ -93,7 +93,7 @@ def policy_program(source: Source) -> Program:
     statistics = leaves.get("batch_stats", {}).get("observations", {})
 
     def call(observations: jax.Array) -> jax.Array:
-        return policy.apply({"params": leaves["params"]}, normalized(statistics, observations))[0].scores
+        return policy.apply({"params": leaves["params"]}, normalize(statistics, observations))[0].scores
 
     inputs = {"observations": (("n", *source.spaces["observation"]), "float32")}
     return Program(call, inputs, "means" if low else "logits")

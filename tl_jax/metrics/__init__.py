@@ -20,7 +20,7 @@ class Verdict(NamedTuple):
         values: metrics by name.
         per_class: class -> numbers by name, such as ``precision``, ``recall``, ``f1`` and ``examples``.
         missing: metrics that there is too little data for, and why.
-        kept: what ``Task.details`` and ``Task.report`` take.
+        kept: what ``Task.test_details`` and ``Task.report`` take.
     """
 
     values: Mapping[str, float]

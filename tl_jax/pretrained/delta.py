@@ -86,7 +86,7 @@ def apply_delta(
         UserError: leaves that do not fit the network.
     """
     flat = dict(tree.flatten(variables))
-    if unknown := [p for p in leaves if p not in flat and not re.fullmatch(adapters.PAIR, p)]:
+    if unknown := [p for p in leaves if p not in flat and not re.fullmatch(adapters.LOW_RANK, p)]:
         raise UserError(f"{path}: {unknown[0]} is no part of these weights; it belongs to another network")
     mismatched = [p for p, leaf in leaves.items() if p in flat and flat[p].shape != leaf.shape]
     if mismatched:

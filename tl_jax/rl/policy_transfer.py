@@ -14,24 +14,24 @@ from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError, nearest
 
 # What can travel, and the leaves that it is made of.
-PARTS: Mapping[str, tuple[str, ...]] = {
+COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "trunk": ("params/conv1/", "params/layer"),
     "policy": ("params/head/policy/", "params/head/log_std"),
     "value": ("params/head/value/",),
     "normalizer": ("batch_stats/observations/",),
     "optimizer": (),  # Adam's moments of all leaves, see ``_moments``
 }
-TAKE = ("trunk", "policy", "value", "normalizer")
+DEFAULT_COMPONENTS = ("trunk", "policy", "value", "normalizer")
 
 
-class Source(NamedTuple):
+class SourcePolicy(NamedTuple):
     """A policy from a file.
 
     Attributes:
         leaves: by path, ``params/...``, ``batch_stats/observations/...`` and ``optimizer/...``.
         options: of its network.
         world: it was trained in.
-        spaces: of that world, see ``World.spaces``.
+        spaces: of that world, see ``Env.spaces``.
     """
 
     leaves: Mapping[str, np.ndarray]
@@ -40,7 +40,7 @@ class Source(NamedTuple):
     spaces: Mapping[str, Any]
 
 
-def load(path: str | Path) -> Source:
+def load(path: str | Path) -> SourcePolicy:
     """Read a policy that ``--mode=export`` wrote: its file, or the folder of the bundle.
 
     Raises:
@@ -54,7 +54,7 @@ def load(path: str | Path) -> Source:
         )
     if not facts.get("world") or "spaces" not in facts:
         raise UserError(f"{path}: its facts name no world or no spaces; export the run again")
-    return Source(formats.read_native(path), spec.options, facts["world"], facts["spaces"])
+    return SourcePolicy(formats.read_native(path), spec.options, facts["world"], facts["spaces"])
 
 
 def save(
@@ -67,91 +67,105 @@ def save(
         variables: of the policy.
         options: of its network.
         facts: ``world`` and ``spaces``, and what else is worth keeping.
-        moments: of its optimizer, see ``transfer.optimizer.of``; None where they are not at hand.
+        moments: of its optimizer, see ``transfer.optimizer.adam_moments``; None where they are not at hand.
     """
-    kept = {name: value for name, value in variables["batch_stats"].items() if name == "observations"}
+    observation_stats = {name: value for name, value in variables["batch_stats"].items() if name == "observations"}
     spec = PretrainedSpec(model="policy", source="tl_jax", options=options, num_classes=0, image_size=0, scaling="")
-    more = {"optimizer": moments} if moments else {}
-    formats.save_native(path, {"params": variables["params"], "batch_stats": kept, **more}, spec, facts)
+    optimizer_state = {"optimizer": moments} if moments else {}
+    formats.save_native(
+        path, {"params": variables["params"], "batch_stats": observation_stats, **optimizer_state}, spec, facts
+    )
 
 
-def put_in(variables: Mapping[str, Any], source: Source, take: Sequence[str], surgery: bool, spaces: Any) -> Any:
-    """Return the variables with those of the source in their place, and the paths of what was left as it was.
+def load_components(
+    variables: Mapping[str, Any],
+    source: SourcePolicy,
+    components: Sequence[str],
+    allow_shape_mismatch: bool,
+    spaces: Any,
+) -> Any:
+    """Return the variables with components of the source policy, and the paths of what was not loaded.
 
     With ``optimizer`` the variables have ``moments`` too, for the optimizer to begin with.
 
     Args:
         variables: newly drawn ``params`` and ``batch_stats``.
         source: where they come from.
-        take: keys of ``PARTS``.
-        surgery: whether leaves whose shape the spaces decide may stay new: the first layer and the heads.
+        components: keys of ``COMPONENTS``.
+        allow_shape_mismatch: whether leaves whose shape the spaces decide may stay new: the first layer and the heads.
         spaces: of the world here, for messages.
 
     Raises:
         UserError: unknown parts, networks that differ, or spaces that do without surgery having been asked for.
     """
-    for name in take:
-        if name not in PARTS:
-            raise UserError(f"config.init.load_parts: no part {name!r}; {nearest(name, PARTS)}")
+    for name in components:
+        if name not in COMPONENTS:
+            raise UserError(f"config.init.load_parts: no part {name!r}; {nearest(name, COMPONENTS)}")
     flat = tree.flatten({k: v for k, v in variables.items() if k == "params"})
     stats = variables["batch_stats"].get("observations", {})
     flat |= {f"batch_stats/observations/{name}": leaf for name, leaf in stats.items()}
-    wanted = tuple(prefix for name in take for prefix in PARTS[name])
-    chosen = {path: leaf for path, leaf in flat.items() if path.startswith(wanted)}
+    prefixes = tuple(prefix for name in components for prefix in COMPONENTS[name])
+    chosen = {path: leaf for path, leaf in flat.items() if path.startswith(prefixes)}
     shapes = {path: source.leaves[path].shape for path in chosen if path in source.leaves}
-    misfits = {path for path, leaf in chosen.items() if shapes.get(path) != leaf.shape}
-    inner = sorted(path for path in misfits if not _at_border(path, flat))
-    if inner:
-        there, here = shapes.get(inner[0], "missing there"), chosen[inner[0]].shape
+    mismatched = {path for path, leaf in chosen.items() if shapes.get(path) != leaf.shape}
+    fixed = sorted(path for path in mismatched if not _depends_on_spaces(path, flat))
+    if fixed:
+        source_shape, target_shape = shapes.get(fixed[0], "missing there"), chosen[fixed[0]].shape
         raise UserError(
-            f"the source's network differs at {inner[0]} ({there}, here {here}); give config.model.options its own: "
-            f"{dict(source.options)}"
+            f"the source's network differs at {fixed[0]} ({source_shape}, here {target_shape}); give "
+            f"config.model.options its own: {dict(source.options)}"
         )
-    if misfits and not surgery:
+    if mismatched and not allow_shape_mismatch:
         raise UserError(
             f"{source.world} has the spaces {dict(source.spaces)}, the world here {dict(spaces)}; "
-            f"set config.init.allow_shape_mismatch=True to draw {', '.join(sorted(misfits))} anew and take the rest"
+            f"set config.init.allow_shape_mismatch=True to draw {', '.join(sorted(mismatched))} anew and take the rest"
         )
-    if {p for p in misfits if p.startswith("batch_stats/")}:  # statistics of other observations mean nothing together
-        misfits |= {p for p in chosen if p.startswith("batch_stats/")}
-    like = {path: leaf for path, leaf in chosen.items() if path not in misfits}
-    found = {path: leaf for path, leaf in source.leaves.items() if path in like}
-    merged = tree.flatten(merge(tree.unflatten(like), Converted(found, {p: p for p in found}, {}, [], [], [])))
+    # Statistics of other observations mean nothing together.
+    if {p for p in mismatched if p.startswith("batch_stats/")}:
+        mismatched |= {p for p in chosen if p.startswith("batch_stats/")}
+    template = {path: leaf for path, leaf in chosen.items() if path not in mismatched}
+    source_leaves = {path: leaf for path, leaf in source.leaves.items() if path in template}
+    merged = tree.flatten(
+        merge(tree.unflatten(template), Converted(source_leaves, {p: p for p in source_leaves}, {}, [], [], []))
+    )
     new = {**flat, **merged}
     params = tree.unflatten({p.removeprefix("params/"): v for p, v in new.items() if p.startswith("params/")})
     observations = {name: new[f"batch_stats/observations/{name}"] for name in stats}
-    kept = {**variables["batch_stats"], **({"observations": observations} if stats else {})}
-    left = tuple(sorted(set(flat) - set(like)))
-    more = {"moments": _moments(source, left, params)} if "optimizer" in take else {}
-    return {"params": params, "batch_stats": kept, **more}, left
+    batch_stats = {**variables["batch_stats"], **({"observations": observations} if stats else {})}
+    not_loaded = tuple(sorted(set(flat) - set(template)))
+    extra = {"moments": _load_moments(source, not_loaded, params)} if "optimizer" in components else {}
+    return {"params": params, "batch_stats": batch_stats, **extra}, not_loaded
 
 
-def _moments(source: Source, left: Sequence[str], params: Any) -> dict[str, Any]:
+def _load_moments(source: SourcePolicy, not_loaded: Sequence[str], params: Any) -> dict[str, Any]:
     """Return the moments of the source's optimizer; their count of steps is one for all leaves, so all must travel."""
-    fresh = [path for path in left if path.startswith("params/")]
-    if fresh:
+    new_leaves = [path for path in not_loaded if path.startswith("params/")]
+    if new_leaves:
         raise UserError(
-            f"config.init.load_parts: optimizer state goes with all of the network, and {', '.join(fresh)} would be "
-            "new; take trunk, policy and value with it, or leave it out"
+            f"config.init.load_parts: optimizer state goes with all of the network, and {', '.join(new_leaves)} would "
+            "be new; take trunk, policy and value with it, or leave it out"
         )
-    whole = {p.removeprefix("optimizer/"): leaf for p, leaf in source.leaves.items() if p.startswith("optimizer/")}
-    wanted = {f"{kind}/{path}": leaf for kind in optimizer.KINDS for path, leaf in tree.flatten(params).items()}
-    absent = [path for path in tree.flatten(params) if any(f"{kind}/{path}" not in whole for kind in optimizer.KINDS)]
-    if absent:
+    moments = {p.removeprefix("optimizer/"): leaf for p, leaf in source.leaves.items() if p.startswith("optimizer/")}
+    expected = {f"{kind}/{path}": leaf for kind in optimizer.MOMENTS for path, leaf in tree.flatten(params).items()}
+    missing = [
+        path for path in tree.flatten(params) if any(f"{kind}/{path}" not in moments for kind in optimizer.MOMENTS)
+    ]
+    if missing:
         raise UserError(
-            f"config.init.load_parts: the source's file has no optimizer state of {', '.join(absent)}; export again "
+            f"config.init.load_parts: the source's file has no optimizer state of {', '.join(missing)}; export again "
             "a run of Adam that trained everything, or leave optimizer out"
         )
-    wrong = [text for path, leaf in wanted.items() for text in leaf_mismatches(path, whole[path], leaf)]
-    if wrong or "count" not in whole or whole["count"].ndim:
+    mismatches = [text for path, leaf in expected.items() for text in leaf_mismatches(path, moments[path], leaf)]
+    if mismatches or "count" not in moments or moments["count"].ndim:
+        reason = (*mismatches, "count is no number")[0]
         raise UserError(
-            f"config.init.load_parts: the optimizer state does not fit the network: {(*wrong, 'count is no number')[0]}"
+            f"config.init.load_parts: the optimizer state does not fit the network: {reason}"
             "; export the run again, or leave optimizer out"
         )
-    return tree.unflatten({path: whole[path] for path in (*wanted, "count")})
+    return tree.unflatten({path: moments[path] for path in (*expected, "count")})
 
 
-def _at_border(path: str, flat: Mapping[str, Any]) -> bool:
-    """Whether a world's spaces decide the shape of a leaf."""
+def _depends_on_spaces(path: str, flat: Mapping[str, Any]) -> bool:
+    """Return whether the spaces of the environment decide the shape of a leaf."""
     first = "params/conv1/" if any(p.startswith("params/conv1/") for p in flat) else "params/layer1/"
     return path.startswith((first, "params/head/policy/", "params/head/log_std", "batch_stats/"))

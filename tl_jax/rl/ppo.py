@@ -13,50 +13,50 @@ import optax
 
 from tl_jax.models.actor_critic import Policy, PolicyOutput, init_variables
 from tl_jax.rl import rollout
-from tl_jax.rl.envs import World
-from tl_jax.rl.rollout import Collected, collect, says
+from tl_jax.rl.envs import Env
+from tl_jax.rl.rollout import Rollout, apply_policy, collect
 from tl_jax.train.state import TrainState
 from tl_jax.transfer import freeze, optimizer
 from tl_jax.transfer.freeze import Rules
 from tl_jax.transfer.optimizer import OptimSpec, make_optimizer
 
 
-def network(world: World, **options: Any) -> Policy:
+def make_policy(env: Env, **options: Any) -> Policy:
     """Return a policy for the actions of a world; ``options`` are further attributes of ``Policy``."""
-    return Policy(world.actions or len(world.low), not world.actions, **options)
+    return Policy(env.num_actions or len(env.low), not env.num_actions, **options)
 
 
-def initial(world: World, policy: Policy, count: int, normalize: bool, key: jax.Array) -> dict[str, Any]:
+def init_variables(env: Env, policy: Policy, num_envs: int, normalize: bool, key: jax.Array) -> dict[str, Any]:
     """Return new variables: ``params``, and in ``batch_stats`` the ``worlds`` and where asked for ``observations``."""
-    return _initializer(world, policy, count, normalize)(key)
+    return _initializer(env, policy, num_envs, normalize)(key)
 
 
 @functools.cache
-def _initializer(world: World, policy: Policy, count: int, normalize: bool):
+def _initializer(env: Env, policy: Policy, num_envs: int, normalize: bool):
     """Return the jitted function key -> variables: op by op it would take seconds."""
 
     def variables(key: jax.Array) -> dict[str, Any]:
-        drawn, begun = jax.random.split(key)
-        stats: dict[str, Any] = {"worlds": rollout.begin(world, count, begun)}
+        params_key, env_key = jax.random.split(key)
+        stats: dict[str, Any] = {"worlds": rollout.reset_envs(env, num_envs, env_key)}
         if normalize:
-            stats["observations"] = rollout.init(world.shape)
-        return {**init_variables(policy, world.shape, drawn), "batch_stats": stats}
+            stats["observations"] = rollout.init_statistics(env.observation_shape)
+        return {**init_variables(policy, env.observation_shape, params_key), "batch_stats": stats}
 
     return jax.jit(variables)
 
 
-def begin(variables: Any, optimizer_init: Any, source: Any = None) -> TrainState:
+def init_state(variables: Any, optimizer_init: Any, source: Any = None) -> TrainState:
     """Return the state before the first update."""
-    kept = {"source": source} if source is not None else {}
+    source_variables = {"source": source} if source is not None else {}
     params = variables["params"]
-    opt_state = optimizer.put_in(optimizer_init(params), variables.get("moments", {}))
-    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], opt_state, kept)
+    opt_state = optimizer.set_adam_moments(optimizer_init(params), variables.get("moments", {}))
+    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], opt_state, source_variables)
 
 
-def advantages(
+def compute_advantages(
     rewards: jax.Array,
     values: jax.Array,
-    following: jax.Array,
+    next_values: jax.Array,
     terminated: jax.Array,
     truncated: jax.Array,
     gamma: float,
@@ -70,21 +70,21 @@ def advantages(
     Args:
         rewards: (T, E).
         values: (T, E) of the observations that were acted on.
-        following: (T, E) values of the observations that the steps led to, before a new episode began.
+        next_values: (T, E) values of the observations that the steps led to, before a new episode began.
         terminated, truncated: (T, E) bool, how an episode ended at a step.
         gamma: gamma.
         gae_lambda: lambda; 0 for one-step differences, 1 for whole returns.
     """
-    deltas = rewards + gamma * jnp.where(terminated, 0.0, following) - values
-    carries = gamma * gae_lambda * (1.0 - (terminated | truncated))
+    deltas = rewards + gamma * jnp.where(terminated, 0.0, next_values) - values
+    decays = gamma * gae_lambda * (1.0 - (terminated | truncated))
 
-    def back(later: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        delta, carry = at
-        now = delta + carry * later
+    def accumulate(later: jax.Array, delta_and_decay: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        delta, decay = delta_and_decay
+        now = delta + decay * later
         return now, now
 
-    _, found = jax.lax.scan(back, jnp.zeros_like(values[0]), (deltas, carries), reverse=True)
-    return found
+    _, result = jax.lax.scan(accumulate, jnp.zeros_like(values[0]), (deltas, decays), reverse=True)
+    return result
 
 
 class PPOConfig(NamedTuple):
@@ -118,7 +118,7 @@ class PPOConfig(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What the loss needs of N steps: see ``Collected``; ``target`` is what the value should be."""
+    """What the loss needs of N steps: see ``Rollout``; ``target`` is what the value should be."""
 
     observation: jax.Array
     action: jax.Array
@@ -127,53 +127,57 @@ class Sample(NamedTuple):
     target: jax.Array
 
 
-def make_update(world: World, policy: Policy, config: PPOConfig, optim: OptimSpec, rules: Rules, still: bool = False):
+def make_update(
+    env: Env, policy: Policy, config: PPOConfig, optim: OptimSpec, rules: Rules, freeze_statistics: bool = False
+):
     """Return the pure function (state, stream key, learning rate) -> (state, row): collect, then optimize.
 
     ``state.batch_stats`` holds the ``worlds`` and, where observations are normalised, the statistics ``observations``,
-    which ``still`` keeps as they are. The row holds sums and norms as those of ``train.step``.
+    which ``freeze_statistics`` keeps as they are. The row holds sums and norms as those of ``train.step``.
     """
     optimizer = make_optimizer(optim, rules)
 
     def update(state: TrainState, stream: jax.Array, rate: jax.Array) -> tuple[TrainState, dict[str, Any]]:
         mask = freeze.trainable(state.params, rules)
-        acting, learning = jax.random.split(jax.random.fold_in(stream, state.step))
-        worlds, taken = collect(world, policy, state.variables, state.batch_stats["worlds"], config.horizon, acting)
-        whole = _sample(policy, config, state.variables, taken)
-        weight = _kickstart(config, state.step)
+        rollout_key, minibatch_key = jax.random.split(jax.random.fold_in(stream, state.step))
+        env_states, trajectories = collect(
+            env, policy, state.variables, state.batch_stats["worlds"], config.horizon, rollout_key
+        )
+        samples = _make_samples(policy, config, state.variables, trajectories)
+        weight = _kickstart_weight(config, state.step)
 
         def learn(carry: Any, rows: jax.Array) -> Any:
             params, opt_state = carry
-            sample = jax.tree.map(lambda leaf: leaf[rows], whole)
+            sample = jax.tree.map(lambda leaf: leaf[rows], samples)
 
-            def loss_of(params: Any) -> Any:
-                seen = {"params": freeze.stop_frozen(params, mask), "batch_stats": state.batch_stats}
-                return loss(policy, config, seen, sample, state.source.get("source"), weight)
+            def loss_fn(params: Any) -> Any:
+                variables = {"params": freeze.stop_frozen(params, mask), "batch_stats": state.batch_stats}
+                return ppo_loss(policy, config, variables, sample, state.source.get("source"), weight)
 
-            grads, sums = jax.grad(loss_of, has_aux=True)(params)
+            grads, sums = jax.grad(loss_fn, has_aux=True)(params)
             updates, opt_state = optimizer.update(grads, opt_state, params, rate=rate)
             params = jax.tree.map(lambda p, u, trains: p + u if trains else p, params, updates, mask)
-            return (params, opt_state), (sums, optax.tree.norm(freeze.only(grads, mask)))
+            return (params, opt_state), (sums, optax.tree.norm(freeze.trained_leaves(grads, mask)))
 
         start = (state.params, state.opt_state)
         (params, opt_state), (sums, norms) = jax.lax.scan(
-            learn, start, _minibatches(len(whole.target), config, learning)
+            learn, start, _minibatches(len(samples.target), config, minibatch_key)
         )
-        stats = {**state.batch_stats, "worlds": worlds}
-        if "observations" in stats and not still:  # afterwards: what acted and what learned saw the same
-            seen = taken.observation.reshape(-1, *world.shape)
-            stats["observations"] = rollout.seen(stats["observations"], seen)
+        stats = {**state.batch_stats, "worlds": env_states}
+        if "observations" in stats and not freeze_statistics:  # afterwards: what acted and what learned saw the same
+            observations = trajectories.observation.reshape(-1, *env.observation_shape)
+            stats["observations"] = rollout.update_statistics(stats["observations"], observations)
         row = {
-            "sums": {**jax.tree.map(jnp.sum, sums), "episode_return": _ended(taken)},
+            "sums": {**jax.tree.map(jnp.sum, sums), "episode_return": _episode_returns(trajectories)},
             "grad_norm": norms.mean(),
-            "param_norm": optax.tree.norm(freeze.only(params, mask)),
+            "param_norm": optax.tree.norm(freeze.trained_leaves(params, mask)),
         }
         return TrainState(state.step + 1, params, stats, opt_state, state.source), row
 
     return update
 
 
-def loss(policy: Policy, config: PPOConfig, variables: Any, sample: Sample, source: Any, weight: jax.Array) -> Any:
+def ppo_loss(policy: Policy, config: PPOConfig, variables: Any, sample: Sample, source: Any, weight: jax.Array) -> Any:
     """Return the loss of N steps, and the sums that are reported.
 
     Args:
@@ -184,38 +188,48 @@ def loss(policy: Policy, config: PPOConfig, variables: Any, sample: Sample, sour
         source: variables of the policy that is kept close to, None where there is none.
         weight: of the divergence from it.
     """
-    out = says(policy, variables, sample.observation)
+    out = apply_policy(policy, variables, sample.observation)
     logs = rollout.log_prob(out, sample.action) - sample.log_prob
     ratio = jnp.exp(logs)
-    gain = (sample.advantage - sample.advantage.mean()) / (sample.advantage.std() + 1e-8)
+    advantage = (sample.advantage - sample.advantage.mean()) / (sample.advantage.std() + 1e-8)
     clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
-    parts = {
-        "policy_loss": -jnp.minimum(ratio * gain, clipped * gain).mean(),
+    terms = {
+        "policy_loss": -jnp.minimum(ratio * advantage, clipped * advantage).mean(),
         "value_loss": 0.5 * ((out.value - sample.target) ** 2).mean(),
         "entropy": rollout.entropy(out).mean(),
     }
-    total = parts["policy_loss"] + config.value_coef * parts["value_loss"] - config.entropy_coef * parts["entropy"]
+    total = terms["policy_loss"] + config.value_coef * terms["value_loss"] - config.entropy_coef * terms["entropy"]
     if config.kickstart:
-        parts["kickstart"] = rollout.divergence(_still(says(policy, source, sample.observation)), out).mean()
-        total = total + weight * parts["kickstart"]
-    parts |= {
+        terms["kickstart"] = rollout.divergence(
+            _stop_gradient(apply_policy(policy, source, sample.observation)), out
+        ).mean()
+        total = total + weight * terms["kickstart"]
+    terms |= {
         "loss": total,
         "divergence": (ratio - 1 - logs).mean(),  # Schulman's estimate of KL, never negative
         "clipped": (jnp.abs(ratio - 1) > config.clip).mean(),
     }
-    return total, {name: (value, jnp.ones(())) for name, value in parts.items()}
+    return total, {name: (value, jnp.ones(())) for name, value in terms.items()}
 
 
-def _sample(policy: Policy, config: PPOConfig, variables: Any, taken: Collected) -> Sample:
-    steps, count = taken.reward.shape
-    final = taken.final.reshape(steps * count, *taken.final.shape[2:])
-    following = says(policy, variables, final).value.reshape(steps, count)
-    rewards = taken.reward * config.reward_scale
-    gain = advantages(
-        rewards, taken.value, following, taken.terminated, taken.truncated, config.gamma, config.gae_lambda
+def _make_samples(policy: Policy, config: PPOConfig, variables: Any, trajectories: Rollout) -> Sample:
+    steps, count = trajectories.reward.shape
+    final = trajectories.final_observation.reshape(steps * count, *trajectories.final_observation.shape[2:])
+    next_values = apply_policy(policy, variables, final).value.reshape(steps, count)
+    rewards = trajectories.reward * config.reward_scale
+    advantage = compute_advantages(
+        rewards,
+        trajectories.value,
+        next_values,
+        trajectories.terminated,
+        trajectories.truncated,
+        config.gamma,
+        config.gae_lambda,
     )
-    whole = Sample(taken.observation, taken.action, taken.log_prob, gain, gain + taken.value)
-    return jax.tree.map(lambda leaf: leaf.reshape(steps * count, *leaf.shape[2:]), whole)
+    samples = Sample(
+        trajectories.observation, trajectories.action, trajectories.log_prob, advantage, advantage + trajectories.value
+    )
+    return jax.tree.map(lambda leaf: leaf.reshape(steps * count, *leaf.shape[2:]), samples)
 
 
 def _minibatches(count: int, config: PPOConfig, key: jax.Array) -> jax.Array:
@@ -228,15 +242,17 @@ def _minibatches(count: int, config: PPOConfig, key: jax.Array) -> jax.Array:
     return orders.reshape(config.ppo_epochs * config.minibatches, count // config.minibatches)
 
 
-def _kickstart(config: PPOConfig, step: jax.Array) -> jax.Array:
-    left = 1.0 - step / config.kickstart_updates if config.kickstart_updates else 1.0
-    return config.kickstart * jnp.maximum(0.0, left)
+def _kickstart_weight(config: PPOConfig, step: jax.Array) -> jax.Array:
+    remaining = 1.0 - step / config.kickstart_updates if config.kickstart_updates else 1.0
+    return config.kickstart * jnp.maximum(0.0, remaining)
 
 
-def _ended(taken: Collected) -> tuple[jax.Array, jax.Array]:
+def _episode_returns(trajectories: Rollout) -> tuple[jax.Array, jax.Array]:
     """Return the sum of the returns of the episodes that ended, and their number."""
-    return taken.ended.sum(), (taken.terminated | taken.truncated).sum().astype(jnp.float32)
+    return trajectories.episode_return.sum(), (trajectories.terminated | trajectories.truncated).sum().astype(
+        jnp.float32
+    )
 
 
-def _still(out: PolicyOutput) -> PolicyOutput:
+def _stop_gradient(out: PolicyOutput) -> PolicyOutput:
     return jax.tree.map(jax.lax.stop_gradient, out)

@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw
 
 from tl_jax.models.actor_critic import Policy
 from tl_jax.rl import rollout
-from tl_jax.rl.envs import World
+from tl_jax.rl.envs import Env
 from tl_jax.utils import disk
 
 SIDE = 240  # pixels
-BACK, FRONT, ACCENT, GOAL = (255, 255, 255), (40, 40, 40), (200, 90, 30), (60, 140, 70)
+BACKGROUND, FOREGROUND, ACCENT, GOAL = (255, 255, 255), (40, 40, 40), (200, 90, 30), (60, 140, 70)
 # For the channels of a game, as many as any has.
 COLORS = (
     (90, 160, 230), (240, 200, 70), (230, 90, 80), (110, 200, 120), (190, 120, 220),
@@ -24,18 +24,18 @@ COLORS = (
 )  # fmt: skip
 
 
-class Played(NamedTuple):
+class Episode(NamedTuple):
     """An episode of T steps.
 
     Attributes:
         states: of the world before each step, a dict of arrays (T, ...).
         observations: likewise, (T, ...).
-        returned: the sum of the rewards.
+        episode_return: the sum of the rewards.
     """
 
     states: Mapping[str, np.ndarray]
     observations: np.ndarray
-    returned: float
+    episode_return: float
 
 
 class Stroke(NamedTuple):
@@ -43,39 +43,39 @@ class Stroke(NamedTuple):
 
     points: Sequence[tuple[float, float]]
     width: float
-    color: tuple[int, int, int] = FRONT
+    color: tuple[int, int, int] = FOREGROUND
 
 
-def play(world: World, policy: Policy, variables: Any, key: jax.Array) -> Played:
+def play_episode(env: Env, policy: Policy, variables: Any, key: jax.Array) -> Episode:
     """Act by the likeliest actions for one episode."""
 
-    def move(carry: Any, t: jax.Array) -> Any:
+    def act(carry: Any, t: jax.Array) -> Any:
         observation, state = carry
-        action = rollout.best(rollout.says(policy, variables, observation[None]))
-        moved = world.step(jax.random.fold_in(later, t), state, rollout.bounded(world, action)[0])
-        row = (state, observation, moved.reward, moved.terminated | moved.truncated)
-        return (moved.observation, moved.state), row
+        action = rollout.greedy_actions(rollout.apply_policy(policy, variables, observation[None]))
+        env_step = env.step(jax.random.fold_in(step_key, t), state, rollout.scale_actions(env, action)[0])
+        row = (state, observation, env_step.reward, env_step.terminated | env_step.truncated)
+        return (env_step.observation, env_step.state), row
 
-    begin, later = jax.random.split(key)
-    steps = jnp.arange(world.limit)
-    rows = jax.jit(lambda key: jax.lax.scan(move, world.reset(key), steps)[1])(begin)
+    reset_key, step_key = jax.random.split(key)
+    steps = jnp.arange(env.max_steps)
+    rows = jax.jit(lambda key: jax.lax.scan(act, env.reset(key), steps)[1])(reset_key)
     states, observations, rewards, done = jax.device_get(rows)
-    length = int(done.argmax()) + 1 if done.any() else world.limit
-    kept = {name: leaf[:length] for name, leaf in states.items()}
-    return Played(kept, observations[:length], float(rewards[:length].sum()))
+    length = int(done.argmax()) + 1 if done.any() else env.max_steps
+    visited = {name: leaf[:length] for name, leaf in states.items()}
+    return Episode(visited, observations[:length], float(rewards[:length].sum()))
 
 
-def write(world: World, played: Played, path: Path, most: int = 400, milliseconds: int = 40) -> Path:
+def write_gif(env: Env, episode: Episode, path: Path, max_frames: int = 400, milliseconds: int = 40) -> Path:
     """Write an episode as a GIF that repeats.
 
     Args:
-        world: that was acted in.
-        played: the episode.
+        env: that was acted in.
+        episode: the episode.
         path: of the file.
-        most: frames at most; of a longer episode its beginning is drawn.
+        max_frames: frames at most; of a longer episode its beginning is drawn.
         milliseconds: that a frame is seen.
     """
-    frames = drawn(world, played, range(min(most, len(played.observations))))
+    frames = render_frames(env, episode, range(min(max_frames, len(episode.observations))))
     with disk.atomic_write(path) as temporary:
         frames[0].save(
             temporary, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0, optimize=True
@@ -83,26 +83,26 @@ def write(world: World, played: Played, path: Path, most: int = 400, millisecond
     return path
 
 
-def strip(world: World, played: Played, title: str, path: Path, most: int = 6) -> Path:
+def draw_strip(env: Env, episode: Episode, title: str, path: Path, max_steps: int = 6) -> Path:
     """Write steps of an episode side by side as a PNG, from the first to the last, with what the network reads of each.
 
     Args:
-        world: that was acted in.
-        played: the episode.
+        env: that was acted in.
+        episode: the episode.
         title: above all.
         path: of the file.
-        most: steps at most.
+        max_steps: steps at most.
     """
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
-    count = min(most, len(played.observations))
-    steps = [int(t) for t in np.linspace(0, len(played.observations) - 1, count).round()]
-    frames, words = drawn(world, played, steps), [read(played.observations[t]) for t in steps]
-    inches = 2.2 * frames[0].height / frames[0].width + 0.15 * (words[0].count("\n") + 1) + 0.6
+    count = min(max_steps, len(episode.observations))
+    steps = [int(t) for t in np.linspace(0, len(episode.observations) - 1, count).round()]
+    frames, captions = render_frames(env, episode, steps), [observation_text(episode.observations[t]) for t in steps]
+    inches = 2.2 * frames[0].height / frames[0].width + 0.15 * (captions[0].count("\n") + 1) + 0.6
     figure = Figure(figsize=(2.2 * count, inches), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=10)
     axes = np.atleast_1d(figure.subplots(1, count))
-    for axis, t, frame, text in zip(axes, steps, frames, words, strict=True):
+    for axis, t, frame, text in zip(axes, steps, frames, captions, strict=True):
         axis.imshow(np.asarray(frame.convert("RGB")), interpolation="nearest")
         axis.set(xticks=[], yticks=[])
         axis.set_title(f"step {t}", fontsize=9)
@@ -110,7 +110,7 @@ def strip(world: World, played: Played, title: str, path: Path, most: int = 6) -
     return disk.save_figure(figure, path)
 
 
-def read(observation: np.ndarray) -> str:
+def observation_text(observation: np.ndarray) -> str:
     """Return an observation in words: its values, or of a picture its shape and the cells that are set by channel."""
     if observation.ndim == 1:
         return "\n".join(f"{value:+.3f}" for value in observation)
@@ -119,31 +119,31 @@ def read(observation: np.ndarray) -> str:
     return f"{shape}; cells set\nby channel " + " ".join(f"{n}" for n in (cells > 0).sum((0, 1)))
 
 
-def drawn(world: World, played: Played, steps: Iterable[int]) -> list[Image.Image]:
+def render_frames(env: Env, episode: Episode, steps: Iterable[int]) -> list[Image.Image]:
     """Return the pictures of some steps of an episode."""
-    draw = DRAWN.get(world.name)
-    if draw is None:
-        return [_squares(played.observations[t]) for t in steps]
-    values = dict(world.physics)
-    return [_strokes(*draw({name: leaf[t] for name, leaf in played.states.items()}, values)) for t in steps]
+    renderer = RENDERERS.get(env.name)
+    if renderer is None:
+        return [_draw_cells(episode.observations[t]) for t in steps]
+    values = dict(env.params)
+    return [_draw_strokes(*renderer({name: leaf[t] for name, leaf in episode.states.items()}, values)) for t in steps]
 
 
-def _squares(observation: np.ndarray) -> Image.Image:
+def _draw_cells(observation: np.ndarray) -> Image.Image:
     """Draw an observation (H, W, C) or (H, W), a colour for each channel; later channels lie above earlier ones."""
     cells = observation.reshape(*observation.shape[:2], -1)
-    picture = np.zeros((*cells.shape[:2], 3), np.uint8)
+    pixels = np.zeros((*cells.shape[:2], 3), np.uint8)
     for k in range(cells.shape[-1]):
-        picture[cells[..., k] > 0] = COLORS[k % len(COLORS)]
+        pixels[cells[..., k] > 0] = COLORS[k % len(COLORS)]
     scale = SIDE // max(cells.shape[:2])
-    return Image.fromarray(picture.repeat(scale, 0).repeat(scale, 1))
+    return Image.fromarray(pixels.repeat(scale, 0).repeat(scale, 1))
 
 
-def _strokes(strokes: Sequence[Stroke], box: tuple[float, float, float, float]) -> Image.Image:
+def _draw_strokes(strokes: Sequence[Stroke], box: tuple[float, float, float, float]) -> Image.Image:
     """Draw strokes in the part (left, bottom, right, top) of the plane."""
     left, bottom, right, top = box
     scale = SIDE / (right - left)
     height = max(1, round((top - bottom) * scale))
-    image = Image.new("RGB", (SIDE, height), BACK)
+    image = Image.new("RGB", (SIDE, height), BACKGROUND)
     pen = ImageDraw.Draw(image)
     for stroke in strokes:
         points = [((x - left) * scale, height - (y - bottom) * scale) for x, y in stroke.points]
@@ -156,8 +156,8 @@ def _strokes(strokes: Sequence[Stroke], box: tuple[float, float, float, float]) 
     return image.quantize(16)
 
 
-def _cartpole(state: Any, physics: Any) -> Any:
-    x, angle, length = float(state["x"]), float(state["theta"]), 2 * physics["length"]
+def _cartpole(state: Any, params: Any) -> Any:
+    x, angle, length = float(state["x"]), float(state["theta"]), 2 * params["length"]
     tip = (x + length * math.sin(angle), length * math.cos(angle))
     strokes = [
         Stroke([(-2.4, -0.12), (2.4, -0.12)], 0.02),
@@ -167,8 +167,8 @@ def _cartpole(state: Any, physics: Any) -> Any:
     return strokes, (-2.6, -0.4, 2.6, max(1.3, 1.1 * length))
 
 
-def _pendulum(state: Any, physics: Any) -> Any:
-    angle, length = float(state["theta"]), physics["l"]
+def _pendulum(state: Any, params: Any) -> Any:
+    angle, length = float(state["theta"]), params["l"]
     tip = (-length * math.sin(angle), length * math.cos(angle))
     reach = 1.2 * length
     return [Stroke([(0.0, 0.0), tip], 0.12 * length, ACCENT), Stroke([(0.0, 0.0)], 0.08 * length)], (
@@ -176,7 +176,7 @@ def _pendulum(state: Any, physics: Any) -> Any:
     )  # fmt: skip
 
 
-def _acrobot(state: Any, physics: Any) -> Any:
+def _acrobot(state: Any, params: Any) -> Any:
     first = float(state["joint_angle1"])
     second = first + float(state["joint_angle2"])
     elbow = (math.sin(first), -math.cos(first))
@@ -185,12 +185,12 @@ def _acrobot(state: Any, physics: Any) -> Any:
     return [goal, Stroke([(0.0, 0.0), elbow], 0.15), Stroke([elbow, hand], 0.13, ACCENT)], (-2.3, -2.3, 2.3, 2.3)
 
 
-def _mountain_car(state: Any, physics: Any) -> Any:
+def _mountain_car(state: Any, params: Any) -> Any:
     def hill(x: float) -> tuple[float, float]:
         return x, 0.45 * math.sin(3 * x) + 0.55
 
-    track = np.linspace(physics["min_position"], physics["max_position"], 60)
-    flag, car = hill(physics["goal_position"]), hill(float(state["position"]))
+    track = np.linspace(params["min_position"], params["max_position"], 60)
+    flag, car = hill(params["goal_position"]), hill(float(state["position"]))
     pole = Stroke([flag, (flag[0], flag[1] + 0.15)], 0.02, GOAL)
     car = Stroke([(car[0], car[1] + 0.05)], 0.1, ACCENT)
     return [Stroke([hill(float(x)) for x in track], 0.015), pole, car], (-1.3, 0.0, 0.7, 1.3)
@@ -201,7 +201,7 @@ def _point(place: Any) -> tuple[float, float]:
     return float(x), float(y)
 
 
-def _reacher(state: Any, physics: Any) -> Any:
+def _reacher(state: Any, params: Any) -> Any:
     joints, strokes = [(0.0, 0.0)], []
     for angle in np.ravel(state["angles"]):  # each against the ground, as gymnax has it
         joints.append((joints[-1][0] + math.cos(angle), joints[-1][1] + math.sin(angle)))
@@ -211,18 +211,18 @@ def _reacher(state: Any, physics: Any) -> Any:
     return [*strokes, goal], (-reach, -reach, reach, reach)
 
 
-def _swimmer(state: Any, physics: Any) -> Any:
+def _swimmer(state: Any, params: Any) -> Any:
     urchins = [Stroke([_point(xy)], 0.12) for xy in state["urchin_xys"]]
-    goal, me = (_point(state[name]) for name in ("goal_xy", "xy"))
-    return [*urchins, Stroke([goal], 0.15, GOAL), Stroke([me], 0.1, ACCENT)], (-1.5, -1.5, 1.5, 1.5)
+    goal, agent = (_point(state[name]) for name in ("goal_xy", "xy"))
+    return [*urchins, Stroke([goal], 0.15, GOAL), Stroke([agent], 0.1, ACCENT)], (-1.5, -1.5, 1.5, 1.5)
 
 
-def _point_robot(state: Any, physics: Any) -> Any:
-    goal, me = (_point(state[name]) for name in ("goal", "pos"))
-    return [Stroke([goal], 0.15, GOAL), Stroke([me], 0.1, ACCENT)], (-1.5, -0.5, 1.5, 1.5)
+def _point_robot(state: Any, params: Any) -> Any:
+    goal, agent = (_point(state[name]) for name in ("goal", "pos"))
+    return [Stroke([goal], 0.15, GOAL), Stroke([agent], 0.1, ACCENT)], (-1.5, -0.5, 1.5, 1.5)
 
 
-DRAWN: Mapping[str, Callable[[Any, Any], Any]] = {
+RENDERERS: Mapping[str, Callable[[Any, Any], Any]] = {
     "CartPole-v1": _cartpole,
     "Acrobot-v1": _acrobot,
     "Pendulum-v1": _pendulum,

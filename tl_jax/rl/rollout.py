@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from tl_jax.models.actor_critic import Policy, PolicyOutput
-from tl_jax.rl.envs import World
+from tl_jax.rl.envs import Env
 
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 
 
-def sample(key: jax.Array, out: PolicyOutput) -> jax.Array:
+def sample_actions(key: jax.Array, out: PolicyOutput) -> jax.Array:
     """Draw actions: (N,) int choices, or (N, A) values."""
     if not out.log_std.size:
         return jax.random.categorical(key, out.scores)
     return out.scores + jnp.exp(out.log_std)[None] * jax.random.normal(key, out.scores.shape)
 
 
-def best(out: PolicyOutput) -> jax.Array:
+def greedy_actions(out: PolicyOutput) -> jax.Array:
     """Return the likeliest actions: (N,) int choices, or (N, A) values."""
     return out.scores if out.log_std.size else out.scores.argmax(-1)
 
@@ -32,8 +32,8 @@ def log_prob(out: PolicyOutput, actions: jax.Array) -> jax.Array:
     """Return the log probabilities (N,) of actions, in nats; of values their densities."""
     if not out.log_std.size:
         return jnp.take_along_axis(jax.nn.log_softmax(out.scores), actions[:, None], axis=-1)[:, 0]
-    off = (actions - out.scores) * jnp.exp(-out.log_std)[None]
-    return (-0.5 * off**2 - out.log_std[None] - HALF_LOG_TAU).sum(-1)
+    deviation = (actions - out.scores) * jnp.exp(-out.log_std)[None]
+    return (-0.5 * deviation**2 - out.log_std[None] - HALF_LOG_TAU).sum(-1)
 
 
 def entropy(out: PolicyOutput) -> jax.Array:
@@ -47,23 +47,23 @@ def entropy(out: PolicyOutput) -> jax.Array:
 def divergence(p: PolicyOutput, q: PolicyOutput) -> jax.Array:
     """Return KL(p || q) (N,), in nats: how far the policy q is from p, as p sees it."""
     if not p.log_std.size:
-        ours, theirs = jax.nn.log_softmax(p.scores), jax.nn.log_softmax(q.scores)
-        return (jnp.exp(ours) * (ours - theirs)).sum(-1)
+        log_p, log_q = jax.nn.log_softmax(p.scores), jax.nn.log_softmax(q.scores)
+        return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
     var_p, var_q = jnp.exp(2 * p.log_std)[None], jnp.exp(2 * q.log_std)[None]
     ratio = (var_p + (p.scores - q.scores) ** 2) / (2 * var_q)
     return (q.log_std[None] - p.log_std[None] + ratio - 0.5).sum(-1)
 
 
-LARGEST = 10.0  # that a normalised value may be, in deviations
+MAX_NORMALIZED = 10.0  # that a normalised value may be, in deviations
 Statistics = dict[str, jax.Array]
 
 
-def init(shape: tuple[int, ...]) -> Statistics:
+def init_statistics(shape: tuple[int, ...]) -> Statistics:
     """Return the statistics before anything was seen; they change nothing."""
     return {"count": jnp.zeros(()), "mean": jnp.zeros(shape), "var": jnp.ones(shape)}
 
 
-def seen(stats: Statistics, x: jax.Array) -> Statistics:
+def update_statistics(stats: Statistics, x: jax.Array) -> Statistics:
     """Return the statistics with the observations (N, ...) in them (Chan, Golub and LeVeque 1979)."""
     n, mean, var = float(len(x)), x.mean(0), x.var(0)
     total = stats["count"] + n
@@ -72,18 +72,18 @@ def seen(stats: Statistics, x: jax.Array) -> Statistics:
     return {"count": total, "mean": stats["mean"] + shift * n / total, "var": squares / total}
 
 
-def normalized(stats: Any, x: jax.Array) -> jax.Array:
+def normalize(stats: Any, x: jax.Array) -> jax.Array:
     """Return the observations (N, ...) normalised; as they are where there are no statistics."""
     if not stats:
         return x
     scaled = (x - stats["mean"][None]) * jax.lax.rsqrt(stats["var"][None] + 1e-8)
-    return jnp.clip(scaled, -LARGEST, LARGEST)
+    return jnp.clip(scaled, -MAX_NORMALIZED, MAX_NORMALIZED)
 
 
-Worlds = dict[str, Any]  # of E worlds: "state", "observation" (E, ...), "returned" (E,) since the episode began
+EnvStates = dict[str, Any]  # of E worlds: "state", "observation" (E, ...), "returned" (E,) since the episode began
 
 
-class Collected(NamedTuple):
+class Rollout(NamedTuple):
     """T steps in E worlds, all (T, E, ...).
 
     Attributes:
@@ -93,8 +93,8 @@ class Collected(NamedTuple):
         value: of the observation.
         reward: that followed, as the world gives it.
         terminated, truncated: how the episode ended, where it did.
-        final: observation that the step led to, before a new episode began.
-        ended: return of the episode that ended, 0 where none did.
+        final_observation: observation that the step led to, before a new episode began.
+        episode_return: return of the episode that ended, 0 where none did.
     """
 
     observation: jax.Array
@@ -104,78 +104,82 @@ class Collected(NamedTuple):
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
-    final: jax.Array
-    ended: jax.Array
+    final_observation: jax.Array
+    episode_return: jax.Array
 
 
-def begin(world: World, count: int, key: jax.Array) -> Worlds:
-    """Return ``count`` worlds at the start of an episode."""
-    observation, state = jax.vmap(world.reset)(jax.random.split(key, count))
-    return {"state": state, "observation": observation, "returned": jnp.zeros(count)}
+def reset_envs(env: Env, num_envs: int, key: jax.Array) -> EnvStates:
+    """Return ``num_envs`` environments at the start of an episode."""
+    observation, state = jax.vmap(env.reset)(jax.random.split(key, num_envs))
+    return {"state": state, "observation": observation, "returned": jnp.zeros(num_envs)}
 
 
-def says(policy: Policy, variables: Any, observation: jax.Array) -> PolicyOutput:
-    """Return what the policy says of observations (N, ...) as the world gives them."""
+def apply_policy(policy: Policy, variables: Any, observation: jax.Array) -> PolicyOutput:
+    """Apply the policy to observations (N, ...) as the environment gives them."""
     stats = variables["batch_stats"].get("observations", {})
-    return policy.apply({"params": variables["params"]}, normalized(stats, observation))[0]
+    return policy.apply({"params": variables["params"]}, normalize(stats, observation))[0]
 
 
-def bounded(world: World, action: jax.Array) -> jax.Array:
+def scale_actions(env: Env, action: jax.Array) -> jax.Array:
     """Return drawn values (N, A), -1 to 1 of which is what is allowed, as actions of the world; choices as they are."""
-    if world.actions:
+    if env.num_actions:
         return action
-    low, high = (jnp.asarray(bound)[None] for bound in (world.low, world.high))
+    low, high = (jnp.asarray(bound)[None] for bound in (env.low, env.high))
     return low + (jnp.clip(action, -1.0, 1.0) + 1.0) / 2.0 * (high - low)
 
 
-def collect(world: World, policy: Policy, variables: Any, worlds: Worlds, steps: int, key: jax.Array):
-    """Act for ``steps`` steps; return the worlds as they stand then, and what was ``Collected``."""
+def collect(env: Env, policy: Policy, variables: Any, env_states: EnvStates, steps: int, key: jax.Array):
+    """Act for ``steps`` steps; return the worlds as they stand then, and what was ``Rollout``."""
 
-    def move(worlds: Worlds, key: jax.Array) -> tuple[Worlds, Collected]:
-        act_key, world_key = jax.random.split(key)
-        seen = worlds["observation"]
-        out = says(policy, variables, seen)
-        action = sample(act_key, out)
-        keys = jax.random.split(world_key, len(seen))
-        moved = jax.vmap(world.step)(keys, worlds["state"], bounded(world, action))
-        done = moved.terminated | moved.truncated
-        returned = worlds["returned"] + moved.reward
-        row = Collected(
-            seen, action, log_prob(out, action), out.value, moved.reward, moved.terminated,
-            moved.truncated, moved.final, jnp.where(done, returned, 0.0),
+    def act(env_states: EnvStates, key: jax.Array) -> tuple[EnvStates, Rollout]:
+        act_key, env_key = jax.random.split(key)
+        observation = env_states["observation"]
+        out = apply_policy(policy, variables, observation)
+        action = sample_actions(act_key, out)
+        keys = jax.random.split(env_key, len(observation))
+        env_step = jax.vmap(env.step)(keys, env_states["state"], scale_actions(env, action))
+        done = env_step.terminated | env_step.truncated
+        returned = env_states["returned"] + env_step.reward
+        row = Rollout(
+            observation, action, log_prob(out, action), out.value, env_step.reward, env_step.terminated,
+            env_step.truncated, env_step.final_observation, jnp.where(done, returned, 0.0),
         )  # fmt: skip
-        after = {"state": moved.state, "observation": moved.observation, "returned": jnp.where(done, 0.0, returned)}
+        after = {
+            "state": env_step.state,
+            "observation": env_step.observation,
+            "returned": jnp.where(done, 0.0, returned),
+        }
         return after, row
 
-    return jax.lax.scan(move, worlds, jax.random.split(key, steps))
+    return jax.lax.scan(act, env_states, jax.random.split(key, steps))
 
 
-def episodes(
-    world: World, policy: Policy, variables: Any, keys: jax.Array, greedy: bool
+def run_episodes(
+    env: Env, policy: Policy, variables: Any, keys: jax.Array, greedy: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Return return and length (N,) of one episode for each of N keys, with the likeliest actions or drawn ones."""
     pairs = jax.vmap(jax.random.split)(keys)
-    observation, state = jax.vmap(world.reset)(pairs[:, 0])
+    observation, state = jax.vmap(env.reset)(pairs[:, 0])
 
     def alive(carry: Any) -> jax.Array:
-        return carry[3].any() & (carry[0] < world.limit)
+        return carry[3].any() & (carry[0] < env.max_steps)
 
-    def move(carry: Any) -> Any:
-        t, observation, state, going, total, length = carry
-        out = says(policy, variables, observation)
-        now = jax.vmap(lambda pair: jax.random.split(jax.random.fold_in(pair[1], t)))(pairs)
+    def act(carry: Any) -> Any:
+        t, observation, state, running, total, length = carry
+        out = apply_policy(policy, variables, observation)
+        step_keys = jax.vmap(lambda pair: jax.random.split(jax.random.fold_in(pair[1], t)))(pairs)
         if greedy:
-            action = best(out)
+            action = greedy_actions(out)
         else:
             rows = jax.tree.map(lambda leaf: leaf[:, None], (out.scores, out.value))
-            draw = lambda k, scores, value: sample(k, PolicyOutput(scores, out.log_std, value))[0]  # noqa: E731
-            action = jax.vmap(draw)(now[:, 0], *rows)
-        moved = jax.vmap(world.step)(now[:, 1], state, bounded(world, action))
-        total, length = total + going * moved.reward, length + going
-        going = going & ~(moved.terminated | moved.truncated)
-        return t + 1, moved.observation, moved.state, going, total, length
+            draw = lambda k, scores, value: sample_actions(k, PolicyOutput(scores, out.log_std, value))[0]  # noqa: E731
+            action = jax.vmap(draw)(step_keys[:, 0], *rows)
+        env_step = jax.vmap(env.step)(step_keys[:, 1], state, scale_actions(env, action))
+        total, length = total + running * env_step.reward, length + running
+        running = running & ~(env_step.terminated | env_step.truncated)
+        return t + 1, env_step.observation, env_step.state, running, total, length
 
     n = len(keys)
     start = (jnp.int32(0), observation, state, jnp.ones(n, bool), jnp.zeros(n), jnp.zeros(n, jnp.int32))
-    _, _, _, _, total, length = jax.lax.while_loop(alive, move, start)
+    _, _, _, _, total, length = jax.lax.while_loop(alive, act, start)
     return total, length

@@ -37,16 +37,16 @@ from tl_jax.transfer.regularizers import Regularize
 from tl_jax.utils.errors import UserError, nearest
 from tl_jax.utils.extras import require_extra
 
-FOLDER = "predictions"  # of drawn pictures, in that of the run
+PREDICTIONS_FOLDER = "predictions"  # of drawn pictures, in that of the run
 
 
-def answer(
+def predict_files(
     predict: Any,
     classes: Sequence[str],
     shape: tuple[int, int],
-    least: float,
+    min_score: float,
     decoding: Decoding,
-    size: int,
+    batch_size: int,
     variables: Any,
     inputs: Sequence[str],
 ) -> tuple[list[dict[str, Any]], str]:
@@ -59,55 +59,61 @@ def answer(
         predict: (variables, batch) -> boxes (N, D, 6).
         classes: K names.
         shape: (H, W) of the pictures that the detector was trained on.
-        least: score of the boxes that are said.
+        min_score: score of the boxes that are said.
         decoding: how files become pixels, as in training.
-        size: pictures at once, at most.
+        batch_size: pictures at once, at most.
         variables: trained.
         inputs: picture files, and folders of such.
     """
     files = input_images(inputs, decoding.outside)
-    size = min(size, sharding.whole(len(files)))
-    found, lines, errors = {}, [], []
-    for some, pictures in file_answers.decoded(files, decoding, size, errors):
-        for file, own in zip(some, _boxes(predict, shape, size, variables, pictures), strict=True):
-            rows = [_said(row, classes) for row in own if row[-1] >= least]
-            found[file] = {"boxes": rows}
-            lines += [f"{file}: {len(rows)} boxes with a score of {least:g} or more", *map(_line, rows)]
-    return file_answers.rows(files, found, errors), "\n".join([*lines, *file_answers.summary(files, errors)])
+    batch_size = min(batch_size, sharding.round_up(len(files)))
+    results, lines, errors = {}, [], []
+    for batch_files, images in file_answers.decode_batches(files, decoding, batch_size, errors):
+        for file, boxes in zip(batch_files, _predict_boxes(predict, shape, batch_size, variables, images), strict=True):
+            rows = [_box_json(row, classes) for row in boxes if row[-1] >= min_score]
+            results[file] = {"boxes": rows}
+            lines += [f"{file}: {len(rows)} boxes with a score of {min_score:g} or more", *map(_box_line, rows)]
+    return file_answers.result_rows(files, results, errors), "\n".join(
+        [*lines, *file_answers.error_lines(files, errors)]
+    )
 
 
-def illustrate(classes: Sequence[str], decoding: Decoding, found: Sequence[Mapping[str, Any]], run: Path) -> list[Path]:
+def draw_predictions(
+    classes: Sequence[str], decoding: Decoding, results: Sequence[Mapping[str, Any]], run: Path
+) -> list[Path]:
     """Draw what was found on the pictures; write a PNG for each that could be read to ``run/predictions``."""
-    out = run / FOLDER
+    out_dir = run / PREDICTIONS_FOLDER
     paths: list[Path] = []
-    for row in found:
+    for row in results:
         if "error" in row:
             continue
-        name, taken = Path(row["input"]).stem, {path.stem for path in paths}
-        unique = next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(found) + 2))) if n not in taken)
-        boxes = np.array([each["box"] for each in row["boxes"]]).reshape(-1, 4)
-        numbers = [classes.index(each["class"]) for each in row["boxes"]]
-        texts = [f"{each['class']} {each['score']:.2f}" for each in row["boxes"]]
+        name, used_stems = Path(row["input"]).stem, {path.stem for path in paths}
+        file_stem = next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(results) + 2))) if n not in used_stems)
+        boxes = np.array([box["box"] for box in row["boxes"]]).reshape(-1, 4)
+        numbers = [classes.index(box["class"]) for box in row["boxes"]]
+        texts = [f"{box['class']} {box['score']:.2f}" for box in row["boxes"]]
         paths.append(
-            drawing.draw_boxes(decode_file(Path(row["input"]), decoding), boxes, numbers, texts, out / f"{unique}.png")
+            drawing.draw_boxes(
+                decode_file(Path(row["input"]), decoding), boxes, numbers, texts, out_dir / f"{file_stem}.png"
+            )
         )
     return paths
 
 
-def _boxes(
-    predict: Any, shape: tuple[int, int], size: int, variables: Any, pictures: Sequence[np.ndarray]
+def _predict_boxes(
+    predict: Any, shape: tuple[int, int], batch_size: int, variables: Any, images: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
     """Return the boxes (D, 6) of each picture in its pixels."""
-    fitted, scales = zip(*(letterbox(picture, shape) for picture in pictures), strict=True)
-    split = Split(np.stack(fitted), np.zeros((len(pictures), 1, COLUMNS), np.float32))  # nobody reads these labels
-    found = extract(predict, variables, loader.eval_batches(split, size)).astype(np.float64)
-    for own, picture, scale in zip(found, pictures, scales, strict=True):
-        height, width = picture.shape[:2]
-        own[:, :4] = np.clip(own[:, :4] / scale, 0, [width, height, width, height])
-    return list(found)
+    resized, scales = zip(*(letterbox(image, shape) for image in images), strict=True)
+    split = Split(np.stack(resized), np.zeros((len(images), 1, COLUMNS), np.float32))  # nobody reads these labels
+    detections = extract(predict, variables, loader.eval_batches(split, batch_size)).astype(np.float64)
+    for boxes, image, scale in zip(detections, images, scales, strict=True):
+        height, width = image.shape[:2]
+        boxes[:, :4] = np.clip(boxes[:, :4] / scale, 0, [width, height, width, height])
+    return list(detections)
 
 
-def _said(row: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+def _box_json(row: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     return {
         "class": classes[int(row[4])],
         "score": round(float(row[5]), 4),
@@ -115,70 +121,74 @@ def _said(row: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _box_line(row: Mapping[str, Any]) -> str:
     return f"  {row['class']}  {row['score']:.3f}  " + " ".join(f"{value:.1f}" for value in row["box"])
 
 
-SHOWN = 6  # pictures, the first of the part
-SIDE = 320  # pixels of them at the most
+MAX_IMAGES = 6  # pictures, the first of the part
+MAX_SIDE = 320  # pixels of them at the most
 
 
-def of_boxes(classes: Sequence[str], part: Split, least: float, found: Sequence[np.ndarray]) -> dict[str, Any]:
+def example_boxes(
+    classes: Sequence[str], split: Split, min_score: float, detections: Sequence[np.ndarray]
+) -> dict[str, Any]:
     """Return pictures with boxes as shares of their width and height.
 
     Args:
         classes: K names.
-        part: pictures (N, H, W, C) and labels (N, M, 6), see ``data.detection.build_dataset``.
-        least: score of the boxes that are shown.
-        found: boxes (D, 6) of each picture: x0, y0, x1, y1, class, score.
+        split: pictures (N, H, W, C) and labels (N, M, 6), see ``data.detection.build_dataset``.
+        min_score: score of the boxes that are shown.
+        detections: boxes (D, 6) of each picture: x0, y0, x1, y1, class, score.
     """
-    height, width = part.images.shape[1:3]
+    height, width = split.images.shape[1:3]
     scale = np.asarray([width, height, width, height])
     rows = []
-    for i in range(min(SHOWN, len(found))):
-        image, labels = part.images[np.asarray([i])][0], np.asarray(part.labels[i])
-        sure = found[i][found[i][:, -1] >= least]
+    for i in range(min(MAX_IMAGES, len(detections))):
+        image, labels = split.images[np.asarray([i])][0], np.asarray(split.labels[i])
+        shown = detections[i][detections[i][:, -1] >= min_score]
         rows.append(
             {
-                "picture": thumbnail(image, SIDE),
+                "picture": thumbnail(image, MAX_SIDE),
                 "aspect": width / height,
-                "boxes": [_box(row, classes, scale) | {"score": float(row[-1])} for row in sure],
-                "labels": [_box(row, classes, scale) for row in labels[labels[:, CLASS] >= 0]],
+                "boxes": [_relative_box(row, classes, scale) | {"score": float(row[-1])} for row in shown],
+                "labels": [_relative_box(row, classes, scale) for row in labels[labels[:, CLASS] >= 0]],
             }
         )
-    return {"classes": list(classes), "least_score": least, "detections": rows}
+    return {"classes": list(classes), "least_score": min_score, "detections": rows}
 
 
-def _box(row: np.ndarray, classes: Sequence[str], scale: np.ndarray) -> dict[str, Any]:
+def _relative_box(row: np.ndarray, classes: Sequence[str], scale: np.ndarray) -> dict[str, Any]:
     return {"class": classes[int(row[CLASS])], "box": np.round(row[:4] / scale, 4).tolist()}
 
 
-BOXES = 5.0  # weight of the boxes in the loss beside that of the middles, as TTFNet has it
-FOCUS, NEAR = 2, 4  # exponents of the focal loss, as CenterNet has them
+BOX_WEIGHT = 5.0  # weight of the boxes in the loss beside that of the middles, as TTFNet has it
+FOCAL_ALPHA, FOCAL_BETA = 2, 4  # exponents of the focal loss, as CenterNet has them
 
 
-class Finding(NamedTuple):
-    """Which boxes are given: at most ``most`` of a picture, none with an IoU above ``overlap`` with a better one."""
+class DetectionOptions(NamedTuple):
+    """The boxes to return: at most ``max_detections`` per image, after suppression at an IoU of ``nms_iou``."""
 
-    most: int
-    overlap: float
+    max_detections: int
+    nms_iou: float
 
 
 @functools.cache
-def make_loss(net: Network, how: Augment, visible: float, regularize: Regularize):
+def make_loss(net: Network, augment_config: Augment, min_visibility: float, regularize: Regularize):
     """Return the training loss on augmented pictures: of middles and of boxes, mean over objects; penalties are added.
 
-    ``visible`` is the share of a box that a crop must leave.
+    ``min_visibility`` is the share of a box that a crop must leave.
     """
 
     def loss(variables, batch, key):
-        images, labels = augment_boxes(batch["image"], batch["label"], key, how, visible)
-        out, end, stats = net.train(variables, net.inputs(images), key)
+        images, labels = augment_boxes(batch["image"], batch["label"], key, augment_config, min_visibility)
+        out, endpoints, stats = net.train(variables, net.inputs(images), key)
         sums: dict[str, Any] = loss_terms(out, labels, batch["mask"], images.shape)
         value = sums["loss"][0] / jnp.maximum(sums["loss"][1], 1.0)
         source = variables.get("source", {})
-        source_end = net._replace(adapters=Adapters()).predict(source, images)[1] if regularize.compares_maps else {}
-        extra = regularizers.penalty(regularize, variables["params"], end, batch, source, source_end)
+        source_endpoints = (
+            net._replace(adapters=Adapters()).predict(source, images)[1] if regularize.compares_maps else {}
+        )
+        extra = regularizers.penalty(regularize, variables["params"], endpoints, batch, source, source_endpoints)
         if extra is not None:
             value, sums["penalty"] = value + extra, (extra, 1.0)
         return value, (stats, sums)
@@ -198,12 +208,12 @@ def make_metrics(net: Network):
 
 
 @functools.cache
-def make_predict(net: Network, how: Finding):
+def make_predict(net: Network, options: DetectionOptions):
     """Return the function (variables, batch) -> boxes (N, D, 6), see ``centernet.decode_detections``."""
 
     def predict(variables, batch):
         out, _ = net.predict(variables, batch["image"])
-        return centernet.decode_detections(out, batch["image"].shape[1:3], *how)
+        return centernet.decode_detections(out, batch["image"].shape[1:3], *options)
 
     return predict
 
@@ -217,71 +227,71 @@ def focal_loss(logits: jax.Array, heat: jax.Array) -> jax.Array:
     """
     log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
     p = jax.nn.sigmoid(logits)
-    there, absent = (1 - p) ** FOCUS * log_p, (1 - heat) ** NEAR * p**FOCUS * log_q
-    return -jnp.where(heat == 1.0, there, absent)
+    positive, negative = (1 - p) ** FOCAL_ALPHA * log_p, (1 - heat) ** FOCAL_BETA * p**FOCAL_ALPHA * log_q
+    return -jnp.where(heat == 1.0, positive, negative)
 
 
 def loss_terms(out: Any, labels: jax.Array, mask: jax.Array, shape: tuple[int, ...]):
     """Return sums and counts of objects, of the whole loss and of its terms; ``shape`` is that of the pictures."""
-    high, wide, count = out["heat"].shape[1:]
-    cell = shape[1] / high, shape[2] / wide
+    height, width, count = out["heat"].shape[1:]
+    cell = shape[1] / height, shape[2] / width
 
-    def one(label):
+    def image_targets(label):
         classes = label[:, CLASS].astype(jnp.int32)
-        return centernet.make_targets(label[:, :4], classes, label[:, CROWD] > 0, count, (high, wide), cell)
+        return centernet.make_targets(label[:, :4], classes, label[:, CROWD] > 0, count, (height, width), cell)
 
-    wanted = jax.vmap(one)(labels)
+    targets = jax.vmap(image_targets)(labels)
     # An object in a crowd is still to be found.
-    counted = jnp.maximum(wanted.heat_mask[..., None], wanted.heatmap == 1.0)
-    middles = (focal_loss(out["heat"], wanted.heatmap) * counted).sum((1, 2, 3))
-    boxes = ((1 - giou(centernet.decode_boxes(out["sides"], cell), wanted.boxes)) * wanted.weights).sum((1, 2))
+    counted = jnp.maximum(targets.heat_mask[..., None], targets.heatmap == 1.0)
+    middles = (focal_loss(out["heat"], targets.heatmap) * counted).sum((1, 2, 3))
+    boxes = ((1 - giou(centernet.decode_boxes(out["sides"], cell), targets.boxes)) * targets.weights).sum((1, 2))
     objects = ((labels[..., CLASS] >= 0) & (labels[..., CROWD] == 0)).sum(1)
     total = (objects * mask).sum().astype(jnp.float32)
     terms = {"middles": (middles * mask).sum(), "boxes": (boxes * mask).sum()}
-    terms = {"loss": terms["middles"] + BOXES * terms["boxes"], **terms}
+    terms = {"loss": terms["middles"] + BOX_WEIGHT * terms["boxes"], **terms}
     return {name: (value, total) for name, value in terms.items()}
 
 
 READERS = {"voc": voc.read_voc, "coco": coco.read_coco}
-DRAWN = "scenes"
+SYNTHETIC = "scenes"
 
 
-def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
+def make_task(config: Any, record: RunRecord = NEW_RUN) -> Task:
     """Build the task that ``config`` describes, for a run of which ``record`` is known."""
     with require_extra("detection"):
         import pycocotools  # noqa: F401  # which the evaluation needs: said before the training
-    drawn = config.init.source == "random"
+    random_init = config.init.source == "random"
     net = (
         image_classification.draw_network(config, 0)
-        if drawn
+        if random_init
         else with_head(image_classification.load_network(config), 0, "new")
     )
     for note in net.notes:
         say(note)
     size = config.input.size or net.spec.image_size
     scaling = net.spec.scaling if config.input.scaling == "spec" else config.input.scaling
-    stored = record.facts.get("input", {}).get("shape", (0, 0))
-    none = np.zeros((0, *stored, 3), np.uint8), np.zeros((0, 1, COLUMNS), np.float32)
-    source = record.source(lambda: load_source(config, size), *none)
-    parts = record.cut(config, source)
-    check_parts(source.name, parts)
-    tell_unlearned(source, parts["train"])
-    whole = with_detector(net, len(source.classes), config.detect.width)
-    network = Network(whole.model, Pixels(net.model.channels, scaling), Adapters(**config.adapt.to_dict()))
-    how, shape = image_classification.regularize(config, whole), source.train.images.shape[1:3]
-    predict = make_predict(network, Finding(config.detect.max_detections, config.detect.nms_iou))
-    rules = Decoding((), source.value_range, config.data.max_pixels, outside=config.data.outside)
-    asked = predict, source.classes, shape, config.detect.score_threshold, rules, config.eval_batch_size
+    stored_shape = record.facts.get("input", {}).get("shape", (0, 0))
+    no_examples = np.zeros((0, *stored_shape, 3), np.uint8), np.zeros((0, 1, COLUMNS), np.float32)
+    source = record.source(lambda: load_source(config, size), *no_examples)
+    splits = record.split_data(config, source)
+    check_splits(source.name, splits)
+    warn_missing_classes(source, splits["train"])
+    detector = with_detector(net, len(source.classes), config.detect.width)
+    network = Network(detector.model, Pixels(net.model.channels, scaling), Adapters(**config.adapt.to_dict()))
+    regularize, shape = image_classification.make_regularize(config, detector), source.train.images.shape[1:3]
+    predict = make_predict(network, DetectionOptions(config.detect.max_detections, config.detect.nms_iou))
+    decoding = Decoding((), source.value_range, config.data.max_pixels, outside=config.data.outside)
+    predict_args = predict, source.classes, shape, config.detect.score_threshold, decoding, config.eval_batch_size
     return Task(
         name=f"{config.model.name} on {source.name}",
         classes=source.classes,
-        init=functools.partial(start, whole, network.adapters, how),
-        loss=make_loss(network, Augment(**config.augment.to_dict()), config.detect.min_visibility, how),
+        init=functools.partial(init_variables, detector, network.adapters, regularize),
+        loss=make_loss(network, Augment(**config.augment.to_dict()), config.detect.min_visibility, regularize),
         metrics=make_metrics(network),
         features=make_features(network),
-        train_batch=loader.Stream(parts["train"].images, parts["train"].labels, config.seed, config.batch_size),
-        eval_batches=lambda part: loader.eval_batches(parts[part], config.eval_batch_size),
-        sizes=record.sizes(parts),
+        train_batch=loader.Stream(splits["train"].images, splits["train"].labels, config.seed, config.batch_size),
+        eval_batches=lambda split: loader.eval_batches(splits[split], config.eval_batch_size),
+        sizes=record.sizes(splits),
         facts={
             "weights": str(net.path or "random"),
             "weights_sha256": net.sha256,
@@ -291,15 +301,15 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
             **source.facts(),
             "new_head": True,
             "spec": net.spec.to_dict(),
-            **record.describe(source, parts, config.data.dir),
+            **record.describe(source, splits, config.data.dir),
         },
-        parts=whole.model.stage_names(),
+        stages=detector.model.stage_names(),
         score="map",
         predict=predict,
-        judge=_of_boxes(source.classes),
-        details=functools.partial(of_boxes, source.classes, parts["test"], config.detect.score_threshold),
-        answer=functools.partial(answer, *asked),
-        illustrate=functools.partial(illustrate, source.classes, rules),
+        evaluate=_of_boxes(source.classes),
+        test_details=functools.partial(example_boxes, source.classes, splits["test"], config.detect.score_threshold),
+        predict_inputs=functools.partial(predict_files, *predict_args),
+        draw_predictions=functools.partial(draw_predictions, source.classes, decoding),
     )
 
 
@@ -310,40 +320,40 @@ def with_detector(net: Pretrained, classes: int, width: int) -> Pretrained:
     return net._replace(model=Detector(net.model, classes, width), new_head=True)
 
 
-def start(net: Pretrained, adapters: Adapters, how: Regularize, key: jax.Array) -> dict[str, Any]:
+def init_variables(net: Pretrained, adapters: Adapters, regularize: Regularize, key: jax.Array) -> dict[str, Any]:
     """Return the variables that training starts from, drawn from ``key`` as far as they are not loaded."""
-    variables = head_init.plain(net, key)
-    kept = head_init.source(how, variables)
-    variables = head_init.adapted(variables, adapters, jax.random.fold_in(key, 1))
-    return {**variables, **({"source": kept} if kept else {})}
+    variables = head_init.network_variables(net, key)
+    source_collection = head_init.source_collection(regularize, variables)
+    variables = head_init.with_adapters(variables, adapters, jax.random.fold_in(key, 1))
+    return {**variables, **({"source": source_collection} if source_collection else {})}
 
 
 def load_source(config: Any, size: int) -> Dataset:
     """Load the pictures of ``config``, or draw some where ``data.generate`` says so."""
     data = config.data
-    name = DRAWN if data.generate and not data.dir else data.name
-    rules = Decoding((), value_range.parse_range(data.range), data.max_pixels, outside=data.outside)
-    how = size, data.gigabytes * 1e9, tuple(config.detect.classes), rules
-    return _read(fingerprint.folder_stamp(name, data.dir), name, data.dir, *how)
+    name = SYNTHETIC if data.generate and not data.dir else data.name
+    decoding = Decoding((), value_range.parse_range(data.range), data.max_pixels, outside=data.outside)
+    options = size, data.gigabytes * 1e9, tuple(config.detect.classes), decoding
+    return _load_cached(fingerprint.folder_stamp(name, data.dir), name, data.dir, *options)
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def _read(
-    _: str, name: str, folder: str, size: int, most_bytes: float, classes: tuple[str, ...], rules: Decoding
+def _load_cached(
+    _: str, name: str, folder: str, size: int, max_bytes: float, classes: tuple[str, ...], decoding: Decoding
 ) -> Dataset:
-    if name == DRAWN:
+    if name == SYNTHETIC:
         return synthetic.draw_scenes(size=size)
     if name not in READERS:
-        raise UserError(f"config.data.name={name!r} has no boxes; {nearest(name, (*READERS, DRAWN))}")
+        raise UserError(f"config.data.name={name!r} has no boxes; {nearest(name, (*READERS, SYNTHETIC))}")
     if not folder:
         raise UserError(f"config.data.name={name} needs a folder; pass --config.data.dir=FOLDER")
-    return READERS[name](Path(folder), size, most_bytes, classes, rules)
+    return READERS[name](Path(folder), size, max_bytes, classes, decoding)
 
 
-def tell_unlearned(source: Dataset, train: Split) -> None:
+def warn_missing_classes(source: Dataset, train: Split) -> None:
     """Say which classes have no object left in train, once validation and other examples are cut from it."""
-    kinds = train.labels[..., CLASS][train.labels[..., CROWD] == 0]
-    missing = [name for k, name in enumerate(source.classes) if not (kinds == k).any()]
+    present = train.labels[..., CLASS][train.labels[..., CROWD] == 0]
+    missing = [name for k, name in enumerate(source.classes) if not (present == k).any()]
     if missing and len(train.labels):
         say(
             f"{source.name}: no object of {', '.join(missing)} is left in train, so that none will be found; lower "
@@ -351,8 +361,8 @@ def tell_unlearned(source: Dataset, train: Split) -> None:
         )
 
 
-def check_parts(name: str, parts: Mapping[str, Split]) -> None:
+def check_splits(name: str, splits: Mapping[str, Split]) -> None:
     """Refuse parts on which nothing could be learned or measured."""
-    for part, split in parts.items():
+    for split_name, split in splits.items():
         if len(split.labels):
-            check_objects(name, part, split.labels[split.labels[..., CLASS] >= 0][:, CROWD] > 0)
+            check_objects(name, split_name, split.labels[split.labels[..., CLASS] >= 0][:, CROWD] > 0)

@@ -12,56 +12,62 @@ from tl_jax.data.dataset import Images
 from tl_jax.metrics import Batch, Verdict, classification
 from tl_jax.metrics.classification import Scored, scored
 
-MISTAKES = 12  # shown
+MAX_MISTAKES = 12  # shown
 SIDE = 96  # pixels: larger pictures are made smaller to this side
 PAIR = " ||| "  # between the two texts of a pair, as they are shown and typed
-LETTERS = 400  # of a text that is shown
-POINTS = 200  # of a ROC curve, about
+MAX_CHARS = 400  # of a text that is shown
+MAX_POINTS = 200  # of a ROC curve, about
 
 
-def keep(found: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
-    """Judge nothing beside the task's own metrics, and keep the probabilities."""
-    return Verdict({}, {}, kept=scored(found, batches))
+def score_examples(predictions: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
+    """Keep the probabilities, without metrics beyond the task's own."""
+    return Verdict({}, {}, kept=scored(predictions, batches))
 
 
-def of_pictures(
-    classes: Sequence[str], images: Images, tested: Scored, names: Sequence[str] | None = None
+def image_details(
+    classes: Sequence[str], images: Images, scored_examples: Scored, names: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Return what is said of a classifier of pictures.
+    """Return the details of an image classifier.
 
     Args:
         classes: K names.
         images: uint8 (N, H, W, C) of the test part.
-        tested: on all of them.
+        scored_examples: on all of them.
         names: (N,) of their files; None if they are no files.
     """
 
-    def shown(i: int) -> dict[str, Any]:
+    def show_image(i: int) -> dict[str, Any]:
         file = {"file": names[i]} if names is not None else {}
         return {**file, "picture": thumbnail(images[np.asarray([i])][0])}
 
-    return of_classes(classes, tested, shown)
+    return class_details(classes, scored_examples, show_image)
 
 
-def of_texts(classes: Sequence[str], texts: Sequence[Any], rows: np.ndarray | None, tested: Scored) -> dict[str, Any]:
-    """Return what is said of a classifier of texts.
+def text_details(
+    classes: Sequence[str], texts: Sequence[Any], rows: np.ndarray | None, scored_examples: Scored
+) -> dict[str, Any]:
+    """Return the details of a text classifier.
 
     Args:
         classes: K names.
         texts: (N,) of the test part, each one or two.
         rows: (N,) of the texts in the order they were tested in; None for their own.
-        tested: on all of them.
+        scored_examples: on all of them.
     """
 
-    def shown(i: int) -> dict[str, Any]:
+    def show_text(i: int) -> dict[str, Any]:
         text = texts[i if rows is None else rows[i]]
-        return {"text": clipped(text if isinstance(text, str) else PAIR.join(text))}
+        return {"text": clip_text(text if isinstance(text, str) else PAIR.join(text))}
 
-    return of_classes(classes, tested, shown, rows)
+    return class_details(classes, scored_examples, show_text, rows)
 
 
-def of_tags(
-    classes: Sequence[str], texts: Sequence[Any], rows: np.ndarray, labels: list[list[str]], found: list[list[str]]
+def tag_details(
+    classes: Sequence[str],
+    texts: Sequence[Any],
+    rows: np.ndarray,
+    labels: list[list[str]],
+    predictions: list[list[str]],
 ) -> dict[str, Any]:
     """Return confusions of single tags, and the sentences with the most wrong ones.
 
@@ -69,28 +75,35 @@ def of_tags(
         classes: K tags.
         texts: (N,) lists of words.
         rows: (N,) of the sentences in the order they were tested in.
-        labels, found: tags of the words of each sentence, up to where it was cut.
+        labels, predictions: tags of the words of each sentence, up to where it was cut.
     """
-    pairs = [(a, b) for own, each in zip(labels, found, strict=True) for a, b in zip(own, each, strict=True)]
+    pairs = [
+        (a, b)
+        for true, predicted in zip(labels, predictions, strict=True)
+        for a, b in zip(true, predicted, strict=True)
+    ]
     if not pairs:
         return {}
-    numbers = np.asarray([(classes.index(a), classes.index(b)) for a, b in pairs])
-    wrong = [sum(a != b for a, b in zip(own, each, strict=True)) for own, each in zip(labels, found, strict=True)]
-    worst = np.argsort(-np.asarray(wrong), kind="stable")[: min(MISTAKES, sum(n > 0 for n in wrong))]
+    class_pairs = np.asarray([(classes.index(a), classes.index(b)) for a, b in pairs])
+    num_wrong = [
+        sum(a != b for a, b in zip(true, predicted, strict=True))
+        for true, predicted in zip(labels, predictions, strict=True)
+    ]
+    most_wrong = np.argsort(-np.asarray(num_wrong), kind="stable")[: min(MAX_MISTAKES, sum(n > 0 for n in num_wrong))]
     return {
         "classes": list(classes),
         "examples": len(pairs),
-        "confusion": confusion(*numbers.T),
+        "confusion": confusion(*class_pairs.T),
         "sentences": [
-            {"words": list(zip(texts[int(rows[i])], labels[i], found[i], strict=False)), "wrong": wrong[i]}
-            for i in worst
+            {"words": list(zip(texts[int(rows[i])], labels[i], predictions[i], strict=False)), "wrong": num_wrong[i]}
+            for i in most_wrong
         ],
     }
 
 
-def of_classes(
+def class_details(
     classes: Sequence[str],
-    tested: Scored,
+    scored_examples: Scored,
     show: Callable[[int], dict[str, Any]],
     rows: np.ndarray | None = None,
 ) -> dict[str, Any]:
@@ -100,69 +113,71 @@ def of_classes(
     part, so that runs can be compared example by example; ``rows`` (N,) are the examples in the order they were tested
     in, None for their own.
     """
-    probabilities, labels = tested
+    probabilities, labels = scored_examples
     if not len(labels) or not np.isfinite(probabilities).all():
         return {}
-    found = probabilities.argmax(1)
+    predictions = probabilities.argmax(1)
     bins = classification.reliability(probabilities, labels)
-    out = {
+    result = {
         "classes": list(classes),
         "examples": len(labels),
-        "confusion": confusion(labels, found),
-        "right": "".join(map(str, _in_order((found == labels).astype(int), rows))),
+        "confusion": confusion(labels, predictions),
+        "right": "".join(map(str, _in_split_order((predictions == labels).astype(int), rows))),
         "calibration": {"ece": bins.error, **{name: getattr(bins, name).tolist() for name in bins._fields}},
     }
     if probabilities.shape[1] == 2 and 0 < (labels == 1).sum() < len(labels):
-        out["roc"] = {"positive": classes[1], **_roc(probabilities[:, 1], labels == 1)}
-    sure = np.where(found == labels, -1.0, probabilities.max(1))
-    worst = np.argsort(-sure, kind="stable")[: min(MISTAKES, int((found != labels).sum()))]
-    out["mistakes"] = [
+        result["roc"] = {"positive": classes[1], **_roc_points(probabilities[:, 1], labels == 1)}
+    error_confidence = np.where(predictions == labels, -1.0, probabilities.max(1))
+    count = min(MAX_MISTAKES, int((predictions != labels).sum()))
+    most_confident = np.argsort(-error_confidence, kind="stable")[:count]
+    result["mistakes"] = [
         {
             "label": classes[int(labels[i])],
-            "prediction": classes[int(found[i])],
-            "probability": float(sure[i]),
+            "prediction": classes[int(predictions[i])],
+            "probability": float(error_confidence[i]),
             **show(int(i)),
         }
-        for i in worst
+        for i in most_confident
     ]
-    return out
+    return result
 
 
-def _in_order(values: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+def _in_split_order(values: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
     out = values.copy()
     out[slice(None) if rows is None else rows] = values
     return out
 
 
-def confusion(labels: np.ndarray, found: np.ndarray) -> list[list[int]]:
+def confusion(labels: np.ndarray, predictions: np.ndarray) -> list[list[int]]:
     """Return rows (label, prediction, number of examples) of what occurs, by label."""
-    pairs, counts = np.unique(np.stack([labels, found], 1), axis=0, return_counts=True)
+    pairs, counts = np.unique(np.stack([labels, predictions], 1), axis=0, return_counts=True)
     return [[int(label), int(k), int(n)] for (label, k), n in zip(pairs, counts, strict=True)]
 
 
-def _roc(confidence: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
+def _roc_points(confidence: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
     from sklearn.metrics import roc_curve  # takes a second
 
     fpr, tpr, _ = roc_curve(positive, confidence)
-    kept = np.unique(np.linspace(0, len(fpr) - 1, min(POINTS, len(fpr))).astype(int))
+    points = np.unique(np.linspace(0, len(fpr) - 1, min(MAX_POINTS, len(fpr))).astype(int))
     return {
-        "fpr": fpr[kept].tolist(),
-        "tpr": tpr[kept].tolist(),
+        "fpr": fpr[points].tolist(),
+        "tpr": tpr[points].tolist(),
         "auc": float(classification.auc(confidence, positive)),
     }
 
 
-def clipped(text: str) -> str:
+def clip_text(text: str) -> str:
     """Return a text, or its beginning."""
-    return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"
+    return text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 1] + "…"
 
 
 def thumbnail(image: np.ndarray, side: int = SIDE) -> str:
     """Return a picture uint8 (H, W, C), C 1 or 3, at most ``side`` pixels wide and high, as a data URI."""
     image = np.clip(image, 0, 255).astype(np.uint8)
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    picture.thumbnail((side, side))
+    pil_image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    pil_image.thumbnail((side, side))
     buffer = io.BytesIO()
-    kind = "PNG" if max(picture.size) <= SIDE else "JPEG"  # small ones may be drawn, whose edges JPEG would blur
-    picture.save(buffer, kind, **({"optimize": True} if kind == "PNG" else {"quality": 85}))
-    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
+    # Small images may be drawings, whose edges JPEG would blur.
+    image_format = "PNG" if max(pil_image.size) <= SIDE else "JPEG"
+    pil_image.save(buffer, image_format, **({"optimize": True} if image_format == "PNG" else {"quality": 85}))
+    return f"data:image/{image_format.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -32,16 +32,16 @@ from tl_jax.transfer.self_supervised import Pretext
 from tl_jax.utils.errors import UserError
 
 
-def answer(
+def predict_files(
     config: Any,
     album: Callable[[], FaceSet],
     task: Task,
     size: int,
-    fitted: float | None,
+    fitted_threshold: float | None,
     variables: Any,
     inputs: Sequence[str],
 ) -> tuple[list[dict[str, Any]], str]:
-    """Return for each picture the nearest known person, for JSON, and all of it as text.
+    """Return the nearest known identity of each image, for JSON, and all of it as text.
 
     Known are the pictures of ``config.faces.known``, or else of ``album``; a picture is not compared with itself. It
     shows the same person if the cosine reaches the threshold that is best on the validation split. A file that cannot
@@ -52,51 +52,52 @@ def answer(
         album: reads all pictures of the data.
         task: with the embeddings as ``predict``.
         size: side in pixels to which pictures of differing sizes are fitted.
-        fitted: the threshold that the finished run has found already, None for a run without.
+        fitted_threshold: the threshold that the finished run has found already, None for a run without.
         variables: trained.
         inputs: one folder, or one picture.
     """
     inputs = [inputs] if isinstance(inputs, str | Path) else inputs
     if len(inputs) != 1:
         raise UserError("--mode=predict takes one folder with pictures of people; pass --input=FOLDER")
-    known_folder = config.faces.known or config.data.dir
-    if known_folder and not Path(known_folder).expanduser().exists():
+    gallery_folder = config.faces.known or config.data.dir
+    if gallery_folder and not Path(gallery_folder).expanduser().exists():
         raise UserError(
-            f"no folder {known_folder} with the known people; set config.faces.known to a folder with PERSON/PICTURE"
+            f"no folder {gallery_folder} with the known people; set config.faces.known to a folder with PERSON/PICTURE"
         )
     files = image_folder.list_images(Path(inputs[0]), config.data.outside)
-    rules = Decoding((), value_range.range_from_facts(task.facts), config.data.max_pixels, True, config.data.outside)
-    most_bytes = config.data.gigabytes * 1e9
-    readable, errors = file_answers.readable(files, rules)
-    images = decode.decode_all("pictures", readable, size, most_bytes, rules)
-    known = faces.read_faces(config.faces.known, size, most_bytes, rules) if config.faces.known else album()
+    decoding = Decoding((), value_range.range_from_facts(task.facts), config.data.max_pixels, True, config.data.outside)
+    max_bytes = config.data.gigabytes * 1e9
+    readable, errors = file_answers.readable_files(files, decoding)
+    images = decode.decode_all("pictures", readable, size, max_bytes, decoding)
+    gallery = faces.read_faces(config.faces.known, size, max_bytes, decoding) if config.faces.known else album()
 
     def embed(split: Split) -> np.ndarray:
         return extract(task.predict, variables, loader.eval_batches(split, config.eval_batch_size))
 
-    similarity = embed(Split(images, np.zeros(len(readable), np.int32))) @ embed(known.examples).T
-    where = {file.resolve(): at for at, file in enumerate(known.files)}
+    similarity = embed(Split(images, np.zeros(len(readable), np.int32))) @ embed(gallery.examples).T
+    gallery_rows = {file.resolve(): match for match, file in enumerate(gallery.files)}
     for row, file in enumerate(readable):
-        if (at := where.get(file.resolve())) is not None:
-            similarity[row, at] = -np.inf
-    nearest, bar = similarity.argmax(1), threshold(task, variables) if fitted is None else fitted
-    found = {}
-    for row, (file, at) in enumerate(zip(readable, nearest, strict=True)):
-        cosine = float(similarity[row, at])
-        found[file] = {
-            "person": known.identities[known.examples.labels[at]],
-            "picture": str(known.files[at]),
+        if (match := gallery_rows.get(file.resolve())) is not None:
+            similarity[row, match] = -np.inf
+    nearest = similarity.argmax(1)
+    cutoff = validation_threshold(task, variables) if fitted_threshold is None else fitted_threshold
+    results = {}
+    for row, (file, match) in enumerate(zip(readable, nearest, strict=True)):
+        cosine = float(similarity[row, match])
+        results[file] = {
+            "person": gallery.identities[gallery.examples.labels[match]],
+            "picture": str(gallery.files[match]),
             "similarity": cosine,
-            "threshold": bar,
-            "same": None if bar is None else cosine >= bar,
+            "threshold": cutoff,
+            "same": None if cutoff is None else cosine >= cutoff,
         }
-    rows = file_answers.rows(files, found, errors)
-    lines = [_line(row) for row in rows if "error" not in row]
-    return rows, "\n".join([*lines, *file_answers.summary(files, errors)])
+    rows = file_answers.result_rows(files, results, errors)
+    lines = [_result_line(row) for row in rows if "error" not in row]
+    return rows, "\n".join([*lines, *file_answers.error_lines(files, errors)])
 
 
-def threshold(task: Task, variables: Any) -> float | None:
-    """Return the threshold that is best on all pairs of the validation part, None where there is no such part."""
+def validation_threshold(task: Task, variables: Any) -> float | None:
+    """Return the threshold that is best on all pairs of the validation split, None without such a split."""
     if not task.sizes["validation"]:
         say("no validation people (config.data.validation=0), so no threshold: nothing is said of same or different")
         return None
@@ -108,63 +109,72 @@ def threshold(task: Task, variables: Any) -> float | None:
     return verification.best_threshold(verification.cosines(embeddings, pairs), pairs.same)
 
 
-def _line(found: dict[str, Any]) -> str:
-    verdict = {None: "", True: "same", False: "different"}[found["same"]]
-    return f"  {found['input']}  {found['person']}  {found['similarity']:.3f}  {verdict}".rstrip()
+def _result_line(row: dict[str, Any]) -> str:
+    decision = {None: "", True: "same", False: "different"}[row["same"]]
+    return f"  {row['input']}  {row['person']}  {row['similarity']:.3f}  {decision}".rstrip()
 
 
 SETS = ("folder", "lfw")
 
 
-class Faces(NamedTuple):
-    """The data: all pictures, their parts, and the pairs of the test part, None for every pair."""
+class FaceData(NamedTuple):
+    """The data: all images, their splits, and the pairs of the test split (None for every pair)."""
 
     album: FaceSet
     source: Dataset
     pairs: Pairs | None
 
 
-def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
+def make_task(config: Any, record: RunRecord = NEW_RUN) -> Task:
     """Build the task that ``config`` describes, for a run of which ``record`` is known."""
-    net, inputs = image_classification.opened(config)
-    data, limit = config.data, config.data.gigabytes * 1e9
-    album = functools.partial(read, data.name, data.dir, data.generate, inputs.size, limit, rules_of(config, record))
-    faces = load(config, inputs.size) if record.reads_data else without_data(record)
+    net, inputs = image_classification.load_inputs(config)
+    data, max_bytes = config.data, config.data.gigabytes * 1e9
+    album = functools.partial(
+        read_album, data.name, data.dir, data.generate, inputs.size, max_bytes, decoding_for(config, record)
+    )
+    faces = load_data(config, inputs.size) if record.reads_data else without_data(record)
     margin = Margin(config.faces.loss, config.faces.scale, config.faces.margin, len(faces.source.classes))
-    functions = functools.partial(embedder, margin, config.test_views)
-    task, _, parts = image_classification.build(
+    functions = functools.partial(embedding_functions, margin, config.test_views)
+    task, _, splits = image_classification.build_task(
         config, net, inputs, faces.source, config.faces.embedding, functions, record
     )
     return task._replace(
-        init=functools.partial(start, task, parts["train"].images.shape[1:]),
-        judge=functools.partial(judge, faces, config.faces.gallery),
-        report=functools.partial(report, task.name),
-        answer=functools.partial(answer, config, album, task, inputs.size, record.fitted.get("threshold")),
+        init=functools.partial(init_variables, task, splits["train"].images.shape[1:]),
+        evaluate=functools.partial(evaluate_pairs, faces, config.faces.gallery),
+        report=functools.partial(report_trial, task.name),
+        predict_inputs=functools.partial(
+            predict_files, config, album, task, inputs.size, record.fitted.get("threshold")
+        ),
         score="auc",
     )
 
 
-def embedder(
-    margin: Margin, count: int, network: Network, how: Augment, penalties: Regularize, beside: Pretext | None
+def embedding_functions(
+    margin: Margin,
+    count: int,
+    network: Network,
+    augment_config: Augment,
+    penalties: Regularize,
+    pretext: Pretext | None,
 ) -> dict[str, Any]:
     """Return the functions of a task of people, tested on ``count`` views, by the names of ``Task``."""
-    loss = make_loss(network, how, penalties, beside, margin)
-    return {"loss": loss, "metrics": _nothing, "predict": make_embeddings(network, count)}
+    loss = make_loss(network, augment_config, penalties, pretext, margin)
+    return {"loss": loss, "metrics": _no_metrics, "predict": make_embeddings(network, count)}
 
 
-def _nothing(variables: Any, batch: Batch) -> dict[str, Any]:
-    """Return no sums: who is tested has no class, and what is measured is judged on all embeddings together."""
+def _no_metrics(variables: Any, batch: Batch) -> dict[str, Any]:
+    """Return no sums: test identities have no class, and metrics need all embeddings together."""
     return {}
 
 
-def without_data(record: RunRecord) -> Faces:
+def without_data(record: RunRecord) -> FaceData:
     """Return the data of a run that only predicts or is exported: the people it was trained on, without pictures."""
     images, labels = image_classification.no_images(record)
-    source = record.classes_alone(images, labels)
-    return Faces(FaceSet(source.name, source.train, source.classes, ()), source, None)
+    source = record.source_without_data(images, labels)
+    return FaceData(FaceSet(source.name, source.train, source.classes, ()), source, None)
 
 
-def start(task: Task, shape: Sequence[int], key: jax.Array) -> dict[str, Any]:
+def init_variables(task: Task, shape: Sequence[int], key: jax.Array) -> dict[str, Any]:
     """Return the variables that training starts from, with centres (E, K) of the people in training.
 
     Args:
@@ -174,99 +184,109 @@ def start(task: Task, shape: Sequence[int], key: jax.Array) -> dict[str, Any]:
     """
     variables = task.init(key)
     assert task.predict
-    one = {"image": jax.ShapeDtypeStruct((1, *shape), np.uint8)}
-    width = jax.eval_shape(task.predict, variables, one).shape[-1]
-    drawn = glorot_uniform(jax.random.fold_in(key, 3), (width, len(task.classes)))
-    extra = {**variables["params"].get("extra", {}), "people": {"kernel": drawn}}
+    batch = {"image": jax.ShapeDtypeStruct((1, *shape), np.uint8)}
+    width = jax.eval_shape(task.predict, variables, batch).shape[-1]
+    kernel = glorot_uniform(jax.random.fold_in(key, 3), (width, len(task.classes)))
+    extra = {**variables["params"].get("extra", {}), "people": {"kernel": kernel}}
     return {**variables, "params": {**variables["params"], "extra": extra}}
 
 
-def rules_of(config: Any, record: RunRecord = NEW_RUN) -> Decoding:
-    """Return how image files become pixels: as the run has read them, or else as ``config`` says."""
+def decoding_for(config: Any, record: RunRecord = NEW_RUN) -> Decoding:
+    """Return how image files are decoded: as the run has read them, or else as ``config`` says."""
     if limits := value_range.range_from_facts(record.facts):
         return Decoding((), limits, config.data.max_pixels, True, config.data.outside)
     return Decoding((), value_range.parse_range(config.data.range), config.data.max_pixels, outside=config.data.outside)
 
 
-def load(config: Any, size: int) -> Faces:
+def load_data(config: Any, size: int) -> FaceData:
     """Load the pictures of people that ``config`` names, or draw them where ``data.generate`` says so."""
     data = config.data
-    album = read(data.name, data.dir, data.generate, size, data.gigabytes * 1e9, rules_of(config))
-    listed = faces.read_pairs(config.faces.pairs) if config.faces.pairs else None
-    named = (
-        listed.identities if listed else faces.read_identities(config.faces.test_file) if config.faces.test_file else ()
+    album = read_album(data.name, data.dir, data.generate, size, data.gigabytes * 1e9, decoding_for(config))
+    listed_pairs = faces.read_pairs(config.faces.pairs) if config.faces.pairs else None
+    test_identities = (
+        listed_pairs.identities
+        if listed_pairs
+        else faces.read_identities(config.faces.test_file)
+        if config.faces.test_file
+        else ()
     )
-    test, seed, least = config.faces.test_identities, config.faces.split_seed, config.faces.min_images
-    cut = SplitOptions(test, named, seed, data.validation, config.seed, least)
+    num_test, seed, min_images = config.faces.test_identities, config.faces.split_seed, config.faces.min_images
+    cut = SplitOptions(num_test, test_identities, seed, data.validation, config.seed, min_images)
     source, rows = faces.split_identities(album, cut)
     if data.dir and data.name == "folder":
         source = with_files(source, album)
-    return Faces(album, source, faces.match_pairs(listed, [album.files[row] for row in rows]) if listed else None)
+    return FaceData(
+        album, source, faces.match_pairs(listed_pairs, [album.files[row] for row in rows]) if listed_pairs else None
+    )
 
 
 def with_files(source: Dataset, album: FaceSet) -> Dataset:
     """Return the data with the files of their pictures, which are rows of an album."""
     names = path_array(album.files)
 
-    def named(split: Split) -> Split:
+    def add_files(split: Split) -> Split:
         return split._replace(files=names[split.images.indices] if isinstance(split.images, Subset) else names)
 
-    validation = source.validation and named(source.validation)
-    return source._replace(train=named(source.train), test=named(source.test), validation=validation)
+    validation = source.validation and add_files(source.validation)
+    return source._replace(train=add_files(source.train), test=add_files(source.test), validation=validation)
 
 
-def read(
-    name: str, folder: str, generate: bool, size: int, most_bytes: float, rules: Decoding = DEFAULT_DECODING
+def read_album(
+    name: str, folder: str, generate: bool, size: int, max_bytes: float, decoding: Decoding = DEFAULT_DECODING
 ) -> FaceSet:
-    """Read the set ``name``, see ``load``."""
-    return _read(fingerprint.folder_stamp(name, folder), name, folder, generate, size, most_bytes, rules)
+    """Read the set ``name``, see ``load_data``."""
+    return _read_cached(fingerprint.folder_stamp(name, folder), name, folder, generate, size, max_bytes, decoding)
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def _read(_: str, name: str, folder: str, generate: bool, size: int, most_bytes: float, rules: Decoding) -> FaceSet:
+def _read_cached(
+    _: str, name: str, folder: str, generate: bool, size: int, max_bytes: float, decoding: Decoding
+) -> FaceSet:
     if generate and not folder:
         return faces.draw_faces()
     if name not in SETS:
         raise UserError(f"config.data.name={name} has no people; with task=faces take one of {', '.join(SETS)}")
     if name == "lfw":
-        return faces.load_lfw(folder, size, most_bytes, rules)
+        return faces.load_lfw(folder, size, max_bytes, decoding)
     if not folder:
         raise UserError("config.data.name=folder needs one; pass --config.data.dir=FOLDER, with FOLDER/PERSON/PICTURE")
-    return faces.read_faces(folder, size, most_bytes, rules)
+    return faces.read_faces(folder, size, max_bytes, decoding)
 
 
-def judge(faces: Faces, gallery: int, found: Sequence[Any], batched: Sequence[Batch]) -> Verdict:
-    """Return what embeddings (N, E) are worth: on the pairs of the file for the test part, on every pair of others."""
-    kept = [np.asarray(batch["mask"]) > 0 for batch in batched]
-    embeddings = np.concatenate([np.asarray(each)[mask] for each, mask in zip(found, kept, strict=True)])
-    labels = np.concatenate([np.asarray(b["label"])[mask] for b, mask in zip(batched, kept, strict=True)])
-    listed = faces.pairs if np.array_equal(labels, faces.source.test.labels) else None
-    trial = verification.trial(embeddings, labels, listed or verification.every_pair(labels), gallery)
+def evaluate_pairs(faces: FaceData, gallery: int, outputs: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
+    """Evaluate embeddings (N, E): on the pairs of the file for the test split, on every pair of other splits."""
+    masks = [np.asarray(batch["mask"]) > 0 for batch in batches]
+    embeddings = np.concatenate([np.asarray(output)[mask] for output, mask in zip(outputs, masks, strict=True)])
+    labels = np.concatenate([np.asarray(b["label"])[mask] for b, mask in zip(batches, masks, strict=True)])
+    listed_pairs = faces.pairs if np.array_equal(labels, faces.source.test.labels) else None
+    trial = verification.trial(embeddings, labels, listed_pairs or verification.every_pair(labels), gallery)
     return Verdict(verification.figures(trial), {}, verification.missing(trial), trial)
 
 
-def report(name: str, trial: Trial, validated: Trial | None, folder: Path) -> dict[str, Any]:
+def report_trial(name: str, trial: Trial, validation_trial: Trial | None, folder: Path) -> dict[str, Any]:
     """Draw the ROC of the test part into ``folder/roc.png``, show its figures with their intervals, and return them.
 
     ``threshold`` is the one that is best on the validation split, which predictions use.
     """
-    values, between = verification.figures(trial), verification.intervals(trial)
-    genuine, count = int(trial.same.sum()), len(trial.same)
-    what = f"{trial.people} people, {genuine:,} pairs of one and {count - genuine:,} of two"
-    say(f"{what}; 95 % intervals over people:")
+    values, intervals = verification.figures(trial), verification.intervals(trial)
+    num_same, count = int(trial.same.sum()), len(trial.same)
+    counts_text = f"{trial.people} people, {num_same:,} pairs of one and {count - num_same:,} of two"
+    say(f"{counts_text}; 95 % intervals over people:")
     for figure, value in values.items():
-        ends = between.get(figure)
-        say(f"  {figure:12} {value:.4f}" + (f"  [{ends[0]:.4f}, {ends[1]:.4f}]" if ends else ""))
-    for figure, why in verification.missing(trial).items():
-        say(f"  {figure:12} not measured: it {why}")
+        interval = intervals.get(figure)
+        say(f"  {figure:12} {value:.4f}" + (f"  [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""))
+    for figure, reason in verification.missing(trial).items():
+        say(f"  {figure:12} not measured: it {reason}")
     curve = verification.roc(trial.scores, trial.same)
-    marks = {
+    points = {
         f"FAR {level:g}": (level, values[figure]) for figure, level in verification.LEVELS.items() if figure in values
     } | {f"equal errors, {values['eer']:.3f}": (values["eer"], 1 - values["eer"])}
-    title = f"{name}: {what}\nAUC {values['auc']:.4f}"
-    if "auc" in between:
-        title += " [{:.4f}, {:.4f}]".format(*between["auc"])
-    say(f"picture: {plots.draw_roc(curve.far, curve.tar, marks, title, folder / 'roc.png')}")
-    counts = {"people": trial.people, "same": genuine, "different": count - genuine}
-    best = {"threshold": verification.best_threshold(validated.scores, validated.same)} if validated else {}
-    return {"intervals95": between, "pairs": counts, **best}
+    title = f"{name}: {counts_text}\nAUC {values['auc']:.4f}"
+    if "auc" in intervals:
+        title += " [{:.4f}, {:.4f}]".format(*intervals["auc"])
+    say(f"picture: {plots.draw_roc(curve.far, curve.tar, points, title, folder / 'roc.png')}")
+    counts = {"people": trial.people, "same": num_same, "different": count - num_same}
+    result = {"intervals95": intervals, "pairs": counts}
+    if validation_trial:
+        result["threshold"] = verification.best_threshold(validation_trial.scores, validation_trial.same)
+    return result

@@ -30,19 +30,19 @@ ATTENTION_EXAMPLES = 256  # that DELTA's weights of channels are estimated from,
 PROBES = ("logistic", "ridge")  # fits of the head, see transferability/probes.py
 
 
-def cut(config: Any, source: Dataset) -> dict[str, Split]:
+def split_data(config: Any, source: Dataset) -> dict[str, Split]:
     """Return the parts ``train``, ``validation`` and ``test`` that ``config.data`` asks for.
 
     A validation part that the set brings along is used as it is. With a pretext there is also ``unlabelled``: the
     whole of what ``train`` is drawn from, whose labels nobody reads.
     """
     data, seed = config.data, config.seed
-    whole, validation = source.train, source.validation
+    pool, validation = source.train, source.validation
     if validation is None or not data.validation:
-        whole, validation = dataset.split_validation(source.train, data.validation, seed, source.classes)
-    train = dataset.subsample_train(whole, data.train_examples, data.per_class, len(source.classes), seed)
-    parts = {"train": train, "validation": validation, "test": dataset.subsample_test(source.test, data.test_examples)}
-    return parts | ({"unlabelled": whole} if config.pretext.name else {})
+        pool, validation = dataset.split_validation(source.train, data.validation, seed, source.classes)
+    train = dataset.subsample_train(pool, data.train_examples, data.per_class, len(source.classes), seed)
+    splits = {"train": train, "validation": validation, "test": dataset.subsample_test(source.test, data.test_examples)}
+    return splits | ({"unlabelled": pool} if config.pretext.name else {})
 
 
 def check_classes(config: Any, source: Dataset) -> int:
@@ -56,7 +56,7 @@ def check_classes(config: Any, source: Dataset) -> int:
     return classes
 
 
-def plain(net: Pretrained, key: jax.Array) -> dict[str, Any]:
+def network_variables(net: Pretrained, key: jax.Array) -> dict[str, Any]:
     """Return the network's variables; what was not loaded is drawn from ``key``."""
     variables = initializer(net.model)(key) if net.path is None else init_new_leaves(net, key)
     return {"params": dict(variables["params"]), "batch_stats": dict(variables.get("batch_stats", {}))}
@@ -69,29 +69,29 @@ class Probe:
         self,
         kind: str,
         strength: float,
-        parts: "Mapping[str, Split] | Mapping[str, TokenizedTexts]",
+        splits: "Mapping[str, Split] | Mapping[str, TokenizedTexts]",
         features: Features,
     ):
         """``kind`` is one of ``PROBES``; a ``strength`` of 0 is replaced by the best on the part "validation"."""
-        self.kind, self.strength, self.parts, self.features = kind, strength, parts, features
+        self.kind, self.strength, self.splits, self.features = kind, strength, splits, features
 
     def fit(self, variables: Any) -> "LinearProbe":
         """Fit the probe to the features of the variables."""
         x, y = self._examples(variables, "train")
         from tl_jax.transferability import probes  # with all distances, which take two seconds to import
 
-        make = {"logistic": probes.logistic_probe, "ridge": probes.ridge_probe}[self.kind]
-        if self.strength or not len(self.parts["validation"].labels):
-            return make(x, y, self.strength or 1.0)
+        fit_probe = {"logistic": probes.logistic_probe, "ridge": probes.ridge_probe}[self.kind]
+        if self.strength or not len(self.splits["validation"].labels):
+            return fit_probe(x, y, self.strength or 1.0)
         held_out = self._examples(variables, "validation")
-        probes = {c: make(x, y, c) for c in STRENGTHS}
+        probes = {c: fit_probe(x, y, c) for c in STRENGTHS}
         scores = {c: probe.accuracy(*held_out) for c, probe in probes.items()}
         best = max(scores, key=lambda c: (scores[c], -c))  # of equals the one most regularised
         say(f"{self.kind} probe: C = {best:g} of {len(scores)}, validation accuracy {scores[best]:.4f}")
         return probes[best]
 
-    def _examples(self, variables: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
-        return self.features(variables, self.parts[part]), self.parts[part].labels
+    def _examples(self, variables: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
+        return self.features(variables, self.splits[split]), self.splits[split].labels
 
 
 def with_probe(variables: Any, probe: Probe) -> dict[str, Any]:
@@ -112,74 +112,76 @@ def with_probe(variables: Any, probe: Probe) -> dict[str, Any]:
     return {**variables, "params": params}
 
 
-def width(net: Network, variables: Any, part: Split) -> int:
+def feature_width(net: Network, variables: Any, split: Split) -> int:
     """Return the number of features, which is not that of the head's inputs where hidden layers lie between."""
-    one = jax.ShapeDtypeStruct((1, *part.images.shape[1:]), part.images.dtype)
-    return jax.eval_shape(net.predict, variables, one)[1]["features"].shape[-1]
+    example = jax.ShapeDtypeStruct((1, *split.images.shape[1:]), split.images.dtype)
+    return jax.eval_shape(net.predict, variables, example)[1]["features"].shape[-1]
 
 
-def with_extras(variables: Any, dims: int, how: Pretext | None, source_head: Any, key: jax.Array) -> dict[str, Any]:
+def with_extras(variables: Any, dims: int, pretext: Pretext | None, source_head: Any, key: jax.Array) -> dict[str, Any]:
     """Return the variables with the further heads on ``dims`` features, under ``extra`` in the parameters."""
-    extra = {"pretext": self_supervised.init_heads(how, dims, key)} if how else {}
+    extra = {"pretext": self_supervised.init_heads(pretext, dims, key)} if pretext else {}
     extra |= {"source_head": source_head} if source_head is not None else {}
     return {**variables, "params": {**variables["params"], **({"extra": extra} if extra else {})}}
 
 
-def relation(features: Features, variables: Any, source_head: Any, part: Split) -> jax.Array:
+def class_relation(features: Features, variables: Any, source_head: Any, split: Split) -> jax.Array:
     """Return p(source class | target class) (K, Z) as the source's head sees the training part."""
-    probs = jax.nn.softmax(features(variables, part) @ source_head["kernel"] + source_head["bias"][None])
+    probs = jax.nn.softmax(features(variables, split) @ source_head["kernel"] + source_head["bias"][None])
     classes = variables["params"]["head"]["bias"].shape[0]
-    return regularizers.category_relation(probs, jnp.asarray(part.labels), classes)
+    return regularizers.category_relation(probs, jnp.asarray(split.labels), classes)
 
 
-def attention(net: Network, variables: Any, names: tuple[str, ...], part: Split, batch_size: int) -> dict[str, Any]:
+def channel_weights(
+    net: Network, variables: Any, names: tuple[str, ...], split: Split, batch_size: int
+) -> dict[str, Any]:
     """Return DELTA's weights of channels (C,) for each endpoint of ``names``; the head must have been fitted."""
-    gradients = _gradients_of_maps(net, names)
+    gradients = _make_map_gradients(net, names)
     rises: dict[str, list[jax.Array]] = {name: [] for name in names}
-    for batch in loader.eval_batches(_first(part, ATTENTION_EXAMPLES), batch_size):
-        keep = batch["mask"] > 0
+    for batch in loader.eval_batches(_random_subset(split, ATTENTION_EXAMPLES), batch_size):
+        mask = batch["mask"] > 0
         maps, grads = gradients(variables, batch)
         for name in names:
-            rises[name].append(regularizers.first_order_drops(maps[name][keep], grads[name][keep]) * keep.sum())
+            rises[name].append(regularizers.first_order_drops(maps[name][mask], grads[name][mask]) * mask.sum())
     sums = {name: cast(jax.Array, sum(rows)) for name, rows in rises.items()}  # of one batch at least
-    return {name: regularizers.channel_attention(_standard(total)) for name, total in sums.items()}
+    return {name: regularizers.channel_attention(_standardize(total)) for name, total in sums.items()}
 
 
-def source(how: Regularize, variables: Any, **found: Any) -> dict[str, Any]:
+def source_collection(regularize: Regularize, variables: Any, **estimates: Any) -> dict[str, Any]:
     """Return the collection "source" of the variables: what penalties remember of the start."""
-    kept = {name: variables[name] for name in ("params", "batch_stats")} if how.needs_source else {}
-    return kept | {name: value for name, value in found.items() if value is not None}
+    collection = {name: variables[name] for name in ("params", "batch_stats")} if regularize.needs_source else {}
+    return collection | {name: value for name, value in estimates.items() if value is not None}
 
 
-def adapted(variables: Any, how: adapters.Adapters, key: jax.Array) -> dict[str, Any]:
+def with_adapters(variables: Any, config: adapters.Adapters, key: jax.Array) -> dict[str, Any]:
     """Return the variables with adapters beside the kernels."""
-    return {**variables, "params": adapters.add(variables["params"], how, key)}
+    return {**variables, "params": adapters.add(variables["params"], config, key)}
 
 
-def _first(part: Split, n: int) -> Split:
-    rows = np.random.default_rng(0).permutation(len(part.labels))[:n]
-    return dataset.select_rows(part, rows)
+def _random_subset(split: Split, n: int) -> Split:
+    rows = np.random.default_rng(0).permutation(len(split.labels))[:n]
+    return dataset.select_rows(split, rows)
 
 
-def _standard(rises: jax.Array) -> jax.Array:
+def _standardize(rises: jax.Array) -> jax.Array:
     """Bring rises to mean 0 and deviation 1/5, as DELTA's published code does: the softmax is near equal otherwise."""
     return (rises - rises.mean()) / jnp.maximum(rises.std(), 1e-12) / 5
 
 
 @functools.cache
-def _gradients_of_maps(net: Network, names: tuple[str, ...]):
+def _make_map_gradients(net: Network, names: tuple[str, ...]):
     """Return the jitted function (variables, batch) -> maps and gradients of each example's loss, by endpoint."""
 
-    def run(variables, batch, moves):
+    def run(variables, batch, offsets):
         def intercept(call, args, kwargs, context):
             out = call(*args, **kwargs)
             name = "/".join(context.module.path)
-            return out + moves[name] if name in moves and context.method_name == "__call__" else out
+            return out + offsets[name] if name in offsets and context.method_name == "__call__" else out
 
         with nn.intercept_methods(intercept):
-            logits, end = net.predict(variables, batch["image"])
+            logits, endpoints = net.predict(variables, batch["image"])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return losses.sum(), {name: end[name] for name in names}
+        return losses.sum(), {name: endpoints[name] for name in names}
 
     @jax.jit
     def gradients(variables, batch):
@@ -191,13 +193,13 @@ def _gradients_of_maps(net: Network, names: tuple[str, ...]):
     return gradients
 
 
-def check_endpoints(names: tuple[str, ...], parts: tuple[str, ...]) -> tuple[str, ...]:
+def check_endpoints(names: tuple[str, ...], stages: tuple[str, ...]) -> tuple[str, ...]:
     """Return the endpoints whose maps are compared, by default the last two parts.
 
     Raises:
         UserError: a name that is no part of the network.
     """
-    unknown = [name for name in names if name not in parts]
+    unknown = [name for name in names if name not in stages]
     if unknown:
-        raise UserError(f"config.regularize.endpoints has {unknown[0]!r}, which is none of {', '.join(parts)}")
-    return tuple(names) or parts[-2:]
+        raise UserError(f"config.regularize.endpoints has {unknown[0]!r}, which is none of {', '.join(stages)}")
+    return tuple(names) or stages[-2:]

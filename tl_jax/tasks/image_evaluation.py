@@ -16,11 +16,11 @@ from tl_jax.train.logging import say
 from tl_jax.utils.errors import UserError, join_names, nearest
 
 NEEDS = "needs examples of the class and of others"
-SHOWN = 5  # names of classes in a message
+MAX_NAMES = 5  # names of classes in a message
 
 
-class Judging(NamedTuple):
-    """What is measured.
+class EvaluationSettings(NamedTuple):
+    """What to measure besides accuracy.
 
     Attributes:
         metrics: of "auc", "sensitivity" and "ece".
@@ -44,8 +44,8 @@ class Judging(NamedTuple):
         return len(self.classes) - 1 if self.positive is None else self.positive
 
 
-def of(config: Any, classes: tuple[str, ...], parts: Mapping[str, Split]) -> Judging | None:
-    """Return what ``config`` wants to know beside accuracy, None where that is nothing.
+def read_settings(config: Any, classes: tuple[str, ...], splits: Mapping[str, Split]) -> EvaluationSettings | None:
+    """Return what ``config`` measures besides accuracy, None if nothing.
 
     Raises:
         UserError: no such class, or a part on which the area under the curve says nothing.
@@ -63,91 +63,98 @@ def of(config: Any, classes: tuple[str, ...], parts: Mapping[str, Split]) -> Jud
             )
         positive = classes.index(config.positive)
     for name in ("validation", "test"):
-        labels = parts[name].labels
+        labels = splits[name].labels
         if not len(labels) or not {"auc", "sensitivity"} & set(config.metrics):
             continue
         if len(np.unique(labels)) < 2:
-            lacks = f"has examples of one class only ({classes[labels[0]]})"
+            problem = f"has examples of one class only ({classes[labels[0]]})"
         elif positive is not None and positive not in labels:
-            lacks = f"has no example of {classes[positive]}"
+            problem = f"has no example of {classes[positive]}"
         else:
             continue
         raise UserError(
-            f"the {name} part {lacks}, on which auc and sensitivity say nothing; "
+            f"the {name} part {problem}, on which auc and sensitivity say nothing; "
             "bring more examples, try another --config.seed, or set config.metrics='()'"
         )
-    groups = parts["test"].groups
-    asked = config.data.group != "none" and config.data.name in ("folder", "index") and config.data.dir
-    if "auc" in config.metrics and groups is None and asked:
+    groups = splits["test"].groups
+    expects_groups = config.data.group != "none" and config.data.name in ("folder", "index") and config.data.dir
+    if "auc" in config.metrics and groups is None and expects_groups:
         say(
             "nothing says which pictures belong together (to a patient, a source): parts may share some, and intervals "
             "count each picture as new; name a column of index.csv with --config.data.group"
         )
-    return Judging(tuple(config.metrics), classes, positive, config.specificity, config.calibrate, groups)
+    return EvaluationSettings(tuple(config.metrics), classes, positive, config.specificity, config.calibrate, groups)
 
 
-def judge(how: Judging, found: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
+def evaluate_predictions(settings: EvaluationSettings, predictions: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
     """Return the metrics of the probabilities (N, K) of batches, padding left out; of training that diverged none."""
-    probabilities, labels = scored(found, batches)
+    probabilities, labels = scored(predictions, batches)
     if not np.isfinite(probabilities).all():
-        return Verdict({}, {}, dict.fromkeys(how.metrics, "needs finite probabilities"), Scored(probabilities, labels))
-    make = {
-        "auc": lambda: float(classification.mean_auc(probabilities, labels, how.reference)),
-        "sensitivity": lambda: classification.mean_sensitivity(probabilities, labels, how.positive, how.specificity),
+        return Verdict(
+            {}, {}, dict.fromkeys(settings.metrics, "needs finite probabilities"), Scored(probabilities, labels)
+        )
+    functions = {
+        "auc": lambda: float(classification.mean_auc(probabilities, labels, settings.reference)),
+        "sensitivity": lambda: classification.mean_sensitivity(
+            probabilities, labels, settings.positive, settings.specificity
+        ),
         "ece": lambda: classification.reliability(probabilities, labels).error,
     }
-    measured = {name: make[name]() for name in how.metrics}
+    measured = {name: functions[name]() for name in settings.metrics}
     values = {name: value for name, value in measured.items() if math.isfinite(value)}
     missing = dict.fromkeys(measured.keys() - values, NEEDS)
-    return Verdict(values, {}, missing | _left_out(how, values, labels), Scored(probabilities, labels))
+    return Verdict(values, {}, missing | _missing_classes(settings, values, labels), Scored(probabilities, labels))
 
 
-def _left_out(how: Judging, values: Mapping[str, float], labels: np.ndarray) -> dict[str, str]:
+def _missing_classes(settings: EvaluationSettings, values: Mapping[str, float], labels: np.ndarray) -> dict[str, str]:
     """Return "auc of CLASS" and so on for the classes that a mean over classes leaves out, and why."""
-    absent = [name for k, name in enumerate(how.classes) if not 0 < (labels == k).sum() < len(labels)]
-    means = {"auc": len(how.classes) > 2, "sensitivity": how.positive is None}
-    names, why = join_names(absent, SHOWN), f"{NEEDS}; the mean leaves it out"
-    return {f"{name} of {names}": why for name, mean in means.items() if mean and absent and name in values}
+    absent = [name for k, name in enumerate(settings.classes) if not 0 < (labels == k).sum() < len(labels)]
+    is_mean = {"auc": len(settings.classes) > 2, "sensitivity": settings.positive is None}
+    names, reason = join_names(absent, MAX_NAMES), f"{NEEDS}; the mean leaves it out"
+    return {f"{name} of {names}": reason for name, mean in is_mean.items() if mean and absent and name in values}
 
 
-def report(how: Judging, tested: Scored, validated: Scored | None, folder: Path) -> dict[str, Any]:
+def report_calibration(
+    settings: EvaluationSettings, test: Scored, validation: Scored | None, folder: Path
+) -> dict[str, Any]:
     """Return what the summary says beside the metrics, and draw ``reliability.png`` in ``folder``.
 
     ``intervals`` has the bootstrap interval of the area under the curve, ``operating_point`` sensitivity and
     specificity on the test part at the threshold that the validation part gives, ``calibration`` the temperature with
     the errors and losses on the test part without and with it.
     """
-    out: dict[str, Any] = {}
-    if "auc" in how.metrics:
-        span = classification.interval(*tested, how.reference, how.groups)
-        units = f"{len(np.unique(how.groups))} groups" if how.groups is not None else f"{len(tested.labels)} pictures"
-        out["intervals"] = {"auc": span, "level": 0.95, "over": units, "resamples": classification.RESAMPLES}
-        say(f"AUC on test, 95 % interval over {units}: {span[0]:.3f} to {span[1]:.3f}")
-    if validated is None:
-        return out
-    if "sensitivity" in how.metrics and how.positive is not None:
-        out["operating_point"] = _operate(how, how.positive, tested, validated)
-    if how.calibrate:
-        out["calibration"] = _calibrate(tested, validated, folder)
-    return out
+    result: dict[str, Any] = {}
+    if "auc" in settings.metrics:
+        interval = classification.interval(*test, settings.reference, settings.groups)
+        grouped = settings.groups is not None
+        units = f"{len(np.unique(settings.groups))} groups" if grouped else f"{len(test.labels)} pictures"
+        result["intervals"] = {"auc": interval, "level": 0.95, "over": units, "resamples": classification.RESAMPLES}
+        say(f"AUC on test, 95 % interval over {units}: {interval[0]:.3f} to {interval[1]:.3f}")
+    if validation is None:
+        return result
+    if "sensitivity" in settings.metrics and settings.positive is not None:
+        result["operating_point"] = _operating_point(settings, settings.positive, test, validation)
+    if settings.calibrate:
+        result["calibration"] = _calibrate(test, validation, folder)
+    return result
 
 
-def _operate(how: Judging, positive: int, tested: Scored, validated: Scored) -> dict[str, Any]:
-    chosen = classification.at_specificity(
-        validated.probabilities[:, positive], validated.labels == positive, how.specificity
+def _operating_point(settings: EvaluationSettings, positive: int, test: Scored, validation: Scored) -> dict[str, Any]:
+    threshold = classification.at_specificity(
+        validation.probabilities[:, positive], validation.labels == positive, settings.specificity
     ).threshold
-    found, there = tested.probabilities[:, positive] >= chosen, tested.labels == positive
-    point = {"sensitivity": float(found[there].mean()), "specificity": float(1 - found[~there].mean())}
-    name = how.classes[positive]
-    say(f"{name} from {chosen:.3f} on (validation): sensitivity {point['sensitivity']:.3f}, "
+    predicted, actual = test.probabilities[:, positive] >= threshold, test.labels == positive
+    point = {"sensitivity": float(predicted[actual].mean()), "specificity": float(1 - predicted[~actual].mean())}
+    name = settings.classes[positive]
+    say(f"{name} from {threshold:.3f} on (validation): sensitivity {point['sensitivity']:.3f}, "
         f"specificity {point['specificity']:.3f} on test")  # fmt: skip
-    return {"positive": name, "threshold": chosen, **point}
+    return {"positive": name, "threshold": threshold, **point}
 
 
-def _calibrate(tested: Scored, validated: Scored, folder: Path) -> dict[str, float]:
-    temperature = classification.fit_temperature(*validated)
-    after = classification.calibrated(tested.probabilities, temperature)
-    before_bins, after_bins = (classification.reliability(p, tested.labels) for p in (tested.probabilities, after))
+def _calibrate(test: Scored, validation: Scored, folder: Path) -> dict[str, float]:
+    temperature = classification.fit_temperature(*validation)
+    calibrated = classification.calibrated(test.probabilities, temperature)
+    before_bins, after_bins = (classification.reliability(p, test.labels) for p in (test.probabilities, calibrated))
     path = plots.draw_reliability(before_bins, after_bins, temperature, folder / "reliability.png")
     bound = f" ({words})" if (words := plots.at_bound(temperature)) else ""
     say(
@@ -158,11 +165,16 @@ def _calibrate(tested: Scored, validated: Scored, folder: Path) -> dict[str, flo
         "temperature": temperature,
         "ece_before": before_bins.error,
         "ece_after": after_bins.error,
-        "loss_before": classification.log_loss(*tested),
-        "loss_after": classification.log_loss(after, tested.labels),
+        "loss_before": classification.log_loss(*test),
+        "loss_after": classification.log_loss(calibrated, test.labels),
     }
 
 
-def fields(how: Judging | None) -> dict[str, Any]:
-    """Return the fields of a ``Task`` that measure what is wanted."""
-    return {} if how is None else {"judge": functools.partial(judge, how), "report": functools.partial(report, how)}
+def task_fields(settings: EvaluationSettings | None) -> dict[str, Any]:
+    """Return the fields of a ``Task`` that compute these metrics."""
+    if settings is None:
+        return {}
+    return {
+        "evaluate": functools.partial(evaluate_predictions, settings),
+        "report": functools.partial(report_calibration, settings),
+    }

@@ -19,13 +19,13 @@ from tl_jax.models.ops.batch_norm import stochastic_norm
 from tl_jax.models.ops.dropout import Dropout
 from tl_jax.transfer import adapters, regularizers, self_supervised
 from tl_jax.transfer.adapters import Adapters
-from tl_jax.transfer.arcface import Margin, unit
+from tl_jax.transfer.arcface import Margin, l2_normalize
 from tl_jax.transfer.regularizers import Regularize
 from tl_jax.transfer.self_supervised import Pretext
 
-AUXILIARY = 0.4  # share of the auxiliary head's loss, as torchvision's training recipe has it
+AUX_WEIGHT = 0.4  # share of the auxiliary head's loss, as torchvision's training recipe has it
 # Folded into the key of a step. Augmentation splits that key, which takes the numbers from 0 on.
-DROPOUT, NORM, MIX, PRETEXT = (2**31 - 1 - i for i in range(4))
+DROPOUT_KEY, NORM_KEY, MIX_KEY, PRETEXT_KEY = (2**31 - 1 - i for i in range(4))
 
 
 class Inputs(NamedTuple):
@@ -73,115 +73,119 @@ class Network(NamedTuple):
 
     def predict(self, variables: Any, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return logits (N, K) and endpoints of pictures (N, H, W, C) in evaluation mode."""
-        return self.model.apply(self._plain(variables), self.inputs(images), train=False)
+        return self.model.apply(self._merged_variables(variables), self.inputs(images), train=False)
 
     def train(self, variables: Any, inputs: jax.Array, key: jax.Array, norm: float = 0.0):
         """Return logits, endpoints and new statistics of network inputs in training mode."""
-        rngs = {"dropout": jax.random.fold_in(key, DROPOUT), "stochastic_norm": jax.random.fold_in(key, NORM)}
+        rngs = {"dropout": jax.random.fold_in(key, DROPOUT_KEY), "stochastic_norm": jax.random.fold_in(key, NORM_KEY)}
         with stochastic_norm(norm):
-            (logits, end), new = self.model.apply(
-                self._plain(variables), inputs, train=True, mutable=["batch_stats"], rngs=rngs
+            (logits, endpoints), updates = self.model.apply(
+                self._merged_variables(variables), inputs, train=True, mutable=["batch_stats"], rngs=rngs
             )
-        return logits, end, new.get("batch_stats", {})
+        return logits, endpoints, updates.get("batch_stats", {})
 
-    def _plain(self, variables: Any) -> dict[str, Any]:
-        return {"params": plain(variables["params"], self.adapters), "batch_stats": variables["batch_stats"]}
+    def _merged_variables(self, variables: Any) -> dict[str, Any]:
+        return {"params": merged_params(variables["params"], self.adapters), "batch_stats": variables["batch_stats"]}
 
 
-def plain(params: Any, how: Adapters) -> dict[str, Any]:
+def merged_params(params: Any, config: Adapters) -> dict[str, Any]:
     """Return the parameters of the network alone, adapters merged into them."""
-    return adapters.merge({name: leaves for name, leaves in params.items() if name != "extra"}, how)
+    return adapters.merge({name: leaves for name, leaves in params.items() if name != "extra"}, config)
 
 
 @functools.cache
-def make_loss(net: Network, how: Augment, regularize: Regularize, beside: Pretext | None, people: Margin | None = None):
+def make_loss(
+    net: Network, augment_config: Augment, regularize: Regularize, pretext: Pretext | None, margin: Margin | None = None
+):
     """Return the training loss: augmented pictures, softmax cross-entropy in nats, mean over unmasked examples.
 
     An example counts with the weight of its own class times its cross-entropy, smoothed or not, as ``class_weight`` of
     Keras has it; a mixture of two counts as much as its shares of both. The mean is over the number of examples, not
     over the sum of their weights.
 
-    Penalties, and the loss of the pretext ``beside``, are added to it and reported on their own. With ``people`` what
+    Penalties, and the loss of ``pretext``, are added to it and reported on their own. With ``margin`` what
     the network puts out are embeddings, and logits are made of these.
     """
 
     def loss(variables, batch, key):
         source = variables.get("source", {})
-        images = net.inputs(augment(batch["image"], key, how))
-        targets = jax.nn.one_hot(batch["label"], people.people if people else net.model.num_classes)
+        images = net.inputs(augment(batch["image"], key, augment_config))
+        targets = jax.nn.one_hot(batch["label"], margin.identities if margin else net.model.num_classes)
         targets = optax.smooth_labels(targets, regularize.label_smoothing)
         if regularize.weights:  # of the example's own class, before mixing, so that each partner brings its own weight
             targets = targets * jnp.asarray(regularize.weights)[batch["label"]][:, None]
-        images, targets = regularizers.mix(regularize, images, targets, jax.random.fold_in(key, MIX))
-        logits, end, stats = net.train(variables, images, key, regularize.stochastic_norm)
-        if people:
-            logits = people(variables["params"], logits, batch["label"])
+        images, targets = regularizers.mix(regularize, images, targets, jax.random.fold_in(key, MIX_KEY))
+        logits, endpoints, stats = net.train(variables, images, key, regularize.stochastic_norm)
+        if margin:
+            logits = margin(variables["params"], logits, batch["label"])
         losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
-        if "aux_logits" in end and not people:
-            losses += AUXILIARY * optax.softmax_cross_entropy(end["aux_logits"], targets)
-        source_end = {}
+        if "aux_logits" in endpoints and not margin:
+            losses += AUX_WEIGHT * optax.softmax_cross_entropy(endpoints["aux_logits"], targets)
+        source_endpoints = {}
         if regularize.compares_maps:
-            start = {name: source[name] for name in ("params", "batch_stats")}
-            source_end = net.model.apply(start, images, train=False)[1]
-        sums = _sums(losses, logits, batch)
+            source_variables = {name: source[name] for name in ("params", "batch_stats")}
+            source_endpoints = net.model.apply(source_variables, images, train=False)[1]
+        sums = _metric_sums(losses, logits, batch)
         value = sums["loss"][0] / sums["loss"][1]
-        extra = regularizers.penalty(regularize, variables["params"], end, batch, source, source_end)
-        if extra is not None:
-            value, sums["penalty"] = value + extra, (extra, 1.0)
-        if beside:
-            extra, score, _ = _pretext(net, beside, variables, batch, jax.random.fold_in(key, PRETEXT))
-            value = value + beside.weight * extra
-            sums |= {beside.name: (extra, 1.0), f"{beside.name}_score": (score, 1.0)}
+        added_loss = regularizers.penalty(regularize, variables["params"], endpoints, batch, source, source_endpoints)
+        if added_loss is not None:
+            value, sums["penalty"] = value + added_loss, (added_loss, 1.0)
+        if pretext:
+            added_loss, score, _ = _pretext_terms(net, pretext, variables, batch, jax.random.fold_in(key, PRETEXT_KEY))
+            value = value + pretext.weight * added_loss
+            sums |= {pretext.name: (added_loss, 1.0), f"{pretext.name}_score": (score, 1.0)}
         return value, (stats, sums)
 
     return loss
 
 
 @functools.cache
-def make_pretext_loss(net: Network, how: Pretext):
+def make_pretext_loss(net: Network, pretext: Pretext):
     """Return the loss of the pretext alone, with its score."""
 
     def loss(variables, batch, key):
-        value, score, stats = _pretext(net, how, variables, batch, key)
+        value, score, stats = _pretext_terms(net, pretext, variables, batch, key)
         return value, (stats, {"loss": (value, 1.0), "score": (score, 1.0)})
 
     return loss
 
 
 @functools.cache
-def make_metrics(net: Network, count: int = 1):
+def make_metrics(net: Network, num_views: int = 1):
     """Return the evaluation function: sums and counts of loss (nats) and accuracy over unmasked examples.
 
-    With a ``count`` of more than 1 the probabilities are averaged over that many views of each picture.
+    With a ``num_views`` of more than 1 the probabilities are averaged over that many views of each picture.
     """
 
     def metrics(variables, batch):
-        logits = predict(net, variables, batch["image"], count)
+        logits = predict_logits(net, variables, batch["image"], num_views)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["label"])
-        return _sums(losses, logits, batch)
+        return _metric_sums(losses, logits, batch)
 
     return metrics
 
 
 @functools.cache
-def make_predict(net: Network, count: int = 1):
-    """Return the function (variables, batch) -> probabilities (N, K), averaged over ``count`` views."""
+def make_predict(net: Network, num_views: int = 1):
+    """Return the function (variables, batch) -> probabilities (N, K), averaged over ``num_views`` views."""
 
-    def predicted(variables, batch):
-        return jax.nn.softmax(predict(net, variables, batch["image"], count).astype(jnp.float32))
+    def probabilities(variables, batch):
+        return jax.nn.softmax(predict_logits(net, variables, batch["image"], num_views).astype(jnp.float32))
 
-    return predicted
+    return probabilities
 
 
 @functools.cache
-def make_embeddings(net: Network, count: int = 1):
-    """Return the function (variables, batch) -> embeddings (N, E) of length 1, the mean over ``count`` views."""
+def make_embeddings(net: Network, num_views: int = 1):
+    """Return the function (variables, batch) -> embeddings (N, E) of length 1, the mean over ``num_views`` views."""
 
     def embeddings(variables, batch):
-        def one(images):
-            return unit(net.predict(variables, images)[0].astype(jnp.float32))
+        def embed(images):
+            return l2_normalize(net.predict(variables, images)[0].astype(jnp.float32))
 
-        return one(batch["image"]) if count == 1 else unit(jax.lax.map(one, tta_views(batch["image"], count)).mean(0))
+        if num_views == 1:
+            return embed(batch["image"])
+        return l2_normalize(jax.lax.map(embed, tta_views(batch["image"], num_views)).mean(0))
 
     return embeddings
 
@@ -201,37 +205,39 @@ def make_pooled(net: Network, names: tuple[str, ...]):
     """Return the function (variables, batch) -> averages over positions of the named maps, side by side (N, D)."""
 
     def pooled(variables, batch):
-        end = net.predict(variables, batch["image"])[1]
-        return jnp.concatenate([end[name].astype(jnp.float32).mean((1, 2)) for name in names], axis=1)
+        endpoints = net.predict(variables, batch["image"])[1]
+        return jnp.concatenate([endpoints[name].astype(jnp.float32).mean((1, 2)) for name in names], axis=1)
 
     return pooled
 
 
-def predict(net: Network, variables: Any, images: jax.Array, count: int) -> jax.Array:
-    """Return the logits (N, K) of pictures, or the logarithm of their mean probability over ``count`` views."""
-    if count == 1:
+def predict_logits(net: Network, variables: Any, images: jax.Array, num_views: int) -> jax.Array:
+    """Return the logits (N, K) of pictures, or the logarithm of their mean probability over ``num_views`` views."""
+    if num_views == 1:
         return net.predict(variables, images)[0]
-    logits = jax.lax.map(lambda view: net.predict(variables, view)[0].astype(jnp.float32), tta_views(images, count))
-    return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(count)
+    logits = jax.lax.map(lambda view: net.predict(variables, view)[0].astype(jnp.float32), tta_views(images, num_views))
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(num_views)
 
 
-def _pretext(net: Network, how: Pretext, variables: Any, batch: Any, key: jax.Array):
+def _pretext_terms(net: Network, pretext: Pretext, variables: Any, batch: Any, key: jax.Array):
     """Return loss, score and new BatchNorm statistics of a pretext."""
-    kept = {}
+    captured = {}
 
     def embed(images):
-        _, end, kept["stats"] = net.train(variables, net.inputs(images), key)
-        return end["features"]
+        _, endpoints, captured["stats"] = net.train(variables, net.inputs(images), key)
+        return endpoints["features"]
 
-    value, score = self_supervised.loss(how, embed, variables["params"]["extra"]["pretext"], batch["image"], key)
-    return value, score, kept["stats"]
+    value, score = self_supervised.pretext_loss(
+        pretext, embed, variables["params"]["extra"]["pretext"], batch["image"], key
+    )
+    return value, score, captured["stats"]
 
 
-def _sums(losses, logits, batch):
-    hits = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
+def _metric_sums(losses, logits, batch):
+    correct = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
     mask = batch["mask"]
     count = mask.sum()
-    return {"loss": ((losses * mask).sum(), count), "accuracy": ((hits * mask).sum(), count)}
+    return {"loss": ((losses * mask).sum(), count), "accuracy": ((correct * mask).sum(), count)}
 
 
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
@@ -256,12 +262,12 @@ class Encoder(NamedTuple):
     Attributes:
         model: with its head.
         adapters: added to the kernels.
-        still: whether all below the head runs as in evaluation while the head is trained.
+        frozen: whether all below the head runs as in evaluation while the head is trained.
     """
 
     model: Bert
     adapters: Adapters = Adapters()
-    still: bool = False
+    frozen: bool = False
 
     @property
     def head(self) -> Head:
@@ -270,29 +276,34 @@ class Encoder(NamedTuple):
 
     def predict(self, variables: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return output and endpoints of a batch in evaluation mode."""
-        return self.model.apply(self._plain(variables), **_tokens(batch), train=False)
+        return self.model.apply(self._merged_variables(variables), **_tokens(batch), train=False)
 
     def train(self, variables: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return output and endpoints of a batch in training mode."""
-        rngs = {"dropout": jax.random.fold_in(key, DROPOUT)}
-        if not self.still:
-            return self.model.apply(self._plain(variables), **_tokens(batch), train=True, rngs=rngs)
-        _, end = self.predict(variables, batch)
-        last = (*self.model.layer_names(), "embeddings")[-2 if self.model.layer_names() else 0]
-        read = end[last].astype(jnp.float32) if self.model.output == "tokens" else end["features"]
-        return self.head.apply(self._plain(variables), read, train=True, rngs=rngs)[0], end
+        rngs = {"dropout": jax.random.fold_in(key, DROPOUT_KEY)}
+        if not self.frozen:
+            return self.model.apply(self._merged_variables(variables), **_tokens(batch), train=True, rngs=rngs)
+        _, endpoints = self.predict(variables, batch)
+        last_endpoint = (*self.model.layer_names(), "embeddings")[-2 if self.model.layer_names() else 0]
+        head_inputs = (
+            endpoints[last_endpoint].astype(jnp.float32) if self.model.output == "tokens" else endpoints["features"]
+        )
+        return self.head.apply(self._merged_variables(variables), head_inputs, train=True, rngs=rngs)[0], endpoints
 
-    def guess(self, variables: Any, batch: Any, hidden: MaskedTexts, key: jax.Array | None) -> jax.Array:
+    def predict_masked(self, variables: Any, batch: Any, hidden: MaskedTexts, key: jax.Array | None) -> jax.Array:
         """Return the logits (N, P, V) of hidden words; with a ``key`` in training mode."""
-        ids, chosen, _ = hidden
-        params = {**self._plain(variables)["params"], **variables["params"].get("extra", {}).get("pretext", {})}
+        ids, positions, _ = hidden
+        params = {
+            **self._merged_variables(variables)["params"],
+            **variables["params"].get("extra", {}).get("pretext", {}),
+        }
         model = self.model.clone(num_classes=0, output="masked")
-        rngs = {} if key is None else {"dropout": jax.random.fold_in(key, DROPOUT)}
-        seen = {**_tokens(batch), "input_ids": ids, "positions": chosen}
-        return model.apply({"params": params}, **seen, train=key is not None, rngs=rngs)[0]
+        rngs = {} if key is None else {"dropout": jax.random.fold_in(key, DROPOUT_KEY)}
+        inputs = {**_tokens(batch), "input_ids": ids, "positions": positions}
+        return model.apply({"params": params}, **inputs, train=key is not None, rngs=rngs)[0]
 
-    def _plain(self, variables: Any) -> dict[str, Any]:
-        return {"params": plain(variables["params"], self.adapters)}
+    def _merged_variables(self, variables: Any) -> dict[str, Any]:
+        return {"params": merged_params(variables["params"], self.adapters)}
 
 
 def _tokens(batch: Any) -> dict[str, jax.Array]:
@@ -300,40 +311,42 @@ def _tokens(batch: Any) -> dict[str, jax.Array]:
 
 
 @functools.cache
-def make_text_loss(net: Encoder, how: Regularize, beside: tuple[Masking, float] | None = None):
+def make_text_loss(net: Encoder, regularize: Regularize, masked_lm: tuple[Masking, float] | None = None):
     """Return the training loss: softmax cross-entropy in nats, mean over texts, or over labelled tokens.
 
-    Penalties, and the loss of guessing words with its weight in ``beside``, are added and reported on their own.
+    Penalties, and the loss of guessing words with its weight in ``masked_lm``, are added and reported on their own.
     """
 
     def loss(variables, batch, key):
-        logits, end = net.train(variables, batch, key)
+        logits, endpoints = net.train(variables, batch, key)
         targets = jax.nn.one_hot(batch["label"], net.model.num_classes)
-        losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, how.label_smoothing))
-        sums = _text_sums(losses, logits, batch["label"], _weights(batch))
-        value = _mean(sums["loss"])
+        losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, regularize.label_smoothing))
+        sums = _text_sums(losses, logits, batch["label"], _example_weights(batch))
+        value = _mean_of_sums(sums["loss"])
         source = variables.get("source", {})
-        source_end = net.predict(source, batch)[1] if how.compares_maps else {}
-        ends = [_without_padding(each, batch, how.endpoints) for each in (end, source_end)]
-        extra = regularizers.penalty(how, variables["params"], ends[0], batch, source, ends[1])
-        if extra is not None:
-            value, sums["penalty"] = value + extra, (extra, 1.0)
-        if beside:
-            words = _words(net, variables, batch, beside[0], jax.random.fold_in(key, PRETEXT))
-            value += beside[1] * _mean(words["loss"])
-            sums |= {"words": words["loss"], "words_score": words["accuracy"]}
+        source_endpoints = net.predict(source, batch)[1] if regularize.compares_maps else {}
+        masked_endpoints = [_mask_padding(maps, batch, regularize.endpoints) for maps in (endpoints, source_endpoints)]
+        added_loss = regularizers.penalty(
+            regularize, variables["params"], masked_endpoints[0], batch, source, masked_endpoints[1]
+        )
+        if added_loss is not None:
+            value, sums["penalty"] = value + added_loss, (added_loss, 1.0)
+        if masked_lm:
+            masked_sums = _masked_lm_sums(net, variables, batch, masked_lm[0], jax.random.fold_in(key, PRETEXT_KEY))
+            value += masked_lm[1] * _mean_of_sums(masked_sums["loss"])
+            sums |= {"words": masked_sums["loss"], "words_score": masked_sums["accuracy"]}
         return value, ({}, sums)
 
     return loss
 
 
 @functools.cache
-def make_words_loss(net: Encoder, how: Masking):
+def make_masked_lm_loss(net: Encoder, masking: Masking):
     """Return the loss of guessing hidden words, mean over these."""
 
     def loss(variables, batch, key):
-        sums = _words(net, variables, batch, how, key)
-        return _mean(sums["loss"]), ({}, sums)
+        sums = _masked_lm_sums(net, variables, batch, masking, key)
+        return _mean_of_sums(sums["loss"]), ({}, sums)
 
     return loss
 
@@ -345,23 +358,23 @@ def make_text_metrics(net: Encoder):
     def metrics(variables, batch):
         logits, _ = net.predict(variables, batch)
         losses = optax.softmax_cross_entropy(logits, jax.nn.one_hot(batch["label"], net.model.num_classes))
-        return _text_sums(losses, logits, batch["label"], _weights(batch))
+        return _text_sums(losses, logits, batch["label"], _example_weights(batch))
 
     return metrics
 
 
 @functools.cache
-def make_words_metrics(net: Encoder, how: Masking):
+def make_masked_lm_metrics(net: Encoder, masking: Masking):
     """Return the evaluation function of guessing words; which are hidden in a text depends on that text alone."""
 
-    def one(ids, there):
+    def mask_text(ids, attention_mask):
         """Hide words of one text (L,)."""
-        key = jax.random.fold_in(jax.random.key(0), (ids * there).sum())
-        return MaskedTexts(*(leaf[0] for leaf in mask_tokens(ids[None], there[None], key, how)))
+        key = jax.random.fold_in(jax.random.key(0), (ids * attention_mask).sum())
+        return MaskedTexts(*(leaf[0] for leaf in mask_tokens(ids[None], attention_mask[None], key, masking)))
 
     def metrics(variables, batch):
-        hidden = jax.vmap(one)(batch["input_ids"], batch["attention_mask"])
-        return _guessed(net, variables, batch, hidden, None)
+        hidden = jax.vmap(mask_text)(batch["input_ids"], batch["attention_mask"])
+        return _masked_sums(net, variables, batch, hidden, None)
 
     return metrics
 
@@ -396,20 +409,20 @@ def make_text_features(net: Encoder):
     return features
 
 
-def _words(net: Encoder, variables: Any, batch: Any, how: Masking, key: jax.Array):
+def _masked_lm_sums(net: Encoder, variables: Any, batch: Any, masking: Masking, key: jax.Array):
     """Return the sums of loss and accuracy of words that are hidden just now."""
-    hidden = mask_tokens(batch["input_ids"], batch["attention_mask"], key, how)
-    return _guessed(net, variables, batch, hidden, key)
+    hidden = mask_tokens(batch["input_ids"], batch["attention_mask"], key, masking)
+    return _masked_sums(net, variables, batch, hidden, key)
 
 
-def _guessed(net: Encoder, variables: Any, batch: Any, hidden: MaskedTexts, key: jax.Array | None):
-    logits = net.guess(variables, batch, hidden, key)
-    words = jnp.take_along_axis(batch["input_ids"], hidden.positions, 1)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, words)
-    return _text_sums(losses, logits, words, hidden.weights * batch["mask"][:, None])
+def _masked_sums(net: Encoder, variables: Any, batch: Any, hidden: MaskedTexts, key: jax.Array | None):
+    logits = net.predict_masked(variables, batch, hidden, key)
+    token_ids = jnp.take_along_axis(batch["input_ids"], hidden.positions, 1)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, token_ids)
+    return _text_sums(losses, logits, token_ids, hidden.weights * batch["mask"][:, None])
 
 
-def _weights(batch: Any) -> jax.Array:
+def _example_weights(batch: Any) -> jax.Array:
     """Return 1 where there is something to learn, and 0 where there is none, for texts (N,) or tokens (N, L)."""
     if batch["label"].ndim == 1:
         return batch["mask"]
@@ -419,16 +432,16 @@ def _weights(batch: Any) -> jax.Array:
 def _text_sums(
     losses: jax.Array, logits: jax.Array, labels: jax.Array, weights: jax.Array
 ) -> dict[str, tuple[Any, Any]]:
-    hits = (logits.argmax(-1) == labels).astype(jnp.float32)
+    correct = (logits.argmax(-1) == labels).astype(jnp.float32)
     count = weights.sum()
-    return {"loss": ((losses * weights).sum(), count), "accuracy": ((hits * weights).sum(), count)}
+    return {"loss": ((losses * weights).sum(), count), "accuracy": ((correct * weights).sum(), count)}
 
 
-def _mean(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+def _mean_of_sums(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
     return pair[0] / jnp.maximum(pair[1], 1.0)
 
 
-def _without_padding(end: Any, batch: Any, names: tuple[str, ...]) -> dict[str, jax.Array]:
+def _mask_padding(endpoints: Any, batch: Any, names: tuple[str, ...]) -> dict[str, jax.Array]:
     """Return endpoints with those of ``names`` (N, L, D) put to zero where there is no token."""
-    there = batch["attention_mask"][..., None]
-    return {**end, **{name: end[name] * there for name in names if name in end}}
+    attention_mask = batch["attention_mask"][..., None]
+    return {**endpoints, **{name: endpoints[name] * attention_mask for name in names if name in endpoints}}

@@ -16,14 +16,14 @@ from tl_jax.metrics import Batch, Sums, Variables
 from tl_jax.models.actor_critic import Policy
 from tl_jax.models.options import check_options
 from tl_jax.rl import envs, policy_transfer, ppo, rollout
-from tl_jax.rl.envs import World
+from tl_jax.rl.envs import Env
 from tl_jax.rl.ppo import PPOConfig, make_update
-from tl_jax.rl.rollout import normalized
+from tl_jax.rl.rollout import normalize
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding
 from tl_jax.train.logging import say
 from tl_jax.train.state import TrainState
-from tl_jax.train.step import make_init
+from tl_jax.train.step import make_optimizer_init
 from tl_jax.train.task import Objective, Task
 from tl_jax.transfer import freeze
 from tl_jax.transfer.freeze import Rules
@@ -32,7 +32,7 @@ from tl_jax.transfer.phases import Phase
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 
-MOST_UPDATES = 20  # of one call; an interruption waits for its end
+MAX_UPDATES = 20  # of one call; an interruption waits for its end
 
 
 class PolicyStepper:
@@ -42,7 +42,7 @@ class PolicyStepper:
 
     def __init__(
         self,
-        world: World,
+        env: Env,
         policy: Policy,
         ppo_config: PPOConfig,
         phase: Phase,
@@ -50,52 +50,56 @@ class PolicyStepper:
         state: TrainState,
         stream: jax.Array,
         first: int,
-        most: int = MOST_UPDATES,
+        max_steps: int = MAX_UPDATES,
     ):
-        self.most = min(MOST_UPDATES, most)
+        self.max_steps = min(MAX_UPDATES, max_steps)
         self._phase, self._stream, self._rates = phase, stream, learning_rates(phase.rate)
-        still = keeps_statistics(state.params, phase)
-        updates = _make_updates(world, policy, ppo_config, phase.optim, phase.rules, still)
-        program = sharding.compiled(updates, state, stream, *self._some(first, first))
+        freeze_statistics = freezes_statistics(state.params, phase)
+        updates = _make_updates(env, policy, ppo_config, phase.optim, phase.rules, freeze_statistics)
+        program = sharding.compile_cached(updates, state, stream, *self._call_args(first, first))
         self._execute, self.seconds = program.execute, program.seconds
 
     def advance(self, state: TrainState, first: int, stop: int) -> tuple[TrainState, list[dict[str, Any]]]:
-        """Make the updates ``first`` to ``stop`` of the run, at most ``most``; return the state and a row of each."""
+        """Make updates ``first`` to ``stop`` of the run, at most ``max_steps``; return the state and a row for each."""
         rates = self._rates[first - self._phase.start : stop - self._phase.start]
-        state, rows = self._execute(state, self._stream, *self._some(first, stop))
+        state, rows = self._execute(state, self._stream, *self._call_args(first, stop))
         rows = jax.device_get(rows)
         return state, [{**jax.tree.map(lambda v, i=i: v[i], rows), "lr": rate} for i, rate in enumerate(rates)]
 
-    def unfrozen(self, state: TrainState, whole: Objective) -> tuple[int, float]:
+    def unfrozen_cost(self, state: TrainState, full_objective: Objective) -> tuple[int, float]:
         """Return the bytes of optimizer state, had the phase frozen nothing; FLOPs are not known."""
-        init = make_init(self._phase.optim, freeze.RECIPES["all"])
+        init = make_optimizer_init(self._phase.optim, freeze.RECIPES["all"])
         return tree.nbytes(jax.eval_shape(init, state.params)), self.flops
 
-    def forward(self, state: TrainState, whole: Objective) -> float:
+    def forward_flops(self, state: TrainState, full_objective: Objective) -> float:
         """Return what is known of the FLOPs of acting: nothing."""
         return self.flops
 
-    def _some(self, first: int, stop: int) -> tuple[jax.Array, jax.Array]:
+    def _call_args(self, first: int, stop: int) -> tuple[jax.Array, jax.Array]:
         """Return the learning rates of a call, and how many of them count."""
-        at = np.minimum(np.arange(self.most) + first - self._phase.start, len(self._rates) - 1)
-        return sharding.everywhere((self._rates[at], np.int32(stop - first)))
+        steps = np.minimum(np.arange(self.max_steps) + first - self._phase.start, len(self._rates) - 1)
+        return sharding.replicate((self._rates[steps], np.int32(stop - first)))
 
 
-def keeps_statistics(params: Any, phase: Phase) -> bool:
+def freezes_statistics(params: Any, phase: Phase) -> bool:
     """Whether the statistics of observations stay as they are: where the first layers do, or where it is asked for.
 
     Layers that are frozen would see other inputs than those that they were trained on.
     """
-    moves = tree.flatten(freeze.trainable(params, phase.rules))
-    first = next(name for name in ("conv1", "layer1", "head") if any(path.startswith(f"{name}/") for path in moves))
-    frozen = not any(trains for path, trains in moves.items() if path.startswith(f"{first}/"))
+    trained = tree.flatten(freeze.trainable(params, phase.rules))
+    first_layer = next(
+        name for name in ("conv1", "layer1", "head") if any(path.startswith(f"{name}/") for path in trained)
+    )
+    frozen = not any(trains for path, trains in trained.items() if path.startswith(f"{first_layer}/"))
     return {"auto": frozen, "frozen": True, "train": False}[phase.batch_stats]
 
 
 @functools.cache
-def _make_updates(world: World, policy: Policy, ppo_config: PPOConfig, optim: OptimSpec, rules: Rules, still: bool):
+def _make_updates(
+    env: Env, policy: Policy, ppo_config: PPOConfig, optim: OptimSpec, rules: Rules, freeze_statistics: bool
+):
     """Return the jitted loop (state, stream key, learning rates (S,), count) -> (state, rows of S updates)."""
-    update = make_update(world, policy, ppo_config, optim, rules, still)
+    update = make_update(env, policy, ppo_config, optim, rules, freeze_statistics)
 
     def updates(state: TrainState, stream: jax.Array, rates: jax.Array, count: jax.Array):
         def body(i, carry):
@@ -103,80 +107,82 @@ def _make_updates(world: World, policy: Policy, ppo_config: PPOConfig, optim: Op
             state, row = update(state, stream, rates[i])
             return state, jax.tree.map(lambda values, value: values.at[i].set(value), out, row)
 
-        one = jax.eval_shape(lambda: update(state, stream, rates[0])[1])
-        zeros = jax.tree.map(lambda value: jnp.zeros((len(rates), *value.shape), value.dtype), one)
+        row_shapes = jax.eval_shape(lambda: update(state, stream, rates[0])[1])
+        zeros = jax.tree.map(lambda value: jnp.zeros((len(rates), *value.shape), value.dtype), row_shapes)
         return jax.lax.fori_loop(0, count, body, (state, zeros))
 
-    whole = sharding.replicated()
-    return jax.jit(updates, donate_argnums=0, in_shardings=(whole,) * 4, out_shardings=whole)
+    on_all = sharding.replicated()
+    return jax.jit(updates, donate_argnums=0, in_shardings=(on_all,) * 4, out_shardings=on_all)
 
 
-PARTS = ("validation", "test")  # each has keys of its own, and so its own episodes
+SPLITS = ("validation", "test")  # each has keys of its own, and so its own episodes
 
 
-def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
+def make_task(config: Any, record: RunRecord = NEW_RUN) -> Task:
     """Build the task that ``config`` describes; it has no data, so that nothing of ``record`` is needed."""
-    world = envs.make(config.rl.env, config.rl.env_params)
-    policy, made = network(config, world), ppo_config(config)
+    env = envs.make_env(config.rl.env, config.rl.env_params)
+    policy, ppo_settings = make_policy(config, env), make_ppo_config(config)
     sharding.check_batch("rl.episodes", config.rl.episodes)
-    start = policy_transfer.load(config.init.path) if config.init.source != "random" else None
+    source_policy = policy_transfer.load(config.init.path) if config.init.source != "random" else None
     return Task(
-        name=f"policy in {world.name}",
+        name=f"policy in {env.name}",
         classes=(),
-        init=functools.partial(_start, config, world, policy, start),
-        loss=_none,
-        metrics=make_metrics(world, policy),
+        init=functools.partial(_init_variables, config, env, policy, source_policy),
+        loss=_refuse,
+        metrics=make_metrics(env, policy),
         features=functools.partial(_features, policy),
-        train_batch=_none,
-        eval_batches=functools.partial(_episodes, config.rl.episodes),
+        train_batch=_refuse,
+        eval_batches=functools.partial(_episode_batches, config.rl.episodes),
         sizes={"train": config.rl.total_timesteps, "validation": config.rl.episodes, "test": config.rl.episodes},
         facts={
             "weights": config.init.path or "random",
-            "world": world.name,
-            "physics": {name: value for name, value in world.physics},
-            "spaces": world.spaces,
-            "options": options(policy),
+            "world": env.name,
+            "physics": {name: value for name, value in env.params},
+            "spaces": env.spaces,
+            "options": policy_options(policy),
             "tested": "episodes of their own keys, the same for every run",
         },
-        parts=policy.stage_names(len(world.shape) == 3),
+        stages=policy.stage_names(len(env.observation_shape) == 3),
         score="episode_return",
-        stepper=functools.partial(PolicyStepper, world, policy, made),
+        make_stepper=functools.partial(PolicyStepper, env, policy, ppo_settings),
     )
 
 
-def network(config: Any, world: World) -> Policy:
+def make_policy(config: Any, env: Env) -> Policy:
     """Return the network of a configuration."""
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
-    plain = {field.name: field.default for field in dataclasses.fields(Policy)}
-    check_options("policy", {name: value for name, value in given.items() if name in plain}, plain)
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
+    defaults = {field.name: field.default for field in dataclasses.fields(Policy)}
+    check_options("policy", {name: value for name, value in options.items() if name in defaults}, defaults)
     try:
-        return ppo.network(world, **given)
+        return ppo.make_policy(env, **options)
     except TypeError as e:
         raise UserError(f"config.model.options: {e}; a policy has widths, channels and activation") from None
 
 
 @functools.cache
-def make_metrics(world: World, policy: Policy):
+def make_metrics(env: Env, policy: Policy):
     """Return the evaluation function: sums of the returns of greedy and of sampled episodes, and greedy lengths."""
 
     def metrics(variables: Variables, batch: Batch) -> Sums:
-        keys = jax.vmap(lambda part, at: jax.random.fold_in(jax.random.key(part), at))(batch["part"], batch["episode"])
+        keys = jax.vmap(lambda split, episode: jax.random.fold_in(jax.random.key(split), episode))(
+            batch["part"], batch["episode"]
+        )
         mask = batch["mask"]
-        total, length = rollout.episodes(world, policy, variables, keys, greedy=True)
-        sampled, _ = rollout.episodes(world, policy, variables, keys, greedy=False)
+        total, length = rollout.run_episodes(env, policy, variables, keys, greedy=True)
+        sampled, _ = rollout.run_episodes(env, policy, variables, keys, greedy=False)
         values = {"episode_return": total, "episode_return_sampled": sampled, "episode_length": length}
         return {name: ((value * mask).sum(), mask.sum()) for name, value in values.items()}
 
     return metrics
 
 
-def ppo_config(config: Any) -> PPOConfig:
+def make_ppo_config(config: Any) -> PPOConfig:
     """Return the settings of PPO; a UserError names sizes that do not divide."""
     rl, horizon = config.rl.to_dict(), config.batch_size // config.rl.num_envs
     if horizon * rl["num_envs"] != config.batch_size:
-        near = max(1, round(config.batch_size / rl["num_envs"])) * rl["num_envs"]
+        nearest = max(1, round(config.batch_size / rl["num_envs"])) * rl["num_envs"]
         raise UserError(
-            f"config.batch_size={config.batch_size} is no multiple of config.rl.num_envs={rl['num_envs']}; {near} is"
+            f"config.batch_size={config.batch_size} is no multiple of config.rl.num_envs={rl['num_envs']}; {nearest} is"
         )
     if config.batch_size % rl["minibatches"]:
         raise UserError(
@@ -190,41 +196,49 @@ def ppo_config(config: Any) -> PPOConfig:
     )
 
 
-def _start(
-    config: Any, world: World, policy: Policy, start: policy_transfer.Source | None, key: jax.Array
+def _init_variables(
+    config: Any, env: Env, policy: Policy, source_policy: policy_transfer.SourcePolicy | None, key: jax.Array
 ) -> dict[str, Any]:
-    variables = ppo.initial(world, policy, config.rl.num_envs, config.rl.normalize, key)
-    if not start:
+    variables = ppo.init_variables(env, policy, config.rl.num_envs, config.rl.normalize, key)
+    if not source_policy:
         return variables
-    whole, new = policy_transfer.put_in(
-        variables, start, config.init.load_parts, config.init.allow_shape_mismatch, world.spaces
+    loaded, not_loaded_leaves = policy_transfer.load_components(
+        variables, source_policy, config.init.load_parts, config.init.allow_shape_mismatch, env.spaces
     )
-    say(f"from {start.world}: all but {', '.join(new)}" if new else f"from {start.world}: everything")
+    say(
+        f"from {source_policy.world}: all but {', '.join(not_loaded_leaves)}"
+        if not_loaded_leaves
+        else f"from {source_policy.world}: everything"
+    )
     if config.rl.kickstart:
-        teacher, left = policy_transfer.put_in(variables, start, policy_transfer.TAKE, False, world.spaces)
-        whole["source"] = teacher
-    return whole
+        teacher, not_loaded = policy_transfer.load_components(
+            variables, source_policy, policy_transfer.DEFAULT_COMPONENTS, False, env.spaces
+        )
+        loaded["source"] = teacher
+    return loaded
 
 
-def _episodes(count: int, part: str) -> Iterator[Batch]:
+def _episode_batches(count: int, split: str) -> Iterator[Batch]:
     """Yield one batch: the numbers that the keys of ``count`` episodes are made of."""
-    number = np.full(count, 1 + PARTS.index(part), np.int32)
-    yield {"part": number, "episode": np.arange(count, dtype=np.int32), "mask": np.ones(count, np.float32)}
+    split_number = np.full(count, 1 + SPLITS.index(split), np.int32)
+    yield {"part": split_number, "episode": np.arange(count, dtype=np.int32), "mask": np.ones(count, np.float32)}
 
 
 def _features(policy: Policy, variables: Variables, batch: Batch) -> jax.Array:
-    seen = normalized(variables["batch_stats"].get("observations", {}), batch["observation"])
-    return policy.apply({"params": variables["params"]}, seen)[1]["features"]
+    observation = normalize(variables["batch_stats"].get("observations", {}), batch["observation"])
+    return policy.apply({"params": variables["params"]}, observation)[1]["features"]
 
 
-def options(policy: Policy) -> dict[str, Any]:
-    """Return the attributes of a policy that its world does not decide, for files."""
-    return {name: _listed(getattr(policy, name)) for name in ("widths", "channels", "activation")}
+def policy_options(policy: Policy) -> dict[str, Any]:
+    """Return the attributes of a policy that its environment does not decide, for files."""
+    return {name: _to_list(getattr(policy, name)) for name in ("widths", "channels", "activation")}
 
 
-def _listed(value: Any) -> Any:
+def _to_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _none(*_: Any) -> Any:
-    raise TypeError("a policy learns from what it does, see Task.stepper; it has no batches and no loss of its own")
+def _refuse(*_: Any) -> Any:
+    raise TypeError(
+        "a policy learns from what it does, see Task.make_stepper; it has no batches and no loss of its own"
+    )

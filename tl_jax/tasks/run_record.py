@@ -25,7 +25,7 @@ from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError, join_names
 
 SPLITS = ("train", "validation", "test")
-SHOWN = 4  # names of classes in a message
+MAX_NAMES = 4  # names of classes in a message
 
 
 class RunRecord(NamedTuple):
@@ -54,7 +54,7 @@ class RunRecord(NamedTuple):
             UserError: the classes of the data are not those of the run, or a label is none of them.
         """
         if not self.reads_data:
-            return self.classes_alone(images, labels)
+            return self.source_without_data(images, labels)
         source = check_dataset(read())
         if not self.facts:
             return source
@@ -65,18 +65,20 @@ class RunRecord(NamedTuple):
                 file=sys.stderr,
             )
             return source
-        return in_order(source, self.facts["classes"], self.folder)
+        return with_class_order(source, self.facts["classes"], self.folder)
 
-    def classes_alone(self, images: np.ndarray, labels: np.ndarray) -> Dataset:
+    def source_without_data(self, images: np.ndarray, labels: np.ndarray) -> Dataset:
         """Return the data of a task that does not read them; ``images`` and ``labels`` are of no example."""
-        none, facts = Split(images, labels), self.facts
+        no_examples, facts = Split(images, labels), self.facts
         limits = value_range.range_from_facts(facts)
-        return Dataset(facts["data"], none, none, tuple(facts["classes"]), facts["tested"], none, limits)
+        return Dataset(
+            facts["data"], no_examples, no_examples, tuple(facts["classes"]), facts["tested"], no_examples, limits
+        )
 
-    def cut(self, config: Any, source: Dataset) -> dict[str, Split]:
-        """Return the splits of ``head_init.cut``, all of them without examples if the data are not read."""
+    def split_data(self, config: Any, source: Dataset) -> dict[str, Split]:
+        """Return the splits of ``head_init.split_data``, all of them without examples if the data are not read."""
         if self.reads_data:
-            return head_init.cut(config, source)
+            return head_init.split_data(config, source)
         return dict.fromkeys((*SPLITS, *(("unlabelled",) if config.pretext.name else ())), source.train)
 
     def sizes(self, splits: Mapping[str, Any]) -> dict[str, int]:
@@ -90,19 +92,19 @@ class RunRecord(NamedTuple):
 
         Args:
             source: the data, for their name and classes.
-            splits: as ``cut`` returns them.
+            splits: as ``split_data`` returns them.
             folder: of the data, ``config.data.dir``.
         """
         if not self.reads_data:
             return {name: self.facts[name] for name in ("classes", "examples", "data_sha256")}
-        prints = {name: fingerprint(splits[name], source.classes, folder, source.name) for name in SPLITS}
-        return {"classes": list(source.classes), "examples": self.sizes(splits), "data_sha256": prints}
+        fingerprints = {name: fingerprint(splits[name], source.classes, folder, source.name) for name in SPLITS}
+        return {"classes": list(source.classes), "examples": self.sizes(splits), "data_sha256": fingerprints}
 
 
 NEW_RUN = RunRecord()
 
 
-def in_order(source: Dataset, classes: Sequence[str], where: str) -> Dataset:
+def with_class_order(source: Dataset, classes: Sequence[str], where: str) -> Dataset:
     """Return the data with their labels as rows of ``classes``.
 
     Raises:
@@ -111,31 +113,37 @@ def in_order(source: Dataset, classes: Sequence[str], where: str) -> Dataset:
     if tuple(classes) == source.classes:
         return source
     if set(classes) != set(source.classes):
+        differences = describe_differences(classes, source.classes)
         raise UserError(
-            f"{where}: the classes of {source.name} are not those of the run: {differing(classes, source.classes)}; "
+            f"{where}: the classes of {source.name} are not those of the run: {differences}; "
             "restore the classes of the data, or use --mode=predict, which does not need them"
         )
-    number = {name: k for k, name in enumerate(classes)}
-    order = np.asarray([number[name] for name in source.classes], np.int32)
-    changed = {part: getattr(source, part) for part in SPLITS}
-    changed = {
-        part: split._replace(labels=_relabelled(split.labels, order)) for part, split in changed.items() if split
+    index = {name: k for k, name in enumerate(classes)}
+    order = np.asarray([index[name] for name in source.classes], np.int32)
+    splits = {split_name: getattr(source, split_name) for split_name in SPLITS}
+    splits = {
+        split_name: split._replace(labels=_relabel(split.labels, order))
+        for split_name, split in splits.items()
+        if split
     }
-    return source._replace(classes=tuple(classes), **changed)
+    return source._replace(classes=tuple(classes), **splits)
 
 
-def differing(there: Sequence[str], here: Sequence[str]) -> str:
+def describe_differences(expected: Sequence[str], names_now: Sequence[str]) -> str:
     """Return in words which names are only in the first or only in the second of two lists."""
-    missing, new = [repr(n) for n in there if n not in set(here)], [repr(n) for n in here if n not in set(there)]
+    missing, new = (
+        [repr(n) for n in expected if n not in set(names_now)],
+        [repr(n) for n in names_now if n not in set(expected)],
+    )
     return ", ".join(
-        f"{join_names(names, SHOWN)} {verb}" for names, verb in ((missing, "missing"), (new, "new")) if names
+        f"{join_names(names, MAX_NAMES)} {verb}" for names, verb in ((missing, "missing"), (new, "new")) if names
     )
 
 
-def _relabelled(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
+def _relabel(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
     if labels.dtype == object:
         changed = np.empty(len(labels), object)
-        changed[:] = [order[each] for each in labels]
+        changed[:] = [order[row] for row in labels]
         return changed
     if labels.ndim == 3:
         numbers = labels[..., CLASS].astype(np.int64)
@@ -145,16 +153,16 @@ def _relabelled(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
     return order[labels]
 
 
-def of_images(config: Any, net: Pretrained, classes: Sequence[str]) -> Pretrained:
+def with_head_order(config: Any, net: Pretrained, classes: Sequence[str]) -> Pretrained:
     """Return the network with the outputs of a head that is to be kept in the order of ``classes``."""
     if config.init.head != "keep" or net.spec.num_classes != len(classes):
         return net
     names = formats.class_names(net.path) if config.init.source == "tl_jax" and net.path else ()
-    order = match(names, classes, str(net.path))
-    return net if order is None else net._replace(variables=reordered(net.variables, order))
+    order = match_classes(names, classes, str(net.path))
+    return net if order is None else net._replace(variables=reorder_heads(net.variables, order))
 
 
-def match(names: Sequence[str], classes: Sequence[str], where: str) -> list[int] | None:
+def match_classes(names: Sequence[str], classes: Sequence[str], where: str) -> list[int] | None:
     """Return the row of ``names`` that each of ``classes`` is, None if the outputs can stay as they are.
 
     If either side has only numbers, the outputs are taken in their order, and a line says so.
@@ -171,24 +179,23 @@ def match(names: Sequence[str], classes: Sequence[str], where: str) -> list[int]
         return None
     if names and set(names) == set(classes):
         return [list(names).index(name) for name in classes]
-    unnamed = [side for side, found in (("the head in the file has", names), ("the data have", classes))
-               if positions(found)]  # fmt: skip
+    unnamed = [side for side, side_names in (("the head in the file has", names), ("the data have", classes))
+               if are_positions(side_names)]  # fmt: skip
     if unnamed:
         say(f"{where}: {unnamed[0]} no class names, so output k of the head is taken for class k of the data")
         return None
-    raise UserError(
-        f"the head in {where} has other classes than the data: {differing(names, classes)}; pass --config.init.head=new"
-    )
+    differences = describe_differences(names, classes)
+    raise UserError(f"the head in {where} has other classes than the data: {differences}; pass --config.init.head=new")
 
 
-def positions(names: Sequence[str]) -> bool:
+def are_positions(names: Sequence[str]) -> bool:
     """Whether names say no more than the position of a class: "0" to "K - 1", "1" to "K", or "LABEL_0" and so on."""
     bare = [name.removeprefix("LABEL_") for name in names]
     numbers = sorted(int(name) for name in bare if name.isascii() and name.isdigit())
     return any(numbers == list(range(first, first + len(names))) for first in (0, 1))
 
 
-def reordered(variables: Any, order: Sequence[int]) -> dict[str, Any]:
+def reorder_heads(variables: Any, order: Sequence[int]) -> dict[str, Any]:
     """Return variables whose heads give the output ``order[k]`` as output k."""
     leaves = {
         path: leaf[..., np.asarray(order)] if re.fullmatch(HEAD_LEAVES, path) else leaf

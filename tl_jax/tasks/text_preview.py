@@ -16,7 +16,7 @@ from tl_jax.metrics import Batch
 from tl_jax.pretrained import huggingface
 from tl_jax.report import images
 from tl_jax.report.images import PADDING, PLAIN, SECOND, SPECIAL, Piece, Text
-from tl_jax.tasks.losses import PRETEXT
+from tl_jax.tasks.losses import PRETEXT_KEY
 from tl_jax.train.state import stream_key
 from tl_jax.train.task import Task
 
@@ -38,63 +38,73 @@ HIDDEN = {  # below each stands the piece to guess
 TAG = "tag "  # begins the kind of a tagged piece
 
 
-def draw(task: Task, config: Any, folder: Path) -> list[Path]:
+def draw_previews(task: Task, config: Any, folder: Path) -> list[Path]:
     """Draw the first texts of the first step, and those of the pretext where there is one; return the PNGs."""
     tokenizer, key = huggingface.load_tokenizer(config.init.source, config.init.path), stream_key(config.seed, "train")
-    key, hides = jax.random.fold_in(key, 0), config.task == "masked"
+    key, is_masked_lm = jax.random.fold_in(key, 0), config.task == "masked"
     batch = task.train_batch(0)
-    shown = [("preview", batch, key if hides else None)]
+    previews = [("preview", batch, key if is_masked_lm else None)]
     if config.pretext.name:
-        beside = config.pretext.weight > 0
-        other = batch if beside or task.pretext is None else task.pretext.train_batch(0)
-        shown.append(("preview_pretext", other, jax.random.fold_in(key, PRETEXT) if beside else key))
-    return [_drawn(task, config, tokenizer, each, how, folder / f"{name}.png") for name, each, how in shown]
+        is_added = config.pretext.weight > 0
+        pretext_batch = batch if is_added or task.pretext is None else task.pretext.train_batch(0)
+        previews.append(("preview_pretext", pretext_batch, jax.random.fold_in(key, PRETEXT_KEY) if is_added else key))
+    return [
+        _draw_batch(task, config, tokenizer, preview_batch, mask_key, folder / f"{name}.png")
+        for name, preview_batch, mask_key in previews
+    ]
 
 
-def _drawn(
-    task: Task, config: Any, tokenizer: tokenizers.Tokenizer, batch: Batch, hiding: jax.Array | None, path: Path
+def _draw_batch(
+    task: Task, config: Any, tokenizer: tokenizers.Tokenizer, batch: Batch, mask_key: jax.Array | None, path: Path
 ) -> Path:
-    """Draw the first texts of a batch, with the words hidden that the key ``hiding`` says, if there is one."""
+    """Draw the first texts of a batch, with the words hidden that the key ``mask_key`` says, if there is one."""
     batch = {name: np.asarray(values) for name, values in batch.items()}
     count, length = min(ROWS, len(batch["mask"])), batch["input_ids"].shape[1]
-    seen, marks, classes = batch["input_ids"], [{}] * len(batch["input_ids"]), task.classes
-    if hiding is not None:
-        seen, marks = hidden(batch, tokenizer, hiding, config.pretext.mask_prob)
+    ids, marks, classes = batch["input_ids"], [{}] * len(batch["input_ids"]), task.classes
+    if mask_key is not None:
+        ids, marks = mask_tokens(batch, tokenizer, mask_key, config.pretext.mask_prob)
         classes = ()  # which guessing words has nothing to do with
     rows = [{name: values[i] for name, values in batch.items()} for i in range(count)]
-    texts = [_text(tokenizer, seen[i], row, classes, marks[i]) for i, row in enumerate(rows)]
+    texts = [_make_text(tokenizer, ids[i], row, classes, marks[i]) for i, row in enumerate(rows)]
     title = f"{task.name}: the first {count} texts of step 0, in a batch of {length} tokens each"
-    return images.draw_tokens(texts, legend(texts), title, path)
+    return images.draw_tokens(texts, make_legend(texts), title, path)
 
 
-def hidden(
-    batch: Batch, tokenizer: tokenizers.Tokenizer, key: jax.Array, share: float
+def mask_tokens(
+    batch: Batch, tokenizer: tokenizers.Tokenizer, key: jax.Array, mask_prob: float
 ) -> tuple[np.ndarray, list[dict[int, tuple[str, str]]]]:
     """Return the ids (N, L) with words hidden, and for each text position -> (M, R or K, hidden piece)."""
-    how, ids = tokenize.make_masking(tokenizer, share), np.asarray(batch["input_ids"])
-    found = jax.device_get(tokenize.mask_tokens(ids, batch["attention_mask"], key, how))
+    masking, ids = tokenize.make_masking(tokenizer, mask_prob), np.asarray(batch["input_ids"])
+    masked = jax.device_get(tokenize.mask_tokens(ids, batch["attention_mask"], key, masking))
     marks: list[dict[int, tuple[str, str]]] = []
-    for before, after, positions, weights in zip(ids, *found, strict=True):
-        at = sorted(positions[weights > 0].tolist())
-        letters = ["M" if after[i] == how.mask_id else "K" if after[i] == before[i] else "R" for i in at]
-        marks.append({i: (letter, _piece(tokenizer, int(before[i]))) for i, letter in zip(at, letters, strict=True)})
-    return found.ids, marks
+    for before, after, positions, weights in zip(ids, *masked, strict=True):
+        masked_positions = sorted(positions[weights > 0].tolist())
+        letters = [
+            "M" if after[i] == masking.mask_id else "K" if after[i] == before[i] else "R" for i in masked_positions
+        ]
+        marks.append(
+            {
+                i: (letter, _piece(tokenizer, int(before[i])))
+                for i, letter in zip(masked_positions, letters, strict=True)
+            }
+        )
+    return masked.ids, marks
 
 
 def _piece(tokenizer: tokenizers.Tokenizer, token: int) -> str:
     return cast(str, tokenizer.id_to_token(token))  # None for no id of its vocabulary, from which all of these come
 
 
-def legend(texts: Sequence[Text]) -> dict[str, str]:
+def make_legend(texts: Sequence[Text]) -> dict[str, str]:
     """Return what the colours mean that are in these texts; kinds of tags mean themselves."""
     used = {piece.kind for text in texts for piece in text.pieces}
-    known = {kind: words for kind, words in (LEGEND | HIDDEN).items() if kind in used}
-    if PLAIN in known and any(kind.startswith(TAG) for kind in used):
-        known[PLAIN] += "; the first of a word has its tag"
-    return known | {kind: kind.removeprefix(TAG) for kind in sorted(used - set(known))}
+    entries = {kind: words for kind, words in (LEGEND | HIDDEN).items() if kind in used}
+    if PLAIN in entries and any(kind.startswith(TAG) for kind in used):
+        entries[PLAIN] += "; the first of a word has its tag"
+    return entries | {kind: kind.removeprefix(TAG) for kind in sorted(used - set(entries))}
 
 
-def _text(
+def _make_text(
     tokenizer: tokenizers.Tokenizer,
     ids: np.ndarray,
     row: Mapping[str, np.ndarray],
@@ -104,17 +114,17 @@ def _text(
     """Return one text; equal pieces of padding are one box."""
     labels, length = row["label"], int(row["attention_mask"].sum())
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    drawn, scheme = [], find_scheme(classes)
-    for at, (token, second) in enumerate(zip(ids[:length].tolist(), row["token_type_ids"], strict=False)):
-        tag = classes[int(labels[at])] if classes and labels.ndim and labels[at] != IGNORED else ""
-        kind = SPECIAL if token in special and at not in marks else SECOND if second else PLAIN
+    pieces, scheme = [], find_scheme(classes)
+    for position, (token, second) in enumerate(zip(ids[:length].tolist(), row["token_type_ids"], strict=False)):
+        tag = classes[int(labels[position])] if classes and labels.ndim and labels[position] != IGNORED else ""
+        kind = SPECIAL if token in special and position not in marks else SECOND if second else PLAIN
         note = tag
         if tag and tag != scheme.outside:
             kind = TAG + scheme.kind(tag)  # B-PER and I-PER are of one kind
-        if at in marks:
-            kind, note = f"hidden {marks[at][0]}", " ".join(marks[at])
-        drawn.append(Piece(_piece(tokenizer, token), kind, note))
+        if position in marks:
+            kind, note = f"hidden {marks[position][0]}", " ".join(marks[position])
+        pieces.append(Piece(_piece(tokenizer, token), kind, note))
     if padding := len(ids) - length:
-        drawn.append(Piece(f"[PAD] x {padding}", PADDING))
+        pieces.append(Piece(f"[PAD] x {padding}", PADDING))
     label = f"label {classes[int(labels)]}: " if classes and not labels.ndim else ""
-    return Text(f"{label}{length} tokens", drawn)
+    return Text(f"{label}{length} tokens", pieces)

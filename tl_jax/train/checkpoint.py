@@ -21,54 +21,54 @@ from tl_jax.train.logging import say
 from tl_jax.train.run_files import ACTION
 from tl_jax.train.state import TrainState
 from tl_jax.train.task import Task
-from tl_jax.train.workdir import Home, write_json
+from tl_jax.train.workdir import RunFolder, write_json
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import STRING, check_fields, object_of, parse_json, read_json
 
 METRICS = "metrics/metrics"  # of the validation split, within a checkpoint
 
 
-class Seals:
-    """The hashes of the checkpoints in ``folder``, in ``folder.json``; process 0 makes them."""
+class Checksums:
+    """SHA-256 hashes of the checkpoints in ``folder``, stored in ``folder.json`` by process 0."""
 
     def __init__(self, folder: Path):
         self._folder, self._path = folder, folder.with_name(folder.name + ".json")
 
-    def put(self, steps: list[int]) -> None:
-        """Hash those of ``steps`` that have not been, and forget all others."""
-        if not sharding.first():
+    def update(self, steps: list[int]) -> None:
+        """Hash the checkpoints of ``steps`` that have no hashes yet, and drop the hashes of all others."""
+        if not sharding.is_first_process():
             return
-        known = self._known()
+        known = self._read()
         new = {str(step): known.get(str(step)) or self._hashes(step) for step in steps}
         if new != known:
             write_json(self._path, new)
 
     def fault(self, step: int) -> str:
         """Return what is wrong with a checkpoint, "" where nothing is."""
-        sealed = self._known().get(str(step))
-        if sealed is None:
-            return self._unreadable(step)
-        found = self._hashes(step)
-        changed = [name for name, sha in sealed.items() if found.get(name) != sha]
-        what = "has changed" if changed and changed[0] in found else "is missing"
-        return f"{changed[0]} {what} since it was written" if changed else ""
+        expected = self._read().get(str(step))
+        if expected is None:
+            return self._read_fault(step)
+        actual = self._hashes(step)
+        changed = [name for name, sha in expected.items() if actual.get(name) != sha]
+        change = "has changed" if changed and changed[0] in actual else "is missing"
+        return f"{changed[0]} {change} since it was written" if changed else ""
 
     def fault_of_metrics(self, step: int, score: str) -> str:
         """Return what is wrong with the metrics of a checkpoint, which must hold ``score`` unless that is ""."""
-        path, sealed = self._folder / str(step) / METRICS, self._known().get(str(step), {}).get(METRICS)
-        if sealed is not None and not path.is_file():
+        path, expected = self._folder / str(step) / METRICS, self._read().get(str(step), {}).get(METRICS)
+        if expected is not None and not path.is_file():
             return f"{METRICS} is missing"
         if not path.is_file():
             return ""
-        if sealed is not None:
-            return "" if _hash(path) == sealed else f"{METRICS} has changed since it was written"
+        if expected is not None:
+            return "" if _hash(path) == expected else f"{METRICS} has changed since it was written"
         try:
             content = parse_json(path.read_bytes(), METRICS)
         except UserError as error:
             return str(error)
         return "" if not score or type(content.get(score)) in (int, float) else f"{METRICS} has no {score}"
 
-    def _known(self) -> dict[str, dict[str, str]]:
+    def _read(self) -> dict[str, dict[str, str]]:
         action = "delete it; checkpoints are then tried by reading them"
         known = read_json(self._path, action) if self._path.is_file() else {}
         check_fields(known, self._path, dict.fromkeys(known, object_of(STRING)), action)
@@ -82,14 +82,14 @@ class Seals:
                 hashes[name] = _hash(path)
         return hashes
 
-    def _unreadable(self, step: int) -> str:
+    def _read_fault(self, step: int) -> str:
         """Read a checkpoint from before it was hashed, as after a loss of power, to see whether that is possible."""
         for item in sorted(path.parent for path in self._folder.glob(f"{step}/*/_METADATA")):
             try:
                 with ocp.PyTreeCheckpointer() as reader:
                     shapes = reader.metadata(item).item_metadata.tree
-                    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-                    reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=how))
+                    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+                    reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=restore_args))
             except Exception as e:  # of many kinds, by the byte that is wrong
                 return f"{item.name} cannot be read ({type(e).__name__}: {str(e).splitlines()[0][:120]})"
         return ""
@@ -103,20 +103,20 @@ def _hash(path: Path) -> str:
 class Checkpoints:
     """The checkpoints of one run of a task, by step; the best is the one with the highest ``Task.score``."""
 
-    def __init__(self, folder: Path, task: Task, tidy: bool = True):
-        """Open the checkpoints in ``folder``; only the run that writes them may ``tidy`` up what looks unfinished."""
+    def __init__(self, folder: Path, task: Task, cleanup: bool = True):
+        """Open the checkpoints in ``folder``; only the run that writes them may clean up what looks unfinished."""
         keep: list[policy.PreservationPolicy] = [policy.LatestN(2)]
         score = None
         if task.sizes.get("validation"):  # else there is nothing to tell the best one by
             score = operator.itemgetter(task.score)
             keep.append(policy.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy.AnyPreservationPolicy(keep), best_fn=score, cleanup_tmp_directories=tidy
+            preservation_policy=policy.AnyPreservationPolicy(keep), best_fn=score, cleanup_tmp_directories=cleanup
         )
-        self._folder, self._seals, self._tidy = folder, Seals(folder), tidy
-        self._whole: set[int] = set()  # steps whose files were compared with their hashes
+        self._folder, self._checksums, self._cleanup = folder, Checksums(folder), cleanup
+        self._verified: set[int] = set()  # steps whose files were compared with their hashes
         folder.parent.mkdir(parents=True, exist_ok=True)
-        self._home = Home(folder.parent)
+        self._run_folder = RunFolder(folder.parent)
         self._check_scores(task.score if score else "")
         try:
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
@@ -126,50 +126,50 @@ class Checkpoints:
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Start writing ``state``; returns once the arrays are copied off the devices."""
-        self._home.check()  # on the folder below a lost mount all could be written, where nobody looks for it
+        self._run_folder.check()  # on the folder below a lost mount all could be written, where nobody looks for it
         self.wait()  # for the one before this
         items = {
-            "variables": ocp.args.StandardSave(state.tested),
+            "variables": ocp.args.StandardSave(state.eval_variables),
             "opt_state": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
         }
-        if _averages(state):  # then the variables are those to evaluate, not those to go on from
+        if _has_average(state):  # then the variables are those to evaluate, not those to go on from
             items["raw"] = ocp.args.StandardSave({"params": state.params})
         self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
 
-    def restore(self, step: int, like: TrainState, opt_state: bool, tested: bool = False) -> TrainState:
-        """Return the state saved at ``step``, laid out as ``like``; optimizer state only where asked for.
+    def restore(self, step: int, template: TrainState, opt_state: bool, for_eval: bool = False) -> TrainState:
+        """Return the state saved at ``step``, laid out as ``template``; optimizer state only where asked for.
 
-        It is the state to go on from, or with ``tested`` the one to evaluate, which differs where averages are kept.
+        It is the state to go on from, or with ``for_eval`` the one to evaluate, which differs where averages are kept.
 
         Raises:
-            UserError: the state that was saved has other values, or other shapes, than ``like``.
+            UserError: the state that was saved has other values, or other shapes, than ``template``.
         """
         self._check(step)
-        wanted = {"variables": _abstract(like.variables)}
+        targets = {"variables": _abstract(template.variables)}
         if opt_state:
-            wanted["opt_state"] = _abstract({"step": like.step, "opt_state": like.opt_state})
-        raw = _averages(like) and not tested
+            targets["opt_state"] = _abstract({"step": template.step, "opt_state": template.opt_state})
+        raw = _has_average(template) and not for_eval
         if raw:
-            wanted["raw"] = _abstract({"params": like.params})
-        items = {name: ocp.args.StandardRestore(item) for name, item in wanted.items()}
+            targets["raw"] = _abstract({"params": template.params})
+        items = {name: ocp.args.StandardRestore(item) for name, item in targets.items()}
         try:
             out = self._manager.restore(step, args=ocp.args.Composite(**items))
         except (KeyError, ValueError) as e:
             raise UserError(
                 f"{self._folder / str(step)}: the checkpoint does not fit the network of this configuration and these "
-                f"data: {self._difference(step, wanted, e)}; restore the data that the run was started with, or pass "
+                f"data: {self._difference(step, targets, e)}; restore the data that the run was started with, or pass "
                 "another --workdir"
             ) from None
         new = {"opt_state": out["opt_state"]["opt_state"]} if opt_state else {}
         new |= out["raw"] if raw else {}
-        at = jax.device_put(jax.numpy.asarray(step, like.step.dtype), like.step.sharding)
-        return like.replace(**{"step": at, **out["variables"], **new})
+        step_array = jax.device_put(jax.numpy.asarray(step, template.step.dtype), template.step.sharding)
+        return template.replace(**{"step": step_array, **out["variables"], **new})
 
     def _check_scores(self, score: str) -> None:
         """Put aside, or refuse, checkpoints whose metrics are damaged: orbax reads those of all when it opens them."""
         for step in sorted(int(path.name) for path in self._folder.glob("[0-9]*") if path.name.isdigit()):
-            if fault := self._seals.fault_of_metrics(step, score):
-                if not self._tidy:
+            if fault := self._checksums.fault_of_metrics(step, score):
+                if not self._cleanup:
                     raise self._damaged(step, fault)
                 self._put_aside(step, fault)
 
@@ -181,39 +181,41 @@ class Checkpoints:
 
     def _put_aside(self, step: int, fault: str) -> None:
         aside = self._folder.with_name("damaged") / str(step)
-        if sharding.first():
+        if sharding.is_first_process():
             aside.parent.mkdir(exist_ok=True)
             (self._folder / str(step)).rename(aside)
-        sharding.meet(f"checkpoint {step} is aside")
+        sharding.wait_for_all(f"checkpoint {step} is aside")
         say(f"WARNING: checkpoint {step:,} is damaged: {fault}; it lies in {aside} now, and the one before is used")
 
     def _check(self, step: int) -> None:
         """Refuse a checkpoint that is not as it was written: of flipped bits some come back as other weights."""
-        if step not in self._whole and (fault := self._seals.fault(step)):
+        if step not in self._verified and (fault := self._checksums.fault(step)):
             raise self._damaged(step, fault)
-        self._whole.add(step)
+        self._verified.add(step)
 
-    def _difference(self, step: int, wanted: Mapping[str, Any], error: Exception) -> str:
+    def _difference(self, step: int, targets: Mapping[str, Any], error: Exception) -> str:
         """Return in words where a checkpoint first differs from what was wanted; what orbax said if nowhere."""
-        for item, tree in wanted.items():
+        for item, tree in targets.items():
             with ocp.PyTreeCheckpointer() as reader:
                 stored = reader.metadata(self._folder / str(step) / item).item_metadata.tree
-            have, need = _shapes(stored), _shapes(tree)
-            for path in sorted({*have, *need}):
-                if (there := have.get(path, "absent")) != (here := need.get(path, "absent")):
-                    return f"{path} is {there} there and {here} here"
+            stored_shapes, target_shapes = _shapes(stored), _shapes(tree)
+            for path in sorted({*stored_shapes, *target_shapes}):
+                if (stored_shape := stored_shapes.get(path, "absent")) != (
+                    target_shape := target_shapes.get(path, "absent")
+                ):
+                    return f"{path} is {stored_shape} there and {target_shape} here"
         return str(error).splitlines()[0]
 
     def latest(self) -> int | None:
         """Return the last step that was saved whole."""
         return self._manager.latest_step()
 
-    def sound(self) -> int | None:
-        """Return the last step whose checkpoint is as it was written; damaged ones after it are put aside, loudly."""
+    def latest_intact(self) -> int | None:
+        """Return the last step with an intact checkpoint; later, damaged ones are put aside with a warning."""
         while (step := self.latest()) is not None:
-            fault = self._seals.fault(step)
+            fault = self._checksums.fault(step)
             if not fault:
-                self._whole.add(step)
+                self._verified.add(step)
                 return step
             self._put_aside(step, fault)
             self._manager.reload()
@@ -225,10 +227,10 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait for writes under way."""
-        self._home.check()
+        self._run_folder.check()
         self._manager.wait_until_finished()
-        if self._tidy:
-            self._seals.put(list(self._manager.all_steps()))
+        if self._cleanup:
+            self._checksums.update(list(self._manager.all_steps()))
 
     def close(self) -> None:
         """Wait for writes under way and let go of the folder."""
@@ -236,8 +238,8 @@ class Checkpoints:
         self._manager.close()
 
 
-def _averages(state: TrainState) -> bool:
-    return state.tested["params"] is not state.params
+def _has_average(state: TrainState) -> bool:
+    return state.eval_variables["params"] is not state.params
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

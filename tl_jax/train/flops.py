@@ -6,33 +6,33 @@ from typing import Any
 
 from jax.extend import core
 
-ONE_EACH = ("add", "sub", "mul")  # operations of which every number of the result takes one
+ELEMENTWISE = ("add", "sub", "mul")  # operations of which every number of the result takes one
 
 
-def flops(function: Any, *args: Any) -> float:
+def count_flops(function: Any, *args: Any) -> float:
     """Return the operations of one call of a jitted function, as XLA counts them before it optimises; NaN if it cannot.
 
     XLA counts the body of a loop once, however often it runs. Here the products and sums in it count as often.
     """
     traced = function.trace(*args)
     once = (traced.lower().cost_analysis() or {}).get("flops", math.nan)
-    return once + _work(traced.jaxpr.jaxpr, loops=True) - _work(traced.jaxpr.jaxpr, loops=False)
+    return once + _jaxpr_flops(traced.jaxpr.jaxpr, loops=True) - _jaxpr_flops(traced.jaxpr.jaxpr, loops=False)
 
 
-def _work(jaxpr: core.Jaxpr, loops: bool) -> float:
+def _jaxpr_flops(jaxpr: core.Jaxpr, loops: bool) -> float:
     total = 0.0
     for eqn in jaxpr.eqns:
         name, sizes = eqn.primitive.name, [math.prod(_shape(v)) for v in eqn.outvars if hasattr(v.aval, "shape")]
         if name == "dot_general":
-            (over, _), _ = eqn.params["dimension_numbers"]
-            total += 2 * sizes[0] * math.prod(_shape(eqn.invars[0])[axis] for axis in over)
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            total += 2 * sizes[0] * math.prod(_shape(eqn.invars[0])[axis] for axis in contracted)
         elif name == "conv_general_dilated":
             kernel, outputs = _shape(eqn.invars[1]), eqn.params["dimension_numbers"].rhs_spec[0]
             total += 2 * sizes[0] * math.prod(kernel) / kernel[outputs]
-        elif name in ONE_EACH:
+        elif name in ELEMENTWISE:
             total += sizes[0]
-        times = eqn.params["length"] if name == "scan" and loops else 1
-        total += times * sum(_work(inner, loops) for inner in _inner(eqn.params.values()))
+        repeats = eqn.params["length"] if name == "scan" and loops else 1
+        total += repeats * sum(_jaxpr_flops(inner, loops) for inner in _inner_jaxprs(eqn.params.values()))
     return total
 
 
@@ -40,7 +40,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
     return variable.aval.shape
 
 
-def _inner(values: Any) -> Iterator[core.Jaxpr]:
+def _inner_jaxprs(values: Any) -> Iterator[core.Jaxpr]:
     """Yield the functions that are arguments of a primitive."""
     for value in values:
         if isinstance(value, core.ClosedJaxpr):
@@ -48,4 +48,4 @@ def _inner(values: Any) -> Iterator[core.Jaxpr]:
         elif isinstance(value, core.Jaxpr):
             yield value
         elif isinstance(value, tuple | list):
-            yield from _inner(value)
+            yield from _inner_jaxprs(value)

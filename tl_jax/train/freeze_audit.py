@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tl_jax.train.run_files import ACTION
-from tl_jax.train.sharding import fetch
+from tl_jax.train.sharding import to_host
 from tl_jax.train.state import TrainState
 from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import freeze
@@ -20,12 +20,12 @@ from tl_jax.utils.json_files import OBJECT, STRING, check_fields, object_of
 def frozen_hashes(phase: Phase, state: TrainState) -> dict[str, str]:
     """Return the SHA-256 of each leaf that ``phase`` freezes, BatchNorm statistics that stay still among them."""
     mask = freeze.trainable(state.params, phase.rules)
-    still = freeze.still_norms(mask, state.batch_stats, phase.batch_stats)
-    flat, moves = tree.flatten(state.params), tree.flatten(mask)
-    leaves = {f"params/{path}": leaf for path, leaf in flat.items() if not moves[path]}
+    frozen_norms = freeze.frozen_batch_norms(mask, state.batch_stats, phase.batch_stats)
+    flat, trained = tree.flatten(state.params), tree.flatten(mask)
+    leaves = {f"params/{path}": leaf for path, leaf in flat.items() if not trained[path]}
     stats = tree.flatten(state.batch_stats)
-    leaves |= {f"batch_stats/{path}": leaf for path, leaf in stats.items() if path.rpartition("/")[0] in still}
-    return {path: _hash(np.ascontiguousarray(leaf)) for path, leaf in fetch(leaves).items()}
+    leaves |= {f"batch_stats/{path}": leaf for path, leaf in stats.items() if path.rpartition("/")[0] in frozen_norms}
+    return {path: _hash(np.ascontiguousarray(leaf)) for path, leaf in to_host(leaves).items()}
 
 
 def _hash(leaf: np.ndarray) -> str:
@@ -33,7 +33,7 @@ def _hash(leaf: np.ndarray) -> str:
     return hashlib.sha256(leaf).hexdigest()  # pyright: ignore[reportArgumentType]
 
 
-class Proof:
+class FreezeAudit:
     """The proof of one run, in ``workdir/freeze.json``, so that it holds across a stop and a resumption."""
 
     def __init__(self, workdir: Path):

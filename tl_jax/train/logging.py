@@ -19,7 +19,7 @@ from tl_jax.utils.waiting import auto_refresh
 
 def say(text: str = "") -> None:
     """Print a line without breaking a progress bar; of several processes the first speaks."""
-    if sharding.first():
+    if sharding.is_first_process():
         with disk.translate_errors("the output"):
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -29,46 +29,46 @@ class Log:
     """The metrics of one run. Rows after ``step`` are left over from a run that was cut short, and are dropped."""
 
     def __init__(self, workdir: Path, step: int, total: int, verbose: bool):
-        self._bar, self._shown = None, contextlib.ExitStack()
-        self._total, self._verbose, self._board = total, verbose and sharding.first(), None
-        if not sharding.first():
+        self._bar, self._open_bars = None, contextlib.ExitStack()
+        self._total, self._verbose, self._writer = total, verbose and sharding.is_first_process(), None
+        if not sharding.is_first_process():
             return
         self._path = workdir / "metrics.jsonl"
         rows = self._path.read_bytes().splitlines(keepends=True) if self._path.is_file() else []
         # A kill in between must not cost the history.
-        disk.write_bytes(self._path, b"".join(_until(step, rows, self._path)))
+        disk.write_bytes(self._path, b"".join(_rows_until(step, rows, self._path)))
         try:
             writer = _summary_writer()
         except MissingExtra as error:
             self.say(f"no TensorBoard events are written ({error}); the curves are in {self._path.name} and the report")
             return
-        self._board = writer(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30)
+        self._writer = writer(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30)
 
     def row(self, step: int, split: str, values: Mapping[str, float], **where: Any) -> None:
         """Append one row of metrics."""
-        if not sharding.first():
+        if not sharding.is_first_process():
             return
         with self._path.open("a") as f:
             f.write(format_row(finite({"step": step, "split": split, **where, **values})))
         for name, value in values.items():
-            if self._board:
-                self._board.add_scalar(f"{split}/{name}", value, step)
+            if self._writer:
+                self._writer.add_scalar(f"{split}/{name}", value, step)
 
     def say(self, text: str) -> None:
         """Print a line, unless this run is one of many."""
         if self._verbose:
             say(text)
 
-    def begin(self, step: int) -> None:
+    def start_bar(self, step: int) -> None:
         """Show the bar from ``step`` on, once the first step can be taken: its clock does not count the compiling."""
-        if self._bar is None and sharding.first():
-            how = {"unit": "step", "dynamic_ncols": True, "disable": None, "smoothing": 0}
-            self._bar = self._shown.enter_context(tqdm(total=self._total, initial=step, **how))
+        if self._bar is None and sharding.is_first_process():
+            options = {"unit": "step", "dynamic_ncols": True, "disable": None, "smoothing": 0}
+            self._bar = self._open_bars.enter_context(tqdm(total=self._total, initial=step, **options))
             if not self._bar.disable:
-                self._shown.enter_context(auto_refresh(self._bar))
+                self._open_bars.enter_context(auto_refresh(self._bar))
 
-    def waited(self, seconds: float) -> None:
-        """Take ``seconds`` that passed without steps, such as compiling, out of the bar's clock, so of its ETA."""
+    def exclude_time(self, seconds: float) -> None:
+        """Exclude ``seconds`` without steps, such as compiling, from the clock and the ETA of the bar."""
         if self._bar is not None and not self._bar.disable:
             self._bar.start_t += seconds
             self._bar.last_print_t += seconds
@@ -79,44 +79,44 @@ class Log:
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
             self._bar.update(step - self._bar.n)
 
-    def eta(self, step: int, taken: int, seconds: float) -> str:
-        """Return "12 steps/s, 1:05 left" at ``step``, when the last ``taken`` steps have cost ``seconds``."""
-        if not taken:
+    def eta(self, step: int, steps: int, seconds: float) -> str:
+        """Return "12 steps/s, 1:05 left" at ``step``, when the last ``steps`` steps have cost ``seconds``."""
+        if not steps:
             return "nothing to train"
-        rate = taken / max(seconds, 1e-9)
-        left = round((self._total - step) / rate)
-        return f"{rate:.3g} steps/s, {left // 60}:{left % 60:02d} left"
+        rate = steps / max(seconds, 1e-9)
+        seconds_left = round((self._total - step) / rate)
+        return f"{rate:.3g} steps/s, {seconds_left // 60}:{seconds_left % 60:02d} left"
 
     def close(self) -> None:
         """Flush and close."""
-        self._shown.close()
-        if self._board:
-            self._board.close()
+        self._open_bars.close()
+        if self._writer:
+            self._writer.close()
 
 
 def _summary_writer() -> Any:
     """Return tensorboardX' writer; importing that imports PyTorch where it is installed, which takes 2 s and 0.7 GB."""
-    hidden = "torch" not in sys.modules
-    if hidden:
+    hide_torch = "torch" not in sys.modules
+    if hide_torch:
         sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
     try:
         with require_extra("tracking"):
             from tensorboardX import SummaryWriter
     finally:
-        if hidden:
+        if hide_torch:
             del sys.modules["torch"]
     return SummaryWriter
 
 
-def _until(step: int, rows: list[bytes], path: Path) -> Iterator[bytes]:
+def _rows_until(step: int, rows: list[bytes], path: Path) -> Iterator[bytes]:
     """Yield the rows of metrics up to ``step``; half a row at the end, such as a full disk leaves, is dropped."""
     for number, row in enumerate(rows, start=1):
         if not row.endswith(b"\n"):
             continue
         try:
-            at = parse_row(row.decode(), f"{path}, line {number},")["step"]
+            row_step = parse_row(row.decode(), f"{path}, line {number},")["step"]
         except (UserError, ValueError, KeyError) as error:
             say(f"WARNING: {error}; the curves go on without it")
             continue
-        if at <= step:
+        if row_step <= step:
             yield row

@@ -10,12 +10,12 @@ import jax
 
 from tl_jax.train import evaluate, sharding
 from tl_jax.train.checkpoint import Checkpoints
-from tl_jax.train.freeze_audit import Proof
+from tl_jax.train.freeze_audit import FreezeAudit
 from tl_jax.train.logging import Log
-from tl_jax.train.preemption import between_steps
+from tl_jax.train.preemption import defer_signals
 from tl_jax.train.run_files import ACTION
 from tl_jax.train.state import TrainState, initial_state, stream_key
-from tl_jax.train.step import Stepper, make_init
+from tl_jax.train.step import Stepper, make_optimizer_init
 from tl_jax.train.task import Objective, Task
 from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import freeze, optimizer
@@ -26,12 +26,12 @@ from tl_jax.utils.json_files import parse_row
 from tl_jax.utils.waiting import show_elapsed
 
 
-def exhausted(scores: Sequence[float], patience: int) -> bool:
-    """Tell whether the best of the ``scores``, the earliest where equal, lies ``patience`` or more evaluations back."""
+def is_exhausted(scores: Sequence[float], patience: int) -> bool:
+    """Return whether the best of ``scores`` (the earliest of equals) is ``patience`` or more evaluations old."""
     return bool(patience and scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
-def history(workdir: Path, phase: str, score: str) -> list[float]:
+def validation_scores(workdir: Path, phase: str, score: str) -> list[float]:
     """Return the validation scores of a phase so far, from ``metrics.jsonl``: a resumed run remembers them."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
@@ -43,61 +43,63 @@ def history(workdir: Path, phase: str, score: str) -> list[float]:
     return [row[score] for row in rows]
 
 
-def describe(phase: Phase, state: TrainState, stepper: Any, whole: Objective) -> str:
+def describe_phase(phase: Phase, state: TrainState, stepper: Any, full_objective: Objective) -> str:
     """Return the table of one phase.
 
     Args:
         phase: that is about to start.
         state: at its start.
         stepper: its compiled steps.
-        whole: what it learns, computed from the examples on.
+        full_objective: what it learns, computed from the examples on.
     """
     mask = freeze.trainable(state.params, phase.rules)
-    split = freeze.count_split(state.params, mask)
-    still = freeze.still_norms(mask, state.batch_stats, phase.batch_stats)
-    norms = freeze.still_norms(mask, state.batch_stats, "frozen")
+    counts = freeze.count_split(state.params, mask)
+    frozen_norms = freeze.frozen_batch_norms(mask, state.batch_stats, phase.batch_stats)
+    norms = freeze.frozen_batch_norms(mask, state.batch_stats, "frozen")
     bytes_now, flops_now = tree.nbytes(state.opt_state), stepper.flops
-    bytes_all, flops_all = stepper.unfrozen(state, whole) if split["frozen"] else (bytes_now, flops_now)
+    bytes_all, flops_all = stepper.unfrozen_cost(state, full_objective) if counts["frozen"] else (bytes_now, flops_now)
     optim, rate = phase.optim, phase.rate
     return "\n".join(
         [
             f"phase {phase.name}: step {int(state.step):,} to {phase.stop:,}, {optim.name}, learning rate {rate.lr:g} "
             f"({rate.schedule}); compiled in {stepper.seconds:.1f} s",
-            f"  parameters: {split['trainable']:,} trainable, {split['frozen']:,} frozen",
-            *([f"  BatchNorm: {len(still)} of {len(norms)} layers keep their statistics"] if norms else []),
+            f"  parameters: {counts['trainable']:,} trainable, {counts['frozen']:,} frozen",
+            *([f"  BatchNorm: {len(frozen_norms)} of {len(norms)} layers keep their statistics"] if norms else []),
             f"  optimizer state: {bytes_now / 1e6:,.2f} MB ({bytes_all / 1e6:,.2f} MB with nothing frozen)",
-            *([_work(flops_now, flops_all, "about " * bool(split["frozen"]))] if math.isfinite(flops_now) else []),
+            *([_flops_line(flops_now, flops_all, bool(counts["frozen"]))] if math.isfinite(flops_now) else []),
         ]
     )
 
 
-def _work(now: float, whole: float, about: str) -> str:
-    return f"  work a step: {now / 1e9:,.2f} GFLOP ({about}{whole / 1e9:,.2f} GFLOP with nothing frozen)"
+def _flops_line(flops: float, unfrozen_flops: float, estimated: bool) -> str:
+    prefix = "about " if estimated else ""
+    return f"  work a step: {flops / 1e9:,.2f} GFLOP ({prefix}{unfrozen_flops / 1e9:,.2f} GFLOP with nothing frozen)"
 
 
-def layout(params: Any, plan: Sequence[Phase], parts: Sequence[str]) -> dict[str, Any]:
-    """Return the parts of a network from the input on: how many values each has, and how many a phase trains.
+def stage_parameters(params: Any, plan: Sequence[Phase], stages: Sequence[str]) -> dict[str, Any]:
+    """Return the stages of a network from the input on, with their parameters and how many each phase trains.
 
     Args:
         params: of the network.
         plan: phases of the run.
-        parts: names of the network's parts; others, such as the head, come after them.
+        stages: names of the network's parts; others, such as the head, come after them.
     """
-    owners = {path: path.partition("/")[0] for path in tree.flatten(params)}
-    order = list(dict.fromkeys([*(name for name in parts if name in owners.values()), *owners.values()]))
+    stage_of = {path: path.partition("/")[0] for path in tree.flatten(params)}
+    order = list(dict.fromkeys([*(name for name in stages if name in stage_of.values()), *stage_of.values()]))
     sizes = {path: int(leaf.size) for path, leaf in tree.flatten(params).items()}
     masks = [tree.flatten(freeze.trainable(params, phase.rules)) for phase in plan]
     return {
         "phases": [phase.name for phase in plan],
         "parts": [
             {
-                "name": part,
-                "parameters": sum(size for path, size in sizes.items() if owners[path] == part),
+                "name": stage,
+                "parameters": sum(size for path, size in sizes.items() if stage_of[path] == stage),
                 "trained": [
-                    sum(size for path, size in sizes.items() if owners[path] == part and mask[path]) for mask in masks
+                    sum(size for path, size in sizes.items() if stage_of[path] == stage and mask[path])
+                    for mask in masks
                 ],
             }
-            for part in order
+            for stage in order
         ],
     }
 
@@ -109,18 +111,18 @@ class Pace(NamedTuple):
         save: steps between checkpoints, each after an evaluation.
         log: steps between rows of metrics.
         patience: evaluations of the last phase without a better one after which the run ends; 0 for never.
-        rest: seconds for which no checkpoint follows another, but for the best so far and the last of a phase:
+        min_interval: seconds for which no checkpoint follows another, but for the best so far and the last of a phase:
             writing one takes longer than a short epoch does.
     """
 
     save: int
     log: int
     patience: int = 0
-    rest: float = 0.0
+    min_interval: float = 0.0
 
 
 class Run:
-    """The moving parts that phases share."""
+    """The state that the phases of a run share."""
 
     def __init__(
         self,
@@ -129,18 +131,18 @@ class Run:
         seed: int,
         checkpoints: Checkpoints,
         log: Log,
-        asked: Callable[[], type[BaseException] | None],
+        stop_signal: Callable[[], type[BaseException] | None],
         workdir: Path,
-        proof: Proof | None,
+        audit: FreezeAudit | None,
         sharded: bool,
     ):
         self.task, self.pace, self.seed, self.checkpoints, self.log = task, pace, seed, checkpoints, log
-        self.asked = asked  # what to raise where someone asked to stop
-        self.workdir, self.proof, self.sharded = workdir, proof, sharded
-        self.stream = sharding.everywhere(stream_key(seed, "train"))
+        self.stop_signal = stop_signal  # what to raise where someone asked to stop
+        self.workdir, self.audit, self.sharded = workdir, audit, sharded
+        self.stream = sharding.replicate(stream_key(seed, "train"))
         self.seconds = {"features": 0.0, "compile": 0.0, "train": 0.0, "eval": 0.0}
-        self.seen: dict[int, Task] = {}  # by the phase that starts at a step
-        self.taken = 0  # steps since this process started
+        self.phase_tasks: dict[int, Task] = {}  # by the phase that starts at a step
+        self.steps_taken = 0  # steps since this process started
         self.best, self.saved = -math.inf, -math.inf  # validation score, and when the last checkpoint was begun
 
     def phases(self, plan: Sequence[Phase], done: int) -> tuple[TrainState, dict[str, int]]:
@@ -148,47 +150,47 @@ class Run:
         state = initial_state(self.task, self.seed, self.sharded)
         parameters = {"trainable": 0, "frozen": tree.count(state.params)}
         if not plan and self.checkpoints.latest() is None:
-            self._save(state, self._evaluate("start", state, self.task), sure=True)
+            self._save(state, self._evaluate("start", state, self.task), force=True)
         for phase in plan:
             parameters = freeze.count_split(state.params, freeze.trainable(state.params, phase.rules))
             if done >= phase.stop and phase is not plan[-1]:
                 continue
-            state = state.replace(opt_state=self._fresh(phase, state))
+            state = state.replace(opt_state=self._init_opt_state(phase, state))
             if done and done >= phase.start:  # at the very start of a phase its optimizer state is new
                 state = self.checkpoints.restore(done, state, opt_state=done > phase.start)
             if done == phase.start:  # a running average starts from the weights that the phase starts from
-                state = state.replace(opt_state=self._fresh(phase, state))
+                state = state.replace(opt_state=self._init_opt_state(phase, state))
             if done < phase.stop:
                 state = self.train(phase, state, self.pace.patience if phase is plan[-1] else 0)
         return state, parameters
 
-    def _fresh(self, phase: Phase, state: TrainState) -> Any:
-        """Return the optimizer state that a phase begins with: new, but for what a source passes on to the first."""
-        new = make_init(phase.optim, phase.rules, self.sharded)(state.params)
-        passed = state.source.get("moments", {}) if phase.start == 0 else {}
-        if not passed:
+    def _init_opt_state(self, phase: Phase, state: TrainState) -> Any:
+        """Return the initial optimizer state of a phase; the first may begin with the moments of its source."""
+        new = make_optimizer_init(phase.optim, phase.rules, self.sharded)(state.params)
+        moments = state.source.get("moments", {}) if phase.start == 0 else {}
+        if not moments:
             return new
-        both = optimizer.put_in(new, passed)
-        return jax.device_put(both, sharding.layouts(both) if self.sharded else sharding.replicated())
+        opt_state = optimizer.set_adam_moments(new, moments)
+        return jax.device_put(opt_state, sharding.tree_shardings(opt_state) if self.sharded else sharding.replicated())
 
     def train(self, phase: Phase, state: TrainState, patience: int) -> TrainState:
         """Take the steps of one phase that are still to be taken."""
         first = int(state.step)
-        scores = history(self.workdir, phase.name, self.task.score) if patience else []
-        if exhausted(scores, patience):
+        scores = validation_scores(self.workdir, phase.name, self.task.score) if patience else []
+        if is_exhausted(scores, patience):
             return state
         task, stepper = self._prepare(phase, state)
-        self.log.begin(first)
-        now, pending = first, self._carried(first)
+        self.log.start_bar(first)
+        now, pending = first, self._load_pending(first)
         clock = time.monotonic()
         while now < phase.stop:
-            if reason := self.asked():
-                self._leave(state, now, pending)
+            if reason := self.stop_signal():
+                self._save_pending(state, now, pending)
                 raise reason(f"stopped after step {now:,}, which is saved")
-            goals = (phase.stop, now + stepper.most, *(now - now % every + every for every in self.pace[:2]))
-            state, rows = stepper.advance(state, now, min(goals))
+            stops = (phase.stop, now + stepper.max_steps, *(now - now % every + every for every in self.pace[:2]))
+            state, rows = stepper.advance(state, now, min(stops))
             pending += rows
-            self.taken += len(rows)
+            self.steps_taken += len(rows)
             now += len(rows)
             save = now % self.pace.save == 0 or now == phase.stop
             if save or now % self.pace.log == 0:
@@ -198,55 +200,57 @@ class Run:
                 self.seconds["train"] += time.monotonic() - clock
                 values = self._evaluate(phase.name, state, task)
                 scores += [values[self.task.score]] if patience and values else []
-                enough = exhausted(scores, patience)
-                self._save(state, values, sure=enough or now == phase.stop)
-                if enough:
+                stop_early = is_exhausted(scores, patience)
+                self._save(state, values, force=stop_early or now == phase.stop)
+                if stop_early:
                     self.log.say(f"no better validation {self.task.score} in {patience} evaluations: stopped early")
                     break
                 clock = time.monotonic()
-        if self.proof:
-            self.proof.end(phase, state)
+        if self.audit:
+            self.audit.end(phase, state)
         return state
 
-    def seen_by(self, phase: Phase, state: TrainState) -> Task:
-        """Return the task as a phase sees it: without what it leaves frozen."""
-        if not self.task.shortcut or phase.objective != SUPERVISED:
+    def phase_task(self, phase: Phase, state: TrainState) -> Task:
+        """Return the task of a phase, with cached outputs of the layers that it leaves frozen."""
+        if not self.task.cache_features or phase.objective != SUPERVISED:
             return self.task
-        if phase.start not in self.seen:
+        if phase.start not in self.phase_tasks:
             clock = time.monotonic()
             with show_elapsed("computing outputs of frozen layers"):
-                self.seen[phase.start] = self.task.shortcut(self.task, state.variables, phase)
+                self.phase_tasks[phase.start] = self.task.cache_features(self.task, state.variables, phase)
             self.seconds["features"] += time.monotonic() - clock
-            self.log.waited(time.monotonic() - clock)
-        return self.seen[phase.start]
+            self.log.exclude_time(time.monotonic() - clock)
+        return self.phase_tasks[phase.start]
 
     def _prepare(self, phase: Phase, state: TrainState) -> tuple[Task, Stepper]:
         """Return the task as the phase sees it, and its compiled steps."""
-        whole, task = self.task.objective(phase.objective), self.seen_by(phase, state)
+        full_objective, task = self.task.objective(phase.objective), self.phase_task(phase, state)
         objective = task.objective(phase.objective)
         self.log.say(f"compiling the training step of phase {phase.name} ...")
-        made = objective.stepper or Stepper
+        stepper_class = objective.make_stepper or Stepper
         with show_elapsed(f"compiling the training step of phase {phase.name}"):
-            stepper = made(phase, objective, state, self.stream, int(state.step), min(self.pace.save, self.pace.log))
+            stepper = stepper_class(
+                phase, objective, state, self.stream, int(state.step), min(self.pace.save, self.pace.log)
+            )
         self.seconds["compile"] += stepper.seconds
-        self.log.waited(stepper.seconds)
-        self.log.say(describe(phase, state, stepper, whole))
-        if self.proof:
-            self.proof.begin(phase, state, stepper.flops, stepper.forward(state, whole))
+        self.log.exclude_time(stepper.seconds)
+        self.log.say(describe_phase(phase, state, stepper, full_objective))
+        if self.audit:
+            self.audit.begin(phase, state, stepper.flops, stepper.forward_flops(state, full_objective))
         return task, stepper
 
-    def _leave(self, state: TrainState, now: int, pending: list[Any]) -> None:
+    def _save_pending(self, state: TrainState, now: int, pending: list[Any]) -> None:
         """Save a state between two evaluations, and the sums of the row of metrics that has been begun."""
         sums = [row["sums"] for row in jax.device_get(pending)]
-        write_json(self.workdir / "pending.json", {"step": now, "sums": evaluate.total(sums)})
+        write_json(self.workdir / "pending.json", {"step": now, "sums": evaluate.sum_metrics(sums)})
         if self.checkpoints.latest() != now:
             self.checkpoints.save(state, None)
         self.checkpoints.wait()
 
-    def _carried(self, now: int) -> list[Any]:
-        """Return what ``_leave`` kept of the row that step ``now`` is in."""
-        kept = read_json(self.workdir / "pending.json")
-        return [{"sums": kept["sums"]}] if kept.get("step") == now and kept["sums"] else []
+    def _load_pending(self, now: int) -> list[Any]:
+        """Return the sums that ``_save_pending`` stored for the metrics row of step ``now``."""
+        saved = read_json(self.workdir / "pending.json")
+        return [{"sums": saved["sums"]}] if saved.get("step") == now and saved["sums"] else []
 
     def _flush(self, phase: Phase, now: int, pending: list[Any]) -> None:
         """Fetch the rows of the last steps, stop where one is not finite, write their mean."""
@@ -255,16 +259,16 @@ class Run:
             total, count = row["sums"]["loss"]
             norms = {name: row[name] for name in ("grad_norm", "param_norm") if name in row}
             values = {"loss": total / max(count, 1), **norms}
-            evaluate.check_finite(values, f"step {i} (phase {phase.name})", self._left)
-        values = evaluate.mean(row["sums"] for row in rows)
+            evaluate.check_finite(values, f"step {i} (phase {phase.name})", self._describe_last)
+        values = evaluate.mean_metrics(row["sums"] for row in rows)
         extra = {name: float(rows[-1][name]) for name in ("lr", "grad_norm", "param_norm")}
         self.log.row(now, "train", {**values, **extra}, phase=phase.name)
         self.log.progress(now, **values)
 
-    def _left(self) -> str:
-        """Return what is left of the run where it ends with numbers that are not finite."""
-        kept = self.checkpoints.latest()
-        return "no checkpoint was written yet" if kept is None else f"the last good checkpoint is step {kept}"
+    def _describe_last(self) -> str:
+        """Describe the last checkpoint, for an error about numbers that are not finite."""
+        step = self.checkpoints.latest()
+        return "no checkpoint was written yet" if step is None else f"the last good checkpoint is step {step}"
 
     def _evaluate(self, phase: str, state: TrainState, task: Task) -> dict[str, float] | None:
         """Return the metrics on the validation part, None where there is none."""
@@ -272,29 +276,33 @@ class Run:
             return None
         clock, now = time.monotonic(), int(state.step)
         where = f"validation after step {now} (phase {phase})"
-        values, _, compiling, _ = evaluate.evaluate(task, state.tested, "validation", where=where, last=self._left)
-        evaluate.check_finite(values, where, self._left)  # the judge's, by one of which the best is chosen
+        values, _, compiling, _ = evaluate.evaluate(
+            task, state.eval_variables, "validation", where=where, describe_last=self._describe_last
+        )
+        evaluate.check_finite(values, where, self._describe_last)  # the evaluation's, one of which chooses the best
         self.log.row(now, "validation", values, phase=phase)
         self.seconds["compile"] += compiling
-        self.log.waited(compiling)
+        self.log.exclude_time(compiling)
         self.seconds["eval"] += time.monotonic() - clock - compiling
         return values
 
-    def _save(self, state: TrainState, values: dict[str, float] | None, sure: bool) -> None:
-        """Keep a state where that is ``sure`` or due, see ``Pace.rest``; tell how it does and how long is left."""
+    def _save(self, state: TrainState, values: dict[str, float] | None, force: bool) -> None:
+        """Save a state if ``force`` is set or it is due, see ``Pace.min_interval``; report scores and the time left."""
         clock, now = time.monotonic(), int(state.step)
         better = values is not None and values[self.task.score] >= self.best
         if better:
             assert values is not None
             self.best = values[self.task.score]
         # Clocks of several processes differ, and all of them must come to write.
-        if sure or better or jax.process_count() > 1 or clock - self.saved >= self.pace.rest:
+        if force or better or jax.process_count() > 1 or clock - self.saved >= self.pace.min_interval:
             self.checkpoints.save(state, values)
             self.saved = time.monotonic()
         self.seconds["eval"] += time.monotonic() - clock
         shown = ", ".join(f"{name} {value:.4f}" for name, value in (values or {}).items())
         spent = self.seconds["train"] + self.seconds["eval"]
-        self.log.say(f"step {now:,}: {f'validation {shown}; ' if values else ''}{self.log.eta(now, self.taken, spent)}")
+        self.log.say(
+            f"step {now:,}: {f'validation {shown}; ' if values else ''}{self.log.eta(now, self.steps_taken, spent)}"
+        )
 
 
 class Fitted(NamedTuple):
@@ -302,7 +310,7 @@ class Fitted(NamedTuple):
 
     Attributes:
         state: after the last step.
-        task: as the last phase saw it, see ``Task.shortcut``.
+        task: as the last phase saw it, see ``Task.cache_features``.
         checkpoints: of the run, still open.
         seconds: spent by this process on ``features`` (of frozen layers), ``compile``, ``train`` and ``eval``.
         parameters: ``trainable`` and ``frozen`` values of the last phase.
@@ -326,7 +334,7 @@ def fit(
     seed: int,
     workdir: Path,
     verbose: bool = True,
-    prove: bool = False,
+    verify_freeze: bool = False,
     sharded: bool = False,
 ) -> Fitted:
     """Train through all phases, from the last checkpoint in ``workdir`` where there is one.
@@ -338,7 +346,7 @@ def fit(
         seed: of everything random.
         workdir: folder of the run.
         verbose: show phases and evaluations; a terminal shows a progress bar in any case.
-        prove: hash what is frozen before and after each phase.
+        verify_freeze: hash what is frozen before and after each phase.
         sharded: split parameters, statistics and optimizer state over the devices.
 
     Raises:
@@ -346,22 +354,22 @@ def fit(
         UserError: numbers that are not finite; the message names the step and the last good checkpoint.
     """
     checkpoints = Checkpoints(workdir / "checkpoints", task)
-    done = checkpoints.sound() or 0
+    done = checkpoints.latest_intact() or 0
     total = plan[-1].stop if plan else 0
     log = Log(workdir, done, total, verbose)
-    sharding.meet("training")  # the log is as it was at that step
+    sharding.wait_for_all("training")  # the log is as it was at that step
     if done:
         log.say(f"resuming from step {done:,} of {total:,}")
-    proof = Proof(workdir) if prove else None
+    audit = FreezeAudit(workdir) if verify_freeze else None
     try:
-        with between_steps() as asked:
-            run = Run(task, pace, seed, checkpoints, log, asked, workdir, proof, sharded)
+        with defer_signals() as stop_signal:
+            run = Run(task, pace, seed, checkpoints, log, stop_signal, workdir, audit, sharded)
             state, parameters = run.phases(plan, done)
-            seen = run.seen_by(plan[-1], state) if plan else task
+            last_task = run.phase_task(plan[-1], state) if plan else task
     except BaseException:
         checkpoints.close()  # what is being written is worth finishing
         raise
     finally:
         log.close()
     checkpoints.wait()
-    return Fitted(state, seen, checkpoints, run.seconds, parameters, proof.summary() if proof else {}, done)
+    return Fitted(state, last_task, checkpoints, run.seconds, parameters, audit.summary() if audit else {}, done)

@@ -6,12 +6,12 @@ import numpy as np
 
 from tl_jax.train import sharding
 from tl_jax.train.state import initial_state, stream_key
-from tl_jax.train.step import make_init, make_train_step
+from tl_jax.train.step import make_optimizer_init, make_train_step
 from tl_jax.train.task import Task
 from tl_jax.transfer.phases import Phase
 from tl_jax.utils.errors import UserError
 
-KEEP = 0.9  # share of the running mean of losses that stays at each step
+SMOOTHING = 0.9  # share of the running mean of losses that stays at each step
 SPAN = 0.5  # decades of the rate over which a slope is taken: single steps are too noisy
 DIVERGED = 3.0  # times the lowest smoothed loss above it: the test ends there
 
@@ -47,43 +47,43 @@ def sweep(task: Task, phase: Phase, seed: int, low: float = 1e-6, high: float = 
     rates = np.geomspace(low, high, steps, dtype=np.float32)
     loss, train_batch, _ = task.objective(phase.objective)
     state = initial_state(task, seed)
-    state = state.replace(opt_state=make_init(phase.optim, phase.rules)(state.params))
+    state = state.replace(opt_state=make_optimizer_init(phase.optim, phase.rules)(state.params))
     step = make_train_step(loss, phase.optim, phase.rules, phase.batch_stats)
-    stream = sharding.everywhere(stream_key(seed, "train"))
+    stream = sharding.replicate(stream_key(seed, "train"))
     losses: list[float] = []
     for i, rate in enumerate(rates):
-        state, row = step(state, sharding.put(train_batch(i)), stream, sharding.everywhere(rate))
+        state, row = step(state, sharding.shard_batch(train_batch(i)), stream, sharding.replicate(rate))
         total, count = row["sums"]["loss"]
         losses.append(float(total) / max(float(count), 1.0))
         mean = smooth(np.asarray(losses))
         if not np.isfinite(losses[-1]) or mean[-1] - mean.min() > DIVERGED * max(abs(mean.min()), 1e-3):
             break
-    return read(rates[: len(losses)], np.asarray(losses))
+    return suggest_rates(rates[: len(losses)], np.asarray(losses))
 
 
 def smooth(losses: np.ndarray) -> np.ndarray:
     """Return the running mean (S,) of losses (S,), without the pull of the zero that it starts from."""
     out, mean = np.empty(len(losses)), 0.0
     for i, value in enumerate(losses):
-        mean = KEEP * mean + (1 - KEEP) * value
-        out[i] = mean / (1 - KEEP ** (i + 1))
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * value
+        out[i] = mean / (1 - SMOOTHING ** (i + 1))
     return out
 
 
-def read(rates: np.ndarray, losses: np.ndarray) -> Sweep:
+def suggest_rates(rates: np.ndarray, losses: np.ndarray) -> Sweep:
     """Return the sweep with what it suggests.
 
     Raises:
         UserError: the loss never fell, or was not finite from the start.
     """
-    kept = np.isfinite(losses)
-    rates, losses = np.asarray(rates, float)[kept], losses[kept]
+    finite = np.isfinite(losses)
+    rates, losses = np.asarray(rates, float)[finite], losses[finite]
     smoothed = smooth(losses)
     lowest = int(smoothed.argmin()) if len(smoothed) else 0
     if lowest < 2:
         raise UserError("the loss falls at no learning rate of this range; check the data, or start the range lower")
-    at = np.log10(rates)
-    near = [np.abs(at - at[i]) <= SPAN / 2 for i in range(lowest + 1)]
-    slopes = [np.polyfit(at[window], smoothed[window], 1)[0] if window.sum() > 1 else 0.0 for window in near]
+    decades = np.log10(rates)
+    windows = [np.abs(decades - decades[i]) <= SPAN / 2 for i in range(lowest + 1)]
+    slopes = [np.polyfit(decades[window], smoothed[window], 1)[0] if window.sum() > 1 else 0.0 for window in windows]
     steepest = float(rates[int(np.argmin(slopes))])
     return Sweep(rates, losses, smoothed, steepest, float(rates[lowest]), min(steepest, float(rates[lowest]) / 10))

@@ -12,37 +12,37 @@ from tl_jax.utils.errors import Preempted
 
 
 @contextlib.contextmanager
-def between_steps() -> Iterator[Callable[[], type[BaseException] | None]]:
-    """Hold back the first SIGINT and SIGTERM; the function given returns what to raise once one came, else None.
+def defer_signals() -> Iterator[Callable[[], type[BaseException] | None]]:
+    """Defer the first SIGINT and SIGTERM; yield a function that returns what to raise once one came, else None.
 
     The second SIGINT acts at once. Of several processes SIGTERM stops all at the same step, whichever was told to.
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield lambda: None
         return
-    came: list[int] = []
-    calls = 0
+    received: list[int] = []
+    num_calls = 0
 
-    def note(signum, frame):
-        if signum == signal.SIGINT and signal.SIGINT in came:
+    def on_signal(signum, frame):
+        if signum == signal.SIGINT and signal.SIGINT in received:
             raise KeyboardInterrupt
-        came.append(signum)
+        received.append(signum)
 
-    def asked() -> type[BaseException] | None:
-        nonlocal calls
-        calls += 1
+    def stop_signal() -> type[BaseException] | None:
+        nonlocal num_calls
+        num_calls += 1
         # JAX listens to SIGTERM in each of several processes, and finds a call that all of them are yet to make.
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(calls):
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(num_calls):
             return Preempted
-        return (KeyboardInterrupt if came[0] == signal.SIGINT else Preempted) if came else None
+        return (KeyboardInterrupt if received[0] == signal.SIGINT else Preempted) if received else None
 
     # Ctrl-C of one of several ends it at once: the others could not know at which step to save.
-    heard = () if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
-    before = {signum: signal.signal(signum, note) for signum in heard}
+    signals = () if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
+    previous_handlers = {signum: signal.signal(signum, on_signal) for signum in signals}
     try:
-        yield asked
-        if came:
-            raise KeyboardInterrupt if came[0] == signal.SIGINT else Preempted("preempted after the last step")
+        yield stop_signal
+        if received:
+            raise KeyboardInterrupt if received[0] == signal.SIGINT else Preempted("preempted after the last step")
     finally:
-        for signum, handler in before.items():
+        for signum, handler in previous_handlers.items():
             signal.signal(signum, handler)

@@ -57,7 +57,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         UserError: names the file and the field that is wrong.
     """
     path = folder / FACTS
-    facts = _checked(path, _FACTS)
+    facts = _read_checked(path, _FACTS)
     _check_facts(path, facts)
     return facts
 
@@ -69,7 +69,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         UserError: names the file and the field that is wrong.
     """
     path = folder / SUMMARY
-    summary = _checked(path, _SUMMARY)
+    summary = _read_checked(path, _SUMMARY)
     check_fields(summary.get("calibration", {}), f"{path}: calibration", {"temperature": number(1e-6, 1e6)}, ACTION)
     if "wise_ft" in summary:
         _check_present(f"{path}: wise_ft", summary["wise_ft"], ("share",))
@@ -79,7 +79,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _checked(path: Path, fields: Mapping[str, Field]) -> dict[str, Any]:
+def _read_checked(path: Path, fields: Mapping[str, Field]) -> dict[str, Any]:
     content = read_json(path, ACTION) if path.is_file() else {}
     check_fields(content, path, fields, ACTION)
     return {name: value for name, value in content.items() if value is not None}
@@ -104,5 +104,5 @@ def _check_facts(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _check_present(where: object, content: Mapping[str, Any], names: tuple[str, ...]) -> None:
-    if absent := [name for name in names if content.get(name) is None]:
-        raise UserError(f"{where} lacks {', '.join(absent)}; {ACTION}")
+    if missing := [name for name in names if content.get(name) is None]:
+        raise UserError(f"{where} lacks {', '.join(missing)}; {ACTION}")

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tl_jax.train import flops as flops_module
+from tl_jax.train import flops
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.waiting import show_elapsed
 
@@ -37,51 +37,54 @@ def replicated() -> NamedSharding:
     return NamedSharding(mesh(), PartitionSpec())
 
 
-def split() -> NamedSharding:
+def batch_sharding() -> NamedSharding:
     """Return the sharding that splits the leading axis over the devices."""
     return NamedSharding(mesh(), PartitionSpec(AXIS))
 
 
-def put(batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
+def shard_batch(batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
     """Move a batch of numpy arrays onto the devices, split along the examples; every process has all of it."""
-    return _place(batch, split())
+    return _place(batch, batch_sharding())
 
 
-def put_share(batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
-    """Move a batch of which every process has its own rows, see ``share``, onto the devices."""
+def shard_local_batch(batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
+    """Move a batch of which every process has its own rows, see ``local_slice``, onto the devices."""
     if jax.process_count() == 1:
-        return put(batch)
-    return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, split()), batch)
+        return shard_batch(batch)
+    return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, batch_sharding()), batch)
 
 
-def share(size: int) -> slice:
+def local_slice(size: int) -> slice:
     """Return the rows of a batch of ``size`` examples that the devices of this process work on."""
-    each = size // jax.process_count()
-    return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
+    rows = size // jax.process_count()
+    return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
 
 
-def everywhere(tree: Any) -> Any:
-    """Put arrays, of which every process has the same, onto every device."""
+def replicate(tree: Any) -> Any:
+    """Replicate arrays, which every process has, onto every device."""
     return _place(tree, replicated())
 
 
-def fetch(tree: Any) -> Any:
-    """Return the whole of every array as numpy, also of those of which other processes hold a part."""
+def to_host(tree: Any) -> Any:
+    """Return every array as numpy, including arrays that are sharded over processes."""
     arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
-    whole = all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in arrays)
-    return jax.device_get(tree if whole else _gatherer()(tree))
+    is_local = all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in arrays)
+    return jax.device_get(tree if is_local else _make_gather()(tree))
 
 
-def check_batch(field: str, size: int, parts: int = 1) -> None:
-    """Refuse a batch size that the devices cannot share evenly, nor each of its ``parts`` where it is cut into some."""
-    each = jax.device_count() * parts
-    if size % each:
-        near, cut = max(each, round(size / each) * each), f" times optim.accumulate={parts}" if parts > 1 else ""
-        raise UserError(f"config.{field}={size} is not divisible by the {jax.device_count()} devices{cut}; {near} is")
+def check_batch(field: str, size: int, accumulate: int = 1) -> None:
+    """Refuse a batch size that the devices cannot share evenly in each of its ``accumulate`` chunks."""
+    divisor = jax.device_count() * accumulate
+    if size % divisor:
+        nearest = max(divisor, round(size / divisor) * divisor)
+        chunks = f" times optim.accumulate={accumulate}" if accumulate > 1 else ""
+        raise UserError(
+            f"config.{field}={size} is not divisible by the {jax.device_count()} devices{chunks}; {nearest} is"
+        )
 
 
-def whole(size: int) -> int:
-    """Return the smallest batch that holds ``size`` examples and that the devices share evenly."""
+def round_up(size: int) -> int:
+    """Round a batch size up to a multiple of the number of devices."""
     return -(-size // jax.device_count()) * jax.device_count()
 
 
@@ -97,42 +100,42 @@ class Program(NamedTuple):
     seconds: float
 
 
-def compiled(function: Any, *args: Any) -> Program:
+def compile_cached(function: Any, *args: Any) -> Program:
     """Compile a jitted function for arguments like ``args``, once per function and shapes."""
-    clock, shapes = time.monotonic(), _shapes(args)
-    key = _call(function, shapes)
-    known = key in _PROGRAMS
-    if not known:
-        make_room()
+    start, shapes = time.monotonic(), _shapes(args)
+    key = _program_key(function, shapes)
+    is_cached = key in _PROGRAMS
+    if not is_cached:
+        limit_memory_maps()
         with show_elapsed("compiling"):
             _PROGRAMS[key] = function.lower(*shapes).compile()
-    return Program(_PROGRAMS[key], 0.0 if known else time.monotonic() - clock)
+    return Program(_PROGRAMS[key], 0.0 if is_cached else time.monotonic() - start)
 
 
-def make_room() -> None:
-    """Forget all compiled programs where they hold half of the memory maps that the system allows a process.
+def limit_memory_maps() -> None:
+    """Drop all compiled programs once they hold half of the memory maps that the system allows a process.
 
     A program takes some ten maps on a CPU and Linux allows 65,530: a process that compiles thousands, as studies and
     test suites do, ends in a segmentation fault within XLA. What is needed again is read from the cache on disk.
     """
     allowed = Path("/proc/sys/vm/max_map_count")
-    if allowed.is_file() and _maps() > int(allowed.read_text()) // 2:
-        forget()
+    if allowed.is_file() and _count_memory_maps() > int(allowed.read_text()) // 2:
+        clear_programs()
 
 
-def forget() -> None:
-    """Forget all compiled programs of this process."""
+def clear_programs() -> None:
+    """Drop all compiled programs of this process."""
     _PROGRAMS.clear()
     _FLOPS.clear()
     jax.clear_caches()
 
 
-def flops(function: Any, *args: Any) -> float:
+def count_flops(function: Any, *args: Any) -> float:
     """Return the floating-point operations of one call, without compiling it; counted once per function and shapes."""
     shapes = _shapes(args)
-    key = _call(function, shapes)
+    key = _program_key(function, shapes)
     if key not in _FLOPS:
-        _FLOPS[key] = flops_module.flops(function, *shapes)
+        _FLOPS[key] = flops.count_flops(function, *shapes)
     return _FLOPS[key]
 
 
@@ -141,8 +144,8 @@ _PROGRAMS: dict[Any, Any] = {}
 _FLOPS: dict[Any, float] = {}
 
 
-def _call(function: Any, shapes: Any) -> Any:
-    """Return what tells calls apart that need programs of their own."""
+def _program_key(function: Any, shapes: Any) -> Any:
+    """Return a key that is equal for calls that can share a compiled program."""
     leaves, treedef = jax.tree.flatten(shapes)
     return function, treedef, tuple(leaves)
 
@@ -162,11 +165,11 @@ def _place(tree: Any, sharding: NamedSharding) -> Any:
 
 
 @functools.cache
-def _gatherer():
+def _make_gather():
     return jax.jit(lambda tree: tree, out_shardings=replicated())
 
 
-def _maps() -> int:
+def _count_memory_maps() -> int:
     return Path("/proc/self/maps").read_bytes().count(b"\n")
 
 
@@ -174,10 +177,10 @@ def _shapes(args: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), args)
 
 
-LEAST = 512  # values of a leaf from which on it is split; gathering fewer costs more than it saves
+MIN_SPLIT_SIZE = 512  # values of a leaf from which on it is split; gathering fewer costs more than it saves
 
 
-def layout(shape: tuple[int, ...]) -> NamedSharding:
+def leaf_sharding(shape: tuple[int, ...]) -> NamedSharding:
     """Return the sharding of a leaf: split along its longest axis that the devices share evenly, the later of equals.
 
     A leaf that is small, or that no axis can be split evenly of, is whole on each device.
@@ -185,16 +188,16 @@ def layout(shape: tuple[int, ...]) -> NamedSharding:
     count, size = mesh().size, 1
     for length in shape:
         size *= length
-    fits = [axis for axis, length in enumerate(shape) if length % count == 0 and length > 1]
-    if size < LEAST or not fits:
+    axes = [axis for axis, length in enumerate(shape) if length % count == 0 and length > 1]
+    if size < MIN_SPLIT_SIZE or not axes:
         return replicated()
-    longest = max(fits, key=lambda axis: (shape[axis], axis))
+    longest = max(axes, key=lambda axis: (shape[axis], axis))
     return NamedSharding(mesh(), PartitionSpec(*(AXIS if axis == longest else None for axis in range(len(shape)))))
 
 
-def layouts(tree: Any) -> Any:
+def tree_shardings(tree: Any) -> Any:
     """Return the sharding of each leaf of a tree of arrays or shapes."""
-    return jax.tree.map(lambda leaf: layout(leaf.shape), tree)
+    return jax.tree.map(lambda leaf: leaf_sharding(leaf.shape), tree)
 
 
 def is_sharded(tree: Any) -> bool:
@@ -204,7 +207,7 @@ def is_sharded(tree: Any) -> bool:
 
 def constrain(tree: Any) -> Any:
     """Split the leaves of a tree within a jitted function."""
-    return jax.lax.with_sharding_constraint(tree, layouts(tree))
+    return jax.lax.with_sharding_constraint(tree, tree_shardings(tree))
 
 
 @jax.custom_vjp
@@ -218,51 +221,53 @@ gather.defvjp(lambda tree: (gather(tree), None), lambda _, grads: (constrain(gra
 
 def bytes_per_device(tree: Any) -> int:
     """Return the bytes that a tree of arrays takes on the device that keeps most of it."""
-    held: dict[Any, int] = {}
+    totals: dict[Any, int] = {}
     for leaf in jax.tree.leaves(tree):
         for shard in leaf.addressable_shards:
-            held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
-    return max(held.values(), default=0)
+            totals[shard.device] = totals.get(shard.device, 0) + shard.data.nbytes
+    return max(totals.values(), default=0)
 
 
-VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-_first = True
+ENV_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_is_first = True
 
 
-def join() -> None:
-    """Meet the other processes of this run; to be called before JAX looks for devices.
+def join_processes() -> None:
+    """Connect to the other processes of this run; call it before JAX looks for devices.
 
-    Where the environment has all of ``VARIABLES`` (HOST:PORT of process 0, how many processes, which one this is), they
-    say how. Otherwise JAX finds out from SLURM, Open MPI, or the metadata of a TPU slice.
+    If the environment has all of ``ENV_VARIABLES`` (HOST:PORT of process 0, number of processes, index of this one),
+    they are used. Otherwise JAX finds out from SLURM, Open MPI, or the metadata of a TPU slice.
 
     Raises:
         UserError: nothing says which processes there are, or they do not answer.
     """
-    global _first
-    given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
-    missing = [name for name in VARIABLES if name not in given]
-    if given and missing:
-        raise UserError(f"{', '.join(given)} without {', '.join(missing)}; set all three, or none for SLURM and TPUs")
+    global _is_first
+    settings = {name: os.environ[name] for name in ENV_VARIABLES if os.environ.get(name)}
+    missing = [name for name in ENV_VARIABLES if name not in settings]
+    if settings and missing:
+        raise UserError(
+            f"{', '.join(settings)} without {', '.join(missing)}; set all three, or none for SLURM and TPUs"
+        )
     try:
-        if given:
-            address, count, index = (given[name] for name in VARIABLES)
+        if settings:
+            address, count, index = (settings[name] for name in ENV_VARIABLES)
             jax.distributed.initialize(address, int(count), int(index), cluster_detection_method="deactivate")
         else:
             jax.distributed.initialize()
     except (ValueError, RuntimeError) as e:
         reason = str(e).strip().splitlines()[0]
         raise UserError(
-            f"--distributed: {reason}; start by srun, mpirun or on a TPU slice, or set {', '.join(VARIABLES)}"
+            f"--distributed: {reason}; start by srun, mpirun or on a TPU slice, or set {', '.join(ENV_VARIABLES)}"
         ) from None
-    _first = jax.process_index() == 0
+    _is_first = jax.process_index() == 0
 
 
-def first() -> bool:
-    """Whether this is the process that writes files and speaks."""
-    return _first  # rather than to ask JAX, which would look for devices
+def is_first_process() -> bool:
+    """Return whether this is the process that writes files and prints."""
+    return _is_first  # rather than to ask JAX, which would look for devices
 
 
-def meet(where: str) -> None:
-    """Wait until all processes have come to ``where``."""
+def wait_for_all(where: str) -> None:
+    """Wait until all processes have reached ``where``."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)

@@ -11,7 +11,7 @@ import numpy as np
 
 from tl_jax.train import sharding
 from tl_jax.train.task import Task
-from tl_jax.transfer.optimizer import averaged
+from tl_jax.transfer.optimizer import averaged_params
 from tl_jax.utils import tree
 
 STREAMS = ("init", "train", "views")  # independent uses of randomness; the order is part of every result
@@ -41,9 +41,9 @@ class TrainState(flax.struct.PyTreeNode):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
-    def tested(self) -> dict[str, Any]:
+    def eval_variables(self) -> dict[str, Any]:
         """The variables to evaluate: with the running average of the trained leaves where the optimizer keeps one."""
-        return {"params": averaged(self.params, self.opt_state), "batch_stats": self.batch_stats}
+        return {"params": averaged_params(self.params, self.opt_state), "batch_stats": self.batch_stats}
 
 
 def stream_key(seed: int, stream: str) -> jax.Array:
@@ -58,13 +58,13 @@ def initial_state(task: Task, seed: int, sharded: bool = False) -> TrainState:
     stats = variables.get("batch_stats", {})
     state = TrainState(jnp.zeros((), jnp.int32), variables["params"], stats, (), source)
     if jax.process_count() > 1:  # each has drawn or read the same, for its own devices
-        state = sharding.everywhere(state)
+        state = sharding.replicate(state)
     # A jitted copy rather than device_put alone: the step reuses the state's memory, which must be no one else's.
-    return _copier(sharded)(state)
+    return _make_copy(sharded)(state)
 
 
 @functools.cache
-def _copier(sharded: bool):
+def _make_copy(sharded: bool):
     copy = functools.partial(jax.tree.map, jnp.copy)
     if sharded:
         return jax.jit(lambda tree: sharding.constrain(copy(tree)))

@@ -16,7 +16,7 @@ from tl_jax.data.dataset import is_encoded
 from tl_jax.data.loader import Stream
 from tl_jax.data.tokenize import TextStream
 from tl_jax.train import sharding
-from tl_jax.train.sharding import AXIS, mesh, replicated, split
+from tl_jax.train.sharding import AXIS, batch_sharding, mesh, replicated
 from tl_jax.train.state import TrainState
 from tl_jax.train.task import Objective
 from tl_jax.transfer import freeze
@@ -28,7 +28,7 @@ from tl_jax.utils import tree
 
 
 @functools.cache
-def make_init(optim: OptimSpec, rules: Rules, sharded: bool = False):
+def make_optimizer_init(optim: OptimSpec, rules: Rules, sharded: bool = False):
     """Return the jitted function params -> optimizer state of a phase."""
     init = make_optimizer(optim, rules).init
     if sharded:
@@ -44,14 +44,14 @@ def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str,
         loss: of the phase's objective.
         optim: of the phase.
         rules: freeze rules of the phase.
-        batch_stats: mode of ``freeze.still_norms``.
+        batch_stats: mode of ``freeze.frozen_batch_norms``.
         sharded: the state is split over the devices.
 
     The row holds the task's sums and the norms of the trained leaves' gradients and new values. The input state's
     memory is reused. The learning rate is an argument, so that runs which differ in it share the compiled step.
     """
-    step, whole = make_step(loss, optim, rules, batch_stats, sharded), replicated()
-    return _jitted(step, sharded, split(), whole, whole)
+    step, on_all = make_step(loss, optim, rules, batch_stats, sharded), replicated()
+    return _jit_step(step, sharded, batch_sharding(), on_all, on_all)
 
 
 @functools.cache
@@ -64,60 +64,60 @@ def make_train_steps(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str
     step = make_step(loss, optim, rules, batch_stats, sharded)
 
     def steps(state: TrainState, data: Any, rows: jax.Array, stream: jax.Array, rates: jax.Array, count: jax.Array):
-        def batch_of(i):
-            row = jax.lax.with_sharding_constraint(rows[i], split())
+        def make_batch(i):
+            row = jax.lax.with_sharding_constraint(rows[i], batch_sharding())
             labels = data["label"][row % len(data["label"])]
             return {"image": data["image"][row], "label": labels, "mask": jnp.ones(len(row))}
 
         def body(i, carry):
             state, out = carry
-            state, row = step(state, batch_of(i), stream, rates[i])
+            state, row = step(state, make_batch(i), stream, rates[i])
             return state, jax.tree.map(lambda values, value: values.at[i].set(value), out, row)
 
-        one = jax.eval_shape(lambda: step(state, batch_of(0), stream, rates[0])[1])
-        zeros = jax.tree.map(lambda value: jnp.zeros((len(rows), *value.shape), value.dtype), one)
+        row_shapes = jax.eval_shape(lambda: step(state, make_batch(0), stream, rates[0])[1])
+        zeros = jax.tree.map(lambda value: jnp.zeros((len(rows), *value.shape), value.dtype), row_shapes)
         return jax.lax.fori_loop(0, count, body, (state, zeros))
 
-    return _jitted(steps, sharded, *[replicated()] * 5)
+    return _jit_step(steps, sharded, *[replicated()] * 5)
 
 
-def _jitted(step: Any, sharded: bool, *others: NamedSharding):
+def _jit_step(step: Any, sharded: bool, *arg_shardings: NamedSharding):
     """Jit a function (state, others ...) -> (state, ...) that reuses the memory of the state.
 
     A state that is split over the devices says so itself as it comes in; ``make_step`` splits the one that goes out.
     """
     state = None if sharded else replicated()
-    return jax.jit(step, donate_argnums=0, in_shardings=(state, *others), out_shardings=state)
+    return jax.jit(step, donate_argnums=0, in_shardings=(state, *arg_shardings), out_shardings=state)
 
 
 def make_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str, sharded: bool = False):
     """Return the step of ``make_train_step`` as it is, with further arguments of the optimizer by name."""
     optimizer = make_optimizer(optim, rules)
 
-    def step(state: TrainState, batch: Any, stream: jax.Array, rate: jax.Array, **more: jax.Array):
+    def step(state: TrainState, batch: Any, stream: jax.Array, rate: jax.Array, **extra_args: jax.Array):
         mask = freeze.trainable(state.params, rules)
-        still = freeze.still_norms(mask, state.batch_stats, batch_stats)
+        frozen_norms = freeze.frozen_batch_norms(mask, state.batch_stats, batch_stats)
         key = jax.random.fold_in(stream, state.step)
 
         source = sharding.gather(state.source) if sharded else state.source
 
-        def loss_of(params, stats, batch, key):
+        def loss_fn(params, stats, batch, key):
             params = sharding.gather(params) if sharded else params
             variables = {"params": freeze.stop_frozen(params, mask), "batch_stats": stats}
-            with freeze.running_statistics(still, optim.batch_norm_momentum):
+            with freeze.use_running_statistics(frozen_norms, optim.batch_norm_momentum):
                 return loss({**variables, **source}, batch, key)
 
-        gradient = functools.partial(_gradient, loss_of, optim.accumulate, batch, key, state.batch_stats)
+        gradient = functools.partial(_batch_gradient, loss_fn, optim.accumulate, batch, key, state.batch_stats)
         grads, (new_stats, sums) = gradient(state.params)
         if optim.sam:  # metrics and statistics are those of the first pass
             grads, _ = gradient(sam_point(state.params, grads, optim.sam, mask))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, rate=rate, **more)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, rate=rate, **extra_args)
         # Frozen leaves are passed on, not added to: adding zero would turn -0.0 into 0.0.
         params = jax.tree.map(lambda p, u, trains: p + u if trains else p, state.params, updates, mask)
         row = {
             "sums": sums,
-            "grad_norm": optax.tree.norm(freeze.only(grads, mask)),
-            "param_norm": optax.tree.norm(freeze.only(params, mask)),
+            "grad_norm": optax.tree.norm(freeze.trained_leaves(grads, mask)),
+            "param_norm": optax.tree.norm(freeze.trained_leaves(params, mask)),
         }
         new = TrainState(state.step + 1, params, new_stats, opt_state, state.source)
         return sharding.constrain(new) if sharded else new, row
@@ -125,44 +125,46 @@ def make_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str, shard
     return step
 
 
-def _gradient(loss_of: Any, parts: int, batch: Any, key: jax.Array, stats: Any, params: Any) -> tuple[Any, Any]:
-    """Return the gradient and (statistics, sums) of a batch, computed in ``parts`` one after another to save memory.
+def _batch_gradient(
+    loss_fn: Any, num_chunks: int, batch: Any, key: jax.Array, stats: Any, params: Any
+) -> tuple[Any, Any]:
+    """Return the gradient and (statistics, sums) of a batch, computed chunk by chunk to save memory.
 
     It is the gradient of the mean over the whole batch: what ``sums["loss"]`` adds up is divided by the count of the
     whole batch, since parts may hold different numbers of labelled words or of objects. What else is in the loss, such
     as penalties, is the mean over the parts. BatchNorm, draws of a key and pairs of examples see one part at a time.
     """
-    if parts == 1:
-        return jax.grad(loss_of, has_aux=True)(params, stats, batch, key)
+    if num_chunks == 1:
+        return jax.grad(loss_fn, has_aux=True)(params, stats, batch, key)
 
-    def cut(leaf):  # every so-manieth row: each device finds the rows of all parts among its own
-        rows = leaf.reshape(len(leaf) // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)
+    def split_leaf(leaf):  # every so-manieth row: each device finds the rows of all chunks among its own
+        rows = leaf.reshape(len(leaf) // num_chunks, num_chunks, *leaf.shape[1:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh(), PartitionSpec(None, AXIS)))
 
-    def count(at):  # no weight goes into it, so that the compiler leaves the network out
-        i, part = at
-        return loss_of(params, stats, part, jax.random.fold_in(key, i))[1][1]["loss"][1]
+    def count(index_and_chunk):  # no weight goes into it, so that the compiler leaves the network out
+        i, chunk = index_and_chunk
+        return loss_fn(params, stats, chunk, jax.random.fold_in(key, i))[1][1]["loss"][1]
 
-    rows, numbers = jax.tree.map(cut, batch), jnp.arange(parts)
-    total = jnp.maximum(jax.lax.map(count, (numbers, rows)).sum(), 1.0)
+    rows, indices = jax.tree.map(split_leaf, batch), jnp.arange(num_chunks)
+    total = jnp.maximum(jax.lax.map(count, (indices, rows)).sum(), 1.0)
 
-    def share(params, stats, i, part):
-        value, (stats, sums) = loss_of(params, stats, part, jax.random.fold_in(key, i))
+    def chunk_loss(params, stats, i, chunk):
+        value, (stats, sums) = loss_fn(params, stats, chunk, jax.random.fold_in(key, i))
         loss, count = sums["loss"]
-        return loss / total + (value - loss / jnp.maximum(count, 1.0)) / parts, (stats, sums)
+        return loss / total + (value - loss / jnp.maximum(count, 1.0)) / num_chunks, (stats, sums)
 
-    def one(stats, i, part):
-        grads, (stats, sums) = jax.grad(share, has_aux=True)(params, stats, i, part)
+    def chunk_gradient(stats, i, chunk):
+        grads, (stats, sums) = jax.grad(chunk_loss, has_aux=True)(params, stats, i, chunk)
         return grads, stats, sums
 
-    def body(carry, at):
-        grads, stats, sums = one(carry[1], *at)
+    def body(carry, index_and_chunk):
+        grads, stats, sums = chunk_gradient(carry[1], *index_and_chunk)
         return (jax.tree.map(jnp.add, carry[0], grads), stats, jax.tree.map(jnp.add, carry[2], sums)), None
 
-    first = one(stats, numbers[0], jax.tree.map(lambda leaf: leaf[0], rows))
+    first = chunk_gradient(stats, indices[0], jax.tree.map(lambda leaf: leaf[0], rows))
     first = jax.tree.map(jnp.asarray, first)
-    rest = jax.tree.map(lambda leaf: leaf[1:], (numbers, rows))
-    (grads, stats, sums), _ = jax.lax.scan(body, first, rest)
+    other_chunks = jax.tree.map(lambda leaf: leaf[1:], (indices, rows))
+    (grads, stats, sums), _ = jax.lax.scan(body, first, other_chunks)
     return grads, (stats, sums)
 
 
@@ -171,34 +173,34 @@ def make_forward(loss: Any, rules: Rules, batch_stats: str, sharded: bool = Fals
     """Return the jitted function (state, batch, stream key) -> loss: the work that no freezing can save."""
 
     def forward(state: TrainState, batch: Any, stream: jax.Array):
-        still = freeze.still_norms(freeze.trainable(state.params, rules), state.batch_stats, batch_stats)
-        with freeze.running_statistics(still):
+        frozen_norms = freeze.frozen_batch_norms(freeze.trainable(state.params, rules), state.batch_stats, batch_stats)
+        with freeze.use_running_statistics(frozen_norms):
             return loss({**state.variables, **state.source}, batch, jax.random.fold_in(stream, state.step))[0]
 
-    whole = replicated()
-    return jax.jit(forward, in_shardings=(None if sharded else whole, split(), whole), out_shardings=whole)
+    on_all = replicated()
+    return jax.jit(forward, in_shardings=(None if sharded else on_all, batch_sharding(), on_all), out_shardings=on_all)
 
 
 @functools.cache
 def make_eval_step(metrics: Any, sharded: bool = False):
     """Return the jitted function (variables, batch) -> sums, from ``Task.metrics``."""
-    shardings = {"in_shardings": (None if sharded else replicated(), split()), "out_shardings": replicated()}
+    shardings = {"in_shardings": (None if sharded else replicated(), batch_sharding()), "out_shardings": replicated()}
     return jax.jit((lambda v, batch: metrics(sharding.gather(v), batch)) if sharded else metrics, **shardings)
 
 
-MOST_STEPS = 64  # of one call; an interruption waits for its end
-MOST_BYTES = 2**30  # of training data kept on each device
-MOST_SENT = 2**26  # bytes of the batches of one call where the data are not kept on the device
-MOST_WORK = 1e9  # FLOPs of a step on a CPU from which on steps are taken one by one; an estimate
+MAX_STEPS = 64  # of one call; an interruption waits for its end
+MAX_DATA_BYTES = 2**30  # of training data kept on each device
+MAX_SENT_BYTES = 2**26  # bytes of the batches of one call where the data are not kept on the device
+MAX_LOOP_FLOPS = 1e9  # FLOPs of a step on a CPU from which on steps are taken one by one; an estimate
 
 
 class Stepper:
-    """The compiled steps of a phase from step ``first`` of the run on, of which nobody asks for more than ``most``.
+    """Compiled training steps of one phase, starting at global step ``first``; at most ``max_steps`` per call.
 
     Attributes:
-        flops: floating-point operations of a step, see ``flops.flops``.
+        flops: floating-point operations of a step, see ``flops.count_flops``.
         seconds: spent on compiling.
-        most: steps that one call may take.
+        max_steps: steps that one call may take.
     """
 
     def __init__(
@@ -208,117 +210,118 @@ class Stepper:
         state: TrainState,
         stream: jax.Array,
         first: int,
-        most: int = MOST_STEPS,
+        max_steps: int = MAX_STEPS,
     ):
         self._phase, self._batch, self._stream = phase, objective.train_batch, stream
         self._rates = learning_rates(phase.rate)
         self._sharded = sharding.is_sharded(state)
-        made = objective.loss, phase.optim, phase.rules, phase.batch_stats, self._sharded
-        batch = sharding.put(self._batch(first))
-        call = (state, batch, stream, sharding.everywhere(self._rates[0]))
-        self._data, self._following, self._read = None, None, (-1, ())
-        step = make_train_step(*made)
-        self.flops = sharding.flops(step, *call)
+        step_options = objective.loss, phase.optim, phase.rules, phase.batch_stats, self._sharded
+        batch = sharding.shard_batch(self._batch(first))
+        step_args = (state, batch, stream, sharding.replicate(self._rates[0]))
+        self._data, self._prefetched, self._example_cache = None, None, (-1, ())
+        step = make_train_step(*step_options)
+        self.flops = sharding.count_flops(step, *step_args)
         # What is in memory is on the device as it is.
-        self._near = jax.default_backend() == "cpu" and jax.process_count() == 1
-        self._loop, self.most = None, self._most()
-        if self.most > 1:
-            self.most = min(self.most, most)  # a call gathers the data of that many, however few it takes
-            if not self._near:
+        self._is_local_cpu = jax.default_backend() == "cpu" and jax.process_count() == 1
+        self._loop, self.max_steps = None, self._steps_per_call()
+        if self.max_steps > 1:
+            # A call gathers the data of that many, however few it takes.
+            self.max_steps = min(self.max_steps, max_steps)
+            if not self._is_local_cpu:
                 stored = {"image": self._batch.images[:], "label": self._batch.labels}
-                self._data = sharding.everywhere(stored)
-            self._loop = sharding.compiled(make_train_steps(*made), state, *self._steps(first, first))
+                self._data = sharding.replicate(stored)
+            self._loop = sharding.compile_cached(make_train_steps(*step_options), state, *self._loop_args(first, first))
             self.seconds = self._loop.seconds
         else:
-            self._one = self._each_shape(step, call, first)
-            self.seconds = sum(program.seconds for program in self._one.values())
+            self._programs = self._compile_shapes(step, step_args, first)
+            self.seconds = sum(program.seconds for program in self._programs.values())
 
     def advance(self, state: TrainState, first: int, stop: int) -> tuple[TrainState, list[dict[str, Any]]]:
-        """Take the steps ``first`` to ``stop`` of the run, at most ``most``; return the state and a row of each."""
+        """Take steps ``first`` to ``stop`` of the run, at most ``max_steps``; return the state and a row for each."""
         rates = self._rates[first - self._phase.start : stop - self._phase.start]
         if self._loop is None:
-            batch = self._next(first)
-            execute = self._one[_shapes(batch)].execute
-            state, row = execute(state, batch, self._stream, sharding.everywhere(rates[0]))
+            batch = self._next_batch(first)
+            execute = self._programs[_shapes(batch)].execute
+            state, row = execute(state, batch, self._stream, sharding.replicate(rates[0]))
             return state, [{**row, "lr": rates[0]}]
-        state, rows = self._loop.execute(state, *self._steps(first, stop))
+        state, rows = self._loop.execute(state, *self._loop_args(first, stop))
         if stop < self._phase.stop:
             self._examples(stop)  # are read while those steps are being taken
         rows = jax.device_get(rows)
         return state, [{**jax.tree.map(lambda v, i=i: v[i], rows), "lr": rate} for i, rate in enumerate(rates)]
 
-    def unfrozen(self, state: TrainState, whole: Objective) -> tuple[int, float]:
+    def unfrozen_cost(self, state: TrainState, full_objective: Objective) -> tuple[int, float]:
         """Return bytes of optimizer state and about the FLOPs of a step, had the phase frozen nothing.
 
         The gradients of weights and of inputs take as many each as the forward pass, the only one that is traced here.
 
         Args:
             state: at the start of the phase.
-            whole: the objective, computed from the examples on.
+            full_objective: the objective, computed from the examples on.
         """
-        shapes = jax.eval_shape(make_init(self._phase.optim, freeze.RECIPES["all"]), state.params)
-        return tree.nbytes(shapes), 3 * self.forward(state, whole)
+        shapes = jax.eval_shape(make_optimizer_init(self._phase.optim, freeze.RECIPES["all"]), state.params)
+        return tree.nbytes(shapes), 3 * self.forward_flops(state, full_objective)
 
-    def forward(self, state: TrainState, whole: Objective) -> float:
+    def forward_flops(self, state: TrainState, full_objective: Objective) -> float:
         """Return the FLOPs of a forward pass from the examples on."""
-        forward = make_forward(whole.loss, self._phase.rules, self._phase.batch_stats, self._sharded)
-        return sharding.flops(forward, state, self._call(whole, state), self._stream)
+        forward = make_forward(full_objective.loss, self._phase.rules, self._phase.batch_stats, self._sharded)
+        return sharding.count_flops(forward, state, self._full_batch(full_objective, state), self._stream)
 
-    def _call(self, whole: Objective, state: TrainState) -> Any:
-        return sharding.put(whole.train_batch(int(state.step)))
+    def _full_batch(self, full_objective: Objective, state: TrainState) -> Any:
+        return sharding.shard_batch(full_objective.train_batch(int(state.step)))
 
-    def _each_shape(self, step: Any, call: tuple[Any, ...], first: int) -> dict[Any, sharding.Program]:
+    def _compile_shapes(self, step: Any, step_args: tuple[Any, ...], first: int) -> dict[Any, sharding.Program]:
         """Compile the step for each shape that batches of this phase have: those of texts differ in length."""
         steps = (
             self._batch.steps_by_length(first, self._phase.stop) if isinstance(self._batch, TextStream) else (first,)
         )
         programs = {}
-        for at in steps:
-            batch = sharding.put(self._batch(at))
-            programs[_shapes(batch)] = sharding.compiled(step, call[0], batch, *call[2:])
+        for i in steps:
+            batch = sharding.shard_batch(self._batch(i))
+            programs[_shapes(batch)] = sharding.compile_cached(step, step_args[0], batch, *step_args[2:])
         return programs
 
-    def _next(self, step: int) -> Any:
+    def _next_batch(self, step: int) -> Any:
         """Return the batch of a step; steps are taken in order, and what must be decoded is read ahead."""
         if not isinstance(self._batch, Stream):
-            return sharding.put(self._batch(step))
-        if self._following is None:
-            self._following = self._batch.batches(step, self._phase.stop, sharding.share(self._batch.batch_size))
-        return sharding.put_share(next(self._following))
+            return sharding.shard_batch(self._batch(step))
+        if self._prefetched is None:
+            self._prefetched = self._batch.batches(step, self._phase.stop, sharding.local_slice(self._batch.batch_size))
+        return sharding.shard_local_batch(next(self._prefetched))
 
-    def _steps(self, first: int, stop: int) -> tuple[Any, ...]:
+    def _loop_args(self, first: int, stop: int) -> tuple[Any, ...]:
         """Return the arguments of the loop: data, rows, stream key, rates, count."""
-        at = np.minimum(np.arange(self.most) + first - self._phase.start, len(self._rates) - 1)
-        rates_and_count = sharding.everywhere((self._rates[at], np.int32(stop - first)))
+        steps = np.minimum(np.arange(self.max_steps) + first - self._phase.start, len(self._rates) - 1)
+        rates_and_count = sharding.replicate((self._rates[steps], np.int32(stop - first)))
         return *self._examples(first), self._stream, *rates_and_count
 
     def _examples(self, first: int) -> tuple[Any, ...]:
-        """Return the data and the rows in them (most, B) of the steps from ``first`` on; the phase's last repeats.
+        """Return the data and the rows in them (max_steps, B) of the steps from ``first`` on; the phase's last repeats.
 
         They are kept until others are asked for.
         """
-        if self._read[0] != first:
-            self._read = first, self._gathered(first)
-        return self._read[1]
+        if self._example_cache[0] != first:
+            self._example_cache = first, self._gather_examples(first)
+        return self._example_cache[1]
 
-    def _gathered(self, first: int) -> tuple[Any, jax.Array]:
+    def _gather_examples(self, first: int) -> tuple[Any, jax.Array]:
         last = self._phase.stop - 1
-        rows = np.stack([self._batch.rows(min(step, last)) for step in range(first, first + self.most)])
-        if not self._near:
-            return self._data, sharding.everywhere(rows.astype(np.int32))
+        rows = np.stack([self._batch.rows(min(step, last)) for step in range(first, first + self.max_steps)])
+        if not self._is_local_cpu:
+            return self._data, sharding.replicate(rows.astype(np.int32))
         chosen, labels = rows.ravel(), self._batch.labels
         data = {"image": self._batch.images[chosen], "label": labels[chosen % len(labels)]}
-        return sharding.everywhere((data, np.arange(rows.size, dtype=np.int32).reshape(rows.shape)))
+        return sharding.replicate((data, np.arange(rows.size, dtype=np.int32).reshape(rows.shape)))
 
-    def _most(self) -> int:
+    def _steps_per_call(self) -> int:
         """Return the steps that a call may take: one where a step is work enough, or the data do not fit."""
-        stream, steps = self._batch, min(MOST_STEPS, self._phase.stop - self._phase.start)
+        stream, steps = self._batch, min(MAX_STEPS, self._phase.stop - self._phase.start)
         if not isinstance(stream, Stream) or is_encoded(stream.images):
             return 1
         row = stream.images[:1].nbytes
-        if not self._near:
-            return steps if len(stream.images) * row <= MOST_BYTES else 1
-        return max(1, min(steps, MOST_SENT // (row * stream.batch_size))) if self.flops < MOST_WORK else 1
+        if not self._is_local_cpu:
+            return steps if len(stream.images) * row <= MAX_DATA_BYTES else 1
+        return max(1, min(steps, MAX_SENT_BYTES // (row * stream.batch_size))) if self.flops < MAX_LOOP_FLOPS else 1
 
 
 def _shapes(batch: Any) -> tuple[tuple[int, ...], ...]:

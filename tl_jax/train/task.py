@@ -10,11 +10,11 @@ from tl_jax.metrics import Batch, Sums, Variables, Verdict
 
 
 class Objective(NamedTuple):
-    """Something to learn: ``loss``, ``train_batch`` and ``stepper`` as those of a ``Task``."""
+    """Something to learn: ``loss``, ``train_batch`` and ``make_stepper`` as those of a ``Task``."""
 
     loss: Callable[[Variables, Batch, jax.Array], tuple[jax.Array, tuple[Any, Sums]]]
     train_batch: Callable[[int], Batch]
-    stepper: Callable[..., Any] | None = None
+    make_stepper: Callable[..., Any] | None = None
 
 
 class Task(NamedTuple):
@@ -32,21 +32,22 @@ class Task(NamedTuple):
         eval_batches: split name -> iterator of padded, masked batches that hold every example once.
         sizes: split name -> number of examples.
         facts: what was loaded and from where, for the summary and for resuming.
-        parts: names of the network's parts from the input on, for freeze recipes and rates by depth.
-        pretext: what may be learned from pictures without labels, None where nothing is.
-        shortcut: (this task, variables, phase) -> a task with the same results that does not repeat what the phase
-            leaves frozen; None where there is none.
+        stages: names of the network's stages from the input on, for freeze recipes and rates by depth.
+        pretext: what may be learned from images without labels, None if nothing is.
+        cache_features: (this task, variables, phase) -> a task with the same results that does not recompute what the
+            phase leaves frozen; None if there is none.
         score: name of the metric by which the best checkpoint is chosen, the higher the better.
-        predict: (variables, batch) -> what ``judge`` takes of each example (N, ...), such as its likeliest class; None
-            where nothing asks for it.
-        judge: (predictions (N, ...), batches as ``eval_batches`` gives them), both lists -> verdict.
-        details: what the judge kept of the test part -> what ``test_details.json`` holds of it, for the page.
-        report: (what the judge kept of the test part, and of the validation part or None, folder) -> further entries of
-            the summary; it draws pictures into the folder.
-        stepper: what takes the steps of a phase where a step is more than a gradient of ``loss``; made and used as
-            ``train.step.Stepper`` is.
-        answer: (variables, what a user typed) -> for each what is said of it, for JSON, and the same drawn as text.
-        illustrate: (what ``answer`` found, folder) -> pictures of it, written to the folder.
+        predict: (variables, batch) -> what ``evaluate`` takes of each example (N, ...), such as its most likely class;
+            None if nothing needs it.
+        evaluate: (predictions (N, ...), batches as ``eval_batches`` gives them), both lists -> metrics that need all
+            predictions together.
+        test_details: what ``evaluate`` kept of the test split -> the content of ``test_details.json``, for the report.
+        report: (what ``evaluate`` kept of the test split, and of the validation split or None, folder) -> further
+            entries of the summary; it draws figures into the folder.
+        make_stepper: makes what takes the steps of a phase if a step is more than a gradient of ``loss``; called and
+            used as ``train.step.Stepper`` is.
+        predict_inputs: (variables, what a user typed) -> the prediction for each input, for JSON, and the same as text.
+        draw_predictions: (results of ``predict_inputs``, folder) -> paths of the images drawn into the folder.
         explain: (variables, what a user named) -> where in it the network sees what it says.
     """
 
@@ -60,20 +61,20 @@ class Task(NamedTuple):
     eval_batches: Callable[[str], Iterator[Batch]]
     sizes: Mapping[str, int]
     facts: Mapping[str, Any]
-    parts: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
     pretext: Objective | None = None
-    shortcut: Callable[["Task", Variables, Any], "Task"] | None = None
+    cache_features: Callable[["Task", Variables, Any], "Task"] | None = None
     score: str = "accuracy"
     predict: Callable[[Variables, Batch], jax.Array] | None = None
-    judge: Callable[[Sequence[Any], Sequence[Batch]], Verdict] | None = None
-    details: Callable[..., dict[str, Any]] | None = None
+    evaluate: Callable[[Sequence[Any], Sequence[Batch]], Verdict] | None = None
+    test_details: Callable[..., dict[str, Any]] | None = None
     report: Callable[[Any, Any, Path], dict[str, Any]] | None = None
-    stepper: Callable[..., Any] | None = None
-    answer: Callable[[Variables, Sequence[str]], tuple[list[dict[str, Any]], str]] | None = None
-    illustrate: Callable[[Sequence[Mapping[str, Any]], Path], list[Path]] | None = None
+    make_stepper: Callable[..., Any] | None = None
+    predict_inputs: Callable[[Variables, Sequence[str]], tuple[list[dict[str, Any]], str]] | None = None
+    draw_predictions: Callable[[Sequence[Mapping[str, Any]], Path], list[Path]] | None = None
     explain: Callable[[Variables, Sequence[str]], Any] | None = None
 
     def objective(self, name: str) -> Objective:
         """Return what a phase with the objective ``name`` learns."""
-        own = Objective(self.loss, self.train_batch, self.stepper)
-        return self.pretext if name == "pretext" and self.pretext else own
+        supervised = Objective(self.loss, self.train_batch, self.make_stepper)
+        return self.pretext if name == "pretext" and self.pretext else supervised

@@ -23,47 +23,48 @@ from tl_jax.utils import disk, json_files
 from tl_jax.utils.errors import UserError, join_names
 
 
-class Home:
+class RunFolder:
     """The folder of a run as it was when the run began."""
 
     def __init__(self, folder: Path):
-        self._folder, self._begun = folder, _identity(folder)
+        self._folder, self._first_identity = folder, _identity(folder)
 
     def check(self) -> None:
         """Raise ``OSError`` where the path leads elsewhere now, as after an unmount, when writing would still work."""
-        if _identity(self._folder) != self._begun:
+        if _identity(self._folder) != self._first_identity:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self._folder))
 
     def fault(self, error: BaseException) -> str:
         """Return why the disk is to blame for an error, "" where it is not."""
-        if _identity(self._folder) != self._begun:
+        if _identity(self._folder) != self._first_identity:
             return "the folder is not the one that the run began in: was it moved, or its disk unmounted?"
-        for each in disk.error_chain(error):
+        for cause in disk.error_chain(error):
             if (
-                isinstance(each, OSError)
-                and isinstance(each.filename, str | bytes)
-                and not _within(each.filename, self._folder)
+                isinstance(cause, OSError)
+                and isinstance(cause.filename, str | bytes)
+                and not _within(cause.filename, self._folder)
             ):
                 continue
-            if isinstance(each, OSError) and errno.errorcode.get(each.errno or 0) in disk.DISK_ERRORS:
-                return os.strerror(each.errno or 0)
-            said = str(each)  # what writes the arrays of a checkpoint has errors of its own, with the system's words
-            if str(self._folder) in said and (number := disk.errno_from_message(said)):
+            if isinstance(cause, OSError) and errno.errorcode.get(cause.errno or 0) in disk.DISK_ERRORS:
+                return os.strerror(cause.errno or 0)
+            # What writes the arrays of a checkpoint has errors of its own, with the system's words.
+            message = str(cause)
+            if str(self._folder) in message and (number := disk.errno_from_message(message)):
                 return os.strerror(number)
         return ""
 
 
-def hush() -> None:
-    """Keep orbax from printing: tracebacks, from each of its threads, of errors that it raises anyway, and advice."""
+def silence_orbax() -> None:
+    """Silence the log of orbax: tracebacks of errors that it raises anyway, and advice."""
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
     try:
-        found = folder.stat()
+        status = folder.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _within(file: str | bytes, folder: Path) -> bool:
@@ -71,7 +72,7 @@ def _within(file: str | bytes, folder: Path) -> bool:
 
 
 # Where a run is resumed, and how it is logged or tested, may change; what it computes may not.
-FREE = tuple(
+CHANGEABLE = tuple(
     f"config.{field}"
     for field in (
         "data.dir", "data.gigabytes", "data.max_pixels", "data.outside", "detect.score_threshold", "eval_batch_size",
@@ -86,7 +87,7 @@ def write_json(path: Path, content: Any) -> None:
     Of several processes the first writes. The folder must be there: one that is gone is not made again, or results
     would lie where nobody looks for them.
     """
-    if not sharding.first():
+    if not sharding.is_first_process():
         return
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: the folder is gone; was it moved, or its disk unmounted?")
@@ -118,9 +119,9 @@ def exclusive(workdir: Path) -> Iterator[None]:
     Raises:
         UserError: the folder cannot be written, at first or later, or another run is writing to it.
     """
-    if not sharding.first():
-        sharding.meet("workdir")
-        with _told(workdir):
+    if not sharding.is_first_process():
+        sharding.wait_for_all("workdir")
+        with _explain_disk_errors(workdir):
             yield
         return
     try:
@@ -135,21 +136,21 @@ def exclusive(workdir: Path) -> Iterator[None]:
             raise UserError(
                 f"another process is writing to {workdir}; wait for it, or pass another --workdir"
             ) from None
-        sharding.meet("workdir")
-        with _told(workdir):
+        sharding.wait_for_all("workdir")
+        with _explain_disk_errors(workdir):
             yield  # the lock goes with the process, however it ends
 
 
 @contextlib.contextmanager
-def _told(workdir: Path) -> Iterator[None]:
-    """Say in one line that the disk is at fault, where it is."""
-    home = Home(workdir)
+def _explain_disk_errors(workdir: Path) -> Iterator[None]:
+    """Turn an error of the disk into one line for the user."""
+    run_folder = RunFolder(workdir)
     try:
         yield
     except UserError:
         raise
     except Exception as e:
-        if not (fault := home.fault(e)):
+        if not (fault := run_folder.fault(e)):
             raise
         raise UserError(
             f"cannot write to {workdir}: {fault.rstrip('.')}; what was saved before is whole, "
@@ -157,8 +158,8 @@ def _told(workdir: Path) -> Iterator[None]:
         ) from e
 
 
-def claim(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Make ``workdir`` this configuration's own, or refuse one in which another has been run (see ``check_owner``)."""
+def claim_folder(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Claim ``workdir`` for a configuration, or refuse one in which another was run (see ``check_owner``)."""
     check_owner(workdir, config)
     write_json(workdir / "config.json", config)
 
@@ -171,7 +172,9 @@ def check_owner(workdir: Path, config: Mapping[str, Any]) -> None:
     """
     old = renames.rename_fields(read_json(workdir / "config.json"), warn=False)
     config = json.loads(json.dumps(config))
-    differ = [d for d in differences(old, config) if not d.startswith(FREE)] if old and _started(workdir) else []
+    differ = (
+        [d for d in differences(old, config) if not d.startswith(CHANGEABLE)] if old and _has_results(workdir) else []
+    )
     if differ:
         raise UserError(
             f"{workdir} belongs to a run with another {join_names(differ, 4)}; "
@@ -181,30 +184,30 @@ def check_owner(workdir: Path, config: Mapping[str, Any]) -> None:
 
 def stored_facts(workdir: Path) -> dict[str, Any]:
     """Return what ``facts.json`` says of the weights and data of a run, {} if none has started in this folder."""
-    return read_facts(workdir) if _started(workdir) else {}
+    return read_facts(workdir) if _has_results(workdir) else {}
 
 
 def claim_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
     """Refuse to go on with another version, weights or data than a run of this configuration was started with."""
     old = stored_facts(workdir)
-    begun = old.get(VERSION, "0.1")  # the release that did not write its version
-    if old and begun.split(".")[:2] != __version__.split(".")[:2]:
+    version = old.get(VERSION, "0.1")  # the release that did not write its version
+    if old and version.split(".")[:2] != __version__.split(".")[:2]:
         raise UserError(
-            f"{workdir} was begun by tl_jax {begun}, whose training this one, {__version__}, does not go on with; "
+            f"{workdir} was begun by tl_jax {version}, whose training this one, {__version__}, does not go on with; "
             "install that version for it, or pass another --workdir (eval, predict, export and report work)"
         )
     # A fingerprint of the data says more than their name, which changes with that of their folder.
     for name in ("weights_sha256", *(() if "data_sha256" in old else ("data",))):
-        now = facts.get(name)
-        if old.get(name, now) != now:
-            what = f"other {name.removesuffix('_sha256')} ({old[name]} then, {now} now)"
-            raise UserError(f"{workdir} was started with {what}; pass another --workdir, or delete that folder")
+        current = facts.get(name)
+        if old.get(name, current) != current:
+            change = f"other {name.removesuffix('_sha256')} ({old[name]} then, {current} now)"
+            raise UserError(f"{workdir} was started with {change}; pass another --workdir, or delete that folder")
     check_data(workdir, old, facts, ("train", "validation", "test"), "pass another --workdir")
     write_json(workdir / FACTS, {VERSION: __version__, **facts})
 
 
 def check_data(
-    workdir: Path, old: Mapping[str, Any], facts: Mapping[str, Any], splits: Sequence[str], otherwise: str
+    workdir: Path, old: Mapping[str, Any], facts: Mapping[str, Any], splits: Sequence[str], advice: str
 ) -> None:
     """Refuse data whose range of values or fingerprints are not those that a run was started with.
 
@@ -213,22 +216,22 @@ def check_data(
         old: facts of the run; those of runs made before fingerprints were kept say nothing.
         facts: of the data as they are now.
         splits: that must be equal.
-        otherwise: what to do if the data cannot be restored.
+        advice: what to do if the data cannot be restored.
 
     Raises:
         UserError: names the split that differs, or the ranges.
     """
     value_range.check_range_unchanged(workdir, old, facts)
-    before, now = old.get("data_sha256", {}), facts.get("data_sha256", {})
+    old_hashes, new_hashes = old.get("data_sha256", {}), facts.get("data_sha256", {})
     for split in splits:
-        if before.get(split, now.get(split)) == now.get(split):
+        if old_hashes.get(split, new_hashes.get(split)) == new_hashes.get(split):
             continue
-        then, here = old.get("examples", {}).get(split, 0), facts.get("examples", {}).get(split, 0)
-        what = f"{then:,} examples then, {here:,} now"
-        what += "" if then != here else ", with other labels or contents"
+        old_count, new_count = old.get("examples", {}).get(split, 0), facts.get("examples", {}).get(split, 0)
+        what = f"{old_count:,} examples then, {new_count:,} now"
+        what += "" if old_count != new_count else ", with other labels or contents"
         raise UserError(
             f"{workdir}: the {split} split is not the one that the run was started with ({what}); "
-            f"restore the data, or {otherwise}"
+            f"restore the data, or {advice}"
         )
 
 
@@ -244,7 +247,7 @@ def check_unchanged(summary: Mapping[str, Any], workdir: Path) -> None:
         )
 
 
-def _started(workdir: Path) -> bool:
+def _has_results(workdir: Path) -> bool:
     """Tell whether there are results that must not be mixed with others."""
     files = [workdir / "summary.json", *workdir.glob("checkpoints/[0-9]*"), *workdir.glob("*/seed*/metrics.jsonl")]
     rows = workdir / "metrics.jsonl"

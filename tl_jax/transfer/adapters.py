@@ -23,8 +23,8 @@ from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 
 KINDS = ("", "lora", "parallel", "bottleneck")
-PAIR = r"(.*/)?lora_[ab]"  # paths of low-rank changes
-_NEVER = r"((aux/)?head|extra|adapter_\w+)/.*"  # new layers train whole
+LOW_RANK = r"(.*/)?lora_[ab]"  # paths of low-rank changes
+_NOT_ADAPTED = r"((aux/)?head|extra|adapter_\w+)/.*"  # new layers train whole
 
 
 class Adapters(NamedTuple):
@@ -48,7 +48,7 @@ class Adapters(NamedTuple):
         return self.kind in ("lora", "parallel") and self.rank > 0
 
 
-def add(params: tree.Tree, how: Adapters, key: jax.Array) -> dict[str, Any]:
+def add(params: tree.Tree, config: Adapters, key: jax.Array) -> dict[str, Any]:
     """Return ``params`` with A (drawn) and B (zeros, so that nothing changes yet) beside each adapted kernel.
 
     Kernels for which A and B would hold as many values as they do themselves are left alone, heads too.
@@ -56,24 +56,24 @@ def add(params: tree.Tree, how: Adapters, key: jax.Array) -> dict[str, Any]:
     Raises:
         UserError: no kernel is adapted.
     """
-    if not how.low_rank:
+    if not config.low_rank:
         return dict(params)
     leaves = dict(tree.flatten(params))
-    paths = [path for path in leaves if _adapted(path, leaves[path].shape, how)]
+    paths = [path for path in leaves if _is_adapted(path, leaves[path].shape, config)]
     if not paths:
         raise UserError(
-            f"config.adapt.targets={how.targets!r} with rank {how.rank} adapts no kernel; the paths are such as "
+            f"config.adapt.targets={config.targets!r} with rank {config.rank} adapts no kernel; the paths are such as "
             f"{next((path for path in leaves if path.endswith('/kernel')), 'none')}"
         )
     for path, k in zip(paths, jax.random.split(key, len(paths)), strict=True):
-        rows, columns = _matrix(leaves[path].shape, how)
+        rows, columns = _matrix_shape(leaves[path].shape, config)
         stem = path.removesuffix("kernel")
-        leaves[stem + "lora_a"] = jax.random.normal(k, (rows, how.rank)) * rows**-0.5
-        leaves[stem + "lora_b"] = jnp.zeros((how.rank, columns))
+        leaves[stem + "lora_a"] = jax.random.normal(k, (rows, config.rank)) * rows**-0.5
+        leaves[stem + "lora_b"] = jnp.zeros((config.rank, columns))
     return tree.unflatten(leaves)
 
 
-def merge(params: tree.Tree, how: Adapters) -> dict[str, Any]:
+def merge(params: tree.Tree, config: Adapters) -> dict[str, Any]:
     """Return plain parameters with the changes added into the kernels; the network then computes the same.
 
     Raises:
@@ -81,46 +81,46 @@ def merge(params: tree.Tree, how: Adapters) -> dict[str, Any]:
     """
     leaves = tree.flatten(params)
     for path in leaves:
-        other = re.sub(r"lora_([ab])$", lambda m: f"lora_{'b' if m[1] == 'a' else 'a'}", path)
-        if other not in leaves:
-            raise UserError(f"{path} is there without {other}; an adapter needs both")
-    plain = {path: leaf for path, leaf in leaves.items() if not re.fullmatch(PAIR, path)}
+        partner = re.sub(r"lora_([ab])$", lambda m: f"lora_{'b' if m[1] == 'a' else 'a'}", path)
+        if partner not in leaves:
+            raise UserError(f"{path} is there without {partner}; an adapter needs both")
+    plain = {path: leaf for path, leaf in leaves.items() if not re.fullmatch(LOW_RANK, path)}
     for path in leaves:
         if path.endswith("lora_a"):
             stem = path.removesuffix("lora_a")
-            _check_pair(stem, leaves, how)
-            change = leaves[path] @ leaves[stem + "lora_b"] * (how.alpha / how.rank)
-            plain[stem + "kernel"] = _added(plain[stem + "kernel"], change, how)
+            _check_pair(stem, leaves, config)
+            change = leaves[path] @ leaves[stem + "lora_b"] * (config.alpha / config.rank)
+            plain[stem + "kernel"] = _add_change(plain[stem + "kernel"], change, config)
     return tree.unflatten(plain)
 
 
-def _check_pair(stem: str, leaves: Mapping[str, Any], how: Adapters) -> None:
+def _check_pair(stem: str, leaves: Mapping[str, Any], config: Adapters) -> None:
     """Refuse a pair whose product is not the matrix of its kernel: a file may ask for one without bounds."""
-    kernel, (one, other) = leaves.get(stem + "kernel"), (leaves[stem + f"lora_{side}"].shape for side in "ab")
+    kernel, (a_shape, b_shape) = leaves.get(stem + "kernel"), (leaves[stem + f"lora_{side}"].shape for side in "ab")
     if kernel is None or kernel.ndim < 2:
         raise UserError(f"{stem}lora_a is there without a kernel that it changes")
-    rows, columns = _matrix(kernel.shape, how)
-    if how.rank < 1 or (one, other) != ((rows, how.rank), (how.rank, columns)):
+    rows, columns = _matrix_shape(kernel.shape, config)
+    if config.rank < 1 or (a_shape, b_shape) != ((rows, config.rank), (config.rank, columns)):
         raise UserError(
-            f"{stem}lora_a {one} and lora_b {other} do not fit the kernel {kernel.shape} with rank {how.rank}"
+            f"{stem}lora_a {a_shape} and lora_b {b_shape} do not fit the kernel {kernel.shape} with rank {config.rank}"
         )
 
 
-def _adapted(path: str, shape: tuple[int, ...], how: Adapters) -> bool:
-    if not path.endswith("kernel") or re.fullmatch(_NEVER, path) or not re.fullmatch(how.targets, path):
+def _is_adapted(path: str, shape: tuple[int, ...], config: Adapters) -> bool:
+    if not path.endswith("kernel") or re.fullmatch(_NOT_ADAPTED, path) or not re.fullmatch(config.targets, path):
         return False
-    if how.kind == "parallel" and len(shape) == 4 and not (shape[0] % 2 and shape[1] % 2 and shape[2] > 1):
+    if config.kind == "parallel" and len(shape) == 4 and not (shape[0] % 2 and shape[1] % 2 and shape[2] > 1):
         return False  # no middle, or a depthwise filter, to which a 1x1 convolution does not belong
-    rows, columns = _matrix(shape, how)
-    return how.rank * (rows + columns) < rows * columns
+    rows, columns = _matrix_shape(shape, config)
+    return config.rank * (rows + columns) < rows * columns
 
 
-def _matrix(shape: tuple[int, ...], how: Adapters) -> tuple[int, int]:
+def _matrix_shape(shape: tuple[int, ...], config: Adapters) -> tuple[int, int]:
     """Return the shape of the change as a matrix; (h, w, in, out) counts as (h * w * in, out), or (in, out)."""
-    return (shape[-2] if how.kind == "parallel" else int(np.prod(shape[:-1]))), shape[-1]
+    return (shape[-2] if config.kind == "parallel" else int(np.prod(shape[:-1]))), shape[-1]
 
 
-def _added(kernel: jax.Array, change: jax.Array, how: Adapters) -> jax.Array:
-    if how.kind == "parallel" and kernel.ndim == 4:
+def _add_change(kernel: jax.Array, change: jax.Array, config: Adapters) -> jax.Array:
+    if config.kind == "parallel" and kernel.ndim == 4:
         return kernel.at[kernel.shape[0] // 2, kernel.shape[1] // 2].add(change)
     return kernel + change.reshape(kernel.shape)

@@ -17,24 +17,24 @@ class Margin(NamedTuple):
         loss: "arcface", or "softmax": a linear layer without bias on embeddings of any length.
         scale: s, factor on cosines of arcface.
         margin: m in radians, added to the angle to a person's own centre.
-        people: K, whose centres (E, K) are ``extra/people/kernel`` in the parameters.
+        identities: K, whose centres (E, K) are ``extra/people/kernel`` in the parameters.
     """
 
     loss: str
     scale: float
     margin: float
-    people: int
+    identities: int
 
     def __call__(self, params: Any, embeddings: jax.Array, labels: jax.Array) -> jax.Array:
         """Return the logits float32 (N, K) of embeddings (N, E) of people ``labels`` (N,)."""
         centres, embeddings = params["extra"]["people"]["kernel"], embeddings.astype(jnp.float32)
         if self.loss == "softmax":
             return jnp.matmul(embeddings, centres, precision=EXACT)
-        cosines = jnp.matmul(unit(embeddings), unit(centres, axis=0), precision=EXACT)
+        cosines = jnp.matmul(l2_normalize(embeddings), l2_normalize(centres, axis=0), precision=EXACT)
         return arcface(cosines, labels, self.scale, self.margin)
 
 
-def unit(x: jax.Array, axis: int = -1) -> jax.Array:
+def l2_normalize(x: jax.Array, axis: int = -1) -> jax.Array:
     """Return ``x`` divided by its length along ``axis``; zero stays zero, and has a finite gradient."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis, keepdims=True), 1e-12))
 
@@ -55,8 +55,8 @@ def arcface(cosines: jax.Array, labels: jax.Array, scale: float, margin: float) 
     Returns:
         (N, K) in about [-scale * (1 + margin), scale].
     """
-    own = jax.nn.one_hot(labels, cosines.shape[-1], dtype=bool)
+    is_target = jax.nn.one_hot(labels, cosines.shape[-1], dtype=bool)
     sines = jnp.sqrt(jnp.maximum(1 - jnp.square(cosines), 1e-7))
-    moved = cosines * math.cos(margin) - sines * math.sin(margin)
-    moved = jnp.where(cosines > -math.cos(margin), moved, cosines - margin * math.sin(margin))
-    return scale * jnp.where(own, moved, cosines)
+    shifted = cosines * math.cos(margin) - sines * math.sin(margin)
+    shifted = jnp.where(cosines > -math.cos(margin), shifted, cosines - margin * math.sin(margin))
+    return scale * jnp.where(is_target, shifted, cosines)

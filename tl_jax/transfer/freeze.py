@@ -27,37 +27,37 @@ RECIPES: Mapping[str, Rules] = {
     "bias_only": (HEAD, (r"(.*/)?bias", "train"), (".*", FROZEN)),  # BitFit, arXiv:2106.10199
     "adapters": (HEAD, (ADAPTERS, "train"), (".*", FROZEN)),
 }
-LAST = "last_n_stages"  # depends on the network: see ``recipe``
-NAMES = (*RECIPES, LAST)
+LAST_N_STAGES = "last_n_stages"  # depends on the network: see ``recipe_rules``
+NAMES = (*RECIPES, LAST_N_STAGES)
 
 
-def recipe(name: str, parts: Sequence[str] = (), stages: int = 1) -> Rules:
+def recipe_rules(name: str, stages: Sequence[str] = (), num_stages: int = 1) -> Rules:
     """Return the rules of a recipe.
 
     Args:
         name: one of ``NAMES``.
-        parts: names of the network's parts from the input on, for "last_n_stages".
-        stages: how many of them, from the end, "last_n_stages" trains, with all that lies above them.
+        stages: names of the network's parts from the input on, for "last_n_stages".
+        num_stages: how many of them, from the end, "last_n_stages" trains, with all that lies above them.
 
     Raises:
         UserError: no such recipe, or more stages than there are parts.
     """
     if name in RECIPES:
         return RECIPES[name]
-    if name != LAST:
+    if name != LAST_N_STAGES:
         raise UserError(f"unknown freeze recipe {name!r}; {nearest(name, NAMES)}")
-    if not 0 < stages <= len(parts):
+    if not 0 < num_stages <= len(stages):
         raise UserError(
-            f"last_n_stages with {stages} stages does not fit; the network has {', '.join(parts) or 'none'}"
+            f"last_n_stages with {num_stages} stages does not fit; the network has {', '.join(stages) or 'none'}"
         )
-    still = "|".join(map(re.escape, parts[: len(parts) - stages]))
-    return ((rf"({still})/.*", FROZEN), (".*", "train")) if still else RECIPES["all"]
+    frozen_stages = "|".join(map(re.escape, stages[: len(stages) - num_stages]))
+    return ((rf"({frozen_stages})/.*", FROZEN), (".*", "train")) if frozen_stages else RECIPES["all"]
 
 
 def check_rules(rules: Sequence[tuple[str, str]]) -> Rules:
     """Return freeze rules as tuples, or a UserError naming the rule that is not (regex, label) or does not compile."""
     for rule in rules:
-        if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not all(isinstance(part, str) for part in rule):
+        if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not all(isinstance(field, str) for field in rule):
             raise UserError(f"freeze rule {rule!r} is not a pair (regex, label), such as ('stage[12]/.*', 'frozen')")
         try:
             re.compile(rule[0])
@@ -84,18 +84,18 @@ def stop_frozen(params: Any, mask: Any) -> Any:
     return jax.tree.map(lambda leaf, trains: leaf if trains else jax.lax.stop_gradient(leaf), params, mask)
 
 
-def only(values: Any, mask: Any) -> list[Any]:
+def trained_leaves(values: Any, mask: Any) -> list[Any]:
     """Return the leaves where ``mask`` is true."""
     return [v for v, trains in zip(jax.tree.leaves(values), jax.tree.leaves(mask), strict=True) if trains]
 
 
 def count_split(params: Any, mask: Any) -> dict[str, int]:
     """Return the number of ``trainable`` and ``frozen`` values."""
-    moving = tree.count(only(params, mask))
-    return {"trainable": moving, "frozen": tree.count(params) - moving}
+    trained_count = tree.count(trained_leaves(params, mask))
+    return {"trainable": trained_count, "frozen": tree.count(params) - trained_count}
 
 
-def still_norms(mask: Any, batch_stats: tree.Tree, mode: str) -> frozenset[str]:
+def frozen_batch_norms(mask: Any, batch_stats: tree.Tree, mode: str) -> frozenset[str]:
     """Return the BatchNorm layers that use and keep their running statistics while training.
 
     Args:
@@ -107,12 +107,12 @@ def still_norms(mask: Any, batch_stats: tree.Tree, mode: str) -> frozenset[str]:
     layers = {path.rpartition("/")[0] for path in tree.flatten(batch_stats)} & owners
     if mode != "auto":
         return frozenset(layers if mode == "frozen" else ())
-    moving = {path.rpartition("/")[0] for path, trains in tree.flatten(mask).items() if trains}
-    return frozenset(layers - moving)
+    trained_layers = {path.rpartition("/")[0] for path, trains in tree.flatten(mask).items() if trains}
+    return frozenset(layers - trained_layers)
 
 
 @contextlib.contextmanager
-def running_statistics(layers: frozenset[str], momentum: float = 0.0) -> Iterator[None]:
+def use_running_statistics(layers: frozenset[str], momentum: float = 0.0) -> Iterator[None]:
     """Make the named BatchNorm layers behave as in evaluation, whatever ``train`` says to the model around them.
 
     BatchNorm statistics live outside the parameters and would move however the optimizer is masked. Those of the other

@@ -33,7 +33,7 @@ def scratch(config: Config) -> None:
 def logistic(config: Config) -> None:
     """Reuse features: a logistic regression on them, nothing else."""
     config.init.head, config.epochs = "logistic", 0.0
-    _plain_pictures(config)
+    _disable_augmentation(config)
 
 
 def ridge(config: Config) -> None:
@@ -223,7 +223,7 @@ def _pretext_first(config: Config, name: str, epochs: float = 10.0) -> None:
     config.epochs = FIELDS["epochs"].default
 
 
-def _plain_pictures(config: Config) -> None:
+def _disable_augmentation(config: Config) -> None:
     """Turn augmentation off: a probe sees each picture once, as it is."""
     for path in (path for path in FIELDS if path.startswith("augment.")):
         config.augment[path.removeprefix("augment.")] = FIELDS[path].default
@@ -238,13 +238,13 @@ MECHANISMS: dict[str, Callable[[Config], None]] = {
         simclr_beside, simsiam_beside, rotation_first, simclr_first, simsiam_first, words_beside, words_first,
     )
 }  # fmt: skip
-TEXTS_ONLY = ("words_beside", "words_first")
-PICTURES_ONLY = (
+TEXT_ONLY = ("words_beside", "words_first")
+IMAGE_ONLY = (
     "still_norms", "parallel", "delta", "co_tuning", "stochastic_norm", "mixup", "cutmix", "drop_path",
     *(f"{name}_{when}" for name in ("rotation", "simclr", "simsiam") for when in ("beside", "first")),
 )  # fmt: skip
 
 
-def fitting(task: str) -> tuple[str, ...]:
+def names_for_task(task: str) -> tuple[str, ...]:
     """Return the names of the mechanisms for a kind of task."""
-    return tuple(name for name in MECHANISMS if name not in (TEXTS_ONLY if task in IMAGE_TASKS else PICTURES_ONLY))
+    return tuple(name for name in MECHANISMS if name not in (TEXT_ONLY if task in IMAGE_TASKS else IMAGE_ONLY))

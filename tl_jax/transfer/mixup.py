@@ -21,7 +21,7 @@ def mixup(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) -
     Raises:
         UserError: ``alpha`` not above 0.
     """
-    share, partners = _draw(key, len(images), alpha)
+    share, partners = _draw_share(key, len(images), alpha)
     images, targets = jnp.asarray(images, jnp.float32), jnp.asarray(targets, jnp.float32)
     return _blend(images, images[partners], share), _blend(targets, targets[partners], share)
 
@@ -45,16 +45,16 @@ def cutmix(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) 
         UserError: ``alpha`` not above 0.
     """
     draw_key, row_key, column_key = jax.random.split(key, 3)
-    share, partners = _draw(draw_key, len(images), alpha)
+    share, partners = _draw_share(draw_key, len(images), alpha)
     side = jnp.sqrt(1 - share)
-    rows, columns = _span(row_key, images.shape[1], side), _span(column_key, images.shape[2], side)
+    rows, columns = _box_mask(row_key, images.shape[1], side), _box_mask(column_key, images.shape[2], side)
     box = rows[:, None] & columns[None, :]
     images, targets = jnp.asarray(images, jnp.float32), jnp.asarray(targets, jnp.float32)
     mixed = jnp.where(box[None, :, :, None], images[partners], images)
     return mixed, _blend(targets, targets[partners], 1 - box.mean())
 
 
-def _draw(key: jax.Array, examples: int, alpha: float) -> tuple[jax.Array, jax.Array]:
+def _draw_share(key: jax.Array, examples: int, alpha: float) -> tuple[jax.Array, jax.Array]:
     """Return the share, a scalar in [0, 1], and a permutation int (N,)."""
     if not alpha > 0:
         raise UserError(f"alpha={alpha} must be above 0; leave the mixing out instead")
@@ -62,12 +62,12 @@ def _draw(key: jax.Array, examples: int, alpha: float) -> tuple[jax.Array, jax.A
     return jax.random.beta(share_key, alpha, alpha), jax.random.permutation(partner_key, examples)
 
 
-def _span(key: jax.Array, length: int, side: jax.Array) -> jax.Array:
+def _box_mask(key: jax.Array, length: int, side: jax.Array) -> jax.Array:
     """Return where, along one axis, a box of ``side * length`` pixels round a random centre lies: bool (length,)."""
     size = jnp.floor(length * side).astype(jnp.int32)
     start = jax.random.randint(key, (), 0, length) - size // 2
-    at = jnp.arange(length)
-    return (at >= start) & (at < start + size)
+    positions = jnp.arange(length)
+    return (positions >= start) & (positions < start + size)
 
 
 def _blend(own: jax.Array, other: jax.Array, share: jax.Array) -> jax.Array:

@@ -28,7 +28,7 @@ class OptimSpec(NamedTuple):
         clip_norm: largest global norm of the trained leaves' gradients; 0 for no clipping.
         layer_decay: factor on the rate for each part further away from the head (see ``leaf_rates``).
         lr_multipliers: pairs (group, factor on its rate); groups are the labels of the freeze rules.
-        parts: names of the network's parts from the input on, which ``layer_decay`` counts.
+        stages: names of the network's parts from the input on, which ``layer_decay`` counts.
         ema: share of the old value that the running average of the trained leaves keeps; 0 for no average.
         batch_norm_momentum: share of the old BatchNorm statistics that a step keeps; 0 for what the model has.
         sam: radius of sharpness-aware minimisation; 0 for the plain gradient.
@@ -42,7 +42,7 @@ class OptimSpec(NamedTuple):
     clip_norm: float = 0.0
     layer_decay: float = 1.0
     lr_multipliers: tuple[tuple[str, float], ...] = ()
-    parts: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
     ema: float = 0.0
     sam: float = 0.0
     batch_norm_momentum: float = 0.0
@@ -67,12 +67,13 @@ class RateSpec(NamedTuple):
 
 def learning_rates(spec: RateSpec) -> np.ndarray:
     """Return the learning rate of each step of a phase, float32 (steps,)."""
-    warm = min(round(spec.warmup * spec.steps), spec.steps - 1)
-    at = np.arange(spec.steps, dtype=np.float64)
-    done = np.clip(at - warm, 0, None) / max(1, spec.steps - warm)
-    fall = {"constant": np.ones_like(at), "cosine": (1 + np.cos(np.pi * done)) / 2, "linear": 1 - done}[spec.schedule]
-    rise = np.minimum(1.0, (at + 1) / warm) if warm else 1.0  # the first step moves already
-    return np.asarray(spec.lr * rise * fall, np.float32)
+    warmup_steps = min(round(spec.warmup * spec.steps), spec.steps - 1)
+    steps = np.arange(spec.steps, dtype=np.float64)
+    progress = np.clip(steps - warmup_steps, 0, None) / max(1, spec.steps - warmup_steps)
+    cosine = (1 + np.cos(np.pi * progress)) / 2
+    decay = {"constant": np.ones_like(steps), "cosine": cosine, "linear": 1 - progress}[spec.schedule]
+    warmup = np.minimum(1.0, (steps + 1) / warmup_steps) if warmup_steps else 1.0  # the first step moves already
+    return np.asarray(spec.lr * warmup * decay, np.float32)
 
 
 def make_optimizer(spec: OptimSpec, rules: Rules) -> optax.GradientTransformationExtraArgs:
@@ -81,17 +82,20 @@ def make_optimizer(spec: OptimSpec, rules: Rules) -> optax.GradientTransformatio
     Decay and clipping act on trained leaves only: outside of them decay would move frozen weights, and the clipping
     norm would count them. Frozen leaves have no optimizer state.
     """
-    group = {"sgd": _sgd, "adam": _adam}[spec.name](spec)
+    group_transform = {"sgd": _sgd, "adam": _adam}[spec.name](spec)
     transforms: dict[Hashable, optax.GradientTransformation] = {
-        **{label: group for label in groups(rules)},
+        **{label: group_transform for label in groups(rules)},
         FROZEN: optax.set_to_zero(),
     }
-    trained = functools.partial(trainable, rules=rules)
-    chain = [optax.multi_transform(transforms, functools.partial(label_leaves, rules=rules)), _descend(spec, rules)]
+    trained_mask = functools.partial(trainable, rules=rules)
+    chain = [
+        optax.multi_transform(transforms, functools.partial(label_leaves, rules=rules)),
+        _scale_by_rate(spec, rules),
+    ]
     if spec.clip_norm:
-        chain.insert(0, optax.masked(optax.clip_by_global_norm(spec.clip_norm), trained))
+        chain.insert(0, optax.masked(optax.clip_by_global_norm(spec.clip_norm), trained_mask))
     if spec.ema:
-        chain.append(optax.masked(_track_average(spec.ema), trained))
+        chain.append(optax.masked(_track_average(spec.ema), trained_mask))
     return optax.with_extra_args_support(optax.chain(*chain))
 
 
@@ -103,7 +107,7 @@ def leaf_rates(params: tree.Tree, spec: OptimSpec, rules: Rules) -> dict[str, fl
     arXiv:2106.08254, call it layer-wise learning-rate decay).
     """
     factors = dict(spec.lr_multipliers)
-    depth = {part: len(spec.parts) - i for i, part in enumerate(spec.parts)}
+    depth = {stage: len(spec.stages) - i for i, stage in enumerate(spec.stages)}
     labels = tree.flatten(label_leaves(params, rules))
     return {
         path: factors.get(label, 1.0) * spec.layer_decay ** depth.get(path.split("/")[0], 0)
@@ -119,13 +123,13 @@ class Average(NamedTuple):
     average: Any
 
 
-def averaged(params: Any, opt_state: Any) -> Any:
+def averaged_params(params: Any, opt_state: Any) -> Any:
     """Return ``params`` with the trained leaves replaced by their running average, where there is one."""
     average = optax.tree.get(opt_state, "average")
     if average is None:
         return params
-    masked = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
-    return jax.tree.map(lambda a, p: p if masked(a) else a, average, params, is_leaf=masked)
+    is_masked = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
+    return jax.tree.map(lambda a, p: p if is_masked(a) else a, average, params, is_leaf=is_masked)
 
 
 def _stateless(update: Callable[..., Any]) -> optax.GradientTransformationExtraArgs:
@@ -154,7 +158,7 @@ def _adam(spec: OptimSpec) -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_adam(eps=spec.epsilon), *_decay(spec))
 
 
-def _descend(spec: OptimSpec, rules: Rules) -> optax.GradientTransformationExtraArgs:
+def _scale_by_rate(spec: OptimSpec, rules: Rules) -> optax.GradientTransformationExtraArgs:
     """Turn directions into steps: minus the learning rate, times each leaf's own factor."""
 
     def update(updates, state, params=None, *, rate, **_):
@@ -165,7 +169,7 @@ def _descend(spec: OptimSpec, rules: Rules) -> optax.GradientTransformationExtra
     return _stateless(update)
 
 
-def _track_average(keep: float) -> optax.GradientTransformation:
+def _track_average(decay: float) -> optax.GradientTransformation:
     """Keep an exponential moving average of the parameters after each step; the steps pass through.
 
     Early on, when few steps are in it, less of the old value is kept: min(keep, (1 + t) / (10 + t)) after t steps, as
@@ -177,17 +181,17 @@ def _track_average(keep: float) -> optax.GradientTransformation:
 
     def update(updates, state, params=None):
         count = state.count + 1
-        share = jnp.minimum(keep, (1 + count) / (10 + count))
-        new = jax.tree.map(lambda a, p, u: a + (1 - share) * (p + u - a), state.average, params, updates)
+        keep_share = jnp.minimum(decay, (1 + count) / (10 + count))
+        new = jax.tree.map(lambda a, p, u: a + (1 - keep_share) * (p + u - a), state.average, params, updates)
         return updates, Average(count, new)
 
     return optax.GradientTransformation(init, update)
 
 
-KINDS = ("mu", "nu")  # running means of the gradients and of their squares
+MOMENTS = ("mu", "nu")  # running means of the gradients and of their squares
 
 
-def of(opt_state: Any) -> dict[str, Any]:
+def adam_moments(opt_state: Any) -> dict[str, Any]:
     """Return ``{"count": steps, "mu": ..., "nu": ...}`` with the nesting of the parameters; frozen leaves have none.
 
     It is empty where the optimizer is not Adam.
@@ -195,20 +199,22 @@ def of(opt_state: Any) -> dict[str, Any]:
     states = [node for node in jax.tree.leaves(opt_state, is_leaf=_is_adam) if _is_adam(node)]
     if not states:
         return {}
-    kept: dict[str, Any] = {"count": states[0].count}
-    for kind in KINDS:
+    moments: dict[str, Any] = {"count": states[0].count}
+    for kind in MOMENTS:
         leaves = {path: leaf for state in states for path, leaf in tree.flatten(getattr(state, kind)).items()}
-        kept[kind] = tree.unflatten({p: leaf for p, leaf in leaves.items() if not isinstance(leaf, optax.MaskedNode)})
-    return kept
+        moments[kind] = tree.unflatten(
+            {p: leaf for p, leaf in leaves.items() if not isinstance(leaf, optax.MaskedNode)}
+        )
+    return moments
 
 
-def put_in(opt_state: Any, moments: Mapping[str, Any]) -> Any:
+def set_adam_moments(opt_state: Any, moments: Mapping[str, Any]) -> Any:
     """Return an optimizer state with the moments of its leaves replaced, as copies; as it is where there are none."""
     if not moments:
         return opt_state
-    flat = {kind: tree.flatten(moments[kind]) for kind in KINDS}
+    flat = {kind: tree.flatten(moments[kind]) for kind in MOMENTS}
 
-    def replaced(node: Any) -> Any:
+    def with_moments(node: Any) -> Any:
         if not _is_adam(node):
             return node
         new = {
@@ -218,11 +224,11 @@ def put_in(opt_state: Any, moments: Mapping[str, Any]) -> Any:
                     for path, leaf in tree.flatten(getattr(node, kind)).items()
                 }
             )
-            for kind in KINDS
+            for kind in MOMENTS
         }
         return node._replace(count=jnp.asarray(moments["count"], node.count.dtype), **new)
 
-    return jax.tree.map(replaced, opt_state, is_leaf=_is_adam)
+    return jax.tree.map(with_moments, opt_state, is_leaf=_is_adam)
 
 
 def _is_adam(node: Any) -> bool:

@@ -69,14 +69,14 @@ def feature_distance(
     """
     shapes, source_shapes = ({name: x.shape for name, x in side.items()} for side in (maps, source_maps))
     if shapes != source_shapes or (weights is not None and set(weights) != set(maps)):
-        given = "" if weights is None else f", weights for {sorted(weights)}"
-        raise UserError(f"endpoints differ: {shapes} against the source's {source_shapes}{given}; give the same")
+        weights_text = "" if weights is None else f", weights for {sorted(weights)}"
+        raise UserError(f"endpoints differ: {shapes} against the source's {source_shapes}{weights_text}; give the same")
     total = jnp.zeros(())
     for name, x in maps.items():
-        moved = jnp.square((x - jax.lax.stop_gradient(source_maps[name])).astype(jnp.float32))
-        moved = moved.mean(tuple(range(1, x.ndim - 1)))  # over positions: (N, C)
-        moved = moved if weights is None else moved * weights[name][None]
-        total += moved.sum(1).mean()
+        change = jnp.square((x - jax.lax.stop_gradient(source_maps[name])).astype(jnp.float32))
+        change = change.mean(tuple(range(1, x.ndim - 1)))  # over positions: (N, C)
+        change = change if weights is None else change * weights[name][None]
+        total += change.sum(1).mean()
     return total
 
 
@@ -124,11 +124,11 @@ def batch_spectral_shrinkage(features: jax.Array, k: int = 1) -> jax.Array:
     Raises:
         UserError: ``k`` outside that.
     """
-    most = min(features.shape)
-    if not 1 <= k <= most:
-        raise UserError(f"k={k} of batch_spectral_shrinkage must be from 1 to {most} for features {features.shape}")
+    max_k = min(features.shape)
+    if not 1 <= k <= max_k:
+        raise UserError(f"k={k} of batch_spectral_shrinkage must be from 1 to {max_k} for features {features.shape}")
     values = jnp.linalg.svd(features.astype(jnp.float32), full_matrices=False, compute_uv=False)
-    return jnp.sum(jnp.square(values[most - k :]))
+    return jnp.sum(jnp.square(values[max_k - k :]))
 
 
 def category_relation(source_probs: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
@@ -180,13 +180,13 @@ def sam_point(params: Any, grads: Any, rho: float | jax.Array, mask: Any) -> Any
     pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(mask), strict=True)
     square = sum(jnp.sum(jnp.square(g.astype(jnp.float32))) for g, trains in pairs if trains)
 
-    def moved(params: Any, grads: Any, square: jax.Array) -> Any:
+    def ascend(params: Any, grads: Any, square: jax.Array) -> Any:
         scale = rho * jax.lax.rsqrt(square)
         return jax.tree.map(lambda p, g, trains: p + (scale * g).astype(p.dtype) if trains else p, params, grads, mask)
 
     # A branch, not a choice: XLA on CPUs would compute the norm anew for every number that these parameters go into,
     # and the step of MobileNetV2 would take six times as long.
-    return jax.lax.cond(square > 0, moved, lambda params, *_: params, params, grads, square)
+    return jax.lax.cond(square > 0, ascend, lambda params, *_: params, params, grads, square)
 
 
 class Regularize(NamedTuple):
@@ -230,77 +230,79 @@ class Regularize(NamedTuple):
         return bool(self.l2_sp or self.l2_sp_head or self.compares_maps)
 
 
-def mix(how: Regularize, images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def mix(regularize: Regularize, images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return inputs (N, H, W, C) and targets (N, K), mixed by mixup or cutmix where one is on."""
-    if how.mixup:
-        return mixup.mixup(images, targets, key, how.mixup)
-    return mixup.cutmix(images, targets, key, how.cutmix) if how.cutmix else (images, targets)
+    if regularize.mixup:
+        return mixup.mixup(images, targets, key, regularize.mixup)
+    return mixup.cutmix(images, targets, key, regularize.cutmix) if regularize.cutmix else (images, targets)
 
 
 def penalty(
-    how: Regularize,
+    regularize: Regularize,
     params: tree.Tree,
-    end: Mapping[str, jax.Array],
+    endpoints: Mapping[str, jax.Array],
     batch: Mapping[str, jax.Array],
     source: Mapping[str, Any],
-    source_end: Mapping[str, jax.Array],
+    source_endpoints: Mapping[str, jax.Array],
 ) -> jax.Array | None:
     """Return the weighted sum of the penalties that are on, a float scalar; None if none is.
 
     Which are on is decided here alone, so that a term that is added here acts in every task.
 
     Args:
-        how: their strengths.
+        regularize: their strengths.
         params: being trained.
-        end: endpoints of the trained network on the batch, ``features`` (N, D) among them.
+        endpoints: endpoints of the trained network on the batch, ``features`` (N, D) among them.
         batch: with ``label`` (N,) and ``mask`` (N,).
         source: ``params`` of the source, ``attention`` (C,) by endpoint, ``relation`` (K, Z), as far as needed.
-        source_end: endpoints of the source network on the same pictures, where maps are compared.
+        source_endpoints: endpoints of the source network on the same pictures, where maps are compared.
     """
     terms = []
-    if how.l2_sp or how.l2_sp_head:
-        counted = jax.tree.map(bool, label_leaves(params, ((EXTRA, ""), (".*", "counts"))))
-        to_source, to_zero = l2_sp(params, source["params"], counted)
-        terms.append(how.l2_sp * to_source + how.l2_sp_head * to_zero)
-    if how.compares_maps:
-        maps, source_maps = ({name: side[name] for name in how.endpoints} for side in (end, source_end))
-        if how.distill:
-            terms.append(how.distill * feature_distance(maps, source_maps))
-        if how.delta:
-            terms.append(how.delta * feature_distance(maps, source_maps, source["attention"]))
-    if how.bss:
-        terms.append(how.bss * batch_spectral_shrinkage(end["features"]))
-    if how.co_tuning:
+    if regularize.l2_sp or regularize.l2_sp_head:
+        mask = jax.tree.map(bool, label_leaves(params, ((EXTRA, ""), (".*", "counts"))))
+        to_source, to_zero = l2_sp(params, source["params"], mask)
+        terms.append(regularize.l2_sp * to_source + regularize.l2_sp_head * to_zero)
+    if regularize.compares_maps:
+        maps, source_maps = (
+            {name: side[name] for name in regularize.endpoints} for side in (endpoints, source_endpoints)
+        )
+        if regularize.distill:
+            terms.append(regularize.distill * feature_distance(maps, source_maps))
+        if regularize.delta:
+            terms.append(regularize.delta * feature_distance(maps, source_maps, source["attention"]))
+    if regularize.bss:
+        terms.append(regularize.bss * batch_spectral_shrinkage(endpoints["features"]))
+    if regularize.co_tuning:
         head = params["extra"]["source_head"]
-        logits = end["features"] @ head["kernel"] + head["bias"][None]
-        terms.append(how.co_tuning * co_tuning(logits, batch["label"], source["relation"], batch["mask"]))
+        logits = endpoints["features"] @ head["kernel"] + head["bias"][None]
+        terms.append(regularize.co_tuning * co_tuning(logits, batch["label"], source["relation"], batch["mask"]))
     return sum(terms, jnp.zeros(())) if terms else None
 
 
-def class_weights(said: str, labels: np.ndarray, classes: tuple[str, ...]) -> tuple[float, ...]:
+def class_weights(setting: str, labels: np.ndarray, classes: tuple[str, ...]) -> tuple[float, ...]:
     """Return the factors on the loss of K classes, () for none.
 
     Args:
-        said: "balanced" for N / (K N_k), which scikit-learn calls so too; or K numbers with commas between; or "".
+        setting: "balanced" for N / (K N_k), which scikit-learn calls so too; or K numbers with commas between; or "".
         labels: (N,) of the training part.
         classes: K names.
 
     Raises:
         UserError: something else, or a class without training examples cannot be balanced.
     """
-    if said == "balanced":
+    if setting == "balanced":
         counts = np.bincount(labels, minlength=len(classes))
         if not counts.all():
             name = classes[int(counts.argmin())]
             raise UserError(f"config.regularize.class_weights=balanced, but {name!r} has no training example; add some")
         return tuple(float(w) for w in len(labels) / (len(classes) * counts))
     try:
-        weights = tuple(float(w) for w in said.split(",")) if said else ()
+        weights = tuple(float(w) for w in setting.split(",")) if setting else ()
     except ValueError:
         weights = (-1.0,)
-    if said and (len(weights) != len(classes) or min(weights) < 0 or not sum(weights) > 0):
+    if setting and (len(weights) != len(classes) or min(weights) < 0 or not sum(weights) > 0):
         raise UserError(
-            f"config.regularize.class_weights={said!r} must be balanced, or {len(classes)} factors such as "
+            f"config.regularize.class_weights={setting!r} must be balanced, or {len(classes)} factors such as "
             f"{','.join(['1'] * len(classes))}, for {', '.join(classes)}"
         )
     return weights

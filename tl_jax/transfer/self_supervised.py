@@ -20,7 +20,7 @@ def nt_xent(z1: jax.Array, z2: jax.Array, temperature: float) -> jax.Array:
         z2: (N, D) of the other, in the same order.
         temperature: above 0; cosine similarities are divided by it.
     """
-    z = _unit(jnp.concatenate([z1, z2]))
+    z = _normalize_rows(jnp.concatenate([z1, z2]))
     # A view is no negative of itself, and full precision: similarities are divided by a small temperature.
     logits = jnp.matmul(z, z.T, precision=jax.lax.Precision.HIGHEST) / temperature
     logits = jnp.where(jnp.eye(len(z), dtype=bool), -jnp.inf, logits)
@@ -37,7 +37,7 @@ def negative_cosine(p: jax.Array, z: jax.Array) -> jax.Array:
         p: (N, D) predictions from one view.
         z: (N, D) projections of the other.
     """
-    return -(_unit(p) * _unit(jax.lax.stop_gradient(z))).sum(1).mean()
+    return -(_normalize_rows(p) * _normalize_rows(jax.lax.stop_gradient(z))).sum(1).mean()
 
 
 def quarter_turns(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -56,8 +56,8 @@ def quarter_turns(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Arr
     if images.shape[1] != images.shape[2]:
         raise UserError(f"quarter turns need square pictures, not {images.shape[1]}x{images.shape[2]}; crop them first")
     turns = jax.random.randint(key, images.shape[:1], 0, 4, jnp.int32)
-    ways = jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(4)])
-    return ways[turns, jnp.arange(len(images))], turns
+    rotations = jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(4)])
+    return rotations[turns, jnp.arange(len(images))], turns
 
 
 class Projector(nn.Module):
@@ -86,7 +86,7 @@ class Projector(nn.Module):
         return nn.Dense(self.out, name="dense2")(nn.relu(x))
 
 
-def _unit(x: jax.Array) -> jax.Array:
+def _normalize_rows(x: jax.Array) -> jax.Array:
     """Bring rows of (N, D) to length 1; rows shorter than 1e-6 are divided by that, so that zeros have a gradient."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(1, keepdims=True), 1e-12))
@@ -116,7 +116,7 @@ class Pretext(NamedTuple):
     jitter: float = 0.4
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "Pretext":
+    def from_config(cls, values: Mapping[str, Any]) -> "Pretext":
         """Return the pretext of the fields of ``config.pretext``, one of which is for texts."""
         return cls(**{name: value for name, value in values.items() if name in cls._fields})
 
@@ -126,48 +126,50 @@ class Pretext(NamedTuple):
         return Augment(flip=True, resized_crop=self.crop, jitter=self.jitter, grey=0.2)
 
 
-def init_heads(how: Pretext, dims: int, key: jax.Array) -> dict[str, Any]:
+def init_heads(pretext: Pretext, dims: int, key: jax.Array) -> dict[str, Any]:
     """Draw the parameters of the pretext's own head on ``dims`` features."""
     features, (first, second) = jnp.zeros((2, dims)), jax.random.split(key)
-    if how.name == "rotation":
+    if pretext.name == "rotation":
         return {"kernel": jax.random.normal(first, (dims, TURNS)) * dims**-0.5, "bias": jnp.zeros(TURNS)}
-    heads = {"projector": _projector(how, dims).init(first, features)["params"]}
-    if how.name == "simsiam":
-        heads["predictor"] = _predictor(how).init(second, jnp.zeros((2, how.width)))["params"]
+    heads = {"projector": _projector(pretext, dims).init(first, features)["params"]}
+    if pretext.name == "simsiam":
+        heads["predictor"] = _predictor(pretext).init(second, jnp.zeros((2, pretext.width)))["params"]
     return heads
 
 
-def loss(how: Pretext, embed: Embed, heads: Any, images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def pretext_loss(
+    pretext: Pretext, embed: Embed, heads: Any, images: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Return the loss of pictures (N, H, W, C) in [0, 255], and a score in [0, 1] that should rise.
 
     The score is the share of turns that are recognised, or of views whose most similar other view is their partner.
     """
     first, second = jax.random.split(key)
-    if how.name == "rotation":
+    if pretext.name == "rotation":
         turned, turns = quarter_turns(augment(images, first, Augment(flip=True)), second)
         logits = embed(turned) @ heads["kernel"] + heads["bias"][None]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, turns)
         return losses.mean(), (logits.argmax(-1) == turns).mean()
-    views = jnp.concatenate([augment(images, k, how.views) for k in (first, second)])
+    views = jnp.concatenate([augment(images, k, pretext.views) for k in (first, second)])
     features = embed(views)
-    projector = _projector(how, features.shape[-1])
+    projector = _projector(pretext, features.shape[-1])
     projections = cast(jax.Array, projector.apply({"params": heads["projector"]}, features))
     z1, z2 = jnp.split(projections, 2)
-    if how.name == "simclr":
-        return nt_xent(z1, z2, how.temperature), _matched(z1, z2)
-    predictions = cast(jax.Array, _predictor(how).apply({"params": heads["predictor"]}, projections))
+    if pretext.name == "simclr":
+        return nt_xent(z1, z2, pretext.temperature), _match_accuracy(z1, z2)
+    predictions = cast(jax.Array, _predictor(pretext).apply({"params": heads["predictor"]}, projections))
     p1, p2 = jnp.split(predictions, 2)
-    return (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2, _matched(z1, z2)
+    return (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2, _match_accuracy(z1, z2)
 
 
-def _projector(how: Pretext, dims: int) -> Projector:
-    return Projector(hidden=min(dims, 512), out=how.width)
+def _projector(pretext: Pretext, dims: int) -> Projector:
+    return Projector(hidden=min(dims, 512), out=pretext.width)
 
 
-def _predictor(how: Pretext) -> Projector:
-    return Projector(hidden=max(2, how.width // 4), out=how.width)  # a bottleneck, as in the paper
+def _predictor(pretext: Pretext) -> Projector:
+    return Projector(hidden=max(2, pretext.width // 4), out=pretext.width)  # a bottleneck, as in the paper
 
 
-def _matched(z1: jax.Array, z2: jax.Array) -> jax.Array:
+def _match_accuracy(z1: jax.Array, z2: jax.Array) -> jax.Array:
     z1, z2 = (z / jnp.maximum(jnp.linalg.norm(z, axis=1, keepdims=True), 1e-6) for z in (z1, z2))
     return ((z1 @ z2.T).argmax(1) == jnp.arange(len(z1))).mean()

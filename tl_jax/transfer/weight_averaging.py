@@ -16,7 +16,7 @@ def interpolate(start: Any, end: Any, share: float) -> Any:
 
     A ``share`` of 0 or 1 gives one of the two to the bit.
     """
-    _check_alike([start, end])
+    _check_same_leaves([start, end])
     if share in (0.0, 1.0):
         return end if share else start
     return jax.tree.map(lambda a, b: a + share * (b - a), start, end)
@@ -24,7 +24,7 @@ def interpolate(start: Any, end: Any, share: float) -> Any:
 
 def uniform_soup(runs: Sequence[Any]) -> Any:
     """Return the mean of each leaf over several runs from one start: Wortsman et al. 2022, arXiv:2203.05482."""
-    _check_alike(runs)
+    _check_same_leaves(runs)
     return jax.tree.map(lambda *leaves: jnp.mean(jnp.stack(leaves), axis=0), *runs)
 
 
@@ -33,18 +33,18 @@ def greedy_soup(runs: Sequence[Any], score: Score) -> tuple[Any, list[int]]:
 
     The best run starts it; each other one, from best to worst, stays in where the soup does not score lower with it.
     """
-    _check_alike(runs)
-    alone = [score(run) for run in runs]
-    order = sorted(range(len(runs)), key=lambda i: -alone[i])
-    kept, soup, best = order[:1], runs[order[0]], alone[order[0]]
+    _check_same_leaves(runs)
+    scores = [score(run) for run in runs]
+    order = sorted(range(len(runs)), key=lambda i: -scores[i])
+    ingredients, soup, best = order[:1], runs[order[0]], scores[order[0]]
     for i in order[1:]:
-        tried = uniform_soup([runs[j] for j in (*kept, i)])
-        if (value := score(tried)) >= best:
-            kept, soup, best = [*kept, i], tried, value
-    return soup, kept
+        candidate = uniform_soup([runs[j] for j in (*ingredients, i)])
+        if (value := score(candidate)) >= best:
+            ingredients, soup, best = [*ingredients, i], candidate, value
+    return soup, ingredients
 
 
-def _check_alike(runs: Sequence[Any]) -> None:
+def _check_same_leaves(runs: Sequence[Any]) -> None:
     if not runs:
         raise UserError("an average of weights needs a run; give at least one")
     shapes = [jax.tree.map(jnp.shape, run) for run in runs]

@@ -102,7 +102,7 @@ def stochastic_norm(probability: float) -> Iterator[None]:
     Kou et al., NeurIPS 2020, "Stochastic Normalization". At every call of a layer in training mode each channel is
     drawn on its own; the running statistics are those before the call, and constants to the gradient. They are updated
     from the batch as ever. Layers in evaluation mode stay as they are, also those that
-    ``freeze.running_statistics`` holds there, whichever of the two contexts is opened first.
+    ``freeze.use_running_statistics`` holds there, whichever of the two contexts is opened first.
 
     Args:
         probability: of the running statistics, in [0, 1]: 0 is plain BatchNorm, 1 gives the outputs of evaluation. The
