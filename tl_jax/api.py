@@ -20,7 +20,7 @@ from tl_jax.config.fields import OF_PICTURES
 from tl_jax.data.augment import Augment, augment, augment_boxes
 from tl_jax.data.detection import CLASS
 from tl_jax.export import export, model_card
-from tl_jax.metrics import Verdict
+from tl_jax.metrics import Evaluation
 from tl_jax.report import images, plots, results, run_report
 from tl_jax.report import images as images_module
 from tl_jax.restore import check_batches, make_task, restore
@@ -361,7 +361,7 @@ def _run_once(config: recipe.Config, folder: Path, verbose: bool = True) -> dict
     return summary
 
 
-def _tested(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted) -> tuple[dict[str, Any], Verdict]:
+def _tested(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted) -> tuple[dict[str, Any], Evaluation]:
     """Test what ``config.eval_checkpoint`` names; return the summary, and what is to be said of the examples."""
     steps, state = int(fitted.state.step), fitted.state
     best = fitted.checkpoints.best() if config.eval_checkpoint == "best" else None
@@ -436,21 +436,23 @@ def _smoke(config: recipe.Config) -> dict[str, bool]:
 def _held_out(task: Task, variables: Any) -> Any:
     """Return what the judge keeps of the validation part, None where there is none or nobody asks."""
     wanted = task.report and task.sizes.get("validation")
-    return evaluate_module.evaluate(task, variables, "validation").verdict.kept if wanted else None
+    return evaluate_module.evaluate(task, variables, "validation").verdict.predictions if wanted else None
 
 
-def _keep_details(task: Task, verdict: Verdict, folder: Path) -> None:
+def _keep_details(task: Task, verdict: Evaluation, folder: Path) -> None:
     """Write what is to be said of single test examples and classes."""
     if task.details and sharding.first():
-        write_json(folder / "test_details.json", task.details(verdict.kept))
+        write_json(folder / "test_details.json", task.details(verdict.predictions))
 
 
-def _judged(task: Task, verdict: Verdict, held_out: Any, folder: Path) -> dict[str, Any]:
+def _judged(task: Task, verdict: Evaluation, held_out: Any, folder: Path) -> dict[str, Any]:
     """Return what a summary has beside the metrics: scores by class, and what the task reports and draws."""
     by_class = {"per_class": verdict.per_class} if verdict.per_class else {}
     missing = {"missing": dict(verdict.missing)} if verdict.missing else {}
     return (
-        by_class | missing | (task.report(verdict.kept, held_out, folder) if task.report and sharding.first() else {})
+        by_class
+        | missing
+        | (task.report(verdict.predictions, held_out, folder) if task.report and sharding.first() else {})
     )
 
 

@@ -72,7 +72,7 @@ def test_the_interval_holds_the_sampling_of_the_test_set(tmp_path):
     """Three seeds that agree to a point on 153 pictures say nothing surer than 153 pictures can."""
     summary = compared(tmp_path, {"ours": (0.863, 0.869, 0.869)})
     row = summary["arms"]["ours"]
-    low, high = intervals.wilson(133, 153)
+    low, high = intervals.wilson_interval(133, 153)
     assert row["interval95"] < 0.01 < 0.05 < row["interval95_test"] == pytest.approx((high - low) / 2, abs=2e-3)
     assert row["interval95_both"] == pytest.approx(np.hypot(row["interval95"], row["interval95_test"]))
     assert re.search(

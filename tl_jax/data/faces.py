@@ -17,7 +17,7 @@ from tl_jax.data.decode import DEFAULT, Decoding
 from tl_jax.data.text import read_text
 from tl_jax.data.value_range import ValueRange
 from tl_jax.data.walker import one_form
-from tl_jax.metrics.verification import FOLDS, Pairs, dealt
+from tl_jax.metrics.verification import NUM_FOLDS, Pairs, assign_folds
 from tl_jax.utils.errors import UserError, nearest
 
 NUMBER = re.compile("[0-9]{1,9}")
@@ -109,10 +109,12 @@ def rows(listed: Listed, files: Sequence[Path]) -> Pairs:
     if absent:
         raise UserError(_said(listed, absent, files))
     same = np.asarray([line.names[0] == line.names[1] for line in listed.lines])
-    fold = np.arange(len(same)) // listed.per_fold if listed.per_fold else dealt(same, np.random.default_rng(0))
+    fold = np.arange(len(same)) // listed.per_fold if listed.per_fold else assign_folds(same, np.random.default_rng(0))
     if same.all() or not same.any():
         kind = "of two people" if same.all() else "of one person"
-        raise UserError(f"{listed.path} has no pair {kind}; verification takes both ({SHAPE}), {FOLDS} of each or more")
+        raise UserError(
+            f"{listed.path} has no pair {kind}; verification takes both ({SHAPE}), {NUM_FOLDS} of each or more"
+        )
     return Pairs(found[0], found[1], same, fold)
 
 

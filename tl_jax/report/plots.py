@@ -13,7 +13,7 @@ from markupsafe import Markup
 from scipy.special import stdtrit  # the quantile of Student's t; scipy.stats takes 0.7 s to import
 
 from tl_jax.metrics import intervals
-from tl_jax.metrics.classification import HIGHEST, Bins
+from tl_jax.metrics.classification import MAX_TEMPERATURE, Bins
 from tl_jax.utils import disk
 from tl_jax.utils.json_files import read_json
 
@@ -52,9 +52,9 @@ def draw_roc(
 
 def at_bound(temperature: float) -> str:
     """Return in words that a fitted temperature is as far as it may go, so that no best one was found; else ""."""
-    if temperature < 1.001 / HIGHEST:
+    if temperature < 1.001 / MAX_TEMPERATURE:
         return "the lowest that is tried: all validation examples are predicted right, and none is best"
-    if temperature > 0.999 * HIGHEST:
+    if temperature > 0.999 * MAX_TEMPERATURE:
         return "the highest that is tried: probabilities say little of the validation labels, and become nearly equal"
     return ""
 
@@ -72,7 +72,7 @@ def draw_reliability(before: Bins, after: Bins, temperature: float, path: Path) 
         top.bar(middles[there], bins.accuracy[there], 1 / count, color="tab:blue", edgecolor="white", label="right")
         top.plot(bins.confidence[there], bins.accuracy[there], "o", color="black", markersize=3)
         top.plot((0, 1), (0, 1), "--", color="grey", linewidth=1, label="calibrated")
-        top.set(title=f"{title}: calibration error {bins.error:.3f}", xlim=(0, 1), ylim=(0, 1))
+        top.set(title=f"{title}: calibration error {bins.ece:.3f}", xlim=(0, 1), ylim=(0, 1))
         bottom.bar(middles, bins.share, 1 / count, color="tab:grey", edgecolor="white")
         bottom.set_xlabel("probability of the class it is taken for")
     axes[0, 0].set_ylabel("share that is right")
@@ -104,7 +104,9 @@ def summarise_comparison(
     """
     folders = {arm: [workdir / arm / f"seed{seed}" for seed in seeds] for arm in arms}
     files = {
-        arm: [intervals.Run(_read(folder / "summary.json"), _read(folder / "test_details.json")) for folder in each]
+        arm: [
+            intervals.RunFiles(_read(folder / "summary.json"), _read(folder / "test_details.json")) for folder in each
+        ]
         for arm, each in folders.items()
     }
     runs = {arm: [run.summary for run in each] for arm, each in files.items()}
@@ -112,12 +114,16 @@ def summarise_comparison(
     for arm, rows in runs.items():
         values = [row["metrics"][metric] for row in rows]
         mean, half = interval(values)
-        out["arms"][arm] = {"values": values, "mean": mean, **_halves(half, intervals.of_mean(metric, files[arm]))}
+        out["arms"][arm] = {
+            "values": values,
+            "mean": mean,
+            **_halves(half, intervals.mean_half_width(metric, files[arm])),
+        }
     first = runs[arms[0]]
     for arm in arms[1:]:
         pairs = zip(first, runs[arm], strict=True)
         mean, half = interval([a["metrics"][metric] - b["metrics"][metric] for a, b in pairs])
-        test = intervals.of_difference(metric, files[arms[0]], files[arm])
+        test = intervals.difference_half_width(metric, files[arms[0]], files[arm])
         out["gain"][arm] = {"mean": mean, **_halves(half, test)}
     names = first[0]["metrics"]
     parts = first[0]["seconds"]
@@ -169,7 +175,7 @@ def margins(row: Mapping[str, Any], scale: int = 100) -> str:
 
 
 def _halves(seeds: float | None, test: float | None) -> dict[str, float | None]:
-    return {"interval95": seeds, "interval95_test": test, "interval95_both": intervals.together(seeds, test)}
+    return {"interval95": seeds, "interval95_test": test, "interval95_both": intervals.combine_half_widths(seeds, test)}
 
 
 def draw_comparison(summary: Mapping[str, Any], path: Path) -> Path:

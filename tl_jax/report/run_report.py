@@ -31,7 +31,7 @@ def headline(found: Results) -> html.Section | None:
 
 def _single(found: Results) -> html.Section:
     run = found.runs[0]
-    measured, between = found.summary["metrics"], intervals.of_run(found.summary, run.details)
+    measured, between = found.summary["metrics"], intervals.run_intervals(found.summary, run.details)
     score = found.summary.get("score", next(iter(measured), ""))
     said = _shown(score, measured.get(score), between.get(score))
     tiles = [(said, f"test {score}" + (" and 95 % interval" if score in between else ""))]

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from tl_jax.data.dataset import Pictures
-from tl_jax.metrics import Batch, Verdict, classification
-from tl_jax.metrics.classification import Scored, scored
+from tl_jax.metrics import Batch, Evaluation, classification
+from tl_jax.metrics.classification import Predictions, collect_predictions
 
 MISTAKES = 12  # shown
 SIDE = 96  # pixels: larger pictures are made smaller to this side
@@ -19,13 +19,13 @@ LETTERS = 400  # of a text that is shown
 POINTS = 200  # of a ROC curve, about
 
 
-def keep(found: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
+def keep(found: Sequence[Any], batches: Sequence[Batch]) -> Evaluation:
     """Judge nothing beside the task's own metrics, and keep the probabilities."""
-    return Verdict({}, {}, kept=scored(found, batches))
+    return Evaluation({}, {}, predictions=collect_predictions(found, batches))
 
 
 def of_pictures(
-    classes: Sequence[str], images: Pictures, tested: Scored, names: Sequence[str] | None = None
+    classes: Sequence[str], images: Pictures, tested: Predictions, names: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Return what is said of a classifier of pictures.
 
@@ -43,7 +43,9 @@ def of_pictures(
     return of_classes(classes, tested, shown)
 
 
-def of_texts(classes: Sequence[str], texts: Sequence[Any], rows: np.ndarray | None, tested: Scored) -> dict[str, Any]:
+def of_texts(
+    classes: Sequence[str], texts: Sequence[Any], rows: np.ndarray | None, tested: Predictions
+) -> dict[str, Any]:
     """Return what is said of a classifier of texts.
 
     Args:
@@ -90,7 +92,7 @@ def of_tags(
 
 def of_classes(
     classes: Sequence[str],
-    tested: Scored,
+    tested: Predictions,
     show: Callable[[int], dict[str, Any]],
     rows: np.ndarray | None = None,
 ) -> dict[str, Any]:
@@ -104,13 +106,13 @@ def of_classes(
     if not len(labels) or not np.isfinite(probabilities).all():
         return {}
     found = probabilities.argmax(1)
-    bins = classification.reliability(probabilities, labels)
+    bins = classification.reliability_bins(probabilities, labels)
     out = {
         "classes": list(classes),
         "examples": len(labels),
         "confusion": confusion(labels, found),
         "right": "".join(map(str, _in_order((found == labels).astype(int), rows))),
-        "calibration": {"ece": bins.error, **{name: getattr(bins, name).tolist() for name in bins._fields}},
+        "calibration": {"ece": bins.ece, **{name: getattr(bins, name).tolist() for name in bins._fields}},
     }
     if probabilities.shape[1] == 2 and 0 < (labels == 1).sum() < len(labels):
         out["roc"] = {"positive": classes[1], **_roc(probabilities[:, 1], labels == 1)}

@@ -16,8 +16,8 @@ from tl_jax.data.augment import Augment
 from tl_jax.data.dataset import Rows, Source, Split, as_names
 from tl_jax.data.decode import DEFAULT, Decoding
 from tl_jax.data.faces import Album, Cut
-from tl_jax.metrics import Batch, Verdict, verification
-from tl_jax.metrics.verification import Pairs, Trial
+from tl_jax.metrics import Batch, Evaluation, verification
+from tl_jax.metrics.verification import Comparisons, Pairs
 from tl_jax.models.layers import glorot_uniform
 from tl_jax.report import plots
 from tl_jax.tasks import file_answers, image_classification
@@ -103,9 +103,9 @@ def threshold(task: Task, variables: Any) -> float | None:
     labels = np.concatenate([b["label"][b["mask"] > 0] for b in task.eval_batches("validation")])
     embeddings, pairs = (
         extract(task.predict, variables, task.eval_batches("validation")),
-        verification.every_pair(labels),
+        verification.all_pairs(labels),
     )
-    return verification.best_threshold(verification.cosines(embeddings, pairs), pairs.same)
+    return verification.best_threshold(verification.pair_cosines(embeddings, pairs), pairs.same)
 
 
 def _line(found: dict[str, Any]) -> str:
@@ -231,38 +231,40 @@ def _read(_: str, name: str, folder: str, generate: bool, size: int, most_bytes:
     return faces.read(folder, size, most_bytes, rules)
 
 
-def judge(faces: Faces, gallery: int, found: Sequence[Any], batched: Sequence[Batch]) -> Verdict:
+def judge(faces: Faces, gallery: int, found: Sequence[Any], batched: Sequence[Batch]) -> Evaluation:
     """Return what embeddings (N, E) are worth: on the pairs of the file for the test part, on every pair of others."""
     kept = [np.asarray(batch["mask"]) > 0 for batch in batched]
     embeddings = np.concatenate([np.asarray(each)[mask] for each, mask in zip(found, kept, strict=True)])
     labels = np.concatenate([np.asarray(b["label"])[mask] for b, mask in zip(batched, kept, strict=True)])
     listed = faces.pairs if np.array_equal(labels, faces.source.test.labels) else None
-    trial = verification.trial(embeddings, labels, listed or verification.every_pair(labels), gallery)
-    return Verdict(verification.figures(trial), {}, verification.missing(trial), trial)
+    trial = verification.compare(embeddings, labels, listed or verification.all_pairs(labels), gallery)
+    return Evaluation(verification.verification_metrics(trial), {}, verification.missing_metrics(trial), trial)
 
 
-def report(name: str, trial: Trial, validated: Trial | None, folder: Path) -> dict[str, Any]:
+def report(name: str, trial: Comparisons, validated: Comparisons | None, folder: Path) -> dict[str, Any]:
     """Draw the ROC of the test part into ``folder/roc.png``, show its figures with their intervals, and return them.
 
     ``threshold`` is the one that is best on the validation split, which predictions use.
     """
-    values, between = verification.figures(trial), verification.intervals(trial)
+    values, between = verification.verification_metrics(trial), verification.bootstrap_intervals(trial)
     genuine, count = int(trial.same.sum()), len(trial.same)
-    what = f"{trial.people} people, {genuine:,} pairs of one and {count - genuine:,} of two"
+    what = f"{trial.num_identities} people, {genuine:,} pairs of one and {count - genuine:,} of two"
     say(f"{what}; 95 % intervals over people:")
     for figure, value in values.items():
         ends = between.get(figure)
         say(f"  {figure:12} {value:.4f}" + (f"  [{ends[0]:.4f}, {ends[1]:.4f}]" if ends else ""))
-    for figure, why in verification.missing(trial).items():
+    for figure, why in verification.missing_metrics(trial).items():
         say(f"  {figure:12} not measured: it {why}")
-    curve = verification.roc(trial.scores, trial.same)
+    curve = verification.roc_curve(trial.scores, trial.same)
     marks = {
-        f"FAR {level:g}": (level, values[figure]) for figure, level in verification.LEVELS.items() if figure in values
+        f"FAR {level:g}": (level, values[figure])
+        for figure, level in verification.FAR_LEVELS.items()
+        if figure in values
     } | {f"equal errors, {values['eer']:.3f}": (values["eer"], 1 - values["eer"])}
     title = f"{name}: {what}\nAUC {values['auc']:.4f}"
     if "auc" in between:
         title += " [{:.4f}, {:.4f}]".format(*between["auc"])
     say(f"picture: {plots.draw_roc(curve.far, curve.tar, marks, title, folder / 'roc.png')}")
-    counts = {"people": trial.people, "same": genuine, "different": count - genuine}
+    counts = {"people": trial.num_identities, "same": genuine, "different": count - genuine}
     best = {"threshold": verification.best_threshold(validated.scores, validated.same)} if validated else {}
     return {"intervals95": between, "pairs": counts, **best}

@@ -20,7 +20,7 @@ from tl_jax.data.decode import Decoding
 from tl_jax.data.fingerprint import relative_names
 from tl_jax.data.image_folder import named
 from tl_jax.metrics import Batch
-from tl_jax.metrics.classification import calibrated, fit_temperature
+from tl_jax.metrics.classification import apply_temperature, fit_temperature
 from tl_jax.pretrained.network import Pretrained, variable_shapes, with_head
 from tl_jax.report import html as drawn
 from tl_jax.tasks import error_analysis, file_answers, head_init, image_evaluation, run_record
@@ -175,7 +175,7 @@ def _read_inputs(asked: Asked, files: Sequence[Path], errors: list[Failed]) -> I
 def _probabilities(asked: Asked, variables: Any, images: np.ndarray, degrees: float) -> np.ndarray:
     labels = np.zeros(len(images), np.int32)  # nobody reads them
     found = _extract(make_predict(asked.network, asked.views), asked, variables, images, labels)
-    return calibrated(found.astype(np.float64), degrees)
+    return apply_temperature(found.astype(np.float64), degrees)
 
 
 def _extract(function: Any, asked: Asked, variables: Any, images: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tl_jax.data.dataset import Split
-from tl_jax.metrics import Batch, Verdict, classification
-from tl_jax.metrics.classification import Scored, scored
+from tl_jax.metrics import Batch, Evaluation, classification
+from tl_jax.metrics.classification import Predictions, collect_predictions
 from tl_jax.report import plots
 from tl_jax.train.logging import say
 from tl_jax.utils.errors import UserError, listed, nearest
@@ -86,20 +86,22 @@ def of(config: Any, classes: tuple[str, ...], parts: Mapping[str, Split]) -> Jud
     return Judging(tuple(config.metrics), classes, positive, config.specificity, config.calibrate, groups)
 
 
-def judge(how: Judging, found: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
+def judge(how: Judging, found: Sequence[Any], batches: Sequence[Batch]) -> Evaluation:
     """Return the metrics of the probabilities (N, K) of batches, padding left out; of training that diverged none."""
-    probabilities, labels = scored(found, batches)
+    probabilities, labels = collect_predictions(found, batches)
     if not np.isfinite(probabilities).all():
-        return Verdict({}, {}, dict.fromkeys(how.metrics, "needs finite probabilities"), Scored(probabilities, labels))
+        return Evaluation(
+            {}, {}, dict.fromkeys(how.metrics, "needs finite probabilities"), Predictions(probabilities, labels)
+        )
     make = {
         "auc": lambda: float(classification.mean_auc(probabilities, labels, how.reference)),
         "sensitivity": lambda: classification.mean_sensitivity(probabilities, labels, how.positive, how.specificity),
-        "ece": lambda: classification.reliability(probabilities, labels).error,
+        "ece": lambda: classification.reliability_bins(probabilities, labels).ece,
     }
     measured = {name: make[name]() for name in how.metrics}
     values = {name: value for name, value in measured.items() if math.isfinite(value)}
     missing = dict.fromkeys(measured.keys() - values, NEEDS)
-    return Verdict(values, {}, missing | _left_out(how, values, labels), Scored(probabilities, labels))
+    return Evaluation(values, {}, missing | _left_out(how, values, labels), Predictions(probabilities, labels))
 
 
 def _left_out(how: Judging, values: Mapping[str, float], labels: np.ndarray) -> dict[str, str]:
@@ -110,7 +112,7 @@ def _left_out(how: Judging, values: Mapping[str, float], labels: np.ndarray) -> 
     return {f"{name} of {names}": why for name, mean in means.items() if mean and absent and name in values}
 
 
-def report(how: Judging, tested: Scored, validated: Scored | None, folder: Path) -> dict[str, Any]:
+def report(how: Judging, tested: Predictions, validated: Predictions | None, folder: Path) -> dict[str, Any]:
     """Return what the summary says beside the metrics, and draw ``reliability.png`` in ``folder``.
 
     ``intervals`` has the bootstrap interval of the area under the curve, ``operating_point`` sensitivity and
@@ -119,9 +121,9 @@ def report(how: Judging, tested: Scored, validated: Scored | None, folder: Path)
     """
     out: dict[str, Any] = {}
     if "auc" in how.metrics:
-        span = classification.interval(*tested, how.reference, how.groups)
+        span = classification.auc_interval(*tested, how.reference, how.groups)
         units = f"{len(np.unique(how.groups))} groups" if how.groups is not None else f"{len(tested.labels)} pictures"
-        out["intervals"] = {"auc": span, "level": 0.95, "over": units, "resamples": classification.RESAMPLES}
+        out["intervals"] = {"auc": span, "level": 0.95, "over": units, "resamples": classification.NUM_RESAMPLES}
         say(f"AUC on test, 95 % interval over {units}: {span[0]:.3f} to {span[1]:.3f}")
     if validated is None:
         return out
@@ -132,8 +134,8 @@ def report(how: Judging, tested: Scored, validated: Scored | None, folder: Path)
     return out
 
 
-def _operate(how: Judging, positive: int, tested: Scored, validated: Scored) -> dict[str, Any]:
-    chosen = classification.at_specificity(
+def _operate(how: Judging, positive: int, tested: Predictions, validated: Predictions) -> dict[str, Any]:
+    chosen = classification.operating_point(
         validated.probabilities[:, positive], validated.labels == positive, how.specificity
     ).threshold
     found, there = tested.probabilities[:, positive] >= chosen, tested.labels == positive
@@ -144,20 +146,20 @@ def _operate(how: Judging, positive: int, tested: Scored, validated: Scored) -> 
     return {"positive": name, "threshold": chosen, **point}
 
 
-def _calibrate(tested: Scored, validated: Scored, folder: Path) -> dict[str, float]:
+def _calibrate(tested: Predictions, validated: Predictions, folder: Path) -> dict[str, float]:
     temperature = classification.fit_temperature(*validated)
-    after = classification.calibrated(tested.probabilities, temperature)
-    before_bins, after_bins = (classification.reliability(p, tested.labels) for p in (tested.probabilities, after))
+    after = classification.apply_temperature(tested.probabilities, temperature)
+    before_bins, after_bins = (classification.reliability_bins(p, tested.labels) for p in (tested.probabilities, after))
     path = plots.draw_reliability(before_bins, after_bins, temperature, folder / "reliability.png")
     bound = f" ({words})" if (words := plots.at_bound(temperature)) else ""
     say(
-        f"temperature {temperature:.3f}{bound}: calibration error {before_bins.error:.3f} before, "
-        f"{after_bins.error:.3f} after; picture: {path}"
+        f"temperature {temperature:.3f}{bound}: calibration error {before_bins.ece:.3f} before, "
+        f"{after_bins.ece:.3f} after; picture: {path}"
     )
     return {
         "temperature": temperature,
-        "ece_before": before_bins.error,
-        "ece_after": after_bins.error,
+        "ece_before": before_bins.ece,
+        "ece_after": after_bins.ece,
         "loss_before": classification.log_loss(*tested),
         "loss_after": classification.log_loss(after, tested.labels),
     }

@@ -309,7 +309,7 @@ def make(config: Any, record: RunRecord = NEW_RUN) -> Task:
         shortcut=frozen.task,
         predict=(objectives.make_classes if config.task == "tokens" else objectives.make_text_predict)(encoder),
         details=functools.partial(_details, source.classes, raw["test"].images, rows=parts["test"].order()),
-        judge=(sequence.of_tokens if config.task == "tokens" else sequence.of_texts)(source.classes),
+        judge=(sequence.token_evaluator if config.task == "tokens" else sequence.text_evaluator)(source.classes),
         answer=functools.partial(_answer, config, net, encoder, source.classes, reading),
         score="f1" if config.task == "tokens" else "accuracy",
     )
@@ -329,8 +329,8 @@ def _guessing(task: Task, config: Any, encoder: Encoder, how: Masking, parts: di
 
 def _details(classes: Sequence[str], texts: Any, kept: Any, rows: Any) -> dict[str, Any]:
     """Return what is said of the test part, which the judge kept probabilities or tags of."""
-    if isinstance(kept, sequence.Tagged):
-        return error_analysis.of_tags(sequence.names_of(classes, kept), texts, rows, *kept)
+    if isinstance(kept, sequence.Tags):
+        return error_analysis.of_tags(sequence.predicted_classes(classes, kept), texts, rows, *kept)
     return error_analysis.of_texts(classes, texts, rows, kept)
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from tl_jax.metrics import Batch, Sums, Variables, Verdict
+from tl_jax.metrics import Batch, Evaluation, Sums, Variables
 
 
 class Objective(NamedTuple):
@@ -65,7 +65,7 @@ class Task(NamedTuple):
     shortcut: Callable[["Task", Variables, Any], "Task"] | None = None
     score: str = "accuracy"
     predict: Callable[[Variables, Batch], jax.Array] | None = None
-    judge: Callable[[Sequence[Any], Sequence[Batch]], Verdict] | None = None
+    judge: Callable[[Sequence[Any], Sequence[Batch]], Evaluation] | None = None
     details: Callable[..., dict[str, Any]] | None = None
     report: Callable[[Any, Any, Path], dict[str, Any]] | None = None
     stepper: Callable[..., Any] | None = None
