@@ -62,7 +62,7 @@ def document(sections: list[Section], before: str) -> str:
         title, _, text = part.partition("\n")
         parts[title] = text.strip()
     for section in sections:
-        tables = [html.markdown(table) for table in section.tables]
+        tables = [html.to_markdown(table) for table in section.tables]
         made = f"Made by `python -m experiments.faults` at commit {commit()}."
         parts[section.title] = "\n".join([*([f"{section.text}\n"] if section.text else []), *tables, made])
     return "\n".join(["# Injected faults\n", *(f"## {title}\n\n{text}\n" for title, text in parts.items())])

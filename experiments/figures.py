@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from tl_jax.report.plots import interval
+from tl_jax.report.plots import t_interval
 from tl_jax.utils import command, disk
 from tl_jax.utils.errors import UserError, nearest
 
@@ -99,7 +99,7 @@ def _spread(read: Callable[[], list[float]], unit: str = "%") -> Callable[[], st
     """Return what writes the mean of shares and its 95 % interval in percent or points."""
 
     def write() -> str:
-        mean, half = interval(read())
+        mean, half = t_interval(read())
         return f"{100 * mean:.1f} ± {100 * (half or 0.0):.1f} {unit}"
 
     return write

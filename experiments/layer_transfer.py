@@ -31,7 +31,7 @@ from experiments.transferability import pairs
 from tl_jax import restore, transferability
 from tl_jax.config import recipe
 from tl_jax.report import html
-from tl_jax.report.plots import interval, percent
+from tl_jax.report.plots import format_percent, t_interval
 from tl_jax.train import evaluate, loop, sharding
 from tl_jax.train.logging import say
 from tl_jax.train.state import initial_state
@@ -61,7 +61,7 @@ def write(prefix: Path) -> str:
         f"{', '.join(how['commits'])}.\n",
     ]
     for kind, title in TITLES.items():
-        text += [f"## {title.capitalize()}\n", html.markdown(table(rows, kind))]
+        text += [f"## {title.capitalize()}\n", html.to_markdown(table(rows, kind))]
     disk.write_text(Path(f"{prefix}.md"), "\n".join(text))
     picture = draw(rows, Path(f"{prefix}.png"), f"{how['source']} to {how['target']}, seeds: {seeds}")
     return f"{prefix}.csv, {prefix}.md, {picture}"
@@ -74,8 +74,8 @@ def table(rows: Sequence[Any], kind: str) -> html.Table:
     for place in places:
         cells = []
         for variant in variants:
-            mean, half = interval(values) if (values := of(rows, kind, place, variant)) else (np.nan, None)
-            cells.append(percent({"mean": mean, "interval95": half}) if np.isfinite(mean) else "")
+            mean, half = t_interval(values) if (values := of(rows, kind, place, variant)) else (np.nan, None)
+            cells.append(format_percent({"mean": mean, "interval95": half}) if np.isfinite(mean) else "")
         lines.append([place, *cells])
     return html.Table(["at", *variants], lines)
 
@@ -103,7 +103,7 @@ def draw(rows: Sequence[Any], path: Path, title: str) -> Path:
         places, variants = names(rows, kind)
         for i, variant in enumerate(variants):
             there = [(k, of(rows, kind, place, variant)) for k, place in enumerate(places)]
-            there = [(k, *interval(values)) for k, values in there if values]
+            there = [(k, *t_interval(values)) for k, values in there if values]
             x, mean, half = (np.asarray([t[j] or 0.0 for t in there]) for j in range(3))
             shift = 0.04 * (i - (len(variants) - 1) / 2)
             style = "o" if kind == "rewind" else "o-"

@@ -19,7 +19,7 @@ from ml_collections import config_flags
 from experiments.vmapped_heads import Heads, train_heads
 from tl_jax import restore
 from tl_jax.config import recipe, validate
-from tl_jax.report.plots import draw_scores, interval, percent
+from tl_jax.report.plots import format_percent, plot_score_curves, t_interval
 from tl_jax.train import workdir
 from tl_jax.train.logging import say
 from tl_jax.train.state import initial_state
@@ -76,12 +76,14 @@ def report(found: Heads, rates: list[float], decays: list[float], name: str, fol
         r, w = np.unravel_index(np.nanargmax(means), means.shape)
         say(f"best on validation: rate {rates[r]:g}, decay {decays[w]:g}: test {_percent(found.test[:, r, w])} %")
     lines = {f"decay {decay:g}": found.test[:, :, w] for w, decay in enumerate(decays)}
-    say(f"{folder / 'heads.csv'}, {draw_scores(np.asarray(rates), lines, f'heads: {name}', folder / 'heads.png')}")
+    say(
+        f"{folder / 'heads.csv'}, {plot_score_curves(np.asarray(rates), lines, f'heads: {name}', folder / 'heads.png')}"
+    )
 
 
 def _percent(values: np.ndarray) -> str:
-    mean, half = interval(values)
-    return percent({"mean": mean, "interval95": half})
+    mean, half = t_interval(values)
+    return format_percent({"mean": mean, "interval95": half})
 
 
 if __name__ == "__main__":

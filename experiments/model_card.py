@@ -10,7 +10,7 @@ import jax
 from tl_jax import api
 from tl_jax.config import recipe, stored
 from tl_jax.pretrained.catalog import EMBEDDED_DIR
-from tl_jax.report.html import facts
+from tl_jax.report.html import facts_table
 from tl_jax.tasks import image_classification
 from tl_jax.train import evaluate
 from tl_jax.train.state import initial_state
@@ -54,6 +54,6 @@ def embed(workdir: Path, about: Card, how: str) -> None:
         "SHA-256": f"`{hashlib.sha256(target.read_bytes()).hexdigest()}`",
         "licence": "Apache-2.0, as the code; no example of the data is contained",
     }
-    card = f"# {about.name}\n\n{facts(rows)}\n"
+    card = f"# {about.name}\n\n{facts_table(rows)}\n"
     disk.write_text(target.with_suffix(".md"), card)
     print(card)

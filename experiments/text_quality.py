@@ -19,7 +19,7 @@ from experiments import record
 from tl_jax import api
 from tl_jax.config import recipe as recipe_module
 from tl_jax.report import html
-from tl_jax.report.plots import interval
+from tl_jax.report.plots import t_interval
 from tl_jax.restore import make_task
 from tl_jax.train.logging import say
 from tl_jax.transfer import phases
@@ -50,7 +50,7 @@ def main(_: list[str]) -> None:
                     say(f"--- {name}, {library}, seed {seed}")
                     row = measured(name, library, seed)
                     record.write(prefix, [*record.read(prefix), row])
-    text = html.markdown(table(record.read(prefix)))
+    text = html.to_markdown(table(record.read(prefix)))
     disk.write_text(Path(f"{prefix}.md"), text)
     say(text)
 
@@ -110,7 +110,7 @@ def table(rows: list[dict[str, str]]) -> html.Table:
 def _shown(values: np.ndarray) -> str:
     if len(values) < 2:
         return f"{values.mean():.1f}" if len(values) else ""
-    mean, half = interval(values)
+    mean, half = t_interval(values)
     return f"{mean:.1f} ± {half:.1f}"
 
 

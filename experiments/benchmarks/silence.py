@@ -77,7 +77,7 @@ def main(_: list[str]) -> None:
             found[name] = watch([part.format(folder) for part in COMMANDS[name]], Path(folder) / f"cache {name}", name)
             print(f"{name}: first {found[name].first:.1f} s, longest {found[name].longest:.1f} s", flush=True)
     rows = [(name, *(f"{value:.1f}" for value in silence)) for name, silence in found.items()]
-    print(html.markdown(html.Table(("command", "first output, s", "longest silence, s", "in all, s"), rows)))
+    print(html.to_markdown(html.Table(("command", "first output, s", "longest silence, s", "in all, s"), rows)))
     if not ONLY.value:
         numbers = {name: silence._asdict() for name, silence in found.items()}
         disk.write_text(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import record
-from tl_jax.report.plots import interval, percent
+from tl_jax.report.plots import format_percent, t_interval
 from tl_jax.train.logging import say
 from tl_jax.train.workdir import read_json
 from tl_jax.utils import disk
@@ -51,7 +51,7 @@ def findings(found: Sequence[Row], size: int) -> list[str]:
     for reference, called in ((PLAIN, "plain fine-tuning"), (PROBE, "the logistic probe"), (SCRATCH, "scratch")):
         if reference not in names:
             continue
-        over = {name: interval(differences(rows, name, reference)) for name in names if name != reference}
+        over = {name: t_interval(differences(rows, name, reference)) for name in names if name != reference}
         lower = [name for name, (mean, _) in over.items() if mean < 0]
         surely = {sign: [name for name, value in over.items() if _surely(value, sign)] for sign in (1, -1)}
         out.append(
@@ -65,7 +65,7 @@ def findings(found: Sequence[Row], size: int) -> list[str]:
 
 def overfitting(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Return a Markdown table of what each remedy did to test accuracy and to the gap, training less test accuracy."""
-    gap, _ = interval([row.train - row.test for row in rows if row.mechanism == PLAIN])
+    gap, _ = t_interval([row.train - row.test for row in rows if row.mechanism == PLAIN])
     lines = [
         f"| against overfitting | remedy | test over {PLAIN} | change of its gap of {100 * gap:.0f} points |",
         "|---|---|---|---|",
@@ -90,8 +90,8 @@ def differences(rows: Sequence[Row], name: str, reference: str, gap: bool = Fals
 
 def points(values: Sequence[float], sign: str = "") -> str:
     """Return mean and interval of shares, in percent."""
-    mean, half = interval(values)
-    return percent({"mean": mean, "interval95": half}, sign)
+    mean, half = t_interval(values)
+    return format_percent({"mean": mean, "interval95": half}, sign)
 
 
 def _surely(value: tuple[float, float | None], sign: int) -> bool:
@@ -200,7 +200,7 @@ def table(found: Sequence[Row]) -> str:
             if not mine:
                 cells.append(" | | ")
                 continue
-            gap, _ = interval([row.train - row.test for row in mine])
+            gap, _ = t_interval([row.train - row.test for row in mine])
             over = differences([row for row in found if row.per_class == n], name, PLAIN)
             gain = points(over, "+") if over and name != PLAIN else ""
             cells.append(f"{points([row.test for row in mine])} | {100 * gap:.0f} | {gain}")
@@ -219,7 +219,7 @@ def draw_gain(found: Sequence[Row], path: Path) -> Path:
     for axis, (title, names) in zip(axes.ravel(), PANELS.items(), strict=True):
         for i, name in enumerate(names):
             gains = [differences([row for row in found if row.per_class == n], name, SCRATCH) for n in sizes]
-            there = [(at, *interval(values)) for at, values in enumerate(gains) if values]
+            there = [(at, *t_interval(values)) for at, values in enumerate(gains) if values]
             if not there:
                 continue
             x, mean, half = (np.asarray([t[j] or 0.0 for t in there]) for j in range(3))

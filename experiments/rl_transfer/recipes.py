@@ -22,7 +22,7 @@ from experiments import record
 from experiments.rl_transfer import seeds
 from tl_jax import api
 from tl_jax.report import html
-from tl_jax.report.plots import interval
+from tl_jax.report.plots import t_interval
 from tl_jax.rl import envs
 from tl_jax.train.logging import say
 from tl_jax.utils import command, compile_cache, disk
@@ -88,7 +88,7 @@ def report(prefix: Path) -> str:
     for axis, name in zip(axes, names, strict=True):
         mine, goal = [row for row in rows if row["recipe"] == name], RECIPES[name][2]
         last, steps = [float(row["last"]) for row in mine], int(mine[0]["steps"])
-        mean, half = interval(last)
+        mean, half = t_interval(last)
         reached = sum(value > goal for value in last)
         cells = [f"{mean:.1f}" + (f" ± {half:.1f}" if half else ""), f"{min(last):.1f}", f"{reached} of {len(last)}"]
         lines.append([name, f"{steps:,}", *cells, f"{goal:g}", f"{float(mine[0]['seconds_all_seeds']):.0f}"])
@@ -103,7 +103,7 @@ def report(prefix: Path) -> str:
     axes[0].set_ylabel(f"return, mean of {TESTS.episodes} greedy episodes")
     disk.save_figure(figure, Path(f"{prefix}.png"))
     heads = ["recipe", "steps", "return after training", "worst seed", "above the goal", "goal", "seconds, all seeds"]
-    text = html.markdown(html.Table(heads, lines))
+    text = html.to_markdown(html.Table(heads, lines))
     disk.write_text(
         Path(f"{prefix}.md"), f"{text}\n\nMean and 95 % interval over the seeds; a line of the picture is a seed.\n"
     )

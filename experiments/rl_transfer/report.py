@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter
 
 from experiments import record
 from tl_jax.report import html
-from tl_jax.report.plots import interval
+from tl_jax.report.plots import t_interval
 from tl_jax.train.workdir import read_json
 from tl_jax.utils import disk
 
@@ -60,7 +60,7 @@ def write(prefix: Path) -> str:
         for target, way in dict.fromkeys((row["target"], row["way"]) for row in rows)
     }
     found = metrics(curves, steps)
-    text = html.markdown(table(found))
+    text = html.to_markdown(table(found))
     seeds = len(next(iter(curves.values())))
     notes = (
         f"Means and 95 % intervals over {seeds} seeds, paired by seed with scratch. The threshold is {REACHED:.0%} "
@@ -134,7 +134,7 @@ def draw_curves(curves: dict[tuple[str, str], np.ndarray], steps: int, path: Pat
                 continue
             mine = curves[target, way]
             at = np.linspace(0, steps, mine.shape[1])
-            both = [interval(column) for column in mine.T]
+            both = [t_interval(column) for column in mine.T]
             mean, half = np.array([m for m, _ in both]), np.array([h or 0.0 for _, h in both])
             axis.plot(at, mean, color="black" if way == "scratch" else f"C{k}", label=way, lw=1.6)
             axis.fill_between(at, mean - half, mean + half, color="black" if way == "scratch" else f"C{k}", alpha=0.12)
@@ -156,7 +156,7 @@ def draw_distance(found: dict[tuple[str, str], dict[str, Any]], far: dict[str, f
     ways = [way for way in dict.fromkeys(way for _, way in found) if way != "scratch"]
     for k, way in enumerate(ways):
         points = sorted(
-            (far[target], interval(values["area ratio"]), target)
+            (far[target], t_interval(values["area ratio"]), target)
             for (target, w), values in found.items()
             if w == way and np.isfinite(far[target])
         )
@@ -193,5 +193,5 @@ def draw_distance(found: dict[tuple[str, str], dict[str, Any]], far: dict[str, f
 
 
 def _shown(values: Any, form: str) -> str:
-    mean, half = interval(values)
+    mean, half = t_interval(values)
     return f"{mean:{form}}" + ("" if half is None else f" ± {half:{form.lstrip('+')}}")

@@ -18,7 +18,7 @@ from experiments import record
 from experiments.transferability.pairs import RANDOM
 from experiments.transferability.scores import DISTANCES, SCORES
 from tl_jax.report import html as html_module
-from tl_jax.report.plots import interval, percent
+from tl_jax.report.plots import format_percent, t_interval
 from tl_jax.train.workdir import read_json
 from tl_jax.utils import disk
 
@@ -257,14 +257,14 @@ def write(prefix: Path) -> str:
         caption = f"gain of {words} over scratch, points, mean over budgets and seeds; crossed out: its own data"
         sections.append(
             html_module.Section(
-                f"Gain of {words}", parts=(gain_table(found, way), html_module.Picture(picture, caption))
+                f"Gain of {words}", blocks=(gain_table(found, way), html_module.Image(picture, caption))
             )
         )
     for way, each in told.items():
         sections.append(ranking(prefix, found, way, each))
     sections.append(html_module.Section("What these numbers cannot say", limits(found, told)))
     title = "How far is the source from the target: what scores and distances say about gain"
-    html = html_module.write(prefix.with_name("report.html"), title, sections)
+    html = html_module.write_page(prefix.with_name("report.html"), title, sections)
     disk.write_text(Path(f"{prefix}.md"), as_markdown(title, sections))
     return f"{prefix}.csv, {prefix}.md, {html}"
 
@@ -297,9 +297,9 @@ def gain_table(found: Sequence[Pair], way: str) -> html_module.Table:
         row = [source]
         for target, per_class in columns:
             mine = [p for p in found if (p.source, p.target, p.per_class) == (source, target, per_class)]
-            mean, half = interval(mine[0].gains[way]) if mine else (float("nan"), None)
+            mean, half = t_interval(mine[0].gains[way]) if mine else (float("nan"), None)
             mark = (" (own)" if source == target else "") + (" ▼" if mine and _below(mine[0].gains[way]) else "")
-            row.append(percent({"mean": mean, "interval95": half}, "+") + mark if mine else "")
+            row.append(format_percent({"mean": mean, "interval95": half}, "+") + mark if mine else "")
         rows.append(row)
     return html_module.Table(["source", *(f"{target}, {n}" for target, n in columns)], rows)
 
@@ -333,8 +333,8 @@ def ranking(prefix: Path, found: Sequence[Pair], way: str, each: Sequence[Agreem
     clouds = scatter(found, way, [one.score for one in each[:6]], Path(f"{prefix}_{way}.png"))
     parts = (
         html_module.Table(columns, rows),
-        html_module.Picture(taus, "weighted Kendall tau with the gain, 95 % intervals over pairs"),
-        html_module.Picture(
+        html_module.Image(taus, "weighted Kendall tau with the gain, 95 % intervals over pairs"),
+        html_module.Image(
             clouds, f"each score against the gain, centred within its target and budget: the {count} pairs of the table"
         ),
     )
@@ -364,12 +364,12 @@ def as_markdown(title: str, sections: Sequence[html_module.Section]) -> str:
     text = [f"# {title}\n"]
     for section in sections:
         text += [f"## {section.title}\n", *(f"{paragraph}\n" for paragraph in section.text)]
-        for part in section.parts:
+        for part in section.blocks:
             table = isinstance(part, html_module.Table)
-            text.append(html_module.markdown(part) if table else f"![{part.caption}]({part.path.name})\n")
+            text.append(html_module.to_markdown(part) if table else f"![{part.caption}]({part.path.name})\n")
     return "\n".join(text)
 
 
 def _below(gains: np.ndarray) -> bool:
-    mean, half = interval(gains)
+    mean, half = t_interval(gains)
     return half is not None and mean + half < 0

@@ -126,11 +126,11 @@ def test_seeds_and_arms_are_compared(tmp_path):
         for seed, value in enumerate(row):
             made.write(tmp_path / arm / f"seed{seed}", seed, value)
     (tmp_path / "config.json").write_text(json.dumps({"name": "made"}))
-    whole = {**made.summary(), **plots.summarise_comparison(tmp_path, list(values), [0, 1, 2])}
+    whole = {**made.summary(), **plots.summarize_comparison(tmp_path, list(values), [0, 1, 2])}
     (tmp_path / "summary.json").write_text(json.dumps(whole))
     text = page_of(tmp_path)
     assert titles(text) == ALWAYS
-    half = 100 * plots.interval(values["ours"])[1]
+    half = 100 * plots.t_interval(values["ours"])[1]
     both = np.hypot(half, 100 * (intervals.wilson_interval(52, 60)[1] - intervals.wilson_interval(52, 60)[0]) / 2)
     ends = f"{85 - half:.1f} to {85 + half:.1f}"
     assert ["ours", "85.0", f"{half:.1f}", ends, f"{both:.1f}", "90.0", "80.0", "85.0"] in cells(text, "Result")

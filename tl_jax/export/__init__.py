@@ -13,7 +13,7 @@ from tl_jax.config.fields import OF_PICTURES
 from tl_jax.export import frameworks, model_card, stablehlo
 from tl_jax.pretrained import delta, formats
 from tl_jax.pretrained.catalog import PretrainedSpec
-from tl_jax.report.plots import at_bound
+from tl_jax.report.plots import describe_bound
 from tl_jax.restore import optimizer_state, restore
 from tl_jax.rl import policy_transfer as policies
 from tl_jax.train.logging import say
@@ -103,7 +103,7 @@ def _of_pictures(config: recipe.Config, folder: Path, step: int) -> Contents:
         notes += ("This is the network below the detector's head, to be started from; `--mode=predict` finds boxes.",)
     if temperature != 1.0:
         about["temperature"] = temperature
-        bound = f" ({words})" if (words := at_bound(temperature)) else ""
+        bound = f" ({words})" if (words := describe_bound(temperature)) else ""
         note = f"Logits are divided by {temperature:.4g}, the temperature of the calibration{bound}, in"
         notes += (f"{note} model.stablehlo alone.",)
     made = stablehlo.of_pictures(net, output, temperature)

@@ -15,7 +15,7 @@ from tl_jax.config import recipe
 from tl_jax.data.preprocess import SCALINGS
 from tl_jax.pretrained import formats
 from tl_jax.pretrained.catalog import BANK, PretrainedSpec
-from tl_jax.report.html import facts, table
+from tl_jax.report.html import facts_table, markdown_table
 from tl_jax.train.run_files import read_facts, read_summary
 from tl_jax.train.workdir import finite
 from tl_jax.utils import disk
@@ -265,7 +265,7 @@ def draw(bundle: Mapping[str, Any], loaders: Mapping[str, Loader], notes: Sequen
     listed = [(f"`{name}`", f["what"], f"{f['bytes']:,}", f"`{f['sha256']}`") for name, f in bundle["files"].items()]
     parts = [
         f"# {bundle['name']}",
-        facts(_rows(bundle)),
+        facts_table(_rows(bundle)),
         "## Intended use",
         intended,
         "## Test metrics",
@@ -276,7 +276,7 @@ def draw(bundle: Mapping[str, Any], loaders: Mapping[str, Loader], notes: Sequen
     for heading, loader in loaders.items():
         parts += [f"### {heading}", f"```python\n{loader.code}\n```", *([loader.words] if loader.words else [])]
     parts += ["## What the configuration changed", _changes(bundle["changed"])]
-    parts += ["## Files", table(("file", "what it is", "bytes", "SHA-256"), listed)]
+    parts += ["## Files", markdown_table(("file", "what it is", "bytes", "SHA-256"), listed)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -311,7 +311,7 @@ def _metrics(bundle: Mapping[str, Any]) -> str:
     shown = {name: "not measured" if value is None else f"{value:.4f}" for name, value in bundle["metrics"].items()}
     smoke = "A smoke run: these figures measure nothing. " if "smoke" in bundle["changed"] else ""
     what = f"On {bundle['examples_evaluated']:,} examples ({bundle['tested_on']}), one run with seed {bundle['seed']}."
-    return f"{facts(shown)}\n\n{smoke}{what}"
+    return f"{facts_table(shown)}\n\n{smoke}{what}"
 
 
 def _changes(changed: Mapping[str, Mapping[str, Any]]) -> str:
@@ -320,4 +320,4 @@ def _changes(changed: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [
         (f"`{field}`", *(f"`{json.dumps(each[side])}`" for side in ("here", "base"))) for field, each in changed.items()
     ]
-    return table(("field", "here", "`tl_jax/config/recipe.py`"), rows)
+    return markdown_table(("field", "here", "`tl_jax/config/recipe.py`"), rows)

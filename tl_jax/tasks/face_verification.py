@@ -264,7 +264,7 @@ def report(name: str, trial: Comparisons, validated: Comparisons | None, folder:
     title = f"{name}: {what}\nAUC {values['auc']:.4f}"
     if "auc" in between:
         title += " [{:.4f}, {:.4f}]".format(*between["auc"])
-    say(f"picture: {plots.draw_roc(curve.far, curve.tar, marks, title, folder / 'roc.png')}")
+    say(f"picture: {plots.plot_roc(curve.far, curve.tar, marks, title, folder / 'roc.png')}")
     counts = {"people": trial.num_identities, "same": genuine, "different": count - genuine}
     best = {"threshold": verification.best_threshold(validated.scores, validated.same)} if validated else {}
     return {"intervals95": between, "pairs": counts, **best}

@@ -123,7 +123,7 @@ def answer(asked: Asked, variables: Any, inputs: Sequence[str]) -> tuple[list[di
     for some, images in _read_inputs(asked, files, errors):
         for file, row in zip(some, _probabilities(asked, variables, images, degrees), strict=True):
             found[file] = {"probabilities": dict(zip(asked.classes, map(float, row), strict=True))}
-            lines += drawn.lines(str(file), asked.classes, row)
+            lines += drawn.probability_bars(str(file), asked.classes, row)
     return file_answers.rows(files, found, errors), "\n".join([*lines, *file_answers.summary(files, errors)])
 
 

@@ -150,8 +150,8 @@ def _calibrate(tested: Predictions, validated: Predictions, folder: Path) -> dic
     temperature = classification.fit_temperature(*validated)
     after = classification.apply_temperature(tested.probabilities, temperature)
     before_bins, after_bins = (classification.reliability_bins(p, tested.labels) for p in (tested.probabilities, after))
-    path = plots.draw_reliability(before_bins, after_bins, temperature, folder / "reliability.png")
-    bound = f" ({words})" if (words := plots.at_bound(temperature)) else ""
+    path = plots.plot_reliability(before_bins, after_bins, temperature, folder / "reliability.png")
+    bound = f" ({words})" if (words := plots.describe_bound(temperature)) else ""
     say(
         f"temperature {temperature:.3f}{bound}: calibration error {before_bins.ece:.3f} before, "
         f"{after_bins.ece:.3f} after; picture: {path}"

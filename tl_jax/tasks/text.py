@@ -24,7 +24,7 @@ from tl_jax.data.word_splitting import PLAIN_SPLITTER, Splitter
 from tl_jax.metrics import sequence
 from tl_jax.pretrained import huggingface
 from tl_jax.pretrained.huggingface import TextNetwork
-from tl_jax.report.html import lines as drawn_probabilities
+from tl_jax.report.html import probability_bars as drawn_probabilities
 from tl_jax.tasks import error_analysis, head_init, run_record
 from tl_jax.tasks import losses as objectives
 from tl_jax.tasks.error_analysis import PAIR
