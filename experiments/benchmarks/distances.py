@@ -99,8 +99,8 @@ def two_sets(n: int, d: int, classes: int) -> tuple[np.ndarray, ...]:
 def together(x: np.ndarray, y: np.ndarray, challenged: bool) -> list[float]:
     """Return LogME, both H-scores, TransRate and GBC from one pass over the features, and SFDA if ``challenged``."""
     with jax.enable_x64(True):
-        a, b, classes = _inputs.classified(x, y)
-        m = _statistics.of(a, b, classes, rates=True)
+        a, b, classes = _inputs.score_inputs(x, y)
+        m = _statistics.compute_moments(a, b, classes, rates=True)
         scores = [
             logme_from(m),
             h_score_from(m),
@@ -109,7 +109,7 @@ def together(x: np.ndarray, y: np.ndarray, challenged: bool) -> list[float]:
             gbc_from(m),
         ]
         if challenged:
-            scores.append(sfda_from(m, a, b, single=_statistics.large(a))[0])
+            scores.append(sfda_from(m, a, b, single=_statistics.allows_single(a))[0])
         return [float(score) for score in scores]
 
 

@@ -13,14 +13,14 @@ from tl_jax import transferability
 from tl_jax.pretrained.network import Pretrained
 from tl_jax.tasks import head_init, image_classification
 from tl_jax.transferability import _inputs, probes
-from tl_jax.transferability.report import BETWEEN, FROM_MOMENTS, FROM_PROBABILITIES, REPEATED
+from tl_jax.transferability.report import DATASET_DISTANCES, FEATURE_SCORES, MOMENT_SCORES, PROBABILITY_SCORES
 from tl_jax.utils.errors import UserError
 
 SOURCE_EXAMPLES = 500  # of the source's own data, and of the target's, between which distances are taken
 IMAGENET_SAMPLE = "imagenet_sample"  # folder of one photo of each class, whose file names begin with its number
 # Columns of the record: the higher, the more a source should help. All that transferability.report knows, and Task2Vec.
-SCORES = (*FROM_MOMENTS, *REPEATED, *FROM_PROBABILITIES, *probes.CLASSIFIERS)
-DISTANCES = (*BETWEEN, "task2vec")
+SCORES = (*MOMENT_SCORES, *FEATURE_SCORES, *PROBABILITY_SCORES, *probes.CLASSIFIERS)
+DISTANCES = (*DATASET_DISTANCES, "task2vec")
 EMBEDDED = 100  # examples at most of a Task2Vec embedding, which takes a backward pass of each
 
 Part = tuple[np.ndarray, np.ndarray]  # features (N, D), labels (N,)
@@ -102,7 +102,7 @@ def own_pictures(source: str, data_dir: str) -> tuple[np.ndarray, np.ndarray]:
         return pairs.photos(files), np.arange(len(files))
     config = pairs.target_config(source, data_dir, 0, 0)
     train = image_classification.load_source(config, config.input.size).train
-    rows = _inputs.spread(np.asarray(train.labels), SOURCE_EXAMPLES)
+    rows = _inputs.stratified_rows(np.asarray(train.labels), SOURCE_EXAMPLES)
     return train.images[rows], train.labels[rows]
 
 

@@ -8,7 +8,7 @@ import pytest
 from experiments import record
 from experiments.transferability import pairs, report, scores
 from tl_jax.pretrained.catalog import BANK
-from tl_jax.transferability.report import BETWEEN, FROM_MOMENTS, REPEATED
+from tl_jax.transferability.report import DATASET_DISTANCES, FEATURE_SCORES, MOMENT_SCORES
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -55,5 +55,5 @@ def test_the_published_record_has_every_score_that_a_report_knows():
     rows = record.read(STUDY)
     names = [name for name in rows[0] if name not in pairs.SETS][10:]
     assert names == [*scores.SCORES, *scores.DISTANCES]
-    assert {*REPEATED, *FROM_MOMENTS} <= set(scores.SCORES)
-    assert set(BETWEEN) <= set(scores.DISTANCES)
+    assert {*FEATURE_SCORES, *MOMENT_SCORES} <= set(scores.SCORES)
+    assert set(DATASET_DISTANCES) <= set(scores.DISTANCES)
