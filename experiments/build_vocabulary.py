@@ -4,6 +4,7 @@ python -m experiments.build_vocabulary --input=TEXTS.txt --size=8000 --output=FO
 """
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -25,9 +26,10 @@ def main(_: list[str]) -> None:
         raise UserError("pass --input=TEXTS.txt and --output=FOLDER")
     source = text.read(Path(INPUT.value), "lines")
     folder = Path(OUTPUT.value).expanduser()
-    tokenize.make_vocabulary(source.train.images, SIZE.value, folder, CAPITALS.value)
+    lines: Any = source.train.images
+    tokenize.make_vocabulary(lines, SIZE.value, folder, CAPITALS.value)
     count = len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
-    print(f"wrote {folder / 'vocab.txt'}: {count:,} entries from {len(source.train.images):,} texts")
+    print(f"wrote {folder / 'vocab.txt'}: {count:,} entries from {len(lines):,} texts")
 
 
 if __name__ == "__main__":

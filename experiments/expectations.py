@@ -99,17 +99,17 @@ def make_entry(name: str, asked: Mapping[str, Any], found: Mapping[str, Any], se
     }
 
 
-def within(figure: str, values: Sequence[float], examples: int) -> tuple[float, str]:
+def within(figure: str, seeds: Sequence[float], examples: int) -> tuple[float, str]:
     """Return what the mean of a figure may move by, and why.
 
     Args:
         figure: "ARM METRIC".
-        values: of the seeds.
+        seeds: the figure of each.
         examples: that were tested on.
     """
     from scipy import stats
 
-    values = np.asarray(values, float)
+    values = np.asarray(seeds, float)
     if figure.endswith("loss"):
         return CLOSE * abs(float(values.mean())), f"{CLOSE:.0%} of it, the same seeds and few steps"
     n = len(values)
@@ -154,7 +154,7 @@ def status(rows: Sequence[Row]) -> int:
 def table(rows: Sequence[Row]) -> str:
     """Return the rows drawn for the screen, and their number by verdict."""
     head = ("recipe", "figure", "measured", "expected", "verdict")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for row in rows:
         wanted = "" if row.expected is None else f"{row.expected:.4g}" + (f" ± {row.within:.2g}" if row.within else "")
         seen = "" if row.measured is None else f"{row.measured:.4g}"

@@ -94,7 +94,7 @@ def ray(
 ) -> Iterator[Outcome]:
     """Make the calls on a Ray cluster, which makes those of a dead worker or node again by itself."""
     with needs("sweeps"):
-        import ray as engine
+        import ray as engine  # pyright: ignore[reportMissingImports]
     if not engine.is_initialized():
         engine.init(address=address or None, log_to_driver=False)
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

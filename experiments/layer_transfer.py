@@ -162,6 +162,7 @@ def look(seed: int) -> list[dict[str, Any]]:
     found = depth(lab)
     tuned = train(lab, lab.source)
     found += rewind(lab, tuned) + drift(lab, tuned) + lines(lab, tuned)
+    assert found is not None, "no rate was tried"
     return found
 
 
@@ -200,6 +201,7 @@ def train(lab: Lab, start: Mapping[str, Any], frozen: int = 0, order: int | None
         score = evaluate.evaluate(task, fitted.state.variables, "validation").values["accuracy"]
         if score > best:
             best, found = score, jax.device_get(fitted.state.variables)
+    assert found is not None, "no rate was tried"
     return found
 
 

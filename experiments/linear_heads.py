@@ -43,6 +43,7 @@ def main(_: list[str]) -> None:
     rates, decays = ([float(value) for value in given.value] for given in (RATES, DECAYS))
     task = restore.make_task(config)
     (phase,) = phases.resolve(config, task.sizes, task.parts)
+    assert task.shortcut
     seen = task.shortcut(task, initial_state(task, config.seed).variables, phase)
     if seen is task:
         raise UserError(

@@ -8,6 +8,7 @@ made of, is in it. The weights are kept as float16. It took 28 minutes on one CP
 
 import json
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 
@@ -31,7 +32,8 @@ def main(_: list[str]) -> None:
     folder = Path(WORKDIR.value)
     words = folder / "vocabulary"
     if not (words / "vocab.txt").is_file():
-        tokenize.make_vocabulary(text_datasets.load_docstrings("docs_corpus").train.images, SIZE, words)
+        lines: Any = text_datasets.load_docstrings("docs_corpus").train.images
+        tokenize.make_vocabulary(lines, SIZE, words)
     config = masked_words.get_config("small")
     config = recipe.override(config, (("model.options", {**SHAPE, "pooling": "mean"}),))
     config.init.path = str(words)

@@ -77,7 +77,7 @@ def peer(config: recipe_module.Config) -> tuple[dict[str, float], int]:
 
     task = make_task(config)
     (plan,) = phases.resolve(config, task.sizes, task.parts)
-    trainer = Trainer(BERT.value, len(task.classes), config.task == "tokens", config.seed, plan.optim)
+    trainer = Trainer(Path(BERT.value), len(task.classes), config.task == "tokens", config.seed, plan.optim)
     for step, rate in enumerate(learning_rates(plan.rate)):
         loss = trainer.step(task.train_batch(step), rate)
         if step % 50 == 0:
@@ -85,6 +85,7 @@ def peer(config: recipe_module.Config) -> tuple[dict[str, float], int]:
     batches = list(task.eval_batches("test"))
     found = [trainer.classes(batch) for batch in batches]
     hits = [(each == batch["label"])[batch["mask"] > 0] for each, batch in zip(found, batches, strict=True)]
+    assert task.judge
     values = dict(task.judge(found, batches).values)
     if config.task == "text":
         values["accuracy"] = float(np.concatenate(hits).mean())

@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def train_heads(
         seeds: of the first head and the order of examples.
         rates, decays: learning rates and weight decays.
     """
-    stream: Stream = task.train_batch
+    stream = cast(Stream, task.train_batch)
     optim = phase.optim._replace(weight_decay=None)
     starts = [task.init(stream_key(seed, "init"))["params"]["head"] for seed in seeds]
     params = {"head": jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)}

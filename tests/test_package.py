@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import venv
 import zipfile
 
 import pytest
@@ -23,16 +24,22 @@ def test_every_package_is_listed():
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder that the wheel is unpacked in."""
+def source(tmp_path_factory):
+    """A copy of what an installation is made of: building leaves files beside it."""
     if importlib.util.find_spec("setuptools") is None:
         pytest.skip("no setuptools: pip install setuptools")
-    folder = tmp_path_factory.mktemp("wheel")
-    copy = folder / "source"
+    copy = tmp_path_factory.mktemp("package") / "source"
     for name in ("tl_jax", "configs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def installed(source):
+    """A folder that the wheel is unpacked in."""
+    folder, copy = source.parent, source
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, copy]
     subprocess.run(command, check=True)
     (wheel,) = folder.glob("*.whl")
@@ -58,3 +65,15 @@ cli.main()
     command = [sys.executable, "-c", code, "--config=digits_resnet:smoke", "--config.input.size=8", "--workdir=run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and (tmp_path / "run" / "report.html").is_file(), done.stderr
+
+
+@pytest.mark.slow
+def test_an_editable_installation_finds_the_recipes_of_its_checkout(source, tmp_path):
+    venv.create(tmp_path / "env", system_site_packages=False, with_pip=False)
+    python = tmp_path / "env" / "bin" / "python"
+    site = next((tmp_path / "env" / "lib").glob("python*")) / "site-packages"
+    options = ["-q", "--no-deps", "--no-build-isolation", "--target", site]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, "-e", source], check=True)
+    code = "from tl_jax.config import recipes_dir; print(recipes_dir())"
+    done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == str(source / "configs"), done.stderr

@@ -5,6 +5,7 @@ one), autocast for bfloat16 and the fused Adam on a GPU.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,10 @@ def transformers(size: int, length: int, dtype: str, compiled: bool) -> Calls:
     from transformers import BertConfig, BertForSequenceClassification
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = BertForSequenceClassification(BertConfig(num_labels=CLASSES)).to(device)
+    config: Any = BertConfig()
+    config.num_labels = CLASSES
+    model: Any = BertForSequenceClassification(config)
+    model = model.to(device)
     batch = {name: torch.from_numpy(value).long().to(device) for name, value in batch_of(size, length).items()}
     batch.pop("mask")
     labels = batch.pop("label")

@@ -62,11 +62,12 @@ def main(_: list[str]) -> None:
         "five from one pass": lambda: together(x, y, False),
         "six from one pass": lambda: together(x, y, True),
     }
+    only: list[str] = ONLY.value
     for name, case in cases.items():
-        if ONLY.value and name not in ONLY.value:
+        if only and name not in only:
             continue
         seconds = []
-        for _ in range(TURNS.value + 1):
+        for _turn in range(TURNS.value + 1):
             begin, busy = time.perf_counter(), time.process_time()
             value = case()
             seconds.append((time.perf_counter() - begin, time.process_time() - busy))
@@ -81,7 +82,7 @@ def otdd() -> None:
     print("method        value   first s   again s   peak GiB")
     for method in ("exact", "sinkhorn"):
         seconds = []
-        for _ in range(TURNS.value + 1):
+        for _turn in range(TURNS.value + 1):
             begin = time.perf_counter()
             value = transferability.otdd(*sets, method=method)
             seconds.append(time.perf_counter() - begin)

@@ -75,7 +75,7 @@ def compare(case: str, what: str, taken: dict[str, list[float]], work: float, ra
     name, size, batch = case.split(":")
     unit, units = ("tokens", int(size) * int(batch)) if name == "bert_base" else ("images", int(batch))
     middle = medians(taken)
-    fastest = min((peer for peer in middle if peer != "tl_jax"), key=middle.get)
+    fastest = min((peer for peer in middle if peer != "tl_jax"), key=middle.__getitem__)
     return {
         "case": case,
         "what": what,
@@ -112,7 +112,8 @@ def flops(name: str, size: int, batch: int) -> float:
         jax.default_device(jax.devices("cpu")[0]),
     ):  # other platforms need not count before they compile
         lowered = jax.jit(lambda v, x: model.apply(v, x, train=False)[0]).lower(variables, x)
-        return float(lowered.cost_analysis()["flops"])
+        cost: Any = lowered.cost_analysis()
+        return float(cost["flops"])
 
 
 if __name__ == "__main__":

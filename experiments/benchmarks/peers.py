@@ -14,6 +14,7 @@ requirements-bench.txt.
 import contextlib
 import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from absl import app, flags
@@ -118,9 +119,9 @@ def _torch(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
     from tests.references.torch_models import MODELS
 
     torch.Tensor.relu = torch.Tensor.relu_  # in place, as torchvision's networks have it
-    layout = {} if PEER.value == "torch" else {"memory_format": torch.channels_last}
+    layout: dict[str, Any] = {} if PEER.value == "torch" else {"memory_format": torch.channels_last}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    trunk = MODELS[name]()
+    trunk: Any = MODELS[name]()
     if name.startswith("vgg"):
         for layer in trunk.features:
             layer.inplace = True
@@ -173,7 +174,7 @@ def _keras(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
     }  # fmt: skip
     trunk = getattr(keras.applications, makers[name])(include_top=False, weights=None, input_shape=pictures.shape[1:])
     pooled = keras.layers.GlobalAveragePooling2D()
-    model = keras.Sequential([trunk, pooled, keras.layers.Dense(CLASSES)])
+    model: Any = keras.Sequential([trunk, pooled, keras.layers.Dense(CLASSES)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=keras.optimizers.Adam(1e-4), loss=loss, jit_compile=False)  # XLA's step is slower here
     x, y = tf.constant(pictures), tf.constant(labels)

@@ -121,14 +121,19 @@ def _case() -> tuple[tuple[str, Any], ...]:
 def _stable_baselines3() -> Calls:
     import sys
 
-    sys.modules["torch.utils.tensorboard"] = None  # it brings TensorFlow, which crashes beside torch; not needed here
+    modules: dict[str, Any] = sys.modules  # pyright: ignore[reportAssignmentType]
+    modules["torch.utils.tensorboard"] = None  # it brings TensorFlow, which crashes beside torch; not needed here
     import torch
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
 
     torch.set_num_threads(1)  # its networks are small; two threads were not tried
     towers = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}}
-    shape = {"n_steps": UPDATE // WORLDS.value, "batch_size": UPDATE // MINIBATCHES.value, "n_epochs": PASSES}
+    shape: dict[str, Any] = {
+        "n_steps": UPDATE // WORLDS.value,
+        "batch_size": UPDATE // MINIBATCHES.value,
+        "n_epochs": PASSES,
+    }
     agent = PPO(
         "MlpPolicy", make_vec_env("CartPole-v1", n_envs=WORLDS.value), **shape,
         learning_rate=1e-3, gamma=0.99, gae_lambda=0.95, clip_range=0.2, ent_coef=0.01, vf_coef=0.5,

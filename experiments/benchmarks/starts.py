@@ -32,7 +32,7 @@ def main(_: list[str]) -> None:
     found = []
     for case in CASES.value:
         starts: dict[str, list[dict[str, float]]] = {"first": [], "second": []}
-        for _ in range(TURNS.value):
+        for _turn in range(TURNS.value):
             with tempfile.TemporaryDirectory() as folder:
                 for name, times in starts.items():
                     times.append(_seconds(case, Path(folder), name))
@@ -58,7 +58,7 @@ def _seconds(case: str, folder: Path, name: str) -> dict[str, float]:
         arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         said = []
-        for line in process.stdout:
+        for line in process.stdout or ():
             said.append(line)
             if not first and BEFORE_THE_FIRST_STEP in line:
                 first = time.perf_counter() - begin

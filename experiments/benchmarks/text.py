@@ -38,7 +38,7 @@ def main(_: list[str]) -> None:
         shown = ", ".join(f"{name} {value:,.0f}" for name, value in rate.items())
         print(f"length {length}: {shown} tokens/s, ratio {ratio:.2f}", flush=True)
     taken = {name: [] for name in names}
-    for _ in range(max(1, TURNS.value // 2)):
+    for _turn in range(max(1, TURNS.value // 2)):
         for name, worker in workers.items():
             taken[name].append(worker.seconds("epoch", STEPS.value) * STEPS.value)
     middle = medians(taken)

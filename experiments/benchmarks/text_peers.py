@@ -85,7 +85,7 @@ def _transformers(task, plan, batches) -> Calls:
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    trainer, stream = Trainer(BERT.value, 2, False, 0, plan.optim), task.train_batch
+    trainer, stream = Trainer(Path(BERT.value), 2, False, 0, plan.optim), task.train_batch
 
     def run(make, count):
         for i in range(count):

@@ -31,11 +31,13 @@ class Worker:
 
     def seconds(self, what: str, count: int) -> float:
         """Return the seconds that one of ``count`` calls takes."""
+        assert self._process.stdin
         self._process.stdin.write(f"{what} {count}\n")
         self._process.stdin.flush()
         return float(self._answer()) / count
 
     def _answer(self) -> str:
+        assert self._process.stdout
         if answer := self._process.stdout.readline().strip():
             return answer
         self._errors.seek(0)
@@ -43,6 +45,7 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
+        assert self._process.stdin
         self._process.stdin.close()
         self._process.wait()
 

@@ -30,7 +30,7 @@ def asymptote(curve: np.ndarray) -> float:
     return float(curve[-max(1, round(LAST * len(curve))) :].mean())
 
 
-def steps_to(curve: np.ndarray, steps: Sequence[float], threshold: float) -> float:
+def steps_to(curve: np.ndarray, steps: Sequence[float] | np.ndarray, threshold: float) -> float:
     """Return the steps after which an evaluation first reaches ``threshold``; infinite where none does."""
     reached = np.flatnonzero(np.asarray(curve) >= threshold)
     return float(steps[reached[0]]) if len(reached) else float("inf")

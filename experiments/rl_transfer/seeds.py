@@ -110,8 +110,9 @@ def _make_run(
         def tested(state: Any) -> jax.Array:
             return rollout.episodes(world, network, state.variables, keys, greedy=True)[0].mean()
 
-        def piece(state: Any, ends: tuple[jax.Array, jax.Array]) -> Any:
-            state = jax.lax.fori_loop(*ends, lambda i, state: update(state, stream, each[i])[0], state)
+        def piece(state: Any, ends: Any) -> Any:
+            first, last = ends
+            state = jax.lax.fori_loop(first, last, lambda i, state: update(state, stream, each[i])[0], state)
             return state, tested(state)
 
         state = ppo.begin(variables, optimizer.init, teacher)

@@ -188,9 +188,10 @@ def physics_distance(suite: Suite, config: Any, world: World) -> float:
     A sign that differs counts as a ratio of 100.
     """
     home = recipe.override(suite.recipe.get_config(), tuple(suite.source.items()))
-    if home.rl.world != world.name:
+    if home.rl.env != world.name:
         return float("nan")
-    there, total = dict(envs.make(home.rl.world, home.rl.physics).physics), 0.0
+    there: dict[str, Any] = dict(envs.make(home.rl.env, home.rl.env_params).physics)
+    total = 0.0
     for name, here in world.physics:
         if isinstance(here, float) and here != there[name]:
             ratio = here / there[name]

@@ -85,8 +85,8 @@ def agreements(groups: Sequence[Group], seed: int = 0, resamples: int = RESAMPLE
         needed = pairs * (2.8 * spread / behind) ** 2 if behind > 0 else np.inf  # 2.8 = 1.96 + 0.84
         spearman = _mean(groups, name, _spearman)
         found.append(Agreement(name, tau[name], float(low), float(high), spearman, behind, p, needed))
-    blank = (np.nan,) * 6
-    return found + [Agreement(name, *blank, np.inf) for name in names if name not in order]
+    unknown = Agreement("", *np.full(6, np.nan), needed=np.inf)
+    return found + [unknown._replace(score=name) for name in names if name not in order]
 
 
 def _mean(groups: Sequence[Group], name: str, measure) -> float:
@@ -101,11 +101,13 @@ def _mean(groups: Sequence[Group], name: str, measure) -> float:
 
 
 def _weighted(a: np.ndarray, b: np.ndarray) -> float:
-    return float(stats.weightedtau(a, b).statistic)
+    found: Any = stats.weightedtau(a, b)
+    return float(found.statistic)
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    return float(stats.spearmanr(a, b).statistic)
+    found: Any = stats.spearmanr(a, b)
+    return float(found.statistic)
 
 
 WAYS = {"fine_tune": "fine-tuning", "probe": "a logistic probe"}
@@ -364,9 +366,11 @@ def as_markdown(title: str, sections: Sequence[html_module.Section]) -> str:
     text = [f"# {title}\n"]
     for section in sections:
         text += [f"## {section.title}\n", *(f"{paragraph}\n" for paragraph in section.text)]
-        for part in section.blocks:
-            table = isinstance(part, html_module.Table)
-            text.append(html_module.to_markdown(part) if table else f"![{part.caption}]({part.path.name})\n")
+        for block in section.blocks:
+            if isinstance(block, html_module.Table):
+                text.append(html_module.to_markdown(block))
+            elif isinstance(block, html_module.Image):
+                text.append(f"![{block.caption}]({block.path.name})\n")
     return "\n".join(text)
 
 
