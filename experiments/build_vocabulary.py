@@ -12,10 +12,10 @@ from tl_jax.data import text, tokenize
 from tl_jax.utils import command
 from tl_jax.utils.errors import UserError
 
-LEAST = 100  # entries; letters and marks alone take as many
+MIN_ENTRIES = 100  # entries; letters and marks alone take as many
 
 INPUT = flags.DEFINE_string("input", "", "Text file, or a folder with train.txt: a text in a line.")
-SIZE = flags.DEFINE_integer("size", 8000, "Entries of the vocabulary.", lower_bound=LEAST)
+SIZE = flags.DEFINE_integer("size", 8000, "Entries of the vocabulary.", lower_bound=MIN_ENTRIES)
 OUTPUT = flags.DEFINE_string("output", "", "Folder for vocab.txt and tokenizer_config.json.")
 CAPITALS = flags.DEFINE_bool("capitals", False, "Whether capitals matter.")
 

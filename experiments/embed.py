@@ -23,8 +23,10 @@ def main(_: list[str]) -> None:
     """Embed one run."""
     logging.set_verbosity(logging.WARNING)
     config = stored.get_config(WORKDIR.value).name
-    how = f"python run.py --config=configs/{config}.py --workdir=RUN ..., then python -m experiments.embed"
-    model_card.embed(Path(WORKDIR.value), model_card.Card(NAME.value, DATA.value, DATE.value, COMMIT.value), how)
+    command_line = f"python run.py --config=configs/{config}.py --workdir=RUN ..., then python -m experiments.embed"
+    model_card.embed_weights(
+        Path(WORKDIR.value), model_card.Card(NAME.value, DATA.value, DATE.value, COMMIT.value), command_line
+    )
 
 
 if __name__ == "__main__":

@@ -13,19 +13,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import record
-from experiments.recipe import configured
+from experiments.recipe import load_config
 from tl_jax.train.logging import say
 from tl_jax.utils import disk, environment
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.waiting import show_elapsed
 
-FILE = Path(__file__).parent / "expected.json"
-CHEAP = 40.0  # seconds of processor time: entries that took no longer are verified where none is named
-FEW = 100  # steps, in which differences of rounding do not grow
-CLOSE = 0.01  # share of a loss
-RESOLUTION = 2  # tested examples
-BAD = ("drifted", "failed")
-SHARES = ("accuracy", "auc", "f1", "map")  # metrics that lie in [0, 1]
+EXPECTED_FILE = Path(__file__).parent / "expected.json"
+MAX_SECONDS = 40.0  # seconds of processor time: entries that took no longer are verified where none is named
+MAX_LOSS_STEPS = 100  # steps, in which differences of rounding do not grow
+LOSS_TOLERANCE = 0.01  # share of a loss
+MIN_CHANGED_EXAMPLES = 2  # tested examples
+BAD_OUTCOMES = ("drifted", "failed")
+UNIT_METRICS = ("accuracy", "auc", "f1", "map")  # metrics that lie in [0, 1]
 
 
 class Row(NamedTuple):
@@ -35,63 +35,63 @@ class Row(NamedTuple):
     figure: str = ""
     measured: float | None = None
     expected: float | None = None
-    within: float | None = None
-    verdict: str = ""
+    tolerance: float | None = None
+    outcome: str = ""
     reason: str = ""
     seconds: float | None = None
 
 
-def read(path: Path = FILE) -> dict[str, Any]:
+def read_entries(path: Path = EXPECTED_FILE) -> dict[str, Any]:
     """Return the entries by name."""
     return json.loads(path.read_text())["recipes"] if path.is_file() else {}
 
 
-def without(path: Path = FILE) -> dict[str, str]:
+def recipes_without_entry(path: Path = EXPECTED_FILE) -> dict[str, str]:
     """Return the recipes that have no entry, and why."""
     return json.loads(path.read_text())["without"]
 
 
-def write(path: Path, entries: Mapping[str, Any]) -> None:
+def write_entries(path: Path, entries: Mapping[str, Any]) -> None:
     """Write the entries by name; what has one needs no reason for having none."""
-    reasons = without(path) if path.is_file() else {}
+    reasons = recipes_without_entry(path) if path.is_file() else {}
     reasons = {name: reason for name, reason in reasons.items() if name not in entries}
     text = json.dumps({"without": reasons, "recipes": dict(sorted(entries.items()))}, indent=1)
     disk.write_text(path, text + "\n")
 
 
-def cheap(entries: Mapping[str, Any]) -> list[str]:
-    """Return the names of those that took ``CHEAP`` seconds or less, and need no data."""
-    return [name for name, entry in entries.items() if entry["seconds"] <= CHEAP and not entry.get("needs")]
+def cheap_entries(entries: Mapping[str, Any]) -> list[str]:
+    """Return the names of those that took ``MAX_SECONDS`` seconds or less, and need no data."""
+    return [name for name, entry in entries.items() if entry["seconds"] <= MAX_SECONDS and not entry.get("needs")]
 
 
-def command(name: str, asked: Mapping[str, Any]) -> str:
+def run_command(name: str, settings: Mapping[str, Any]) -> str:
     """Return the command that makes the runs of an entry by hand."""
-    fields = {**asked["set"], "seeds": tuple(asked["seeds"])}
-    shown = [f"--config.{field}={shlex.quote(str(value))}" for field, value in fields.items()]
-    shown += [f"--config.{field}=DATA_DIR/{path}" for field, path in asked.get("needs", {}).items()]
-    return " ".join([f"tl-jax --config={name}", *shown])
+    fields = {**settings["set"], "seeds": tuple(settings["seeds"])}
+    arguments = [f"--config.{field}={shlex.quote(str(value))}" for field, value in fields.items()]
+    arguments += [f"--config.{field}=DATA_DIR/{path}" for field, path in settings.get("needs", {}).items()]
+    return " ".join([f"tl-jax --config={name}", *arguments])
 
 
-def make_entry(name: str, asked: Mapping[str, Any], found: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def make_entry(name: str, settings: Mapping[str, Any], results: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Return what is written of a measurement: what was asked for (``set``, ``seeds``, ``needs``), and what came."""
     import jax
 
     from tl_jax import api
 
     figures = {}
-    for figure, values in found["figures"].items():
+    for figure, values in results["figures"].items():
         if not np.isfinite(values).all():
             raise UserError(f"{name}: {figure} could not be measured in every seed; take another recipe, or more tests")
-        half, why = within(figure, values, found["examples"])
-        figures[figure] = {"mean": _short(np.mean(values)), "within": _short(half), "why": why}
-        figures[figure]["values"] = [_short(value) for value in values]
+        tolerance, reason = allowed_drift(figure, values, results["examples"])
+        figures[figure] = {"mean": _round(np.mean(values)), "within": _round(tolerance), "why": reason}
+        figures[figure]["values"] = [_round(value) for value in values]
     kind, cpu = jax.devices()[0].device_kind, f"{os.cpu_count()} CPU cores, {environment.processor()}"
     return {
-        "command": command(name, asked),
-        **asked,
+        "command": run_command(name, settings),
+        **settings,
         "figures": figures,
-        "examples": found["examples"],
-        "steps": found["steps"],
+        "examples": results["examples"],
+        "steps": results["steps"],
         "seconds": round(seconds, 1),  # of processor time, which other work on the machine does not change
         "hardware": cpu if kind == "cpu" else f"{len(jax.devices())} x {kind}",
         "versions": {package: api.versions()[package] for package in ("tl_jax", "jax", "numpy")},
@@ -99,7 +99,7 @@ def make_entry(name: str, asked: Mapping[str, Any], found: Mapping[str, Any], se
     }
 
 
-def within(figure: str, seeds: Sequence[float], examples: int) -> tuple[float, str]:
+def allowed_drift(figure: str, seeds: Sequence[float], examples: int) -> tuple[float, str]:
     """Return what the mean of a figure may move by, and why.
 
     Args:
@@ -111,97 +111,103 @@ def within(figure: str, seeds: Sequence[float], examples: int) -> tuple[float, s
 
     values = np.asarray(seeds, float)
     if figure.endswith("loss"):
-        return CLOSE * abs(float(values.mean())), f"{CLOSE:.0%} of it, the same seeds and few steps"
+        return LOSS_TOLERANCE * abs(float(values.mean())), f"{LOSS_TOLERANCE:.0%} of it, the same seeds and few steps"
     n = len(values)
     half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) * np.sqrt(2 / n))
-    least = RESOLUTION / examples * max(1.0, float(np.abs(values).max()))
-    if half < least:
-        return least, f"{RESOLUTION} of {examples} tests; the interval of {n} seeds is narrower"
+    min_tolerance = MIN_CHANGED_EXAMPLES / examples * max(1.0, float(np.abs(values).max()))
+    if half < min_tolerance:
+        return min_tolerance, f"{MIN_CHANGED_EXAMPLES} of {examples} tests; the interval of {n} seeds is narrower"
     return half, f"95 % prediction interval, {n} seeds"
 
 
-def compare(name: str, entry: Mapping[str, Any], found: Mapping[str, Any], seconds: float) -> list[Row]:
+def compare_figures(name: str, entry: Mapping[str, Any], results: Mapping[str, Any], seconds: float) -> list[Row]:
     """Return a row for each figure that is expected, or was found and is not."""
     rows = []
-    for figure in {**entry["figures"], **found["figures"]}:
-        old, values = entry["figures"].get(figure), found["figures"].get(figure)
+    for figure in {**entry["figures"], **results["figures"]}:
+        expected, values = entry["figures"].get(figure), results["figures"].get(figure)
         mean = float(np.mean(values)) if values else None
-        if old is None or mean is None:
-            absent = "is not expected; record it anew" if old is None else "was not measured"
-            rows.append(Row(name, figure, mean, old and old["mean"], verdict="drifted", reason=absent))
+        if expected is None or mean is None:
+            problem = "is not expected; record it anew" if expected is None else "was not measured"
+            rows.append(Row(name, figure, mean, expected and expected["mean"], outcome="drifted", reason=problem))
             continue
-        good = abs(mean - old["mean"]) <= old["within"] * (1 + 1e-4)  # which is written with five digits; NaN is bad
-        verdict, reason = "as expected" if good else "drifted", ""
-        if good and not can_drift(figure, old["mean"], old["within"]):
-            verdict, reason = "untested", "no value that it can have would be a drift; record it with more seeds"
-        rows.append(Row(name, figure, mean, old["mean"], old["within"], verdict, reason, seconds))
+        # The tolerance is written with five digits; NaN is not expected.
+        is_expected = abs(mean - expected["mean"]) <= expected["within"] * (1 + 1e-4)
+        outcome, reason = "as expected" if is_expected else "drifted", ""
+        if is_expected and not can_drift(figure, expected["mean"], expected["within"]):
+            outcome, reason = "untested", "no value that it can have would be a drift; record it with more seeds"
+        rows.append(Row(name, figure, mean, expected["mean"], expected["within"], outcome, reason, seconds))
     return rows
 
 
-def can_drift(figure: str, mean: float, within: float) -> bool:
+def can_drift(figure: str, mean: float, tolerance: float) -> bool:
     """Return whether a figure could come out as drifted: a share lies in [0, 1], a difference of two in [-1, 1]."""
-    if figure.split()[-1] not in SHARES:
+    if figure.split()[-1] not in UNIT_METRICS:
         return True
-    lowest = -1.0 if " over " in figure else 0.0
-    return mean - within > lowest or mean + within < 1.0
+    minimum = -1.0 if " over " in figure else 0.0
+    return mean - tolerance > minimum or mean + tolerance < 1.0
 
 
-def status(rows: Sequence[Row]) -> int:
+def exit_status(rows: Sequence[Row]) -> int:
     """Return the exit status: 1 where anything has drifted or failed."""
-    return int(any(row.verdict in BAD for row in rows))
+    return int(any(row.outcome in BAD_OUTCOMES for row in rows))
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Return the rows drawn for the screen, and their number by verdict."""
-    head = ("recipe", "figure", "measured", "expected", "verdict")
-    lines: list[tuple[str, ...]] = [head]
+def format_table(rows: Sequence[Row]) -> str:
+    """Return the rows drawn for the screen, and their number by outcome."""
+    header = ("recipe", "figure", "measured", "expected", "verdict")
+    lines: list[tuple[str, ...]] = [header]
     for row in rows:
-        wanted = "" if row.expected is None else f"{row.expected:.4g}" + (f" ± {row.within:.2g}" if row.within else "")
-        seen = "" if row.measured is None else f"{row.measured:.4g}"
-        verdict = row.verdict + (f": {row.reason}" if row.reason else "")
-        lines.append((row.recipe, row.figure, seen, wanted, verdict))
+        expected = (
+            "" if row.expected is None else f"{row.expected:.4g}" + (f" ± {row.tolerance:.2g}" if row.tolerance else "")
+        )
+        measured = "" if row.measured is None else f"{row.measured:.4g}"
+        outcome = row.outcome + (f": {row.reason}" if row.reason else "")
+        lines.append((row.recipe, row.figure, measured, expected, outcome))
     widths = [max(len(line[i]) for line in lines) for i in range(4)]
-    drawn = ["  ".join([*(c.ljust(w) for c, w in zip(line[:4], widths, strict=True)), line[4]]) for line in lines]
-    verdicts = ("as expected", *BAD, "untested", "skipped")
-    count = {verdict: sum(row.verdict == verdict for row in rows) for verdict in verdicts}
-    return "\n".join([*drawn, ", ".join(f"{n} {verdict}" for verdict, n in count.items())])
+    formatted = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(line[:4], widths, strict=True)), line[4]])
+        for line in lines
+    ]
+    outcomes = ("as expected", *BAD_OUTCOMES, "untested", "skipped")
+    count = {outcome: sum(row.outcome == outcome for row in rows) for outcome in outcomes}
+    return "\n".join([*formatted, ", ".join(f"{n} {outcome}" for outcome, n in count.items())])
 
 
-def _short(value: Any) -> float:
+def _round(value: Any) -> float:
     return float(f"{float(value):.5g}")
 
 
-def verify(names: Sequence[str], known: dict[str, Any], folder: Path, data: Path | None) -> list[Row]:
+def verify_recipes(names: Sequence[str], known: dict[str, Any], folder: Path, data: Path | None) -> list[Row]:
     """Run the recipes of entries again, below ``folder``; return a row for each figure."""
     rows: list[Row] = []
-    for at, name in enumerate(names, 1):
-        entry, begin = known[name], time.process_time()
+    for number, name in enumerate(names, 1):
+        entry, start = known[name], time.process_time()
         cost = f"{entry['seconds']:.0f} s of processor time on {entry['hardware']}"
-        say(f"{name} ({at} of {len(names)}; it took {cost}) ...")
-        if absent := missing(entry, data):
-            rows.append(Row(name, verdict="skipped", reason=absent))
+        say(f"{name} ({number} of {len(names)}; it took {cost}) ...")
+        if problem := missing_data(entry, data):
+            rows.append(Row(name, outcome="skipped", reason=problem))
             continue
         try:
-            with show_elapsed(f"{name}, {at} of {len(names)}"):
-                found = measure(name, entry, place(folder, name), data)
+            with show_elapsed(f"{name}, {number} of {len(names)}"):
+                results = measure_recipe(name, entry, run_folder(folder, name), data)
         except Exception as error:  # whatever it is, the other recipes are still to be looked at
-            first = f"{error}".strip().partition("\n")[0]
-            rows.append(Row(name, verdict="failed", reason=f"{type(error).__name__}: {first}"))
+            message = f"{error}".strip().partition("\n")[0]
+            rows.append(Row(name, outcome="failed", reason=f"{type(error).__name__}: {message}"))
             continue
-        rows += compare(name, entry, found, time.process_time() - begin)
+        rows += compare_figures(name, entry, results, time.process_time() - start)
     return rows
 
 
-def missing(entry: dict[str, Any], data: Path | None) -> str:
+def missing_data(entry: dict[str, Any], data: Path | None) -> str:
     """Return what keeps an entry from being run here, "" if nothing does."""
     paths = list(entry.get("needs", {}).values())
     if paths and data is None:
         return f"needs data; pass --data_dir=FOLDER with {', '.join(paths)}"
-    absent = [path for path in paths if data and not (data / path).exists()]
-    return f"no {absent[0]} in {data}" if absent else ""
+    missing = [path for path in paths if data and not (data / path).exists()]
+    return f"no {missing[0]} in {data}" if missing else ""
 
 
-def measure(name: str, entry: dict[str, Any], folder: Path, data: Path | None) -> dict[str, Any]:
+def measure_recipe(name: str, entry: dict[str, Any], folder: Path, data: Path | None) -> dict[str, Any]:
     """Run a recipe with each seed of its entry; what it prints goes to ``folder/output.txt``.
 
     Returns:
@@ -213,7 +219,7 @@ def measure(name: str, entry: dict[str, Any], folder: Path, data: Path | None) -
 
     changes = {field: tuple(value) if isinstance(value, list) else value for field, value in entry["set"].items()}
     changes |= {field: str(data / path) for field, path in entry.get("needs", {}).items() if data}
-    config = configured(name, {**changes, "seeds": tuple(entry["seeds"])})
+    config = load_config(name, {**changes, "seeds": tuple(entry["seeds"])})
     folder.mkdir(parents=True)
     with (folder / "output.txt").open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         try:
@@ -226,13 +232,13 @@ def measure(name: str, entry: dict[str, Any], folder: Path, data: Path | None) -
     for arm in others:
         gains = [a - b for a, b in zip(values[first], values[arm], strict=True)]
         figures[f"{first} over {arm}, {metric}"] = gains
-    if summary["steps"] <= FEW and "loss" in summary["metrics"]:
+    if summary["steps"] <= MAX_LOSS_STEPS and "loss" in summary["metrics"]:
         runs = [read_json(folder / first / f"seed{seed}" / "summary.json") for seed in entry["seeds"]]
         figures[f"{first} loss" if others else "loss"] = [run["metrics"]["loss"] for run in runs]
     figures = {figure: [math.nan if v is None else v for v in row] for figure, row in figures.items()}
     return {"figures": figures, "examples": summary["examples_evaluated"], "steps": summary["steps"]}
 
 
-def place(folder: Path, name: str) -> Path:
+def run_folder(folder: Path, name: str) -> Path:
     """Return the folder of an entry's runs."""
     return folder / name.replace(":", "_")  # which not every system has in a name

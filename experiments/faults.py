@@ -27,9 +27,9 @@ SEED = flags.DEFINE_integer("seed", 0, "Of which bits flip, and when runs are ki
 FLIPS = flags.DEFINE_integer("flips", 300, "Bits to flip, one at a time.", lower_bound=1)
 KILLS = flags.DEFINE_integer("kills", 30, "Times to kill a run, over all tasks.", lower_bound=1)
 MODES = {
-    "bit flips": lambda home: faults_flips.section(home, FLIPS.value, SEED.value),
-    "full disk in each mode": lambda home: faults_disk.section(home),
-    "kills": lambda home: faults_kills.section(home, KILLS.value, SEED.value),
+    "bit flips": lambda home: faults_flips.flips_section(home, FLIPS.value, SEED.value),
+    "full disk in each mode": lambda home: faults_disk.disk_section(home),
+    "kills": lambda home: faults_kills.kills_section(home, KILLS.value, SEED.value),
 }
 
 
@@ -44,28 +44,28 @@ def main(_: list[str]) -> None:
     sections = []
     with tempfile.TemporaryDirectory(prefix="faults_") as folder:
         if training := [name for name in names if name in faults_training.FAULTS]:
-            sections.append(faults_training.section(training, Path(folder)))
+            sections.append(faults_training.training_section(training, Path(folder)))
         for name in [name for name in names if name in MODES]:
             home = Path(folder) / name.replace(" ", "_")
             home.mkdir()
             sections.append(MODES[name](home))
     file = Path(RESULTS.value)
-    disk.write_text(file, document(sections, file.read_text() if file.is_file() else ""))
-    if bad := [line for section in sections for line in section.bad]:
-        raise UserError(f"{len(bad)} faults ended badly: {'; '.join(bad[:5])}")
+    disk.write_text(file, to_document(sections, file.read_text() if file.is_file() else ""))
+    if failures := [line for section in sections for line in section.bad]:
+        raise UserError(f"{len(failures)} faults ended badly: {'; '.join(failures[:5])}")
 
 
-def document(sections: list[Section], before: str) -> str:
-    """Return what was found, in Markdown; what ``before`` has of other kinds of faults is kept."""
-    parts = {}
-    for part in before.split("\n## ")[1:]:
-        title, _, text = part.partition("\n")
-        parts[title] = text.strip()
+def to_document(sections: list[Section], old_document: str) -> str:
+    """Return what was found, in Markdown; what ``old_document`` has of other kinds of faults is kept."""
+    texts = {}
+    for chapter in old_document.split("\n## ")[1:]:
+        title, _, text = chapter.partition("\n")
+        texts[title] = text.strip()
     for section in sections:
-        tables = [html.markdown(table) for table in section.tables]
-        made = f"Made by `python -m experiments.faults` at commit {commit()}."
-        parts[section.title] = "\n".join([*([f"{section.text}\n"] if section.text else []), *tables, made])
-    return "\n".join(["# Injected faults\n", *(f"## {title}\n\n{text}\n" for title, text in parts.items())])
+        tables = [html.to_markdown(table) for table in section.tables]
+        origin = f"Made by `python -m experiments.faults` at commit {commit()}."
+        texts[section.title] = "\n".join([*([f"{section.text}\n"] if section.text else []), *tables, origin])
+    return "\n".join(["# Injected faults\n", *(f"## {title}\n\n{text}\n" for title, text in texts.items())])
 
 
 if __name__ == "__main__":

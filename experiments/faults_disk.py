@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from experiments.faults_training import ROOT, Section, Skipped, mount
+from experiments.faults_training import ROOT, Section, Skipped, call_mount
 from tl_jax.report import html
 from tl_jax.train.logging import say
 
@@ -29,7 +29,7 @@ NEW = ("train", "preview", "find_lr")
 MIB = 2**20
 
 
-def section(home: Path) -> Section:
+def disk_section(home: Path) -> Section:
     """Fill the disk before each mode, and give the same command again when there is room."""
     rows, bad = [], []
     picture = home / "picture.png"
@@ -37,57 +37,57 @@ def section(home: Path) -> Section:
     runs = {DIGITS: home / "digits", POLE: home / "pole"}
     cache = {**os.environ, "TL_JAX_CACHE": str(home / "cache")}
     for recipe, folder in runs.items():
-        called("train", recipe, folder, cache)
-    place = home / "disk"
-    place.mkdir()
+        call_mode("train", recipe, folder, cache)
+    mount_point = home / "disk"
+    mount_point.mkdir()
     for name, recipe in [*MODES.items(), ("train, the caches alone", DIGITS)]:
         mode = name.partition(",")[0]
-        more = (f"--input={picture}",) if mode in ("predict", "explain") else ()
+        input_flags = (f"--input={picture}",) if mode in ("predict", "explain") else ()
         try:
-            with small(place):
-                row, fine = tried(name, mode, (*recipe, *more), runs[recipe], place, cache)
+            with small_disk(mount_point):
+                row, passed = try_mode(name, mode, (*recipe, *input_flags), runs[recipe], mount_point, cache)
         except Skipped as e:
-            row, fine = (name, f"not tried: {e}", ""), True
-        rows.append([cell.replace(str(place), "DISK") for cell in row])
-        bad += [] if fine else [" | ".join(row)]
+            row, passed = (name, f"not tried: {e}", ""), True
+        rows.append([cell.replace(str(mount_point), "DISK") for cell in row])
+        bad += [] if passed else [" | ".join(row)]
         say(" | ".join(row))
     text = "The disk has no byte left when the command starts; of the caches, theirs alone."
     return Section("A full disk, in each mode", text, [html.Table(("mode", "what it printed", "with room"), rows)], bad)
 
 
 @contextlib.contextmanager
-def small(place: Path) -> Iterator[None]:
+def small_disk(mount_point: Path) -> Iterator[None]:
     """Mount a disk of 40 MiB."""
-    mount("mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", place)
+    call_mount("mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", mount_point)
     try:
         yield
     finally:
-        mount("umount", place)
+        call_mount("umount", mount_point)
 
 
-def tried(
-    name: str, mode: str, arguments: tuple[str, ...], run: Path, place: Path, cache: dict[str, str]
+def try_mode(
+    name: str, mode: str, arguments: tuple[str, ...], run: Path, mount_point: Path, cache: dict[str, str]
 ) -> tuple[tuple[str, str, str], bool]:
     """Return the row of a mode, and whether it is as it should be."""
-    elsewhere = name != mode
-    folder = run.with_name("elsewhere") if elsewhere else place / "run"
-    environment = {**cache, "TL_JAX_CACHE": str(place / "cache")} if elsewhere else cache
+    caches_only = name != mode
+    folder = run.with_name("elsewhere") if caches_only else mount_point / "run"
+    environment = {**cache, "TL_JAX_CACHE": str(mount_point / "cache")} if caches_only else cache
     if mode not in NEW:
         shutil.copytree(run, folder)
-    filler = place / "filler"
-    fill(filler)
-    first = called(mode, arguments, folder, environment)
+    filler = mount_point / "filler"
+    fill_disk(filler)
+    first = call_mode(mode, arguments, folder, environment)
     filler.unlink()
-    second = called(mode, arguments, folder, environment)
-    said = [line for line in (first.stderr + first.stdout).splitlines() if line.startswith(("error:", "not kept"))]
-    clean = "Traceback" not in first.stdout + first.stderr
-    fine = clean and second.returncode == 0 and (len(said) == 1 and first.returncode == 2 or elsewhere)
+    second = call_mode(mode, arguments, folder, environment)
+    messages = [line for line in (first.stderr + first.stdout).splitlines() if line.startswith(("error:", "not kept"))]
+    no_traceback = "Traceback" not in first.stdout + first.stderr
+    passed = no_traceback and second.returncode == 0 and (len(messages) == 1 and first.returncode == 2 or caches_only)
     after = "exit status 0" if second.returncode == 0 else f"exit status {second.returncode}: {second.stderr[-300:]}"
-    shown = "; ".join(said) or ("nothing" if clean else first.stderr[-300:])
-    return (name, f"{shown} (exit status {first.returncode})", after), fine
+    printed = "; ".join(messages) or ("nothing" if no_traceback else first.stderr[-300:])
+    return (name, f"{printed} (exit status {first.returncode})", after), passed
 
 
-def fill(file: Path) -> None:
+def fill_disk(file: Path) -> None:
     """Take all the room that is left on a disk."""
     with file.open("wb", buffering=0) as out:
         for size in (MIB, 4096, 1):
@@ -96,7 +96,7 @@ def fill(file: Path) -> None:
                     pass
 
 
-def called(
+def call_mode(
     mode: str, arguments: tuple[str, ...], folder: Path, environment: dict[str, str]
 ) -> subprocess.CompletedProcess:
     """Call the command in a process of its own."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from tl_jax.report.plots import interval
+from tl_jax.report.plots import t_interval
 from tl_jax.utils import command, disk
 from tl_jax.utils.errors import UserError, nearest
 
@@ -27,13 +27,13 @@ MARK = re.compile(r"<!-- figure: (\S+) -->(.*?)<!-- end -->")
 WRITE = flags.DEFINE_bool("write", False, "Put the right figures in.")
 
 
-def pages() -> list[Path]:
+def find_pages() -> list[Path]:
     """Return the files that may hold figures."""
     known = [ROOT / "README.md", ROOT / "docs" / "tpu.md", RESULTS / "README.md"]
     return known + sorted((ROOT / "docs" / "pages").rglob("*.md"))
 
 
-def put_in(text: str) -> str:
+def fill_figures(text: str) -> str:
     """Return a page with every figure as its results file has it.
 
     Raises:
@@ -50,16 +50,16 @@ def put_in(text: str) -> str:
 
 def differences(text: str) -> list[str]:
     """Return what is wrong in a page: the name of each figure, what stands there, and what its results file says."""
-    pairs = zip(MARK.findall(text), MARK.findall(put_in(text)), strict=True)
-    return [f"{name} is {there}, not {right}" for (name, there), (_, right) in pairs if there != right]
+    pairs = zip(MARK.findall(text), MARK.findall(fill_figures(text)), strict=True)
+    return [f"{name} is {current}, not {expected}" for (name, current), (_, expected) in pairs if current != expected]
 
 
 def main(_: list[str]) -> None:
     """Check or write all pages."""
     wrong = []
-    for path in pages():
+    for path in find_pages():
         old = path.read_text(encoding="utf-8")
-        new = put_in(old)
+        new = fill_figures(old)
         if new != old and WRITE.value:
             disk.write_text(path, new)
         else:
@@ -68,77 +68,81 @@ def main(_: list[str]) -> None:
         raise UserError(f"{'; '.join(wrong)}; run python -m experiments.figures --write")
 
 
-def _json(*path: str | int) -> Callable[[], Any]:
+def _json_value(*path: str | int) -> Callable[[], Any]:
     """Return what reads a value of ``experiments/``: the file, then its keys."""
 
     def read() -> Any:
-        found = json.loads((ROOT / "experiments" / str(path[0])).read_text(encoding="utf-8"))
+        value = json.loads((ROOT / "experiments" / str(path[0])).read_text(encoding="utf-8"))
         for key in path[1:]:
-            found = found[key]
-        return found
+            value = value[key]
+        return value
 
     return read
 
 
-def _rows(name: str, column: str, **only: str) -> Callable[[], list[float]]:
+def _column_values(name: str, column: str, **filters: str) -> Callable[[], list[float]]:
     """Return what reads a column of a record, of the rows that have these values."""
 
     def read() -> list[float]:
         with (RESULTS / name).open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if all(row[key] == value for key, value in only.items())]
+            rows = [row for row in csv.DictReader(file) if all(row[key] == value for key, value in filters.items())]
         return [float(row[column]) for row in rows]
 
     return read
 
 
-def _number(read: Callable[[], float], form: str = ".0f", scale: float = 1.0) -> Callable[[], str]:
+def _format_number(read: Callable[[], float], form: str = ".0f", scale: float = 1.0) -> Callable[[], str]:
     return lambda: format(scale * read(), form)
 
 
-def _spread(read: Callable[[], list[float]], unit: str = "%") -> Callable[[], str]:
+def _format_interval(read: Callable[[], list[float]], unit: str = "%") -> Callable[[], str]:
     """Return what writes the mean of shares and its 95 % interval in percent or points."""
 
     def write() -> str:
-        mean, half = interval(read())
+        mean, half = t_interval(read())
         return f"{100 * mean:.1f} ± {100 * (half or 0.0):.1f} {unit}"
 
     return write
 
 
-def _expected(recipe: str, figure: str, unit: str = "%") -> Callable[[], str]:
-    return _spread(_json("expected.json", "recipes", recipe, "figures", figure, "values"), unit)
+def _expected_figure(recipe: str, figure: str, unit: str = "%") -> Callable[[], str]:
+    return _format_interval(_json_value("expected.json", "recipes", recipe, "figures", figure, "values"), unit)
 
 
-def _article(which: str) -> Mapping[str, Callable[[], str]]:
+def _article_figures(which: str) -> Mapping[str, Callable[[], str]]:
     name = which.replace(" ", "_")
-    median = _json("results/benchmarks/article.json", "median", which)
+    median = _json_value("results/benchmarks/article.json", "median", which)
     turn = ("results/benchmarks/article.json", "turns", which, 0)
-    base = _json("results/benchmarks/article.json", "median", "tl_jax")
+    base = _json_value("results/benchmarks/article.json", "median", "tl_jax")
     return {
-        f"article.{name}": _number(median),
-        f"article.{name}.exact": _number(median, ".1f"),
+        f"article.{name}": _format_number(median),
+        f"article.{name}.exact": _format_number(median, ".1f"),
         f"article.{name}.ratio": lambda: format(median() / base(), ".3g"),
-        f"article.{name}.accuracy": _number(_json(*turn, "accuracy"), ".1f", 100),
-        f"article.{name}.memory": _number(_json(*turn, "peak_memory_bytes"), ".2f", 2.0**-30),
+        f"article.{name}.accuracy": _format_number(_json_value(*turn, "accuracy"), ".1f", 100),
+        f"article.{name}.memory": _format_number(_json_value(*turn, "peak_memory_bytes"), ".2f", 2.0**-30),
     }
 
 
-def _quality(name: str, metric: str) -> Mapping[str, Callable[[], str]]:
+def _quality_figures(name: str, metric: str) -> Mapping[str, Callable[[], str]]:
     return {
-        f"quality.{name}.{library}": _spread(_rows("text_quality.csv", "value", set=name, library=library))
+        f"quality.{name}.{library}": _format_interval(
+            _column_values("text_quality.csv", "value", set=name, library=library)
+        )
         for library in ("tl_jax", "transformers")
     } | {
         f"quality.{name}.examples": lambda: format(
-            int(_rows("text_quality.csv", "examples", set=name, metric=metric)()[0]), ","
+            int(_column_values("text_quality.csv", "examples", set=name, metric=metric)()[0]), ","
         )
     }
 
 
-def _boxes(metric: str) -> Mapping[str, Callable[[], str]]:
-    arms = {arm: _rows("applications.csv", metric, study="detection", arm=arm) for arm in ("pretrained", "scratch")}
+def _box_figures(metric: str) -> Mapping[str, Callable[[], str]]:
+    arms = {
+        arm: _column_values("applications.csv", metric, study="detection", arm=arm) for arm in ("pretrained", "scratch")
+    }
     gain = lambda: [a - b for a, b in zip(arms["pretrained"](), arms["scratch"](), strict=True)]  # noqa: E731
-    return {f"boxes.{metric}.{arm}": _spread(read) for arm, read in arms.items()} | {
-        f"boxes.{metric}.gain": _spread(gain, "points")
+    return {f"boxes.{metric}.{arm}": _format_interval(read) for arm, read in arms.items()} | {
+        f"boxes.{metric}.gain": _format_interval(gain, "points")
     }
 
 
@@ -146,33 +150,35 @@ _STARTS, _TEXT = "results/benchmarks/starts.json", "results/benchmarks/text.json
 _GPU, _GPU_BERT = "results/benchmarks/gpu.json", "results/benchmarks/gpu_bert.json"
 
 FIGURES: Mapping[str, Callable[[], str]] = {
-    "digits.examples": _number(_json("expected.json", "recipes", "digits_resnet", "examples")),
-    "digits.pretrained": _expected("digits_resnet", "pretrained accuracy"),
-    "digits.scratch": _expected("digits_resnet", "scratch accuracy"),
-    "digits.gain": _expected("digits_resnet", "pretrained over scratch, accuracy", "points"),
-    "docs.examples": _number(_json("expected.json", "recipes", "docs_bert", "examples")),
-    "docs.pretrained": _expected("docs_bert", "pretrained f1"),
-    "docs.scratch": _expected("docs_bert", "scratch f1"),
-    "docs.gain": _expected("docs_bert", "pretrained over scratch, f1", "points"),
-    "starts.first": _number(_json(_STARTS, "cases", 0, "median", "first", "end")),
-    "starts.second": _number(_json(_STARTS, "cases", 0, "median", "second", "end")),
-    "gpu.resnet50.forward": _number(_json(_GPU, "rows", 0, "ratio"), ".2f"),
-    "gpu.resnet50.step": _number(_json(_GPU, "rows", 1, "ratio"), ".2f"),
-    "gpu.bert.forward": _number(_json(_GPU_BERT, "rows", 0, "ratio"), ".2f"),
-    "gpu.bert.step": _number(_json(_GPU_BERT, "rows", 1, "ratio"), ".2f"),
-    "text.length32": _number(_json(_TEXT, "rows", 0, "ratio"), ".2f"),
-    "text.length128": _number(_json(_TEXT, "rows", 1, "ratio"), ".2f"),
-    "text.buckets": _number(_json(_TEXT, "rows", 2, "share"), ".2f"),
-    "cartpole.seconds": lambda: format(_rows("rl_recipes.csv", "seconds_all_seeds", recipe="cartpole")()[0], ".0f"),
-    **_article("tl_jax"),
-    **_article("tl_jax again"),
-    **_article("keras"),
-    **_article("torch"),
-    **_quality("trec6", "accuracy"),
-    **_quality("sst2", "accuracy"),
-    **_quality("wikiann_en", "f1"),
-    **_boxes("map"),
-    **_boxes("map50"),
+    "digits.examples": _format_number(_json_value("expected.json", "recipes", "digits_resnet", "examples")),
+    "digits.pretrained": _expected_figure("digits_resnet", "pretrained accuracy"),
+    "digits.scratch": _expected_figure("digits_resnet", "scratch accuracy"),
+    "digits.gain": _expected_figure("digits_resnet", "pretrained over scratch, accuracy", "points"),
+    "docs.examples": _format_number(_json_value("expected.json", "recipes", "docs_bert", "examples")),
+    "docs.pretrained": _expected_figure("docs_bert", "pretrained f1"),
+    "docs.scratch": _expected_figure("docs_bert", "scratch f1"),
+    "docs.gain": _expected_figure("docs_bert", "pretrained over scratch, f1", "points"),
+    "starts.first": _format_number(_json_value(_STARTS, "cases", 0, "median", "first", "end")),
+    "starts.second": _format_number(_json_value(_STARTS, "cases", 0, "median", "second", "end")),
+    "gpu.resnet50.forward": _format_number(_json_value(_GPU, "rows", 0, "ratio"), ".2f"),
+    "gpu.resnet50.step": _format_number(_json_value(_GPU, "rows", 1, "ratio"), ".2f"),
+    "gpu.bert.forward": _format_number(_json_value(_GPU_BERT, "rows", 0, "ratio"), ".2f"),
+    "gpu.bert.step": _format_number(_json_value(_GPU_BERT, "rows", 1, "ratio"), ".2f"),
+    "text.length32": _format_number(_json_value(_TEXT, "rows", 0, "ratio"), ".2f"),
+    "text.length128": _format_number(_json_value(_TEXT, "rows", 1, "ratio"), ".2f"),
+    "text.buckets": _format_number(_json_value(_TEXT, "rows", 2, "share"), ".2f"),
+    "cartpole.seconds": lambda: format(
+        _column_values("rl_recipes.csv", "seconds_all_seeds", recipe="cartpole")()[0], ".0f"
+    ),
+    **_article_figures("tl_jax"),
+    **_article_figures("tl_jax again"),
+    **_article_figures("keras"),
+    **_article_figures("torch"),
+    **_quality_figures("trec6", "accuracy"),
+    **_quality_figures("sst2", "accuracy"),
+    **_quality_figures("wikiann_en", "f1"),
+    **_box_figures("map"),
+    **_box_figures("map50"),
 }
 
 

@@ -23,7 +23,7 @@ from absl import flags
 
 from experiments import record
 from experiments.launchers import LAUNCHERS, launch
-from experiments.recipe import configured, literals, pair, shown, split_pair
+from experiments.recipe import format_value, load_config, parse_pair, parse_values, split_pair
 from tl_jax.train.logging import say
 from tl_jax.utils import command
 from tl_jax.utils.errors import UserError
@@ -42,44 +42,46 @@ TRIES = flags.DEFINE_integer("tries", 3, "How often a run may fail.")
 
 def main(_: list[str]) -> None:
     """Run what is missing, then show all."""
-    recipe, fixed = CONFIG.value, dict(map(pair, SET.value))
-    grid = {field: literals(values) for field, values in map(split_pair, VARY.value)}
+    recipe, fixed = CONFIG.value, dict(map(parse_pair, SET.value))
+    grid = {field: parse_values(values) for field, values in map(split_pair, VARY.value)}
     folder = Path(WORKDIR.value).expanduser().absolute()
     prefix = Path(RESULTS.value or folder / "grid")
-    configured(recipe, fixed | {field: values[0] for field, values in grid.items()})  # mistakes now, not in a worker
-    record.begin(prefix, {"recipe": recipe, "set": {k: repr(v) for k, v in fixed.items()}, "vary": list(grid)})
-    rows = record.read(prefix)
-    known = {tuple(row[field] for field in grid) for row in rows}
+    load_config(recipe, fixed | {field: values[0] for field, values in grid.items()})  # mistakes now, not in a worker
+    record.begin_record(prefix, {"recipe": recipe, "set": {k: repr(v) for k, v in fixed.items()}, "vary": list(grid)})
+    rows = record.read_rows(prefix)
+    done = {tuple(row[field] for field in grid) for row in rows}
     jobs = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    missing = [job for job in jobs if tuple(map(shown, job.values())) not in known]
+    missing = [job for job in jobs if tuple(map(format_value, job.values())) not in done]
     say(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them done before")
-    work = [(recipe, fixed, job, str(folder / named(job))) for job in missing]
+    work = [(recipe, fixed, job, str(folder / run_name(job))) for job in missing]
 
-    def keep(at: int, values: Mapping[str, Any]) -> None:
-        rows.append({**{field: shown(value) for field, value in missing[at].items()}, **values})
-        record.write(prefix, rows)
+    def add_row(index: int, values: Mapping[str, Any]) -> None:
+        rows.append({**{field: format_value(value) for field, value in missing[index].items()}, **values})
+        record.write_rows(prefix, rows)
 
     options = {"workers": WORKERS.value, "address": ADDRESS.value, "gpus": GPUS.value}
-    failed = launch(LAUNCHER.value, one, work, keep, [named(job) for job in missing], TRIES.value, **options)
-    for at, reason in failed.items():
-        say(f"FAILED {named(missing[at])}: {reason}")
+    failed = launch(LAUNCHER.value, run_one, work, add_row, [run_name(job) for job in missing], TRIES.value, **options)
+    for index, reason in failed.items():
+        say(f"FAILED {run_name(missing[index])}: {reason}")
     say(f"{prefix}.csv has {len(rows)} rows")
     if failed:
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed {TRIES.value} times; the same command tries again")
 
 
-def one(recipe: str, fixed: Mapping[str, Any], job: Mapping[str, Any], folder: str) -> dict[str, Any]:
+def run_one(recipe: str, fixed: Mapping[str, Any], job: Mapping[str, Any], folder: str) -> dict[str, Any]:
     """Run one combination, in whatever process this is; return its columns."""
     from tl_jax import api
 
-    summary = api.run(configured(recipe, {**fixed, **job}), folder)
+    summary = api.run(load_config(recipe, {**fixed, **job}), folder)
     seconds = summary["seconds"]["total"]
     return {**summary["metrics"], "steps": summary["steps"], "seconds": seconds, "commit": record.commit()}
 
 
-def named(job: Mapping[str, Any]) -> str:
+def run_name(job: Mapping[str, Any]) -> str:
     """Return a name for the folder of a combination."""
-    return ",".join(f"{field.rpartition('.')[2]}={shown(value)}".replace(os.sep, "_") for field, value in job.items())
+    return ",".join(
+        f"{field.rpartition('.')[2]}={format_value(value)}".replace(os.sep, "_") for field, value in job.items()
+    )
 
 
 if __name__ == "__main__":

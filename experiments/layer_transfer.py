@@ -31,7 +31,7 @@ from experiments.transferability import pairs
 from tl_jax import restore, transferability
 from tl_jax.config import recipe
 from tl_jax.report import html
-from tl_jax.report.plots import interval, percent
+from tl_jax.report.plots import format_percent, t_interval
 from tl_jax.train import evaluate, loop, sharding
 from tl_jax.train.logging import say
 from tl_jax.train.state import initial_state
@@ -49,62 +49,64 @@ TITLES = {
 }
 
 
-def write(prefix: Path) -> str:
+def write_report(prefix: Path) -> str:
     """Write ``PREFIX.md`` and ``PREFIX.png``; return what to say about them."""
-    rows, how = record.read(prefix), read_json(Path(f"{prefix}.json"))
+    rows, protocol = record.read_rows(prefix), read_json(Path(f"{prefix}.json"))
     seeds = len({row["seed"] for row in rows})
     text = [
-        f"# What is transferred from {how['source']} to {how['target']}\n",
-        f"resnet8, {how['per_class']} training examples of each class, {how['steps']} steps, the best on "
-        f"validation of the rates {', '.join(how['rates'])}, "
-        f"at most {how['tested']} test examples, {seeds} seed{'s' * (seeds != 1)} (mean and 95 % interval); commit "
-        f"{', '.join(how['commits'])}.\n",
+        f"# What is transferred from {protocol['source']} to {protocol['target']}\n",
+        f"resnet8, {protocol['per_class']} training examples of each class, {protocol['steps']} steps, the best on "
+        f"validation of the rates {', '.join(protocol['rates'])}, "
+        f"at most {protocol['tested']} test examples, {seeds} seed{'s' * (seeds != 1)} (mean and 95 % interval); "
+        f"commit {', '.join(protocol['commits'])}.\n",
     ]
     for kind, title in TITLES.items():
-        text += [f"## {title.capitalize()}\n", html.markdown(table(rows, kind))]
+        text += [f"## {title.capitalize()}\n", html.to_markdown(make_table(rows, kind))]
     disk.write_text(Path(f"{prefix}.md"), "\n".join(text))
-    picture = draw(rows, Path(f"{prefix}.png"), f"{how['source']} to {how['target']}, seeds: {seeds}")
+    picture = plot_analyses(
+        rows, Path(f"{prefix}.png"), f"{protocol['source']} to {protocol['target']}, seeds: {seeds}"
+    )
     return f"{prefix}.csv, {prefix}.md, {picture}"
 
 
-def table(rows: Sequence[Any], kind: str) -> html.Table:
+def make_table(rows: Sequence[Any], kind: str) -> html.Table:
     """Return the means and intervals of one look, places down and variants across."""
-    places, variants = names(rows, kind)
+    places, variants = places_and_variants(rows, kind)
     lines = []
     for place in places:
         cells = []
         for variant in variants:
-            mean, half = interval(values) if (values := of(rows, kind, place, variant)) else (np.nan, None)
-            cells.append(percent({"mean": mean, "interval95": half}) if np.isfinite(mean) else "")
+            mean, half = t_interval(values) if (values := select_values(rows, kind, place, variant)) else (np.nan, None)
+            cells.append(format_percent({"mean": mean, "interval95": half}) if np.isfinite(mean) else "")
         lines.append([place, *cells])
     return html.Table(["at", *variants], lines)
 
 
-def names(rows: Sequence[Any], kind: str) -> tuple[list[str], list[str]]:
+def places_and_variants(rows: Sequence[Any], kind: str) -> tuple[list[str], list[str]]:
     """Return the places and the variants of a look, in the order of the record."""
     mine = [row for row in rows if row["kind"] == kind]
     places, variants = (list(dict.fromkeys(row[key] for row in mine)) for key in ("at", "variant"))
     return places, variants
 
 
-def of(rows: Sequence[Any], kind: str, place: str, variant: str) -> list[float]:
+def select_values(rows: Sequence[Any], kind: str, place: str, variant: str) -> list[float]:
     """Return the values of all seeds."""
-    wanted = (kind, place, variant)
-    return [float(row["value"]) for row in rows if (row["kind"], row["at"], row["variant"]) == wanted]
+    key = (kind, place, variant)
+    return [float(row["value"]) for row in rows if (row["kind"], row["at"], row["variant"]) == key]
 
 
-def draw(rows: Sequence[Any], path: Path, title: str) -> Path:
+def plot_analyses(rows: Sequence[Any], path: Path, title: str) -> Path:
     """Draw the four analyses."""
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
     figure = Figure(figsize=(13, 8.5), dpi=110, layout="constrained")
     axes: Any = figure.subplots(2, 2)
     for axis, (kind, words) in zip(axes.ravel(), TITLES.items(), strict=True):
-        places, variants = names(rows, kind)
+        places, variants = places_and_variants(rows, kind)
         for i, variant in enumerate(variants):
-            there = [(k, of(rows, kind, place, variant)) for k, place in enumerate(places)]
-            there = [(k, *interval(values)) for k, values in there if values]
-            x, mean, half = (np.asarray([t[j] or 0.0 for t in there]) for j in range(3))
+            points = [(k, select_values(rows, kind, place, variant)) for k, place in enumerate(places)]
+            points = [(k, *t_interval(values)) for k, values in points if values]
+            x, mean, half = (np.asarray([point[j] or 0.0 for point in points]) for j in range(3))
             shift = 0.04 * (i - (len(variants) - 1) / 2)
             style = "o" if kind == "rewind" else "o-"
             axis.errorbar(x + shift, 100 * mean, yerr=100 * half, fmt=style, ms=4, capsize=3, label=variant)
@@ -129,68 +131,71 @@ SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 STEPS = flags.DEFINE_integer("steps", 150, "Steps of a run.")
 RATES = flags.DEFINE_list("rates", ["1e-3", "3e-3", "1e-2", "3e-2"], "Learning rates tried.")
 TESTED = flags.DEFINE_integer("tested", 1000, "Test examples at most.")
-POINTS = 11  # on a line
+NUM_POINTS = 11  # on a line
 
 
-class Lab(NamedTuple):
+class Setup(NamedTuple):
     """A target with a seed: the task from the source and that from random weights, and what both start from."""
 
     config: recipe.Config
     task: Task
     source: Mapping[str, Any]
-    drawn: Mapping[str, Any]
+    random_init: Mapping[str, Any]
 
 
 def main(_: list[str]) -> None:
     """Measure, write, draw."""
     logging.set_verbosity(logging.WARNING)
     prefix = Path(RESULTS.value or Path(WORKDIR.value).expanduser() / "what_is_transferred")
-    how = {name: flags.FLAGS[name].value for name in ("source", "target", "per_class", "steps", "rates", "tested")}
-    record.begin(prefix, how)
-    record.note(prefix, commits=record.commit())
-    rows = record.read(prefix)
+    protocol = {name: flags.FLAGS[name].value for name in ("source", "target", "per_class", "steps", "rates", "tested")}
+    record.begin_record(prefix, protocol)
+    record.add_facts(prefix, commits=record.commit())
+    rows = record.read_rows(prefix)
     for seed in map(int, SEEDS.value):
         if not any(int(row["seed"]) == seed for row in rows):
-            rows += [{"seed": seed, **row} for row in look(seed)]
-            record.write(prefix, rows)
-    say(write(prefix))
+            rows += [{"seed": seed, **row} for row in measure_seed(seed)]
+            record.write_rows(prefix, rows)
+    say(write_report(prefix))
 
 
-def look(seed: int) -> list[dict[str, Any]]:
+def measure_seed(seed: int) -> list[dict[str, Any]]:
     """Return the rows (kind, at, variant, value) of one seed."""
-    lab = prepare(seed)
-    found = depth(lab)
-    tuned = train(lab, lab.source)
-    found += rewind(lab, tuned) + drift(lab, tuned) + lines(lab, tuned)
-    assert found is not None, "no rate was tried"
-    return found
+    setup = make_setup(seed)
+    rows = measure_depth(setup)
+    fine_tuned = train_best_rate(setup, setup.source)
+    for measure in (measure_rewinding, measure_drift, measure_interpolation):
+        rows += measure(setup, fine_tuned)
+    assert rows is not None, "no rate was tried"
+    return rows
 
 
-def prepare(seed: int) -> Lab:
+def make_setup(seed: int) -> Setup:
     """Return the lab of a seed."""
     config = pairs.target_config(TARGET.value, DATA_DIR.value, PER_CLASS.value, seed)
     config.batch_size, config.eval_batch_size, config.data.test_examples = 24, 240, TESTED.value
     config.optim.schedule, config.optim.warmup = "cosine", 0.1
-    both = [recipe.override(config, pairs.source_changes(name, "")) for name in (SOURCE.value, "random")]
-    restore.check_batches(both[0])
-    tasks = [restore.make_task(one) for one in both]
+    configs = [recipe.override(config, pairs.source_changes(name, "")) for name in (SOURCE.value, "random")]
+    restore.check_batches(configs[0])
+    tasks = [restore.make_task(task_config) for task_config in configs]
     task = tasks[0]._replace(cache_features=None)
-    config = both[0]
+    config = configs[0]
     config.epochs = STEPS.value * config.batch_size / task.sizes["train"]
-    source, drawn = (jax.device_get(initial_state(one, seed).variables) for one in tasks)
-    return Lab(config, task, source, drawn)
+    source, random_init = (jax.device_get(initial_state(task_config, seed).variables) for task_config in tasks)
+    return Setup(config, task, source, random_init)
 
 
-def train(lab: Lab, start: Mapping[str, Any], frozen: int = 0, order: int | None = None) -> dict[str, Any]:
+def train_best_rate(
+    setup: Setup, start: Mapping[str, Any], frozen: int = 0, order: int | None = None
+) -> dict[str, Any]:
     """Return the variables after training from ``start`` with the first ``frozen`` parts still, at the best rate."""
-    config, task = recipe.override(lab.config, ()), lab.task
+    config, task = recipe.override(setup.config, ()), setup.task
     if frozen:
-        left = len(task.stages) - frozen
-        config.freeze.recipe, config.freeze.stages = ("last_n_stages", left) if left else ("head", 1)
+        num_trained = len(task.stages) - frozen
+        config.freeze.recipe, config.freeze.stages = ("last_n_stages", num_trained) if num_trained else ("head", 1)
     if order is not None:
         task = task._replace(train_batch=task.train_batch._replace(seed=order))
     task = task._replace(init=lambda key: start)
-    best, found = -1.0, None
+    best_score, best_variables = -1.0, None
     for rate in RATES.value:
         config.optim.lr = float(rate)
         plan = phases.resolve(config, task.sizes, task.stages)
@@ -199,92 +204,92 @@ def train(lab: Lab, start: Mapping[str, Any], frozen: int = 0, order: int | None
             fitted = loop.fit(task, plan, pace, config.seed, Path(folder), verbose=False)
             fitted.checkpoints.close()
         score = evaluate.evaluate(task, fitted.state.variables, "validation").values["accuracy"]
-        if score > best:
-            best, found = score, jax.device_get(fitted.state.variables)
-    assert found is not None, "no rate was tried"
-    return found
+        if score > best_score:
+            best_score, best_variables = score, jax.device_get(fitted.state.variables)
+    assert best_variables is not None, "no rate was tried"
+    return best_variables
 
 
-def tested(lab: Lab, variables: Mapping[str, Any], name: str = "accuracy") -> float:
+def evaluate_test(setup: Setup, variables: Mapping[str, Any], name: str = "accuracy") -> float:
     """Return a metric on the test part."""
-    return evaluate.evaluate(lab.task, sharding.replicate(variables), "test").values[name]
+    return evaluate.evaluate(setup.task, sharding.replicate(variables), "test").values[name]
 
 
-def mixed(base_of: Mapping[str, Any], other: Mapping[str, Any], parts: Any) -> dict[str, Any]:
-    """Return ``base_of`` with the named parts taken from ``other``."""
+def mix_stages(base: Mapping[str, Any], other: Mapping[str, Any], stages: Any) -> dict[str, Any]:
+    """Return ``base`` with the named stages taken from ``other``."""
     return {
-        kind: {name: (other if name in parts else base_of)[kind][name] for name in leaves}
-        for kind, leaves in base_of.items()
+        kind: {name: (other if name in stages else base)[kind][name] for name in leaves}
+        for kind, leaves in base.items()
     }
 
 
-def depth(lab: Lab) -> list[dict[str, Any]]:
+def measure_depth(setup: Setup) -> list[dict[str, Any]]:
     """Transfer the first d parts; d = 0 is training from scratch."""
     rows = []
-    for d in range(len(lab.task.stages) + 1):
-        start = mixed(lab.drawn, lab.source, lab.task.stages[:d])
+    for d in range(len(setup.task.stages) + 1):
+        start = mix_stages(setup.random_init, setup.source, setup.task.stages[:d])
         for variant in ("tuned", "frozen") if d else ("tuned",):
-            value = tested(lab, train(lab, start, frozen=d if variant == "frozen" else 0))
-            say(f"{TARGET.value}, seed {lab.config.seed}: first {d} parts, {variant}: {value:.4f}")
+            value = evaluate_test(setup, train_best_rate(setup, start, frozen=d if variant == "frozen" else 0))
+            say(f"{TARGET.value}, seed {setup.config.seed}: first {d} parts, {variant}: {value:.4f}")
             rows.append({"kind": "depth", "at": d, "variant": variant, "value": value})
     return rows
 
 
-def rewind(lab: Lab, tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
+def measure_rewinding(setup: Setup, fine_tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Put one part of the fine-tuned network back to its start, or to random weights."""
-    rows = [{"kind": "rewind", "at": "none", "variant": "start", "value": tested(lab, tuned)}]
-    for part in lab.task.stages:
-        for variant, other in (("start", lab.source), ("random", lab.drawn)):
-            value = tested(lab, renewed(lab, mixed(tuned, other, [part])))
-            rows.append({"kind": "rewind", "at": part, "variant": variant, "value": value})
+    rows = [{"kind": "rewind", "at": "none", "variant": "start", "value": evaluate_test(setup, fine_tuned)}]
+    for stage in setup.task.stages:
+        for variant, other in (("start", setup.source), ("random", setup.random_init)):
+            value = evaluate_test(setup, recompute_statistics(setup, mix_stages(fine_tuned, other, [stage])))
+            rows.append({"kind": "rewind", "at": stage, "variant": variant, "value": value})
     return rows
 
 
-def drift(lab: Lab, tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
+def measure_drift(setup: Setup, fine_tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Measure how far each part moved, in weights and in what it computes."""
-    network = moves.network_of(lab.config, lab.task.facts["input"])
-    pooled = [moves.everything(network, variables, lab.task) for variables in (lab.source, tuned)]
+    network = moves.load_run_network(setup.config, setup.task.facts["input"])
+    pooled = [moves.pooled_features(network, variables, setup.task) for variables in (setup.source, fine_tuned)]
     rows = []
-    for part in lab.task.stages:
-        moved = moves.distance_of(lab.source["params"][part], tuned["params"][part])
-        alike = transferability.linear_cka(pooled[0][part], pooled[1][part])
+    for stage in setup.task.stages:
+        change = moves.relative_change(setup.source["params"][stage], fine_tuned["params"][stage])
+        similarity = transferability.linear_cka(pooled[0][stage], pooled[1][stage])
         rows += [
-            {"kind": "drift", "at": part, "variant": variant, "value": value}
-            for variant, value in (("weights", moved), ("cka", alike))
+            {"kind": "drift", "at": stage, "variant": variant, "value": value}
+            for variant, value in (("weights", change), ("cka", similarity))
         ]
     return rows
 
 
-def lines(lab: Lab, tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
+def measure_interpolation(setup: Setup, fine_tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Measure accuracy on the lines between pairs of networks that saw the examples in different orders."""
-    seed = lab.config.seed
-    scratch = train(lab, lab.drawn)
-    other = jax.device_get(initial_state(restore.make_task(_random(lab)), seed + 1000).variables)
-    other = mixed(other, lab.drawn, ["head"])  # heads start alike in all pairs
+    seed = setup.config.seed
+    scratch = train_best_rate(setup, setup.random_init)
+    other = jax.device_get(initial_state(restore.make_task(_random_config(setup)), seed + 1000).variables)
+    other = mix_stages(other, setup.random_init, ["head"])  # heads start alike in all pairs
     ends = {
-        "source": (tuned, train(lab, lab.source, order=seed + 1000)),
-        "one random start": (scratch, train(lab, lab.drawn, order=seed + 1000)),
-        "two random starts": (scratch, train(lab, other, order=seed + 1000)),
+        "source": (fine_tuned, train_best_rate(setup, setup.source, order=seed + 1000)),
+        "one random start": (scratch, train_best_rate(setup, setup.random_init, order=seed + 1000)),
+        "two random starts": (scratch, train_best_rate(setup, other, order=seed + 1000)),
     }
     rows = []
     for variant, (first, last) in ends.items():
-        for share in np.linspace(0, 1, POINTS):
-            value = tested(lab, renewed(lab, interpolate(first, last, float(share))))
+        for share in np.linspace(0, 1, NUM_POINTS):
+            value = evaluate_test(setup, recompute_statistics(setup, interpolate(first, last, float(share))))
             rows.append({"kind": "line", "at": f"{share:.1f}", "variant": variant, "value": value})
     return rows
 
 
-def renewed(lab: Lab, variables: Mapping[str, Any]) -> dict[str, Any]:
+def recompute_statistics(setup: Setup, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Return the variables with BatchNorm's statistics taken from the training part as one batch."""
-    stream = lab.task.train_batch
+    stream = setup.task.train_batch
     batch = {"image": stream.images[:], "label": stream.labels, "mask": np.ones(len(stream.labels), np.float32)}
     with freeze.use_running_statistics(frozenset(), momentum=1e-9):
-        _, (stats, _) = lab.task.loss(variables, batch, jax.random.key(0))
+        _, (stats, _) = setup.task.loss(variables, batch, jax.random.key(0))
     return {**variables, "batch_stats": jax.device_get(stats)}
 
 
-def _random(lab: Lab) -> recipe.Config:
-    return recipe.override(lab.config, pairs.source_changes(pairs.RANDOM, ""))
+def _random_config(setup: Setup) -> recipe.Config:
+    return recipe.override(setup.config, pairs.source_changes(pairs.RANDOM, ""))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import jax
 from tl_jax import api
 from tl_jax.config import recipe, stored
 from tl_jax.pretrained.catalog import EMBEDDED_DIR
-from tl_jax.report.html import facts
+from tl_jax.report.html import facts_table
 from tl_jax.tasks import image_classification
 from tl_jax.train import evaluate
 from tl_jax.train.state import initial_state
@@ -26,25 +26,25 @@ class Card(NamedTuple):
     commit: str
 
 
-def embed(workdir: Path, about: Card, how: str) -> None:
-    """Export a finished run, test the exported file, and write it and its card; ``how`` is the command."""
+def embed_weights(workdir: Path, card: Card, command: str) -> None:
+    """Export a finished run, test the exported file, and write it and its card; ``command`` is how it was made."""
     config = stored.get_config(str(workdir))
     exported = api.export(config, workdir, dtype="float16")
-    target = EMBEDDED_DIR / f"{about.name}.safetensors"
+    target = EMBEDDED_DIR / f"{card.name}.safetensors"
     disk.write_bytes(target, exported.read_bytes())
-    again = (("init.source", "tl_jax"), ("init.path", str(target)), ("init.head", "keep"))
-    task = image_classification.make_task(recipe.override(config, again))
+    changes = (("init.source", "tl_jax"), ("init.path", str(target)), ("init.head", "keep"))
+    task = image_classification.make_task(recipe.override(config, changes))
     values, examples, _, _ = evaluate.evaluate(task, initial_state(task, 0).variables, "test")
     summary = json.loads((workdir / "summary.json").read_text())
     sizes, inputs = summary["examples"], task.facts["input"]
     rows = {
         "network": f"`{config.model.name}`, {summary['parameters']['trainable']:,} parameters, "
         f"{len(task.classes)} classes",
-        "data": about.data,
+        "data": card.data,
         "examples": f"{sizes['train']:,} for training, {sizes['validation']:,} for validation, "
         f"{sizes['test']:,} for testing",
-        "command": f"`{how}`",
-        "run": f"{about.date}, commit {about.commit}, seed {summary['seed']}, {summary['steps']:,} steps, "
+        "command": f"`{command}`",
+        "run": f"{card.date}, commit {card.commit}, seed {summary['seed']}, {summary['steps']:,} steps, "
         f"{jax.default_backend()}",
         "test accuracy": f"{values['accuracy']:.2%} on {examples:,} examples, one seed, of this file "
         "(values stored as float16)",
@@ -54,6 +54,6 @@ def embed(workdir: Path, about: Card, how: str) -> None:
         "SHA-256": f"`{hashlib.sha256(target.read_bytes()).hexdigest()}`",
         "licence": "Apache-2.0, as the code; no example of the data is contained",
     }
-    card = f"# {about.name}\n\n{facts(rows)}\n"
-    disk.write_text(target.with_suffix(".md"), card)
-    print(card)
+    text = f"# {card.name}\n\n{facts_table(rows)}\n"
+    disk.write_text(target.with_suffix(".md"), text)
+    print(text)

@@ -42,7 +42,7 @@ def main(_: list[str]) -> None:
         config.data.dir = str(Path(DATA_DIR.value) / folder) if folder else ""
         api.run(config, workdir)
         card = model_card.Card(f"resnet8_{name}", about, time.strftime("%Y-%m-%d"), record.commit())
-        model_card.embed(workdir, card, f"python -m experiments.pretrain_sources --sources={name} ...")
+        model_card.embed_weights(workdir, card, f"python -m experiments.pretrain_sources --sources={name} ...")
 
 
 if __name__ == "__main__":

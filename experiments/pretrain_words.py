@@ -20,8 +20,8 @@ from tl_jax.data import text_datasets, tokenize
 from tl_jax.pretrained import huggingface
 from tl_jax.utils import command, disk
 
-SIZE = 4096  # entries of the vocabulary
-SHAPE = {"width": 128, "depth": 4, "heads": 4, "hidden": 512, "positions": 128}
+VOCABULARY_SIZE = 4096  # entries of the vocabulary
+MODEL_SIZES = {"width": 128, "depth": 4, "heads": 4, "hidden": 512, "positions": 128}
 WORKDIR = flags.DEFINE_string("workdir", "runs/pretrain_words", "Folder of the run.")
 OUTPUT = flags.DEFINE_string("output", "", "Folder for the network; empty writes it to the run's own folder only.")
 
@@ -30,22 +30,22 @@ def main(_: list[str]) -> None:
     """Make the vocabulary, train, export."""
     logging.set_verbosity(logging.WARNING)
     folder = Path(WORKDIR.value)
-    words = folder / "vocabulary"
-    if not (words / "vocab.txt").is_file():
+    vocabulary = folder / "vocabulary"
+    if not (vocabulary / "vocab.txt").is_file():
         lines: Any = text_datasets.load_docstrings("docs_corpus").train.images
-        tokenize.train_vocabulary(lines, SIZE, words)
+        tokenize.train_vocabulary(lines, VOCABULARY_SIZE, vocabulary)
     config = masked_words.get_config("small")
-    config = recipe.override(config, (("model.options", {**SHAPE, "pooling": "mean"}),))
-    config.init.path = str(words)
+    config = recipe.override(config, (("model.options", {**MODEL_SIZES, "pooling": "mean"}),))
+    config.init.path = str(vocabulary)
     summary = api.run(config, folder / "run")
-    made = api.export(config, folder / "run", "float16")
-    disk.write_text(made / "card.md", card(summary))
+    exported = api.export(config, folder / "run", "float16")
+    disk.write_text(exported / "card.md", make_card(summary))
     if OUTPUT.value:
         for name in (*huggingface.SAVED_FILES, "card.md"):  # the package has its own card, and no program
-            disk.write_bytes(Path(OUTPUT.value) / name, (made / name).read_bytes())
+            disk.write_bytes(Path(OUTPUT.value) / name, (exported / name).read_bytes())
 
 
-def card(summary: dict) -> str:
+def make_card(summary: dict) -> str:
     """Return what a user of the weights should know."""
     about = {name: summary[name] for name in ("metrics", "steps", "examples", "seconds", "versions", "devices")}
     return (

@@ -9,7 +9,7 @@ from typing import Any
 from tl_jax.utils.errors import UserError
 
 
-def configured(recipe: str, changes: Mapping[str, Any]) -> Any:
+def load_config(recipe: str, changes: Mapping[str, Any]) -> Any:
     """Return a recipe with fields changed; a UserError names a mistake in either."""
     from tl_jax.config import recipe as recipe_module
     from tl_jax.config import validate
@@ -26,37 +26,37 @@ def configured(recipe: str, changes: Mapping[str, Any]) -> Any:
     return config
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value as the record writes it."""
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def split_pair(text: str) -> tuple[str, str]:
     """Return field and rest of FIELD=..."""
-    field, equals, rest = text.partition("=")
-    if not equals or not rest:
+    field, equals, value = text.partition("=")
+    if not equals or not value:
         raise UserError(f"{text!r} is not FIELD=VALUE")
-    return field.removeprefix("config."), rest
+    return field.removeprefix("config."), value
 
 
-def pair(text: str) -> tuple[str, Any]:
+def parse_pair(text: str) -> tuple[str, Any]:
     """Return field and value of FIELD=VALUE."""
     field, value = split_pair(text)
-    return field, literal(value)
+    return field, parse_literal(value)
 
 
-def literals(text: str) -> Sequence[Any]:
+def parse_values(text: str) -> Sequence[Any]:
     """Return the values of VALUE,VALUE,...; a value with commas of its own stands in brackets, as Python writes it."""
     try:
-        found = ast.literal_eval(f"[{text}]")
+        values = ast.literal_eval(f"[{text}]")
     except (SyntaxError, ValueError):
-        found = [literal(part) for part in text.split(",")]
-    if len({shown(value) for value in found}) < len(found):
+        values = [parse_literal(word) for word in text.split(",")]
+    if len({format_value(value) for value in values}) < len(values):
         raise UserError(f"{text!r} has a value twice")
-    return found
+    return values
 
 
-def literal(text: str) -> Any:
+def parse_literal(text: str) -> Any:
     """Return a Python literal, or the word itself."""
     try:
         return ast.literal_eval(text)

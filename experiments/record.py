@@ -14,10 +14,10 @@ from tl_jax.utils import disk
 from tl_jax.utils.environment import commit
 from tl_jax.utils.errors import UserError
 
-__all__ = ["begin", "commit", "note", "read", "write"]
+__all__ = ["add_facts", "begin_record", "commit", "read_rows", "write_rows"]
 
 
-def begin(prefix: Path, protocol: Mapping[str, Any]) -> None:
+def begin_record(prefix: Path, protocol: Mapping[str, Any]) -> None:
     """Refuse a record that was made in another way; write down how this one is made.
 
     Args:
@@ -35,7 +35,7 @@ def begin(prefix: Path, protocol: Mapping[str, Any]) -> None:
     write_json(path, {**old, **protocol})
 
 
-def note(prefix: Path, **facts: Any) -> None:
+def add_facts(prefix: Path, **facts: Any) -> None:
     """Add facts that may differ from start to start, such as versions: each is a list of what was seen."""
     path = Path(f"{prefix}.json")
     old = read_json(path)
@@ -44,7 +44,7 @@ def note(prefix: Path, **facts: Any) -> None:
     write_json(path, old)
 
 
-def read(prefix: Path) -> list[dict[str, str]]:
+def read_rows(prefix: Path) -> list[dict[str, str]]:
     """Return the rows that are there."""
     path = Path(f"{prefix}.csv")
     if not path.is_file():
@@ -53,7 +53,7 @@ def read(prefix: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write(prefix: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_rows(prefix: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write all rows; numbers with five digits."""
     path = Path(f"{prefix}.csv")
     with disk.atomic_write(path) as temporary, temporary.open("w", newline="") as file:

@@ -25,11 +25,11 @@ from typing import Any
 
 from absl import flags
 
-from tl_jax.utils import command
+from tl_jax.utils import command, disk
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("configs", "tl_jax", "experiments")
-LONG = 50  # lines of a function
+MAX_FUNCTION_LINES = 50  # lines of a function
 # Run in the folder of a commit: runs the recipe, and prints the files that were entered before the first training row.
 TRACE = """
 import json, os, sys
@@ -65,22 +65,22 @@ def main(_: list[str]) -> None:
     columns = {}
     for commit in COMMITS.value:
         with tempfile.TemporaryDirectory() as folder:
-            packed = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
-            with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            archive_bytes = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
+            with tarfile.open(fileobj=io.BytesIO(archive_bytes)) as archive:
                 archive.extractall(folder, filter="data")
-            columns[commit] = measure(Path(folder))
+            columns[commit] = measure_commit(Path(folder))
     for name in next(iter(columns.values())):
         print(f"{name:34s}" + "".join(f"{column[name]!s:>24s}" for column in columns.values()))
     if RESULTS.value:
-        Path(RESULTS.value).write_text(json.dumps(columns, indent=1) + "\n")
+        disk.write_text(Path(RESULTS.value), json.dumps(columns, indent=1) + "\n")
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure_commit(folder: Path) -> dict[str, Any]:
     """Return the figures of an unpacked commit by name."""
     files = [folder / "run.py", *(path for name in FOLDERS for path in sorted((folder / name).rglob("*.py")))]
     trees = {path: ast.parse(path.read_text()) for path in files}
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
-    wheel = build(folder)
+    wheel = build_wheel(folder)
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.split("/")[0] for name in archive.namelist() if ".dist-info" not in name}
     figures = {
@@ -88,42 +88,42 @@ def measure(folder: Path) -> dict[str, Any]:
         "statements": sum(isinstance(node, ast.stmt) for tree in trees.values() for node in ast.walk(tree)),
         "lines": sum(len(path.read_text().splitlines()) for path in files),
         "functions over 50 lines": sum(map(long_functions, trees.values())),
-        "requirements without extras": len(project.get("dependencies") or requirements(folder)),
+        "requirements without extras": len(project.get("dependencies") or read_requirements(folder)),
         "wheel, kB": round(wheel.stat().st_size / 1e3),
         "installed packages": ", ".join(sorted(tops)),
-        "files to a training step": len(entered(folder)),
+        "files to a training step": len(entered_files(folder)),
     }
     return {**figures, "installation, MB": installed_size(wheel)} if INSTALL.value else figures
 
 
 def long_functions(tree: ast.AST) -> int:
-    """Return the number of functions with more than ``LONG`` lines."""
+    """Return the number of functions with more than ``MAX_FUNCTION_LINES`` lines."""
     functions = (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
-    return sum((node.end_lineno or 0) - node.lineno >= LONG for node in functions)
+    return sum((node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES for node in functions)
 
 
-def requirements(folder: Path) -> list[str]:
+def read_requirements(folder: Path) -> list[str]:
     """Return the lines of requirements.txt, where the package takes its requirements from there."""
     return re.findall(r"^\w.*", (folder / "requirements.txt").read_text(), re.MULTILINE)
 
 
-def build(folder: Path) -> Path:
+def build_wheel(folder: Path) -> Path:
     """Build the wheel of a commit and return it."""
-    out = folder / "wheel"
-    command_line = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(out), str(folder)]
+    output = folder / "wheel"
+    command_line = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(output), str(folder)]
     subprocess.run(command_line, check=True)
-    return next(out.glob("*.whl"))
+    return next(output.glob("*.whl"))
 
 
-def entered(folder: Path) -> list[str]:
+def entered_files(folder: Path) -> list[str]:
     """Return the files in which a function was called from the command to the first training step."""
     arguments = [sys.executable, "-W", "ignore", "-c", TRACE, str(folder / "run")]
     environment = {**os.environ, "TL_JAX_CACHE": str(folder / "cache")}
-    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True)
-    found = re.search(r"^ENTERED (.*)$", done.stdout, re.MULTILINE)
-    if not found:
-        raise RuntimeError(f"no training step was reached:\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}")
-    return json.loads(found[1])
+    process = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True)
+    match = re.search(r"^ENTERED (.*)$", process.stdout, re.MULTILINE)
+    if not match:
+        raise RuntimeError(f"no training step was reached:\n{process.stdout[-1000:]}\n{process.stderr[-2000:]}")
+    return json.loads(match[1])
 
 
 def installed_size(wheel: Path) -> int:

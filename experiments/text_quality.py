@@ -19,7 +19,7 @@ from experiments import record
 from tl_jax import api
 from tl_jax.config import recipe as recipe_module
 from tl_jax.report import html
-from tl_jax.report.plots import interval
+from tl_jax.report.plots import t_interval
 from tl_jax.restore import make_task
 from tl_jax.train.logging import say
 from tl_jax.transfer import phases
@@ -40,22 +40,22 @@ def main(_: list[str]) -> None:
     """Run what is still to be run, then write the table."""
     logging.set_verbosity(logging.WARNING)
     prefix = Path(RESULTS.value)
-    record.begin(prefix, {"epochs": 3, "batch": 32, "rate": 5e-5})
-    record.note(prefix, devices=jax.devices()[0].device_kind, versions=api.versions())
+    record.begin_record(prefix, {"epochs": 3, "batch": 32, "rate": 5e-5})
+    record.add_facts(prefix, devices=jax.devices()[0].device_kind, versions=api.versions())
     for seed in map(int, SEEDS.value):
         for name in SETS.value:
             for library in LIBRARIES.value:
-                rows = record.read(prefix)
+                rows = record.read_rows(prefix)
                 if not any((r["set"], r["library"], int(r["seed"])) == (name, library, seed) for r in rows):
                     say(f"--- {name}, {library}, seed {seed}")
-                    row = measured(name, library, seed)
-                    record.write(prefix, [*record.read(prefix), row])
-    text = html.markdown(table(record.read(prefix)))
+                    row = measure_run(name, library, seed)
+                    record.write_rows(prefix, [*record.read_rows(prefix), row])
+    text = html.to_markdown(make_table(record.read_rows(prefix)))
     disk.write_text(Path(f"{prefix}.md"), text)
     say(text)
 
 
-def measured(name: str, library: str, seed: int) -> dict[str, Any]:
+def measure_run(name: str, library: str, seed: int) -> dict[str, Any]:
     """Return the row of one run."""
     recipe, metric = RECIPES[name]
     changes = (("init.path", BERT.value), ("data.dir", str(Path(DATA_DIR.value) / name)), ("seed", seed))
@@ -64,14 +64,14 @@ def measured(name: str, library: str, seed: int) -> dict[str, Any]:
         summary = api.run(config, Path(WORKDIR.value) / name / f"seed{seed}")
         values, examples = summary["metrics"], summary["examples_evaluated"]
     else:
-        values, examples = peer(config)
+        values, examples = train_peer(config)
     return {
         "set": name, "library": library, "seed": seed, "metric": metric, "value": float(values[metric]),
         "examples": examples, "commit": record.commit(),
     }  # fmt: skip
 
 
-def peer(config: recipe_module.Config) -> tuple[dict[str, float], int]:
+def train_peer(config: recipe_module.Config) -> tuple[dict[str, float], int]:
     """Return the test metrics of transformers, trained on the batches and at the rates of ``config``."""
     from experiments.benchmarks.text_peers import Trainer
 
@@ -83,35 +83,39 @@ def peer(config: recipe_module.Config) -> tuple[dict[str, float], int]:
         if step % 50 == 0:
             say(f"step {step} of {plan.stop}: loss {loss:.3f}")
     batches = list(task.eval_batches("test"))
-    found = [trainer.classes(batch) for batch in batches]
-    hits = [(each == batch["label"])[batch["mask"] > 0] for each, batch in zip(found, batches, strict=True)]
+    predictions = [trainer.classes(batch) for batch in batches]
+    hits = [
+        (predicted == batch["label"])[batch["mask"] > 0] for predicted, batch in zip(predictions, batches, strict=True)
+    ]
     assert task.judge
-    values = dict(task.evaluate(found, batches).values)
+    values = dict(task.evaluate(predictions, batches).values)
     if config.task == "text":
         values["accuracy"] = float(np.concatenate(hits).mean())
     return values, sum(int(batch["mask"].sum()) for batch in batches)
 
 
-def table(rows: list[dict[str, str]]) -> html.Table:
+def make_table(rows: list[dict[str, str]]) -> html.Table:
     """Return means with 95 % intervals of each library, and their difference paired by seed."""
-    out, libraries = [], sorted({row["library"] for row in rows})
+    lines, libraries = [], sorted({row["library"] for row in rows})
     for name in dict.fromkeys(row["set"] for row in rows):
-        mine = [row for row in rows if row["set"] == name]
-        by = {lib: {r["seed"]: 100 * float(r["value"]) for r in mine if r["library"] == lib} for lib in libraries}
-        both = sorted(set.intersection(*map(set, by.values())))
-        cells = [f"{name}, {mine[0]['metric']}, {int(mine[0]['examples']):,}", str(len(both))]
-        values = [np.asarray([each[seed] for seed in both]) for each in by.values()]
+        selected = [row for row in rows if row["set"] == name]
+        by_library = {
+            lib: {r["seed"]: 100 * float(r["value"]) for r in selected if r["library"] == lib} for lib in libraries
+        }
+        shared = sorted(set.intersection(*map(set, by_library.values())))
+        cells = [f"{name}, {selected[0]['metric']}, {int(selected[0]['examples']):,}", str(len(shared))]
+        values = [np.asarray([scores[seed] for seed in shared]) for scores in by_library.values()]
         values += [values[0] - values[-1]] if len(values) > 1 else []
-        out.append([*cells, *(_shown(each) for each in values)])
+        lines.append([*cells, *(_format_interval(scores) for scores in values)])
     return html.Table(
-        ["set, metric, test examples", "seeds", *libraries, *(["difference"] if len(libraries) > 1 else [])], out
+        ["set, metric, test examples", "seeds", *libraries, *(["difference"] if len(libraries) > 1 else [])], lines
     )
 
 
-def _shown(values: np.ndarray) -> str:
+def _format_interval(values: np.ndarray) -> str:
     if len(values) < 2:
         return f"{values.mean():.1f}" if len(values) else ""
-    mean, half = interval(values)
+    mean, half = t_interval(values)
     return f"{mean:.1f} ± {half:.1f}"
 
 

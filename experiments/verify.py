@@ -28,18 +28,18 @@ from absl import flags, logging
 
 from experiments import recipe
 from experiments.expectations import (
-    FILE,
-    cheap,
-    compare,
+    EXPECTED_FILE,
+    cheap_entries,
+    compare_figures,
+    exit_status,
+    format_table,
     make_entry,
-    measure,
-    missing,
-    place,
-    read,
-    status,
-    table,
-    verify,
-    write,
+    measure_recipe,
+    missing_data,
+    read_entries,
+    run_folder,
+    verify_recipes,
+    write_entries,
 )
 from tl_jax.train import workdir
 from tl_jax.train.logging import say
@@ -55,7 +55,7 @@ SET = flags.DEFINE_multi_string("set", [], "With --record: FIELD=VALUE of the en
 NEEDS = flags.DEFINE_multi_string("needs", [], "With --record: FIELD=PATH below --data_dir that the entry reads.")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the runs; a temporary one if empty.")
 DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of the data that some entries need; $TL_JAX_TEST_DATA if empty.")
-EXPECTED = flags.DEFINE_string("expected", str(FILE), "The file with the entries.")
+EXPECTED = flags.DEFINE_string("expected", str(EXPECTED_FILE), "The file with the entries.")
 
 
 def main(_: list[str]) -> int:
@@ -63,59 +63,59 @@ def main(_: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     workdir.silence_orbax()
     file = Path(EXPECTED.value)
-    known = read(file)
-    names = [_named(name) for name in RECIPES.value]
+    entries = read_entries(file)
+    names = [_entry_name(name) for name in RECIPES.value]
     if RECORD.value and not (names or ALL.value):
         raise UserError("--record overwrites entries; say which by --recipes=NAME,... or --all")
     if not RECORD.value and (SEEDS.value or SET.value or NEEDS.value):
         raise UserError("--seeds, --set and --needs are what --record writes; leave them out to verify")
-    names = names or (list(known) if ALL.value else cheap(known))
-    if not RECORD.value and (unknown := [name for name in names if name not in known]):
-        raise UserError(f"--recipes={unknown[0]}: no entry in {file}; {nearest(unknown[0], known)}")
+    names = names or (list(entries) if ALL.value else cheap_entries(entries))
+    if not RECORD.value and (unknown := [name for name in names if name not in entries]):
+        raise UserError(f"--recipes={unknown[0]}: no entry in {file}; {nearest(unknown[0], entries)}")
     with contextlib.ExitStack() as stack:
         folder = Path(WORKDIR.value or stack.enter_context(tempfile.TemporaryDirectory(prefix="verify_")))
-        if any(place(folder, name).exists() for name in names):
+        if any(run_folder(folder, name).exists() for name in names):
             raise UserError(f"{folder} has the runs of an earlier verification; pass another --workdir")
         if RECORD.value:
-            return _record(names, known, folder.expanduser().absolute(), file)
-        rows = verify(names, known, folder.expanduser().absolute(), data_dir())
-    say(table(rows))
-    return status(rows)
+            return _record_entries(names, entries, folder.expanduser().absolute(), file)
+        rows = verify_recipes(names, entries, folder.expanduser().absolute(), data_dir())
+    say(format_table(rows))
+    return exit_status(rows)
 
 
-def _record(names: Sequence[str], known: dict[str, Any], folder: Path, file: Path) -> int:
+def _record_entries(names: Sequence[str], entries: dict[str, Any], folder: Path, file: Path) -> int:
     """Measure recipes and write their entries, each as soon as it is there."""
     data = data_dir()
     for name in names:
-        old, begin = known.get(name, {}), time.process_time()
-        seeds = [int(seed) for seed in SEEDS.value] or old.get("seeds", [0, 1, 2])
+        entry_before, start = entries.get(name, {}), time.process_time()
+        seeds = [int(seed) for seed in SEEDS.value] or entry_before.get("seeds", [0, 1, 2])
         if len(seeds) < 3:
             raise UserError(f"--seeds={','.join(map(str, seeds))}: an interval wants three or more")
-        entry = {"set": dict(map(recipe.pair, SET.value)) or old.get("set", {}), "seeds": seeds}
-        if needs := dict(map(recipe.split_pair, NEEDS.value)) or old.get("needs", {}):
+        entry = {"set": dict(map(recipe.parse_pair, SET.value)) or entry_before.get("set", {}), "seeds": seeds}
+        if needs := dict(map(recipe.split_pair, NEEDS.value)) or entry_before.get("needs", {}):
             entry["needs"] = needs
-        if absent := missing(entry, data):
-            say(f"{name}: skipped, {absent}")
+        if problem := missing_data(entry, data):
+            say(f"{name}: skipped, {problem}")
             continue
         say(f"{name} ...")
         with show_elapsed(name):
-            found = measure(name, entry, place(folder, name), data)
-        known[name] = make_entry(name, entry, found, time.process_time() - begin)
-        write(file, known)
-        say(table(compare(name, known[name], found, time.process_time() - begin)))
+            results = measure_recipe(name, entry, run_folder(folder, name), data)
+        entries[name] = make_entry(name, entry, results, time.process_time() - start)
+        write_entries(file, entries)
+        say(format_table(compare_figures(name, entries[name], results, time.process_time() - start)))
     return 0
 
 
 def data_dir() -> Path | None:
     """Return the folder of data, None where none is named."""
-    named = DATA_DIR.value or os.environ.get("TL_JAX_TEST_DATA", "")
-    return Path(named).expanduser().absolute() if named else None
+    path = DATA_DIR.value or os.environ.get("TL_JAX_TEST_DATA", "")
+    return Path(path).expanduser().absolute() if path else None
 
 
-def _named(given: str) -> str:
+def _entry_name(recipe: str) -> str:
     """Return the name of an entry for NAME, NAME.py or configs/NAME.py, each with or without :VARIANT."""
-    path, colon, variant = given.partition(":")
-    return Path(path).name.removesuffix(".py") + colon + variant
+    path, separator, variant = recipe.partition(":")
+    return Path(path).name.removesuffix(".py") + separator + variant
 
 
 if __name__ == "__main__":

@@ -54,36 +54,36 @@ def train_heads(
     orders = [stream._replace(seed=seed) for seed in seeds]
     steps = phase.stop - phase.start
     rows = np.stack([[order.rows(step) for step in range(steps)] for order in orders]).astype(np.int32)
-    paces = np.stack([learning_rates(phase.rate._replace(lr=rate)) for rate in rates])
+    schedules = np.stack([learning_rates(phase.rate._replace(lr=rate)) for rate in rates])
     keys = jnp.stack([stream_key(seed, "train") for seed in seeds])
     data = {"image": stream.images[:], "label": stream.labels}
-    given = (params, data, rows, keys, paces, np.asarray(decays, np.float32))
-    given = sharding.replicate(given)
-    program = sharding.compile_cached(_make_train(task.loss, optim, phase.rules), *given)
-    clock = time.monotonic()
-    params, losses = jax.block_until_ready(program.execute(*given))
-    seconds = {"compile": program.seconds, "train": time.monotonic() - clock}
-    validation, test = (_accuracy(task, params, part) for part in ("validation", "test"))
+    arguments = (params, data, rows, keys, schedules, np.asarray(decays, np.float32))
+    arguments = sharding.replicate(arguments)
+    program = sharding.compile_cached(_make_training(task.loss, optim, phase.rules), *arguments)
+    start = time.monotonic()
+    params, losses = jax.block_until_ready(program.execute(*arguments))
+    seconds = {"compile": program.seconds, "train": time.monotonic() - start}
+    validation, test = (_accuracy(task, params, split) for split in ("validation", "test"))
     loss = np.asarray(losses)[..., -max(1, steps // 10) :].mean(-1)
-    sound = np.isfinite(loss)  # a head of NaN would have the accuracy of its first class
-    validation, test = (np.where(sound, part, np.nan) for part in (validation, test))
+    finite = np.isfinite(loss)  # a head of NaN would have the accuracy of its first class
+    validation, test = (np.where(finite, split, np.nan) for split in (validation, test))
     return Heads(jax.device_get(params), validation, test, loss, seconds)
 
 
 @functools.cache
-def _make_train(loss: Any, optim: OptimSpec, rules: Any):
+def _make_training(loss: Any, optim: OptimSpec, rules: Any):
     """Return the jitted function (heads (S, ...), data, rows (S, T, B), keys (S,), rates (R, T), decays (W,)) -> all.
 
     The batches of a seed are gathered once for all its rates and decays.
     """
     step, optimizer = make_step(loss, optim, rules, "auto"), make_optimizer(optim, rules)
 
-    def one(state, batch, key, rate, decay):
+    def train_step(state, batch, key, rate, decay):
         state, row = step(state, batch, key, rate, decay=decay)
         total, count = row["sums"]["loss"]
         return state, total / count
 
-    by_decay = jax.vmap(one, in_axes=(0, None, None, None, 0))
+    by_decay = jax.vmap(train_step, in_axes=(0, None, None, None, 0))
     by_rate = jax.vmap(by_decay, in_axes=(0, None, None, 0, None))
     by_seed = jax.vmap(by_rate, in_axes=(0, 0, 0, None, None))
 
@@ -105,11 +105,11 @@ def _make_train(loss: Any, optim: OptimSpec, rules: Any):
     return jax.jit(train)
 
 
-def _accuracy(task: Task, params: Any, part: str) -> np.ndarray:
+def _accuracy(task: Task, params: Any, split: str) -> np.ndarray:
     """Return the accuracy (S, R, W) on a part, nan without examples."""
-    score = _make_scores(task.metrics)
+    score = _make_accuracy(task.metrics)
     sums = []
-    for batch in task.eval_batches(part) if task.sizes.get(part) else ():
+    for batch in task.eval_batches(split) if task.sizes.get(split) else ():
         sums.append(score(params, sharding.shard_batch(batch)))
         if len(sums) % QUEUE == 0:
             jax.block_until_ready(sums[-1])
@@ -120,7 +120,7 @@ def _accuracy(task: Task, params: Any, part: str) -> np.ndarray:
 
 
 @functools.cache
-def _make_scores(metrics: Any):
+def _make_accuracy(metrics: Any):
     def score(params, batch):
         total, count = metrics({"params": params, "batch_stats": {}}, batch)["accuracy"]
         return jnp.stack([total, count])

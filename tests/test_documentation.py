@@ -91,8 +91,8 @@ def check_run(arguments: list[str]) -> None:
     values = flags.FlagValues()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["tl-jax", *arguments])  # where ml_collections looks for fields that are set
-        cli.define(values)
-        cli.parse(sys.argv, values)
+        cli.define_flags(values)
+        cli.parse_flags(sys.argv, values)
     if values.mode == "train" or any(argument.startswith("--config=") for argument in arguments):
         validate.validate(values.config)  # else that of the run itself, which is not there
 

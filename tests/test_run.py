@@ -86,7 +86,7 @@ def test_smoke_writes_everything(finished):
     assert list((workdir / "tensorboard").iterdir())
     assert "BatchNorm: 20 of 20 layers keep their statistics" in done.stdout
     assert "650 trainable, 21,472 frozen" in done.stdout
-    assert summary["smoke"] and done.stdout.splitlines()[-1] == plots.SMOKE
+    assert summary["smoke"] and done.stdout.splitlines()[-1] == plots.SMOKE_NOTE
     assert "Smoke run: it shows that every part works and measures nothing" in (workdir / "report.html").read_text()
 
 

@@ -20,15 +20,16 @@ from tl_jax.config.fields import IMAGE_TASKS
 from tl_jax.data.augment import Augment, augment, augment_boxes
 from tl_jax.data.detection import CLASS
 from tl_jax.export import export, model_card
-from tl_jax.metrics import Verdict
-from tl_jax.report import images, plots, results, run_report
-from tl_jax.report import images as images_module
+from tl_jax.metrics import Evaluation
+from tl_jax.report import plots, run_report
+from tl_jax.report.images import draw_grid, draw_overlays, outline_boxes
+from tl_jax.report.results import RunResult, read_results
 from tl_jax.restore import check_batches, make_task, restore
 from tl_jax.rl import envs, render
 from tl_jax.tasks import error_analysis, reinforcement
 from tl_jax.tasks.run_record import RunRecord
-from tl_jax.train import evaluate as evaluate_module
 from tl_jax.train import loop, lr_finder, run_files, sharding, workdir
+from tl_jax.train.evaluate import evaluate as evaluate_split
 from tl_jax.train.logging import say
 from tl_jax.train.run_files import read_summary
 from tl_jax.train.state import digest, initial_state, stream_key
@@ -42,29 +43,29 @@ from tl_jax.utils.environment import versions
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.waiting import show_elapsed
 
-ROWS, COLUMNS = 6, 7  # of a preview
+PREVIEW_ROWS, PREVIEW_COLUMNS = 6, 7  # of a preview
 
 
 def find_lr(config: recipe.Config, folder: str | Path) -> lr_finder.Sweep:
     """Try rising learning rates on the first phase; write ``find_lr.json`` and ``find_lr.png`` to ``folder``."""
     if config.task == "policy":
         raise UserError("--mode=find_lr reads the loss of a batch; a policy has none, compare runs by their returns")
-    config, task = _first(config)
+    config, task = _first_run(config)
     plan = phases.resolve(config, task.sizes, task.stages)
     if not plan:
         raise UserError("config.epochs=0 trains nothing; raise it to look for a learning rate")
     say(f"{task.name}, phase {plan[0].name}: up to 100 steps with rising learning rates ...")
-    found = lr_finder.sweep(task, plan[0], config.seed)
+    sweep = lr_finder.sweep(task, plan[0], config.seed)
     folder = Path(folder).expanduser()
     with workdir.exclusive(folder):
-        write_json(folder / "find_lr.json", {k: np.asarray(v).tolist() for k, v in found._asdict().items()})
+        write_json(folder / "find_lr.json", {k: np.asarray(v).tolist() for k, v in sweep._asdict().items()})
         title = f"{task.name}, phase {plan[0].name}, {plan[0].optim.name}, batches of {config.batch_size}"
-        marks = {"steepest fall": found.steepest, "lowest loss": found.lowest, "suggested": found.suggested}
-        path = plots.draw_rate_curve(*found[:3], marks, title, folder / "find_lr.png")
+        marks = {"steepest fall": sweep.steepest, "lowest loss": sweep.lowest, "suggested": sweep.suggested}
+        path = plots.plot_lr_curve(*sweep[:3], marks, title, folder / "find_lr.png")
     scale = plan[0].rate.lr / config.optim.lr if config.optim.lr else 1.0  # the phase's own factor
-    say(f"steepest fall at {found.steepest:.1e}, lowest loss at {found.lowest:.1e}; picture: {path}")
-    say(f"try --config.optim.lr={found.suggested / (scale or 1.0):.1e} (it was {config.optim.lr:g})")
-    return found
+    say(f"steepest fall at {sweep.steepest:.1e}, lowest loss at {sweep.lowest:.1e}; picture: {path}")
+    say(f"try --config.optim.lr={sweep.suggested / (scale or 1.0):.1e} (it was {config.optim.lr:g})")
+    return sweep
 
 
 def preview(config: recipe.Config, folder: str | Path) -> list[Path]:
@@ -75,21 +76,24 @@ def preview(config: recipe.Config, folder: str | Path) -> list[Path]:
     hidden words. Of a policy it is an episode as the run starts. Where there is a pretext, ``preview_pretext.png`` has
     its views, or its hidden words.
     """
-    config, task = _first(config)
+    config, task = _first_run(config)
     folder = Path(folder).expanduser()
     with workdir.exclusive(folder):
-        kind = _preview_pictures if config.task in IMAGE_TASKS else PREVIEWS[config.task]
-        paths = kind(task, config, folder)
+        draw = _preview_images if config.task in IMAGE_TASKS else PREVIEWS[config.task]
+        paths = draw(task, config, folder)
     for path in paths:
         say(f"picture: {path}")
     return paths
 
 
-def _preview_pictures(task: Task, config: recipe.Config, folder: Path) -> list[Path]:
-    hows = {"preview": Augment(**config.augment.to_dict())}
+def _preview_images(task: Task, config: recipe.Config, folder: Path) -> list[Path]:
+    augment_configs = {"preview": Augment(**config.augment.to_dict())}
     if config.pretext.name:
-        hows["preview_pretext"] = Pretext.from_config(config.pretext.to_dict()).views
-    return [_draw(task, config, how, folder / f"{name}.png") for name, how in hows.items()]
+        augment_configs["preview_pretext"] = Pretext.from_config(config.pretext.to_dict()).views
+    return [
+        _draw_preview(task, config, augment_config, folder / f"{name}.png")
+        for name, augment_config in augment_configs.items()
+    ]
 
 
 def _preview_texts(task: Task, config: recipe.Config, folder: Path) -> list[Path]:
@@ -99,13 +103,11 @@ def _preview_texts(task: Task, config: recipe.Config, folder: Path) -> list[Path
 
 
 def _preview_policy(task: Task, config: recipe.Config, folder: Path) -> list[Path]:
-    world = envs.make_env(config.rl.env, config.rl.env_params)
+    env = envs.make_env(config.rl.env, config.rl.env_params)
     variables = initial_state(task, config.seed).variables
-    played = render.play_episode(
-        world, reinforcement.make_policy(config, world), variables, jax.random.key(config.seed)
-    )
-    title = f"{task.name}, before training: {len(played.observations)} steps, return {played.episode_return:g}"
-    return [render.draw_strip(world, played, title, folder / "preview.png")]
+    rollout = render.play_episode(env, reinforcement.make_policy(config, env), variables, jax.random.key(config.seed))
+    title = f"{task.name}, before training: {len(rollout.observations)} steps, return {rollout.episode_return:g}"
+    return [render.draw_strip(env, rollout, title, folder / "preview.png")]
 
 
 PREVIEWS = {"text": _preview_texts, "tokens": _preview_texts, "masked": _preview_texts, "policy": _preview_policy}
@@ -124,10 +126,12 @@ def explain(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) ->
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder, data=False)
     assert task.explain
-    found = task.explain(state.variables, inputs)
-    pairs = zip(found.files, found.classes, found.probabilities, strict=True)
-    captions = [f"{file.parent.name}/{file.name}: {name} {share:.2f}" for file, name, share in pairs]
-    path = images.draw_overlays(found.images, found.maps, captions, f"{task.name}: Grad-CAM", folder / "explain.png")
+    explanation = task.explain(state.variables, inputs)
+    pairs = zip(explanation.files, explanation.classes, explanation.probabilities, strict=True)
+    captions = [f"{file.parent.name}/{file.name}: {name} {probability:.2f}" for file, name, probability in pairs]
+    path = draw_overlays(
+        explanation.images, explanation.maps, captions, f"{task.name}: Grad-CAM", folder / "explain.png"
+    )
     say("\n".join([*captions, f"picture: {path}"]))
     return path
 
@@ -138,41 +142,46 @@ def play(config: recipe.Config, folder: str | Path) -> Path:
         raise UserError(f"--mode=play shows what a policy does; config.task={config.task} has none")
     folder = Path(folder).expanduser()
     _, _, state = restore(config, folder)
-    world = envs.make_env(config.rl.env, config.rl.env_params)
-    played = render.play_episode(
-        world, reinforcement.make_policy(config, world), state.variables, jax.random.key(config.seed)
+    env = envs.make_env(config.rl.env, config.rl.env_params)
+    rollout = render.play_episode(
+        env, reinforcement.make_policy(config, env), state.variables, jax.random.key(config.seed)
     )
-    path = render.write_gif(world, played, folder / "episode.gif")
-    say(f"{len(played.observations)} steps, return {played.episode_return:.1f}; picture: {path}")
+    path = render.write_gif(env, rollout, folder / "episode.gif")
+    say(f"{len(rollout.observations)} steps, return {rollout.episode_return:.1f}; picture: {path}")
     return path
 
 
-def _draw(task: Task, config: recipe.Config, how: Augment, path: Path) -> Path:
+def _draw_preview(task: Task, config: recipe.Config, augment_config: Augment, path: Path) -> Path:
     batch = task.train_batch(0)
-    images, labels = batch["image"][:ROWS], batch["label"][:ROWS]
-    keys = [jax.random.fold_in(stream_key(config.seed, "train"), step) for step in range(COLUMNS)]
+    images, labels = batch["image"][:PREVIEW_ROWS], batch["label"][:PREVIEW_ROWS]
+    keys = [jax.random.fold_in(stream_key(config.seed, "train"), step) for step in range(PREVIEW_COLUMNS)]
     if config.task == "detection":
-        change = jax.jit(augment_boxes, static_argnums=(3, 4))
+        augment_step = jax.jit(augment_boxes, static_argnums=(3, 4))
         augmented = np.stack(
-            [_outlined(*change(images, labels, key, how, config.detect.min_visibility)) for key in keys]
+            [
+                _with_boxes(*augment_step(images, labels, key, augment_config, config.detect.min_visibility))
+                for key in keys
+            ]
         )
-        images, names = _outlined(images, labels), [f"{count} boxes" for count in (labels[..., CLASS] >= 0).sum(1)]
+        images, names = _with_boxes(images, labels), [f"{count} boxes" for count in (labels[..., CLASS] >= 0).sum(1)]
     else:
-        augmented = np.stack([jax.jit(augment, static_argnums=2)(images, key, how) for key in keys])
+        augmented = np.stack([jax.jit(augment, static_argnums=2)(images, key, augment_config) for key in keys])
         names = [task.classes[label] for label in labels]
-    values = {k: v for k, v in how._asdict().items() if v and (k != "magnitude" or how.randaugment)}
-    on = ", ".join(k if v is True else f"{k} {v:g}" for k, v in values.items())
-    title = f"{task.name}: {on or 'no augmentation'}"
-    return images_module.draw_grid(images, augmented, names, title, path)
+    values = {
+        k: v for k, v in augment_config._asdict().items() if v and (k != "magnitude" or augment_config.randaugment)
+    }
+    enabled = ", ".join(k if v is True else f"{k} {v:g}" for k, v in values.items())
+    title = f"{task.name}: {enabled or 'no augmentation'}"
+    return draw_grid(images, augmented, names, title, path)
 
 
-def _outlined(images: Any, labels: Any) -> np.ndarray:
+def _with_boxes(images: Any, labels: Any) -> np.ndarray:
     """Return pictures (N, H, W, 3) with the boxes of their labels (N, M, 6) drawn."""
     images, labels = np.asarray(images), np.asarray(labels)
-    return images_module.outlined(images, labels[..., :4], labels[..., CLASS])
+    return outline_boxes(images, labels[..., :4], labels[..., CLASS])
 
 
-def _first(config: recipe.Config) -> tuple[recipe.Config, Task]:
+def _first_run(config: recipe.Config) -> tuple[recipe.Config, Task]:
     """Return the configuration of the first run, where there are several, and its task."""
     validate.validate(config)
     _, _, config = recipe.comparison_runs(config)[0]
@@ -180,7 +189,7 @@ def _first(config: recipe.Config) -> tuple[recipe.Config, Task]:
     return config, make_task(config)
 
 
-NAME = "report.html"
+REPORT_NAME = "report.html"
 
 
 def report(_: recipe.Config, folder: str | Path) -> Path:
@@ -189,70 +198,70 @@ def report(_: recipe.Config, folder: str | Path) -> Path:
     Raises:
         UserError: the folder holds no results, a file that is needed is damaged, or the page cannot be written.
     """
-    path, said = _write(Path(folder).expanduser())
-    say(said)
+    path, message = _write_report(Path(folder).expanduser())
+    say(message)
     return path
 
 
-def at_the_end(folder: str | Path, out: TextIO | None = None) -> None:
+def write_final_report(folder: str | Path, out: TextIO | None = None) -> None:
     """Write the page of a run that has ended, and say so; the results that are there are not worth less without it."""
     if not sharding.is_first_process():
         return
     try:
-        said = _write(Path(folder).expanduser())[1]
+        message = _write_report(Path(folder).expanduser())[1]
     except UserError as e:
-        said = f"no report: {e}"
-    print(said, file=out, flush=True)
+        message = f"no report: {e}"
+    print(message, file=out, flush=True)
 
 
-def _write(folder: Path) -> tuple[Path, str]:
+def _write_report(folder: Path) -> tuple[Path, str]:
     """Write the page; return where, and what to say of it: what could not be read, and where it is."""
-    found = results.read(folder)
+    results = read_results(folder)
     config = stored.get_config(str(folder))
-    own = found.first[0]
-    known = _known(own, found.problems)
-    changed = {
-        name: [_short(row["here"]), _short(row["base"])] for name, row in model_card.changed_fields(config).items()
+    run = results.first[0]
+    facts = _read_facts(run, results.problems)
+    changed_fields = {
+        name: [_as_json(row["here"]), _as_json(row["base"])] for name, row in model_card.changed_fields(config).items()
     }
     try:
-        found = found._replace(about=_about(config, known, folder), changed=changed)
-        path = run_report.write(folder / NAME, found)
+        results = results._replace(description=_describe_run(config, facts, folder), changed_fields=changed_fields)
+        path = run_report.write_report(folder / REPORT_NAME, results)
     except OSError as e:
         raise UserError(f"cannot read {e.filename} ({e.strerror}); restore it, or delete it") from None
-    return path, "\n".join([*(f"WARNING: not shown: {problem}" for problem in found.problems), f"report: {path}"])
+    return path, "\n".join([*(f"WARNING: not shown: {problem}" for problem in results.problems), f"report: {path}"])
 
 
-def _known(own: results.Result, problems: list[str]) -> dict[str, Any]:
+def _read_facts(run: RunResult, problems: list[str]) -> dict[str, Any]:
     """Return the facts of a run, {} where they are wrong, which is added to the problems."""
     try:
-        return run_files.read_facts(own.folder) if own.facts else run_files.read_summary(own.folder).get("facts", {})
+        return run_files.read_facts(run.folder) if run.facts else run_files.read_summary(run.folder).get("facts", {})
     except UserError as error:
         if str(error) not in problems:
             problems.append(str(error))
         return {}
 
 
-def _about(config: recipe.Config, known: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    spec = known.get("spec") or {}
+def _describe_run(config: recipe.Config, facts: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    spec = facts.get("spec") or {}
     return {
         "name": config.name,
         "task": config.task,
         "model": config.model.name,
         "licence": model_card.describe_licence(
-            config, str(spec.get("licence") or ""), known.get("weights_sha256") or ""
+            config, str(spec.get("licence") or ""), facts.get("weights_sha256") or ""
         ),
         "command": f"python run.py --config=configs/stored.py:PATH_OF/{shlex.quote(folder.name)} --workdir=ANOTHER",
     }
 
 
-def _short(value: Any) -> str:
+def _as_json(value: Any) -> str:
     return value if isinstance(value, str) and value else json.dumps(value)
 
 
-SHARES = tuple(i / 10 for i in range(11))
+WISE_FT_SHARES = tuple(i / 10 for i in range(11))
 
 
-def best_share(task: Task, start: Any, end: Any) -> tuple[float, dict[str, float]]:
+def best_wise_ft_share(task: Task, start: Any, end: Any) -> tuple[float, dict[str, float]]:
     """Return the share of the way with the best validation score, of equals the largest, and the score of each.
 
     Args:
@@ -260,9 +269,9 @@ def best_share(task: Task, start: Any, end: Any) -> tuple[float, dict[str, float
         start, end: variables before and after training.
     """
     scores = {}
-    for share in SHARES:
-        scores[share] = evaluate_module.evaluate(task, interpolate(start, end, share), "validation").values[task.score]
-    best = max(SHARES, key=lambda share: (scores[share], share))
+    for share in WISE_FT_SHARES:
+        scores[share] = evaluate_split(task, interpolate(start, end, share), "validation").values[task.score]
+    best = max(WISE_FT_SHARES, key=lambda share: (scores[share], share))
     return best, {f"{share:g}": value for share, value in scores.items()}
 
 
@@ -283,15 +292,15 @@ def run(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
     """
     validate.validate(config)
     folder = Path(folder).expanduser()
-    many = bool(config.seeds or config.arms)
-    for _, _, member in recipe.comparison_runs(config) if many else [("", 0, config)]:
+    is_comparison = bool(config.seeds or config.arms)
+    for _, _, member in recipe.comparison_runs(config) if is_comparison else [("", 0, config)]:
         check_batches(member)
     with workdir.exclusive(folder):
         workdir.claim_folder(folder, config.to_dict())
-        summary = _run_many(config, folder) if many else _run_once(config, folder)
-        at_the_end(folder)
+        summary = _run_many(config, folder) if is_comparison else _run_once(config, folder)
+        write_final_report(folder)
         if config.smoke:
-            say(plots.SMOKE)
+            say(plots.SMOKE_NOTE)
         return summary
 
 
@@ -303,14 +312,12 @@ def evaluate(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder)
-    values, examples, _, verdict = evaluate_module.evaluate(
-        task, state.variables, "test", error_analysis.score_examples
-    )
-    values |= dict.fromkeys(verdict.missing, math.nan)
+    values, examples, _, evaluation = evaluate_split(task, state.variables, "test", error_analysis.score_examples)
+    values |= dict.fromkeys(evaluation.missing, math.nan)
     if read_summary(folder).get("tested_step") == int(state.step):
-        _keep_details(task, verdict, folder)  # of a run from before they were written, perhaps
+        _keep_details(task, evaluation, folder)  # of a run from before they were written, perhaps
     summary = {"step": int(state.step), "examples_evaluated": examples, "metrics": values, **_smoke(config)}
-    return summary | _judged(task, verdict, _held_out(task, state.variables), folder)
+    return summary | _evaluation_summary(task, evaluation, _validation_predictions(task, state.variables), folder)
 
 
 def predict(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) -> list[dict[str, Any]]:
@@ -323,75 +330,74 @@ def predict(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) ->
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder, data=False)
     if task.predict_inputs is None:
-        answering = "image, detection, faces, text and tokens"
-        raise UserError(f"config.task={config.task} answers nothing; predictions are for task={answering}")
-    found, drawn = task.predict_inputs(state.variables, inputs)
-    say(drawn)
-    write_json(folder / "predictions.json", found)
+        supported = "image, detection, faces, text and tokens"
+        raise UserError(f"config.task={config.task} answers nothing; predictions are for task={supported}")
+    predictions, text = task.predict_inputs(state.variables, inputs)
+    say(text)
+    write_json(folder / "predictions.json", predictions)
     if task.draw_predictions:
-        say("pictures: " + ", ".join(map(str, task.draw_predictions(found, folder))))
-    return found
+        say("pictures: " + ", ".join(map(str, task.draw_predictions(predictions, folder))))
+    return predictions
 
 
 def _run_once(config: recipe.Config, folder: Path, verbose: bool = True) -> dict[str, Any]:
     """One arm with one seed; all but the first seed of a comparison say little."""
     if summary := read_summary(folder):
         workdir.check_unchanged(summary, folder)
-        tested = _shown(summary.get("metrics", {}))
-        say(f"{folder} is finished: test {tested}; see its summary.json, or pass another --workdir")
+        metrics = _format_metrics(summary.get("metrics", {}))
+        say(f"{folder} is finished: test {metrics}; see its summary.json, or pass another --workdir")
         return summary
-    clock = time.monotonic()
+    start = time.monotonic()
     if verbose:
         say("loading weights and data ...")
     with show_elapsed("loading weights and data"):
         task = make_task(config, RunRecord(workdir.stored_facts(folder), str(folder)))
         workdir.claim_facts(folder, task.facts)
-    seconds = {"data": time.monotonic() - clock}
+    seconds = {"data": time.monotonic() - start}
     plan = phases.resolve(config, task.sizes, task.stages)
-    save = max(1, round(config.save_every * task.sizes["train"] / config.batch_size))
-    pace = loop.Pace(save, config.log_every, config.patience, config.min_checkpoint_interval)
+    save_interval = max(1, round(config.save_every * task.sizes["train"] / config.batch_size))
+    pace = loop.Pace(save_interval, config.log_every, config.patience, config.min_checkpoint_interval)
     if verbose:
         say(f"{task.name}: " + ", ".join(f"{n:,} {part}" for part, n in task.sizes.items()) + f" examples; {folder}")
     fitted = loop.fit(
         task, plan, pace, config.seed, folder, verbose, config.freeze.verify, config.parallel.state == "sharded"
     )
     with show_elapsed("testing"):
-        summary, verdict = _tested(config, folder, task, fitted)
-    summary["seconds"] = {**seconds, **fitted.seconds, "total": time.monotonic() - clock}
-    _keep_details(fitted.task, verdict, folder)
+        summary, evaluation = _test(config, folder, task, fitted)
+    summary["seconds"] = {**seconds, **fitted.seconds, "total": time.monotonic() - start}
+    _keep_details(fitted.task, evaluation, folder)
     write_json(folder / "network.json", loop.stage_parameters(fitted.state.params, plan, task.stages))
     write_json(folder / "summary.json", summary)
     sharding.wait_for_all(f"{folder} is finished")
-    if verdict.per_class and verbose:
-        say(_table(verdict.per_class))
-    source = f"{summary['examples_evaluated']:,} examples ({task.facts['tested']})"
-    say(
-        f"test {_shown(summary['metrics'])} on {source}; {summary['seconds']['total']:.1f} s; {folder / 'summary.json'}"
-    )
+    if evaluation.per_class and verbose:
+        say(_class_table(evaluation.per_class))
+    metrics, total = _format_metrics(summary["metrics"]), summary["seconds"]["total"]
+    test_set = f"{summary['examples_evaluated']:,} examples ({task.facts['tested']})"
+    say(f"test {metrics} on {test_set}; {total:.1f} s; {folder / 'summary.json'}")
     return summary
 
 
-def _tested(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted) -> tuple[dict[str, Any], Verdict]:
+def _test(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted) -> tuple[dict[str, Any], Evaluation]:
     """Test what ``config.eval_checkpoint`` names; return the summary, and what is to be said of the examples."""
     steps, state = int(fitted.state.step), fitted.state
     best = fitted.checkpoints.best() if config.eval_checkpoint == "best" else None
     if best is not None:
         state = fitted.checkpoints.restore(best, state, opt_state=False, for_eval=True)
-    begin = time.monotonic()
+    start = time.monotonic()
     variables, extra = (state.variables if best is not None else state.eval_variables), {}
     if config.wise_ft:
-        first = initial_state(task, config.seed).variables
-        share, scores = best_share(fitted.task, first, variables)
-        variables, extra = interpolate(first, variables, share), {"wise_ft": {"share": share, "validation": scores}}
-    values, examples, compiling, verdict = evaluate_module.evaluate(
+        initial = initial_state(task, config.seed).variables
+        share, scores = best_wise_ft_share(fitted.task, initial, variables)
+        variables, extra = interpolate(initial, variables, share), {"wise_ft": {"share": share, "validation": scores}}
+    values, examples, compile_seconds, evaluation = evaluate_split(
         fitted.task, variables, "test", error_analysis.score_examples
     )
-    values |= dict.fromkeys(verdict.missing, math.nan)
-    held_out = _held_out(fitted.task, variables)
+    values |= dict.fromkeys(evaluation.missing, math.nan)
+    held_out = _validation_predictions(fitted.task, variables)
     if config.test_train:
-        extra["train_metrics"] = evaluate_module.evaluate(fitted.task, variables, "train").values
-    fitted.seconds["eval"] += time.monotonic() - begin - compiling
-    fitted.seconds["compile"] += compiling
+        extra["train_metrics"] = evaluate_split(fitted.task, variables, "train").values
+    fitted.seconds["eval"] += time.monotonic() - start - compile_seconds
+    fitted.seconds["compile"] += compile_seconds
     fitted.checkpoints.close()
     summary = {
         "config_name": config.name,
@@ -408,36 +414,36 @@ def _tested(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted
         "parameters_sha256": digest(sharding.to_host(variables)),
         "examples": dict(task.sizes),
         "facts": {name: fact for name, fact in task.facts.items() if name != "reading"},  # which may be long
-        **_judged(task, verdict, held_out, folder),
+        **_evaluation_summary(task, evaluation, held_out, folder),
         **extra,
         **({"freeze": fitted.freeze} if config.freeze.verify else {}),
         **environment.describe(),
     }
-    return summary, verdict
+    return summary, evaluation
 
 
 def _run_many(config: recipe.Config, folder: Path) -> dict[str, Any]:
     """Every arm with every seed, then the comparison."""
-    clock = time.monotonic()
-    everything = recipe.comparison_runs(config)
-    for arm, seed, member in everything:
-        own = folder / arm / f"seed{seed}"
-        own.mkdir(parents=True, exist_ok=True)
-        workdir.claim_folder(own, member.to_dict())
+    start = time.monotonic()
+    members = recipe.comparison_runs(config)
+    for arm, seed, member in members:
+        run_folder = folder / arm / f"seed{seed}"
+        run_folder.mkdir(parents=True, exist_ok=True)
+        workdir.claim_folder(run_folder, member.to_dict())
         say(f"{arm}, seed {seed}")
-        _run_once(member, own, verbose=seed == everything[0][1])
+        _run_once(member, run_folder, verbose=seed == members[0][1])
     summary = read_summary(folder)
     if not summary:
-        score = read_summary(own).get("score", "accuracy")
-        arms = list(dict.fromkeys(arm for arm, _, _ in everything))
-        seeds = list(dict.fromkeys(seed for _, seed, _ in everything))
+        metric = read_summary(run_folder).get("score", "accuracy")
+        arms = list(dict.fromkeys(arm for arm, _, _ in members))
+        seeds = list(dict.fromkeys(seed for _, seed, _ in members))
         summary = {"config_name": config.name, **_smoke(config), "seed": config.seed}
-        summary |= plots.summarise_comparison(folder, arms, seeds, score) | environment.describe()
-        summary["seconds"]["total"] = time.monotonic() - clock
+        summary |= plots.summarize_comparison(folder, arms, seeds, metric) | environment.describe()
+        summary["seconds"]["total"] = time.monotonic() - start
         write_json(folder / "summary.json", summary)
     say(plots.comparison_table(summary))
     if sharding.is_first_process():
-        say(f"picture: {plots.draw_comparison(summary, folder / 'comparison.png')}\nsummary: {folder / 'summary.json'}")
+        say(f"picture: {plots.plot_comparison(summary, folder / 'comparison.png')}\nsummary: {folder / 'summary.json'}")
     return summary
 
 
@@ -445,41 +451,41 @@ def _smoke(config: recipe.Config) -> dict[str, bool]:
     return {"smoke": True} if config.smoke else {}
 
 
-def _held_out(task: Task, variables: Any) -> Any:
+def _validation_predictions(task: Task, variables: Any) -> Any:
     """Return what the judge keeps of the validation part, None where there is none or nobody asks."""
-    wanted = task.report and task.sizes.get("validation")
-    return evaluate_module.evaluate(task, variables, "validation").evaluation.kept if wanted else None
+    needed = task.report and task.sizes.get("validation")
+    return evaluate_split(task, variables, "validation").evaluation.predictions if needed else None
 
 
-def _keep_details(task: Task, verdict: Verdict, folder: Path) -> None:
+def _keep_details(task: Task, evaluation: Evaluation, folder: Path) -> None:
     """Write what is to be said of single test examples and classes."""
     if task.test_details and sharding.is_first_process():
-        write_json(folder / "test_details.json", task.test_details(verdict.kept))
+        write_json(folder / "test_details.json", task.test_details(evaluation.predictions))
 
 
-def _judged(task: Task, verdict: Verdict, held_out: Any, folder: Path) -> dict[str, Any]:
+def _evaluation_summary(task: Task, evaluation: Evaluation, held_out: Any, folder: Path) -> dict[str, Any]:
     """Return what a summary has beside the metrics: scores by class, and what the task reports and draws."""
-    by_class = {"per_class": verdict.per_class} if verdict.per_class else {}
-    missing = {"missing": dict(verdict.missing)} if verdict.missing else {}
+    by_class = {"per_class": evaluation.per_class} if evaluation.per_class else {}
+    missing = {"missing": dict(evaluation.missing)} if evaluation.missing else {}
     return (
         by_class
         | missing
-        | (task.report(verdict.kept, held_out, folder) if task.report and sharding.is_first_process() else {})
+        | (task.report(evaluation.predictions, held_out, folder) if task.report and sharding.is_first_process() else {})
     )
 
 
-def _table(per_class: Mapping[str, Mapping[str, float]]) -> str:
+def _class_table(per_class: Mapping[str, Mapping[str, float]]) -> str:
     """Return the scores of each class, such as precision, recall and F1, drawn for the screen."""
     width, columns = max(map(len, per_class)), list(next(iter(per_class.values())))
     lines = [f"  {'':{width}}  " + "  ".join(f"{column:>5}" for column in columns)]
     for name, row in per_class.items():
-        kinds = {column: ",.0f" if column == "examples" else ".3f" for column in columns}
-        numbers = (f"{row[column]:{max(5, len(column))}{kind}}" for column, kind in kinds.items())
+        formats = {column: ",.0f" if column == "examples" else ".3f" for column in columns}
+        numbers = (f"{row[column]:{max(5, len(column))}{format_}}" for column, format_ in formats.items())
         lines.append(f"  {name:{width}}  " + "  ".join(numbers))
     return "\n".join(lines)
 
 
-def _shown(values: dict[str, Any]) -> str:
+def _format_metrics(values: dict[str, Any]) -> str:
     """Return metrics in words; one that could not be measured is NaN, and None once it was written."""
-    known = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
-    return ", ".join(f"{name} {known[name]:.4f}" if name in known else f"{name} not measured" for name in values)
+    measured = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+    return ", ".join(f"{name} {measured[name]:.4f}" if name in measured else f"{name} not measured" for name in values)

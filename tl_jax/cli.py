@@ -26,25 +26,25 @@ from tl_jax.utils import command
 from tl_jax.utils.errors import UserError, nearest
 from tl_jax.utils.waiting import show_elapsed
 
-RECIPES = recipes_dir()
-DEFAULT = RECIPES / "digits_resnet.py"
-CONFIG = Path(__file__).parent / "config"
-STORED = CONFIG / "stored.py"
+RECIPES_DIR = recipes_dir()
+DEFAULT_RECIPE = RECIPES_DIR / "digits_resnet.py"
+CONFIG_DIR = Path(__file__).parent / "config"
+STORED_RECIPE = CONFIG_DIR / "stored.py"
 MODES = ("train", "eval", "predict", "export", "preview", "find_lr", "play", "explain", "report")
-ASKING = ("predict", "explain")  # modes that take --input
+INPUT_MODES = ("predict", "explain")  # modes that take --input
 LOADING = "loading JAX and the recipe"
 INCOMPLETE = 1  # exit status where predictions are written, but some files could not be read
-WITH_INPUT = "A sentence, picture or folder of pictures, for --mode=predict or explain; may be given many times."
+INPUT_HELP = "A sentence, picture or folder of pictures, for --mode=predict or explain; may be given many times."
 
 
 def main() -> None:
     """Run the command: what ``tl-jax`` and ``run.py`` call."""
-    define()
+    define_flags()
     sys.modules["__main__"].__doc__ = __doc__  # which --help shows
-    command.run(call, flags_parser=parse)
+    command.run(run_mode, flags_parser=parse_flags)
 
 
-def define(values: flags.FlagValues = flags.FLAGS) -> None:
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Define the flags, as key flags of the program whichever it is, so that --help lists them."""
     config_flags.DEFINE_config_file(
         "config", None, "Recipe, with :VARIANT; by default the embedded one.", flag_values=values
@@ -67,36 +67,34 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
         "Several processes train together; see docs/tpu.md. SLURM, a TPU slice or JAX_* say which.",
         flag_values=values,
     )
-    flags.DEFINE_multi_string("input", [], WITH_INPUT, flag_values=values)
+    flags.DEFINE_multi_string("input", [], INPUT_HELP, flag_values=values)
     for name in ("config", "workdir", "mode", "distributed", "input"):
         values.register_key_flag_for_module(sys.argv[0], values[name])
 
 
-def call(_: list[str]) -> int:
+def run_mode(_: list[str]) -> int:
     """Make one call into ``tl_jax.api``, as the flags say, and return the exit status."""
     with show_elapsed(LOADING):
         from tl_jax import api
-        from tl_jax import api as api_module
         from tl_jax.train import sharding
-        from tl_jax.train import workdir as workdir_module
-        from tl_jax.train.workdir import finite
+        from tl_jax.train.workdir import finite, silence_orbax
 
-    given = flags.FLAGS
-    if given.distributed:
+    args = flags.FLAGS
+    if args.distributed:
         sharding.join_processes()
     logging.set_verbosity(logging.WARNING)  # orbax tells a page about each checkpoint at the level INFO
-    workdir_module.silence_orbax()
-    config = given.config
-    workdir = Path(given.workdir or default_workdir(config))
-    if given.input and given.mode not in ASKING:
-        raise UserError(f"--input has an effect with --mode={' and '.join(ASKING)} only")
-    called = getattr(api, {"train": "run", "eval": "evaluate"}.get(given.mode, given.mode))
-    with contextlib.nullcontext() if given.mode == "train" else show_elapsed(f"--mode={given.mode} of {workdir}"):
-        result = called(config, workdir, **({"inputs": given.input} if given.mode in ASKING else {}))
-    if given.mode == "eval":
+    silence_orbax()
+    config = args.config
+    workdir = Path(args.workdir or default_workdir(config))
+    if args.input and args.mode not in INPUT_MODES:
+        raise UserError(f"--input has an effect with --mode={' and '.join(INPUT_MODES)} only")
+    function = getattr(api, {"train": "run", "eval": "evaluate"}.get(args.mode, args.mode))
+    with contextlib.nullcontext() if args.mode == "train" else show_elapsed(f"--mode={args.mode} of {workdir}"):
+        result = function(config, workdir, **({"inputs": args.input} if args.mode in INPUT_MODES else {}))
+    if args.mode == "eval":
         print(json.dumps(finite(result), indent=2))
-        api_module.at_the_end(workdir, sys.stderr)  # what goes to stdout is JSON
-    return INCOMPLETE if given.mode == "predict" and any("error" in row for row in result) else 0
+        api.write_final_report(workdir, sys.stderr)  # what goes to stdout is JSON
+    return INCOMPLETE if args.mode == "predict" and any("error" in row for row in result) else 0
 
 
 def default_workdir(config) -> str:
@@ -105,20 +103,20 @@ def default_workdir(config) -> str:
     return f"runs/{config.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parse the flags into ``values``, turning what the libraries raise about them into one line."""
-    argv = with_recipe(argv)
-    given = sys.argv
+    argv = with_recipe_flag(argv)
+    original_argv = sys.argv
     try:
-        with show_elapsed(LOADING), _old_names_in_a_line():  # a recipe imports most of what training needs
-            argv = [_under_todays_name(arg) for arg in argv]
-            in_phases = [arg for arg in argv if arg.lstrip("-").startswith("config.phases[")]
-            rest_of_argv = [arg for arg in argv if arg not in in_phases]
+        with show_elapsed(LOADING), _collect_renamed_fields():  # a recipe imports most of what training needs
+            argv = [_current_flag_name(arg) for arg in argv]
+            phase_args = [arg for arg in argv if arg.lstrip("-").startswith("config.phases[")]
+            other_args = [arg for arg in argv if arg not in phase_args]
             for arg in argv[1:]:
-                check(arg)
-            sys.argv = rest_of_argv  # where the flag of the recipe looks for the fields that are set
-            rest = values(rest_of_argv)
-            for arg in in_phases:
+                check_flag(arg)
+            sys.argv = other_args  # where the flag of the recipe looks for the fields that are set
+            remaining = values(other_args)
+            for arg in phase_args:
                 set_in_phase(values["config"].value, arg)
     except flags.Error as e:
         raise UserError(f"{e}".replace("\n", "; ")) from None
@@ -130,18 +128,20 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
             "tl_jax.config.fields, methods in tl_jax.transfer.methods; change the import in the recipe"
         ) from None
     except (AttributeError, KeyError, TypeError, ValueError) as e:
-        frames = [f for f in traceback.extract_tb(e.__traceback__) if Path(f.filename).parent in (RECIPES, CONFIG)]
-        where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "a flag does not fit the configuration"
-        raise UserError(f"{where}: {e}".replace("\n", "; ")) from None
+        frames = [
+            f for f in traceback.extract_tb(e.__traceback__) if Path(f.filename).parent in (RECIPES_DIR, CONFIG_DIR)
+        ]
+        location = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "a flag does not fit the configuration"
+        raise UserError(f"{location}: {e}".replace("\n", "; ")) from None
     finally:
-        sys.argv = given
-    if rest[1:]:
-        raise UserError(f"unexpected argument {rest[1]!r}; every option is written --name=value")
-    return rest
+        sys.argv = original_argv
+    if remaining[1:]:
+        raise UserError(f"unexpected argument {remaining[1]!r}; every option is written --name=value")
+    return remaining
 
 
 @contextlib.contextmanager
-def _old_names_in_a_line() -> Iterator[None]:
+def _collect_renamed_fields() -> Iterator[None]:
     """Say in one line which fields were used under old names; other warnings are shown as ever, afterwards."""
     from tl_jax.config.renames import RenamedField
 
@@ -158,7 +158,7 @@ def _old_names_in_a_line() -> Iterator[None]:
         print(f"WARNING: {RenamedField(names)}", file=sys.stderr)
 
 
-def _under_todays_name(arg: str) -> str:
+def _current_flag_name(arg: str) -> str:
     """Return a flag ``--config.FIELD`` or ``--config.FIELD=VALUE`` under the field's name of today."""
     from tl_jax.config import renames
 
@@ -179,54 +179,57 @@ def set_in_phase(config: Any, arg: str) -> None:
     try:
         parsed = value if isinstance(default, str) else ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        kind = "tuple" if isinstance(default, tuple) else "number"
-        raise UserError(f"{name}={value!r} is no {kind} ({recipe.PHASE_FIELDS[field].doc})") from None
+        expected = "tuple" if isinstance(default, tuple) else "number"
+        raise UserError(f"{name}={value!r} is no {expected} ({recipe.PHASE_FIELDS[field].doc})") from None
     recipe.set_in_phase(config, int(index), field, parsed)
 
 
-def with_recipe(argv: list[str]) -> list[str]:
+def with_recipe_flag(argv: list[str]) -> list[str]:
     """Return the arguments with one ``--config=FILE`` among them: a file as seen from here, or one that is shipped.
 
     Without the flag it is the embedded default, or, for every mode but train, that of the run itself.
     """
-    out, values, rest = [argv[0]], {}, iter(argv[1:])
-    for arg in rest:
+    arguments, values, remaining = [argv[0]], {}, iter(argv[1:])
+    for arg in remaining:
         name, equals, value = arg.lstrip("-").partition("=")
         if name in ("config", "workdir", "mode") and not equals:  # the value is the next argument
-            value = next(rest, None)
+            value = next(remaining, None)
             if value is None:
                 raise UserError(f"--{name} has no value; write --{name}=VALUE")
         if name in ("config", "workdir", "mode"):
             values[name] = str(Path(value).expanduser()) if name == "workdir" else value
         else:
-            out.append(arg)
+            arguments.append(arg)
     folder = values.get("workdir", "")
     if "config" not in values:
-        own = values.get("mode", "train") != "train" and (Path(folder) / "config.json").is_file()
-        values["config"] = f"{STORED}:{folder}" if own else str(DEFAULT)
+        has_config = values.get("mode", "train") != "train" and (Path(folder) / "config.json").is_file()
+        values["config"] = f"{STORED_RECIPE}:{folder}" if has_config else str(DEFAULT_RECIPE)
     else:
-        values["config"] = recipe(values["config"])
+        values["config"] = find_recipe(values["config"])
     # The recipe must come before the fields that are set in it.
-    return [out[0], *(f"--{name}={value}" for name, value in sorted(values.items())), *out[1:]]
+    return [arguments[0], *(f"--{name}={value}" for name, value in sorted(values.items())), *arguments[1:]]
 
 
-def recipe(given: str) -> str:
+def find_recipe(recipe: str) -> str:
     """Return ``FILE:VARIANT``: a file that is there, or the recipe shipped as NAME, NAME.py or configs/NAME.py."""
-    file, colon, variant = given.partition(":")
+    file, separator, variant = recipe.partition(":")
     if not Path(file).is_file():
         name = Path(file).name if Path(file).parent.name in ("", "configs") else file
-        file = str((CONFIG if name == STORED.name else RECIPES) / (name if name.endswith(".py") else f"{name}.py"))
-    return file + colon + variant
+        file = str(
+            (CONFIG_DIR if name == STORED_RECIPE.name else RECIPES_DIR)
+            / (name if name.endswith(".py") else f"{name}.py")
+        )
+    return file + separator + variant
 
 
-def check(arg: str) -> None:
+def check_flag(arg: str) -> None:
     """Refuse a configuration file that is not there and a field that does not exist, with the nearest right name."""
     from tl_jax.config import recipe
 
     name, _, value = arg.lstrip("-").partition("=")
     if name == "config" and not (file := Path(value.partition(":")[0])).is_file():
-        have = [path.name for path in RECIPES.glob("[a-z]*.py")]
-        raise UserError(f"no config file {file}; {nearest(file.name, have)} (in {RECIPES})")
+        recipe_names = [path.name for path in RECIPES_DIR.glob("[a-z]*.py")]
+        raise UserError(f"no config file {file}; {nearest(file.name, recipe_names)} (in {RECIPES_DIR})")
     if not arg.startswith("--config."):
         return
     path = name.removeprefix("config.")

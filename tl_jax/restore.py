@@ -82,20 +82,20 @@ def restore(config: recipe.Config, folder: Path, data: bool = True) -> tuple[Tas
         raise UserError(f"no config.json in {folder}, which says what was trained; train again with a new --workdir")
     workdir.check_owner(folder, config.to_dict())
     facts, summary = workdir.stored_facts(folder), read_summary(folder)
-    record = RunRecord(facts, str(folder), fitted={} if data else fitted_by(summary))
-    record = record._replace(reads_data=data or not _suffices(config, record, summary))
-    task, checkpoints, step = _opened(config, folder, record)
+    record = RunRecord(facts, str(folder), fitted={} if data else fitted_values(summary))
+    record = record._replace(reads_data=data or not _can_skip_data(config, record, summary))
+    task, checkpoints, step = _open_run(config, folder, record)
     if record.fitted and step != summary.get("tested_step"):  # they were fitted to other weights
         checkpoints.close()
-        task, checkpoints, step = _opened(config, folder, record._replace(reads_data=True, fitted={}))
+        task, checkpoints, step = _open_run(config, folder, record._replace(reads_data=True, fitted={}))
     state = initial_state(task, config.seed)
-    end = checkpoints.restore(step, state, opt_state=False, for_eval=True)
-    _check_finite(end, folder / "checkpoints" / str(step))
-    mixed = summary.get("wise_ft")
-    if mixed:
-        end = end.replace(**interpolate(state.variables, end.variables, mixed["share"]))
+    trained = checkpoints.restore(step, state, opt_state=False, for_eval=True)
+    _check_finite(trained, folder / "checkpoints" / str(step))
+    wise_ft = summary.get("wise_ft")
+    if wise_ft:
+        trained = trained.replace(**interpolate(state.variables, trained.variables, wise_ft["share"]))
     checkpoints.close()
-    return task, state, end
+    return task, state, trained
 
 
 def _check_finite(state: TrainState, where: Path) -> None:
@@ -105,26 +105,26 @@ def _check_finite(state: TrainState, where: Path) -> None:
             raise UserError(f"{where}: {path} holds values that are not finite; restore the checkpoint, or train again")
 
 
-def fitted_by(summary: Mapping[str, Any]) -> dict[str, float]:
+def fitted_values(summary: Mapping[str, Any]) -> dict[str, float]:
     """Return the temperature or threshold that a finished run fitted on its validation split."""
-    found = {"temperature": summary.get("calibration", {}).get("temperature"), "threshold": summary.get("threshold")}
-    return {name: value for name, value in found.items() if value is not None}
+    fitted = {"temperature": summary.get("calibration", {}).get("temperature"), "threshold": summary.get("threshold")}
+    return {name: value for name, value in fitted.items() if value is not None}
 
 
-def _suffices(config: recipe.Config, record: RunRecord, summary: Mapping[str, Any]) -> bool:
+def _can_skip_data(config: recipe.Config, record: RunRecord, summary: Mapping[str, Any]) -> bool:
     """Whether the files of a run say enough to predict with it, or export it, without its data."""
     facts = record.facts
-    known = "data_sha256" in facts and (
+    has_facts = "data_sha256" in facts and (
         "input_shape" in facts or "shape" in facts.get("input", {}) or "reading" in facts
     )
-    validated = facts.get("examples", {}).get("validation")
-    fits = "temperature" if config.calibrate else "threshold" if config.task == "faces" else ""
+    num_validation = facts.get("examples", {}).get("validation")
+    fitted_name = "temperature" if config.calibrate else "threshold" if config.task == "faces" else ""
     # A mixture with the weights at the start needs these, and a head that was fitted to the data is among them.
-    mixes = "wise_ft" in summary and config.init.head in PROBES
-    return known and not mixes and (not fits or not validated or fits in record.fitted)
+    interpolates = "wise_ft" in summary and config.init.head in PROBES
+    return has_facts and not interpolates and (not fitted_name or not num_validation or fitted_name in record.fitted)
 
 
-def _opened(config: recipe.Config, folder: Path, record: RunRecord) -> tuple[Task, Checkpoints, int]:
+def _open_run(config: recipe.Config, folder: Path, record: RunRecord) -> tuple[Task, Checkpoints, int]:
     """Return the task of a run, its checkpoints, and the step of the one that ``config.eval_checkpoint`` names."""
     task = make_task(config, record)
     if record.reads_data:
@@ -142,13 +142,13 @@ def _opened(config: recipe.Config, folder: Path, record: RunRecord) -> tuple[Tas
 
 def optimizer_state(config: recipe.Config, folder: Path, task: Task, state: TrainState) -> Any:
     """Return the optimizer state of the checkpoint that ``state`` came from; () before the first step."""
-    at = int(state.step)
+    step = int(state.step)
     plan = phases.resolve(config, task.sizes, task.stages)
-    now = next((phase for phase in plan if phase.start < at <= phase.stop), None)
-    if now is None:
+    phase = next((phase for phase in plan if phase.start < step <= phase.stop), None)
+    if phase is None:
         return ()
-    like = state.replace(opt_state=make_optimizer_init(now.optim, now.rules)(state.params))
+    template = state.replace(opt_state=make_optimizer_init(phase.optim, phase.rules)(state.params))
     checkpoints = Checkpoints(folder / "checkpoints", task, cleanup=False)
-    found = checkpoints.restore(at, like, opt_state=True)
+    restored = checkpoints.restore(step, template, opt_state=True)
     checkpoints.close()
-    return found.opt_state
+    return restored.opt_state

@@ -38,7 +38,7 @@ def main(_: list[str]) -> None:
     config = recipe.override(cifar_resnet.get_config("article"), tuple(changes.items()))
     validate.validate(config)
     task = image_classification.make_task(config)
-    theirs, their_accuracy = keras_run(task, config)
+    theirs, their_accuracy = train_keras(task, config)
     with tempfile.TemporaryDirectory() as folder:
         plan = phases.resolve(config, task.sizes, task.stages)
         fitted = loop.fit(task, plan, loop.Pace(10**9, 1), config.seed, Path(folder), verbose=False)
@@ -59,7 +59,7 @@ def main(_: list[str]) -> None:
     print(json.dumps(result))
 
 
-def keras_run(task, config) -> tuple[np.ndarray, float]:
+def train_keras(task, config) -> tuple[np.ndarray, float]:
     """Return Keras' loss at every step and its test accuracy."""
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     import keras
@@ -77,8 +77,8 @@ def keras_run(task, config) -> tuple[np.ndarray, float]:
         losses.append(float(model.train_on_batch(batch["image"] / np.float32(255), batch["label"])))
     hits, count = 0, 0
     for batch in task.eval_batches("test"):
-        chosen = model.predict_on_batch(batch["image"] / np.float32(255)).argmax(-1)
-        hits += ((chosen == batch["label"]) * batch["mask"]).sum()
+        predicted = model.predict_on_batch(batch["image"] / np.float32(255)).argmax(-1)
+        hits += ((predicted == batch["label"]) * batch["mask"]).sum()
         count += batch["mask"].sum()
     return np.asarray(losses), float(hits / count)
 

@@ -31,7 +31,7 @@ EPSILON = 1.001e-5
 BLOCKS = (3, 4, 6, 3)
 
 
-class Trained(NamedTuple):
+class Result(NamedTuple):
     """What a peer came to; ``loaded`` and ``fitted`` are monotonic times, of everything loaded and of the last step."""
 
     accuracy: float
@@ -43,17 +43,17 @@ class Trained(NamedTuple):
 def main(_: list[str]) -> None:
     """Train the head, test it once, and print the line."""
     start = time.monotonic()
-    train, test = splits()
-    trained = {"keras": in_keras, "torch": in_torch}[PEER.value](train, test)
+    train, test = load_splits()
+    trained = {"keras": train_keras, "torch": train_torch}[PEER.value](train, test)
     end = time.monotonic()
     seconds = {"data": trained.loaded - start, "train": trained.fitted - trained.loaded, "eval": end - trained.fitted}
-    about = {"seed": SEED.value, "examples": len(train.labels), "epochs": EPOCHS.value}
-    figures = {"accuracy": trained.accuracy, "loss": trained.loss, "seconds": {**seconds, "total": end - start}}
+    settings = {"seed": SEED.value, "examples": len(train.labels), "epochs": EPOCHS.value}
+    metrics = {"accuracy": trained.accuracy, "loss": trained.loss, "seconds": {**seconds, "total": end - start}}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({**about, **figures, "peak_memory_bytes": memory}))
+    print(json.dumps({**settings, **metrics, "peak_memory_bytes": memory}))
 
 
-def splits() -> tuple[Split, Split]:
+def load_splits() -> tuple[Split, Split]:
     """Return the training examples and the test examples of a run with this seed."""
     from tl_jax.data import dataset, tfds
 
@@ -62,7 +62,7 @@ def splits() -> tuple[Split, Split]:
     return dataset.subsample_train(train, EXAMPLES.value, 0, 10, SEED.value), source.test
 
 
-def in_keras(train: Split, test: Split) -> Trained:
+def train_keras(train: Split, test: Split) -> Result:
     """Train in Keras."""
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     import keras
@@ -81,19 +81,19 @@ def in_keras(train: Split, test: Split) -> Trained:
     fitted = time.monotonic()
     images, labels = test.images[: TESTS.value or None], test.labels[: TESTS.value or None]
     loss, accuracy = model.evaluate(images / np.float32(255), labels, batch_size=256, verbose=0)
-    return Trained(accuracy, loss, loaded, fitted)
+    return Result(accuracy, loss, loaded, fitted)
 
 
-def in_torch(train: Split, test: Split) -> Trained:
+def train_torch(train: Split, test: Split) -> Result:
     """Train in PyTorch."""
     import torch
 
     torch.manual_seed(SEED.value)
     features, head = frozen_resnet50(), torch.nn.Linear(2048, 10)
     loaded = time.monotonic()
-    fit(features, head, train)
+    train_head(features, head, train)
     fitted = time.monotonic()
-    return Trained(*evaluate(features, head, test), loaded, fitted)
+    return Result(*evaluate_head(features, head, test), loaded, fitted)
 
 
 def frozen_resnet50():
@@ -129,7 +129,7 @@ def frozen_resnet50():
     return features
 
 
-def batch_of(split, rows):
+def make_batch(split, rows):
     """Return pictures (B, 3, H, W) in [0, 1] and labels (B,)."""
     import torch
 
@@ -139,7 +139,7 @@ def batch_of(split, rows):
     return images, torch.from_numpy(split.labels[rows]).long()
 
 
-def fit(features, head, train) -> None:
+def train_head(features, head, train) -> None:
     """Train the head."""
     import torch
 
@@ -147,7 +147,7 @@ def fit(features, head, train) -> None:
     for epoch in range(EPOCHS.value):
         total, shuffled = 0.0, order.permutation(len(train.labels))
         for rows in np.array_split(shuffled, range(64, len(shuffled), 64)):
-            images, labels = batch_of(train, rows)
+            images, labels = make_batch(train, rows)
             with torch.inference_mode():
                 x = features(images)
             optimizer.zero_grad()
@@ -158,14 +158,14 @@ def fit(features, head, train) -> None:
         print(f"epoch {epoch + 1}: loss {total / len(shuffled):.4f}", flush=True)
 
 
-def evaluate(features, head, split) -> tuple[float, float]:
+def evaluate_head(features, head, split) -> tuple[float, float]:
     """Return accuracy and loss."""
     import torch
 
     hits, losses, examples = 0, 0.0, min(TESTS.value or len(split.labels), len(split.labels))
     with torch.inference_mode():
         for first in range(0, examples, 256):
-            images, labels = batch_of(split, np.arange(first, min(first + 256, examples)))
+            images, labels = make_batch(split, np.arange(first, min(first + 256, examples)))
             logits = head(features(images))
             hits += (logits.argmax(1) == labels).sum().item()
             losses += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()

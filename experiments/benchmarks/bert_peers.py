@@ -17,19 +17,19 @@ CLASSES = 2
 Calls = Mapping[str, Callable[[], object]]  # each waits until its work is done
 
 
-def batch_of(size: int, length: int) -> dict[str, np.ndarray]:
+def make_batch(size: int, length: int) -> dict[str, np.ndarray]:
     """Return ``size`` texts of ``length`` random tokens without padding, with labels."""
     ids = np.random.default_rng(0).integers(1000, 30000, (size, length)).astype(np.int32)
-    known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    return {**known, "label": np.arange(size, dtype=np.int32) % CLASSES, "mask": np.ones(size, np.float32)}
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    return {**inputs, "label": np.arange(size, dtype=np.int32) % CLASSES, "mask": np.ones(size, np.float32)}
 
 
-def network(dtype: str) -> Bert:
+def make_network(dtype: str) -> Bert:
     """Return the network."""
     return Bert(CLASSES, dtype=jnp.dtype(dtype))
 
 
-def tl_jax(size: int, length: int, dtype: str, compiled: bool = False) -> Calls:
+def tl_jax_calls(size: int, length: int, dtype: str, compiled: bool = False) -> Calls:
     """Return the calls of tl_jax."""
     from tl_jax.pretrained.huggingface import initializer
     from tl_jax.tasks.losses import Encoder, make_text_loss
@@ -40,26 +40,26 @@ def tl_jax(size: int, length: int, dtype: str, compiled: bool = False) -> Calls:
     from tl_jax.transfer.optimizer import OptimSpec
     from tl_jax.transfer.regularizers import Regularize
 
-    model = network(dtype)
+    model = make_network(dtype)
     variables = initializer(model)(jax.random.key(0))
-    batch = sharding.shard_batch(batch_of(size, length))
+    batch = sharding.shard_batch(make_batch(size, length))
     optim, rules = OptimSpec("adam"), RECIPES["all"]
     step = make_train_step(make_text_loss(Encoder(model), Regularize()), optim, rules, "auto")
     params = variables["params"]
     state = TrainState(jnp.zeros((), jnp.int32), params, {}, make_optimizer_init(optim, rules)(params))
-    held = {"state": sharding.replicate(jax.tree.map(jnp.copy, state))}
+    holder = {"state": sharding.replicate(jax.tree.map(jnp.copy, state))}
     key, rate = (sharding.replicate(v) for v in (jax.random.key(0), jnp.float32(1e-5)))
     tokens = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
     forward = jax.jit(lambda variables, tokens: model.apply(variables, **tokens, train=False)[0])
 
     def train():
-        held["state"], row = step(held["state"], batch, key, rate)
-        jax.block_until_ready((held["state"], row))
+        holder["state"], row = step(holder["state"], batch, key, rate)
+        jax.block_until_ready((holder["state"], row))
 
     return {"forward": lambda: forward(variables, tokens).block_until_ready(), "step": train}
 
 
-def transformers(size: int, length: int, dtype: str, compiled: bool) -> Calls:
+def transformers_calls(size: int, length: int, dtype: str, compiled: bool) -> Calls:
     """Return the calls of transformers on PyTorch."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
@@ -69,7 +69,7 @@ def transformers(size: int, length: int, dtype: str, compiled: bool) -> Calls:
     config.num_labels = CLASSES
     model: Any = BertForSequenceClassification(config)
     model = model.to(device)
-    batch = {name: torch.from_numpy(value).long().to(device) for name, value in batch_of(size, length).items()}
+    batch = {name: torch.from_numpy(value).long().to(device) for name, value in make_batch(size, length).items()}
     batch.pop("mask")
     labels = batch.pop("label")
     optimizer = torch.optim.Adam(model.parameters(), 1e-5, fused=device == "cuda")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments.benchmarks.turns import ROOT, machine
+from experiments.benchmarks.turns import ROOT, describe_machine
 from tl_jax.utils import command, disk
 
 RECIPES = flags.DEFINE_list("recipes", ["cifar_resnet:smoke", "sst2_bert:smoke", "cartpole_ppo:smoke"], "Which.")
@@ -43,35 +43,37 @@ COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(SENDS)})(?:-start)?\(")
 def main(_: list[str]) -> None:
     """Measure all in processes of their own, compare, write."""
     if MEASURE.value:
-        print(json.dumps(measure(MEASURE.value, SHARDED.value)))
+        print(json.dumps(measure_recipe(MEASURE.value, SHARDED.value)))
         return
-    found = []
+    rows = []
     for recipe in RECIPES.value:
         sharded = (False,) if "_ppo" in recipe else (False, True)  # a policy is too small to split
-        one = apart(recipe, 1, False)
-        for many in (apart(recipe, DEVICES.value, split) for split in sharded):
+        one = run_process(recipe, 1, False)
+        for many in (run_process(recipe, DEVICES.value, split) for split in sharded):
             row = {"recipe": recipe, "state": "sharded" if many["sharded"] else "replicated", "one": one, "many": many}
             row["largest_difference"] = float(np.max(np.abs(np.subtract(many["losses"], one["losses"]))))
-            found.append(row)
-            print(line(row), flush=True)
+            rows.append(row)
+            print(format_row(row), flush=True)
     path = Path(RESULTS.value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    disk.write_text(path, json.dumps({**machine(), "devices": DEVICES.value, "rows": found}, indent=1) + "\n")
+    disk.write_text(path, json.dumps({**describe_machine(), "devices": DEVICES.value, "rows": rows}, indent=1) + "\n")
 
 
-def line(row: dict[str, Any]) -> str:
+def format_row(row: dict[str, Any]) -> str:
     """Return a row in words."""
     one, many = row["one"], row["many"]
-    counted = "equal" if one["test"]["examples"] == many["test"]["examples"] else "UNEQUAL"
-    sent = f"{many['sent_bytes'] / 1e6:.2f} MB sent a step" if many["sent_bytes"] is not None else "sending not counted"
+    counts = "equal" if one["test"]["examples"] == many["test"]["examples"] else "UNEQUAL"
+    sent_text = (
+        f"{many['sent_bytes'] / 1e6:.2f} MB sent a step" if many["sent_bytes"] is not None else "sending not counted"
+    )
     return (
-        f"{row['recipe']}, {row['state']}: losses differ by {row['largest_difference']:.1e}, {counted} counts, "
-        f"state {many['state_bytes'] / one['state_bytes']:.3f} of one device's, {sent}, "
+        f"{row['recipe']}, {row['state']}: losses differ by {row['largest_difference']:.1e}, {counts} counts, "
+        f"state {many['state_bytes'] / one['state_bytes']:.3f} of one device's, {sent_text}, "
         f"{many['seconds'] / one['seconds']:.2f} times the seconds"
     )
 
 
-def apart(recipe: str, devices: int, sharded: bool) -> dict[str, Any]:
+def run_process(recipe: str, devices: int, sharded: bool) -> dict[str, Any]:
     """Return what a process with so many devices measures."""
     flags_ = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     arguments = [
@@ -81,16 +83,16 @@ def apart(recipe: str, devices: int, sharded: bool) -> dict[str, Any]:
         f"--measure={recipe}",
         f"--steps={STEPS.value}",
     ]
-    done = subprocess.run(
+    process = subprocess.run(
         [*arguments, *(["--sharded"] if sharded else [])], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "XLA_FLAGS": flags_, "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(f"{recipe} on {devices} devices failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    if process.returncode:
+        raise RuntimeError(f"{recipe} on {devices} devices failed:\n{process.stderr[-2000:]}")
+    return json.loads(process.stdout.strip().splitlines()[-1])
 
 
-def measure(recipe: str, sharded: bool) -> dict[str, Any]:
+def measure_recipe(recipe: str, sharded: bool) -> dict[str, Any]:
     """Return losses, bytes and seconds of the first steps of a recipe's last phase on this process' devices."""
     import jax
 
@@ -112,32 +114,32 @@ def measure(recipe: str, sharded: bool) -> dict[str, Any]:
     phase = phase._replace(start=0, stop=steps, rate=phase.rate._replace(steps=steps))
     state = initial_state(task, 0, sharded)
     state = state.replace(opt_state=make_optimizer_init(phase.optim, phase.rules, sharded)(state.params))
-    held = sharding.bytes_per_device((state.params, state.opt_state))
+    state_bytes = sharding.bytes_per_device((state.params, state.opt_state))
     stream = sharding_module.replicate(stream_key(0, "train"))
     objective = task.objective(phase.objective)
     stepper = (objective.make_stepper or Stepper)(phase, objective, state, stream, 0)
-    losses, seconds, now = [], [], 0
-    while now < steps:
-        begin = time.perf_counter()
-        state, rows = stepper.advance(state, now, min(steps, now + 1))
+    losses, seconds, step = [], [], 0
+    while step < steps:
+        start = time.perf_counter()
+        state, rows = stepper.advance(state, step, min(steps, step + 1))
         rows = jax.device_get(rows)
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.perf_counter() - start)
         losses += [float(row["sums"]["loss"][0] / row["sums"]["loss"][1]) for row in rows]
-        now += len(rows)
+        step += len(rows)
     text = max((program.as_text() for program in sharding_module._PROGRAMS.values()), key=len)
-    tested = evaluate.evaluate(task, state.eval_variables, "test")
+    result = evaluate.evaluate(task, state.eval_variables, "test")
     return {
         "sharded": sharded,
         "devices": jax.device_count(),
         "losses": losses,
-        "state_bytes": held,
-        "sent_bytes": None if config.task == "policy" else sent(text, jax.device_count()),
+        "state_bytes": state_bytes,
+        "sent_bytes": None if config.task == "policy" else sent_bytes(text, jax.device_count()),
         "seconds": statistics.median(seconds[1:] or seconds),
-        "test": {"examples": tested.examples, "values": tested.values},
+        "test": {"examples": result.examples, "values": result.values},
     }
 
 
-def sent(text: str, count: int) -> float:
+def sent_bytes(text: str, count: int) -> float:
     """Return the bytes that one of ``count`` devices sends in a step, from its compiled text, each collective once."""
     total = 0.0
     for shapes, kind in COLLECTIVE.findall(text):

@@ -42,10 +42,10 @@ ONLY = flags.DEFINE_list("only", [], "Names of the scores to measure; all where 
 def main(_: list[str]) -> None:
     """Print a table."""
     if OTDD.value:
-        otdd()
+        measure_otdd()
         return
-    x, y, p = draw(EXAMPLES.value, FEATURES.value, CLASSES.value)
-    print(f"features {x.shape}, {x.nbytes / 2**30:.2f} GiB, {CLASSES.value} classes; resident {resident():.2f} GiB")
+    x, y, p = random_features(EXAMPLES.value, FEATURES.value, CLASSES.value)
+    print(f"features {x.shape}, {x.nbytes / 2**30:.2f} GiB, {CLASSES.value} classes; resident {resident_gib():.2f} GiB")
     print("seconds                 first   again     CPU      value   peak GiB")
     cases = {
         **{
@@ -59,8 +59,8 @@ def main(_: list[str]) -> None:
         "leep": lambda: transferability.leep(p, y),
         "nce": lambda: transferability.nce(p.argmax(1), y),
         "nleep": lambda: transferability.nleep(x, y, jax.random.key(0)),
-        "five from one pass": lambda: together(x, y, False),
-        "six from one pass": lambda: together(x, y, True),
+        "five from one pass": lambda: scores_from_moments(x, y, False),
+        "six from one pass": lambda: scores_from_moments(x, y, True),
     }
     only: list[str] = ONLY.value
     for name, case in cases.items():
@@ -68,28 +68,29 @@ def main(_: list[str]) -> None:
             continue
         seconds = []
         for _turn in range(TURNS.value + 1):
-            begin, busy = time.perf_counter(), time.process_time()
+            start, cpu_start = time.perf_counter(), time.process_time()
             value = case()
-            seconds.append((time.perf_counter() - begin, time.process_time() - busy))
-        shown = f"{value:9.4f}" if isinstance(value, float) else " " * 9
-        again, busy = min(seconds[1:])
-        print(f"{name:20s}   {seconds[0][0]:6.2f}  {again:6.2f}  {busy:6.2f}  {shown}   {peak():8.2f}", flush=True)
+            seconds.append((time.perf_counter() - start, time.process_time() - cpu_start))
+        value_text = f"{value:9.4f}" if isinstance(value, float) else " " * 9
+        again, cpu = min(seconds[1:])
+        cells = f"{seconds[0][0]:6.2f}  {again:6.2f}  {cpu:6.2f}  {value_text}   {peak_gib():8.2f}"
+        print(f"{name:20s}   {cells}", flush=True)
 
 
-def otdd() -> None:
+def measure_otdd() -> None:
     """Print a line for each way to solve OTDD."""
-    sets = two_sets(EXAMPLES.value, FEATURES.value, CLASSES.value)
+    sets = random_sets(EXAMPLES.value, FEATURES.value, CLASSES.value)
     print("method        value   first s   again s   peak GiB")
     for method in ("exact", "sinkhorn"):
         seconds = []
         for _turn in range(TURNS.value + 1):
-            begin = time.perf_counter()
+            start = time.perf_counter()
             value = transferability.otdd(*sets, method=method)
-            seconds.append(time.perf_counter() - begin)
-        print(f"{method:8s} {value:10.2f} {seconds[0]:9.2f} {min(seconds[1:]):9.2f} {peak():10.2f}", flush=True)
+            seconds.append(time.perf_counter() - start)
+        print(f"{method:8s} {value:10.2f} {seconds[0]:9.2f} {min(seconds[1:]):9.2f} {peak_gib():10.2f}", flush=True)
 
 
-def two_sets(n: int, d: int, classes: int) -> tuple[np.ndarray, ...]:
+def random_sets(n: int, d: int, classes: int) -> tuple[np.ndarray, ...]:
     """Return x1, y1, x2, y2 with float32 features; the second side is wider and its labels go another way round."""
     rng = np.random.default_rng(0)
     y, centres = np.arange(n) % classes, rng.normal(size=(classes, d))
@@ -97,11 +98,11 @@ def two_sets(n: int, d: int, classes: int) -> tuple[np.ndarray, ...]:
     return x1.astype(np.float32), y, x2.astype(np.float32), classes - 1 - y
 
 
-def together(x: np.ndarray, y: np.ndarray, challenged: bool) -> list[float]:
-    """Return LogME, both H-scores, TransRate and GBC from one pass over the features, and SFDA if ``challenged``."""
+def scores_from_moments(x: np.ndarray, y: np.ndarray, with_sfda: bool) -> list[float]:
+    """Return LogME, both H-scores, TransRate and GBC from one pass over the features, and SFDA if ``with_sfda``."""
     with jax.enable_x64(True):
-        a, b, classes = _inputs.classified(x, y)
-        m = _statistics.of(a, b, classes, rates=True)
+        a, b, classes = _inputs.score_inputs(x, y)
+        m = _statistics.compute_moments(a, b, classes, rates=True)
         scores = [
             logme_from(m),
             h_score_from(m),
@@ -109,12 +110,12 @@ def together(x: np.ndarray, y: np.ndarray, challenged: bool) -> list[float]:
             transrate_from(m),
             gbc_from(m),
         ]
-        if challenged:
-            scores.append(sfda_from(m, a, b, single=_statistics.large(a))[0])
+        if with_sfda:
+            scores.append(sfda_from(m, a, b, single=_statistics.allows_single(a))[0])
         return [float(score) for score in scores]
 
 
-def draw(n: int, d: int, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def random_features(n: int, d: int, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return features like a network's last ones, none below zero and some alike, labels, and source probabilities."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, classes, n)
@@ -127,13 +128,13 @@ def draw(n: int, d: int, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return x, y, p
 
 
-def resident() -> float:
+def resident_gib() -> float:
     """Return the memory of this process now, in GiB."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**30
 
 
-def peak() -> float:
+def peak_gib() -> float:
     """Return the most memory that this process has had, in GiB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

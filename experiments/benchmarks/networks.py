@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from experiments.benchmarks import bert_peers
-from experiments.benchmarks.turns import Worker, machine, matmul_rate, measure, medians
+from experiments.benchmarks.turns import Worker, describe_machine, matmul_rate, measure_turns, medians
 from tl_jax import models
 from tl_jax.models.ops import conv
 from tl_jax.utils import command, disk
@@ -37,7 +37,7 @@ RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/network
 
 
 # Needs JAX, PyTorch and transformers for CUDA.
-ON_GPU = {
+GPU_FLAGS = {
     "cases": ["resnet50:224:256", "bert_base:128:128"],
     "peers": ["torch", "torch_compile"],
     "dtype": "bfloat16",
@@ -49,60 +49,69 @@ def main(_: list[str]) -> None:
     """Measure every case."""
     if GPU.value:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # so that the peers' processes fit, too
-        for name, value in ON_GPU.items():
+        for name, value in GPU_FLAGS.items():
             flags.FLAGS.set_default(name, value)
     rate = matmul_rate(2048 if jax.default_backend() == "cpu" else 8192, DTYPE.value)
     print(f"{DTYPE.value} matrix product: {rate / 1e9:.0f} GFLOP/s")
-    about = {"dtype": DTYPE.value, "device": jax.devices()[0].device_kind, "matmul_flops": rate, **machine()}
-    path, found = Path(RESULTS.value), []
+    settings = {
+        "dtype": DTYPE.value,
+        "device": jax.devices()[0].device_kind,
+        "matmul_flops": rate,
+        **describe_machine(),
+    }
+    path, rows = Path(RESULTS.value), []
     path.parent.mkdir(parents=True, exist_ok=True)
     for case in CASES.value:
         name, size, batch = case.split(":")
         arguments = [f"--network={name}", f"--size={size}", f"--batch={batch}", f"--dtype={DTYPE.value}"]
         workers = {peer: Worker(peer, *arguments) for peer in ("tl_jax", *PEERS.value)}
-        for what in ("forward", "step"):
-            taken = measure(workers, what, TURNS.value, LEAST.value)
-            row = compare(case, what, taken, flops(name, int(size), int(batch)) * (3 if what == "step" else 1), rate)
-            found.append(row)
-            print(line(row), flush=True)
-            disk.write_text(path, json.dumps({**about, "rows": found}, indent=1) + "\n")
+        for call in ("forward", "step"):
+            seconds = measure_turns(workers, call, TURNS.value, LEAST.value)
+            row = compare_peers(
+                case, call, seconds, forward_flops(name, int(size), int(batch)) * (3 if call == "step" else 1), rate
+            )
+            rows.append(row)
+            print(format_row(row), flush=True)
+            disk.write_text(path, json.dumps({**settings, "rows": rows}, indent=1) + "\n")
         for worker in workers.values():
             worker.close()
 
 
-def compare(case: str, what: str, taken: dict[str, list[float]], work: float, rate: float) -> dict[str, Any]:
+def compare_peers(
+    case: str, call: str, seconds: dict[str, list[float]], num_flops: float, rate: float
+) -> dict[str, Any]:
     """Return what the seconds of a case mean."""
     name, size, batch = case.split(":")
     unit, units = ("tokens", int(size) * int(batch)) if name == "bert_base" else ("images", int(batch))
-    middle = medians(taken)
-    fastest = min((peer for peer in middle if peer != "tl_jax"), key=middle.__getitem__)
+    median = medians(seconds)
+    fastest = min((peer for peer in median if peer != "tl_jax"), key=median.__getitem__)
     return {
         "case": case,
-        "what": what,
-        "seconds": taken,
-        "median": middle,
+        "what": call,
+        "seconds": seconds,
+        "median": median,
         "unit": unit,
-        "per_second": {name: units / value for name, value in middle.items()},
+        "per_second": {name: units / value for name, value in median.items()},
         "fastest_peer": fastest,
-        "ratio": middle[fastest] / middle["tl_jax"],
-        "flops": work,
-        "share_of_matmul": work / middle["tl_jax"] / rate,
+        "ratio": median[fastest] / median["tl_jax"],
+        "flops": num_flops,
+        "share_of_matmul": num_flops / median["tl_jax"] / rate,
     }
 
 
-def line(row: dict[str, Any]) -> str:
+def format_row(row: dict[str, Any]) -> str:
     """Return a row as text."""
-    each = ", ".join(f"{name} {value:,.1f}" for name, value in row["per_second"].items())
+    rates = ", ".join(f"{name} {value:,.1f}" for name, value in row["per_second"].items())
     return (
-        f"{row['case']:<20} {row['what']:<8} {row['unit']}/s: {each}; {row['ratio']:.2f} times {row['fastest_peer']}; "
+        f"{row['case']:<20} {row['what']:<8} {row['unit']}/s: {rates}; {row['ratio']:.2f} times {row['fastest_peer']}; "
         f"{100 * row['share_of_matmul']:.0f} % of the matrix product's rate"
     )
 
 
-def flops(name: str, size: int, batch: int) -> float:
+def forward_flops(name: str, size: int, batch: int) -> float:
     """Return the floating-point operations of a forward pass by layer shapes; a step is counted as three of them."""
     if name == "bert_base":
-        model, x = bert_peers.network("float32"), jax.ShapeDtypeStruct((batch, size), jnp.int32)
+        model, x = bert_peers.make_network("float32"), jax.ShapeDtypeStruct((batch, size), jnp.int32)
     else:
         model = models.create(name, 10, **({"fc": False} if name.startswith("vgg") else {}))
         x = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)

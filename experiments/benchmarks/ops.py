@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments.benchmarks.turns import machine
+from experiments.benchmarks.turns import describe_machine
 from tl_jax.models.ops import conv, pooling
 from tl_jax.utils import command, disk
 
@@ -50,33 +50,33 @@ BATCH, TURNS = 16, 5
 
 def main(_: list[str]) -> None:
     """Print a table."""
-    {"convolution": convolution, "depthwise": depthwise, "pooling": pool_sizes}[OP.value]()
+    {"convolution": measure_convolutions, "depthwise": measure_depthwise, "pooling": measure_pooling}[OP.value]()
 
 
-def convolution() -> None:
+def measure_convolutions() -> None:
     """Print the rates of each way, and write them."""
     print("side kernel/stride channels      N | forward, GFLOP/s | both gradients, GFLOP/s")
     rows = []
     for case in CASES.value:
-        row = measure(case)
+        row = measure_case(case)
         rows.append(row)
-        cells = " | ".join("  ".join(shown(row, what)) for what in ("forward", "gradients"))
+        cells = " | ".join("  ".join(format_cells(row, direction)) for direction in ("forward", "gradients"))
         side, kernel, stride, inputs, outputs = case.split(":")
         print(f"{side:>4} {kernel}/{stride} {inputs:>5} -> {outputs:>4} {row['batch']:4d} | {cells}", flush=True)
     if RESULTS.value:
         path = Path(RESULTS.value)
         path.parent.mkdir(parents=True, exist_ok=True)
-        disk.write_text(path, json.dumps({**machine(), "rows": rows}, indent=1) + "\n")
+        disk.write_text(path, json.dumps({**describe_machine(), "rows": rows}, indent=1) + "\n")
 
 
-def measure(case: str) -> dict:
+def measure_case(case: str) -> dict:
     """Return rates of all ways that fit a case, and which one ``conv2d`` takes."""
     side, window, stride, inputs, outputs = case.split(":")
-    side, stride, high, wide = int(side), int(stride), *map(int, window.split("x"))
+    side, stride, kernel_height, kernel_width = int(side), int(stride), *map(int, window.split("x"))
     batch = max(1, min(64, PIXELS // side**2))
-    pads = conv.compute_padding((side, side), (high, wide), stride, "half")
+    pads = conv.compute_padding((side, side), (kernel_height, kernel_width), stride, "half")
     x = jax.random.normal(jax.random.key(0), (batch, side, side, int(inputs)))
-    kernel = jax.random.normal(jax.random.key(1), (high, wide, int(inputs), int(outputs)))
+    kernel = jax.random.normal(jax.random.key(1), (kernel_height, kernel_width, int(inputs), int(outputs)))
     kernel, pads = conv.crop_kernel((side, side), kernel, stride, pads)
     ways: dict[str, Callable] = {
         name: partial(way, stride=stride, padding=pads)
@@ -86,36 +86,38 @@ def measure(case: str) -> dict:
     if kernel.shape[:2] == (3, 3) and stride == 1:
         ways["tiles"] = partial(conv.conv3x3, padding=pads)
     dy = jax.jit(ways["xla"])(x, kernel)
-    work = 2 * dy.size * kernel[..., 0].size
+    num_flops = 2 * dy.size * kernel[..., 0].size
 
     def gradients(way: Callable) -> Callable:
         return jax.jit(lambda x, kernel, dy: jax.vjp(way, x, kernel)[1](dy))
 
-    forward = in_turns([jax.jit(way) for way in ways.values()], x, kernel)
-    backward = in_turns([gradients(way) for way in ways.values()], x, kernel, dy)
+    forward = time_functions([jax.jit(way) for way in ways.values()], x, kernel)
+    backward = time_functions([gradients(way) for way in ways.values()], x, kernel, dy)
     return {
         "case": case,
         "batch": batch,
-        "chosen": chosen(x, kernel, stride, pads),
-        "forward": {name: work / took / 1e6 for name, took in zip(ways, forward, strict=True)},
-        "gradients": {name: 2 * work / took / 1e6 for name, took in zip(ways, backward, strict=True)},
+        "chosen": chosen_way(x, kernel, stride, pads),
+        "forward": {name: num_flops / milliseconds / 1e6 for name, milliseconds in zip(ways, forward, strict=True)},
+        "gradients": {
+            name: 2 * num_flops / milliseconds / 1e6 for name, milliseconds in zip(ways, backward, strict=True)
+        },
     }
 
 
-def chosen(x: jax.Array, kernel: jax.Array, stride: int, pads: conv.Padding) -> str:
+def chosen_way(x: jax.Array, kernel: jax.Array, stride: int, pads: conv.Padding) -> str:
     """Return the way that ``conv2d`` takes."""
     size = [side + sum(pad) - k + 1 for side, pad, k in zip(x.shape[1:3], pads, kernel.shape[:2], strict=True)]
     return conv.fastest_method(len(x), size, kernel.shape, stride)
 
 
-def shown(row: dict, what: str) -> list[str]:
+def format_cells(row: dict, direction: str) -> list[str]:
     """Return the cells of a line."""
-    best = max(row[what].values())
-    mark = "=" if row[what][row["chosen"]] * 1.1 >= best else "*"
-    return [f"{name} {rate:3.0f}{mark if name == row['chosen'] else ' '}" for name, rate in row[what].items()]
+    best = max(row[direction].values())
+    mark = "=" if row[direction][row["chosen"]] * 1.1 >= best else "*"
+    return [f"{name} {rate:3.0f}{mark if name == row['chosen'] else ' '}" for name, rate in row[direction].items()]
 
 
-def depthwise() -> None:
+def measure_depthwise() -> None:
     """Print the times of depthwise convolutions."""
     print(f"batch {BATCH}, ms      shifted   grouped   ratio   | gradient: shifted   grouped   ratio")
     for side, channels, stride in DEPTHWISE:
@@ -129,36 +131,36 @@ def depthwise() -> None:
         def grouped(x, kernel, stride=stride, pads=pads):
             return conv._conv2d_lax(x, kernel, stride, pads, groups=x.shape[-1])
 
-        forward = in_turns([jax.jit(shifted), jax.jit(grouped)], x, kernel)
-        backward = in_turns([jax.jit(gradient(shifted)), jax.jit(gradient(grouped))], x, kernel)
+        forward = time_functions([jax.jit(shifted), jax.jit(grouped)], x, kernel)
+        backward = time_functions([jax.jit(sum_gradient(shifted)), jax.jit(sum_gradient(grouped))], x, kernel)
         cells = "   | ".join(f"{a:8.1f} {b:9.1f} {b / a:7.1f}" for a, b in (forward, backward))
         print(f"{side:4d} x {channels:3d} / {stride}   {cells}", flush=True)
 
 
-def gradient(function):
+def sum_gradient(function):
     """Return the gradient of the sum of squares of a convolution, for picture and kernel."""
     return jax.grad(lambda x, kernel: (function(x, kernel) ** 2).sum(), (0, 1))
 
 
-def pool_sizes() -> None:
+def measure_pooling() -> None:
     """Print the times of poolings."""
     print(f"batch {BATCH}, ms            shifted    windows   ratio   | with gradient: shifted    windows   ratio")
     for side, channels, *window in POOLING:
         x = jax.nn.relu(jax.random.normal(jax.random.key(0), (BATCH, side, side, channels)))
-        pool = partial(pooling.max_pool, window=window[0], stride=window[1], pad=window[2]) if window else mean
+        pool = partial(pooling.max_pool, window=window[0], stride=window[1], pad=window[2]) if window else mean_pool
 
         def plain(x, pool=pool):
             with conv.xla_only():
                 return pool(x)
 
         dy = jnp.ones_like(pool(x))
-        forward = in_turns([jax.jit(pool), jax.jit(plain)], x)
-        backward = in_turns([jax.jit(with_gradient(pool)), jax.jit(with_gradient(plain))], x, dy)
+        forward = time_functions([jax.jit(pool), jax.jit(plain)], x)
+        backward = time_functions([jax.jit(with_gradient(pool)), jax.jit(with_gradient(plain))], x, dy)
         cells = "   | ".join(f"{a:10.1f} {b:10.1f} {b / a:7.1f}" for a, b in (forward, backward))
         print(f"{side:4d} x {channels:4d} {'max' if window else 'mean'}   {cells}", flush=True)
 
 
-def mean(x):
+def mean_pool(x):
     """Average as Keras' InceptionV3 does."""
     return pooling.mean_pool(x, count_padding=False)
 
@@ -168,16 +170,16 @@ def with_gradient(pool):
     return lambda x, dy: jax.vjp(pool, x)[1](dy)
 
 
-def in_turns(functions: list[Callable[..., Any]], *arrays: jax.Array) -> list[float]:
+def time_functions(functions: list[Callable[..., Any]], *arrays: jax.Array) -> list[float]:
     """Return the least time of each function in milliseconds; they run one after another, compiled before."""
     times: list[list[float]] = [[] for _ in functions]
     for turn in range(TURNS + 1):
         for i, function in enumerate(functions):
-            begin = time.perf_counter()
+            start = time.perf_counter()
             jax.block_until_ready(function(*arrays))
             if turn:  # the first one compiles
-                times[i].append(1e3 * (time.perf_counter() - begin))
-    return [min(each) for each in times]
+                times[i].append(1e3 * (time.perf_counter() - start))
+    return [min(values) for values in times]
 
 
 if __name__ == "__main__":

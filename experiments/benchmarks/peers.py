@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from experiments.benchmarks.turns import serve
+from experiments.benchmarks.turns import serve_calls
 
 PEER = flags.DEFINE_enum(
     "peer", "tl_jax", ["tl_jax", "torch", "torch_channels_last", "torch_compile", "keras"], "Library."
@@ -34,40 +34,40 @@ Calls = Mapping[str, Callable[[], object]]  # each waits until its work is done
 
 def main(_: list[str]) -> None:
     """Answer."""
-    serve(calls)
+    serve_calls(make_calls)
 
 
-def calls() -> Mapping[str, Callable[[int], object]]:
+def make_calls() -> Mapping[str, Callable[[int], object]]:
     """Build what is asked for."""
-    made = _text() if NETWORK.value == "bert_base" else _pictures()
-    return {what: repeated(call) for what, call in made.items()}
+    single_calls = _text_calls() if NETWORK.value == "bert_base" else _image_calls()
+    return {name: repeat_call(call) for name, call in single_calls.items()}
 
 
-def repeated(call: Callable[[], object]) -> Callable[[int], object]:
+def repeat_call(call: Callable[[], object]) -> Callable[[int], object]:
     """Return what makes a call so and so often."""
 
-    def many(count: int) -> None:
+    def repeat(count: int) -> None:
         for _ in range(count):
             call()
 
-    return many
+    return repeat
 
 
-def _text() -> Calls:
+def _text_calls() -> Calls:
     from experiments.benchmarks import bert_peers
 
-    make = bert_peers.tl_jax if PEER.value == "tl_jax" else bert_peers.transformers
+    make = bert_peers.tl_jax_calls if PEER.value == "tl_jax" else bert_peers.transformers_calls
     return make(BATCH.value, SIZE.value, DTYPE.value, compiled=PEER.value == "torch_compile")
 
 
-def _pictures() -> Calls:
-    pictures = np.random.default_rng(0).standard_normal((BATCH.value, SIZE.value, SIZE.value, 3)).astype(np.float32)
+def _image_calls() -> Calls:
+    images = np.random.default_rng(0).standard_normal((BATCH.value, SIZE.value, SIZE.value, 3)).astype(np.float32)
     labels = np.arange(BATCH.value, dtype=np.int32) % CLASSES
-    make = {"tl_jax": _tl_jax, "keras": _keras}.get(PEER.value, _torch)
-    return make(NETWORK.value, pictures, labels)
+    make = {"tl_jax": _tl_jax_calls, "keras": _keras}.get(PEER.value, _torch)
+    return make(NETWORK.value, images, labels)
 
 
-def _tl_jax(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
+def _tl_jax_calls(name: str, images: np.ndarray, labels: np.ndarray) -> Calls:
     import jax
     import jax.numpy as jnp
 
@@ -87,7 +87,7 @@ def _tl_jax(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
     shape = (1, max(SIZE.value, model.min_size), max(SIZE.value, model.min_size), 3)
     variables = dict(jax.jit(model.init)(jax.random.key(0), jnp.zeros(shape)))
     variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-    batch = sharding.shard_batch({"image": pictures, "label": labels, "mask": np.ones(len(labels), np.float32)})
+    batch = sharding.shard_batch({"image": images, "label": labels, "mask": np.ones(len(labels), np.float32)})
     trunk = model.clone(num_classes=0)
     pairs = fold_batch_norm.find_pairs(trunk, SIZE.value)
     folded = jax.jit(lambda v: fold_batch_norm.fold_variables(pairs, v))(variables)
@@ -103,18 +103,18 @@ def _tl_jax(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
     state = TrainState(
         jnp.zeros((), jnp.int32), params, variables["batch_stats"], make_optimizer_init(optim, rules)(params)
     )
-    held = {"state": sharding.replicate(jax.tree.map(jnp.copy, state))}
+    holder = {"state": sharding.replicate(jax.tree.map(jnp.copy, state))}
     key, rate = (sharding.replicate(v) for v in (jax.random.key(0), jnp.float32(1e-4)))
 
     def train():
-        held["state"], row = step(held["state"], batch, key, rate)
-        jax.block_until_ready((held["state"], row))
+        holder["state"], row = step(holder["state"], batch, key, rate)
+        jax.block_until_ready((holder["state"], row))
 
-    x = jnp.asarray(pictures)
+    x = jnp.asarray(images)
     return {"forward": lambda: forward(folded, x).block_until_ready(), "step": train}
 
 
-def _torch(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
+def _torch(name: str, images: np.ndarray, labels: np.ndarray) -> Calls:
     import torch
     from torch import nn
 
@@ -131,7 +131,7 @@ def _torch(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
     if hasattr(trunk, "AuxLogits"):
         trunk.AuxLogits = nn.Identity()
     trunk = trunk.to(device, **layout)
-    x = torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy()).to(device, **layout)
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device, **layout)
     y = torch.from_numpy(labels).long().to(device)
 
     def features():
@@ -164,7 +164,7 @@ def _torch(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
     return {"forward": forward, "step": step}
 
 
-def _keras(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
+def _keras(name: str, images: np.ndarray, labels: np.ndarray) -> Calls:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     import keras
@@ -174,12 +174,12 @@ def _keras(name: str, pictures: np.ndarray, labels: np.ndarray) -> Calls:
         "resnet50": "ResNet50", "vgg16": "VGG16", "vgg19": "VGG19", "inception_v3": "InceptionV3",
         "mobilenet_v2": "MobileNetV2",
     }  # fmt: skip
-    trunk = getattr(keras.applications, makers[name])(include_top=False, weights=None, input_shape=pictures.shape[1:])
+    trunk = getattr(keras.applications, makers[name])(include_top=False, weights=None, input_shape=images.shape[1:])
     pooled = keras.layers.GlobalAveragePooling2D()
     model: Any = keras.Sequential([trunk, pooled, keras.layers.Dense(CLASSES)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=keras.optimizers.Adam(1e-4), loss=loss, jit_compile=False)  # XLA's step is slower here
-    x, y = tf.constant(pictures), tf.constant(labels)
+    x, y = tf.constant(images), tf.constant(labels)
     forward = tf.function(lambda: pooled(trunk(x, training=False)))
     return {"forward": lambda: forward().numpy(), "step": lambda: model.train_on_batch(x, y)}
 

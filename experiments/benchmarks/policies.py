@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.benchmarks.turns import Worker, machine, matmul_rate, measure, medians, serve
+from experiments.benchmarks.turns import Worker, describe_machine, matmul_rate, measure_turns, medians, serve_calls
 from tl_jax.utils import command, disk
 
 PEER = flags.DEFINE_enum("peer", "", ["", "tl_jax", "stable_baselines3"], "Be the process of this library.")
@@ -38,39 +38,38 @@ Calls = Mapping[str, Callable[[int], object]]  # takes the number of updates
 def main(_: list[str]) -> None:
     """Answer as a process of a library, or measure, print and write."""
     if PEER.value:
-        return serve(_tl_jax if PEER.value == "tl_jax" else _stable_baselines3)
+        return serve_calls(_tl_jax if PEER.value == "tl_jax" else _stable_baselines3)
     rate = matmul_rate(2048)
-    found = {name: _compared(name, *case, rate) for name, case in CASES.items()}
+    cases = {name: _compared(name, *case, rate) for name, case in CASES.items()}
     path = Path(RESULTS.value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    disk.write_text(path, json.dumps({**machine(), "matmul_flops": rate, "cases": found}, indent=1) + "\n")
+    disk.write_text(path, json.dumps({**describe_machine(), "matmul_flops": rate, "cases": cases}, indent=1) + "\n")
 
 
-def _compared(name: str, worlds: int, minibatches: int, rate: float) -> dict[str, Any]:
-    module, case = "experiments.benchmarks.policies", (f"--worlds={worlds}", f"--minibatches={minibatches}")
+def _compared(name: str, num_envs: int, minibatches: int, rate: float) -> dict[str, Any]:
+    module, case = "experiments.benchmarks.policies", (f"--worlds={num_envs}", f"--minibatches={minibatches}")
     workers = {
         "one seed": Worker("tl_jax", *case, module=module),
         f"{MANY.value} seeds": Worker("tl_jax", f"--seeds={MANY.value}", *case, module=module),
         "stable_baselines3": Worker("stable_baselines3", *case, module=module),
     }
-    taken = measure(workers, "update", TURNS.value, LEAST.value)
+    seconds = measure_turns(workers, "update", TURNS.value, LEAST.value)
     for worker in workers.values():
         worker.close()
-    one, many, peer = medians(taken).values()
-    each = [UPDATE / one, MANY.value * UPDATE / many, UPDATE / peer]
-    rates = dict(zip(workers, each, strict=True))
-    share, shares = many / one, [value * FLOPS / rate for value in each]
-    print(f"{name}: " + ", ".join(f"{who} {value:,.0f}" for who, value in rates.items()) + " steps/s")
-    print(
-        f"    one seed {each[0] / each[2]:.1f} and {MANY.value} seeds {each[1] / each[2]:.1f} times Stable-Baselines3"
-    )
+    one, many, peer = medians(seconds).values()
+    speeds = [UPDATE / one, MANY.value * UPDATE / many, UPDATE / peer]
+    rates = dict(zip(workers, speeds, strict=True))
+    share, shares = many / one, [value * FLOPS / rate for value in speeds]
+    print(f"{name}: " + ", ".join(f"{worker_name} {value:,.0f}" for worker_name, value in rates.items()) + " steps/s")
+    one_ratio, many_ratio = speeds[0] / speeds[2], speeds[1] / speeds[2]
+    print(f"    one seed {one_ratio:.1f} and {MANY.value} seeds {many_ratio:.1f} times Stable-Baselines3")
     print(f"    {MANY.value} seeds take {share:.2f} times as long as one; share of a matrix product's rate", end=" ")
     print(", ".join(f"{100 * value:.0f} %" for value in shares), flush=True)
     return {
-        "seconds": taken,
+        "seconds": seconds,
         "steps_per_second": rates,
-        "ratio": each[1] / each[2],
-        "ratio_of_one_seed": each[0] / each[2],
+        "ratio": many_ratio,
+        "ratio_of_one_seed": one_ratio,
         "time_of_many_over_one": share,
         "share_of_matmul": dict(zip(workers, shares, strict=True)),
     }
@@ -89,22 +88,22 @@ def _tl_jax() -> Calls:
     from tl_jax.transfer.optimizer import make_optimizer
 
     config = recipe.override(cartpole_ppo.get_config(), _case())
-    world = envs.make_env(config.rl.env)
-    network = reinforcement.make_policy(config, world)
+    env = envs.make_env(config.rl.env)
+    network = reinforcement.make_policy(config, env)
     (phase,) = phases.resolve(config, {"train": config.rl.total_timesteps}, network.stage_names(False))
-    update = make_update(world, network, reinforcement.make_ppo_config(config), phase.optim, phase.rules)
+    update = make_update(env, network, reinforcement.make_ppo_config(config), phase.optim, phase.rules)
     init = make_optimizer(phase.optim, phase.rules).init
 
     def run(state, key, count):
         return jax.lax.fori_loop(0, count, lambda _, state: update(state, key, config.optim.lr)[0], state)
 
     program = jax.jit(jax.vmap(run, in_axes=(0, 0, None)), donate_argnums=0)
-    start = jax.vmap(lambda variables: ppo.init_state(variables, init))(seeds.drawn(config, world, SEEDS.value))
-    keys = seeds.grouped(seeds.stream_keys(SEEDS.value))
-    kept = seeds.grouped(start)
+    start = jax.vmap(lambda variables: ppo.init_state(variables, init))(seeds.init_variables(config, env, SEEDS.value))
+    keys = seeds.split_groups(seeds.stream_keys(SEEDS.value))
+    states = seeds.split_groups(start)
 
     def updates(count: int) -> None:
-        kept[:] = seeds.at_once(program, [(state, key, count) for state, key in zip(kept, keys, strict=True)])
+        states[:] = seeds.run_parallel(program, [(state, key, count) for state, key in zip(states, keys, strict=True)])
 
     return {"update": updates}
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from experiments.benchmarks.turns import ROOT, machine
+from experiments.benchmarks.turns import ROOT, describe_machine
 from tl_jax.report import html
 from tl_jax.utils import command, disk
 from tl_jax.utils.errors import UserError
@@ -69,45 +69,51 @@ def main(_: list[str]) -> None:
         raise UserError(f"--only: no command is called {unknown[0]!r}; there are {', '.join(COMMANDS)}")
     with contextlib.suppress(AttributeError):  # only Linux knows it
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    wanted = dict.fromkeys(name for one in ONLY.value or COMMANDS for name in (FIRST.get(one, one), one))
-    found = {}
+    names = dict.fromkeys(
+        name
+        for command_name in ONLY.value or COMMANDS
+        for name in (FIRST.get(command_name, command_name), command_name)
+    )
+    silences = {}
     with tempfile.TemporaryDirectory() as folder:
         _image(Path(folder))
-        for name in wanted:
-            found[name] = watch([part.format(folder) for part in COMMANDS[name]], Path(folder) / f"cache {name}", name)
-            print(f"{name}: first {found[name].first:.1f} s, longest {found[name].longest:.1f} s", flush=True)
-    rows = [(name, *(f"{value:.1f}" for value in silence)) for name, silence in found.items()]
-    print(html.markdown(html.Table(("command", "first output, s", "longest silence, s", "in all, s"), rows)))
+        for name in names:
+            silences[name] = watch(
+                [argument.format(folder) for argument in COMMANDS[name]], Path(folder) / f"cache {name}", name
+            )
+            print(f"{name}: first {silences[name].first:.1f} s, longest {silences[name].longest:.1f} s", flush=True)
+    rows = [(name, *(f"{value:.1f}" for value in silence)) for name, silence in silences.items()]
+    print(html.to_markdown(html.Table(("command", "first output, s", "longest silence, s", "in all, s"), rows)))
     if not ONLY.value:
-        numbers = {name: silence._asdict() for name, silence in found.items()}
+        numbers = {name: silence._asdict() for name, silence in silences.items()}
         disk.write_text(
-            Path(RESULTS.value), json.dumps({**machine(), "cores": 1, "commands": numbers}, indent=1) + "\n"
+            Path(RESULTS.value), json.dumps({**describe_machine(), "cores": 1, "commands": numbers}, indent=1) + "\n"
         )
 
 
 def watch(arguments: list[str], cache: Path, name: str) -> Silence:
     """Run a Python program on a terminal and measure its silences."""
-    main_end, other = pty.openpty()
-    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
+    main_end, child_end = pty.openpty()
+    fcntl.ioctl(child_end, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
     environment = {**os.environ, "TL_JAX_CACHE": str(cache)}
-    begin, said, heard = time.perf_counter(), [], []
+    start, texts, times_heard = time.perf_counter(), [], []
     with subprocess.Popen(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, stdin=other, stdout=other, stderr=other
+        [sys.executable, *arguments], cwd=ROOT, env=environment, stdin=child_end, stdout=child_end, stderr=child_end
     ) as process:
-        os.close(other)
+        os.close(child_end)
         with contextlib.suppress(OSError):  # Linux' way to say that the other side has closed
             while select.select([main_end], [], [])[0] and (piece := os.read(main_end, PIECE)):
-                heard.append(time.perf_counter() - begin)
-                said.append(piece.decode(errors="replace"))
+                times_heard.append(time.perf_counter() - start)
+                texts.append(piece.decode(errors="replace"))
     os.close(main_end)
-    whole = time.perf_counter() - begin
+    whole = time.perf_counter() - start
     if TRANSCRIPTS.value:
-        lines = (f"{at:7.2f} {piece!r}\n" for at, piece in zip(heard, said, strict=True))
+        lines = (f"{at:7.2f} {piece!r}\n" for at, piece in zip(times_heard, texts, strict=True))
         Path(TRANSCRIPTS.value).mkdir(parents=True, exist_ok=True)
         disk.write_text(Path(TRANSCRIPTS.value) / f"{name.replace(' ', '_')}.txt", "".join(lines))
     if process.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{''.join(said)[-2000:]}")
-    times = [0.0, *heard, whole]
+        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{''.join(texts)[-2000:]}")
+    times = [0.0, *times_heard, whole]
     return Silence(times[1], max(b - a for a, b in zip(times, times[1:], strict=False)), whole)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.benchmarks.text_peers import BERT, DATA_DIR, LENGTHS
-from experiments.benchmarks.turns import Worker, machine, measure, medians
+from experiments.benchmarks.turns import Worker, describe_machine, measure_turns, medians
 from tl_jax.utils import command, disk
 
 TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
@@ -25,31 +25,31 @@ BATCH = 32
 
 def main(_: list[str]) -> None:
     """Measure, print, write."""
-    about = (f"--bert={BERT.value}", f"--data_dir={DATA_DIR.value}")
+    worker_flags = (f"--bert={BERT.value}", f"--data_dir={DATA_DIR.value}")
     names = ("tl_jax", "transformers")
-    workers = {name: Worker(name, *about, module="experiments.benchmarks.text_peers") for name in names}
+    workers = {name: Worker(name, *worker_flags, module="experiments.benchmarks.text_peers") for name in names}
     rows = []
     for length in LENGTHS:
-        taken = measure(workers, f"length{length}", TURNS.value, LEAST.value)
-        middle = medians(taken)
-        rate = {name: BATCH * length / seconds for name, seconds in middle.items()}
+        seconds = measure_turns(workers, f"length{length}", TURNS.value, LEAST.value)
+        median = medians(seconds)
+        rate = {name: BATCH * length / seconds for name, seconds in median.items()}
         ratio = rate["tl_jax"] / rate["transformers"]
-        rows.append({"what": f"length {length}", "seconds": taken, "tokens_per_second": rate, "ratio": ratio})
-        shown = ", ".join(f"{name} {value:,.0f}" for name, value in rate.items())
-        print(f"length {length}: {shown} tokens/s, ratio {ratio:.2f}", flush=True)
-    taken = {name: [] for name in names}
+        rows.append({"what": f"length {length}", "seconds": seconds, "tokens_per_second": rate, "ratio": ratio})
+        rates_text = ", ".join(f"{name} {value:,.0f}" for name, value in rate.items())
+        print(f"length {length}: {rates_text} tokens/s, ratio {ratio:.2f}", flush=True)
+    seconds = {name: [] for name in names}
     for _turn in range(max(1, TURNS.value // 2)):
         for name, worker in workers.items():
-            taken[name].append(worker.seconds("epoch", STEPS.value) * STEPS.value)
-    middle = medians(taken)
-    share = middle["tl_jax"] / middle["transformers"]
-    rows.append({"what": "epoch in buckets", "steps": STEPS.value, "seconds": taken, "share": share})
+            seconds[name].append(worker.seconds("epoch", STEPS.value) * STEPS.value)
+    median = medians(seconds)
+    share = median["tl_jax"] / median["transformers"]
+    rows.append({"what": "epoch in buckets", "steps": STEPS.value, "seconds": seconds, "share": share})
     print(
-        f"{STEPS.value} steps: {middle['tl_jax']:.1f} s in buckets, {middle['transformers']:.1f} s padded: {share:.2f}"
+        f"{STEPS.value} steps: {median['tl_jax']:.1f} s in buckets, {median['transformers']:.1f} s padded: {share:.2f}"
     )
     path = Path(RESULTS.value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    disk.write_text(path, json.dumps({**machine(), "rows": rows}, indent=1) + "\n")
+    disk.write_text(path, json.dumps({**describe_machine(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from absl import flags
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from configs import sst2_bert
-from experiments.benchmarks.turns import serve
+from experiments.benchmarks.turns import serve_calls
 from tl_jax.config import recipe
 from tl_jax.data.tokenize import IGNORED
 from tl_jax.restore import make_task
@@ -39,16 +39,16 @@ Calls = Mapping[str, Callable[[int], object]]  # takes the number of steps
 
 def main(_: list[str]) -> None:
     """Answer."""
-    serve(calls)
+    serve_calls(make_calls)
 
 
-def calls() -> Calls:
+def make_calls() -> Calls:
     """Build what is asked for."""
     changes = (("init.path", BERT.value), ("data.dir", DATA_DIR.value), ("input.max_length", 128))
     config = recipe.override(sst2_bert.get_config(), changes)
     task = make_task(config)
     plan = phases.resolve(config, task.sizes, task.stages)[0]
-    make = {"tl_jax": _tl_jax, "transformers": _transformers}[PEER.value]
+    make = {"tl_jax": _tl_jax_calls, "transformers": _transformers_calls}[PEER.value]
     return make(task, plan, {f"length{length}": random_batch(task, length) for length in LENGTHS})
 
 
@@ -56,34 +56,34 @@ def random_batch(task, length):
     """Return a batch of the size of the task's whose texts are all ``length`` random words."""
     size = task.train_batch.batch_size
     ids = np.random.default_rng(0).integers(1000, 30000, (size, length)).astype(np.int32)
-    there, none = np.ones_like(ids), np.zeros_like(ids)
+    ones, zeros = np.ones_like(ids), np.zeros_like(ids)
     labels = np.arange(size, dtype=np.int32) % 2
-    known = {"input_ids": ids, "attention_mask": there, "token_type_ids": none}
-    return {**known, "label": labels, "mask": np.ones(size, np.float32)}
+    inputs = {"input_ids": ids, "attention_mask": ones, "token_type_ids": zeros}
+    return {**inputs, "label": labels, "mask": np.ones(size, np.float32)}
 
 
-def _tl_jax(task, plan, batches) -> Calls:
+def _tl_jax_calls(task, plan, batches) -> Calls:
     state = initial_state(task, 0)
     state = state.replace(opt_state=make_optimizer_init(plan.optim, plan.rules)(state.params))
     step = make_train_step(task.loss, plan.optim, plan.rules, plan.batch_stats)
     stream = sharding.replicate(stream_key(0, "train"))
-    kept = {"state": state}
+    holder = {"state": state}
 
     def run(make, count):
         for i in range(count):
             state, row = step(
-                kept["state"], sharding.shard_batch(make(i)), stream, sharding.replicate(np.float32(RATE))
+                holder["state"], sharding.shard_batch(make(i)), stream, sharding.replicate(np.float32(RATE))
             )
-            kept["state"] = state
+            holder["state"] = state
         jax.block_until_ready(row)
 
-    for at in task.train_batch.steps_by_length(0, plan.stop):  # compile every length before anything is timed
-        run(lambda i, at=at: task.train_batch(at), 1)
+    for step_index in task.train_batch.steps_by_length(0, plan.stop):  # compile every length before anything is timed
+        run(lambda i, step_index=step_index: task.train_batch(step_index), 1)
     calls = {name: lambda count, batch=batch: run(lambda i: batch, count) for name, batch in batches.items()}
     return {**calls, "epoch": lambda count: run(task.train_batch, count)}
 
 
-def _transformers(task, plan, batches) -> Calls:
+def _transformers_calls(task, plan, batches) -> Calls:
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))

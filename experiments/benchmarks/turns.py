@@ -26,13 +26,13 @@ class Worker:
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._errors, text=True,
         )  # fmt: skip
-        if (said := self._answer()) != "ready":
-            raise RuntimeError(f"{self._name} said {said!r} instead of ready")
+        if (line := self._answer()) != "ready":
+            raise RuntimeError(f"{self._name} said {line!r} instead of ready")
 
-    def seconds(self, what: str, count: int) -> float:
+    def seconds(self, call: str, count: int) -> float:
         """Return the seconds that one of ``count`` calls takes."""
         assert self._process.stdin
-        self._process.stdin.write(f"{what} {count}\n")
+        self._process.stdin.write(f"{call} {count}\n")
         self._process.stdin.flush()
         return float(self._answer()) / count
 
@@ -50,40 +50,40 @@ class Worker:
         self._process.wait()
 
 
-def serve(make: Callable[[], Mapping[str, Callable[[int], object]]]) -> None:
+def serve_calls(make_calls: Callable[[], Mapping[str, Callable[[int], object]]]) -> None:
     """Be such a process: make the calls, each of which takes how often, and answer each line with its seconds."""
     answers = os.fdopen(os.dup(1), "w")  # what libraries print must not come between
     os.dup2(2, 1)
-    calls = make()
+    calls = make_calls()
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        what, count = line.split()
-        begin = time.perf_counter()
-        calls[what](int(count))
-        print(time.perf_counter() - begin, file=answers, flush=True)
+        call, count = line.split()
+        start = time.perf_counter()
+        calls[call](int(count))
+        print(time.perf_counter() - start, file=answers, flush=True)
 
 
-def measure(workers: Mapping[str, Worker], what: str, turns: int, least: float) -> dict[str, list[float]]:
-    """Return the seconds of a call of each worker in each turn; a turn has as many calls as take ``least`` seconds.
+def measure_turns(workers: Mapping[str, Worker], call: str, turns: int, min_seconds: float) -> dict[str, list[float]]:
+    """Return the seconds of a call of each worker in each turn; the calls of a turn take ``min_seconds`` or more.
 
     Calls of half that time come before and do not count: on a virtual machine the memory that a process gave back while
     it waited went to the host, and the first call after a wait of 4 s took 3.0 s instead of 2.1 s to get it again
     (MiniLM, 32 texts of 128 tokens), which no training meets that goes on.
     """
     for worker in workers.values():  # the first calls compile
-        worker.seconds(what, 1)
-    counts = {name: max(1, round(least / worker.seconds(what, 1))) for name, worker in workers.items()}
-    taken: dict[str, list[float]] = {name: [] for name in workers}
+        worker.seconds(call, 1)
+    counts = {name: max(1, round(min_seconds / worker.seconds(call, 1))) for name, worker in workers.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(turns):
         for name, worker in workers.items():
-            worker.seconds(what, max(1, counts[name] // 2))
-            taken[name].append(worker.seconds(what, counts[name]))
-    return taken
+            worker.seconds(call, max(1, counts[name] // 2))
+            seconds[name].append(worker.seconds(call, counts[name]))
+    return seconds
 
 
-def medians(taken: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Return the median of each."""
-    return {name: statistics.median(values) for name, values in taken.items()}
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def matmul_rate(n: int, dtype: str = "float32") -> float:
@@ -95,13 +95,13 @@ def matmul_rate(n: int, dtype: str = "float32") -> float:
     product = jax.jit(jnp.matmul)
     best = float("inf")
     for _ in range(11):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         product(x, x).block_until_ready()
-        best = min(best, time.perf_counter() - begin)
+        best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Return what the numbers were measured on."""
     return {
         "cpu": processor(),

@@ -14,21 +14,21 @@ from tl_jax.transfer import adapters
 from tl_jax.utils import tree
 
 
-def network_of(config: recipe.Config, inputs: Mapping[str, Any]) -> Network:
+def load_run_network(config: recipe.Config, inputs: Mapping[str, Any]) -> Network:
     """Return the network of a run; its weights do not matter here."""
-    net = (
+    loaded = (
         image_classification.draw_network(config, 0)
         if config.init.source == "random"
         else image_classification.load_network(config)
     )
     return Network(
-        net.model.clone(num_classes=0),
+        loaded.model.clone(num_classes=0),
         image_classification.Inputs(**inputs),
         adapters.Adapters(**config.adapt.to_dict()),
     )
 
 
-def everything(network: Network, variables: Any, task: Any) -> dict[str, np.ndarray]:
+def pooled_features(network: Network, variables: Any, task: Any) -> dict[str, np.ndarray]:
     """Return the averages over positions (N, C) of every part's map on the test pictures."""
     names = tuple(task.stages)
     rows = evaluate.extract(make_pooled(network, names), variables, task.eval_batches("test"))
@@ -38,8 +38,8 @@ def everything(network: Network, variables: Any, task: Any) -> dict[str, np.ndar
     return dict(zip(names, np.split(rows, ends[:-1], axis=1), strict=True))
 
 
-def distance_of(before: Any, after: Any) -> float:
+def relative_change(before: Any, after: Any) -> float:
     """Return the norm of the change of a part over its norm at the start."""
     old, new = tree.flatten(before), tree.flatten(after)
-    moved = sum(float(np.square(np.asarray(new[path]) - np.asarray(leaf)).sum()) for path, leaf in old.items())
-    return (moved / sum(float(np.square(np.asarray(leaf)).sum()) for leaf in old.values())) ** 0.5
+    change = sum(float(np.square(np.asarray(new[path]) - np.asarray(leaf)).sum()) for path, leaf in old.items())
+    return (change / sum(float(np.square(np.asarray(leaf)).sum()) for leaf in old.values())) ** 0.5

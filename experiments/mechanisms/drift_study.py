@@ -42,34 +42,34 @@ def main(_: list[str]) -> None:
     """Measure every finished mechanism and draw the result."""
     logging.set_verbosity(logging.WARNING)
     folder = Path(WORKDIR.value).expanduser()
-    found: list[Drift] = []
+    drifts: list[Drift] = []
     for path in sorted(folder.glob(f"*/per_class{PER_CLASS.value}/choice.json")):
         choice = json.loads(path.read_text())
         run = path.parent / f"rate{choice['rate']}" / f"seed{choice['seeds'][0]}"
         if (run / "checkpoints").is_dir() and json.loads((run / "summary.json").read_text())["steps"]:
             say(f"--- {choice['mechanism']}")
-            found += measure(choice["mechanism"], run)
+            drifts += measure_drift(choice["mechanism"], run)
     prefix = RESULTS.value or str(folder / "drift")
     with disk.atomic_write(Path(f"{prefix}.csv")) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Drift._fields)
-        writer.writerows([f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in found)
-    say(f"{prefix}.csv, {draw(found, Path(f'{prefix}.png'))}")
+        writer.writerows([f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in drifts)
+    say(f"{prefix}.csv, {plot_drift(drifts, Path(f'{prefix}.png'))}")
 
 
-def measure(name: str, folder: Path) -> list[Drift]:
+def measure_drift(name: str, folder: Path) -> list[Drift]:
     """Return the drift of each part between the start and the end of a run."""
     config = stored.get_config(str(folder))
     task, start, end = restore.restore(config, folder)
-    how = adapters.Adapters(**config.adapt.to_dict())
-    network = drift.network_of(config, task.facts["input"])
-    before, after = (adapters.merge(state.params, how) for state in (start, end))
-    pooled = [drift.everything(network, state.variables, task) for state in (start, end)]
+    adapt_config = adapters.Adapters(**config.adapt.to_dict())
+    network = drift.load_run_network(config, task.facts["input"])
+    before, after = (adapters.merge(state.params, adapt_config) for state in (start, end))
+    pooled = [drift.pooled_features(network, state.variables, task) for state in (start, end)]
     return [
         Drift(
             name,
             part,
-            drift.distance_of(before[part], after[part]),
+            drift.relative_change(before[part], after[part]),
             transferability.linear_cka(pooled[0][part], pooled[1][part]),
         )
         for part in task.stages
@@ -77,7 +77,7 @@ def measure(name: str, folder: Path) -> list[Drift]:
     ]
 
 
-def draw(found: Sequence[Drift], path: Path) -> Path:
+def plot_drift(drifts: Sequence[Drift], path: Path) -> Path:
     """Draw both measures, mechanisms down and parts across, as two coloured tables with their numbers.
 
     Weights move by a hundredth of a percent here and by half of their size there: their colours are logarithmic.
@@ -85,23 +85,23 @@ def draw(found: Sequence[Drift], path: Path) -> Path:
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
-    names, parts = (list(dict.fromkeys(getattr(row, key) for row in found)) for key in ("mechanism", "part"))
-    figure = Figure(figsize=(4 + 1.1 * len(parts), 1.5 + 0.27 * len(names)), dpi=110, layout="constrained")
+    names, stages = (list(dict.fromkeys(getattr(row, key) for row in drifts)) for key in ("mechanism", "part"))
+    figure = Figure(figsize=(4 + 1.1 * len(stages), 1.5 + 0.27 * len(names)), dpi=110, layout="constrained")
     axes: Any = figure.subplots(1, 2, sharey=True)
     measures = (
         ("weight_distance", "change of the weights, % of their norm", "Reds", LogNorm(0.01, 100), 100, "{:.2g}"),
         ("cka", "linear CKA with the start", "Blues_r", Normalize(0, 1), 1, "{:.2f}"),
     )
-    for axis, (key, title, colours, scale, unit, form) in zip(axes, measures, strict=True):
-        values = np.full((len(names), len(parts)), np.nan)
-        for row in found:
-            values[names.index(row.mechanism), parts.index(row.part)] = unit * getattr(row, key)
-        axis.imshow(np.clip(values, scale.vmin, scale.vmax), aspect="auto", cmap=colours, norm=scale)
+    for axis, (key, title, colormap, scale, unit, template) in zip(axes, measures, strict=True):
+        values = np.full((len(names), len(stages)), np.nan)
+        for row in drifts:
+            values[names.index(row.mechanism), stages.index(row.part)] = unit * getattr(row, key)
+        axis.imshow(np.clip(values, scale.vmin, scale.vmax), aspect="auto", cmap=colormap, norm=scale)
         for (i, j), value in np.ndenumerate(values):
-            dark = value > 5 if key == "weight_distance" else value < 0.4
-            colour = "white" if dark else "black"
-            axis.text(j, i, form.format(value), ha="center", va="center", fontsize=6, color=colour)
-        axis.set_xticks(range(len(parts)), parts, rotation=45, fontsize=8)
+            is_dark = value > 5 if key == "weight_distance" else value < 0.4
+            color = "white" if is_dark else "black"
+            axis.text(j, i, template.format(value), ha="center", va="center", fontsize=6, color=color)
+        axis.set_xticks(range(len(stages)), stages, rotation=45, fontsize=8)
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.set_title(title, fontsize=10)
     return disk.save_figure(figure, path)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import record
-from tl_jax.report.plots import interval, percent
+from tl_jax.report.plots import format_percent, t_interval
 from tl_jax.train.logging import say
 from tl_jax.train.workdir import read_json
 from tl_jax.utils import disk
@@ -40,32 +40,34 @@ class Row(NamedTuple):
     commit: str
 
 
-def findings(found: Sequence[Row], size: int) -> list[str]:
+def findings(all_rows: Sequence[Row], size: int) -> list[str]:
     """Return paragraphs and a table on the runs with ``size`` examples of each class.
 
     "Surely" is said where the 95 % interval of the difference, paired by seed, does not hold zero.
     """
-    rows = [row for row in found if row.per_class == size]
+    rows = [row for row in all_rows if row.per_class == size]
     names = list(dict.fromkeys(row.mechanism for row in rows))
-    out = []
-    for reference, called in ((PLAIN, "plain fine-tuning"), (PROBE, "the logistic probe"), (SCRATCH, "scratch")):
+    paragraphs = []
+    for reference, title in ((PLAIN, "plain fine-tuning"), (PROBE, "the logistic probe"), (SCRATCH, "scratch")):
         if reference not in names:
             continue
-        over = {name: interval(differences(rows, name, reference)) for name in names if name != reference}
-        lower = [name for name, (mean, _) in over.items() if mean < 0]
-        surely = {sign: [name for name, value in over.items() if _surely(value, sign)] for sign in (1, -1)}
-        out.append(
-            f"Against {called}: of {len(over)} mechanisms {len(over) - len(lower)} are no worse on average. "
-            f"Surely better: {_listed(surely[1])}. Surely worse: {_listed(surely[-1])}. "
-            f"(Were all alike, chance would make about {len(over) / 20:.1f} of them sure.) "
-            f"Worse on average: {_listed(lower)}."
+        intervals = {name: t_interval(differences(rows, name, reference)) for name in names if name != reference}
+        worse = [name for name, (mean, _) in intervals.items() if mean < 0]
+        significant = {
+            sign: [name for name, value in intervals.items() if _is_significant(value, sign)] for sign in (1, -1)
+        }
+        paragraphs.append(
+            f"Against {title}: of {len(intervals)} mechanisms {len(intervals) - len(worse)} are no worse on average. "
+            f"Surely better: {_join_names(significant[1])}. Surely worse: {_join_names(significant[-1])}. "
+            f"(Were all alike, chance would make about {len(intervals) / 20:.1f} of them sure.) "
+            f"Worse on average: {_join_names(worse)}."
         )
-    return out + ([overfitting(rows, names)] if PLAIN in names else [])
+    return paragraphs + ([overfitting_table(rows, names)] if PLAIN in names else [])
 
 
-def overfitting(rows: Sequence[Row], names: Sequence[str]) -> str:
+def overfitting_table(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Return a Markdown table of what each remedy did to test accuracy and to the gap, training less test accuracy."""
-    gap, _ = interval([row.train - row.test for row in rows if row.mechanism == PLAIN])
+    gap, _ = t_interval([row.train - row.test for row in rows if row.mechanism == PLAIN])
     lines = [
         f"| against overfitting | remedy | test over {PLAIN} | change of its gap of {100 * gap:.0f} points |",
         "|---|---|---|---|",
@@ -73,8 +75,10 @@ def overfitting(rows: Sequence[Row], names: Sequence[str]) -> str:
     for family, members in AGAINST_OVERFITTING.items():
         for name in members:
             if name in names:
-                test, less = (points(differences(rows, name, PLAIN, closing), "+") for closing in (False, True))
-                lines.append(f"| {family} | {name} | {test} | {less} |")
+                test, gap_change = (
+                    format_points(differences(rows, name, PLAIN, closing), "+") for closing in (False, True)
+                )
+                lines.append(f"| {family} | {name} | {test} | {gap_change} |")
     return "\n".join(lines)
 
 
@@ -84,22 +88,22 @@ def differences(rows: Sequence[Row], name: str, reference: str, gap: bool = Fals
     def values(mechanism: str) -> dict[int, float]:
         return {row.seed: row.train - row.test if gap else row.test for row in rows if row.mechanism == mechanism}
 
-    mine, other = values(name), values(reference)
-    return [mine[seed] - other[seed] for seed in mine if seed in other]
+    ours, theirs = values(name), values(reference)
+    return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
 
 
-def points(values: Sequence[float], sign: str = "") -> str:
+def format_points(values: Sequence[float], sign: str = "") -> str:
     """Return mean and interval of shares, in percent."""
-    mean, half = interval(values)
-    return percent({"mean": mean, "interval95": half}, sign)
+    mean, half = t_interval(values)
+    return format_percent({"mean": mean, "interval95": half}, sign)
 
 
-def _surely(value: tuple[float, float | None], sign: int) -> bool:
+def _is_significant(value: tuple[float, float | None], sign: int) -> bool:
     mean, half = value
     return half is not None and sign * mean > half
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     return ", ".join(names) or "none"
 
 
@@ -112,26 +116,26 @@ PANELS = {
 }  # fmt: skip
 
 
-def recorded(prefix: Path) -> list[Row]:
+def read_record(prefix: Path) -> list[Row]:
     """Return the rows of a record."""
     kinds = Row.__annotations__
-    return [Row(**{name: kinds[name](value) for name, value in row.items()}) for row in record.read(prefix)]
+    return [Row(**{name: kinds[name](value) for name, value in row.items()}) for row in record.read_rows(prefix)]
 
 
-def keep(folder: Path, prefix: Path) -> list[Row]:
+def update_record(folder: Path, prefix: Path) -> list[Row]:
     """Write to the record what finished in a study's folder; return all its rows."""
-    new = rows(folder)
-    again = {(row.mechanism, row.per_class) for row in new}
-    found = [row for row in recorded(prefix) if (row.mechanism, row.per_class) not in again] + new
-    found.sort(key=lambda row: (row.mechanism, row.per_class or 10**9, row.seed))
-    if found:
-        record.write(prefix, [row._asdict() for row in found])
-    return found
+    new = collect_rows(folder)
+    replaced = {(row.mechanism, row.per_class) for row in new}
+    all_rows = [row for row in read_record(prefix) if (row.mechanism, row.per_class) not in replaced] + new
+    all_rows.sort(key=lambda row: (row.mechanism, row.per_class or 10**9, row.seed))
+    if all_rows:
+        record.write_rows(prefix, [row._asdict() for row in all_rows])
+    return all_rows
 
 
-def rows(folder: Path) -> list[Row]:
+def collect_rows(folder: Path) -> list[Row]:
     """Return the tested runs of a study, by mechanism, size and seed, of the rates that were chosen."""
-    found = []
+    rows = []
     for path in sorted(folder.glob("*/per_class*/choice.json")):
         choice = json.loads(path.read_text())
         for seed in choice["seeds"]:
@@ -139,7 +143,7 @@ def rows(folder: Path) -> list[Row]:
             if not run.is_file():  # it diverged; the table counts the seeds that are there
                 continue
             summary = json.loads(run.read_text())
-            found.append(
+            rows.append(
                 Row(
                     choice["mechanism"],
                     choice["per_class"],
@@ -153,79 +157,79 @@ def rows(folder: Path) -> list[Row]:
                     choice.get("commit", ""),
                 )
             )
-    return found
+    return rows
 
 
-def write(folder: Path, prefix: Path) -> None:
+def write_report(folder: Path, prefix: Path) -> None:
     """Write ``PREFIX.csv``, ``PREFIX.md`` and ``PREFIX_gain.png``."""
-    found = keep(folder, prefix)
-    if not found:
+    rows = update_record(folder, prefix)
+    if not rows:
         say(f"no finished runs in {folder} yet")
         return
-    text = about(read_json(Path(f"{prefix}.json")), found) + "\n" + table(found)
-    for size in _sizes(found):
-        text += "\n".join([f"\n## {_size(size)}\n", *(f"{paragraph}\n" for paragraph in findings(found, size))])
+    text = describe_protocol(read_json(Path(f"{prefix}.json")), rows) + "\n" + make_table(rows)
+    for size in _list_sizes(rows):
+        text += "\n".join([f"\n## {_size_name(size)}\n", *(f"{paragraph}\n" for paragraph in findings(rows, size))])
     disk.write_text(Path(f"{prefix}.md"), text)
-    draw_gain(found, Path(f"{prefix}_gain.png"))
+    plot_gain(rows, Path(f"{prefix}_gain.png"))
     say(text)
     say(f"{prefix}.csv, {prefix}.md, {prefix}_gain.png")
 
 
-def about(how: dict[str, Any], found: Sequence[Row]) -> str:
+def describe_protocol(protocol: dict[str, Any], rows: Sequence[Row]) -> str:
     """Return what the numbers are, from the protocol of the record."""
-    budget = ", ".join(f"{n} steps with {_size(int(size))}" for size, n in how["steps"].items())
-    commits = sorted({row.commit for row in found} - {""})
-    versions = "; ".join(", ".join(f"{k} {v}" for k, v in seen.items()) for seen in how.get("versions", []))
+    budget = ", ".join(f"{n} steps with {_size_name(int(size))}" for size, n in protocol["steps"].items())
+    commits = sorted({row.commit for row in rows} - {""})
+    versions = "; ".join(", ".join(f"{k} {v}" for k, v in names.items()) for names in protocol.get("versions", []))
     lines = [
-        f"{how['network']} ({how['source']} weights) on {how['data']}, {_inputs(how)}, batches of "
-        f"{how['batch']}: {budget}.",
-        f"Test accuracy in percent on {found[0].examples_evaluated} examples, mean and 95 % interval (Student's t) of "
-        f"{len({row.seed for row in found})} seeds; gap: training less test accuracy, in points; the last column of a "
-        f"size: points over {PLAIN}, paired by seed. Rates tried: {', '.join(how['rates'])}, chosen on "
-        f"{how['validation']} validation examples with the first seed.",
-        f"commit {', '.join(commits) or 'unknown'}; {', '.join(how.get('devices', []))}; {versions}",
+        f"{protocol['network']} ({protocol['source']} weights) on {protocol['data']}, {_inputs(protocol)}, batches of "
+        f"{protocol['batch']}: {budget}.",
+        f"Test accuracy in percent on {rows[0].examples_evaluated} examples, mean and 95 % interval (Student's t) of "
+        f"{len({row.seed for row in rows})} seeds; gap: training less test accuracy, in points; the last column of a "
+        f"size: points over {PLAIN}, paired by seed. Rates tried: {', '.join(protocol['rates'])}, chosen on "
+        f"{protocol['validation']} validation examples with the first seed.",
+        f"commit {', '.join(commits) or 'unknown'}; {', '.join(protocol.get('devices', []))}; {versions}",
     ]
     return "\n\n".join(lines) + "\n"
 
 
-def table(found: Sequence[Row]) -> str:
+def make_table(rows: Sequence[Row]) -> str:
     """Return a Markdown table: test accuracy, gap to training accuracy, gain over plain fine-tuning, by size."""
-    sizes = _sizes(found)
-    heads = [f"{_size(n)}: test | gap | over {PLAIN}" for n in sizes]
-    lines = [f"| mechanism | trained values | {' | '.join(heads)} |", "|---|---|" + "---|---|---|" * len(sizes)]
-    for name in dict.fromkeys(row.mechanism for row in found):
+    sizes = _list_sizes(rows)
+    headers = [f"{_size_name(n)}: test | gap | over {PLAIN}" for n in sizes]
+    lines = [f"| mechanism | trained values | {' | '.join(headers)} |", "|---|---|" + "---|---|---|" * len(sizes)]
+    for name in dict.fromkeys(row.mechanism for row in rows):
         cells = []
         for n in sizes:
-            mine = [row for row in found if (row.mechanism, row.per_class) == (name, n)]
-            if not mine:
+            selected = [row for row in rows if (row.mechanism, row.per_class) == (name, n)]
+            if not selected:
                 cells.append(" | | ")
                 continue
-            gap, _ = interval([row.train - row.test for row in mine])
-            over = differences([row for row in found if row.per_class == n], name, PLAIN)
-            gain = points(over, "+") if over and name != PLAIN else ""
-            cells.append(f"{points([row.test for row in mine])} | {100 * gap:.0f} | {gain}")
-        trained = next(row.trainable for row in found if row.mechanism == name)
+            gap, _ = t_interval([row.train - row.test for row in selected])
+            gains = differences([row for row in rows if row.per_class == n], name, PLAIN)
+            gain = format_points(gains, "+") if gains and name != PLAIN else ""
+            cells.append(f"{format_points([row.test for row in selected])} | {100 * gap:.0f} | {gain}")
+        trained = next(row.trainable for row in rows if row.mechanism == name)
         lines.append(f"| {name} | {trained:,} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def draw_gain(found: Sequence[Row], path: Path) -> Path:
+def plot_gain(rows: Sequence[Row], path: Path) -> Path:
     """Draw the gain over training from scratch against the examples per class, paired by seed; a panel a family."""
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
-    sizes = _sizes(found)
+    sizes = _list_sizes(rows)
     figure = Figure(figsize=(15, 8.6), dpi=110, layout="constrained")
     axes: Any = figure.subplots(2, 3, sharey=True)
     for axis, (title, names) in zip(axes.ravel(), PANELS.items(), strict=True):
         for i, name in enumerate(names):
-            gains = [differences([row for row in found if row.per_class == n], name, SCRATCH) for n in sizes]
-            there = [(at, *interval(values)) for at, values in enumerate(gains) if values]
-            if not there:
+            gains = [differences([row for row in rows if row.per_class == n], name, SCRATCH) for n in sizes]
+            points = [(index, *t_interval(values)) for index, values in enumerate(gains) if values]
+            if not points:
                 continue
-            x, mean, half = (np.asarray([t[j] or 0.0 for t in there]) for j in range(3))
+            x, mean, half = (np.asarray([point[j] or 0.0 for point in points]) for j in range(3))
             shift = 0.04 * (i - len(names) / 2)
             axis.errorbar(x + shift, 100 * mean, yerr=100 * half, marker="o", ms=4, capsize=3, label=name, lw=1)
-        axis.set_xticks(range(len(sizes)), [_size(n) for n in sizes])
+        axis.set_xticks(range(len(sizes)), [_size_name(n) for n in sizes])
         axis.axhline(0, color="black", lw=0.8)
         axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)
@@ -233,18 +237,22 @@ def draw_gain(found: Sequence[Row], path: Path) -> Path:
             axis.legend(fontsize=7, ncol=4, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
     for axis in axes[:, 0]:
         axis.set_ylabel("test accuracy over scratch, points")
-    seeds = len({row.seed for row in found})
+    seeds = len({row.seed for row in rows})
     figure.suptitle(f"gain over training from scratch: mean and 95 % interval of {seeds} seeds, paired", fontsize=12)
     return disk.save_figure(figure, path)
 
 
-def _sizes(found: Sequence[Row]) -> list[int]:
-    return sorted({row.per_class for row in found}, key=lambda n: n or 10**9)
+def _list_sizes(rows: Sequence[Row]) -> list[int]:
+    return sorted({row.per_class for row in rows}, key=lambda n: n or 10**9)
 
 
-def _inputs(how: dict[str, Any]) -> str:
-    return f"pictures of {how['pixels']} pixels" if "pixels" in how else f"texts of up to {how['tokens']} tokens"
+def _inputs(protocol: dict[str, Any]) -> str:
+    return (
+        f"pictures of {protocol['pixels']} pixels"
+        if "pixels" in protocol
+        else f"texts of up to {protocol['tokens']} tokens"
+    )
 
 
-def _size(per_class: int) -> str:
+def _size_name(per_class: int) -> str:
     return f"{per_class} a class" if per_class else "all"

@@ -53,25 +53,25 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     folder = Path(WORKDIR.value).expanduser()
     prefix = Path(RESULTS.value or folder / "mechanisms")
-    record.begin(prefix, protocol())
-    record.note(prefix, devices=jax.devices()[0].device_kind, versions=api.versions())
-    wanted = [int(seed) for seed in SEEDS.value]
-    part, parts = map(int, SHARE.value.split("/"))
-    for name in chosen()[part::parts]:
+    record.begin_record(prefix, describe_protocol())
+    record.add_facts(prefix, devices=jax.devices()[0].device_kind, versions=api.versions())
+    seeds = [int(seed) for seed in SEEDS.value]
+    share, num_shares = map(int, SHARE.value.split("/"))
+    for name in chosen_mechanisms()[share::num_shares]:
         for size, per_class in enumerate(map(int, PER_CLASS.value)):
-            there = [r.seed for r in report.recorded(prefix) if (r.mechanism, r.per_class) == (name, per_class)]
-            if set(wanted) <= set(there):
+            done = [r.seed for r in report.read_record(prefix) if (r.mechanism, r.per_class) == (name, per_class)]
+            if set(seeds) <= set(done):
                 say(f"--- {name}, {per_class} per class: in {prefix}.csv")
                 continue
-            study(folder, name, size)
-            report.keep(folder, prefix)
-    report.write(folder, prefix)
+            run_mechanism(folder, name, size)
+            report.update_record(folder, prefix)
+    report.write_report(folder, prefix)
 
 
-def protocol() -> dict[str, Any]:
+def describe_protocol() -> dict[str, Any]:
     """Return what all runs of the study have in common."""
-    config = prepared("fine_tune", 0, 1.0, 0)
-    data = source(config)
+    config = make_config("fine_tune", 0, 1.0, 0)
+    data = load_data(config)
     held_out = data.validation if data.validation and config.data.validation else None
     return {
         "network": config.model.name,
@@ -81,57 +81,57 @@ def protocol() -> dict[str, Any]:
         "batch": config.batch_size,
         "steps": dict(zip(PER_CLASS.value, map(int, STEPS.value), strict=True)),
         "rates": RATES.value,
-        "validation": len(held_out.labels) if held_out else len(data.train.labels) - training_examples(config),
+        "validation": len(held_out.labels) if held_out else len(data.train.labels) - count_examples(config),
     }
 
 
-def chosen() -> list[str]:
+def chosen_mechanisms() -> list[str]:
     """Return the names of the mechanisms to run."""
-    known = [*methods.names_for_task(CONFIG.value.task), *without_training.MADE]
+    known = [*methods.names_for_task(CONFIG.value.task), *without_training.METHODS]
     for name in NAMES.value:
         if name not in known:
             raise UserError(f"no mechanism {name!r}; {nearest(name, known)}")
     return NAMES.value or known
 
 
-def study(folder: Path, name: str, size: int) -> None:
+def run_mechanism(folder: Path, name: str, size: int) -> None:
     """Tune one mechanism with one number of examples, then run it with every seed."""
     per_class, seeds = int(PER_CLASS.value[size]), [int(seed) for seed in SEEDS.value]
-    here = folder / name / f"per_class{per_class}"
-    before = read_json(here / "choice.json")
-    if name in without_training.MADE:
-        if before.get("seeds") == seeds and before.get("rates") == RATES.value:
+    method_folder = folder / name / f"per_class{per_class}"
+    previous = read_json(method_folder / "choice.json")
+    if name in without_training.METHODS:
+        if previous.get("seeds") == seeds and previous.get("rates") == RATES.value:
             return
 
         def run(rate: str, seed: int) -> Path | None:
-            where = folder / "lp_ft" / f"per_class{per_class}" / f"rate{rate}" / f"seed{seed}"
-            return one(where, "lp_ft", size, float(rate), seed)
+            run_folder = folder / "lp_ft" / f"per_class{per_class}" / f"rate{rate}" / f"seed{seed}"
+            return run_once(run_folder, "lp_ft", size, float(rate), seed)
 
-        config = prepared("logistic", size, 1.0, seeds[0])
-        without_training.MADE[name](here / "rate0", config, run, RATES.value, seeds)
+        config = make_config("logistic", size, 1.0, seeds[0])
+        without_training.METHODS[name](method_folder / "rate0", config, run, RATES.value, seeds)
         best, scores = "0", {}
     else:
         rates = RATES.value[:1] if name in NO_RATE else RATES.value
         scores = {}
         for rate in rates:
-            done = one(here / f"rate{rate}" / f"seed{seeds[0]}", name, size, float(rate), seeds[0])
-            scores[rate] = without_training.best_validation(done) if done else -1.0
+            finished = run_once(method_folder / f"rate{rate}" / f"seed{seeds[0]}", name, size, float(rate), seeds[0])
+            scores[rate] = without_training.best_validation(finished) if finished else -1.0
         best = max(rates, key=lambda rate: (scores[rate], -float(rate)))
         for seed in seeds[1:]:
-            one(here / f"rate{best}" / f"seed{seed}", name, size, float(best), seed)
+            run_once(method_folder / f"rate{best}" / f"seed{seed}", name, size, float(best), seed)
     choice = {"mechanism": name, "per_class": per_class, "rate": best, "validation": scores, "seeds": seeds}
-    choice |= {"rates": RATES.value, "commit": before.get("commit") or record.commit()}
-    write_json(here / "choice.json", choice)
+    choice |= {"rates": RATES.value, "commit": previous.get("commit") or record.commit()}
+    write_json(method_folder / "choice.json", choice)
 
 
-def one(folder: Path, name: str, size: int, rate: float, seed: int) -> Path | None:
+def run_once(folder: Path, name: str, size: int, rate: float, seed: int) -> Path | None:
     """Run one mechanism once, unless that was done before; None where it diverges, which is no reason to stop."""
     if (folder / "diverged.json").is_file():
         return None
     if not (folder / "summary.json").is_file():
         say(f"--- {name}, {PER_CLASS.value[size]} per class, rate {rate:g}, seed {seed}")
     try:
-        api.run(prepared(name, size, rate, seed), folder)  # refuses a folder of another configuration
+        api.run(make_config(name, size, rate, seed), folder)  # refuses a folder of another configuration
     except Diverged as error:
         say(f"{error}")
         write_json(folder / "diverged.json", {"why": str(error)})
@@ -139,7 +139,7 @@ def one(folder: Path, name: str, size: int, rate: float, seed: int) -> Path | No
     return folder
 
 
-def prepared(name: str, size: int, rate: float, seed: int) -> recipe.Config:
+def make_config(name: str, size: int, rate: float, seed: int) -> recipe.Config:
     """Return the configuration of one run."""
     config = recipe.override(CONFIG.value, (("seeds", ()), ("arms", ()), ("phases", ()), ("seed", seed)))
     per_class, steps = int(PER_CLASS.value[size]), int(STEPS.value[size])
@@ -147,10 +147,10 @@ def prepared(name: str, size: int, rate: float, seed: int) -> recipe.Config:
     config.data.per_class, config.optim.lr, config.test_train = per_class, rate, True
     config.log_every, config.save_every, config.batch_size = max(1, steps // 4), 1e9, BATCH.value
     if SMOKE.value:
-        shrink(config)
+        shrink_config(config)
         steps = 2
-    pool = training_examples(config)
-    config.epochs = steps * config.batch_size / (per_class * classes(config) or pool)
+    pool = count_examples(config)
+    config.epochs = steps * config.batch_size / (per_class * count_classes(config) or pool)
     methods.MECHANISMS[name](config)
     pretext = {"epochs": (2 if SMOKE.value else PRETEXT_STEPS.value) * config.batch_size / pool}
     config.phases = tuple(
@@ -161,7 +161,7 @@ def prepared(name: str, size: int, rate: float, seed: int) -> recipe.Config:
     return config
 
 
-def shrink(config: recipe.Config) -> None:
+def shrink_config(config: recipe.Config) -> None:
     """Make a configuration small."""
     text = config.task != "image"
     (recipe.smoke_text if text else recipe.smoke)(config)
@@ -172,18 +172,18 @@ def shrink(config: recipe.Config) -> None:
     config.input.size, config.eval_batch_size = 16, 64
 
 
-def classes(config: recipe.Config) -> int:
+def count_classes(config: recipe.Config) -> int:
     """Return the number of classes of the target."""
-    return len(source(config).classes)
+    return len(load_data(config).classes)
 
 
-def training_examples(config: recipe.Config) -> int:
+def count_examples(config: recipe.Config) -> int:
     """Return the number of training examples where all are used."""
-    data, share = source(config), config.data.validation
+    data, share = load_data(config), config.data.validation
     return len(data.train.labels) - (0 if data.validation else round(share * len(data.train.labels)))
 
 
-def source(config: recipe.Config) -> Any:
+def load_data(config: recipe.Config) -> Any:
     """Return the target's data."""
     if config.task == "image":
         from tl_jax.tasks import image_classification

@@ -22,7 +22,7 @@ from experiments import record
 from experiments.rl_transfer import seeds
 from tl_jax import api
 from tl_jax.report import html
-from tl_jax.report.plots import interval
+from tl_jax.report.plots import t_interval
 from tl_jax.rl import envs
 from tl_jax.train.logging import say
 from tl_jax.utils import command, compile_cache, disk
@@ -39,7 +39,7 @@ RECIPES: dict[str, tuple[Any, str, float]] = {
     "pendulum": (cartpole_ppo, "pendulum", -250.0),
     "breakout": (minatar_ppo, "", 10.0),
 }
-TESTS = seeds.Tests(number=20, episodes=50)
+EVAL_SCHEDULE = seeds.EvalSchedule(number=20, episodes=50)
 
 
 def main(_: list[str]) -> None:
@@ -51,26 +51,26 @@ def main(_: list[str]) -> None:
         if name not in RECIPES:
             raise UserError(f"--recipes={name}: no such recipe; {nearest(name, RECIPES)}")
     prefix = Path(RESULTS.value)
-    record.begin(prefix, {"tests": TESTS._asdict(), "seeds": SEEDS.value})
-    record.note(prefix, commits=record.commit(), devices=jax.devices()[0].device_kind, versions=api.versions())
+    record.begin_record(prefix, {"tests": EVAL_SCHEDULE._asdict(), "seeds": SEEDS.value})
+    record.add_facts(prefix, commits=record.commit(), devices=jax.devices()[0].device_kind, versions=api.versions())
     for name in names:
-        rows = record.read(prefix)
+        rows = record.read_rows(prefix)
         if not any(row["recipe"] == name for row in rows):
             say(f"--- {name}, {SEEDS.value} seeds")
-            record.write(prefix, [*rows, *measured(name)])
-    say(report(prefix))
+            record.write_rows(prefix, [*rows, *measure_recipe(name)])
+    say(write_report(prefix))
 
 
-def measured(name: str) -> list[dict[str, Any]]:
+def measure_recipe(name: str) -> list[dict[str, Any]]:
     """Return a row for each seed of a recipe."""
     recipe, variant, _ = RECIPES[name]
     config = recipe.get_config(variant)
-    world = envs.make_env(config.rl.env, config.rl.env_params)
-    start = seeds.drawn(config, world, SEEDS.value)
-    program = seeds.compiled(config, world, start, TESTS)  # learn finds it again
-    clock = time.monotonic()
-    _, curves = seeds.learn(config, world, start, TESTS)
-    seconds = time.monotonic() - clock
+    env = envs.make_env(config.rl.env, config.rl.env_params)
+    start = seeds.init_variables(config, env, SEEDS.value)
+    program = seeds.compile_training(config, env, start, EVAL_SCHEDULE)  # learn finds it again
+    begin = time.monotonic()
+    _, curves = seeds.train_seeds(config, env, start, EVAL_SCHEDULE)
+    seconds = time.monotonic() - begin
     say(f"compiled in {program.seconds:.0f} s, trained and tested in {seconds:.0f} s: {curves[:, -1].round(1)}")
     shared = {"steps": config.rl.total_timesteps // config.batch_size * config.batch_size, "seconds_all_seeds": seconds}
     return [
@@ -79,20 +79,20 @@ def measured(name: str) -> list[dict[str, Any]]:
     ]
 
 
-def report(prefix: Path) -> str:
+def write_report(prefix: Path) -> str:
     """Write ``PREFIX.md`` and ``PREFIX.png``; return the table."""
-    rows, lines = record.read(prefix), []
+    rows, lines = record.read_rows(prefix), []
     names = list(dict.fromkeys(row["recipe"] for row in rows))
     figure = Figure(figsize=(4.2 * len(names), 3.4), dpi=110, layout="constrained")
     axes: Any = np.ravel(figure.subplots(1, len(names), squeeze=False))
     for axis, name in zip(axes, names, strict=True):
-        mine, goal = [row for row in rows if row["recipe"] == name], RECIPES[name][2]
-        last, steps = [float(row["last"]) for row in mine], int(mine[0]["steps"])
-        mean, half = interval(last)
+        selected, goal = [row for row in rows if row["recipe"] == name], RECIPES[name][2]
+        last, steps = [float(row["last"]) for row in selected], int(selected[0]["steps"])
+        mean, half = t_interval(last)
         reached = sum(value > goal for value in last)
         cells = [f"{mean:.1f}" + (f" ± {half:.1f}" if half else ""), f"{min(last):.1f}", f"{reached} of {len(last)}"]
-        lines.append([name, f"{steps:,}", *cells, f"{goal:g}", f"{float(mine[0]['seconds_all_seeds']):.0f}"])
-        for row in mine:
+        lines.append([name, f"{steps:,}", *cells, f"{goal:g}", f"{float(selected[0]['seconds_all_seeds']):.0f}"])
+        for row in selected:
             curve = [float(v) for v in row["curve"].split()]
             axis.plot(np.linspace(0, steps, len(curve)), curve, lw=1, alpha=0.8)
         axis.axhline(goal, color="black", lw=0.8, ls="--")
@@ -100,10 +100,10 @@ def report(prefix: Path) -> str:
         axis.set_xlabel("steps")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel(f"return, mean of {TESTS.episodes} greedy episodes")
+    axes[0].set_ylabel(f"return, mean of {EVAL_SCHEDULE.episodes} greedy episodes")
     disk.save_figure(figure, Path(f"{prefix}.png"))
-    heads = ["recipe", "steps", "return after training", "worst seed", "above the goal", "goal", "seconds, all seeds"]
-    text = html.markdown(html.Table(heads, lines))
+    headers = ["recipe", "steps", "return after training", "worst seed", "above the goal", "goal", "seconds, all seeds"]
+    text = html.to_markdown(html.Table(headers, lines))
     disk.write_text(
         Path(f"{prefix}.md"), f"{text}\n\nMean and 95 % interval over the seeds; a line of the picture is a seed.\n"
     )

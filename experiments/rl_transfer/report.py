@@ -13,11 +13,11 @@ from matplotlib.ticker import EngFormatter
 
 from experiments import record
 from tl_jax.report import html
-from tl_jax.report.plots import interval
+from tl_jax.report.plots import t_interval
 from tl_jax.train.workdir import read_json
 from tl_jax.utils import disk
 
-LAST = 0.2  # share of the evaluations, from the end, that the asymptote is the mean of
+ASYMPTOTE_SHARE = 0.2  # share of the evaluations, from the end, that the asymptote is the mean of
 
 
 def jump_start(curve: np.ndarray, scratch: np.ndarray) -> float:
@@ -27,7 +27,7 @@ def jump_start(curve: np.ndarray, scratch: np.ndarray) -> float:
 
 def asymptote(curve: np.ndarray) -> float:
     """Return the mean of the last evaluations."""
-    return float(curve[-max(1, round(LAST * len(curve))) :].mean())
+    return float(curve[-max(1, round(ASYMPTOTE_SHARE * len(curve))) :].mean())
 
 
 def steps_to(curve: np.ndarray, steps: Sequence[float] | np.ndarray, threshold: float) -> float:
@@ -43,58 +43,58 @@ def area_ratio(curve: np.ndarray, scratch: np.ndarray, floor: float) -> float:
         curve, scratch: (V,) at the same steps.
         floor: what an untrained policy has, so that worlds with negative rewards can be compared.
     """
-    areas = [float(np.trapezoid(np.asarray(each) - floor)) for each in (curve, scratch)]
+    areas = [float(np.trapezoid(np.asarray(values) - floor)) for values in (curve, scratch)]
     return areas[0] / areas[1] - 1.0 if areas[1] > 0 else float("nan")
 
 
-REACHED = 0.8  # share of the way from the untrained policy to the best of scratch that counts as the threshold
+THRESHOLD_SHARE = 0.8  # share of the way from the untrained policy to the best of scratch that counts as the threshold
 
 
-def write(prefix: Path) -> str:
+def write_report(prefix: Path) -> str:
     """Write ``PREFIX.md`` and the pictures; return the table."""
-    rows, steps = record.read(prefix), read_json(Path(f"{prefix}.json"))["steps"]
+    rows, steps = record.read_rows(prefix), read_json(Path(f"{prefix}.json"))["steps"]
     curves = {
         (target, way): np.array(
             [[float(v) for v in r["curve"].split()] for r in rows if (r["target"], r["way"]) == (target, way)]
         )
         for target, way in dict.fromkeys((row["target"], row["way"]) for row in rows)
     }
-    found = metrics(curves, steps)
-    text = html.markdown(table(found))
+    metrics = transfer_metrics(curves, steps)
+    text = html.to_markdown(make_table(metrics))
     seeds = len(next(iter(curves.values())))
     notes = (
-        f"Means and 95 % intervals over {seeds} seeds, paired by seed with scratch. The threshold is {REACHED:.0%} "
-        "of the way from the untrained policy to scratch's best mean evaluation; `never` counts the seeds that did not "
-        "reach it. The area ratio is 0 where transfer changes nothing."
+        f"Means and 95 % intervals over {seeds} seeds, paired by seed with scratch. The threshold is "
+        f"{THRESHOLD_SHARE:.0%} of the way from the untrained policy to scratch's best mean evaluation; "
+        "`never` counts the seeds that did not reach it. The area ratio is 0 where transfer changes nothing."
     )
     disk.write_text(Path(f"{prefix}.md"), f"{text}\n\n{notes}\n")
-    draw_curves(curves, steps, Path(f"{prefix}_curves.png"))
-    far = {row["target"]: float(row["distance"]) for row in rows}
-    if np.isfinite(list(far.values())).any():  # between games there is none
-        draw_distance(found, far, Path(f"{prefix}_distance.png"))
+    plot_curves(curves, steps, Path(f"{prefix}_curves.png"))
+    distances = {row["target"]: float(row["distance"]) for row in rows}
+    if np.isfinite(list(distances.values())).any():  # between games there is none
+        plot_distance(metrics, distances, Path(f"{prefix}_distance.png"))
     return text
 
 
-def metrics(curves: dict[tuple[str, str], np.ndarray], steps: int) -> dict[tuple[str, str], dict[str, Any]]:
+def transfer_metrics(curves: dict[tuple[str, str], np.ndarray], steps: int) -> dict[tuple[str, str], dict[str, Any]]:
     """Return for each (target, way) the values by seed of each metric."""
-    found = {}
-    for (target, way), mine in curves.items():
+    metrics = {}
+    for (target, way), returns in curves.items():
         scratch = curves[target, "scratch"]
         floor, best = scratch[:, 0].mean(), scratch.mean(0).max()
-        goal = floor + REACHED * (best - floor)
-        at = np.linspace(0, steps, mine.shape[1])
-        pairs = list(zip(mine, scratch, strict=True))
-        found[target, way] = {
+        threshold = floor + THRESHOLD_SHARE * (best - floor)
+        evaluated_at = np.linspace(0, steps, returns.shape[1])
+        pairs = list(zip(returns, scratch, strict=True))
+        metrics[target, way] = {
             "jump-start": [jump_start(a, b) for a, b in pairs],
-            "asymptote": [asymptote(a) for a in mine],
+            "asymptote": [asymptote(a) for a in returns],
             "area ratio": [area_ratio(a, b, floor) for a, b in pairs],
-            "steps to threshold": [steps_to(a, at, goal) for a in mine],
-            "threshold": goal,
+            "steps to threshold": [steps_to(a, evaluated_at, threshold) for a in returns],
+            "threshold": threshold,
         }
-    return found
+    return metrics
 
 
-def table(found: dict[tuple[str, str], dict[str, Any]]) -> html.Table:
+def make_table(metrics: dict[tuple[str, str], dict[str, Any]]) -> html.Table:
     """Return the table."""
     names = [
         "target",
@@ -106,38 +106,48 @@ def table(found: dict[tuple[str, str], dict[str, Any]]) -> html.Table:
         "never",
     ]
     rows = []
-    for (target, way), values in found.items():
+    for (target, way), values in metrics.items():
         steps = np.array(values["steps to threshold"])
-        there = steps[np.isfinite(steps)]
+        finite = steps[np.isfinite(steps)]
         cells = [
-            _shown(values["jump-start"], "+.1f"),
-            _shown(values["asymptote"], ".1f"),
-            _shown(values["area ratio"], "+.2f"),
+            _format_interval(values["jump-start"], "+.1f"),
+            _format_interval(values["asymptote"], ".1f"),
+            _format_interval(values["area ratio"], "+.2f"),
         ]
         if way == "scratch":
             cells[0] = cells[2] = ""
-        rows.append([target, way, *cells, _shown(there, ",.0f") if len(there) else "", f"{len(steps) - len(there)}"])
+        rows.append(
+            [
+                target,
+                way,
+                *cells,
+                _format_interval(finite, ",.0f") if len(finite) else "",
+                f"{len(steps) - len(finite)}",
+            ]
+        )
     return html.Table(names, rows)
 
 
-def draw_curves(curves: dict[tuple[str, str], np.ndarray], steps: int, path: Path) -> None:
+def plot_curves(curves: dict[tuple[str, str], np.ndarray], steps: int, path: Path) -> None:
     """Draw mean and 95 % interval of the evaluations of each way, a panel for each target."""
     targets = list(dict.fromkeys(target for target, _ in curves))
     ways = list(dict.fromkeys(way for _, way in curves))
     columns = min(3, len(targets))
-    lines = -(-len(targets) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.4 * lines + 0.5), dpi=110, layout="constrained")
-    axes: Any = np.ravel(figure.subplots(lines, columns, squeeze=False))
+    rows = -(-len(targets) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows + 0.5), dpi=110, layout="constrained")
+    axes: Any = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for axis, target in zip(axes, targets, strict=False):
         for k, way in enumerate(ways):
             if (target, way) not in curves:
                 continue
-            mine = curves[target, way]
-            at = np.linspace(0, steps, mine.shape[1])
-            both = [interval(column) for column in mine.T]
-            mean, half = np.array([m for m, _ in both]), np.array([h or 0.0 for _, h in both])
-            axis.plot(at, mean, color="black" if way == "scratch" else f"C{k}", label=way, lw=1.6)
-            axis.fill_between(at, mean - half, mean + half, color="black" if way == "scratch" else f"C{k}", alpha=0.12)
+            returns = curves[target, way]
+            evaluated_at = np.linspace(0, steps, returns.shape[1])
+            intervals = [t_interval(column) for column in returns.T]
+            mean, half = np.array([m for m, _ in intervals]), np.array([h or 0.0 for _, h in intervals])
+            axis.plot(evaluated_at, mean, color="black" if way == "scratch" else f"C{k}", label=way, lw=1.6)
+            axis.fill_between(
+                evaluated_at, mean - half, mean + half, color="black" if way == "scratch" else f"C{k}", alpha=0.12
+            )
         axis.set_title(target, fontsize=11)
         axis.set_xlabel("steps in the target")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -149,30 +159,30 @@ def draw_curves(curves: dict[tuple[str, str], np.ndarray], steps: int, path: Pat
     disk.save_figure(figure, path)
 
 
-def draw_distance(found: dict[tuple[str, str], dict[str, Any]], far: dict[str, float], path: Path) -> None:
+def plot_distance(metrics: dict[tuple[str, str], dict[str, Any]], distances: dict[str, float], path: Path) -> None:
     """Draw the area ratio of each way against the distance of the physics."""
     figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
     axis: Any = figure.subplots()
-    ways = [way for way in dict.fromkeys(way for _, way in found) if way != "scratch"]
+    ways = [way for way in dict.fromkeys(way for _, way in metrics) if way != "scratch"]
     for k, way in enumerate(ways):
         points = sorted(
-            (far[target], interval(values["area ratio"]), target)
-            for (target, w), values in found.items()
-            if w == way and np.isfinite(far[target])
+            (distances[target], t_interval(values["area ratio"]), target)
+            for (target, w), values in metrics.items()
+            if w == way and np.isfinite(distances[target])
         )
         if points:
-            x, both = [p[0] + 0.02 * k for p in points], [p[1] for p in points]
+            x, intervals = [p[0] + 0.02 * k for p in points], [p[1] for p in points]
             axis.errorbar(
                 x,
-                [m for m, _ in both],
-                yerr=[h or 0.0 for _, h in both],
+                [m for m, _ in intervals],
+                yerr=[h or 0.0 for _, h in intervals],
                 fmt="o-",
                 capsize=3,
                 color=f"C{k + 1}",
                 label=way,
                 lw=1,
             )
-    for target, distance in far.items():
+    for target, distance in distances.items():
         if np.isfinite(distance):
             axis.annotate(
                 target,
@@ -192,6 +202,6 @@ def draw_distance(found: dict[tuple[str, str], dict[str, Any]], far: dict[str, f
     disk.save_figure(figure, path)
 
 
-def _shown(values: Any, form: str) -> str:
-    mean, half = interval(values)
+def _format_interval(values: Any, form: str) -> str:
+    mean, half = t_interval(values)
     return f"{mean:{form}}" + ("" if half is None else f" ± {half:{form.lstrip('+')}}")

@@ -79,22 +79,22 @@ SUITES = {
 }
 
 
-class Way(NamedTuple):
+class TransferMethod(NamedTuple):
     """What travels, and how the rest goes on."""
 
-    take: tuple[str, ...]
+    components: tuple[str, ...]
     recipe: str = "all"
     kickstart: float = 0.0
 
 
 WAYS = {
-    "scratch": Way(()),
-    "trunk": Way(("trunk", "normalizer")),
-    "trunk_policy": Way(("trunk", "policy", "normalizer")),
-    "everything": Way(policy_transfer.DEFAULT_COMPONENTS),
-    "with_optimizer": Way((*policy_transfer.DEFAULT_COMPONENTS, "optimizer")),
-    "frozen_trunk": Way(policy_transfer.DEFAULT_COMPONENTS, "head"),
-    "kickstart": Way(("normalizer",), kickstart=1.0),
+    "scratch": TransferMethod(()),
+    "trunk": TransferMethod(("trunk", "normalizer")),
+    "trunk_policy": TransferMethod(("trunk", "policy", "normalizer")),
+    "everything": TransferMethod(policy_transfer.DEFAULT_COMPONENTS),
+    "with_optimizer": TransferMethod((*policy_transfer.DEFAULT_COMPONENTS, "optimizer")),
+    "frozen_trunk": TransferMethod(policy_transfer.DEFAULT_COMPONENTS, "head"),
+    "kickstart": TransferMethod(("normalizer",), kickstart=1.0),
 }
 
 
@@ -112,59 +112,65 @@ def main(_: list[str]) -> None:
         targets = dict(list(targets.items())[:2])
     prefix = Path(RESULTS.value or Path(WORKDIR.value).expanduser() / f"rl_{SUITE.value}")
     steps = STEPS.value or (8192 if SMOKE.value else suite.steps)
-    record.begin(prefix, {"suite": SUITE.value, "seeds": SEEDS.value, "steps": steps, "episodes": EPISODES.value})
-    record.note(prefix, commits=record.commit(), devices=jax.devices()[0].device_kind, versions=api.versions())
-    sources = teachers(suite, 8192 if SMOKE.value else suite.source_steps)
+    record.begin_record(
+        prefix, {"suite": SUITE.value, "seeds": SEEDS.value, "steps": steps, "episodes": EPISODES.value}
+    )
+    record.add_facts(prefix, commits=record.commit(), devices=jax.devices()[0].device_kind, versions=api.versions())
+    sources = train_sources(suite, 8192 if SMOKE.value else suite.source_steps)
     for target, changes in targets.items():
         config = recipe.override(suite.recipe.get_config(), (*changes.items(), ("rl.total_timesteps", steps)))
         for name in ways:
-            rows = record.read(prefix)
+            rows = record.read_rows(prefix)
             if not any((row["target"], row["way"]) == (target, name) for row in rows):
                 say(f"--- {target}, {name}")
-                record.write(prefix, [*rows, *measured(config, suite, target, name, sources)])
-    say(report.write(prefix))
+                record.write_rows(prefix, [*rows, *measure_way(config, suite, target, name, sources)])
+    say(report.write_report(prefix))
 
 
-def teachers(suite: Suite, steps: int) -> list[policy_transfer.SourcePolicy]:
+def train_sources(suite: Suite, steps: int) -> list[policy_transfer.SourcePolicy]:
     """Return the source policies of all seeds, trained where the workdir does not have them."""
     folder = Path(WORKDIR.value).expanduser() / f"sources_{SUITE.value}_{steps}"
     paths = [folder / f"seed{seed}.safetensors" for seed in range(SEEDS.value)]
     if not all(path.is_file() for path in paths):
         say("--- the source")
         config = recipe.override(suite.recipe.get_config(), (*suite.source.items(), ("rl.total_timesteps", steps)))
-        world = envs.make_env(config.rl.env, config.rl.env_params)
-        network = policy_task.make_policy(config, world)
-        variables, curves = seeds.learn(config, world, seeds.drawn(config, world, SEEDS.value), tests())
+        env = envs.make_env(config.rl.env, config.rl.env_params)
+        network = policy_task.make_policy(config, env)
+        variables, curves = seeds.train_seeds(
+            config, env, seeds.init_variables(config, env, SEEDS.value), eval_schedule()
+        )
         say(f"source, last evaluation by seed: {' '.join(f'{value:.1f}' for value in curves[:, -1])}")
-        for path, one in zip(paths, seeds.apart(jax.device_get(variables)), strict=True):
-            facts = {"world": world.name, "spaces": world.spaces, "physics": dict(world.params)}
-            policy_transfer.save(path, one, policy_task.policy_options(network), facts, one["moments"])
+        for path, policy in zip(paths, seeds.unstack_trees(jax.device_get(variables)), strict=True):
+            facts = {"world": env.name, "spaces": env.spaces, "physics": dict(env.params)}
+            policy_transfer.save(path, policy, policy_task.policy_options(network), facts, policy["moments"])
     return [policy_transfer.load(path) for path in paths]
 
 
-def measured(
+def measure_way(
     config: Any, suite: Suite, target: str, name: str, sources: list[policy_transfer.SourcePolicy]
 ) -> list[dict[str, Any]]:
     """Return a row for each seed of one way into one target."""
-    world, way = envs.make_env(config.rl.env, config.rl.env_params), WAYS[name]
-    each = seeds.apart(seeds.drawn(config, world, SEEDS.value))
-    begun = [
-        policy_transfer.load_components(one, found, way.take, True, world.spaces)[0]
-        for one, found in zip(each, sources, strict=True)
+    env, way = envs.make_env(config.rl.env, config.rl.env_params), WAYS[name]
+    initial = seeds.unstack_trees(seeds.init_variables(config, env, SEEDS.value))
+    starts = [
+        policy_transfer.load_components(policy, source_policy, way.components, True, env.spaces)[0]
+        for policy, source_policy in zip(initial, sources, strict=True)
     ]
     teacher = None
     if way.kickstart:
-        if sources[0].spaces != world.spaces:
+        if sources[0].spaces != env.spaces:
             return []
-        full = [
-            policy_transfer.load_components(one, found, policy_transfer.DEFAULT_COMPONENTS, False, world.spaces)[0]
-            for one, found in zip(each, sources, strict=True)
+        teachers = [
+            policy_transfer.load_components(
+                policy, source_policy, policy_transfer.DEFAULT_COMPONENTS, False, env.spaces
+            )[0]
+            for policy, source_policy in zip(initial, sources, strict=True)
         ]
-        teacher = seeds.stacked(full)
+        teacher = seeds.stack_trees(teachers)
     config = recipe.override(config, (("freeze.recipe", way.recipe), ("rl.kickstart", way.kickstart)))
-    _, curves = seeds.learn(config, world, seeds.stacked(begun), tests(), teacher)
+    _, curves = seeds.train_seeds(config, env, seeds.stack_trees(starts), eval_schedule(), teacher)
     say(f"first {curves[:, 0].mean():.1f}, last {curves[:, -1].mean():.1f} (mean of {len(curves)} seeds)")
-    distance = physics_distance(suite, config, world)
+    distance = physics_distance(suite, config, env)
     return [
         {
             "target": target,
@@ -177,24 +183,24 @@ def measured(
     ]
 
 
-def tests() -> seeds.Tests:
+def eval_schedule() -> seeds.EvalSchedule:
     """Return how a policy is tested."""
-    return seeds.Tests(EVALUATIONS.value, EPISODES.value)
+    return seeds.EvalSchedule(EVALUATIONS.value, EPISODES.value)
 
 
-def physics_distance(suite: Suite, config: Any, world: Env) -> float:
+def physics_distance(suite: Suite, config: Any, env: Env) -> float:
     """Return how far the physics are apart: root of the summed squares of log ratios; NaN between different worlds.
 
     A sign that differs counts as a ratio of 100.
     """
-    home = recipe.override(suite.recipe.get_config(), tuple(suite.source.items()))
-    if home.rl.env != world.name:
+    source_config = recipe.override(suite.recipe.get_config(), tuple(suite.source.items()))
+    if source_config.rl.env != env.name:
         return float("nan")
-    there: dict[str, Any] = dict(envs.make_env(home.rl.env, home.rl.env_params).params)
+    source_params: dict[str, Any] = dict(envs.make_env(source_config.rl.env, source_config.rl.env_params).params)
     total = 0.0
-    for name, here in world.params:
-        if isinstance(here, float) and here != there[name]:
-            ratio = here / there[name]
+    for name, value in env.params:
+        if isinstance(value, float) and value != source_params[name]:
+            ratio = value / source_params[name]
             total += math.log(ratio if ratio > 0 else 100.0) ** 2
     return math.sqrt(total)
 

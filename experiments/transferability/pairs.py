@@ -29,18 +29,18 @@ SETS: Mapping[str, tuple[str, str]] = {
 }
 SOURCES_ONLY = ("faces",)  # fewer than 5 pictures of a person are left to train on beside test and validation
 TARGETS = tuple(name for name in SETS if name not in SOURCES_ONLY)
-DRAWN = ("digits", "shapes", "gratings")  # need no files
-SIDE = 32  # pixels of the small networks' inputs
+SYNTHETIC = ("digits", "shapes", "gratings")  # need no files
+IMAGE_SIZE = 32  # pixels of the small networks' inputs
 
 
-class Seen(NamedTuple):
+class Outputs(NamedTuple):
     """What a source network makes of pictures: features (N, D), probabilities of its own classes (N, Z) or None."""
 
     features: np.ndarray
     probs: np.ndarray | None
 
 
-def known_sources(weights: str) -> tuple[str, ...]:
+def available_sources(weights: str) -> tuple[str, ...]:
     """Return the names of the sources that can be had; ImageNet's network needs a file of ``weights``."""
     return (*EMBEDDED_RESNET8, RANDOM, *([IMAGENET] if weights else []))
 
@@ -55,10 +55,10 @@ def target_config(target: str, data_dir: str, per_class: int, seed: int) -> reci
     if target not in SETS:
         raise UserError(f"no data set {target!r}; {nearest(target, SETS)}")
     name, folder = SETS[target]
-    if target not in DRAWN and not data_dir:
-        raise UserError(f"target {target} needs files; pass --data_dir, or --targets={','.join(DRAWN)}")
+    if target not in SYNTHETIC and not data_dir:
+        raise UserError(f"target {target} needs files; pass --data_dir, or --targets={','.join(SYNTHETIC)}")
     config.data.name, config.data.dir = name, str(Path(data_dir) / folder) if folder else ""
-    config.data.per_class, config.seed, config.input.size = per_class, seed, SIDE
+    config.data.per_class, config.seed, config.input.size = per_class, seed, IMAGE_SIZE
     config.data.validation = 0.2
     return config
 
@@ -74,35 +74,35 @@ def source_changes(source: str, weights: str) -> tuple[tuple[str, Any], ...]:
 
 
 @functools.lru_cache(maxsize=2)
-def network(source: str, weights: str, seed: int = 0) -> Pretrained:
+def load_network(source: str, weights: str, seed: int = 0) -> Pretrained:
     """Return a source network with its own head, none for random weights."""
     if source == IMAGENET:
         return pretrained.load("mobilenet_v2", "keras", weights, image_size=96)
     if source == RANDOM:
         return pretrained.random("resnet8", 0, "tl_jax", seed)
-    return pretrained.load("resnet8", "tl_jax", source, image_size=SIDE)
+    return pretrained.load("resnet8", "tl_jax", source, image_size=IMAGE_SIZE)
 
 
-def see(net: Pretrained, images: Any, batch: int = 250) -> Seen:
+def network_outputs(net: Pretrained, images: Any, batch: int = 250) -> Outputs:
     """Return what a network makes of pictures uint8 (N, H, W, 3), a batch at a time."""
-    look, found = _look(net.model), []
+    forward, batches = _make_forward(net.model), []
     for first in range(0, len(images), batch):
         rows = np.arange(first, first + batch)  # the last row again and again, so that one program serves all batches
-        features, probs = look(net.variables, net.preprocess(images[np.minimum(rows, len(images) - 1)]))
-        found.append((features[: len(images) - first], probs[: len(images) - first]))
-    features, probs = (np.concatenate(each) for each in zip(*found, strict=True))
-    return Seen(features, probs if net.model.num_classes else None)
+        features, probs = forward(net.variables, net.preprocess(images[np.minimum(rows, len(images) - 1)]))
+        batches.append((features[: len(images) - first], probs[: len(images) - first]))
+    features, probs = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    return Outputs(features, probs if net.model.num_classes else None)
 
 
-def photos(files: Sequence[Path]) -> np.ndarray:
+def load_photos(files: Sequence[Path]) -> np.ndarray:
     """Return pictures of one size uint8 (N, H, W, 3)."""
     return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
 
 
 @functools.cache
-def _look(model: Any) -> Any:
-    def look(variables, x):
-        logits, end = model.apply(variables, x, train=False)
-        return end["features"], jax.nn.softmax(logits)
+def _make_forward(model: Any) -> Any:
+    def forward(variables, x):
+        logits, outputs = model.apply(variables, x, train=False)
+        return outputs["features"], jax.nn.softmax(logits)
 
-    return jax.jit(look)
+    return jax.jit(forward)

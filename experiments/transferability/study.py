@@ -47,89 +47,91 @@ def main(_: list[str]) -> None:
     """Measure what is still to be measured, then write the report."""
     logging.set_verbosity(logging.WARNING)
     if SMOKE.value:
-        shrink()
+        shrink_flags()
     folder = Path(WORKDIR.value).expanduser()
     prefix = Path(RESULTS.value or folder / "transfer_distance")
     names = {"steps": STEPS.value, "batch": BATCH.value, "rates": RATES.value, "tested": TESTED.value}
-    record.begin(prefix, names)
+    record.begin_record(prefix, names)
     compile_cache.enable()
-    record.note(prefix, versions=api.versions())
-    rescore(prefix)
-    for target in chosen(TARGETS.value, pairs.TARGETS if DATA_DIR.value else pairs.DRAWN, "target"):
+    record.add_facts(prefix, versions=api.versions())
+    complete_scores(prefix)
+    for target in check_names(TARGETS.value, pairs.TARGETS if DATA_DIR.value else pairs.SYNTHETIC, "target"):
         for per_class in map(int, PER_CLASS.value):
             for seed in map(int, SEEDS.value):
-                one(folder, prefix, target, per_class, seed)
-    say(report.write(prefix))
+                measure_target(folder, prefix, target, per_class, seed)
+    say(report.write_report(prefix))
 
 
-def shrink() -> None:
+def shrink_flags() -> None:
     """Set the flags that a smoke run leaves open no more."""
     for name, value in (("per_class", ["5"]), ("seeds", ["0", "1"]), ("rates", ["3e-3"]), ("steps", 30)):
         flags.FLAGS[name].value = value
     flags.FLAGS["tested"].value = 300
 
 
-def chosen(given: list[str], known: Any, kind: str) -> list[str]:
+def check_names(names: list[str], known: Any, kind: str) -> list[str]:
     """Return the names to be taken; a UserError names an unknown one."""
-    for name in given:
+    for name in names:
         if name not in known:
             raise UserError(f"no {kind} {name!r}; {nearest(name, known)}")
-    return given or list(known)
+    return names or list(known)
 
 
-def rescore(prefix: Path) -> None:
+def complete_scores(prefix: Path) -> None:
     """Complete the scores of rows from before a score was added; nothing is trained for that."""
-    rows = record.read(prefix)
+    rows = record.read_rows(prefix)
     if not rows or {*scores.SCORES, *scores.DISTANCES} <= set(rows[0]):
         return
     for row in rows:
-        here = row["target"], int(row["per_class"]), int(row["seed"])
-        say(f"--- scores of {row['source']} on {', '.join(map(str, here))}")
-        seen = scores.look(row["source"], IMAGENET.value, here[0], DATA_DIR.value, *here[1:], TESTED.value)
-        row |= scores.scores(row["source"], IMAGENET.value, DATA_DIR.value, seen, here[2])
-    record.write(prefix, rows)
+        key = row["target"], int(row["per_class"]), int(row["seed"])
+        say(f"--- scores of {row['source']} on {', '.join(map(str, key))}")
+        features = scores.source_features(row["source"], IMAGENET.value, key[0], DATA_DIR.value, *key[1:], TESTED.value)
+        row |= scores.compute_scores(row["source"], IMAGENET.value, DATA_DIR.value, features, key[2])
+    record.write_rows(prefix, rows)
 
 
-def one(folder: Path, prefix: Path, target: str, per_class: int, seed: int) -> None:
+def measure_target(folder: Path, prefix: Path, target: str, per_class: int, seed: int) -> None:
     """Measure all sources on a target with a number of examples and a seed."""
-    rows = record.read(prefix)
-    here = {"target": target, "per_class": per_class, "seed": seed}
-    sources = chosen(SOURCES.value, pairs.known_sources(IMAGENET.value), "source")
-    known = [row["source"] for row in rows if all(row[k] == str(v) for k, v in here.items())]
-    missing = [source for source in sources if source not in known]
+    rows = record.read_rows(prefix)
+    key = {"target": target, "per_class": per_class, "seed": seed}
+    sources = check_names(SOURCES.value, pairs.available_sources(IMAGENET.value), "source")
+    done = [row["source"] for row in rows if all(row[k] == str(v) for k, v in key.items())]
+    missing = [source for source in sources if source not in done]
     if not missing:
         return
     say(f"--- {target}, {per_class} per class, seed {seed}: {', '.join(missing)}")
-    scratch, scratch_rate = tuned(folder, rows, here, pairs.RANDOM)
+    scratch, scratch_rate = best_accuracy(folder, rows, key, pairs.RANDOM)
     for source in missing:
-        fine, rate = (scratch, scratch_rate) if source == pairs.RANDOM else tuned(folder, rows, here, source)
-        seen = scores.look(source, IMAGENET.value, target, DATA_DIR.value, per_class, seed, TESTED.value)
-        found = {"source": source, **here, "scratch": scratch, "fine_tune": fine, "probe": probe(seen)}
-        found |= {"rate": rate, "scratch_rate": scratch_rate, "commit": record.commit()}
-        rows.append(found | scores.scores(source, IMAGENET.value, DATA_DIR.value, seen, seed))
-        record.write(prefix, rows)
+        fine_tuned, rate = (
+            (scratch, scratch_rate) if source == pairs.RANDOM else best_accuracy(folder, rows, key, source)
+        )
+        features = scores.source_features(source, IMAGENET.value, target, DATA_DIR.value, per_class, seed, TESTED.value)
+        row = {"source": source, **key, "scratch": scratch, "fine_tune": fine_tuned, "probe": probe_accuracy(features)}
+        row |= {"rate": rate, "scratch_rate": scratch_rate, "commit": record.commit()}
+        rows.append(row | scores.compute_scores(source, IMAGENET.value, DATA_DIR.value, features, seed))
+        record.write_rows(prefix, rows)
 
 
-def tuned(folder: Path, rows: list[Any], here: dict[str, Any], source: str) -> tuple[float, str]:
+def best_accuracy(folder: Path, rows: list[Any], key: dict[str, Any], source: str) -> tuple[float, str]:
     """Return the test accuracy at the rate that is best on the first seed's validation part, and the rate."""
     first = int(SEEDS.value[0])
     column = "scratch_rate" if source == pairs.RANDOM else "rate"
-    before = [
+    chosen_rates = [
         row[column] for row in rows
-        if (row["target"], int(row["per_class"]), int(row["seed"])) == (here["target"], here["per_class"], first)
+        if (row["target"], int(row["per_class"]), int(row["seed"])) == (key["target"], key["per_class"], first)
         and source in (row["source"], pairs.RANDOM)
     ]  # fmt: skip
-    if before:
-        best = before[0]
+    if chosen_rates:
+        best = chosen_rates[0]
     else:
-        scores = {rate: run(folder, {**here, "seed": first}, source, rate)[1] for rate in RATES.value}
+        scores = {rate: train_once(folder, {**key, "seed": first}, source, rate)[1] for rate in RATES.value}
         best = max(RATES.value, key=lambda rate: (scores[rate], -float(rate)))
-    return run(folder, here, source, best)[0], best
+    return train_once(folder, key, source, best)[0], best
 
 
-def run(folder: Path, here: dict[str, Any], source: str, rate: str) -> tuple[float, float]:
+def train_once(folder: Path, key: dict[str, Any], source: str, rate: str) -> tuple[float, float]:
     """Return test and validation accuracy of a network trained from a source; chance where it diverges."""
-    config = pairs.target_config(here["target"], DATA_DIR.value, here["per_class"], here["seed"])
+    config = pairs.target_config(key["target"], DATA_DIR.value, key["per_class"], key["seed"])
     config = recipe.override(config, pairs.source_changes(source, IMAGENET.value))
     examples = len(
         head_init.split_data(config, image_classification.load_source(config, config.input.size))["train"].labels
@@ -137,21 +139,21 @@ def run(folder: Path, here: dict[str, Any], source: str, rate: str) -> tuple[flo
     config.batch_size, config.eval_batch_size, config.data.test_examples = BATCH.value, 240, TESTED.value
     config.epochs, config.save_every, config.log_every = STEPS.value * BATCH.value / examples, 1e9, STEPS.value
     config.optim.lr, config.optim.schedule, config.optim.warmup = float(rate), "cosine", 0.1
-    where = folder / here["target"] / f"per_class{here['per_class']}" / source / f"rate{rate}" / f"seed{here['seed']}"
+    run_folder = folder / key["target"] / f"per_class{key['per_class']}" / source / f"rate{rate}" / f"seed{key['seed']}"
     try:
-        summary = api.run(config, where)
+        summary = api.run(config, run_folder)
     except Diverged as error:
         say(str(error))
         return 0.0, 0.0
-    shutil.rmtree(where / "checkpoints", ignore_errors=True)  # nobody asks for hundreds of them
-    return summary["metrics"]["accuracy"], without_training.best_validation(where)
+    shutil.rmtree(run_folder / "checkpoints", ignore_errors=True)  # nobody asks for hundreds of them
+    return summary["metrics"]["accuracy"], without_training.best_validation(run_folder)
 
 
-def probe(seen: scores.Look) -> float:
+def probe_accuracy(features: scores.SourceFeatures) -> float:
     """Return the test accuracy of the logistic probe whose strength is best on validation."""
-    (x, y), held_out, tested = seen.train, seen.validation, seen.test
-    fitted = [transferability.logistic_probe(x, y, c) for c in STRENGTHS]
-    best = max(fitted, key=lambda net: net.accuracy(*held_out))
+    (x, y), held_out, tested = features.train, features.validation, features.test
+    probes = [transferability.logistic_probe(x, y, c) for c in STRENGTHS]
+    best = max(probes, key=lambda net: net.accuracy(*held_out))
     return best.accuracy(*tested)
 
 

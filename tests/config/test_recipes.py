@@ -224,8 +224,8 @@ def parsed(monkeypatch, *flags):
     """Return the configuration that a command line gives."""
     values = absl_flags.FlagValues()
     monkeypatch.setattr(sys, "argv", ["run.py", *flags])
-    cli.define(values)
-    cli.parse(sys.argv, values)
+    cli.define_flags(values)
+    cli.parse_flags(sys.argv, values)
     return values["config"].value
 
 

@@ -17,10 +17,10 @@ def section(title, text=""):
 
 
 def test_sections_that_are_not_made_again_stay_as_they_were():
-    whole = faults.document([section("One", "words"), section("Two")], "")
-    again = faults.document([section("Two", "other words")], whole)
+    whole = faults.to_document([section("One", "words"), section("Two")], "")
+    again = faults.to_document([section("Two", "other words")], whole)
     assert again.count("\n## ") == 2 and "## One\n\nwords\n\n| a | b |" in again and "## Two\n\nother words" in again
-    assert faults.document([section("One", "words")], again) == again
+    assert faults.to_document([section("One", "words")], again) == again
 
 
 def raising(error):
@@ -49,8 +49,8 @@ def test_only_what_is_noticed_by_name_or_changes_nothing_is_good(tmp_path):
         printing("as ever", 1): "harmless",
         printing("as ever", 2): "OTHER OUTPUT",
     }.items():
-        found, _ = faults_flips.judge(mode, tmp_path, file, 1)
-        assert found == outcome and (found in faults_flips.GOOD) == outcome.islower()
+        found, _ = faults_flips.classify_outcome(mode, tmp_path, file, 1)
+        assert found == outcome and (found in faults_flips.GOOD_OUTCOMES) == outcome.islower()
 
 
 def test_one_bit_of_one_file_is_flipped(tmp_path):
@@ -60,7 +60,7 @@ def test_one_bit_of_one_file_is_flipped(tmp_path):
         for name, content in contents.items():
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_bytes(content)
-        file = faults_flips.flip(tmp_path, chance)
+        file = faults_flips.flip_bit(tmp_path, chance)
         bits = {name: int.from_bytes((tmp_path / name).read_bytes()) ^ int.from_bytes(content)
                 for name, content in contents.items()}  # fmt: skip
         changed = [name for name, each in bits.items() if each]
@@ -79,4 +79,7 @@ def test_programs_that_lost_a_file_are_counted(tmp_path):
         (folder / f"{name}-cache").write_bytes(content[:-5] if name == "cut" else content)
         if name != "alone":
             (folder / f"{name}-atime").write_bytes(b"12345678")
-    assert faults_kills.programs(tmp_path) == {"whole-cache", "cut-cache"} and faults_kills.unsound(tmp_path) == 2
+    assert (
+        faults_kills.list_programs(tmp_path) == {"whole-cache", "cut-cache"}
+        and faults_kills.count_broken(tmp_path) == 2
+    )

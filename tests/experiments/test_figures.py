@@ -11,7 +11,7 @@ from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parents[2]
-PAGES = figures.pages()
+PAGES = figures.find_pages()
 RECIPES = sorted((ROOT / "configs").glob("[a-z]*.py"))
 # An interval, a share, a time or a rate; 95 % is the level of all intervals.
 MEASURED = re.compile(
@@ -35,9 +35,9 @@ def test_a_wrong_figure_is_seen():
     assert right
     wrong = text.replace(right[0], right[0].replace(f">{right[1]}<", ">97<"))
     assert figures.differences(wrong) == [f"article.tl_jax is 97, not {right[1]}"]
-    assert figures.put_in(wrong) == text
+    assert figures.fill_figures(wrong) == text
     with pytest.raises(UserError, match="no figure 'article.tl_jaxx'; did you mean 'article.tl_jax'"):
-        figures.put_in(text.replace("figure: article.tl_jax ", "figure: article.tl_jaxx "))
+        figures.fill_figures(text.replace("figure: article.tl_jax ", "figure: article.tl_jaxx "))
 
 
 def test_every_known_figure_is_shown_somewhere():

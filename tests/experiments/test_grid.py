@@ -95,17 +95,17 @@ def test_a_grid_of_a_recipe_is_run_once(tmp_path):
     ],
 )
 def test_values_are_literals_or_words(text, values):
-    assert recipe.literals(text) == values
+    assert recipe.parse_values(text) == values
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: recipe.literals("1,1.0"), "has a value twice"),
+        (lambda: recipe.parse_values("1,1.0"), "has a value twice"),
         (lambda: recipe.split_pair("optim.lr"), "is not FIELD=VALUE"),
-        (lambda: recipe.configured("configs/digits_resnet.py", {"optim.lrr": 1.0}), "did you mean 'optim.lr'"),
-        (lambda: recipe.configured("configs/digits.py", {}), "is no recipe in configs/"),
+        (lambda: recipe.load_config("configs/digits_resnet.py", {"optim.lrr": 1.0}), "did you mean 'optim.lr'"),
+        (lambda: recipe.load_config("configs/digits.py", {}), "is no recipe in configs/"),
     ],
 )
 def test_mistakes_are_named(call, message):

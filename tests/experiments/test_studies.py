@@ -49,8 +49,8 @@ def test_distances_leave_a_record_and_a_page(distances):
 
 
 def test_groups_hold_what_is_defined_for_all(distances):
-    found = report.pairs(report.record.read(distances / "transfer_distance"))
-    (group,) = report.groups(found, "fine_tune")
+    found = report.read_pairs(report.record.read_rows(distances / "transfer_distance"))
+    (group,) = report.make_groups(found, "fine_tune")
     assert len(group.gains) == 3 and "leep" in group.scores and "otdd" not in group.scores
 
 

@@ -8,7 +8,7 @@ import pytest
 from experiments import record
 from experiments.transferability import pairs, report, scores
 from tl_jax.pretrained.catalog import EMBEDDED_RESNET8
-from tl_jax.transferability.report import BETWEEN, FROM_MOMENTS, REPEATED
+from tl_jax.transferability.report import DATASET_DISTANCES, FEATURE_SCORES, MOMENT_SCORES
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -17,16 +17,16 @@ STUDY = Path(__file__).parents[2] / "experiments" / "results" / "transfer_distan
 
 def test_every_source_of_the_bank_has_data_of_its_own(tmp_path):
     for source in EMBEDDED_RESNET8:
-        if source in pairs.DRAWN:
-            assert len(scores.own_pictures(source, "")[1]) > 100
+        if source in pairs.SYNTHETIC:
+            assert len(scores.source_images(source, "")[1]) > 100
         else:
             with pytest.raises(UserError, match=str(tmp_path)):
-                scores.own_pictures(source, str(tmp_path))
+                scores.source_images(source, str(tmp_path))
 
 
 def test_faces_are_a_source_but_no_target(data_dir):
-    assert "faces" in pairs.known_sources("") and "faces" not in pairs.TARGETS
-    images, labels = scores.own_pictures("faces", str(data_dir))
+    assert "faces" in pairs.available_sources("") and "faces" not in pairs.TARGETS
+    images, labels = scores.source_images("faces", str(data_dir))
     assert len(images) == len(labels) and len(set(labels.tolist())) == 40
 
 
@@ -34,7 +34,7 @@ def test_an_unknown_data_set_or_a_folder_without_photos_is_one_line(tmp_path):
     with pytest.raises(UserError, match="no data set 'fces'; did you mean 'faces'"):
         pairs.target_config("fces", str(tmp_path), 5, 0)
     with pytest.raises(UserError, match="no photos"):
-        scores.own_pictures(pairs.IMAGENET, str(tmp_path))
+        scores.source_images(pairs.IMAGENET, str(tmp_path))
 
 
 @pytest.mark.parametrize("way", ["fine_tune", "probe"])
@@ -44,16 +44,16 @@ def test_a_scatter_plot_shows_the_pairs_that_its_tau_is_taken_over(way, tmp_path
     monkeypatch.setattr(
         matplotlib.axes.Axes, "plot", lambda self, x, *a, **k: drawn.append(len(x)) or plot(self, x, *a, **k)
     )
-    found = report.pairs(record.read(STUDY))
-    behind = sum(len(group.gains) for group in report.groups(found, way))
-    report.scatter(found, way, ["logme"], tmp_path / "a.png")
+    found = report.read_pairs(record.read_rows(STUDY))
+    behind = sum(len(group.gains) for group in report.make_groups(found, way))
+    report.plot_scatter(found, way, ["logme"], tmp_path / "a.png")
     assert sum(drawn) == behind == 74
     assert f"{behind} pairs for which all are defined" in Path(f"{STUDY}.md").read_text()
 
 
 def test_the_published_record_has_every_score_that_a_report_knows():
-    rows = record.read(STUDY)
+    rows = record.read_rows(STUDY)
     names = [name for name in rows[0] if name not in pairs.SETS][10:]
     assert names == [*scores.SCORES, *scores.DISTANCES]
-    assert {*REPEATED, *FROM_MOMENTS} <= set(scores.SCORES)
-    assert set(BETWEEN) <= set(scores.DISTANCES)
+    assert {*FEATURE_SCORES, *MOMENT_SCORES} <= set(scores.SCORES)
+    assert set(DATASET_DISTANCES) <= set(scores.DISTANCES)

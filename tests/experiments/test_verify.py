@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from experiments import expectations
-from experiments.recipe import configured
+from experiments.recipe import load_config
 from tl_jax.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-KNOWN, WITHOUT = expectations.read(), expectations.without()
+KNOWN, WITHOUT = expectations.read_entries(), expectations.recipes_without_entry()
 STEMS = [p.stem for p in (ROOT / "configs").glob("[a-z]*.py")]
 FASTEST = "cartpole_ppo:smoke"
 
@@ -30,7 +30,7 @@ def test_every_recipe_has_an_entry_or_a_reason():
     assert not unaccounted(KNOWN, WITHOUT), "python -m experiments.verify --record --recipes=NAME, or give the reason"
     assert not set(KNOWN) & set(WITHOUT) and {name.partition(":")[0] for name in (*KNOWN, *WITHOUT)} <= set(STEMS)
     assert all(len(reason.split()) > 3 for reason in WITHOUT.values())
-    assert FASTEST in expectations.cheap(KNOWN)
+    assert FASTEST in expectations.cheap_entries(KNOWN)
     assert unaccounted({name: entry for name, entry in KNOWN.items() if name != FASTEST}, WITHOUT) == [FASTEST]
 
 
@@ -38,20 +38,20 @@ def test_every_recipe_has_an_entry_or_a_reason():
 def test_a_recipe_that_gets_an_entry_loses_its_reason(tmp_path):
     path = tmp_path / "expected.json"
     path.write_text(json.dumps({"without": {"a": "not yet", "b": "never"}, "recipes": {}}))
-    expectations.write(path, {"a": ENTRY})
-    assert (expectations.read(path), expectations.without(path)) == ({"a": ENTRY}, {"b": "never"})
+    expectations.write_entries(path, {"a": ENTRY})
+    assert (expectations.read_entries(path), expectations.recipes_without_entry(path)) == ({"a": ENTRY}, {"b": "never"})
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("name", KNOWN)
 def test_entries_say_how_they_were_made(name):
     entry = KNOWN[name]
-    configured(name, {**entry["set"], "seeds": tuple(entry["seeds"])})
+    load_config(name, {**entry["set"], "seeds": tuple(entry["seeds"])})
     assert len(set(entry["seeds"])) == len(entry["seeds"]) >= 3
     assert all(entry[key] for key in ("command", "figures", "examples", "seconds", "hardware", "versions", "commit"))
     for figure, row in entry["figures"].items():
         assert len(row["values"]) == len(entry["seeds"])
-        half, why = expectations.within(figure, row["values"], entry["examples"])
+        half, why = expectations.allowed_drift(figure, row["values"], entry["examples"])
         assert (row["within"], row["why"]) == (pytest.approx(half, rel=1e-3), why) and half > 0
         assert row["mean"] == pytest.approx(sum(row["values"]) / len(row["values"]), rel=1e-4, abs=1e-6)
 
@@ -66,9 +66,11 @@ def test_each_recipe_is_shown_while_it_runs(monkeypatch, tmp_path):
         yield
 
     monkeypatch.setattr(expectations, "show_elapsed", waiting)
-    monkeypatch.setattr(expectations, "measure", lambda *_: shown.append("measured") or {"figures": {}, "examples": 1})
+    monkeypatch.setattr(
+        expectations, "measure_recipe", lambda *_: shown.append("measured") or {"figures": {}, "examples": 1}
+    )
     entry = {"seconds": 1.0, "hardware": "", "figures": {}, "set": {}, "seeds": [0, 1, 2], "examples": 1}
-    expectations.verify(["a", "b"], {"a": entry, "b": entry}, tmp_path, None)
+    expectations.verify_recipes(["a", "b"], {"a": entry, "b": entry}, tmp_path, None)
     assert shown == ["a, 1 of 2", "measured", "b, 2 of 2", "measured"]
 
 
@@ -77,7 +79,7 @@ ENTRY = {"figures": {"accuracy": {"mean": 0.8, "within": 0.05}}, "seconds": 1.0,
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
-    ("found", "verdict"),
+    ("found", "outcome"),
     [
         ({"accuracy": [0.7, 0.8, 0.85]}, "as expected"),
         ({"accuracy": [0.85, 0.85, 0.85]}, "as expected"),
@@ -87,18 +89,20 @@ ENTRY = {"figures": {"accuracy": {"mean": 0.8, "within": 0.05}}, "seconds": 1.0,
         ({"f1": [0.8, 0.8, 0.8]}, "drifted"),
     ],
 )
-def test_a_mean_outside_of_its_interval_has_drifted(found, verdict):
-    rows = expectations.compare("x", ENTRY, {"figures": found}, 1.0)
-    assert {row.verdict for row in rows} == {verdict}
-    assert expectations.status(rows) == (verdict == "drifted")
-    assert f"{len(rows)} {verdict}" in expectations.table(rows)
+def test_a_mean_outside_of_its_interval_has_drifted(found, outcome):
+    rows = expectations.compare_figures("x", ENTRY, {"figures": found}, 1.0)
+    assert {row.outcome for row in rows} == {outcome}
+    assert expectations.exit_status(rows) == (outcome == "drifted")
+    assert f"{len(rows)} {outcome}" in expectations.format_table(rows)
 
 
 @pytest.mark.fast
 def test_a_figure_that_no_value_could_contradict_is_called_untested():
     entry = {**ENTRY, "figures": {"a accuracy": {"mean": 0.3, "within": 0.8}, "loss": {"mean": 0.3, "within": 0.8}}}
-    rows = expectations.compare("x", entry, {"figures": {"a accuracy": [0.9], "loss": [0.9]}}, 1.0)
-    assert [row.verdict for row in rows] == ["untested", "as expected"] and "1 untested" in expectations.table(rows)
+    rows = expectations.compare_figures("x", entry, {"figures": {"a accuracy": [0.9], "loss": [0.9]}}, 1.0)
+    assert [row.outcome for row in rows] == ["untested", "as expected"] and "1 untested" in expectations.format_table(
+        rows
+    )
     assert expectations.can_drift("a over b, accuracy", 0.3, 0.8) and not expectations.can_drift("a f1", 0.5, 0.5)
 
 
@@ -111,11 +115,11 @@ def test_every_entry_has_a_figure_that_can_drift(name):
 
 @pytest.mark.fast
 def test_intervals():
-    half, why = expectations.within("accuracy", [0.7, 0.8, 0.9], 1000)
+    half, why = expectations.allowed_drift("accuracy", [0.7, 0.8, 0.9], 1000)
     assert half == pytest.approx(4.3027 * 0.1 * (2 / 3) ** 0.5, rel=1e-4) and why == "95 % prediction interval, 3 seeds"
-    assert expectations.within("accuracy", [0.8, 0.8, 0.8], 100)[0] == pytest.approx(0.02)
-    assert expectations.within("episode_return", [500.0, 500.0, 500.0], 50)[0] == pytest.approx(20.0)
-    assert expectations.within("pretrained loss", [2.0, 2.0, 2.6], 100)[0] == pytest.approx(0.022)
+    assert expectations.allowed_drift("accuracy", [0.8, 0.8, 0.8], 100)[0] == pytest.approx(0.02)
+    assert expectations.allowed_drift("episode_return", [500.0, 500.0, 500.0], 50)[0] == pytest.approx(20.0)
+    assert expectations.allowed_drift("pretrained loss", [2.0, 2.0, 2.6], 100)[0] == pytest.approx(0.022)
     with pytest.raises(UserError, match="x: accuracy could not be measured in every seed"):
         expectations.make_entry("x", ENTRY, {"figures": {"accuracy": [0.5, math.nan]}, "examples": 9}, 1.0)
 
@@ -127,14 +131,14 @@ def test_a_recipe_without_its_data_is_skipped_and_one_that_fails_does_not_stop_t
             raise ValueError("no\ngood")
         return {"figures": {"accuracy": [0.8]}}
 
-    monkeypatch.setattr(expectations, "measure", measure)
+    monkeypatch.setattr(expectations, "measure_recipe", measure)
     known = {"data": {**ENTRY, "needs": {"data.dir": "absent"}}, "bad": ENTRY, "good": ENTRY}
-    rows = expectations.verify(list(known), known, tmp_path, tmp_path)
-    assert [(row.verdict, row.reason) for row in rows] == [
+    rows = expectations.verify_recipes(list(known), known, tmp_path, tmp_path)
+    assert [(row.outcome, row.reason) for row in rows] == [
         ("skipped", f"no absent in {tmp_path}"), ("failed", "ValueError: no"), ("as expected", "")
     ]  # fmt: skip
-    assert expectations.status(rows) == 1 and expectations.status(rows[::2]) == 0
-    nowhere = expectations.verify(["data"], known, tmp_path, None)
+    assert expectations.exit_status(rows) == 1 and expectations.exit_status(rows[::2]) == 0
+    nowhere = expectations.verify_recipes(["data"], known, tmp_path, None)
     assert nowhere[0].reason == "needs data; pass --data_dir=FOLDER with absent"
 
 
@@ -161,8 +165,8 @@ def test_mistakes_end_in_one_line(arguments, message, tmp_path):
 
 @pytest.mark.slow
 def test_a_recipe_gives_what_it_gave(tmp_path):
-    rows = expectations.verify([FASTEST], KNOWN, tmp_path, None)
-    assert {row.verdict for row in rows} == {"as expected"}, expectations.table(rows)
+    rows = expectations.verify_recipes([FASTEST], KNOWN, tmp_path, None)
+    assert {row.outcome for row in rows} == {"as expected"}, expectations.format_table(rows)
 
 
 @pytest.mark.slow

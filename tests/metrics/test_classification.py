@@ -41,18 +41,18 @@ def test_an_area_by_hand():
 def test_sensitivity_at_a_specificity():
     values = np.array([0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.9, 0.3, 0.5, 0.6, 0.95])
     positive = np.arange(14) >= 10  # of ten negatives one may lie above: all but 0.9, so from 0.5 on
-    assert classification.at_specificity(values, positive, 0.9) == (0.5, 0.75, pytest.approx(0.9))
-    assert classification.at_specificity(values, positive, 1.0) == (0.95, 0.25, 1.0)
+    assert classification.operating_point(values, positive, 0.9) == (0.5, 0.75, pytest.approx(0.9))
+    assert classification.operating_point(values, positive, 1.0) == (0.95, 0.25, 1.0)
     fpr, tpr, _ = roc_curve(LABELS == 2, PROBABILITIES[:, 2])
-    found = classification.at_specificity(PROBABILITIES[:, 2], LABELS == 2, 0.8)
+    found = classification.operating_point(PROBABILITIES[:, 2], LABELS == 2, 0.8)
     assert found.sensitivity == tpr[fpr <= 0.2 + 1e-9].max() and found.specificity >= 0.8 - 1e-9
 
 
 def test_calibration_error_by_hand():
     probabilities = np.array([[0.95, 0.05], [0.95, 0.05], [0.3, 0.7], [0.28, 0.72]])
-    bins = classification.reliability(probabilities, np.array([0, 1, 1, 1]), bins=10)
+    bins = classification.reliability_bins(probabilities, np.array([0, 1, 1, 1]), num_bins=10)
     # (0.9, 1]: sure 0.95, half right; (0.6, 0.7]: 0.7, right; (0.7, 0.8]: 0.72, right
-    assert bins.error == pytest.approx(0.5 * 0.45 + 0.25 * 0.3 + 0.25 * 0.28)
+    assert bins.ece == pytest.approx(0.5 * 0.45 + 0.25 * 0.3 + 0.25 * 0.28)
     assert bins.share.tolist() == [0, 0, 0, 0, 0, 0, 0.25, 0.25, 0, 0.5]
 
 
@@ -60,18 +60,18 @@ def test_the_temperature_is_that_of_the_logits():
     raised = 3.0 * RNG.normal(size=(4000, 3))
     true = np.exp(raised) / np.exp(raised).sum(1, keepdims=True)
     labels = (RNG.random((4000, 1)) > true.cumsum(1)).sum(1)
-    sure = classification.calibrated(true, 1 / 2.5)  # logits times 2.5
+    sure = classification.apply_temperature(true, 1 / 2.5)  # logits times 2.5
     np.testing.assert_allclose(sure, np.exp(2.5 * raised) / np.exp(2.5 * raised).sum(1, keepdims=True), rtol=1e-9)
     found = classification.fit_temperature(sure, labels)
     assert found == pytest.approx(2.5, rel=0.06)
-    losses = [log_loss(labels, classification.calibrated(sure, t)) for t in (0.98 * found, found, 1.02 * found)]
+    losses = [log_loss(labels, classification.apply_temperature(sure, t)) for t in (0.98 * found, found, 1.02 * found)]
     assert (
         losses[1]
         == min(losses)
-        == pytest.approx(classification.log_loss(classification.calibrated(sure, found), labels))
+        == pytest.approx(classification.log_loss(classification.apply_temperature(sure, found), labels))
     )
-    assert classification.reliability(classification.calibrated(sure, found), labels).error < 0.03
-    assert classification.reliability(sure, labels).error > 0.08
+    assert classification.reliability_bins(classification.apply_temperature(sure, found), labels).ece < 0.03
+    assert classification.reliability_bins(sure, labels).ece > 0.08
 
 
 def test_intervals_are_over_groups():
@@ -79,16 +79,16 @@ def test_intervals_are_over_groups():
     labels = np.repeat([0, 1], 40)
     one = RNG.normal(size=80) + labels
     probabilities = np.stack([-one, one], 1)
-    low, high = classification.interval(probabilities, labels, 1, None)
+    low, high = classification.auc_interval(probabilities, labels, 1, None)
     area = classification.auc(one, labels == 1)
     ranks = stats.rankdata(one)
     v10 = (ranks[40:] - stats.rankdata(one[40:])) / 40  # DeLong's variance of the area
     v01 = 1 - (ranks[:40] - stats.rankdata(one[:40])) / 40
     deviation = np.sqrt(v10.var(ddof=1) / 40 + v01.var(ddof=1) / 40)
     assert low < area < high and high - low == pytest.approx(2 * 1.96 * deviation, rel=0.15)
-    copied = classification.interval(probabilities.repeat(20, 0), labels.repeat(20), 1, np.arange(80).repeat(20))
+    copied = classification.auc_interval(probabilities.repeat(20, 0), labels.repeat(20), 1, np.arange(80).repeat(20))
     assert copied == pytest.approx((low, high), abs=1e-9)
-    narrow = classification.interval(probabilities.repeat(20, 0), labels.repeat(20), 1, None)
+    narrow = classification.auc_interval(probabilities.repeat(20, 0), labels.repeat(20), 1, None)
     assert narrow[1] - narrow[0] < (high - low) / 3
 
 
@@ -110,7 +110,7 @@ def test_a_temperature_at_its_bound_is_named(tmp_path, capsys):
     how = image_evaluation.EvaluationSettings((), ("no", "yes"), None, 0.9, True, None)
     for sure, right, said in ((0.999, 0, "the highest"), (0.6, 1, "the lowest"), (0.8, 0.9, "")):
         predicted = np.where(np.arange(100) < 100 * right, labels, 1 - labels)
-        half = image_evaluation.Scored(np.where(np.eye(2)[predicted] > 0, sure, 1 - sure), labels)
+        half = image_evaluation.Predictions(np.where(np.eye(2)[predicted] > 0, sure, 1 - sure), labels)
         out = image_evaluation.report_calibration(how, half, half, tmp_path)
         line = capsys.readouterr().out
         assert (f"({said} that is tried: " in line) if said else "tried" not in line
@@ -119,7 +119,7 @@ def test_a_temperature_at_its_bound_is_named(tmp_path, capsys):
 
 def test_the_report_says_what_the_scores_are(tmp_path):
     labels = (LABELS == 1).astype(int)
-    halves = [image_evaluation.Scored(np.stack([1 - p, p], 1), y) for p, y in zip(
+    halves = [image_evaluation.Predictions(np.stack([1 - p, p], 1), y) for p, y in zip(
         np.split(PROBABILITIES[:, 1], 2), np.split(labels, 2), strict=True)]  # fmt: skip
     how = image_evaluation.EvaluationSettings(("auc", "sensitivity"), ("no", "yes"), 1, 0.9, True, np.arange(150) // 3)
     out = image_evaluation.report_calibration(how, *halves, tmp_path)
@@ -128,7 +128,7 @@ def test_the_report_says_what_the_scores_are(tmp_path):
     point, (p, y) = out["operating_point"], (halves[0].probabilities[:, 1], halves[0].labels)
     assert (
         point["threshold"]
-        == classification.at_specificity(halves[1].probabilities[:, 1], halves[1].labels == 1, 0.9)[0]
+        == classification.operating_point(halves[1].probabilities[:, 1], halves[1].labels == 1, 0.9)[0]
     )
     assert point["sensitivity"] == pytest.approx(np.mean(p[y == 1] >= point["threshold"]))
     assert point["specificity"] == pytest.approx(np.mean(p[y == 0] < point["threshold"]))
@@ -143,18 +143,18 @@ def test_a_class_without_test_examples_leaves_the_means_and_is_named():
         ("auc", "sensitivity", "ece"), ("a", "b", "c", "d"), None, 0.9, False, None
     )
     batch = {"label": LABELS[here], "mask": np.ones(here.sum())}
-    verdict = image_evaluation.evaluate_predictions(how, [PROBABILITIES[here]], [batch])
+    evaluation = image_evaluation.evaluate_predictions(how, [PROBABILITIES[here]], [batch])
     areas = [roc_auc_score(LABELS[here] == k, PROBABILITIES[here, k]) for k in (0, 1, 3)]
-    assert verdict.values["auc"] == pytest.approx(np.mean(areas))
-    assert {name for name in verdict.missing} == {"auc of c", "sensitivity of c"}
-    assert "needs examples of the class" in verdict.missing["auc of c"]
+    assert evaluation.values["auc"] == pytest.approx(np.mean(areas))
+    assert {name for name in evaluation.missing} == {"auc of c", "sensitivity of c"}
+    assert "needs examples of the class" in evaluation.missing["auc of c"]
     whole = image_evaluation.evaluate_predictions(how, [PROBABILITIES], [{"label": LABELS, "mask": np.ones(300)}])
     assert not whole.missing and set(whole.values) == {"auc", "sensitivity", "ece"}
 
 
 def test_calibration_error_of_one_example_is_its_distance():
-    bins = classification.reliability(np.array([[0.8, 0.2]]), np.array([0]))
-    assert bins.error == pytest.approx(0.2) and np.isfinite(bins.accuracy).all()  # 14 of 15 bins are empty
+    bins = classification.reliability_bins(np.array([[0.8, 0.2]]), np.array([0]))
+    assert bins.ece == pytest.approx(0.2) and np.isfinite(bins.accuracy).all()  # 14 of 15 bins are empty
 
 
 def test_a_positive_class_that_changes_nothing_is_refused():

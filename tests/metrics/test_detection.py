@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tl_jax.metrics.detection import average_precisions, of_boxes
+from tl_jax.metrics.detection import average_precisions, box_evaluator
 
 pytestmark = pytest.mark.fast
 
@@ -96,10 +96,10 @@ def test_values_are_those_of_coco_fed_by_files(tmp_path):
         {"label": np.concatenate([h["label"], h["label"][:2]]), "mask": np.array([1.0] * 6 + [0] * 2)} for h in halves
     ]
     given = [np.stack([*boxes[:6], *boxes[:2]]), np.stack([*boxes[6:], *boxes[:2]])]
-    verdict = of_boxes(("a", "b", "c"))(given, padded)
-    assert verdict.values["map"] == pytest.approx(theirs.stats[0], abs=1e-6)
-    assert verdict.values["map50"] == pytest.approx(theirs.stats[1], abs=1e-6)
-    assert 0.2 < verdict.values["map"] < verdict.values["map50"] < 0.95
+    evaluation = box_evaluator(("a", "b", "c"))(given, padded)
+    assert evaluation.values["map"] == pytest.approx(theirs.stats[0], abs=1e-6)
+    assert evaluation.values["map50"] == pytest.approx(theirs.stats[1], abs=1e-6)
+    assert 0.2 < evaluation.values["map"] < evaluation.values["map50"] < 0.95
     counts = [sum(((t[:, 4] == k) & (t[:, 5] == 0)).sum() for t in true) for k in range(3)]
-    assert [row["examples"] for row in verdict.per_class.values()] == counts
-    assert np.mean([row["ap"] for row in verdict.per_class.values()]) == pytest.approx(theirs.stats[0], abs=1e-6)
+    assert [row["examples"] for row in evaluation.per_class.values()] == counts
+    assert np.mean([row["ap"] for row in evaluation.per_class.values()]) == pytest.approx(theirs.stats[0], abs=1e-6)

@@ -14,10 +14,10 @@ pytestmark = pytest.mark.fast
 
 
 def test_interval_by_hand():
-    mean, half = plots.interval([0.8, 0.9, 1.0])
+    mean, half = plots.t_interval([0.8, 0.9, 1.0])
     assert mean == pytest.approx(0.9)
     assert half == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5)  # Student's t with two degrees of freedom
-    assert plots.interval([0.5]) == (0.5, None)
+    assert plots.t_interval([0.5]) == (0.5, None)
 
 
 @pytest.fixture
@@ -33,26 +33,26 @@ def workdir(tmp_path):
 
 
 def test_arms_are_compared_seed_by_seed(workdir):
-    summary = plots.summarise_comparison(workdir, ["ours", "scratch"], [0, 1, 2])
+    summary = plots.summarize_comparison(workdir, ["ours", "scratch"], [0, 1, 2])
     assert summary["metrics"]["accuracy"] == pytest.approx(0.85)
     gain = summary["gain"]["scratch"]
     assert gain["mean"] == pytest.approx((0.2 + 0.1 + 0.25) / 3)
-    assert gain["interval95"] == pytest.approx(plots.interval([0.2, 0.1, 0.25])[1])
+    assert gain["interval95"] == pytest.approx(plots.t_interval([0.2, 0.1, 0.25])[1])
     assert summary["seconds"] == {"train": 12.0, "total": 18.0}
     assert "ours over scratch: +18.3 ± 19.0 points" in plots.comparison_table(summary)
 
 
 def test_the_table_of_a_smoke_run_says_that_it_measures_nothing(workdir):
-    summary = plots.summarise_comparison(workdir, ["ours", "scratch"], [0, 1, 2])
+    summary = plots.summarize_comparison(workdir, ["ours", "scratch"], [0, 1, 2])
     said = "smoke run, which measures nothing"
     assert said not in plots.comparison_table(summary)
     assert said in plots.comparison_table(summary | {"smoke": True}).splitlines()[0]
 
 
 def test_one_seed_has_no_interval_in_table_or_picture(workdir):
-    summary = plots.summarise_comparison(workdir, ["ours", "scratch"], [0]) | {"config_name": "x"}
+    summary = plots.summarize_comparison(workdir, ["ours", "scratch"], [0]) | {"config_name": "x"}
     assert "±" not in plots.comparison_table(summary).splitlines()[1]
-    picture = plots.draw_comparison(summary, workdir / "p.png")
+    picture = plots.plot_comparison(summary, workdir / "p.png")
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
@@ -65,14 +65,14 @@ def compared(folder, values, count=153, pattern=None):
                        "confusion": [[0, 0, int(right.sum())], [0, 1, int(count - right.sum())]]}  # fmt: skip
             summary = {**made.summary(float(right.mean()), seed), "examples_evaluated": count}
             made.write(folder / arm / f"seed{seed}", seed, summary=summary, test_details=details)
-    return plots.summarise_comparison(folder, list(values), list(range(len(row))))
+    return plots.summarize_comparison(folder, list(values), list(range(len(row))))
 
 
 def test_the_interval_holds_the_sampling_of_the_test_set(tmp_path):
     """Three seeds that agree to a point on 153 pictures say nothing surer than 153 pictures can."""
     summary = compared(tmp_path, {"ours": (0.863, 0.869, 0.869)})
     row = summary["arms"]["ours"]
-    low, high = intervals.wilson(133, 153)
+    low, high = intervals.wilson_interval(133, 153)
     assert row["interval95"] < 0.01 < 0.05 < row["interval95_test"] == pytest.approx((high - low) / 2, abs=2e-3)
     assert row["interval95_both"] == pytest.approx(np.hypot(row["interval95"], row["interval95_test"]))
     assert re.search(
@@ -116,13 +116,13 @@ def test_a_gain_is_paired_by_test_example(tmp_path):
 def test_arms_on_other_test_sets_are_not_paired_by_example(tmp_path):
     compared(tmp_path, {"ours": (0.9, 0.8)}, 100)
     compared(tmp_path, {"scratch": (0.7, 0.6)}, 90)
-    summary = plots.summarise_comparison(tmp_path, ["ours", "scratch"], [0, 1])
+    summary = plots.summarize_comparison(tmp_path, ["ours", "scratch"], [0, 1])
     assert summary["gain"]["scratch"]["interval95_test"] is summary["gain"]["scratch"]["interval95_both"] is None
     assert "with the test set's sampling" not in plots.comparison_table(summary).splitlines()[-1]
 
 
 def test_a_table_says_when_the_test_set_is_not_in_it(workdir):
-    summary = plots.summarise_comparison(workdir, ["ours", "scratch"], [0, 1, 2])
+    summary = plots.summarize_comparison(workdir, ["ours", "scratch"], [0, 1, 2])
     assert "without the test set's sampling" in plots.comparison_table(summary)
 
 
@@ -131,5 +131,5 @@ def test_a_metric_with_an_interval_of_its_own_has_both(tmp_path):
         summary = made.summary(0.9, seed)
         summary["metrics"]["auc"], summary["intervals"] = value, {"auc": [0.85, 0.95], "over": "40 groups"}
         made.write(tmp_path / "ours" / f"seed{seed}", seed, summary=summary)
-    row = plots.summarise_comparison(tmp_path, ["ours"], [0, 1], "auc")["arms"]["ours"]
+    row = plots.summarize_comparison(tmp_path, ["ours"], [0, 1], "auc")["arms"]["ours"]
     assert row["interval95_test"] == pytest.approx(0.05)

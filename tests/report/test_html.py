@@ -16,8 +16,8 @@ def test_everything_stands_in_one_file(tmp_path):
     picture = tmp_path / "a.png"
     Image.fromarray(np.full((3, 5, 3), 90, np.uint8)).save(picture)
     table = html.Table(["name", "value"], [["<b>x</b>", "1 ± 2"]])
-    section = html.Section("One & two", ["a < b"], [table, html.Picture(picture, "grey")])
-    text = html.write(tmp_path / "page.html", "Title", [section]).read_text()
+    section = html.Section("One & two", ["a < b"], [table, html.Image(picture, "grey")])
+    text = html.write_page(tmp_path / "page.html", "Title", [section]).read_text()
     picture.unlink()
     assert "&lt;b&gt;x&lt;/b&gt;" in text and "a &lt; b" in text and "One &amp; two" in text and "<b>" not in text
     (data,) = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
@@ -27,4 +27,4 @@ def test_everything_stands_in_one_file(tmp_path):
 
 def test_markdown_has_the_same_cells():
     table = html.Table(["name", "value"], [["x", "1"], ["y", "2"]])
-    assert html.markdown(table) == "| name | value |\n| --- | --- |\n| x | 1 |\n| y | 2 |\n"
+    assert html.to_markdown(table) == "| name | value |\n| --- | --- |\n| x | 1 |\n| y | 2 |\n"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl_jax.report.images import describe, draw_grid
+from tl_jax.report.images import describe_range, draw_grid
 
 pytestmark = pytest.mark.fast
 
@@ -67,7 +67,7 @@ def test_names_stand_beside_their_pictures(tmp_path):
 def test_the_numbers_are_those_of_all_values():
     originals = np.array([0, 0, 10, 255], np.uint8).reshape(1, 2, 2, 1)
     augmented = np.array([0, 1.5, 200, 254.25] * 2, np.float32).reshape(2, 1, 2, 2, 1)
-    assert describe(originals, augmented, 0, 255).splitlines() == [
+    assert describe_range(originals, augmented, 0, 255).splitlines() == [
         "originals: smallest 0, largest 255; 50.00 % at 0, 25.00 % at 255",
         "augmented: smallest 0, largest 254.25; 25.00 % at 0, 0.00 % at 255",
     ]
@@ -85,6 +85,6 @@ def test_a_value_out_of_range_is_said_in_red(tmp_path, bad):
 
     assert red() == 0
     wrong[0, 0, 1, 1, 1] = bad
-    assert "OUT OF RANGE" in describe(images, wrong, 0, 255)
+    assert "OUT OF RANGE" in describe_range(images, wrong, 0, 255)
     wrong[0, 0, 1, 1] = bad  # grey, so that only the text is red
     assert red() > 50

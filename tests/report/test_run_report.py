@@ -40,7 +40,7 @@ def test_the_figures_are_those_of_the_files(tmp_path, capsys):
     text = page_of(made.write(tmp_path / "run"))
     assert capsys.readouterr().out == f"report: {tmp_path / 'run' / 'report.html'}\n"
     assert titles(text) == ALWAYS
-    low, high = intervals.wilson(52, 60)
+    low, high = intervals.wilson_interval(52, 60)
     assert f"86.7 % ({100 * low:.1f} to {100 * high:.1f})" in text and "Wilson&#39;s score over 60 examples" in text
     assert ["accuracy", "0.8667", f"{low:.4f} to {high:.4f}"] in cells(text, "Result")
     assert ["loss", "0.4321", ""] in cells(text, "Result")
@@ -126,12 +126,12 @@ def test_seeds_and_arms_are_compared(tmp_path):
         for seed, value in enumerate(row):
             made.write(tmp_path / arm / f"seed{seed}", seed, value)
     (tmp_path / "config.json").write_text(json.dumps({"name": "made"}))
-    whole = {**made.summary(), **plots.summarise_comparison(tmp_path, list(values), [0, 1, 2])}
+    whole = {**made.summary(), **plots.summarize_comparison(tmp_path, list(values), [0, 1, 2])}
     (tmp_path / "summary.json").write_text(json.dumps(whole))
     text = page_of(tmp_path)
     assert titles(text) == ALWAYS
-    half = 100 * plots.interval(values["ours"])[1]
-    both = np.hypot(half, 100 * (intervals.wilson(52, 60)[1] - intervals.wilson(52, 60)[0]) / 2)
+    half = 100 * plots.t_interval(values["ours"])[1]
+    both = np.hypot(half, 100 * (intervals.wilson_interval(52, 60)[1] - intervals.wilson_interval(52, 60)[0]) / 2)
     ends = f"{85 - half:.1f} to {85 + half:.1f}"
     assert ["ours", "85.0", f"{half:.1f}", ends, f"{both:.1f}", "90.0", "80.0", "85.0"] in cells(text, "Result")
     assert f"over seeds, ± {both:.1f} with the test set" in text
@@ -163,8 +163,8 @@ def test_an_unfinished_run_has_its_curves(tmp_path):
 
 
 def test_wilson_by_hand():
-    assert intervals.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert intervals.wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert intervals.wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert intervals.wilson_interval(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
 
 
 def test_resampled_scores_lie_around_those_of_scikit_learn():
@@ -172,7 +172,7 @@ def test_resampled_scores_lie_around_those_of_scikit_learn():
 
     rows = np.asarray([[i, k] for i in range(3) for k in range(3) for _ in range(made.COUNTS[i][k])])
     measured = {"f1": f1_score(*rows.T, average="macro"), "matthews": matthews_corrcoef(*rows.T)}
-    found = intervals.of_run({"metrics": measured}, made.details())
+    found = intervals.run_intervals({"metrics": measured}, made.details())
     rng = np.random.default_rng(1)
     for name, score in (
         ("f1", lambda r: f1_score(*r.T, average="macro")),
@@ -190,7 +190,7 @@ def test_a_class_that_occurs_nowhere_has_no_scores(tmp_path):
 
     rows = np.asarray([[i, k] for i, k, n in counts for _ in range(n)])
     measured = {"f1": f1_score(*rows.T, average="macro")}
-    low, high, _ = intervals.of_run({"metrics": measured}, made.details(confusion=counts))["f1"]
+    low, high, _ = intervals.run_intervals({"metrics": measured}, made.details(confusion=counts))["f1"]
     assert low < measured["f1"] < high
 
 

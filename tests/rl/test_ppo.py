@@ -91,7 +91,7 @@ def test_seeds_in_one_program_are_those_of_single_runs():
         return probes.updates(update, state, jax.random.key(seed), jnp.full(5, 1e-3))[0].params
 
     each = [ppo.init_variables(world, policy, WORLDS, True, jax.random.key(seed)) for seed in range(3)]
-    many = jax.jit(jax.vmap(run))(seeds.stacked(each), jnp.arange(3))
+    many = jax.jit(jax.vmap(run))(seeds.stack_trees(each), jnp.arange(3))
     for seed in range(3):
         alone = jax.jit(run)(each[seed], seed)
         jax.tree.map(lambda a, b, s=seed: np.testing.assert_allclose(a[s], b, rtol=1e-4, atol=1e-5), many, alone)

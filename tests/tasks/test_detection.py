@@ -101,7 +101,7 @@ def test_augmentation_is_drawn_with_boxes(tmp_path):
         config_of(("augment.jitter", 0.0), ("augment.flip", False), ("augment.resized_crop", 0.0)), tmp_path
     )
     seen = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
-    assert all((seen == images.colour(k)).all(1).sum() > 50 for k in range(3))
+    assert all((seen == images.class_color(k)).all(1).sum() > 50 for k in range(3))
 
 
 @pytest.mark.fast

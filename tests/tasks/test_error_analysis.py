@@ -9,12 +9,14 @@ import pytest
 from PIL import Image
 
 from tl_jax.data.dataset import Split
-from tl_jax.metrics.classification import Scored
+from tl_jax.metrics.classification import Predictions
 from tl_jax.tasks import detection, error_analysis
 
 pytestmark = pytest.mark.fast
 CLASSES = ("a", "b")
-TESTED = Scored(np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.05, 0.95], [0.6, 0.4]]), np.array([0, 1, 0, 0, 1]))
+TESTED = Predictions(
+    np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.05, 0.95], [0.6, 0.4]]), np.array([0, 1, 0, 0, 1])
+)
 
 
 def opened(uri: str) -> np.ndarray:
@@ -56,7 +58,7 @@ def test_tags_are_counted_and_the_worst_sentence_comes_first():
 
 
 def test_nothing_is_said_where_there_are_no_numbers():
-    nothing = Scored(np.full((1, 2), np.nan), np.array([0]))
+    nothing = Predictions(np.full((1, 2), np.nan), np.array([0]))
     assert error_analysis.image_details(CLASSES, np.zeros((1, 2, 2, 3), np.uint8), nothing) == {}
 
 

@@ -166,7 +166,7 @@ def test_a_file_of_pairs_names_the_test_part_and_what_is_scored(tmp_path):
     }
     variables = task.init(stream_key(0, "init"))
     assert variables["params"]["extra"]["people"]["kernel"].shape == (128, 7)  # on the features as they are
-    trial = evaluate(task, variables, "test").evaluation.kept
+    trial = evaluate(task, variables, "test").evaluation.predictions
     assert len(trial.scores) == 24 and trial.same.sum() == 12
     embeddings = extract(task.predict, variables, task.eval_batches("test"))  # person 7, 8, 9, eight pictures each
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, rtol=1e-5)
@@ -175,7 +175,7 @@ def test_a_file_of_pairs_names_the_test_part_and_what_is_scored(tmp_path):
     np.testing.assert_allclose(trial.scores, np.sort(mine)[::-1], atol=1e-5)
     expected = sklearn_metrics.roc_auc_score(np.arange(24) < 12, mine)
     assert evaluate(task, variables, "test").values["auc"] == pytest.approx(expected, abs=1e-6)
-    assert evaluate(task, variables, "train").evaluation.kept.same.sum() == 7 * 28  # every pair of another part
+    assert evaluate(task, variables, "train").evaluation.predictions.same.sum() == 7 * 28  # every pair of another part
 
 
 def test_views_are_averaged_and_parts_share_nobody():

@@ -167,12 +167,12 @@ def test_another_network_is_refused(tmp_path, source):
 
 def test_seeds_are_trained_at_once_and_tested_on_the_way():
     config, world = config_of(), envs.make_env("CartPole-v1")
-    start = seeds.drawn(config, world, 2)
-    often, curves = seeds.learn(config, world, start, seeds.Tests(3, 2))  # of 8 updates: 3, 2 and 3
-    once, ends = seeds.learn(config, world, start, seeds.Tests(1, 2))
+    start = seeds.init_variables(config, world, 2)
+    often, curves = seeds.train_seeds(config, world, start, seeds.EvalSchedule(3, 2))  # of 8 updates: 3, 2 and 3
+    once, ends = seeds.train_seeds(config, world, start, seeds.EvalSchedule(1, 2))
     assert curves.shape == (2, 4) and ends.shape == (2, 2) and (curves >= 8).all()
-    for mine, theirs in zip(seeds.apart(often), seeds.apart(once), strict=True):
+    for mine, theirs in zip(seeds.unstack_trees(often), seeds.unstack_trees(once), strict=True):
         kernel, other = (each["params"]["layer1"]["actor"]["kernel"] for each in (mine, theirs))
         np.testing.assert_allclose(kernel, other, atol=1e-4)
-    first, second = (each["params"]["layer1"]["actor"]["kernel"] for each in seeds.apart(often))
+    first, second = (each["params"]["layer1"]["actor"]["kernel"] for each in seeds.unstack_trees(often))
     assert not np.allclose(first, second, atol=1e-2)

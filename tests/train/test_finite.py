@@ -6,7 +6,7 @@ import pytest
 
 from tests.train import tiny
 from tl_jax.data import loader
-from tl_jax.metrics import Verdict
+from tl_jax.metrics import Evaluation
 from tl_jax.train import evaluate
 from tl_jax.utils.errors import Diverged
 
@@ -49,7 +49,7 @@ def test_predictions_that_are_nan_are_not_judged(kind):
                                  * jnp.ones(batch["image"].shape))  # fmt: skip
 
     judged = []
-    whole = task(predict, lambda found, seen: judged.append(found) or Verdict({}, {}), accuracy=1.0)
+    whole = task(predict, lambda found, seen: judged.append(found) or Evaluation({}, {}), accuracy=1.0)
     evaluate.evaluate(whole, {"nan": jnp.asarray(-1)}, "test")
     assert len(judged) == 1
     evaluate.evaluate(whole._replace(eval_batches=lambda _: padded()), {"nan": jnp.asarray(7)}, "test")
@@ -64,5 +64,5 @@ def padded():
 
 
 def test_what_a_judge_could_not_measure_is_no_error():
-    whole = task(lambda v, b: b["image"], lambda *_: Verdict({"eer": 0.5}, {}, {"auc": "needs both"}), accuracy=1.0)
+    whole = task(lambda v, b: b["image"], lambda *_: Evaluation({"eer": 0.5}, {}, {"auc": "needs both"}), accuracy=1.0)
     assert evaluate.evaluate(whole, VARIABLES, "test").evaluation.missing == {"auc": "needs both"}

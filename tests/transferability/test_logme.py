@@ -6,7 +6,7 @@ import scipy.optimize
 
 from tests.transferability.inputs import CASES, draw, gapped
 from tl_jax.transferability import logme
-from tl_jax.transferability.logme import EXACTLY
+from tl_jax.transferability.logme import MIN_RESIDUAL
 
 pytestmark = pytest.mark.fast
 
@@ -63,8 +63,8 @@ def test_what_fits_exactly_is_finite_and_best():
     assert np.isfinite(value) and value > logme(x + 1e-3 * draw(20, 2, 2)[0], y) > logme(draw(20, 2, 2)[0], y)
     # Each class has s = 10 twice, x = 10 once and 1e-9 left of its square. With t = alpha / beta near 0 the noise is
     # (t + 1e-9) / 20, which makes t = 1e-9 / 9 the best.
-    ratio = 10 * EXACTLY / 9
-    noise = (ratio + 10 * EXACTLY) / 20
+    ratio = 10 * MIN_RESIDUAL / 9
+    noise = (ratio + 10 * MIN_RESIDUAL) / 20
     assert value == pytest.approx(-0.5 * np.log(2 * np.pi * noise) - 0.5 - np.log(10 / ratio) / 20, rel=1e-6)
 
 

@@ -101,7 +101,7 @@ def test_mmd_of_one_distribution_is_zero_in_the_mean():
 def test_single_products_are_as_good(monkeypatch):
     x1, x2 = sets(60, 50, 8, "random")
     double = [mmd(x1, x2), mmd(x1, x2, "rbf"), energy(x1, x2), energy(x1, x1)]
-    monkeypatch.setattr(importlib.import_module("tl_jax.transferability.mmd"), "SINGLE", 0)
+    monkeypatch.setattr(importlib.import_module("tl_jax.transferability.mmd"), "MAX_DOUBLE_PRODUCTS", 0)
     assert [mmd(x1, x2), mmd(x1, x2, "rbf"), energy(x1, x2)] == near(double[:3])
     assert energy(x1, x1) == pytest.approx(0, abs=1e-4)
 
@@ -109,7 +109,7 @@ def test_single_products_are_as_good(monkeypatch):
 def test_the_median_of_many_is_that_of_a_sample(monkeypatch):
     x1, x2 = sets(50, 50, 3, "random")
     whole = mmd(x1, x2, "rbf")
-    monkeypatch.setattr(importlib.import_module("tl_jax.transferability.mmd"), "SAMPLE", 40)
+    monkeypatch.setattr(importlib.import_module("tl_jax.transferability.mmd"), "MEDIAN_SAMPLE", 40)
     assert mmd(x1, x2, "rbf") == pytest.approx(whole, rel=0.1) and mmd(x1, x2, "rbf") != whole
 
 

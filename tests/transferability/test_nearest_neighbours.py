@@ -54,7 +54,7 @@ def test_it_is_the_definition_and_scikit_learns(metric, k):
 def test_blocks_change_nothing(monkeypatch, metric, block):
     x, y, q = problem(3, seed=1)
     expected = np.asarray(knn(x, y, q, 5, metric))
-    monkeypatch.setattr(probes, "BLOCK", block * (len(x) + 25))
+    monkeypatch.setattr(probes, "QUERY_BLOCK", block * (len(x) + 25))
     probes._vote.clear_cache()  # the block is no argument of the compiled function
     try:
         np.testing.assert_array_equal(knn(x, y, q, 5, metric), expected)

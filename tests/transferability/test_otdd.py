@@ -53,7 +53,7 @@ KINDS = ("random", "separable", "tiny", "flat", "single", "far")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n1,n2", [(18, 18), (12, 18), (18, 13)])  # assignment, with repeats, linear programme
 def test_it_is_the_papers_equation(kind, n1, n2, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("tl_jax.transferability.otdd"), "MULTIPLE", 100)
+    monkeypatch.setattr(importlib.import_module("tl_jax.transferability.otdd"), "MAX_ASSIGNMENT", 100)
     sets = problem(kind, n1, n2)
     assert otdd(*sets) == near(literal(*sets))
     assert otdd(*sets[2:], *sets[:2]) == near(otdd(*sets))
@@ -121,11 +121,11 @@ def test_all_in_one_place():
 
 def test_what_is_too_large_says_what_to_do(monkeypatch):
     x, y = draw(7, 2), np.zeros(7, int)
-    monkeypatch.setattr(importlib.import_module("tl_jax.transferability.otdd"), "MULTIPLE", 10)
-    monkeypatch.setattr(importlib.import_module("tl_jax.transferability.otdd"), "VARIABLES", 20)
+    monkeypatch.setattr(importlib.import_module("tl_jax.transferability.otdd"), "MAX_ASSIGNMENT", 10)
+    monkeypatch.setattr(importlib.import_module("tl_jax.transferability.otdd"), "MAX_VARIABLES", 20)
     with pytest.raises(UserError, match="between 7 and 5 examples is too large; pass equally many on both sides"):
         otdd(x, y, x[:5], y[:5])
-    monkeypatch.setattr(importlib.import_module("tl_jax.transferability.otdd"), "PAIRS", 36)
+    monkeypatch.setattr(importlib.import_module("tl_jax.transferability.otdd"), "MAX_PAIRS", 36)
     with pytest.raises(UserError, match=r"7 and 7 examples are 4.9e\+01 pairs; pass a sample of 6 a side"):
         otdd(x, y, x, y)
     with pytest.raises(UserError, match="7 and 2 examples are"):

@@ -8,7 +8,7 @@ import pytest
 
 from tl_jax import transferability
 from tl_jax.transferability import probes
-from tl_jax.transferability.report import _method
+from tl_jax.transferability.report import _otdd_method
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -41,7 +41,7 @@ def test_values_are_those_of_each_measure_alone(data, report):
     )
     assert values["nce"] == pytest.approx(transferability.nce(p.argmax(1), y))
     assert values["otdd"] == pytest.approx(transferability.otdd(x1, y1, x, y, "exact"))
-    assert _method(500, 50) == "exact" and _method(2000, 1999) == "sinkhorn"
+    assert _otdd_method(500, 50) == "exact" and _otdd_method(2000, 1999) == "sinkhorn"
     assert values["frechet"] == transferability.frechet(x1, x) and values["energy"] == transferability.energy(x1, x)
     assert values["mmd"] == transferability.mmd(x1, x) and values["mmd_rbf"] == transferability.mmd(x1, x, "rbf")
     assert values["proxy_a"] == transferability.proxy_a(x1, x, KEY)
@@ -72,7 +72,7 @@ def test_what_is_not_given_is_left_out(data):
 
 
 def test_many_examples_are_not_halved_unasked(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("tl_jax.transferability.report"), "FEW", 20)
+    monkeypatch.setattr(importlib.import_module("tl_jax.transferability.report"), "MAX_HALVED", 20)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(24, 3)), np.arange(24) % 2
     rows = {row.name: row for row in transferability.report(x, y).rows}
@@ -86,7 +86,7 @@ def test_held_out_answers_are_scikit_learns(data):
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
     x, y, *_ = data
-    mine = probes.right(probes.CLASSIFIERS["ridge_probe"], x, y, 4, seed=5).mean()
+    mine = probes.cross_validated_hits(probes.CLASSIFIERS["ridge_probe"], x, y, 4, seed=5).mean()
     parts = StratifiedKFold(4, shuffle=True, random_state=5)
     assert mine == pytest.approx(cross_val_score(RidgeClassifier(alpha=1.0), x, y, cv=parts).mean())
 

@@ -50,7 +50,7 @@ def test_they_are_what_loops_find(doubles, name, block, panels):
     x, y = CASES[name]
     classes = y.max() + 1
     longest = max(np.bincount(y)) + 3
-    m = _statistics.moments(
+    m = _statistics.weighted_moments(
         jnp.asarray(x), jnp.asarray(y), jnp.ones(len(x)), classes=classes, longest=longest, block=block, panels=panels
     )
     z = x - x.mean(0)
@@ -72,7 +72,7 @@ def test_they_are_what_loops_find(doubles, name, block, panels):
 def test_single_products_give_the_same_scores(doubles, n, d, classes, longest):
     x, y = (jnp.asarray(a) for a in draw(n, d, classes, seed=1))
     exact, single = (
-        _statistics.moments(x, y, jnp.ones(n), classes=classes, longest=longest, single=single)
+        _statistics.weighted_moments(x, y, jnp.ones(n), classes=classes, longest=longest, single=single)
         for single in (False, True)
     )
     scores = [*FROM, lambda m: sfda_from(m, x, y, single=m is single)[0]]
@@ -84,11 +84,11 @@ def test_features_that_need_doubles_get_them(doubles, monkeypatch):
     x, y = draw(300, 6, 3)
     x[:, 5] = x[:, 0] + 1e-3 * x[:, 5] * (1 + y)
     x, y = jnp.asarray(x), jnp.asarray(y)
-    exact = _statistics.of(x, y, 3).scatter
-    monkeypatch.setattr(_statistics, "EXACT", 0)
-    np.testing.assert_array_equal(_statistics.of(x, y, 3).scatter, exact)
-    monkeypatch.setattr(_statistics, "TRUST", 0.0)
-    assert np.abs(_statistics.of(x, y, 3).scatter - exact).max() > 0
+    exact = _statistics.compute_moments(x, y, 3).scatter
+    monkeypatch.setattr(_statistics, "MAX_EXACT_PRODUCTS", 0)
+    np.testing.assert_array_equal(_statistics.compute_moments(x, y, 3).scatter, exact)
+    monkeypatch.setattr(_statistics, "MIN_TRUSTED_PIVOT", 0.0)
+    assert np.abs(_statistics.compute_moments(x, y, 3).scatter - exact).max() > 0
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_weights_are_copies_of_examples(doubles, name):
     weights = jnp.asarray(np.stack([np.bincount(r, minlength=len(x)) for r in rows]).astype(float))
 
     def scores(w):
-        m = _statistics.moments(jnp.asarray(x), jnp.asarray(y), w, classes=int(y.max()) + 1, longest=len(x))
+        m = _statistics.weighted_moments(jnp.asarray(x), jnp.asarray(y), w, classes=int(y.max()) + 1, longest=len(x))
         return jnp.stack([score(m) for score in FROM])
 
     found = jax.vmap(scores)(weights)

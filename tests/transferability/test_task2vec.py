@@ -54,7 +54,7 @@ def literal(x, params):
 @pytest.mark.parametrize("n,d,k", [(30, 4, 3), (1, 2, 2), (7, 20, 5)])
 @pytest.mark.parametrize("held", [2**26, 100])  # chunks, of which the last is not full
 def test_it_is_the_diagonal_of_the_fisher_information(n, d, k, held, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("tl_jax.transferability.task2vec"), "HELD", held)
+    monkeypatch.setattr(importlib.import_module("tl_jax.transferability.task2vec"), "MAX_GRADIENTS", held)
     x, params = draw(n, d), weights(d, k)
     of_bias, of_kernel = literal(x, params)
     every = task2vec(linear, params, x.astype(np.float32), per_filter=False)

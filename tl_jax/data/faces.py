@@ -17,7 +17,7 @@ from tl_jax.data.decode import DEFAULT_DECODING, Decoding
 from tl_jax.data.text import read_text
 from tl_jax.data.value_range import ValueRange
 from tl_jax.data.walker import normalize_unicode
-from tl_jax.metrics.verification import FOLDS, Pairs, dealt
+from tl_jax.metrics.verification import NUM_FOLDS, Pairs, assign_folds
 from tl_jax.utils.errors import UserError, nearest
 
 NUMBER_PATTERN = re.compile("[0-9]{1,9}")
@@ -109,11 +109,15 @@ def match_pairs(pair_list: PairList, files: Sequence[Path]) -> Pairs:
     if missing:
         raise UserError(_missing_message(pair_list, missing, files))
     same = np.asarray([line.names[0] == line.names[1] for line in pair_list.lines])
-    fold = np.arange(len(same)) // pair_list.per_fold if pair_list.per_fold else dealt(same, np.random.default_rng(0))
+    fold = (
+        np.arange(len(same)) // pair_list.per_fold
+        if pair_list.per_fold
+        else assign_folds(same, np.random.default_rng(0))
+    )
     if same.all() or not same.any():
         kind = "of two people" if same.all() else "of one person"
         raise UserError(
-            f"{pair_list.path} has no pair {kind}; verification takes both ({PAIR_FORMAT}), {FOLDS} of each or more"
+            f"{pair_list.path} has no pair {kind}; verification takes both ({PAIR_FORMAT}), {NUM_FOLDS} of each or more"
         )
     return Pairs(pair_rows[0], pair_rows[1], same, fold)
 

@@ -13,7 +13,7 @@ from tl_jax.config.fields import IMAGE_TASKS
 from tl_jax.export import frameworks, model_card, stablehlo
 from tl_jax.pretrained import delta, formats
 from tl_jax.pretrained.catalog import PretrainedSpec
-from tl_jax.report.plots import at_bound
+from tl_jax.report.plots import describe_bound
 from tl_jax.restore import optimizer_state, restore
 from tl_jax.rl import policy_transfer
 from tl_jax.train.logging import say
@@ -106,7 +106,7 @@ def _image_contents(config: recipe.Config, folder: Path, step: int) -> BundleCon
         notes += ("This is the network below the detector's head, to be started from; `--mode=predict` finds boxes.",)
     if temperature != 1.0:
         facts["temperature"] = temperature
-        bound = f" ({words})" if (words := at_bound(temperature)) else ""
+        bound = f" ({words})" if (words := describe_bound(temperature)) else ""
         note = f"Logits are divided by {temperature:.4g}, the temperature of the calibration{bound}, in"
         notes += (f"{note} model.stablehlo alone.",)
     program = stablehlo.image_program(net, output, temperature)

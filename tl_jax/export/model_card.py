@@ -15,7 +15,7 @@ from tl_jax.config import recipe
 from tl_jax.data.preprocess import SCALINGS
 from tl_jax.pretrained import formats
 from tl_jax.pretrained.catalog import EMBEDDED_RESNET8, PretrainedSpec
-from tl_jax.report.html import facts, table
+from tl_jax.report.html import facts_table, markdown_table
 from tl_jax.train.run_files import read_facts, read_summary
 from tl_jax.train.workdir import finite
 from tl_jax.utils import disk
@@ -275,7 +275,7 @@ def render_card(bundle: Mapping[str, Any], loaders: Mapping[str, Loader], notes:
     file_rows = [(f"`{name}`", f["what"], f"{f['bytes']:,}", f"`{f['sha256']}`") for name, f in bundle["files"].items()]
     sections = [
         f"# {bundle['name']}",
-        facts(_rows(bundle)),
+        facts_table(_rows(bundle)),
         "## Intended use",
         intended,
         "## Test metrics",
@@ -290,7 +290,7 @@ def render_card(bundle: Mapping[str, Any], loaders: Mapping[str, Loader], notes:
             *([loader.description] if loader.description else []),
         ]
     sections += ["## What the configuration changed", _changes(bundle["changed"])]
-    sections += ["## Files", table(("file", "what it is", "bytes", "SHA-256"), file_rows)]
+    sections += ["## Files", markdown_table(("file", "what it is", "bytes", "SHA-256"), file_rows)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -327,7 +327,7 @@ def _metrics(bundle: Mapping[str, Any]) -> str:
     evaluation = (
         f"On {bundle['examples_evaluated']:,} examples ({bundle['tested_on']}), one run with seed {bundle['seed']}."
     )
-    return f"{facts(values)}\n\n{smoke}{evaluation}"
+    return f"{facts_table(values)}\n\n{smoke}{evaluation}"
 
 
 def _changes(changed: Mapping[str, Mapping[str, Any]]) -> str:
@@ -337,4 +337,4 @@ def _changes(changed: Mapping[str, Mapping[str, Any]]) -> str:
         (f"`{field}`", *(f"`{json.dumps(values[side])}`" for side in ("here", "base")))
         for field, values in changed.items()
     ]
-    return table(("field", "here", "`tl_jax/config/recipe.py`"), rows)
+    return markdown_table(("field", "here", "`tl_jax/config/recipe.py`"), rows)

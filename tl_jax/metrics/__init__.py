@@ -1,4 +1,4 @@
-"""What an evaluation gives, and what it is made from."""
+"""Types that evaluations share."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -13,17 +13,17 @@ Batch = Mapping[str, Any]  # arrays with the examples on the leading axis; "mask
 Sums = Mapping[str, tuple[Any, Any]]  # metric name -> (sum, count), divided once at the very end
 
 
-class Verdict(NamedTuple):
-    """What can be said only of all predictions together.
+class Evaluation(NamedTuple):
+    """Metrics that need all predictions of a split at once.
 
     Attributes:
         values: metrics by name.
         per_class: class -> numbers by name, such as ``precision``, ``recall``, ``f1`` and ``examples``.
         missing: metrics that there is too little data for, and why.
-        kept: what ``Task.test_details`` and ``Task.report`` take.
+        predictions: with their labels, as ``Task.test_details`` and ``Task.report`` take them.
     """
 
     values: Mapping[str, float]
     per_class: Mapping[str, Mapping[str, float]]
     missing: Mapping[str, str] = MappingProxyType({})
-    kept: Any = None
+    predictions: Any = None

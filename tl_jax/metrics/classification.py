@@ -9,19 +9,21 @@ import numpy as np
 from tl_jax.metrics import Batch
 
 
-class Scored(NamedTuple):
+class Predictions(NamedTuple):
     """Probabilities float64 (N, K) and labels int (N,) of the examples of a part, in its order."""
 
     probabilities: np.ndarray
     labels: np.ndarray
 
 
-def scored(found: Sequence[Any], batches: Sequence[Batch]) -> Scored:
+def collect_predictions(predictions: Sequence[Any], batches: Sequence[Batch]) -> Predictions:
     """Return probabilities and labels of batches, padding left out."""
-    keep = [np.asarray(batch["mask"]) > 0 for batch in batches]
-    probabilities = np.concatenate([np.asarray(each, np.float64)[k] for each, k in zip(found, keep, strict=True)])
-    labels = np.concatenate([np.asarray(batch["label"])[k] for batch, k in zip(batches, keep, strict=True)])
-    return Scored(probabilities, labels)
+    masks = [np.asarray(batch["mask"]) > 0 for batch in batches]
+    probabilities = np.concatenate(
+        [np.asarray(rows, np.float64)[kept] for rows, kept in zip(predictions, masks, strict=True)]
+    )
+    labels = np.concatenate([np.asarray(batch["label"])[kept] for batch, kept in zip(batches, masks, strict=True)])
+    return Predictions(probabilities, labels)
 
 
 class Bins(NamedTuple):
@@ -38,17 +40,17 @@ class Bins(NamedTuple):
     share: np.ndarray
 
     @property
-    def error(self) -> float:
+    def ece(self) -> float:
         """The expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599)."""
         return float((self.share * np.abs(self.accuracy - self.confidence)).sum())
 
 
-HIGHEST = 20.0  # temperature, and 1 / lowest, between which one is fitted
+MAX_TEMPERATURE = 20.0  # temperature, and 1 / lowest, between which one is fitted
 
 
-BINS = 15  # of the calibration error, as Guo et al. 2017 have it
-RESAMPLES = 1000  # of a bootstrap
-CHUNK = 50  # of these at once
+NUM_BINS = 15  # of the calibration error, as Guo et al. 2017 have it
+NUM_RESAMPLES = 1000  # of a bootstrap
+RESAMPLE_CHUNK = 50  # of these at once
 
 
 def auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -65,10 +67,12 @@ def auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = N
     weights = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
     order = np.argsort(scores, kind="stable")
     first = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # of each run of equal scores
-    ups, downs = (np.add.reduceat((weights * kind)[..., order], first, axis=-1) for kind in (positive, ~positive))
-    below = np.cumsum(downs, axis=-1) - downs / 2
+    positives, negatives = (
+        np.add.reduceat((weights * side)[..., order], first, axis=-1) for side in (positive, ~positive)
+    )
+    below = np.cumsum(negatives, axis=-1) - negatives / 2
     with np.errstate(invalid="ignore"):
-        return (ups * below).sum(-1) / (ups.sum(-1) * downs.sum(-1))
+        return (positives * below).sum(-1) / (positives.sum(-1) * negatives.sum(-1))
 
 
 def mean_auc(probabilities: np.ndarray, labels: np.ndarray, positive: int, weights: np.ndarray | None = None):
@@ -84,15 +88,17 @@ def mean_auc(probabilities: np.ndarray, labels: np.ndarray, positive: int, weigh
     """
     if probabilities.shape[1] == 2:
         return auc(probabilities[:, positive], labels == positive, weights)
-    found = [
+    areas = [
         auc(probabilities[:, k], labels == k, weights)
         for k in range(probabilities.shape[1])
         if 0 < (labels == k).sum() < len(labels)
     ]
-    return np.mean(found, axis=0) if found else np.array(math.nan)
+    return np.mean(areas, axis=0) if areas else np.array(math.nan)
 
 
-def interval(probabilities: np.ndarray, labels: np.ndarray, positive: int, groups: np.ndarray | None, seed: int = 0):
+def auc_interval(
+    probabilities: np.ndarray, labels: np.ndarray, positive: int, groups: np.ndarray | None, seed: int = 0
+):
     """Return the lowest and highest of the middle 95 % of ``mean_auc`` over bootstrap resamples.
 
     Whole groups are drawn (the cluster bootstrap: pictures of one patient say less than as many of different ones), or
@@ -103,21 +109,21 @@ def interval(probabilities: np.ndarray, labels: np.ndarray, positive: int, group
         groups: (N,), or None.
         seed: of the resamples.
     """
-    which = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    chunks = _resamples(which, int(which.max()) + 1, seed)
-    found = np.concatenate([mean_auc(probabilities, labels, positive, weights) for weights in chunks])
-    found = found[np.isfinite(found)]
-    return tuple(map(float, np.quantile(found, (0.025, 0.975)))) if len(found) else (float("nan"), float("nan"))
+    group_ids = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    weight_chunks = _resample_weights(group_ids, int(group_ids.max()) + 1, seed)
+    areas = np.concatenate([mean_auc(probabilities, labels, positive, weights) for weights in weight_chunks])
+    areas = areas[np.isfinite(areas)]
+    return tuple(map(float, np.quantile(areas, (0.025, 0.975)))) if len(areas) else (float("nan"), float("nan"))
 
 
-def _resamples(which: np.ndarray, groups: int, seed: int) -> Iterator[np.ndarray]:
+def _resample_weights(group_ids: np.ndarray, num_groups: int, seed: int) -> Iterator[np.ndarray]:
     """Yield how often each example is drawn (CHUNK, N)."""
     rng = np.random.default_rng(seed)
-    for _ in range(RESAMPLES // CHUNK):
-        yield rng.multinomial(groups, np.full(groups, 1 / groups), CHUNK)[:, which]
+    for _ in range(NUM_RESAMPLES // RESAMPLE_CHUNK):
+        yield rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), RESAMPLE_CHUNK)[:, group_ids]
 
 
-class Point(NamedTuple):
+class OperatingPoint(NamedTuple):
     """A threshold (positive from there on), the share of positives above it and of negatives below it."""
 
     threshold: float
@@ -125,7 +131,7 @@ class Point(NamedTuple):
     specificity: float
 
 
-def at_specificity(scores: np.ndarray, positive: np.ndarray, specificity: float) -> Point:
+def operating_point(scores: np.ndarray, positive: np.ndarray, specificity: float) -> OperatingPoint:
     """Return the point of the ROC curve with the most sensitivity among those of at least ``specificity``.
 
     Args:
@@ -138,7 +144,7 @@ def at_specificity(scores: np.ndarray, positive: np.ndarray, specificity: float)
     fpr, tpr, thresholds = roc_curve(positive, scores, drop_intermediate=False)
     allowed = np.flatnonzero(fpr <= 1 - specificity + 1e-9)  # 1 - 0.9 is less than a tenth
     best = allowed[tpr[allowed].argmax()]  # of equals the one with the highest threshold
-    return Point(float(thresholds[best]), float(tpr[best]), float(1 - fpr[best]))
+    return OperatingPoint(float(thresholds[best]), float(tpr[best]), float(1 - fpr[best]))
 
 
 def mean_sensitivity(probabilities: np.ndarray, labels: np.ndarray, positive: int | None, specificity: float) -> float:
@@ -146,27 +152,29 @@ def mean_sensitivity(probabilities: np.ndarray, labels: np.ndarray, positive: in
 
     NaN where the labels have no such class, or no other.
     """
-    each = range(probabilities.shape[1]) if positive is None else (positive,)
-    there = [k for k in each if 0 < (labels == k).sum() < len(labels)]
-    points = [at_specificity(probabilities[:, k], labels == k, specificity) for k in there]
+    candidates = range(probabilities.shape[1]) if positive is None else (positive,)
+    present = [k for k in candidates if 0 < (labels == k).sum() < len(labels)]
+    points = [operating_point(probabilities[:, k], labels == k, specificity) for k in present]
     return float(np.mean([point.sensitivity for point in points])) if points else math.nan
 
 
-def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Bins:
+def reliability_bins(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> Bins:
     """Sort N examples by their largest probability of (N, K) into bins of equal width, (low, high]; 0 where empty."""
     confidence = probabilities.max(1)
-    where = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    counts = np.bincount(where, minlength=bins)
-    hits = (probabilities.argmax(1) == labels).astype(np.float64)
-    mean, right = (np.bincount(where, values, bins) / np.maximum(counts, 1) for values in (confidence, hits))
-    return Bins(mean, right, counts / len(labels))
+    indices = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    counts = np.bincount(indices, minlength=num_bins)
+    correct = (probabilities.argmax(1) == labels).astype(np.float64)
+    mean_confidence, bin_accuracy = (
+        np.bincount(indices, values, num_bins) / np.maximum(counts, 1) for values in (confidence, correct)
+    )
+    return Bins(mean_confidence, bin_accuracy, counts / len(labels))
 
 
-def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Return the probabilities (..., K) whose logits are divided by ``temperature``."""
     logits = np.log(np.maximum(probabilities, 1e-30)) / temperature
-    raised = np.exp(logits - logits.max(-1, keepdims=True))
-    return raised / raised.sum(-1, keepdims=True)
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
 
 
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -179,7 +187,9 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar
 
     def loss(log_t: float) -> float:
-        return log_loss(calibrated(probabilities, np.exp(log_t)), labels)
+        return log_loss(apply_temperature(probabilities, np.exp(log_t)), labels)
 
-    found = minimize_scalar(loss, bounds=(-np.log(HIGHEST), np.log(HIGHEST)), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]  # of OptimizeResult
+    result = minimize_scalar(
+        loss, bounds=(-np.log(MAX_TEMPERATURE), np.log(MAX_TEMPERATURE)), method="bounded", options={"xatol": 1e-6}
+    )
+    return float(np.exp(result.x))  # pyright: ignore[reportAttributeAccessIssue]  # of OptimizeResult

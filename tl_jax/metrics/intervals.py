@@ -11,39 +11,39 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtri  # scipy.stats has the interval, and takes 0.7 s to import
 
-RESAMPLES = 1000  # of a bootstrap
-LARGEST = 200  # classes of which confusions are resampled
+NUM_RESAMPLES = 1000  # of a bootstrap
+MAX_CLASSES = 200  # classes of which confusions are resampled
 
 
-def of_run(summary: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, tuple[float, float, str]]:
+def run_intervals(summary: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, tuple[float, float, str]]:
     """Return low end, high end and how they were found, by metric, of those whose interval is known.
 
     Args:
         summary: of the run.
         details: of its test part, {} where they were not written.
     """
-    out: dict[str, tuple[float, float, str]] = {}
-    measured, written = summary.get("metrics", {}), summary.get("intervals", {})
-    if "auc" in written and written["auc"][0] is not None:
-        out["auc"] = (*written["auc"], f"auc by a bootstrap over {written['over']}")
+    intervals: dict[str, tuple[float, float, str]] = {}
+    metrics, stored = summary.get("metrics", {}), summary.get("intervals", {})
+    if "auc" in stored and stored["auc"][0] is not None:
+        intervals["auc"] = (*stored["auc"], f"auc by a bootstrap over {stored['over']}")
     for name, ends in summary.get("intervals95", {}).items():
-        out[name] = (*ends, "by a bootstrap over people")
+        intervals[name] = (*ends, "by a bootstrap over people")
     if "confusion" not in details or "sentences" in details:  # words of one sentence are no independent examples
-        return out
+        return intervals
     counts = np.asarray(details["confusion"]).reshape(-1, 3)
     hits, total = int(counts[counts[:, 0] == counts[:, 1], 2].sum()), int(counts[:, 2].sum())
-    if measured.get("accuracy") is not None:
-        out["accuracy"] = (*wilson(hits, total), f"accuracy by Wilson's score over {total:,} examples")
-    others = [name for name in ("f1", "matthews") if measured.get(name) is not None]
-    if others and len(details["classes"]) <= LARGEST:
-        resampled = _resampled(counts, len(details["classes"]))
+    if metrics.get("accuracy") is not None:
+        intervals["accuracy"] = (*wilson_interval(hits, total), f"accuracy by Wilson's score over {total:,} examples")
+    others = [name for name in ("f1", "matthews") if metrics.get(name) is not None]
+    if others and len(details["classes"]) <= MAX_CLASSES:
+        resampled = _resample_confusions(counts, len(details["classes"]))
         for name in others:
             low, high = np.quantile(resampled[name], (0.025, 0.975)).tolist()
-            out[name] = (low, high, f"{' and '.join(others)} by a bootstrap over examples")
-    return out
+            intervals[name] = (low, high, f"{' and '.join(others)} by a bootstrap over examples")
+    return intervals
 
 
-def wilson(hits: float, total: float) -> tuple[float, float]:
+def wilson_interval(hits: float, total: float) -> tuple[float, float]:
     """Return Wilson's score interval of a share (Wilson 1927), within [0, 1]."""
     share, z = hits / total, float(ndtri(0.975))
     middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
@@ -51,66 +51,66 @@ def wilson(hits: float, total: float) -> tuple[float, float]:
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
-def _resampled(counts: np.ndarray, size: int) -> dict[str, np.ndarray]:
+def _resample_confusions(counts: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
     """Return macro F1 and Matthews' correlation (RESAMPLES,) of test parts drawn anew; confusions say all they need."""
     total = int(counts[:, 2].sum())
-    drawn = np.random.default_rng(0).multinomial(total, counts[:, 2] / total, RESAMPLES)  # (R, C)
-    label, found = (np.eye(size)[counts[:, column]] for column in (0, 1))  # (C, K)
-    right = drawn @ (label * found)
-    labelled, predicted = drawn @ label, drawn @ found
-    f1 = 2 * right / np.maximum(labelled + predicted, 1)
+    resampled = np.random.default_rng(0).multinomial(total, counts[:, 2] / total, NUM_RESAMPLES)  # (R, C)
+    true_class, predicted_class = (np.eye(num_classes)[counts[:, column]] for column in (0, 1))  # (C, K)
+    hits = resampled @ (true_class * predicted_class)
+    labelled, predicted = resampled @ true_class, resampled @ predicted_class
+    f1 = 2 * hits / np.maximum(labelled + predicted, 1)
     occurring = ((labelled + predicted) > 0).sum(1)  # as scikit-learn's macro average has it
-    covariance = right.sum(1) * total - (labelled * predicted).sum(1)
+    covariance = hits.sum(1) * total - (labelled * predicted).sum(1)
     spread = (total**2 - (predicted**2).sum(1)) * (total**2 - (labelled**2).sum(1))
     return {"f1": f1.sum(1) / occurring, "matthews": covariance / np.sqrt(np.maximum(spread, 1))}
 
 
-NORMAL = 1.959964  # the quantile of 97.5 %
+NORMAL_QUANTILE = 1.959964  # the quantile of 97.5 %
 
 
-class Run(NamedTuple):
+class RunFiles(NamedTuple):
     """The files ``summary.json`` and ``test_details.json`` of a run, {} for one that was not written."""
 
     summary: Mapping[str, Any]
     details: Mapping[str, Any]
 
 
-def of_mean(metric: str, runs: Sequence[Run]) -> float | None:
+def mean_half_width(metric: str, runs: Sequence[RunFiles]) -> float | None:
     """Return half the width of the 95 % interval of the mean over ``runs`` by sampling of test examples alone.
 
     For the accuracy it is Wilson's, with as many examples as the shares of seeds that are right about each of them vary
-    like. For other metrics it is the mean of what the runs' own intervals have (see ``of_run``), None if one
+    like. For other metrics it is the mean of what the runs' own intervals have (see ``run_intervals``), None if one
     has none.
     """
-    if metric == "accuracy" and _paired(runs):
-        right = [_right(run) for run in runs]
-        shares = np.mean(right, 0)
+    if metric == "accuracy" and _is_paired(runs):
+        correct = [_correct(run) for run in runs]
+        shares = np.mean(correct, 0)
         mean, variance = float(shares.mean()), float(shares.var())
         count = mean * (1 - mean) / variance * len(shares) if variance else len(shares)
-        low, high = wilson(mean * count, count)
+        low, high = wilson_interval(mean * count, count)
         return (high - low) / 2
-    ends = [of_run(run.summary, run.details).get(metric) for run in runs]
-    if not ends or None in ends:
+    intervals = [run_intervals(run.summary, run.details).get(metric) for run in runs]
+    if not intervals or None in intervals:
         return None
-    return float(np.mean([(end[1] - end[0]) / 2 for end in ends if end]))
+    return float(np.mean([(bounds[1] - bounds[0]) / 2 for bounds in intervals if bounds]))
 
 
-def of_difference(metric: str, ours: Sequence[Run], theirs: Sequence[Run]) -> float | None:
+def difference_half_width(metric: str, ours: Sequence[RunFiles], theirs: Sequence[RunFiles]) -> float | None:
     """Return the same of the mean of ``ours`` minus that of ``theirs``, paired by test example.
 
     It is known for the accuracy, if every run says which examples it is right about. Half an example is added to each
     of the four cases of a pair (Agresti and Min 2005), so that two arms with the same mistakes have an interval too.
     """
-    if metric != "accuracy" or not _paired([*ours, *theirs]):
+    if metric != "accuracy" or not _is_paired([*ours, *theirs]):
         return None
-    right = [_right(run) for run in (*ours, *theirs)]
-    gain = np.mean(right[: len(ours)], 0) - np.mean(right[len(ours) :], 0)
+    correct = [_correct(run) for run in (*ours, *theirs)]
+    gain = np.mean(correct[: len(ours)], 0) - np.mean(correct[len(ours) :], 0)
     count = len(gain) + 2
     variance = (float((gain**2).sum()) + 1) / count - (float(gain.sum()) / count) ** 2
-    return NORMAL * math.sqrt(variance / count)
+    return NORMAL_QUANTILE * math.sqrt(variance / count)
 
 
-def together(seeds: float | None, test: float | None) -> float | None:
+def combine_half_widths(seeds: float | None, test: float | None) -> float | None:
     """Return half the width of the interval that holds both, None if one of them is unknown.
 
     Squares add up, as variances of independent causes do. What the two have in common, the chance by which one seed is
@@ -119,14 +119,14 @@ def together(seeds: float | None, test: float | None) -> float | None:
     return None if seeds is None or test is None else math.hypot(seeds, test)
 
 
-def _right(run: Run) -> np.ndarray:
+def _correct(run: RunFiles) -> np.ndarray:
     return np.frombuffer(run.details["right"].encode(), np.uint8) - ord("0")
 
 
-def _paired(runs: Sequence[Run]) -> bool:
+def _is_paired(runs: Sequence[RunFiles]) -> bool:
     """Whether every run says which examples it is right about, of test sets with the same number of each label."""
     if not runs or not all(run.details.get("right") for run in runs):
         return False
     rows = (np.asarray(run.details["confusion"]).reshape(-1, 3) for run in runs)
-    labels = [np.bincount(row[:, 0], row[:, 2]).tolist() for row in rows]
-    return all(each == labels[0] for each in labels)
+    label_counts = [np.bincount(row[:, 0], row[:, 2]).tolist() for row in rows]
+    return all(counts == label_counts[0] for counts in label_counts)

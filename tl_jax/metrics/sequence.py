@@ -9,17 +9,17 @@ import numpy as np
 
 from tl_jax.data.conll import TagScheme, find_scheme
 from tl_jax.data.tokenize import IGNORED
-from tl_jax.metrics import Batch, Verdict
-from tl_jax.metrics.classification import scored
+from tl_jax.metrics import Batch, Evaluation
+from tl_jax.metrics.classification import collect_predictions
 from tl_jax.utils.errors import join_names
 
-Judge = Callable[[Sequence[Any], Sequence[Batch]], Verdict]
-NAMES = ("precision", "recall", "f1", "examples")
+Evaluator = Callable[[Sequence[Any], Sequence[Batch]], Evaluation]
+COLUMNS = ("precision", "recall", "f1", "examples")
 UNREAD = "(not read)"  # prediction for a word that the network does not read, if no tag says "nothing"
-SHOWN = 8  # absent classes that are named
+MAX_LISTED = 8  # absent classes that are named
 
 
-class Tagged(NamedTuple):
+class Tags(NamedTuple):
     """Tags of all words of N sentences, as labelled and as predicted, in the order of the batches.
 
     A word that the network does not read, because it lies behind the length limit or has no token, is predicted as
@@ -27,115 +27,117 @@ class Tagged(NamedTuple):
     """
 
     labels: list[list[str]]
-    found: list[list[str]]
+    predictions: list[list[str]]
 
 
-def of_texts(classes: Sequence[str]) -> Judge:
-    """Return the judge of texts: ``f1`` is the macro-F1, ``matthews`` Matthews' correlation.
+def text_evaluator(classes: Sequence[str]) -> Evaluator:
+    """Return the evaluator of texts: ``f1`` is the macro-F1, ``matthews`` Matthews' correlation.
 
     The macro-F1 is the mean over the classes that occur in the labels or the predictions, as in scikit-learn.
     """
-    return functools.partial(_classes, tuple(classes))
+    return functools.partial(_evaluate_texts, tuple(classes))
 
 
-def of_tokens(classes: Sequence[str]) -> Judge:
-    """Return the judge of tagged words: of entities if the tags follow a scheme of these, else of words.
+def token_evaluator(classes: Sequence[str]) -> Evaluator:
+    """Return the evaluator of tagged words: of entities if the tags follow a scheme of these, else of words.
 
     ``f1`` is then that of whole entities, found or not, kind and both ends right (micro, as CoNLL's and seqeval's), so
     that it does not depend on the scheme; ``data.conll`` says which ones are known. Otherwise it is the macro-F1 over
     words. Words that the network does not read count as missed.
     """
     scheme = find_scheme(classes)
-    judge = functools.partial(_entities, scheme) if scheme.name else _word_classes
-    return functools.partial(judge, tuple(classes))
+    evaluate = functools.partial(_evaluate_entities, scheme) if scheme.name else _evaluate_words
+    return functools.partial(evaluate, tuple(classes))
 
 
-def tagged(classes: Sequence[str], found: Sequence[Any], batches: Sequence[Batch]) -> Tagged:
+def collect_tags(classes: Sequence[str], predictions: Sequence[Any], batches: Sequence[Batch]) -> Tags:
     """Return the tags of whole sentences from the predicted classes (B, L) of the tokens of each batch."""
     outside = find_scheme(classes).outside or UNREAD
-    kept = Tagged([], [])
-    for each, batch in zip(found, batches, strict=True):
-        numbers, labels = np.asarray(each), np.asarray(batch["label"])
+    tagged = Tags([], [])
+    for rows, batch in zip(predictions, batches, strict=True):
+        class_ids, labels = np.asarray(rows), np.asarray(batch["label"])
         for i in np.flatnonzero(np.asarray(batch["mask"]) > 0):
             counted = labels[i] != IGNORED
             tags = np.asarray(batch["tags"][i]) if "tags" in batch else labels[i][counted]
             tags = tags[tags != IGNORED]
             read = np.asarray(batch["read"][i])[: len(tags)] > 0 if "read" in batch else np.ones(len(tags), bool)
-            predictions = iter(numbers[i][counted])
-            kept.labels.append([classes[int(tag)] for tag in tags])
-            kept.found.append([classes[int(next(predictions))] if word else outside for word in read])
-    return kept
+            token_classes = iter(class_ids[i][counted])
+            tagged.labels.append([classes[int(tag)] for tag in tags])
+            tagged.predictions.append([classes[int(next(token_classes))] if is_read else outside for is_read in read])
+    return tagged
 
 
-def _classes(classes: tuple[str, ...], found: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
-    kept = scored(found, batches)
-    predicted = kept.probabilities.argmax(-1) if kept.probabilities.ndim == 2 else kept.probabilities
-    return _judged(classes, kept.labels, predicted.astype(int), kept)
+def _evaluate_texts(classes: tuple[str, ...], predictions: Sequence[Any], batches: Sequence[Batch]) -> Evaluation:
+    collected = collect_predictions(predictions, batches)
+    predicted = collected.probabilities.argmax(-1) if collected.probabilities.ndim == 2 else collected.probabilities
+    return _class_scores(classes, collected.labels, predicted.astype(int), collected)
 
 
-def _word_classes(classes: tuple[str, ...], found: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
-    kept = tagged(classes, found, batches)
+def _evaluate_words(classes: tuple[str, ...], predictions: Sequence[Any], batches: Sequence[Batch]) -> Evaluation:
+    tagged = collect_tags(classes, predictions, batches)
     indices = {name: i for i, name in enumerate((*classes, UNREAD))}
-    true, predicted = (np.asarray([indices[tag] for own in tags for tag in own], int) for tags in kept)
-    return _with_accuracy(_judged(classes, true, predicted, kept), batches)
+    true, predicted = (np.asarray([indices[tag] for sentence in tags for tag in sentence], int) for tags in tagged)
+    return _with_accuracy(_class_scores(classes, true, predicted, tagged), batches)
 
 
-def _judged(classes: tuple[str, ...], true: np.ndarray, predicted: np.ndarray, kept: Any) -> Verdict:
+def _class_scores(classes: tuple[str, ...], true: np.ndarray, predicted: np.ndarray, predictions: Any) -> Evaluation:
     """Return the scores of labels and predictions (N,); a prediction may be K, none of the classes."""
     from sklearn.metrics import matthews_corrcoef, precision_recall_fscore_support  # takes a second
 
-    numbers = [i for i in range(len(classes)) if (true == i).any() or (predicted == i).any()]
-    how: dict[str, Any] = {"labels": numbers, "zero_division": 0}
+    class_ids = [i for i in range(len(classes)) if (true == i).any() or (predicted == i).any()]
+    options: dict[str, Any] = {"labels": class_ids, "zero_division": 0}
     # scikit-learn has no types, and those that are guessed of it are of averages.
-    each = cast(tuple[np.ndarray, ...], precision_recall_fscore_support(true, predicted, **how))
-    table = {classes[i]: _row(*(column[row] for column in each)) for row, i in enumerate(numbers)}
-    values = {"f1": float(np.mean(each[2])), "matthews": float(matthews_corrcoef(true, predicted))}
+    scores = cast(tuple[np.ndarray, ...], precision_recall_fscore_support(true, predicted, **options))
+    per_class = {classes[i]: _class_row(*(column[row] for column in scores)) for row, i in enumerate(class_ids)}
+    values = {"f1": float(np.mean(scores[2])), "matthews": float(matthews_corrcoef(true, predicted))}
     absent = [name for i, name in enumerate(classes) if not (true == i).any()]  # the same whatever is predicted
-    return Verdict(values, table, _missing(absent), kept)
+    return Evaluation(values, per_class, _missing_classes(absent), predictions)
 
 
-def _missing(absent: Sequence[str]) -> dict[str, str]:
+def _missing_classes(absent: Sequence[str]) -> dict[str, str]:
     """Return what to say of classes that no label of the split has."""
     if not absent:
         return {}
-    return {f"f1 of {join_names(absent, SHOWN)}": "needs examples of the class, and there are none in this split"}
+    return {f"f1 of {join_names(absent, MAX_LISTED)}": "needs examples of the class, and there are none in this split"}
 
 
-def _entities(scheme: TagScheme, classes: tuple[str, ...], found: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
-    kept = tagged(classes, found, batches)
+def _evaluate_entities(
+    scheme: TagScheme, classes: tuple[str, ...], predictions: Sequence[Any], batches: Sequence[Batch]
+) -> Evaluation:
+    tagged = collect_tags(classes, predictions, batches)
     counts = {name: Counter() for name in ("labelled", "predicted", "right")}
-    for labels, tags in zip(*kept, strict=True):
+    for labels, tags in zip(*tagged, strict=True):
         true, predicted = set(scheme.entities(labels)), set(scheme.entities(tags))
         for name, entities in (("labelled", true), ("predicted", predicted), ("right", true & predicted)):
             counts[name].update(kind for kind, _, _ in entities)
     kinds = sorted({*counts["labelled"], *counts["predicted"]})
-    table = {kind: _scores(*(counts[name][kind] for name in counts)) for kind in kinds}
-    micro = _scores(*(each.total() for each in counts.values()))
-    verdict = Verdict({name: micro[name] for name in NAMES[:3]}, table, kept=kept)
-    return _with_accuracy(verdict, batches)
+    per_class = {kind: _precision_recall(*(counts[name][kind] for name in counts)) for kind in kinds}
+    micro = _precision_recall(*(counter.total() for counter in counts.values()))
+    evaluation = Evaluation({name: micro[name] for name in COLUMNS[:3]}, per_class, predictions=tagged)
+    return _with_accuracy(evaluation, batches)
 
 
-def _scores(labelled: int, predicted: int, right: int) -> dict[str, float]:
+def _precision_recall(labelled: int, predicted: int, right: int) -> dict[str, float]:
     precision = right / predicted if predicted else 0.0
     recall = right / labelled if labelled else 0.0
     f1 = 2 * precision * recall / (precision + recall) if right else 0.0
-    return _row(precision, recall, f1, labelled)
+    return _class_row(precision, recall, f1, labelled)
 
 
-def _with_accuracy(verdict: Verdict, batches: Sequence[Batch]) -> Verdict:
-    """Return the verdict with the accuracy over all words, if some are not read; else the task's own metric has it."""
+def _with_accuracy(evaluation: Evaluation, batches: Sequence[Batch]) -> Evaluation:
+    """Add the accuracy over all words if some are not read; otherwise the task's own metric has it."""
     if all((np.asarray(batch["read"]) > 0)[np.asarray(batch["tags"]) != IGNORED].all()
            for batch in batches if "read" in batch):  # fmt: skip
-        return verdict
-    pairs = [pair for own in zip(*verdict.kept, strict=True) for pair in zip(*own, strict=True)]
+        return evaluation
+    pairs = [pair for sentence in zip(*evaluation.predictions, strict=True) for pair in zip(*sentence, strict=True)]
     accuracy = float(np.mean([label == tag for label, tag in pairs]))
-    return verdict._replace(values={**verdict.values, "accuracy": accuracy})
+    return evaluation._replace(values={**evaluation.values, "accuracy": accuracy})
 
 
-def _row(*numbers: Any) -> dict[str, float]:
-    return dict(zip(NAMES, map(float, numbers), strict=True))
+def _class_row(*numbers: Any) -> dict[str, float]:
+    return dict(zip(COLUMNS, map(float, numbers), strict=True))
 
 
-def names_of(classes: Sequence[str], kept: Tagged) -> tuple[str, ...]:
-    """Return the classes that ``kept`` speaks of: those of the data, and ``UNREAD`` if a word was not read."""
-    return (*classes, UNREAD) if any(UNREAD in tags for tags in kept.found) else tuple(classes)
+def predicted_classes(classes: Sequence[str], tagged: Tags) -> tuple[str, ...]:
+    """Return the classes that ``tagged`` speaks of: those of the data, and ``UNREAD`` if a word was not read."""
+    return (*classes, UNREAD) if any(UNREAD in tags for tags in tagged.predictions) else tuple(classes)

@@ -14,19 +14,19 @@ from tl_jax.utils import disk
 
 
 class Table(NamedTuple):
-    """Column names and rows of text; ``words`` where these are no numbers, and stand at the left.
+    """Column names and rows of text; ``is_text`` where these are no numbers, and stand at the left.
 
     One with a ``title`` is folded away behind it.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    words: bool = False
+    is_text: bool = False
     title: str = ""
 
 
-class Picture(NamedTuple):
-    """A PNG file and what it shows."""
+class Image(NamedTuple):
+    """An image file, PNG or GIF, and its caption."""
 
     path: Path
     caption: str
@@ -44,7 +44,7 @@ class Section(NamedTuple):
 
     title: str
     text: Sequence[str] = ()
-    parts: Sequence[Table | Picture | Raw] = ()
+    blocks: Sequence[Table | Image | Raw] = ()
 
 
 _HEAD = """<!doctype html>
@@ -80,24 +80,24 @@ figcaption { font-size: 14px; color: var(--soft); max-width: 46rem; }
 {% endif %}"""
 _BODY = """{% for section in sections %}<section id="{{ section.title | slug }}"><h2>{{ section.title }}</h2>
 {% for paragraph in section.text %}<p>{{ paragraph }}</p>
-{% endfor %}{% for part in section.parts %}{% if part.columns is defined %}
-{% if part.title %}<details><summary>{{ part.title }}</summary>{% endif %}
-<div class="wide" tabindex="0"><table{% if part.words %} class="words"{% endif %}>
-<thead><tr>{% for name in part.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in part.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table></div>{% if part.title %}</details>{% endif %}
+{% endfor %}{% for block in section.blocks %}{% if block.columns is defined %}
+{% if block.title %}<details><summary>{{ block.title }}</summary>{% endif %}
+<div class="wide" tabindex="0"><table{% if block.is_text %} class="words"{% endif %}>
+<thead><tr>{% for name in block.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in block.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>{% if block.title %}</details>{% endif %}
 
-{% elif part.html is defined %}{% if part.caption %}<figure>{{ part.html }}
-<figcaption>{{ part.caption }}</figcaption></figure>{% else %}{{ part.html }}{% endif %}
+{% elif block.html is defined %}{% if block.caption %}<figure>{{ block.html }}
+<figcaption>{{ block.caption }}</figcaption></figure>{% else %}{{ block.html }}{% endif %}
 
-{% else %}<figure><img alt="{{ part.caption }}" src="data:{{ part.path | kind }};base64,{{ part.path | base64 }}">
-<figcaption>{{ part.caption }}</figcaption></figure>
+{% else %}<figure><img alt="{{ block.caption }}" src="data:{{ block.path | kind }};base64,{{ block.path | base64 }}">
+<figcaption>{{ block.caption }}</figcaption></figure>
 {% endif %}{% endfor %}</section>
 {% endfor %}</body></html>
 """
 
 
-def write(path: Path, title: str, sections: Sequence[Section], style: str = "") -> Path:
+def write_page(path: Path, title: str, sections: Sequence[Section], style: str = "") -> Path:
     """Write the page; text is taken as text, whatever stands in it.
 
     Args:
@@ -117,34 +117,35 @@ def write(path: Path, title: str, sections: Sequence[Section], style: str = "") 
     return path
 
 
-def markdown(table: Table) -> str:
+def to_markdown(table: Table) -> str:
     """Return a table in Markdown."""
     lines = [table.columns, ["---"] * len(table.columns), *table.rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in lines)
 
 
-BAR = 30  # characters of a probability of 1
-SHOWN = 5  # classes, the likeliest first
+BAR_LENGTH = 30  # characters of a probability of 1
+MAX_CLASSES = 5  # classes, the likeliest first
 
 
-def lines(title: str, classes: Sequence[str], row: np.ndarray) -> list[str]:
+def probability_bars(title: str, classes: Sequence[str], probabilities: np.ndarray) -> list[str]:
     """Return ``title`` and below it the likeliest of K classes with their probabilities (K,)."""
     width = max(map(len, classes))
     bars = [
-        f"  {classes[i]:{width}}  {row[i]:.3f}  {'█' * round(BAR * float(row[i]))}" for i in np.argsort(-row)[:SHOWN]
+        f"  {classes[i]:{width}}  {probabilities[i]:.3f}  {'█' * round(BAR_LENGTH * float(probabilities[i]))}"
+        for i in np.argsort(-probabilities)[:MAX_CLASSES]
     ]
     return [title, *bars]
 
 
-def facts(rows: Mapping[str, str]) -> str:
+def facts_table(rows: Mapping[str, str]) -> str:
     """Return a table of two columns without a head, name and value."""
-    return table(("", ""), list(rows.items()))
+    return markdown_table(("", ""), list(rows.items()))
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table; what would end a cell or a line is kept from doing so."""
-    head = "| " + " | ".join(columns) + " |" if any(columns) else "|" + " |" * len(columns)
-    lines = [head, "|" + "---|" * len(columns)]
+    header = "| " + " | ".join(columns) + " |" if any(columns) else "|" + " |" * len(columns)
+    lines = [header, "|" + "---|" * len(columns)]
     return "\n".join(lines + ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows])
 
 

@@ -13,12 +13,12 @@ from markupsafe import Markup
 from scipy.special import stdtrit  # the quantile of Student's t; scipy.stats takes 0.7 s to import
 
 from tl_jax.metrics import intervals
-from tl_jax.metrics.classification import HIGHEST, Bins
+from tl_jax.metrics.classification import MAX_TEMPERATURE, Bins
 from tl_jax.utils import disk
 from tl_jax.utils.json_files import read_json
 
 
-def draw_roc(
+def plot_roc(
     far: np.ndarray, tar: np.ndarray, marks: Mapping[str, tuple[float, float]], title: str, path: Path
 ) -> Path:
     """Draw the curve with points on it and save it as a PNG.
@@ -33,14 +33,14 @@ def draw_roc(
 
     figure = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained")
     axis = figure.subplots()
-    lowest = far[far > 0].min()  # one pair of different people, which FAR 0 cannot be told from
-    axis.step(np.maximum(far, lowest), tar, where="post", color="C0")
-    shade = np.geomspace(lowest, 1.0, 200)
-    axis.plot(shade, shade, color="grey", linestyle=":", label="by chance")
+    min_far = far[far > 0].min()  # one pair of different people, which FAR 0 cannot be told from
+    axis.step(np.maximum(far, min_far), tar, where="post", color="C0")
+    chance = np.geomspace(min_far, 1.0, 200)
+    axis.plot(chance, chance, color="grey", linestyle=":", label="by chance")
     for i, (name, (x, y)) in enumerate(marks.items()):
-        axis.plot(max(x, lowest), y, "o", color=f"C{i + 1}", label=f"{name}: TAR {y:.3f}")
+        axis.plot(max(x, min_far), y, "o", color=f"C{i + 1}", label=f"{name}: TAR {y:.3f}")
     axis.set_xscale("log")
-    axis.set_xlim(lowest, 1.0)
+    axis.set_xlim(min_far, 1.0)
     axis.set_ylim(0.0, 1.02)
     axis.set_xlabel("FAR: share of pairs of different people that are accepted")
     axis.set_ylabel("TAR: share of pairs of one person that are accepted")
@@ -50,16 +50,16 @@ def draw_roc(
     return disk.save_figure(figure, path)
 
 
-def at_bound(temperature: float) -> str:
+def describe_bound(temperature: float) -> str:
     """Return in words that a fitted temperature is as far as it may go, so that no best one was found; else ""."""
-    if temperature < 1.001 / HIGHEST:
+    if temperature < 1.001 / MAX_TEMPERATURE:
         return "the lowest that is tried: all validation examples are predicted right, and none is best"
-    if temperature > 0.999 * HIGHEST:
+    if temperature > 0.999 * MAX_TEMPERATURE:
         return "the highest that is tried: probabilities say little of the validation labels, and become nearly equal"
     return ""
 
 
-def draw_reliability(before: Bins, after: Bins, temperature: float, path: Path) -> Path:
+def plot_reliability(before: Bins, after: Bins, temperature: float, path: Path) -> Path:
     """Draw both sets of bins beside each other, with the share of examples in each below, and save them as a PNG."""
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
@@ -68,12 +68,12 @@ def draw_reliability(before: Bins, after: Bins, temperature: float, path: Path) 
     for column, (bins, title) in enumerate(((before, "as trained"), (after, f"temperature {temperature:.2f}"))):
         top, bottom = axes[0, column], axes[1, column]
         count = len(bins.share)
-        middles, there = (np.arange(count) + 0.5) / count, np.asarray(bins.share) > 0
-        top.bar(middles[there], bins.accuracy[there], 1 / count, color="tab:blue", edgecolor="white", label="right")
-        top.plot(bins.confidence[there], bins.accuracy[there], "o", color="black", markersize=3)
+        centers, filled = (np.arange(count) + 0.5) / count, np.asarray(bins.share) > 0
+        top.bar(centers[filled], bins.accuracy[filled], 1 / count, color="tab:blue", edgecolor="white", label="right")
+        top.plot(bins.confidence[filled], bins.accuracy[filled], "o", color="black", markersize=3)
         top.plot((0, 1), (0, 1), "--", color="grey", linewidth=1, label="calibrated")
-        top.set(title=f"{title}: calibration error {bins.error:.3f}", xlim=(0, 1), ylim=(0, 1))
-        bottom.bar(middles, bins.share, 1 / count, color="tab:grey", edgecolor="white")
+        top.set(title=f"{title}: calibration error {bins.ece:.3f}", xlim=(0, 1), ylim=(0, 1))
+        bottom.bar(centers, bins.share, 1 / count, color="tab:grey", edgecolor="white")
         bottom.set_xlabel("probability of the class it is taken for")
     axes[0, 0].set_ylabel("share that is right")
     axes[1, 0].set_ylabel("share of examples")
@@ -81,10 +81,10 @@ def draw_reliability(before: Bins, after: Bins, temperature: float, path: Path) 
     return disk.save_figure(figure, path)
 
 
-SMOKE = "smoke run: it shows that every part works and measures nothing; for results run the recipe without :smoke"
+SMOKE_NOTE = "smoke run: it shows that every part works and measures nothing; for results run the recipe without :smoke"
 
 
-def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
+def t_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
     """Return the mean and the half width of its 95 % interval (Student's t), which one value does not have."""
     values = np.asarray(values, float)
     if len(values) < 2:
@@ -93,7 +93,7 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]
     return float(values.mean()), float(half)
 
 
-def summarise_comparison(
+def summarize_comparison(
     workdir: Path, arms: Sequence[str], seeds: Sequence[int], metric: str = "accuracy"
 ) -> dict[str, Any]:
     """Read ``workdir/ARM/seedN/summary.json`` of every arm and seed and put the comparison together.
@@ -104,93 +104,107 @@ def summarise_comparison(
     """
     folders = {arm: [workdir / arm / f"seed{seed}" for seed in seeds] for arm in arms}
     files = {
-        arm: [intervals.Run(_read(folder / "summary.json"), _read(folder / "test_details.json")) for folder in each]
-        for arm, each in folders.items()
+        arm: [
+            intervals.RunFiles(
+                _read_if_present(folder / "summary.json"), _read_if_present(folder / "test_details.json")
+            )
+            for folder in arm_folders
+        ]
+        for arm, arm_folders in folders.items()
     }
-    runs = {arm: [run.summary for run in each] for arm, each in files.items()}
-    out: dict[str, Any] = {"seeds": list(seeds), "metric": metric, "arms": {}, "gain": {}}
+    runs = {arm: [run.summary for run in arm_files] for arm, arm_files in files.items()}
+    comparison: dict[str, Any] = {"seeds": list(seeds), "metric": metric, "arms": {}, "gain": {}}
     for arm, rows in runs.items():
         values = [row["metrics"][metric] for row in rows]
-        mean, half = interval(values)
-        out["arms"][arm] = {"values": values, "mean": mean, **_halves(half, intervals.of_mean(metric, files[arm]))}
+        mean, half = t_interval(values)
+        comparison["arms"][arm] = {
+            "values": values,
+            "mean": mean,
+            **_half_widths(half, intervals.mean_half_width(metric, files[arm])),
+        }
     first = runs[arms[0]]
     for arm in arms[1:]:
         pairs = zip(first, runs[arm], strict=True)
-        mean, half = interval([a["metrics"][metric] - b["metrics"][metric] for a, b in pairs])
-        test = intervals.of_difference(metric, files[arms[0]], files[arm])
-        out["gain"][arm] = {"mean": mean, **_halves(half, test)}
+        mean, half = t_interval([a["metrics"][metric] - b["metrics"][metric] for a, b in pairs])
+        test = intervals.difference_half_width(metric, files[arms[0]], files[arm])
+        comparison["gain"][arm] = {"mean": mean, **_half_widths(half, test)}
     names = first[0]["metrics"]
-    parts = first[0]["seconds"]
-    return out | {
+    timings = first[0]["seconds"]
+    return comparison | {
         "steps": first[0]["steps"],
         "examples": first[0]["examples"],
         "examples_evaluated": first[0]["examples_evaluated"],
         "metrics": {name: float(np.mean(np.asarray([row["metrics"][name] for row in first], float))) for name in names},
         "parameters": first[0]["parameters"],
-        "seconds": {p: sum(row["seconds"][p] for rows in runs.values() for row in rows) for p in parts},
+        "seconds": {p: sum(row["seconds"][p] for rows in runs.values() for row in rows) for p in timings},
     }
 
 
-SHARES = ("accuracy", "auc", "f1", "map", "matthews")  # metrics from 0 to 1, shown in percent; others as they are
+# Metrics from 0 to 1, shown in percent; others as they are.
+PERCENT_METRICS = ("accuracy", "auc", "f1", "map", "matthews")
 
 
 def comparison_table(summary: Mapping[str, Any]) -> str:
     """Return the comparison as lines of text."""
     seeds, metric = len(summary["seeds"]), summary["metric"]
-    scale, unit, points = (100, " %", " points") if metric in SHARES else (1, "", "")
+    scale, unit, points = (100, " %", " points") if metric in PERCENT_METRICS else (1, "", "")
     width = max(12, *(len(arm) for arm in summary["arms"])) + 2
-    over = f"{seeds} seed{'s' * (seeds != 1)}"
-    whole = any(row.get("interval95_test") is not None for row in summary["arms"].values())
-    between = f"95 % intervals over {over}" if whole else f"95 % interval over {over}, without the test set's sampling"
-    between = f"95 % interval, {over}" if whole and seeds == 1 else between
+    seed_count = f"{seeds} seed{'s' * (seeds != 1)}"
+    with_sampling = any(row.get("interval95_test") is not None for row in summary["arms"].values())
+    interval_note = (
+        f"95 % intervals over {seed_count}"
+        if with_sampling
+        else f"95 % interval over {seed_count}, without the test set's sampling"
+    )
+    interval_note = f"95 % interval, {seed_count}" if with_sampling and seeds == 1 else interval_note
     smoke = "smoke run, which measures nothing; " if summary.get("smoke") else ""
-    lines = [f"{'arm':<{width}}{metric} ({smoke}test part; mean and {between})"]
+    lines = [f"{'arm':<{width}}{metric} ({smoke}test part; mean and {interval_note})"]
     for arm, row in summary["arms"].items():
-        each = " ".join(f"{scale * value:.1f}" for value in row["values"])
-        lines.append(f"{arm:<{width}}{percent(row, scale=scale)}{unit}{margins(row, scale)}   ({each})")
+        seed_values = " ".join(f"{scale * value:.1f}" for value in row["values"])
+        lines.append(
+            f"{arm:<{width}}{format_percent(row, scale=scale)}{unit}{format_margins(row, scale)}   ({seed_values})"
+        )
     first = next(iter(summary["arms"]))
     for arm, row in summary["gain"].items():
-        lines.append(f"{first} over {arm}: {percent(row, '+', scale)}{points}{margins(row, scale)}")
+        lines.append(f"{first} over {arm}: {format_percent(row, '+', scale)}{points}{format_margins(row, scale)}")
     return "\n".join(lines)
 
 
-def percent(row: Mapping[str, Any], sign: str = "", scale: int = 100) -> str:
+def format_percent(row: Mapping[str, Any], sign: str = "", scale: int = 100) -> str:
     """Return "90.1 ± 3.0" with the interval over seeds, or the mean alone where one seed gives no interval."""
     half = row["interval95"]
     return f"{scale * row['mean']:{sign}.1f}" + ("" if half is None else f" ± {scale * half:.1f}")
 
 
-def margins(row: Mapping[str, Any], scale: int = 100) -> str:
-    """Return what stands behind ``percent``, such as " over seeds, ± 5.4 with the test set's sampling"."""
+def format_margins(row: Mapping[str, Any], scale: int = 100) -> str:
+    """Return what stands behind ``format_percent``, such as " over seeds, ± 5.4 with the test set's sampling"."""
     test, both = row.get("interval95_test"), row.get("interval95_both")
     if both is not None:
         return f" over seeds, ± {scale * both:.1f} with the test set's sampling"
     return "" if test is None or row["interval95"] is not None else f" ± {scale * test:.1f} by the test set's sampling"
 
 
-def _halves(seeds: float | None, test: float | None) -> dict[str, float | None]:
-    return {"interval95": seeds, "interval95_test": test, "interval95_both": intervals.together(seeds, test)}
+def _half_widths(seeds: float | None, test: float | None) -> dict[str, float | None]:
+    return {"interval95": seeds, "interval95_test": test, "interval95_both": intervals.combine_half_widths(seeds, test)}
 
 
-def draw_comparison(summary: Mapping[str, Any], path: Path) -> Path:
+def plot_comparison(summary: Mapping[str, Any], path: Path) -> Path:
     """Draw each seed's result as a dot, with mean and intervals, and save it as a PNG."""
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
     figure = Figure(figsize=(6.4, 1.4 + 0.7 * len(summary["arms"])), dpi=150, layout="constrained")
     axis = figure.subplots()
     names = list(summary["arms"])
-    scale, unit = (100, " in percent") if summary["metric"] in SHARES else (1, "")
+    scale, unit = (100, " in percent") if summary["metric"] in PERCENT_METRICS else (1, "")
     for y, name in enumerate(reversed(names)):
-        row, colour = summary["arms"][name], f"C{names.index(name)}"
-        half, wide = (scale * (row.get(key) or 0.0) for key in ("interval95", "interval95_both"))
-        if wide:
-            axis.errorbar(scale * row["mean"], y, xerr=wide, color=colour, alpha=0.35, linewidth=4)
-        axis.errorbar(scale * row["mean"], y, xerr=half, fmt="D", color=colour, capsize=4, markersize=6)
-        axis.plot(
-            scale * np.asarray(row["values"]), np.full(len(row["values"]), y + 0.18), "o", color=colour, alpha=0.4
-        )
+        row, color = summary["arms"][name], f"C{names.index(name)}"
+        half, outer_half = (scale * (row.get(key) or 0.0) for key in ("interval95", "interval95_both"))
+        if outer_half:
+            axis.errorbar(scale * row["mean"], y, xerr=outer_half, color=color, alpha=0.35, linewidth=4)
+        axis.errorbar(scale * row["mean"], y, xerr=half, fmt="D", color=color, capsize=4, markersize=6)
+        axis.plot(scale * np.asarray(row["values"]), np.full(len(row["values"]), y + 0.18), "o", color=color, alpha=0.4)
         axis.annotate(
-            percent(row, scale=scale),
+            format_percent(row, scale=scale),
             (scale * row["mean"], y),
             (0, -15),
             textcoords="offset points",
@@ -200,23 +214,23 @@ def draw_comparison(summary: Mapping[str, Any], path: Path) -> Path:
     axis.set_yticks(range(len(names)), list(reversed(names)))
     axis.set_ylim(-0.6, len(names) - 0.4)
     axis.set_xlabel(f"test {summary['metric']}{unit}, {summary['examples_evaluated']:,} examples")
-    pale = any(row.get("interval95_both") for row in summary["arms"].values())
+    has_outer = any(row.get("interval95_both") for row in summary["arms"].values())
     name = f"{summary['config_name']}{' (a smoke run, which measures nothing)' if summary.get('smoke') else ''}"
     axis.set_title(
         f"{name}: {summary['examples']['train']:,} training examples, {len(summary['seeds'])} seeds\n"
         "diamonds: mean and 95 % interval over seeds; dots: single seeds"
-        + ("\npale: with the test set's sampling" if pale else ""),
+        + ("\npale: with the test set's sampling" if has_outer else ""),
         fontsize=10,
     )
     axis.grid(axis="x", alpha=0.3)
     return disk.save_figure(figure, path)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_if_present(path: Path) -> dict[str, Any]:
     return read_json(path, "run the same command again without it") if path.is_file() else {}
 
 
-def draw_rate_curve(
+def plot_lr_curve(
     rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, marks: Mapping[str, float], title: str, path: Path
 ) -> Path:
     """Draw losses (S,) over learning rates (S,) with named rates marked; save it as a PNG."""
@@ -226,12 +240,12 @@ def draw_rate_curve(
     axis = figure.subplots()
     axis.plot(rates, losses, ".", color="C0", alpha=0.35, label="single steps")
     axis.plot(rates, smoothed, color="C0", label="running mean")
-    for i, (what, rate) in enumerate(marks.items(), start=1):
-        axis.axvline(rate, color=f"C{i}", linestyle="--", label=f"{rate:.1e}: {what}")
+    for i, (name, rate) in enumerate(marks.items(), start=1):
+        axis.axvline(rate, color=f"C{i}", linestyle="--", label=f"{rate:.1e}: {name}")
     axis.set_xscale("log")
-    inside = smoothed[np.isfinite(smoothed)]
-    room = 0.1 * (inside.max() - inside.min()) + 1e-9
-    axis.set_ylim(min(inside.min(), losses.min()) - room, inside[0] + 3 * room + (inside.max() - inside[0]) / 3)
+    finite = smoothed[np.isfinite(smoothed)]
+    margin = 0.1 * (finite.max() - finite.min()) + 1e-9
+    axis.set_ylim(min(finite.min(), losses.min()) - margin, finite[0] + 3 * margin + (finite.max() - finite[0]) / 3)
     axis.set_xlabel("learning rate")
     axis.set_ylabel("training loss in nats")
     axis.set_title(title, fontsize=10)
@@ -240,14 +254,14 @@ def draw_rate_curve(
     return disk.save_figure(figure, path)
 
 
-def draw_scores(rates: np.ndarray, lines: Mapping[str, np.ndarray], title: str, path: Path) -> Path:
+def plot_score_curves(rates: np.ndarray, lines: Mapping[str, np.ndarray], title: str, path: Path) -> Path:
     """Draw test accuracies (S seeds, R rates) of each line over rates (R,), with 95 % intervals; save a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     axis = figure.subplots()
     for i, (name, scores) in enumerate(lines.items()):
-        means, halves = zip(*(interval(column) for column in scores.T), strict=True)
+        means, halves = zip(*(t_interval(column) for column in scores.T), strict=True)
         shift = 1.03 ** (i - (len(lines) - 1) / 2)
         error = 100 * np.asarray([half or 0.0 for half in halves])
         axis.errorbar(rates * shift, 100 * np.asarray(means), yerr=error, marker="o", ms=4, capsize=3, label=name)
@@ -262,7 +276,7 @@ def draw_scores(rates: np.ndarray, lines: Mapping[str, np.ndarray], title: str, 
 
 WIDTH, HEIGHT = 440, 270  # units, at the most as many pixels
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 44  # margins
-COLOURS = 6
+NUM_COLORS = 6
 DASHES = ("none", "6 4", "2 3")
 
 STYLE = """
@@ -275,7 +289,7 @@ svg .hollow { fill: var(--page); stroke-width: 1.5; }
 svg .chance { stroke: var(--soft); stroke-dasharray: 4 4; fill: none; }
 .legend { display: flex; flex-wrap: wrap; gap: .15rem 1rem; font-size: 13px; color: var(--soft); }
 .legend span { display: inline-flex; align-items: center; gap: .4rem; } .legend svg { flex: none; }
-""" + "".join(f"svg .s{i} {{ stroke: var(--c{i}); }} svg .f{i} {{ fill: var(--c{i}); }}\n" for i in range(COLOURS))
+""" + "".join(f"svg .s{i} {{ stroke: var(--c{i}); }} svg .f{i} {{ fill: var(--c{i}); }}\n" for i in range(NUM_COLORS))
 
 
 class Line(NamedTuple):
@@ -284,19 +298,19 @@ class Line(NamedTuple):
     Attributes:
         name: in the legend; lines of the same name stand there once.
         points: (x, y), in the order of x.
-        colour: number of it.
+        color: number of it.
         dash: index into ``DASHES``.
         thin: one of many, of which the legend says nothing.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
-    colour: int = 0
+    color: int = 0
     dash: int = 0
     thin: bool = False
 
 
-class Frame(NamedTuple):
+class Axes(NamedTuple):
     """Where values stand in a chart."""
 
     x: tuple[float, float]
@@ -308,9 +322,9 @@ class Frame(NamedTuple):
         return LEFT + right * (WIDTH - LEFT - RIGHT), TOP + down * (HEIGHT - TOP - BOTTOM)
 
 
-def lines(
+def line_chart(
     title: str,
-    drawn: Sequence[Line],
+    chart_lines: Sequence[Line],
     x_name: str,
     y_name: str,
     x: tuple[float, float] | None = None,
@@ -318,25 +332,29 @@ def lines(
     chance: bool = False,
 ) -> Markup:
     """Return a chart of lines with its legend; ``chance`` adds the diagonal. Lines of one point are dots."""
-    drawn = [line for line in drawn if line.points]
-    every = [point for line in drawn for point in line.points]
-    frame = Frame(x or _span([p[0] for p in every], 0.0), y or _span([p[1] for p in every], 0.05))
+    chart_lines = [line for line in chart_lines if line.points]
+    points = [point for line in chart_lines for point in line.points]
+    frame = Axes(x or _value_range([p[0] for p in points], 0.0), y or _value_range([p[1] for p in points], 0.05))
     body = Markup("")
     if chance:
-        body += _path([(frame.x[0], frame.y[0]), (frame.x[1], frame.y[1])], frame, "chance")
-    for line in drawn:
-        body += _path(line.points, frame, f"line s{line.colour % COLOURS}{' thin' * line.thin}", DASHES[line.dash])
+        body += _svg_path([(frame.x[0], frame.y[0]), (frame.x[1], frame.y[1])], frame, "chance")
+    for line in chart_lines:
+        body += _svg_path(
+            line.points, frame, f"line s{line.color % NUM_COLORS}{' thin' * line.thin}", DASHES[line.dash]
+        )
         if len(line.points) <= 12 and not line.thin:
-            kind = "hollow s" if line.dash else "f"
+            style = "hollow s" if line.dash else "f"
             dot = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" class="{}{}"/>')
-            body += Markup("").join(dot.format(*frame.at(*p), kind, line.colour % COLOURS) for p in line.points)
-    named = list({(n.name, n.colour, n.dash): n for n in drawn if not n.thin}.values())
-    return _figure(title, body, frame, x_name, y_name, legend(named) if len(named) > 1 else Markup(""))
+            body += Markup("").join(dot.format(*frame.at(*p), style, line.color % NUM_COLORS) for p in line.points)
+    legend_lines = list({(n.name, n.color, n.dash): n for n in chart_lines if not n.thin}.values())
+    return _svg_figure(
+        title, body, frame, x_name, y_name, draw_legend(legend_lines) if len(legend_lines) > 1 else Markup("")
+    )
 
 
-def bars(title: str, bins: Mapping[str, Sequence[float]], x_name: str, y_name: str) -> Markup:
+def reliability_chart(title: str, bins: Mapping[str, Sequence[float]], x_name: str, y_name: str) -> Markup:
     """Return a reliability diagram of B bins: ``accuracy``, ``confidence`` and ``share`` (B,) of each."""
-    frame, count = Frame((0.0, 1.0), (0.0, 1.0)), len(bins["share"])
+    frame, num_bins = Axes((0.0, 1.0), (0.0, 1.0)), len(bins["share"])
     body = Markup("")
     rows = zip(bins["confidence"], bins["accuracy"], bins["share"], strict=True)
     bar = Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" class="f0" opacity="{:.2f}">{}</rect>')
@@ -344,57 +362,61 @@ def bars(title: str, bins: Mapping[str, Sequence[float]], x_name: str, y_name: s
     for i, (confidence, accuracy, share) in enumerate(rows):
         if not share:
             continue
-        (x0, top), (x1, bottom) = frame.at(i / count, accuracy), frame.at((i + 1) / count, 0.0)
-        said = Markup("<title>{:.1%} of the examples: probability {:.3f} on average, {:.1%} right</title>")
-        told = said.format(share, confidence, accuracy)
-        body += bar.format(x0 + 1, top, x1 - x0 - 2, bottom - top, 0.35 + 0.65 * math.sqrt(share), told)
+        (x0, top), (x1, bottom) = frame.at(i / num_bins, accuracy), frame.at((i + 1) / num_bins, 0.0)
+        template = Markup("<title>{:.1%} of the examples: probability {:.3f} on average, {:.1%} right</title>")
+        tooltip = template.format(share, confidence, accuracy)
+        body += bar.format(x0 + 1, top, x1 - x0 - 2, bottom - top, 0.35 + 0.65 * math.sqrt(share), tooltip)
         body += dot.format(*frame.at(confidence, accuracy))
-    body += _path([(0, 0), (1, 1)], frame, "chance")
-    return _figure(title, body, frame, x_name, y_name, Markup(""))
+    body += _svg_path([(0, 0), (1, 1)], frame, "chance")
+    return _svg_figure(title, body, frame, x_name, y_name, Markup(""))
 
 
-def dots(title: str, arms: Mapping[str, Mapping[str, Any]], scale: float, x_name: str) -> Markup:
+def dot_chart(title: str, arms: Mapping[str, Mapping[str, Any]], scale: float, x_name: str) -> Markup:
     """Return a chart with a row for each arm: its ``values`` as dots, ``mean`` and ``interval95`` (half its width).
 
     An interval ``interval95_both`` is drawn pale behind it.
     """
     ends = [v for row in arms.values() for v in row["values"]]
-    wide = {name: row.get("interval95_both") or row["interval95"] or 0.0 for name, row in arms.items()}
-    ends += [row["mean"] + sign * wide[name] for name, row in arms.items() for sign in (-1, 1)]
-    low, high = _span([scale * end for end in ends], 0.06)
+    outer_halves = {name: row.get("interval95_both") or row["interval95"] or 0.0 for name, row in arms.items()}
+    ends += [row["mean"] + sign * outer_halves[name] for name, row in arms.items() for sign in (-1, 1)]
+    low, high = _value_range([scale * end for end in ends], 0.06)
     height = 62 * len(arms) + BOTTOM
-    place = lambda value: 12 + (scale * value - low) / (high - low) * (WIDTH - 24)  # noqa: E731
+    to_x = lambda value: 12 + (scale * value - low) / (high - low) * (WIDTH - 24)  # noqa: E731
     body = Markup("")
-    for tick in ticks(low, high):
-        x = place(tick / scale)
-        body += Markup('<path class="grid" d="M{0:.1f} 4V{1}"/><text class="soft" x="{0:.1f}" y="{2}" '
-                       'text-anchor="middle">{3}</text>').format(x, height - 38, height - 22, number(tick))  # fmt: skip
+    for tick in round_ticks(low, high):
+        x = to_x(tick / scale)
+        body += Markup(
+            '<path class="grid" d="M{0:.1f} 4V{1}"/><text class="soft" x="{0:.1f}" y="{2}" '
+            'text-anchor="middle">{3}</text>'
+        ).format(x, height - 38, height - 22, format_number(tick))
     for i, (name, row) in enumerate(arms.items()):
         y, half = 62 * i + 32, row["interval95"]
         body += Markup('<text x="12" y="{}" font-weight="600">{}</text>').format(y - 14, name)
-        each = Markup('<circle cx="{:.1f}" cy="{}" r="4" class="f{}" opacity=".6"/>')
-        body += Markup("").join(each.format(place(value), y + 15, i % COLOURS) for value in row["values"])
-        pale = Markup('<path class="line s{0}" opacity=".35" stroke-width="6" d="M{1:.1f} {3}H{2:.1f}"/>')
+        dot = Markup('<circle cx="{:.1f}" cy="{}" r="4" class="f{}" opacity=".6"/>')
+        body += Markup("").join(dot.format(to_x(value), y + 15, i % NUM_COLORS) for value in row["values"])
+        outer_bar = Markup('<path class="line s{0}" opacity=".35" stroke-width="6" d="M{1:.1f} {3}H{2:.1f}"/>')
         if row.get("interval95_both") is not None:
-            body += pale.format(i % COLOURS, *(place(row["mean"] + sign * wide[name]) for sign in (-1, 1)), y)
+            body += outer_bar.format(
+                i % NUM_COLORS, *(to_x(row["mean"] + sign * outer_halves[name]) for sign in (-1, 1)), y
+            )
         if half is not None:
-            span = Markup('<path class="line s{0}" d="M{1:.1f} {3}H{2:.1f}M{1:.1f} {4}v12M{2:.1f} {4}v12"/>')
-            body += span.format(i % COLOURS, place(row["mean"] - half), place(row["mean"] + half), y, y - 6)
-        mark = Markup('<path class="f{}" d="M{:.1f} {}l6 6l-6 6l-6 -6z"/>')
-        body += mark.format(i % COLOURS, place(row["mean"]), y - 6)
+            error_bar = Markup('<path class="line s{0}" d="M{1:.1f} {3}H{2:.1f}M{1:.1f} {4}v12M{2:.1f} {4}v12"/>')
+            body += error_bar.format(i % NUM_COLORS, to_x(row["mean"] - half), to_x(row["mean"] + half), y, y - 6)
+        diamond = Markup('<path class="f{}" d="M{:.1f} {}l6 6l-6 6l-6 -6z"/>')
+        body += diamond.format(i % NUM_COLORS, to_x(row["mean"]), y - 6)
     body += Markup('<text class="soft" x="{}" y="{}" text-anchor="middle">{}</text>').format(
         WIDTH / 2, height - 4, x_name
     )
-    return _svg(title, body, WIDTH, height)
+    return _svg_image(title, body, WIDTH, height)
 
 
-def legend(named: Sequence[Line]) -> Markup:
+def draw_legend(lines: Sequence[Line]) -> Markup:
     """Return the names of lines beside pieces of them."""
-    piece = Markup(
+    entry = Markup(
         '<span><svg width="26" height="8" aria-hidden="true"><path class="line s{}" stroke-dasharray="{}" '
         'd="M0 4H26"/></svg>{}</span>'
     )
-    rows = Markup("").join(piece.format(line.colour % COLOURS, DASHES[line.dash], line.name) for line in named)
+    rows = Markup("").join(entry.format(line.color % NUM_COLORS, DASHES[line.dash], line.name) for line in lines)
     return Markup('<div class="legend">{}</div>').format(rows)
 
 
@@ -403,7 +425,7 @@ def side_by_side(charts: Sequence[Markup]) -> Markup:
     return Markup('<div class="charts">{}</div>').format(Markup("").join(charts))
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
+def round_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return about ``count`` round numbers from ``low`` to ``high``."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
@@ -411,34 +433,36 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Return a number as an axis has it."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 10):.4g}"
 
 
-def _span(values: Sequence[float], room: float) -> tuple[float, float]:
+def _value_range(values: Sequence[float], margin: float) -> tuple[float, float]:
     low, high = min(values), max(values)
-    edge = (high - low) * room
-    return (low - edge, high + edge) if high > low else (low - (abs(low) or 1) * 0.1, high + (abs(high) or 1) * 0.1)
+    padding = (high - low) * margin
+    return (
+        (low - padding, high + padding) if high > low else (low - (abs(low) or 1) * 0.1, high + (abs(high) or 1) * 0.1)
+    )
 
 
-def _path(points: Sequence[tuple[float, float]], frame: Frame, kind: str, dash: str = "none") -> Markup:
-    places = "L".join("{:.1f} {:.1f}".format(*frame.at(*point)) for point in points)
-    return Markup('<path class="{}" stroke-dasharray="{}" d="M{}"/>').format(kind, dash, places)
+def _svg_path(points: Sequence[tuple[float, float]], frame: Axes, css_class: str, dash: str = "none") -> Markup:
+    coordinates = "L".join("{:.1f} {:.1f}".format(*frame.at(*point)) for point in points)
+    return Markup('<path class="{}" stroke-dasharray="{}" d="M{}"/>').format(css_class, dash, coordinates)
 
 
-def _figure(title: str, body: Markup, frame: Frame, x_name: str, y_name: str, below: Markup) -> Markup:
+def _svg_figure(title: str, body: Markup, frame: Axes, x_name: str, y_name: str, below: Markup) -> Markup:
     axes = Markup("")
-    for value in ticks(*frame.y):
+    for value in round_ticks(*frame.y):
         x, y = frame.at(frame.x[0], value)
         axes += Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(x, y, WIDTH - RIGHT)
         axes += Markup('<text class="soft" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
-            x - 6, y + 4, number(value)
+            x - 6, y + 4, format_number(value)
         )
-    for value in ticks(*frame.x, count=4):
+    for value in round_ticks(*frame.x, count=4):
         x, y = frame.at(value, frame.y[0])
         axes += Markup('<text class="soft" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-            x, y + 17, number(value)
+            x, y + 17, format_number(value)
         )
     middle = (HEIGHT - BOTTOM + TOP) / 2
     axes += Markup('<path class="axis" d="M{} {}H{}"/>').format(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT)
@@ -449,10 +473,10 @@ def _figure(title: str, body: Markup, frame: Frame, x_name: str, y_name: str, be
         middle, y_name
     )
     heading = Markup("<figcaption>{}</figcaption>").format(title)
-    return Markup("<figure>{}{}{}</figure>").format(heading, _svg(title, axes + body, WIDTH, HEIGHT), below)
+    return Markup("<figure>{}{}{}</figure>").format(heading, _svg_image(title, axes + body, WIDTH, HEIGHT), below)
 
 
-def _svg(title: str, body: Markup, width: float, height: float) -> Markup:
+def _svg_image(title: str, body: Markup, width: float, height: float) -> Markup:
     return Markup('<svg viewBox="0 0 {0} {1}" width="{0}" role="img" aria-label="{2}">{3}</svg>').format(
         width, height, title, body
     )

@@ -10,15 +10,15 @@ from PIL import Image
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import parse_row, read_json
 
-PICTURES = (
+IMAGES = (
     "preview.png", "preview_pretext.png", "find_lr.png", "explain.png", "reliability.png", "roc.png", "episode.gif",
 )  # fmt: skip
 
 
-_LARGEST = 1e100  # of what is shown
+_MAX_VALUE = 1e100  # of what is shown
 
 
-class Result(NamedTuple):
+class RunResult(NamedTuple):
     """What one run left; empty where a file is not there.
 
     Attributes:
@@ -48,73 +48,73 @@ class Results(NamedTuple):
         folder: of the run or comparison.
         summary: of ``folder/summary.json``; empty where the run is not finished.
         runs: by arm and seed, the first arm first; one for a run by itself.
-        pictures: of ``PICTURES``, those that are there, of the folder or else of the first run that has them.
+        images: of ``IMAGES``, those that are there, of the folder or else of the first run that has them.
         problems: what could not be read, and why.
-        about: what else is known of the run, in words: "task", "model", "licence", "command".
-        changed: field of the configuration -> its value here and in ``tl_jax/config/recipe.py``.
+        description: what else is known of the run, in words: "task", "model", "licence", "command".
+        changed_fields: field of the configuration -> its value here and in ``tl_jax/config/recipe.py``.
     """
 
     folder: Path
     summary: dict[str, Any]
-    runs: list[Result]
-    pictures: dict[str, Path]
+    runs: list[RunResult]
+    images: dict[str, Path]
     problems: list[str]
-    about: Mapping[str, str] = MappingProxyType({})
-    changed: Mapping[str, Sequence[str]] = MappingProxyType({})
+    description: Mapping[str, str] = MappingProxyType({})
+    changed_fields: Mapping[str, Sequence[str]] = MappingProxyType({})
 
     @property
-    def arms(self) -> dict[str, list[Result]]:
+    def arms(self) -> dict[str, list[RunResult]]:
         """Return the runs of each arm."""
         return {arm: [run for run in self.runs if run.arm == arm] for arm in dict.fromkeys(r.arm for r in self.runs)}
 
     @property
-    def first(self) -> list[Result]:
+    def first(self) -> list[RunResult]:
         """Return the runs of the arm that the others are measured against, all seeds of it."""
         return next(iter(self.arms.values()), [])
 
 
-def read(folder: Path) -> Results:
+def read_results(folder: Path) -> Results:
     """Read what ``folder`` holds.
 
     Raises:
         UserError: it holds no results, or its ``summary.json`` is damaged.
     """
     problems: list[str] = []
-    summary = load(folder / "summary.json", problems)
+    summary = load_json(folder / "summary.json", problems)
     if problems:
         raise UserError(f"{problems[0]}; delete it and run the same command again, which writes it anew")
     arms = summary.get("arms") or {path.parent.parent.name: 0 for path in sorted(folder.glob("*/seed*/config.json"))}
     seeds = summary.get("seeds") or sorted(
         {int(p.name[4:]) for p in folder.glob("*/seed*") if p.name[4:].isdigit()}  # of a comparison that goes on
     )
-    places = [(arm, int(seed), folder / arm / f"seed{seed}") for arm in arms for seed in seeds]
-    if not places:
-        places = [("", summary.get("seed", 0), folder)]
+    run_folders = [(arm, int(seed), folder / arm / f"seed{seed}") for arm in arms for seed in seeds]
+    if not run_folders:
+        run_folders = [("", summary.get("seed", 0), folder)]
         if not summary and not (folder / "metrics.jsonl").is_file():
             raise UserError(f"no results in {folder}; train first, or pass the --workdir of a run")
-    runs = [_result(arm, seed, place, problems) for arm, seed, place in places]
-    within = [folder, *(run.folder for run in runs)]
-    pictures = {
-        name: next(place / name for place in within if (place / name).is_file())
-        for name in PICTURES
-        if any((place / name).is_file() for place in within)
+    runs = [_read_run(arm, seed, path, problems) for arm, seed, path in run_folders]
+    folders = [folder, *(run.folder for run in runs)]
+    images = {
+        name: next(path / name for path in folders if (path / name).is_file())
+        for name in IMAGES
+        if any((path / name).is_file() for path in folders)
     }
-    sound = {name: path for name, path in pictures.items() if _sound(path, problems)}
-    return Results(folder, summary, runs, sound, problems)
+    intact = {name: path for name, path in images.items() if _is_intact(path, problems)}
+    return Results(folder, summary, runs, intact, problems)
 
 
-def _sound(path: Path, problems: list[str]) -> bool:
+def _is_intact(path: Path, problems: list[str]) -> bool:
     """Whether a picture is whole; one that is not is added to ``problems``."""
     try:
-        with Image.open(path) as picture:
-            picture.verify()  # the checksums of a PNG
+        with Image.open(path) as image:
+            image.verify()  # the checksums of a PNG
     except (OSError, SyntaxError, ValueError) as error:
         problems.append(f"{path} is damaged ({error})")
         return False
     return True
 
 
-def load(path: Path, problems: list[str]) -> dict[str, Any]:
+def load_json(path: Path, problems: list[str]) -> dict[str, Any]:
     """Return the object in a JSON file, {} where there is none; one that is damaged is added to ``problems``."""
     try:
         return read_json(path) if path.is_file() else {}
@@ -123,14 +123,16 @@ def load(path: Path, problems: list[str]) -> dict[str, Any]:
         return {}
 
 
-def _result(arm: str, seed: int, folder: Path, problems: list[str]) -> Result:
+def _read_run(arm: str, seed: int, folder: Path, problems: list[str]) -> RunResult:
     summary, facts, details, network = (
-        load(folder / f"{name}.json", problems) for name in ("summary", "facts", "test_details", "network")
+        load_json(folder / f"{name}.json", problems) for name in ("summary", "facts", "test_details", "network")
     )
-    return Result(arm, seed, folder, summary, facts, _rows(folder / "metrics.jsonl", problems), details, network)
+    return RunResult(
+        arm, seed, folder, summary, facts, _read_metrics(folder / "metrics.jsonl", problems), details, network
+    )
 
 
-def _rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     """Return the rows of metrics; of a damaged file those before the damage."""
     rows: list[dict[str, Any]] = []
     try:
@@ -148,13 +150,15 @@ def _rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def values(rows: Sequence[dict[str, Any]], split: str, name: str) -> list[tuple[float, float]]:
+def metric_values(rows: Sequence[dict[str, Any]], split: str, name: str) -> list[tuple[float, float]]:
     """Return (step, value) of a metric where it was measured."""
     return [
-        (row["step"], row[name]) for row in rows if row.get("split") == split and _shown(row["step"], row.get(name))
+        (row["step"], row[name])
+        for row in rows
+        if row.get("split") == split and _is_plottable(row["step"], row.get(name))
     ]
 
 
-def _shown(*numbers: Any) -> bool:
+def _is_plottable(*numbers: Any) -> bool:
     """Tell whether numbers have a place on an axis, whose ends lie apart by a finite number."""
-    return all(type(each) in (int, float) and abs(each) < _LARGEST for each in numbers)
+    return all(type(number) in (int, float) and abs(number) < _MAX_VALUE for number in numbers)

@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from tl_jax.metrics import intervals
 from tl_jax.report import html, plots, run_examples
-from tl_jax.report.plots import SHARES, SMOKE, interval, margins, percent
-from tl_jax.report.results import Results, values
+from tl_jax.report.plots import PERCENT_METRICS, SMOKE_NOTE, format_margins, format_percent, t_interval
+from tl_jax.report.results import Results, metric_values
 from tl_jax.utils.errors import join_names
 
 SCORES_STYLE = """
@@ -21,135 +21,153 @@ SCORES_STYLE = """
 """
 
 
-def headline(found: Results) -> html.Section | None:
+def result_section(results: Results) -> html.Section | None:
     """Return the test metric with its interval, what transfer gained, and all metrics."""
-    if not found.summary:
+    if not results.summary:
         return html.Section("", ["Not finished: there is no summary.json yet."])
-    section = _compared(found) if "arms" in found.summary else _single(found)
-    return section._replace(text=[SMOKE.capitalize() + ".", *section.text]) if found.summary.get("smoke") else section
-
-
-def _single(found: Results) -> html.Section:
-    run = found.runs[0]
-    measured, between = found.summary["metrics"], intervals.of_run(found.summary, run.details)
-    score = found.summary.get("score", next(iter(measured), ""))
-    said = _shown(score, measured.get(score), between.get(score))
-    tiles = [(said, f"test {score}" + (" and 95 % interval" if score in between else ""))]
-    text = [] if score in between else ["One run: nothing in its files gives an interval; run several seeds for one."]
-    rows = [
-        [name, "not measured" if value is None else f"{value:.4f}", "{:.4f} to {:.4f}".format(*between[name][:2])]
-        if name in between
-        else [name, "not measured" if value is None else f"{value:.4f}", ""]
-        for name, value in measured.items()
-    ]
-    text += [f"{name} is not measured: it {why}." for name, why in found.summary.get("missing", {}).items()]
-    how = sorted({each[2] for each in between.values()})
-    text += ["95 % intervals: " + "; ".join(how) + "."] if how else []
-    return html.Section("", text, [_tiles(tiles), html.Table(["test", "value", "95 % interval"], rows)])
-
-
-def curves(found: Results) -> html.Section | None:
-    """Return loss and metric over steps, of training and validation, the mean over seeds where there are several."""
-    score = found.summary.get("metric") or found.first[0].summary.get("score", "")
-    drawn = [_curve(found, name) for name in dict.fromkeys(["loss", score, "episode_return"])]
-    drawn = [chart for chart in drawn if chart]
-    if not drawn:
-        return None
-    many = any(len(runs) > 1 for runs in found.arms.values())
-    return html.Section(
-        "", ["Thin: single seeds; thick: their mean."] if many else (), [html.Raw(plots.side_by_side(drawn))]
+    section = _comparison_section(results) if "arms" in results.summary else _run_section(results)
+    return (
+        section._replace(text=[SMOKE_NOTE.capitalize() + ".", *section.text])
+        if results.summary.get("smoke")
+        else section
     )
 
 
-def _compared(found: Results) -> html.Section:
-    summary, metric = found.summary, found.summary["metric"]
-    scale, unit, points = (100, " %", " points") if metric in SHARES else (1, "", "")
+def _run_section(results: Results) -> html.Section:
+    run = results.runs[0]
+    metrics, run_intervals = results.summary["metrics"], intervals.run_intervals(results.summary, run.details)
+    score = results.summary.get("score", next(iter(metrics), ""))
+    headline = _format_metric(score, metrics.get(score), run_intervals.get(score))
+    tiles = [(headline, f"test {score}" + (" and 95 % interval" if score in run_intervals else ""))]
+    text = (
+        []
+        if score in run_intervals
+        else ["One run: nothing in its files gives an interval; run several seeds for one."]
+    )
+    rows = [
+        [name, "not measured" if value is None else f"{value:.4f}", "{:.4f} to {:.4f}".format(*run_intervals[name][:2])]
+        if name in run_intervals
+        else [name, "not measured" if value is None else f"{value:.4f}", ""]
+        for name, value in metrics.items()
+    ]
+    text += [f"{name} is not measured: it {reason}." for name, reason in results.summary.get("missing", {}).items()]
+    methods = sorted({interval[2] for interval in run_intervals.values()})
+    text += ["95 % intervals: " + "; ".join(methods) + "."] if methods else []
+    return html.Section("", text, [_tiles(tiles), html.Table(["test", "value", "95 % interval"], rows)])
+
+
+def curve_section(results: Results) -> html.Section | None:
+    """Return loss and metric over steps, of training and validation, the mean over seeds where there are several."""
+    score = results.summary.get("metric") or results.first[0].summary.get("score", "")
+    charts = [_curve_chart(results, name) for name in dict.fromkeys(["loss", score, "episode_return"])]
+    charts = [chart for chart in charts if chart]
+    if not charts:
+        return None
+    many = any(len(runs) > 1 for runs in results.arms.values())
+    return html.Section(
+        "", ["Thin: single seeds; thick: their mean."] if many else (), [html.Raw(plots.side_by_side(charts))]
+    )
+
+
+def _comparison_section(results: Results) -> html.Section:
+    summary, metric = results.summary, results.summary["metric"]
+    scale, unit, points = (100, " %", " points") if metric in PERCENT_METRICS else (1, "", "")
     seeds, first = summary["seeds"], next(iter(summary["arms"]))
-    over = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
+    seed_count = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
     tiles = [
-        (f"{percent(row, scale=scale)}{unit}", f"test {metric}, {arm};{margins(row, scale)}".rstrip(";"))
+        (f"{format_percent(row, scale=scale)}{unit}", f"test {metric}, {arm};{format_margins(row, scale)}".rstrip(";"))
         for arm, row in summary["arms"].items()
     ] + [
-        (f"{percent(row, '+', scale)}{points}", f"{first} over {arm};{margins(row, scale)}".rstrip(";"))
+        (f"{format_percent(row, '+', scale)}{points}", f"{first} over {arm};{format_margins(row, scale)}".rstrip(";"))
         for arm, row in summary["gain"].items()
     ]
     many, rows = len(seeds) > 1, []
-    whole = any(row.get("interval95_test") is not None for row in summary["arms"].values())
+    with_sampling = any(row.get("interval95_test") is not None for row in summary["arms"].values())
     for arm, row in [*summary["arms"].items(), *((f"{first} over {a}", r) for a, r in summary["gain"].items())]:
         half, mean = row["interval95"], scale * row["mean"]
         ends = "" if half is None else f"{mean - scale * half:.1f} to {mean + scale * half:.1f}"
-        each = [f"{scale * value:.1f}" for value in row.get("values", ())] or [""] * len(seeds)
+        seed_values = [f"{scale * value:.1f}" for value in row.get("values", ())] or [""] * len(seeds)
         sign = "" if "values" in row else "+"
-        wide = row.get("interval95_both" if many else "interval95_test")
-        shown = [] if not whole else ["" if wide is None else f"{scale * wide:.1f}"]
+        outer_half = row.get("interval95_both" if many else "interval95_test")
+        outer_cells = [] if not with_sampling else ["" if outer_half is None else f"{scale * outer_half:.1f}"]
         rows.append(
-            [arm, f"{mean:{sign}.1f}", *([f"{scale * (half or 0):.1f}", ends, *shown, *each] if many else shown)]
+            [
+                arm,
+                f"{mean:{sign}.1f}",
+                *([f"{scale * (half or 0):.1f}", ends, *outer_cells, *seed_values] if many else outer_cells),
+            ]
         )
-    wider = ["± with the test set's sampling" if many else "± by the test set's sampling"] * whole
-    between = ["± over seeds", "95 % interval", *wider, *(f"seed {seed}" for seed in seeds)] if many else wider
-    columns = [metric + (" in %" if unit else ""), "mean" if many else f"seed {seeds[0]}", *between]
+    outer_columns = ["± with the test set's sampling" if many else "± by the test set's sampling"] * with_sampling
+    interval_columns = (
+        ["± over seeds", "95 % interval", *outer_columns, *(f"seed {seed}" for seed in seeds)]
+        if many
+        else outer_columns
+    )
+    columns = [metric + (" in %" if unit else ""), "mean" if many else f"seed {seeds[0]}", *interval_columns]
     text = [
-        f"Mean and 95 % interval over {over} (Student's t); a gain is paired by seed."
+        f"Mean and 95 % interval over {seed_count} (Student's t); a gain is paired by seed."
         if many
         else "One seed of each arm gives no interval over seeds; run several for one.",
         "All seeds share one test set. With its own sampling the interval is wider: how far the result might lie on "
         "other test examples; a gain is paired by example."
-        if whole
+        if with_sampling
         else "The sampling of the test set, which all seeds share, is not in it.",
     ]
-    name = f"test {metric}{' in percent' if unit else ''}: diamonds are means, dots single seeds"
-    chart = plots.dots(f"test {metric} by arm", summary["arms"], scale, name)
-    parts = [_tiles(tiles), html.Raw(chart), html.Table(columns, rows), *_others(found, metric)]
-    return html.Section("", text, parts)
+    x_label = f"test {metric}{' in percent' if unit else ''}: diamonds are means, dots single seeds"
+    chart = plots.dot_chart(f"test {metric} by arm", summary["arms"], scale, x_label)
+    blocks = [_tiles(tiles), html.Raw(chart), html.Table(columns, rows), *_other_metrics(results, metric)]
+    return html.Section("", text, blocks)
 
 
-def _others(found: Results, metric: str) -> list[html.Table]:
+def _other_metrics(results: Results, metric: str) -> list[html.Table]:
     """Return the metrics other than the one that arms are compared by, mean and interval of each arm."""
-    names = [name for name in found.first[0].summary.get("metrics", {}) if name != metric]
+    names = [name for name in results.first[0].summary.get("metrics", {}) if name != metric]
     rows = []
     for name in names:
         row = [name]
-        for runs in found.arms.values():
-            each = [run.summary.get("metrics", {}).get(name) for run in runs]
-            mean, half = interval(each) if None not in each else (None, None)
+        for runs in results.arms.values():
+            seed_values = [run.summary.get("metrics", {}).get(name) for run in runs]
+            mean, half = t_interval(seed_values) if None not in seed_values else (None, None)
             row.append(
                 "not measured" if mean is None else f"{mean:.4f}" + (f" ± {half:.4f}" if half is not None else "")
             )
         rows.append(row)
-    return [html.Table(["other metrics", *found.arms], rows)] if rows else []
+    return [html.Table(["other metrics", *results.arms], rows)] if rows else []
 
 
-def _curve(found: Results, name: str) -> Markup | None:
-    drawn: list[plots.Line] = []
-    many = len(found.arms) > 1
-    for colour, (arm, runs) in enumerate(found.arms.items()):
+def _curve_chart(results: Results, name: str) -> Markup | None:
+    lines: list[plots.Line] = []
+    many = len(results.arms) > 1
+    for arm_color, (arm, runs) in enumerate(results.arms.items()):
         for dash, split in enumerate(("train", "validation")):
-            each = [points for run in runs if (points := values(run.rows, split, name))]
-            hue = colour if many else dash
-            drawn += [plots.Line("", points, hue, dash, thin=True) for points in each if len(each) > 1]
-            drawn.append(plots.Line(f"{arm}, {split}" if many else split, _mean(each), hue, dash))
+            curves = [points for run in runs if (points := metric_values(run.rows, split, name))]
+            color = arm_color if many else dash
+            lines += [plots.Line("", points, color, dash, thin=True) for points in curves if len(curves) > 1]
+            lines.append(plots.Line(f"{arm}, {split}" if many else split, _mean_over_seeds(curves), color, dash))
     unit = "loss in nats" if name == "loss" else name
-    return plots.lines(name, drawn, "step", unit) if name and any(line.points for line in drawn) else None
+    return plots.line_chart(name, lines, "step", unit) if name and any(line.points for line in lines) else None
 
 
-def _mean(each: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
+def _mean_over_seeds(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
     """Return the mean over seeds at the steps that all of them have."""
-    found = [dict(points) for points in each]
-    steps = [step for step, _ in each[0] if all(step in one for one in found)] if each else []
-    return [(step, float(np.mean([one[step] for one in found]))) for step in steps]
+    values_by_step = [dict(points) for points in curves]
+    steps = [step for step, _ in curves[0] if all(step in values for values in values_by_step)] if curves else []
+    return [(step, float(np.mean([values[step] for values in values_by_step]))) for step in steps]
 
 
-def _shown(name: str, value: float | None, between: tuple[float, float, str] | None) -> str:
+def _format_metric(name: str, value: float | None, interval: tuple[float, float, str] | None) -> str:
     if value is None:
         return "not measured"
-    scale, unit, digits = (100, " %", 1) if name in SHARES else (1, "", 4 if abs(value) < 10 else 1)
-    ends = f" ({scale * between[0]:.{digits}f} to {scale * between[1]:.{digits}f})" if between else ""
+    scale, unit, digits = (100, " %", 1) if name in PERCENT_METRICS else (1, "", 4 if abs(value) < 10 else 1)
+    ends = f" ({scale * interval[0]:.{digits}f} to {scale * interval[1]:.{digits}f})" if interval else ""
     return f"{scale * value:.{digits}f}{unit}{ends}"
 
 
 def _tiles(tiles: Sequence[tuple[str, str]]) -> html.Raw:
-    one = Markup('<div class="tile"><b>{}</b><span>{}</span></div>')
-    return html.Raw(Markup('<div class="tiles">{}</div>').format(Markup("").join(one.format(*tile) for tile in tiles)))
+    template = Markup('<div class="tile"><b>{}</b><span>{}</span></div>')
+    return html.Raw(
+        Markup('<div class="tiles">{}</div>').format(Markup("").join(template.format(*tile) for tile in tiles))
+    )
 
 
 FACTS_STYLE = """
@@ -159,84 +177,88 @@ dl.facts dt { color: var(--soft); } dl.facts dd { margin: 0; min-width: 0; overf
 .network { max-width: 44rem; } .network .box { stroke: var(--c0); fill: none; } .network .trained { fill: var(--c0); }
 .network .frozen { fill: url(#hatch); }
 """
-ROW, BAR, LABEL = 32, 150, 92  # units of the drawing: a row, the longest bar, room for names
+ROW_HEIGHT, BAR_WIDTH, LABEL_WIDTH = 32, 150, 92  # units of the drawing: a row, the longest bar, room for names
 
 
-def done(found: Results) -> html.Section | None:
+def setup_section(results: Results) -> html.Section | None:
     """Return the data, weights, machine and versions, and the fields that differ from ``tl_jax/config/recipe.py``."""
-    run = found.first[0]
-    summary = {**run.summary, **found.summary}
+    run = results.first[0]
+    summary = {**run.summary, **results.summary}
     facts = run.facts or run.summary.get("facts", {})
     sizes = summary.get("examples", {})
-    parts = ", ".join(f"{size:,} {part}" for part, size in sizes.items() if size)
+    split_sizes = ", ".join(f"{size:,} {split}" for split, size in sizes.items() if size)
     classes = run.details.get("classes") or list(run.summary.get("per_class", {}))
     versions = summary.get("versions", {})
-    counted = summary.get("parameters", {})
-    starts = {arm: _start(runs[0].facts or runs[0].summary.get("facts", {})) for arm, runs in found.arms.items()}
+    parameter_counts = summary.get("parameters", {})
+    origins = {
+        arm: _weights_origin(runs[0].facts or runs[0].summary.get("facts", {})) for arm, runs in results.arms.items()
+    }
     rows = {
-        "task": found.about.get("task", ""),
-        "network": found.about.get("model", ""),
-        "parameters": ", ".join(f"{count:,} {how}" for how, count in counted.items()),
+        "task": results.description.get("task", ""),
+        "network": results.description.get("model", ""),
+        "parameters": ", ".join(f"{count:,} {kind}" for kind, count in parameter_counts.items()),
         "data": facts.get("data") or facts.get("world", ""),
-        "examples": parts,
+        "examples": split_sizes,
         "tested on": f"{summary['examples_evaluated']:,} examples; {facts.get('tested', '')}".strip("; ")
         if "examples_evaluated" in summary
         else "",
-        "classes": _listed(classes),
-        "started from": "; ".join(f"{arm}: {start}" if arm else start for arm, start in starts.items() if start),
-        "licence of these weights": found.about.get("licence", ""),
-        "seeds": ", ".join(str(each.seed) for each in found.first),
+        "classes": _count_and_list(classes),
+        "started from": "; ".join(f"{arm}: {origin}" if arm else origin for arm, origin in origins.items() if origin),
+        "licence of these weights": results.description.get("licence", ""),
+        "seeds": ", ".join(str(run.seed) for run in results.first),
         "steps": f"{summary['steps']:,}" if "steps" in summary else "",
         "hardware": _hardware(summary),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "commit": summary.get("commit", ""),
-        "to run it again": found.about.get("command", ""),
+        "to run it again": results.description.get("command", ""),
     }
-    fields = [[field, *each] for field, each in found.changed.items()]
+    fields = [[field, *values] for field, values in results.changed_fields.items()]
     text = [] if fields else ["Every field is as in tl_jax/config/recipe.py."]
     title = f"{len(fields)} field{'s differ' if len(fields) > 1 else ' differs'} from tl_jax/config/recipe.py"
-    table = html.Table(["field", "here", "tl_jax/config/recipe.py"], fields, words=True, title=title)
-    return html.Section("", text, [_facts(rows), *([table] if fields else [])])
+    table = html.Table(["field", "here", "tl_jax/config/recipe.py"], fields, is_text=True, title=title)
+    return html.Section("", text, [_facts_list(rows), *([table] if fields else [])])
 
 
-def network(found: Results) -> html.Section | None:
+def network_section(results: Results) -> html.Section | None:
     """Return a drawing of the network for each layout that the arms have."""
-    drawn: dict[str, tuple[dict[str, Any], list[str]]] = {}
-    for arm, runs in found.arms.items():
+    layouts: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for arm, runs in results.arms.items():
         if runs and runs[0].network:
-            drawn.setdefault(str(runs[0].network), (runs[0].network, []))[1].append(arm)
-    parts: list[Any] = []
-    for layout, arms in drawn.values():
-        parts += [html.Raw(Markup("<h3>{}</h3>").format(", ".join(arms)))] if len(drawn) > 1 else []
-        parts += [html.Raw(_drawing(layout))]
-    if not parts:
+            layouts.setdefault(str(runs[0].network), (runs[0].network, []))[1].append(arm)
+    blocks: list[Any] = []
+    for layout, arms in layouts.values():
+        blocks += [html.Raw(Markup("<h3>{}</h3>").format(", ".join(arms)))] if len(layouts) > 1 else []
+        blocks += [html.Raw(_draw_network(layout))]
+    if not blocks:
         return None
     text = "From the input (top) to the output. A bar is as long as the square root of the number of parameters; "
     text += "the solid part is trained in the last phase, the hatched part stays frozen."
-    still = all(not layout["phases"] for layout, _ in drawn.values())
-    return html.Section("", [text, *(["No step was taken: what is new was computed at once."] if still else [])], parts)
+    no_training = all(not layout["phases"] for layout, _ in layouts.values())
+    return html.Section(
+        "", [text, *(["No step was taken: what is new was computed at once."] if no_training else [])], blocks
+    )
 
 
-def costs(found: Results) -> html.Section | None:
+def cost_section(results: Results) -> html.Section | None:
     """Return seconds and memory."""
-    seconds, peak = found.summary.get("seconds", {}), found.summary.get("peak_memory_bytes")
+    seconds, peak = results.summary.get("seconds", {}), results.summary.get("peak_memory_bytes")
     if not seconds:
         return None
     names = {
         "data": "read weights and data", "features": "compute frozen layers", "compile": "compile", "train": "train",
         "eval": "test", "total": "all in all",
     }  # fmt: skip
-    rows = [[names.get(part, part), f"{value:.1f}"] for part, value in seconds.items() if value is not None]
-    parts: list[Any] = [html.Table(["", "seconds"], rows)]
-    text = [f"Over {len(found.runs)} runs in one process."] if len(found.runs) > 1 else []
+    rows = [[names.get(timing, timing), f"{value:.1f}"] for timing, value in seconds.items() if value is not None]
+    blocks: list[Any] = [html.Table(["", "seconds"], rows)]
+    text = [f"Over {len(results.runs)} runs in one process."] if len(results.runs) > 1 else []
     if peak:
         text.append(
             f"At most {peak / 2**20:,.0f} MiB of memory were held (peak resident set, without an accelerator's)."
         )
-    return html.Section("", text, parts)
+    return html.Section("", text, blocks)
 
 
-def _start(facts: Mapping[str, Any]) -> str:
+def _weights_origin(facts: Mapping[str, Any]) -> str:
     weights, sha = str(facts.get("weights", "")), facts.get("weights_sha256") or ""
     if not weights or weights == "random":
         return "random weights" if weights else ""
@@ -245,92 +267,94 @@ def _start(facts: Mapping[str, Any]) -> str:
 
 def _hardware(summary: Mapping[str, Any]) -> str:
     devices, machine = summary.get("devices", []), summary.get("machine", {})
-    counted = [f"{devices.count(kind)} x {kind}" for kind in dict.fromkeys(devices)]
+    device_counts = [f"{devices.count(kind)} x {kind}" for kind in dict.fromkeys(devices)]
     host = f"{machine['cores']} cores, {machine['processor']}, {machine['system']}" if machine else ""
-    return "; ".join(filter(None, [", ".join(counted), host]))
+    return "; ".join(filter(None, [", ".join(device_counts), host]))
 
 
-def _listed(names: Sequence[str], most: int = 20) -> str:
-    return f"{len(names)}: {join_names(names, most)}" if names else ""
+def _count_and_list(names: Sequence[str], max_items: int = 20) -> str:
+    return f"{len(names)}: {join_names(names, max_items)}" if names else ""
 
 
-def _facts(rows: Mapping[str, str]) -> html.Raw:
+def _facts_list(rows: Mapping[str, str]) -> html.Raw:
     row = Markup("<dt>{}</dt><dd>{}</dd>\n")
     return html.Raw(Markup('<dl class="facts">{}</dl>').format(
         Markup("").join(row.format(name, value) for name, value in rows.items() if value)
     ))  # fmt: skip
 
 
-def _drawing(layout: Mapping[str, Any]) -> Markup:
-    phases, parts = layout["phases"], layout["parts"]
-    scale = BAR / max(part["parameters"] for part in parts) ** 0.5
+def _draw_network(layout: Mapping[str, Any]) -> Markup:
+    phases, stages = layout["phases"], layout["parts"]
+    scale = BAR_WIDTH / max(stage["parameters"] for stage in stages) ** 0.5
     body = Markup(
         '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
         '<path d="M0 0V6" stroke="var(--c0)" stroke-width="2"/></pattern></defs>'
     )
-    for i, part in enumerate(parts):
-        body += _part(part, phases, i * ROW, scale)
-    said = ", ".join(f"{part['name']} {_state(part, phases)}" for part in parts)
+    for i, stage in enumerate(stages):
+        body += _draw_stage(stage, phases, i * ROW_HEIGHT, scale)
+    label = ", ".join(f"{stage['name']} {_training_state(stage, phases)}" for stage in stages)
     return Markup('<div class="network"><svg viewBox="0 0 480 {0}" width="576" role="img" aria-label="{1}">{2}</svg>'
-                  "</div>").format(ROW * len(parts), said, body)  # fmt: skip
+                  "</div>").format(ROW_HEIGHT * len(stages), label, body)  # fmt: skip
 
 
-def _part(part: Mapping[str, Any], phases: Sequence[str], top: float, scale: float) -> Markup:
-    size, trained = part["parameters"], part["trained"][-1] if part["trained"] else 0
+def _draw_stage(stage: Mapping[str, Any], phases: Sequence[str], top: float, scale: float) -> Markup:
+    size, trained = stage["parameters"], stage["trained"][-1] if stage["trained"] else 0
     width = max(4.0, scale * size**0.5)
     share = width * trained / size if size else 0.0
     box = Markup('<rect class="{}" x="{:.1f}" y="{}" width="{:.1f}" height="20"/>')
-    bars = box.format("trained", LABEL, top + 4, share) if share else Markup("")
-    bars += box.format("frozen", LABEL + share, top + 4, width - share) if share < width else Markup("")
-    bars += box.format("box", LABEL, top + 4, width)
+    bars = box.format("trained", LABEL_WIDTH, top + 4, share) if share else Markup("")
+    bars += box.format("frozen", LABEL_WIDTH + share, top + 4, width - share) if share < width else Markup("")
+    bars += box.format("box", LABEL_WIDTH, top + 4, width)
     text = Markup('<text x="{}" y="{}" text-anchor="{}"{}>{}</text>')
-    name = text.format(LABEL - 10, top + 19, "end", "", part["name"])
-    said = f"{size:,}  {_state(part, phases)}"
-    return name + bars + text.format(round(LABEL + width + 10, 1), top + 19, "start", Markup(' class="soft"'), said)
+    name = text.format(LABEL_WIDTH - 10, top + 19, "end", "", stage["name"])
+    label = f"{size:,}  {_training_state(stage, phases)}"
+    return (
+        name + bars + text.format(round(LABEL_WIDTH + width + 10, 1), top + 19, "start", Markup(' class="soft"'), label)
+    )
 
 
-def _state(part: Mapping[str, Any], phases: Sequence[str]) -> str:
+def _training_state(stage: Mapping[str, Any], phases: Sequence[str]) -> str:
     """Return "trained", "frozen" or the share that is trained; where that changes, from which phase on or in which."""
-    each = [_share(trained, part["parameters"]) for trained in part["trained"]] or ["frozen"]
-    if len(set(each)) == 1:
-        return each[0]
-    first = each.index("trained") if "trained" in each else 0
-    if first and set(each[:first]) == {"frozen"} and set(each[first:]) == {"trained"}:
-        return f"trained from phase {phases[first]} on"
-    return ", ".join(f"{state} in {phase}" for state, phase in zip(each, phases, strict=True))
+    states = [_trained_share(trained, stage["parameters"]) for trained in stage["trained"]] or ["frozen"]
+    if len(set(states)) == 1:
+        return states[0]
+    first_trained = states.index("trained") if "trained" in states else 0
+    if first_trained and set(states[:first_trained]) == {"frozen"} and set(states[first_trained:]) == {"trained"}:
+        return f"trained from phase {phases[first_trained]} on"
+    return ", ".join(f"{state} in {phase}" for state, phase in zip(states, phases, strict=True))
 
 
-def _share(trained: int, size: int) -> str:
+def _trained_share(trained: int, size: int) -> str:
     return "trained" if trained == size else "frozen" if not trained else f"{100 * trained / size:.2g} % trained"
 
 
 # Titles and what makes them, from top to bottom; each takes the results and gives a section, or None.
 SECTIONS = {
-    "Result": headline,
-    "What was done": done,
-    "Curves": curves,
-    "By class": run_examples.by_class,
+    "Result": result_section,
+    "What was done": setup_section,
+    "Curves": curve_section,
+    "By class": run_examples.class_scores,
     "Confusions": run_examples.confusions,
     "Surest mistakes": run_examples.mistakes,
     "Boxes": run_examples.detections,
     "Calibration": run_examples.calibration,
     "ROC": run_examples.roc,
-    "Where it looks": run_examples.looks,
+    "Where it looks": run_examples.grad_cam,
     "An episode": run_examples.episode,
-    "Network": network,
+    "Network": network_section,
     "Augmentation": run_examples.augmentation,
-    "Learning rate": run_examples.rate,
-    "Time and memory": costs,
+    "Learning rate": run_examples.learning_rate,
+    "Time and memory": cost_section,
 }
 PAGE_STYLE = plots.STYLE + SCORES_STYLE + run_examples.CLASSES_STYLE + run_examples.EXAMPLES_STYLE + FACTS_STYLE
 
 
-def write(path: Path, found: Results) -> Path:
+def write_report(path: Path, results: Results) -> Path:
     """Write the page, a section for each kind of data that is there; what is damaged is said at the end."""
-    sections, left_out = [], list(found.problems)
-    for title, make in SECTIONS.items():
+    sections, problems = [], list(results.problems)
+    for title, build in SECTIONS.items():
         try:
-            parts = make(found)
+            section = build(results)
         except (
             KeyError,
             TypeError,
@@ -338,11 +362,11 @@ def write(path: Path, found: Results) -> Path:
             IndexError,
             AttributeError,
         ) as e:  # a file that is not as it was written
-            left_out.append(f"{title}: its data are not as expected ({type(e).__name__}: {e})")
+            problems.append(f"{title}: its data are not as expected ({type(e).__name__}: {e})")
             continue
-        if parts:
-            sections.append(parts._replace(title=title))
-    if left_out:
-        sections.append(html.Section("Not shown", left_out))
-    name = found.summary.get("config_name") or found.about.get("name") or found.folder.name
-    return html.write(path, name, sections, PAGE_STYLE)
+        if section:
+            sections.append(section._replace(title=title))
+    if problems:
+        sections.append(html.Section("Not shown", problems))
+    name = results.summary.get("config_name") or results.description.get("name") or results.folder.name
+    return html.write_page(path, name, sections, PAGE_STYLE)

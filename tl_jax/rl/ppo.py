@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tl_jax.models.actor_critic import Policy, PolicyOutput, init_variables
+from tl_jax.models import actor_critic
+from tl_jax.models.actor_critic import Policy, PolicyOutput
 from tl_jax.rl import rollout
 from tl_jax.rl.envs import Env
 from tl_jax.rl.rollout import Rollout, apply_policy, collect
@@ -40,7 +41,7 @@ def _initializer(env: Env, policy: Policy, num_envs: int, normalize: bool):
         stats: dict[str, Any] = {"worlds": rollout.reset_envs(env, num_envs, env_key)}
         if normalize:
             stats["observations"] = rollout.init_statistics(env.observation_shape)
-        return {**init_variables(policy, env.observation_shape, params_key), "batch_stats": stats}
+        return {**actor_critic.init_variables(policy, env.observation_shape, params_key), "batch_stats": stats}
 
     return jax.jit(variables)
 

@@ -18,7 +18,7 @@ from tl_jax.data.dataset import Dataset, Split
 from tl_jax.data.decode import Decoding, decode_file
 from tl_jax.data.detection import CLASS, COLUMNS, CROWD, check_objects, letterbox
 from tl_jax.data.image_folder import input_images
-from tl_jax.metrics.detection import of_boxes as _of_boxes
+from tl_jax.metrics.detection import box_evaluator as _of_boxes
 from tl_jax.models import centernet
 from tl_jax.models.centernet import GROUP_SIZE, Detector, giou
 from tl_jax.pretrained.network import Pretrained, with_head

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from tl_jax.data.dataset import Images
-from tl_jax.metrics import Batch, Verdict, classification
-from tl_jax.metrics.classification import Scored, scored
+from tl_jax.metrics import Batch, Evaluation, classification
+from tl_jax.metrics.classification import Predictions, collect_predictions
 
 MAX_MISTAKES = 12  # shown
 SIDE = 96  # pixels: larger pictures are made smaller to this side
@@ -19,13 +19,13 @@ MAX_CHARS = 400  # of a text that is shown
 MAX_POINTS = 200  # of a ROC curve, about
 
 
-def score_examples(predictions: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
+def score_examples(predictions: Sequence[Any], batches: Sequence[Batch]) -> Evaluation:
     """Keep the probabilities, without metrics beyond the task's own."""
-    return Verdict({}, {}, kept=scored(predictions, batches))
+    return Evaluation({}, {}, predictions=collect_predictions(predictions, batches))
 
 
 def image_details(
-    classes: Sequence[str], images: Images, scored_examples: Scored, names: Sequence[str] | None = None
+    classes: Sequence[str], images: Images, scored_examples: Predictions, names: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Return the details of an image classifier.
 
@@ -44,7 +44,7 @@ def image_details(
 
 
 def text_details(
-    classes: Sequence[str], texts: Sequence[Any], rows: np.ndarray | None, scored_examples: Scored
+    classes: Sequence[str], texts: Sequence[Any], rows: np.ndarray | None, scored_examples: Predictions
 ) -> dict[str, Any]:
     """Return the details of a text classifier.
 
@@ -103,7 +103,7 @@ def tag_details(
 
 def class_details(
     classes: Sequence[str],
-    scored_examples: Scored,
+    scored_examples: Predictions,
     show: Callable[[int], dict[str, Any]],
     rows: np.ndarray | None = None,
 ) -> dict[str, Any]:
@@ -117,13 +117,13 @@ def class_details(
     if not len(labels) or not np.isfinite(probabilities).all():
         return {}
     predictions = probabilities.argmax(1)
-    bins = classification.reliability(probabilities, labels)
+    bins = classification.reliability_bins(probabilities, labels)
     result = {
         "classes": list(classes),
         "examples": len(labels),
         "confusion": confusion(labels, predictions),
         "right": "".join(map(str, _in_split_order((predictions == labels).astype(int), rows))),
-        "calibration": {"ece": bins.error, **{name: getattr(bins, name).tolist() for name in bins._fields}},
+        "calibration": {"ece": bins.ece, **{name: getattr(bins, name).tolist() for name in bins._fields}},
     }
     if probabilities.shape[1] == 2 and 0 < (labels == 1).sum() < len(labels):
         result["roc"] = {"positive": classes[1], **_roc_points(probabilities[:, 1], labels == 1)}

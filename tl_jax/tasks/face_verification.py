@@ -16,8 +16,8 @@ from tl_jax.data.augment import Augment
 from tl_jax.data.dataset import Dataset, Split, Subset, path_array
 from tl_jax.data.decode import DEFAULT_DECODING, Decoding
 from tl_jax.data.faces import FaceSet, SplitOptions
-from tl_jax.metrics import Batch, Verdict, verification
-from tl_jax.metrics.verification import Pairs, Trial
+from tl_jax.metrics import Batch, Evaluation, verification
+from tl_jax.metrics.verification import Comparisons, Pairs
 from tl_jax.models.layers import glorot_uniform
 from tl_jax.report import plots
 from tl_jax.tasks import file_answers, image_classification
@@ -104,9 +104,9 @@ def validation_threshold(task: Task, variables: Any) -> float | None:
     labels = np.concatenate([b["label"][b["mask"] > 0] for b in task.eval_batches("validation")])
     embeddings, pairs = (
         extract(task.predict, variables, task.eval_batches("validation")),
-        verification.every_pair(labels),
+        verification.all_pairs(labels),
     )
-    return verification.best_threshold(verification.cosines(embeddings, pairs), pairs.same)
+    return verification.best_threshold(verification.pair_cosines(embeddings, pairs), pairs.same)
 
 
 def _result_line(row: dict[str, Any]) -> str:
@@ -253,39 +253,41 @@ def _read_cached(
     return faces.read_faces(folder, size, max_bytes, decoding)
 
 
-def evaluate_pairs(faces: FaceData, gallery: int, outputs: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
+def evaluate_pairs(faces: FaceData, gallery: int, outputs: Sequence[Any], batches: Sequence[Batch]) -> Evaluation:
     """Evaluate embeddings (N, E): on the pairs of the file for the test split, on every pair of other splits."""
     masks = [np.asarray(batch["mask"]) > 0 for batch in batches]
     embeddings = np.concatenate([np.asarray(output)[mask] for output, mask in zip(outputs, masks, strict=True)])
     labels = np.concatenate([np.asarray(b["label"])[mask] for b, mask in zip(batches, masks, strict=True)])
     listed_pairs = faces.pairs if np.array_equal(labels, faces.source.test.labels) else None
-    trial = verification.trial(embeddings, labels, listed_pairs or verification.every_pair(labels), gallery)
-    return Verdict(verification.figures(trial), {}, verification.missing(trial), trial)
+    trial = verification.compare(embeddings, labels, listed_pairs or verification.all_pairs(labels), gallery)
+    return Evaluation(verification.verification_metrics(trial), {}, verification.missing_metrics(trial), trial)
 
 
-def report_trial(name: str, trial: Trial, validation_trial: Trial | None, folder: Path) -> dict[str, Any]:
+def report_trial(name: str, trial: Comparisons, validation_trial: Comparisons | None, folder: Path) -> dict[str, Any]:
     """Draw the ROC of the test part into ``folder/roc.png``, show its figures with their intervals, and return them.
 
     ``threshold`` is the one that is best on the validation split, which predictions use.
     """
-    values, intervals = verification.figures(trial), verification.intervals(trial)
+    values, intervals = verification.verification_metrics(trial), verification.bootstrap_intervals(trial)
     num_same, count = int(trial.same.sum()), len(trial.same)
-    counts_text = f"{trial.people} people, {num_same:,} pairs of one and {count - num_same:,} of two"
+    counts_text = f"{trial.num_identities} people, {num_same:,} pairs of one and {count - num_same:,} of two"
     say(f"{counts_text}; 95 % intervals over people:")
     for figure, value in values.items():
         interval = intervals.get(figure)
         say(f"  {figure:12} {value:.4f}" + (f"  [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""))
-    for figure, reason in verification.missing(trial).items():
+    for figure, reason in verification.missing_metrics(trial).items():
         say(f"  {figure:12} not measured: it {reason}")
-    curve = verification.roc(trial.scores, trial.same)
+    curve = verification.roc_curve(trial.scores, trial.same)
     points = {
-        f"FAR {level:g}": (level, values[figure]) for figure, level in verification.LEVELS.items() if figure in values
+        f"FAR {level:g}": (level, values[figure])
+        for figure, level in verification.FAR_LEVELS.items()
+        if figure in values
     } | {f"equal errors, {values['eer']:.3f}": (values["eer"], 1 - values["eer"])}
     title = f"{name}: {counts_text}\nAUC {values['auc']:.4f}"
     if "auc" in intervals:
         title += " [{:.4f}, {:.4f}]".format(*intervals["auc"])
-    say(f"picture: {plots.draw_roc(curve.far, curve.tar, points, title, folder / 'roc.png')}")
-    counts = {"people": trial.people, "same": num_same, "different": count - num_same}
+    say(f"picture: {plots.plot_roc(curve.far, curve.tar, points, title, folder / 'roc.png')}")
+    counts = {"people": trial.num_identities, "same": num_same, "different": count - num_same}
     result = {"intervals95": intervals, "pairs": counts}
     if validation_trial:
         result["threshold"] = verification.best_threshold(validation_trial.scores, validation_trial.same)

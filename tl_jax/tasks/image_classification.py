@@ -20,7 +20,7 @@ from tl_jax.data.decode import Decoding
 from tl_jax.data.fingerprint import relative_names
 from tl_jax.data.image_folder import input_images
 from tl_jax.metrics import Batch
-from tl_jax.metrics.classification import calibrated, fit_temperature
+from tl_jax.metrics.classification import apply_temperature, fit_temperature
 from tl_jax.pretrained.network import Pretrained, variable_shapes, with_head
 from tl_jax.report import html as drawn
 from tl_jax.tasks import error_analysis, file_answers, head_init, image_evaluation, run_record
@@ -125,7 +125,7 @@ def predict_files(predictor: Predictor, variables: Any, inputs: Sequence[str]) -
             batch_files, _probabilities(predictor, variables, images, softmax_temperature), strict=True
         ):
             results[file] = {"probabilities": dict(zip(predictor.classes, map(float, row), strict=True))}
-            lines += drawn.lines(str(file), predictor.classes, row)
+            lines += drawn.probability_bars(str(file), predictor.classes, row)
     return file_answers.result_rows(files, results, errors), "\n".join(
         [*lines, *file_answers.error_lines(files, errors)]
     )
@@ -186,7 +186,7 @@ def _read_batches(
 def _probabilities(predictor: Predictor, variables: Any, images: np.ndarray, softmax_temperature: float) -> np.ndarray:
     labels = np.zeros(len(images), np.int32)  # nobody reads them
     probabilities = _extract(make_predict(predictor.network, predictor.num_views), predictor, variables, images, labels)
-    return calibrated(probabilities.astype(np.float64), softmax_temperature)
+    return apply_temperature(probabilities.astype(np.float64), softmax_temperature)
 
 
 def _extract(function: Any, predictor: Predictor, variables: Any, images: np.ndarray, labels: np.ndarray) -> np.ndarray:

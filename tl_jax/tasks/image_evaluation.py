@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tl_jax.data.dataset import Split
-from tl_jax.metrics import Batch, Verdict, classification
-from tl_jax.metrics.classification import Scored, scored
+from tl_jax.metrics import Batch, Evaluation, classification
+from tl_jax.metrics.classification import Predictions, collect_predictions
 from tl_jax.report import plots
 from tl_jax.train.logging import say
 from tl_jax.utils.errors import UserError, join_names, nearest
@@ -86,24 +86,28 @@ def read_settings(config: Any, classes: tuple[str, ...], splits: Mapping[str, Sp
     return EvaluationSettings(tuple(config.metrics), classes, positive, config.specificity, config.calibrate, groups)
 
 
-def evaluate_predictions(settings: EvaluationSettings, predictions: Sequence[Any], batches: Sequence[Batch]) -> Verdict:
+def evaluate_predictions(
+    settings: EvaluationSettings, predictions: Sequence[Any], batches: Sequence[Batch]
+) -> Evaluation:
     """Return the metrics of the probabilities (N, K) of batches, padding left out; of training that diverged none."""
-    probabilities, labels = scored(predictions, batches)
+    probabilities, labels = collect_predictions(predictions, batches)
     if not np.isfinite(probabilities).all():
-        return Verdict(
-            {}, {}, dict.fromkeys(settings.metrics, "needs finite probabilities"), Scored(probabilities, labels)
+        return Evaluation(
+            {}, {}, dict.fromkeys(settings.metrics, "needs finite probabilities"), Predictions(probabilities, labels)
         )
     functions = {
         "auc": lambda: float(classification.mean_auc(probabilities, labels, settings.reference)),
         "sensitivity": lambda: classification.mean_sensitivity(
             probabilities, labels, settings.positive, settings.specificity
         ),
-        "ece": lambda: classification.reliability(probabilities, labels).error,
+        "ece": lambda: classification.reliability_bins(probabilities, labels).ece,
     }
     measured = {name: functions[name]() for name in settings.metrics}
     values = {name: value for name, value in measured.items() if math.isfinite(value)}
     missing = dict.fromkeys(measured.keys() - values, NEEDS)
-    return Verdict(values, {}, missing | _missing_classes(settings, values, labels), Scored(probabilities, labels))
+    return Evaluation(
+        values, {}, missing | _missing_classes(settings, values, labels), Predictions(probabilities, labels)
+    )
 
 
 def _missing_classes(settings: EvaluationSettings, values: Mapping[str, float], labels: np.ndarray) -> dict[str, str]:
@@ -115,7 +119,7 @@ def _missing_classes(settings: EvaluationSettings, values: Mapping[str, float], 
 
 
 def report_calibration(
-    settings: EvaluationSettings, test: Scored, validation: Scored | None, folder: Path
+    settings: EvaluationSettings, test: Predictions, validation: Predictions | None, folder: Path
 ) -> dict[str, Any]:
     """Return what the summary says beside the metrics, and draw ``reliability.png`` in ``folder``.
 
@@ -125,10 +129,10 @@ def report_calibration(
     """
     result: dict[str, Any] = {}
     if "auc" in settings.metrics:
-        interval = classification.interval(*test, settings.reference, settings.groups)
+        interval = classification.auc_interval(*test, settings.reference, settings.groups)
         grouped = settings.groups is not None
         units = f"{len(np.unique(settings.groups))} groups" if grouped else f"{len(test.labels)} pictures"
-        result["intervals"] = {"auc": interval, "level": 0.95, "over": units, "resamples": classification.RESAMPLES}
+        result["intervals"] = {"auc": interval, "level": 0.95, "over": units, "resamples": classification.NUM_RESAMPLES}
         say(f"AUC on test, 95 % interval over {units}: {interval[0]:.3f} to {interval[1]:.3f}")
     if validation is None:
         return result
@@ -139,8 +143,10 @@ def report_calibration(
     return result
 
 
-def _operating_point(settings: EvaluationSettings, positive: int, test: Scored, validation: Scored) -> dict[str, Any]:
-    threshold = classification.at_specificity(
+def _operating_point(
+    settings: EvaluationSettings, positive: int, test: Predictions, validation: Predictions
+) -> dict[str, Any]:
+    threshold = classification.operating_point(
         validation.probabilities[:, positive], validation.labels == positive, settings.specificity
     ).threshold
     predicted, actual = test.probabilities[:, positive] >= threshold, test.labels == positive
@@ -151,20 +157,22 @@ def _operating_point(settings: EvaluationSettings, positive: int, test: Scored, 
     return {"positive": name, "threshold": threshold, **point}
 
 
-def _calibrate(test: Scored, validation: Scored, folder: Path) -> dict[str, float]:
+def _calibrate(test: Predictions, validation: Predictions, folder: Path) -> dict[str, float]:
     temperature = classification.fit_temperature(*validation)
-    calibrated = classification.calibrated(test.probabilities, temperature)
-    before_bins, after_bins = (classification.reliability(p, test.labels) for p in (test.probabilities, calibrated))
-    path = plots.draw_reliability(before_bins, after_bins, temperature, folder / "reliability.png")
-    bound = f" ({words})" if (words := plots.at_bound(temperature)) else ""
+    calibrated = classification.apply_temperature(test.probabilities, temperature)
+    before_bins, after_bins = (
+        classification.reliability_bins(p, test.labels) for p in (test.probabilities, calibrated)
+    )
+    path = plots.plot_reliability(before_bins, after_bins, temperature, folder / "reliability.png")
+    bound = f" ({words})" if (words := plots.describe_bound(temperature)) else ""
     say(
-        f"temperature {temperature:.3f}{bound}: calibration error {before_bins.error:.3f} before, "
-        f"{after_bins.error:.3f} after; picture: {path}"
+        f"temperature {temperature:.3f}{bound}: calibration error {before_bins.ece:.3f} before, "
+        f"{after_bins.ece:.3f} after; picture: {path}"
     )
     return {
         "temperature": temperature,
-        "ece_before": before_bins.error,
-        "ece_after": after_bins.error,
+        "ece_before": before_bins.ece,
+        "ece_after": after_bins.ece,
         "loss_before": classification.log_loss(*test),
         "loss_after": classification.log_loss(calibrated, test.labels),
     }

@@ -24,7 +24,7 @@ from tl_jax.data.word_splitting import PLAIN_SPLITTER, Splitter
 from tl_jax.metrics import sequence
 from tl_jax.pretrained import huggingface
 from tl_jax.pretrained.huggingface import TextNetwork
-from tl_jax.report.html import lines as drawn_probabilities
+from tl_jax.report.html import probability_bars as drawn_probabilities
 from tl_jax.tasks import error_analysis, head_init, run_record
 from tl_jax.tasks import losses as objectives
 from tl_jax.tasks.error_analysis import PAIR
@@ -329,7 +329,7 @@ def make_task(config: Any, record: RunRecord = NEW_RUN) -> Task:
         test_details=functools.partial(
             _details, source.classes, raw_splits["test"].images, rows=splits["test"].order()
         ),
-        evaluate=(sequence.of_tokens if config.task == "tokens" else sequence.of_texts)(source.classes),
+        evaluate=(sequence.token_evaluator if config.task == "tokens" else sequence.text_evaluator)(source.classes),
         predict_inputs=functools.partial(_predict_inputs, config, net, encoder, source.classes, reading),
         score="f1" if config.task == "tokens" else "accuracy",
     )
@@ -357,8 +357,10 @@ def _with_masked_lm(
 
 def _details(classes: Sequence[str], texts: Any, scored_examples: Any, rows: Any) -> dict[str, Any]:
     """Return the details of the test split from its probabilities or tags."""
-    if isinstance(scored_examples, sequence.Tagged):
-        return error_analysis.tag_details(sequence.names_of(classes, scored_examples), texts, rows, *scored_examples)
+    if isinstance(scored_examples, sequence.Tags):
+        return error_analysis.tag_details(
+            sequence.predicted_classes(classes, scored_examples), texts, rows, *scored_examples
+        )
     return error_analysis.text_details(classes, texts, rows, scored_examples)
 
 

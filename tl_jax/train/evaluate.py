@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax.metrics import Sums, Verdict
+from tl_jax import metrics
+from tl_jax.metrics import Sums
 from tl_jax.train import sharding
 from tl_jax.train.step import make_eval_step
 from tl_jax.train.task import Task
@@ -40,7 +41,7 @@ class EvalResult(NamedTuple):
     values: dict[str, float]
     examples: int
     compile_seconds: float
-    evaluation: Verdict = Verdict({}, {})
+    evaluation: metrics.Evaluation = metrics.Evaluation({}, {})
 
 
 def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from tl_jax.metrics import Batch, Sums, Variables, Verdict
+from tl_jax.metrics import Batch, Evaluation, Sums, Variables
 
 
 class Objective(NamedTuple):
@@ -66,7 +66,7 @@ class Task(NamedTuple):
     cache_features: Callable[["Task", Variables, Any], "Task"] | None = None
     score: str = "accuracy"
     predict: Callable[[Variables, Batch], jax.Array] | None = None
-    evaluate: Callable[[Sequence[Any], Sequence[Batch]], Verdict] | None = None
+    evaluate: Callable[[Sequence[Any], Sequence[Batch]], Evaluation] | None = None
     test_details: Callable[..., dict[str, Any]] | None = None
     report: Callable[[Any, Any, Path], dict[str, Any]] | None = None
     make_stepper: Callable[..., Any] | None = None

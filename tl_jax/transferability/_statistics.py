@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import numpy as np
 
-REGULAR = 1e3  # a pivot of this many times the rounding of a correlation matrix still means something
+MIN_PIVOT_FACTOR = 1e3  # a pivot of this many times the rounding of a correlation matrix still means something
 
 
-def tolerance(size: int | jax.Array) -> jax.Array | np.floating:
+def rank_tolerance(size: int | jax.Array) -> jax.Array | np.floating:
     """Return the share of the largest eigenvalue at which others are rounding, of a sum of ``size`` products."""
     return 4 * jnp.finfo(jnp.float64).eps * size
 
@@ -27,7 +27,7 @@ def half_logdet(a: jax.Array) -> jax.Array:
     return jnp.log(jnp.diagonal(factor)).sum()
 
 
-def correlation(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+def to_correlation(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return a scatter (M, M) as correlations, and the factors (M,) that made them; a feature of no variance has 0.
 
     Such a feature is left with a correlation of 1 with itself and 0 with others, so that it cannot make ``a`` singular.
@@ -35,22 +35,22 @@ def correlation(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     variance = jnp.diagonal(a)
     scale = jnp.where(variance > 0, jax.lax.rsqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
     scaled = a * scale[:, None] * scale[None]
-    ones = jnp.eye(len(a), dtype=bool)
-    return jnp.where(ones, 1.0, scaled), scale
+    diagonal = jnp.eye(len(a), dtype=bool)
+    return jnp.where(diagonal, 1.0, scaled), scale
 
 
-def least_pivot(a: jax.Array) -> jax.Array:
+def min_pivot(a: jax.Array) -> jax.Array:
     """Return the least share of a feature's variance that the features before it leave unexplained, NaN for none."""
-    return (jnp.diagonal(jnp.linalg.cholesky(correlation(a)[0])) ** 2).min()
+    return (jnp.diagonal(jnp.linalg.cholesky(to_correlation(a)[0])) ** 2).min()
 
 
-def quadratic(a: jax.Array, b: jax.Array) -> jax.Array:
+def quadratic_form(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return b' pinv(a) b for each column of ``b`` (M, K) in the range of ``a`` (M, M), (K,).
 
     In the range every inverse of ``a`` gives the same, so it is scaled to correlations first. Cholesky's factor does
     where it exists, the eigenvectors of eigenvalues above rounding where it does not.
     """
-    scaled, scale = correlation(a)
+    scaled, scale = to_correlation(a)
     u = b * scale[:, None]
     factor = jnp.linalg.cholesky(scaled)
     pivots = jnp.diagonal(factor) ** 2
@@ -60,16 +60,16 @@ def quadratic(a: jax.Array, b: jax.Array) -> jax.Array:
 
     def singular():
         values, vectors = jnp.linalg.eigh(scaled)
-        keep = values > tolerance(len(a)) * values[-1]
+        keep = values > rank_tolerance(len(a)) * values[-1]
         return ((vectors.T @ u) ** 2 * jnp.where(keep, 1 / jnp.where(keep, values, 1.0), 0.0)[:, None]).sum(0)
 
     # A factor of NaN compares as false.
-    return jax.lax.cond(pivots.min() > REGULAR * tolerance(len(a)), regular, singular)
+    return jax.lax.cond(pivots.min() > MIN_PIVOT_FACTOR * rank_tolerance(len(a)), regular, singular)
 
 
-def solve(a: jax.Array, b: jax.Array) -> jax.Array:
+def solve_psd(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return pinv(a) b for a positive semi-definite ``a`` (M, M) and ``b`` (M, K) in its range."""
-    scaled, scale = correlation(a)
+    scaled, scale = to_correlation(a)
     u = b * scale[:, None]
     factor = jnp.linalg.cholesky(scaled)
 
@@ -78,11 +78,11 @@ def solve(a: jax.Array, b: jax.Array) -> jax.Array:
 
     def singular():
         values, vectors = jnp.linalg.eigh(scaled)
-        keep = values > tolerance(len(a)) * values[-1]
+        keep = values > rank_tolerance(len(a)) * values[-1]
         return vectors @ (vectors.T @ u * jnp.where(keep, 1 / jnp.where(keep, values, 1.0), 0.0)[:, None])
 
-    fine = (jnp.diagonal(factor) ** 2).min() > REGULAR * tolerance(len(a))
-    return jax.lax.cond(fine, regular, singular) * scale[:, None]
+    is_regular = (jnp.diagonal(factor) ** 2).min() > MIN_PIVOT_FACTOR * rank_tolerance(len(a))
+    return jax.lax.cond(is_regular, regular, singular) * scale[:, None]
 
 
 BLOCK = 1024  # rows whose products are summed before the sum goes on in double precision
@@ -90,32 +90,32 @@ PANELS = 4  # strips of a scatter: what is below the diagonal's blocks is not co
 DISTORTION = 1e-4  # of TransRate's coding rate
 
 
-def over_blocks(function: Callable, n: int, block: int):
-    """Return the sum over blocks of rows of ``function(index, there)``; ``there`` is 0 past the last row, else 1."""
+def sum_over_blocks(function: Callable, n: int, block: int):
+    """Sum ``function(index, valid)`` over blocks of rows; ``valid`` is 0 past the last row, else 1."""
     size = min(block, n)
 
     def body(total, start):
-        place = start + jnp.arange(size)
-        found = function(jnp.minimum(place, n - 1), (place < n).astype(jnp.float64))
-        return jax.tree.map(jnp.add, total, found), None
+        rows = start + jnp.arange(size)
+        block_sum = function(jnp.minimum(rows, n - 1), (rows < n).astype(jnp.float64))
+        return jax.tree.map(jnp.add, total, block_sum), None
 
-    first = jax.eval_shape(function, jnp.zeros(size, int), jnp.zeros(size))
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first)
+    shapes = jax.eval_shape(function, jnp.zeros(size, int), jnp.zeros(size))
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     return jax.lax.scan(body, zeros, jnp.arange(0, n, size))[0]
 
 
-def scatters(
+def sum_scatters(
     rows: Callable,
     order: jax.Array,
     bounds: jax.Array,
     d: int,
     single: bool,
-    rated: bool = False,
+    with_rates: bool = False,
     counts: jax.Array | None = None,
     block: int = BLOCK,
     panels: int = PANELS,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return Z' Z (D, D) of all rows, and the coding rate of each group of them, zeros unless ``rated``.
+    """Return Z' Z (D, D) of all rows, and the coding rate of each group of them, zeros unless ``with_rates``.
 
     Args:
         rows: gives rows (B, D) of Z for their index (B,), times the second argument's 0 or 1 (B,).
@@ -123,7 +123,7 @@ def scatters(
         bounds: (G + 1,) where in ``order`` each group begins, and the end.
         d: D.
         single: products in float32.
-        rated: whether groups are classes, of ``counts`` (G,), and their rates wanted.
+        with_rates: whether groups are classes, of ``counts`` (G,), and their rates wanted.
         counts: (G,).
         block: rows of which products are taken at once.
         panels: strips of the scatter.
@@ -132,9 +132,9 @@ def scatters(
     edges = list(range(0, d, width))
     zeros = [jnp.zeros((min(width, d - i), d - i)) for i in edges]
 
-    def strips(place, end):
-        there = place < end
-        z = rows(order[jnp.minimum(place, len(order) - 1)], there.astype(jnp.float64))
+    def strips(positions, end):
+        valid = positions < end
+        z = rows(order[jnp.minimum(positions, len(order) - 1)], valid.astype(jnp.float64))
         z = z.astype(jnp.float32) if single else z
         return [_product(z[:, i : i + width].T, z[:, i:]).astype(jnp.float64) for i in edges]
 
@@ -144,32 +144,32 @@ def scatters(
         def body(j, sums):
             return jax.tree.map(jnp.add, sums, strips(start + j * size + jnp.arange(size), end))
 
-        own = jax.lax.fori_loop(0, (end - start + size - 1) // size, body, zeros)
-        if rated:
+        group_strips = jax.lax.fori_loop(0, (end - start + size - 1) // size, body, zeros)
+        if with_rates:
             assert counts is not None
-            rate = half_logdet(_whole(own) / (jnp.maximum(counts[g], 1e-300) * DISTORTION))
+            rate = half_logdet(_symmetric_matrix(group_strips) / (jnp.maximum(counts[g], 1e-300) * DISTORTION))
         else:
             rate = jnp.zeros(())
-        return jax.tree.map(jnp.add, total, own), rate
+        return jax.tree.map(jnp.add, total, group_strips), rate
 
     total, rates = jax.lax.scan(group, zeros, jnp.arange(len(bounds) - 1))
-    return _whole(total), rates
+    return _symmetric_matrix(total), rates
 
 
-def _whole(strips: list[jax.Array]) -> jax.Array:
+def _symmetric_matrix(strips: list[jax.Array]) -> jax.Array:
     """Return the symmetric matrix whose strips, from the diagonal's blocks on, are given."""
     d = strips[0].shape[1]
     upper = jnp.concatenate([jnp.pad(s, ((0, 0), (d - s.shape[1], 0))) for s in strips])
     return jnp.triu(upper) + jnp.triu(upper, 1).T
 
 
-def class_rates(rows, order, starts, counts, longest: int, single: bool) -> jax.Array:
+def class_coding_rates(rows, order, starts, counts, longest: int, single: bool) -> jax.Array:
     """Return the coding rate of each class (K,) from the products of its examples with each other."""
 
     def rate(c):
-        place = starts[c] + jnp.arange(longest)
-        there = (place < starts[c + 1]).astype(jnp.float64)
-        z = rows(order[jnp.minimum(place, len(order) - 1)], there)
+        positions = starts[c] + jnp.arange(longest)
+        valid = (positions < starts[c + 1]).astype(jnp.float64)
+        z = rows(order[jnp.minimum(positions, len(order) - 1)], valid)
         z = z.astype(jnp.float32) if single else z
         return half_logdet(_product(z, z.T).astype(jnp.float64) / (jnp.maximum(counts[c], 1e-300) * DISTORTION))
 
@@ -180,8 +180,9 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision="highest")
 
 
-EXACT = 2**33  # products, N D^2, up to which all are double: about a tenth of a second
-TRUST = 1e-3  # share of each feature's variance that others leave open where single products keep scores to 1e-5
+MAX_EXACT_PRODUCTS = 2**33  # products, N D^2, up to which all are double: about a tenth of a second
+# Share of each feature's variance that others leave open where single products keep scores to 1e-5.
+MIN_TRUSTED_PIVOT = 1e-3
 
 
 class Moments(NamedTuple):
@@ -218,26 +219,26 @@ class Moments(NamedTuple):
         return self.scatter.shape[-1] < self.mean.shape[-1]
 
     @property
-    def number(self) -> jax.Array:
+    def num_examples(self) -> jax.Array:
         """The number of examples, N, or the sum of their weights."""
         return self.counts.sum()
 
     def between(self) -> jax.Array:
         """Return the scatter of the class means (D, D)."""
-        off = self.means - self.mean[None]
-        return (off * self.counts[:, None]).T @ off
+        centered = self.means - self.mean[None]
+        return (centered * self.counts[:, None]).T @ centered
 
     def uncentred(self) -> tuple[jax.Array, jax.Array]:
         """Return the scatter (M, M) of the features as they are, F' F or F F', and the classes (M, K) for it."""
         if not self.wide:
-            whole = self.scatter + self.number * self.mean[:, None] * self.mean[None]
-            return whole, (self.counts[:, None] * self.means).T
+            scatter = self.scatter + self.num_examples * self.mean[:, None] * self.mean[None]
+            return scatter, (self.counts[:, None] * self.means).T
         root = self.targets.sum(1)
         cross = self.shift[:, None] * root[None]
         return self.scatter + cross + cross.T + (self.mean**2).sum() * root[:, None] * root[None], self.targets
 
 
-def of(x: jax.Array, y: jax.Array, classes: int, rates: bool = False) -> Moments:
+def compute_moments(x: jax.Array, y: jax.Array, classes: int, rates: bool = False) -> Moments:
     """Return the moments of (N, D) features for scores; call it under ``jax.enable_x64(True)``.
 
     Where N D^2 is large, products of centred features are float32 in blocks of rows, whose sums are added in float64:
@@ -250,32 +251,32 @@ def of(x: jax.Array, y: jax.Array, classes: int, rates: bool = False) -> Moments
         classes: K.
         rates: whether TransRate will ask for the classes' coding rates.
     """
-    longest = longest_class(x, y, classes) if rates else None
-    single = large(x)
+    max_size = max_class_size(x, y, classes) if rates else None
+    single = allows_single(x)
     weights = jnp.ones(len(x))
-    found = moments(x, y, weights, classes=classes, longest=longest, single=single)
-    if single and not float(compiled_least_pivot(found.scatter)) > TRUST:
-        found = moments(x, y, weights, classes=classes, longest=longest, single=False)
-    return found
+    moments = weighted_moments(x, y, weights, classes=classes, longest=max_size, single=single)
+    if single and not float(compiled_min_pivot(moments.scatter)) > MIN_TRUSTED_PIVOT:
+        moments = weighted_moments(x, y, weights, classes=classes, longest=max_size, single=False)
+    return moments
 
 
-def longest_class(x: jax.Array, y: jax.Array, classes: int) -> int:
-    """Return ``longest`` for ``moments``: in steps, so that not every set of labels compiles anew."""
+def max_class_size(x: jax.Array, y: jax.Array, classes: int) -> int:
+    """Return ``longest`` for ``weighted_moments``: in steps, so that not every set of labels compiles anew."""
     longest = -(-int(jnp.bincount(y, length=classes).max()) // 64) * 64
     return len(x) if longest >= min(x.shape) else longest
 
 
-def large(x: jax.Array) -> bool:
+def allows_single(x: jax.Array) -> bool:
     """Return whether products of features (N, D) may be float32."""
     n, d = x.shape
-    return d <= n and n * d * d > EXACT
+    return d <= n and n * d * d > MAX_EXACT_PRODUCTS
 
 
-compiled_least_pivot = jax.jit(least_pivot)
+compiled_min_pivot = jax.jit(min_pivot)
 
 
 @functools.partial(jax.jit, static_argnames=("classes", "longest", "single", "block", "panels"))
-def moments(
+def weighted_moments(
     x: jax.Array,
     y: jax.Array,
     weights: jax.Array,
@@ -299,58 +300,58 @@ def moments(
         panels: strips of the scatter.
     """
     n, d = x.shape
-    counts, origin, centre, means = _means(x, y, weights, classes, block)
+    counts, origin, center, means = _class_means(x, y, weights, classes, block)
     order = jnp.argsort(y, stable=True)
     starts = jnp.searchsorted(y[order], jnp.arange(classes + 1))
 
-    def rows(index: jax.Array, there: jax.Array) -> jax.Array:
-        z = (x[index].astype(jnp.float64) - origin[None]) - centre[None]
-        return z * jnp.sqrt(weights[index] * there)[:, None]
+    def rows(index: jax.Array, valid: jax.Array) -> jax.Array:
+        z = (x[index].astype(jnp.float64) - origin[None]) - center[None]
+        return z * jnp.sqrt(weights[index] * valid)[:, None]
 
-    mean = origin + centre
+    mean = origin + center
     if d > n:
         z = rows(jnp.arange(n), jnp.ones(n))
         scatter, targets = z @ z.T, jnp.sqrt(weights)[:, None] * jax.nn.one_hot(y, classes, dtype=jnp.float64)
         shift = z @ mean
     # Classes with more examples than features take their rates from their own scatters, which add up to the whole.
-    apart = d <= n and longest is not None and longest >= d
-    bounds = starts if apart else jnp.array([0, n])
+    by_class = d <= n and longest is not None and longest >= d
+    bounds = starts if by_class else jnp.array([0, n])
     if d <= n:
-        scatter, rates = scatters(rows, order, bounds, d, single, apart, counts, block, panels)
+        scatter, rates = sum_scatters(rows, order, bounds, d, single, by_class, counts, block, panels)
         targets, shift = ((means - mean[None]) * counts[:, None]).T, jnp.zeros(d)
     if longest is None:
         rates = jnp.zeros(())
-    elif not apart:
-        rates = class_rates(rows, order, starts, counts, longest, single)
-    variances, fourth = _spread(x, y, weights, counts, origin, centre, means, block)
+    elif not by_class:
+        rates = class_coding_rates(rows, order, starts, counts, longest, single)
+    variances, fourth = _class_variances(x, y, weights, counts, origin, center, means, block)
     return Moments(counts, mean, means, variances, fourth, scatter, targets, shift, rates)
 
 
-def _means(x: jax.Array, y: jax.Array, weights: jax.Array, classes: int, block: int) -> tuple[jax.Array, ...]:
+def _class_means(x: jax.Array, y: jax.Array, weights: jax.Array, classes: int, block: int) -> tuple[jax.Array, ...]:
     """Return counts (K,), an origin (D,), the mean as seen from it (D,), and class means (K, D)."""
     # From the first example a feature which is the same for all is exactly zero, whatever its value.
     origin = x[0].astype(jnp.float64)
     counts = jax.ops.segment_sum(weights, y, classes)
 
-    def sums(index, there):
-        z = (x[index].astype(jnp.float64) - origin[None]) * (weights[index] * there)[:, None]
+    def sums(index, valid):
+        z = (x[index].astype(jnp.float64) - origin[None]) * (weights[index] * valid)[:, None]
         return jax.ops.segment_sum(z, y[index], classes)
 
-    total = over_blocks(sums, len(x), block)
-    centre = total.sum(0) / counts.sum()
+    total = sum_over_blocks(sums, len(x), block)
+    center = total.sum(0) / counts.sum()
     filled = counts > 0
-    means = jnp.where(filled[:, None], total / jnp.where(filled, counts, 1.0)[:, None], centre[None])
-    return counts, origin, centre, means + origin[None]
+    means = jnp.where(filled[:, None], total / jnp.where(filled, counts, 1.0)[:, None], center[None])
+    return counts, origin, center, means + origin[None]
 
 
-def _spread(x, y, weights, counts, origin, centre, means, block) -> tuple[jax.Array, jax.Array]:
+def _class_variances(x, y, weights, counts, origin, center, means, block) -> tuple[jax.Array, jax.Array]:
     """Return the variances within classes (K, D) and the sum of fourth powers of centred lengths."""
 
-    def sums(index, there):
-        w, z = weights[index] * there, x[index].astype(jnp.float64) - origin[None]
+    def sums(index, valid):
+        w, z = weights[index] * valid, x[index].astype(jnp.float64) - origin[None]
         within = (z - (means - origin[None])[y[index]]) ** 2 * w[:, None]
-        lengths = ((z - centre[None]) ** 2).sum(1)
+        lengths = ((z - center[None]) ** 2).sum(1)
         return jax.ops.segment_sum(within, y[index], len(counts)), (w * lengths**2).sum()
 
-    within, fourth = over_blocks(sums, len(x), block)
+    within, fourth = sum_over_blocks(sums, len(x), block)
     return within / jnp.where(counts > 0, counts, 1.0)[:, None], fourth

@@ -33,7 +33,7 @@ def linear_cka(x1: _inputs.Array, x2: _inputs.Array, debiased: bool = False) -> 
         raise UserError(
             f"linear_cka takes features (N, D1) and (N, D2) of the same N examples, not {first} and {second}"
         )
-    a, b = _inputs.features(x1, "x1"), _inputs.features(x2, "x2")
+    a, b = _inputs.feature_matrix(x1, "x1"), _inputs.feature_matrix(x2, "x2")
     if debiased and len(a) < 4:
         raise UserError(f"debiased needs 4 examples or more, not {len(a)}; pass more, or debiased=False")
     for x, name in ((a, "features x1"), (b, "features x2")):
@@ -48,33 +48,33 @@ def linear_cka(x1: _inputs.Array, x2: _inputs.Array, debiased: bool = False) -> 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _cka(a: jax.Array, b: jax.Array, debiased: bool) -> jax.Array:
-    a, b = _centred(a), _centred(b)
+    a, b = _center_and_scale(a), _center_and_scale(b)
     if len(a) < max(a.shape[1], b.shape[1]):
         # |A' B|^2 is the inner product of A A' and B B', which are the smaller matrices here.
         k, m = _product(a, a.T), _product(b, b.T)
-        cross, own1, own2 = (k * m).sum(), (k**2).sum(), (m**2).sum()
+        cross, norm1, norm2 = (k * m).sum(), (k**2).sum(), (m**2).sum()
     else:
-        cross, own1, own2 = ((_product(p.T, q) ** 2).sum() for p, q in ((a, b), (a, a), (b, b)))
+        cross, norm1, norm2 = ((_product(p.T, q) ** 2).sum() for p, q in ((a, b), (a, a), (b, b)))
     if not debiased:
-        return jnp.clip(cross / jnp.sqrt(own1 * own2), 0, 1)
+        return jnp.clip(cross / jnp.sqrt(norm1 * norm2), 0, 1)
     u, v = (a**2).sum(1), (b**2).sum(1)
-    own1, own2 = _unbiased(own1, u, u), _unbiased(own2, v, v)
+    norm1, norm2 = _unbiased_hsic(norm1, u, u), _unbiased_hsic(norm2, v, v)
     # Of a zero, rounding is left.
-    none = (own1 <= 1e-12 * (u**2).sum()) | (own2 <= 1e-12 * (v**2).sum())
-    return jnp.where(none, jnp.nan, jnp.clip(_unbiased(cross, u, v) / jnp.sqrt(own1 * own2), -1, 1))
+    degenerate = (norm1 <= 1e-12 * (u**2).sum()) | (norm2 <= 1e-12 * (v**2).sum())
+    return jnp.where(degenerate, jnp.nan, jnp.clip(_unbiased_hsic(cross, u, v) / jnp.sqrt(norm1 * norm2), -1, 1))
 
 
-def _unbiased(cross: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
+def _unbiased_hsic(cross: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
     """Return n (n - 3) times the unbiased HSIC from tr(K L) of centred features and the diagonals of K and L.
 
     The diagonals count as zero there, so that the row sums of K, which are zero for centred features, become -u.
     """
     n = len(u)
-    both = (u * v).sum()
-    return cross - both + u.sum() * v.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * both
+    diagonal_product = (u * v).sum()
+    return cross - diagonal_product + u.sum() * v.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * diagonal_product
 
 
-def _centred(x: jax.Array) -> jax.Array:
+def _center_and_scale(x: jax.Array) -> jax.Array:
     """Return ``x`` with means of zero, on a scale at which fourth powers neither vanish nor overflow."""
     x = x - x[:1]  # a mean far from zero is only as exact as its digits are there
     x = x - x.mean(0, keepdims=True)

@@ -20,16 +20,16 @@ def frechet(x1: _inputs.Array, x2: _inputs.Array) -> float:
     Raises:
         UserError: other shapes, values that are not finite, or a side of one example.
     """
-    a, b = _inputs.pair(x1, x2, least=2)
+    a, b = _inputs.feature_pair(x1, x2, min_rows=2)
     # Far from the origin the means' own rounding would count.
     origin = a.mean(0)
     a -= origin[None]
     b -= origin[None]
-    mean, f1, f2 = b.mean(0), factor(a), factor(b)
-    return float(max(0.0, mean @ mean + (f1**2).sum() + (f2**2).sum() - 2 * overlap(f1, f2)))
+    mean, f1, f2 = b.mean(0), covariance_factor(a), covariance_factor(b)
+    return float(max(0.0, mean @ mean + (f1**2).sum() + (f2**2).sum() - 2 * factor_overlap(f1, f2)))
 
 
-def factor(x: np.ndarray) -> np.ndarray:
+def covariance_factor(x: np.ndarray) -> np.ndarray:
     """Return F (R, D) with F'F the covariance of ``x`` (N, D), 1 / (N - 1), and R at most min(N, D).
 
     That of one example is zero.
@@ -39,11 +39,11 @@ def factor(x: np.ndarray) -> np.ndarray:
         return x
     values, vectors = np.linalg.eigh(x.T @ x)
     # What is left of zero eigenvalues is rounding, but its root would not be.
-    large = values > x.shape[1] * np.finfo(np.float64).eps * values.max(initial=0)
-    return np.sqrt(values[large])[:, None] * vectors.T[large]
+    keep = values > x.shape[1] * np.finfo(np.float64).eps * values.max(initial=0)
+    return np.sqrt(values[keep])[:, None] * vectors.T[keep]
 
 
-def overlap(f1: np.ndarray, f2: np.ndarray) -> float:
+def factor_overlap(f1: np.ndarray, f2: np.ndarray) -> float:
     """Return tr (S1^1/2 S2 S1^1/2)^1/2 for covariances S = F'F: the sum of the singular values of F1 F2'.
 
     With fewer examples than features this is a matter of matrices as small as the sets, and no root is taken of what

@@ -8,7 +8,7 @@ import numpy as np
 
 from tl_jax.transferability import _inputs, _statistics
 
-FLOOR = 1e-4  # least variance
+MIN_VARIANCE = 1e-4  # least variance
 
 
 def gbc(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
@@ -27,27 +27,27 @@ def gbc(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> flo
             from 0 on, or a single class.
     """
     with jax.enable_x64(True):
-        return float(_gbc(*_inputs.classified(features, labels)))
+        return float(_gbc(*_inputs.score_inputs(features, labels)))
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _gbc(x: jax.Array, y: jax.Array, classes: int) -> jax.Array:
     # Compiled as one, so that the scatter which nobody reads is not computed.
-    return gbc_from(_statistics.moments(x, y, jnp.ones(len(x)), classes=classes))
+    return gbc_from(_statistics.weighted_moments(x, y, jnp.ones(len(x)), classes=classes))
 
 
 @jax.jit
 def gbc_from(m: _statistics.Moments) -> jax.Array:
     """Return ``gbc`` from moments, of which the scatter is not read."""
-    variances = jnp.maximum(m.variances, FLOOR)
+    variances = jnp.maximum(m.variances, MIN_VARIANCE)
     logs = jnp.log(variances)
-    filled = m.counts > 0
+    nonempty = m.counts > 0
 
-    def overlaps(c):
-        middle = (variances[c][None] + variances) / 2
-        apart = ((m.means[c][None] - m.means) ** 2 / middle).sum(1) / 8
-        shapes = (jnp.log(middle) - (logs[c][None] + logs) / 2).sum(1) / 2
-        others = filled & filled[c] & (jnp.arange(len(filled)) != c)
-        return jnp.where(others, jnp.exp(-apart - shapes), 0.0).sum()
+    def class_overlap(c):
+        mean_variance = (variances[c][None] + variances) / 2
+        distance = ((m.means[c][None] - m.means) ** 2 / mean_variance).sum(1) / 8
+        log_ratio = (jnp.log(mean_variance) - (logs[c][None] + logs) / 2).sum(1) / 2
+        others = nonempty & nonempty[c] & (jnp.arange(len(nonempty)) != c)
+        return jnp.where(others, jnp.exp(-distance - log_ratio), 0.0).sum()
 
-    return -jax.lax.map(overlaps, jnp.arange(len(filled))).sum()
+    return -jax.lax.map(class_overlap, jnp.arange(len(nonempty))).sum()

@@ -22,7 +22,7 @@ def h_score(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) ->
             from 0 on, or a single class.
     """
     with jax.enable_x64(True):
-        return float(h_score_from(_statistics.of(*_inputs.classified(features, labels))))
+        return float(h_score_from(_statistics.compute_moments(*_inputs.score_inputs(features, labels))))
 
 
 def regularized_h_score(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
@@ -39,44 +39,44 @@ def regularized_h_score(features: np.ndarray | jax.Array, labels: np.ndarray | j
         UserError: as ``h_score``.
     """
     with jax.enable_x64(True):
-        return float(regularized_h_score_from(_statistics.of(*_inputs.classified(features, labels))))
+        return float(regularized_h_score_from(_statistics.compute_moments(*_inputs.score_inputs(features, labels))))
 
 
 @jax.jit
 def h_score_from(m: _statistics.Moments) -> jax.Array:
     """Return ``h_score`` from moments."""
-    each = 1 / jnp.where(m.counts > 0, m.counts, 1.0)
+    inverse_counts = 1 / jnp.where(m.counts > 0, m.counts, 1.0)
     if not m.wide:
-        return (_statistics.quadratic(m.scatter, m.targets) * each).sum()
+        return (_statistics.quadratic_form(m.scatter, m.targets) * inverse_counts).sum()
     # Z = U S V' gives trace(V S^-2 V' Z' H Z) = trace(U' H U), where H averages within classes.
     values, vectors = jnp.linalg.eigh(m.scatter)
-    keep = values > _statistics.tolerance(len(m.mean)) * values[-1]
-    return jnp.where(keep[:, None], (vectors.T @ m.targets) ** 2 * each[None], 0.0).sum()
+    keep = values > _statistics.rank_tolerance(len(m.mean)) * values[-1]
+    return jnp.where(keep[:, None], (vectors.T @ m.targets) ** 2 * inverse_counts[None], 0.0).sum()
 
 
 @jax.jit
 def regularized_h_score_from(m: _statistics.Moments) -> jax.Array:
     """Return ``regularized_h_score`` from moments."""
-    n, d = m.number, len(m.mean)
-    each = 1 / jnp.where(m.counts > 0, m.counts, 1.0)
-    a, level = shrinkage(m)
+    n, d = m.num_examples, len(m.mean)
+    inverse_counts = 1 / jnp.where(m.counts > 0, m.counts, 1.0)
+    a, mean_eigenvalue = shrinkage(m)
     if not m.wide:
-        shrunk = (1 - a) / n * m.scatter + a * level * jnp.eye(d)
-        return (1 - a) * (_statistics.quadratic(shrunk, m.targets) * each).sum() / (n - 1)
+        shrunk = (1 - a) / n * m.scatter + a * mean_eigenvalue * jnp.eye(d)
+        return (1 - a) * (_statistics.quadratic_form(shrunk, m.targets) * inverse_counts).sum() / (n - 1)
     values, vectors = jnp.linalg.eigh(m.scatter)
-    keep = values > _statistics.tolerance(d) * values[-1]
-    share = jnp.where(keep, values / jnp.where(keep, (1 - a) / n * values + a * level, 1.0), 0.0)
-    return (1 - a) * ((vectors.T @ m.targets) ** 2 * each[None] * share[:, None]).sum() / (n - 1)
+    keep = values > _statistics.rank_tolerance(d) * values[-1]
+    share = jnp.where(keep, values / jnp.where(keep, (1 - a) / n * values + a * mean_eigenvalue, 1.0), 0.0)
+    return (1 - a) * ((vectors.T @ m.targets) ** 2 * inverse_counts[None] * share[:, None]).sum() / (n - 1)
 
 
 def shrinkage(m: _statistics.Moments) -> tuple[jax.Array, jax.Array]:
     """Return Ledoit and Wolf's share of the identity in the covariance, and the identity's factor trace(S) / D."""
-    n, d = m.number, len(m.mean)
-    level = jnp.trace(m.scatter) / (n * d)
+    n, d = m.num_examples, len(m.mean)
+    mean_eigenvalue = jnp.trace(m.scatter) / (n * d)
     squares = (m.scatter**2).sum() / n**2
-    away = (squares - d * level**2) / d
+    dispersion = (squares - d * mean_eigenvalue**2) / d
     noise = (m.fourth / n - squares) / (d * n)
     # The difference of the sums is rounding where S is a multiple of the identity, as it is for D = 1.
-    alike = away <= 1e-14 * squares
-    a = jnp.clip(noise, 0.0, away) / jnp.where(alike, 1.0, away)
-    return jnp.where(alike, 0.0, a), level
+    is_spherical = dispersion <= 1e-14 * squares
+    a = jnp.clip(noise, 0.0, dispersion) / jnp.where(is_spherical, 1.0, dispersion)
+    return jnp.where(is_spherical, 0.0, a), mean_eigenvalue

@@ -31,7 +31,7 @@ def leep(source_probs: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -
             from 0 on, or a single class.
     """
     with jax.enable_x64(True):
-        p, y, classes = _inputs.probabilities(source_probs, labels)
+        p, y, classes = _inputs.probability_inputs(source_probs, labels)
         return float(leep_from(p, y, jnp.ones(len(p)), classes=classes))
 
 
@@ -48,8 +48,8 @@ def nce(source_labels: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -
     Raises:
         UserError: other shapes, labels that are not whole numbers from 0 on, or a single target class.
     """
-    z, sources = _inputs.numbered(source_labels, "source_labels")
-    y, classes = _inputs.numbered(labels)
+    z, sources = _inputs.contiguous_labels(source_labels, "source_labels")
+    y, classes = _inputs.contiguous_labels(labels)
     if len(z) != len(y):
         raise UserError(f"there are {len(z)} source_labels and {len(y)} labels; pass one of each for an example")
     if classes < 2:
@@ -64,10 +64,10 @@ def leep_from(p: jax.Array, y: jax.Array, weights: jax.Array, *, classes: int) -
     p = p.astype(jnp.float64)
     joint = jax.ops.segment_sum(p * weights[:, None], y, classes)
     mass = joint.sum(0)
-    given = joint / jnp.where(mass > 0, mass, 1.0)[None]
-    likely = (p * given[y]).sum(1)
+    conditional = joint / jnp.where(mass > 0, mass, 1.0)[None]
+    likelihoods = (p * conditional[y]).sum(1)
     counted = weights > 0  # an example without weight may have no likely class, and a logarithm of -infinity
-    return jnp.where(counted, jnp.log(jnp.where(counted, likely, 1.0)) * weights, 0.0).sum() / weights.sum()
+    return jnp.where(counted, jnp.log(jnp.where(counted, likelihoods, 1.0)) * weights, 0.0).sum() / weights.sum()
 
 
 @functools.partial(jax.jit, static_argnames=("sources", "classes"))
@@ -113,17 +113,17 @@ def nleep(
         )
     seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
     with jax.enable_x64(True):
-        x, y, classes = _inputs.classified(features, labels)
-        chosen = _inputs.spread(np.asarray(y), most)
-        z = reduced(np.asarray(x), chosen, share, dims)
-        count = min(len(chosen), components or 5 * classes)
-        p = GaussianMixture(count, random_state=seed).fit(z[chosen]).predict_proba(z)
+        x, y, classes = _inputs.score_inputs(features, labels)
+        rows = _inputs.stratified_rows(np.asarray(y), most)
+        z = principal_components(np.asarray(x), rows, share, dims)
+        count = min(len(rows), components or 5 * classes)
+        p = GaussianMixture(count, random_state=seed).fit(z[rows]).predict_proba(z)
         return float(leep_from(jnp.asarray(p), y, jnp.ones(len(p)), classes=classes))
 
 
-def reduced(x: np.ndarray, chosen: np.ndarray, share: float, dims: int) -> np.ndarray:
-    """Return the principal components of (N, D) features that keep ``share`` of the variance of the rows ``chosen``."""
-    sample = x[chosen].astype(np.float64)
+def principal_components(x: np.ndarray, rows: np.ndarray, share: float, dims: int) -> np.ndarray:
+    """Return the principal components of (N, D) features that keep ``share`` of the variance of ``rows``."""
+    sample = x[rows].astype(np.float64)
     mean = sample.mean(0)
     sample -= mean[None]
     wide = sample.shape[1] > sample.shape[0]
@@ -131,9 +131,9 @@ def reduced(x: np.ndarray, chosen: np.ndarray, share: float, dims: int) -> np.nd
     size = len(gram)
     values, vectors = scipy.linalg.eigh(gram, subset_by_index=(max(0, size - dims), size - 1))
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
-    kept = np.cumsum(values) / max(np.trace(gram), np.finfo(float).tiny)
-    number = min(len(values), int(np.searchsorted(kept, share * (1 - 1e-12))) + 1)
-    axes = sample.T @ vectors[:, :number] if wide else vectors[:, :number]
+    explained = np.cumsum(values) / max(np.trace(gram), np.finfo(float).tiny)
+    num_components = min(len(values), int(np.searchsorted(explained, share * (1 - 1e-12))) + 1)
+    axes = sample.T @ vectors[:, :num_components] if wide else vectors[:, :num_components]
     axes /= np.maximum(np.linalg.norm(axes, axis=0, keepdims=True), np.finfo(float).tiny)
     # In blocks, since the features in double precision may be more than memory holds twice.
     return np.concatenate([(x[i : i + 4096] - mean[None]) @ axes for i in range(0, len(x), 4096)])

@@ -6,8 +6,9 @@ import numpy as np
 
 from tl_jax.transferability import _inputs, _statistics
 
-EXACTLY = 1e-10  # least share of a target's square that is taken to stay unexplained, where examples exceed the rank
-GRID, STEPS, CHANGE = 256, 500, 1e-9  # starting points, and when MacKay's iteration ends
+# Least share of a target's square that is taken to stay unexplained, where examples exceed the rank.
+MIN_RESIDUAL = 1e-10
+GRID_SIZE, MAX_STEPS, RELATIVE_TOLERANCE = 256, 500, 1e-9  # starting points, and when MacKay's iteration ends
 
 
 def logme(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
@@ -31,37 +32,37 @@ def logme(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> f
             from 0 on, or a single class.
     """
     with jax.enable_x64(True):
-        return float(logme_from(_statistics.of(*_inputs.classified(features, labels))))
+        return float(logme_from(_statistics.compute_moments(*_inputs.score_inputs(features, labels))))
 
 
 @jax.jit
 def logme_from(m: _statistics.Moments) -> jax.Array:
     """Return ``logme`` from moments."""
-    n = m.number
+    n = m.num_examples
     scatter, targets = m.uncentred()
     values, vectors = jnp.linalg.eigh(scatter)
-    keep = values > _statistics.tolerance(jnp.maximum(n, len(m.mean))) * values[-1]
+    keep = values > _statistics.rank_tolerance(jnp.maximum(n, len(m.mean))) * values[-1]
     s = jnp.where(keep, values, 0.0)
     squares = jnp.where(keep[:, None], (vectors.T @ targets) ** 2, 0.0)  # (M, K), of y on the left singular vectors
     if not m.wide:
         squares = squares / jnp.where(keep, s, 1.0)[:, None]
     rank = keep.sum()
-    rest = jnp.maximum(m.counts - squares.sum(0), EXACTLY * m.counts)
-    rest = jnp.where(rank >= n, 0.0, rest)
+    unexplained = jnp.maximum(m.counts - squares.sum(0), MIN_RESIDUAL * m.counts)
+    unexplained = jnp.where(rank >= n, 0.0, unexplained)
     low, high = jnp.where(keep, s, jnp.inf).min() * 1e-14, values[-1] * 1e10
     low, high = (jnp.where((high > 0) & (rank > 0), bound, 1.0) for bound in (low, high))
-    best = jax.vmap(_maximum, (None, 1, 0, None, None, None, None))(s, squares, rest, n, rank, low, high)
-    filled = m.counts > 0
-    return jnp.where(filled, best / n, 0.0).sum() / filled.sum()
+    best = jax.vmap(_max_evidence, (None, 1, 0, None, None, None, None))(s, squares, unexplained, n, rank, low, high)
+    nonempty = m.counts > 0
+    return jnp.where(nonempty, best / n, 0.0).sum() / nonempty.sum()
 
 
-def _maximum(s, squares, rest, n, rank, low, high) -> jax.Array:
+def _max_evidence(s, squares, unexplained, n, rank, low, high) -> jax.Array:
     """Return the maximum log evidence of one target.
 
     Args:
         s: (M,) eigenvalues of F' F, 0 where they count as none.
         squares: (M,) of the target's projections on the left singular vectors.
-        rest: () what the features cannot explain of its square.
+        unexplained: () what the features cannot explain of its square.
         n: () examples.
         rank: () of the features.
         low: () least ratio alpha / beta.
@@ -70,28 +71,28 @@ def _maximum(s, squares, rest, n, rank, low, high) -> jax.Array:
 
     def evidence(ratio):
         # With the ratio given, the best 1 / beta is the mean of the whitened squares.
-        noise = ((squares / (1 + s / ratio)).sum() + rest) / n
+        noise = ((squares / (1 + s / ratio)).sum() + unexplained) / n
         return -0.5 * (n * jnp.log(2 * jnp.pi * noise) + n + jnp.log1p(s / ratio).sum())
 
-    def improved(ratio):
+    def update(ratio):
         shrunk = s / (s + ratio)
         explained = shrunk.sum()  # MacKay's gamma
         weight = (shrunk * squares / (s + ratio)).sum()  # |m|^2
-        residual = (squares * (1 - shrunk) ** 2).sum() + rest
-        spare = (n - rank) + jnp.where(s > 0, ratio / (s + ratio), 0.0).sum()  # N - gamma, without cancellation
-        found = explained * residual / (weight * spare)
-        return jnp.clip(jnp.where(jnp.isnan(found), ratio, found), low, high)
+        residual = (squares * (1 - shrunk) ** 2).sum() + unexplained
+        residual_dof = (n - rank) + jnp.where(s > 0, ratio / (s + ratio), 0.0).sum()  # N - gamma, without cancellation
+        new_ratio = explained * residual / (weight * residual_dof)
+        return jnp.clip(jnp.where(jnp.isnan(new_ratio), ratio, new_ratio), low, high)
 
-    def unfinished(carry):
-        ratio, before, steps = carry
-        return (jnp.abs(ratio - before) > CHANGE * before) & (steps < STEPS)
+    def not_converged(carry):
+        ratio, previous, steps = carry
+        return (jnp.abs(ratio - previous) > RELATIVE_TOLERANCE * previous) & (steps < MAX_STEPS)
 
     def step(carry):
         ratio, _, steps = carry
-        return improved(ratio), ratio, steps + 1
+        return update(ratio), ratio, steps + 1
 
-    ratios = jnp.exp(jnp.linspace(jnp.log(low), jnp.log(high), GRID))
-    found = jax.lax.map(evidence, ratios)
-    start = ratios[found.argmax()]
-    last = jax.lax.while_loop(unfinished, step, (improved(start), start, 1))[0]
-    return jnp.maximum(evidence(last), found.max())
+    ratios = jnp.exp(jnp.linspace(jnp.log(low), jnp.log(high), GRID_SIZE))
+    evidences = jax.lax.map(evidence, ratios)
+    initial = ratios[evidences.argmax()]
+    final = jax.lax.while_loop(not_converged, step, (update(initial), initial, 1))[0]
+    return jnp.maximum(evidence(final), evidences.max())

@@ -11,11 +11,11 @@ from tl_jax.transferability import _inputs
 from tl_jax.utils.errors import UserError, nearest
 
 KERNELS = ("poly", "rbf")
-SAMPLE = 4096  # examples of both sides whose distances give the bandwidth
+MEDIAN_SAMPLE = 4096  # examples of both sides whose distances give the bandwidth
 TILE = 1024  # examples a side of the pairs that are in memory at once
-SINGLE = 2**38  # multiplications from which on products are float32
+MAX_DOUBLE_PRODUCTS = 2**38  # multiplications from which on products are float32
 
-Of = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]  # of x.y, |x|^2, |y|^2 and a scale
+PairFunction = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]  # of x.y, |x|^2, |y|^2 and a scale
 
 
 def mmd(x1: _inputs.Array, x2: _inputs.Array, kernel: str = "poly", bandwidth: float | None = None) -> float:
@@ -23,7 +23,7 @@ def mmd(x1: _inputs.Array, x2: _inputs.Array, kernel: str = "poly", bandwidth: f
 
     It is the mean of k(x, x') over pairs within each side, without those of an example and itself, less twice that of
     pairs between the sides. Being unbiased, it may be below zero, and is so for equal sets. In double precision; from
-    ``SINGLE`` multiplications on single products are float32, the errors of which average out. Its cost is
+    ``MAX_DOUBLE_PRODUCTS`` multiplications on single products are float32, the errors of which average out. Its cost is
     D (N1 + N2)^2, its memory that of both sides in float64.
 
     Args:
@@ -32,26 +32,27 @@ def mmd(x1: _inputs.Array, x2: _inputs.Array, kernel: str = "poly", bandwidth: f
         kernel: "poly", (x.y / D + 1)^3 (as in KID, Binkowski et al. 2018, arXiv:1801.01401), or "rbf",
             exp(-|x - y|^2 / (2 s^2)).
         bandwidth: s of "rbf"; None takes the median distance between two examples of both sides together, and of
-            ``SAMPLE`` at equal steps where there are more.
+            ``MEDIAN_SAMPLE`` at equal steps where there are more.
 
     Raises:
         UserError: other shapes, values that are not finite, a side of one example, no such kernel, or a median of zero.
     """
     if kernel not in KERNELS:
         raise UserError(f"no kernel {kernel!r}; {nearest(kernel, KERNELS)}")
-    a, b = _inputs.pair(x1, x2, least=2)
+    a, b = _inputs.feature_pair(x1, x2, min_rows=2)
     if bandwidth is not None and not bandwidth > 0:
         raise UserError(f"bandwidth={bandwidth} must be above 0")
     if kernel == "rbf":
-        a, b = _around_zero(a, b)
-        scale = bandwidth or _median(np.concatenate([a, b]))
+        a, b = _center_pair(a, b)
+        scale = bandwidth or _median_distance(np.concatenate([a, b]))
         if not scale:
             raise UserError("half of the pairs of examples or more are at no distance; pass bandwidth")
     else:
         scale = a.shape[1]
-    n, m, of = len(a), len(b), _cubic if kernel == "poly" else _gaussian
-    within = _total(of, scale, a) / (n * (n - 1)) + _total(of, scale, b) / (m * (m - 1))
-    return within - 2 * _total(of, scale, a, b) / (n * m)
+    n, m, kernel_function = len(a), len(b), _cubic_kernel if kernel == "poly" else _gaussian_kernel
+    within1 = _sum_over_pairs(kernel_function, scale, a) / (n * (n - 1))
+    within2 = _sum_over_pairs(kernel_function, scale, b) / (m * (m - 1))
+    return within1 + within2 - 2 * _sum_over_pairs(kernel_function, scale, a, b) / (n * m)
 
 
 def energy(x1: _inputs.Array, x2: _inputs.Array) -> float:
@@ -68,39 +69,39 @@ def energy(x1: _inputs.Array, x2: _inputs.Array) -> float:
     Raises:
         UserError: other shapes, or values that are not finite.
     """
-    a, b = _around_zero(*_inputs.pair(x1, x2))
+    a, b = _center_pair(*_inputs.feature_pair(x1, x2))
     n, m = len(a), len(b)
-    within = _total(_distance, 1, a) / n**2 + _total(_distance, 1, b) / m**2
-    return max(0.0, 2 * _total(_distance, 1, a, b) / (n * m) - within)
+    within = _sum_over_pairs(_distance, 1, a) / n**2 + _sum_over_pairs(_distance, 1, b) / m**2
+    return max(0.0, 2 * _sum_over_pairs(_distance, 1, a, b) / (n * m) - within)
 
 
-def _around_zero(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _center_pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return both sides with the mean of the two means at zero: far from it differences of squares are rounding."""
     origin = (a.mean(0) + b.mean(0)) / 2
     return a - origin[None], b - origin[None]
 
 
-def _cubic(products, _, __, scale):
+def _cubic_kernel(products, _, __, scale):
     return (products / scale + 1) ** 3
 
 
-def _gaussian(products, x, y, scale):
-    return jnp.exp(-_squared(products, x, y) / (2 * scale**2))
+def _gaussian_kernel(products, x, y, scale):
+    return jnp.exp(-_squared_distance(products, x, y) / (2 * scale**2))
 
 
 def _distance(products, x, y, _):
-    return jnp.sqrt(_squared(products, x, y))
+    return jnp.sqrt(_squared_distance(products, x, y))
 
 
-def _squared(products, x, y):
+def _squared_distance(products, x, y):
     """Return |x - y|^2; what could be rounding alone is zero, as the root would make much of it."""
     squared = x + y - 2 * products
     return jnp.where(squared > 8 * jnp.finfo(products.dtype).eps * (x + y), squared, 0)
 
 
-def _median(x: np.ndarray) -> float:
-    """Return the median distance of two of the rows of ``x`` (N, D), or of ``SAMPLE`` of them at equal steps."""
-    x = x[np.linspace(0, len(x) - 1, min(len(x), SAMPLE)).round().astype(int)]
+def _median_distance(x: np.ndarray) -> float:
+    """Return the median distance of two of the rows of ``x`` (N, D), or of ``MEDIAN_SAMPLE`` of them at equal steps."""
+    x = x[np.linspace(0, len(x) - 1, min(len(x), MEDIAN_SAMPLE)).round().astype(int)]
     squares = (x**2).sum(1)
     with jax.enable_x64(True):
         products, row, column = map(jnp.asarray, (x @ x.T, squares[:, None], squares[None]))
@@ -108,38 +109,38 @@ def _median(x: np.ndarray) -> float:
     return float(np.median(distances[np.triu_indices(len(x), 1)]))
 
 
-def _total(of: Of, scale: float, x: np.ndarray, y: np.ndarray | None = None) -> float:
-    """Return the sum of ``of`` over pairs of a row of ``x`` and one of ``y``, or of two different rows of ``x``."""
+def _sum_over_pairs(function: PairFunction, scale: float, x: np.ndarray, y: np.ndarray | None = None) -> float:
+    """Sum ``function`` over pairs of a row of ``x`` and one of ``y``, or of two different rows of ``x``."""
     same = y is None
     y = x if same else y
-    dtype = np.float64 if len(x) * len(y) * x.shape[1] < SINGLE else np.float32
+    dtype = np.float64 if len(x) * len(y) * x.shape[1] < MAX_DOUBLE_PRODUCTS else np.float32
     tile = min(TILE, max(len(x), len(y)))
     rows, columns = (-(-len(side) // tile) for side in (x, y))
     tiles = [(i, j) for i in range(rows) for j in range(i if same else 0, columns)]
     with jax.enable_x64(True):
-        arrays = [jnp.asarray(_padded(side, tile), dtype) for side in (x, y)]
-        return float(_sum(*arrays, len(x), len(y), np.array(tiles), scale, of, same, tile))
+        arrays = [jnp.asarray(_pad_rows(side, tile), dtype) for side in (x, y)]
+        return float(_sum_tiles(*arrays, len(x), len(y), np.array(tiles), scale, function, same, tile))
 
 
-def _padded(x: np.ndarray, tile: int) -> np.ndarray:
+def _pad_rows(x: np.ndarray, tile: int) -> np.ndarray:
     return np.pad(x, ((0, -len(x) % tile), (0, 0)))
 
 
 @functools.partial(jax.jit, static_argnums=(6, 7, 8))
-def _sum(x, y, n, m, tiles, scale, of: Of, same: bool, tile: int) -> jax.Array:
+def _sum_tiles(x, y, n, m, tiles, scale, function: PairFunction, same: bool, tile: int) -> jax.Array:
     """Return the sum over ``tiles`` (T, 2) of the grid of pairs; of one side with itself only half of it is there."""
 
-    def one(total, corner):
+    def add_tile(total, corner):
         i, j = corner * tile
         a, b = (jax.lax.dynamic_slice_in_dim(side, k, tile) for side, k in ((x, i), (y, j)))
         row, column = i + jnp.arange(tile)[:, None], j + jnp.arange(tile)[None]
         products = jnp.matmul(a, b.T, precision="highest").astype(jnp.float64)
         squares = [(side.astype(jnp.float64) ** 2).sum(1) for side in (a, b)]
-        values = of(products, squares[0][:, None], squares[1][None], scale)
+        values = function(products, squares[0][:, None], squares[1][None], scale)
         counts = (row < n) & (column < m)
         weight = 1.0
         if same:
             counts, weight = counts & (row != column), jnp.where(i == j, 1.0, 2.0)
         return total + weight * jnp.where(counts, values, 0).sum(), None
 
-    return jax.lax.scan(one, jnp.zeros((), jnp.float64), tiles)[0]
+    return jax.lax.scan(add_tile, jnp.zeros((), jnp.float64), tiles)[0]

@@ -14,20 +14,20 @@ import scipy.sparse
 import threadpoolctl
 
 from tl_jax.transferability import _inputs
-from tl_jax.transferability.frechet import factor, overlap
+from tl_jax.transferability.frechet import covariance_factor, factor_overlap
 from tl_jax.utils.errors import UserError, nearest
 from tl_jax.utils.extras import require_extra
 
-PAIRS = 2**27  # of a cost matrix: 1 GiB
-MULTIPLE = 6000  # rows and columns of an assignment in which examples are repeated: about 20 seconds on a core
-VARIABLES = 2**20  # of a linear programme: about 30 seconds on a core
+MAX_PAIRS = 2**27  # of a cost matrix: 1 GiB
+MAX_ASSIGNMENT = 6000  # rows and columns of an assignment in which examples are repeated: about 20 seconds on a core
+MAX_VARIABLES = 2**20  # of a linear programme: about 30 seconds on a core
 RELAXATION = 1.5  # a step goes this much further than to the marginal, which halves their number (arXiv:1711.01851)
 
 
-def exact(cost: np.ndarray) -> float:
+def exact_cost(cost: np.ndarray) -> float:
     """Return min over plans of sum pi c for uniform marginals.
 
-    Equal sizes, or such with a common multiple of at most ``MULTIPLE``, are an assignment (of repeated examples);
+    Equal sizes, or such with a common multiple of at most ``MAX_ASSIGNMENT``, are an assignment (of repeated examples);
     others are a linear programme, which is far slower.
 
     Args:
@@ -38,19 +38,19 @@ def exact(cost: np.ndarray) -> float:
     """
     n, m = cost.shape
     multiple = math.lcm(n, m)
-    if n != m and multiple > MULTIPLE:
-        if n * m > VARIABLES:
+    if n != m and multiple > MAX_ASSIGNMENT:
+        if n * m > MAX_VARIABLES:
             raise UserError(
                 f"an exact plan between {n} and {m} examples is too large; pass equally many on both sides, no more "
-                f"than {VARIABLES} pairs, or method='sinkhorn'"
+                f"than {MAX_VARIABLES} pairs, or method='sinkhorn'"
             )
-        return _programme(cost)
+        return _linear_program(cost)
     # A vertex of the plans of equal weights is a permutation, so it is one when each example comes several times.
     cost = np.repeat(np.repeat(cost, multiple // n, 0), multiple // m, 1) if n != m else cost
     return float(cost[scipy.optimize.linear_sum_assignment(cost)].mean())
 
 
-def _programme(cost: np.ndarray) -> float:
+def _linear_program(cost: np.ndarray) -> float:
     """Return the least mean cost by HiGHS. Masses are whole numbers, n m in all, which keeps its arithmetic exact."""
     n, m = cost.shape
     i, j = (index.ravel() for index in np.indices(cost.shape))
@@ -58,21 +58,21 @@ def _programme(cost: np.ndarray) -> float:
     sums = scipy.sparse.csc_array((np.ones(2 * n * m), (rows, columns)), shape=(n + m, n * m))
     masses = np.concatenate([np.full(n, float(m)), np.full(m, float(n))])
     scale = cost.max() or 1.0  # its tolerances are absolute
-    found = scipy.optimize.linprog(cost.ravel() / scale, A_eq=sums, b_eq=masses, method="highs")
-    if found.status:
-        raise UserError(f"no exact plan was found ({found.message}); pass method='sinkhorn'")
-    return float(found.fun * scale / (n * m))
+    result = scipy.optimize.linprog(cost.ravel() / scale, A_eq=sums, b_eq=masses, method="highs")
+    if result.status:
+        raise UserError(f"no exact plan was found ({result.message}); pass method='sinkhorn'")
+    return float(result.fun * scale / (n * m))
 
 
-def debiased(
-    cost: np.ndarray, own1: np.ndarray, own2: np.ndarray, epsilon: float, tolerance: float, steps: int
+def sinkhorn_cost(
+    cost: np.ndarray, within1: np.ndarray, within2: np.ndarray, epsilon: float, tolerance: float, steps: int
 ) -> float:
     """Return the Sinkhorn divergence S(a, b) - (S(a, a) + S(b, b)) / 2 (Feydy et al. 2019, arXiv:1810.08278).
 
     Args:
         cost: (N1, N2) float64 between the sides.
-        own1: (N1, N1), within the first.
-        own2: (N2, N2), within the second.
+        within1: (N1, N1), within the first.
+        within2: (N2, N2), within the second.
         epsilon: strength of the entropy, as a share of the mean of ``cost``; all three terms have the same.
         tolerance: the iterations end when the marginals are within it, in sum.
         steps: at most this many iterations.
@@ -83,10 +83,10 @@ def debiased(
     scale = cost.mean()
     if not scale:  # all examples are in one place
         return 0.0
-    costs = [c / scale for c in (cost, own1, own2)]
+    costs = [c / scale for c in (cost, within1, within2)]
     # OTT-JAX relies on implicit broadcasting, which the caller may have forbidden.
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
-        value, errors = _debiased(*map(jnp.asarray, costs), epsilon, tolerance, steps)
+        value, errors = _sinkhorn_divergence(*map(jnp.asarray, costs), epsilon, tolerance, steps)
         if not bool((errors < tolerance).all()):
             raise UserError(
                 f"Sinkhorn did not settle in {steps} steps at epsilon={epsilon}; make epsilon or steps larger"
@@ -95,7 +95,7 @@ def debiased(
 
 
 @functools.partial(jax.jit, static_argnums=5)
-def _debiased(cost, own1, own2, epsilon, tolerance, steps: int) -> tuple[jax.Array, jax.Array]:
+def _sinkhorn_divergence(cost, within1, within2, epsilon, tolerance, steps: int) -> tuple[jax.Array, jax.Array]:
     """Return the divergence and the last error of each of its three problems."""
     # OTT-JAX brings matplotlib along, which takes a second that other measures need not wait for.
     with require_extra("distance"):
@@ -103,21 +103,21 @@ def _debiased(cost, own1, own2, epsilon, tolerance, steps: int) -> tuple[jax.Arr
         from ott.solvers.linear import acceleration
         from ott.tools import sinkhorn_divergence
 
-    how = {
+    solver_options = {
         "threshold": tolerance,
         "max_iterations": steps,
         "momentum": acceleration.Momentum(value=RELAXATION, start=0),
         "implicit_diff": None,
     }
-    value, out = sinkhorn_divergence.sinkhorn_divergence(
-        geometry.Geometry, cost, own1, own2, epsilon=epsilon, solve_kwargs=how
+    value, output = sinkhorn_divergence.sinkhorn_divergence(
+        geometry.Geometry, cost, within1, within2, epsilon=epsilon, solve_kwargs=solver_options
     )
-    last = [jnp.where(e == -1, jnp.inf, e).min() for e in out.errors]  # -1 where no step was taken
-    return value, jnp.stack(last)
+    last_errors = [jnp.where(e == -1, jnp.inf, e).min() for e in output.errors]  # -1 where no step was taken
+    return value, jnp.stack(last_errors)
 
 
 METHODS = ("exact", "sinkhorn")
-SMALL = 512  # examples of a class up to which one thread is faster than several
+SINGLE_THREAD_SIZE = 512  # examples of a class up to which one thread is faster than several
 
 
 def otdd(
@@ -157,52 +157,52 @@ def otdd(
         raise UserError(f"no method {method!r}; {nearest(method, METHODS)}")
     if not epsilon > 0:
         raise UserError(f"epsilon={epsilon} must be above 0")
-    a, b = _inputs.pair(x1, x2)
-    one, two = _inputs.labels(y1, len(a), "y1"), _inputs.labels(y2, len(b), "y2")
-    largest = len(a) * len(b) if method == "exact" else max(len(a), len(b)) ** 2
-    if largest > PAIRS:
-        most = int(PAIRS**0.5)
-        raise UserError(f"{len(a)} and {len(b)} examples are {largest:.1e} pairs; pass a sample of {most} a side")
+    a, b = _inputs.feature_pair(x1, x2)
+    labels1, labels2 = _inputs.dataset_labels(y1, len(a), "y1"), _inputs.dataset_labels(y2, len(b), "y2")
+    num_pairs = len(a) * len(b) if method == "exact" else max(len(a), len(b)) ** 2
+    if num_pairs > MAX_PAIRS:
+        max_side = int(MAX_PAIRS**0.5)
+        raise UserError(f"{len(a)} and {len(b)} examples are {num_pairs:.1e} pairs; pass a sample of {max_side} a side")
     origin = a.mean(0)  # far from it differences of squares would be rounding
     a, b = a - origin[None], b - origin[None]
-    first, second = (a, one, _gaussians(a, one)), (b, two, _gaussians(b, two))
+    side1, side2 = (a, labels1, _class_gaussians(a, labels1)), (b, labels2, _class_gaussians(b, labels2))
     if method == "exact":
-        return exact(_cost(first, second))
-    costs = _cost(first, second), _cost(first, first), _cost(second, second)
-    return debiased(*costs, float(epsilon), float(tolerance), int(steps))
+        return exact_cost(_transport_cost(side1, side2))
+    costs = _transport_cost(side1, side2), _transport_cost(side1, side1), _transport_cost(side2, side2)
+    return sinkhorn_cost(*costs, float(epsilon), float(tolerance), int(steps))
 
 
-def _gaussians(x: np.ndarray, y: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+def _class_gaussians(x: np.ndarray, y: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the mean (D,) and the factor (R, D) of the covariance of each class."""
     classes = [x[y == k] for k in range(y.max() + 1)]
-    return [(members.mean(0), factor(members)) for members in classes]
+    return [(members.mean(0), covariance_factor(members)) for members in classes]
 
 
-def _cost(one: tuple, two: tuple) -> np.ndarray:
+def _transport_cost(side1: tuple, side2: tuple) -> np.ndarray:
     """Return (N1, N2), what it takes to bring an example and its label over."""
-    (x1, y1, labels1), (x2, y2, labels2) = one, two
+    (x1, y1, gaussians1), (x2, y2, gaussians2) = side1, side2
     cost = -2 * (x1 @ x2.T)
     cost += (x1**2).sum(1)[:, None]
     cost += (x2**2).sum(1)[None]
     np.maximum(cost, 0, out=cost)
-    if one is two:
+    if side1 is side2:
         np.fill_diagonal(cost, 0)
-    cost += _between(labels1, labels2)[np.ix_(y1, y2)]
+    cost += _label_distances(gaussians1, gaussians2)[np.ix_(y1, y2)]
     return cost
 
 
-def _between(one: list, two: list) -> np.ndarray:
+def _label_distances(gaussians1: list, gaussians2: list) -> np.ndarray:
     """Return (K1, K2), W2^2 between the Gaussians of two lists; within one list each pair is computed once."""
     # On the host: each class has a size of its own, and a program for each pair of sizes would take longer to compile.
-    same, spread = one is two, [[(f**2).sum() for _, f in side] for side in (one, two)]
-    squared = np.zeros((len(one), len(two)))
-    small = all(len(f) <= SMALL for _, f in one + two)
-    with threadpoolctl.threadpool_limits(1 if small else None):  # on a busy machine they wait for each other
-        for i, (m1, f1) in enumerate(one):
-            for j, (m2, f2) in enumerate(two):
+    same, traces = gaussians1 is gaussians2, [[(f**2).sum() for _, f in side] for side in (gaussians1, gaussians2)]
+    squared = np.zeros((len(gaussians1), len(gaussians2)))
+    is_small = all(len(f) <= SINGLE_THREAD_SIZE for _, f in gaussians1 + gaussians2)
+    with threadpoolctl.threadpool_limits(1 if is_small else None):  # on a busy machine they wait for each other
+        for i, (m1, f1) in enumerate(gaussians1):
+            for j, (m2, f2) in enumerate(gaussians2):
                 if same and j <= i:
                     squared[i, j] = squared[j, i] if j < i else 0
                     continue
-                apart = spread[0][i] + spread[1][j] - 2 * overlap(f1, f2)
-                squared[i, j] = ((m1 - m2) ** 2).sum() + max(0.0, apart)
+                trace_term = traces[0][i] + traces[1][j] - 2 * factor_overlap(f1, f2)
+                squared[i, j] = ((m1 - m2) ** 2).sum() + max(0.0, trace_term)
     return squared

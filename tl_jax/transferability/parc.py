@@ -7,7 +7,7 @@ import numpy as np
 from tl_jax.transferability import _inputs
 from tl_jax.utils.errors import UserError
 
-DIGITS = 12  # of a correlation: what differs beyond them is rounding, and ranks the same
+NUM_DIGITS = 12  # of a correlation: what differs beyond them is rounding, and ranks the same
 
 
 def parc(source_probs: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, most: int = 2000) -> float:
@@ -34,17 +34,17 @@ def parc(source_probs: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, m
     if most < 3:
         raise UserError(f"most={most} must be 3 or more: that many examples have pairs to rank")
     with jax.enable_x64(True):
-        x, y, _ = _inputs.classified(source_probs, labels, "source_probs")
+        x, y, _ = _inputs.score_inputs(source_probs, labels, "source_probs")
         if x.shape[1] < 2:
             raise UserError(f"parc correlates rows of two numbers or more, not {x.shape}; pass all probabilities")
-        chosen = _inputs.spread(np.asarray(y), most)
-        x, y = x[chosen], y[chosen]
+        rows = _inputs.stratified_rows(np.asarray(y), most)
+        x, y = x[rows], y[rows]
         if int(jnp.bincount(y).max()) < 2:
             raise UserError(f"no class has two of the {len(y)} examples that parc compares; pass more")
-        found = float(parc_from(x, y))
-    if not np.isfinite(found):
+        value = float(parc_from(x, y))
+    if not np.isfinite(value):
         raise UserError(f"all pairs of the {len(y)} source_probs are equally unlike; pass another layer's features")
-    return found
+    return value
 
 
 @jax.jit
@@ -56,27 +56,27 @@ def parc_from(x: jax.Array, y: jax.Array) -> jax.Array:
     second = (first + pair // len(x) + 1) % len(x)
     z = x.astype(jnp.float64) - x[:1].astype(jnp.float64)
     z = z - z.mean(0, keepdims=True)
-    z = z / _positive(jnp.sqrt((z**2).mean(0, keepdims=True)))
+    z = z / _nonzero(jnp.sqrt((z**2).mean(0, keepdims=True)))
     z = z - z.mean(1, keepdims=True)
     lengths = jnp.linalg.norm(z, axis=1, keepdims=True)
     # A row which standardised is the same throughout is so only up to rounding.
-    z = jnp.where(lengths > 1e-12 * jnp.sqrt(z.shape[1]), z / _positive(lengths), 0.0)
-    unlike = jnp.round(1 - z @ z.T, DIGITS)[first, second]
-    other = (y[first] != y[second]).astype(jnp.float64)
-    ranks, other = _ranked(unlike, other)
-    ranks, share = ranks - ranks.mean(), other.mean()
+    z = jnp.where(lengths > 1e-12 * jnp.sqrt(z.shape[1]), z / _nonzero(lengths), 0.0)
+    dissimilarity = jnp.round(1 - z @ z.T, NUM_DIGITS)[first, second]
+    labels_differ = (y[first] != y[second]).astype(jnp.float64)
+    ranks, labels_differ = _rank(dissimilarity, labels_differ)
+    ranks, share = ranks - ranks.mean(), labels_differ.mean()
     # Spearman is Pearson of ranks; those of two values may be any two numbers, as 0 and 1.
-    return 100 * (ranks * (other - share)).mean() / jnp.sqrt((ranks**2).mean() * share * (1 - share))
+    return 100 * (ranks * (labels_differ - share)).mean() / jnp.sqrt((ranks**2).mean() * share * (1 - share))
 
 
-def _ranked(values: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _rank(values: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the ranks of values (P,) in rising order, equal ones with their mean, and ``others`` in that order."""
     values, others = jax.lax.sort((values, others), num_keys=1)
-    place, new = jnp.arange(len(values)), values[1:] > values[:-1]
-    first = jax.lax.cummax(jnp.where(jnp.append(True, new), place, 0))
-    last = jax.lax.cummin(jnp.where(jnp.append(new, True), place, len(values)), reverse=True)
+    positions, is_larger = jnp.arange(len(values)), values[1:] > values[:-1]
+    first = jax.lax.cummax(jnp.where(jnp.append(True, is_larger), positions, 0))
+    last = jax.lax.cummin(jnp.where(jnp.append(is_larger, True), positions, len(values)), reverse=True)
     return (first + last) / 2.0, others
 
 
-def _positive(a: jax.Array) -> jax.Array:
+def _nonzero(a: jax.Array) -> jax.Array:
     return jnp.where(a > 0, a, 1.0)

@@ -15,7 +15,7 @@ from tl_jax.transferability import _inputs
 from tl_jax.utils.errors import UserError, nearest
 
 METRICS = ("cosine", "euclidean")
-BLOCK = 2**24  # numbers that a block of queries may take beside the features: 64 MiB
+QUERY_BLOCK = 2**24  # numbers that a block of queries may take beside the features: 64 MiB
 
 
 def knn(
@@ -42,11 +42,11 @@ def knn(
         UserError: shapes that do not belong together, values that are not finite, a single class, no such metric, or
             more neighbours than examples.
     """
-    x, y, _ = _inputs.labelled(features, labels)
+    x, y, _ = _inputs.probe_inputs(features, labels)
     shape = np.shape(queries)
     if len(shape) != 2 or shape[1] != x.shape[1]:
         raise UserError(f"queries are (M, {x.shape[1]}) as the features are, not {shape}; take them from one network")
-    q = jnp.asarray(_inputs.real(queries, "queries", _inputs.LARGEST), jnp.float32)
+    q = jnp.asarray(_inputs.as_real(queries, "queries", _inputs.MAX_VALUE), jnp.float32)
     if metric not in METRICS:
         raise UserError(f"no metric {metric!r}; {nearest(metric, METRICS)}")
     if not 1 <= k <= len(x):
@@ -57,33 +57,33 @@ def knn(
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _vote(x: jax.Array, y: jax.Array, queries: jax.Array, k: int, metric: str) -> jax.Array:
     if metric == "cosine":
-        x, queries, offset = _unit(x), _unit(queries), jnp.zeros(len(x))
+        x, queries, offset = _normalize_rows(x), _normalize_rows(queries), jnp.zeros(len(x))
     else:
         # |x - q|^2 = |q|^2 - 2 (q x - |x|^2 / 2), of which the first is the same for all x. Far from the origin the
         # difference of the others would be lost in rounding.
-        scale = _exponent(jnp.abs(x).max())
+        scale = _scale_exponent(jnp.abs(x).max())
         x, queries = jnp.ldexp(x, -scale), jnp.ldexp(queries, -scale)
         mean = x.mean(0)
         x, queries = x - mean[None], queries - mean[None]
         offset = (x**2).sum(1) / 2
 
-    def one(query: jax.Array) -> jax.Array:
-        likeness = jnp.matmul(query, x.T, precision="highest") - offset
-        classes = y[jax.lax.top_k(likeness, k)[1]]
+    def classify(query: jax.Array) -> jax.Array:
+        similarity = jnp.matmul(query, x.T, precision="highest") - offset
+        classes = y[jax.lax.top_k(similarity, k)[1]]
         votes = (classes[:, None] == classes[None]).sum(1)
         return classes[votes.argmax()]  # of equal votes argmax takes the first, which is that of the nearest
 
-    return jax.lax.map(one, queries, batch_size=max(1, BLOCK // (len(x) + k * k)))
+    return jax.lax.map(classify, queries, batch_size=max(1, QUERY_BLOCK // (len(x) + k * k)))
 
 
-def _exponent(size: jax.Array) -> jax.Array:
+def _scale_exponent(size: jax.Array) -> jax.Array:
     """Return the exponent by which numbers are scaled, exactly, so that squares of tiny ones do not vanish."""
     return jnp.where(size < 1e-9, jnp.frexp(size)[1], 0)
 
 
-def _unit(x: jax.Array) -> jax.Array:
+def _normalize_rows(x: jax.Array) -> jax.Array:
     """Return the rows of ``x`` at length one; zero stays zero."""
-    x = jnp.ldexp(x, -_exponent(jnp.abs(x).max(1, keepdims=True)))
+    x = jnp.ldexp(x, -_scale_exponent(jnp.abs(x).max(1, keepdims=True)))
     return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), jnp.finfo(x.dtype).tiny)
 
 
@@ -102,7 +102,7 @@ class LinearProbe(NamedTuple):
         shape, dims = np.shape(features), self.kernel.shape[0]
         if len(shape) != 2 or shape[1] != dims or not shape[0]:
             raise UserError(f"a probe of {dims} features takes (N, {dims}), not {shape}; take both from the same layer")
-        x = jnp.asarray(_inputs.real(features, largest=_inputs.LARGEST), jnp.float32)
+        x = jnp.asarray(_inputs.as_real(features, max_value=_inputs.MAX_VALUE), jnp.float32)
         return (x @ self.kernel + self.bias[None]).argmax(-1)
 
     def accuracy(self, features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
@@ -113,10 +113,12 @@ class LinearProbe(NamedTuple):
         Raises:
             UserError: what ``predict`` refuses, another number of labels, or labels that are no classes.
         """
-        found, shape = np.asarray(self.predict(features)), np.shape(labels)
-        if shape not in (found.shape, (*found.shape, 1)):
-            raise UserError(f"{len(found)} examples need labels ({len(found)},), not {shape}; pass one for each")
-        return float((found == _inputs.whole(labels)).mean(dtype=np.float32))
+        predictions, shape = np.asarray(self.predict(features)), np.shape(labels)
+        if shape not in (predictions.shape, (*predictions.shape, 1)):
+            raise UserError(
+                f"{len(predictions)} examples need labels ({len(predictions)},), not {shape}; pass one for each"
+            )
+        return float((predictions == _inputs.as_class_ids(labels)).mean(dtype=np.float32))
 
 
 def logistic_probe(
@@ -140,13 +142,13 @@ def logistic_probe(
     Raises:
         UserError: shapes that do not belong together, values that are not finite, or a single class.
     """
-    x, y, classes = _inputs.labelled(features, labels)
+    x, y, classes = _inputs.probe_inputs(features, labels)
     if not c > 0:
         raise UserError(f"c={c} must be above 0")
     # Centred and on one scale the problem is far better conditioned; the penalty is carried over exactly.
     mean, scale = x.mean(0), jnp.maximum(x.std(), 1e-12)
-    kernel, bias = _fit((x - mean[None]) / scale, y, c * scale**2, classes, steps, tolerance)
-    _inputs.finite(kernel, "weights of the fitted probe")
+    kernel, bias = _fit_logistic((x - mean[None]) / scale, y, c * scale**2, classes, steps, tolerance)
+    _inputs.check_finite(kernel, "weights of the fitted probe")
     kernel = kernel / scale
     return LinearProbe(kernel, bias - mean @ kernel)
 
@@ -170,15 +172,15 @@ def ridge_probe(
         UserError: shapes that do not belong together, values that are not finite, a single class, or a ``c`` so large
             that linearly dependent features leave the kernel open.
     """
-    single, y, classes = _inputs.labelled(features, labels)
+    single, y, classes = _inputs.probe_inputs(features, labels)
     if not c > 0:
         raise UserError(f"c={c} must be above 0")
     # In double precision and therefore on the host: the Gram matrix squares the condition of the features.
     x = np.array(single, np.float64)
     targets = np.where(np.asarray(y)[:, None] == np.arange(classes)[None], 1.0, -1.0)
-    mean, average = x.mean(0), targets.mean(0)
+    mean, target_mean = x.mean(0), targets.mean(0)
     x -= mean[None]
-    targets -= average[None]
+    targets -= target_mean[None]
     wide = x.shape[1] > x.shape[0]
     gram = x @ x.T if wide else x.T @ x
     gram[np.diag_indices_from(gram)] += 1 / c
@@ -187,11 +189,11 @@ def ridge_probe(
     except np.linalg.LinAlgError:
         raise UserError(f"c={c} is too large for linearly dependent features; make it smaller") from None
     kernel = x.T @ scipy.linalg.cho_solve(factor, targets) if wide else scipy.linalg.cho_solve(factor, x.T @ targets)
-    return LinearProbe(jnp.asarray(kernel, jnp.float32), jnp.asarray(average - mean @ kernel, jnp.float32))
+    return LinearProbe(jnp.asarray(kernel, jnp.float32), jnp.asarray(target_mean - mean @ kernel, jnp.float32))
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def _fit(x: jax.Array, y: jax.Array, c: jax.Array, classes: int, steps: int, tolerance: float):
+def _fit_logistic(x: jax.Array, y: jax.Array, c: jax.Array, classes: int, steps: int, tolerance: float):
     """Minimise the mean objective; ``c`` belongs to features on the scale of ``x``."""
     optimizer = optax.lbfgs(memory_size=20)
 
@@ -209,11 +211,11 @@ def _fit(x: jax.Array, y: jax.Array, c: jax.Array, classes: int, steps: int, tol
         largest = jnp.maximum(jnp.abs(grad[0]).max(), jnp.abs(grad[1]).max())
         return optax.apply_updates(params, updates), state, i + 1, largest
 
-    def unfinished(carry):
+    def not_converged(carry):
         return (carry[2] < steps) & (carry[3] > tolerance)
 
-    start = jnp.zeros((x.shape[1], classes)), jnp.zeros(classes)
-    return jax.lax.while_loop(unfinished, step, (start, optimizer.init(start), 0, jnp.inf))[0]
+    initial = jnp.zeros((x.shape[1], classes)), jnp.zeros(classes)
+    return jax.lax.while_loop(not_converged, step, (initial, optimizer.init(initial), 0, jnp.inf))[0]
 
 
 Classifier = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # features, labels, queries -> classes
@@ -226,7 +228,7 @@ CLASSIFIERS: Mapping[str, Classifier] = {
 }
 
 
-def right(classify: Classifier, x: np.ndarray, y: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
+def cross_validated_hits(classify: Classifier, x: np.ndarray, y: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
     """Return for each example whether a classifier fitted to the other parts knows its class, float (N,).
 
     Args:
@@ -239,12 +241,12 @@ def right(classify: Classifier, x: np.ndarray, y: np.ndarray, folds: int, seed: 
     Raises:
         UserError: no class has as many examples as there are parts, or fewer than two parts.
     """
-    most = np.bincount(y).max()
-    if not 2 <= folds <= most:
-        raise UserError(f"folds={folds} must be from 2 to {most}, the number of examples of the largest class")
-    found = np.zeros(len(y))
-    parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    for fitted, held in parts.split(x, y):
-        alone = len(np.unique(y[fitted])) < 2  # the one example of the other class is held out
-        found[held] = (y[fitted][0] if alone else classify(x[fitted], y[fitted], x[held])) == y[held]
-    return found
+    max_folds = np.bincount(y).max()
+    if not 2 <= folds <= max_folds:
+        raise UserError(f"folds={folds} must be from 2 to {max_folds}, the number of examples of the largest class")
+    hits = np.zeros(len(y))
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    for train, test in splitter.split(x, y):
+        is_single_class = len(np.unique(y[train])) < 2  # the one example of the other class is held out
+        hits[test] = (y[train][0] if is_single_class else classify(x[train], y[train], x[test])) == y[test]
+    return hits

@@ -28,15 +28,17 @@ def proxy_a(x1: _inputs.Array, x2: _inputs.Array, key: jax.Array, c: float = 1.0
     Raises:
         UserError: other shapes, values that are not finite, or a side of one example.
     """
-    pair = _inputs.pair(x1, x2, least=2)
-    fitted = min(map(len, pair)) // 2
+    pair = _inputs.feature_pair(x1, x2, min_rows=2)
+    num_train = min(map(len, pair)) // 2
     orders = [np.asarray(jax.random.permutation(k, len(x))) for k, x in zip(jax.random.split(key), pair, strict=True)]
-    seen, held = zip(*((x[o[:fitted]], x[o[fitted:]]) for x, o in zip(pair, orders, strict=True)), strict=True)
-    seen = np.concatenate(seen)
-    mean, scale = seen.mean(0), seen.std(0).mean() or 1.0
-    probe = logistic_probe((seen - mean[None]) / scale, np.repeat([0, 1], fitted), c=c)
-    right = [probe.accuracy((x - mean[None]) / scale, np.full(len(x), side)) for side, x in enumerate(held)]
-    return float(2 * (sum(right) - 1))  # 1 - 2 err, of the mean error
+    train, held_out = zip(
+        *((x[o[:num_train]], x[o[num_train:]]) for x, o in zip(pair, orders, strict=True)), strict=True
+    )
+    train = np.concatenate(train)
+    mean, scale = train.mean(0), train.std(0).mean() or 1.0
+    probe = logistic_probe((train - mean[None]) / scale, np.repeat([0, 1], num_train), c=c)
+    accuracies = [probe.accuracy((x - mean[None]) / scale, np.full(len(x), side)) for side, x in enumerate(held_out)]
+    return float(2 * (sum(accuracies) - 1))  # 1 - 2 err, of the mean error
 
 
 def label_overlap(names1: Iterable[str], names2: Iterable[str]) -> float:
@@ -48,14 +50,14 @@ def label_overlap(names1: Iterable[str], names2: Iterable[str]) -> float:
     Raises:
         UserError: a side without names, or with what is no name.
     """
-    one, two = _names(names1, "names1"), _names(names2, "names2")
-    return len(one & two) / len(one | two)
+    first, second = _normalize_names(names1, "names1"), _normalize_names(names2, "names2")
+    return len(first & second) / len(first | second)
 
 
-def _names(names: Iterable[str], which: str) -> set[str]:
+def _normalize_names(names: Iterable[str], argument: str) -> set[str]:
     listed = [names] if isinstance(names, str) else list(names)
-    bare = [re.sub(r"[\W_]+", "", name.casefold()) if isinstance(name, str) else "" for name in listed]
-    if isinstance(names, str) or not bare or not all(bare):
-        wrong = listed[bare.index("")] if "" in bare else names
-        raise UserError(f"{which} must be class names, such as ['cat', 'polar bear'], not {wrong!r}")
-    return set(bare)
+    normalized = [re.sub(r"[\W_]+", "", name.casefold()) if isinstance(name, str) else "" for name in listed]
+    if isinstance(names, str) or not normalized or not all(normalized):
+        invalid = listed[normalized.index("")] if "" in normalized else names
+        raise UserError(f"{argument} must be class names, such as ['cat', 'polar bear'], not {invalid!r}")
+    return set(normalized)

@@ -49,26 +49,26 @@ def standard_error(
     """
     total = sum(len(labels) for labels in sides)
     try:
-        drawn = [[_half(labels, rng) for labels in sides] for _ in range(count)]
-        values = [measure(*places) for places in drawn]
+        samples = [[_half_sample(labels, rng) for labels in sides] for _ in range(count)]
+        values = [measure(*rows) for rows in samples]
     except UserError:
         return np.nan
-    taken = sum(map(len, drawn[0])) if drawn else total
-    if count < 2 or taken == total:
+    sampled = sum(map(len, samples[0])) if samples else total
+    if count < 2 or sampled == total:
         return np.nan
-    return float(np.std(values, ddof=1)) * (taken / (total - taken)) ** 0.5
+    return float(np.std(values, ddof=1)) * (sampled / (total - sampled)) ** 0.5
 
 
-def _half(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _half_sample(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     classes = [np.flatnonzero(labels == k) for k in np.unique(labels)]
     return np.sort(np.concatenate([rng.permutation(c)[: -(-len(c) // 2)] for c in classes]))
 
 
-CHEAP = 2**28  # multiplications of a scatter up to which scores are resampled without being asked to
-RESAMPLES, HALVES = 100, 20  # of all scores, and of those measures that must be made anew for each
-FEW = 500  # examples a side up to which these are halved without being asked to: beyond, that takes minutes
-COMPARED = 2000  # examples a side at most, of distances that look at all pairs
-FROM_MOMENTS: dict[str, Callable[[_statistics.Moments], jax.Array]] = {
+MAX_RESAMPLED_PRODUCTS = 2**28  # multiplications of a scatter up to which scores are resampled without being asked to
+NUM_RESAMPLES, NUM_HALVES = 100, 20  # of all scores, and of those measures that must be made anew for each
+MAX_HALVED = 500  # examples a side up to which these are halved without being asked to: beyond, that takes minutes
+MAX_COMPARED = 2000  # examples a side at most, of distances that look at all pairs
+MOMENT_SCORES: dict[str, Callable[[_statistics.Moments], jax.Array]] = {
     "logme": logme_from,
     "h_score": h_score_from,
     "regularized_h_score": regularized_h_score_from,
@@ -76,14 +76,14 @@ FROM_MOMENTS: dict[str, Callable[[_statistics.Moments], jax.Array]] = {
     "gbc": gbc_from,
 }
 # Scores of features (N, D) and labels (N,) as NumPy arrays, and a key for what is drawn. One that is added here, to
-# BETWEEN or to probes.CLASSIFIERS is in the report and in the study of transfer distances.
-REPEATED: dict[str, Callable[..., float]] = {
+# DATASET_DISTANCES or to probes.CLASSIFIERS is in the report and in the study of transfer distances.
+FEATURE_SCORES: dict[str, Callable[..., float]] = {
     "sfda": lambda x, y, key: sfda(x, y),  # the value itself is from the shared moments
     "parc": lambda x, y, key: parc(x, y),
     "nleep": lambda x, y, key: nleep(x, y, key),
 }
-BETWEEN: dict[str, Callable[..., float]] = {
-    "otdd": lambda x1, y1, x2, y2, key: otdd(x1, y1, x2, y2, _method(len(x1), len(x2))),
+DATASET_DISTANCES: dict[str, Callable[..., float]] = {
+    "otdd": lambda x1, y1, x2, y2, key: otdd(x1, y1, x2, y2, _otdd_method(len(x1), len(x2))),
     "frechet": lambda x1, y1, x2, y2, key: frechet(x1, x2),
     "mmd": lambda x1, y1, x2, y2, key: mmd(x1, x2),
     "mmd_rbf": lambda x1, y1, x2, y2, key: mmd(x1, x2, "rbf"),
@@ -155,66 +155,78 @@ def report(
     """
     key = jax.random.key(0) if key is None else key
     with jax.enable_x64(True):
-        x, y, classes = _inputs.classified(features, labels)
+        x, y, classes = _inputs.score_inputs(features, labels)
         n, d = x.shape
-        few = max(n, len(source[1]) if source else 0) <= FEW
-        count = HALVES if few or resamples else 0
+        is_small = max(n, len(source[1]) if source else 0) <= MAX_HALVED
+        count = NUM_HALVES if is_small or resamples else 0
         if resamples is None:
-            resamples = RESAMPLES if n * d * min(n, d) <= CHEAP else 0
+            resamples = NUM_RESAMPLES if n * d * min(n, d) <= MAX_RESAMPLED_PRODUCTS else 0
         count = min(count, resamples)
         weights = np.random.default_rng(_seed(key)).multinomial(n, np.full(n, 1 / n), size=resamples)
-        rows = _of_moments(x, y, classes, weights)
+        rows = _moment_rows(x, y, classes, weights)
         if source_probs is not None:
-            rows += _of_probabilities(source_probs, y, weights)
+            rows += _probability_rows(source_probs, y, weights)
     x, y = np.asarray(x), np.asarray(y)
-    known = {row.name for row in rows}
-    rows += [_timed(name, lambda f=f: f(x, y, key)) for name, f in REPEATED.items() if name not in known]
+    done = {row.name for row in rows}
+    rows += [_timed_row(name, lambda f=f: f(x, y, key)) for name, f in FEATURE_SCORES.items() if name not in done]
     for i, row in enumerate(rows):
-        if row.name in REPEATED:
-            rows[i] = _halved(row, lambda a, f=REPEATED[row.name]: f(x[a], y[a], key), [y], count, key)
-    rows += _of_probes(x, y, folds, weights, _seed(key))
+        if row.name in FEATURE_SCORES:
+            rows[i] = _add_interval(row, lambda a, f=FEATURE_SCORES[row.name]: f(x[a], y[a], key), [y], count, key)
+    rows += _probe_rows(x, y, folds, weights, _seed(key))
     if source is not None:
-        (x1, y1), (x2, y2) = (_sample(*side) for side in (source, (x, y)))
-        for name, far in BETWEEN.items():
-            row = _timed(name, lambda f=far: f(x1, y1, x2, y2, key))
-            rows.append(_halved(row, lambda a, b, f=far: f(x1[a], y1[a], x2[b], y2[b], key), [y1, y2], count, key))
+        (x1, y1), (x2, y2) = (_sample_side(*side) for side in (source, (x, y)))
+        for name, distance in DATASET_DISTANCES.items():
+            row = _timed_row(name, lambda f=distance: f(x1, y1, x2, y2, key))
+            rows.append(
+                _add_interval(row, lambda a, b, f=distance: f(x1[a], y1[a], x2[b], y2[b], key), [y1, y2], count, key)
+            )
     return Report(tuple(rows))
 
 
-def _of_moments(x: jax.Array, y: jax.Array, classes: int, weights: np.ndarray) -> list[Row]:
-    begin = time.perf_counter()
-    m = jax.block_until_ready(_statistics.of(x, y, classes, rates=True))
-    shared = time.perf_counter() - begin
-    many = _resampled(x, y, classes, weights) if len(weights) else None
+def _moment_rows(x: jax.Array, y: jax.Array, classes: int, weights: np.ndarray) -> list[Row]:
+    start = time.perf_counter()
+    m = jax.block_until_ready(_statistics.compute_moments(x, y, classes, rates=True))
+    shared = time.perf_counter() - start
+    resampled = _resampled_moments(x, y, classes, weights) if len(weights) else None
     rows = []
-    for name, score in FROM_MOMENTS.items():
-        rows.append(_timed(name, lambda score=score: score(m), many and (lambda score=score: _each(score)(many))))
-    rows.append(_timed("sfda", lambda: sfda_from(m, x, y, single=_statistics.large(x))[0]))
-    return [Row("moments (shared)", float(m.number), np.nan, np.nan, shared), *rows]
+    for name, score in MOMENT_SCORES.items():
+        rows.append(
+            _timed_row(
+                name, lambda score=score: score(m), resampled and (lambda score=score: _map_moments(score)(resampled))
+            )
+        )
+    rows.append(_timed_row("sfda", lambda: sfda_from(m, x, y, single=_statistics.allows_single(x))[0]))
+    return [Row("moments (shared)", float(m.num_examples), np.nan, np.nan, shared), *rows]
 
 
 @functools.cache  # so that a second report compiles nothing
-def _each(score: Callable[[_statistics.Moments], jax.Array]) -> Any:
-    return jax.jit(lambda many: jax.lax.map(score, many, batch_size=16))
+def _map_moments(score: Callable[[_statistics.Moments], jax.Array]) -> Any:
+    return jax.jit(lambda moments: jax.lax.map(score, moments, batch_size=16))
 
 
-def _resampled(x: jax.Array, y: jax.Array, classes: int, weights: np.ndarray) -> _statistics.Moments:
+def _resampled_moments(x: jax.Array, y: jax.Array, classes: int, weights: np.ndarray) -> _statistics.Moments:
     """Return the moments for each row of weights (B, N)."""
-    return _moments(x, y, jnp.asarray(weights, jnp.float64), classes, _statistics.longest_class(x, y, classes))
+    return _map_weights(x, y, jnp.asarray(weights, jnp.float64), classes, _statistics.max_class_size(x, y, classes))
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def _moments(x: jax.Array, y: jax.Array, weights: jax.Array, classes: int, longest: int) -> _statistics.Moments:
-    return jax.lax.map(lambda w: _statistics.moments(x, y, w, classes=classes, longest=longest), weights, batch_size=16)
+def _map_weights(x: jax.Array, y: jax.Array, weights: jax.Array, classes: int, longest: int) -> _statistics.Moments:
+    return jax.lax.map(
+        lambda w: _statistics.weighted_moments(x, y, w, classes=classes, longest=longest), weights, batch_size=16
+    )
 
 
-def _of_probabilities(source_probs: Any, y: jax.Array, weights: np.ndarray) -> list[Row]:
-    p, y, classes = _inputs.probabilities(source_probs, y)
+def _probability_rows(source_probs: Any, y: jax.Array, weights: np.ndarray) -> list[Row]:
+    p, y, classes = _inputs.probability_inputs(source_probs, y)
     z = p.argmax(1)
-    once, many = jnp.ones((1, len(p))), jnp.asarray(weights, jnp.float64)
+    unweighted, resampled = jnp.ones((1, len(p))), jnp.asarray(weights, jnp.float64)
     return [
-        _timed(name, lambda f=f: f(p, z, y, once, classes)[0], len(many) and (lambda f=f: f(p, z, y, many, classes)))
-        for name, f in FROM_PROBABILITIES.items()
+        _timed_row(
+            name,
+            lambda f=f: f(p, z, y, unweighted, classes)[0],
+            len(resampled) and (lambda f=f: f(p, z, y, resampled, classes)),
+        )
+        for name, f in PROBABILITY_SCORES.items()
     ]
 
 
@@ -228,48 +240,48 @@ def _nce(p: jax.Array, z: jax.Array, y: jax.Array, weights: jax.Array, classes: 
     return jax.lax.map(lambda w: nce_from(z, y, w, sources=p.shape[1], classes=classes), weights)
 
 
-FROM_PROBABILITIES: dict[str, Callable[..., jax.Array]] = {"leep": _leep, "nce": _nce}
+PROBABILITY_SCORES: dict[str, Callable[..., jax.Array]] = {"leep": _leep, "nce": _nce}
 
 
-def _of_probes(x: np.ndarray, y: np.ndarray, folds: int, weights: np.ndarray, seed: int) -> list[Row]:
+def _probe_rows(x: np.ndarray, y: np.ndarray, folds: int, weights: np.ndarray, seed: int) -> list[Row]:
     rows = []
     for name, classify in probes.CLASSIFIERS.items():
-        begin = time.perf_counter()
-        right = probes.right(classify, x, y, folds, seed)
-        seconds = time.perf_counter() - begin
-        rows.append(_row(name, right.mean(), (weights @ right) / len(right) if len(weights) else None, seconds))
+        start = time.perf_counter()
+        hits = probes.cross_validated_hits(classify, x, y, folds, seed)
+        seconds = time.perf_counter() - start
+        rows.append(_make_row(name, hits.mean(), (weights @ hits) / len(hits) if len(weights) else None, seconds))
     return rows
 
 
-def _timed(name: str, measure: Callable[[], Any], over: Any = None) -> Row:
+def _timed_row(name: str, measure: Callable[[], Any], resample: Any = None) -> Row:
     """Return the row of a measure, and of its values over resampled examples."""
-    begin = time.perf_counter()
+    start = time.perf_counter()
     value = float(measure())
-    seconds = time.perf_counter() - begin
-    return _row(name, value, np.asarray(over()) if over else None, seconds)
+    seconds = time.perf_counter() - start
+    return _make_row(name, value, np.asarray(resample()) if resample else None, seconds)
 
 
-def _halved(row: Row, measure: Callable[..., float], sides: list[np.ndarray], count: int, key: jax.Array) -> Row:
+def _add_interval(row: Row, measure: Callable[..., float], sides: list[np.ndarray], count: int, key: jax.Array) -> Row:
     """Return a row with the interval of its measure, which takes the places of each side's examples, from halves."""
     half = 1.96 * standard_error(measure, sides, count, np.random.default_rng(_seed(key)))
     return row._replace(low=row.value - half, high=row.value + half)
 
 
-def _row(name: str, value: float, resampled: np.ndarray | None, seconds: float) -> Row:
+def _make_row(name: str, value: float, resampled: np.ndarray | None, seconds: float) -> Row:
     half = np.nan if resampled is None else 1.96 * float(np.std(resampled, ddof=1))
     return Row(name, float(value), float(value) - half, float(value) + half, seconds)
 
 
-def _method(n: int, m: int) -> str:
+def _otdd_method(n: int, m: int) -> str:
     """Return how OTDD is found: by assignment where examples need not be repeated often for that."""
-    return "exact" if math.lcm(n, m) <= COMPARED else "sinkhorn"
+    return "exact" if math.lcm(n, m) <= MAX_COMPARED else "sinkhorn"
 
 
-def _sample(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+def _sample_side(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     x = np.asarray(x)
-    y = _inputs.labels(y, len(x), "of the source")
-    chosen = _inputs.spread(y, COMPARED)
-    return x[chosen], y[chosen]
+    y = _inputs.dataset_labels(y, len(x), "of the source")
+    rows = _inputs.stratified_rows(y, MAX_COMPARED)
+    return x[rows], y[rows]
 
 
 def _seed(key: jax.Array) -> int:

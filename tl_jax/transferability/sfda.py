@@ -9,7 +9,7 @@ from jax.scipy.linalg import eigh_tridiagonal
 
 from tl_jax.transferability import _inputs, _statistics
 
-DECAY, LEAST = 5.0, 1e-10  # of the shrinkage with the largest eigenvalue, and the least shrinkage
+DECAY, MIN_SHRINKAGE = 5.0, 1e-10  # of the shrinkage with the largest eigenvalue, and the least shrinkage
 
 
 def sfda(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, log: bool = False) -> float:
@@ -35,9 +35,9 @@ def sfda(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, log: 
             from 0 on, or a single class.
     """
     with jax.enable_x64(True):
-        x, y, classes = _inputs.classified(features, labels)
-        m = _statistics.of(x, y, classes)
-        return float(sfda_from(m, x, y, single=_statistics.large(x))[int(log)])
+        x, y, classes = _inputs.score_inputs(features, labels)
+        m = _statistics.compute_moments(x, y, classes)
+        return float(sfda_from(m, x, y, single=_statistics.allows_single(x))[int(log)])
 
 
 @functools.partial(jax.jit, static_argnames="single")
@@ -53,71 +53,71 @@ def sfda_from(
         single: products in float32 for the second scatter.
     """
     n, d = x.shape
-    filled = m.counts > 0
+    nonempty = m.counts > 0
 
     def centred(index):
         return x[index].astype(jnp.float64) - m.mean[None]
 
     means = m.means - m.mean[None]
     if m.wide:
-        within = _within(centred, y, means, n, d, single)
+        within = _within_covariance(centred, y, means, n, d, single)
     else:
         within = (m.scatter - m.between()) / n
     a = _shrinkage(within)
     kernel, bias = _discriminants(within, a, means, m.counts)
-    others = (means.sum(0, where=filled[:, None])[None] - means) / (filled.sum() - 1)
+    others = (means.sum(0, where=nonempty[:, None])[None] - means) / (nonempty.sum() - 1)
 
     def mixed(index):
         z = centred(index)
         p = jax.nn.softmax(z @ kernel + bias[None])
-        own = jnp.exp(jnp.take_along_axis(p, y[index][:, None], 1))
-        t = own / jnp.where(filled[None], jnp.exp(p), 0.0).sum(1, keepdims=True)
+        own_probability = jnp.exp(jnp.take_along_axis(p, y[index][:, None], 1))
+        t = own_probability / jnp.where(nonempty[None], jnp.exp(p), 0.0).sum(1, keepdims=True)
         return t * z + (1 - t) * others[y[index]]
 
-    def sums(index, there):
-        return jax.ops.segment_sum(mixed(index) * there[:, None], y[index], len(filled))
+    def sums(index, valid):
+        return jax.ops.segment_sum(mixed(index) * valid[:, None], y[index], len(nonempty))
 
-    means = _statistics.over_blocks(sums, n, _statistics.BLOCK) / jnp.where(filled, m.counts, 1.0)[:, None]
-    again, offset = _discriminants(_within(mixed, y, means, n, d, single), a, means, m.counts)
+    means = _statistics.sum_over_blocks(sums, n, _statistics.BLOCK) / jnp.where(nonempty, m.counts, 1.0)[:, None]
+    new_kernel, new_bias = _discriminants(_within_covariance(mixed, y, means, n, d, single), a, means, m.counts)
 
-    def scores(index, there):
-        p = jax.nn.log_softmax(mixed(index) @ again + offset[None])
+    def scores(index, valid):
+        p = jax.nn.log_softmax(mixed(index) @ new_kernel + new_bias[None])
         p = jnp.take_along_axis(p, y[index][:, None], 1)[:, 0]
-        return (jnp.exp(p) * there).sum(), (p * there).sum()
+        return (jnp.exp(p) * valid).sum(), (p * valid).sum()
 
-    total, logs = _statistics.over_blocks(scores, n, _statistics.BLOCK)
+    total, logs = _statistics.sum_over_blocks(scores, n, _statistics.BLOCK)
     return total / n, logs / n
 
 
-def _within(rows, y: jax.Array, means: jax.Array, n: int, d: int, single: bool) -> jax.Array:
+def _within_covariance(rows, y: jax.Array, means: jax.Array, n: int, d: int, single: bool) -> jax.Array:
     """Return the covariance within classes (D, D) of what ``rows`` gives for an index (B,)."""
 
-    def deviations(index, there):
-        return (rows(index) - means[y[index]]) * there[:, None]
+    def deviations(index, valid):
+        return (rows(index) - means[y[index]]) * valid[:, None]
 
-    return _statistics.scatters(deviations, jnp.arange(n), jnp.array([0, n]), d, single)[0] / n
+    return _statistics.sum_scatters(deviations, jnp.arange(n), jnp.array([0, n]), d, single)[0] / n
 
 
 def _shrinkage(within: jax.Array) -> jax.Array:
     # A row's length is a lower bound of the eigenvalue; where that is enough for the least shrinkage it is not needed.
     bound = jnp.sqrt((within**2).sum(1)).max()
-    needed = (jnp.exp(-DECAY * bound) > LEAST) & (len(within) > 1)
+    needed = (jnp.exp(-DECAY * bound) > MIN_SHRINKAGE) & (len(within) > 1)
     largest = jax.lax.cond(needed, _largest_eigenvalue, lambda a: bound, within)
-    return jnp.maximum(jnp.exp(-DECAY * largest), LEAST)
+    return jnp.maximum(jnp.exp(-DECAY * largest), MIN_SHRINKAGE)
 
 
 def _largest_eigenvalue(a: jax.Array) -> jax.Array:
     """Return the largest eigenvalue of a symmetric matrix, for a third of what ``eigvalsh`` takes to find all."""
     if len(a) == 1:
         return a[0, 0]
-    _, diagonal, beside, _ = jax.lax.linalg.tridiagonal(a)
+    _, diagonal, off_diagonal, _ = jax.lax.linalg.tridiagonal(a)
     last = (len(a) - 1, len(a) - 1)
-    return eigh_tridiagonal(diagonal, beside, eigvals_only=True, select="i", select_range=last)[0]
+    return eigh_tridiagonal(diagonal, off_diagonal, eigvals_only=True, select="i", select_range=last)[0]
 
 
 def _discriminants(within: jax.Array, a: jax.Array, means: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return kernel (D, K) and bias (K,) of the classes' discriminants."""
     d = len(within)
-    whole = (1 - a) * within + a * jnp.trace(within) / d * jnp.eye(d)
-    kernel = _statistics.solve(whole, means.T)
+    regularized = (1 - a) * within + a * jnp.trace(within) / d * jnp.eye(d)
+    kernel = _statistics.solve_psd(regularized, means.T)
     return kernel, jnp.log(counts / counts.sum()) - 0.5 * (means.T * kernel).sum(0)

@@ -9,7 +9,7 @@ import numpy as np
 from tl_jax.transferability import _inputs
 from tl_jax.utils.errors import UserError
 
-BLOCK = 16  # directions at a time
+DIRECTION_BLOCK = 16  # directions at a time
 
 
 def sliced_wasserstein(
@@ -32,25 +32,25 @@ def sliced_wasserstein(
     Raises:
         UserError: other shapes, values that are not finite, no directions, or an order below 1.
     """
-    a, b = _inputs.pair(x1, x2)
+    a, b = _inputs.feature_pair(x1, x2)
     if projections < 1:
         raise UserError(f"projections={projections} must be 1 or more")
     if not 1 <= order < float("inf"):
         raise UserError(f"order={order} must be 1 or more, and finite")
-    directions = np.asarray(_directions(key, projections, a.shape[1]))
+    directions = np.asarray(_random_directions(key, projections, a.shape[1]))
     origin = a.mean(0)
     with jax.enable_x64(True):
-        arrays = map(jnp.asarray, (a - origin[None], b - origin[None], directions, *_steps(len(a), len(b))))
+        arrays = map(jnp.asarray, (a - origin[None], b - origin[None], directions, *_quantile_steps(len(a), len(b))))
         return float(_sliced(*arrays, float(order)))
 
 
-def _directions(key: jax.Array, count: int, features: int) -> jax.Array:
+def _random_directions(key: jax.Array, count: int, features: int) -> jax.Array:
     """Return (P, D) directions, of length one but for rounding, each as likely as any other."""
     x = jax.random.normal(key, (count, features), jnp.float32)
     return x / jnp.linalg.norm(x, axis=1, keepdims=True)
 
 
-def _steps(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _quantile_steps(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return where in either sorted side the quantile functions are between any two of their jumps, and how long for.
 
     Both are steps, with jumps at multiples of 1 / n and 1 / m: whole numbers in units of 1 / (n m).
@@ -61,10 +61,10 @@ def _steps(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnums=6)
 def _sliced(a, b, directions, i, j, lengths, order: float) -> jax.Array:
-    def one(direction: jax.Array) -> jax.Array:
+    def line_distance(direction: jax.Array) -> jax.Array:
         direction = direction.astype(a.dtype)
         direction = direction / jnp.linalg.norm(direction)
         p, q = (jnp.sort(jnp.matmul(x, direction, precision="highest")) for x in (a, b))
         return (jnp.abs(p[i] - q[j]) ** order * lengths).sum()
 
-    return jax.lax.map(one, directions, batch_size=BLOCK).mean() ** (1 / order)
+    return jax.lax.map(line_distance, directions, batch_size=DIRECTION_BLOCK).mean() ** (1 / order)

@@ -10,7 +10,7 @@ import numpy as np
 from tl_jax.transferability import _inputs
 from tl_jax.utils.errors import UserError
 
-HELD = 2**26  # gradients of one label each that may be in memory at once, in numbers: 256 MiB
+MAX_GRADIENTS = 2**26  # gradients of one label each that may be in memory at once, in numbers: 256 MiB
 
 
 def task2vec(
@@ -57,7 +57,7 @@ def task2vec(
     fisher = jax.jit(_fisher, static_argnums=(0, 4))(apply, params, inputs, keys, draws)
     leaves = [leaf.reshape(-1, leaf.shape[-1]).mean(0) if per_filter and leaf.ndim else leaf.ravel() for leaf in fisher]
     embedding = jnp.concatenate(leaves)
-    _inputs.finite(embedding, "Fisher information")
+    _inputs.check_finite(embedding, "Fisher information")
     return embedding
 
 
@@ -74,7 +74,9 @@ def task2vec_distance(e1: np.ndarray | jax.Array, e2: np.ndarray | jax.Array) ->
     Raises:
         UserError: other shapes, values that are negative or not finite, or embeddings that are zero.
     """
-    a, b = (np.asarray(_inputs.real(e, name), np.float64) for e, name in ((e1, "entries of e1"), (e2, "entries of e2")))
+    a, b = (
+        np.asarray(_inputs.as_real(e, name), np.float64) for e, name in ((e1, "entries of e1"), (e2, "entries of e2"))
+    )
     if a.ndim != 1 or a.shape != b.shape:
         raise UserError(f"embeddings are (E,) of the same parameters, not {a.shape} and {b.shape}")
     for e, name in ((a, "e1"), (b, "e2")):
@@ -89,11 +91,11 @@ def _fisher(apply: Callable, params: Any, inputs: Any, keys: jax.Array, draws: i
     """Return for each leaf the mean over examples of the expected squared gradient of log p, float32."""
     n = len(keys)
     classes = jax.eval_shape(apply, params, inputs).shape[1]
-    numbers = sum(leaf.size for leaf in jax.tree.leaves(params)) * (draws or classes)
-    chunk = max(1, min(n, HELD // max(1, numbers)))
+    num_values = sum(leaf.size for leaf in jax.tree.leaves(params)) * (draws or classes)
+    chunk = max(1, min(n, MAX_GRADIENTS // max(1, num_values)))
 
-    def one(example: tuple[Any, jax.Array, jax.Array]) -> list[jax.Array]:
-        x, key, counts = example
+    def example_fisher(example: tuple[Any, jax.Array, jax.Array]) -> list[jax.Array]:
+        x, key, valid = example
 
         def log_p(params: Any) -> jax.Array:
             return jax.nn.log_softmax(apply(params, jax.tree.map(lambda leaf: leaf[None], x))[0].astype(jnp.float32))
@@ -105,10 +107,10 @@ def _fisher(apply: Callable, params: Any, inputs: Any, keys: jax.Array, draws: i
             rows, weights = rows[jax.random.categorical(key, value, shape=(draws,))], jnp.full(draws, 1 / draws)
         (gradients,) = jax.vmap(backward)(rows)
         leaves = [g.astype(jnp.float32) for g in jax.tree.leaves(gradients)]
-        return [counts * jnp.tensordot(weights, g**2, 1, precision="highest") for g in leaves]
+        return [valid * jnp.tensordot(weights, g**2, 1, precision="highest") for g in leaves]
 
     def add(total: list[jax.Array], examples: Any) -> tuple[list[jax.Array], None]:
-        return [t + f.sum(0) for t, f in zip(total, jax.vmap(one)(examples), strict=True)], None
+        return [t + f.sum(0) for t, f in zip(total, jax.vmap(example_fisher)(examples), strict=True)], None
 
     # The last chunk is filled with examples that do not count.
     index = jnp.arange(-(-n // chunk) * chunk)

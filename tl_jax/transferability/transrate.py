@@ -22,12 +22,12 @@ def transrate(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) 
             from 0 on, or a single class.
     """
     with jax.enable_x64(True):
-        return float(transrate_from(_statistics.of(*_inputs.classified(features, labels), rates=True)))
+        return float(transrate_from(_statistics.compute_moments(*_inputs.score_inputs(features, labels), rates=True)))
 
 
 @jax.jit
 def transrate_from(m: _statistics.Moments) -> jax.Array:
     """Return ``transrate`` from moments that have the classes' rates."""
-    whole = _statistics.half_logdet(m.scatter / (m.number * _statistics.DISTORTION))
-    filled = m.counts > 0
-    return whole - jnp.where(filled, m.rates, 0.0).sum() / filled.sum()
+    total_rate = _statistics.half_logdet(m.scatter / (m.num_examples * _statistics.DISTORTION))
+    nonempty = m.counts > 0
+    return total_rate - jnp.where(nonempty, m.rates, 0.0).sum() / nonempty.sum()
