@@ -43,7 +43,7 @@ def main(_: list[str]) -> None:
     rates, decays = ([float(value) for value in flag.value] for flag in (RATES, DECAYS))
     task = restore.make_task(config)
     (phase,) = phases.resolve(config, task.sizes, task.stages)
-    assert task.shortcut
+    assert task.cache_features
     features_task = task.cache_features(task, initial_state(task, config.seed).variables, phase)
     if features_task is task:
         raise UserError(

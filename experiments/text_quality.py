@@ -87,7 +87,7 @@ def train_peer(config: recipe_module.Config) -> tuple[dict[str, float], int]:
     hits = [
         (predicted == batch["label"])[batch["mask"] > 0] for predicted, batch in zip(predictions, batches, strict=True)
     ]
-    assert task.judge
+    assert task.evaluate
     values = dict(task.evaluate(predictions, batches).values)
     if config.task == "text":
         values["accuracy"] = float(np.concatenate(hits).mean())

@@ -130,8 +130,8 @@ def report_calibration(
     result: dict[str, Any] = {}
     if "auc" in settings.metrics:
         interval = classification.auc_interval(*test, settings.reference, settings.groups)
-        grouped = settings.groups is not None
-        units = f"{len(np.unique(settings.groups))} groups" if grouped else f"{len(test.labels)} pictures"
+        groups = settings.groups
+        units = f"{len(test.labels)} pictures" if groups is None else f"{len(np.unique(groups))} groups"
         result["intervals"] = {"auc": interval, "level": 0.95, "over": units, "resamples": classification.NUM_RESAMPLES}
         say(f"AUC on test, 95 % interval over {units}: {interval[0]:.3f} to {interval[1]:.3f}")
     if validation is None:
