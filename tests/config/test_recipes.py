@@ -284,12 +284,14 @@ def test_a_misspelt_field_in_a_recipe_is_refused():
         recipe_module.get_config().optim.lrr = 1.0
 
 
-def test_a_stored_configuration_comes_back(tmp_path):
-    config = load(ROOT / "configs" / "digits_resnet.py")
-    write_json(tmp_path / "config.json", config.to_dict())
-    stored = load(CONFIG / "stored.py", str(tmp_path))
-    validate.validate(stored)
-    assert stored.to_dict() == config.to_dict()
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_stored_configuration_comes_back(tmp_path, path):
+    for variant in ("", "smoke"):
+        config = load(path, variant)
+        write_json(tmp_path / "config.json", config.to_dict())
+        stored = load(CONFIG / "stored.py", str(tmp_path))
+        validate.validate(stored)
+        assert stored.to_dict() == config.to_dict()
 
 
 def test_members_are_all_arms_with_all_seeds():

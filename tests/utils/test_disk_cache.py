@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tl_jax.utils import disk_cache as shelves
+from tl_jax.utils import disk_cache
 from tl_jax.utils.disk_cache import DiskCache
 from tl_jax.utils.errors import UserError
 
@@ -97,6 +97,21 @@ def test_what_cannot_be_made_is_an_error(tmp_path):
 def test_what_a_killed_process_left_goes_after_a_day(tmp_path):
     for age, name in ((0, "young"), (2, "old")):
         (tmp_path / f"{name}.part").write_bytes(b"")
-        os.utime(tmp_path / f"{name}.part", (time.time() - age * shelves.DAY,) * 2)
+        os.utime(tmp_path / f"{name}.part", (time.time() - age * disk_cache.DAY,) * 2)
     DiskCache(tmp_path, 10**6).get("key", (1,), np.float32, lambda: iter([np.zeros(1)]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["key.npy", "young.part"]
+
+
+def test_the_digest_of_code_is_that_of_the_package_and_changes_with_it(tmp_path, monkeypatch):
+    models = {path.relative_to(disk_cache.PACKAGE_DIR) for path in (disk_cache.PACKAGE_DIR / "models").rglob("*.py")}
+    assert {Path("models/ops/conv.py"), Path("models/resnet.py")} <= models
+    (tmp_path / "models" / "ops").mkdir(parents=True)
+    file = tmp_path / "models" / "ops" / "conv.py"
+    file.write_text("x = 1")
+    monkeypatch.setattr(disk_cache, "PACKAGE_DIR", tmp_path)
+    digest = disk_cache.code_digest.__wrapped__
+    first = digest("models")
+    file.write_text("x = 2")
+    assert digest("models") != first
+    with pytest.raises(ValueError, match="no code in modells"):
+        digest("modells")

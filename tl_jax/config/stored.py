@@ -28,8 +28,9 @@ def get_config(folder: str = ""):
         if field not in FIELDS:
             raise UserError(f"{path} has the unknown field {field}, of another version perhaps; {action}")
     try:
-        config.update(ConfigDict(content))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        with config.unlocked():  # model.options has whatever the model class takes
+            config.update(ConfigDict(content))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); {action}") from None
     return config
 

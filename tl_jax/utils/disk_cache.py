@@ -17,14 +17,16 @@ from tl_jax.utils.download import locked
 from tl_jax.utils.errors import UserError
 
 DAY = 86400.0  # seconds
-_THIS_DIR = Path(__file__).parent
+PACKAGE_DIR = Path(__file__).parents[1]
 _warned_folders: set[Path] = set()  # folders of which was said that they cannot be written
 
 
 @functools.cache
 def code_digest(*packages: str) -> str:
     """Return a hash of the code in packages of tl_jax: what a changed function makes must not meet what it made."""
-    files = sorted(path for package in packages for path in (_THIS_DIR / package).glob("*.py"))
+    files = sorted(path for package in packages for path in (PACKAGE_DIR / package).rglob("*.py"))
+    if not files:
+        raise ValueError(f"no code in {', '.join(packages)} below {PACKAGE_DIR}")
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
