@@ -256,10 +256,10 @@ def _predict(
         batch = data.batch(np.resize(rows, n), np.arange(n) < len(rows))
         out, counted = np.asarray(step(variables, sharding.put(batch))), np.asarray(batch["label"]) != IGNORED
         for i, row in enumerate(rows):
-            if data.read is None:
+            if data.read_mask is None:
                 yield out[i], np.ones(1, bool)
             else:
-                yield out[i][counted[i]], data.read[row] > 0
+                yield out[i][counted[i]], data.read_mask[row] > 0
 
 
 DRAWN = {"text": "docs", "tokens": "docs_names", "masked": "docs"}  # where data.generate says so
