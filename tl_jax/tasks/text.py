@@ -113,13 +113,12 @@ def find_input_file(value: str) -> Path | None:
 
 def _check_input_file(path: Path, value: object) -> Path:
     """Return a path that is a readable kind of file, or raise; ``value`` is the input as it was written."""
+    suffix, kinds = path.suffix.lower(), ", ".join(FILE_KINDS)
     if not os.path.isfile(path):
         problem = "is a folder" if os.path.isdir(path) else "there is no such file"
-        raise UserError(f"--input={value}: {problem}; pass a file ({', '.join(FILE_KINDS)}) or a sentence")
-    if path.suffix.lower() in _UNSUPPORTED:
-        raise UserError(
-            f"--input={value}: {path.suffix.lower()} is not read; save it as one of {', '.join(FILE_KINDS)}"
-        )
+        raise UserError(f"--input={value}: {problem}; pass a file ({kinds}) or a sentence")
+    if suffix in _UNSUPPORTED:
+        raise UserError(f"--input={value}: {suffix} is not read; save it as one of {kinds}")
     return path
 
 
@@ -288,9 +287,9 @@ def make_task(config: Any, record: RunRecord = NEW_RUN) -> Task:
     source = record.source(lambda: load_source(config), *no_examples)
     if record.reads_data:
         warn_shared_texts(source)
-    reading = (
-        reading_options(config.task, np.asarray(source.train.images)) if record.reads_data else record.facts["reading"]
-    )
+        reading = reading_options(config.task, np.asarray(source.train.images))
+    else:
+        reading = record.facts["reading"]
     net = load_network(config, () if config.task == "masked" else source.classes)
     for note in net.notes:
         say(note)
@@ -303,6 +302,7 @@ def make_task(config: Any, record: RunRecord = NEW_RUN) -> Task:
     masked_lm = (masking, config.pretext.weight) if masking and config.pretext.weight else None
     feature_cache = TextFeatureCache(config, encoder, splits, regularize)
     masked_lm_net = load_network(config, (), "masked") if config.pretext.name else None
+    test_texts = raw_splits["test"].images
     task = Task(
         name=f"{config.model.name} on {source.name}",
         classes=source.classes,
@@ -326,9 +326,7 @@ def make_task(config: Any, record: RunRecord = NEW_RUN) -> Task:
         stages=net.model.stage_names(),
         cache_features=feature_cache.task,
         predict=(objectives.make_classes if config.task == "tokens" else objectives.make_text_predict)(encoder),
-        test_details=functools.partial(
-            _details, source.classes, raw_splits["test"].images, rows=splits["test"].order()
-        ),
+        test_details=functools.partial(_details, source.classes, test_texts, rows=splits["test"].order()),
         evaluate=(sequence.token_evaluator if config.task == "tokens" else sequence.text_evaluator)(source.classes),
         predict_inputs=functools.partial(_predict_inputs, config, net, encoder, source.classes, reading),
         score="f1" if config.task == "tokens" else "accuracy",
@@ -343,24 +341,16 @@ def _with_masked_lm(
     loss = objectives.make_masked_lm_loss(encoder, masking)
     if config.task == "masked":
         metrics = objectives.make_masked_lm_metrics(encoder, masking)
-        return task._replace(
-            loss=loss,
-            metrics=metrics,
-            predict=None,
-            evaluate=None,
-            test_details=None,
-            predict_inputs=None,
-            cache_features=None,
-        )
+        unused = ("predict", "evaluate", "test_details", "predict_inputs", "cache_features")
+        return task._replace(loss=loss, metrics=metrics, **dict.fromkeys(unused))
     return task._replace(pretext=Objective(loss, TextStream(splits["unlabelled"], config.seed, config.batch_size)))
 
 
 def _details(classes: Sequence[str], texts: Any, scored_examples: Any, rows: Any) -> dict[str, Any]:
     """Return the details of the test split from its probabilities or tags."""
     if isinstance(scored_examples, sequence.Tags):
-        return error_analysis.tag_details(
-            sequence.predicted_classes(classes, scored_examples), texts, rows, *scored_examples
-        )
+        names = sequence.predicted_classes(classes, scored_examples)
+        return error_analysis.tag_details(names, texts, rows, *scored_examples)
     return error_analysis.text_details(classes, texts, rows, scored_examples)
 
 
@@ -450,9 +440,8 @@ def _load_cached(_: str, name: str, folder: str, columns: Columns) -> Dataset:
 def load_network(config: Any, classes: Sequence[str], output: str = "") -> TextNetwork:
     """Return the network of ``config`` with a head for ``classes``, or for guessing words."""
     output, folder = output or config.task, huggingface.resolve_folder(config.init.source, config.init.path)
-    options: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()
-    }
+    model_options = config.model.options.to_dict()
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in model_options.items()}
     options |= {"dtype": jnp.dtype(config.model.dtype), "endpoint": config.model.endpoint, "output": output}
     options |= {"head_dropout": config.regularize.dropout} if config.regularize.dropout else {}
     options |= {"adapter": config.adapt.rank} if config.adapt.kind == "bottleneck" and config.adapt.rank else {}
@@ -481,9 +470,9 @@ def tokenize_splits(
         texts = np.asarray(split.images)
         encodings = tokenize.encode_texts(net.tokenizer, texts.tolist(), max_length)
         num_cut, total = num_cut + sum(bool(e.overflowing) for e in encodings), total + len(encodings)
-        tokenized_splits[name] = tokenize.tokenized_texts(encodings, split.labels, pad)
-        if tokenized_splits[name].read is not None:
-            unread += sum(int((read == 0).sum()) for read in tokenized_splits[name].read)
+        tokenized = tokenized_splits[name] = tokenize.tokenized_texts(encodings, split.labels, pad)
+        if tokenized.read_mask is not None:
+            unread += sum(int((read == 0).sum()) for read in tokenized.read_mask)
     if num_cut:
         hint = f"config.input.max_length may be up to {net.model.positions}"
         say(f"{num_cut:,} of {total:,} texts are cut to {max_length} tokens; {hint}")
@@ -498,8 +487,7 @@ def make_regularize(config: Any, net: TextNetwork) -> Regularize:
     result = Regularize(**{**values, "endpoints": ()})
     if not result.compares_maps:
         return result
-    names = net.model.stage_names()
-    stages = tuple(name for name in names if name != "pooler")
+    stages = tuple(name for name in net.model.stage_names() if name != "pooler")
     return result._replace(endpoints=head_init.check_endpoints(tuple(values["endpoints"]), stages))
 
 
