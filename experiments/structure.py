@@ -63,16 +63,22 @@ RESULTS = flags.DEFINE_string("results", "", "JSON file for the numbers; none if
 def main(_: list[str]) -> None:
     """Print a column for each commit."""
     columns = {}
-    for commit in COMMITS.value:
+    for name in COMMITS.value:
+        commit = git("rev-parse", "--short", name).decode().strip()
         with tempfile.TemporaryDirectory() as folder:
-            archive_bytes = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
-            with tarfile.open(fileobj=io.BytesIO(archive_bytes)) as archive:
+            with tarfile.open(fileobj=io.BytesIO(git("archive", commit))) as archive:
                 archive.extractall(folder, filter="data")
             columns[commit] = measure_commit(Path(folder))
+    print(" " * 34 + "".join(f"{commit:>28s}" for commit in columns))
     for name in next(iter(columns.values())):
-        print(f"{name:34s}" + "".join(f"{column[name]!s:>24s}" for column in columns.values()))
+        print(f"{name:34s}" + "".join(f"{column[name]!s:>28s}" for column in columns.values()))
     if RESULTS.value:
         disk.write_text(Path(RESULTS.value), json.dumps(columns, indent=1) + "\n")
+
+
+def git(*arguments: str) -> bytes:
+    """Return what git writes."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=True).stdout
 
 
 def measure_commit(folder: Path) -> dict[str, Any]:
