@@ -171,9 +171,9 @@ def test_damaged_voc_is_one_line(tmp_path, harm, message):
 
 @pytest.mark.fast
 def test_folders_that_are_none(tmp_path):
-    for reader in (voc, coco):
+    for read in (voc.read_voc, coco.read_coco):
         with pytest.raises(UserError, match="check --config.data.dir"):
-            reader.read(tmp_path / "nothing", 64)
+            read(tmp_path / "nothing", 64)
     with pytest.raises(UserError, match="'cat' is none of the classes; choose one of dog, horse"):
         voc.read_voc(some(tmp_path / "set"), 64, classes=("dog", "horse"))
     assert voc.read_voc(tmp_path / "set", 64, classes=("dog", "cat")).train.labels[0, :, 4].tolist() == [1, 0]
