@@ -79,9 +79,9 @@ def test_other_readers_name_all_damaged_files_too(tmp_path: Path) -> None:
     listed = write_coco(tmp_path / "coco")
     for path in (*boxed.glob("JPEGImages/[ac].png"), *listed.glob("train/*.png")):
         path.write_bytes(b"nothing")
-    for reader, where, count in ((voc, boxed, "2 of 3"), (coco, listed, "2 of 4")):
+    for read, where, count in ((voc.read_voc, boxed, "2 of 3"), (coco.read_coco, listed, "2 of 4")):
         with pytest.raises(UserError, match=f"{count} images cannot be read: cannot decode .*a.png .*"):
-            reader.read(where, 64)
+            read(where, 64)
 
 
 def test_annotations_that_cannot_be_used_are_named_in_one_error(tmp_path: Path) -> None:
