@@ -84,7 +84,7 @@ def test_an_added_score_is_in_the_study_of_distances(tmp_path):
     assert command[:2] == ["python", "-m"]
     # Like the page's command, on one target and with runs of a few steps.
     small = ("--targets=digits", "--per_class=3", "--seeds=0", "--steps=4", "--sources=cifar10,mnist,faces")
-    program = "import sys; from experiments.transferability import study; study.shrink = lambda: None; "
+    program = "import sys; from experiments.transferability import study; study.shrink_flags = lambda: None; "
     program += "study.command.run(study.main)"
     copy.run("-c", program, *command[3:], *small, "--rates=3e-3", "--tested=100")
     with (tmp_path / "runs" / "distance" / "transfer_distance.csv").open() as file:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.test_data import tfds_folder
+from tests.data.test_pipeline import tfds_folder
 from tl_jax import api
 from tl_jax.config import recipe
 from tl_jax.data import image_folder, loader, tfds
