@@ -50,7 +50,7 @@ def embed_weights(workdir: Path, card: Card, command: str) -> None:
         "(values stored as float16)",
         "before rounding to float16": f"{summary['metrics']['accuracy']:.2%}",
         "inputs": f"{inputs['size']}x{inputs['size']} RGB, scaling `{inputs['scaling']}` of "
-        "`tl_jax.pretrained.catalog.SCALINGS`",
+        "`tl_jax.data.preprocess.SCALINGS`",
         "SHA-256": f"`{hashlib.sha256(target.read_bytes()).hexdigest()}`",
         "licence": "Apache-2.0, as the code; no example of the data is contained",
     }

@@ -12,8 +12,8 @@ folder of the runs (a temporary one if none is named) and, with --record, the fi
 A figure is the mean of a metric over the seeds of its entry. The same commit gives the same figures on the same
 hardware with the same libraries. Elsewhere sums round differently, and training amplifies this until a run differs as
 much as one with another seed. So the mean may move by the 95 % prediction interval of the mean of as many new seeds,
-and by two test examples if seeds hardly differ. A loss after few steps must stay within ``CLOSE`` of itself, because
-rounding has not grown by then.
+and by two test examples if seeds hardly differ. A loss after few steps must stay within ``LOSS_TOLERANCE`` of itself,
+because rounding has not grown by then.
 """
 
 import contextlib

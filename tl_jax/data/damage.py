@@ -14,7 +14,7 @@ FILES_SHOWN = 5
 class LineErrors:
     """What is wrong with the lines of one file.
 
-    ``add`` notes a line, ``refuse`` raises one UserError for all of them, if there are any.
+    ``add`` notes a line, ``raise_if_any`` raises one UserError for all of them, if there are any.
     """
 
     def __init__(self, file: Path):

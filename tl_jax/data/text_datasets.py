@@ -3,7 +3,7 @@
 name           text                                          label                          from
 "docs"         first paragraph of a docstring                subpackage it stands in        SciPy
 "docs_names"   sentences, as words                           what was set as code: CODE     SciPy
-"docs_corpus"  paragraphs                                    none: for guessing words       the others of ``CORPUS``
+"docs_corpus"  paragraphs                                    none: for guessing words       ``CORPUS_PACKAGES``
 
 The docstrings change a little with the versions of these libraries; nothing of them is copied into this one.
 """

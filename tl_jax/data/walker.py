@@ -38,8 +38,8 @@ class Walk:
 
     Attributes:
         top: folder of the data set; messages name paths as seen from it.
-        passed: what is not read, by kind: an ending such as ".tif", or in words.
-        broken: whether a link with the name of an image leads nowhere; such links are among the images.
+        skipped: what is not read, by kind: an ending such as ".tif", or in words.
+        has_broken_links: whether a link with the name of an image leads nowhere; such links are among the images.
     """
 
     def __init__(self, top: Path, outside: bool = False):

@@ -19,7 +19,7 @@ COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "policy": ("params/head/policy/", "params/head/log_std"),
     "value": ("params/head/value/",),
     "normalizer": ("batch_stats/observations/",),
-    "optimizer": (),  # Adam's moments of all leaves, see ``_moments``
+    "optimizer": (),  # Adam's moments of all leaves, see ``optimizer.adam_moments``
 }
 DEFAULT_COMPONENTS = ("trunk", "policy", "value", "normalizer")
 
