@@ -143,6 +143,7 @@ class Bert(nn.Module):
         vocabulary: V, ids below which are known.
         width: D, a multiple of ``heads``.
         depth: number of layers.
+        heads: number of attention heads.
         hidden: width between the two products of a layer.
         positions: tokens at most.
         types: texts that an input may be made of, 0 for no embedding of that.

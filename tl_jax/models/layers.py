@@ -47,6 +47,7 @@ class Conv(nn.Module):
         padding: see ``compute_padding``.
         use_bias: add a bias per output channel.
         dtype: of the computation; parameters are float32.
+        kernel_init: initializer of the kernel.
     """
 
     features: int
