@@ -99,22 +99,22 @@ def make_entry(name: str, settings: Mapping[str, Any], results: Mapping[str, Any
     }
 
 
-def allowed_drift(figure: str, seeds: Sequence[float], examples: int) -> tuple[float, str]:
+def allowed_drift(figure: str, values: Sequence[float], examples: int) -> tuple[float, str]:
     """Return what the mean of a figure may move by, and why.
 
     Args:
         figure: "ARM METRIC".
-        seeds: the figure of each.
+        values: the figure of each seed.
         examples: that were tested on.
     """
     from scipy import stats
 
-    values = np.asarray(seeds, float)
+    by_seed = np.asarray(values, float)
     if figure.endswith("loss"):
-        return LOSS_TOLERANCE * abs(float(values.mean())), f"{LOSS_TOLERANCE:.0%} of it, the same seeds and few steps"
-    n = len(values)
-    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) * np.sqrt(2 / n))
-    min_tolerance = MIN_CHANGED_EXAMPLES / examples * max(1.0, float(np.abs(values).max()))
+        return LOSS_TOLERANCE * abs(float(by_seed.mean())), f"{LOSS_TOLERANCE:.0%} of it, the same seeds and few steps"
+    n = len(by_seed)
+    half = float(stats.t.ppf(0.975, n - 1) * by_seed.std(ddof=1) * np.sqrt(2 / n))
+    min_tolerance = MIN_CHANGED_EXAMPLES / examples * max(1.0, float(np.abs(by_seed).max()))
     if half < min_tolerance:
         return min_tolerance, f"{MIN_CHANGED_EXAMPLES} of {examples} tests; the interval of {n} seeds is narrower"
     return half, f"95 % prediction interval, {n} seeds"

@@ -112,9 +112,9 @@ def data_dir() -> Path | None:
     return Path(path).expanduser().absolute() if path else None
 
 
-def _entry_name(recipe: str) -> str:
+def _entry_name(name: str) -> str:
     """Return the name of an entry for NAME, NAME.py or configs/NAME.py, each with or without :VARIANT."""
-    path, separator, variant = recipe.partition(":")
+    path, separator, variant = name.partition(":")
     return Path(path).name.removesuffix(".py") + separator + variant
 
 

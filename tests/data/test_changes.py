@@ -41,9 +41,9 @@ def test_boxes_people_and_texts_are_read_anew_once_they_change(tmp_path):
         (tmp_path / "people" / f"p{i // 2}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / "people" / f"p{i // 2}" / f"{i}.png")
     how = "folder", str(tmp_path / "people"), False, 8, 1e9
-    assert face_verification.read_album(*how).identities == ("p0", "p1", "p2", "p3")
+    assert face_verification.read_face_set(*how).identities == ("p0", "p1", "p2", "p3")
     (tmp_path / "people" / "p3").rename(tmp_path / "people" / "q")
-    assert face_verification.read_album(*how).identities == ("p0", "p1", "p2", "q")
+    assert face_verification.read_face_set(*how).identities == ("p0", "p1", "p2", "q")
 
     (tmp_path / "texts").mkdir()
     file, lines = tmp_path / "texts" / "train.jsonl", [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(20)]

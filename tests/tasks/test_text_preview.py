@@ -109,7 +109,7 @@ def test_letters_say_what_was_done_to_a_word(folder):
     rng = np.random.default_rng(0)
     ids = rng.integers(10, 40, (200, 16))
     batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    seen, marks = text_preview.mask_tokens(batch, tokenizer, jax.random.key(0), 0.25)
+    seen, marks = text_preview.mask_batch(batch, tokenizer, jax.random.key(0), 0.25)
     letters = [letter for row in marks for letter, _ in row.values()]
     shares = {letter: letters.count(letter) / len(letters) for letter in "MRK"}
     assert shares == pytest.approx({"M": 0.8, "R": 0.1, "K": 0.1}, abs=0.05)

@@ -228,11 +228,11 @@ def draw_faces() -> FaceSet:
 
 
 def split_identities(face_set: FaceSet, options: SplitOptions) -> tuple[Dataset, np.ndarray]:
-    """Cut an album into people to train with, to validate with and to test with, no person in two parts.
+    """Split a face set into people to train with, to validate with and to test with, no person in two parts.
 
     Returns:
         The parts, whose labels count people from 0 on, those of training first: ``classes`` are these K names. And
-        the rows int (N_test,) of the album that are the test part.
+        the rows int (N_test,) of the face set that are the test part.
 
     Raises:
         UserError: too few people or pictures for what is asked.

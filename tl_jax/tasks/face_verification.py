@@ -34,7 +34,7 @@ from tl_jax.utils.errors import UserError
 
 def predict_files(
     config: Any,
-    album: Callable[[], FaceSet],
+    load_face_set: Callable[[], FaceSet],
     task: Task,
     size: int,
     fitted_threshold: float | None,
@@ -43,13 +43,13 @@ def predict_files(
 ) -> tuple[list[dict[str, Any]], str]:
     """Return the nearest known identity of each image, for JSON, and all of it as text.
 
-    Known are the pictures of ``config.faces.known``, or else of ``album``; a picture is not compared with itself. It
+    Known are the pictures of ``config.faces.known``, or else of the data; a picture is not compared with itself. It
     shows the same person if the cosine reaches the threshold that is best on the validation split. A file that cannot
     be read has its error instead; if that is every file, it is a UserError.
 
     Args:
         config: the configuration.
-        album: reads all pictures of the data.
+        load_face_set: reads all pictures of the data.
         task: with the embeddings as ``predict``.
         size: side in pixels to which pictures of differing sizes are fitted.
         fitted_threshold: the threshold that the finished run has found already, None for a run without.
@@ -69,7 +69,7 @@ def predict_files(
     max_bytes = config.data.gigabytes * 1e9
     readable, errors = file_answers.readable_files(files, decoding)
     images = decode.decode_all("pictures", readable, size, max_bytes, decoding)
-    gallery = faces.read_faces(config.faces.known, size, max_bytes, decoding) if config.faces.known else album()
+    gallery = faces.read_faces(config.faces.known, size, max_bytes, decoding) if config.faces.known else load_face_set()
 
     def embed(split: Split) -> np.ndarray:
         return extract(task.predict, variables, loader.eval_batches(split, config.eval_batch_size))
@@ -120,7 +120,7 @@ SETS = ("folder", "lfw")
 class FaceData(NamedTuple):
     """The data: all images, their splits, and the pairs of the test split (None for every pair)."""
 
-    album: FaceSet
+    face_set: FaceSet
     source: Dataset
     pairs: Pairs | None
 
@@ -129,8 +129,8 @@ def make_task(config: Any, record: RunRecord = NEW_RUN) -> Task:
     """Build the task that ``config`` describes, for a run of which ``record`` is known."""
     net, inputs = image_classification.load_inputs(config)
     data, max_bytes = config.data, config.data.gigabytes * 1e9
-    album = functools.partial(
-        read_album, data.name, data.dir, data.generate, inputs.size, max_bytes, decoding_for(config, record)
+    load_face_set = functools.partial(
+        read_face_set, data.name, data.dir, data.generate, inputs.size, max_bytes, decoding_for(config, record)
     )
     faces = load_data(config, inputs.size) if record.reads_data else without_data(record)
     margin = Margin(config.faces.loss, config.faces.scale, config.faces.margin, len(faces.source.classes))
@@ -143,7 +143,7 @@ def make_task(config: Any, record: RunRecord = NEW_RUN) -> Task:
         evaluate=functools.partial(evaluate_pairs, faces, config.faces.gallery),
         report=functools.partial(report_trial, task.name),
         predict_inputs=functools.partial(
-            predict_files, config, album, task, inputs.size, record.fitted.get("threshold")
+            predict_files, config, load_face_set, task, inputs.size, record.fitted.get("threshold")
         ),
         score="auc",
     )
@@ -201,7 +201,7 @@ def decoding_for(config: Any, record: RunRecord = NEW_RUN) -> Decoding:
 def load_data(config: Any, size: int) -> FaceData:
     """Load the pictures of people that ``config`` names, or draw them where ``data.generate`` says so."""
     data = config.data
-    album = read_album(data.name, data.dir, data.generate, size, data.gigabytes * 1e9, decoding_for(config))
+    face_set = read_face_set(data.name, data.dir, data.generate, size, data.gigabytes * 1e9, decoding_for(config))
     listed_pairs = faces.read_pairs(config.faces.pairs) if config.faces.pairs else None
     test_identities = (
         listed_pairs.identities
@@ -212,17 +212,19 @@ def load_data(config: Any, size: int) -> FaceData:
     )
     num_test, seed, min_images = config.faces.test_identities, config.faces.split_seed, config.faces.min_images
     cut = SplitOptions(num_test, test_identities, seed, data.validation, config.seed, min_images)
-    source, rows = faces.split_identities(album, cut)
+    source, rows = faces.split_identities(face_set, cut)
     if data.dir and data.name == "folder":
-        source = with_files(source, album)
+        source = with_files(source, face_set)
     return FaceData(
-        album, source, faces.match_pairs(listed_pairs, [album.files[row] for row in rows]) if listed_pairs else None
+        face_set,
+        source,
+        faces.match_pairs(listed_pairs, [face_set.files[row] for row in rows]) if listed_pairs else None,
     )
 
 
-def with_files(source: Dataset, album: FaceSet) -> Dataset:
-    """Return the data with the files of their pictures, which are rows of an album."""
-    names = path_array(album.files)
+def with_files(source: Dataset, face_set: FaceSet) -> Dataset:
+    """Return the data with the files of their pictures, which are rows of a face set."""
+    names = path_array(face_set.files)
 
     def add_files(split: Split) -> Split:
         return split._replace(files=names[split.images.indices] if isinstance(split.images, Subset) else names)
@@ -231,7 +233,7 @@ def with_files(source: Dataset, album: FaceSet) -> Dataset:
     return source._replace(train=add_files(source.train), test=add_files(source.test), validation=validation)
 
 
-def read_album(
+def read_face_set(
     name: str, folder: str, generate: bool, size: int, max_bytes: float, decoding: Decoding = DEFAULT_DECODING
 ) -> FaceSet:
     """Read the set ``name``, see ``load_data``."""

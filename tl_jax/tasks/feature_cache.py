@@ -162,10 +162,10 @@ class FeatureCache:
 class FrozenOutputs:
     """Outputs of the layers up to ``name``, with fixed weights."""
 
-    def __init__(self, frozen: FeatureCache, name: str, variables: Any):
-        network = frozen.network
+    def __init__(self, feature_cache: FeatureCache, name: str, variables: Any):
+        network = feature_cache.network
         side = cast(Inputs, network.inputs).size  # of pictures of one size; no others come here
-        self.frozen, self.name, self.batch_size = frozen, name, frozen.config.eval_batch_size
+        self.feature_cache, self.name, self.batch_size = feature_cache, name, feature_cache.config.eval_batch_size
         if jax.default_backend() == "cpu":
             max_batch = max(CPU_BATCH, CPU_BATCH_PIXELS // side**2)
             self.batch_size = sharding.round_up(min(self.batch_size, max_batch))
@@ -191,7 +191,7 @@ class FrozenOutputs:
         work = sharding.count_flops(self._step(Augment()), self.variables, self._shapes())
         if work / self.batch_size / size < MIN_FLOPS_PER_BYTE:
             return False
-        if n * size > self.frozen.disk_cache.max_bytes:
+        if n * size > self.feature_cache.disk_cache.max_bytes:
             say(
                 f"outputs of {self.name} for {n:,} pictures would take {n * size / 1e9:.1f} GB; "
                 "config.cache.gigabytes allows less, so they are computed at each step"
@@ -206,7 +206,7 @@ class FrozenOutputs:
             isinstance(other.images, Subset)
             and other.images.array is images.array
             and 2 * len(other.images) >= len(images.array)
-            for other in self.frozen.splits.values()
+            for other in self.feature_cache.splits.values()
         ):
             return Subset(self._outputs(images.array), images.indices)
         return self._outputs(images)
@@ -221,7 +221,7 @@ class FrozenOutputs:
 
     def of_views(self, split: Split, count: int) -> np.ndarray:
         """Return the outputs (count * N, ...) of augmented views of a split, view by view."""
-        augment_config, seed = self.frozen.augment, self.frozen.config.seed
+        augment_config, seed = self.feature_cache.augment, self.feature_cache.config.seed
         key = content_hash(self.key, split.images, augment_config._asdict(), seed, count)
         return self._get(
             key, count * len(split.labels), lambda: self._rows(self._augmented(split, count), augment_config)
@@ -229,8 +229,8 @@ class FrozenOutputs:
 
     def batches(self, split_name: str) -> Iterator[Mapping[str, np.ndarray]]:
         """Yield the batches of a part, as ``Task.eval_batches``."""
-        split = self.frozen.splits[split_name]
-        return loader.eval_batches(Split(self.of_split(split), split.labels), self.frozen.config.eval_batch_size)
+        split = self.feature_cache.splits[split_name]
+        return loader.eval_batches(Split(self.of_split(split), split.labels), self.feature_cache.config.eval_batch_size)
 
     def _get(self, key: str, n: int, make_rows: Any) -> np.ndarray:
         def rows_with_progress() -> Iterator[np.ndarray]:
@@ -240,7 +240,7 @@ class FrozenOutputs:
                     yield rows
                     bar.update(len(rows))
 
-        return self.frozen.disk_cache.get(key, (n, *self.shape), self.dtype, rows_with_progress)
+        return self.feature_cache.disk_cache.get(key, (n, *self.shape), self.dtype, rows_with_progress)
 
     def _rows(self, batches: Iterator[Any], augment_config: Augment) -> Iterator[np.ndarray]:
         """Yield the outputs of batches; while one is computed, that of the one before is fetched and written."""
@@ -259,7 +259,7 @@ class FrozenOutputs:
 
     def _augmented(self, split: Split, count: int) -> Iterator[Mapping[str, np.ndarray]]:
         """Yield the pictures as often as there are views, with a key (B, 2) for each batch."""
-        stream, number = stream_key(self.frozen.config.seed, "views"), 0
+        stream, number = stream_key(self.feature_cache.config.seed, "views"), 0
         for _ in range(count):
             for batch in loader.eval_batches(split, self.batch_size):
                 key = np.asarray(jax.random.key_data(jax.random.fold_in(stream, number)))
@@ -267,7 +267,7 @@ class FrozenOutputs:
                 number += 1
 
     def _shapes(self) -> dict[str, Any]:
-        images = self.frozen.splits["train"].images
+        images = self.feature_cache.splits["train"].images
         return {"image": jax.ShapeDtypeStruct((self.batch_size, *images.shape[1:]), images.dtype)}
 
 

@@ -62,7 +62,7 @@ def _draw_batch(
     count, length = min(ROWS, len(batch["mask"])), batch["input_ids"].shape[1]
     ids, marks, classes = batch["input_ids"], [{}] * len(batch["input_ids"]), task.classes
     if mask_key is not None:
-        ids, marks = mask_tokens(batch, tokenizer, mask_key, config.pretext.mask_prob)
+        ids, marks = mask_batch(batch, tokenizer, mask_key, config.pretext.mask_prob)
         classes = ()  # which guessing words has nothing to do with
     rows = [{name: values[i] for name, values in batch.items()} for i in range(count)]
     texts = [_make_text(tokenizer, ids[i], row, classes, marks[i]) for i, row in enumerate(rows)]
@@ -70,7 +70,7 @@ def _draw_batch(
     return images.draw_tokens(texts, make_legend(texts), title, path)
 
 
-def mask_tokens(
+def mask_batch(
     batch: Batch, tokenizer: tokenizers.Tokenizer, key: jax.Array, mask_prob: float
 ) -> tuple[np.ndarray, list[dict[int, tuple[str, str]]]]:
     """Return the ids (N, L) with words hidden, and for each text position -> (M, R or K, hidden piece)."""
