@@ -452,7 +452,7 @@ def _smoke(config: recipe.Config) -> dict[str, bool]:
 
 
 def _validation_predictions(task: Task, variables: Any) -> Any:
-    """Return what the judge keeps of the validation part, None where there is none or nobody asks."""
+    """Return the predictions for the validation part, None if it is empty or the task reports nothing of it."""
     needed = task.report and task.sizes.get("validation")
     return evaluate_split(task, variables, "validation").evaluation.predictions if needed else None
 

@@ -128,7 +128,7 @@ def draw_scenes(train: int = 256, test: int = 64, size: int = 64) -> Dataset:
     y, x = np.mgrid[:size, :size].astype(np.float32) + 0.5
 
     def draw_scene() -> tuple[np.ndarray, np.ndarray]:
-        """Return a picture uint8 (size, size, 3) and its labels (MOST, 6)."""
+        """Return a picture uint8 (size, size, 3) and its labels (MAX_SHAPES, 6)."""
         blend = (x + y)[..., None] / (2 * size)
         image = rng.uniform(60, 120, 3) * blend + rng.uniform(60, 120, 3) * (1 - blend)
         taken, labels = np.zeros((size, size), bool), np.zeros((MAX_SHAPES, COLUMNS), np.float32)

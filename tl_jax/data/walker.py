@@ -24,7 +24,7 @@ def is_ignored(name: str) -> bool:
 
 
 def has_ignored_part(path: PurePath) -> bool:
-    """Whether any part of a path, given relative to the data folder, is litter."""
+    """Whether any part of a path, given relative to the data folder, is ignored."""
     return any(is_ignored(part) for part in path.parts)
 
 

@@ -117,7 +117,7 @@ def auc_interval(
 
 
 def _resample_weights(group_ids: np.ndarray, num_groups: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often each example is drawn (CHUNK, N)."""
+    """Yield how often each example is drawn (RESAMPLE_CHUNK, N)."""
     rng = np.random.default_rng(seed)
     for _ in range(NUM_RESAMPLES // RESAMPLE_CHUNK):
         yield rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), RESAMPLE_CHUNK)[:, group_ids]

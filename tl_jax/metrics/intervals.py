@@ -52,7 +52,7 @@ def wilson_interval(hits: float, total: float) -> tuple[float, float]:
 
 
 def _resample_confusions(counts: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
-    """Return macro F1 and Matthews' correlation (RESAMPLES,) of test parts drawn anew; confusions say all they need."""
+    """Return macro F1 and Matthews' correlation (R,) of test parts drawn anew; confusions say all they need."""
     total = int(counts[:, 2].sum())
     resampled = np.random.default_rng(0).multinomial(total, counts[:, 2] / total, NUM_RESAMPLES)  # (R, C)
     true_class, predicted_class = (np.eye(num_classes)[counts[:, column]] for column in (0, 1))  # (C, K)
