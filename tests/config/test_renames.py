@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from tests.config.test_recipes import parsed
-from tl_jax.config import recipe, renames, stored
+from tl_jax.config import recipe, renames, stored, validate
 from tl_jax.config.fields import FIELDS, PHASE_FIELDS
 from tl_jax.config.renames import RenamedField
 from tl_jax.utils.errors import UserError
@@ -21,6 +21,7 @@ def get_config(variant=""):
     config = recipe.load("cartpole_ppo").get_config("smoke")
     config.rl.passes = 3
     config.test_on = "best"
+    config.phases = ({"name": "all", "epochs": 1.0, "rates": (("train", 0.5),)},)
     return config
 """
 
@@ -39,9 +40,11 @@ def test_flags_and_recipes_may_use_old_names(monkeypatch, tmp_path, capsys):
     flags = ("--config.rl.worlds=4", "--config.save_rest=2.5")
     config = parsed(monkeypatch, f"--config={tmp_path}/own.py", *flags)
     assert (config.rl.ppo_epochs, config.rl.num_envs, config.min_checkpoint_interval) == (3, 4, 2.5)
+    assert config.phases[0]["lr_multipliers"] == (("train", 0.5),)
     assert config.eval_checkpoint == "best" and not set(renames.RENAMED_FIELDS) & set(config.rl.keys())
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "WARNING" in line)
-    for old, new in (("rl.passes", "rl.ppo_epochs"), ("rl.worlds", "rl.num_envs"), ("test_on", "eval_checkpoint")):
+    for old, new in (("rl.passes", "rl.ppo_epochs"), ("rl.worlds", "rl.num_envs"), ("test_on", "eval_checkpoint"),
+                     ("phases.rates", "phases.lr_multipliers")):  # fmt: skip
         assert f"{old} is {new}" in line
 
 
@@ -83,6 +86,13 @@ def test_an_old_name_beside_todays_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="unknown field rl.worlds"):
         stored.get_config(str(tmp_path))
+
+
+def test_an_old_name_beside_todays_in_a_phase_is_refused():
+    config = recipe.load("cifar_inception").get_config()
+    config.phases = ({"name": "all", "epochs": 1.0, "rates": (), "lr_multipliers": ()},)
+    with pytest.raises(UserError, match=r"unknown field config.phases\[0\].rates"):
+        validate.validate(config)
 
 
 def test_names_of_today_warn_of_nothing(tmp_path):

@@ -134,7 +134,7 @@ def override(config: Config, changes: tuple[tuple[str, Any], ...]) -> Config:
     """Return a copy of ``config`` with ``(field, value)`` pairs put in; a UserError names what does not fit."""
     config = ConfigDict(config.copy_and_resolve_references())
     for path, value in changes:
-        path = renames.current_name(path)
+        path, value = renames.current_name(path), renames.rename_entries(path, value)
         if phase := PHASE_FIELD_NAME.fullmatch(path):
             set_in_phase(config, int(phase[1]), phase[2], value)
             continue

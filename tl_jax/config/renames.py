@@ -58,6 +58,15 @@ def current_name(path: str) -> str:
     return new
 
 
+def rename_entries(field: str, value: Any) -> Any:
+    """Return the value of a field, with today's names in ``phases`` and ``arms``; warns of those that were others."""
+    names: dict[str, str] = {}
+    renamed = _rename_entries(field, value, names) if field in ENTRIES else value
+    if names:
+        warnings.warn(RenamedField(names), stacklevel=3)
+    return renamed
+
+
 def rename_fields(content: Mapping[str, Any], warn: bool = True) -> dict[str, Any]:
     """Return a stored configuration, nested by groups, under today's names; one warning names all that were others.
 
@@ -65,9 +74,7 @@ def rename_fields(content: Mapping[str, Any], warn: bool = True) -> dict[str, An
     """
     names: dict[str, str] = {}
     renamed = _rename_level(content, "", names)
-    for field, rename in (("phases", _rename_phase), ("arms", _rename_arm)):
-        if isinstance(entries := renamed.get(field), (list, tuple)):
-            renamed[field] = type(entries)(rename(entry, names) for entry in entries)
+    renamed |= {field: _rename_entries(field, value, names) for field, value in renamed.items() if field in ENTRIES}
     if names and warn:
         warnings.warn(RenamedField(names), stacklevel=3)
     return renamed
@@ -95,8 +102,9 @@ def _rename_phase(entry: Any, names: dict[str, str]) -> Any:
     """Return an entry of ``phases`` under today's names; one that is no dict is left to the checks of values."""
     if not isinstance(entry, Mapping):
         return entry
-    names |= {f"phases.{old}": f"phases.{new}" for old, new in RENAMED_PHASE_FIELDS.items() if old in entry}
-    return {RENAMED_PHASE_FIELDS.get(key, key): value for key, value in entry.items()}
+    here = {old: new for old, new in RENAMED_PHASE_FIELDS.items() if old in entry and new not in entry}
+    names |= {f"phases.{old}": f"phases.{new}" for old, new in here.items()}
+    return {here.get(key, key): value for key, value in entry.items()}
 
 
 def _rename_arm(entry: Any, names: dict[str, str]) -> Any:
@@ -111,6 +119,15 @@ def _rename_arm(entry: Any, names: dict[str, str]) -> Any:
         return entry
 
 
+ENTRIES = {"phases": _rename_phase, "arms": _rename_arm}  # fields whose values name fields
+
+
+def _rename_entries(field: str, value: Any, names: dict[str, str]) -> Any:
+    if not isinstance(value, (list, tuple)):
+        return value
+    return type(value)(ENTRIES[field](entry, names) for entry in value)
+
+
 class RenamingDict(ConfigDict):
     """A configuration, or a group of one, in which recipes may still use the old name of a field."""
 
@@ -119,6 +136,9 @@ class RenamingDict(ConfigDict):
 
     def __setattr__(self, attribute: str, value: Any) -> None:
         super().__setattr__(self._current_name(attribute), value)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, rename_entries(key, value))
 
     def _current_name(self, attribute: str) -> str:
         if attribute.startswith("_") or attribute in self:
