@@ -72,6 +72,7 @@ def test_a_head_that_diverged_has_no_accuracy():
         assert np.isfinite(part[0, 0, 0]) and np.isnan(part[0, 1, 0])
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     def run(*more):
         command = [sys.executable, "-m", "experiments.linear_heads", "--config=configs/digits_resnet.py"]

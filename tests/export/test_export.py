@@ -62,6 +62,7 @@ def probabilities(net, pictures):
     return np.asarray(jax.nn.softmax(logits))
 
 
+@pytest.mark.slow
 def test_jax_alone_runs_the_program_as_the_card_says(run, pictures, tmp_path):
     folder = run / "export"
     np.save(tmp_path / "images.npy", pictures)

@@ -62,6 +62,7 @@ def test_a_norm_before_a_convolution_is_left():
     assert found and found < norms
 
 
+@pytest.mark.slow
 def test_what_is_not_folded_changes_outputs():
     """Dropping the terms must show: the comparison above can fail."""
     model = models.create("resnet8", 5)

@@ -61,6 +61,7 @@ def test_results_are_those_without(tmp_path, changes):
     assert kept(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_nothing(tmp_path, capsys):
     fit(tmp_path / "a")
     assert "once" in capsys.readouterr().out
@@ -126,6 +127,7 @@ def pictures(task, n):
     return jax.jit(task.features)(initial_state(task, 0).variables, batch)[:n]
 
 
+@pytest.mark.slow
 def test_a_run_cut_short_ends_with_the_same_bits(tmp_path):
     from tl_jax.train.state import digest
 

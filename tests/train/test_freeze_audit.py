@@ -79,6 +79,7 @@ def test_a_head_only_step_costs_hardly_more_than_the_forward_pass():
     assert work[0] <= 1.05 * work[1], work
 
 
+@pytest.mark.slow
 @pytest.mark.fast
 def test_the_summary_of_a_run_in_two_phases(tmp_path):
     fitted = loop.fit(tiny.task(), tiny.plan(), loop.Pace(3, 2), 0, tmp_path, verbose=False, verify_freeze=True)

@@ -127,6 +127,7 @@ def test_the_recipe_trains_adapters_and_head_only():
     }
 
 
+@pytest.mark.slow
 def test_bottleneck_adapters_start_as_the_identity(net):
     model, variables = net
     wide = model.clone(adapter=4)

@@ -82,6 +82,7 @@ def test_batch_norm_follows_its_own_layer(mode, expected):
     assert mode != "auto" or still == {"a/bn"}
 
 
+@pytest.mark.slow
 def test_running_statistics_hold_still_where_named_and_move_elsewhere(net):
     model, v = net
     x = jax.random.normal(jax.random.key(1), (8, 16, 16, 3)) * 3 + 1

@@ -29,6 +29,7 @@ def test_classes_keep_their_shares():
     assert seen == [[5, 3, 1]] * 3
 
 
+@pytest.mark.slow
 def test_of_a_score_it_is_what_new_data_show():
     rng = np.random.default_rng(2)
     y = np.repeat([0, 1], 40)

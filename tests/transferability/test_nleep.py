@@ -37,6 +37,7 @@ def test_by_hand():
     assert nleep(x, np.arange(80) % 2, KEY, components=2) == pytest.approx(np.log(0.5), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_few_examples_and_components_stand_for_many():
     x, y = draw(400, 20, 3, apart=3.0)
     whole, part = nleep(x, y, KEY), nleep(x, y, KEY, most=200, dims=4)

@@ -28,6 +28,7 @@ def objective(kernel, bias, x, y, c):
     return losses.sum() + (kernel**2).sum() / (2 * c)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("c", [0.01, 1.0, 100.0])
 def test_it_finds_what_scikit_learn_finds(classes, c):

@@ -29,6 +29,7 @@ def test_it_is_what_scikit_learn_gives(shift):
     assert np.mean([proxy_a(x1, x2, jax.random.key(i)) for i in range(5)]) == pytest.approx(expected, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_ends_of_the_scale():
     x = draw(200, 4)
     assert proxy_a(x, x + 20, KEY) == 2.0

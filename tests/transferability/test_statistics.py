@@ -112,6 +112,7 @@ def test_weights_are_copies_of_examples(doubles, name):
         np.testing.assert_allclose(values, [score(a, b) for score in SCORES], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_far_from_the_origin_nothing_is_lost():
     x, y = draw(80, 6, 3)
     for far in (x + 1e4, (x + 1000).astype(np.float32)):
@@ -122,6 +123,7 @@ def test_far_from_the_origin_nothing_is_lost():
     assert transferability.logme(x + 100, y) == pytest.approx(test_logme.literal(x + 100, y), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_features_may_live_in_jax_and_in_few_bits():
     x, y = CASES["separable"]
     half = x.astype(np.float16)
