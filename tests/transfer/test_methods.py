@@ -91,7 +91,7 @@ def test_a_stop_in_the_second_of_three_phases_changes_no_bit(rich, tmp_path, whe
         fit(tmp_path / "cut", task._replace(train_batch=batch))
     resumed = fit(tmp_path / "cut")
     assert resumed.resumed_from == at
-    for name in ("variables", "tested"):
+    for name in ("variables", "eval_variables"):
         assert digest(jax.device_get(getattr(resumed.state, name))) == digest(
             jax.device_get(getattr(whole.state, name))
         ), name
