@@ -13,7 +13,10 @@ from tl_jax import api, pretrained
 from tl_jax.config import stored
 from tl_jax.utils.errors import UserError
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::tl_jax.config.renames.RenamedField"),
+]
 
 VERSIONS = sorted((ROOT / "tests" / "snapshots").glob("*.tar.xz"))
 RUNS = ("image", "detection", "faces", "policy", "text", "tokens", "masked")

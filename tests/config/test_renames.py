@@ -1,6 +1,7 @@
 """Fields under the names of 0.1: in stored runs, flags and recipes, with one warning; unknown names are refused."""
 
 import json
+import pickle
 import warnings
 
 import pytest
@@ -65,6 +66,8 @@ def test_a_stored_run_of_old_names_is_read_with_a_warning(tmp_path):
     with pytest.warns(RenamedField) as caught:
         config = stored.get_config(str(tmp_path))
     (warning,) = caught
+    again = pickle.loads(pickle.dumps(warning.message))
+    assert str(again) == str(warning.message) and "rl.worlds is rl.num_envs" in str(again)
     assert set(warning.message.names) == {"rl.worlds", "test_on", "phases.rates", "optim.rates"}
     assert config.rl.num_envs == 32 and config.eval_checkpoint == "best"
     assert config.phases[0]["lr_multipliers"] == (("train", 0.5),)

@@ -45,9 +45,12 @@ class RenamedField(FutureWarning):
     """Fields were used under old names: ``names`` maps each to today's."""
 
     def __init__(self, names: Mapping[str, str]):
-        changes = ", ".join(f"{old} is {new}" for old, new in names.items())
-        super().__init__(f"fields have other names since 0.2: {changes}; change them")
+        super().__init__(dict(names))  # as the argument, so that the warning can be pickled
         self.names = dict(names)
+
+    def __str__(self) -> str:
+        changes = ", ".join(f"{old} is {new}" for old, new in self.names.items())
+        return f"fields have other names since 0.2: {changes}; change them"
 
 
 def current_name(path: str) -> str:
