@@ -3,7 +3,6 @@
 The old names work for one release, with a warning.
 """
 
-import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -84,8 +83,9 @@ def rename_fields(content: Mapping[str, Any], warn: bool = True) -> dict[str, An
 
 
 def _current_name(path: str) -> str:
-    if phase := re.fullmatch(r"(phases\[\d+\]\.)(.*)", path):
-        return phase[1] + RENAMED_PHASE_FIELDS.get(phase[2], phase[2])
+    group, dot, name = path.rpartition("].")
+    if dot:  # of phases
+        return group + dot + RENAMED_PHASE_FIELDS.get(name, name)
     return RENAMED_FIELDS.get(path, path)
 
 

@@ -38,14 +38,14 @@ class Checksums:
         """Hash the checkpoints of ``steps`` that have no hashes yet, and drop the hashes of all others."""
         if not sharding.is_first_process():
             return
-        known = self._read()
+        known = self._read_checksums()
         new = {str(step): known.get(str(step)) or self._hashes(step) for step in steps}
         if new != known:
             write_json(self._path, new)
 
     def fault(self, step: int) -> str:
         """Return what is wrong with a checkpoint, "" where nothing is."""
-        expected = self._read().get(str(step))
+        expected = self._read_checksums().get(str(step))
         if expected is None:
             return self._read_fault(step)
         actual = self._hashes(step)
@@ -55,7 +55,7 @@ class Checksums:
 
     def fault_of_metrics(self, step: int, score: str) -> str:
         """Return what is wrong with the metrics of a checkpoint, which must hold ``score`` unless that is ""."""
-        path, expected = self._folder / str(step) / METRICS, self._read().get(str(step), {}).get(METRICS)
+        path, expected = self._folder / str(step) / METRICS, self._read_checksums().get(str(step), {}).get(METRICS)
         if expected is not None and not path.is_file():
             return f"{METRICS} is missing"
         if not path.is_file():
@@ -68,7 +68,7 @@ class Checksums:
             return str(error)
         return "" if not score or type(content.get(score)) in (int, float) else f"{METRICS} has no {score}"
 
-    def _read(self) -> dict[str, dict[str, str]]:
+    def _read_checksums(self) -> dict[str, dict[str, str]]:
         action = "delete it; checkpoints are then tried by reading them"
         known = read_json(self._path, action) if self._path.is_file() else {}
         check_fields(known, self._path, dict.fromkeys(known, object_of(STRING)), action)
