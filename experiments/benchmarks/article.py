@@ -1,12 +1,23 @@
-"""The article's experiment as a whole: from the start of a process to the test accuracy, tl_jax, Keras and PyTorch.
+"""The article's experiment against Keras and PyTorch: as a whole, step by step on the same batches, and in its parts.
 
     python -m experiments.benchmarks.article --weights=NOTOP.h5 --data_dir=TFDS_FOLDER
     python -m experiments.benchmarks.article --weights=... --data_dir=... --examples=5000 --epochs=3
     python -m experiments.benchmarks.article --weights=... --data_dir=... --examples=512 --epochs=1 --size=224
+    python -m experiments.benchmarks.article --weights=... --data_dir=... --what=lockstep --steps=100
+    python -m experiments.benchmarks.article --weights=... --data_dir=... --what=profile
 
-Every turn runs each once, in a process of its own. ``tl_jax`` starts with an empty cache; ``tl_jax again`` is the same
-command a second time, as another learning rate would be, on the features and programs that the first one kept. Prints
-a table and writes JSON. Needs requirements-bench.txt.
+``whole`` goes from the start of a process to the test accuracy. Every turn runs each once, in a process of its own.
+``tl_jax`` starts with an empty cache; ``tl_jax again`` is the same command a second time, as another learning rate
+would be, on the features and programs that the first one kept. Prints a table and writes JSON.
+
+``lockstep`` trains with Keras and with tl_jax side by side. ``article_peers`` lets Keras draw its own head and order,
+so that two runs differ by chance. Here nothing differs but the code: ResNet50 frozen, the head that tl_jax draws, the
+batches that tl_jax takes. Prints the largest difference of the losses of all steps, and both test accuracies.
+
+``profile`` says where a step spends its time: fetching the batch, the frozen network, the head. It takes the parts in
+turns and prints medians as JSON, with the rate in images and FLOPs a second.
+
+All but ``profile`` need requirements-bench.txt.
 """
 
 import json
@@ -19,23 +30,45 @@ import time
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+import jax
+import numpy as np
+from absl import flags, logging
 
+from configs import cifar_resnet
 from experiments.benchmarks.turns import ROOT, describe_machine
+from tl_jax.config import recipe, validate
+from tl_jax.tasks import image_classification
+from tl_jax.train import evaluate, loop, sharding
+from tl_jax.train.state import initial_state, stream_key
+from tl_jax.train.step import make_optimizer_init, make_train_step
+from tl_jax.transfer import phases
 from tl_jax.utils import command, disk
 
+WHAT = flags.DEFINE_enum("what", "whole", ["whole", "lockstep", "profile"], "What is measured.")
 WEIGHTS = flags.DEFINE_string("weights", None, "ResNet50 without its top, HDF5.", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder with cifar10.", required=True)
-EXAMPLES = flags.DEFINE_integer("examples", 0, "Training examples; 0 for all 50,000.")
-EPOCHS = flags.DEFINE_integer("epochs", 10, "Passes over them.")
-SIZE = flags.DEFINE_integer("size", 32, "Side of the network's input; pictures of 32 are enlarged to it.")
-TESTS = flags.DEFINE_integer("tests", 0, "First test examples; 0 for all.")
-TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
-PEERS = flags.DEFINE_list("peers", ["keras", "torch"], "What tl_jax is compared with.")
-RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/article.json", "Where the numbers go.")
+EXAMPLES = flags.DEFINE_integer("examples", 0, "Training examples; 0 for all 50,000. 5,000 in lockstep and profile.")
+TURNS = flags.DEFINE_integer("turns", 5, "Turns of each; 30 in profile.")
+EPOCHS = flags.DEFINE_integer("epochs", 10, "Of whole: passes over the examples.")
+SIZE = flags.DEFINE_integer("size", 32, "Of whole: side of the network's input; pictures of 32 are enlarged to it.")
+TESTS = flags.DEFINE_integer("tests", 0, "Of whole: first test examples; 0 for all.")
+PEERS = flags.DEFINE_list("peers", ["keras", "torch"], "Of whole: what tl_jax is compared with.")
+RESULTS = flags.DEFINE_string(
+    "results", "experiments/results/benchmarks/article.json", "Of whole: where the numbers go."
+)
+STEPS = flags.DEFINE_integer("steps", 781, "Of lockstep: steps of 64 examples.")
+SEED = flags.DEFINE_integer("seed", 0, "Of lockstep: seed of the examples, the head and the order.")
+DEFAULTS = {"whole": {}, "lockstep": {"examples": 5000}, "profile": {"examples": 5000, "turns": 30}}
 
 
 def main(_: list[str]) -> None:
+    """Measure what is asked for."""
+    for name, value in DEFAULTS[WHAT.value].items():
+        flags.FLAGS.set_default(name, value)
+    {"whole": compare_whole, "lockstep": compare_steps, "profile": profile_step}[WHAT.value]()
+
+
+def compare_whole() -> None:
     """Take the turns, tell, write."""
     rows_by_name: dict[str, list[dict[str, Any]]] = {}
     for turn in range(TURNS.value):
@@ -91,6 +124,100 @@ def time_process(arguments: list[str], **environment: str) -> tuple[float, str]:
     if process.returncode:
         raise RuntimeError(f"{' '.join(arguments)} failed:\n{process.stderr[-2000:]}")
     return time.perf_counter() - start, process.stdout
+
+
+def compare_steps() -> None:
+    """Train both heads and compare."""
+    logging.set_verbosity(logging.WARNING)
+    changes = {"seed": SEED.value, "log_every": 1, "data.dir": DATA_DIR.value, "data.train_examples": EXAMPLES.value}
+    changes |= {"init.path": WEIGHTS.value, "epochs": STEPS.value * 64 / EXAMPLES.value}
+    config = recipe.override(cifar_resnet.get_config("article"), tuple(changes.items()))
+    validate.validate(config)
+    task = image_classification.make_task(config)
+    theirs, their_accuracy = train_keras(task, config)
+    with tempfile.TemporaryDirectory() as folder:
+        plan = phases.resolve(config, task.sizes, task.stages)
+        fitted = loop.fit(task, plan, loop.Pace(10**9, 1), config.seed, Path(folder), verbose=False)
+        fitted.checkpoints.close()
+        rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    ours = [row["loss"] for row in rows if row["split"] == "train"]
+    values = evaluate.evaluate(task, fitted.state.variables, "test").values
+    difference = np.abs(np.asarray(ours) - theirs)
+    result = {
+        "steps": len(ours),
+        "seed": SEED.value,
+        "examples": EXAMPLES.value,
+        "largest_loss_difference": float(difference.max()),
+        "last_losses": [ours[-1], float(theirs[-1])],
+        "accuracy_tl_jax": values["accuracy"],
+        "accuracy_keras": their_accuracy,
+    }
+    print(json.dumps(result))
+
+
+def train_keras(task, config) -> tuple[np.ndarray, float]:
+    """Return Keras' loss at every step and its test accuracy."""
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    import keras
+
+    trunk = keras.applications.ResNet50(include_top=False, weights=config.init.path, input_shape=(32, 32, 3))
+    trunk.trainable = False
+    model = keras.Sequential([trunk, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10, "softmax")])
+    model.compile(optimizer=keras.optimizers.Adam(config.optim.lr), loss="sparse_categorical_crossentropy")
+    head = jax.device_get(initial_state(task, config.seed).params["head"])
+    model.layers[-1].set_weights([head["kernel"], head["bias"]])
+    losses = []
+    for step in range(STEPS.value):
+        batch = task.train_batch(step)
+        model.reset_metrics()  # train_on_batch returns the mean since the last reset
+        losses.append(float(model.train_on_batch(batch["image"] / np.float32(255), batch["label"])))
+    hits, count = 0, 0
+    for batch in task.eval_batches("test"):
+        predicted = model.predict_on_batch(batch["image"] / np.float32(255)).argmax(-1)
+        hits += ((predicted == batch["label"]) * batch["mask"]).sum()
+        count += batch["mask"].sum()
+    return np.asarray(losses), float(hits / count)
+
+
+def profile_step() -> None:
+    """Time the parts in turns."""
+    logging.set_verbosity(logging.WARNING)
+    changes = (("data.dir", DATA_DIR.value), ("init.path", WEIGHTS.value), ("data.train_examples", EXAMPLES.value))
+    config = recipe.override(cifar_resnet.get_config("article"), changes)
+    task = image_classification.make_task(config)
+    (phase,) = phases.resolve(config, task.sizes, task.stages)
+    state = initial_state(task, config.seed)
+    state = state.replace(opt_state=make_optimizer_init(phase.optim, phase.rules)(state.params))
+    stream = sharding.replicate(stream_key(config.seed, "train"))
+    rate = sharding.replicate(np.float32(1e-3))
+    batch = sharding.shard_batch(task.train_batch(0))
+    step = make_train_step(task.loss, phase.optim, phase.rules, phase.batch_stats)
+    program = sharding.compile_cached(step, state, batch, stream, rate)
+    flops = sharding.count_flops(step, state, batch, stream, rate)
+    forward = jax.jit(task.features)
+    jax.block_until_ready(forward(state.variables, batch))
+    seconds = {"batch": [], "forward": [], "step": []}
+    for turn in range(TURNS.value):
+        start = time.monotonic()
+        batch = jax.block_until_ready(sharding.shard_batch(task.train_batch(turn)))
+        fetched = time.monotonic()
+        jax.block_until_ready(forward(state.variables, batch))
+        passed = time.monotonic()
+        state, _ = program.execute(state, batch, stream, rate)
+        jax.block_until_ready(state.step)
+        for name, value in zip(seconds, (fetched - start, passed - fetched, time.monotonic() - passed), strict=True):
+            seconds[name].append(value)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    result = {
+        "milliseconds": {
+            **{name: 1e3 * s for name, s in median.items()},
+            "head": 1e3 * (median["step"] - median["forward"]),
+        },
+        "images_a_second": config.batch_size / (median["batch"] + median["step"]),
+        "gflop_a_step": flops / 1e9,
+        "gflop_a_second": flops / 1e9 / median["step"],
+    }
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":
