@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments.benchmarks import bert_peers
+from experiments.benchmarks import peers
 from experiments.benchmarks.turns import Worker, describe_machine, matmul_rate, measure_turns, medians
 from tl_jax import models
 from tl_jax.models.ops import conv
@@ -111,7 +111,7 @@ def format_row(row: dict[str, Any]) -> str:
 def forward_flops(name: str, size: int, batch: int) -> float:
     """Return the floating-point operations of a forward pass by layer shapes; a step is counted as three of them."""
     if name == "bert_base":
-        model, x = bert_peers.make_network("float32"), jax.ShapeDtypeStruct((batch, size), jnp.int32)
+        model, x = peers.make_bert("float32"), jax.ShapeDtypeStruct((batch, size), jnp.int32)
     else:
         model = models.create(name, 10, **({"fc": False} if name.startswith("vgg") else {}))
         x = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)

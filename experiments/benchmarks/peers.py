@@ -7,8 +7,9 @@ A process of its own for each, because they would share neither threads nor memo
 It builds both calls and says ``ready``; then each line ``forward N`` or ``step N`` on its input is answered with the
 seconds that N calls took. ``forward`` is evaluation of fixed weights, ``step`` a training step of all of them with
 Adam. Weights and pictures are random. PyTorch computes on a GPU where it sees one; ``torch_compile`` is channels last
-and compiled as a whole. ``bert_base`` reads texts of ``--size`` tokens (``bert_peers.py``). The peers need
-requirements-bench.txt.
+and compiled as a whole. ``bert_base`` reads texts of ``--size`` tokens and has a head of two classes, and transformers
+as the peer. Both train it with the published dropout; transformers has its default attention (PyTorch's fused one),
+autocast for bfloat16 and the fused Adam on a GPU. The peers need requirements-bench.txt.
 """
 
 import contextlib
@@ -21,15 +22,19 @@ from absl import app, flags
 
 from experiments.benchmarks.turns import serve_calls
 
-PEER = flags.DEFINE_enum(
-    "peer", "tl_jax", ["tl_jax", "torch", "torch_channels_last", "torch_compile", "keras"], "Library."
-)
-NETWORK = flags.DEFINE_string("network", "resnet50", "Network.")
-SIZE = flags.DEFINE_integer("size", 32, "Side of the pictures in pixels, or tokens of a text.")
-BATCH = flags.DEFINE_integer("batch", 64, "Pictures or texts a call.")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation; parameters are float32.")
-CLASSES = 10
+FLAGS = flags.FLAGS
+IMAGE_CLASSES, TEXT_CLASSES = 10, 2
 Calls = Mapping[str, Callable[[], object]]  # each waits until its work is done
+
+
+def define_flags() -> None:
+    """Define the flags of the command; not on import, because networks.py has some of the same names."""
+    libraries = ["tl_jax", "torch", "torch_channels_last", "torch_compile", "keras"]
+    flags.DEFINE_enum("peer", "tl_jax", libraries, "Library.")
+    flags.DEFINE_string("network", "resnet50", "Network.")
+    flags.DEFINE_integer("size", 32, "Side of the pictures in pixels, or tokens of a text.")
+    flags.DEFINE_integer("batch", 64, "Pictures or texts a call.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation; parameters are float32.")
 
 
 def main(_: list[str]) -> None:
@@ -39,7 +44,7 @@ def main(_: list[str]) -> None:
 
 def make_calls() -> Mapping[str, Callable[[int], object]]:
     """Build what is asked for."""
-    single_calls = _text_calls() if NETWORK.value == "bert_base" else _image_calls()
+    single_calls = _text_calls() if FLAGS.network == "bert_base" else _image_calls()
     return {name: repeat_call(call) for name, call in single_calls.items()}
 
 
@@ -53,21 +58,14 @@ def repeat_call(call: Callable[[], object]) -> Callable[[int], object]:
     return repeat
 
 
-def _text_calls() -> Calls:
-    from experiments.benchmarks import bert_peers
-
-    make = bert_peers.tl_jax_calls if PEER.value == "tl_jax" else bert_peers.transformers_calls
-    return make(BATCH.value, SIZE.value, DTYPE.value, compiled=PEER.value == "torch_compile")
-
-
 def _image_calls() -> Calls:
-    images = np.random.default_rng(0).standard_normal((BATCH.value, SIZE.value, SIZE.value, 3)).astype(np.float32)
-    labels = np.arange(BATCH.value, dtype=np.int32) % CLASSES
-    make = {"tl_jax": _tl_jax_calls, "keras": _keras}.get(PEER.value, _torch)
-    return make(NETWORK.value, images, labels)
+    images = np.random.default_rng(0).standard_normal((FLAGS.batch, FLAGS.size, FLAGS.size, 3)).astype(np.float32)
+    labels = np.arange(FLAGS.batch, dtype=np.int32) % IMAGE_CLASSES
+    make = {"tl_jax": _tl_jax_image_calls, "keras": _keras_image_calls}.get(FLAGS.peer, _torch_image_calls)
+    return make(FLAGS.network, images, labels)
 
 
-def _tl_jax_calls(name: str, images: np.ndarray, labels: np.ndarray) -> Calls:
+def _tl_jax_image_calls(name: str, images: np.ndarray, labels: np.ndarray) -> Calls:
     import jax
     import jax.numpy as jnp
 
@@ -83,13 +81,13 @@ def _tl_jax_calls(name: str, images: np.ndarray, labels: np.ndarray) -> Calls:
     from tl_jax.transfer.regularizers import Regularize
 
     options = {"fc": False} if name.startswith("vgg") else {}
-    model = models.create(name, CLASSES, dtype=jnp.dtype(DTYPE.value), **options)
-    shape = (1, max(SIZE.value, model.min_size), max(SIZE.value, model.min_size), 3)
+    model = models.create(name, IMAGE_CLASSES, dtype=jnp.dtype(FLAGS.dtype), **options)
+    shape = (1, max(FLAGS.size, model.min_size), max(FLAGS.size, model.min_size), 3)
     variables = dict(jax.jit(model.init)(jax.random.key(0), jnp.zeros(shape)))
     variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     batch = sharding.shard_batch({"image": images, "label": labels, "mask": np.ones(len(labels), np.float32)})
     trunk = model.clone(num_classes=0)
-    pairs = fold_batch_norm.find_pairs(trunk, SIZE.value)
+    pairs = fold_batch_norm.find_pairs(trunk, FLAGS.size)
     folded = jax.jit(lambda v: fold_batch_norm.fold_variables(pairs, v))(variables)
 
     @jax.jit
@@ -114,14 +112,14 @@ def _tl_jax_calls(name: str, images: np.ndarray, labels: np.ndarray) -> Calls:
     return {"forward": lambda: forward(folded, x).block_until_ready(), "step": train}
 
 
-def _torch(name: str, images: np.ndarray, labels: np.ndarray) -> Calls:
+def _torch_image_calls(name: str, images: np.ndarray, labels: np.ndarray) -> Calls:
     import torch
     from torch import nn
 
     from tests.references.torch_models import MODELS
 
     torch.Tensor.relu = torch.Tensor.relu_  # in place, as torchvision's networks have it
-    layout: dict[str, Any] = {} if PEER.value == "torch" else {"memory_format": torch.channels_last}
+    layout: dict[str, Any] = {} if FLAGS.peer == "torch" else {"memory_format": torch.channels_last}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trunk: Any = MODELS[name]()
     if name.startswith("vgg"):
@@ -135,13 +133,13 @@ def _torch(name: str, images: np.ndarray, labels: np.ndarray) -> Calls:
     y = torch.from_numpy(labels).long().to(device)
 
     def features():
-        with torch.autocast(device, torch.bfloat16, enabled=DTYPE.value == "bfloat16"):
+        with torch.autocast(device, torch.bfloat16, enabled=FLAGS.dtype == "bfloat16"):
             out = trunk(x)
         return (out[1]["features"] if isinstance(out, tuple) else out.mean(dim=(2, 3))).float()
 
-    head = nn.Linear(features().shape[1], CLASSES).to(device)
+    head = nn.Linear(features().shape[1], IMAGE_CLASSES).to(device)
     optimizer = torch.optim.Adam([*trunk.parameters(), *head.parameters()], 1e-4)
-    if PEER.value == "torch_compile":
+    if FLAGS.peer == "torch_compile":
         features = torch.compile(features)
 
     def forward():
@@ -164,7 +162,7 @@ def _torch(name: str, images: np.ndarray, labels: np.ndarray) -> Calls:
     return {"forward": forward, "step": step}
 
 
-def _keras(name: str, images: np.ndarray, labels: np.ndarray) -> Calls:
+def _keras_image_calls(name: str, images: np.ndarray, labels: np.ndarray) -> Calls:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     import keras
@@ -176,7 +174,7 @@ def _keras(name: str, images: np.ndarray, labels: np.ndarray) -> Calls:
     }  # fmt: skip
     trunk = getattr(keras.applications, makers[name])(include_top=False, weights=None, input_shape=images.shape[1:])
     pooled = keras.layers.GlobalAveragePooling2D()
-    model: Any = keras.Sequential([trunk, pooled, keras.layers.Dense(CLASSES)])
+    model: Any = keras.Sequential([trunk, pooled, keras.layers.Dense(IMAGE_CLASSES)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=keras.optimizers.Adam(1e-4), loss=loss, jit_compile=False)  # XLA's step is slower here
     x, y = tf.constant(images), tf.constant(labels)
@@ -184,6 +182,97 @@ def _keras(name: str, images: np.ndarray, labels: np.ndarray) -> Calls:
     return {"forward": lambda: forward().numpy(), "step": lambda: model.train_on_batch(x, y)}
 
 
+def _text_calls() -> Calls:
+    return _tl_jax_text_calls() if FLAGS.peer == "tl_jax" else _transformers_text_calls()
+
+
+def make_text_batch() -> dict[str, np.ndarray]:
+    """Return texts of random tokens without padding, with labels."""
+    ids = np.random.default_rng(0).integers(1000, 30000, (FLAGS.batch, FLAGS.size)).astype(np.int32)
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    labels = np.arange(FLAGS.batch, dtype=np.int32) % TEXT_CLASSES
+    return {**inputs, "label": labels, "mask": np.ones(FLAGS.batch, np.float32)}
+
+
+def make_bert(dtype: str):
+    """Return BERT-base with a head."""
+    import jax.numpy as jnp
+
+    from tl_jax.models.bert import Bert
+
+    return Bert(TEXT_CLASSES, dtype=jnp.dtype(dtype))
+
+
+def _tl_jax_text_calls() -> Calls:
+    import jax
+    import jax.numpy as jnp
+
+    from tl_jax.pretrained.huggingface import initializer
+    from tl_jax.tasks.losses import Encoder, make_text_loss
+    from tl_jax.train import sharding
+    from tl_jax.train.state import TrainState
+    from tl_jax.train.step import make_optimizer_init, make_train_step
+    from tl_jax.transfer.freeze import RECIPES
+    from tl_jax.transfer.optimizer import OptimSpec
+    from tl_jax.transfer.regularizers import Regularize
+
+    model = make_bert(FLAGS.dtype)
+    variables = initializer(model)(jax.random.key(0))
+    batch = sharding.shard_batch(make_text_batch())
+    optim, rules = OptimSpec("adam"), RECIPES["all"]
+    step = make_train_step(make_text_loss(Encoder(model), Regularize()), optim, rules, "auto")
+    params = variables["params"]
+    state = TrainState(jnp.zeros((), jnp.int32), params, {}, make_optimizer_init(optim, rules)(params))
+    holder = {"state": sharding.replicate(jax.tree.map(jnp.copy, state))}
+    key, rate = (sharding.replicate(v) for v in (jax.random.key(0), jnp.float32(1e-5)))
+    tokens = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    forward = jax.jit(lambda variables, tokens: model.apply(variables, **tokens, train=False)[0])
+
+    def train():
+        holder["state"], row = step(holder["state"], batch, key, rate)
+        jax.block_until_ready((holder["state"], row))
+
+    return {"forward": lambda: forward(variables, tokens).block_until_ready(), "step": train}
+
+
+def _transformers_text_calls() -> Calls:
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config: Any = BertConfig()
+    config.num_labels = TEXT_CLASSES
+    model: Any = BertForSequenceClassification(config)
+    model = model.to(device)
+    batch = {name: torch.from_numpy(value).long().to(device) for name, value in make_text_batch().items()}
+    batch.pop("mask")
+    labels = batch.pop("label")
+    optimizer = torch.optim.Adam(model.parameters(), 1e-5, fused=device == "cuda")
+    run = torch.compile(model) if FLAGS.peer == "torch_compile" else model
+
+    def wait():
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def forward():
+        model.eval()
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=FLAGS.dtype == "bfloat16"):
+            run(**batch)
+        wait()
+
+    def step():
+        model.train()
+        optimizer.zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=FLAGS.dtype == "bfloat16"):
+            loss = run(**batch, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        wait()
+
+    return {"forward": forward, "step": step}
+
+
 if __name__ == "__main__":
+    define_flags()
     with contextlib.suppress(KeyboardInterrupt):
         app.run(main)
