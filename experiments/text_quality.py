@@ -73,7 +73,7 @@ def measure_run(name: str, library: str, seed: int) -> dict[str, Any]:
 
 def train_peer(config: recipe_module.Config) -> tuple[dict[str, float], int]:
     """Return the test metrics of transformers, trained on the batches and at the rates of ``config``."""
-    from experiments.benchmarks.text_peers import Trainer
+    from experiments.benchmarks.text import Trainer
 
     task = make_task(config)
     (plan,) = phases.resolve(config, task.sizes, task.stages)
