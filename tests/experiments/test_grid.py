@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import launchers, recipe
+from experiments import grid, recipe
 from tests.experiments import calls
 from tl_jax.utils.errors import UserError
 
@@ -19,9 +19,7 @@ NAMES = [str(at) for at in range(6)]
 def launch(function, folder, launcher="serial", **options):
     kept = []
     work = [(str(folder), at) for at in range(6)]
-    failed = launchers.launch(
-        launcher, function, work, lambda at, row: kept.append((at, row["square"])), NAMES, **options
-    )
+    failed = grid.launch(launcher, function, work, lambda at, row: kept.append((at, row["square"])), NAMES, **options)
     return sorted(kept), failed
 
 
