@@ -3,7 +3,7 @@
 The weights are made by
 
     python run.py --config=configs/cifar_small.py --config.data.dir=TFDS_FOLDER --workdir=RUN
-    python -m experiments.embed --workdir=RUN --name=resnet8_cifar10 --data=... --date=... --commit=...
+    python -m experiments.pretrain_sources --what=embed --workdir=RUN --name=resnet8_cifar10 --data=... ...
 
 The model card beside the weights, tl_jax/pretrained/embedded/resnet8_cifar10.md, says what came of it.
 """

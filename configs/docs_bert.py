@@ -7,7 +7,7 @@
 It finds the names of code in 300 sentences of SciPy's documentation: the words that were set as code there, which the
 texts no longer show. ``sections`` says which subpackage the first paragraph of a docstring is from; single words tell
 that. The network guessed words in the documentation of other libraries before, never of SciPy (see
-configs/masked_words.py and experiments/pretrain_words.py).
+configs/masked_words.py and experiments/pretrain_sources.py).
 """
 
 from tl_jax.config import recipe

@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> recipe.Config:
 
 
 def small(config: recipe.Config) -> None:
-    """The network that ships with the package (see experiments/pretrain_words.py), drawn at random."""
+    """The network that ships with the package (see experiments/pretrain_sources.py), drawn at random."""
     config.init.source = "random"
     config.init.path = ""
     with config.model.options.unlocked():
