@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments import expectations
+from experiments import verify
 from experiments.recipe import load_config
 from tl_jax.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-KNOWN, WITHOUT = expectations.read_entries(), expectations.recipes_without_entry()
+KNOWN, WITHOUT = verify.read_entries(), verify.recipes_without_entry()
 STEMS = [p.stem for p in (ROOT / "configs").glob("[a-z]*.py")]
 FASTEST = "cartpole_ppo:smoke"
 
@@ -30,7 +30,7 @@ def test_every_recipe_has_an_entry_or_a_reason():
     assert not unaccounted(KNOWN, WITHOUT), "python -m experiments.verify --record --recipes=NAME, or give the reason"
     assert not set(KNOWN) & set(WITHOUT) and {name.partition(":")[0] for name in (*KNOWN, *WITHOUT)} <= set(STEMS)
     assert all(len(reason.split()) > 3 for reason in WITHOUT.values())
-    assert FASTEST in expectations.cheap_entries(KNOWN)
+    assert FASTEST in verify.cheap_entries(KNOWN)
     assert unaccounted({name: entry for name, entry in KNOWN.items() if name != FASTEST}, WITHOUT) == [FASTEST]
 
 
@@ -38,8 +38,8 @@ def test_every_recipe_has_an_entry_or_a_reason():
 def test_a_recipe_that_gets_an_entry_loses_its_reason(tmp_path):
     path = tmp_path / "expected.json"
     path.write_text(json.dumps({"without": {"a": "not yet", "b": "never"}, "recipes": {}}))
-    expectations.write_entries(path, {"a": ENTRY})
-    assert (expectations.read_entries(path), expectations.recipes_without_entry(path)) == ({"a": ENTRY}, {"b": "never"})
+    verify.write_entries(path, {"a": ENTRY})
+    assert (verify.read_entries(path), verify.recipes_without_entry(path)) == ({"a": ENTRY}, {"b": "never"})
 
 
 @pytest.mark.fast
@@ -51,7 +51,7 @@ def test_entries_say_how_they_were_made(name):
     assert all(entry[key] for key in ("command", "figures", "examples", "seconds", "hardware", "versions", "commit"))
     for figure, row in entry["figures"].items():
         assert len(row["values"]) == len(entry["seeds"])
-        half, why = expectations.allowed_drift(figure, row["values"], entry["examples"])
+        half, why = verify.allowed_drift(figure, row["values"], entry["examples"])
         assert (row["within"], row["why"]) == (pytest.approx(half, rel=1e-3), why) and half > 0
         assert row["mean"] == pytest.approx(sum(row["values"]) / len(row["values"]), rel=1e-4, abs=1e-6)
 
@@ -65,12 +65,10 @@ def test_each_recipe_is_shown_while_it_runs(monkeypatch, tmp_path):
         shown.append(what)
         yield
 
-    monkeypatch.setattr(expectations, "show_elapsed", waiting)
-    monkeypatch.setattr(
-        expectations, "measure_recipe", lambda *_: shown.append("measured") or {"figures": {}, "examples": 1}
-    )
+    monkeypatch.setattr(verify, "show_elapsed", waiting)
+    monkeypatch.setattr(verify, "measure_recipe", lambda *_: shown.append("measured") or {"figures": {}, "examples": 1})
     entry = {"seconds": 1.0, "hardware": "", "figures": {}, "set": {}, "seeds": [0, 1, 2], "examples": 1}
-    expectations.verify_recipes(["a", "b"], {"a": entry, "b": entry}, tmp_path, None)
+    verify.verify_recipes(["a", "b"], {"a": entry, "b": entry}, tmp_path, None)
     assert shown == ["a, 1 of 2", "measured", "b, 2 of 2", "measured"]
 
 
@@ -90,38 +88,36 @@ ENTRY = {"figures": {"accuracy": {"mean": 0.8, "within": 0.05}}, "seconds": 1.0,
     ],
 )
 def test_a_mean_outside_of_its_interval_has_drifted(found, outcome):
-    rows = expectations.compare_figures("x", ENTRY, {"figures": found}, 1.0)
+    rows = verify.compare_figures("x", ENTRY, {"figures": found}, 1.0)
     assert {row.outcome for row in rows} == {outcome}
-    assert expectations.exit_status(rows) == (outcome == "drifted")
-    assert f"{len(rows)} {outcome}" in expectations.format_table(rows)
+    assert verify.exit_status(rows) == (outcome == "drifted")
+    assert f"{len(rows)} {outcome}" in verify.format_table(rows)
 
 
 @pytest.mark.fast
 def test_a_figure_that_no_value_could_contradict_is_called_untested():
     entry = {**ENTRY, "figures": {"a accuracy": {"mean": 0.3, "within": 0.8}, "loss": {"mean": 0.3, "within": 0.8}}}
-    rows = expectations.compare_figures("x", entry, {"figures": {"a accuracy": [0.9], "loss": [0.9]}}, 1.0)
-    assert [row.outcome for row in rows] == ["untested", "as expected"] and "1 untested" in expectations.format_table(
-        rows
-    )
-    assert expectations.can_drift("a over b, accuracy", 0.3, 0.8) and not expectations.can_drift("a f1", 0.5, 0.5)
+    rows = verify.compare_figures("x", entry, {"figures": {"a accuracy": [0.9], "loss": [0.9]}}, 1.0)
+    assert [row.outcome for row in rows] == ["untested", "as expected"] and "1 untested" in verify.format_table(rows)
+    assert verify.can_drift("a over b, accuracy", 0.3, 0.8) and not verify.can_drift("a f1", 0.5, 0.5)
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("name", KNOWN)
 def test_every_entry_has_a_figure_that_can_drift(name):
     figures = KNOWN[name]["figures"]
-    assert any(expectations.can_drift(figure, row["mean"], row["within"]) for figure, row in figures.items())
+    assert any(verify.can_drift(figure, row["mean"], row["within"]) for figure, row in figures.items())
 
 
 @pytest.mark.fast
 def test_intervals():
-    half, why = expectations.allowed_drift("accuracy", [0.7, 0.8, 0.9], 1000)
+    half, why = verify.allowed_drift("accuracy", [0.7, 0.8, 0.9], 1000)
     assert half == pytest.approx(4.3027 * 0.1 * (2 / 3) ** 0.5, rel=1e-4) and why == "95 % prediction interval, 3 seeds"
-    assert expectations.allowed_drift("accuracy", [0.8, 0.8, 0.8], 100)[0] == pytest.approx(0.02)
-    assert expectations.allowed_drift("episode_return", [500.0, 500.0, 500.0], 50)[0] == pytest.approx(20.0)
-    assert expectations.allowed_drift("pretrained loss", [2.0, 2.0, 2.6], 100)[0] == pytest.approx(0.022)
+    assert verify.allowed_drift("accuracy", [0.8, 0.8, 0.8], 100)[0] == pytest.approx(0.02)
+    assert verify.allowed_drift("episode_return", [500.0, 500.0, 500.0], 50)[0] == pytest.approx(20.0)
+    assert verify.allowed_drift("pretrained loss", [2.0, 2.0, 2.6], 100)[0] == pytest.approx(0.022)
     with pytest.raises(UserError, match="x: accuracy could not be measured in every seed"):
-        expectations.make_entry("x", ENTRY, {"figures": {"accuracy": [0.5, math.nan]}, "examples": 9}, 1.0)
+        verify.make_entry("x", ENTRY, {"figures": {"accuracy": [0.5, math.nan]}, "examples": 9}, 1.0)
 
 
 @pytest.mark.fast
@@ -131,14 +127,14 @@ def test_a_recipe_without_its_data_is_skipped_and_one_that_fails_does_not_stop_t
             raise ValueError("no\ngood")
         return {"figures": {"accuracy": [0.8]}}
 
-    monkeypatch.setattr(expectations, "measure_recipe", measure)
+    monkeypatch.setattr(verify, "measure_recipe", measure)
     known = {"data": {**ENTRY, "needs": {"data.dir": "absent"}}, "bad": ENTRY, "good": ENTRY}
-    rows = expectations.verify_recipes(list(known), known, tmp_path, tmp_path)
+    rows = verify.verify_recipes(list(known), known, tmp_path, tmp_path)
     assert [(row.outcome, row.reason) for row in rows] == [
         ("skipped", f"no absent in {tmp_path}"), ("failed", "ValueError: no"), ("as expected", "")
     ]  # fmt: skip
-    assert expectations.exit_status(rows) == 1 and expectations.exit_status(rows[::2]) == 0
-    nowhere = expectations.verify_recipes(["data"], known, tmp_path, None)
+    assert verify.exit_status(rows) == 1 and verify.exit_status(rows[::2]) == 0
+    nowhere = verify.verify_recipes(["data"], known, tmp_path, None)
     assert nowhere[0].reason == "needs data; pass --data_dir=FOLDER with absent"
 
 
@@ -165,8 +161,8 @@ def test_mistakes_end_in_one_line(arguments, message, tmp_path):
 
 @pytest.mark.slow
 def test_a_recipe_gives_what_it_gave(tmp_path):
-    rows = expectations.verify_recipes([FASTEST], KNOWN, tmp_path, None)
-    assert {row.outcome for row in rows} == {"as expected"}, expectations.format_table(rows)
+    rows = verify.verify_recipes([FASTEST], KNOWN, tmp_path, None)
+    assert {row.outcome for row in rows} == {"as expected"}, verify.format_table(rows)
 
 
 @pytest.mark.slow
