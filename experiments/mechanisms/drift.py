@@ -1,17 +1,83 @@
-"""How far the parts of a network moved between two states: in their weights, and in what they make of pictures."""
+"""Where a network changes: how far the weights of each part moved, and how alike its features still are.
 
-from collections.abc import Mapping
-from typing import Any
+    python -m experiments.mechanisms.drift --workdir=DIR --per_class=20 [--results=PREFIX]
+
+DIR is that of experiments/mechanisms/study.py; the run with the first seed at the chosen rate stands for its mechanism.
+For each part of the network: the norm of the change over the norm at the start (all leaves of the part, adapters
+merged), and linear CKA (arXiv:1905.00414) between the averages of its map over positions, at the start and
+at the end, on the test pictures. Both start from what the run started from, random weights for ``scratch``.
+"""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import flags, logging
 
-from tl_jax.config import recipe
+from tl_jax import restore, transferability
+from tl_jax.config import recipe, stored
 from tl_jax.tasks import image_classification
 from tl_jax.tasks.losses import Network, make_pooled
 from tl_jax.train import evaluate
+from tl_jax.train.logging import say
 from tl_jax.transfer import adapters
-from tl_jax.utils import tree
+from tl_jax.utils import command, disk, tree
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study.", required=True)
+PER_CLASS = flags.DEFINE_integer("per_class", 20, "Examples per class of the runs that are looked at.")
+RESULTS = flags.DEFINE_string("results", "", "Prefix of table and picture; in the workdir if empty.")
+
+
+class Drift(NamedTuple):
+    """What became of one part of a network."""
+
+    mechanism: str
+    part: str
+    weight_distance: float
+    cka: float
+
+
+def main(_: list[str]) -> None:
+    """Measure every finished mechanism and draw the result."""
+    logging.set_verbosity(logging.WARNING)
+    folder = Path(WORKDIR.value).expanduser()
+    drifts: list[Drift] = []
+    for path in sorted(folder.glob(f"*/per_class{PER_CLASS.value}/choice.json")):
+        choice = json.loads(path.read_text())
+        run = path.parent / f"rate{choice['rate']}" / f"seed{choice['seeds'][0]}"
+        if (run / "checkpoints").is_dir() and json.loads((run / "summary.json").read_text())["steps"]:
+            say(f"--- {choice['mechanism']}")
+            drifts += measure_drift(choice["mechanism"], run)
+    prefix = RESULTS.value or str(folder / "drift")
+    with disk.atomic_write(Path(f"{prefix}.csv")) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Drift._fields)
+        writer.writerows([f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in drifts)
+    say(f"{prefix}.csv, {plot_drift(drifts, Path(f'{prefix}.png'))}")
+
+
+def measure_drift(name: str, folder: Path) -> list[Drift]:
+    """Return the drift of each part between the start and the end of a run."""
+    config = stored.get_config(str(folder))
+    task, start, end = restore.restore(config, folder)
+    adapt_config = adapters.Adapters(**config.adapt.to_dict())
+    network = load_run_network(config, task.facts["input"])
+    before, after = (adapters.merge(state.params, adapt_config) for state in (start, end))
+    pooled = [pooled_features(network, state.variables, task) for state in (start, end)]
+    return [
+        Drift(
+            name,
+            part,
+            relative_change(before[part], after[part]),
+            transferability.linear_cka(pooled[0][part], pooled[1][part]),
+        )
+        for part in task.stages
+        if part in before
+    ]
 
 
 def load_run_network(config: recipe.Config, inputs: Mapping[str, Any]) -> Network:
@@ -43,3 +109,37 @@ def relative_change(before: Any, after: Any) -> float:
     old, new = tree.flatten(before), tree.flatten(after)
     change = sum(float(np.square(np.asarray(new[path]) - np.asarray(leaf)).sum()) for path, leaf in old.items())
     return (change / sum(float(np.square(np.asarray(leaf)).sum()) for leaf in old.values())) ** 0.5
+
+
+def plot_drift(drifts: Sequence[Drift], path: Path) -> Path:
+    """Draw both measures, mechanisms down and parts across, as two coloured tables with their numbers.
+
+    Weights move by a hundredth of a percent here and by half of their size there: their colours are logarithmic.
+    """
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
+
+    names, stages = (list(dict.fromkeys(getattr(row, key) for row in drifts)) for key in ("mechanism", "part"))
+    figure = Figure(figsize=(4 + 1.1 * len(stages), 1.5 + 0.27 * len(names)), dpi=110, layout="constrained")
+    axes: Any = figure.subplots(1, 2, sharey=True)
+    measures = (
+        ("weight_distance", "change of the weights, % of their norm", "Reds", LogNorm(0.01, 100), 100, "{:.2g}"),
+        ("cka", "linear CKA with the start", "Blues_r", Normalize(0, 1), 1, "{:.2f}"),
+    )
+    for axis, (key, title, colormap, scale, unit, template) in zip(axes, measures, strict=True):
+        values = np.full((len(names), len(stages)), np.nan)
+        for row in drifts:
+            values[names.index(row.mechanism), stages.index(row.part)] = unit * getattr(row, key)
+        axis.imshow(np.clip(values, scale.vmin, scale.vmax), aspect="auto", cmap=colormap, norm=scale)
+        for (i, j), value in np.ndenumerate(values):
+            is_dark = value > 5 if key == "weight_distance" else value < 0.4
+            color = "white" if is_dark else "black"
+            axis.text(j, i, template.format(value), ha="center", va="center", fontsize=6, color=color)
+        axis.set_xticks(range(len(stages)), stages, rotation=45, fontsize=8)
+        axis.set_yticks(range(len(names)), names, fontsize=8)
+        axis.set_title(title, fontsize=10)
+    return disk.save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    command.run(main)
