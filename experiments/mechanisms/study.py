@@ -16,49 +16,63 @@ be stopped and started again, elsewhere too, or shared among processes with ``--
 drawn from what is there.
 """
 
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 
 from experiments import record
-from experiments.mechanisms import report, without_training
-from tl_jax import api
-from tl_jax.config import recipe
+from experiments.mechanisms import report
+from tl_jax import api, restore, transferability
+from tl_jax.config import recipe, stored
+from tl_jax.train import evaluate, sharding
 from tl_jax.train.logging import say
+from tl_jax.train.state import stream_key
 from tl_jax.train.workdir import read_json, write_json
-from tl_jax.transfer import methods
+from tl_jax.transfer import methods, weight_averaging
 from tl_jax.utils import command
 from tl_jax.utils.errors import Diverged, UserError, nearest
+from tl_jax.utils.json_files import parse_row
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/flowers_mobilenet.py", "Recipe: data, network, batches.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
-RESULTS = flags.DEFINE_string("results", "", "Prefix of record, table and pictures; in the workdir if empty.")
-PER_CLASS = flags.DEFINE_list("per_class", ["5", "20", "0"], "Training examples of each class; 0 for all.")
-STEPS = flags.DEFINE_list("steps", ["40", "100", "200"], "Training steps for each of these.")
-SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the tested runs.")
-RATES = flags.DEFINE_list("rates", ["1e-4", "1e-3", "1e-2"], "Learning rates tried.")
-PRETEXT_STEPS = flags.DEFINE_integer("pretext_steps", 160, "Steps of a pretext phase.")
-BATCH = flags.DEFINE_integer("batch", 16, "Examples a step.")
-NAMES = flags.DEFINE_list("mechanisms", [], "Which; all if empty.")
-SHARE = flags.DEFINE_string("share", "0/1", "I/N: run the mechanisms I, I + N, I + 2 N, ...")
-SMOKE = flags.DEFINE_bool("smoke", False, "A tiny network, a few steps: that everything runs.")
+FLAGS = flags.FLAGS
 NO_RATE = ("logistic", "ridge")  # mechanisms without gradient steps
+NEIGHBOR_COUNTS = (1, 3, 5, 10, 20)
+# Rate, seed -> folder of the finished LP-FT run, None where it diverged.
+RunFunction = Callable[[str, int], Path | None]
+
+
+def define_flags() -> None:
+    """Define the flags of the command; not on import, because other studies read ``best_validation``."""
+    config_flags.DEFINE_config_file("config", "configs/flowers_mobilenet.py", "Recipe: data, network, batches.")
+    flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
+    flags.DEFINE_string("results", "", "Prefix of record, table and pictures; in the workdir if empty.")
+    flags.DEFINE_list("per_class", ["5", "20", "0"], "Training examples of each class; 0 for all.")
+    flags.DEFINE_list("steps", ["40", "100", "200"], "Training steps for each of these.")
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the tested runs.")
+    flags.DEFINE_list("rates", ["1e-4", "1e-3", "1e-2"], "Learning rates tried.")
+    flags.DEFINE_integer("pretext_steps", 160, "Steps of a pretext phase.")
+    flags.DEFINE_integer("batch", 16, "Examples a step.")
+    flags.DEFINE_list("mechanisms", [], "Which; all if empty.")
+    flags.DEFINE_string("share", "0/1", "I/N: run the mechanisms I, I + N, I + 2 N, ...")
+    flags.DEFINE_bool("smoke", False, "A tiny network, a few steps: that everything runs.")
 
 
 def main(_: list[str]) -> None:
     """Run what is still to be run, then draw everything."""
     logging.set_verbosity(logging.WARNING)
-    folder = Path(WORKDIR.value).expanduser()
-    prefix = Path(RESULTS.value or folder / "mechanisms")
+    folder = Path(FLAGS.workdir).expanduser()
+    prefix = Path(FLAGS.results or folder / "mechanisms")
     record.begin_record(prefix, describe_protocol())
     record.add_facts(prefix, devices=jax.devices()[0].device_kind, versions=api.versions())
-    seeds = [int(seed) for seed in SEEDS.value]
-    share, num_shares = map(int, SHARE.value.split("/"))
+    seeds = [int(seed) for seed in FLAGS.seeds]
+    share, num_shares = map(int, FLAGS.share.split("/"))
     for name in chosen_mechanisms()[share::num_shares]:
-        for size, per_class in enumerate(map(int, PER_CLASS.value)):
+        for size, per_class in enumerate(map(int, FLAGS.per_class)):
             done = [r.seed for r in report.read_record(prefix) if (r.mechanism, r.per_class) == (name, per_class)]
             if set(seeds) <= set(done):
                 say(f"--- {name}, {per_class} per class: in {prefix}.csv")
@@ -79,28 +93,28 @@ def describe_protocol() -> dict[str, Any]:
         "data": data.name,
         **({"pixels": config.input.size} if config.task == "image" else {"tokens": config.input.max_length}),
         "batch": config.batch_size,
-        "steps": dict(zip(PER_CLASS.value, map(int, STEPS.value), strict=True)),
-        "rates": RATES.value,
+        "steps": dict(zip(FLAGS.per_class, map(int, FLAGS.steps), strict=True)),
+        "rates": FLAGS.rates,
         "validation": len(held_out.labels) if held_out else len(data.train.labels) - count_examples(config),
     }
 
 
 def chosen_mechanisms() -> list[str]:
     """Return the names of the mechanisms to run."""
-    known = [*methods.names_for_task(CONFIG.value.task), *without_training.METHODS]
-    for name in NAMES.value:
+    known = [*methods.names_for_task(FLAGS.config.task), *WITHOUT_TRAINING]
+    for name in FLAGS.mechanisms:
         if name not in known:
             raise UserError(f"no mechanism {name!r}; {nearest(name, known)}")
-    return NAMES.value or known
+    return FLAGS.mechanisms or known
 
 
 def run_mechanism(folder: Path, name: str, size: int) -> None:
     """Tune one mechanism with one number of examples, then run it with every seed."""
-    per_class, seeds = int(PER_CLASS.value[size]), [int(seed) for seed in SEEDS.value]
+    per_class, seeds = int(FLAGS.per_class[size]), [int(seed) for seed in FLAGS.seeds]
     method_folder = folder / name / f"per_class{per_class}"
     previous = read_json(method_folder / "choice.json")
-    if name in without_training.METHODS:
-        if previous.get("seeds") == seeds and previous.get("rates") == RATES.value:
+    if name in WITHOUT_TRAINING:
+        if previous.get("seeds") == seeds and previous.get("rates") == FLAGS.rates:
             return
 
         def run(rate: str, seed: int) -> Path | None:
@@ -108,19 +122,19 @@ def run_mechanism(folder: Path, name: str, size: int) -> None:
             return run_once(run_folder, "lp_ft", size, float(rate), seed)
 
         config = make_config("logistic", size, 1.0, seeds[0])
-        without_training.METHODS[name](method_folder / "rate0", config, run, RATES.value, seeds)
+        WITHOUT_TRAINING[name](method_folder / "rate0", config, run, FLAGS.rates, seeds)
         best, scores = "0", {}
     else:
-        rates = RATES.value[:1] if name in NO_RATE else RATES.value
+        rates = FLAGS.rates[:1] if name in NO_RATE else FLAGS.rates
         scores = {}
         for rate in rates:
             finished = run_once(method_folder / f"rate{rate}" / f"seed{seeds[0]}", name, size, float(rate), seeds[0])
-            scores[rate] = without_training.best_validation(finished) if finished else -1.0
+            scores[rate] = best_validation(finished) if finished else -1.0
         best = max(rates, key=lambda rate: (scores[rate], -float(rate)))
         for seed in seeds[1:]:
             run_once(method_folder / f"rate{best}" / f"seed{seed}", name, size, float(best), seed)
     choice = {"mechanism": name, "per_class": per_class, "rate": best, "validation": scores, "seeds": seeds}
-    choice |= {"rates": RATES.value, "commit": previous.get("commit") or record.commit()}
+    choice |= {"rates": FLAGS.rates, "commit": previous.get("commit") or record.commit()}
     write_json(method_folder / "choice.json", choice)
 
 
@@ -129,7 +143,7 @@ def run_once(folder: Path, name: str, size: int, rate: float, seed: int) -> Path
     if (folder / "diverged.json").is_file():
         return None
     if not (folder / "summary.json").is_file():
-        say(f"--- {name}, {PER_CLASS.value[size]} per class, rate {rate:g}, seed {seed}")
+        say(f"--- {name}, {FLAGS.per_class[size]} per class, rate {rate:g}, seed {seed}")
     try:
         api.run(make_config(name, size, rate, seed), folder)  # refuses a folder of another configuration
     except Diverged as error:
@@ -141,18 +155,18 @@ def run_once(folder: Path, name: str, size: int, rate: float, seed: int) -> Path
 
 def make_config(name: str, size: int, rate: float, seed: int) -> recipe.Config:
     """Return the configuration of one run."""
-    config = recipe.override(CONFIG.value, (("seeds", ()), ("arms", ()), ("phases", ()), ("seed", seed)))
-    per_class, steps = int(PER_CLASS.value[size]), int(STEPS.value[size])
+    config = recipe.override(FLAGS.config, (("seeds", ()), ("arms", ()), ("phases", ()), ("seed", seed)))
+    per_class, steps = int(FLAGS.per_class[size]), int(FLAGS.steps[size])
     config.name = f"{config.name}_{name}"
     config.data.per_class, config.optim.lr, config.test_train = per_class, rate, True
-    config.log_every, config.save_every, config.batch_size = max(1, steps // 4), 1e9, BATCH.value
-    if SMOKE.value:
+    config.log_every, config.save_every, config.batch_size = max(1, steps // 4), 1e9, FLAGS.batch
+    if FLAGS.smoke:
         shrink_config(config)
         steps = 2
     pool = count_examples(config)
     config.epochs = steps * config.batch_size / (per_class * count_classes(config) or pool)
     methods.MECHANISMS[name](config)
-    pretext = {"epochs": (2 if SMOKE.value else PRETEXT_STEPS.value) * config.batch_size / pool}
+    pretext = {"epochs": (2 if FLAGS.smoke else FLAGS.pretext_steps) * config.batch_size / pool}
     config.phases = tuple(
         {**phase, **(pretext if phase.get("objective") == "pretext" else {})} for phase in config.phases
     )
@@ -194,5 +208,80 @@ def load_data(config: recipe.Config) -> Any:
     return text.load_source(config)
 
 
+def evaluate_knn(
+    folder: Path, config: recipe.Config, run: RunFunction, rates: Sequence[str], seeds: Sequence[int]
+) -> None:
+    """Vote among the nearest training examples in the source's features; their number is chosen on validation."""
+    config.init.head, config.init.strength = "new", 0.0
+    for seed in seeds:
+        config.seed = seed
+        task = restore.make_task(config)
+        variables = task.init(stream_key(seed, "init"))
+        features = {split: _features(task, variables, split) for split in ("train", "validation", "test")}
+        (x, y), held_out, test = (features[split] for split in ("train", "validation", "test"))
+        counts = [k for k in NEIGHBOR_COUNTS if k <= len(y)]
+        scores = {k: _accuracy(transferability.knn(x, y, held_out[0], k), held_out[1]) for k in counts}
+        best = max(counts, key=lambda k: (scores[k], k))
+        train = 1.0 if best == 1 else _accuracy(transferability.knn(x, y, x, best), y)
+        accuracy = _accuracy(transferability.knn(x, y, test[0], best), test[1])
+        say(f"--- knn, {len(y)} examples, seed {seed}: k = {best}, test accuracy {accuracy:.4f}")
+        _write_summary(folder / f"seed{seed}", config, accuracy, train, len(test[1]), neighbours=best)
+
+
+def evaluate_soup(
+    folder: Path, config: recipe.Config, run: RunFunction, rates: Sequence[str], seeds: Sequence[int]
+) -> None:
+    """Mix the LP-FT runs at all rates, from one start each seed, as long as validation does not get worse."""
+    for seed in seeds:
+        folders_by_rate = {rate: path for rate in rates if (path := run(rate, seed))}
+        folders = list(folders_by_rate.values())
+        restored = [restore.restore(stored.get_config(str(path)), path) for path in folders]
+        task = restored[0][0]
+
+        def score(variables: Any, task: Any = task) -> float:
+            placed = sharding.replicate(variables)
+            return evaluate.evaluate(task, placed, "validation").values["accuracy"]
+
+        mixed, chosen = weight_averaging.greedy_soup([end.variables for _, _, end in restored], score)
+        mixed = sharding.replicate(mixed)
+        tested, train = (evaluate.evaluate(task, mixed, split) for split in ("test", "train"))
+        chosen_rates = [list(folders_by_rate)[i] for i in chosen]
+        say(f"--- soup, seed {seed}: of rates {', '.join(chosen_rates)}: test accuracy {tested.values['accuracy']:.4f}")
+        accuracy = tested.values["accuracy"]
+        more = {"seed": seed, "soup": chosen_rates, "parameters": read_json(folders[0] / "summary.json")["parameters"]}
+        _write_summary(folder / f"seed{seed}", config, accuracy, train.values["accuracy"], tested.examples, **more)
+
+
+# Mechanisms that are no training run of their own.
+WITHOUT_TRAINING = {"knn": evaluate_knn, "soup": evaluate_soup}
+
+
+def best_validation(folder: Path) -> float:
+    """Return the validation score at the end of a run, or the best one where the best checkpoint was tested."""
+    rows = [parse_row(line, folder / "metrics.jsonl") for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    scores = [row["accuracy"] for row in rows if row["split"] == "validation"]
+    summary = json.loads((folder / "summary.json").read_text())
+    if "wise_ft" in summary:
+        return max(summary["wise_ft"]["validation"].values())
+    return max(scores) if stored.get_config(str(folder)).eval_checkpoint == "best" else scores[-1]
+
+
+def _features(task: Any, variables: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
+    labels = [batch["label"][batch["mask"] > 0] for batch in task.eval_batches(split)]
+    return evaluate.extract(task.features, variables, task.eval_batches(split)), np.concatenate(labels)
+
+
+def _accuracy(predicted: Any, labels: np.ndarray) -> float:
+    return float((np.asarray(predicted) == labels).mean())
+
+
+def _write_summary(folder: Path, config: recipe.Config, test: float, train: float, examples: int, **more: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = {"seed": config.seed, "steps": 0, "metrics": {"accuracy": test}, "train_metrics": {"accuracy": train}}
+    summary |= {"parameters": {"trainable": 0}, "examples_evaluated": examples, **more}
+    write_json(folder / "summary.json", summary)
+
+
 if __name__ == "__main__":
+    define_flags()
     command.run(main)

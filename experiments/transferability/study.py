@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags, logging
 
 from experiments import record
-from experiments.mechanisms import without_training
+from experiments.mechanisms.study import best_validation
 from experiments.transferability import pairs, report, scores
 from tl_jax import api, transferability
 from tl_jax.config import recipe
@@ -146,7 +146,7 @@ def train_once(folder: Path, key: dict[str, Any], source: str, rate: str) -> tup
         say(str(error))
         return 0.0, 0.0
     shutil.rmtree(run_folder / "checkpoints", ignore_errors=True)  # nobody asks for hundreds of them
-    return summary["metrics"]["accuracy"], without_training.best_validation(run_folder)
+    return summary["metrics"]["accuracy"], best_validation(run_folder)
 
 
 def probe_accuracy(features: scores.SourceFeatures) -> float:
