@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import vmapped_heads
+from experiments import linear_heads
 from tests.tasks import small
 from tl_jax.tasks import feature_cache
 from tl_jax.train import evaluate, loop
@@ -36,7 +36,7 @@ def prepared(*changes):
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_each_is_that_of_a_run_of_its_own(tmp_path, decay):
     _, phase, seen = prepared()
-    found = vmapped_heads.train_heads(seen, phase, (3, 0), (1e-3, 3e-2), (0.5, decay))
+    found = linear_heads.train_heads(seen, phase, (3, 0), (1e-3, 3e-2), (0.5, decay))
     task, (phase, alone) = small.task(*RECIPE), (phase, prepared(("optim.lr", 3e-2), ("optim.weight_decay", decay))[1])
     fitted = loop.fit(task, [alone], loop.Pace(1000, 1000), 0, tmp_path / "run", verbose=False)
     fitted.checkpoints.close()
@@ -50,7 +50,7 @@ def test_each_is_that_of_a_run_of_its_own(tmp_path, decay):
 
 def test_seeds_rates_and_decays_all_matter():
     _, phase, seen = prepared()
-    kernels = vmapped_heads.train_heads(seen, phase, (0, 1), (1e-3, 1e-2), (0.0, 1.0)).params["head"]["kernel"]
+    kernels = linear_heads.train_heads(seen, phase, (0, 1), (1e-3, 1e-2), (0.0, 1.0)).params["head"]["kernel"]
     flat = kernels.reshape(8, -1)
     assert len({row.tobytes() for row in flat}) == 8
     norms = np.linalg.norm(flat, axis=1).reshape(2, 2, 2)
@@ -59,7 +59,7 @@ def test_seeds_rates_and_decays_all_matter():
 
 def test_without_validation_there_is_no_number():
     _, phase, seen = prepared(("data.validation", 0.0))
-    found = vmapped_heads.train_heads(seen, phase, (0,), (1e-2,))
+    found = linear_heads.train_heads(seen, phase, (0,), (1e-2,))
     assert (
         np.isnan(found.validation).all() and found.test.shape == (1, 1, 1) and found.test[0, 0, 0] > 0.2
     )  # chance is 0.1
@@ -67,7 +67,7 @@ def test_without_validation_there_is_no_number():
 
 def test_a_head_that_diverged_has_no_accuracy():
     _, phase, seen = prepared()
-    found = vmapped_heads.train_heads(seen, phase, (0,), (1e-2, 3e38))
+    found = linear_heads.train_heads(seen, phase, (0,), (1e-2, 3e38))
     for part in (found.validation, found.test):
         assert np.isfinite(part[0, 0, 0]) and np.isnan(part[0, 1, 0])
 
