@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from experiments import faults, faults_flips, faults_kills
+from experiments import faults, faults_flips
 from experiments.faults_training import Section
 from tl_jax.report import html
 from tl_jax.utils.errors import UserError
@@ -79,7 +79,4 @@ def test_programs_that_lost_a_file_are_counted(tmp_path):
         (folder / f"{name}-cache").write_bytes(content[:-5] if name == "cut" else content)
         if name != "alone":
             (folder / f"{name}-atime").write_bytes(b"12345678")
-    assert (
-        faults_kills.list_programs(tmp_path) == {"whole-cache", "cut-cache"}
-        and faults_kills.count_broken(tmp_path) == 2
-    )
+    assert faults.list_programs(tmp_path) == {"whole-cache", "cut-cache"} and faults.count_broken(tmp_path) == 2
