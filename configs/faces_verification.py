@@ -16,7 +16,7 @@ those of FOLDER, or of ``--config.faces.known``. Without training, on the featur
 """
 
 from tl_jax.config import recipe
-from tl_jax.config.fields import FIELDS
+from tl_jax.config.schema import FIELDS
 from tl_jax.transfer import methods
 
 

@@ -69,7 +69,7 @@ def expand(markdown: str) -> str:
 
 def fields(*prefixes: str) -> str:
     """Return the fields that start with one of these words, all fields without any: default, meaning, choices."""
-    from tl_jax.config.fields import FIELDS, PHASE_FIELDS
+    from tl_jax.config.schema import FIELDS, PHASE_FIELDS
 
     known = {**FIELDS, **{f"phases[i].{name}": field for name, field in PHASE_FIELDS.items()}}
     found = {path: field for path, field in known.items() if not prefixes or path.startswith(prefixes)}
@@ -86,8 +86,7 @@ def fields(*prefixes: str) -> str:
 def mechanisms(*names: str) -> str:
     """Return what each mechanism does and which fields it changes in a plain recipe of one phase."""
     from tl_jax.config import recipe
-    from tl_jax.config.fields import FIELDS
-    from tl_jax.config.schema import flatten_config
+    from tl_jax.config.schema import FIELDS, flatten_config
     from tl_jax.transfer.methods import MECHANISMS
 
     rows = []

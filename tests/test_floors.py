@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "tl_jax": 0,  # the version
     "tl_jax.utils": 0,
-    "tl_jax.config": 1,  # the machinery
+    "tl_jax.config": 1,  # old names of fields
     "tl_jax.models": 2,
     "tl_jax.data": 2,
     "tl_jax.metrics": 2,
@@ -22,8 +22,8 @@ FLOORS = {
     "tl_jax.transfer": 4,
     "tl_jax.train": 5,
     "tl_jax.rl": 6,
-    "tl_jax.config.fields": 6,  # of every component
     "tl_jax.config.recipe": 6,
+    "tl_jax.config.schema": 6,  # the fields of every component
     "tl_jax.config.stored": 6,
     "tl_jax.config.validate": 6,
     "tl_jax.transfer.methods": 6,  # changes of recipes

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from tl_jax.config import recipe, stored, validate
-from tl_jax.config.fields import IMAGE_TASKS
+from tl_jax.config.schema import IMAGE_TASKS
 from tl_jax.data.augment import Augment, augment, augment_boxes
 from tl_jax.data.detection import CLASS
 from tl_jax.export import export, model_card

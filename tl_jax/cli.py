@@ -21,7 +21,6 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from tl_jax.config import recipes_dir
-from tl_jax.config.schema import check_known
 from tl_jax.utils import command
 from tl_jax.utils.errors import UserError, nearest
 from tl_jax.utils.waiting import show_elapsed
@@ -125,7 +124,7 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
             raise
         raise UserError(
             f"{e}: what recipes start from is `from tl_jax.config import recipe` now, fields are in "
-            "tl_jax.config.fields, methods in tl_jax.transfer.methods; change the import in the recipe"
+            "tl_jax.config.schema, methods in tl_jax.transfer.methods; change the import in the recipe"
         ) from None
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         frames = [
@@ -225,6 +224,7 @@ def find_recipe(recipe: str) -> str:
 def check_flag(arg: str) -> None:
     """Refuse a configuration file that is not there and a field that does not exist, with the nearest right name."""
     from tl_jax.config import recipe
+    from tl_jax.config.schema import check_known
 
     name, _, value = arg.lstrip("-").partition("=")
     if name == "config" and not (file := Path(value.partition(":")[0])).is_file():

@@ -1,4 +1,4 @@
-"""Every recipe builds, is valid and stays within tl_jax/config/fields.py; what is not known there is refused."""
+"""Every recipe builds, is valid and stays within tl_jax/config/schema.py; what is not known there is refused."""
 
 import importlib.util
 import re

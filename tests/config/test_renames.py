@@ -8,8 +8,8 @@ import pytest
 
 from tests.config.test_recipes import parsed
 from tl_jax.config import recipe, renames, stored, validate
-from tl_jax.config.fields import FIELDS, PHASE_FIELDS
 from tl_jax.config.renames import RenamedField
+from tl_jax.config.schema import FIELDS, PHASE_FIELDS
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast

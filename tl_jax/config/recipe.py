@@ -11,9 +11,8 @@ from ml_collections import ConfigDict
 
 from tl_jax import models
 from tl_jax.config import recipes_dir, renames
-from tl_jax.config.fields import FIELDS, PHASE_FIELDS
 from tl_jax.config.renames import RenamingDict
-from tl_jax.config.schema import check_known
+from tl_jax.config.schema import FIELDS, PHASE_FIELDS, check_known
 from tl_jax.models.actor_critic import Policy
 from tl_jax.utils.errors import UserError, nearest
 

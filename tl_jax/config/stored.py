@@ -11,8 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tl_jax.config import recipe, renames
-from tl_jax.config.fields import FIELDS
-from tl_jax.config.schema import flatten_config
+from tl_jax.config.schema import FIELDS, flatten_config
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import read_json
 

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tl_jax import models
-from tl_jax.config.fields import IMAGE_TASKS, METRICS, PUBLISHED_SOURCES
 from tl_jax.config.recipe import FIELDS, PHASE_FIELDS, Config, comparison_runs, stage_names
-from tl_jax.config.schema import check_known, check_value, flatten_config
+from tl_jax.config.schema import IMAGE_TASKS, METRICS, PUBLISHED_SOURCES, check_known, check_value, flatten_config
 from tl_jax.data import augment, dicom, medmnist, tfds, value_range
 from tl_jax.pretrained import prefixes
 from tl_jax.transfer import freeze, phases

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tl_jax import pretrained
 from tl_jax.config import recipe
-from tl_jax.config.fields import IMAGE_TASKS
+from tl_jax.config.schema import IMAGE_TASKS
 from tl_jax.export import frameworks, model_card, stablehlo
 from tl_jax.pretrained import delta, formats
 from tl_jax.pretrained.catalog import PretrainedSpec

@@ -9,8 +9,8 @@ Strengths are those usual in the papers (see tl_jax/transfer/regularizers.py); n
 import math
 from collections.abc import Callable
 
-from tl_jax.config.fields import IMAGE_TASKS
 from tl_jax.config.recipe import FIELDS, Config, stage_names
+from tl_jax.config.schema import IMAGE_TASKS
 
 
 def fine_tune(config: Config) -> None:
