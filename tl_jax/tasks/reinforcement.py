@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax.metrics import Batch, Sums, Variables
+from tl_jax.models import check_options
 from tl_jax.models.actor_critic import Policy
-from tl_jax.models.options import check_options
 from tl_jax.rl import envs, policy_transfer, ppo, rollout
 from tl_jax.rl.envs import Env
 from tl_jax.rl.ppo import PPOConfig, make_update
