@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.pretrained.files import Reduced, Storage, refuse, state_dict, write_old, write_zip
-from tl_jax.pretrained import convert, fitting, formats, prefixes
+from tl_jax.pretrained import convert, formats, prefixes
 
 pytestmark = pytest.mark.fast
 BOTH = pytest.mark.parametrize("write", [write_zip, write_old])
@@ -105,5 +105,5 @@ def test_a_prefix_of_its_own_for_each_name_takes_no_time() -> None:
 
 def test_a_name_of_nothing_but_dots_takes_no_time() -> None:
     begin = time.process_time()
-    assert fitting.format_layers(["a." * 10 * N + "weight", "conv1.weight", "conv1.bias", "x"])[-8:] == "conv1, x"
+    assert convert.format_layers(["a." * 10 * N + "weight", "conv1.weight", "conv1.bias", "x"])[-8:] == "conv1, x"
     assert time.process_time() - begin < SECONDS

@@ -13,9 +13,20 @@ from absl import logging
 
 from tl_jax import models
 from tl_jax.models.backbone import Backbone
-from tl_jax.pretrained import catalog, fitting, formats, hub, image_tables, prefixes
+from tl_jax.pretrained import catalog, formats, hub, image_tables, prefixes
 from tl_jax.pretrained.catalog import PretrainedSpec
-from tl_jax.pretrained.convert import Converted, MergeError, convert, describe_report, merge
+from tl_jax.pretrained.convert import (
+    Converted,
+    Fit,
+    MergeError,
+    convert,
+    describe_report,
+    find_fit,
+    format_layers,
+    input_norms,
+    merge,
+    top_module,
+)
 from tl_jax.pretrained.delta import apply_delta, read_delta
 from tl_jax.pretrained.network import (
     Pretrained,
@@ -276,13 +287,13 @@ def read_foreign(
     kernel = converted.leaves.get("params/head/kernel")
     classes = 0 if kernel is None else int(kernel.shape[-1]) if kernel.ndim and kernel.size else 1
     attributes = {field.name for field in dataclasses.fields(models.create(name, 0))}
-    stages_in_file = {fitting.top_module(path) for path in converted.leaves}
+    stages_in_file = {top_module(path) for path in converted.leaves}
     hidden_parts = {
         option: leaf in stages_in_file for option, leaf in (("fc", "fc1"), ("aux", "aux")) if option in attributes
     }
     model = models.create(name, classes, **{**options, **hidden_parts})
     expected = tree.flatten(variable_shapes(model))
-    fit = fitting.fit(stripped.arrays, converted, table, expected, model.stage_names())
+    fit = find_fit(stripped.arrays, converted, table, expected, model.stage_names())
     model = _truncate(model, fit, endpoint, f"{file} does not fit {name} ({source})", source)
     variables = merge(variable_shapes(model), fit.converted)
     notes = (*contents.notes, *_notes(file.name, stripped, fit.converted, model, spec))
@@ -297,10 +308,10 @@ def read_foreign(
 def _trunk_shapes(name: str, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a network's leaves by path, but for the head's, whose classes are the file's own."""
     shapes = tree.flatten(variable_shapes(models.create(name, 1, **options)))
-    return {path: leaf.shape for path, leaf in shapes.items() if fitting.top_module(path) != "head"}
+    return {path: leaf.shape for path, leaf in shapes.items() if top_module(path) != "head"}
 
 
-def _truncate(model: Backbone, fit: fitting.Fit, endpoint: str | None, where: str, source: str) -> Backbone:
+def _truncate(model: Backbone, fit: Fit, endpoint: str | None, where: str, source: str) -> Backbone:
     """Return the model of what a file has: without a head that does not fit, and no longer than the file.
 
     Raises:
@@ -319,7 +330,7 @@ def _truncate(model: Backbone, fit: fitting.Fit, endpoint: str | None, where: st
                 advice = f"{advice}; or {endpoint_advice}" if fit.report.extra else endpoint_advice
             raise MergeError(f"{where}: {describe_report(fit.report)}; {advice}", fit.report)
         model = model.clone(endpoint=fit.last_stage)
-    stages_in_file = {fitting.top_module(path) for path in fit.converted.leaves}
+    stages_in_file = {top_module(path) for path in fit.converted.leaves}
     dropped: dict[str, Any] = {
         option: False
         for option, leaf in (("fc", "fc1"), ("aux", "aux"))
@@ -340,15 +351,15 @@ def _notes(
 ) -> Iterator[str]:
     """Yield a line for each thing that was taken off or left out of the file ``name``."""
     if stripped.prefix:
-        left_out = f"; left out: {fitting.format_layers(stripped.other_names)}" if stripped.other_names else ""
+        left_out = f"; left out: {format_layers(stripped.other_names)}" if stripped.other_names else ""
         yield f"{name}: took the names that begin with {stripped.prefix!r}{left_out}"
     if model.endpoint:
         yield f"{name}: the network is whole up to {model.endpoint}; nothing after it was read"
     if converted.other_names:
-        yield f"{name}: left out, as no layers of this network: {fitting.format_layers(converted.other_names)}"
+        yield f"{name}: left out, as no layers of this network: {format_layers(converted.other_names)}"
     elif converted.no_head:
         yield f"{name}: left out the head: {converted.no_head}"
-    for layer in fitting.input_norms(stripped.arrays, converted.other_names):
+    for layer in input_norms(stripped.arrays, converted.other_names):
         yield (
             f"{name}: its layer {layer!r} normalized the inputs and is not applied; "
             f"config.input.scaling ({spec.scaling!r} for these weights) is all that scales them"
