@@ -28,13 +28,12 @@ from tl_jax.restore import check_batches, make_task, restore
 from tl_jax.rl import envs, render
 from tl_jax.tasks import error_analysis, reinforcement
 from tl_jax.tasks.run_record import RunRecord
-from tl_jax.train import loop, lr_finder, run_files, sharding, workdir
+from tl_jax.train import loop, lr_finder, sharding, workdir
 from tl_jax.train.evaluate import evaluate as evaluate_split
 from tl_jax.train.logging import say
-from tl_jax.train.run_files import read_summary
 from tl_jax.train.state import digest, initial_state, stream_key
 from tl_jax.train.task import Task
-from tl_jax.train.workdir import write_json
+from tl_jax.train.workdir import read_facts, read_summary, write_json
 from tl_jax.transfer import phases
 from tl_jax.transfer.self_supervised import Pretext
 from tl_jax.transfer.weight_averaging import interpolate
@@ -234,7 +233,7 @@ def _write_report(folder: Path) -> tuple[Path, str]:
 def _read_facts(run: RunResult, problems: list[str]) -> dict[str, Any]:
     """Return the facts of a run, {} where they are wrong, which is added to the problems."""
     try:
-        return run_files.read_facts(run.folder) if run.facts else run_files.read_summary(run.folder).get("facts", {})
+        return read_facts(run.folder) if run.facts else read_summary(run.folder).get("facts", {})
     except UserError as error:
         if str(error) not in problems:
             problems.append(str(error))

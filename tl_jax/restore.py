@@ -12,10 +12,10 @@ from tl_jax.tasks.head_init import PROBES
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding, workdir
 from tl_jax.train.checkpoint import Checkpoints
-from tl_jax.train.run_files import read_summary
 from tl_jax.train.state import TrainState, initial_state
 from tl_jax.train.step import make_optimizer_init
 from tl_jax.train.task import Task
+from tl_jax.train.workdir import read_summary
 from tl_jax.transfer import phases
 from tl_jax.transfer.weight_averaging import interpolate
 from tl_jax.utils import compile_cache, tree

@@ -17,9 +17,9 @@ from tl_jax.report.plots import describe_bound
 from tl_jax.restore import optimizer_state, restore
 from tl_jax.rl import policy_transfer
 from tl_jax.train.logging import say
-from tl_jax.train.run_files import read_facts, read_summary
 from tl_jax.train.state import TrainState
 from tl_jax.train.task import Task
+from tl_jax.train.workdir import read_facts, read_summary
 from tl_jax.transfer import adapters, optimizer
 
 PROGRAM_FILE, DELTA_FILE = "model.stablehlo", "delta.safetensors"

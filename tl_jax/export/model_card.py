@@ -16,8 +16,7 @@ from tl_jax.data.preprocess import SCALINGS
 from tl_jax.pretrained import formats
 from tl_jax.pretrained.catalog import EMBEDDED_RESNET8, PretrainedSpec
 from tl_jax.report.html import facts_table, markdown_table
-from tl_jax.train.run_files import read_facts, read_summary
-from tl_jax.train.workdir import finite
+from tl_jax.train.workdir import finite, read_facts, read_summary
 from tl_jax.utils import disk
 from tl_jax.utils.errors import UserError, join_names
 

@@ -18,10 +18,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from tl_jax.train import sharding
 from tl_jax.train.logging import say
-from tl_jax.train.run_files import ACTION
 from tl_jax.train.state import TrainState
 from tl_jax.train.task import Task
-from tl_jax.train.workdir import RunFolder, write_json
+from tl_jax.train.workdir import ACTION, RunFolder, write_json
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import STRING, check_fields, object_of, parse_json, read_json
 

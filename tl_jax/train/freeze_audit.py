@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tl_jax.train.run_files import ACTION
 from tl_jax.train.sharding import to_host
 from tl_jax.train.state import TrainState
-from tl_jax.train.workdir import read_json, write_json
+from tl_jax.train.workdir import ACTION, read_json, write_json
 from tl_jax.transfer import freeze
 from tl_jax.transfer.phases import Phase
 from tl_jax.utils import tree

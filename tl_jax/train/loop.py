@@ -13,11 +13,10 @@ from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.freeze_audit import FreezeAudit
 from tl_jax.train.logging import Log
 from tl_jax.train.preemption import defer_signals
-from tl_jax.train.run_files import ACTION
 from tl_jax.train.state import TrainState, initial_state, stream_key
 from tl_jax.train.step import Stepper, make_optimizer_init
 from tl_jax.train.task import Objective, Task
-from tl_jax.train.workdir import read_json, write_json
+from tl_jax.train.workdir import ACTION, read_json, write_json
 from tl_jax.transfer import freeze, optimizer
 from tl_jax.transfer.phases import SUPERVISED, Phase
 from tl_jax.utils import tree
