@@ -35,8 +35,8 @@ from tl_jax.train import workdir
 from tl_jax.train.logging import say
 from tl_jax.utils import command as command_module
 from tl_jax.utils import disk, environment
+from tl_jax.utils.command import show_elapsed
 from tl_jax.utils.errors import UserError, nearest
-from tl_jax.utils.waiting import show_elapsed
 
 FLAGS = flags.FLAGS
 EXPECTED_FILE = Path(__file__).parent / "expected.json"

@@ -38,9 +38,9 @@ from tl_jax.transfer import phases
 from tl_jax.transfer.self_supervised import Pretext
 from tl_jax.transfer.weight_averaging import interpolate
 from tl_jax.utils import environment
+from tl_jax.utils.command import show_elapsed
 from tl_jax.utils.environment import versions
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.waiting import show_elapsed
 
 PREVIEW_ROWS, PREVIEW_COLUMNS = 6, 7  # of a preview
 

@@ -22,8 +22,8 @@ from ml_collections import config_flags
 
 from tl_jax.config import recipes_dir
 from tl_jax.utils import command
+from tl_jax.utils.command import show_elapsed
 from tl_jax.utils.errors import UserError, nearest
-from tl_jax.utils.waiting import show_elapsed
 
 RECIPES_DIR = recipes_dir()
 DEFAULT_RECIPE = RECIPES_DIR / "digits_resnet.py"

@@ -11,10 +11,10 @@ from tqdm import tqdm
 from tl_jax.train import sharding
 from tl_jax.train.workdir import finite
 from tl_jax.utils import disk
+from tl_jax.utils.command import auto_refresh
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import MissingExtra, require_extra
 from tl_jax.utils.json_files import format_row, parse_row
-from tl_jax.utils.waiting import auto_refresh
 
 
 def say(text: str = "") -> None:

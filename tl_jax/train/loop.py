@@ -20,9 +20,9 @@ from tl_jax.train.workdir import ACTION, read_json, write_json
 from tl_jax.transfer import freeze, optimizer
 from tl_jax.transfer.phases import SUPERVISED, Phase
 from tl_jax.utils import tree
+from tl_jax.utils.command import show_elapsed
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import parse_row
-from tl_jax.utils.waiting import show_elapsed
 
 
 def is_exhausted(scores: Sequence[float], patience: int) -> bool:

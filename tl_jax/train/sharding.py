@@ -20,8 +20,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tl_jax.train import flops
+from tl_jax.utils.command import show_elapsed
 from tl_jax.utils.errors import UserError
-from tl_jax.utils.waiting import show_elapsed
 
 AXIS = "data"  # of the mesh
 

@@ -1,13 +1,14 @@
-"""Commands: absl parses the flags, and what the user can mend is said in one line."""
+"""Commands: what they are busy with is shown on a terminal, and what the user can mend is said in one line."""
 
 import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from absl import app
+from tqdm import tqdm
 
 from tl_jax.utils import disk
 from tl_jax.utils.errors import Preempted, UserError
@@ -15,6 +16,8 @@ from tl_jax.utils.errors import Preempted, UserError
 EXIT_PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: the same command, tried again, goes on
 TF_LOG_LEVEL = "3"  # XLA's banner about a slow compile is an "error" of its log; what is one is raised, too
 HUGE_PAGES = "glibc.malloc.hugetlb=1"  # of GLIBC_TUNABLES, since glibc 2.35
+REFRESH_SECONDS = 1.0  # between two refreshes of a line
+_display_lock = threading.Lock()  # held while a line of show_elapsed is there: one is enough
 
 
 def use_huge_pages() -> None:
@@ -47,6 +50,7 @@ def run(main: Callable[[list[str]], int | None], **options: Any) -> None:
     """
     use_huge_pages()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", TF_LOG_LEVEL)
+    from absl import app  # it defines flags, which are not for programs that only call the library
 
     def main_and_flush(argv: list[str]) -> int | None:
         status = main(argv)
@@ -84,3 +88,38 @@ def _discard_output() -> None:
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def show_elapsed(message: str) -> Iterator[None]:
+    """Show ``message`` with the elapsed seconds, in a line of its own on stderr, until the block ends.
+
+    Within another such block nothing more is shown. Lines written by ``tqdm.write`` appear above it.
+    """
+    if not sys.stderr.isatty() or not _display_lock.acquire(blocking=False):
+        yield
+        return
+    try:
+        with tqdm(total=0, bar_format="{desc} ({elapsed})", desc=message, leave=False, file=sys.stderr) as bar:
+            with auto_refresh(bar):
+                yield
+    finally:
+        _display_lock.release()
+
+
+@contextlib.contextmanager
+def auto_refresh(bar: tqdm) -> Iterator[None]:
+    """Refresh a bar each second, so that its clock goes on while nothing is counted."""
+    stop = threading.Event()
+
+    def tick() -> None:
+        while not stop.wait(REFRESH_SECONDS):
+            bar.refresh()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
