@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tl_jax.data.damage import LineErrors
-from tl_jax.data.text_rows import split_lines
+from tl_jax.data.text_rows import LineErrors, split_lines
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import require_extra
 

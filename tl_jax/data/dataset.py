@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from tl_jax.data.damage import print_once
+from tl_jax.utils.command import print_once
 from tl_jax.utils.disk_cache import DiskCache, code_digest
 from tl_jax.utils.download import cache_dir
 from tl_jax.utils.errors import UserError

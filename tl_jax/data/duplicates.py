@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tl_jax.data.damage import print_once
 from tl_jax.data.dataset import WORKERS, cached_array
+from tl_jax.utils.command import print_once
 
 SPLIT_PAIRS = (("train", "test"), ("train", "validation"), ("validation", "test"))
 END_BYTES = 4096  # bytes at either end of a file, which tell nearly all files apart

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tl_jax.data import decode, dicom, duplicates
-from tl_jax.data.damage import print_once
 from tl_jax.data.dataset import (
     ALL_SPLIT_NAMES,
     DECODED_BYTES,
@@ -32,6 +31,7 @@ from tl_jax.data.labels import is_number, make_label_map
 from tl_jax.data.text import read_text
 from tl_jax.data.value_range import ValueRange
 from tl_jax.data.walker import PathGuard, find_file, normalize_unicode
+from tl_jax.utils.command import print_once
 from tl_jax.utils.errors import UserError, nearest
 
 STUDY, NO_GROUPS = "study", "none"  # values of config.data.group beside names of columns

@@ -10,10 +10,9 @@ import numpy as np
 
 from tl_jax.data import dataset
 from tl_jax.data.conll import OUTSIDE, find_scheme, has_prefix, read_sentences
-from tl_jax.data.damage import LineErrors
 from tl_jax.data.dataset import Dataset, Split, hold_out
 from tl_jax.data.labels import LabelMap, check_class_names, clean_label, make_label_map
-from tl_jax.data.text_rows import read_objects, read_table, split_lines
+from tl_jax.data.text_rows import LineErrors, read_objects, read_table, split_lines
 from tl_jax.data.walker import is_ignored
 from tl_jax.utils.errors import UserError
 

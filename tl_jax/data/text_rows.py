@@ -1,4 +1,7 @@
-"""Rows of tables and of JSON files: TSV, CSV and JSON, with the line where each row begins."""
+"""Rows of tables and of JSON files: TSV, CSV and JSON, with the line where each row begins.
+
+Messages about damaged lines are gathered, so that one run names all of them.
+"""
 
 import csv
 import io
@@ -8,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tl_jax.data.damage import LineErrors
 from tl_jax.data.labels import is_number
 from tl_jax.utils.errors import UserError
 
@@ -19,6 +21,34 @@ _BLANKS = re.compile(r"[ \t\n\r]*")  # of JSON
 _OTHER_DELIMITERS = (",", ";", "\t")
 JSON_ERRORS = (ValueError, RecursionError)  # what JSON raises that is none, or is nested too deeply
 MAX_CELL = 2**31 - 1  # letters of a cell that the csv module takes
+LINES_SHOWN = 5  # damaged lines in a message
+
+
+class LineErrors:
+    """What is wrong with the lines of one file.
+
+    ``add`` notes a line, ``raise_if_any`` raises one UserError for all of them, if there are any.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.lines: list[tuple[int, str, str]] = []  # line, what is wrong, what to do
+
+    def add(self, line: int, problem: str, action: str) -> None:
+        """Note what is wrong with a line, and what to do about it."""
+        self.lines.append((line, problem, action))
+
+    def raise_if_any(self) -> None:
+        """Raise a UserError that names the first lines and the number of all, if there are any."""
+        if not self.lines:
+            return
+        line, problem, action = self.lines[0]
+        more = ""
+        if len(self.lines) > 1:
+            others = "; ".join(f"line {line}: {problem}" for line, problem, _ in self.lines[1:LINES_SHOWN])
+            dots = ", ..." if len(self.lines) > LINES_SHOWN else ""
+            more = f" ({len(self.lines):,} damaged lines in all; also {others}{dots})"
+        raise UserError(f"{self.file}:{line}: {problem}; {action}{more}")
 
 
 def read_table(file: Path, text: str, kind: str, names: Sequence[str], needed: Sequence[str], label: str = "") -> Rows:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tl_jax.data.damage import print_once
+from tl_jax.utils.command import print_once
 from tl_jax.utils.errors import UserError
 
 ValueRange = tuple[float, float]  # the value that becomes 0, and the one that becomes 255

@@ -8,8 +8,8 @@ import os
 import unicodedata
 from pathlib import Path, PurePath
 
-from tl_jax.data.damage import print_once
 from tl_jax.data.decode import ENDINGS, is_image
+from tl_jax.utils.command import print_once
 from tl_jax.utils.errors import UserError
 
 IGNORED_NAMES = {

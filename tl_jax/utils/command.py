@@ -1,6 +1,7 @@
 """Commands: what they are busy with is shown on a terminal, and what the user can mend is said in one line."""
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -123,3 +124,9 @@ def auto_refresh(bar: tqdm) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+@functools.cache
+def print_once(text: str) -> None:
+    """Write a line without breaking a progress bar; once a process, however often a data set is read."""
+    tqdm.write(text, file=sys.stderr)
