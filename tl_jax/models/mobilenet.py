@@ -37,7 +37,7 @@ def round_channels(channels: float, divisor: int = 8) -> int:
 
 
 class Block(nn.Module):
-    """Inverted residual: ``expand`` 1x1, ``depthwise`` 3x3, ``project`` 1x1 without activation.
+    """Inverted residual: ``expand`` 1x1, ``depthwise`` of side ``kernel``, ``project`` 1x1 without activation.
 
     Only where the shape stays is there a shortcut, and so something to drop at ``drop_rate``.
     """
@@ -48,10 +48,11 @@ class Block(nn.Module):
     layout: Layout
     drop_rate: float
     dtype: Any
+    kernel: int = 3
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        layers = [("expand", x.shape[-1] * self.expansion, 1, 1), ("depthwise", 0, 3, self.stride)]
+        layers = [("expand", x.shape[-1] * self.expansion, 1, 1), ("depthwise", 0, self.kernel, self.stride)]
         layers.append(("project", self.features, 1, 1))
         y = x
         for name, features, kernel, stride in layers[self.expansion == 1 :]:
@@ -71,13 +72,28 @@ class Stage(nn.Module):
     stride: int
     layout: Layout
     dtype: Any
+    kernel: int = 3
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i, rate in enumerate(self.drop_rates, start=1):
-            stride = self.stride if i == 1 else 1
-            x = Block(self.expansion, self.features, stride, self.layout, rate, self.dtype, name=f"block{i}")(x, train)
+            shape = (self.expansion, self.features, self.stride if i == 1 else 1)
+            x = Block(*shape, self.layout, rate, self.dtype, self.kernel, name=f"block{i}")(x, train)
         return x
+
+
+def block_drop_rates(last: float, channels: Sequence[int], rows: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
+    """Return the DropPath rates of the blocks of each stage, 0 for a first block that has no shortcut.
+
+    Args:
+        last: rate of the network's last block with a shortcut; see ``linear_drop_rates``.
+        channels: of the stem's output and of each stage's, as they are in the network.
+        rows: (expansion, channels, blocks, stride, ...) of each stage.
+    """
+    pairs = zip(rows, pairwise(channels), strict=True)
+    no_shortcut = [row[3] != 1 or before != after for row, (before, after) in pairs]
+    rates = linear_drop_rates(last, [row[2] - first for row, first in zip(rows, no_shortcut, strict=True)])
+    return [(0.0, *stage) if first else stage for stage, first in zip(rates, no_shortcut, strict=True)]
 
 
 class MobileNetV2(Backbone):
@@ -103,22 +119,14 @@ class MobileNetV2(Backbone):
     def named_stages(self) -> Sequence[tuple[str, StageFactory]]:
         layout = LAYOUTS[self.layout]
         norm_options = (*layout, nn.relu6, self.dtype)
+        widths = [round_channels(channels * self.width) for channels in (32, *(row[1] for row in self.stages))]
         stages: list[tuple[str, StageFactory]] = [
-            ("stem", partial(ConvNorm, round_channels(32 * self.width), 3, 2, *norm_options, name="stem"))
+            ("stem", partial(ConvNorm, widths[0], 3, 2, *norm_options, name="stem"))
         ]
-        rows = zip(self.stages, self._drop_rates(), strict=True)
-        for i, ((expansion, channels, _, stride), rates) in enumerate(rows, start=1):
-            channels = round_channels(channels * self.width)
+        all_rates = block_drop_rates(self.drop_path, widths, self.stages)
+        rows = zip(self.stages, widths[1:], all_rates, strict=True)
+        for i, ((expansion, _, _, stride), channels, rates) in enumerate(rows, start=1):
             stage = partial(Stage, expansion, channels, rates, stride, layout, self.dtype, name=f"stage{i}")
             stages.append((f"stage{i}", stage))
         final_channels = round_channels(self.final * max(1.0, self.width))
         return [*stages, ("final", partial(ConvNorm, final_channels, 1, 1, *norm_options, name="final"))]
-
-    def _drop_rates(self) -> list[tuple[float, ...]]:
-        """Return the rates of the blocks of each stage, 0 for a first block that has no shortcut."""
-        channels = [round_channels(c * self.width) for c in (32, *(row[1] for row in self.stages))]
-        rows = zip(self.stages, pairwise(channels), strict=True)
-        no_shortcut = [stride != 1 or before != after for (_, _, _, stride), (before, after) in rows]
-        counts = [depth - first for (_, _, depth, _), first in zip(self.stages, no_shortcut, strict=True)]
-        rates = linear_drop_rates(self.drop_path, counts)
-        return [(0.0, *stage) if first else stage for stage, first in zip(rates, no_shortcut, strict=True)]
