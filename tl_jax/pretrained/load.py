@@ -67,9 +67,9 @@ def load(
         name: model name, see ``tl_jax.models.names()``; empty for what a bundle says.
         source: "keras", "torchvision", "timm", or "tl_jax" (this project's own safetensors); "huggingface" for text,
             see ``tl_jax.pretrained.huggingface.load``, which gives a ``TextNetwork``; the "bert" of "tl_jax" ships.
-        path: local weights file; None takes the embedded file or downloads the published one. Of ``resnet8`` also the
-            name of what an embedded file was trained on, see ``catalog.EMBEDDED_RESNET8``. Of "tl_jax" also a bundle,
-            the folder that ``--mode=export`` writes.
+        path: local weights file; None takes the embedded file, that of an installed Python package, or downloads the
+            published one. Of ``resnet8`` also the name of what an embedded file was trained on, see
+            ``catalog.EMBEDDED_RESNET8``. Of "tl_jax" also a bundle, the folder that ``--mode=export`` writes.
         num_classes: K of the head; None takes what the file has (0, no head, for a file without one).
         image_size: side in pixels that ``preprocess`` resizes to; None takes the spec's.
         head: "auto" keeps the file's head where it has K outputs, else draws a new one; "new" always draws one;
@@ -225,8 +225,8 @@ def own_facts(spec: PretrainedSpec, file: Path) -> PretrainedSpec:
     """
     if hub.is_published(spec, file):
         return spec
-    unpublished = {"url": "", "digest": "", "headless_url": "", "headless_digest": "", "hub": "", "licence": ""}
-    return dataclasses.replace(spec, **unpublished, parameters=0, top1=0.0, top5=0.0, measured="")
+    names = ("url", "digest", "headless_url", "headless_digest", "hub", "package", "licence", "measured")
+    return dataclasses.replace(spec, **dict.fromkeys(names, ""), parameters=0, top1=0.0, top5=0.0)
 
 
 @functools.cache
@@ -250,10 +250,10 @@ def _locate_file(name: str, source: str, path: str | Path | None, headless: bool
     if source == "tl_jax" and name in catalog.EMBEDDED:
         return catalog.EMBEDDED[name], ""
     spec = catalog.CATALOG.get((name, source))
-    if spec is None or not (spec.url or spec.hub):
+    if spec is None or not (spec.url or spec.hub or spec.package):
         raise UserError(f"no {source} weights of {name} are published; pass --config.init.path=FILE")
     url, digest = hub.published_url(spec, headless)
-    return Path(url.rpartition("/")[2] if spec.url else spec.hub), digest or url
+    return Path(spec.hub or url.rpartition("/")[2]), digest or url
 
 
 def read_foreign(
