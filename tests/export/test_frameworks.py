@@ -9,6 +9,7 @@ from tests.pretrained import fake
 from tl_jax import models, pretrained
 from tl_jax.export import frameworks
 from tl_jax.pretrained import image_tables, network
+from tl_jax.pretrained.catalog import CATALOG
 from tl_jax.pretrained.convert import Table, convert
 from tl_jax.utils import tree
 
@@ -17,9 +18,7 @@ TINY = [(name, source) for name in image_tables.TABLES if name.endswith("tiny") 
 
 
 def variables(name, source):
-    options = {}
-    if not name.startswith(("vgg", "resnet50v2")):
-        options["layout"] = "keras" if source == "keras" else "torchvision"
+    options = dict(CATALOG[name, source].options)
     if name.startswith("inception") and source != "keras":
         options["aux"] = True
     return fake.random_variables(network.variable_shapes(models.create(name, 6, **options)))

@@ -15,7 +15,7 @@ from tl_jax.pretrained import network
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
-TINY = ("resnet50_tiny", "resnet50v2_tiny", "mobilenet_v2_tiny", "resnet8")
+TINY = ("resnet50_tiny", "resnet50v2_tiny", "mobilenet_v2_tiny", "efficientnet_lite0_tiny", "resnet8")
 
 
 def program(model, train, **kwargs):

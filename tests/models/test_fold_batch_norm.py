@@ -14,6 +14,7 @@ NETWORKS = (
     ("resnet8", {}, 32),
     ("resnet50v2", {"depths": (1, 2, 1, 1), "widths": (8, 16, 16, 32)}, 32),
     ("mobilenet_v2_tiny", {"layout": "keras"}, 32),
+    ("efficientnet_lite0_tiny", {}, 32),
     ("inception_v3", {"layout": "keras", "width": 0.125, "repeats": (1, 1, 1)}, 75),
     ("vgg16", {"depths": (1, 1, 1, 1, 1), "widths": (8, 8, 8, 8, 8), "norm": True, "fc": False}, 32),
 )

@@ -32,6 +32,11 @@ COUNTS = {
     "mobilenet_v2_075": 2_663_064,
     "mobilenet_v2_130": 5_431_048,
     "mobilenet_v2_140": 6_156_712,
+    "efficientnet_lite0": 4_694_024,
+    "efficientnet_lite1": 5_470_344,
+    "efficientnet_lite2": 6_150_168,
+    "efficientnet_lite3": 8_273_768,
+    "efficientnet_lite4": 13_118_936,
     "resnet8": 437_704,
     "vgg16_tiny": 64_240,
     "vgg16_bn_tiny": 64_480,
@@ -39,8 +44,10 @@ COUNTS = {
     "resnet50v2_tiny": 92_776,
     "inception_v3_tiny": 167_480,
     "mobilenet_v2_tiny": 73_096,
+    "efficientnet_lite0_tiny": 85_368,
 }
 STAGES = {"vgg16_tiny": 5, "vgg16_bn_tiny": 5, "resnet50_tiny": 4, "resnet50v2_tiny": 4, "mobilenet_v2_tiny": 4}
+STAGES["efficientnet_lite0_tiny"] = 4
 TINY = [*STAGES, "inception_v3_tiny", "resnet8"]
 
 

@@ -19,11 +19,13 @@ class Scaling(NamedTuple):
 
 
 # "caffe" and "tf" are the modes of keras.applications.imagenet_utils.preprocess_input, "torch" is torchvision's
-# normalisation; "unit" (x/255) fits no published weights and exists to reproduce experiments that used it.
+# normalisation; "efficientnet_lite" is that of TensorFlow's EfficientNet-Lite, whole numbers for quantized networks;
+# "unit" (x/255) fits no published weights and exists to reproduce experiments that used it.
 SCALINGS: Mapping[str, Scaling] = {
     "caffe": Scaling("bgr", 1.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
     "tf": Scaling("rgb", 1 / 127.5, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0)),
     "torch": Scaling("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "efficientnet_lite": Scaling("rgb", 1.0, (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
     "unit": Scaling("rgb", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tl_jax.models.backbone import Backbone
 from tl_jax.models.bert import Bert
+from tl_jax.models.efficientnet import MODELS as EFFICIENTNETS
 from tl_jax.models.inception import InceptionV3
 from tl_jax.models.mobilenet import MobileNetV2
 from tl_jax.models.resnet import ResNet, ResNetV2
@@ -36,6 +37,7 @@ MODELS: dict[str, tuple[type[Backbone], Mapping[str, Any]]] = {
     "mobilenet_v2": (MobileNetV2, {}),
     # The widths that Keras publishes weights for.
     **{f"mobilenet_v2_{round(100 * w):03d}": (MobileNetV2, {"width": w}) for w in (0.35, 0.5, 0.75, 1.3, 1.4)},
+    **EFFICIENTNETS,
     # CIFAR-style: one 3x3 stem at stride 2 and basic blocks, 0.31 M parameters.
     "resnet8": (ResNet, {**_BASIC_BLOCKS, "depths": (1, 1, 1), "widths": (32, 64, 128), "stem_kernel": 3}),
     "vgg16_tiny": (VGG, {"depths": (1, 1, 2, 1, 1), "widths": (4, 8, 8, 16, 16), "fc_width": 32}),

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tl_jax.pretrained import efficientnet_table
+
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedSpec:
@@ -18,7 +20,8 @@ class PretrainedSpec:
 
     Attributes:
         model: name in ``tl_jax.models``.
-        source: dialect of the file's names and layouts ("keras", "torchvision", "timm", "tl_jax").
+        source: dialect of the file's names and layouts ("keras", "torchvision", "timm", "efficientnet_pytorch",
+            "tl_jax").
         options: keyword arguments that ``models.create`` needs for this source (layout, widths, ...).
         num_classes: K of the file's own head, 0 where it has none.
         image_size: side of the square input in pixels that the weights were made for.
@@ -239,7 +242,11 @@ _PUBLISHED = {
     for make in (_keras, _torchvision, _timm)
     for spec in make()
 }
-CATALOG: Mapping[tuple[str, str], PretrainedSpec] = {**_PUBLISHED, **{(s.model, s.source): s for s in _tiny()}}
+_EFFICIENTNETS = tuple(PretrainedSpec(**row) for row in efficientnet_table.SPECS)
+CATALOG: Mapping[tuple[str, str], PretrainedSpec] = {
+    **_PUBLISHED,
+    **{(s.model, s.source): s for s in (*_tiny(), *_EFFICIENTNETS)},
+}
 
 # Weights that ship with the package, in the project's own format, each with a card beside it.
 EMBEDDED_DIR = Path(__file__).parent / "embedded"

@@ -1,11 +1,14 @@
-"""Conversion tables of the image networks by model and source: ResNet (v1, v2), VGG, InceptionV3, MobileNetV2."""
+"""Conversion tables of the image networks by model and source: ResNet (v1, v2), VGG, InceptionV3, MobileNetV2.
+
+Those of EfficientNet-Lite are in ``efficientnet_table``.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from tl_jax.pretrained import keras_names
+from tl_jax.pretrained import efficientnet_table, keras_names
 from tl_jax.pretrained.convert import (
     COUNTERS,
     NATIVE_RULE,
@@ -349,6 +352,7 @@ TABLES: Mapping[str, Mapping[str, Table]] = {
     "mobilenet_v2": mobilenet_tables(MOBILENET_DEPTHS),
     **{f"mobilenet_v2_{width}": mobilenet_tables(MOBILENET_DEPTHS) for width in ("035", "050", "075", "130", "140")},
     "mobilenet_v2_tiny": mobilenet_tables(MOBILENET_TINY),
+    **efficientnet_table.TABLES,
 }
 
 # This project's own files: names are our paths already.

