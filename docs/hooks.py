@@ -131,6 +131,25 @@ def measured(*names: str) -> str:
     return table(columns, rows) + "\n\n" + how
 
 
+def networks(*_: str) -> str:
+    """Return the networks with published weights: input size and top-1 accuracy by source."""
+    from tl_jax.pretrained.catalog import CATALOG
+
+    published = {key: spec for key, spec in CATALOG.items() if spec.top1}
+    sources = list(dict.fromkeys(source for _, source in published))
+
+    def describe(spec: Any) -> str:
+        if spec is None:
+            return ""
+        notes = [f"measured at {spec.measured}"] if spec.measured else []
+        notes += [] if spec.url or spec.hub or spec.package else ["bring the file"]
+        return f"{spec.image_size}, {spec.top1:g} %" + (f" ({'; '.join(notes)})" if notes else "")
+
+    models = dict.fromkeys(model for model, _ in published)
+    rows = [(f"`{model}`", *(describe(published.get((model, source))) for source in sources)) for model in models]
+    return table(("network", *(f"`{source}`" for source in sources)), rows)
+
+
 def recipes(*_: str) -> str:
     """Return the recipes, each with the first line of its file."""
     rows = []
@@ -254,4 +273,6 @@ def table(head: Any, rows: Any) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-TABLES = {f.__name__: f for f in (fields, mechanisms, measured, recipes, takers, expected, unverified, errors)}
+TABLES = {
+    f.__name__: f for f in (fields, mechanisms, measured, networks, recipes, takers, expected, unverified, errors)
+}
