@@ -23,4 +23,4 @@ def get_config(variant: str = "") -> recipe.Config:
     config.data.text = ("title", "description")
     config.data.label = "class"
     config.input.max_length = 128
-    return recipe.variants(config, variant, smoke=recipe.smoke_text, **methods.MECHANISMS)
+    return recipe.variants(config, variant, smoke=recipe.smoke_text, **methods.METHODS)

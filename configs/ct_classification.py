@@ -47,7 +47,7 @@ def get_config(variant: str = ""):
     config.test_train = True
     config.metrics = ("auc", "sensitivity", "ece")
     config.calibrate = True
-    return recipe.variants(config, variant, probe=probe, compare=compare, smoke=smoke, **methods.MECHANISMS)
+    return recipe.variants(config, variant, probe=probe, compare=compare, smoke=smoke, **methods.METHODS)
 
 
 # The head alone is trained; nothing is augmented, so the features of a picture are always the same.

@@ -37,7 +37,7 @@ def get_config(variant: str = ""):
     config.optim.lr = 3e-4
     config.freeze.batch_stats = "frozen"  # statistics of small batches of faces cost people never seen much
     config.epochs = 10.0
-    known = {name: change for name, change in methods.MECHANISMS.items() if name in methods.names_for_task("faces")}
+    known = {name: change for name, change in methods.METHODS.items() if name in methods.names_for_task("faces")}
     return recipe.variants(config, variant, probe=probe, softmax=softmax, smoke=smoke, **known)
 
 

@@ -35,9 +35,9 @@ def get_config(variant: str = ""):
         {"name": "last", "epochs": 4.0, "rules": last, "lr_scale": 0.1},
     )
     config.seeds = (0, 1, 2)
-    if variant in methods.MECHANISMS:
+    if variant in methods.METHODS:
         config.phases = ()
-    return recipe.variants(config, variant, probe=probe, smoke=smoke, **methods.MECHANISMS)
+    return recipe.variants(config, variant, probe=probe, smoke=smoke, **methods.METHODS)
 
 
 def probe(config):

@@ -20,4 +20,4 @@ def get_config(variant: str = "") -> recipe.Config:
     config.data.columns = ("sentence", "label")
     config.data.text = ("sentence",)
     config.input.max_length = 64
-    return recipe.variants(config, variant, smoke=recipe.smoke_text, **methods.MECHANISMS)
+    return recipe.variants(config, variant, smoke=recipe.smoke_text, **methods.METHODS)

@@ -87,18 +87,18 @@ def mechanisms(*names: str) -> str:
     """Return what each mechanism does and which fields it changes in a plain recipe of one phase."""
     from tl_jax.config import recipe
     from tl_jax.config.schema import FIELDS, flatten_config
-    from tl_jax.transfer.methods import MECHANISMS
+    from tl_jax.transfer.methods import METHODS
 
     rows = []
-    for name in names or MECHANISMS:
+    for name in names or METHODS:
         config = recipe.get_config()
         config.task = "text" if name.startswith("words") else "image"
         config.augment.flip = True
         before = flatten_config(config, FIELDS)
-        MECHANISMS[name](config)
+        METHODS[name](config)
         after = flatten_config(config, FIELDS)
         changed = [f"`{path}={value!r}`" for path, value in after.items() if value != before[path]]
-        doc = " ".join((MECHANISMS[name].__doc__ or "").split())
+        doc = " ".join((METHODS[name].change.__doc__ or "").split())
         rows.append((f"`{name}`", doc, "<br>".join(changed)))
     return table(("name", "what it does", "what it sets"), rows)
 
@@ -171,7 +171,7 @@ def takers(*_: str) -> str:
         if "def get_config(variant" not in path.read_text():
             continue
         recipe, names = importlib.import_module(f"configs.{path.stem}"), []
-        for name in methods.MECHANISMS:
+        for name in methods.METHODS:
             try:
                 validate.validate(recipe.get_config(name))
             except UserError:

@@ -37,7 +37,7 @@ from tl_jax.train.logging import say
 from tl_jax.train.state import initial_state
 from tl_jax.train.task import Task
 from tl_jax.train.workdir import read_json
-from tl_jax.transfer import freeze, phases
+from tl_jax.transfer import freeze
 from tl_jax.transfer.weight_averaging import interpolate
 from tl_jax.utils import command, disk
 
@@ -174,10 +174,11 @@ def make_setup(seed: int) -> Setup:
     config = pairs.target_config(TARGET.value, DATA_DIR.value, PER_CLASS.value, seed)
     config.batch_size, config.eval_batch_size, config.data.test_examples = 24, 240, TESTED.value
     config.optim.schedule, config.optim.warmup = "cosine", 0.1
+    config.cache.features = "off"  # which depend on where training starts
     configs = [recipe.override(config, pairs.source_changes(name, "")) for name in (SOURCE.value, "random")]
     restore.check_batches(configs[0])
     tasks = [restore.make_task(task_config) for task_config in configs]
-    task = tasks[0]._replace(cache_features=None)
+    task = tasks[0]
     config = configs[0]
     config.epochs = STEPS.value * config.batch_size / task.sizes["train"]
     source, random_init = (jax.device_get(initial_state(task_config, seed).variables) for task_config in tasks)
@@ -193,12 +194,12 @@ def train_best_rate(
         num_trained = len(task.stages) - frozen
         config.freeze.recipe, config.freeze.stages = ("last_n_stages", num_trained) if num_trained else ("head", 1)
     if order is not None:
-        task = task._replace(train_batch=task.train_batch._replace(seed=order))
-    task = task._replace(init=lambda key: start)
+        task = task.replace(train_batch=task.train_batch._replace(seed=order))
+    task = task.replace(init=lambda key: start)
     best_score, best_variables = -1.0, None
     for rate in RATES.value:
         config.optim.lr = float(rate)
-        plan = phases.resolve(config, task.sizes, task.stages)
+        plan = task.plan(config)
         with tempfile.TemporaryDirectory() as folder:
             pace = loop.Pace(save=STEPS.value, log=STEPS.value)
             fitted = loop.fit(task, plan, pace, config.seed, Path(folder), verbose=False)

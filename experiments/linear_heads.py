@@ -32,7 +32,6 @@ from tl_jax.train.logging import say
 from tl_jax.train.state import TrainState, initial_state, stream_key
 from tl_jax.train.step import make_step
 from tl_jax.train.task import Task
-from tl_jax.transfer import phases
 from tl_jax.transfer.optimizer import OptimSpec, learning_rates, make_optimizer
 from tl_jax.transfer.phases import Phase
 from tl_jax.utils import command, disk
@@ -75,9 +74,8 @@ def main(_: list[str]) -> None:
     validate.validate(config)
     rates, decays = ([float(value) for value in values] for values in (FLAGS.rates, FLAGS.decays))
     task = restore.make_task(config)
-    (phase,) = phases.resolve(config, task.sizes, task.stages)
-    assert task.cache_features
-    features_task = task.cache_features(task, initial_state(task, config.seed).variables, phase)
+    (phase,) = task.plan()
+    features_task = task.cache_features(initial_state(task, config.seed).variables, phase)
     if features_task is task:
         raise UserError(
             "the features of this recipe change from epoch to epoch, or there is no room for them: switch its "

@@ -31,7 +31,7 @@ from tl_jax.data import text_datasets, tokenize
 from tl_jax.pretrained import huggingface
 from tl_jax.pretrained.catalog import EMBEDDED_DIR
 from tl_jax.report.html import facts_table
-from tl_jax.tasks import image_classification
+from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.train import evaluate
 from tl_jax.train.state import initial_state
 from tl_jax.utils import command, disk
@@ -105,7 +105,7 @@ def embed_weights(workdir: Path, card: Card, command_line: str) -> None:
     target = EMBEDDED_DIR / f"{card.name}.safetensors"
     disk.write_bytes(target, exported.read_bytes())
     changes = (("init.source", "tl_jax"), ("init.path", str(target)), ("init.head", "keep"))
-    task = image_classification.make_task(recipe.override(config, changes))
+    task = ImageClassification(recipe.override(config, changes))
     values, examples, _, _ = evaluate.evaluate(task, initial_state(task, 0).variables, "test")
     summary = json.loads((workdir / "summary.json").read_text())
     sizes, inputs = summary["examples"], task.facts["input"]

@@ -22,7 +22,6 @@ from tl_jax.report import html
 from tl_jax.report.plots import t_interval
 from tl_jax.restore import make_task
 from tl_jax.train.logging import say
-from tl_jax.transfer import phases
 from tl_jax.transfer.optimizer import learning_rates
 from tl_jax.utils import command, disk
 
@@ -64,20 +63,20 @@ def measure_run(name: str, library: str, seed: int) -> dict[str, Any]:
         summary = api.run(config, Path(WORKDIR.value) / name / f"seed{seed}")
         values, examples = summary["metrics"], summary["examples_evaluated"]
     else:
-        values, examples = train_peer(config)
+        values, examples = train_peer(config, metric)
     return {
         "set": name, "library": library, "seed": seed, "metric": metric, "value": float(values[metric]),
         "examples": examples, "commit": record.commit(),
     }  # fmt: skip
 
 
-def train_peer(config: recipe_module.Config) -> tuple[dict[str, float], int]:
+def train_peer(config: recipe_module.Config, metric: str) -> tuple[dict[str, float], int]:
     """Return the test metrics of transformers, trained on the batches and at the rates of ``config``."""
     from experiments.benchmarks.text import Trainer
 
     task = make_task(config)
-    (plan,) = phases.resolve(config, task.sizes, task.stages)
-    trainer = Trainer(Path(BERT.value), len(task.classes), config.task == "tokens", config.seed, plan.optim)
+    (plan,) = task.plan()
+    trainer = Trainer(Path(BERT.value), len(task.classes), metric == "f1", config.seed, plan.optim)
     for step, rate in enumerate(learning_rates(plan.rate)):
         loss = trainer.step(task.train_batch(step), rate)
         if step % 50 == 0:
@@ -87,9 +86,8 @@ def train_peer(config: recipe_module.Config) -> tuple[dict[str, float], int]:
     hits = [
         (predicted == batch["label"])[batch["mask"] > 0] for predicted, batch in zip(predictions, batches, strict=True)
     ]
-    assert task.evaluate
     values = dict(task.evaluate(predictions, batches).values)
-    if config.task == "text":
+    if metric == "accuracy":
         values["accuracy"] = float(np.concatenate(hits).mean())
     return values, sum(int(batch["mask"].sum()) for batch in batches)
 

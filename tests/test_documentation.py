@@ -48,9 +48,10 @@ def name(path: Path) -> str:
 def elsewhere(tmp_path, monkeypatch):
     """An empty folder to run in, and registries that are afterwards as they were."""
     monkeypatch.chdir(tmp_path)
-    known = (models.MODELS, tfds.BUILTIN, methods.MECHANISMS)
+    known = (models.MODELS, tfds.BUILTIN)
     before = [dict(entries) for entries in known]
-    yield tmp_path
+    with methods.METHODS.temporary():
+        yield tmp_path
     for entries, old in zip(known, before, strict=True):
         entries.clear()
         entries.update(old)

@@ -25,19 +25,20 @@ FLOORS = {
     "tl_jax.config.recipe": 6,
     "tl_jax.config.schema": 6,  # the fields of every component
     "tl_jax.config.stored": 6,
-    "tl_jax.config.validate": 6,
-    "tl_jax.transfer.methods": 6,  # changes of recipes
-    "tl_jax.tasks": 7,
-    "tl_jax.restore": 8,
-    "tl_jax.export": 9,
-    "tl_jax.api": 10,
-    "tl_jax.cli": 11,
-    "tl_jax.distance": 11,  # old names
-    "tl_jax.errors": 11,
-    "tl_jax.weights": 11,
-    "configs": 11,
-    "experiments": 12,
-    "run": 12,
+    "tl_jax.export": 7,  # of which tasks make their bundles
+    "tl_jax.tasks": 8,
+    "tl_jax.config.validate": 9,  # by what tasks allow
+    "tl_jax.transfer.methods": 9,  # changes of recipes
+    "tl_jax.restore": 10,
+    "tl_jax.export.bundle": 11,
+    "tl_jax.api": 12,
+    "tl_jax.cli": 13,
+    "tl_jax.distance": 13,  # old names
+    "tl_jax.errors": 13,
+    "tl_jax.weights": 13,
+    "configs": 13,
+    "experiments": 14,
+    "run": 14,
 }
 APART = {"tl_jax.data", "tl_jax.models"}
 FORBIDDEN = {"tensorflow", "torch", "keras", "torchvision"}  # never at run time; benchmarks run the peers

@@ -12,45 +12,35 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import jax
 import numpy as np
 
 from tl_jax.config import recipe, stored, validate
-from tl_jax.config.schema import IMAGE_TASKS
-from tl_jax.data.augment import Augment, augment, augment_boxes
-from tl_jax.data.detection import CLASS
-from tl_jax.export import export, model_card
+from tl_jax.export import model_card
+from tl_jax.export.bundle import export
 from tl_jax.metrics import Evaluation
 from tl_jax.report import plots, run_report
-from tl_jax.report.images import draw_grid, draw_overlays, outline_boxes
 from tl_jax.report.results import RunResult, read_results
 from tl_jax.restore import check_batches, make_task, restore
-from tl_jax.rl import envs, render
-from tl_jax.tasks import error_analysis, reinforcement
 from tl_jax.tasks.run_record import RunRecord
 from tl_jax.train import loop, lr_finder, sharding, workdir
 from tl_jax.train.evaluate import evaluate as evaluate_split
 from tl_jax.train.logging import say
-from tl_jax.train.state import digest, initial_state, stream_key
-from tl_jax.train.task import Task
+from tl_jax.train.state import digest, initial_state
+from tl_jax.train.task import TASKS, Task
 from tl_jax.train.workdir import read_facts, read_summary, write_json
-from tl_jax.transfer import phases
-from tl_jax.transfer.self_supervised import Pretext
 from tl_jax.transfer.weight_averaging import interpolate
 from tl_jax.utils import environment
 from tl_jax.utils.command import show_elapsed
 from tl_jax.utils.environment import versions
 from tl_jax.utils.errors import UserError
 
-PREVIEW_ROWS, PREVIEW_COLUMNS = 6, 7  # of a preview
-
 
 def find_lr(config: recipe.Config, folder: str | Path) -> lr_finder.Sweep:
     """Try rising learning rates on the first phase; write ``find_lr.json`` and ``find_lr.png`` to ``folder``."""
-    if config.task == "policy":
-        raise UserError("--mode=find_lr reads the loss of a batch; a policy has none, compare runs by their returns")
     config, task = _first_run(config)
-    plan = phases.resolve(config, task.sizes, task.stages)
+    if task.loss is None:
+        raise UserError(f"--mode=find_lr reads the loss of a batch; task={task.kind} has none, compare runs instead")
+    plan = task.plan()
     if not plan:
         raise UserError("config.epochs=0 trains nothing; raise it to look for a learning rate")
     say(f"{task.name}, phase {plan[0].name}: up to 100 steps with rising learning rates ...")
@@ -78,38 +68,10 @@ def preview(config: recipe.Config, folder: str | Path) -> list[Path]:
     config, task = _first_run(config)
     folder = Path(folder).expanduser()
     with workdir.exclusive(folder):
-        draw = _preview_images if config.task in IMAGE_TASKS else PREVIEWS[config.task]
-        paths = draw(task, config, folder)
+        paths = task.preview(folder)
     for path in paths:
         say(f"picture: {path}")
     return paths
-
-
-def _preview_images(task: Task, config: recipe.Config, folder: Path) -> list[Path]:
-    augment_configs = {"preview": Augment(**config.augment.to_dict())}
-    if config.pretext.name:
-        augment_configs["preview_pretext"] = Pretext.from_config(config.pretext.to_dict()).views
-    return [
-        _draw_preview(task, config, augment_config, folder / f"{name}.png")
-        for name, augment_config in augment_configs.items()
-    ]
-
-
-def _preview_texts(task: Task, config: recipe.Config, folder: Path) -> list[Path]:
-    from tl_jax.tasks import text_preview  # with the tokenizers, which pictures have no use for
-
-    return text_preview.draw_previews(task, config, folder)
-
-
-def _preview_policy(task: Task, config: recipe.Config, folder: Path) -> list[Path]:
-    env = envs.make_env(config.rl.env, config.rl.env_params)
-    variables = initial_state(task, config.seed).variables
-    rollout = render.play_episode(env, reinforcement.make_policy(config, env), variables, jax.random.key(config.seed))
-    title = f"{task.name}, before training: {len(rollout.observations)} steps, return {rollout.episode_return:g}"
-    return [render.draw_strip(env, rollout, title, folder / "preview.png")]
-
-
-PREVIEWS = {"text": _preview_texts, "tokens": _preview_texts, "masked": _preview_texts, "policy": _preview_policy}
 
 
 def explain(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) -> Path:
@@ -120,64 +82,22 @@ def explain(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) ->
         folder: of the run, where the picture goes.
         inputs: picture files, and folders with some.
     """
-    if config.task != "image":
-        raise UserError(f"--mode=explain shows where in a picture a network looks; config.task={config.task} has none")
+    TASKS[config.task].check_mode("explain")
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder, data=False)
-    assert task.explain
-    explanation = task.explain(state.variables, inputs)
-    pairs = zip(explanation.files, explanation.classes, explanation.probabilities, strict=True)
-    captions = [f"{file.parent.name}/{file.name}: {name} {probability:.2f}" for file, name, probability in pairs]
-    path = draw_overlays(
-        explanation.images, explanation.maps, captions, f"{task.name}: Grad-CAM", folder / "explain.png"
-    )
-    say("\n".join([*captions, f"picture: {path}"]))
+    path, text = task.explain(state.variables, inputs, folder)
+    say(f"{text}\npicture: {path}")
     return path
 
 
 def play(config: recipe.Config, folder: str | Path) -> Path:
     """Let the policy of a run act for one episode by its likeliest actions; write ``episode.gif`` to ``folder``."""
-    if config.task != "policy":
-        raise UserError(f"--mode=play shows what a policy does; config.task={config.task} has none")
+    TASKS[config.task].check_mode("play")
     folder = Path(folder).expanduser()
-    _, _, state = restore(config, folder)
-    env = envs.make_env(config.rl.env, config.rl.env_params)
-    rollout = render.play_episode(
-        env, reinforcement.make_policy(config, env), state.variables, jax.random.key(config.seed)
-    )
-    path = render.write_gif(env, rollout, folder / "episode.gif")
-    say(f"{len(rollout.observations)} steps, return {rollout.episode_return:.1f}; picture: {path}")
+    task, _, state = restore(config, folder)
+    path, text = task.play(state.variables, folder)
+    say(f"{text}; picture: {path}")
     return path
-
-
-def _draw_preview(task: Task, config: recipe.Config, augment_config: Augment, path: Path) -> Path:
-    batch = task.train_batch(0)
-    images, labels = batch["image"][:PREVIEW_ROWS], batch["label"][:PREVIEW_ROWS]
-    keys = [jax.random.fold_in(stream_key(config.seed, "train"), step) for step in range(PREVIEW_COLUMNS)]
-    if config.task == "detection":
-        augment_step = jax.jit(augment_boxes, static_argnums=(3, 4))
-        augmented = np.stack(
-            [
-                _with_boxes(*augment_step(images, labels, key, augment_config, config.detect.min_visibility))
-                for key in keys
-            ]
-        )
-        images, names = _with_boxes(images, labels), [f"{count} boxes" for count in (labels[..., CLASS] >= 0).sum(1)]
-    else:
-        augmented = np.stack([jax.jit(augment, static_argnums=2)(images, key, augment_config) for key in keys])
-        names = [task.classes[label] for label in labels]
-    values = {
-        k: v for k, v in augment_config._asdict().items() if v and (k != "magnitude" or augment_config.randaugment)
-    }
-    enabled = ", ".join(k if v is True else f"{k} {v:g}" for k, v in values.items())
-    title = f"{task.name}: {enabled or 'no augmentation'}"
-    return draw_grid(images, augmented, names, title, path)
-
-
-def _with_boxes(images: Any, labels: Any) -> np.ndarray:
-    """Return pictures (N, H, W, 3) with the boxes of their labels (N, M, 6) drawn."""
-    images, labels = np.asarray(images), np.asarray(labels)
-    return outline_boxes(images, labels[..., :4], labels[..., CLASS])
 
 
 def _first_run(config: recipe.Config) -> tuple[recipe.Config, Task]:
@@ -311,7 +231,7 @@ def evaluate(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder)
-    values, examples, _, evaluation = evaluate_split(task, state.variables, "test", error_analysis.score_examples)
+    values, examples, _, evaluation = evaluate_split(task, state.variables, "test", final=True)
     values |= dict.fromkeys(evaluation.missing, math.nan)
     if read_summary(folder).get("tested_step") == int(state.step):
         _keep_details(task, evaluation, folder)  # of a run from before they were written, perhaps
@@ -327,15 +247,13 @@ def predict(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) ->
     read, unless a run is older than the record of its classes, or has not finished and is to be calibrated.
     """
     folder = Path(folder).expanduser()
+    TASKS[config.task].check_mode("predict")
     task, _, state = restore(config, folder, data=False)
-    if task.predict_inputs is None:
-        supported = "image, detection, faces, text and tokens"
-        raise UserError(f"config.task={config.task} answers nothing; predictions are for task={supported}")
-    predictions, text = task.predict_inputs(state.variables, inputs)
+    predictions, text = task.predict(state.variables, inputs)
     say(text)
     write_json(folder / "predictions.json", predictions)
-    if task.draw_predictions:
-        say("pictures: " + ", ".join(map(str, task.draw_predictions(predictions, folder))))
+    if paths := task.draw_predictions(predictions, folder):
+        say("pictures: " + ", ".join(map(str, paths)))
     return predictions
 
 
@@ -353,7 +271,7 @@ def _run_once(config: recipe.Config, folder: Path, verbose: bool = True) -> dict
         task = make_task(config, RunRecord(workdir.stored_facts(folder), str(folder)))
         workdir.claim_facts(folder, task.facts)
     seconds = {"data": time.monotonic() - start}
-    plan = phases.resolve(config, task.sizes, task.stages)
+    plan = task.plan()
     save_interval = max(1, round(config.save_every * task.sizes["train"] / config.batch_size))
     pace = loop.Pace(save_interval, config.log_every, config.patience, config.min_checkpoint_interval)
     if verbose:
@@ -388,9 +306,7 @@ def _test(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted) 
         initial = initial_state(task, config.seed).variables
         share, scores = best_wise_ft_share(fitted.task, initial, variables)
         variables, extra = interpolate(initial, variables, share), {"wise_ft": {"share": share, "validation": scores}}
-    values, examples, compile_seconds, evaluation = evaluate_split(
-        fitted.task, variables, "test", error_analysis.score_examples
-    )
+    values, examples, compile_seconds, evaluation = evaluate_split(fitted.task, variables, "test", final=True)
     values |= dict.fromkeys(evaluation.missing, math.nan)
     held_out = _validation_predictions(fitted.task, variables)
     if config.test_train:
@@ -452,25 +368,24 @@ def _smoke(config: recipe.Config) -> dict[str, bool]:
 
 def _validation_predictions(task: Task, variables: Any) -> Any:
     """Return the predictions for the validation part, None if it is empty or the task reports nothing of it."""
-    needed = task.report and task.sizes.get("validation")
+    needed = task.reports_validation and task.sizes.get("validation")
     return evaluate_split(task, variables, "validation").evaluation.predictions if needed else None
 
 
 def _keep_details(task: Task, evaluation: Evaluation, folder: Path) -> None:
     """Write what is to be said of single test examples and classes."""
-    if task.test_details and sharding.is_first_process():
-        write_json(folder / "test_details.json", task.test_details(evaluation.predictions))
+    if not sharding.is_first_process() or evaluation.predictions is None:
+        return
+    if (details := task.test_details(evaluation.predictions)) is not None:
+        write_json(folder / "test_details.json", details)
 
 
 def _evaluation_summary(task: Task, evaluation: Evaluation, held_out: Any, folder: Path) -> dict[str, Any]:
     """Return what a summary has beside the metrics: scores by class, and what the task reports and draws."""
     by_class = {"per_class": evaluation.per_class} if evaluation.per_class else {}
     missing = {"missing": dict(evaluation.missing)} if evaluation.missing else {}
-    return (
-        by_class
-        | missing
-        | (task.report(evaluation.predictions, held_out, folder) if task.report and sharding.is_first_process() else {})
-    )
+    reported = task.report(evaluation.predictions, held_out, folder) if sharding.is_first_process() else {}
+    return by_class | missing | reported
 
 
 def _class_table(per_class: Mapping[str, Mapping[str, float]]) -> str:

@@ -7,43 +7,16 @@ from typing import Any
 import numpy as np
 
 from tl_jax.config import recipe, validate
-from tl_jax.tasks import face_verification, image_classification
 from tl_jax.tasks.head_init import PROBES
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding, workdir
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.state import TrainState, initial_state
-from tl_jax.train.step import make_optimizer_init
-from tl_jax.train.task import Task
+from tl_jax.train.task import TASKS, Task
 from tl_jax.train.workdir import read_summary
-from tl_jax.transfer import phases
 from tl_jax.transfer.weight_averaging import interpolate
 from tl_jax.utils import compile_cache, tree
 from tl_jax.utils.errors import UserError
-
-
-def _text(config: recipe.Config, record: RunRecord) -> Task:
-    from tl_jax.tasks import text  # with the tokenizers, which pictures have no use for
-
-    return text.make_task(config, record)
-
-
-def _policy(config: recipe.Config, record: RunRecord) -> Task:
-    from tl_jax.tasks import reinforcement  # with gymnax, likewise
-
-    return reinforcement.make_task(config, record)
-
-
-def _detection(config: recipe.Config, record: RunRecord) -> Task:
-    from tl_jax.tasks import detection  # with the readers of boxes, likewise
-
-    return detection.make_task(config, record)
-
-
-TASKS = {
-    "image": image_classification.make_task, "detection": _detection, "faces": face_verification.make_task,
-    "text": _text, "tokens": _text, "masked": _text, "policy": _policy,
-}  # fmt: skip
 
 
 def make_task(config: recipe.Config, record: RunRecord = NEW_RUN) -> Task:
@@ -118,7 +91,7 @@ def _can_skip_data(config: recipe.Config, record: RunRecord, summary: Mapping[st
         "input_shape" in facts or "shape" in facts.get("input", {}) or "reading" in facts
     )
     num_validation = facts.get("examples", {}).get("validation")
-    fitted_name = "temperature" if config.calibrate else "threshold" if config.task == "faces" else ""
+    fitted_name = TASKS[config.task].fitted_value(config)
     # A mixture with the weights at the start needs these, and a head that was fitted to the data is among them.
     interpolates = "wise_ft" in summary and config.init.head in PROBES
     return has_facts and not interpolates and (not fitted_name or not num_validation or fitted_name in record.fitted)
@@ -138,17 +111,3 @@ def _open_run(config: recipe.Config, folder: Path, record: RunRecord) -> tuple[T
             f"no {config.eval_checkpoint} checkpoint in {folder}; train longer, or change --config.eval_checkpoint"
         )
     return task, checkpoints, step
-
-
-def optimizer_state(config: recipe.Config, folder: Path, task: Task, state: TrainState) -> Any:
-    """Return the optimizer state of the checkpoint that ``state`` came from; () before the first step."""
-    step = int(state.step)
-    plan = phases.resolve(config, task.sizes, task.stages)
-    phase = next((phase for phase in plan if phase.start < step <= phase.stop), None)
-    if phase is None:
-        return ()
-    template = state.replace(opt_state=make_optimizer_init(phase.optim, phase.rules)(state.params))
-    checkpoints = Checkpoints(folder / "checkpoints", task, cleanup=False)
-    restored = checkpoints.restore(step, template, opt_state=True)
-    checkpoints.close()
-    return restored.opt_state

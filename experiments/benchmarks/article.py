@@ -37,11 +37,10 @@ from absl import flags, logging
 from configs import cifar_resnet
 from experiments.benchmarks.turns import ROOT, describe_machine
 from tl_jax.config import recipe, validate
-from tl_jax.tasks import image_classification
+from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.train import evaluate, loop, sharding
 from tl_jax.train.state import initial_state, stream_key
 from tl_jax.train.step import make_optimizer_init, make_train_step
-from tl_jax.transfer import phases
 from tl_jax.utils import command, disk
 
 WHAT = flags.DEFINE_enum("what", "whole", ["whole", "lockstep", "profile"], "What is measured.")
@@ -133,10 +132,10 @@ def compare_steps() -> None:
     changes |= {"init.path": WEIGHTS.value, "epochs": STEPS.value * 64 / EXAMPLES.value}
     config = recipe.override(cifar_resnet.get_config("article"), tuple(changes.items()))
     validate.validate(config)
-    task = image_classification.make_task(config)
+    task = ImageClassification(config)
     theirs, their_accuracy = train_keras(task, config)
     with tempfile.TemporaryDirectory() as folder:
-        plan = phases.resolve(config, task.sizes, task.stages)
+        plan = task.plan()
         fitted = loop.fit(task, plan, loop.Pace(10**9, 1), config.seed, Path(folder), verbose=False)
         fitted.checkpoints.close()
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
@@ -184,8 +183,8 @@ def profile_step() -> None:
     logging.set_verbosity(logging.WARNING)
     changes = (("data.dir", DATA_DIR.value), ("init.path", WEIGHTS.value), ("data.train_examples", EXAMPLES.value))
     config = recipe.override(cifar_resnet.get_config("article"), changes)
-    task = image_classification.make_task(config)
-    (phase,) = phases.resolve(config, task.sizes, task.stages)
+    task = ImageClassification(config)
+    (phase,) = task.plan()
     state = initial_state(task, config.seed)
     state = state.replace(opt_state=make_optimizer_init(phase.optim, phase.rules)(state.params))
     stream = sharding.replicate(stream_key(config.seed, "train"))

@@ -102,14 +102,15 @@ def measure_recipe(recipe: str, sharded: bool) -> dict[str, Any]:
     from tl_jax.train import sharding as sharding_module
     from tl_jax.train.state import initial_state, stream_key
     from tl_jax.train.step import Stepper, make_optimizer_init
-    from tl_jax.transfer import phases
+    from tl_jax.train.task import TASKS
 
     name, _, variant = recipe.partition(":")
     config = importlib.import_module(f"configs.{name}").get_config(variant)
-    sizes = (("rl.episodes", 8),) if config.task == "policy" else (("cache.features", "off"), ("batch_size", 16))
+    is_policy = TASKS[config.task].input_kind == "observations"
+    sizes = (("rl.episodes", 8),) if is_policy else (("cache.features", "off"), ("batch_size", 16))
     config = recipe_module.override(config, sizes)
     task = restore.make_task(config)
-    phase = phases.resolve(config, task.sizes, task.stages)[-1]
+    phase = task.plan()[-1]
     steps = min(STEPS.value, phase.stop - phase.start)
     phase = phase._replace(start=0, stop=steps, rate=phase.rate._replace(steps=steps))
     state = initial_state(task, 0, sharded)
@@ -133,7 +134,7 @@ def measure_recipe(recipe: str, sharded: bool) -> dict[str, Any]:
         "devices": jax.device_count(),
         "losses": losses,
         "state_bytes": state_bytes,
-        "sent_bytes": None if config.task == "policy" else sent_bytes(text, jax.device_count()),
+        "sent_bytes": None if task.loss is None else sent_bytes(text, jax.device_count()),
         "seconds": statistics.median(seconds[1:] or seconds),
         "test": {"examples": result.examples, "values": result.values},
     }

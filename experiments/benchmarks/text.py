@@ -30,7 +30,6 @@ from tl_jax.restore import make_task
 from tl_jax.train import sharding
 from tl_jax.train.loop import initial_state, stream_key
 from tl_jax.train.step import make_optimizer_init, make_train_step
-from tl_jax.transfer import phases
 from tl_jax.utils import command, disk
 
 FLAGS = flags.FLAGS
@@ -88,7 +87,7 @@ def make_calls() -> Calls:
     changes = (("init.path", FLAGS.bert), ("data.dir", FLAGS.data_dir), ("input.max_length", 128))
     config = recipe.override(sst2_bert.get_config(), changes)
     task = make_task(config)
-    plan = phases.resolve(config, task.sizes, task.stages)[0]
+    plan = task.plan()[0]
     make = {"tl_jax": _tl_jax_calls, "transformers": _transformers_calls}[FLAGS.peer]
     return make(task, plan, {f"length{length}": random_batch(task, length) for length in LENGTHS})
 

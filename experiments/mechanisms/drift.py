@@ -20,7 +20,7 @@ from absl import flags, logging
 
 from tl_jax import restore, transferability
 from tl_jax.config import recipe, stored
-from tl_jax.tasks import image_classification
+from tl_jax.tasks import image_task
 from tl_jax.tasks.losses import Network, make_pooled
 from tl_jax.train import evaluate
 from tl_jax.train.logging import say
@@ -82,14 +82,10 @@ def measure_drift(name: str, folder: Path) -> list[Drift]:
 
 def load_run_network(config: recipe.Config, inputs: Mapping[str, Any]) -> Network:
     """Return the network of a run; its weights do not matter here."""
-    loaded = (
-        image_classification.draw_network(config, 0)
-        if config.init.source == "random"
-        else image_classification.load_network(config)
-    )
+    loaded = image_task.draw_network(config, 0) if config.init.source == "random" else image_task.load_network(config)
     return Network(
         loaded.model.clone(num_classes=0),
-        image_classification.Inputs(**inputs),
+        image_task.Inputs(**inputs),
         adapters.Adapters(**config.adapt.to_dict()),
     )
 

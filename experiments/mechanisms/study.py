@@ -33,6 +33,7 @@ from tl_jax.config import recipe, stored
 from tl_jax.train import evaluate, sharding
 from tl_jax.train.logging import say
 from tl_jax.train.state import stream_key
+from tl_jax.train.task import TASKS
 from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import methods, weight_averaging
 from tl_jax.utils import command
@@ -86,12 +87,13 @@ def describe_protocol() -> dict[str, Any]:
     """Return what all runs of the study have in common."""
     config = make_config("fine_tune", 0, 1.0, 0)
     data = load_data(config)
+    inputs = {"images": {"pixels": config.input.size}, "texts": {"tokens": config.input.max_length}}
     held_out = data.validation if data.validation and config.data.validation else None
     return {
         "network": config.model.name,
         "source": config.init.source,
         "data": data.name,
-        **({"pixels": config.input.size} if config.task == "image" else {"tokens": config.input.max_length}),
+        **inputs[TASKS[config.task].input_kind],
         "batch": config.batch_size,
         "steps": dict(zip(FLAGS.per_class, map(int, FLAGS.steps), strict=True)),
         "rates": FLAGS.rates,
@@ -165,7 +167,7 @@ def make_config(name: str, size: int, rate: float, seed: int) -> recipe.Config:
         steps = 2
     pool = count_examples(config)
     config.epochs = steps * config.batch_size / (per_class * count_classes(config) or pool)
-    methods.MECHANISMS[name](config)
+    methods.METHODS[name](config)
     pretext = {"epochs": (2 if FLAGS.smoke else FLAGS.pretext_steps) * config.batch_size / pool}
     config.phases = tuple(
         {**phase, **(pretext if phase.get("objective") == "pretext" else {})} for phase in config.phases
@@ -177,7 +179,7 @@ def make_config(name: str, size: int, rate: float, seed: int) -> recipe.Config:
 
 def shrink_config(config: recipe.Config) -> None:
     """Make a configuration small."""
-    text = config.task != "image"
+    text = TASKS[config.task].input_kind == "texts"
     (recipe.smoke_text if text else recipe.smoke)(config)
     config.data.name, config.data.dir, config.data.train_examples = "docs" if text else "gratings", "", 0
     if text:
@@ -199,13 +201,7 @@ def count_examples(config: recipe.Config) -> int:
 
 def load_data(config: recipe.Config) -> Any:
     """Return the target's data."""
-    if config.task == "image":
-        from tl_jax.tasks import image_classification
-
-        return image_classification.load_source(config, config.input.size)
-    from tl_jax.tasks import text
-
-    return text.load_source(config)
+    return TASKS[config.task].load_data(config)
 
 
 def evaluate_knn(

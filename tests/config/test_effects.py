@@ -15,7 +15,7 @@ from tl_jax import restore
 from tl_jax.config import recipe, validate
 from tl_jax.train.state import digest, initial_state
 from tl_jax.train.step import make_optimizer_init, make_step
-from tl_jax.transfer import phases
+from tl_jax.train.task import TASKS as REGISTERED
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -72,7 +72,7 @@ def fingerprint(config) -> str:
     """Return what the first step of the last phase computes, and from where, as a hash; nothing is compiled."""
     validate.validate(config)
     task = restore.make_task(config)
-    phase = phases.resolve(config, task.sizes, task.stages)[-1]
+    phase = task.plan()[-1]
     state = initial_state(task, config.seed)
     state = state.replace(opt_state=jax.eval_shape(make_optimizer_init(phase.optim, phase.rules), state.params))
     loss, train_batch, _ = task.objective(phase.objective)
@@ -91,7 +91,7 @@ def without(task: str, needs: tuple) -> str:
 
 @pytest.mark.parametrize("task,field,value,needs", CASES, ids=lambda each: str(each)[:40])
 def test_a_field_has_an_effect_or_is_refused(task, field, value, needs):
-    value = recipe.stage_names(TASKS[task]())[:1] if value == "first" else value
+    value = REGISTERED[task].stage_names(TASKS[task]())[:1] if value == "first" else value
     if operator.attrgetter(field)(TASKS[task]()) == value:  # the recipe has it already
         value = not value if isinstance(value, bool) else 2 * value
     try:

@@ -6,7 +6,7 @@ from configs import ct_classification, sst2_bert
 from tests.tasks import small
 from tl_jax import api
 from tl_jax.config import recipe, validate
-from tl_jax.tasks import image_classification
+from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -42,9 +42,9 @@ def test_a_class_that_is_not_there_and_a_part_of_one_class():
     with pytest.raises(UserError, match="config.positive='33' is no class; did you mean '3'"):
         small.task(("metrics", ("auc",)), ("positive", "33"))
     with pytest.raises(UserError, match="the test part has examples of one class only"):
-        image_classification.make_task(small.config(("metrics", ("auc",)), ("data.test_examples", 1)))
+        ImageClassification(small.config(("metrics", ("auc",)), ("data.test_examples", 1)))
 
 
 def test_only_pictures_are_explained(tmp_path):
-    with pytest.raises(UserError, match="config.task=text has none"):
+    with pytest.raises(UserError, match="for runs with config.task=image; this one has config.task=text"):
         api.explain(sst2_bert.get_config(), tmp_path, [])

@@ -13,6 +13,7 @@ from tl_jax import cli
 from tl_jax.config import recipe as recipe_module
 from tl_jax.config import validate
 from tl_jax.tasks.reinforcement import PPOConfig
+from tl_jax.train.task import TASKS
 from tl_jax.train.workdir import write_json
 from tl_jax.transfer import methods, phases
 from tl_jax.transfer.optimizer import OptimSpec
@@ -90,7 +91,7 @@ def test_a_recipe_has_the_variants_that_the_readme_names(path, said):
     for name in variants:
         validate.validate(load(path, name))
     assert "smoke" in variants or path.stem in ("digits_resnet", "cifar_small", "source_small")
-    known, fits = accepted(path, methods.MECHANISMS), methods.names_for_task(load(path).task)
+    known, fits = accepted(path, methods.METHODS), methods.names_for_task(load(path).task)
     if "any mechanism" in said:
         assert set(fits) <= set(known)
     elif "most mechanisms" in said:
@@ -99,14 +100,15 @@ def test_a_recipe_has_the_variants_that_the_readme_names(path, said):
         assert set(known) <= set(variants), "mechanisms that the README does not name"
 
 
-def test_a_mechanism_that_is_added_is_a_variant_of_the_recipes_that_the_howto_lists(monkeypatch):
+def test_a_mechanism_that_is_added_is_a_variant_of_the_recipes_that_the_howto_lists():
     spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "hooks.py")
     hooks = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hooks)
-    monkeypatch.setitem(methods.MECHANISMS, "added", methods.ema)
-    page = hooks.expand((ROOT / "docs" / "pages" / "howto" / "mechanism.md").read_text())
-    listed = re.findall(r"^\| `(\w+)` \| .*`added`.* \|$", page, re.M)
-    assert len(listed) > 1 and listed == [path.stem for path in RECIPES if accepted(path, ["added"])]
+    with methods.METHODS.temporary():
+        methods.METHODS.add("added", methods.METHODS["ema"], __name__)
+        page = hooks.expand((ROOT / "docs" / "pages" / "howto" / "mechanism.md").read_text())
+        listed = re.findall(r"^\| `(\w+)` \| .*`added`.* \|$", page, re.M)
+        assert len(listed) > 1 and listed == [path.stem for path in RECIPES if accepted(path, ["added"])]
 
 
 def test_the_article_is_as_written():
@@ -252,7 +254,7 @@ def test_a_field_of_one_phase_is_set_from_the_command_line(monkeypatch):
     ]
     assert config.optim.lr == 0.5
     validate.validate(config)
-    sizes, parts = {"train": 1000, "unlabelled": 1000}, recipe_module.stage_names(config)
+    sizes, parts = {"train": 1000, "unlabelled": 1000}, TASKS[config.task].stage_names(config)
     assert [phase.batch_stats for phase in phases.resolve(config, sizes, parts)] == ["auto", "frozen"]
 
 

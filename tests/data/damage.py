@@ -296,12 +296,13 @@ def make_inputs(folder: Path) -> None:
 
 def read_inputs(folder: Path) -> Any:
     from tl_jax.data.text import DEFAULT_COLUMNS
-    from tl_jax.tasks import text
+    from tl_jax.tasks import text_inputs
 
     def files(task: str) -> list[str]:
         return [str(folder / name) for name in INPUTS if task == "tokens" or not name.endswith("conll")]
 
-    return [text.read_inputs(files(task), task, False, DEFAULT_COLUMNS) for task in ("tokens", "text")]
+    options = False, DEFAULT_COLUMNS
+    return [text_inputs.read_inputs(files(task), task == "tokens", *options) for task in ("tokens", "text")]
 
 
 def make_pictures(folder: Path) -> None:

@@ -9,7 +9,8 @@ from PIL import Image
 from tests.data.boxed import CAT, DOG, write_voc
 from tl_jax.config import recipe
 from tl_jax.data.fingerprint import folder_stamp
-from tl_jax.tasks import detection, face_verification, image_classification, text
+from tl_jax.tasks import detection, face_verification, image_task
+from tl_jax.tasks.text_classification import TextClassification
 
 pytestmark = pytest.mark.fast
 
@@ -23,10 +24,10 @@ def test_a_label_that_was_mended_counts_in_the_next_run(tmp_path):
         Image.fromarray(np.full((4, 4), i, np.uint8)).save(tmp_path / f"{i}.png")
     rows = [f"{i}.png,{'ab'[i % 2]}" for i in range(20)]
     (tmp_path / "index.csv").write_text("\n".join(["file,label", *rows]))
-    assert image_classification.load_source(config(tmp_path, "index"), 4).classes == ("a", "b")
+    assert image_task.load_source(config(tmp_path, "index"), 4).classes == ("a", "b")
     (tmp_path / "index.csv").write_text("\n".join(["file,label", *rows]).replace(",b", ",c"))
     for place in (tmp_path, tmp_path / "index.csv"):
-        assert image_classification.load_source(config(place, "index"), 4).classes == ("a", "c")
+        assert image_task.load_source(config(place, "index"), 4).classes == ("a", "c")
 
 
 def test_boxes_people_and_texts_are_read_anew_once_they_change(tmp_path):
@@ -49,9 +50,9 @@ def test_boxes_people_and_texts_are_read_anew_once_they_change(tmp_path):
     file, lines = tmp_path / "texts" / "train.jsonl", [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(20)]
     file.write_text("\n".join(map(json.dumps, lines)))
     texts = config(tmp_path / "texts", "jsonl", ("task", "text"))
-    assert text.load_source(texts).classes == ("a", "b")
+    assert TextClassification.load_data(texts).classes == ("a", "b")
     file.write_text(file.read_text().replace('"b"', '"c"'))
-    assert text.load_source(texts).classes == ("a", "c")
+    assert TextClassification.load_data(texts).classes == ("a", "c")
 
 
 def test_a_link_that_leads_nowhere_hides_no_change(tmp_path):

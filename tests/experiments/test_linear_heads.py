@@ -14,7 +14,6 @@ from tests.tasks import small
 from tl_jax.tasks import feature_cache
 from tl_jax.train import evaluate, loop
 from tl_jax.train.state import initial_state
-from tl_jax.transfer import phases
 
 pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parents[2]
@@ -29,8 +28,8 @@ def own_cache(tmp_path, monkeypatch):
 
 def prepared(*changes):
     task, config = (make(*RECIPE, *changes) for make in (small.task, small.config))
-    (phase,) = phases.resolve(config, task.sizes, task.stages)
-    return task, phase, task.cache_features(task, initial_state(task, config.seed).variables, phase)
+    (phase,) = task.plan()
+    return task, phase, task.cache_features(initial_state(task, config.seed).variables, phase)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])

@@ -18,7 +18,7 @@ from tests.tasks import small
 from tl_jax import api, pretrained
 from tl_jax.config import recipe, stored
 from tl_jax.export import model_card, stablehlo
-from tl_jax.tasks import image_classification
+from tl_jax.tasks import image_task
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import read_json
@@ -150,7 +150,7 @@ def test_what_the_author_wrote_survives_another_export(run):
 def test_the_next_transfer_starts_from_the_folder(run):
     folder = run / "export"
     config = recipe.override(small.config(), (("init.path", str(folder)), ("init.head", "keep")))
-    found = image_classification.load_network(config)
+    found = image_task.load_network(config)
     file = pretrained.load("resnet8", "tl_jax", folder / "model.safetensors")
     assert found.path == folder / "model.safetensors" and found.sha256 == file.sha256
     jax.tree.map(np.testing.assert_array_equal, tree.flatten(found.variables), tree.flatten(file.variables))

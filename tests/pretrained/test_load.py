@@ -69,12 +69,12 @@ def test_head_can_be_kept_renewed_or_left_out(files):
 
 def test_wrong_weights_fail_before_the_data_are_read(files, tmp_path):
     from tl_jax.config import recipe
-    from tl_jax.tasks import image_classification
+    from tl_jax.tasks.image_classification import ImageClassification
 
     (tmp_path / "cut.h5").write_bytes((files[0] / "top.h5").read_bytes()[:20_000])
     changes = (("model.name", NAME), ("init.path", str(tmp_path / "cut.h5")), ("data.dir", str(tmp_path / "absent")))
     with pytest.raises(UserError, match="cut.h5"):
-        image_classification.make_task(recipe.override(recipe.get_config(), changes))
+        ImageClassification(recipe.override(recipe.get_config(), changes))
 
 
 def test_another_architecture_lists_missing_and_extra_names(files):

@@ -2,7 +2,7 @@
 
 from configs import digits_resnet
 from tl_jax.config import recipe
-from tl_jax.tasks import image_classification
+from tl_jax.tasks.image_classification import ImageClassification
 
 
 def config(*changes):
@@ -16,4 +16,4 @@ def config(*changes):
 
 def task(*changes):
     """Return the task of that configuration."""
-    return image_classification.make_task(config(*changes))
+    return ImageClassification(config(*changes))

@@ -200,7 +200,7 @@ def test_fields_of_other_tasks_are_refused(changes, message):
 )
 def test_bad_input_is_one_clear_line(changes, message):
     with pytest.raises(UserError, match=message):
-        detection.make_task(config_of(*changes))
+        detection.Detection(config_of(*changes))
 
 
 @pytest.mark.fast

@@ -114,12 +114,12 @@ def test_an_export_puts_out_the_embeddings(run):
     folder, _ = run
     config = configure(("epochs", 6.0), ("save_every", 3.0))
     net = pretrained.load("resnet8", "tl_jax", api.export(config, folder))
-    task = face_verification.make_task(config)
+    task = face_verification.FaceVerification(config)
     state = api.restore(config, folder)[2]
     images = faces.draw_faces().examples.images[:4]
     raw, _ = jax.jit(net.model.apply)(net.variables, net.preprocess(images))
     assert raw.shape == (4, 32)
-    expected = jax.jit(task.predict)(state.variables, {"image": images})
+    expected = jax.jit(task.outputs)(state.variables, {"image": images})
     np.testing.assert_allclose(raw / np.linalg.norm(raw, axis=1, keepdims=True), expected, atol=1e-4)
 
 
@@ -158,7 +158,7 @@ def test_a_file_of_pairs_names_the_test_part_and_what_is_scored(tmp_path):
         ("data.validation", 0.0),
     )
     config = configure(*changes, ("faces.embedding", 0))
-    task = face_verification.make_task(config)
+    task = face_verification.FaceVerification(config)
     assert task.classes == tuple(f"person0{i}" for i in range(7)) and task.sizes == {
         "train": 56,
         "validation": 0,
@@ -168,7 +168,7 @@ def test_a_file_of_pairs_names_the_test_part_and_what_is_scored(tmp_path):
     assert variables["params"]["extra"]["people"]["kernel"].shape == (128, 7)  # on the features as they are
     trial = evaluate(task, variables, "test").evaluation.predictions
     assert len(trial.scores) == 24 and trial.same.sum() == 12
-    embeddings = extract(task.predict, variables, task.eval_batches("test"))  # person 7, 8, 9, eight pictures each
+    embeddings = extract(task.outputs, variables, task.eval_batches("test"))  # person 7, 8, 9, eight pictures each
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, rtol=1e-5)
     mine = [embeddings[8 * p + i] @ embeddings[8 * p + i + 1] for p in range(3) for i in (0, 2, 4, 6)]
     mine += [embeddings[8 * p + i] @ embeddings[8 * q + i] for p, q in ((0, 1), (1, 2), (0, 2)) for i in (0, 2, 4, 6)]
@@ -179,9 +179,12 @@ def test_a_file_of_pairs_names_the_test_part_and_what_is_scored(tmp_path):
 
 
 def test_views_are_averaged_and_parts_share_nobody():
-    task, two = face_verification.make_task(configure()), face_verification.make_task(configure(("test_views", 2)))
+    task, two = (
+        face_verification.FaceVerification(configure()),
+        face_verification.FaceVerification(configure(("test_views", 2))),
+    )
     variables = task.init(stream_key(0, "init"))
-    batch, predict = next(task.eval_batches("test")), jax.jit(task.predict)
+    batch, predict = next(task.eval_batches("test")), jax.jit(task.outputs)
     sides = [np.asarray(predict(variables, {"image": image})) for image in (batch["image"], batch["image"][:, :, ::-1])]
     mean = sum(sides) / np.linalg.norm(sum(sides), axis=1, keepdims=True)
     np.testing.assert_allclose(jax.jit(two.predict)(variables, {"image": batch["image"]}), mean, atol=1e-5)
@@ -213,6 +216,6 @@ def test_fields_that_do_not_go_together(changes, message):
 
 def test_sets_without_people():
     with pytest.raises(UserError, match="data.name=digits has no people; with task=faces take one of folder, lfw"):
-        face_verification.make_task(configure(("data.generate", False), ("data.name", "digits")))
+        face_verification.FaceVerification(configure(("data.generate", False), ("data.name", "digits")))
     with pytest.raises(UserError, match="pass --config.data.dir=FOLDER, with FOLDER/PERSON/PICTURE"):
-        face_verification.make_task(configure(("data.generate", False)))
+        face_verification.FaceVerification(configure(("data.generate", False)))

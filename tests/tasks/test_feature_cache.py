@@ -8,7 +8,6 @@ from tests.tasks import small
 from tl_jax.tasks import feature_cache
 from tl_jax.train import evaluate, loop
 from tl_jax.train.state import initial_state
-from tl_jax.transfer import phases
 from tl_jax.utils import tree
 
 pytestmark = pytest.mark.fast
@@ -26,9 +25,8 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def fit(folder, *changes):
-    config = small.config(("freeze.recipe", "head"), ("epochs", 3.0), ("optim.warmup", 0.0), *changes)
     task = small.task(*(("freeze.recipe", "head"), ("epochs", 3.0), ("optim.warmup", 0.0), *changes))
-    plan = phases.resolve(config, task.sizes, task.stages)
+    plan = task.plan()
     fitted = loop.fit(task, plan, loop.Pace(5, 2), 0, folder, verbose=False)
     fitted.checkpoints.close()
     return fitted, task
@@ -95,19 +93,17 @@ def test_most_of_a_set_shares_what_is_kept_of_the_whole(tmp_path):
 )
 def test_where_nothing_is_kept(tmp_path, changes, why):
     task = small.task(("freeze.recipe", "head"), ("epochs", 3.0), *changes)
-    config = small.config(("freeze.recipe", "head"), ("epochs", 3.0), *changes)
-    (phase,) = phases.resolve(config, task.sizes, task.stages)
+    (phase,) = task.plan()
     variables = initial_state(task, 0).variables
-    assert task.cache_features(task, variables, phase) is task, why
+    assert task.cache_features(variables, phase) is task, why
     assert not kept(tmp_path)
 
 
 def test_views_are_taken_in_turn(tmp_path):
     changes = (("augment.crop_pad", 2), ("cache.views", 3), ("epochs", 6.0))
     task = small.task(("freeze.recipe", "head"), *changes)
-    config = small.config(("freeze.recipe", "head"), *changes)
-    (phase,) = phases.resolve(config, task.sizes, task.stages)
-    seen = task.cache_features(task, initial_state(task, 0).variables, phase)
+    (phase,) = task.plan()
+    seen = task.cache_features(initial_state(task, 0).variables, phase)
     n = task.sizes["train"]
     images = seen.train_batch.images
     assert len(images) == 3 * n
@@ -133,8 +129,7 @@ def test_a_run_cut_short_ends_with_the_same_bits(tmp_path):
 
     changes = (("phases", HEAD_THEN_LAST),)
     whole, task = fit(tmp_path / "whole", *changes)
-    config = small.config(("freeze.recipe", "head"), ("epochs", 3.0), ("optim.warmup", 0.0), *changes)
-    plan = phases.resolve(config, task.sizes, task.stages)
+    plan = task.plan()
     cut = loop.fit(task, [plan[0]], loop.Pace(5, 2), 0, tmp_path / "cut", verbose=False)
     cut.checkpoints.close()
     again, _ = fit(tmp_path / "cut", *changes)

@@ -14,7 +14,7 @@ from tests.tasks import small
 from tl_jax import api
 from tl_jax.config import stored
 from tl_jax.tasks import image_classification
-from tl_jax.tasks.image_classification import make_grad_cam
+from tl_jax.tasks.image_classification import explain, make_grad_cam
 from tl_jax.tasks.losses import Maps
 from tl_jax.utils.errors import UserError
 
@@ -58,7 +58,7 @@ def test_the_map_lies_where_the_evidence_is(corner):
     assert summary["metrics"]["accuracy"] > 0.9 and summary["metrics"]["auc"] > 0.95
     config = stored.get_config(str(folder))
     task, _, state = api.restore(config, folder)
-    found = task.explain(state.variables, [str(top / "set" / "test" / "spot")])
+    found = explain(task.predictor, state.variables, [str(top / "set" / "test" / "spot")])
     assert found.images.shape == (20, 32, 32, 3) and len(found.files) == 20
     maps = found.maps[np.array(found.classes) == "spot"]
     h, w = maps.shape[1:]
@@ -73,7 +73,7 @@ def trained(corner):
     task, _, state = api.restore(stored.get_config(str(corner[1])), corner[1])
     batch = next(task.eval_batches("test"))
     batch = {"image": batch["image"][:4], "label": np.array([0, 1, 1, 0], np.int32)}
-    return task.explain.args[0].network, state.variables, batch
+    return task.predictor.network, state.variables, batch
 
 
 def test_with_a_linear_head_it_is_the_class_activation_map(trained):
@@ -114,7 +114,7 @@ def test_the_run_leaves_pictures_and_predicts_with_its_temperature(corner, capsy
     file = str(top / "set" / "test" / "spot" / "0.png")
     (found,) = api.predict(config, folder, [file])
     task, _, state = api.restore(config, folder)
-    asked = task.predict_inputs.args[0]._replace(validation=None)  # as the network puts it
+    asked = task.predictor._replace(validation=None)  # as the network puts it
     (plain,), _ = image_classification.predict_files(asked, state.variables, [file])
     logits = {name: np.log(p) / temperature for name, p in plain["probabilities"].items()}
     expected = np.exp(logits["spot"]) / sum(np.exp(x) for x in logits.values())
@@ -134,7 +134,7 @@ def test_what_cannot_be_looked_at(corner, tmp_path):
         ([str(tmp_path)], f"{tmp_path} has no images"),
     ):
         with pytest.raises(UserError, match=message):
-            task.explain(state.variables, inputs)
+            explain(task.predictor, state.variables, inputs)
 
 
 def test_weights_of_classes_are_factors_on_their_losses():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.tasks import small
-from tl_jax.tasks import head_init, image_classification
+from tl_jax.tasks import head_init, image_task
+from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.tasks.losses import Network
 from tl_jax.train import evaluate
 from tl_jax.train.state import stream_key
@@ -57,9 +58,9 @@ def test_a_class_without_examples_is_an_error_that_says_so():
 
 def test_gradients_of_the_last_map_have_their_closed_form():
     config = small.config(("regularize.delta", 1.0))
-    net, task = image_classification.load_network(config), image_classification.make_task(config)
-    net = image_classification.with_head(net, 10, "new")
-    network = Network(net.model, image_classification.Inputs(**task.facts["input"]))
+    net, task = image_task.load_network(config), ImageClassification(config)
+    net = image_task.with_head(net, 10, "new")
+    network = Network(net.model, image_task.Inputs(**task.facts["input"]))
     variables = task.init(KEY)
     batch = next(task.eval_batches("test"))
     maps, grads = head_init._make_map_gradients(network, ("stage3",))(variables, batch)

@@ -107,7 +107,7 @@ def test_a_run_goes_on_with_the_optimizer_of_its_source(tmp_path, source):
         folder = tmp_path / str(len(take))
         digests.add(api.run(config, folder)["parameters_sha256"])
         task, _, state = restore.restore(config, folder)
-        counts.append(int(optimizer.adam_moments(restore.optimizer_state(config, folder, task, state))["count"]))
+        counts.append(int(optimizer.adam_moments(task.optimizer_state(folder, state))["count"]))
     steps = 8 * 2 * 4  # updates, passes, minibatches
     assert counts == [steps, 2 * steps] and len(digests) == 2
 
@@ -155,7 +155,7 @@ def test_rl_fields_are_refused_elsewhere():
 
 
 def test_a_policy_has_no_learning_rate_curve(tmp_path):
-    with pytest.raises(UserError, match="a policy has none"):
+    with pytest.raises(UserError, match="task=policy has none"):
         api.find_lr(config_of(), tmp_path)
 
 

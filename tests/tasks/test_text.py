@@ -19,7 +19,6 @@ from tl_jax.tasks import text
 from tl_jax.train import loop
 from tl_jax.train.state import digest
 from tl_jax.train.workdir import read_json
-from tl_jax.transfer import phases
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 
@@ -70,7 +69,7 @@ def test_a_text_task_learns_and_a_second_run_has_the_same_bits(folder, tmp_path)
 def test_an_interrupted_run_ends_with_the_same_bits(folder, tmp_path):
     config = configure(folder, ("epochs", 2.0))
     task = make_task(config)
-    plan = phases.resolve(config, task.sizes, task.stages)
+    plan = task.plan()
 
     def fit(where, plan):
         fitted = loop.fit(task, plan, loop.Pace(6, 4), 0, tmp_path / where, verbose=False)
@@ -289,8 +288,8 @@ def test_what_means_nothing_is_refused(folder, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ((("task", "tokens"),), "has one label for each text; set config.task=text"),
-        ((*TOKENS, ("task", "text")), "has a tag for each word; set config.task=tokens"),
+        ((("task", "tokens"),), "has one label for each text; take a recipe with task=text"),
+        ((*TOKENS, ("task", "text")), "has a tag for each word; take a recipe with task=tokens"),
         ((("data.label", "stars"),), "no column 'stars'"),
         ((("model.num_classes", 5),), "num_classes=5, but .* has 2 classes"),
     ],

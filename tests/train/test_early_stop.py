@@ -42,7 +42,7 @@ def test_a_run_that_no_longer_improves_ends_and_stays_ended(tmp_path):
     first = fit(tmp_path / "a")
     step = int(first.state.step)
     assert 6 + 2 * 2 < step < 60 and (step - 6) % 2 == 0
-    again = fit(tmp_path / "a", task=tiny.task()._replace(train_batch=None))  # any step would fail
+    again = fit(tmp_path / "a", task=tiny.task().replace(train_batch=None))  # any step would fail
     assert int(again.state.step) == step and digest(again.state.variables) == digest(first.state.variables)
 
 
@@ -59,7 +59,7 @@ def test_a_resumed_run_stops_where_an_unbroken_one_does(tmp_path):
         return task.train_batch(step)
 
     with pytest.raises(Cut):
-        fit(tmp_path / "b", task=task._replace(train_batch=batch))
+        fit(tmp_path / "b", task=task.replace(train_batch=batch))
     resumed = fit(tmp_path / "b")
     assert resumed.resumed_from == 8
     assert int(resumed.state.step) == int(whole.state.step)

@@ -20,7 +20,7 @@ def task(predict=None, judge=None, **values):
     def sums(variables, batch):
         return {name: (batch["image"][:, 0].sum() * value, batch["mask"].sum()) for name, value in values.items()}
 
-    return tiny.task()._replace(metrics=sums, predict=predict, evaluate=judge)
+    return tiny.task().replace(metrics=sums, outputs=predict, evaluate=judge, evaluates_outputs=judge is not None)
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
@@ -28,7 +28,7 @@ def task(predict=None, judge=None, **values):
 def test_a_metric_that_is_not_finite_names_the_split(part, value):
     whole = task(accuracy=1.0, loss=value)
     if part == "train":
-        whole = whole._replace(eval_batches=lambda _: loader.eval_batches(tiny.data(), 8))
+        whole = whole.replace(eval_batches=lambda _: loader.eval_batches(tiny.data(), 8))
     with pytest.raises(Diverged, match=f"the loss of the {part} split is .*; lower config.optim.lr .*check the data"):
         evaluate.evaluate(whole, VARIABLES, part)
 
@@ -52,7 +52,7 @@ def test_predictions_that_are_nan_are_not_judged(kind):
     whole = task(predict, lambda found, seen: judged.append(found) or Evaluation({}, {}), accuracy=1.0)
     evaluate.evaluate(whole, {"nan": jnp.asarray(-1)}, "test")
     assert len(judged) == 1
-    evaluate.evaluate(whole._replace(eval_batches=lambda _: padded()), {"nan": jnp.asarray(7)}, "test")
+    evaluate.evaluate(whole.replace(eval_batches=lambda _: padded()), {"nan": jnp.asarray(7)}, "test")
     assert len(judged) == 2  # the last row is padding
     with pytest.raises(Diverged, match="the network's output of the test split is nan"):
         evaluate.evaluate(whole, {"nan": jnp.asarray(2)}, "test")

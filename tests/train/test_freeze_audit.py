@@ -9,12 +9,12 @@ import pytest
 from configs import digits_resnet
 from tests.train import tiny
 from tl_jax.config import recipe as recipe_module
-from tl_jax.tasks import image_classification
+from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.train import loop, sharding
 from tl_jax.train.state import initial_state, stream_key
 from tl_jax.train.step import make_forward, make_optimizer_init, make_train_step
 from tl_jax.train.workdir import read_json
-from tl_jax.transfer import freeze, phases
+from tl_jax.transfer import freeze
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 
@@ -36,8 +36,8 @@ def prepared(recipe):
         *((("freeze.recipe", recipe),) if recipe in freeze.NAMES else ()), *RECIPES[recipe],
     )  # fmt: skip
     config = recipe_module.override(digits_resnet.get_config(), changes)
-    task = image_classification.make_task(config)
-    (phase,) = phases.resolve(config, task.sizes, task.stages)
+    task = ImageClassification(config)
+    (phase,) = task.plan()
     state = initial_state(task, 0)
     return task, phase, state.replace(opt_state=make_optimizer_init(phase.optim, phase.rules)(state.params))
 
@@ -101,9 +101,7 @@ def test_what_changes_although_it_is_frozen_ends_the_run_and_is_named(tmp_path):
         return value, ({"bn": {**stats["bn"], "mean": stats["bn"]["mean"] + 1e-7}}, sums)
 
     with pytest.raises(UserError, match="changed 1 of 6 frozen leaves: batch_stats/bn/mean"):
-        loop.fit(
-            task._replace(loss=cheat), tiny.plan(), loop.Pace(3, 2), 0, tmp_path, verbose=False, verify_freeze=True
-        )
+        loop.fit(task.replace(loss=cheat), tiny.plan(), loop.Pace(3, 2), 0, tmp_path, verbose=False, verify_freeze=True)
     assert json.loads((tmp_path / "freeze.json").read_text())["head"]["changed"] == 1
 
 
@@ -123,7 +121,7 @@ def test_a_resumed_phase_is_held_to_the_hashes_of_its_own_start(tmp_path):
         return loop.fit(task, [head], loop.Pace(3, 2), 0, tmp_path, verbose=False, verify_freeze=True)
 
     with pytest.raises(Cut):
-        fit(task._replace(train_batch=batch))
+        fit(task.replace(train_batch=batch))
     kept = read_json(tmp_path / "freeze.json")
     kept["head"]["sha256"]["params/trunk/kernel"] = "0" * 64  # as if it had been another before the stop
     (tmp_path / "freeze.json").write_text(json.dumps(kept))

@@ -64,7 +64,7 @@ def test_negative_zero_survives_freezing(tmp_path):
         variables["params"]["trunk"]["bias"] = -0.0 * variables["params"]["trunk"]["bias"]
         return variables
 
-    fitted = loop.fit(task._replace(init=jax.jit(init)), [head], PACE, 0, tmp_path, verbose=False)
+    fitted = loop.fit(task.replace(init=jax.jit(init)), [head], PACE, 0, tmp_path, verbose=False)
     fitted.checkpoints.close()
     assert np.signbit(fitted.state.params["trunk"]["bias"]).all()
 
@@ -101,7 +101,7 @@ def test_a_run_cut_short_ends_with_the_same_bits(whole, tmp_path, monkeypatch, s
 
 def test_a_finished_run_is_not_trained_again(whole, tmp_path):
     folder, first = whole
-    task = tiny.task()._replace(train_batch=None)  # any step would fail
+    task = tiny.task().replace(train_batch=None)  # any step would fail
     again = loop.fit(task, tiny.plan(), PACE, 0, folder, verbose=False)
     again.checkpoints.close()
     assert digest(again.state.variables) == digest(first.state.variables)
@@ -149,7 +149,7 @@ def test_weights_that_an_update_destroys_are_never_saved(tmp_path, validated):
     (head, _) = tiny.plan(first=1)
     wild = head._replace(optim=OptimSpec("sgd"), rate=RateSpec(3e38, 1))
     task = tiny.task()
-    task = task if validated else task._replace(sizes={**task.sizes, "validation": 0})
+    task = task if validated else task.replace(sizes={**task.sizes, "validation": 0})
     with pytest.raises(UserError, match="no checkpoint was written yet"):
         loop.fit(task, [wild], loop.Pace(1, 1), 0, tmp_path, verbose=False)
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
@@ -165,7 +165,7 @@ def test_every_example_counts_once_whatever_the_batch(whole):
     variables = whole[1].state.variables
     task = tiny.task()
     values, n, _, _ = evaluate.evaluate(task, variables, "test")
-    by_one = task._replace(eval_batches=lambda part: tiny.loader.eval_batches(tiny.data(33, 2), 2))
+    by_one = task.replace(eval_batches=lambda part: tiny.loader.eval_batches(tiny.data(33, 2), 2))
     again, m, _, _ = evaluate.evaluate(by_one, variables, "test")
     assert n == m == 33
     assert values["accuracy"] == again["accuracy"]

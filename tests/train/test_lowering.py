@@ -19,10 +19,9 @@ from tl_jax import restore
 from tl_jax.config import recipe
 from tl_jax.tasks import reinforcement as rl_stepper
 from tl_jax.train import sharding
-from tl_jax.train.evaluate import _with_predictions
+from tl_jax.train.evaluate import _with_outputs
 from tl_jax.train.state import initial_state, stream_key
 from tl_jax.train.step import make_eval_step, make_optimizer_init, make_train_step
-from tl_jax.transfer import phases
 
 pytestmark = pytest.mark.fast
 PLATFORMS = ("tpu", "cuda")
@@ -46,7 +45,7 @@ def test_steps_lower_for_accelerators(name, monkeypatch):
         RECIPES[name].get_config("smoke"), (("cache.features", "off"),) if "ppo" not in name else ()
     )
     task = restore.make_task(config)
-    phase = phases.resolve(config, task.sizes, task.stages)[-1]
+    phase = task.plan()[-1]
     sharded = config.task != "policy"
     state = initial_state(task, 0, sharded)
     state = state.replace(opt_state=make_optimizer_init(phase.optim, phase.rules, sharded)(state.params))
@@ -59,6 +58,6 @@ def test_steps_lower_for_accelerators(name, monkeypatch):
         step = make_train_step(task.loss, phase.optim, phase.rules, phase.batch_stats, sharded)
         text = lowered(step, state, sharding.shard_batch(task.train_batch(0)), key, rate)
     assert "stablehlo." in text
-    both = _with_predictions(task.metrics, task.predict) if task.evaluate else task.metrics
+    both = _with_outputs(task.metrics, task.outputs) if task.evaluate else task.metrics
     batch = next(iter(task.eval_batches("test")))
     assert "stablehlo." in lowered(make_eval_step(both), jax.device_get(state.variables), sharding.shard_batch(batch))

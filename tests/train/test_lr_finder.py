@@ -43,7 +43,7 @@ def test_losses_below_zero_do_not_count_as_divergence():
         total, count = sums["loss"]
         return value, (stats, {"loss": (total - 10 * count, count)})
 
-    found = lr_finder.sweep(task._replace(loss=loss), head, 0, low=1e-4, high=1e-1, steps=20)
+    found = lr_finder.sweep(task.replace(loss=loss), head, 0, low=1e-4, high=1e-1, steps=20)
     assert len(found.rates) == 20 and found.losses.max() < 0
 
 

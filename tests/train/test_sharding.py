@@ -35,7 +35,7 @@ def wide_task():
         params = {n: {"kernel": 0.1 * jax.random.normal(k, s), "bias": jnp.zeros(s[1])} for n, (k, s) in layers.items()}
         return {"params": params, "batch_stats": {}}
 
-    return tiny.task()._replace(init=jax.jit(init), loss=_loss, metrics=_metrics)
+    return tiny.task().replace(init=jax.jit(init), loss=_loss, metrics=_metrics)
 
 
 def _metrics(variables, batch):

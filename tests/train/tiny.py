@@ -57,23 +57,28 @@ def functions(scale=1.0):
     return lambda key: net.init(key, jnp.ones((1, 10))), loss, metrics
 
 
+class Tiny(Task):
+    """45 training, 21 validation and 33 test examples."""
+
+    classes = ("a", "b", "c")
+    facts = {}
+
+    def __init__(self, seed, scale, train):
+        self._init, self.loss, self.metrics = functions(scale)
+        self.parts = {"train": train, "validation": data(21, 1), "test": data(33, 2)}
+        self.name, self.train_batch = "tiny", loader.Stream(train.images, train.labels, seed, 8)
+        self.sizes = {name: len(part.labels) for name, part in self.parts.items()}
+
+    def init(self, key):
+        return jax.jit(self._init)(key)
+
+    def eval_batches(self, part):
+        return loader.eval_batches(self.parts[part], 8)
+
+
 def task(seed=0, scale=1.0, train=None):
-    """Return the tiny task with 45 training, 21 validation and 33 test examples."""
-    init, loss, metrics = functions(scale)
-    train = train or data()
-    parts = {"train": train, "validation": data(21, 1), "test": data(33, 2)}
-    return Task(
-        name="tiny",
-        classes=("a", "b", "c"),
-        init=jax.jit(init),
-        loss=loss,
-        metrics=metrics,
-        features=None,
-        train_batch=loader.Stream(train.images, train.labels, seed, 8),
-        eval_batches=lambda part: loader.eval_batches(parts[part], 8),
-        sizes={name: len(part.labels) for name, part in parts.items()},
-        facts={},
-    )
+    """Return the tiny task."""
+    return Tiny(seed, scale, train or data())
 
 
 def plan(first=6, second=12, decay=0.1):

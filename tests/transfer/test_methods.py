@@ -13,10 +13,10 @@ from tests.text import network
 from tl_jax import api, pretrained
 from tl_jax.config import recipe, validate
 from tl_jax.pretrained import huggingface
-from tl_jax.tasks import image_classification
+from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.train import loop
 from tl_jax.train.state import digest
-from tl_jax.transfer import methods, phases
+from tl_jax.transfer import methods
 from tl_jax.utils.errors import UserError
 
 RECIPES = [
@@ -39,7 +39,7 @@ def test_every_mechanism_for_texts_makes_a_valid_recipe(name, tmp_path):
     huggingface.save(tmp_path, network(tmp_path))
     assert sst2_bert.get_config(name).init.path  # nothing is downloaded yet
     config = recipe.override(sst2_bert.get_config(), (("init.path", str(tmp_path)),))
-    methods.MECHANISMS[name](config)
+    methods.METHODS[name](config)
     validate.validate(config)
 
 
@@ -60,8 +60,8 @@ def rich():
         ("batch_size", 8), ("data.validation", 0.1),
     )  # fmt: skip
     validate.validate(config)
-    task = image_classification.make_task(config)
-    plan = phases.resolve(config, task.sizes, task.stages)
+    task = ImageClassification(config)
+    plan = task.plan()
     return task, plan
 
 
@@ -88,7 +88,7 @@ def test_a_stop_in_the_second_of_three_phases_changes_no_bit(rich, tmp_path, whe
 
     whole = fit(tmp_path / "whole")
     with pytest.raises(Cut):
-        fit(tmp_path / "cut", task._replace(train_batch=batch))
+        fit(tmp_path / "cut", task.replace(train_batch=batch))
     resumed = fit(tmp_path / "cut")
     assert resumed.resumed_from == at
     for name in ("variables", "eval_variables"):
@@ -105,7 +105,7 @@ def test_a_stop_in_the_second_of_three_phases_changes_no_bit(rich, tmp_path, whe
 def lora(tmp_path_factory):
     """A finished LoRA run and its exported files."""
     config = small.config(("epochs", 3.0), ("data.per_class", 3), ("optim.ema", 0.8), ("data.validation", 0.1))
-    methods.MECHANISMS["lora"](config)
+    methods.METHODS["lora"](config)
     folder = tmp_path_factory.mktemp("lora")
     summary = api.run(recipe.override(config, ()), folder)
     return config, folder, summary, api.export(config, folder)
@@ -114,7 +114,7 @@ def lora(tmp_path_factory):
 @pytest.mark.slow
 def test_the_mixture_with_the_best_validation_is_tested_and_found_again(tmp_path):
     config = small.config(("epochs", 2.0), ("data.per_class", 3), ("data.validation", 0.1))
-    methods.MECHANISMS["wise_ft"](config)
+    methods.METHODS["wise_ft"](config)
     summary = api.run(recipe.override(config, ()), tmp_path)
     scores = summary["wise_ft"]["validation"]
     assert scores[f"{summary['wise_ft']['share']:g}"] == max(scores.values()) and len(scores) == 11
@@ -138,7 +138,7 @@ def test_a_delta_on_the_published_weights_equals_the_merged_file(lora):
     assert {name for name in leaves if name.endswith("/kernel")} == {"params/head/kernel"}
     assert any(name.startswith("batch_stats/") for name in leaves)
     # The network in the run, adapters apart, computes what the exported files do.
-    task = image_classification.make_task(config)
+    task = ImageClassification(config)
     _, _, state = api.restore(config, folder)
     batch = next(task.eval_batches("test"))
     inputs = merged.preprocess(batch["image"])

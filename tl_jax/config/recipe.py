@@ -3,7 +3,6 @@
 import importlib.util
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from flax import traverse_util
@@ -13,7 +12,6 @@ from tl_jax import models
 from tl_jax.config import recipes_dir, renames
 from tl_jax.config.renames import RenamingDict
 from tl_jax.config.schema import FIELDS, PHASE_FIELDS, check_known
-from tl_jax.models.actor_critic import Policy
 from tl_jax.utils.errors import UserError, nearest
 
 __all__ = ["FIELDS", "PHASE_FIELDS"]
@@ -161,23 +159,6 @@ def set_in_phase(config: Config, index: int, name: str, value: Any) -> None:
     phases = [dict(phase) for phase in config.phases]
     phases[index][name] = value
     config.phases = tuple(phases)
-
-
-def stage_names(config: Config) -> tuple[str, ...]:
-    """Return the names of the network's stages; nothing is computed.
-
-    A text network's are those of its folder, or, while that is still to be downloaded, those of BERT base.
-    """
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
-    options = {"endpoint": config.model.endpoint, **options}
-    name, source, path = config.model.name, config.init.source, config.init.path
-    if name == models.POLICY:
-        return Policy(1, widths=options.get("widths", Policy.widths)).stage_names(image_input=True)
-    if name not in models.TEXT_MODELS or (path and not Path(path).expanduser().is_dir()):
-        return models.create(name, 0, **options).stage_names()
-    from tl_jax.pretrained import huggingface  # with the tokenizers, which pictures have no use for
-
-    return huggingface.stage_names(name, source, path, **options)
 
 
 def comparison_runs(config: Config) -> list[tuple[str, int, Config]]:

@@ -11,6 +11,7 @@ from tl_jax import models
 from tl_jax.data.dicom import WINDOWS
 from tl_jax.data.preprocess import SCALINGS
 from tl_jax.pretrained.catalog import CATALOG
+from tl_jax.train.task import TASKS
 from tl_jax.transfer import adapters, arcface, freeze
 from tl_jax.transfer.optimizer import SCHEDULES
 from tl_jax.utils.errors import UserError, nearest
@@ -20,13 +21,10 @@ from tl_jax.utils.errors import UserError, nearest
 MOMENTUM_DOC = "share of BatchNorm's old statistics that a step keeps; 0 takes the network's own"
 IMAGE_DATASETS = "digits, gratings, shapes, folder, flowers, index, npz, organamnist"
 DETECTION_DATASETS = "voc, coco, scenes"
-METRICS = ("auc", "sensitivity", "ece")
 TEXT_DATASETS = "docs, docs_names, docs_corpus, tsv, csv, jsonl, conll, lines"
 CACHE_MODES = ("auto", "off")
 BATCH_STATS_MODES = ("auto", "train", "frozen")
 HEAD_INITS = ("new", "keep", "logistic", "ridge")
-TASKS = ("image", "detection", "faces", "text", "tokens", "masked", "policy")
-IMAGE_TASKS = ("image", "detection", "faces")
 PUBLISHED_SOURCES = tuple(dict.fromkeys(source for _, source in CATALOG))
 
 
@@ -50,7 +48,7 @@ FIELDS = {
     "task": Field(
         "image",
         "pictures with labels, boxes or people; texts or words in them with labels; words to guess; a world to act in",
-        TASKS,
+        lambda: tuple(TASKS),
     ),
     # What is compared: every arm is run with every seed, and one summary and picture made of all.
     "seeds": Field((), "seeds to repeat the run with; empty for the one in `seed`"),
@@ -260,7 +258,7 @@ FIELDS = {
     ),
     "eval_checkpoint": Field("last", "checkpoint to test: the last, or the best on validation", ("last", "best")),
     "test_train": Field(False, "test the training part too: its distance from the test part shows overfitting"),
-    "metrics": Field((), f"of pictures beside accuracy: {', '.join(METRICS)}; auc with an interval over groups"),
+    "metrics": Field((), "of pictures beside accuracy: auc, sensitivity, ece; auc with an interval over groups"),
     "positive": Field("", "class whose finding counts as positive; empty: the last of two, of more each in turn"),
     "specificity": Field(0.9, "at which the metric sensitivity is read off", low=0.0, high=1.0),
     "score": Field("accuracy", "metric on validation by which the best checkpoint is chosen", ("accuracy", "auc")),

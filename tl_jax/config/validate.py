@@ -7,173 +7,32 @@ attributes a result to it.
 from collections.abc import Callable
 from typing import Any
 
-from tl_jax import models
-from tl_jax.config.recipe import FIELDS, PHASE_FIELDS, Config, comparison_runs, stage_names
-from tl_jax.config.schema import IMAGE_TASKS, METRICS, PUBLISHED_SOURCES, check_known, check_value, flatten_config
-from tl_jax.data import augment, dicom, medmnist, tfds, value_range
+from tl_jax import tasks  # noqa: F401  # which fills TASKS
+from tl_jax.config.recipe import FIELDS, PHASE_FIELDS, Config, comparison_runs
+from tl_jax.config.schema import check_known, check_value, flatten_config
+from tl_jax.data import augment
 from tl_jax.pretrained import prefixes
+from tl_jax.train.task import TASKS, Conflicts
 from tl_jax.transfer import freeze, phases
 from tl_jax.utils.errors import UserError
-
-IMAGE_SOURCES = tuple(dict.fromkeys((*PUBLISHED_SOURCES, "tl_jax", "random")))  # of image networks
-Conflicts = dict[str, Any]  # error message -> whether it applies
-
-# Fields, or groups of them, that mean something for one kind of task only.
-TASK_FIELDS = {
-    "images": (
-        "augment.", "cache.views", "data.gigabytes", "data.max_pixels", "data.outside", "data.range",
-        "init.layout", "input.crop", "input.interpolation", "input.scaling", "input.size", "model.channels",
-        "optim.batch_norm_momentum", "pretext.crop", "pretext.jitter",
-        "pretext.temperature", "pretext.width", "regularize.co_tuning", "regularize.cutmix", "regularize.delta",
-        "regularize.drop_path", "regularize.mixup", "regularize.stochastic_norm", "test_views",
-    ),
-    "texts": ("data.text", "data.columns", "input.max_length", "pretext.mask_prob"),
-    "policies": ("init.load_parts", "init.allow_shape_mismatch", "rl."),
-}  # fmt: skip
-# What a policy, which has no examples, no labels and no classes, does not know.
-NOT_POLICY = (
-    "adapt.", "cache.", "data.", "init.head", "init.strength", "input.", "model.channels", "model.dtype",
-    "model.endpoint", "model.num_classes", "optim.accumulate", "optim.sam", "parallel.", "pretext.", "regularize.",
-    "test_train", "wise_ft", "eval_batch_size",
-)  # fmt: skip
-CACHE_FIELDS = ("cache.dir", "cache.gigabytes", "cache.views")  # but not cache.features=off, which nothing cached meets
-# What guessing words, which has no labels and no cached features, does not know; nor have tags such features.
-NOT_MASKED = (*CACHE_FIELDS, "init.head", "init.strength", "regularize.", "wise_ft")
-NOT_TOKENS = CACHE_FIELDS
-# What is measured of pictures that have a class each, and how files of them are read.
-CLASSIFICATION_FIELDS = (
-    "calibrate", "data.fit", "data.group", "data.windows", "metrics", "positive", "regularize.class_weights", "score",
-    "specificity",
-)  # fmt: skip
-# What a detector does not know: one label for each picture, or a change to it that boxes cannot follow.
-NOT_DETECTION = (
-    "augment.crop_pad", "augment.erase", "augment.magnitude", "augment.randaugment", "augment.rotate", "cache.",
-    "data.per_class", "init.head", "init.strength", "input.crop", "input.interpolation", "model.num_classes",
-    "pretext.", "regularize.bss", "regularize.co_tuning", "regularize.cutmix", "regularize.delta", "regularize.dropout",
-    "regularize.label_smoothing", "regularize.mixup", "regularize.stochastic_norm", "test_views", "wise_ft",
-)  # fmt: skip
-# What needs a class for each example that is tested, or takes other labels than one person a picture.
-NOT_FACES = (
-    "data.test_examples", "init.strength", "model.num_classes", "regularize.co_tuning", "regularize.cutmix",
-    "regularize.delta", "regularize.mixup",
-)  # fmt: skip
 
 
 def task_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
     """Return the conflicts of fields with the kind of task."""
-    task, is_masked = config.task, config.pretext.name == "masked"
-    kind = "images" if task in IMAGE_TASKS else {"policy": "policies"}.get(task, "texts")
-    networks = {"images": models.names(), "texts": tuple(models.TEXT_MODELS), "policies": (models.POLICY,)}[kind]
-    sources = {"texts": ("huggingface", "tl_jax", "random"), "policies": ("tl_jax", "random")}.get(kind, IMAGE_SOURCES)
-    excluded = tuple(path for other, paths in TASK_FIELDS.items() if other != kind for path in paths)
-    excluded += NOT_POLICY if kind == "policies" else ("freeze.batch_stats",) if kind == "texts" else ()
-    excluded += () if task == "image" else CLASSIFICATION_FIELDS
-    excluded += NOT_DETECTION if task == "detection" else ("detect.",)
-    excluded += NOT_FACES if task == "faces" else ("faces.",)
-    excluded += {"masked": NOT_MASKED, "tokens": NOT_TOKENS}.get(task, ())
-    unused = [path for path in FIELDS if path.startswith(excluded) and changed(path)]
+    task, kind = TASKS[config.task], config.task
+    unused = [path for path in FIELDS if path.startswith(task.excluded_fields()) and changed(path)]
     return {
-        f"model.name={config.model.name} is no network for task={task}; take one of {', '.join(networks)}": (
-            config.model.name not in networks
+        f"model.name={config.model.name} is no network for task={kind}; take one of {', '.join(task.networks())}": (
+            config.model.name not in task.networks()
         ),
-        f"{(unused or [''])[0]} has no effect with config.task={task}": unused,
-        f"init.source={config.init.source} has nothing for task={task}; take one of {', '.join(sources)}": (
-            config.init.source not in sources
+        f"{(unused or [''])[0]} has no effect with config.task={kind}": unused,
+        f"init.source={config.init.source} has nothing for task={kind}; take one of {', '.join(task.sources)}": (
+            config.init.source not in task.sources
         ),
-        f"pretext.name={config.pretext.name} is not for task={task}": (
-            config.pretext.name and (kind == "images") == is_masked
-        ),
-        "pretext.name has no effect with config.task=masked, which guesses words anyway": is_masked
-        and task == "masked",
-        f"init.head={config.init.head} is not for task={task}, whose head reads every word; take new or keep": (
-            task in ("tokens", "masked") and config.init.head in ("logistic", "ridge")
-        ),
-        "data.per_class is for tasks with a label for each example; take data.train_examples": (
-            config.data.per_class and task in ("tokens", "masked")
-        ),
-        f"data.text={config.data.text} must name one column, or two": len(config.data.text) not in (1, 2),
-        "init.path must name the export of a policy, with config.init.source=tl_jax": (
-            kind == "policies" and (config.init.source == "tl_jax") != bool(config.init.path)
-        ),
-        "init.load_parts and init.allow_shape_mismatch need config.init.source=tl_jax": (
-            config.init.source != "tl_jax" and changed("init.load_parts", "init.allow_shape_mismatch")
-        ),
-        "rl.kickstart needs a source: config.init.source=tl_jax": (
-            config.init.source != "tl_jax" and changed("rl.kickstart")
-        ),
-        "rl.kickstart_share has an effect with config.rl.kickstart only": (
-            not config.rl.kickstart and changed("rl.kickstart_share")
-        ),
+        **task.conflicts(config, changed),
     }
 
 
-def face_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
-    """Return the conflicts among the fields of face verification."""
-    faces, task = config.faces, config.task
-    return {
-        f"init.head={config.init.head} fits classes, and task=faces has embeddings; take new or keep": (
-            task == "faces" and config.init.head in ("logistic", "ridge")
-        ),
-        "faces.pairs and config.faces.test_file both name the people to test; leave one out": (
-            faces.pairs and faces.test_file
-        ),
-        "faces.test_identities and split_seed have no effect beside config.faces.pairs or test_file": (
-            (faces.pairs or faces.test_file) and changed("faces.test_identities", "faces.split_seed")
-        ),
-        "faces.scale and margin are those of config.faces.loss=arcface": (
-            faces.loss != "arcface" and changed("faces.scale", "faces.margin")
-        ),
-    }
-
-
-FILE_DATASETS = ("folder", "flowers", "index")  # data of image files, DICOM too, that may have an index.csv beside them
-OUTSIDE_DATASETS = (*FILE_DATASETS, "coco")  # data of image files that a file names, or that lie in folders of classes
-
-
-def metric_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
-    """Return the conflicts of metrics, and of how images are read.
-
-    Raises:
-        UserError: a window or a range of values that is none.
-    """
-    dicom.parse_windows(config.data.windows)
-    value_range.parse_range(config.data.range)
-    unknown = [name for name in config.metrics if name not in METRICS]
-    return {
-        f"metrics has {(unknown or [''])[0]!r}, which is none of {', '.join(METRICS)}": unknown,
-        "score=auc needs auc among config.metrics": config.score == "auc" and "auc" not in config.metrics,
-        "specificity has an effect with sensitivity among config.metrics only": (
-            changed("specificity") and "sensitivity" not in config.metrics
-        ),
-        "positive has an effect with auc or sensitivity among config.metrics only": (
-            config.positive and not {"auc", "sensitivity"} & set(config.metrics)
-        ),
-        "calibrate needs a validation part; raise config.data.validation": (
-            config.calibrate and not config.data.validation
-        ),
-        f"data.group has an effect with config.data.name={', '.join(FILE_DATASETS)} only": (
-            config.data.group and config.data.name not in FILE_DATASETS
-        ),
-        f"data.dir={config.data.dir!r} has no effect with config.data.name={config.data.name}, which reads no folder; "
-        "set --config.data.name=folder for class folders with pictures": (
-            config.task in IMAGE_TASKS and config.data.dir and config.data.name in (*tfds.BUILTIN, *medmnist.SETS)
-        ),
-        f"data.range has no effect with config.data.name={config.data.name}, whose images have 8 bits": (
-            changed("data.range") and config.data.name in (*tfds.BUILTIN, *medmnist.SETS)
-        ),
-        f"data.max_pixels has no effect with config.data.name={config.data.name}, which reads no image files": (
-            config.data.max_pixels and config.data.name in (*tfds.BUILTIN, *medmnist.SETS, "npz")
-        ),
-        f"data.outside has an effect with config.data.name={', '.join(OUTSIDE_DATASETS)} only": (
-            config.data.outside and config.data.name not in OUTSIDE_DATASETS
-        ),
-        "data.label is for texts and for config.data.name=index": (
-            config.task in IMAGE_TASKS and changed("data.label") and config.data.name != "index"
-        ),
-    }
-
-
-LINE_DATASETS = ("lines", "docs", "docs_names", "docs_corpus")  # data without columns
 # What moves or compares features, or slows what lies below the head: nothing where the head alone trains.
 BACKBONE_FIELDS = (
     "optim.layer_decay", "regularize.bss", "regularize.co_tuning", "regularize.delta", "regularize.distill",
@@ -190,7 +49,6 @@ def effect_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any
         **_training_conflicts(config, changed),
         **_caching_conflicts(config, changed),
         **_pretext_conflicts(config, changed),
-        **_data_conflicts(config, changed),
     }
 
 
@@ -217,9 +75,6 @@ def _training_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, 
             changed("optim.epsilon") and config.optim.name != "adam"
         ),
         f"{(overridden or [''])[0]} has no effect: every phase has its own": overridden,
-        "phases have batch_stats, and a text network has no BatchNorm; leave it out": (
-            config.task in ("text", "tokens", "masked") and any("batch_stats" in phase for phase in phases)
-        ),
     }
 
 
@@ -258,25 +113,6 @@ def _pretext_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, A
             view_fields and name and name not in TWO_VIEW_PRETEXTS
         ),
         "pretext.weight has no effect: no phase learns from labels": config.pretext.weight and not supervised,
-        "detect.min_visibility has an effect with config.augment.resized_crop only": (
-            changed("detect.min_visibility") and not config.augment.resized_crop
-        ),
-    }
-
-
-def _data_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
-    name = config.data.name
-    columns = [path for path in ("data.text", "data.label", "data.columns") if name in LINE_DATASETS and changed(path)]
-    return {
-        f"data.windows has an effect with config.data.name={', '.join(FILE_DATASETS)} only, whose files may be DICOM": (
-            config.task == "image" and changed("data.windows") and name not in FILE_DATASETS
-        ),
-        f"{(columns or [''])[0]} has no effect with config.data.name={name}, which has no columns": (
-            config.task in ("text", "tokens", "masked") and columns
-        ),
-        "data.dir has no effect with config.data.name=scenes, which are drawn; choose voc or coco": (
-            config.task == "detection" and name == "scenes" and config.data.dir
-        ),
     }
 
 
@@ -296,7 +132,8 @@ def validate(config: Config) -> None:
     _check_conflicts(config)
     prefixes.check_renames(config.init.rename)
     freeze.check_rules([(config.adapt.targets, "config.adapt.targets")])
-    phases.resolve(config, {"train": 1, "unlabelled": 1}, stage_names(config))  # its own errors: malformed rules
+    task = TASKS[config.task]
+    phases.resolve(config, {"train": 1, "unlabelled": 1}, task.stage_names(config), task.extra_heads)  # malformed rules
     if config.seeds or config.arms:
         _check_arms(config)
 
@@ -328,8 +165,6 @@ def _check_conflicts(config: Config) -> None:
         _check_phase(f"config.phases[{i}]", phase, config)
     for table in (
         task_conflicts,
-        face_conflicts,
-        metric_conflicts,
         _init_conflicts,
         _length_conflicts,
         _freezing_conflicts,
@@ -345,7 +180,7 @@ def _init_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
     loaded = config.init.source != "random"
     return {
         "init.path is not read with config.init.source=random; name its source": (
-            not loaded and config.init.path and config.task in IMAGE_TASKS  # a text network's folder has the tokenizer
+            not loaded and config.init.path and not TASKS[config.task].random_files
         ),
         "init.head=keep needs weights, not config.init.source=random": not loaded and config.init.head == "keep",
         f"init.rename has no effect with config.init.source={config.init.source}": (
@@ -418,7 +253,7 @@ def _regularizing_conflicts(config: Config, changed: Callable[..., bool]) -> Con
     is_pretext = [phase.get("objective") == "pretext" for phase in config.phases]
     compares_features = config.regularize.distill or config.regularize.delta
     pretext_fields = [path for path in FIELDS if path.startswith("pretext.") and path != "pretext.name"]
-    pretext_fields = [path for path in pretext_fields if config.task != "masked" or path != "pretext.mask_prob"]
+    pretext_fields = [path for path in pretext_fields if path not in TASKS[config.task].pretext_fields]
     return {
         "regularize.co_tuning takes each picture's own label, which mixup and cutmix change; set one of them": (
             config.regularize.co_tuning and (config.regularize.mixup or config.regularize.cutmix)

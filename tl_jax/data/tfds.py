@@ -277,3 +277,4 @@ def _name_bytes(record: tfds_files.Record, length: int) -> np.ndarray:
 
 
 BUILTIN = {"digits": digits, "gratings": synthetic.draw_gratings, "shapes": synthetic.draw_shapes}  # need no files
+FILE_DATASETS = ("folder", "flowers", "index")  # of image files, DICOM too, that may have an index.csv beside them

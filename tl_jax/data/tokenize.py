@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FILES = ("tokenizer.json", "vocab.txt")
 MIN_CAPITALS = 0.01  # share of words with capitals in a vocabulary that tells them; bert-base-cased has a third
 PROBE = ("a", "\u0378 b")  # a pair of texts, one with a letter that no vocabulary has
+TOKEN_ARRAYS = ("input_ids", "attention_mask", "token_type_ids")  # of a text, as networks take them
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]")
 
 

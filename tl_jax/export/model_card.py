@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from tl_jax import __version__
 from tl_jax.config import recipe
 from tl_jax.data.preprocess import SCALINGS
+from tl_jax.export import stablehlo
 from tl_jax.pretrained import formats
 from tl_jax.pretrained.catalog import EMBEDDED_RESNET8, PretrainedSpec
 from tl_jax.report.html import facts_table, markdown_table
@@ -33,6 +34,26 @@ class Loader(NamedTuple):
 
     code: str
     description: str = ""
+
+
+class BundleContents(NamedTuple):
+    """What belongs to the exported weights of a run.
+
+    Attributes:
+        program: see ``stablehlo.Program``.
+        facts: further entries of ``bundle.json``.
+        licence: of the weights at the start, "" where nobody said.
+        files: name -> what it is.
+        loaders: heading -> code.
+        notes: what the card should say beside them.
+    """
+
+    program: stablehlo.Program
+    facts: dict[str, Any]
+    licence: str
+    files: dict[str, str]
+    loaders: dict[str, Loader]
+    notes: tuple[str, ...] = ()
 
 
 def jax_loader(file: str, io: Mapping[str, Any]) -> dict[str, Loader]:

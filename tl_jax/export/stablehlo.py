@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import export
 
 from tl_jax.data import preprocess
+from tl_jax.data.tokenize import TOKEN_ARRAYS
 from tl_jax.models.actor_critic import Policy
 from tl_jax.models.backbone import FEATURES
 from tl_jax.models.ops import conv
@@ -20,11 +21,11 @@ from tl_jax.pretrained.huggingface import TextNetwork
 from tl_jax.pretrained.network import Pretrained
 from tl_jax.rl.policy_transfer import SourcePolicy
 from tl_jax.rl.rollout import normalize
-from tl_jax.tasks.losses import TOKENS
 from tl_jax.transfer.arcface import l2_normalize
 from tl_jax.utils import disk, tree
 from tl_jax.utils.extras import require_extra
 
+PROGRAM_FILE = "model.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -74,11 +75,11 @@ def text_program(net: TextNetwork) -> Program:
     """
 
     def call(*tokens: jax.Array) -> jax.Array:
-        output = net.model.apply(net.variables, **dict(zip(TOKENS, tokens, strict=True)), train=False)[0]
+        output = net.model.apply(net.variables, **dict(zip(TOKEN_ARRAYS, tokens, strict=True)), train=False)[0]
         return jax.nn.softmax(output.astype(jnp.float32)) if has_head else output
 
     has_head = bool(net.model.num_classes) or net.model.output == "masked"
-    inputs = {name: (("n", "l"), "int32") for name in TOKENS}
+    inputs = {name: (("n", "l"), "int32") for name in TOKEN_ARRAYS}
     return Program(call, inputs, "probabilities" if has_head else "features", (f"l <= {net.model.positions}",))
 
 

@@ -17,6 +17,7 @@ from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import STRING, check_fields, choice, integer, number
 
+DELTA_FILE = "delta.safetensors"
 # Statistics are small and go together; heads and adapters are drawn from the run's own seed.
 ALWAYS_SAVED = rf"batch_stats/.*|params/({HEAD[0]}|{ADAPTERS})"
 _ADAPTERS = {"kind": choice(*KINDS), "rank": integer(0, 100_000), "alpha": number(0, 1e6), "targets": STRING}

@@ -4,7 +4,7 @@ Losses, metrics and predictions are made from hashable options, so that runs sha
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,19 +18,21 @@ from tl_jax.data.dataset import Dataset, Split
 from tl_jax.data.decode import Decoding, decode_file
 from tl_jax.data.detection import CLASS, COLUMNS, CROWD, check_objects, letterbox
 from tl_jax.data.image_folder import input_images
-from tl_jax.metrics.detection import box_evaluator as _of_boxes
+from tl_jax.metrics import Batch, Evaluation
+from tl_jax.metrics.detection import box_evaluator
 from tl_jax.models import centernet
 from tl_jax.models.centernet import GROUP_SIZE, Detector, giou
 from tl_jax.pretrained.network import Pretrained, with_head
 from tl_jax.report import images as drawing
-from tl_jax.tasks import file_answers, head_init, image_classification
+from tl_jax.tasks import file_answers, head_init
 from tl_jax.tasks.error_analysis import thumbnail
+from tl_jax.tasks.image_task import ImageTask, draw_network, load_network, make_regularize
 from tl_jax.tasks.losses import Network, Pixels, make_features
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding
 from tl_jax.train.evaluate import extract
 from tl_jax.train.logging import say
-from tl_jax.train.task import Task
+from tl_jax.train.task import Task, register_task
 from tl_jax.transfer import regularizers
 from tl_jax.transfer.adapters import Adapters
 from tl_jax.transfer.regularizers import Regularize
@@ -256,61 +258,111 @@ READERS = {"voc": voc.read_voc, "coco": coco.read_coco}
 SYNTHETIC = "scenes"
 
 
-def make_task(config: Any, record: RunRecord = NEW_RUN) -> Task:
-    """Build the task that ``config`` describes, for a run of which ``record`` is known."""
-    with require_extra("detection"):
-        import pycocotools  # noqa: F401  # which the evaluation needs: said before the training
-    random_init = config.init.source == "random"
-    net = (
-        image_classification.draw_network(config, 0)
-        if random_init
-        else with_head(image_classification.load_network(config), 0, "new")
-    )
-    for note in net.notes:
-        say(note)
-    size = config.input.size or net.spec.image_size
-    scaling = net.spec.scaling if config.input.scaling == "spec" else config.input.scaling
-    stored_shape = record.facts.get("input", {}).get("shape", (0, 0))
-    no_examples = np.zeros((0, *stored_shape, 3), np.uint8), np.zeros((0, 1, COLUMNS), np.float32)
-    source = record.source(lambda: load_source(config, size), *no_examples)
-    splits = record.split_data(config, source)
-    check_splits(source.name, splits)
-    warn_missing_classes(source, splits["train"])
-    detector = with_detector(net, len(source.classes), config.detect.width)
-    network = Network(detector.model, Pixels(net.model.channels, scaling), Adapters(**config.adapt.to_dict()))
-    regularize, shape = image_classification.make_regularize(config, detector), source.train.images.shape[1:3]
-    predict = make_predict(network, DetectionOptions(config.detect.max_detections, config.detect.nms_iou))
-    decoding = Decoding((), source.value_range, config.data.max_pixels, outside=config.data.outside)
-    predict_args = predict, source.classes, shape, config.detect.score_threshold, decoding, config.eval_batch_size
-    return Task(
-        name=f"{config.model.name} on {source.name}",
-        classes=source.classes,
-        init=functools.partial(init_variables, detector, network.adapters, regularize),
-        loss=make_loss(network, Augment(**config.augment.to_dict()), config.detect.min_visibility, regularize),
-        metrics=make_metrics(network),
-        features=make_features(network),
-        train_batch=loader.Stream(splits["train"].images, splits["train"].labels, config.seed, config.batch_size),
-        eval_batches=lambda split: loader.eval_batches(splits[split], config.eval_batch_size),
-        sizes=record.sizes(splits),
-        facts={
+@register_task("detection")
+class Detection(ImageTask):
+    """Boxes around the objects of K classes in each image."""
+
+    about = "images with boxes around objects"
+    own_fields = (*ImageTask.own_fields, "detect.")
+    # One label for each image, or a change to it that boxes cannot follow.
+    unused_fields = (
+        "augment.crop_pad", "augment.erase", "augment.magnitude", "augment.randaugment", "augment.rotate", "cache.",
+        "data.per_class", "init.head", "init.strength", "input.crop", "input.interpolation", "model.num_classes",
+        "pretext.", "regularize.bss", "regularize.co_tuning", "regularize.cutmix", "regularize.delta",
+        "regularize.dropout", "regularize.label_smoothing", "regularize.mixup", "regularize.stochastic_norm",
+        "test_views", "wise_ft",
+    )  # fmt: skip
+    program_output = "features"
+    unexported = ("head",)
+    score = "map"
+    evaluates_outputs = True
+
+    def __init__(self, config: Any, record: RunRecord = NEW_RUN):
+        """Build the task that ``config`` describes, for a run of which ``record`` is known."""
+        with require_extra("detection"):
+            import pycocotools  # noqa: F401  # which the evaluation needs: said before the training
+        random_init = config.init.source == "random"
+        net = draw_network(config, 0) if random_init else with_head(load_network(config), 0, "new")
+        for note in net.notes:
+            say(note)
+        size = config.input.size or net.spec.image_size
+        scaling = net.spec.scaling if config.input.scaling == "spec" else config.input.scaling
+        stored_shape = record.facts.get("input", {}).get("shape", (0, 0))
+        no_examples = np.zeros((0, *stored_shape, 3), np.uint8), np.zeros((0, 1, COLUMNS), np.float32)
+        source = record.source(lambda: load_source(config, size), *no_examples)
+        self.config, self.splits = config, record.split_data(config, source)
+        check_splits(source.name, self.splits)
+        warn_missing_classes(source, self.splits["train"])
+        self.detector = with_detector(net, len(source.classes), config.detect.width)
+        inputs = Pixels(net.model.channels, scaling)
+        self.network = Network(self.detector.model, inputs, Adapters(**config.adapt.to_dict()))
+        height, width = source.train.images.shape[1:3]
+        self.regularize, self.shape = make_regularize(config, self.detector), (height, width)
+        self.decoding = Decoding((), source.value_range, config.data.max_pixels, outside=config.data.outside)
+        self.name, self.classes = f"{config.model.name} on {source.name}", source.classes
+        augment_config = Augment(**config.augment.to_dict())
+        self.loss = make_loss(self.network, augment_config, config.detect.min_visibility, self.regularize)
+        self.metrics, self.features = make_metrics(self.network), make_features(self.network)
+        self.outputs = make_predict(self.network, DetectionOptions(config.detect.max_detections, config.detect.nms_iou))
+        train = self.splits["train"]
+        self.train_batch = loader.Stream(train.images, train.labels, config.seed, config.batch_size)
+        self.sizes, self.stages = record.sizes(self.splits), self.detector.model.stage_names()
+        facts = {"size": size, "shape": list(self.shape), "crop": 1.0, "interpolation": "bilinear", "scaling": scaling}
+        self.facts = {
             "weights": str(net.path or "random"),
             "weights_sha256": net.sha256,
             "data": source.name,
             "tested": source.test_origin,
-            "input": {"size": size, "shape": list(shape), "crop": 1.0, "interpolation": "bilinear", "scaling": scaling},
+            "input": facts,
             **source.facts(),
             "new_head": True,
             "spec": net.spec.to_dict(),
-            **record.describe(source, splits, config.data.dir),
-        },
-        stages=detector.model.stage_names(),
-        score="map",
-        predict=predict,
-        evaluate=_of_boxes(source.classes),
-        test_details=functools.partial(example_boxes, source.classes, splits["test"], config.detect.score_threshold),
-        predict_inputs=functools.partial(predict_files, *predict_args),
-        draw_predictions=functools.partial(draw_predictions, source.classes, decoding),
-    )
+            **record.describe(source, self.splits, config.data.dir),
+        }
+
+    @classmethod
+    def conflicts(cls, config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+        return {
+            **super().conflicts(config, changed),
+            "detect.min_visibility has an effect with config.augment.resized_crop only": (
+                changed("detect.min_visibility") and not config.augment.resized_crop
+            ),
+            "data.dir has no effect with config.data.name=scenes, which are drawn; choose voc or coco": (
+                config.data.name == SYNTHETIC and config.data.dir
+            ),
+        }
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        return init_variables(self.detector, self.network.adapters, self.regularize, key)
+
+    def cache_features(self, variables: Any, phase: Any) -> Task:
+        return self
+
+    def evaluate(self, outputs: Sequence[Any], batches: Sequence[Batch]) -> Evaluation:
+        return box_evaluator(self.classes)(outputs, batches)
+
+    def test_details(self, predictions: Any) -> dict[str, Any]:
+        return example_boxes(self.classes, self.splits["test"], self.config.detect.score_threshold, predictions)
+
+    def augmented_examples(self, images: Any, labels: Any, keys: Any, augment_config: Augment) -> tuple[Any, Any, Any]:
+        step = jax.jit(augment_boxes, static_argnums=(3, 4))
+        visible = self.config.detect.min_visibility
+        augmented = np.stack([_with_boxes(*step(images, labels, key, augment_config, visible)) for key in keys])
+        captions = [f"{count} boxes" for count in (labels[..., CLASS] >= 0).sum(1)]
+        return _with_boxes(images, labels), augmented, captions
+
+    def predict(self, variables: Any, inputs: Sequence[Any]) -> tuple[list[dict[str, Any]], str]:
+        min_score, size = self.config.detect.score_threshold, self.config.eval_batch_size
+        return predict_files(self.outputs, self.classes, self.shape, min_score, self.decoding, size, variables, inputs)
+
+    def draw_predictions(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+        return draw_predictions(self.classes, self.decoding, rows, folder)
+
+
+def _with_boxes(images: Any, labels: Any) -> np.ndarray:
+    """Return images (N, H, W, 3) with the boxes of their labels (N, M, 6) drawn."""
+    images, labels = np.asarray(images), np.asarray(labels)
+    return drawing.outline_boxes(images, labels[..., :4], labels[..., CLASS])
 
 
 def with_detector(net: Pretrained, classes: int, width: int) -> Pretrained:

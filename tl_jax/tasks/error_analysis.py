@@ -44,7 +44,7 @@ def image_details(
 
 
 def text_details(
-    classes: Sequence[str], texts: Sequence[Any], rows: np.ndarray | None, scored_examples: Predictions
+    classes: Sequence[str], texts: Sequence[Any] | np.ndarray, rows: np.ndarray | None, scored_examples: Predictions
 ) -> dict[str, Any]:
     """Return the details of a text classifier.
 
@@ -64,7 +64,7 @@ def text_details(
 
 def tag_details(
     classes: Sequence[str],
-    texts: Sequence[Any],
+    texts: Sequence[Any] | np.ndarray,
     rows: np.ndarray,
     labels: list[list[str]],
     predictions: list[list[str]],

@@ -20,12 +20,13 @@ from tl_jax.metrics import Batch, Evaluation, verification
 from tl_jax.metrics.verification import Comparisons, Pairs
 from tl_jax.models.layers import glorot_uniform
 from tl_jax.report import plots
-from tl_jax.tasks import file_answers, image_classification
+from tl_jax.tasks import file_answers, head_init
+from tl_jax.tasks.image_task import ImageTask, load_inputs, no_images
 from tl_jax.tasks.losses import Network, make_embeddings, make_loss
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train.evaluate import extract
 from tl_jax.train.logging import say
-from tl_jax.train.task import Task
+from tl_jax.train.task import Task, register_task
 from tl_jax.transfer.arcface import Margin
 from tl_jax.transfer.regularizers import Regularize
 from tl_jax.transfer.self_supervised import Pretext
@@ -50,7 +51,7 @@ def predict_files(
     Args:
         config: the configuration.
         load_face_set: reads all pictures of the data.
-        task: with the embeddings as ``predict``.
+        task: with the embeddings as ``outputs``.
         size: side in pixels to which pictures of differing sizes are fitted.
         fitted_threshold: the threshold that the finished run has found already, None for a run without.
         variables: trained.
@@ -72,7 +73,7 @@ def predict_files(
     gallery = faces.read_faces(config.faces.known, size, max_bytes, decoding) if config.faces.known else load_face_set()
 
     def embed(split: Split) -> np.ndarray:
-        return extract(task.predict, variables, loader.eval_batches(split, config.eval_batch_size))
+        return extract(task.outputs, variables, loader.eval_batches(split, config.eval_batch_size))
 
     similarity = embed(Split(images, np.zeros(len(readable), np.int32))) @ embed(gallery.examples).T
     gallery_rows = {file.resolve(): match for match, file in enumerate(gallery.files)}
@@ -103,7 +104,7 @@ def validation_threshold(task: Task, variables: Any) -> float | None:
         return None
     labels = np.concatenate([b["label"][b["mask"] > 0] for b in task.eval_batches("validation")])
     embeddings, pairs = (
-        extract(task.predict, variables, task.eval_batches("validation")),
+        extract(task.outputs, variables, task.eval_batches("validation")),
         verification.all_pairs(labels),
     )
     return verification.best_threshold(verification.pair_cosines(embeddings, pairs), pairs.same)
@@ -125,41 +126,85 @@ class FaceData(NamedTuple):
     pairs: Pairs | None
 
 
-def make_task(config: Any, record: RunRecord = NEW_RUN) -> Task:
-    """Build the task that ``config`` describes, for a run of which ``record`` is known."""
-    net, inputs = image_classification.load_inputs(config)
-    data, max_bytes = config.data, config.data.gigabytes * 1e9
-    load_face_set = functools.partial(
-        read_face_set, data.name, data.dir, data.generate, inputs.size, max_bytes, decoding_for(config, record)
-    )
-    faces = load_data(config, inputs.size) if record.reads_data else without_data(record)
-    margin = Margin(config.faces.loss, config.faces.scale, config.faces.margin, len(faces.source.classes))
-    functions = functools.partial(embedding_functions, margin, config.test_views)
-    task, _, splits = image_classification.build_task(
-        config, net, inputs, faces.source, config.faces.embedding, functions, record
-    )
-    return task._replace(
-        init=functools.partial(init_variables, task, splits["train"].images.shape[1:]),
-        evaluate=functools.partial(evaluate_pairs, faces, config.faces.gallery),
-        report=functools.partial(report_trial, task.name),
-        predict_inputs=functools.partial(
-            predict_files, config, load_face_set, task, inputs.size, record.fitted.get("threshold")
-        ),
-        score="auc",
-    )
+@register_task("faces")
+class FaceVerification(ImageTask):
+    """Embeddings of images, in which those of one person are near each other."""
 
+    about = "images of people, verified and identified"
+    own_fields = (*ImageTask.own_fields, "faces.")
+    # What needs a class for each example that is tested, or takes other labels than one person an image.
+    unused_fields = (
+        "data.test_examples", "init.strength", "model.num_classes", "regularize.co_tuning", "regularize.cutmix",
+        "regularize.delta", "regularize.mixup",
+    )  # fmt: skip
+    extra_heads = ("people",)
+    program_output = "embeddings"
+    score = "auc"
+    evaluates_outputs = reports_validation = True
 
-def embedding_functions(
-    margin: Margin,
-    count: int,
-    network: Network,
-    augment_config: Augment,
-    penalties: Regularize,
-    pretext: Pretext | None,
-) -> dict[str, Any]:
-    """Return the functions of a task of people, tested on ``count`` views, by the names of ``Task``."""
-    loss = make_loss(network, augment_config, penalties, pretext, margin)
-    return {"loss": loss, "metrics": _no_metrics, "predict": make_embeddings(network, count)}
+    def __init__(self, config: Any, record: RunRecord = NEW_RUN):
+        """Build the task that ``config`` describes, for a run of which ``record`` is known."""
+        self.config, (net, self.input_spec) = config, load_inputs(config)
+        self.data = load_data(config, self.input_spec.size) if record.reads_data else without_data(record)
+        self.build(config, net, self.input_spec, self.data.source, config.faces.embedding, record)
+        self.decoding, self.fitted_threshold = decoding_for(config, record), record.fitted.get("threshold")
+
+    @classmethod
+    def conflicts(cls, config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+        faces = config.faces
+        return {
+            **super().conflicts(config, changed),
+            f"init.head={config.init.head} fits classes, and task=faces has embeddings; take new or keep": (
+                config.init.head in head_init.PROBES
+            ),
+            "faces.pairs and config.faces.test_file both name the people to test; leave one out": (
+                faces.pairs and faces.test_file
+            ),
+            "faces.test_identities and split_seed have no effect beside config.faces.pairs or test_file": (
+                (faces.pairs or faces.test_file) and changed("faces.test_identities", "faces.split_seed")
+            ),
+            "faces.scale and margin are those of config.faces.loss=arcface": (
+                faces.loss != "arcface" and changed("faces.scale", "faces.margin")
+            ),
+        }
+
+    @classmethod
+    def fitted_value(cls, config: Any) -> str:
+        return "threshold"
+
+    def functions(
+        self, network: Network, augment_config: Augment, penalties: Regularize, pretext: Pretext | None
+    ) -> dict[str, Any]:
+        faces = self.config.faces
+        margin = Margin(faces.loss, faces.scale, faces.margin, len(self.data.source.classes))
+        loss = make_loss(network, augment_config, penalties, pretext, margin)
+        embeddings = make_embeddings(network, self.config.test_views)
+        return {"loss": loss, "metrics": _no_metrics, "outputs": embeddings}
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        """Return the variables that training starts from, with centres (E, K) of the people in training."""
+        variables = super().init(key)
+        batch = {"image": jax.ShapeDtypeStruct((1, *self.splits["train"].images.shape[1:]), np.uint8)}
+        assert self.outputs
+        width = jax.eval_shape(self.outputs, variables, batch).shape[-1]
+        kernel = glorot_uniform(jax.random.fold_in(key, 3), (width, len(self.classes)))
+        extra = {**variables["params"].get("extra", {}), "people": {"kernel": kernel}}
+        return {**variables, "params": {**variables["params"], "extra": extra}}
+
+    def evaluate(self, outputs: Sequence[Any], batches: Sequence[Batch]) -> Evaluation:
+        return evaluate_pairs(self.data, self.config.faces.gallery, outputs, batches)
+
+    def report(self, test: Any, validation: Any, folder: Path) -> dict[str, Any]:
+        return report_trial(self.name, test, validation, folder)
+
+    def load_face_set(self) -> FaceSet:
+        """Read all images of the data."""
+        data, max_bytes = self.config.data, self.config.data.gigabytes * 1e9
+        return read_face_set(data.name, data.dir, data.generate, self.input_spec.size, max_bytes, self.decoding)
+
+    def predict(self, variables: Any, inputs: Sequence[Any]) -> tuple[list[dict[str, Any]], str]:
+        size = self.input_spec.size
+        return predict_files(self.config, self.load_face_set, self, size, self.fitted_threshold, variables, inputs)
 
 
 def _no_metrics(variables: Any, batch: Batch) -> dict[str, Any]:
@@ -169,26 +214,9 @@ def _no_metrics(variables: Any, batch: Batch) -> dict[str, Any]:
 
 def without_data(record: RunRecord) -> FaceData:
     """Return the data of a run that only predicts or is exported: the people it was trained on, without pictures."""
-    images, labels = image_classification.no_images(record)
+    images, labels = no_images(record)
     source = record.source_without_data(images, labels)
     return FaceData(FaceSet(source.name, source.train, source.classes, ()), source, None)
-
-
-def init_variables(task: Task, shape: Sequence[int], key: jax.Array) -> dict[str, Any]:
-    """Return the variables that training starts from, with centres (E, K) of the people in training.
-
-    Args:
-        task: without these centres.
-        shape: (H, W, 3) of the pictures.
-        key: to draw from.
-    """
-    variables = task.init(key)
-    assert task.predict
-    batch = {"image": jax.ShapeDtypeStruct((1, *shape), np.uint8)}
-    width = jax.eval_shape(task.predict, variables, batch).shape[-1]
-    kernel = glorot_uniform(jax.random.fold_in(key, 3), (width, len(task.classes)))
-    extra = {**variables["params"].get("extra", {}), "people": {"kernel": kernel}}
-    return {**variables, "params": {**variables["params"], "extra": extra}}
 
 
 def decoding_for(config: Any, record: RunRecord = NEW_RUN) -> Decoding:

@@ -152,7 +152,7 @@ class FeatureCache:
         network = self.network._replace(model=model.clone(start=name), inputs=Maps())
         train = self.splits["train"]
         images = outputs.of_views(train, views) if views else outputs.of_split(train)
-        return task._replace(
+        return task.replace(
             **self.functions(network, Augment(), self.regularize, None),
             train_batch=loader.Stream(images, train.labels, self.config.seed, self.config.batch_size),
             eval_batches=outputs.batches,
@@ -294,8 +294,17 @@ def _make_fold(adapters: Adapters, norm_pairs: tuple[fold_batch_norm.ConvNormPai
 class TextFeatureCache:
     """Cache of a text task's features, on disk."""
 
-    def __init__(self, config: Any, encoder: Encoder, splits: Mapping[str, TokenizedTexts], regularize: Regularize):
+    def __init__(
+        self,
+        config: Any,
+        encoder: Encoder,
+        splits: Mapping[str, TokenizedTexts],
+        regularize: Regularize,
+        reads_features: bool,
+    ):
+        """``reads_features``: whether the head reads one vector of each text, which can be kept."""
         self.encoder, self.splits, self.regularize, self.config = encoder, splits, regularize, config
+        self.reads_features = reads_features
         folder = Path(config.cache.dir).expanduser() if config.cache.dir else cache_dir() / "features"
         self.disk_cache = DiskCache(folder, int(config.cache.gigabytes * 1e9))
 
@@ -305,10 +314,10 @@ class TextFeatureCache:
         if frozen_endpoint(self.encoder.model.stage_names(), "", mask, frozenset(), frozenset()) != FEATURES:
             return task
         plain = not (self.regularize.compares_maps or self.config.pretext.weight)
-        if self.config.task == "text" and plain and self.config.cache.features == "auto" and jax.process_count() == 1:
+        if self.reads_features and plain and self.config.cache.features == "auto" and jax.process_count() == 1:
             return self._cached(task, variables)
         frozen_encoder = self.encoder._replace(frozen=True)
-        return task._replace(loss=losses.make_text_loss(frozen_encoder, self.regularize)) if plain else task
+        return task.replace(loss=losses.make_text_loss(frozen_encoder, self.regularize)) if plain else task
 
     def features(self, variables: Any, texts: TokenizedTexts) -> np.ndarray:
         """Return the features (N, D) of texts, in their order."""
@@ -340,11 +349,11 @@ class TextFeatureCache:
             if name != "unlabelled" and len(texts.labels)
         }
         train = splits["train"]
-        return task._replace(
+        return task.replace(
             loss=losses.make_loss(head, Augment(), self.regularize, None),
             metrics=losses.make_metrics(head),
-            predict=losses.make_predict(head),
-            test_details=functools.partial(task.test_details, rows=None) if task.test_details else None,
+            outputs=losses.make_predict(head),
+            test_order=None,
             train_batch=loader.Stream(train.images, train.labels, self.config.seed, self.config.batch_size),
             eval_batches=lambda split: loader.eval_batches(splits[split], size),
         )

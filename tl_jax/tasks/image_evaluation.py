@@ -1,20 +1,22 @@
 """What is said of a classifier of pictures beside its accuracy: while it trains, and in the end with calibration."""
 
-import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tl_jax.data import dicom
 from tl_jax.data.dataset import Split
+from tl_jax.data.tfds import FILE_DATASETS
 from tl_jax.metrics import Batch, Evaluation, classification
 from tl_jax.metrics.classification import Predictions, collect_predictions
 from tl_jax.report import plots
 from tl_jax.train.logging import say
 from tl_jax.utils.errors import UserError, join_names, nearest
 
+METRICS = ("auc", "sensitivity", "ece")  # beside accuracy
 NEEDS = "needs examples of the class and of others"
 MAX_NAMES = 5  # names of classes in a message
 
@@ -42,6 +44,32 @@ class EvaluationSettings(NamedTuple):
     def reference(self) -> int:
         """The class that stands for both where there are two."""
         return len(self.classes) - 1 if self.positive is None else self.positive
+
+
+def conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+    """Return the conflicts of metrics, and of how images are read.
+
+    Raises:
+        UserError: a window that is none.
+    """
+    dicom.parse_windows(config.data.windows)
+    data, unknown = config.data, [name for name in config.metrics if name not in METRICS]
+    files = ", ".join(FILE_DATASETS)
+    return {
+        f"metrics has {(unknown or [''])[0]!r}, which is none of {', '.join(METRICS)}": unknown,
+        "score=auc needs auc among config.metrics": config.score == "auc" and "auc" not in config.metrics,
+        "specificity has an effect with sensitivity among config.metrics only": (
+            changed("specificity") and "sensitivity" not in config.metrics
+        ),
+        "positive has an effect with auc or sensitivity among config.metrics only": (
+            config.positive and not {"auc", "sensitivity"} & set(config.metrics)
+        ),
+        "calibrate needs a validation part; raise config.data.validation": config.calibrate and not data.validation,
+        f"data.group has an effect with config.data.name={files} only": data.group and data.name not in FILE_DATASETS,
+        f"data.windows has an effect with config.data.name={files} only, whose files may be DICOM": (
+            changed("data.windows") and data.name not in FILE_DATASETS
+        ),
+    }
 
 
 def read_settings(config: Any, classes: tuple[str, ...], splits: Mapping[str, Split]) -> EvaluationSettings | None:
@@ -175,14 +203,4 @@ def _calibrate(test: Predictions, validation: Predictions, folder: Path) -> dict
         "ece_after": after_bins.ece,
         "loss_before": classification.log_loss(*test),
         "loss_after": classification.log_loss(calibrated, test.labels),
-    }
-
-
-def task_fields(settings: EvaluationSettings | None) -> dict[str, Any]:
-    """Return the fields of a ``Task`` that compute these metrics."""
-    if settings is None:
-        return {}
-    return {
-        "evaluate": functools.partial(evaluate_predictions, settings),
-        "report": functools.partial(report_calibration, settings),
     }

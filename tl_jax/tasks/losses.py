@@ -13,7 +13,7 @@ import optax
 
 from tl_jax.data import preprocess
 from tl_jax.data.augment import Augment, augment, tta_views
-from tl_jax.data.tokenize import IGNORED, MaskedTexts, Masking, mask_tokens
+from tl_jax.data.tokenize import IGNORED, TOKEN_ARRAYS, MaskedTexts, Masking, mask_tokens
 from tl_jax.models.bert import Bert, normal_init
 from tl_jax.models.ops.batch_norm import stochastic_norm
 from tl_jax.models.ops.dropout import Dropout
@@ -240,9 +240,6 @@ def _metric_sums(losses, logits, batch):
     return {"loss": ((losses * mask).sum(), count), "accuracy": ((correct * mask).sum(), count)}
 
 
-TOKENS = ("input_ids", "attention_mask", "token_type_ids")
-
-
 class Head(nn.Module):
     """The head of a text network by itself, on features (N, D) or (N, L, D) that are computed already."""
 
@@ -307,7 +304,7 @@ class Encoder(NamedTuple):
 
 
 def _tokens(batch: Any) -> dict[str, jax.Array]:
-    return {name: batch[name] for name in TOKENS}
+    return {name: batch[name] for name in TOKEN_ARRAYS}
 
 
 @functools.cache

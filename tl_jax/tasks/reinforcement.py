@@ -5,29 +5,36 @@ Several updates run in one call; their number is an argument, so that it needs n
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tl_jax import models
+from tl_jax.export import model_card, stablehlo
+from tl_jax.export.model_card import BundleContents
 from tl_jax.metrics import Batch, Sums, Variables
 from tl_jax.models import check_options
 from tl_jax.models.actor_critic import Policy
-from tl_jax.rl import envs, policy_transfer, ppo, rollout
+from tl_jax.pretrained import formats
+from tl_jax.rl import envs, policy_transfer, ppo, render, rollout
 from tl_jax.rl.envs import Env
 from tl_jax.rl.ppo import PPOConfig, make_update
 from tl_jax.rl.rollout import normalize
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding
-from tl_jax.train.logging import say
-from tl_jax.train.state import TrainState
+from tl_jax.train.checkpoint import Checkpoints
+from tl_jax.train.logging import say, say_written
+from tl_jax.train.state import TrainState, initial_state
 from tl_jax.train.step import make_optimizer_init
-from tl_jax.train.task import Objective, Task
+from tl_jax.train.task import Objective, Task, register_task
+from tl_jax.train.workdir import read_summary
 from tl_jax.transfer import freeze
 from tl_jax.transfer.freeze import Rules
-from tl_jax.transfer.optimizer import OptimSpec, learning_rates
+from tl_jax.transfer.optimizer import OptimSpec, adam_moments, learning_rates
 from tl_jax.transfer.phases import Phase
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
@@ -118,34 +125,116 @@ def _make_updates(
 SPLITS = ("validation", "test")  # each has keys of its own, and so its own episodes
 
 
-def make_task(config: Any, record: RunRecord = NEW_RUN) -> Task:
-    """Build the task that ``config`` describes; it has no data, so that nothing of ``record`` is needed."""
-    env = envs.make_env(config.rl.env, config.rl.env_params)
-    policy, ppo_settings = make_policy(config, env), make_ppo_config(config)
-    sharding.check_batch("rl.episodes", config.rl.episodes)
-    source_policy = policy_transfer.load(config.init.path) if config.init.source != "random" else None
-    return Task(
-        name=f"policy in {env.name}",
-        classes=(),
-        init=functools.partial(_init_variables, config, env, policy, source_policy),
-        loss=_refuse,
-        metrics=make_metrics(env, policy),
-        features=functools.partial(_features, policy),
-        train_batch=_refuse,
-        eval_batches=functools.partial(_episode_batches, config.rl.episodes),
-        sizes={"train": config.rl.total_timesteps, "validation": config.rl.episodes, "test": config.rl.episodes},
-        facts={
+@register_task("policy")
+class Reinforcement(Task):
+    """A policy that acts in an environment; an example of a split is an episode."""
+
+    about = "an environment to act in"
+    input_kind = "observations"
+    sources = ("tl_jax", "random")
+    own_fields = ("init.load_parts", "init.allow_shape_mismatch", "rl.")
+    # There are no examples, no labels and no classes.
+    unused_fields = (
+        "adapt.", "cache.", "data.", "init.head", "init.strength", "input.", "model.channels", "model.dtype",
+        "model.endpoint", "model.num_classes", "optim.accumulate", "optim.sam", "parallel.", "pretext.", "regularize.",
+        "test_train", "wise_ft", "eval_batch_size",
+    )  # fmt: skip
+    score = "episode_return"
+
+    def __init__(self, config: Any, record: RunRecord = NEW_RUN):
+        """Build the task that ``config`` describes; it has no data, so that nothing of ``record`` is needed."""
+        self.config, self.env = config, envs.make_env(config.rl.env, config.rl.env_params)
+        self.policy, env = make_policy(config, self.env), self.env
+        self.make_stepper = functools.partial(PolicyStepper, env, self.policy, make_ppo_config(config))
+        sharding.check_batch("rl.episodes", config.rl.episodes)
+        self.source = policy_transfer.load(config.init.path) if config.init.source != "random" else None
+        self.name, self.stages = f"policy in {env.name}", self.policy.stage_names(len(env.observation_shape) == 3)
+        self.metrics, self.features = make_metrics(env, self.policy), functools.partial(_features, self.policy)
+        episodes = config.rl.episodes
+        self.sizes = {"train": config.rl.total_timesteps, "validation": episodes, "test": episodes}
+        self.facts = {
             "weights": config.init.path or "random",
             "world": env.name,
             "physics": {name: value for name, value in env.params},
             "spaces": env.spaces,
-            "options": policy_options(policy),
+            "options": policy_options(self.policy),
             "tested": "episodes of their own keys, the same for every run",
-        },
-        stages=policy.stage_names(len(env.observation_shape) == 3),
-        score="episode_return",
-        make_stepper=functools.partial(PolicyStepper, env, policy, ppo_settings),
-    )
+        }
+
+    @classmethod
+    def networks(cls) -> tuple[str, ...]:
+        return (models.POLICY,)
+
+    @classmethod
+    def stage_names(cls, config: Any) -> tuple[str, ...]:
+        widths = config.model.options.to_dict().get("widths", Policy.widths)
+        return Policy(1, widths=tuple(widths)).stage_names(image_input=True)
+
+    @classmethod
+    def conflicts(cls, config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+        is_new = config.init.source == "random"
+        return {
+            "init.path must name the export of a policy, with config.init.source=tl_jax": (
+                is_new == bool(config.init.path)
+            ),
+            "init.load_parts and init.allow_shape_mismatch need config.init.source=tl_jax": (
+                is_new and changed("init.load_parts", "init.allow_shape_mismatch")
+            ),
+            "rl.kickstart needs a source: config.init.source=tl_jax": is_new and changed("rl.kickstart"),
+            "rl.kickstart_share has an effect with config.rl.kickstart only": (
+                not config.rl.kickstart and changed("rl.kickstart_share")
+            ),
+        }
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        return _init_variables(self.config, self.env, self.policy, self.source, key)
+
+    def eval_batches(self, split: str) -> Iterator[Batch]:
+        return _episode_batches(self.config.rl.episodes, split)
+
+    def preview(self, folder: Path) -> list[Path]:
+        """Draw an episode before training."""
+        rollout = self._play(initial_state(self, self.config.seed).variables)
+        title = f"{self.name}, before training: {len(rollout.observations)} steps, return {rollout.episode_return:g}"
+        return [render.draw_strip(self.env, rollout, title, folder / "preview.png")]
+
+    def play(self, variables: Variables, folder: Path) -> tuple[Path, str]:
+        """Act for one episode by the most likely actions; draw ``episode.gif``."""
+        rollout = self._play(variables)
+        path = render.write_gif(self.env, rollout, folder / "episode.gif")
+        return path, f"{len(rollout.observations)} steps, return {rollout.episode_return:.1f}"
+
+    def _play(self, variables: Variables) -> render.Episode:
+        return render.play_episode(self.env, self.policy, variables, jax.random.key(self.config.seed))
+
+    def export_weights(self, folder: Path, start: TrainState, end: TrainState, dtype: str) -> Path:
+        """Write ``export/model.safetensors``, which ``init.path`` takes; ``dtype`` is float32 whatever it says."""
+        path = folder / "export" / formats.WEIGHTS_FILE
+        facts = {name: self.facts[name] for name in ("world", "physics", "spaces")} | {"step": int(end.step)}
+        facts |= {"metrics": read_summary(folder).get("metrics", {})}
+        adam_state = adam_moments(self.optimizer_state(folder, end))
+        policy_transfer.save(path, end.variables, self.facts["options"], facts, adam_state)
+        say_written(path)
+        return path
+
+    def optimizer_state(self, folder: Path, state: TrainState) -> Any:
+        """Return the optimizer state of the checkpoint that ``state`` came from; () before the first step."""
+        step = int(state.step)
+        phase = next((phase for phase in self.plan() if phase.start < step <= phase.stop), None)
+        if phase is None:
+            return ()
+        template = state.replace(opt_state=make_optimizer_init(phase.optim, phase.rules)(state.params))
+        checkpoints = Checkpoints(folder / "checkpoints", self, cleanup=False)
+        restored = checkpoints.restore(step, template, opt_state=True)
+        checkpoints.close()
+        return restored.opt_state
+
+    def bundle_contents(self, folder: Path, step: int) -> BundleContents:
+        source = policy_transfer.load(folder / formats.WEIGHTS_FILE)
+        facts = {"classes": [], "world": source.world, "preprocessing": model_card.describe_policy_input(source.spaces)}
+        facts |= {"options": dict(source.options)}
+        files = {formats.WEIGHTS_FILE: "weights of tl_jax, with the facts to build the policy"}
+        return BundleContents(stablehlo.policy_program(source), facts, "", files, model_card.policy_loader())
 
 
 def make_policy(config: Any, env: Env) -> Policy:
@@ -236,9 +325,3 @@ def policy_options(policy: Policy) -> dict[str, Any]:
 
 def _to_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _refuse(*_: Any) -> Any:
-    raise TypeError(
-        "a policy learns from what it does, see Task.make_stepper; it has no batches and no loss of its own"
-    )

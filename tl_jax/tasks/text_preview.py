@@ -18,10 +18,11 @@ from tl_jax.report import images
 from tl_jax.report.images import PADDING, PLAIN, SECOND, SPECIAL, Piece, Text
 from tl_jax.tasks.losses import PRETEXT_KEY
 from tl_jax.train.state import stream_key
-from tl_jax.train.task import Task
 
 if TYPE_CHECKING:
     import tokenizers
+
+    from tl_jax.tasks.text import TextTask
 
 ROWS = 8
 LEGEND = {
@@ -38,10 +39,10 @@ HIDDEN = {  # below each stands the piece to guess
 TAG = "tag "  # begins the kind of a tagged piece
 
 
-def draw_previews(task: Task, config: Any, folder: Path) -> list[Path]:
+def draw_previews(task: TextTask, config: Any, folder: Path) -> list[Path]:
     """Draw the first texts of the first step, and those of the pretext where there is one; return the PNGs."""
     tokenizer, key = huggingface.load_tokenizer(config.init.source, config.init.path), stream_key(config.seed, "train")
-    key, is_masked_lm = jax.random.fold_in(key, 0), config.task == "masked"
+    key, is_masked_lm = jax.random.fold_in(key, 0), not task.needs_labels
     batch = task.train_batch(0)
     previews = [("preview", batch, key if is_masked_lm else None)]
     if config.pretext.name:
@@ -55,7 +56,7 @@ def draw_previews(task: Task, config: Any, folder: Path) -> list[Path]:
 
 
 def _draw_batch(
-    task: Task, config: Any, tokenizer: tokenizers.Tokenizer, batch: Batch, mask_key: jax.Array | None, path: Path
+    task: TextTask, config: Any, tokenizer: tokenizers.Tokenizer, batch: Batch, mask_key: jax.Array | None, path: Path
 ) -> Path:
     """Draw the first texts of a batch, with the words hidden that the key ``mask_key`` says, if there is one."""
     batch = {name: np.asarray(values) for name, values in batch.items()}

@@ -84,7 +84,7 @@ def evaluate(
     task: Task,
     variables: Any,
     split: str,
-    default_evaluate: Any = None,
+    final: bool = False,
     where: str = "",
     describe_last: Callable[[], str] = str,
 ) -> EvalResult:
@@ -94,17 +94,17 @@ def evaluate(
         task: whose functions measure.
         variables: that are tested.
         split: name of the split.
-        default_evaluate: used if a task with ``test_details`` has no ``evaluate`` of its own; the program is the same
-            without it, but its predictions are dropped batch by batch.
+        final: whether this is the test at the end, for which ``task.evaluate`` gets the outputs in any case; the
+            program is the same without it, but what it puts out is dropped batch by batch.
         where, describe_last: see ``check_finite``.
 
     Raises:
         Diverged: a metric, or what the network says of an example, is not finite.
     """
     where = where or f"the {split} split"
-    has_predictions = bool(task.evaluate or task.test_details)
-    evaluate_outputs = task.evaluate or (default_evaluate if has_predictions else None)
-    step_function = _with_predictions(task.metrics, task.predict) if has_predictions else task.metrics
+    has_outputs = task.outputs is not None
+    keeps_outputs = has_outputs and (final or task.evaluates_outputs)
+    step_function = _with_outputs(task.metrics, task.outputs) if has_outputs else task.metrics
     step = make_eval_step(step_function, sharding.is_sharded(variables))
     rows, batches, examples, compiling = [], [], 0, 0.0
     for host_batch in task.eval_batches(split):
@@ -113,29 +113,29 @@ def evaluate(
         program = sharding.compile_cached(step, variables, batch)
         compiling += program.seconds
         out = program.execute(variables, batch)
-        rows.append(out[0] if has_predictions and not evaluate_outputs else out)
-        if evaluate_outputs:
+        rows.append(out[0] if has_outputs and not keeps_outputs else out)
+        if keeps_outputs:
             batches.append({name: host_batch[name] for name in host_batch if name != "image"})  # images need room
         if len(rows) % QUEUE == 0:
             jax.block_until_ready(rows[-1])
-    if not evaluate_outputs:
+    if not keeps_outputs:
         values = mean_metrics(rows)
         check_finite(values, where, describe_last)
         return EvalResult(values, examples, compiling)
-    sums, predictions = zip(*jax.device_get(rows), strict=True)
+    sums, outputs = zip(*jax.device_get(rows), strict=True)
     values = mean_metrics(sums)
     check_finite(values, where, describe_last)
-    for output, batch in zip(predictions, batches, strict=True):
+    for output, batch in zip(outputs, batches, strict=True):
         _check_predictions(output, batch["mask"] > 0, where, describe_last)
-    evaluation = evaluate_outputs(predictions, batches)
+    evaluation = task.evaluate(outputs, batches)
     return EvalResult({**values, **evaluation.values}, examples, compiling, evaluation)
 
 
 @functools.cache
-def _with_predictions(metrics: Any, predict: Any):
-    """Return the function (variables, batch) -> sums and predictions; XLA computes what both share once."""
+def _with_outputs(metrics: Any, outputs: Any):
+    """Return the function (variables, batch) -> sums and outputs; XLA computes what both share once."""
 
-    def metrics_and_predictions(variables, batch):
-        return metrics(variables, batch), predict(variables, batch)
+    def metrics_and_outputs(variables, batch):
+        return metrics(variables, batch), outputs(variables, batch)
 
-    return metrics_and_predictions
+    return metrics_and_outputs

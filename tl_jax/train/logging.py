@@ -25,6 +25,11 @@ def say(text: str = "") -> None:
             sys.stdout.flush()
 
 
+def say_written(path: Path) -> None:
+    """Say what file was written, and its size."""
+    say(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
+
+
 class Log:
     """The metrics of one run. Rows after ``step`` are left over from a run that was cut short, and are dropped."""
 

@@ -211,12 +211,12 @@ class Run:
 
     def phase_task(self, phase: Phase, state: TrainState) -> Task:
         """Return the task of a phase, with cached outputs of the layers that it leaves frozen."""
-        if not self.task.cache_features or phase.objective != SUPERVISED:
+        if phase.objective != SUPERVISED:
             return self.task
         if phase.start not in self.phase_tasks:
             clock = time.monotonic()
             with show_elapsed("computing outputs of frozen layers"):
-                self.phase_tasks[phase.start] = self.task.cache_features(self.task, state.variables, phase)
+                self.phase_tasks[phase.start] = self.task.cache_features(state.variables, phase)
             self.seconds["features"] += time.monotonic() - clock
             self.log.exclude_time(time.monotonic() - clock)
         return self.phase_tasks[phase.start]

@@ -1,12 +1,24 @@
-"""A task is a handful of functions; the training loop knows nothing else about images, text or policies."""
+"""What every kind of task is to the training loop: a class with data, a loss, metrics and predictions.
 
+A kind of task is one file: a class, registered under its name by ``register_task``. What differs between kinds stands
+in their classes and nowhere else.
+"""
+
+from __future__ import annotations
+
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import jax
 
 from tl_jax.metrics import Batch, Evaluation, Sums, Variables
+from tl_jax.transfer import phases
+from tl_jax.utils.errors import UserError
+from tl_jax.utils.registry import Registry
+
+Conflicts = Mapping[str, Any]  # what is wrong with a configuration, in words -> whether it is
 
 
 class Objective(NamedTuple):
@@ -17,64 +29,222 @@ class Objective(NamedTuple):
     make_stepper: Callable[..., Any] | None = None
 
 
-class Task(NamedTuple):
-    """What training, evaluation and feature extraction need.
+class Task:
+    """One kind of task, built for a run: ``Task(config, record)``.
+
+    Functions of arrays are attributes rather than methods: equal options give the same function, so that runs share
+    what is compiled.
+
+    Attributes of the class:
+        kind: its name, which ``config.task`` holds; ``register_task`` sets it.
+        about: what is learned, in a few words.
+        input_kind: what goes into the network: "images", "texts" or "observations".
+        sources: of weights that ``config.init.source`` may name.
+        own_fields: fields, or beginnings of such, that mean something for the kinds which name them only.
+        unused_fields: other fields, or beginnings of such, that mean nothing for this kind.
+        extra_heads: names of further heads, under ``extra/`` in the parameters, that its loss trains.
+        random_files: whether random weights, too, need the files of ``config.init.path``.
+        pretext_fields: those of ``config.pretext`` that have an effect without a pretext.
 
     Attributes:
+        config: of the run.
         name: what the run is about, for messages.
         classes: names of the K classes.
-        init: key -> variables, with pretrained weights put in and the head drawn from the key.
         loss: (variables, batch, key) -> (loss, (new batch_stats, sums)); train mode, augmented. The variables hold a
-            third collection, "source", where ``init`` gives one: what the loss needs of the weights at the start.
+            third collection, "source", where ``init`` gives one: what the loss needs of the weights at the start. None
+            for a kind whose steps are no gradients of a loss of a batch, which has ``make_stepper``.
         metrics: (variables, batch) -> sums; evaluation mode.
         features: (variables, batch) -> (N, D) features before the head.
-        train_batch: step -> batch of numpy arrays, a pure function of seed and step.
+        outputs: (variables, batch) -> what ``evaluate`` takes of each example (N, ...), such as its probabilities; None
+            if nothing needs it.
+        train_batch: step -> batch of numpy arrays, a pure function of seed and step; None as ``loss``.
         eval_batches: split name -> iterator of padded, masked batches that hold every example once.
         sizes: split name -> number of examples.
         facts: what was loaded and from where, for the summary and for resuming.
         stages: names of the network's stages from the input on, for freeze recipes and rates by depth.
-        pretext: what may be learned from images without labels, None if nothing is.
-        cache_features: (this task, variables, phase) -> a task with the same results that does not recompute what the
-            phase leaves frozen; None if there is none.
+        pretext: what may be learned from examples without labels, None if nothing is.
         score: name of the metric by which the best checkpoint is chosen, the higher the better.
-        predict: (variables, batch) -> what ``evaluate`` takes of each example (N, ...), such as its most likely class;
-            None if nothing needs it.
-        evaluate: (predictions (N, ...), batches as ``eval_batches`` gives them), both lists -> metrics that need all
-            predictions together.
-        test_details: what ``evaluate`` kept of the test split -> the content of ``test_details.json``, for the report.
-        report: (what ``evaluate`` kept of the test split, and of the validation split or None, folder) -> further
-            entries of the summary; it draws figures into the folder.
+        evaluates_outputs: whether metrics need the outputs of all examples together, at each evaluation; else these
+            are looked at in the final test only.
+        reports_validation: whether ``report`` takes the outputs for the validation split, too.
         make_stepper: makes what takes the steps of a phase if a step is more than a gradient of ``loss``; called and
             used as ``train.step.Stepper`` is.
-        predict_inputs: (variables, what a user typed) -> the prediction for each input, for JSON, and the same as text.
-        draw_predictions: (results of ``predict_inputs``, folder) -> paths of the images drawn into the folder.
-        explain: (variables, what a user named) -> where in it the network sees what it says.
     """
 
+    kind: ClassVar[str] = ""
+    about: ClassVar[str] = ""
+    input_kind: ClassVar[str] = ""
+    sources: ClassVar[tuple[str, ...]] = ()
+    own_fields: ClassVar[tuple[str, ...]] = ()
+    unused_fields: ClassVar[tuple[str, ...]] = ()
+    extra_heads: ClassVar[tuple[str, ...]] = ()
+    random_files: ClassVar[bool] = False
+    pretext_fields: ClassVar[tuple[str, ...]] = ()
+
+    config: Any
     name: str
-    classes: tuple[str, ...]
-    init: Callable[[jax.Array], Variables]
-    loss: Callable[[Variables, Batch, jax.Array], tuple[jax.Array, tuple[Any, Sums]]]
+    classes: tuple[str, ...] = ()
+    loss: Any = None
     metrics: Callable[[Variables, Batch], Sums]
-    features: Callable[[Variables, Batch], jax.Array]
-    train_batch: Callable[[int], Batch]
+    features: Any = None
+    outputs: Callable[[Variables, Batch], Any] | None = None
+    train_batch: Any = None
     eval_batches: Callable[[str], Iterator[Batch]]
     sizes: Mapping[str, int]
     facts: Mapping[str, Any]
     stages: tuple[str, ...] = ()
     pretext: Objective | None = None
-    cache_features: Callable[["Task", Variables, Any], "Task"] | None = None
     score: str = "accuracy"
-    predict: Callable[[Variables, Batch], jax.Array] | None = None
-    evaluate: Callable[[Sequence[Any], Sequence[Batch]], Evaluation] | None = None
-    test_details: Callable[..., dict[str, Any]] | None = None
-    report: Callable[[Any, Any, Path], dict[str, Any]] | None = None
+    evaluates_outputs: bool = False
+    reports_validation: bool = False
     make_stepper: Callable[..., Any] | None = None
-    predict_inputs: Callable[[Variables, Sequence[str]], tuple[list[dict[str, Any]], str]] | None = None
-    draw_predictions: Callable[[Sequence[Mapping[str, Any]], Path], list[Path]] | None = None
-    explain: Callable[[Variables, Sequence[str]], Any] | None = None
+
+    def __init__(self, config: Any, record: Any):
+        """Load what ``config`` names; ``record`` is a ``tasks.run_record.RunRecord``: what is known of the run."""
+        self.config = config
+
+    # ---- what a configuration of this kind may be, before anything is loaded
+
+    @classmethod
+    def networks(cls) -> tuple[str, ...]:
+        """Return the names that ``config.model.name`` may have."""
+        raise NotImplementedError
+
+    @classmethod
+    def stage_names(cls, config: Any) -> tuple[str, ...]:
+        """Return the names of the network's stages; nothing is computed."""
+        raise NotImplementedError
+
+    @classmethod
+    def conflicts(cls, config: Any, changed: Callable[..., bool]) -> Conflicts:
+        """Return what may be wrong among the fields of this kind; ``changed(*fields)``: whether one is no default."""
+        return {}
+
+    @classmethod
+    def excluded_fields(cls) -> tuple[str, ...]:
+        """Return the fields, or beginnings of such, that mean nothing for this kind."""
+        others = {field for other in TASKS.values() for field in other.own_fields}
+        return (*sorted(others - set(cls.own_fields)), *cls.unused_fields)
+
+    @classmethod
+    def load_data(cls, config: Any) -> Any:
+        """Return the ``data.dataset.Dataset`` of a configuration, before it is split for a run."""
+        raise NotImplementedError
+
+    @classmethod
+    def fitted_value(cls, config: Any) -> str:
+        """Return the name of what a run fits to its validation split for predictions, such as "temperature"; "" for no
+        such thing."""
+        return ""
+
+    @classmethod
+    def check_mode(cls, mode: str) -> None:
+        """Raise UserError where runs of this kind have no method ``mode``, "predict" say; it names those that have."""
+        if getattr(cls, mode) is getattr(Task, mode):
+            able = [kind for kind, other in TASKS.items() if getattr(other, mode) is not getattr(Task, mode)]
+            raise UserError(
+                f"--mode={mode} is for runs with config.task={' or '.join(able)}; this one has config.task={cls.kind}"
+            )
+
+    # ---- training
+
+    def plan(self, config: Any = None) -> tuple[phases.Phase, ...]:
+        """Return the phases of the run in steps; of another configuration if one is given."""
+        return phases.resolve(config or self.config, self.sizes, self.stages, self.extra_heads)
+
+    def init(self, key: jax.Array) -> Variables:
+        """Return the variables that training starts from: pretrained weights, and a head drawn from the key."""
+        raise NotImplementedError
 
     def objective(self, name: str) -> Objective:
         """Return what a phase with the objective ``name`` learns."""
         supervised = Objective(self.loss, self.train_batch, self.make_stepper)
         return self.pretext if name == "pretext" and self.pretext else supervised
+
+    def cache_features(self, variables: Variables, phase: Any) -> Task:
+        """Return a task with the same results that does not compute again what the phase leaves frozen."""
+        return self
+
+    def replace(self, **changes: Any) -> Self:
+        """Return the task with other values of some attributes."""
+        other = copy.copy(self)
+        for name, value in changes.items():
+            getattr(self, name)  # an unknown one is an error
+            setattr(other, name, value)
+        return other
+
+    # ---- evaluation
+
+    def evaluate(self, outputs: Sequence[Any], batches: Sequence[Batch]) -> Evaluation:
+        """Return the metrics that need all outputs together.
+
+        Args:
+            outputs: of each batch, (N, ...).
+            batches: as ``eval_batches`` gives them, without images.
+        """
+        return Evaluation({}, {})
+
+    def test_details(self, predictions: Any) -> dict[str, Any] | None:
+        """Return the content of ``test_details.json``, from what ``evaluate`` kept of the test split."""
+        return None
+
+    def report(self, test: Any, validation: Any, folder: Path) -> dict[str, Any]:
+        """Return further entries of the summary, and draw figures into the folder.
+
+        Args:
+            test, validation: what ``evaluate`` kept of these splits; None for a validation split that is empty or not
+                asked for, see ``reports_validation``.
+            folder: of the run.
+        """
+        return {}
+
+    # ---- what a user may ask of a run
+
+    def predict(self, variables: Variables, inputs: Sequence[Any]) -> tuple[list[dict[str, Any]], str]:
+        """Return the prediction for each input, for JSON, and the same as text."""
+        raise NotImplementedError
+
+    def draw_predictions(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+        """Draw the rows of ``predict`` into the folder of the run; return the paths of the images."""
+        return []
+
+    def preview(self, folder: Path) -> list[Path]:
+        """Draw what training gets to see into the folder; return the paths of the images."""
+        raise NotImplementedError
+
+    def explain(self, variables: Variables, inputs: Sequence[Any], folder: Path) -> tuple[Path, str]:
+        """Draw where in each input the network sees what it says; return the image, and what it shows as text."""
+        raise NotImplementedError
+
+    def play(self, variables: Variables, folder: Path) -> tuple[Path, str]:
+        """Draw what a policy does; return the animation, and what it shows as text."""
+        raise NotImplementedError
+
+    def export_weights(self, folder: Path, start: Any, end: Any, dtype: str) -> Path:
+        """Write the weights of a run into ``folder/export``, and return their path.
+
+        Args:
+            folder: of the run.
+            start, end: ``TrainState`` before training, and what is exported.
+            dtype: of the values.
+        """
+        raise NotImplementedError
+
+    def bundle_contents(self, folder: Path, step: int) -> Any:
+        """Return the ``export.bundle.BundleContents`` that belong to the weights in ``folder``, those of a step."""
+        raise NotImplementedError
+
+
+TASKS: Registry[type[Task]] = Registry("task")
+_T = TypeVar("_T", bound=type[Task])
+
+
+def register_task(kind: str) -> Callable[[_T], _T]:
+    """Return a decorator that makes a class known as the task ``kind``."""
+
+    def register(cls: _T) -> _T:
+        cls.kind = kind
+        TASKS.add(kind, cls, cls.__module__)
+        return cls
+
+    return register

@@ -33,13 +33,16 @@ class Phase(NamedTuple):
     objective: str = SUPERVISED
 
 
-def resolve(config: Any, sizes: Mapping[str, int], stages: Sequence[str] = ()) -> tuple[Phase, ...]:
+def resolve(
+    config: Any, sizes: Mapping[str, int], stages: Sequence[str] = (), task_heads: Sequence[str] = ()
+) -> tuple[Phase, ...]:
     """Turn ``config.phases`` (or, where it is empty, ``config.epochs`` and ``config.freeze``) into phases in steps.
 
     Args:
         config: the whole configuration.
         sizes: number of examples of "train", which an epoch counts, and of "unlabelled", which one of a pretext counts.
         stages: names of the network's parts from the input on.
+        task_heads: further heads that the task itself has, see ``Task.extra_heads``.
 
     Returns:
         The phases; none where there is nothing to train, which is what ``epochs=0`` says.
@@ -52,7 +55,7 @@ def resolve(config: Any, sizes: Mapping[str, int], stages: Sequence[str] = ()) -
         examples = sizes["train" if objective == SUPERVISED else "unlabelled"]
         exact += entry["epochs"] * examples / config.batch_size
         stop = max(start + 1, round(exact))
-        rules = _rules(config, entry, stages, objective)
+        rules = _rules(config, entry, stages, objective, task_heads)
         optim = {key: value for key, value in config.optim.to_dict().items() if key in OptimSpec._fields}
         optim |= {key: entry[key] for key in ("layer_decay", "lr_multipliers") if key in entry}
         optim |= {"stages": tuple(stages), "lr_multipliers": check_lr_multipliers(optim["lr_multipliers"])}
@@ -65,7 +68,9 @@ def resolve(config: Any, sizes: Mapping[str, int], stages: Sequence[str] = ()) -
     return tuple(phases)
 
 
-def _rules(config: Any, entry: Mapping[str, Any], stages: Sequence[str], objective: str) -> Rules:
+def _rules(
+    config: Any, entry: Mapping[str, Any], stages: Sequence[str], objective: str, task_heads: Sequence[str]
+) -> Rules:
     """Return the freeze rules of a phase: its own, or those of ``config.freeze``; explicit ones before a recipe."""
     has_rules = "recipe" in entry or "rules" in entry  # one of the two replaces both of config.freeze
     settings = entry if has_rules else config.freeze
@@ -73,24 +78,23 @@ def _rules(config: Any, entry: Mapping[str, Any], stages: Sequence[str], objecti
         rules = check_rules(settings["rules"])
     else:
         rules = recipe_rules(settings.get("recipe", ""), stages, entry.get("stages", config.freeze.stages))
-    return (*_extra_rules(config, objective), *rules)
+    return (*_extra_rules(config, objective, task_heads), *rules)
 
 
-def extra_heads(config: Any, objective: str = SUPERVISED) -> tuple[str, ...]:
+def extra_heads(config: Any, objective: str = SUPERVISED, task_heads: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the names of the further heads, under ``extra/`` in the parameters, that an objective trains."""
     if objective == PRETEXT:
         return (PRETEXT,)
     pretext = (PRETEXT,) if config.pretext.name and config.pretext.weight else ()
-    identities = ("people",) if config.task == "faces" else ()
-    return pretext + identities + (("source_head",) if config.regularize.co_tuning else ())
+    return (*pretext, *task_heads, *(("source_head",) if config.regularize.co_tuning else ()))
 
 
-def _extra_rules(config: Any, objective: str) -> Rules:
+def _extra_rules(config: Any, objective: str, task_heads: Sequence[str]) -> Rules:
     """Return the rules that come before all others: further heads train where the phase's objective uses them."""
-    used = extra_heads(config, objective)
+    used = extra_heads(config, objective, task_heads)
     trained_heads = ((rf"extra/({'|'.join(used)})/.*", "train"),) if used else ()
     idle_head = () if objective == SUPERVISED else ((HEAD[0], FROZEN),)  # a pretext has no use for it
-    has_extra = config.pretext.name or config.regularize.co_tuning or config.task == "faces"
+    has_extra = config.pretext.name or config.regularize.co_tuning or task_heads
     return (*trained_heads, *idle_head, *(((EXTRA, FROZEN),) if has_extra else ()))
 
 

@@ -1,0 +1,425 @@
+"""What all tasks on images share: a network and its inputs, freezing-aware start, previews, and exported weights."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl_jax import models, pretrained
+from tl_jax.data import fingerprint, loader, medmnist, tfds, value_range
+from tl_jax.data.augment import Augment, augment
+from tl_jax.data.dataset import Dataset, Split
+from tl_jax.export import frameworks, model_card, stablehlo
+from tl_jax.export.model_card import BundleContents
+from tl_jax.pretrained import delta, formats
+from tl_jax.pretrained.catalog import CATALOG, PretrainedSpec
+from tl_jax.pretrained.network import Pretrained, variable_shapes, with_head
+from tl_jax.report.images import draw_grid
+from tl_jax.report.plots import describe_bound
+from tl_jax.tasks import head_init
+from tl_jax.tasks.feature_cache import FeatureCache
+from tl_jax.tasks.losses import Inputs, Network, make_features, make_loss, make_metrics, make_predict, make_pretext_loss
+from tl_jax.tasks.run_record import RunRecord
+from tl_jax.train.logging import say, say_written
+from tl_jax.train.state import TrainState, stream_key
+from tl_jax.train.task import Objective, Task
+from tl_jax.train.workdir import read_facts, read_summary
+from tl_jax.transfer import adapters
+from tl_jax.transfer.adapters import Adapters
+from tl_jax.transfer.regularizers import Regularize, class_weights
+from tl_jax.transfer.self_supervised import Pretext
+from tl_jax.utils.errors import UserError
+
+IMAGE_SOURCES = tuple(dict.fromkeys((*(source for _, source in CATALOG), "tl_jax", "random")))
+PREVIEW_ROWS, PREVIEW_COLUMNS = 6, 7
+DECODED_DATASETS = (*tfds.BUILTIN, *medmnist.SETS)  # data that are not read from image files
+OUTSIDE_DATASETS = (*tfds.FILE_DATASETS, "coco")  # image files that a file names, or that lie in folders of classes
+
+
+class ImageTask(Task):
+    """A task on images (N, H, W, C).
+
+    Attributes of the class:
+        program_output: what the exported program puts out, see ``stablehlo.image_program``.
+        unexported: parts of the parameters that are not exported.
+    """
+
+    input_kind = "images"
+    sources = IMAGE_SOURCES
+    own_fields = (
+        "augment.", "cache.views", "data.gigabytes", "data.max_pixels", "data.outside", "data.range",
+        "init.layout", "input.crop", "input.interpolation", "input.scaling", "input.size", "model.channels",
+        "optim.batch_norm_momentum", "pretext.crop", "pretext.jitter",
+        "pretext.temperature", "pretext.width", "regularize.co_tuning", "regularize.cutmix", "regularize.delta",
+        "regularize.drop_path", "regularize.mixup", "regularize.stochastic_norm", "test_views",
+    )  # fmt: skip
+    program_output: ClassVar[str] = "probabilities"
+    unexported: ClassVar[tuple[str, ...]] = ()
+
+    network: Network
+    splits: Mapping[str, Split]
+
+    @classmethod
+    def networks(cls) -> tuple[str, ...]:
+        return models.names()
+
+    @classmethod
+    def stage_names(cls, config: Any) -> tuple[str, ...]:
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
+        return models.create(config.model.name, 0, **{"endpoint": config.model.endpoint, **options}).stage_names()
+
+    @classmethod
+    def conflicts(cls, config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+        data, name = config.data, config.data.name
+        value_range.parse_range(data.range)
+        return {
+            f"pretext.name={config.pretext.name} is not for task={cls.kind}": config.pretext.name == "masked",
+            f"data.dir={data.dir!r} has no effect with config.data.name={name}, which reads no folder; "
+            "set --config.data.name=folder for class folders with pictures": data.dir and name in DECODED_DATASETS,
+            f"data.range has no effect with config.data.name={name}, whose images have 8 bits": (
+                changed("data.range") and name in DECODED_DATASETS
+            ),
+            f"data.max_pixels has no effect with config.data.name={name}, which reads no image files": (
+                data.max_pixels and name in (*DECODED_DATASETS, "npz")
+            ),
+            f"data.outside has an effect with config.data.name={', '.join(OUTSIDE_DATASETS)} only": (
+                data.outside and name not in OUTSIDE_DATASETS
+            ),
+            "data.label is for texts and for config.data.name=index": changed("data.label") and name != "index",
+        }
+
+    @classmethod
+    def load_data(cls, config: Any) -> Dataset:
+        return load_source(config, config.input.size)
+
+    def build(
+        self, config: Any, net: Pretrained | None, inputs: Inputs, source: Dataset, num_outputs: int, record: RunRecord
+    ) -> None:
+        """Set the attributes of a task whose head reads the network's features.
+
+        Args:
+            config: the configuration.
+            net, inputs: see ``load_inputs``.
+            source: the data.
+            num_outputs: of the network's head; 0 for none.
+            record: what is known of the run.
+        """
+        head = "keep" if config.init.head == "keep" else "new"
+        net = with_head(net, num_outputs, head) if net else draw_network(config, num_outputs)
+        for note in net.notes:
+            say(note)
+        check_norms(config, net)
+        self.config, self.network = config, Network(net.model, inputs, Adapters(**config.adapt.to_dict()))
+        self.splits = splits = record.split_data(config, source)
+        weight_setting = config.regularize.class_weights if record.reads_data else ""  # predictions have no loss
+        weights = class_weights(weight_setting, splits["train"].labels, source.classes)
+        regularize, pretext = make_regularize(config, net)._replace(weights=weights), make_pretext(config)
+        self.feature_cache = FeatureCache(config, self.network, splits, regularize, self.functions)
+        self._start = functools.partial(init_variables, config, net, self.feature_cache, regularize, pretext)
+        stream_args = config.seed, config.batch_size
+        if pretext:
+            unlabelled = splits["unlabelled"]
+            self.pretext = Objective(
+                make_pretext_loss(self.network, pretext),
+                loader.Stream(unlabelled.images, unlabelled.labels, *stream_args),
+            )
+        augment_config, added_pretext = Augment(**config.augment.to_dict()), pretext if config.pretext.weight else None
+        for name, function in self.functions(self.network, augment_config, regularize, added_pretext).items():
+            setattr(self, name, function)
+        self.name, self.classes = f"{config.model.name} on {source.name}", source.classes
+        self.features = make_features(self.network)
+        self.train_batch = loader.Stream(splits["train"].images, splits["train"].labels, *stream_args)
+        self.sizes, self.stages = record.sizes(splits), net.model.stage_names()
+        self.facts = {
+            **task_facts(net, inputs, source, splits), **record.describe(source, splits, config.data.dir)
+        }  # fmt: skip
+
+    def functions(
+        self, network: Network, augment_config: Augment, penalties: Regularize, pretext: Pretext | None
+    ) -> dict[str, Any]:
+        """Return the functions of the task on a network, or what is left of one, by the names of attributes."""
+        num_views = self.config.test_views
+        loss = make_loss(network, augment_config, penalties, pretext)
+        return {"loss": loss, "metrics": make_metrics(network, num_views), "outputs": make_predict(network, num_views)}
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        return self._start(key)
+
+    def eval_batches(self, split: str) -> Any:
+        return loader.eval_batches(self.splits[split], self.config.eval_batch_size)
+
+    def cache_features(self, variables: Any, phase: Any) -> Task:
+        return self.feature_cache.task(self, variables, phase)
+
+    def preview(self, folder: Path) -> list[Path]:
+        """Draw the images of the first steps beside what augmentation, and the views of a pretext, make of them."""
+        augment_configs = {"preview": Augment(**self.config.augment.to_dict())}
+        if self.config.pretext.name:
+            augment_configs["preview_pretext"] = Pretext.from_config(self.config.pretext.to_dict()).views
+        return [self._draw_preview(views, folder / f"{name}.png") for name, views in augment_configs.items()]
+
+    def _draw_preview(self, augment_config: Augment, path: Path) -> Path:
+        batch = self.train_batch(0)
+        images, labels = batch["image"][:PREVIEW_ROWS], batch["label"][:PREVIEW_ROWS]
+        keys = [jax.random.fold_in(stream_key(self.config.seed, "train"), step) for step in range(PREVIEW_COLUMNS)]
+        originals, augmented, names = self.augmented_examples(images, labels, keys, augment_config)
+        values = {
+            k: v for k, v in augment_config._asdict().items() if v and (k != "magnitude" or augment_config.randaugment)
+        }
+        enabled = ", ".join(k if v is True else f"{k} {v:g}" for k, v in values.items())
+        return draw_grid(originals, augmented, names, f"{self.name}: {enabled or 'no augmentation'}", path)
+
+    def augmented_examples(self, images: Any, labels: Any, keys: Any, augment_config: Augment) -> tuple[Any, Any, Any]:
+        """Return images (N, H, W, C), what each key makes of them (M, N, H, W, C), and N captions."""
+        augmented = np.stack([jax.jit(augment, static_argnums=2)(images, key, augment_config) for key in keys])
+        return images, augmented, [self.classes[label] for label in labels]
+
+    def export_weights(self, folder: Path, start: TrainState, end: TrainState, dtype: str) -> Path:
+        """Write ``export/model.safetensors``, and ``export/delta.safetensors`` against the weights at the start.
+
+        Adapters are merged into plain kernels in the first and kept in the second.
+        """
+        spec, facts = self._exported_spec(), {name: self.facts[name] for name in ("data", "weights_sha256")}
+        facts |= {"classes": self.classes, "step": int(end.step), "metrics": read_summary(folder).get("metrics", {})}
+        adapter_config, trained = Adapters(**self.config.adapt.to_dict()), self._exported_variables(end)
+        path = folder / "export" / formats.WEIGHTS_FILE
+        merged = {**trained, "params": adapters.merge(trained["params"], adapter_config)}
+        formats.save_native(path, merged, spec, facts, dtype)
+        say_written(path)
+        if self.facts["weights_sha256"]:
+            source = self.config.init.source
+            leaves = delta.changed_leaves(self._exported_variables(start), trained)
+            base_facts = {"source": source, "sha256": self.facts["weights_sha256"]}
+            delta_path = folder / "export" / delta.DELTA_FILE
+            delta.save_delta(
+                delta_path, leaves, dataclasses.replace(spec, source=source), adapter_config, base_facts, facts
+            )
+            say_written(delta_path)
+            warn_useless_delta(path, delta_path)
+        return path
+
+    def _exported_spec(self) -> PretrainedSpec:
+        inputs, source = self.facts["input"], self.facts["spec"]
+        return PretrainedSpec(
+            model=self.config.model.name,
+            source="tl_jax",
+            options=source["options"],
+            num_classes=source["num_classes"],
+            image_size=inputs["size"],
+            crop=inputs["crop"],
+            interpolation=inputs["interpolation"],
+            scaling=inputs["scaling"],
+            licence=source["licence"],
+        )
+
+    def _exported_variables(self, state: TrainState) -> dict[str, Any]:
+        """Return the variables without the further heads that only training had a use for."""
+        params = {name: leaves for name, leaves in state.params.items() if name not in ("extra", *self.unexported)}
+        return {"params": params, "batch_stats": state.batch_stats}
+
+    def bundle_contents(self, folder: Path, step: int) -> BundleContents:
+        path = folder / formats.WEIGHTS_FILE
+        net, classes, config = (
+            pretrained.load(self.config.model.name, "tl_jax", path),
+            formats.class_names(path),
+            self.config,
+        )
+        summary = read_summary(folder.parent)
+        calibration = summary.get("calibration", {}) if summary.get("tested_step") == step else {}  # to these weights
+        temperature = calibration.get("temperature", 1.0)
+        origin = config.init.layout if config.init.source == "random" else config.init.source
+        framework = frameworks.write_weights(folder, net, origin, self.program_output == "embeddings", classes)
+        limits = read_facts(folder.parent).get("value_range", ())
+        preprocessing = model_card.describe_image_input(net.spec, config.data.fit, limits)
+        files = {formats.WEIGHTS_FILE: "weights of tl_jax, with the facts to build the network"}
+        loaders = model_card.image_loader(net.spec.model, net.spec.image_size)
+        if framework.file:
+            files[framework.file] = framework.description
+            loaders[framework.description] = model_card.Loader(framework.code, preprocessing["words"])
+        facts = {"classes": list(classes), "spec": net.spec.to_dict(), "preprocessing": preprocessing}
+        notes = (framework.reason,) if framework.reason else ()
+        if self.program_output == "features":
+            notes += (
+                "This is the network below the detector's head, to be started from; `--mode=predict` finds boxes.",
+            )
+        if temperature != 1.0:
+            facts["temperature"] = temperature
+            bound = f" ({words})" if (words := describe_bound(temperature)) else ""
+            note = f"Logits are divided by {temperature:.4g}, the temperature of the calibration{bound}, in"
+            notes += (f"{note} model.stablehlo alone.",)
+        program = stablehlo.image_program(net, self.program_output, temperature)
+        return BundleContents(program, facts, net.spec.licence, files, loaders, notes)
+
+
+MAX_DELTA_SHARE = 0.95  # of the whole weights, from which on a delta is not worth its trouble
+
+
+def warn_useless_delta(full: Path, changes: Path) -> None:
+    """Say so where a file of changes is about as large as the whole weights."""
+    full_size, size = full.stat().st_size, changes.stat().st_size
+    if full_size * MAX_DELTA_SHARE <= size:
+        say(
+            f"{changes.name} saves nothing ({size / 1e6:.2f} MB, {full.name} {full_size / 1e6:.2f} MB): "
+            "training changed nearly every value; ship the whole weights"
+        )
+
+
+def no_images(record: RunRecord) -> tuple[np.ndarray, np.ndarray]:
+    """Return images uint8 (0, H, W, 3), of the size that a run has stored them in, and labels int32 (0,)."""
+    return np.zeros((0, *record.facts.get("input_shape", (0, 0)), 3), np.uint8), np.zeros(0, np.int32)
+
+
+def load_inputs(config: Any) -> tuple[Pretrained | None, Inputs]:
+    """Return the pretrained network of ``config`` (None for random initialization), and its input spec."""
+    random_init = config.init.source == "random"
+    net = None if random_init else load_network(config)  # before the data are read: wrong weights should fail at once
+    spec = net.spec if net else pretrained.spec_of(config.model.name, config.init.layout)
+    inputs = Inputs(
+        net.model.channels if net else config.model.channels,
+        config.input.size or spec.image_size,
+        config.input.crop,
+        config.input.interpolation or spec.interpolation,
+        spec.scaling if config.input.scaling == "spec" else config.input.scaling,
+    )
+    return net, inputs
+
+
+def task_facts(net: Pretrained, inputs: Inputs, source: tfds.Dataset, splits: Mapping[str, Split]) -> dict[str, Any]:
+    """Return what a run must know of its weights and data to be evaluated, exported and reported."""
+    return {
+        "weights": str(net.path or "random"),
+        "weights_sha256": net.sha256,
+        "data": source.name,
+        "tested": source.test_origin,
+        "input": inputs._asdict(),
+        **source.facts(),
+        "new_head": net.new_head,
+        "spec": net.spec.to_dict(),
+        "input_shape": list(splits["train"].images.shape[1:3]),
+    }
+
+
+def check_norms(config: Any, net: Pretrained) -> None:
+    """Refuse what acts on BatchNorm where the network has none."""
+    recipes = {config.freeze.recipe, *(phase.get("recipe") for phase in config.phases)}
+    modes = {config.freeze.batch_stats, *(phase.get("batch_stats", "auto") for phase in config.phases)}
+    uses_norms = config.regularize.stochastic_norm or "norm_only" in recipes or modes != {"auto"}
+    if uses_norms and "batch_stats" not in variable_shapes(net.model):
+        raise UserError(
+            f"{config.model.name} has no BatchNorm: config.freeze.recipe=norm_only, freeze.batch_stats and "
+            "regularize.stochastic_norm would do nothing; choose another"
+        )
+
+
+def init_variables(
+    config: Any,
+    net: Pretrained,
+    feature_cache: FeatureCache,
+    regularize: Regularize,
+    pretext: Pretext | None,
+    key: jax.Array,
+) -> dict[str, Any]:
+    """Return the variables that training starts from, drawn from ``key`` as far as they are not loaded or fitted."""
+    variables = head_init.network_variables(net, key)
+    network, splits, size = feature_cache.network, feature_cache.splits, config.eval_batch_size
+    bare, train = network._replace(adapters=Adapters()), splits["train"]  # adapters change nothing yet
+    has_examples = len(train.labels) > 0  # else the variables are only a layout for those of a checkpoint
+    fits_head = has_examples and config.init.head in head_init.PROBES
+    if fits_head or (has_examples and regularize.delta):
+        kind = config.init.head if fits_head else "logistic"
+        probe = head_init.Probe(kind, config.init.strength if fits_head else 1.0, splits, feature_cache.features)
+        fitted = head_init.with_probe(variables, probe)
+        variables = fitted if fits_head else variables
+    attention = (
+        head_init.channel_weights(bare, fitted, regularize.endpoints, train, size)
+        if has_examples and regularize.delta
+        else None
+    )
+    width = head_init.feature_width(bare, variables, train) if pretext or regularize.co_tuning else 0
+    source_head = load_source_head(config, width) if regularize.co_tuning else None
+    relation = (
+        head_init.class_relation(feature_cache.features, variables, source_head, train)
+        if has_examples and regularize.co_tuning
+        else None
+    )
+    source_collection = head_init.source_collection(regularize, variables, attention=attention, relation=relation)
+    variables = head_init.with_adapters(variables, network.adapters, jax.random.fold_in(key, 1))
+    variables = head_init.with_extras(variables, width, pretext, source_head, jax.random.fold_in(key, 2))
+    return {**variables, **({"source": source_collection} if source_collection else {})}
+
+
+def make_regularize(config: Any, net: Pretrained) -> Regularize:
+    """Return the penalties that ``config`` asks for; dropout and stochastic depth are attributes of the model."""
+    values = {name: value for name, value in config.regularize.to_dict().items() if name in Regularize._fields}
+    result = Regularize(**{**values, "endpoints": ()})
+    if not result.compares_maps:
+        return result
+    return result._replace(endpoints=head_init.check_endpoints(tuple(values["endpoints"]), net.model.stage_names()))
+
+
+def make_pretext(config: Any) -> Pretext | None:
+    """Return what is learned without labels, None where nothing is."""
+    return Pretext.from_config(config.pretext.to_dict()) if config.pretext.name else None
+
+
+def load_source(config: Any, size: int) -> tfds.Dataset:
+    """Load the data set of ``config``, or draw the generator's pictures where ``data.generate`` says so."""
+    synthetic = config.data.generate and not config.data.dir
+    name = "gratings" if synthetic else config.data.name
+    data = config.data
+    windows = tuple(tuple(w) if isinstance(w, list) else w for w in data.windows)
+    limits = value_range.parse_range(data.range)
+    options = windows, data.group, data.label, data.fit, limits, data.max_pixels, data.outside
+    return _load_cached(fingerprint.folder_stamp(name, data.dir), name, data.dir, size, data.gigabytes * 1e9, *options)
+
+
+@functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
+def _load_cached(_: str, *options: Any) -> tfds.Dataset:
+    return tfds.load(*options)
+
+
+def load_network(config: Any) -> Pretrained:
+    """Read the network of ``config`` with the head that the file has, where that is to be kept."""
+    name, source, path = config.model.name, config.init.source, config.init.path or None
+    options = {"head": "keep" if config.init.head == "keep" else "new", "rename": config.init.rename}
+    return pretrained.load(name, source, path, seed=config.seed, **options, **model_options(config))
+
+
+def load_source_head(config: Any, width: int) -> dict[str, Any]:
+    """Return the kernel (D, Z) and bias (Z,) of the head that the weights came with; D is the ``width`` of features.
+
+    Raises:
+        UserError: they came without one, or it sits on something other than ``features``.
+    """
+    head = None
+    if config.init.source != "random" and not config.model.endpoint:
+        net = pretrained.load(
+            config.model.name, config.init.source, config.init.path or None, rename=config.init.rename
+        )
+        head = net.variables["params"].get("head")
+    if head is None or head["kernel"].shape[0] != width:
+        raise UserError(
+            "config.regularize.co_tuning needs weights with their own head on the network's features; "
+            "take a file with the top, leave model.endpoint empty, or set it to 0"
+        )
+    return dict(head)
+
+
+def draw_network(config: Any, classes: int) -> Pretrained:
+    """Return the network of ``config`` with random weights."""
+    return pretrained.random(config.model.name, classes, config.init.layout, **model_options(config))
+
+
+def model_options(config: Any) -> dict[str, Any]:
+    """Return the attributes of the model that ``config`` sets; linen needs tuples where JSON and flags give lists."""
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
+    options |= {"dtype": jnp.dtype(config.model.dtype), "endpoint": config.model.endpoint}
+    overrides = {name: config.regularize[name] for name in ("dropout", "drop_path") if config.regularize[name]}
+    if config.adapt.kind == "bottleneck" and config.adapt.rank:
+        overrides["adapter"] = config.adapt.rank
+    return options | overrides | ({"channels": config.model.channels} if config.model.channels != 3 else {})

@@ -1,0 +1,42 @@
+"""Masked language modelling task: hidden words are guessed from those around them (BERT, arXiv:1810.04805)."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tl_jax.data import tokenize
+from tl_jax.tasks import losses
+from tl_jax.tasks.text import TextTask
+from tl_jax.tasks.token_classification import word_head_conflicts
+from tl_jax.train.task import register_task
+
+
+@register_task("masked")
+class MaskedWords(TextTask):
+    """The words of a vocabulary for each hidden word: texts without labels."""
+
+    about = "texts without labels, whose hidden words are guessed"
+    # There are no labels and no cached features.
+    unused_fields = (
+        *TextTask.unused_fields, "cache.dir", "cache.gigabytes", "cache.views", "init.head", "init.strength",
+        "regularize.", "wise_ft",
+    )  # fmt: skip
+    pretext_fields = ("pretext.mask_prob",)
+    head = "masked"
+    needs_labels = False
+    evaluates_outputs = False
+
+    @classmethod
+    def conflicts(cls, config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+        return {
+            **super().conflicts(config, changed),
+            "pretext.name has no effect with config.task=masked, which guesses words anyway": config.pretext.name,
+            **word_head_conflicts(cls.kind, config),
+        }
+
+    def _set_functions(self) -> None:
+        masking = tokenize.make_masking(self.net.tokenizer, self.config.pretext.mask_prob)
+        self.loss = losses.make_masked_lm_loss(self.encoder, masking)
+        self.metrics = losses.make_masked_lm_metrics(self.encoder, masking)
+
+    def cache_features(self, variables: Any, phase: Any) -> TextTask:
+        return self

@@ -1,0 +1,125 @@
+"""What a user may pass to a run on texts: sentences, pairs, lists of words, or files of them."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tl_jax.data.text import Columns, read_examples
+from tl_jax.tasks.error_analysis import PAIR
+from tl_jax.utils.errors import UserError
+
+FILE_KINDS = {
+    ".txt": "lines", ".csv": "csv", ".tsv": "tsv", ".json": "jsonl", ".jsonl": "jsonl", ".conll": "conll",
+    ".conllu": "conll",
+}  # fmt: skip
+_UNSUPPORTED = (
+    ".xls",
+    ".xlsx",
+    ".ods",
+    ".parquet",
+    ".pdf",
+    ".doc",
+    ".docx",
+    ".odt",
+    ".html",
+    ".zip",
+    ".gz",
+    ".md",
+    ".rtf",
+)
+_PATH_START = re.compile(r"(/|\./|\.\./|~/|[A-Za-z]:\\)")
+
+
+def read_inputs(inputs: Sequence[Any], words: bool, pairs: bool, columns: Columns) -> list[Any]:
+    """Return the texts that inputs stand for: each a str, a pair of str, or a list of words.
+
+    Args:
+        inputs: sentences, files (see ``FILE_KINDS``; a ``Path`` is always one), pairs (``FIRST ||| SECOND``, or a
+            tuple), or lists of words.
+        words: whether each word gets a class, so that lists of words are inputs.
+        pairs: whether the run was trained on pairs of texts; if not, " ||| " is text like other text.
+        columns: of the training data, for CSV, TSV and JSON.
+
+    Raises:
+        UserError: a file that is not there or cannot be read, an empty text, something that is no text (None, NaN), or
+            one text where two are needed.
+    """
+    texts = []
+    for value in [inputs] if isinstance(inputs, str | os.PathLike) else inputs:
+        if isinstance(value, os.PathLike):
+            texts += _read_file(_check_input_file(Path(value).expanduser(), value), words, pairs, columns)
+        elif not isinstance(value, str):
+            texts.append(_words_or_pair(value, words, pairs))
+        elif (file := find_input_file(value)) is not None:
+            texts += _read_file(file, words, pairs, columns)
+        else:
+            texts.append(_split_pair(value) if pairs else value)
+    if not texts or not all(text.strip() if isinstance(text, str) else "".join(text).strip() for text in texts):
+        raise UserError("nothing to predict; pass --input=TEXT, once for each sentence")
+    return texts
+
+
+def find_input_file(value: str) -> Path | None:
+    """Return the file that an input names, or None if it is a sentence.
+
+    An input without blanks is a path if such a file exists, or if it has the ending of a file or is ASCII with a slash.
+    One with blanks is a path if it begins as one does, with a slash or "./" say, and has such an ending.
+
+    Raises:
+        UserError: it looks like a path, and no file of it can be read here.
+    """
+    path = Path(os.path.expanduser(value))
+    ending = path.suffix.lower() if path.suffix.lower() in (*FILE_KINDS, *_UNSUPPORTED) else ""
+    has_blanks = re.search(r"\s", value) is not None
+    if has_blanks:
+        is_path = bool(ending) and _PATH_START.match(value) is not None
+    else:
+        is_path = bool(ending) or value.isascii() and re.search(r"[/\\]", value) is not None
+    is_path = is_path and "://" not in value  # an address is a text
+    # A sentence that is longer than a file name may be is no error to os.path.
+    return _check_input_file(path, value) if is_path or (os.path.isfile(path) and not has_blanks) else None
+
+
+def _check_input_file(path: Path, value: object) -> Path:
+    """Return a path that is a readable kind of file, or raise; ``value`` is the input as it was written."""
+    suffix, kinds = path.suffix.lower(), ", ".join(FILE_KINDS)
+    if not os.path.isfile(path):
+        problem = "is a folder" if os.path.isdir(path) else "there is no such file"
+        raise UserError(f"--input={value}: {problem}; pass a file ({kinds}) or a sentence")
+    if suffix in _UNSUPPORTED:
+        raise UserError(f"--input={value}: {suffix} is not read; save it as one of {kinds}")
+    return path
+
+
+def _read_file(file: Path, words: bool, pairs: bool, columns: Columns) -> list[Any]:
+    kind = FILE_KINDS.get(file.suffix.lower(), "conll" if words else "lines")
+    if kind == "conll" and not words:
+        raise UserError(f"{file}: words in columns are for runs that tag words (config.task=tokens); pass whole texts")
+    if kind != "conll" and words:
+        columns = columns._replace(names=(), text=columns.text[:1])  # those of a CoNLL file say nothing of tables
+    texts = [example.text for example in read_examples(file, kind, columns, labelled=False)]
+    return [_split_pair(text) for text in texts] if pairs and kind == "lines" else texts
+
+
+def _words_or_pair(value: Any, words: bool, pairs: bool) -> Any:
+    expected = "a sentence, a file, a pair of texts or a list of words"
+    if isinstance(value, bytes) or not isinstance(value, Iterable):
+        raise UserError(f"an input is {value!r}, not {expected}; pass str")
+    texts = list(value)
+    if not_text := [text for text in texts if not isinstance(text, str)]:
+        raise UserError(f"an input has {not_text[0]!r} among its texts; pass str, and leave out what is missing")
+    if words:
+        return texts
+    if not pairs or len(texts) != 2:
+        needed = "two texts" if pairs else "a text"
+        raise UserError(f"an input is a list of {len(texts)}; this run takes {needed} for each input")
+    return tuple(texts)
+
+
+def _split_pair(value: str) -> tuple[str, str]:
+    first, mark, second = value.partition(PAIR)
+    if not mark or not first.strip() or not second.strip():
+        raise UserError(f"{value[:60]!r} is one text, but the run was trained on pairs; write FIRST{PAIR}SECOND")
+    return first, second

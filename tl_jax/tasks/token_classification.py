@@ -1,0 +1,93 @@
+"""Token classification task: a class for each word of a sentence, such as the entities that it names."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tl_jax.data import word_splitting
+from tl_jax.data.conll import find_scheme
+from tl_jax.data.word_splitting import Splitter
+from tl_jax.metrics import Batch, Evaluation, sequence
+from tl_jax.tasks import error_analysis, head_init
+from tl_jax.tasks.text import MAX_SHOWN, TextTask
+from tl_jax.train.task import register_task
+
+BOLD, PLAIN = "\033[1m", "\033[0m"
+
+
+@register_task("tokens")
+class TokenClassification(TextTask):
+    """One of K classes for each word."""
+
+    about = "texts with a class for each word"
+    unused_fields = (*TextTask.unused_fields, "cache.dir", "cache.gigabytes", "cache.views")  # it caches no features
+    head = "tokens"
+    tags_words = True
+    synthetic = "docs_names"
+    score = "f1"
+
+    @classmethod
+    def conflicts(cls, config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+        return {**super().conflicts(config, changed), **word_head_conflicts(cls.kind, config)}
+
+    def reading_options(self, texts: np.ndarray) -> dict[str, Any]:
+        return {**super().reading_options(texts), "splitter": word_splitting.learn_splitter(texts).to_json()}
+
+    def evaluate(self, outputs: Sequence[Any], batches: Sequence[Batch]) -> Evaluation:
+        return sequence.token_evaluator(self.classes)(outputs, batches)
+
+    def test_details(self, predictions: Any) -> dict[str, Any]:
+        names = sequence.predicted_classes(self.classes, predictions)
+        return error_analysis.tag_details(names, self.test_texts, self.test_order, *predictions)
+
+    def predict_rows(self, variables: Any, texts: Sequence[Any]) -> tuple[list[dict[str, Any]], list[str]]:
+        """Return and draw the entities of each sentence, or the tag of each word if the tags mark no entities."""
+        splitter = Splitter.from_json(self.reading["splitter"] or {})
+        sentences = [text if isinstance(text, str) else " ".join(text) for text in texts]
+        spans = [splitter.spans(text) if isinstance(text, str) else _word_spans(text) for text in texts]
+        words = [[text[a:b] for a, b in text_spans] for text, text_spans in zip(sentences, spans, strict=True)]
+        labels = np.empty(len(words), object)
+        labels[:] = [np.zeros(len(sentence), np.int32) for sentence in words]
+        results, lines, scheme = [], [], find_scheme(self.classes)
+        for i, (row, was_read) in enumerate(self.predict_probabilities(variables, words, labels)):
+            predicted = iter(row.argmax(-1))
+            tags = [self.classes[int(next(predicted))] if word else scheme.outside for word in was_read]
+            if scheme.name:
+                tagged_spans = scheme.entities(tags)
+            else:
+                tagged_spans = [(tag, at, at) for at, tag in enumerate(tags) if tag != scheme.outside]
+            entities = [
+                {"text": sentences[i][spans[i][a][0] : spans[i][b][1]], "kind": kind, "begin": spans[i][a][0],
+                 "end": spans[i][b][1]}
+                for kind, a, b in tagged_spans
+            ]  # fmt: skip
+            results.append({"input": sentences[i], "words": words[i], "entities": entities})
+            lines += [_mark_entities(sentences[i], entities)] if i < MAX_SHOWN else []
+        return results, lines
+
+
+def word_head_conflicts(kind: str, config: Any) -> dict[str, Any]:
+    """Return the conflicts of a head that reads every word."""
+    return {
+        f"init.head={config.init.head} is not for task={kind}, whose head reads every word; take new or keep": (
+            config.init.head in head_init.PROBES
+        ),
+        "data.per_class is for tasks with a label for each example; take data.train_examples": config.data.per_class,
+    }
+
+
+def _word_spans(words: Sequence[str]) -> list[tuple[int, int]]:
+    """Return (begin, end) of words in the text that they are when joined by blanks."""
+    ends = np.cumsum([len(word) + 1 for word in words]) - 1
+    return [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
+
+
+def _mark_entities(text: str, entities: list[dict[str, Any]]) -> str:
+    on, off = (BOLD, PLAIN) if sys.stdout.isatty() else ("", "")
+    line, end = "", 0
+    for entity in entities:
+        line += text[end : entity["begin"]] + f"{on}[{entity['text']}]({entity['kind']}){off}"
+        end = entity["end"]
+    return line + text[end:]

@@ -1,0 +1,65 @@
+"""Things that are found by name: networks, tasks, data sets, scores, regularisers, methods."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Generic, TypeVar
+
+from tl_jax.utils.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Names and what they stand for, in the order in which they were added."""
+
+    def __init__(self, what: str):
+        """``what`` they are, in a word, for messages."""
+        self.what = what
+        self._entries: dict[str, T] = {}
+        self._modules: dict[str, str] = {}
+
+    def add(self, name: str, entry: T, module: str) -> None:
+        """Add an entry of a module; what is imported anew replaces what it added before.
+
+        Raises:
+            UserError: another module has added one of this name.
+        """
+        if self._modules.setdefault(name, module) != module:
+            other = self._modules[name]
+            raise UserError(f"{self.what} {name!r} of {module} is one of {other}, too; choose another name")
+        self._entries[name] = entry
+
+    def module(self, name: str) -> str:
+        """Return the name of the module that added an entry."""
+        return self._modules[name]
+
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator[None]:
+        """Take out what is added in the block when it ends."""
+        entries, modules = dict(self._entries), dict(self._modules)
+        try:
+            yield
+        finally:
+            self._entries, self._modules = entries, modules
+
+    def __getitem__(self, name: str) -> T:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise UserError(self.unknown(name)) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def unknown(self, name: str) -> str:
+        """Return the message about a name that is not there."""
+        return (
+            f"unknown {self.what} {name!r}; {nearest(name, self._entries)}; one of your own needs --import=MODULE, "
+            "or an import of its module in Python"
+        )
