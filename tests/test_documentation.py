@@ -10,10 +10,11 @@ from typing import NamedTuple
 import pytest
 from absl import flags
 
-from tl_jax import cli, models
+from tl_jax import cli
 from tl_jax.config import recipe, validate
 from tl_jax.config.schema import check_known
 from tl_jax.data import tfds
+from tl_jax.models.registry import MODELS
 from tl_jax.transfer import methods
 from tl_jax.utils.errors import UserError
 
@@ -48,9 +49,9 @@ def name(path: Path) -> str:
 def elsewhere(tmp_path, monkeypatch):
     """An empty folder to run in, and registries that are afterwards as they were."""
     monkeypatch.chdir(tmp_path)
-    known = (models.MODELS, tfds.BUILTIN)
+    known = (tfds.BUILTIN,)
     before = [dict(entries) for entries in known]
-    with methods.METHODS.temporary():
+    with methods.METHODS.temporary(), MODELS.temporary():
         yield tmp_path
     for entries, old in zip(known, before, strict=True):
         entries.clear()

@@ -8,13 +8,15 @@ import pytest
 from tests.pretrained import fake
 from tl_jax import models, pretrained
 from tl_jax.export import frameworks
-from tl_jax.pretrained import image_tables, network
+from tl_jax.models.registry import MODELS
+from tl_jax.models.rules import Table
+from tl_jax.pretrained import catalog, network
 from tl_jax.pretrained.catalog import CATALOG
-from tl_jax.pretrained.convert import Table, convert
+from tl_jax.pretrained.convert import convert
 from tl_jax.utils import tree
 
 pytestmark = pytest.mark.fast
-TINY = [(name, source) for name in image_tables.TABLES if name.endswith("tiny") for source in image_tables.TABLES[name]]
+TINY = [(name, source) for name, entry in MODELS.items() if name.endswith("tiny") for source in entry.tables]
 
 
 def variables(name, source):
@@ -32,7 +34,7 @@ def arrays(found):
 @pytest.mark.parametrize("source,expected", [("keras", fake.keras_arrays), ("torchvision", fake.torchvision_arrays)])
 def test_names_are_those_of_the_other_library(source, expected):
     values = variables("resnet50_tiny", source)
-    found = arrays(frameworks.named_arrays(values, image_tables.conversion_table("resnet50_tiny", source)))
+    found = arrays(frameworks.named_arrays(values, catalog.conversion_table("resnet50_tiny", source)))
     wanted = {name: array for name, array in expected(values).items() if not name.endswith("num_batches_tracked")}
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
@@ -41,7 +43,7 @@ def test_names_are_those_of_the_other_library(source, expected):
 
 @pytest.mark.parametrize("name,source", TINY)
 def test_the_table_brings_every_leaf_back(name, source):
-    values, table = variables(name, source), image_tables.conversion_table(name, source)
+    values, table = variables(name, source), catalog.conversion_table(name, source)
     back = convert(arrays(frameworks.named_arrays(values, table)), table)
     assert not back.conflicts and not back.extra
     leaves = tree.flatten(values)
@@ -53,7 +55,7 @@ def test_the_table_brings_every_leaf_back(name, source):
 def test_a_leaf_that_no_rule_leads_to_is_refused():
     with pytest.raises(ValueError, match="no rule of the table leads to params/adapter/kernel"):
         frameworks.named_arrays(
-            {"params": {"adapter": {"kernel": np.zeros(3)}}}, image_tables.conversion_table("resnet18", "torchvision")
+            {"params": {"adapter": {"kernel": np.zeros(3)}}}, catalog.conversion_table("resnet18", "torchvision")
         )
     assert frameworks.named_arrays({}, Table([])) == []
 
@@ -62,7 +64,7 @@ def test_a_leaf_that_no_rule_leads_to_is_refused():
 def test_a_file_of_keras_is_read_again(name, tmp_path):
     values, table, file = (
         variables(name, "keras"),
-        image_tables.conversion_table(name, "keras"),
+        catalog.conversion_table(name, "keras"),
         tmp_path / "keras.weights.h5",
     )
     frameworks.save_keras(file, values, table)
@@ -79,7 +81,5 @@ def test_layers_that_keras_does_not_have_are_refused(tmp_path):
     values = variables("resnet50_tiny", "keras")
     values["params"]["adapter_stage1"] = {"kernel": np.zeros(3)}
     with pytest.raises(ValueError, match="Keras has no layers adapter_stage1"):
-        frameworks.save_keras(
-            tmp_path / "keras.weights.h5", values, image_tables.conversion_table("resnet50_tiny", "keras")
-        )
+        frameworks.save_keras(tmp_path / "keras.weights.h5", values, catalog.conversion_table("resnet50_tiny", "keras"))
     assert not list(tmp_path.iterdir())

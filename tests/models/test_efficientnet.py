@@ -15,11 +15,12 @@ from PIL import Image
 from configs import flowers_mobilenet
 from tests.pretrained import files
 from tests.pretrained.fake import random_variables
+from tests.pretrained.published import replace_spec
 from tests.references import compare, draw
 from tl_jax import api, models, pretrained
 from tl_jax.data import preprocess
 from tl_jax.export import frameworks
-from tl_jax.pretrained import catalog, efficientnet_table, hub, image_tables, network
+from tl_jax.pretrained import catalog, hub, network
 from tl_jax.tasks import feature_cache
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
@@ -140,7 +141,7 @@ def test_sizes_are_the_published_ones(name):
     assert round(tree.count(shapes["params"]) / 1e6, 1) == millions
     blocks = list(architecture(width, depth))
     assert models.num_blocks(name, {}) == len(blocks)
-    names = set(efficientnet_table.TABLES[name][SOURCE].ignored)
+    names = set(catalog.conversion_table(name, SOURCE).ignored)
     assert names == {r".*\.num_batches_tracked"}
     spec = catalog.CATALOG[name, SOURCE]
     assert (spec.image_size, round(spec.image_size / spec.crop)) == (side, side + 32)
@@ -174,7 +175,7 @@ def test_pixels_are_scaled_as_tensorflow_does():
 def packaged(tmp_path, monkeypatch):
     """An installed Python package with the weights of the tiny network, which cannot be imported."""
     variables = random_variables(network.variable_shapes(models.create("efficientnet_lite0_tiny", 6)))
-    table = image_tables.conversion_table("efficientnet_lite0_tiny", SOURCE)
+    table = catalog.conversion_table("efficientnet_lite0_tiny", SOURCE)
     file = tmp_path / "site" / "lite_weights" / "models" / "lite.pth"
     file.parent.mkdir(parents=True)
     torch_arrays = {entry.name: entry.array for entry in frameworks.named_arrays(variables, table)}
@@ -189,7 +190,7 @@ def packaged(tmp_path, monkeypatch):
     key = "efficientnet_lite0_tiny", SOURCE
     digest = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
     spec = dataclasses.replace(catalog.CATALOG[key], package="lite-weights", digest=digest, licence="Apache-2.0")
-    monkeypatch.setitem(catalog.CATALOG, key, spec)
+    replace_spec(spec, monkeypatch)
     return file, variables
 
 

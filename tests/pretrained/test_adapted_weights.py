@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 
 from tests.pretrained.fake import random_variables, torchvision_arrays, write_keras_h5
 from tl_jax import models, pretrained
+from tl_jax.models.registry import PretrainedSpec
 from tl_jax.pretrained import formats, network
-from tl_jax.pretrained.catalog import PretrainedSpec
 from tl_jax.utils import download, tree
 from tl_jax.utils.errors import UserError
 

@@ -7,8 +7,9 @@ import pytest
 
 from tests.pretrained.fake import keras_arrays, random_variables, torchvision_arrays
 from tl_jax import models
-from tl_jax.pretrained import image_tables
-from tl_jax.pretrained.convert import MergeError, Rule, Table, convert, merge, oihw_to_hwio
+from tl_jax.models.rules import Rule, Table, oihw_to_hwio
+from tl_jax.pretrained import catalog
+from tl_jax.pretrained.convert import MergeError, convert, merge
 from tl_jax.pretrained.network import variable_shapes
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
@@ -26,7 +27,7 @@ def case(request):
         model,
         variables,
         FAKES[request.param](variables),
-        image_tables.conversion_table("resnet50_tiny", request.param),
+        catalog.conversion_table("resnet50_tiny", request.param),
     )
 
 
@@ -91,10 +92,10 @@ def test_keras_and_torchvision_tables_cover_the_whole_of_resnet50():
     for source, fake in FAKES.items():
         shapes = variable_shapes(models.create("resnet50", 1000, layout=source))
         variables = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
-        merged = merge(shapes, convert(fake(variables), image_tables.conversion_table("resnet50", source)))
+        merged = merge(shapes, convert(fake(variables), catalog.conversion_table("resnet50", source)))
         assert tree.count(merged) == tree.count(shapes)
 
 
 def test_unknown_source_suggests_the_nearest():
     with pytest.raises(UserError, match="did you mean 'torchvision'"):
-        image_tables.conversion_table("resnet50", "torchvison")
+        catalog.conversion_table("resnet50", "torchvison")

@@ -13,9 +13,10 @@ from safetensors.numpy import save_file
 
 from tests.pretrained.fake import keras_arrays, random_variables, torchvision_arrays
 from tests.pretrained.files import Hostile, Reduced, refuse, state_dict, write_h5, write_zip
+from tests.pretrained.published import replace_spec
 from tl_jax import models, pretrained
 from tl_jax.export import frameworks
-from tl_jax.pretrained import formats, image_tables
+from tl_jax.pretrained import catalog, formats
 from tl_jax.pretrained.network import variable_shapes
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
@@ -184,7 +185,7 @@ def test_the_config_takes_rename_rules_and_refuses_them_where_they_do_nothing():
 
 def test_mobilenet_loads_from_the_names_of_older_torch_files(tmp_path):
     variables = random_variables(variable_shapes(models.create("mobilenet_v2_tiny", 6, layout="torchvision")))
-    table = image_tables.conversion_table("mobilenet_v2_tiny", "torchvision")
+    table = catalog.conversion_table("mobilenet_v2_tiny", "torchvision")
     older = {}
     for entry in frameworks.named_arrays(variables, table):
         name = entry.name
@@ -333,20 +334,18 @@ def test_a_file_of_ones_own_is_not_given_the_published_licence_and_accuracy(tmp_
     import dataclasses
     import hashlib
 
-    from tl_jax.pretrained import catalog
-
     variables = random_variables(variable_shapes(models.create(NAME, 6, layout="torchvision")))
     save_file(
         {k: np.ascontiguousarray(v) for k, v in torchvision_arrays(variables).items()}, tmp_path / "w.safetensors"
     )
     spec = dataclasses.replace(catalog.CATALOG["resnet50", "torchvision"], model=NAME)
-    monkeypatch.setattr(catalog, "CATALOG", {**catalog.CATALOG, (NAME, "torchvision"): spec})
+    replace_spec(spec, monkeypatch)
     own = load(tmp_path / "w.safetensors").spec
     assert not (own.licence or own.url or own.digest or own.top1 or own.top5 or own.parameters)
     assert own.scaling == spec.scaling and own.image_size == spec.image_size
     digest = "sha256:" + hashlib.sha256((tmp_path / "w.safetensors").read_bytes()).hexdigest()[:8]
     published = dataclasses.replace(spec, digest=digest)
-    monkeypatch.setattr(catalog, "CATALOG", {**catalog.CATALOG, (NAME, "torchvision"): published})
+    replace_spec(published, monkeypatch)
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "cache"))
     assert load(tmp_path / "w.safetensors").spec.licence == spec.licence
 

@@ -9,7 +9,7 @@ import pytest
 from tests.pretrained.fake import random_variables
 from tl_jax import models, pretrained
 from tl_jax.export import frameworks
-from tl_jax.pretrained import image_tables
+from tl_jax.pretrained import catalog
 from tl_jax.pretrained.network import variable_shapes
 from tl_jax.utils import tree
 
@@ -50,7 +50,7 @@ def test_a_checkpoint_of_a_training_script_loads(tmp_path, zipped, protocol):
     torch = pytest.importorskip("torch")
 
     variables = random_variables(variable_shapes(models.create("resnet50_tiny", 6, layout="torchvision")))
-    named = frameworks.named_arrays(variables, image_tables.conversion_table("resnet50_tiny", "torchvision"))
+    named = frameworks.named_arrays(variables, catalog.conversion_table("resnet50_tiny", "torchvision"))
     state = {f"module.{entry.name}": torch.tensor(entry.array) for entry in named}
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
     content = {

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.pretrained.fake import random_variables, torchvision_arrays, write_keras_h5
+from tests.pretrained.published import replace_spec
 from tests.text import network as text_network
 from tl_jax import models, pretrained
 from tl_jax.pretrained import catalog, huggingface, network
@@ -81,7 +82,7 @@ def published(server, tmp_path, monkeypatch):
     )  # fmt: skip
 
     def publish(**changes):
-        monkeypatch.setitem(catalog.CATALOG, key, dataclasses.replace(spec, **changes))
+        replace_spec(dataclasses.replace(spec, **changes), monkeypatch)
 
     publish()
     return publish, variables
@@ -114,7 +115,7 @@ def test_hidden_layers_need_the_whole_file(server, tmp_path, monkeypatch):
         server.files[f"/{name}"] = (tmp_path / name).read_bytes()
     key = ("vgg16_tiny", "keras")
     urls = {"url": f"{server.url}/top.npz", "headless_url": f"{server.url}/no.npz"}
-    monkeypatch.setitem(catalog.CATALOG, key, dataclasses.replace(catalog.CATALOG[key], **urls))
+    replace_spec(dataclasses.replace(catalog.CATALOG[key], **urls), monkeypatch)
     assert pretrained.load("vgg16_tiny", num_classes=3, head="new", fc=True).model.fc
     assert not pretrained.load("vgg16_tiny", num_classes=3, head="new").model.fc
     assert [path for _, path in server.asked] == ["/top.npz", "/no.npz"]
@@ -138,9 +139,10 @@ CODE = """
 import dataclasses, sys
 from tl_jax import pretrained
 from tl_jax.utils.errors import UserError
+from tests.pretrained.published import replace_spec
 from tl_jax.pretrained import catalog
 key = ("resnet50_tiny", "timm")
-catalog.CATALOG[key] = dataclasses.replace(catalog.CATALOG[key], hub="timm/tiny", digest=sys.argv[1])
+replace_spec(dataclasses.replace(catalog.CATALOG[key], hub="timm/tiny", digest=sys.argv[1]))
 try:
     net = pretrained.load(*key)
     print(net.sha256, net.path, net.spec.num_classes)

@@ -9,12 +9,12 @@ from ml_collections import ConfigDict
 
 from tl_jax import models
 from tl_jax.data.dicom import WINDOWS
-from tl_jax.data.preprocess import SCALINGS
-from tl_jax.pretrained.catalog import CATALOG
+from tl_jax.pretrained.catalog import published_sources
 from tl_jax.train.task import TASKS
 from tl_jax.transfer import adapters, arcface, freeze
 from tl_jax.transfer.optimizer import SCHEDULES
 from tl_jax.utils.errors import UserError, nearest
+from tl_jax.utils.scaling import SCALINGS
 
 # Keras' networks come with 0.99 and 0.999, for runs of 100,000 steps: in a short one the statistics would still be the
 # source's when the weights are not, and evaluation goes wrong.
@@ -25,7 +25,6 @@ TEXT_DATASETS = "docs, docs_names, docs_corpus, tsv, csv, jsonl, conll, lines"
 CACHE_MODES = ("auto", "off")
 BATCH_STATS_MODES = ("auto", "train", "frozen")
 HEAD_INITS = ("new", "keep", "logistic", "ridge")
-PUBLISHED_SOURCES = tuple(dict.fromkeys(source for _, source in CATALOG))
 
 
 class Field(NamedTuple):
@@ -54,7 +53,7 @@ FIELDS = {
     "seeds": Field((), "seeds to repeat the run with; empty for the one in `seed`"),
     "arms": Field((), "pairs (name, ((field, value), ...)): variants of this configuration to compare"),
     # The network and where its weights come from.
-    "model.name": Field("resnet50", "network", lambda: (*models.names(), *models.TEXT_MODELS, models.POLICY)),
+    "model.name": Field("resnet50", "network", lambda: (*models.names(), *models.names("texts"), models.POLICY)),
     "model.num_classes": Field(0, "outputs of the head; 0 takes the number from the data", low=0),
     "model.endpoint": Field("", "part of the network on which the new head sits, such as stage3; empty for the last"),
     "model.channels": Field(3, "of the network's input; 1 turns pictures to grey", low=1, high=3),
@@ -64,8 +63,10 @@ FIELDS = {
     "adapt.rank": Field(8, "of low-rank changes (0 for none), or width of bottleneck adapters", low=0),
     "adapt.alpha": Field(8.0, "low-rank changes count alpha / rank", low=0.0),
     "adapt.targets": Field(".*", "regex over the paths of kernels that get a low-rank change"),
-    "init.source": Field("keras", "whose weights are loaded", (*PUBLISHED_SOURCES, "huggingface", "tl_jax", "random")),
-    "init.layout": Field("keras", "source whose layout random weights take", (*PUBLISHED_SOURCES, "tl_jax")),
+    "init.source": Field(
+        "keras", "whose weights are loaded", lambda: (*published_sources(), "huggingface", "tl_jax", "random")
+    ),
+    "init.layout": Field("keras", "source whose layout random weights take", lambda: (*published_sources(), "tl_jax")),
     "init.path": Field(
         "", "file of weights, bundle, or a text network's folder or hub repository; empty: embedded or published"
     ),
@@ -133,7 +134,7 @@ FIELDS = {
     "input.size": Field(0, "side of the network's input in pixels; 0 takes that of the weights", low=0),
     "input.interpolation": Field("", "resize method; empty takes that of the weights", ("", "bilinear", "bicubic")),
     "input.crop": Field(1.0, "share of the shortest side that the centre crop keeps", low=0.1, high=1.0),
-    "input.scaling": Field("spec", "pixel scaling; spec takes that of the weights", ("spec", *SCALINGS)),
+    "input.scaling": Field("spec", "pixel scaling; spec takes that of the weights", lambda: ("spec", *SCALINGS)),
     "input.max_length": Field(128, "tokens of a text at most; 0: as many as the network takes", low=0, high=8192),
     "augment.flip": Field(False, "mirror half of the training pictures left to right"),
     "augment.crop_pad": Field(0, "border in pixels of the stored picture before a random crop; 0 for none", low=0),

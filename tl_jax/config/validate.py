@@ -26,8 +26,8 @@ def task_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
             config.model.name not in task.networks()
         ),
         f"{(unused or [''])[0]} has no effect with config.task={kind}": unused,
-        f"init.source={config.init.source} has nothing for task={kind}; take one of {', '.join(task.sources)}": (
-            config.init.source not in task.sources
+        f"init.source={config.init.source} has nothing for task={kind}; take one of {', '.join(task.sources())}": (
+            config.init.source not in task.sources()
         ),
         **task.conflicts(config, changed),
     }

@@ -1,33 +1,10 @@
 """From stored pixels to network inputs: pure functions, jitted with the step that uses them."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from tl_jax.utils.errors import UserError
-
-
-class Scaling(NamedTuple):
-    """How uint8 pixels become network inputs: ``(pixel * scale - mean) / std``, channels in ``order``."""
-
-    order: str  # "rgb" or "bgr"
-    scale: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-# "caffe" and "tf" are the modes of keras.applications.imagenet_utils.preprocess_input, "torch" is torchvision's
-# normalisation; "efficientnet_lite" is that of TensorFlow's EfficientNet-Lite, whole numbers for quantized networks;
-# "unit" (x/255) fits no published weights and exists to reproduce experiments that used it.
-SCALINGS: Mapping[str, Scaling] = {
-    "caffe": Scaling("bgr", 1.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
-    "tf": Scaling("rgb", 1 / 127.5, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0)),
-    "torch": Scaling("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "efficientnet_lite": Scaling("rgb", 1.0, (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
-    "unit": Scaling("rgb", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-}
+from tl_jax.utils.scaling import SCALINGS
 
 
 def scale(images: jax.Array, scaling: str) -> jax.Array:

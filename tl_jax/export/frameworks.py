@@ -16,12 +16,13 @@ import numpy as np
 import safetensors.numpy
 
 from tl_jax import models
-from tl_jax.data.preprocess import SCALINGS
-from tl_jax.pretrained import image_tables
-from tl_jax.pretrained.catalog import CATALOG, PretrainedSpec
-from tl_jax.pretrained.convert import INVERSES, NATIVE_RULE, Rule, Table, keep
+from tl_jax.models.registry import PretrainedSpec
+from tl_jax.models.rules import INVERSES, NATIVE_RULE, Rule, Table, keep
+from tl_jax.pretrained import catalog
+from tl_jax.pretrained.catalog import CATALOG
 from tl_jax.pretrained.network import Pretrained
 from tl_jax.utils import disk, tree
+from tl_jax.utils.scaling import SCALINGS
 
 # The regexes of the tables are names with these in them: groups that a path refers to, and spellings of which the last
 # is today's.
@@ -166,15 +167,14 @@ def write_weights(
         )
     if library == "torchvision":
         arrays = {
-            entry.name: entry.array
-            for entry in named_arrays(net.variables, image_tables.conversion_table(name, library))
+            entry.name: entry.array for entry in named_arrays(net.variables, catalog.conversion_table(name, library))
         }
         with disk.atomic_write(folder / TORCHVISION_FILE) as temporary:
             safetensors.numpy.save_file(arrays, temporary, {"format": "pt", "classes": json.dumps(list(classes))})
         return FrameworkFile(TORCHVISION_FILE, f"the state dict of torchvision's `{name}`", _torchvision_loader(net))
     if size < _MIN_SIZE or (getattr(net.model, "fc", False) and size != published.image_size):
         return FrameworkFile(reason=f"Keras' `{name}` takes no pictures of {size} pixels, so no file is in its names.")
-    save_keras(folder / KERAS_FILE, net.variables, image_tables.conversion_table(name, library))
+    save_keras(folder / KERAS_FILE, net.variables, catalog.conversion_table(name, library))
     return FrameworkFile(
         KERAS_FILE, f"weights of `keras.applications.{_keras_function(name)[0]}`", _keras_loader(net, embeddings)
     )
@@ -184,10 +184,10 @@ def _is_keras(net: Pretrained, source: str) -> bool:
     """Tell whose network it is: the layout says it; VGG's is the same in both, so there it is the file's."""
     if hasattr(net.model, "layout"):
         return net.model.layout == "keras"
-    if "torchvision" not in image_tables.known_sources(net.spec.model) or "keras" not in image_tables.known_sources(
+    if "torchvision" not in catalog.known_sources(net.spec.model) or "keras" not in catalog.known_sources(
         net.spec.model
     ):
-        return "keras" in image_tables.known_sources(net.spec.model)
+        return "keras" in catalog.known_sources(net.spec.model)
     return source == "keras" or (source not in ("torchvision", "timm") and net.spec.scaling != "torch")
 
 

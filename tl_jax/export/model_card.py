@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 
 from tl_jax import __version__
 from tl_jax.config import recipe
-from tl_jax.data.preprocess import SCALINGS
 from tl_jax.export import stablehlo
+from tl_jax.models.registry import PretrainedSpec
 from tl_jax.pretrained import formats
-from tl_jax.pretrained.catalog import EMBEDDED_RESNET8, PretrainedSpec
+from tl_jax.pretrained.catalog import EMBEDDED_RESNET8
 from tl_jax.report.html import facts_table, markdown_table
 from tl_jax.train.workdir import finite, read_facts, read_summary
 from tl_jax.utils import disk
 from tl_jax.utils.errors import UserError, join_names
+from tl_jax.utils.scaling import SCALINGS
 
 _HEADS = {"text": "SequenceClassification", "tokens": "TokenClassification", "masked": "MaskedLM"}
 

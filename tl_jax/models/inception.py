@@ -16,9 +16,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tl_jax.models import keras_names
 from tl_jax.models.backbone import Backbone, StageFactory
 from tl_jax.models.layers import ConvNorm, Norm, glorot_uniform
 from tl_jax.models.ops.pooling import max_pool, mean_pool
+from tl_jax.models.registry import (
+    GOOGLE,
+    KERAS_LAYOUT,
+    TORCH_LAYOUT,
+    keras_weights,
+    register_model,
+    timm_weights,
+    torchvision_weights,
+)
+from tl_jax.models.rules import (
+    COUNTERS,
+    NATIVE_RULE,
+    Table,
+    flatten_rules,
+    keras_layer,
+    torch_conv,
+    torch_dense,
+    torch_norm,
+)
 from tl_jax.utils.errors import UserError
 
 
@@ -235,3 +255,136 @@ class InceptionV3(Backbone):
         if self.aux and self.num_classes and "stage2" in endpoints:
             head = AuxiliaryHead(self.num_classes, self.width, LAYOUTS[self.layout], self.dtype, name="aux")
             endpoints["aux_logits"] = head(endpoints["stage2"], train)
+
+
+# ---- names in files of other libraries
+
+_POOL = ["branch_pool"]
+_DOUBLE = ["branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3"]
+_GRID35 = [["branch1x1"], ["branch5x5_1", "branch5x5_2"], _DOUBLE, _POOL]
+_TO17 = [["branch3x3"], _DOUBLE]
+_GRID17 = [
+    ["branch1x1"],
+    [f"branch7x7_{i}" for i in (1, 2, 3)],
+    [f"branch7x7dbl_{i}" for i in (1, 2, 3, 4, 5)],
+    _POOL,
+]
+_TO8 = [["branch3x3_1", "branch3x3_2"], [f"branch7x7x3_{i}" for i in (1, 2, 3, 4)]]
+_GRID8 = [
+    ["branch1x1"],
+    ["branch3x3_1", "branch3x3_2a branch3x3_2b"],  # side by side
+    ["branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3a branch3x3dbl_3b"],
+    _POOL,
+]
+Repeats = tuple[int, int, int]  # equal blocks at each size
+_STEM = "1a_3x3 2a_3x3 2b_3x3 3b_1x1 4a_3x3".split()
+
+
+def _inception_blocks(repeats: Repeats) -> list[list[list[str]]]:
+    first, second, third = repeats
+    return [*[_GRID35] * first, _TO17, *[_GRID17] * second, _TO8, *[_GRID8] * third]
+
+
+def _creation_order(repeats: Repeats) -> list[str]:
+    """Return the units in the order in which Keras makes them."""
+    units = [f"stem/conv{i}" for i in (1, 2, 3, 4, 5)]
+    for number, branches in enumerate(_inception_blocks(repeats)):
+        units += [f"mixed{number}/{unit}" for branch in branches for step in branch for unit in step.split()]
+    return units
+
+
+def _distance(branch: Sequence[str], step: int) -> float:
+    """Return how many units lie from a step to the end of its block; a pair ends in a concatenation of its own."""
+    return len(branch) - step + (0.5 if " " in branch[-1] else 0.0)
+
+
+def _keras_order(repeats: Repeats) -> list[str]:
+    """Return the units as Keras lists them: in each block the furthest from its end first."""
+    units = [f"stem/conv{i}" for i in (1, 2, 3, 4, 5)]
+    for number, branches in enumerate(_inception_blocks(repeats)):
+        steps = [(_distance(branch, i), step) for branch in branches for i, step in enumerate(branch)]
+        steps.sort(key=lambda item: -item[0])  # stable: branches stay in order
+        units += [f"mixed{number}/{unit}" for _, step in steps for unit in step.split()]
+    return units
+
+
+def _inception_keras(repeats: Repeats) -> Table:
+    """keras.applications: every layer but the top is named automatically."""
+    creation_order = {unit: i for i, unit in enumerate(_creation_order(repeats))}
+    layers = [
+        keras_names.Layer(f"{unit}/{leaf}", kind, creation_order[unit])
+        for unit in _keras_order(repeats)
+        for leaf, kind in (("conv", "conv"), ("bn", "norm"))
+    ]
+    layers.append(keras_names.Layer("head", "dense", 0))
+    rules = [*keras_layer("predictions", "head"), NATIVE_RULE]
+    return Table(rules, map_names=keras_names.make_renamer(layers, known_names="predictions"), layers=layers)
+
+
+def _inception_torchvision(repeats: Repeats) -> Table:
+    """torchvision and timm: ``Mixed_5b.branch1x1.conv.weight``; the auxiliary head may be there or not."""
+    units = [(rf"Conv2d_{name}", f"stem/conv{i}") for i, name in enumerate(_STEM, start=1)]
+    # The first of the second and third size halves the map.
+    blocks = [f"5{c}" for c in "bcd"[: repeats[0]]] + [f"6{c}" for c in "abcde"[: repeats[1] + 1]]
+    blocks += [f"7{c}" for c in "abc"[: repeats[2] + 1]]
+    units += [(rf"Mixed_{name}\.(\w+)", rf"mixed{i}/\1") for i, name in enumerate(blocks)]
+    units += [(rf"AuxLogits\.conv{i}", f"aux/conv{i + 1}") for i in (0, 1)]
+    convs = flatten_rules(*(torch_conv(rf"{name}\.conv", f"{path}/conv") for name, path in units))
+    norms = flatten_rules(*(torch_norm(rf"{name}\.bn", f"{path}/bn") for name, path in units))
+    return Table([*convs, *norms, *torch_dense("fc", "head"), *torch_dense(r"AuxLogits\.fc", "aux/head")], COUNTERS)
+
+
+def inception_tables(repeats: Repeats) -> dict[str, Table]:
+    """Return the tables by source; timm's names are torchvision's."""
+    torch = _inception_torchvision(repeats)
+    return {"keras": _inception_keras(repeats), "torchvision": torch, "timm": torch}
+
+
+# ---- the networks of the family, and their weights
+
+register_model(
+    "inception_v3",
+    InceptionV3,
+    tables=inception_tables((3, 4, 2)),
+    weights=(
+        keras_weights(
+            "inception_v3/inception_v3_*",
+            GOOGLE,
+            77.9,
+            93.7,
+            23_851_784,
+            md5=("9a0d58056eeedaa3f26cb7ebd46da564", "bcbd6486424b2319ff4ef7d526e38f63"),
+            scaling="tf",
+            image_size=299,
+            options=KERAS_LAYOUT,
+        ),
+        torchvision_weights(
+            "inception_v3_google-0cc3c7bd.pth",
+            77.294,
+            93.45,
+            27_161_264,
+            image_size=299,
+            crop=299 / 342,
+            options={**TORCH_LAYOUT, "transform_input": True},
+        ),
+        timm_weights(
+            "inception_v3.tv_in1k",
+            77.434,
+            93.474,
+            23_834_568,
+            sha256="9c452c63a67fd03a38a78c401ba12d4be0e926df63c93403de3a29f6df20fefb",
+            interpolation="bicubic",
+            scaling="tf",
+            image_size=299,
+            options=TORCH_LAYOUT,
+        ),
+    ),
+)
+# It keeps every kind of layer of the family, for tests and smoke runs.
+register_model(
+    "inception_v3_tiny",
+    InceptionV3,
+    {"width": 1 / 16, "repeats": (1, 1, 1)},
+    tables=inception_tables((1, 1, 1)),
+    like="inception_v3",
+)

@@ -5,16 +5,41 @@ layout        padding at stride 2               BatchNorm epsilon   momentum kep
 "torchvision" one pixel on each side            1e-5                0.9             torchvision, timm
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 
+from tl_jax.models import keras_names
 from tl_jax.models.backbone import Backbone, StageFactory
 from tl_jax.models.layers import ConvNorm, DropPath, Norm, linear_drop_rates
+from tl_jax.models.registry import (
+    GOOGLE,
+    KERAS_LAYOUT,
+    TORCH_LAYOUT,
+    keras_weights,
+    register_model,
+    timm_weights,
+    torchvision_weights,
+)
+from tl_jax.models.rules import (
+    COUNTERS,
+    NATIVE_RULE,
+    Rule,
+    Shapes,
+    Table,
+    hwc1_to_hw1c,
+    keras_layer,
+    keras_norm,
+    torch_conv,
+    torch_dense,
+    torch_norm,
+)
 
 
 class Layout(NamedTuple):
@@ -130,3 +155,233 @@ class MobileNetV2(Backbone):
             stages.append((f"stage{i}", stage))
         final_channels = round_channels(self.final * max(1.0, self.width))
         return [*stages, ("final", partial(ConvNorm, final_channels, 1, 1, *norm_options, name="final"))]
+
+
+# ---- names in files of other libraries
+
+_MOBILENET_UNITS = ("expand", "depthwise", "project")
+
+
+def _mobilenet_blocks(depths: Sequence[int]) -> Iterator[tuple[int, int, int, tuple[str, ...]]]:
+    """Yield (number from 0 on, stage, block, its units) of every block; the first expands nothing."""
+    number = 0
+    for stage, depth in enumerate(depths, start=1):
+        for block in range(1, depth + 1):
+            yield number, stage, block, _MOBILENET_UNITS[number == 0 :]
+            number += 1
+
+
+def _mobilenet_keras(depths: Sequence[int]) -> Table:
+    """keras.applications: ``block_1_expand``; the published files, ``mobl1_conv_1_expand`` and others, go by order."""
+    rules = keras_layer("Conv1", "stem/conv") + keras_norm("bn_Conv1", "stem/bn")
+    rules += keras_layer("Conv_1", "final/conv") + keras_norm("Conv_1_bn", "final/bn")
+    rules += keras_layer("predictions", "head")
+    layers = [("stem/conv", "conv"), ("stem/bn", "norm")]
+    for number, stage, block, units in _mobilenet_blocks(depths):
+        for unit in units:
+            theirs, ours = (
+                f"block_{number}_{unit}" if number else f"expanded_conv_{unit}",
+                f"stage{stage}/block{block}/{unit}",
+            )
+            depthwise = unit == "depthwise"
+            rules += keras_layer(theirs, f"{ours}/conv", *([hwc1_to_hw1c] if depthwise else []))
+            rules += keras_norm(f"{theirs}_BN", f"{ours}/bn")
+            layers += [(f"{ours}/conv", "depthwise" if depthwise else "conv"), (f"{ours}/bn", "norm")]
+    layers += [("final/conv", "conv"), ("final/bn", "norm"), ("head", "dense")]
+    by_order = [Rule(r"(params/.*/depthwise/conv/kernel)", r"\1", hwc1_to_hw1c)]
+    by_order.append(NATIVE_RULE._replace(pattern=r"((?:params|batch_stats)/(?!.*/depthwise/conv/kernel).*)"))
+    trunk = r"(?:Conv1|bn_Conv1|Conv_1(_bn)?|(expanded_conv|block_\d+)_(expand|depthwise|project)(_BN)?)"
+    keras_layers = keras_names.make_layers(layers)
+    names = keras_names.make_renamer(keras_layers, sequential=True, known_names=f"{trunk}|predictions")
+    return Table([*rules, *by_order], map_names=names, layers=keras_layers, trunk_pattern=f"{trunk}/.*")
+
+
+def _mobilenet_torchvision(depths: Sequence[int]) -> Table:
+    """torchvision: ``features.1.conv.0.0.weight``, blocks counted through; the last convolution is one more.
+
+    Older files (``features.1.conv.0.weight``) count convolution, BatchNorm and ReLU6 of a block through.
+    """
+    last = sum(depths) + 1
+    rules = torch_conv(r"features\.0\.0", "stem/conv") + torch_norm(r"features\.0\.1", "stem/bn")
+    rules += torch_conv(rf"features\.{last}\.0", "final/conv") + torch_norm(rf"features\.{last}\.1", "final/bn")
+    rules += torch_dense(r"classifier\.1", "head")
+    for number, stage, block, units in _mobilenet_blocks(depths):
+        for i, unit in enumerate(units):
+            prefix, ours = rf"features\.{number + 1}\.conv\.", f"stage{stage}/block{block}/{unit}"
+            conv, norm = (f"{i}", f"{i + 1}") if unit == "project" else (rf"{i}\.0", rf"{i}\.1")
+            rules += torch_conv(prefix + conv, f"{ours}/conv") + torch_norm(prefix + norm, f"{ours}/bn")
+    return Table(rules, COUNTERS, map_names=_modern_names)
+
+
+def _modern_names(arrays: Mapping[str, np.ndarray], _: Shapes) -> Mapping[str, str]:
+    """Return torchvision's names of today for those of files from before 0.3 and their like."""
+    if not any(re.fullmatch(r"features\.\d+\.conv\.[4-7]\..*", name) for name in arrays):
+        return {name: name for name in arrays}
+    blocks = {m[1] for name in arrays if (m := re.fullmatch(r"features\.(\d+)\.conv\.[67]\..*", name))}
+
+    def rename(match: re.Match[str]) -> str:
+        """Return the name of a layer; the last convolution of a block and its BatchNorm stand for themselves."""
+        unit, position = divmod(int(match[2]), 3)
+        last = 2 if match[1] in blocks else 1
+        return f"features.{match[1]}.conv.{unit + position if unit == last else f'{unit}.{position}'}."
+
+    return {name: re.sub(r"^features\.(\d+)\.conv\.(\d)\.", rename, name) for name in arrays}
+
+
+def _mobilenet_timm(depths: Sequence[int]) -> Table:
+    """timm: ``blocks.1.0.conv_pw.weight``, stages and blocks counted from 0."""
+    rules = torch_conv("conv_stem", "stem/conv") + torch_norm("bn1", "stem/bn")
+    rules += torch_conv("conv_head", "final/conv") + torch_norm("bn2", "final/bn") + torch_dense("classifier", "head")
+    for number, stage, block, units in _mobilenet_blocks(depths):
+        names = ("conv_pw", "conv_dw", "conv_pwl") if number else ("conv_dw", "conv_pw")
+        for i, (unit, name) in enumerate(zip(units, names, strict=True), start=1):
+            prefix, ours = rf"blocks\.{stage - 1}\.{block - 1}\.", f"stage{stage}/block{block}/{unit}"
+            rules += torch_conv(prefix + name, f"{ours}/conv") + torch_norm(f"{prefix}bn{i}", f"{ours}/bn")
+    return Table(rules, COUNTERS)
+
+
+def mobilenet_tables(depths: Sequence[int]) -> dict[str, Table]:
+    """Return the tables by source."""
+    return {
+        "keras": _mobilenet_keras(depths),
+        "torchvision": _mobilenet_torchvision(depths),
+        "timm": _mobilenet_timm(depths),
+    }
+
+
+# ---- the networks of the family, and their weights
+
+_BLOCKS = tuple(row[2] for row in STAGES)
+_TINY_STAGES = ((1, 8, 1, 1), (6, 8, 2, 2), (6, 16, 1, 2), (6, 16, 1, 2))
+
+register_model(
+    "mobilenet_v2",
+    MobileNetV2,
+    tables=mobilenet_tables(_BLOCKS),
+    weights=(
+        keras_weights(
+            "mobilenet_v2/mobilenet_v2_*_1.0_224",
+            GOOGLE,
+            71.3,
+            90.1,
+            3_538_984,
+            headless="_no_top",
+            scaling="tf",
+            options=KERAS_LAYOUT,
+        ),
+        torchvision_weights("mobilenet_v2-b0353104.pth", 71.878, 90.286, 3_504_872, options=TORCH_LAYOUT),
+        timm_weights(
+            "mobilenetv2_100.ra_in1k",
+            72.976,
+            91.01,
+            3_504_872,
+            sha256="55ea4fb3a96010b933710ebf44fc965b070d5cd054d3f35e44f2d1320b4a714e",
+            interpolation="bicubic",
+            options=TORCH_LAYOUT,
+        ),
+    ),
+)
+register_model(
+    "mobilenet_v2_035",
+    MobileNetV2,
+    {"width": 0.35},
+    tables=mobilenet_tables(_BLOCKS),
+    weights=(
+        keras_weights(
+            "mobilenet_v2/mobilenet_v2_*_0.35_224",
+            GOOGLE,
+            60.1,
+            82.4,
+            1_691_208,
+            headless="_no_top",
+            scaling="tf",
+            options=KERAS_LAYOUT,
+        ),
+    ),
+)
+register_model(
+    "mobilenet_v2_050",
+    MobileNetV2,
+    {"width": 0.5},
+    tables=mobilenet_tables(_BLOCKS),
+    weights=(
+        keras_weights(
+            "mobilenet_v2/mobilenet_v2_*_0.5_224",
+            GOOGLE,
+            65.2,
+            86.1,
+            1_987_224,
+            headless="_no_top",
+            scaling="tf",
+            options=KERAS_LAYOUT,
+        ),
+        timm_weights(
+            "mobilenetv2_050.lamb_in1k", 65.95, 86.088, 1_968_680, interpolation="bicubic", options=TORCH_LAYOUT
+        ),
+    ),
+)
+register_model(
+    "mobilenet_v2_075",
+    MobileNetV2,
+    {"width": 0.75},
+    tables=mobilenet_tables(_BLOCKS),
+    weights=(
+        keras_weights(
+            "mobilenet_v2/mobilenet_v2_*_0.75_224",
+            GOOGLE,
+            69.5,
+            89.2,
+            2_663_064,
+            headless="_no_top",
+            scaling="tf",
+            options=KERAS_LAYOUT,
+        ),
+    ),
+)
+register_model(
+    "mobilenet_v2_130",
+    MobileNetV2,
+    {"width": 1.3},
+    tables=mobilenet_tables(_BLOCKS),
+    weights=(
+        keras_weights(
+            "mobilenet_v2/mobilenet_v2_*_1.3_224",
+            GOOGLE,
+            74.7,
+            92.1,
+            5_431_048,
+            headless="_no_top",
+            scaling="tf",
+            options=KERAS_LAYOUT,
+        ),
+    ),
+)
+register_model(
+    "mobilenet_v2_140",
+    MobileNetV2,
+    {"width": 1.4},
+    tables=mobilenet_tables(_BLOCKS),
+    weights=(
+        keras_weights(
+            "mobilenet_v2/mobilenet_v2_*_1.4_224",
+            GOOGLE,
+            75.2,
+            92.4,
+            6_156_712,
+            headless="_no_top",
+            scaling="tf",
+            options=KERAS_LAYOUT,
+        ),
+        timm_weights(
+            "mobilenetv2_140.ra_in1k", 76.52, 92.986, 6_108_776, interpolation="bicubic", options=TORCH_LAYOUT
+        ),
+    ),
+)
+# It keeps every kind of layer of the family, for tests and smoke runs.
+register_model(
+    "mobilenet_v2_tiny",
+    MobileNetV2,
+    {"width": 0.5, "stages": _TINY_STAGES, "final": 64},
+    tables=mobilenet_tables((1, 2, 1, 1)),
+    like="mobilenet_v2",
+)

@@ -10,7 +10,7 @@ The layouts compute different things from the same shapes, so weights of one giv
 paper's: the stride of a stage sits in its last block, and the stem has neither BatchNorm nor ReLU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,10 +18,31 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tl_jax.models import keras_names
 from tl_jax.models.backbone import Backbone, StageFactory
 from tl_jax.models.layers import Conv, DropPath, Norm, linear_drop_rates
 from tl_jax.models.ops.batch_norm import BatchNorm
 from tl_jax.models.ops.pooling import max_pool
+from tl_jax.models.registry import (
+    HE,
+    KERAS_LAYOUT,
+    TORCH_LAYOUT,
+    keras_weights,
+    register_model,
+    timm_weights,
+    torchvision_weights,
+)
+from tl_jax.models.rules import (
+    COUNTERS,
+    NATIVE_RULE,
+    Rule,
+    Table,
+    keras_layer,
+    keras_norm,
+    torch_conv,
+    torch_dense,
+    torch_norm,
+)
 
 
 class Layout(NamedTuple):
@@ -236,3 +257,236 @@ class ResNetV2(Backbone):
             stage = partial(PreActStage, stage_rates, width, 1 if i == last else 2, self.dtype, name=f"stage{i}")
             stages.append((f"stage{i}", stage))
         return [*stages, ("final", partial(Final, self.dtype, name="final"))]
+
+
+# ---- names in files of other libraries
+
+_TOP = "(?:probs|predictions)"  # the published file's name (Keras 2), and that of later versions
+
+
+def _resnet_keras(depths: Sequence[int]) -> Table:
+    """keras.applications: ``conv2_block1_1_conv/kernel``; block convolutions count from 1, the shortcut is 0."""
+    norms = [("([123])_bn", r"bn\1"), ("0_bn", "shortcut_bn")]
+    layers = [("stem/conv", "conv"), ("stem/bn", "norm")]
+    for block, first in _resnet_blocks(depths):
+        for unit in ("1", "2", "shortcut", "3") if first else ("1", "2", "3"):  # by distance from the sum
+            conv, norm = ("shortcut_conv", "shortcut_bn") if unit == "shortcut" else (f"conv{unit}", f"bn{unit}")
+            layers += [(f"{block}/{conv}", "conv"), (f"{block}/{norm}", "norm")]
+    return _resnet_keras_table(keras_norm("conv1_bn", "stem/bn"), norms, layers)
+
+
+def _resnet_v2_keras(depths: Sequence[int]) -> Table:
+    """keras.applications' pre-activation networks: ``conv2_block1_preact_bn/gamma``."""
+    norms = [("([12])_bn", r"bn\1"), ("preact_bn", "preact_bn")]
+    layers = [("stem/conv", "conv")]
+    for block, first in _resnet_blocks(depths):
+        convs = ("conv1", "conv2", "shortcut_conv", "conv3") if first else ("conv1", "conv2", "conv3")
+        layers += [(f"{block}/{conv}", "conv") for conv in convs]
+        layers += [(f"{block}/{norm}", "norm") for norm in ("preact_bn", "bn1", "bn2")]
+    return _resnet_keras_table(keras_norm("post_bn", "final/bn"), norms, [*layers, ("final/bn", "norm")])
+
+
+def _resnet_blocks(depths: Sequence[int]) -> Iterator[tuple[str, bool]]:
+    """Yield the path of each block, and whether it is the first of its stage, whose shortcut has a convolution."""
+    for stage, depth in enumerate(depths, start=1):
+        yield from ((f"stage{stage}/block{i}", i == 1) for i in range(1, depth + 1))
+
+
+def _resnet_keras_table(
+    own_rules: list[Rule], norms: Sequence[tuple[str, str]], layers: Sequence[tuple[str, str]]
+) -> Table:
+    """Return the table of a Keras ResNet: its own rules, those of BatchNorms in blocks, the order of its layers."""
+    rules = [*own_rules, *keras_layer("conv1_conv", "stem/conv"), *keras_layer(_TOP, "head")]
+    for stage in (1, 2, 3, 4):
+        block, ours = rf"conv{stage + 1}_block(\d+)", rf"stage{stage}/block\1"
+        rules += keras_layer(rf"{block}_([123])_conv", rf"{ours}/conv\2")
+        rules += keras_layer(rf"{block}_0_conv", f"{ours}/shortcut_conv")
+        for theirs, name in norms:
+            rules += keras_norm(f"{block}_{theirs}", f"{ours}/" + name.replace(r"\1", r"\2"))
+    keras_layers = keras_names.make_layers([*layers, ("head", "dense")])
+    return Table(
+        [*rules, NATIVE_RULE],
+        map_names=keras_names.make_renamer(keras_layers),
+        layers=keras_layers,
+        trunk_pattern=r"(?:conv\d+_|post_bn).*",
+    )
+
+
+def _resnet_torchvision() -> Table:
+    """torchvision: ``layer1.0.conv1.weight``; blocks count from 0 and ours from 1, so each has its own rules."""
+    rules = torch_conv("conv1", "stem/conv") + torch_norm("bn1", "stem/bn") + torch_dense("fc", "head")
+    for index in range(36):  # ResNet-152's longest stage
+        theirs, ours = rf"layer(\d)\.{index}", rf"stage\1/block{index + 1}"
+        rules += torch_conv(rf"{theirs}\.conv(\d)", rf"{ours}/conv\2") + torch_norm(
+            rf"{theirs}\.bn(\d)", rf"{ours}/bn\2"
+        )
+        rules += torch_conv(rf"{theirs}\.downsample\.0", f"{ours}/shortcut_conv")
+        rules += torch_norm(rf"{theirs}\.downsample\.1", f"{ours}/shortcut_bn")
+    return Table(rules, COUNTERS)
+
+
+RESNET_TORCHVISION = _resnet_torchvision()
+
+
+def resnet_tables(depths: Sequence[int], bottleneck: bool = True) -> dict[str, Table]:
+    """Return the tables by source; timm's names are torchvision's, and Keras has no networks of basic blocks."""
+    torch = {"torchvision": RESNET_TORCHVISION, "timm": RESNET_TORCHVISION}
+    return {"keras": _resnet_keras(depths), **torch} if bottleneck else torch
+
+
+def resnet_v2_tables(depths: Sequence[int]) -> dict[str, Table]:
+    """Return the tables of the networks with pre-activation by source."""
+    return {"keras": _resnet_v2_keras(depths)}
+
+
+# ---- the networks of the family, and their weights
+
+BASIC_BLOCKS = {"bottleneck": False, "layout": "torchvision"}  # Keras publishes none with basic blocks
+TINY_WIDTHS = (8, 8, 16, 16)
+R18, R50, R101, R152 = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)  # blocks of each stage
+TINY_DEPTHS, TINY_V2_DEPTHS = (2, 1, 1, 1), (2, 2, 1, 2)
+
+register_model(
+    "resnet18",
+    ResNet,
+    {**BASIC_BLOCKS, "depths": R18},
+    tables=resnet_tables(R18, bottleneck=False),
+    weights=(
+        torchvision_weights("resnet18-f37072fd.pth", 69.758, 89.078, 11_689_512, options=TORCH_LAYOUT),
+        timm_weights(
+            "resnet18.a1_in1k",
+            73.158,
+            91.026,
+            11_689_512,
+            sha256="80c49dee3da4822c009c5a7fe591e9223c5a2cfcf95a4067ca4dfb5a7b89c612",
+            crop=0.95,
+            interpolation="bicubic",
+            options=TORCH_LAYOUT,
+        ),
+    ),
+)
+register_model(
+    "resnet34",
+    ResNet,
+    {**BASIC_BLOCKS, "depths": R50},
+    tables=resnet_tables(R50, bottleneck=False),
+    weights=(
+        torchvision_weights("resnet34-b627a593.pth", 73.314, 91.42, 21_797_672, options=TORCH_LAYOUT),
+        timm_weights(
+            "resnet34.a1_in1k", 77.918, 93.766, 21_797_672, crop=0.95, interpolation="bicubic", options=TORCH_LAYOUT
+        ),
+    ),
+)
+register_model(
+    "resnet50",
+    ResNet,
+    tables=resnet_tables(R50),
+    weights=(
+        keras_weights(
+            "resnet/resnet50_*",
+            HE,
+            74.9,
+            92.1,
+            25_636_712,
+            md5=("2cb95161c43110f7111970584f804107", "4d473c1dd8becc155b73f8504c6f6626"),
+            scaling="caffe",
+            options=KERAS_LAYOUT,
+        ),
+        torchvision_weights("resnet50-0676ba61.pth", 76.13, 92.862, 25_557_032, options=TORCH_LAYOUT),
+        timm_weights(
+            "resnet50.a1_in1k",
+            81.214,
+            95.102,
+            25_557_032,
+            sha256="773525d5821de224f8f30c33377b7a795d7863e08522698200d3217d3f2a41bb",
+            crop=0.95,
+            interpolation="bicubic",
+            options=TORCH_LAYOUT,
+        ),
+    ),
+)
+register_model(
+    "resnet101",
+    ResNet,
+    {"depths": R101},
+    tables=resnet_tables(R101),
+    weights=(
+        keras_weights(
+            "resnet/resnet101_*",
+            HE,
+            76.4,
+            92.8,
+            44_707_176,
+            md5=("f1aeb4b969a6efcfb50fad2f0c20cfc5", "88cf7a10940856eca736dc7b7e228a21"),
+            scaling="caffe",
+            options=KERAS_LAYOUT,
+        ),
+        torchvision_weights("resnet101-63fe2227.pth", 77.374, 93.546, 44_549_160, options=TORCH_LAYOUT),
+        timm_weights(
+            "resnet101.a1h_in1k",
+            82.778,
+            96.31,
+            44_549_160,
+            sha256="1a076c0384295e7d3704f201c5711ff245507db934230bab72ff3014a95f90fe",
+            crop=0.95,
+            interpolation="bicubic",
+            options=TORCH_LAYOUT,
+        ),
+    ),
+)
+register_model(
+    "resnet152",
+    ResNet,
+    {"depths": R152},
+    tables=resnet_tables(R152),
+    weights=(
+        keras_weights(
+            "resnet/resnet152_*",
+            HE,
+            76.6,
+            93.1,
+            60_419_944,
+            md5=("100835be76be38e30d865e96f2aaae62", "ee4c566cf9a93f14d82f913c2dc6dd0c"),
+            scaling="caffe",
+            options=KERAS_LAYOUT,
+        ),
+        torchvision_weights("resnet152-394f9c45.pth", 78.312, 94.046, 60_192_808, options=TORCH_LAYOUT),
+        timm_weights(
+            "resnet152.a1h_in1k", 83.45, 96.538, 60_192_808, crop=0.95, interpolation="bicubic", options=TORCH_LAYOUT
+        ),
+    ),
+)
+register_model(
+    "resnet50v2",
+    ResNetV2,
+    tables=resnet_v2_tables(R50),
+    weights=(
+        keras_weights(
+            "resnet/resnet50v2_*",
+            HE,
+            76.0,
+            93.0,
+            25_613_800,
+            md5=("3ef43a0b657b3be2300d5770ece849e0", "fac2f116257151a9d068a22e544a4917"),
+            scaling="tf",
+        ),
+    ),
+)
+# CIFAR-style: one 3x3 stem at stride 2 and basic blocks, 0.31 M parameters.
+register_model("resnet8", ResNet, {**BASIC_BLOCKS, "depths": (1, 1, 1), "widths": (32, 64, 128), "stem_kernel": 3})
+# It keeps every kind of layer of the family, for tests and smoke runs.
+register_model(
+    "resnet50_tiny",
+    ResNet,
+    {"widths": TINY_WIDTHS, "depths": TINY_DEPTHS},
+    tables=resnet_tables(TINY_DEPTHS),
+    like="resnet50",
+)
+# It keeps every kind of layer of the family, for tests and smoke runs.
+register_model(
+    "resnet50v2_tiny",
+    ResNetV2,
+    {"widths": TINY_WIDTHS, "depths": TINY_V2_DEPTHS},
+    tables=resnet_v2_tables(TINY_V2_DEPTHS),
+    like="resnet50v2",
+)

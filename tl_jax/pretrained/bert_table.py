@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tl_jax.pretrained.convert import INVERSES, Converted, Rule, Table, keep, transpose
+from tl_jax.models.rules import INVERSES, Rule, Table, keep, transpose
+from tl_jax.pretrained.convert import Converted
 from tl_jax.utils.errors import UserError, nearest
 from tl_jax.utils.json_files import STRING, Field, check_fields, integer, list_of, number, object_of
 

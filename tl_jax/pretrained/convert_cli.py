@@ -17,8 +17,9 @@ from absl import flags, logging
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tl_jax import models, pretrained
-from tl_jax.pretrained import formats, image_tables
-from tl_jax.pretrained.catalog import CATALOG, PretrainedSpec
+from tl_jax.models.registry import MODELS, PretrainedSpec
+from tl_jax.pretrained import catalog, formats
+from tl_jax.pretrained.catalog import CATALOG
 from tl_jax.pretrained.convert import Converted
 from tl_jax.pretrained.network import Pretrained
 from tl_jax.utils import command, tree
@@ -37,14 +38,16 @@ def main(_: list[str]) -> None:
     """Convert, print, and write what was asked for."""
     logging.set_verbosity(logging.WARNING)
     if not MODEL.value:
-        raise UserError(f"--model is missing; choose one of {', '.join(image_tables.TABLES)}")
+        raise UserError(
+            f"--model is missing; choose one of {', '.join(name for name, entry in MODELS.items() if entry.tables)}"
+        )
     if not INPUT.value:
         raise UserError("--input is missing; give the weights file")
     name, source, file = MODEL.value, SOURCE.value, Path(INPUT.value).expanduser()
     models.create(name, 0)
     if source == "tl_jax":
         raise UserError("files of tl_jax need no conversion; load them with pretrained.load(..., source='tl_jax')")
-    image_tables.conversion_table(name, source)
+    catalog.conversion_table(name, source)
     if not file.is_file():
         raise UserError(f"no weights file at {file}; check --input")
     output = Path(OUTPUT.value).expanduser() if OUTPUT.value else None

@@ -8,8 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from tl_jax.models.registry import PretrainedSpec
 from tl_jax.pretrained import formats
-from tl_jax.pretrained.catalog import PretrainedSpec
 from tl_jax.transfer import adapters
 from tl_jax.transfer.adapters import KINDS, Adapters
 from tl_jax.transfer.freeze import ADAPTERS, HEAD

@@ -19,8 +19,7 @@ import numpy as np
 import pooch
 import safetensors
 
-from tl_jax.data.preprocess import SCALINGS
-from tl_jax.pretrained.catalog import PretrainedSpec
+from tl_jax.models.registry import PretrainedSpec
 from tl_jax.pretrained.file_checks import check_numeric
 from tl_jax.pretrained.hdf5_file import read_h5, read_keras, to_native_order
 from tl_jax.pretrained.torch_file import PARSE_ERRORS, Contents, check_file, damaged_error, read_checkpoint, read_pth
@@ -40,6 +39,7 @@ from tl_jax.utils.json_files import (
     parse_json,
     read_json,
 )
+from tl_jax.utils.scaling import SCALINGS
 
 BUNDLE_FILE, WEIGHTS_FILE = "bundle.json", "model.safetensors"
 FORMAT_VERSION = 1  # of the format; a file with another one is refused

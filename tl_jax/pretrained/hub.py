@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pooch
 
-from tl_jax.pretrained.catalog import PretrainedSpec
+from tl_jax.models.registry import PretrainedSpec
 from tl_jax.utils import download
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import require_extra

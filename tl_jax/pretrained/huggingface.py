@@ -18,9 +18,10 @@ import safetensors.numpy
 from tl_jax import models
 from tl_jax.data import tokenize
 from tl_jax.models.bert import ACTIVATIONS, Bert
+from tl_jax.models.rules import Table
 from tl_jax.pretrained import bert_table, formats, hub, prefixes
 from tl_jax.pretrained.catalog import EMBEDDED_BERT
-from tl_jax.pretrained.convert import Converted, MergeError, Table, convert, format_names, merge
+from tl_jax.pretrained.convert import Converted, MergeError, convert, format_names, merge
 from tl_jax.pretrained.torch_file import Contents
 from tl_jax.utils import disk, environment, tree
 from tl_jax.utils.errors import UserError

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -13,8 +14,8 @@ from absl import logging
 
 from tl_jax import models
 from tl_jax.models.backbone import Backbone
-from tl_jax.pretrained import catalog, formats, hub, image_tables, prefixes
-from tl_jax.pretrained.catalog import PretrainedSpec
+from tl_jax.models.registry import MODELS, PretrainedSpec
+from tl_jax.pretrained import catalog, formats, hub, prefixes
 from tl_jax.pretrained.convert import (
     Converted,
     Fit,
@@ -40,6 +41,7 @@ from tl_jax.pretrained.network import (
     with_head,
 )
 from tl_jax.utils import download, tree
+from tl_jax.utils.disk_cache import code_digest
 from tl_jax.utils.errors import UserError
 
 # Options that change what is made of a file, but not what must be in it.
@@ -95,7 +97,7 @@ def load(
             another format or other files than its ``bundle.json`` says.
     """
     name = name or formats.bundle_model(source, path)
-    if source == "huggingface" or name in models.TEXT_MODELS:
+    if source == "huggingface" or name in models.names("texts"):
         from tl_jax.pretrained import huggingface  # brings a library of tokenizers, which pictures need not wait for
 
         folder = huggingface.resolve_folder(source, str(path or ""))
@@ -149,7 +151,7 @@ def random(name: str, num_classes: int, source: str = "keras", seed: int = 0, **
 def spec_of(name: str, source: str) -> PretrainedSpec:
     """Return the facts about the published weights of ``name``, or, without any, about small pictures."""
     models.create(name, 0)
-    image_tables.conversion_table(name, source)
+    catalog.conversion_table(name, source)
     if source == "tl_jax" and name in catalog.EMBEDDED:
         return formats.read_spec(catalog.EMBEDDED[name])[0]
     return catalog.CATALOG.get((name, source), PretrainedSpec(name, source, image_size=32, crop=1.0, scaling="tf"))
@@ -183,11 +185,11 @@ def _load_or_convert(
     endpoint: str,
 ) -> Pretrained:
     """Return the network as far as it is in the file, converting it where that has not been done before."""
-    image_tables.conversion_table(name, source)
+    catalog.conversion_table(name, source)
     origin, key = _locate_file(name, source, path, headless)
     if source == "tl_jax":
         return _load_native(name, origin, origin, {})
-    key_parts = converter_digest(), key, sorted(file_options.items()), [tuple(rule) for rule in rename]
+    key_parts = converter_digest(name), key, sorted(file_options.items()), [tuple(rule) for rule in rename]
     code = hashlib.sha256(repr(key_parts).encode()).hexdigest()[:16]
     cached = download.cache_dir() / "converted" / f"{name}-{source}-{code}.safetensors"
     if cached.is_file():
@@ -231,10 +233,12 @@ def own_facts(spec: PretrainedSpec, file: Path) -> PretrainedSpec:
 
 
 @functools.cache
-def converter_digest() -> str:
-    """Return the hash of the code that converts: whatever changes there, files are converted anew."""
-    code = sorted(Path(image_tables.__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in code)).hexdigest()
+def converter_digest(name: str) -> str:
+    """Return the hash of the code that converts files of a network: whatever changes there, they are converted anew."""
+    module = sys.modules.get(MODELS.module(name))
+    file = getattr(module, "__file__", None)  # outside the package, perhaps; a notebook has none
+    own_code = Path(file).read_bytes() if file and Path(file).is_file() else b""
+    return code_digest("pretrained", "models") + hashlib.sha256(own_code).hexdigest()
 
 
 def _locate_file(name: str, source: str, path: str | Path | None, headless: bool) -> tuple[Path, str]:
@@ -280,7 +284,7 @@ def read_foreign(
     Raises:
         UserError: damaged file, or weights of another architecture.
     """
-    spec, table = spec_of(name, source), image_tables.conversion_table(name, source)
+    spec, table = spec_of(name, source), catalog.conversion_table(name, source)
     options = {**spec.options, **(file_options or {})}
     contents = formats.read_contents(file)
     stripped = prefixes.strip_prefix(prefixes.rename_arrays(contents.arrays, rename, str(file)), table, str(file))
@@ -375,7 +379,7 @@ def _load_native(name: str, file: Path, origin: Path, origin_facts: Mapping[str,
     arrays = formats.read_native(file)
     model, shapes = _build_model(file, spec, len(arrays))
     try:
-        variables = merge(shapes, convert(arrays, image_tables.conversion_table(name, "tl_jax")))
+        variables = merge(shapes, convert(arrays, catalog.conversion_table(name, "tl_jax")))
     except MergeError as e:
         raise MergeError(f"{file} does not fit {name}: {e}; was it written by another version?", e.report) from None
     sha256 = facts.get("sha256", "") if origin_facts else pooch.file_hash(str(file))

@@ -14,7 +14,7 @@ import numpy as np
 from tl_jax import models
 from tl_jax.data import preprocess
 from tl_jax.models.backbone import Backbone
-from tl_jax.pretrained.catalog import PretrainedSpec
+from tl_jax.models.registry import PretrainedSpec
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tl_jax.pretrained.convert import Matcher, Table
+from tl_jax.models.rules import Table
+from tl_jax.pretrained.convert import Matcher
 from tl_jax.utils.errors import UserError
 
 Arrays = dict[str, np.ndarray]

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tl_jax.models.registry import PretrainedSpec
 from tl_jax.pretrained import formats
-from tl_jax.pretrained.catalog import PretrainedSpec
 from tl_jax.pretrained.convert import Converted, leaf_mismatches, merge
 from tl_jax.transfer import optimizer
 from tl_jax.utils import tree

@@ -16,8 +16,9 @@ from tl_jax.data.augment import Augment, augment
 from tl_jax.data.dataset import Dataset, Split
 from tl_jax.export import frameworks, model_card, stablehlo
 from tl_jax.export.model_card import BundleContents
+from tl_jax.models.registry import PretrainedSpec
 from tl_jax.pretrained import delta, formats
-from tl_jax.pretrained.catalog import CATALOG, PretrainedSpec
+from tl_jax.pretrained.catalog import published_sources
 from tl_jax.pretrained.network import Pretrained, variable_shapes, with_head
 from tl_jax.report.images import draw_grid
 from tl_jax.report.plots import describe_bound
@@ -35,7 +36,6 @@ from tl_jax.transfer.regularizers import Regularize, class_weights
 from tl_jax.transfer.self_supervised import Pretext
 from tl_jax.utils.errors import UserError
 
-IMAGE_SOURCES = tuple(dict.fromkeys((*(source for _, source in CATALOG), "tl_jax", "random")))
 PREVIEW_ROWS, PREVIEW_COLUMNS = 6, 7
 DECODED_DATASETS = (*tfds.BUILTIN, *medmnist.SETS)  # data that are not read from image files
 OUTSIDE_DATASETS = (*tfds.FILE_DATASETS, "coco")  # image files that a file names, or that lie in folders of classes
@@ -50,7 +50,6 @@ class ImageTask(Task):
     """
 
     input_kind = "images"
-    sources = IMAGE_SOURCES
     own_fields = (
         "augment.", "cache.views", "data.gigabytes", "data.max_pixels", "data.outside", "data.range",
         "init.layout", "input.crop", "input.interpolation", "input.scaling", "input.size", "model.channels",
@@ -67,6 +66,10 @@ class ImageTask(Task):
     @classmethod
     def networks(cls) -> tuple[str, ...]:
         return models.names()
+
+    @classmethod
+    def sources(cls) -> tuple[str, ...]:
+        return (*published_sources(), "tl_jax", "random")
 
     @classmethod
     def stage_names(cls, config: Any) -> tuple[str, ...]:

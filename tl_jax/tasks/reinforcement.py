@@ -131,7 +131,6 @@ class Reinforcement(Task):
 
     about = "an environment to act in"
     input_kind = "observations"
-    sources = ("tl_jax", "random")
     own_fields = ("init.load_parts", "init.allow_shape_mismatch", "rl.")
     # There are no examples, no labels and no classes.
     unused_fields = (
@@ -164,6 +163,10 @@ class Reinforcement(Task):
     @classmethod
     def networks(cls) -> tuple[str, ...]:
         return (models.POLICY,)
+
+    @classmethod
+    def sources(cls) -> tuple[str, ...]:
+        return ("tl_jax", "random")
 
     @classmethod
     def stage_names(cls, config: Any) -> tuple[str, ...]:

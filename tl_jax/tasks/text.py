@@ -52,7 +52,6 @@ class TextTask(Task):
     """
 
     input_kind = "texts"
-    sources = ("huggingface", "tl_jax", "random")
     own_fields = ("data.text", "data.columns", "input.max_length", "pretext.mask_prob")
     unused_fields = ("freeze.batch_stats",)
     random_files = True  # which have the tokenizer
@@ -112,7 +111,11 @@ class TextTask(Task):
 
     @classmethod
     def networks(cls) -> tuple[str, ...]:
-        return tuple(models.TEXT_MODELS)
+        return models.names("texts")
+
+    @classmethod
+    def sources(cls) -> tuple[str, ...]:
+        return ("huggingface", "tl_jax", "random")
 
     @classmethod
     def stage_names(cls, config: Any) -> tuple[str, ...]:

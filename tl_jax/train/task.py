@@ -39,7 +39,6 @@ class Task:
         kind: its name, which ``config.task`` holds; ``register_task`` sets it.
         about: what is learned, in a few words.
         input_kind: what goes into the network: "images", "texts" or "observations".
-        sources: of weights that ``config.init.source`` may name.
         own_fields: fields, or beginnings of such, that mean something for the kinds which name them only.
         unused_fields: other fields, or beginnings of such, that mean nothing for this kind.
         extra_heads: names of further heads, under ``extra/`` in the parameters, that its loss trains.
@@ -74,7 +73,6 @@ class Task:
     kind: ClassVar[str] = ""
     about: ClassVar[str] = ""
     input_kind: ClassVar[str] = ""
-    sources: ClassVar[tuple[str, ...]] = ()
     own_fields: ClassVar[tuple[str, ...]] = ()
     unused_fields: ClassVar[tuple[str, ...]] = ()
     extra_heads: ClassVar[tuple[str, ...]] = ()
@@ -108,6 +106,11 @@ class Task:
     @classmethod
     def networks(cls) -> tuple[str, ...]:
         """Return the names that ``config.model.name`` may have."""
+        raise NotImplementedError
+
+    @classmethod
+    def sources(cls) -> tuple[str, ...]:
+        """Return the sources of weights that ``config.init.source`` may name."""
         raise NotImplementedError
 
     @classmethod

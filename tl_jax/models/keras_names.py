@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tl_jax.pretrained.convert import NO_SHAPES, Shapes
+from tl_jax.models.rules import NO_SHAPES, Shapes
 
 _WEIGHT_NAMES = {"W": "kernel", "b": "bias", "depthwise_kernel": "kernel", "running_mean": "moving_mean"}
 _WEIGHT_NAMES |= {"running_std": "moving_variance"}  # Keras 1's name; it holds the variance

@@ -6,7 +6,8 @@ import pytest
 
 from tests.pretrained.fake import random_variables
 from tl_jax import models
-from tl_jax.pretrained import image_tables, network
+from tl_jax.models import inception
+from tl_jax.pretrained import catalog, network
 from tl_jax.pretrained.convert import MergeError, convert, merge
 from tl_jax.utils import tree
 
@@ -20,7 +21,7 @@ def variables(name, **options):
 
 def loaded(name, arrays):
     shapes = network.variable_shapes(models.create(name, 6))
-    return merge(shapes, convert(arrays, image_tables.conversion_table(name, "keras")))
+    return merge(shapes, convert(arrays, catalog.conversion_table(name, "keras")))
 
 
 def same(a, b):
@@ -30,7 +31,7 @@ def same(a, b):
 def automatic(tree_of, first, order="listed"):
     """Return the arrays of a tiny InceptionV3 as Keras names and lists them, counting from ``first``."""
     leaves = tree.flatten(tree_of)
-    made, listed = image_tables._creation_order((1, 1, 1)), image_tables._keras_order((1, 1, 1))
+    made, listed = inception._creation_order((1, 1, 1)), inception._keras_order((1, 1, 1))
     number = {unit: first + i for i, unit in enumerate(made if order != "nameless" else listed)}
     arrays = {}
     for unit in {"listed": listed, "nameless": listed, "made": made}[order]:
@@ -120,4 +121,4 @@ def test_arrays_of_another_rank_are_no_weights(shape):
     with pytest.raises(MergeError, match="wrong"):
         arrays = {name: np.zeros(shape, np.float32) for name in names}
         network_of = network.variable_shapes(models.create("vgg16_tiny", 6))
-        merge(network_of, convert(arrays, image_tables.conversion_table("vgg16_tiny", "torchvision")))
+        merge(network_of, convert(arrays, catalog.conversion_table("vgg16_tiny", "torchvision")))

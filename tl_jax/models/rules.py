@@ -1,0 +1,134 @@
+"""Conversion tables: rules from names and layouts in files of other libraries to a network's parameters.
+
+A table belongs to a network and a source of weights; it stands with the network, see ``registry.register_model``.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+GRID = 7  # side of the feature map that VGG's fc1 sees
+
+
+def keep(x: np.ndarray) -> np.ndarray:
+    """Return the array as it is."""
+    return x
+
+
+def transpose(x: np.ndarray) -> np.ndarray:
+    """Dense kernels: PyTorch (out, in) -> (in, out)."""
+    out, channels = x.shape[:2]
+    return x.reshape(out, channels).T  # timm has (out, in, 1, 1) in some places
+
+
+def oihw_to_hwio(x: np.ndarray) -> np.ndarray:
+    """Convolution kernels: PyTorch (out, in, H, W) -> (H, W, in, out); depthwise (C, 1, H, W) -> (H, W, 1, C)."""
+    return x.transpose(2, 3, 1, 0)
+
+
+def hwc1_to_hw1c(x: np.ndarray) -> np.ndarray:
+    """Depthwise kernels: Keras (H, W, C, 1) -> (H, W, 1, C)."""
+    return x.transpose(0, 1, 3, 2)
+
+
+def chw_to_hwc(x: np.ndarray) -> np.ndarray:
+    """VGG's first dense kernel: PyTorch flattens the map as (C, H, W), we as (H, W, C); (out, in) -> (in, out)."""
+    return x.reshape(len(x), -1, GRID, GRID).transpose(2, 3, 1, 0).reshape(-1, len(x))
+
+
+# What turns our array back into that of the file.
+INVERSES: Mapping[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]] = {
+    keep: keep,
+    transpose: np.transpose,
+    oihw_to_hwio: lambda x: x.transpose(3, 2, 0, 1),
+    hwc1_to_hw1c: hwc1_to_hw1c,
+    chw_to_hwc: lambda x: x.reshape(GRID, GRID, -1, x.shape[1]).transpose(3, 2, 0, 1).reshape(x.shape[1], -1),
+}
+
+
+Shapes = Mapping[str, tuple[int, ...]]  # of our leaves, by path
+NO_SHAPES: Shapes = MappingProxyType({})
+
+
+class Rule(NamedTuple):
+    """A regex over the whole source name, the target path it expands to, and what is done to the array."""
+
+    pattern: str
+    path: str
+    transform: Callable[[np.ndarray], np.ndarray] = keep
+
+
+class Table(NamedTuple):
+    """All rules of one source of one family.
+
+    Attributes:
+        rules: exactly one matches each name.
+        ignored: names in the file that may be dropped.
+        map_names: (arrays of a file, shapes of our leaves) -> for each name in it the one that the rules know; None
+            where they are the same.
+        layers: of Keras' tables, see ``keras_names.make_renamer``.
+        trunk_pattern: regex of names in the file that belong to the trunk by their spelling, whether or not a rule
+            knows them; empty where all names that begin as those of the trunk do.
+    """
+
+    rules: Sequence[Rule]
+    ignored: Sequence[str] = ()
+    map_names: Callable[[Mapping[str, np.ndarray], Shapes], Mapping[str, str]] | None = None
+    layers: Sequence[Any] = ()
+    trunk_pattern: str = ""
+
+
+# Our own names, as in this project's files and as the order of layers gives them.
+NATIVE_RULE = Rule(r"((?:params|batch_stats)/.*)", r"\1")
+
+# (name in the file, path of ours) of the leaves of one BatchNorm, by source.
+NORMS = {
+    "keras": (
+        ("gamma", "params/{}/scale"),
+        ("beta", "params/{}/bias"),
+        ("moving_mean", "batch_stats/{}/mean"),
+        ("moving_variance", "batch_stats/{}/var"),
+    ),
+    "torch": (
+        ("weight", "params/{}/scale"),
+        ("bias", "params/{}/bias"),
+        ("running_mean", "batch_stats/{}/mean"),
+        ("running_var", "batch_stats/{}/var"),
+    ),
+}
+COUNTERS = (r".*\.num_batches_tracked",)  # PyTorch's; no BatchNorm of ours needs them
+
+
+def keras_layer(name: str, path: str, transform: Callable[[np.ndarray], np.ndarray] = keep) -> list[Rule]:
+    """Return the rules of a Keras convolution or dense layer; ``name`` is a regex."""
+    return [Rule(f"{name}/kernel", f"params/{path}/kernel", transform), Rule(f"{name}/bias", f"params/{path}/bias")]
+
+
+def keras_norm(name: str, path: str) -> list[Rule]:
+    """Return the rules of a Keras BatchNorm; ``name`` is a regex."""
+    return [Rule(f"{name}/{leaf}", ours.format(path)) for leaf, ours in NORMS["keras"]]
+
+
+def torch_conv(name: str, path: str) -> list[Rule]:
+    """Return the rules of a PyTorch convolution; ``name`` is a regex."""
+    return [
+        Rule(rf"{name}\.weight", f"params/{path}/kernel", oihw_to_hwio),
+        Rule(rf"{name}\.bias", f"params/{path}/bias"),
+    ]
+
+
+def torch_dense(name: str, path: str, transform: Callable[[np.ndarray], np.ndarray] = transpose) -> list[Rule]:
+    """Return the rules of a PyTorch linear layer; ``name`` is a regex."""
+    return [Rule(rf"{name}\.weight", f"params/{path}/kernel", transform), Rule(rf"{name}\.bias", f"params/{path}/bias")]
+
+
+def torch_norm(name: str, path: str) -> list[Rule]:
+    """Return the rules of a PyTorch BatchNorm; ``name`` is a regex."""
+    return [Rule(rf"{name}\.{leaf}", ours.format(path)) for leaf, ours in NORMS["torch"]]
+
+
+def flatten_rules(*groups: Iterable[Rule]) -> list[Rule]:
+    """Return the rules of several groups as one list."""
+    return [rule for group in groups for rule in group]

@@ -1,0 +1,30 @@
+"""Pixel scalings by name, which pretrained weights and data share."""
+
+from typing import NamedTuple
+
+from tl_jax.utils.registry import Registry
+
+
+class Scaling(NamedTuple):
+    """How uint8 pixels become network inputs: ``(pixel * scale - mean) / std``, channels in ``order``."""
+
+    order: str  # "rgb" or "bgr"
+    scale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+SCALINGS: Registry[Scaling] = Registry("scaling")
+
+
+def register_scaling(name: str, scaling: Scaling) -> None:
+    """Make a scaling known, so that weights and ``config.input.scaling`` can name it."""
+    SCALINGS.add(name, scaling, __name__)
+
+
+# "caffe" and "tf" are the modes of keras.applications.imagenet_utils.preprocess_input, "torch" is torchvision's
+# normalisation; "unit" (x/255) fits no published weights and exists to reproduce experiments that used it.
+register_scaling("caffe", Scaling("bgr", 1.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)))
+register_scaling("tf", Scaling("rgb", 1 / 127.5, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0)))
+register_scaling("torch", Scaling("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+register_scaling("unit", Scaling("rgb", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
