@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tl_jax.utils.errors import UserError
+
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "docs" / "pages"
 NOTEBOOKS = sorted(SITE.rglob("*.ipynb"))
@@ -40,7 +42,7 @@ def test_tables_of_pages_find_what_they_name():
         "<!-- measured: lorra -->",
         "<!-- no: -->",
     ):
-        with pytest.raises(KeyError):
+        with pytest.raises((KeyError, UserError)):
             site.expand(wrong)
     assert "| `optim.lr` | `0.001` | peak learning rate |" in site.expand("<!-- fields: optim.lr -->")
     assert "`adapt.kind='lora'`<br>`freeze.recipe='adapters'`" in site.expand("<!-- mechanisms: lora -->")
