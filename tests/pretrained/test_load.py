@@ -13,6 +13,7 @@ from tl_jax.pretrained import formats
 from tl_jax.pretrained.network import variable_shapes
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
+from tl_jax.utils.scaling import SCALINGS, Scaling, register_scaling
 
 pytestmark = pytest.mark.fast
 NAME = "resnet50_tiny"
@@ -94,6 +95,20 @@ def test_round_trip_of_our_own_format(files, tmp_path):
     assert loaded.spec == spec
     with pytest.raises(UserError, match="holds 'resnet50_tiny', not 'resnet8'"):
         pretrained.load("resnet8", "tl_jax", tmp_path / "m.safetensors")
+
+
+def test_a_scaling_of_ones_own_is_kept_and_replaces_no_other(files, tmp_path):
+    with SCALINGS.temporary():
+        register_scaling("halves", Scaling("rgb", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+        spec = PretrainedSpec(NAME, "tl_jax", {"widths": (8, 8, 16, 16)}, 6, scaling="halves")
+        formats.save_native(tmp_path / "m.safetensors", files[1], spec, {})
+        loaded = pretrained.load(NAME, "tl_jax", tmp_path / "m.safetensors", image_size=2)
+        np.testing.assert_allclose(loaded.preprocess(np.full((1, 2, 2, 3), 255, np.uint8)), 1.0)
+        register_scaling("torch", SCALINGS["torch"])  # the same numbers again are no error
+        with pytest.raises(UserError, match="scaling 'torch' of tests.* choose another name"):
+            register_scaling("torch", SCALINGS["halves"])
+    with pytest.raises(UserError, match="m.safetensors: its spec: scaling is 'halves', not one of"):
+        pretrained.load(NAME, "tl_jax", tmp_path / "m.safetensors")
 
 
 def test_a_foreign_safetensors_file_is_named(files):

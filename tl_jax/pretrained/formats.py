@@ -207,7 +207,6 @@ _SPEC |= {
     "image_size": integer(0, 10_000),  # 0 of a policy
     "crop": number(0.01, 1),
     "interpolation": choice("bilinear", "bicubic"),
-    "scaling": choice("", *SCALINGS),
     "parameters": integer(0, 2**53),
     "top1": number(0, 100),
     "top5": number(0, 100),
@@ -292,7 +291,8 @@ def read_spec(path: Path) -> tuple[PretrainedSpec, dict[str, Any]]:
     spec = {name: value for name, value in spec.items() if value is not None}
     if unknown := sorted((set(spec) - field_names) | ({"model", "source"} - set(spec))):
         raise UserError(f"{path}: its spec has no {unknown[0]!r}, or one that is not known here; {_WRITE_AGAIN}")
-    check_fields(spec, f"{path}: its spec", _SPEC, _WRITE_AGAIN)
+    fields = {**_SPEC, "scaling": choice("", *SCALINGS)}  # those of now: a user may have registered one
+    check_fields(spec, f"{path}: its spec", fields, _WRITE_AGAIN)
     check_fields(facts, f"{path}: its facts", _FACTS, _WRITE_AGAIN)
     # linen needs tuples where JSON gives lists
     options = {k: _lists_to_tuples(v) for k, v in spec.get("options", {}).items()}

@@ -1,5 +1,6 @@
 """Pixel scalings by name, which pretrained weights and data share."""
 
+import sys
 from typing import NamedTuple
 
 from tl_jax.utils.registry import Registry
@@ -18,8 +19,13 @@ SCALINGS: Registry[Scaling] = Registry("scaling")
 
 
 def register_scaling(name: str, scaling: Scaling) -> None:
-    """Make a scaling known, so that weights and ``config.input.scaling`` can name it."""
-    SCALINGS.add(name, scaling, __name__)
+    """Make a scaling known, so that weights and ``config.input.scaling`` can name it.
+
+    Raises:
+        UserError: another module has registered other numbers under this name.
+    """
+    if name not in SCALINGS or SCALINGS[name] != scaling:
+        SCALINGS.add(name, scaling, sys._getframe(1).f_globals.get("__name__", ""))
 
 
 # "caffe" and "tf" are the modes of keras.applications.imagenet_utils.preprocess_input, "torch" is torchvision's
