@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.references import draw
 from tests.test_documentation import BLOCK
 
 pytestmark = pytest.mark.slow
@@ -22,16 +24,26 @@ PAGES = ROOT / "docs" / "pages" / "howto"
 
 
 class Copy:
-    """A copy of the repository in which a page has been followed."""
+    """A copy of the repository in which a page has been followed.
 
-    def __init__(self, folder: Path, page: str):
+    Args:
+        folder: where the copy is made.
+        page: of the folder ``howto``.
+        section: title of the only section that is followed, "" for what stands above the first; None for all.
+    """
+
+    def __init__(self, folder: Path, page: str, section: str | None = None):
         self.folder = folder
         for name in ("tl_jax", "configs", "experiments"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
         shutil.copy(ROOT / "run.py", folder)
         self.code: list[str] = []
         self.commands: list[list[str]] = []
-        for block in BLOCK.finditer((PAGES / page).read_text()):
+        text = (PAGES / page).read_text()
+        if section is not None:
+            titles_and_texts = re.split(r"^## (.*)\n", f"## \n{text}", flags=re.M)[1:]
+            text = dict(zip(titles_and_texts[::2], titles_and_texts[1::2], strict=True))[section]
+        for block in BLOCK.finditer(text):
             language, text = block["language"], block["text"]
             if block["why"]:  # it is not run
                 continue
@@ -110,10 +122,92 @@ def test_an_added_term_changes_the_loss(tmp_path):
 
 
 def test_an_added_model_loads_and_learns(tmp_path):
-    printed = Copy(tmp_path, "model.md").script()
+    printed = Copy(tmp_path, "model.md", section="").script()
     assert "(2, 10) {'stage1': (2, 8, 8, 8), 'stage2': (2, 4, 4, 16)" in printed
     summary = json.loads((tmp_path / "runs" / "plain" / "summary.json").read_text())
     assert summary["metrics"]["accuracy"] > 0.3  # of gratings in more than five directions
+
+
+def torch_resnet20() -> Any:
+    """Return CIFAR-10's ResNet-20 in PyTorch, with random weights and statistics; its shortcuts have no weights."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    class Block(nn.Module):
+        def __init__(self, before: int, after: int):
+            super().__init__()
+            self.conv1 = nn.Conv2d(before, after, 3, stride=after // before, padding=1, bias=False)
+            self.bn1 = nn.BatchNorm2d(after)
+            self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+            self.bn2 = nn.BatchNorm2d(after)
+
+        def forward(self, x):
+            y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+            if x.shape != y.shape:
+                zeros = torch.zeros_like(y[:, : x.shape[1] // 2])
+                x = torch.cat([zeros, x[:, :, ::2, ::2], zeros], dim=1)
+            return F.relu(x + y)
+
+    class ResNet20(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+            self.layer1 = nn.Sequential(Block(16, 16), Block(16, 16), Block(16, 16))
+            self.layer2 = nn.Sequential(Block(16, 32), Block(32, 32), Block(32, 32))
+            self.layer3 = nn.Sequential(Block(32, 64), Block(64, 64), Block(64, 64))
+            self.linear = nn.Linear(64, 10)
+
+        def forward(self, x):
+            x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+            return self.linear(x.mean((2, 3)))
+
+    net = ResNet20().eval()
+    arrays = {name: draw.draw(name, tuple(value.shape), seed=0) for name, value in net.state_dict().items()}
+    net.load_state_dict({name: torch.as_tensor(array) for name, array in arrays.items()})
+    assert sum(value.numel() for value in net.parameters()) == 269_722  # 0.27 M in table 6 of the paper
+    return net
+
+
+LOGITS = """
+import numpy as np
+from tl_jax import pretrained
+import cifar_resnet20
+
+images = np.load("images.npy")
+for file in ("resnet20.pth", "checkpoint.th"):
+    net = pretrained.load("cifar_resnet20", "torch", file)
+    logits, _ = net.model.apply(net.variables, net.preprocess(images))
+    np.save(f"{file}.npy", logits)
+"""
+
+
+@pytest.mark.peers
+def test_an_added_model_computes_what_pytorch_computes_from_its_weights(tmp_path):
+    torch = pytest.importorskip("torch")
+    net = torch_resnet20()
+    copy = Copy(tmp_path, "model.md", section="A network with its weights")
+    torch.save(net.state_dict(), tmp_path / "resnet20.pth")
+    # A training checkpoint of a network on several devices.
+    state = {f"module.{name}": value for name, value in net.state_dict().items()}
+    torch.save({"epoch": 1, "state_dict": state}, tmp_path / "checkpoint.th")
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+
+    copy.run("-c", LOGITS)
+    x = (images / 255 - (0.4914, 0.4822, 0.4465)) / (0.2470, 0.2435, 0.2616)  # CIFAR-10's mean and deviation
+    with torch.no_grad():
+        expected = net.double()(torch.as_tensor(x).permute(0, 3, 1, 2)).numpy()
+    assert expected.std(axis=0).min() > 0.01 * np.abs(expected).max()  # pictures are told apart
+    for file in ("resnet20.pth.npy", "checkpoint.th.npy"):
+        error = np.abs(np.load(tmp_path / file) - expected).max() / np.abs(expected).max()
+        assert error < 1e-5, file
+
+    printed = copy.script()
+    shapes = "(2, 10) {'stem': (2, 32, 32, 16), 'stage1': (2, 32, 32, 16), 'stage2': (2, 16, 16, 32), "
+    assert shapes + "'stage3': (2, 8, 8, 64), 'features': (2, 64)}" in printed
+    summary = json.loads((tmp_path / "runs" / "cifar_resnet20" / "summary.json").read_text())
+    assert summary["metrics"]["accuracy"] > 0.3 and summary["parameters"]["trainable"] == 269_722
 
 
 def photos(folder: Path) -> None:

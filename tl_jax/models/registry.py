@@ -17,8 +17,8 @@ class PretrainedSpec:
 
     Attributes:
         model: name in ``tl_jax.models``.
-        source: dialect of the file's names and layouts ("keras", "torchvision", "timm", "efficientnet_pytorch",
-            "tl_jax").
+        source: dialect of the file's names and layouts: "keras", "torchvision", "timm", "efficientnet_pytorch",
+            "tl_jax", or the name of a table of one's own.
         options: keyword arguments that ``models.create`` needs for this source (layout, widths, ...).
         num_classes: K of the file's own head, 0 where it has none.
         image_size: side of the square input in pixels that the weights were made for.
