@@ -114,9 +114,9 @@ def test_an_added_term_changes_the_loss(tmp_path):
     assert not without and added and all(value > 0 for value in added)
     (command,) = copy.commands
     names = next(word for word in command if word.startswith("--mechanisms=")).partition("=")[2].split(",")
-    program = "from configs import flowers_mobilenet as f; from tl_jax.transfer import methods; "
+    program = "import feature_norm; from configs import flowers_mobilenet as f; from tl_jax.transfer import methods; "
     program += "print(*methods.names_for_task('image')); "
-    program += "print(f.get_config('feature_norm').regularize.feature_norm)"
+    program += "print(f.get_config('small_norms').regularize.feature_norm)"
     known, strength = copy.run("-c", program).splitlines()
     assert set(names) <= set(known.split()) and float(strength) > 0
 

@@ -16,7 +16,7 @@ from scipy import stats
 
 from experiments import record
 from experiments.transferability.pairs import RANDOM
-from experiments.transferability.scores import DISTANCES, SCORES
+from experiments.transferability.scores import distance_names, score_names
 from tl_jax.report import html as html_module
 from tl_jax.report.plots import format_percent, t_interval
 from tl_jax.train.workdir import read_json
@@ -139,7 +139,7 @@ def read_pairs(rows: Sequence[Mapping[str, str]]) -> list[Pair]:
             {way: np.asarray([float(row[way]) - float(row["scratch"]) for row in pair_rows]) for way in METHODS},
             {
                 name: float(np.mean([float(row.get(name) or "nan") for row in pair_rows]))
-                for name in (*SCORES, *DISTANCES)
+                for name in (*score_names(), *distance_names())
             },
         )
         for key, pair_rows in rows_by_pair.items()
@@ -154,7 +154,7 @@ def comparable_pairs(all_pairs: Sequence[Pair]) -> tuple[dict[tuple[str, int], l
     """
     others = [pair for pair in all_pairs if not pair.own]
     names = [
-        name for name in (*SCORES, *DISTANCES)
+        name for name in (*score_names(), *distance_names())
         if 2 * sum(np.isfinite(pair.scores[name]) for pair in others) > len(others)
     ]  # fmt: skip
     by_group: dict[tuple[str, int], list[Pair]] = {}
@@ -338,7 +338,7 @@ def ranking_section(
         f"Surely better than chance: {', '.join(significant) or 'none'}. Not told apart from the best at p < 0.05: "
         f"{', '.join(agreement.score for agreement in ranked[1:] if agreement.p >= 0.05) or 'none'}.",
     ]
-    if left_out := [name for name in (*SCORES, *DISTANCES) if name not in groups[0].scores]:
+    if left_out := [name for name in (*score_names(), *distance_names()) if name not in groups[0].scores]:
         text.append(f"Defined for at most half of the pairs, and so left out: {', '.join(left_out)}.")
     tau_path = plot_taus(ranked, METHODS[way], Path(f"{prefix}_tau_{way}.png"))
     scatter_path = plot_scatter(

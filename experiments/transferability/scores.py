@@ -12,18 +12,26 @@ from experiments.transferability import pairs
 from tl_jax import transferability
 from tl_jax.pretrained.network import Pretrained
 from tl_jax.tasks import head_init, image_task
-from tl_jax.transferability import _inputs, probes
-from tl_jax.transferability.report import DATASET_DISTANCES, FEATURE_SCORES, MOMENT_SCORES, PROBABILITY_SCORES
+from tl_jax.transferability import _inputs
+from tl_jax.transferability.registry import SCORES as KNOWN
+from tl_jax.transferability.registry import SETS, measures
 from tl_jax.utils.errors import UserError
 
 SOURCE_EXAMPLES = 500  # of the source's own data, and of the target's, between which distances are taken
 IMAGENET_SAMPLE = "imagenet_sample"  # folder of one photo of each class, whose file names begin with its number
-# Columns of the record: the higher, the more a source should help. All that transferability.report knows, and Task2Vec.
-SCORES = (*MOMENT_SCORES, *FEATURE_SCORES, *PROBABILITY_SCORES, *probes.CLASSIFIERS)
-DISTANCES = (*DATASET_DISTANCES, "task2vec")
 MAX_EMBEDDED = 100  # examples at most of a Task2Vec embedding, which takes a backward pass of each
 
 LabelledFeatures = tuple[np.ndarray, np.ndarray]  # features (N, D), labels (N,)
+
+
+def score_names() -> tuple[str, ...]:
+    """Return the columns of the record that hold scores: the higher, the more a source should help."""
+    return tuple(name for name, measure in KNOWN.items() if measure.takes != SETS)
+
+
+def distance_names() -> tuple[str, ...]:
+    """Return the columns that hold minus a distance: all that ``transferability.report`` knows, and Task2Vec."""
+    return (*measures(SETS), "task2vec")
 
 
 class SourceFeatures(NamedTuple):
@@ -75,8 +83,8 @@ def compute_scores(source: str, weights: str, data_dir: str, features: SourceFea
         values["task2vec"] = transferability.task2vec_distance(
             source_embedding(source, weights, data_dir), target_embedding
         )
-    result = {name: values.get(name, math.nan) for name in SCORES}
-    result |= {name: -values.get(name, math.nan) for name in DISTANCES}
+    result = {name: values.get(name, math.nan) for name in score_names()}
+    result |= {name: -values.get(name, math.nan) for name in distance_names()}
     return {name: "" if math.isnan(value) else value for name, value in result.items()}
 
 

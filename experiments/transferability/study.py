@@ -80,7 +80,7 @@ def check_names(names: list[str], known: Any, kind: str) -> list[str]:
 def complete_scores(prefix: Path) -> None:
     """Complete the scores of rows from before a score was added; nothing is trained for that."""
     rows = record.read_rows(prefix)
-    if not rows or {*scores.SCORES, *scores.DISTANCES} <= set(rows[0]):
+    if not rows or {*scores.score_names(), *scores.distance_names()} <= set(rows[0]):
         return
     for row in rows:
         key = row["target"], int(row["per_class"]), int(row["seed"])

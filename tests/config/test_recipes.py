@@ -17,7 +17,7 @@ from tl_jax.train.task import TASKS
 from tl_jax.train.workdir import write_json
 from tl_jax.transfer import methods, phases
 from tl_jax.transfer.optimizer import OptimSpec
-from tl_jax.transfer.regularizers import Regularize
+from tl_jax.transfer.regularizers import REGULARIZERS, Regularize
 from tl_jax.transfer.self_supervised import Pretext
 from tl_jax.utils.errors import UserError
 
@@ -315,6 +315,7 @@ def test_every_field_is_read_somewhere():
     # Of these groups a task takes what a record has fields for, and drops the rest without a word.
     taken = {"regularize": Regularize, "pretext": Pretext, "optim": OptimSpec, "rl": PPOConfig}
     known = {f"{group}.{name}" for group, record in taken.items() for name in record._fields}
+    known |= {f"regularize.{name}" for name in REGULARIZERS}  # of which each strength is taken
     known |= {"regularize.drop_path", "rl.ppo_epochs", "rl.kickstart_share"}  # read by name from the group as a mapping
     read = {field for field in recipe_module.FIELDS if re.search(rf"\b{re.escape(field)}\b", code)}
     assert not {f for f in recipe_module.FIELDS if f.split(".")[0] not in groups - set(taken)} - read - known

@@ -37,9 +37,9 @@ def test_distances_leave_a_record_and_a_page(distances):
         (source, seed) for seed in "01" for source in ("cifar10", "mnist", "shapes", "random")
     ]
     for row in rows:
-        undefined = {name for name in (*scores.SCORES, *scores.DISTANCES) if row[name] == ""}
+        undefined = {name for name in (*scores.score_names(), *scores.distance_names()) if row[name] == ""}
         expected = {"leep", "nce"} if row["source"] == "random" else set()
-        expected |= set(scores.DISTANCES) if row["source"] != "shapes" else set()  # its data alone are drawn
+        expected |= set(scores.distance_names()) if row["source"] != "shapes" else set()  # its data alone are drawn
         assert undefined == expected, row["source"]
         assert all(0 <= float(row[name]) <= 1 for name in ("scratch", "fine_tune", "probe", "knn"))
     random = [row for row in rows if row["source"] == "random"]

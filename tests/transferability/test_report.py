@@ -8,7 +8,8 @@ import pytest
 
 from tl_jax import transferability
 from tl_jax.transferability import probes
-from tl_jax.transferability.report import _otdd_method
+from tl_jax.transferability.otdd import exact_is_cheap
+from tl_jax.transferability.registry import SCORES
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -41,7 +42,7 @@ def test_values_are_those_of_each_measure_alone(data, report):
     )
     assert values["nce"] == pytest.approx(transferability.nce(p.argmax(1), y))
     assert values["otdd"] == pytest.approx(transferability.otdd(x1, y1, x, y, "exact"))
-    assert _otdd_method(500, 50) == "exact" and _otdd_method(2000, 1999) == "sinkhorn"
+    assert exact_is_cheap(500, 50) and not exact_is_cheap(2000, 1999)
     assert values["frechet"] == transferability.frechet(x1, x) and values["energy"] == transferability.energy(x1, x)
     assert values["mmd"] == transferability.mmd(x1, x) and values["mmd_rbf"] == transferability.mmd(x1, x, "rbf")
     assert values["proxy_a"] == transferability.proxy_a(x1, x, KEY)
@@ -86,7 +87,7 @@ def test_held_out_answers_are_scikit_learns(data):
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
     x, y, *_ = data
-    mine = probes.cross_validated_hits(probes.CLASSIFIERS["ridge_probe"], x, y, 4, seed=5).mean()
+    mine = probes.cross_validated_hits(SCORES["ridge_probe"].function, x, y, 4, seed=5).mean()
     parts = StratifiedKFold(4, shuffle=True, random_state=5)
     assert mine == pytest.approx(cross_val_score(RidgeClassifier(alpha=1.0), x, y, cv=parts).mean())
 

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -13,6 +13,7 @@ from tl_jax.pretrained.catalog import published_sources
 from tl_jax.train.task import TASKS
 from tl_jax.transfer import adapters, arcface, freeze
 from tl_jax.transfer.optimizer import SCHEDULES
+from tl_jax.transfer.regularizers import REGULARIZERS
 from tl_jax.utils.errors import UserError, nearest
 from tl_jax.utils.scaling import SCALINGS
 
@@ -40,7 +41,7 @@ class Field(NamedTuple):
     high: float | None = None
 
 
-FIELDS = {
+_FIXED_FIELDS = {
     "name": Field("base", "name of the recipe, for folders and summaries"),
     "smoke": Field(False, "whether the run shows no more than that every part works; its results then say so"),
     "seed": Field(0, "of the new head, the order and augmentation of examples, and the parts cut from train", low=0),
@@ -230,13 +231,7 @@ FIELDS = {
     ),
     "regularize.mixup": Field(0.0, "alpha of the Beta distribution; 0.2 is usual", low=0.0),
     "regularize.cutmix": Field(0.0, "alpha of the Beta distribution; 1 is usual", low=0.0),
-    "regularize.l2_sp": Field(0.0, "half squared distance from the weights at the start; 0.01 say", low=0.0),
-    "regularize.l2_sp_head": Field(0.0, "half squared norm of new leaves", low=0.0),
-    "regularize.distill": Field(0.0, "distance of feature maps from the source network's", low=0.0),
-    "regularize.delta": Field(0.0, "the same, channels weighted by their use for the target (DELTA)", low=0.0),
     "regularize.endpoints": Field((), "maps that distill and delta compare; empty for the last two"),
-    "regularize.bss": Field(0.0, "smallest squared singular value of a batch of features; 1e-3 is usual", low=0.0),
-    "regularize.co_tuning": Field(0.0, "cross-entropy of the source's own head (Co-Tuning); 2.3 is usual", low=0.0),
     "regularize.stochastic_norm": Field(0.0, "share of BatchNorm channels on running statistics", low=0.0, high=1.0),
     # Learning without labels: in phases with objective "pretext", or beside the labels.
     "pretext.name": Field("", "what is learned", ("", "rotation", "simclr", "simsiam", "masked")),
@@ -266,6 +261,28 @@ FIELDS = {
     "calibrate": Field(False, "fit a temperature to validation; predictions use it (arXiv:1706.04599)"),
     "log_every": Field(20, "steps between rows of training metrics", low=1),
 }
+
+
+class Fields(Mapping[str, Field]):
+    """All fields by path: those of the table above, and a strength for each regularizer that is registered."""
+
+    def __getitem__(self, path: str) -> Field:
+        if path in _FIXED_FIELDS:
+            return _FIXED_FIELDS[path]
+        group, _, name = path.partition(".")
+        if group != "regularize" or name not in REGULARIZERS:
+            raise KeyError(path)
+        return Field(0.0, REGULARIZERS[name].doc, low=0.0)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from _FIXED_FIELDS
+        yield from (f"regularize.{name}" for name in REGULARIZERS)
+
+    def __len__(self) -> int:
+        return len(_FIXED_FIELDS) + len(REGULARIZERS)
+
+
+FIELDS = Fields()
 
 # Of one entry of ``phases``; name and epochs must be there, what is left out is taken from the whole configuration.
 PHASE_FIELDS = {

@@ -14,6 +14,7 @@ from tl_jax.data import augment
 from tl_jax.pretrained import prefixes
 from tl_jax.train.task import TASKS, Conflicts
 from tl_jax.transfer import freeze, phases
+from tl_jax.transfer.regularizers import REGULARIZERS
 from tl_jax.utils.errors import UserError
 
 
@@ -33,13 +34,10 @@ def task_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
     }
 
 
-# What moves or compares features, or slows what lies below the head: nothing where the head alone trains.
-BACKBONE_FIELDS = (
-    "optim.layer_decay", "regularize.bss", "regularize.co_tuning", "regularize.delta", "regularize.distill",
-    "regularize.l2_sp", "regularize.stochastic_norm",
-)  # fmt: skip
-# What draws, or compares, every picture anew in each step.
-PER_STEP_TERMS = ("mixup", "cutmix", "distill", "delta", "stochastic_norm", "drop_path")
+# What moves features, or slows what lies below the head: nothing where the head alone trains.
+BACKBONE_FIELDS = ("optim.layer_decay", "regularize.stochastic_norm")
+# What draws every picture anew in each step.
+PER_STEP_TERMS = ("mixup", "cutmix", "stochastic_norm", "drop_path")
 TWO_VIEW_PRETEXTS = ("simclr", "simsiam")
 
 
@@ -54,7 +52,8 @@ def effect_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any
 
 def _training_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
     recipes, phases = _freeze_recipes(config), config.phases
-    unused = [path for path in BACKBONE_FIELDS if recipes == {"head"} and changed(path)]
+    penalties = [f"regularize.{name}" for name, penalty in REGULARIZERS.items() if penalty.on_backbone]
+    unused = [path for path in (*BACKBONE_FIELDS, *penalties) if recipes == {"head"} and changed(path)]
     untrained = [path for path in FIELDS if path.startswith("regularize.") and changed(path)]
     overridden = [
         path for path in ("freeze.batch_stats", "optim.layer_decay", "optim.lr_multipliers")
@@ -90,7 +89,8 @@ def _freeze_recipes(config: Any) -> set[str]:
 def _caching_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
     unused = [path for path in ("cache.dir", "cache.gigabytes", "cache.views") if changed(path)]
     augmented = any(path.startswith("augment.") and changed(path) for path in FIELDS)
-    per_step = [name for name in PER_STEP_TERMS if config.regularize[name]]
+    comparing = [name for name, penalty in REGULARIZERS.items() if penalty.compares_maps]
+    per_step = [name for name in (*PER_STEP_TERMS, *comparing) if config.regularize[name]]
     return {
         f"{(unused or [''])[0]} has no effect with config.cache.features=off": unused
         and config.cache.features == "off",

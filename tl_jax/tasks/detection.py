@@ -268,12 +268,13 @@ class Detection(ImageTask):
     unused_fields = (
         "augment.crop_pad", "augment.erase", "augment.magnitude", "augment.randaugment", "augment.rotate", "cache.",
         "data.per_class", "init.head", "init.strength", "input.crop", "input.interpolation", "model.num_classes",
-        "pretext.", "regularize.bss", "regularize.co_tuning", "regularize.cutmix", "regularize.delta",
+        "pretext.", "regularize.cutmix",
         "regularize.dropout", "regularize.label_smoothing", "regularize.mixup", "regularize.stochastic_norm",
         "test_views", "wise_ft",
     )  # fmt: skip
     program_output = "features"
     unexported = ("head",)
+    has_classes = has_features = False
     score = "map"
     evaluates_outputs = True
 

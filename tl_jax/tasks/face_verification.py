@@ -134,9 +134,9 @@ class FaceVerification(ImageTask):
     own_fields = (*ImageTask.own_fields, "faces.")
     # What needs a class for each example that is tested, or takes other labels than one person an image.
     unused_fields = (
-        "data.test_examples", "init.strength", "model.num_classes", "regularize.co_tuning", "regularize.cutmix",
-        "regularize.delta", "regularize.mixup",
+        "data.test_examples", "init.strength", "model.num_classes", "regularize.cutmix", "regularize.mixup",
     )  # fmt: skip
+    has_classes = False
     extra_heads = ("people",)
     program_output = "embeddings"
     score = "auc"

@@ -54,7 +54,7 @@ class ImageTask(Task):
         "augment.", "cache.views", "data.gigabytes", "data.max_pixels", "data.outside", "data.range",
         "init.layout", "input.crop", "input.interpolation", "input.scaling", "input.size", "model.channels",
         "optim.batch_norm_momentum", "pretext.crop", "pretext.jitter",
-        "pretext.temperature", "pretext.width", "regularize.co_tuning", "regularize.cutmix", "regularize.delta",
+        "pretext.temperature", "pretext.width", "regularize.cutmix",
         "regularize.drop_path", "regularize.mixup", "regularize.stochastic_norm", "test_views",
     )  # fmt: skip
     program_output: ClassVar[str] = "probabilities"
@@ -333,21 +333,21 @@ def init_variables(
     bare, train = network._replace(adapters=Adapters()), splits["train"]  # adapters change nothing yet
     has_examples = len(train.labels) > 0  # else the variables are only a layout for those of a checkpoint
     fits_head = has_examples and config.init.head in head_init.PROBES
-    if fits_head or (has_examples and regularize.delta):
+    if fits_head or (has_examples and regularize.strength("delta")):
         kind = config.init.head if fits_head else "logistic"
         probe = head_init.Probe(kind, config.init.strength if fits_head else 1.0, splits, feature_cache.features)
         fitted = head_init.with_probe(variables, probe)
         variables = fitted if fits_head else variables
     attention = (
         head_init.channel_weights(bare, fitted, regularize.endpoints, train, size)
-        if has_examples and regularize.delta
+        if has_examples and regularize.strength("delta")
         else None
     )
-    width = head_init.feature_width(bare, variables, train) if pretext or regularize.co_tuning else 0
-    source_head = load_source_head(config, width) if regularize.co_tuning else None
+    width = head_init.feature_width(bare, variables, train) if pretext or regularize.strength("co_tuning") else 0
+    source_head = load_source_head(config, width) if regularize.strength("co_tuning") else None
     relation = (
         head_init.class_relation(feature_cache.features, variables, source_head, train)
-        if has_examples and regularize.co_tuning
+        if has_examples and regularize.strength("co_tuning")
         else None
     )
     source_collection = head_init.source_collection(regularize, variables, attention=attention, relation=relation)
@@ -358,8 +358,8 @@ def init_variables(
 
 def make_regularize(config: Any, net: Pretrained) -> Regularize:
     """Return the penalties that ``config`` asks for; dropout and stochastic depth are attributes of the model."""
-    values = {name: value for name, value in config.regularize.to_dict().items() if name in Regularize._fields}
-    result = Regularize(**{**values, "endpoints": ()})
+    values = config.regularize.to_dict()
+    result = Regularize.of(values, endpoints=())
     if not result.compares_maps:
         return result
     return result._replace(endpoints=head_init.check_endpoints(tuple(values["endpoints"]), net.model.stage_names()))

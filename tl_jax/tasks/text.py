@@ -354,8 +354,8 @@ def tokenize_splits(
 
 def make_regularize(config: Any, net: TextNetwork) -> Regularize:
     """Return the penalties that ``config`` asks for; dropout before the head is an attribute of the model."""
-    values = {name: value for name, value in config.regularize.to_dict().items() if name in Regularize._fields}
-    result = Regularize(**{**values, "endpoints": ()})
+    values = config.regularize.to_dict()
+    result = Regularize.of(values, endpoints=())
     if not result.compares_maps:
         return result
     stages = tuple(name for name in net.model.stage_names() if name != "pooler")

@@ -15,6 +15,7 @@ import jax
 
 from tl_jax.metrics import Batch, Evaluation, Sums, Variables
 from tl_jax.transfer import phases
+from tl_jax.transfer.regularizers import REGULARIZERS, Penalty
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.registry import Registry
 
@@ -41,6 +42,8 @@ class Task:
         input_kind: what goes into the network: "images", "texts" or "observations".
         own_fields: fields, or beginnings of such, that mean something for the kinds which name them only.
         unused_fields: other fields, or beginnings of such, that mean nothing for this kind.
+        has_classes: whether each example has a class.
+        has_features: whether the head sits on ``features`` (N, D), which penalties may read.
         extra_heads: names of further heads, under ``extra/`` in the parameters, that its loss trains.
         random_files: whether random weights, too, need the files of ``config.init.path``.
         pretext_fields: those of ``config.pretext`` that have an effect without a pretext.
@@ -75,6 +78,8 @@ class Task:
     input_kind: ClassVar[str] = ""
     own_fields: ClassVar[tuple[str, ...]] = ()
     unused_fields: ClassVar[tuple[str, ...]] = ()
+    has_classes: ClassVar[bool] = True
+    has_features: ClassVar[bool] = True
     extra_heads: ClassVar[tuple[str, ...]] = ()
     random_files: ClassVar[bool] = False
     pretext_fields: ClassVar[tuple[str, ...]] = ()
@@ -127,7 +132,13 @@ class Task:
     def excluded_fields(cls) -> tuple[str, ...]:
         """Return the fields, or beginnings of such, that mean nothing for this kind."""
         others = {field for other in TASKS.values() for field in other.own_fields}
-        return (*sorted(others - set(cls.own_fields)), *cls.unused_fields)
+        penalties = (f"regularize.{name}" for name, penalty in REGULARIZERS.items() if not cls._can_use(penalty))
+        return (*sorted(others - set(cls.own_fields)), *cls.unused_fields, *penalties)
+
+    @classmethod
+    def _can_use(cls, penalty: Penalty) -> bool:
+        has_needs = cls.has_classes >= penalty.needs_classes and cls.has_features >= penalty.needs_features
+        return has_needs and penalty.inputs in ("", cls.input_kind)
 
     @classmethod
     def load_data(cls, config: Any) -> Any:

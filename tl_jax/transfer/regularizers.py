@@ -5,8 +5,9 @@ static.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from tl_jax.transfer import mixup
 from tl_jax.transfer.freeze import EXTRA, HEAD
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
+from tl_jax.utils.registry import Registry
 from tl_jax.utils.tree import label_leaves
 
 
@@ -189,45 +191,162 @@ def sam_point(params: Any, grads: Any, rho: float | jax.Array, mask: Any) -> Any
     return jax.lax.cond(square > 0, ascend, lambda params, *_: params, params, grads, square)
 
 
+class PenaltyInputs(NamedTuple):
+    """What a penalty may read.
+
+    Attributes:
+        params: being trained.
+        endpoints: outputs of the trained network on the batch by name, ``features`` (N, D) among them.
+        batch: with ``label`` (N,) and ``mask`` (N,).
+        source: ``params`` of the source, ``attention`` (C,) by endpoint, ``relation`` (K, Z), as far as needed.
+        source_endpoints: outputs of the source network on the same examples, where a penalty compares maps.
+        compared: names of the maps that are compared.
+    """
+
+    params: tree.Tree
+    endpoints: Mapping[str, jax.Array]
+    batch: Mapping[str, jax.Array]
+    source: Mapping[str, Any]
+    source_endpoints: Mapping[str, jax.Array]
+    compared: tuple[str, ...]
+
+    def maps(self) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """Return the maps that are compared, of the trained network and of the source."""
+        trained = {name: self.endpoints[name] for name in self.compared}
+        return trained, {name: self.source_endpoints[name] for name in self.compared}
+
+
+class Penalty(NamedTuple):
+    """A term of the loss with a strength of its own, ``config.regularize.NAME``.
+
+    Attributes:
+        function: what is added, a float scalar, for strength 1.
+        doc: what it is and which strength is usual, for the field.
+        needs_source: whether the weights at the start must be kept.
+        compares_maps: whether the source network runs beside the trained one.
+        needs_classes: whether each example must have a class.
+        needs_features: whether it reads ``features``, on which a head sits.
+        on_backbone: whether it acts on nothing but what lies below the head.
+        inputs: of the tasks that it is for, see ``Task.input_kind``; empty for all.
+    """
+
+    function: Callable[[PenaltyInputs], jax.Array]
+    doc: str
+    needs_source: bool = False
+    compares_maps: bool = False
+    needs_classes: bool = False
+    needs_features: bool = False
+    on_backbone: bool = True
+    inputs: str = ""
+
+
+REGULARIZERS: Registry[Penalty] = Registry("regularizer")
+_F = TypeVar("_F", bound=Callable[[PenaltyInputs], jax.Array])
+
+
+def register_regularizer(name: str, doc: str, **facts: Any) -> Callable[[_F], _F]:
+    """Return a decorator that makes a penalty known: the field ``config.regularize.NAME`` is its strength, 0 for none.
+
+    Args:
+        name: of the field.
+        doc: of the field: what it is, and which strength is usual.
+        **facts: further ones of ``Penalty``.
+    """
+
+    def register(function: _F) -> _F:
+        REGULARIZERS.add(name, Penalty(function, doc, **facts), function.__module__)
+        return function
+
+    return register
+
+
+def _distances_from_source(inputs: PenaltyInputs) -> tuple[jax.Array, jax.Array]:
+    mask = jax.tree.map(bool, label_leaves(inputs.params, ((EXTRA, ""), (".*", "counts"))))
+    return l2_sp(inputs.params, inputs.source["params"], mask)
+
+
+@register_regularizer("l2_sp", "half squared distance from the weights at the start; 0.01 say", needs_source=True)
+def _l2_sp(inputs: PenaltyInputs) -> jax.Array:
+    return _distances_from_source(inputs)[0]
+
+
+@register_regularizer("l2_sp_head", "half squared norm of new leaves", needs_source=True, on_backbone=False)
+def _l2_sp_head(inputs: PenaltyInputs) -> jax.Array:
+    return _distances_from_source(inputs)[1]
+
+
+@register_regularizer(
+    "distill", "distance of feature maps from the source network's", needs_source=True, compares_maps=True
+)
+def _distill(inputs: PenaltyInputs) -> jax.Array:
+    return feature_distance(*inputs.maps())
+
+
+@register_regularizer(
+    "delta", "the same, channels weighted by their use for the target (DELTA)",
+    needs_source=True, compares_maps=True, needs_classes=True, inputs="images",
+)  # fmt: skip
+def _delta(inputs: PenaltyInputs) -> jax.Array:
+    return feature_distance(*inputs.maps(), inputs.source["attention"])
+
+
+@register_regularizer(
+    "bss", "smallest squared singular value of a batch of features; 1e-3 is usual", needs_features=True
+)
+def _bss(inputs: PenaltyInputs) -> jax.Array:
+    return batch_spectral_shrinkage(inputs.endpoints["features"])
+
+
+@register_regularizer(
+    "co_tuning", "cross-entropy of the source's own head (Co-Tuning); 2.3 is usual",
+    needs_classes=True, needs_features=True, inputs="images",
+)  # fmt: skip
+def _co_tuning(inputs: PenaltyInputs) -> jax.Array:
+    head, batch = inputs.params["extra"]["source_head"], inputs.batch
+    logits = inputs.endpoints["features"] @ head["kernel"] + head["bias"][None]
+    return co_tuning(logits, batch["label"], inputs.source["relation"], batch["mask"])
+
+
 class Regularize(NamedTuple):
-    """Strengths, each 0 for none; the functions above cite the papers.
+    """Strengths, each 0 for none.
 
     Attributes:
         label_smoothing: probability spread evenly over the classes.
         weights: factors on the loss of the examples of each class, empty for 1 each.
         mixup, cutmix: alpha of the Beta distribution.
-        l2_sp: of half the squared distance of trained leaves from the source's.
-        l2_sp_head: of half the squared norm of leaves that the source does not have.
-        distill: of the distance of feature maps from the source's, all channels alike.
-        delta: the same with the channels weighted.
         endpoints: maps that are compared.
-        bss: of the smallest squared singular value of the features.
-        co_tuning: of the cross-entropy of the source's own head.
         stochastic_norm: probability with which a BatchNorm channel uses running statistics in training.
+        penalties: pairs (name, strength) of ``REGULARIZERS``, those that are on, in their order.
     """
 
     label_smoothing: float = 0.0
     weights: tuple[float, ...] = ()
     mixup: float = 0.0
     cutmix: float = 0.0
-    l2_sp: float = 0.0
-    l2_sp_head: float = 0.0
-    distill: float = 0.0
-    delta: float = 0.0
     endpoints: tuple[str, ...] = ()
-    bss: float = 0.0
-    co_tuning: float = 0.0
     stochastic_norm: float = 0.0
+    penalties: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any] = MappingProxyType({}), **further: Any) -> "Regularize":
+        """Return the strengths among values by name, those of ``REGULARIZERS`` and the others."""
+        values = {**values, **further}
+        penalties = tuple((name, float(values[name])) for name in REGULARIZERS if values.get(name))
+        return cls(**{name: values[name] for name in cls._fields if name in values}, penalties=penalties)
+
+    def strength(self, name: str) -> float:
+        """Return the strength of a penalty."""
+        return dict(self.penalties).get(name, 0.0)
 
     @property
     def compares_maps(self) -> bool:
         """Whether the source network runs beside the trained one."""
-        return bool(self.distill or self.delta)
+        return any(REGULARIZERS[name].compares_maps for name, _ in self.penalties)
 
     @property
     def needs_source(self) -> bool:
         """Whether the weights at the start must be kept."""
-        return bool(self.l2_sp or self.l2_sp_head or self.compares_maps)
+        return any(REGULARIZERS[name].needs_source for name, _ in self.penalties)
 
 
 def mix(regularize: Regularize, images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -247,35 +366,12 @@ def penalty(
 ) -> jax.Array | None:
     """Return the weighted sum of the penalties that are on, a float scalar; None if none is.
 
-    Which are on is decided here alone, so that a term that is added here acts in every task.
-
     Args:
         regularize: their strengths.
-        params: being trained.
-        endpoints: endpoints of the trained network on the batch, ``features`` (N, D) among them.
-        batch: with ``label`` (N,) and ``mask`` (N,).
-        source: ``params`` of the source, ``attention`` (C,) by endpoint, ``relation`` (K, Z), as far as needed.
-        source_endpoints: endpoints of the source network on the same pictures, where maps are compared.
+        params, endpoints, batch, source, source_endpoints: see ``PenaltyInputs``.
     """
-    terms = []
-    if regularize.l2_sp or regularize.l2_sp_head:
-        mask = jax.tree.map(bool, label_leaves(params, ((EXTRA, ""), (".*", "counts"))))
-        to_source, to_zero = l2_sp(params, source["params"], mask)
-        terms.append(regularize.l2_sp * to_source + regularize.l2_sp_head * to_zero)
-    if regularize.compares_maps:
-        maps, source_maps = (
-            {name: side[name] for name in regularize.endpoints} for side in (endpoints, source_endpoints)
-        )
-        if regularize.distill:
-            terms.append(regularize.distill * feature_distance(maps, source_maps))
-        if regularize.delta:
-            terms.append(regularize.delta * feature_distance(maps, source_maps, source["attention"]))
-    if regularize.bss:
-        terms.append(regularize.bss * batch_spectral_shrinkage(endpoints["features"]))
-    if regularize.co_tuning:
-        head = params["extra"]["source_head"]
-        logits = endpoints["features"] @ head["kernel"] + head["bias"][None]
-        terms.append(regularize.co_tuning * co_tuning(logits, batch["label"], source["relation"], batch["mask"]))
+    inputs = PenaltyInputs(params, endpoints, batch, source, source_endpoints, regularize.endpoints)
+    terms = [strength * REGULARIZERS[name].function(inputs) for name, strength in regularize.penalties]
     return sum(terms, jnp.zeros(())) if terms else None
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from tl_jax.transferability import _inputs
+from tl_jax.transferability.registry import SETS, register_score
 
 
 def frechet(x1: _inputs.Array, x2: _inputs.Array) -> float:
@@ -50,3 +51,6 @@ def factor_overlap(f1: np.ndarray, f2: np.ndarray) -> float:
     is zero but for rounding.
     """
     return float(np.linalg.svd(f1 @ f2.T, compute_uv=False).sum()) if len(f1) and len(f2) else 0.0
+
+
+register_score("frechet", SETS)(lambda x1, y1, x2, y2, key: frechet(x1, x2))

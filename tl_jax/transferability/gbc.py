@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax.transferability import _inputs, _statistics
+from tl_jax.transferability.registry import MOMENTS, register_score
 
 MIN_VARIANCE = 1e-4  # least variance
 
@@ -36,6 +37,7 @@ def _gbc(x: jax.Array, y: jax.Array, classes: int) -> jax.Array:
     return gbc_from(_statistics.weighted_moments(x, y, jnp.ones(len(x)), classes=classes))
 
 
+@register_score("gbc", MOMENTS)
 @jax.jit
 def gbc_from(m: _statistics.Moments) -> jax.Array:
     """Return ``gbc`` from moments, of which the scatter is not read."""

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax.transferability import _inputs, _statistics
+from tl_jax.transferability.registry import MOMENTS, register_score
 
 
 def h_score(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
@@ -42,6 +43,7 @@ def regularized_h_score(features: np.ndarray | jax.Array, labels: np.ndarray | j
         return float(regularized_h_score_from(_statistics.compute_moments(*_inputs.score_inputs(features, labels))))
 
 
+@register_score("h_score", MOMENTS)
 @jax.jit
 def h_score_from(m: _statistics.Moments) -> jax.Array:
     """Return ``h_score`` from moments."""
@@ -54,6 +56,7 @@ def h_score_from(m: _statistics.Moments) -> jax.Array:
     return jnp.where(keep[:, None], (vectors.T @ m.targets) ** 2 * inverse_counts[None], 0.0).sum()
 
 
+@register_score("regularized_h_score", MOMENTS)
 @jax.jit
 def regularized_h_score_from(m: _statistics.Moments) -> jax.Array:
     """Return ``regularized_h_score`` from moments."""

@@ -12,6 +12,7 @@ import scipy.linalg
 from sklearn.mixture import GaussianMixture
 
 from tl_jax.transferability import _inputs
+from tl_jax.transferability.registry import PROBABILITIES, register_score
 from tl_jax.utils.errors import UserError
 
 
@@ -137,3 +138,18 @@ def principal_components(x: np.ndarray, rows: np.ndarray, share: float, dims: in
     axes /= np.maximum(np.linalg.norm(axes, axis=0, keepdims=True), np.finfo(float).tiny)
     # In blocks, since the features in double precision may be more than memory holds twice.
     return np.concatenate([(x[i : i + 4096] - mean[None]) @ axes for i in range(0, len(x), 4096)])
+
+
+register_score("nleep")(lambda x, y, key: nleep(x, y, key))
+
+
+@register_score("leep", PROBABILITIES)
+@functools.partial(jax.jit, static_argnums=4)
+def _leep(p: jax.Array, z: jax.Array, y: jax.Array, weights: jax.Array, classes: int) -> jax.Array:
+    return jax.lax.map(lambda w: leep_from(p, y, w, classes=classes), weights)
+
+
+@register_score("nce", PROBABILITIES)
+@functools.partial(jax.jit, static_argnums=4)
+def _nce(p: jax.Array, z: jax.Array, y: jax.Array, weights: jax.Array, classes: int) -> jax.Array:
+    return jax.lax.map(lambda w: nce_from(z, y, w, sources=p.shape[1], classes=classes), weights)

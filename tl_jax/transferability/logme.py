@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax.transferability import _inputs, _statistics
+from tl_jax.transferability.registry import MOMENTS, register_score
 
 # Least share of a target's square that is taken to stay unexplained, where examples exceed the rank.
 MIN_RESIDUAL = 1e-10
@@ -35,6 +36,7 @@ def logme(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> f
         return float(logme_from(_statistics.compute_moments(*_inputs.score_inputs(features, labels))))
 
 
+@register_score("logme", MOMENTS)
 @jax.jit
 def logme_from(m: _statistics.Moments) -> jax.Array:
     """Return ``logme`` from moments."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax.transferability import _inputs
+from tl_jax.transferability.registry import SETS, register_score
 from tl_jax.utils.errors import UserError, nearest
 
 KERNELS = ("poly", "rbf")
@@ -144,3 +145,8 @@ def _sum_tiles(x, y, n, m, tiles, scale, function: PairFunction, same: bool, til
         return total + weight * jnp.where(counts, values, 0).sum(), None
 
     return jax.lax.scan(add_tile, jnp.zeros((), jnp.float64), tiles)[0]
+
+
+register_score("mmd", SETS)(lambda x1, y1, x2, y2, key: mmd(x1, x2))
+register_score("mmd_rbf", SETS)(lambda x1, y1, x2, y2, key: mmd(x1, x2, "rbf"))
+register_score("energy", SETS)(lambda x1, y1, x2, y2, key: energy(x1, x2))

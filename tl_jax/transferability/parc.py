@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax.transferability import _inputs
+from tl_jax.transferability.registry import register_score
 from tl_jax.utils.errors import UserError
 
 NUM_DIGITS = 12  # of a correlation: what differs beyond them is rounding, and ranks the same
@@ -80,3 +81,6 @@ def _rank(values: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _nonzero(a: jax.Array) -> jax.Array:
     return jnp.where(a > 0, a, 1.0)
+
+
+register_score("parc")(lambda x, y, key: parc(x, y))

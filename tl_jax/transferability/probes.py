@@ -1,7 +1,7 @@
 """Probes of fixed features: nearest neighbours, logistic and ridge regression, and their cross-validated accuracy."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -12,6 +12,7 @@ import scipy.linalg
 from sklearn.model_selection import StratifiedKFold
 
 from tl_jax.transferability import _inputs
+from tl_jax.transferability.registry import CLASSIFIER, register_score
 from tl_jax.utils.errors import UserError, nearest
 
 METRICS = ("cosine", "euclidean")
@@ -221,11 +222,9 @@ def _fit_logistic(x: jax.Array, y: jax.Array, c: jax.Array, classes: int, steps:
 Classifier = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # features, labels, queries -> classes
 
 # With k = 5 and strengths of 1.
-CLASSIFIERS: Mapping[str, Classifier] = {
-    "knn": lambda x, y, q: np.asarray(knn(x, y, q, min(5, len(x)))),
-    "ridge_probe": lambda x, y, q: np.asarray(ridge_probe(x, y).predict(q)),
-    "logistic_probe": lambda x, y, q: np.asarray(logistic_probe(x, y).predict(q)),
-}
+register_score("knn", CLASSIFIER)(lambda x, y, q: np.asarray(knn(x, y, q, min(5, len(x)))))
+register_score("ridge_probe", CLASSIFIER)(lambda x, y, q: np.asarray(ridge_probe(x, y).predict(q)))
+register_score("logistic_probe", CLASSIFIER)(lambda x, y, q: np.asarray(logistic_probe(x, y).predict(q)))
 
 
 def cross_validated_hits(classify: Classifier, x: np.ndarray, y: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:

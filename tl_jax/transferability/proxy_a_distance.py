@@ -8,6 +8,7 @@ import numpy as np
 
 from tl_jax.transferability import _inputs
 from tl_jax.transferability.probes import logistic_probe
+from tl_jax.transferability.registry import SETS, register_score
 from tl_jax.utils.errors import UserError
 
 
@@ -61,3 +62,6 @@ def _normalize_names(names: Iterable[str], argument: str) -> set[str]:
         invalid = listed[normalized.index("")] if "" in normalized else names
         raise UserError(f"{argument} must be class names, such as ['cat', 'polar bear'], not {invalid!r}")
     return set(normalized)
+
+
+register_score("proxy_a", SETS)(lambda x1, y1, x2, y2, key: proxy_a(x1, x2, key))

@@ -4,7 +4,6 @@ Measures that resampling with replacement would mislead get their standard error
 """
 
 import functools
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,18 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax.transferability import _inputs, _statistics, probes, proxy_a_distance
-from tl_jax.transferability.frechet import frechet
-from tl_jax.transferability.gbc import gbc_from
-from tl_jax.transferability.h_score import h_score_from, regularized_h_score_from
-from tl_jax.transferability.leep import leep_from, nce_from, nleep
-from tl_jax.transferability.logme import logme_from
-from tl_jax.transferability.mmd import energy, mmd
-from tl_jax.transferability.otdd import otdd
-from tl_jax.transferability.parc import parc
-from tl_jax.transferability.sfda import sfda, sfda_from
-from tl_jax.transferability.sliced_wasserstein import sliced_wasserstein
-from tl_jax.transferability.transrate import transrate_from
+from tl_jax.transferability import _inputs, _statistics, probes
+from tl_jax.transferability.registry import CLASSIFIER, FEATURES, MOMENTS, PROBABILITIES, SETS, measures
+from tl_jax.transferability.sfda import sfda_from
 from tl_jax.utils.errors import UserError
 
 
@@ -68,29 +58,6 @@ MAX_RESAMPLED_PRODUCTS = 2**28  # multiplications of a scatter up to which score
 NUM_RESAMPLES, NUM_HALVES = 100, 20  # of all scores, and of those measures that must be made anew for each
 MAX_HALVED = 500  # examples a side up to which these are halved without being asked to: beyond, that takes minutes
 MAX_COMPARED = 2000  # examples a side at most, of distances that look at all pairs
-MOMENT_SCORES: dict[str, Callable[[_statistics.Moments], jax.Array]] = {
-    "logme": logme_from,
-    "h_score": h_score_from,
-    "regularized_h_score": regularized_h_score_from,
-    "transrate": transrate_from,
-    "gbc": gbc_from,
-}
-# Scores of features (N, D) and labels (N,) as NumPy arrays, and a key for what is drawn. One that is added here, to
-# DATASET_DISTANCES or to probes.CLASSIFIERS is in the report and in the study of transfer distances.
-FEATURE_SCORES: dict[str, Callable[..., float]] = {
-    "sfda": lambda x, y, key: sfda(x, y),  # the value itself is from the shared moments
-    "parc": lambda x, y, key: parc(x, y),
-    "nleep": lambda x, y, key: nleep(x, y, key),
-}
-DATASET_DISTANCES: dict[str, Callable[..., float]] = {
-    "otdd": lambda x1, y1, x2, y2, key: otdd(x1, y1, x2, y2, _otdd_method(len(x1), len(x2))),
-    "frechet": lambda x1, y1, x2, y2, key: frechet(x1, x2),
-    "mmd": lambda x1, y1, x2, y2, key: mmd(x1, x2),
-    "mmd_rbf": lambda x1, y1, x2, y2, key: mmd(x1, x2, "rbf"),
-    "energy": lambda x1, y1, x2, y2, key: energy(x1, x2),
-    "sliced_wasserstein": lambda x1, y1, x2, y2, key: sliced_wasserstein(x1, x2, key),
-    "proxy_a": lambda x1, y1, x2, y2, key: proxy_a_distance.proxy_a(x1, x2, key),
-}
 
 
 class Row(NamedTuple):
@@ -168,14 +135,15 @@ def report(
             rows += _probability_rows(source_probs, y, weights)
     x, y = np.asarray(x), np.asarray(y)
     done = {row.name for row in rows}
-    rows += [_timed_row(name, lambda f=f: f(x, y, key)) for name, f in FEATURE_SCORES.items() if name not in done]
+    feature_scores = measures(FEATURES)
+    rows += [_timed_row(name, lambda f=f: f(x, y, key)) for name, f in feature_scores.items() if name not in done]
     for i, row in enumerate(rows):
-        if row.name in FEATURE_SCORES:
-            rows[i] = _add_interval(row, lambda a, f=FEATURE_SCORES[row.name]: f(x[a], y[a], key), [y], count, key)
+        if row.name in feature_scores:
+            rows[i] = _add_interval(row, lambda a, f=feature_scores[row.name]: f(x[a], y[a], key), [y], count, key)
     rows += _probe_rows(x, y, folds, weights, _seed(key))
     if source is not None:
         (x1, y1), (x2, y2) = (_sample_side(*side) for side in (source, (x, y)))
-        for name, distance in DATASET_DISTANCES.items():
+        for name, distance in measures(SETS).items():
             row = _timed_row(name, lambda f=distance: f(x1, y1, x2, y2, key))
             rows.append(
                 _add_interval(row, lambda a, b, f=distance: f(x1[a], y1[a], x2[b], y2[b], key), [y1, y2], count, key)
@@ -189,7 +157,7 @@ def _moment_rows(x: jax.Array, y: jax.Array, classes: int, weights: np.ndarray) 
     shared = time.perf_counter() - start
     resampled = _resampled_moments(x, y, classes, weights) if len(weights) else None
     rows = []
-    for name, score in MOMENT_SCORES.items():
+    for name, score in measures(MOMENTS).items():
         rows.append(
             _timed_row(
                 name, lambda score=score: score(m), resampled and (lambda score=score: _map_moments(score)(resampled))
@@ -226,26 +194,13 @@ def _probability_rows(source_probs: Any, y: jax.Array, weights: np.ndarray) -> l
             lambda f=f: f(p, z, y, unweighted, classes)[0],
             len(resampled) and (lambda f=f: f(p, z, y, resampled, classes)),
         )
-        for name, f in PROBABILITY_SCORES.items()
+        for name, f in measures(PROBABILITIES).items()
     ]
-
-
-@functools.partial(jax.jit, static_argnums=4)
-def _leep(p: jax.Array, z: jax.Array, y: jax.Array, weights: jax.Array, classes: int) -> jax.Array:
-    return jax.lax.map(lambda w: leep_from(p, y, w, classes=classes), weights)
-
-
-@functools.partial(jax.jit, static_argnums=4)
-def _nce(p: jax.Array, z: jax.Array, y: jax.Array, weights: jax.Array, classes: int) -> jax.Array:
-    return jax.lax.map(lambda w: nce_from(z, y, w, sources=p.shape[1], classes=classes), weights)
-
-
-PROBABILITY_SCORES: dict[str, Callable[..., jax.Array]] = {"leep": _leep, "nce": _nce}
 
 
 def _probe_rows(x: np.ndarray, y: np.ndarray, folds: int, weights: np.ndarray, seed: int) -> list[Row]:
     rows = []
-    for name, classify in probes.CLASSIFIERS.items():
+    for name, classify in measures(CLASSIFIER).items():
         start = time.perf_counter()
         hits = probes.cross_validated_hits(classify, x, y, folds, seed)
         seconds = time.perf_counter() - start
@@ -270,11 +225,6 @@ def _add_interval(row: Row, measure: Callable[..., float], sides: list[np.ndarra
 def _make_row(name: str, value: float, resampled: np.ndarray | None, seconds: float) -> Row:
     half = np.nan if resampled is None else 1.96 * float(np.std(resampled, ddof=1))
     return Row(name, float(value), float(value) - half, float(value) + half, seconds)
-
-
-def _otdd_method(n: int, m: int) -> str:
-    """Return how OTDD is found: by assignment where examples need not be repeated often for that."""
-    return "exact" if math.lcm(n, m) <= MAX_COMPARED else "sinkhorn"
 
 
 def _sample_side(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:

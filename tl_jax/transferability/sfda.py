@@ -8,6 +8,7 @@ import numpy as np
 from jax.scipy.linalg import eigh_tridiagonal
 
 from tl_jax.transferability import _inputs, _statistics
+from tl_jax.transferability.registry import register_score
 
 DECAY, MIN_SHRINKAGE = 5.0, 1e-10  # of the shrinkage with the largest eigenvalue, and the least shrinkage
 
@@ -121,3 +122,6 @@ def _discriminants(within: jax.Array, a: jax.Array, means: jax.Array, counts: ja
     regularized = (1 - a) * within + a * jnp.trace(within) / d * jnp.eye(d)
     kernel = _statistics.solve_psd(regularized, means.T)
     return kernel, jnp.log(counts / counts.sum()) - 0.5 * (means.T * kernel).sum(0)
+
+
+register_score("sfda")(lambda x, y, key: sfda(x, y))  # the report takes its value from the shared moments

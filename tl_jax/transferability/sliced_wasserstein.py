@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax.transferability import _inputs
+from tl_jax.transferability.registry import SETS, register_score
 from tl_jax.utils.errors import UserError
 
 DIRECTION_BLOCK = 16  # directions at a time
@@ -68,3 +69,6 @@ def _sliced(a, b, directions, i, j, lengths, order: float) -> jax.Array:
         return (jnp.abs(p[i] - q[j]) ** order * lengths).sum()
 
     return jax.lax.map(line_distance, directions, batch_size=DIRECTION_BLOCK).mean() ** (1 / order)
+
+
+register_score("sliced_wasserstein", SETS)(lambda x1, y1, x2, y2, key: sliced_wasserstein(x1, x2, key))

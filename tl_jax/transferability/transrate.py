@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax.transferability import _inputs, _statistics
+from tl_jax.transferability.registry import MOMENTS, register_score
 
 
 def transrate(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
@@ -25,6 +26,7 @@ def transrate(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) 
         return float(transrate_from(_statistics.compute_moments(*_inputs.score_inputs(features, labels), rates=True)))
 
 
+@register_score("transrate", MOMENTS)
 @jax.jit
 def transrate_from(m: _statistics.Moments) -> jax.Array:
     """Return ``transrate`` from moments that have the classes' rates."""
