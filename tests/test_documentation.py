@@ -105,6 +105,7 @@ def check_module(module: str, arguments: list[str]) -> None:
     assert path.is_file(), f"no module {module}"
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and node.args]
     named = {n.args[0].value for n in calls if "DEFINE" in ast.unparse(n.func) and isinstance(n.args[0], ast.Constant)}
+    named.add("import")  # of every command, see utils/plugins.py
     for argument in arguments:
         flag = argument.removeprefix("--").partition("=")[0]
         assert argument.startswith("--") and (flag in named or flag.startswith("config.")), f"{module}: {argument}"

@@ -20,7 +20,7 @@ from tl_jax.export.bundle import export
 from tl_jax.metrics import Evaluation
 from tl_jax.report import plots, run_report
 from tl_jax.report.results import RunResult, read_results
-from tl_jax.restore import check_batches, make_task, restore
+from tl_jax.restore import check_batches, make_task, own_modules, restore
 from tl_jax.tasks.run_record import RunRecord
 from tl_jax.train import loop, lr_finder, sharding, workdir
 from tl_jax.train.evaluate import evaluate as evaluate_split
@@ -269,7 +269,7 @@ def _run_once(config: recipe.Config, folder: Path, verbose: bool = True) -> dict
         say("loading weights and data ...")
     with show_elapsed("loading weights and data"):
         task = make_task(config, RunRecord(workdir.stored_facts(folder), str(folder)))
-        workdir.claim_facts(folder, task.facts)
+        workdir.claim_facts(folder, {**task.facts, **own_modules(config)})
     seconds = {"data": time.monotonic() - start}
     plan = task.plan()
     save_interval = max(1, round(config.save_every * task.sizes["train"] / config.batch_size))

@@ -67,7 +67,11 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         flag_values=values,
     )
     flags.DEFINE_multi_string("input", [], INPUT_HELP, flag_values=values)
-    for name in ("config", "workdir", "mode", "distributed", "input"):
+    flags.DEFINE_multi_string(  # which ``command.run`` has read and taken out by now
+        "import", [], "Module of your own that registers networks, tasks and so on; may be given many times.",
+        flag_values=values,
+    )  # fmt: skip
+    for name in ("config", "workdir", "mode", "distributed", "input", "import"):
         values.register_key_flag_for_module(sys.argv[0], values[name])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tl_jax.config import recipe, validate
+from tl_jax.models.registry import MODELS
 from tl_jax.tasks.head_init import PROBES
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding, workdir
@@ -14,6 +15,7 @@ from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.state import TrainState, initial_state
 from tl_jax.train.task import TASKS, Task
 from tl_jax.train.workdir import read_summary
+from tl_jax.transfer.regularizers import REGULARIZERS
 from tl_jax.transfer.weight_averaging import interpolate
 from tl_jax.utils import compile_cache, tree
 from tl_jax.utils.errors import UserError
@@ -23,6 +25,15 @@ def make_task(config: recipe.Config, record: RunRecord = NEW_RUN) -> Task:
     """Return the task of a configuration, for a run of which ``record`` is known; what it compiles is kept."""
     compile_cache.enable()
     return TASKS[config.task](config, record)
+
+
+def own_modules(config: recipe.Config) -> dict[str, list[str]]:
+    """Return ``modules``: those outside the package that registered what a configuration names; {} for none."""
+    penalties = [name for name in REGULARIZERS if config.regularize[name]]
+    entries = [(TASKS, config.task), (MODELS, config.model.name), *((REGULARIZERS, name) for name in penalties)]
+    modules = {registry.module(name) for registry, name in entries if name in registry}
+    own = sorted(name for name in modules if name.partition(".")[0] != "tl_jax")
+    return {"modules": own} if own else {}
 
 
 def check_batches(config: recipe.Config) -> None:

@@ -154,8 +154,8 @@ def test_another_converter_converts_anew(foreign, tmp_path, monkeypatch):
     monkeypatch.setenv("TL_JAX_CACHE", str(tmp_path / "cache"))
     pretrained.load("resnet50_tiny", "keras", foreign[0])
     module = importlib.import_module("tl_jax.pretrained.load")
-    assert len(module.converter_digest()) == 64
-    monkeypatch.setattr(module, "converter_digest", lambda: "another")
+    assert len(module.converter_digest("resnet8")) == 64
+    monkeypatch.setattr(module, "converter_digest", lambda name: "another")
     pretrained.load("resnet50_tiny", "keras", foreign[0])
     assert len(list((tmp_path / "cache" / "converted").glob("*.safetensors"))) == 2
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.pretrained.files import Reduced, Storage, refuse, state_dict, write_old, write_zip
+from tl_jax.models import rules
 from tl_jax.pretrained import convert, formats, prefixes
 
 pytestmark = pytest.mark.fast
@@ -98,7 +99,7 @@ def test_a_prefix_of_its_own_for_each_name_takes_no_time() -> None:
     arrays = {f"a{i}.b.c.d.weight": np.zeros(1) for i in range(N)}
     begin = time.process_time()
     stripped = prefixes.strip_prefix(
-        arrays | {"a0.b.c.d.bias": np.zeros(1)}, convert.Table(convert.torch_dense("no", "no")), "x"
+        arrays | {"a0.b.c.d.bias": np.zeros(1)}, rules.Table(rules.torch_dense("no", "no")), "x"
     )
     assert stripped.prefix == "" and time.process_time() - begin < SECONDS
 

@@ -266,7 +266,7 @@ def test_a_layer_inside_the_trunk_is_still_refused(torch, tmp_path):
 
 
 def test_automatic_names_of_keras_are_told_apart_from_a_norm_and_dense_layers_of_the_user(tmp_path):
-    from tests.pretrained.test_keras_names import automatic, variables
+    from tests.models.test_keras_names import automatic, variables
 
     expected = variables("inception_v3_tiny")
     arrays = {k: v for k, v in automatic(expected, 0).items() if not k.startswith("predictions")}
@@ -305,7 +305,7 @@ def test_a_part_that_is_not_whole_is_no_endpoint(torch, tmp_path):
 
 
 def test_a_cut_inception_with_automatic_names_and_a_head_of_the_users(tmp_path):
-    from tests.pretrained.test_keras_names import automatic, variables
+    from tests.models.test_keras_names import automatic, variables
 
     expected = variables("inception_v3_tiny")
     behind = {"mixed4", "mixed5", "predictions"}

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 
 from tl_jax.config import recipe, renames
 from tl_jax.config.schema import FIELDS, flatten_config
+from tl_jax.train import workdir
+from tl_jax.utils import plugins
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import read_json
 
@@ -21,6 +23,7 @@ def get_config(folder: str = ""):
     path = Path(folder).expanduser() / "config.json"
     if not path.is_file():
         raise UserError(f"no {path}; write --config=configs/stored.py:RUN_FOLDER")
+    plugins.check_imported(workdir.stored_facts(path.parent).get("modules", ()), path.parent)
     config, action = recipe.get_config(), "pass --config=RECIPE with the fields of that run"
     content = renames.rename_fields(_lists_to_tuples(read_json(path, action)))
     for field in flatten_config(ConfigDict(content), FIELDS):

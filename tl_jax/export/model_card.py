@@ -166,6 +166,7 @@ def describe_run(config: recipe.Config, workdir: Path, step: int, licence: str) 
             },
             "versions": {"trained": summary.get("versions", {}), "exported": exported},
             "changed": changed_fields(config),
+            **({"modules": modules} if (modules := run_facts.get("modules")) else {}),
         }
     )
 

@@ -4,6 +4,7 @@ A network is one file: its class, and ``register_model`` for each of its sizes.
 """
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -105,11 +106,13 @@ def register_model(
         inputs: "images" or "texts".
     """
 
+    module = sys._getframe(1).f_globals.get("__name__", "")  # which may register a class of another one
+
     def register(cls: _C) -> _C:
         specs = tuple(dataclasses.replace(spec, model=name) for spec in weights)
         if like:
             specs += tuple(_without_file(name, spec) for spec in MODELS[like].weights)
-        MODELS.add(name, ModelEntry(cls, options or {}, tables or {}, specs, inputs), cls.__module__)
+        MODELS.add(name, ModelEntry(cls, options or {}, tables or {}, specs, inputs), module)
         return cls
 
     return register if cls is None else register(cls) and None

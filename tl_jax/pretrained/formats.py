@@ -39,13 +39,14 @@ from tl_jax.utils.json_files import (
     parse_json,
     read_json,
 )
+from tl_jax.utils.plugins import check_imported
 from tl_jax.utils.scaling import SCALINGS
 
 BUNDLE_FILE, WEIGHTS_FILE = "bundle.json", "model.safetensors"
 FORMAT_VERSION = 1  # of the format; a file with another one is refused
 _EXPORT_AGAIN = "export the run again"
-_FIELDS = {"model": STRING, "task": STRING, "files": object_of(OBJECT), "weights": OBJECT}
-_OPTIONAL = {"weights"}
+_FIELDS = {"model": STRING, "task": STRING, "files": object_of(OBJECT), "weights": OBJECT, "modules": list_of(STRING)}
+_OPTIONAL = {"weights", "modules"}
 
 
 def write_bundle_json(folder: Path, facts: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
@@ -87,6 +88,7 @@ def read_bundle(folder: Path) -> dict[str, Any]:
             f"{file} has format version {version!r}, known here is {FORMAT_VERSION}; install the tl_jax it is of"
         )
     check_fields(content, file, _FIELDS, _EXPORT_AGAIN)
+    check_imported(content.get("modules", ()), folder)
     for name, entry in content["files"].items():
         if not STRING.is_valid(entry.get("sha256")):
             raise UserError(f"{file} is damaged, it has no sha256 of {name!r}; {_EXPORT_AGAIN}")

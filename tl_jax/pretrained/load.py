@@ -238,7 +238,7 @@ def converter_digest(name: str) -> str:
     module = sys.modules.get(MODELS.module(name))
     file = getattr(module, "__file__", None)  # outside the package, perhaps; a notebook has none
     own_code = Path(file).read_bytes() if file and Path(file).is_file() else b""
-    return code_digest("pretrained", "models") + hashlib.sha256(own_code).hexdigest()
+    return hashlib.sha256(code_digest("pretrained", "models").encode() + own_code).hexdigest()
 
 
 def _locate_file(name: str, source: str, path: str | Path | None, headless: bool) -> tuple[Path, str]:

@@ -33,6 +33,7 @@ _FACTS: Mapping[str, Field] = {
     **dict.fromkeys((VERSION, "weights", "weights_sha256", "data", "tested", "world"), STRING),
     **dict.fromkeys(("input", "spec", "reading", "physics", "spaces", "options"), OBJECT),
     "classes": list_of(STRING),
+    "modules": list_of(STRING),
     "examples": object_of(_COUNT),
     "data_sha256": object_of(STRING),
     "input_shape": list_of(integer(1, SIDE)),

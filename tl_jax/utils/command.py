@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tl_jax.utils import disk
+from tl_jax.utils import disk, plugins
 from tl_jax.utils.errors import Preempted, UserError
 
 EXIT_PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: the same command, tried again, goes on
@@ -42,6 +42,8 @@ def use_huge_pages() -> None:
 def run(main: Callable[[list[str]], int | None], **options: Any) -> None:
     """Call ``main`` by ``absl.app.run``; a line and an exit status for what is not a defect.
 
+    Modules that ``--import`` names are imported before, so that what they register is known when flags are read.
+
     They are 2 on an error of the user's, 130 on Ctrl-C, 75 where SIGTERM came and the state was saved, and otherwise
     what ``main`` returns.
 
@@ -59,6 +61,10 @@ def run(main: Callable[[list[str]], int | None], **options: Any) -> None:
         return status
 
     try:
+        sys.argv, modules = plugins.take_imports(sys.argv)
+        with show_elapsed(f"importing {', '.join(modules)}") if modules else contextlib.nullcontext():
+            plugins.import_modules(modules)
+        plugins.import_entry_points()
         app.run(main_and_flush, **options)
     except UserError as error:
         _discard_output()

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tl_jax.utils.errors import UserError, nearest
 
@@ -47,6 +47,10 @@ class Registry(Mapping[str, T], Generic[T]):
             return self._entries[name]
         except KeyError:
             raise UserError(self.unknown(name)) from None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an entry, or the default where there is none."""
+        return self._entries.get(name, default)
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

@@ -1,0 +1,196 @@
+"""One of each of what a user may add, from a module outside the package: in Python, and by --import."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tl_jax.models.registry import MODELS
+from tl_jax.train.task import TASKS
+from tl_jax.transfer.methods import METHODS
+from tl_jax.transfer.regularizers import REGULARIZERS
+from tl_jax.transferability.registry import SCORES
+
+ROOT = Path(__file__).parents[1]
+REGISTRIES = (MODELS, TASKS, METHODS, REGULARIZERS, SCORES)
+
+PLUGIN = """
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from tl_jax import models
+from tl_jax.metrics import Evaluation
+from tl_jax.metrics.classification import collect_predictions
+from tl_jax.models.backbone import Backbone
+from tl_jax.tasks.image_classification import ImageClassification
+from tl_jax.train.task import register_task
+from tl_jax.transfer.methods import register_method
+from tl_jax.transfer.regularizers import register_regularizer
+from tl_jax.transferability.registry import register_score
+
+
+class Stage(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.relu(nn.Conv(8, (3, 3), strides=2, name="conv")(x))
+
+
+@models.register_model("own_net")
+class Own(Backbone):
+    layouts = ("tl_jax",)
+
+    def named_stages(self):
+        return [(f"stage{i}", partial(Stage, name=f"stage{i}")) for i in (1, 2)]
+
+
+@register_task("own_task")
+class TopTwo(ImageClassification):
+    about = "images with a class each, of which two may be named"
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.score, self.evaluates_outputs = "top2", True
+
+    def evaluate(self, outputs, batches):
+        probabilities, labels = predictions = collect_predictions(outputs, batches)
+        best = np.argsort(-probabilities, 1)[:, :2]
+        return Evaluation({"top2": float((best == labels[:, None]).any(1).mean())}, {}, predictions=predictions)
+
+
+@register_regularizer("own_term", "mean square of the features; 0.1 say", needs_features=True)
+def mean_square(inputs):
+    return jnp.square(inputs.endpoints["features"]).mean()
+
+
+@register_method(inputs="images")
+def own_method(config):
+    "Keep features small."
+    config.regularize.own_term = 10.0
+
+
+@register_score("own_score")
+def spread(features, labels, key):
+    return float(np.std(features))
+"""
+RECIPE = """
+from tl_jax.config import recipe
+from tl_jax.transfer import methods
+
+
+def get_config(variant=""):
+    config = recipe.get_config()
+    config.name, config.task, config.model.name = "own", "own_task", "own_net"
+    config.init.source, config.init.layout = "random", "tl_jax"
+    config.data.name, config.data.train_examples, config.data.test_examples = "gratings", 60, 40
+    config.input.size, config.batch_size, config.epochs, config.save_every = 16, 20, 1.0, 1.0
+    config.score = "accuracy"
+    return recipe.variants(config, variant, **methods.METHODS)
+"""
+
+
+@pytest.fixture
+def home(tmp_path):
+    (tmp_path / "own_plugin.py").write_text(PLUGIN)
+    (tmp_path / "own_recipe.py").write_text(RECIPE)
+    return tmp_path
+
+
+def run(home: Path, *arguments: str, code: int = 0) -> str:
+    """Run the command in a folder, and return what it wrote."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+MAIN = ("-c", "from tl_jax.cli import main; main()")
+
+
+@pytest.mark.slow
+def test_all_of_it_works_on_the_command_line(home):
+    out = run(home, *MAIN, "--import=own_plugin", "--config=own_recipe.py", "--workdir=run")
+    assert "top2" in out
+    summary = json.loads((home / "run" / "summary.json").read_text())
+    assert summary["score"] == "top2" and summary["metrics"]["top2"] >= summary["metrics"]["accuracy"]
+    assert json.loads((home / "run" / "facts.json").read_text())["modules"] == ["own_plugin"]
+    # The method sets the strength of the regulariser, and the loss has its term.
+    run(home, *MAIN, "--import=own_plugin", "--config=own_recipe.py:own_method", "--workdir=small")
+    rows = [json.loads(line) for line in (home / "small" / "metrics.jsonl").read_text().splitlines()]
+    assert any(row.get("penalty", 0) > 0 for row in rows)
+    assert not any("penalty" in json.loads(line) for line in (home / "run" / "metrics.jsonl").read_text().splitlines())
+    # A run and its bundle name the module that they need, and never import it.
+    for mode in ("eval", "export"):
+        line = run(home, *MAIN, f"--mode={mode}", "--workdir=run", code=2)
+        assert "error: run was made with modules of its user's; pass --import=own_plugin" in line
+        run(home, *MAIN, "--import=own_plugin.py", f"--mode={mode}", "--workdir=run")
+    load = "from tl_jax import pretrained; "
+    load += "print(pretrained.load(source='tl_jax', path='run/export').spec.model)"
+    assert "pass --import=own_plugin" in run(home, "-c", load, code=1)
+    assert "own_net" in run(home, "-c", "import own_plugin; " + load)
+
+
+@pytest.mark.slow
+def test_all_of_it_works_in_python(home):
+    program = textwrap.dedent("""
+        import own_plugin, own_recipe
+        import numpy as np
+        from tl_jax import api, transferability
+
+        config = own_recipe.get_config("own_method")
+        summary = api.run(config, "python_run")
+        print(sorted(summary["metrics"]))
+        x = np.random.default_rng(0).normal(size=(40, 3))
+        print(transferability.report(x, np.arange(40) % 2, resamples=0).values()["own_score"], np.std(x))
+    """)
+    out = run(home, "-c", program)
+    assert "'top2'" in out
+    value, expected = map(float, out.strip().splitlines()[-1].split())
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found', which broken imports"),
+        ("1 / 0", "ended in ZeroDivisionError"),
+        ("from tl_jax import models\nmodels.register_model('resnet18', dict)", "'resnet18' of broken is one of"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_one_line(tmp_path, text, message):
+    from tl_jax.utils import plugins
+    from tl_jax.utils.errors import UserError
+
+    (tmp_path / "broken.py").write_text(text)
+    try:
+        with pytest.raises(UserError, match="--import=.*broken.py") as error:
+            plugins.import_modules([str(tmp_path / "broken.py")])
+        assert message in str(error.value)
+        with pytest.raises(UserError, match="no module nothing_of_this_name here"):
+            plugins.import_modules(["nothing_of_this_name"])
+    finally:
+        sys.modules.pop("broken", None)
+        sys.path.remove(str(tmp_path))
+
+
+@pytest.mark.fast
+def test_flags_of_imports_are_taken_out_wherever_they_stand():
+    from tl_jax.utils import plugins
+
+    taken = plugins.take_imports(["run.py", "--mode=train", "--import=a", "--import", "b.py", "-import=c", "import=d"])
+    assert taken == (["run.py", "--mode=train", "import=d"], ["a", "b.py", "c"])
+
+
+@pytest.mark.fast
+def test_every_entry_knows_its_module():
+    for registry in REGISTRIES:
+        assert {registry.module(name).partition(".")[0] for name in registry} == {"tl_jax"}
