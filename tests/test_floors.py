@@ -1,9 +1,13 @@
 """A file imports only from lower floors, and data and models never from each other."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+
+from tl_jax import tasks  # noqa: F401  # which fills TASKS
+from tl_jax.train.task import TASKS
 
 pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parents[1]
@@ -107,3 +111,40 @@ def test_every_module_has_a_floor():
 def test_files_stay_short():
     long = {str(p.relative_to(ROOT)): n for p in files() if (n := len(p.read_text().splitlines())) > 500}
     assert not long
+
+
+# ---- what differs between kinds of task stands in their classes
+
+TASK_FILES = {path for path in (ROOT / "tl_jax" / "tasks").glob("*.py")}
+RECIPES = {ROOT / "tl_jax" / "config" / name for name in ("recipe.py", "renames.py")}
+
+
+def task_names_in(tree: ast.AST) -> list[str]:
+    """Return what compares a task's name with a constant, or asks for the class of a task."""
+    kinds = set(TASKS)
+    classes = {base.__name__ for cls in TASKS.values() for base in cls.__mro__ if base is not object}
+    found = []
+    for node in ast.walk(tree):
+        text = ast.unparse(node) if isinstance(node, ast.Compare | ast.Call | ast.Subscript | ast.Match) else ""
+        constants = {leaf.value for leaf in ast.walk(node) if isinstance(leaf, ast.Constant)} if text else set()
+        about_tasks = re.search(r"\.(task|kind)\b|\bTASKS\b", text)
+        if isinstance(node, ast.Compare | ast.Subscript | ast.Match) and about_tasks and constants & kinds:
+            found.append(text)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass", "type"):
+            found += [text] if classes & set(re.findall(r"\w+", text)) else []
+    return found
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_task_is_named_outside_its_file(path):
+    if path not in TASK_FILES | RECIPES and path.parent != ROOT / "configs":
+        assert task_names_in(ast.parse(path.read_text())) == []
+
+
+def test_the_search_for_names_of_tasks_finds_them():
+    for code in (
+        "config.task == 'image'", "config.task in ('text', 'tokens')", "x = TASKS['policy']",
+        "{1: 2}[config.task == 'faces']", "isinstance(task, ImageTask)", "issubclass(TASKS[config.task], Detection)",
+    ):  # fmt: skip
+        assert task_names_in(ast.parse(code)), code
+    assert not task_names_in(ast.parse("batch['image'] if kind == 'conll' else config.data.text"))

@@ -237,3 +237,24 @@ def test_your_own_pictures_are_read_and_become_a_model(tmp_path):
     assert json.loads((few / "export" / "bundle.json").read_text())["classes"] == ["blue", "red"]
     summary = json.loads((few / "summary.json").read_text())
     assert summary["examples_evaluated"] == 4 and summary["metrics"]["accuracy"] == 1.0
+
+
+def test_an_added_kind_of_task_is_learned_and_measured(tmp_path):
+    copy = Copy(tmp_path, "task.md")
+    metrics = json.loads(copy.script().splitlines()[-1])
+    assert metrics["accuracy"] >= 0 and -1 <= metrics["kappa"] <= 1
+    summary = json.loads((tmp_path / "runs" / "graded" / "summary.json").read_text())
+    assert summary["score"] == "kappa" and summary["facts"]["data"]
+    (command,) = copy.commands
+    shutil.rmtree(tmp_path / "runs")
+    main = ("-c", "from tl_jax.cli import main; main()")
+    copy.run(*main, *command[1:])
+    again = json.loads((tmp_path / "runs" / "graded" / "summary.json").read_text())
+    assert again["metrics"] == metrics
+    # The loss is the page's own: of grades 0 to 9 it begins far above the cross-entropy of ten classes, 2.3.
+    assert copy.metrics("runs/graded", "loss")[0] > 3
+    # A field that it does not have is refused.
+    with pytest.raises(AssertionError, match="regularize.mixup has no effect with config.task=grades"):
+        copy.run(
+            "-c", "from tl_jax.cli import main; main()", *command[1:3], "--workdir=x", "--config.regularize.mixup=0.2"
+        )

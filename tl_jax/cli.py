@@ -237,6 +237,9 @@ def check_flag(arg: str) -> None:
     if not arg.startswith("--config."):
         return
     path = name.removeprefix("config.")
+    if path == "task":
+        names = ", ".join(sorted(file.stem for file in RECIPES_DIR.glob("[a-z]*.py")))
+        raise UserError(f"the recipe decides about config.task; choose one that has this task, with --config={names}")
     if phase := re.fullmatch(r"(phases\[\d+\]\.)(.*)", path):
         check_known(phase[2], recipe.PHASE_FIELDS, f"config.{phase[1]}")
     elif not any(field.startswith(path + ".") for field in recipe.FIELDS):

@@ -244,6 +244,11 @@ def test_a_field_that_is_met_anyway_is_not_refused(recipe, changes):
     validate.validate(recipe_module.override(recipe.get_config(), changes))
 
 
+def test_the_recipe_decides_about_the_task(monkeypatch):
+    with pytest.raises(UserError, match="the recipe decides about config.task; .*--config=agnews_bert, .*voc"):
+        parsed(monkeypatch, "--config=digits_resnet", "--config.task=detection")
+
+
 def test_a_field_of_one_phase_is_set_from_the_command_line(monkeypatch):
     before = [dict(phase) for phase in load(ROOT / "configs" / "cifar_inception.py").phases]
     flags = ("--config.phases[1].batch_stats=frozen", "--config.phases[0].epochs=3", "--config.optim.lr=0.5")

@@ -148,7 +148,10 @@ def keras_weights(
 
     Args:
         stem: folder and name of the file, "*" for what all names have in common.
-        licence, top1, top5, parameters: see ``PretrainedSpec``.
+        licence: see ``PretrainedSpec``, as for what follows.
+        top1: in percent.
+        top5: in percent.
+        parameters: number of values.
         md5: of the files with and without head, as far as Keras states them.
         headless: what the name of the file without head ends with.
         **facts: further ones of ``PretrainedSpec``.

@@ -206,8 +206,8 @@ class Task:
         """Return further entries of the summary, and draw figures into the folder.
 
         Args:
-            test, validation: what ``evaluate`` kept of these splits; None for a validation split that is empty or not
-                asked for, see ``reports_validation``.
+            test: what ``evaluate`` kept of the test split.
+            validation: the same of the validation split, None if it is empty or not asked for (``reports_validation``).
             folder: of the run.
         """
         return {}
@@ -239,7 +239,8 @@ class Task:
 
         Args:
             folder: of the run.
-            start, end: ``TrainState`` before training, and what is exported.
+            start: ``TrainState`` before training.
+            end: the state that is exported.
             dtype: of the values.
         """
         raise NotImplementedError

@@ -368,7 +368,11 @@ def penalty(
 
     Args:
         regularize: their strengths.
-        params, endpoints, batch, source, source_endpoints: see ``PenaltyInputs``.
+        params: see ``PenaltyInputs``, as for what follows.
+        endpoints: of the trained network.
+        batch: of examples.
+        source: the source's side.
+        source_endpoints: of the source network.
     """
     inputs = PenaltyInputs(params, endpoints, batch, source, source_endpoints, regularize.endpoints)
     terms = [strength * REGULARIZERS[name].function(inputs) for name, strength in regularize.penalties]
