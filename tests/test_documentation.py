@@ -1,6 +1,7 @@
 """The documentation is true: its code runs, its commands parse, and the fields that it names exist."""
 
 import ast
+import contextlib
 import re
 import shlex
 import sys
@@ -13,7 +14,7 @@ from absl import flags
 from tl_jax import cli
 from tl_jax.config import recipe, validate
 from tl_jax.config.schema import check_known
-from tl_jax.data import tfds
+from tl_jax.data import DATASETS
 from tl_jax.models.registry import MODELS
 from tl_jax.transfer import methods
 from tl_jax.utils.errors import UserError
@@ -49,13 +50,10 @@ def name(path: Path) -> str:
 def elsewhere(tmp_path, monkeypatch):
     """An empty folder to run in, and registries that are afterwards as they were."""
     monkeypatch.chdir(tmp_path)
-    known = (tfds.BUILTIN,)
-    before = [dict(entries) for entries in known]
-    with methods.METHODS.temporary(), MODELS.temporary():
+    with contextlib.ExitStack() as stack:
+        for registry in (methods.METHODS, MODELS, *DATASETS.values()):
+            stack.enter_context(registry.temporary())
         yield tmp_path
-    for entries, old in zip(known, before, strict=True):
-        entries.clear()
-        entries.update(old)
 
 
 def has(path: Path, language: str) -> bool:

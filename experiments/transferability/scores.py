@@ -11,7 +11,8 @@ import numpy as np
 from experiments.transferability import pairs
 from tl_jax import transferability
 from tl_jax.pretrained.network import Pretrained
-from tl_jax.tasks import head_init, image_task
+from tl_jax.tasks import head_init
+from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.transferability import _inputs
 from tl_jax.transferability.registry import SCORES as KNOWN
 from tl_jax.transferability.registry import SETS, measures
@@ -53,7 +54,7 @@ def source_features(
     """Return what ``source`` sees of the parts that a run with this seed has; at most ``tested`` test examples."""
     net = pairs.load_network(source, weights, seed)
     config = pairs.target_config(target, data_dir, per_class, seed)
-    splits = head_init.split_data(config, image_task.load_source(config, config.input.size))
+    splits = head_init.split_data(config, ImageClassification.load_data(config))
     features, probs = {}, None
     for name in ("train", "validation", "test"):
         images, labels = splits[name].images, splits[name].labels
@@ -117,7 +118,7 @@ def source_images(source: str, data_dir: str) -> tuple[np.ndarray, np.ndarray]:
             raise UserError(f"{folder}: no photos (.jpg) of ImageNet's classes; put one of each class there")
         return pairs.load_photos(files), np.arange(len(files))
     config = pairs.target_config(source, data_dir, 0, 0)
-    train = image_task.load_source(config, config.input.size).train
+    train = ImageClassification.load_data(config).train
     rows = _inputs.stratified_rows(np.asarray(train.labels), SOURCE_EXAMPLES)
     return train.images[rows], train.labels[rows]
 

@@ -22,7 +22,8 @@ from experiments.mechanisms.study import best_validation
 from experiments.transferability import pairs, report, scores
 from tl_jax import api, transferability
 from tl_jax.config import recipe
-from tl_jax.tasks import head_init, image_task
+from tl_jax.tasks import head_init
+from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.train.logging import say
 from tl_jax.utils import command, compile_cache
 from tl_jax.utils.errors import Diverged, UserError, nearest
@@ -133,7 +134,7 @@ def train_once(folder: Path, key: dict[str, Any], source: str, rate: str) -> tup
     """Return test and validation accuracy of a network trained from a source; chance where it diverges."""
     config = pairs.target_config(key["target"], DATA_DIR.value, key["per_class"], key["seed"])
     config = recipe.override(config, pairs.source_changes(source, IMAGENET.value))
-    examples = len(head_init.split_data(config, image_task.load_source(config, config.input.size))["train"].labels)
+    examples = len(head_init.split_data(config, ImageClassification.load_data(config))["train"].labels)
     config.batch_size, config.eval_batch_size, config.data.test_examples = BATCH.value, 240, TESTED.value
     config.epochs, config.save_every, config.log_every = STEPS.value * BATCH.value / examples, 1e9, STEPS.value
     config.optim.lr, config.optim.schedule, config.optim.warmup = float(rate), "cosine", 0.1

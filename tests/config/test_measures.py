@@ -20,7 +20,10 @@ pytestmark = pytest.mark.fast
         ((("metrics", ("auc",)), ("specificity", 0.8)), "specificity has an effect with sensitivity"),
         ((("metrics", ()), ("positive", "x")), "positive has an effect with auc or sensitivity"),
         ((("data.validation", 0.0),), "calibrate needs a validation part"),
-        ((("data.name", "npz"), ("data.group", "x")), "data.group has an effect with config.data.name=folder, "),
+        (
+            (("data.name", "npz"), ("data.group", "x")),
+            "data.group has an effect with config.data.name=flowers, folder, index only",
+        ),
         ((("data.label", "x"),), "data.label is for texts and for config.data.name=index"),
         ((("data.windows", ("lungs",)),), "did you mean 'lung'"),
         ((("regularize.class_weights", "balanced"), ("epochs", 0.0)), "class_weights has no effect"),

@@ -177,7 +177,7 @@ def test_no_layout(tmp_path: Path) -> None:
     (tmp_path / "green").mkdir()
     with pytest.raises(UserError, match=f"{tmp_path}/green has no images"):
         image_folder.read_folder(tmp_path)
-    with pytest.raises(UserError, match="config.data.name=folder needs one; pass --config.data.dir"):
+    with pytest.raises(UserError, match="config.data.name=folder needs files; pass --config.data.dir"):
         tfds.load("folder")
 
 

@@ -134,7 +134,7 @@ def test_a_link_below_a_class_is_not_walked(tmp_path, monkeypatch, capsys, targe
     put(tmp_path / "private")
     (top / "a" / "link").symlink_to(tmp_path / target if target == "private" else target)
     monkeypatch.setattr(os, "scandir", lambda path: scanned.append(str(path)) or scan(path))
-    folder_stamp("folder", str(top))
+    folder_stamp(str(top))
     assert count(image_folder.read_folder(top, 8)) == 2 * COUNT
     assert not [each for each in scanned if "/a/link" in each] and len(scanned) < 20
     said = capsys.readouterr().err
@@ -159,10 +159,10 @@ def test_the_folder_of_a_class_may_be_a_link_and_what_is_in_it_counts(tmp_path):
     put(tmp_path / "disk" / "b" / "more")
     (tmp_path / "disk" / "b" / "again").symlink_to(tmp_path / "disk" / "b" / "more")
     (top / "b").symlink_to(tmp_path / "disk" / "b")
-    before = folder_stamp("folder", str(top))
+    before = folder_stamp(str(top))
     assert count(image_folder.read_folder(top, 8)) == 4 * COUNT
     (tmp_path / "disk" / "b" / "0.png").unlink()
-    assert folder_stamp("folder", str(top)) != before
+    assert folder_stamp(str(top)) != before
 
 
 def test_the_folder_of_a_class_is_no_link_to_one_above(tmp_path, capsys):

@@ -194,7 +194,7 @@ def test_fields_of_other_tasks_are_refused(changes, message):
     ("changes", "message"),
     [
         ([("data.generate", False), ("data.name", "vox")], "config.data.name='vox' has no boxes; did you mean 'voc'"),
-        ([("data.generate", False), ("data.name", "voc")], "needs a folder; pass --config.data.dir=FOLDER"),
+        ([("data.generate", False), ("data.name", "voc")], "data.name=voc needs files; pass --config.data.dir=PATH"),
         ([("detect.width", 12)], "config.detect.width=12 is no multiple of 8"),
     ],
 )
@@ -239,12 +239,10 @@ def test_boxes_are_named_by_the_classes_of_the_run_and_other_boxes_are_not_teste
     before = api.predict(config, run, [str(tmp_path / "one.png")])
     for file in (data / "Annotations").glob("*.xml"):
         file.write_text(file.read_text().replace("cat", "zebra"))
-    detection._load_cached.cache_clear()
     assert api.predict(config, run, [str(tmp_path / "one.png")]) == before and before[0]["boxes"]
     with pytest.raises(UserError, match="'cat' missing, 'zebra' new"):
         api.evaluate(config, run)
     for file in (data / "Annotations").glob("*.xml"):
         file.write_text(file.read_text().replace("zebra", "cat").replace("<xmax>20<", "<xmax>24<"))
-    detection._load_cached.cache_clear()
     with pytest.raises(UserError, match=r"the test split is not .* \(4 examples then, 4 now, with other labels"):
         api.evaluate(config, run)

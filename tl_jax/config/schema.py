@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from tl_jax import models
+from tl_jax.data import registry
 from tl_jax.data.dicom import WINDOWS
 from tl_jax.pretrained.catalog import published_sources
 from tl_jax.train.task import TASKS
@@ -20,9 +21,7 @@ from tl_jax.utils.scaling import SCALINGS
 # Keras' networks come with 0.99 and 0.999, for runs of 100,000 steps: in a short one the statistics would still be the
 # source's when the weights are not, and evaluation goes wrong.
 MOMENTUM_DOC = "share of BatchNorm's old statistics that a step keeps; 0 takes the network's own"
-IMAGE_DATASETS = "digits, gratings, shapes, folder, flowers, index, npz, organamnist"
-DETECTION_DATASETS = "voc, coco, scenes"
-TEXT_DATASETS = "docs, docs_names, docs_corpus, tsv, csv, jsonl, conll, lines"
+DATASET_NAMES = {inputs: ", ".join(registry.names(inputs)) for inputs in registry.INPUTS}
 CACHE_MODES = ("auto", "off")
 BATCH_STATS_MODES = ("auto", "train", "frozen")
 HEAD_INITS = ("new", "keep", "logistic", "ridge")
@@ -85,7 +84,9 @@ _FIXED_FIELDS = {
     ),
     # Data.
     "data.name": Field(
-        "cifar10", f"{IMAGE_DATASETS}; with boxes: {DETECTION_DATASETS}; texts: {TEXT_DATASETS}; or any TFDS set"
+        "cifar10",
+        f"{DATASET_NAMES['images']}; with boxes: {DATASET_NAMES['boxes']}; with people: {DATASET_NAMES['people']}; "
+        f"texts: {DATASET_NAMES['texts']}; or any TFDS set",
     ),
     "data.dir": Field("", "TFDS folder (empty: TFDS' own default), pictures as data.name says, or files of texts"),
     "data.generate": Field(False, "where data.dir is empty, draw pictures, or take installed texts (for smoke runs)"),

@@ -1,0 +1,16 @@
+"""Data sets and how they are read; each is registered under the name that ``config.data.name`` has."""
+
+from tl_jax.data import (  # noqa: F401  # which register themselves
+    coco,
+    faces,
+    image_folder,
+    image_list,
+    medmnist,
+    synthetic,
+    text_datasets,
+    tfds,
+    voc,
+)
+from tl_jax.data.registry import DATASETS, DatasetOptions, register_dataset
+
+__all__ = ["DATASETS", "DatasetOptions", "register_dataset"]

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from tl_jax.data.dataset import DECODED_BYTES, Dataset, parse_split, with_test_split
 from tl_jax.data.decode import DEFAULT_DECODING, Decoding
 from tl_jax.data.detection import AnnotatedImage, Object, build_dataset
+from tl_jax.data.registry import IMAGE_FILES, DatasetOptions, register_dataset
 from tl_jax.data.walker import PathGuard, find_file, has_ignored_part, normalize_unicode
 from tl_jax.utils.errors import UserError, combine_errors
 from tl_jax.utils.json_files import read_json
@@ -57,6 +58,12 @@ def read_coco(
     splits = with_test_split(splits)
     _check_disjoint(splits)
     return build_dataset(folder.resolve().name, splits, classes, size, max_bytes, decoding)
+
+
+@register_dataset("coco", inputs="boxes", fields=(*IMAGE_FILES, "outside"), layout=LAYOUT)
+def load_coco(options: DatasetOptions) -> Dataset:
+    """Images with boxes in COCO's layout: a JSON file for each split."""
+    return read_coco(Path(options.folder), options.size, options.max_bytes, options.classes, options.decoding)
 
 
 def _check_disjoint(splits: Mapping[str, Sequence[AnnotatedImage]]) -> None:

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from tl_jax.data import dataset, image_folder, synthetic, tfds
-from tl_jax.data.dataset import DECODED_BYTES, Dataset, Split
+from tl_jax.data.dataset import DECODED_BYTES, Dataset, Split, path_array
 from tl_jax.data.decode import DEFAULT_DECODING, Decoding
+from tl_jax.data.registry import IMAGE_FILES, DatasetOptions, register_dataset
 from tl_jax.data.text import read_text
 from tl_jax.data.value_range import ValueRange
 from tl_jax.data.walker import normalize_unicode
@@ -203,7 +204,26 @@ def read_faces(
 ) -> FaceSet:
     """Read ``path/PERSON/PICTURE``, and what lies in folders below; see ``image_folder.read_single_split``."""
     examples, files, identities, limits = image_folder.read_single_split(Path(path), size, max_bytes, decoding)
+    examples = examples._replace(files=path_array(files))
     return FaceSet(Path(path).expanduser().resolve().name, examples, identities, tuple(files), limits)
+
+
+@register_dataset("folder", inputs="people", fields=(*IMAGE_FILES, "outside"), layout="FOLDER/PERSON/PICTURE")
+def load_folder(options: DatasetOptions) -> FaceSet:
+    """Images in one folder for each person."""
+    return read_faces(options.folder, options.size, options.max_bytes, options.decoding)
+
+
+@register_dataset("lfw", inputs="people", fields=IMAGE_FILES)
+def load_prepared(options: DatasetOptions) -> FaceSet:
+    """TFDS' prepared set of Labeled Faces in the Wild."""
+    return load_lfw(options.folder, options.size, options.max_bytes, options.decoding)
+
+
+@register_dataset("drawn_faces", inputs="people")
+def load_drawn(options: DatasetOptions) -> FaceSet:
+    """Cartoon faces, drawn."""
+    return draw_faces()
 
 
 def load_lfw(
@@ -261,7 +281,7 @@ def split_identities(face_set: FaceSet, options: SplitOptions) -> tuple[Dataset,
     }
     check_disjoint({split: face_set.examples.labels[indices] for split, indices in rows.items()})
     splits = {
-        p: Split(dataset.select_rows(face_set.examples, r).images, label_of[face_set.examples.labels[r]])
+        p: dataset.select_rows(face_set.examples, r)._replace(labels=label_of[face_set.examples.labels[r]])
         for p, r in rows.items()
     }
     classes = tuple(face_set.identities[i] for i in train_ids)

@@ -103,19 +103,12 @@ def _json_bytes(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-# Data that users edit.
-USER_FORMATS = ("folder", "index", "npz", "voc", "coco", "tsv", "csv", "jsonl", "conll", "lines")
-
-
-def folder_stamp(name: str, data_dir: str) -> str:
+def folder_stamp(data_dir: str) -> str:
     """Return what changes if a file below ``data_dir`` does: a hash of all paths, sizes and times.
 
     Args:
-        name: of the data, ``config.data.name``. Prepared sets, which nobody edits, have no stamp: "".
         data_dir: folder, or file, of the data; for a file all files beside it count.
     """
-    if not data_dir or name not in USER_FORMATS:
-        return ""
     top = os.path.expanduser(data_dir)
     top = os.path.dirname(top) or "." if os.path.isfile(top) else top
     sha, visited, folders, root = hashlib.sha256(), set(), [top], os.path.realpath(top)

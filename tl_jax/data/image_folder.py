@@ -26,6 +26,7 @@ from tl_jax.data.decode import (
     with_value_range,
 )
 from tl_jax.data.image_list import FileList, ReadOptions, build_dataset, with_dicom_groups
+from tl_jax.data.registry import IMAGE_FILES, DatasetOptions, register_dataset
 from tl_jax.data.value_range import ValueRange
 from tl_jax.data.walker import Walk, normalize_unicode, subfolders
 from tl_jax.utils.errors import UserError, nearest
@@ -92,6 +93,17 @@ def read_folder(
         splits = with_dicom_groups(name, splits, group)
     options = ReadOptions(size, max_bytes, windows, group, fit=fit, value_range=value_range, max_pixels=max_pixels)
     return build_dataset(name, splits, classes, test_origin, options)
+
+
+FIELDS = (*IMAGE_FILES, "group", "outside", "windows")  # of the configuration, that decide how a folder is read
+
+
+@register_dataset("folder", fields=FIELDS, layout=LAYOUT)
+def load_folder(options: DatasetOptions) -> Dataset:
+    """Images in one folder for each class, with or without folders for splits above them."""
+    windows, limits, max_pixels, _, outside = options.decoding
+    size, max_bytes, group, fit = options.size, options.max_bytes, options.group, options.fit
+    return read_folder(Path(options.folder), size, max_bytes, windows, group, fit, limits, max_pixels, outside)
 
 
 def read_single_split(

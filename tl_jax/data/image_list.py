@@ -28,6 +28,7 @@ from tl_jax.data.dataset import (
 )
 from tl_jax.data.decode import is_dicom
 from tl_jax.data.labels import is_number, make_label_map
+from tl_jax.data.registry import IMAGE_FILES, DatasetOptions, register_dataset
 from tl_jax.data.text import read_text
 from tl_jax.data.value_range import ValueRange
 from tl_jax.data.walker import PathGuard, find_file, normalize_unicode
@@ -340,6 +341,17 @@ def load_index(path: Path, options: ReadOptions) -> Dataset:
     if unknown:
         raise UserError(f"{index.path} has the class {classes[unknown[0]]!r} in no training row; add some, or leave it")
     return build_dataset(folder.resolve().name, splits, classes, test_origin, options)
+
+
+@register_dataset("index", fields=(*IMAGE_FILES, "group", "label", "outside", "windows"), layout="index.csv in it")
+def load_listed(options: DatasetOptions) -> Dataset:
+    """Images that an index.csv lists, with their class, split and group."""
+    windows, limits, max_pixels, _, outside = options.decoding
+    read_options = ReadOptions(
+        options.size, options.max_bytes, windows, options.group, options.columns.label, options.fit, limits, max_pixels,
+        outside,
+    )  # fmt: skip
+    return load_index(Path(options.folder), read_options)
 
 
 def _split_names(index: Index) -> dict[str, list[str]]:

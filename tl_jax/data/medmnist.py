@@ -8,6 +8,7 @@ import numpy as np
 from tl_jax.data import duplicates
 from tl_jax.data.dataset import Dataset, Split, find_splits, parse_split, with_test_split
 from tl_jax.data.labels import class_indices
+from tl_jax.data.registry import DatasetOptions, register_dataset
 from tl_jax.data.value_range import ValueRange, find_range, print_range, refuse_unused_range, to_uint8
 from tl_jax.utils.claims import NPZ_ERRORS, npz_members, read_npy
 from tl_jax.utils.download import cache_dir, fetch
@@ -29,11 +30,19 @@ LAYOUT = "train_images (N, H, W) or (N, H, W, 3), train_labels (N, 1), the same 
 IMAGES_SUFFIX = "_images"
 
 
-def load_published(name: str) -> Dataset:
-    """Read a set of ``SETS``, downloaded on the first use."""
+@register_dataset(*SETS)
+def load_published(options: DatasetOptions) -> Dataset:
+    """MedMNIST's CT slices of organs, 28 pixels wide or as the name says, downloaded on the first use."""
+    name = options.name
     hint = "or pass --config.data.name=npz --config.data.dir=FILE"
     path = cache_dir() / "data" / f"{name}.npz"
     return read_npz(fetch(URL.format(name=name), path, f"md5:{SETS[name]}", hint=hint), ORGANS)
+
+
+@register_dataset("npz", fields=("range",), layout=LAYOUT)
+def load_npz(options: DatasetOptions) -> Dataset:
+    """Images in an npz file with the arrays that MedMNIST's files have."""
+    return read_npz(Path(options.folder), value_range=options.decoding.value_range)
 
 
 def read_npz(path: Path, classes: tuple[str, ...] = (), value_range: ValueRange | None = None) -> Dataset:

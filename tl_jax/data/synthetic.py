@@ -9,6 +9,7 @@ import numpy as np
 
 from tl_jax.data.dataset import Dataset, Split
 from tl_jax.data.detection import CLASS, COLUMNS, NO_CLASS
+from tl_jax.data.registry import DatasetOptions, register_dataset
 
 
 def draw_gratings(classes: int = 10, train: int = 512, test: int = 128, size: int = 32) -> Dataset:
@@ -150,3 +151,21 @@ def draw_scenes(train: int = 256, test: int = 64, size: int = 64) -> Dataset:
         return Split(np.stack(images), np.stack(labels))
 
     return Dataset("scenes", draw_split(train), draw_split(test), SCENE_CLASSES)
+
+
+@register_dataset("gratings")
+def load_gratings(options: DatasetOptions) -> Dataset:
+    """Drawn stripes, whose class is their direction."""
+    return draw_gratings()
+
+
+@register_dataset("shapes")
+def load_shapes(options: DatasetOptions) -> Dataset:
+    """Drawn shapes, whose class is their outline."""
+    return draw_shapes()
+
+
+@register_dataset("scenes", inputs="boxes")
+def load_scenes(options: DatasetOptions) -> Dataset:
+    """Drawn shapes, several in an image of ``input.size`` pixels, with boxes around them."""
+    return draw_scenes(size=options.size)

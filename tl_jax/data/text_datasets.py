@@ -24,9 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from tl_jax.data import text, tfds, tfds_files
+from tl_jax.data import registry, text, tfds, tfds_files
 from tl_jax.data.dataset import Dataset, Split, split_test
 from tl_jax.data.labels import class_indices
+from tl_jax.data.registry import DatasetOptions, register_dataset, register_fallback
 from tl_jax.data.text import OUTSIDE, Columns
 from tl_jax.utils.disk_cache import code_digest
 from tl_jax.utils.download import cache_dir
@@ -42,6 +43,8 @@ MIN_WORDS, MAX_WORDS = 4, 120
 MIN_EXAMPLES = 80  # of a class
 SPLIT_PERCENT = {"test": 20, "validation": 10}  # of a hundred; the rest is for training
 CORPUS_PERCENT = {"test": 3, "validation": 3}
+LAYOUT = "train.* in it"  # of a folder with texts
+COLUMN_FIELDS = ("columns", "label", "text")  # of the configuration, that say where texts and labels stand
 _CODE = re.compile(r"``(.+?)``|`([^`<]+)`")
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -201,34 +204,45 @@ def _make_dataset(name: str, texts: Sequence[Any], labels: Sequence[Any], classe
     )
 
 
-BUILTIN = ("docs", "docs_names", "docs_corpus")
+@register_dataset("docs", "docs_names", "docs_corpus", inputs="texts")
+def load_installed(options: DatasetOptions) -> Dataset:
+    """Docstrings of installed libraries: with their subpackage, with what is set as code, or without labels."""
+    return load_docstrings(options.name)
+
+
+@register_dataset("conll", "csv", "jsonl", "tsv", inputs="texts", fields=COLUMN_FIELDS, layout=LAYOUT)
+@register_dataset("lines", inputs="texts", layout=LAYOUT)
+def load_files(options: DatasetOptions) -> Dataset:
+    """Texts in a file for each split, in the format that the name says."""
+    return text.read_text_dataset(Path(options.folder), options.name, options.columns)
+
+
+@register_fallback("texts", fields=("dir", *COLUMN_FIELDS))  # its features are the columns
+def load_prepared(options: DatasetOptions) -> Dataset:
+    """A prepared text set of TFDS, whose name nobody has registered."""
+    return read_tfds(options.name, options.folder, options.columns)
 
 
 def load(name: str, data_dir: str = "", columns: Columns = text.DEFAULT_COLUMNS) -> Dataset:
     """Load a text set by name.
 
     Args:
-        name: "docs", "docs_names" or "docs_corpus" (see ``load_docstrings``; no files needed), "tsv", "csv", "jsonl",
-            "conll" or "lines" (files under ``data_dir``, see ``text.read_text_dataset``), or any TFDS set with text
-            features and a class label, such as "ag_news_subset".
+        name: of a registered data set, see ``registry.register_dataset``: "docs", "docs_names" or "docs_corpus" (see
+            ``load_docstrings``; no files needed), "tsv", "csv", "jsonl", "conll" or "lines" (files under ``data_dir``,
+            see ``text.read_text_dataset``), ...; or of any TFDS set with text features and a class label, such as
+            "ag_news_subset".
         data_dir: folder or file with the texts, or TFDS folder; empty for TFDS' own default.
         columns: where text and label stand; in TFDS, the names of its features.
 
     Raises:
         UserError: the set is absent, or its files cannot be read; the message names file and line.
     """
-    if name in BUILTIN:
-        return load_docstrings(name)
-    if name in text.ENDINGS:
-        if not data_dir:
-            raise UserError(f"config.data.name={name} needs files; pass --config.data.dir=FOLDER, with train.* in it")
-        return text.read_text_dataset(Path(data_dir), name, columns)
-    return read_tfds(name, data_dir, columns)
+    return registry.read_dataset("texts", DatasetOptions(name, data_dir, columns=columns))
 
 
 def read_tfds(name: str, data_dir: str, columns: Columns) -> Dataset:
     """Read a prepared TFDS set of texts; parts that were published without labels are left out."""
-    builder = tfds.open_prepared(name, data_dir)
+    builder = tfds.open_prepared(name, data_dir, "texts")
     features = builder.info.features
     missing = [feature for feature in (*columns.text, columns.label) if feature not in features]
     if missing or not hasattr(features[columns.label], "names"):

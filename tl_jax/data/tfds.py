@@ -1,5 +1,6 @@
-"""Labelled pictures by name: folders of class folders, TFDS sets (read without TensorFlow), digits, a generator."""
+"""Labelled images: prepared TFDS sets (read without TensorFlow), scikit-learn's digits, TensorFlow's flowers."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from tl_jax.data import cifar, decode, image_folder, image_list, medmnist, synthetic, tfds_files
+from tl_jax.data import cifar, decode, image_folder, registry, tfds_files
 from tl_jax.data.dataset import (
     DECODED_BYTES,
     Dataset,
@@ -19,17 +20,17 @@ from tl_jax.data.dataset import (
     split_test,
 )
 from tl_jax.data.decode import DEFAULT_DECODING, Decoding
-from tl_jax.data.image_list import ReadOptions
 from tl_jax.data.labels import class_indices
+from tl_jax.data.registry import IMAGE_FILES, DatasetOptions, register_dataset, register_fallback
+from tl_jax.data.text import Columns
 from tl_jax.data.value_range import ValueRange
 from tl_jax.utils import download
 from tl_jax.utils.download import cache_dir
 from tl_jax.utils.errors import UserError, nearest
 from tl_jax.utils.extras import require_extra
+from tl_jax.utils.registry import IMPORT_HINT
 
 MAX_NAME_BYTES = 128  # of a name at most
-FOLDER_SETS = ("folder", "flowers")  # class folders with pictures
-LAYOUTS = {"folder": image_folder.LAYOUT, "index": "index.csv in it", "npz": medmnist.LAYOUT}  # of what data_dir names
 FLOWERS = "http://download.tensorflow.org/example_images/flower_photos.tgz"  # 228,813,984 bytes
 FLOWERS_DIGEST = "sha256:4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"  # as in TFDS' tf_flowers
 
@@ -47,21 +48,22 @@ def load(
     max_pixels: int = 0,
     outside: bool = False,
 ) -> Dataset:
-    """Load a data set by name.
+    """Load a data set of images by name.
 
     Args:
-        name: "digits" (scikit-learn's, embedded), "gratings" and "shapes" (drawn), "folder" (the class folders with
-            pictures under ``data_dir``, see ``image_folder.read_folder``), "flowers" (or without ``data_dir`` the
-            3,670 flower photos of TensorFlow, a download of 229 MB), "index" (pictures that an ``index.csv`` lists,
-            see ``image_list.load_index``), "npz" and "organamnist" (a file as MedMNIST has them, and its CT slices, a
-            download of 38 MB), or any TFDS image set with the features ``image`` and ``label``, such as "cifar10".
+        name: of a registered data set, see ``registry.register_dataset``: "digits" (scikit-learn's, embedded),
+            "gratings" and "shapes" (drawn), "folder" (the class folders with pictures under ``data_dir``, see
+            ``image_folder.read_folder``), "flowers" (or without ``data_dir`` the 3,670 flower photos of TensorFlow, a
+            download of 229 MB), "index" (pictures that an ``index.csv`` lists, see ``image_list.load_index``), "npz"
+            and "organamnist" (a file as MedMNIST has them, and its CT slices, a download of 38 MB), ...; or of any
+            TFDS image set with the features ``image`` and ``label``, such as "cifar10".
         data_dir: folder with the pictures, an npz file, or TFDS folder; empty for TFDS' own default.
         size: side in pixels into which pictures of differing sizes are fitted.
         max_bytes: of decoded pictures that may be kept on disk; a larger set is decoded each time it is read.
-        windows: of CT slices, in Hounsfield units, see ``ReadOptions``.
+        windows: of CT slices, in Hounsfield units, see ``dicom.read_dicom``.
         group: what keeps images together: of DICOM files, or a column of ``index.csv``, see
             ``image_list.with_dicom_groups``.
-        label: the column with the classes of an index, see ``ReadOptions``.
+        label: the column with the classes of an index; empty takes the name of a file's folder.
         fit: "crop", "pad" or "stretch", see ``dataset.fit_image``.
         value_range: of images with more than 8 bits; None takes the ends of the whole set.
         max_pixels: of an image; 0 for Pillow's limit.
@@ -70,21 +72,18 @@ def load(
     Raises:
         UserError: the set is absent and cannot be made or downloaded; the message says how to get it.
     """
-    if name in BUILTIN:
-        return BUILTIN[name]()
-    if name in medmnist.SETS:
-        return medmnist.load_published(name)
-    if name in LAYOUTS and not data_dir:
-        raise UserError(f"config.data.name={name} needs one; pass --config.data.dir=PATH, with {LAYOUTS[name]}")
-    if name == "npz":
-        return medmnist.read_npz(Path(data_dir), value_range=value_range)
-    if name == "index":
-        options = ReadOptions(size, max_bytes, windows, group, label, fit, value_range, max_pixels, outside)
-        return image_list.load_index(Path(data_dir), options)
-    if name not in FOLDER_SETS:
-        return read_tfds(name, data_dir, size, max_bytes, fit, Decoding((), value_range, max_pixels))
-    path = Path(data_dir) if data_dir else download_flowers()
-    return image_folder.read_folder(path, size, max_bytes, windows, group, fit, value_range, max_pixels, outside)
+    decoding = Decoding(windows, value_range, max_pixels, outside=outside)
+    columns = Columns(label=label)
+    options = DatasetOptions(name, data_dir, size, max_bytes, decoding, fit, group, columns=columns)
+    return registry.read_dataset("images", options)
+
+
+@register_dataset("flowers", fields=image_folder.FIELDS)
+def load_flowers(options: DatasetOptions) -> Dataset:
+    """TensorFlow's 3,670 photos of five flowers, downloaded on the first use (229 MB), or a folder like them."""
+    return image_folder.load_folder(
+        options if options.folder else dataclasses.replace(options, folder=str(download_flowers()))
+    )
 
 
 def download_flowers() -> Path:
@@ -103,12 +102,25 @@ def digits() -> Dataset:
     return split_test("digits", Split(images, rows[:, 64].astype(np.int32)), tuple(str(i) for i in range(10)))
 
 
+@register_dataset("digits")
+def load_digits(options: DatasetOptions) -> Dataset:
+    """The 1,797 handwritten digits of scikit-learn, 8 pixels wide."""
+    return digits()
+
+
 def _digit_rows() -> np.ndarray:
     """Return the 64 grey values of each digit, 0 to 16, and which it is: (1797, 65)."""
     from sklearn.datasets import load_digits  # takes 1.4 s
 
     bunch = cast(Any, load_digits())  # a pair only where ``return_X_y`` asks for one
     return np.concatenate([bunch.data, bunch.target[:, None]], axis=1)
+
+
+@register_fallback("images", fields=IMAGE_FILES)
+def load_prepared(options: DatasetOptions) -> Dataset:
+    """A prepared image set of TFDS, whose name nobody has registered."""
+    decoding = options.decoding._replace(windows=())
+    return read_tfds(options.name, options.folder, options.size, options.max_bytes, options.fit, decoding)
 
 
 def read_tfds(
@@ -172,8 +184,13 @@ def read_tfds_names(
     return f"{name}:{builder.info.version}", Split(examples.images, names), decoding.value_range
 
 
-def open_prepared(name: str, data_dir: str) -> Any:
+def open_prepared(name: str, data_dir: str, inputs: str = "images") -> Any:
     """Return the TFDS builder of a set that lies prepared in a folder, or is prepared now (CIFAR).
+
+    Args:
+        name: of the set.
+        data_dir: the folder; empty for TFDS' own default.
+        inputs: whose registered sets the name may have been meant for, see ``registry.DATASETS``.
 
     Raises:
         UserError: it does not, or its files are of a format that needs TensorFlow; the message says how to prepare it.
@@ -191,17 +208,14 @@ def open_prepared(name: str, data_dir: str) -> Any:
     info_files = sorted((root / name).glob("**/dataset_info.json"), key=lambda path: _parse_version(path.parent.name))
     if not info_files:
         available = {
-            *BUILTIN,
-            *FOLDER_SETS,
-            *medmnist.SETS,
-            *LAYOUTS,
+            *registry.names(inputs),
             *cifar.ARCHIVES,
             *(path.relative_to(root).parts[0] for path in root.glob("*/**/dataset_info.json")),
         }
         raise UserError(
-            f"no data set {name!r} under {root}; {nearest(name, available)}; or prepare it once where TensorFlow is "
-            f"installed: python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{root}', "
-            "file_format='array_record').download_and_prepare()\""
+            f"no data set {name!r} under {root}; {nearest(name, available)}; {IMPORT_HINT}; or prepare it once "
+            'where TensorFlow is installed: python -c "import tensorflow_datasets as tfds; '
+            f"tfds.builder('{name}', data_dir='{root}', file_format='array_record').download_and_prepare()\""
         )
     return tfds_files.open_builder(info_files[-1].parent)
 
@@ -274,7 +288,3 @@ def _name_bytes(record: tfds_files.Record, length: int) -> np.ndarray:
     if len(name) > length:
         raise UserError(f"{record.where} has a label of {len(name):,} bytes, more than {length}; shorten it")
     return np.frombuffer(name.ljust(length, b"\0"), np.uint8)[None]
-
-
-BUILTIN = {"digits": digits, "gratings": synthetic.draw_gratings, "shapes": synthetic.draw_shapes}  # need no files
-FILE_DATASETS = ("folder", "flowers", "index")  # of image files, DICOM too, that may have an index.csv beside them

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from tl_jax.data.dataset import DECODED_BYTES, Dataset, find_splits, parse_split, with_test_split
 from tl_jax.data.decode import DEFAULT_DECODING, ENDINGS, Decoding
 from tl_jax.data.detection import AnnotatedImage, Object, build_dataset
+from tl_jax.data.registry import IMAGE_FILES, DatasetOptions, register_dataset
 from tl_jax.data.text import read_text
 from tl_jax.data.walker import find_file, is_ignored, normalize_unicode
 from tl_jax.utils.errors import UserError, combine_errors
@@ -60,6 +61,12 @@ def read_voc(
         raise UserError(f"{folder / IMAGES} has no pictures ({', '.join(ENDINGS)}); the layout is {LAYOUT}")
     splits = {split: _read_annotations(folder, images, rows) for split, rows in _split_rows(folder, images)}
     return build_dataset(folder.resolve().name, splits, classes, size, max_bytes, decoding)
+
+
+@register_dataset("voc", inputs="boxes", fields=IMAGE_FILES, layout=LAYOUT)
+def load_voc(options: DatasetOptions) -> Dataset:
+    """Images with boxes in VOC's layout: an XML file for each image."""
+    return read_voc(Path(options.folder), options.size, options.max_bytes, options.classes, options.decoding)
 
 
 def _split_rows(folder: Path, images: ImageFiles) -> list[tuple[str, list[tuple[str, str]]]]:

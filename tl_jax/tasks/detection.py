@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax.data import coco, fingerprint, loader, synthetic, value_range, voc
+from tl_jax.data import loader
 from tl_jax.data.augment import Augment, augment_boxes
 from tl_jax.data.dataset import Dataset, Split
 from tl_jax.data.decode import Decoding, decode_file
@@ -36,7 +36,7 @@ from tl_jax.train.task import Task, register_task
 from tl_jax.transfer import regularizers
 from tl_jax.transfer.adapters import Adapters
 from tl_jax.transfer.regularizers import Regularize
-from tl_jax.utils.errors import UserError, nearest
+from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import require_extra
 
 PREDICTIONS_FOLDER = "predictions"  # of drawn pictures, in that of the run
@@ -254,15 +254,12 @@ def loss_terms(out: Any, labels: jax.Array, mask: jax.Array, shape: tuple[int, .
     return {name: (value, total) for name, value in terms.items()}
 
 
-READERS = {"voc": voc.read_voc, "coco": coco.read_coco}
-SYNTHETIC = "scenes"
-
-
 @register_task("detection")
 class Detection(ImageTask):
     """Boxes around the objects of K classes in each image."""
 
     about = "images with boxes around objects"
+    data_inputs, synthetic = "boxes", "scenes"
     own_fields = (*ImageTask.own_fields, "detect.")
     # One label for each image, or a change to it that boxes cannot follow.
     unused_fields = (
@@ -290,7 +287,7 @@ class Detection(ImageTask):
         scaling = net.spec.scaling if config.input.scaling == "spec" else config.input.scaling
         stored_shape = record.facts.get("input", {}).get("shape", (0, 0))
         no_examples = np.zeros((0, *stored_shape, 3), np.uint8), np.zeros((0, 1, COLUMNS), np.float32)
-        source = record.source(lambda: load_source(config, size), *no_examples)
+        source = record.source(lambda: self.load_source(config, size), *no_examples)
         self.config, self.splits = config, record.split_data(config, source)
         check_splits(source.name, self.splits)
         warn_missing_classes(source, self.splits["train"])
@@ -299,7 +296,7 @@ class Detection(ImageTask):
         self.network = Network(self.detector.model, inputs, Adapters(**config.adapt.to_dict()))
         height, width = source.train.images.shape[1:3]
         self.regularize, self.shape = make_regularize(config, self.detector), (height, width)
-        self.decoding = Decoding((), source.value_range, config.data.max_pixels, outside=config.data.outside)
+        self.decoding = self.make_decoding(config)._replace(value_range=source.value_range)
         self.name, self.classes = f"{config.model.name} on {source.name}", source.classes
         augment_config = Augment(**config.augment.to_dict())
         self.loss = make_loss(self.network, augment_config, config.detect.min_visibility, self.regularize)
@@ -327,9 +324,6 @@ class Detection(ImageTask):
             **super().conflicts(config, changed),
             "detect.min_visibility has an effect with config.augment.resized_crop only": (
                 changed("detect.min_visibility") and not config.augment.resized_crop
-            ),
-            "data.dir has no effect with config.data.name=scenes, which are drawn; choose voc or coco": (
-                config.data.name == SYNTHETIC and config.data.dir
             ),
         }
 
@@ -379,28 +373,6 @@ def init_variables(net: Pretrained, adapters: Adapters, regularize: Regularize, 
     source_collection = head_init.source_collection(regularize, variables)
     variables = head_init.with_adapters(variables, adapters, jax.random.fold_in(key, 1))
     return {**variables, **({"source": source_collection} if source_collection else {})}
-
-
-def load_source(config: Any, size: int) -> Dataset:
-    """Load the pictures of ``config``, or draw some where ``data.generate`` says so."""
-    data = config.data
-    name = SYNTHETIC if data.generate and not data.dir else data.name
-    decoding = Decoding((), value_range.parse_range(data.range), data.max_pixels, outside=data.outside)
-    options = size, data.gigabytes * 1e9, tuple(config.detect.classes), decoding
-    return _load_cached(fingerprint.folder_stamp(name, data.dir), name, data.dir, *options)
-
-
-@functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def _load_cached(
-    _: str, name: str, folder: str, size: int, max_bytes: float, classes: tuple[str, ...], decoding: Decoding
-) -> Dataset:
-    if name == SYNTHETIC:
-        return synthetic.draw_scenes(size=size)
-    if name not in READERS:
-        raise UserError(f"config.data.name={name!r} has no boxes; {nearest(name, (*READERS, SYNTHETIC))}")
-    if not folder:
-        raise UserError(f"config.data.name={name} needs a folder; pass --config.data.dir=FOLDER")
-    return READERS[name](Path(folder), size, max_bytes, classes, decoding)
 
 
 def warn_missing_classes(source: Dataset, train: Split) -> None:

@@ -3,7 +3,6 @@
 A prediction is the nearest known person, and whether that is near enough.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tl_jax.data import decode, faces, fingerprint, image_folder, loader, value_range
+from tl_jax.data import decode, faces, image_folder, loader, value_range
 from tl_jax.data.augment import Augment
-from tl_jax.data.dataset import Dataset, Split, Subset, path_array
-from tl_jax.data.decode import DEFAULT_DECODING, Decoding
+from tl_jax.data.dataset import Dataset, Split
+from tl_jax.data.decode import Decoding
 from tl_jax.data.faces import FaceSet, SplitOptions
 from tl_jax.metrics import Batch, Evaluation, verification
 from tl_jax.metrics.verification import Comparisons, Pairs
@@ -115,9 +114,6 @@ def _result_line(row: dict[str, Any]) -> str:
     return f"  {row['input']}  {row['person']}  {row['similarity']:.3f}  {decision}".rstrip()
 
 
-SETS = ("folder", "lfw")
-
-
 class FaceData(NamedTuple):
     """The data: all images, their splits, and the pairs of the test split (None for every pair)."""
 
@@ -131,6 +127,7 @@ class FaceVerification(ImageTask):
     """Embeddings of images, in which those of one person are near each other."""
 
     about = "images of people, verified and identified"
+    data_inputs, synthetic = "people", "drawn_faces"
     own_fields = (*ImageTask.own_fields, "faces.")
     # What needs a class for each example that is tested, or takes other labels than one person an image.
     unused_fields = (
@@ -145,9 +142,12 @@ class FaceVerification(ImageTask):
     def __init__(self, config: Any, record: RunRecord = NEW_RUN):
         """Build the task that ``config`` describes, for a run of which ``record`` is known."""
         self.config, (net, self.input_spec) = config, load_inputs(config)
-        self.data = load_data(config, self.input_spec.size) if record.reads_data else without_data(record)
+        self.data = self.load_faces(config, self.input_spec.size) if record.reads_data else without_data(record)
         self.build(config, net, self.input_spec, self.data.source, config.faces.embedding, record)
-        self.decoding, self.fitted_threshold = decoding_for(config, record), record.fitted.get("threshold")
+        self.decoding, limits = self.make_decoding(config), value_range.range_from_facts(record.facts)
+        if limits:  # other images are read as the run has read its own
+            self.decoding = self.decoding._replace(value_range=limits, from_run=True)
+        self.fitted_threshold = record.fitted.get("threshold")
 
     @classmethod
     def conflicts(cls, config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
@@ -167,6 +167,15 @@ class FaceVerification(ImageTask):
                 faces.loss != "arcface" and changed("faces.scale", "faces.margin")
             ),
         }
+
+    @classmethod
+    def load_data(cls, config: Any) -> Dataset:
+        return cls.load_faces(config, config.input.size).source
+
+    @classmethod
+    def load_faces(cls, config: Any, size: int) -> FaceData:
+        """Load the images of people that ``config`` names, and share the people out."""
+        return split_faces(config, cls.load_source(config, size))
 
     @classmethod
     def fitted_value(cls, config: Any) -> str:
@@ -199,8 +208,7 @@ class FaceVerification(ImageTask):
 
     def load_face_set(self) -> FaceSet:
         """Read all images of the data."""
-        data, max_bytes = self.config.data, self.config.data.gigabytes * 1e9
-        return read_face_set(data.name, data.dir, data.generate, self.input_spec.size, max_bytes, self.decoding)
+        return self.load_source(self.config, self.input_spec.size, self.decoding)
 
     def predict(self, variables: Any, inputs: Sequence[Any]) -> tuple[list[dict[str, Any]], str]:
         size = self.input_spec.size
@@ -219,17 +227,8 @@ def without_data(record: RunRecord) -> FaceData:
     return FaceData(FaceSet(source.name, source.train, source.classes, ()), source, None)
 
 
-def decoding_for(config: Any, record: RunRecord = NEW_RUN) -> Decoding:
-    """Return how image files are decoded: as the run has read them, or else as ``config`` says."""
-    if limits := value_range.range_from_facts(record.facts):
-        return Decoding((), limits, config.data.max_pixels, True, config.data.outside)
-    return Decoding((), value_range.parse_range(config.data.range), config.data.max_pixels, outside=config.data.outside)
-
-
-def load_data(config: Any, size: int) -> FaceData:
-    """Load the pictures of people that ``config`` names, or draw them where ``data.generate`` says so."""
-    data = config.data
-    face_set = read_face_set(data.name, data.dir, data.generate, size, data.gigabytes * 1e9, decoding_for(config))
+def split_faces(config: Any, face_set: FaceSet) -> FaceData:
+    """Share out the people of a face set as ``config`` says."""
     listed_pairs = faces.read_pairs(config.faces.pairs) if config.faces.pairs else None
     test_identities = (
         listed_pairs.identities
@@ -239,48 +238,13 @@ def load_data(config: Any, size: int) -> FaceData:
         else ()
     )
     num_test, seed, min_images = config.faces.test_identities, config.faces.split_seed, config.faces.min_images
-    cut = SplitOptions(num_test, test_identities, seed, data.validation, config.seed, min_images)
+    cut = SplitOptions(num_test, test_identities, seed, config.data.validation, config.seed, min_images)
     source, rows = faces.split_identities(face_set, cut)
-    if data.dir and data.name == "folder":
-        source = with_files(source, face_set)
     return FaceData(
         face_set,
         source,
         faces.match_pairs(listed_pairs, [face_set.files[row] for row in rows]) if listed_pairs else None,
     )
-
-
-def with_files(source: Dataset, face_set: FaceSet) -> Dataset:
-    """Return the data with the files of their pictures, which are rows of a face set."""
-    names = path_array(face_set.files)
-
-    def add_files(split: Split) -> Split:
-        return split._replace(files=names[split.images.indices] if isinstance(split.images, Subset) else names)
-
-    validation = source.validation and add_files(source.validation)
-    return source._replace(train=add_files(source.train), test=add_files(source.test), validation=validation)
-
-
-def read_face_set(
-    name: str, folder: str, generate: bool, size: int, max_bytes: float, decoding: Decoding = DEFAULT_DECODING
-) -> FaceSet:
-    """Read the set ``name``, see ``load_data``."""
-    return _read_cached(fingerprint.folder_stamp(name, folder), name, folder, generate, size, max_bytes, decoding)
-
-
-@functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def _read_cached(
-    _: str, name: str, folder: str, generate: bool, size: int, max_bytes: float, decoding: Decoding
-) -> FaceSet:
-    if generate and not folder:
-        return faces.draw_faces()
-    if name not in SETS:
-        raise UserError(f"config.data.name={name} has no people; with task=faces take one of {', '.join(SETS)}")
-    if name == "lfw":
-        return faces.load_lfw(folder, size, max_bytes, decoding)
-    if not folder:
-        raise UserError("config.data.name=folder needs one; pass --config.data.dir=FOLDER, with FOLDER/PERSON/PICTURE")
-    return faces.read_faces(folder, size, max_bytes, decoding)
 
 
 def evaluate_pairs(faces: FaceData, gallery: int, outputs: Sequence[Any], batches: Sequence[Batch]) -> Evaluation:

@@ -23,7 +23,7 @@ from tl_jax.report import html as drawn
 from tl_jax.report.images import draw_overlays
 from tl_jax.tasks import error_analysis, file_answers, head_init, image_evaluation, run_record
 from tl_jax.tasks.file_answers import FileError
-from tl_jax.tasks.image_task import ImageTask, load_inputs, load_source, no_images
+from tl_jax.tasks.image_task import ImageTask, load_inputs, no_images
 from tl_jax.tasks.losses import Inputs, Maps, Network, make_predict
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding
@@ -191,14 +191,12 @@ class ImageClassification(ImageTask):
     def __init__(self, config: Any, record: RunRecord = NEW_RUN):
         """Build the task that ``config`` describes, for a run of which ``record`` is known."""
         net, inputs = load_inputs(config)
-        self.source = source = record.source(lambda: load_source(config, inputs.size), *no_images(record))
+        self.source = source = record.source(lambda: self.load_source(config, inputs.size), *no_images(record))
         classes = head_init.check_classes(config, source)
         net = run_record.with_head_order(config, net, source.classes) if net else None
         self.build(config, net, inputs, source, classes, record)
         self.score = config.score
-        decoding = Decoding(
-            tuple(config.data.windows), source.value_range, config.data.max_pixels, outside=config.data.outside
-        )
+        decoding = self.make_decoding(config)._replace(value_range=source.value_range)
         height, width = self.splits["train"].images.shape[1:3]
         calibrates = config.calibrate and self.sizes["validation"]
         self.predictor = Predictor(
@@ -219,6 +217,11 @@ class ImageClassification(ImageTask):
     @classmethod
     def conflicts(cls, config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
         return {**super().conflicts(config, changed), **image_evaluation.conflicts(config, changed)}
+
+    @classmethod
+    def make_decoding(cls, config: Any) -> Decoding:
+        windows = tuple(tuple(w) if isinstance(w, list) else w for w in config.data.windows)
+        return super().make_decoding(config)._replace(windows=windows)
 
     @classmethod
     def fitted_value(cls, config: Any) -> str:

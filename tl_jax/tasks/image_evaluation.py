@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tl_jax.data import dicom
+from tl_jax.data import dicom, registry
 from tl_jax.data.dataset import Split
-from tl_jax.data.tfds import FILE_DATASETS
 from tl_jax.metrics import Batch, Evaluation, classification
 from tl_jax.metrics.classification import Predictions, collect_predictions
 from tl_jax.report import plots
@@ -54,7 +53,7 @@ def conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
     """
     dicom.parse_windows(config.data.windows)
     data, unknown = config.data, [name for name in config.metrics if name not in METRICS]
-    files = ", ".join(FILE_DATASETS)
+    grouped, windowed = (", ".join(registry.names("images", field)) for field in ("group", "windows"))
     return {
         f"metrics has {(unknown or [''])[0]!r}, which is none of {', '.join(METRICS)}": unknown,
         "score=auc needs auc among config.metrics": config.score == "auc" and "auc" not in config.metrics,
@@ -65,9 +64,11 @@ def conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
             config.positive and not {"auc", "sensitivity"} & set(config.metrics)
         ),
         "calibrate needs a validation part; raise config.data.validation": config.calibrate and not data.validation,
-        f"data.group has an effect with config.data.name={files} only": data.group and data.name not in FILE_DATASETS,
-        f"data.windows has an effect with config.data.name={files} only, whose files may be DICOM": (
-            changed("data.windows") and data.name not in FILE_DATASETS
+        f"data.group has an effect with config.data.name={grouped} only": (
+            data.group and registry.ignores("images", data.name, "group")
+        ),
+        f"data.windows has an effect with config.data.name={windowed} only, whose files may be DICOM": (
+            changed("data.windows") and registry.ignores("images", data.name, "windows")
         ),
     }
 
@@ -105,7 +106,9 @@ def read_settings(config: Any, classes: tuple[str, ...], splits: Mapping[str, Sp
             "bring more examples, try another --config.seed, or set config.metrics='()'"
         )
     groups = splits["test"].groups
-    expects_groups = config.data.group != "none" and config.data.name in ("folder", "index") and config.data.dir
+    entry = registry.find("images", config.data.name)
+    is_grouped = entry is not None and bool(entry.layout) and "group" in entry.fields
+    expects_groups = config.data.group != "none" and is_grouped and config.data.dir
     if "auc" in config.metrics and groups is None and expects_groups:
         say(
             "nothing says which pictures belong together (to a patient, a source): parts may share some, and intervals "

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax import models, pretrained
-from tl_jax.data import fingerprint, loader, medmnist, tfds, value_range
+from tl_jax.data import loader, registry, value_range
 from tl_jax.data.augment import Augment, augment
 from tl_jax.data.dataset import Dataset, Split
+from tl_jax.data.decode import Decoding
+from tl_jax.data.registry import DatasetOptions
+from tl_jax.data.text import Columns
 from tl_jax.export import frameworks, model_card, stablehlo
 from tl_jax.export.model_card import BundleContents
 from tl_jax.models.registry import PretrainedSpec
@@ -37,8 +40,6 @@ from tl_jax.transfer.self_supervised import Pretext
 from tl_jax.utils.errors import UserError
 
 PREVIEW_ROWS, PREVIEW_COLUMNS = 6, 7
-DECODED_DATASETS = (*tfds.BUILTIN, *medmnist.SETS)  # data that are not read from image files
-OUTSIDE_DATASETS = (*tfds.FILE_DATASETS, "coco")  # image files that a file names, or that lie in folders of classes
 
 
 class ImageTask(Task):
@@ -49,7 +50,8 @@ class ImageTask(Task):
         unexported: parts of the parameters that are not exported.
     """
 
-    input_kind = "images"
+    input_kind = data_inputs = "images"
+    synthetic = "gratings"
     own_fields = (
         "augment.", "cache.views", "data.gigabytes", "data.max_pixels", "data.outside", "data.range",
         "init.layout", "input.crop", "input.interpolation", "input.scaling", "input.size", "model.channels",
@@ -78,27 +80,61 @@ class ImageTask(Task):
 
     @classmethod
     def conflicts(cls, config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
-        data, name = config.data, config.data.name
+        data, name, inputs = config.data, config.data.name, cls.data_inputs
         value_range.parse_range(data.range)
+        ignored = {field for field in registry.FIELDS if registry.ignores(inputs, name, field)}
+        with_folder, outside = registry.names(inputs, "dir"), ", ".join(registry.names(inputs, "outside"))
+        advice = "set --config.data.name=folder for class folders with pictures"
+        advice = advice if "folder" in with_folder else f"choose {' or '.join(with_folder)}"
         return {
             f"pretext.name={config.pretext.name} is not for task={cls.kind}": config.pretext.name == "masked",
-            f"data.dir={data.dir!r} has no effect with config.data.name={name}, which reads no folder; "
-            "set --config.data.name=folder for class folders with pictures": data.dir and name in DECODED_DATASETS,
+            f"data.dir={data.dir!r} has no effect with config.data.name={name}, which reads no folder; {advice}": (
+                data.dir and "dir" in ignored
+            ),
             f"data.range has no effect with config.data.name={name}, whose images have 8 bits": (
-                changed("data.range") and name in DECODED_DATASETS
+                changed("data.range") and "range" in ignored
             ),
             f"data.max_pixels has no effect with config.data.name={name}, which reads no image files": (
-                data.max_pixels and name in (*DECODED_DATASETS, "npz")
+                data.max_pixels and "max_pixels" in ignored
             ),
-            f"data.outside has an effect with config.data.name={', '.join(OUTSIDE_DATASETS)} only": (
-                data.outside and name not in OUTSIDE_DATASETS
+            f"data.outside has an effect with config.data.name={outside} only": data.outside and "outside" in ignored,
+            f"data.label is for texts and for config.data.name={', '.join(registry.names('images', 'label'))}": (
+                changed("data.label") and "label" in ignored
             ),
-            "data.label is for texts and for config.data.name=index": changed("data.label") and name != "index",
         }
 
     @classmethod
     def load_data(cls, config: Any) -> Dataset:
-        return load_source(config, config.input.size)
+        return cls.load_source(config, config.input.size)
+
+    @classmethod
+    def load_source(cls, config: Any, size: int, decoding: Decoding | None = None) -> Any:
+        """Return the data set of ``config``, whose images of differing sizes are fitted into ``size``.
+
+        Args:
+            config: the configuration.
+            size: side in pixels.
+            decoding: how image files become pixels; None takes what ``config`` says.
+        """
+        data = config.data
+        options = DatasetOptions(
+            cls.data_name(config),
+            folder=data.dir,
+            size=size,
+            max_bytes=data.gigabytes * 1e9,
+            decoding=decoding or cls.make_decoding(config),
+            fit=data.fit,
+            group=data.group,
+            classes=tuple(config.detect.classes),
+            columns=Columns(label=data.label),
+        )
+        return registry.load_dataset(cls.data_inputs, options)
+
+    @classmethod
+    def make_decoding(cls, config: Any) -> Decoding:
+        """Return how image files become pixels."""
+        data = config.data
+        return Decoding((), value_range.parse_range(data.range), data.max_pixels, outside=data.outside)
 
     def build(
         self, config: Any, net: Pretrained | None, inputs: Inputs, source: Dataset, num_outputs: int, record: RunRecord
@@ -292,7 +328,7 @@ def load_inputs(config: Any) -> tuple[Pretrained | None, Inputs]:
     return net, inputs
 
 
-def task_facts(net: Pretrained, inputs: Inputs, source: tfds.Dataset, splits: Mapping[str, Split]) -> dict[str, Any]:
+def task_facts(net: Pretrained, inputs: Inputs, source: Dataset, splits: Mapping[str, Split]) -> dict[str, Any]:
     """Return what a run must know of its weights and data to be evaluated, exported and reported."""
     return {
         "weights": str(net.path or "random"),
@@ -368,22 +404,6 @@ def make_regularize(config: Any, net: Pretrained) -> Regularize:
 def make_pretext(config: Any) -> Pretext | None:
     """Return what is learned without labels, None where nothing is."""
     return Pretext.from_config(config.pretext.to_dict()) if config.pretext.name else None
-
-
-def load_source(config: Any, size: int) -> tfds.Dataset:
-    """Load the data set of ``config``, or draw the generator's pictures where ``data.generate`` says so."""
-    synthetic = config.data.generate and not config.data.dir
-    name = "gratings" if synthetic else config.data.name
-    data = config.data
-    windows = tuple(tuple(w) if isinstance(w, list) else w for w in data.windows)
-    limits = value_range.parse_range(data.range)
-    options = windows, data.group, data.label, data.fit, limits, data.max_pixels, data.outside
-    return _load_cached(fingerprint.folder_stamp(name, data.dir), name, data.dir, size, data.gigabytes * 1e9, *options)
-
-
-@functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def _load_cached(_: str, *options: Any) -> tfds.Dataset:
-    return tfds.load(*options)
 
 
 def load_network(config: Any) -> Pretrained:

@@ -1,6 +1,5 @@
 """What all tasks on texts share: their data as tokens, an encoder, what it starts from, previews, exported weights."""
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax import models
-from tl_jax.data import fingerprint, text_datasets, tokenize
+from tl_jax.data import registry, tokenize
 from tl_jax.data.dataset import Dataset
+from tl_jax.data.registry import DatasetOptions
 from tl_jax.data.text import Columns
 from tl_jax.data.tokenize import IGNORED, TextStream, TokenizedTexts
 from tl_jax.export import model_card, stablehlo
@@ -35,7 +35,6 @@ from tl_jax.transfer.regularizers import Regularize
 from tl_jax.utils.errors import UserError
 
 MASKED_LM_HEAD = ("masked_dense", "masked_norm", "masked_bias")  # the head that guesses words
-LINE_DATASETS = ("lines", "docs", "docs_names", "docs_corpus")  # data without columns
 BATCH = 256  # inputs that go through the network together
 MAX_SHOWN = 100  # inputs that are drawn; the others are in predictions.json only
 
@@ -47,18 +46,17 @@ class TextTask(Task):
         head: what the network puts out, see ``models.bert.Bert.output``.
         tags_words: whether each word has a class of its own.
         needs_labels: whether the texts must have labels.
-        synthetic: texts of the installed libraries that stand in where ``data.generate`` says so.
         caches_features: whether the head reads one vector of each text, which a frozen encoder gives once.
     """
 
-    input_kind = "texts"
+    input_kind = data_inputs = "texts"
+    synthetic = "docs"
     own_fields = ("data.text", "data.columns", "input.max_length", "pretext.mask_prob")
     unused_fields = ("freeze.batch_stats",)
     random_files = True  # which have the tokenizer
     head: ClassVar[str]
     tags_words: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = True
-    synthetic: ClassVar[str] = "docs"
     caches_features: ClassVar[bool] = False
     evaluates_outputs = True
 
@@ -129,8 +127,8 @@ class TextTask(Task):
     @classmethod
     def conflicts(cls, config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
         name, pretext = config.data.name, config.pretext.name
-        fields = ("data.text", "data.label", "data.columns")
-        columns = [path for path in fields if name in LINE_DATASETS and changed(path)]
+        ignored = [field for field in ("text", "label", "columns") if registry.ignores(cls.data_inputs, name, field)]
+        columns = [f"data.{field}" for field in ignored if changed(f"data.{field}")]
         return {
             f"pretext.name={pretext} is not for task={cls.kind}": pretext and pretext != "masked",
             f"data.text={config.data.text} must name one column, or two": len(config.data.text) not in (1, 2),
@@ -259,9 +257,8 @@ def init_variables(
 
 def load_source(config: Any, kind: type[TextTask]) -> Dataset:
     """Load the texts of ``config`` for a kind of task, or those of the installed libraries with ``data.generate``."""
-    data = config.data
-    name = kind.synthetic if data.generate and not data.dir else data.name
-    source = _load_cached(fingerprint.folder_stamp(name, data.dir), name, data.dir, make_columns(config))
+    options = DatasetOptions(kind.data_name(config), config.data.dir, columns=make_columns(config))
+    source = registry.load_dataset(kind.data_inputs, options)
     tagged = source.train.labels.dtype == object
     if kind.needs_labels and tagged != kind.tags_words:
         label_kind = "a tag for each word" if tagged else "one label for each text"
@@ -303,11 +300,6 @@ def warn_shared_texts(source: Dataset) -> None:
 
 def _hashable(text: Any) -> Any:
     return tuple(text) if isinstance(text, list) else text
-
-
-@functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
-def _load_cached(_: str, name: str, folder: str, columns: Columns) -> Dataset:
-    return text_datasets.load(name, folder, columns)
 
 
 def load_network(config: Any, classes: Sequence[str], output: str) -> TextNetwork:

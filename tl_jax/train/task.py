@@ -40,6 +40,8 @@ class Task:
         kind: its name, which ``config.task`` holds; ``register_task`` sets it.
         about: what is learned, in a few words.
         input_kind: what goes into the network: "images", "texts" or "observations".
+        data_inputs: whose data sets it takes, see ``data.registry.DATASETS``; empty for a kind without data.
+        synthetic: name of the data set that stands in if ``config.data.generate`` says so.
         own_fields: fields, or beginnings of such, that mean something for the kinds which name them only.
         unused_fields: other fields, or beginnings of such, that mean nothing for this kind.
         has_classes: whether each example has a class.
@@ -76,6 +78,8 @@ class Task:
     kind: ClassVar[str] = ""
     about: ClassVar[str] = ""
     input_kind: ClassVar[str] = ""
+    data_inputs: ClassVar[str] = ""
+    synthetic: ClassVar[str] = ""
     own_fields: ClassVar[tuple[str, ...]] = ()
     unused_fields: ClassVar[tuple[str, ...]] = ()
     has_classes: ClassVar[bool] = True
@@ -139,6 +143,11 @@ class Task:
     def _can_use(cls, penalty: Penalty) -> bool:
         has_needs = cls.has_classes >= penalty.needs_classes and cls.has_features >= penalty.needs_features
         return has_needs and penalty.inputs in ("", cls.input_kind)
+
+    @classmethod
+    def data_name(cls, config: Any) -> str:
+        """Return the name of the data set that a run takes."""
+        return cls.synthetic if config.data.generate and not config.data.dir else config.data.name
 
     @classmethod
     def load_data(cls, config: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 from tl_jax.utils.errors import UserError, nearest
 
 T = TypeVar("T")
+IMPORT_HINT = "one of your own needs --import=MODULE, or an import of its module in Python"
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -63,7 +64,4 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def unknown(self, name: str) -> str:
         """Return the message about a name that is not there."""
-        return (
-            f"unknown {self.what} {name!r}; {nearest(name, self._entries)}; one of your own needs --import=MODULE, "
-            "or an import of its module in Python"
-        )
+        return f"unknown {self.what} {name!r}; {nearest(name, self._entries)}; {IMPORT_HINT}"

@@ -1,0 +1,155 @@
+"""Data sets by name, each with the fields of the configuration that it reads.
+
+A data set is one function: ``register_dataset`` makes it known under the name that ``config.data.name`` has.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
+
+from tl_jax.data.dataset import DECODED_BYTES
+from tl_jax.data.decode import DEFAULT_DECODING, Decoding
+from tl_jax.data.fingerprint import folder_stamp
+from tl_jax.data.text import DEFAULT_COLUMNS, Columns
+from tl_jax.utils.errors import UserError, nearest
+from tl_jax.utils.registry import IMPORT_HINT, Registry
+
+INPUTS = ("images", "boxes", "people", "texts")
+# Those of ``config.data`` that mean something for some data sets only.
+FIELDS = ("columns", "dir", "group", "label", "max_pixels", "outside", "range", "text", "windows")
+IMAGE_FILES = ("dir", "max_pixels", "range")  # what decides on the pixels of image files, and where these are
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetOptions:
+    """What a configuration says about a data set; each set takes what it needs.
+
+    Attributes:
+        name: of the data set, for functions that several names share.
+        folder: ``config.data.dir``, a folder or file; empty if none is given.
+        size: side in pixels into which images of differing sizes are fitted.
+        max_bytes: of decoded images that may be kept on disk; a larger set is decoded each time it is read.
+        decoding: how image files become pixels.
+        fit: "crop", "pad" or "stretch", see ``dataset.fit_image``.
+        group: what keeps images together, see ``image_list.with_dicom_groups``.
+        classes: of boxes, in their order; empty takes those of the training split.
+        columns: where texts and labels stand, in an index of images, too.
+    """
+
+    name: str
+    folder: str = ""
+    size: int = 224
+    max_bytes: float = DECODED_BYTES
+    decoding: Decoding = DEFAULT_DECODING
+    fit: str = "crop"
+    group: str = ""
+    classes: tuple[str, ...] = ()
+    columns: Columns = DEFAULT_COLUMNS
+
+
+class DatasetEntry(NamedTuple):
+    """A data set that has a name.
+
+    Attributes:
+        read: makes the ``Dataset``, or for people the ``faces.FaceSet``.
+        fields: of ``FIELDS``, those that it reads.
+        layout: what must lie in ``config.data.dir``, in words; empty if that may be empty.
+    """
+
+    read: Callable[[DatasetOptions], Any]
+    fields: tuple[str, ...]
+    layout: str
+
+
+DATASETS: Mapping[str, Registry[DatasetEntry]] = MappingProxyType({kind: Registry("data set") for kind in INPUTS})
+_FALLBACKS: dict[str, DatasetEntry] = {}
+_F = TypeVar("_F", bound=Callable[[DatasetOptions], Any])
+
+
+def register_dataset(
+    *names: str, inputs: str = "images", fields: tuple[str, ...] = (), layout: str = ""
+) -> Callable[[_F], _F]:
+    """Return a decorator that makes a function known as a data set; it takes ``DatasetOptions``.
+
+    Args:
+        *names: of the data set; a task with other inputs may have another set of the same name.
+        inputs: "images", "boxes" or "texts", for a function that returns a ``Dataset``; "people" for a ``FaceSet``.
+        fields: of ``config.data``, those of ``FIELDS`` that it reads; a run that sets another one is refused.
+        layout: what must lie in ``config.data.dir``, in words, for a set that cannot do without; it reads "dir", and
+            is read anew if a file in there changes.
+    """
+
+    def register(read: _F) -> _F:
+        for name in names:
+            DATASETS[inputs].add(name, _entry(read, fields, layout), read.__module__)
+        return read
+
+    return register
+
+
+def register_fallback(inputs: str, fields: tuple[str, ...]) -> Callable[[_F], _F]:
+    """Return a decorator of the function that reads the data sets whose names are in no registry, those of TFDS."""
+
+    def register(read: _F) -> _F:
+        _FALLBACKS[inputs] = _entry(read, fields, "")
+        return read
+
+    return register
+
+
+def _entry(read: Callable[[DatasetOptions], Any], fields: tuple[str, ...], layout: str) -> DatasetEntry:
+    if unknown := [field for field in fields if field not in FIELDS]:
+        raise UserError(f"{read.__module__}.{read.__name__}: no field {unknown[0]!r}; {nearest(unknown[0], FIELDS)}")
+    return DatasetEntry(read, tuple(sorted({*fields, *(("dir",) if layout else ())})), layout)
+
+
+def names(inputs: str, field: str = "") -> tuple[str, ...]:
+    """Return the names of the registered data sets, sorted; of those that read a field, if one is given."""
+    return tuple(sorted(name for name, entry in DATASETS[inputs].items() if not field or field in entry.fields))
+
+
+def find(inputs: str, name: str) -> DatasetEntry | None:
+    """Return what reads the data set ``name``, None if nothing does."""
+    return DATASETS[inputs][name] if name in DATASETS[inputs] else _FALLBACKS.get(inputs)
+
+
+def ignores(inputs: str, name: str, field: str) -> bool:
+    """Whether the data set ``name`` does not read a field; no field is known to be ignored if nothing reads the set."""
+    entry = find(inputs, name)
+    return entry is not None and field not in entry.fields
+
+
+def read_dataset(inputs: str, options: DatasetOptions) -> Any:
+    """Return the data set ``options.name``, read anew.
+
+    Raises:
+        UserError: no such set, or none without a folder; or what its function raises.
+    """
+    return _find_entry(inputs, options).read(options)
+
+
+def load_dataset(inputs: str, options: DatasetOptions) -> Any:
+    """Return the data set ``options.name``: the copy of the last call, if nothing has changed since.
+
+    Raises:
+        UserError: as ``read_dataset``.
+    """
+    entry = _find_entry(inputs, options)
+    return _load_cached(folder_stamp(options.folder) if entry.layout else "", entry, options)
+
+
+@functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
+def _load_cached(_: str, entry: DatasetEntry, options: DatasetOptions) -> Any:
+    return entry.read(options)
+
+
+def _find_entry(inputs: str, options: DatasetOptions) -> DatasetEntry:
+    name, entry = options.name, find(inputs, options.name)
+    if entry is None:
+        known = nearest(name, DATASETS[inputs])
+        raise UserError(f"config.data.name={name!r} has no {inputs}; {known}; {IMPORT_HINT}")
+    if entry.layout and not options.folder:
+        raise UserError(f"config.data.name={name} needs files; pass --config.data.dir=PATH, with {entry.layout}")
+    return entry
