@@ -103,6 +103,21 @@ def mechanisms(*names: str) -> str:
     return table(("name", "what it does", "what it sets"), rows)
 
 
+def datasets() -> str:
+    """Return the registered data sets: what each is, and which fields it reads beside those that all read."""
+    from tl_jax.data import DATASETS
+
+    rows = []
+    for inputs, registry in DATASETS.items():
+        names: dict[Any, list[str]] = {}
+        for name, entry in registry.items():
+            names.setdefault(entry, []).append(f"`{name}`")
+        for entry, shared in sorted(names.items(), key=lambda item: item[1]):
+            doc = " ".join((entry.read.__doc__ or "").split())
+            rows.append((", ".join(shared), inputs, doc, ", ".join(f"`data.{field}`" for field in entry.fields)))
+    return table(("name", "for", "what it is", "reads"), rows)
+
+
 def measured(*names: str) -> str:
     """Return what the studies of mechanisms found for these names: test accuracy, and points over plain fine-tuning."""
     columns, rows = ["mechanism"], [[f"`{name}`"] for name in names]
@@ -274,5 +289,6 @@ def table(head: Any, rows: Any) -> str:
 
 
 TABLES = {
-    f.__name__: f for f in (fields, mechanisms, measured, networks, recipes, takers, expected, unverified, errors)
+    f.__name__: f
+    for f in (fields, mechanisms, measured, networks, datasets, recipes, takers, expected, unverified, errors)
 }

@@ -46,6 +46,7 @@ def test_tables_of_pages_find_what_they_name():
             site.expand(wrong)
     assert "| `optim.lr` | `0.001` | peak learning rate |" in site.expand("<!-- fields: optim.lr -->")
     assert "`adapt.kind='lora'`<br>`freeze.recipe='adapters'`" in site.expand("<!-- mechanisms: lora -->")
+    assert "| `index` | images | Images that an index.csv lists" in site.expand("<!-- datasets: -->")
     assert "| `lora` | 39.7 ± 10.5<br>(+4.0 ± 5.6) |" in site.expand("<!-- measured: lora -->")
 
 
