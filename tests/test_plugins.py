@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tl_jax.data.registry import DATASETS
 from tl_jax.models.registry import MODELS
 from tl_jax.train.task import TASKS
 from tl_jax.transfer.methods import METHODS
@@ -17,7 +18,7 @@ from tl_jax.transfer.regularizers import REGULARIZERS
 from tl_jax.transferability.registry import SCORES
 
 ROOT = Path(__file__).parents[1]
-REGISTRIES = (MODELS, TASKS, METHODS, REGULARIZERS, SCORES)
+REGISTRIES = (MODELS, TASKS, METHODS, REGULARIZERS, SCORES, *DATASETS.values())
 
 PLUGIN = """
 from functools import partial
@@ -27,6 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax import models
+from tl_jax.data.dataset import Dataset, Split
+from tl_jax.data.registry import register_dataset
 from tl_jax.metrics import Evaluation
 from tl_jax.metrics.classification import collect_predictions
 from tl_jax.models.backbone import Backbone
@@ -76,6 +79,15 @@ def own_method(config):
     config.regularize.own_term = 10.0
 
 
+@register_dataset("own_data")
+def read_data(options):
+    rng = np.random.default_rng(0)
+    labels = np.arange(120, dtype=np.int32) % 3
+    images = rng.integers(0, 80, (120, 16, 16, 3), dtype=np.uint8)
+    images[np.arange(120), :, :, labels] += 100  # red, green and blue
+    return Dataset("coloured noise", Split(images[:80], labels[:80]), Split(images[80:], labels[80:]), ("r", "g", "b"))
+
+
 @register_score("own_score")
 def spread(features, labels, key):
     return float(np.std(features))
@@ -89,7 +101,7 @@ def get_config(variant=""):
     config = recipe.get_config()
     config.name, config.task, config.model.name = "own", "own_task", "own_net"
     config.init.source, config.init.layout = "random", "tl_jax"
-    config.data.name, config.data.train_examples, config.data.test_examples = "gratings", 60, 40
+    config.data.name = "own_data"
     config.input.size, config.batch_size, config.epochs, config.save_every = 16, 20, 1.0, 1.0
     config.score = "accuracy"
     return recipe.variants(config, variant, **methods.METHODS)

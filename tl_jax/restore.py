@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tl_jax.config import recipe, validate
+from tl_jax.data.registry import DATASETS
 from tl_jax.models.registry import MODELS
 from tl_jax.tasks.head_init import PROBES
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
@@ -31,6 +32,8 @@ def own_modules(config: recipe.Config) -> dict[str, list[str]]:
     """Return ``modules``: those outside the package that registered what a configuration names; {} for none."""
     penalties = [name for name in REGULARIZERS if config.regularize[name]]
     entries = [(TASKS, config.task), (MODELS, config.model.name), *((REGULARIZERS, name) for name in penalties)]
+    task = TASKS[config.task]
+    entries += [(DATASETS[task.data_inputs], task.data_name(config))] if task.data_inputs else []
     modules = {registry.module(name) for registry, name in entries if name in registry}
     own = sorted(name for name in modules if name.partition(".")[0] != "tl_jax")
     return {"modules": own} if own else {}
