@@ -28,7 +28,7 @@ from absl import flags
 from experiments import record
 from experiments.recipe import format_value, load_config, parse_pair, parse_values, split_pair
 from tl_jax.train.logging import say
-from tl_jax.utils import command
+from tl_jax.utils import command, plugins
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import require_extra
 
@@ -66,7 +66,8 @@ def main(_: list[str]) -> None:
     jobs = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     missing = [job for job in jobs if tuple(map(format_value, job.values())) not in done]
     say(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them done before")
-    work = [(recipe, fixed, job, str(folder / run_name(job))) for job in missing]
+    modules = tuple(plugins.IMPORTED.values())
+    work = [(recipe, fixed, job, str(folder / run_name(job)), modules) for job in missing]
 
     def add_row(index: int, values: Mapping[str, Any]) -> None:
         rows.append({**{field: format_value(value) for field, value in missing[index].items()}, **values})
@@ -81,8 +82,12 @@ def main(_: list[str]) -> None:
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed {FLAGS.tries} times; the same command tries again")
 
 
-def run_one(recipe: str, fixed: Mapping[str, Any], job: Mapping[str, Any], folder: str) -> dict[str, Any]:
-    """Run one combination, in whatever process this is; return its columns."""
+def run_one(
+    recipe: str, fixed: Mapping[str, Any], job: Mapping[str, Any], folder: str, modules: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run one combination, in whatever process this is, with these modules of the user's; return its columns."""
+    plugins.import_modules(modules)
+    plugins.import_entry_points()
     from tl_jax import api
 
     summary = api.run(load_config(recipe, {**fixed, **job}), folder)

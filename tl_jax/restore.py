@@ -30,7 +30,7 @@ def make_task(config: recipe.Config, record: RunRecord = NEW_RUN) -> Task:
 
 def own_modules(config: recipe.Config) -> dict[str, list[str]]:
     """Return ``modules``: those outside the package that registered what a configuration names; {} for none."""
-    penalties = [name for name in REGULARIZERS if config.regularize[name]]
+    penalties = [name for name in REGULARIZERS if config.regularize.get(name)]
     entries = [(TASKS, config.task), (MODELS, config.model.name), *((REGULARIZERS, name) for name in penalties)]
     task = TASKS[config.task]
     entries += [(DATASETS[task.data_inputs], task.data_name(config))] if task.data_inputs else []

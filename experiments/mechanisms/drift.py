@@ -27,9 +27,14 @@ from tl_jax.train.logging import say
 from tl_jax.transfer import adapters
 from tl_jax.utils import command, disk, tree
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study.", required=True)
-PER_CLASS = flags.DEFINE_integer("per_class", 20, "Examples per class of the runs that are looked at.")
-RESULTS = flags.DEFINE_string("results", "", "Prefix of table and picture; in the workdir if empty.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Define the flags of the command; not on import, so that the functions can be called beside other flags."""
+    flags.DEFINE_string("workdir", None, "Folder of the study.", required=True)
+    flags.DEFINE_integer("per_class", 20, "Examples per class of the runs that are looked at.")
+    flags.DEFINE_string("results", "", "Prefix of table and picture; in the workdir if empty.")
 
 
 class Drift(NamedTuple):
@@ -44,15 +49,15 @@ class Drift(NamedTuple):
 def main(_: list[str]) -> None:
     """Measure every finished mechanism and draw the result."""
     logging.set_verbosity(logging.WARNING)
-    folder = Path(WORKDIR.value).expanduser()
+    folder = Path(FLAGS.workdir).expanduser()
     drifts: list[Drift] = []
-    for path in sorted(folder.glob(f"*/per_class{PER_CLASS.value}/choice.json")):
+    for path in sorted(folder.glob(f"*/per_class{FLAGS.per_class}/choice.json")):
         choice = json.loads(path.read_text())
         run = path.parent / f"rate{choice['rate']}" / f"seed{choice['seeds'][0]}"
         if (run / "checkpoints").is_dir() and json.loads((run / "summary.json").read_text())["steps"]:
             say(f"--- {choice['mechanism']}")
             drifts += measure_drift(choice["mechanism"], run)
-    prefix = RESULTS.value or str(folder / "drift")
+    prefix = FLAGS.results or str(folder / "drift")
     with disk.atomic_write(Path(f"{prefix}.csv")) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Drift._fields)
@@ -138,4 +143,5 @@ def plot_drift(drifts: Sequence[Drift], path: Path) -> Path:
 
 
 if __name__ == "__main__":
+    define_flags()
     command.run(main)

@@ -29,7 +29,7 @@ from ml_collections import config_flags
 from experiments import record
 from experiments.mechanisms import report
 from tl_jax import api, restore, transferability
-from tl_jax.config import recipe, stored
+from tl_jax.config import recipe, recipes_dir, stored
 from tl_jax.train import evaluate, sharding
 from tl_jax.train.logging import say
 from tl_jax.train.state import stream_key
@@ -49,7 +49,9 @@ RunFunction = Callable[[str, int], Path | None]
 
 def define_flags() -> None:
     """Define the flags of the command; not on import, because other studies read ``best_validation``."""
-    config_flags.DEFINE_config_file("config", "configs/flowers_mobilenet.py", "Recipe: data, network, batches.")
+    config_flags.DEFINE_config_file(
+        "config", str(recipes_dir() / "flowers_mobilenet.py"), "Recipe: data, network, batches."
+    )
     flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
     flags.DEFINE_string("results", "", "Prefix of record, table and pictures; in the workdir if empty.")
     flags.DEFINE_list("per_class", ["5", "20", "0"], "Training examples of each class; 0 for all.")

@@ -14,8 +14,7 @@ from tl_jax.pretrained.network import Pretrained
 from tl_jax.tasks import head_init
 from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.transferability import _inputs
-from tl_jax.transferability.registry import SCORES as KNOWN
-from tl_jax.transferability.registry import SETS, measures
+from tl_jax.transferability.registry import SCORES, SETS, measures
 from tl_jax.utils.errors import UserError
 
 SOURCE_EXAMPLES = 500  # of the source's own data, and of the target's, between which distances are taken
@@ -27,7 +26,7 @@ LabelledFeatures = tuple[np.ndarray, np.ndarray]  # features (N, D), labels (N,)
 
 def score_names() -> tuple[str, ...]:
     """Return the columns of the record that hold scores: the higher, the more a source should help."""
-    return tuple(name for name, measure in KNOWN.items() if measure.takes != SETS)
+    return tuple(name for name, measure in sorted(SCORES.items()) if measure.takes != SETS)
 
 
 def distance_names() -> tuple[str, ...]:

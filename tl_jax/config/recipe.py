@@ -13,6 +13,7 @@ from tl_jax.config import recipes_dir, renames
 from tl_jax.config.renames import RenamingDict
 from tl_jax.config.schema import FIELDS, PHASE_FIELDS, check_known
 from tl_jax.utils.errors import UserError, nearest
+from tl_jax.utils.registry import IMPORT_HINT
 
 __all__ = ["FIELDS", "PHASE_FIELDS"]
 
@@ -43,8 +44,10 @@ def load(name: str) -> Any:
 def variants(config: Config, variant: str, **choices: Callable[[Config], None]) -> Config:
     """Apply the variant that stands behind the colon of ``--config=FILE:VARIANT``; empty is the recipe as it is."""
     if variant:
+        if not choices:
+            raise UserError(f"{config.name} has no variants; leave :{variant} out, or pass some to recipe.variants")
         if variant not in choices:
-            raise UserError(f"{config.name} has no variant {variant!r}; {nearest(variant, choices)}")
+            raise UserError(f"{config.name} has no variant {variant!r}; {nearest(variant, choices)}; {IMPORT_HINT}")
         config.name += f"_{variant}"
         choices[variant](config)
     return config

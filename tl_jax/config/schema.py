@@ -16,6 +16,7 @@ from tl_jax.transfer import adapters, arcface, freeze
 from tl_jax.transfer.optimizer import SCHEDULES
 from tl_jax.transfer.regularizers import REGULARIZERS
 from tl_jax.utils.errors import UserError, nearest
+from tl_jax.utils.registry import IMPORT_HINT
 from tl_jax.utils.scaling import SCALINGS
 
 # Keras' networks come with 0.99 and 0.999, for runs of 100,000 steps: in a short one the statistics would still be the
@@ -340,4 +341,5 @@ def check_value(name: str, value: Any, field: Field) -> None:
         raise UserError(f"{name}={value!r} is not of type {type(default).__name__} ({field.doc})")
     choices = field.choices() if callable(field.choices) else field.choices
     if choices and value not in choices:
-        raise UserError(f"{name}={value!r} is unknown; {nearest(str(value), choices)}")
+        hint = f"; {IMPORT_HINT}" if callable(field.choices) else ""  # there may be some of the user's own
+        raise UserError(f"{name}={value!r} is unknown; {nearest(str(value), choices)}{hint}")

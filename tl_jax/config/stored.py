@@ -23,11 +23,14 @@ def get_config(folder: str = ""):
     path = Path(folder).expanduser() / "config.json"
     if not path.is_file():
         raise UserError(f"no {path}; write --config=configs/stored.py:RUN_FOLDER")
-    plugins.check_imported(workdir.stored_facts(path.parent).get("modules", ()), path.parent)
+    plugins.check_imported(workdir.stored_facts(path.parent).get("modules") or (), path.parent)
     config, action = recipe.get_config(), "pass --config=RECIPE with the fields of that run"
     content = renames.rename_fields(_lists_to_tuples(read_json(path, action)))
-    for field in flatten_config(ConfigDict(content), FIELDS):
-        if field not in FIELDS:
+    for field, value in flatten_config(ConfigDict(content), FIELDS).items():
+        group, _, name = field.partition(".")
+        if field not in FIELDS and group == "regularize" and value == 0:  # of a module that was imported, and not used
+            del content[group][name]
+        elif field not in FIELDS:
             raise UserError(f"{path} has the unknown field {field}, of another version perhaps; {action}")
     try:
         with config.unlocked():  # model.options has whatever the model class takes

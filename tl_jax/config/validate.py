@@ -90,7 +90,7 @@ def _caching_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, A
     unused = [path for path in ("cache.dir", "cache.gigabytes", "cache.views") if changed(path)]
     augmented = any(path.startswith("augment.") and changed(path) for path in FIELDS)
     comparing = [name for name, penalty in REGULARIZERS.items() if penalty.compares_maps]
-    per_step = [name for name in (*PER_STEP_TERMS, *comparing) if config.regularize[name]]
+    per_step = [name for name in (*PER_STEP_TERMS, *comparing) if config.regularize.get(name)]
     return {
         f"{(unused or [''])[0]} has no effect with config.cache.features=off": unused
         and config.cache.features == "off",
@@ -251,7 +251,8 @@ def _freezing_conflicts(config: Config, changed: Callable[..., bool]) -> Conflic
 
 def _regularizing_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
     is_pretext = [phase.get("objective") == "pretext" for phase in config.phases]
-    compares_features = config.regularize.distill or config.regularize.delta
+    comparing = [name for name, penalty in REGULARIZERS.items() if penalty.compares_maps]
+    compares_features = any(config.regularize.get(name) for name in comparing)
     pretext_fields = [path for path in FIELDS if path.startswith("pretext.") and path != "pretext.name"]
     pretext_fields = [path for path in pretext_fields if path not in TASKS[config.task].pretext_fields]
     return {
@@ -261,7 +262,7 @@ def _regularizing_conflicts(config: Config, changed: Callable[..., bool]) -> Con
         "augment.magnitude has an effect with config.augment.randaugment only": (
             changed("augment.magnitude") and not config.augment.randaugment
         ),
-        "regularize.endpoints has an effect with config.regularize.distill or delta only": (
+        f"regularize.endpoints has an effect with config.regularize.{', '.join(comparing)} only": (
             config.regularize.endpoints and not compares_features
         ),
         "regularize.mixup and config.regularize.cutmix are both set; leave one at 0": (

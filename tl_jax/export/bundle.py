@@ -46,7 +46,10 @@ def write_bundle(task: Task, workdir: Path, step: int) -> None:
             heading: loader._replace(code=loader.code + model_card.CLASS_NAMES_CODE)
             for heading, loader in loaders.items()
         }
-    model_card.write_card(folder, bundle, loaders, contents.notes)
+    import_notes = (
+        f"The network is one of the module `{name}`: import that first." for name in facts.get("modules", ())
+    )
+    model_card.write_card(folder, bundle, loaders, (*contents.notes, *import_notes))
     say(f"wrote the bundle {folder}; {folder / model_card.CARD_FILE} says how others load it")
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from tl_jax import __version__
 from tl_jax.config import recipe
 from tl_jax.export import stablehlo
-from tl_jax.models.registry import PretrainedSpec
+from tl_jax.models.registry import MODELS, PretrainedSpec
 from tl_jax.pretrained import formats
 from tl_jax.pretrained.catalog import EMBEDDED_RESNET8
 from tl_jax.report.html import facts_table, markdown_table
@@ -133,6 +133,12 @@ def _transfer_hint(flags: str = "") -> str:
 NOT_STATED = "not stated in the files that the weights came in; see where they came from"
 
 
+def network_modules(config: recipe.Config) -> list[str]:
+    """Return the module outside the package that registered the network, which who loads the weights must import."""
+    module = MODELS.module(config.model.name) if config.model.name in MODELS else "tl_jax"
+    return [] if module.partition(".")[0] == "tl_jax" else [module]
+
+
 def describe_run(config: recipe.Config, workdir: Path, step: int, licence: str) -> dict[str, Any]:
     """Return name, data, metrics, weights, versions and configuration of a run.
 
@@ -166,7 +172,7 @@ def describe_run(config: recipe.Config, workdir: Path, step: int, licence: str) 
             },
             "versions": {"trained": summary.get("versions", {}), "exported": exported},
             "changed": changed_fields(config),
-            **({"modules": modules} if (modules := run_facts.get("modules")) else {}),
+            **({"modules": modules} if (modules := network_modules(config)) else {}),
         }
     )
 

@@ -24,8 +24,8 @@ MAX_BLOCKS = 1_000  # of layers; a few hundred are the deepest networks, and eac
 
 
 def names(inputs: str = "images") -> tuple[str, ...]:
-    """Return the names of the networks that ``create`` knows, of images or of texts."""
-    return tuple(name for name, entry in MODELS.items() if entry.inputs == inputs)
+    """Return the names of the networks that ``create`` knows, of images or of texts, sorted."""
+    return tuple(sorted(name for name, entry in MODELS.items() if entry.inputs == inputs))
 
 
 def create(name: str, num_classes: int, **options: Any) -> Any:

@@ -5,10 +5,12 @@ A network is one file: its class, and ``register_model`` for each of its sizes.
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from tl_jax.models.rules import Table
+from tl_jax.utils.errors import UserError
 from tl_jax.utils.registry import Registry
 
 
@@ -80,7 +82,17 @@ class ModelEntry(NamedTuple):
     inputs: str
 
 
-MODELS: Registry[ModelEntry] = Registry("model")
+class Models(Registry[ModelEntry]):
+    """Networks by name."""
+
+    def __setitem__(self, name: str, pair: tuple[type, Mapping[str, Any]]) -> None:
+        """Add (class, attributes), as 0.1 had it; that works for one release."""
+        message = f"models.MODELS[{name!r}] = (CLASS, OPTIONS) is register_model({name!r}, CLASS, OPTIONS)"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        self.add(name, ModelEntry(pair[0], pair[1], {}, (), "images"), sys._getframe(1).f_globals.get("__name__", ""))
+
+
+MODELS = Models("model")
 _C = TypeVar("_C", bound=type)
 
 
@@ -106,6 +118,8 @@ def register_model(
         inputs: "images" or "texts".
     """
 
+    if inputs not in ("images", "texts"):
+        raise UserError(f"model {name!r}: inputs={inputs!r} is none of images and texts; correct it")
     module = sys._getframe(1).f_globals.get("__name__", "")  # which may register a class of another one
 
     def register(cls: _C) -> _C:
@@ -115,7 +129,9 @@ def register_model(
         MODELS.add(name, ModelEntry(cls, options or {}, tables or {}, specs, inputs), module)
         return cls
 
-    return register if cls is None else register(cls) and None
+    if cls is None:
+        return register
+    register(cls)
 
 
 def _without_file(name: str, spec: PretrainedSpec) -> PretrainedSpec:

@@ -27,6 +27,7 @@ from tl_jax.utils import claims, disk, tree
 from tl_jax.utils.claims import npz_members, read_npy
 from tl_jax.utils.errors import UserError, nearest
 from tl_jax.utils.json_files import (
+    MODULES,
     OBJECT,
     STRING,
     add_checksum,
@@ -45,7 +46,7 @@ from tl_jax.utils.scaling import SCALINGS
 BUNDLE_FILE, WEIGHTS_FILE = "bundle.json", "model.safetensors"
 FORMAT_VERSION = 1  # of the format; a file with another one is refused
 _EXPORT_AGAIN = "export the run again"
-_FIELDS = {"model": STRING, "task": STRING, "files": object_of(OBJECT), "weights": OBJECT, "modules": list_of(STRING)}
+_FIELDS = {"model": STRING, "task": STRING, "files": object_of(OBJECT), "weights": OBJECT, "modules": MODULES}
 _OPTIONAL = {"weights", "modules"}
 
 
@@ -88,7 +89,7 @@ def read_bundle(folder: Path) -> dict[str, Any]:
             f"{file} has format version {version!r}, known here is {FORMAT_VERSION}; install the tl_jax it is of"
         )
     check_fields(content, file, _FIELDS, _EXPORT_AGAIN)
-    check_imported(content.get("modules", ()), folder)
+    check_imported(content.get("modules") or (), folder)
     for name, entry in content["files"].items():
         if not STRING.is_valid(entry.get("sha256")):
             raise UserError(f"{file} is damaged, it has no sha256 of {name!r}; {_EXPORT_AGAIN}")

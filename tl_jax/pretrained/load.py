@@ -1,9 +1,8 @@
 """``load``: weights file, model and facts put together into something that can be applied to pictures."""
 
 import dataclasses
-import functools
 import hashlib
-import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -43,6 +42,7 @@ from tl_jax.pretrained.network import (
 from tl_jax.utils import download, tree
 from tl_jax.utils.disk_cache import code_digest
 from tl_jax.utils.errors import UserError
+from tl_jax.utils.plugins import source_digest
 
 # Options that change what is made of a file, but not what must be in it.
 _ADAPTED_OPTIONS = ("adapter", "aux", "channels", "drop_path", "dropout", "dtype", "endpoint", "fc", "fc_dropout")
@@ -232,13 +232,10 @@ def own_facts(spec: PretrainedSpec, file: Path) -> PretrainedSpec:
     return dataclasses.replace(spec, **dict.fromkeys(names, ""), parameters=0, top1=0.0, top5=0.0)
 
 
-@functools.cache
 def converter_digest(name: str) -> str:
     """Return the hash of the code that converts files of a network: whatever changes there, they are converted anew."""
-    module = sys.modules.get(MODELS.module(name))
-    file = getattr(module, "__file__", None)  # outside the package, perhaps; a notebook has none
-    own_code = Path(file).read_bytes() if file and Path(file).is_file() else b""
-    return hashlib.sha256(code_digest("pretrained", "models").encode() + own_code).hexdigest()
+    own_code = source_digest(MODELS.module(name)) or uuid.uuid4().hex  # without a file nobody can tell what changed
+    return hashlib.sha256((code_digest("pretrained", "models") + own_code).encode()).hexdigest()
 
 
 def _locate_file(name: str, source: str, path: str | Path | None, headless: bool) -> tuple[Path, str]:

@@ -7,7 +7,7 @@ Text networks are cached if only the head trains.
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from tl_jax.data.dataset import EncodedImages, Images, Split, Subset, is_encoded
 from tl_jax.data.tokenize import TokenizedTexts
 from tl_jax.models import fold_batch_norm
 from tl_jax.models.backbone import FEATURES
+from tl_jax.models.registry import MODELS
 from tl_jax.tasks import losses
 from tl_jax.tasks.losses import Encoder, Inputs, Maps, Network, make_features
 from tl_jax.train import sharding
@@ -36,6 +37,8 @@ from tl_jax.transfer.regularizers import Regularize
 from tl_jax.utils import tree
 from tl_jax.utils.disk_cache import DiskCache, code_digest
 from tl_jax.utils.download import cache_dir
+from tl_jax.utils.plugins import source_digest
+from tl_jax.utils.scaling import SCALINGS
 
 
 def frozen_endpoint(
@@ -100,11 +103,9 @@ class FeatureCache:
         network: Network,
         splits: Mapping[str, Split],
         regularize: Regularize,
-        functions: Callable[..., Any],
     ):
-        """``functions`` makes those of the task: (network, augmentation, penalties, pretext) -> fields of ``Task``."""
-        self.network, self.splits, self.config = network, splits, config
-        self.regularize, self.functions = regularize, functions
+        self.network, self.splits, self.config, self.regularize = network, splits, config, regularize
+        self.network_digest = source_digest(MODELS.module(config.model.name))
         self.augment = Augment(**config.augment.to_dict())
         folder = Path(config.cache.dir).expanduser() if config.cache.dir else cache_dir() / "features"
         self.disk_cache = DiskCache(folder, int(config.cache.gigabytes * 1e9))
@@ -125,8 +126,8 @@ class FeatureCache:
 
     @property
     def allowed(self) -> bool:
-        """Whether anything may be kept; several hosts would write the same files."""
-        return self.config.cache.features == "auto" and jax.process_count() == 1
+        """Whether anything may be kept: several hosts would write the same files, and a notebook's code has none."""
+        return self.config.cache.features == "auto" and jax.process_count() == 1 and self.network_digest is not None
 
     def features(self, variables: Any, split: Split) -> np.ndarray:
         """Return the features (N, D) of a split's pictures as they are."""
@@ -135,7 +136,7 @@ class FeatureCache:
         bare = self.network._replace(adapters=Adapters())
         return extract(make_features(bare), variables, loader.eval_batches(split, self.config.eval_batch_size))
 
-    def task(self, task: Task, variables: Any, phase: Any) -> Task:
+    def task(self, task: Any, variables: Any, phase: Any) -> Task:
         """Return the task that starts where ``phase`` starts to train, or ``task`` where nothing is gained."""
         views = self.config.cache.views if self.augment != Augment() else 0
         n = len(self.splits["train"].labels) * max(1, views)
@@ -153,7 +154,7 @@ class FeatureCache:
         train = self.splits["train"]
         images = outputs.of_views(train, views) if views else outputs.of_split(train)
         return task.replace(
-            **self.functions(network, Augment(), self.regularize, None),
+            **task.functions(network, Augment(), self.regularize, None),
             train_batch=loader.Stream(images, train.labels, self.config.seed, self.config.batch_size),
             eval_batches=outputs.batches,
         )
@@ -179,7 +180,12 @@ class FrozenOutputs:
         }
         frozen_pairs = tuple(p for p in norm_pairs if p.conv.partition("/")[0] in frozen_stages)
         self.variables = _make_fold(network.adapters, frozen_pairs)(frozen_variables)
-        facts = (__version__, jax.__version__, code_digest("models", "data"), repr(self.network), name, self.batch_size)
+        code = (
+            code_digest("models", "data"),
+            feature_cache.network_digest,
+            SCALINGS[cast(Inputs, network.inputs).scaling],
+        )
+        facts = (__version__, jax.__version__, *code, repr(self.network), name, self.batch_size)
         self.key = content_hash(facts, self.variables["params"], self.variables["batch_stats"])
         shape = jax.eval_shape(self._step(Augment()), self.variables, self._shapes())
         self.shape, self.dtype = shape.shape[1:], shape.dtype
@@ -324,7 +330,8 @@ class TextFeatureCache:
         encoder = self.encoder._replace(adapters=Adapters(), frozen=False)
         encoder_params = {name: leaf for name, leaf in variables["params"].items() if name not in ("head", "extra")}
         size = self.config.eval_batch_size
-        facts = (__version__, jax.__version__, code_digest("models", "data"), repr(encoder.model), size)
+        code = code_digest("models", "data"), source_digest(MODELS.module(self.config.model.name))
+        facts = (__version__, jax.__version__, *code, repr(encoder.model), size)
         ids = [np.concatenate(list(arrays)) for arrays in (texts.ids, texts.types)]
         key = content_hash(facts, encoder_params, *ids, texts.lengths)
 

@@ -198,6 +198,7 @@ class ImageClassification(ImageTask):
         self.score = config.score
         decoding = self.make_decoding(config)._replace(value_range=source.value_range)
         height, width = self.splits["train"].images.shape[1:3]
+        held_out = functools.partial(loader.eval_batches, self.splits["validation"], config.eval_batch_size)
         calibrates = config.calibrate and self.sizes["validation"]
         self.predictor = Predictor(
             self.network,
@@ -207,7 +208,7 @@ class ImageClassification(ImageTask):
             decoding,
             config.data.fit,
             config.eval_batch_size,
-            functools.partial(self.eval_batches, "validation") if calibrates else None,
+            held_out if calibrates else None,
             record.fitted.get("temperature"),
         )
         has_data = record.reads_data

@@ -158,7 +158,7 @@ class ImageTask(Task):
         weight_setting = config.regularize.class_weights if record.reads_data else ""  # predictions have no loss
         weights = class_weights(weight_setting, splits["train"].labels, source.classes)
         regularize, pretext = make_regularize(config, net)._replace(weights=weights), make_pretext(config)
-        self.feature_cache = FeatureCache(config, self.network, splits, regularize, self.functions)
+        self.feature_cache = FeatureCache(config, self.network, splits, regularize)
         self._start = functools.partial(init_variables, config, net, self.feature_cache, regularize, pretext)
         stream_args = config.seed, config.batch_size
         if pretext:

@@ -7,7 +7,7 @@ from tl_jax.data import tokenize
 from tl_jax.tasks import losses
 from tl_jax.tasks.text import TextTask
 from tl_jax.tasks.token_classification import word_head_conflicts
-from tl_jax.train.task import register_task
+from tl_jax.train.task import Task, register_task
 
 
 @register_task("masked")
@@ -24,6 +24,7 @@ class MaskedWords(TextTask):
     head = "masked"
     needs_labels = False
     evaluates_outputs = False
+    predict = Task.predict  # there is nothing to say of a text
 
     @classmethod
     def conflicts(cls, config: Any, changed: Callable[..., bool]) -> dict[str, Any]:

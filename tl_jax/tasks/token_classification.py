@@ -25,6 +25,7 @@ class TokenClassification(TextTask):
     unused_fields = (*TextTask.unused_fields, "cache.dir", "cache.gigabytes", "cache.views")  # it caches no features
     head = "tokens"
     tags_words = True
+    has_classes = False  # but one for each word
     synthetic = "docs_names"
     score = "f1"
 

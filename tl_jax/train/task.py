@@ -135,9 +135,10 @@ class Task:
     @classmethod
     def excluded_fields(cls) -> tuple[str, ...]:
         """Return the fields, or beginnings of such, that mean nothing for this kind."""
-        others = {field for other in TASKS.values() for field in other.own_fields}
+        shipped = [other for other in TASKS.values() if other.__module__.startswith("tl_jax.")]  # else any could change
+        others = {field for other in shipped for field in other.own_fields if not field.startswith(cls.own_fields)}
         penalties = (f"regularize.{name}" for name, penalty in REGULARIZERS.items() if not cls._can_use(penalty))
-        return (*sorted(others - set(cls.own_fields)), *cls.unused_fields, *penalties)
+        return (*sorted(others), *cls.unused_fields, *penalties)
 
     @classmethod
     def _can_use(cls, penalty: Penalty) -> bool:
@@ -164,9 +165,10 @@ class Task:
     def check_mode(cls, mode: str) -> None:
         """Raise UserError where runs of this kind have no method ``mode``, "predict" say; it names those that have."""
         if getattr(cls, mode) is getattr(Task, mode):
-            able = [kind for kind, other in TASKS.items() if getattr(other, mode) is not getattr(Task, mode)]
+            supported = [kind for kind, other in TASKS.items() if getattr(other, mode) is not getattr(Task, mode)]
             raise UserError(
-                f"--mode={mode} is for runs with config.task={' or '.join(able)}; this one has config.task={cls.kind}"
+                f"--mode={mode} is for runs with config.task={' or '.join(supported)}; "
+                f"this one has config.task={cls.kind}"
             )
 
     # ---- training
@@ -268,7 +270,7 @@ def register_task(kind: str) -> Callable[[_T], _T]:
 
     def register(cls: _T) -> _T:
         cls.kind = kind
-        TASKS.add(kind, cls, cls.__module__)
+        TASKS.add(kind, cls, cls.__module__, cls.__qualname__)
         return cls
 
     return register

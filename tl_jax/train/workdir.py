@@ -21,7 +21,18 @@ from tl_jax.data import value_range, word_splitting
 from tl_jax.train import sharding
 from tl_jax.utils import disk, json_files
 from tl_jax.utils.errors import UserError, join_names
-from tl_jax.utils.json_files import BOOLEAN, OBJECT, STRING, Field, check_fields, integer, list_of, number, object_of
+from tl_jax.utils.json_files import (
+    BOOLEAN,
+    MODULES,
+    OBJECT,
+    STRING,
+    Field,
+    check_fields,
+    integer,
+    list_of,
+    number,
+    object_of,
+)
 
 ACTION = "restore the file, or train again with a new --workdir"  # what to do about one that is damaged
 FACTS, SUMMARY = "facts.json", "summary.json"
@@ -33,7 +44,7 @@ _FACTS: Mapping[str, Field] = {
     **dict.fromkeys((VERSION, "weights", "weights_sha256", "data", "tested", "world"), STRING),
     **dict.fromkeys(("input", "spec", "reading", "physics", "spaces", "options"), OBJECT),
     "classes": list_of(STRING),
-    "modules": list_of(STRING),
+    "modules": MODULES,
     "examples": object_of(_COUNT),
     "data_sha256": object_of(STRING),
     "input_shape": list_of(integer(1, SIDE)),
@@ -345,11 +356,15 @@ def _has_results(workdir: Path) -> bool:
 
 
 def differences(old: Any, new: Any, prefix: str = "config") -> list[str]:
-    """Return in words where two nested dicts differ; a field that only the new one has, and that is off, is no change.
+    """Return in words where two nested dicts differ; a field that only one of them has, and that is off, is no change.
 
-    So a run goes on with a later version, which may have more fields.
+    So a run goes on with a later version, which may have more fields, or without a module of the user's that it was
+    started with and did not use.
     """
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key, value in new.items() if key not in old and value)]
+        keys = [
+            *(key for key, value in old.items() if key in new or value),
+            *(key for key, value in new.items() if key not in old and value),
+        ]
         return [d for k in keys for d in differences(old.get(k), new.get(k), f"{prefix}.{k}")]
     return [] if old == new else [f"{prefix} ({old!r} there, {new!r} here)"]

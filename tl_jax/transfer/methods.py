@@ -7,12 +7,14 @@ Strengths are those usual in the papers (see tl_jax/transfer/regularizers.py); n
 """
 
 import math
+import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tl_jax import tasks  # noqa: F401  # which fills TASKS
 from tl_jax.config.recipe import FIELDS, Config
 from tl_jax.train.task import TASKS
+from tl_jax.utils.errors import UserError
 from tl_jax.utils.registry import Registry
 
 
@@ -41,8 +43,13 @@ def register_method(inputs: str = "") -> Callable[[Callable[[Config], None]], Ca
         inputs: of the tasks that it is for, see ``Task.input_kind``; empty for all.
     """
 
+    if callable(inputs):
+        raise UserError("write @register_method() above a method, with parentheses")
+    if inputs not in ("", "images", "texts", "observations"):
+        raise UserError(f"inputs={inputs!r} of a method is none of images, texts and observations; correct it")
+
     def register(change: Callable[[Config], None]) -> Callable[[Config], None]:
-        METHODS.add(change.__name__, Method(change, inputs), change.__module__)
+        METHODS.add(change.__name__, Method(change, inputs), change.__module__, change.__qualname__)
         return change
 
     return register
@@ -307,3 +314,11 @@ def names_for_task(kind: str) -> tuple[str, ...]:
     """Return the names of the methods for a kind of task."""
     inputs = TASKS[kind].input_kind
     return tuple(name for name, method in METHODS.items() if method.inputs in ("", inputs))
+
+
+def __getattr__(name: str) -> Any:
+    """Return what had another name in 0.1; that works for one release."""
+    if name == "MECHANISMS":
+        warnings.warn("methods.MECHANISMS is METHODS, and register_method adds to it", DeprecationWarning, stacklevel=2)
+        return METHODS
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,7 @@ Every regularizer is pure and runs under jit; arguments that decide shapes (``cl
 static.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -240,6 +241,7 @@ class Penalty(NamedTuple):
     inputs: str = ""
 
 
+_OTHER_FIELDS = ("class_weights", "dropout", "drop_path")  # of ``config.regularize``, which act elsewhere
 REGULARIZERS: Registry[Penalty] = Registry("regularizer")
 _F = TypeVar("_F", bound=Callable[[PenaltyInputs], jax.Array])
 
@@ -253,11 +255,60 @@ def register_regularizer(name: str, doc: str, **facts: Any) -> Callable[[_F], _F
         **facts: further ones of ``Penalty``.
     """
 
+    penalty = functools.partial(Penalty, doc=doc, **facts)
+    if not name.isidentifier() or name in (*Regularize._fields, *_OTHER_FIELDS):
+        raise UserError(f"regularizer {name!r}: the name is taken, or no name of a field; choose another")
+    if facts.get("inputs", "") not in ("", "images", "texts"):
+        raise UserError(f"regularizer {name!r}: inputs={facts['inputs']!r} is none of images and texts; correct it")
+
     def register(function: _F) -> _F:
-        REGULARIZERS.add(name, Penalty(function, doc, **facts), function.__module__)
+        REGULARIZERS.add(name, penalty(function), function.__module__, function.__qualname__)
         return function
 
     return register
+
+
+class Regularize(NamedTuple):
+    """Strengths, each 0 for none.
+
+    Attributes:
+        label_smoothing: probability spread evenly over the classes.
+        weights: factors on the loss of the examples of each class, empty for 1 each.
+        mixup, cutmix: alpha of the Beta distribution.
+        endpoints: maps that are compared.
+        stochastic_norm: probability with which a BatchNorm channel uses running statistics in training.
+        penalties: (name, strength, penalty) of those of ``REGULARIZERS`` that are on, in their order; with the penalty
+            itself, so that one that is registered anew gets a program of its own.
+    """
+
+    label_smoothing: float = 0.0
+    weights: tuple[float, ...] = ()
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    endpoints: tuple[str, ...] = ()
+    stochastic_norm: float = 0.0
+    penalties: tuple[tuple[str, float, Penalty], ...] = ()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any] = MappingProxyType({}), **further: Any) -> "Regularize":
+        """Return the strengths among values by name, those of ``REGULARIZERS`` and the others."""
+        values = {**values, **further}
+        penalties = tuple((n, float(values[n]), penalty) for n, penalty in REGULARIZERS.items() if values.get(n))
+        return cls(**{name: values[name] for name in cls._fields if name in values}, penalties=penalties)
+
+    def strength(self, name: str) -> float:
+        """Return the strength of a penalty."""
+        return next((strength for known, strength, _ in self.penalties if known == name), 0.0)
+
+    @property
+    def compares_maps(self) -> bool:
+        """Whether the source network runs beside the trained one."""
+        return any(penalty.compares_maps for *_, penalty in self.penalties)
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether the weights at the start must be kept."""
+        return any(penalty.needs_source for *_, penalty in self.penalties)
 
 
 def _distances_from_source(inputs: PenaltyInputs) -> tuple[jax.Array, jax.Array]:
@@ -307,48 +358,6 @@ def _co_tuning(inputs: PenaltyInputs) -> jax.Array:
     return co_tuning(logits, batch["label"], inputs.source["relation"], batch["mask"])
 
 
-class Regularize(NamedTuple):
-    """Strengths, each 0 for none.
-
-    Attributes:
-        label_smoothing: probability spread evenly over the classes.
-        weights: factors on the loss of the examples of each class, empty for 1 each.
-        mixup, cutmix: alpha of the Beta distribution.
-        endpoints: maps that are compared.
-        stochastic_norm: probability with which a BatchNorm channel uses running statistics in training.
-        penalties: pairs (name, strength) of ``REGULARIZERS``, those that are on, in their order.
-    """
-
-    label_smoothing: float = 0.0
-    weights: tuple[float, ...] = ()
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    endpoints: tuple[str, ...] = ()
-    stochastic_norm: float = 0.0
-    penalties: tuple[tuple[str, float], ...] = ()
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any] = MappingProxyType({}), **further: Any) -> "Regularize":
-        """Return the strengths among values by name, those of ``REGULARIZERS`` and the others."""
-        values = {**values, **further}
-        penalties = tuple((name, float(values[name])) for name in REGULARIZERS if values.get(name))
-        return cls(**{name: values[name] for name in cls._fields if name in values}, penalties=penalties)
-
-    def strength(self, name: str) -> float:
-        """Return the strength of a penalty."""
-        return dict(self.penalties).get(name, 0.0)
-
-    @property
-    def compares_maps(self) -> bool:
-        """Whether the source network runs beside the trained one."""
-        return any(REGULARIZERS[name].compares_maps for name, _ in self.penalties)
-
-    @property
-    def needs_source(self) -> bool:
-        """Whether the weights at the start must be kept."""
-        return any(REGULARIZERS[name].needs_source for name, _ in self.penalties)
-
-
 def mix(regularize: Regularize, images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return inputs (N, H, W, C) and targets (N, K), mixed by mixup or cutmix where one is on."""
     if regularize.mixup:
@@ -375,7 +384,7 @@ def penalty(
         source_endpoints: of the source network.
     """
     inputs = PenaltyInputs(params, endpoints, batch, source, source_endpoints, regularize.endpoints)
-    terms = [strength * REGULARIZERS[name].function(inputs) for name, strength in regularize.penalties]
+    terms = [strength * penalty.function(inputs) for _, strength, penalty in regularize.penalties]
     return sum(terms, jnp.zeros(())) if terms else None
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+from tl_jax.utils.errors import UserError
 from tl_jax.utils.registry import Registry
 
 # What the function of a measure takes.
@@ -29,6 +30,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def register_score(name: str, takes: str = FEATURES) -> Callable[[_F], _F]:
     """Return a decorator that makes a function known as a score, or of ``SETS`` as a distance."""
 
+    if takes not in (FEATURES, MOMENTS, PROBABILITIES, CLASSIFIER, SETS):
+        raise UserError(f"score {name!r}: takes={takes!r} is none of the constants of {__name__}; take one of them")
+
     def register(function: _F) -> _F:
         SCORES.add(name, Measure(function, takes), function.__module__)
         return function
@@ -37,5 +41,5 @@ def register_score(name: str, takes: str = FEATURES) -> Callable[[_F], _F]:
 
 
 def measures(takes: str) -> dict[str, Callable[..., Any]]:
-    """Return the functions by name that take this."""
-    return {name: measure.function for name, measure in SCORES.items() if measure.takes == takes}
+    """Return the functions that take this by name, sorted."""
+    return {name: measure.function for name, measure in sorted(SCORES.items()) if measure.takes == takes}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tl_jax.utils.errors import UserError
+from tl_jax.utils.plugins import MODULE_NAME
 
 JSON_TYPES = {dict: "object", list: "list"}
 CHECKSUM_KEY = "content_sha256"  # of the rest, in an object
@@ -62,6 +63,10 @@ def _is_text(value: Any) -> bool:
 
 
 STRING = Field("a text", _is_text)
+MODULES = Field(
+    "a list of names of modules",
+    lambda value: isinstance(value, list) and all(_is_text(name) and MODULE_NAME.fullmatch(name) for name in value),
+)
 BOOLEAN = Field("true or false", lambda value: isinstance(value, bool))
 OBJECT = Field("an object", lambda value: isinstance(value, dict))
 

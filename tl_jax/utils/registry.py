@@ -17,31 +17,38 @@ class Registry(Mapping[str, T], Generic[T]):
         """``what`` they are, in a word, for messages."""
         self.what = what
         self._entries: dict[str, T] = {}
-        self._modules: dict[str, str] = {}
+        self._origins: dict[str, tuple[str, str]] = {}
 
-    def add(self, name: str, entry: T, module: str) -> None:
+    def add(self, name: str, entry: T, module: str, qualname: str = "") -> None:
         """Add an entry of a module; what is imported anew replaces what it added before.
 
+        Args:
+            name: of the entry.
+            entry: to be added.
+            module: that adds it.
+            qualname: of the class or function that is added, which tells two of one module apart.
+
         Raises:
-            UserError: another module has added one of this name.
+            UserError: there is another entry of this name.
         """
-        if self._modules.setdefault(name, module) != module:
-            other = self._modules[name]
-            raise UserError(f"{self.what} {name!r} of {module} is one of {other}, too; choose another name")
+        origin = f"{module}.{qualname}" if qualname else module
+        if self._origins.setdefault(name, (module, qualname)) != (module, qualname):
+            other = ".".join(filter(None, self._origins[name]))
+            raise UserError(f"{self.what} {name!r} of {origin} is one of {other}, too; choose another name")
         self._entries[name] = entry
 
     def module(self, name: str) -> str:
         """Return the name of the module that added an entry."""
-        return self._modules[name]
+        return self._origins[name][0]
 
     @contextlib.contextmanager
     def temporary(self) -> Iterator[None]:
         """Take out what is added in the block when it ends."""
-        entries, modules = dict(self._entries), dict(self._modules)
+        entries, origins = dict(self._entries), dict(self._origins)
         try:
             yield
         finally:
-            self._entries, self._modules = entries, modules
+            self._entries, self._origins = entries, origins
 
     def __getitem__(self, name: str) -> T:
         try:
