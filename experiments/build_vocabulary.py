@@ -26,7 +26,7 @@ def main(_: list[str]) -> None:
         raise UserError("pass --input=TEXTS.txt and --output=FOLDER")
     source = text.read_text_dataset(Path(INPUT.value), "lines")
     folder = Path(OUTPUT.value).expanduser()
-    lines: Any = source.train.images
+    lines: Any = source.train.inputs
     tokenize.train_vocabulary(lines, SIZE.value, folder, CAPITALS.value)
     count = len((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
     print(f"wrote {folder / 'vocab.txt'}: {count:,} entries from {len(lines):,} texts")

@@ -139,7 +139,7 @@ def train_heads(
     rows = np.stack([[order.rows(step) for step in range(steps)] for order in orders]).astype(np.int32)
     schedules = np.stack([learning_rates(phase.rate._replace(lr=rate)) for rate in rates])
     keys = jnp.stack([stream_key(seed, "train") for seed in seeds])
-    data = {"image": stream.images[:], "label": stream.labels}
+    data = {"image": stream.inputs[:], "label": stream.labels}
     arguments = (params, data, rows, keys, schedules, np.asarray(decays, np.float32))
     arguments = sharding.replicate(arguments)
     program = sharding.compile_cached(_make_training(task.loss, optim, phase.rules), *arguments)

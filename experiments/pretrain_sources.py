@@ -136,7 +136,7 @@ def train_words() -> None:
     folder = Path(WORKDIR.value or "runs/pretrain_words")
     vocabulary = folder / "vocabulary"
     if not (vocabulary / "vocab.txt").is_file():
-        lines: Any = text_datasets.load_docstrings("docs_corpus").train.images
+        lines: Any = text_datasets.load_docstrings("docs_corpus").train.inputs
         tokenize.train_vocabulary(lines, VOCABULARY_SIZE, vocabulary)
     config = masked_words.get_config("small")
     config = recipe.override(config, (("model.options", {**MODEL_SIZES, "pooling": "mean"}),))

@@ -68,11 +68,11 @@ def test_a_probe_on_our_features_does_what_scikit_learn_does_on_keras(weights, d
 
     source = tfds.load("flowers", str(data_dir / "flowers"), 128)
     net = pretrained.load("mobilenet_v2", "keras", weights, num_classes=0, image_size=128)
-    ours = [in_batches(net, part.images)[0] for part in (source.train, source.test)]
+    ours = [in_batches(net, part.inputs)[0] for part in (source.train, source.test)]
     model = keras.applications.MobileNetV2(weights=None, input_shape=(128, 128, 3))
     model.load_weights(weights)
     trunk = keras.Model(model.input, model.layers[-2].output)
-    theirs = [trunk.predict(part.images / 127.5 - 1, verbose=0) for part in (source.train, source.test)]
+    theirs = [trunk.predict(part.inputs / 127.5 - 1, verbose=0) for part in (source.train, source.test)]
     np.testing.assert_allclose(ours[1], theirs[1], atol=1e-3)
     labels = source.train.labels, source.test.labels
     for c in (0.01, 1.0):

@@ -77,9 +77,9 @@ def train_keras(train: Split, test: Split) -> Result:
     )
     model.compile(optimizer=keras.optimizers.Adam(1e-3), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     loaded = time.monotonic()
-    model.fit(train.images[:] / np.float32(255), train.labels, batch_size=64, epochs=EPOCHS.value, verbose=2)
+    model.fit(train.inputs[:] / np.float32(255), train.labels, batch_size=64, epochs=EPOCHS.value, verbose=2)
     fitted = time.monotonic()
-    images, labels = test.images[: TESTS.value or None], test.labels[: TESTS.value or None]
+    images, labels = test.inputs[: TESTS.value or None], test.labels[: TESTS.value or None]
     loss, accuracy = model.evaluate(images / np.float32(255), labels, batch_size=256, verbose=0)
     return Result(accuracy, loss, loaded, fitted)
 
@@ -133,7 +133,7 @@ def make_batch(split, rows):
     """Return pictures (B, 3, H, W) in [0, 1] and labels (B,)."""
     import torch
 
-    images = torch.from_numpy(split.images[rows]).permute(0, 3, 1, 2).float() / 255
+    images = torch.from_numpy(split.inputs[rows]).permute(0, 3, 1, 2).float() / 255
     if SIZE.value != 32:
         images = torch.nn.functional.interpolate(images, size=(SIZE.value, SIZE.value), mode="bilinear")
     return images, torch.from_numpy(split.labels[rows]).long()

@@ -56,13 +56,13 @@ def source_features(
     splits = head_init.split_data(config, ImageClassification.load_data(config))
     features, probs = {}, None
     for name in ("train", "validation", "test"):
-        images, labels = splits[name].images, splits[name].labels
+        images, labels = splits[name].inputs, splits[name].labels
         if name == "test":
             images, labels = images[np.arange(min(tested, len(labels)))], labels[:tested]
         outputs = pairs.network_outputs(net, images)
         features[name] = outputs.features, labels
         probs = outputs.probs if name == "train" else probs
-    return SourceFeatures(np.asarray(splits["train"].images[:]), **features, probs=probs)
+    return SourceFeatures(np.asarray(splits["train"].inputs[:]), **features, probs=probs)
 
 
 def compute_scores(source: str, weights: str, data_dir: str, features: SourceFeatures, seed: int) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def source_images(source: str, data_dir: str) -> tuple[np.ndarray, np.ndarray]:
     config = pairs.target_config(source, data_dir, 0, 0)
     train = ImageClassification.load_data(config).train
     rows = _inputs.stratified_rows(np.asarray(train.labels), SOURCE_EXAMPLES)
-    return train.images[rows], train.labels[rows]
+    return train.inputs[rows], train.labels[rows]
 
 
 def task_embedding(net: Pretrained, images: np.ndarray, head: transferability.LinearProbe) -> jax.Array:

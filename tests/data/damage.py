@@ -154,7 +154,7 @@ def read_table(kind: str) -> Callable[[Path], Any]:
 def read_folder(folder: Path) -> Any:
     from tl_jax.data import image_folder as folders
 
-    return folders.read_folder(folder, 8).train.images[:]
+    return folders.read_folder(folder, 8).train.inputs[:]
 
 
 def read_dicom(folder: Path) -> Any:
@@ -170,26 +170,26 @@ def read_dicom(folder: Path) -> Any:
 def read_voc(folder: Path) -> Any:
     from tl_jax.data import voc
 
-    return voc.read_voc(folder, 8).train.images[:]
+    return voc.read_voc(folder, 8).train.inputs[:]
 
 
 def read_coco(folder: Path) -> Any:
     from tl_jax.data import coco
 
-    return coco.read_coco(folder, 8).train.images[:]
+    return coco.read_coco(folder, 8).train.inputs[:]
 
 
 def read_index(folder: Path) -> Any:
     from tl_jax.data import image_list
     from tl_jax.data.image_list import ReadOptions
 
-    return image_list.load_index(folder, ReadOptions(8, group="patient")).train.images[:]
+    return image_list.load_index(folder, ReadOptions(8, group="patient")).train.inputs[:]
 
 
 def read_npz(folder: Path) -> Any:
     from tl_jax.data import medmnist
 
-    return np.asarray(medmnist.read_npz(folder / "set.npz").train.images[:])
+    return np.asarray(medmnist.read_npz(folder / "set.npz").train.inputs[:])
 
 
 def make_deep(folder: Path) -> None:
@@ -214,7 +214,7 @@ def make_tfds(folder: Path) -> None:
 def read_tfds(folder: Path) -> Any:
     from tl_jax.data import tfds
 
-    return tfds.load("odd", str(folder), 8).train.images[:]
+    return tfds.load("odd", str(folder), 8).train.inputs[:]
 
 
 def make_tfds_texts(folder: Path) -> None:
@@ -271,7 +271,7 @@ def read_faces(folder: Path) -> Any:
     album = faces.read_faces(folder / "set", 8)
     listed = faces.read_pairs(folder / "pairs.txt")
     cut = faces.SplitOptions(2, faces.read_identities(folder / "people.txt"), 0, 0.0, 0, 0)
-    return faces.match_pairs(listed, album.files), faces.split_identities(album, cut)[0].train.images[:]
+    return faces.match_pairs(listed, album.files), faces.split_identities(album, cut)[0].train.inputs[:]
 
 
 def make_deep_npz(folder: Path) -> None:

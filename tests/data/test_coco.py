@@ -45,7 +45,7 @@ def test_coco_gives_what_voc_gives(tmp_path, roboflow):
     ours = coco.read_coco(write_coco(tmp_path / "coco", roboflow=roboflow), 128)
     assert ours.classes == theirs.classes and ours.test_origin == "test"
     np.testing.assert_array_equal(ours.train.labels, theirs.train.labels)
-    np.testing.assert_array_equal(ours.train.images, theirs.train.images)
+    np.testing.assert_array_equal(ours.train.inputs, theirs.train.inputs)
 
 
 def changed(table, row, **values):
@@ -94,13 +94,13 @@ def test_json_that_is_none(tmp_path):
 def test_scenes_have_boxes_that_bound_their_shapes():
     source = synthetic.draw_scenes(train=40, test=5, size=64)
     again = synthetic.draw_scenes(train=40, test=5, size=64)
-    np.testing.assert_array_equal(source.train.images, again.train.images)
+    np.testing.assert_array_equal(source.train.inputs, again.train.inputs)
     known = source.train.labels[source.train.labels[..., 4] >= 0]
     assert set(known[:, 4]) == {0, 1, 2} and 40 < len(known) < 160
     assert ((known[:, :2] >= 0) & (known[:, 2:4] <= 64) & (known[:, 2:4] > known[:, :2])).all()
     # Beyond a box the background goes on: a pixel further out differs less from the next than one at the edge does.
     steps = []
-    for image, labels in zip(source.train.images.astype(float), source.train.labels, strict=True):
+    for image, labels in zip(source.train.inputs.astype(float), source.train.labels, strict=True):
         for x0, y0, _, y1, kind, _ in labels.astype(int):
             if kind == 1 and x0 >= 2:  # a square has a whole edge
                 column = image[y0 + 1 : y1 - 1]
@@ -153,7 +153,7 @@ def test_a_test_part_without_annotations_is_passed_over(tmp_path, capsys):
     for name in "ab":
         Image.new("RGB", (64, 32), "blue").save(folder / "test" / f"{name}.png")
     source = coco.read_coco(folder, 64)
-    assert (source.test.images[0, 0, 0] == (255, 0, 0)).all() and source.validation is None
+    assert (source.test.inputs[0, 0, 0] == (255, 0, 0)).all() and source.validation is None
     assert "instances_test.json has no annotations" in capsys.readouterr().err
 
 
@@ -219,7 +219,7 @@ def test_a_turned_picture_has_its_boxes_where_the_stated_size_says(tmp_path):
         Image.fromarray(stored).save(folder / "train" / "a.png", exif=exif)
         source = coco.read_coco(folder, 64)
         x0, y0, x1, y1 = source.train.labels[0, 0, :4].astype(int)
-        image = source.train.images[0]
+        image = source.train.inputs[0]
         assert (image[y0:y1, x0:x1] == 255).all() and (image[..., 0] == 255).sum() == (upright[..., 0] == 255).sum()
 
 

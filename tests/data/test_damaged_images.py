@@ -63,7 +63,7 @@ def test_a_set_that_is_decoded_while_training_names_all_damaged_files(tmp_path: 
     source = image_folder.read_folder(photos(tmp_path / "set"), 32, max_bytes=100)
     damage(tmp_path / "set", "a/05.jpg", "a/07.jpg", "b/03.jpg")
     with pytest.raises(UserError, match="set: 3 of 20 images cannot be read: .*a/05.jpg.*a/07.jpg.*b/03.jpg"):
-        np.asarray(source.train.images[:])
+        np.asarray(source.train.inputs[:])
 
 
 def test_other_readers_name_all_damaged_files_too(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_header_that_contradicts_the_image_is_refused(tmp_path: Path, monkeypa
     source = image_folder.read_folder(top, 32, fit="stretch")
     turned = np.rot90(wide, -1)
     square = np.asarray(Image.fromarray(np.ascontiguousarray(turned)).resize((32, 32), Image.Resampling.BILINEAR))
-    found = [each.tobytes() for part in (source.train, source.test) for each in part.images]
+    found = [each.tobytes() for part in (source.train, source.test) for each in part.inputs]
     assert square.tobytes() in found
 
 

@@ -17,7 +17,7 @@ def put(top: Path, image: Image.Image, name: str = "00.png", **how: object) -> n
     draw(top, {"a": 5, "b": 5}, image.size)
     image.save(top / "a" / name, **how)
     source = image_folder.read_folder(top, 8)
-    everything = np.concatenate([source.train.images, source.test.images])
+    everything = np.concatenate([source.train.inputs, source.test.inputs])
     assert everything.dtype == np.uint8 and everything.shape[-1] == 3
     return everything[~(everything == 128).all(axis=(1, 2, 3))][0]
 
@@ -25,8 +25,8 @@ def put(top: Path, image: Image.Image, name: str = "00.png", **how: object) -> n
 @pytest.mark.parametrize("ending", [".jpg", ".JPEG", ".Png", ".bmp", ".webp"])
 def test_endings(tmp_path: Path, ending: str) -> None:
     source = image_folder.read_folder(draw(tmp_path, {"green": 5, "red": 5}, ending=ending))
-    assert source.train.images.shape == (8, 8, 8, 3)
-    assert abs(source.train.images[0].astype(int) - COLOURS["green"]).max() <= 2
+    assert source.train.inputs.shape == (8, 8, 8, 3)
+    assert abs(source.train.inputs[0].astype(int) - COLOURS["green"]).max() <= 2
 
 
 GREY = np.arange(0, 240, 4, dtype=np.uint8).reshape(6, 10)
@@ -86,7 +86,7 @@ def test_pictures_are_turned_as_their_exif_says(tmp_path: Path, name: str, orien
     (tmp_path / "a" / "00.png").unlink()
     stored.save(tmp_path / "a" / name, exif=exif)
     source = image_folder.read_folder(tmp_path, 8)
-    everything = np.concatenate([source.train.images, source.test.images])
+    everything = np.concatenate([source.train.inputs, source.test.inputs])
     assert everything.shape == (10, 32, 48, 3)  # the same size once turned: kept as they are
     read = next(image for image in everything if image.std() > 5)
     assert abs(read.astype(int) - np.asarray(upright)).max() <= 12

@@ -153,13 +153,13 @@ def test_a_series_with_differing_sizes_is_fitted_and_patients_stay_together(tmp_
                 write(tmp_path / name / f"series{patient}" / f"{i}.dcm", pixels, PatientID=f"{name}{patient}")
     source = tfds.load("folder", str(tmp_path), size=8, windows=("brain",))
     assert source.classes == ("ill", "well") and source.test_origin == "a fifth held out"
-    assert source.train.images.shape[1:] == (8, 8, 3) and len(source.train.labels) + len(source.test.labels) == 30
-    assert np.unique(source.test.images[source.test.labels == 0]).tolist() == [128]
+    assert source.train.inputs.shape[1:] == (8, 8, 3) and len(source.train.labels) + len(source.test.labels) == 30
+    assert np.unique(source.test.inputs[source.test.labels == 0]).tolist() == [128]
     assert source.train.groups is not None and source.test.groups is not None
     assert not set(source.train.groups) & set(source.test.groups)
     assert np.bincount(source.test.labels).tolist() == [3, 3]  # one of five patients of each, three slices each
     other = tfds.load("folder", str(tmp_path), size=8, windows=((40, 160),))  # kept under another key
-    assert np.unique(other.test.images[other.test.labels == 1]).tolist() == [64]
+    assert np.unique(other.test.inputs[other.test.labels == 1]).tolist() == [64]
 
 
 def test_a_corrupt_slice_in_a_folder_is_named(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_a_stated_range_takes_the_place_of_the_files_own_window(tmp_path: Path) 
         pixels = np.full((4, 4), 100 * i, np.uint16)
         write(tmp_path / "ab"[i % 2] / f"{i}.dcm", pixels, PatientID=f"p{i}", WindowCenter=1, WindowWidth=2, **PLAIN)
     source = image_folder.read_folder(tmp_path, 4, value_range=(0.0, 1000.0))
-    found = sorted(int(each[0, 0, 0]) for part in (source.train, source.test) for each in part.images)
+    found = sorted(int(each[0, 0, 0]) for part in (source.train, source.test) for each in part.inputs)
     assert found == [round(25.5 * i) for i in range(10)]
     with pytest.raises(UserError, match="config.data.range has no effect"):
         image_folder.read_folder(tmp_path, 4, windows=("lung",), value_range=(0.0, 1000.0))

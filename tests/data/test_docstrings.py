@@ -56,7 +56,7 @@ def test_docstrings_of_a_package_that_is_not_imported(tmp_path, monkeypatch):
 def test_sets_have_parts_that_do_not_overlap(name):
     source = text_datasets.load_docstrings(name)
     parts = [source.train, source.validation, source.test]
-    texts = [{" ".join(text) if isinstance(text, list) else text for text in part.images} for part in parts]
+    texts = [{" ".join(text) if isinstance(text, list) else text for text in part.inputs} for part in parts]
     assert not (texts[0] & texts[2] or texts[0] & texts[1] or texts[1] & texts[2])
     total = sum(map(len, texts))
     assert total > 1500 and 0.15 < len(texts[2]) / total < 0.25
@@ -84,7 +84,7 @@ def test_what_was_found_is_kept(tmp_path, monkeypatch):
     first = text_datasets.load_docstrings.__wrapped__("docs")
     monkeypatch.setattr(text_datasets, "make_docs", None)  # not called again
     again = text_datasets.load_docstrings.__wrapped__("docs")
-    assert list(first.train.images) == list(again.train.images) and first.classes == again.classes
+    assert list(first.train.inputs) == list(again.train.inputs) and first.classes == again.classes
     np.testing.assert_array_equal(first.test.labels, again.test.labels)
 
 
@@ -97,6 +97,6 @@ def test_what_was_kept_and_is_damaged_is_made_again(tmp_path, monkeypatch):
     (file,) = (tmp_path / "data").iterdir()
     for old, new in (("text 3 ", "text 7 "), ("}", "")):
         file.write_text(file.read_text().replace(old, new, 1))
-        assert list(text_datasets.load_docstrings.__wrapped__("docs").train.images) == list(first.train.images)
+        assert list(text_datasets.load_docstrings.__wrapped__("docs").train.inputs) == list(first.train.inputs)
     text_datasets.load_docstrings.__wrapped__("docs")
     assert len(calls) == 3

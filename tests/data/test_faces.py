@@ -26,7 +26,7 @@ def album(counts):
 
 def seen(part, whole):
     """Return who is on the pictures of a part, by their pixels."""
-    return set(whole.examples.labels[np.asarray(part.images)[:, 0, 0, 0]].tolist())
+    return set(whole.examples.labels[np.asarray(part.inputs)[:, 0, 0, 0]].tolist())
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -38,7 +38,7 @@ def test_nobody_is_in_two_parts(seed):
     assert set(whole.examples.labels[rows].tolist()) == parts[2]
     # Labels count the people in training first, in the order of the names of classes.
     assert set(source.train.labels.tolist()) == set(range(24)) and min(source.test.labels) == 30
-    first = whole.identities[whole.examples.labels[np.asarray(source.train.images)[0, 0, 0, 0]]]
+    first = whole.identities[whole.examples.labels[np.asarray(source.train.inputs)[0, 0, 0, 0]]]
     assert source.classes[source.train.labels[0]] == first and len(source.classes) == 24
     assert source.test_origin == "10 people who are not in training"
 
@@ -103,8 +103,8 @@ def test_folders_are_read_whole(tmp_path):
         and found.identities == ("Ann_Lee", "Bo")
         and found.examples.labels.tolist() == [0] * 2 + [1] * 3
     )
-    assert found.examples.images.shape == (5, 5, 4, 3) and found.files[2] == tmp_path / "set/Bo/Bo_0001.png"
-    assert (found.examples.images[1] == 20).all()  # grey in three channels
+    assert found.examples.inputs.shape == (5, 5, 4, 3) and found.files[2] == tmp_path / "set/Bo/Bo_0001.png"
+    assert (found.examples.inputs[1] == 20).all()  # grey in three channels
 
 
 def test_folders_that_hold_nobody(tmp_path):
@@ -133,10 +133,10 @@ def test_pictures_of_a_folder_by_name(tmp_path):
 
 def test_drawn_people_are_nearer_to_themselves_than_to_others():
     pictures, names = synthetic.draw_faces(8, 6)
-    assert pictures.images.shape == (48, 32, 32, 3) and pictures.images.dtype == np.uint8 and len(names) == 8
+    assert pictures.inputs.shape == (48, 32, 32, 3) and pictures.inputs.dtype == np.uint8 and len(names) == 8
     again, _ = synthetic.draw_faces(8, 6)
-    np.testing.assert_array_equal(pictures.images, again.images)
-    middle = pictures.images[:, 8:24, 10:22].reshape(48, -1).astype(float)
+    np.testing.assert_array_equal(pictures.inputs, again.inputs)
+    middle = pictures.inputs[:, 8:24, 10:22].reshape(48, -1).astype(float)
     distance = np.linalg.norm(middle[:, None] - middle[None], axis=-1)
     same = pictures.labels[:, None] == pictures.labels[None]
     assert distance[same & ~np.eye(48, dtype=bool)].mean() < 0.8 * distance[~same].mean()
@@ -167,7 +167,7 @@ def test_lfw_of_tfds(tmp_path):
     assert found.name == "lfw:0.1.1" and found.identities == ("Bo", "Cy", "Zoë_Ann")
     by_pixel = {
         int(image[0, 0, 0]): found.identities[k]
-        for image, k in zip(found.examples.images[:], found.examples.labels, strict=True)
+        for image, k in zip(found.examples.inputs[:], found.examples.labels, strict=True)
     }
     assert sorted(by_pixel.values()) == ["Bo", "Bo", "Cy", "Zoë_Ann", "Zoë_Ann"] and by_pixel[30] == "Cy"
 
@@ -177,7 +177,7 @@ def test_the_real_faces(data_dir):
     if not (data_dir / "faces_orl").is_dir():
         pytest.skip("no faces_orl in the test data")
     whole = faces.read_faces(data_dir / "faces_orl", 96)
-    assert len(whole.identities) == 40 and whole.examples.images.shape == (400, 112, 92, 3)
+    assert len(whole.identities) == 40 and whole.examples.inputs.shape == (400, 112, 92, 3)
     source, rows = faces.split_identities(whole, USUAL._replace(test_size=10, validation=0.0))
     assert len(source.train.labels) == 300 and len(rows) == 100
     trained = {

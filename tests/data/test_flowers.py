@@ -58,7 +58,7 @@ def test_flowers_are_downloaded_once(served: Path, tmp_path: Path, monkeypatch, 
     assert found == [tmp_path / "cache" / "data" / "flowers" / "flower_photos"] * 3
     source = tfds.load("flowers", size=16)
     assert (source.name, source.classes) == ("flower_photos", ("daisy", "roses"))
-    assert source.train.images.shape == (8, 8, 8, 3)
+    assert source.train.inputs.shape == (8, 8, 8, 3)
     assert "not read: 1 .txt (LICENSE.txt)" in capsys.readouterr().err
     assert (served / "asked").read_text() == "x"
     assert sorted(p.name for p in (tmp_path / "cache" / "data").iterdir()) == ["flower_photos.tgz", "flowers"]

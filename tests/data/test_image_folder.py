@@ -31,7 +31,7 @@ def test_classes_and_labels_are_in_the_order_of_their_names(tmp_path: Path) -> N
     for part, counts in ((source.train, [4, 4, 8]), (source.test, [1, 1, 2])):
         assert part.labels.dtype == np.int32 and np.bincount(part.labels).tolist() == counts
         colours = np.array(list(COLOURS.values()))[part.labels]
-        np.testing.assert_array_equal(part.images, np.broadcast_to(colours[:, None, None], part.images.shape))
+        np.testing.assert_array_equal(part.inputs, np.broadcast_to(colours[:, None, None], part.inputs.shape))
 
 
 def test_the_test_part_is_the_same_at_every_call_and_apart_from_train(tmp_path: Path) -> None:
@@ -39,9 +39,9 @@ def test_the_test_part_is_the_same_at_every_call_and_apart_from_train(tmp_path: 
         (tmp_path / f"{i % 2}").mkdir(exist_ok=True)
         Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / f"{i % 2}" / f"{i}.png")
     a, b = image_folder.read_folder(tmp_path), image_folder.read_folder(tmp_path)
-    np.testing.assert_array_equal(a.test.images, b.test.images)
+    np.testing.assert_array_equal(a.test.inputs, b.test.inputs)
     assert len(a.test.labels) == 8
-    assert sorted([*a.train.images[:, 0, 0, 0], *a.test.images[:, 0, 0, 0]]) == list(range(40))
+    assert sorted([*a.train.inputs[:, 0, 0, 0], *a.test.inputs[:, 0, 0, 0]]) == list(range(40))
 
 
 @pytest.mark.parametrize("part", ["test", "val", "validation", "Test"])
@@ -51,7 +51,7 @@ def test_folders_of_parts(tmp_path: Path, part: str) -> None:
     source = image_folder.read_folder(tmp_path)
     assert (source.test_origin, source.classes) == (part, ("green", "red"))
     assert source.train.labels.tolist() == [0, 0, 1, 1, 1] and source.test.labels.tolist() == [0, 1]
-    assert (source.test.images[1] == COLOURS["red"]).all()
+    assert (source.test.inputs[1] == COLOURS["red"]).all()
 
 
 def test_test_is_taken_before_validation_which_is_kept_as_it_is(tmp_path: Path, capsys) -> None:
@@ -112,7 +112,7 @@ def test_differing_sizes_are_fitted(tmp_path: Path) -> None:
     stripes[:, 8:32] = 255  # the centre square, which is all that is kept, and what its rim is mixed with
     Image.fromarray(stripes).save(tmp_path / "red" / "wide.png")
     source = image_folder.read_folder(tmp_path, 10)
-    everything = np.concatenate([source.train.images, source.test.images])
+    everything = np.concatenate([source.train.inputs, source.test.inputs])
     assert everything.shape == (11, 10, 10, 3)
     assert sum((image == 255).all() for image in everything) == 1
 
@@ -125,7 +125,7 @@ def test_the_whole_of_a_picture_is_kept_where_it_is_wanted(tmp_path: Path, other
     edges[:, :2] = edges[:, -2:] = (0, 0, 255)
     Image.fromarray(edges).save(tmp_path / "red" / "wide.png")
     source = image_folder.read_folder(tmp_path, 10, fit=how)
-    everything = np.concatenate([source.train.images, source.test.images])
+    everything = np.concatenate([source.train.inputs, source.test.inputs])
     if how == "crop" and others == (20, 40):
         assert everything.shape == (11, 20, 40, 3)
         return
@@ -137,7 +137,7 @@ def test_the_whole_of_a_picture_is_kept_where_it_is_wanted(tmp_path: Path, other
 
 
 def test_one_size_is_kept(tmp_path: Path) -> None:
-    assert image_folder.read_folder(draw(tmp_path, {"green": 5, "red": 5}, (9, 7)), 32).train.images.shape == (
+    assert image_folder.read_folder(draw(tmp_path, {"green": 5, "red": 5}, (9, 7)), 32).train.inputs.shape == (
         8,
         7,
         9,
@@ -209,13 +209,13 @@ def test_the_real_flowers(data_dir: Path) -> None:
     train, test = np.bincount(a.train.labels), np.bincount(a.test.labels)
     assert (train + test).tolist() == counts.tolist() and counts.sum() == 4311 and test.sum() == 863
     assert np.abs(test - counts / 5).max() < 1
-    assert a.train.images.shape == (4311 - 863, 128, 128, 3) and a.train.images.dtype == np.uint8
-    np.testing.assert_array_equal(a.test.images, b.test.images)
+    assert a.train.inputs.shape == (4311 - 863, 128, 128, 3) and a.train.inputs.dtype == np.uint8
+    np.testing.assert_array_equal(a.test.inputs, b.test.inputs)
     np.testing.assert_array_equal(a.test.labels, b.test.labels)
     names = sorted((data_dir / "flowers" / "daisy").iterdir())
     with Image.open(names[0]) as first:  # the first daisy is the first picture of one of the parts
         pixels = np.asarray(first)
-    assert any(np.array_equal(pixels, part.images[0]) for part in (a.train, a.test))
+    assert any(np.array_equal(pixels, part.inputs[0]) for part in (a.train, a.test))
 
 
 def test_pictures_are_decoded_once(tmp_path, monkeypatch):
@@ -232,11 +232,11 @@ def test_pictures_are_decoded_once(tmp_path, monkeypatch):
     assert len(calls) == 10
     again = image_folder.read_folder(tmp_path / "set", 4)
     assert len(calls) == 10
-    np.testing.assert_array_equal(first.train.images, again.train.images)
+    np.testing.assert_array_equal(first.train.inputs, again.train.inputs)
     Image.fromarray(np.full((4, 4, 3), 255, np.uint8)).save(tmp_path / "set" / "a" / "0.png")
     changed = image_folder.read_folder(tmp_path / "set", 4)
     assert len(calls) == 20
-    assert 255 in np.concatenate([changed.train.images, changed.test.images])
+    assert 255 in np.concatenate([changed.train.inputs, changed.test.inputs])
 
 
 def test_a_single_path_is_one_input(tmp_path):

@@ -44,7 +44,7 @@ def test_an_index_says_class_part_and_group(tmp_path: Path) -> None:
         (source.validation, [2, 3], [0, 1], ["z", "z"]),
         (source.test, [5, 4], [0, 1], ["v", "w"]),
     ):
-        assert part.images[:][:, 0, 0, 0].tolist() == numbers and part.labels.tolist() == labels
+        assert part.inputs[:][:, 0, 0, 0].tolist() == numbers and part.labels.tolist() == labels
         assert part.groups is not None and part.groups.tolist() == groups
     folders = tfds.load("index", str(tmp_path / "index.csv"), label="")  # the file itself, classes by folder
     assert folders.classes == ("a", "b") and folders.train.labels.tolist() == [1, 0] and folders.train.groups is None
@@ -99,14 +99,14 @@ def test_class_folders_take_groups_from_the_index(tmp_path: Path, capsys) -> Non
     train, test = source.train, source.test
     assert train.groups is not None and test.groups is not None and capsys.readouterr().err == ""
     assert not set(train.groups) & set(test.groups) and np.bincount(test.labels).tolist() == [4, 4]
-    np.testing.assert_array_equal(test.images[:][:, 0, 0, 0] // 4, test.groups.astype(int))
+    np.testing.assert_array_equal(test.inputs[:][:, 0, 0, 0] // 4, test.groups.astype(int))
     less, validation = dataset.split_validation(train, 0.25, seed=0)
     assert validation.groups is not None and less.groups is not None
     assert not set(less.groups) & set(validation.groups) and len(validation.labels) == 8
     assert set(validation.groups) != set(dataset.split_validation(train, 0.25, seed=3)[1].groups)
     thin = dataset.subsample_train(less, 0, 2, 2, 0)
     assert thin.groups is not None
-    np.testing.assert_array_equal(thin.images[:][:, 0, 0, 0] // 4, thin.groups.astype(int))
+    np.testing.assert_array_equal(thin.inputs[:][:, 0, 0, 0] // 4, thin.groups.astype(int))
 
 
 def test_one_group_cannot_be_cut() -> None:
@@ -129,13 +129,13 @@ def test_an_npz_is_read(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "mine.npz", **given)
     source = tfds.load("npz", str(tmp_path / "mine.npz"))
     assert (source.name, source.classes, source.test_origin) == ("mine", ("0", "1", "2"), "test")
-    assert source.train.images.shape == (6, 5, 5, 3) and source.validation is not None
-    np.testing.assert_array_equal(source.test.images[:][..., 2], given["test_images"])
+    assert source.train.inputs.shape == (6, 5, 5, 3) and source.validation is not None
+    np.testing.assert_array_equal(source.test.inputs[:][..., 2], given["test_images"])
     assert source.validation.labels.tolist() == [0, 1, 2] and source.validation.labels.dtype == np.int32
     colour = np.stack([given["train_images"]] * 3, -1)
     np.savez(tmp_path / "colour.npz", **arrays(train_images=colour, val_images=None, val_labels=None))
     source = medmnist.read_npz(tmp_path / "colour.npz")
-    assert source.validation is None and (source.train.images == colour).all()
+    assert source.validation is None and (source.train.inputs == colour).all()
 
 
 @pytest.mark.parametrize(
@@ -208,5 +208,5 @@ def test_the_real_slices(data_dir: Path) -> None:
         assert counts == [[209, 238], [52, 60], [88, 99]]
     assert by_folder.classes == by_index.classes == ("covid", "noncovid")
     assert by_folder.test.groups is not None and len(np.unique(by_folder.test.groups)) == 14 + 62
-    images = by_folder.test.images[:]
+    images = by_folder.test.inputs[:]
     assert (images[..., 0] == images[..., 2]).all()

@@ -29,7 +29,7 @@ def put(top: Path, names: str, first: int = 0) -> Path:
 def values(source: Dataset) -> dict[str, list[list[int]]]:
     """Return the grey values of each split, by class."""
     return {
-        name: [sorted(part.images[:][part.labels == k, 0, 0, 0].tolist()) for k in range(len(source.classes))]
+        name: [sorted(part.inputs[:][part.labels == k, 0, 0, 0].tolist()) for k in range(len(source.classes))]
         for name, part in (("train", source.train), ("test", source.test), ("validation", source.validation))
         if part is not None
     }

@@ -45,9 +45,9 @@ def test_eval_batches_hold_every_example_once():
 def test_validation_part_is_drawn_by_seed_and_disjoint():
     split = tfds_module.Split(np.arange(100, dtype=np.uint8)[:, None, None, None], np.arange(100, dtype=np.int32) % 3)
     train, validation = dataset.split_validation(split, 0.2, seed=1)
-    held, other = validation.images[:].ravel(), dataset.split_validation(split, 0.2, seed=2)[1].images[:].ravel()
+    held, other = validation.inputs[:].ravel(), dataset.split_validation(split, 0.2, seed=2)[1].inputs[:].ravel()
     assert len(held) == 20 and list(held) != list(other)
-    assert sorted([*train.images[:].ravel(), *held]) == list(range(100))
+    assert sorted([*train.inputs[:].ravel(), *held]) == list(range(100))
 
 
 def test_thinning_by_class():
@@ -63,8 +63,8 @@ def test_thinning_by_class():
 def test_digits_test_part_is_a_fixed_third():
     a, b = tfds_module.digits(), tfds_module.digits()
     assert len(a.train.labels) + len(a.test.labels) == 1797 and len(a.test.labels) == 599
-    np.testing.assert_array_equal(a.test.images, b.test.images)
-    assert a.train.images.shape[1:] == (8, 8, 3) and a.train.images.max() == 255
+    np.testing.assert_array_equal(a.test.inputs, b.test.inputs)
+    assert a.train.inputs.shape[1:] == (8, 8, 3) and a.train.inputs.max() == 255
 
 
 def test_gratings_are_learnable_by_a_linear_model_on_their_spectrum():
@@ -75,8 +75,8 @@ def test_gratings_are_learnable_by_a_linear_model_on_their_spectrum():
 
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(max_iter=200).fit(spectrum(source.train.images), source.train.labels)
-    assert model.score(spectrum(source.test.images), source.test.labels) > 0.9
+    model = LogisticRegression(max_iter=200).fit(spectrum(source.train.inputs), source.train.labels)
+    assert model.score(spectrum(source.test.inputs), source.test.labels) > 0.9
 
 
 def test_an_unknown_set_says_how_to_get_it(tmp_path):
@@ -89,9 +89,9 @@ def test_an_unknown_set_says_how_to_get_it(tmp_path):
 @pytest.mark.data
 def test_mnist_is_read_as_three_channels(data_dir):
     source = tfds_module.load("mnist", str(data_dir / "tfds"))
-    assert source.train.images.shape == (20000, 28, 28, 3)
-    assert source.test.images.shape == (10000, 28, 28, 3)
-    np.testing.assert_array_equal(source.train.images[..., 0], source.train.images[..., 2])
+    assert source.train.inputs.shape == (20000, 28, 28, 3)
+    assert source.test.inputs.shape == (10000, 28, 28, 3)
+    np.testing.assert_array_equal(source.train.inputs[..., 0], source.train.inputs[..., 2])
 
 
 @pytest.mark.data
@@ -106,7 +106,7 @@ def test_cifar10_equals_what_tfds_itself_reads(data_dir):
         example = peer[i]
         assert example["label"] == source.test.labels[i]
         # JPEG decoders may differ by rounding.
-        assert np.abs(example["image"].astype(int) - source.test.images[i]).max() <= 2
+        assert np.abs(example["image"].astype(int) - source.test.inputs[i]).max() <= 2
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_fit_keeps_the_aspect_ratio_and_leaves_the_right_size_alone(pictures):
 def test_fit_agrees_with_pillow():
     from PIL import Image
 
-    image = np.asarray(Image.fromarray(synthetic.draw_gratings().train.images[0]).resize((64, 64)))
+    image = np.asarray(Image.fromarray(synthetic.draw_gratings().train.inputs[0]).resize((64, 64)))
     for size in (24, 128):
         ours = np.asarray(preprocess.resize_and_crop(image[None], size, 1.0, "bilinear"))[0]
         pillow = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
@@ -215,8 +215,8 @@ def test_pictures_of_differing_sizes_are_fitted(tmp_path):
     tfds_folder(tmp_path, {"train": [0, 1, 1], "test": [1, 0]})
     source = tfds_module.load("odd", str(tmp_path), size=16)
     assert source.name == "odd:10.0.0" and source.classes == ("dark", "light") and source.test_origin == "test"
-    assert source.train.images.shape == (3, 16, 16, 3)
-    means = source.train.images.mean(axis=(1, 2, 3))
+    assert source.train.inputs.shape == (3, 16, 16, 3)
+    means = source.train.inputs.mean(axis=(1, 2, 3))
     np.testing.assert_allclose(means, np.where(source.train.labels, 200, 50))
 
 
@@ -252,7 +252,7 @@ def test_what_is_held_out_is_cut_once_by_scikit_learn(monkeypatch, tmp_path):
 
 def test_digits_are_scikit_learns():
     digits, source = load_digits(), tfds_module.digits()
-    seen = np.concatenate([source.train.images, source.test.images])[..., 0].reshape(-1, 64)
+    seen = np.concatenate([source.train.inputs, source.test.inputs])[..., 0].reshape(-1, 64)
     order, expected = np.lexsort(seen.T), np.round(digits.data * (255 / 16))
     np.testing.assert_array_equal(seen[order], expected[np.lexsort(expected.T)])
     assert len(source.test.labels) == 599 and np.bincount(source.train.labels).min() > 100

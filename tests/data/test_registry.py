@@ -130,7 +130,7 @@ def test_one_copy_is_kept_until_a_file_or_the_function_changes(own_sets, tmp_pat
     assert registry.load_dataset("texts", dataclasses.replace(options, size=8)) is not first
     (tmp_path / "words.txt").write_text("fine dull")
     changed = registry.load_dataset("texts", options)
-    assert changed.train.images[1] == "a fine film 0" != first.train.images[1]
+    assert changed.train.inputs[1] == "a fine film 0" != first.train.inputs[1]
     importlib.reload(own_sets)  # as a notebook runs a cell again
     assert registry.load_dataset("texts", options) is not changed
 

@@ -29,7 +29,7 @@ def test_validation_has_as_many_of_each_class_as_scikit_learn_draws(sizes, share
     wanted = round(share * len(labels))
     for seed in range(5):
         train, validation = dataset.split_validation(split_of(labels), share, seed)
-        rows = np.concatenate([train.images[:].ravel(), validation.images[:].ravel()])
+        rows = np.concatenate([train.inputs[:].ravel(), validation.inputs[:].ravel()])
         assert sorted(rows.tolist()) == list(range(len(labels))) and len(validation.labels) == wanted
         if wanted < len(sizes):  # which scikit-learn refuses
             continue
@@ -41,7 +41,7 @@ def test_validation_has_as_many_of_each_class_as_scikit_learn_draws(sizes, share
 
 def test_another_seed_draws_another_validation_split_and_the_same_seed_the_same() -> None:
     whole = split_of(np.arange(60) % 3)
-    drawn = [dataset.split_validation(whole, 0.2, seed)[1].images[:].ravel().tolist() for seed in (0, 0, 1)]
+    drawn = [dataset.split_validation(whole, 0.2, seed)[1].inputs[:].ravel().tolist() for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2] and drawn[0] == sorted(drawn[0])
 
 
@@ -98,7 +98,7 @@ def test_training_and_test_examples_of_a_sorted_set_have_all_classes() -> None:
     for seed in range(3):
         assert counts(dataset.subsample_train(whole, 60, 0, 3, seed), 3) == [40, 16, 4]
     test = dataset.subsample_test(whole, 30)
-    assert counts(test, 3) == [20, 8, 2] and (np.diff(test.images[:].ravel()) > 0).all()
+    assert counts(test, 3) == [20, 8, 2] and (np.diff(test.inputs[:].ravel()) > 0).all()
     for n in (0, 600, 1000):
         assert dataset.subsample_test(whole, n) is whole
 
@@ -114,7 +114,7 @@ def test_examples_without_a_class_are_drawn_at_random() -> None:
         assert (
             len(dataset.subsample_test(whole, 8).labels) == len(dataset.subsample_train(whole, 8, 0, 1, 0).labels) == 8
         )
-        assert dataset.subsample_test(whole, 8).images[:].ravel().tolist() != list(range(8))
+        assert dataset.subsample_test(whole, 8).inputs[:].ravel().tolist() != list(range(8))
 
 
 def test_a_run_on_a_sorted_file_is_validated_and_tested_on_all_classes(tmp_path) -> None:

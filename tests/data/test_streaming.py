@@ -37,19 +37,19 @@ def both(photos):
 
 def test_pictures_are_the_same(both):
     kept, streamed = both
-    assert not is_encoded(kept.train.images) and is_encoded(streamed.train.images)
-    assert isinstance(streamed.train.images, Subset) and isinstance(streamed.train.images.array, EncodedImages)
+    assert not is_encoded(kept.train.inputs) and is_encoded(streamed.train.inputs)
+    assert isinstance(streamed.train.inputs, Subset) and isinstance(streamed.train.inputs.array, EncodedImages)
     for part in ("train", "test"):
         a, b = getattr(kept, part), getattr(streamed, part)
-        assert b.images.shape == a.images.shape and b.images.dtype == a.images.dtype
-        np.testing.assert_array_equal(b.images[:], a.images[:])
-        np.testing.assert_array_equal(b.images[np.array([3, 0])], a.images[np.array([3, 0])])
-        np.testing.assert_array_equal(b.images[1], a.images[1])
-        assert b.images[np.array([], int)].shape == (0, 16, 16, 3)
+        assert b.inputs.shape == a.inputs.shape and b.inputs.dtype == a.inputs.dtype
+        np.testing.assert_array_equal(b.inputs[:], a.inputs[:])
+        np.testing.assert_array_equal(b.inputs[np.array([3, 0])], a.inputs[np.array([3, 0])])
+        np.testing.assert_array_equal(b.inputs[1], a.inputs[1])
+        assert b.inputs[np.array([], int)].shape == (0, 16, 16, 3)
 
 
 def test_batches_are_the_same_from_any_step_on(both):
-    streams = [loader.Stream(part.images, part.labels, 7, 6) for part in (source.train for source in both)]
+    streams = [loader.Stream(part.inputs, part.labels, 7, 6) for part in (source.train for source in both)]
     for first, stop in ((0, 5), (3, 11)):
         each = [list(stream.batches(first, stop)) for stream in streams]
         assert len(each[0]) == len(each[1]) == stop - first
@@ -66,11 +66,11 @@ def test_evaluation_sees_the_same(both):
 
 
 def test_what_is_computed_of_them_is_kept_by_files_and_rows(both, photos):
-    images = both[1].train.images
-    again = image_folder.read_folder(photos, 16, max_bytes=100).train.images
+    images = both[1].train.inputs
+    again = image_folder.read_folder(photos, 16, max_bytes=100).train.inputs
     assert content_hash(images) == content_hash(again)
     assert content_hash(images) != content_hash(Subset(images, np.arange(3)))
-    assert content_hash(images) != content_hash(image_folder.read_folder(photos, 12, max_bytes=100).train.images)
+    assert content_hash(images) != content_hash(image_folder.read_folder(photos, 12, max_bytes=100).train.inputs)
 
 
 def test_a_picture_that_cannot_be_decoded_is_named(both, photos, tmp_path):
@@ -81,16 +81,16 @@ def test_a_picture_that_cannot_be_decoded_is_named(both, photos, tmp_path):
     for path in tmp_path.glob("two/*.png"):
         path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="cannot decode .*two"):
-        list(loader.Stream(source.train.images, source.train.labels, 0, 8).batches(0, 4))
+        list(loader.Stream(source.train.inputs, source.train.labels, 0, 8).batches(0, 4))
 
 
 def test_sets_of_tfds(tmp_path):
     tfds_folder(tmp_path, {"train": [0, 1, 1, 0, 1], "test": [1, 0]})
     kept, streamed = (tfds.load("odd", str(tmp_path), 16, most) for most in (1e9, 1e2))
-    assert is_encoded(streamed.train.images) and not is_encoded(kept.train.images)
-    np.testing.assert_array_equal(streamed.train.images[:], kept.train.images[:])
+    assert is_encoded(streamed.train.inputs) and not is_encoded(kept.train.inputs)
+    np.testing.assert_array_equal(streamed.train.inputs[:], kept.train.inputs[:])
     np.testing.assert_array_equal(streamed.test.labels, kept.test.labels)
-    np.testing.assert_array_equal(streamed.train.images[np.array([4, 1])], kept.train.images[np.array([4, 1])])
+    np.testing.assert_array_equal(streamed.train.inputs[np.array([4, 1])], kept.train.inputs[np.array([4, 1])])
 
 
 @pytest.mark.slow

@@ -27,9 +27,9 @@ def test_tsv_takes_quotes_as_they_are(tmp_path):
     write(tmp_path, train_tsv='a "good\tyes\r\nbad\tno\n\nso so\tno', test_tsv="fine\tyes\n", dev_tsv="poor\tno\n")
     found = text.read_text_dataset(tmp_path, "tsv", PLAIN)
     assert found.classes == ("no", "yes") and found.test_origin == "test"
-    assert list(found.train.images) == ['a "good', "bad", "so so"]
+    assert list(found.train.inputs) == ['a "good', "bad", "so so"]
     np.testing.assert_array_equal(found.train.labels, [1, 0, 0])
-    assert list(found.test.images) == ["fine"] and list(found.validation.images) == ["poor"]
+    assert list(found.test.inputs) == ["fine"] and list(found.validation.inputs) == ["poor"]
     assert found.train.labels.dtype == np.int32
 
 
@@ -41,7 +41,7 @@ def test_csv_has_quotes_and_names_in_its_first_line(tmp_path):
     )
     found = text.read_text_dataset(tmp_path, "csv", Columns((), ("title", "body"), "class"))
     assert found.classes == ("9", "10")  # by their values
-    assert list(found.train.images) == [('a, "b"', "two\nlines"), ("c", "d")]
+    assert list(found.train.inputs) == [('a, "b"', "two\nlines"), ("c", "d")]
 
 
 def test_json_lines(tmp_path):
@@ -49,7 +49,7 @@ def test_json_lines(tmp_path):
     with pytest.raises(UserError, match="to hold out a fifth"):  # one example a class
         text.read_text_dataset(tmp_path, "jsonl")
     write(tmp_path, test_jsonl='{"text": "d", "label": 0}')
-    assert list(text.read_text_dataset(tmp_path, "jsonl").train.images) == ["a\u2028b", "c"]
+    assert list(text.read_text_dataset(tmp_path, "jsonl").train.inputs) == ["a\u2028b", "c"]
 
 
 def test_conll_columns_become_sentences(tmp_path):
@@ -60,7 +60,7 @@ def test_conll_columns_become_sentences(tmp_path):
     )
     found = text.read_text_dataset(tmp_path, "conll")
     assert found.classes == ("O", "B-ORG", "B-PER")
-    assert list(found.train.images) == [["EU", "rejects"], ["Peter"]]
+    assert list(found.train.inputs) == [["EU", "rejects"], ["Peter"]]
     assert [tags.tolist() for tags in found.train.labels] == [[1, 0], [2]]
 
 
@@ -69,7 +69,7 @@ def test_of_a_single_file_a_fifth_is_held_out(tmp_path):
     write(tmp_path, all_tsv="\n".join(lines))
     found = text.read_text_dataset(tmp_path / "all.tsv", "tsv", PLAIN)
     assert len(found.train.labels) == 16 and len(found.test.labels) == 4 and found.test.labels.sum() == 2
-    assert not set(found.train.images) & set(found.test.images)
+    assert not set(found.train.inputs) & set(found.test.inputs)
     tagged = write(tmp_path, some_conll="\n\n".join(f"w{i} {'OB'[i % 2]}" for i in range(10)))
     found = text.read_text_dataset(tagged / "some.conll", "conll")
     assert len(found.train.labels) == 8 and len(found.test.labels) == 2
@@ -122,7 +122,7 @@ GOOD = [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(10)]
 def test_a_file_is_read_in_the_encodings_of_excel(tmp_path, encoding):
     content = "text\tlabel\ncafé\ta\nx\tb\n".encode(encoding)
     found = text.read_text_dataset(write(tmp_path, train_tsv=content, test_tsv=content), "tsv")
-    assert list(found.train.images) == ["café", "x"] == list(found.test.images)
+    assert list(found.train.inputs) == ["café", "x"] == list(found.test.inputs)
 
 
 @pytest.mark.parametrize("kind, separator", [("csv", ";"), ("csv", "\t"), ("csv", ", "), ("tsv", ",")])
@@ -130,7 +130,7 @@ def test_columns_are_found_whatever_separates_them(tmp_path, kind, separator):
     lines = [separator.join(row) for row in (("text", "label"), ('"a, b; c"', "x"), ("d", "y"))]
     files = {f"{split}_{kind}": "\n".join(lines) for split in ("train", "test")}
     found = text.read_text_dataset(write(tmp_path, **files), kind)
-    assert found.classes == ("x", "y") and list(found.train.images) == ["a, b; c", "d"]
+    assert found.classes == ("x", "y") and list(found.train.inputs) == ["a, b; c", "d"]
 
 
 def test_a_tsv_as_pandas_writes_it_has_no_quotes_left(tmp_path):
@@ -139,27 +139,27 @@ def test_a_tsv_as_pandas_writes_it_has_no_quotes_left(tmp_path):
     writer.writerows([("text", "label"), *zip(values, "abab", strict=True)])
     write(tmp_path, train_tsv=stream.getvalue(), test_tsv='text\tlabel\nHe said "hi"\ta\n"hi"\tb\n')
     found = text.read_text_dataset(tmp_path, "tsv")
-    assert list(found.train.images) == values
-    assert list(found.test.images) == ['He said "hi"', '"hi"']  # a raw file, whose quotes are text
+    assert list(found.train.inputs) == values
+    assert list(found.test.inputs) == ['He said "hi"', '"hi"']  # a raw file, whose quotes are text
 
 
 def test_a_tsv_with_all_texts_in_quotes_has_none_left(tmp_path):
     content = '"text"\t"label"\n"a ""b"""\t1\n"c"\t0\n'
     found = text.read_text_dataset(write(tmp_path, train_tsv=content, test_tsv=content), "tsv")
-    assert list(found.train.images) == ['a "b"', "c"]
+    assert list(found.train.inputs) == ['a "b"', "c"]
 
 
 def test_a_text_may_be_as_long_as_a_book(tmp_path):
     book = "word " * 40_000
     write(tmp_path, train_csv=f'"{book}",a\nx,b\n', test_csv="x,b\n")
-    assert text.read_text_dataset(tmp_path, "csv", PLAIN).train.images[0] == book
+    assert text.read_text_dataset(tmp_path, "csv", PLAIN).train.inputs[0] == book
 
 
 @pytest.mark.parametrize("wrap", [lambda rows: rows, lambda rows: {"version": 1, "data": rows}])
 @pytest.mark.parametrize("indent", [None, 1])
 def test_a_json_array_is_read(tmp_path, wrap, indent):
     write(tmp_path, train_json=json.dumps(wrap(GOOD), indent=indent), test_json=jsonl(*GOOD))
-    assert list(text.read_text_dataset(tmp_path, "jsonl").train.images) == [row["text"] for row in GOOD]
+    assert list(text.read_text_dataset(tmp_path, "jsonl").train.inputs) == [row["text"] for row in GOOD]
 
 
 def test_a_line_of_a_json_array_is_named(tmp_path):
@@ -313,7 +313,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 
 def test_names_in_the_first_line_are_no_example(tmp_path):
     write(tmp_path, train_csv="text,label\na,x\nb,y\n", test_csv="c,x\n")
-    assert list(text.read_text_dataset(tmp_path, "csv", PLAIN).train.images) == ["a", "b"]
+    assert list(text.read_text_dataset(tmp_path, "csv", PLAIN).train.inputs) == ["a", "b"]
 
 
 @pytest.mark.parametrize("content", ["text\na\nb\n", "id,text\n7,a\n8,b\n", "label,text\nx,a\ny,b\n"])
@@ -342,7 +342,7 @@ SIDE = {"test_conll": "q O\nw B-LOC\n"}
 )
 def test_words_are_the_column_that_holds_them(tmp_path, content, words):
     found = text.read_text_dataset(write(tmp_path, train_conll=content, **SIDE), "conll")
-    assert found.train.images[0] == words and found.classes == ("O", "B-LOC")
+    assert found.train.inputs[0] == words and found.classes == ("O", "B-LOC")
 
 
 GERMEVAL = "#\thttp://x\n1\tNew\tB-LOC\tO\n2\tYork\tI-LOC\tB-LOC\n\n" * 5
@@ -353,7 +353,7 @@ def test_columns_are_named_where_they_are_not_certain(tmp_path):
     with pytest.raises(UserError, match="first of 4 columns numbers the words.*config.data.columns="):
         text.read_text_dataset(tmp_path, "conll")
     found = text.read_text_dataset(tmp_path, "conll", Columns(("id", "word", "outer", "inner"), ("word",), "outer"))
-    assert found.train.images[0] == ["New", "York"] and found.classes == ("O", "B-LOC", "I-LOC")[1:]
+    assert found.train.inputs[0] == ["New", "York"] and found.classes == ("O", "B-LOC", "I-LOC")[1:]
     with pytest.raises(UserError, match="no column 'label' among config.data.columns"):
         text.read_text_dataset(tmp_path, "conll", Columns(("id", "word", "outer", "inner"), ("word",)))
 
@@ -389,7 +389,7 @@ def test_real_sets_have_their_published_sizes(data_dir):
     assert sizes(trec) == [5452, 500] and np.bincount(trec.train.labels)[2] == 86
     ner = text.read_text_dataset(data_dir / "text" / "wikiann_en", "conll")
     assert sizes(ner) == [20000, 10000, 10000] and len(ner.classes) == 7 and ner.classes[0] == "O"
-    assert sum(map(len, ner.train.images)) == 160_394
+    assert sum(map(len, ner.train.inputs)) == 160_394
     assert sum(name.startswith("B-") for tags in ner.test.labels for name in np.array(ner.classes)[tags]) == 13_958
     news = text.read_text_dataset(
         data_dir / "text" / "ag_news_test.csv", "csv", Columns(("class", "title", "body"), ("title", "body"), "class")

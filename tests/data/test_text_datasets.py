@@ -38,11 +38,11 @@ def test_a_tfds_set_is_read_as_pairs(tmp_path):
     tfds_folder(tmp_path, {"train": [0, 1, 1], "test": [1], "validation": [-1]})
     source = text_datasets.load("reviews", str(tmp_path), Columns(text=("title", "body")))
     assert source.name == "reviews:1.0.0" and source.classes == ("bad", "good") and source.validation is None
-    assert {(title.startswith("Title"), body) for title, body in source.train.images} == {(True, "bad"), (True, "good")}
-    for (_, body), label in zip(source.train.images, source.train.labels, strict=True):
+    assert {(title.startswith("Title"), body) for title, body in source.train.inputs} == {(True, "bad"), (True, "good")}
+    for (_, body), label in zip(source.train.inputs, source.train.labels, strict=True):
         assert source.classes[label] == body
     one = text_datasets.load("reviews", str(tmp_path), Columns(text=("title",)))
-    assert sorted(one.train.images) == ["Title 0 é", "Title 1 é", "Title 2 é"]
+    assert sorted(one.train.inputs) == ["Title 0 é", "Title 1 é", "Title 2 é"]
 
 
 def test_a_set_without_a_test_part_gives_a_fifth(tmp_path):

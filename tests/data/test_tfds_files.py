@@ -33,7 +33,7 @@ def test_a_set_made_by_hand_is_read(tmp_path):
     prepare(tmp_path, {"train": rows(0, 1, 1), "test": rows(1, 0)})
     source = load(tmp_path)
     assert source.train.labels.tolist() == [0, 1, 1] and source.classes == ("dark", "light")
-    assert source.train.images.shape == (3, 8, 8, 3)
+    assert source.train.inputs.shape == (3, 8, 8, 3)
 
 
 @pytest.mark.parametrize("label", [10**6, 2**40 + 1, -(2**40) + 1, 2, -2, 2**63 - 1])

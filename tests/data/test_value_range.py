@@ -42,7 +42,7 @@ def write(top: Path, values: np.ndarray) -> Path:
 
 def everything(source) -> list[bytes]:
     """Return all images of a data set in an order of their own."""
-    return sorted(each.tobytes() for part in (source.train, source.test) for each in np.asarray(part.images[:]))
+    return sorted(each.tobytes() for part in (source.train, source.test) for each in np.asarray(part.inputs[:]))
 
 
 def test_sixteen_bit_images_of_a_folder_are_scaled_by_the_ends_of_the_whole_set(tmp_path: Path, capsys) -> None:
@@ -60,16 +60,16 @@ def test_hounsfield_units_above_32768_stay_apart(tmp_path: Path) -> None:
     slices = np.full((10, 6, 6), 32768 - 1000, np.uint16)
     slices[::2, 2:4, 2:4], slices[1::2, 2:4, 2:4] = 32768 + 40, 32768 + 200
     source = image_folder.read_folder(write(tmp_path, slices), 6)
-    found = {int(each[2, 2, 0]) for each in source.train.images}
+    found = {int(each[2, 2, 0]) for each in source.train.inputs}
     assert found == {round(255 * 1040 / 1200), 255}
 
 
 def test_white_of_a_12_bit_camera_is_white(tmp_path: Path) -> None:
     values = np.full((10, 6, 6), 2000, np.uint16)
     values[3, 0, 0], values[4, 0, 0] = 0, 4095
-    assert image_folder.read_folder(write(tmp_path, values), 6).train.images.max() == 255
+    assert image_folder.read_folder(write(tmp_path, values), 6).train.inputs.max() == 255
     stated = image_folder.read_folder(tmp_path, 6, value_range=(0.0, 8190.0))
-    assert stated.train.images.max() == 128 and stated.value_range == (0.0, 8190.0)
+    assert stated.train.inputs.max() == 128 and stated.value_range == (0.0, 8190.0)
 
 
 @pytest.mark.parametrize("channels", [3, 4, 2])
@@ -181,7 +181,7 @@ def test_sixteen_bit_images_with_boxes_are_scaled_too(tmp_path: Path) -> None:
         Image.fromarray(deep).save(top / "JPEGImages" / f"{name}.png")
     source = voc.read_voc(top, 32)
     assert source.value_range == (1000, 5000)
-    assert source.train.images[0, 0, -1, 0] == 128 and source.test.images[0, 0, -1, 0] == 255
+    assert source.train.inputs[0, 0, -1, 0] == 128 and source.test.inputs[0, 0, -1, 0] == 255
 
 
 def test_a_range_that_no_image_needs_is_refused(tmp_path: Path) -> None:
@@ -198,12 +198,12 @@ def test_other_people_are_scaled_as_those_of_the_run(tmp_path: Path) -> None:
     values = images(10)
     top = write(tmp_path / "set", values)
     of_run = Decoding(value_range=(0.0, 10000.0), from_run=True)
-    found = [each.tobytes() for each in faces.read_faces(top, 6, decoding=of_run).examples.images[:]]
+    found = [each.tobytes() for each in faces.read_faces(top, 6, decoding=of_run).examples.inputs[:]]
     assert sorted(found) == sorted(each.tobytes() for each in expected(values, 0, 10000))
     with pytest.raises(UserError, match="more than 8 bits"):
         faces.read_faces(top, 6, decoding=Decoding(from_run=True))  # a run on 8 bits
     plain = write(tmp_path / "plain", np.full((10, 6, 6), 9, np.uint8))
-    assert (faces.read_faces(plain, 6, decoding=of_run).examples.images[:] == 9).all()
+    assert (faces.read_faces(plain, 6, decoding=of_run).examples.inputs[:] == 9).all()
 
 
 @pytest.mark.parametrize(

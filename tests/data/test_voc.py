@@ -15,7 +15,7 @@ from tl_jax.utils.errors import UserError
 def test_voc_is_read_and_scaled(tmp_path):
     source = voc.read_voc(some(tmp_path / "set"), 128)
     assert source.classes == ("cat", "dog") and source.test_origin == "test" and source.validation is None
-    assert source.train.images.shape == (2, 64, 128, 3) and source.train.images.dtype == np.uint8
+    assert source.train.inputs.shape == (2, 64, 128, 3) and source.train.inputs.dtype == np.uint8
     expected = [[[20, 20, 60, 40, 0, 0], [0, 0, 128, 64, 1, 1]], [[0, 0, 0, 0, -1, 0]] * 2]
     np.testing.assert_array_equal(source.train.labels, np.array(expected, np.float32))
     np.testing.assert_array_equal(source.test.labels[0], [[20, 20, 60, 40, 0, 0], [0, 0, 0, 0, -1, 0]])
@@ -54,8 +54,8 @@ def test_pictures_of_other_shapes_lie_at_the_top_left_of_grey(tmp_path):
     tall = XML.format(w=20, h=40, objects=OBJECT.format("cat", 0, 0, 0, 20, 40))
     (folder / "Annotations" / "t.xml").write_text(tall)
     source = voc.read_voc(folder, 64)
-    assert source.test.images.shape == (1, 64, 64, 3)
-    assert (source.test.images[0, :, :32] == [0, 0, 255]).all() and (source.test.images[0, :, 32:] == 127).all()
+    assert source.test.inputs.shape == (1, 64, 64, 3)
+    assert (source.test.inputs[0, :, :32] == [0, 0, 255]).all() and (source.test.inputs[0, :, 32:] == 127).all()
     np.testing.assert_array_equal(source.test.labels[0, 0], [0, 0, 32, 64, 0, 0])
     np.testing.assert_array_equal(source.train.labels[0, 0], [10, 10, 30, 20, 0, 0])
 
@@ -235,10 +235,10 @@ def overlap(image, box):
 )
 def test_boxes_of_the_stored_pixels_are_turned_with_the_picture(tmp_path, orientation, frame, size, capsys):
     source = voc.read_voc(write_turned(tmp_path / f"s{orientation}{frame}{size}", orientation, frame, size), 256)
-    assert overlap(source.train.images[0], source.train.labels[0, 0, :4]) > 0.9
+    assert overlap(source.train.inputs[0], source.train.labels[0, 0, :4]) > 0.9
     with Image.open(next(tmp_path.glob("*/JPEGImages/0.jpg"))) as file:
         upright = ImageOps.exif_transpose(file).size
-    assert source.train.images.shape[1:3] == tuple(-(-side * 256 // max(upright) // 32) * 32 for side in upright[::-1])
+    assert source.train.inputs.shape[1:3] == tuple(-(-side * 256 // max(upright) // 32) * 32 for side in upright[::-1])
     unsure = orientation > 1 and (frame == "stored" or size[0] == size[1] or orientation < 5)
     assert ("10 pictures with an EXIF orientation whose annotations do not show" in capsys.readouterr().err) == unsure
 
@@ -247,7 +247,7 @@ def test_boxes_of_the_stored_pixels_are_turned_with_the_picture(tmp_path, orient
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_boxes_of_the_turned_picture_are_known_by_its_size(tmp_path, orientation, capsys):
     source = voc.read_voc(write_turned(tmp_path / "set", orientation, "upright stated"), 256)
-    assert overlap(source.train.images[0], source.train.labels[0, 0, :4]) > 0.9
+    assert overlap(source.train.inputs[0], source.train.labels[0, 0, :4]) > 0.9
     assert "EXIF" not in capsys.readouterr().err
 
 
@@ -331,7 +331,7 @@ def test_the_picture_that_an_annotation_names_is_taken(tmp_path):
         for path in (folder / "Annotations").glob("*.xml"):
             text = path.read_text().partition("<filename>")[0].removesuffix("</annotation>")
             path.write_text(f"{text}<filename>{path.stem}.{ending}</filename></annotation>")
-        assert (voc.read_voc(folder, 64).train.images == colour).all()
+        assert (voc.read_voc(folder, 64).train.inputs == colour).all()
 
 
 @pytest.mark.fast

@@ -59,8 +59,8 @@ def test_real_training_sentences_have_the_words_of_training(data_dir):
         text_datasets.load_docstrings("docs_names"),
         text.read_text_dataset(data_dir / "text" / "wikiann_en", "conll"),
     ):
-        splitter = learn_splitter(source.train.images)
-        same = [splitter.words(" ".join(words)) == words for words in source.train.images]
+        splitter = learn_splitter(source.train.inputs)
+        same = [splitter.words(" ".join(words)) == words for words in source.train.inputs]
         assert all(same)
-        same = [splitter.words(" ".join(words)) == words for words in source.test.images]
+        same = [splitter.words(" ".join(words)) == words for words in source.test.inputs]
         assert sum(same) / len(same) > 0.95  # 57 % and 72 % with BERT's own pre-tokenizer

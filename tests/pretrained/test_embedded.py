@@ -43,7 +43,7 @@ def test_accuracy_is_the_cards(data_dir):
     source = tfds.load("cifar10", str(data_dir / "tfds"))
     net = pretrained.load("resnet8", "tl_jax")
     predict = jax.jit(lambda images: net.model.apply(net.variables, net.preprocess(images))[0].argmax(-1))
-    answers = np.concatenate([predict(source.test.images[i : i + 500]) for i in range(0, 10_000, 500)])
+    answers = np.concatenate([predict(source.test.inputs[i : i + 500]) for i in range(0, 10_000, 500)])
     stated = float(
         re.search(r"test accuracy \| ([\d.]+)%", catalog.EMBEDDED["resnet8"].with_suffix(".md").read_text())[1]
     )

@@ -58,7 +58,7 @@ def test_predictions_are_said_written_and_drawn(trained, tmp_path, capsys):
     folder, _ = trained
     source = synthetic.draw_scenes(size=32)
     for i in range(12):  # twice the size of what the network was trained on
-        Image.fromarray(source.test.images[i]).resize((64, 64)).save(tmp_path / f"{i:02}.png")
+        Image.fromarray(source.test.inputs[i]).resize((64, 64)).save(tmp_path / f"{i:02}.png")
     Image.new("RGB", (40, 80)).save(tmp_path / "other.png")
     found = api.predict(config_of(*LONG), folder, [str(tmp_path)])
     out = capsys.readouterr().out

@@ -56,7 +56,7 @@ def test_predictions_name_the_person_and_say_same_or_different(run, tmp_path):
     album = faces.draw_faces()
     chosen = {0: "a.png", 9: "b.png"}  # persons 0 and 1
     for row, name in chosen.items():
-        Image.fromarray(album.examples.images[row]).save(tmp_path / name)
+        Image.fromarray(album.examples.inputs[row]).save(tmp_path / name)
     config = configure(("epochs", 6.0), ("save_every", 3.0))
     found = api.predict(config, folder, [str(tmp_path)])
     assert [entry["person"] for entry in found] == ["person00", "person01"]  # the very pictures are known
@@ -67,7 +67,7 @@ def test_predictions_name_the_person_and_say_same_or_different(run, tmp_path):
     for row in (16, 17, 24, 25):
         person = known / album.identities[album.examples.labels[row]]
         person.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(album.examples.images[row]).save(person / f"{row}.png")
+        Image.fromarray(album.examples.inputs[row]).save(person / f"{row}.png")
     other = recipe.override(config, (("faces.known", str(known)),))
     (one,) = api.predict(other, folder, [str(known / "person02" / "16.png")])
     assert one["person"] in ("person02", "person03") and not one["picture"].endswith("/16.png")
@@ -91,7 +91,7 @@ def test_predictions_use_the_threshold_of_the_run(run, tmp_path):
     assert face_verification.validation_threshold(task, state.variables) == pytest.approx(
         summary["threshold"], abs=1e-4
     )
-    Image.fromarray(faces.draw_faces().examples.images[0]).save(tmp_path / "a.png")
+    Image.fromarray(faces.draw_faces().examples.inputs[0]).save(tmp_path / "a.png")
     for value in (summary["threshold"], 0.125):
         (copied / "summary.json").write_text(json.dumps({**kept, "threshold": value}))
         (found,) = api.predict(config, copied, [str(tmp_path / "a.png")])
@@ -116,7 +116,7 @@ def test_an_export_puts_out_the_embeddings(run):
     net = pretrained.load("resnet8", "tl_jax", api.export(config, folder))
     task = face_verification.FaceVerification(config)
     state = api.restore(config, folder)[2]
-    images = faces.draw_faces().examples.images[:4]
+    images = faces.draw_faces().examples.inputs[:4]
     raw, _ = jax.jit(net.model.apply)(net.variables, net.preprocess(images))
     assert raw.shape == (4, 32)
     expected = jax.jit(task.outputs)(state.variables, {"image": images})
@@ -142,7 +142,7 @@ def write_people(folder, rows, album):
     for row in rows:
         file = folder / album.files[row]
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(album.examples.images[row]).save(file)
+        Image.fromarray(album.examples.inputs[row]).save(file)
     return folder
 
 

@@ -105,7 +105,7 @@ def test_views_are_taken_in_turn(tmp_path):
     (phase,) = task.plan()
     seen = task.cache_features(initial_state(task, 0).variables, phase)
     n = task.sizes["train"]
-    images = seen.train_batch.images
+    images = seen.train_batch.inputs
     assert len(images) == 3 * n
     first, second, third = images[:n], images[n : 2 * n], images[2 * n :]
     assert not np.allclose(first, second, atol=1e-3) and not np.allclose(second, third, atol=1e-3)

@@ -135,7 +135,7 @@ def test_boxes_are_predicted_past_a_damaged_file(tmp_path):
     api.run(config, tmp_path / "run")
     (tmp_path / "some").mkdir()
     for i in range(3):
-        Image.fromarray(synthetic.draw_scenes(train=4, test=1, size=32).train.images[i]).save(
+        Image.fromarray(synthetic.draw_scenes(train=4, test=1, size=32).train.inputs[i]).save(
             tmp_path / "some" / f"{i}.png"
         )
     (tmp_path / "some" / "1.png").write_bytes(b"nothing")

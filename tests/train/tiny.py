@@ -66,7 +66,7 @@ class Tiny(Task):
     def __init__(self, seed, scale, train):
         self._init, self.loss, self.metrics = functions(scale)
         self.parts = {"train": train, "validation": data(21, 1), "test": data(33, 2)}
-        self.name, self.train_batch = "tiny", loader.Stream(train.images, train.labels, seed, 8)
+        self.name, self.train_batch = "tiny", loader.Stream(train.inputs, train.labels, seed, 8)
         self.sizes = {name: len(part.labels) for name, part in self.parts.items()}
 
     def init(self, key):

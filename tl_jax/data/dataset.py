@@ -79,13 +79,17 @@ def slice_images(images: "np.ndarray | EncodedImages", first: int, stop: int) ->
 
 
 class Split(NamedTuple):
-    """Pictures uint8 (N, H, W, 3), RGB, read by rows as ``images[rows]``, and labels int32 (N,) in [0, K).
+    """N examples.
 
-    ``groups`` (N,) names what each belongs to, a patient say, where that is known; ``files`` (N,) the file of each, if
-    the images are files.
+    Attributes:
+        inputs: images uint8 (N, H, W, 3), RGB, read by rows as ``inputs[rows]``; or texts, pairs of texts or lists of
+            words, object (N,).
+        labels: int32 (N,) in [0, K); boxes float32 (N, M, 6), or tags int32 (W,) of each list of words.
+        groups: (N,) names of what each belongs to, a patient say; None where that is not known.
+        files: (N,) the file of each; None where they are no files.
     """
 
-    images: "Images"
+    inputs: "Images"
     labels: np.ndarray
     groups: np.ndarray | None = None
     files: np.ndarray | None = None
@@ -239,7 +243,7 @@ def _test_mask(labels: np.ndarray, share: str, groups: np.ndarray | None) -> np.
 def split_test(name: str, full: Split, classes: tuple[str, ...], share: str = "third") -> Dataset:
     """Cut a test part, the same at every call, from a set that has none: see ``hold_out``."""
     rows = hold_out(name, full.labels, classes, share)
-    splits = (Split(full.images[r], full.labels[r]) for r in rows)
+    splits = (Split(full.inputs[r], full.labels[r]) for r in rows)
     return Dataset(name, *splits, classes=classes, test_origin=f"a {share} held out")
 
 
@@ -252,7 +256,7 @@ def select_rows(split: Split, rows: np.ndarray) -> Split:
     if len(rows) == len(split.labels) and (rows == np.arange(len(rows))).all():
         return split
     groups, files = (None if array is None else array[rows] for array in (split.groups, split.files))
-    return Split(Subset(split.images, rows), split.labels[rows], groups, files)
+    return Split(Subset(split.inputs, rows), split.labels[rows], groups, files)
 
 
 def split_validation(train: Split, share: float, seed: int, classes: Sequence[str] = ()) -> tuple[Split, Split]:

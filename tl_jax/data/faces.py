@@ -236,7 +236,7 @@ def load_lfw(
     title, examples, limits = tfds.read_tfds_names("lfw", data_dir, size, max_bytes, decoding)
     identities, labels = np.unique(examples.labels, return_inverse=True)
     files = tuple(Path(str(name)) / f"example{row}" for row, name in enumerate(examples.labels))
-    return FaceSet(title, Split(examples.images, labels.astype(np.int32)), tuple(map(str, identities)), files, limits)
+    return FaceSet(title, Split(examples.inputs, labels.astype(np.int32)), tuple(map(str, identities)), files, limits)
 
 
 def draw_faces() -> FaceSet:

@@ -79,7 +79,7 @@ def _group_bytes(split: Split) -> Iterator[bytes]:
 
 
 def _example_bytes(split: Split, folder: str, name: str) -> Iterator[bytes]:
-    images = split.images
+    images = split.inputs
     count = len(split.labels)
     if split.files is not None:
         yield _json_bytes(relative_names(split.files, folder))

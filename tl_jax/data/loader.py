@@ -35,13 +35,13 @@ class Stream(NamedTuple):
     """Training batches of a seed, a pure function of the step.
 
     Attributes:
-        images: (V * N, ...): pictures uint8, or maps; V views of each example, view by view.
+        inputs: (V * N, ...): images uint8, or maps; V views of each example, view by view.
         labels: int32 (N,).
         seed: of the order.
         batch_size: B.
     """
 
-    images: Images
+    inputs: Images
     labels: np.ndarray
     seed: int
     batch_size: int
@@ -49,17 +49,17 @@ class Stream(NamedTuple):
     def rows(self, step: int) -> np.ndarray:
         """Return the rows (B,) of ``images`` that make up batch ``step``; each epoch sees the next view."""
         n = len(self.labels)
-        return train_indices(self.seed, n, self.batch_size, step, len(self.images) // n)
+        return train_indices(self.seed, n, self.batch_size, step, len(self.inputs) // n)
 
     def __call__(self, step: int, share: slice = slice(None)) -> Mapping[str, np.ndarray]:
         """Return ``image`` (B, ...), ``label`` int32 (B,) and ``mask`` float32 (B,) of batch ``step``, or a share."""
         rows = self.rows(step)[share]
         labels = self.labels[rows % len(self.labels)]
-        return {"image": self.images[rows], "label": labels, "mask": np.ones(len(rows), np.float32)}
+        return {"image": self.inputs[rows], "label": labels, "mask": np.ones(len(rows), np.float32)}
 
     def batches(self, first: int, stop: int, share: slice = slice(None)) -> Iterator[Mapping[str, np.ndarray]]:
         """Yield the batches ``first`` to ``stop``, or of each the share that this process works on."""
-        return _iterate_batches(functools.partial(self.__call__, share=share), first, stop, is_encoded(self.images))
+        return _iterate_batches(functools.partial(self.__call__, share=share), first, stop, is_encoded(self.inputs))
 
 
 def eval_batches(split: Split, batch_size: int) -> Iterator[Mapping[str, np.ndarray]]:
@@ -69,9 +69,9 @@ def eval_batches(split: Split, batch_size: int) -> Iterator[Mapping[str, np.ndar
         rows = np.arange(i * batch_size, (i + 1) * batch_size)
         mask = rows < len(split.labels)
         rows = np.minimum(rows, len(split.labels) - 1)
-        return {"image": split.images[rows], "label": split.labels[rows], "mask": mask.astype(np.float32)}
+        return {"image": split.inputs[rows], "label": split.labels[rows], "mask": mask.astype(np.float32)}
 
-    return _iterate_batches(batch, 0, -(-len(split.labels) // batch_size), is_encoded(split.images))
+    return _iterate_batches(batch, 0, -(-len(split.labels) // batch_size), is_encoded(split.inputs))
 
 
 def _iterate_batches(

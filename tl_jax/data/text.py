@@ -119,7 +119,7 @@ def read_text_dataset(folder: Path, kind: str, columns: Columns = DEFAULT_COLUMN
     full, classless = splits["train"], kind in ("conll", "lines")
     strata = np.zeros(len(full.labels), np.int32) if classless else full.labels
     train, test = hold_out(name, strata, ("texts",) if classless else classes, "fifth")
-    train, test = (Split(full.images[rows], full.labels[rows]) for rows in (train, test))
+    train, test = (Split(full.inputs[rows], full.labels[rows]) for rows in (train, test))
     return Dataset(name, train, test, classes, "a fifth held out", splits.get("validation"))
 
 

@@ -181,7 +181,7 @@ def read_tfds_names(
     decoding = _with_value_range(builder, [split], decoding)
     examples = _read_split(builder, split, size, max_bytes, name_bytes=MAX_NAME_BYTES, decoding=decoding)
     names = np.char.decode(np.ascontiguousarray(examples.labels).view(f"S{MAX_NAME_BYTES}")[:, 0], "utf-8")
-    return f"{name}:{builder.info.version}", Split(examples.images, names), decoding.value_range
+    return f"{name}:{builder.info.version}", Split(examples.inputs, names), decoding.value_range
 
 
 def open_prepared(name: str, data_dir: str, inputs: str = "images") -> Any:

@@ -142,11 +142,11 @@ def example_boxes(
         min_score: score of the boxes that are shown.
         detections: boxes (D, 6) of each picture: x0, y0, x1, y1, class, score.
     """
-    height, width = split.images.shape[1:3]
+    height, width = split.inputs.shape[1:3]
     scale = np.asarray([width, height, width, height])
     rows = []
     for i in range(min(MAX_IMAGES, len(detections))):
-        image, labels = split.images[np.asarray([i])][0], np.asarray(split.labels[i])
+        image, labels = split.inputs[np.asarray([i])][0], np.asarray(split.labels[i])
         shown = detections[i][detections[i][:, -1] >= min_score]
         rows.append(
             {
@@ -294,7 +294,7 @@ class Detection(ImageTask):
         self.detector = with_detector(net, len(source.classes), config.detect.width)
         inputs = Pixels(net.model.channels, scaling)
         self.network = Network(self.detector.model, inputs, Adapters(**config.adapt.to_dict()))
-        height, width = source.train.images.shape[1:3]
+        height, width = source.train.inputs.shape[1:3]
         self.regularize, self.shape = make_regularize(config, self.detector), (height, width)
         self.decoding = self.make_decoding(config)._replace(value_range=source.value_range)
         self.name, self.classes = f"{config.model.name} on {source.name}", source.classes
@@ -303,7 +303,7 @@ class Detection(ImageTask):
         self.metrics, self.features = make_metrics(self.network), make_features(self.network)
         self.outputs = make_predict(self.network, DetectionOptions(config.detect.max_detections, config.detect.nms_iou))
         train = self.splits["train"]
-        self.train_batch = loader.Stream(train.images, train.labels, config.seed, config.batch_size)
+        self.train_batch = loader.Stream(train.inputs, train.labels, config.seed, config.batch_size)
         self.sizes, self.stages = record.sizes(self.splits), self.detector.model.stage_names()
         facts = {"size": size, "shape": list(self.shape), "crop": 1.0, "interpolation": "bilinear", "scaling": scaling}
         self.facts = {

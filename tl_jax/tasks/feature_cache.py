@@ -207,11 +207,11 @@ class FrozenOutputs:
 
     def of_split(self, split: Split) -> np.ndarray | Subset:
         """Return the outputs (N, ...) of a split, those of a whole set where a part of the task is most of it."""
-        images = split.images
+        images = split.inputs
         if isinstance(images, Subset) and any(
-            isinstance(other.images, Subset)
-            and other.images.array is images.array
-            and 2 * len(other.images) >= len(images.array)
+            isinstance(other.inputs, Subset)
+            and other.inputs.array is images.array
+            and 2 * len(other.inputs) >= len(images.array)
             for other in self.feature_cache.splits.values()
         ):
             return Subset(self._outputs(images.array), images.indices)
@@ -228,7 +228,7 @@ class FrozenOutputs:
     def of_views(self, split: Split, count: int) -> np.ndarray:
         """Return the outputs (count * N, ...) of augmented views of a split, view by view."""
         augment_config, seed = self.feature_cache.augment, self.feature_cache.config.seed
-        key = content_hash(self.key, split.images, augment_config._asdict(), seed, count)
+        key = content_hash(self.key, split.inputs, augment_config._asdict(), seed, count)
         return self._get(
             key, count * len(split.labels), lambda: self._rows(self._augmented(split, count), augment_config)
         )
@@ -273,7 +273,7 @@ class FrozenOutputs:
                 number += 1
 
     def _shapes(self) -> dict[str, Any]:
-        images = self.feature_cache.splits["train"].images
+        images = self.feature_cache.splits["train"].inputs
         return {"image": jax.ShapeDtypeStruct((self.batch_size, *images.shape[1:]), images.dtype)}
 
 
@@ -361,6 +361,6 @@ class TextFeatureCache:
             metrics=losses.make_metrics(head),
             outputs=losses.make_predict(head),
             test_order=None,
-            train_batch=loader.Stream(train.images, train.labels, self.config.seed, self.config.batch_size),
+            train_batch=loader.Stream(train.inputs, train.labels, self.config.seed, self.config.batch_size),
             eval_batches=lambda split: loader.eval_batches(splits[split], size),
         )

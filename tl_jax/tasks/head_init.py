@@ -114,7 +114,7 @@ def with_probe(variables: Any, probe: Probe) -> dict[str, Any]:
 
 def feature_width(net: Network, variables: Any, split: Split) -> int:
     """Return the number of features, which is not that of the head's inputs where hidden layers lie between."""
-    example = jax.ShapeDtypeStruct((1, *split.images.shape[1:]), split.images.dtype)
+    example = jax.ShapeDtypeStruct((1, *split.inputs.shape[1:]), split.inputs.dtype)
     return jax.eval_shape(net.predict, variables, example)[1]["features"].shape[-1]
 
 

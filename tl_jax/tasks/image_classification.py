@@ -197,7 +197,7 @@ class ImageClassification(ImageTask):
         self.build(config, net, inputs, source, classes, record)
         self.score = config.score
         decoding = self.make_decoding(config)._replace(value_range=source.value_range)
-        height, width = self.splits["train"].images.shape[1:3]
+        height, width = self.splits["train"].inputs.shape[1:3]
         held_out = functools.partial(loader.eval_batches, self.splits["validation"], config.eval_batch_size)
         calibrates = config.calibrate and self.sizes["validation"]
         self.predictor = Predictor(
@@ -236,7 +236,7 @@ class ImageClassification(ImageTask):
     def test_details(self, predictions: Any) -> dict[str, Any]:
         test = self.splits["test"]
         names = None if test.files is None else relative_names(test.files, self.config.data.dir)
-        return error_analysis.image_details(self.classes, test.images, predictions, names)
+        return error_analysis.image_details(self.classes, test.inputs, predictions, names)
 
     def report(self, test: Any, validation: Any, folder: Path) -> dict[str, Any]:
         return image_evaluation.report_calibration(self.settings, test, validation, folder) if self.settings else {}

@@ -165,14 +165,14 @@ class ImageTask(Task):
             unlabelled = splits["unlabelled"]
             self.pretext = Objective(
                 make_pretext_loss(self.network, pretext),
-                loader.Stream(unlabelled.images, unlabelled.labels, *stream_args),
+                loader.Stream(unlabelled.inputs, unlabelled.labels, *stream_args),
             )
         augment_config, added_pretext = Augment(**config.augment.to_dict()), pretext if config.pretext.weight else None
         for name, function in self.functions(self.network, augment_config, regularize, added_pretext).items():
             setattr(self, name, function)
         self.name, self.classes = f"{config.model.name} on {source.name}", source.classes
         self.features = make_features(self.network)
-        self.train_batch = loader.Stream(splits["train"].images, splits["train"].labels, *stream_args)
+        self.train_batch = loader.Stream(splits["train"].inputs, splits["train"].labels, *stream_args)
         self.sizes, self.stages = record.sizes(splits), net.model.stage_names()
         self.facts = {
             **task_facts(net, inputs, source, splits), **record.describe(source, splits, config.data.dir)
@@ -339,7 +339,7 @@ def task_facts(net: Pretrained, inputs: Inputs, source: Dataset, splits: Mapping
         **source.facts(),
         "new_head": net.new_head,
         "spec": net.spec.to_dict(),
-        "input_shape": list(splits["train"].images.shape[1:3]),
+        "input_shape": list(splits["train"].inputs.shape[1:3]),
     }
 
 

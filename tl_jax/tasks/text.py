@@ -66,7 +66,7 @@ class TextTask(Task):
         self.config, source = config, record.source(lambda: load_source(config, type(self)), *no_examples)
         if record.reads_data:
             warn_shared_texts(source)
-            self.reading = self.reading_options(np.asarray(source.train.images))
+            self.reading = self.reading_options(np.asarray(source.train.inputs))
         else:
             self.reading = record.facts["reading"]
         self.net = net = load_network(config, source.classes if self.needs_labels else (), self.head)
@@ -77,7 +77,7 @@ class TextTask(Task):
         self.splits = splits = tokenize_splits(config, net, raw_splits, source.classes)
         self.regularize, self.classes = make_regularize(config, net), source.classes
         self.feature_cache = TextFeatureCache(config, self.encoder, splits, self.regularize, self.caches_features)
-        self.test_texts, self.test_order = np.asarray(raw_splits["test"].images), splits["test"].order()
+        self.test_texts, self.test_order = np.asarray(raw_splits["test"].inputs), splits["test"].order()
         self.name = f"{config.model.name} on {source.name}"
         self.features, self.stages = objectives.make_text_features(self.encoder), net.model.stage_names()
         self.train_batch = TextStream(splits["train"], config.seed, config.batch_size)
@@ -290,9 +290,9 @@ def make_columns(config: Any) -> Columns:
 
 def warn_shared_texts(source: Dataset) -> None:
     """Warn about validation and test texts that are in the training split, too."""
-    train = {_hashable(text) for text in source.train.images}
+    train = {_hashable(text) for text in source.train.inputs}
     for name, split in (("validation", source.validation), ("test", source.test)):
-        shared = sum(_hashable(text) in train for text in split.images) if split else 0
+        shared = sum(_hashable(text) in train for text in split.inputs) if split else 0
         if split and shared:
             count = f"{shared:,} of {len(split.labels):,} {name} texts"
             say(f"{source.name}: {count} are in the training split, too, so scores are too high; remove them from one")
@@ -330,7 +330,7 @@ def tokenize_splits(
     max_length, pad = max_tokens(config, net), tokenize.pad_id(net.tokenizer)
     tokenized_splits, num_cut, total, unread = {}, 0, 0, 0
     for name, split in splits.items():
-        texts = np.asarray(split.images)
+        texts = np.asarray(split.inputs)
         encodings = tokenize.encode_texts(net.tokenizer, texts.tolist(), max_length)
         num_cut, total = num_cut + sum(bool(e.overflowing) for e in encodings), total + len(encodings)
         tokenized = tokenized_splits[name] = tokenize.tokenized_texts(encodings, split.labels, pad)

@@ -228,7 +228,7 @@ class Stepper:
             # A call gathers the data of that many, however few it takes.
             self.max_steps = min(self.max_steps, max_steps)
             if not self._is_local_cpu:
-                stored = {"image": self._batch.images[:], "label": self._batch.labels}
+                stored = {"image": self._batch.inputs[:], "label": self._batch.labels}
                 self._data = sharding.replicate(stored)
             self._loop = sharding.compile_cached(make_train_steps(*step_options), state, *self._loop_args(first, first))
             self.seconds = self._loop.seconds
@@ -310,17 +310,17 @@ class Stepper:
         if not self._is_local_cpu:
             return self._data, sharding.replicate(rows.astype(np.int32))
         chosen, labels = rows.ravel(), self._batch.labels
-        data = {"image": self._batch.images[chosen], "label": labels[chosen % len(labels)]}
+        data = {"image": self._batch.inputs[chosen], "label": labels[chosen % len(labels)]}
         return sharding.replicate((data, np.arange(rows.size, dtype=np.int32).reshape(rows.shape)))
 
     def _steps_per_call(self) -> int:
         """Return the steps that a call may take: one where a step is work enough, or the data do not fit."""
         stream, steps = self._batch, min(MAX_STEPS, self._phase.stop - self._phase.start)
-        if not isinstance(stream, Stream) or is_encoded(stream.images):
+        if not isinstance(stream, Stream) or is_encoded(stream.inputs):
             return 1
-        row = stream.images[:1].nbytes
+        row = stream.inputs[:1].nbytes
         if not self._is_local_cpu:
-            return steps if len(stream.images) * row <= MAX_DATA_BYTES else 1
+            return steps if len(stream.inputs) * row <= MAX_DATA_BYTES else 1
         return max(1, min(steps, MAX_SENT_BYTES // (row * stream.batch_size))) if self.flops < MAX_LOOP_FLOPS else 1
 
 
