@@ -5,6 +5,8 @@
 ``run.py --mode=eval --workdir=RUN_FOLDER`` and ``--mode=export`` use it by themselves.
 """
 
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,10 @@ def get_config(folder: str = ""):
     path = Path(folder).expanduser() / "config.json"
     if not path.is_file():
         raise UserError(f"no {path}; write --config=configs/stored.py:RUN_FOLDER")
-    plugins.check_imported(workdir.stored_facts(path.parent).get("modules") or (), path.parent)
+    modules: Sequence[str] = ()
+    with contextlib.suppress(UserError):  # that the file is damaged is said by who needs it
+        modules = workdir.stored_facts(path.parent).get("modules") or ()
+    plugins.check_imported(modules, path.parent)
     config, action = recipe.get_config(), "pass --config=RECIPE with the fields of that run"
     content = renames.rename_fields(_lists_to_tuples(read_json(path, action)))
     for field, value in flatten_config(ConfigDict(content), FIELDS).items():
