@@ -54,3 +54,20 @@ def test_a_recipe_with_the_old_import_is_told_the_new_one(tmp_path, line):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "from tl_jax.config import recipe" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_names_of_the_last_release_work_with_a_warning():
+    from tl_jax import api, export, models
+    from tl_jax.models.registry import MODELS
+    from tl_jax.models.resnet import ResNet
+    from tl_jax.transfer import methods
+
+    with pytest.warns(DeprecationWarning, match="MECHANISMS is METHODS"):
+        assert methods.MECHANISMS is methods.METHODS
+    with pytest.warns(DeprecationWarning, match="tl_jax.export.export is tl_jax.export.bundle.export"):
+        assert export.export is api.export
+    with MODELS.temporary(), pytest.warns(DeprecationWarning, match="is register_model"):
+        models.MODELS["small"] = (ResNet, {"depths": (1, 1, 1, 1)})
+        assert models.create("small", 3).depths == (1, 1, 1, 1)
+    with pytest.raises(AttributeError):
+        export.no_such_name  # noqa: B018
