@@ -297,3 +297,10 @@ def test_a_task_lets_go_of_its_data():
         assert gone() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.slow
+def test_a_field_that_is_none_is_told_with_the_line_that_sets_it(home):
+    (home / "bad.py").write_text(RECIPE.replace("config.score = ", "config.optim.learning_rate = "))
+    out = run(home, *MAIN, "--import=own_plugin", "--config=bad.py", "--workdir=x", code=2)
+    assert "bad.py:12: unknown field 'learning_rate'; choose one of accumulate, " in out and "Traceback" not in out

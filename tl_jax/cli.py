@@ -27,7 +27,8 @@ from tl_jax.utils.errors import UserError, nearest
 
 RECIPES_DIR = recipes_dir()
 DEFAULT_RECIPE = RECIPES_DIR / "digits_resnet.py"
-CONFIG_DIR = Path(__file__).parent / "config"
+PACKAGE = Path(__file__).parent
+CONFIG_DIR = PACKAGE / "config"
 STORED_RECIPE = CONFIG_DIR / "stored.py"
 MODES = ("train", "eval", "predict", "export", "preview", "find_lr", "play", "explain", "report")
 INPUT_MODES = ("predict", "explain")  # modes that take --input
@@ -131,16 +132,27 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
             "tl_jax.config.schema, methods in tl_jax.transfer.methods; change the import in the recipe"
         ) from None
     except (AttributeError, KeyError, TypeError, ValueError) as e:
-        frames = [
-            f for f in traceback.extract_tb(e.__traceback__) if Path(f.filename).parent in (RECIPES_DIR, CONFIG_DIR)
-        ]
-        location = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "a flag does not fit the configuration"
+        location = _blamed_line(e) or "a flag does not fit the configuration"
         raise UserError(f"{location}: {e}".replace("\n", "; ")) from None
     finally:
         sys.argv = original_argv
     if remaining[1:]:
         raise UserError(f"unexpected argument {remaining[1]!r}; every option is written --name=value")
     return remaining
+
+
+def _blamed_line(error: Exception) -> str:
+    """Return "FILE:LINE" of the recipe, or the module of the user's, in which an error arose; "" if it was in none."""
+    others = {"ml_collections", "absl", "importlib"}
+    program = getattr(sys.modules["__main__"], "__file__", None)
+
+    def can_be_blamed(file: Path) -> bool:
+        if file in RECIPES_DIR.glob("*.py") or file == STORED_RECIPE:
+            return True
+        return file.is_file() and str(file) != program and PACKAGE not in file.parents and not others & set(file.parts)
+
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if can_be_blamed(Path(f.filename))]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
 @contextlib.contextmanager

@@ -287,7 +287,7 @@ def test_arms_may_differ_in_a_field_of_one_phase():
 
 
 def test_a_misspelt_field_in_a_recipe_is_refused():
-    with pytest.raises(AttributeError, match='Did you mean "lr"'):
+    with pytest.raises(AttributeError, match="unknown field 'lrr'; did you mean 'lr'"):
         recipe_module.get_config().optim.lrr = 1.0
 
 

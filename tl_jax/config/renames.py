@@ -9,6 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from tl_jax.utils.errors import nearest
+
 # Of the whole configuration. A field keeps its group, so that a group alone can tell what an old name means.
 RENAMED_FIELDS = {
     "detect.most": "detect.max_detections",
@@ -138,7 +140,10 @@ class RenamingDict(ConfigDict):
         return super().__getattr__(self._current_name(attribute))
 
     def __setattr__(self, attribute: str, value: Any) -> None:
-        super().__setattr__(self._current_name(attribute), value)
+        name = self._current_name(attribute)
+        if not name.startswith("_") and name not in self and self.is_locked:
+            raise AttributeError(f"unknown field {name!r}; {nearest(name, map(str, self.keys()))}")
+        super().__setattr__(name, value)
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, rename_entries(key, value))
