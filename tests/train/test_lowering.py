@@ -58,6 +58,6 @@ def test_steps_lower_for_accelerators(name, monkeypatch):
         step = make_train_step(task.loss, phase.optim, phase.rules, phase.batch_stats, sharded)
         text = lowered(step, state, sharding.shard_batch(task.train_batch(0)), key, rate)
     assert "stablehlo." in text
-    both = _with_outputs(task.metrics, task.outputs) if task.evaluate else task.metrics
+    both = _with_outputs(task.metrics, task.outputs) if task.outputs else task.metrics
     batch = next(iter(task.eval_batches("test")))
     assert "stablehlo." in lowered(make_eval_step(both), jax.device_get(state.variables), sharding.shard_batch(batch))
