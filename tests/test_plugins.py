@@ -253,7 +253,7 @@ def test_a_term_that_is_registered_anew_gets_a_program_of_its_own():
                 return jnp.float32(factor)
 
             regularizers.register_regularizer("own_again", "for tests")(term)
-            chosen = regularizers.Regularize.of({"own_again": 3.0})
+            chosen = regularizers.Regularize.from_config({"own_again": 3.0})
             made.append((chosen, float(regularizers.penalty(chosen, {}, {}, {}, {}, {}))))
         assert [value for _, value in made] == [3.0, 6.0] and made[0][0] != made[1][0]
 

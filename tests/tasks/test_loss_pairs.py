@@ -62,7 +62,7 @@ def problem():
 def step(names):
     """Return the loss and, as what a step of gradient descent at rate 1 takes away, the gradient."""
     images, labels, params, source = problem()
-    how = Regularize.of({name: STRENGTHS[name] for name in names - {"parts"}}, endpoints=("features",))
+    how = Regularize.from_config({name: STRENGTHS[name] for name in names - {"parts"}}, endpoints=("features",))
     loss = losses.make_loss(losses.Network(Linear(), losses.Maps()), Augment(), how, None)
     optim = OptimSpec("sgd", momentum=0.0, accumulate=2 if "parts" in names else 1)
     state = TrainState(

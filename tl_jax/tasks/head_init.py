@@ -203,3 +203,8 @@ def check_endpoints(names: tuple[str, ...], stages: tuple[str, ...]) -> tuple[st
     if unknown:
         raise UserError(f"config.regularize.endpoints has {unknown[0]!r}, which is none of {', '.join(stages)}")
     return tuple(names) or stages[-2:]
+
+
+def model_attributes(config: Any) -> dict[str, Any]:
+    """Return the attributes of the model that ``config`` sets; linen needs tuples where JSON and flags give lists."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}

@@ -75,7 +75,7 @@ class ImageTask(Task):
 
     @classmethod
     def stage_names(cls, config: Any) -> tuple[str, ...]:
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
+        options = head_init.model_attributes(config)
         return models.create(config.model.name, 0, **{"endpoint": config.model.endpoint, **options}).stage_names()
 
     @classmethod
@@ -395,7 +395,7 @@ def init_variables(
 def make_regularize(config: Any, net: Pretrained) -> Regularize:
     """Return the penalties that ``config`` asks for; dropout and stochastic depth are attributes of the model."""
     values = config.regularize.to_dict()
-    result = Regularize.of(values, endpoints=())
+    result = Regularize.from_config(values, endpoints=())
     if not result.compares_maps:
         return result
     return result._replace(endpoints=head_init.check_endpoints(tuple(values["endpoints"]), net.model.stage_names()))
@@ -440,7 +440,7 @@ def draw_network(config: Any, classes: int) -> Pretrained:
 
 def model_options(config: Any) -> dict[str, Any]:
     """Return the attributes of the model that ``config`` sets; linen needs tuples where JSON and flags give lists."""
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
+    options = head_init.model_attributes(config)
     options |= {"dtype": jnp.dtype(config.model.dtype), "endpoint": config.model.endpoint}
     overrides = {name: config.regularize[name] for name in ("dropout", "drop_path") if config.regularize[name]}
     if config.adapt.kind == "bottleneck" and config.adapt.rank:

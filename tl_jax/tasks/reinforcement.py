@@ -24,6 +24,7 @@ from tl_jax.rl import envs, policy_transfer, ppo, render, rollout
 from tl_jax.rl.envs import Env
 from tl_jax.rl.ppo import PPOConfig, make_update
 from tl_jax.rl.rollout import normalize
+from tl_jax.tasks import head_init
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding
 from tl_jax.train.checkpoint import Checkpoints
@@ -242,7 +243,7 @@ class Reinforcement(Task):
 
 def make_policy(config: Any, env: Env) -> Policy:
     """Return the network of a configuration."""
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
+    options = head_init.model_attributes(config)
     defaults = {field.name: field.default for field in dataclasses.fields(Policy)}
     check_options("policy", {name: value for name, value in options.items() if name in defaults}, defaults)
     try:

@@ -92,7 +92,9 @@ class TextTask(Task):
             "reading": self.reading,
             **record.describe(source, raw_splits, config.data.dir),
         }
-        self._guesser = load_network(config, (), "masked") if config.pretext.name else None  # its head is the pretext's
+        self._masked_lm_net = (
+            load_network(config, (), "masked") if config.pretext.name else None
+        )  # its head is the pretext's
         self._set_functions()
 
     def _set_functions(self) -> None:
@@ -118,7 +120,7 @@ class TextTask(Task):
     @classmethod
     def stage_names(cls, config: Any) -> tuple[str, ...]:
         """Return the names of the stages, those of BERT base while the files are still to be downloaded."""
-        options = {"endpoint": config.model.endpoint, **tuple_options(config)}
+        options = {"endpoint": config.model.endpoint, **head_init.model_attributes(config)}
         name, path = config.model.name, config.init.path
         if path and not Path(path).expanduser().is_dir():
             return models.create(name, 0, **options).stage_names()
@@ -147,7 +149,7 @@ class TextTask(Task):
         return {"pairs": False, "splitter": None}
 
     def init(self, key: jax.Array) -> dict[str, Any]:
-        return init_variables(self.config, self.net, self._guesser, self.feature_cache, self.regularize, key)
+        return init_variables(self.config, self.net, self._masked_lm_net, self.feature_cache, self.regularize, key)
 
     def eval_batches(self, split: str) -> Iterator[Batch]:
         return tokenize.eval_batches(self.splits[split], self.config.eval_batch_size)
@@ -227,11 +229,6 @@ class TextTask(Task):
         return BundleContents(stablehlo.text_program(net), facts, "", files, loaders)
 
 
-def tuple_options(config: Any) -> dict[str, Any]:
-    """Return the attributes of the model that ``config`` sets; linen needs tuples where JSON and flags give lists."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
-
-
 def init_variables(
     config: Any,
     net: TextNetwork,
@@ -304,7 +301,10 @@ def _hashable(text: Any) -> Any:
 
 def load_network(config: Any, classes: Sequence[str], output: str) -> TextNetwork:
     """Return the network of ``config`` with a head ``output`` for ``classes``, or for guessing words."""
-    folder, options = huggingface.resolve_folder(config.init.source, config.init.path), tuple_options(config)
+    folder, options = (
+        huggingface.resolve_folder(config.init.source, config.init.path),
+        head_init.model_attributes(config),
+    )
     options |= {"dtype": jnp.dtype(config.model.dtype), "endpoint": config.model.endpoint, "output": output}
     options |= {"head_dropout": config.regularize.dropout} if config.regularize.dropout else {}
     options |= {"adapter": config.adapt.rank} if config.adapt.kind == "bottleneck" and config.adapt.rank else {}
@@ -347,7 +347,7 @@ def tokenize_splits(
 def make_regularize(config: Any, net: TextNetwork) -> Regularize:
     """Return the penalties that ``config`` asks for; dropout before the head is an attribute of the model."""
     values = config.regularize.to_dict()
-    result = Regularize.of(values, endpoints=())
+    result = Regularize.from_config(values, endpoints=())
     if not result.compares_maps:
         return result
     stages = tuple(name for name in net.model.stage_names() if name != "pooler")

@@ -290,8 +290,8 @@ class Regularize(NamedTuple):
     penalties: tuple[tuple[str, float, Penalty], ...] = ()
 
     @classmethod
-    def of(cls, values: Mapping[str, Any] = MappingProxyType({}), **further: Any) -> "Regularize":
-        """Return the strengths among values by name, those of ``REGULARIZERS`` and the others."""
+    def from_config(cls, values: Mapping[str, Any] = MappingProxyType({}), **further: Any) -> "Regularize":
+        """Return the strengths among the fields of ``config.regularize``, some of which act elsewhere."""
         values = {**values, **further}
         penalties = tuple((n, float(values[n]), penalty) for n, penalty in REGULARIZERS.items() if values.get(n))
         return cls(**{name: values[name] for name in cls._fields if name in values}, penalties=penalties)
