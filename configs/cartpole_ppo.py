@@ -15,7 +15,7 @@ from tl_jax.config import recipe
 
 def get_config(variant: str = "") -> recipe.Config:
     """Return the recipe, or one of its variants."""
-    config = recipe.get_config()
+    config = recipe.get_config("policy")
     config.name = "cartpole_ppo"
     recipe.policy(config)
     config.optim.lr = 1e-3

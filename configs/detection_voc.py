@@ -16,14 +16,12 @@ from tl_jax.config import recipe
 
 def get_config(variant: str = "") -> recipe.Config:
     """Return the recipe, or one of its variants."""
-    config = recipe.get_config()
+    config = recipe.get_config("detection")
     config.name = "detection_voc"
-    config.task = "detection"
     config.model.name = "mobilenet_v2"
     config.data.name = "voc"
     config.input.size = 256
     recipe.fine_tuning(config)
-    config.augment.crop_pad = 0
     config.augment.resized_crop = 0.4
     config.augment.jitter = 0.2
     config.batch_size = 16

@@ -17,10 +17,9 @@ SCRATCH = (("init.source", "random"),)
 
 def get_config(variant: str = "") -> recipe.Config:
     """Return the recipe, or one of its variants."""
-    config = recipe.get_config()
+    config = recipe.get_config("text" if variant == "sections" else "tokens")
     config.name = "docs_bert"
     recipe.fine_tuning_text(config)
-    config.task = "tokens"
     config.init.source = "tl_jax"
     config.init.path = ""
     config.data.name = "docs_names"
@@ -35,7 +34,6 @@ def get_config(variant: str = "") -> recipe.Config:
 
 def sections(config: recipe.Config) -> None:
     """Classify whole texts."""
-    config.task = "text"
     config.data.name = "docs"
     config.data.train_examples = 0
     with config.model.options.unlocked():

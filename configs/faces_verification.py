@@ -16,15 +16,14 @@ those of FOLDER, or of ``--config.faces.known``. Without training, on the featur
 """
 
 from tl_jax.config import recipe
-from tl_jax.config.schema import FIELDS
+from tl_jax.tasks.face_verification import FacesConfig
 from tl_jax.transfer import methods
 
 
 def get_config(variant: str = ""):
     """Return the recipe, one of its variants ``probe``, ``softmax`` and ``smoke``, or it with one of the mechanisms."""
-    config = recipe.get_config()
+    config = recipe.get_config("faces")
     config.name = "faces_verification"
-    config.task = "faces"
     config.model.name = "mobilenet_v2"
     config.data.name = "folder"
     config.data.validation = 0.2
@@ -53,14 +52,13 @@ def probe(config):
 def softmax(config):
     """Tell people apart by a plain softmax."""
     config.faces.loss = "softmax"
-    config.faces.scale, config.faces.margin = FIELDS["faces.scale"].default, FIELDS["faces.margin"].default
+    config.faces.scale, config.faces.margin = FacesConfig.scale, FacesConfig.margin
 
 
 def smoke(config):
     """Run every part on the small network that ships, with drawn faces."""
     recipe.smoke(config)
     config.data.train_examples = 0
-    config.data.test_examples = 0
     config.freeze.batch_stats = "auto"
     config.model.name = "resnet8"
     config.init.source = "tl_jax"

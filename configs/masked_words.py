@@ -16,10 +16,9 @@ from tl_jax.config import recipe
 
 def get_config(variant: str = "") -> recipe.Config:
     """Return the recipe, or one of its variants."""
-    config = recipe.get_config()
+    config = recipe.get_config("masked")
     config.name = "masked_words"
     recipe.fine_tuning_text(config)
-    config.task = "masked"
     config.data.name = "lines"
     config.data.validation = 0.02
     config.log_every = 100

@@ -15,7 +15,7 @@ GAMES = {"space_invaders": "SpaceInvaders", "asterix": "Asterix", "freeway": "Fr
 
 def get_config(variant: str = "") -> recipe.Config:
     """Return the recipe, or one of its variants."""
-    config = recipe.get_config()
+    config = recipe.get_config("policy")
     config.name = "minatar_ppo"
     recipe.policy(config)
     config.model.options = {"widths": (128,), "activation": "relu"}

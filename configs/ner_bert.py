@@ -14,10 +14,9 @@ from tl_jax.config import recipe
 
 def get_config(variant: str = "") -> recipe.Config:
     """Return the recipe, or one of its variants."""
-    config = recipe.get_config()
+    config = recipe.get_config("tokens")
     config.name = "ner_bert"
     recipe.fine_tuning_text(config)
-    config.task = "tokens"
     config.data.name = "conll"
     config.init.path = "google-bert/bert-base-cased"
     config.input.max_length = 128

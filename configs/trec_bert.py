@@ -13,7 +13,7 @@ from tl_jax.transfer import methods
 
 def get_config(variant: str = "") -> recipe.Config:
     """Return the recipe, or one of its variants."""
-    config = recipe.get_config()
+    config = recipe.get_config("text")
     config.name = "trec_bert"
     recipe.fine_tuning_text(config)
     config.data.name = "tsv"

@@ -69,34 +69,38 @@ def expand(markdown: str) -> str:
 
 def fields(*prefixes: str) -> str:
     """Return the fields that start with one of these words, all fields without any: default, meaning, choices."""
-    from tl_jax.config.schema import FIELDS, PHASE_FIELDS
+    from tl_jax.config.schema import PHASE_FIELDS, all_fields
+    from tl_jax.train.task import TASKS
 
-    known = {**FIELDS, **{f"phases[i].{name}": field for name, field in PHASE_FIELDS.items()}}
+    known = {**all_fields(), **{f"phases[i].{name}": field for name, field in PHASE_FIELDS.items()}}
     found = {path: field for path, field in known.items() if not prefixes or path.startswith(prefixes)}
     if missing := [prefix for prefix in prefixes if not any(path.startswith(prefix) for path in found)]:
         raise KeyError(f"no field {missing}")
+    fields_of_tasks = {kind: cls.fields() for kind, cls in TASKS.items()}
     rows = []
     for path, field in found.items():
         choices = field.choices() if callable(field.choices) else field.choices
         listed = f"; one of {', '.join(f'`{choice}`' for choice in choices if choice)}" if choices else ""
-        rows.append((f"`{path}`", f"`{field.default!r}`", field.doc + listed))
-    return table(("field", "default", "meaning"), rows)
+        kinds = [kind for kind, own in fields_of_tasks.items() if path in own]
+        tasks = ", ".join(f"`{kind}`" for kind in kinds) if 0 < len(kinds) < len(TASKS) else "all"
+        rows.append((f"`{path}`", f"`{field.default!r}`", field.doc + listed, tasks))
+    return table(("field", "default", "meaning", "tasks"), rows)
 
 
 def mechanisms(*names: str) -> str:
     """Return what each mechanism does and which fields it changes in a plain recipe of one phase."""
     from tl_jax.config import recipe
-    from tl_jax.config.schema import FIELDS, flatten_config
+    from tl_jax.config.schema import all_fields, flatten_config
     from tl_jax.transfer.methods import METHODS
 
     rows = []
     for name in names or METHODS:
-        config = recipe.get_config()
-        config.task = "text" if name.startswith("words") else "image"
-        config.augment.flip = True
-        before = flatten_config(config, FIELDS)
+        config = recipe.get_config("text" if METHODS[name].inputs == "texts" else "image")
+        if "augment" in config:
+            config.augment.flip = True
+        before = flatten_config(config, all_fields())
         METHODS[name](config)
-        after = flatten_config(config, FIELDS)
+        after = flatten_config(config, all_fields())
         changed = [f"`{path}={value!r}`" for path, value in after.items() if value != before[path]]
         doc = " ".join((METHODS[name].change.__doc__ or "").split())
         rows.append((f"`{name}`", doc, "<br>".join(changed)))

@@ -29,7 +29,7 @@ from experiments import record
 from experiments.mechanisms import drift as moves
 from experiments.transferability import pairs
 from tl_jax import restore, transferability
-from tl_jax.config import recipe
+from tl_jax.config import recipe, schema
 from tl_jax.report import html
 from tl_jax.report.plots import format_percent, t_interval
 from tl_jax.train import evaluate, loop, sharding
@@ -199,7 +199,7 @@ def train_best_rate(
     best_score, best_variables = -1.0, None
     for rate in RATES.value:
         config.optim.lr = float(rate)
-        plan = task.plan(config)
+        plan = task.plan(schema.freeze(config))
         with tempfile.TemporaryDirectory() as folder:
             pace = loop.Pace(save=STEPS.value, log=STEPS.value)
             fitted = loop.fit(task, plan, pace, config.seed, Path(folder), verbose=False)

@@ -10,6 +10,7 @@ rates and decays are axes that ``jax.vmap`` maps over.
 """
 
 import csv
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
@@ -131,7 +132,7 @@ def train_heads(
         rates, decays: learning rates and weight decays.
     """
     stream = cast(Stream, task.train_batch)
-    optim = phase.optim._replace(weight_decay=None)
+    optim = dataclasses.replace(phase.optim, weight_decay=None)
     starts = [task.init(stream_key(seed, "init"))["params"]["head"] for seed in seeds]
     params = {"head": jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)}
     orders = [stream._replace(seed=seed) for seed in seeds]

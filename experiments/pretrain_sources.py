@@ -26,7 +26,7 @@ from absl import flags, logging
 from configs import masked_words, source_small
 from experiments import record
 from tl_jax import api
-from tl_jax.config import recipe, stored
+from tl_jax.config import recipe, schema, stored
 from tl_jax.data import text_datasets, tokenize
 from tl_jax.pretrained import huggingface
 from tl_jax.pretrained.catalog import EMBEDDED_DIR
@@ -105,7 +105,7 @@ def embed_weights(workdir: Path, card: Card, command_line: str) -> None:
     target = EMBEDDED_DIR / f"{card.name}.safetensors"
     disk.write_bytes(target, exported.read_bytes())
     changes = (("init.source", "tl_jax"), ("init.path", str(target)), ("init.head", "keep"))
-    task = ImageClassification(recipe.override(config, changes))
+    task = ImageClassification(schema.freeze(recipe.override(config, changes)))
     values, examples, _, _ = evaluate.evaluate(task, initial_state(task, 0).variables, "test")
     summary = json.loads((workdir / "summary.json").read_text())
     sizes, inputs = summary["examples"], task.facts["input"]

@@ -32,7 +32,7 @@ from tl_jax import api, pretrained
 from tl_jax.data import tokenize
 from tl_jax.pretrained import delta, formats, huggingface
 from tl_jax.rl import policy_transfer as policies
-from tl_jax.transfer.adapters import Adapters
+from tl_jax.transfer.adapters import AdapterConfig
 from tl_jax.utils import tree
 from tl_jax.utils.json_files import CHECKSUM_KEY
 
@@ -151,7 +151,7 @@ def make_delta(folder: Path) -> None:
     changed |= {f"{stem}lora_a": np.ones((rows, 2), np.float32), f"{stem}lora_b": np.ones((2, columns), np.float32)}
     spec = dataclasses.replace(net.spec, source="tl_jax")
     base = {"source": "tl_jax", "sha256": net.sha256}
-    delta.save_delta(folder / "delta.safetensors", changed, spec, Adapters("lora", 2), base, {"classes": ["a"]})
+    delta.save_delta(folder / "delta.safetensors", changed, spec, AdapterConfig("lora", 2), base, {"classes": ["a"]})
 
 
 def make_policy(folder: Path) -> None:

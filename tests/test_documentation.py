@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 
 from tl_jax import cli
-from tl_jax.config import recipe, validate
+from tl_jax.config import schema, validate
 from tl_jax.config.schema import check_known
 from tl_jax.data import DATASETS
 from tl_jax.models.registry import MODELS
@@ -26,7 +26,7 @@ PAGES += sorted(SITE.rglob("*.md"))
 LANGUAGES = ("python", "bash", "diff", "math", "text")
 # A block that is not run says so to the reader, with the reason, in the paragraph right above it.
 BLOCK = re.compile(r"(?:^\*Not run: (?P<why>[^*]+)\*\n\n)?^```(?P<language>.*)\n(?P<text>(?:.*\n)*?)^```$", re.M)
-GROUPS = sorted({path.partition(".")[0] for path in recipe.FIELDS if "." in path})
+GROUPS = sorted({path.partition(".")[0] for path in schema.all_fields() if "." in path})
 # Programs that are not ours: only their files are looked for.
 OTHERS = ("export", "kubectl", "mkdocs", "pip", "sbatch", "source")
 
@@ -87,7 +87,15 @@ def commands(text: str) -> list[list[str]]:
 
 
 def check_run(arguments: list[str]) -> None:
-    """Parse arguments of ``tl-jax`` as it does, and check the configuration that comes of them."""
+    """Parse arguments of ``tl-jax`` as it does, and check the configuration that comes of them.
+
+    A mode of a run that a page has trained takes that run's recipe.
+    """
+    folders = {argument for argument in arguments if argument.startswith("--workdir=")}
+    trained = [words for (words,) in (shell.values for shell in SHELL) if folders and folders <= set(words)]
+    recipes = [word for words in trained for word in words if word.startswith("--config=")]
+    if recipes and not any(argument.startswith("--config=") for argument in arguments):
+        arguments = [recipes[0], *arguments]
     values = flags.FlagValues()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["tl-jax", *arguments])  # where ml_collections looks for fields that are set
@@ -198,10 +206,11 @@ def test_a_block_by_indentation_is_seen():
 @pytest.mark.fast
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_fields_that_are_named_exist(path):
-    known = {"phases"} | {part for field in recipe.FIELDS for part in (field, field.rpartition(".")[0])}
+    known = {"phases"} | {part for field in schema.all_fields() for part in (field, field.rpartition(".")[0])}
+    known |= set(re.findall(r"^    (\w+): .* = option\(", path.read_text(), re.M))  # of the page's own
     text = BLOCK.sub("", path.read_text())
     for field in re.findall(rf"`((?:{'|'.join(GROUPS)})\.[a-z_0-9]+)[`=]", text):
         if not field.endswith((".py", ".json", ".jsonl", ".random", ".csv", ".md", ".safetensors", ".stablehlo")):
-            check_known(field, recipe.FIELDS)
+            check_known(field, schema.all_fields())
     for field in re.findall(r"--config\.([a-z_.0-9]+[a-z0-9])", text):
         assert field in known, f"{field} is no field"

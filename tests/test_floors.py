@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "tl_jax": 0,  # the version
     "tl_jax.utils": 0,
-    "tl_jax.config": 1,  # old names of fields
+    "tl_jax.config": 1,  # what options are, and old names of fields
     "tl_jax.models": 2,
     "tl_jax.data": 2,
     "tl_jax.metrics": 2,
@@ -26,11 +26,11 @@ FLOORS = {
     "tl_jax.transfer": 4,
     "tl_jax.train": 5,
     "tl_jax.rl": 6,
-    "tl_jax.config.recipe": 6,
-    "tl_jax.config.schema": 6,  # the fields of every component
-    "tl_jax.config.stored": 6,
     "tl_jax.export": 7,  # of which tasks make their bundles
     "tl_jax.tasks": 8,
+    "tl_jax.config.schema": 9,  # the options of every kind of task
+    "tl_jax.config.recipe": 9,
+    "tl_jax.config.stored": 9,
     "tl_jax.config.validate": 9,  # by what tasks allow
     "tl_jax.transfer.methods": 9,  # changes of recipes
     "tl_jax.restore": 10,

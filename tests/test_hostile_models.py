@@ -247,7 +247,7 @@ LORA = {"a": (10**6, 2), "b": (2, 10**6)}
 def test_a_delta_adds_nothing_that_the_network_does_not_have(tmp_path, leaves, words):
     variables = {"params": {"conv": {"kernel": np.zeros((3, 3, 2, 4), np.float32)}}}
     arrays = {path: np.zeros(shape, np.float32) for path, shape in leaves.items()}
-    facts = {"adapters": adapters.Adapters("lora", 2)._asdict()}
+    facts = {"adapters": adapters.AdapterConfig("lora", 2).to_dict()}
     with pytest.raises(UserError, match=words):
         delta.apply_delta(variables, arrays, facts, tmp_path / "delta.safetensors")
 
@@ -255,7 +255,9 @@ def test_a_delta_adds_nothing_that_the_network_does_not_have(tmp_path, leaves, w
 def test_a_delta_is_put_on_top():
     variables = {"params": {"conv": {"kernel": np.zeros((3, 3, 2, 4), np.float32)}}}
     arrays = {f"params/conv/lora_{s}": np.ones(shape, np.float32) for s, shape in {"a": (18, 2), "b": (2, 4)}.items()}
-    found = delta.apply_delta(variables, arrays, {"adapters": adapters.Adapters("lora", 2, 2.0)._asdict()}, "delta")
+    found = delta.apply_delta(
+        variables, arrays, {"adapters": adapters.AdapterConfig("lora", 2, 2.0).to_dict()}, "delta"
+    )
     assert np.all(tree.flatten(found)["params/conv/kernel"] == 2)
 
 

@@ -108,8 +108,8 @@ from tl_jax.transfer import methods
 
 
 def get_config(variant=""):
-    config = recipe.get_config()
-    config.name, config.task, config.model.name = "own", "own_task", "own_net"
+    config = recipe.get_config("own_task")
+    config.name, config.model.name = "own", "own_net"
     config.init.source, config.init.layout = "random", "tl_jax"
     config.data.name = "own_data"
     config.input.size, config.batch_size, config.epochs, config.save_every = 16, 20, 1.0, 1.0
@@ -253,7 +253,7 @@ def test_a_term_that_is_registered_anew_gets_a_program_of_its_own():
                 return jnp.float32(factor)
 
             regularizers.register_regularizer("own_again", "for tests")(term)
-            chosen = regularizers.Regularize.from_config({"own_again": 3.0})
+            chosen = regularizers.RegularizeConfig.from_dict({"own_again": 3.0})
             made.append((chosen, float(regularizers.penalty(chosen, {}, {}, {}, {}, {}))))
         assert [value for _, value in made] == [3.0, 6.0] and made[0][0] != made[1][0]
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from tl_jax.config import recipe, stored, validate
+from tl_jax.config import recipe, schema, stored, validate
 from tl_jax.export import model_card
 from tl_jax.export.bundle import export
 from tl_jax.metrics import Evaluation
@@ -25,6 +25,7 @@ from tl_jax.tasks.run_record import RunRecord
 from tl_jax.train import loop, lr_finder, sharding, workdir
 from tl_jax.train.evaluate import evaluate as evaluate_split
 from tl_jax.train.logging import say
+from tl_jax.train.run_config import RunConfig
 from tl_jax.train.state import digest, initial_state
 from tl_jax.train.task import TASKS, Task
 from tl_jax.train.workdir import read_facts, read_summary, write_json
@@ -82,6 +83,7 @@ def explain(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) ->
         folder: of the run, where the picture goes.
         inputs: picture files, and folders with some.
     """
+    config = schema.freeze(config)
     TASKS[config.task].check_mode("explain")
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder, data=False)
@@ -92,6 +94,7 @@ def explain(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) ->
 
 def play(config: recipe.Config, folder: str | Path) -> Path:
     """Let the policy of a run act for one episode by its likeliest actions; write ``episode.gif`` to ``folder``."""
+    config = schema.freeze(config)
     TASKS[config.task].check_mode("play")
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder)
@@ -100,10 +103,10 @@ def play(config: recipe.Config, folder: str | Path) -> Path:
     return path
 
 
-def _first_run(config: recipe.Config) -> tuple[recipe.Config, Task]:
+def _first_run(config: recipe.Config) -> tuple[RunConfig, Task]:
     """Return the configuration of the first run, where there are several, and its task."""
     validate.validate(config)
-    _, _, config = recipe.comparison_runs(config)[0]
+    config = schema.freeze(recipe.comparison_runs(config)[0][2])
     check_batches(config)
     return config, make_task(config)
 
@@ -136,7 +139,7 @@ def write_final_report(folder: str | Path, out: TextIO | None = None) -> None:
 def _write_report(folder: Path) -> tuple[Path, str]:
     """Write the page; return where, and what to say of it: what could not be read, and where it is."""
     results = read_results(folder)
-    config = stored.get_config(str(folder))
+    config = schema.freeze(stored.get_config(str(folder)))
     run = results.first[0]
     facts = _read_facts(run, results.problems)
     changed_fields = {
@@ -160,7 +163,7 @@ def _read_facts(run: RunResult, problems: list[str]) -> dict[str, Any]:
         return {}
 
 
-def _describe_run(config: recipe.Config, facts: Mapping[str, Any], folder: Path) -> dict[str, str]:
+def _describe_run(config: RunConfig, facts: Mapping[str, Any], folder: Path) -> dict[str, str]:
     spec = facts.get("spec") or {}
     return {
         "name": config.name,
@@ -209,14 +212,15 @@ def run(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: anything the user can mend, in one line.
     """
-    validate.validate(config)
+    config = validate.validate(config)
     folder = Path(folder).expanduser()
     is_comparison = bool(config.seeds or config.arms)
-    for _, _, member in recipe.comparison_runs(config) if is_comparison else [("", 0, config)]:
+    members = [(arm, seed, schema.freeze(member)) for arm, seed, member in recipe.comparison_runs(config)]
+    for _, _, member in members:
         check_batches(member)
     with workdir.exclusive(folder):
-        workdir.claim_folder(folder, config.to_dict())
-        summary = _run_many(config, folder) if is_comparison else _run_once(config, folder)
+        workdir.claim_folder(folder, schema.to_dict(config), schema.unused_fields(config.task))
+        summary = _run_many(config, members, folder) if is_comparison else _run_once(config, folder)
         write_final_report(folder)
         if config.smoke:
             say(plots.SMOKE_NOTE)
@@ -229,7 +233,7 @@ def evaluate(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: as ``restore``; nothing is written if the data are not those of the run.
     """
-    folder = Path(folder).expanduser()
+    config, folder = schema.freeze(config), Path(folder).expanduser()
     task, _, state = restore(config, folder)
     values, examples, _, evaluation = evaluate_split(task, state.variables, "test", final=True)
     values |= dict.fromkeys(evaluation.missing, math.nan)
@@ -246,7 +250,7 @@ def predict(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) ->
     The classes, and the temperature or threshold of a finished run, are those in the run's folder; the data are not
     read, unless a run is older than the record of its classes, or has not finished and is to be calibrated.
     """
-    folder = Path(folder).expanduser()
+    config, folder = schema.freeze(config), Path(folder).expanduser()
     TASKS[config.task].check_mode("predict")
     task, _, state = restore(config, folder, data=False)
     predictions, text = task.predict(state.variables, inputs)
@@ -257,7 +261,7 @@ def predict(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) ->
     return predictions
 
 
-def _run_once(config: recipe.Config, folder: Path, verbose: bool = True) -> dict[str, Any]:
+def _run_once(config: RunConfig, folder: Path, verbose: bool = True) -> dict[str, Any]:
     """One arm with one seed; all but the first seed of a comparison say little."""
     if summary := read_summary(folder):
         workdir.check_unchanged(summary, folder)
@@ -294,7 +298,7 @@ def _run_once(config: recipe.Config, folder: Path, verbose: bool = True) -> dict
     return summary
 
 
-def _test(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted) -> tuple[dict[str, Any], Evaluation]:
+def _test(config: RunConfig, folder: Path, task: Task, fitted: loop.Fitted) -> tuple[dict[str, Any], Evaluation]:
     """Test what ``config.eval_checkpoint`` names; return the summary, and what is to be said of the examples."""
     steps, state = int(fitted.state.step), fitted.state
     best = fitted.checkpoints.best() if config.eval_checkpoint == "best" else None
@@ -337,14 +341,13 @@ def _test(config: recipe.Config, folder: Path, task: Task, fitted: loop.Fitted) 
     return summary, evaluation
 
 
-def _run_many(config: recipe.Config, folder: Path) -> dict[str, Any]:
+def _run_many(config: RunConfig, members: Sequence[tuple[str, int, RunConfig]], folder: Path) -> dict[str, Any]:
     """Every arm with every seed, then the comparison."""
     start = time.monotonic()
-    members = recipe.comparison_runs(config)
     for arm, seed, member in members:
         run_folder = folder / arm / f"seed{seed}"
         run_folder.mkdir(parents=True, exist_ok=True)
-        workdir.claim_folder(run_folder, member.to_dict())
+        workdir.claim_folder(run_folder, schema.to_dict(member), schema.unused_fields(member.task))
         say(f"{arm}, seed {seed}")
         _run_once(member, run_folder, verbose=seed == members[0][1])
     summary = read_summary(folder)
@@ -362,7 +365,7 @@ def _run_many(config: recipe.Config, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _smoke(config: recipe.Config) -> dict[str, bool]:
+def _smoke(config: RunConfig) -> dict[str, bool]:
     return {"smoke": True} if config.smoke else {}
 
 

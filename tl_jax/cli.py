@@ -7,6 +7,7 @@ RECIPE is a file, or the name of one that is shipped, such as digits_resnet. ``p
 
 import ast
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -116,8 +117,7 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
             argv = [_current_flag_name(arg) for arg in argv]
             phase_args = [arg for arg in argv if arg.lstrip("-").startswith("config.phases[")]
             other_args = [arg for arg in argv if arg not in phase_args]
-            for arg in argv[1:]:
-                check_flag(arg)
+            check_fields(argv)
             sys.argv = other_args  # where the flag of the recipe looks for the fields that are set
             remaining = values(other_args)
             for arg in phase_args:
@@ -237,22 +237,37 @@ def find_recipe(recipe: str) -> str:
     return file + separator + variant
 
 
-def check_flag(arg: str) -> None:
-    """Refuse a configuration file that is not there and a field that does not exist, with the nearest right name."""
-    from tl_jax.config import recipe
-    from tl_jax.config.schema import check_known
+def check_fields(argv: list[str]) -> None:
+    """Refuse a recipe that is not there, and fields that its kind of task does not have; name the nearest."""
+    from tl_jax.config import recipe, schema
 
-    name, _, value = arg.lstrip("-").partition("=")
-    if name == "config" and not (file := Path(value.partition(":")[0])).is_file():
+    config_arg = next(arg for arg in argv if arg.startswith("--config="))
+    file = Path(config_arg.removeprefix("--config=").partition(":")[0])
+    if not file.is_file():
         recipe_names = [path.name for path in RECIPES_DIR.glob("[a-z]*.py")]
         raise UserError(f"no config file {file}; {nearest(file.name, recipe_names)} (in {RECIPES_DIR})")
-    if not arg.startswith("--config."):
-        return
-    path = name.removeprefix("config.")
-    if path == "task":
-        names = ", ".join(sorted(file.stem for file in RECIPES_DIR.glob("[a-z]*.py")))
-        raise UserError(f"the recipe decides about config.task; choose one that has this task, with --config={names}")
-    if phase := re.fullmatch(r"(phases\[\d+\]\.)(.*)", path):
-        check_known(phase[2], recipe.PHASE_FIELDS, f"config.{phase[1]}")
-    elif not any(field.startswith(path + ".") for field in recipe.FIELDS):
-        check_known(path, recipe.FIELDS)
+    paths = [arg.partition("=")[0].removeprefix("--config.") for arg in argv if arg.startswith("--config.")]
+    for path in paths:
+        if path == "task":
+            names = ", ".join(sorted(file.stem for file in RECIPES_DIR.glob("[a-z]*.py")))
+            raise UserError(
+                f"the recipe decides about config.task; choose one that has this task, with --config={names}"
+            )
+        if phase := re.fullmatch(r"(phases\[\d+\]\.)(.*)", path):
+            schema.check_known(phase[2], recipe.PHASE_FIELDS, f"config.{phase[1]}")
+    for path in (path for path in paths if not path.startswith("phases[")):
+        if not any(field.startswith(path + ".") for field in schema.all_fields()):  # a whole group
+            schema.check_of_task(path, _read_recipe(config_arg).task)
+
+
+@functools.cache
+def _read_recipe(config_arg: str) -> Any:
+    """Return the configuration that ``--config=FILE:VARIANT`` names, before any field of it is set."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    original_argv, sys.argv = sys.argv, [sys.argv[0], config_arg]
+    try:
+        values(sys.argv)
+    finally:
+        sys.argv = original_argv
+    return values["config"].value

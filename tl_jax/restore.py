@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from tl_jax.config import recipe, validate
+from tl_jax.config import recipe, schema, validate
 from tl_jax.data.registry import DATASETS
 from tl_jax.models.registry import MODELS
 from tl_jax.tasks.head_init import PROBES
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding, workdir
 from tl_jax.train.checkpoint import Checkpoints
+from tl_jax.train.run_config import RunConfig
 from tl_jax.train.state import TrainState, initial_state
 from tl_jax.train.task import TASKS, Task
 from tl_jax.train.workdir import read_summary
@@ -25,12 +26,12 @@ from tl_jax.utils.errors import UserError
 def make_task(config: recipe.Config, record: RunRecord = NEW_RUN) -> Task:
     """Return the task of a configuration, for a run of which ``record`` is known; what it compiles is kept."""
     compile_cache.enable()
-    return TASKS[config.task](config, record)
+    return TASKS[config.task](schema.freeze(config), record)
 
 
-def own_modules(config: recipe.Config) -> dict[str, list[str]]:
+def own_modules(config: RunConfig) -> dict[str, list[str]]:
     """Return ``modules``: those outside the package that registered what a configuration names; {} for none."""
-    penalties = [name for name in REGULARIZERS if config.regularize.get(name)]
+    penalties = [name for name, *_ in config.regularize.penalties]
     entries = [(TASKS, config.task), (MODELS, config.model.name), *((REGULARIZERS, name) for name in penalties)]
     task = TASKS[config.task]
     entries += [(DATASETS[task.data_inputs], task.data_name(config))] if task.data_inputs else []
@@ -39,7 +40,7 @@ def own_modules(config: recipe.Config) -> dict[str, list[str]]:
     return {"modules": own} if own else {}
 
 
-def check_batches(config: recipe.Config) -> None:
+def check_batches(config: RunConfig) -> None:
     """Refuse batches that the devices cannot share evenly."""
     sharding.check_batch("batch_size", config.batch_size, config.optim.accumulate)
     sharding.check_batch("eval_batch_size", config.eval_batch_size)
@@ -58,7 +59,7 @@ def restore(config: recipe.Config, folder: Path, data: bool = True) -> tuple[Tas
         UserError: no such run, or one of another configuration; or the classes, or the validation or test split, of
             the data are not those of the run.
     """
-    validate.validate(config)
+    config = validate.validate(config)
     check_batches(config)
     members = sorted(str(path.parent) for path in folder.glob("*/seed*/checkpoints"))
     if members:
@@ -67,7 +68,7 @@ def restore(config: recipe.Config, folder: Path, data: bool = True) -> tuple[Tas
         raise UserError(f"no checkpoints in {folder}; train first, or pass the --workdir of a run")
     if not (folder / "config.json").is_file():
         raise UserError(f"no config.json in {folder}, which says what was trained; train again with a new --workdir")
-    workdir.check_owner(folder, config.to_dict())
+    workdir.check_owner(folder, schema.to_dict(config), schema.unused_fields(config.task))
     facts, summary = workdir.stored_facts(folder), read_summary(folder)
     record = RunRecord(facts, str(folder), fitted={} if data else fitted_values(summary))
     record = record._replace(reads_data=data or not _can_skip_data(config, record, summary))
@@ -98,7 +99,7 @@ def fitted_values(summary: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in fitted.items() if value is not None}
 
 
-def _can_skip_data(config: recipe.Config, record: RunRecord, summary: Mapping[str, Any]) -> bool:
+def _can_skip_data(config: RunConfig, record: RunRecord, summary: Mapping[str, Any]) -> bool:
     """Whether the files of a run say enough to predict with it, or export it, without its data."""
     facts = record.facts
     has_facts = "data_sha256" in facts and (
@@ -111,7 +112,7 @@ def _can_skip_data(config: recipe.Config, record: RunRecord, summary: Mapping[st
     return has_facts and not interpolates and (not fitted_name or not num_validation or fitted_name in record.fitted)
 
 
-def _open_run(config: recipe.Config, folder: Path, record: RunRecord) -> tuple[Task, Checkpoints, int]:
+def _open_run(config: RunConfig, folder: Path, record: RunRecord) -> tuple[Task, Checkpoints, int]:
     """Return the task of a run, its checkpoints, and the step of the one that ``config.eval_checkpoint`` names."""
     task = make_task(config, record)
     if record.reads_data:

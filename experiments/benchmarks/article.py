@@ -36,7 +36,7 @@ from absl import flags, logging
 
 from configs import cifar_resnet
 from experiments.benchmarks.turns import ROOT, describe_machine
-from tl_jax.config import recipe, validate
+from tl_jax.config import recipe, schema, validate
 from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.train import evaluate, loop, sharding
 from tl_jax.train.state import initial_state, stream_key
@@ -132,7 +132,7 @@ def compare_steps() -> None:
     changes |= {"init.path": WEIGHTS.value, "epochs": STEPS.value * 64 / EXAMPLES.value}
     config = recipe.override(cifar_resnet.get_config("article"), tuple(changes.items()))
     validate.validate(config)
-    task = ImageClassification(config)
+    task = ImageClassification(schema.freeze(config))
     theirs, their_accuracy = train_keras(task, config)
     with tempfile.TemporaryDirectory() as folder:
         plan = task.plan()
@@ -183,7 +183,7 @@ def profile_step() -> None:
     logging.set_verbosity(logging.WARNING)
     changes = (("data.dir", DATA_DIR.value), ("init.path", WEIGHTS.value), ("data.train_examples", EXAMPLES.value))
     config = recipe.override(cifar_resnet.get_config("article"), changes)
-    task = ImageClassification(config)
+    task = ImageClassification(schema.freeze(config))
     (phase,) = task.plan()
     state = initial_state(task, config.seed)
     state = state.replace(opt_state=make_optimizer_init(phase.optim, phase.rules)(state.params))

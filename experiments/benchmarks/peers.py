@@ -70,7 +70,7 @@ def _tl_jax_image_calls(name: str, images: np.ndarray, labels: np.ndarray) -> Ca
     import jax.numpy as jnp
 
     from tl_jax import models
-    from tl_jax.data.augment import Augment
+    from tl_jax.data.augment import AugmentConfig
     from tl_jax.models import fold_batch_norm
     from tl_jax.tasks.losses import Maps, Network, make_loss
     from tl_jax.train import sharding
@@ -78,7 +78,7 @@ def _tl_jax_image_calls(name: str, images: np.ndarray, labels: np.ndarray) -> Ca
     from tl_jax.train.step import make_optimizer_init, make_train_step
     from tl_jax.transfer.freeze import RECIPES
     from tl_jax.transfer.optimizer import OptimSpec
-    from tl_jax.transfer.regularizers import Regularize
+    from tl_jax.transfer.regularizers import RegularizeConfig
 
     options = {"fc": False} if name.startswith("vgg") else {}
     model = models.create(name, IMAGE_CLASSES, dtype=jnp.dtype(FLAGS.dtype), **options)
@@ -95,8 +95,8 @@ def _tl_jax_image_calls(name: str, images: np.ndarray, labels: np.ndarray) -> Ca
         with fold_batch_norm.folded_norms(variables["shifts"]):
             return trunk.apply({k: variables[k] for k in ("params", "batch_stats")}, x, train=False)[0]
 
-    network, optim, rules = Network(model, Maps()), OptimSpec("adam", batch_norm_momentum=0.9), RECIPES["all"]
-    step = make_train_step(make_loss(network, Augment(), Regularize(), None), optim, rules, "auto")
+    network, optim, rules = Network(model, Maps()), OptimSpec("adam"), RECIPES["all"]
+    step = make_train_step(make_loss(network, AugmentConfig(), RegularizeConfig(), None), optim, rules, "auto")
     params = variables["params"]
     state = TrainState(
         jnp.zeros((), jnp.int32), params, variables["batch_stats"], make_optimizer_init(optim, rules)(params)
@@ -214,13 +214,13 @@ def _tl_jax_text_calls() -> Calls:
     from tl_jax.train.step import make_optimizer_init, make_train_step
     from tl_jax.transfer.freeze import RECIPES
     from tl_jax.transfer.optimizer import OptimSpec
-    from tl_jax.transfer.regularizers import Regularize
+    from tl_jax.transfer.regularizers import RegularizeConfig
 
     model = make_bert(FLAGS.dtype)
     variables = initializer(model)(jax.random.key(0))
     batch = sharding.shard_batch(make_text_batch())
-    optim, rules = OptimSpec("adam"), RECIPES["all"]
-    step = make_train_step(make_text_loss(Encoder(model), Regularize()), optim, rules, "auto")
+    optim, rules = OptimSpec("adam", batch_norm_momentum=0.0), RECIPES["all"]
+    step = make_train_step(make_text_loss(Encoder(model), RegularizeConfig()), optim, rules, "auto")
     params = variables["params"]
     state = TrainState(jnp.zeros((), jnp.int32), params, {}, make_optimizer_init(optim, rules)(params))
     holder = {"state": sharding.replicate(jax.tree.map(jnp.copy, state))}

@@ -80,14 +80,14 @@ def _tl_jax() -> Calls:
 
     from configs import cartpole_ppo
     from experiments.rl_transfer import seeds
-    from tl_jax.config import recipe
+    from tl_jax.config import recipe, schema
     from tl_jax.rl import envs, ppo
     from tl_jax.rl.ppo import make_update
     from tl_jax.tasks import reinforcement
     from tl_jax.transfer import phases
     from tl_jax.transfer.optimizer import make_optimizer
 
-    config = recipe.override(cartpole_ppo.get_config(), _case())
+    config: Any = schema.freeze(recipe.override(cartpole_ppo.get_config(), _case()))
     env = envs.make_env(config.rl.env)
     network = reinforcement.make_policy(config, env)
     (phase,) = phases.resolve(config, {"train": config.rl.total_timesteps}, network.stage_names(False))

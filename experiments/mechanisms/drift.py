@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags, logging
 
 from tl_jax import restore, transferability
-from tl_jax.config import recipe, stored
+from tl_jax.config import recipe, schema, stored
 from tl_jax.tasks import image_task
 from tl_jax.tasks.losses import Network, make_pooled
 from tl_jax.train import evaluate
@@ -67,9 +67,9 @@ def main(_: list[str]) -> None:
 
 def measure_drift(name: str, folder: Path) -> list[Drift]:
     """Return the drift of each part between the start and the end of a run."""
-    config = stored.get_config(str(folder))
+    config = schema.freeze(stored.get_config(str(folder)))
     task, start, end = restore.restore(config, folder)
-    adapt_config = adapters.Adapters(**config.adapt.to_dict())
+    adapt_config = config.adapt
     network = load_run_network(config, task.facts["input"])
     before, after = (adapters.merge(state.params, adapt_config) for state in (start, end))
     pooled = [pooled_features(network, state.variables, task) for state in (start, end)]
@@ -91,7 +91,7 @@ def load_run_network(config: recipe.Config, inputs: Mapping[str, Any]) -> Networ
     return Network(
         loaded.model.clone(num_classes=0),
         image_task.Inputs(**inputs),
-        adapters.Adapters(**config.adapt.to_dict()),
+        config.adapt,
     )
 
 

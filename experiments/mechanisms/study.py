@@ -29,7 +29,7 @@ from ml_collections import config_flags
 from experiments import record
 from experiments.mechanisms import report
 from tl_jax import api, restore, transferability
-from tl_jax.config import recipe, recipes_dir, stored
+from tl_jax.config import recipe, recipes_dir, schema, stored
 from tl_jax.train import evaluate, sharding
 from tl_jax.train.logging import say
 from tl_jax.train.state import stream_key
@@ -203,7 +203,7 @@ def count_examples(config: recipe.Config) -> int:
 
 def load_data(config: recipe.Config) -> Any:
     """Return the target's data."""
-    return TASKS[config.task].load_data(config)
+    return TASKS[config.task].load_data(schema.freeze(config))
 
 
 def evaluate_knn(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tl_jax.config import schema
 from tl_jax.models.actor_critic import Policy
 from tl_jax.rl import ppo, rollout
 from tl_jax.rl.envs import Env
@@ -85,6 +86,7 @@ def compile_training(
     config: Any, env: Env, start: Any, schedule: EvalSchedule, teacher: Any = None
 ) -> sharding.Program:
     """Compile what ``train_seeds`` calls for each group of seeds, (variables, keys, teacher) -> (variables, curves)."""
+    config = schema.freeze(config)
     network, ppo_config = policy_task.make_policy(config, env), policy_task.make_ppo_config(config)
     (phase,) = phases.resolve(
         config, {"train": config.rl.total_timesteps}, network.stage_names(len(env.observation_shape) == 3)

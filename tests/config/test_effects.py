@@ -12,7 +12,7 @@ import pytest
 from configs import detection_voc, docs_bert, faces_verification, masked_words, ner_bert
 from tests.tasks import small
 from tl_jax import restore
-from tl_jax.config import recipe, validate
+from tl_jax.config import recipe, schema, validate
 from tl_jax.train.state import digest, initial_state
 from tl_jax.train.step import make_optimizer_init, make_step
 from tl_jax.train.task import TASKS as REGISTERED
@@ -91,7 +91,7 @@ def without(task: str, needs: tuple) -> str:
 
 @pytest.mark.parametrize("task,field,value,needs", CASES, ids=lambda each: str(each)[:40])
 def test_a_field_has_an_effect_or_is_refused(task, field, value, needs):
-    value = REGISTERED[task].stage_names(TASKS[task]())[:1] if value == "first" else value
+    value = REGISTERED[task].stage_names(schema.freeze(TASKS[task]()))[:1] if value == "first" else value
     if operator.attrgetter(field)(TASKS[task]()) == value:  # the recipe has it already
         value = not value if isinstance(value, bool) else 2 * value
     try:

@@ -5,7 +5,7 @@ import pytest
 from configs import ct_classification, sst2_bert
 from tests.tasks import small
 from tl_jax import api
-from tl_jax.config import recipe, validate
+from tl_jax.config import recipe, schema, validate
 from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.utils.errors import UserError
 
@@ -45,7 +45,7 @@ def test_a_class_that_is_not_there_and_a_part_of_one_class():
     with pytest.raises(UserError, match="config.positive='33' is no class; did you mean '3'"):
         small.task(("metrics", ("auc",)), ("positive", "33"))
     with pytest.raises(UserError, match="the test part has examples of one class only"):
-        ImageClassification(small.config(("metrics", ("auc",)), ("data.test_examples", 1)))
+        ImageClassification(schema.freeze(small.config(("metrics", ("auc",)), ("data.test_examples", 1))))
 
 
 def test_only_pictures_are_explained(tmp_path):

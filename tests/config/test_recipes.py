@@ -11,14 +11,11 @@ from absl import flags as absl_flags
 from configs import ct_classification, masked_words, ner_bert
 from tl_jax import cli
 from tl_jax.config import recipe as recipe_module
-from tl_jax.config import validate
-from tl_jax.tasks.reinforcement import PPOConfig
+from tl_jax.config import schema, validate
 from tl_jax.train.task import TASKS
 from tl_jax.train.workdir import write_json
 from tl_jax.transfer import methods, phases
-from tl_jax.transfer.optimizer import OptimSpec
-from tl_jax.transfer.regularizers import REGULARIZERS, Regularize
-from tl_jax.transfer.self_supervised import Pretext
+from tl_jax.transfer.regularizers import REGULARIZERS
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -259,8 +256,8 @@ def test_a_field_of_one_phase_is_set_from_the_command_line(monkeypatch):
     ]
     assert config.optim.lr == 0.5
     validate.validate(config)
-    sizes, parts = {"train": 1000, "unlabelled": 1000}, TASKS[config.task].stage_names(config)
-    assert [phase.batch_stats for phase in phases.resolve(config, sizes, parts)] == ["auto", "frozen"]
+    sizes, parts = {"train": 1000, "unlabelled": 1000}, TASKS[config.task].stage_names(schema.freeze(config))
+    assert [phase.batch_stats for phase in phases.resolve(schema.freeze(config), sizes, parts)] == ["auto", "frozen"]
 
 
 @pytest.mark.parametrize(
@@ -311,16 +308,33 @@ def test_members_are_all_arms_with_all_seeds():
     assert all(member.seed == seed and not member.seeds and not member.arms for _, seed, member in members)
 
 
+def test_the_kind_of_task_decides_about_the_fields():
+    config = recipe_module.get_config("text")
+    assert "augment" not in config and config.data.text == ("text",)
+    with pytest.raises(AttributeError, match="start from recipe.get_config.'image'"):
+        config.task = "image"
+    other = recipe_module.with_task(recipe_module.override(config, (("optim.lr", 0.5),)), "image")
+    assert (other.task, other.optim.lr, other.augment.flip) == ("image", 0.5, False) and "text" not in other.data
+
+
+def test_a_frozen_configuration_can_be_edited_again():
+    config = recipe_module.load("cifar_vgg").get_config("hidden")
+    frozen = validate.validate(config)
+    assert hash(frozen) == hash(schema.freeze(config)) and frozen.phases[0].rules == config.phases[0]["rules"]
+    assert frozen.model.options["fc"] is True and frozen.phases[0].layer_decay is None
+    assert (
+        schema.freeze(schema.edit(frozen))
+        == frozen
+        != validate.validate(recipe_module.override(frozen, (("seed", 3),)))
+    )
+    with pytest.raises(AttributeError):  # of dataclasses that are frozen
+        frozen.optim.lr = 3.0  # pyright: ignore
+
+
 def test_every_field_is_read_somewhere():
     """A field that no code reads would be a promise without effect."""
     code = "\n".join(p.read_text() for p in (ROOT / "tl_jax").rglob("*.py"))
-    code = re.sub(r'"[^"]*"', "", code).replace("data.", "config.data.")  # tasks have data = config.data
-    groups = set(re.findall(r"config\.(\w+)\.to_dict\(\)", code))
-    groups |= set(re.findall(r"else config\.(\w+)$", code, re.MULTILINE))  # transfer/phases.py takes the group whole
-    # Of these groups a task takes what a record has fields for, and drops the rest without a word.
-    taken = {"regularize": Regularize, "pretext": Pretext, "optim": OptimSpec, "rl": PPOConfig}
-    known = {f"{group}.{name}" for group, record in taken.items() for name in record._fields}
-    known |= {f"regularize.{name}" for name in REGULARIZERS}  # of which each strength is taken
-    known |= {"regularize.drop_path", "rl.ppo_epochs", "rl.kickstart_share"}  # read by name from the group as a mapping
-    read = {field for field in recipe_module.FIELDS if re.search(rf"\b{re.escape(field)}\b", code)}
-    assert not {f for f in recipe_module.FIELDS if f.split(".")[0] not in groups - set(taken)} - read - known
+    code = re.sub(r'"[^"]*"', "", code)
+    attributes = {path.rpartition(".")[2] for path in schema.all_fields()} - set(REGULARIZERS)  # which are read as one
+    unread = {name for name in attributes if not re.search(rf"\.{name}\b", code)}
+    assert not unread

@@ -1,6 +1,7 @@
 """Every option of augmentation, against Pillow, against NumPy, and by the numbers that its results give away."""
 
 import colorsys
+import dataclasses
 
 import dm_pix as pix
 import jax
@@ -9,28 +10,28 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tl_jax.data.augment import Augment, _shift_hue, augment
+from tl_jax.data.augment import AugmentConfig, _shift_hue, augment
 
 pytestmark = pytest.mark.fast
 
 OPTIONS = [
-    Augment(resized_crop=0.3),
-    Augment(jitter=0.8),
-    Augment(grey=0.5),
-    Augment(randaugment=2),
-    Augment(erase=0.7),
-    Augment(True, 2, 20.0, 0.5, 0.4, 0.2, 2, 9.0, 0.5),
+    AugmentConfig(resized_crop=0.3),
+    AugmentConfig(jitter=0.8),
+    AugmentConfig(grey=0.5),
+    AugmentConfig(randaugment=2),
+    AugmentConfig(erase=0.7),
+    AugmentConfig(True, 2, 20.0, 0.5, 0.4, 0.2, 2, 9.0, 0.5),
 ]
 
 
-def ids(how: Augment) -> str:
-    return "+".join(name for name, value in how._asdict().items() if value and name != "magnitude")
+def ids(how: AugmentConfig) -> str:
+    return "+".join(name for name, value in how.to_dict().items() if value and name != "magnitude")
 
 
 jitted = jax.jit(augment, static_argnums=2)
 
 
-def run(images: np.ndarray, how: Augment, seed: int = 0) -> np.ndarray:
+def run(images: np.ndarray, how: AugmentConfig, seed: int = 0) -> np.ndarray:
     return np.asarray(jitted(images, jax.random.key(seed), how))
 
 
@@ -46,7 +47,7 @@ def pictures() -> np.ndarray:
 
 
 def test_the_first_three_options_draw_what_they_always_drew(pictures):
-    how, key = Augment(flip=True, crop_pad=2, rotate=25.0), jax.random.key(5)
+    how, key = AugmentConfig(flip=True, crop_pad=2, rotate=25.0), jax.random.key(5)
     expected, angles = [], []
     for image, k in zip(pictures, jax.random.split(key, len(pictures)), strict=True):
         flip, crop, turn = jax.random.split(k, 3)
@@ -55,10 +56,10 @@ def test_the_first_three_options_draw_what_they_always_drew(pictures):
         image = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge")[top : top + 12, left : left + 14]
         expected.append(image)
         angles.append(np.deg2rad(25) * jax.random.uniform(turn, minval=-1, maxval=1))
-    np.testing.assert_array_equal(run(pictures, how._replace(rotate=0.0), 5), expected)
+    np.testing.assert_array_equal(run(pictures, dataclasses.replace(how, rotate=0.0), 5), expected)
     turned = jax.jit(jax.vmap(pix.rotate))(jnp.asarray(expected, jnp.float32), jnp.asarray(angles))
     # What is new comes after, from keys of its own: here it happens to nobody.
-    late = how._replace(resized_crop=1.0, grey=1e-9)
+    late = dataclasses.replace(how, resized_crop=1.0, grey=1e-9)
     np.testing.assert_allclose(run(pictures, late, 5), turned, atol=1e-2)
 
 
@@ -103,7 +104,7 @@ def test_resized_crops_keep_the_share_and_the_shape_they_should(least):
     row, column = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")
     ramps = np.broadcast_to(np.stack([row, column, row], -1), (n, h, w, 3))
     noise = np.random.default_rng(1).integers(0, 256, (n, h, w, 3)).astype(np.uint8)
-    out, cropped = (run(images.astype(np.float32), Augment(resized_crop=least)) for images in (ramps, noise))
+    out, cropped = (run(images.astype(np.float32), AugmentConfig(resized_crop=least)) for images in (ramps, noise))
     high, wide = out[:, 14, 0, 0] - out[:, 13, 0, 0], out[:, 0, 20, 1] - out[:, 0, 19, 1]  # share of each side
     top, left = out[:, 12, 0, 0] + 0.5 - 12.5 * high, out[:, 0, 18, 1] + 0.5 - 18.5 * wide
     assert top.min() > -1e-3 and left.min() > -1e-3
@@ -140,7 +141,7 @@ def factors_of(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.nd
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jitter_draws_its_factors_from_the_range_it_names(channels):
     picture = chart()[..., :channels]
-    out = run(np.stack([picture] * 300), Augment(jitter=0.4))
+    out = run(np.stack([picture] * 300), AugmentConfig(jitter=0.4))
     np.testing.assert_allclose(np.diff(out[:, :4], axis=2, n=2), 0, atol=1e-2)  # a line stays a line
     factors = [*factors_of(picture, out)]
     if channels == 3:
@@ -155,7 +156,7 @@ def test_jitter_draws_its_factors_from_the_range_it_names(channels):
 
 def test_grey_pictures_are_as_many_as_asked_and_as_pillow_has_them():
     images = np.random.default_rng(2).integers(0, 256, (400, 3, 4, 3)).astype(np.uint8)
-    out = run(images, Augment(grey=0.3))
+    out = run(images, AugmentConfig(grey=0.3))
     turned = np.ptp(out, axis=-1).max((1, 2)) == 0
     assert 0.22 < turned.mean() < 0.38
     np.testing.assert_array_equal(out[~turned], images[~turned])
@@ -166,7 +167,7 @@ def test_grey_pictures_are_as_many_as_asked_and_as_pillow_has_them():
 
 def test_what_is_erased_is_a_rectangle_of_noise_within_its_bounds():
     n, h, w = 500, 60, 90
-    out = run(np.full((n, h, w, 1), 7, np.uint8), Augment(erase=0.4))[..., 0]
+    out = run(np.full((n, h, w, 1), 7, np.uint8), AugmentConfig(erase=0.4))[..., 0]
     changed = out != 7
     erased = changed.any((1, 2))
     assert 0.33 < erased.mean() < 0.47

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tl_jax.data import augment
-from tl_jax.data.augment import Augment, augment_boxes, crop_boxes, flip_boxes
+from tl_jax.data.augment import AugmentConfig, augment_boxes, crop_boxes, flip_boxes
 
 pytestmark = pytest.mark.fast
 SIDES = (48, 64)
-HOW = Augment(flip=True, resized_crop=0.3)
+HOW = AugmentConfig(flip=True, resized_crop=0.3)
 changed = jax.jit(augment_boxes, static_argnums=(3, 4))
 
 
@@ -69,16 +69,16 @@ def test_boxes_that_leave_the_crop_are_dropped_by_their_visible_share(monkeypatc
     rows = [8, 0, 24, 48, 1, 0], [0, 0, 20, 10, 0, 0], [20, 0, 40, 9, 1, 1], [0, 0, 15, 9, 1, 0]  # the last is gone
     labels = np.array([rows], np.float32)
     for visible, classes in ((0.3, [1, -1, 1, -1]), (0.6, [-1, -1, 1, -1]), (0.1, [1, 0, 1, -1]), (0.0, [1, 0, 1, -1])):
-        _, got = changed(image, labels, jax.random.key(0), Augment(resized_crop=0.5), visible)
+        _, got = changed(image, labels, jax.random.key(0), AugmentConfig(resized_crop=0.5), visible)
         assert got[0, :, 4].tolist() == classes and got[0, :, 5].tolist() == [0, 0, 1, 0]
 
 
 def test_colours_leave_boxes_where_they_are_and_nothing_leaves_all():
     _, labels = filled((8, 8, 24, 30))
     image = np.random.default_rng(0).integers(0, 256, (1, *SIDES, 3), np.uint8)
-    same, unmoved = augment_boxes(image, labels, jax.random.key(0), Augment(), 0.3)
+    same, unmoved = augment_boxes(image, labels, jax.random.key(0), AugmentConfig(), 0.3)
     np.testing.assert_array_equal(same, image)
-    images, moved = changed(image, labels, jax.random.key(0), Augment(jitter=0.5), 0.3)
+    images, moved = changed(image, labels, jax.random.key(0), AugmentConfig(jitter=0.5), 0.3)
     np.testing.assert_array_equal(unmoved, labels)
     np.testing.assert_array_equal(moved, labels)
     assert not np.array_equal(images, image)
@@ -87,7 +87,7 @@ def test_colours_leave_boxes_where_they_are_and_nothing_leaves_all():
 def test_half_are_mirrored_and_keys_decide():
     image, labels = filled((0, 0, 10, 10))
     many = np.repeat(image, 64, 0), np.repeat(labels, 64, 0)
-    _, got = changed(*many, jax.random.key(1), Augment(flip=True), 0.3)
+    _, got = changed(*many, jax.random.key(1), AugmentConfig(flip=True), 0.3)
     assert 16 < (np.asarray(got)[:, 0, 0] == 54).sum() < 48
-    again = changed(*many, jax.random.key(1), Augment(flip=True), 0.3)[1]
+    again = changed(*many, jax.random.key(1), AugmentConfig(flip=True), 0.3)[1]
     np.testing.assert_array_equal(got, again)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.configs import change
 from tests.data.boxed import CAT, DOG, write_voc
-from tl_jax.config import recipe
+from tl_jax.config import recipe, schema
 from tl_jax.data.fingerprint import folder_stamp
 from tl_jax.data.registry import DatasetOptions, load_dataset
 from tl_jax.tasks.detection import Detection
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.fast
 
 
 def config(top, name, *fields):
-    return recipe.override(recipe.get_config(), (("data.name", name), ("data.dir", str(top)), *fields))
+    return schema.freeze(change(recipe.get_config(), ("data.name", name), ("data.dir", str(top)), *fields))
 
 
 def test_a_label_that_was_mended_counts_in_the_next_run(tmp_path):

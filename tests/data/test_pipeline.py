@@ -9,7 +9,7 @@ from sklearn.model_selection import train_test_split
 
 from tl_jax.data import dataset, loader, preprocess, synthetic
 from tl_jax.data import tfds as tfds_module
-from tl_jax.data.augment import Augment, augment
+from tl_jax.data.augment import AugmentConfig, augment
 from tl_jax.data.dataset import hold_out
 from tl_jax.utils.errors import UserError
 
@@ -115,18 +115,18 @@ def pictures():
 
 
 def test_no_augmentation_is_the_identity(pictures):
-    assert augment(pictures, jax.random.key(0), Augment()) is pictures
+    assert augment(pictures, jax.random.key(0), AugmentConfig()) is pictures
 
 
 def test_flip_mirrors_some_and_leaves_some(pictures):
-    out = np.asarray(augment(jnp.asarray(pictures), jax.random.key(0), Augment(flip=True)))
+    out = np.asarray(augment(jnp.asarray(pictures), jax.random.key(0), AugmentConfig(flip=True)))
     mirrored = [np.array_equal(a, b[:, ::-1]) for a, b in zip(out, pictures, strict=True)]
     kept = [np.array_equal(a, b) for a, b in zip(out, pictures, strict=True)]
     assert all(m != k for m, k in zip(mirrored, kept, strict=True)) and any(mirrored) and any(kept)
 
 
 def test_crop_shifts_by_at_most_the_border(pictures):
-    out = np.asarray(augment(jnp.asarray(pictures), jax.random.key(0), Augment(crop_pad=2)))
+    out = np.asarray(augment(jnp.asarray(pictures), jax.random.key(0), AugmentConfig(crop_pad=2)))
     padded = np.pad(pictures, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
     shifts = set()
     for a, b in zip(out, padded, strict=True):
@@ -137,14 +137,14 @@ def test_crop_shifts_by_at_most_the_border(pictures):
 
 
 def test_rotation_turns_about_the_centre_and_stays_in_range(pictures):
-    turned = np.asarray(augment(jnp.asarray(pictures), jax.random.key(3), Augment(rotate=40.0)))
+    turned = np.asarray(augment(jnp.asarray(pictures), jax.random.key(3), AugmentConfig(rotate=40.0)))
     assert turned.shape == pictures.shape and turned.min() >= 0 and turned.max() <= 255
     np.testing.assert_allclose(turned[:, 4, 4], pictures[:, 4, 4], atol=1e-2)
     assert np.abs(turned - pictures).max() > 20
 
 
 def test_augmentation_is_a_function_of_the_key(pictures):
-    how = Augment(flip=True, crop_pad=2, rotate=10.0)
+    how = AugmentConfig(flip=True, crop_pad=2, rotate=10.0)
     a, b = (np.asarray(augment(jnp.asarray(pictures), jax.random.key(k), how)) for k in (1, 1))
     np.testing.assert_array_equal(a, b)
     assert np.any(a != np.asarray(augment(jnp.asarray(pictures), jax.random.key(2), how)))

@@ -13,7 +13,7 @@ import pytest
 from configs import detection_voc, digits_resnet, faces_verification, sst2_bert
 from tests.text import network
 from tl_jax import api
-from tl_jax.config import recipe, validate
+from tl_jax.config import recipe, schema, validate
 from tl_jax.data import DATASETS, DatasetOptions, registry
 from tl_jax.data.dataset import Dataset, Split
 from tl_jax.pretrained import huggingface
@@ -104,7 +104,7 @@ def test_every_kind_of_task_loads_its_own_sets(own_sets, tmp_path):
         (text_config(tmp_path), ("bad", "good")),
     ):
         validate.validate(config)
-        source = TASKS[config.task].load_data(config)
+        source = TASKS[config.task].load_data(schema.freeze(config))
         assert source.name == config.data.name and source.classes[:3] == (classes or source.classes[:3])
 
 

@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 
 from tests.pretrained.fake import random_variables, torchvision_arrays, write_keras_h5
 from tl_jax import models, pretrained
+from tl_jax.config import schema
 from tl_jax.models.registry import PretrainedSpec
 from tl_jax.pretrained import formats
 from tl_jax.pretrained.network import variable_shapes
@@ -75,7 +76,7 @@ def test_wrong_weights_fail_before_the_data_are_read(files, tmp_path):
     (tmp_path / "cut.h5").write_bytes((files[0] / "top.h5").read_bytes()[:20_000])
     changes = (("model.name", NAME), ("init.path", str(tmp_path / "cut.h5")), ("data.dir", str(tmp_path / "absent")))
     with pytest.raises(UserError, match="cut.h5"):
-        ImageClassification(recipe.override(recipe.get_config(), changes))
+        ImageClassification(schema.freeze(recipe.override(recipe.get_config(), changes)))
 
 
 def test_another_architecture_lists_missing_and_extra_names(files):

@@ -1,5 +1,7 @@
 """PPO on worlds with known answers, and that an update does what freezing, seeds and the source ask of it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +76,7 @@ def test_an_episode_whose_time_is_up_is_worth_what_would_have_come():
 
 
 def test_a_frozen_trunk_keeps_its_bits():
-    optim = OPTIM._replace(weight_decay=0.1)
+    optim = dataclasses.replace(OPTIM, weight_decay=0.1)
     _, variables, state, _ = trained(probes.by_both, updates=50, recipe="head", optim=optim)
     before, after = tree.flatten(variables["params"]), tree.flatten(state.params)
     moved = {path for path in before if not np.array_equal(before[path], after[path])}
@@ -116,7 +118,7 @@ def test_kickstarting_keeps_close_to_the_source():
     start = ppo.init_variables(world, policy, WORLDS, False, jax.random.key(5))
     far = {}
     for weight in (0.0, 1.0):
-        how = HOW._replace(kickstart=weight, kickstart_updates=100)
+        how = dataclasses.replace(HOW, kickstart=weight, kickstart_updates=100)
         update = ppo.make_update(world, policy, how, OPTIM, rules)
         source = teacher.variables if weight else None
         state = ppo.init_state(start, make_optimizer(OPTIM, rules).init, source)

@@ -1,7 +1,7 @@
 """A small real task for these tests: the shipped ResNet on 8x8 digits."""
 
 from configs import digits_resnet
-from tl_jax.config import recipe
+from tl_jax.config import recipe, schema
 from tl_jax.tasks.image_classification import ImageClassification
 
 
@@ -16,4 +16,4 @@ def config(*changes):
 
 def task(*changes):
     """Return the task of that configuration."""
-    return ImageClassification(config(*changes))
+    return ImageClassification(schema.freeze(config(*changes)))

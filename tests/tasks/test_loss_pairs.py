@@ -11,7 +11,7 @@ import pytest
 from tests.tasks import small
 from tl_jax import api
 from tl_jax.config import recipe, validate
-from tl_jax.data.augment import Augment
+from tl_jax.data.augment import AugmentConfig
 from tl_jax.tasks import losses
 from tl_jax.train import sharding
 from tl_jax.train.state import TrainState
@@ -19,7 +19,7 @@ from tl_jax.train.step import make_optimizer_init, make_train_step
 from tl_jax.transfer import mixup
 from tl_jax.transfer.freeze import RECIPES
 from tl_jax.transfer.optimizer import OptimSpec
-from tl_jax.transfer.regularizers import Regularize
+from tl_jax.transfer.regularizers import RegularizeConfig
 from tl_jax.utils.errors import UserError
 
 N, CLASSES, WIDTH, SOURCES = 8, 3, 4, 5
@@ -62,8 +62,10 @@ def problem():
 def step(names):
     """Return the loss and, as what a step of gradient descent at rate 1 takes away, the gradient."""
     images, labels, params, source = problem()
-    how = Regularize.from_config({name: STRENGTHS[name] for name in names - {"parts"}}, endpoints=("features",))
-    loss = losses.make_loss(losses.Network(Linear(), losses.Maps()), Augment(), how, None)
+    how = RegularizeConfig.from_dict(
+        {"endpoints": ("features",), **{name: STRENGTHS[name] for name in names - {"parts"}}}
+    )
+    loss = losses.make_loss(losses.Network(Linear(), losses.Maps()), AugmentConfig(), how, None)
     optim = OptimSpec("sgd", momentum=0.0, accumulate=2 if "parts" in names else 1)
     state = TrainState(
         jnp.zeros((), jnp.int32), params, {}, make_optimizer_init(optim, RECIPES["all"])(params), {"source": source}

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from tests.tasks import small
+from tl_jax.config import schema
 from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.train.state import stream_key
 from tl_jax.utils import tree
@@ -123,4 +124,6 @@ def test_co_tuning_without_a_head_in_the_file_says_what_to_do():
 
 def test_an_endpoint_that_is_no_part_is_named():
     with pytest.raises(UserError, match="'stage9', which is none of stem, stage1"):
-        ImageClassification(small.config(("regularize.distill", 1.0), ("regularize.endpoints", ("stage9",))))
+        ImageClassification(
+            schema.freeze(small.config(("regularize.distill", 1.0), ("regularize.endpoints", ("stage9",))))
+        )

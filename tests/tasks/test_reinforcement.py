@@ -147,11 +147,11 @@ def test_bad_input_is_one_clear_line(tmp_path, changes, message):
 
 def test_rl_fields_are_refused_elsewhere():
     from configs import digits_resnet
-    from tl_jax.config import validate
 
-    config = recipe.override(digits_resnet.get_config(), (("rl.total_timesteps", 5),))
-    with pytest.raises(UserError, match="rl.total_timesteps has no effect with config.task=image"):
-        validate.validate(config)
+    with pytest.raises(UserError, match="rl.total_timesteps has no effect with config.task=image; .* task=policy"):
+        recipe.override(digits_resnet.get_config(), (("rl.total_timesteps", 5),))
+    with pytest.raises(UserError, match="config.task='policy': start from .*get_config.'policy'"):
+        recipe.override(digits_resnet.get_config(), (("task", "policy"),))
 
 
 def test_a_policy_has_no_learning_rate_curve(tmp_path):

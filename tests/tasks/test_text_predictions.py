@@ -8,9 +8,9 @@ import pytest
 from seqeval.metrics import f1_score
 
 from configs import sst2_bert
+from tests.configs import change
 from tests.text import network
 from tl_jax import api
-from tl_jax.config import recipe
 from tl_jax.pretrained import huggingface
 from tl_jax.utils.errors import UserError
 
@@ -41,7 +41,7 @@ def configure(folder, *changes):
         ("eval_batch_size", 16), ("optim.lr", 3e-3), ("input.max_length", 16), ("log_every", 4), ("task", "tokens"),
         ("data.name", "conll"), ("data.columns", ()), ("data.text", ("text",)), ("epochs", 6.0),
     )  # fmt: skip
-    return recipe.override(sst2_bert.get_config(), (*common, *changes))
+    return change(sst2_bert.get_config(), *common, *changes)
 
 
 def sentences(file):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from configs import sst2_bert
+from tests.configs import change
 from tests.text import network
 from tl_jax import api
 from tl_jax.config import recipe
@@ -39,7 +40,7 @@ def shown(folder, tmp_path, monkeypatch, *changes):
         ("arms", ()), ("init.path", str(folder / "net")), ("data.dir", str(folder)), ("batch_size", 8),
         ("input.max_length", 16), ("data.validation", 0.0), ("eval_checkpoint", "last"),
     )  # fmt: skip
-    config = recipe.override(sst2_bert.get_config(), (*common, *changes))
+    config = change(sst2_bert.get_config(), *common, *changes)
     paths = api.preview(config, tmp_path)
     assert [path.name for path in paths] == list(found) and all(path.stat().st_size > 3000 for path in paths)
     return config, found
@@ -83,7 +84,7 @@ def test_a_pretext_has_a_picture_of_its_own(folder, tmp_path, monkeypatch, first
     changes = [("pretext.name", "masked"), ("pretext.weight", 0.0 if first else 0.5)]
     if first:
         phases = ({"name": "a", "epochs": 1.0, "objective": "pretext"}, {"name": "b", "epochs": 1.0})
-        changes += [("phases", phases), ("epochs", recipe.FIELDS["epochs"].default)]
+        changes += [("phases", phases), ("epochs", recipe.get_config().epochs)]
     _, found = shown(folder, tmp_path, monkeypatch, *changes)
     plain, hidden = found["preview.png"], found["preview_pretext.png"]
     assert not any(piece.note for text in plain for piece in text.pieces)

@@ -9,6 +9,7 @@ import pytest
 from configs import digits_resnet
 from tests.train import tiny
 from tl_jax.config import recipe as recipe_module
+from tl_jax.config import schema
 from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.train import loop, sharding
 from tl_jax.train.state import initial_state, stream_key
@@ -36,7 +37,7 @@ def prepared(recipe):
         *((("freeze.recipe", recipe),) if recipe in freeze.NAMES else ()), *RECIPES[recipe],
     )  # fmt: skip
     config = recipe_module.override(digits_resnet.get_config(), changes)
-    task = ImageClassification(config)
+    task = ImageClassification(schema.freeze(config))
     (phase,) = task.plan()
     state = initial_state(task, 0)
     return task, phase, state.replace(opt_state=make_optimizer_init(phase.optim, phase.rules)(state.params))

@@ -1,5 +1,6 @@
 """State split over the devices, and batches computed in parts: the results of one device and of a whole batch."""
 
+import dataclasses
 import functools
 
 import jax
@@ -115,7 +116,7 @@ def test_a_whole_run_on_a_split_state_is_that_on_a_replicated_one(tmp_path):
 @pytest.mark.parametrize("parts", [2, 4])
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts, sharded):
     optim = OptimSpec("sgd", momentum=0.9)
-    whole, cut = trained(optim), trained(optim._replace(accumulate=parts), sharded)
+    whole, cut = trained(optim), trained(dataclasses.replace(optim, accumulate=parts), sharded)
     close(whole, cut)
     assert cut[1][0]["sums"]["loss"][1] == 8  # of all examples, counted once
 
@@ -127,7 +128,7 @@ def test_parts_of_a_batch_count_by_what_is_not_masked():
     updated = []
     for parts in (1, 2):
         state = initial_state(task, 0)
-        one = optim._replace(accumulate=parts)
+        one = dataclasses.replace(optim, accumulate=parts)
         state = state.replace(opt_state=make_optimizer_init(one, RECIPES["all"])(state.params))
         step = make_train_step(task.loss, one, RECIPES["all"], "auto")
         key, rate = sharding.replicate(stream_key(0, "train")), sharding.replicate(np.float32(1.0))

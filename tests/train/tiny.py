@@ -83,8 +83,8 @@ def task(seed=0, scale=1.0, train=None):
 
 def plan(first=6, second=12, decay=0.1):
     """Return two phases, the head alone and then everything."""
-    head = OptimSpec("adam", weight_decay=decay, clip_norm=1.0)
-    both = OptimSpec("sgd", weight_decay=decay)
+    head = OptimSpec("adam", weight_decay=decay, clip_norm=1.0, batch_norm_momentum=0.0)
+    both = OptimSpec("sgd", weight_decay=decay, batch_norm_momentum=0.0)
     return (
         Phase("head", 0, first, RECIPES["head"], head, RateSpec(1e-2, first)),
         Phase("all", first, second, RECIPES["all"], both, RateSpec(1e-2, second - first, schedule="cosine")),

@@ -7,7 +7,7 @@ import pytest
 
 from tl_jax import models
 from tl_jax.transfer import adapters, freeze
-from tl_jax.transfer.adapters import Adapters
+from tl_jax.transfer.adapters import AdapterConfig
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 
@@ -37,14 +37,16 @@ def drawn(params, how, seed=1):
 
 
 def test_rank_0_adds_nothing():
-    assert tree.flatten(adapters.add(KERNELS, Adapters("lora", rank=0), jax.random.key(0))) == tree.flatten(KERNELS)
+    assert tree.flatten(adapters.add(KERNELS, AdapterConfig("lora", rank=0), jax.random.key(0))) == tree.flatten(
+        KERNELS
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "parallel"])
 def test_new_adapters_give_the_same_outputs_to_the_bit(net, kind):
     model, variables = net
-    how = Adapters(kind, rank=2)
+    how = AdapterConfig(kind, rank=2)
     params = adapters.add(variables["params"], how, jax.random.key(0))
     x = jax.random.normal(jax.random.key(2), (2, 16, 16, 3))
     before, _ = model.apply(variables, x)
@@ -53,7 +55,7 @@ def test_new_adapters_give_the_same_outputs_to_the_bit(net, kind):
 
 
 def test_lora_is_the_kernel_plus_scaled_a_b_over_the_whole_window():
-    how = Adapters("lora", rank=2, alpha=6.0)
+    how = AdapterConfig("lora", rank=2, alpha=6.0)
     params = drawn(KERNELS, how)
     merged = adapters.merge(params, how)
     a, b = (np.asarray(params["conv"][name], np.float64) for name in ("lora_a", "lora_b"))
@@ -72,7 +74,7 @@ def test_lora_is_the_kernel_plus_scaled_a_b_over_the_whole_window():
 
 def test_lora_is_two_convolutions_beside_the_layer():
     """Unmerged, as the paper draws it: the layer, plus A as a convolution of few channels and B as a 1x1 one."""
-    how = Adapters("lora", rank=2, alpha=6.0)
+    how = AdapterConfig("lora", rank=2, alpha=6.0)
     params = drawn(KERNELS, how)
     x = jax.random.normal(jax.random.key(3), (2, 6, 6, 8))
     down = params["conv"]["lora_a"].reshape(3, 3, 8, 2)
@@ -88,7 +90,7 @@ def conv(x, kernel):
 
 
 def test_parallel_is_a_1x1_convolution_beside_the_layer():
-    how = Adapters("parallel", rank=2, alpha=2.0)
+    how = AdapterConfig("parallel", rank=2, alpha=2.0)
     params = drawn(KERNELS, how)
     assert "lora_a" not in params["depthwise"]
     x = jax.random.normal(jax.random.key(3), (2, 6, 6, 8))
@@ -98,28 +100,28 @@ def test_parallel_is_a_1x1_convolution_beside_the_layer():
 
 
 def test_a_kernel_with_fewer_values_than_its_adapter_is_left_alone():
-    params = adapters.add(KERNELS, Adapters("lora", rank=7), jax.random.key(0))
+    params = adapters.add(KERNELS, AdapterConfig("lora", rank=7), jax.random.key(0))
     assert "lora_a" not in params["depthwise"]  # 7 * (9 + 16) > 9 * 16
     assert "lora_a" not in params["dense"]  # 7 * (16 + 12) > 16 * 12
     assert "lora_a" in params["conv"] and "lora_a" not in params["head"]
 
 
 def test_half_an_adapter_is_refused():
-    params = adapters.add(KERNELS, Adapters("lora", rank=1), jax.random.key(0))
+    params = adapters.add(KERNELS, AdapterConfig("lora", rank=1), jax.random.key(0))
     del params["conv"]["lora_a"]
     with pytest.raises(UserError, match="conv/lora_b is there without conv/lora_a"):
-        adapters.merge(params, Adapters("lora", rank=1))
+        adapters.merge(params, AdapterConfig("lora", rank=1))
 
 
 def test_targets_choose_and_a_choice_of_nothing_is_refused():
-    params = adapters.add(KERNELS, Adapters("lora", rank=1, targets="dense/.*"), jax.random.key(0))
+    params = adapters.add(KERNELS, AdapterConfig("lora", rank=1, targets="dense/.*"), jax.random.key(0))
     assert {path for path in tree.flatten(params) if "lora" in path} == {"dense/lora_a", "dense/lora_b"}
     with pytest.raises(UserError, match="adapts no kernel; the paths are such as conv/kernel"):
-        adapters.add(KERNELS, Adapters("lora", targets="dens/.*"), jax.random.key(0))
+        adapters.add(KERNELS, AdapterConfig("lora", targets="dens/.*"), jax.random.key(0))
 
 
 def test_the_recipe_trains_adapters_and_head_only():
-    params = adapters.add(KERNELS, Adapters("lora", rank=1), jax.random.key(0))
+    params = adapters.add(KERNELS, AdapterConfig("lora", rank=1), jax.random.key(0))
     mask = tree.flatten(freeze.trainable(params, freeze.RECIPES["adapters"]))
     assert {path for path, trains in mask.items() if trains} == {
         *(f"{name}/lora_{x}" for name in ("conv", "dense", "depthwise") for x in "ab"),

@@ -11,7 +11,7 @@ from configs import ct_classification, flowers_mobilenet, sst2_bert
 from tests.tasks import small
 from tests.text import network
 from tl_jax import api, pretrained
-from tl_jax.config import recipe, validate
+from tl_jax.config import recipe, schema, validate
 from tl_jax.pretrained import huggingface
 from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.train import loop
@@ -60,7 +60,7 @@ def rich():
         ("batch_size", 8), ("data.validation", 0.1),
     )  # fmt: skip
     validate.validate(config)
-    task = ImageClassification(config)
+    task = ImageClassification(schema.freeze(config))
     plan = task.plan()
     return task, plan
 
@@ -138,7 +138,7 @@ def test_a_delta_on_the_published_weights_equals_the_merged_file(lora):
     assert {name for name in leaves if name.endswith("/kernel")} == {"params/head/kernel"}
     assert any(name.startswith("batch_stats/") for name in leaves)
     # The network in the run, adapters apart, computes what the exported files do.
-    task = ImageClassification(config)
+    task = ImageClassification(schema.freeze(config))
     _, _, state = api.restore(config, folder)
     batch = next(task.eval_batches("test"))
     inputs = merged.preprocess(batch["image"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tl_jax.config import recipe
+from tl_jax.config import recipe, schema
 from tl_jax.transfer import phases
 from tl_jax.transfer.freeze import RECIPES
 
@@ -11,9 +11,8 @@ pytestmark = pytest.mark.fast
 
 def resolve(*changes, examples=100):
     sizes = {"train": examples, "unlabelled": 4 * examples}
-    return phases.resolve(
-        recipe.override(recipe.get_config(), (("batch_size", 8), *changes)), sizes, ("stem", "stage1")
-    )
+    config = schema.freeze(recipe.override(recipe.get_config(), (("batch_size", 8), *changes)))
+    return phases.resolve(config, sizes, ("stem", "stage1"))
 
 
 def test_no_phases_is_one_phase():

@@ -5,30 +5,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from flax import traverse_util
-from ml_collections import ConfigDict
-
 from tl_jax import models
-from tl_jax.config import recipes_dir, renames
-from tl_jax.config.renames import RenamingDict
-from tl_jax.config.schema import FIELDS, PHASE_FIELDS, check_known
+from tl_jax.config import recipes_dir, renames, schema
+from tl_jax.config.schema import PHASE_FIELDS, Config, check_known, check_of_task, get_config
 from tl_jax.utils.errors import UserError, nearest
 from tl_jax.utils.registry import IMPORT_HINT
 
-__all__ = ["FIELDS", "PHASE_FIELDS"]
+__all__ = ["PHASE_FIELDS", "Config", "get_config"]
 
 PHASE_FIELD_NAME = re.compile(r"phases\[(\d+)\]\.(.*)")  # as flags and arms name it
-
-Config = Any  # a ConfigDict, whose own annotations give each field the union of all types that one may have
-
-
-def get_config() -> Config:
-    """Return the defaults, locked: assigning an unknown field is an error that suggests the nearest name."""
-    nested = traverse_util.unflatten_dict({path: field.default for path, field in FIELDS.items()}, sep=".")
-    config = RenamingDict()
-    for name, value in nested.items():
-        config[name] = RenamingDict(value) if isinstance(value, dict) and name not in FIELDS else value
-    return config.lock()
 
 
 def load(name: str) -> Any:
@@ -56,7 +41,8 @@ def variants(config: Config, variant: str, **choices: Callable[[Config], None]) 
 def fine_tuning(config: Config) -> None:
     """Set what the recipes for accelerators share: light augmentation, AdamW with warm-up and cosine, clipping."""
     config.augment.flip = True
-    config.augment.crop_pad = 4
+    if "crop_pad" in config.augment:  # which boxes cannot follow
+        config.augment.crop_pad = 4
     config.batch_size = 128
     config.optim.schedule = "cosine"
     config.optim.warmup = 0.05
@@ -66,7 +52,6 @@ def fine_tuning(config: Config) -> None:
 
 def fine_tuning_text(config: Config) -> None:
     """Set what the text recipes share: a BERT of the hub, AdamW with warm-up and linear decay, three epochs."""
-    config.task = "text"
     config.model.name = "bert"
     config.init.source = "huggingface"
     config.init.path = "google-bert/bert-base-uncased"
@@ -83,7 +68,6 @@ def fine_tuning_text(config: Config) -> None:
 def smoke_text(config: Config) -> None:
     """Shrink a text recipe to seconds: the small BERT that ships, and 64 texts of the installed libraries."""
     smoke(config)
-    config.input.size = FIELDS["input.size"].default
     config.input.max_length = 32
     config.init.source = "tl_jax"
     config.init.path = ""
@@ -92,7 +76,6 @@ def smoke_text(config: Config) -> None:
 
 def policy(config: Config) -> None:
     """Set what the recipes of policies share: PPO with Adam, whose rate falls linearly, from random weights."""
-    config.task = "policy"
     config.model.name = models.POLICY
     config.init.source = "random"
     config.batch_size = 2048
@@ -120,10 +103,12 @@ def smoke(config: Config) -> None:
     config.smoke = True
     config.data.generate = True
     config.data.train_examples = 64
-    config.data.test_examples = 64
+    if "test_examples" in config.data:  # faces are tested by person
+        config.data.test_examples = 64
     config.batch_size = 16
     config.eval_batch_size = 64
-    config.input.size = 32
+    if "size" in config.input:  # of images
+        config.input.size = 32
     if not config.phases:
         config.epochs = 2.0
     config.phases = tuple({**phase, "epochs": 1.0} for phase in config.phases)
@@ -132,13 +117,15 @@ def smoke(config: Config) -> None:
 
 def override(config: Config, changes: tuple[tuple[str, Any], ...]) -> Config:
     """Return a copy of ``config`` with ``(field, value)`` pairs put in; a UserError names what does not fit."""
-    config = ConfigDict(config.copy_and_resolve_references())
+    config = schema.edit(config)
     for path, value in changes:
         path, value = renames.current_name(path), renames.rename_entries(path, value)
+        if path == "task" and value != config.task:
+            raise UserError(f"config.task={value!r}: start from tl_jax.config.recipe.get_config({value!r})")
         if phase := PHASE_FIELD_NAME.fullmatch(path):
             set_in_phase(config, int(phase[1]), phase[2], value)
             continue
-        check_known(path, FIELDS)
+        check_of_task(path, config.task)
         try:
             config.update_from_flattened_dict({path: value})
         except (TypeError, ValueError) as e:
@@ -162,6 +149,16 @@ def set_in_phase(config: Config, index: int, name: str, value: Any) -> None:
     phases = [dict(phase) for phase in config.phases]
     phases[index][name] = value
     config.phases = tuple(phases)
+
+
+def with_task(config: Config, task: str) -> Config:
+    """Return the defaults of a kind of task with what ``config`` has of its fields."""
+    other = get_config(task)
+    values = schema.flatten_config(config, schema.all_fields())
+    known = schema.TASKS[task].fields()
+    with other.unlocked():  # model.options has whatever the model class takes
+        other.update_from_flattened_dict({k: v for k, v in values.items() if k in known and k != "task"})
+    return other
 
 
 def comparison_runs(config: Config) -> list[tuple[str, int, Config]]:

@@ -140,6 +140,8 @@ class RenamingDict(ConfigDict):
         return super().__getattr__(self._current_name(attribute))
 
     def __setattr__(self, attribute: str, value: Any) -> None:
+        if attribute == "task" and "task" in self and value != self.task:
+            raise AttributeError(f"the fields depend on the kind of task; start from recipe.get_config({value!r})")
         name = self._current_name(attribute)
         if not name.startswith("_") and name not in self and self.is_locked:
             raise AttributeError(f"unknown field {name!r}; {nearest(name, map(str, self.keys()))}")

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flax import traverse_util
 from ml_collections import ConfigDict
 
-from tl_jax.config import recipe, renames
-from tl_jax.config.schema import FIELDS, flatten_config
+from tl_jax.config import renames, schema
 from tl_jax.train import workdir
+from tl_jax.train.task import TASKS
 from tl_jax.utils import plugins
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import read_json
@@ -29,17 +30,20 @@ def get_config(folder: str = ""):
     with contextlib.suppress(UserError):  # that the file is damaged is said by who needs it
         modules = workdir.stored_facts(path.parent).get("modules") or ()
     plugins.check_imported(modules, path.parent)
-    config, action = recipe.get_config(), "pass --config=RECIPE with the fields of that run"
+    action = "pass --config=RECIPE with the fields of that run"
     content = renames.rename_fields(_lists_to_tuples(read_json(path, action)))
-    for field, value in flatten_config(ConfigDict(content), FIELDS).items():
-        group, _, name = field.partition(".")
-        if field not in FIELDS and group == "regularize" and value == 0:  # of a module that was imported, and not used
-            del content[group][name]
-        elif field not in FIELDS:
+    if content.get("task") not in TASKS:
+        raise UserError(f"{path} names no kind of task that is known ({content.get('task')!r}); {action}")
+    config, known, others = schema.get_config(content["task"]), TASKS[content["task"]].fields(), schema.all_fields()
+    values = schema.flatten_config(content, others)
+    for field in [field for field in values if field not in known]:
+        # Once all fields stood in all configurations; and penalties come from modules that may not be imported.
+        if field not in others and not (field.startswith("regularize.") and values[field] == 0):
             raise UserError(f"{path} has the unknown field {field}, of another version perhaps; {action}")
+        del values[field]
     try:
         with config.unlocked():  # model.options has whatever the model class takes
-            config.update(ConfigDict(content))
+            config.update(ConfigDict(traverse_util.unflatten_dict(values, sep=".")))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); {action}") from None
     return config

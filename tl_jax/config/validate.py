@@ -7,26 +7,27 @@ attributes a result to it.
 from collections.abc import Callable
 from typing import Any
 
-from tl_jax import tasks  # noqa: F401  # which fills TASKS
-from tl_jax.config.recipe import FIELDS, PHASE_FIELDS, Config, comparison_runs
-from tl_jax.config.schema import check_known, check_value, flatten_config
-from tl_jax.data import augment
+from tl_jax.config.recipe import comparison_runs
+from tl_jax.config.schema import PHASE_FIELDS, Config, check_known, check_of_task, check_value, flatten_config, freeze
 from tl_jax.pretrained import prefixes
+from tl_jax.train.run_config import RunConfig
 from tl_jax.train.task import TASKS, Conflicts
-from tl_jax.transfer import freeze, phases
+from tl_jax.transfer import freeze as freeze_rules
+from tl_jax.transfer import phases
+from tl_jax.transfer.optimizer import OptimConfig
+from tl_jax.transfer.phases import PRETEXT, PhaseConfig
 from tl_jax.transfer.regularizers import REGULARIZERS
-from tl_jax.utils.errors import UserError
+from tl_jax.utils.errors import UserError, nearest
+from tl_jax.utils.registry import IMPORT_HINT
 
 
-def task_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
+def task_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflicts:
     """Return the conflicts of fields with the kind of task."""
     task, kind = TASKS[config.task], config.task
-    unused = [path for path in FIELDS if path.startswith(task.excluded_fields()) and changed(path)]
     return {
         f"model.name={config.model.name} is no network for task={kind}; take one of {', '.join(task.networks())}": (
             config.model.name not in task.networks()
         ),
-        f"{(unused or [''])[0]} has no effect with config.task={kind}": unused,
         f"init.source={config.init.source} has nothing for task={kind}; take one of {', '.join(task.sources())}": (
             config.init.source not in task.sources()
         ),
@@ -41,24 +42,30 @@ PER_STEP_TERMS = ("mixup", "cutmix", "stochastic_norm", "drop_path")
 TWO_VIEW_PRETEXTS = ("simclr", "simsiam")
 
 
-def effect_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+def effect_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflicts:
     """Return the fields that have no effect beside others."""
     return {
         **_training_conflicts(config, changed),
-        **_caching_conflicts(config, changed),
+        **(_caching_conflicts(config, changed) if hasattr(config, "cache") else {}),
         **_pretext_conflicts(config, changed),
     }
 
 
-def _training_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+def _sets(phase: PhaseConfig, *names: str) -> bool:
+    """Whether a phase has one of these fields of its own."""
+    return any(getattr(phase, name) is not None for name in names)
+
+
+def _training_conflicts(config: Any, changed: Callable[..., bool]) -> Conflicts:
     recipes, phases = _freeze_recipes(config), config.phases
     penalties = [f"regularize.{name}" for name, penalty in REGULARIZERS.items() if penalty.on_backbone]
     unused = [path for path in (*BACKBONE_FIELDS, *penalties) if recipes == {"head"} and changed(path)]
-    untrained = [path for path in FIELDS if path.startswith("regularize.") and changed(path)]
+    untrained = [path for path in config.fields() if path.startswith("regularize.") and changed(path)]
     overridden = [
         path for path in ("freeze.batch_stats", "optim.layer_decay", "optim.lr_multipliers")
-        if phases and all(path.partition(".")[2] in phase for phase in phases) and changed(path)
+        if phases and changed(path) and all(_sets(phase, path.partition(".")[2]) for phase in phases)
     ]  # fmt: skip
+    defaults = OptimConfig()
     return {
         f"{(unused or [''])[0]} has no effect where the head alone trains; choose another config.freeze.recipe": unused,
         "regularize.l2_sp has no effect where adapters and the head alone train, which are new; set l2_sp_head": (
@@ -67,30 +74,28 @@ def _training_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, 
         f"{(untrained or [''])[0]} has no effect with config.epochs=0": (
             untrained and not config.epochs and not phases
         ),
-        f"optim.momentum is that of config.optim.name=sgd; set it back to {FIELDS['optim.momentum'].default:g}": (
+        f"optim.momentum is that of config.optim.name=sgd; set it back to {defaults.momentum:g}": (
             changed("optim.momentum") and config.optim.name != "sgd"
         ),
-        f"optim.epsilon is that of config.optim.name=adam; set it back to {FIELDS['optim.epsilon'].default:g}": (
+        f"optim.epsilon is that of config.optim.name=adam; set it back to {defaults.epsilon:g}": (
             changed("optim.epsilon") and config.optim.name != "adam"
         ),
         f"{(overridden or [''])[0]} has no effect: every phase has its own": overridden,
     }
 
 
-def _freeze_recipes(config: Any) -> set[str]:
+def _freeze_recipes(config: RunConfig) -> set[str]:
     """Return the recipes of the phases that learn from labels; "" stands for rules."""
-    phases = [phase for phase in config.phases if phase.get("objective") != "pretext"] or (
-        () if config.phases else [{}]
-    )
-    freeze_configs = [phase if "recipe" in phase or "rules" in phase else config.freeze for phase in phases]
-    return {"" if freeze_config.get("rules") else freeze_config.get("recipe", "") for freeze_config in freeze_configs}
+    phases = config.phases or (PhaseConfig(),)
+    freezing = [phase.freezing(config.freeze) for phase in phases if phase.objective != PRETEXT]
+    return {"" if freeze_config.rules else freeze_config.recipe for freeze_config in freezing}
 
 
-def _caching_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+def _caching_conflicts(config: Any, changed: Callable[..., bool]) -> Conflicts:
     unused = [path for path in ("cache.dir", "cache.gigabytes", "cache.views") if changed(path)]
-    augmented = any(path.startswith("augment.") and changed(path) for path in FIELDS)
+    augmented = any(path.startswith("augment.") and changed(path) for path in config.fields())
     comparing = [name for name, penalty in REGULARIZERS.items() if penalty.compares_maps]
-    per_step = [name for name in (*PER_STEP_TERMS, *comparing) if config.regularize.get(name)]
+    per_step = [name for name in (*PER_STEP_TERMS, *comparing) if changed(f"regularize.{name}")]
     return {
         f"{(unused or [''])[0]} has no effect with config.cache.features=off": unused
         and config.cache.features == "off",
@@ -99,14 +104,14 @@ def _caching_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, A
             config.cache.views and per_step
         ),
         "cache.views has no effect beside config.pretext.weight or test_views": (
-            config.cache.views and (config.pretext.weight or config.test_views != 1)
+            config.cache.views and (config.pretext.weight or changed("test_views"))
         ),
     }
 
 
-def _pretext_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+def _pretext_conflicts(config: Any, changed: Callable[..., bool]) -> Conflicts:
     name = config.pretext.name
-    supervised = not config.phases or any(phase.get("objective") != "pretext" for phase in config.phases)
+    supervised = not config.phases or any(phase.objective != PRETEXT for phase in config.phases)
     view_fields = [path for path in ("pretext.width", "pretext.crop", "pretext.jitter") if changed(path)]
     return {
         f"{(view_fields or [''])[0]} is that of config.pretext.name=simclr or simsiam": (
@@ -116,29 +121,46 @@ def _pretext_conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, A
     }
 
 
-def validate(config: Config) -> None:
-    """Refuse unknown fields, values out of range and fields without effect, before anything is loaded.
+def validate(config: Config | RunConfig) -> RunConfig:
+    """Return a configuration frozen; refuse unknown fields, values out of range and fields without effect.
+
+    Nothing is loaded.
 
     Raises:
         UserError: names the field, its value, and what it may be.
     """
-    values = flatten_config(config, FIELDS)
+    if isinstance(config, RunConfig):
+        values, fields = config.flat(), config.fields()
+    else:
+        if config.get("task") not in TASKS:
+            raise UserError(
+                f"config.task={config.get('task')!r} is unknown; {nearest(str(config.task), TASKS)}; {IMPORT_HINT}"
+            )
+        fields = TASKS[config.task].fields()
+        values = flatten_config(config, fields)
     for path in values:
-        check_known(path, FIELDS)
-    for path, field in FIELDS.items():
+        check_of_task(path, config.task)
+    for path, field in fields.items():
         if path not in values:
             raise UserError(f"config.{path} is missing; start recipes from tl_jax.config.recipe.get_config()")
         check_value(f"config.{path}", values[path], field)
-    _check_conflicts(config)
-    prefixes.check_renames(config.init.rename)
-    freeze.check_rules([(config.adapt.targets, "config.adapt.targets")])
-    task = TASKS[config.task]
-    phases.resolve(config, {"train": 1, "unlabelled": 1}, task.stage_names(config), task.extra_heads)  # malformed rules
-    if config.seeds or config.arms:
+    for i, phase in enumerate(config.phases):
+        _check_phase(f"config.phases[{i}]", phase)
+    frozen = freeze(config)
+    _check_conflicts(frozen)
+    prefixes.check_renames(frozen.init.rename)
+    freeze_rules.check_rules([(frozen.adapt.targets, "config.adapt.targets")])
+    task = TASKS[frozen.task]
+    phases.resolve(frozen, {"train": 1, "unlabelled": 1}, task.stage_names(frozen), task.extra_heads)  # malformed rules
+    if frozen.seeds or frozen.arms:
         _check_arms(config)
+    return frozen
 
 
-def _check_phase(name: str, phase: Any, config: Config) -> None:
+def _check_phase(name: str, phase: Any) -> None:
+    """Refuse an entry of ``phases``, of the editable form, that is no phase."""
+    if isinstance(phase, PhaseConfig):
+        phase = phase.to_dict()
     if not hasattr(phase, "items"):
         raise UserError(f"{name}={phase!r} is not a dict such as {{'name': 'head', 'epochs': 2.0, 'recipe': 'head'}}")
     for key, value in phase.items():
@@ -148,21 +170,20 @@ def _check_phase(name: str, phase: Any, config: Config) -> None:
         raise UserError(f"{name} needs a name and a number of epochs")
     if "recipe" in phase and phase.get("rules"):
         raise UserError(f"{name} has a recipe and rules; leave one out")
-    own_rules = "recipe" in phase or "rules" in phase
-    freeze_config = phase if own_rules else config.freeze
-    if "stages" in phase and (freeze_config.get("rules") or freeze_config.get("recipe") != freeze.LAST_N_STAGES):
-        raise UserError(f"{name}.stages has an effect with recipe={freeze.LAST_N_STAGES} only")
 
 
-def _check_conflicts(config: Config) -> None:
+def _check_conflicts(config: RunConfig) -> None:
     """Refuse fields that another field would make meaningless, rather than ignore them."""
-    values = flatten_config(config, FIELDS)
+    values, fields = config.flat(), config.fields()
 
     def changed(*paths: str) -> bool:
-        return any(values[path] != FIELDS[path].default for path in paths)
+        """Whether one of the fields, of those that the kind of task has, is not as by default."""
+        return any(values[path] != fields[path].default for path in paths if path in fields)
 
     for i, phase in enumerate(config.phases):
-        _check_phase(f"config.phases[{i}]", phase, config)
+        freezing = phase.freezing(config.freeze)
+        if phase.stages is not None and (freezing.rules or freezing.recipe != freeze_rules.LAST_N_STAGES):
+            raise UserError(f"config.phases[{i}].stages has an effect with recipe={freeze_rules.LAST_N_STAGES} only")
     for table in (
         task_conflicts,
         _init_conflicts,
@@ -176,7 +197,7 @@ def _check_conflicts(config: Config) -> None:
                 raise UserError(f"config.{message}")
 
 
-def _init_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
+def _init_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflicts:
     loaded = config.init.source != "random"
     return {
         "init.path is not read with config.init.source=random; name its source": (
@@ -191,15 +212,14 @@ def _init_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
             config.data.train_examples and config.data.per_class
         ),
         "seed has no effect beside config.seeds; change those": config.seeds and changed("seed"),
-        f"test_views={config.test_views} must be 1, 2 or 10": config.test_views not in augment.VIEW_COUNTS,
         "init.strength has an effect with config.init.head=logistic or ridge only": (
             changed("init.strength") and config.init.head not in ("logistic", "ridge")
         ),
     }
 
 
-def _length_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
-    default, names = FIELDS["epochs"].default, [phase["name"] for phase in config.phases]
+def _length_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflicts:
+    default, names = RunConfig().epochs, [phase.name for phase in config.phases]
     return {
         f"epochs has no effect beside phases; set config.phases[0].epochs, and this back to {default:g}": (
             config.phases and config.epochs != default
@@ -223,10 +243,10 @@ def _length_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts
     }
 
 
-def _freezing_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
-    own_rules = config.phases and all("recipe" in phase or "rules" in phase for phase in config.phases)
-    recipes = {phase.get("recipe", config.freeze.recipe) for phase in config.phases} or {config.freeze.recipe}
-    rules = config.freeze.rules or any(phase.get("rules") for phase in config.phases)
+def _freezing_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflicts:
+    own_rules = config.phases and all(_sets(phase, "recipe", "rules") for phase in config.phases)
+    recipes = {phase.recipe or config.freeze.recipe for phase in config.phases} or {config.freeze.recipe}
+    rules = config.freeze.rules or any(phase.rules for phase in config.phases)
     return {
         "freeze.recipe has no effect: every phase has its own": own_rules and changed("freeze.recipe"),
         "freeze.rules has no effect: every phase has its own": own_rules and changed("freeze.rules"),
@@ -237,10 +257,10 @@ def _freezing_conflicts(config: Config, changed: Callable[..., bool]) -> Conflic
             config.adapt.kind == "bottleneck" and changed("adapt.alpha", "adapt.targets")
         ),
         "freeze.stages has an effect with the recipe last_n_stages only": (
-            changed("freeze.stages") and freeze.LAST_N_STAGES not in recipes
+            changed("freeze.stages") and freeze_rules.LAST_N_STAGES not in recipes
         ),
         "adapt.kind has no effect: nothing trains the adapters; set config.freeze.recipe=adapters": (
-            config.adapt.kind and not rules and not recipes & {"adapters", "all", freeze.LAST_N_STAGES}
+            config.adapt.kind and not rules and not recipes & {"adapters", "all", freeze_rules.LAST_N_STAGES}
         ),
         "freeze.recipe=adapters needs config.adapt.kind": "adapters" in recipes and not config.adapt.kind,
         "adapt.rank, alpha and targets have an effect with config.adapt.kind only": (
@@ -249,18 +269,18 @@ def _freezing_conflicts(config: Config, changed: Callable[..., bool]) -> Conflic
     }
 
 
-def _regularizing_conflicts(config: Config, changed: Callable[..., bool]) -> Conflicts:
-    is_pretext = [phase.get("objective") == "pretext" for phase in config.phases]
+def _regularizing_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflicts:
+    is_pretext = [phase.objective == PRETEXT for phase in config.phases]
     comparing = [name for name, penalty in REGULARIZERS.items() if penalty.compares_maps]
-    compares_features = any(config.regularize.get(name) for name in comparing)
-    pretext_fields = [path for path in FIELDS if path.startswith("pretext.") and path != "pretext.name"]
+    compares_features = config.regularize.compares_maps
+    pretext_fields = [path for path in config.fields() if path.startswith("pretext.") and path != "pretext.name"]
     pretext_fields = [path for path in pretext_fields if path not in TASKS[config.task].pretext_fields]
     return {
         "regularize.co_tuning takes each picture's own label, which mixup and cutmix change; set one of them": (
-            config.regularize.co_tuning and (config.regularize.mixup or config.regularize.cutmix)
+            changed("regularize.co_tuning") and (config.regularize.mixup or config.regularize.cutmix)
         ),
         "augment.magnitude has an effect with config.augment.randaugment only": (
-            changed("augment.magnitude") and not config.augment.randaugment
+            changed("augment.magnitude") and not changed("augment.randaugment")
         ),
         f"regularize.endpoints has an effect with config.regularize.{', '.join(comparing)} only": (
             config.regularize.endpoints and not compares_features
@@ -280,6 +300,7 @@ def _regularizing_conflicts(config: Config, changed: Callable[..., bool]) -> Con
 
 
 def _check_arms(config: Config) -> None:
+    """Refuse arms and seeds that are none, and arms whose changes make no configuration."""
     arms = config.arms
     if not all(len(arm) == 2 and isinstance(arm[0], str) and arm[0].isidentifier() for arm in arms):
         raise UserError(f"config.arms={arms!r} are not pairs (name, ((field, value), ...)) with names like words")

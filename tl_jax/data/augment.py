@@ -3,12 +3,14 @@
 Augmentation is keyed: the same key gives the same images.
 """
 
-from typing import NamedTuple, cast
+from dataclasses import dataclass, replace
+from typing import cast
 
 import dm_pix as pix
 import jax
 import jax.numpy as jnp
 
+from tl_jax.config.options import Options, option
 from tl_jax.data import randaugment
 from tl_jax.data.detection import CLASS, NO_CLASS
 from tl_jax.utils.errors import UserError
@@ -52,36 +54,27 @@ ERASE_AREA = (0.02, 0.33)  # share of the area that is erased, if any
 MAX_ERASE_ASPECT = 10 / 3  # largest aspect ratio of what is erased
 
 
-class Augment(NamedTuple):
-    """What may happen to a picture, in this order but for ``magnitude``, which belongs to ``randaugment``.
+@dataclass(frozen=True)
+class AugmentConfig(Options):
+    """What may happen to a picture in training, in this order; ``magnitude`` belongs to ``randaugment``."""
 
-    Attributes:
-        flip: mirror left to right half of the time.
-        crop_pad: pixels of border (the edge continued) added on each side before a crop at a random place; 0 for none.
-        rotate: largest angle in degrees, either way; 0 for none.
-        resized_crop: smallest share of the area that a random crop keeps before it is resized to the picture's own
-            size; its aspect ratio changes by up to 4/3 either way. 0 for none.
-        jitter: s, for factors on brightness, contrast and saturation in [1 - s, 1 + s] and a shift of the hue by up to
-            s / 10 of the circle either way; where C is 1, brightness and contrast only. 0 for none.
-        grey: probability of turning the picture grey; it keeps its channels.
-        randaugment: operations drawn for each picture (arXiv:1909.13719, see ``randaugment.OPERATIONS``); 0 for none.
-        magnitude: strength of these operations, 0 to 10.
-        erase: probability that a rectangle is erased (arXiv:1708.04896): 2 to 33 % of the area, aspect ratio 0.3 to
-            3.3, filled with noise.
-    """
-
-    flip: bool = False
-    crop_pad: int = 0
-    rotate: float = 0.0
-    resized_crop: float = 0.0
-    jitter: float = 0.0
-    grey: float = 0.0
-    randaugment: int = 0
-    magnitude: float = 9.0
-    erase: float = 0.0
+    flip: bool = option(False, "mirror half of the training pictures left to right")
+    # The edge continues in the border.
+    crop_pad: int = option(0, "border in pixels of the stored picture before a random crop; 0 for none", low=0)
+    rotate: float = option(0.0, "largest rotation in degrees, either way; 0 for none", low=0.0, high=180.0)
+    # The aspect ratio changes by up to MAX_CROP_ASPECT either way; the crop is resized to the picture's own size.
+    resized_crop: float = option(0.0, "least share of the area that a crop keeps; 0 for none", low=0.0, high=1.0)
+    # At s, factors in [1 - s, 1 + s] and a shift of the hue by s * MAX_HUE_SHIFT; where C is 1, no colours.
+    jitter: float = option(0.0, "strength of changes to brightness, contrast, saturation, hue", low=0.0, high=1.0)
+    grey: float = option(0.0, "share of pictures turned grey", low=0.0, high=1.0)
+    # See randaugment.OPERATIONS (arXiv:1909.13719).
+    randaugment: int = option(0, "operations drawn at random for each picture", low=0, high=10)
+    magnitude: float = option(9.0, "of these operations, of 10", low=0.0, high=10.0)
+    # Of ERASE_AREA, filled with noise (arXiv:1708.04896).
+    erase: float = option(0.0, "share of pictures in which a random rectangle is erased", low=0.0, high=1.0)
 
 
-def augment(images: jax.Array, key: jax.Array, config: Augment) -> jax.Array:
+def augment(images: jax.Array, key: jax.Array, config: AugmentConfig) -> jax.Array:
     """Return changed pictures (N, H, W, C) in [0, 255]: as they came where only flipped or shifted, else float32.
 
     Args:
@@ -89,12 +82,12 @@ def augment(images: jax.Array, key: jax.Array, config: Augment) -> jax.Array:
         key: of the batch; each picture gets its own.
         config: what may happen.
     """
-    if config == Augment():
+    if config == AugmentConfig():
         return images
     return jax.vmap(lambda image, k: _augment_one(image, k, config))(images, jax.random.split(key, len(images)))
 
 
-def _augment_one(image: jax.Array, key: jax.Array, config: Augment) -> jax.Array:
+def _augment_one(image: jax.Array, key: jax.Array, config: AugmentConfig) -> jax.Array:
     # The published figures depend on these three keys: what came later folds in numbers from 3 on.
     flip_key, crop_key, rotate_key = jax.random.split(key, 3)
     if config.flip:
@@ -197,7 +190,7 @@ COLOUR_KEY = 11  # folded into the key; the pictures' own keys are split from it
 
 
 def augment_boxes(
-    images: jax.Array, labels: jax.Array, key: jax.Array, config: Augment, min_visibility: float
+    images: jax.Array, labels: jax.Array, key: jax.Array, config: AugmentConfig, min_visibility: float
 ) -> tuple[jax.Array, jax.Array]:
     """Return changed pictures (N, H, W, C) in [0, 255], and labels (N, M, 6) whose boxes lie where the objects are now.
 
@@ -216,11 +209,11 @@ def augment_boxes(
         keys = jax.random.split(key, len(images))
         augment_all = jax.vmap(lambda image, label, k: _augment_boxes_one(image, label, k, config, min_visibility))
         images, labels = augment_all(images, labels, keys)
-    return augment(images, jax.random.fold_in(key, COLOUR_KEY), config._replace(flip=False, resized_crop=0.0)), labels
+    return augment(images, jax.random.fold_in(key, COLOUR_KEY), replace(config, flip=False, resized_crop=0.0)), labels
 
 
 def _augment_boxes_one(
-    image: jax.Array, label: jax.Array, key: jax.Array, config: Augment, min_visibility: float
+    image: jax.Array, label: jax.Array, key: jax.Array, config: AugmentConfig, min_visibility: float
 ) -> tuple[jax.Array, jax.Array]:
     flip_key, crop_key = jax.random.split(key)
     boxes = label[:, :4]

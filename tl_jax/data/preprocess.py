@@ -1,10 +1,23 @@
 """From stored pixels to network inputs: pure functions, jitted with the step that uses them."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 
+from tl_jax.config.options import Options, option
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.scaling import SCALINGS
+
+
+@dataclass(frozen=True)
+class ImageInputConfig(Options):
+    """From stored pixels to network inputs."""
+
+    size: int = option(0, "side of the network's input in pixels; 0 takes that of the weights", low=0)
+    interpolation: str = option("", "resize method; empty takes that of the weights", ("", "bilinear", "bicubic"))
+    crop: float = option(1.0, "share of the shortest side that the centre crop keeps", low=0.1, high=1.0)
+    scaling: str = option("spec", "pixel scaling; spec takes that of the weights", lambda: ("spec", *SCALINGS))
 
 
 def scale(images: jax.Array, scaling: str) -> jax.Array:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+from tl_jax.config.options import Options, option
 from tl_jax.data.dataset import DECODED_BYTES
 from tl_jax.data.decode import DEFAULT_DECODING, Decoding
+from tl_jax.data.dicom import WINDOWS
 from tl_jax.data.fingerprint import folder_stamp
 from tl_jax.data.text import DEFAULT_COLUMNS, Columns
 from tl_jax.utils.errors import UserError, nearest
@@ -20,6 +22,71 @@ INPUTS = ("images", "boxes", "people", "texts")
 # Those of ``config.data`` that mean something for some data sets only.
 FIELDS = ("columns", "dir", "group", "label", "max_pixels", "outside", "range", "text", "windows")
 IMAGE_FILES = ("dir", "max_pixels", "range")  # what decides on the pixels of image files, and where these are
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Options):
+    """Where examples come from, and which of them are used."""
+
+    name: str = option("cifar10", "data set: one that is registered, or any TFDS set")
+    dir: str = option("", "TFDS folder (empty: TFDS' own default), pictures as data.name says, or files of texts")
+    generate: bool = option(False, "where data.dir is empty, draw pictures, or take installed texts (for smoke runs)")
+    label: str = option("label", "column with the label of a text, or in index.csv of a picture (empty: its folder)")
+    validation: float = option(
+        0.1,
+        "share of train held out, stratified by class; 0 for none; a part that the set brings is taken whole",
+        low=0.0,
+        high=0.9,
+    )
+    train_examples: int = option(0, "random training examples kept, stratified by class; 0 for all", low=0)
+    per_class: int = option(0, "random training examples kept of each class; 0 for all", low=0)
+    test_examples: int = option(
+        0, "test examples used, drawn stratified by class, the same for every seed; 0 for all", low=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageDataConfig(DataConfig):
+    """The same of images, and how their files become pixels."""
+
+    group: str = option(
+        "",
+        "column of index.csv: images of one patient or source stay in one split; without a column of that name, "
+        "study: DICOM files by StudyInstanceUID, none: no groups; empty: DICOM files by PatientID",
+    )
+    fit: str = option(
+        "crop",
+        "how pictures of differing sizes become squares: their centre, the whole between black borders, or distorted",
+        ("crop", "pad", "stretch"),
+    )
+    windows: tuple[Any, ...] = option(
+        ("lung", "mediastinum", "bone"),
+        f"of Hounsfield units, for DICOM, as the three channels or one for all: {', '.join(WINDOWS)}, "
+        "or pairs (level, width); empty takes the file's own",
+    )
+    range: tuple[float, ...] = option(
+        (),
+        "pair (low, high) of values that become black and white, for images with more than 8 bits; "
+        "empty takes the least and the largest value of the data set",
+    )
+    max_pixels: int = option(0, "pixels of an image at most; 0 takes Pillow's limit, 89,478,485", low=0)
+    outside: bool = option(
+        False,
+        "read files outside data.dir, too, that an index or annotations name, or links below a class folder lead to",
+    )
+    gigabytes: float = option(
+        16.0, "of decoded pictures kept on disk; a set that takes more is decoded each time it is read", low=0.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TextDataConfig(DataConfig):
+    """The same of texts, and where they stand in their files."""
+
+    text: tuple[str, ...] = option(("text",), "columns that hold the text, or the two of a pair")
+    columns: tuple[str, ...] = option(
+        (), "names of all columns, for files of texts whose first line does not have them"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

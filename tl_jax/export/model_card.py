@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tl_jax import __version__
-from tl_jax.config import recipe
 from tl_jax.export import stablehlo
 from tl_jax.models.registry import MODELS, PretrainedSpec
 from tl_jax.pretrained import formats
 from tl_jax.pretrained.catalog import EMBEDDED_RESNET8
 from tl_jax.report.html import facts_table, markdown_table
+from tl_jax.train.run_config import RunConfig
 from tl_jax.train.workdir import finite, read_facts, read_summary
 from tl_jax.utils import disk
 from tl_jax.utils.errors import UserError, join_names
@@ -133,13 +133,13 @@ def _transfer_hint(flags: str = "") -> str:
 NOT_STATED = "not stated in the files that the weights came in; see where they came from"
 
 
-def network_modules(config: recipe.Config) -> list[str]:
+def network_modules(config: RunConfig) -> list[str]:
     """Return the module outside the package that registered the network, which who loads the weights must import."""
     module = MODELS.module(config.model.name) if config.model.name in MODELS else "tl_jax"
     return [] if module.partition(".")[0] == "tl_jax" else [module]
 
 
-def describe_run(config: recipe.Config, workdir: Path, step: int, licence: str) -> dict[str, Any]:
+def describe_run(config: RunConfig, workdir: Path, step: int, licence: str) -> dict[str, Any]:
     """Return name, data, metrics, weights, versions and configuration of a run.
 
     Args:
@@ -177,7 +177,7 @@ def describe_run(config: recipe.Config, workdir: Path, step: int, licence: str) 
     )
 
 
-def describe_licence(config: recipe.Config, licence: str, sha256: str = "") -> str:
+def describe_licence(config: RunConfig, licence: str, sha256: str = "") -> str:
     """Return the licence in words; a bundle that the run started from says its own.
 
     Args:
@@ -203,19 +203,15 @@ def describe_licence(config: recipe.Config, licence: str, sha256: str = "") -> s
     return licence or NOT_STATED
 
 
-def changed_fields(config: recipe.Config) -> dict[str, dict[str, Any]]:
+def changed_fields(config: RunConfig) -> dict[str, dict[str, Any]]:
     """Return the fields that differ from the defaults, which recipes start from, and both values.
 
     Of folders on this machine only the last part is told.
     """
-    changes = {}
-    for path, field in recipe.FIELDS.items():
-        value = config
-        for key in path.split("."):
-            value = value[key]
-        value = value.to_dict() if hasattr(value, "to_dict") else value
-        if _to_json(value) != _to_json(field.default):
-            changes[path] = {"here": _hide_folder(_to_json(value)), "base": _to_json(field.default)}
+    changes, values = {}, config.flat()
+    for path, field in config.fields().items():
+        if _to_json(values[path]) != _to_json(field.default):
+            changes[path] = {"here": _hide_folder(_to_json(values[path])), "base": _to_json(field.default)}
     return changes
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
+from tl_jax.config.options import Options, option
 from tl_jax.models import efficientnet, inception, mobilenet, resnet, vgg  # noqa: F401  # which register themselves
 from tl_jax.models.backbone import Backbone
 from tl_jax.models.bert import Bert
@@ -28,6 +29,18 @@ def names(inputs: str = "images") -> tuple[str, ...]:
     return tuple(sorted(name for name, entry in MODELS.items() if entry.inputs == inputs))
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Options):
+    """The network."""
+
+    name: str = option("resnet50", "network", lambda: (*names(), *names("texts"), POLICY))
+    num_classes: int = option(0, "outputs of the head; 0 takes the number from the data", low=0)
+    endpoint: str = option("", "part of the network on which the new head sits, such as stage3; empty for the last")
+    channels: int = option(3, "of the network's input; 1 turns pictures to grey", low=1, high=3)
+    dtype: str = option("float32", "of the computation; parameters are always float32", ("float32", "bfloat16"))
+    options: Mapping[str, Any] = option({}, "further attributes of the model class, by name")
+
+
 def create(name: str, num_classes: int, **options: Any) -> Any:
     """Return a linen module whose ``apply(variables, x, train=False)`` gives ``(logits, endpoints)``.
 
@@ -42,9 +55,9 @@ def create(name: str, num_classes: int, **options: Any) -> Any:
     entry = MODELS[name]
     cls, fixed = entry.cls, entry.options
     option_names = {f.name for f in dataclasses.fields(cls)} - {"parent", "name", "num_classes"}
-    for option in options:
-        if option not in option_names:
-            raise UserError(f"model {name!r} has no option {option!r}; {nearest(option, option_names)}")
+    for given in options:
+        if given not in option_names:
+            raise UserError(f"model {name!r} has no option {given!r}; {nearest(given, option_names)}")
     defaults = {field.name: field.default for field in dataclasses.fields(cls)} | dict(fixed)
     check_options(name, {"num_classes": num_classes, **options}, {**defaults, "num_classes": 0})
     layout = options.get("layout")
@@ -79,10 +92,10 @@ def check_options(name: str, options: Mapping[str, Any], defaults: Mapping[str, 
     Raises:
         UserError: names the option and says what it may be.
     """
-    for option, value in options.items():
-        if expected := _expectation(value, defaults[option]):
+    for key, value in options.items():
+        if expected := _expectation(value, defaults[key]):
             given = repr(value) if isinstance(value, str | Real | None) else f"a {type(value).__name__}"
-            raise UserError(f"model {name!r}: option {option} is {given}, not {expected}; correct it")
+            raise UserError(f"model {name!r}: option {key} is {given}, not {expected}; correct it")
     merged = {**defaults, **options}
     if (count := count_blocks(merged)) > MAX_BLOCKS:
         raise UserError(f"model {name!r}: {count:,} blocks are more than {MAX_BLOCKS:,}; lower its depth")

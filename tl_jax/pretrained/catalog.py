@@ -1,8 +1,10 @@
 """Published and shipped weights by (model, source), and the tables that convert them: what networks have registered."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from tl_jax.config.options import Options, option
 from tl_jax.models.registry import MODELS, PretrainedSpec
 from tl_jax.models.rules import NATIVE_RULE, Table
 from tl_jax.utils.errors import UserError, nearest
@@ -27,12 +29,31 @@ class Catalog(Mapping[tuple[str, str], PretrainedSpec]):
 
 
 CATALOG = Catalog()
+HEAD_INITS = ("new", "keep", "logistic", "ridge")
 _NATIVE_TABLE = Table([NATIVE_RULE])  # of this project's own files, whose names are our paths already
 
 
 def published_sources() -> tuple[str, ...]:
     """Return the sources whose files some network can be loaded from."""
     return tuple(dict.fromkeys(source for _, source in CATALOG))
+
+
+@dataclass(frozen=True)
+class InitConfig(Options):
+    """The weights that training starts from."""
+
+    source: str = option(
+        "keras", "whose weights are loaded", lambda: (*published_sources(), "huggingface", "tl_jax", "random")
+    )
+    layout: str = option("keras", "source whose layout random weights take", lambda: (*published_sources(), "tl_jax"))
+    path: str = option(
+        "", "file of weights, bundle, or a text network's folder or hub repository; empty: embedded or published"
+    )
+    rename: tuple[tuple[str, str], ...] = option(
+        (), "pairs (regex, replacement): new names for arrays in the file that its table does not know"
+    )
+    head: str = option("new", "drawn at random, kept from the file, or a probe fitted to the features", HEAD_INITS)
+    strength: float = option(0.0, "C of the probe, 1 / penalty; 0 takes the best of seven on validation", low=0.0)
 
 
 def known_sources(model: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 from tl_jax.models.registry import PretrainedSpec
 from tl_jax.pretrained import formats
 from tl_jax.transfer import adapters
-from tl_jax.transfer.adapters import KINDS, Adapters
+from tl_jax.transfer.adapters import KINDS, AdapterConfig
 from tl_jax.transfer.freeze import ADAPTERS, HEAD
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
@@ -42,7 +42,7 @@ def save_delta(
     path: Path,
     leaves: Mapping[str, Any],
     spec: PretrainedSpec,
-    adapter_config: Adapters,
+    adapter_config: AdapterConfig,
     base: Mapping[str, str],
     facts: Mapping[str, Any],
 ) -> None:
@@ -56,7 +56,7 @@ def save_delta(
         base: ``source`` and ``sha256`` of the weights that it goes on top of.
         facts: anything worth keeping.
     """
-    about = {**facts, "base": dict(base), "adapters": adapter_config._asdict()}
+    about = {**facts, "base": dict(base), "adapters": adapter_config.to_dict()}
     formats.save_native(path, tree.unflatten(leaves), spec, about)
 
 
@@ -98,4 +98,4 @@ def apply_delta(
         raise UserError(f"{path}: {non_finite[0]} holds values that are not finite; {_EXPORT_AGAIN}")
     flat |= {p: jnp.asarray(leaf) for p, leaf in leaves.items()}
     merged = tree.unflatten(flat)
-    return {**merged, "params": adapters.merge(merged["params"], Adapters(**(facts.get("adapters") or {})))}
+    return {**merged, "params": adapters.merge(merged["params"], AdapterConfig(**(facts.get("adapters") or {})))}

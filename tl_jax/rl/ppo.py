@@ -5,12 +5,14 @@ of a key, so that ``vmap`` runs many seeds.
 """
 
 import functools
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from tl_jax.config.options import Options, option
 from tl_jax.models import actor_critic
 from tl_jax.models.actor_critic import Policy, PolicyOutput
 from tl_jax.rl import rollout
@@ -88,33 +90,26 @@ def compute_advantages(
     return result
 
 
-class PPOConfig(NamedTuple):
+@dataclass(frozen=True)
+class PPOConfig(Options):
     """How an update is made.
 
     Attributes:
         horizon: steps in each world between two updates.
-        ppo_epochs: passes over what was collected.
-        minibatches: steps of the optimizer in a pass.
-        gamma: gamma.
-        gae_lambda: lambda of the advantages.
-        clip: how far the probability of an action may move, as a share, before its gradient ends.
-        value_coef: of the value's squared error.
-        entropy_coef: weight of the policy's entropy, which keeps it trying.
-        reward_scale: factor on rewards while training.
-        kickstart: weight of the divergence from the source's policy (Schmitt et al. 2018, arXiv:1803.03835).
-        kickstart_updates: after how many updates that weight has fallen to 0; linearly.
+        kickstart_updates: after how many updates the weight of ``kickstart`` has fallen to 0; linearly.
     """
 
+    ppo_epochs: int = option(10, "over what was collected, at each update", low=1)
+    minibatches: int = option(4, "optimizer steps in a pass", low=1)
+    gamma: float = option(0.99, "gamma, of later rewards", low=0.0, high=1.0)
+    gae_lambda: float = option(0.95, "lambda, of the advantages", low=0.0, high=1.0)
+    clip: float = option(0.2, "share by which an action's probability may move at an update", low=0.0)
+    value_coef: float = option(0.5, "of the value's squared error in the loss", low=0.0)
+    entropy_coef: float = option(0.01, "weight of the policy's entropy in the loss", low=0.0)
+    reward_scale: float = option(1.0, "factor on rewards while training", low=1e-6)
+    # Schmitt et al. 2018, arXiv:1803.03835.
+    kickstart: float = option(0.0, "weight of the divergence from the source's policy in the loss", low=0.0)
     horizon: int = 128
-    ppo_epochs: int = 4
-    minibatches: int = 4
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    clip: float = 0.2
-    value_coef: float = 0.5
-    entropy_coef: float = 0.0
-    reward_scale: float = 1.0
-    kickstart: float = 0.0
     kickstart_updates: int = 0
 
 

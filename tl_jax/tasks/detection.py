@@ -5,15 +5,17 @@ Losses, metrics and predictions are made from hashable options, so that runs sha
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tl_jax.config.options import Options, group, option
 from tl_jax.data import loader
-from tl_jax.data.augment import Augment, augment_boxes
+from tl_jax.data.augment import AugmentConfig, augment_boxes
 from tl_jax.data.dataset import Dataset, Split
 from tl_jax.data.decode import Decoding, decode_file
 from tl_jax.data.detection import CLASS, COLUMNS, CROWD, check_objects, letterbox
@@ -26,7 +28,7 @@ from tl_jax.pretrained.network import Pretrained, with_head
 from tl_jax.report import images as drawing
 from tl_jax.tasks import file_answers, head_init
 from tl_jax.tasks.error_analysis import thumbnail
-from tl_jax.tasks.image_task import ImageTask, draw_network, load_network, make_regularize
+from tl_jax.tasks.image_task import ImageRunConfig, ImageTask, draw_network, load_network, make_regularize
 from tl_jax.tasks.losses import Network, Pixels, make_features
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding
@@ -34,8 +36,8 @@ from tl_jax.train.evaluate import extract
 from tl_jax.train.logging import say
 from tl_jax.train.task import Task, register_task
 from tl_jax.transfer import regularizers
-from tl_jax.transfer.adapters import Adapters
-from tl_jax.transfer.regularizers import Regularize
+from tl_jax.transfer.adapters import AdapterConfig
+from tl_jax.transfer.regularizers import RegularizeConfig
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import require_extra
 
@@ -167,15 +169,29 @@ BOX_WEIGHT = 5.0  # weight of the boxes in the loss beside that of the middles, 
 FOCAL_ALPHA, FOCAL_BETA = 2, 4  # exponents of the focal loss, as CenterNet has them
 
 
-class DetectionOptions(NamedTuple):
-    """The boxes to return: at most ``max_detections`` per image, after suppression at an IoU of ``nms_iou``."""
+@dataclass(frozen=True)
+class DetectConfig(Options):
+    """Boxes around objects."""
 
-    max_detections: int
-    nms_iou: float
+    classes: tuple[str, ...] = option(
+        (), "names of the classes, in their order; empty takes those of the training part"
+    )
+    width: int = option(64, "channels of the head, a multiple of 8", low=8)
+    min_visibility: float = option(0.3, "share of a box that a crop must leave for it to be kept", low=0.0, high=1.0)
+    max_detections: int = option(100, "boxes of a picture at most, the surest ones", low=1)
+    nms_iou: float = option(0.6, "IoU above which the less sure of two boxes of a class is dropped", low=0.0, high=1.0)
+    score_threshold: float = option(0.3, "least score of a box that predictions show", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class DetectionRunConfig(ImageRunConfig):
+    """The options of a detection run."""
+
+    detect: DetectConfig = group(DetectConfig)
 
 
 @functools.cache
-def make_loss(net: Network, augment_config: Augment, min_visibility: float, regularize: Regularize):
+def make_loss(net: Network, augment_config: AugmentConfig, min_visibility: float, regularize: RegularizeConfig):
     """Return the training loss on augmented pictures: of middles and of boxes, mean over objects; penalties are added.
 
     ``min_visibility`` is the share of a box that a crop must leave.
@@ -188,7 +204,7 @@ def make_loss(net: Network, augment_config: Augment, min_visibility: float, regu
         value = sums["loss"][0] / jnp.maximum(sums["loss"][1], 1.0)
         source = variables.get("source", {})
         source_endpoints = (
-            net._replace(adapters=Adapters()).predict(source, images)[1] if regularize.compares_maps else {}
+            net._replace(adapters=AdapterConfig()).predict(source, images)[1] if regularize.compares_maps else {}
         )
         extra = regularizers.penalty(regularize, variables["params"], endpoints, batch, source, source_endpoints)
         if extra is not None:
@@ -210,12 +226,12 @@ def make_metrics(net: Network):
 
 
 @functools.cache
-def make_predict(net: Network, options: DetectionOptions):
+def make_predict(net: Network, max_detections: int, nms_iou: float):
     """Return the function (variables, batch) -> boxes (N, D, 6), see ``centernet.decode_detections``."""
 
     def predict(variables, batch):
         out, _ = net.predict(variables, batch["image"])
-        return centernet.decode_detections(out, batch["image"].shape[1:3], *options)
+        return centernet.decode_detections(out, batch["image"].shape[1:3], max_detections, nms_iou)
 
     return predict
 
@@ -260,12 +276,12 @@ class Detection(ImageTask):
 
     about = "images with boxes around objects"
     data_inputs, synthetic = "boxes", "scenes"
-    own_fields = (*ImageTask.own_fields, "detect.")
+    config_class = DetectionRunConfig
     # One label for each image, or a change to it that boxes cannot follow.
     unused_fields = (
         "augment.crop_pad", "augment.erase", "augment.magnitude", "augment.randaugment", "augment.rotate", "cache.",
-        "data.per_class", "init.head", "init.strength", "input.crop", "input.interpolation", "model.num_classes",
-        "pretext.", "regularize.cutmix",
+        "data.fit", "data.group", "data.per_class", "data.windows", "init.head", "init.strength", "input.crop",
+        "input.interpolation", "model.num_classes", "pretext.", "regularize.class_weights", "regularize.cutmix",
         "regularize.dropout", "regularize.label_smoothing", "regularize.mixup", "regularize.stochastic_norm",
         "test_views", "wise_ft",
     )  # fmt: skip
@@ -293,15 +309,14 @@ class Detection(ImageTask):
         warn_missing_classes(source, self.splits["train"])
         self.detector = with_detector(net, len(source.classes), config.detect.width)
         inputs = Pixels(net.model.channels, scaling)
-        self.network = Network(self.detector.model, inputs, Adapters(**config.adapt.to_dict()))
+        self.network = Network(self.detector.model, inputs, config.adapt)
         height, width = source.train.inputs.shape[1:3]
         self.regularize, self.shape = make_regularize(config, self.detector), (height, width)
         self.decoding = self.make_decoding(config)._replace(value_range=source.value_range)
         self.name, self.classes = f"{config.model.name} on {source.name}", source.classes
-        augment_config = Augment(**config.augment.to_dict())
-        self.loss = make_loss(self.network, augment_config, config.detect.min_visibility, self.regularize)
+        self.loss = make_loss(self.network, config.augment, config.detect.min_visibility, self.regularize)
         self.metrics, self.features = make_metrics(self.network), make_features(self.network)
-        self.outputs = make_predict(self.network, DetectionOptions(config.detect.max_detections, config.detect.nms_iou))
+        self.outputs = make_predict(self.network, config.detect.max_detections, config.detect.nms_iou)
         train = self.splits["train"]
         self.train_batch = loader.Stream(train.inputs, train.labels, config.seed, config.batch_size)
         self.sizes, self.stages = record.sizes(self.splits), self.detector.model.stage_names()
@@ -327,6 +342,10 @@ class Detection(ImageTask):
             ),
         }
 
+    @classmethod
+    def box_classes(cls, config: Any) -> tuple[str, ...]:
+        return config.detect.classes
+
     def init(self, key: jax.Array) -> dict[str, Any]:
         return init_variables(self.detector, self.network.adapters, self.regularize, key)
 
@@ -339,7 +358,9 @@ class Detection(ImageTask):
     def test_details(self, predictions: Any) -> dict[str, Any]:
         return example_boxes(self.classes, self.splits["test"], self.config.detect.score_threshold, predictions)
 
-    def augmented_examples(self, images: Any, labels: Any, keys: Any, augment_config: Augment) -> tuple[Any, Any, Any]:
+    def augmented_examples(
+        self, images: Any, labels: Any, keys: Any, augment_config: AugmentConfig
+    ) -> tuple[Any, Any, Any]:
         step = jax.jit(augment_boxes, static_argnums=(3, 4))
         visible = self.config.detect.min_visibility
         augmented = np.stack([_with_boxes(*step(images, labels, key, augment_config, visible)) for key in keys])
@@ -367,7 +388,9 @@ def with_detector(net: Pretrained, classes: int, width: int) -> Pretrained:
     return net._replace(model=Detector(net.model, classes, width), new_head=True)
 
 
-def init_variables(net: Pretrained, adapters: Adapters, regularize: Regularize, key: jax.Array) -> dict[str, Any]:
+def init_variables(
+    net: Pretrained, adapters: AdapterConfig, regularize: RegularizeConfig, key: jax.Array
+) -> dict[str, Any]:
     """Return the variables that training starts from, drawn from ``key`` as far as they are not loaded."""
     variables = head_init.network_variables(net, key)
     source_collection = head_init.source_collection(regularize, variables)

@@ -4,14 +4,16 @@ A prediction is the nearest known person, and whether that is near enough.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from tl_jax.config.options import Options, group, option
 from tl_jax.data import decode, faces, image_folder, loader, value_range
-from tl_jax.data.augment import Augment
+from tl_jax.data.augment import AugmentConfig
 from tl_jax.data.dataset import Dataset, Split
 from tl_jax.data.decode import Decoding
 from tl_jax.data.faces import FaceSet, SplitOptions
@@ -20,15 +22,16 @@ from tl_jax.metrics.verification import Comparisons, Pairs
 from tl_jax.models.layers import glorot_uniform
 from tl_jax.report import plots
 from tl_jax.tasks import file_answers, head_init
-from tl_jax.tasks.image_task import ImageTask, load_inputs, no_images
+from tl_jax.tasks.image_task import ImageRunConfig, ImageTask, load_inputs, no_images
 from tl_jax.tasks.losses import Network, make_embeddings, make_loss
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train.evaluate import extract
 from tl_jax.train.logging import say
 from tl_jax.train.task import Task, register_task
+from tl_jax.transfer import arcface
 from tl_jax.transfer.arcface import Margin
-from tl_jax.transfer.regularizers import Regularize
-from tl_jax.transfer.self_supervised import Pretext
+from tl_jax.transfer.regularizers import RegularizeConfig
+from tl_jax.transfer.self_supervised import ImagePretextConfig
 from tl_jax.utils.errors import UserError
 
 
@@ -122,16 +125,43 @@ class FaceData(NamedTuple):
     pairs: Pairs | None
 
 
+@dataclass(frozen=True)
+class FacesConfig(Options):
+    """Images of people, verified and identified."""
+
+    embedding: int = option(128, "values of an embedding; 0 takes the network's features as they are", low=0)
+    loss: str = option("arcface", "with which people are told apart in training", arcface.LOSSES)
+    scale: float = option(64.0, "s, factor on the cosines of arcface", low=1.0)
+    margin: float = option(0.5, "m of arcface in radians", low=0.0, high=1.5)
+    test_identities: float = option(
+        0.25, "people who are tested and never trained on: a share, or from 1 on a number", low=0.0
+    )
+    test_file: str = option("", "file that names them instead, one a line, as LFW's people.txt")
+    pairs: str = option("", "file of pairs to verify, as LFW's pairs.txt; it names the people to test")
+    split_seed: int = option(0, "draws the people to test: the same for every `seed`", low=0)
+    min_images: int = option(0, "people with fewer are left out; 0: nobody, and one picture is an error", low=0)
+    gallery: int = option(1, "pictures of each person that are known when the others are identified", low=1)
+    known: str = option("", "folder of the people that --mode=predict knows; empty for data.dir")
+
+
+@dataclass(frozen=True)
+class FaceRunConfig(ImageRunConfig):
+    """The options of a run on images of people."""
+
+    faces: FacesConfig = group(FacesConfig)
+
+
 @register_task("faces")
 class FaceVerification(ImageTask):
     """Embeddings of images, in which those of one person are near each other."""
 
     about = "images of people, verified and identified"
     data_inputs, synthetic = "people", "drawn_faces"
-    own_fields = (*ImageTask.own_fields, "faces.")
+    config_class = FaceRunConfig
     # What needs a class for each example that is tested, or takes other labels than one person an image.
     unused_fields = (
-        "data.test_examples", "init.strength", "model.num_classes", "regularize.cutmix", "regularize.mixup",
+        "data.fit", "data.group", "data.test_examples", "data.windows", "init.strength", "model.num_classes",
+        "regularize.class_weights", "regularize.cutmix", "regularize.mixup",
     )  # fmt: skip
     has_classes = False
     extra_heads = ("people",)
@@ -182,7 +212,11 @@ class FaceVerification(ImageTask):
         return "threshold"
 
     def functions(
-        self, network: Network, augment_config: Augment, penalties: Regularize, pretext: Pretext | None
+        self,
+        network: Network,
+        augment_config: AugmentConfig,
+        penalties: RegularizeConfig,
+        pretext: ImagePretextConfig | None,
     ) -> dict[str, Any]:
         faces = self.config.faces
         margin = Margin(faces.loss, faces.scale, faces.margin, len(self.data.source.classes))

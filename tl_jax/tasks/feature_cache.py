@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from tl_jax import __version__
+from tl_jax.config.options import Options, option
 from tl_jax.data import loader, tokenize
-from tl_jax.data.augment import Augment, augment
+from tl_jax.data.augment import AugmentConfig, augment
 from tl_jax.data.dataset import EncodedImages, Images, Split, Subset, is_encoded
 from tl_jax.data.tokenize import TokenizedTexts
 from tl_jax.models import fold_batch_norm
@@ -31,9 +33,9 @@ from tl_jax.train.logging import say
 from tl_jax.train.state import stream_key
 from tl_jax.train.step import make_eval_step
 from tl_jax.train.task import Task
-from tl_jax.transfer.adapters import Adapters, merge
+from tl_jax.transfer.adapters import AdapterConfig, merge
 from tl_jax.transfer.freeze import frozen_batch_norms, trainable
-from tl_jax.transfer.regularizers import Regularize
+from tl_jax.transfer.regularizers import RegularizeConfig
 from tl_jax.utils import tree
 from tl_jax.utils.disk_cache import DiskCache, code_digest
 from tl_jax.utils.download import cache_dir
@@ -94,6 +96,20 @@ CPU_BATCH, CPU_BATCH_PIXELS = 32, 2**18
 COLLECTIONS = ("params", "batch_stats")
 
 
+@dataclass(frozen=True)
+class CacheConfig(Options):
+    """Work on frozen layers that is done once."""
+
+    features: str = option(
+        "auto", "compute outputs of frozen first layers once where nothing is augmented", ("auto", "off")
+    )
+    views: int = option(
+        0, "augmented views of a picture, computed once, that epochs take in turn; 0: always new ones", low=0
+    )
+    dir: str = option("", "folder of these outputs; empty for features/ in the cache folder")
+    gigabytes: float = option(8.0, "that they may take", low=0.0)
+
+
 class FeatureCache:
     """Cache of a task's frozen outputs, on disk."""
 
@@ -102,17 +118,17 @@ class FeatureCache:
         config: Any,
         network: Network,
         splits: Mapping[str, Split],
-        regularize: Regularize,
+        regularize: RegularizeConfig,
     ):
         self.network, self.splits, self.config, self.regularize = network, splits, config, regularize
         self.network_digest = source_digest(MODELS.module(config.model.name))
-        self.augment = Augment(**config.augment.to_dict())
+        self.augment = config.augment
         folder = Path(config.cache.dir).expanduser() if config.cache.dir else cache_dir() / "features"
         self.disk_cache = DiskCache(folder, int(config.cache.gigabytes * 1e9))
 
     def possible(self) -> bool:
         """Whether what comes out of frozen layers is the same each time a picture, or a view of it, is met."""
-        repeatable_views = self.augment == Augment() or self.config.cache.views
+        repeatable_views = self.augment == AugmentConfig() or self.config.cache.views
         regularize, model = self.regularize, self.network.model
         random_loss = (
             regularize.mixup
@@ -133,12 +149,12 @@ class FeatureCache:
         """Return the features (N, D) of a split's pictures as they are."""
         if self.allowed:
             return np.asarray(FrozenOutputs(self, FEATURES, variables).of_split(split)[:])
-        bare = self.network._replace(adapters=Adapters())
+        bare = self.network._replace(adapters=AdapterConfig())
         return extract(make_features(bare), variables, loader.eval_batches(split, self.config.eval_batch_size))
 
     def task(self, task: Any, variables: Any, phase: Any) -> Task:
         """Return the task that starts where ``phase`` starts to train, or ``task`` where nothing is gained."""
-        views = self.config.cache.views if self.augment != Augment() else 0
+        views = self.config.cache.views if self.augment != AugmentConfig() else 0
         n = len(self.splits["train"].labels) * max(1, views)
         if not self.possible() or (phase.stop - phase.start) * self.config.batch_size < n:
             return task
@@ -154,7 +170,7 @@ class FeatureCache:
         train = self.splits["train"]
         images = outputs.of_views(train, views) if views else outputs.of_split(train)
         return task.replace(
-            **task.functions(network, Augment(), self.regularize, None),
+            **task.functions(network, AugmentConfig(), self.regularize, None),
             train_batch=loader.Stream(images, train.labels, self.config.seed, self.config.batch_size),
             eval_batches=outputs.batches,
         )
@@ -187,14 +203,14 @@ class FrozenOutputs:
         )
         facts = (__version__, jax.__version__, *code, repr(self.network), name, self.batch_size)
         self.key = content_hash(facts, self.variables["params"], self.variables["batch_stats"])
-        shape = jax.eval_shape(self._step(Augment()), self.variables, self._shapes())
+        shape = jax.eval_shape(self._step(AugmentConfig()), self.variables, self._shapes())
         self.shape, self.dtype = shape.shape[1:], shape.dtype
         self.computed: dict[int, np.ndarray] = {}  # by the identity of the pictures, which are hashed once
 
     def is_worth_caching(self, n: int) -> bool:
         """Return whether caching ``n`` of them saves more than it costs."""
         size = int(np.prod(self.shape)) * self.dtype.itemsize
-        work = sharding.count_flops(self._step(Augment()), self.variables, self._shapes())
+        work = sharding.count_flops(self._step(AugmentConfig()), self.variables, self._shapes())
         if work / self.batch_size / size < MIN_FLOPS_PER_BYTE:
             return False
         if n * size > self.feature_cache.disk_cache.max_bytes:
@@ -221,14 +237,14 @@ class FrozenOutputs:
         if id(images) not in self.computed:
             split = Split(images, np.zeros(len(images), np.int32))  # nobody reads these labels
             make_batches = functools.partial(loader.eval_batches, split, self.batch_size)
-            make_rows = lambda: self._rows(make_batches(), Augment())  # noqa: E731
+            make_rows = lambda: self._rows(make_batches(), AugmentConfig())  # noqa: E731
             self.computed[id(images)] = self._get(content_hash(self.key, images), len(images), make_rows)
         return self.computed[id(images)]
 
     def of_views(self, split: Split, count: int) -> np.ndarray:
         """Return the outputs (count * N, ...) of augmented views of a split, view by view."""
         augment_config, seed = self.feature_cache.augment, self.feature_cache.config.seed
-        key = content_hash(self.key, split.inputs, augment_config._asdict(), seed, count)
+        key = content_hash(self.key, split.inputs, augment_config.to_dict(), seed, count)
         return self._get(
             key, count * len(split.labels), lambda: self._rows(self._augmented(split, count), augment_config)
         )
@@ -248,7 +264,7 @@ class FrozenOutputs:
 
         return self.feature_cache.disk_cache.get(key, (n, *self.shape), self.dtype, rows_with_progress)
 
-    def _rows(self, batches: Iterator[Any], augment_config: Augment) -> Iterator[np.ndarray]:
+    def _rows(self, batches: Iterator[Any], augment_config: AugmentConfig) -> Iterator[np.ndarray]:
         """Yield the outputs of batches; while one is computed, that of the one before is fetched and written."""
         step, previous = self._step(augment_config), None
         for batch in batches:
@@ -260,7 +276,7 @@ class FrozenOutputs:
         if previous is not None:
             yield np.asarray(previous[0])[previous[1]]
 
-    def _step(self, augment_config: Augment) -> Any:
+    def _step(self, augment_config: AugmentConfig) -> Any:
         return make_eval_step(make_outputs(self.network, self.name, augment_config))
 
     def _augmented(self, split: Split, count: int) -> Iterator[Mapping[str, np.ndarray]]:
@@ -278,12 +294,12 @@ class FrozenOutputs:
 
 
 @functools.cache
-def make_outputs(network: Network, name: str, augment_config: Augment):
+def make_outputs(network: Network, name: str, augment_config: AugmentConfig):
     """Return the function (folded variables, batch) -> endpoint ``name`` of its pictures, augmented with its key."""
 
     def outputs(variables, batch):
         images = batch["image"]
-        if augment_config != Augment():
+        if augment_config != AugmentConfig():
             images = augment(images, jax.random.wrap_key_data(batch["key"][0]), augment_config)
         with fold_batch_norm.folded_norms(variables["shifts"]):
             return network.predict(variables, images)[1][name]
@@ -292,7 +308,7 @@ def make_outputs(network: Network, name: str, augment_config: Augment):
 
 
 @functools.cache
-def _make_fold(adapters: Adapters, norm_pairs: tuple[fold_batch_norm.ConvNormPair, ...]):
+def _make_fold(adapters: AdapterConfig, norm_pairs: tuple[fold_batch_norm.ConvNormPair, ...]):
     """Return the jitted function variables -> the same with adapters merged and BatchNorm folded."""
     return jax.jit(lambda v: fold_batch_norm.fold_variables(norm_pairs, {**v, "params": merge(v["params"], adapters)}))
 
@@ -305,7 +321,7 @@ class TextFeatureCache:
         config: Any,
         encoder: Encoder,
         splits: Mapping[str, TokenizedTexts],
-        regularize: Regularize,
+        regularize: RegularizeConfig,
         reads_features: bool,
     ):
         """``reads_features``: whether the head reads one vector of each text, which can be kept."""
@@ -327,7 +343,7 @@ class TextFeatureCache:
 
     def features(self, variables: Any, texts: TokenizedTexts) -> np.ndarray:
         """Return the features (N, D) of texts, in their order."""
-        encoder = self.encoder._replace(adapters=Adapters(), frozen=False)
+        encoder = self.encoder._replace(adapters=AdapterConfig(), frozen=False)
         encoder_params = {name: leaf for name, leaf in variables["params"].items() if name not in ("head", "extra")}
         size = self.config.eval_batch_size
         code = code_digest("models", "data"), source_digest(MODELS.module(self.config.model.name))
@@ -357,7 +373,7 @@ class TextFeatureCache:
         }
         train = splits["train"]
         return task.replace(
-            loss=losses.make_loss(head, Augment(), self.regularize, None),
+            loss=losses.make_loss(head, AugmentConfig(), self.regularize, None),
             metrics=losses.make_metrics(head),
             outputs=losses.make_predict(head),
             test_order=None,

@@ -16,8 +16,8 @@ from tl_jax.pretrained.network import Pretrained, init_new_leaves, initializer
 from tl_jax.tasks.losses import Network
 from tl_jax.train.logging import say
 from tl_jax.transfer import adapters, regularizers, self_supervised
-from tl_jax.transfer.regularizers import Regularize
-from tl_jax.transfer.self_supervised import Pretext
+from tl_jax.transfer.regularizers import RegularizeConfig
+from tl_jax.transfer.self_supervised import ImagePretextConfig
 from tl_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -118,7 +118,9 @@ def feature_width(net: Network, variables: Any, split: Split) -> int:
     return jax.eval_shape(net.predict, variables, example)[1]["features"].shape[-1]
 
 
-def with_extras(variables: Any, dims: int, pretext: Pretext | None, source_head: Any, key: jax.Array) -> dict[str, Any]:
+def with_extras(
+    variables: Any, dims: int, pretext: ImagePretextConfig | None, source_head: Any, key: jax.Array
+) -> dict[str, Any]:
     """Return the variables with the further heads on ``dims`` features, under ``extra`` in the parameters."""
     extra = {"pretext": self_supervised.init_heads(pretext, dims, key)} if pretext else {}
     extra |= {"source_head": source_head} if source_head is not None else {}
@@ -147,13 +149,13 @@ def channel_weights(
     return {name: regularizers.channel_attention(_standardize(total)) for name, total in sums.items()}
 
 
-def source_collection(regularize: Regularize, variables: Any, **estimates: Any) -> dict[str, Any]:
+def source_collection(regularize: RegularizeConfig, variables: Any, **estimates: Any) -> dict[str, Any]:
     """Return the collection "source" of the variables: what penalties remember of the start."""
     collection = {name: variables[name] for name in ("params", "batch_stats")} if regularize.needs_source else {}
     return collection | {name: value for name, value in estimates.items() if value is not None}
 
 
-def with_adapters(variables: Any, config: adapters.Adapters, key: jax.Array) -> dict[str, Any]:
+def with_adapters(variables: Any, config: adapters.AdapterConfig, key: jax.Array) -> dict[str, Any]:
     """Return the variables with adapters beside the kernels."""
     return {**variables, "params": adapters.add(variables["params"], config, key)}
 
@@ -206,5 +208,5 @@ def check_endpoints(names: tuple[str, ...], stages: tuple[str, ...]) -> tuple[st
 
 
 def model_attributes(config: Any) -> dict[str, Any]:
-    """Return the attributes of the model that ``config`` sets; linen needs tuples where JSON and flags give lists."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.options.to_dict().items()}
+    """Return the attributes of the model that ``config`` sets."""
+    return dict(config.model.options)

@@ -5,6 +5,7 @@ Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) shows which regions of an ima
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tl_jax.config.options import option
 from tl_jax.data import loader, preprocess
 from tl_jax.data.dataset import Split, fit_image
 from tl_jax.data.decode import Decoding
@@ -23,7 +25,7 @@ from tl_jax.report import html as drawn
 from tl_jax.report.images import draw_overlays
 from tl_jax.tasks import error_analysis, file_answers, head_init, image_evaluation, run_record
 from tl_jax.tasks.file_answers import FileError
-from tl_jax.tasks.image_task import ImageTask, load_inputs, no_images
+from tl_jax.tasks.image_task import ImageRunConfig, ImageTask, load_inputs, no_images
 from tl_jax.tasks.losses import Inputs, Maps, Network, make_predict
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding
@@ -178,15 +180,25 @@ def _extract(function: Any, predictor: Predictor, variables: Any, images: np.nda
     return extract(function, variables, loader.eval_batches(Split(images, labels), predictor.batch_size))
 
 
+@dataclass(frozen=True)
+class ImageClassificationRunConfig(ImageRunConfig):
+    """The options of a run on images with a class each."""
+
+    metrics: tuple[str, ...] = option(
+        (), "of pictures beside accuracy: auc, sensitivity, ece; auc with an interval over groups"
+    )
+    positive: str = option("", "class whose finding counts as positive; empty: the last of two, of more each in turn")
+    specificity: float = option(0.9, "at which the metric sensitivity is read off", low=0.0, high=1.0)
+    score: str = option("accuracy", "metric on validation by which the best checkpoint is chosen", ("accuracy", "auc"))
+    calibrate: bool = option(False, "fit a temperature to validation; predictions use it (arXiv:1706.04599)")
+
+
 @register_task("image")
 class ImageClassification(ImageTask):
     """One of K classes for each image."""
 
     about = "images with a class each"
-    own_fields = (
-        *ImageTask.own_fields, "calibrate", "data.fit", "data.group", "data.windows", "metrics", "positive",
-        "regularize.class_weights", "score", "specificity",
-    )  # fmt: skip
+    config_class = ImageClassificationRunConfig
 
     def __init__(self, config: Any, record: RunRecord = NEW_RUN):
         """Build the task that ``config`` describes, for a run of which ``record`` is known."""
@@ -221,8 +233,7 @@ class ImageClassification(ImageTask):
 
     @classmethod
     def make_decoding(cls, config: Any) -> Decoding:
-        windows = tuple(tuple(w) if isinstance(w, list) else w for w in config.data.windows)
-        return super().make_decoding(config)._replace(windows=windows)
+        return super().make_decoding(config)._replace(windows=config.data.windows)
 
     @classmethod
     def fitted_value(cls, config: Any) -> str:

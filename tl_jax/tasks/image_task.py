@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax import models, pretrained
+from tl_jax.config.options import group, option
 from tl_jax.data import loader, registry, value_range
-from tl_jax.data.augment import Augment, augment
+from tl_jax.data.augment import VIEW_COUNTS, AugmentConfig, augment
 from tl_jax.data.dataset import Dataset, Split
 from tl_jax.data.decode import Decoding
-from tl_jax.data.registry import DatasetOptions
+from tl_jax.data.preprocess import ImageInputConfig
+from tl_jax.data.registry import DatasetOptions, ImageDataConfig
 from tl_jax.data.text import Columns
 from tl_jax.export import frameworks, model_card, stablehlo
 from tl_jax.export.model_card import BundleContents
@@ -26,20 +29,35 @@ from tl_jax.pretrained.network import Pretrained, variable_shapes, with_head
 from tl_jax.report.images import draw_grid
 from tl_jax.report.plots import describe_bound
 from tl_jax.tasks import head_init
-from tl_jax.tasks.feature_cache import FeatureCache
+from tl_jax.tasks.feature_cache import CacheConfig, FeatureCache
 from tl_jax.tasks.losses import Inputs, Network, make_features, make_loss, make_metrics, make_predict, make_pretext_loss
 from tl_jax.tasks.run_record import RunRecord
 from tl_jax.train.logging import say, say_written
+from tl_jax.train.run_config import RunConfig
 from tl_jax.train.state import TrainState, stream_key
 from tl_jax.train.task import Objective, Task
 from tl_jax.train.workdir import read_facts, read_summary
 from tl_jax.transfer import adapters
-from tl_jax.transfer.adapters import Adapters
-from tl_jax.transfer.regularizers import Regularize, class_weights
-from tl_jax.transfer.self_supervised import Pretext
+from tl_jax.transfer.adapters import AdapterConfig
+from tl_jax.transfer.regularizers import RegularizeConfig, class_weights
+from tl_jax.transfer.self_supervised import ImagePretextConfig
 from tl_jax.utils.errors import UserError
 
 PREVIEW_ROWS, PREVIEW_COLUMNS = 6, 7
+
+
+@dataclass(frozen=True)
+class ImageRunConfig(RunConfig):
+    """The options of all tasks on images."""
+
+    data: ImageDataConfig = group(ImageDataConfig)
+    input: ImageInputConfig = group(ImageInputConfig)
+    augment: AugmentConfig = group(AugmentConfig)
+    test_views: int = option(
+        1, "views averaged in evaluation: 1; 2, the mirrored one too; 10, crops too", low=1, high=10
+    )
+    pretext: ImagePretextConfig = group(ImagePretextConfig)
+    cache: CacheConfig = group(CacheConfig)
 
 
 class ImageTask(Task):
@@ -52,13 +70,7 @@ class ImageTask(Task):
 
     input_kind = data_inputs = "images"
     synthetic = "gratings"
-    own_fields = (
-        "augment.", "cache.views", "data.gigabytes", "data.max_pixels", "data.outside", "data.range",
-        "init.layout", "input.crop", "input.interpolation", "input.scaling", "input.size", "model.channels",
-        "optim.batch_norm_momentum", "pretext.crop", "pretext.jitter",
-        "pretext.temperature", "pretext.width", "regularize.cutmix",
-        "regularize.drop_path", "regularize.mixup", "regularize.stochastic_norm", "test_views",
-    )  # fmt: skip
+    config_class: ClassVar[type[ImageRunConfig]] = ImageRunConfig
     program_output: ClassVar[str] = "probabilities"
     unexported: ClassVar[tuple[str, ...]] = ()
 
@@ -74,12 +86,12 @@ class ImageTask(Task):
         return (*published_sources(), "tl_jax", "random")
 
     @classmethod
-    def stage_names(cls, config: Any) -> tuple[str, ...]:
+    def stage_names(cls, config: ImageRunConfig) -> tuple[str, ...]:
         options = head_init.model_attributes(config)
         return models.create(config.model.name, 0, **{"endpoint": config.model.endpoint, **options}).stage_names()
 
     @classmethod
-    def conflicts(cls, config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
+    def conflicts(cls, config: ImageRunConfig, changed: Callable[..., bool]) -> dict[str, Any]:
         data, name, inputs = config.data, config.data.name, cls.data_inputs
         value_range.parse_range(data.range)
         ignored = {field for field in registry.FIELDS if registry.ignores(inputs, name, field)}
@@ -87,6 +99,7 @@ class ImageTask(Task):
         advice = "set --config.data.name=folder for class folders with pictures"
         advice = advice if "folder" in with_folder else f"choose {' or '.join(with_folder)}"
         return {
+            f"test_views={config.test_views} must be 1, 2 or 10": config.test_views not in VIEW_COUNTS,
             f"pretext.name={config.pretext.name} is not for task={cls.kind}": config.pretext.name == "masked",
             f"data.dir={data.dir!r} has no effect with config.data.name={name}, which reads no folder; {advice}": (
                 data.dir and "dir" in ignored
@@ -104,11 +117,11 @@ class ImageTask(Task):
         }
 
     @classmethod
-    def load_data(cls, config: Any) -> Dataset:
+    def load_data(cls, config: ImageRunConfig) -> Dataset:
         return cls.load_source(config, config.input.size)
 
     @classmethod
-    def load_source(cls, config: Any, size: int, decoding: Decoding | None = None) -> Any:
+    def load_source(cls, config: ImageRunConfig, size: int, decoding: Decoding | None = None) -> Any:
         """Return the data set of ``config``, whose images of differing sizes are fitted into ``size``.
 
         Args:
@@ -125,19 +138,30 @@ class ImageTask(Task):
             decoding=decoding or cls.make_decoding(config),
             fit=data.fit,
             group=data.group,
-            classes=tuple(config.detect.classes),
+            classes=cls.box_classes(config),
             columns=Columns(label=data.label),
         )
         return registry.load_dataset(cls.data_inputs, options)
 
     @classmethod
-    def make_decoding(cls, config: Any) -> Decoding:
+    def box_classes(cls, config: ImageRunConfig) -> tuple[str, ...]:
+        """Return the names that a configuration gives to the classes of boxes."""
+        return ()
+
+    @classmethod
+    def make_decoding(cls, config: ImageRunConfig) -> Decoding:
         """Return how image files become pixels."""
         data = config.data
         return Decoding((), value_range.parse_range(data.range), data.max_pixels, outside=data.outside)
 
     def build(
-        self, config: Any, net: Pretrained | None, inputs: Inputs, source: Dataset, num_outputs: int, record: RunRecord
+        self,
+        config: ImageRunConfig,
+        net: Pretrained | None,
+        inputs: Inputs,
+        source: Dataset,
+        num_outputs: int,
+        record: RunRecord,
     ) -> None:
         """Set the attributes of a task whose head reads the network's features.
 
@@ -153,11 +177,12 @@ class ImageTask(Task):
         for note in net.notes:
             say(note)
         check_norms(config, net)
-        self.config, self.network = config, Network(net.model, inputs, Adapters(**config.adapt.to_dict()))
+        self.config, self.network = config, Network(net.model, inputs, config.adapt)
         self.splits = splits = record.split_data(config, source)
         weight_setting = config.regularize.class_weights if record.reads_data else ""  # predictions have no loss
         weights = class_weights(weight_setting, splits["train"].labels, source.classes)
-        regularize, pretext = make_regularize(config, net)._replace(weights=weights), make_pretext(config)
+        regularize = dataclasses.replace(make_regularize(config, net), weights=weights)
+        pretext = config.pretext if config.pretext.name else None
         self.feature_cache = FeatureCache(config, self.network, splits, regularize)
         self._start = functools.partial(init_variables, config, net, self.feature_cache, regularize, pretext)
         stream_args = config.seed, config.batch_size
@@ -167,7 +192,7 @@ class ImageTask(Task):
                 make_pretext_loss(self.network, pretext),
                 loader.Stream(unlabelled.inputs, unlabelled.labels, *stream_args),
             )
-        augment_config, added_pretext = Augment(**config.augment.to_dict()), pretext if config.pretext.weight else None
+        augment_config, added_pretext = config.augment, pretext if config.pretext.weight else None
         for name, function in self.functions(self.network, augment_config, regularize, added_pretext).items():
             setattr(self, name, function)
         self.name, self.classes = f"{config.model.name} on {source.name}", source.classes
@@ -179,7 +204,11 @@ class ImageTask(Task):
         }  # fmt: skip
 
     def functions(
-        self, network: Network, augment_config: Augment, penalties: Regularize, pretext: Pretext | None
+        self,
+        network: Network,
+        augment_config: AugmentConfig,
+        penalties: RegularizeConfig,
+        pretext: ImagePretextConfig | None,
     ) -> dict[str, Any]:
         """Return the functions of the task on a network, or what is left of one, by the names of attributes."""
         num_views = self.config.test_views
@@ -197,23 +226,25 @@ class ImageTask(Task):
 
     def preview(self, folder: Path) -> list[Path]:
         """Draw the images of the first steps beside what augmentation, and the views of a pretext, make of them."""
-        augment_configs = {"preview": Augment(**self.config.augment.to_dict())}
+        augment_configs = {"preview": self.config.augment}
         if self.config.pretext.name:
-            augment_configs["preview_pretext"] = Pretext.from_config(self.config.pretext.to_dict()).views
+            augment_configs["preview_pretext"] = self.config.pretext.views
         return [self._draw_preview(views, folder / f"{name}.png") for name, views in augment_configs.items()]
 
-    def _draw_preview(self, augment_config: Augment, path: Path) -> Path:
+    def _draw_preview(self, augment_config: AugmentConfig, path: Path) -> Path:
         batch = self.train_batch(0)
         images, labels = batch["image"][:PREVIEW_ROWS], batch["label"][:PREVIEW_ROWS]
         keys = [jax.random.fold_in(stream_key(self.config.seed, "train"), step) for step in range(PREVIEW_COLUMNS)]
         originals, augmented, names = self.augmented_examples(images, labels, keys, augment_config)
         values = {
-            k: v for k, v in augment_config._asdict().items() if v and (k != "magnitude" or augment_config.randaugment)
+            k: v for k, v in augment_config.to_dict().items() if v and (k != "magnitude" or augment_config.randaugment)
         }
         enabled = ", ".join(k if v is True else f"{k} {v:g}" for k, v in values.items())
         return draw_grid(originals, augmented, names, f"{self.name}: {enabled or 'no augmentation'}", path)
 
-    def augmented_examples(self, images: Any, labels: Any, keys: Any, augment_config: Augment) -> tuple[Any, Any, Any]:
+    def augmented_examples(
+        self, images: Any, labels: Any, keys: Any, augment_config: AugmentConfig
+    ) -> tuple[Any, Any, Any]:
         """Return images (N, H, W, C), what each key makes of them (M, N, H, W, C), and N captions."""
         augmented = np.stack([jax.jit(augment, static_argnums=2)(images, key, augment_config) for key in keys])
         return images, augmented, [self.classes[label] for label in labels]
@@ -225,7 +256,7 @@ class ImageTask(Task):
         """
         spec, facts = self._exported_spec(), {name: self.facts[name] for name in ("data", "weights_sha256")}
         facts |= {"classes": self.classes, "step": int(end.step), "metrics": read_summary(folder).get("metrics", {})}
-        adapter_config, trained = Adapters(**self.config.adapt.to_dict()), self._exported_variables(end)
+        adapter_config, trained = self.config.adapt, self._exported_variables(end)
         path = folder / "export" / formats.WEIGHTS_FILE
         merged = {**trained, "params": adapters.merge(trained["params"], adapter_config)}
         formats.save_native(path, merged, spec, facts, dtype)
@@ -313,7 +344,7 @@ def no_images(record: RunRecord) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((0, *record.facts.get("input_shape", (0, 0)), 3), np.uint8), np.zeros(0, np.int32)
 
 
-def load_inputs(config: Any) -> tuple[Pretrained | None, Inputs]:
+def load_inputs(config: ImageRunConfig) -> tuple[Pretrained | None, Inputs]:
     """Return the pretrained network of ``config`` (None for random initialization), and its input spec."""
     random_init = config.init.source == "random"
     net = None if random_init else load_network(config)  # before the data are read: wrong weights should fail at once
@@ -343,10 +374,10 @@ def task_facts(net: Pretrained, inputs: Inputs, source: Dataset, splits: Mapping
     }
 
 
-def check_norms(config: Any, net: Pretrained) -> None:
+def check_norms(config: ImageRunConfig, net: Pretrained) -> None:
     """Refuse what acts on BatchNorm where the network has none."""
-    recipes = {config.freeze.recipe, *(phase.get("recipe") for phase in config.phases)}
-    modes = {config.freeze.batch_stats, *(phase.get("batch_stats", "auto") for phase in config.phases)}
+    recipes = {config.freeze.recipe, *(phase.recipe for phase in config.phases)}
+    modes = {config.freeze.batch_stats, *(phase.batch_stats or "auto" for phase in config.phases)}
     uses_norms = config.regularize.stochastic_norm or "norm_only" in recipes or modes != {"auto"}
     if uses_norms and "batch_stats" not in variable_shapes(net.model):
         raise UserError(
@@ -356,17 +387,17 @@ def check_norms(config: Any, net: Pretrained) -> None:
 
 
 def init_variables(
-    config: Any,
+    config: ImageRunConfig,
     net: Pretrained,
     feature_cache: FeatureCache,
-    regularize: Regularize,
-    pretext: Pretext | None,
+    regularize: RegularizeConfig,
+    pretext: ImagePretextConfig | None,
     key: jax.Array,
 ) -> dict[str, Any]:
     """Return the variables that training starts from, drawn from ``key`` as far as they are not loaded or fitted."""
     variables = head_init.network_variables(net, key)
     network, splits, size = feature_cache.network, feature_cache.splits, config.eval_batch_size
-    bare, train = network._replace(adapters=Adapters()), splits["train"]  # adapters change nothing yet
+    bare, train = network._replace(adapters=AdapterConfig()), splits["train"]  # adapters change nothing yet
     has_examples = len(train.labels) > 0  # else the variables are only a layout for those of a checkpoint
     fits_head = has_examples and config.init.head in head_init.PROBES
     if fits_head or (has_examples and regularize.strength("delta")):
@@ -392,28 +423,23 @@ def init_variables(
     return {**variables, **({"source": source_collection} if source_collection else {})}
 
 
-def make_regularize(config: Any, net: Pretrained) -> Regularize:
+def make_regularize(config: ImageRunConfig, net: Pretrained) -> RegularizeConfig:
     """Return the penalties that ``config`` asks for; dropout and stochastic depth are attributes of the model."""
-    values = config.regularize.to_dict()
-    result = Regularize.from_config(values, endpoints=())
-    if not result.compares_maps:
-        return result
-    return result._replace(endpoints=head_init.check_endpoints(tuple(values["endpoints"]), net.model.stage_names()))
+    regularize = config.regularize
+    if not regularize.compares_maps:
+        return regularize
+    endpoints = head_init.check_endpoints(regularize.endpoints, net.model.stage_names())
+    return dataclasses.replace(regularize, endpoints=endpoints)
 
 
-def make_pretext(config: Any) -> Pretext | None:
-    """Return what is learned without labels, None where nothing is."""
-    return Pretext.from_config(config.pretext.to_dict()) if config.pretext.name else None
-
-
-def load_network(config: Any) -> Pretrained:
+def load_network(config: ImageRunConfig) -> Pretrained:
     """Read the network of ``config`` with the head that the file has, where that is to be kept."""
     name, source, path = config.model.name, config.init.source, config.init.path or None
     options = {"head": "keep" if config.init.head == "keep" else "new", "rename": config.init.rename}
     return pretrained.load(name, source, path, seed=config.seed, **options, **model_options(config))
 
 
-def load_source_head(config: Any, width: int) -> dict[str, Any]:
+def load_source_head(config: ImageRunConfig, width: int) -> dict[str, Any]:
     """Return the kernel (D, Z) and bias (Z,) of the head that the weights came with; D is the ``width`` of features.
 
     Raises:
@@ -433,16 +459,17 @@ def load_source_head(config: Any, width: int) -> dict[str, Any]:
     return dict(head)
 
 
-def draw_network(config: Any, classes: int) -> Pretrained:
+def draw_network(config: ImageRunConfig, classes: int) -> Pretrained:
     """Return the network of ``config`` with random weights."""
     return pretrained.random(config.model.name, classes, config.init.layout, **model_options(config))
 
 
-def model_options(config: Any) -> dict[str, Any]:
-    """Return the attributes of the model that ``config`` sets; linen needs tuples where JSON and flags give lists."""
+def model_options(config: ImageRunConfig) -> dict[str, Any]:
+    """Return the attributes of the model that ``config`` sets."""
     options = head_init.model_attributes(config)
     options |= {"dtype": jnp.dtype(config.model.dtype), "endpoint": config.model.endpoint}
-    overrides = {name: config.regularize[name] for name in ("dropout", "drop_path") if config.regularize[name]}
+    shares = {"dropout": config.regularize.dropout, "drop_path": config.regularize.drop_path}
+    overrides: dict[str, Any] = {name: share for name, share in shares.items() if share}
     if config.adapt.kind == "bottleneck" and config.adapt.rank:
         overrides["adapter"] = config.adapt.rank
     return options | overrides | ({"channels": config.model.channels} if config.model.channels != 3 else {})

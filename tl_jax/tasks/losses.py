@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import optax
 
 from tl_jax.data import preprocess
-from tl_jax.data.augment import Augment, augment, tta_views
+from tl_jax.data.augment import AugmentConfig, augment, tta_views
 from tl_jax.data.tokenize import IGNORED, TOKEN_ARRAYS, MaskedTexts, Masking, mask_tokens
 from tl_jax.models.bert import Bert, normal_init
 from tl_jax.models.ops.batch_norm import stochastic_norm
 from tl_jax.models.ops.dropout import Dropout
 from tl_jax.transfer import adapters, regularizers, self_supervised
-from tl_jax.transfer.adapters import Adapters
+from tl_jax.transfer.adapters import AdapterConfig
 from tl_jax.transfer.arcface import Margin, l2_normalize
-from tl_jax.transfer.regularizers import Regularize
-from tl_jax.transfer.self_supervised import Pretext
+from tl_jax.transfer.regularizers import RegularizeConfig
+from tl_jax.transfer.self_supervised import ImagePretextConfig
 
 AUX_WEIGHT = 0.4  # share of the auxiliary head's loss, as torchvision's training recipe has it
 # Folded into the key of a step. Augmentation splits that key, which takes the numbers from 0 on.
@@ -69,7 +69,7 @@ class Network(NamedTuple):
 
     model: Any  # Backbone, or what is applied like one: the head of a text network, a detector
     inputs: Inputs | Maps | Pixels
-    adapters: Adapters = Adapters()
+    adapters: AdapterConfig = AdapterConfig()
 
     def predict(self, variables: Any, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return logits (N, K) and endpoints of pictures (N, H, W, C) in evaluation mode."""
@@ -88,14 +88,18 @@ class Network(NamedTuple):
         return {"params": merged_params(variables["params"], self.adapters), "batch_stats": variables["batch_stats"]}
 
 
-def merged_params(params: Any, config: Adapters) -> dict[str, Any]:
+def merged_params(params: Any, config: AdapterConfig) -> dict[str, Any]:
     """Return the parameters of the network alone, adapters merged into them."""
     return adapters.merge({name: leaves for name, leaves in params.items() if name != "extra"}, config)
 
 
 @functools.cache
 def make_loss(
-    net: Network, augment_config: Augment, regularize: Regularize, pretext: Pretext | None, margin: Margin | None = None
+    net: Network,
+    augment_config: AugmentConfig,
+    regularize: RegularizeConfig,
+    pretext: ImagePretextConfig | None,
+    margin: Margin | None = None,
 ):
     """Return the training loss: augmented pictures, softmax cross-entropy in nats, mean over unmasked examples.
 
@@ -140,7 +144,7 @@ def make_loss(
 
 
 @functools.cache
-def make_pretext_loss(net: Network, pretext: Pretext):
+def make_pretext_loss(net: Network, pretext: ImagePretextConfig):
     """Return the loss of the pretext alone, with its score."""
 
     def loss(variables, batch, key):
@@ -219,7 +223,7 @@ def predict_logits(net: Network, variables: Any, images: jax.Array, num_views: i
     return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(num_views)
 
 
-def _pretext_terms(net: Network, pretext: Pretext, variables: Any, batch: Any, key: jax.Array):
+def _pretext_terms(net: Network, pretext: ImagePretextConfig, variables: Any, batch: Any, key: jax.Array):
     """Return loss, score and new BatchNorm statistics of a pretext."""
     captured = {}
 
@@ -263,7 +267,7 @@ class Encoder(NamedTuple):
     """
 
     model: Bert
-    adapters: Adapters = Adapters()
+    adapters: AdapterConfig = AdapterConfig()
     frozen: bool = False
 
     @property
@@ -308,7 +312,7 @@ def _tokens(batch: Any) -> dict[str, jax.Array]:
 
 
 @functools.cache
-def make_text_loss(net: Encoder, regularize: Regularize, masked_lm: tuple[Masking, float] | None = None):
+def make_text_loss(net: Encoder, regularize: RegularizeConfig, masked_lm: tuple[Masking, float] | None = None):
     """Return the training loss: softmax cross-entropy in nats, mean over texts, or over labelled tokens.
 
     Penalties, and the loss of guessing words with its weight in ``masked_lm``, are added and reported on their own.

@@ -6,6 +6,7 @@ Several updates run in one call; their number is an argument, so that it needs n
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax import models
+from tl_jax.config.options import group, option
 from tl_jax.export import model_card, stablehlo
 from tl_jax.export.model_card import BundleContents
 from tl_jax.metrics import Batch, Sums, Variables
 from tl_jax.models import check_options
 from tl_jax.models.actor_critic import Policy
 from tl_jax.pretrained import formats
+from tl_jax.pretrained.catalog import InitConfig
 from tl_jax.rl import envs, policy_transfer, ppo, render, rollout
 from tl_jax.rl.envs import Env
 from tl_jax.rl.ppo import PPOConfig, make_update
@@ -29,6 +32,7 @@ from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.logging import say, say_written
+from tl_jax.train.run_config import RunConfig
 from tl_jax.train.state import TrainState, initial_state
 from tl_jax.train.step import make_optimizer_init
 from tl_jax.train.task import Objective, Task, register_task
@@ -123,6 +127,41 @@ def _make_updates(
     return jax.jit(updates, donate_argnums=0, in_shardings=(on_all,) * 4, out_shardings=on_all)
 
 
+@dataclass(frozen=True)
+class PolicyInitConfig(InitConfig):
+    """The policy that training starts from."""
+
+    load_parts: tuple[str, ...] = option(
+        policy_transfer.DEFAULT_COMPONENTS, "parts of a source policy that are taken over; optimizer too, if named"
+    )
+    allow_shape_mismatch: bool = option(
+        False, "draw anew what the source's observations or actions do not fit, and take the rest"
+    )
+
+
+@dataclass(frozen=True)
+class RLConfig(PPOConfig):
+    """A world to act in, and PPO; ``batch_size`` counts the steps of all worlds between two updates."""
+
+    env: str = option("CartPole-v1", "environment of gymnax, such as Pendulum-v1 or Breakout-MinAtar")
+    env_params: tuple[tuple[str, Any], ...] = option(
+        (), "pairs (parameter, value) in which it differs, such as ('gravity', 12.0)"
+    )
+    total_timesteps: int = option(300_000, "steps of training, all worlds together, that an epoch counts", low=1)
+    num_envs: int = option(16, "copies of the world that are acted in at once", low=1)
+    normalize: bool = option(True, "bring observations to mean 0 and variance 1")
+    kickstart_share: float = option(0.5, "of training after which that weight has fallen to 0", low=0.0, high=1.0)
+    episodes: int = option(32, "of an evaluation", low=1)
+
+
+@dataclass(frozen=True)
+class PolicyRunConfig(RunConfig):
+    """The options of a run in an environment."""
+
+    init: PolicyInitConfig = group(PolicyInitConfig)
+    rl: RLConfig = group(RLConfig)
+
+
 SPLITS = ("validation", "test")  # each has keys of its own, and so its own episodes
 
 
@@ -132,12 +171,12 @@ class Reinforcement(Task):
 
     about = "an environment to act in"
     input_kind = "observations"
-    own_fields = ("init.load_parts", "init.allow_shape_mismatch", "rl.")
+    config_class = PolicyRunConfig
     # There are no examples, no labels and no classes.
     unused_fields = (
-        "adapt.", "cache.", "data.", "init.head", "init.strength", "input.", "model.channels", "model.dtype",
-        "model.endpoint", "model.num_classes", "optim.accumulate", "optim.sam", "parallel.", "pretext.", "regularize.",
-        "test_train", "wise_ft", "eval_batch_size",
+        "adapt.", "data.", "eval_batch_size", "init.head", "init.layout", "init.strength", "model.channels",
+        "model.dtype", "model.endpoint", "model.num_classes", "optim.accumulate", "optim.batch_norm_momentum",
+        "optim.sam", "parallel.", "pretext.", "regularize.", "test_train", "wise_ft",
     )  # fmt: skip
     score = "episode_return"
 
@@ -171,7 +210,7 @@ class Reinforcement(Task):
 
     @classmethod
     def stage_names(cls, config: Any) -> tuple[str, ...]:
-        widths = config.model.options.to_dict().get("widths", Policy.widths)
+        widths = config.model.options.get("widths", Policy.widths)
         return Policy(1, widths=tuple(widths)).stage_names(image_input=True)
 
     @classmethod
@@ -271,22 +310,18 @@ def make_metrics(env: Env, policy: Policy):
 
 def make_ppo_config(config: Any) -> PPOConfig:
     """Return the settings of PPO; a UserError names sizes that do not divide."""
-    rl, horizon = config.rl.to_dict(), config.batch_size // config.rl.num_envs
-    if horizon * rl["num_envs"] != config.batch_size:
-        nearest = max(1, round(config.batch_size / rl["num_envs"])) * rl["num_envs"]
+    rl, horizon = config.rl, config.batch_size // config.rl.num_envs
+    if horizon * rl.num_envs != config.batch_size:
+        nearest = max(1, round(config.batch_size / rl.num_envs)) * rl.num_envs
         raise UserError(
-            f"config.batch_size={config.batch_size} is no multiple of config.rl.num_envs={rl['num_envs']}; {nearest} is"
+            f"config.batch_size={config.batch_size} is no multiple of config.rl.num_envs={rl.num_envs}; {nearest} is"
         )
-    if config.batch_size % rl["minibatches"]:
+    if config.batch_size % rl.minibatches:
         raise UserError(
-            f"config.batch_size={config.batch_size} is no multiple of config.rl.minibatches={rl['minibatches']}"
+            f"config.batch_size={config.batch_size} is no multiple of config.rl.minibatches={rl.minibatches}"
         )
-    updates = config.rl.total_timesteps // config.batch_size
-    return PPOConfig(
-        horizon=horizon,
-        kickstart_updates=max(1, round(rl["kickstart_share"] * updates)),
-        **{name: rl[name] for name in PPOConfig._fields if name in rl},
-    )
+    updates = max(1, round(rl.kickstart_share * (rl.total_timesteps // config.batch_size)))
+    return rl.narrow(PPOConfig, horizon=horizon, kickstart_updates=updates)
 
 
 def _init_variables(

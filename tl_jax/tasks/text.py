@@ -1,6 +1,8 @@
 """What all tasks on texts share: their data as tokens, an encoder, what it starts from, previews, exported weights."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax import models
+from tl_jax.config.options import Options, group, option
 from tl_jax.data import registry, tokenize
 from tl_jax.data.dataset import Dataset
-from tl_jax.data.registry import DatasetOptions
+from tl_jax.data.registry import DatasetOptions, TextDataConfig
 from tl_jax.data.text import Columns
 from tl_jax.data.tokenize import IGNORED, TextStream, TokenizedTexts
 from tl_jax.export import model_card, stablehlo
@@ -21,22 +24,47 @@ from tl_jax.pretrained import huggingface
 from tl_jax.pretrained.huggingface import TextNetwork
 from tl_jax.tasks import head_init, run_record, text_preview
 from tl_jax.tasks import losses as objectives
-from tl_jax.tasks.feature_cache import TextFeatureCache
+from tl_jax.tasks.feature_cache import CacheConfig, TextFeatureCache
 from tl_jax.tasks.losses import Encoder, make_text_predict, merged_params
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.tasks.text_inputs import read_inputs
 from tl_jax.train import sharding
 from tl_jax.train.logging import say, say_written
+from tl_jax.train.run_config import RunConfig
 from tl_jax.train.state import TrainState
 from tl_jax.train.step import make_eval_step
 from tl_jax.train.task import TASKS, Objective, Task
-from tl_jax.transfer.adapters import Adapters
-from tl_jax.transfer.regularizers import Regularize
+from tl_jax.transfer.regularizers import RegularizeConfig
+from tl_jax.transfer.self_supervised import PretextConfig
 from tl_jax.utils.errors import UserError
 
 MASKED_LM_HEAD = ("masked_dense", "masked_norm", "masked_bias")  # the head that guesses words
 BATCH = 256  # inputs that go through the network together
 MAX_SHOWN = 100  # inputs that are drawn; the others are in predictions.json only
+
+
+@dataclass(frozen=True)
+class TextInputConfig(Options):
+    """From texts to the tokens that a network takes."""
+
+    max_length: int = option(128, "tokens of a text at most; 0: as many as the network takes", low=0, high=8192)
+
+
+@dataclass(frozen=True)
+class TextPretextConfig(PretextConfig):
+    """A pretext for texts: hidden words are guessed."""
+
+    mask_prob: float = option(0.15, "of a text's tokens that are hidden to be guessed", low=0.01, high=0.9)
+
+
+@dataclass(frozen=True)
+class TextRunConfig(RunConfig):
+    """The options of all tasks on texts."""
+
+    data: TextDataConfig = group(TextDataConfig)
+    input: TextInputConfig = group(TextInputConfig)
+    pretext: TextPretextConfig = group(TextPretextConfig)
+    cache: CacheConfig = group(CacheConfig)
 
 
 class TextTask(Task):
@@ -51,8 +79,13 @@ class TextTask(Task):
 
     input_kind = data_inputs = "texts"
     synthetic = "docs"
-    own_fields = ("data.text", "data.columns", "input.max_length", "pretext.mask_prob")
-    unused_fields = ("freeze.batch_stats",)
+    config_class: ClassVar[type[TextRunConfig]] = TextRunConfig
+    # Its networks read tokens rather than images, and have no BatchNorm.
+    unused_fields = (
+        "cache.views", "freeze.batch_stats", "init.layout", "model.channels", "optim.batch_norm_momentum",
+        "regularize.class_weights", "regularize.cutmix", "regularize.drop_path", "regularize.mixup",
+        "regularize.stochastic_norm",
+    )  # fmt: skip
     random_files = True  # which have the tokenizer
     head: ClassVar[str]
     tags_words: ClassVar[bool] = False
@@ -72,7 +105,7 @@ class TextTask(Task):
         self.net = net = load_network(config, source.classes if self.needs_labels else (), self.head)
         for note in net.notes:
             say(note)
-        self.encoder = Encoder(net.model, Adapters(**config.adapt.to_dict()))
+        self.encoder = Encoder(net.model, config.adapt)
         raw_splits = record.split_data(config, source)
         self.splits = splits = tokenize_splits(config, net, raw_splits, source.classes)
         self.regularize, self.classes = make_regularize(config, net), source.classes
@@ -135,7 +168,7 @@ class TextTask(Task):
             f"pretext.name={pretext} is not for task={cls.kind}": pretext and pretext != "masked",
             f"data.text={config.data.text} must name one column, or two": len(config.data.text) not in (1, 2),
             "phases have batch_stats, and a text network has no BatchNorm; leave it out": (
-                any("batch_stats" in phase for phase in config.phases)
+                any(phase.batch_stats is not None for phase in config.phases)
             ),
             f"{(columns or [''])[0]} has no effect with config.data.name={name}, which has no columns": columns,
         }
@@ -234,7 +267,7 @@ def init_variables(
     net: TextNetwork,
     masked_lm_net: TextNetwork | None,
     feature_cache: TextFeatureCache,
-    regularize: Regularize,
+    regularize: RegularizeConfig,
     key: jax.Array,
 ) -> dict[str, Any]:
     """Return the variables that training starts from, drawn from ``key`` as far as they are not loaded or fitted."""
@@ -282,7 +315,7 @@ def _text_kinds() -> list[type[TextTask]]:
 
 def make_columns(config: Any) -> Columns:
     """Return the columns of text and label in the files of ``config``."""
-    return Columns(tuple(config.data.columns), tuple(config.data.text), config.data.label)
+    return Columns(config.data.columns, config.data.text, config.data.label)
 
 
 def warn_shared_texts(source: Dataset) -> None:
@@ -344,19 +377,18 @@ def tokenize_splits(
     return tokenized_splits
 
 
-def make_regularize(config: Any, net: TextNetwork) -> Regularize:
+def make_regularize(config: Any, net: TextNetwork) -> RegularizeConfig:
     """Return the penalties that ``config`` asks for; dropout before the head is an attribute of the model."""
-    values = config.regularize.to_dict()
-    result = Regularize.from_config(values, endpoints=())
-    if not result.compares_maps:
-        return result
+    regularize = config.regularize
+    if not regularize.compares_maps:
+        return regularize
     stages = tuple(name for name in net.model.stage_names() if name != "pooler")
-    return result._replace(endpoints=head_init.check_endpoints(tuple(values["endpoints"]), stages))
+    return dataclasses.replace(regularize, endpoints=head_init.check_endpoints(regularize.endpoints, stages))
 
 
 def export_params(config: Any, params: Any) -> dict[str, Any]:
     """Return the parameters of the network alone with adapters of low rank merged, for Hugging Face's files."""
-    adapters = Adapters(**config.adapt.to_dict())
+    adapters = config.adapt
     if adapters.kind == "bottleneck":
         raise UserError("Hugging Face's files have no bottleneck adapters; take config.adapt.kind=lora to export a run")
     return merged_params(params, adapters)

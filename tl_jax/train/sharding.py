@@ -10,6 +10,7 @@ import functools
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,23 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tl_jax.config.options import Options, option
 from tl_jax.train import flops
 from tl_jax.utils.command import show_elapsed
 from tl_jax.utils.errors import UserError
 
 AXIS = "data"  # of the mesh
+
+
+@dataclass(frozen=True)
+class ParallelConfig(Options):
+    """Several devices, always each with its share of a batch."""
+
+    state: str = option(
+        "replicated",
+        "parameters and optimizer state: whole on each device, or a part (FSDP)",
+        ("replicated", "sharded"),
+    )
 
 
 @functools.cache

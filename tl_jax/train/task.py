@@ -13,7 +13,9 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import jax
 
+from tl_jax.config.options import Field
 from tl_jax.metrics import Batch, Evaluation, Sums, Variables
+from tl_jax.train.run_config import RunConfig
 from tl_jax.transfer import phases
 from tl_jax.transfer.regularizers import REGULARIZERS, Penalty
 from tl_jax.utils.errors import UserError
@@ -42,8 +44,8 @@ class Task:
         input_kind: what goes into the network: "images", "texts" or "observations".
         data_inputs: whose data sets it takes, see ``data.registry.DATASETS``; empty for a kind without data.
         synthetic: name of the data set that stands in if ``config.data.generate`` says so.
-        own_fields: fields, or beginnings of such, that mean something for the kinds which name them only.
-        unused_fields: other fields, or beginnings of such, that mean nothing for this kind.
+        config_class: its options, a subclass of ``RunConfig`` with what this kind has of its own.
+        unused_fields: of these, fields, or beginnings of such, that mean nothing for this kind.
         has_classes: whether each example has a class.
         has_features: whether the head sits on ``features`` (N, D), which penalties may read.
         extra_heads: names of further heads, under ``extra/`` in the parameters, that its loss trains.
@@ -80,7 +82,7 @@ class Task:
     input_kind: ClassVar[str] = ""
     data_inputs: ClassVar[str] = ""
     synthetic: ClassVar[str] = ""
-    own_fields: ClassVar[tuple[str, ...]] = ()
+    config_class: ClassVar[type[RunConfig]] = RunConfig
     unused_fields: ClassVar[tuple[str, ...]] = ()
     has_classes: ClassVar[bool] = True
     has_features: ClassVar[bool] = True
@@ -133,12 +135,11 @@ class Task:
         return {}
 
     @classmethod
-    def excluded_fields(cls) -> tuple[str, ...]:
-        """Return the fields, or beginnings of such, that mean nothing for this kind."""
-        shipped = [other for other in TASKS.values() if other.__module__.startswith("tl_jax.")]  # else any could change
-        others = {field for other in shipped for field in other.own_fields if not field.startswith(cls.own_fields)}
-        penalties = (f"regularize.{name}" for name, penalty in REGULARIZERS.items() if not cls._can_use(penalty))
-        return (*sorted(others), *cls.unused_fields, *penalties)
+    def fields(cls) -> dict[str, Field]:
+        """Return the fields of the configurations of this kind, by dotted path."""
+        penalties = [f"regularize.{name}" for name, penalty in REGULARIZERS.items() if not cls._can_use(penalty)]
+        unused = (*cls.unused_fields, *penalties)
+        return {path: field for path, field in cls.config_class.fields().items() if not path.startswith(unused)}
 
     @classmethod
     def _can_use(cls, penalty: Penalty) -> bool:

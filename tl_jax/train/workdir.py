@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -259,23 +259,28 @@ def _explain_disk_errors(workdir: Path) -> Iterator[None]:
         ) from e
 
 
-def claim_folder(workdir: Path, config: Mapping[str, Any]) -> None:
+def claim_folder(workdir: Path, config: Mapping[str, Any], unused: Collection[str] = ()) -> None:
     """Claim ``workdir`` for a configuration, or refuse one in which another was run (see ``check_owner``)."""
-    check_owner(workdir, config)
+    check_owner(workdir, config, unused)
     write_json(workdir / "config.json", config)
 
 
-def check_owner(workdir: Path, config: Mapping[str, Any]) -> None:
+def check_owner(workdir: Path, config: Mapping[str, Any], unused: Collection[str] = ()) -> None:
     """Refuse a folder in which another configuration has been run.
+
+    Args:
+        workdir: the folder.
+        config: nested by groups.
+        unused: fields and groups of other kinds of tasks, which once stood in all configurations.
 
     Raises:
         UserError: names the fields that differ.
     """
     old = renames.rename_fields(read_json(workdir / "config.json"), warn=False)
     config = json.loads(json.dumps(config))
-    differ = (
-        [d for d in differences(old, config) if not d.startswith(CHANGEABLE)] if old and _has_results(workdir) else []
-    )
+    differ = differences(old, config) if old and _has_results(workdir) else []
+    ignored = {f"config.{path}" for path in unused}
+    differ = [d for d in differ if not d.startswith(CHANGEABLE) and d.partition(" ")[0] not in ignored]
     if differ:
         raise UserError(
             f"{workdir} belongs to a run with another {join_names(differ, 4)}; "

@@ -13,12 +13,14 @@ model can be adapted; the price is that a step still works out the gradient of w
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tl_jax.config.options import Options, option
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 
@@ -27,20 +29,14 @@ LOW_RANK = r"(.*/)?lora_[ab]"  # paths of low-rank changes
 _NOT_ADAPTED = r"((aux/)?head|extra|adapter_\w+)/.*"  # new layers train whole
 
 
-class Adapters(NamedTuple):
-    """What is adapted.
+@dataclass(frozen=True)
+class AdapterConfig(Options):
+    """What is adapted."""
 
-    Attributes:
-        kind: one of ``KINDS``, "" for nothing.
-        rank: of the change; 0 for none.
-        alpha: the change counts alpha / rank.
-        targets: regex over the paths of kernels.
-    """
-
-    kind: str = ""
-    rank: int = 8
-    alpha: float = 8.0
-    targets: str = ".*"
+    kind: str = option("", "small trained layers in a frozen network (see transfer/adapters.py)", KINDS)
+    rank: int = option(8, "of low-rank changes (0 for none), or width of bottleneck adapters", low=0)
+    alpha: float = option(8.0, "low-rank changes count alpha / rank", low=0.0)
+    targets: str = option(".*", "regex over the paths of kernels that get a low-rank change")
 
     @property
     def low_rank(self) -> bool:
@@ -48,7 +44,7 @@ class Adapters(NamedTuple):
         return self.kind in ("lora", "parallel") and self.rank > 0
 
 
-def add(params: tree.Tree, config: Adapters, key: jax.Array) -> dict[str, Any]:
+def add(params: tree.Tree, config: AdapterConfig, key: jax.Array) -> dict[str, Any]:
     """Return ``params`` with A (drawn) and B (zeros, so that nothing changes yet) beside each adapted kernel.
 
     Kernels for which A and B would hold as many values as they do themselves are left alone, heads too.
@@ -73,7 +69,7 @@ def add(params: tree.Tree, config: Adapters, key: jax.Array) -> dict[str, Any]:
     return tree.unflatten(leaves)
 
 
-def merge(params: tree.Tree, config: Adapters) -> dict[str, Any]:
+def merge(params: tree.Tree, config: AdapterConfig) -> dict[str, Any]:
     """Return plain parameters with the changes added into the kernels; the network then computes the same.
 
     Raises:
@@ -94,7 +90,7 @@ def merge(params: tree.Tree, config: Adapters) -> dict[str, Any]:
     return tree.unflatten(plain)
 
 
-def _check_pair(stem: str, leaves: Mapping[str, Any], config: Adapters) -> None:
+def _check_pair(stem: str, leaves: Mapping[str, Any], config: AdapterConfig) -> None:
     """Refuse a pair whose product is not the matrix of its kernel: a file may ask for one without bounds."""
     kernel, (a_shape, b_shape) = leaves.get(stem + "kernel"), (leaves[stem + f"lora_{side}"].shape for side in "ab")
     if kernel is None or kernel.ndim < 2:
@@ -106,7 +102,7 @@ def _check_pair(stem: str, leaves: Mapping[str, Any], config: Adapters) -> None:
         )
 
 
-def _is_adapted(path: str, shape: tuple[int, ...], config: Adapters) -> bool:
+def _is_adapted(path: str, shape: tuple[int, ...], config: AdapterConfig) -> bool:
     if not path.endswith("kernel") or re.fullmatch(_NOT_ADAPTED, path) or not re.fullmatch(config.targets, path):
         return False
     if config.kind == "parallel" and len(shape) == 4 and not (shape[0] % 2 and shape[1] % 2 and shape[2] > 1):
@@ -115,12 +111,12 @@ def _is_adapted(path: str, shape: tuple[int, ...], config: Adapters) -> bool:
     return config.rank * (rows + columns) < rows * columns
 
 
-def _matrix_shape(shape: tuple[int, ...], config: Adapters) -> tuple[int, int]:
+def _matrix_shape(shape: tuple[int, ...], config: AdapterConfig) -> tuple[int, int]:
     """Return the shape of the change as a matrix; (h, w, in, out) counts as (h * w * in, out), or (in, out)."""
     return (shape[-2] if config.kind == "parallel" else int(np.prod(shape[:-1]))), shape[-1]
 
 
-def _add_change(kernel: jax.Array, change: jax.Array, config: Adapters) -> jax.Array:
+def _add_change(kernel: jax.Array, change: jax.Array, config: AdapterConfig) -> jax.Array:
     if config.kind == "parallel" and kernel.ndim == 4:
         return kernel.at[kernel.shape[0] // 2, kernel.shape[1] // 2].add(change)
     return kernel + change.reshape(kernel.shape)

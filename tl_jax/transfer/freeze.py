@@ -3,11 +3,13 @@
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
 
+from tl_jax.config.options import Options, option
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError, nearest
 
@@ -29,6 +31,20 @@ RECIPES: Mapping[str, Rules] = {
 }
 LAST_N_STAGES = "last_n_stages"  # depends on the network: see ``recipe_rules``
 NAMES = (*RECIPES, LAST_N_STAGES)
+BATCH_STATS_MODES = ("auto", "train", "frozen")
+
+
+@dataclass(frozen=True)
+class FreezeConfig(Options):
+    """What trains."""
+
+    recipe: str = option("all", "what trains", NAMES)
+    stages: int = option(1, "parts of the network, from the end, that last_n_stages trains", low=1)
+    rules: Rules = option((), "pairs (regex over leaf paths, 'frozen' or a group); not empty, they replace the recipe")
+    batch_stats: str = option(
+        "auto", "BatchNorm uses running statistics: where frozen, nowhere, everywhere", BATCH_STATS_MODES
+    )
+    verify: bool = option(False, "hash what is frozen before and after each phase; a change ends the run")
 
 
 def recipe_rules(name: str, stages: Sequence[str] = (), num_stages: int = 1) -> Rules:

@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tl_jax import tasks  # noqa: F401  # which fills TASKS
-from tl_jax.config.recipe import FIELDS, Config
+from tl_jax.config.schema import Config, freeze
+from tl_jax.data.augment import AugmentConfig
+from tl_jax.train.run_config import RunConfig
 from tl_jax.train.task import TASKS
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.registry import Registry
@@ -30,7 +31,11 @@ class Method(NamedTuple):
     inputs: str = ""
 
     def __call__(self, config: Config) -> None:
-        self.change(config)
+        try:
+            self.change(config)
+        except AttributeError as e:  # the kind of task has no such field
+            name = getattr(self.change, "__name__", "")
+            raise UserError(f"method {name} is not for config.task={config.task}: {e}") from None
 
 
 METHODS: Registry[Method] = Registry("method")
@@ -59,7 +64,9 @@ def register_method(inputs: str = "") -> Callable[[Callable[[Config], None]], Ca
 def scratch(config: Config) -> None:
     """Train everything from random weights: what transfer has to beat."""
     if not TASKS[config.task].random_files:
-        config.init.layout, config.init.path = config.init.source, ""
+        config.init.path = ""
+    if "layout" in config.init:  # of images
+        config.init.layout = config.init.source
     config.init.source = "random"
 
 
@@ -104,20 +111,20 @@ def lp_ft(config: Config) -> None:
 @register_method()
 def last_stages(config: Config) -> None:
     """Train the last third of the network's parts and the head."""
-    count = len(TASKS[config.task].stage_names(config))
+    count = len(TASKS[config.task].stage_names(freeze(config)))
     config.freeze.recipe, config.freeze.stages = "last_n_stages", math.ceil(count / 3)
 
 
 @register_method()
 def gradual(config: Config) -> None:
     """Unfreeze from the head down in three phases of a third of the run each: ULMFiT, arXiv:1801.06146."""
-    count, epochs = len(TASKS[config.task].stage_names(config)), config.epochs / 3
+    count, epochs = len(TASKS[config.task].stage_names(freeze(config))), config.epochs / 3
     config.phases = (
         {"name": "head", "epochs": epochs, "recipe": "head"},
         {"name": "half", "epochs": epochs, "recipe": "last_n_stages", "stages": math.ceil(count / 2)},
         {"name": "all", "epochs": epochs, "recipe": "all"},
     )
-    config.epochs = FIELDS["epochs"].default
+    config.epochs = RunConfig().epochs
 
 
 @register_method()
@@ -301,13 +308,13 @@ def _pretext_first(config: Config, name: str, epochs: float = 10.0) -> None:
         {"name": "pretext", "epochs": epochs, "objective": "pretext", "recipe": "all"},
         {"name": "tune", "epochs": config.epochs, "recipe": "all"},
     )
-    config.epochs = FIELDS["epochs"].default
+    config.epochs = RunConfig().epochs
 
 
 def _disable_augmentation(config: Config) -> None:
     """Turn augmentation off: a probe sees each picture once, as it is."""
-    for path in (path for path in FIELDS if path.startswith("augment.")):
-        config.augment[path.removeprefix("augment.")] = FIELDS[path].default
+    for name in config.get("augment", ()):  # texts have none
+        config.augment[name] = getattr(AugmentConfig(), name)
 
 
 def names_for_task(kind: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tl_jax.config.options import Options, option
 from tl_jax.transfer.freeze import FROZEN, Rules, groups, trainable
 from tl_jax.utils import tree
 from tl_jax.utils.tree import label_leaves
@@ -16,37 +18,40 @@ from tl_jax.utils.tree import label_leaves
 SCHEDULES = ("constant", "cosine", "linear")
 
 
-class OptimSpec(NamedTuple):
+@dataclass(frozen=True)
+class OptimSpec(Options):
     """How trained leaves and BatchNorm statistics move in one phase, but for the learning rate, given at every step.
 
-    Attributes:
-        name: "adam" or "sgd".
-        weight_decay: for adam decoupled (AdamW, arXiv:1711.05101), for sgd added to the gradient; kernels only. None
-            where it is given at every step as ``decay=``.
-        momentum: of sgd.
-        epsilon: of adam.
-        clip_norm: largest global norm of the trained leaves' gradients; 0 for no clipping.
-        layer_decay: factor on the rate for each part further away from the head (see ``leaf_rates``).
-        lr_multipliers: pairs (group, factor on its rate); groups are the labels of the freeze rules.
-        stages: names of the network's parts from the input on, which ``layer_decay`` counts.
-        ema: share of the old value that the running average of the trained leaves keeps; 0 for no average.
-        batch_norm_momentum: share of the old BatchNorm statistics that a step keeps; 0 for what the model has.
-        sam: radius of sharpness-aware minimisation; 0 for the plain gradient.
-        accumulate: parts of a batch whose gradients are computed one after another.
+    ``stages`` are the names of the network's parts from the input on, which ``layer_decay`` counts. ``weight_decay`` is
+    None where it is given at every step as ``decay=``.
     """
 
-    name: str
-    weight_decay: float | None = 0.0
-    momentum: float = 0.9
-    epsilon: float = 1e-8
-    clip_norm: float = 0.0
-    layer_decay: float = 1.0
-    lr_multipliers: tuple[tuple[str, float], ...] = ()
+    name: str = option("adam", "optimizer; with weight_decay adam is AdamW", ("adam", "sgd"))
+    # For adam decoupled (AdamW, arXiv:1711.05101), for sgd added to the gradient.
+    weight_decay: float | None = option(0.0, "of kernels", low=0.0)
+    momentum: float = option(0.9, "of sgd", low=0.0, high=1.0)
+    epsilon: float = option(1e-8, "of adam (Keras has 1e-7)", low=0.0)
+    clip_norm: float = option(0.0, "largest norm of the trained leaves' gradients; 0 for no clipping", low=0.0)
+    layer_decay: float = option(1.0, "factor on the rate for each part further from the head", low=0.0, high=1.0)
+    lr_multipliers: tuple[tuple[str, float], ...] = option((), "pairs (group of the freeze rules, factor on its rate)")
+    sam: float = option(0.0, "radius of sharpness-aware minimisation, 0.05 say; two passes a step; 0 for none", low=0.0)
+    accumulate: int = option(1, "parts of a batch whose gradients are computed one after another, for memory", low=1)
+    ema: float = option(0.0, "share kept by the running average of weights that is then tested", low=0.0, high=0.99999)
+    # Keras' networks come with 0.99 and 0.999, for runs of 100,000 steps: in a short one the statistics would still be
+    # the source's when the weights are not, and evaluation goes wrong.
+    batch_norm_momentum: float = option(
+        0.9, "share of BatchNorm's old statistics that a step keeps; 0 takes the network's own", low=0.0, high=0.9999
+    )
     stages: tuple[str, ...] = ()
-    ema: float = 0.0
-    sam: float = 0.0
-    batch_norm_momentum: float = 0.0
-    accumulate: int = 1
+
+
+@dataclass(frozen=True)
+class OptimConfig(OptimSpec):
+    """How a run trains: what its phases have in common, and the learning rate."""
+
+    lr: float = option(1e-3, "peak learning rate", low=0.0)
+    schedule: str = option("constant", "learning rate over a phase, after the warm-up", SCHEDULES)
+    warmup: float = option(0.0, "share of a phase in which the rate rises linearly", low=0.0, high=1.0)
 
 
 class RateSpec(NamedTuple):

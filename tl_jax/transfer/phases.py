@@ -1,13 +1,41 @@
 """A run is a list of phases, each with its own objective, freezing, rates and length."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tl_jax.transfer.freeze import EXTRA, FROZEN, HEAD, Rules, check_rules, groups, recipe_rules
+from tl_jax.config.options import Options, option
+from tl_jax.transfer import freeze
+from tl_jax.transfer.freeze import EXTRA, FROZEN, HEAD, FreezeConfig, Rules, check_rules, groups, recipe_rules
 from tl_jax.transfer.optimizer import OptimSpec, RateSpec
 from tl_jax.utils.errors import UserError, nearest
 
 SUPERVISED, PRETEXT = "supervised", "pretext"  # learn from labels, or from the pictures alone
+
+
+@dataclass(frozen=True)
+class PhaseConfig(Options):
+    """One entry of ``phases``; name and epochs must be there, what is None is taken from the whole configuration."""
+
+    name: str = option("", "for logs")
+    epochs: float = option(1.0, "length of the phase in passes over the training part", low=1e-6)
+    objective: str = option(SUPERVISED, "learn from labels, or from all examples without them", (SUPERVISED, PRETEXT))
+    recipe: str | None = option("all", "what trains", freeze.NAMES, inherited=True)
+    stages: int | None = option(1, "of last_n_stages, as freeze.stages", low=1, inherited=True)
+    rules: Rules | None = option((), "instead of a recipe, as freeze.rules", inherited=True)
+    batch_stats: str | None = option("auto", "as freeze.batch_stats", freeze.BATCH_STATS_MODES, inherited=True)
+    lr_scale: float = option(1.0, "factor on optim.lr", low=0.0)
+    layer_decay: float | None = option(1.0, "as optim.layer_decay", low=0.0, high=1.0, inherited=True)
+    lr_multipliers: tuple[tuple[str, float], ...] | None = option((), "as optim.lr_multipliers", inherited=True)
+
+    def freezing(self, whole: FreezeConfig) -> FreezeConfig:
+        """Return what the phase freezes: by its own recipe or rules, of which one replaces both of the whole run's."""
+        stages = whole.stages if self.stages is None else self.stages
+        stats = whole.batch_stats if self.batch_stats is None else self.batch_stats
+        own = self.recipe is not None or self.rules is not None
+        recipe, rules = (self.recipe or "", self.rules or ()) if own else (whole.recipe, whole.rules)
+        return FreezeConfig(recipe, stages, rules, stats, whole.verify)
 
 
 class Phase(NamedTuple):
@@ -47,37 +75,35 @@ def resolve(
     Returns:
         The phases; none where there is nothing to train, which is what ``epochs=0`` says.
     """
-    entries = config.phases or ({"name": "train", "epochs": config.epochs},)
+    entries = config.phases or (PhaseConfig("train", config.epochs),)
     phases: list[Phase] = []
     start, exact = 0, 0.0
     for entry in entries if config.phases or config.epochs else ():
-        objective = entry.get("objective", SUPERVISED)
-        examples = sizes["train" if objective == SUPERVISED else "unlabelled"]
-        exact += entry["epochs"] * examples / config.batch_size
+        examples = sizes["train" if entry.objective == SUPERVISED else "unlabelled"]
+        exact += entry.epochs * examples / config.batch_size
         stop = max(start + 1, round(exact))
-        rules = _rules(config, entry, stages, objective, task_heads)
-        optim = {key: value for key, value in config.optim.to_dict().items() if key in OptimSpec._fields}
-        optim |= {key: entry[key] for key in ("layer_decay", "lr_multipliers") if key in entry}
-        optim |= {"stages": tuple(stages), "lr_multipliers": check_lr_multipliers(optim["lr_multipliers"])}
-        lr = config.optim.lr * entry.get("lr_scale", 1.0)
+        freezing = entry.freezing(config.freeze)
+        rules = _rules(config, freezing, stages, entry.objective, task_heads)
+        own = {name: getattr(entry, name) for name in ("layer_decay", "lr_multipliers")}
+        own = {name: value for name, value in own.items() if value is not None}
+        optim = config.optim.narrow(OptimSpec, stages=tuple(stages), **own)
+        optim = dataclasses.replace(optim, lr_multipliers=check_lr_multipliers(optim.lr_multipliers))
+        lr = config.optim.lr * entry.lr_scale
         rate = RateSpec(lr, stop - start, config.optim.schedule, config.optim.warmup)
-        stats = entry.get("batch_stats", config.freeze.batch_stats)
-        phases.append(Phase(entry["name"], start, stop, rules, OptimSpec(**optim), rate, stats, objective))
+        phases.append(Phase(entry.name, start, stop, rules, optim, rate, freezing.batch_stats, entry.objective))
         start = stop
     _check_groups(phases)
     return tuple(phases)
 
 
 def _rules(
-    config: Any, entry: Mapping[str, Any], stages: Sequence[str], objective: str, task_heads: Sequence[str]
+    config: Any, freezing: FreezeConfig, stages: Sequence[str], objective: str, task_heads: Sequence[str]
 ) -> Rules:
-    """Return the freeze rules of a phase: its own, or those of ``config.freeze``; explicit ones before a recipe."""
-    has_rules = "recipe" in entry or "rules" in entry  # one of the two replaces both of config.freeze
-    settings = entry if has_rules else config.freeze
-    if settings.get("rules", ()):
-        rules = check_rules(settings["rules"])
+    """Return the freeze rules of a phase; explicit ones before a recipe."""
+    if freezing.rules:
+        rules = check_rules(freezing.rules)
     else:
-        rules = recipe_rules(settings.get("recipe", ""), stages, entry.get("stages", config.freeze.stages))
+        rules = recipe_rules(freezing.recipe, stages, freezing.stages)
     return (*_extra_rules(config, objective, task_heads), *rules)
 
 
@@ -86,7 +112,7 @@ def extra_heads(config: Any, objective: str = SUPERVISED, task_heads: Sequence[s
     if objective == PRETEXT:
         return (PRETEXT,)
     pretext = (PRETEXT,) if config.pretext.name and config.pretext.weight else ()
-    return (*pretext, *task_heads, *(("source_head",) if config.regularize.co_tuning else ()))
+    return (*pretext, *task_heads, *(("source_head",) if config.regularize.strength("co_tuning") else ()))
 
 
 def _extra_rules(config: Any, objective: str, task_heads: Sequence[str]) -> Rules:
@@ -94,7 +120,7 @@ def _extra_rules(config: Any, objective: str, task_heads: Sequence[str]) -> Rule
     used = extra_heads(config, objective, task_heads)
     trained_heads = ((rf"extra/({'|'.join(used)})/.*", "train"),) if used else ()
     idle_head = () if objective == SUPERVISED else ((HEAD[0], FROZEN),)  # a pretext has no use for it
-    has_extra = config.pretext.name or config.regularize.co_tuning or task_heads
+    has_extra = config.pretext.name or config.regularize.strength("co_tuning") or task_heads
     return (*trained_heads, *idle_head, *(((EXTRA, FROZEN),) if has_extra else ()))
 
 

@@ -7,14 +7,15 @@ static.
 import functools
 import re
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tl_jax.config.options import Field, Options, option
 from tl_jax.transfer import mixup
 from tl_jax.transfer.freeze import EXTRA, HEAD
 from tl_jax.utils import tree
@@ -241,7 +242,6 @@ class Penalty(NamedTuple):
     inputs: str = ""
 
 
-_OTHER_FIELDS = ("class_weights", "dropout", "drop_path")  # of ``config.regularize``, which act elsewhere
 REGULARIZERS: Registry[Penalty] = Registry("regularizer")
 _F = TypeVar("_F", bound=Callable[[PenaltyInputs], jax.Array])
 
@@ -256,7 +256,7 @@ def register_regularizer(name: str, doc: str, **facts: Any) -> Callable[[_F], _F
     """
 
     penalty = functools.partial(Penalty, doc=doc, **facts)
-    if not name.isidentifier() or name in (*Regularize._fields, *_OTHER_FIELDS):
+    if not name.isidentifier() or name in {field.name for field in fields(RegularizeConfig)}:
         raise UserError(f"regularizer {name!r}: the name is taken, or no name of a field; choose another")
     if facts.get("inputs", "") not in ("", "images", "texts"):
         raise UserError(f"regularizer {name!r}: inputs={facts['inputs']!r} is none of images and texts; correct it")
@@ -268,33 +268,41 @@ def register_regularizer(name: str, doc: str, **facts: Any) -> Callable[[_F], _F
     return register
 
 
-class Regularize(NamedTuple):
-    """Strengths, each 0 for none.
+@dataclass(frozen=True)
+class RegularizeConfig(Options):
+    """Strengths against overfitting, each off at 0: the fields here, and one for each penalty of ``REGULARIZERS``.
 
     Attributes:
-        label_smoothing: probability spread evenly over the classes.
-        weights: factors on the loss of the examples of each class, empty for 1 each.
-        mixup, cutmix: alpha of the Beta distribution.
-        endpoints: maps that are compared.
-        stochastic_norm: probability with which a BatchNorm channel uses running statistics in training.
+        weights: factors on the loss of the examples of each class, empty for 1 each: what ``class_weights`` comes to.
         penalties: (name, strength, penalty) of those of ``REGULARIZERS`` that are on, in their order; with the penalty
             itself, so that one that is registered anew gets a program of its own.
     """
 
-    label_smoothing: float = 0.0
+    dropout: float = option(0.0, "share of features dropped before the head", low=0.0, high=0.95)
+    drop_path: float = option(0.0, "share of examples that skip the last residual block", low=0.0, high=0.95)
+    label_smoothing: float = option(0.0, "probability spread evenly over the classes", low=0.0, high=1.0)
+    class_weights: str = option(
+        "", "factors on the loss of each class's examples: balanced (N / (K N_k)), or numbers such as '1,3'"
+    )
+    mixup: float = option(0.0, "alpha of the Beta distribution; 0.2 is usual", low=0.0)
+    cutmix: float = option(0.0, "alpha of the Beta distribution; 1 is usual", low=0.0)
+    endpoints: tuple[str, ...] = option((), "maps that distill and delta compare; empty for the last two")
+    stochastic_norm: float = option(0.0, "share of BatchNorm channels on running statistics", low=0.0, high=1.0)
     weights: tuple[float, ...] = ()
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    endpoints: tuple[str, ...] = ()
-    stochastic_norm: float = 0.0
     penalties: tuple[tuple[str, float, Penalty], ...] = ()
 
     @classmethod
-    def from_config(cls, values: Mapping[str, Any] = MappingProxyType({}), **further: Any) -> "Regularize":
-        """Return the strengths among the fields of ``config.regularize``, some of which act elsewhere."""
-        values = {**values, **further}
-        penalties = tuple((n, float(values[n]), penalty) for n, penalty in REGULARIZERS.items() if values.get(n))
-        return cls(**{name: values[name] for name in cls._fields if name in values}, penalties=penalties)
+    def fields(cls) -> dict[str, Field]:
+        strengths = {name: Field(0.0, penalty.doc, low=0.0) for name, penalty in REGULARIZERS.items()}
+        return {**super().fields(), **strengths}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        penalties = ((name, float(values.get(name, 0.0)), penalty) for name, penalty in REGULARIZERS.items())
+        return replace(super().from_dict(values), penalties=tuple(entry for entry in penalties if entry[1]))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), **{name: self.strength(name) for name in REGULARIZERS}}
 
     def strength(self, name: str) -> float:
         """Return the strength of a penalty."""
@@ -361,7 +369,9 @@ def _co_tuning(inputs: PenaltyInputs) -> jax.Array:
     return co_tuning(logits, batch["label"], inputs.source["relation"], batch["mask"])
 
 
-def mix(regularize: Regularize, images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def mix(
+    regularize: RegularizeConfig, images: jax.Array, targets: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Return inputs (N, H, W, C) and targets (N, K), mixed by mixup or cutmix where one is on."""
     if regularize.mixup:
         return mixup.mixup(images, targets, key, regularize.mixup)
@@ -369,7 +379,7 @@ def mix(regularize: Regularize, images: jax.Array, targets: jax.Array, key: jax.
 
 
 def penalty(
-    regularize: Regularize,
+    regularize: RegularizeConfig,
     params: tree.Tree,
     endpoints: Mapping[str, jax.Array],
     batch: Mapping[str, jax.Array],

@@ -1,14 +1,16 @@
 """Self-supervised learning on images: views, heads and losses of SimCLR, SimSiam and RotNet."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from tl_jax.data.augment import Augment, augment
+from tl_jax.config.options import Options, option
+from tl_jax.data.augment import AugmentConfig, augment
 from tl_jax.utils.errors import UserError
 
 
@@ -96,37 +98,30 @@ TURNS = 4
 Embed = Callable[[jax.Array], jax.Array]  # pictures (N, H, W, C) in [0, 255] -> features (N, D), in training mode
 
 
-class Pretext(NamedTuple):
-    """A pretext task.
+@dataclass(frozen=True)
+class PretextConfig(Options):
+    """Learning without labels: in phases with objective "pretext", or beside the labels."""
 
-    Attributes:
-        name: "rotation", "simclr" or "simsiam".
-        weight: of its loss beside that of the labels, 0 where it has phases of its own only.
-        temperature: of simclr.
-        width: outputs of the projector.
-        crop: least share of the area that a view keeps.
-        jitter: strength of colour jitter in a view.
-    """
+    name: str = option("", "what is learned", ("", "rotation", "simclr", "simsiam", "masked"))
+    weight: float = option(0.0, "of its loss beside that of the labels; 0: in phases of its own only", low=0.0)
 
-    name: str
-    weight: float = 0.0
-    temperature: float = 0.1
-    width: int = 128
-    crop: float = 0.3
-    jitter: float = 0.4
 
-    @classmethod
-    def from_config(cls, values: Mapping[str, Any]) -> "Pretext":
-        """Return the pretext of the fields of ``config.pretext``, one of which is for texts."""
-        return cls(**{name: value for name, value in values.items() if name in cls._fields})
+@dataclass(frozen=True)
+class ImagePretextConfig(PretextConfig):
+    """A pretext for images: rotation, SimCLR or SimSiam."""
+
+    temperature: float = option(0.1, "of simclr", low=1e-3)
+    width: int = option(128, "outputs of the projector of simclr and simsiam", low=2)
+    crop: float = option(0.3, "least share of the area in a view", low=0.05, high=1.0)
+    jitter: float = option(0.4, "strength of colour jitter in a view", low=0.0, high=1.0)
 
     @property
-    def views(self) -> Augment:
+    def views(self) -> AugmentConfig:
         """How a view is made of a picture: SimCLR's recipe (arXiv:2002.05709, appendix A) without blur."""
-        return Augment(flip=True, resized_crop=self.crop, jitter=self.jitter, grey=0.2)
+        return AugmentConfig(flip=True, resized_crop=self.crop, jitter=self.jitter, grey=0.2)
 
 
-def init_heads(pretext: Pretext, dims: int, key: jax.Array) -> dict[str, Any]:
+def init_heads(pretext: ImagePretextConfig, dims: int, key: jax.Array) -> dict[str, Any]:
     """Draw the parameters of the pretext's own head on ``dims`` features."""
     features, (first, second) = jnp.zeros((2, dims)), jax.random.split(key)
     if pretext.name == "rotation":
@@ -138,7 +133,7 @@ def init_heads(pretext: Pretext, dims: int, key: jax.Array) -> dict[str, Any]:
 
 
 def pretext_loss(
-    pretext: Pretext, embed: Embed, heads: Any, images: jax.Array, key: jax.Array
+    pretext: ImagePretextConfig, embed: Embed, heads: Any, images: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Return the loss of pictures (N, H, W, C) in [0, 255], and a score in [0, 1] that should rise.
 
@@ -146,7 +141,7 @@ def pretext_loss(
     """
     first, second = jax.random.split(key)
     if pretext.name == "rotation":
-        turned, turns = quarter_turns(augment(images, first, Augment(flip=True)), second)
+        turned, turns = quarter_turns(augment(images, first, AugmentConfig(flip=True)), second)
         logits = embed(turned) @ heads["kernel"] + heads["bias"][None]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, turns)
         return losses.mean(), (logits.argmax(-1) == turns).mean()
@@ -162,11 +157,11 @@ def pretext_loss(
     return (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2, _match_accuracy(z1, z2)
 
 
-def _projector(pretext: Pretext, dims: int) -> Projector:
+def _projector(pretext: ImagePretextConfig, dims: int) -> Projector:
     return Projector(hidden=min(dims, 512), out=pretext.width)
 
 
-def _predictor(pretext: Pretext) -> Projector:
+def _predictor(pretext: ImagePretextConfig) -> Projector:
     return Projector(hidden=max(2, pretext.width // 4), out=pretext.width)  # a bottleneck, as in the paper
 
 

@@ -1,0 +1,131 @@
+"""Options as frozen dataclasses: each component has one beside it, written once, with the meaning of every field.
+
+    @dataclass(frozen=True)
+    class OptimConfig(Options):
+        lr: float = option(1e-3, "peak learning rate", low=0.0)
+
+The editable configuration of a run, its flags, their checks and their documentation derive from these classes, see
+``schema``. Instances are immutable and hashable, so that jitted functions may take them as static arguments.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self, TypeVar
+
+from flax.core import FrozenDict
+
+T = TypeVar("T", bound="Options")
+
+
+class Field(NamedTuple):
+    """One field; ``low`` and ``high`` are inclusive limits of numbers.
+
+    ``choices`` may be a function, for names that are added after this was made, such as models of the user's own.
+    """
+
+    default: Any
+    doc: str
+    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = ()
+    low: float | None = None
+    high: float | None = None
+
+
+def option(
+    default: Any,
+    doc: str,
+    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = (),
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    inherited: bool = False,
+    entries: Any = None,
+) -> Any:
+    """Return a field of a dataclass of options.
+
+    Args:
+        default: value of the field, and by its type that of all values.
+        doc: meaning and unit, in a few words.
+        choices: the names that it may have; empty for any.
+        low: least value of a number.
+        high: largest value of a number.
+        inherited: whether the attribute is None, rather than ``default``, where nobody set it: another field decides.
+        entries: class of options of which the field holds a tuple.
+    """
+    metadata = {"option": Field(default, doc, choices, low, high), "entries": entries}
+    value = None if inherited else _freeze(default)
+    return dataclasses.field(default=value, metadata=metadata)
+
+
+def group(cls: type[T]) -> Any:
+    """Return a field of a dataclass of options that holds other options, with their defaults."""
+    return dataclasses.field(default_factory=cls, metadata={"group": cls})
+
+
+def _freeze(value: Any) -> Any:
+    """Return the value with tuples for lists and immutable mappings for dicts, so that it has a hash."""
+    if hasattr(value, "items"):
+        return FrozenDict({key: _freeze(entry) for key, entry in value.items()})
+    return tuple(map(_freeze, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _thaw(value: Any) -> Any:
+    if isinstance(value, Options):
+        return value.to_dict()
+    if isinstance(value, FrozenDict):
+        return {key: _thaw(entry) for key, entry in value.items()}
+    return tuple(map(_thaw, value)) if isinstance(value, tuple) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Base of the dataclasses of options."""
+
+    @classmethod
+    def fields(cls) -> dict[str, Field]:
+        """Return the fields by name, those of groups by their dotted path."""
+        found = {}
+        for field in dataclasses.fields(cls):
+            if inner := field.metadata.get("group"):
+                found |= {f"{field.name}.{path}": entry for path, entry in inner.fields().items()}
+            elif "option" in field.metadata:
+                found[field.name] = field.metadata["option"]
+        return found
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the options of nested values by name, such as a ConfigDict; what is left out has its default."""
+        found = {}
+        for field in dataclasses.fields(cls):
+            if field.name not in values:
+                continue
+            value, inner, entries = values[field.name], field.metadata.get("group"), field.metadata.get("entries")
+            if inner:
+                found[field.name] = inner.from_dict(value)
+            else:
+                found[field.name] = tuple(map(entries.from_dict, value)) if entries else _freeze(value)
+        return cls(**found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values by name, those of groups as dicts in it; without those that nobody set."""
+        found = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if "group" in field.metadata or ("option" in field.metadata and value is not None):
+                found[field.name] = _thaw(value)
+        return found
+
+    def flat(self) -> dict[str, Any]:
+        """Return the values by the dotted paths of ``fields``."""
+        groups = {field.name for field in dataclasses.fields(self) if "group" in field.metadata}
+        found = {}
+        for name, value in self.to_dict().items():
+            inner = getattr(self, name).flat() if name in groups else {}
+            found |= {f"{name}.{path}": entry for path, entry in inner.items()} or {name: value}
+        return found
+
+    def narrow(self, cls: type[T], **values: Any) -> T:
+        """Return the options of ``cls`` among these, such as those of a base class, with other values for some."""
+        shared = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(cls) if hasattr(self, field.name)
+        }
+        return cls(**{**shared, **values})
