@@ -184,7 +184,7 @@ def measure_way(
     env, way = envs.make_env(config.rl.env, config.rl.env_params), WAYS[name]
     initial = seeds.unstack_trees(seeds.init_variables(config, env, SEEDS.value))
     starts = [
-        policy_transfer.load_components(policy, source_policy, way.components, True, env.spaces)[0]
+        {**policy, **policy_transfer.load_components(policy, source_policy, way.components, True, env.spaces)[0]}
         for policy, source_policy in zip(initial, sources, strict=True)
     ]
     teacher = None

@@ -80,7 +80,7 @@ def test_what_is_collected_is_what_happened():
     """Two steps an episode, the second is rewarded; three worlds, five steps, begun anew in between."""
     policy = ppo.make_policy(probes.late, widths=(4,))
     variables = ppo.init_variables(probes.late, policy, 3, False, jax.random.key(0))
-    begun = variables["batch_stats"]["worlds"]
+    begun = variables["carry"]
     worlds_, taken = rollout.collect(probes.late, policy, variables, begun, 5, jax.random.key(1))
     np.testing.assert_array_equal(taken.observation[..., 0], np.tile([[0], [1], [0], [1], [0]], 3))
     np.testing.assert_array_equal(taken.final_observation[..., 0], np.tile([[1], [2], [1], [2], [1]], 3))

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,9 +12,12 @@ from tl_jax import api, pretrained, restore
 from tl_jax.config import recipe
 from tl_jax.export import stablehlo
 from tl_jax.pretrained import formats
+from tl_jax.restore import make_task
 from tl_jax.rl import envs
 from tl_jax.rl import policy_transfer as policies
 from tl_jax.rl.policy_transfer import DEFAULT_COMPONENTS
+from tl_jax.train.checkpoint import Checkpoints
+from tl_jax.train.state import initial_state
 from tl_jax.transfer import optimizer
 from tl_jax.utils.errors import UserError
 
@@ -58,6 +62,21 @@ def test_a_run_says_what_it_did(tmp_path):
     assert {"loss", "policy_loss", "value_loss", "entropy", "divergence", "clipped", "lr"} <= set(trained[-1])
     assert api.evaluate(config_of(), tmp_path)["metrics"] == pytest.approx(summary["metrics"])
     assert api.play(config_of(), tmp_path).read_bytes()[:3] == b"GIF"
+
+
+def test_a_checkpoint_of_the_first_release_is_read(tmp_path):
+    """Its environments lay among the statistics of observations."""
+    task = make_task(config_of())
+    state = initial_state(task, 0)
+    old = state.replace(batch_stats={**state.batch_stats, "worlds": state.carry}, carry={}, step=state.step + 3)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", task)
+    checkpoints.save(old, {"episode_return": 1.0})
+    checkpoints.wait()
+    found = checkpoints.restore(3, state, opt_state=False)
+    checkpoints.close()
+    assert set(found.batch_stats) == set(state.batch_stats)
+    jax.tree.map(np.testing.assert_array_equal, found.carry, state.carry)
+    jax.tree.map(np.testing.assert_array_equal, found.variables, state.variables)
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path, monkeypatch):

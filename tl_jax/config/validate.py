@@ -129,14 +129,13 @@ def validate(config: Config | RunConfig) -> RunConfig:
     Raises:
         UserError: names the field, its value, and what it may be.
     """
-    if isinstance(config, RunConfig):
-        values, fields = config.flat(), config.fields()
+    if config.task not in TASKS:
+        raise UserError(f"config.task={config.task!r} is unknown; {nearest(str(config.task), TASKS)}; {IMPORT_HINT}")
+    fields = TASKS[config.task].fields()
+    if isinstance(config, RunConfig):  # which has all fields of its class
+        defaults = config.fields()
+        values = {p: v for p, v in config.flat().items() if p in fields or v != defaults[p].default}
     else:
-        if config.get("task") not in TASKS:
-            raise UserError(
-                f"config.task={config.get('task')!r} is unknown; {nearest(str(config.task), TASKS)}; {IMPORT_HINT}"
-            )
-        fields = TASKS[config.task].fields()
         values = flatten_config(config, fields)
     for path in values:
         check_of_task(path, config.task)

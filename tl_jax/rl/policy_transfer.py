@@ -69,12 +69,10 @@ def save(
         facts: ``world`` and ``spaces``, and what else is worth keeping.
         moments: of its optimizer, see ``transfer.optimizer.adam_moments``; None where they are not at hand.
     """
-    observation_stats = {name: value for name, value in variables["batch_stats"].items() if name == "observations"}
     spec = PretrainedSpec(model="policy", source="tl_jax", options=options, num_classes=0, image_size=0, scaling="")
     optimizer_state = {"optimizer": moments} if moments else {}
-    formats.save_native(
-        path, {"params": variables["params"], "batch_stats": observation_stats, **optimizer_state}, spec, facts
-    )
+    saved = {"params": variables["params"], "batch_stats": variables["batch_stats"], **optimizer_state}
+    formats.save_native(path, saved, spec, facts)
 
 
 def load_components(
@@ -131,7 +129,7 @@ def load_components(
     new = {**flat, **merged}
     params = tree.unflatten({p.removeprefix("params/"): v for p, v in new.items() if p.startswith("params/")})
     observations = {name: new[f"batch_stats/observations/{name}"] for name in stats}
-    batch_stats = {**variables["batch_stats"], **({"observations": observations} if stats else {})}
+    batch_stats = {"observations": observations} if stats else {}
     not_loaded = tuple(sorted(set(flat) - set(template)))
     extra = {"moments": _load_moments(source, not_loaded, params)} if "optimizer" in components else {}
     return {"params": params, "batch_stats": batch_stats, **extra}, not_loaded

@@ -30,7 +30,11 @@ def make_policy(env: Env, **options: Any) -> Policy:
 
 
 def init_variables(env: Env, policy: Policy, num_envs: int, normalize: bool, key: jax.Array) -> dict[str, Any]:
-    """Return new variables: ``params``, and in ``batch_stats`` the ``worlds`` and where asked for ``observations``."""
+    """Return new variables.
+
+    ``params``; in ``batch_stats`` the statistics ``observations``, where asked for; and in ``carry`` the states of the
+    environments.
+    """
     return _initializer(env, policy, num_envs, normalize)(key)
 
 
@@ -40,10 +44,9 @@ def _initializer(env: Env, policy: Policy, num_envs: int, normalize: bool):
 
     def variables(key: jax.Array) -> dict[str, Any]:
         params_key, env_key = jax.random.split(key)
-        stats: dict[str, Any] = {"worlds": rollout.reset_envs(env, num_envs, env_key)}
-        if normalize:
-            stats["observations"] = rollout.init_statistics(env.observation_shape)
-        return {**actor_critic.init_variables(policy, env.observation_shape, params_key), "batch_stats": stats}
+        stats = {"observations": rollout.init_statistics(env.observation_shape)} if normalize else {}
+        variables = actor_critic.init_variables(policy, env.observation_shape, params_key)
+        return {**variables, "batch_stats": stats, "carry": rollout.reset_envs(env, num_envs, env_key)}
 
     return jax.jit(variables)
 
@@ -53,7 +56,8 @@ def init_state(variables: Any, optimizer_init: Any, source: Any = None) -> Train
     source_variables = {"source": source} if source is not None else {}
     params = variables["params"]
     opt_state = optimizer.set_adam_moments(optimizer_init(params), variables.get("moments", {}))
-    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], opt_state, source_variables)
+    step, stats = jnp.zeros((), jnp.int32), variables["batch_stats"]
+    return TrainState(step, params, stats, opt_state, source_variables, variables["carry"])
 
 
 def compute_advantages(
@@ -128,17 +132,16 @@ def make_update(
 ):
     """Return the pure function (state, stream key, learning rate) -> (state, row): collect, then optimize.
 
-    ``state.batch_stats`` holds the ``worlds`` and, where observations are normalised, the statistics ``observations``,
-    which ``freeze_statistics`` keeps as they are. The row holds sums and norms as those of ``train.step``.
+    ``state.carry`` holds the states of the environments, and ``state.batch_stats``, where observations are normalised,
+    their statistics, which ``freeze_statistics`` keeps as they are. The row holds sums and norms as those of
+    ``train.step``.
     """
     optimizer = make_optimizer(optim, rules)
 
     def update(state: TrainState, stream: jax.Array, rate: jax.Array) -> tuple[TrainState, dict[str, Any]]:
         mask = freeze.trainable(state.params, rules)
         rollout_key, minibatch_key = jax.random.split(jax.random.fold_in(stream, state.step))
-        env_states, trajectories = collect(
-            env, policy, state.variables, state.batch_stats["worlds"], config.horizon, rollout_key
-        )
+        env_states, trajectories = collect(env, policy, state.variables, state.carry, config.horizon, rollout_key)
         samples = _make_samples(policy, config, state.variables, trajectories)
         weight = _kickstart_weight(config, state.step)
 
@@ -159,7 +162,7 @@ def make_update(
         (params, opt_state), (sums, norms) = jax.lax.scan(
             learn, start, _minibatches(len(samples.target), config, minibatch_key)
         )
-        stats = {**state.batch_stats, "worlds": env_states}
+        stats = dict(state.batch_stats)
         if "observations" in stats and not freeze_statistics:  # afterwards: what acted and what learned saw the same
             observations = trajectories.observation.reshape(-1, *env.observation_shape)
             stats["observations"] = rollout.update_statistics(stats["observations"], observations)
@@ -168,7 +171,7 @@ def make_update(
             "grad_norm": norms.mean(),
             "param_norm": optax.tree.norm(freeze.trained_leaves(params, mask)),
         }
-        return TrainState(state.step + 1, params, stats, opt_state, state.source), row
+        return TrainState(state.step + 1, params, stats, opt_state, state.source, env_states), row
 
     return update
 

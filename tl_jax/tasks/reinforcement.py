@@ -330,7 +330,7 @@ def _init_variables(
     variables = ppo.init_variables(env, policy, config.rl.num_envs, config.rl.normalize, key)
     if not source_policy:
         return variables
-    loaded, not_loaded_leaves = policy_transfer.load_components(
+    components, not_loaded_leaves = policy_transfer.load_components(
         variables, source_policy, config.init.load_parts, config.init.allow_shape_mismatch, env.spaces
     )
     say(
@@ -338,11 +338,11 @@ def _init_variables(
         if not_loaded_leaves
         else f"from {source_policy.world}: everything"
     )
+    loaded = {**variables, **components}
     if config.rl.kickstart:
-        teacher, not_loaded = policy_transfer.load_components(
+        loaded["source"], _ = policy_transfer.load_components(
             variables, source_policy, policy_transfer.DEFAULT_COMPONENTS, False, env.spaces
         )
-        loaded["source"] = teacher
     return loaded
 
 

@@ -25,6 +25,7 @@ from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import STRING, check_fields, object_of, parse_json, read_json
 
 METRICS = "metrics/metrics"  # of the validation split, within a checkpoint
+OLD_CARRY = "worlds"  # what ``carry`` was called in 0.1, among the statistics
 
 
 class Checksums:
@@ -131,6 +132,8 @@ class Checkpoints:
             "variables": ocp.args.StandardSave(state.eval_variables),
             "opt_state": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
         }
+        if state.carry:
+            items["carry"] = ocp.args.StandardSave(state.carry)
         if _has_average(state):  # then the variables are those to evaluate, not those to go on from
             items["raw"] = ocp.args.StandardSave({"params": state.params})
         self._manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
@@ -147,6 +150,11 @@ class Checkpoints:
         targets = {"variables": _abstract(template.variables)}
         if opt_state:
             targets["opt_state"] = _abstract({"step": template.step, "opt_state": template.opt_state})
+        if template.carry:
+            targets["carry"] = _abstract(template.carry)
+        old_layout = template.carry and not (self._folder / str(step) / "carry").is_dir()
+        if old_layout:
+            targets["variables"]["batch_stats"][OLD_CARRY] = targets.pop("carry")
         raw = _has_average(template) and not for_eval
         if raw:
             targets["raw"] = _abstract({"params": template.params})
@@ -160,6 +168,8 @@ class Checkpoints:
                 "another --workdir"
             ) from None
         new = {"opt_state": out["opt_state"]["opt_state"]} if opt_state else {}
+        if template.carry:
+            new["carry"] = out["variables"]["batch_stats"].pop(OLD_CARRY) if old_layout else out["carry"]
         new |= out["raw"] if raw else {}
         step_array = jax.device_put(jax.numpy.asarray(step, template.step.dtype), template.step.sharding)
         return template.replace(**{"step": step_array, **out["variables"], **new})

@@ -27,6 +27,7 @@ class TrainState(flax.struct.PyTreeNode):
         opt_state: optimizer state of the current phase.
         source: {"source": what the loss needs of the weights at the start} and {"moments": what the first optimizer
             begins with}, or less; never changes, never saved.
+        carry: what a task carries from step to step beside the network: the states of environments; {} for most.
     """
 
     step: jax.Array
@@ -34,6 +35,7 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: Any
     opt_state: Any
     source: Any = flax.struct.field(default_factory=dict)
+    carry: Any = flax.struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def initial_state(task: Task, seed: int, sharded: bool = False) -> TrainState:
     variables = task.init(stream_key(seed, "init"))
     source = {name: variables[name] for name in ("source", "moments") if name in variables}
     stats = variables.get("batch_stats", {})
-    state = TrainState(jnp.zeros((), jnp.int32), variables["params"], stats, (), source)
+    state = TrainState(jnp.zeros((), jnp.int32), variables["params"], stats, (), source, variables.get("carry", {}))
     if jax.process_count() > 1:  # each has drawn or read the same, for its own devices
         state = sharding.replicate(state)
     # A jitted copy rather than device_put alone: the step reuses the state's memory, which must be no one else's.

@@ -119,7 +119,7 @@ def make_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str, shard
             "grad_norm": optax.tree.norm(freeze.trained_leaves(grads, mask)),
             "param_norm": optax.tree.norm(freeze.trained_leaves(params, mask)),
         }
-        new = TrainState(state.step + 1, params, new_stats, opt_state, state.source)
+        new = TrainState(state.step + 1, params, new_stats, opt_state, state.source, state.carry)
         return sharding.constrain(new) if sharded else new, row
 
     return step
