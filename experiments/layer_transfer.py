@@ -283,7 +283,7 @@ def measure_interpolation(setup: Setup, fine_tuned: Mapping[str, Any]) -> list[d
 def recompute_statistics(setup: Setup, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Return the variables with BatchNorm's statistics taken from the training part as one batch."""
     stream = setup.task.train_batch
-    batch = {"image": stream.inputs[:], "label": stream.labels, "mask": np.ones(len(stream.labels), np.float32)}
+    batch = {"inputs": stream.inputs[:], "label": stream.labels, "mask": np.ones(len(stream.labels), np.float32)}
     with freeze.use_running_statistics(frozenset(), momentum=1e-9):
         _, (stats, _) = setup.task.loss(variables, batch, jax.random.key(0))
     return {**variables, "batch_stats": jax.device_get(stats)}

@@ -140,7 +140,7 @@ def train_heads(
     rows = np.stack([[order.rows(step) for step in range(steps)] for order in orders]).astype(np.int32)
     schedules = np.stack([learning_rates(phase.rate._replace(lr=rate)) for rate in rates])
     keys = jnp.stack([stream_key(seed, "train") for seed in seeds])
-    data = {"image": stream.inputs[:], "label": stream.labels}
+    data = {"inputs": stream.inputs[:], "label": stream.labels}
     arguments = (params, data, rows, keys, schedules, np.asarray(decays, np.float32))
     arguments = sharding.replicate(arguments)
     program = sharding.compile_cached(_make_training(task.loss, optim, phase.rules), *arguments)
@@ -179,7 +179,7 @@ def _make_training(loss: Any, optim: OptimSpec, rules: Any):
 
         def body(state, at):
             i, rate = at
-            batch = {"image": data["image"][rows[:, i]], "label": data["label"][rows[:, i] % len(data["label"])]}
+            batch = {"inputs": data["inputs"][rows[:, i]], "label": data["label"][rows[:, i] % len(data["label"])]}
             batch["mask"] = jnp.ones(batch["label"].shape)
             return by_seed(state, batch, keys, rate, decays)
 

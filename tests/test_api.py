@@ -41,7 +41,7 @@ def test_both_arms_see_the_same_examples_and_different_weights(comparison):
     folder, config, _ = comparison
     tasks = [restore.make_task(member) for _, seed, member in recipe.comparison_runs(config) if seed == 0]
     first, second = (task.train_batch(0) for task in tasks)
-    assert (first["image"] == second["image"]).all()
+    assert (first["inputs"] == second["inputs"]).all()
     facts = [json.loads((folder / arm / "seed0" / "facts.json").read_text()) for arm in ("pretrained", "scratch")]
     assert facts[0]["weights_sha256"] and not facts[1]["weights_sha256"]
 

@@ -169,10 +169,10 @@ def train_keras(task, config) -> tuple[np.ndarray, float]:
     for step in range(STEPS.value):
         batch = task.train_batch(step)
         model.reset_metrics()  # train_on_batch returns the mean since the last reset
-        losses.append(float(model.train_on_batch(batch["image"] / np.float32(255), batch["label"])))
+        losses.append(float(model.train_on_batch(batch["inputs"] / np.float32(255), batch["label"])))
     hits, count = 0, 0
     for batch in task.eval_batches("test"):
-        predicted = model.predict_on_batch(batch["image"] / np.float32(255)).argmax(-1)
+        predicted = model.predict_on_batch(batch["inputs"] / np.float32(255)).argmax(-1)
         hits += ((predicted == batch["label"]) * batch["mask"]).sum()
         count += batch["mask"].sum()
     return np.asarray(losses), float(hits / count)

@@ -85,7 +85,7 @@ def _tl_jax_image_calls(name: str, images: np.ndarray, labels: np.ndarray) -> Ca
     shape = (1, max(FLAGS.size, model.min_size), max(FLAGS.size, model.min_size), 3)
     variables = dict(jax.jit(model.init)(jax.random.key(0), jnp.zeros(shape)))
     variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-    batch = sharding.shard_batch({"image": images, "label": labels, "mask": np.ones(len(labels), np.float32)})
+    batch = sharding.shard_batch({"inputs": images, "label": labels, "mask": np.ones(len(labels), np.float32)})
     trunk = model.clone(num_classes=0)
     pairs = fold_batch_norm.find_pairs(trunk, FLAGS.size)
     folded = jax.jit(lambda v: fold_batch_norm.fold_variables(pairs, v))(variables)

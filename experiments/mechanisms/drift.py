@@ -100,7 +100,7 @@ def pooled_features(network: Network, variables: Any, task: Any) -> dict[str, np
     names = tuple(task.stages)
     rows = evaluate.extract(make_pooled(network, names), variables, task.eval_batches("test"))
     batch = next(task.eval_batches("test"))
-    shapes = jax.eval_shape(lambda: network.predict(variables, batch["image"])[1])
+    shapes = jax.eval_shape(lambda: network.predict(variables, batch["inputs"])[1])
     ends = np.cumsum([shapes[name].shape[-1] for name in names])
     return dict(zip(names, np.split(rows, ends[:-1], axis=1), strict=True))
 

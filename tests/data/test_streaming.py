@@ -61,7 +61,7 @@ def test_batches_are_the_same_from_any_step_on(both):
 
 def test_evaluation_sees_the_same(both):
     for a, b in zip(*(loader.eval_batches(source.train, 6) for source in both), strict=True):
-        for name in ("image", "label", "mask"):
+        for name in ("inputs", "label", "mask"):
             np.testing.assert_array_equal(a[name], b[name])
 
 

@@ -119,7 +119,7 @@ def test_an_export_puts_out_the_embeddings(run):
     images = faces.draw_faces().examples.inputs[:4]
     raw, _ = jax.jit(net.model.apply)(net.variables, net.preprocess(images))
     assert raw.shape == (4, 32)
-    expected = jax.jit(task.outputs)(state.variables, {"image": images})
+    expected = jax.jit(task.outputs)(state.variables, {"inputs": images})
     np.testing.assert_allclose(raw / np.linalg.norm(raw, axis=1, keepdims=True), expected, atol=1e-4)
 
 
@@ -185,9 +185,11 @@ def test_views_are_averaged_and_parts_share_nobody():
     )
     variables = task.init(stream_key(0, "init"))
     batch, predict = next(task.eval_batches("test")), jax.jit(task.outputs)
-    sides = [np.asarray(predict(variables, {"image": image})) for image in (batch["image"], batch["image"][:, :, ::-1])]
+    sides = [
+        np.asarray(predict(variables, {"inputs": image})) for image in (batch["inputs"], batch["inputs"][:, :, ::-1])
+    ]
     mean = sum(sides) / np.linalg.norm(sum(sides), axis=1, keepdims=True)
-    np.testing.assert_allclose(jax.jit(two.outputs)(variables, {"image": batch["image"]}), mean, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(two.outputs)(variables, {"inputs": batch["inputs"]}), mean, atol=1e-5)
     people_of = {part: {k for b in task.eval_batches(part) for k in b["label"].tolist()} for part in task.sizes}
     assert people_of["train"] == set(range(14)) and people_of["test"] == set(range(18, 24))
     assert not people_of["train"] & people_of["validation"] and not people_of["test"] & people_of["validation"]

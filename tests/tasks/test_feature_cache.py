@@ -48,8 +48,8 @@ def kept(tmp_path):
 def test_results_are_those_without(tmp_path, changes):
     with_cache, task = fit(tmp_path / "on", *changes)
     without, _ = fit(tmp_path / "off", ("cache.features", "off"), *changes)
-    assert with_cache.task is not task and without.task.train_batch(0)["image"].dtype == np.uint8
-    assert with_cache.task.train_batch(0)["image"].dtype == np.float32
+    assert with_cache.task is not task and without.task.train_batch(0)["inputs"].dtype == np.uint8
+    assert with_cache.task.train_batch(0)["inputs"].dtype == np.float32
     a, b = (tree.flatten(fitted.state.variables) for fitted in (with_cache, without))
     for path in a:
         np.testing.assert_allclose(a[path], b[path], atol=3e-4, err_msg=path)
@@ -113,7 +113,7 @@ def test_views_are_taken_in_turn(tmp_path):
     rows = [np.sort(np.concatenate([seen.train_batch.rows(e * steps + i) for i in range(steps)])) for e in range(6)]
     for epoch, found in enumerate(rows):
         np.testing.assert_array_equal(found, epoch % 3 * n + np.arange(n))
-    plain = next(seen.eval_batches("train"))["image"]  # tests see pictures as they are
+    plain = next(seen.eval_batches("train"))["inputs"]  # tests see pictures as they are
     np.testing.assert_allclose(plain, pictures(task, n), atol=1e-3)
 
 

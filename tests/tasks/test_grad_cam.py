@@ -72,7 +72,7 @@ def trained(corner):
     """The network of that run, its variables and a batch of pictures with a class each."""
     task, _, state = api.restore(stored.get_config(str(corner[1])), corner[1])
     batch = next(task.eval_batches("test"))
-    batch = {"image": batch["image"][:4], "label": np.array([0, 1, 1, 0], np.int32)}
+    batch = {"inputs": batch["inputs"][:4], "label": np.array([0, 1, 1, 0], np.int32)}
     return task.predictor.network, state.variables, batch
 
 
@@ -81,7 +81,7 @@ def test_with_a_linear_head_it_is_the_class_activation_map(trained):
     net, variables, batch = trained
     maps = jax.jit(make_grad_cam(net))(variables, batch)
     last = net.model.stage_names()[-1]
-    features = np.asarray(jax.jit(net.predict)(variables, batch["image"])[1][last], np.float64)
+    features = np.asarray(jax.jit(net.predict)(variables, batch["inputs"])[1][last], np.float64)
     weights = np.asarray(variables["params"]["head"]["kernel"], np.float64)[:, batch["label"]]  # (D, N)
     expected = np.maximum(np.einsum("nhwd,dn->nhw", features, weights), 0) / np.prod(features.shape[1:3])
     assert expected.shape[1] > 1 and (expected.max((1, 2)) > 0).sum() > 1
@@ -93,7 +93,7 @@ def test_at_an_earlier_endpoint_it_is_the_gradient_that_differences_show(trained
     name = net.model.stage_names()[-2]
     one = {key: values[1:2] for key, values in batch.items()}
     found = np.asarray(jax.jit(make_grad_cam(net, name))(variables, one))[0]
-    maps = jax.jit(net.predict)(variables, one["image"])[1][name]
+    maps = jax.jit(net.predict)(variables, one["inputs"])[1][name]
     rest = net._replace(model=net.model.clone(start=name), inputs=Maps())
     moves = 1e-2 * jnp.eye(maps.shape[-1])[:, None, None]  # of one channel, at all positions: the gradient's sum
     logits = [np.asarray(jax.jit(rest.predict)(variables, maps + sign * moves)[0])[:, 1] for sign in (1, -1)]

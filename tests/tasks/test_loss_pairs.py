@@ -71,7 +71,7 @@ def step(names):
         jnp.zeros((), jnp.int32), params, {}, make_optimizer_init(optim, RECIPES["all"])(params), {"source": source}
     )
     before = jax.device_get(params)
-    batch = {"image": images, "label": labels, "mask": np.ones(N, np.float32)}
+    batch = {"inputs": images, "label": labels, "mask": np.ones(N, np.float32)}
     take = make_train_step(loss, optim, RECIPES["all"], "auto")
     given = sharding.shard_batch(batch), sharding.replicate(jax.random.key(7)), sharding.replicate(np.float32(1.0))
     new, row = take(sharding.replicate(state), *given)

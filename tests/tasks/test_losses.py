@@ -96,7 +96,7 @@ def test_a_pretext_beside_the_labels_adds_its_loss_and_trains_the_trunk(plain, n
 def test_a_pretext_sees_pictures_that_the_labels_do_not_reach():
     task = small.task(("pretext.name", "rotation"), ("pretext.weight", 0.5), ("data.per_class", 2))
     assert task.sizes["train"] == 20 and task.sizes["unlabelled"] == 1138
-    seen = {image.tobytes() for step in range(20) for image in task.pretext.train_batch(step)["image"]}
+    seen = {image.tobytes() for step in range(20) for image in task.pretext.train_batch(step)["inputs"]}
     assert len(seen) > 150
 
 
@@ -104,7 +104,7 @@ def test_averaging_two_views_is_the_mean_of_their_probabilities():
     task, one = small.task(("test_views", 2)), small.task()
     variables = one.init(stream_key(0, "init"))
     batch = next(one.eval_batches("test"))
-    mirrored = {**batch, "image": batch["image"][:, :, ::-1]}
+    mirrored = {**batch, "inputs": batch["inputs"][:, :, ::-1]}
     logits = []
     for b in (batch, mirrored):
         features = one.features(variables, b)

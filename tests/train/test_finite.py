@@ -18,7 +18,7 @@ def task(predict=None, judge=None, **values):
     """Return a task whose metrics are means of what stands in the examples."""
 
     def sums(variables, batch):
-        return {name: (batch["image"][:, 0].sum() * value, batch["mask"].sum()) for name, value in values.items()}
+        return {name: (batch["inputs"][:, 0].sum() * value, batch["mask"].sum()) for name, value in values.items()}
 
     return tiny.task().replace(metrics=sums, outputs=predict, evaluate=judge, evaluates_outputs=judge is not None)
 
@@ -46,7 +46,7 @@ def test_predictions_that_are_nan_are_not_judged(kind):
 
     def predict(variables, batch):
         return PREDICTIONS[kind](jnp.where(jnp.arange(len(batch["label"]))[:, None] == variables["nan"], jnp.nan, 1.0)
-                                 * jnp.ones(batch["image"].shape))  # fmt: skip
+                                 * jnp.ones(batch["inputs"].shape))  # fmt: skip
 
     judged = []
     whole = task(predict, lambda found, seen: judged.append(found) or Evaluation({}, {}), accuracy=1.0)
@@ -64,5 +64,5 @@ def padded():
 
 
 def test_what_a_judge_could_not_measure_is_no_error():
-    whole = task(lambda v, b: b["image"], lambda *_: Evaluation({"eer": 0.5}, {}, {"auc": "needs both"}), accuracy=1.0)
+    whole = task(lambda v, b: b["inputs"], lambda *_: Evaluation({"eer": 0.5}, {}, {"auc": "needs both"}), accuracy=1.0)
     assert evaluate.evaluate(whole, VARIABLES, "test").evaluation.missing == {"auc": "needs both"}

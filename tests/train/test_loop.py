@@ -136,7 +136,7 @@ def test_checkpoints_rest_but_for_better_ones_and_the_ends_of_phases(whole, tmp_
 def test_a_loss_that_is_not_finite_names_step_and_checkpoint(tmp_path):
     bad = tiny.data()
     bad.inputs[tiny.loader.train_indices(0, 45, 8, 4)[0]] = np.nan  # first met in step 5 (or earlier, see below)
-    first = next(i for i in range(12) if np.isnan(tiny.task(train=bad).train_batch(i)["image"]).any()) + 1
+    first = next(i for i in range(12) if np.isnan(tiny.task(train=bad).train_batch(i)["inputs"]).any()) + 1
     with pytest.raises(UserError, match=rf"loss of step {first} .*nan.*") as error:
         fit(tmp_path, train=bad)
     expected = "no checkpoint" if first <= 3 else f"step {3 * ((first - 1) // 3)}"

@@ -41,7 +41,7 @@ def wide_task():
 
 def _metrics(variables, batch):
     p = variables["params"]
-    hidden = jnp.tanh(batch["image"] @ p["trunk"]["kernel"] + p["trunk"]["bias"][None])
+    hidden = jnp.tanh(batch["inputs"] @ p["trunk"]["kernel"] + p["trunk"]["bias"][None])
     logits = hidden @ p["head"]["kernel"] + p["head"]["bias"][None]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]) * batch["mask"]
     hits = (logits.argmax(-1) == batch["label"]) * batch["mask"]
@@ -143,7 +143,7 @@ def test_statistics_pass_through_all_parts():
     state = state.replace(opt_state=make_optimizer_init(optim, RECIPES["all"])(state.params))
     batch, key = task.train_batch(0), sharding.replicate(stream_key(0, "train"))
     kernel, bias = (np.asarray(state.params["trunk"][name]) for name in ("kernel", "bias"))
-    means = [(batch["image"][i::2] @ kernel + bias).mean(0) for i in (0, 1)]
+    means = [(batch["inputs"][i::2] @ kernel + bias).mean(0) for i in (0, 1)]
     expected = 0.9 * (0.1 * means[0]) + 0.1 * means[1]
     step = make_train_step(task.loss, optim, RECIPES["all"], "auto")
     new, _ = step(state, sharding.shard_batch(batch), key, sharding.replicate(np.float32(0.1)))

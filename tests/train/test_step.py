@@ -52,5 +52,5 @@ def test_rows_are_those_of_the_batches():
     stream = task.train_batch
     assert isinstance(stream, Stream)
     for at in (0, 5, 17):
-        np.testing.assert_array_equal(stream(at)["image"], stream.inputs[stream.rows(at)])
+        np.testing.assert_array_equal(stream(at)["inputs"], stream.inputs[stream.rows(at)])
         np.testing.assert_array_equal(stream(at)["label"], stream.labels[stream.rows(at)])

@@ -47,12 +47,12 @@ def functions(scale=1.0):
 
     def loss(variables, batch, key):
         rngs = {"dropout": key}
-        (logits, _), new = net.apply(variables, batch["image"], train=True, mutable=["batch_stats"], rngs=rngs)
+        (logits, _), new = net.apply(variables, batch["inputs"], train=True, mutable=["batch_stats"], rngs=rngs)
         out = sums(logits, batch)
         return out["loss"][0] / out["loss"][1], (new["batch_stats"], out)
 
     def metrics(variables, batch):
-        return sums(net.apply(variables, batch["image"])[0], batch)
+        return sums(net.apply(variables, batch["inputs"])[0], batch)
 
     return lambda key: net.init(key, jnp.ones((1, 10))), loss, metrics
 

@@ -141,7 +141,7 @@ def test_a_delta_on_the_published_weights_equals_the_merged_file(lora):
     task = ImageClassification(schema.freeze(config))
     _, _, state = api.restore(config, folder)
     batch = next(task.eval_batches("test"))
-    inputs = merged.preprocess(batch["image"])
+    inputs = merged.preprocess(batch["inputs"])
     mine = task.features(state.variables, batch)
     np.testing.assert_allclose(merged.model.apply(merged.variables, inputs)[1]["features"], mine, atol=1e-5)
 

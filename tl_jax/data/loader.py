@@ -55,7 +55,7 @@ class Stream(NamedTuple):
         """Return ``image`` (B, ...), ``label`` int32 (B,) and ``mask`` float32 (B,) of batch ``step``, or a share."""
         rows = self.rows(step)[share]
         labels = self.labels[rows % len(self.labels)]
-        return {"image": self.inputs[rows], "label": labels, "mask": np.ones(len(rows), np.float32)}
+        return {"inputs": self.inputs[rows], "label": labels, "mask": np.ones(len(rows), np.float32)}
 
     def batches(self, first: int, stop: int, share: slice = slice(None)) -> Iterator[Mapping[str, np.ndarray]]:
         """Yield the batches ``first`` to ``stop``, or of each the share that this process works on."""
@@ -69,7 +69,7 @@ def eval_batches(split: Split, batch_size: int) -> Iterator[Mapping[str, np.ndar
         rows = np.arange(i * batch_size, (i + 1) * batch_size)
         mask = rows < len(split.labels)
         rows = np.minimum(rows, len(split.labels) - 1)
-        return {"image": split.inputs[rows], "label": split.labels[rows], "mask": mask.astype(np.float32)}
+        return {"inputs": split.inputs[rows], "label": split.labels[rows], "mask": mask.astype(np.float32)}
 
     return _iterate_batches(batch, 0, -(-len(split.labels) // batch_size), is_encoded(split.inputs))
 

@@ -198,7 +198,7 @@ def make_loss(net: Network, augment_config: AugmentConfig, min_visibility: float
     """
 
     def loss(variables, batch, key):
-        images, labels = augment_boxes(batch["image"], batch["label"], key, augment_config, min_visibility)
+        images, labels = augment_boxes(batch["inputs"], batch["label"], key, augment_config, min_visibility)
         out, endpoints, stats = net.train(variables, net.inputs(images), key)
         sums: dict[str, Any] = loss_terms(out, labels, batch["mask"], images.shape)
         value = sums["loss"][0] / jnp.maximum(sums["loss"][1], 1.0)
@@ -219,8 +219,8 @@ def make_metrics(net: Network):
     """Return the evaluation function: sums over pictures and counts of objects, of the loss and its two terms."""
 
     def metrics(variables, batch):
-        out, _ = net.predict(variables, batch["image"])
-        return loss_terms(out, batch["label"], batch["mask"], batch["image"].shape)
+        out, _ = net.predict(variables, batch["inputs"])
+        return loss_terms(out, batch["label"], batch["mask"], batch["inputs"].shape)
 
     return metrics
 
@@ -230,8 +230,8 @@ def make_predict(net: Network, max_detections: int, nms_iou: float):
     """Return the function (variables, batch) -> boxes (N, D, 6), see ``centernet.decode_detections``."""
 
     def predict(variables, batch):
-        out, _ = net.predict(variables, batch["image"])
-        return centernet.decode_detections(out, batch["image"].shape[1:3], max_detections, nms_iou)
+        out, _ = net.predict(variables, batch["inputs"])
+        return centernet.decode_detections(out, batch["inputs"].shape[1:3], max_detections, nms_iou)
 
     return predict
 

@@ -227,7 +227,7 @@ class FaceVerification(ImageTask):
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Return the variables that training starts from, with centres (E, K) of the people in training."""
         variables = super().init(key)
-        batch = {"image": jax.ShapeDtypeStruct((1, *self.splits["train"].inputs.shape[1:]), np.uint8)}
+        batch = {"inputs": jax.ShapeDtypeStruct((1, *self.splits["train"].inputs.shape[1:]), np.uint8)}
         assert self.outputs
         width = jax.eval_shape(self.outputs, variables, batch).shape[-1]
         kernel = glorot_uniform(jax.random.fold_in(key, 3), (width, len(self.classes)))

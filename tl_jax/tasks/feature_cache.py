@@ -1,7 +1,7 @@
 """Feature cache: outputs of frozen layers, computed once and kept on disk; training starts from them.
 
-The name of an entry is a hash of everything that its values depend on. The images of a cached task are feature maps.
-Text networks are cached if only the head trains.
+The name of an entry is a hash of everything that its values depend on. The inputs of a cached task are feature maps, or
+the features of images or texts. Text networks are cached if only the head trains.
 """
 
 import functools
@@ -111,20 +111,34 @@ class CacheConfig(Options):
 
 
 class FeatureCache:
-    """Cache of a task's frozen outputs, on disk."""
+    """Cache of what a task's frozen layers put out, on disk."""
 
-    def __init__(
-        self,
-        config: Any,
-        network: Network,
-        splits: Mapping[str, Split],
-        regularize: RegularizeConfig,
-    ):
-        self.network, self.splits, self.config, self.regularize = network, splits, config, regularize
+    def __init__(self, config: Any, splits: Mapping[str, Any], regularize: RegularizeConfig):
+        self.splits, self.config, self.regularize = splits, config, regularize
         self.network_digest = source_digest(MODELS.module(config.model.name))
-        self.augment = config.augment
         folder = Path(config.cache.dir).expanduser() if config.cache.dir else cache_dir() / "features"
         self.disk_cache = DiskCache(folder, int(config.cache.gigabytes * 1e9))
+
+    @property
+    def allowed(self) -> bool:
+        """Whether anything may be kept: several hosts would write the same files, and a notebook's code has none."""
+        return self.config.cache.features == "auto" and jax.process_count() == 1 and self.network_digest is not None
+
+    def task(self, task: Any, variables: Any, phase: Any) -> Task:
+        """Return the task that starts where ``phase`` starts to train, or ``task`` where nothing is gained."""
+        raise NotImplementedError
+
+    def features(self, variables: Any, split: Any) -> np.ndarray:
+        """Return the features (N, D) of a split's examples as they are, in their order."""
+        raise NotImplementedError
+
+
+class ImageFeatureCache(FeatureCache):
+    """Cache of the outputs of the layers below the first that trains."""
+
+    def __init__(self, config: Any, network: Network, splits: Mapping[str, Split], regularize: RegularizeConfig):
+        super().__init__(config, splits, regularize)
+        self.network, self.augment = network, config.augment
 
     def possible(self) -> bool:
         """Whether what comes out of frozen layers is the same each time a picture, or a view of it, is met."""
@@ -140,20 +154,13 @@ class FeatureCache:
         deterministic = not random_loss and not getattr(model, "drop_path", 0.0)
         return bool(self.allowed and repeatable_views and deterministic and self.config.test_views == 1)
 
-    @property
-    def allowed(self) -> bool:
-        """Whether anything may be kept: several hosts would write the same files, and a notebook's code has none."""
-        return self.config.cache.features == "auto" and jax.process_count() == 1 and self.network_digest is not None
-
     def features(self, variables: Any, split: Split) -> np.ndarray:
-        """Return the features (N, D) of a split's pictures as they are."""
         if self.allowed:
             return np.asarray(FrozenOutputs(self, FEATURES, variables).of_split(split)[:])
         bare = self.network._replace(adapters=AdapterConfig())
         return extract(make_features(bare), variables, loader.eval_batches(split, self.config.eval_batch_size))
 
     def task(self, task: Any, variables: Any, phase: Any) -> Task:
-        """Return the task that starts where ``phase`` starts to train, or ``task`` where nothing is gained."""
         views = self.config.cache.views if self.augment != AugmentConfig() else 0
         n = len(self.splits["train"].labels) * max(1, views)
         if not self.possible() or (phase.stop - phase.start) * self.config.batch_size < n:
@@ -179,7 +186,7 @@ class FeatureCache:
 class FrozenOutputs:
     """Outputs of the layers up to ``name``, with fixed weights."""
 
-    def __init__(self, feature_cache: FeatureCache, name: str, variables: Any):
+    def __init__(self, feature_cache: ImageFeatureCache, name: str, variables: Any):
         network = feature_cache.network
         side = cast(Inputs, network.inputs).size  # of pictures of one size; no others come here
         self.feature_cache, self.name, self.batch_size = feature_cache, name, feature_cache.config.eval_batch_size
@@ -268,7 +275,7 @@ class FrozenOutputs:
         """Yield the outputs of batches; while one is computed, that of the one before is fetched and written."""
         step, previous = self._step(augment_config), None
         for batch in batches:
-            inputs = {name: batch[name] for name in ("image", "key") if name in batch}
+            inputs = {name: batch[name] for name in ("inputs", "key") if name in batch}
             out = step(self.variables, sharding.shard_batch(inputs))
             if previous is not None:
                 yield np.asarray(previous[0])[previous[1]]
@@ -290,7 +297,7 @@ class FrozenOutputs:
 
     def _shapes(self) -> dict[str, Any]:
         images = self.feature_cache.splits["train"].inputs
-        return {"image": jax.ShapeDtypeStruct((self.batch_size, *images.shape[1:]), images.dtype)}
+        return {"inputs": jax.ShapeDtypeStruct((self.batch_size, *images.shape[1:]), images.dtype)}
 
 
 @functools.cache
@@ -298,7 +305,7 @@ def make_outputs(network: Network, name: str, augment_config: AugmentConfig):
     """Return the function (folded variables, batch) -> endpoint ``name`` of its pictures, augmented with its key."""
 
     def outputs(variables, batch):
-        images = batch["image"]
+        images = batch["inputs"]
         if augment_config != AugmentConfig():
             images = augment(images, jax.random.wrap_key_data(batch["key"][0]), augment_config)
         with fold_batch_norm.folded_norms(variables["shifts"]):
@@ -313,8 +320,8 @@ def _make_fold(adapters: AdapterConfig, norm_pairs: tuple[fold_batch_norm.ConvNo
     return jax.jit(lambda v: fold_batch_norm.fold_variables(norm_pairs, {**v, "params": merge(v["params"], adapters)}))
 
 
-class TextFeatureCache:
-    """Cache of a text task's features, on disk."""
+class TextFeatureCache(FeatureCache):
+    """Cache of the features of texts, where only the head trains."""
 
     def __init__(
         self,
@@ -325,45 +332,44 @@ class TextFeatureCache:
         reads_features: bool,
     ):
         """``reads_features``: whether the head reads one vector of each text, which can be kept."""
-        self.encoder, self.splits, self.regularize, self.config = encoder, splits, regularize, config
-        self.reads_features = reads_features
-        folder = Path(config.cache.dir).expanduser() if config.cache.dir else cache_dir() / "features"
-        self.disk_cache = DiskCache(folder, int(config.cache.gigabytes * 1e9))
+        super().__init__(config, splits, regularize)
+        self.encoder, self.reads_features = encoder, reads_features
 
-    def task(self, task: Task, variables: Any, phase: Any) -> Task:
+    def task(self, task: Any, variables: Any, phase: Any) -> Task:
         """Return the task as ``phase`` sees it; where only the head trains, nothing is dropped below it."""
         mask = trainable(variables["params"], phase.rules)
         if frozen_endpoint(self.encoder.model.stage_names(), "", mask, frozenset(), frozenset()) != FEATURES:
             return task
         plain = not (self.regularize.compares_maps or self.config.pretext.weight)
-        if self.reads_features and plain and self.config.cache.features == "auto" and jax.process_count() == 1:
+        if self.reads_features and plain and self.allowed:
             return self._cached(task, variables)
         frozen_encoder = self.encoder._replace(frozen=True)
         return task.replace(loss=losses.make_text_loss(frozen_encoder, self.regularize)) if plain else task
 
-    def features(self, variables: Any, texts: TokenizedTexts) -> np.ndarray:
-        """Return the features (N, D) of texts, in their order."""
+    def features(self, variables: Any, split: TokenizedTexts) -> np.ndarray:
         encoder = self.encoder._replace(adapters=AdapterConfig(), frozen=False)
         encoder_params = {name: leaf for name, leaf in variables["params"].items() if name not in ("head", "extra")}
         size = self.config.eval_batch_size
-        code = code_digest("models", "data"), source_digest(MODELS.module(self.config.model.name))
+        code = code_digest("models", "data"), self.network_digest
         facts = (__version__, jax.__version__, *code, repr(encoder.model), size)
-        ids = [np.concatenate(list(arrays)) for arrays in (texts.ids, texts.types)]
-        key = content_hash(facts, encoder_params, *ids, texts.lengths)
+        ids = [np.concatenate(list(arrays)) for arrays in (split.ids, split.types)]
+        key = content_hash(facts, encoder_params, *ids, split.lengths)
 
         def make_rows():
-            say(f"computing features of {len(texts.labels):,} texts, once ...")
-            features = extract(losses.make_text_features(encoder), variables, tokenize.eval_batches(texts, size))
+            say(f"computing features of {len(split.labels):,} texts, once ...")
+            features = extract(losses.make_text_features(encoder), variables, tokenize.eval_batches(split, size))
             in_order = np.empty_like(features)
-            in_order[texts.order()] = features
+            in_order[split.order()] = features
             yield in_order
 
+        if not self.allowed:
+            return next(make_rows())
         return np.asarray(
-            self.disk_cache.get(key, (len(texts.labels), self.encoder.model.width), np.float32, make_rows)
+            self.disk_cache.get(key, (len(split.labels), self.encoder.model.width), np.float32, make_rows)
         )
 
     def _cached(self, task: Task, variables: Any) -> Task:
-        """Return the task whose "pictures" are features."""
+        """Return the task whose inputs are features."""
         head, size = Network(self.encoder.head, Maps()), self.config.eval_batch_size
         merged = {"params": losses.merged_params(variables["params"], self.encoder.adapters)}
         splits = {

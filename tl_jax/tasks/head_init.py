@@ -181,7 +181,7 @@ def _make_map_gradients(net: Network, names: tuple[str, ...]):
             return out + offsets[name] if name in offsets and context.method_name == "__call__" else out
 
         with nn.intercept_methods(intercept):
-            logits, endpoints = net.predict(variables, batch["image"])
+            logits, endpoints = net.predict(variables, batch["inputs"])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return losses.sum(), {name: endpoints[name] for name in names}
 

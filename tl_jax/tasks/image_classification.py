@@ -52,7 +52,7 @@ def make_grad_cam(net: Network, name: str = ""):
     upper_network = net._replace(model=net.model.clone(start=name), inputs=Maps())
 
     def grad_cam(variables, batch):
-        maps = net.predict(variables, batch["image"])[1][name]
+        maps = net.predict(variables, batch["inputs"])[1][name]
 
         def logit(maps):
             logits = upper_network.predict(variables, maps)[0]

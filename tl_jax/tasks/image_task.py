@@ -29,7 +29,7 @@ from tl_jax.pretrained.network import Pretrained, variable_shapes, with_head
 from tl_jax.report.images import draw_grid
 from tl_jax.report.plots import describe_bound
 from tl_jax.tasks import head_init
-from tl_jax.tasks.feature_cache import CacheConfig, FeatureCache
+from tl_jax.tasks.feature_cache import CacheConfig, ImageFeatureCache
 from tl_jax.tasks.losses import Inputs, Network, make_features, make_loss, make_metrics, make_predict, make_pretext_loss
 from tl_jax.tasks.run_record import RunRecord
 from tl_jax.train.logging import say, say_written
@@ -183,7 +183,7 @@ class ImageTask(Task):
         weights = class_weights(weight_setting, splits["train"].labels, source.classes)
         regularize = dataclasses.replace(make_regularize(config, net), weights=weights)
         pretext = config.pretext if config.pretext.name else None
-        self.feature_cache = FeatureCache(config, self.network, splits, regularize)
+        self.feature_cache = ImageFeatureCache(config, self.network, splits, regularize)
         self._start = functools.partial(init_variables, config, net, self.feature_cache, regularize, pretext)
         stream_args = config.seed, config.batch_size
         if pretext:
@@ -233,7 +233,7 @@ class ImageTask(Task):
 
     def _draw_preview(self, augment_config: AugmentConfig, path: Path) -> Path:
         batch = self.train_batch(0)
-        images, labels = batch["image"][:PREVIEW_ROWS], batch["label"][:PREVIEW_ROWS]
+        images, labels = batch["inputs"][:PREVIEW_ROWS], batch["label"][:PREVIEW_ROWS]
         keys = [jax.random.fold_in(stream_key(self.config.seed, "train"), step) for step in range(PREVIEW_COLUMNS)]
         originals, augmented, names = self.augmented_examples(images, labels, keys, augment_config)
         values = {
@@ -389,7 +389,7 @@ def check_norms(config: ImageRunConfig, net: Pretrained) -> None:
 def init_variables(
     config: ImageRunConfig,
     net: Pretrained,
-    feature_cache: FeatureCache,
+    feature_cache: ImageFeatureCache,
     regularize: RegularizeConfig,
     pretext: ImagePretextConfig | None,
     key: jax.Array,

@@ -113,7 +113,7 @@ def make_loss(
 
     def loss(variables, batch, key):
         source = variables.get("source", {})
-        images = net.inputs(augment(batch["image"], key, augment_config))
+        images = net.inputs(augment(batch["inputs"], key, augment_config))
         targets = jax.nn.one_hot(batch["label"], margin.identities if margin else net.model.num_classes)
         targets = optax.smooth_labels(targets, regularize.label_smoothing)
         if regularize.weights:  # of the example's own class, before mixing, so that each partner brings its own weight
@@ -162,7 +162,7 @@ def make_metrics(net: Network, num_views: int = 1):
     """
 
     def metrics(variables, batch):
-        logits = predict_logits(net, variables, batch["image"], num_views)
+        logits = predict_logits(net, variables, batch["inputs"], num_views)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["label"])
         return _metric_sums(losses, logits, batch)
 
@@ -174,7 +174,7 @@ def make_predict(net: Network, num_views: int = 1):
     """Return the function (variables, batch) -> probabilities (N, K), averaged over ``num_views`` views."""
 
     def probabilities(variables, batch):
-        return jax.nn.softmax(predict_logits(net, variables, batch["image"], num_views).astype(jnp.float32))
+        return jax.nn.softmax(predict_logits(net, variables, batch["inputs"], num_views).astype(jnp.float32))
 
     return probabilities
 
@@ -188,8 +188,8 @@ def make_embeddings(net: Network, num_views: int = 1):
             return l2_normalize(net.predict(variables, images)[0].astype(jnp.float32))
 
         if num_views == 1:
-            return embed(batch["image"])
-        return l2_normalize(jax.lax.map(embed, tta_views(batch["image"], num_views)).mean(0))
+            return embed(batch["inputs"])
+        return l2_normalize(jax.lax.map(embed, tta_views(batch["inputs"], num_views)).mean(0))
 
     return embeddings
 
@@ -199,7 +199,7 @@ def make_features(net: Network, name: str = "features"):
     """Return the function (variables, batch) -> endpoint ``name``, by default features (N, D)."""
 
     def features(variables, batch):
-        return net.predict(variables, batch["image"])[1][name]
+        return net.predict(variables, batch["inputs"])[1][name]
 
     return features
 
@@ -209,7 +209,7 @@ def make_pooled(net: Network, names: tuple[str, ...]):
     """Return the function (variables, batch) -> averages over positions of the named maps, side by side (N, D)."""
 
     def pooled(variables, batch):
-        endpoints = net.predict(variables, batch["image"])[1]
+        endpoints = net.predict(variables, batch["inputs"])[1]
         return jnp.concatenate([endpoints[name].astype(jnp.float32).mean((1, 2)) for name in names], axis=1)
 
     return pooled
@@ -232,7 +232,7 @@ def _pretext_terms(net: Network, pretext: ImagePretextConfig, variables: Any, ba
         return endpoints["features"]
 
     value, score = self_supervised.pretext_loss(
-        pretext, embed, variables["params"]["extra"]["pretext"], batch["image"], key
+        pretext, embed, variables["params"]["extra"]["pretext"], batch["inputs"], key
     )
     return value, score, captured["stats"]
 

@@ -115,7 +115,7 @@ def evaluate(
         out = program.execute(variables, batch)
         rows.append(out[0] if has_outputs and not keeps_outputs else out)
         if keeps_outputs:
-            batches.append({name: host_batch[name] for name in host_batch if name != "image"})  # images need room
+            batches.append({name: host_batch[name] for name in host_batch if name != "inputs"})  # inputs need room
         if len(rows) % QUEUE == 0:
             jax.block_until_ready(rows[-1])
     if not keeps_outputs:

@@ -58,7 +58,7 @@ def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str,
 def make_train_steps(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str, sharded: bool = False):
     """Return the jitted loop (state, data, rows (S, B), stream key, learning rates (S,), count) -> (state, rows).
 
-    It takes the first ``count`` of S steps, whose batches are rows of ``data``: {"image": (V * N, ...), "label": (N,)}.
+    It takes the first ``count`` of S steps, whose batches are rows of ``data``: "inputs" (V * N, ...), "label" (N,).
     The count is an argument, so that the same program, and with it the same bits, serves any number of steps.
     """
     step = make_step(loss, optim, rules, batch_stats, sharded)
@@ -67,7 +67,7 @@ def make_train_steps(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str
         def make_batch(i):
             row = jax.lax.with_sharding_constraint(rows[i], batch_sharding())
             labels = data["label"][row % len(data["label"])]
-            return {"image": data["image"][row], "label": labels, "mask": jnp.ones(len(row))}
+            return {"inputs": data["inputs"][row], "label": labels, "mask": jnp.ones(len(row))}
 
         def body(i, carry):
             state, out = carry
@@ -228,7 +228,7 @@ class Stepper:
             # A call gathers the data of that many, however few it takes.
             self.max_steps = min(self.max_steps, max_steps)
             if not self._is_local_cpu:
-                stored = {"image": self._batch.inputs[:], "label": self._batch.labels}
+                stored = {"inputs": self._batch.inputs[:], "label": self._batch.labels}
                 self._data = sharding.replicate(stored)
             self._loop = sharding.compile_cached(make_train_steps(*step_options), state, *self._loop_args(first, first))
             self.seconds = self._loop.seconds
@@ -310,7 +310,7 @@ class Stepper:
         if not self._is_local_cpu:
             return self._data, sharding.replicate(rows.astype(np.int32))
         chosen, labels = rows.ravel(), self._batch.labels
-        data = {"image": self._batch.inputs[chosen], "label": labels[chosen % len(labels)]}
+        data = {"inputs": self._batch.inputs[chosen], "label": labels[chosen % len(labels)]}
         return sharding.replicate((data, np.arange(rows.size, dtype=np.int32).reshape(rows.shape)))
 
     def _steps_per_call(self) -> int:

@@ -206,7 +206,7 @@ class Task:
 
         Args:
             outputs: of each batch, (N, ...).
-            batches: as ``eval_batches`` gives them, without images.
+            batches: as ``eval_batches`` gives them, without inputs.
         """
         return Evaluation({}, {})
 
