@@ -50,6 +50,15 @@ def forget_programs():
     from tl_jax.train import sharding
 
     sharding.clear_programs()
+    jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def shown():
+    """Show what the library tells, as commands do; tests read it from the captured output."""
+    from tl_jax.utils import log
+
+    log.show_on_screen()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -125,15 +125,14 @@ def report(_: recipe.Config, folder: str | Path) -> Path:
     return path
 
 
-def write_final_report(folder: str | Path, out: TextIO | None = None) -> None:
-    """Write the page of a run that has ended, and say so; the results that are there are not worth less without it."""
+def write_final_report(folder: str | Path) -> str:
+    """Write the page of a run that has ended, and return what to say; without it the results are worth no less."""
     if not sharding.is_first_process():
-        return
+        return ""
     try:
-        message = _write_report(Path(folder).expanduser())[1]
+        return _write_report(Path(folder).expanduser())[1]
     except UserError as e:
-        message = f"no report: {e}"
-    print(message, file=out, flush=True)
+        return f"no report: {e}"
 
 
 def _write_report(folder: Path) -> tuple[Path, str]:
@@ -221,7 +220,7 @@ def run(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
     with workdir.exclusive(folder):
         workdir.claim_folder(folder, schema.to_dict(config), schema.unused_fields(config.task))
         summary = _run_many(config, members, folder) if is_comparison else _run_once(config, folder)
-        write_final_report(folder)
+        say(write_final_report(folder))
         if config.smoke:
             say(plots.SMOKE_NOTE)
         return summary

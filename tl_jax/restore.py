@@ -19,13 +19,12 @@ from tl_jax.train.task import TASKS, Task
 from tl_jax.train.workdir import read_summary
 from tl_jax.transfer.regularizers import REGULARIZERS
 from tl_jax.transfer.weight_averaging import interpolate
-from tl_jax.utils import compile_cache, tree
+from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 
 
 def make_task(config: recipe.Config, record: RunRecord = NEW_RUN) -> Task:
-    """Return the task of a configuration, for a run of which ``record`` is known; what it compiles is kept."""
-    compile_cache.enable()
+    """Return the task of a configuration, for a run of which ``record`` is known."""
     return TASKS[config.task](schema.freeze(config), record)
 
 

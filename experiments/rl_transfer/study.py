@@ -37,7 +37,7 @@ from tl_jax.rl import envs, policy_transfer
 from tl_jax.rl.envs import Env
 from tl_jax.tasks import reinforcement as policy_task
 from tl_jax.train.logging import say
-from tl_jax.utils import command, compile_cache, disk
+from tl_jax.utils import command, disk
 from tl_jax.utils.errors import UserError, nearest
 
 WHAT = flags.DEFINE_enum("what", "transfer", ["transfer", "recipes"], "What is studied.")
@@ -127,7 +127,6 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if WHAT.value == "transfer" and not WORKDIR.value or WHAT.value == "recipes" and not RESULTS.value:
         raise UserError(f"--what={WHAT.value} needs --{'workdir' if WHAT.value == 'transfer' else 'results'}")
-    compile_cache.enable()
     {"transfer": study_transfer, "recipes": study_recipes}[WHAT.value]()
 
 

@@ -25,7 +25,7 @@ from tl_jax.config import recipe
 from tl_jax.tasks import head_init
 from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.train.logging import say
-from tl_jax.utils import command, compile_cache
+from tl_jax.utils import command
 from tl_jax.utils.errors import Diverged, UserError, nearest
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
@@ -53,7 +53,6 @@ def main(_: list[str]) -> None:
     prefix = Path(RESULTS.value or folder / "transfer_distance")
     names = {"steps": STEPS.value, "batch": BATCH.value, "rates": RATES.value, "tested": TESTED.value}
     record.begin_record(prefix, names)
-    compile_cache.enable()
     record.add_facts(prefix, versions=api.versions())
     complete_scores(prefix)
     for target in check_names(TARGETS.value, pairs.TARGETS if DATA_DIR.value else pairs.SYNTHETIC, "target"):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from tl_jax.train import sharding
+from tl_jax.utils import compile_cache
 
 pytestmark = pytest.mark.fast
 
@@ -16,7 +17,8 @@ def test_a_program_is_compiled_once_for_equal_shapes():
     assert sharding.compile_cached(double, jnp.ones(4)).execute is not first.execute
 
 
-def test_forgetting_gives_memory_maps_back():
+def test_forgetting_gives_memory_maps_back(monkeypatch):
+    monkeypatch.setitem(compile_cache._settings, "owned", True)  # as in a command
     kept = [jax.jit(jax.grad(lambda x, i=i: jnp.tanh(x @ x).sum() * i)) for i in range(20)]
     gradients = [function(jnp.ones((5, 5))) for function in kept]
     many = sharding._count_memory_maps()

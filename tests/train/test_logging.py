@@ -1,4 +1,4 @@
-"""Logs do without PyTorch, which tensorboardX imports where it is installed."""
+"""Commands log without PyTorch, which tensorboardX imports where it is installed."""
 
 import subprocess
 import sys
@@ -9,7 +9,9 @@ import pytest
 pytestmark = pytest.mark.fast
 SCRIPT = """
 import pathlib, sys
+from tl_jax import cli
 from tl_jax.train.logging import Log
+cli.import_tensorboard()
 log = Log(pathlib.Path(sys.argv[1]), 0, 1, False)
 log.row(1, "train", {"loss": 0.5})
 log.close()

@@ -32,9 +32,10 @@ def get_config(folder: str = ""):
     plugins.check_imported(modules, path.parent)
     action = "pass --config=RECIPE with the fields of that run"
     content = renames.rename_fields(_lists_to_tuples(read_json(path, action)))
-    if content.get("task") not in TASKS:
-        raise UserError(f"{path} names no kind of task that is known ({content.get('task')!r}); {action}")
-    config, known, others = schema.get_config(content["task"]), TASKS[content["task"]].fields(), schema.all_fields()
+    task = content.get("task", schema.DEFAULT_TASK)
+    if task not in TASKS:
+        raise UserError(f"{path} names no kind of task that is known ({task!r}); {action}")
+    config, known, others = schema.get_config(task), TASKS[task].fields(), schema.all_fields()
     values = schema.flatten_config(content, others)
     for field in [field for field in values if field not in known]:
         # Once all fields stood in all configurations; and penalties come from modules that may not be imported.

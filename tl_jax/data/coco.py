@@ -4,12 +4,9 @@ import itertools
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from tl_jax.data.dataset import DECODED_BYTES, Dataset, parse_split, with_test_split
 from tl_jax.data.decode import DEFAULT_DECODING, Decoding
@@ -18,6 +15,7 @@ from tl_jax.data.registry import IMAGE_FILES, DatasetOptions, register_dataset
 from tl_jax.data.walker import PathGuard, find_file, has_ignored_part, normalize_unicode
 from tl_jax.utils.errors import UserError, combine_errors
 from tl_jax.utils.json_files import read_json
+from tl_jax.utils.log import warn
 
 ROBOFLOW_NAME = "_annotations.coco.json"  # with the pictures of a part, as Roboflow exports them
 LAYOUT = (
@@ -53,7 +51,7 @@ def read_coco(
     guard = PathGuard(folder, decoding.outside)
     splits = {split: _read_split(guard, path) for split, path in files.items()}
     if "test" in splits and splits["test"] and not any(row.objects for row in splits["test"]):
-        tqdm.write(f"{files['test']} has no annotations, so that nothing could be tested on it", file=sys.stderr)
+        warn(f"{files['test']} has no annotations, so that nothing could be tested on it")
         del splits["test"]
     splits = with_test_split(splits)
     _check_disjoint(splits)

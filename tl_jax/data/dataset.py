@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from tl_jax.utils.command import print_once
 from tl_jax.utils.disk_cache import DiskCache, code_digest
 from tl_jax.utils.download import cache_dir
 from tl_jax.utils.errors import UserError
+from tl_jax.utils.log import warn_once
 
 TEST_FRACTIONS = {"third": 1 / 3, "fifth": 1 / 5}  # held out of sets that come without a test part
 DECODED_BYTES = 16 * 10**9  # of decoded pictures kept on disk; the sets used longest ago make room
@@ -445,7 +445,7 @@ def _report_single(labels: np.ndarray, groups: np.ndarray, classes: Sequence[str
     if len(single) and len(present) > 1:
         names = [str(classes[k]) if len(classes) > k else f"class {k}" for k in single[:3]]
         what = "example" if len(groups) == len(np.unique(groups)) else "group"
-        print_once(
+        warn_once(
             f"{len(single)} of {len(present)} classes have one training {what} ({', '.join(names)}"
             f"{', ...' if len(single) > 3 else ''}), which stays in train; validation says nothing of them"
         )

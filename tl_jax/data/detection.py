@@ -1,7 +1,6 @@
 """Pictures with boxes around the objects in them: what readers find, put into arrays of one shape."""
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from tl_jax.data import duplicates
 from tl_jax.data.dataset import CLASS, SPLIT_SEED, Dataset, Split, path_array, slice_images
@@ -17,6 +15,7 @@ from tl_jax.data.decode import DEFAULT_DECODING, Decoding, Headers, decode_into,
 from tl_jax.data.labels import check_class_names
 from tl_jax.data.walker import normalize_unicode
 from tl_jax.utils.errors import UserError, combine_errors, nearest
+from tl_jax.utils.log import warn
 
 COLUMNS = 6  # of a label: x0, y0, x1, y1, class, crowd
 CROWD = 5
@@ -283,4 +282,4 @@ def _print_counts(name: str, message: str, counts: Counter[Path]) -> None:
     if count:
         names = ", ".join(files[:5]) + (", ..." if len(files) > 5 else "")
         message = re.sub(r"^(box|picture)(es|s)\b", r"\1", message) if count == 1 else message
-        tqdm.write(f"{name}: {count} {message}, in {names}", file=sys.stderr)
+        warn(f"{name}: {count} {message}, in {names}")

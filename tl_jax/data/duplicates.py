@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tl_jax.data.dataset import WORKERS, cached_array
-from tl_jax.utils.command import print_once
+from tl_jax.utils.log import warn_once
 
 SPLIT_PAIRS = (("train", "test"), ("train", "validation"), ("validation", "test"))
 END_BYTES = 4096  # bytes at either end of a file, which tell nearly all files apart
@@ -65,13 +65,13 @@ def _report(
         rows = np.flatnonzero(np.isin(same[second], same[first]))
         if len(rows):
             other = int(np.argmax(same[first] == same[second][rows[0]]))
-            print_once(
+            warn_once(
                 f"{name}: {len(rows)} of {len(same[second])} {second} images are in {first} too, byte for byte, such "
                 f"as {names[second][rows[0]]} and {names[first][other]}; remove them from one of the two splits"
             )
     if "train" in labels and (rows := _contradicting_rows(same["train"], labels["train"])):
         pair = " and ".join(names["train"][row] for row in rows[:2])
-        print_once(
+        warn_once(
             f"{name}: {len(rows)} images are copies of each other in different classes, such as {pair}; "
             "keep each in one class"
         )

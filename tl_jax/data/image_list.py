@@ -32,8 +32,8 @@ from tl_jax.data.registry import IMAGE_FILES, DatasetOptions, register_dataset
 from tl_jax.data.text import read_text
 from tl_jax.data.value_range import ValueRange
 from tl_jax.data.walker import PathGuard, find_file, normalize_unicode
-from tl_jax.utils.command import print_once
 from tl_jax.utils.errors import UserError, nearest
+from tl_jax.utils.log import warn_once
 
 STUDY, NO_GROUPS = "study", "none"  # values of config.data.group beside names of columns
 
@@ -108,7 +108,7 @@ def with_dicom_groups(name: str, splits: Mapping[str, FileList], group: str = ""
     for row, owner in known.items():
         groups[row] = owner
     if known and len(known) < len(files):
-        print_once(
+        warn_once(
             f"{name}: {len(files) - len(known)} of {len(files)} images name no {group or 'patient'}, each is a group "
             "of its own; name a column of index.csv with config.data.group if some belong together"
         )

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from tl_jax.utils.command import print_once
 from tl_jax.utils.errors import UserError
+from tl_jax.utils.log import warn_once
 
 ValueRange = tuple[float, float]  # the value that becomes 0, and the one that becomes 255
 
@@ -57,7 +57,7 @@ def print_range(name: str, count: int, value_range: ValueRange, stated: bool, ot
     images = "1 image has" if count == 1 else f"{count:,} images have"
     scaled = f"values {low:g} to {high:g} become 0 to 255 ({source})"
     unscaled = f"; {others:,} with 8 bits stay as they are" if others else ""
-    print_once(f"{name}: {images} more than 8 bits; {scaled}{unscaled}")
+    warn_once(f"{name}: {images} more than 8 bits; {scaled}{unscaled}")
 
 
 def range_from_facts(facts: Mapping[str, Any]) -> ValueRange | None:

@@ -1,12 +1,9 @@
 """Pictures with boxes in the layout of Pascal VOC (Everingham et al. 2010): an XML file for each picture."""
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element, ParseError
-
-from tqdm import tqdm
 
 from tl_jax.data.dataset import DECODED_BYTES, Dataset, find_splits, parse_split, with_test_split
 from tl_jax.data.decode import DEFAULT_DECODING, ENDINGS, Decoding
@@ -16,6 +13,7 @@ from tl_jax.data.text import read_text
 from tl_jax.data.walker import find_file, is_ignored, normalize_unicode
 from tl_jax.utils.errors import UserError, combine_errors
 from tl_jax.utils.extras import require_extra
+from tl_jax.utils.log import warn
 
 IMAGES, ANNOTATIONS, SETS = "JPEGImages", "Annotations", "ImageSets"
 LIST_FOLDERS = (f"{SETS}/Main", SETS)  # folders of lists; the first that has any is read
@@ -115,7 +113,7 @@ def _with_annotation(folder: Path, images: ImageFiles) -> list[str]:
     if unannotated := sorted(set(images) - annotated):
         names = ", ".join(images[name][0].name for name in unannotated[:5]) + (", ..." if len(unannotated) > 5 else "")
         count = f"{len(unannotated)} of {len(images)} pictures"
-        tqdm.write(f"{folder}: {count} left out, which have no annotation: {names}", file=sys.stderr)
+        warn(f"{folder}: {count} left out, which have no annotation: {names}")
     return [name for name in images if name in annotated]
 
 

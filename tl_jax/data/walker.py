@@ -9,8 +9,8 @@ import unicodedata
 from pathlib import Path, PurePath
 
 from tl_jax.data.decode import ENDINGS, is_image
-from tl_jax.utils.command import print_once
 from tl_jax.utils.errors import UserError
+from tl_jax.utils.log import warn_once
 
 IGNORED_NAMES = {
     "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__",
@@ -117,7 +117,7 @@ class Walk:
         formats = f"; images are read from {', '.join(ENDINGS)}; convert images of other formats"
         advice = formats if any(map(_is_ending, kinds)) else ""
         advice += "; to read folders outside it, pass --config.data.outside=True" if ELSEWHERE in self.skipped else ""
-        print_once(f"{self.top}: not read: {', '.join(described + more)}{advice}")
+        warn_once(f"{self.top}: not read: {', '.join(described + more)}{advice}")
 
     def _first(self, kind: str) -> str:
         paths = sorted(self.skipped[kind], key=lambda path: (len(path.parts), path))

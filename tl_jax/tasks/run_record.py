@@ -4,13 +4,11 @@ A pretrained head that is kept must know the same classes as the data. They are 
 """
 
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from tl_jax.data import value_range
 from tl_jax.data.dataset import Dataset, Split
@@ -23,6 +21,7 @@ from tl_jax.tasks import head_init
 from tl_jax.train.logging import say
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError, join_names
+from tl_jax.utils.log import warn
 
 SPLITS = ("train", "validation", "test")
 MAX_NAMES = 4  # names of classes in a message
@@ -59,10 +58,9 @@ class RunRecord(NamedTuple):
         if not self.facts:
             return source
         if "classes" not in self.facts:
-            tqdm.write(
+            warn(
                 f"{self.folder}: the run is older than the record of its classes; their names and order are taken "
-                f"from {source.name} as it is now",
-                file=sys.stderr,
+                f"from {source.name} as it is now"
             )
             return source
         return with_class_order(source, self.facts["classes"], self.folder)

@@ -72,8 +72,6 @@ class TextTask(Task):
 
     Attributes of the class:
         head: what the network puts out, see ``models.bert.Bert.output``.
-        tags_words: whether each word has a class of its own.
-        needs_labels: whether the texts must have labels.
         caches_features: whether the head reads one vector of each text, which a frozen encoder gives once.
     """
 
@@ -88,8 +86,6 @@ class TextTask(Task):
     )  # fmt: skip
     random_files = True  # which have the tokenizer
     head: ClassVar[str]
-    tags_words: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = True
     caches_features: ClassVar[bool] = False
     evaluates_outputs = True
 

@@ -1,7 +1,6 @@
 """What a run tells while it goes on: ``metrics.jsonl``, TensorBoard events, lines and a progress bar on the screen."""
 
 import contextlib
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,13 @@ from tl_jax.utils.command import auto_refresh
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import MissingExtra, require_extra
 from tl_jax.utils.json_files import format_row, parse_row
+from tl_jax.utils.log import LOGGER
 
 
 def say(text: str = "") -> None:
-    """Print a line without breaking a progress bar; of several processes the first speaks."""
+    """Tell how a run goes; of several processes the first speaks."""
     if sharding.is_first_process():
-        with disk.translate_errors("the output"):
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+        LOGGER.info("%s", text)
 
 
 def say_written(path: Path) -> None:
@@ -100,16 +98,9 @@ class Log:
 
 
 def _summary_writer() -> Any:
-    """Return tensorboardX' writer; importing that imports PyTorch where it is installed, which takes 2 s and 0.7 GB."""
-    hide_torch = "torch" not in sys.modules
-    if hide_torch:
-        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
-    try:
-        with require_extra("tracking"):
-            from tensorboardX import SummaryWriter
-    finally:
-        if hide_torch:
-            del sys.modules["torch"]
+    """Return tensorboardX' writer, or raise MissingExtra."""
+    with require_extra("tracking"):
+        from tensorboardX import SummaryWriter
     return SummaryWriter
 
 

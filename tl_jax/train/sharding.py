@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tl_jax.config.options import Options, option
 from tl_jax.train import flops
+from tl_jax.utils import compile_cache
 from tl_jax.utils.command import show_elapsed
 from tl_jax.utils.errors import UserError
 
@@ -137,10 +138,10 @@ def limit_memory_maps() -> None:
 
 
 def clear_programs() -> None:
-    """Drop all compiled programs of this process."""
+    """Drop the compiled programs of training and evaluation; a command drops all of the process."""
     _PROGRAMS.clear()
     _FLOPS.clear()
-    jax.clear_caches()
+    compile_cache.clear()
 
 
 def count_flops(function: Any, *args: Any) -> float:

@@ -46,6 +46,8 @@ class Task:
         synthetic: name of the data set that stands in if ``config.data.generate`` says so.
         config_class: its options, a subclass of ``RunConfig`` with what this kind has of its own.
         unused_fields: of these, fields, or beginnings of such, that mean nothing for this kind.
+        needs_labels: whether examples must have labels.
+        tags_words: whether each word of a text has a class of its own.
         has_classes: whether each example has a class.
         has_features: whether the head sits on ``features`` (N, D), which penalties may read.
         extra_heads: names of further heads, under ``extra/`` in the parameters, that its loss trains.
@@ -84,6 +86,8 @@ class Task:
     synthetic: ClassVar[str] = ""
     config_class: ClassVar[type[RunConfig]] = RunConfig
     unused_fields: ClassVar[tuple[str, ...]] = ()
+    needs_labels: ClassVar[bool] = True
+    tags_words: ClassVar[bool] = False
     has_classes: ClassVar[bool] = True
     has_features: ClassVar[bool] = True
     extra_heads: ClassVar[tuple[str, ...]] = ()

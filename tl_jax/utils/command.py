@@ -1,7 +1,6 @@
 """Commands: what they are busy with is shown on a terminal, and what the user can mend is said in one line."""
 
 import contextlib
-import functools
 import os
 import signal
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tl_jax.utils import disk, plugins
+from tl_jax.utils import disk, log, plugins
 from tl_jax.utils.errors import Preempted, UserError
 
 EXIT_PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: the same command, tried again, goes on
@@ -55,7 +54,12 @@ def run(main: Callable[[list[str]], int | None], **options: Any) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", TF_LOG_LEVEL)
     from absl import app  # it defines flags, which are not for programs that only call the library
 
+    log.show_on_screen()
+
     def main_and_flush(argv: list[str]) -> int | None:
+        from tl_jax.utils import compile_cache  # which imports JAX
+
+        compile_cache.enable()
         status = main(argv)
         sys.stdout.flush()  # what is printed at the end fails here, not where Python ends
         return status
@@ -130,9 +134,3 @@ def auto_refresh(bar: tqdm) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-
-
-@functools.cache
-def print_once(text: str) -> None:
-    """Write a line without breaking a progress bar; once a process, however often a data set is read."""
-    tqdm.write(text, file=sys.stderr)

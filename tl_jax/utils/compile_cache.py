@@ -29,14 +29,18 @@ PROGRAM_SUFFIX, ATIME_SUFFIX = "-cache", "-atime"  # endings of the two files th
 READ_WARNING = re.compile(r"Error reading persistent compilation cache entry for '([^']+)'")
 WRITE_WARNING = re.compile(r"Error writing persistent compilation cache entry for '[^']+': (.*)", re.S)
 
+_settings = {"owned": False}  # whether the process is a command of this project
+
 
 def enable() -> Path | None:
     """Let JAX keep compiled programs in ``programs`` of the cache folder; return the folder, None where it does not.
 
-    A folder that the user gave JAX (``JAX_COMPILATION_CACHE_DIR``) is left as it is, and so is
-    ``JAX_ENABLE_COMPILATION_CACHE=false``. Programs are run as they are found: a folder into which others can write is
-    not used, and processors of another kind, which may see the same home, get a folder of their own.
+    It is for commands, whose process is their own. A folder that the user gave JAX (``JAX_COMPILATION_CACHE_DIR``) is
+    left as it is, and so is ``JAX_ENABLE_COMPILATION_CACHE=false``. Programs are run as they are found: a folder into
+    which others can write is not used, and processors of another kind, which may see the same home, get a folder of
+    their own.
     """
+    _settings["owned"] = True
     config = cast(Any, jax.config)  # JAX adds its options as it is imported
     if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return None
@@ -53,6 +57,12 @@ def enable() -> Path | None:
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)  # with it come locks: processes may share the folder
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
     return folder
+
+
+def clear() -> None:
+    """Drop all programs that JAX holds, in a command: those of other programs are not the library's to drop."""
+    if _settings["owned"]:
+        jax.clear_caches()
 
 
 def repair(folder: Path) -> None:

@@ -4,17 +4,16 @@ import contextlib
 import functools
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from tl_jax.utils.download import locked
 from tl_jax.utils.errors import UserError
+from tl_jax.utils.log import warn
 
 DAY = 86400.0  # seconds
 PACKAGE_DIR = Path(__file__).parents[1]
@@ -65,7 +64,7 @@ class DiskCache(NamedTuple):
     def _in_memory(self, dtype: Any, make_rows: Callable[[], Iterator[np.ndarray]], error: Exception) -> np.ndarray:
         if self.folder not in _warned_folders:  # once is enough: the other arrays meet the same disk
             _warned_folders.add(self.folder)
-            tqdm.write(f"not kept for the next run: {error}; set $TL_JAX_CACHE to a folder with room", file=sys.stderr)
+            warn(f"not kept for the next run: {error}; set $TL_JAX_CACHE to a folder with room")
         return np.concatenate([np.asarray(rows, dtype) for rows in make_rows()])
 
     def _write(

@@ -22,6 +22,7 @@ import requests
 from tqdm import tqdm
 
 from tl_jax.utils.errors import UserError
+from tl_jax.utils.log import warn
 
 TIMEOUT = 30.0  # seconds without a byte before the connection counts as broken
 MAX_TRIES = 3  # in a row that bring no byte at all
@@ -51,7 +52,7 @@ def _fallback_cache_dir() -> Path:
         is_own = False
     if not is_own:
         raise UserError(f"no home folder, and {folder} cannot be used; set $TL_JAX_CACHE to a folder of yours")
-    tqdm.write(f"no home folder: what is kept goes to {folder}; set $TL_JAX_CACHE to choose another", file=sys.stderr)
+    warn(f"no home folder: what is kept goes to {folder}; set $TL_JAX_CACHE to choose another")
     return folder
 
 
