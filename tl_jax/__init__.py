@@ -1,3 +1,30 @@
 """Transfer learning in JAX: use on one task what a model learned on another, and measure how well it went and why."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tl_jax.learner import Learner, fine_tune, load_learner
+    from tl_jax.models import create as create_model
+    from tl_jax.models import names as list_models
+    from tl_jax.pretrained import load
+
 __version__ = "0.2.0"
+__all__ = ["Learner", "create_model", "fine_tune", "list_models", "load", "load_learner"]
+
+_HOMES = {
+    "Learner": ("tl_jax.learner", "Learner"),
+    "fine_tune": ("tl_jax.learner", "fine_tune"),
+    "load_learner": ("tl_jax.learner", "load_learner"),
+    "load": ("tl_jax.pretrained", "load"),
+    "create_model": ("tl_jax.models", "create"),
+    "list_models": ("tl_jax.models", "names"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for by then: all of it takes seconds, and its own modules ask for the version alone."""
+    if name in _HOMES:
+        module, attribute = _HOMES[name]
+        return getattr(importlib.import_module(module), attribute)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,189 @@
+"""What data are, from what they look like: a folder of images or boxes, files of texts, arrays, tables of files."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tl_jax.data import text
+from tl_jax.data.dataset import Dataset, Split, hold_out
+from tl_jax.data.fingerprint import fingerprint
+from tl_jax.data.image_list import FileList, ReadOptions, build_dataset
+from tl_jax.data.registry import DATASETS, DatasetOptions, register_dataset
+from tl_jax.utils.errors import UserError
+
+TABLES = (".csv", ".tsv", ".jsonl", ".json")
+SPLITS_AS_TUPLES = "(images, labels), or ((images, labels) to train on, (images, labels) to test on)"
+ADVICE = (
+    "pass a folder FOLDER/CLASS/IMAGE, one with index.csv, boxes of VOC or COCO, a file of texts (.csv, .tsv, .jsonl, "
+    f"CoNLL), arrays as {SPLITS_AS_TUPLES}, a table with the columns file or text, and label, or a tl_jax.data.Dataset"
+)
+
+
+Reader = Callable[[DatasetOptions], Dataset]
+
+
+class Found(NamedTuple):
+    """A data set that ``config.data`` can name.
+
+    Attributes:
+        inputs: key of ``registry.DATASETS``: "images", "boxes" or "texts".
+        name: of the data set there.
+        folder: or file of the data; empty for what is in memory.
+        tags: whether each word of a text has a label of its own.
+        columns: of ``config.data``, its fields that are not the defaults.
+    """
+
+    inputs: str
+    name: str
+    folder: str = ""
+    tags: bool = False
+    columns: Mapping[str, Any] = {}
+
+
+def recognize(data: Any) -> Found:
+    """Return what ``data`` are.
+
+    Args:
+        data: a path, a ``Dataset``, arrays (see ``SPLITS_AS_TUPLES``; labels are numbers or names), or a mapping of
+            columns such as a pandas DataFrame: "file" or "text", and "label".
+
+    Raises:
+        UserError: they are nothing that is known; says what may be passed.
+    """
+    if isinstance(data, (str, Path)):
+        return _recognize_path(Path(data).expanduser())
+    if isinstance(data, Dataset):
+        return _in_memory(data)
+    if hasattr(data, "keys") and hasattr(data, "__getitem__"):
+        return _read_table(data)
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        return _in_memory(_read_arrays(data))
+    raise UserError(f"data of type {type(data).__name__} are not known; {ADVICE}")
+
+
+def _recognize_path(path: Path) -> Found:
+    if path.is_file():
+        return _recognize_file(path, path)
+    if not path.is_dir():
+        raise UserError(f"no folder or file {path}; {ADVICE}")
+    if (path / "Annotations").is_dir() and (path / "JPEGImages").is_dir():
+        return Found("boxes", "voc", str(path))
+    if any(path.glob("annotations/instances_*.json")) or any(path.glob("*/_annotations.coco.json")):
+        return Found("boxes", "coco", str(path))
+    if (path / "index.csv").is_file():
+        return Found("images", "index", str(path))
+    files = [file for file in sorted(path.iterdir()) if file.is_file() and file.stem.lower() in ("train", "eng")]
+    if files or (path / "eng.train").is_file():
+        return _recognize_file(files[0], path)
+    if any(entry.is_dir() for entry in path.iterdir()):
+        return Found("images", "folder", str(path))
+    raise UserError(f"{path} holds no data that are known; {ADVICE}")
+
+
+def _recognize_file(file: Path, path: Path) -> Found:
+    """Return what a file holds; ``path`` is it, or the folder in which it is the training split."""
+    ending = file.suffix.lower()
+    if ending == ".npz":
+        return Found("images", "npz", str(path))
+    if ending in TABLES:
+        head = file.read_bytes()[:4096].decode("utf-8", "replace").partition("\n")[0]
+        names = [name.strip().strip("\"'") for name in head.replace(";", ",").replace("\t", ",").split(",")]
+        if ending == ".csv" and "file" in names and "text" not in names:
+            return Found("images", "index", str(path))
+        return Found("texts", "jsonl" if ending == ".json" else ending[1:], str(path))
+    lines = [line for line in text.read_text(file).splitlines()[:200] if line.strip()]
+    if lines and sum(len(line.split()) >= 2 for line in lines) == len(lines) and len(set(map(_width, lines))) <= 2:
+        return Found("texts", "conll", str(path), tags=True)
+    raise UserError(f"{file} is no file of examples with labels; {ADVICE}")
+
+
+def _width(line: str) -> int:
+    return len(line.split())
+
+
+def _in_memory(dataset: Dataset) -> Found:
+    """Register a data set of this process under a name that says what it holds."""
+    is_text = dataset.train.inputs.dtype == object
+    has_boxes = not is_text and dataset.train.labels.ndim == 3
+    inputs = "texts" if is_text else "boxes" if has_boxes else "images"
+    facts = [dataset.name, *dataset.classes, *(fingerprint(s, dataset.classes) for s in (dataset.train, dataset.test))]
+    return _register(inputs, facts, lambda options: dataset, is_text and dataset.train.labels.dtype == object)
+
+
+def _register(inputs: str, facts: Sequence[str], read: Reader, tags: bool = False) -> Found:
+    name = f"in_memory_{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+    if name not in DATASETS[inputs]:
+        register_dataset(name, inputs=inputs)(read)
+    return Found(inputs, name, tags=tags)
+
+
+def _read_arrays(data: Sequence[Any]) -> Dataset:
+    """Return the data set of arrays, see ``SPLITS_AS_TUPLES``."""
+    has_test = all(isinstance(part, (tuple, list)) and len(part) == 2 for part in data) and not _is_text(data[0])
+    parts = list(data) if has_test else [data]
+    names = sorted({str(label) for _, labels in parts for label in np.ravel(np.asarray(labels)).tolist()}, key=_order)
+    splits = [_make_split(inputs, labels, names) for inputs, labels in parts]
+    if not has_test:
+        return _with_test("arrays", splits[0], tuple(names))
+    return Dataset("arrays", splits[0], splits[1], tuple(names))
+
+
+def _is_text(values: Any) -> bool:
+    return len(values) > 0 and isinstance(values[0], str)
+
+
+def _order(name: str) -> tuple[float, str]:
+    """Sort numbers by their value, and names behind them."""
+    try:
+        return float(name), ""
+    except ValueError:
+        return float("inf"), name
+
+
+def _make_split(inputs: Any, labels: Any, names: Sequence[str]) -> Split:
+    known = {name: i for i, name in enumerate(names)}
+    numbers = np.asarray([known[str(label)] for label in np.ravel(np.asarray(labels)).tolist()], np.int32)
+    if _is_text(inputs):
+        values = np.empty(len(inputs), object)
+        values[:] = list(inputs)
+    else:
+        values = np.asarray(inputs)
+        values = values[..., None] if values.ndim == 3 else values
+        if values.dtype != np.uint8 or values.ndim != 4 or values.shape[-1] not in (1, 3):
+            raise UserError(
+                f"images are {values.dtype} {values.shape}; pass uint8 (N, H, W, 3) or (N, H, W), 0 to 255; "
+                "those from 0 to 1 as (255 * images).astype('uint8')"
+            )
+        values = np.repeat(values, 3, axis=-1) if values.shape[-1] == 1 else values
+    if len(values) != len(numbers):
+        raise UserError(f"there are {len(values):,} examples and {len(numbers):,} labels; pass one label for each")
+    return Split(values, numbers)
+
+
+def _with_test(name: str, split: Split, classes: tuple[str, ...]) -> Dataset:
+    """Hold a fifth of the examples out for testing."""
+    rows = hold_out(name, split.labels, classes, "fifth")
+    train, test = (Split(split.inputs[r], split.labels[r]) for r in rows)
+    return Dataset(name, train, test, classes, "a fifth held out")
+
+
+def _read_table(table: Any) -> Found:
+    """Return the data set of a table: files of images, or texts, with labels; a fifth is held out for testing."""
+    columns = {str(name): list(table[name]) for name in table.keys()}  # noqa: SIM118  # of a DataFrame, too
+    if "label" not in columns or not {"file", "text"} & set(columns):
+        raise UserError(f"a table has the columns {', '.join(columns)}; it needs file or text, and label")
+    names = tuple(sorted({str(label) for label in columns["label"]}, key=_order))
+    if "text" in columns:
+        return _in_memory(_with_test("table", _make_split(columns["text"], columns["label"], names), names))
+    known = {name: i for i, name in enumerate(names)}
+    labels = np.asarray([known[str(label)] for label in columns["label"]], np.int32)
+    files = [Path(file).expanduser().absolute() for file in columns["file"]]
+
+    def read(options: DatasetOptions) -> Dataset:
+        settings = ReadOptions(options.size, options.max_bytes, fit=options.fit)
+        return build_dataset("table", {"train": FileList(files, labels)}, names, "a fifth held out", settings)
+
+    return _register("images", [*map(str, files), *map(str, columns["label"])], read)
