@@ -1,5 +1,6 @@
 """Three lines of Python: data in, predictions out; and a run's folder gives its learner back without its data."""
 
+import json
 import logging
 import shutil
 
@@ -58,6 +59,29 @@ def test_a_folder_of_a_run_answers_without_its_data(learner, photos, tmp_path):
         shutil.move(photos.with_name("gone"), photos)
 
 
+def test_another_labelled_set_is_tested_and_nothing_of_the_run_changes(learner, tmp_path):
+    other, rng = tmp_path / "other_camera", np.random.default_rng(1)
+    for name, colour in (("bleu", (60, 60, 180)), ("red", (180, 60, 60))):
+        (other / name).mkdir(parents=True)
+        for i in range(7):
+            pixels = np.clip(rng.normal(0, 60, (50, 60, 3)) + colour, 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(other / name / f"{i}.png")
+    files = {path: path.read_bytes() for path in learner.workdir.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="has the classes 'bleu', which the run does not know; .*'bleu': 'blue'"):
+        learner.evaluate(other)
+    metrics = learner.evaluate(other, classes={"bleu": "blue"})
+    assert metrics.examples == 14 and metrics["accuracy"] > 0.8 and metrics.intervals["accuracy"][0] > 0.5
+    said = [prediction.label for prediction in learner.predict(other)]
+    right = sum(label == truth for label, truth in zip(said, ["blue"] * 7 + ["red"] * 7, strict=True))
+    assert metrics["accuracy"] == pytest.approx(right / 14)
+    assert all(path.read_bytes() == content for path, content in files.items())
+    stored = json.loads((learner.workdir / "evaluations" / "other_camera.json").read_text())
+    assert stored["examples_evaluated"] == 14 and stored["run"]["examples_evaluated"] == 6
+    assert sum(row[2] for row in np.reshape(stored["details"]["confusion"], (-1, 3))) == 14
+    with pytest.raises(UserError, match="the data are texts, and the run has config.task=image"):
+        learner.evaluate((["a", "b"] * 10, ["x", "y"] * 10))
+
+
 def test_the_same_call_finds_its_run_again(learner, photos, caplog, monkeypatch):
     logger = logging.getLogger("tl_jax")
     monkeypatch.setattr(logger, "propagate", True)
@@ -84,6 +108,8 @@ def test_texts_are_learned_by_default(tmp_path):
     assert learner.config.task == "text" and learner.evaluate()["accuracy"] > 0.8
     good, bad = learner.predict(["good work", "bad work"])
     assert (good.label, bad.label) == ("plus", "minus")
+    other = {"text": ["good day", "bad day"] * 10, "label": ["plus", "minus"] * 10}
+    assert learner.evaluate(other, name="days").examples == 20 and (tmp_path / "run/evaluations/days.json").is_file()
 
 
 @pytest.mark.fast

@@ -70,11 +70,18 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         flag_values=values,
     )
     flags.DEFINE_multi_string("input", [], INPUT_HELP, flag_values=values)
+    flags.DEFINE_string(
+        "data",
+        None,
+        "Another labelled set, all of whose examples --mode=eval tests, with the classes of the run; into "
+        "evaluations/NAME.json.",
+        flag_values=values,
+    )
     flags.DEFINE_multi_string(  # which ``command.run`` has read and taken out by now
         "import", [], "Module of your own that registers networks, tasks and so on; may be given many times.",
         flag_values=values,
     )  # fmt: skip
-    for name in ("config", "workdir", "mode", "distributed", "input", "import"):
+    for name in ("config", "workdir", "mode", "distributed", "input", "data", "import"):
         values.register_key_flag_for_module(sys.argv[0], values[name])
 
 
@@ -95,6 +102,10 @@ def run_mode(_: list[str]) -> int:
     workdir = Path(args.workdir or default_workdir(config))
     if args.input and args.mode not in INPUT_MODES:
         raise UserError(f"--input has an effect with --mode={' and '.join(INPUT_MODES)} only")
+    if args.data and args.mode != "eval":
+        raise UserError("--data has an effect with --mode=eval only; training takes --config.data.dir")
+    if args.data:
+        return _evaluate_elsewhere(config, workdir, args.data)
     function = getattr(api, {"train": "run", "eval": "evaluate"}.get(args.mode, args.mode))
     with contextlib.nullcontext() if args.mode == "train" else show_elapsed(f"--mode={args.mode} of {workdir}"):
         result = function(config, workdir, **({"inputs": args.input} if args.mode in INPUT_MODES else {}))
@@ -102,6 +113,24 @@ def run_mode(_: list[str]) -> int:
         print(json.dumps(finite(result), indent=2))
         print(api.write_final_report(workdir), file=sys.stderr)  # what goes to stdout is JSON
     return INCOMPLETE if args.mode == "predict" and any("error" in row for row in result) else 0
+
+
+def _evaluate_elsewhere(config: Any, workdir: Path, data: str) -> int:
+    """Test a run on another labelled set, and print the metrics beside the run's own."""
+    from tl_jax.learner import Learner
+    from tl_jax.train.workdir import finite
+
+    learner = Learner(config, workdir)
+    with show_elapsed(f"--mode=eval of {workdir}"):
+        metrics = learner.evaluate(data)
+    own = learner.summary
+    shown = {"metrics": dict(metrics), "examples_evaluated": metrics.examples, "intervals95": metrics.intervals}
+    print(
+        json.dumps(
+            finite({**shown, "run": {name: own.get(name) for name in ("metrics", "examples_evaluated")}}), indent=2
+        )
+    )
+    return 0
 
 
 def import_tensorboard() -> None:

@@ -23,10 +23,11 @@ from tl_jax.metrics.intervals import run_intervals
 from tl_jax.models.registry import MODELS
 from tl_jax.pretrained.catalog import EMBEDDED, EMBEDDED_BERT, known_sources, published_sources
 from tl_jax.restore import restore
+from tl_jax.train.evaluate import evaluate as evaluate_split
 from tl_jax.train.lr_finder import Sweep
 from tl_jax.train.run_config import RunConfig
 from tl_jax.train.task import TASKS
-from tl_jax.train.workdir import read_json, read_summary
+from tl_jax.train.workdir import read_json, read_summary, write_json
 from tl_jax.transfer.methods import METHODS, names_for_task
 from tl_jax.utils.errors import UserError, nearest
 
@@ -123,12 +124,44 @@ class Learner:
         """The task without its examples, the state before training, and the trained one; loaded once."""
         return restore(self.config, self.workdir, data=False)
 
-    def evaluate(self) -> Metrics:
-        """Return the metrics of the test split: those of the finished run, or of its last checkpoint."""
+    def evaluate(self, data: Any = None, classes: Mapping[str, str] | None = None, name: str = "") -> Metrics:
+        """Return the metrics of the test split, or of all examples of another labelled set.
+
+        Those of another set are written to ``evaluations/NAME.json`` in the folder of the run, beside its own; they are
+        measured at the threshold and temperature of the run. Nothing else in the folder changes.
+
+        Args:
+            data: of the other set, as ``fine_tune`` takes them; None for the run's own test split.
+            classes: class there -> class of the run, for those that are called otherwise; it need not have all.
+            name: of the file; by default that of the data.
+        """
+        if data is not None:
+            return self._evaluate_elsewhere(data, classes or {}, name)
         summary = self.summary or api.evaluate(self.config, self.workdir)
         details = read_json(self.workdir / "test_details.json") if self.summary else {}
         intervals = {name: (low, high) for name, (low, high, _) in run_intervals(summary, details).items()}
         return Metrics(summary["metrics"], summary["examples_evaluated"], intervals)
+
+    def _evaluate_elsewhere(self, data: Any, classes: Mapping[str, str], name: str) -> Metrics:
+        found, kind = recognize(data), TASKS[self.config.task]
+        if found.inputs != kind.data_inputs or found.tags != kind.tags_words:
+            raise UserError(f"the data are {found.inputs}, and the run has config.task={kind.kind}; pass {kind.about}")
+        config = schema.edit(self.config)
+        config.data.name, config.data.dir = found.name, found.folder
+        task, _, state = self._restored
+        other, folder = task.with_test(schema.freeze(config), classes), self.workdir / "evaluations"
+        result = evaluate_split(other, state.variables, "test", final=True)
+        predictions, name = result.evaluation.predictions, name or Path(found.folder).stem or found.name
+        (figures := folder / name).mkdir(parents=True, exist_ok=True)
+        details = other.test_details(predictions) if predictions is not None else {}
+        summary = {"data": name, "step": int(state.step), "examples_evaluated": result.examples}
+        summary |= {"metrics": {**result.values, **dict.fromkeys(result.evaluation.missing, math.nan)}}
+        summary |= other.report(predictions, None, figures) if predictions is not None else {}
+        summary |= other.report_elsewhere(predictions, self.summary) if predictions is not None else {}
+        intervals = {metric: (low, high) for metric, (low, high, _) in run_intervals(summary, details or {}).items()}
+        own = {key: self.summary[key] for key in ("metrics", "examples_evaluated") if key in self.summary}
+        write_json(folder / f"{name}.json", {**summary, "intervals95": intervals, "run": own, "details": details})
+        return Metrics(summary["metrics"], result.examples, intervals)
 
     def predict(self, inputs: str | Path | Sequence[Any], top: int | None = None) -> list[Prediction]:
         """Return what the network says of each input.

@@ -299,7 +299,7 @@ class Detection(ImageTask):
         net = draw_network(config, 0) if random_init else with_head(load_network(config), 0, "new")
         for note in net.notes:
             say(note)
-        size = config.input.size or net.spec.image_size
+        self.image_size = size = config.input.size or net.spec.image_size
         scaling = net.spec.scaling if config.input.scaling == "spec" else config.input.scaling
         stored_shape = record.facts.get("input", {}).get("shape", (0, 0))
         no_examples = np.zeros((0, *stored_shape, 3), np.uint8), np.zeros((0, 1, COLUMNS), np.float32)

@@ -3,10 +3,10 @@
 A prediction is the nearest known person, and whether that is near enough.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -239,6 +239,11 @@ class FaceVerification(ImageTask):
 
     def report(self, test: Any, validation: Any, folder: Path) -> dict[str, Any]:
         return report_trial(self.name, test, validation, folder)
+
+    def with_test(self, config: Any, classes: Mapping[str, str]) -> Self:
+        raise UserError(
+            "people of another folder are compared by a run of their own: --config.epochs=0 with config.init.path=RUN"
+        )
 
     def load_face_set(self) -> FaceSet:
         """Read all images of the data."""

@@ -4,10 +4,10 @@ Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) shows which regions of an ima
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -208,7 +208,8 @@ class ImageClassification(ImageTask):
         net = run_record.with_head_order(config, net, source.classes) if net else None
         self.build(config, net, inputs, source, classes, record)
         self.score = config.score
-        decoding = self.make_decoding(config)._replace(value_range=source.value_range)
+        self.decoding = self.make_decoding(config)._replace(value_range=source.value_range)
+        self.image_size = inputs.size
         height, width = self.splits["train"].inputs.shape[1:3]
         held_out = functools.partial(loader.eval_batches, self.splits["validation"], config.eval_batch_size)
         calibrates = config.calibrate and self.sizes["validation"]
@@ -217,7 +218,7 @@ class ImageClassification(ImageTask):
             source.classes,
             config.test_views,
             (height, width),
-            decoding,
+            self.decoding,
             config.data.fit,
             config.eval_batch_size,
             held_out if calibrates else None,
@@ -243,6 +244,14 @@ class ImageClassification(ImageTask):
         if self.settings is None:
             return error_analysis.score_examples(outputs, batches)
         return image_evaluation.evaluate_predictions(self.settings, outputs, batches)
+
+    def with_test(self, config: Any, classes: Mapping[str, str]) -> Self:
+        task = super().with_test(config, classes)
+        settings = image_evaluation.read_settings(self.config, self.classes, task.splits)
+        return task.replace(config=config, settings=settings, evaluates_outputs=settings is not None)
+
+    def report_elsewhere(self, test: Any, summary: Mapping[str, Any]) -> dict[str, Any]:
+        return image_evaluation.report_elsewhere(test, self.classes, summary)
 
     def test_details(self, predictions: Any) -> dict[str, Any]:
         test = self.splits["test"]

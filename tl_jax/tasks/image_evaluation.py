@@ -174,6 +174,33 @@ def report_calibration(
     return result
 
 
+def report_elsewhere(test: Predictions, classes: tuple[str, ...], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what another set shows at the threshold and the temperature that a run has fitted to its validation split.
+
+    ``operating_point`` has sensitivity and specificity, ``calibration`` error and loss without the temperature and with
+    it; each only if the run has such a value.
+    """
+    result: dict[str, Any] = {}
+    point, temperature = summary.get("operating_point"), summary.get("calibration", {}).get("temperature")
+    if point:
+        k = classes.index(point["positive"])
+        predicted, actual = test.probabilities[:, k] >= point["threshold"], test.labels == k
+        shares = {"sensitivity": predicted[actual], "specificity": ~predicted[~actual]}
+        result["operating_point"] = {name: point[name] for name in ("positive", "threshold")} | {
+            name: float(hits.mean()) if len(hits) else None for name, hits in shares.items()
+        }
+    if temperature is not None:
+        calibrated = classification.apply_temperature(test.probabilities, temperature)
+        result["calibration"] = {
+            "temperature": temperature,
+            "ece_before": classification.reliability_bins(test.probabilities, test.labels).ece,
+            "ece_after": classification.reliability_bins(calibrated, test.labels).ece,
+            "loss_before": classification.log_loss(*test),
+            "loss_after": classification.log_loss(calibrated, test.labels),
+        }
+    return result
+
+
 def _operating_point(
     settings: EvaluationSettings, positive: int, test: Predictions, validation: Predictions
 ) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from tl_jax.report.plots import describe_bound
 from tl_jax.tasks import head_init
 from tl_jax.tasks.feature_cache import CacheConfig, ImageFeatureCache
 from tl_jax.tasks.losses import Inputs, Network, make_features, make_loss, make_metrics, make_predict, make_pretext_loss
+from tl_jax.tasks.other_data import all_examples, with_classes_of_run
 from tl_jax.tasks.run_record import RunRecord
 from tl_jax.train.logging import say, say_written
 from tl_jax.train.run_config import RunConfig
@@ -66,6 +67,12 @@ class ImageTask(Task):
     Attributes of the class:
         program_output: what the exported program puts out, see ``stablehlo.image_program``.
         unexported: parts of the parameters that are not exported.
+
+    Attributes:
+        network: with its inputs.
+        splits: of the data.
+        decoding: how image files become pixels, as the run has read its own.
+        image_size: side in pixels into which images of differing sizes are fitted.
     """
 
     input_kind = data_inputs = "images"
@@ -76,6 +83,8 @@ class ImageTask(Task):
 
     network: Network
     splits: Mapping[str, Split]
+    decoding: Decoding
+    image_size: int
 
     @classmethod
     def networks(cls) -> tuple[str, ...]:
@@ -220,6 +229,11 @@ class ImageTask(Task):
 
     def eval_batches(self, split: str) -> Any:
         return loader.eval_batches(self.splits[split], self.config.eval_batch_size)
+
+    def with_test(self, config: Any, classes: Mapping[str, str]) -> Self:
+        other = self.load_source(config, self.image_size, self.decoding)
+        split = all_examples(with_classes_of_run(other, self.classes, classes))
+        return self.replace(splits={**self.splits, "test": split}, sizes={**self.sizes, "test": len(split.labels)})
 
     def cache_features(self, variables: Any, phase: Any) -> Task:
         return self.feature_cache.task(self, variables, phase)

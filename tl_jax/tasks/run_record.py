@@ -120,9 +120,7 @@ def with_class_order(source: Dataset, classes: Sequence[str], where: str) -> Dat
     order = np.asarray([index[name] for name in source.classes], np.int32)
     splits = {split_name: getattr(source, split_name) for split_name in SPLITS}
     splits = {
-        split_name: split._replace(labels=_relabel(split.labels, order))
-        for split_name, split in splits.items()
-        if split
+        split_name: split._replace(labels=relabel(split.labels, order)) for split_name, split in splits.items() if split
     }
     return source._replace(classes=tuple(classes), **splits)
 
@@ -138,7 +136,8 @@ def describe_differences(expected: Sequence[str], names_now: Sequence[str]) -> s
     )
 
 
-def _relabel(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
+def relabel(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return labels, tags or boxes whose class k is ``order[k]``."""
     if labels.dtype == object:
         changed = np.empty(len(labels), object)
         changed[:] = [order[row] for row in labels]

@@ -1,10 +1,10 @@
 """What all tasks on texts share: their data as tokens, an encoder, what it starts from, previews, exported weights."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from tl_jax.tasks import head_init, run_record, text_preview
 from tl_jax.tasks import losses as objectives
 from tl_jax.tasks.feature_cache import CacheConfig, TextFeatureCache
 from tl_jax.tasks.losses import Encoder, make_text_predict, merged_params
+from tl_jax.tasks.other_data import all_examples, with_classes_of_run
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.tasks.text_inputs import read_inputs
 from tl_jax.train import sharding
@@ -182,6 +183,14 @@ class TextTask(Task):
 
     def eval_batches(self, split: str) -> Iterator[Batch]:
         return tokenize.eval_batches(self.splits[split], self.config.eval_batch_size)
+
+    def with_test(self, config: Any, classes: Mapping[str, str]) -> Self:
+        split = all_examples(with_classes_of_run(load_source(config, type(self)), self.classes, classes))
+        tokens = tokenize_splits(self.config, self.net, {"test": split}, self.classes)["test"]
+        return self.replace(
+            splits={**self.splits, "test": tokens}, sizes={**self.sizes, "test": len(split.labels)},
+            test_texts=np.asarray(split.inputs[:]), test_order=tokens.order(),
+        )  # fmt: skip
 
     def cache_features(self, variables: Any, phase: Any) -> Task:
         return self.feature_cache.task(self, variables, phase)

@@ -214,6 +214,15 @@ class Task:
         """
         return Evaluation({}, {})
 
+    def with_test(self, config: Any, classes: Mapping[str, str]) -> Self:
+        """Return the task with all examples of another labelled set as its test split.
+
+        Args:
+            config: of the run, with the fields of ``config.data`` that name the other set.
+            classes: class there -> class of the run, for those that are called otherwise.
+        """
+        raise NotImplementedError
+
     def test_details(self, predictions: Any) -> dict[str, Any] | None:
         """Return the content of ``test_details.json``, from what ``evaluate`` kept of the test split."""
         return None
@@ -225,6 +234,15 @@ class Task:
             test: what ``evaluate`` kept of the test split.
             validation: the same of the validation split, None if it is empty or not asked for (``reports_validation``).
             folder: of the run.
+        """
+        return {}
+
+    def report_elsewhere(self, test: Any, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what another labelled set shows at the threshold and temperature of a run.
+
+        Args:
+            test: what ``evaluate`` kept of the set.
+            summary: of the run.
         """
         return {}
 
