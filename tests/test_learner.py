@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 import tl_jax
+from tl_jax.tasks import image_task
+from tl_jax.train.workdir import read_facts, write_json
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -44,8 +46,9 @@ def test_images_are_learned_by_default(learner, photos):
     assert learner.summary["steps"] >= 200 and "resnet8" in repr(learner)
 
 
-def test_a_folder_of_a_run_answers_without_its_data(learner, photos, tmp_path):
+def test_a_folder_of_a_run_answers_without_its_data(learner, photos, tmp_path, monkeypatch):
     before = learner.predict(photos / "red" / "1.png")
+    monkeypatch.setattr(image_task, "load_network", None)  # nor are the weights that training started from
     shutil.copy(photos / "red" / "1.png", tmp_path / "new.png")
     moved = shutil.copytree(learner.workdir, tmp_path / "elsewhere")
     shutil.move(photos, photos.with_name("gone"))
@@ -54,7 +57,10 @@ def test_a_folder_of_a_run_answers_without_its_data(learner, photos, tmp_path):
         assert again.predict(tmp_path / "new.png")[0].probabilities == before[0].probabilities
         assert again.evaluate()["accuracy"] == 1.0
         assert again.explain([tmp_path / "new.png"]).is_file() and again.report().is_file()
-        assert (again.export() / "bundle.json").is_file()
+        facts = read_facts(moved)
+        write_json(moved / "facts.json", {**facts, "weights": str(tmp_path / "gone.safetensors")})
+        bundle = tl_jax.load_learner(moved).export()
+        assert (bundle / "bundle.json").is_file() and not (bundle / "delta.safetensors").exists()
     finally:
         shutil.move(photos.with_name("gone"), photos)
 

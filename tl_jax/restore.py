@@ -45,7 +45,9 @@ def check_batches(config: RunConfig) -> None:
     sharding.check_batch("eval_batch_size", config.eval_batch_size)
 
 
-def restore(config: recipe.Config, folder: Path, data: bool = True) -> tuple[Task, TrainState, TrainState]:
+def restore(
+    config: recipe.Config, folder: Path, data: bool = True, weights: bool = False
+) -> tuple[Task, TrainState, TrainState]:
     """Return the task, the state before training, and that at the checkpoint which ``config.eval_checkpoint`` names.
 
     Args:
@@ -53,6 +55,8 @@ def restore(config: recipe.Config, folder: Path, data: bool = True) -> tuple[Tas
         folder: of the run.
         data: whether the task is to have its examples, which must be those of the run; else they are read only if the
             run's files do not say enough.
+        weights: whether the state before training is to have the weights that it started from; else they are read only
+            if the run's files do not say enough.
 
     Raises:
         UserError: no such run, or one of another configuration; or the classes, or the validation or test split, of
@@ -71,6 +75,7 @@ def restore(config: recipe.Config, folder: Path, data: bool = True) -> tuple[Tas
     facts, summary = workdir.stored_facts(folder), read_summary(folder)
     record = RunRecord(facts, str(folder), fitted={} if data else fitted_values(summary))
     record = record._replace(reads_data=data or not _can_skip_data(config, record, summary))
+    record = record._replace(reads_weights=weights or not _can_skip_weights(config, facts, summary))
     task, checkpoints, step = _open_run(config, folder, record)
     if record.fitted and step != summary.get("tested_step"):  # they were fitted to other weights
         checkpoints.close()
@@ -109,6 +114,13 @@ def _can_skip_data(config: RunConfig, record: RunRecord, summary: Mapping[str, A
     # A mixture with the weights at the start needs these, and a head that was fitted to the data is among them.
     interpolates = "wise_ft" in summary and config.init.head in PROBES
     return has_facts and not interpolates and (not fitted_name or not num_validation or fitted_name in record.fitted)
+
+
+def _can_skip_weights(config: RunConfig, facts: Mapping[str, Any], summary: Mapping[str, Any]) -> bool:
+    """Whether the network of a run can be built without the weights that it started from."""
+    # Of a mixture with the weights at the start, and of the source's own head, the layout or the values are needed.
+    needs_source = "wise_ft" in summary or config.regularize.strength("co_tuning")
+    return "spec" in facts and facts.get("weights", "random") != "random" and not needs_source
 
 
 def _open_run(config: RunConfig, folder: Path, record: RunRecord) -> tuple[Task, Checkpoints, int]:

@@ -68,7 +68,7 @@ def main(_: list[str]) -> None:
 def measure_drift(name: str, folder: Path) -> list[Drift]:
     """Return the drift of each part between the start and the end of a run."""
     config = schema.freeze(stored.get_config(str(folder)))
-    task, start, end = restore.restore(config, folder)
+    task, start, end = restore.restore(config, folder, weights=True)
     adapt_config = config.adapt
     network = load_run_network(config, task.facts["input"])
     before, after = (adapters.merge(state.params, adapt_config) for state in (start, end))

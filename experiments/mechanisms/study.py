@@ -233,7 +233,7 @@ def evaluate_soup(
     for seed in seeds:
         folders_by_rate = {rate: path for rate in rates if (path := run(rate, seed))}
         folders = list(folders_by_rate.values())
-        restored = [restore.restore(stored.get_config(str(path)), path) for path in folders]
+        restored = [restore.restore(stored.get_config(str(path)), path, weights=True) for path in folders]
         task = restored[0][0]
 
         def score(variables: Any, task: Any = task) -> float:

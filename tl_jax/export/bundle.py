@@ -13,6 +13,7 @@ from tl_jax.pretrained.delta import DELTA_FILE
 from tl_jax.restore import restore
 from tl_jax.train.logging import say
 from tl_jax.train.task import Task
+from tl_jax.train.workdir import read_facts
 
 
 def write_bundle(task: Task, workdir: Path, step: int) -> None:
@@ -68,7 +69,11 @@ def export(config: recipe.Config, folder: str | Path, dtype: str = "float32") ->
     """
     stablehlo.check_serialization()  # before the weights, which alone would be half a bundle
     folder = Path(folder).expanduser()
-    task, start, state = restore(config, folder, data=False)
-    path = task.export_weights(folder, start, state, dtype)
+    source = read_facts(folder).get("weights", "random")
+    has_source = source == "random" or Path(source).exists()
+    if not has_source:
+        say(f"no delta is written: the weights that the run started from are gone ({source})")
+    task, start, state = restore(config, folder, data=False, weights=has_source)
+    path = task.export_weights(folder, start if has_source else None, state, dtype)
     write_bundle(task, folder, int(state.step))
     return path

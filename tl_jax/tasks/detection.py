@@ -28,7 +28,14 @@ from tl_jax.pretrained.network import Pretrained, with_head
 from tl_jax.report import images as drawing
 from tl_jax.tasks import file_answers, head_init
 from tl_jax.tasks.error_analysis import thumbnail
-from tl_jax.tasks.image_task import ImageRunConfig, ImageTask, draw_network, load_network, make_regularize
+from tl_jax.tasks.image_task import (
+    ImageRunConfig,
+    ImageTask,
+    build_network,
+    draw_network,
+    load_network,
+    make_regularize,
+)
 from tl_jax.tasks.losses import Network, Pixels, make_features
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding
@@ -296,7 +303,11 @@ class Detection(ImageTask):
         with require_extra("detection"):
             import pycocotools  # noqa: F401  # which the evaluation needs: said before the training
         random_init = config.init.source == "random"
-        net = draw_network(config, 0) if random_init else with_head(load_network(config), 0, "new")
+        if random_init:
+            net = draw_network(config, 0)
+        else:
+            net = load_network(config) if record.reads_weights else build_network(config, record.facts)
+            net = with_head(net, 0, "new")
         for note in net.notes:
             say(note)
         self.image_size = size = config.input.size or net.spec.image_size

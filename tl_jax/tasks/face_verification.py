@@ -171,7 +171,7 @@ class FaceVerification(ImageTask):
 
     def __init__(self, config: Any, record: RunRecord = NEW_RUN):
         """Build the task that ``config`` describes, for a run of which ``record`` is known."""
-        self.config, (net, self.input_spec) = config, load_inputs(config)
+        self.config, (net, self.input_spec) = config, load_inputs(config, record)
         self.data = self.load_faces(config, self.input_spec.size) if record.reads_data else without_data(record)
         self.build(config, net, self.input_spec, self.data.source, config.faces.embedding, record)
         self.decoding, limits = self.make_decoding(config), value_range.range_from_facts(record.facts)

@@ -202,10 +202,10 @@ class ImageClassification(ImageTask):
 
     def __init__(self, config: Any, record: RunRecord = NEW_RUN):
         """Build the task that ``config`` describes, for a run of which ``record`` is known."""
-        net, inputs = load_inputs(config)
+        net, inputs = load_inputs(config, record)
         self.source = source = record.source(lambda: self.load_source(config, inputs.size), *no_images(record))
         classes = head_init.check_classes(config, source)
-        net = run_record.with_head_order(config, net, source.classes) if net else None
+        net = run_record.with_head_order(config, net, source.classes) if net and record.reads_weights else net
         self.build(config, net, inputs, source, classes, record)
         self.score = config.score
         self.decoding = self.make_decoding(config)._replace(value_range=source.value_range)

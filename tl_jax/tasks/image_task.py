@@ -37,7 +37,7 @@ from tl_jax.train.logging import say, say_written
 from tl_jax.train.run_config import RunConfig
 from tl_jax.train.state import TrainState, stream_key
 from tl_jax.train.task import Objective, Task
-from tl_jax.train.workdir import read_facts, read_summary
+from tl_jax.train.workdir import ACTION, read_facts, read_summary
 from tl_jax.transfer import adapters
 from tl_jax.transfer.adapters import AdapterConfig
 from tl_jax.transfer.regularizers import RegularizeConfig, class_weights
@@ -263,7 +263,7 @@ class ImageTask(Task):
         augmented = np.stack([jax.jit(augment, static_argnums=2)(images, key, augment_config) for key in keys])
         return images, augmented, [self.classes[label] for label in labels]
 
-    def export_weights(self, folder: Path, start: TrainState, end: TrainState, dtype: str) -> Path:
+    def export_weights(self, folder: Path, start: TrainState | None, end: TrainState, dtype: str) -> Path:
         """Write ``export/model.safetensors``, and ``export/delta.safetensors`` against the weights at the start.
 
         Adapters are merged into plain kernels in the first and kept in the second.
@@ -275,7 +275,7 @@ class ImageTask(Task):
         merged = {**trained, "params": adapters.merge(trained["params"], adapter_config)}
         formats.save_native(path, merged, spec, facts, dtype)
         say_written(path)
-        if self.facts["weights_sha256"]:
+        if self.facts["weights_sha256"] and start is not None:
             source = self.config.init.source
             leaves = delta.changed_leaves(self._exported_variables(start), trained)
             base_facts = {"source": source, "sha256": self.facts["weights_sha256"]}
@@ -358,10 +358,11 @@ def no_images(record: RunRecord) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((0, *record.facts.get("input_shape", (0, 0)), 3), np.uint8), np.zeros(0, np.int32)
 
 
-def load_inputs(config: ImageRunConfig) -> tuple[Pretrained | None, Inputs]:
+def load_inputs(config: ImageRunConfig, record: RunRecord) -> tuple[Pretrained | None, Inputs]:
     """Return the pretrained network of ``config`` (None for random initialization), and its input spec."""
     random_init = config.init.source == "random"
-    net = None if random_init else load_network(config)  # before the data are read: wrong weights should fail at once
+    # Before the data are read: wrong weights should fail at once.
+    net = None if random_init else load_network(config) if record.reads_weights else build_network(config, record.facts)
     spec = net.spec if net else pretrained.spec_of(config.model.name, config.init.layout)
     inputs = Inputs(
         net.model.channels if net else config.model.channels,
@@ -451,6 +452,18 @@ def load_network(config: ImageRunConfig) -> Pretrained:
     name, source, path = config.model.name, config.init.source, config.init.path or None
     options = {"head": "keep" if config.init.head == "keep" else "new", "rename": config.init.rename}
     return pretrained.load(name, source, path, seed=config.seed, **options, **model_options(config))
+
+
+def build_network(config: ImageRunConfig, facts: Mapping[str, Any]) -> Pretrained:
+    """Return the network that the facts of a run describe, with zeros for weights: a checkpoint has the right ones."""
+    try:
+        options = {name: tuple(v) if isinstance(v, list) else v for name, v in facts["spec"]["options"].items()}
+        spec = PretrainedSpec(**{**facts["spec"], "options": options})
+    except (AttributeError, KeyError, TypeError) as e:
+        raise UserError(f"what facts.json says of the network is damaged ({e}); {ACTION}") from None
+    model = models.create(config.model.name, spec.num_classes, **{**options, **model_options(config)})
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model))
+    return Pretrained(model, zeros, spec, bool(facts["new_head"]), Path(facts["weights"]), facts["weights_sha256"])
 
 
 def load_source_head(config: ImageRunConfig, width: int) -> dict[str, Any]:

@@ -250,7 +250,7 @@ class Reinforcement(Task):
     def _play(self, variables: Variables) -> render.Episode:
         return render.play_episode(self.env, self.policy, variables, jax.random.key(self.config.seed))
 
-    def export_weights(self, folder: Path, start: TrainState, end: TrainState, dtype: str) -> Path:
+    def export_weights(self, folder: Path, start: TrainState | None, end: TrainState, dtype: str) -> Path:
         """Write ``export/model.safetensors``, which ``init.path`` takes; ``dtype`` is float32 whatever it says."""
         path = folder / "export" / formats.WEIGHTS_FILE
         facts = {name: self.facts[name] for name in ("world", "physics", "spaces")} | {"step": int(end.step)}

@@ -34,12 +34,15 @@ class RunRecord(NamedTuple):
         facts: of ``facts.json``; empty for a run that has not started.
         folder: of the run, for messages.
         reads_data: whether the task reads the data; if not, it has no examples and can only predict and be exported.
+        reads_weights: whether it reads the weights that training started from; if not, the network is built by the
+            facts, and those of a checkpoint take the place of its own.
         fitted: what the finished run fitted on its validation split, ``temperature`` or ``threshold``.
     """
 
     facts: Mapping[str, Any] = MappingProxyType({})
     folder: str = ""
     reads_data: bool = True
+    reads_weights: bool = True
     fitted: Mapping[str, float] = MappingProxyType({})
 
     def source(self, read: Callable[[], Dataset], images: np.ndarray, labels: np.ndarray) -> Dataset:

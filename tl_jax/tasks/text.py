@@ -242,7 +242,7 @@ class TextTask(Task):
         """Draw texts of the first step in the pieces that the network reads, with labels, padding and hidden words."""
         return text_preview.draw_previews(self, self.config, folder)
 
-    def export_weights(self, folder: Path, start: TrainState, end: TrainState, dtype: str) -> Path:
+    def export_weights(self, folder: Path, start: TrainState | None, end: TrainState, dtype: str) -> Path:
         """Write the folder ``export``, which transformers opens."""
         classes = self.classes if self.needs_labels else ()
         net = load_network(self.config, classes, self.head)

@@ -273,7 +273,7 @@ class Task:
 
         Args:
             folder: of the run.
-            start: ``TrainState`` before training.
+            start: ``TrainState`` before training; None where the weights that it started from are gone.
             end: the state that is exported.
             dtype: of the values.
         """
