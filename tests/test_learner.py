@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import tl_jax
-from tl_jax.tasks import image_task
+from tl_jax.tasks import image_task, text
 from tl_jax.train.workdir import read_facts, write_json
 from tl_jax.utils.errors import UserError
 
@@ -107,13 +107,17 @@ def test_arrays_methods_and_options(tmp_path, monkeypatch):
     assert trained.config.optim.lr == 1e-2 and trained.config.init.source == "random"
 
 
-def test_texts_are_learned_by_default(tmp_path):
+def test_texts_are_learned_by_default(tmp_path, monkeypatch):
     rows = [f"{'good' if i % 2 else 'bad'} work {i},{'plus' if i % 2 else 'minus'}" for i in range(60)]
     (tmp_path / "mail.csv").write_text("\n".join(["text,label", *rows]))
     learner = tl_jax.fine_tune(tmp_path / "mail.csv", epochs=3, workdir=tmp_path / "run")
     assert learner.config.task == "text" and learner.evaluate()["accuracy"] > 0.8
     good, bad = learner.predict(["good work", "bad work"])
     assert (good.label, bad.label) == ("plus", "minus")
+    (tmp_path / "mail.csv").unlink()
+    monkeypatch.setattr(text, "load_network", None)  # nor are the weights that training started from there
+    again = tl_jax.load_learner(shutil.copytree(tmp_path / "run", tmp_path / "moved"))
+    assert again.predict(["good work"])[0].probabilities == good.probabilities
     other = {"text": ["good day", "bad day"] * 10, "label": ["plus", "minus"] * 10}
     assert learner.evaluate(other, name="days").examples == 20 and (tmp_path / "run/evaluations/days.json").is_file()
 

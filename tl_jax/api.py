@@ -273,6 +273,8 @@ def _run_once(config: RunConfig, folder: Path, verbose: bool = True) -> dict[str
     with show_elapsed("loading weights and data"):
         task = make_task(config, RunRecord(workdir.stored_facts(folder), str(folder)))
         workdir.claim_facts(folder, {**task.facts, **own_modules(config)})
+        if sharding.is_first_process():
+            task.keep(folder)
     seconds = {"data": time.monotonic() - start}
     plan = task.plan()
     save_interval = max(1, round(config.save_every * task.sizes["train"] / config.batch_size))

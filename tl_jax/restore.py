@@ -75,7 +75,7 @@ def restore(
     facts, summary = workdir.stored_facts(folder), read_summary(folder)
     record = RunRecord(facts, str(folder), fitted={} if data else fitted_values(summary))
     record = record._replace(reads_data=data or not _can_skip_data(config, record, summary))
-    record = record._replace(reads_weights=weights or not _can_skip_weights(config, facts, summary))
+    record = record._replace(reads_weights=weights or not _can_skip_weights(config, folder, facts, summary))
     task, checkpoints, step = _open_run(config, folder, record)
     if record.fitted and step != summary.get("tested_step"):  # they were fitted to other weights
         checkpoints.close()
@@ -116,11 +116,12 @@ def _can_skip_data(config: RunConfig, record: RunRecord, summary: Mapping[str, A
     return has_facts and not interpolates and (not fitted_name or not num_validation or fitted_name in record.fitted)
 
 
-def _can_skip_weights(config: RunConfig, facts: Mapping[str, Any], summary: Mapping[str, Any]) -> bool:
+def _can_skip_weights(config: RunConfig, folder: Path, facts: Mapping[str, Any], summary: Mapping[str, Any]) -> bool:
     """Whether the network of a run can be built without the weights that it started from."""
     # Of a mixture with the weights at the start, and of the source's own head, the layout or the values are needed.
     needs_source = "wise_ft" in summary or config.regularize.strength("co_tuning")
-    return "spec" in facts and facts.get("weights", "random") != "random" and not needs_source
+    is_portable = TASKS[config.task].is_portable(folder, facts)
+    return is_portable and facts.get("weights", "random") != "random" and not needs_source
 
 
 def _open_run(config: RunConfig, folder: Path, record: RunRecord) -> tuple[Task, Checkpoints, int]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from tl_jax.config.options import Options, option
 from tl_jax.models import efficientnet, inception, mobilenet, resnet, vgg  # noqa: F401  # which register themselves
-from tl_jax.models.backbone import Backbone
 from tl_jax.models.bert import Bert
 from tl_jax.models.registry import MODELS, register_model
 from tl_jax.utils.errors import UserError, nearest
@@ -73,7 +72,7 @@ def num_blocks(name: str, options: Mapping[str, Any]) -> int:
     return count_blocks({**defaults, **entry.options, **options})
 
 
-def model_options(name: str, model: Backbone) -> dict[str, Any]:
+def model_options(name: str, model: Any) -> dict[str, Any]:
     """Return the options with which ``create(name, ...)`` gives ``model``; the type of computation is none of them."""
     default_model = create(name, model.num_classes)
     skipped = {"parent", "name", "num_classes", "dtype"}

@@ -1,6 +1,7 @@
 """What all tasks on texts share: their data as tokens, an encoder, what it starts from, previews, exported weights."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,10 @@ from tl_jax.train.step import make_eval_step
 from tl_jax.train.task import TASKS, Objective, Task
 from tl_jax.transfer.regularizers import RegularizeConfig
 from tl_jax.transfer.self_supervised import PretextConfig
+from tl_jax.utils import disk, tree
 from tl_jax.utils.errors import UserError
 
+NETWORK = "network"  # of facts.json: attributes of the model that are not its defaults
 MASKED_LM_HEAD = ("masked_dense", "masked_norm", "masked_bias")  # the head that guesses words
 BATCH = 256  # inputs that go through the network together
 MAX_SHOWN = 100  # inputs that are drawn; the others are in predictions.json only
@@ -99,7 +102,8 @@ class TextTask(Task):
             self.reading = self.reading_options(np.asarray(source.train.inputs))
         else:
             self.reading = record.facts["reading"]
-        self.net = net = load_network(config, source.classes if self.needs_labels else (), self.head)
+        load = load_network if record.reads_weights else functools.partial(build_network, record=record)
+        self.net = net = load(config, classes=source.classes if self.needs_labels else (), output=self.head)
         for note in net.notes:
             say(note)
         self.encoder = Encoder(net.model, config.adapt)
@@ -120,10 +124,11 @@ class TextTask(Task):
             "input": {"length": max_tokens(config, net)},
             "new_head": net.new_head,
             "reading": self.reading,
+            NETWORK: models.model_options(config.model.name, net.model),
             **record.describe(source, raw_splits, config.data.dir),
         }
         self._masked_lm_net = (
-            load_network(config, (), "masked") if config.pretext.name else None
+            load(config, classes=(), output="masked") if config.pretext.name else None
         )  # its head is the pretext's
         self._set_functions()
 
@@ -173,6 +178,14 @@ class TextTask(Task):
     @classmethod
     def load_data(cls, config: Any) -> Dataset:
         return load_source(config, cls)
+
+    @classmethod
+    def is_portable(cls, folder: Path, facts: Mapping[str, Any]) -> bool:
+        return NETWORK in facts and (folder / tokenize.FILES[0]).is_file()
+
+    def keep(self, folder: Path) -> None:
+        """Write the tokenizer into the folder of the run, which then needs that of the source no more."""
+        disk.write_text(folder / tokenize.FILES[0], self.net.tokenizer.to_str())
 
     def reading_options(self, texts: np.ndarray) -> dict[str, Any]:
         """Return how predictions must read texts: whether they are pairs, and how sentences are split into words."""
@@ -339,13 +352,7 @@ def _hashable(text: Any) -> Any:
 
 def load_network(config: Any, classes: Sequence[str], output: str) -> TextNetwork:
     """Return the network of ``config`` with a head ``output`` for ``classes``, or for guessing words."""
-    folder, options = (
-        huggingface.resolve_folder(config.init.source, config.init.path),
-        head_init.model_attributes(config),
-    )
-    options |= {"dtype": jnp.dtype(config.model.dtype), "endpoint": config.model.endpoint, "output": output}
-    options |= {"head_dropout": config.regularize.dropout} if config.regularize.dropout else {}
-    options |= {"adapter": config.adapt.rank} if config.adapt.kind == "bottleneck" and config.adapt.rank else {}
+    folder, options = huggingface.resolve_folder(config.init.source, config.init.path), network_options(config, output)
     if config.init.source == "random":
         return huggingface.random(config.model.name, folder, len(classes), seed=config.seed, **options)
     task_head = "keep" if config.init.head == "keep" and output != "masked" else "new"
@@ -354,6 +361,24 @@ def load_network(config: Any, classes: Sequence[str], output: str) -> TextNetwor
     net = huggingface.load(config.model.name, folder, len(classes), **load_options, **options)
     order = run_record.match_classes(net.classes, classes, str(net.path)) if task_head == "keep" else None
     return net if order is None else net._replace(variables=run_record.reorder_heads(net.variables, order))
+
+
+def network_options(config: Any, output: str) -> dict[str, Any]:
+    """Return the attributes of the model that ``config`` sets, with the head ``output``."""
+    options = head_init.model_attributes(config)
+    options |= {"dtype": jnp.dtype(config.model.dtype), "endpoint": config.model.endpoint, "output": output}
+    options |= {"head_dropout": config.regularize.dropout} if config.regularize.dropout else {}
+    return options | ({"adapter": config.adapt.rank} if config.adapt.kind == "bottleneck" and config.adapt.rank else {})
+
+
+def build_network(config: Any, record: RunRecord, classes: Sequence[str], output: str) -> TextNetwork:
+    """Return the network that a run's files describe, with random weights: a checkpoint has the right ones."""
+    attributes = {name: tuple(v) if isinstance(v, list) else v for name, v in record.facts[NETWORK].items()}
+    model = models.create(config.model.name, len(classes), **{**attributes, **network_options(config, output)})
+    leaves = frozenset(tree.flatten(jax.eval_shape(huggingface.initializer(model), jax.random.key(0))))
+    tokenizer, path = tokenize.read_tokenizer(Path(record.folder)), Path(record.facts["weights"])
+    net = TextNetwork(model, {}, tokenizer, config.model.name, tuple(classes), leaves, path)
+    return net._replace(sha256=record.facts["weights_sha256"])
 
 
 def max_tokens(config: Any, net: TextNetwork) -> int:

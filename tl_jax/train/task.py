@@ -176,11 +176,19 @@ class Task:
                 f"this one has config.task={cls.kind}"
             )
 
+    @classmethod
+    def is_portable(cls, folder: Path, facts: Mapping[str, Any]) -> bool:
+        """Whether the files of a run say enough to build its network without the weights that it started from."""
+        return "spec" in facts
+
     # ---- training
 
     def plan(self, config: Any = None) -> tuple[phases.Phase, ...]:
         """Return the phases of the run in steps; of another configuration if one is given."""
         return phases.resolve(config or self.config, self.sizes, self.stages, self.extra_heads)
+
+    def keep(self, folder: Path) -> None:
+        """Write into the folder of a run, as it starts, what its predictions need beside facts and checkpoints."""
 
     def init(self, key: jax.Array) -> Variables:
         """Return the variables that training starts from: pretrained weights, and a head drawn from the key."""
