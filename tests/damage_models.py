@@ -85,6 +85,8 @@ def seal(folder: Path) -> None:
         content = json.loads(path.read_bytes())
         content.pop(CHECKSUM_KEY, None)
         for name, entry in content["files"].items():
+            if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                return  # which the reader must see for itself
             entry["sha256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         path.write_text(json.dumps(content))
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):

@@ -259,6 +259,9 @@ def test_a_delta_is_put_on_top():
         variables, arrays, {"adapters": adapters.AdapterConfig("lora", 2, 2.0).to_dict()}, "delta"
     )
     assert np.all(tree.flatten(found)["params/conv/kernel"] == 2)
+    facts = {"adapters": {"kind": "lora", "rank": 2, "alpha": None, "targets": ".*"}}  # null stands for the default
+    found = delta.apply_delta(variables, arrays, facts, "delta")
+    assert np.all(tree.flatten(found)["params/conv/kernel"] == 2 * adapters.AdapterConfig.alpha / 2)
 
 
 def test_options_of_a_policy_have_types_and_ranges():

@@ -78,6 +78,12 @@ def read_delta(path: Path) -> tuple[PretrainedSpec, Mapping[str, Any], dict[str,
     return spec, facts, formats.read_native(path)
 
 
+def _adapters(facts: Mapping[str, Any]) -> AdapterConfig:
+    """Return the adapters that the facts of a delta describe; what is null there has its default."""
+    known = facts.get("adapters") or {}
+    return AdapterConfig.from_dict({name: value for name, value in known.items() if value is not None})
+
+
 def apply_delta(
     variables: tree.Tree, leaves: Mapping[str, Any], facts: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
@@ -98,4 +104,4 @@ def apply_delta(
         raise UserError(f"{path}: {non_finite[0]} holds values that are not finite; {_EXPORT_AGAIN}")
     flat |= {p: jnp.asarray(leaf) for p, leaf in leaves.items()}
     merged = tree.unflatten(flat)
-    return {**merged, "params": adapters.merge(merged["params"], AdapterConfig(**(facts.get("adapters") or {})))}
+    return {**merged, "params": adapters.merge(merged["params"], _adapters(facts))}
