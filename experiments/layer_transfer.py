@@ -248,7 +248,7 @@ def measure_rewinding(setup: Setup, fine_tuned: Mapping[str, Any]) -> list[dict[
 
 def measure_drift(setup: Setup, fine_tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Measure how far each part moved, in weights and in what it computes."""
-    network = moves.load_run_network(setup.config, setup.task.facts["input"])
+    network = moves.load_run_network(schema.freeze(setup.config), setup.task.facts["input"])
     pooled = [moves.pooled_features(network, variables, setup.task) for variables in (setup.source, fine_tuned)]
     rows = []
     for stage in setup.task.stages:

@@ -89,13 +89,14 @@ def describe_protocol() -> dict[str, Any]:
     """Return what all runs of the study have in common."""
     config = make_config("fine_tune", 0, 1.0, 0)
     data = load_data(config)
-    inputs = {"images": {"pixels": config.input.size}, "texts": {"tokens": config.input.max_length}}
+    sizes = {"size": "pixels", "max_length": "tokens"}  # of images, and of texts
+    inputs = {words: config.input[name] for name, words in sizes.items() if name in config.input}
     held_out = data.validation if data.validation and config.data.validation else None
     return {
         "network": config.model.name,
         "source": config.init.source,
         "data": data.name,
-        **inputs[TASKS[config.task].input_kind],
+        **inputs,
         "batch": config.batch_size,
         "steps": dict(zip(FLAGS.per_class, map(int, FLAGS.steps), strict=True)),
         "rates": FLAGS.rates,

@@ -51,7 +51,7 @@ def option(
         inherited: whether the attribute is None, rather than ``default``, where nobody set it: another field decides.
         entries: class of options of which the field holds a tuple.
     """
-    metadata = {"option": Field(default, doc, choices, low, high), "entries": entries}
+    metadata = {"option": Field(default, doc, choices, low, high), "entries": entries, "inherited": inherited}
     value = None if inherited else _freeze(default)
     return dataclasses.field(default=value, metadata=metadata)
 
@@ -66,6 +66,11 @@ def _freeze(value: Any) -> Any:
     if hasattr(value, "items"):
         return FrozenDict({key: _freeze(entry) for key, entry in value.items()})
     return tuple(map(_freeze, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _freeze_entries(values: Any, cls: type[T]) -> tuple[Any, ...]:
+    """Return the options of each mapping; what is none stays as it is, for the checks of values to name."""
+    return tuple(cls.from_dict(value) if hasattr(value, "items") else value for value in values)
 
 
 def _thaw(value: Any) -> Any:
@@ -102,7 +107,7 @@ class Options:
             if inner:
                 found[field.name] = inner.from_dict(value)
             else:
-                found[field.name] = tuple(map(entries.from_dict, value)) if entries else _freeze(value)
+                found[field.name] = _freeze_entries(value, entries) if entries else _freeze(value)
         return cls(**found)
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,7 +115,8 @@ class Options:
         found = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if "group" in field.metadata or ("option" in field.metadata and value is not None):
+            unset = field.metadata.get("inherited") and value is None
+            if "group" in field.metadata or ("option" in field.metadata and not unset):
                 found[field.name] = _thaw(value)
         return found
 

@@ -33,7 +33,7 @@ def get_config(folder: str = ""):
     action = "pass --config=RECIPE with the fields of that run"
     content = renames.rename_fields(_lists_to_tuples(read_json(path, action)))
     task = content.get("task", schema.DEFAULT_TASK)
-    if task not in TASKS:
+    if not isinstance(task, str) or task not in TASKS:
         raise UserError(f"{path} names no kind of task that is known ({task!r}); {action}")
     config, known, others = schema.get_config(task), TASKS[task].fields(), schema.all_fields()
     values = schema.flatten_config(content, others)

@@ -298,7 +298,7 @@ class RegularizeConfig(Options):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        penalties = ((name, float(values.get(name, 0.0)), penalty) for name, penalty in REGULARIZERS.items())
+        penalties = ((name, float(values.get(name) or 0.0), penalty) for name, penalty in REGULARIZERS.items())
         return replace(super().from_dict(values), penalties=tuple(entry for entry in penalties if entry[1]))
 
     def to_dict(self) -> dict[str, Any]:
