@@ -68,8 +68,10 @@ def _freeze(value: Any) -> Any:
     return tuple(map(_freeze, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _freeze_entries(values: Any, cls: type[T]) -> tuple[Any, ...]:
+def _freeze_entries(values: Any, cls: type[T]) -> Any:
     """Return the options of each mapping; what is none stays as it is, for the checks of values to name."""
+    if not isinstance(values, (tuple, list)):
+        return values
     return tuple(cls.from_dict(value) if hasattr(value, "items") else value for value in values)
 
 

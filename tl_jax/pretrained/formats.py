@@ -286,20 +286,31 @@ def read_native(path: Path) -> dict[str, np.ndarray]:
 def read_spec(path: Path) -> tuple[PretrainedSpec, dict[str, Any]]:
     """Return the spec and the facts of a file of ours; a UserError where it is none."""
     metadata = read_metadata(path)
-    field_names = {field.name for field in dataclasses.fields(PretrainedSpec)}
     if not {"spec", "facts"} <= set(metadata):
         raise UserError(f"{path} was not written by tl_jax; name its origin with --config.init.source")
     spec = parse_json(metadata["spec"], f"{path}: its spec", _WRITE_AGAIN)
     facts = parse_json(metadata["facts"], f"{path}: its facts", _WRITE_AGAIN)
-    spec = {name: value for name, value in spec.items() if value is not None}
-    if unknown := sorted((set(spec) - field_names) | ({"model", "source"} - set(spec))):
-        raise UserError(f"{path}: its spec has no {unknown[0]!r}, or one that is not known here; {_WRITE_AGAIN}")
-    fields = {**_SPEC, "scaling": choice("", *SCALINGS)}  # those of now: a user may have registered one
-    check_fields(spec, f"{path}: its spec", fields, _WRITE_AGAIN)
     check_fields(facts, f"{path}: its facts", _FACTS, _WRITE_AGAIN)
+    return parse_spec(spec, f"{path}: its spec", _WRITE_AGAIN), facts
+
+
+def parse_spec(spec: Mapping[str, Any], where: str, action: str) -> PretrainedSpec:
+    """Return the spec that ``PretrainedSpec.to_dict`` has put into a file.
+
+    Args:
+        spec: from JSON.
+        where: it stands, for messages.
+        action: what to do about one that is damaged.
+    """
+    spec = {name: value for name, value in spec.items() if value is not None}
+    field_names = {field.name for field in dataclasses.fields(PretrainedSpec)}
+    if unknown := sorted((set(spec) - field_names) | ({"model", "source"} - set(spec))):
+        raise UserError(f"{where} has no {unknown[0]!r}, or one that is not known here; {action}")
+    fields = {**_SPEC, "scaling": choice("", *SCALINGS)}  # those of now: a user may have registered one
+    check_fields(spec, where, fields, action)
     # linen needs tuples where JSON gives lists
     options = {k: _lists_to_tuples(v) for k, v in spec.get("options", {}).items()}
-    return PretrainedSpec(**{**spec, "options": options}), facts
+    return PretrainedSpec(**{**spec, "options": options})
 
 
 def class_names(path: Path) -> tuple[str, ...]:

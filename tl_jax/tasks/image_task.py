@@ -456,14 +456,13 @@ def load_network(config: ImageRunConfig) -> Pretrained:
 
 def build_network(config: ImageRunConfig, facts: Mapping[str, Any]) -> Pretrained:
     """Return the network that the facts of a run describe, with zeros for weights: a checkpoint has the right ones."""
-    try:
-        options = {name: tuple(v) if isinstance(v, list) else v for name, v in facts["spec"]["options"].items()}
-        spec = PretrainedSpec(**{**facts["spec"], "options": options})
-    except (AttributeError, KeyError, TypeError) as e:
-        raise UserError(f"what facts.json says of the network is damaged ({e}); {ACTION}") from None
-    model = models.create(config.model.name, spec.num_classes, **{**options, **model_options(config)})
+    if not isinstance(facts["spec"], Mapping):
+        raise UserError(f"facts.json: spec is no object; {ACTION}")
+    spec = formats.parse_spec(facts["spec"], "facts.json: spec", ACTION)
+    model = models.create(config.model.name, spec.num_classes, **{**spec.options, **model_options(config)})
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model))
-    return Pretrained(model, zeros, spec, bool(facts["new_head"]), Path(facts["weights"]), facts["weights_sha256"])
+    path, sha256 = Path(str(facts.get("weights", ""))), str(facts.get("weights_sha256", ""))
+    return Pretrained(model, zeros, spec, bool(facts.get("new_head")), path, sha256)
 
 
 def load_source_head(config: ImageRunConfig, width: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tl_jax.data.tokenize import IGNORED, TextStream, TokenizedTexts
 from tl_jax.export import model_card, stablehlo
 from tl_jax.export.model_card import BundleContents
 from tl_jax.metrics import Batch, Evaluation
+from tl_jax.models.bert import Bert
 from tl_jax.pretrained import huggingface
 from tl_jax.pretrained.huggingface import TextNetwork
 from tl_jax.tasks import head_init, run_record, text_preview
@@ -36,6 +37,7 @@ from tl_jax.train.run_config import RunConfig
 from tl_jax.train.state import TrainState
 from tl_jax.train.step import make_eval_step
 from tl_jax.train.task import TASKS, Objective, Task
+from tl_jax.train.workdir import ACTION
 from tl_jax.transfer.regularizers import RegularizeConfig
 from tl_jax.transfer.self_supervised import PretextConfig
 from tl_jax.utils import disk, tree
@@ -373,12 +375,16 @@ def network_options(config: Any, output: str) -> dict[str, Any]:
 
 def build_network(config: Any, record: RunRecord, classes: Sequence[str], output: str) -> TextNetwork:
     """Return the network that a run's files describe, with random weights: a checkpoint has the right ones."""
+    if not isinstance(record.facts[NETWORK], Mapping):
+        raise UserError(f"{record.folder}/facts.json: {NETWORK} is no object; {ACTION}")
     attributes = {name: tuple(v) if isinstance(v, list) else v for name, v in record.facts[NETWORK].items()}
+    if unknown := attributes.keys() - {field.name for field in dataclasses.fields(Bert)}:
+        raise UserError(f"{record.folder}/facts.json: {NETWORK} has the unknown {min(unknown)!r}; {ACTION}")
     model = models.create(config.model.name, len(classes), **{**attributes, **network_options(config, output)})
     leaves = frozenset(tree.flatten(jax.eval_shape(huggingface.initializer(model), jax.random.key(0))))
-    tokenizer, path = tokenize.read_tokenizer(Path(record.folder)), Path(record.facts["weights"])
+    tokenizer, path = tokenize.read_tokenizer(Path(record.folder)), Path(str(record.facts.get("weights", "")))
     net = TextNetwork(model, {}, tokenizer, config.model.name, tuple(classes), leaves, path)
-    return net._replace(sha256=record.facts["weights_sha256"])
+    return net._replace(sha256=str(record.facts.get("weights_sha256", "")))
 
 
 def max_tokens(config: Any, net: TextNetwork) -> int:

@@ -55,7 +55,7 @@ class Checksums:
 
     def fault_of_metrics(self, step: int, score: str) -> str:
         """Return what is wrong with the metrics of a checkpoint, which must hold ``score`` unless that is ""."""
-        path, expected = self._folder / str(step) / METRICS, self._read_checksums().get(str(step), {}).get(METRICS)
+        path, expected = self._folder / str(step) / METRICS, (self._read_checksums().get(str(step)) or {}).get(METRICS)
         if expected is not None and not path.is_file():
             return f"{METRICS} is missing"
         if not path.is_file():
