@@ -302,6 +302,8 @@ def parse_spec(spec: Mapping[str, Any], where: str, action: str) -> PretrainedSp
         where: it stands, for messages.
         action: what to do about one that is damaged.
     """
+    if not isinstance(spec, Mapping):
+        raise UserError(f"{where} is no object; {action}")
     spec = {name: value for name, value in spec.items() if value is not None}
     field_names = {field.name for field in dataclasses.fields(PretrainedSpec)}
     if unknown := sorted((set(spec) - field_names) | ({"model", "source"} - set(spec))):

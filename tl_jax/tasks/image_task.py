@@ -456,8 +456,6 @@ def load_network(config: ImageRunConfig) -> Pretrained:
 
 def build_network(config: ImageRunConfig, facts: Mapping[str, Any]) -> Pretrained:
     """Return the network that the facts of a run describe, with zeros for weights: a checkpoint has the right ones."""
-    if not isinstance(facts["spec"], Mapping):
-        raise UserError(f"facts.json: spec is no object; {ACTION}")
     spec = formats.parse_spec(facts["spec"], "facts.json: spec", ACTION)
     model = models.create(config.model.name, spec.num_classes, **{**spec.options, **model_options(config)})
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model))
