@@ -161,6 +161,8 @@ class Checkpoints:
         items = {name: ocp.args.StandardRestore(item) for name, item in targets.items()}
         try:
             out = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (AttributeError, TypeError) as e:  # from orbax' own files beside the arrays, where these are not hashed
+            raise self._damaged(step, f"{type(e).__name__}: {e}") from None
         except (KeyError, ValueError) as e:
             raise UserError(
                 f"{self._folder / str(step)}: the checkpoint does not fit the network of this configuration and these "
