@@ -8,7 +8,6 @@ RECIPE is a file, or the name of one that is shipped, such as digits_resnet. ``p
 import ast
 import contextlib
 import functools
-import hashlib
 import json
 import re
 import sys
@@ -88,8 +87,10 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 def run_mode(_: list[str]) -> int:
     """Make one call into ``tl_jax.api``, as the flags say, and return the exit status."""
     with show_elapsed(LOADING):
-        import_tensorboard()
+        if flags.FLAGS.mode == "train":
+            import_tensorboard()
         from tl_jax import api
+        from tl_jax.config.schema import default_workdir
         from tl_jax.train import sharding
         from tl_jax.train.workdir import finite, silence_orbax
 
@@ -143,12 +144,6 @@ def import_tensorboard() -> None:
             import tensorboardX  # noqa: F401
     if hide_torch:
         del sys.modules["torch"]
-
-
-def default_workdir(config) -> str:
-    """Return ``runs/NAME-HASH``: the same configuration finds its folder again, another one gets its own."""
-    text = json.dumps(config.to_dict(), sort_keys=True, default=str)
-    return f"runs/{config.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:

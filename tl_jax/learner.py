@@ -9,8 +9,6 @@ The command line has the same calls: ``--mode=eval`` is ``Learner.evaluate``.
 """
 
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any, NamedTuple
 
 from tl_jax import api
 from tl_jax.config import recipe, schema, stored, validate
+from tl_jax.config.schema import default_workdir
 from tl_jax.data.recognize import Found, recognize
 from tl_jax.metrics.intervals import run_intervals
 from tl_jax.models.registry import MODELS
@@ -35,6 +34,7 @@ AUTO = "auto"  # the method that chooses by the kind of task
 DEFAULT_MODELS = {"texts": "bert", "boxes": "mobilenet_v2", "images": "mobilenet_v2"}
 MIN_STEPS = 200  # of the default method: a small set is gone through more often
 EVALUATIONS = 10  # of the default method, on the validation split while it trains
+BERT_LEARNING_RATE = 5e-5  # where all of one trains under a random head (Devlin et al. 2019, arXiv:1810.04805, A.3)
 LEARNING_RATE = 1e-4  # of the default method: the head is fitted before, and the rest should stay near the source
 
 
@@ -271,7 +271,7 @@ def fine_tune(
     for name, value in options.items():
         _set(config, name.replace("__", "."), value)
     frozen = validate.validate(config)
-    return Learner(frozen, workdir if workdir is not None else _default_workdir(frozen)).fit()
+    return Learner(frozen, workdir if workdir is not None else default_workdir(frozen)).fit()
 
 
 def _make_config(found: Found, model: str, weights: str | Path | None) -> recipe.Config:
@@ -354,11 +354,7 @@ def _apply_default_method(config: recipe.Config, epochs: float | None) -> None:
         config.init.head = "logistic"
         config.optim.lr = LEARNING_RATE
         config.freeze.recipe, config.freeze.stages = "last_n_stages", math.ceil(stages / 2)
+    elif config.init.source == "huggingface":
+        config.optim.lr = BERT_LEARNING_RATE
     if "freeze.batch_stats" in fields:
         config.freeze.batch_stats = "frozen"
-
-
-def _default_workdir(config: RunConfig) -> str:
-    """Return ``runs/NAME-HASH``: the same call finds its run again, another one gets a folder of its own."""
-    text = json.dumps(schema.to_dict(config), sort_keys=True, default=str)
-    return f"runs/{config.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

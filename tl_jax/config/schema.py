@@ -5,6 +5,8 @@ kind of task. ``freeze`` makes of it the dataclasses that the library takes.
 """
 
 import difflib
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -63,6 +65,12 @@ def unused_fields(task: str) -> set[str]:
     used, known = TASKS[task].fields(), all_fields()
     groups = {path.rpartition(".")[0] for path in known} - {path.rpartition(".")[0] for path in used}
     return (known.keys() - used.keys()) | groups
+
+
+def default_workdir(config: Any) -> str:
+    """Return ``runs/NAME-HASH``: the same configuration finds its folder again, another one gets its own."""
+    text = json.dumps(to_dict(freeze(config)), sort_keys=True, default=str)
+    return f"runs/{config.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def flatten_config(config: Any, fields: Mapping[str, Field], prefix: str = "") -> dict[str, Any]:

@@ -137,7 +137,7 @@ def validate(config: Config | RunConfig) -> RunConfig:
         values = {p: v for p, v in config.flat().items() if p in fields or v != defaults[p].default}
     else:
         values = flatten_config(config, fields)
-    for path in values:
+    for path in values.keys() - fields.keys():
         check_of_task(path, config.task)
     for path, field in fields.items():
         if path not in values:

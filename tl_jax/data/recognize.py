@@ -1,7 +1,7 @@
 """What data are, from what they look like: a folder of images or boxes, files of texts, arrays, tables of files."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,14 +33,12 @@ class Found(NamedTuple):
         name: of the data set there.
         folder: or file of the data; empty for what is in memory.
         tags: whether each word of a text has a label of its own.
-        columns: of ``config.data``, its fields that are not the defaults.
     """
 
     inputs: str
     name: str
     folder: str = ""
     tags: bool = False
-    columns: Mapping[str, Any] = {}
 
 
 def recognize(data: Any) -> Found:

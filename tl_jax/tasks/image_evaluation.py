@@ -190,14 +190,7 @@ def report_elsewhere(test: Predictions, classes: tuple[str, ...], summary: Mappi
             name: float(hits.mean()) if len(hits) else None for name, hits in shares.items()
         }
     if temperature is not None:
-        calibrated = classification.apply_temperature(test.probabilities, temperature)
-        result["calibration"] = {
-            "temperature": temperature,
-            "ece_before": classification.reliability_bins(test.probabilities, test.labels).ece,
-            "ece_after": classification.reliability_bins(calibrated, test.labels).ece,
-            "loss_before": classification.log_loss(*test),
-            "loss_after": classification.log_loss(calibrated, test.labels),
-        }
+        result["calibration"] = _calibration(test, temperature)
     return result
 
 
@@ -215,6 +208,18 @@ def _operating_point(
     return {"positive": name, "threshold": threshold, **point}
 
 
+def _calibration(test: Predictions, temperature: float) -> dict[str, float]:
+    """Return calibration error and loss without a temperature and with it."""
+    calibrated = classification.apply_temperature(test.probabilities, temperature)
+    return {
+        "temperature": temperature,
+        "ece_before": classification.reliability_bins(test.probabilities, test.labels).ece,
+        "ece_after": classification.reliability_bins(calibrated, test.labels).ece,
+        "loss_before": classification.log_loss(*test),
+        "loss_after": classification.log_loss(calibrated, test.labels),
+    }
+
+
 def _calibrate(test: Predictions, validation: Predictions, folder: Path) -> dict[str, float]:
     temperature = classification.fit_temperature(*validation)
     calibrated = classification.apply_temperature(test.probabilities, temperature)
@@ -227,10 +232,4 @@ def _calibrate(test: Predictions, validation: Predictions, folder: Path) -> dict
         f"temperature {temperature:.3f}{bound}: calibration error {before_bins.ece:.3f} before, "
         f"{after_bins.ece:.3f} after; picture: {path}"
     )
-    return {
-        "temperature": temperature,
-        "ece_before": before_bins.ece,
-        "ece_after": after_bins.ece,
-        "loss_before": classification.log_loss(*test),
-        "loss_after": classification.log_loss(calibrated, test.labels),
-    }
+    return _calibration(test, temperature)
