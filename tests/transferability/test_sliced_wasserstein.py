@@ -8,7 +8,7 @@ import scipy.stats
 
 from tests.transferability.sets import draw, near
 from tl_jax.transferability import sliced_wasserstein
-from tl_jax.transferability.sliced_wasserstein import _random_directions
+from tl_jax.transferability.sliced_wasserstein import random_directions
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -17,7 +17,7 @@ KEY = jax.random.key(3)
 
 def along(d, count=20):
     """Return the directions that KEY stands for."""
-    x = np.asarray(_random_directions(KEY, count, d), np.float64)
+    x = np.asarray(random_directions(KEY, count, d), np.float64)
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 

@@ -1,12 +1,13 @@
 """Statistics that scores share: class counts, means and scatter, computed once, and PSD linear algebra.
 
 Scatter is summed over blocks of rows in double precision, or as single-precision products with double-precision sums.
-Linear algebra is in double precision, and singular matrices are allowed.
+Linear algebra is in double precision, and singular matrices are allowed. Callers that do not enable 64 bits get single
+precision throughout.
 """
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,14 @@ import numpy as np
 MIN_PIVOT_FACTOR = 1e3  # a pivot of this many times the rounding of a correlation matrix still means something
 
 
+def widest() -> Any:
+    """Return the widest type of floats that the caller allows: float64 under ``jax.enable_x64``, else float32."""
+    return jnp.result_type(float)
+
+
 def rank_tolerance(size: int | jax.Array) -> jax.Array | np.floating:
     """Return the share of the largest eigenvalue at which others are rounding, of a sum of ``size`` products."""
-    return 4 * jnp.finfo(jnp.float64).eps * size
+    return 4 * jnp.finfo(widest()).eps * size
 
 
 def half_logdet(a: jax.Array) -> jax.Array:
@@ -88,6 +94,7 @@ def solve_psd(a: jax.Array, b: jax.Array) -> jax.Array:
 BLOCK = 1024  # rows whose products are summed before the sum goes on in double precision
 PANELS = 4  # strips of a scatter: what is below the diagonal's blocks is not computed, 3 / 8 of the work
 DISTORTION = 1e-4  # of TransRate's coding rate
+MIN_COUNT = 1e-30  # of a class without examples, whose rate is then zero
 
 
 def sum_over_blocks(function: Callable, n: int, block: int):
@@ -96,7 +103,7 @@ def sum_over_blocks(function: Callable, n: int, block: int):
 
     def body(total, start):
         rows = start + jnp.arange(size)
-        block_sum = function(jnp.minimum(rows, n - 1), (rows < n).astype(jnp.float64))
+        block_sum = function(jnp.minimum(rows, n - 1), (rows < n).astype(widest()))
         return jax.tree.map(jnp.add, total, block_sum), None
 
     shapes = jax.eval_shape(function, jnp.zeros(size, int), jnp.zeros(size))
@@ -134,9 +141,9 @@ def sum_scatters(
 
     def strips(positions, end):
         valid = positions < end
-        z = rows(order[jnp.minimum(positions, len(order) - 1)], valid.astype(jnp.float64))
+        z = rows(order[jnp.minimum(positions, len(order) - 1)], valid.astype(widest()))
         z = z.astype(jnp.float32) if single else z
-        return [_product(z[:, i : i + width].T, z[:, i:]).astype(jnp.float64) for i in edges]
+        return [_product(z[:, i : i + width].T, z[:, i:]).astype(widest()) for i in edges]
 
     def group(total, g):
         start, end = bounds[g], bounds[g + 1]
@@ -147,7 +154,7 @@ def sum_scatters(
         group_strips = jax.lax.fori_loop(0, (end - start + size - 1) // size, body, zeros)
         if with_rates:
             assert counts is not None
-            rate = half_logdet(_symmetric_matrix(group_strips) / (jnp.maximum(counts[g], 1e-300) * DISTORTION))
+            rate = half_logdet(_symmetric_matrix(group_strips) / (jnp.maximum(counts[g], MIN_COUNT) * DISTORTION))
         else:
             rate = jnp.zeros(())
         return jax.tree.map(jnp.add, total, group_strips), rate
@@ -168,10 +175,10 @@ def class_coding_rates(rows, order, starts, counts, longest: int, single: bool) 
 
     def rate(c):
         positions = starts[c] + jnp.arange(longest)
-        valid = (positions < starts[c + 1]).astype(jnp.float64)
+        valid = (positions < starts[c + 1]).astype(widest())
         z = rows(order[jnp.minimum(positions, len(order) - 1)], valid)
         z = z.astype(jnp.float32) if single else z
-        return half_logdet(_product(z, z.T).astype(jnp.float64) / (jnp.maximum(counts[c], 1e-300) * DISTORTION))
+        return half_logdet(_product(z, z.T).astype(widest()) / (jnp.maximum(counts[c], MIN_COUNT) * DISTORTION))
 
     return jax.lax.map(rate, jnp.arange(len(counts)))
 
@@ -305,13 +312,13 @@ def weighted_moments(
     starts = jnp.searchsorted(y[order], jnp.arange(classes + 1))
 
     def rows(index: jax.Array, valid: jax.Array) -> jax.Array:
-        z = (x[index].astype(jnp.float64) - origin[None]) - center[None]
+        z = (x[index].astype(widest()) - origin[None]) - center[None]
         return z * jnp.sqrt(weights[index] * valid)[:, None]
 
     mean = origin + center
     if d > n:
         z = rows(jnp.arange(n), jnp.ones(n))
-        scatter, targets = z @ z.T, jnp.sqrt(weights)[:, None] * jax.nn.one_hot(y, classes, dtype=jnp.float64)
+        scatter, targets = z @ z.T, jnp.sqrt(weights)[:, None] * jax.nn.one_hot(y, classes, dtype=widest())
         shift = z @ mean
     # Classes with more examples than features take their rates from their own scatters, which add up to the whole.
     by_class = d <= n and longest is not None and longest >= d
@@ -330,11 +337,11 @@ def weighted_moments(
 def _class_means(x: jax.Array, y: jax.Array, weights: jax.Array, classes: int, block: int) -> tuple[jax.Array, ...]:
     """Return counts (K,), an origin (D,), the mean as seen from it (D,), and class means (K, D)."""
     # From the first example a feature which is the same for all is exactly zero, whatever its value.
-    origin = x[0].astype(jnp.float64)
+    origin = x[0].astype(widest())
     counts = jax.ops.segment_sum(weights, y, classes)
 
     def sums(index, valid):
-        z = (x[index].astype(jnp.float64) - origin[None]) * (weights[index] * valid)[:, None]
+        z = (x[index].astype(widest()) - origin[None]) * (weights[index] * valid)[:, None]
         return jax.ops.segment_sum(z, y[index], classes)
 
     total = sum_over_blocks(sums, len(x), block)
@@ -348,7 +355,7 @@ def _class_variances(x, y, weights, counts, origin, center, means, block) -> tup
     """Return the variances within classes (K, D) and the sum of fourth powers of centred lengths."""
 
     def sums(index, valid):
-        w, z = weights[index] * valid, x[index].astype(jnp.float64) - origin[None]
+        w, z = weights[index] * valid, x[index].astype(widest()) - origin[None]
         within = (z - (means - origin[None])[y[index]]) ** 2 * w[:, None]
         lengths = ((z - center[None]) ** 2).sum(1)
         return jax.ops.segment_sum(within, y[index], len(counts)), (w * lengths**2).sum()

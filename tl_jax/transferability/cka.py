@@ -40,14 +40,15 @@ def linear_cka(x1: _inputs.Array, x2: _inputs.Array, debiased: bool = False) -> 
         if (x == x[:1]).all():
             raise UserError(f"the {name} are the same for all {len(x)} examples; pass more, or another layer's")
     with jax.enable_x64(True):
-        value = float(_cka(jnp.asarray(a), jnp.asarray(b), debiased))
+        value = float(cka_from(jnp.asarray(a), jnp.asarray(b), debiased))
     if not value == value:
         raise UserError(f"{len(a)} examples leave the debiased HSIC of a layer with itself at zero; pass more of them")
     return value
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _cka(a: jax.Array, b: jax.Array, debiased: bool) -> jax.Array:
+def cka_from(a: jax.Array, b: jax.Array, debiased: bool) -> jax.Array:
+    """Return ``linear_cka`` of (N, D1) and (N, D2) features; NaN where their debiased HSIC is zero but for rounding."""
     a, b = _center_and_scale(a), _center_and_scale(b)
     if len(a) < max(a.shape[1], b.shape[1]):
         # |A' B|^2 is the inner product of A A' and B B', which are the smaller matrices here.
@@ -60,7 +61,8 @@ def _cka(a: jax.Array, b: jax.Array, debiased: bool) -> jax.Array:
     u, v = (a**2).sum(1), (b**2).sum(1)
     norm1, norm2 = _unbiased_hsic(norm1, u, u), _unbiased_hsic(norm2, v, v)
     # Of a zero, rounding is left.
-    degenerate = (norm1 <= 1e-12 * (u**2).sum()) | (norm2 <= 1e-12 * (v**2).sum())
+    rounding = 1e-12 if a.dtype == jnp.float64 else 1e-5
+    degenerate = (norm1 <= rounding * (u**2).sum()) | (norm2 <= rounding * (v**2).sum())
     return jnp.where(degenerate, jnp.nan, jnp.clip(_unbiased_hsic(cross, u, v) / jnp.sqrt(norm1 * norm2), -1, 1))
 
 

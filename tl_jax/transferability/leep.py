@@ -11,7 +11,7 @@ import numpy as np
 import scipy.linalg
 from sklearn.mixture import GaussianMixture
 
-from tl_jax.transferability import _inputs
+from tl_jax.transferability import _inputs, _statistics
 from tl_jax.transferability.registry import PROBABILITIES, register_score
 from tl_jax.utils.errors import UserError
 
@@ -62,7 +62,7 @@ def nce(source_labels: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -
 @functools.partial(jax.jit, static_argnames="classes")
 def leep_from(p: jax.Array, y: jax.Array, weights: jax.Array, *, classes: int) -> jax.Array:
     """Return ``leep`` of (N, Z) probabilities and (N,) labels in [0, classes); examples count ``weights`` (N,)."""
-    p = p.astype(jnp.float64)
+    p = p.astype(_statistics.widest())
     joint = jax.ops.segment_sum(p * weights[:, None], y, classes)
     mass = joint.sum(0)
     conditional = joint / jnp.where(mass > 0, mass, 1.0)[None]

@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax.transferability import _inputs
+from tl_jax.transferability import _inputs, _statistics
 from tl_jax.transferability.registry import SETS, register_score
 from tl_jax.utils.errors import UserError, nearest
 
@@ -50,6 +51,12 @@ def mmd(x1: _inputs.Array, x2: _inputs.Array, kernel: str = "poly", bandwidth: f
             raise UserError("half of the pairs of examples or more are at no distance; pass bandwidth")
     else:
         scale = a.shape[1]
+    with jax.enable_x64(True):
+        return float(mmd_from(*_as_products(a, b), kernel=kernel, scale=scale))
+
+
+def mmd_from(a: jax.Array, b: jax.Array, *, kernel: str, scale: float | jax.Array) -> jax.Array:
+    """Return ``mmd`` of (N1, D) and (N2, D) features; ``scale`` is D, or of "rbf" the bandwidth."""
     n, m, kernel_function = len(a), len(b), _cubic_kernel if kernel == "poly" else _gaussian_kernel
     within1 = _sum_over_pairs(kernel_function, scale, a) / (n * (n - 1))
     within2 = _sum_over_pairs(kernel_function, scale, b) / (m * (m - 1))
@@ -70,13 +77,25 @@ def energy(x1: _inputs.Array, x2: _inputs.Array) -> float:
     Raises:
         UserError: other shapes, or values that are not finite.
     """
-    a, b = _center_pair(*_inputs.feature_pair(x1, x2))
+    with jax.enable_x64(True):
+        return float(energy_from(*_as_products(*_center_pair(*_inputs.feature_pair(x1, x2)))))
+
+
+def energy_from(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Return ``energy`` of (N1, D) and (N2, D) features near the origin."""
     n, m = len(a), len(b)
-    within = _sum_over_pairs(_distance, 1, a) / n**2 + _sum_over_pairs(_distance, 1, b) / m**2
-    return max(0.0, 2 * _sum_over_pairs(_distance, 1, a, b) / (n * m) - within)
+    within = _sum_over_pairs(_distance, 1.0, a) / n**2 + _sum_over_pairs(_distance, 1.0, b) / m**2
+    return jnp.maximum(0.0, 2 * _sum_over_pairs(_distance, 1.0, a, b) / (n * m) - within)
 
 
-def _center_pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _as_products(a: np.ndarray, b: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Return both sides for products in float64, or in float32 where there are very many."""
+    pairs = max(len(a), len(b)) ** 2
+    dtype = np.float64 if pairs * a.shape[1] < MAX_DOUBLE_PRODUCTS else np.float32
+    return jnp.asarray(a, dtype), jnp.asarray(b, dtype)
+
+
+def _center_pair(a: Any, b: Any) -> tuple[Any, Any]:
     """Return both sides with the mean of the two means at zero: far from it differences of squares are rounding."""
     origin = (a.mean(0) + b.mean(0)) / 2
     return a - origin[None], b - origin[None]
@@ -110,21 +129,17 @@ def _median_distance(x: np.ndarray) -> float:
     return float(np.median(distances[np.triu_indices(len(x), 1)]))
 
 
-def _sum_over_pairs(function: PairFunction, scale: float, x: np.ndarray, y: np.ndarray | None = None) -> float:
+def _sum_over_pairs(
+    function: PairFunction, scale: float | jax.Array, x: jax.Array, y: jax.Array | None = None
+) -> jax.Array:
     """Sum ``function`` over pairs of a row of ``x`` and one of ``y``, or of two different rows of ``x``."""
     same = y is None
-    y = x if same else y
-    dtype = np.float64 if len(x) * len(y) * x.shape[1] < MAX_DOUBLE_PRODUCTS else np.float32
-    tile = min(TILE, max(len(x), len(y)))
+    y = x if y is None else y
+    n, m, tile = len(x), len(y), min(TILE, max(len(x), len(y)))
     rows, columns = (-(-len(side) // tile) for side in (x, y))
-    tiles = [(i, j) for i in range(rows) for j in range(i if same else 0, columns)]
-    with jax.enable_x64(True):
-        arrays = [jnp.asarray(_pad_rows(side, tile), dtype) for side in (x, y)]
-        return float(_sum_tiles(*arrays, len(x), len(y), np.array(tiles), scale, function, same, tile))
-
-
-def _pad_rows(x: np.ndarray, tile: int) -> np.ndarray:
-    return np.pad(x, ((0, -len(x) % tile), (0, 0)))
+    tiles = np.array([(i, j) for i in range(rows) for j in range(i if same else 0, columns)], np.int32)
+    padded = (jnp.pad(side, ((0, -len(side) % tile), (0, 0))) for side in (x, y))
+    return _sum_tiles(*padded, n, m, tiles, scale, function, same, tile)
 
 
 @functools.partial(jax.jit, static_argnums=(6, 7, 8))
@@ -135,8 +150,8 @@ def _sum_tiles(x, y, n, m, tiles, scale, function: PairFunction, same: bool, til
         i, j = corner * tile
         a, b = (jax.lax.dynamic_slice_in_dim(side, k, tile) for side, k in ((x, i), (y, j)))
         row, column = i + jnp.arange(tile)[:, None], j + jnp.arange(tile)[None]
-        products = jnp.matmul(a, b.T, precision="highest").astype(jnp.float64)
-        squares = [(side.astype(jnp.float64) ** 2).sum(1) for side in (a, b)]
+        products = jnp.matmul(a, b.T, precision="highest").astype(_statistics.widest())
+        squares = [(side.astype(_statistics.widest()) ** 2).sum(1) for side in (a, b)]
         values = function(products, squares[0][:, None], squares[1][None], scale)
         counts = (row < n) & (column < m)
         weight = 1.0
@@ -144,7 +159,7 @@ def _sum_tiles(x, y, n, m, tiles, scale, function: PairFunction, same: bool, til
             counts, weight = counts & (row != column), jnp.where(i == j, 1.0, 2.0)
         return total + weight * jnp.where(counts, values, 0).sum(), None
 
-    return jax.lax.scan(add_tile, jnp.zeros((), jnp.float64), tiles)[0]
+    return jax.lax.scan(add_tile, jnp.zeros((), _statistics.widest()), tiles)[0]
 
 
 register_score("mmd", SETS)(lambda x1, y1, x2, y2, key: mmd(x1, x2))

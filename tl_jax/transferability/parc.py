@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax.transferability import _inputs
+from tl_jax.transferability import _inputs, _statistics
 from tl_jax.transferability.registry import register_score
 from tl_jax.utils.errors import UserError
 
-NUM_DIGITS = 12  # of a correlation: what differs beyond them is rounding, and ranks the same
+# Digits of a correlation, in double and in single precision: what differs beyond them is rounding, and ranks the same.
+NUM_DIGITS, NUM_DIGITS_SINGLE = 12, 5
 
 
 def parc(source_probs: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, most: int = 2000) -> float:
@@ -55,15 +56,16 @@ def parc_from(x: jax.Array, y: jax.Array) -> jax.Array:
     pair = jnp.arange(len(x) * (len(x) - 1) // 2)
     first = pair % len(x)
     second = (first + pair // len(x) + 1) % len(x)
-    z = x.astype(jnp.float64) - x[:1].astype(jnp.float64)
+    z = x.astype(_statistics.widest()) - x[:1].astype(_statistics.widest())
     z = z - z.mean(0, keepdims=True)
     z = z / _nonzero(jnp.sqrt((z**2).mean(0, keepdims=True)))
     z = z - z.mean(1, keepdims=True)
     lengths = jnp.linalg.norm(z, axis=1, keepdims=True)
+    digits = NUM_DIGITS if z.dtype == jnp.float64 else NUM_DIGITS_SINGLE
     # A row which standardised is the same throughout is so only up to rounding.
-    z = jnp.where(lengths > 1e-12 * jnp.sqrt(z.shape[1]), z / _nonzero(lengths), 0.0)
-    dissimilarity = jnp.round(1 - z @ z.T, NUM_DIGITS)[first, second]
-    labels_differ = (y[first] != y[second]).astype(jnp.float64)
+    z = jnp.where(lengths > 10.0**-digits * jnp.sqrt(z.shape[1]), z / _nonzero(lengths), 0.0)
+    dissimilarity = jnp.round(1 - z @ z.T, digits)[first, second]
+    labels_differ = (y[first] != y[second]).astype(_statistics.widest())
     ranks, labels_differ = _rank(dissimilarity, labels_differ)
     ranks, share = ranks - ranks.mean(), labels_differ.mean()
     # Spearman is Pearson of ranks; those of two values may be any two numbers, as 0 and 1.

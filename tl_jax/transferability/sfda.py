@@ -57,7 +57,7 @@ def sfda_from(
     nonempty = m.counts > 0
 
     def centred(index):
-        return x[index].astype(jnp.float64) - m.mean[None]
+        return x[index].astype(_statistics.widest()) - m.mean[None]
 
     means = m.means - m.mean[None]
     if m.wide:

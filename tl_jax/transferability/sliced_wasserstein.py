@@ -38,14 +38,14 @@ def sliced_wasserstein(
         raise UserError(f"projections={projections} must be 1 or more")
     if not 1 <= order < float("inf"):
         raise UserError(f"order={order} must be 1 or more, and finite")
-    directions = np.asarray(_random_directions(key, projections, a.shape[1]))
+    directions = np.asarray(random_directions(key, projections, a.shape[1]))
     origin = a.mean(0)
     with jax.enable_x64(True):
-        arrays = map(jnp.asarray, (a - origin[None], b - origin[None], directions, *_quantile_steps(len(a), len(b))))
-        return float(_sliced(*arrays, float(order)))
+        sides = jnp.asarray(a - origin[None]), jnp.asarray(b - origin[None])
+        return float(sliced_wasserstein_from(*sides, jnp.asarray(directions), order=float(order)))
 
 
-def _random_directions(key: jax.Array, count: int, features: int) -> jax.Array:
+def random_directions(key: jax.Array, count: int, features: int) -> jax.Array:
     """Return (P, D) directions, of length one but for rounding, each as likely as any other."""
     x = jax.random.normal(key, (count, features), jnp.float32)
     return x / jnp.linalg.norm(x, axis=1, keepdims=True)
@@ -60,8 +60,11 @@ def _quantile_steps(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return jumps[:-1] // m, jumps[:-1] // n, np.diff(jumps) / (n * m)
 
 
-@functools.partial(jax.jit, static_argnums=6)
-def _sliced(a, b, directions, i, j, lengths, order: float) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="order")
+def sliced_wasserstein_from(a: jax.Array, b: jax.Array, directions: jax.Array, *, order: float) -> jax.Array:
+    """Return ``sliced_wasserstein`` of (N1, D) and (N2, D) features along directions (P, D)."""
+    i, j, lengths = _quantile_steps(len(a), len(b))
+
     def line_distance(direction: jax.Array) -> jax.Array:
         direction = direction.astype(a.dtype)
         direction = direction / jnp.linalg.norm(direction)
