@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
-from tqdm import tqdm
 
 from tl_jax.data import dicom, value_range
 from tl_jax.data.dataset import WORKERS, EncodedImages, cached_array, cached_or_encoded, fit_image
 from tl_jax.data.value_range import ValueRange
 from tl_jax.utils.errors import UserError, combine_errors
+from tl_jax.utils.progress import progress_bar
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp")
 ENDINGS = (*IMAGE_ENDINGS, *dicom.ENDINGS)
@@ -274,9 +274,9 @@ def _map_files(description: str, function: Callable[[Path], Any], files: Sequenc
             return error
 
     with _bombs_as_errors(), ThreadPoolExecutor(WORKERS) as pool:
-        progress = {"leave": False, "disable": None, "mininterval": 0.5, "delay": 1.0, "unit": " images"}
+        options = {"desc": description, "total": len(files), "leave": False, "mininterval": 0.5, "delay": 1.0}
         try:
-            yield from tqdm(pool.map(attempt, files), description, len(files), **progress)
+            yield from progress_bar(pool.map(attempt, files), unit=" images", **options)
         finally:
             pool.shutdown(cancel_futures=True)  # where the first error is enough
 

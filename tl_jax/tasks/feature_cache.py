@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from tl_jax import __version__
 from tl_jax.config.options import Options, option
@@ -40,6 +39,7 @@ from tl_jax.utils import tree
 from tl_jax.utils.disk_cache import DiskCache, code_digest
 from tl_jax.utils.download import cache_dir
 from tl_jax.utils.plugins import source_digest
+from tl_jax.utils.progress import progress_bar
 from tl_jax.utils.scaling import SCALINGS
 
 
@@ -264,7 +264,7 @@ class FrozenOutputs:
     def _get(self, key: str, n: int, make_rows: Any) -> np.ndarray:
         def rows_with_progress() -> Iterator[np.ndarray]:
             say(f"computing outputs of {self.name} for {n:,} pictures, once ...")
-            with tqdm(total=n, unit="picture", dynamic_ncols=True, disable=None, leave=False) as bar:
+            with progress_bar(total=n, unit="picture", leave=False) as bar:
                 for rows in make_rows():
                     yield rows
                     bar.update(len(rows))

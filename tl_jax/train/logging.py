@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from tl_jax.train import sharding
 from tl_jax.train.workdir import finite
 from tl_jax.utils import disk
@@ -15,6 +13,7 @@ from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import MissingExtra, require_extra
 from tl_jax.utils.json_files import format_row, parse_row
 from tl_jax.utils.log import LOGGER
+from tl_jax.utils.progress import progress_bar
 
 
 def say(text: str = "") -> None:
@@ -65,8 +64,8 @@ class Log:
     def start_bar(self, step: int) -> None:
         """Show the bar from ``step`` on, once the first step can be taken: its clock does not count the compiling."""
         if self._bar is None and sharding.is_first_process():
-            options = {"unit": "step", "dynamic_ncols": True, "disable": None, "smoothing": 0}
-            self._bar = self._open_bars.enter_context(tqdm(total=self._total, initial=step, **options))
+            bar = progress_bar(total=self._total, initial=step, unit="step", smoothing=0)
+            self._bar = self._open_bars.enter_context(bar)
             if not self._bar.disable:
                 self._open_bars.enter_context(auto_refresh(self._bar))
 
