@@ -8,6 +8,7 @@ is opened outside the folder.
 
 import dataclasses
 import fnmatch
+import functools
 import hashlib
 import json
 import os
@@ -28,12 +29,15 @@ from tests import text
 from tests.data.damage import KINDS, Reader, attempt, number, outside, photo, retype, watching, word
 from tests.pretrained.damage import guard, limit, peak
 from tests.tasks import small
-from tl_jax import api, pretrained
+from tl_jax import api, pretrained, restore
+from tl_jax.config import stored
 from tl_jax.data import tokenize
 from tl_jax.pretrained import delta, formats, huggingface
 from tl_jax.rl import policy_transfer as policies
+from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.transfer.adapters import AdapterConfig
 from tl_jax.utils import tree
+from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import CHECKSUM_KEY
 
 TOUCHED = 1 << 30  # bytes beyond what the imports need
@@ -220,16 +224,30 @@ def read_policy(folder: Path) -> Any:
 
 
 def read_run(folder: Path) -> Any:
-    from tl_jax.config import stored
-
     config = stored.get_config(str(folder))
     return api.predict(config, folder, [str(folder / INPUT)])
 
 
 def read_unsealed(folder: Path) -> Any:
-    """Read a run of which nothing says how its checkpoints were written."""
+    """Read the checkpoint of a run of which nothing says how it was written."""
     (folder / "checkpoints.json").unlink(missing_ok=True)
-    return read_run(folder)
+    task, template = network_of(folder)
+    checkpoints = Checkpoints(folder / "checkpoints", task, cleanup=False)
+    step = checkpoints.latest()
+    if step is None:
+        raise UserError("no checkpoint")
+    restored = checkpoints.restore(step, template, opt_state=False, for_eval=True)
+    restore.check_finite(restored, folder)
+    checkpoints.close()
+    return restored
+
+
+@functools.cache
+def network_of(folder: Path) -> Any:
+    """Return the task of a run, and its state before training; made once, of the run as it was written."""
+    config = stored.get_config(str(folder))
+    task, state, _ = restore.restore(config, folder)
+    return task, state
 
 
 def read_report(folder: Path) -> Any:

@@ -186,7 +186,10 @@ def test_metrics_of_a_checkpoint(copy, config, content):
         api.predict(config, copy, [str(copy)])
 
 
-@pytest.mark.parametrize("content", ["5.0", "[]", '{"item_handlers": 5}'])
+@pytest.mark.parametrize(
+    "content",
+    ["5.0", "[]", '{"item_handlers": 5}', '{"commit_timestamp_nsecs": 1e308}'],  # later than any clock
+)
 def test_what_orbax_writes_beside_a_checkpoint(copy, config, content):
     (copy / "checkpoints.json").unlink()
     (copy / "checkpoints" / "2" / "_CHECKPOINT_METADATA").write_text(content)

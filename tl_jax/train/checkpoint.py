@@ -25,6 +25,8 @@ from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import STRING, check_fields, object_of, parse_json, read_json
 
 METRICS = "metrics/metrics"  # of the validation split, within a checkpoint
+# What orbax raises for its own files where they hold other types, or numbers that no clock can show.
+METADATA_ERRORS = (ArithmeticError, AttributeError, TypeError)
 OLD_CARRY = "worlds"  # what ``carry`` was called in 0.1, among the statistics
 
 
@@ -120,7 +122,7 @@ class Checkpoints:
         self._check_scores(task.score if score else "")
         try:
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
-        except (AttributeError, LookupError, TypeError, ValueError) as e:  # from its own files beside the arrays
+        except (*METADATA_ERRORS, LookupError, ValueError) as e:  # from its own files beside the arrays
             reason = next(iter(str(e).splitlines()), type(e).__name__)
             raise UserError(f"{folder}: the checkpoints cannot be opened ({reason}); {ACTION}") from None
 
@@ -161,7 +163,7 @@ class Checkpoints:
         items = {name: ocp.args.StandardRestore(item) for name, item in targets.items()}
         try:
             out = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (AttributeError, TypeError) as e:  # from orbax' own files beside the arrays, where these are not hashed
+        except METADATA_ERRORS as e:  # from orbax' own files beside the arrays, where these are not hashed
             raise self._damaged(step, f"{type(e).__name__}: {e}") from None
         except (KeyError, ValueError) as e:
             raise UserError(
