@@ -233,12 +233,14 @@ def read_unsealed(folder: Path) -> Any:
     (folder / "checkpoints.json").unlink(missing_ok=True)
     task, template = network_of(folder)
     checkpoints = Checkpoints(folder / "checkpoints", task, cleanup=False)
-    step = checkpoints.latest()
-    if step is None:
-        raise UserError("no checkpoint")
-    restored = checkpoints.restore(step, template, opt_state=False, for_eval=True)
+    try:
+        step = checkpoints.latest()
+        if step is None:
+            raise UserError("no checkpoint")
+        restored = checkpoints.restore(step, template, opt_state=False, for_eval=True)
+    finally:
+        checkpoints.close()  # its threads would add up
     restore.check_finite(restored, folder)
-    checkpoints.close()
     return restored
 
 

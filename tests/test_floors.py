@@ -34,6 +34,7 @@ FLOORS = {
     "tl_jax.config.validate": 9,  # by what tasks allow
     "tl_jax.transfer.methods": 9,  # changes of recipes
     "tl_jax.restore": 10,
+    "tl_jax.predictions": 10,
     "tl_jax.export.bundle": 11,
     "tl_jax.api": 12,
     "tl_jax.learner": 13,

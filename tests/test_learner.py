@@ -1,14 +1,18 @@
 """Three lines of Python: data in, predictions out; and a run's folder gives its learner back without its data."""
 
+import csv
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import tl_jax
+from tl_jax.data.faces import draw_faces
+from tl_jax.data.synthetic import draw_scenes
 from tl_jax.tasks import image_task, text
 from tl_jax.train.workdir import read_facts, write_json
 from tl_jax.utils.errors import UserError
@@ -44,6 +48,33 @@ def test_images_are_learned_by_default(learner, photos):
     (only,) = learner.predict(photos / "red" / "1.png", top=1)
     assert list(only.probabilities) == ["red"]
     assert learner.summary["steps"] >= 200 and "resnet8" in repr(learner)
+
+
+def test_many_images_are_predicted_into_a_table(learner, photos, tmp_path):
+    folder = shutil.copytree(photos, tmp_path / "some" / "deeper")
+    (folder / "blue" / "3.png").write_bytes(b"nothing")
+    written = learner.write_predictions(tmp_path / "some", tmp_path / "p.csv", embeddings=True)
+    with written.path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert (len(rows), written.inputs, written.damaged) == (30, 30, 1)
+    (damaged,) = (row for row in rows if row["error"])
+    assert damaged["input"].endswith("blue/3.png") and "cannot decode" in damaged["error"]
+    readable = [row for row in rows if not row["error"]]
+    assert len(readable) == 29 and all(row["label"] == Path(row["input"]).parent.name for row in readable)
+    given = [np.asarray(Image.open(row["input"])) for row in readable]
+    alone = learner.predict(given, embeddings=True)  # the same images as arrays
+    np.testing.assert_allclose(
+        [float(row["probability_red"]) for row in readable], [each.probabilities["red"] for each in alone], atol=1e-5
+    )
+    features = np.load(tmp_path / "p.embeddings.npy")
+    assert np.isnan(features).all(1).sum() == 1
+    _, variables, _ = learner._opened
+    kernel, bias = (np.asarray(variables["params"]["head"][name]) for name in ("kernel", "bias"))
+    logits = features @ kernel + bias  # the head sits on them
+    assert [learner.summary["facts"]["classes"][k] for k in logits.argmax(1)[~np.isnan(logits[:, 0])]] == [
+        row["label"] for row in readable
+    ]
+    np.testing.assert_allclose([each.details["embedding"] for each in alone][0], features[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_folder_of_a_run_answers_without_its_data(learner, photos, tmp_path, monkeypatch):
@@ -84,7 +115,8 @@ def test_another_labelled_set_is_tested_and_nothing_of_the_run_changes(learner, 
     stored = json.loads((learner.workdir / "evaluations" / "other_camera.json").read_text())
     assert stored["examples_evaluated"] == 14 and stored["run"]["examples_evaluated"] == 6
     assert sum(row[2] for row in np.reshape(stored["details"]["confusion"], (-1, 3))) == 14
-    with pytest.raises(UserError, match="the data are texts, and the run has config.task=image"):
+    assert "other_camera: 14 examples" in learner.report().read_text()
+    with pytest.raises(UserError, match="the data are texts, and task=image learns from images"):
         learner.evaluate((["a", "b"] * 10, ["x", "y"] * 10))
 
 
@@ -118,6 +150,12 @@ def test_texts_are_learned_by_default(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "load_network", None)  # nor are the weights that training started from there
     again = tl_jax.load_learner(shutil.copytree(tmp_path / "run", tmp_path / "moved"))
     assert again.predict(["good work"])[0].probabilities == good.probabilities
+    (tmp_path / "new.csv").write_text('text,n\ngood work,1\nbad\n"bad, work",3\n')
+    written = again.write_predictions(tmp_path / "new.csv", tmp_path / "p.jsonl", top=1, embeddings=True)
+    rows = [json.loads(line) for line in written.path.read_text().splitlines()]
+    assert [row.get("label") for row in rows] == ["plus", None, "minus"] and "new.csv:3: 1 columns" in rows[1]["error"]
+    assert rows[0]["probability"] == pytest.approx(good.probability, rel=1e-5)
+    assert np.isnan(np.load(tmp_path / "p.embeddings.npy")[:, 0]).tolist() == [False, True, False]
     other = {"text": ["good day", "bad day"] * 10, "label": ["plus", "minus"] * 10}
     assert learner.evaluate(other, name="days").examples == 20 and (tmp_path / "run/evaluations/days.json").is_file()
 
@@ -137,3 +175,83 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
     images, labels = np.zeros((20, 8, 8, 3), np.uint8), [i % 2 for i in range(20)]
     with pytest.raises(UserError, match=message):
         tl_jax.fine_tune((images, labels), **{"model": "resnet8", "workdir": tmp_path / "run", **arguments})
+
+
+def same_answers(first, second, inputs):
+    for one, other in zip(first.predict(inputs), second.predict(inputs), strict=True):
+        assert one.label == other.label
+        assert list(one.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=1e-5)
+
+
+def test_an_export_of_images_answers_as_its_run_does(learner, photos, tmp_path):
+    bundle = shutil.copytree(learner.export(), tmp_path / "shared")
+    again = tl_jax.load_learner(bundle)
+    same_answers(learner, again, [photos / "red" / "1.png", photos / "blue" / "2.png"])
+    assert again.evaluate()["accuracy"] == learner.evaluate()["accuracy"] == 1.0
+    assert again.evaluate(photos, name="all").examples == 30 and again.explain(photos / "red" / "1.png").is_file()
+    assert again.report().name == "README.md" and "resnet8" in repr(again)
+    for call in (again.fit, again.export, again.preview, again.find_lr):
+        with pytest.raises(UserError, match="is an export"):
+            call()
+    written = "".join(path.read_text() for path in (bundle / "run").iterdir())
+    assert str(photos.parent) not in written and photos.name in written  # no folder of this machine
+    (bundle / "run" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="was changed or cut short; copy the bundle anew"):
+        tl_jax.load_learner(bundle)
+
+
+def test_an_export_of_texts_answers_without_anything_else(tmp_path, monkeypatch):
+    rows = {"text": [f"{'good' if i % 2 else 'bad'} work {i}" for i in range(40)], "label": ["minus", "plus"] * 20}
+    learner = tl_jax.fine_tune(rows, epochs=2, workdir=tmp_path / "run")
+    bundle = tl_jax.load_learner(tmp_path / "run").export()
+    monkeypatch.setattr(text, "load_network", None)  # nor are the weights that training started from there
+    same_answers(learner, tl_jax.load_learner(shutil.move(bundle, tmp_path / "shared")), ["good work", "bad day"])
+
+
+def test_boxes_are_learned_found_again_and_exported(tmp_path):
+    some = draw_scenes(train=24, test=6, size=64)
+    learner = tl_jax.fine_tune(some, model="resnet8", weights="random", image_size=64, epochs=1, workdir=tmp_path / "r")
+    assert learner.config.task == "detection" and "map" in learner.evaluate()
+    (before,) = learner.predict(some.test.inputs[0])
+    again = tl_jax.load_learner(shutil.copytree(learner.export(), tmp_path / "shared"))
+    (after,) = again.predict(some.test.inputs[0])
+    assert after.details == before.details and learner.evaluate(some, name="all").examples == 30
+    with pytest.raises(UserError, match="have no embeddings"):
+        learner.predict(some.test.inputs[0], embeddings=True)
+
+
+def test_people_are_learned_and_known_elsewhere(tmp_path):
+    album = draw_faces()
+    for i, (image, person) in enumerate(zip(album.examples.inputs, album.examples.labels, strict=True)):
+        folder = tmp_path / "people" / album.identities[person]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i}.png")
+    learner = tl_jax.fine_tune(
+        tmp_path / "people", task="faces", model="resnet8", image_size=32, epochs=1, workdir=tmp_path / "run"
+    )
+    assert learner.config.task == "faces" and learner.evaluate()["auc"] > 0.5
+    image = sorted((tmp_path / "people" / "person01").iterdir())[0]
+    (before,) = learner.predict(image, embeddings=True)
+    bundle = shutil.copytree(learner.export(), tmp_path / "shared")
+    shutil.move(tmp_path / "people", tmp_path / "elsewhere")
+    moved = tmp_path / "elsewhere" / "person01" / image.name
+    with pytest.raises(UserError, match="no folder .*people with the known people; set config.faces.known"):
+        tl_jax.load_learner(bundle).predict(moved)
+    (after,) = tl_jax.load_learner(bundle, faces__known=tmp_path / "elsewhere").predict(moved, embeddings=True)
+    assert after.label == before.label and after.details["same"] == before.details["same"]
+    np.testing.assert_allclose(after.details["embedding"], before.details["embedding"], atol=1e-4)
+    with pytest.raises(UserError, match="faces.scale was decided when the run was trained"):
+        tl_jax.load_learner(bundle, faces__scale=3.0)
+
+
+def test_a_policy_is_learned_shown_and_starts_another(tmp_path):
+    short = {"rl__total_timesteps": 4096, "rl__episodes": 4, "rl__num_envs": 8, "batch_size": 512}
+    learner = tl_jax.fine_tune("CartPole-v1", task="policy", workdir=tmp_path / "run", **short)
+    assert "episode_return" in learner.evaluate() and learner.play().is_file()
+    bundle = shutil.copytree(learner.export(), tmp_path / "shared")
+    assert tl_jax.load_learner(bundle).play().read_bytes() == learner.play().read_bytes()
+    second = tl_jax.fine_tune(
+        "CartPole-v1", task="policy", weights=bundle, workdir=tmp_path / "next", epochs=0, **short
+    )
+    shutil.rmtree(bundle)
+    assert tl_jax.load_learner(second.workdir).play().is_file() and second.evaluate()["episode_return"] > 0

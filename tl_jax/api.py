@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from tl_jax import predictions
 from tl_jax.config import recipe, schema, stored, validate
 from tl_jax.export import model_card
 from tl_jax.export.bundle import export
 from tl_jax.metrics import Evaluation
+from tl_jax.pretrained import formats
 from tl_jax.report import plots, run_report
 from tl_jax.report.results import RunResult, read_results
 from tl_jax.restore import check_batches, make_task, own_modules, restore
 from tl_jax.tasks.run_record import RunRecord
-from tl_jax.train import loop, lr_finder, sharding, workdir
+from tl_jax.train import loop, lr_finder, more_epochs, sharding, workdir
 from tl_jax.train.evaluate import evaluate as evaluate_split
 from tl_jax.train.logging import say
 from tl_jax.train.run_config import RunConfig
@@ -87,7 +89,7 @@ def explain(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) ->
     TASKS[config.task].check_mode("explain")
     folder = Path(folder).expanduser()
     task, _, state = restore(config, folder, data=False)
-    path, text = task.explain(state.variables, inputs, folder)
+    path, text = task.explain(state.variables, task.read_inputs(inputs), folder)
     say(f"{text}\npicture: {path}")
     return path
 
@@ -217,13 +219,28 @@ def run(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
     members = [(arm, seed, schema.freeze(member)) for arm, seed, member in recipe.comparison_runs(config)]
     for _, _, member in members:
         check_batches(member)
+    for path in dict.fromkeys(member.init.path for _, _, member in members if member.init.path):
+        export_source(Path(path).expanduser())
     with workdir.exclusive(folder):
+        more_epochs.extend(schema.to_dict(config), folder)
         workdir.claim_folder(folder, schema.to_dict(config), schema.unused_fields(config.task))
         summary = _run_many(config, members, folder) if is_comparison else _run_once(config, folder)
         say(write_final_report(folder))
         if config.smoke:
             say(plots.SMOKE_NOTE)
         return summary
+
+
+def export_source(folder: Path) -> None:
+    """Export the run that training is to start from, where ``config.init.path`` names one, unless it is exported."""
+    if not formats.is_run(folder):
+        return
+    tested, bundle = read_summary(folder).get("tested_step"), folder / formats.EXPORT_FOLDER / formats.BUNDLE_FILE
+    if tested is None:
+        raise UserError(f"{folder} is a run that has not finished; let it end before another one starts from it")
+    if not bundle.is_file() or formats.read_bundle(bundle.parent).get("step") != tested:
+        say(f"exporting {folder}, from which training starts ...")
+        export(stored.get_config(str(folder)), folder)
 
 
 def evaluate(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
@@ -243,7 +260,7 @@ def evaluate(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
 
 
 def predict(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what a run's network says of each of ``inputs``: sentences, or pictures and folders of them.
+    """Return what a run's network says of each of ``inputs``: texts, images, or files and folders of them.
 
     It is shown on the screen, and stands in ``folder/predictions.json``. What is found on pictures is drawn, too.
     The classes, and the temperature or threshold of a finished run, are those in the run's folder; the data are not
@@ -252,12 +269,7 @@ def predict(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) ->
     config, folder = schema.freeze(config), Path(folder).expanduser()
     TASKS[config.task].check_mode("predict")
     task, _, state = restore(config, folder, data=False)
-    predictions, text = task.predict(state.variables, inputs)
-    say(text)
-    write_json(folder / "predictions.json", predictions)
-    if paths := task.draw_predictions(predictions, folder):
-        say("pictures: " + ", ".join(map(str, paths)))
-    return predictions
+    return predictions.show(task, state.variables, inputs, folder)
 
 
 def _run_once(config: RunConfig, folder: Path, verbose: bool = True) -> dict[str, Any]:

@@ -33,9 +33,14 @@ CONFIG_DIR = PACKAGE / "config"
 STORED_RECIPE = CONFIG_DIR / "stored.py"
 MODES = ("train", "eval", "predict", "export", "preview", "find_lr", "play", "explain", "report")
 INPUT_MODES = ("predict", "explain")  # modes that take --input
+ASKING_MODES = (*INPUT_MODES, "play")  # modes that ask a run, and an export as well
+BUNDLE_FILE, BUNDLE_RUN = "bundle.json", "run"  # of an export: what it is, and the folder with files of its run
 LOADING = "loading JAX and the recipe"
 INCOMPLETE = 1  # exit status where predictions are written, but some files could not be read
-INPUT_HELP = "A sentence, picture or folder of pictures, for --mode=predict or explain; may be given many times."
+INPUT_HELP = (
+    "A sentence, picture or folder of pictures, or a file of texts, or a table with a column file, for --mode=predict "
+    "or explain; may be given many times."
+)
 
 
 def main() -> None:
@@ -76,11 +81,21 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         "evaluations/NAME.json.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "output",
+        None,
+        "Table, .csv or .jsonl, to which --mode=predict writes a row for each input, however many.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "top", None, "Classes in --output, the most likely ones; all by default.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_bool("embeddings", False, "Write the features of each input beside --output, too.", flag_values=values)
     flags.DEFINE_multi_string(  # which ``command.run`` has read and taken out by now
         "import", [], "Module of your own that registers networks, tasks and so on; may be given many times.",
         flag_values=values,
     )  # fmt: skip
-    for name in ("config", "workdir", "mode", "distributed", "input", "data", "import"):
+    for name in ("config", "workdir", "mode", "distributed", "input", "output", "top", "embeddings", "data", "import"):
         values.register_key_flag_for_module(sys.argv[0], values[name])
 
 
@@ -101,37 +116,65 @@ def run_mode(_: list[str]) -> int:
     silence_orbax()
     config = args.config
     workdir = Path(args.workdir or default_workdir(config))
+    _check_flags(args)
+    if args.mode in ASKING_MODES or args.data or (workdir / BUNDLE_FILE).is_file():
+        with show_elapsed(f"--mode={args.mode} of {workdir}"):
+            return _ask(config, workdir, args)
+    mode = str(args.mode)
+    function = getattr(api, {"train": "run", "eval": "evaluate"}.get(mode, mode))
+    with contextlib.nullcontext() if args.mode == "train" else show_elapsed(f"--mode={args.mode} of {workdir}"):
+        result = function(config, workdir)
+    if args.mode == "eval":
+        print(json.dumps(finite(result), indent=2))
+        print(api.write_final_report(workdir), file=sys.stderr)  # what goes to stdout is JSON
+    return 0
+
+
+def _check_flags(args: Any) -> None:
+    """Refuse flags that have no effect in a mode."""
     if args.input and args.mode not in INPUT_MODES:
         raise UserError(f"--input has an effect with --mode={' and '.join(INPUT_MODES)} only")
     if args.data and args.mode != "eval":
         raise UserError("--data has an effect with --mode=eval only; training takes --config.data.dir")
-    if args.data:
-        return _evaluate_elsewhere(config, workdir, args.data)
-    function = getattr(api, {"train": "run", "eval": "evaluate"}.get(args.mode, args.mode))
-    with contextlib.nullcontext() if args.mode == "train" else show_elapsed(f"--mode={args.mode} of {workdir}"):
-        result = function(config, workdir, **({"inputs": args.input} if args.mode in INPUT_MODES else {}))
-    if args.mode == "eval":
-        print(json.dumps(finite(result), indent=2))
-        print(api.write_final_report(workdir), file=sys.stderr)  # what goes to stdout is JSON
-    return INCOMPLETE if args.mode == "predict" and any("error" in row for row in result) else 0
+    if args.output and args.mode != "predict":
+        raise UserError("--output has an effect with --mode=predict only")
+    if (args.top or args.embeddings) and not args.output:
+        raise UserError("--top and --embeddings say what goes to --output; pass --output=FILE.csv, too")
 
 
-def _evaluate_elsewhere(config: Any, workdir: Path, data: str) -> int:
+def _ask(config: Any, workdir: Path, args: Any) -> int:
+    """Ask a run, or a bundle, about inputs or another labelled set."""
+    from tl_jax.learner import open_learner
+
+    learner = open_learner(config, workdir)
+    if args.mode == "eval" and args.data:
+        _print_elsewhere(learner, args.data)
+    elif args.mode == "predict" and args.output:
+        return (
+            INCOMPLETE if learner.write_predictions(args.input, args.output, args.top, args.embeddings).damaged else 0
+        )
+    elif args.mode == "predict":
+        return INCOMPLETE if any("error" in row for row in learner.show_predictions(args.input)) else 0
+    elif args.mode == "explain":
+        learner.explain(args.input)
+    elif args.mode == "play":
+        learner.play()
+    else:
+        raise UserError(
+            f"{workdir} is an export: --mode={' or '.join(ASKING_MODES)} work, and --mode=eval with --data; for the "
+            "rest pass the --workdir of the run"
+        )
+    return 0
+
+
+def _print_elsewhere(learner: Any, data: str) -> None:
     """Test a run on another labelled set, and print the metrics beside the run's own."""
-    from tl_jax.learner import Learner
     from tl_jax.train.workdir import finite
 
-    learner = Learner(config, workdir)
-    with show_elapsed(f"--mode=eval of {workdir}"):
-        metrics = learner.evaluate(data)
-    own = learner.summary
+    metrics, own = learner.evaluate(data), learner.summary
     shown = {"metrics": dict(metrics), "examples_evaluated": metrics.examples, "intervals95": metrics.intervals}
-    print(
-        json.dumps(
-            finite({**shown, "run": {name: own.get(name) for name in ("metrics", "examples_evaluated")}}), indent=2
-        )
-    )
-    return 0
+    shown["run"] = {name: own.get(name) for name in ("metrics", "examples_evaluated")}
+    print(json.dumps(finite(shown), indent=2))
 
 
 def import_tensorboard() -> None:
@@ -254,6 +297,8 @@ def with_recipe_flag(argv: list[str]) -> list[str]:
         else:
             arguments.append(arg)
     folder = values.get("workdir", "")
+    if (Path(folder) / BUNDLE_FILE).is_file():
+        folder = str(Path(folder) / BUNDLE_RUN)
     if "config" not in values:
         has_config = values.get("mode", "train") != "train" and (Path(folder) / "config.json").is_file()
         values["config"] = f"{STORED_RECIPE}:{folder}" if has_config else str(DEFAULT_RECIPE)

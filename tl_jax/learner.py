@@ -10,50 +10,46 @@ The command line has the same calls: ``--mode=eval`` is ``Learner.evaluate``.
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tl_jax import api
+from tl_jax import api, predictions
 from tl_jax.config import recipe, schema, stored, validate
 from tl_jax.config.schema import default_workdir
 from tl_jax.data.recognize import Found, recognize
+from tl_jax.data.registry import DATASETS
+from tl_jax.export.model_card import CARD_FILE
 from tl_jax.metrics.intervals import run_intervals
 from tl_jax.models.registry import MODELS
+from tl_jax.predictions import Predictions, Written
 from tl_jax.pretrained.catalog import EMBEDDED, EMBEDDED_BERT, known_sources, published_sources
-from tl_jax.restore import restore
+from tl_jax.pretrained.formats import BUNDLE_FILE, EXPORT_FOLDER
+from tl_jax.report.results import EVALUATIONS
+from tl_jax.restore import RUN_FOLDER, open_bundle, restore, set_changeable
 from tl_jax.train.evaluate import evaluate as evaluate_split
+from tl_jax.train.logging import say
 from tl_jax.train.lr_finder import Sweep
 from tl_jax.train.run_config import RunConfig
-from tl_jax.train.task import TASKS
+from tl_jax.train.task import TASKS, Task
 from tl_jax.train.workdir import read_json, read_summary, write_json
 from tl_jax.transfer.methods import METHODS, names_for_task
 from tl_jax.utils.errors import UserError, nearest
 
 AUTO = "auto"  # the method that chooses by the kind of task
-DEFAULT_MODELS = {"texts": "bert", "boxes": "mobilenet_v2", "images": "mobilenet_v2"}
+DEFAULT_MODELS = {"texts": "bert", "images": "mobilenet_v2"}  # by what goes into the network
 MIN_STEPS = 200  # of the default method: a small set is gone through more often
-EVALUATIONS = 10  # of the default method, on the validation split while it trains
+NUM_EVALUATIONS = 10  # of the default method, on the validation split while it trains
 BERT_LEARNING_RATE = 5e-5  # where all of one trains under a random head (Devlin et al. 2019, arXiv:1810.04805, A.3)
 LEARNING_RATE = 1e-4  # of the default method: the head is fitted before, and the rest should stay near the source
 
 
-class Prediction(NamedTuple):
-    """What a network says of one input.
+class Opened(NamedTuple):
+    """A task without its examples, its trained variables, and the step that they are of."""
 
-    Attributes:
-        input: file or text.
-        label: the most likely class; "" where a kind of task has no class for each input, or the input is damaged.
-        probability: of it.
-        probabilities: of all K classes by name.
-        details: all that is said: boxes, entities, an embedding's person, or the ``error`` of a damaged input.
-    """
-
-    input: str
-    label: str
-    probability: float
-    probabilities: Mapping[str, float]
-    details: Mapping[str, Any]
+    task: Task
+    variables: Any
+    step: int
 
 
 class Metrics(Mapping[str, float]):
@@ -116,13 +112,19 @@ class Learner:
     def fit(self) -> "Learner":
         """Train, or go on where training was cut short, and test once at the end."""
         api.run(self.config, self.workdir)
-        self.__dict__.pop("_restored", None)
+        self.__dict__.pop("_opened", None)
         return self
 
     @functools.cached_property
-    def _restored(self) -> Any:
-        """The task without its examples, the state before training, and the trained one; loaded once."""
-        return restore(self.config, self.workdir, data=False)
+    def _opened(self) -> Opened:
+        """What answers questions about inputs; loaded once."""
+        task, _, state = restore(self.config, self.workdir, data=False)
+        return Opened(task, state.variables, int(state.step))
+
+    def _open_for(self, mode: str) -> Opened:
+        """Return what answers, for a call that not every kind of task has."""
+        TASKS[self.config.task].check_mode(mode)
+        return self._opened
 
     def evaluate(self, data: Any = None, classes: Mapping[str, str] | None = None, name: str = "") -> Metrics:
         """Return the metrics of the test split, or of all examples of another labelled set.
@@ -137,47 +139,74 @@ class Learner:
         """
         if data is not None:
             return self._evaluate_elsewhere(data, classes or {}, name)
-        summary = self.summary or api.evaluate(self.config, self.workdir)
+        summary = self.summary or self._test()
         details = read_json(self.workdir / "test_details.json") if self.summary else {}
         intervals = {name: (low, high) for name, (low, high, _) in run_intervals(summary, details).items()}
         return Metrics(summary["metrics"], summary["examples_evaluated"], intervals)
 
+    def _test(self) -> dict[str, Any]:
+        return api.evaluate(self.config, self.workdir)
+
     def _evaluate_elsewhere(self, data: Any, classes: Mapping[str, str], name: str) -> Metrics:
-        found, kind = recognize(data), TASKS[self.config.task]
-        if found.inputs != kind.data_inputs or found.tags != kind.tags_words:
-            raise UserError(f"the data are {found.inputs}, and the run has config.task={kind.kind}; pass {kind.about}")
+        found = _as_inputs_of(TASKS[self.config.task], recognize(data))
         config = schema.edit(self.config)
         config.data.name, config.data.dir = found.name, found.folder
-        task, _, state = self._restored
-        other, folder = task.with_test(schema.freeze(config), classes), self.workdir / "evaluations"
-        result = evaluate_split(other, state.variables, "test", final=True)
-        predictions, name = result.evaluation.predictions, name or Path(found.folder).stem or found.name
+        task, variables, step = self._opened
+        other, folder = task.with_test(schema.freeze(config), classes), self.workdir / EVALUATIONS
+        result = evaluate_split(other, variables, "test", final=True)
+        kept, name = result.evaluation.predictions, name or Path(found.folder).stem or found.name
         (figures := folder / name).mkdir(parents=True, exist_ok=True)
-        details = other.test_details(predictions) if predictions is not None else {}
-        summary = {"data": name, "step": int(state.step), "examples_evaluated": result.examples}
+        details = other.test_details(kept) if kept is not None else {}
+        summary = {"data": name, "step": step, "examples_evaluated": result.examples}
         summary |= {"metrics": {**result.values, **dict.fromkeys(result.evaluation.missing, math.nan)}}
-        summary |= other.report(predictions, None, figures) if predictions is not None else {}
-        summary |= other.report_elsewhere(predictions, self.summary) if predictions is not None else {}
+        summary |= other.report(kept, None, figures) if kept is not None else {}
+        summary |= other.report_elsewhere(kept, self.summary) if kept is not None else {}
         intervals = {metric: (low, high) for metric, (low, high, _) in run_intervals(summary, details or {}).items()}
         own = {key: self.summary[key] for key in ("metrics", "examples_evaluated") if key in self.summary}
         write_json(folder / f"{name}.json", {**summary, "intervals95": intervals, "run": own, "details": details})
         return Metrics(summary["metrics"], result.examples, intervals)
 
-    def predict(self, inputs: str | Path | Sequence[Any], top: int | None = None) -> list[Prediction]:
+    def predict(self, inputs: Any, top: int | None = None, embeddings: bool = False) -> Predictions:
         """Return what the network says of each input.
 
         Args:
-            inputs: image files and folders of them, or texts; one, or several.
+            inputs: one, or several. Images: files, folders with all below them, tables with a column ``file``, arrays
+                uint8 (H, W, 3) or (N, H, W, 3), or what Pillow opened. Texts: a str, a pair, a list of words, or a
+                file of them (.txt, .csv, .tsv, .jsonl, .conll).
             top: how many classes ``probabilities`` keeps, the most likely ones first; None for all.
+            embeddings: whether ``details`` has the ``embedding`` (D,) of each input: its features before the head.
         """
-        TASKS[self.config.task].check_mode("predict")
-        task, _, state = self._restored
-        rows, _ = task.predict(state.variables, _as_list(inputs))
-        return [_prediction(row, top) for row in rows]
+        task, variables, _ = self._open_for("predict")
+        rows = predictions.predict(task, variables, inputs, embeddings)
+        return Predictions(predictions.as_prediction(row, top) for row in rows)
 
-    def explain(self, inputs: str | Path | Sequence[Any]) -> Path:
+    def show_predictions(self, inputs: Any) -> list[dict[str, Any]]:
+        """Tell what the network says of each input, through ``logging``; keep it as ``predictions.json``, with pictures
+        of boxes. That is what ``--mode=predict`` does."""
+        task, variables, _ = self._open_for("predict")
+        return predictions.show(task, variables, inputs, self.workdir)
+
+    def write_predictions(
+        self, inputs: Any, output: str | Path, top: int | None = None, embeddings: bool = False
+    ) -> Written:
+        """Write what the network says of each input to a table, .csv or .jsonl, in bounded memory.
+
+        Args:
+            inputs: as ``predict`` takes them; a damaged one has its ``error`` in its row.
+            output: the table; see ``predictions.write``.
+            top: how many classes are kept, the most likely ones; None for all.
+            embeddings: whether the features of all inputs (N, D) go to ``NAME.embeddings.npy`` beside it.
+        """
+        predictions.check_output(output, inputs)
+        task, variables, _ = self._open_for("predict")
+        return predictions.write(task, variables, inputs, output, top, embeddings)
+
+    def explain(self, inputs: Any) -> Path:
         """Draw where in each image the network sees its class; return the picture."""
-        return api.explain(self.config, self.workdir, _as_list(inputs))
+        task, variables, _ = self._open_for("explain")
+        path, text = task.explain(variables, task.read_inputs(inputs), self.workdir)
+        say(f"{text}\npicture: {path}")
+        return path
 
     def preview(self) -> list[Path]:
         """Draw what training gets to see; return the pictures."""
@@ -189,7 +218,10 @@ class Learner:
 
     def play(self) -> Path:
         """Let a policy act for one episode; return the animation."""
-        return api.play(self.config, self.workdir)
+        task, variables, _ = self._open_for("play")
+        path, text = task.play(variables, self.workdir)
+        say(f"{text}; picture: {path}")
+        return path
 
     def report(self) -> Path:
         """Write the page of the results again; return it."""
@@ -197,40 +229,73 @@ class Learner:
 
     def export(self, dtype: str = "float32") -> Path:
         """Write a bundle that others can load, here or in other frameworks; return its folder."""
-        return api.export(self.config, self.workdir, dtype=dtype).parent
+        api.export(self.config, self.workdir, dtype=dtype)
+        return self.workdir / EXPORT_FOLDER
 
 
-def _as_list(inputs: str | Path | Sequence[Any]) -> list[Any]:
-    """Return one input or several as a list, with paths as text."""
-    given = [inputs] if isinstance(inputs, (str, Path)) else inputs
-    return [str(each) if isinstance(each, Path) else each for each in given]
+class BundleLearner(Learner):
+    """What ``Learner.export`` wrote, with the files of its run that say how to use it; it is not trained further."""
+
+    def __init__(self, folder: str | Path, options: Mapping[str, Any]):
+        """Open a bundle; ``options`` are further fields, as ``load_learner`` takes them."""
+        self.workdir = Path(folder).expanduser()
+        self.config, task, variables = open_bundle(self.workdir, options)
+        self._opened = Opened(task, variables, int(self.summary.get("tested_step", 0)))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What was measured of the run."""
+        return read_summary(self.workdir / RUN_FOLDER)
+
+    def _test(self) -> dict[str, Any]:
+        raise UserError(f"{self.workdir} was exported before its run was tested; pass data to evaluate")
+
+    def fit(self) -> "Learner":
+        raise UserError(f"{self.workdir} is an export; fine_tune(data, weights={str(self.workdir)!r}) starts from it")
+
+    def preview(self) -> list[Path]:
+        raise UserError(f"{self.workdir} is an export, without the data of its run; open the folder of the run")
+
+    def find_lr(self) -> Sweep:
+        raise UserError(f"{self.workdir} is an export; it is not trained further")
+
+    def report(self) -> Path:
+        """Return the page about the bundle."""
+        return self.workdir / CARD_FILE
+
+    def export(self, dtype: str = "float32") -> Path:
+        raise UserError(f"{self.workdir} is an export already; copy the folder")
 
 
-def _prediction(row: Mapping[str, Any], top: int | None) -> Prediction:
-    probabilities = row.get("probabilities", {})
-    order = sorted(probabilities, key=lambda name: -probabilities[name])
-    label = order[0] if order else str(row.get("person") or "")
-    return Prediction(
-        str(row.get("input", "")),
-        label,
-        float(probabilities.get(label, math.nan)),
-        {name: probabilities[name] for name in (order[:top] if top else order)},
-        row,
-    )
+def open_learner(config: recipe.Config, workdir: str | Path) -> Learner:
+    """Return the learner of a configuration and a folder, which commands ask; a bundle has its own configuration."""
+    folder = Path(workdir).expanduser()
+    return BundleLearner(folder, {}) if (folder / BUNDLE_FILE).is_file() else Learner(config, folder)
 
 
-def load_learner(folder: str | Path) -> Learner:
-    """Return the learner of a run, from its folder; neither its data nor its source weights are needed.
+def load_learner(folder: str | Path, **options: Any) -> Learner:
+    """Return the learner of a run or of an export, from its folder; neither data nor source weights are needed.
+
+    Args:
+        folder: of the run, or a bundle.
+        **options: fields that may change without training anew, with a double underscore for the dot, such as
+            ``faces__known="people"``: the folder of those whom predictions know.
 
     Raises:
         UserError: no run, or a module that it needs is not imported.
     """
-    return Learner(stored.get_config(str(folder)), folder)
+    folder, fields = Path(folder).expanduser(), {name.replace("__", "."): value for name, value in options.items()}
+    if (folder / BUNDLE_FILE).is_file():
+        return BundleLearner(folder, fields)
+    config = stored.get_config(str(folder))
+    set_changeable(config, fields)
+    return Learner(config, folder)
 
 
 def fine_tune(
     data: Any,
     *,
+    task: str = "",
     model: str = "",
     method: str = AUTO,
     weights: str | Path | None = None,
@@ -245,6 +310,8 @@ def fine_tune(
     Args:
         data: a folder of images (FOLDER/CLASS/IMAGE, with index.csv, or boxes of VOC or COCO), a file of texts, arrays,
             a table with the columns file or text, and label, or a ``Dataset``; see ``data.recognize``.
+        task: kind of task, if the data do not say it: "faces" for a folder of people (FOLDER/PERSON/IMAGE), "policy"
+            for the name of an environment, "masked" for texts without labels, or one of your own.
         model: name of the network, see ``models.names()``; by default MobileNetV2 for images, BERT for texts.
         method: how to transfer, a name of ``transfer.methods.METHODS``; "auto" fits a head to the features, then trains
             it and the last stages at a low rate with BatchNorm's statistics as they are.
@@ -260,32 +327,47 @@ def fine_tune(
     Raises:
         UserError: anything that the caller can mend, in one line.
     """
-    found = recognize(data)
-    config = _make_config(found, model, weights)
+    config = _make_config(data, task, model, weights)
     config.seed = seed
     if image_size is not None:
-        _set(config, "input.size", image_size)
+        schema.set_field(config, "input.size", image_size)
+    _apply_method(config, method, epochs)
     if epochs is not None:
         config.epochs = float(epochs)
-    _apply_method(config, method, epochs)
     for name, value in options.items():
-        _set(config, name.replace("__", "."), value)
+        schema.set_field(config, name.replace("__", "."), value)
     frozen = validate.validate(config)
     return Learner(frozen, workdir if workdir is not None else default_workdir(frozen)).fit()
 
 
-def _make_config(found: Found, model: str, weights: str | Path | None) -> recipe.Config:
+def _make_config(data: Any, task: str, model: str, weights: str | Path | None) -> recipe.Config:
     """Return the defaults for data that were recognized, with the network and its weights."""
-    kind = _task_of(found)
-    config = recipe.get_config(kind)
+    if task and task not in TASKS:
+        raise UserError(f"task={task!r}: {nearest(task, TASKS)}")
+    if task and not TASKS[task].data_inputs:
+        return _make_policy_config(data, task, weights)
+    found = recognize(data)
+    task = task or _task_of(found)
+    found = _as_inputs_of(TASKS[task], found)
+    config = recipe.get_config(task)
     config.name = Path(found.folder).stem or found.name
     config.data.name, config.data.dir = found.name, found.folder
-    config.model.name = model or DEFAULT_MODELS[found.inputs]
-    if config.model.name not in TASKS[kind].networks():
-        raise UserError(f"model={config.model.name!r}: {nearest(config.model.name, TASKS[kind].networks())}")
+    config.model.name = model or DEFAULT_MODELS[TASKS[task].input_kind]
+    if config.model.name not in TASKS[task].networks():
+        raise UserError(f"model={config.model.name!r}: {nearest(config.model.name, TASKS[task].networks())}")
     config.init.source, config.init.path = _find_weights(config.model.name, found.inputs == "texts", weights)
     if config.init.source == "random" and "layout" in config.init:
         config.init.layout = next((spec.source for spec in MODELS[config.model.name].weights), "tl_jax")
+    return config
+
+
+def _make_policy_config(environment: Any, task: str, weights: str | Path | None) -> recipe.Config:
+    """Return the defaults for an environment; ``weights`` are the export of a policy."""
+    config = recipe.get_config(task)
+    recipe.policy(config)
+    config.name, config.rl.env = str(environment), str(environment)
+    if weights is not None and str(weights) != "random":
+        config.init.source, config.init.path = "tl_jax", str(weights)
     return config
 
 
@@ -295,6 +377,16 @@ def _task_of(found: Found) -> str:
         if cls.data_inputs == found.inputs and cls.needs_labels and cls.tags_words == found.tags:
             return kind
     raise UserError(f"no kind of task learns from {found.inputs}")
+
+
+def _as_inputs_of(task: type[Task], found: Found) -> Found:
+    """Return data for a kind of task that has data sets of its own for such a layout, as people are in folders."""
+    is_other = found.inputs != task.data_inputs and found.inputs == task.input_kind
+    if is_other and found.name in DATASETS[task.data_inputs]:
+        return found._replace(inputs=task.data_inputs)
+    if found.inputs != task.data_inputs or (task.needs_labels and found.tags != task.tags_words):
+        raise UserError(f"the data are {found.inputs}, and task={task.kind} learns from {task.about}")
+    return found
 
 
 def _find_weights(model: str, is_text: bool, weights: str | Path | None) -> tuple[str, str]:
@@ -319,12 +411,6 @@ def _find_weights(model: str, is_text: bool, weights: str | Path | None) -> tupl
     return (sources or ("keras",))[0], str(path)
 
 
-def _set(config: recipe.Config, path: str, value: Any) -> None:
-    """Set a field of a configuration; a UserError says which there are."""
-    schema.check_of_task(path, config.task)
-    config.update_from_flattened_dict({path: value})
-
-
 def _apply_method(config: recipe.Config, method: str, epochs: float | None) -> None:
     """Put a way to transfer into a configuration."""
     if method == AUTO:
@@ -341,13 +427,16 @@ def _apply_default_method(config: recipe.Config, epochs: float | None) -> None:
     Kumar et al. 2022, arXiv:2202.10054: a head drawn at random would pull the features away before it has learned.
     """
     task = TASKS[config.task]
+    if not task.data_inputs:
+        return  # ``recipe.policy`` has said all
     fields, stages = task.fields(), len(task.stage_names(schema.freeze(config)))
     config.optim.schedule, config.optim.warmup = "cosine", 0.1
+    task.set_defaults(config)
     if epochs is None:
         source = task.load_data(schema.freeze(config))
         examples = len(source.train.labels) * (1.0 if source.validation else 1.0 - config.data.validation)
         config.epochs = max(10.0, math.ceil(MIN_STEPS * config.batch_size / max(1, examples)))
-    config.save_every = max(1.0, config.epochs / EVALUATIONS)
+    config.save_every = max(1.0, (config.epochs if epochs is None else epochs) / NUM_EVALUATIONS)
     if config.init.source == "random":
         return
     if "init.head" in fields and task.has_classes and task.has_features:

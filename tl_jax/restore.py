@@ -1,14 +1,16 @@
 """What every call about a run needs: its task, and its trained state back from the folder."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tl_jax.config import recipe, schema, validate
+from tl_jax.config import recipe, schema, stored, validate
 from tl_jax.data.registry import DATASETS
 from tl_jax.models.registry import MODELS
+from tl_jax.pretrained import formats
 from tl_jax.tasks.head_init import PROBES
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding, workdir
@@ -21,6 +23,13 @@ from tl_jax.transfer.regularizers import REGULARIZERS
 from tl_jax.transfer.weight_averaging import interpolate
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
+
+RUN_FOLDER = "run"  # of a bundle: what it has of the files of the run
+RUN_FILES = {
+    "config.json": "configuration of the run, for load_learner",
+    "facts.json": "what it was trained on and from",
+    "summary.json": "what was measured",
+}
 
 
 def make_task(config: recipe.Config, record: RunRecord = NEW_RUN) -> Task:
@@ -43,6 +52,44 @@ def check_batches(config: RunConfig) -> None:
     """Refuse batches that the devices cannot share evenly."""
     sharding.check_batch("batch_size", config.batch_size, config.optim.accumulate)
     sharding.check_batch("eval_batch_size", config.eval_batch_size)
+
+
+def set_changeable(config: recipe.Config, fields: Mapping[str, Any]) -> None:
+    """Set fields that may be others than those a run was trained with; a UserError refuses the rest."""
+    for path, value in fields.items():
+        schema.set_field(config, path, value)
+        if not f"config.{path}".startswith(workdir.CHANGEABLE):
+            allowed = ", ".join(name.removeprefix("config.") for name in workdir.CHANGEABLE)
+            raise UserError(f"{path} was decided when the run was trained; what may change is {allowed}")
+
+
+def open_bundle(folder: Path, fields: Mapping[str, Any]) -> tuple[RunConfig, Task, Any]:
+    """Return the configuration, the task without its examples, and the trained variables of an export.
+
+    Args:
+        folder: of the bundle.
+        fields: see ``set_changeable``.
+
+    Raises:
+        UserError: no bundle, one of another version, or a damaged one.
+    """
+    content = formats.check_bundle(folder, [f"{RUN_FOLDER}/{name}" for name in RUN_FILES])
+    run = folder / RUN_FOLDER
+    editable = stored.get_config(str(run))
+    set_changeable(editable, fields)
+    config = validate.validate(editable)
+    # Adapters of low rank are merged into the weights, and what only training needs is not there.
+    changes: dict[str, Any] = {"regularize": type(config.regularize)(), "wise_ft": False}
+    changes |= {"adapt": type(config.adapt)()} if config.adapt.kind != "bottleneck" else {}
+    changes |= {"pretext": type(config.pretext)()} if config.pretext.name else {}
+    summary = read_summary(run)
+    fitted = fitted_values(summary) if summary.get("tested_step") == content.get("step") else {}
+    if "calibrate" in config.fields() and "temperature" not in fitted:
+        changes["calibrate"] = False
+    config = dataclasses.replace(config, **changes)
+    record = RunRecord(workdir.read_facts(run), str(folder), False, False, fitted)
+    task = make_task(config, record)
+    return config, task, task.bundle_variables(folder)
 
 
 def restore(
@@ -82,7 +129,7 @@ def restore(
         task, checkpoints, step = _open_run(config, folder, record._replace(reads_data=True, fitted={}))
     state = initial_state(task, config.seed)
     trained = checkpoints.restore(step, state, opt_state=False, for_eval=True)
-    _check_finite(trained, folder / "checkpoints" / str(step))
+    check_finite(trained, folder / "checkpoints" / str(step))
     wise_ft = summary.get("wise_ft")
     if wise_ft:
         trained = trained.replace(**interpolate(state.variables, trained.variables, wise_ft["share"]))
@@ -90,7 +137,7 @@ def restore(
     return task, state, trained
 
 
-def _check_finite(state: TrainState, where: Path) -> None:
+def check_finite(state: TrainState, where: Path) -> None:
     """Refuse a checkpoint with values that are not finite: training stops at those, so that it was damaged."""
     for path, leaf in tree.flatten(sharding.to_host(dict(state.variables))).items():
         if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():

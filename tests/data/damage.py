@@ -313,16 +313,15 @@ def make_pictures(folder: Path) -> None:
 
 def read_pictures(folder: Path) -> Any:
     """Return what a prediction says of a folder of images: a damaged one is told beside the others."""
-    from tl_jax.data import image_folder as folders
     from tl_jax.data.decode import DEFAULT_DECODING
-    from tl_jax.tasks import file_answers
+    from tl_jax.tasks import image_inputs
 
-    files = folders.input_images([str(folder / "some")])
-    found, errors = file_answers.readable_files(files, DEFAULT_DECODING)
-    rows = file_answers.result_rows(files, dict.fromkeys(found, {}), errors)
-    assert sum("error" in row for row in rows) == len(errors) <= 1
-    if errors:
-        raise errors[0][1]
+    images = image_inputs.list_inputs([str(folder / "some")])
+    answer = lambda images, pixels: ({} for _ in pixels)  # noqa: E731
+    rows = list(image_inputs.predict_rows(images, DEFAULT_DECODING, 2, np.shape, answer))
+    if errors := [row["error"] for row in rows if "error" in row]:
+        assert len(errors) == 1
+        raise UserError(errors[0])
     return rows
 
 

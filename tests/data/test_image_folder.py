@@ -9,6 +9,7 @@ from PIL import Image
 
 from tl_jax.data import dataset, image_folder, tfds
 from tl_jax.data import decode as decode_module
+from tl_jax.tasks import image_inputs
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -242,7 +243,7 @@ def test_pictures_are_decoded_once(tmp_path, monkeypatch):
 def test_a_single_path_is_one_input(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     for inputs in (tmp_path / "x.png", str(tmp_path / "x.png"), [tmp_path], (str(tmp_path),)):
-        assert image_folder.input_images(inputs) == [tmp_path / "x.png"]
-    for inputs in ([None], [np.zeros((4, 4, 3), np.uint8)], [b"x.png"]):
-        with pytest.raises(UserError, match="not a path; pass files or folders of images"):
-            image_folder.input_images(inputs)
+        assert [image.source for image in image_inputs.list_inputs(inputs)] == [tmp_path / "x.png"]
+    for inputs in ([None], [3], [b"x.png"]):
+        with pytest.raises(UserError, match="not a path; pass files, folders or arrays of images"):
+            image_inputs.list_inputs(inputs)

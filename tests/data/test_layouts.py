@@ -9,6 +9,7 @@ from PIL import Image
 
 from tl_jax.data import dataset, faces, image_folder, medmnist, tfds, walker
 from tl_jax.data.dataset import Dataset
+from tl_jax.tasks import image_inputs
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -148,7 +149,7 @@ def test_endings_that_are_not_read_are_counted(tmp_path: Path, capsys) -> None:
     with pytest.raises(UserError, match="c has no images .*, but 2 .tif, 1 .gif; check --input"):
         image_folder.list_images(tmp_path / "c")
     with pytest.raises(UserError, match="0.tif: its ending is none of .jpg"):
-        image_folder.input_images([str(tmp_path / "c" / "0.tif")])
+        image_inputs.list_inputs([str(tmp_path / "c" / "0.tif")])
 
 
 def test_broken_links_are_damaged_images_and_all_named(tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_linked_folders_are_read_and_never_without_end(tmp_path: Path, capsys) -
 def test_a_path_that_is_not_there_is_refused_by_predictions(tmp_path: Path) -> None:
     for name in ("none.png", "none", "*.png"):
         with pytest.raises(UserError, match="no file or folder .*; check --input"):
-            image_folder.input_images([str(put(tmp_path, "a.png") / "a.png"), str(tmp_path / name)])
+            image_inputs.list_inputs([str(put(tmp_path, "a.png") / "a.png"), str(tmp_path / name)])
 
 
 def test_an_npz_with_valid_images_has_a_validation_split(tmp_path: Path) -> None:

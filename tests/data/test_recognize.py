@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.data.boxed import CAT, write_voc
+from tl_jax.data import Dataset, Split
 from tl_jax.data.recognize import Found, recognize
 from tl_jax.data.registry import DatasetOptions, load_dataset
 from tl_jax.utils.errors import UserError
@@ -91,3 +92,9 @@ def test_what_is_not_known_is_said(data, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         recognize(data)
+
+
+def test_a_dataset_of_ones_own_is_taken_as_it_is():
+    split = Split(np.repeat(PIXELS[..., None], 3, axis=-1), np.arange(10, dtype=np.int32) % 2)
+    found = recognize(Dataset("mine", split, split, ("a", "b")))
+    assert found.inputs == "images" and load(found).name == "mine"

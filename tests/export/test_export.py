@@ -15,10 +15,10 @@ import pytest
 from jax import export
 
 from tests.tasks import small
-from tl_jax import api, pretrained
+from tl_jax import api, pretrained, restore
 from tl_jax.config import recipe, stored
 from tl_jax.export import model_card, stablehlo
-from tl_jax.tasks import image_task
+from tl_jax.tasks import image_network
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import read_json
@@ -106,7 +106,9 @@ def test_a_bundle_says_its_model_itself(run, pictures, monkeypatch):
 def test_the_facts_are_those_of_the_run(run):
     folder = run / "export"
     facts, summary = (json.loads(path.read_text()) for path in (folder / "bundle.json", run / "summary.json"))
-    assert set(facts["files"]) == {"model.safetensors", "model.stablehlo", "delta.safetensors"}
+    assert set(facts["files"]) == {
+        "model.safetensors", "model.stablehlo", "delta.safetensors", *(f"run/{name}" for name in restore.RUN_FILES)
+    }  # fmt: skip
     for name, entry in facts["files"].items():
         assert entry["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
     assert facts["metrics"] == summary["metrics"] and facts["examples_evaluated"] == 100 and facts["step"] == 2
@@ -150,7 +152,7 @@ def test_what_the_author_wrote_survives_another_export(run):
 def test_the_next_transfer_starts_from_the_folder(run):
     folder = run / "export"
     config = recipe.override(small.config(), (("init.path", str(folder)), ("init.head", "keep")))
-    found = image_task.load_network(config)
+    found = image_network.load_network(config)
     file = pretrained.load("resnet8", "tl_jax", folder / "model.safetensors")
     assert found.path == folder / "model.safetensors" and found.sha256 == file.sha256
     jax.tree.map(np.testing.assert_array_equal, tree.flatten(found.variables), tree.flatten(file.variables))

@@ -58,7 +58,7 @@ def test_the_map_lies_where_the_evidence_is(corner):
     assert summary["metrics"]["accuracy"] > 0.9 and summary["metrics"]["auc"] > 0.95
     config = stored.get_config(str(folder))
     task, _, state = api.restore(config, folder)
-    found = explain(task.predictor, state.variables, [str(top / "set" / "test" / "spot")])
+    found, _ = explain(task.predictor, state.variables, task.read_inputs(top / "set" / "test" / "spot"))
     assert found.images.shape == (20, 32, 32, 3) and len(found.files) == 20
     maps = found.maps[np.array(found.classes) == "spot"]
     h, w = maps.shape[1:]
@@ -115,7 +115,7 @@ def test_the_run_leaves_pictures_and_predicts_with_its_temperature(corner, capsy
     (found,) = api.predict(config, folder, [file])
     task, _, state = api.restore(config, folder)
     asked = task.predictor._replace(validation=None)  # as the network puts it
-    (plain,), _ = image_classification.predict_files(asked, state.variables, [file])
+    (plain,) = image_classification.predict_images(asked, state.variables, task.read_inputs(file))
     logits = {name: np.log(p) / temperature for name, p in plain["probabilities"].items()}
     expected = np.exp(logits["spot"]) / sum(np.exp(x) for x in logits.values())
     assert found["probabilities"]["spot"] == pytest.approx(expected, rel=1e-4) and found["input"] == file
@@ -134,7 +134,7 @@ def test_what_cannot_be_looked_at(corner, tmp_path):
         ([str(tmp_path)], f"{tmp_path} has no images"),
     ):
         with pytest.raises(UserError, match=message):
-            explain(task.predictor, state.variables, inputs)
+            explain(task.predictor, state.variables, task.read_inputs(inputs))
 
 
 def test_weights_of_classes_are_factors_on_their_losses():

@@ -7,7 +7,7 @@ import pytest
 
 from tests.tasks import small
 from tl_jax.config import schema
-from tl_jax.tasks import head_init, image_task
+from tl_jax.tasks import head_init, image_network, image_task
 from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.tasks.losses import Network
 from tl_jax.train import evaluate
@@ -59,7 +59,7 @@ def test_a_class_without_examples_is_an_error_that_says_so():
 
 def test_gradients_of_the_last_map_have_their_closed_form():
     config = schema.freeze(small.config(("regularize.delta", 1.0)))
-    net, task = image_task.load_network(config), ImageClassification(config)
+    net, task = image_network.load_network(config), ImageClassification(config)
     net = image_task.with_head(net, 10, "new")
     network = Network(net.model, image_task.Inputs(**task.facts["input"]))
     variables = task.init(KEY)

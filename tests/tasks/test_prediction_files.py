@@ -86,13 +86,13 @@ def test_a_damaged_file_has_its_error_and_the_others_their_predictions(deep, tmp
     assert set(found[1]) == {"input", "error"} and "cannot decode" in found[1]["error"]
     assert likeliest(found[0]) == likeliest(found[2]) == "dim"
     assert json.loads((run / "predictions.json").read_text()) == found
-    assert "1 of 3 files cannot be read: cannot decode" in capsys.readouterr().out
+    assert "1 of 3 inputs cannot be read: cannot decode" in capsys.readouterr().out
     for name in ("a.png", "c.png"):
         (tmp_path / name).write_bytes(b"nothing")
-    with pytest.raises(UserError, match="3 of 3 files cannot be read: .*a.png.*b.png.*c.png"):
+    with pytest.raises(UserError, match="3 of 3 inputs cannot be read: .*a.png.*b.png.*c.png"):
         api.predict(config, run, [str(tmp_path)])
     picture = api.explain(config, run, [str(top / "set" / "dim"), str(tmp_path / "a.png")])
-    assert picture.is_file() and "1 of 21 files cannot be read" in capsys.readouterr().out
+    assert picture.is_file() and "1 of 21 inputs cannot be read" in capsys.readouterr().out
 
 
 def test_the_command_ends_with_1_if_a_file_cannot_be_read(deep, tmp_path):
@@ -108,7 +108,7 @@ def test_the_command_ends_with_1_if_a_file_cannot_be_read(deep, tmp_path):
     done = subprocess.run(
         [*command, f"--input={top / 'set' / 'dim' / '00.png'}"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1 and "1 of 2 files cannot be read" in done.stdout and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "1 of 2 inputs cannot be read" in done.stdout and "Traceback" not in done.stderr
     assert len(json.loads((run / "predictions.json").read_text())) == 2
 
 

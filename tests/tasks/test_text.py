@@ -15,7 +15,7 @@ from tl_jax import api, pretrained
 from tl_jax.config import recipe, validate
 from tl_jax.export import stablehlo
 from tl_jax.pretrained import formats, huggingface
-from tl_jax.restore import make_task, restore
+from tl_jax.restore import RUN_FILES, make_task, restore
 from tl_jax.train import loop
 from tl_jax.train.state import digest
 from tl_jax.train.workdir import read_json
@@ -180,7 +180,8 @@ def test_an_export_opens_again_with_the_same_answers(folder, tmp_path, capsys):
     for row, entry in zip(jax.nn.softmax(logits), found, strict=True):
         np.testing.assert_allclose(row, list(entry["probabilities"].values()), atol=1e-5)
     np.testing.assert_allclose(alone, jax.nn.softmax(logits), atol=1e-5)
-    assert {*huggingface.SAVED_FILES, "model.stablehlo"} == set(formats.read_bundle(tmp_path / "export")["files"])
+    files = {*huggingface.SAVED_FILES, "model.stablehlo", *(f"run/{name}" for name in RUN_FILES)}
+    assert files == set(formats.read_bundle(tmp_path / "export")["files"])
     assert "█" in capsys.readouterr().out
     kept = configure(folder, ("init.path", str(tmp_path / "export")), ("init.head", "keep"), ("epochs", 0.0))
     assert api.run(kept, tmp_path / "kept")["metrics"] == pytest.approx(read_json(tmp_path / "summary.json")["metrics"])

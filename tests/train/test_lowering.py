@@ -19,7 +19,7 @@ from tl_jax import restore
 from tl_jax.config import recipe
 from tl_jax.tasks import reinforcement as rl_stepper
 from tl_jax.train import sharding
-from tl_jax.train.evaluate import _with_outputs
+from tl_jax.train.evaluate import make_both
 from tl_jax.train.state import initial_state, stream_key
 from tl_jax.train.step import make_eval_step, make_optimizer_init, make_train_step
 
@@ -58,6 +58,6 @@ def test_steps_lower_for_accelerators(name, monkeypatch):
         step = make_train_step(task.loss, phase.optim, phase.rules, phase.batch_stats, sharded)
         text = lowered(step, state, sharding.shard_batch(task.train_batch(0)), key, rate)
     assert "stablehlo." in text
-    both = _with_outputs(task.metrics, task.outputs) if task.outputs else task.metrics
+    both = make_both(task.metrics, task.outputs) if task.outputs else task.metrics
     batch = next(iter(task.eval_batches("test")))
     assert "stablehlo." in lowered(make_eval_step(both), jax.device_get(state.variables), sharding.shard_batch(batch))

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from flax import traverse_util
@@ -93,6 +94,12 @@ def check_known(path: str, fields: Mapping[str, Field], prefix: str = "config.")
         matches = difflib.get_close_matches(path, fields, n=1, cutoff=0.85)
         advice = f"did you mean {matches[0]!r}?" if matches else f"choose one of {', '.join(siblings or fields)}"
         raise UserError(f"unknown field {prefix}{path}; {advice}")
+
+
+def set_field(config: Any, path: str, value: Any) -> None:
+    """Set a field of a configuration, such as "optim.lr"; a UserError says which there are."""
+    check_of_task(path, config.task)
+    config.update_from_flattened_dict({path: str(value) if isinstance(value, Path) else value})
 
 
 def check_of_task(path: str, task: str) -> None:

@@ -11,6 +11,7 @@ from tl_jax.data import (  # noqa: F401  # which register themselves
     tfds,
     voc,
 )
+from tl_jax.data.dataset import Dataset, Split
 from tl_jax.data.registry import DATASETS, DatasetOptions, register_dataset
 
-__all__ = ["DATASETS", "DatasetOptions", "register_dataset"]
+__all__ = ["DATASETS", "Dataset", "DatasetOptions", "Split", "register_dataset"]

@@ -1,6 +1,5 @@
 """Labelled pictures from a folder of class folders."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,20 +135,6 @@ def read_single_split(
         tuple(class_files),
         decoding.value_range,
     )
-
-
-def input_images(inputs: Sequence[str | Path] | str | Path, outside: bool = False) -> list[Path]:
-    """Return the image files that a user named, one by one or as folders; ``outside`` as for ``Walk``.
-
-    Raises:
-        UserError: none was named, or something that is no path; or as ``list_images``.
-    """
-    inputs = [inputs] if isinstance(inputs, str | Path) else list(inputs)  # else a path is its letters, "/" first
-    if invalid := [path for path in inputs if not isinstance(path, str | Path)]:
-        raise UserError(f"an input is a {type(invalid[0]).__name__}, not a path; pass files or folders of images")
-    if not inputs:
-        raise UserError("nothing to look at; pass --input=PICTURE or --input=FOLDER, once for each")
-    return [file for path in inputs for file in list_images(Path(path), outside)]
 
 
 def list_images(path: Path, outside: bool = False) -> list[Path]:

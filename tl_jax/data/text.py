@@ -123,7 +123,25 @@ def read_text_dataset(folder: Path, kind: str, columns: Columns = DEFAULT_COLUMN
     return Dataset(name, train, test, classes, "a fifth held out", splits.get("validation"))
 
 
-def read_examples(file: Path, kind: str, columns: Columns, labelled: bool = True) -> list[Example]:
+def read_unlabelled(file: Path, kind: str, columns: Columns) -> list[Example | UserError]:
+    """Read the texts of one file without labels; a damaged line has its error in its place.
+
+    Args:
+        file: to be read.
+        kind: see ``read_text_dataset``.
+        columns: see ``read_text_dataset``.
+
+    Raises:
+        UserError: the file cannot be read, is empty, or has no such columns.
+    """
+    errors = LineErrors(file, keep=True)
+    examples, damaged = read_examples(file, kind, columns, False, errors), errors.by_line()
+    return [damaged.get(example.line, example) if damaged else example for example in examples]
+
+
+def read_examples(
+    file: Path, kind: str, columns: Columns, labelled: bool = True, errors: LineErrors | None = None
+) -> list[Example]:
     """Read the examples of one file.
 
     Args:
@@ -131,8 +149,9 @@ def read_examples(file: Path, kind: str, columns: Columns, labelled: bool = True
         kind: see ``read_text_dataset``.
         columns: see ``read_text_dataset``.
         labelled: whether labels are needed; else they are left empty.
+        errors: to which damaged lines are added; by default they are raised.
     """
-    text = read_text(file)
+    text, errors = read_text(file), errors or LineErrors(file)
     if not text.strip():
         raise UserError(f"{file} is empty; fill it, or take it away")
     if kind == "conll":
@@ -145,15 +164,14 @@ def read_examples(file: Path, kind: str, columns: Columns, labelled: bool = True
         lines = enumerate(split_lines(text), start=1)
         return [Example(line.strip(), "", i) for i, line in lines if line.strip()]
     if kind == "jsonl":
-        rows = read_objects(file, text, columns.text)
+        rows = read_objects(errors, text, columns.text)
     else:
-        rows = read_table(file, text, kind, columns.names, columns.text, columns.label)
+        rows = read_table(errors, text, kind, columns.names, columns.text, columns.label)
     if not rows:
         raise UserError(f"{file} is empty; fill it, or take it away")
     _check_columns(file, rows, columns, labelled)
-    line_errors = LineErrors(file)
-    examples = [_make_example(line, row, columns, labelled, line_errors) for line, row in rows]
-    line_errors.raise_if_any()
+    examples = [_make_example(line, row, columns, labelled, errors) for line, row in rows]
+    errors.raise_if_any()
     return examples
 
 

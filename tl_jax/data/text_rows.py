@@ -28,11 +28,20 @@ class LineErrors:
     """What is wrong with the lines of one file.
 
     ``add`` notes a line, ``raise_if_any`` raises one UserError for all of them, if there are any.
+
+    Attributes:
+        file: that they are in.
+        keep: whether damaged lines are wanted beside the others, so that nothing is raised; ``by_line`` has them.
+        lines: of each damaged one the number, what is wrong, and what to do about it.
     """
 
-    def __init__(self, file: Path):
-        self.file = file
-        self.lines: list[tuple[int, str, str]] = []  # line, what is wrong, what to do
+    def __init__(self, file: Path, keep: bool = False):
+        self.file, self.keep = file, keep
+        self.lines: list[tuple[int, str, str]] = []
+
+    def by_line(self) -> dict[int, UserError]:
+        """Return the error of each damaged line; what was noted first counts."""
+        return {line: UserError(f"{self.file}:{line}: {problem}; {what}") for line, problem, what in self.lines[::-1]}
 
     def add(self, line: int, problem: str, action: str) -> None:
         """Note what is wrong with a line, and what to do about it."""
@@ -40,7 +49,7 @@ class LineErrors:
 
     def raise_if_any(self) -> None:
         """Raise a UserError that names the first lines and the number of all, if there are any."""
-        if not self.lines:
+        if self.keep or not self.lines:
             return
         line, problem, action = self.lines[0]
         more = ""
@@ -51,11 +60,13 @@ class LineErrors:
         raise UserError(f"{self.file}:{line}: {problem}; {action}{more}")
 
 
-def read_table(file: Path, text: str, kind: str, names: Sequence[str], needed: Sequence[str], label: str = "") -> Rows:
+def read_table(
+    errors: LineErrors, text: str, kind: str, names: Sequence[str], needed: Sequence[str], label: str = ""
+) -> Rows:
     """Read the rows of a TSV or CSV file.
 
     Args:
-        file: for messages.
+        errors: of the file; it says whether damaged lines are kept.
         text: of the file.
         kind: "tsv" or "csv". Another delimiter (comma, semicolon or tab) is taken if the needed columns are found with
             it and not with the usual one.
@@ -70,16 +81,16 @@ def read_table(file: Path, text: str, kind: str, names: Sequence[str], needed: S
     csv.field_size_limit(MAX_CELL)
     lines = split_lines(text)
     delimiter, spaced = _find_delimiter(lines, kind, tuple(names), needed)
-    rows = tab_separated(lines, kind) if delimiter == "\t" else _quoted(file, lines, delimiter, spaced)
+    rows = tab_separated(lines, kind) if delimiter == "\t" else _quoted(errors, lines, delimiter, spaced)
     rows = [(line, row) for line, row in rows if any(cell.strip() for cell in row)]
     if rows and (not names or _is_header(rows[0][1], needed)):
         names, rows = [name.strip() for name in rows[0][1]], rows[1:]
         duplicate = next((name for i, name in enumerate(names) if name and name in names[:i]), None)
         if duplicate:
-            raise UserError(f"{file}: two columns are called {duplicate!r}; rename one of them")
+            raise UserError(f"{errors.file}: two columns are called {duplicate!r}; rename one of them")
     elif rows and {len(row) for _, row in rows} == {len(names) - 1}:
         names = [name for name in names if name != label]
-    return _named_rows(file, rows, names)
+    return _named_rows(errors, rows, names)
 
 
 def _is_header(cells: Sequence[str], needed: Sequence[str]) -> bool:
@@ -87,13 +98,13 @@ def _is_header(cells: Sequence[str], needed: Sequence[str]) -> bool:
     return all(name in names for name in needed) and not any(map(is_number, names))
 
 
-def _named_rows(file: Path, rows: Cells, names: Sequence[str]) -> Rows:
-    named_rows, line_errors = [], LineErrors(file)
+def _named_rows(errors: LineErrors, rows: Cells, names: Sequence[str]) -> Rows:
+    named_rows = []
     for line, row in rows:
         if len(row) < len(names) or any(cell.strip() for cell in row[len(names) :]):  # an unquoted comma, say
-            line_errors.add(line, f"{len(row)} columns, not {len(names)} ({', '.join(names)})", "mend the line")
+            errors.add(line, f"{len(row)} columns, not {len(names)} ({', '.join(names)})", "mend the line")
         named_rows.append((line, dict(zip(names, row, strict=False))))
-    line_errors.raise_if_any()
+    errors.raise_if_any()
     return named_rows
 
 
@@ -123,16 +134,21 @@ def _find_delimiter(lines: Sequence[str], kind: str, names: tuple[str, ...], nee
     return default, False
 
 
-def _quoted(file: Path, lines: Sequence[str], delimiter: str, spaced: bool = False) -> Cells:
+def _quoted(errors: LineErrors, lines: Sequence[str], delimiter: str, spaced: bool = False) -> Cells:
     feed = (line + "\n" for line in lines)
     reader, rows, begin = csv.reader(feed, delimiter=delimiter, skipinitialspace=spaced, strict=True), [], 1
-    try:
-        for row in reader:  # quoted text may go over several lines
-            rows.append((begin, row))
-            begin = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{file}:{reader.line_num}: {error}; mend its quotes") from None
-    return rows
+    while True:  # quoted text may go over several lines
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            if not errors.keep:
+                raise UserError(f"{errors.file}:{reader.line_num}: {error}; mend its quotes") from None
+            errors.add(begin, str(error), "mend its quotes")
+            row = [str(error)]
+        if row is None:
+            return rows
+        rows.append((begin, row))
+        begin = reader.line_num + 1
 
 
 def tab_separated(lines: Sequence[str], kind: str) -> Cells:
@@ -143,7 +159,7 @@ def tab_separated(lines: Sequence[str], kind: str) -> Cells:
     """
     if any('"' in line for line in lines):
         try:
-            rows = _quoted(Path(), lines, "\t")
+            rows = _quoted(LineErrors(Path()), lines, "\t")
         except UserError:
             rows = []
         if rows and (kind == "csv" or _is_quoted(lines, [row for _, row in rows])):
@@ -167,11 +183,11 @@ def _is_quoted(lines: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     )
 
 
-def read_objects(file: Path, text: str, needed: Sequence[str]) -> Rows:
+def read_objects(errors: LineErrors, text: str, needed: Sequence[str]) -> Rows:
     """Read the objects of a JSON file: one a line, or one array of them, by itself or as the only list of an object.
 
     Args:
-        file: for messages.
+        errors: of the file; it says whether damaged lines are kept.
         text: of the file.
         needed: names of the columns with the text; an object that has one of them is a row, whatever else it holds.
 
@@ -181,7 +197,7 @@ def read_objects(file: Path, text: str, needed: Sequence[str]) -> Rows:
     array = _read_array(text, needed)
     if array is not None:
         return list(array)
-    rows, line_errors = [], LineErrors(file)
+    rows = []
     for i, line in enumerate(split_lines(text), start=1):
         if not line.strip():
             continue
@@ -190,16 +206,16 @@ def read_objects(file: Path, text: str, needed: Sequence[str]) -> Rows:
         except JSON_ERRORS as error:
             if not rows and i == 1 and _is_one_value(text):
                 raise UserError(
-                    f"{file}: one JSON value, but no list of objects; write one object a line "
+                    f"{errors.file}: one JSON value, but no list of objects; write one object a line "
                     "(pandas: orient='records', lines=True)"
                 ) from None
-            line_errors.add(i, f"not JSON ({error})", "write one object a line")
-            continue
+            errors.add(i, f"not JSON ({error})", "write one object a line")
+            value = {}
         if not isinstance(value, dict):
-            line_errors.add(i, f"{type(value).__name__}, not an object", "write one object a line")
-            continue
+            errors.add(i, f"{type(value).__name__}, not an object", "write one object a line")
+            value = {}
         rows.append((i, value))
-    line_errors.raise_if_any()
+    errors.raise_if_any()
     return rows
 
 

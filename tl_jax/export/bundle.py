@@ -10,10 +10,11 @@ from tl_jax.export import frameworks, model_card, stablehlo
 from tl_jax.export.stablehlo import PROGRAM_FILE
 from tl_jax.pretrained import formats
 from tl_jax.pretrained.delta import DELTA_FILE
-from tl_jax.restore import restore
+from tl_jax.restore import RUN_FILES, RUN_FOLDER, restore
 from tl_jax.train.logging import say
 from tl_jax.train.task import Task
-from tl_jax.train.workdir import read_facts
+from tl_jax.train.workdir import read_facts, read_json, write_json
+from tl_jax.utils.json_files import CHECKSUM_KEY
 
 
 def write_bundle(task: Task, workdir: Path, step: int) -> None:
@@ -37,7 +38,12 @@ def write_bundle(task: Task, workdir: Path, step: int) -> None:
         "platforms": list(stablehlo.PLATFORMS),
     }
     facts = {**model_card.describe_run(task.config, workdir, step, contents.licence), **contents.facts, "program": io}
-    files = {**contents.files, PROGRAM_FILE: f"program for {', '.join(stablehlo.PLATFORMS)}: {contents.program.output}"}
+    write_run_files(workdir, folder / RUN_FOLDER)
+    files = {
+        **contents.files,
+        **{f"{RUN_FOLDER}/{name}": what for name, what in RUN_FILES.items()},
+        PROGRAM_FILE: f"program for {', '.join(stablehlo.PLATFORMS)}: {contents.program.output}",
+    }
     if (folder / DELTA_FILE).is_file():
         files[DELTA_FILE] = "only what changed, for pretrained.load(..., delta=FILE) on the weights it started from"
     bundle = formats.write_bundle_json(folder, facts, files)
@@ -52,6 +58,15 @@ def write_bundle(task: Task, workdir: Path, step: int) -> None:
     )
     model_card.write_card(folder, bundle, loaders, (*contents.notes, *import_notes))
     say(f"wrote the bundle {folder}; {folder / model_card.CARD_FILE} says how others load it")
+
+
+def write_run_files(workdir: Path, folder: Path) -> None:
+    """Write what ``load_learner`` needs to know of a run: its files, without the folders of this machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in RUN_FILES:
+        content = model_card.hide_folders(read_json(workdir / name))
+        content.pop(CHECKSUM_KEY, None)  # of the file as it was
+        write_json(folder / name, content)
 
 
 def export(config: recipe.Config, folder: str | Path, dtype: str = "float32") -> Path:

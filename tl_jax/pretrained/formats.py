@@ -44,6 +44,7 @@ from tl_jax.utils.plugins import check_imported
 from tl_jax.utils.scaling import SCALINGS
 
 BUNDLE_FILE, WEIGHTS_FILE = "bundle.json", "model.safetensors"
+EXPORT_FOLDER = "export"  # of a run
 FORMAT_VERSION = 1  # of the format; a file with another one is refused
 _EXPORT_AGAIN = "export the run again"
 _FIELDS = {"model": STRING, "task": STRING, "files": object_of(OBJECT), "weights": OBJECT, "modules": MODULES}
@@ -115,13 +116,28 @@ def check_bundle(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     return content
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, rather than a bundle or a network of another library."""
+    return (folder / "checkpoints").is_dir() and (folder / "config.json").is_file()
+
+
+def export_of(folder: Path) -> Path:
+    """Return the bundle of a run, given its folder; any other folder is returned as it is."""
+    if not is_run(folder):
+        return folder
+    if not (folder / EXPORT_FOLDER / BUNDLE_FILE).is_file():
+        raise UserError(f"{folder} is a run that was not exported; call --mode=export --workdir={folder} first")
+    return folder / EXPORT_FOLDER
+
+
 def weights_path(path: Path) -> Path:
-    """Return the weights file of a bundle's folder, or ``path`` itself; one that belongs to a bundle is checked.
+    """Return the weights file of a bundle's or a run's folder, or ``path`` itself; a bundle's file is checked.
 
     Raises:
         UserError: a folder that is no bundle, or see ``check_bundle``.
     """
     if path.is_dir():
+        path = export_of(path)
         check_bundle(path, [WEIGHTS_FILE])
         return path / WEIGHTS_FILE
     if path.name == WEIGHTS_FILE and path.is_file() and (path.parent / BUNDLE_FILE).is_file():
@@ -133,7 +149,7 @@ def bundle_model(source: str, path: str | Path | None) -> str:
     """Return the name of the model in a bundle, its folder or a file in it, for ``pretrained.load`` without a name."""
     if source != "tl_jax" or not path:
         raise UserError("name the model; only a bundle (source='tl_jax', path=FOLDER) says it itself")
-    bundle_path = Path(path).expanduser()
+    bundle_path = export_of(Path(path).expanduser())
     content = read_bundle(bundle_path if bundle_path.is_dir() else bundle_path.parent)
     if content["task"] == "policy":
         raise UserError(

@@ -270,7 +270,7 @@ def _find_folder(path: str | Path | None) -> Path:
         raise UserError("text weights need a folder or a repository of the hub; pass --config.init.path=FOLDER")
     folder = Path(path).expanduser()
     if folder.is_dir():
-        return folder
+        return formats.export_of(folder)
     if folder.exists() or len(folder.parts) != 2:
         raise UserError(f"{folder} is no folder; pass the one that holds config.json, weights and tokenizer")
     downloaded = hub.download_folder(

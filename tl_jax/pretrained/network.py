@@ -81,6 +81,22 @@ def variable_shapes(model: Backbone) -> Mapping[str, Any]:
     return jax.eval_shape(initializer(model), jax.random.key(0))
 
 
+def check_variables(variables: Mapping[str, Any], shapes: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """Return variables if they have the leaves of a network, or say in which one they differ.
+
+    Args:
+        variables: of a network.
+        shapes: see ``variable_shapes``.
+        where: they were read, for the message.
+    """
+    found = {path: tuple(leaf.shape) for path, leaf in tree.flatten(variables).items()}
+    expected = {path: tuple(leaf.shape) for path, leaf in tree.flatten(shapes).items()}
+    if wrong := sorted(path for path in {*found, *expected} if found.get(path) != expected.get(path)):
+        shape, right = found.get(wrong[0], "absent"), expected.get(wrong[0], "absent")
+        raise UserError(f"{where}: {wrong[0]} is {shape}, where its network has {right}; export the run again")
+    return dict(variables)
+
+
 def init_new_leaves(net: Pretrained, key: jax.Array) -> dict[str, Any]:
     """Return the variables of ``net`` with what was not loaded drawn from ``key``: new heads, bottleneck adapters."""
     loaded = tree.flatten(net.variables)

@@ -18,6 +18,9 @@ IMAGES = (
 _MAX_VALUE = 1e100  # of what is shown
 
 
+EVALUATIONS = "evaluations"  # folder of a run, with a file for each other labelled set that it was tested on
+
+
 class RunResult(NamedTuple):
     """What one run left; empty where a file is not there.
 
@@ -51,6 +54,7 @@ class Results(NamedTuple):
         images: of ``IMAGES``, those that are there, of the folder or else of the first run that has them.
         problems: what could not be read, and why.
         description: what else is known of the run, in words: "task", "model", "licence", "command".
+        elsewhere: what the run showed on other labelled sets, by their names.
         changed_fields: field of the configuration -> its value here and in ``tl_jax/config/recipe.py``.
     """
 
@@ -59,6 +63,7 @@ class Results(NamedTuple):
     runs: list[RunResult]
     images: dict[str, Path]
     problems: list[str]
+    elsewhere: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     description: Mapping[str, str] = MappingProxyType({})
     changed_fields: Mapping[str, Sequence[str]] = MappingProxyType({})
 
@@ -100,7 +105,8 @@ def read_results(folder: Path) -> Results:
         if any((path / name).is_file() for path in folders)
     }
     intact = {name: path for name, path in images.items() if _is_intact(path, problems)}
-    return Results(folder, summary, runs, intact, problems)
+    elsewhere = {path.stem: load_json(path, problems) for path in sorted((folder / EVALUATIONS).glob("*.json"))}
+    return Results(folder, summary, runs, intact, problems, elsewhere)
 
 
 def _is_intact(path: Path, problems: list[str]) -> bool:

@@ -44,16 +44,31 @@ def _run_section(results: Results) -> html.Section:
         if score in run_intervals
         else ["One run: nothing in its files gives an interval; run several seeds for one."]
     )
-    rows = [
-        [name, "not measured" if value is None else f"{value:.4f}", "{:.4f} to {:.4f}".format(*run_intervals[name][:2])]
-        if name in run_intervals
-        else [name, "not measured" if value is None else f"{value:.4f}", ""]
-        for name, value in metrics.items()
-    ]
+    ends = {name: "{:.4f} to {:.4f}".format(*interval[:2]) for name, interval in run_intervals.items()}
+    rows = [[name, _four_digits(value), ends.get(name, "")] for name, value in metrics.items()]
     text += [f"{name} is not measured: it {reason}." for name, reason in results.summary.get("missing", {}).items()]
     methods = sorted({interval[2] for interval in run_intervals.values()})
     text += ["95 % intervals: " + "; ".join(methods) + "."] if methods else []
     return html.Section("", text, [_tiles(tiles), html.Table(["test", "value", "95 % interval"], rows)])
+
+
+def elsewhere_section(results: Results) -> html.Section | None:
+    """Return the metrics on other labelled sets beside those of the run's own test split."""
+    own, blocks = results.summary.get("metrics", {}), []
+    for name, found in results.elsewhere.items():
+        ends = {metric: "{:.4f} to {:.4f}".format(*pair) for metric, pair in found.get("intervals95", {}).items()}
+        rows = [
+            [metric, _four_digits(value), ends.get(metric, ""), _four_digits(own.get(metric))]
+            for metric, value in found["metrics"].items()
+        ]
+        columns = [f"{name}: {found['examples_evaluated']:,} examples", "value", "95 % interval", "own test split"]
+        blocks.append(html.Table(columns, rows))
+    text = ["All their examples were tested, at the threshold and temperature of the run."]
+    return html.Section("", text, blocks) if blocks else None
+
+
+def _four_digits(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"
 
 
 def curve_section(results: Results) -> html.Section | None:
@@ -331,6 +346,7 @@ def _trained_share(trained: int, size: int) -> str:
 # Titles and what makes them, from top to bottom; each takes the results and gives a section, or None.
 SECTIONS = {
     "Result": result_section,
+    "Other labelled sets": elsewhere_section,
     "What was done": setup_section,
     "Curves": curve_section,
     "By class": run_examples.class_scores,

@@ -4,7 +4,7 @@ Losses, metrics and predictions are made from hashable options, so that runs sha
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,80 +13,73 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tl_jax import pretrained
 from tl_jax.config.options import Options, group, option
 from tl_jax.data import loader
 from tl_jax.data.augment import AugmentConfig, augment_boxes
 from tl_jax.data.dataset import Dataset, Split
 from tl_jax.data.decode import Decoding, decode_file
 from tl_jax.data.detection import CLASS, COLUMNS, CROWD, check_objects, letterbox
-from tl_jax.data.image_folder import input_images
+from tl_jax.export.model_card import BundleContents
 from tl_jax.metrics import Batch, Evaluation
 from tl_jax.metrics.detection import box_evaluator
 from tl_jax.models import centernet
 from tl_jax.models.centernet import GROUP_SIZE, Detector, giou
-from tl_jax.pretrained.network import Pretrained, with_head
+from tl_jax.pretrained import formats
+from tl_jax.pretrained.network import Pretrained, check_variables, variable_shapes, with_head
 from tl_jax.report import images as drawing
-from tl_jax.tasks import file_answers, head_init
+from tl_jax.tasks import head_init, image_inputs
 from tl_jax.tasks.error_analysis import thumbnail
-from tl_jax.tasks.image_task import (
-    ImageRunConfig,
-    ImageTask,
-    build_network,
-    draw_network,
-    load_network,
-    make_regularize,
-)
+from tl_jax.tasks.image_inputs import ImageInput
+from tl_jax.tasks.image_network import build_network, draw_network, load_network
+from tl_jax.tasks.image_task import ImageRunConfig, ImageTask, make_regularize
 from tl_jax.tasks.losses import Network, Pixels, make_features
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding
 from tl_jax.train.evaluate import extract
 from tl_jax.train.logging import say
-from tl_jax.train.task import Task, register_task
+from tl_jax.train.state import TrainState
+from tl_jax.train.task import Task, refuse_embeddings, register_task
 from tl_jax.transfer import regularizers
 from tl_jax.transfer.adapters import AdapterConfig
 from tl_jax.transfer.regularizers import RegularizeConfig
+from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import require_extra
 
+HEAD_FILE = "detector_head.safetensors"  # in a bundle
 PREDICTIONS_FOLDER = "predictions"  # of drawn pictures, in that of the run
 
 
-def predict_files(
+def answer_boxes(
     predict: Any,
     classes: Sequence[str],
     shape: tuple[int, int],
     min_score: float,
-    decoding: Decoding,
     batch_size: int,
     variables: Any,
-    inputs: Sequence[str],
-) -> tuple[list[dict[str, Any]], str]:
-    """Return for each picture its boxes, the surest first, for JSON, and all of it as text.
+    _: Sequence[ImageInput],
+    images: Sequence[tuple[np.ndarray, float, tuple[int, int]]],
+) -> Iterator[dict[str, Any]]:
+    """Yield for each image its boxes, the surest first, for JSON.
 
-    Boxes are in pixels of the picture the right way up, as its EXIF orientation says. A file that cannot be read has
-    its error instead; where that is every file, it is a UserError.
+    Boxes are in pixels of the image the right way up, as its EXIF orientation says.
 
     Args:
         predict: (variables, batch) -> boxes (N, D, 6).
         classes: K names.
-        shape: (H, W) of the pictures that the detector was trained on.
+        shape: (H, W) of the images that the detector was trained on.
         min_score: score of the boxes that are said.
-        decoding: how files become pixels, as in training.
-        batch_size: pictures at once, at most.
+        batch_size: images at once, at most.
         variables: trained.
-        inputs: picture files, and folders of such.
+        images: of each the pixels (H, W, 3), by which factor they were resized, and height and width before.
     """
-    files = input_images(inputs, decoding.outside)
-    batch_size = min(batch_size, sharding.round_up(len(files)))
-    results, lines, errors = {}, [], []
-    for batch_files, images in file_answers.decode_batches(files, decoding, batch_size, errors):
-        for file, boxes in zip(batch_files, _predict_boxes(predict, shape, batch_size, variables, images), strict=True):
-            rows = [_box_json(row, classes) for row in boxes if row[-1] >= min_score]
-            results[file] = {"boxes": rows}
-            lines += [f"{file}: {len(rows)} boxes with a score of {min_score:g} or more", *map(_box_line, rows)]
-    return file_answers.result_rows(files, results, errors), "\n".join(
-        [*lines, *file_answers.error_lines(files, errors)]
-    )
+    pixels, scales, sizes = zip(*images, strict=True)
+    split = Split(np.stack(pixels), np.zeros((len(images), 1, COLUMNS), np.float32))  # nobody reads these labels
+    detections = extract(predict, variables, loader.eval_batches(split, batch_size)).astype(np.float64)
+    for boxes, scale, (height, width) in zip(detections, scales, sizes, strict=True):
+        boxes[:, :4] = np.clip(boxes[:, :4] / scale, 0, [width, height, width, height])
+        yield {"boxes": [_box_json(row, classes) for row in boxes if row[-1] >= min_score]}
 
 
 def draw_predictions(
@@ -109,19 +102,6 @@ def draw_predictions(
             )
         )
     return paths
-
-
-def _predict_boxes(
-    predict: Any, shape: tuple[int, int], batch_size: int, variables: Any, images: Sequence[np.ndarray]
-) -> list[np.ndarray]:
-    """Return the boxes (D, 6) of each picture in its pixels."""
-    resized, scales = zip(*(letterbox(image, shape) for image in images), strict=True)
-    split = Split(np.stack(resized), np.zeros((len(images), 1, COLUMNS), np.float32))  # nobody reads these labels
-    detections = extract(predict, variables, loader.eval_batches(split, batch_size)).astype(np.float64)
-    for boxes, image, scale in zip(detections, images, scales, strict=True):
-        height, width = image.shape[:2]
-        boxes[:, :4] = np.clip(boxes[:, :4] / scale, 0, [width, height, width, height])
-    return list(detections)
 
 
 def _box_json(row: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
@@ -297,6 +277,7 @@ class Detection(ImageTask):
     has_classes = has_features = False
     score = "map"
     evaluates_outputs = True
+    prediction_columns = ("boxes",)
 
     def __init__(self, config: Any, record: RunRecord = NEW_RUN):
         """Build the task that ``config`` describes, for a run of which ``record`` is known."""
@@ -354,8 +335,31 @@ class Detection(ImageTask):
         }
 
     @classmethod
+    def set_defaults(cls, config: Any) -> None:
+        config.augment.flip, config.augment.resized_crop, config.augment.jitter = True, 0.4, 0.2
+        config.batch_size, config.optim.clip_norm = 16, 1.0
+
+    @classmethod
     def box_classes(cls, config: Any) -> tuple[str, ...]:
         return config.detect.classes
+
+    def export_weights(self, folder: Path, start: TrainState | None, end: TrainState, dtype: str) -> Path:
+        """Write the network below the head as other tasks do, and the head beside it."""
+        path = super().export_weights(folder, start, end, dtype)
+        head = {"params": {"head": end.params["head"]}}
+        formats.save_native(path.with_name(HEAD_FILE), head, self._exported_spec(), {"classes": self.classes}, dtype)
+        return path
+
+    def bundle_contents(self, folder: Path, step: int) -> BundleContents:
+        contents = super().bundle_contents(folder, step)
+        return contents._replace(files={**contents.files, HEAD_FILE: "head of the detector, for load_learner"})
+
+    def bundle_variables(self, folder: Path) -> dict[str, Any]:
+        formats.check_bundle(folder, [HEAD_FILE])
+        net = pretrained.load(self.config.model.name, "tl_jax", folder)
+        head = tree.unflatten(formats.read_native(folder / HEAD_FILE))["params"]
+        variables = {**net.variables, "params": {**net.variables["params"], **head}}
+        return check_variables(variables, variable_shapes(self.network.model), folder)
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         return init_variables(self.detector, self.network.adapters, self.regularize, key)
@@ -378,9 +382,21 @@ class Detection(ImageTask):
         captions = [f"{count} boxes" for count in (labels[..., CLASS] >= 0).sum(1)]
         return _with_boxes(images, labels), augmented, captions
 
-    def predict(self, variables: Any, inputs: Sequence[Any]) -> tuple[list[dict[str, Any]], str]:
-        min_score, size = self.config.detect.score_threshold, self.config.eval_batch_size
-        return predict_files(self.outputs, self.classes, self.shape, min_score, self.decoding, size, variables, inputs)
+    def predict(self, variables: Any, inputs: Sequence[Any], embeddings: bool = False) -> Iterator[dict[str, Any]]:
+        refuse_embeddings(self.kind, embeddings)
+        size = min(self.config.eval_batch_size, sharding.round_up(len(inputs)))
+        answer = functools.partial(
+            answer_boxes, self.outputs, self.classes, self.shape, self.config.detect.score_threshold, size, variables
+        )
+        return image_inputs.predict_rows(inputs, self.decoding, size, self._fit_pixels, answer)
+
+    def _fit_pixels(self, image: np.ndarray) -> tuple[np.ndarray, float, tuple[int, int]]:
+        return *letterbox(image, self.shape), (image.shape[0], image.shape[1])
+
+    def draw_prediction(self, row: Mapping[str, Any]) -> str:
+        threshold = self.config.detect.score_threshold
+        head = f"{row['input']}: {len(row['boxes'])} boxes with a score of {threshold:g} or more"
+        return "\n".join([head, *map(_box_line, row["boxes"])])
 
     def draw_predictions(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
         return draw_predictions(self.classes, self.decoding, rows, folder)

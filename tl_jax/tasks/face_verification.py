@@ -3,7 +3,7 @@
 A prediction is the nearest known person, and whether that is near enough.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -12,19 +12,21 @@ import jax
 import numpy as np
 
 from tl_jax.config.options import Options, group, option
-from tl_jax.data import decode, faces, image_folder, loader, value_range
+from tl_jax.data import faces, loader, value_range
 from tl_jax.data.augment import AugmentConfig
-from tl_jax.data.dataset import Dataset, Split
+from tl_jax.data.dataset import Dataset, Split, fit_image
 from tl_jax.data.decode import Decoding
 from tl_jax.data.faces import FaceSet, SplitOptions
 from tl_jax.metrics import Batch, Evaluation, verification
 from tl_jax.metrics.verification import Comparisons, Pairs
 from tl_jax.models.layers import glorot_uniform
 from tl_jax.report import plots
-from tl_jax.tasks import file_answers, head_init
+from tl_jax.tasks import head_init, image_inputs
+from tl_jax.tasks.image_inputs import ImageInput
 from tl_jax.tasks.image_task import ImageRunConfig, ImageTask, load_inputs, no_images
 from tl_jax.tasks.losses import Network, make_embeddings, make_loss
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
+from tl_jax.train import sharding
 from tl_jax.train.evaluate import extract
 from tl_jax.train.logging import say
 from tl_jax.train.task import Task, register_task
@@ -35,68 +37,36 @@ from tl_jax.transfer.self_supervised import ImagePretextConfig
 from tl_jax.utils.errors import UserError
 
 
-def predict_files(
-    config: Any,
-    load_face_set: Callable[[], FaceSet],
-    task: Task,
-    size: int,
-    fitted_threshold: float | None,
-    variables: Any,
-    inputs: Sequence[str],
-) -> tuple[list[dict[str, Any]], str]:
-    """Return the nearest known identity of each image, for JSON, and all of it as text.
-
-    Known are the pictures of ``config.faces.known``, or else of the data; a picture is not compared with itself. It
-    shows the same person if the cosine reaches the threshold that is best on the validation split. A file that cannot
-    be read has its error instead; if that is every file, it is a UserError.
+def answer_people(
+    gallery: FaceSet,
+    known: np.ndarray,
+    threshold: float | None,
+    images: Sequence[ImageInput],
+    embeddings: np.ndarray,
+) -> Iterator[dict[str, Any]]:
+    """Yield the nearest known person of each image, for JSON; an image is not compared with itself.
 
     Args:
-        config: the configuration.
-        load_face_set: reads all pictures of the data.
-        task: with the embeddings as ``outputs``.
-        size: side in pixels to which pictures of differing sizes are fitted.
-        fitted_threshold: the threshold that the finished run has found already, None for a run without.
-        variables: trained.
-        inputs: one folder, or one picture.
+        gallery: M images of known people.
+        known: (M, E), their embeddings.
+        threshold: cosine from which on two images show the same person; None if it is not known.
+        images: N of them.
+        embeddings: (N, E).
     """
-    inputs = [inputs] if isinstance(inputs, str | Path) else inputs
-    if len(inputs) != 1:
-        raise UserError("--mode=predict takes one folder with pictures of people; pass --input=FOLDER")
-    gallery_folder = config.faces.known or config.data.dir
-    if gallery_folder and not Path(gallery_folder).expanduser().exists():
-        raise UserError(
-            f"no folder {gallery_folder} with the known people; set config.faces.known to a folder with PERSON/PICTURE"
-        )
-    files = image_folder.list_images(Path(inputs[0]), config.data.outside)
-    decoding = Decoding((), value_range.range_from_facts(task.facts), config.data.max_pixels, True, config.data.outside)
-    max_bytes = config.data.gigabytes * 1e9
-    readable, errors = file_answers.readable_files(files, decoding)
-    images = decode.decode_all("pictures", readable, size, max_bytes, decoding)
-    gallery = faces.read_faces(config.faces.known, size, max_bytes, decoding) if config.faces.known else load_face_set()
-
-    def embed(split: Split) -> np.ndarray:
-        return extract(task.outputs, variables, loader.eval_batches(split, config.eval_batch_size))
-
-    similarity = embed(Split(images, np.zeros(len(readable), np.int32))) @ embed(gallery.examples).T
-    gallery_rows = {file.resolve(): match for match, file in enumerate(gallery.files)}
-    for row, file in enumerate(readable):
-        if (match := gallery_rows.get(file.resolve())) is not None:
-            similarity[row, match] = -np.inf
-    nearest = similarity.argmax(1)
-    cutoff = validation_threshold(task, variables) if fitted_threshold is None else fitted_threshold
-    results = {}
-    for row, (file, match) in enumerate(zip(readable, nearest, strict=True)):
-        cosine = float(similarity[row, match])
-        results[file] = {
+    similarity = embeddings @ known.T
+    rows = {file.resolve(): match for match, file in enumerate(gallery.files)}
+    for cosines, (_, source) in zip(similarity, images, strict=True):
+        if isinstance(source, Path) and (own := rows.get(source.resolve())) is not None:
+            cosines[own] = -np.inf
+        match = int(cosines.argmax())
+        cosine = float(cosines[match])
+        yield {
             "person": gallery.identities[gallery.examples.labels[match]],
             "picture": str(gallery.files[match]),
             "similarity": cosine,
-            "threshold": cutoff,
-            "same": None if cutoff is None else cosine >= cutoff,
+            "threshold": threshold,
+            "same": None if threshold is None else cosine >= threshold,
         }
-    rows = file_answers.result_rows(files, results, errors)
-    lines = [_result_line(row) for row in rows if "error" not in row]
-    return rows, "\n".join([*lines, *file_answers.error_lines(files, errors)])
 
 
 def validation_threshold(task: Task, variables: Any) -> float | None:
@@ -110,11 +80,6 @@ def validation_threshold(task: Task, variables: Any) -> float | None:
         verification.all_pairs(labels),
     )
     return verification.best_threshold(verification.pair_cosines(embeddings, pairs), pairs.same)
-
-
-def _result_line(row: dict[str, Any]) -> str:
-    decision = {None: "", True: "same", False: "different"}[row["same"]]
-    return f"  {row['input']}  {row['person']}  {row['similarity']:.3f}  {decision}".rstrip()
 
 
 class FaceData(NamedTuple):
@@ -168,6 +133,7 @@ class FaceVerification(ImageTask):
     program_output = "embeddings"
     score = "auc"
     evaluates_outputs = reports_validation = True
+    prediction_columns = ("person", "picture", "similarity", "threshold", "same")
 
     def __init__(self, config: Any, record: RunRecord = NEW_RUN):
         """Build the task that ``config`` describes, for a run of which ``record`` is known."""
@@ -197,6 +163,11 @@ class FaceVerification(ImageTask):
                 faces.loss != "arcface" and changed("faces.scale", "faces.margin")
             ),
         }
+
+    @classmethod
+    def set_defaults(cls, config: Any) -> None:
+        config.faces.scale, config.faces.margin = 32.0, 0.3  # 64 and 0.5 are for tens of thousands of people
+        config.optim.lr, config.augment.flip, config.data.validation = 3e-4, True, 0.2
 
     @classmethod
     def load_data(cls, config: Any) -> Dataset:
@@ -249,9 +220,46 @@ class FaceVerification(ImageTask):
         """Read all images of the data."""
         return self.load_source(self.config, self.input_spec.size, self.decoding)
 
-    def predict(self, variables: Any, inputs: Sequence[Any]) -> tuple[list[dict[str, Any]], str]:
-        size = self.input_spec.size
-        return predict_files(self.config, self.load_face_set, self, size, self.fitted_threshold, variables, inputs)
+    def load_gallery(self) -> FaceSet:
+        """Read the images of the people that predictions know: those of ``config.faces.known``, or else of the data."""
+        faces_config, data = self.config.faces, self.config.data
+        folder = faces_config.known or data.dir
+        if folder and not Path(folder).expanduser().exists():
+            raise UserError(
+                f"no folder {folder} with the known people; set config.faces.known to a folder with PERSON/PICTURE"
+            )
+        if not faces_config.known:
+            return self.load_face_set()
+        return faces.read_faces(faces_config.known, self.input_spec.size, data.gigabytes * 1e9, self._run_decoding())
+
+    def _run_decoding(self) -> Decoding:
+        """Return how images become pixels that must have the values of the run's own."""
+        return self.decoding._replace(value_range=value_range.range_from_facts(self.facts), from_run=True)
+
+    def predict(self, variables: Any, inputs: Sequence[Any], embeddings: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield the nearest known person of each image, and whether it is near enough to be the same."""
+        gallery, threshold = self.load_gallery(), self.fitted_threshold
+        known = self._embed(variables, gallery.examples, self.config.eval_batch_size)
+        threshold = validation_threshold(self, variables) if threshold is None else threshold
+        size = min(self.config.eval_batch_size, sharding.round_up(len(inputs)))
+
+        def answer(images: Sequence[ImageInput], pixels: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
+            found = self._embed(variables, Split(np.stack(pixels), np.zeros(len(pixels), np.int32)), size)
+            for row, embedding in zip(answer_people(gallery, known, threshold, images, found), found, strict=True):
+                yield {**row, "embedding": embedding} if embeddings else row
+
+        return image_inputs.predict_rows(inputs, self._run_decoding(), size, self._fit_pixels, answer)
+
+    def _embed(self, variables: Any, split: Split, batch_size: int) -> np.ndarray:
+        return extract(self.outputs, variables, loader.eval_batches(split, batch_size))
+
+    def _fit_pixels(self, image: np.ndarray) -> np.ndarray:
+        height, width = self.splits["train"].inputs.shape[1:3]
+        return image if image.shape[:2] == (height, width) else fit_image(image, (width, height))
+
+    def draw_prediction(self, row: Mapping[str, Any]) -> str:
+        decision = {None: "", True: "same", False: "different"}[row["same"]]
+        return f"  {row['input']}  {row['person']}  {row['similarity']:.3f}  {decision}".rstrip()
 
 
 def _no_metrics(variables: Any, batch: Batch) -> dict[str, Any]:

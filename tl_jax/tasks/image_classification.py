@@ -18,20 +18,19 @@ from tl_jax.data import loader, preprocess
 from tl_jax.data.dataset import Split, fit_image
 from tl_jax.data.decode import Decoding
 from tl_jax.data.fingerprint import relative_names
-from tl_jax.data.image_folder import input_images
 from tl_jax.metrics import Batch, Evaluation
 from tl_jax.metrics.classification import apply_temperature, fit_temperature
-from tl_jax.report import html as drawn
+from tl_jax.report.html import probability_bars
 from tl_jax.report.images import draw_overlays
-from tl_jax.tasks import error_analysis, file_answers, head_init, image_evaluation, run_record
-from tl_jax.tasks.file_answers import FileError
+from tl_jax.tasks import error_analysis, head_init, image_evaluation, image_inputs, run_record
+from tl_jax.tasks.image_inputs import ImageInput
 from tl_jax.tasks.image_task import ImageRunConfig, ImageTask, load_inputs, no_images
-from tl_jax.tasks.losses import Inputs, Maps, Network, make_predict
+from tl_jax.tasks.losses import Inputs, Maps, Network, make_features, make_predict
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding
-from tl_jax.train.evaluate import extract
-from tl_jax.train.logging import say
-from tl_jax.train.task import register_task
+from tl_jax.train.evaluate import extract, make_both
+from tl_jax.train.task import register_task, unread
+from tl_jax.utils.errors import UserError, combine_errors, join_errors
 
 
 @functools.cache
@@ -89,6 +88,16 @@ class Predictor(NamedTuple):
     validation: Callable[[], Iterable[Batch]] | None
     fitted_temperature: float | None = None
 
+    def fit_pixels(self, image: np.ndarray) -> np.ndarray:
+        """Return an image (h, w, 3) in the size of stored ones (H, W, 3)."""
+        height, width = self.shape
+        return image if image.shape[:2] == self.shape else fit_image(image, (width, height), self.fit)
+
+    def extract(self, function: Any, variables: Any, images: np.ndarray, labels: np.ndarray | None = None) -> Any:
+        """Return what ``function`` (variables, batch) says of images (N, H, W, 3)."""
+        split = Split(images, np.zeros(len(images), np.int32) if labels is None else labels)
+        return extract(function, variables, loader.eval_batches(split, self.batch_size))
+
 
 class Explanation(NamedTuple):
     """Files (N), what the network saw of them (N, S, S, 3), the class and its probability (N,), maps (N, h, w)."""
@@ -100,44 +109,56 @@ class Explanation(NamedTuple):
     maps: np.ndarray
 
 
-def predict_files(predictor: Predictor, variables: Any, inputs: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
-    """Return the probabilities of the pictures in files and folders, for JSON, and all of them drawn as text.
+def predict_images(
+    predictor: Predictor, variables: Any, images: Sequence[ImageInput], embeddings: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Yield the probabilities of each image, for JSON, and its features (D,) as ``embedding`` if asked."""
+    predictor, softmax_temperature = fit_batch(predictor, images), run_temperature(predictor, variables)
+    probabilities = make_predict(predictor.network, predictor.num_views)
+    function = make_both(probabilities, make_features(predictor.network)) if embeddings else probabilities
 
-    A file that cannot be read has its error instead; where that is every file, it is a UserError.
-    """
-    files, predictor = _prepare_inputs(predictor, inputs)
-    results, lines, softmax_temperature, errors = {}, [], run_temperature(predictor, variables), []
-    for batch_files, images in _read_batches(predictor, files, errors):
-        for file, row in zip(
-            batch_files, _probabilities(predictor, variables, images, softmax_temperature), strict=True
-        ):
-            results[file] = {"probabilities": dict(zip(predictor.classes, map(float, row), strict=True))}
-            lines += drawn.probability_bars(str(file), predictor.classes, row)
-    return file_answers.result_rows(files, results, errors), "\n".join(
-        [*lines, *file_answers.error_lines(files, errors)]
-    )
+    def answer(_: Sequence[ImageInput], pixels: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
+        out = predictor.extract(function, variables, np.stack(pixels))
+        values, features = out if embeddings else (out, None)
+        rows = apply_temperature(values.astype(np.float64), softmax_temperature)
+        for i, row in enumerate(rows):
+            says = {"probabilities": dict(zip(predictor.classes, map(float, row), strict=True))}
+            yield says if features is None else {**says, "embedding": features[i]}
+
+    return image_inputs.predict_rows(images, predictor.decoding, predictor.batch_size, predictor.fit_pixels, answer)
 
 
-def explain(predictor: Predictor, variables: Any, inputs: Sequence[str]) -> Explanation:
-    """Return the Grad-CAM of the likeliest class of each picture in files and folders."""
-    files, predictor = _prepare_inputs(predictor, inputs)
-    softmax_temperature, input_spec = run_temperature(predictor, variables), predictor.network.inputs
+def explain(predictor: Predictor, variables: Any, images: Sequence[ImageInput]) -> tuple[Explanation, list[UserError]]:
+    """Return the Grad-CAM of the likeliest class of each image, and the errors of those that cannot be read."""
+    predictor, softmax_temperature = fit_batch(predictor, images), run_temperature(predictor, variables)
+    input_spec, grad_cam = predictor.network.inputs, make_grad_cam(predictor.network)
     assert isinstance(input_spec, Inputs)
     shown_images, probabilities, maps, errors, readable = [], [], [], [], []
-    for batch_files, images in _read_batches(predictor, files, errors):
-        readable += batch_files
-        probabilities.append(_probabilities(predictor, variables, images, softmax_temperature))
+    for batch in image_inputs.decode_batches(images, predictor.decoding, predictor.batch_size, predictor.fit_pixels):
+        errors += [decoded for _, decoded in batch if isinstance(decoded, UserError)]
+        decoded_images = [(image, decoded) for image, decoded in batch if not isinstance(decoded, UserError)]
+        if not decoded_images:
+            continue
+        readable += [Path(image.name) for image, _ in decoded_images]
+        pixels = np.stack([decoded for _, decoded in decoded_images])
+        values = predictor.extract(make_predict(predictor.network, predictor.num_views), variables, pixels)
+        probabilities.append(apply_temperature(values.astype(np.float64), softmax_temperature))
         top_classes = probabilities[-1].argmax(1).astype(np.int32)
-        maps.append(_extract(make_grad_cam(predictor.network), predictor, variables, images, top_classes))
+        maps.append(predictor.extract(grad_cam, variables, pixels, top_classes))
         resized = preprocess.resize_and_crop(
-            jnp.asarray(images), input_spec.size, input_spec.crop, input_spec.interpolation
+            jnp.asarray(pixels), input_spec.size, input_spec.crop, input_spec.interpolation
         )
         shown_images.append(np.rint(np.clip(resized, 0, 255)).astype(np.uint8))
+    if not readable:
+        raise combine_errors("--input", errors, unread(len(errors), len(images)))
     rows = np.concatenate(probabilities)
     names = [predictor.classes[k] for k in rows.argmax(1)]
-    for line in file_answers.error_lines(files, errors):
-        say(line)
-    return Explanation(readable, np.concatenate(shown_images), names, rows.max(1), np.concatenate(maps))
+    return Explanation(readable, np.concatenate(shown_images), names, rows.max(1), np.concatenate(maps)), errors
+
+
+def fit_batch(predictor: Predictor, images: Sequence[ImageInput]) -> Predictor:
+    """Return the predictor with a batch size no larger than it needs."""
+    return predictor._replace(batch_size=min(predictor.batch_size, sharding.round_up(len(images))))
 
 
 def run_temperature(predictor: Predictor, variables: Any) -> float:
@@ -149,35 +170,6 @@ def run_temperature(predictor: Predictor, variables: Any) -> float:
     labels = np.concatenate([b["label"][b["mask"] > 0] for b in predictor.validation()])
     probabilities = extract(make_predict(predictor.network, predictor.num_views), variables, predictor.validation())
     return fit_temperature(probabilities.astype(np.float64), labels)
-
-
-def _prepare_inputs(predictor: Predictor, inputs: Sequence[str]) -> tuple[list[Path], Predictor]:
-    """Return the named files, and the predictor with a batch size no larger than it needs."""
-    files = input_images(inputs, predictor.decoding.outside)
-    return files, predictor._replace(batch_size=min(predictor.batch_size, sharding.round_up(len(files))))
-
-
-def _read_batches(
-    predictor: Predictor, files: Sequence[Path], errors: list[FileError]
-) -> Iterator[tuple[list[Path], np.ndarray]]:
-    """Yield some readable files at a time, and their pictures uint8 (N, H, W, 3); others join ``errors``."""
-    height, width = predictor.shape
-    for batch_files, images in file_answers.decode_batches(files, predictor.decoding, predictor.batch_size, errors):
-        resized = (
-            image if image.shape[:2] == predictor.shape else fit_image(image, (width, height), predictor.fit)
-            for image in images
-        )
-        yield batch_files, np.stack(list(resized))
-
-
-def _probabilities(predictor: Predictor, variables: Any, images: np.ndarray, softmax_temperature: float) -> np.ndarray:
-    labels = np.zeros(len(images), np.int32)  # nobody reads them
-    probabilities = _extract(make_predict(predictor.network, predictor.num_views), predictor, variables, images, labels)
-    return apply_temperature(probabilities.astype(np.float64), softmax_temperature)
-
-
-def _extract(function: Any, predictor: Predictor, variables: Any, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return extract(function, variables, loader.eval_batches(Split(images, labels), predictor.batch_size))
 
 
 @dataclass(frozen=True)
@@ -261,13 +253,18 @@ class ImageClassification(ImageTask):
     def report(self, test: Any, validation: Any, folder: Path) -> dict[str, Any]:
         return image_evaluation.report_calibration(self.settings, test, validation, folder) if self.settings else {}
 
-    def predict(self, variables: Any, inputs: Sequence[Any]) -> tuple[list[dict[str, Any]], str]:
-        return predict_files(self.predictor, variables, inputs)
+    def predict(self, variables: Any, inputs: Sequence[Any], embeddings: bool = False) -> Iterator[dict[str, Any]]:
+        return predict_images(self.predictor, variables, inputs, embeddings)
+
+    def draw_prediction(self, row: Mapping[str, Any]) -> str:
+        return "\n".join(probability_bars(row["input"], self.classes, np.array(list(row["probabilities"].values()))))
 
     def explain(self, variables: Any, inputs: Sequence[Any], folder: Path) -> tuple[Path, str]:
-        """Draw Grad-CAM of the most likely class of each image in files and folders into ``explain.png``."""
-        found = explain(self.predictor, variables, inputs)
+        """Draw Grad-CAM of the most likely class of each image into ``explain.png``."""
+        found, errors = explain(self.predictor, variables, inputs)
         rows = zip(found.files, found.classes, found.probabilities, strict=True)
         captions = [f"{file.parent.name}/{file.name}: {name} {probability:.2f}" for file, name, probability in rows]
         path = draw_overlays(found.images, found.maps, captions, f"{self.name}: Grad-CAM", folder / "explain.png")
+        if errors:
+            captions.append(f"{unread(len(errors), len(inputs))}: {join_errors(errors)}")
         return path, "\n".join(captions)

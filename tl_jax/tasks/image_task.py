@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tl_jax import models, pretrained
@@ -25,11 +24,12 @@ from tl_jax.export.model_card import BundleContents
 from tl_jax.models.registry import PretrainedSpec
 from tl_jax.pretrained import delta, formats
 from tl_jax.pretrained.catalog import published_sources
-from tl_jax.pretrained.network import Pretrained, variable_shapes, with_head
+from tl_jax.pretrained.network import Pretrained, check_variables, variable_shapes, with_head
 from tl_jax.report.images import draw_grid
 from tl_jax.report.plots import describe_bound
-from tl_jax.tasks import head_init
+from tl_jax.tasks import head_init, image_inputs
 from tl_jax.tasks.feature_cache import CacheConfig, ImageFeatureCache
+from tl_jax.tasks.image_network import build_network, draw_network, load_network, load_source_head
 from tl_jax.tasks.losses import Inputs, Network, make_features, make_loss, make_metrics, make_predict, make_pretext_loss
 from tl_jax.tasks.other_data import all_examples, with_classes_of_run
 from tl_jax.tasks.run_record import RunRecord
@@ -37,7 +37,7 @@ from tl_jax.train.logging import say, say_written
 from tl_jax.train.run_config import RunConfig
 from tl_jax.train.state import TrainState, stream_key
 from tl_jax.train.task import Objective, Task
-from tl_jax.train.workdir import ACTION, read_facts, read_summary
+from tl_jax.train.workdir import read_facts, read_summary
 from tl_jax.transfer import adapters
 from tl_jax.transfer.adapters import AdapterConfig
 from tl_jax.transfer.regularizers import RegularizeConfig, class_weights
@@ -230,6 +230,9 @@ class ImageTask(Task):
     def eval_batches(self, split: str) -> Any:
         return loader.eval_batches(self.splits[split], self.config.eval_batch_size)
 
+    def read_inputs(self, inputs: Any) -> list[image_inputs.ImageInput]:
+        return image_inputs.list_inputs(inputs, self.config.data.outside)
+
     def with_test(self, config: Any, classes: Mapping[str, str]) -> Self:
         other = self.load_source(config, self.image_size, self.decoding)
         split = all_examples(with_classes_of_run(other, self.classes, classes))
@@ -305,6 +308,10 @@ class ImageTask(Task):
         """Return the variables without the further heads that only training had a use for."""
         params = {name: leaves for name, leaves in state.params.items() if name not in ("extra", *self.unexported)}
         return {"params": params, "batch_stats": state.batch_stats}
+
+    def bundle_variables(self, folder: Path) -> dict[str, Any]:
+        net = pretrained.load(self.config.model.name, "tl_jax", folder)
+        return check_variables(dict(net.variables), variable_shapes(self.network.model), folder)
 
     def bundle_contents(self, folder: Path, step: int) -> BundleContents:
         path = folder / formats.WEIGHTS_FILE
@@ -445,55 +452,3 @@ def make_regularize(config: ImageRunConfig, net: Pretrained) -> RegularizeConfig
         return regularize
     endpoints = head_init.check_endpoints(regularize.endpoints, net.model.stage_names())
     return dataclasses.replace(regularize, endpoints=endpoints)
-
-
-def load_network(config: ImageRunConfig) -> Pretrained:
-    """Read the network of ``config`` with the head that the file has, where that is to be kept."""
-    name, source, path = config.model.name, config.init.source, config.init.path or None
-    options = {"head": "keep" if config.init.head == "keep" else "new", "rename": config.init.rename}
-    return pretrained.load(name, source, path, seed=config.seed, **options, **model_options(config))
-
-
-def build_network(config: ImageRunConfig, facts: Mapping[str, Any]) -> Pretrained:
-    """Return the network that the facts of a run describe, with zeros for weights: a checkpoint has the right ones."""
-    spec = formats.parse_spec(facts["spec"], "facts.json: spec", ACTION)
-    model = models.create(config.model.name, spec.num_classes, **{**spec.options, **model_options(config)})
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model))
-    path, sha256 = Path(str(facts.get("weights", ""))), str(facts.get("weights_sha256", ""))
-    return Pretrained(model, zeros, spec, bool(facts.get("new_head")), path, sha256)
-
-
-def load_source_head(config: ImageRunConfig, width: int) -> dict[str, Any]:
-    """Return the kernel (D, Z) and bias (Z,) of the head that the weights came with; D is the ``width`` of features.
-
-    Raises:
-        UserError: they came without one, or it sits on something other than ``features``.
-    """
-    head = None
-    if config.init.source != "random" and not config.model.endpoint:
-        net = pretrained.load(
-            config.model.name, config.init.source, config.init.path or None, rename=config.init.rename
-        )
-        head = net.variables["params"].get("head")
-    if head is None or head["kernel"].shape[0] != width:
-        raise UserError(
-            "config.regularize.co_tuning needs weights with their own head on the network's features; "
-            "take a file with the top, leave model.endpoint empty, or set it to 0"
-        )
-    return dict(head)
-
-
-def draw_network(config: ImageRunConfig, classes: int) -> Pretrained:
-    """Return the network of ``config`` with random weights."""
-    return pretrained.random(config.model.name, classes, config.init.layout, **model_options(config))
-
-
-def model_options(config: ImageRunConfig) -> dict[str, Any]:
-    """Return the attributes of the model that ``config`` sets."""
-    options = head_init.model_attributes(config)
-    options |= {"dtype": jnp.dtype(config.model.dtype), "endpoint": config.model.endpoint}
-    shares = {"dropout": config.regularize.dropout, "drop_path": config.regularize.drop_path}
-    overrides: dict[str, Any] = {name: share for name, share in shares.items() if share}
-    if config.adapt.kind == "bottleneck" and config.adapt.rank:
-        overrides["adapter"] = config.adapt.rank
-    return options | overrides | ({"channels": config.model.channels} if config.model.channels != 3 else {})

@@ -5,7 +5,7 @@ Several updates run in one call; their number is an argument, so that it needs n
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,12 +181,13 @@ class Reinforcement(Task):
     score = "episode_return"
 
     def __init__(self, config: Any, record: RunRecord = NEW_RUN):
-        """Build the task that ``config`` describes; it has no data, so that nothing of ``record`` is needed."""
+        """Build the task that ``config`` describes; it has no data."""
         self.config, self.env = config, envs.make_env(config.rl.env, config.rl.env_params)
         self.policy, env = make_policy(config, self.env), self.env
         self.make_stepper = functools.partial(PolicyStepper, env, self.policy, make_ppo_config(config))
         sharding.check_batch("rl.episodes", config.rl.episodes)
-        self.source = policy_transfer.load(config.init.path) if config.init.source != "random" else None
+        reads_source = config.init.source != "random" and record.reads_weights
+        self.source = policy_transfer.load(config.init.path) if reads_source else None
         self.name, self.stages = f"policy in {env.name}", self.policy.stage_names(len(env.observation_shape) == 3)
         self.metrics, self.features = make_metrics(env, self.policy), functools.partial(_features, self.policy)
         episodes = config.rl.episodes
@@ -199,6 +200,10 @@ class Reinforcement(Task):
             "options": policy_options(self.policy),
             "tested": "episodes of their own keys, the same for every run",
         }
+
+    @classmethod
+    def is_portable(cls, folder: Path, facts: Mapping[str, Any]) -> bool:
+        return True  # the configuration says all of a policy
 
     @classmethod
     def networks(cls) -> tuple[str, ...]:
@@ -271,6 +276,14 @@ class Reinforcement(Task):
         restored = checkpoints.restore(step, template, opt_state=True)
         checkpoints.close()
         return restored.opt_state
+
+    def bundle_variables(self, folder: Path) -> dict[str, Any]:
+        variables = _init_variables(self.config, self.env, self.policy, None, jax.random.key(0))
+        source = policy_transfer.load(folder)
+        components, _ = policy_transfer.load_components(
+            variables, source, policy_transfer.DEFAULT_COMPONENTS, False, self.env.spaces
+        )
+        return {**variables, **components}
 
     def bundle_contents(self, folder: Path, step: int) -> BundleContents:
         source = policy_transfer.load(folder / formats.WEIGHTS_FILE)

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from tl_jax.export import model_card, stablehlo
 from tl_jax.export.model_card import BundleContents
 from tl_jax.metrics import Batch, Evaluation
 from tl_jax.models.bert import Bert
-from tl_jax.pretrained import huggingface
+from tl_jax.pretrained import formats, huggingface
 from tl_jax.pretrained.huggingface import TextNetwork
 from tl_jax.tasks import head_init, run_record, text_preview
 from tl_jax.tasks import losses as objectives
@@ -32,6 +32,7 @@ from tl_jax.tasks.other_data import all_examples, with_classes_of_run
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.tasks.text_inputs import read_inputs
 from tl_jax.train import sharding
+from tl_jax.train.evaluate import make_both
 from tl_jax.train.logging import say, say_written
 from tl_jax.train.run_config import RunConfig
 from tl_jax.train.state import TrainState
@@ -46,7 +47,6 @@ from tl_jax.utils.errors import UserError
 NETWORK = "network"  # of facts.json: attributes of the model that are not its defaults
 MASKED_LM_HEAD = ("masked_dense", "masked_norm", "masked_bias")  # the head that guesses words
 BATCH = 256  # inputs that go through the network together
-MAX_SHOWN = 100  # inputs that are drawn; the others are in predictions.json only
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,14 @@ class TextRunConfig(RunConfig):
     input: TextInputConfig = group(TextInputConfig)
     pretext: TextPretextConfig = group(TextPretextConfig)
     cache: CacheConfig = group(CacheConfig)
+
+
+class EncodedInputs(NamedTuple):
+    """Texts to predict: what their rows show, their tokens, and labels that nobody reads."""
+
+    shown: Sequence[Any]
+    encodings: Sequence[Any]
+    labels: np.ndarray
 
 
 class TextTask(Task):
@@ -213,45 +221,62 @@ class TextTask(Task):
     def evaluate(self, outputs: Sequence[Any], batches: Sequence[Batch]) -> Evaluation:
         raise NotImplementedError
 
-    def predict(self, variables: Any, inputs: Sequence[Any]) -> tuple[list[dict[str, Any]], str]:
-        """Return the prediction for each input, read as the training texts were, and the first of them drawn."""
-        texts = read_inputs(inputs, self.tags_words, self.reading["pairs"], make_columns(self.config))
-        results, lines = self.predict_rows(variables, texts)
-        if len(results) > MAX_SHOWN:
-            lines.append(f"... and {len(results) - MAX_SHOWN:,} more inputs: see predictions.json")
-        return results, "\n".join(lines)
+    def read_inputs(self, inputs: Any) -> list[Any]:
+        """Return the texts that inputs stand for, read as the training texts were."""
+        return read_inputs(inputs, self.tags_words, self.reading["pairs"], make_columns(self.config))
 
-    def predict_rows(self, variables: Any, texts: Sequence[Any]) -> tuple[list[dict[str, Any]], list[str]]:
-        """Return the prediction for each text, for JSON, and lines that draw the first ``MAX_SHOWN``."""
-        raise NotImplementedError
+    def predict(self, variables: Any, inputs: Sequence[Any], embeddings: bool = False) -> Iterator[dict[str, Any]]:
+        length, num_cut, size = max_tokens(self.config, self.net), 0, min(BATCH, len(inputs))
+        predict = make_text_predict(self.encoder)
+        step = make_eval_step(make_both(predict, self.features) if embeddings else predict)
+        for first in range(0, len(inputs), size):
+            texts = [text for text in inputs[first : first + size] if not isinstance(text, UserError)]
+            encoded = self._encode(texts, length)
+            num_cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+            rows = self._answers(variables, encoded, step, sharding.round_up(size), embeddings) if texts else iter(())
+            for text in inputs[first : first + size]:
+                yield {"input": "", "error": str(text)} if isinstance(text, UserError) else next(rows)
+        if num_cut:
+            say(f"{num_cut:,} of {len(inputs):,} inputs are cut to {length} tokens: what comes after them is not read")
 
-    def predict_probabilities(
-        self, variables: Any, texts: Sequence[Any], labels: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the probabilities of each text (K,), or of each word that is read (W', K), and which words are.
+    def _encode(self, texts: Sequence[Any], length: int) -> EncodedInputs:
+        shown, pieces, labels = self.split_inputs(texts)
+        encodings = tokenize.encode_texts(self.net.tokenizer, list(pieces), length)
+        return EncodedInputs(shown, encodings, labels)
+
+    def split_inputs(self, texts: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], np.ndarray]:
+        """Return of N texts what ``answer`` gets, what is tokenized, and labels that nobody reads.
+
+        Labels are int32 (N,), or an object array (N,) of arrays (W,) where lists of words are tokenized.
+        """
+        return texts, texts, np.zeros(len(texts), np.int32)
+
+    def answer(self, text: Any, probabilities: np.ndarray, was_read: np.ndarray) -> dict[str, Any]:
+        """Return the row of a text.
 
         Args:
-            variables: trained.
-            texts: N of them.
-            labels: (N,), which nobody reads; of arrays (W,) where texts are lists of words.
+            text: from ``split_inputs``.
+            probabilities: (K,), or of each word that was read (W', K).
+            was_read: (W,), which words those are.
         """
-        length = max_tokens(self.config, self.net)
-        encodings = tokenize.encode_texts(self.net.tokenizer, list(texts), length)
-        if num_cut := sum(bool(e.overflowing) for e in encodings):
-            say(f"{num_cut:,} of {len(texts):,} inputs are cut to {length} tokens: what comes after them is not read")
-        data = tokenize.tokenized_texts(encodings, labels, tokenize.pad_id(self.net.tokenizer))
-        step, size = make_eval_step(make_text_predict(self.encoder)), min(BATCH, len(texts))
-        n = sharding.round_up(size)
-        for first in range(0, len(texts), size):
-            rows = np.arange(first, min(first + size, len(texts)))
-            batch = data.batch(np.resize(rows, n), np.arange(n) < len(rows))
-            out = np.asarray(step(variables, sharding.shard_batch(batch)))
-            counted = np.asarray(batch["label"]) != IGNORED
-            for i, row in enumerate(rows):
-                if data.read_mask is None:
-                    yield out[i], np.ones(1, bool)
-                else:
-                    yield out[i][counted[i]], data.read_mask[row] > 0
+        raise NotImplementedError
+
+    def _answers(
+        self, variables: Any, encoded: EncodedInputs, step: Any, size: int, embeddings: bool
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the row of each of N encoded texts, which go through the network as a batch of ``size``."""
+        data = tokenize.tokenized_texts(encoded.encodings, encoded.labels, tokenize.pad_id(self.net.tokenizer))
+        n = len(encoded.encodings)
+        batch = data.batch(np.resize(np.arange(n), size), np.arange(size) < n)
+        out = step(variables, sharding.shard_batch(batch))
+        probabilities, features = map(np.asarray, out) if embeddings else (np.asarray(out), None)
+        counted = np.asarray(batch["label"]) != IGNORED
+        for i, text in enumerate(encoded.shown):
+            if data.read_mask is None:
+                row = self.answer(text, probabilities[i], np.ones(1, bool))
+            else:
+                row = self.answer(text, probabilities[i][counted[i]], data.read_mask[i] > 0)
+            yield row if features is None else {**row, "embedding": features[i]}
 
     def preview(self, folder: Path) -> list[Path]:
         """Draw texts of the first step in the pieces that the network reads, with labels, padding and hidden words."""
@@ -260,11 +285,17 @@ class TextTask(Task):
     def export_weights(self, folder: Path, start: TrainState | None, end: TrainState, dtype: str) -> Path:
         """Write the folder ``export``, which transformers opens."""
         classes = self.classes if self.needs_labels else ()
-        net = load_network(self.config, classes, self.head)
-        net = net._replace(variables={"params": export_params(self.config, end.params)})
+        net = self.net._replace(variables={"params": export_params(self.config, end.params)})
         huggingface.save(folder / "export", net, classes, dtype)
         say_written(folder / "export" / "model.safetensors")
         return folder / "export"
+
+    def bundle_variables(self, folder: Path) -> dict[str, Any]:
+        formats.check_bundle(folder, huggingface.SAVED_FILES)
+        net = huggingface.load(self.config.model.name, folder, **network_options(self.config, self.head))
+        if tree.flatten(net.variables).keys() != self.net.random_leaves:
+            raise UserError(f"{folder}: its weights are those of another network than the run's; export the run again")
+        return {"params": net.variables["params"], "batch_stats": {}}
 
     def bundle_contents(self, folder: Path, step: int) -> BundleContents:
         net = huggingface.load(self.config.model.name, folder)

@@ -1,6 +1,6 @@
 """Text classification task: one of K classes for each text or pair of texts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from tl_jax.metrics import Batch, Evaluation, sequence
 from tl_jax.report.html import probability_bars
 from tl_jax.tasks import error_analysis
 from tl_jax.tasks.error_analysis import PAIR
-from tl_jax.tasks.text import MAX_SHOWN, TextTask
+from tl_jax.tasks.text import TextTask
 from tl_jax.train.task import register_task
 
 
@@ -30,11 +30,9 @@ class TextClassification(TextTask):
     def test_details(self, predictions: Any) -> dict[str, Any]:
         return error_analysis.text_details(self.classes, self.test_texts, self.test_order, predictions)
 
-    def predict_rows(self, variables: Any, texts: Sequence[Any]) -> tuple[list[dict[str, Any]], list[str]]:
-        results, lines = [], []
-        labels = np.zeros(len(texts), np.int32)
-        for text, (row, _) in zip(texts, self.predict_probabilities(variables, texts, labels), strict=True):
-            shown, probabilities = text if isinstance(text, str) else PAIR.join(text), map(float, row)
-            results.append({"input": shown, "probabilities": dict(zip(self.classes, probabilities, strict=True))})
-            lines += probability_bars(shown, self.classes, row) if len(results) <= MAX_SHOWN else []
-        return results, lines
+    def answer(self, text: Any, probabilities: np.ndarray, was_read: np.ndarray) -> dict[str, Any]:
+        shown = text if isinstance(text, str) else PAIR.join(text)
+        return {"input": shown, "probabilities": dict(zip(self.classes, map(float, probabilities), strict=True))}
+
+    def draw_prediction(self, row: Mapping[str, Any]) -> str:
+        return "\n".join(probability_bars(row["input"], self.classes, np.array(list(row["probabilities"].values()))))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tl_jax.data.text import Columns, read_examples
+from tl_jax.data.text import Columns, read_unlabelled
 from tl_jax.tasks.error_analysis import PAIR
 from tl_jax.utils.errors import UserError
 
@@ -29,11 +29,14 @@ _UNSUPPORTED = (
     ".md",
     ".rtf",
 )
+NOTHING = "nothing to predict; pass --input=TEXT, once for each sentence"
 _PATH_START = re.compile(r"(/|\./|\.\./|~/|[A-Za-z]:\\)")
 
 
 def read_inputs(inputs: Sequence[Any], words: bool, pairs: bool, columns: Columns) -> list[Any]:
     """Return the texts that inputs stand for: each a str, a pair of str, or a list of words.
+
+    A damaged line of a file has its error, a UserError, in its place.
 
     Args:
         inputs: sentences, files (see ``FILE_KINDS``; a ``Path`` is always one), pairs (``FIRST ||| SECOND``, or a
@@ -46,19 +49,28 @@ def read_inputs(inputs: Sequence[Any], words: bool, pairs: bool, columns: Column
         UserError: a file that is not there or cannot be read, an empty text, something that is no text (None, NaN), or
             one text where two are needed.
     """
-    texts = []
+    texts: list[Any] = []
     for value in [inputs] if isinstance(inputs, str | os.PathLike) else inputs:
         if isinstance(value, os.PathLike):
             texts += _read_file(_check_input_file(Path(value).expanduser(), value), words, pairs, columns)
-        elif not isinstance(value, str):
-            texts.append(_words_or_pair(value, words, pairs))
-        elif (file := find_input_file(value)) is not None:
+        elif isinstance(value, str) and (file := find_input_file(value)) is not None:
             texts += _read_file(file, words, pairs, columns)
         else:
-            texts.append(_split_pair(value) if pairs else value)
-    if not texts or not all(text.strip() if isinstance(text, str) else "".join(text).strip() for text in texts):
-        raise UserError("nothing to predict; pass --input=TEXT, once for each sentence")
+            texts.append(_check_text(value, words, pairs))
+    if not texts:
+        raise UserError(NOTHING)
     return texts
+
+
+def _check_text(value: Any, words: bool, pairs: bool) -> Any:
+    """Return a text that was passed as such: a str, a pair, or a list of words."""
+    if not isinstance(value, str):
+        value = _words_or_pair(value, words, pairs)
+    elif pairs:
+        value = _split_pair(value)
+    if not (value if isinstance(value, str) else "".join(value)).strip():
+        raise UserError(NOTHING)
+    return value
 
 
 def find_input_file(value: str) -> Path | None:
@@ -99,8 +111,18 @@ def _read_file(file: Path, words: bool, pairs: bool, columns: Columns) -> list[A
         raise UserError(f"{file}: words in columns are for runs that tag words (config.task=tokens); pass whole texts")
     if kind != "conll" and words:
         columns = columns._replace(names=(), text=columns.text[:1])  # those of a CoNLL file say nothing of tables
-    texts = [example.text for example in read_examples(file, kind, columns, labelled=False)]
-    return [_split_pair(text) for text in texts] if pairs and kind == "lines" else texts
+    rows = [row if isinstance(row, UserError) else row.text for row in read_unlabelled(file, kind, columns)]
+    return [_try_split_pair(row) for row in rows] if pairs and kind == "lines" else rows
+
+
+def _try_split_pair(text: str | UserError) -> Any:
+    """Return the pair that a line of a file has, or its error."""
+    if isinstance(text, UserError):
+        return text
+    try:
+        return _split_pair(text)
+    except UserError as error:
+        return error
 
 
 def _words_or_pair(value: Any, words: bool, pairs: bool) -> Any:

@@ -1,7 +1,7 @@
 """Token classification task: a class for each word of a sentence, such as the entities that it names."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from tl_jax.data.conll import find_scheme
 from tl_jax.data.word_splitting import Splitter
 from tl_jax.metrics import Batch, Evaluation, sequence
 from tl_jax.tasks import error_analysis, head_init
-from tl_jax.tasks.text import MAX_SHOWN, TextTask
+from tl_jax.tasks.text import TextTask
 from tl_jax.train.task import register_task
 
 BOLD, PLAIN = "\033[1m", "\033[0m"
@@ -28,6 +28,7 @@ class TokenClassification(TextTask):
     has_classes = False  # but one for each word
     synthetic = "docs_names"
     score = "f1"
+    prediction_columns = ("words", "entities")
 
     @classmethod
     def conflicts(cls, config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
@@ -43,30 +44,32 @@ class TokenClassification(TextTask):
         names = sequence.predicted_classes(self.classes, predictions)
         return error_analysis.tag_details(names, self.test_texts, self.test_order, *predictions)
 
-    def predict_rows(self, variables: Any, texts: Sequence[Any]) -> tuple[list[dict[str, Any]], list[str]]:
-        """Return and draw the entities of each sentence, or the tag of each word if the tags mark no entities."""
+    def split_inputs(self, texts: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], np.ndarray]:
         splitter = Splitter.from_json(self.reading["splitter"] or {})
         sentences = [text if isinstance(text, str) else " ".join(text) for text in texts]
         spans = [splitter.spans(text) if isinstance(text, str) else _word_spans(text) for text in texts]
         words = [[text[a:b] for a, b in text_spans] for text, text_spans in zip(sentences, spans, strict=True)]
         labels = np.empty(len(words), object)
         labels[:] = [np.zeros(len(sentence), np.int32) for sentence in words]
-        results, lines, scheme = [], [], find_scheme(self.classes)
-        for i, (row, was_read) in enumerate(self.predict_probabilities(variables, words, labels)):
-            predicted = iter(row.argmax(-1))
-            tags = [self.classes[int(next(predicted))] if word else scheme.outside for word in was_read]
-            if scheme.name:
-                tagged_spans = scheme.entities(tags)
-            else:
-                tagged_spans = [(tag, at, at) for at, tag in enumerate(tags) if tag != scheme.outside]
-            entities = [
-                {"text": sentences[i][spans[i][a][0] : spans[i][b][1]], "kind": kind, "begin": spans[i][a][0],
-                 "end": spans[i][b][1]}
-                for kind, a, b in tagged_spans
-            ]  # fmt: skip
-            results.append({"input": sentences[i], "words": words[i], "entities": entities})
-            lines += [_mark_entities(sentences[i], entities)] if i < MAX_SHOWN else []
-        return results, lines
+        return list(zip(sentences, spans, words, strict=True)), words, labels
+
+    def answer(self, text: Any, probabilities: np.ndarray, was_read: np.ndarray) -> dict[str, Any]:
+        """Return the entities of a sentence, or the tag of each word if the tags mark no entities."""
+        sentence, spans, words = text
+        predicted, scheme = iter(probabilities.argmax(-1)), find_scheme(self.classes)
+        tags = [self.classes[int(next(predicted))] if word else scheme.outside for word in was_read]
+        if scheme.name:
+            tagged_spans = scheme.entities(tags)
+        else:
+            tagged_spans = [(tag, at, at) for at, tag in enumerate(tags) if tag != scheme.outside]
+        entities = [
+            {"text": sentence[spans[a][0] : spans[b][1]], "kind": kind, "begin": spans[a][0], "end": spans[b][1]}
+            for kind, a, b in tagged_spans
+        ]
+        return {"input": sentence, "words": words, "entities": entities}
+
+    def draw_prediction(self, row: Mapping[str, Any]) -> str:
+        return _mark_entities(row["input"], row["entities"])
 
 
 def word_head_conflicts(kind: str, config: Any) -> dict[str, Any]:

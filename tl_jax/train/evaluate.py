@@ -44,16 +44,19 @@ class EvalResult(NamedTuple):
     evaluation: metrics.Evaluation = metrics.Evaluation({}, {})
 
 
-def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:
-    """Return what ``function`` (variables, batch) -> (B, ...) gives for every example, (N, ...), padding left out."""
+def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]]) -> Any:
+    """Return what ``function`` (variables, batch) gives for every example, padding left out.
+
+    That is arrays (N, ...) where the function returns (B, ...): one, or a tree of them.
+    """
     step = make_eval_step(function, sharding.is_sharded(variables))
     if jax.process_count() > 1:
         variables = sharding.replicate(variables)
     rows = []
     for batch in batches:
-        out = step(variables, sharding.shard_batch(batch))
-        rows.append(np.asarray(out)[np.asarray(batch["mask"]) > 0])
-    return np.concatenate(rows)
+        out, mask = step(variables, sharding.shard_batch(batch)), np.asarray(batch["mask"]) > 0
+        rows.append(jax.tree.map(lambda leaf, mask=mask: np.asarray(leaf)[mask], out))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
 
 
 def check_finite(values: Mapping[str, float], where: str, describe_last: Callable[[], str] = str) -> None:
@@ -104,7 +107,7 @@ def evaluate(
     where = where or f"the {split} split"
     has_outputs = task.outputs is not None
     keeps_outputs = has_outputs and (final or task.evaluates_outputs)
-    step_function = _with_outputs(task.metrics, task.outputs) if has_outputs else task.metrics
+    step_function = make_both(task.metrics, task.outputs) if has_outputs else task.metrics
     step = make_eval_step(step_function, sharding.is_sharded(variables))
     rows, batches, examples, compiling = [], [], 0, 0.0
     for host_batch in task.eval_batches(split):
@@ -132,10 +135,10 @@ def evaluate(
 
 
 @functools.cache
-def _with_outputs(metrics: Any, outputs: Any):
-    """Return the function (variables, batch) -> sums and outputs; XLA computes what both share once."""
+def make_both(first: Any, second: Any):
+    """Return the function (variables, batch) -> what both return; XLA computes what they share once."""
 
-    def metrics_and_outputs(variables, batch):
-        return metrics(variables, batch), outputs(variables, batch)
+    def both(variables, batch):
+        return first(variables, batch), second(variables, batch)
 
-    return metrics_and_outputs
+    return both

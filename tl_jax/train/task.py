@@ -53,6 +53,7 @@ class Task:
         extra_heads: names of further heads, under ``extra/`` in the parameters, that its loss trains.
         random_files: whether random weights, too, need the files of ``config.init.path``.
         pretext_fields: those of ``config.pretext`` that have an effect without a pretext.
+        prediction_columns: what a row of ``predict`` has beside its input.
 
     Attributes:
         config: of the run.
@@ -93,6 +94,7 @@ class Task:
     extra_heads: ClassVar[tuple[str, ...]] = ()
     random_files: ClassVar[bool] = False
     pretext_fields: ClassVar[tuple[str, ...]] = ()
+    prediction_columns: ClassVar[tuple[str, ...]] = ("probabilities",)
 
     config: Any
     name: str
@@ -149,6 +151,10 @@ class Task:
     def _can_use(cls, penalty: Penalty) -> bool:
         has_needs = cls.has_classes >= penalty.needs_classes and cls.has_features >= penalty.needs_features
         return has_needs and penalty.inputs in ("", cls.input_kind)
+
+    @classmethod
+    def set_defaults(cls, config: Any) -> None:
+        """Change an editable configuration to what this kind of task takes where a user names data alone."""
 
     @classmethod
     def data_name(cls, config: Any) -> str:
@@ -256,8 +262,24 @@ class Task:
 
     # ---- what a user may ask of a run
 
-    def predict(self, variables: Variables, inputs: Sequence[Any]) -> tuple[list[dict[str, Any]], str]:
-        """Return the prediction for each input, for JSON, and the same as text."""
+    def read_inputs(self, inputs: Any) -> Sequence[Any]:
+        """Return what inputs stand for, one by one, such as the images of a folder; what is large stays on disk."""
+        raise NotImplementedError
+
+    def predict(
+        self, variables: Variables, inputs: Sequence[Any], embeddings: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Yield a row for each input, in order: ``input``, and what is predicted, or the ``error`` of a damaged one.
+
+        Args:
+            variables: trained.
+            inputs: from ``read_inputs``; a batch of them is in memory at a time.
+            embeddings: whether rows have ``embedding`` (D,), too; else they are for JSON.
+        """
+        raise NotImplementedError
+
+    def draw_prediction(self, row: Mapping[str, Any]) -> str:
+        """Return a row of ``predict`` as text for the screen."""
         raise NotImplementedError
 
     def draw_predictions(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
@@ -287,9 +309,24 @@ class Task:
         """
         raise NotImplementedError
 
+    def bundle_variables(self, folder: Path) -> Variables:
+        """Return the trained variables from the files of a bundle, whose hashes were checked."""
+        raise NotImplementedError
+
     def bundle_contents(self, folder: Path, step: int) -> Any:
         """Return the ``export.bundle.BundleContents`` that belong to the weights in ``folder``, those of a step."""
         raise NotImplementedError
+
+
+def unread(errors: int, inputs: int) -> str:
+    """Return in words how many of the inputs cannot be read."""
+    return f"{errors:,} of {inputs:,} inputs cannot be read"
+
+
+def refuse_embeddings(kind: str, asked: bool) -> None:
+    """Refuse to give embeddings of the inputs of a kind that has none."""
+    if asked:
+        raise UserError(f"runs with config.task={kind} have no embeddings of their inputs; leave --embeddings out")
 
 
 TASKS: Registry[type[Task]] = Registry("task")

@@ -1,0 +1,135 @@
+"""Images that a user passes for predictions: files, folders, lists of files, arrays; a damaged one has its error."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tl_jax.data.dataset import WORKERS
+from tl_jax.data.decode import Decoding, decode_file
+from tl_jax.data.image_folder import list_images
+from tl_jax.data.text import Columns, read_unlabelled
+from tl_jax.utils.errors import UserError
+
+LISTS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl"}  # files that name images in a column file
+FILE_COLUMN = Columns(text=("file",))
+
+
+class ImageInput(NamedTuple):
+    """An image to predict: its name, and its file, its pixels uint8 (H, W, 3), or why it cannot be read."""
+
+    name: str
+    source: Path | np.ndarray | UserError
+
+
+Decoded = list[tuple[ImageInput, Any]]  # with what became of each, or its UserError
+
+
+def list_inputs(inputs: Any, outside: bool = False) -> list[ImageInput]:
+    """Return the images that a user named; no file is decoded.
+
+    Args:
+        inputs: one, or several: files of images, folders (with all below them), tables with a column ``file`` (CSV,
+            TSV, or JSON lines; paths are relative to the table's folder), arrays uint8 (H, W, 3), (H, W) or
+            (N, H, W, 3), or what Pillow opened.
+        outside: see ``data.walker.Walk``.
+
+    Raises:
+        UserError: none was named, or something that is none of these.
+    """
+    values = [inputs] if _is_one(inputs) else list(inputs)
+    images: list[ImageInput] = []
+    for value in values:
+        if isinstance(value, str | Path):
+            path = Path(value).expanduser()
+            is_list = path.suffix.lower() in LISTS and path.is_file()
+            images += _read_list(path) if is_list else (ImageInput(str(f), f) for f in list_images(path, outside))
+        else:
+            images += (ImageInput(f"image {len(images) + i}", pixels) for i, pixels in enumerate(_pixels(value)))
+    if not images:
+        raise UserError("nothing to look at; pass --input=PICTURE or --input=FOLDER, once for each")
+    return images
+
+
+def _is_one(inputs: Any) -> bool:
+    return isinstance(inputs, str | Path | np.ndarray) or hasattr(inputs, "convert")
+
+
+def _read_list(path: Path) -> Iterator[ImageInput]:
+    """Yield the images that a table names."""
+    for row in read_unlabelled(path, LISTS[path.suffix.lower()], FILE_COLUMN):
+        if isinstance(row, UserError):
+            yield ImageInput("", row)
+        else:
+            yield ImageInput(row.text, path.parent / Path(row.text).expanduser())
+
+
+def _pixels(value: Any) -> Sequence[np.ndarray]:
+    """Return the images (H, W, 3) of an array, or of what Pillow opened."""
+    if hasattr(value, "convert"):
+        return [np.asarray(value.convert("RGB"))]
+    if not isinstance(value, np.ndarray):
+        raise UserError(f"an input is a {type(value).__name__}, not a path; pass files, folders or arrays of images")
+    pixels = np.repeat(value[..., None], 3, axis=-1) if value.ndim == 2 else value
+    if value.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3 or not pixels.size:
+        raise UserError(
+            f"an image is {value.dtype} {value.shape}; pass uint8 (H, W, 3), (H, W) or (N, H, W, 3), 0 to 255"
+        )
+    return [pixels] if pixels.ndim == 3 else list(pixels)
+
+
+def decode_batches(
+    images: Sequence[ImageInput], decoding: Decoding, batch_size: int, fit: Callable[[np.ndarray], Any]
+) -> Iterator[Decoded]:
+    """Yield ``batch_size`` images at a time, in order, as ``fit`` makes them of pixels uint8 (H, W, 3).
+
+    The next batch is decoded by threads while the caller works on one, so that two are in memory.
+    """
+
+    def decode(image: ImageInput) -> Any:
+        try:
+            if isinstance(image.source, UserError):
+                return image.source
+            return fit(decode_file(image.source, decoding) if isinstance(image.source, Path) else image.source)
+        except UserError as error:
+            return error
+
+    pool, ahead = ThreadPoolExecutor(WORKERS), deque()
+    try:
+        for first in range(0, len(images), batch_size):
+            batch = images[first : first + batch_size]
+            ahead.append((batch, pool.map(decode, batch)))
+            if len(ahead) > 1:
+                yield _finish(*ahead.popleft())
+        yield from (_finish(*entry) for entry in ahead)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finish(batch: Sequence[ImageInput], results: Iterator[Any]) -> Decoded:
+    return list(zip(batch, results, strict=True))
+
+
+def predict_rows(
+    images: Sequence[ImageInput],
+    decoding: Decoding,
+    batch_size: int,
+    fit: Callable[[np.ndarray], Any],
+    answer: Callable[[list[ImageInput], list[Any]], Iterable[Mapping[str, Any]]],
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each image, in order: its name, and what ``answer`` says of it, or the error of a damaged one.
+
+    Args:
+        images: see ``list_inputs``.
+        decoding, batch_size, fit: see ``decode_batches``.
+        answer: takes the readable images of a batch, and what ``fit`` returned of each.
+    """
+    for batch in decode_batches(images, decoding, batch_size, fit):
+        readable = [pair for pair in batch if not isinstance(pair[1], UserError)]
+        answers = iter(answer(*map(list, zip(*readable, strict=True))) if readable else ())
+        for image, decoded in batch:
+            says = {"error": str(decoded)} if isinstance(decoded, UserError) else next(answers)
+            yield {"input": image.name, **says}

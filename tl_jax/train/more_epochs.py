@@ -1,0 +1,65 @@
+"""The same run with more epochs: it goes on where the first ended, if that is as if it had been one run."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tl_jax.config import renames
+from tl_jax.train import sharding, workdir
+from tl_jax.train.logging import say
+from tl_jax.train.workdir import read_json, read_summary, write_json
+from tl_jax.utils.errors import UserError
+
+
+def extend(config: Mapping[str, Any], folder: Path) -> None:
+    """Let the run in a folder go on if ``config`` (nested by groups) has more epochs at the end, and say so.
+
+    With a constant learning rate every step is as it would have been, so the result is that of one longer run. The
+    summary of the shorter one is kept as ``summary_N_epochs.json``. A folder of any other configuration is left alone.
+
+    Raises:
+        UserError: more epochs than before, with a learning rate whose course depends on their number.
+    """
+    old, new = renames.rename_fields(read_json(folder / "config.json"), warn=False), json.loads(json.dumps(config))
+    if not old or not read_summary(folder) or new.get("arms") or new.get("seeds"):
+        return
+    before, after = _last_epochs(old), _last_epochs(new)
+    if after <= before or _changes(old, new):
+        return
+    schedule, warmup = new["optim"]["schedule"], new["optim"]["warmup"]
+    if schedule != "constant" or warmup:
+        course = schedule if schedule != "constant" else "warm-up"
+        raise UserError(
+            f"{folder} was trained for {before:g} epochs, and the {course} of its rate depends on their number; "
+            f"start another run from it, with another --workdir: --config.init.path={folder}, or train with "
+            "--config.optim.schedule=constant --config.optim.warmup=0, which can go on"
+        )
+    say(
+        f"{folder} goes on from epoch {before:g} to {after:g}: the learning rate is constant, so that the result is "
+        "that of one run"
+    )
+    if sharding.is_first_process():
+        os.replace(folder / workdir.SUMMARY, folder / f"summary_{before:g}_epochs.json")
+        write_json(folder / "config.json", new)
+    sharding.wait_for_all("more epochs")
+
+
+def _last_epochs(config: Mapping[str, Any]) -> float:
+    """Return the epochs of the last phase, or of the whole run if it has no phases."""
+    phases = config.get("phases") or ()
+    return float((phases[-1] if phases else config).get("epochs") or 0)
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return in which other fields two configurations differ that decide what is computed."""
+    found = workdir.differences(_without_last_epochs(old), _without_last_epochs(new))
+    return [difference for difference in found if not difference.startswith(workdir.CHANGEABLE)]
+
+
+def _without_last_epochs(config: Mapping[str, Any]) -> dict[str, Any]:
+    phases = [dict(phase) for phase in config.get("phases") or ()]
+    if phases:
+        return {**config, "phases": [*phases[:-1], {**phases[-1], "epochs": None}]}
+    return {**config, "epochs": None}
