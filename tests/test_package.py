@@ -1,5 +1,7 @@
 """What ``pip install`` puts where: the package alone, with the recipes in it, whatever else lies about."""
 
+import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -7,10 +9,13 @@ import tomllib
 import venv
 import zipfile
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import ROOT
 from tl_jax.config import recipes_dir
+from tl_jax.pretrained.catalog import EMBEDDED_RESNET8
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 
@@ -62,6 +67,53 @@ cli.main()
     command = [sys.executable, "-c", code, "--config=digits_resnet:smoke", "--config.input.size=8", "--workdir=run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and (tmp_path / "run" / "report.html").is_file(), done.stderr
+
+
+LINES = """
+import tl_jax
+learner = tl_jax.fine_tune("photos", model="resnet8", weights="own.safetensors", image_size=32, workdir="run")
+print(learner.evaluate())
+print(learner.predict("new.png"))
+learner.export()
+"""
+AGAIN = """
+import tl_jax
+for folder in ("run", "shared"):
+    print(tl_jax.load_learner(folder).predict("new.png")[0].probabilities)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_and_its_export_answer_where_nothing_else_is_left(installed, tmp_path):
+    """In a folder with a package configs of its own, by the wheel; then data, weights and cache are removed."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "__init__.py").write_text("raise ImportError('not the project\\'s')\n")
+    rng = np.random.default_rng(0)
+    for name, value in (("dark", 60), ("light", 190)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(15):
+            pixels = np.clip(rng.normal(value, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    shutil.copy(tmp_path / "photos" / "light" / "0.png", tmp_path / "new.png")
+    shutil.copy(EMBEDDED_RESNET8["cifar10"], tmp_path / "own.safetensors")
+    paths = f"import sys\nsys.path[:] = [{str(installed)!r}, *(path for path in sys.path if path != {str(ROOT)!r})]\n"
+
+    def call(code):
+        environment = {**os.environ, "TL_JAX_CACHE": str(tmp_path / "cache")}
+        command = [sys.executable, "-c", paths + code]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    said = call(LINES)
+    assert said[-1].startswith("new.png: light ")
+    shutil.copytree(tmp_path / "run" / "export", tmp_path / "shared")
+    shutil.rmtree(tmp_path / "photos")
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    (tmp_path / "own.safetensors").unlink()
+    of_run, of_bundle = map(ast.literal_eval, call(AGAIN))
+    assert of_run == pytest.approx(of_bundle, abs=1e-6) and of_run["light"] > 0.9
+    assert f"{of_run['light']:.3f}" == said[-1].rpartition(" ")[2]
 
 
 @pytest.mark.slow
