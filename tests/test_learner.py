@@ -208,12 +208,25 @@ def test_an_export_of_texts_answers_without_anything_else(tmp_path, monkeypatch)
     same_answers(learner, tl_jax.load_learner(shutil.move(bundle, tmp_path / "shared")), ["good work", "bad day"])
 
 
+def test_texts_start_from_a_run(tmp_path):
+    rows = {"text": [f"{'good' if i % 2 else 'bad'} work {i}" for i in range(40)], "label": ["minus", "plus"] * 20}
+    first = tl_jax.fine_tune(rows, epochs=1, workdir=tmp_path / "run")
+    second = tl_jax.fine_tune(rows, epochs=0, weights=first.workdir, init__head="keep", workdir=tmp_path / "next")
+    same_answers(first, second, ["good work", "bad day"])
+
+
 def test_boxes_are_learned_found_again_and_exported(tmp_path):
     some = draw_scenes(train=24, test=6, size=64)
     learner = tl_jax.fine_tune(some, model="resnet8", weights="random", image_size=64, epochs=1, workdir=tmp_path / "r")
     assert learner.config.task == "detection" and "map" in learner.evaluate()
     (before,) = learner.predict(some.test.inputs[0])
     again = tl_jax.load_learner(shutil.copytree(learner.export(), tmp_path / "shared"))
+    (tmp_path / "far").mkdir()
+    Image.fromarray(some.test.inputs[1]).save(tmp_path / "far" / "a.png")
+    (tmp_path / "far" / "list.csv").write_text("file\na.png\n")
+    rows = again.show_predictions([tmp_path / "far" / "list.csv", some.test.inputs[2]])  # drawn on each of them
+    assert [row["input"] for row in rows] == [str(tmp_path / "far" / "a.png"), "image 1"]
+    assert len(list((tmp_path / "shared" / "predictions").iterdir())) == 2
     (after,) = again.predict(some.test.inputs[0])
     assert after.details == before.details and learner.evaluate(some, name="all").examples == 30
     with pytest.raises(UserError, match="have no embeddings"):

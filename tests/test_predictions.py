@@ -70,6 +70,39 @@ def test_boxes_and_words_are_json_in_a_cell(tmp_path):
     assert list(found) == ["input", "boxes", "error"] and json.loads(found["boxes"]) == row["boxes"]
 
 
+def test_a_name_that_is_no_utf_8_does_not_end_a_table(tmp_path):
+    row = {**ROWS[0], "input": "\udcff.jpg"}
+    for name in ("p.csv", "p.jsonl"):
+        written = predictions.write(task([row]), None, ["x"], tmp_path / name)
+        assert r"\udcff.jpg" in written.path.read_text()
+
+
+def test_inputs_are_whatever_gives_them(tmp_path):
+    image = Image.new("RGB", (3, 2))
+    for inputs in (image, (each for each in ["x"]), np.zeros((2, 2, 3), np.uint8), "x", tmp_path):
+        assert predictions.write(task(ROWS), None, inputs, tmp_path / "p.csv").inputs == 3
+    for inputs in (None, 5):
+        with pytest.raises(UserError, match="an input is (None|5); pass files, texts or arrays"):
+            predictions.predict(task(ROWS), None, inputs)
+
+
+def test_images_are_numbered_and_opened_ones_are_read_as_their_files(tmp_path):
+    batch = np.zeros((3, 4, 4, 3), np.uint8)
+    assert [image.name for image in image_inputs.list_inputs([batch, batch[0]])] == [f"image {i}" for i in range(4)]
+    turned = Image.Exif()
+    turned[274] = 6
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 6, 4)).astype(np.uint8)
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png", exif=turned)
+    (opened,), (named,) = (
+        image_inputs.list_inputs(each) for each in (Image.open(tmp_path / "a.png"), tmp_path / "a.png")
+    )
+    read = [image_inputs.read_pixels(image, DEFAULT_DECODING) for image in (opened, named)]
+    assert read[0].shape == (6, 4, 3)
+    np.testing.assert_array_equal(*read)
+    with pytest.raises(UserError, match="more than 8 bits"):
+        image_inputs.list_inputs(Image.fromarray(pixels[..., 0].astype(np.uint16)))
+
+
 def test_features_have_rows_for_inputs_that_were_damaged_before_any_was_read(tmp_path):
     predictions.write(task([ROWS[1], ROWS[1], ROWS[0]]), None, ["x"], tmp_path / "p.csv", embeddings=True)
     assert np.isnan(np.load(tmp_path / "p.embeddings.npy")).all(1).tolist() == [True, True, False]
@@ -94,7 +127,7 @@ def test_images_are_named_by_tables_arrays_and_folders(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (3, 6, 5, 3)).astype(np.uint8)
     (tmp_path / "some" / "deeper").mkdir(parents=True)
     Image.fromarray(pixels[0]).save(tmp_path / "some" / "deeper" / "a.png")
-    (tmp_path / "list.csv").write_text("id,file\n1,some/deeper/a.png\n2,\n3,lost.png\n4\n")
+    (tmp_path / "list.csv").write_text("id,file\n1,some/deeper/a.png\n2,\n3,~$lost.png\n4\n")
     (tmp_path / "list.jsonl").write_text('{"file": "some/deeper/a.png"}\nnonsense\n')
     given = [tmp_path / "some", tmp_path / "list.csv", str(tmp_path / "list.jsonl"), pixels[1:], pixels[0, :, :, 0]]
     images = image_inputs.list_inputs([*given, Image.fromarray(pixels[2])])
@@ -109,6 +142,7 @@ def test_images_are_named_by_tables_arrays_and_folders(tmp_path):
         np.testing.assert_array_equal(row.get("is", ""), right)
     assert "list.csv:3: the text in 'file' is empty" in rows[2]["error"] and "lost.png" in rows[3]["error"]
     assert "list.csv:5: 1 columns, not 2" in rows[4]["error"] and "list.jsonl:2: not JSON" in rows[6]["error"]
+    assert rows[1]["input"] == str(tmp_path / "some/deeper/a.png")
     for wrong in (np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros(3, np.uint8)):
         with pytest.raises(UserError, match=r"pass uint8 \(H, W, 3\)"):
             image_inputs.list_inputs(wrong)
@@ -122,6 +156,7 @@ def test_images_are_named_by_tables_arrays_and_folders(tmp_path):
         ("tsv", "text\tn\na\t1\nb\nc\t2\n", ["a", None, "c"]),
         ("jsonl", '{"text": "a"}\n{"text": null}\n[1]\n{"text": "b"}\n{"other": 1}\n', ["a", None, None, "b", None]),
         ("lines", "a\n\nb\n", ["a", "b"]),
+        ("jsonl", '[{"text": "a"}, {"text": null}, {"text": "b"}]', ["a", None, "b"]),  # all in one line
     ],
 )
 def test_a_damaged_line_has_its_error_and_the_others_their_text(tmp_path, kind, content, texts):

@@ -6,6 +6,7 @@ run from the files in its folder, and again on request.
 
 import json
 import math
+import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -99,7 +100,7 @@ def play(config: recipe.Config, folder: str | Path) -> Path:
     config = schema.freeze(config)
     TASKS[config.task].check_mode("play")
     folder = Path(folder).expanduser()
-    task, _, state = restore(config, folder)
+    task, _, state = restore(config, folder, data=False)
     path, text = task.play(state.variables, folder)
     say(f"{text}; picture: {path}")
     return path
@@ -213,28 +214,38 @@ def run(config: recipe.Config, folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: anything the user can mend, in one line.
     """
+    export_sources(config)
     config = validate.validate(config)
     folder = Path(folder).expanduser()
     is_comparison = bool(config.seeds or config.arms)
     members = [(arm, seed, schema.freeze(member)) for arm, seed, member in recipe.comparison_runs(config)]
     for _, _, member in members:
         check_batches(member)
-    for path in dict.fromkeys(member.init.path for _, _, member in members if member.init.path):
-        export_source(Path(path).expanduser())
+    stored_config = schema.to_dict(config)
     with workdir.exclusive(folder):
-        more_epochs.extend(schema.to_dict(config), folder)
-        workdir.claim_folder(folder, schema.to_dict(config), schema.unused_fields(config.task))
-        summary = _run_many(config, members, folder) if is_comparison else _run_once(config, folder)
+        before = more_epochs.epochs_before(stored_config, folder)
+        if before is None:
+            workdir.claim_folder(folder, stored_config, schema.unused_fields(config.task))
+        summary = _run_many(config, members, folder) if is_comparison else _run_once(config, folder, before=before)
         say(write_final_report(folder))
         if config.smoke:
             say(plots.SMOKE_NOTE)
         return summary
 
 
-def export_source(folder: Path) -> None:
-    """Export the run that training is to start from, where ``config.init.path`` names one, unless it is exported."""
-    if not formats.is_run(folder):
-        return
+def export_sources(config: recipe.Config | RunConfig) -> None:
+    """Export the runs that training is to start from, where ``init.path`` names some, unless they are exported."""
+    fields = [pair for _, changes in config.arms for pair in changes]
+    paths = [config.init.path, *(value for field, value in fields if field == "init.path")]
+    for path in dict.fromkeys(path for path in paths if path):
+        folder = Path(os.path.expanduser(path))
+        if formats.is_run(folder):
+            with workdir.exclusive(folder):
+                _export_source(folder)
+
+
+def _export_source(folder: Path) -> None:
+    """Export a run, unless it is exported as it was tested."""
     tested, bundle = read_summary(folder).get("tested_step"), folder / formats.EXPORT_FOLDER / formats.BUNDLE_FILE
     if tested is None:
         raise UserError(f"{folder} is a run that has not finished; let it end before another one starts from it")
@@ -272,9 +283,17 @@ def predict(config: recipe.Config, folder: str | Path, inputs: Sequence[str]) ->
     return predictions.show(task, state.variables, inputs, folder)
 
 
-def _run_once(config: RunConfig, folder: Path, verbose: bool = True) -> dict[str, Any]:
-    """One arm with one seed; all but the first seed of a comparison say little."""
-    if summary := read_summary(folder):
+def _run_once(config: RunConfig, folder: Path, verbose: bool = True, before: float | None = None) -> dict[str, Any]:
+    """One arm with one seed; all but the first seed of a comparison say little.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        verbose: whether to say how it goes.
+        before: epochs that the run was finished with, where it is to have more.
+    """
+    summary = read_summary(folder)
+    if summary and before is None:
         workdir.check_unchanged(summary, folder)
         metrics = _format_metrics(summary.get("metrics", {}))
         say(f"{folder} is finished: test {metrics}; see its summary.json, or pass another --workdir")
@@ -287,6 +306,8 @@ def _run_once(config: RunConfig, folder: Path, verbose: bool = True) -> dict[str
         workdir.claim_facts(folder, {**task.facts, **own_modules(config)})
         if sharding.is_first_process():
             task.keep(folder)
+        if before is not None:
+            more_epochs.begin(schema.to_dict(config), folder, before)
     seconds = {"data": time.monotonic() - start}
     plan = task.plan()
     save_interval = max(1, round(config.save_every * task.sizes["train"] / config.batch_size))

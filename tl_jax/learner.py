@@ -139,10 +139,16 @@ class Learner:
         """
         if data is not None:
             return self._evaluate_elsewhere(data, classes or {}, name)
-        summary = self.summary or self._test()
-        details = read_json(self.workdir / "test_details.json") if self.summary else {}
+        is_tested = self._is_tested()
+        summary = self.summary if is_tested else self._test()
+        details = read_json(self.workdir / "test_details.json") if is_tested else {}
         intervals = {name: (low, high) for name, (low, high, _) in run_intervals(summary, details).items()}
         return Metrics(summary["metrics"], summary["examples_evaluated"], intervals)
+
+    def _is_tested(self) -> bool:
+        """Whether the summary is about the checkpoint that the configuration names."""
+        stored_checkpoint = read_json(self.workdir / "config.json").get("eval_checkpoint")
+        return bool(self.summary) and self.config.eval_checkpoint == stored_checkpoint
 
     def _test(self) -> dict[str, Any]:
         return api.evaluate(self.config, self.workdir)
@@ -197,7 +203,8 @@ class Learner:
             top: how many classes are kept, the most likely ones; None for all.
             embeddings: whether the features of all inputs (N, D) go to ``NAME.embeddings.npy`` beside it.
         """
-        predictions.check_output(output, inputs)
+        inputs = predictions.as_list(inputs)
+        predictions.check_output(output, inputs)  # before the network is loaded
         task, variables, _ = self._open_for("predict")
         return predictions.write(task, variables, inputs, output, top, embeddings)
 
@@ -239,8 +246,11 @@ class BundleLearner(Learner):
     def __init__(self, folder: str | Path, options: Mapping[str, Any]):
         """Open a bundle; ``options`` are further fields, as ``load_learner`` takes them."""
         self.workdir = Path(folder).expanduser()
-        self.config, task, variables = open_bundle(self.workdir, options)
-        self._opened = Opened(task, variables, int(self.summary.get("tested_step", 0)))
+        self.config, task, variables, step = open_bundle(self.workdir, options)
+        self._opened = Opened(task, variables, step)
+
+    def _is_tested(self) -> bool:
+        return self.summary.get("tested_step") == self._opened.step
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -248,7 +258,7 @@ class BundleLearner(Learner):
         return read_summary(self.workdir / RUN_FOLDER)
 
     def _test(self) -> dict[str, Any]:
-        raise UserError(f"{self.workdir} was exported before its run was tested; pass data to evaluate")
+        raise UserError(f"{self.workdir}: these weights were not tested by their run; pass data to evaluate")
 
     def fit(self) -> "Learner":
         raise UserError(f"{self.workdir} is an export; fine_tune(data, weights={str(self.workdir)!r}) starts from it")
@@ -270,7 +280,10 @@ class BundleLearner(Learner):
 def open_learner(config: recipe.Config, workdir: str | Path) -> Learner:
     """Return the learner of a configuration and a folder, which commands ask; a bundle has its own configuration."""
     folder = Path(workdir).expanduser()
-    return BundleLearner(folder, {}) if (folder / BUNDLE_FILE).is_file() else Learner(config, folder)
+    if not (folder / BUNDLE_FILE).is_file():
+        return Learner(config, folder)
+    own, asked = (schema.freeze(each).flat() for each in (stored.get_config(str(folder / RUN_FOLDER)), config))
+    return BundleLearner(folder, {path: value for path, value in asked.items() if value != own[path]})
 
 
 def load_learner(folder: str | Path, **options: Any) -> Learner:
@@ -331,6 +344,7 @@ def fine_tune(
     config.seed = seed
     if image_size is not None:
         schema.set_field(config, "input.size", image_size)
+    api.export_sources(config)
     _apply_method(config, method, epochs)
     if epochs is not None:
         config.epochs = float(epochs)

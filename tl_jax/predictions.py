@@ -4,8 +4,9 @@ import csv
 import html
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +111,12 @@ def predict(task: Task, variables: Any, inputs: Any, embeddings: bool = False) -
     Raises:
         UserError: not one of the inputs can be read; it names the first ones, each with the reason.
     """
-    rows = list(task.predict(variables, task.read_inputs(inputs), embeddings))
+    rows = list(task.predict(variables, task.read_inputs(as_list(inputs)), embeddings))
+    return _check_readable(rows)
+
+
+def _check_readable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows, or raise the errors of all of them."""
     errors = _errors(rows)
     if len(errors) == len(rows):
         raise combine_errors("--input", errors, unread(len(errors), len(rows)))
@@ -119,10 +125,11 @@ def predict(task: Task, variables: Any, inputs: Any, embeddings: bool = False) -
 
 def show(task: Task, variables: Any, inputs: Any, folder: Path) -> list[dict[str, Any]]:
     """Tell the row of each input, keep them as ``predictions.json``, and draw what is found on images into a folder."""
-    rows = predict(task, variables, inputs)
+    listed = task.read_inputs(as_list(inputs))
+    rows = _check_readable(list(task.predict(variables, listed)))
     say(draw(task, rows))
     write_json(folder / "predictions.json", rows)
-    if paths := task.draw_predictions(rows, folder):
+    if paths := task.draw_predictions(rows, listed, folder):
         say("pictures: " + ", ".join(map(str, paths)))
     return rows
 
@@ -136,6 +143,15 @@ def draw(task: Task, rows: Sequence[Row]) -> str:
     if errors:
         lines.append(f"{unread(len(errors), len(rows))}: {join_errors(errors)}")
     return "\n".join(lines)
+
+
+def as_list(inputs: Any) -> list[Any]:
+    """Return one input, or several from whatever gives them one by one, as a list."""
+    if isinstance(inputs, str | os.PathLike | np.ndarray) or hasattr(inputs, "convert"):  # which Pillow's images have
+        return [inputs]
+    if not isinstance(inputs, Iterable):
+        raise UserError(f"an input is {inputs!r}; pass files, texts or arrays")
+    return list(inputs)
 
 
 def _errors(rows: Sequence[Row]) -> list[UserError]:
@@ -169,12 +185,14 @@ def write(
     Raises:
         UserError: another ending, a file that is itself an input, no input that can be read, or a full disk.
     """
+    inputs = as_list(inputs)
     path = check_output(path, inputs)
     images = task.read_inputs(inputs)
     start, errors, damaged = time.monotonic(), [], 0
     matrix = path.with_name(f"{path.stem}.embeddings.npy")
     with disk.atomic_write(path) as temporary, _EmbeddingFile(matrix if embeddings else None) as embedding_file:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        # A file name need not be UTF-8.
+        with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             write_row = _row_writer(file, path.suffix, _columns(task, top), top)
             for row in _with_progress(task.predict(variables, images, embeddings), len(images)):
                 embedding_file.add(row.pop("embedding", None))
@@ -191,13 +209,12 @@ def write(
     return written
 
 
-def check_output(path: str | Path, inputs: Any) -> Path:
+def check_output(path: str | Path, inputs: Sequence[Any]) -> Path:
     """Return the path of a table to write, or say what is wrong with it."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if path.suffix.lower() not in ENDINGS:
         raise UserError(f"--output={path} must end in {' or '.join(ENDINGS)}")
-    given = [inputs] if isinstance(inputs, str | Path) else inputs
-    named = [Path(value).expanduser() for value in given if isinstance(value, Path) or _may_be_path(value)]
+    named = [Path(os.path.expanduser(value)) for value in inputs if isinstance(value, Path) or _may_be_path(value)]
     if path.exists() and any(value.is_file() and value.samefile(path) for value in named):
         raise UserError(f"--output={path} is an input, too; choose another name")
     return path

@@ -27,7 +27,7 @@ from tl_jax.utils.errors import UserError
 RUN_FOLDER = "run"  # of a bundle: what it has of the files of the run
 RUN_FILES = {
     "config.json": "configuration of the run, for load_learner",
-    "facts.json": "what it was trained on and from",
+    "facts.json": "what it was trained on and from; of tagged texts also the words with marks in them",
     "summary.json": "what was measured",
 }
 
@@ -63,8 +63,8 @@ def set_changeable(config: recipe.Config, fields: Mapping[str, Any]) -> None:
             raise UserError(f"{path} was decided when the run was trained; what may change is {allowed}")
 
 
-def open_bundle(folder: Path, fields: Mapping[str, Any]) -> tuple[RunConfig, Task, Any]:
-    """Return the configuration, the task without its examples, and the trained variables of an export.
+def open_bundle(folder: Path, fields: Mapping[str, Any]) -> tuple[RunConfig, Task, Any, int]:
+    """Return the configuration, the task without its examples, the trained variables of an export, and their step.
 
     Args:
         folder: of the bundle.
@@ -89,7 +89,7 @@ def open_bundle(folder: Path, fields: Mapping[str, Any]) -> tuple[RunConfig, Tas
     config = dataclasses.replace(config, **changes)
     record = RunRecord(workdir.read_facts(run), str(folder), False, False, fitted)
     task = make_task(config, record)
-    return config, task, task.bundle_variables(folder)
+    return config, task, task.bundle_variables(folder), int(content.get("step") or 0)
 
 
 def restore(

@@ -18,6 +18,7 @@ from tests.tasks import small
 from tl_jax import api, pretrained, restore
 from tl_jax.config import recipe, stored
 from tl_jax.export import model_card, stablehlo
+from tl_jax.export.bundle import write_run_files
 from tl_jax.tasks import image_network
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
@@ -101,6 +102,18 @@ def test_a_bundle_says_its_model_itself(run, pictures, monkeypatch):
     exec(code(run / "export", "With tl_jax"), found)
     file = pretrained.load("resnet8", "tl_jax", run / "export" / "model.safetensors")
     np.testing.assert_allclose(jax.nn.softmax(found["logits"]), probabilities(file, pictures), atol=1e-6)
+
+
+def test_a_bundle_hides_paths_and_nothing_else(tmp_path):
+    (tmp_path / "run").mkdir()
+    config = {"data": {"dir": "/home/me/photos", "text": ["/text"]}, "init": {"path": "google-bert/bert-base-uncased"}}
+    facts = {"weights": "/home/me/w.h5", "classes": ["/m/01bqk0", "~other"], "reading": {"splitter": {"marks": ["/"]}}}
+    contents = {"config.json": config, "facts.json": facts, "summary.json": {"facts": facts}}
+    for name, content in contents.items():
+        (tmp_path / "run" / name).write_text(json.dumps(content))
+    write_run_files(tmp_path / "run", tmp_path / "bundle")
+    config["data"]["dir"], facts["weights"] = ".../photos", ".../w.h5"
+    assert {name: read_json(tmp_path / "bundle" / name) for name in contents} == contents
 
 
 def test_the_facts_are_those_of_the_run(run):

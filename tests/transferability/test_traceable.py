@@ -9,6 +9,7 @@ import pytest
 
 from tl_jax import transferability
 from tl_jax.transferability import traceable
+from tl_jax.utils.errors import UserError
 
 CLASSES, KEY = 3, jax.random.key(0)
 
@@ -67,6 +68,11 @@ def test_scores_of_many_layers_at_once_are_those_of_each(name, double):
     assert found.dtype == (np.float64 if double else np.float32) and found.shape == (4,)
     np.testing.assert_allclose(found, right, rtol=1e-7 if double else 2e-3, atol=1e-8 if double else 2e-4)
     assert len(set(np.round(right, 6))) == 4
+
+
+def test_a_kernel_that_is_not_known_is_refused():
+    with pytest.raises(UserError, match="no kernel 'linear'"):
+        traceable.mmd(np.zeros((4, 2)), np.zeros((4, 2)), "linear")
 
 
 @pytest.mark.parametrize("name", LABELLED)

@@ -134,14 +134,19 @@ def read_unlabelled(file: Path, kind: str, columns: Columns) -> list[Example | U
     Raises:
         UserError: the file cannot be read, is empty, or has no such columns.
     """
-    errors = LineErrors(file, keep=True)
-    examples, damaged = read_examples(file, kind, columns, False, errors), errors.by_line()
-    return [damaged.get(example.line, example) if damaged else example for example in examples]
+    if kind in ("conll", "lines"):
+        return list(read_examples(file, kind, columns, labelled=False))
+    errors, found = LineErrors(file, keep=True), []
+    rows = _read_rows(file, read_text(file), kind, columns, False, errors)
+    damaged = errors.by_line()
+    for line, row in rows:
+        own = LineErrors(file, keep=True)  # of one row: a whole array of JSON may stand in one line
+        example = _make_example(line, row, columns, False, own)
+        found.append(damaged.get(line) or own.by_line().get(line) or example)
+    return found
 
 
-def read_examples(
-    file: Path, kind: str, columns: Columns, labelled: bool = True, errors: LineErrors | None = None
-) -> list[Example]:
+def read_examples(file: Path, kind: str, columns: Columns, labelled: bool = True) -> list[Example]:
     """Read the examples of one file.
 
     Args:
@@ -149,9 +154,8 @@ def read_examples(
         kind: see ``read_text_dataset``.
         columns: see ``read_text_dataset``.
         labelled: whether labels are needed; else they are left empty.
-        errors: to which damaged lines are added; by default they are raised.
     """
-    text, errors = read_text(file), errors or LineErrors(file)
+    text, errors = read_text(file), LineErrors(file)
     if not text.strip():
         raise UserError(f"{file} is empty; fill it, or take it away")
     if kind == "conll":
@@ -163,6 +167,16 @@ def read_examples(
     if kind == "lines":
         lines = enumerate(split_lines(text), start=1)
         return [Example(line.strip(), "", i) for i, line in lines if line.strip()]
+    rows = _read_rows(file, text, kind, columns, labelled, errors)
+    examples = [_make_example(line, row, columns, labelled, errors) for line, row in rows]
+    errors.raise_if_any()
+    return examples
+
+
+def _read_rows(
+    file: Path, text: str, kind: str, columns: Columns, labelled: bool, errors: LineErrors
+) -> Sequence[tuple[int, Mapping[str, Any]]]:
+    """Return the rows of a table or of JSON, with the lines where they begin."""
     if kind == "jsonl":
         rows = read_objects(errors, text, columns.text)
     else:
@@ -170,9 +184,7 @@ def read_examples(
     if not rows:
         raise UserError(f"{file} is empty; fill it, or take it away")
     _check_columns(file, rows, columns, labelled)
-    examples = [_make_example(line, row, columns, labelled, errors) for line, row in rows]
-    errors.raise_if_any()
-    return examples
+    return rows
 
 
 def _find_files(folder: Path, kind: str) -> dict[str, Path]:

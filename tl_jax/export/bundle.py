@@ -3,7 +3,9 @@
 The weights are written in full, and as a delta against the published ones.
 """
 
+import re
 from pathlib import Path
+from typing import Any
 
 from tl_jax.config import recipe
 from tl_jax.export import frameworks, model_card, stablehlo
@@ -60,13 +62,37 @@ def write_bundle(task: Task, workdir: Path, step: int) -> None:
     say(f"wrote the bundle {folder}; {folder / model_card.CARD_FILE} says how others load it")
 
 
+# Fields that hold paths of this machine, which are nobody's business: of the configuration, the facts and the summary.
+PATH_FIELDS = (
+    "data.dir", "init.path", "cache.dir", "faces.known", "faces.pairs", "faces.test_file", "weights", "facts.weights",
+)  # fmt: skip
+
+
 def write_run_files(workdir: Path, folder: Path) -> None:
     """Write what ``load_learner`` needs to know of a run: its files, without the folders of this machine."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in RUN_FILES:
-        content = model_card.hide_folders(read_json(workdir / name))
+        content = read_json(workdir / name)
+        for field in PATH_FIELDS:
+            _hide_path(content, field)
         content.pop(CHECKSUM_KEY, None)  # of the file as it was
         write_json(folder / name, content)
+
+
+def _hide_path(content: dict[str, Any], field: str) -> None:
+    """Replace a path by its last part, where ``field``, such as "data.dir", holds one."""
+    group, _, name = field.rpartition(".")
+    holder = content.get(group) if group else content
+    if not isinstance(holder, dict):
+        return
+    value = holder.get(name)
+    if isinstance(value, str) and ("/" in value or "\\" in value) and not is_hub_name(value):
+        holder[name] = f".../{Path(value).name}"
+
+
+def is_hub_name(value: str) -> bool:
+    """Whether a value is "owner/name" of a repository, and no folder here."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", value) is not None and value[0] != "." and not Path(value).exists()
 
 
 def export(config: recipe.Config, folder: str | Path, dtype: str = "float32") -> Path:

@@ -211,7 +211,7 @@ def changed_fields(config: RunConfig) -> dict[str, dict[str, Any]]:
     changes, values = {}, config.flat()
     for path, field in config.fields().items():
         if _to_json(values[path]) != _to_json(field.default):
-            changes[path] = {"here": hide_folders(_to_json(values[path])), "base": _to_json(field.default)}
+            changes[path] = {"here": _hide_folder(_to_json(values[path])), "base": _to_json(field.default)}
     return changes
 
 
@@ -221,12 +221,9 @@ def _to_json(value: Any) -> Any:
     return [_to_json(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
-def hide_folders(value: Any) -> Any:
-    """Return JSON in which paths of this machine have their last part only."""
-    if isinstance(value, Mapping):
-        return {key: hide_folders(entry) for key, entry in value.items()}
+def _hide_folder(value: Any) -> Any:
     if isinstance(value, list):
-        return [hide_folders(entry) for entry in value]
+        return [_hide_folder(entry) for entry in value]
     is_local = isinstance(value, str) and value.startswith(("/", "~", "./", "../"))
     return f".../{Path(value).name}" if is_local else value
 

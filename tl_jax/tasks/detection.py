@@ -18,7 +18,7 @@ from tl_jax.config.options import Options, group, option
 from tl_jax.data import loader
 from tl_jax.data.augment import AugmentConfig, augment_boxes
 from tl_jax.data.dataset import Dataset, Split
-from tl_jax.data.decode import Decoding, decode_file
+from tl_jax.data.decode import Decoding
 from tl_jax.data.detection import CLASS, COLUMNS, CROWD, check_objects, letterbox
 from tl_jax.export.model_card import BundleContents
 from tl_jax.metrics import Batch, Evaluation
@@ -83,12 +83,16 @@ def answer_boxes(
 
 
 def draw_predictions(
-    classes: Sequence[str], decoding: Decoding, results: Sequence[Mapping[str, Any]], run: Path
+    classes: Sequence[str],
+    decoding: Decoding,
+    results: Sequence[Mapping[str, Any]],
+    images: Sequence[ImageInput],
+    run: Path,
 ) -> list[Path]:
     """Draw what was found on the pictures; write a PNG for each that could be read to ``run/predictions``."""
     out_dir = run / PREDICTIONS_FOLDER
     paths: list[Path] = []
-    for row in results:
+    for row, image in zip(results, images, strict=True):
         if "error" in row:
             continue
         name, used_stems = Path(row["input"]).stem, {path.stem for path in paths}
@@ -98,7 +102,7 @@ def draw_predictions(
         texts = [f"{box['class']} {box['score']:.2f}" for box in row["boxes"]]
         paths.append(
             drawing.draw_boxes(
-                decode_file(Path(row["input"]), decoding), boxes, numbers, texts, out_dir / f"{file_stem}.png"
+                image_inputs.read_pixels(image, decoding), boxes, numbers, texts, out_dir / f"{file_stem}.png"
             )
         )
     return paths
@@ -398,8 +402,8 @@ class Detection(ImageTask):
         head = f"{row['input']}: {len(row['boxes'])} boxes with a score of {threshold:g} or more"
         return "\n".join([head, *map(_box_line, row["boxes"])])
 
-    def draw_predictions(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-        return draw_predictions(self.classes, self.decoding, rows, folder)
+    def draw_predictions(self, rows: Sequence[Mapping[str, Any]], inputs: Sequence[Any], folder: Path) -> list[Path]:
+        return draw_predictions(self.classes, self.decoding, rows, inputs, folder)
 
 
 def _with_boxes(images: Any, labels: Any) -> np.ndarray:

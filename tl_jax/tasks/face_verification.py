@@ -74,7 +74,11 @@ def validation_threshold(task: Task, variables: Any) -> float | None:
     if not task.sizes["validation"]:
         say("no validation people (config.data.validation=0), so no threshold: nothing is said of same or different")
         return None
-    labels = np.concatenate([b["label"][b["mask"] > 0] for b in task.eval_batches("validation")])
+    batches = list(task.eval_batches("validation"))
+    if not batches:
+        say("no threshold was found for these weights, and the data are not here: nothing is said of same or different")
+        return None
+    labels = np.concatenate([b["label"][b["mask"] > 0] for b in batches])
     embeddings, pairs = (
         extract(task.outputs, variables, task.eval_batches("validation")),
         verification.all_pairs(labels),

@@ -1,5 +1,6 @@
 """Images that a user passes for predictions: files, folders, lists of files, arrays; a damaged one has its error."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from tl_jax.data.dataset import WORKERS
 from tl_jax.data.decode import Decoding, decode_file
@@ -40,15 +42,14 @@ def list_inputs(inputs: Any, outside: bool = False) -> list[ImageInput]:
     Raises:
         UserError: none was named, or something that is none of these.
     """
-    values = [inputs] if _is_one(inputs) else list(inputs)
     images: list[ImageInput] = []
-    for value in values:
+    for value in [inputs] if _is_one(inputs) else list(inputs):
         if isinstance(value, str | Path):
-            path = Path(value).expanduser()
+            path = Path(os.path.expanduser(value))
             is_list = path.suffix.lower() in LISTS and path.is_file()
             images += _read_list(path) if is_list else (ImageInput(str(f), f) for f in list_images(path, outside))
         else:
-            images += (ImageInput(f"image {len(images) + i}", pixels) for i, pixels in enumerate(_pixels(value)))
+            images += [ImageInput(f"image {i}", pixels) for i, pixels in enumerate(_pixels(value), start=len(images))]
     if not images:
         raise UserError("nothing to look at; pass --input=PICTURE or --input=FOLDER, once for each")
     return images
@@ -64,13 +65,14 @@ def _read_list(path: Path) -> Iterator[ImageInput]:
         if isinstance(row, UserError):
             yield ImageInput("", row)
         else:
-            yield ImageInput(row.text, path.parent / Path(row.text).expanduser())
+            file = path.parent / row.text
+            yield ImageInput(str(file), file)
 
 
 def _pixels(value: Any) -> Sequence[np.ndarray]:
     """Return the images (H, W, 3) of an array, or of what Pillow opened."""
     if hasattr(value, "convert"):
-        return [np.asarray(value.convert("RGB"))]
+        return [_opened_pixels(value)]
     if not isinstance(value, np.ndarray):
         raise UserError(f"an input is a {type(value).__name__}, not a path; pass files, folders or arrays of images")
     pixels = np.repeat(value[..., None], 3, axis=-1) if value.ndim == 2 else value
@@ -79,6 +81,23 @@ def _pixels(value: Any) -> Sequence[np.ndarray]:
             f"an image is {value.dtype} {value.shape}; pass uint8 (H, W, 3), (H, W) or (N, H, W, 3), 0 to 255"
         )
     return [pixels] if pixels.ndim == 3 else list(pixels)
+
+
+def _opened_pixels(image: Image.Image) -> np.ndarray:
+    """Return what ``decode_file`` would of the file: upright, and with white behind what is transparent."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or ";" in image.mode:
+        raise UserError(f"an opened image has more than 8 bits (mode {image.mode}); pass its file")
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
+
+
+def read_pixels(image: ImageInput, decoding: Decoding) -> np.ndarray:
+    """Return the pixels uint8 (H, W, 3) of an image, or raise why it cannot be read."""
+    if isinstance(image.source, UserError):
+        raise image.source
+    return decode_file(image.source, decoding) if isinstance(image.source, Path) else image.source
 
 
 def decode_batches(
@@ -91,9 +110,7 @@ def decode_batches(
 
     def decode(image: ImageInput) -> Any:
         try:
-            if isinstance(image.source, UserError):
-                return image.source
-            return fit(decode_file(image.source, decoding) if isinstance(image.source, Path) else image.source)
+            return fit(read_pixels(image, decoding))
         except UserError as error:
             return error
 

@@ -13,21 +13,26 @@ from tl_jax.train.workdir import read_json, read_summary, write_json
 from tl_jax.utils.errors import UserError
 
 
-def extend(config: Mapping[str, Any], folder: Path) -> None:
-    """Let the run in a folder go on if ``config`` (nested by groups) has more epochs at the end, and say so.
+def epochs_before(config: Mapping[str, Any], folder: Path) -> float | None:
+    """Return with how many epochs the run in a folder ended, if ``config`` is the same with more; else None.
 
-    With a constant learning rate every step is as it would have been, so the result is that of one longer run. The
-    summary of the shorter one is kept as ``summary_N_epochs.json``. A folder of any other configuration is left alone.
+    Nothing is changed yet. With a constant learning rate every step is as it would have been, so the result is that of
+    one longer run.
+
+    Args:
+        config: nested by groups.
+        folder: of the run.
 
     Raises:
         UserError: more epochs than before, with a learning rate whose course depends on their number.
     """
     old, new = renames.rename_fields(read_json(folder / "config.json"), warn=False), json.loads(json.dumps(config))
-    if not old or not read_summary(folder) or new.get("arms") or new.get("seeds"):
-        return
+    if not old or new.get("arms") or new.get("seeds"):
+        return None
     before, after = _last_epochs(old), _last_epochs(new)
-    if after <= before or _changes(old, new):
-        return
+    ended = bool(read_summary(folder)) or _summary_path(folder, before).is_file()  # the latter of a start that was cut
+    if not ended or after <= before or _changes(old, new):
+        return None
     schedule, warmup = new["optim"]["schedule"], new["optim"]["warmup"]
     if schedule != "constant" or warmup:
         course = schedule if schedule != "constant" else "warm-up"
@@ -36,14 +41,33 @@ def extend(config: Mapping[str, Any], folder: Path) -> None:
             f"start another run from it, with another --workdir: --config.init.path={folder}, or train with "
             "--config.optim.schedule=constant --config.optim.warmup=0, which can go on"
         )
+    return before
+
+
+def begin(config: Mapping[str, Any], folder: Path, before: float) -> None:
+    """Make a finished run one that goes on; its summary is kept as ``summary_N_epochs.json``.
+
+    Args:
+        config: nested by groups, with more epochs.
+        folder: of the run.
+        before: see ``epochs_before``.
+    """
     say(
-        f"{folder} goes on from epoch {before:g} to {after:g}: the learning rate is constant, so that the result is "
-        "that of one run"
+        f"{folder} goes on after epoch {before:g}: the learning rate is constant, so that the result is that of one "
+        f"run; the one of {before:g} epochs is kept as {_summary_path(folder, before).name}"
     )
+    if config["patience"] or config["eval_checkpoint"] == "best":
+        say(f"the evaluation after epoch {before:g} counts among those of validation, as it would not in one run")
+    sharding.wait_for_all("more epochs")  # all have read the old files
     if sharding.is_first_process():
-        os.replace(folder / workdir.SUMMARY, folder / f"summary_{before:g}_epochs.json")
-        write_json(folder / "config.json", new)
-    sharding.wait_for_all("more epochs")
+        if (folder / workdir.SUMMARY).is_file():
+            os.replace(folder / workdir.SUMMARY, _summary_path(folder, before))
+        write_json(folder / "config.json", config)
+    sharding.wait_for_all("more epochs begun")
+
+
+def _summary_path(folder: Path, epochs: float) -> Path:
+    return folder / f"summary_{epochs:g}_epochs.json"
 
 
 def _last_epochs(config: Mapping[str, Any]) -> float:

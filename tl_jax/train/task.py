@@ -282,8 +282,8 @@ class Task:
         """Return a row of ``predict`` as text for the screen."""
         raise NotImplementedError
 
-    def draw_predictions(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-        """Draw the rows of ``predict`` into the folder of the run; return the paths of the images."""
+    def draw_predictions(self, rows: Sequence[Mapping[str, Any]], inputs: Sequence[Any], folder: Path) -> list[Path]:
+        """Draw the rows of ``predict`` on their inputs into the folder of the run; return the paths of the images."""
         return []
 
     def preview(self, folder: Path) -> list[Path]:

@@ -17,11 +17,12 @@ from tl_jax.transferability.gbc import gbc_from
 from tl_jax.transferability.h_score import h_score_from, regularized_h_score_from
 from tl_jax.transferability.leep import leep_from, nce_from
 from tl_jax.transferability.logme import logme_from
-from tl_jax.transferability.mmd import energy_from, mmd_from
+from tl_jax.transferability.mmd import KERNELS, energy_from, mmd_from
 from tl_jax.transferability.parc import parc_from
 from tl_jax.transferability.sfda import sfda_from
 from tl_jax.transferability.sliced_wasserstein import random_directions, sliced_wasserstein_from
 from tl_jax.transferability.transrate import transrate_from
+from tl_jax.utils.errors import UserError, nearest
 
 
 def leep(source_probs: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
@@ -77,6 +78,8 @@ def linear_cka(x1: jax.Array, x2: jax.Array, debiased: bool = False) -> jax.Arra
 
 def mmd(x1: jax.Array, x2: jax.Array, kernel: str = "poly", bandwidth: float | jax.Array = 1.0) -> jax.Array:
     """Return ``mmd`` of (N1, D) and (N2, D) features; "rbf" takes the bandwidth that is given."""
+    if kernel not in KERNELS:
+        raise UserError(f"no kernel {kernel!r}; {nearest(kernel, KERNELS)}")
     a, b = (x1, x2) if kernel == "poly" else _center(x1, x2)
     return mmd_from(a, b, kernel=kernel, scale=x1.shape[1] if kernel == "poly" else bandwidth)
 
