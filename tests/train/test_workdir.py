@@ -197,6 +197,21 @@ def test_what_orbax_writes_beside_a_checkpoint(copy, config, content):
         api.predict(config, copy, [str(copy)])
 
 
+def test_what_orbax_says_nothing_of(copy, config):
+    """Of a list whose places are not counted from 0 orbax raises an AssertionError without a word."""
+    (copy / "checkpoints.json").unlink()
+    path = copy / "checkpoints" / "2" / "opt_state" / "_METADATA"
+    content = json.loads(path.read_text())
+    keys = [key for entry in content["tree_metadata"].values() for key in entry["key_metadata"]]
+    changed = [key.update(key="9") for key in keys if key["key"] == "0"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=r"checkpoints/2: .*opt_state cannot be read \(AssertionError: AssertionError\)"
+    ):
+        api.predict(config, copy, [str(copy)])
+    assert changed
+
+
 @pytest.mark.parametrize("file,changes", [("facts.json", {"spec": [5]}), ("summary.json", {"facts": {"spec": [5]}})])
 def test_the_page_of_a_run_says_which_file_is_wrong(copy, config, file, changes):
     change(copy / file, **changes)

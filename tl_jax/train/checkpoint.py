@@ -21,7 +21,7 @@ from tl_jax.train.logging import say
 from tl_jax.train.state import TrainState
 from tl_jax.train.task import Task
 from tl_jax.train.workdir import ACTION, RunFolder, write_json
-from tl_jax.utils.errors import UserError
+from tl_jax.utils.errors import UserError, first_line
 from tl_jax.utils.json_files import STRING, check_fields, object_of, parse_json, read_json
 
 METRICS = "metrics/metrics"  # of the validation split, within a checkpoint
@@ -93,7 +93,7 @@ class Checksums:
                     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
                     reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=restore_args))
             except Exception as e:  # of many kinds, by the byte that is wrong
-                return f"{item.name} cannot be read ({type(e).__name__}: {str(e).splitlines()[0][:120]})"
+                return f"{item.name} cannot be read ({type(e).__name__}: {first_line(e)[:120]})"
         return ""
 
 
@@ -123,8 +123,7 @@ class Checkpoints:
         try:
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         except (*METADATA_ERRORS, LookupError, ValueError) as e:  # from its own files beside the arrays
-            reason = next(iter(str(e).splitlines()), type(e).__name__)
-            raise UserError(f"{folder}: the checkpoints cannot be opened ({reason}); {ACTION}") from None
+            raise UserError(f"{folder}: the checkpoints cannot be opened ({first_line(e)}); {ACTION}") from None
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Start writing ``state``; returns once the arrays are copied off the devices."""
@@ -217,7 +216,7 @@ class Checkpoints:
                     target_shape := target_shapes.get(path, "absent")
                 ):
                     return f"{path} is {stored_shape} there and {target_shape} here"
-        return str(error).splitlines()[0]
+        return first_line(error)
 
     def latest(self) -> int | None:
         """Return the last step that was saved whole."""

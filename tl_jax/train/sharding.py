@@ -24,7 +24,7 @@ from tl_jax.config.options import Options, option
 from tl_jax.train import flops
 from tl_jax.utils import compile_cache
 from tl_jax.utils.command import show_elapsed
-from tl_jax.utils.errors import UserError
+from tl_jax.utils.errors import UserError, first_line
 
 AXIS = "data"  # of the mesh
 
@@ -269,7 +269,7 @@ def join_processes() -> None:
         else:
             jax.distributed.initialize()
     except (ValueError, RuntimeError) as e:
-        reason = str(e).strip().splitlines()[0]
+        reason = first_line(e)
         raise UserError(
             f"--distributed: {reason}; start by srun, mpirun or on a TPU slice, or set {', '.join(ENV_VARIABLES)}"
         ) from None

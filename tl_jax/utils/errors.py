@@ -42,6 +42,11 @@ def join_names(names: Sequence[object], max_names: int) -> str:
     )
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error of a library's, or its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def combine_errors(where: object, errors: Sequence[UserError], summary: str) -> UserError:
     """Return one error for several: their count, and the first ones in full.
 
