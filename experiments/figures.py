@@ -147,6 +147,7 @@ def _box_figures(metric: str) -> Mapping[str, Callable[[], str]]:
 
 
 _STARTS, _TEXT = "results/benchmarks/starts.json", "results/benchmarks/text.json"
+_PREDICTIONS = "results/benchmarks/predictions.json"
 _GPU, _GPU_BERT = "results/benchmarks/gpu.json", "results/benchmarks/gpu_bert.json"
 
 FIGURES: Mapping[str, Callable[[], str]] = {
@@ -170,6 +171,10 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "cartpole.seconds": lambda: format(
         _column_values("rl_recipes.csv", "seconds_all_seeds", recipe="cartpole")()[0], ".0f"
     ),
+    "predictions.ours": _format_number(_json_value(_PREDICTIONS, "images_per_second", "ours"), ",.0f"),
+    "predictions.loop": _format_number(_json_value(_PREDICTIONS, "images_per_second", "plain loop"), ",.0f"),
+    "predictions.memory": _format_number(_json_value(_PREDICTIONS, "peak_memory_gb", "ours"), ".2f"),
+    "predictions.memory.loop": _format_number(_json_value(_PREDICTIONS, "peak_memory_gb", "plain loop"), ".2f"),
     **_article_figures("tl_jax"),
     **_article_figures("tl_jax again"),
     **_article_figures("keras"),
