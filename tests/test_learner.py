@@ -68,7 +68,7 @@ def test_many_images_are_predicted_into_a_table(learner, photos, tmp_path):
     )
     features = np.load(tmp_path / "p.embeddings.npy")
     assert np.isnan(features).all(1).sum() == 1
-    _, variables, _ = learner._opened
+    _, variables, _ = learner._trained
     kernel, bias = (np.asarray(variables["params"]["head"][name]) for name in ("kernel", "bias"))
     logits = features @ kernel + bias  # the head sits on them
     assert [learner.summary["facts"]["classes"][k] for k in logits.argmax(1)[~np.isnan(logits[:, 0])]] == [

@@ -31,7 +31,7 @@ from tl_jax.train.evaluate import evaluate as evaluate_split
 from tl_jax.train.logging import say
 from tl_jax.train.lr_finder import Sweep
 from tl_jax.train.run_config import RunConfig
-from tl_jax.train.task import TASKS, Task
+from tl_jax.train.task import TASKS, Task, as_list
 from tl_jax.train.workdir import read_json, read_summary, write_json
 from tl_jax.transfer.methods import METHODS, names_for_task
 from tl_jax.utils.errors import UserError, nearest
@@ -44,7 +44,7 @@ BERT_LEARNING_RATE = 5e-5  # where all of one trains under a random head (Devlin
 LEARNING_RATE = 1e-4  # of the default method: the head is fitted before, and the rest should stay near the source
 
 
-class Opened(NamedTuple):
+class TrainedTask(NamedTuple):
     """A task without its examples, its trained variables, and the step that they are of."""
 
     task: Task
@@ -112,19 +112,19 @@ class Learner:
     def fit(self) -> "Learner":
         """Train, or go on where training was cut short, and test once at the end."""
         api.run(self.config, self.workdir)
-        self.__dict__.pop("_opened", None)
+        self.__dict__.pop("_trained", None)
         return self
 
     @functools.cached_property
-    def _opened(self) -> Opened:
+    def _trained(self) -> TrainedTask:
         """What answers questions about inputs; loaded once."""
         task, _, state = restore(self.config, self.workdir, data=False)
-        return Opened(task, state.variables, int(state.step))
+        return TrainedTask(task, state.variables, int(state.step))
 
-    def _open_for(self, mode: str) -> Opened:
+    def _open_for(self, mode: str) -> TrainedTask:
         """Return what answers, for a call that not every kind of task has."""
         TASKS[self.config.task].check_mode(mode)
-        return self._opened
+        return self._trained
 
     def evaluate(self, data: Any = None, classes: Mapping[str, str] | None = None, name: str = "") -> Metrics:
         """Return the metrics of the test split, or of all examples of another labelled set.
@@ -157,7 +157,7 @@ class Learner:
         found = _as_inputs_of(TASKS[self.config.task], recognize(data))
         config = schema.edit(self.config)
         config.data.name, config.data.dir = found.name, found.folder
-        task, variables, step = self._opened
+        task, variables, step = self._trained
         other, folder = task.with_test(schema.freeze(config), classes), self.workdir / EVALUATIONS
         result = evaluate_split(other, variables, "test", final=True)
         kept, name = result.evaluation.predictions, name or Path(found.folder).stem or found.name
@@ -203,7 +203,7 @@ class Learner:
             top: how many classes are kept, the most likely ones; None for all.
             embeddings: whether the features of all inputs (N, D) go to ``NAME.embeddings.npy`` beside it.
         """
-        inputs = predictions.as_list(inputs)
+        inputs = as_list(inputs)
         predictions.check_output(output, inputs)  # before the network is loaded
         task, variables, _ = self._open_for("predict")
         return predictions.write(task, variables, inputs, output, top, embeddings)
@@ -247,10 +247,10 @@ class BundleLearner(Learner):
         """Open a bundle; ``options`` are further fields, as ``load_learner`` takes them."""
         self.workdir = Path(folder).expanduser()
         self.config, task, variables, step = open_bundle(self.workdir, options)
-        self._opened = Opened(task, variables, step)
+        self._trained = TrainedTask(task, variables, step)
 
     def _is_tested(self) -> bool:
-        return self.summary.get("tested_step") == self._opened.step
+        return self.summary.get("tested_step") == self._trained.step
 
     @property
     def summary(self) -> dict[str, Any]:

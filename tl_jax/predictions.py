@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 from tl_jax.data.decode import decode_file, is_image
 from tl_jax.tasks.error_analysis import thumbnail
 from tl_jax.train.logging import say
-from tl_jax.train.task import Task, unread
+from tl_jax.train.task import Task, as_list, unread
 from tl_jax.train.workdir import write_json
 from tl_jax.utils import disk
 from tl_jax.utils.errors import UserError, combine_errors, join_errors
@@ -127,14 +127,14 @@ def show(task: Task, variables: Any, inputs: Any, folder: Path) -> list[dict[str
     """Tell the row of each input, keep them as ``predictions.json``, and draw what is found on images into a folder."""
     listed = task.read_inputs(as_list(inputs))
     rows = _check_readable(list(task.predict(variables, listed)))
-    say(draw(task, rows))
+    say(format_rows(task, rows))
     write_json(folder / "predictions.json", rows)
     if paths := task.draw_predictions(rows, listed, folder):
         say("pictures: " + ", ".join(map(str, paths)))
     return rows
 
 
-def draw(task: Task, rows: Sequence[Row]) -> str:
+def format_rows(task: Task, rows: Sequence[Row]) -> str:
     """Return the first rows as text, and what is to be said of all of them."""
     readable, errors = [row for row in rows if "error" not in row], _errors(rows)
     lines = [task.draw_prediction(row) for row in readable[:MAX_SHOWN]]
@@ -143,15 +143,6 @@ def draw(task: Task, rows: Sequence[Row]) -> str:
     if errors:
         lines.append(f"{unread(len(errors), len(rows))}: {join_errors(errors)}")
     return "\n".join(lines)
-
-
-def as_list(inputs: Any) -> list[Any]:
-    """Return one input, or several from whatever gives them one by one, as a list."""
-    if isinstance(inputs, str | os.PathLike | np.ndarray) or hasattr(inputs, "convert"):  # which Pillow's images have
-        return [inputs]
-    if not isinstance(inputs, Iterable):
-        raise UserError(f"an input is {inputs!r}; pass files, texts or arrays")
-    return list(inputs)
 
 
 def _errors(rows: Sequence[Row]) -> list[UserError]:

@@ -16,7 +16,6 @@ from tl_jax.restore import RUN_FILES, RUN_FOLDER, restore
 from tl_jax.train.logging import say
 from tl_jax.train.task import Task
 from tl_jax.train.workdir import read_facts, read_json, write_json
-from tl_jax.utils.json_files import CHECKSUM_KEY
 
 
 def write_bundle(task: Task, workdir: Path, step: int) -> None:
@@ -75,7 +74,6 @@ def write_run_files(workdir: Path, folder: Path) -> None:
         content = read_json(workdir / name)
         for field in PATH_FIELDS:
             _hide_path(content, field)
-        content.pop(CHECKSUM_KEY, None)  # of the file as it was
         write_json(folder / name, content)
 
 

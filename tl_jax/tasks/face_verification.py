@@ -247,12 +247,12 @@ class FaceVerification(ImageTask):
         threshold = validation_threshold(self, variables) if threshold is None else threshold
         size = min(self.config.eval_batch_size, sharding.round_up(len(inputs)))
 
-        def answer(images: Sequence[ImageInput], pixels: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
+        def predict_batch(images: Sequence[ImageInput], pixels: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
             found = self._embed(variables, Split(np.stack(pixels), np.zeros(len(pixels), np.int32)), size)
             for row, embedding in zip(answer_people(gallery, known, threshold, images, found), found, strict=True):
                 yield {**row, "embedding": embedding} if embeddings else row
 
-        return image_inputs.predict_rows(inputs, self._run_decoding(), size, self._fit_pixels, answer)
+        return image_inputs.predict_rows(inputs, self._run_decoding(), size, self._fit_pixels, predict_batch)
 
     def _embed(self, variables: Any, split: Split, batch_size: int) -> np.ndarray:
         return extract(self.outputs, variables, loader.eval_batches(split, batch_size))

@@ -117,7 +117,7 @@ def predict_images(
     probabilities = make_predict(predictor.network, predictor.num_views)
     function = make_both(probabilities, make_features(predictor.network)) if embeddings else probabilities
 
-    def answer(_: Sequence[ImageInput], pixels: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
+    def predict_batch(_: Sequence[ImageInput], pixels: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
         out = predictor.extract(function, variables, np.stack(pixels))
         values, features = out if embeddings else (out, None)
         rows = apply_temperature(values.astype(np.float64), softmax_temperature)
@@ -125,7 +125,9 @@ def predict_images(
             says = {"probabilities": dict(zip(predictor.classes, map(float, row), strict=True))}
             yield says if features is None else {**says, "embedding": features[i]}
 
-    return image_inputs.predict_rows(images, predictor.decoding, predictor.batch_size, predictor.fit_pixels, answer)
+    return image_inputs.predict_rows(
+        images, predictor.decoding, predictor.batch_size, predictor.fit_pixels, predict_batch
+    )
 
 
 def explain(predictor: Predictor, variables: Any, images: Sequence[ImageInput]) -> tuple[Explanation, list[UserError]]:

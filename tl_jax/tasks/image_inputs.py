@@ -14,6 +14,7 @@ from tl_jax.data.dataset import WORKERS
 from tl_jax.data.decode import Decoding, decode_file
 from tl_jax.data.image_folder import list_images
 from tl_jax.data.text import Columns, read_unlabelled
+from tl_jax.train.task import as_list
 from tl_jax.utils.errors import UserError
 
 LISTS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl"}  # files that name images in a column file
@@ -43,7 +44,7 @@ def list_inputs(inputs: Any, outside: bool = False) -> list[ImageInput]:
         UserError: none was named, or something that is none of these.
     """
     images: list[ImageInput] = []
-    for value in [inputs] if _is_one(inputs) else list(inputs):
+    for value in as_list(inputs):
         if isinstance(value, str | Path):
             path = Path(os.path.expanduser(value))
             is_list = path.suffix.lower() in LISTS and path.is_file()
@@ -53,10 +54,6 @@ def list_inputs(inputs: Any, outside: bool = False) -> list[ImageInput]:
     if not images:
         raise UserError("nothing to look at; pass --input=PICTURE or --input=FOLDER, once for each")
     return images
-
-
-def _is_one(inputs: Any) -> bool:
-    return isinstance(inputs, str | Path | np.ndarray) or hasattr(inputs, "convert")
 
 
 def _read_list(path: Path) -> Iterator[ImageInput]:
@@ -135,18 +132,18 @@ def predict_rows(
     decoding: Decoding,
     batch_size: int,
     fit: Callable[[np.ndarray], Any],
-    answer: Callable[[list[ImageInput], list[Any]], Iterable[Mapping[str, Any]]],
+    predict: Callable[[list[ImageInput], list[Any]], Iterable[Mapping[str, Any]]],
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each image, in order: its name, and what ``answer`` says of it, or the error of a damaged one.
+    """Yield a row for each image, in order: its name, and what ``predict`` says of it, or the error of a damaged one.
 
     Args:
         images: see ``list_inputs``.
         decoding, batch_size, fit: see ``decode_batches``.
-        answer: takes the readable images of a batch, and what ``fit`` returned of each.
+        predict: takes the readable images of a batch, and what ``fit`` returned of each.
     """
     for batch in decode_batches(images, decoding, batch_size, fit):
         readable = [pair for pair in batch if not isinstance(pair[1], UserError)]
-        answers = iter(answer(*map(list, zip(*readable, strict=True))) if readable else ())
+        predictions = iter(predict(*map(list, zip(*readable, strict=True))) if readable else ())
         for image, decoded in batch:
-            says = {"error": str(decoded)} if isinstance(decoded, UserError) else next(answers)
+            says = {"error": str(decoded)} if isinstance(decoded, UserError) else next(predictions)
             yield {"input": image.name, **says}

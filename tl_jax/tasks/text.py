@@ -233,7 +233,11 @@ class TextTask(Task):
             texts = [text for text in inputs[first : first + size] if not isinstance(text, UserError)]
             encoded = self._encode(texts, length)
             num_cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
-            rows = self._answers(variables, encoded, step, sharding.round_up(size), embeddings) if texts else iter(())
+            rows = (
+                self._predict_batch(variables, encoded, step, sharding.round_up(size), embeddings)
+                if texts
+                else iter(())
+            )
             for text in inputs[first : first + size]:
                 yield {"input": "", "error": str(text)} if isinstance(text, UserError) else next(rows)
         if num_cut:
@@ -245,13 +249,13 @@ class TextTask(Task):
         return EncodedInputs(shown, encodings, labels)
 
     def split_inputs(self, texts: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], np.ndarray]:
-        """Return of N texts what ``answer`` gets, what is tokenized, and labels that nobody reads.
+        """Return of N texts what ``make_row`` gets, what is tokenized, and labels that nobody reads.
 
         Labels are int32 (N,), or an object array (N,) of arrays (W,) where lists of words are tokenized.
         """
         return texts, texts, np.zeros(len(texts), np.int32)
 
-    def answer(self, text: Any, probabilities: np.ndarray, was_read: np.ndarray) -> dict[str, Any]:
+    def make_row(self, text: Any, probabilities: np.ndarray, was_read: np.ndarray) -> dict[str, Any]:
         """Return the row of a text.
 
         Args:
@@ -261,7 +265,7 @@ class TextTask(Task):
         """
         raise NotImplementedError
 
-    def _answers(
+    def _predict_batch(
         self, variables: Any, encoded: EncodedInputs, step: Any, size: int, embeddings: bool
     ) -> Iterator[dict[str, Any]]:
         """Yield the row of each of N encoded texts, which go through the network as a batch of ``size``."""
@@ -273,9 +277,9 @@ class TextTask(Task):
         counted = np.asarray(batch["label"]) != IGNORED
         for i, text in enumerate(encoded.shown):
             if data.read_mask is None:
-                row = self.answer(text, probabilities[i], np.ones(1, bool))
+                row = self.make_row(text, probabilities[i], np.ones(1, bool))
             else:
-                row = self.answer(text, probabilities[i][counted[i]], data.read_mask[i] > 0)
+                row = self.make_row(text, probabilities[i][counted[i]], data.read_mask[i] > 0)
             yield row if features is None else {**row, "embedding": features[i]}
 
     def preview(self, folder: Path) -> list[Path]:

@@ -30,7 +30,7 @@ class TextClassification(TextTask):
     def test_details(self, predictions: Any) -> dict[str, Any]:
         return error_analysis.text_details(self.classes, self.test_texts, self.test_order, predictions)
 
-    def answer(self, text: Any, probabilities: np.ndarray, was_read: np.ndarray) -> dict[str, Any]:
+    def make_row(self, text: Any, probabilities: np.ndarray, was_read: np.ndarray) -> dict[str, Any]:
         shown = text if isinstance(text, str) else PAIR.join(text)
         return {"input": shown, "probabilities": dict(zip(self.classes, map(float, probabilities), strict=True))}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tl_jax.data.text import Columns, read_unlabelled
 from tl_jax.tasks.error_analysis import PAIR
+from tl_jax.train.task import as_list
 from tl_jax.utils.errors import UserError
 
 FILE_KINDS = {
@@ -50,7 +51,7 @@ def read_inputs(inputs: Sequence[Any], words: bool, pairs: bool, columns: Column
             one text where two are needed.
     """
     texts: list[Any] = []
-    for value in [inputs] if isinstance(inputs, str | os.PathLike) else inputs:
+    for value in as_list(inputs):
         if isinstance(value, os.PathLike):
             texts += _read_file(_check_input_file(Path(value).expanduser(), value), words, pairs, columns)
         elif isinstance(value, str) and (file := find_input_file(value)) is not None:

@@ -53,7 +53,7 @@ class TokenClassification(TextTask):
         labels[:] = [np.zeros(len(sentence), np.int32) for sentence in words]
         return list(zip(sentences, spans, words, strict=True)), words, labels
 
-    def answer(self, text: Any, probabilities: np.ndarray, was_read: np.ndarray) -> dict[str, Any]:
+    def make_row(self, text: Any, probabilities: np.ndarray, was_read: np.ndarray) -> dict[str, Any]:
         """Return the entities of a sentence, or the tag of each word if the tags mark no entities."""
         sentence, spans, words = text
         predicted, scheme = iter(probabilities.argmax(-1)), find_scheme(self.classes)

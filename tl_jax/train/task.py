@@ -7,11 +7,13 @@ in their classes and nowhere else.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import jax
+import numpy as np
 
 from tl_jax.config.options import Field
 from tl_jax.metrics import Batch, Evaluation, Sums, Variables
@@ -321,6 +323,15 @@ class Task:
 def unread(errors: int, inputs: int) -> str:
     """Return in words how many of the inputs cannot be read."""
     return f"{errors:,} of {inputs:,} inputs cannot be read"
+
+
+def as_list(inputs: Any) -> list[Any]:
+    """Return one input, or several from whatever gives them one by one, as a list."""
+    if isinstance(inputs, str | os.PathLike | np.ndarray) or hasattr(inputs, "convert"):  # which Pillow's images have
+        return [inputs]
+    if not isinstance(inputs, Iterable):
+        raise UserError(f"an input is {inputs!r}; pass files, texts or arrays")
+    return list(inputs)
 
 
 def refuse_embeddings(kind: str, asked: bool) -> None:
