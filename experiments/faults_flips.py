@@ -19,8 +19,10 @@ from PIL import Image
 
 from configs import digits_resnet, sst2_bert
 from experiments.faults_training import ROOT, Section
-from tl_jax import api, pretrained
+from tl_jax import pretrained, training
 from tl_jax.config import recipe, stored
+from tl_jax.export.bundle import export
+from tl_jax.learner import Learner
 from tl_jax.pretrained import formats, huggingface
 from tl_jax.report import html
 from tl_jax.train import sharding
@@ -126,25 +128,27 @@ def prepare_targets(home: Path) -> dict[str, Target]:
     config = recipe.override(digits_resnet.get_config("smoke"), FIELDS)
     run, cut, image = home / "finished", home / "cut", home / "picture.png"
     Image.fromarray(IMAGES[0]).save(image)
-    call_quietly(lambda folder: api.run(config, folder), run)
+    call_quietly(lambda folder: training.train(config, folder), run)
     shutil.copytree(run, cut)
     for name in ("summary.json", "network.json", "test_details.json", "report.html", "reliability.png"):
         (cut / name).unlink()
     steps = sorted(int(path.name) for path in (cut / "checkpoints").iterdir() if path.name.isdigit())
     shutil.rmtree(cut / "checkpoints" / str(steps[-1]))
-    call_quietly(lambda folder: api.export(config, folder), run)
+    call_quietly(lambda folder: export(config, folder), run)
     text_config = recipe.override(sst2_bert.get_config("smoke"), (("epochs", 0.0), ("data.test_examples", 16)))
-    call_quietly(lambda folder: api.run(text_config, folder), home / "words")
-    call_quietly(lambda folder: api.export(text_config, folder), home / "words")
+    call_quietly(lambda folder: training.train(text_config, folder), home / "words")
+    call_quietly(lambda folder: export(text_config, folder), home / "words")
     shutil.copytree(run / "export", home / "bundle")
     shutil.copytree(home / "words" / "export", home / "bundle_of_texts")
     shutil.rmtree(run / "export")
     modes = {
-        "eval": lambda folder: json.dumps(api.evaluate(stored.get_config(str(folder)), folder)),
-        "predict": lambda folder: json.dumps(api.predict(stored.get_config(str(folder)), folder, [str(image)])),
+        "eval": lambda folder: json.dumps(training.test(stored.get_config(str(folder)), folder)),
+        "predict": lambda folder: json.dumps(
+            Learner(stored.get_config(str(folder)), folder).show_predictions([str(image)])
+        ),
         "export": export_run,
-        "report": lambda folder: api.report(config, folder).read_text(),
-        "train, finished": lambda folder: json.dumps(api.run(config, folder)),
+        "report": lambda folder: Learner(config, folder).report().read_text(),
+        "train, finished": lambda folder: json.dumps(training.train(config, folder)),
     }
     return {
         "finished": Target(run, modes),
@@ -156,14 +160,14 @@ def prepare_targets(home: Path) -> dict[str, Target]:
 
 def export_run(folder: Path) -> str:
     """Export a run; return its weights, and how images come to them. The program names lines of this code."""
-    api.export(stored.get_config(str(folder)), folder)
+    export(stored.get_config(str(folder)), folder)
     files = {path.name: path.read_bytes() for path in (folder / "export").iterdir() if path.suffix == ".safetensors"}
     return repr(files) + json.dumps(formats.read_bundle(folder / "export")["preprocessing"])
 
 
 def finish_run(config: recipe.Config, folder: Path) -> str:
     """Train to the end; return what must not differ."""
-    summary = api.run(config, folder)
+    summary = training.train(config, folder)
     fixed = {name: summary[name] for name in ("parameters_sha256", "metrics", "calibration", "steps", "tested_step")}
     return json.dumps(fixed) + (folder / "metrics.jsonl").read_text() + (folder / "test_details.json").read_text()
 

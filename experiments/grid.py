@@ -88,9 +88,9 @@ def run_one(
     """Run one combination, in whatever process this is, with these modules of the user's; return its columns."""
     plugins.import_modules(modules)
     plugins.import_entry_points()
-    from tl_jax import api
+    from tl_jax import training
 
-    summary = api.run(load_config(recipe, {**fixed, **job}), folder)
+    summary = training.train(load_config(recipe, {**fixed, **job}), folder)
     seconds = summary["seconds"]["total"]
     return {**summary["metrics"], "steps": summary["steps"], "seconds": seconds, "commit": record.commit()}
 

@@ -25,9 +25,10 @@ from absl import flags, logging
 
 from configs import masked_words, source_small
 from experiments import record
-from tl_jax import api
+from tl_jax import training
 from tl_jax.config import recipe, schema, stored
 from tl_jax.data import text_datasets, tokenize
+from tl_jax.export.bundle import export
 from tl_jax.pretrained import huggingface
 from tl_jax.pretrained.catalog import EMBEDDED_DIR
 from tl_jax.report.html import facts_table
@@ -85,7 +86,7 @@ def train_bank() -> None:
         folder, about = IMAGE_DATA[name]
         config, workdir = source_small.get_config(name), Path(WORKDIR.value) / name
         config.data.dir = str(Path(DATA_DIR.value) / folder) if folder else ""
-        api.run(config, workdir)
+        training.train(config, workdir)
         card = Card(f"resnet8_{name}", about, time.strftime("%Y-%m-%d"), record.commit())
         embed_weights(workdir, card, f"python -m experiments.pretrain_sources --sources={name} ...")
 
@@ -101,7 +102,7 @@ def embed_run() -> None:
 def embed_weights(workdir: Path, card: Card, command_line: str) -> None:
     """Export a finished run, test the exported file, and write it and its card; ``command_line`` is how it was made."""
     config = stored.get_config(str(workdir))
-    exported = api.export(config, workdir, dtype="float16")
+    exported = export(config, workdir, dtype="float16")
     target = EMBEDDED_DIR / f"{card.name}.safetensors"
     disk.write_bytes(target, exported.read_bytes())
     changes = (("init.source", "tl_jax"), ("init.path", str(target)), ("init.head", "keep"))
@@ -141,8 +142,8 @@ def train_words() -> None:
     config = masked_words.get_config("small")
     config = recipe.override(config, (("model.options", {**MODEL_SIZES, "pooling": "mean"}),))
     config.init.path = str(vocabulary)
-    summary = api.run(config, folder / "run")
-    exported = api.export(config, folder / "run", "float16")
+    summary = training.train(config, folder / "run")
+    exported = export(config, folder / "run", "float16")
     disk.write_text(exported / "card.md", words_card(summary))
     if OUTPUT.value:
         for name in (*huggingface.SAVED_FILES, "card.md"):  # the package has its own card, and no program

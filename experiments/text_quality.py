@@ -16,14 +16,14 @@ from absl import flags, logging
 
 from configs import ner_bert, sst2_bert, trec_bert
 from experiments import record
-from tl_jax import api
+from tl_jax import training
 from tl_jax.config import recipe as recipe_module
 from tl_jax.report import html
 from tl_jax.report.plots import t_interval
 from tl_jax.restore import make_task
 from tl_jax.train.logging import say
 from tl_jax.transfer.optimizer import learning_rates
-from tl_jax.utils import command, disk
+from tl_jax.utils import command, disk, environment
 
 BERT = flags.DEFINE_string("bert", None, "Folder of the network.", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the sets.", required=True)
@@ -40,7 +40,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     prefix = Path(RESULTS.value)
     record.begin_record(prefix, {"epochs": 3, "batch": 32, "rate": 5e-5})
-    record.add_facts(prefix, devices=jax.devices()[0].device_kind, versions=api.versions())
+    record.add_facts(prefix, devices=jax.devices()[0].device_kind, versions=environment.versions())
     for seed in map(int, SEEDS.value):
         for name in SETS.value:
             for library in LIBRARIES.value:
@@ -60,7 +60,7 @@ def measure_run(name: str, library: str, seed: int) -> dict[str, Any]:
     changes = (("init.path", BERT.value), ("data.dir", str(Path(DATA_DIR.value) / name)), ("seed", seed))
     config = recipe_module.override(recipe.get_config(), (*changes, ("save_every", 1e9)))
     if library == "tl_jax":
-        summary = api.run(config, Path(WORKDIR.value) / name / f"seed{seed}")
+        summary = training.train(config, Path(WORKDIR.value) / name / f"seed{seed}")
         values, examples = summary["metrics"], summary["examples_evaluated"]
     else:
         values, examples = train_peer(config, metric)

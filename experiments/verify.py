@@ -169,8 +169,6 @@ def make_entry(name: str, settings: Mapping[str, Any], results: Mapping[str, Any
     """Return what is written of a measurement: what was asked for (``set``, ``seeds``, ``needs``), and what came."""
     import jax
 
-    from tl_jax import api
-
     figures = {}
     for figure, values in results["figures"].items():
         if not np.isfinite(values).all():
@@ -187,7 +185,7 @@ def make_entry(name: str, settings: Mapping[str, Any], results: Mapping[str, Any
         "steps": results["steps"],
         "seconds": round(seconds, 1),  # of processor time, which other work on the machine does not change
         "hardware": cpu if kind == "cpu" else f"{len(jax.devices())} x {kind}",
-        "versions": {package: api.versions()[package] for package in ("tl_jax", "jax", "numpy")},
+        "versions": {package: environment.versions()[package] for package in ("tl_jax", "jax", "numpy")},
         "commit": record.commit(),
     }
 
@@ -306,7 +304,7 @@ def measure_recipe(name: str, entry: dict[str, Any], folder: Path, data: Path | 
     Returns:
         ``figures``, name -> a value for each seed, ``examples`` that were tested on, and ``steps``.
     """
-    from tl_jax import api
+    from tl_jax import training
     from tl_jax.train import sharding
     from tl_jax.train.workdir import read_json
 
@@ -316,7 +314,7 @@ def measure_recipe(name: str, entry: dict[str, Any], folder: Path, data: Path | 
     folder.mkdir(parents=True)
     with (folder / "output.txt").open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         try:
-            summary = api.run(config, folder)
+            summary = training.train(config, folder)
         finally:
             sharding.clear_programs()  # the programs of dozens of recipes are too many for one process
     metric, first, *others = summary["metric"], *summary["arms"]

@@ -29,9 +29,10 @@ from tests import text
 from tests.data.damage import KINDS, Reader, attempt, number, outside, photo, retype, watching, word
 from tests.pretrained.damage import guard, limit, peak
 from tests.tasks import small
-from tl_jax import api, pretrained, restore
+from tl_jax import pretrained, restore, training
 from tl_jax.config import stored
 from tl_jax.data import tokenize
+from tl_jax.learner import Learner
 from tl_jax.pretrained import delta, formats, huggingface
 from tl_jax.rl import policy_transfer as policies
 from tl_jax.train.checkpoint import Checkpoints
@@ -171,7 +172,7 @@ def make_policy(folder: Path) -> None:
 
 
 def make_run(folder: Path) -> None:
-    api.run(small.config(("epochs", 1.0), ("data.per_class", 2)), folder)
+    training.train(small.config(("epochs", 1.0), ("data.per_class", 2)), folder)
     photo(folder / INPUT)
 
 
@@ -225,7 +226,7 @@ def read_policy(folder: Path) -> Any:
 
 def read_run(folder: Path) -> Any:
     config = stored.get_config(str(folder))
-    return api.predict(config, folder, [str(folder / INPUT)])
+    return Learner(config, folder).show_predictions([str(folder / INPUT)])
 
 
 def read_unsealed(folder: Path) -> Any:
@@ -253,10 +254,10 @@ def network_of(folder: Path) -> Any:
 
 
 def read_report(folder: Path) -> Any:
-    from tl_jax import api
     from tl_jax.config import recipe
+    from tl_jax.learner import Learner
 
-    return api.report(recipe.get_config(), folder)
+    return Learner(recipe.get_config(), folder).report()
 
 
 TOKENIZER = (TOKENS, TOKENS, "tokenizer_config.json")

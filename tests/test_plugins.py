@@ -168,10 +168,11 @@ def test_all_of_it_works_in_python(home):
     program = textwrap.dedent("""
         import own_plugin, own_recipe
         import numpy as np
-        from tl_jax import api, transferability
+        from tl_jax import transferability
+        from tl_jax import training
 
         config = own_recipe.get_config("own_method")
-        summary = api.run(config, "python_run")
+        summary = training.train(config, "python_run")
         print(sorted(summary["metrics"]))
         x = np.random.default_rng(0).normal(size=(40, 3))
         print(transferability.report(x, np.arange(40) % 2, resamples=0).values()["own_score"], np.std(x))

@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 from configs import digits_resnet
-from tl_jax import __version__, api
+from tl_jax import __version__, training
 from tl_jax.config import recipe
 from tl_jax.data.dataset import Dataset, Split
 from tl_jax.data.fingerprint import fingerprint
+from tl_jax.export.bundle import export
+from tl_jax.learner import Learner
 from tl_jax.tasks import run_record
 from tl_jax.train.workdir import read_json
 from tl_jax.utils.errors import UserError
@@ -51,7 +53,7 @@ def finished(tmp_path_factory):
     data = write(top / "photos", 0)
     shutil.copy(data / "train" / "bee" / "0.png", data / "test" / "1" / "odd.png")
     shutil.copy(data / "test" / "2" / "0.png", top / "two.png")
-    return top, api.run(configure(data), top / "run")
+    return top, training.train(configure(data), top / "run")
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def likeliest(found):
     return max(found[0]["probabilities"], key=found[0]["probabilities"].get)
 
 
-def refused(config, folder, message, call=api.evaluate):
+def refused(config, folder, message, call=training.test):
     """Check that a call is refused in one line, and that it leaves the folder of the run as it is."""
     before = hashes(folder)
     with pytest.raises(UserError, match=message) as error:
@@ -91,11 +93,11 @@ def test_the_run_says_its_classes_and_splits(run):
 
 def test_a_class_folder_renamed_afterwards_changes_no_prediction_and_is_refused_by_eval(run):
     folder, data, picture, _ = run
-    before = api.predict(configure(data), folder, [picture])
+    before = Learner(configure(data), folder).show_predictions([picture])
     assert likeliest(before) == "2"
     for split in ("train", "test"):
         (data / split / "1").rename(data / split / "zebra")
-    assert api.predict(configure(data), folder, [picture]) == before
+    assert Learner(configure(data), folder).show_predictions([picture]) == before
     refused(configure(data), folder, "'1' missing, 'zebra' new; restore the classes")
     for split in ("train", "test"):
         shutil.rmtree(data / split / "zebra")
@@ -104,22 +106,22 @@ def test_a_class_folder_renamed_afterwards_changes_no_prediction_and_is_refused_
 
 def test_predict_explain_and_export_need_no_data(run):
     folder, data, picture, _ = run
-    before = api.predict(configure(data), folder, [picture])
+    before = Learner(configure(data), folder).show_predictions([picture])
     shutil.rmtree(data)
-    assert api.predict(configure(data), folder, [picture]) == before
-    assert api.explain(configure(data), folder, [picture]).is_file()
-    bundle = api.export(configure(data), folder).parent
+    assert Learner(configure(data), folder).show_predictions([picture]) == before
+    assert Learner(configure(data), folder).explain([picture]).is_file()
+    bundle = export(configure(data), folder).parent
     assert json.loads((bundle / "bundle.json").read_text())["classes"] == list(CLASSES)
     assert f"4: {', '.join(CLASSES)}" in (bundle / "README.md").read_text()
     with pytest.raises(UserError, match="no folder .*photos; check"):
-        api.evaluate(configure(data), folder)
+        training.test(configure(data), folder)
 
 
 def test_eval_on_other_data_is_refused_and_overwrites_nothing(run, tmp_path):
     folder, data, picture, _ = run
-    before = api.predict(configure(data), folder, [picture])
+    before = Learner(configure(data), folder).show_predictions([picture])
     other = configure(write(tmp_path / "other", 1, test=3))
-    assert api.predict(other, folder, [picture]) == before
+    assert Learner(other, folder).show_predictions([picture]) == before
     message = (
         r"the validation split is not .* \(8 examples then, 8 now, with other labels or contents\); restore the data"
     )
@@ -133,19 +135,19 @@ def test_a_moved_folder_is_the_same_data(run, tmp_path):
     data.rename(tmp_path / "moved and renamed")
     moved = configure(tmp_path / "moved and renamed")
     assert summary["metrics"]["accuracy"] == pytest.approx(16 / 17)
-    assert api.evaluate(moved, folder)["metrics"] == pytest.approx(summary["metrics"])
+    assert training.test(moved, folder)["metrics"] == pytest.approx(summary["metrics"])
     (folder / "summary.json").unlink()  # as if it had been stopped before the test
-    assert api.run(moved, folder)["metrics"] == pytest.approx(summary["metrics"])
+    assert training.train(moved, folder)["metrics"] == pytest.approx(summary["metrics"])
 
 
 def test_a_run_does_not_go_on_with_other_training_examples(run):
     folder, data, _, summary = run
     for i in range(4):
         shutil.copy(data / "train" / "2" / "0.png", data / "train" / "2" / f"more{i}.png")
-    assert api.run(configure(data), folder)["steps"] == summary["steps"]  # it is finished, and says so
+    assert training.train(configure(data), folder)["steps"] == summary["steps"]  # it is finished, and says so
     (folder / "summary.json").unlink()
     with pytest.raises(UserError, match=r"the train split is not .* \(24 examples then, 27 now\).* another --workdir"):
-        api.run(configure(data), folder)
+        training.train(configure(data), folder)
     assert not (folder / "summary.json").exists()
 
 
@@ -153,10 +155,10 @@ def test_predictions_use_the_temperature_of_the_run(run):
     folder, data, picture, summary = run
     kept = read_json(folder / "summary.json")
     assert kept["calibration"]["temperature"] == summary["calibration"]["temperature"] != 1.0
-    (row,) = api.predict(configure(data), folder, [picture])
+    (row,) = Learner(configure(data), folder).show_predictions([picture])
     kept["calibration"]["temperature"] *= 2
     (folder / "summary.json").write_text(json.dumps(kept))
-    (softer,) = api.predict(configure(data), folder, [picture])
+    (softer,) = Learner(configure(data), folder).show_predictions([picture])
     roots = {name: p**0.5 for name, p in row["probabilities"].items()}
     expected = {name: root / sum(roots.values()) for name, root in roots.items()}
     assert softer["probabilities"] == pytest.approx(expected, rel=1e-4)
@@ -164,12 +166,12 @@ def test_predictions_use_the_temperature_of_the_run(run):
 
 def test_a_run_that_is_not_finished_needs_its_validation_split_to_be_calibrated(run):
     folder, data, picture, _ = run
-    before = api.predict(configure(data), folder, [picture])
+    before = Learner(configure(data), folder).show_predictions([picture])
     (folder / "summary.json").unlink()
-    found = api.predict(configure(data), folder, [picture])
+    found = Learner(configure(data), folder).show_predictions([picture])
     assert found[0]["probabilities"] == pytest.approx(before[0]["probabilities"], rel=1e-3)
     shutil.copy(data / "train" / "2" / "0.png", data / "train" / "1" / "9.png")
-    refused(configure(data), folder, "the validation split", lambda *call: api.predict(*call, [picture]))
+    refused(configure(data), folder, "the validation split", lambda *run: Learner(*run).show_predictions([picture]))
 
 
 def test_a_run_from_before_classes_were_kept_takes_them_from_the_data_and_says_so(run, capfd):
@@ -178,7 +180,7 @@ def test_a_run_from_before_classes_were_kept_takes_them_from_the_data_and_says_s
     for name in ("classes", "examples", "data_sha256", "input_shape"):
         del facts[name]
     (folder / "facts.json").write_text(json.dumps(facts))
-    found = api.predict(configure(data), folder, [picture])
+    found = Learner(configure(data), folder).show_predictions([picture])
     assert likeliest(found) == "2"
     warning = [line for line in capfd.readouterr().err.splitlines() if "older than the record" in line]
     assert len(warning) == 1 and str(folder) in warning[0]
@@ -193,7 +195,7 @@ def test_the_surest_mistakes_name_their_files(run):
     assert {"file": "test/1/odd.png", "label": "1", "prediction": "bee"}.items() <= found[0].items()
     shutil.rmtree(data)  # a report is made of the files of the run alone
     (folder / "report.html").unlink()
-    assert "test/1/odd.png" in api.report(configure(data), folder).read_text()
+    assert "test/1/odd.png" in Learner(configure(data), folder).report().read_text()
 
 
 def index(data, path, names=lambda name: name):
@@ -206,23 +208,23 @@ def index(data, path, names=lambda name: name):
 
 def test_a_kept_head_is_matched_by_the_names_of_classes(run, tmp_path):
     folder, data, _, summary = run
-    bundle = api.export(configure(data), folder).parent
+    bundle = export(configure(data), folder).parent
     kept = (
         ("init.source", "tl_jax"), ("init.path", str(bundle)), ("init.head", "keep"), ("epochs", 0.0),
         ("data.name", "index"), ("calibrate", False),
     )  # fmt: skip
     index(data, data / "index.csv")
-    again = api.run(configure(data, *kept), tmp_path / "again")
+    again = training.train(configure(data, *kept), tmp_path / "again")
     assert json.loads((tmp_path / "again" / "facts.json").read_text())["classes"] == ["1", "2", "10", "bee"]
     assert again["metrics"]["accuracy"] == summary["metrics"]["accuracy"] == pytest.approx(16 / 17)
     index(data, data / "index.csv", lambda name: {"bee": "wasp"}.get(name, name))
     with pytest.raises(UserError, match="other classes than the data: 'bee' missing, 'wasp' new; pass --config.init"):
-        api.run(configure(data, *kept), tmp_path / "other")
+        training.train(configure(data, *kept), tmp_path / "other")
 
 
 def test_a_kept_head_without_names_is_taken_in_the_order_of_the_data_and_says_so(run, tmp_path, capsys):
     folder, data, _, summary = run
-    bundle = api.export(configure(data), folder).parent
+    bundle = export(configure(data), folder).parent
     numbers = {name: str(k) for k, name in enumerate(CLASSES)}
     for split in ("train", "test"):
         for name in CLASSES:
@@ -231,7 +233,7 @@ def test_a_kept_head_without_names_is_taken_in_the_order_of_the_data_and_says_so
         for number in numbers.values():
             (data / split / f"to {number}").rename(data / split / number)
     kept = (("init.source", "tl_jax"), ("init.path", str(bundle)), ("init.head", "keep"), ("epochs", 0.0))
-    again = api.run(configure(data, *kept, ("calibrate", False)), tmp_path / "again")
+    again = training.train(configure(data, *kept, ("calibrate", False)), tmp_path / "again")
     assert again["metrics"]["accuracy"] == summary["metrics"]["accuracy"]
     assert "the data have no class names, so output k of the head is taken for class k" in capsys.readouterr().out
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tl_jax import api, pretrained
+from tl_jax import pretrained, training
 from tl_jax.config import stored
+from tl_jax.export.bundle import export
+from tl_jax.learner import Learner
 from tl_jax.utils.errors import UserError
 
 pytestmark = [
@@ -44,22 +46,22 @@ def snapshots(request, tmp_path_factory):
 def test_a_run_of_an_older_version_says_what_it_said(snapshots, name):
     expected = json.loads((snapshots / "expected.json").read_text())[name]
     config = stored.get_config(name)
-    found = api.evaluate(config, name)["metrics"]
+    found = training.test(config, name)["metrics"]
     assert found == pytest.approx(expected["metrics"], nan_ok=True, **CLOSE)
     if "predictions" in expected:
-        same(api.predict(config, name, INPUTS[name]), expected["predictions"])
-    assert "test" in Path(api.report(config, name)).read_text()
+        same(Learner(config, name).show_predictions(INPUTS[name]), expected["predictions"])
+    assert "test" in Path(Learner(config, name).report()).read_text()
     if name in ("image", "detection"):
         net = pretrained.load(source="tl_jax", path=snapshots / name / "export")
         assert net.spec.model == "vgg16_bn_tiny"
-    assert Path(api.export(config, name)).exists()
+    assert Path(export(config, name)).exists()
 
 
 def test_training_of_an_older_version_is_not_gone_on_with(snapshots):
     shutil.copytree("image", "unfinished")
     Path("unfinished/summary.json").unlink()
     with pytest.raises(UserError, match=r"unfinished was begun by tl_jax 0\.1.*pass another --workdir"):
-        api.run(stored.get_config("unfinished"), "unfinished")
+        training.train(stored.get_config("unfinished"), "unfinished")
 
 
 def same(found, expected):

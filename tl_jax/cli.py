@@ -100,38 +100,37 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def run_mode(_: list[str]) -> int:
-    """Make one call into ``tl_jax.api``, as the flags say, and return the exit status."""
+    """Make one call of the ``Learner``, as the flags say, and return the exit status."""
     with show_elapsed(LOADING):
         if flags.FLAGS.mode == "train":
             import_tensorboard()
-        from tl_jax import api
         from tl_jax.config.schema import default_workdir
+        from tl_jax.learner import open_learner
         from tl_jax.train import sharding
-        from tl_jax.train.workdir import finite, silence_orbax
+        from tl_jax.train.workdir import silence_orbax
 
     args = flags.FLAGS
     if args.distributed:
         sharding.join_processes()
     logging.set_verbosity(logging.WARNING)  # orbax tells a page about each checkpoint at the level INFO
     silence_orbax()
-    config = args.config
-    workdir = Path(args.workdir or default_workdir(config))
-    _check_flags(args)
-    if args.mode in ASKING_MODES or args.data or (workdir / BUNDLE_FILE).is_file():
-        with show_elapsed(f"--mode={args.mode} of {workdir}"):
-            return _ask(config, workdir, args)
-    mode = str(args.mode)
-    function = getattr(api, {"train": "run", "eval": "evaluate"}.get(mode, mode))
+    workdir = Path(args.workdir or default_workdir(args.config))
+    _check_flags(args, workdir)
     with contextlib.nullcontext() if args.mode == "train" else show_elapsed(f"--mode={args.mode} of {workdir}"):
-        result = function(config, workdir)
-    if args.mode == "eval":
-        print(json.dumps(finite(result), indent=2))
-        print(api.write_final_report(workdir), file=sys.stderr)  # what goes to stdout is JSON
+        learner = open_learner(args.config, workdir)
+        if args.mode == "predict":
+            return _predict(learner, args)
+        if args.mode == "eval":
+            _evaluate(learner, args.data)
+        elif args.mode == "explain":
+            learner.explain(args.input)
+        else:
+            getattr(learner, "fit" if args.mode == "train" else args.mode)()
     return 0
 
 
-def _check_flags(args: Any) -> None:
-    """Refuse flags that have no effect in a mode."""
+def _check_flags(args: Any, workdir: Path) -> None:
+    """Refuse flags that have no effect in a mode, and modes that an export does not have."""
     if args.input and args.mode not in INPUT_MODES:
         raise UserError(f"--input has an effect with --mode={' and '.join(INPUT_MODES)} only")
     if args.data and args.mode != "eval":
@@ -140,37 +139,31 @@ def _check_flags(args: Any) -> None:
         raise UserError("--output has an effect with --mode=predict only")
     if (args.top or args.embeddings) and not args.output:
         raise UserError("--top and --embeddings say what goes to --output; pass --output=FILE.csv, too")
-
-
-def _ask(config: Any, workdir: Path, args: Any) -> int:
-    """Ask a run, or a bundle, about inputs or another labelled set."""
-    from tl_jax.learner import open_learner
-
-    learner = open_learner(config, workdir)
-    if args.mode == "eval" and args.data:
-        _print_elsewhere(learner, args.data)
-    elif args.mode == "predict" and args.output:
-        return (
-            INCOMPLETE if learner.write_predictions(args.input, args.output, args.top, args.embeddings).damaged else 0
-        )
-    elif args.mode == "predict":
-        return INCOMPLETE if any("error" in row for row in learner.show_predictions(args.input)) else 0
-    elif args.mode == "explain":
-        learner.explain(args.input)
-    elif args.mode == "play":
-        learner.play()
-    else:
+    if (workdir / BUNDLE_FILE).is_file() and not (args.mode in ASKING_MODES or args.data):
         raise UserError(
             f"{workdir} is an export: --mode={' or '.join(ASKING_MODES)} work, and --mode=eval with --data; for the "
             "rest pass the --workdir of the run"
         )
-    return 0
 
 
-def _print_elsewhere(learner: Any, data: str) -> None:
-    """Test a run on another labelled set, and print the metrics beside the run's own."""
+def _predict(learner: Any, args: Any) -> int:
+    """Show the predictions, or write them to ``--output``; a damaged input makes the exit status ``INCOMPLETE``."""
+    if args.output:
+        damaged = learner.write_predictions(args.input, args.output, args.top, args.embeddings).damaged
+    else:
+        damaged = any("error" in row for row in learner.show_predictions(args.input))
+    return INCOMPLETE if damaged else 0
+
+
+def _evaluate(learner: Any, data: str | None) -> None:
+    """Print the metrics of the run, or of another labelled set beside the run's own, as JSON."""
+    from tl_jax.final_report import write_final_report
     from tl_jax.train.workdir import finite
 
+    if not data:
+        print(json.dumps(finite(learner.test()), indent=2))
+        print(write_final_report(learner.workdir), file=sys.stderr)  # what goes to stdout is JSON
+        return
     metrics, own = learner.evaluate(data), learner.summary
     shown = {"metrics": dict(metrics), "examples_evaluated": metrics.examples, "intervals95": metrics.intervals}
     shown["run"] = {name: own.get(name) for name in ("metrics", "examples_evaluated")}

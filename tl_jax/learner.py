@@ -14,34 +14,29 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tl_jax import api, predictions
+import numpy as np
+
+from tl_jax import predictions, training
 from tl_jax.config import recipe, schema, stored, validate
 from tl_jax.config.schema import default_workdir
-from tl_jax.data.recognize import Found, recognize
-from tl_jax.data.registry import DATASETS
+from tl_jax.config_from_data import AUTO, apply_method, as_inputs_of, make_config
+from tl_jax.data.recognize import recognize
+from tl_jax.export.bundle import export
 from tl_jax.export.model_card import CARD_FILE
+from tl_jax.final_report import write_report
 from tl_jax.metrics.intervals import run_intervals
-from tl_jax.models.registry import MODELS
 from tl_jax.predictions import Predictions, Written
-from tl_jax.pretrained.catalog import EMBEDDED, EMBEDDED_BERT, known_sources, published_sources
 from tl_jax.pretrained.formats import BUNDLE_FILE, EXPORT_FOLDER
+from tl_jax.report import plots
 from tl_jax.report.results import EVALUATIONS
-from tl_jax.restore import RUN_FOLDER, open_bundle, restore, set_changeable
+from tl_jax.restore import RUN_FOLDER, check_batches, make_task, open_bundle, restore, set_changeable
+from tl_jax.train import lr_finder, workdir
 from tl_jax.train.evaluate import evaluate as evaluate_split
 from tl_jax.train.logging import say
-from tl_jax.train.lr_finder import Sweep
 from tl_jax.train.run_config import RunConfig
 from tl_jax.train.task import TASKS, Task, as_list
 from tl_jax.train.workdir import read_json, read_summary, write_json
-from tl_jax.transfer.methods import METHODS, names_for_task
-from tl_jax.utils.errors import UserError, nearest
-
-AUTO = "auto"  # the method that chooses by the kind of task
-DEFAULT_MODELS = {"texts": "bert", "images": "mobilenet_v2"}  # by what goes into the network
-MIN_STEPS = 200  # of the default method: a small set is gone through more often
-NUM_EVALUATIONS = 10  # of the default method, on the validation split while it trains
-BERT_LEARNING_RATE = 5e-5  # where all of one trains under a random head (Devlin et al. 2019, arXiv:1810.04805, A.3)
-LEARNING_RATE = 1e-4  # of the default method: the head is fitted before, and the rest should stay near the source
+from tl_jax.utils.errors import UserError
 
 
 class TrainedTask(NamedTuple):
@@ -111,7 +106,7 @@ class Learner:
 
     def fit(self) -> "Learner":
         """Train, or go on where training was cut short, and test once at the end."""
-        api.run(self.config, self.workdir)
+        training.train(self.config, self.workdir)
         self.__dict__.pop("_trained", None)
         return self
 
@@ -140,7 +135,7 @@ class Learner:
         if data is not None:
             return self._evaluate_elsewhere(data, classes or {}, name)
         is_tested = self._is_tested()
-        summary = self.summary if is_tested else self._test()
+        summary = self.summary if is_tested else self.test()
         details = read_json(self.workdir / "test_details.json") if is_tested else {}
         intervals = {name: (low, high) for name, (low, high, _) in run_intervals(summary, details).items()}
         return Metrics(summary["metrics"], summary["examples_evaluated"], intervals)
@@ -150,11 +145,12 @@ class Learner:
         stored_checkpoint = read_json(self.workdir / "config.json").get("eval_checkpoint")
         return bool(self.summary) and self.config.eval_checkpoint == stored_checkpoint
 
-    def _test(self) -> dict[str, Any]:
-        return api.evaluate(self.config, self.workdir)
+    def test(self) -> dict[str, Any]:
+        """Test the checkpoint that ``config.eval_checkpoint`` names anew; return what ``--mode=eval`` prints."""
+        return training.test(self.config, self.workdir)
 
     def _evaluate_elsewhere(self, data: Any, classes: Mapping[str, str], name: str) -> Metrics:
-        found = _as_inputs_of(TASKS[self.config.task], recognize(data))
+        found = as_inputs_of(TASKS[self.config.task], recognize(data))
         config = schema.edit(self.config)
         config.data.name, config.data.dir = found.name, found.folder
         task, variables, step = self._trained
@@ -216,12 +212,49 @@ class Learner:
         return path
 
     def preview(self) -> list[Path]:
-        """Draw what training gets to see; return the pictures."""
-        return api.preview(self.config, self.workdir)
+        """Draw what training gets to see as ``preview.png``; return the pictures.
 
-    def find_lr(self) -> Sweep:
-        """Try rising learning rates on the first phase; ``suggested`` is the one to take."""
-        return api.find_lr(self.config, self.workdir)
+        Images of the first steps' batches are drawn beside what augmentation makes of them, with their boxes. Texts
+        are drawn in the pieces that the network reads, with labels, tags, padding and hidden words. Of a policy it is
+        an episode as the run starts. A pretext has a picture of its own, ``preview_pretext.png``.
+        """
+        _, task = self._first_run()
+        with workdir.exclusive(self.workdir):
+            paths = task.preview(self.workdir)
+        for path in paths:
+            say(f"picture: {path}")
+        return paths
+
+    def find_lr(self) -> lr_finder.Sweep:
+        """Try rising learning rates on the first phase, which ``find_lr.json`` and ``find_lr.png`` keep.
+
+        Returns:
+            The losses; ``suggested`` is the rate to take.
+        """
+        config, task = self._first_run()
+        if task.loss is None:
+            raise UserError(f"find_lr reads the loss of a batch; task={task.kind} has none, compare runs instead")
+        plan = task.plan()
+        if not plan:
+            raise UserError("config.epochs=0 trains nothing; raise it to look for a learning rate")
+        phase, folder = plan[0], self.workdir
+        say(f"{task.name}, phase {phase.name}: up to 100 steps with rising learning rates ...")
+        sweep = lr_finder.sweep(task, phase, config.seed)
+        with workdir.exclusive(folder):
+            write_json(folder / "find_lr.json", {k: np.asarray(v).tolist() for k, v in sweep._asdict().items()})
+            title = f"{task.name}, phase {phase.name}, {phase.optim.name}, batches of {config.batch_size}"
+            marks = {"steepest fall": sweep.steepest, "lowest loss": sweep.lowest, "suggested": sweep.suggested}
+            path = plots.plot_lr_curve(*sweep[:3], marks, title, folder / "find_lr.png")
+        scale = phase.rate.lr / config.optim.lr if config.optim.lr else 1.0  # the phase's own factor
+        say(f"steepest fall at {sweep.steepest:.1e}, lowest loss at {sweep.lowest:.1e}; picture: {path}")
+        say(f"try --config.optim.lr={sweep.suggested / (scale or 1.0):.1e} (it was {config.optim.lr:g})")
+        return sweep
+
+    def _first_run(self) -> tuple[RunConfig, Task]:
+        """Return the configuration of the first run, if there are several, and its task with the data."""
+        config = schema.freeze(recipe.comparison_runs(self.config)[0][2])
+        check_batches(config)
+        return config, make_task(config)
 
     def play(self) -> Path:
         """Let a policy act for one episode; return the animation."""
@@ -231,12 +264,14 @@ class Learner:
         return path
 
     def report(self) -> Path:
-        """Write the page of the results again; return it."""
-        return api.report(self.config, self.workdir)
+        """Write the page of the results again, from the files in the folder; return it."""
+        path, message = write_report(self.workdir)
+        say(message)
+        return path
 
     def export(self, dtype: str = "float32") -> Path:
         """Write a bundle that others can load, here or in other frameworks; return its folder."""
-        api.export(self.config, self.workdir, dtype=dtype)
+        export(self.config, self.workdir, dtype=dtype)
         return self.workdir / EXPORT_FOLDER
 
 
@@ -257,7 +292,7 @@ class BundleLearner(Learner):
         """What was measured of the run."""
         return read_summary(self.workdir / RUN_FOLDER)
 
-    def _test(self) -> dict[str, Any]:
+    def test(self) -> dict[str, Any]:
         raise UserError(f"{self.workdir}: these weights were not tested by their run; pass data to evaluate")
 
     def fit(self) -> "Learner":
@@ -266,7 +301,7 @@ class BundleLearner(Learner):
     def preview(self) -> list[Path]:
         raise UserError(f"{self.workdir} is an export, without the data of its run; open the folder of the run")
 
-    def find_lr(self) -> Sweep:
+    def find_lr(self) -> lr_finder.Sweep:
         raise UserError(f"{self.workdir} is an export; it is not trained further")
 
     def report(self) -> Path:
@@ -340,124 +375,15 @@ def fine_tune(
     Raises:
         UserError: anything that the caller can mend, in one line.
     """
-    config = _make_config(data, task, model, weights)
+    config = make_config(data, task, model, weights)
     config.seed = seed
     if image_size is not None:
         schema.set_field(config, "input.size", image_size)
-    api.export_sources(config)
-    _apply_method(config, method, epochs)
+    training.export_sources(config)
+    apply_method(config, method, epochs)
     if epochs is not None:
         config.epochs = float(epochs)
     for name, value in options.items():
         schema.set_field(config, name.replace("__", "."), value)
     frozen = validate.validate(config)
     return Learner(frozen, workdir if workdir is not None else default_workdir(frozen)).fit()
-
-
-def _make_config(data: Any, task: str, model: str, weights: str | Path | None) -> recipe.Config:
-    """Return the defaults for data that were recognized, with the network and its weights."""
-    if task and task not in TASKS:
-        raise UserError(f"task={task!r}: {nearest(task, TASKS)}")
-    if task and not TASKS[task].data_inputs:
-        return _make_policy_config(data, task, weights)
-    found = recognize(data)
-    task = task or _task_of(found)
-    found = _as_inputs_of(TASKS[task], found)
-    config = recipe.get_config(task)
-    config.name = Path(found.folder).stem or found.name
-    config.data.name, config.data.dir = found.name, found.folder
-    config.model.name = model or DEFAULT_MODELS[TASKS[task].input_kind]
-    if config.model.name not in TASKS[task].networks():
-        raise UserError(f"model={config.model.name!r}: {nearest(config.model.name, TASKS[task].networks())}")
-    config.init.source, config.init.path = _find_weights(config.model.name, found.inputs == "texts", weights)
-    if config.init.source == "random" and "layout" in config.init:
-        config.init.layout = next((spec.source for spec in MODELS[config.model.name].weights), "tl_jax")
-    return config
-
-
-def _make_policy_config(environment: Any, task: str, weights: str | Path | None) -> recipe.Config:
-    """Return the defaults for an environment; ``weights`` are the export of a policy."""
-    config = recipe.get_config(task)
-    recipe.policy(config)
-    config.name, config.rl.env = str(environment), str(environment)
-    if weights is not None and str(weights) != "random":
-        config.init.source, config.init.path = "tl_jax", str(weights)
-    return config
-
-
-def _task_of(found: Found) -> str:
-    """Return the kind of task that learns from such data: the first that takes them."""
-    for kind, cls in TASKS.items():
-        if cls.data_inputs == found.inputs and cls.needs_labels and cls.tags_words == found.tags:
-            return kind
-    raise UserError(f"no kind of task learns from {found.inputs}")
-
-
-def _as_inputs_of(task: type[Task], found: Found) -> Found:
-    """Return data for a kind of task that has data sets of its own for such a layout, as people are in folders."""
-    is_other = found.inputs != task.data_inputs and found.inputs == task.input_kind
-    if is_other and found.name in DATASETS[task.data_inputs]:
-        return found._replace(inputs=task.data_inputs)
-    if found.inputs != task.data_inputs or (task.needs_labels and found.tags != task.tags_words):
-        raise UserError(f"the data are {found.inputs}, and task={task.kind} learns from {task.about}")
-    return found
-
-
-def _find_weights(model: str, is_text: bool, weights: str | Path | None) -> tuple[str, str]:
-    """Return ``init.source`` and ``init.path``."""
-    if weights is None:
-        if is_text:
-            return "tl_jax", ""
-        sources = [source for source in published_sources() if source in known_sources(model)]
-        return ("tl_jax", "") if model in EMBEDDED or not sources else (sources[0], "")
-    name = str(weights)
-    if name == "random" or name in published_sources() or name == "tl_jax":
-        return name, ""
-    path = Path(name).expanduser()
-    if is_text:
-        return ("tl_jax" if path.resolve() == EMBEDDED_BERT.resolve() else "huggingface"), name
-    if not path.exists():
-        raise UserError(f"weights={name!r}: no such file, and no source; {nearest(name, published_sources())}")
-    if path.is_dir() or path.suffix == ".safetensors":
-        return "tl_jax", str(path)
-    by_ending = {".h5": ("keras",), ".keras": ("keras",), ".npz": ("keras",)}
-    sources = by_ending.get(path.suffix, tuple(s for s in known_sources(model) if s not in ("keras", "tl_jax")))
-    return (sources or ("keras",))[0], str(path)
-
-
-def _apply_method(config: recipe.Config, method: str, epochs: float | None) -> None:
-    """Put a way to transfer into a configuration."""
-    if method == AUTO:
-        return _apply_default_method(config, epochs)
-    names = names_for_task(config.task)
-    if method not in names:
-        raise UserError(f"method={method!r} is unknown; {nearest(method, (AUTO, *names))}")
-    return METHODS[method](config)
-
-
-def _apply_default_method(config: recipe.Config, epochs: float | None) -> None:
-    """Fit a head to the features of the source, then train it and the last stages without haste.
-
-    Kumar et al. 2022, arXiv:2202.10054: a head drawn at random would pull the features away before it has learned.
-    """
-    task = TASKS[config.task]
-    if not task.data_inputs:
-        return  # ``recipe.policy`` has said all
-    fields, stages = task.fields(), len(task.stage_names(schema.freeze(config)))
-    config.optim.schedule, config.optim.warmup = "cosine", 0.1
-    task.set_defaults(config)
-    if epochs is None:
-        source = task.load_data(schema.freeze(config))
-        examples = len(source.train.labels) * (1.0 if source.validation else 1.0 - config.data.validation)
-        config.epochs = max(10.0, math.ceil(MIN_STEPS * config.batch_size / max(1, examples)))
-    config.save_every = max(1.0, (config.epochs if epochs is None else epochs) / NUM_EVALUATIONS)
-    if config.init.source == "random":
-        return
-    if "init.head" in fields and task.has_classes and task.has_features:
-        config.init.head = "logistic"
-        config.optim.lr = LEARNING_RATE
-        config.freeze.recipe, config.freeze.stages = "last_n_stages", math.ceil(stages / 2)
-    elif config.init.source == "huggingface":
-        config.optim.lr = BERT_LEARNING_RATE
-    if "freeze.batch_stats" in fields:
-        config.freeze.batch_stats = "frozen"

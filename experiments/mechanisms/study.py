@@ -28,7 +28,7 @@ from ml_collections import config_flags
 
 from experiments import record
 from experiments.mechanisms import report
-from tl_jax import api, restore, transferability
+from tl_jax import restore, training, transferability
 from tl_jax.config import recipe, recipes_dir, schema, stored
 from tl_jax.train import evaluate, sharding
 from tl_jax.train.logging import say
@@ -36,7 +36,7 @@ from tl_jax.train.state import stream_key
 from tl_jax.train.task import TASKS
 from tl_jax.train.workdir import read_json, write_json
 from tl_jax.transfer import methods, weight_averaging
-from tl_jax.utils import command
+from tl_jax.utils import command, environment
 from tl_jax.utils.errors import Diverged, UserError, nearest
 from tl_jax.utils.json_files import parse_row
 
@@ -71,7 +71,7 @@ def main(_: list[str]) -> None:
     folder = Path(FLAGS.workdir).expanduser()
     prefix = Path(FLAGS.results or folder / "mechanisms")
     record.begin_record(prefix, describe_protocol())
-    record.add_facts(prefix, devices=jax.devices()[0].device_kind, versions=api.versions())
+    record.add_facts(prefix, devices=jax.devices()[0].device_kind, versions=environment.versions())
     seeds = [int(seed) for seed in FLAGS.seeds]
     share, num_shares = map(int, FLAGS.share.split("/"))
     for name in chosen_mechanisms()[share::num_shares]:
@@ -150,7 +150,7 @@ def run_once(folder: Path, name: str, size: int, rate: float, seed: int) -> Path
     if not (folder / "summary.json").is_file():
         say(f"--- {name}, {FLAGS.per_class[size]} per class, rate {rate:g}, seed {seed}")
     try:
-        api.run(make_config(name, size, rate, seed), folder)  # refuses a folder of another configuration
+        training.train(make_config(name, size, rate, seed), folder)  # refuses a folder of another configuration
     except Diverged as error:
         say(f"{error}")
         write_json(folder / "diverged.json", {"why": str(error)})

@@ -29,7 +29,6 @@ from matplotlib.ticker import EngFormatter
 from configs import cartpole_ppo, minatar_ppo
 from experiments import record
 from experiments.rl_transfer import report, seeds
-from tl_jax import api
 from tl_jax.config import recipe
 from tl_jax.report import html
 from tl_jax.report.plots import t_interval
@@ -37,7 +36,7 @@ from tl_jax.rl import envs, policy_transfer
 from tl_jax.rl.envs import Env
 from tl_jax.tasks import reinforcement as policy_task
 from tl_jax.train.logging import say
-from tl_jax.utils import command, disk
+from tl_jax.utils import command, disk, environment
 from tl_jax.utils.errors import UserError, nearest
 
 WHAT = flags.DEFINE_enum("what", "transfer", ["transfer", "recipes"], "What is studied.")
@@ -145,7 +144,9 @@ def study_transfer() -> None:
     record.begin_record(
         prefix, {"suite": SUITE.value, "seeds": SEEDS.value, "steps": steps, "episodes": EPISODES.value}
     )
-    record.add_facts(prefix, commits=record.commit(), devices=jax.devices()[0].device_kind, versions=api.versions())
+    record.add_facts(
+        prefix, commits=record.commit(), devices=jax.devices()[0].device_kind, versions=environment.versions()
+    )
     sources = train_sources(suite, 8192 if SMOKE.value else suite.source_steps)
     for target, changes in targets.items():
         config = recipe.override(suite.recipe.get_config(), (*changes.items(), ("rl.total_timesteps", steps)))
@@ -243,7 +244,9 @@ def study_recipes() -> None:
             raise UserError(f"--recipes={name}: no such recipe; {nearest(name, RECIPES)}")
     prefix = Path(RESULTS.value)
     record.begin_record(prefix, {"tests": RECIPE_SCHEDULE._asdict(), "seeds": SEEDS.value})
-    record.add_facts(prefix, commits=record.commit(), devices=jax.devices()[0].device_kind, versions=api.versions())
+    record.add_facts(
+        prefix, commits=record.commit(), devices=jax.devices()[0].device_kind, versions=environment.versions()
+    )
     for name in names:
         rows = record.read_rows(prefix)
         if not any(row["recipe"] == name for row in rows):

@@ -20,12 +20,12 @@ from absl import flags, logging
 from experiments import record
 from experiments.mechanisms.study import best_validation
 from experiments.transferability import pairs, report, scores
-from tl_jax import api, transferability
+from tl_jax import training, transferability
 from tl_jax.config import recipe
 from tl_jax.tasks import head_init
 from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.train.logging import say
-from tl_jax.utils import command
+from tl_jax.utils import command, environment
 from tl_jax.utils.errors import Diverged, UserError, nearest
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
@@ -53,7 +53,7 @@ def main(_: list[str]) -> None:
     prefix = Path(RESULTS.value or folder / "transfer_distance")
     names = {"steps": STEPS.value, "batch": BATCH.value, "rates": RATES.value, "tested": TESTED.value}
     record.begin_record(prefix, names)
-    record.add_facts(prefix, versions=api.versions())
+    record.add_facts(prefix, versions=environment.versions())
     complete_scores(prefix)
     for target in check_names(TARGETS.value, pairs.TARGETS if DATA_DIR.value else pairs.SYNTHETIC, "target"):
         for per_class in map(int, PER_CLASS.value):
@@ -139,7 +139,7 @@ def train_once(folder: Path, key: dict[str, Any], source: str, rate: str) -> tup
     config.optim.lr, config.optim.schedule, config.optim.warmup = float(rate), "cosine", 0.1
     run_folder = folder / key["target"] / f"per_class{key['per_class']}" / source / f"rate{rate}" / f"seed{key['seed']}"
     try:
-        summary = api.run(config, run_folder)
+        summary = training.train(config, run_folder)
     except Diverged as error:
         say(str(error))
         return 0.0, 0.0

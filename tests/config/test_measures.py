@@ -4,8 +4,8 @@ import pytest
 
 from configs import ct_classification, sst2_bert
 from tests.tasks import small
-from tl_jax import api
 from tl_jax.config import recipe, schema, validate
+from tl_jax.learner import Learner
 from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.utils.errors import UserError
 
@@ -50,4 +50,4 @@ def test_a_class_that_is_not_there_and_a_part_of_one_class():
 
 def test_only_pictures_are_explained(tmp_path):
     with pytest.raises(UserError, match="for runs with config.task=image; this one has config.task=text"):
-        api.explain(sst2_bert.get_config(), tmp_path, [])
+        Learner(sst2_bert.get_config(), tmp_path).explain([])

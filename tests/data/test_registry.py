@@ -12,7 +12,7 @@ import pytest
 
 from configs import detection_voc, digits_resnet, faces_verification, sst2_bert
 from tests.text import network
-from tl_jax import api
+from tl_jax import training
 from tl_jax.config import recipe, schema, validate
 from tl_jax.data import DATASETS, DatasetOptions, registry
 from tl_jax.data.dataset import Dataset, Split
@@ -112,13 +112,13 @@ def test_images_of_ones_own_are_trained_on(own_sets, tmp_path):
     fields = (("input.size", 8), ("batch_size", 10), ("eval_batch_size", 20), ("augment.crop_pad", 0))
     config = configure(digits_resnet, "rings", *fields, ("data.per_class", 0))
     assert config.model.name == "resnet8"
-    summary = api.run(config, tmp_path / "run")
+    summary = training.train(config, tmp_path / "run")
     assert summary["examples_evaluated"] == 20 and summary["metrics"]["accuracy"] > 0.5
     assert json.loads((tmp_path / "run" / "facts.json").read_text())["data"] == "rings"
 
 
 def test_texts_of_ones_own_are_trained_on(own_sets, tmp_path):
-    summary = api.run(text_config(tmp_path), tmp_path / "run")
+    summary = training.train(text_config(tmp_path), tmp_path / "run")
     assert summary["examples_evaluated"] == 10 and np.isfinite(summary["metrics"]["loss"])
 
 

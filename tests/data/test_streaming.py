@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.data.test_pipeline import tfds_folder
-from tl_jax import api
+from tl_jax import training
 from tl_jax.config import recipe
 from tl_jax.data import image_folder, loader, tfds
 from tl_jax.data.dataset import EncodedImages, Subset, is_encoded
@@ -102,6 +102,6 @@ def test_runs_end_with_the_same_weights(photos, tmp_path):
     summaries = []
     for gigabytes in (1.0, 0.0):
         config.data.gigabytes = gigabytes
-        summaries.append(api.run(config, tmp_path / str(gigabytes)))
+        summaries.append(training.train(config, tmp_path / str(gigabytes)))
     for name in ("metrics", "examples_evaluated", "steps"):
         assert summaries[0][name] == pytest.approx(summaries[1][name], rel=1e-4)

@@ -12,13 +12,13 @@ import sys
 import jax
 import numpy as np
 import pytest
-from jax import export
+from jax import export as jax_export
 
 from tests.tasks import small
-from tl_jax import api, pretrained, restore
+from tl_jax import pretrained, restore, training
 from tl_jax.config import recipe, stored
 from tl_jax.export import model_card, stablehlo
-from tl_jax.export.bundle import write_run_files
+from tl_jax.export.bundle import export, write_run_files
 from tl_jax.tasks import image_network
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
@@ -32,10 +32,10 @@ def run(tmp_path_factory):
     """A run of one epoch and its export."""
     folder = tmp_path_factory.mktemp("run")
     config = small.config(("epochs", 1.0), ("data.per_class", 2))
-    api.run(config, folder)
+    training.train(config, folder)
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        assert api.export(config, folder) == folder / "export" / "model.safetensors"
+        assert export(config, folder) == folder / "export" / "model.safetensors"
     (folder / "said").write_text(said.getvalue())
     return folder
 
@@ -77,7 +77,7 @@ def test_jax_alone_runs_the_program_as_the_card_says(run, pictures, tmp_path):
 
 
 def test_the_program_is_for_every_platform_and_number_of_pictures(run, pictures):
-    made = export.deserialize(bytearray((run / "export" / "model.stablehlo").read_bytes()))
+    made = jax_export.deserialize(bytearray((run / "export" / "model.stablehlo").read_bytes()))
     assert made.platforms == ("cpu", "cuda", "tpu")
     np.testing.assert_allclose(made.call(pictures[:1]), made.call(pictures)[:1], atol=1e-6)
     with pytest.raises(Exception, match="Dtype mismatch"):
@@ -158,7 +158,7 @@ def test_a_delta_that_saves_nothing_says_so_with_both_sizes(run):
 def test_what_the_author_wrote_survives_another_export(run):
     path = run / "export" / "README.md"
     path.write_text(path.read_text().replace(model_card.INTENDED_USE_PLACEHOLDER, "For digits.\n\nFor nothing else."))
-    api.export(stored.get_config(str(run)), run)
+    export(stored.get_config(str(run)), run)
     assert "## Intended use\n\nFor digits.\n\nFor nothing else.\n\n## Test metrics" in path.read_text()
 
 

@@ -17,7 +17,7 @@ from tests.pretrained import files
 from tests.pretrained.fake import random_variables
 from tests.pretrained.published import replace_spec
 from tests.references import compare, draw
-from tl_jax import api, models, pretrained
+from tl_jax import models, pretrained, training
 from tl_jax.data import preprocess
 from tl_jax.export import frameworks
 from tl_jax.pretrained import catalog, hub, network
@@ -249,10 +249,10 @@ def test_a_run_freezes_by_stage_computes_frozen_stages_once_and_is_exported(tmp_
     config.model.name, config.init.layout = "efficientnet_lite0_tiny", SOURCE
     config.augment.crop_pad, config.augment.flip, config.seeds = 0, False, ()
     config.freeze.verify = True  # the run fails if a frozen leaf has changed
-    summary = api.run(config, tmp_path / "run")
+    summary = training.train(config, tmp_path / "run")
     assert summary["config_name"] == "flowers_mobilenet_smoke" and summary["steps"] == 8
     assert list((tmp_path / "cache" / "features").glob("*.npy"))
-    trained = pretrained.load("", "tl_jax", api.export(config, tmp_path / "run").parent)
+    trained = pretrained.load("", "tl_jax", export(config, tmp_path / "run").parent)
     sizes = {stage: tree.count(leaves) for stage, leaves in trained.variables["params"].items()}
     trainable = sizes["stage4"] + sizes["final"] + sizes["head"]  # of the recipe's second phase
     assert summary["parameters"] == {"trainable": trainable, "frozen": sum(sizes.values()) - trainable}

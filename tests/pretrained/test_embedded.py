@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import masked_words
-from tl_jax import api, pretrained
+from tl_jax import pretrained, training
 from tl_jax.config import recipe
 from tl_jax.data import tfds
 from tl_jax.pretrained import catalog
@@ -58,7 +58,7 @@ def test_the_small_bert_guesses_words_of_texts_that_it_never_saw(tmp_path):
     known, usual = {}, masked_words.get_config("smoke")
     for source in ("tl_jax", "random"):
         config = recipe.override(usual, (("epochs", 0.0), ("init.source", source), ("data.test_examples", 200)))
-        known[source] = api.run(config, tmp_path / source)["metrics"]["accuracy"]  # on docstrings of SciPy
+        known[source] = training.train(config, tmp_path / source)["metrics"]["accuracy"]  # on docstrings of SciPy
     assert known["tl_jax"] > 0.25 and known["random"] < 0.02
 
 

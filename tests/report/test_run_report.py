@@ -9,8 +9,9 @@ from PIL import Image
 
 from configs import digits_resnet
 from tests.report import browser, made
-from tl_jax import api
+from tl_jax import training
 from tl_jax.config import recipe
+from tl_jax.learner import Learner
 from tl_jax.metrics import intervals
 from tl_jax.report import plots
 from tl_jax.utils.errors import UserError
@@ -22,7 +23,7 @@ ALWAYS = ["Result", "What was done", "Curves", "By class", "Confusions", "Surest
 
 def page_of(folder) -> str:
     """Return the page that is made of a folder."""
-    return api.report(recipe.get_config(), folder).read_text()
+    return Learner(recipe.get_config(), folder).report().read_text()
 
 
 def titles(text: str) -> list[str]:
@@ -154,7 +155,7 @@ def test_damaged_files_are_said(tmp_path):
     with pytest.raises(UserError, match=r"summary\.json is damaged \(it holds no JSON object\); delete it and run"):
         page_of(folder)
     with pytest.raises(UserError, match="no results in .*; train first"):
-        api.report(recipe.get_config(), tmp_path / "nowhere")
+        Learner(recipe.get_config(), tmp_path / "nowhere").report()
 
 
 def test_an_unfinished_run_has_its_curves(tmp_path):
@@ -213,7 +214,7 @@ def test_the_browser_sees_what_is_wrong(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_leaves_its_page(tmp_path, capsys):
-    api.run(digits_resnet.get_config("smoke"), tmp_path)
+    training.train(digits_resnet.get_config("smoke"), tmp_path)
     assert f"report: {tmp_path / 'report.html'}" in capsys.readouterr().out
     text = (tmp_path / "report.html").read_text()
     assert titles(text) == ALWAYS

@@ -17,8 +17,10 @@ from PIL import Image
 
 from configs import cartpole_ppo, detection_voc, digits_resnet, faces_verification, masked_words, ner_bert, sst2_bert
 from tests.text import write_vocabulary
-from tl_jax import __version__, api
+from tl_jax import __version__, training
 from tl_jax.config import recipe as recipe_module
+from tl_jax.export.bundle import export
+from tl_jax.learner import Learner
 
 SPARE = ("tensorboard", "report.html", "export/model.stablehlo", "export/delta.safetensors", "freeze.json")
 COMMON = (
@@ -58,8 +60,8 @@ def make() -> None:
     expected = {}
     for name, config in configs().items():
         shutil.rmtree(name, ignore_errors=True)
-        api.run(config, name)
-        api.export(config, name)
+        training.train(config, name)
+        export(config, name)
         expected[name] = said(config, name)
         for path in (Path(name) / spare for spare in (*SPARE, "predictions", "predictions.json", "explanations")):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -89,9 +91,9 @@ def configs() -> dict[str, Any]:
 
 def said(config: Any, run: str) -> dict[str, Any]:
     """Return what eval and predict say of a run."""
-    found: dict[str, Any] = {"metrics": dict(api.evaluate(config, run)["metrics"])}
+    found: dict[str, Any] = {"metrics": dict(training.test(config, run)["metrics"])}
     if config.task in INPUTS:
-        found["predictions"] = api.predict(config, run, INPUTS[config.task])
+        found["predictions"] = Learner(config, run).show_predictions(INPUTS[config.task])
     return found
 
 

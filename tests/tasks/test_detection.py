@@ -9,9 +9,11 @@ from PIL import Image
 
 from configs import detection_voc
 from tests.data import boxed
-from tl_jax import api, models, pretrained
+from tl_jax import models, pretrained, training
 from tl_jax.config import recipe, schema, validate
 from tl_jax.data import synthetic
+from tl_jax.export.bundle import export
+from tl_jax.learner import Learner
 from tl_jax.models.centernet import Detector, head_stages, map_shape
 from tl_jax.report import images
 from tl_jax.tasks import detection
@@ -38,7 +40,7 @@ LONG = (
 def trained(tmp_path_factory):
     """A run on drawn scenes."""
     folder = tmp_path_factory.mktemp("trained")
-    return folder, api.run(config_of(*LONG), folder)
+    return folder, training.train(config_of(*LONG), folder)
 
 
 @pytest.mark.slow
@@ -50,7 +52,7 @@ def test_shapes_are_found(trained):
     assert summary["metrics"]["map50"] > 0.2 and summary["metrics"]["map"] > 0.08  # 0.001 untrained
     assert summary["score"] == "map" and set(summary["per_class"]) == {"disc", "square", "triangle"}
     assert summary["examples_evaluated"] == 64 and summary["facts"]["weights_sha256"]
-    assert api.evaluate(config_of(*LONG), folder)["metrics"] == pytest.approx(summary["metrics"])
+    assert training.test(config_of(*LONG), folder)["metrics"] == pytest.approx(summary["metrics"])
 
 
 @pytest.mark.slow
@@ -60,7 +62,7 @@ def test_predictions_are_said_written_and_drawn(trained, tmp_path, capsys):
     for i in range(12):  # twice the size of what the network was trained on
         Image.fromarray(source.test.inputs[i]).resize((64, 64)).save(tmp_path / f"{i:02}.png")
     Image.new("RGB", (40, 80)).save(tmp_path / "other.png")
-    found = api.predict(config_of(*LONG), folder, [str(tmp_path)])
+    found = Learner(config_of(*LONG), folder).show_predictions([str(tmp_path)])
     out = capsys.readouterr().out
     assert [row["input"] for row in found] == [str(path) for path in sorted(tmp_path.iterdir())]
     assert json.loads((folder / "predictions.json").read_text()) == found
@@ -82,13 +84,13 @@ def test_predictions_are_said_written_and_drawn(trained, tmp_path, capsys):
         ([], "nothing to look at"),
     ):
         with pytest.raises(UserError, match=message):
-            api.predict(config_of(*LONG), folder, bad)
+            Learner(config_of(*LONG), folder).show_predictions(bad)
 
 
 @pytest.mark.slow
 def test_an_export_starts_another_run_with_its_network(trained):
     folder, _ = trained
-    net = pretrained.load("resnet8", "tl_jax", api.export(config_of(*LONG), folder))
+    net = pretrained.load("resnet8", "tl_jax", export(config_of(*LONG), folder))
     assert net.spec.num_classes == 0 and "head" not in net.variables["params"]
     started = pretrained.load("resnet8", "tl_jax", num_classes=0)
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), net.variables["params"], started.variables["params"])
@@ -97,9 +99,9 @@ def test_an_export_starts_another_run_with_its_network(trained):
 
 @pytest.mark.slow
 def test_augmentation_is_drawn_with_boxes(tmp_path):
-    (path,) = api.preview(
+    (path,) = Learner(
         config_of(("augment.jitter", 0.0), ("augment.flip", False), ("augment.resized_crop", 0.0)), tmp_path
-    )
+    ).preview()
     seen = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
     assert all((seen == images.class_color(k)).all(1).sum() > 50 for k in range(3))
 
@@ -234,14 +236,14 @@ def test_boxes_are_named_by_the_classes_of_the_run_and_other_boxes_are_not_teste
         ("detect.score_threshold", 0.0), ("eval_checkpoint", "last"),
     )  # fmt: skip
     config, run = config_of(*changes), tmp_path / "run"
-    assert api.run(config, run)["facts"]["classes"] == ["cat", "dog"]
-    before = api.predict(config, run, [str(tmp_path / "one.png")])
+    assert training.train(config, run)["facts"]["classes"] == ["cat", "dog"]
+    before = Learner(config, run).show_predictions([str(tmp_path / "one.png")])
     for file in (data / "Annotations").glob("*.xml"):
         file.write_text(file.read_text().replace("cat", "zebra"))
-    assert api.predict(config, run, [str(tmp_path / "one.png")]) == before and before[0]["boxes"]
+    assert Learner(config, run).show_predictions([str(tmp_path / "one.png")]) == before and before[0]["boxes"]
     with pytest.raises(UserError, match="'cat' missing, 'zebra' new"):
-        api.evaluate(config, run)
+        training.test(config, run)
     for file in (data / "Annotations").glob("*.xml"):
         file.write_text(file.read_text().replace("zebra", "cat").replace("<xmax>20<", "<xmax>24<"))
     with pytest.raises(UserError, match=r"the test split is not .* \(4 examples then, 4 now, with other labels"):
-        api.evaluate(config, run)
+        training.test(config, run)

@@ -5,7 +5,7 @@ import pytest
 from configs import cartpole_ppo, detection_voc, faces_verification
 from tests.tasks.test_text import TOKENS, WORDS, folder  # noqa: F401 - a fixture
 from tests.tasks.test_text import configure as configure_text
-from tl_jax import api
+from tl_jax import training
 from tl_jax.config import recipe
 from tl_jax.utils.errors import Diverged
 
@@ -25,7 +25,7 @@ NEXT = "lower config.optim.lr .*check the data"
 @pytest.mark.parametrize("task", RECIPES)
 def test_a_run_that_diverges_ends(tmp_path, task):
     with pytest.raises(Diverged, match=rf"of (step|validation after step) \d+ .*{NEXT}"):
-        api.run(RECIPES[task](), tmp_path)
+        training.train(RECIPES[task](), tmp_path)
     assert not (tmp_path / "summary.json").exists()
 
 
@@ -33,5 +33,5 @@ def test_a_run_that_diverges_ends(tmp_path, task):
 def test_a_run_on_texts_that_diverges_ends(folder, tmp_path, changes):  # noqa: F811
     config = configure_text(folder, *changes, *WILD, ("epochs", 1.0))
     with pytest.raises(Diverged, match=rf"of (step|validation after step) \d+ .*{NEXT}"):
-        api.run(config, tmp_path)
+        training.train(config, tmp_path)
     assert not (tmp_path / "summary.json").exists()

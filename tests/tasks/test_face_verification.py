@@ -10,9 +10,11 @@ from PIL import Image
 from sklearn import metrics as sklearn_metrics
 
 from configs import faces_verification
-from tl_jax import api, pretrained
+from tl_jax import pretrained, training
 from tl_jax.config import recipe, schema, validate
 from tl_jax.data import faces
+from tl_jax.export.bundle import export
+from tl_jax.learner import Learner
 from tl_jax.tasks import face_verification
 from tl_jax.train.evaluate import evaluate, extract
 from tl_jax.train.state import stream_key
@@ -30,7 +32,7 @@ def configure(*changes):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    return folder, api.run(configure(("epochs", 6.0), ("save_every", 3.0)), folder)
+    return folder, training.train(configure(("epochs", 6.0), ("save_every", 3.0)), folder)
 
 
 def test_it_learns_and_says_how_well_with_intervals_over_people(run):
@@ -46,9 +48,9 @@ def test_it_learns_and_says_how_well_with_intervals_over_people(run):
     with Image.open(folder / "roc.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[0] > 400 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
-    again = api.run(configure(("epochs", 6.0), ("save_every", 3.0)), folder)  # is finished: only shown
+    again = training.train(configure(("epochs", 6.0), ("save_every", 3.0)), folder)  # is finished: only shown
     assert again["metrics"]["auc"] == values["auc"]
-    assert api.evaluate(configure(("epochs", 6.0), ("save_every", 3.0)), folder)["metrics"]["auc"] == values["auc"]
+    assert training.test(configure(("epochs", 6.0), ("save_every", 3.0)), folder)["metrics"]["auc"] == values["auc"]
 
 
 def test_predictions_name_the_person_and_say_same_or_different(run, tmp_path):
@@ -58,7 +60,7 @@ def test_predictions_name_the_person_and_say_same_or_different(run, tmp_path):
     for row, name in chosen.items():
         Image.fromarray(album.examples.inputs[row]).save(tmp_path / name)
     config = configure(("epochs", 6.0), ("save_every", 3.0))
-    found = api.predict(config, folder, [str(tmp_path)])
+    found = Learner(config, folder).show_predictions([str(tmp_path)])
     assert [entry["person"] for entry in found] == ["person00", "person01"]  # the very pictures are known
     assert all(entry["similarity"] == pytest.approx(1.0, abs=1e-4) and entry["same"] for entry in found)
     assert json.loads((folder / "predictions.json").read_text()) == found
@@ -69,16 +71,16 @@ def test_predictions_name_the_person_and_say_same_or_different(run, tmp_path):
         person.mkdir(parents=True, exist_ok=True)
         Image.fromarray(album.examples.inputs[row]).save(person / f"{row}.png")
     other = recipe.override(config, (("faces.known", str(known)),))
-    (one,) = api.predict(other, folder, [str(known / "person02" / "16.png")])
+    (one,) = Learner(other, folder).show_predictions([str(known / "person02" / "16.png")])
     assert one["person"] in ("person02", "person03") and not one["picture"].endswith("/16.png")
     assert one["same"] == (one["similarity"] >= one["threshold"]) and -1 <= one["threshold"] < 1
     with pytest.raises(UserError, match="nothing to look at; pass --input"):
-        api.predict(config, folder, [])
+        Learner(config, folder).show_predictions([])
     with pytest.raises(UserError, match="no file or folder .*nowhere; check --input"):
-        api.predict(config, folder, [str(tmp_path / "nowhere")])
+        Learner(config, folder).show_predictions([str(tmp_path / "nowhere")])
     lost = recipe.override(config, (("faces.known", str(tmp_path / "lost")),))
     with pytest.raises(UserError, match="no folder .*lost with the known people; set config.faces.known"):
-        api.predict(lost, folder, [str(tmp_path)])
+        Learner(lost, folder).show_predictions([str(tmp_path)])
 
 
 def test_predictions_use_the_threshold_of_the_run(run, tmp_path):
@@ -87,14 +89,14 @@ def test_predictions_use_the_threshold_of_the_run(run, tmp_path):
     copied = shutil.copytree(folder, tmp_path / "run")
     kept = read_json(copied / "summary.json")
     assert kept["threshold"] == summary["threshold"] and -1 < summary["threshold"] < 1
-    task, _, state = api.restore(config, folder)  # with its data, to which the threshold is fitted anew
+    task, _, state = training.restore(config, folder)  # with its data, to which the threshold is fitted anew
     assert face_verification.validation_threshold(task, state.variables) == pytest.approx(
         summary["threshold"], abs=1e-4
     )
     Image.fromarray(faces.draw_faces().examples.inputs[0]).save(tmp_path / "a.png")
     for value in (summary["threshold"], 0.125):
         (copied / "summary.json").write_text(json.dumps({**kept, "threshold": value}))
-        (found,) = api.predict(config, copied, [str(tmp_path / "a.png")])
+        (found,) = Learner(config, copied).show_predictions([str(tmp_path / "a.png")])
         assert found["threshold"] == value
 
 
@@ -102,20 +104,20 @@ def test_people_may_join_those_that_are_known(tmp_path):
     album, data = faces.draw_faces(), tmp_path / "people"
     write_people(data, range(64), album)  # eight people, eight pictures each
     config = configure(("data.dir", str(data)), ("data.validation", 0.34), ("epochs", 1.0))
-    api.run(config, tmp_path / "run")
+    training.train(config, tmp_path / "run")
     write_people(data, range(64, 80), album)
-    (found,) = api.predict(config, tmp_path / "run", [str(data / album.files[72])])
+    (found,) = Learner(config, tmp_path / "run").show_predictions([str(data / album.files[72])])
     assert found["person"] and found["threshold"] is not None
     with pytest.raises(UserError, match="split is not the one that the run was started with"):
-        api.evaluate(config, tmp_path / "run")
+        training.test(config, tmp_path / "run")
 
 
 def test_an_export_puts_out_the_embeddings(run):
     folder, _ = run
     config = configure(("epochs", 6.0), ("save_every", 3.0))
-    net = pretrained.load("resnet8", "tl_jax", api.export(config, folder))
+    net = pretrained.load("resnet8", "tl_jax", export(config, folder))
     task = face_verification.FaceVerification(schema.freeze(config))
-    state = api.restore(config, folder)[2]
+    state = training.restore(config, folder)[2]
     images = faces.draw_faces().examples.inputs[:4]
     raw, _ = jax.jit(net.model.apply)(net.variables, net.preprocess(images))
     assert raw.shape == (4, 32)
@@ -130,7 +132,10 @@ def test_the_head_alone_trains_on_kept_features(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_cache, "MIN_FLOPS_PER_BYTE", 0.0)  # on pictures of 32 pixels nothing is much work
     plain = (("freeze.recipe", "head"), ("augment.flip", False), ("augment.crop_pad", 0), ("epochs", 2.0))
     config = configure(*plain, ("save_every", 2.0))
-    on, off = api.run(config, tmp_path), api.evaluate(config, tmp_path)  # the second goes through the whole network
+    on, off = (
+        training.train(config, tmp_path),
+        training.test(config, tmp_path),
+    )  # the second goes through the whole network
     assert list((tmp_path / "cache" / "features").glob("*.npy"))
     assert on["metrics"]["auc"] == pytest.approx(off["metrics"]["auc"], abs=2e-3)
     centres, embedding = 32 * on["examples"]["train"] // 8, 128 * 32 + 32

@@ -11,8 +11,9 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from configs import ct_classification
 from tests.tasks import small
-from tl_jax import api
+from tl_jax import training
 from tl_jax.config import stored
+from tl_jax.learner import Learner
 from tl_jax.tasks import image_classification
 from tl_jax.tasks.image_classification import explain, make_grad_cam
 from tl_jax.tasks.losses import Maps
@@ -50,14 +51,14 @@ def corner(tmp_path_factory):
     config.data.train_examples, config.epochs, config.optim.lr = 0, 6.0, 3e-3
     config.save_every = 6.0
     folder = top / "run"
-    return top, folder, api.run(config, folder)
+    return top, folder, training.train(config, folder)
 
 
 def test_the_map_lies_where_the_evidence_is(corner):
     top, folder, summary = corner
     assert summary["metrics"]["accuracy"] > 0.9 and summary["metrics"]["auc"] > 0.95
     config = stored.get_config(str(folder))
-    task, _, state = api.restore(config, folder)
+    task, _, state = training.restore(config, folder)
     found, _ = explain(task.predictor, state.variables, task.read_inputs(top / "set" / "test" / "spot"))
     assert found.images.shape == (20, 32, 32, 3) and len(found.files) == 20
     maps = found.maps[np.array(found.classes) == "spot"]
@@ -70,7 +71,7 @@ def test_the_map_lies_where_the_evidence_is(corner):
 @pytest.fixture(scope="module")
 def trained(corner):
     """The network of that run, its variables and a batch of pictures with a class each."""
-    task, _, state = api.restore(stored.get_config(str(corner[1])), corner[1])
+    task, _, state = training.restore(stored.get_config(str(corner[1])), corner[1])
     batch = next(task.eval_batches("test"))
     batch = {"inputs": batch["inputs"][:4], "label": np.array([0, 1, 1, 0], np.int32)}
     return task.predictor.network, state.variables, batch
@@ -112,22 +113,22 @@ def test_the_run_leaves_pictures_and_predicts_with_its_temperature(corner, capsy
     assert (folder / "reliability.png").stat().st_size > 5000
     config = stored.get_config(str(folder))
     file = str(top / "set" / "test" / "spot" / "0.png")
-    (found,) = api.predict(config, folder, [file])
-    task, _, state = api.restore(config, folder)
+    (found,) = Learner(config, folder).show_predictions([file])
+    task, _, state = training.restore(config, folder)
     asked = task.predictor._replace(validation=None)  # as the network puts it
     (plain,) = image_classification.predict_images(asked, state.variables, task.read_inputs(file))
     logits = {name: np.log(p) / temperature for name, p in plain["probabilities"].items()}
     expected = np.exp(logits["spot"]) / sum(np.exp(x) for x in logits.values())
     assert found["probabilities"]["spot"] == pytest.approx(expected, rel=1e-4) and found["input"] == file
-    assert api.explain(config, folder, [str(top / "set" / "test" / "spot")]).stat().st_size > 20000
+    assert Learner(config, folder).explain([str(top / "set" / "test" / "spot")]).stat().st_size > 20000
     assert "Grad-CAM" not in capsys.readouterr().err
-    assert api.evaluate(config, folder)["metrics"] == summary["metrics"]
+    assert training.test(config, folder)["metrics"] == summary["metrics"]
 
 
 def test_what_cannot_be_looked_at(corner, tmp_path):
     _, folder, _ = corner
     config = stored.get_config(str(folder))
-    task, _, state = api.restore(config, folder)
+    task, _, state = training.restore(config, folder)
     for inputs, message in (
         ([], "pass --input=PICTURE or --input=FOLDER"),
         ([str(tmp_path / "none.png")], "no file or folder .*none.png; check --input"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.tasks import small
-from tl_jax import api
+from tl_jax import training
 from tl_jax.config import recipe, validate
 from tl_jax.data.augment import AugmentConfig
 from tl_jax.tasks import losses
@@ -166,5 +166,5 @@ def test_a_heavy_class_does_not_draw_all_others_to_itself_with_label_smoothing(t
             ("data.per_class", 10), ("epochs", 10.0), ("data.validation", 0.0), ("freeze.recipe", "head"),
             ("regularize.class_weights", "20" + ",1" * 9), ("regularize.label_smoothing", smoothing),
         )  # fmt: skip
-        found[smoothing] = api.run(config, tmp_path / str(smoothing))["metrics"]["accuracy"]
+        found[smoothing] = training.train(config, tmp_path / str(smoothing))["metrics"]["accuracy"]
     assert found[0.1] > 0.18 and found[0.1] > found[0.0] - 0.1  # a tenth is what one class alone gives

@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from configs import detection_voc, faces_verification
-from tl_jax import api
+from tl_jax import training
 from tl_jax.config import recipe, stored
 from tl_jax.data import synthetic
+from tl_jax.export.bundle import export
+from tl_jax.learner import Learner
 from tl_jax.train.workdir import read_json
 from tl_jax.utils.errors import UserError
 
@@ -36,13 +38,13 @@ def deep(tmp_path_factory):
     config.init.head, config.freeze.recipe, config.epochs = "ridge", "head", 0.0
     config.data.name, config.data.dir, config.input.size = "folder", str(top / "set"), 16
     config.batch_size, config.eval_batch_size = 8, 8
-    api.run(config, top / "run")
+    training.train(config, top / "run")
     return top, top / "run", config
 
 
 def test_a_bundle_says_from_which_values_16_bit_images_are_scaled(deep):
     top, run, config = deep
-    api.export(config, run)
+    export(config, run)
     low, high = json.loads((run / "facts.json").read_text())["value_range"]
     bundle = json.loads((run / "export" / "bundle.json").read_text())
     assert bundle["preprocessing"]["value_range"] == [low, high]
@@ -60,8 +62,8 @@ def test_sixteen_bit_files_are_predicted_with_the_range_of_the_run(deep, tmp_pat
     assert facts["value_range"] == [32768, 32968]
     one = tmp_path / "one.png"
     one.write_bytes((top / "set" / "dim" / "03.png").read_bytes())
-    alone = api.predict(config, run, [str(one)])  # by its own ends it would be as bright as the others
-    among = api.predict(config, run, [str(top / "set" / "dim"), str(top / "set" / "bright")])
+    alone = Learner(config, run).show_predictions([str(one)])  # by its own ends it would be as bright as the others
+    among = Learner(config, run).show_predictions([str(top / "set" / "dim"), str(top / "set" / "bright")])
     assert likeliest(alone[0]) == "dim" and alone[0]["probabilities"] == pytest.approx(
         among[3]["probabilities"], abs=1e-5
     )
@@ -73,7 +75,7 @@ def test_other_data_that_would_change_the_range_are_refused(deep, tmp_path):
     shutil.copytree(top / "set", tmp_path / "set")
     Image.fromarray(np.full((16, 16), 65535, np.uint16)).save(tmp_path / "set" / "bright" / "99.png")
     with pytest.raises(UserError, match="the run"):
-        api.evaluate(recipe.override(config, (("data.dir", str(tmp_path / "set")),)), run)
+        training.test(recipe.override(config, (("data.dir", str(tmp_path / "set")),)), run)
 
 
 def test_a_damaged_file_has_its_error_and_the_others_their_predictions(deep, tmp_path, capsys):
@@ -81,7 +83,7 @@ def test_a_damaged_file_has_its_error_and_the_others_their_predictions(deep, tmp
     for name in ("a.png", "b.png", "c.png"):
         (tmp_path / name).write_bytes((top / "set" / "dim" / "03.png").read_bytes())
     (tmp_path / "b.png").write_bytes(b"nothing")
-    found = api.predict(config, run, [str(tmp_path)])
+    found = Learner(config, run).show_predictions([str(tmp_path)])
     assert [Path(row["input"]).name for row in found] == ["a.png", "b.png", "c.png"]
     assert set(found[1]) == {"input", "error"} and "cannot decode" in found[1]["error"]
     assert likeliest(found[0]) == likeliest(found[2]) == "dim"
@@ -90,8 +92,8 @@ def test_a_damaged_file_has_its_error_and_the_others_their_predictions(deep, tmp
     for name in ("a.png", "c.png"):
         (tmp_path / name).write_bytes(b"nothing")
     with pytest.raises(UserError, match="3 of 3 inputs cannot be read: .*a.png.*b.png.*c.png"):
-        api.predict(config, run, [str(tmp_path)])
-    picture = api.explain(config, run, [str(top / "set" / "dim"), str(tmp_path / "a.png")])
+        Learner(config, run).show_predictions([str(tmp_path)])
+    picture = Learner(config, run).explain([str(top / "set" / "dim"), str(tmp_path / "a.png")])
     assert picture.is_file() and "1 of 21 inputs cannot be read" in capsys.readouterr().out
 
 
@@ -122,24 +124,24 @@ def test_a_16_bit_file_is_refused_by_a_run_on_8_bits(tmp_path):
     config.freeze.recipe, config.epochs, config.data.validation = "head", 0.0, 0.2
     config.data.name, config.data.dir, config.input.size = "folder", str(tmp_path / "set"), 16
     config.batch_size, config.eval_batch_size = 8, 8
-    api.run(config, tmp_path / "run")
+    training.train(config, tmp_path / "run")
     assert "value_range" not in json.loads((tmp_path / "run" / "facts.json").read_text())
     Image.fromarray(np.full((16, 16), 40 * 256, np.uint16)).save(tmp_path / "x.png")
     with pytest.raises(UserError, match=r"x.png has more than 8 bits \(values 10240 to 10240\)"):
-        api.predict(config, tmp_path / "run", [str(tmp_path / "x.png")])
+        Learner(config, tmp_path / "run").show_predictions([str(tmp_path / "x.png")])
 
 
 def test_boxes_are_predicted_past_a_damaged_file(tmp_path):
     small = (("model.name", "resnet8"), ("init.source", "tl_jax"), ("input.size", 32), ("eval_batch_size", 32))
     config = recipe.override(detection_voc.get_config("smoke"), small)
-    api.run(config, tmp_path / "run")
+    training.train(config, tmp_path / "run")
     (tmp_path / "some").mkdir()
     for i in range(3):
         Image.fromarray(synthetic.draw_scenes(train=4, test=1, size=32).train.inputs[i]).save(
             tmp_path / "some" / f"{i}.png"
         )
     (tmp_path / "some" / "1.png").write_bytes(b"nothing")
-    found = api.predict(config, tmp_path / "run", [str(tmp_path / "some")])
+    found = Learner(config, tmp_path / "run").show_predictions([str(tmp_path / "some")])
     assert ["boxes" in row for row in found] == [True, False, True] and "cannot decode" in found[1]["error"]
     drawn = sorted(path.name for path in (tmp_path / "run" / "predictions").iterdir())
     assert drawn == ["0.png", "2.png"]
@@ -147,11 +149,13 @@ def test_boxes_are_predicted_past_a_damaged_file(tmp_path):
 
 def test_people_are_told_past_a_damaged_file(tmp_path):
     config = faces_verification.get_config("smoke")
-    api.run(config, tmp_path / "run")
+    training.train(config, tmp_path / "run")
     (tmp_path / "some").mkdir()
     Image.new("RGB", (32, 32), "red").save(tmp_path / "some" / "a.png")
     (tmp_path / "some" / "b.png").write_bytes(b"nothing")
-    found = api.predict(stored.get_config(str(tmp_path / "run")), tmp_path / "run", [str(tmp_path / "some")])
+    found = Learner(stored.get_config(str(tmp_path / "run")), tmp_path / "run").show_predictions(
+        [str(tmp_path / "some")]
+    )
     assert "person" in found[0] and "cannot decode" in found[1]["error"]
 
 
@@ -163,6 +167,6 @@ def test_a_run_from_before_a_field_was_added_is_still_evaluated(deep):
     del older["data"]["max_pixels"], older["data"]["range"]
     path.write_text(json.dumps(older))
     try:
-        assert api.evaluate(config, run)["metrics"]["accuracy"] == 1.0
+        assert training.test(config, run)["metrics"]["accuracy"] == 1.0
     finally:
         path.write_text(content)

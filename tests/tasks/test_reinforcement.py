@@ -8,9 +8,11 @@ import pytest
 
 from configs import cartpole_ppo
 from experiments.rl_transfer import seeds
-from tl_jax import api, pretrained, restore
+from tl_jax import pretrained, restore, training
 from tl_jax.config import recipe
 from tl_jax.export import stablehlo
+from tl_jax.export.bundle import export
+from tl_jax.learner import Learner
 from tl_jax.pretrained import formats
 from tl_jax.restore import make_task
 from tl_jax.rl import envs
@@ -32,8 +34,8 @@ def config_of(*changes):
 def source(tmp_path_factory):
     """The export of a short run."""
     folder = tmp_path_factory.mktemp("source")
-    api.run(config_of(), folder)
-    return api.export(config_of(), folder)
+    training.train(config_of(), folder)
+    return export(config_of(), folder)
 
 
 def test_jax_alone_runs_the_policy(source):
@@ -53,15 +55,15 @@ def test_jax_alone_runs_the_policy(source):
 
 
 def test_a_run_says_what_it_did(tmp_path):
-    summary = api.run(config_of(), tmp_path)
+    summary = training.train(config_of(), tmp_path)
     assert summary["config_name"] == "cartpole_ppo_smoke" and summary["steps"] == 8
     assert summary["examples_evaluated"] == 4 and summary["metrics"]["episode_return"] > 5
     assert summary["facts"]["spaces"] == {"observation": [4], "actions": 2}
     rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     trained = [row for row in rows if row["split"] == "train"]
     assert {"loss", "policy_loss", "value_loss", "entropy", "divergence", "clipped", "lr"} <= set(trained[-1])
-    assert api.evaluate(config_of(), tmp_path)["metrics"] == pytest.approx(summary["metrics"])
-    assert api.play(config_of(), tmp_path).read_bytes()[:3] == b"GIF"
+    assert training.test(config_of(), tmp_path)["metrics"] == pytest.approx(summary["metrics"])
+    assert Learner(config_of(), tmp_path).play().read_bytes()[:3] == b"GIF"
 
 
 def test_a_checkpoint_of_the_first_release_is_read(tmp_path):
@@ -86,7 +88,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path, monkeypatch
         ("epochs", 10.0),
         ("phases", ({"name": "head", "epochs": 0.5, "recipe": "head"}, {"name": "all", "epochs": 0.5})),
     )
-    whole = api.run(config, tmp_path / "whole")
+    whole = training.train(config, tmp_path / "whole")
     save = checkpoint.Checkpoints.save
 
     def stop(self, state, metrics):
@@ -96,16 +98,16 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path, monkeypatch
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", stop)
     with pytest.raises(KeyboardInterrupt):
-        api.run(config, tmp_path / "parts")
+        training.train(config, tmp_path / "parts")
     monkeypatch.undo()
-    parts = api.run(config, tmp_path / "parts")
+    parts = training.train(config, tmp_path / "parts")
     assert parts["resumed_from"] == 4
     assert parts["parameters_sha256"] == whole["parameters_sha256"] and parts["metrics"] == whole["metrics"]
 
 
 def test_a_frozen_trunk_is_proved(tmp_path, source):
     changes = ("init.source", "tl_jax"), ("init.path", str(source)), ("freeze.recipe", "head"), ("freeze.verify", True)
-    summary = api.run(config_of(*changes), tmp_path)
+    summary = training.train(config_of(*changes), tmp_path)
     assert summary["freeze"]["changed"] == 0 and summary["freeze"]["leaves"] == 8
     assert summary["parameters"] == {"trainable": 8 * 2 + 2 + 8 + 1, "frozen": 2 * (4 * 8 + 8 + 8 * 8 + 8)}
 
@@ -113,7 +115,7 @@ def test_a_frozen_trunk_is_proved(tmp_path, source):
 def test_a_policy_starts_another_in_a_changed_world(tmp_path, source):
     changes = ("init.source", "tl_jax"), ("init.path", str(source)), ("rl.env_params", (("masspole", 1.0),))
     config = config_of(*changes, ("rl.kickstart", 1.0), ("rl.kickstart_share", 0.25))
-    summary = api.run(config, tmp_path)
+    summary = training.train(config, tmp_path)
     assert summary["facts"]["physics"]["masspole"] == 1.0 and summary["facts"]["weights"] == str(source)
     rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(row["kickstart"]) for row in rows if row["split"] == "train")
@@ -124,7 +126,7 @@ def test_a_run_goes_on_with_the_optimizer_of_its_source(tmp_path, source):
     for take in (DEFAULT_COMPONENTS, (*DEFAULT_COMPONENTS, "optimizer")):
         config = config_of(("init.source", "tl_jax"), ("init.path", str(source)), ("init.load_parts", take))
         folder = tmp_path / str(len(take))
-        digests.add(api.run(config, folder)["parameters_sha256"])
+        digests.add(training.train(config, folder)["parameters_sha256"])
         task, _, state = restore.restore(config, folder)
         counts.append(int(optimizer.adam_moments(task.optimizer_state(folder, state))["count"]))
     steps = 8 * 2 * 4  # updates, passes, minibatches
@@ -133,7 +135,7 @@ def test_a_run_goes_on_with_the_optimizer_of_its_source(tmp_path, source):
 
 def test_arms_are_compared_in_returns_not_in_percent(tmp_path, capsys):
     arms = (("fast", (("optim.lr", 1e-2),)), ("slow", (("optim.lr", 1e-5),)))
-    summary = api.run(config_of(("arms", arms), ("seeds", (0, 1))), tmp_path)
+    summary = training.train(config_of(("arms", arms), ("seeds", (0, 1))), tmp_path)
     shown = capsys.readouterr().out
     mean = summary["arms"]["fast"]["mean"]
     assert f"{mean:.1f} ±" in shown and " %   (" not in shown and (tmp_path / "comparison.png").is_file()
@@ -161,7 +163,7 @@ def test_arms_are_compared_in_returns_not_in_percent(tmp_path, capsys):
 )
 def test_bad_input_is_one_clear_line(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        api.run(config_of(*changes), tmp_path)
+        training.train(config_of(*changes), tmp_path)
 
 
 def test_rl_fields_are_refused_elsewhere():
@@ -175,13 +177,13 @@ def test_rl_fields_are_refused_elsewhere():
 
 def test_a_policy_has_no_learning_rate_curve(tmp_path):
     with pytest.raises(UserError, match="task=policy has none"):
-        api.find_lr(config_of(), tmp_path)
+        Learner(config_of(), tmp_path).find_lr()
 
 
 def test_another_network_is_refused(tmp_path, source):
     changes = ("init.source", "tl_jax"), ("init.path", str(source)), ("model.options", {"widths": (16, 16)})
     with pytest.raises(UserError, match=r"differs at params/.*\{'widths': \(8, 8\)"):
-        api.run(config_of(*changes), tmp_path)
+        training.train(config_of(*changes), tmp_path)
 
 
 def test_seeds_are_trained_at_once_and_tested_on_the_way():

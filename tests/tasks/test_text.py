@@ -11,9 +11,11 @@ from sklearn.linear_model import LogisticRegression
 from configs import sst2_bert
 from tests.configs import change
 from tests.text import network
-from tl_jax import api, pretrained
+from tl_jax import pretrained, training
 from tl_jax.config import recipe, validate
 from tl_jax.export import stablehlo
+from tl_jax.export.bundle import export
+from tl_jax.learner import Learner
 from tl_jax.pretrained import formats, huggingface
 from tl_jax.restore import RUN_FILES, make_task, restore
 from tl_jax.train import loop
@@ -59,11 +61,11 @@ WORDS = (("task", "masked"),)
 
 def test_a_text_task_learns_and_a_second_run_has_the_same_bits(folder, tmp_path):
     config = configure(folder, ("epochs", 6.0))
-    first, again = api.run(config, tmp_path / "a"), api.run(config, tmp_path / "b")
+    first, again = training.train(config, tmp_path / "a"), training.train(config, tmp_path / "b")
     assert first["metrics"]["accuracy"] > 0.9 and first["examples_evaluated"] == 31
     assert first["parameters_sha256"] == again["parameters_sha256"]
     assert set(first["per_class"]) == {"0", "1"} and first["per_class"]["0"]["examples"] == 16
-    assert api.evaluate(config, tmp_path / "a")["metrics"] == pytest.approx(first["metrics"])
+    assert training.test(config, tmp_path / "a")["metrics"] == pytest.approx(first["metrics"])
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(folder, tmp_path):
@@ -84,16 +86,16 @@ def test_an_interrupted_run_ends_with_the_same_bits(folder, tmp_path):
 
 
 def test_words_are_tagged(folder, tmp_path):
-    summary = api.run(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path)
+    summary = training.train(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path)
     assert summary["metrics"]["f1"] > 0.9 and summary["per_class"]["X"]["examples"] > 31
 
 
 def test_words_are_guessed(folder, tmp_path):
     config = configure(folder, *WORDS, ("epochs", 8.0), ("pretext.mask_prob", 0.3))
-    summary = api.run(config, tmp_path)
+    summary = training.train(config, tmp_path)
     assert summary["metrics"]["loss"] < 0.8 * np.log(117)
     again = recipe.override(config, (("eval_batch_size", 4),))  # what is hidden does not depend on the batch
-    assert api.evaluate(again, tmp_path)["metrics"]["loss"] == pytest.approx(summary["metrics"]["loss"], rel=1e-5)
+    assert training.test(again, tmp_path)["metrics"]["loss"] == pytest.approx(summary["metrics"]["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", [(), TOKENS])
@@ -106,8 +108,8 @@ def test_with_the_head_alone_nothing_below_changes_or_is_dropped(folder, tmp_pat
         ("optim.schedule", "constant"),
     )
     cache = () if kind else (("cache.dir", str(tmp_path / "cache")),)  # nothing is kept for words
-    cached = api.run(configure(folder, *common, *cache), tmp_path / "a")
-    other = api.run(configure(folder, *common, ("cache.features", "off")), tmp_path / "b")
+    cached = training.train(configure(folder, *common, *cache), tmp_path / "a")
+    other = training.train(configure(folder, *common, ("cache.features", "off")), tmp_path / "b")
     assert cached["freeze"]["changed"] == 0 and cached["parameters"]["trainable"] == 34
     assert bool(list((tmp_path / "cache").glob("*.npy"))) == (not kind)
     if kind:
@@ -118,7 +120,7 @@ def test_with_the_head_alone_nothing_below_changes_or_is_dropped(folder, tmp_pat
 
 def test_cached_features_are_those_of_the_network(folder, tmp_path):
     task, _, state = trained(folder, tmp_path, ("init.head", "logistic"), ("epochs", 0.0))
-    values = api.evaluate(configure(folder, ("init.head", "logistic"), ("epochs", 0.0)), tmp_path)["metrics"]
+    values = training.test(configure(folder, ("init.head", "logistic"), ("epochs", 0.0)), tmp_path)["metrics"]
     parts = {}
     for part in ("train", "test"):
         rows = [(np.asarray(task.features(state.variables, b))[b["mask"] > 0], b["label"][b["mask"] > 0])
@@ -131,7 +133,7 @@ def test_cached_features_are_those_of_the_network(folder, tmp_path):
 
 def trained(folder, where, *changes):
     config = configure(folder, *changes)
-    api.run(config, where)
+    training.train(config, where)
     return restore(config, where)
 
 
@@ -150,7 +152,7 @@ def trained(folder, where, *changes):
     ],
 )
 def test_the_words_for_pictures_are_those_for_texts(folder, tmp_path, changes):
-    summary = api.run(configure(folder, *changes, ("freeze.verify", True)), tmp_path)
+    summary = training.train(configure(folder, *changes, ("freeze.verify", True)), tmp_path)
     assert summary["freeze"]["changed"] == 0 and summary["metrics"]["loss"] < 0.75
     assert (summary["parameters"]["frozen"] > 0) == any(c[0] == "freeze.recipe" for c in changes)
 
@@ -161,7 +163,7 @@ def test_words_are_guessed_first(folder, tmp_path):
     config = configure(
         folder, ("pretext.name", "masked"), ("epochs", usual), ("phases", both), ("data.train_examples", 32)
     )
-    summary = api.run(config, tmp_path)
+    summary = training.train(config, tmp_path)
     assert summary["examples"]["unlabelled"] == 96 and summary["steps"] == 36 + 8
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["phase"] == "words" and row["split"] == "train"]
@@ -171,11 +173,11 @@ def test_words_are_guessed_first(folder, tmp_path):
 def test_an_export_opens_again_with_the_same_answers(folder, tmp_path, capsys):
     config = configure(folder, ("adapt.kind", "lora"), ("adapt.rank", 2))
     task, _, state = trained(folder, tmp_path, ("adapt.kind", "lora"), ("adapt.rank", 2))
-    net = pretrained.load(source="tl_jax", path=api.export(config, tmp_path))
+    net = pretrained.load(source="tl_jax", path=export(config, tmp_path))
     assert net.classes == ("0", "1") and not net.new_head
     texts = [GOOD, BAD]
     alone = stablehlo.run_program(tmp_path / "export" / "model.stablehlo", *net.tokenize(texts).values())
-    found = api.predict(config, tmp_path, texts)
+    found = Learner(config, tmp_path).show_predictions(texts)
     logits, _ = net.model.apply(net.variables, **net.tokenize(texts))
     for row, entry in zip(jax.nn.softmax(logits), found, strict=True):
         np.testing.assert_allclose(row, list(entry["probabilities"].values()), atol=1e-5)
@@ -184,18 +186,20 @@ def test_an_export_opens_again_with_the_same_answers(folder, tmp_path, capsys):
     assert files == set(formats.read_bundle(tmp_path / "export")["files"])
     assert "█" in capsys.readouterr().out
     kept = configure(folder, ("init.path", str(tmp_path / "export")), ("init.head", "keep"), ("epochs", 0.0))
-    assert api.run(kept, tmp_path / "kept")["metrics"] == pytest.approx(read_json(tmp_path / "summary.json")["metrics"])
+    assert training.train(kept, tmp_path / "kept")["metrics"] == pytest.approx(
+        read_json(tmp_path / "summary.json")["metrics"]
+    )
 
 
 def test_entities_are_drawn(folder, tmp_path, capsys):
-    api.run(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path)
-    (found,) = api.predict(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path, ["the world, acting!"])
+    training.train(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path)
+    (found,) = Learner(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path).show_predictions(["the world, acting!"])
     assert [entity["text"] for entity in found["entities"]] == ["the", "acting"]
     assert "[the](X) world, [acting](X)!" in capsys.readouterr().out
-    api.predict(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path, ["the world", "the " * 600])
+    Learner(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path).show_predictions(["the world", "the " * 600])
     assert "1 of 2 inputs are cut to " in capsys.readouterr().out
     with pytest.raises(UserError, match="nothing to predict; pass --input=TEXT"):
-        api.predict(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path, [" "])
+        Learner(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path).show_predictions([" "])
 
 
 def named_classes(folder, where):
@@ -233,21 +237,21 @@ def test_texts_are_predicted_with_the_classes_of_the_run(folder, tmp_path, kind)
         shutil.copy(file, data)
     other, run = named_classes(folder, tmp_path / "other"), tmp_path / "run"
     config, elsewhere = (configure(folder, *kind, ("data.dir", str(where)), ("epochs", 6.0)) for where in (data, other))
-    summary = api.run(config, run)
-    before = api.predict(config, run, ["good acting"])
+    summary = training.train(config, run)
+    before = Learner(config, run).show_predictions(["good acting"])
     assert ("X" if kind else "1") in json.dumps(before)
-    assert api.predict(elsewhere, run, ["good acting"]) == before
+    assert Learner(elsewhere, run).show_predictions(["good acting"]) == before
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="are not those of the run: .* missing, .* new; restore the classes"):
-        api.evaluate(elsewhere, run)
+        training.test(elsewhere, run)
     test = data / ("test.conll" if kind else "test.tsv")
     test.write_text(("cafe O\n" if kind else "cafe ") + test.read_text())
     with pytest.raises(UserError, match="the test split is not the one that the run was started with .31 examples"):
-        api.evaluate(config, run)
+        training.test(config, run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
     shutil.rmtree(data)
-    assert api.predict(config, run, ["good acting"]) == before
-    api.export(config, run)
+    assert Learner(config, run).show_predictions(["good acting"]) == before
+    export(config, run)
     labels = read_json(run / "export" / "config.json")["id2label"]
     assert list(labels.values()) == summary["facts"]["classes"] == (["O", "B-X"] if kind else ["0", "1"])
 

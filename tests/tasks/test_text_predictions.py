@@ -10,7 +10,8 @@ from seqeval.metrics import f1_score
 from configs import sst2_bert
 from tests.configs import change
 from tests.text import network
-from tl_jax import api
+from tl_jax import training
+from tl_jax.learner import Learner
 from tl_jax.pretrained import huggingface
 from tl_jax.utils.errors import UserError
 
@@ -54,7 +55,7 @@ def sentences(file):
 def run(folder, tmp_path_factory):
     """A finished run: its folder and its summary."""
     where = tmp_path_factory.mktemp("run")
-    return where, api.run(configure(folder), where)
+    return where, training.train(configure(folder), where)
 
 
 def tags_of(prediction):
@@ -70,21 +71,21 @@ def tags_of(prediction):
 
 def test_typed_training_sentences_have_the_words_and_tags_of_training(folder, run):
     words, tags = sentences(folder / "train.conll")
-    found = api.predict(configure(folder), run[0], [" ".join(own) for own in words])
+    found = Learner(configure(folder), run[0]).show_predictions([" ".join(own) for own in words])
     assert [each["words"] for each in found] == words
     assert f1_score(tags, [tags_of(each) for each in found]) > 0.98
 
 
 def test_words_without_a_token_shift_nothing(folder, run):
     inputs = ["its \u200b good world", "its \u00ad good world", "its good world", "its \x01 \ufeff good world"]
-    found = api.predict(configure(folder), run[0], inputs)
+    found = Learner(configure(folder), run[0]).show_predictions(inputs)
     assert [[entity["text"] for entity in each["entities"]] for each in found] == [["good"]] * 4
     assert all(each["input"][e["begin"] : e["end"]] == e["text"] for each in found for e in each["entities"])
 
 
 def test_the_f1_of_a_run_is_that_of_seqeval_on_whole_sentences(folder, run):
     words, tags = sentences(folder / "test.conll")
-    found = api.predict(configure(folder), run[0], words)  # lists of words, cut as the run cuts them
+    found = Learner(configure(folder), run[0]).show_predictions(words)  # lists of words, cut as the run cuts them
     assert [each["words"] for each in found] == words
     predicted = [tags_of(each) for each in found]
     assert run[1]["metrics"]["f1"] == pytest.approx(f1_score(tags, predicted))
@@ -110,7 +111,7 @@ def test_a_file_of_sentences_is_read(folder, run, tmp_path):
     (tmp_path / "a.conll").write_text("its O\ngood O\n\nacting O\n")
     shown = {}
     for name in ("a.txt", "a.csv", "a.conll"):
-        found = api.predict(configure(folder), run[0], [str(tmp_path / name)])
+        found = Learner(configure(folder), run[0]).show_predictions([str(tmp_path / name)])
         shown[name] = [(each["words"], [entity["text"] for entity in each["entities"]]) for each in found]
     first = (["its", "good", "world", "."], ["good"])
     assert shown["a.txt"] == [first, (["acting", ",", "a", "cafe"], ["acting"])]
@@ -129,25 +130,27 @@ def test_a_file_of_sentences_is_read(folder, run, tmp_path):
 )
 def test_a_path_that_is_not_there_is_no_sentence(folder, run, value, message):
     with pytest.raises(UserError, match=message):
-        api.predict(configure(folder), run[0], [value])
+        Learner(configure(folder), run[0]).show_predictions([value])
 
 
 def test_a_path_object_is_a_file_and_never_a_sentence(folder, run, tmp_path):
     (tmp_path / "one good world.txt").write_text("its good world")
     for inputs in (tmp_path / "one good world.txt", [tmp_path / "one good world.txt"]):
-        assert [each["words"] for each in api.predict(configure(folder), run[0], inputs)] == [["its", "good", "world"]]
+        assert [each["words"] for each in Learner(configure(folder), run[0]).show_predictions(inputs)] == [
+            ["its", "good", "world"]
+        ]
     with pytest.raises(UserError, match="there is no such file"):
-        api.predict(configure(folder), run[0], [tmp_path / "a good cafe"])
+        Learner(configure(folder), run[0]).show_predictions([tmp_path / "a good cafe"])
 
 
 @pytest.mark.parametrize("inputs", [[None], [float("nan")], [3], [b"good"], [["good", None]], [["good", 1.0]]])
 def test_what_is_no_text_is_refused(folder, run, inputs):
     with pytest.raises(UserError, match="an input (is|has) .*pass str"):
-        api.predict(configure(folder), run[0], inputs)
+        Learner(configure(folder), run[0]).show_predictions(inputs)
 
 
 def test_a_sentence_about_a_file_is_a_sentence(folder, run):
-    (found,) = api.predict(configure(folder), run[0], ["its good world is in test.csv"])
+    (found,) = Learner(configure(folder), run[0]).show_predictions(["its good world is in test.csv"])
     assert found["words"][-1] == "test.csv"
 
 
@@ -162,9 +165,9 @@ def test_bars_make_a_pair_only_if_the_run_was_trained_on_pairs(folder, tmp_path,
         folder, ("task", "text"), ("data.name", "csv"), ("data.dir", str(tmp_path)), ("data.text", columns),
         ("epochs", 0.0), ("init.head", "new"), ("eval_checkpoint", "last"),
     )  # fmt: skip
-    api.run(config, tmp_path / "run")
-    found = {each["input"]: each["probabilities"]["a"] for each in api.predict(
-        config, tmp_path / "run", ["good film ||| bad world", str(tmp_path / "test.csv")])}  # fmt: skip
+    training.train(config, tmp_path / "run")
+    rows = Learner(config, tmp_path / "run").show_predictions(["good film ||| bad world", str(tmp_path / "test.csv")])
+    found = {each["input"]: each["probabilities"]["a"] for each in rows}
     assert len(found) == 17
     if not pairs:
         ids = huggingface.load_tokenizer("huggingface", str(folder / "net")).encode("good film ||| bad world").type_ids
@@ -172,4 +175,4 @@ def test_bars_make_a_pair_only_if_the_run_was_trained_on_pairs(folder, tmp_path,
         return
     assert "good film 3 ||| bad world" in found
     with pytest.raises(UserError, match="is one text, but the run was trained on pairs"):
-        api.predict(config, tmp_path / "run", ["good film"])
+        Learner(config, tmp_path / "run").show_predictions(["good film"])

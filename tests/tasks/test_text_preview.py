@@ -7,8 +7,8 @@ import pytest
 from configs import sst2_bert
 from tests.configs import change
 from tests.text import network
-from tl_jax import api
 from tl_jax.config import recipe
+from tl_jax.learner import Learner
 from tl_jax.pretrained import huggingface
 from tl_jax.report import images
 from tl_jax.restore import make_task
@@ -41,7 +41,7 @@ def shown(folder, tmp_path, monkeypatch, *changes):
         ("input.max_length", 16), ("data.validation", 0.0), ("eval_checkpoint", "last"),
     )  # fmt: skip
     config = change(sst2_bert.get_config(), *common, *changes)
-    paths = api.preview(config, tmp_path)
+    paths = Learner(config, tmp_path).preview()
     assert [path.name for path in paths] == list(found) and all(path.stat().st_size > 3000 for path in paths)
     return config, found
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.tasks import small
-from tl_jax import api, pretrained
+from tl_jax import pretrained, training
 from tl_jax.pretrained.catalog import EMBEDDED_RESNET8
 from tl_jax.train import more_epochs
 from tl_jax.train.workdir import read_json, read_summary
@@ -19,14 +19,14 @@ BASE = (("data.per_class", 2), ("freeze.recipe", "all"), *CONSTANT)
 
 @pytest.mark.slow
 def test_more_epochs_give_what_one_longer_run_gives(tmp_path):
-    first = api.run(small.config(*BASE, ("epochs", 2.0)), tmp_path / "run")
-    second = api.run(small.config(*BASE, ("epochs", 5.0)), tmp_path / "run")
-    whole = api.run(small.config(*BASE, ("epochs", 5.0)), tmp_path / "whole")
+    first = training.train(small.config(*BASE, ("epochs", 2.0)), tmp_path / "run")
+    second = training.train(small.config(*BASE, ("epochs", 5.0)), tmp_path / "run")
+    whole = training.train(small.config(*BASE, ("epochs", 5.0)), tmp_path / "whole")
     assert second["parameters_sha256"] == whole["parameters_sha256"] != first["parameters_sha256"]
     assert second["metrics"] == whole["metrics"] and second["steps"] == whole["steps"] > first["steps"]
     assert read_json(tmp_path / "run" / "summary_2_epochs.json")["steps"] == first["steps"]
     with pytest.raises(UserError, match="another config.epochs"):
-        api.run(small.config(*BASE, ("epochs", 1.0)), tmp_path / "run")
+        training.train(small.config(*BASE, ("epochs", 1.0)), tmp_path / "run")
 
 
 def finished(folder, **config):
@@ -76,20 +76,20 @@ def test_a_start_that_was_cut_short_is_made_again(tmp_path):
 def test_a_run_whose_weights_are_gone_stays_finished(tmp_path):
     weights = shutil.copy(EMBEDDED_RESNET8["cifar10"], tmp_path / "own.safetensors")
     own = ("init.path", str(weights))
-    first = api.run(small.config(*BASE, own, ("epochs", 1.0)), tmp_path / "run")
+    first = training.train(small.config(*BASE, own, ("epochs", 1.0)), tmp_path / "run")
     weights.unlink()
     with pytest.raises(UserError, match="own.safetensors"):
-        api.run(small.config(*BASE, own, ("epochs", 2.0)), tmp_path / "run")
+        training.train(small.config(*BASE, own, ("epochs", 2.0)), tmp_path / "run")
     assert read_summary(tmp_path / "run")["metrics"] == first["metrics"]
 
 
 @pytest.mark.slow
 def test_a_run_starts_from_another_run(tmp_path):
-    api.run(small.config(*BASE, ("epochs", 1.0)), tmp_path / "first")
+    training.train(small.config(*BASE, ("epochs", 1.0)), tmp_path / "first")
     own = ("init.source", "tl_jax"), ("init.path", str(tmp_path / "first")), ("init.head", "keep")
     with pytest.raises(UserError, match=r"first is a run that was not exported; call --mode=export --workdir="):
         pretrained.load("", "tl_jax", tmp_path / "first")
-    second = api.run(small.config(*BASE, *own, ("epochs", 0.0)), tmp_path / "second")
+    second = training.train(small.config(*BASE, *own, ("epochs", 0.0)), tmp_path / "second")
     assert second["metrics"] == read_summary(tmp_path / "first")["metrics"]
     net = pretrained.load("", "tl_jax", tmp_path / "first")
     assert net.spec.model and np.isfinite(net.variables["params"]["head"]["kernel"]).all()

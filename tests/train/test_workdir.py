@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from tests.tasks import small
-from tl_jax import api
+from tl_jax import training
+from tl_jax.export.bundle import export
+from tl_jax.learner import Learner
 from tl_jax.train import freeze_audit, loop, workdir
 from tl_jax.train.checkpoint import Checksums
 from tl_jax.utils.errors import UserError
@@ -103,7 +105,7 @@ def config():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, config):
     folder = tmp_path_factory.mktemp("run")
-    api.run(config, folder)
+    training.train(config, folder)
     return folder
 
 
@@ -157,8 +159,8 @@ def test_each_field_has_a_type_and_a_range(copy, file, field, value):
 def test_every_call_checks_them(copy, config):
     change(copy / "facts.json", classes=5)
     calls = [
-        lambda: api.predict(config, copy, [str(copy)]), lambda: api.evaluate(config, copy),
-        lambda: api.export(config, copy), lambda: workdir.stored_facts(copy),
+        lambda: Learner(config, copy).show_predictions([str(copy)]), lambda: training.test(config, copy),
+        lambda: export(config, copy), lambda: workdir.stored_facts(copy),
     ]  # fmt: skip
     for call in calls:
         with pytest.raises(UserError, match="facts.json: classes is 5, not a list"):
@@ -183,7 +185,7 @@ def test_metrics_of_a_checkpoint(copy, config, content):
     (copy / "checkpoints.json").unlink()
     (copy / "checkpoints" / "2" / "metrics" / "metrics").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=r"checkpoints/2: .*metrics/metrics (is damaged|has no accuracy).*; restore"):
-        api.predict(config, copy, [str(copy)])
+        Learner(config, copy).show_predictions([str(copy)])
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,7 @@ def test_what_orbax_writes_beside_a_checkpoint(copy, config, content):
     (copy / "checkpoints.json").unlink()
     (copy / "checkpoints" / "2" / "_CHECKPOINT_METADATA").write_text(content)
     with pytest.raises(UserError, match=r"checkpoints: the checkpoints cannot be opened .*; restore the file"):
-        api.predict(config, copy, [str(copy)])
+        Learner(config, copy).show_predictions([str(copy)])
 
 
 def test_what_orbax_says_nothing_of(copy, config):
@@ -208,7 +210,7 @@ def test_what_orbax_says_nothing_of(copy, config):
     with pytest.raises(
         UserError, match=r"checkpoints/2: .*opt_state cannot be read \(AssertionError: AssertionError\)"
     ):
-        api.predict(config, copy, [str(copy)])
+        Learner(config, copy).show_predictions([str(copy)])
     assert changed
 
 
@@ -218,7 +220,7 @@ def test_the_page_of_a_run_says_which_file_is_wrong(copy, config, file, changes)
     if file == "summary.json":
         (copy / "facts.json").unlink()
     assert (
-        f"{file}: " in api.report(config, copy).read_text()
+        f"{file}: " in Learner(config, copy).report().read_text()
         and "spec is a list, not an object" in (copy / "report.html").read_text()
     )
 
@@ -228,7 +230,7 @@ def test_the_page_of_a_run_shows_what_has_a_place_on_an_axis(copy, config, value
     rows = [{"step": step, "split": split, "loss": -1e308} for split in ("train", "validation") for step in (1, 2)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (copy / "metrics.jsonl").write_text(text + text.replace("-1e+308", value))
-    assert api.report(config, copy).is_file()
+    assert Learner(config, copy).report().is_file()
 
 
 def test_the_proof_of_freezing(tmp_path):
@@ -258,4 +260,4 @@ def test_a_checkpoint_with_values_that_are_not_finite_is_refused(copy, config, m
 
     monkeypatch.setattr(Checkpoints, "restore", restore)
     with pytest.raises(UserError, match="checkpoints/2: params/head/bias holds values that are not finite; restore"):
-        api.predict(config, copy, [str(copy)])
+        Learner(config, copy).show_predictions([str(copy)])

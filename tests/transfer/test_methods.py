@@ -10,8 +10,10 @@ import pytest
 from configs import ct_classification, flowers_mobilenet, sst2_bert
 from tests.tasks import small
 from tests.text import network
-from tl_jax import api, pretrained
+from tl_jax import pretrained, training
 from tl_jax.config import recipe, schema, validate
+from tl_jax.export.bundle import export
+from tl_jax.learner import Learner
 from tl_jax.pretrained import huggingface
 from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.train import loop
@@ -107,24 +109,24 @@ def lora(tmp_path_factory):
     config = small.config(("epochs", 3.0), ("data.per_class", 3), ("optim.ema", 0.8), ("data.validation", 0.1))
     methods.METHODS["lora"](config)
     folder = tmp_path_factory.mktemp("lora")
-    summary = api.run(recipe.override(config, ()), folder)
-    return config, folder, summary, api.export(config, folder)
+    summary = training.train(recipe.override(config, ()), folder)
+    return config, folder, summary, export(config, folder)
 
 
 @pytest.mark.slow
 def test_the_mixture_with_the_best_validation_is_tested_and_found_again(tmp_path):
     config = small.config(("epochs", 2.0), ("data.per_class", 3), ("data.validation", 0.1))
     methods.METHODS["wise_ft"](config)
-    summary = api.run(recipe.override(config, ()), tmp_path)
+    summary = training.train(recipe.override(config, ()), tmp_path)
     scores = summary["wise_ft"]["validation"]
     assert scores[f"{summary['wise_ft']['share']:g}"] == max(scores.values()) and len(scores) == 11
-    assert api.evaluate(config, tmp_path)["metrics"] == summary["metrics"]
+    assert training.test(config, tmp_path)["metrics"] == summary["metrics"]
 
 
 @pytest.mark.slow
 def test_a_delta_on_the_published_weights_equals_the_merged_file(lora):
     config, folder, summary, path = lora
-    assert api.evaluate(config, folder)["metrics"] == summary["metrics"]
+    assert training.test(config, folder)["metrics"] == summary["metrics"]
     small_file = path.with_name("delta.safetensors")
     merged = pretrained.load("resnet8", "tl_jax", path)
     rebuilt = pretrained.load("resnet8", "tl_jax", delta=small_file)
@@ -139,7 +141,7 @@ def test_a_delta_on_the_published_weights_equals_the_merged_file(lora):
     assert any(name.startswith("batch_stats/") for name in leaves)
     # The network in the run, adapters apart, computes what the exported files do.
     task = ImageClassification(schema.freeze(config))
-    _, _, state = api.restore(config, folder)
+    _, _, state = training.restore(config, folder)
     batch = next(task.eval_batches("test"))
     inputs = merged.preprocess(batch["inputs"])
     mine = task.features(state.variables, batch)
@@ -168,19 +170,19 @@ def test_a_delta_on_other_weights_is_refused(lora, tmp_path):
 @pytest.mark.slow
 def test_no_epochs_test_what_is_there(tmp_path):
     config = small.config(("epochs", 0.0), ("init.head", "ridge"), ("init.strength", 1.0), ("test_train", True))
-    summary = api.run(config, tmp_path)
+    summary = training.train(config, tmp_path)
     assert summary["steps"] == 0 and summary["parameters"]["trainable"] == 0
     assert summary["metrics"]["accuracy"] > 0.5 and summary["train_metrics"]["accuracy"] > 0.9
-    assert api.evaluate(config, tmp_path)["metrics"] == summary["metrics"]
-    assert api.run(config, tmp_path) == summary
+    assert training.test(config, tmp_path)["metrics"] == summary["metrics"]
+    assert training.train(config, tmp_path) == summary
 
 
 @pytest.mark.slow
 def test_looks_leave_pictures_and_start_no_run(tmp_path):
     config = small.config(("pretext.name", "simclr"), ("pretext.weight", 0.1), ("augment.flip", True))
-    assert [path.name for path in api.preview(config, tmp_path)] == ["preview.png", "preview_pretext.png"]
+    assert [path.name for path in Learner(config, tmp_path).preview()] == ["preview.png", "preview_pretext.png"]
     assert all(path.stat().st_size > 5000 for path in tmp_path.glob("*.png"))
-    found = api.find_lr(small.config(("data.per_class", 5)), tmp_path)
+    found = Learner(small.config(("data.per_class", 5)), tmp_path).find_lr()
     written = json.loads((tmp_path / "find_lr.json").read_text())
     assert written["suggested"] == found.suggested and 1e-5 < found.suggested < 1
     assert (tmp_path / "find_lr.png").stat().st_size > 5000

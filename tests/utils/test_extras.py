@@ -31,7 +31,7 @@ class Hide(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Hide())
 import tl_jax
-from tl_jax import api
+from tl_jax import training
 from tl_jax.config import recipe
 from tl_jax.utils.extras import MissingExtra
 
@@ -41,7 +41,7 @@ for module in pkgutil.walk_packages(tl_jax.__path__, "tl_jax."):
 for name in {sorted(MISSING)}:
     config = recipe.load(name).get_config("smoke")
     try:
-        api.run(config, tempfile.mkdtemp())
+        training.train(config, tempfile.mkdtemp())
         print("RESULT", name)
     except MissingExtra as error:
         print("RESULT", name, error)

@@ -1,4 +1,4 @@
-"""Whole runs through ``tl_jax.api``: the comparison of the default recipe, best checkpoints, members evaluated."""
+"""Whole runs through ``tl_jax.training``: the comparison of the default recipe, best checkpoints, members evaluated."""
 
 import contextlib
 import json
@@ -7,8 +7,9 @@ import pytest
 
 from configs import digits_resnet
 from tests.tasks import small
-from tl_jax import api, pretrained, restore
+from tl_jax import pretrained, restore, training
 from tl_jax.config import recipe, stored
+from tl_jax.export.bundle import export
 from tl_jax.train.workdir import read_json
 from tl_jax.utils.errors import UserError
 
@@ -21,7 +22,7 @@ def comparison(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
     config = digits_resnet.get_config("smoke")
     changes = (("seeds", (0, 1)), ("input.size", 8), ("data.validation", 0.1))
-    return folder, recipe.override(config, changes), api.run(recipe.override(config, changes), folder)
+    return folder, recipe.override(config, changes), training.train(recipe.override(config, changes), folder)
 
 
 def test_comparison_leaves_summary_and_picture(comparison):
@@ -48,23 +49,23 @@ def test_both_arms_see_the_same_examples_and_different_weights(comparison):
 
 def test_a_finished_comparison_is_returned(comparison, capsys):
     folder, config, summary = comparison
-    assert api.run(config, folder) == summary
+    assert training.train(config, folder) == summary
     assert capsys.readouterr().out.count("is finished") == 4
 
 
 def test_members_can_be_evaluated_and_the_comparison_names_them(comparison):
     folder, config, summary = comparison
     member = folder / "pretrained" / "seed1"
-    result = api.evaluate(stored.get_config(str(member)), member)
+    result = training.test(stored.get_config(str(member)), member)
     assert result["metrics"]["accuracy"] == summary["arms"]["pretrained"]["values"][1]
     with pytest.raises(UserError, match="is a comparison; pass one of its runs, such as --workdir=.*seed0"):
-        api.evaluate(config, folder)
+        training.test(config, folder)
 
 
 def test_export_keeps_what_the_inputs_were(comparison):
     folder, _, _ = comparison
     member = folder / "pretrained" / "seed0"
-    path = api.export(stored.get_config(str(member)), member)
+    path = export(stored.get_config(str(member)), member)
     spec = pretrained.load("resnet8", "tl_jax", path).spec
     assert (spec.image_size, spec.crop, spec.interpolation, spec.scaling) == (8, 1.0, "bilinear", "tf")
 
@@ -79,7 +80,7 @@ def test_the_best_checkpoint_is_tested_when_asked_for(comparison, tmp_path):
         ("save_every", 0.5),
         ("epochs", 4.0),
     )
-    summary = api.run(recipe.override(scratch, changes), tmp_path)
+    summary = training.train(recipe.override(scratch, changes), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     scores = {row["step"]: row["accuracy"] for row in rows if row["split"] == "validation"}
     assert scores[summary["tested_step"]] == max(scores.values())
@@ -94,6 +95,6 @@ def test_what_may_take_long_is_shown(tmp_path, monkeypatch):
         shown.append(what)
         yield
 
-    monkeypatch.setattr(api, "show_elapsed", waiting)
-    api.run(small.config(("epochs", 0.0), ("data.per_class", 2)), tmp_path)
+    monkeypatch.setattr(training, "show_elapsed", waiting)
+    training.train(small.config(("epochs", 0.0), ("data.per_class", 2)), tmp_path)
     assert shown == ["loading weights and data", "testing"]

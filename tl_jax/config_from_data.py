@@ -1,0 +1,130 @@
+"""From data to a configuration: kind of task, network, weights and method, where the caller does not name them."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from tl_jax.config import recipe, schema
+from tl_jax.data.recognize import Found, recognize
+from tl_jax.data.registry import DATASETS
+from tl_jax.models.registry import MODELS
+from tl_jax.pretrained.catalog import EMBEDDED, EMBEDDED_BERT, known_sources, published_sources
+from tl_jax.train.task import TASKS, Task
+from tl_jax.transfer.methods import METHODS, names_for_task
+from tl_jax.utils.errors import UserError, nearest
+
+AUTO = "auto"  # the method that chooses by the kind of task
+DEFAULT_MODELS = {"texts": "bert", "images": "mobilenet_v2"}  # by what goes into the network
+MIN_STEPS = 200  # of the default method: a small set is gone through more often
+NUM_EVALUATIONS = 10  # of the default method, on the validation split while it trains
+BERT_LEARNING_RATE = 5e-5  # where all of one trains under a random head (Devlin et al. 2019, arXiv:1810.04805, A.3)
+LEARNING_RATE = 1e-4  # of the default method: the head is fitted before, and the rest should stay near the source
+
+
+def make_config(data: Any, task: str, model: str, weights: str | Path | None) -> recipe.Config:
+    """Return the defaults for data that were recognized, with the network and its weights."""
+    if task and task not in TASKS:
+        raise UserError(f"task={task!r}: {nearest(task, TASKS)}")
+    if task and not TASKS[task].data_inputs:
+        return _make_policy_config(data, task, weights)
+    found = recognize(data)
+    task = task or _task_of(found)
+    found = as_inputs_of(TASKS[task], found)
+    config = recipe.get_config(task)
+    config.name = Path(found.folder).stem or found.name
+    config.data.name, config.data.dir = found.name, found.folder
+    config.model.name = model or DEFAULT_MODELS[TASKS[task].input_kind]
+    if config.model.name not in TASKS[task].networks():
+        raise UserError(f"model={config.model.name!r}: {nearest(config.model.name, TASKS[task].networks())}")
+    config.init.source, config.init.path = _find_weights(config.model.name, found.inputs == "texts", weights)
+    if config.init.source == "random" and "layout" in config.init:
+        config.init.layout = next((spec.source for spec in MODELS[config.model.name].weights), "tl_jax")
+    return config
+
+
+def _make_policy_config(environment: Any, task: str, weights: str | Path | None) -> recipe.Config:
+    """Return the defaults for an environment; ``weights`` are the export of a policy."""
+    config = recipe.get_config(task)
+    recipe.policy(config)
+    config.name, config.rl.env = str(environment), str(environment)
+    if weights is not None and str(weights) != "random":
+        config.init.source, config.init.path = "tl_jax", str(weights)
+    return config
+
+
+def _task_of(found: Found) -> str:
+    """Return the kind of task that learns from such data: the first that takes them."""
+    for kind, cls in TASKS.items():
+        if cls.data_inputs == found.inputs and cls.needs_labels and cls.tags_words == found.tags:
+            return kind
+    raise UserError(f"no kind of task learns from {found.inputs}")
+
+
+def as_inputs_of(task: type[Task], found: Found) -> Found:
+    """Return data for a kind of task that has data sets of its own for such a layout, as people are in folders."""
+    is_other = found.inputs != task.data_inputs and found.inputs == task.input_kind
+    if is_other and found.name in DATASETS[task.data_inputs]:
+        return found._replace(inputs=task.data_inputs)
+    if found.inputs != task.data_inputs or (task.needs_labels and found.tags != task.tags_words):
+        raise UserError(f"the data are {found.inputs}, and task={task.kind} learns from {task.about}")
+    return found
+
+
+def _find_weights(model: str, is_text: bool, weights: str | Path | None) -> tuple[str, str]:
+    """Return ``init.source`` and ``init.path``."""
+    if weights is None:
+        if is_text:
+            return "tl_jax", ""
+        sources = [source for source in published_sources() if source in known_sources(model)]
+        return ("tl_jax", "") if model in EMBEDDED or not sources else (sources[0], "")
+    name = str(weights)
+    if name == "random" or name in published_sources() or name == "tl_jax":
+        return name, ""
+    path = Path(name).expanduser()
+    if is_text:
+        return ("tl_jax" if path.resolve() == EMBEDDED_BERT.resolve() else "huggingface"), name
+    if not path.exists():
+        raise UserError(f"weights={name!r}: no such file, and no source; {nearest(name, published_sources())}")
+    if path.is_dir() or path.suffix == ".safetensors":
+        return "tl_jax", str(path)
+    by_ending = {".h5": ("keras",), ".keras": ("keras",), ".npz": ("keras",)}
+    sources = by_ending.get(path.suffix, tuple(s for s in known_sources(model) if s not in ("keras", "tl_jax")))
+    return (sources or ("keras",))[0], str(path)
+
+
+def apply_method(config: recipe.Config, method: str, epochs: float | None) -> None:
+    """Put a way to transfer into a configuration."""
+    if method == AUTO:
+        return _apply_default_method(config, epochs)
+    names = names_for_task(config.task)
+    if method not in names:
+        raise UserError(f"method={method!r} is unknown; {nearest(method, (AUTO, *names))}")
+    return METHODS[method](config)
+
+
+def _apply_default_method(config: recipe.Config, epochs: float | None) -> None:
+    """Fit a head to the features of the source, then train it and the last stages without haste.
+
+    Kumar et al. 2022, arXiv:2202.10054: a head drawn at random would pull the features away before it has learned.
+    """
+    task = TASKS[config.task]
+    if not task.data_inputs:
+        return  # ``recipe.policy`` has said all
+    fields, stages = task.fields(), len(task.stage_names(schema.freeze(config)))
+    config.optim.schedule, config.optim.warmup = "cosine", 0.1
+    task.set_defaults(config)
+    if epochs is None:
+        source = task.load_data(schema.freeze(config))
+        examples = len(source.train.labels) * (1.0 if source.validation else 1.0 - config.data.validation)
+        config.epochs = max(10.0, math.ceil(MIN_STEPS * config.batch_size / max(1, examples)))
+    config.save_every = max(1.0, (config.epochs if epochs is None else epochs) / NUM_EVALUATIONS)
+    if config.init.source == "random":
+        return
+    if "init.head" in fields and task.has_classes and task.has_features:
+        config.init.head = "logistic"
+        config.optim.lr = LEARNING_RATE
+        config.freeze.recipe, config.freeze.stages = "last_n_stages", math.ceil(stages / 2)
+    elif config.init.source == "huggingface":
+        config.optim.lr = BERT_LEARNING_RATE
+    if "freeze.batch_stats" in fields:
+        config.freeze.batch_stats = "frozen"

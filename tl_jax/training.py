@@ -1,0 +1,274 @@
+"""Train as a configuration says, test once at the end, and write everything to a folder; ``Learner.fit`` calls it."""
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tl_jax.config import recipe, schema, stored, validate
+from tl_jax.export.bundle import export
+from tl_jax.final_report import write_final_report
+from tl_jax.metrics import Evaluation
+from tl_jax.pretrained import formats
+from tl_jax.report import plots
+from tl_jax.restore import check_batches, make_task, own_modules, restore
+from tl_jax.tasks.run_record import RunRecord
+from tl_jax.train import loop, more_epochs, sharding, workdir
+from tl_jax.train.evaluate import evaluate as evaluate_split
+from tl_jax.train.logging import say
+from tl_jax.train.run_config import RunConfig
+from tl_jax.train.state import digest, initial_state
+from tl_jax.train.task import Task
+from tl_jax.train.workdir import read_summary, write_json
+from tl_jax.transfer.weight_averaging import interpolate
+from tl_jax.utils import environment
+from tl_jax.utils.command import show_elapsed
+from tl_jax.utils.errors import UserError
+
+WISE_FT_SHARES = tuple(i / 10 for i in range(11))
+
+
+def train(config: recipe.Config | RunConfig, folder: str | Path) -> dict[str, Any]:
+    """Train as ``config`` says, test once at the end, and write everything to ``folder``.
+
+    A run that was cut short goes on from its last checkpoint; one that is finished is not repeated. With ``seeds`` or
+    ``arms`` in the configuration every arm is run with every seed, each in a folder of its own, and compared.
+
+    Returns:
+        The summary, which also stands in ``folder/summary.json``.
+
+    Raises:
+        UserError: anything the user can mend, in one line.
+    """
+    export_sources(config)
+    config = validate.validate(config)
+    folder = Path(folder).expanduser()
+    is_comparison = bool(config.seeds or config.arms)
+    members = [(arm, seed, schema.freeze(member)) for arm, seed, member in recipe.comparison_runs(config)]
+    for _, _, member in members:
+        check_batches(member)
+    stored_config = schema.to_dict(config)
+    with workdir.exclusive(folder):
+        before = more_epochs.epochs_before(stored_config, folder)
+        if before is None:
+            workdir.claim_folder(folder, stored_config, schema.unused_fields(config.task))
+        if is_comparison:
+            summary = _train_comparison(config, members, folder)
+        else:
+            summary = _train_one(config, folder, before=before)
+        say(write_final_report(folder))
+        if config.smoke:
+            say(plots.SMOKE_NOTE)
+        return summary
+
+
+def export_sources(config: recipe.Config | RunConfig) -> None:
+    """Export the runs that training is to start from, where ``init.path`` names some, unless they are exported."""
+    fields = [pair for _, changes in config.arms for pair in changes]
+    paths = [config.init.path, *(value for field, value in fields if field == "init.path")]
+    for path in dict.fromkeys(path for path in paths if path):
+        folder = Path(os.path.expanduser(path))
+        if formats.is_run(folder):
+            with workdir.exclusive(folder):
+                _export_source(folder)
+
+
+def _export_source(folder: Path) -> None:
+    """Export a run, unless it is exported as it was tested."""
+    tested, bundle = read_summary(folder).get("tested_step"), folder / formats.EXPORT_FOLDER / formats.BUNDLE_FILE
+    if tested is None:
+        raise UserError(f"{folder} is a run that has not finished; let it end before another one starts from it")
+    if not bundle.is_file() or formats.read_bundle(bundle.parent).get("step") != tested:
+        say(f"exporting {folder}, from which training starts ...")
+        export(stored.get_config(str(folder)), folder)
+
+
+def test(config: recipe.Config | RunConfig, folder: str | Path) -> dict[str, Any]:
+    """Test the checkpoint that ``config.eval_checkpoint`` names in a finished or unfinished run, without training.
+
+    Raises:
+        UserError: as ``restore``; nothing is written if the data are not those of the run.
+    """
+    config, folder = schema.freeze(config), Path(folder).expanduser()
+    task, _, state = restore(config, folder)
+    values, examples, _, evaluation = evaluate_split(task, state.variables, "test", final=True)
+    values |= dict.fromkeys(evaluation.missing, math.nan)
+    if read_summary(folder).get("tested_step") == int(state.step):
+        _keep_details(task, evaluation, folder)  # of a run from before they were written, perhaps
+    summary = {"step": int(state.step), "examples_evaluated": examples, "metrics": values, **_smoke(config)}
+    return summary | _evaluation_summary(task, evaluation, _validation_predictions(task, state.variables), folder)
+
+
+def _train_one(config: RunConfig, folder: Path, verbose: bool = True, before: float | None = None) -> dict[str, Any]:
+    """One arm with one seed; all but the first seed of a comparison say little.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        verbose: whether to say how it goes.
+        before: epochs that the run was finished with, where it is to have more.
+    """
+    summary = read_summary(folder)
+    if summary and before is None:
+        workdir.check_unchanged(summary, folder)
+        metrics = _format_metrics(summary.get("metrics", {}))
+        say(f"{folder} is finished: test {metrics}; see its summary.json, or pass another --workdir")
+        return summary
+    start = time.monotonic()
+    if verbose:
+        say("loading weights and data ...")
+    with show_elapsed("loading weights and data"):
+        task = make_task(config, RunRecord(workdir.stored_facts(folder), str(folder)))
+        workdir.claim_facts(folder, {**task.facts, **own_modules(config)})
+        if sharding.is_first_process():
+            task.keep(folder)
+        if before is not None:
+            more_epochs.begin(schema.to_dict(config), folder, before)
+    seconds = {"data": time.monotonic() - start}
+    plan = task.plan()
+    save_interval = max(1, round(config.save_every * task.sizes["train"] / config.batch_size))
+    pace = loop.Pace(save_interval, config.log_every, config.patience, config.min_checkpoint_interval)
+    if verbose:
+        say(f"{task.name}: " + ", ".join(f"{n:,} {part}" for part, n in task.sizes.items()) + f" examples; {folder}")
+    fitted = loop.fit(
+        task, plan, pace, config.seed, folder, verbose, config.freeze.verify, config.parallel.state == "sharded"
+    )
+    with show_elapsed("testing"):
+        summary, evaluation = _test_run(config, folder, task, fitted)
+    summary["seconds"] = {**seconds, **fitted.seconds, "total": time.monotonic() - start}
+    _keep_details(fitted.task, evaluation, folder)
+    write_json(folder / "network.json", loop.stage_parameters(fitted.state.params, plan, task.stages))
+    write_json(folder / "summary.json", summary)
+    sharding.wait_for_all(f"{folder} is finished")
+    if evaluation.per_class and verbose:
+        say(_class_table(evaluation.per_class))
+    metrics, total = _format_metrics(summary["metrics"]), summary["seconds"]["total"]
+    test_set = f"{summary['examples_evaluated']:,} examples ({task.facts['tested']})"
+    say(f"test {metrics} on {test_set}; {total:.1f} s; {folder / 'summary.json'}")
+    return summary
+
+
+def _test_run(config: RunConfig, folder: Path, task: Task, fitted: loop.Fitted) -> tuple[dict[str, Any], Evaluation]:
+    """Test what ``config.eval_checkpoint`` names; return the summary, and what is to be said of the examples."""
+    steps, state = int(fitted.state.step), fitted.state
+    best = fitted.checkpoints.best() if config.eval_checkpoint == "best" else None
+    if best is not None:
+        state = fitted.checkpoints.restore(best, state, opt_state=False, for_eval=True)
+    start = time.monotonic()
+    variables, extra = (state.variables if best is not None else state.eval_variables), {}
+    if config.wise_ft:
+        initial = initial_state(task, config.seed).variables
+        share, scores = best_wise_ft_share(fitted.task, initial, variables)
+        variables, extra = interpolate(initial, variables, share), {"wise_ft": {"share": share, "validation": scores}}
+    values, examples, compile_seconds, evaluation = evaluate_split(fitted.task, variables, "test", final=True)
+    values |= dict.fromkeys(evaluation.missing, math.nan)
+    held_out = _validation_predictions(fitted.task, variables)
+    if config.test_train:
+        extra["train_metrics"] = evaluate_split(fitted.task, variables, "train").values
+    fitted.seconds["eval"] += time.monotonic() - start - compile_seconds
+    fitted.seconds["compile"] += compile_seconds
+    fitted.checkpoints.close()
+    summary = {
+        "config_name": config.name,
+        **_smoke(config),
+        "seed": config.seed,
+        "steps": steps,
+        "tested_step": int(state.step),
+        "resumed_from": fitted.resumed_from,
+        "examples_evaluated": examples,
+        "metrics": values,
+        "score": task.score,
+        "seconds": fitted.seconds,
+        "parameters": fitted.parameters,
+        "parameters_sha256": digest(sharding.to_host(variables)),
+        "examples": dict(task.sizes),
+        "facts": {name: fact for name, fact in task.facts.items() if name != "reading"},  # which may be long
+        **_evaluation_summary(task, evaluation, held_out, folder),
+        **extra,
+        **({"freeze": fitted.freeze} if config.freeze.verify else {}),
+        **environment.describe(),
+    }
+    return summary, evaluation
+
+
+def best_wise_ft_share(task: Task, start: Any, end: Any) -> tuple[float, dict[str, float]]:
+    """Return the share of the way with the best validation score, of equals the largest, and the score of each.
+
+    Args:
+        task: with a validation part.
+        start, end: variables before and after training.
+    """
+    scores = {}
+    for share in WISE_FT_SHARES:
+        scores[share] = evaluate_split(task, interpolate(start, end, share), "validation").values[task.score]
+    best = max(WISE_FT_SHARES, key=lambda share: (scores[share], share))
+    return best, {f"{share:g}": value for share, value in scores.items()}
+
+
+def _train_comparison(config: RunConfig, members: Sequence[tuple[str, int, RunConfig]], folder: Path) -> dict[str, Any]:
+    """Every arm with every seed, then the comparison."""
+    start = time.monotonic()
+    for arm, seed, member in members:
+        run_folder = folder / arm / f"seed{seed}"
+        run_folder.mkdir(parents=True, exist_ok=True)
+        workdir.claim_folder(run_folder, schema.to_dict(member), schema.unused_fields(member.task))
+        say(f"{arm}, seed {seed}")
+        _train_one(member, run_folder, verbose=seed == members[0][1])
+    summary = read_summary(folder)
+    if not summary:
+        metric = read_summary(run_folder).get("score", "accuracy")
+        arms = list(dict.fromkeys(arm for arm, _, _ in members))
+        seeds = list(dict.fromkeys(seed for _, seed, _ in members))
+        summary = {"config_name": config.name, **_smoke(config), "seed": config.seed}
+        summary |= plots.summarize_comparison(folder, arms, seeds, metric) | environment.describe()
+        summary["seconds"]["total"] = time.monotonic() - start
+        write_json(folder / "summary.json", summary)
+    say(plots.comparison_table(summary))
+    if sharding.is_first_process():
+        say(f"picture: {plots.plot_comparison(summary, folder / 'comparison.png')}\nsummary: {folder / 'summary.json'}")
+    return summary
+
+
+def _smoke(config: RunConfig) -> dict[str, bool]:
+    return {"smoke": True} if config.smoke else {}
+
+
+def _validation_predictions(task: Task, variables: Any) -> Any:
+    """Return the predictions for the validation part, None if it is empty or the task reports nothing of it."""
+    needed = task.reports_validation and task.sizes.get("validation")
+    return evaluate_split(task, variables, "validation").evaluation.predictions if needed else None
+
+
+def _keep_details(task: Task, evaluation: Evaluation, folder: Path) -> None:
+    """Write what is to be said of single test examples and classes."""
+    if not sharding.is_first_process() or evaluation.predictions is None:
+        return
+    if (details := task.test_details(evaluation.predictions)) is not None:
+        write_json(folder / "test_details.json", details)
+
+
+def _evaluation_summary(task: Task, evaluation: Evaluation, held_out: Any, folder: Path) -> dict[str, Any]:
+    """Return what a summary has beside the metrics: scores by class, and what the task reports and draws."""
+    by_class = {"per_class": evaluation.per_class} if evaluation.per_class else {}
+    missing = {"missing": dict(evaluation.missing)} if evaluation.missing else {}
+    reported = task.report(evaluation.predictions, held_out, folder) if sharding.is_first_process() else {}
+    return by_class | missing | reported
+
+
+def _class_table(per_class: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the scores of each class, such as precision, recall and F1, drawn for the screen."""
+    width, columns = max(map(len, per_class)), list(next(iter(per_class.values())))
+    lines = [f"  {'':{width}}  " + "  ".join(f"{column:>5}" for column in columns)]
+    for name, row in per_class.items():
+        formats = {column: ",.0f" if column == "examples" else ".3f" for column in columns}
+        numbers = (f"{row[column]:{max(5, len(column))}{format_}}" for column, format_ in formats.items())
+        lines.append(f"  {name:{width}}  " + "  ".join(numbers))
+    return "\n".join(lines)
+
+
+def _format_metrics(values: dict[str, Any]) -> str:
+    """Return metrics in words; one that could not be measured is NaN, and None once it was written."""
+    measured = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+    return ", ".join(f"{name} {measured[name]:.4f}" if name in measured else f"{name} not measured" for name in values)
