@@ -292,7 +292,33 @@ def table(head: Any, rows: Any) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def statements() -> str:
+    """Return how many statements each library needs for each job of the page of jobs, by its own code."""
+    page = (PAGES / "same_jobs.md").read_text()
+    counts: dict[str, dict[str, str]] = {}
+    for job in re.split(r"^## ", page, flags=re.M)[1:]:
+        for library, code in re.findall(r"^### (.*?)\n.*?^```python\n(.*?)^```$", job, flags=re.M | re.S):
+            number = sum(isinstance(node, ast.stmt) for node in ast.walk(ast.parse(code)))
+            counts.setdefault(library, {})[job.partition("\n")[0]] = str(number)
+    jobs = list(counts["tl_jax"])
+    return table(
+        ("library", *jobs), [(library, *(row.get(job, "-") for job in jobs)) for library, row in counts.items()]
+    )
+
+
 TABLES = {
     f.__name__: f
-    for f in (fields, mechanisms, measured, networks, datasets, recipes, takers, expected, unverified, errors)
+    for f in (
+        fields,
+        mechanisms,
+        measured,
+        networks,
+        datasets,
+        recipes,
+        takers,
+        expected,
+        unverified,
+        errors,
+        statements,
+    )
 }

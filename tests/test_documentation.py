@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 from absl import flags
 
+from tests.folders import write_boxes, write_photos, write_texts
 from tl_jax import cli
 from tl_jax.config import schema, validate
 from tl_jax.config.schema import check_known
@@ -72,6 +73,27 @@ def test_python_blocks_run(path, elsewhere):
     for i, block in enumerate(blocks(path)):
         if block.language == "python" and not block.why:
             exec(compile(block.text, f"{name(path)}, block {i}", "exec"), namespace)
+
+
+SAME_JOBS = [  # what writes the data of a job, and what is put to the call: smaller networks, which need no download
+    (write_photos, "photos", "data", 'model="resnet8", image_size=32, epochs=1'),
+    (write_texts, "texts.csv", "data/mail.csv", "epochs=1"),
+    (write_boxes, "bccd", "data", 'model="resnet8", weights="random", image_size=64, epochs=1'),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", range(len(SAME_JOBS)))
+def test_our_lines_for_the_same_jobs_run(job, elsewhere, capsys):
+    write, name, path, smaller = SAME_JOBS[job]
+    ours = [block.text for block in blocks(SITE / "same_jobs.md") if "import tl_jax" in block.text]
+    write(elsewhere)
+    code = ours[job].replace(f'fine_tune("{name}")', f'fine_tune("{path}", {smaller})').replace("new_cells", "new")
+    assert smaller in code and len(ours) == len(SAME_JOBS)
+    if name == "photos":
+        code = code.replace("new.jpg", "new.png")
+    exec(compile(code, name, "exec"), {})
+    assert capsys.readouterr().out.splitlines()[-1]
 
 
 def commands(text: str) -> list[list[str]]:
