@@ -204,7 +204,7 @@ def flip_for_commands(target: Target, home: Path, rng: random.Random, counts: Co
         lines = [line for line in process.stderr.splitlines() if line.strip()]
         refused = process.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: ")
         outcome = "refused" if refused else "harmless" if process.returncode == 0 else "CRASH"
-        if "WARNING" in process.stdout:
+        if "WARNING" in process.stderr:
             outcome = "warned of"
         if re.search("Traceback", process.stdout + process.stderr):
             outcome = "CRASH"

@@ -66,9 +66,9 @@ RUN = [path for path in PAGES if has(path, "python") and path.parent.name != "ho
 
 
 @pytest.mark.slow
-@pytest.mark.fast
 @pytest.mark.parametrize("path", RUN, ids=name)
 def test_python_blocks_run(path, elsewhere):
+    """That nothing raises is the test: what a block computes is what the page says of it."""
     namespace = {"__name__": path.stem}
     for i, block in enumerate(blocks(path)):
         if block.language == "python" and not block.why:
@@ -93,7 +93,8 @@ def test_our_lines_for_the_same_jobs_run(job, elsewhere, capsys):
     if name == "photos":
         code = code.replace("new.jpg", "new.png")
     exec(compile(code, name, "exec"), {})
-    assert capsys.readouterr().out.splitlines()[-1]
+    answer = capsys.readouterr().out.splitlines()[-1]
+    assert answer in ("dark", "light", "plus", "minus") or answer.startswith("[")
 
 
 def commands(text: str) -> list[list[str]]:
@@ -177,6 +178,7 @@ SHELL = [
 @pytest.mark.fast
 @pytest.mark.parametrize("words", SHELL)
 def test_commands_parse(words, elsewhere):
+    """Each ends in an error if it is wrong; that such errors come is tested below."""
     check_command(words)
 
 

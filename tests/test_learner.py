@@ -120,6 +120,49 @@ def test_another_labelled_set_is_tested_and_nothing_of_the_run_changes(learner, 
         learner.evaluate((["a", "b"] * 10, ["x", "y"] * 10))
 
 
+def test_images_of_one_patient_count_together_elsewhere(learner, tmp_path):
+    (tmp_path / "ward").mkdir()
+    rows, rng = ["file,label,patient"], np.random.default_rng(1)
+    for i in range(24):
+        name = ("blue", "red")[i % 2]
+        pixels = np.clip(rng.normal(0, 60, (40, 40, 3)) + COLOURS[name], 0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "ward" / f"{i}.png")
+        rows.append(f"{i}.png,{name if i > 3 else 'red'},p{i // 4}")  # of the first patient half is labelled wrongly
+    (tmp_path / "ward" / "index.csv").write_text("\n".join(rows))
+    apart = tl_jax.load_learner(learner.workdir).evaluate(tmp_path / "ward", name="apart")
+    together = tl_jax.load_learner(learner.workdir).evaluate(tmp_path / "ward", group="patient")
+    stored = json.loads((learner.workdir / "evaluations" / "ward.json").read_text())
+    assert stored["details"]["groups"] == [i // 4 for i in range(24)] and together["accuracy"] == apart["accuracy"] < 1
+    assert together.intervals["accuracy"] != apart.intervals["accuracy"] and together.intervals["accuracy"][1] == 1.0
+
+
+def test_another_set_may_be_small_have_one_class_and_other_sizes(learner, tmp_path):
+    (tmp_path / "few" / "red").mkdir(parents=True)
+    for i, side in enumerate((90, 90, 90)):  # all of one size, which is not that of the run
+        Image.new("RGB", (side, side), (190, 50, 50)).save(tmp_path / "few" / "red" / f"{i}.png")
+    few = learner.evaluate(tmp_path / "few")
+    assert few.examples == 3
+    stored = json.loads((learner.workdir / "evaluations" / "few.json").read_text())
+    wrong = sum(prediction.label != "red" for prediction in learner.predict(tmp_path / "few"))
+    assert stored["metrics"]["accuracy"] == pytest.approx(1 - wrong / 3)
+    arrays = np.full((4, 50, 60, 3), (190, 50, 50), np.uint8)
+    table = {"file": sorted((tmp_path / "few" / "red").iterdir()), "label": ["red"] * 3}
+    assert learner.evaluate((arrays, ["red"] * 4), name="arrays").examples == 4
+    assert learner.evaluate(table, name="table")["loss"] == pytest.approx(few["loss"], rel=1e-5)
+
+
+def test_options_are_known_when_the_data_are_read(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for i in range(12):
+        Image.new("RGB", (16, 16), (200 * (i % 2), 0, 0)).save(tmp_path / "photos" / f"{i}.png")
+    rows = [f"{i}.png,{('dark', 'red')[i % 2]}" for i in range(12)]
+    (tmp_path / "photos" / "index.csv").write_text("\n".join(["file,finding", *rows]))
+    options = {"model": "resnet8", "image_size": 16, "batch_size": 4, "optim__lr": 0.0}
+    learner = tl_jax.fine_tune(tmp_path / "photos", data__label="finding", workdir=tmp_path / "run", **options)
+    assert learner.config.batch_size == 4 and learner.config.optim.lr == 0.0
+    assert learner.summary["steps"] >= 200
+
+
 def test_the_same_call_finds_its_run_again(learner, photos, caplog, monkeypatch):
     logger = logging.getLogger("tl_jax")
     monkeypatch.setattr(logger, "propagate", True)

@@ -1,6 +1,7 @@
 """A library that behaves: it prints nothing and leaves the process that it runs in as it is; commands may do more."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -58,3 +59,22 @@ def test_all_modules_can_be_imported_in_one_process():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stdout, done.stderr[-2000:]
+
+
+def named_flags(code: str) -> list[str]:
+    """Return the raised errors and warnings of a module that name flags, which a caller in Python does not have."""
+    flags = re.compile(r"(?<![\w`-])--(config|workdir|mode|input|output|data)\b")
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    told = [node for node in calls if ast.unparse(node.func).rpartition(".")[2] in ("UserError", "say", "warn")]
+    return [f"{node.lineno}: {ast.unparse(node)}" for node in told if flags.search(ast.unparse(node))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_module_tells_names_no_flag(path):
+    # The recipe of stored runs is made for commands alone.
+    assert path.name == "stored.py" or not named_flags(path.read_text())
+
+
+def test_a_flag_that_is_named_is_found():
+    assert named_flags("raise UserError(f'{a} is wrong; pass --config.seed=1')")
+    assert not named_flags("raise UserError(f'{a}; gdcmconv --raw IN OUT')")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import absl.flags
@@ -196,4 +197,4 @@ def test_flags_that_have_no_effect_are_refused(flags, message):
     cli.define_flags(values)
     values(["run.py", *flags])
     with pytest.raises(UserError, match=message):
-        cli._check_flags(values)
+        cli._check_flags(values, Path("run"))

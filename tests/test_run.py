@@ -52,7 +52,7 @@ def test_mistakes_end_in_one_line(args, expected, tmp_path):
 def test_a_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     done = run(SMOKE, f"--workdir={tmp_path / 'file' / 'w'}")
-    assert done.returncode == 2 and "cannot write to" in done.stderr and "pass another --workdir" in done.stderr
+    assert done.returncode == 2 and "cannot write to" in done.stderr and "pass another workdir" in done.stderr
 
 
 @pytest.mark.fast

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from tl_jax.config import recipe, schema
-from tl_jax.data.recognize import Found, recognize
+from tl_jax.data.recognize import RecognizedData, recognize
 from tl_jax.data.registry import DATASETS
 from tl_jax.models.registry import MODELS
 from tl_jax.pretrained.catalog import EMBEDDED, EMBEDDED_BERT, known_sources, published_sources
+from tl_jax.tasks import head_init
 from tl_jax.train.task import TASKS, Task
 from tl_jax.transfer.methods import METHODS, names_for_task
 from tl_jax.utils.errors import UserError, nearest
@@ -52,7 +53,7 @@ def _make_policy_config(environment: Any, task: str, weights: str | Path | None)
     return config
 
 
-def _task_of(found: Found) -> str:
+def _task_of(found: RecognizedData) -> str:
     """Return the kind of task that learns from such data: the first that takes them."""
     for kind, cls in TASKS.items():
         if cls.data_inputs == found.inputs and cls.needs_labels and cls.tags_words == found.tags:
@@ -60,7 +61,7 @@ def _task_of(found: Found) -> str:
     raise UserError(f"no kind of task learns from {found.inputs}")
 
 
-def as_inputs_of(task: type[Task], found: Found) -> Found:
+def as_inputs_of(task: type[Task], found: RecognizedData) -> RecognizedData:
     """Return data for a kind of task that has data sets of its own for such a layout, as people are in folders."""
     is_other = found.inputs != task.data_inputs and found.inputs == task.input_kind
     if is_other and found.name in DATASETS[task.data_inputs]:
@@ -114,8 +115,8 @@ def _apply_default_method(config: recipe.Config, epochs: float | None) -> None:
     config.optim.schedule, config.optim.warmup = "cosine", 0.1
     task.set_defaults(config)
     if epochs is None:
-        source = task.load_data(schema.freeze(config))
-        examples = len(source.train.labels) * (1.0 if source.validation else 1.0 - config.data.validation)
+        frozen = schema.freeze(config)
+        examples = len(head_init.split_data(frozen, task.load_data(frozen))["train"].labels)
         config.epochs = max(10.0, math.ceil(MIN_STEPS * config.batch_size / max(1, examples)))
     config.save_every = max(1.0, (config.epochs if epochs is None else epochs) / NUM_EVALUATIONS)
     if config.init.source == "random":

@@ -5,7 +5,8 @@
     learner.predict(["new.jpg"])
     learner = tl_jax.load_learner(learner.workdir)  # in another program
 
-The command line has the same calls: ``--mode=eval`` is ``Learner.evaluate``.
+The command line has the same calls: ``--mode=train`` is ``Learner.fit``, ``--mode=predict`` ``show_predictions``, or
+``write_predictions`` with ``--output``, and ``--mode=eval`` ``test``, or ``evaluate`` with ``--data``.
 """
 
 import functools
@@ -121,7 +122,9 @@ class Learner:
         TASKS[self.config.task].check_mode(mode)
         return self._trained
 
-    def evaluate(self, data: Any = None, classes: Mapping[str, str] | None = None, name: str = "") -> Metrics:
+    def evaluate(
+        self, data: Any = None, classes: Mapping[str, str] | None = None, name: str = "", group: str = ""
+    ) -> Metrics:
         """Return the metrics of the test split, or of all examples of another labelled set.
 
         Those of another set are written to ``evaluations/NAME.json`` in the folder of the run, beside its own; they are
@@ -131,9 +134,11 @@ class Learner:
             data: of the other set, as ``fine_tune`` takes them; None for the run's own test split.
             classes: class there -> class of the run, for those that are called otherwise; it need not have all.
             name: of the file; by default that of the data.
+            group: column of the other set's index.csv that says which images belong together, to a patient say; by
+                default that of the run. Intervals then count whole groups.
         """
         if data is not None:
-            return self._evaluate_elsewhere(data, classes or {}, name)
+            return self._evaluate_elsewhere(data, classes or {}, name, group)
         is_tested = self._is_tested()
         summary = self.summary if is_tested else self.test()
         details = read_json(self.workdir / "test_details.json") if is_tested else {}
@@ -149,21 +154,24 @@ class Learner:
         """Test the checkpoint that ``config.eval_checkpoint`` names anew; return what ``--mode=eval`` prints."""
         return training.test(self.config, self.workdir)
 
-    def _evaluate_elsewhere(self, data: Any, classes: Mapping[str, str], name: str) -> Metrics:
-        found = as_inputs_of(TASKS[self.config.task], recognize(data))
+    def _evaluate_elsewhere(self, data: Any, classes: Mapping[str, str], name: str, group: str) -> Metrics:
+        found = as_inputs_of(TASKS[self.config.task], recognize(data, as_one_split=True))
         config = schema.edit(self.config)
-        config.data.name, config.data.dir = found.name, found.folder
+        config.data.name, config.data.dir, config.data.generate = found.name, found.folder, False
+        if group:
+            schema.set_field(config, "data.group", group)
         task, variables, step = self._trained
         other, folder = task.with_test(schema.freeze(config), classes), self.workdir / EVALUATIONS
         result = evaluate_split(other, variables, "test", final=True)
-        kept, name = result.evaluation.predictions, name or Path(found.folder).stem or found.name
+        name = name or Path(found.folder).stem or found.name
         (figures := folder / name).mkdir(parents=True, exist_ok=True)
-        details = other.test_details(kept) if kept is not None else {}
-        summary = {"data": name, "step": step, "examples_evaluated": result.examples}
-        summary |= {"metrics": {**result.values, **dict.fromkeys(result.evaluation.missing, math.nan)}}
-        summary |= other.report(kept, None, figures) if kept is not None else {}
-        summary |= other.report_elsewhere(kept, self.summary) if kept is not None else {}
-        intervals = {metric: (low, high) for metric, (low, high, _) in run_intervals(summary, details or {}).items()}
+        summary = {"data": name, "step": step, "examples_evaluated": result.examples, "metrics": result.metrics}
+        details, scored_examples = {}, result.evaluation.predictions
+        if scored_examples is not None:
+            details = other.test_details(scored_examples) or {}
+            summary |= other.report(scored_examples, None, figures)
+            summary |= other.report_elsewhere(scored_examples, self.summary)
+        intervals = {metric: (low, high) for metric, (low, high, _) in run_intervals(summary, details).items()}
         own = {key: self.summary[key] for key in ("metrics", "examples_evaluated") if key in self.summary}
         write_json(folder / f"{name}.json", {**summary, "intervals95": intervals, "run": own, "details": details})
         return Metrics(summary["metrics"], result.examples, intervals)
@@ -247,7 +255,7 @@ class Learner:
             path = plots.plot_lr_curve(*sweep[:3], marks, title, folder / "find_lr.png")
         scale = phase.rate.lr / config.optim.lr if config.optim.lr else 1.0  # the phase's own factor
         say(f"steepest fall at {sweep.steepest:.1e}, lowest loss at {sweep.lowest:.1e}; picture: {path}")
-        say(f"try --config.optim.lr={sweep.suggested / (scale or 1.0):.1e} (it was {config.optim.lr:g})")
+        say(f"try config.optim.lr={sweep.suggested / (scale or 1.0):.1e} (it was {config.optim.lr:g})")
         return sweep
 
     def _first_run(self) -> tuple[RunConfig, Task]:
@@ -318,7 +326,8 @@ def open_learner(config: recipe.Config, workdir: str | Path) -> Learner:
     if not (folder / BUNDLE_FILE).is_file():
         return Learner(config, folder)
     own, asked = (schema.freeze(each).flat() for each in (stored.get_config(str(folder / RUN_FOLDER)), config))
-    return BundleLearner(folder, {path: value for path, value in asked.items() if value != own[path]})
+    changes = {path: value for path, value in asked.items() if path not in own or value != own[path]}
+    return BundleLearner(folder, changes)
 
 
 def load_learner(folder: str | Path, **options: Any) -> Learner:
@@ -366,7 +375,8 @@ def fine_tune(
         weights: file or folder, bundle, hub repository of texts, name of a source such as "torchvision", or "random";
             None takes those that ship, or downloads the published ones.
         image_size: side in pixels that the network gets; None takes that of the weights.
-        epochs: passes over the training split; None takes 10, and at least ``MIN_STEPS`` steps.
+        epochs: passes over the training split; None takes what the method has; of "auto" 10, and at least
+            200 steps.
         workdir: folder of the run; by default ``runs/NAME-HASH``, the same for the same call: a finished run is not
             repeated.
         seed: of the head, the order of examples and the split for validation.
@@ -380,10 +390,13 @@ def fine_tune(
     if image_size is not None:
         schema.set_field(config, "input.size", image_size)
     training.export_sources(config)
-    apply_method(config, method, epochs)
+    fields = {name.replace("__", "."): value for name, value in options.items()}
     if epochs is not None:
-        config.epochs = float(epochs)
-    for name, value in options.items():
-        schema.set_field(config, name.replace("__", "."), value)
+        fields = {"epochs": float(epochs), **fields}
+    for path, value in fields.items():  # which the method needs to read the data
+        schema.set_field(config, path, value)
+    apply_method(config, method, epochs)
+    for path, value in fields.items():  # what is asked for counts more than what the method sets
+        schema.set_field(config, path, value)
     frozen = validate.validate(config)
     return Learner(frozen, workdir if workdir is not None else default_workdir(frozen)).fit()

@@ -119,7 +119,7 @@ def _check_readable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return rows, or raise the errors of all of them."""
     errors = _errors(rows)
     if len(errors) == len(rows):
-        raise combine_errors("--input", errors, unread(len(errors), len(rows)))
+        raise combine_errors("the inputs", errors, unread(len(errors), len(rows)))
     return rows
 
 
@@ -192,7 +192,7 @@ def write(
                     errors += [UserError(row["error"])] if len(errors) < MAX_SHOWN else []
                 write_row(row)
         if damaged == len(images):
-            raise combine_errors("--input", errors, unread(damaged, len(images)))
+            raise combine_errors("the inputs", errors, unread(damaged, len(images)))
     written = Written(path, len(images), damaged, time.monotonic() - start)
     rate = f"{written.inputs:,} inputs in {written.seconds:.1f} s ({written.inputs / written.seconds:,.0f}/s)"
     beside = f" and {matrix.name}" if embeddings else ""
@@ -204,10 +204,10 @@ def check_output(path: str | Path, inputs: Sequence[Any]) -> Path:
     """Return the path of a table to write, or say what is wrong with it."""
     path = Path(os.path.expanduser(path))
     if path.suffix.lower() not in ENDINGS:
-        raise UserError(f"--output={path} must end in {' or '.join(ENDINGS)}")
+        raise UserError(f"output {path} must end in {' or '.join(ENDINGS)}")
     named = [Path(os.path.expanduser(value)) for value in inputs if isinstance(value, Path) or _may_be_path(value)]
     if path.exists() and any(value.is_file() and value.samefile(path) for value in named):
-        raise UserError(f"--output={path} is an input, too; choose another name")
+        raise UserError(f"output {path} is an input, too; choose another name")
     return path
 
 

@@ -113,11 +113,11 @@ def restore(
     check_batches(config)
     members = sorted(str(path.parent) for path in folder.glob("*/seed*/checkpoints"))
     if members:
-        raise UserError(f"{folder} is a comparison; pass one of its runs, such as --workdir={members[0]}")
+        raise UserError(f"{folder} is a comparison; pass one of its runs, such as {members[0]}")
     if not (folder / "checkpoints").is_dir():
-        raise UserError(f"no checkpoints in {folder}; train first, or pass the --workdir of a run")
+        raise UserError(f"no checkpoints in {folder}; train first, or pass the workdir of a run")
     if not (folder / "config.json").is_file():
-        raise UserError(f"no config.json in {folder}, which says what was trained; train again with a new --workdir")
+        raise UserError(f"no config.json in {folder}, which says what was trained; train again with a new workdir")
     workdir.check_owner(folder, schema.to_dict(config), schema.unused_fields(config.task))
     facts, summary = workdir.stored_facts(folder), read_summary(folder)
     record = RunRecord(facts, str(folder), fitted={} if data else fitted_values(summary))
@@ -175,13 +175,11 @@ def _open_run(config: RunConfig, folder: Path, record: RunRecord) -> tuple[Task,
     """Return the task of a run, its checkpoints, and the step of the one that ``config.eval_checkpoint`` names."""
     task = make_task(config, record)
     if record.reads_data:
-        workdir.check_data(
-            folder, record.facts, task.facts, ("validation", "test"), "use --mode=predict for other examples"
-        )
+        workdir.check_data(folder, record.facts, task.facts, ("validation", "test"), "use predict for other examples")
     checkpoints = Checkpoints(folder / "checkpoints", task, cleanup=False)
     step = checkpoints.best() if config.eval_checkpoint == "best" else checkpoints.latest()
     if step is None:
         raise UserError(
-            f"no {config.eval_checkpoint} checkpoint in {folder}; train longer, or change --config.eval_checkpoint"
+            f"no {config.eval_checkpoint} checkpoint in {folder}; train longer, or change config.eval_checkpoint"
         )
     return task, checkpoints, step

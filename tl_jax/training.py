@@ -93,16 +93,16 @@ def test(config: recipe.Config | RunConfig, folder: str | Path) -> dict[str, Any
     """
     config, folder = schema.freeze(config), Path(folder).expanduser()
     task, _, state = restore(config, folder)
-    values, examples, _, evaluation = evaluate_split(task, state.variables, "test", final=True)
-    values |= dict.fromkeys(evaluation.missing, math.nan)
+    result = evaluate_split(task, state.variables, "test", final=True)
     if read_summary(folder).get("tested_step") == int(state.step):
-        _keep_details(task, evaluation, folder)  # of a run from before they were written, perhaps
-    summary = {"step": int(state.step), "examples_evaluated": examples, "metrics": values, **_smoke(config)}
-    return summary | _evaluation_summary(task, evaluation, _validation_predictions(task, state.variables), folder)
+        _write_test_details(task, result.evaluation, folder)  # of a run from before they were written, perhaps
+    summary = {"step": int(state.step), "examples_evaluated": result.examples, "metrics": result.metrics}
+    held_out = _validation_predictions(task, state.variables)
+    return summary | _smoke(config) | _evaluation_summary(task, result.evaluation, held_out, folder)
 
 
 def _train_one(config: RunConfig, folder: Path, verbose: bool = True, before: float | None = None) -> dict[str, Any]:
-    """One arm with one seed; all but the first seed of a comparison say little.
+    """Train one arm with one seed, or return its summary if it has finished.
 
     Args:
         config: of the run.
@@ -114,7 +114,7 @@ def _train_one(config: RunConfig, folder: Path, verbose: bool = True, before: fl
     if summary and before is None:
         workdir.check_unchanged(summary, folder)
         metrics = _format_metrics(summary.get("metrics", {}))
-        say(f"{folder} is finished: test {metrics}; see its summary.json, or pass another --workdir")
+        say(f"{folder} is finished: test {metrics}; see its summary.json, or pass another workdir")
         return summary
     start = time.monotonic()
     if verbose:
@@ -138,7 +138,7 @@ def _train_one(config: RunConfig, folder: Path, verbose: bool = True, before: fl
     with show_elapsed("testing"):
         summary, evaluation = _test_run(config, folder, task, fitted)
     summary["seconds"] = {**seconds, **fitted.seconds, "total": time.monotonic() - start}
-    _keep_details(fitted.task, evaluation, folder)
+    _write_test_details(fitted.task, evaluation, folder)
     write_json(folder / "network.json", loop.stage_parameters(fitted.state.params, plan, task.stages))
     write_json(folder / "summary.json", summary)
     sharding.wait_for_all(f"{folder} is finished")
@@ -162,13 +162,12 @@ def _test_run(config: RunConfig, folder: Path, task: Task, fitted: loop.Fitted) 
         initial = initial_state(task, config.seed).variables
         share, scores = best_wise_ft_share(fitted.task, initial, variables)
         variables, extra = interpolate(initial, variables, share), {"wise_ft": {"share": share, "validation": scores}}
-    values, examples, compile_seconds, evaluation = evaluate_split(fitted.task, variables, "test", final=True)
-    values |= dict.fromkeys(evaluation.missing, math.nan)
+    result = evaluate_split(fitted.task, variables, "test", final=True)
     held_out = _validation_predictions(fitted.task, variables)
     if config.test_train:
         extra["train_metrics"] = evaluate_split(fitted.task, variables, "train").values
-    fitted.seconds["eval"] += time.monotonic() - start - compile_seconds
-    fitted.seconds["compile"] += compile_seconds
+    fitted.seconds["eval"] += time.monotonic() - start - result.compile_seconds
+    fitted.seconds["compile"] += result.compile_seconds
     fitted.checkpoints.close()
     summary = {
         "config_name": config.name,
@@ -177,20 +176,20 @@ def _test_run(config: RunConfig, folder: Path, task: Task, fitted: loop.Fitted) 
         "steps": steps,
         "tested_step": int(state.step),
         "resumed_from": fitted.resumed_from,
-        "examples_evaluated": examples,
-        "metrics": values,
+        "examples_evaluated": result.examples,
+        "metrics": result.metrics,
         "score": task.score,
         "seconds": fitted.seconds,
         "parameters": fitted.parameters,
         "parameters_sha256": digest(sharding.to_host(variables)),
         "examples": dict(task.sizes),
         "facts": {name: fact for name, fact in task.facts.items() if name != "reading"},  # which may be long
-        **_evaluation_summary(task, evaluation, held_out, folder),
+        **_evaluation_summary(task, result.evaluation, held_out, folder),
         **extra,
         **({"freeze": fitted.freeze} if config.freeze.verify else {}),
         **environment.describe(),
     }
-    return summary, evaluation
+    return summary, result.evaluation
 
 
 def best_wise_ft_share(task: Task, start: Any, end: Any) -> tuple[float, dict[str, float]]:
@@ -208,7 +207,7 @@ def best_wise_ft_share(task: Task, start: Any, end: Any) -> tuple[float, dict[st
 
 
 def _train_comparison(config: RunConfig, members: Sequence[tuple[str, int, RunConfig]], folder: Path) -> dict[str, Any]:
-    """Every arm with every seed, then the comparison."""
+    """Train every arm with every seed, then compare them."""
     start = time.monotonic()
     for arm, seed, member in members:
         run_folder = folder / arm / f"seed{seed}"
@@ -241,7 +240,7 @@ def _validation_predictions(task: Task, variables: Any) -> Any:
     return evaluate_split(task, variables, "validation").evaluation.predictions if needed else None
 
 
-def _keep_details(task: Task, evaluation: Evaluation, folder: Path) -> None:
+def _write_test_details(task: Task, evaluation: Evaluation, folder: Path) -> None:
     """Write what is to be said of single test examples and classes."""
     if not sharding.is_first_process() or evaluation.predictions is None:
         return

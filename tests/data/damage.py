@@ -181,9 +181,9 @@ def read_coco(folder: Path) -> Any:
 
 def read_index(folder: Path) -> Any:
     from tl_jax.data import image_list
-    from tl_jax.data.image_list import ReadOptions
+    from tl_jax.data.registry import DatasetOptions
 
-    return image_list.load_index(folder, ReadOptions(8, group="patient")).train.inputs[:]
+    return image_list.load_index(folder, DatasetOptions("index", size=8, group="patient")).train.inputs[:]
 
 
 def read_npz(folder: Path) -> Any:

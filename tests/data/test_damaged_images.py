@@ -10,7 +10,7 @@ from PIL import Image
 from tests.data.boxed import CAT, write_voc
 from tests.data.test_coco import write_coco
 from tl_jax.data import coco, faces, image_folder, image_list, voc
-from tl_jax.data.image_list import ReadOptions
+from tl_jax.data.registry import DatasetOptions
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -72,7 +72,7 @@ def test_other_readers_name_all_damaged_files_too(tmp_path: Path) -> None:
     (top / "index.csv").write_text("file,label\n" + "".join(f"{file},{file.parts[0]}\n" for file in files))
     damage(top, "a/05.jpg", "b/03.jpg")
     with pytest.raises(UserError, match="2 of 20 images cannot be read: .*a/05.jpg.*b/03.jpg"):
-        image_list.load_index(top, ReadOptions(32))
+        image_list.load_index(top, DatasetOptions("index", size=32))
     with pytest.raises(UserError, match="2 of 20 images cannot be read: .*a/05.jpg.*b/03.jpg"):
         faces.read_faces(top, 32)
     boxed = write_voc(tmp_path / "voc", {name: [CAT] for name in "abc"}, {"train": "ab", "test": "c"})
@@ -109,7 +109,7 @@ def test_absent_pictures_of_coco_are_named_in_one_error(tmp_path: Path) -> None:
 def test_the_limit_on_pixels_can_be_raised_and_lowered(tmp_path: Path, monkeypatch) -> None:
     top = photos(tmp_path / "set")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)  # Pillow refuses above its double, 800
-    with pytest.raises(UserError, match="20 of 20 .*more than 400 pixels .*; .*raise --config.data.max_pixels"):
+    with pytest.raises(UserError, match="20 of 20 .*more than 400 pixels .*; .*raise config.data.max_pixels"):
         image_folder.read_folder(top, 32)
     assert len(image_folder.read_folder(top, 32, max_pixels=32 * 32).train.labels) == 16
     with pytest.raises(UserError, match="more than 1,023 pixels"):

@@ -97,7 +97,7 @@ def test_other_files_show_their_own_window_and_monochrome1_is_inverted(tmp_path:
     assert units.tolist() == [[0, 0, 0], [2, 129, 255]]  # (0 - 39.5) / 80 + 0.5 of 255 is 1.6
     swapped = write(tmp_path / "f.dcm", PhotometricInterpretation="MONOCHROME1")
     np.testing.assert_array_equal(dicom.read_dicom(swapped, ("bone",)), dicom.read_dicom(tmp_path / "e.dcm", ("bone",)))
-    with pytest.raises(UserError, match="b.dcm says it is CR, not CT, .*set --config.data.windows='\\(\\)'"):
+    with pytest.raises(UserError, match="b.dcm says it is CR, not CT, .*set config.data.windows='\\(\\)'"):
         dicom.read_dicom(tmp_path / "b.dcm", ("lung",))
 
 

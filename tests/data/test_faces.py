@@ -124,10 +124,10 @@ def test_pictures_of_a_folder_by_name(tmp_path):
     files = image_folder.list_images(tmp_path)
     assert [str(file.relative_to(tmp_path)) for file in files] == ["Ann/Ann_0001.png", "Bo/Bo_0001.png", "loose.jpg"]
     assert image_folder.list_images(files[2]) == [files[2]]
-    with pytest.raises(UserError, match="no file or folder .*none; check --input"):
+    with pytest.raises(UserError, match="no file or folder .*none; check the input"):
         image_folder.list_images(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty has no images .*check --input"):
+    with pytest.raises(UserError, match="empty has no images .*check the input"):
         image_folder.list_images(tmp_path / "empty")
 
 

@@ -71,7 +71,7 @@ def test_flowers_with_a_folder_are_read_from_there(served: Path, tmp_path: Path)
 
 def test_flowers_offline_say_what_to_do(served: Path, tmp_path: Path) -> None:
     place = tmp_path / "cache" / "data" / "flower_photos.tgz"
-    with pytest.raises(UserError, match=f"HTTP 404.*put the file at {place} by hand or pass --config.data.dir"):
+    with pytest.raises(UserError, match=f"HTTP 404.*put the file at {place} by hand or pass config.data.dir"):
         tfds.load("flowers")
 
 

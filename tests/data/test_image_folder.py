@@ -168,7 +168,7 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch, limit: int
 
 
 def test_no_layout(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"no folder {tmp_path}/none; check --config.data.dir"):
+    with pytest.raises(UserError, match=f"no folder {tmp_path}/none; check config.data.dir"):
         tfds.load("folder", str(tmp_path / "none"))
     with pytest.raises(UserError, match="fewer than two class folders .0.; .*FOLDER/CLASS/PICTURE"):
         image_folder.read_folder(tmp_path)
@@ -178,7 +178,7 @@ def test_no_layout(tmp_path: Path) -> None:
     (tmp_path / "green").mkdir()
     with pytest.raises(UserError, match=f"{tmp_path}/green has no images"):
         image_folder.read_folder(tmp_path)
-    with pytest.raises(UserError, match="config.data.name=folder needs files; pass --config.data.dir"):
+    with pytest.raises(UserError, match="config.data.name=folder needs files; pass config.data.dir"):
         tfds.load("folder")
 
 

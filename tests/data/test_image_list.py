@@ -86,7 +86,7 @@ def test_a_file_listed_again_by_its_whole_path_is_refused(tmp_path: Path) -> Non
 def test_no_index(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no index .*index.csv; write one"):
         tfds.load("index", str(tmp_path))
-    with pytest.raises(UserError, match="config.data.name=index needs files; pass --config.data.dir=PATH"):
+    with pytest.raises(UserError, match="config.data.name=index needs files; pass config.data.dir=PATH"):
         tfds.load("index")
     lay(tmp_path, "file,patient\na/p0.png,x\n")
     with pytest.raises(UserError, match=r"does not list a/p2.png \(7 of 8 pictures are not there\)"):

@@ -146,7 +146,7 @@ def test_endings_that_are_not_read_are_counted(tmp_path: Path, capsys) -> None:
     put(tmp_path, "c/0.tif c/sub/1.tif c/2.gif")
     with pytest.raises(UserError, match="c has no images .*, but 2 .tif, 1 .gif, which are not read; convert"):
         image_folder.read_folder(tmp_path)
-    with pytest.raises(UserError, match="c has no images .*, but 2 .tif, 1 .gif; check --input"):
+    with pytest.raises(UserError, match="c has no images .*, but 2 .tif, 1 .gif; check the input"):
         image_folder.list_images(tmp_path / "c")
     with pytest.raises(UserError, match="0.tif: its ending is none of .jpg"):
         image_inputs.list_inputs([str(tmp_path / "c" / "0.tif")])
@@ -179,7 +179,7 @@ def test_linked_folders_are_read_and_never_without_end(tmp_path: Path, capsys) -
 
 def test_a_path_that_is_not_there_is_refused_by_predictions(tmp_path: Path) -> None:
     for name in ("none.png", "none", "*.png"):
-        with pytest.raises(UserError, match="no file or folder .*; check --input"):
+        with pytest.raises(UserError, match="no file or folder .*; check the input"):
             image_inputs.list_inputs([str(put(tmp_path, "a.png") / "a.png"), str(tmp_path / name)])
 
 

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 from tl_jax.data import coco, image_folder, image_list, voc
 from tl_jax.data.decode import DEFAULT_DECODING
 from tl_jax.data.fingerprint import folder_stamp
-from tl_jax.data.image_list import ReadOptions
+from tl_jax.data.registry import DatasetOptions
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -48,7 +48,12 @@ READERS = {
         write_coco,
         lambda top, outside: coco.read_coco(top, 32, decoding=ALLOWED if outside else DEFAULT_DECODING),
     ),
-    "index": (write_index, lambda top, outside: image_list.load_index(top, ReadOptions(8, outside=outside))),
+    "index": (
+        write_index,
+        lambda top, outside: image_list.load_index(
+            top, DatasetOptions("index", size=8, decoding=ALLOWED if outside else DEFAULT_DECODING)
+        ),
+    ),
 }
 WAYS = {
     "absolute": lambda top, private: str(private),

@@ -7,8 +7,11 @@ import pytest
 from PIL import Image
 
 from tests.data.boxed import CAT, write_voc
+from tests.data.test_dicom import STORED
+from tests.data.test_dicom import write as write_dicom
 from tl_jax.data import Dataset, Split
-from tl_jax.data.recognize import Found, recognize
+from tl_jax.data.decode import Decoding
+from tl_jax.data.recognize import RecognizedData, recognize
 from tl_jax.data.registry import DatasetOptions, load_dataset
 from tl_jax.utils.errors import UserError
 
@@ -17,7 +20,7 @@ PIXELS = np.arange(10 * 6 * 6, dtype=np.uint8).reshape(10, 6, 6)
 LABELS = [f"{i % 2}" for i in range(10)]
 
 
-def load(found: Found, size: int = 6):
+def load(found: RecognizedData, size: int = 6):
     return load_dataset(found.inputs, DatasetOptions(found.name, found.folder, size=size))
 
 
@@ -98,3 +101,17 @@ def test_a_dataset_of_ones_own_is_taken_as_it_is():
     split = Split(np.repeat(PIXELS[..., None], 3, axis=-1), np.arange(10, dtype=np.int32) % 2)
     found = recognize(Dataset("mine", split, split, ("a", "b")))
     assert found.inputs == "images" and load(found).name == "mine"
+
+
+def test_a_table_of_dicom_files_is_read_as_a_folder_is(tmp_path):
+    for i in range(20):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        write_dicom(tmp_path / "ab"[i % 2] / f"{i}.dcm", STORED + 10 * i, PatientID=f"p{i}" if i > 5 else f"p{i % 2}")
+    files = sorted(tmp_path.rglob("*.dcm"))
+    labels = [file.parent.name for file in files]
+    decoding = Decoding(windows=("lung", "bone", "bone"))
+    found = recognize({"file": files, "label": labels})
+    table = load_dataset("images", DatasetOptions(found.name, size=8, decoding=decoding))
+    folder = load_dataset("images", DatasetOptions("folder", str(tmp_path), size=8, decoding=decoding))
+    np.testing.assert_array_equal(table.train.inputs[:], folder.train.inputs[:])
+    assert not set(table.train.groups) & set(table.test.groups)

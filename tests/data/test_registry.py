@@ -177,5 +177,5 @@ def test_what_cannot_be_registered_or_found(own_sets):
         registry.read_dataset("people", DatasetOptions("mask"))
     with pytest.raises(UserError, match=r"no data set 'ring' under .*; did you mean 'rings'.*--import=MODULE"):
         registry.read_dataset("images", DatasetOptions("ring", str(Path(own_sets.__file__).parent)))
-    with pytest.raises(UserError, match="data.name=moods needs files; pass --config.data.dir=PATH, with words.txt"):
+    with pytest.raises(UserError, match="data.name=moods needs files; pass config.data.dir=PATH, with words.txt"):
         registry.read_dataset("texts", DatasetOptions("moods"))

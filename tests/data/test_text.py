@@ -301,7 +301,7 @@ def test_files_of_other_names_are_listed(tmp_path):
 )
 def test_a_test_file_without_labels_is_for_predict(tmp_path, kind, train, test):
     write(tmp_path, **{f"train_{kind}": train, f"test_{kind}": test})
-    with pytest.raises(UserError, match=f"test.{kind}.* --mode=predict --input=test.{kind}"):
+    with pytest.raises(UserError, match=f"test.{kind}.* predict from"):
         text.read_text_dataset(tmp_path, kind)
 
 
@@ -319,7 +319,7 @@ def test_names_in_the_first_line_are_no_example(tmp_path):
 @pytest.mark.parametrize("content", ["text\na\nb\n", "id,text\n7,a\n8,b\n", "label,text\nx,a\ny,b\n"])
 def test_a_file_to_predict_may_name_its_columns_where_training_files_do_not(tmp_path, content):
     file = write(tmp_path, q_csv=content) / "q.csv"
-    found = text.read_examples(file, "csv", PLAIN, labelled=False)
+    found = text.read_unlabelled(file, "csv", PLAIN)
     assert [example.text for example in found] == ["a", "b"]
 
 

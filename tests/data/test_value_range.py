@@ -224,5 +224,5 @@ def test_ranges_that_cannot_be_meant_are_refused(fields, message: str) -> None:
 
 def test_an_image_without_a_known_range_is_refused_with_its_values(tmp_path: Path) -> None:
     Image.fromarray(np.arange(36, dtype=np.uint16).reshape(6, 6) + 70).save(tmp_path / "x.png")
-    with pytest.raises(UserError, match=r"x.png has more than 8 bits \(values 70 to 105\).*--config.data.range"):
+    with pytest.raises(UserError, match=r"x.png has more than 8 bits \(values 70 to 105\).*config.data.range"):
         decode.decode_file(tmp_path / "x.png")

@@ -172,7 +172,7 @@ def test_damaged_voc_is_one_line(tmp_path, harm, message):
 @pytest.mark.fast
 def test_folders_that_are_none(tmp_path):
     for read in (voc.read_voc, coco.read_coco):
-        with pytest.raises(UserError, match="check --config.data.dir"):
+        with pytest.raises(UserError, match="check config.data.dir"):
             read(tmp_path / "nothing", 64)
     with pytest.raises(UserError, match="'cat' is none of the classes; choose one of dog, horse"):
         voc.read_voc(some(tmp_path / "set"), 64, classes=("dog", "horse"))

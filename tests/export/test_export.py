@@ -172,7 +172,7 @@ def test_the_next_transfer_starts_from_the_folder(run):
 
 
 def test_what_is_no_bundle_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no bundle in .*bundle.json is missing; --mode=export writes one"):
+    with pytest.raises(UserError, match=r"no bundle in .*bundle.json is missing; export a run, and pass RUN/export"):
         pretrained.load("resnet8", "tl_jax", tmp_path)
     with pytest.raises(UserError, match="no bundle in"):
         pretrained.load(source="tl_jax", path=tmp_path / "nowhere")

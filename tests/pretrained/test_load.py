@@ -83,7 +83,7 @@ def test_another_architecture_lists_missing_and_extra_names(files):
     folder, _ = files
     with pytest.raises(UserError, match=r"missing: .*shape|wrong: .*shape"):
         pretrained.load("resnet50", "keras", folder / "top.h5")
-    with pytest.raises(UserError, match=r"missing: .*extra: .*Check --config.model.name"):
+    with pytest.raises(UserError, match=r"missing: .*extra: .*Check config.model.name"):
         pretrained.load(NAME, "torchvision", folder / "top.h5")
 
 
@@ -124,7 +124,7 @@ def test_a_missing_or_cut_file_says_so(files, tmp_path):
     (tmp_path / "cut.h5").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="cut.h5"):
         pretrained.load(NAME, "keras", tmp_path / "cut.h5")
-    with pytest.raises(UserError, match="are published; pass --config.init.path"):
+    with pytest.raises(UserError, match="are published; pass config.init.path"):
         pretrained.load(NAME, "keras")
 
 

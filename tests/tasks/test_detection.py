@@ -80,7 +80,7 @@ def test_predictions_are_said_written_and_drawn(trained, tmp_path, capsys):
     sizes = [Image.open(folder / "predictions" / name).size for name in ("00.png", "other.png")]
     assert sizes == [(640, 640), (320, 640)]
     for bad, message in (
-        (["absent.png"], "no file or folder absent.png; check --input"),
+        (["absent.png"], "no file or folder absent.png; check the input"),
         ([], "nothing to look at"),
     ):
         with pytest.raises(UserError, match=message):
@@ -195,7 +195,7 @@ def test_fields_of_other_tasks_are_refused(changes, message):
     ("changes", "message"),
     [
         ([("data.generate", False), ("data.name", "vox")], "config.data.name='vox' has no boxes; did you mean 'voc'"),
-        ([("data.generate", False), ("data.name", "voc")], "data.name=voc needs files; pass --config.data.dir=PATH"),
+        ([("data.generate", False), ("data.name", "voc")], "data.name=voc needs files; pass config.data.dir=PATH"),
         ([("detect.width", 12)], "config.detect.width=12 is no multiple of 8"),
     ],
 )
@@ -220,7 +220,7 @@ def test_a_class_that_train_has_lost_to_validation_is_said(capsys):
     labels = source.train.labels.copy()
     labels[labels[..., 4] == 2, 4] = 1
     detection.warn_missing_classes(source, source.train._replace(labels=labels))
-    assert "scenes: no object of triangle is left in train" in capsys.readouterr().out
+    assert "scenes: no object of triangle is left in train" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def test_predictions_name_the_person_and_say_same_or_different(run, tmp_path):
     assert one["same"] == (one["similarity"] >= one["threshold"]) and -1 <= one["threshold"] < 1
     with pytest.raises(UserError, match="nothing to look at; pass --input"):
         Learner(config, folder).show_predictions([])
-    with pytest.raises(UserError, match="no file or folder .*nowhere; check --input"):
+    with pytest.raises(UserError, match="no file or folder .*nowhere; check the input"):
         Learner(config, folder).show_predictions([str(tmp_path / "nowhere")])
     lost = recipe.override(config, (("faces.known", str(tmp_path / "lost")),))
     with pytest.raises(UserError, match="no folder .*lost with the known people; set config.faces.known"):
@@ -223,5 +223,5 @@ def test_fields_that_do_not_go_together(changes, message):
 def test_sets_without_people():
     with pytest.raises(UserError, match="data.name='digits' has no people; choose one of drawn_faces, folder, lfw"):
         face_verification.FaceVerification(schema.freeze(configure(("data.generate", False), ("data.name", "digits"))))
-    with pytest.raises(UserError, match="needs files; pass --config.data.dir=PATH, with FOLDER/PERSON/PICTURE"):
+    with pytest.raises(UserError, match="needs files; pass config.data.dir=PATH, with FOLDER/PERSON/PICTURE"):
         face_verification.FaceVerification(schema.freeze(configure(("data.generate", False))))

@@ -11,6 +11,7 @@ from configs import sst2_bert
 from tests.configs import change
 from tests.text import network
 from tl_jax import training
+from tl_jax.data import tokenize
 from tl_jax.learner import Learner
 from tl_jax.pretrained import huggingface
 from tl_jax.utils.errors import UserError
@@ -117,6 +118,9 @@ def test_a_file_of_sentences_is_read(folder, run, tmp_path):
     assert shown["a.txt"] == [first, (["acting", ",", "a", "cafe"], ["acting"])]
     assert shown["a.csv"] == [first]
     assert shown["a.conll"] == [(["its", "good"], ["good"]), (["acting"], ["acting"])]
+    (tmp_path / "a.conll").write_text("its O\ngood\nday O\n\nacting O\n")
+    damaged, sound = Learner(configure(folder), run[0]).show_predictions([str(tmp_path / "a.conll")])
+    assert "a.conll:2: one column, 'good', not 2" in damaged["error"] and sound["words"] == ["acting"]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +174,7 @@ def test_bars_make_a_pair_only_if_the_run_was_trained_on_pairs(folder, tmp_path,
     found = {each["input"]: each["probabilities"]["a"] for each in rows}
     assert len(found) == 17
     if not pairs:
-        ids = huggingface.load_tokenizer("huggingface", str(folder / "net")).encode("good film ||| bad world").type_ids
+        ids = tokenize.read_tokenizer(folder / "net").encode("good film ||| bad world").type_ids
         assert set(ids) == {0} and "good film 3" in found
         return
     assert "good film 3 ||| bad world" in found

@@ -8,6 +8,7 @@ from configs import sst2_bert
 from tests.configs import change
 from tests.text import network
 from tl_jax.config import recipe
+from tl_jax.data import tokenize
 from tl_jax.learner import Learner
 from tl_jax.pretrained import huggingface
 from tl_jax.report import images
@@ -98,7 +99,7 @@ def test_hidden_words_are_those_that_the_first_step_hides(folder, tmp_path, monk
     monkeypatch.setattr("tl_jax.tasks.losses.mask_tokens", lambda *a: seen.append(hide(*a)) or seen[-1])
     batch = task.train_batch(0)
     task.loss(task.init(jax.random.key(0)), batch, jax.random.fold_in(stream_key(config.seed, "train"), 0))
-    tokenizer = huggingface.load_tokenizer(config.init.source, config.init.path)
+    tokenizer = task.net.tokenizer
     for i, text in enumerate(found["preview.png"]):
         ids = np.asarray(seen[0].ids[i])[: int(batch["attention_mask"][i].sum())]
         assert [piece.text for piece in text.pieces[: len(ids)]] == [tokenizer.id_to_token(int(id)) for id in ids]
@@ -106,7 +107,7 @@ def test_hidden_words_are_those_that_the_first_step_hides(folder, tmp_path, monk
 
 
 def test_letters_say_what_was_done_to_a_word(folder):
-    tokenizer = huggingface.load_tokenizer("huggingface", str(folder / "net"))
+    tokenizer = tokenize.read_tokenizer(folder / "net")
     rng = np.random.default_rng(0)
     ids = rng.integers(10, 40, (200, 16))
     batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}

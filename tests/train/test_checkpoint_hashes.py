@@ -56,7 +56,7 @@ def test_the_one_before_is_taken(finished, copy, capsys, name):
     again = fit(copy)
     assert again.resumed_from == 9
     assert digest(again.state.variables) == finished[1]
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "WARNING: checkpoint 12 is damaged: " in said and str(copy / "damaged" / "12") in said
     assert (copy / "damaged" / "12").is_dir()
 
@@ -100,7 +100,7 @@ def test_scores_that_are_damaged_choose_no_checkpoint(finished, copy, capsys, da
         Checkpoints(copy / "checkpoints", tiny.task(), cleanup=False)
     again = fit(copy)
     assert again.resumed_from == 12 and digest(again.state.variables) == finished[1]
-    assert "WARNING: checkpoint 9 is damaged: metrics/metrics " in capsys.readouterr().out
+    assert "WARNING: checkpoint 9 is damaged: metrics/metrics " in capsys.readouterr().err
 
 
 def test_a_digit_of_a_score_that_has_changed_is_noticed(copy):

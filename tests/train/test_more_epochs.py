@@ -49,7 +49,7 @@ def finished(folder, **config):
 @pytest.mark.parametrize(("change", "name"), [({"schedule": "cosine"}, "cosine"), ({"warmup": 0.1}, "warm-up")])
 def test_a_schedule_that_depends_on_the_epochs_is_not_gone_on_with(tmp_path, change, name):
     config = finished(tmp_path / "run", optim={"schedule": "constant", "warmup": 0.0, **change})
-    with pytest.raises(UserError, match=f"trained for 2 epochs, and the {name} of its rate .* --config.init.path="):
+    with pytest.raises(UserError, match=f"trained for 2 epochs, and the {name} of its rate .* config.init.path="):
         more_epochs.epochs_before({**config, "epochs": 3.0}, tmp_path / "run")
     assert read_summary(tmp_path / "run")
 

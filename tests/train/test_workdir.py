@@ -27,7 +27,7 @@ def test_the_same_configuration_may_go_on_and_another_is_named(tmp_path):
     workdir.claim_folder(tmp_path, CONFIG)
     start(tmp_path)
     workdir.claim_folder(tmp_path, CONFIG | {"data": {"dir": "moved"}})
-    with pytest.raises(UserError, match=r"another config.optim.lr \(0.1 there, 0.2 here\); pass another --workdir"):
+    with pytest.raises(UserError, match=r"another config.optim.lr \(0.1 there, 0.2 here\); pass another workdir"):
         workdir.claim_folder(tmp_path, CONFIG | {"optim": {"lr": 0.2}})
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.1
 
@@ -152,7 +152,7 @@ SUMMARY = {
 )
 def test_each_field_has_a_type_and_a_range(copy, file, field, value):
     change(copy / file, **{field: value})
-    with pytest.raises(UserError, match=rf"{file}.*{field}.*; restore the file, or train again with a new --workdir"):
+    with pytest.raises(UserError, match=rf"{file}.*{field}.*; restore the file, or train again with a new workdir"):
         workdir.read_facts(copy), workdir.read_summary(copy)
 
 

@@ -125,3 +125,9 @@ def test_no_bar_stands_still_while_the_first_step_compiles(tmp_path, capsys, mon
     log.start_bar(0)
     log.close()
     assert "0/10" in capsys.readouterr().err
+
+
+def test_an_advice_names_flags_and_a_problem_does_not():
+    said = "config.optim.lr=1 is too high; set config.optim.lr=0.1, or look at config.json in RUN/config.x"
+    shown = "config.optim.lr=1 is too high; set --config.optim.lr=0.1, or look at config.json in RUN/config.x"
+    assert command.name_flags(said) == shown and command.name_flags("config.seed: no") == "config.seed: no"

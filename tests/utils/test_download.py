@@ -175,10 +175,10 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/data.bin"
     with pytest.raises(UserError) as caught:
-        fetch(url, tmp_path / "data.bin", DIGEST, hint="or pass --config.init.path=FILE")
+        fetch(url, tmp_path / "data.bin", DIGEST, hint="or pass config.init.path=FILE")
     message = str(caught.value)
     assert url in message and "Connection refused" in message and f"{tmp_path}/data.bin by hand" in message
-    assert message.endswith("or pass --config.init.path=FILE") and "\n" not in message
+    assert message.endswith("or pass config.init.path=FILE") and "\n" not in message
     assert names(tmp_path) == []
 
 

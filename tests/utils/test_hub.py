@@ -191,7 +191,7 @@ def test_what_the_hub_does_not_have_is_one_line(server, tmp_path):
     message = hub(server, tmp_path)
     assert message.startswith("error: cannot download model.safetensors of timm/tiny") and "\n" not in message
     offline = hub(server, tmp_path, HF_HUB_OFFLINE="1")
-    assert "HF_HUB_OFFLINE" in offline and "--config.init.path=FILE" in offline
+    assert "HF_HUB_OFFLINE" in offline and "pass a local copy with config.init.path=FILE" in offline
 
 
 def test_a_text_network_on_the_hub(server, tmp_path):

@@ -44,7 +44,7 @@ def read_coco(
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}; check --config.data.dir")
+        raise UserError(f"no folder {folder}; check config.data.dir")
     files = _find_annotation_files(folder)
     if "train" not in files:
         raise UserError(f"{folder} has no annotations of a train part; the layout is {LAYOUT}")

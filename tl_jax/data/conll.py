@@ -37,7 +37,7 @@ class _Layout(NamedTuple):
 
 def read_sentences(
     file: Path, text: str, names: Sequence[str] = (), word: str = "", tag: str = "", tagged: bool = True
-) -> list[Sentence]:
+) -> list[Sentence | UserError]:
     """Read the sentences of a file.
 
     Columns are separated by tabs in lines that hold one, so that words may contain blanks, else by blanks; a
@@ -51,7 +51,8 @@ def read_sentences(
         names: of all columns.
         word: name of the column with the words.
         tag: name of the column with the tags.
-        tagged: whether tags are needed; else a line may be a word alone, and the tags are empty.
+        tagged: whether tags are needed; else a line may be a word alone, the tags are empty, and a sentence with a
+            damaged line has its error in its place.
 
     Raises:
         UserError: a line with another number of columns, or columns that are not known; the message names the lines.
@@ -60,8 +61,9 @@ def read_sentences(
     if not groups:
         raise UserError(f"{file} is empty; fill it, or take it away")
     layout = _find_layout(file, groups, names, word, tag, tagged)
-    line_errors, sentences = LineErrors(file), []
+    line_errors, sentences = LineErrors(file, keep=not tagged), []
     for group in groups:
+        num_errors = len(line_errors.lines)
         rows = [row for row in _comments_dropped(group, layout.numbered) if not _is_extra(row, layout.numbered)]
         for line, cells in rows:
             if len(cells) != layout.width:
@@ -70,7 +72,9 @@ def read_sentences(
                 line_errors.add(line, problem, "a line is a word and, at its end, a tag")
             elif not all(cell.strip() for cell in (cells[layout.word], cells[layout.tag])):
                 line_errors.add(line, "an empty word or tag", "write it, or take the line away")
-        if rows and not line_errors.lines:
+        if len(line_errors.lines) > num_errors:
+            sentences.append(line_errors.by_line()[line_errors.lines[num_errors][0]])
+        elif rows:
             tags = [cells[layout.tag] if tagged else "" for _, cells in rows]
             sentences.append(Sentence([cells[layout.word] for _, cells in rows], tags, [line for line, _ in rows]))
     line_errors.raise_if_any()
@@ -125,7 +129,7 @@ def _find_layout(
     if width < 2 and tagged:
         single_column = all(len(cells) == 1 for group in groups for _, cells in group)
         action = (
-            f"words without tags are for --mode=predict --input={file.name}" if single_column
+            f"words without tags are to predict from: {file.name}" if single_column
             else "a line is a word and, at its end, a tag"
         )  # fmt: skip
         raise UserError(f"{file}:{first[0]}: one column, {first[1][0]!r}; {action}")

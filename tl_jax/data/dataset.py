@@ -200,12 +200,14 @@ def hold_out(
         name: of the set, for the message.
         labels: (N,), in an order that does not change.
         classes: K names.
-        share: key into ``TEST_FRACTIONS``, of the test part.
+        share: key into ``TEST_FRACTIONS``, of the test part; "" for none, so that all are in train.
         groups: (N,), what each belongs to; none is then in both, and classes keep their shares as far as that goes.
 
     Raises:
         UserError: a class is too small for one of its pictures, or groups, to be held out.
     """
+    if not share:
+        return np.arange(len(labels)), np.arange(0)
     min_count = round(1 / TEST_FRACTIONS[share])
     for label in np.unique(labels):
         in_class = labels == label

@@ -79,20 +79,25 @@ def decode_all(
     max_bytes: float,
     decoding: Decoding = DEFAULT_DECODING,
     fit_mode: str = "crop",
+    shape: tuple[int, int] | None = None,
 ) -> np.ndarray | EncodedImages:
     """Return all images uint8 (N, H, W, 3), decoded by several threads, or once before and kept.
 
     Where all have the same size they are kept as they are, else all are fitted into ``size``, as ``fit_mode`` says (see
-    ``dataset.fit_image``), and where the whole is wanted so are all that are not square; other arguments are those of
-    ``decode_into``.
+    ``dataset.fit_image``), and where the whole is wanted so are all that are not square. With a ``shape`` (H, W) all
+    are fitted into it. Other arguments are those of ``decode_into``.
     """
     sizes = read_headers(name, files, decoding).sizes
     height, width = map(int, sizes[0])
-    if (sizes == sizes[0]).all() and (fit_mode == "crop" or height == width):
+    same = (sizes == sizes[0]).all()
+    if same and ((height, width) == shape if shape else fit_mode == "crop" or height == width):
         return decode_into(name, files, (height, width), lambda image: image, max_bytes, decoding=decoding)
-    return decode_into(
-        name, files, (size, size), lambda image: fit_image(image, size, fit_mode), max_bytes, (fit_mode,), decoding
-    )
+    height, width = shape or (size, size)
+
+    def fit(image: np.ndarray) -> np.ndarray:
+        return image if image.shape[:2] == shape else fit_image(image, (width, height), fit_mode)
+
+    return decode_into(name, files, (height, width), fit, max_bytes, (fit_mode,), decoding)
 
 
 def decode_into(
@@ -349,7 +354,7 @@ def _to_rgb(image: ImageFile.ImageFile, source: Any, name: str, limits: ValueRan
         if limits is None:
             raise UserError(
                 f"{name} has more than 8 bits (values {values.min():g} to {values.max():g}), and no range for them is "
-                "known; set --config.data.range='(LOW, HIGH)' for training, or store it with 8 bits as the others"
+                "known; set config.data.range='(LOW, HIGH)' for training, or store it with 8 bits as the others"
             )
         rgb = Image.fromarray(value_range.to_uint8(values, limits)).convert("RGB")
         if alpha is not None:
@@ -379,7 +384,7 @@ def _open_image(source: Any, name: str, decoding: Decoding) -> Iterator[ImageFil
     """Open an image, a path or a file; whatever turns out to be wrong with it is a UserError that names it."""
     limit = _max_pixels(decoding)
     too_large = UserError(
-        f"{name} is refused: it has more than {limit:,} pixels; shrink or remove it, or raise --config.data.max_pixels"
+        f"{name} is refused: it has more than {limit:,} pixels; shrink or remove it, or raise config.data.max_pixels"
     )
     try:
         with Image.open(source, formats=FORMATS) as image:

@@ -88,7 +88,7 @@ def build_dataset(
     splits = splits if "test" in splits else _hold_out(name, splits)
     for split, rows in splits.items():
         if not rows:
-            raise UserError(f"the {split} part of {name} has no pictures; check --config.data.dir")
+            raise UserError(f"the {split} part of {name} has no pictures; check config.data.dir")
     check_objects(name, "train", [obj.crowd for row in splits["train"] for obj in row.objects])
     present = sorted({obj.name for row in splits["train"] for obj in row.objects})
     check_class_names(present, name)

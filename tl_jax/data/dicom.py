@@ -247,7 +247,7 @@ def _decoder_advice(path: Path, syntax: Any) -> str:
 def _check_pixels(path: Path, size: tuple[int, int], max_pixels: int) -> None:
     if max_pixels and size[0] * size[1] > max_pixels:
         raise UserError(
-            f"{path} is refused: it has more than {max_pixels:,} pixels; remove it, or raise --config.data.max_pixels"
+            f"{path} is refused: it has more than {max_pixels:,} pixels; remove it, or raise config.data.max_pixels"
         )
 
 
@@ -262,7 +262,7 @@ def _number(data: Any, name: str) -> float | None:
 def _check_units(path: Path, data: Any) -> None:
     """Refuse a file whose values cannot be turned into Hounsfield units."""
     modality, rescale_type = data.get("Modality") or "nothing", data.get("RescaleType") or ""
-    advice = "set --config.data.windows='()'"
+    advice = "set config.data.windows='()'"
     if modality != "CT":
         raise UserError(f"{path} says it is {modality}, not CT, so it has no Hounsfield units; {advice}")
     if rescale_type not in HOUNSFIELD_TYPES:

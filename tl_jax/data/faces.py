@@ -320,7 +320,7 @@ def _check_single_images(face_set: FaceSet, counts: np.ndarray, named: np.ndarra
         more = f" (and {len(single) - 1:,} more)" if len(single) > 1 else ""
         raise UserError(
             f"{face_set.name} has one picture of {single[0]!r}{more}, and verification takes two; add some, or pass "
-            "--config.faces.min_images=2 to leave such people out"
+            "config.faces.min_images=2 to leave such people out"
         )
 
 

@@ -24,7 +24,7 @@ from tl_jax.data.decode import (
     raise_damaged,
     with_value_range,
 )
-from tl_jax.data.image_list import FileList, ReadOptions, build_dataset, with_dicom_groups
+from tl_jax.data.image_list import FileList, build_dataset, with_dicom_groups
 from tl_jax.data.registry import IMAGE_FILES, DatasetOptions, register_dataset
 from tl_jax.data.value_range import ValueRange
 from tl_jax.data.walker import Walk, normalize_unicode, subfolders
@@ -64,34 +64,16 @@ def read_folder(
 
     Args:
         folder: the name of the set is the folder's.
-        size, max_bytes, windows, fit, value_range, max_pixels, outside: see ``ReadOptions``.
+        size, max_bytes, fit: see ``DatasetOptions``.
+        windows, value_range, max_pixels, outside: see ``Decoding``.
         group: a column of ``folder/index.csv``, or "study" or "none"; empty groups DICOM files by patient.
 
     Raises:
         UserError: no folder of that layout, two folders of one split, fewer than two classes, a class without images or
             too small for a split to be held out, an image that cannot be decoded, a group in two splits.
     """
-    folder = Path(folder).expanduser()
-    walk = Walk(folder, outside)
-    split_files, test_origin = _find_split_files(folder, walk)
-    classes = tuple(split_files["train"])
-    splits, name = (
-        {split: FileList(*_flatten(files, classes)) for split, files in split_files.items()},
-        folder.resolve().name,
-    )
-    if walk.has_broken_links:
-        files = [file for file_list in splits.values() for file in file_list.files]
-        raise_damaged(name, files, Decoding(windows, value_range, max_pixels))
-    has_index_groups = bool(group) and image_list.has_column(folder, group)
-    if has_index_groups:
-        walk.unskip(folder / image_list.INDEX_NAME)
-    walk.report()
-    if has_index_groups:
-        splits = {s: p._replace(groups=image_list.read_groups(folder, p.files, group)) for s, p in splits.items()}
-    else:
-        splits = with_dicom_groups(name, splits, group)
-    options = ReadOptions(size, max_bytes, windows, group, fit=fit, value_range=value_range, max_pixels=max_pixels)
-    return build_dataset(name, splits, classes, test_origin, options)
+    decoding = Decoding(windows, value_range, max_pixels, outside=outside)
+    return load_folder(DatasetOptions("folder", str(folder), size, max_bytes, decoding, fit, group))
 
 
 FIELDS = (*IMAGE_FILES, "group", "outside", "windows")  # of the configuration, that decide how a folder is read
@@ -100,9 +82,26 @@ FIELDS = (*IMAGE_FILES, "group", "outside", "windows")  # of the configuration, 
 @register_dataset("folder", fields=FIELDS, layout=LAYOUT)
 def load_folder(options: DatasetOptions) -> Dataset:
     """Images in one folder for each class, with or without folders for splits above them."""
-    windows, limits, max_pixels, _, outside = options.decoding
-    size, max_bytes, group, fit = options.size, options.max_bytes, options.group, options.fit
-    return read_folder(Path(options.folder), size, max_bytes, windows, group, fit, limits, max_pixels, outside)
+    folder = Path(options.folder).expanduser()
+    walk = Walk(folder, options.decoding.outside)
+    split_files, test_origin = _find_split_files(folder, walk, min_classes=1 if options.as_one_split else 2)
+    name, classes = folder.resolve().name, tuple(split_files["train"])
+    splits = {split: FileList(*_flatten(files, classes)) for split, files in split_files.items()}
+    if walk.has_broken_links:
+        raise_damaged(name, [file for file_list in splits.values() for file in file_list.files], options.decoding)
+    group = image_list.known_group(folder / image_list.INDEX_NAME, options)
+    has_index_groups = bool(group) and image_list.has_column(folder, group)
+    if has_index_groups:
+        walk.unskip(folder / image_list.INDEX_NAME)
+    walk.report()
+    if has_index_groups:
+        splits = {
+            split: files._replace(groups=image_list.read_groups(folder, files.files, group))
+            for split, files in splits.items()
+        }
+    else:
+        splits = with_dicom_groups(name, splits, group)
+    return build_dataset(name, splits, classes, test_origin, options)
 
 
 def read_single_split(
@@ -150,10 +149,10 @@ def list_images(path: Path, outside: bool = False) -> list[Path]:
     path = path.expanduser()
     if path.is_file():
         if not is_image(path):
-            raise UserError(f"{path}: its ending is none of {', '.join(ENDINGS)}; convert it, or check --input")
+            raise UserError(f"{path}: its ending is none of {', '.join(ENDINGS)}; convert it, or check the input")
         return [path]
     if not path.is_dir():
-        raise UserError(f"no file or folder {path}; check --input")
+        raise UserError(f"no file or folder {path}; check the input")
     walk = Walk(path, outside)
     folders, files = walk.entries(path)
     images_by_entry = {entry: [entry] for entry in files} | {entry: walk.images(entry) for entry in folders}
@@ -161,7 +160,7 @@ def list_images(path: Path, outside: bool = False) -> list[Path]:
     if not images:
         skipped = walk.describe_skipped(path)
         raise UserError(
-            f"{path} has no images ({', '.join(ENDINGS)}){f', but {skipped}' if skipped else ''}; check --input"
+            f"{path} has no images ({', '.join(ENDINGS)}){f', but {skipped}' if skipped else ''}; check the input"
         )
     walk.report()
     return images
@@ -170,11 +169,11 @@ def list_images(path: Path, outside: bool = False) -> list[Path]:
 def _check_folder(folder: Path) -> Path:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}; check --config.data.dir")
+        raise UserError(f"no folder {folder}; check config.data.dir")
     return folder
 
 
-def _find_split_files(folder: Path, walk: Walk) -> tuple[dict[str, ClassFiles], str]:
+def _find_split_files(folder: Path, walk: Walk, min_classes: int) -> tuple[dict[str, ClassFiles], str]:
     """Return the files of ``train``, ``test`` and ``validation`` by class, and which folder the test split is from."""
     split_folders = [path for path in subfolders(_check_folder(folder)) if parse_split(path.name)]
     splits = find_splits([path.name for path in split_folders if subfolders(path)], folder)
@@ -182,7 +181,7 @@ def _find_split_files(folder: Path, walk: Walk) -> tuple[dict[str, ClassFiles], 
         if len(split_folders) > 1 and len(split_folders) == len(subfolders(folder)):
             names = ", ".join(path.name for path in split_folders)
             raise UserError(f"{folder}: no class folders in {names}, which are names of splits; the layout is {LAYOUT}")
-        return {"train": _find_class_files(folder, walk)}, ""  # a class may be called train
+        return {"train": _find_class_files(folder, walk, min_classes)}, ""  # a class may be called train
     if "train" not in splits:
         raise UserError(
             f"{folder}: {' and '.join(splits.values())} hold class folders, but there is no train folder beside them; "
@@ -202,7 +201,8 @@ def _find_split_files(folder: Path, walk: Walk) -> tuple[dict[str, ClassFiles], 
     for path in loose:
         walk.skip(f"image beside {top.name}", path)
     split_files = {
-        split: _find_class_files(folder / name, walk, 2 if split == "train" else 1) for split, name in splits.items()
+        split: _find_class_files(folder / name, walk, min_classes if split == "train" else 1)
+        for split, name in splits.items()
     }
     for split, files in split_files.items():
         if unknown := sorted(set(files) - set(split_files["train"])):

@@ -10,14 +10,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from tl_jax.data import decode, dicom, duplicates
 from tl_jax.data.dataset import (
     ALL_SPLIT_NAMES,
-    DECODED_BYTES,
     Dataset,
     Split,
     hold_out,
@@ -30,38 +29,11 @@ from tl_jax.data.decode import is_dicom
 from tl_jax.data.labels import is_number, make_label_map
 from tl_jax.data.registry import IMAGE_FILES, DatasetOptions, register_dataset
 from tl_jax.data.text import read_text
-from tl_jax.data.value_range import ValueRange
 from tl_jax.data.walker import PathGuard, find_file, normalize_unicode
 from tl_jax.utils.errors import UserError, nearest
 from tl_jax.utils.log import warn_once
 
 STUDY, NO_GROUPS = "study", "none"  # values of config.data.group beside names of columns
-
-
-class ReadOptions(NamedTuple):
-    """How picture files are read.
-
-    Attributes:
-        size: side in pixels into which pictures of differing sizes are fitted.
-        max_bytes: of decoded pictures that may be kept on disk.
-        windows: through which DICOM files of CT are seen, see ``dicom.read_dicom``.
-        group: column of ``index.csv`` that says which images belong together, or a value of ``with_dicom_groups``.
-        label: column of ``index.csv`` that names the class; empty takes the name of a file's folder.
-        fit: how they are fitted, see ``dataset.fit_image``.
-        value_range: of images with more than 8 bits; None takes the ends of the whole set.
-        max_pixels: of an image; 0 for Pillow's limit.
-        outside: whether files outside the data folder are read, see ``walker.PathGuard``.
-    """
-
-    size: int = 224
-    max_bytes: float = DECODED_BYTES
-    windows: tuple[Any, ...] = ()
-    group: str = ""
-    label: str = "label"
-    fit: str = "crop"
-    value_range: ValueRange | None = None
-    max_pixels: int = 0
-    outside: bool = False
 
 
 class FileList(NamedTuple):
@@ -133,7 +105,7 @@ def _check_owners(name: str, owners: Sequence[str], files: int, group: str) -> N
 
 
 def build_dataset(
-    name: str, splits: Mapping[str, FileList], classes: tuple[str, ...], test_origin: str, options: ReadOptions
+    name: str, splits: Mapping[str, FileList], classes: tuple[str, ...], test_origin: str, options: DatasetOptions
 ) -> Dataset:
     """Decode the files of ``splits`` ("train", and where there are "test" and "validation") into a data set.
 
@@ -145,7 +117,7 @@ def build_dataset(
     """
     if "test" not in splits:
         full = splits["train"]
-        train, test = hold_out(name, full.labels, classes, "fifth", full.groups)
+        train, test = hold_out(name, full.labels, classes, options.share, full.groups)
         splits = {"train": _select_rows(full, train), "test": _select_rows(full, test)} | {
             split: rows for split, rows in splits.items() if split != "train"
         }
@@ -156,10 +128,8 @@ def build_dataset(
     )
     splits = {split: splits[split] for split in ("train", "test", "validation") if split in splits}
     files = [file for split in splits.values() for file in split.files]
-    decoding = decode.with_value_range(
-        name, files, decode.Decoding(options.windows, options.value_range, options.max_pixels)
-    )
-    images = decode.decode_all(name, files, options.size, options.max_bytes, decoding, options.fit)
+    decoding = decode.with_value_range(name, files, options.decoding)
+    images = decode.decode_all(name, files, options.size, options.max_bytes, decoding, options.fit, options.shape)
     ends = np.cumsum([len(split.files) for split in splits.values()])
     built = [
         Split(slice_images(images, end - len(split.files), end), split.labels, split.groups, path_array(split.files))
@@ -268,6 +238,16 @@ def has_column(folder: Path, column: str) -> bool:
     )
 
 
+def known_group(path: Path, options: DatasetOptions) -> str:
+    """Return ``options.group``; "" if it is a column that the index of another set to be tested on does not have."""
+    if not options.as_one_split or options.group in ("", STUDY, NO_GROUPS):
+        return options.group
+    if path.is_file() and options.group in read_index(path).columns:
+        return options.group
+    warn_once(f"{path}: no column {options.group!r} says which images belong together; intervals count each as new")
+    return ""
+
+
 def read_groups(folder: Path, files: Sequence[Path], column: str) -> np.ndarray:
     """Return what ``folder/index.csv`` says in ``column`` of each file (N,).
 
@@ -297,11 +277,12 @@ def _group_column(index: Index, column: str) -> dict[str, str]:
     return groups
 
 
-def load_index(path: Path, options: ReadOptions) -> Dataset:
+def load_index(path: Path, options: DatasetOptions) -> Dataset:
     """Read the pictures that an index lists, with paths as seen from its folder.
 
-    The column ``options.label`` names the class, or if that is empty the file's folder does. The column ``split``, if
-    there is one, names the split, by any name in ``SPLIT_NAMES``; beside train, a single other split is the test split.
+    The column ``options.columns.label`` names the class, or if that is empty the file's folder does. The column
+    ``split``, if there is one, names the split, by any name in ``SPLIT_NAMES``; beside train, a single other split is
+    the test split.
     The column ``options.group``, if it is not empty, says what belongs together, or it is a word of
     ``with_dicom_groups``.
 
@@ -310,7 +291,7 @@ def load_index(path: Path, options: ReadOptions) -> Dataset:
 
     Args:
         path: of the index, or of the folder with ``index.csv``.
-        options: see ``ReadOptions``.
+        options: see ``DatasetOptions``.
 
     Raises:
         UserError: whatever is wrong with the index, a file that is not there, or a class that train does not have.
@@ -320,14 +301,13 @@ def load_index(path: Path, options: ReadOptions) -> Dataset:
         raise UserError(f"no folder or index {path}; check config.data.dir")
     index = read_index(path / INDEX_NAME if path.is_dir() else path)
     folder = index.path.parent
-    files = _find_files(index, options.outside)
-    label_of = (
-        index.column(options.label, "data.label") if options.label else {n: f.parent.name for n, f in files.items()}
-    )
-    classes, class_of = _find_classes(label_of, index.path, bool(options.label))
-    column = options.group if options.group in index.columns or options.group not in ("", STUDY, NO_GROUPS) else ""
+    label, group = options.columns.label, known_group(index.path, options)
+    files = _find_files(index, options.decoding.outside)
+    label_of = index.column(label, "data.label") if label else {n: f.parent.name for n, f in files.items()}
+    classes, class_of = _find_classes(label_of, index.path, bool(label))
+    column = group if group in index.columns or group not in ("", STUDY, NO_GROUPS) else ""
     group_of = _group_column(index, column) if column else None
-    if len(classes) < 2:
+    if len(classes) < 2 and not options.as_one_split:
         raise UserError(f"{index.path} has fewer than two classes ({', '.join(classes)}); check config.data.label")
     numbers, splits = {name: k for k, name in enumerate(classes)}, {}
     for split, names in _split_names(index).items():
@@ -335,10 +315,10 @@ def load_index(path: Path, options: ReadOptions) -> Dataset:
         groups = np.asarray([group_of[name] for name in names]) if group_of else None
         splits[split] = FileList([files[name] for name in names], labels, groups)
     if group_of is None:
-        splits = with_dicom_groups(folder.resolve().name, splits, options.group)
+        splits = with_dicom_groups(folder.resolve().name, splits, group)
     splits, test_origin = with_test_split(splits), "test" if "test" in splits else "validation"
     unknown = sorted({int(k) for split in splits.values() for k in split.labels} - set(splits["train"].labels.tolist()))
-    if unknown:
+    if unknown and not options.as_one_split:
         raise UserError(f"{index.path} has the class {classes[unknown[0]]!r} in no training row; add some, or leave it")
     return build_dataset(folder.resolve().name, splits, classes, test_origin, options)
 
@@ -346,12 +326,7 @@ def load_index(path: Path, options: ReadOptions) -> Dataset:
 @register_dataset("index", fields=(*IMAGE_FILES, "group", "label", "outside", "windows"), layout="index.csv in it")
 def load_listed(options: DatasetOptions) -> Dataset:
     """Images that an index.csv lists, with their class, split and group."""
-    windows, limits, max_pixels, _, outside = options.decoding
-    read_options = ReadOptions(
-        options.size, options.max_bytes, windows, options.group, options.columns.label, options.fit, limits, max_pixels,
-        outside,
-    )  # fmt: skip
-    return load_index(Path(options.folder), read_options)
+    return load_index(Path(options.folder), options)
 
 
 def _split_names(index: Index) -> dict[str, list[str]]:

@@ -47,12 +47,12 @@ class Stream(NamedTuple):
     batch_size: int
 
     def rows(self, step: int) -> np.ndarray:
-        """Return the rows (B,) of ``images`` that make up batch ``step``; each epoch sees the next view."""
+        """Return the rows (B,) of ``inputs`` that make up batch ``step``; each epoch sees the next view."""
         n = len(self.labels)
         return train_indices(self.seed, n, self.batch_size, step, len(self.inputs) // n)
 
     def __call__(self, step: int, share: slice = slice(None)) -> Mapping[str, np.ndarray]:
-        """Return ``image`` (B, ...), ``label`` int32 (B,) and ``mask`` float32 (B,) of batch ``step``, or a share."""
+        """Return ``inputs`` (B, ...), ``label`` int32 (B,) and ``mask`` float32 (B,) of batch ``step``, or a share."""
         rows = self.rows(step)[share]
         labels = self.labels[rows % len(self.labels)]
         return {"inputs": self.inputs[rows], "label": labels, "mask": np.ones(len(rows), np.float32)}

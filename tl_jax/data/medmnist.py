@@ -34,7 +34,7 @@ IMAGES_SUFFIX = "_images"
 def load_published(options: DatasetOptions) -> Dataset:
     """MedMNIST's CT slices of organs, 28 pixels wide or as the name says, downloaded on the first use."""
     name = options.name
-    hint = "or pass --config.data.name=npz --config.data.dir=FILE"
+    hint = "or pass config.data.name=npz config.data.dir=FILE"
     path = cache_dir() / "data" / f"{name}.npz"
     return read_npz(fetch(URL.format(name=name), path, f"md5:{SETS[name]}", hint=hint), ORGANS)
 
@@ -61,7 +61,7 @@ def read_npz(path: Path, classes: tuple[str, ...] = (), value_range: ValueRange 
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"no file {path}; pass an npz file as --config.data.dir, with {LAYOUT}")
+        raise UserError(f"no file {path}; pass an npz file as config.data.dir, with {LAYOUT}")
     arrays = _read_arrays(path)
     arrays, value_range = _scale_images(path, arrays, value_range)
     split_names = find_splits(

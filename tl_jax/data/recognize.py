@@ -10,10 +10,11 @@ import numpy as np
 from tl_jax.data import text
 from tl_jax.data.dataset import Dataset, Split, hold_out
 from tl_jax.data.fingerprint import fingerprint
-from tl_jax.data.image_list import FileList, ReadOptions, build_dataset
-from tl_jax.data.registry import DATASETS, DatasetOptions, register_dataset
+from tl_jax.data.image_list import FileList, build_dataset, with_dicom_groups
+from tl_jax.data.registry import DATASETS, IMAGE_FILES, IN_MEMORY, DatasetOptions, register_dataset
 from tl_jax.utils.errors import UserError
 
+TABLE_FIELDS = (*(field for field in IMAGE_FILES if field != "dir"), "group", "windows")  # that a table of files reads
 TABLES = (".csv", ".tsv", ".jsonl", ".json")
 SPLITS_AS_TUPLES = "(images, labels), or ((images, labels) to train on, (images, labels) to test on)"
 ADVICE = (
@@ -25,7 +26,7 @@ ADVICE = (
 Reader = Callable[[DatasetOptions], Dataset]
 
 
-class Found(NamedTuple):
+class RecognizedData(NamedTuple):
     """A data set that ``config.data`` can name.
 
     Attributes:
@@ -41,60 +42,62 @@ class Found(NamedTuple):
     tags: bool = False
 
 
-def recognize(data: Any) -> Found:
+def recognize(data: Any, as_one_split: bool = False) -> RecognizedData:
     """Return what ``data`` are.
 
     Args:
         data: a path, a ``Dataset``, arrays (see ``SPLITS_AS_TUPLES``; labels are numbers or names), or a mapping of
             columns such as a pandas DataFrame: "file" or "text", and "label".
+        as_one_split: whether all examples are to be tested on, so that none of what is in memory is held out.
 
     Raises:
         UserError: they are nothing that is known; says what may be passed.
     """
+    share = "" if as_one_split else "fifth"
     if isinstance(data, (str, Path)):
         return _recognize_path(Path(data).expanduser())
     if isinstance(data, Dataset):
         return _in_memory(data)
     if hasattr(data, "keys") and hasattr(data, "__getitem__"):
-        return _read_table(data)
+        return _read_table(data, share)
     if isinstance(data, (tuple, list)) and len(data) == 2:
-        return _in_memory(_read_arrays(data))
+        return _in_memory(_read_arrays(data, share))
     raise UserError(f"data of type {type(data).__name__} are not known; {ADVICE}")
 
 
-def _recognize_path(path: Path) -> Found:
+def _recognize_path(path: Path) -> RecognizedData:
     if path.is_file():
         return _recognize_file(path, path)
     if not path.is_dir():
         raise UserError(f"no folder or file {path}; {ADVICE}")
     if (path / "Annotations").is_dir() and (path / "JPEGImages").is_dir():
-        return Found("boxes", "voc", str(path))
+        return RecognizedData("boxes", "voc", str(path))
     if any(path.glob("annotations/instances_*.json")) or any(path.glob("*/_annotations.coco.json")):
-        return Found("boxes", "coco", str(path))
+        return RecognizedData("boxes", "coco", str(path))
     if (path / "index.csv").is_file():
-        return Found("images", "index", str(path))
+        return RecognizedData("images", "index", str(path))
     files = [file for file in sorted(path.iterdir()) if file.is_file() and file.stem.lower() in ("train", "eng")]
     if files or (path / "eng.train").is_file():
         return _recognize_file(files[0], path)
     if any(entry.is_dir() for entry in path.iterdir()):
-        return Found("images", "folder", str(path))
+        return RecognizedData("images", "folder", str(path))
     raise UserError(f"{path} holds no data that are known; {ADVICE}")
 
 
-def _recognize_file(file: Path, path: Path) -> Found:
+def _recognize_file(file: Path, path: Path) -> RecognizedData:
     """Return what a file holds; ``path`` is it, or the folder in which it is the training split."""
     ending = file.suffix.lower()
     if ending == ".npz":
-        return Found("images", "npz", str(path))
+        return RecognizedData("images", "npz", str(path))
     if ending in TABLES:
         head = file.read_bytes()[:4096].decode("utf-8", "replace").partition("\n")[0]
         names = [name.strip().strip("\"'") for name in head.replace(";", ",").replace("\t", ",").split(",")]
         if ending == ".csv" and "file" in names and "text" not in names:
-            return Found("images", "index", str(path))
-        return Found("texts", "jsonl" if ending == ".json" else ending[1:], str(path))
+            return RecognizedData("images", "index", str(path))
+        return RecognizedData("texts", "jsonl" if ending == ".json" else ending[1:], str(path))
     lines = [line for line in text.read_text(file).splitlines()[:200] if line.strip()]
     if lines and sum(len(line.split()) >= 2 for line in lines) == len(lines) and len(set(map(_width, lines))) <= 2:
-        return Found("texts", "conll", str(path), tags=True)
+        return RecognizedData("texts", "conll", str(path), tags=True)
     raise UserError(f"{file} is no file of examples with labels; {ADVICE}")
 
 
@@ -102,7 +105,7 @@ def _width(line: str) -> int:
     return len(line.split())
 
 
-def _in_memory(dataset: Dataset) -> Found:
+def _in_memory(dataset: Dataset) -> RecognizedData:
     """Register a data set of this process under a name that says what it holds."""
     is_text = dataset.train.inputs.dtype == object
     has_boxes = not is_text and dataset.train.labels.ndim == 3
@@ -111,21 +114,23 @@ def _in_memory(dataset: Dataset) -> Found:
     return _register(inputs, facts, lambda options: dataset, is_text and dataset.train.labels.dtype == object)
 
 
-def _register(inputs: str, facts: Sequence[str], read: Reader, tags: bool = False) -> Found:
-    name = f"in_memory_{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+def _register(
+    inputs: str, facts: Sequence[str], read: Reader, tags: bool = False, fields: tuple[str, ...] = ()
+) -> RecognizedData:
+    name = f"{IN_MEMORY}{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
     if name not in DATASETS[inputs]:
-        register_dataset(name, inputs=inputs)(read)
-    return Found(inputs, name, tags=tags)
+        register_dataset(name, inputs=inputs, fields=fields)(read)
+    return RecognizedData(inputs, name, tags=tags)
 
 
-def _read_arrays(data: Sequence[Any]) -> Dataset:
+def _read_arrays(data: Sequence[Any], share: str) -> Dataset:
     """Return the data set of arrays, see ``SPLITS_AS_TUPLES``."""
     has_test = all(isinstance(part, (tuple, list)) and len(part) == 2 for part in data) and not _is_text(data[0])
     parts = list(data) if has_test else [data]
     names = sorted({str(label) for _, labels in parts for label in np.ravel(np.asarray(labels)).tolist()}, key=_order)
     splits = [_make_split(inputs, labels, names) for inputs, labels in parts]
     if not has_test:
-        return _with_test("arrays", splits[0], tuple(names))
+        return _with_test("arrays", splits[0], tuple(names), share)
     return Dataset("arrays", splits[0], splits[1], tuple(names))
 
 
@@ -161,27 +166,27 @@ def _make_split(inputs: Any, labels: Any, names: Sequence[str]) -> Split:
     return Split(values, numbers)
 
 
-def _with_test(name: str, split: Split, classes: tuple[str, ...]) -> Dataset:
-    """Hold a fifth of the examples out for testing."""
-    rows = hold_out(name, split.labels, classes, "fifth")
+def _with_test(name: str, split: Split, classes: tuple[str, ...], share: str) -> Dataset:
+    """Hold a share of the examples out for testing, see ``hold_out``."""
+    rows = hold_out(name, split.labels, classes, share)
     train, test = (Split(split.inputs[r], split.labels[r]) for r in rows)
     return Dataset(name, train, test, classes, "a fifth held out")
 
 
-def _read_table(table: Any) -> Found:
+def _read_table(table: Any, share: str) -> RecognizedData:
     """Return the data set of a table: files of images, or texts, with labels; a fifth is held out for testing."""
     columns = {str(name): list(table[name]) for name in table.keys()}  # noqa: SIM118  # of a DataFrame, too
     if "label" not in columns or not {"file", "text"} & set(columns):
         raise UserError(f"a table has the columns {', '.join(columns)}; it needs file or text, and label")
     names = tuple(sorted({str(label) for label in columns["label"]}, key=_order))
     if "text" in columns:
-        return _in_memory(_with_test("table", _make_split(columns["text"], columns["label"], names), names))
+        return _in_memory(_with_test("table", _make_split(columns["text"], columns["label"], names), names, share))
     known = {name: i for i, name in enumerate(names)}
     labels = np.asarray([known[str(label)] for label in columns["label"]], np.int32)
     files = [Path(file).expanduser().absolute() for file in columns["file"]]
 
     def read(options: DatasetOptions) -> Dataset:
-        settings = ReadOptions(options.size, options.max_bytes, fit=options.fit)
-        return build_dataset("table", {"train": FileList(files, labels)}, names, "a fifth held out", settings)
+        splits = with_dicom_groups("table", {"train": FileList(files, labels)}, options.group)
+        return build_dataset("table", splits, names, "a fifth held out", options)
 
-    return _register("images", [*map(str, files), *map(str, columns["label"])], read)
+    return _register("images", [*map(str, files), *map(str, columns["label"])], read, fields=TABLE_FIELDS)

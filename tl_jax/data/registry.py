@@ -21,6 +21,7 @@ from tl_jax.utils.registry import IMPORT_HINT, Registry
 INPUTS = ("images", "boxes", "people", "texts")
 # Those of ``config.data`` that mean something for some data sets only.
 FIELDS = ("columns", "dir", "group", "label", "max_pixels", "outside", "range", "text", "windows")
+IN_MEMORY = "in_memory_"  # begins the names of what is in memory, see ``recognize``
 IMAGE_FILES = ("dir", "max_pixels", "range")  # what decides on the pixels of image files, and where these are
 
 
@@ -103,6 +104,8 @@ class DatasetOptions:
         group: what keeps images together, see ``image_list.with_dicom_groups``.
         classes: of boxes, in their order; empty takes those of the training split.
         columns: where texts and labels stand, in an index of images, too.
+        shape: (H, W) that all images are fitted into; None keeps them as they are if they have one size.
+        as_one_split: whether all examples are there to be tested on, so that none is held out and one class will do.
     """
 
     name: str
@@ -114,6 +117,13 @@ class DatasetOptions:
     group: str = ""
     classes: tuple[str, ...] = ()
     columns: Columns = DEFAULT_COLUMNS
+    shape: tuple[int, int] | None = None
+    as_one_split: bool = False
+
+    @property
+    def share(self) -> str:
+        """How much is held out of a set without a test split, see ``dataset.hold_out``."""
+        return "" if self.as_one_split else "fifth"
 
 
 class DatasetEntry(NamedTuple):
@@ -173,8 +183,14 @@ def _entry(read: Callable[[DatasetOptions], Any], fields: tuple[str, ...], layou
 
 
 def names(inputs: str, field: str = "") -> tuple[str, ...]:
-    """Return the names of the registered data sets, sorted; of those that read a field, if one is given."""
-    return tuple(sorted(name for name, entry in DATASETS[inputs].items() if not field or field in entry.fields))
+    """Return the names of the registered data sets, sorted; of those that read a field, if one is given.
+
+    What ``recognize`` registered of this process is not among them: nobody can name it.
+    """
+    entries = DATASETS[inputs].items()
+    return tuple(
+        sorted(n for n, entry in entries if not n.startswith(IN_MEMORY) and (not field or field in entry.fields))
+    )
 
 
 def find(inputs: str, name: str) -> DatasetEntry | None:
@@ -218,5 +234,5 @@ def _find_entry(inputs: str, options: DatasetOptions) -> DatasetEntry:
         known = nearest(name, DATASETS[inputs])
         raise UserError(f"config.data.name={name!r} has no {inputs}; {known}; {IMPORT_HINT}")
     if entry.layout and not options.folder:
-        raise UserError(f"config.data.name={name} needs files; pass --config.data.dir=PATH, with {entry.layout}")
+        raise UserError(f"config.data.name={name} needs files; pass config.data.dir=PATH, with {entry.layout}")
     return entry

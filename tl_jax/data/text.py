@@ -82,7 +82,7 @@ class Example(NamedTuple):
     line: Any
 
 
-def read_text_dataset(folder: Path, kind: str, columns: Columns = DEFAULT_COLUMNS) -> Dataset:
+def read_text_dataset(folder: Path, kind: str, columns: Columns = DEFAULT_COLUMNS, share: str = "fifth") -> Dataset:
     """Read the splits in a folder, or a single file, of which a fifth is then held out for testing.
 
     Args:
@@ -93,6 +93,7 @@ def read_text_dataset(folder: Path, kind: str, columns: Columns = DEFAULT_COLUMN
             line, its tag the last of the columns, an empty line behind each sentence; see ``conll.py``) or
             "lines" (a text a line, no labels).
         columns: of the first four; "conll" needs them for the unusual only.
+        share: that is held out if there is no test split, see ``dataset.hold_out``; without any, one class will do.
 
     Returns:
         A source whose ``images`` are texts: an object array (N,) of str, of pairs of str, or of lists of words. Its
@@ -108,7 +109,7 @@ def read_text_dataset(folder: Path, kind: str, columns: Columns = DEFAULT_COLUMN
     files = _find_files(folder, kind)
     examples_by_split = {split: read_examples(file, kind, columns) for split, file in files.items()}
     labels = _make_label_map(files, examples_by_split, kind)
-    if not labels.names[1:] and kind != "lines":
+    if share and not labels.names[1:] and kind != "lines":
         raise UserError(
             f"{files['train']} has a single label, {labels.names[0]!r}; check which column holds the labels"
         )
@@ -118,7 +119,7 @@ def read_text_dataset(folder: Path, kind: str, columns: Columns = DEFAULT_COLUMN
         return Dataset(name, splits["train"], splits["test"], classes, files["test"].stem, splits.get("validation"))
     full, classless = splits["train"], kind in ("conll", "lines")
     strata = np.zeros(len(full.labels), np.int32) if classless else full.labels
-    train, test = hold_out(name, strata, ("texts",) if classless else classes, "fifth")
+    train, test = hold_out(name, strata, ("texts",) if classless else classes, share)
     train, test = (Split(full.inputs[rows], full.labels[rows]) for rows in (train, test))
     return Dataset(name, train, test, classes, "a fifth held out", splits.get("validation"))
 
@@ -134,8 +135,10 @@ def read_unlabelled(file: Path, kind: str, columns: Columns) -> list[Example | U
     Raises:
         UserError: the file cannot be read, is empty, or has no such columns.
     """
-    if kind in ("conll", "lines"):
-        return list(read_examples(file, kind, columns, labelled=False))
+    if kind == "conll":
+        return _read_tagged(file, columns, labelled=False)
+    if kind == "lines":
+        return list(read_examples(file, kind, columns))
     errors, found = LineErrors(file, keep=True), []
     rows = _read_rows(file, read_text(file), kind, columns, False, errors)
     damaged = errors.by_line()
@@ -146,31 +149,38 @@ def read_unlabelled(file: Path, kind: str, columns: Columns) -> list[Example | U
     return found
 
 
-def read_examples(file: Path, kind: str, columns: Columns, labelled: bool = True) -> list[Example]:
-    """Read the examples of one file.
+def read_examples(file: Path, kind: str, columns: Columns) -> list[Example]:
+    """Read the labelled examples of one file, or the lines of one without labels.
 
     Args:
         file: to be read.
         kind: see ``read_text_dataset``.
         columns: see ``read_text_dataset``.
-        labelled: whether labels are needed; else they are left empty.
     """
+    if kind == "conll":
+        return [example for example in _read_tagged(file, columns, True) if isinstance(example, Example)]
     text, errors = read_text(file), LineErrors(file)
     if not text.strip():
         raise UserError(f"{file} is empty; fill it, or take it away")
-    if kind == "conll":
-        word = columns.text[0] if columns.names else ""
-        sentences = read_sentences(file, text, columns.names, word, columns.label, labelled)
-        return [
-            Example(sentence.words, tuple(map(clean_label, sentence.tags)), sentence.lines) for sentence in sentences
-        ]
     if kind == "lines":
         lines = enumerate(split_lines(text), start=1)
         return [Example(line.strip(), "", i) for i, line in lines if line.strip()]
-    rows = _read_rows(file, text, kind, columns, labelled, errors)
-    examples = [_make_example(line, row, columns, labelled, errors) for line, row in rows]
+    rows = _read_rows(file, text, kind, columns, True, errors)
+    examples = [_make_example(line, row, columns, True, errors) for line, row in rows]
     errors.raise_if_any()
     return examples
+
+
+def _read_tagged(file: Path, columns: Columns, labelled: bool) -> list[Example | UserError]:
+    """Read the sentences of a CoNLL file; without labels, a damaged one has its error in its place."""
+    text = read_text(file)
+    if not text.strip():
+        raise UserError(f"{file} is empty; fill it, or take it away")
+    word = columns.text[0] if columns.names else ""
+    return [
+        row if isinstance(row, UserError) else Example(row.words, tuple(map(clean_label, row.tags)), row.lines)
+        for row in read_sentences(file, text, columns.names, word, columns.label, labelled)
+    ]
 
 
 def _read_rows(
@@ -192,7 +202,7 @@ def _find_files(folder: Path, kind: str) -> dict[str, Path]:
     if folder.is_file():
         return {"train": folder}
     if not folder.is_dir():
-        raise UserError(f"no folder or file {folder}; check --config.data.dir")
+        raise UserError(f"no folder or file {folder}; check config.data.dir")
     paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_ignored(path.name)]
     names: dict[str, Path] = {}
     for ending in (*ENDINGS[kind], *(CONLL_ENDINGS if kind == "conll" else ())):  # the first ending of a split counts
@@ -236,7 +246,7 @@ def _check_columns(file: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], co
             if known in ("test", "validation"):
                 raise UserError(
                     f"{file}: no column {name!r}, so nothing can be measured on it; move it out of the folder, and "
-                    f"pass it to --mode=predict --input={file.name}"
+                    f"predict from {file.name}"
                 )
         raise UserError(
             f"{file}:{line}: no column {name!r} (there are {', '.join(map(str, row)) or 'none'}); "
@@ -337,7 +347,7 @@ def _make_split(examples: Sequence[Example], labels: LabelMap, kind: str, file: 
     known = ", ".join(labels.names[:8])
     action = f"mend it, or add it to the training split (there: {known})"
     if all(example.label in HIDDEN_LABELS for example in examples) and kind not in ("conll", "lines"):
-        action = f"if it stands for hidden labels, take the file away and pass it to --mode=predict --input={file.name}"
+        action = f"if it stands for hidden labels, take {file.name} away and predict from it"
     for i, example in enumerate(examples):
         texts[i] = example.text
         tags, lines = (example.label, example.line) if tagged else ((example.label,), (example.line,))

@@ -214,7 +214,7 @@ def load_installed(options: DatasetOptions) -> Dataset:
 @register_dataset("lines", inputs="texts", layout=LAYOUT)
 def load_files(options: DatasetOptions) -> Dataset:
     """Texts in a file for each split, in the format that the name says."""
-    return text.read_text_dataset(Path(options.folder), options.name, options.columns)
+    return text.read_text_dataset(Path(options.folder), options.name, options.columns, options.share)
 
 
 @register_fallback("texts", fields=("dir", *COLUMN_FIELDS))  # its features are the columns

@@ -88,7 +88,7 @@ def load_flowers(options: DatasetOptions) -> Dataset:
 
 def download_flowers() -> Path:
     """Return the class folders of TensorFlow's flower photos, downloaded and unpacked on the first use."""
-    hint = "or pass --config.data.dir=FOLDER, with FOLDER/CLASS/PICTURE"
+    hint = "or pass config.data.dir=FOLDER, with FOLDER/CLASS/PICTURE"
     return (
         download.fetch_archive(FLOWERS, FLOWERS_DIGEST, cache_dir() / "data" / "flowers", hint=hint) / "flower_photos"
     )
@@ -199,10 +199,10 @@ def open_prepared(name: str, data_dir: str, inputs: str = "images") -> Any:
         from tensorflow_datasets.core import constants
 
     if data_dir and not Path(data_dir).expanduser().is_dir():
-        raise UserError(f"no folder {data_dir}; check --config.data.dir")
+        raise UserError(f"no folder {data_dir}; check config.data.dir")
     root = Path(data_dir or constants.DATA_DIR).expanduser()
     if root.name == name or (root / "dataset_info.json").is_file():
-        raise UserError(f"{root} is the set itself; pass the folder that holds {name}/ as --config.data.dir")
+        raise UserError(f"{root} is the set itself; pass the folder that holds {name}/ as config.data.dir")
     if name in cifar.ARCHIVES:
         return tfds_files.open_builder(cifar.prepare(name, root))
     info_files = sorted((root / name).glob("**/dataset_info.json"), key=lambda path: _parse_version(path.parent.name))

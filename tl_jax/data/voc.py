@@ -50,7 +50,7 @@ def read_voc(
     folder = Path(folder).expanduser()
     for name in (IMAGES, ANNOTATIONS):
         if not (folder / name).is_dir():
-            raise UserError(f"no folder {folder / name}; check --config.data.dir, the layout is {LAYOUT}")
+            raise UserError(f"no folder {folder / name}; check config.data.dir, the layout is {LAYOUT}")
     images: ImageFiles = {}
     for path in sorted((folder / IMAGES).iterdir()):
         if path.suffix.lower() in ENDINGS and not is_ignored(path.name):

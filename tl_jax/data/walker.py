@@ -116,7 +116,7 @@ class Walk:
         more = [f"{len(kinds) - KINDS_SHOWN} other kinds"] if len(kinds) > KINDS_SHOWN else []
         formats = f"; images are read from {', '.join(ENDINGS)}; convert images of other formats"
         advice = formats if any(map(_is_ending, kinds)) else ""
-        advice += "; to read folders outside it, pass --config.data.outside=True" if ELSEWHERE in self.skipped else ""
+        advice += "; to read folders outside it, pass config.data.outside=True" if ELSEWHERE in self.skipped else ""
         warn_once(f"{self.top}: not read: {', '.join(described + more)}{advice}")
 
     def _first(self, kind: str) -> str:
@@ -172,7 +172,7 @@ class PathGuard:
             return file
         raise UserError(
             f"{where} names {file}, which is outside {self.top}, so that data from elsewhere could have any file "
-            "read; mend it, or pass --config.data.outside=True if you trust it"
+            "read; mend it, or pass config.data.outside=True if you trust it"
         )
 
     def _folder(self, folder: Path) -> str:

@@ -32,7 +32,10 @@ def run_intervals(summary: Mapping[str, Any], details: Mapping[str, Any]) -> dic
         return intervals
     counts = np.asarray(details["confusion"]).reshape(-1, 3)
     hits, total = int(counts[counts[:, 0] == counts[:, 1], 2].sum()), int(counts[:, 2].sum())
-    if metrics.get("accuracy") is not None:
+    if metrics.get("accuracy") is not None and "groups" in details:
+        ends, num_groups = grouped_interval(np.asarray(list(map(int, details["right"]))), np.asarray(details["groups"]))
+        intervals["accuracy"] = (*ends, f"accuracy by a bootstrap over {num_groups:,} groups")
+    elif metrics.get("accuracy") is not None:
         intervals["accuracy"] = (*wilson_interval(hits, total), f"accuracy by Wilson's score over {total:,} examples")
     others = [name for name in ("f1", "matthews") if metrics.get(name) is not None]
     if others and len(details["classes"]) <= MAX_CLASSES:
@@ -49,6 +52,21 @@ def wilson_interval(hits: float, total: float) -> tuple[float, float]:
     middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def grouped_interval(right: np.ndarray, groups: np.ndarray) -> tuple[tuple[float, float], int]:
+    """Return the middle 95 % of the share of right examples over resamples of whole groups, and their number G.
+
+    Images of one patient say less than as many of different ones (the cluster bootstrap; Field & Welsh 2007).
+
+    Args:
+        right: (N,) of 0 and 1.
+        groups: (N,), which of G groups each belongs to, from 0.
+    """
+    hits, sizes = np.bincount(groups, right), np.bincount(groups)
+    drawn = np.random.default_rng(0).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), NUM_RESAMPLES)
+    low, high = np.quantile((drawn @ hits) / (drawn @ sizes), (0.025, 0.975)).tolist()
+    return (low, high), len(sizes)
 
 
 def _resample_confusions(counts: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
@@ -79,12 +97,15 @@ def mean_half_width(metric: str, runs: Sequence[RunFiles]) -> float | None:
     """Return half the width of the 95 % interval of the mean over ``runs`` by sampling of test examples alone.
 
     For the accuracy it is Wilson's, with as many examples as the shares of seeds that are right about each of them vary
-    like. For other metrics it is the mean of what the runs' own intervals have (see ``run_intervals``), None if one
-    has none.
+    like, or that of ``grouped_interval`` if examples have groups. For other metrics it is the mean of what the runs'
+    own intervals have (see ``run_intervals``), None if one has none.
     """
     if metric == "accuracy" and _is_paired(runs):
         correct = [_correct(run) for run in runs]
         shares = np.mean(correct, 0)
+        if (groups := runs[0].details.get("groups")) is not None:
+            (low, high), _ = grouped_interval(shares, np.asarray(groups))
+            return (high - low) / 2
         mean, variance = float(shares.mean()), float(shares.var())
         count = mean * (1 - mean) / variance * len(shares) if variance else len(shares)
         low, high = wilson_interval(mean * count, count)
@@ -100,11 +121,15 @@ def difference_half_width(metric: str, ours: Sequence[RunFiles], theirs: Sequenc
 
     It is known for the accuracy, if every run says which examples it is right about. Half an example is added to each
     of the four cases of a pair (Agresti and Min 2005), so that two arms with the same mistakes have an interval too.
+    If examples have groups, the gains of a group are one (the cluster-robust variance, Liang and Zeger 1986).
     """
     if metric != "accuracy" or not _is_paired([*ours, *theirs]):
         return None
     correct = [_correct(run) for run in (*ours, *theirs)]
     gain = np.mean(correct[: len(ours)], 0) - np.mean(correct[len(ours) :], 0)
+    if (groups := ours[0].details.get("groups")) is not None:
+        by_group = np.bincount(np.asarray(groups), gain - gain.mean())
+        return NORMAL_QUANTILE * float(np.sqrt((by_group**2).sum())) / len(gain)
     count = len(gain) + 2
     variance = (float((gain**2).sum()) + 1) / count - (float(gain.sum()) / count) ** 2
     return NORMAL_QUANTILE * math.sqrt(variance / count)

@@ -67,7 +67,7 @@ def read_delta(path: Path) -> tuple[PretrainedSpec, Mapping[str, Any], dict[str,
         UserError: no such file, or a file of whole weights.
     """
     if not path.is_file():
-        raise UserError(f"no file {path}; --mode=export writes export/delta.safetensors into the folder of a run")
+        raise UserError(f"no file {path}; exporting a run writes export/delta.safetensors into its folder")
     spec, facts = formats.read_spec(path)
     if not facts.get("base"):
         raise UserError(f"{path} holds whole weights; load it with source='tl_jax' and path=FILE instead")

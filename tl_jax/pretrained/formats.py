@@ -80,7 +80,7 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     """
     file = folder / BUNDLE_FILE
     if not file.is_file():
-        raise UserError(f"no bundle in {folder}: {BUNDLE_FILE} is missing; --mode=export writes one to RUN/export")
+        raise UserError(f"no bundle in {folder}: {BUNDLE_FILE} is missing; export a run, and pass RUN/export")
     content = read_json(file, _EXPORT_AGAIN)
     if missing := [name for name in ("version", *_FIELDS) if content.get(name) is None and name not in _OPTIONAL]:
         raise UserError(f"{file} is damaged or was not written by tl_jax, it has no {missing[0]}; {_EXPORT_AGAIN}")
@@ -126,7 +126,7 @@ def export_of(folder: Path) -> Path:
     if not is_run(folder):
         return folder
     if not (folder / EXPORT_FOLDER / BUNDLE_FILE).is_file():
-        raise UserError(f"{folder} is a run that was not exported; call --mode=export --workdir={folder} first")
+        raise UserError(f"{folder} is a run that was not exported; export it first")
     return folder / EXPORT_FOLDER
 
 
@@ -153,7 +153,7 @@ def bundle_model(source: str, path: str | Path | None) -> str:
     content = read_bundle(bundle_path if bundle_path.is_dir() else bundle_path.parent)
     if content["task"] == "policy":
         raise UserError(
-            f"{bundle_path} holds a policy; start a run from it with --config.init.path, or call rl.source.load"
+            f"{bundle_path} holds a policy; start a run from it with config.init.path, or call rl.source.load"
         )
     return content["model"]
 
@@ -303,7 +303,7 @@ def read_spec(path: Path) -> tuple[PretrainedSpec, dict[str, Any]]:
     """Return the spec and the facts of a file of ours; a UserError where it is none."""
     metadata = read_metadata(path)
     if not {"spec", "facts"} <= set(metadata):
-        raise UserError(f"{path} was not written by tl_jax; name its origin with --config.init.source")
+        raise UserError(f"{path} was not written by tl_jax; name its origin with config.init.source")
     spec = parse_json(metadata["spec"], f"{path}: its spec", _WRITE_AGAIN)
     facts = parse_json(metadata["facts"], f"{path}: its facts", _WRITE_AGAIN)
     check_fields(facts, f"{path}: its facts", _FACTS, _WRITE_AGAIN)

@@ -12,8 +12,8 @@ from tl_jax.utils.extras import require_extra
 
 _FILE = "model.safetensors"  # of every repository in the catalogue
 _PACKAGED_TYPES = (".pth", ".pt", ".safetensors", ".h5")
-_HINT = "or pass a local copy with --config.init.path=FILE"
-_HINT_FOLDER = "or pass a folder with its files as --config.init.path=FOLDER"
+_HINT = "or pass a local copy with config.init.path=FILE"
+_HINT_FOLDER = "or pass a folder with its files as config.init.path=FOLDER"
 
 
 def published_url(spec: PretrainedSpec, headless: bool) -> tuple[str, str]:

@@ -249,11 +249,6 @@ def resolve_folder(source: str, path: str) -> str:
     return path or (str(EMBEDDED_BERT) if source in ("tl_jax", "random") else "")
 
 
-def load_tokenizer(source: str, path: str) -> tokenizers.Tokenizer:
-    """Return the tokenizer of ``config.init``, without the weights; a UserError where the folder lacks it."""
-    return tokenize.read_tokenizer(_find_folder(resolve_folder(source, path)))
-
-
 def stage_names(name: str, source: str, path: str, **options: Any) -> tuple[str, ...]:
     """Return the names of the stages that the network of a folder has; a UserError where it lacks a file."""
     folder = _find_folder(resolve_folder(source, path))
@@ -267,7 +262,7 @@ def stage_names(name: str, source: str, path: str, **options: Any) -> tuple[str,
 
 def _find_folder(path: str | Path | None) -> Path:
     if not path:
-        raise UserError("text weights need a folder or a repository of the hub; pass --config.init.path=FOLDER")
+        raise UserError("text weights need a folder or a repository of the hub; pass config.init.path=FOLDER")
     folder = Path(path).expanduser()
     if folder.is_dir():
         return formats.export_of(folder)
@@ -291,7 +286,7 @@ def _read_config(folder: Path, name: str = "") -> dict[str, Any]:
         raise UserError(f"{folder} has no config.json; copy the one that came with the weights there")
     config = read_json(file, "copy it anew")
     if name and (kind := bert_table.model_kind(config, file)) != name:
-        raise UserError(f"{folder} holds a {kind}, not a {name}; pass --config.model.name={kind}")
+        raise UserError(f"{folder} holds a {kind}, not a {name}; pass config.model.name={kind}")
     bert_table.check_config(config, file, ACTIVATIONS)
     return config
 

@@ -72,13 +72,13 @@ def load(
             ``tl_jax.pretrained.huggingface.load``, which gives a ``TextNetwork``; the "bert" of "tl_jax" ships.
         path: local weights file; None takes the embedded file, that of an installed Python package, or downloads the
             published one. Of ``resnet8`` also the name of what an embedded file was trained on, see
-            ``catalog.EMBEDDED_RESNET8``. Of "tl_jax" also a bundle, the folder that ``--mode=export`` writes.
+            ``catalog.EMBEDDED_RESNET8``. Of "tl_jax" also a bundle, the folder that ``Learner.export`` writes.
         num_classes: K of the head; None takes what the file has (0, no head, for a file without one).
         image_size: side in pixels that ``preprocess`` resizes to; None takes the spec's.
         head: "auto" keeps the file's head where it has K outputs, else draws a new one; "new" always draws one;
             "keep" insists on the file's.
         seed: of a new head and new adapters.
-        delta: file with what a run changed (``--mode=export`` writes it), put on top of the weights it started from;
+        delta: file with what a run changed (``Learner.export`` writes it), put on top of the weights it started from;
             it decides the head, the input size and the options that it was made with.
         rename: pairs (regex, replacement), by which names in the file of another library become those that its table
             knows: ``(("^backbone[.]", ""),)``. They are applied one after another, as ``re.sub`` does; an array whose
@@ -247,13 +247,13 @@ def _locate_file(name: str, source: str, path: str | Path | None, headless: bool
         file = formats.weights_path(file) if source == "tl_jax" else file
         if not file.is_file():
             alternative = f", or take one of {', '.join(catalog.EMBEDDED_RESNET8)}" if source == "tl_jax" else ""
-            raise UserError(f"no weights file at {file}; check --config.init.path{alternative}")
+            raise UserError(f"no weights file at {file}; check config.init.path{alternative}")
         return file, "" if source == "tl_jax" else f"sha256:{pooch.file_hash(str(file))}"
     if source == "tl_jax" and name in catalog.EMBEDDED:
         return catalog.EMBEDDED[name], ""
     spec = catalog.CATALOG.get((name, source))
     if spec is None or not (spec.url or spec.hub or spec.package):
-        raise UserError(f"no {source} weights of {name} are published; pass --config.init.path=FILE")
+        raise UserError(f"no {source} weights of {name} are published; pass config.init.path=FILE")
     url, digest = hub.published_url(spec, headless)
     return Path(spec.hub or url.rpartition("/")[2]), digest or url
 
@@ -325,7 +325,7 @@ def _truncate(model: Backbone, fit: Fit, endpoint: str | None, where: str, sourc
             endpoint is None or endpoint in stages[: stages.index(fit.last_stage) + 1] if fit.last_stage else False
         )
         if not is_sufficient:
-            flags = "--config.model.name, --config.init.source and --config.init.path; --config.init.rename maps names"
+            flags = "config.model.name, config.init.source and config.init.path; config.init.rename maps names"
             advice = f"is it a {source} file of this network? Check {flags}"
             if fit.last_stage and not fit.report.wrong and list(fit.report.extra) == list(fit.converted.other_names):
                 endpoint_advice = _endpoint_advice(fit.last_stage, endpoint or "")
@@ -344,8 +344,8 @@ def _truncate(model: Backbone, fit: Fit, endpoint: str | None, where: str, sourc
 def _endpoint_advice(last: str, endpoint: str) -> str:
     """Return what to do about a file that ends after the stage ``last``."""
     if endpoint:
-        return f"it is whole up to {last}; set --config.model.endpoint={last}, or a part before it, not {endpoint}"
-    return f"it is whole up to {last}; pass --config.model.endpoint={last} to use the network up to there"
+        return f"it is whole up to {last}; set config.model.endpoint={last}, or a part before it, not {endpoint}"
+    return f"it is whole up to {last}; pass config.model.endpoint={last} to use the network up to there"
 
 
 def _notes(
@@ -372,7 +372,7 @@ def _load_native(name: str, file: Path, origin: Path, origin_facts: Mapping[str,
     """Return the network of a file of ours; ``origin_facts`` holds what it was converted from."""
     spec, facts = formats.read_spec(file)
     if spec.model != name:
-        raise UserError(f"{file} holds {spec.model!r}, not {name!r}; pass --config.model.name={spec.model}")
+        raise UserError(f"{file} holds {spec.model!r}, not {name!r}; pass config.model.name={spec.model}")
     arrays = formats.read_native(file)
     model, shapes = _build_model(file, spec, len(arrays))
     try:

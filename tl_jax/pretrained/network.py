@@ -141,7 +141,7 @@ def head_error(net: Pretrained, reason: str) -> UserError:
     """Return the error for a head that is to be kept; ``reason`` says why it cannot, if there is one."""
     if not net.spec.num_classes:
         reason = f"is not the network's ({net.no_head})" if net.no_head else "is not there"
-    return UserError(f"the head in {net.path} {reason}; pass --config.init.head=new")
+    return UserError(f"the head in {net.path} {reason}; pass config.init.head=new")
 
 
 def with_endpoint(net: Pretrained, endpoint: str) -> Pretrained:

@@ -96,7 +96,7 @@ def read_results(folder: Path) -> Results:
     if not run_folders:
         run_folders = [("", summary.get("seed", 0), folder)]
         if not summary and not (folder / "metrics.jsonl").is_file():
-            raise UserError(f"no results in {folder}; train first, or pass the --workdir of a run")
+            raise UserError(f"no results in {folder}; train first, or pass the workdir of a run")
     runs = [_read_run(arm, seed, path, problems) for arm, seed, path in run_folders]
     folders = [folder, *(run.folder for run in runs)]
     images = {

@@ -37,7 +37,7 @@ from tl_jax.tasks.losses import Network, Pixels, make_features
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding
 from tl_jax.train.evaluate import extract
-from tl_jax.train.logging import say
+from tl_jax.train.logging import say, warn
 from tl_jax.train.state import TrainState
 from tl_jax.train.task import Task, refuse_embeddings, register_task
 from tl_jax.transfer import regularizers
@@ -434,7 +434,7 @@ def warn_missing_classes(source: Dataset, train: Split) -> None:
     present = train.labels[..., CLASS][train.labels[..., CROWD] == 0]
     missing = [name for k, name in enumerate(source.classes) if not (present == k).any()]
     if missing and len(train.labels):
-        say(
+        warn(
             f"{source.name}: no object of {', '.join(missing)} is left in train, so that none will be found; lower "
             "config.data.validation, raise config.data.train_examples, or bring a validation split"
         )

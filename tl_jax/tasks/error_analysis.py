@@ -25,7 +25,11 @@ def score_examples(predictions: Sequence[Any], batches: Sequence[Batch]) -> Eval
 
 
 def image_details(
-    classes: Sequence[str], images: Images, scored_examples: Predictions, names: Sequence[str] | None = None
+    classes: Sequence[str],
+    images: Images,
+    scored_examples: Predictions,
+    names: Sequence[str] | None = None,
+    groups: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Return the details of an image classifier.
 
@@ -34,13 +38,17 @@ def image_details(
         images: uint8 (N, H, W, C) of the test part.
         scored_examples: on all of them.
         names: (N,) of their files; None if they are no files.
+        groups: (N,), such as their patients; None where nothing says so.
     """
 
     def show_image(i: int) -> dict[str, Any]:
         file = {"file": names[i]} if names is not None else {}
         return {**file, "picture": thumbnail(images[np.asarray([i])][0])}
 
-    return class_details(classes, scored_examples, show_image)
+    details = class_details(classes, scored_examples, show_image)
+    if details and groups is not None:
+        details["groups"] = np.unique(groups, return_inverse=True)[1].tolist()
+    return details
 
 
 def text_details(

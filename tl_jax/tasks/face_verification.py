@@ -23,7 +23,7 @@ from tl_jax.models.layers import glorot_uniform
 from tl_jax.report import plots
 from tl_jax.tasks import head_init, image_inputs
 from tl_jax.tasks.image_inputs import ImageInput
-from tl_jax.tasks.image_task import ImageRunConfig, ImageTask, load_inputs, no_images
+from tl_jax.tasks.image_task import ImageRunConfig, ImageTask, load_inputs, no_images, usual_size
 from tl_jax.tasks.losses import Network, make_embeddings, make_loss
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding
@@ -110,7 +110,7 @@ class FacesConfig(Options):
     split_seed: int = option(0, "draws the people to test: the same for every `seed`", low=0)
     min_images: int = option(0, "people with fewer are left out; 0: nobody, and one picture is an error", low=0)
     gallery: int = option(1, "pictures of each person that are known when the others are identified", low=1)
-    known: str = option("", "folder of the people that --mode=predict knows; empty for data.dir")
+    known: str = option("", "folder of the people that predictions know; empty for data.dir")
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class FaceVerification(ImageTask):
 
     @classmethod
     def load_data(cls, config: Any) -> Dataset:
-        return cls.load_faces(config, config.input.size).source
+        return cls.load_faces(config, usual_size(config)).source
 
     @classmethod
     def load_faces(cls, config: Any, size: int) -> FaceData:
@@ -217,7 +217,7 @@ class FaceVerification(ImageTask):
 
     def with_test(self, config: Any, classes: Mapping[str, str]) -> Self:
         raise UserError(
-            "people of another folder are compared by a run of their own: --config.epochs=0 with config.init.path=RUN"
+            "people of another folder are compared by a run of their own: config.epochs=0 with config.init.path=RUN"
         )
 
     def load_face_set(self) -> FaceSet:

@@ -152,7 +152,7 @@ def explain(predictor: Predictor, variables: Any, images: Sequence[ImageInput]) 
         )
         shown_images.append(np.rint(np.clip(resized, 0, 255)).astype(np.uint8))
     if not readable:
-        raise combine_errors("--input", errors, unread(len(errors), len(images)))
+        raise combine_errors("the inputs", errors, unread(len(errors), len(images)))
     rows = np.concatenate(probabilities)
     names = [predictor.classes[k] for k in rows.argmax(1)]
     return Explanation(readable, np.concatenate(shown_images), names, rows.max(1), np.concatenate(maps)), errors
@@ -241,7 +241,11 @@ class ImageClassification(ImageTask):
 
     def with_test(self, config: Any, classes: Mapping[str, str]) -> Self:
         task = super().with_test(config, classes)
-        settings = image_evaluation.read_settings(self.config, self.classes, task.splits)
+        test = task.splits["test"]
+        if test.inputs.shape[1:3] != self.predictor.shape:  # arrays, which no reader fits
+            fitted = np.stack([self.predictor.fit_pixels(image) for image in test.inputs])
+            task = task.replace(splits={**task.splits, "test": test._replace(inputs=fitted)})
+        settings = image_evaluation.read_settings(config, self.classes, task.splits)
         return task.replace(config=config, settings=settings, evaluates_outputs=settings is not None)
 
     def report_elsewhere(self, test: Any, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,7 +254,7 @@ class ImageClassification(ImageTask):
     def test_details(self, predictions: Any) -> dict[str, Any]:
         test = self.splits["test"]
         names = None if test.files is None else relative_names(test.files, self.config.data.dir)
-        return error_analysis.image_details(self.classes, test.inputs, predictions, names)
+        return error_analysis.image_details(self.classes, test.inputs, predictions, names, test.groups)
 
     def report(self, test: Any, validation: Any, folder: Path) -> dict[str, Any]:
         return image_evaluation.report_calibration(self.settings, test, validation, folder) if self.settings else {}

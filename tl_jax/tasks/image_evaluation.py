@@ -12,7 +12,7 @@ from tl_jax.data.dataset import Split
 from tl_jax.metrics import Batch, Evaluation, classification
 from tl_jax.metrics.classification import Predictions, collect_predictions
 from tl_jax.report import plots
-from tl_jax.train.logging import say
+from tl_jax.train.logging import say, warn
 from tl_jax.utils.errors import UserError, join_names, nearest
 
 METRICS = ("auc", "sensitivity", "ece")  # beside accuracy
@@ -103,16 +103,16 @@ def read_settings(config: Any, classes: tuple[str, ...], splits: Mapping[str, Sp
             continue
         raise UserError(
             f"the {name} part {problem}, on which auc and sensitivity say nothing; "
-            "bring more examples, try another --config.seed, or set config.metrics='()'"
+            "bring more examples, try another config.seed, or set config.metrics='()'"
         )
     groups = splits["test"].groups
     entry = registry.find("images", config.data.name)
     is_grouped = entry is not None and bool(entry.layout) and "group" in entry.fields
     expects_groups = config.data.group != "none" and is_grouped and config.data.dir
     if "auc" in config.metrics and groups is None and expects_groups:
-        say(
+        warn(
             "nothing says which pictures belong together (to a patient, a source): parts may share some, and intervals "
-            "count each picture as new; name a column of index.csv with --config.data.group"
+            "count each picture as new; name a column of index.csv with config.data.group"
         )
     return EvaluationSettings(tuple(config.metrics), classes, positive, config.specificity, config.calibrate, groups)
 

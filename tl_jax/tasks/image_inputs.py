@@ -52,7 +52,7 @@ def list_inputs(inputs: Any, outside: bool = False) -> list[ImageInput]:
         else:
             images += [ImageInput(f"image {i}", pixels) for i, pixels in enumerate(_pixels(value), start=len(images))]
     if not images:
-        raise UserError("nothing to look at; pass --input=PICTURE or --input=FOLDER, once for each")
+        raise UserError("nothing to look at; pass images, or folders of them")
     return images
 
 

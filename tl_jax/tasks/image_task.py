@@ -105,7 +105,7 @@ class ImageTask(Task):
         value_range.parse_range(data.range)
         ignored = {field for field in registry.FIELDS if registry.ignores(inputs, name, field)}
         with_folder, outside = registry.names(inputs, "dir"), ", ".join(registry.names(inputs, "outside"))
-        advice = "set --config.data.name=folder for class folders with pictures"
+        advice = "set config.data.name=folder for class folders with pictures"
         advice = advice if "folder" in with_folder else f"choose {' or '.join(with_folder)}"
         return {
             f"test_views={config.test_views} must be 1, 2 or 10": config.test_views not in VIEW_COUNTS,
@@ -127,16 +127,19 @@ class ImageTask(Task):
 
     @classmethod
     def load_data(cls, config: ImageRunConfig) -> Dataset:
-        return cls.load_source(config, config.input.size)
+        return cls.load_source(config, usual_size(config))
 
     @classmethod
-    def load_source(cls, config: ImageRunConfig, size: int, decoding: Decoding | None = None) -> Any:
+    def load_source(
+        cls, config: ImageRunConfig, size: int, decoding: Decoding | None = None, shape: tuple[int, int] | None = None
+    ) -> Any:
         """Return the data set of ``config``, whose images of differing sizes are fitted into ``size``.
 
         Args:
             config: the configuration.
             size: side in pixels.
             decoding: how image files become pixels; None takes what ``config`` says.
+            shape: (H, W) of a run, if these are all examples of another set to test it on; see ``DatasetOptions``.
         """
         data = config.data
         options = DatasetOptions(
@@ -149,6 +152,8 @@ class ImageTask(Task):
             group=data.group,
             classes=cls.box_classes(config),
             columns=Columns(label=data.label),
+            shape=shape,
+            as_one_split=shape is not None,
         )
         return registry.load_dataset(cls.data_inputs, options)
 
@@ -234,7 +239,9 @@ class ImageTask(Task):
         return image_inputs.list_inputs(inputs, self.config.data.outside)
 
     def with_test(self, config: Any, classes: Mapping[str, str]) -> Self:
-        other = self.load_source(config, self.image_size, self.decoding)
+        height, width = map(int, self.splits["train"].inputs.shape[1:3])
+        decoding = self.decoding._replace(from_run=True, outside=config.data.outside)
+        other = self.load_source(config, self.image_size, decoding, (height, width))
         split = all_examples(with_classes_of_run(other, self.classes, classes))
         return self.replace(splits={**self.splits, "test": split}, sizes={**self.sizes, "test": len(split.labels)})
 
@@ -335,9 +342,7 @@ class ImageTask(Task):
         facts = {"classes": list(classes), "spec": net.spec.to_dict(), "preprocessing": preprocessing}
         notes = (framework.reason,) if framework.reason else ()
         if self.program_output == "features":
-            notes += (
-                "This is the network below the detector's head, to be started from; `--mode=predict` finds boxes.",
-            )
+            notes += ("This is the network below the detector's head, to be started from; the run itself finds boxes.",)
         if temperature != 1.0:
             facts["temperature"] = temperature
             bound = f" ({words})" if (words := describe_bound(temperature)) else ""
@@ -379,6 +384,11 @@ def load_inputs(config: ImageRunConfig, record: RunRecord) -> tuple[Pretrained |
         spec.scaling if config.input.scaling == "spec" else config.input.scaling,
     )
     return net, inputs
+
+
+def usual_size(config: ImageRunConfig) -> int:
+    """Return the side in pixels that the network gets, if its weights do not say another one."""
+    return config.input.size or pretrained.spec_of(config.model.name, config.init.layout).image_size
 
 
 def task_facts(net: Pretrained, inputs: Inputs, source: Dataset, splits: Mapping[str, Split]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def with_class_order(source: Dataset, classes: Sequence[str], where: str) -> Dat
         differences = describe_differences(classes, source.classes)
         raise UserError(
             f"{where}: the classes of {source.name} are not those of the run: {differences}; "
-            "restore the classes of the data, or use --mode=predict, which does not need them"
+            "restore the classes of the data, or predict, which does not need them"
         )
     index = {name: k for k, name in enumerate(classes)}
     order = np.asarray([index[name] for name in source.classes], np.int32)
@@ -185,7 +185,7 @@ def match_classes(names: Sequence[str], classes: Sequence[str], where: str) -> l
         say(f"{where}: {unnamed[0]} no class names, so output k of the head is taken for class k of the data")
         return None
     differences = describe_differences(names, classes)
-    raise UserError(f"the head in {where} has other classes than the data: {differences}; pass --config.init.head=new")
+    raise UserError(f"the head in {where} has other classes than the data: {differences}; pass config.init.head=new")
 
 
 def are_positions(names: Sequence[str]) -> bool:

@@ -33,7 +33,7 @@ from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.tasks.text_inputs import read_inputs
 from tl_jax.train import sharding
 from tl_jax.train.evaluate import make_both
-from tl_jax.train.logging import say, say_written
+from tl_jax.train.logging import say, say_written, warn
 from tl_jax.train.run_config import RunConfig
 from tl_jax.train.state import TrainState
 from tl_jax.train.step import make_eval_step
@@ -208,7 +208,7 @@ class TextTask(Task):
         return tokenize.eval_batches(self.splits[split], self.config.eval_batch_size)
 
     def with_test(self, config: Any, classes: Mapping[str, str]) -> Self:
-        split = all_examples(with_classes_of_run(load_source(config, type(self)), self.classes, classes))
+        split = all_examples(with_classes_of_run(load_source(config, type(self), True), self.classes, classes))
         tokens = tokenize_splits(self.config, self.net, {"test": split}, self.classes)["test"]
         return self.replace(
             splits={**self.splits, "test": tokens}, sizes={**self.sizes, "test": len(split.labels)},
@@ -340,14 +340,20 @@ def init_variables(
     return {**variables, **({"source": source_collection} if source_collection else {})}
 
 
-def load_source(config: Any, kind: type[TextTask]) -> Dataset:
-    """Load the texts of ``config`` for a kind of task, or those of the installed libraries with ``data.generate``."""
-    options = DatasetOptions(kind.data_name(config), config.data.dir, columns=make_columns(config))
+def load_source(config: Any, kind: type[TextTask], as_one_split: bool = False) -> Dataset:
+    """Load the texts of ``config`` for a kind of task, or those of the installed libraries with ``data.generate``.
+
+    With ``as_one_split`` they are all examples of another set to test a run on, see ``DatasetOptions``.
+    """
+    name = kind.data_name(config)
+    options = DatasetOptions(name, config.data.dir, columns=make_columns(config), as_one_split=as_one_split)
     source = registry.load_dataset(kind.data_inputs, options)
     tagged = source.train.labels.dtype == object
     if kind.needs_labels and tagged != kind.tags_words:
         label_kind = "a tag for each word" if tagged else "one label for each text"
         raise UserError(f"{source.name} has {label_kind}; {_advise_task(tagged)}")
+    if as_one_split:
+        return source
     if kind.needs_labels and not tagged and len(source.classes) < 2:
         raise UserError(f"{source.name} has no labels; take another data.name, or a recipe with {_unlabelled_tasks()}")
     head_init.check_classes(config, source)
@@ -380,7 +386,7 @@ def warn_shared_texts(source: Dataset) -> None:
         shared = sum(_hashable(text) in train for text in split.inputs) if split else 0
         if split and shared:
             count = f"{shared:,} of {len(split.labels):,} {name} texts"
-            say(f"{source.name}: {count} are in the training split, too, so scores are too high; remove them from one")
+            warn(f"{source.name}: {count} are in the training split, too, so scores are too high; remove them from one")
 
 
 def _hashable(text: Any) -> Any:

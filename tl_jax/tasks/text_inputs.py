@@ -30,7 +30,7 @@ _UNSUPPORTED = (
     ".md",
     ".rtf",
 )
-NOTHING = "nothing to predict; pass --input=TEXT, once for each sentence"
+NOTHING = "nothing to predict; pass a sentence, or a file of texts"
 _PATH_START = re.compile(r"(/|\./|\.\./|~/|[A-Za-z]:\\)")
 
 
@@ -100,9 +100,9 @@ def _check_input_file(path: Path, value: object) -> Path:
     suffix, kinds = path.suffix.lower(), ", ".join(FILE_KINDS)
     if not os.path.isfile(path):
         problem = "is a folder" if os.path.isdir(path) else "there is no such file"
-        raise UserError(f"--input={value}: {problem}; pass a file ({kinds}) or a sentence")
+        raise UserError(f"input {value}: {problem}; pass a file ({kinds}) or a sentence")
     if suffix in _UNSUPPORTED:
-        raise UserError(f"--input={value}: {suffix} is not read; save it as one of {kinds}")
+        raise UserError(f"input {value}: {suffix} is not read; save it as one of {kinds}")
     return path
 
 

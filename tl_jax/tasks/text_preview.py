@@ -13,7 +13,6 @@ from tl_jax.data import tokenize
 from tl_jax.data.conll import find_scheme
 from tl_jax.data.tokenize import IGNORED
 from tl_jax.metrics import Batch
-from tl_jax.pretrained import huggingface
 from tl_jax.report import images
 from tl_jax.report.images import PADDING, PLAIN, SECOND, SPECIAL, Piece, Text
 from tl_jax.tasks.losses import PRETEXT_KEY
@@ -41,7 +40,7 @@ TAG = "tag "  # begins the kind of a tagged piece
 
 def draw_previews(task: TextTask, config: Any, folder: Path) -> list[Path]:
     """Draw the first texts of the first step, and those of the pretext where there is one; return the PNGs."""
-    tokenizer, key = huggingface.load_tokenizer(config.init.source, config.init.path), stream_key(config.seed, "train")
+    tokenizer, key = task.net.tokenizer, stream_key(config.seed, "train")
     key, is_masked_lm = jax.random.fold_in(key, 0), not task.needs_labels
     batch = task.train_batch(0)
     previews = [("preview", batch, key if is_masked_lm else None)]

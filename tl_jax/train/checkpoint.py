@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from tl_jax.train import sharding
-from tl_jax.train.logging import say
+from tl_jax.train.logging import warn
 from tl_jax.train.state import TrainState
 from tl_jax.train.task import Task
 from tl_jax.train.workdir import ACTION, RunFolder, write_json
@@ -168,7 +168,7 @@ class Checkpoints:
             raise UserError(
                 f"{self._folder / str(step)}: the checkpoint does not fit the network of this configuration and these "
                 f"data: {self._difference(step, targets, e)}; restore the data that the run was started with, or pass "
-                "another --workdir"
+                "another workdir"
             ) from None
         new = {"opt_state": out["opt_state"]["opt_state"]} if opt_state else {}
         if template.carry:
@@ -188,7 +188,7 @@ class Checkpoints:
     def _damaged(self, step: int, fault: str) -> UserError:
         return UserError(
             f"{self._folder / str(step)}: the checkpoint is damaged: {fault}; restore the file, or pass "
-            "--config.eval_checkpoint=best or last, whichever is another; --mode=train goes on from one before"
+            "config.eval_checkpoint=best or last, whichever is another; training goes on from one before"
         )
 
     def _put_aside(self, step: int, fault: str) -> None:
@@ -197,7 +197,7 @@ class Checkpoints:
             aside.parent.mkdir(exist_ok=True)
             (self._folder / str(step)).rename(aside)
         sharding.wait_for_all(f"checkpoint {step} is aside")
-        say(f"WARNING: checkpoint {step:,} is damaged: {fault}; it lies in {aside} now, and the one before is used")
+        warn(f"WARNING: checkpoint {step:,} is damaged: {fault}; it lies in {aside} now, and the one before is used")
 
     def _check(self, step: int) -> None:
         """Refuse a checkpoint that is not as it was written: of flipped bits some come back as other weights."""

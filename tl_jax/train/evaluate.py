@@ -43,6 +43,11 @@ class EvalResult(NamedTuple):
     compile_seconds: float
     evaluation: metrics.Evaluation = metrics.Evaluation({}, {})
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All values, NaN for those that could not be measured."""
+        return {**self.values, **dict.fromkeys(self.evaluation.missing, math.nan)}
+
 
 def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]]) -> Any:
     """Return what ``function`` (variables, batch) gives for every example, padding left out.
@@ -72,7 +77,7 @@ def check_finite(values: Mapping[str, float], where: str, describe_last: Callabl
             last_text = f"{describe_last()}; " if describe_last() else ""
             raise Diverged(
                 f"the {name} of {where} is {value}; {last_text}lower config.optim.lr or set config.optim.clip_norm, "
-                "with a new --workdir, and check the data for values that are far from the others"
+                "with a new workdir, and check the data for values that are far from the others"
             )
 
 

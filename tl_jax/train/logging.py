@@ -22,6 +22,12 @@ def say(text: str = "") -> None:
         LOGGER.info("%s", text)
 
 
+def warn(text: str) -> None:
+    """Tell what makes results doubtful; of several processes the first speaks."""
+    if sharding.is_first_process():
+        LOGGER.warning("%s", text)
+
+
 def say_written(path: Path) -> None:
     """Say what file was written, and its size."""
     say(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
@@ -111,7 +117,7 @@ def _rows_until(step: int, rows: list[bytes], path: Path) -> Iterator[bytes]:
         try:
             row_step = parse_row(row.decode(), f"{path}, line {number},")["step"]
         except (UserError, ValueError, KeyError) as error:
-            say(f"WARNING: {error}; the curves go on without it")
+            warn(f"WARNING: {error}; the curves go on without it")
             continue
         if row_step <= step:
             yield row

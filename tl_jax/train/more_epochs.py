@@ -38,8 +38,8 @@ def epochs_before(config: Mapping[str, Any], folder: Path) -> float | None:
         course = schedule if schedule != "constant" else "warm-up"
         raise UserError(
             f"{folder} was trained for {before:g} epochs, and the {course} of its rate depends on their number; "
-            f"start another run from it, with another --workdir: --config.init.path={folder}, or train with "
-            "--config.optim.schedule=constant --config.optim.warmup=0, which can go on"
+            f"start another run from it, with another workdir: config.init.path={folder}, or train with "
+            "config.optim.schedule=constant config.optim.warmup=0, which can go on"
         )
     return before
 

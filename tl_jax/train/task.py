@@ -180,8 +180,7 @@ class Task:
         if getattr(cls, mode) is getattr(Task, mode):
             supported = [kind for kind, other in TASKS.items() if getattr(other, mode) is not getattr(Task, mode)]
             raise UserError(
-                f"--mode={mode} is for runs with config.task={' or '.join(supported)}; "
-                f"this one has config.task={cls.kind}"
+                f"{mode} is for runs with config.task={' or '.join(supported)}; this one has config.task={cls.kind}"
             )
 
     @classmethod

@@ -34,7 +34,7 @@ from tl_jax.utils.json_files import (
     object_of,
 )
 
-ACTION = "restore the file, or train again with a new --workdir"  # what to do about one that is damaged
+ACTION = "restore the file, or train again with a new workdir"  # what to do about one that is damaged
 FACTS, SUMMARY = "facts.json", "summary.json"
 VERSION = "tl_jax"  # the fact that names the version which began the run
 SIDE = 4_096  # pixels of the images that a run stores
@@ -142,7 +142,7 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file, {} where there is none; a UserError names a damaged one."""
     action = "delete it and train with the same command, which writes it anew"
-    action = action if path.name == "summary.json" else "pass another --workdir, or delete the folder"
+    action = action if path.name == "summary.json" else "pass another workdir, or delete the folder"
     return json_files.read_json(path, action) if path.is_file() else {}
 
 
@@ -229,14 +229,12 @@ def exclusive(workdir: Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("a")
     except OSError as e:
-        raise UserError(f"cannot write to {workdir} ({e.strerror}); pass another --workdir") from None
+        raise UserError(f"cannot write to {workdir} ({e.strerror}); pass another workdir") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(
-                f"another process is writing to {workdir}; wait for it, or pass another --workdir"
-            ) from None
+            raise UserError(f"another process is writing to {workdir}; wait for it, or pass another workdir") from None
         sharding.wait_for_all("workdir")
         with _explain_disk_errors(workdir):
             yield  # the lock goes with the process, however it ends
@@ -284,7 +282,7 @@ def check_owner(workdir: Path, config: Mapping[str, Any], unused: Collection[str
     if differ:
         raise UserError(
             f"{workdir} belongs to a run with another {join_names(differ, 4)}; "
-            "pass another --workdir, or delete that folder"
+            "pass another workdir, or delete that folder"
         )
 
 
@@ -300,15 +298,15 @@ def claim_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
     if old and version.split(".")[:2] != __version__.split(".")[:2]:
         raise UserError(
             f"{workdir} was begun by tl_jax {version}, whose training this one, {__version__}, does not go on with; "
-            "install that version for it, or pass another --workdir (eval, predict, export and report work)"
+            "install that version for it, or pass another workdir (eval, predict, export and report work)"
         )
     # A fingerprint of the data says more than their name, which changes with that of their folder.
     for name in ("weights_sha256", *(() if "data_sha256" in old else ("data",))):
         current = facts.get(name)
         if old.get(name, current) != current:
             change = f"other {name.removesuffix('_sha256')} ({old[name]} then, {current} now)"
-            raise UserError(f"{workdir} was started with {change}; pass another --workdir, or delete that folder")
-    check_data(workdir, old, facts, ("train", "validation", "test"), "pass another --workdir")
+            raise UserError(f"{workdir} was started with {change}; pass another workdir, or delete that folder")
+    check_data(workdir, old, facts, ("train", "validation", "test"), "pass another workdir")
     write_json(workdir / FACTS, {VERSION: __version__, **facts})
 
 
@@ -349,7 +347,7 @@ def check_unchanged(summary: Mapping[str, Any], workdir: Path) -> None:
     file = Path(facts.get("weights", ""))
     if file.is_file() and pooch.file_hash(str(file)) != facts.get("weights_sha256"):
         raise UserError(
-            f"{workdir} is finished, but {file} has changed since; pass another --workdir, or delete that folder"
+            f"{workdir} is finished, but {file} has changed since; pass another workdir, or delete that folder"
         )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -38,6 +39,12 @@ def use_huge_pages() -> None:
             )
 
 
+def name_flags(message: str) -> str:
+    """Return a message of the library with flags in what it advises: its own words are for callers in Python."""
+    problem, separator, action = message.partition("; ")
+    return problem + separator + re.sub(r"(?<![\w./-])config\.(?!json\b)(?=[a-z])", "--config.", action)
+
+
 def run(main: Callable[[list[str]], int | None], **options: Any) -> None:
     """Call ``main`` by ``absl.app.run``; a line and an exit status for what is not a defect.
 
@@ -72,7 +79,7 @@ def run(main: Callable[[list[str]], int | None], **options: Any) -> None:
         app.run(main_and_flush, **options)
     except UserError as error:
         _discard_output()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {name_flags(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one was", file=sys.stderr)

@@ -68,7 +68,7 @@ def fetch(url: str, path: Path, digest: str, *, progress: bool = True, hint: str
         digest: "md5:HEX" (32 digits) or "sha256:HEX" (64 digits, or the first 8 or more of them); "" where the
             publisher states none, and whatever comes is taken.
         progress: show a progress bar on stderr.
-        hint: another way out, put at the end of the message when the download fails ("or pass --config.x=FILE").
+        hint: another way out, put at the end of the message when the download fails ("or pass config.x=FILE").
 
     Raises:
         UserError: no connection, an HTTP error, a wrong hash (also of a file already at ``path``, which is left
@@ -272,7 +272,7 @@ def _unpack(archive: Path, folder: Path) -> None:
     if not hasattr(tarfile, "data_filter"):
         raise UserError(
             f"Python before 3.11.4 cannot unpack archives safely: unpack {archive} by hand and pass the folder as "
-            "--config.data.dir, or use a newer Python"
+            "config.data.dir, or use a newer Python"
         )
     staged = folder.with_name(f"incomplete.{folder.name}")
     try:
