@@ -133,8 +133,9 @@ def _train_one(config: RunConfig, folder: Path, verbose: bool = True, before: fl
     if verbose:
         say(f"{task.name}: " + ", ".join(f"{n:,} {part}" for part, n in task.sizes.items()) + f" examples; {folder}")
     fitted = loop.fit(
-        task, plan, pace, config.seed, folder, verbose, config.freeze.verify, config.parallel.state == "sharded"
-    )
+        task, plan, pace, config.seed, folder,
+        verbose=verbose, verify_freeze=config.freeze.verify, sharded=config.parallel.state == "sharded",
+    )  # fmt: skip
     with show_elapsed("testing"):
         summary, evaluation = _test_run(config, folder, task, fitted)
     summary["seconds"] = {**seconds, **fitted.seconds, "total": time.monotonic() - start}

@@ -88,7 +88,9 @@ def measure_drift(name: str, folder: Path) -> list[Drift]:
 def load_run_network(config: Any, inputs: Mapping[str, Any]) -> Network:
     """Return the network of a run; its weights do not matter here."""
     loaded = (
-        image_network.draw_network(config, 0) if config.init.source == "random" else image_network.load_network(config)
+        image_network.random_network(config, 0)
+        if config.init.source == "random"
+        else image_network.load_network(config)
     )
     return Network(
         loaded.model.clone(num_classes=0),

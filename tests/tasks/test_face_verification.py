@@ -74,7 +74,7 @@ def test_predictions_name_the_person_and_say_same_or_different(run, tmp_path):
     (one,) = Learner(other, folder).show_predictions([str(known / "person02" / "16.png")])
     assert one["person"] in ("person02", "person03") and not one["picture"].endswith("/16.png")
     assert one["same"] == (one["similarity"] >= one["threshold"]) and -1 <= one["threshold"] < 1
-    with pytest.raises(UserError, match="nothing to look at; pass --input"):
+    with pytest.raises(UserError, match="nothing to look at; pass images"):
         Learner(config, folder).show_predictions([])
     with pytest.raises(UserError, match="no file or folder .*nowhere; check the input"):
         Learner(config, folder).show_predictions([str(tmp_path / "nowhere")])

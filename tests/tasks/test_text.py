@@ -198,7 +198,7 @@ def test_entities_are_drawn(folder, tmp_path, capsys):
     assert "[the](X) world, [acting](X)!" in capsys.readouterr().out
     Learner(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path).show_predictions(["the world", "the " * 600])
     assert "1 of 2 inputs are cut to " in capsys.readouterr().out
-    with pytest.raises(UserError, match="nothing to predict; pass --input=TEXT"):
+    with pytest.raises(UserError, match="nothing to predict; pass a sentence"):
         Learner(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path).show_predictions([" "])
 
 

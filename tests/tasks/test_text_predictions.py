@@ -126,10 +126,10 @@ def test_a_file_of_sentences_is_read(folder, run, tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("test.csv", "--input=test.csv: there is no such file; pass a file"),
-        ("texts/new.txt", "--input=texts/new.txt: there is no such file"),
+        ("test.csv", "input test.csv: there is no such file; pass a file"),
+        ("texts/new.txt", "input texts/new.txt: there is no such file"),
         ("/nowhere/my texts.csv", "there is no such file"),
-        ("/tmp", "--input=/tmp: is a folder"),
+        ("/tmp", "input /tmp: is a folder"),
     ],
 )
 def test_a_path_that_is_not_there_is_no_sentence(folder, run, value, message):

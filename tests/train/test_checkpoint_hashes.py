@@ -66,7 +66,7 @@ def test_with_none_left_the_run_starts_anew(finished, copy, capsys):
         flip(largest(copy / "checkpoints" / step))
     again = fit(copy)
     assert again.resumed_from == 0 and digest(again.state.variables) == finished[1]
-    assert capsys.readouterr().out.count("is damaged") == 2
+    assert capsys.readouterr().err.count("is damaged") == 2
 
 
 def test_a_sound_checkpoint_without_a_seal_is_taken(copy, capsys):

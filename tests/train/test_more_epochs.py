@@ -87,7 +87,7 @@ def test_a_run_whose_weights_are_gone_stays_finished(tmp_path):
 def test_a_run_starts_from_another_run(tmp_path):
     training.train(small.config(*BASE, ("epochs", 1.0)), tmp_path / "first")
     own = ("init.source", "tl_jax"), ("init.path", str(tmp_path / "first")), ("init.head", "keep")
-    with pytest.raises(UserError, match=r"first is a run that was not exported; call --mode=export --workdir="):
+    with pytest.raises(UserError, match=r"first is a run that was not exported; export it first"):
         pretrained.load("", "tl_jax", tmp_path / "first")
     second = training.train(small.config(*BASE, *own, ("epochs", 0.0)), tmp_path / "second")
     assert second["metrics"] == read_summary(tmp_path / "first")["metrics"]

@@ -77,7 +77,7 @@ def _recognize_path(path: Path) -> RecognizedData:
     if (path / "index.csv").is_file():
         return RecognizedData("images", "index", str(path))
     files = [file for file in sorted(path.iterdir()) if file.is_file() and file.stem.lower() in ("train", "eng")]
-    if files or (path / "eng.train").is_file():
+    if files:
         return _recognize_file(files[0], path)
     if any(entry.is_dir() for entry in path.iterdir()):
         return RecognizedData("images", "folder", str(path))

@@ -31,7 +31,7 @@ from tl_jax.report import images as drawing
 from tl_jax.tasks import head_init, image_inputs
 from tl_jax.tasks.error_analysis import thumbnail
 from tl_jax.tasks.image_inputs import ImageInput
-from tl_jax.tasks.image_network import build_network, draw_network, load_network
+from tl_jax.tasks.image_network import build_network, load_network, random_network
 from tl_jax.tasks.image_task import ImageRunConfig, ImageTask, make_regularize
 from tl_jax.tasks.losses import Network, Pixels, make_features
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
@@ -289,7 +289,7 @@ class Detection(ImageTask):
             import pycocotools  # noqa: F401  # which the evaluation needs: said before the training
         random_init = config.init.source == "random"
         if random_init:
-            net = draw_network(config, 0)
+            net = random_network(config, 0)
         else:
             net = load_network(config) if record.reads_weights else build_network(config, record.facts)
             net = with_head(net, 0, "new")

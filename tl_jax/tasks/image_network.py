@@ -57,7 +57,7 @@ def load_source_head(config: ImageRunConfig, width: int) -> dict[str, Any]:
     return dict(head)
 
 
-def draw_network(config: ImageRunConfig, classes: int) -> Pretrained:
+def random_network(config: ImageRunConfig, classes: int) -> Pretrained:
     """Return the network of ``config`` with random weights."""
     return pretrained.random(config.model.name, classes, config.init.layout, **model_options(config))
 

@@ -29,7 +29,7 @@ from tl_jax.report.images import draw_grid
 from tl_jax.report.plots import describe_bound
 from tl_jax.tasks import head_init, image_inputs
 from tl_jax.tasks.feature_cache import CacheConfig, ImageFeatureCache
-from tl_jax.tasks.image_network import build_network, draw_network, load_network, load_source_head
+from tl_jax.tasks.image_network import build_network, load_network, load_source_head, random_network
 from tl_jax.tasks.losses import Inputs, Network, make_features, make_loss, make_metrics, make_predict, make_pretext_loss
 from tl_jax.tasks.other_data import all_examples, with_classes_of_run
 from tl_jax.tasks.run_record import RunRecord
@@ -187,7 +187,7 @@ class ImageTask(Task):
             record: what is known of the run.
         """
         head = "keep" if config.init.head == "keep" else "new"
-        net = with_head(net, num_outputs, head) if net else draw_network(config, num_outputs)
+        net = with_head(net, num_outputs, head) if net else random_network(config, num_outputs)
         for note in net.notes:
             say(note)
         check_norms(config, net)

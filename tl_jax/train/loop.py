@@ -332,6 +332,7 @@ def fit(
     pace: Pace,
     seed: int,
     workdir: Path,
+    *,
     verbose: bool = True,
     verify_freeze: bool = False,
     sharded: bool = False,
