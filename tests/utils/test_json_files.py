@@ -87,4 +87,4 @@ def test_a_run_goes_on_without_a_row_that_is_damaged_and_says_so(tmp_path, capsy
     path.write_text("".join([rows[0], rows[1].replace("0.5", "0.4"), rows[2], rows[3][:9]]))
     logging.Log(tmp_path, step=3, total=4, verbose=False).close()
     assert path.read_text() == rows[0] + rows[2]
-    assert "metrics.jsonl, line 2, is damaged (it is not as it was written)" in capsys.readouterr().out
+    assert "metrics.jsonl, line 2, is damaged (it is not as it was written)" in capsys.readouterr().err
