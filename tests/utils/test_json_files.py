@@ -88,3 +88,8 @@ def test_a_run_goes_on_without_a_row_that_is_damaged_and_says_so(tmp_path, capsy
     logging.Log(tmp_path, step=3, total=4, verbose=False).close()
     assert path.read_text() == rows[0] + rows[2]
     assert "metrics.jsonl, line 2, is damaged (it is not as it was written)" in capsys.readouterr().err
+    path.write_bytes(rows[0].encode() + rows[1].encode().replace(b"0.5", b"0\xac5") + b"{}\n" + rows[2].encode())
+    logging.Log(tmp_path, step=3, total=4, verbose=False).close()
+    assert path.read_text() == rows[0] + rows[2]
+    said = capsys.readouterr().err
+    assert "metrics.jsonl, line 2, is damaged (UnicodeDecodeError" in said and "line 3, is damaged (KeyError" in said

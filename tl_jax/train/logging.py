@@ -117,7 +117,9 @@ def _rows_until(step: int, rows: list[bytes], path: Path) -> Iterator[bytes]:
         try:
             row_step = parse_row(row.decode(), f"{path}, line {number},")["step"]
         except (UserError, ValueError, KeyError) as error:
-            warn(f"WARNING: {error}; the curves go on without it")
+            # Bytes that are no UTF-8, or a row without a step, do not say which file they are in.
+            problem = error if isinstance(error, UserError) else f"{path}, line {number}, is damaged ({error!r})"
+            warn(f"WARNING: {problem}; the curves go on without it")
             continue
         if row_step <= step:
             yield row
