@@ -92,4 +92,21 @@ def test_a_run_goes_on_without_a_row_that_is_damaged_and_says_so(tmp_path, capsy
     logging.Log(tmp_path, step=3, total=4, verbose=False).close()
     assert path.read_text() == rows[0] + rows[2]
     said = capsys.readouterr().err
-    assert "metrics.jsonl, line 2, is damaged (UnicodeDecodeError" in said and "line 3, is damaged (KeyError" in said
+    assert (
+        "metrics.jsonl, line 2, is damaged (UnicodeDecodeError" in said and "line 3, is damaged (it is not as" in said
+    )
+
+
+def test_each_flipped_bit_of_metrics_is_told_when_a_run_goes_on(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    whole = "".join(format_row({"step": step, "loss": 0.5}) for step in (1, 2)).encode()
+    for position in range(len(whole)):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            logging.Log(tmp_path, step=2, total=2, verbose=False).close()
+            assert "damaged" in capsys.readouterr().err, bytes(damaged)
+    path.write_bytes(whole[:-1])  # of which nothing is lost
+    logging.Log(tmp_path, step=2, total=2, verbose=False).close()
+    assert path.read_bytes() == whole and not capsys.readouterr().err

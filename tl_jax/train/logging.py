@@ -112,14 +112,14 @@ def _summary_writer() -> Any:
 def _rows_until(step: int, rows: list[bytes], path: Path) -> Iterator[bytes]:
     """Yield the rows of metrics up to ``step``; half a row at the end, such as a full disk leaves, is dropped."""
     for number, row in enumerate(rows, start=1):
-        if not row.endswith(b"\n"):
-            continue
         try:
-            row_step = parse_row(row.decode(), f"{path}, line {number},")["step"]
+            row_step = parse_row(row.decode(), f"{path}, line {number},", needs_checksum=True)["step"]
         except (UserError, ValueError, KeyError) as error:
+            if number == len(rows) and b"}" not in row and b"\n" not in row:  # half of it
+                continue
             # Bytes that are no UTF-8, or a row without a step, do not say which file they are in.
             problem = error if isinstance(error, UserError) else f"{path}, line {number}, is damaged ({error!r})"
             warn(f"WARNING: {problem}; the curves go on without it")
             continue
         if row_step <= step:
-            yield row
+            yield row.rstrip(b"\n") + b"\n"

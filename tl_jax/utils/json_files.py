@@ -153,17 +153,22 @@ def format_row(content: Mapping[str, Any]) -> str:
     return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
 
 
-def parse_row(line: str, where: object) -> dict[str, Any]:
+def parse_row(line: str, where: object, needs_checksum: bool = False) -> dict[str, Any]:
     """Return the object of a row without its checksum.
+
+    Args:
+        line: the row.
+        where: it is, for messages.
+        needs_checksum: whether a row without one, as 0.1 wrote them, is damaged: a flipped bit may have hit its name.
 
     Raises:
         UserError: see ``parse_json``; or the checksum is not that of the row.
     """
     match = _ROW.fullmatch(line.rstrip("\n"))
-    if not match:
+    if not match and not needs_checksum:
         return parse_json(line, where)
-    text = match[1] + "}"
-    if f"{zlib.crc32(text.encode('utf-8', 'replace')):08x}" != match[2]:
+    text = match[1] + "}" if match else ""
+    if not match or f"{zlib.crc32(text.encode('utf-8', 'replace')):08x}" != match[2]:
         raise UserError(f"{where} is damaged (it is not as it was written)")
     return parse_json(text, where)
 
