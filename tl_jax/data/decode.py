@@ -93,10 +93,7 @@ def decode_all(
     if same and ((height, width) == shape if shape else fit_mode == "crop" or height == width):
         return decode_into(name, files, (height, width), lambda image: image, max_bytes, decoding=decoding)
     height, width = shape or (size, size)
-
-    def fit(image: np.ndarray) -> np.ndarray:
-        return image if image.shape[:2] == shape else fit_image(image, (width, height), fit_mode)
-
+    fit = lambda image: fit_image(image, (width, height), fit_mode)  # noqa: E731
     return decode_into(name, files, (height, width), fit, max_bytes, (fit_mode,), decoding)
 
 

@@ -7,25 +7,24 @@ from typing import Any
 
 from tl_jax.train import sharding
 from tl_jax.train.workdir import finite
-from tl_jax.utils import disk
+from tl_jax.utils import disk, log
 from tl_jax.utils.command import auto_refresh
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import MissingExtra, require_extra
 from tl_jax.utils.json_files import format_row, parse_row
-from tl_jax.utils.log import LOGGER
 from tl_jax.utils.progress import progress_bar
 
 
 def say(text: str = "") -> None:
     """Tell how a run goes; of several processes the first speaks."""
     if sharding.is_first_process():
-        LOGGER.info("%s", text)
+        log.LOGGER.info("%s", text)
 
 
 def warn(text: str) -> None:
     """Tell what makes results doubtful; of several processes the first speaks."""
     if sharding.is_first_process():
-        LOGGER.warning("%s", text)
+        log.warn(text)
 
 
 def say_written(path: Path) -> None:
