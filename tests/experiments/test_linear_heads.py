@@ -81,7 +81,7 @@ def test_the_command(tmp_path):
         )
 
     refused = run()
-    assert refused.returncode == 2 and "set config.cache.views=8" in refused.stderr.splitlines()[-1]
+    assert refused.returncode == 2 and "set --config.cache.views=8" in refused.stderr.splitlines()[-1]
     done = run("--config.augment.crop_pad=0", "--config.epochs=5")
     assert done.returncode == 0, done.stderr
     assert "best on validation: rate" in done.stdout

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export
+from jax import export as jax_export
 from PIL import Image
 
 from configs import flowers_mobilenet
@@ -20,6 +20,7 @@ from tests.references import compare, draw
 from tl_jax import models, pretrained, training
 from tl_jax.data import preprocess
 from tl_jax.export import frameworks
+from tl_jax.export.bundle import export
 from tl_jax.pretrained import catalog, hub, network
 from tl_jax.tasks import feature_cache
 from tl_jax.utils import tree
@@ -256,7 +257,7 @@ def test_a_run_freezes_by_stage_computes_frozen_stages_once_and_is_exported(tmp_
     sizes = {stage: tree.count(leaves) for stage, leaves in trained.variables["params"].items()}
     trainable = sizes["stage4"] + sizes["final"] + sizes["head"]  # of the recipe's second phase
     assert summary["parameters"] == {"trainable": trainable, "frozen": sum(sizes.values()) - trainable}
-    program = export.deserialize(bytearray((tmp_path / "run" / "export" / "model.stablehlo").read_bytes()))
+    program = jax_export.deserialize(bytearray((tmp_path / "run" / "export" / "model.stablehlo").read_bytes()))
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     logits, _ = trained.model.apply(trained.variables, trained.preprocess(images))
     np.testing.assert_allclose(jax.tree.leaves(program.call(images))[0], jax.nn.softmax(logits), atol=1e-5)
