@@ -35,6 +35,7 @@ FLOORS = {
     "tl_jax.transfer.methods": 9,  # changes of recipes
     "tl_jax.restore": 10,
     "tl_jax.predictions": 10,
+    "tl_jax.choose_method": 11,
     "tl_jax.export.bundle": 11,
     "tl_jax.final_report": 12,
     "tl_jax.config_from_data": 12,

@@ -1,25 +1,26 @@
 """From data to a configuration: kind of task, network, weights and method, where the caller does not name them."""
 
-import math
 from pathlib import Path
 from typing import Any
 
+from tl_jax.choose_method import NUM_EVALUATIONS, enough_epochs
 from tl_jax.config import recipe, schema
 from tl_jax.data.recognize import RecognizedData, recognize
 from tl_jax.data.registry import DATASETS
 from tl_jax.models.registry import MODELS
 from tl_jax.pretrained.catalog import EMBEDDED, EMBEDDED_BERT, known_sources, published_sources
 from tl_jax.tasks import head_init
+from tl_jax.train.run_config import AUTO
 from tl_jax.train.task import TASKS, Task
 from tl_jax.transfer.methods import METHODS, names_for_task
+from tl_jax.transfer.optimizer import OptimConfig
 from tl_jax.utils.errors import UserError, nearest
 
-AUTO = "auto"  # the method that chooses by the kind of task
 DEFAULT_MODELS = {"texts": "bert", "images": "mobilenet_v2"}  # by what goes into the network
-MIN_STEPS = 200  # of the default method: a small set is gone through more often
-NUM_EVALUATIONS = 10  # of the default method, on the validation split while it trains
-BERT_LEARNING_RATE = 5e-5  # where all of one trains under a random head (Devlin et al. 2019, arXiv:1810.04805, A.3)
-LEARNING_RATE = 1e-4  # of the default method: the head is fitted before, and the rest should stay near the source
+SMALL_DATA, SMALL_BATCH = 2000, 32  # examples below which batches are small, and how small
+# Of pretrained layers, which should stay near the source; of BERT Devlin et al. 2019, arXiv:1810.04805, A.3.
+LEARNING_RATES = {"images": 1e-4, "texts": 5e-5}
+NEW_PARTS_TRAIN = ("head", "norm_only", "bias_only", "adapters")  # few values, new ones or such as may move far
 
 
 def make_config(data: Any, task: str, model: str, weights: str | Path | None) -> recipe.Config:
@@ -94,38 +95,51 @@ def _find_weights(model: str, is_text: bool, weights: str | Path | None) -> tupl
 
 
 def apply_method(config: recipe.Config, method: str, epochs: float | None) -> None:
-    """Put a way to transfer into a configuration."""
-    if method == AUTO:
-        return _apply_default_method(config, epochs)
-    names = names_for_task(config.task)
-    if method not in names:
-        raise UserError(f"method={method!r} is unknown; {nearest(method, (AUTO, *names))}")
-    return METHODS[method](config)
+    """Put a way to transfer into a configuration, with what training in that way usually takes.
 
-
-def _apply_default_method(config: recipe.Config, epochs: float | None) -> None:
-    """Fit a head to the features of the source, then train it and the last stages without haste.
-
-    Kumar et al. 2022, arXiv:2202.10054: a head drawn at random would pull the features away before it has learned.
+    Args:
+        config: with its data.
+        method: a name of ``transfer.methods.METHODS``; ``AUTO`` does what is usual where nothing can be compared.
+        epochs: that the caller asks for.
     """
-    task = TASKS[config.task]
-    if not task.data_inputs:
-        return  # ``recipe.policy`` has said all
-    fields, stages = task.fields(), len(task.stage_names(schema.freeze(config)))
+    task, names = TASKS[config.task], names_for_task(config.task)
+    if method not in names:
+        raise UserError(f"method={method!r} is unknown; {nearest(method, names)}")
+    if task.data_inputs:  # else ``recipe.policy`` has said all
+        _set_length(config, epochs)
+    if method != AUTO:
+        METHODS[method](config)
+    elif task.can_choose_method() and config.init.source != "random" and config.init.head == "new":
+        return METHODS[method if config.epochs else "logistic"](config)
+    if task.data_inputs:
+        _set_rates(config)
+
+
+def _set_length(config: recipe.Config, epochs: float | None) -> None:
+    """Set schedule, batch size and epochs: a small set needs more passes for as many steps."""
     config.optim.schedule, config.optim.warmup = "cosine", 0.1
-    task.set_defaults(config)
+    frozen = schema.freeze(config)
+    examples = len(head_init.split_data(frozen, TASKS[config.task].load_data(frozen))["train"].labels)
+    if examples < SMALL_DATA:
+        config.batch_size = SMALL_BATCH
+    TASKS[config.task].set_defaults(config)
     if epochs is None:
-        frozen = schema.freeze(config)
-        examples = len(head_init.split_data(frozen, task.load_data(frozen))["train"].labels)
-        config.epochs = max(10.0, math.ceil(MIN_STEPS * config.batch_size / max(1, examples)))
+        config.epochs = enough_epochs(examples, config.batch_size)
     config.save_every = max(1.0, (config.epochs if epochs is None else epochs) / NUM_EVALUATIONS)
+
+
+def _set_rates(config: recipe.Config) -> None:
+    """Set learning rates, and what BatchNorm does, by what trains from what."""
+    task, fields, head = TASKS[config.task], TASKS[config.task].fields(), config.init.get("head", "new")
     if config.init.source == "random":
         return
-    if "init.head" in fields and task.has_classes and task.has_features:
-        config.init.head = "logistic"
-        config.optim.lr = LEARNING_RATE
-        config.freeze.recipe, config.freeze.stages = "last_n_stages", math.ceil(stages / 2)
-    elif config.init.source == "huggingface":
-        config.optim.lr = BERT_LEARNING_RATE
-    if "freeze.batch_stats" in fields:
-        config.freeze.batch_stats = "frozen"
+    if "freeze.batch_stats" in fields and config.freeze.batch_stats == "auto":
+        config.freeze.batch_stats = "frozen"  # a small batch says less of the target than the source's statistics
+    is_head_new = task.needs_labels and head == "new" and (task.has_classes or task.tags_words)
+    rate = LEARNING_RATES[task.input_kind]
+    if not task.has_features or config.freeze.recipe in NEW_PARTS_TRAIN:
+        return
+    if is_head_new:
+        config.optim.backbone_lr_scale = min(1.0, rate / config.optim.lr) if config.optim.lr else 1.0
+    elif config.optim.lr == OptimConfig().lr:  # else the kind of task has a rate of its own
+        config.optim.lr = rate

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tl_jax import predictions, training
+from tl_jax import choose_method, predictions, training
 from tl_jax.config import recipe, schema, stored, validate
 from tl_jax.config.schema import default_workdir
-from tl_jax.config_from_data import AUTO, apply_method, as_inputs_of, make_config
+from tl_jax.config_from_data import apply_method, as_inputs_of, make_config
 from tl_jax.data.recognize import recognize
 from tl_jax.export.bundle import export
 from tl_jax.export.model_card import CARD_FILE
@@ -34,7 +34,7 @@ from tl_jax.restore import RUN_FOLDER, check_batches, make_task, open_bundle, re
 from tl_jax.train import lr_finder, workdir
 from tl_jax.train.evaluate import evaluate as evaluate_split
 from tl_jax.train.logging import say
-from tl_jax.train.run_config import RunConfig
+from tl_jax.train.run_config import AUTO, RunConfig
 from tl_jax.train.task import TASKS, Task, as_list
 from tl_jax.train.workdir import read_json, read_summary, write_json
 from tl_jax.utils.errors import UserError
@@ -93,7 +93,8 @@ class Learner:
 
     def __init__(self, config: recipe.Config | RunConfig, workdir: str | Path):
         """Check a configuration, and name the folder of its run; nothing is loaded."""
-        self.config, self.workdir = validate.validate(config), Path(workdir).expanduser()
+        self.workdir = Path(workdir).expanduser()
+        self.config = choose_method.chosen(validate.validate(config), self.workdir)
 
     def __repr__(self) -> str:
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in self.summary.get("metrics", {}).items() if value)
@@ -108,6 +109,7 @@ class Learner:
     def fit(self) -> "Learner":
         """Train, or go on where training was cut short, and test once at the end."""
         training.train(self.config, self.workdir)
+        self.config = choose_method.chosen(self.config, self.workdir)
         self.__dict__.pop("_trained", None)
         return self
 
@@ -358,6 +360,7 @@ def fine_tune(
     weights: str | Path | None = None,
     image_size: int | None = None,
     epochs: float | None = None,
+    budget: str = "",
     workdir: str | Path | None = None,
     seed: int = 0,
     **options: Any,
@@ -370,13 +373,13 @@ def fine_tune(
         task: kind of task, if the data do not say it: "faces" for a folder of people (FOLDER/PERSON/IMAGE), "policy"
             for the name of an environment, "masked" for texts without labels, or one of your own.
         model: name of the network, see ``models.names()``; by default MobileNetV2 for images, BERT for texts.
-        method: how to transfer, a name of ``transfer.methods.METHODS``; "auto" fits a head to the features, then trains
-            it and the last stages at a low rate with BatchNorm's statistics as they are.
+        method: how to transfer, a name of ``transfer.methods.METHODS``; "auto" compares a linear probe with what
+            trains more of the network, by cross-validation, see ``choose_method``.
         weights: file or folder, bundle, hub repository of texts, name of a source such as "torchvision", or "random";
             None takes those that ship, or downloads the published ones.
         image_size: side in pixels that the network gets; None takes that of the weights.
-        epochs: passes over the training split; None takes what the method has; of "auto" 10, and at least
-            200 steps.
+        epochs: passes over the training split; None takes 10, and more of a small set, so that it is 200 steps.
+        budget: time that "auto" may take to choose, such as "10min"; empty for no limit.
         workdir: folder of the run; by default ``runs/NAME-HASH``, the same for the same call: a finished run is not
             repeated.
         seed: of the head, the order of examples and the split for validation.
@@ -396,6 +399,7 @@ def fine_tune(
     for path, value in fields.items():  # which the method needs to read the data
         schema.set_field(config, path, value)
     apply_method(config, method, epochs)
+    config.budget = budget
     for path, value in fields.items():  # what is asked for counts more than what the method sets
         schema.set_field(config, path, value)
     frozen = validate.validate(config)

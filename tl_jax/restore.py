@@ -24,6 +24,7 @@ from tl_jax.transfer.weight_averaging import interpolate
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 
+MIXTURE = "mixture"  # folder of the checkpoint that wise_ft has made of first and last weights
 RUN_FOLDER = "run"  # of a bundle: what it has of the files of the run
 RUN_FILES = {
     "config.json": "configuration of the run, for load_learner",
@@ -79,7 +80,7 @@ def open_bundle(folder: Path, fields: Mapping[str, Any]) -> tuple[RunConfig, Tas
     set_changeable(editable, fields)
     config = validate.validate(editable)
     # Adapters of low rank are merged into the weights, and what only training needs is not there.
-    changes: dict[str, Any] = {"regularize": type(config.regularize)(), "wise_ft": False}
+    changes: dict[str, Any] = {"regularize": type(config.regularize)(), "wise_ft": False, "wise_ft_share": 0.0}
     changes |= {"adapt": type(config.adapt)()} if config.adapt.kind != "bottleneck" else {}
     changes |= {"pretext": type(config.pretext)()} if config.pretext.name else {}
     summary = read_summary(run)
@@ -121,7 +122,7 @@ def restore(
     workdir.check_owner(folder, schema.to_dict(config), schema.unused_fields(config.task))
     facts, summary = workdir.stored_facts(folder), read_summary(folder)
     record = RunRecord(facts, str(folder), fitted={} if data else fitted_values(summary))
-    record = record._replace(reads_data=data or not _can_skip_data(config, record, summary))
+    record = record._replace(reads_data=data or not _can_skip_data(config, folder, record, summary))
     record = record._replace(reads_weights=weights or not _can_skip_weights(config, folder, facts, summary))
     task, checkpoints, step = _open_run(config, folder, record)
     if record.fitted and step != summary.get("tested_step"):  # they were fitted to other weights
@@ -129,11 +130,10 @@ def restore(
         task, checkpoints, step = _open_run(config, folder, record._replace(reads_data=True, fitted={}))
     state = initial_state(task, config.seed)
     trained = checkpoints.restore(step, state, opt_state=False, for_eval=True)
-    check_finite(trained, folder / "checkpoints" / str(step))
-    wise_ft = summary.get("wise_ft")
-    if wise_ft:
-        trained = trained.replace(**interpolate(state.variables, trained.variables, wise_ft["share"]))
+    check_finite(trained, folder / (MIXTURE if _has_mixture(folder) else "checkpoints") / str(step))
     checkpoints.close()
+    if (wise_ft := summary.get("wise_ft")) and not _has_mixture(folder):
+        trained = trained.replace(**interpolate(state.variables, trained.variables, wise_ft["share"]))
     return task, state, trained
 
 
@@ -150,7 +150,12 @@ def fitted_values(summary: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in fitted.items() if value is not None}
 
 
-def _can_skip_data(config: RunConfig, record: RunRecord, summary: Mapping[str, Any]) -> bool:
+def _has_mixture(folder: Path) -> bool:
+    """Whether the weights that ``wise_ft`` has mixed are kept, as they are since version 0.2."""
+    return (folder / MIXTURE).is_dir()
+
+
+def _can_skip_data(config: RunConfig, folder: Path, record: RunRecord, summary: Mapping[str, Any]) -> bool:
     """Whether the files of a run say enough to predict with it, or export it, without its data."""
     facts = record.facts
     has_facts = "data_sha256" in facts and (
@@ -159,14 +164,14 @@ def _can_skip_data(config: RunConfig, record: RunRecord, summary: Mapping[str, A
     num_validation = facts.get("examples", {}).get("validation")
     fitted_name = TASKS[config.task].fitted_value(config)
     # A mixture with the weights at the start needs these, and a head that was fitted to the data is among them.
-    interpolates = "wise_ft" in summary and config.init.head in PROBES
+    interpolates = "wise_ft" in summary and config.init.head in PROBES and not _has_mixture(folder)
     return has_facts and not interpolates and (not fitted_name or not num_validation or fitted_name in record.fitted)
 
 
 def _can_skip_weights(config: RunConfig, folder: Path, facts: Mapping[str, Any], summary: Mapping[str, Any]) -> bool:
     """Whether the network of a run can be built without the weights that it started from."""
     # Of a mixture with the weights at the start, and of the source's own head, the layout or the values are needed.
-    needs_source = "wise_ft" in summary or config.regularize.strength("co_tuning")
+    needs_source = ("wise_ft" in summary and not _has_mixture(folder)) or config.regularize.strength("co_tuning")
     is_portable = TASKS[config.task].is_portable(folder, facts)
     return is_portable and facts.get("weights", "random") != "random" and not needs_source
 
@@ -176,8 +181,9 @@ def _open_run(config: RunConfig, folder: Path, record: RunRecord) -> tuple[Task,
     task = make_task(config, record)
     if record.reads_data:
         workdir.check_data(folder, record.facts, task.facts, ("validation", "test"), "use predict for other examples")
-    checkpoints = Checkpoints(folder / "checkpoints", task, cleanup=False)
-    step = checkpoints.best() if config.eval_checkpoint == "best" else checkpoints.latest()
+    mixed = "wise_ft" in read_summary(folder) and _has_mixture(folder)
+    checkpoints = Checkpoints(folder / (MIXTURE if mixed else "checkpoints"), task, cleanup=False)
+    step = checkpoints.best() if config.eval_checkpoint == "best" and not mixed else checkpoints.latest()
     if step is None:
         raise UserError(
             f"no {config.eval_checkpoint} checkpoint in {folder}; train longer, or change config.eval_checkpoint"

@@ -7,19 +7,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tl_jax import choose_method
 from tl_jax.config import recipe, schema, stored, validate
 from tl_jax.export.bundle import export
 from tl_jax.final_report import write_final_report
 from tl_jax.metrics import Evaluation
 from tl_jax.pretrained import formats
 from tl_jax.report import plots
-from tl_jax.restore import check_batches, make_task, own_modules, restore
+from tl_jax.restore import MIXTURE, check_batches, make_task, own_modules, restore
 from tl_jax.tasks.run_record import RunRecord
 from tl_jax.train import loop, more_epochs, sharding, workdir
+from tl_jax.train.advice import advise
+from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.evaluate import evaluate as evaluate_split
 from tl_jax.train.logging import say
 from tl_jax.train.run_config import RunConfig
-from tl_jax.train.state import digest, initial_state
+from tl_jax.train.state import TrainState, digest, initial_state
 from tl_jax.train.task import Task
 from tl_jax.train.workdir import read_summary, write_json
 from tl_jax.transfer.weight_averaging import interpolate
@@ -49,8 +52,9 @@ def train(config: recipe.Config | RunConfig, folder: str | Path) -> dict[str, An
     members = [(arm, seed, schema.freeze(member)) for arm, seed, member in recipe.comparison_runs(config)]
     for _, _, member in members:
         check_batches(member)
-    stored_config = schema.to_dict(config)
     with workdir.exclusive(folder):
+        config = config if is_comparison else choose_method.resolve(config, folder)
+        stored_config = schema.to_dict(config)
         before = more_epochs.epochs_before(stored_config, folder)
         if before is None:
             workdir.claim_folder(folder, stored_config, schema.unused_fields(config.task))
@@ -138,6 +142,9 @@ def _train_one(config: RunConfig, folder: Path, verbose: bool = True, before: fl
     )  # fmt: skip
     with show_elapsed("testing"):
         summary, evaluation = _test_run(config, folder, task, fitted)
+    if plan and not config.smoke:
+        rows = loop.phase_rows(folder, plan[-1].name)
+        summary["advice"] = advise(rows, task.score, task.sizes.get("validation", 0))
     summary["seconds"] = {**seconds, **fitted.seconds, "total": time.monotonic() - start}
     _write_test_details(fitted.task, evaluation, folder)
     write_json(folder / "network.json", loop.stage_parameters(fitted.state.params, plan, task.stages))
@@ -147,6 +154,8 @@ def _train_one(config: RunConfig, folder: Path, verbose: bool = True, before: fl
         say(_class_table(evaluation.per_class))
     metrics, total = _format_metrics(summary["metrics"]), summary["seconds"]["total"]
     test_set = f"{summary['examples_evaluated']:,} examples ({task.facts['tested']})"
+    for text in summary.get("advice", ()):
+        say(f"advice: {text}")
     say(f"test {metrics} on {test_set}; {total:.1f} s; {folder / 'summary.json'}")
     return summary
 
@@ -160,9 +169,8 @@ def _test_run(config: RunConfig, folder: Path, task: Task, fitted: loop.Fitted) 
     start = time.monotonic()
     variables, extra = (state.variables if best is not None else state.eval_variables), {}
     if config.wise_ft:
-        initial = initial_state(task, config.seed).variables
-        share, scores = best_wise_ft_share(fitted.task, initial, variables)
-        variables, extra = interpolate(initial, variables, share), {"wise_ft": {"share": share, "validation": scores}}
+        variables, extra["wise_ft"] = _mix_with_start(config, task, fitted.task, variables)
+        _save_mixture(folder, task, state.replace(**variables))
     result = evaluate_split(fitted.task, variables, "test", final=True)
     held_out = _validation_predictions(fitted.task, variables)
     if config.test_train:
@@ -187,10 +195,35 @@ def _test_run(config: RunConfig, folder: Path, task: Task, fitted: loop.Fitted) 
         "facts": {name: fact for name, fact in task.facts.items() if name != "reading"},  # which may be long
         **_evaluation_summary(task, result.evaluation, held_out, folder),
         **extra,
+        **choose_method.record(folder),
         **({"freeze": fitted.freeze} if config.freeze.verify else {}),
         **environment.describe(),
     }
     return summary, result.evaluation
+
+
+def _mix_with_start(config: RunConfig, task: Task, seen: Task, end: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the mixture of first and last variables, and the share of the last with what it was chosen by.
+
+    Args:
+        config: of the run.
+        task: as it starts.
+        seen: as the last phase saw it.
+        end: the variables after training.
+    """
+    start, scores = initial_state(task, config.seed).variables, {}
+    share = config.wise_ft_share
+    if not share:
+        share, scores = best_wise_ft_share(seen, start, end)
+    return interpolate(start, end, share), {"share": share, "validation": scores}
+
+
+def _save_mixture(folder: Path, task: Task, state: TrainState) -> None:
+    """Keep a mixture, so that nobody needs the data and weights that it was made from."""
+    checkpoints = Checkpoints(folder / MIXTURE, task.replace(sizes={**task.sizes, "validation": 0}))  # the only one
+    if checkpoints.latest() != int(state.step):
+        checkpoints.save(state.replace(opt_state=()), None)
+    checkpoints.close()
 
 
 def best_wise_ft_share(task: Task, start: Any, end: Any) -> tuple[float, dict[str, float]]:
@@ -213,6 +246,7 @@ def _train_comparison(config: RunConfig, members: Sequence[tuple[str, int, RunCo
     for arm, seed, member in members:
         run_folder = folder / arm / f"seed{seed}"
         run_folder.mkdir(parents=True, exist_ok=True)
+        member = choose_method.resolve(member, run_folder)
         workdir.claim_folder(run_folder, schema.to_dict(member), schema.unused_fields(member.task))
         say(f"{arm}, seed {seed}")
         _train_one(member, run_folder, verbose=seed == members[0][1])

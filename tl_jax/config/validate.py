@@ -10,7 +10,7 @@ from typing import Any
 from tl_jax.config.recipe import comparison_runs
 from tl_jax.config.schema import PHASE_FIELDS, Config, check_known, check_of_task, check_value, flatten_config, freeze
 from tl_jax.pretrained import prefixes
-from tl_jax.train.run_config import RunConfig
+from tl_jax.train.run_config import AUTO, RunConfig
 from tl_jax.train.task import TASKS, Conflicts
 from tl_jax.transfer import freeze as freeze_rules
 from tl_jax.transfer import phases
@@ -186,6 +186,7 @@ def _check_conflicts(config: RunConfig) -> None:
     for table in (
         task_conflicts,
         _init_conflicts,
+        _method_conflicts,
         _length_conflicts,
         _freezing_conflicts,
         _regularizing_conflicts,
@@ -217,6 +218,26 @@ def _init_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflict
     }
 
 
+def _method_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflicts:
+    task, auto = TASKS[config.task], config.method == AUTO
+    return {
+        f"method=auto is for tasks with one class an example, not config.task={config.task}; leave it empty": (
+            auto and not task.can_choose_method()
+        ),
+        "method=auto starts from trained weights, not config.init.source=random": (
+            auto and config.init.source == "random"
+        ),
+        "method=auto chooses what config.phases would say; leave one of them out": auto and config.phases,
+        "method=auto chooses how weights are mixed; leave config.wise_ft out": auto and config.wise_ft,
+        "method=auto tries probes of labels; leave config.pretext.name out": auto and config.pretext.name,
+        "method=auto has nothing to choose with config.epochs=0; leave one of them out": auto and not config.epochs,
+        "method=auto fits the head; leave config.init.head out": auto
+        and task.can_choose_method()
+        and config.init.head != "new",
+        "budget has an effect with config.method=auto only": config.budget and not auto,
+    }
+
+
 def _length_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflicts:
     default, names = RunConfig().epochs, [phase.name for phase in config.phases]
     return {
@@ -235,7 +256,10 @@ def _length_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Confli
         "patience needs a validation part; raise config.data.validation": (
             config.patience and not config.data.validation
         ),
-        "wise_ft needs a validation part; raise config.data.validation": config.wise_ft and not config.data.validation,
+        "wise_ft needs a validation part; raise config.data.validation, or set config.wise_ft_share": (
+            config.wise_ft and not config.data.validation and not config.wise_ft_share
+        ),
+        "wise_ft_share has an effect with config.wise_ft only": config.wise_ft_share and not config.wise_ft,
         "wise_ft mixes with the head at the start; set config.init.head to logistic, ridge or keep": (
             config.wise_ft and config.init.head == "new"
         ),

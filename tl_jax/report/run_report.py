@@ -67,6 +67,25 @@ def elsewhere_section(results: Results) -> html.Section | None:
     return html.Section("", text, blocks) if blocks else None
 
 
+def choice_section(results: Results) -> html.Section | None:
+    """Return what ``method="auto"`` tried, and why it chose what it did."""
+    choice = results.summary.get("choice")
+    if not choice:
+        return None
+    rows = [
+        [
+            row["name"],
+            str(row.get("fold", "all")),
+            row.get("error") or _four_digits(row["accuracy"]),
+            _four_digits(row["probe"]) if "probe" in row else "",
+            f"{row['seconds']:.0f}" if "seconds" in row else "",
+        ]
+        for row in choice["tried"]
+    ]
+    columns = ["tried", "fold", "accuracy on held-out examples", "the probe's", "seconds"]
+    return html.Section("", [f"Chosen by: {choice['reason']}."], [html.Table(columns, rows)])
+
+
 def _four_digits(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.4f}"
 
@@ -79,9 +98,9 @@ def curve_section(results: Results) -> html.Section | None:
     if not charts:
         return None
     many = any(len(runs) > 1 for runs in results.arms.values())
-    return html.Section(
-        "", ["Thin: single seeds; thick: their mean."] if many else (), [html.Raw(plots.side_by_side(charts))]
-    )
+    text = ["Thin: single seeds; thick: their mean."] if many else []
+    text += [f"{advice[0].upper()}{advice[1:]}." for advice in results.summary.get("advice", ())]
+    return html.Section("", text, [html.Raw(plots.side_by_side(charts))])
 
 
 def _comparison_section(results: Results) -> html.Section:
@@ -346,6 +365,7 @@ def _trained_share(trained: int, size: int) -> str:
 # Titles and what makes them, from top to bottom; each takes the results and gives a section, or None.
 SECTIONS = {
     "Result": result_section,
+    "How the method was chosen": choice_section,
     "Other labelled sets": elsewhere_section,
     "What was done": setup_section,
     "Curves": curve_section,

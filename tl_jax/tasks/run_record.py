@@ -37,6 +37,7 @@ class RunRecord(NamedTuple):
         reads_weights: whether it reads the weights that training started from; if not, the network is built by the
             facts, and those of a checkpoint take the place of its own.
         fitted: what the finished run fitted on its validation split, ``temperature`` or ``threshold``.
+        splits: of the data, if they are not those that the configuration asks for.
     """
 
     facts: Mapping[str, Any] = MappingProxyType({})
@@ -44,6 +45,7 @@ class RunRecord(NamedTuple):
     reads_data: bool = True
     reads_weights: bool = True
     fitted: Mapping[str, float] = MappingProxyType({})
+    splits: Mapping[str, Split] | None = None
 
     def source(self, read: Callable[[], Dataset], images: np.ndarray, labels: np.ndarray) -> Dataset:
         """Return the data with their labels in the run's order of classes, or the classes alone.
@@ -78,6 +80,8 @@ class RunRecord(NamedTuple):
 
     def split_data(self, config: Any, source: Dataset) -> dict[str, Split]:
         """Return the splits of ``head_init.split_data``, all of them without examples if the data are not read."""
+        if self.splits is not None:
+            return dict(self.splits)
         if self.reads_data:
             return head_init.split_data(config, source)
         return dict.fromkeys((*SPLITS, *(("unlabelled",) if config.pretext.name else ())), source.train)

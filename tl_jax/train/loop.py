@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from tl_jax.metrics.intervals import wilson_interval
 from tl_jax.train import evaluate, sharding
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.freeze_audit import FreezeAudit
@@ -30,15 +31,20 @@ def is_exhausted(scores: Sequence[float], patience: int) -> bool:
     return bool(patience and scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
-def validation_scores(workdir: Path, phase: str, score: str) -> list[float]:
-    """Return the validation scores of a phase so far, from ``metrics.jsonl``: a resumed run remembers them."""
+def phase_rows(workdir: Path, phase: str) -> list[dict[str, Any]]:
+    """Return the rows of ``metrics.jsonl`` of a phase so far: a resumed run remembers them."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     rows = [parse_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
-    rows = [row for row in rows if row.get("split") == "validation" and row.get("phase") == phase]
+    return [row for row in rows if row.get("phase") == phase]
+
+
+def validation_scores(workdir: Path, phase: str, score: str) -> list[float]:
+    """Return the validation scores of a phase so far."""
+    rows = [row for row in phase_rows(workdir, phase) if row.get("split") == "validation"]
     for row in rows:
         if type(row.get(score)) not in (int, float):
-            raise UserError(f"{path} has no {score} of step {row.get('step')}; {ACTION}")
+            raise UserError(f"{workdir / 'metrics.jsonl'} has no {score} of step {row.get('step')}; {ACTION}")
     return [row[score] for row in rows]
 
 
@@ -297,11 +303,18 @@ class Run:
             self.checkpoints.save(state, values)
             self.saved = time.monotonic()
         self.seconds["eval"] += time.monotonic() - clock
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in (values or {}).items())
+        shown = ", ".join(f"{name} {value:.4f}{self._interval(name, value)}" for name, value in (values or {}).items())
         spent = self.seconds["train"] + self.seconds["eval"]
         self.log.say(
             f"step {now:,}: {f'validation {shown}; ' if values else ''}{self.log.eta(now, self.steps_taken, spent)}"
         )
+
+    def _interval(self, name: str, value: float) -> str:
+        """Return the 95 % interval of a share of the validation examples in words, "" for other metrics."""
+        if name != "accuracy" or not (self.task.has_classes and self.task.needs_labels):
+            return ""  # words of one sentence are no independent examples
+        low, high = wilson_interval(value * (count := self.task.sizes["validation"]), count)
+        return f" ({low:.2f} to {high:.2f})"
 
 
 class Fitted(NamedTuple):

@@ -15,6 +15,8 @@ from tl_jax.transfer.phases import PhaseConfig
 from tl_jax.transfer.regularizers import RegularizeConfig
 from tl_jax.transfer.self_supervised import PretextConfig
 
+AUTO = "auto"  # the method that is chosen by validation
+
 
 @dataclass(frozen=True)
 class RunConfig(Options):
@@ -29,6 +31,8 @@ class RunConfig(Options):
     # What is compared: every arm is run with every seed, and one summary and picture made of all.
     seeds: tuple[int, ...] = option((), "seeds to repeat the run with; empty for the one in `seed`")
     arms: tuple[Any, ...] = option((), "pairs (name, ((field, value), ...)): variants of this configuration to compare")
+    method: str = option("", "auto: what trains and how fast is chosen by validation; empty: as fields say", ("", AUTO))
+    budget: str = option("", "time that method=auto may take to choose, such as 90s, 10min or 2h; empty: no limit")
     model: ModelConfig = group(ModelConfig)
     adapt: AdapterConfig = group(AdapterConfig)
     init: InitConfig = group(InitConfig)
@@ -45,6 +49,9 @@ class RunConfig(Options):
     )
     patience: int = option(0, "evaluations of the last phase without a better one that end the run; 0: never", low=0)
     wise_ft: bool = option(False, "test the best mixture, on validation, of first and last weights (arXiv:2109.01903)")
+    wise_ft_share: float = option(
+        0.0, "of the last weights in that mixture; 0: the best on validation", low=0.0, high=1.0
+    )
     parallel: ParallelConfig = group(ParallelConfig)
     save_every: float = option(
         1.0, "epochs between checkpoints, each after an evaluation on the validation part", low=1e-6

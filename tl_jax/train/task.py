@@ -78,6 +78,8 @@ class Task:
         evaluates_outputs: whether metrics need the outputs of all examples together, at each evaluation; else these
             are looked at in the final test only.
         reports_validation: whether ``report`` takes the outputs for the validation split, too.
+        test_order: which test example each is that ``eval_batches`` gives (N,); None if they come in their order.
+        feature_cache: what computes the features of examples once; None for a kind that has none.
         make_stepper: makes what takes the steps of a phase if a step is more than a gradient of ``loss``; called and
             used as ``train.step.Stepper`` is.
     """
@@ -114,6 +116,8 @@ class Task:
     score: str = "accuracy"
     evaluates_outputs: bool = False
     reports_validation: bool = False
+    test_order: Any = None
+    feature_cache: Any = None
     make_stepper: Callable[..., Any] | None = None
 
     def __init__(self, config: Any, record: Any):
@@ -182,6 +186,12 @@ class Task:
             raise UserError(
                 f"{mode} is for runs with config.task={' or '.join(supported)}; this one has config.task={cls.kind}"
             )
+
+    @classmethod
+    def can_choose_method(cls) -> bool:
+        """Whether ``method="auto"`` can compare what is trained with a linear probe of the features."""
+        has_labels = cls.has_classes and cls.needs_labels and bool(cls.data_inputs)
+        return has_labels and cls.has_features and "init.head" in cls.fields()
 
     @classmethod
     def is_portable(cls, folder: Path, facts: Mapping[str, Any]) -> bool:

@@ -58,6 +58,7 @@ _SUMMARY: Mapping[str, Field] = {
     "calibration": OBJECT,
     "threshold": number(-1e6, 1e6),
     "wise_ft": OBJECT,
+    "choice": OBJECT,
 }
 _READING: Mapping[str, Field] = {"pairs": BOOLEAN, "splitter": OBJECT}
 _SPLITTER = {name: BOOLEAN if name == "single" else list_of(STRING) for name in word_splitting.Splitter._fields}

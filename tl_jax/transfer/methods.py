@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tl_jax.config.schema import Config, freeze
 from tl_jax.data.augment import AugmentConfig
-from tl_jax.train.run_config import RunConfig
+from tl_jax.train.run_config import AUTO, RunConfig
 from tl_jax.train.task import TASKS
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.registry import Registry
@@ -58,6 +58,12 @@ def register_method(inputs: str = "") -> Callable[[Callable[[Config], None]], Ca
         return change
 
     return register
+
+
+@register_method()
+def auto(config: Config) -> None:
+    """Choose by validation what trains and how fast, beginning with a linear probe; see ``tl_jax.choose_method``."""
+    config.method = AUTO
 
 
 @register_method()

@@ -1,6 +1,7 @@
 """Optimizers and schedules by name, one transform per trained group; Adam's moments, to start another run from."""
 
 import functools
+import re
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 
 from tl_jax.config.options import Options, option
-from tl_jax.transfer.freeze import FROZEN, Rules, groups, trainable
+from tl_jax.transfer.freeze import ADAPTERS, FROZEN, Rules, groups, trainable
 from tl_jax.utils import tree
 from tl_jax.utils.tree import label_leaves
 
@@ -33,6 +34,8 @@ class OptimSpec(Options):
     epsilon: float = option(1e-8, "of adam (Keras has 1e-7)", low=0.0)
     clip_norm: float = option(0.0, "largest norm of the trained leaves' gradients; 0 for no clipping", low=0.0)
     layer_decay: float = option(1.0, "factor on the rate for each part further from the head", low=0.0, high=1.0)
+    # A head that is new has to move far, and what it reads should not (ULMFiT, arXiv:1801.06146, section 3.2).
+    backbone_lr_scale: float = option(1.0, "factor on the rate of the parts below the head, adapters apart", low=0.0)
     lr_multipliers: tuple[tuple[str, float], ...] = option((), "pairs (group of the freeze rules, factor on its rate)")
     sam: float = option(0.0, "radius of sharpness-aware minimisation, 0.05 say; two passes a step; 0 for none", low=0.0)
     accumulate: int = option(1, "parts of a batch whose gradients are computed one after another, for memory", low=1)
@@ -109,16 +112,19 @@ def leaf_rates(params: tree.Tree, spec: OptimSpec, rules: Rules) -> dict[str, fl
 
     It is the factor of the leaf's group times ``layer_decay`` to the power of the leaf's distance from the head: 0 for
     the head and all that lies above the parts, 1 for the last part, and so on (ELECTRA, arXiv:2003.10555, and BEiT,
-    arXiv:2106.08254, call it layer-wise learning-rate decay).
+    arXiv:2106.08254, call it layer-wise learning-rate decay). Of the parts, but for adapters, which are new, it is also
+    times ``backbone_lr_scale``.
     """
     factors = dict(spec.lr_multipliers)
     depth = {stage: len(spec.stages) - i for i, stage in enumerate(spec.stages)}
     labels = tree.flatten(label_leaves(params, rules))
-    return {
-        path: factors.get(label, 1.0) * spec.layer_decay ** depth.get(path.split("/")[0], 0)
-        for path, label in labels.items()
-        if label != FROZEN
-    }
+
+    def factor(path: str, label: str) -> float:
+        distance = depth.get(path.split("/")[0], 0)
+        is_loaded = distance and not re.fullmatch(ADAPTERS, path)
+        return factors.get(label, 1.0) * spec.layer_decay**distance * (spec.backbone_lr_scale if is_loaded else 1.0)
+
+    return {path: factor(path, label) for path, label in labels.items() if label != FROZEN}
 
 
 class Average(NamedTuple):

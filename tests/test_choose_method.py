@@ -1,0 +1,189 @@
+"""The method that is chosen by validation: folds, errors, what is tried, and runs that it leaves."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.datasets import load_digits
+
+import tl_jax
+from tl_jax import choose_method
+from tl_jax.config import recipe, schema, validate
+from tl_jax.data.dataset import Split, select_rows
+from tl_jax.utils.errors import UserError
+
+SHORT = {"model": "resnet8", "image_size": 16, "epochs": 3.0}
+
+
+def make_split(labels, groups=None):
+    labels = np.asarray(labels, np.int32)
+    return Split(np.zeros((len(labels), 4, 4, 3), np.uint8), labels, None if groups is None else np.asarray(groups))
+
+
+def test_each_example_is_held_out_once_and_classes_keep_their_shares():
+    labels = np.repeat([0, 1], [60, 30])
+    folds = choose_method.make_folds(make_split(labels), 2, seed=0)
+    assert sorted(np.concatenate([held for _, held in folds])) == list(range(90))
+    for train, held in folds:
+        assert not set(train) & set(held) and np.bincount(labels[held]).tolist() == [20, 10]
+
+
+def test_groups_stay_together():
+    labels, groups = np.repeat([0, 1], 24), np.repeat(np.arange(12), 4)
+    for train, held in choose_method.make_folds(make_split(labels, groups), 2, seed=1):
+        assert not set(groups[train]) & set(groups[held])
+
+
+@pytest.mark.parametrize("groups", [None, [0, 0, 0, 0, 1, 1, 2, 3, 4]])
+def test_a_class_that_cannot_be_in_each_fold_gives_none(groups):
+    labels = [0, 0, 0, 0, 1, 1, 1, 1, 1] if groups else [0] * 7 + [1, 1]
+    assert choose_method.make_folds(make_split(labels, groups), 2, seed=0) == []
+
+
+def test_of_many_examples_one_fold_says_enough():
+    split = make_split(np.arange(1600) % 4)
+    assert len(choose_method.make_folds(split, 4, seed=0)) == 1
+    assert len(choose_method.make_folds(select_rows(split, np.arange(1500)), 4, seed=0)) == 3
+
+
+def test_the_standard_error_is_that_of_a_mean_and_grows_with_groups():
+    values = np.random.default_rng(0).integers(-1, 2, 5000).astype(float)
+    alone = choose_method.standard_error(values, np.arange(5000))
+    np.testing.assert_allclose(alone, stats.sem(values), rtol=1e-3)  # but for the example that is added
+    repeated = choose_method.standard_error(np.repeat(values, 4), np.repeat(np.arange(5000), 4))
+    np.testing.assert_allclose(repeated, alone, rtol=1e-3)  # copies say nothing new
+    assert choose_method.standard_error(np.zeros(10), np.arange(10)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10min", 600), ("1.5h", 5400), ("", np.inf)])
+def test_budgets(text, seconds):
+    assert choose_method.parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["10", "min", "-1min", "nan s", "infx", "0s", "ten min"])
+def test_what_is_no_budget_is_refused(text):
+    with pytest.raises(UserError, match="write 90s, 10min or 2h"):
+        choose_method.parse_budget(text)
+
+
+def candidates_with(*changes):
+    config = recipe.override(recipe.get_config(), (("model.name", "resnet8"), ("method", "auto"), *changes))
+    return choose_method.candidates(schema.freeze(config))
+
+
+def test_what_the_user_has_set_is_not_searched():
+    assert [candidate.name for candidate in candidates_with()] == [
+        "last 2 of 4 stages at 0.0001",
+        "last 2 of 4 stages at 0.0003",
+        "all stages at 0.0001",
+    ]
+    assert len(candidates_with(("optim.lr", 5e-4))) == 2  # the two depths
+    (only,) = candidates_with(("freeze.recipe", "bias_only"), ("optim.lr", 5e-4))
+    assert only.name == "what config.freeze lets train at 0.0005"
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "words"),
+    [
+        ("detection", {"method": "auto"}, "one class an example"),
+        ("image", {"method": "auto", "init.source": "random"}, "trained weights"),
+        ("image", {"method": "auto", "init.head": "logistic"}, "leave config.init.head out"),
+        ("image", {"method": "auto", "epochs": 0.0}, "config.epochs=0"),
+        ("image", {"method": "auto", "wise_ft": True, "init.head": "logistic"}, "config.wise_ft"),
+        ("image", {"method": "auto", "phases": ({"name": "a", "epochs": 1.0},)}, "config.phases"),
+        ("image", {"budget": "10min"}, "config.method=auto only"),
+        ("image", {"wise_ft_share": 0.5}, "config.wise_ft only"),
+    ],
+)
+def test_contradictions_are_refused(task, changes, words):
+    with pytest.raises(UserError, match=words):
+        validate.validate(recipe.override(recipe.get_config(task), tuple(changes.items())))
+
+
+def digit_images(n):
+    """Return digits as images uint8 (N, 16, 16, 3), and their labels."""
+    images, labels = load_digits(return_X_y=True)
+    pixels = (images.reshape(-1, 8, 8)[:n] * 15.9).astype(np.uint8).repeat(2, 1).repeat(2, 2)
+    return np.repeat(pixels[..., None], 3, 3), labels[:n]
+
+
+@pytest.fixture(scope="module")
+def chosen_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("auto") / "run"
+    data = digit_images(300)
+    return data, tl_jax.fine_tune((data, digit_images(360)), workdir=folder, **SHORT)
+
+
+def test_a_choice_becomes_a_configuration_like_any_other(chosen_run):
+    _, learner = chosen_run
+    choice = json.loads((learner.workdir / choose_method.FILE).read_text())
+    stored = json.loads((learner.workdir / "config.json").read_text())
+    assert learner.config.method == "" and stored["method"] == ""
+    fields = dict(choice["changes"])
+    assert fields["init.head"] == "logistic" and learner.config.init.strength == fields["init.strength"] > 0
+    names = [row["name"] for row in choice["tried"]]
+    assert names[0] == "linear probe" and any(name.startswith("last 2 of 4 stages") for name in names)
+    assert "against the probe" in choice["reason"]
+    assert learner.config.epochs == fields.get("epochs", 3.0)  # 0 if the probe has stayed
+
+
+def test_the_same_call_does_not_choose_again(chosen_run, monkeypatch):
+    data, learner = chosen_run
+    monkeypatch.setattr(choose_method, "choose", lambda config: pytest.fail("it has been chosen"))
+    again = tl_jax.fine_tune((data, digit_images(360)), workdir=learner.workdir, **SHORT)
+    assert again.config == learner.config and again.summary == learner.summary
+
+
+def test_the_probes_strength_is_one_that_scikit_learn_finds_as_good(chosen_run):
+    """The accuracy of the probe is that of scikit-learn's regression on the same features and folds."""
+    from sklearn.linear_model import LogisticRegression
+
+    (images, labels), learner = chosen_run
+    choice = json.loads((learner.workdir / choose_method.FILE).read_text())
+    features = np.stack([row.details["embedding"] for row in untrained_predictions(learner, images)])
+    folds = choose_method.make_folds(make_split(labels), 10, seed=0)
+    right = []
+    for train, held in folds:
+        model = LogisticRegression(C=choice["tried"][0]["strength"], max_iter=2000).fit(features[train], labels[train])
+        right.append(model.predict(features[held]) == labels[held])
+    assert abs(np.concatenate(right).mean() - choice["tried"][0]["accuracy"]) < 0.01
+
+
+def untrained_predictions(learner, images):
+    probe = tl_jax.fine_tune(
+        (images, np.arange(len(images)) % 10), method="logistic", workdir=learner.workdir.with_name("p"), **SHORT
+    )
+    return probe.predict(images, embeddings=True)
+
+
+def test_no_time_leaves_the_probe(tmp_path):
+    learner = tl_jax.fine_tune(digit_images(100), budget="1s", workdir=tmp_path / "run", **SHORT)
+    choice = json.loads((tmp_path / "run" / choose_method.FILE).read_text())
+    assert "no time" in choice["reason"] and learner.config.epochs == 0 and learner.config.init.head == "logistic"
+
+
+def test_too_few_of_a_class_leave_a_probe(tmp_path):
+    images, _ = digit_images(12)
+    data = images, np.repeat([0, 1], [10, 2])
+    learner = tl_jax.fine_tune((data, data), data__validation=0.0, workdir=tmp_path / "run", **SHORT)
+    assert learner.config.init.head == "logistic" and learner.config.epochs == 0
+
+
+def test_a_mixture_answers_without_data_and_weights(tmp_path):
+    """What wise_ft has mixed is kept, so that a run is portable."""
+    folder = tmp_path / "data"
+    images, labels = digit_images(120)
+    from PIL import Image
+
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (folder / f"d{label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"d{label}" / f"{i}.png")
+    options = {"wise_ft": True, "wise_ft_share": 0.5, "init__head": "logistic", "method": "fine_tune"}
+    learner = tl_jax.fine_tune(folder, workdir=tmp_path / "run", **SHORT, **options)
+    before = [row.probabilities for row in learner.predict(images[:5])]
+    shutil.rmtree(folder)
+    again = tl_jax.load_learner(tmp_path / "run")
+    assert [row.probabilities for row in again.predict(images[:5])] == before
+    assert learner.summary["wise_ft"] == {"share": 0.5, "validation": {}}

@@ -1,0 +1,46 @@
+"""What is said of learning curves."""
+
+import numpy as np
+import pytest
+
+from tl_jax.train.advice import advise
+
+
+def rows(train_loss, train_accuracy, held_loss=(), held_accuracy=()):
+    train = [{"split": "train", "loss": a, "accuracy": b} for a, b in zip(train_loss, train_accuracy, strict=True)]
+    held = [{"split": "validation", "loss": a, "accuracy": b} for a, b in zip(held_loss, held_accuracy, strict=True)]
+    return [*train, *held]
+
+
+FLAT = np.full(20, 0.3)
+
+
+@pytest.mark.parametrize("accuracy,count,says", [(0.86, 400, True), (0.98, 50, False)])  # the latter by one example
+def test_what_was_learned_by_heart(accuracy, count, says):
+    found = advise(rows(FLAT, np.linspace(0.5, 1.0, 20), [0.5, 0.5], [0.8, accuracy]), "accuracy", count)
+    assert ([text for text in found if "by heart" in text] != []) is says
+
+
+def test_a_run_that_was_too_short():
+    falling = rows(np.geomspace(2.0, 0.2, 20), np.linspace(0.2, 0.8, 20), [2.0, 1.0, 0.5], [0.2, 0.5, 0.7])
+    (text,) = advise(falling, "accuracy", 100)
+    assert "still falling" in text and "raise the epochs" in text
+    worse = rows(np.geomspace(2.0, 0.2, 20), np.linspace(0.2, 0.8, 20), [0.5, 0.4, 0.45], [0.5, 0.6, 0.6])
+    assert advise(worse, "accuracy", 100) == []  # validation has had enough
+
+
+def test_a_run_that_went_on_too_long():
+    text = " ".join(advise(rows(FLAT, FLAT, [0.5, 0.4, 0.6, 0.8], [0.6, 0.8, 0.7, 0.6]), "accuracy", 100))
+    assert "best, 0.8000, at evaluation 2 of 4" in text and "config.eval_checkpoint=best" in text
+
+
+@pytest.mark.parametrize(
+    "curves",
+    [
+        [],
+        rows(FLAT, np.full(20, 0.8), [0.5, 0.4, 0.4, 0.4], [0.7, 0.8, 0.8, 0.8]),
+        [{"split": "train", "loss": -1.0}] * 20,  # of a kind without accuracy
+    ],
+)
+def test_nothing_is_said_of_curves_as_they_should_be(curves):
+    assert advise(curves, "accuracy", 100) == []

@@ -1,0 +1,68 @@
+"""What the learning curves of a finished run say against it: it was too short, or it learned its examples by heart."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tl_jax.metrics.intervals import wilson_interval
+
+FITTED = 0.995  # training accuracy from which on nothing is left to be learned from the examples
+BEHIND = 0.02  # how far the upper end of the interval of validation is below training, of examples known by heart
+FALL = 0.1  # share of the training loss by which it fell in the last quarter, as the one before, of a run cut short
+MIN_ROWS = 8  # of training that say something about a course
+
+
+def advise(rows: Sequence[Mapping[str, Any]], score: str, validation: int) -> list[str]:
+    """Return in words what to change, none if the curves are as they should be.
+
+    Args:
+        rows: of ``metrics.jsonl``, of the last phase.
+        score: metric of the validation split that counts, such as "accuracy".
+        validation: examples of that split.
+    """
+    train = [row for row in rows if row.get("split") == "train"]
+    held_out = [row for row in rows if row.get("split") == "validation"]
+    found = [_memorized(train, held_out, validation), _too_short(train, held_out), _past_best(held_out, score)]
+    return [text for text in found if text]
+
+
+def _memorized(train: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]], count: int) -> str:
+    if not train or not held_out or not all("accuracy" in rows[-1] for rows in (train, held_out)):
+        return ""
+    fitted, seen = train[-1]["accuracy"], held_out[-1]["accuracy"]
+    _, high = wilson_interval(seen * count, count)
+    if fitted < FITTED or high > fitted - BEHIND:
+        return ""
+    return (
+        f"training accuracy is {fitted:.3f} and validation accuracy {seen:.3f}: it learned its examples by heart; "
+        "more examples, augmentation, or fewer trained layers may help, more epochs will not"
+    )
+
+
+def _too_short(train: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]]) -> str:
+    losses = np.array([row["loss"] for row in train if "loss" in row])
+    if len(losses) < MIN_ROWS:
+        return ""
+    before, last = (part.mean() for part in np.array_split(losses, 4)[2:])
+    validated = [row["loss"] for row in held_out if "loss" in row]
+    is_better = len(validated) < 2 or validated[-1] <= min(validated[:-1])
+    if not before > 0 or last > (1 - FALL) * before or not is_better or _accuracy(train) >= FITTED:
+        return ""
+    return f"the training loss was still falling, from {before:.3f} to {last:.3f} in the last quarter; raise the epochs"
+
+
+def _accuracy(train: Sequence[Mapping[str, Any]]) -> float:
+    return float(train[-1].get("accuracy", 0.0))
+
+
+def _past_best(held_out: Sequence[Mapping[str, Any]], score: str) -> str:
+    scores = [row[score] for row in held_out if score in row]
+    losses = [row["loss"] for row in held_out if "loss" in row]
+    if len(scores) < 4 or scores[-1] >= max(scores) or not losses or losses[-1] <= 1.5 * min(losses):
+        return ""
+    best = scores.index(max(scores))
+    return (
+        f"validation {score} was best, {scores[best]:.4f}, at evaluation {best + 1} of {len(scores)}, and its loss has "
+        "risen by half since; config.eval_checkpoint=best tests that one, and config.patience stops there"
+    )
