@@ -130,9 +130,9 @@ def restore(
         task, checkpoints, step = _open_run(config, folder, record._replace(reads_data=True, fitted={}))
     state = initial_state(task, config.seed)
     trained = checkpoints.restore(step, state, opt_state=False, for_eval=True)
-    check_finite(trained, folder / (MIXTURE if _has_mixture(folder) else "checkpoints") / str(step))
+    check_finite(trained, folder / _checkpoint_folder(config, folder, summary) / str(step))
     checkpoints.close()
-    if (wise_ft := summary.get("wise_ft")) and not _has_mixture(folder):
+    if (wise_ft := summary.get("wise_ft")) and not _has_mixture(config, folder, summary):
         trained = trained.replace(**interpolate(state.variables, trained.variables, wise_ft["share"]))
     return task, state, trained
 
@@ -150,9 +150,15 @@ def fitted_values(summary: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in fitted.items() if value is not None}
 
 
-def _has_mixture(folder: Path) -> bool:
-    """Whether the weights that ``wise_ft`` has mixed are kept, as they are since version 0.2."""
-    return (folder / MIXTURE).is_dir()
+def _has_mixture(config: RunConfig, folder: Path, summary: Mapping[str, Any]) -> bool:
+    """Whether the weights that ``wise_ft`` has mixed are kept, as since version 0.2, and those are asked for."""
+    stored_checkpoint = workdir.read_json(folder / "config.json").get("eval_checkpoint")
+    is_kept = "wise_ft" in summary and (folder / MIXTURE).is_dir()
+    return is_kept and config.eval_checkpoint == stored_checkpoint
+
+
+def _checkpoint_folder(config: RunConfig, folder: Path, summary: Mapping[str, Any]) -> str:
+    return MIXTURE if _has_mixture(config, folder, summary) else "checkpoints"
 
 
 def _can_skip_data(config: RunConfig, folder: Path, record: RunRecord, summary: Mapping[str, Any]) -> bool:
@@ -164,14 +170,15 @@ def _can_skip_data(config: RunConfig, folder: Path, record: RunRecord, summary: 
     num_validation = facts.get("examples", {}).get("validation")
     fitted_name = TASKS[config.task].fitted_value(config)
     # A mixture with the weights at the start needs these, and a head that was fitted to the data is among them.
-    interpolates = "wise_ft" in summary and config.init.head in PROBES and not _has_mixture(folder)
+    interpolates = "wise_ft" in summary and config.init.head in PROBES and not _has_mixture(config, folder, summary)
     return has_facts and not interpolates and (not fitted_name or not num_validation or fitted_name in record.fitted)
 
 
 def _can_skip_weights(config: RunConfig, folder: Path, facts: Mapping[str, Any], summary: Mapping[str, Any]) -> bool:
     """Whether the network of a run can be built without the weights that it started from."""
     # Of a mixture with the weights at the start, and of the source's own head, the layout or the values are needed.
-    needs_source = ("wise_ft" in summary and not _has_mixture(folder)) or config.regularize.strength("co_tuning")
+    needs_start = "wise_ft" in summary and not _has_mixture(config, folder, summary)
+    needs_source = needs_start or config.regularize.strength("co_tuning")
     is_portable = TASKS[config.task].is_portable(folder, facts)
     return is_portable and facts.get("weights", "random") != "random" and not needs_source
 
@@ -181,9 +188,10 @@ def _open_run(config: RunConfig, folder: Path, record: RunRecord) -> tuple[Task,
     task = make_task(config, record)
     if record.reads_data:
         workdir.check_data(folder, record.facts, task.facts, ("validation", "test"), "use predict for other examples")
-    mixed = "wise_ft" in read_summary(folder) and _has_mixture(folder)
-    checkpoints = Checkpoints(folder / (MIXTURE if mixed else "checkpoints"), task, cleanup=False)
-    step = checkpoints.best() if config.eval_checkpoint == "best" and not mixed else checkpoints.latest()
+    name = _checkpoint_folder(config, folder, read_summary(folder))
+    checkpoints = Checkpoints(folder / name, task, cleanup=False)
+    is_best = config.eval_checkpoint == "best" and name != MIXTURE
+    step = checkpoints.best() if is_best else checkpoints.latest()
     if step is None:
         raise UserError(
             f"no {config.eval_checkpoint} checkpoint in {folder}; train longer, or change config.eval_checkpoint"
