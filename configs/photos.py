@@ -1,7 +1,7 @@
 """ImageNet MobileNetV2 to a folder of your own photos; what trains, and how fast, is chosen by cross-validation.
 
     python run.py --config=configs/photos.py --config.data.dir=FOLDER                          FOLDER/CLASS/IMAGE
-    python run.py --config=configs/photos.py --config.data.dir=FOLDER --config.budget=10min    chooses for 10 minutes
+    python run.py --config=configs/photos.py --config.data.dir=FOLDER --config.budget=10min    chooses no longer
     python run.py --config=configs/photos.py:smoke                                a small network, drawn images
 
 ``--config.init.path=FILE`` takes local weights, else 9 MB are downloaded. A linear probe is fitted first, and the last
@@ -20,6 +20,7 @@ def get_config(variant: str = ""):
     config.model.name = "mobilenet_v2"
     config.data.name = "folder"
     config.batch_size = 32
+    config.min_steps = 200
     config.optim.schedule = "cosine"
     config.optim.warmup = 0.1
     return recipe.variants(config, variant, smoke=smoke)

@@ -12,7 +12,7 @@ import tl_jax
 from tl_jax import choose_method
 from tl_jax.config import recipe, schema, validate
 from tl_jax.data.dataset import Split, select_rows
-from tl_jax.utils.errors import UserError
+from tl_jax.utils.errors import Diverged, UserError
 
 SHORT = {"model": "resnet8", "image_size": 16, "epochs": 3.0}
 
@@ -42,10 +42,18 @@ def test_a_class_that_cannot_be_in_each_fold_gives_none(groups):
     assert choose_method.make_folds(make_split(labels, groups), 2, seed=0) == []
 
 
-def test_of_many_examples_one_fold_says_enough():
+def test_of_many_examples_two_folds_say_enough():
     split = make_split(np.arange(1600) % 4)
-    assert len(choose_method.make_folds(split, 4, seed=0)) == 1
+    assert len(choose_method.make_folds(split, 4, seed=2**40)) == 2
     assert len(choose_method.make_folds(select_rows(split, np.arange(1500)), 4, seed=0)) == 3
+    few_patients = make_split(np.arange(1600) % 4, np.arange(1600) // 4 % 9)
+    assert len(choose_method.make_folds(few_patients, 4, seed=0)) == 3
+
+
+def test_a_part_of_many_examples_keeps_small_classes():
+    part = choose_method._subsample(make_split(np.repeat([0, 1, 2], [9985, 8, 7])), 3, seed=0)
+    assert np.bincount(part.labels)[1:].tolist() == [8, 7] and 2900 < len(part.labels) < 3100
+    assert len(choose_method.make_folds(part, 3, seed=0)) == 2
 
 
 def test_the_standard_error_is_that_of_a_mean_and_grows_with_groups():
@@ -55,6 +63,7 @@ def test_the_standard_error_is_that_of_a_mean_and_grows_with_groups():
     repeated = choose_method.standard_error(np.repeat(values, 4), np.repeat(np.arange(5000), 4))
     np.testing.assert_allclose(repeated, alone, rtol=1e-3)  # copies say nothing new
     assert choose_method.standard_error(np.zeros(10), np.arange(10)) == pytest.approx(0.1)
+    assert choose_method.standard_error(values, np.zeros(5000)) == np.inf  # one patient says nothing of others
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10min", 600), ("1.5h", 5400), ("", np.inf)])
@@ -70,7 +79,7 @@ def test_what_is_no_budget_is_refused(text):
 
 def candidates_with(*changes):
     config = recipe.override(recipe.get_config(), (("model.name", "resnet8"), ("method", "auto"), *changes))
-    return choose_method.candidates(schema.freeze(config))
+    return choose_method.candidates(schema.freeze(config), 4)
 
 
 def test_what_the_user_has_set_is_not_searched():
@@ -82,6 +91,22 @@ def test_what_the_user_has_set_is_not_searched():
     assert len(candidates_with(("optim.lr", 5e-4))) == 2  # the two depths
     (only,) = candidates_with(("freeze.recipe", "bias_only"), ("optim.lr", 5e-4))
     assert only.name == "what config.freeze lets train at 0.0005"
+    assert candidates_with(("optim.name", "sgd"))[0].name.endswith("at 0.01")
+
+
+@pytest.mark.parametrize(
+    ("changes", "keeps"),
+    [
+        ({"model.name": "resnet8"}, True),
+        ({"model.name": "vgg16"}, False),  # which has no BatchNorm
+        ({"model.name": "resnet8", "regularize.stochastic_norm": 0.5}, False),
+        ({"model.name": "resnet8", "freeze.batch_stats": "train"}, False),
+    ],
+)
+def test_norms_are_kept_where_there_are_some_and_nothing_else_is_said(changes, keeps):
+    config = schema.freeze(recipe.override(recipe.get_config(), (("method", "auto"), *changes.items())))
+    frozen = [("freeze.batch_stats", "frozen") in found.changes for found in choose_method.candidates(config, 4)]
+    assert frozen == [keeps] * 3
 
 
 @pytest.mark.parametrize(
@@ -127,6 +152,8 @@ def test_a_choice_becomes_a_configuration_like_any_other(chosen_run):
     assert names[0] == "linear probe" and any(name.startswith("last 2 of 4 stages") for name in names)
     assert "against the probe" in choice["reason"]
     assert learner.config.epochs == fields.get("epochs", 3.0)  # 0 if the probe has stayed
+    assert learner.summary["choice"] == {"reason": choice["reason"], "tried": choice["tried"]}
+    assert "How the method was chosen" in learner.report().read_text()
 
 
 def test_the_same_call_does_not_choose_again(chosen_run, monkeypatch):
@@ -158,10 +185,41 @@ def untrained_predictions(learner, images):
     return probe.predict(images, embeddings=True)
 
 
-def test_no_time_leaves_the_probe(tmp_path):
-    learner = tl_jax.fine_tune(digit_images(100), budget="1s", workdir=tmp_path / "run", **SHORT)
+def test_no_time_leaves_the_probe_and_what_trains_is_switched_off(tmp_path):
+    options = {"budget": "1s", "patience": 3, "optim__ema": 0.9}
+    learner = tl_jax.fine_tune(digit_images(100), workdir=tmp_path / "run", **options, **SHORT)
     choice = json.loads((tmp_path / "run" / choose_method.FILE).read_text())
     assert "no time" in choice["reason"] and learner.config.epochs == 0 and learner.config.init.head == "logistic"
+    assert tl_jax.load_learner(tmp_path / "run").predict(digit_images(1)[0])[0].probability > 0
+    with pytest.raises(UserError, match=r"with another config.epochs; pass another workdir"):
+        tl_jax.fine_tune(digit_images(100), workdir=tmp_path / "run", **options, **{**SHORT, "epochs": 5.0})
+    (tmp_path / "run" / choose_method.FILE).write_text('{"request": {}}')
+    with pytest.raises(UserError, match=r"choice.json has no changes; delete choice.json"):
+        tl_jax.fine_tune(digit_images(100), workdir=tmp_path / "run", **options, **SHORT)
+
+
+def test_a_choice_for_another_configuration_that_was_not_trained_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(choose_method, "choose", lambda config: {"changes": (), "tried": [], "reason": "none"})
+    config = schema.freeze(recipe.override(recipe.get_config(), (("method", "auto"), ("model.name", "resnet8"))))
+    first = choose_method.resolve(config, tmp_path)
+    assert choose_method.chosen(config, tmp_path) == first and choose_method.record(first, tmp_path)
+    other = schema.freeze(recipe.override(config, (("seed", 3),)))
+    assert choose_method.chosen(other, tmp_path) is other
+
+
+@pytest.mark.parametrize("fold", [1, 2])
+def test_what_diverges_is_no_candidate(fold, tmp_path, monkeypatch):
+    took, real = [], choose_method.train
+
+    def train(*arguments):
+        took.append(arguments)
+        if len(took) >= 3 * (fold - 1) + 1:  # there are at most three candidates
+            raise Diverged("the loss is nan after 3 steps")
+        return real(*arguments)
+
+    monkeypatch.setattr(choose_method, "train", train)
+    learner = tl_jax.fine_tune(digit_images(100), workdir=tmp_path / "run", **SHORT)
+    assert learner.config.epochs == 0 and "the loss is nan after 3 steps" in learner.summary["choice"]["reason"]
 
 
 def test_too_few_of_a_class_leave_a_probe(tmp_path):

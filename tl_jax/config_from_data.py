@@ -3,20 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-from tl_jax.choose_method import NUM_EVALUATIONS, enough_epochs
 from tl_jax.config import recipe, schema
 from tl_jax.data.recognize import RecognizedData, recognize
 from tl_jax.data.registry import DATASETS
 from tl_jax.models.registry import MODELS
 from tl_jax.pretrained.catalog import EMBEDDED, EMBEDDED_BERT, known_sources, published_sources
 from tl_jax.tasks import head_init
-from tl_jax.train.run_config import AUTO
+from tl_jax.train.run_config import AUTO, RunConfig
 from tl_jax.train.task import TASKS, Task
 from tl_jax.transfer.methods import METHODS, names_for_task
 from tl_jax.transfer.optimizer import OptimConfig
+from tl_jax.transfer.phases import PRETEXT
 from tl_jax.utils.errors import UserError, nearest
 
 DEFAULT_MODELS = {"texts": "bert", "images": "mobilenet_v2"}  # by what goes into the network
+MIN_STEPS = 200  # a small set is gone through more often
 SMALL_DATA, SMALL_BATCH = 2000, 32  # examples below which batches are small, and how small
 # Of pretrained layers, which should stay near the source; of BERT Devlin et al. 2019, arXiv:1810.04805, A.3.
 LEARNING_RATES = {"images": 1e-4, "texts": 5e-5}
@@ -109,37 +110,38 @@ def apply_method(config: recipe.Config, method: str, epochs: float | None) -> No
         _set_length(config, epochs)
     if method != AUTO:
         METHODS[method](config)
-    elif task.can_choose_method() and config.init.source != "random" and config.init.head == "new":
+    elif task.can_choose_method and config.init.source != "random" and config.init.head == "new":
         return METHODS[method if config.epochs else "logistic"](config)
     if task.data_inputs:
         _set_rates(config)
+    if config.phases or not config.epochs:
+        config.min_steps = 0
 
 
 def _set_length(config: recipe.Config, epochs: float | None) -> None:
-    """Set schedule, batch size and epochs: a small set needs more passes for as many steps."""
+    """Set schedule, batch size and the least number of steps: a small set needs more passes for as many."""
     config.optim.schedule, config.optim.warmup = "cosine", 0.1
     frozen = schema.freeze(config)
-    examples = len(head_init.split_data(frozen, TASKS[config.task].load_data(frozen))["train"].labels)
-    if examples < SMALL_DATA:
-        config.batch_size = SMALL_BATCH
+    if config.batch_size == RunConfig().batch_size:
+        source = TASKS[config.task].load_data(frozen)
+        examples = len(head_init.split_data(frozen, source)["train"].labels)
+        config.batch_size = SMALL_BATCH if examples < SMALL_DATA else config.batch_size
     TASKS[config.task].set_defaults(config)
-    if epochs is None:
-        config.epochs = enough_epochs(examples, config.batch_size)
-    config.save_every = max(1.0, (config.epochs if epochs is None else epochs) / NUM_EVALUATIONS)
+    config.min_steps = MIN_STEPS if epochs is None else 0
 
 
 def _set_rates(config: recipe.Config) -> None:
     """Set learning rates, and what BatchNorm does, by what trains from what."""
-    task, fields, head = TASKS[config.task], TASKS[config.task].fields(), config.init.get("head", "new")
+    task, head = TASKS[config.task], config.init.get("head", "new")
     if config.init.source == "random":
         return
-    if "freeze.batch_stats" in fields and config.freeze.batch_stats == "auto":
+    if task.keeps_norms(schema.freeze(config)):
         config.freeze.batch_stats = "frozen"  # a small batch says less of the target than the source's statistics
-    is_head_new = task.needs_labels and head == "new" and (task.has_classes or task.tags_words)
-    rate = LEARNING_RATES[task.input_kind]
-    if not task.has_features or config.freeze.recipe in NEW_PARTS_TRAIN:
+    has_pretext = any(dict(phase).get("objective") == PRETEXT for phase in config.phases)
+    if not task.has_features or config.freeze.recipe in NEW_PARTS_TRAIN or has_pretext:
         return
-    if is_head_new:
+    rate, is_labelled = LEARNING_RATES[task.input_kind], task.has_classes or task.tags_words
+    if task.needs_labels and head == "new" and is_labelled:
         config.optim.backbone_lr_scale = min(1.0, rate / config.optim.lr) if config.optim.lr else 1.0
     elif config.optim.lr == OptimConfig().lr:  # else the kind of task has a rate of its own
         config.optim.lr = rate

@@ -122,17 +122,23 @@ def restore(
     workdir.check_owner(folder, schema.to_dict(config), schema.unused_fields(config.task))
     facts, summary = workdir.stored_facts(folder), read_summary(folder)
     record = RunRecord(facts, str(folder), fitted={} if data else fitted_values(summary))
-    record = record._replace(reads_data=data or not _can_skip_data(config, folder, record, summary))
-    record = record._replace(reads_weights=weights or not _can_skip_weights(config, folder, facts, summary))
+    is_mixed = "wise_ft" in summary and (folder / MIXTURE / str(summary.get("tested_step"))).is_dir()
+    record = record._replace(reads_data=data or not _can_skip_data(config, record, summary, is_mixed))
+    record = record._replace(reads_weights=weights or not _can_skip_weights(config, folder, facts, summary, is_mixed))
     task, checkpoints, step = _open_run(config, folder, record)
-    if record.fitted and step != summary.get("tested_step"):  # they were fitted to other weights
+    if step != summary.get("tested_step") and (record.fitted or is_mixed):  # that was fitted to, or mixed of, others
         checkpoints.close()
-        task, checkpoints, step = _open_run(config, folder, record._replace(reads_data=True, fitted={}))
+        needs_start, is_mixed = record.reads_weights or is_mixed, False
+        record = record._replace(reads_data=True, reads_weights=needs_start, fitted={})
+        task, checkpoints, step = _open_run(config, folder, record)
     state = initial_state(task, config.seed)
+    if is_mixed:
+        checkpoints.close()
+        checkpoints = Checkpoints(folder / MIXTURE, task, cleanup=False)
     trained = checkpoints.restore(step, state, opt_state=False, for_eval=True)
-    check_finite(trained, folder / _checkpoint_folder(config, folder, summary) / str(step))
     checkpoints.close()
-    if (wise_ft := summary.get("wise_ft")) and not _has_mixture(config, folder, summary):
+    check_finite(trained, folder / (MIXTURE if is_mixed else "checkpoints") / str(step))
+    if (wise_ft := summary.get("wise_ft")) and not is_mixed:
         trained = trained.replace(**interpolate(state.variables, trained.variables, wise_ft["share"]))
     return task, state, trained
 
@@ -150,19 +156,11 @@ def fitted_values(summary: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in fitted.items() if value is not None}
 
 
-def _has_mixture(config: RunConfig, folder: Path, summary: Mapping[str, Any]) -> bool:
-    """Whether the weights that ``wise_ft`` has mixed are kept, as since version 0.2, and those are asked for."""
-    stored_checkpoint = workdir.read_json(folder / "config.json").get("eval_checkpoint")
-    is_kept = "wise_ft" in summary and (folder / MIXTURE).is_dir()
-    return is_kept and config.eval_checkpoint == stored_checkpoint
+def _can_skip_data(config: RunConfig, record: RunRecord, summary: Mapping[str, Any], is_mixed: bool) -> bool:
+    """Whether the files of a run say enough to predict with it, or export it, without its data.
 
-
-def _checkpoint_folder(config: RunConfig, folder: Path, summary: Mapping[str, Any]) -> str:
-    return MIXTURE if _has_mixture(config, folder, summary) else "checkpoints"
-
-
-def _can_skip_data(config: RunConfig, folder: Path, record: RunRecord, summary: Mapping[str, Any]) -> bool:
-    """Whether the files of a run say enough to predict with it, or export it, without its data."""
+    ``is_mixed``: whether they have the weights that ``wise_ft`` has mixed, as since version 0.2.
+    """
     facts = record.facts
     has_facts = "data_sha256" in facts and (
         "input_shape" in facts or "shape" in facts.get("input", {}) or "reading" in facts
@@ -170,15 +168,16 @@ def _can_skip_data(config: RunConfig, folder: Path, record: RunRecord, summary: 
     num_validation = facts.get("examples", {}).get("validation")
     fitted_name = TASKS[config.task].fitted_value(config)
     # A mixture with the weights at the start needs these, and a head that was fitted to the data is among them.
-    interpolates = "wise_ft" in summary and config.init.head in PROBES and not _has_mixture(config, folder, summary)
+    interpolates = "wise_ft" in summary and config.init.head in PROBES and not is_mixed
     return has_facts and not interpolates and (not fitted_name or not num_validation or fitted_name in record.fitted)
 
 
-def _can_skip_weights(config: RunConfig, folder: Path, facts: Mapping[str, Any], summary: Mapping[str, Any]) -> bool:
+def _can_skip_weights(
+    config: RunConfig, folder: Path, facts: Mapping[str, Any], summary: Mapping[str, Any], is_mixed: bool
+) -> bool:
     """Whether the network of a run can be built without the weights that it started from."""
     # Of a mixture with the weights at the start, and of the source's own head, the layout or the values are needed.
-    needs_start = "wise_ft" in summary and not _has_mixture(config, folder, summary)
-    needs_source = needs_start or config.regularize.strength("co_tuning")
+    needs_source = ("wise_ft" in summary and not is_mixed) or config.regularize.strength("co_tuning")
     is_portable = TASKS[config.task].is_portable(folder, facts)
     return is_portable and facts.get("weights", "random") != "random" and not needs_source
 
@@ -188,10 +187,8 @@ def _open_run(config: RunConfig, folder: Path, record: RunRecord) -> tuple[Task,
     task = make_task(config, record)
     if record.reads_data:
         workdir.check_data(folder, record.facts, task.facts, ("validation", "test"), "use predict for other examples")
-    name = _checkpoint_folder(config, folder, read_summary(folder))
-    checkpoints = Checkpoints(folder / name, task, cleanup=False)
-    is_best = config.eval_checkpoint == "best" and name != MIXTURE
-    step = checkpoints.best() if is_best else checkpoints.latest()
+    checkpoints = Checkpoints(folder / "checkpoints", task, cleanup=False)
+    step = checkpoints.best() if config.eval_checkpoint == "best" else checkpoints.latest()
     if step is None:
         raise UserError(
             f"no {config.eval_checkpoint} checkpoint in {folder}; train longer, or change config.eval_checkpoint"

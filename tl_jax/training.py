@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from tl_jax.utils import environment
 from tl_jax.utils.command import show_elapsed
 from tl_jax.utils.errors import UserError
 
+NUM_EVALUATIONS = 10  # of a run whose epochs are too short to be counted
 WISE_FT_SHARES = tuple(i / 10 for i in range(11))
 
 
@@ -133,6 +135,8 @@ def _train_one(config: RunConfig, folder: Path, verbose: bool = True, before: fl
     seconds = {"data": time.monotonic() - start}
     plan = task.plan()
     save_interval = max(1, round(config.save_every * task.sizes["train"] / config.batch_size))
+    if plan and config.min_steps:  # many passes over a small set, whose states are not all worth keeping
+        save_interval = max(save_interval, math.ceil(plan[-1].stop / NUM_EVALUATIONS))
     pace = loop.Pace(save_interval, config.log_every, config.patience, config.min_checkpoint_interval)
     if verbose:
         say(f"{task.name}: " + ", ".join(f"{n:,} {part}" for part, n in task.sizes.items()) + f" examples; {folder}")
@@ -144,7 +148,8 @@ def _train_one(config: RunConfig, folder: Path, verbose: bool = True, before: fl
         summary, evaluation = _test_run(config, folder, task, fitted)
     if plan and not config.smoke:
         rows = loop.phase_rows(folder, plan[-1].name)
-        summary["advice"] = advise(rows, task.score, task.sizes.get("validation", 0))
+        is_best = config.eval_checkpoint == "best"
+        summary["advice"] = advise(rows, task.score, task.sizes.get("validation", 0), is_best)
     summary["seconds"] = {**seconds, **fitted.seconds, "total": time.monotonic() - start}
     _write_test_details(fitted.task, evaluation, folder)
     write_json(folder / "network.json", loop.stage_parameters(fitted.state.params, plan, task.stages))
@@ -195,7 +200,7 @@ def _test_run(config: RunConfig, folder: Path, task: Task, fitted: loop.Fitted) 
         "facts": {name: fact for name, fact in task.facts.items() if name != "reading"},  # which may be long
         **_evaluation_summary(task, result.evaluation, held_out, folder),
         **extra,
-        **choose_method.record(folder),
+        **choose_method.record(config, folder),
         **({"freeze": fitted.freeze} if config.freeze.verify else {}),
         **environment.describe(),
     }
@@ -220,9 +225,11 @@ def _mix_with_start(config: RunConfig, task: Task, seen: Task, end: Any) -> tupl
 
 def _save_mixture(folder: Path, task: Task, state: TrainState) -> None:
     """Keep a mixture, so that nobody needs the data and weights that it was made from."""
+    if sharding.is_first_process():
+        shutil.rmtree(folder / MIXTURE, ignore_errors=True)  # of a run that was cut short, perhaps of another step
+    sharding.wait_for_all("the mixture")
     checkpoints = Checkpoints(folder / MIXTURE, task.replace(sizes={**task.sizes, "validation": 0}))  # the only one
-    if checkpoints.latest() != int(state.step):
-        checkpoints.save(state.replace(opt_state=()), None)
+    checkpoints.save(state.replace(opt_state=()), None)
     checkpoints.close()
 
 

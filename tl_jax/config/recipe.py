@@ -109,6 +109,7 @@ def smoke(config: Config) -> None:
     config.eval_batch_size = 64
     if "size" in config.input:  # of images
         config.input.size = 32
+    config.min_steps = 0
     if not config.phases:
         config.epochs = 2.0
     config.phases = tuple({**phase, "epochs": 1.0} for phase in config.phases)

@@ -222,7 +222,7 @@ def _method_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Confli
     task, auto = TASKS[config.task], config.method == AUTO
     return {
         f"method=auto is for tasks with one class an example, not config.task={config.task}; leave it empty": (
-            auto and not task.can_choose_method()
+            auto and not task.can_choose_method
         ),
         "method=auto starts from trained weights, not config.init.source=random": (
             auto and config.init.source == "random"
@@ -232,7 +232,7 @@ def _method_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Confli
         "method=auto tries probes of labels; leave config.pretext.name out": auto and config.pretext.name,
         "method=auto has nothing to choose with config.epochs=0; leave one of them out": auto and not config.epochs,
         "method=auto fits the head; leave config.init.head out": auto
-        and task.can_choose_method()
+        and task.can_choose_method
         and config.init.head != "new",
         "budget has an effect with config.method=auto only": config.budget and not auto,
     }
@@ -244,6 +244,7 @@ def _length_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Confli
         f"epochs has no effect beside phases; set config.phases[0].epochs, and this back to {default:g}": (
             config.phases and config.epochs != default
         ),
+        "min_steps has no effect beside phases; set config.phases[0].epochs": config.min_steps and config.phases,
         "eval_checkpoint=best needs a validation part; raise config.data.validation": (
             config.eval_checkpoint == "best" and not config.data.validation
         ),

@@ -192,6 +192,7 @@ class ImageClassification(ImageTask):
     """One of K classes for each image."""
 
     about = "images with a class each"
+    can_choose_method = True
     config_class = ImageClassificationRunConfig
 
     def __init__(self, config: Any, record: RunRecord = NEW_RUN):

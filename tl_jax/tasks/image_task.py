@@ -40,6 +40,8 @@ from tl_jax.train.task import Objective, Task
 from tl_jax.train.workdir import read_facts, read_summary
 from tl_jax.transfer import adapters
 from tl_jax.transfer.adapters import AdapterConfig
+from tl_jax.transfer.freeze import FreezeConfig
+from tl_jax.transfer.phases import PRETEXT
 from tl_jax.transfer.regularizers import RegularizeConfig, class_weights
 from tl_jax.transfer.self_supervised import ImagePretextConfig
 from tl_jax.utils.errors import UserError
@@ -98,6 +100,14 @@ class ImageTask(Task):
     def stage_names(cls, config: ImageRunConfig) -> tuple[str, ...]:
         options = head_init.model_attributes(config)
         return models.create(config.model.name, 0, **{"endpoint": config.model.endpoint, **options}).stage_names()
+
+    @classmethod
+    def keeps_norms(cls, config: ImageRunConfig) -> bool:
+        if config.freeze.batch_stats != FreezeConfig().batch_stats or config.regularize.stochastic_norm:
+            return False  # as the user says; or both kinds of statistics are used at once
+        has_pretext = any(phase.objective == PRETEXT for phase in config.phases)
+        model = models.create(config.model.name, 0, **head_init.model_attributes(config))
+        return not has_pretext and "batch_stats" in variable_shapes(model)
 
     @classmethod
     def conflicts(cls, config: ImageRunConfig, changed: Callable[..., bool]) -> dict[str, Any]:

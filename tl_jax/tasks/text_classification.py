@@ -20,6 +20,7 @@ class TextClassification(TextTask):
     about = "texts, or pairs of texts, with a class each"
     head = "text"
     caches_features = True
+    can_choose_method = True
 
     def reading_options(self, texts: np.ndarray) -> dict[str, Any]:
         return {**super().reading_options(texts), "pairs": isinstance(texts[0], tuple)}

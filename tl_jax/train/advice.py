@@ -13,17 +13,22 @@ FALL = 0.1  # share of the training loss by which it fell in the last quarter, a
 MIN_ROWS = 8  # of training that say something about a course
 
 
-def advise(rows: Sequence[Mapping[str, Any]], score: str, validation: int) -> list[str]:
+def advise(rows: Sequence[Mapping[str, Any]], score: str, validation: int, is_best: bool = False) -> list[str]:
     """Return in words what to change, none if the curves are as they should be.
 
     Args:
         rows: of ``metrics.jsonl``, of the last phase.
         score: metric of the validation split that counts, such as "accuracy".
         validation: examples of that split.
+        is_best: whether the best checkpoint on validation was tested, not the last.
     """
     train = [row for row in rows if row.get("split") == "train"]
     held_out = [row for row in rows if row.get("split") == "validation"]
-    found = [_memorized(train, held_out, validation), _too_short(train, held_out), _past_best(held_out, score)]
+    found = [
+        _memorized(train, held_out, validation),
+        _too_short(train, held_out),
+        "" if is_best else _past_best(held_out, score),
+    ]
     return [text for text in found if text]
 
 

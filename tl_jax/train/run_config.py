@@ -44,6 +44,7 @@ class RunConfig(Options):
     batch_size: int = option(64, "training examples a step, over all devices", low=1)
     eval_batch_size: int = option(256, "examples an evaluation step, over all devices", low=1)
     epochs: float = option(10.0, "passes over the training part where there are no phases; 0 only tests", low=0.0)
+    min_steps: int = option(0, "steps at least, where epochs of a small set are fewer and there are no phases", low=0)
     phases: tuple[PhaseConfig, ...] = option(
         (), "dicts with the fields of PhaseConfig, run one after another", entries=PhaseConfig
     )

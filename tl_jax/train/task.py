@@ -53,6 +53,8 @@ class Task:
         has_classes: whether each example has a class.
         has_features: whether the head sits on ``features`` (N, D), which penalties may read.
         extra_heads: names of further heads, under ``extra/`` in the parameters, that its loss trains.
+        can_choose_method: whether ``method="auto"`` can compare what is trained with a linear probe of the features:
+            the kind takes the splits of its record, and has a ``feature_cache``.
         random_files: whether random weights, too, need the files of ``config.init.path``.
         pretext_fields: those of ``config.pretext`` that have an effect without a pretext.
         prediction_columns: what a row of ``predict`` has beside its input.
@@ -96,6 +98,7 @@ class Task:
     has_classes: ClassVar[bool] = True
     has_features: ClassVar[bool] = True
     extra_heads: ClassVar[tuple[str, ...]] = ()
+    can_choose_method: ClassVar[bool] = False
     random_files: ClassVar[bool] = False
     pretext_fields: ClassVar[tuple[str, ...]] = ()
     prediction_columns: ClassVar[tuple[str, ...]] = ("probabilities",)
@@ -188,10 +191,9 @@ class Task:
             )
 
     @classmethod
-    def can_choose_method(cls) -> bool:
-        """Whether ``method="auto"`` can compare what is trained with a linear probe of the features."""
-        has_labels = cls.has_classes and cls.needs_labels and bool(cls.data_inputs)
-        return has_labels and cls.has_features and "init.head" in cls.fields()
+    def keeps_norms(cls, config: Any) -> bool:
+        """Whether BatchNorm had better use the source's statistics while the network is trained on little."""
+        return False
 
     @classmethod
     def is_portable(cls, folder: Path, facts: Mapping[str, Any]) -> bool:

@@ -81,7 +81,7 @@ def resolve(
     for entry in entries if config.phases or config.epochs else ():
         examples = sizes["train" if entry.objective == SUPERVISED else "unlabelled"]
         exact += entry.epochs * examples / config.batch_size
-        stop = max(start + 1, round(exact))
+        stop = max(start + 1, round(exact), 0 if config.phases else config.min_steps)
         freezing = entry.freezing(config.freeze)
         rules = _rules(config, freezing, stages, entry.objective, task_heads)
         own = {name: getattr(entry, name) for name in ("layer_decay", "lr_multipliers")}
