@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_digits
 
@@ -141,6 +142,7 @@ def chosen_run(tmp_path_factory):
     return data, tl_jax.fine_tune((data, digit_images(360)), workdir=folder, **SHORT)
 
 
+@pytest.mark.slow
 def test_a_choice_becomes_a_configuration_like_any_other(chosen_run):
     _, learner = chosen_run
     choice = json.loads((learner.workdir / choose_method.FILE).read_text())
@@ -156,6 +158,7 @@ def test_a_choice_becomes_a_configuration_like_any_other(chosen_run):
     assert "How the method was chosen" in learner.report().read_text()
 
 
+@pytest.mark.slow
 def test_the_same_call_does_not_choose_again(chosen_run, monkeypatch):
     data, learner = chosen_run
     monkeypatch.setattr(choose_method, "choose", lambda config: pytest.fail("it has been chosen"))
@@ -163,6 +166,7 @@ def test_the_same_call_does_not_choose_again(chosen_run, monkeypatch):
     assert again.config == learner.config and again.summary == learner.summary
 
 
+@pytest.mark.slow
 def test_the_probes_strength_is_one_that_scikit_learn_finds_as_good(chosen_run):
     """The accuracy of the probe is that of scikit-learn's regression on the same features and folds."""
     from sklearn.linear_model import LogisticRegression
@@ -185,6 +189,7 @@ def untrained_predictions(learner, images):
     return probe.predict(images, embeddings=True)
 
 
+@pytest.mark.slow
 def test_no_time_leaves_the_probe_and_what_trains_is_switched_off(tmp_path):
     options = {"budget": "1s", "patience": 3, "optim__ema": 0.9}
     learner = tl_jax.fine_tune(digit_images(100), workdir=tmp_path / "run", **options, **SHORT)
@@ -207,6 +212,7 @@ def test_a_choice_for_another_configuration_that_was_not_trained_is_not_used(tmp
     assert choose_method.chosen(other, tmp_path) is other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fold", [1, 2])
 def test_what_diverges_is_no_candidate(fold, tmp_path, monkeypatch):
     took, real = [], choose_method.train
@@ -222,6 +228,7 @@ def test_what_diverges_is_no_candidate(fold, tmp_path, monkeypatch):
     assert learner.config.epochs == 0 and "the loss is nan after 3 steps" in learner.summary["choice"]["reason"]
 
 
+@pytest.mark.slow
 def test_too_few_of_a_class_leave_a_probe(tmp_path):
     images, _ = digit_images(12)
     data = images, np.repeat([0, 1], [10, 2])
@@ -229,12 +236,11 @@ def test_too_few_of_a_class_leave_a_probe(tmp_path):
     assert learner.config.init.head == "logistic" and learner.config.epochs == 0
 
 
+@pytest.mark.slow
 def test_a_mixture_answers_without_data_and_weights(tmp_path):
     """What wise_ft has mixed is kept, so that a run is portable."""
     folder = tmp_path / "data"
     images, labels = digit_images(120)
-    from PIL import Image
-
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         (folder / f"d{label}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"d{label}" / f"{i}.png")
@@ -245,3 +251,18 @@ def test_a_mixture_answers_without_data_and_weights(tmp_path):
     again = tl_jax.load_learner(tmp_path / "run")
     assert [row.probabilities for row in again.predict(images[:5])] == before
     assert learner.summary["wise_ft"] == {"share": 0.5, "validation": {}}
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_of_a_choice_is_noticed(chosen_run, tmp_path):
+    _, learner = chosen_run
+    intact = (learner.workdir / choose_method.FILE).read_bytes()
+    for position in np.random.default_rng(0).integers(0, 8 * len(intact), 300):
+        content = bytearray(intact)
+        content[position // 8] ^= 1 << position % 8
+        (tmp_path / choose_method.FILE).write_bytes(content)
+        try:
+            found = choose_method._read_choice(tmp_path)  # a flip in white space, or in the name of the hash
+            assert {name: found[name] for name in choose_method.STATED}.items() <= json.loads(intact).items()
+        except UserError as error:
+            assert choose_method.FILE in str(error)
