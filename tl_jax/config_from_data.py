@@ -142,6 +142,6 @@ def _set_rates(config: recipe.Config) -> None:
         return
     rate, is_labelled = LEARNING_RATES[task.input_kind], task.has_classes or task.tags_words
     if task.needs_labels and head == "new" and is_labelled:
-        config.optim.backbone_lr_scale = min(1.0, rate / config.optim.lr) if config.optim.lr else 1.0
+        config.optim.backbone_lr_scale = min(1.0, rate / config.optim.lr) if config.optim.lr else 0.0
     elif config.optim.lr == OptimConfig().lr:  # else the kind of task has a rate of its own
         config.optim.lr = rate

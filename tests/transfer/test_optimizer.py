@@ -29,6 +29,14 @@ def test_rates_fall_with_the_distance_from_the_head():
     assert rates == expected
 
 
+def test_what_lies_below_the_head_has_its_own_factor_and_adapters_there_have_not():
+    params = {**PARAMS, "stage1": {"conv": {"kernel": jnp.ones((2, 2)), "lora_a": jnp.ones((2, 1))}}}
+    rates = leaf_rates(params, OptimSpec("sgd", backbone_lr_scale=0.1, stages=PARTS), ALL)
+    expected = {"head/kernel": 1.0, "stage2/bias": 0.1, "stage1/conv/kernel": 0.1, "stem/kernel": 0.1}
+    assert rates == {**expected, "stage1/conv/lora_a": 1.0}
+    assert set(leaf_rates(params, OptimSpec("sgd", stages=PARTS), ALL).values()) == {1.0}  # 0 stands for no factor
+
+
 def test_groups_have_their_own_rates_and_frozen_leaves_none():
     rules = (("stem/.*", FROZEN), ("stage.*", "trunk"), (".*", "head"))
     spec = OptimSpec("sgd", momentum=0.0, lr_multipliers=(("trunk", 0.1),), layer_decay=0.5, stages=PARTS)

@@ -35,7 +35,9 @@ class OptimSpec(Options):
     clip_norm: float = option(0.0, "largest norm of the trained leaves' gradients; 0 for no clipping", low=0.0)
     layer_decay: float = option(1.0, "factor on the rate for each part further from the head", low=0.0, high=1.0)
     # A head that is new has to move far, and what it reads should not (ULMFiT, arXiv:1801.06146, section 3.2).
-    backbone_lr_scale: float = option(1.0, "factor on the rate of the parts below the head, adapters apart", low=0.0)
+    backbone_lr_scale: float = option(
+        0.0, "factor on the rate of the parts below the head, but not of adapters; 0 for none", low=0.0
+    )
     lr_multipliers: tuple[tuple[str, float], ...] = option((), "pairs (group of the freeze rules, factor on its rate)")
     sam: float = option(0.0, "radius of sharpness-aware minimisation, 0.05 say; two passes a step; 0 for none", low=0.0)
     accumulate: int = option(1, "parts of a batch whose gradients are computed one after another, for memory", low=1)
@@ -119,10 +121,12 @@ def leaf_rates(params: tree.Tree, spec: OptimSpec, rules: Rules) -> dict[str, fl
     depth = {stage: len(spec.stages) - i for i, stage in enumerate(spec.stages)}
     labels = tree.flatten(label_leaves(params, rules))
 
+    scale = spec.backbone_lr_scale or 1.0
+
     def factor(path: str, label: str) -> float:
         distance = depth.get(path.split("/")[0], 0)
         is_loaded = distance and not re.fullmatch(ADAPTERS, path)
-        return factors.get(label, 1.0) * spec.layer_decay**distance * (spec.backbone_lr_scale if is_loaded else 1.0)
+        return factors.get(label, 1.0) * spec.layer_decay**distance * (scale if is_loaded else 1.0)
 
     return {path: factor(path, label) for path, label in labels.items() if label != FROZEN}
 
