@@ -337,14 +337,16 @@ class Trials:
     def __init__(self, config: RunConfig, pool: Split, folds: Sequence[Fold], strength: float, deadline: float):
         self.config, self.pool, self.folds, self.strength, self.deadline = config, pool, folds, strength, deadline
         self.rows: list[dict[str, Any]] = []
-        self._starts: dict[int, tuple[Task, TrainState]] = {}
+        self._loaded: dict[int, tuple[Task, TrainState]] = {}
         # Merged weights of adapters of low rank are none that could be mixed.
         self.shares = SHARES[-1:] if config.adapt.kind in ("lora", "parallel") else SHARES
 
     def best(self) -> Comparison | None:
         """Return how the best candidate compares with the probe; None if none was trained to its end."""
         first: dict[Candidate, Hits] = {}
-        for candidate in candidates(self.config, len(self._start(0)[0].stages)):
+        if time.monotonic() >= self.deadline:
+            return None
+        for candidate in candidates(self.config, len(self._load_fold(0)[0].stages)):
             if self._may_help(candidate, first) and (hits := self._run(candidate, 0)) is not None:
                 first[candidate] = hits
         for winner in sorted(first, key=lambda candidate: self._best_accuracy(first[candidate]), reverse=True):
@@ -384,7 +386,7 @@ class Trials:
         if time.monotonic() >= self.deadline:
             return None
         start = time.monotonic()
-        task, state = self._start(index)
+        task, state = self._load_fold(index)
         plan = task.plan(_with(self.config, candidate.changes))
         try:
             trained, seen = train(task, jax.tree.map(jnp.copy, state), plan, self.config.seed, self.deadline)
@@ -405,16 +407,16 @@ class Trials:
         say(f"auto: {candidate.name}, fold {index + 1}: {best:.4f}, the probe {probe:.4f}; {seconds:.0f} s")
         return hits
 
-    def _start(self, index: int) -> tuple[Task, TrainState]:
+    def _load_fold(self, index: int) -> tuple[Task, TrainState]:
         """Return the task of a fold, and its state with the head fitted."""
-        if index not in self._starts:
+        if index not in self._loaded:
             fitted = (("init.head", "logistic"), ("init.strength", self.strength))
             train_rows, held = self.folds[index]
             task = _split_task(
                 _with(self.config, fitted), select_rows(self.pool, train_rows), select_rows(self.pool, held)
             )
-            self._starts = {index: (task, initial_state(task, self.config.seed))}  # of one fold at a time
-        return self._starts[index]
+            self._loaded = {index: (task, initial_state(task, self.config.seed))}  # of one fold at a time
+        return self._loaded[index]
 
 
 def train(
