@@ -64,6 +64,18 @@ def test_every_layer_is_that_of_transformers(tmp_path, kind, sizes):
         assert_same(end["pooled"], out.pooler_output, tokens, "pooled")
 
 
+def test_what_sentence_transformers_trained_on_means_reads_means(minilm):
+    """The mean of tokens that are no padding, as its 1_Pooling/config.json says; in float64, by hand."""
+    net = pretrained.load("bert", "huggingface", minilm)
+    assert net.model.pooling == "mean" and not any("no pooler" in note for note in net.notes)
+    tokens = net.tokenize(TEXTS, max_length=128)
+    _, end = net.model.apply(net.variables, **tokens)
+    peer = transformers.BertModel.from_pretrained(minilm).eval()
+    hidden = np.asarray(theirs(peer, tokens, "bert").hidden_states[-1], np.float64)
+    mask = np.asarray(tokens["attention_mask"], np.float64)[..., None]
+    np.testing.assert_allclose(end["pooled"], (hidden * mask).sum(1) / mask.sum(1), atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
 @pytest.mark.parametrize("how", ["ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"])
 def test_heads_are_those_of_transformers_there_and_back(tmp_path, kind, how):
@@ -113,7 +125,7 @@ def test_old_names_and_files_are_read(tmp_path, old):
 
 def test_minilm(minilm):
     peer = transformers.BertModel.from_pretrained(minilm).eval()
-    net = pretrained.load("bert", "huggingface", minilm)
+    net = pretrained.load("bert", "huggingface", minilm, pooling="pooler")
     tokens = net.tokenize(TEXTS, max_length=128)
     theirs_tokens = transformers.AutoTokenizer.from_pretrained(minilm)(
         TEXTS, padding=True, truncation=True, max_length=128

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -109,6 +110,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     f"pytorch_model.bin{INDEX_SUFFIX}",
 )
+POOLING_FILE = "1_Pooling/config.json"  # of sentence-transformers
 SAVED_FILES = ("model.safetensors", CONFIG_FILE, "tokenizer.json", "tokenizer_config.json")  # that ``save`` writes
 _OPTIONAL = {"head", "pooler", "masked_dense", "masked_norm", "masked_bias"}  # a file may have them or not
 _MAX_NAME_BYTES = 255  # bytes of a file's name
@@ -139,7 +141,8 @@ def load(
         seed: of what is drawn.
         rename: pairs (regex, replacement) for the names of arrays, see ``pretrained.load``.
         **options: attributes of ``Bert``: ``output`` says what kind of head, ``pooling`` what it reads. Without a
-            pooler in the file texts are the mean of their tokens.
+            pooler in the file texts are the mean of their tokens, and so they are where sentence-transformers has
+            trained the network on means.
 
     Raises:
         UserError: files that are missing, damaged, or of another network.
@@ -156,7 +159,7 @@ def load(
     bert_table.check_shapes(attributes, name, converted, file)
     stages_in_file = {path.split("/")[1] for path in converted.leaves}
     attributes |= {
-        "pooling": "pooler" if "pooler" in stages_in_file else "mean",
+        "pooling": "pooler" if "pooler" in stages_in_file and not _was_trained_on_means(folder) else "mean",
         "output": bert_table.head_kind(config) or "text",
     }
     bias = converted.leaves.get("params/head/bias")
@@ -276,7 +279,15 @@ def _find_folder(path: str | Path | None) -> Path:
     ):
         for shard in _read_index(index):
             hub.download_from_hub(str(path), shard)
+    with contextlib.suppress(UserError):  # few repositories have it
+        hub.download_from_hub(str(path), POOLING_FILE)
     return downloaded
+
+
+def _was_trained_on_means(folder: Path) -> bool:
+    """Whether the folder is of sentence-transformers, which trains no pooler, and says that texts are means."""
+    file = folder / POOLING_FILE
+    return file.is_file() and read_json(file, "copy it anew, or delete it").get("pooling_mode_mean_tokens") is True
 
 
 def _read_config(folder: Path, name: str = "") -> dict[str, Any]:
