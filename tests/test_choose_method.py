@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
+from scipy.special import softmax
 from sklearn.datasets import load_digits
+from sklearn.metrics import log_loss
 
 import tl_jax
-from tl_jax import choose_method
+from tl_jax import choose_method, method_trials
 from tl_jax.config import recipe, schema, validate
 from tl_jax.data.dataset import Split, select_rows
 from tl_jax.utils.errors import Diverged, UserError
@@ -59,12 +61,34 @@ def test_a_part_of_many_examples_keeps_small_classes():
 
 def test_the_standard_error_is_that_of_a_mean_and_grows_with_groups():
     values = np.random.default_rng(0).integers(-1, 2, 5000).astype(float)
-    alone = choose_method.standard_error(values, np.arange(5000))
+    alone = method_trials.standard_error(values, np.arange(5000))
     np.testing.assert_allclose(alone, stats.sem(values), rtol=1e-3)  # but for the example that is added
-    repeated = choose_method.standard_error(np.repeat(values, 4), np.repeat(np.arange(5000), 4))
+    repeated = method_trials.standard_error(np.repeat(values, 4), np.repeat(np.arange(5000), 4))
     np.testing.assert_allclose(repeated, alone, rtol=1e-3)  # copies say nothing new
-    assert choose_method.standard_error(np.zeros(10), np.arange(10)) == pytest.approx(0.1)
-    assert choose_method.standard_error(values, np.zeros(5000)) == np.inf  # one patient says nothing of others
+    assert method_trials.standard_error(np.zeros(10), np.arange(10)) == pytest.approx(0.1)
+    assert method_trials.standard_error(values, np.zeros(5000)) == np.inf  # one patient says nothing of others
+
+
+def test_gains_are_differences_of_scikit_learns_log_loss_at_the_best_temperatures():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(2, 200, 3)), rng.integers(0, 3, 200)
+    logits[:, np.arange(200), labels] += 1
+    logits[1] *= 4  # surer than it should be, by no fault of its own
+    answers = method_trials.Answers({0.0: softmax(logits[0], axis=1), 1.0: softmax(logits[1], axis=1)}, labels)
+    grid = [[log_loss(labels, softmax(each / t, axis=1)) for t in np.geomspace(0.1, 10, 400)] for each in logits]
+    assert answers.best_gains.mean() == pytest.approx(min(grid[0]) - min(grid[1]), abs=1e-4)
+    assert list(answers.gains) == [answers.best_share] == [1.0]
+    assert answers.accuracy(1.0) == (logits[1].argmax(1) == labels).mean()
+
+
+def test_answers_about_folds_are_joined_in_their_order():
+    parts = [
+        method_trials.Answers({0.0: np.full((n, 2), n / 10), 1.0: np.full((n, 2), n / 5)}, np.arange(n)) for n in (2, 3)
+    ]
+    joined = method_trials.join(parts)
+    assert (
+        joined.labels.tolist() == [0, 1, 0, 1, 2] and joined.probabilities[1.0][:, 0].tolist() == [0.4] * 2 + [0.6] * 3
+    )
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10min", 600), ("1.5h", 5400), ("", np.inf)])
@@ -80,7 +104,7 @@ def test_what_is_no_budget_is_refused(text):
 
 def candidates_with(*changes):
     config = recipe.override(recipe.get_config(), (("model.name", "resnet8"), ("method", "auto"), *changes))
-    return choose_method.candidates(schema.freeze(config), 4)
+    return method_trials.candidates(schema.freeze(config), 4)
 
 
 def test_what_the_user_has_set_is_not_searched():
@@ -106,7 +130,7 @@ def test_what_the_user_has_set_is_not_searched():
 )
 def test_norms_are_kept_where_there_are_some_and_nothing_else_is_said(changes, keeps):
     config = schema.freeze(recipe.override(recipe.get_config(), (("method", "auto"), *changes.items())))
-    frozen = [("freeze.batch_stats", "frozen") in found.changes for found in choose_method.candidates(config, 4)]
+    frozen = [("freeze.batch_stats", "frozen") in found.changes for found in method_trials.candidates(config, 4)]
     assert frozen == [keeps] * 3
 
 
@@ -156,6 +180,21 @@ def test_a_choice_becomes_a_configuration_like_any_other(chosen_run):
     assert learner.config.epochs == fields.get("epochs", 3.0)  # 0 if the probe has stayed
     assert learner.summary["choice"] == {"reason": choice["reason"], "tried": choice["tried"]}
     assert "How the method was chosen" in learner.report().read_text()
+
+
+@pytest.mark.slow
+def test_what_folds_have_judged_is_trained_on_all_examples(chosen_run):
+    _, learner = chosen_run
+    assert learner.config.data.validation == 0 and learner.summary["examples"]["train"] == 300
+
+
+@pytest.mark.parametrize(
+    ("changes", "may"),
+    [({}, True), ({"data.validation": 0.2}, False), ({"patience": 2}, False), ({"calibrate": True}, False)],
+)
+def test_a_validation_part_is_kept_where_it_is_asked_for(changes, may):
+    config = recipe.override(recipe.get_config(), (("method", "auto"), *changes.items()))
+    assert choose_method._may_train_on_all(schema.freeze(config)) == may
 
 
 @pytest.mark.slow
@@ -215,15 +254,15 @@ def test_a_choice_for_another_configuration_that_was_not_trained_is_not_used(tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("fold", [1, 2])
 def test_what_diverges_is_no_candidate(fold, tmp_path, monkeypatch):
-    took, real = [], choose_method.train
+    took, real = [], method_trials.train
 
     def train(*arguments):
         took.append(arguments)
-        if len(took) >= 3 * (fold - 1) + 1:  # there are at most three candidates
+        if len(took) > 2 * (fold - 1):  # two candidates race
             raise Diverged("the loss is nan after 3 steps")
         return real(*arguments)
 
-    monkeypatch.setattr(choose_method, "train", train)
+    monkeypatch.setattr(method_trials, "train", train)
     learner = tl_jax.fine_tune(digit_images(100), workdir=tmp_path / "run", **SHORT)
     assert learner.config.epochs == 0 and "the loss is nan after 3 steps" in learner.summary["choice"]["reason"]
 
@@ -266,3 +305,60 @@ def test_a_flipped_bit_of_a_choice_is_noticed(chosen_run, tmp_path):
             assert {name: found[name] for name in choose_method.STATED}.items() <= json.loads(intact).items()
         except UserError as error:
             assert choose_method.FILE in str(error)
+
+
+class FakeTrials(method_trials.Trials):
+    """Candidates that are as sure of the labels as ``margins`` says, by the start of their names: (probe, share 1)."""
+
+    def __init__(self, margins, lasts=100, n=600):
+        config = schema.freeze(recipe.override(recipe.get_config(), (("model.name", "resnet8"), ("method", "auto"))))
+        pool = make_split(np.arange(n) % 4)
+        super().__init__(config, pool, choose_method.make_folds(pool, 4, seed=0), 1.0, np.inf)
+        self.margins, self.lasts, self.ran = margins, lasts, []
+
+    def _load_fold(self, index):
+        return type("Task", (), {"stages": ("a", "b", "c", "d")}), None
+
+    def _run(self, candidate, index):
+        self.ran.append((candidate.name, index))
+        if len(self.ran) > self.lasts:
+            return None  # the time is up
+        labels = self.pool.labels[self.folds[index][1]]
+        margin = next(margin for name, margin in self.margins.items() if candidate.name.startswith(name))
+        if margin is None:
+            raise Diverged("the loss is nan after 3 steps")
+        noise = np.random.default_rng(index).normal(size=(len(labels), 4))
+        hot = np.eye(4)[labels]
+        at = {share: (1 - share) * 1.0 + share * margin for share in (0.0, *self.shares)}
+        return method_trials.Answers({share: softmax(noise + m * hot, axis=1) for share, m in at.items()}, labels)
+
+
+def test_what_is_surely_behind_goes_no_further_and_what_would_go_further_goes_deeper():
+    trials = FakeTrials({"last 2 of 4 stages at 0.0001": 3.0, "last 2 of 4 stages at 0.0003": 1.2, "all": 2.0})
+    best = trials.best()
+    assert (best.candidate.name, best.share, best.is_ahead) == ("last 2 of 4 stages at 0.0001", 1.0, True)
+    assert [index for name, index in trials.ran if name.endswith("0.0003")] == [0]
+    assert [index for name, index in trials.ran if name.startswith("all")] == [0, 1, 2]
+    assert best.accuracies[1] > best.accuracies[0]
+
+
+def test_nothing_goes_deeper_where_the_probe_is_better():
+    trials = FakeTrials({"last 2 of 4 stages at 0.0001": 0.5, "last 2 of 4 stages at 0.0003": 0.8, "all": 2.0})
+    best = trials.best()
+    assert best.candidate.name.endswith("0.0003") and best.share == 0.25 and not best.is_ahead and best.gain < 0
+    assert not any(name.startswith("all") for name, _ in trials.ran)
+
+
+def test_of_the_time_that_is_left_the_best_is_made():
+    margins = {"last": 2.0, "all": 2.0}
+    assert FakeTrials(margins, lasts=0).best() is None
+    one = FakeTrials(margins, lasts=1).best()  # of one candidate on one fold
+    assert one.candidate.name.endswith("0.0001") and one.is_ahead
+    assert FakeTrials(margins, lasts=3).best().candidate.name.endswith("0.0001")  # on two folds, the other on one
+
+
+def test_a_candidate_that_diverges_leaves_the_others():
+    trials = FakeTrials({"last 2 of 4 stages at 0.0001": None, "last 2 of 4 stages at 0.0003": 2.0, "all": None})
+    assert trials.best().candidate.name.endswith("0.0003")
+    nothing = FakeTrials({"last": None, "all": None})
+    assert nothing.best() is None and "nan after 3 steps" in nothing.why_none()

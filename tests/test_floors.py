@@ -36,6 +36,7 @@ FLOORS = {
     "tl_jax.restore": 10,
     "tl_jax.predictions": 10,
     "tl_jax.choose_method": 11,
+    "tl_jax.method_trials": 11,
     "tl_jax.export.bundle": 11,
     "tl_jax.final_report": 12,
     "tl_jax.config_from_data": 12,

@@ -76,13 +76,14 @@ def choice_section(results: Results) -> html.Section | None:
         [
             row["name"],
             str(row.get("fold", "all")),
+            f"{-row['loss_gain']:+.3f}" if "loss_gain" in row else "",
             row.get("error") or _four_digits(row["accuracy"]),
             _four_digits(row["probe"]) if "probe" in row else "",
             f"{row['seconds']:.0f}" if "seconds" in row else "",
         ]
         for row in choice["tried"]
     ]
-    columns = ["tried", "fold", "accuracy on held-out examples", "the probe's", "seconds"]
+    columns = ["tried", "fold", "log loss less the probe's", "accuracy on held-out examples", "the probe's", "seconds"]
     return html.Section("", [f"Chosen by: {choice['reason']}."], [html.Table(columns, rows)])
 
 

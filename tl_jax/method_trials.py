@@ -1,0 +1,361 @@
+"""Ways to train, tried on folds of the examples, and compared with a linear probe there.
+
+What counts is the log loss, with the temperature that is best for each (arXiv:1706.04599), for what has been trained
+longer is surer of itself. Of a few dozen held-out examples it says far more than how many are right.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl_jax.config import recipe, schema
+from tl_jax.data.dataset import Split, select_rows
+from tl_jax.metrics import classification
+from tl_jax.restore import make_task
+from tl_jax.tasks.run_record import RunRecord
+from tl_jax.train import sharding
+from tl_jax.train.evaluate import extract
+from tl_jax.train.logging import say
+from tl_jax.train.run_config import RunConfig
+from tl_jax.train.state import TrainState, initial_state, stream_key
+from tl_jax.train.step import Stepper, make_optimizer_init
+from tl_jax.train.task import TASKS, Task
+from tl_jax.transfer import freeze
+from tl_jax.transfer.weight_averaging import interpolate
+from tl_jax.utils.errors import Diverged
+
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the trained weights in the mixture with the probe
+RATES = {"adam": (1e-4, 3e-4), "sgd": (1e-2, 3e-2)}  # of layers that should stay near the source
+NO_TIME = "there was no time to try more than a linear probe"
+MIN_PROBABILITY = 1e-12  # whose logarithm is taken
+CHECK_EVERY = 10  # steps, of those that are taken one by one
+# What else a validation part is for; and what is switched off in trials, which have none.
+NEEDS_VALIDATION = {"patience": 0, "eval_checkpoint": "last", "metrics": (), "calibrate": False}
+
+Changes = tuple[tuple[str, Any], ...]  # fields of a configuration and their values
+Fold = tuple[np.ndarray, np.ndarray]  # rows to train on, and those held out
+
+
+class Candidate(NamedTuple):
+    """A way to train.
+
+    Attributes:
+        name: for people.
+        changes: of a configuration.
+        depth: stages that train, from the end.
+    """
+
+    name: str
+    changes: Changes
+    depth: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answers:
+    """What a candidate, mixed with the probe, says of held-out examples.
+
+    Attributes:
+        probabilities: (N, K) by the share of the trained weights; 0 is the probe.
+        labels: (N,).
+    """
+
+    probabilities: Mapping[float, np.ndarray]
+    labels: np.ndarray
+
+    def accuracy(self, share: float) -> float:
+        """Return how often the likeliest class is right."""
+        return float((self.probabilities[share].argmax(1) == self.labels).mean())
+
+    @functools.cached_property
+    def gains(self) -> dict[float, np.ndarray]:
+        """By how much the log loss of each share is less than the probe's, in nats, for each example (N,)."""
+        found = {share: log_likelihoods(each, self.labels) for share, each in self.probabilities.items()}
+        return {share: each - found[0.0] for share, each in found.items() if share}
+
+    @property
+    def best_share(self) -> float:
+        """The share with the least log loss, of equals the largest."""
+        return max(self.gains, key=lambda share: (self.gains[share].mean(), share))
+
+    @property
+    def best_gains(self) -> np.ndarray:
+        """The gains of the best share (N,)."""
+        return self.gains[self.best_share]
+
+
+def log_likelihoods(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the logarithm of each label's probability (N,), of probabilities (N, K) at their best temperature."""
+    raw = probabilities.astype(np.float64)
+    calibrated = classification.apply_temperature(raw, classification.fit_temperature(raw, labels))
+    return np.log(np.maximum(calibrated[np.arange(len(raw)), labels], MIN_PROBABILITY))
+
+
+class Comparison(NamedTuple):
+    """A mixture of a candidate with the probe, against the probe, on the same held-out examples.
+
+    Attributes:
+        candidate: what was trained.
+        share: of the trained weights.
+        gain: by how much log loss is less than the probe's, on the folds that it was tried on.
+        error: standard error of the gain.
+        is_ahead: whether the gain is more than chance gives.
+        accuracies: of the probe and of the mixture, there.
+    """
+
+    candidate: Candidate
+    share: float
+    gain: float
+    error: float
+    is_ahead: bool
+    accuracies: tuple[float, float]
+
+
+Trained = dict[Candidate, list[Answers]]  # of each fold that it was trained on
+
+
+def split_task(config: RunConfig, train: Split, held: Split) -> Task:
+    """Return the task that trains on some examples and is tested on others."""
+    nothing = select_rows(train, np.empty(0, int))
+    return make_task(config, RunRecord(splits={"train": train, "validation": nothing, "test": held}))
+
+
+def with_changes(config: RunConfig, changes: Changes) -> RunConfig:
+    """Return the configuration with changes, and with what needs a validation split or more scores switched off."""
+    off = {"method": "", "budget": "", **NEEDS_VALIDATION}
+    known = tuple((field, value) for field, value in off.items() if field in TASKS[config.task].fields())
+    return schema.freeze(recipe.override(config, (*known, *changes)))
+
+
+def candidates(config: RunConfig, stages: int) -> list[Candidate]:
+    """Return the ways to train that are tried after the probe, the cheaper ones first.
+
+    What the user has set to something else than its default, depth or rate, is taken as it is.
+
+    Args:
+        config: of the run.
+        stages: of the network.
+    """
+    half, rates = math.ceil(stages / 2), RATES[config.optim.name]
+    last = ("freeze.recipe", freeze.LAST_N_STAGES), ("freeze.stages", half)
+    depths = [(f"last {half} of {stages} stages", last, half, rates), ("all stages", (), stages, rates[:1])]
+    if not is_default(config, "freeze.recipe", "freeze.rules"):
+        depths = [("what config.freeze lets train", (), stages, rates)]
+    norms = (("freeze.batch_stats", "frozen"),) if TASKS[config.task].keeps_norms(config) else ()
+    has_rate = not is_default(config, "optim.lr")
+    return [
+        Candidate(f"{name} at {rate:g}", (*changes, *norms, ("optim.lr", rate)), depth)
+        for name, changes, depth, rates in depths
+        for rate in ([config.optim.lr] if has_rate else rates)
+    ]
+
+
+def is_default(config: RunConfig, *names: str) -> bool:
+    """Whether fields have been left as they were."""
+    fields, values = TASKS[config.task].fields(), config.flat()
+    return all(values[name] == fields[name].default for name in names)
+
+
+class Trials:
+    """Candidates trained on folds.
+
+    Attributes:
+        rows: what was tried, for the record.
+    """
+
+    def __init__(self, config: RunConfig, pool: Split, folds: Sequence[Fold], strength: float, deadline: float):
+        self.config, self.pool, self.folds, self.strength, self.deadline = config, pool, folds, strength, deadline
+        self.rows: list[dict[str, Any]] = []
+        self._loaded: dict[int, tuple[Task, TrainState]] = {}
+        # Merged weights of adapters of low rank are none that could be mixed.
+        self.shares = SHARES[-1:] if config.adapt.kind in ("lora", "parallel") else SHARES
+
+    def best(self) -> Comparison | None:
+        """Return how the best candidate compares with the probe; None if none was trained to its end.
+
+        The shallowest candidates race first. The deeper ones follow where the best of these is best all the way from
+        the probe, which may mean that it would go further.
+        """
+        if time.monotonic() >= self.deadline:
+            return None
+        everyone = candidates(self.config, len(self._load_fold(0)[0].stages))
+        shallow = [candidate for candidate in everyone if candidate.depth == everyone[0].depth]
+        done = self._race(shallow)
+        if done and join(self._leader(done)[1]).best_share == 1.0:
+            done |= self._race([candidate for candidate in everyone if candidate not in shallow])
+        if not done:
+            return None
+        most = max(map(len, done.values()))
+        return self._compare(*self._leader({c: answers for c, answers in done.items() if len(answers) == most}))
+
+    def why_none(self) -> str:
+        """Return in words why there is no best candidate."""
+        errors = [row["error"] for row in self.rows if "error" in row]
+        return f"what was trained came to nothing, {errors[-1]}: a linear probe" if errors else NO_TIME
+
+    def _race(self, contenders: Sequence[Candidate]) -> Trained:
+        """Train candidates fold by fold, without those that are surely behind the best one, as long as there is time.
+
+        After Maron and Moore 1997, The racing algorithm, doi:10.1023/A:1006556606079.
+        """
+        done: Trained = {candidate: [] for candidate in contenders}
+        for index in range(len(self.folds)):
+            for candidate in list(done):
+                try:
+                    answers = self._run(candidate, index)
+                except Diverged as e:
+                    self.rows.append({"name": candidate.name, "fold": index + 1, "error": str(e)})
+                    say(f"auto: {candidate.name}: {e}")
+                    del done[candidate]
+                    continue
+                if answers is None:
+                    return {candidate: answers for candidate, answers in done.items() if answers}
+                done[candidate].append(answers)
+            done = self._without_slow(done)
+        return done
+
+    def _without_slow(self, done: Trained) -> Trained:
+        """Return what is not more than two standard errors behind the best."""
+        if not done:
+            return done
+        leader, answers = self._leader(done)
+        groups, ahead = self._groups(len(answers)), join(answers).best_gains
+        behind = {candidate: ahead - join(parts).best_gains for candidate, parts in done.items()}
+        return {
+            candidate: parts
+            for candidate, parts in done.items()
+            if candidate == leader or behind[candidate].mean() <= 2 * standard_error(behind[candidate], groups)
+        }
+
+    def _leader(self, done: Trained) -> tuple[Candidate, list[Answers]]:
+        """Return the best candidate of those that were trained on the same folds, with its answers."""
+        leader = max(done, key=lambda candidate: join(done[candidate]).best_gains.mean())
+        return leader, done[leader]
+
+    def _groups(self, folds: int) -> np.ndarray:
+        """Return of which groups the held-out examples of the first folds are; each is its own if there are none."""
+        held = np.concatenate([rows for _, rows in self.folds[:folds]])
+        return held if self.pool.groups is None else self.pool.groups[held]
+
+    def _compare(self, candidate: Candidate, answers: Sequence[Answers]) -> Comparison:
+        """Compare the best mixture with the probe. Of a single fold two standard errors are asked."""
+        together = join(answers)
+        share, gains = together.best_share, together.best_gains
+        gain, error = float(gains.mean()), standard_error(gains, self._groups(len(answers)))
+        accuracies = together.accuracy(0.0), together.accuracy(share)
+        return Comparison(candidate, share, gain, error, gain > (1 if len(answers) > 1 else 2) * error, accuracies)
+
+    def _run(self, candidate: Candidate, index: int) -> Answers | None:
+        """Train a candidate on one fold; None if there is no time."""
+        if time.monotonic() >= self.deadline:
+            return None
+        start = time.monotonic()
+        task, state = self._load_fold(index)
+        plan = task.plan(with_changes(self.config, candidate.changes))
+        trained, seen = train(task, jax.tree.map(jnp.copy, state), plan, self.config.seed, self.deadline)
+        if seen is None:
+            return None
+        mix = lambda share: interpolate(state.variables, trained, share) if share < 1 else trained  # noqa: E731
+        labels = self.pool.labels[self.folds[index][1]]
+        answers = Answers({share: predict(seen, mix(share)) for share in (0.0, *self.shares)}, labels)
+        self._record(candidate, index, answers, time.monotonic() - start)
+        return answers
+
+    def _record(self, candidate: Candidate, index: int, answers: Answers, seconds: float) -> None:
+        """Write down and say what came of a trial."""
+        share, gain = answers.best_share, float(answers.best_gains.mean())
+        accuracy, probe = answers.accuracy(share), answers.accuracy(0.0)
+        self.rows.append(
+            {"name": candidate.name, "fold": index + 1, "share": share, "loss_gain": gain, "accuracy": accuracy}
+            | {"probe": probe, "held_out": len(answers.labels), "seconds": seconds}
+        )
+        say(
+            f"auto: {candidate.name}, fold {index + 1}: log loss {-gain:+.3f} against the probe's, accuracy "
+            f"{accuracy:.4f} and {probe:.4f}; {seconds:.0f} s"
+        )
+
+    def _load_fold(self, index: int) -> tuple[Task, TrainState]:
+        """Return the task of a fold, and its state with the head fitted."""
+        if index not in self._loaded:
+            fitted = (("init.head", "logistic"), ("init.strength", self.strength))
+            train_rows, held = self.folds[index]
+            task = split_task(
+                with_changes(self.config, fitted), select_rows(self.pool, train_rows), select_rows(self.pool, held)
+            )
+            self._loaded = {index: (task, initial_state(task, self.config.seed))}  # of one fold at a time
+        return self._loaded[index]
+
+
+def train(
+    task: Task, state: TrainState, plan: Sequence[Any], seed: int, deadline: float = math.inf
+) -> tuple[Any, Task | None]:
+    """Take the steps of a plan in memory; return the variables to test, and the task as the last phase sees it.
+
+    Args:
+        task: what is learned.
+        state: at the start; its memory is reused.
+        plan: phases in steps.
+        seed: of everything random.
+        deadline: monotonic time at which to stop; the task is then None.
+
+    Raises:
+        Diverged: the loss is not finite at the end.
+    """
+    stream, seen, loss = sharding.replicate(stream_key(seed, "train")), task, 0.0
+    for phase in plan:
+        seen = task.cache_features(state.variables, phase)
+        state = state.replace(opt_state=make_optimizer_init(phase.optim, phase.rules)(state.params))
+        stepper = Stepper(phase, seen.objective(phase.objective), state, stream, phase.start)
+        now = phase.start
+        while now < phase.stop:
+            if time.monotonic() >= deadline:
+                return state.eval_variables, None
+            state, rows = stepper.advance(state, now, min(phase.stop, now + stepper.max_steps))
+            now += len(rows)
+            if now % CHECK_EVERY == 0:
+                jax.block_until_ready(state.step)  # steps are taken while Python goes on
+        loss = float(jax.device_get(rows[-1]["sums"]["loss"][0]))
+    if not math.isfinite(loss):
+        raise Diverged(f"the loss is {loss} after {int(state.step):,} steps")
+    return state.eval_variables, seen
+
+
+def predict(task: Task, variables: Any) -> np.ndarray:
+    """Return the probabilities of classes for each test example, in their order, (N, K)."""
+    probabilities = extract(task.outputs, variables, task.eval_batches("test"))
+    if task.test_order is None:
+        return probabilities
+    in_order = np.empty_like(probabilities)
+    in_order[task.test_order] = probabilities
+    return in_order
+
+
+def join(parts: Sequence[Answers]) -> Answers:
+    """Return the answers about several folds as one."""
+    shares = parts[0].probabilities
+    return Answers(
+        {share: np.concatenate([part.probabilities[share] for part in parts]) for share in shares},
+        np.concatenate([part.labels for part in parts]),
+    )
+
+
+def standard_error(values: np.ndarray, groups: np.ndarray) -> float:
+    """Return the standard error of a mean of values (N,), whose groups (N,) are independent of each other.
+
+    That is the cluster-robust one of Liang and Zeger 1986, with G / (G - 1) for G groups; never 0, as few examples
+    that all agree do not prove that others would: half an example is added on either side, one unit from the mean (as
+    Agresti and Min 2005, doi:10.1002/sim.1781, for shares).
+    """
+    _, members = np.unique(groups, return_inverse=True)
+    sums = np.bincount(members, values - values.mean())
+    count = len(sums)
+    if count < 2:
+        return math.inf  # one patient says nothing of others
+    variance = (sums**2).sum() * count / (count - 1)
+    return float(np.sqrt(variance + 1.0) / len(values))
