@@ -17,10 +17,10 @@ def test_the_parts_are_all_files_each_once(count):
     assert set().union(*parts) == set(PATHS) and sum(map(len, parts)) == len(PATHS)
 
 
-def test_the_parts_of_ci_are_all_fifths():
+def test_the_parts_of_ci_are_all_tenths():
     script = (Path(ROOT) / ".ci" / "run").read_text()
     count = int(re.findall(r"% (\d+)\)\)", script)[0])  # part 0 is the oldest versions
-    assert count == 6 and f"part $part of 0 to {count - 1}" in script
+    assert count == 11 and f"part $part of 0 to {count - 1}" in script
     assert f'TL_JAX_TEST_PART="$((part - 1))/{count - 1}"' in script and '[ "$part" = 0 ]' in script
 
 

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from tl_jax.method_trials import (
     with_changes,
 )
 from tl_jax.tasks import head_init
+from tl_jax.tasks.feature_cache import FeatureCache
 from tl_jax.train import workdir
 from tl_jax.train.logging import say
 from tl_jax.train.run_config import AUTO, RunConfig
@@ -49,8 +50,16 @@ MAX_EXAMPLES = 3000  # that are looked at; of more a part with the same shares o
 MIN_OF_CLASS = 10  # examples that each class keeps there, if it has as many
 MAX_CROSS_VALIDATED = 1500  # examples up to which each is held out once; of more two folds say enough
 EXTREME_STRENGTHS = (1e-6, 1e5)  # to which the grid is extended if its end is the best
+MAX_MIRRORED, LEAST_MIRRORED = 300, 0.93  # examples that are mirrored, and the share of what is known of them then
 LIST = Field("a list", lambda value: isinstance(value, list))
 STATED = {"request": OBJECT, "changes": LIST, "reason": STRING, "tried": LIST}  # what the file of a choice has
+
+
+class Validated(NamedTuple):
+    """What a probe comes to on held-out examples: minus the log loss at the best temperature, and the accuracy."""
+
+    score: float
+    accuracy: float
 
 
 def resolve(config: RunConfig, folder: Path) -> RunConfig:
@@ -136,10 +145,10 @@ def choose(config: RunConfig) -> dict[str, Any]:
         reason = f"a class has fewer than {FOLDS} {members}, so nothing can be compared: a linear probe"
         say(f"auto: {reason}")
         return {"changes": probe_only, "tried": [], "reason": reason}
-    strength, accuracy = _fit_probe(config, pool, folds)
+    strength, accuracy, mirrored = _fit_probe(config, pool, folds)
     held = sum(len(held) for _, held in folds)
     say(f"auto: linear probe, C = {strength:g}: {accuracy:.4f} of {held:,} held-out examples")
-    trials = Trials(config, pool, folds, strength, start + limit)
+    trials = Trials(config, pool, folds, strength, start + limit, mirrored)
     best = trials.best() if accuracy < 1 else None
     tried = [{"name": "linear probe", "strength": strength, "accuracy": accuracy}, *trials.rows]
     fitted: Changes = (("init.strength", strength),)
@@ -231,35 +240,73 @@ def make_folds(pool: Split, classes: int, seed: int) -> list[Fold]:
     return folds if groups is not None or len(labels) <= MAX_CROSS_VALIDATED else folds[:2]
 
 
-def _fit_probe(config: RunConfig, pool: Split, folds: Sequence[Fold]) -> tuple[float, float]:
-    """Fit probes of several strengths to the features; return the strength with the least loss, and its accuracy."""
+def _fit_probe(config: RunConfig, pool: Split, folds: Sequence[Fold]) -> tuple[float, float, bool]:
+    """Fit probes to the features; return the strength with the least loss, its accuracy, and whether images may flip.
+
+    That is so if the probe of other images knows the mirrored ones as well.
+    """
     task = split_task(with_changes(config, ()), pool, select_rows(pool, np.empty(0, int)))
     say(f"auto: features of {len(pool.labels):,} examples ...")
-    cache = task.feature_cache
-    features = cache.features(initial_state(task, config.seed).variables, cache.splits["train"])
+    cache, variables = task.feature_cache, initial_state(task, config.seed).variables
+    features = cache.features(variables, cache.splits["train"])
     strengths = [config.init.strength] if config.init.strength else list(head_init.STRENGTHS)
     found = {c: _cross_validate(features, pool.labels, folds, c) for c in strengths}
     while len(strengths) > 1:
-        best = max(found, key=lambda c: found[c])
+        best = max(found, key=lambda c: found[c].score)
         step = 10.0 if best == max(found) else 0.1 if best == min(found) else 1.0
         if step == 1.0 or not EXTREME_STRENGTHS[0] <= best * step <= EXTREME_STRENGTHS[1]:
             break
         found[best * step] = _cross_validate(features, pool.labels, folds, best * step)
-    best = max(found, key=lambda c: found[c])
-    return best, found[best][1]
+    best = max(found, key=lambda c: found[c].score)
+    is_image = "augment.flip" in TASKS[config.task].fields()
+    mirrored = is_image and _may_mirror(cache, variables, features, folds, best, config.seed)
+    return best, found[best].accuracy, mirrored
+
+
+def _may_mirror(
+    cache: FeatureCache, variables: Any, features: np.ndarray, folds: Sequence[Fold], strength: float, seed: int
+) -> bool:
+    """Whether probes know as much of mirrored images as of held-out images as they are, unlike of letters and digits.
+
+    What they know is by how much their log loss is less than that of guessing.
+    """
+    split = cache.splits["train"]
+    rows = np.random.default_rng((seed, 5)).permutation(len(split.labels))[:MAX_MIRRORED]
+    mirrored = features.copy()
+    mirrored[rows] = cache.features(variables, _mirror(split, rows))
+    parts = [(train, held[np.isin(held, rows)]) for train, held in folds]
+    upright, flipped = (
+        -_cross_validate(features, split.labels, parts, strength, of_held).score for of_held in (features, mirrored)
+    )
+    say(f"auto: log loss of the probe {upright:.3f}, for mirrored images {flipped:.3f}")
+    guess = math.log(len(np.unique(split.labels)))
+    return guess - flipped >= LEAST_MIRRORED * (guess - upright)
+
+
+def _mirror(split: Split, rows: np.ndarray) -> Split:
+    """Return examples of a split with their images mirrored left to right."""
+    part = select_rows(split, rows)
+    return part._replace(inputs=np.ascontiguousarray(np.asarray(part.inputs[:])[:, :, ::-1]))
 
 
 def _cross_validate(
-    features: np.ndarray, labels: np.ndarray, folds: Sequence[Fold], strength: float
-) -> tuple[float, float]:
-    """Return minus the mean loss on held-out examples, at the best temperature, and the accuracy."""
+    features: np.ndarray,
+    labels: np.ndarray,
+    folds: Sequence[Fold],
+    strength: float,
+    held_features: np.ndarray | None = None,
+) -> Validated:
+    """Fit a probe on each fold, and test it on what is held out, whose features may be others than in training."""
     from tl_jax.transferability import probes  # with all scores, which take two seconds to import
 
     probabilities = []
     for train, held in folds:
         probe = probes.logistic_probe(features[train], labels[train], strength)
-        logits = np.asarray(jnp.asarray(features[held]) @ probe.kernel + probe.bias[None], np.float64)
+        logits = np.asarray(
+            jnp.asarray((features if held_features is None else held_features)[held]) @ probe.kernel + probe.bias[None],
+            np.float64,
+        )
         probabilities.append(softmax(logits, axis=1))
     together, held_labels = np.concatenate(probabilities), labels[np.concatenate([held for _, held in folds])]
     accuracy = float((together.argmax(1) == held_labels).mean())
-    return float(log_likelihoods(together, held_labels).mean()), accuracy
+    return Validated(float(log_likelihoods(together, held_labels).mean()), accuracy)

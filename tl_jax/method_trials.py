@@ -33,6 +33,7 @@ from tl_jax.utils.errors import Diverged
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the trained weights in the mixture with the probe
 RATES = {"adam": (1e-4, 3e-4), "sgd": (1e-2, 3e-2)}  # of layers that should stay near the source
+LEAST_AREA, VIEWS = 0.5, 8  # of an image that a crop keeps, and crops of each
 NO_TIME = "there was no time to try more than a linear probe"
 MIN_PROBABILITY = 1e-12  # whose logarithm is taken
 CHECK_EVERY = 10  # steps, of those that are taken one by one
@@ -133,7 +134,28 @@ def with_changes(config: RunConfig, changes: Changes) -> RunConfig:
     return schema.freeze(recipe.override(config, (*known, *changes)))
 
 
-def candidates(config: RunConfig, stages: int) -> list[Candidate]:
+def augmentation(config: RunConfig, mirrored: bool) -> Changes:
+    """Return what is done to training images, unless the user has said something of it; () for other inputs.
+
+    A few views of each are drawn once, so that what frozen layers make of them is computed once.
+
+    Args:
+        config: of the run.
+        mirrored: whether a mirrored image is of the same class.
+    """
+    fields = TASKS[config.task].fields()
+    if "augment.flip" not in fields or not is_default(config, *_under(fields, "augment")):
+        return ()
+    flip = (("augment.flip", True),) if mirrored else ()
+    is_plain = is_default(config, "test_views", *_under(fields, "cache", "regularize", "pretext"))
+    return ("augment.resized_crop", LEAST_AREA), *flip, *((("cache.views", VIEWS),) if is_plain else ())
+
+
+def _under(fields: Mapping[str, Any], *groups: str) -> list[str]:
+    return [name for name in fields if name.startswith(tuple(f"{group}." for group in groups))]
+
+
+def candidates(config: RunConfig, stages: int, mirrored: bool = False) -> list[Candidate]:
     """Return the ways to train that are tried after the probe, the cheaper ones first.
 
     What the user has set to something else than its default, depth or rate, is taken as it is.
@@ -141,16 +163,18 @@ def candidates(config: RunConfig, stages: int) -> list[Candidate]:
     Args:
         config: of the run.
         stages: of the network.
+        mirrored: whether a mirrored image is of the same class.
     """
     half, rates = math.ceil(stages / 2), RATES[config.optim.name]
     last = ("freeze.recipe", freeze.LAST_N_STAGES), ("freeze.stages", half)
     depths = [(f"last {half} of {stages} stages", last, half, rates), ("all stages", (), stages, rates[:1])]
     if not is_default(config, "freeze.recipe", "freeze.rules"):
         depths = [("what config.freeze lets train", (), stages, rates)]
-    norms = (("freeze.batch_stats", "frozen"),) if TASKS[config.task].keeps_norms(config) else ()
+    common = (("freeze.batch_stats", "frozen"),) if TASKS[config.task].keeps_norms(config) else ()
+    common += augmentation(config, mirrored)
     has_rate = not is_default(config, "optim.lr")
     return [
-        Candidate(f"{name} at {rate:g}", (*changes, *norms, ("optim.lr", rate)), depth)
+        Candidate(f"{name} at {rate:g}", (*changes, *common, ("optim.lr", rate)), depth)
         for name, changes, depth, rates in depths
         for rate in ([config.optim.lr] if has_rate else rates)
     ]
@@ -169,8 +193,18 @@ class Trials:
         rows: what was tried, for the record.
     """
 
-    def __init__(self, config: RunConfig, pool: Split, folds: Sequence[Fold], strength: float, deadline: float):
+    def __init__(
+        self,
+        config: RunConfig,
+        pool: Split,
+        folds: Sequence[Fold],
+        strength: float,
+        deadline: float,
+        mirrored: bool = False,
+    ):
+        """Take the examples that are looked at with their folds; ``mirrored`` as of ``candidates``."""
         self.config, self.pool, self.folds, self.strength, self.deadline = config, pool, folds, strength, deadline
+        self.mirrored = mirrored
         self.rows: list[dict[str, Any]] = []
         self._loaded: dict[int, tuple[Task, TrainState]] = {}
         # Merged weights of adapters of low rank are none that could be mixed.
@@ -184,7 +218,7 @@ class Trials:
         """
         if time.monotonic() >= self.deadline:
             return None
-        everyone = candidates(self.config, len(self._load_fold(0)[0].stages))
+        everyone = candidates(self.config, len(self._load_fold(0)[0].stages), self.mirrored)
         shallow = [candidate for candidate in everyone if candidate.depth == everyone[0].depth]
         done = self._race(shallow)
         if done and join(self._leader(done)[1]).best_share == 1.0:
