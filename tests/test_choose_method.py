@@ -134,6 +134,31 @@ def test_norms_are_kept_where_there_are_some_and_nothing_else_is_said(changes, k
     assert frozen == [keeps] * 3
 
 
+def test_images_are_cropped_and_mirrored_only_where_they_keep_their_class():
+    config = schema.freeze(recipe.override(recipe.get_config(), (("model.name", "resnet8"), ("method", "auto"))))
+    crops = ("augment.resized_crop", 0.5), ("cache.views", 8)
+    assert method_trials.augmentation(config, mirrored=False) == crops
+    assert method_trials.augmentation(config, mirrored=True) == (crops[0], ("augment.flip", True), crops[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "augmented"),
+    [
+        ((("augment.rotate", 5.0),), ()),  # the user has said what is to be done
+        ((("test_views", 2),), ("augment.resized_crop",)),  # which does not go with views that are drawn once
+        ((("regularize.mixup", 0.2),), ("augment.resized_crop",)),
+    ],
+)
+def test_what_is_said_of_augmentation_holds(changes, augmented):
+    config = schema.freeze(recipe.override(recipe.get_config(), (("method", "auto"), *changes)))
+    assert tuple(name for name, _ in method_trials.augmentation(config, mirrored=False)) == augmented
+
+
+def test_texts_are_not_augmented():
+    config = schema.freeze(recipe.override(recipe.get_config("text"), (("method", "auto"),)))
+    assert method_trials.augmentation(config, mirrored=True) == ()
+
+
 @pytest.mark.parametrize(
     ("task", "changes", "words"),
     [

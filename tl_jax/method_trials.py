@@ -155,7 +155,7 @@ def _under(fields: Mapping[str, Any], *groups: str) -> list[str]:
     return [name for name in fields if name.startswith(tuple(f"{group}." for group in groups))]
 
 
-def candidates(config: RunConfig, stages: int, mirrored: bool = False) -> list[Candidate]:
+def candidates(config: RunConfig, stages: int) -> list[Candidate]:
     """Return the ways to train that are tried after the probe, the cheaper ones first.
 
     What the user has set to something else than its default, depth or rate, is taken as it is.
@@ -163,18 +163,16 @@ def candidates(config: RunConfig, stages: int, mirrored: bool = False) -> list[C
     Args:
         config: of the run.
         stages: of the network.
-        mirrored: whether a mirrored image is of the same class.
     """
     half, rates = math.ceil(stages / 2), RATES[config.optim.name]
     last = ("freeze.recipe", freeze.LAST_N_STAGES), ("freeze.stages", half)
     depths = [(f"last {half} of {stages} stages", last, half, rates), ("all stages", (), stages, rates[:1])]
     if not is_default(config, "freeze.recipe", "freeze.rules"):
         depths = [("what config.freeze lets train", (), stages, rates)]
-    common = (("freeze.batch_stats", "frozen"),) if TASKS[config.task].keeps_norms(config) else ()
-    common += augmentation(config, mirrored)
+    norms = (("freeze.batch_stats", "frozen"),) if TASKS[config.task].keeps_norms(config) else ()
     has_rate = not is_default(config, "optim.lr")
     return [
-        Candidate(f"{name} at {rate:g}", (*changes, *common, ("optim.lr", rate)), depth)
+        Candidate(f"{name} at {rate:g}", (*changes, *norms, ("optim.lr", rate)), depth)
         for name, changes, depth, rates in depths
         for rate in ([config.optim.lr] if has_rate else rates)
     ]
@@ -191,6 +189,7 @@ class Trials:
 
     Attributes:
         rows: what was tried, for the record.
+        common: what is changed for all candidates.
     """
 
     def __init__(
@@ -202,9 +201,11 @@ class Trials:
         deadline: float,
         mirrored: bool = False,
     ):
-        """Take the examples that are looked at with their folds; ``mirrored`` as of ``candidates``."""
-        self.config, self.pool, self.folds, self.strength, self.deadline = config, pool, folds, strength, deadline
-        self.mirrored = mirrored
+        """Take the examples that are looked at with their folds; ``mirrored`` as of ``augmentation``."""
+        self.config, self.pool, self.folds, self.deadline = config, pool, folds, deadline
+        self.common: Changes = (
+            ("init.head", "logistic"), ("init.strength", strength), *augmentation(config, mirrored)
+        )  # fmt: skip
         self.rows: list[dict[str, Any]] = []
         self._loaded: dict[int, tuple[Task, TrainState]] = {}
         # Merged weights of adapters of low rank are none that could be mixed.
@@ -218,7 +219,7 @@ class Trials:
         """
         if time.monotonic() >= self.deadline:
             return None
-        everyone = candidates(self.config, len(self._load_fold(0)[0].stages), self.mirrored)
+        everyone = candidates(self.config, len(self._load_fold(0)[0].stages))
         shallow = [candidate for candidate in everyone if candidate.depth == everyone[0].depth]
         done = self._race(shallow)
         if done and join(self._leader(done)[1]).best_share == 1.0:
@@ -291,7 +292,7 @@ class Trials:
             return None
         start = time.monotonic()
         task, state = self._load_fold(index)
-        plan = task.plan(with_changes(self.config, candidate.changes))
+        plan = task.plan(with_changes(self.config, (*self.common, *candidate.changes)))
         trained, seen = train(task, jax.tree.map(jnp.copy, state), plan, self.config.seed, self.deadline)
         if seen is None:
             return None
@@ -317,10 +318,9 @@ class Trials:
     def _load_fold(self, index: int) -> tuple[Task, TrainState]:
         """Return the task of a fold, and its state with the head fitted."""
         if index not in self._loaded:
-            fitted = (("init.head", "logistic"), ("init.strength", self.strength))
             train_rows, held = self.folds[index]
             task = split_task(
-                with_changes(self.config, fitted), select_rows(self.pool, train_rows), select_rows(self.pool, held)
+                with_changes(self.config, self.common), select_rows(self.pool, train_rows), select_rows(self.pool, held)
             )
             self._loaded = {index: (task, initial_state(task, self.config.seed))}  # of one fold at a time
         return self._loaded[index]
