@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from sklearn.metrics import log_loss
 import tl_jax
 from tl_jax import choose_method, method_trials
 from tl_jax.config import recipe, schema, validate
+from tl_jax.config_from_data import make_config
 from tl_jax.data.dataset import Split, select_rows
+from tl_jax.train.workdir import read_json, write_json
 from tl_jax.utils.errors import Diverged, UserError
 
 SHORT = {"model": "resnet8", "image_size": 16, "epochs": 3.0}
@@ -137,8 +140,10 @@ def test_norms_are_kept_where_there_are_some_and_nothing_else_is_said(changes, k
 def test_images_are_cropped_and_mirrored_only_where_they_keep_their_class():
     config = schema.freeze(recipe.override(recipe.get_config(), (("model.name", "resnet8"), ("method", "auto"))))
     crops = ("augment.resized_crop", 0.5), ("cache.views", 8)
-    assert method_trials.augmentation(config, mirrored=False) == crops
-    assert method_trials.augmentation(config, mirrored=True) == (crops[0], ("augment.flip", True), crops[1])
+    assert method_trials.augmentation(config, mirrored=False, examples=100) == crops
+    assert method_trials.augmentation(config, True, 100) == (crops[0], ("augment.flip", True), crops[1])
+    few_passes = schema.freeze(recipe.override(config, (("epochs", 3.0),)))
+    assert method_trials.augmentation(few_passes, False, 100) == (crops[0], ("cache.views", 2))
 
 
 @pytest.mark.parametrize(
@@ -147,16 +152,18 @@ def test_images_are_cropped_and_mirrored_only_where_they_keep_their_class():
         ((("augment.rotate", 5.0),), ()),  # the user has said what is to be done
         ((("test_views", 2),), ("augment.resized_crop",)),  # which does not go with views that are drawn once
         ((("regularize.mixup", 0.2),), ("augment.resized_crop",)),
+        ((("cache.features", "off"),), ("augment.resized_crop",)),
+        ((("regularize.label_smoothing", 0.1),), ("augment.resized_crop", "cache.views")),
     ],
 )
 def test_what_is_said_of_augmentation_holds(changes, augmented):
     config = schema.freeze(recipe.override(recipe.get_config(), (("method", "auto"), *changes)))
-    assert tuple(name for name, _ in method_trials.augmentation(config, mirrored=False)) == augmented
+    assert tuple(name for name, _ in method_trials.augmentation(config, False, 100)) == augmented
 
 
 def test_texts_are_not_augmented():
     config = schema.freeze(recipe.override(recipe.get_config("text"), (("method", "auto"),)))
-    assert method_trials.augmentation(config, mirrored=True) == ()
+    assert method_trials.augmentation(config, True, 100) == ()
 
 
 @pytest.mark.parametrize(
@@ -260,7 +267,7 @@ def test_no_time_leaves_the_probe_and_what_trains_is_switched_off(tmp_path):
     choice = json.loads((tmp_path / "run" / choose_method.FILE).read_text())
     assert "no time" in choice["reason"] and learner.config.epochs == 0 and learner.config.init.head == "logistic"
     assert tl_jax.load_learner(tmp_path / "run").predict(digit_images(1)[0])[0].probability > 0
-    with pytest.raises(UserError, match=r"with another config.epochs; pass another workdir"):
+    with pytest.raises(UserError, match=r"with another config.epochs \(3.0 there, 5.0 here\); pass another workdir"):
         tl_jax.fine_tune(digit_images(100), workdir=tmp_path / "run", **options, **{**SHORT, "epochs": 5.0})
     (tmp_path / "run" / choose_method.FILE).write_text('{"request": {}}')
     with pytest.raises(UserError, match=r"choice.json has no changes; delete choice.json"):
@@ -332,6 +339,66 @@ def test_a_flipped_bit_of_a_choice_is_noticed(chosen_run, tmp_path):
             assert choose_method.FILE in str(error)
 
 
+def test_the_task_of_a_fold_is_augmented_as_the_chosen_run(tmp_path):
+    images, labels = digit_images(100)
+    config = make_config((images, labels), "image", "resnet8", None)
+    config.method, config.input.size = "auto", 16
+    config = schema.freeze(config)
+    pool, folds, _ = choose_method._examples(config)
+    trials = method_trials.Trials(config, pool, folds, 1.0, np.inf, mirrored=True)
+    task, _ = trials._load_fold(0)
+    chosen = schema.freeze(recipe.override(config, trials.common))
+    assert task.feature_cache.augment == chosen.augment and chosen.augment.flip and chosen.augment.resized_crop == 0.5
+
+
+@pytest.mark.parametrize(
+    ("shares", "known", "of_mirrored", "may"),
+    [
+        ([0.5, 0.5], 0.9, 0.89, True),
+        ([0.5, 0.5], 0.9, 0.6, False),
+        ([0.99, 0.01], 0.99, 0.985, False),  # the shares of the classes alone say as much
+        ([0.5, 0.5], 0.51, 0.51, False),  # who knows nothing says nothing
+    ],
+)
+def test_images_are_mirrored_where_probes_know_them_as_well(shares, known, of_mirrored, may, monkeypatch):
+    labels = np.repeat([0, 1], (np.asarray(shares) * 200).astype(int))
+    split = make_split(labels)
+    cache = SimpleNamespace(splits={"train": split}, features=lambda variables, part: np.zeros((len(part.labels), 4)))
+    losses = iter([-np.log(known), -np.log(of_mirrored)])
+    monkeypatch.setattr(
+        choose_method, "_cross_validate", lambda *_: choose_method.Validated(float(next(losses)), known)
+    )
+    folds = [(np.arange(200), np.arange(200))]
+    assert choose_method._may_mirror(cache, {}, np.zeros((200, 4)), folds, 1.0, 0) == may
+
+
+def test_a_mirrored_image_is_one():
+    images, labels = digit_images(5)
+    mirrored = choose_method._mirror(Split(images, labels), np.array([3, 1]))
+    np.testing.assert_array_equal(mirrored.inputs, images[[3, 1], :, ::-1])
+
+
+def test_penalties_of_training_are_left_out_of_a_probe():
+    changes = (("method", "auto"), ("regularize.label_smoothing", 0.1), ("regularize.dropout", 0.2))
+    config = schema.freeze(recipe.override(recipe.get_config(), changes))
+    probe = choose_method._apply(config, choose_method._without_training(config))
+    assert probe.epochs == 0 and probe.regularize.label_smoothing == 0 and probe.regularize.dropout == 0
+
+
+def test_a_field_that_a_later_version_has_does_not_matter(tmp_path, monkeypatch):
+    monkeypatch.setattr(choose_method, "choose", lambda config: {"changes": (), "tried": [], "reason": "none"})
+    config = schema.freeze(recipe.override(recipe.get_config(), (("method", "auto"), ("model.name", "resnet8"))))
+    first, file = choose_method.resolve(config, tmp_path), tmp_path / choose_method.FILE
+    choice = read_json(file)
+    del choice["request"]["config.regularize.mixup"]
+    choice["request"]["config.regularize.of_a_user"] = 0.0
+    write_json(file, choice)
+    (tmp_path / "checkpoints").mkdir()
+    assert choose_method.chosen(config, tmp_path) == first
+    with pytest.raises(UserError, match=r"with another config.seed \(0 there, 3 here\); pass another workdir"):
+        choose_method.chosen(schema.freeze(recipe.override(config, (("seed", 3),))), tmp_path)
+
+
 class FakeTrials(method_trials.Trials):
     """Candidates that are as sure of the labels as ``margins`` says, by the start of their names: (probe, share 1)."""
 
@@ -363,8 +430,10 @@ def test_what_is_surely_behind_goes_no_further_and_what_would_go_further_goes_de
     best = trials.best()
     assert (best.candidate.name, best.share, best.is_ahead) == ("last 2 of 4 stages at 0.0001", 1.0, True)
     assert [index for name, index in trials.ran if name.endswith("0.0003")] == [0]
-    assert [index for name, index in trials.ran if name.startswith("all")] == [0, 1, 2]
+    assert [index for name, index in trials.ran if name.startswith("all")] == [0]  # it races against the best so far
     assert best.accuracies[1] > best.accuracies[0]
+    deeper = FakeTrials({"last 2 of 4 stages at 0.0001": 2.0, "last 2 of 4 stages at 0.0003": 1.2, "all": 3.0})
+    assert deeper.best().candidate.name == "all stages at 0.0001"
 
 
 def test_nothing_goes_deeper_where_the_probe_is_better():
@@ -379,7 +448,39 @@ def test_of_the_time_that_is_left_the_best_is_made():
     assert FakeTrials(margins, lasts=0).best() is None
     one = FakeTrials(margins, lasts=1).best()  # of one candidate on one fold
     assert one.candidate.name.endswith("0.0001") and one.is_ahead
-    assert FakeTrials(margins, lasts=3).best().candidate.name.endswith("0.0001")  # on two folds, the other on one
+    assert FakeTrials(margins, lasts=3).best().candidate.name.endswith("0.0001")  # the second fold says nothing yet
+
+
+def test_a_gain_is_measured_on_folds_that_did_not_choose():
+    """Of ten candidates that are no better than the probe the best one seems to be, on the folds that chose it."""
+    trials = FakeTrials({})
+    trials.shares = (1.0,)
+    rng, seeming, honest = np.random.default_rng(0), [], []
+    for _ in range(20):
+        trained = {}
+        for name in range(10):
+            parts = []
+            for index, (_, held) in enumerate(trials.folds):
+                labels = trials.pool.labels[held]
+                noise = np.random.default_rng(index).normal(size=(len(labels), 4)) + np.eye(4)[labels]
+                probabilities = {0.0: softmax(noise, 1), 1.0: softmax(noise + rng.normal(size=noise.shape) / 3, 1)}
+                parts.append(method_trials.Answers(probabilities, labels))
+            trained[method_trials.Candidate(str(name), (), 1)] = parts
+        comparison = trials._compare(trained)
+        seeming.append(max(method_trials.join(parts).best_gains.mean() for parts in trained.values()))
+        honest.append(comparison.gain)
+    others = [method_trials.join(parts).best_gains.mean() for parts in trained.values()]
+    assert np.mean(honest) < np.mean(seeming) - 0.003 and abs(np.mean(honest) - np.mean(others)) < 0.01
+
+
+def test_what_is_not_finite_is_no_candidate(tmp_path, monkeypatch):
+    images, labels = digit_images(100)
+    config = make_config((images, labels), "image", "resnet8", None)
+    config.method, config.input.size, config.epochs = "auto", 16, 1.0
+    pool, folds, _ = choose_method._examples(config := schema.freeze(config))
+    monkeypatch.setattr(method_trials, "predict", lambda task, variables: np.full((len(folds[0][1]), 10), np.nan))
+    trials = method_trials.Trials(config, pool, folds, 1.0, np.inf)
+    assert trials.best() is None and "not finite" in trials.why_none()
 
 
 def test_a_candidate_that_diverges_leaves_the_others():

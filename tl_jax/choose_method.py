@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import softmax
+from scipy.special import entr, softmax
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from tl_jax.config import recipe, validate
@@ -29,10 +29,11 @@ from tl_jax.method_trials import (
     Fold,
     Trials,
     is_default,
-    log_likelihoods,
+    may_augment,
     split_task,
     with_changes,
 )
+from tl_jax.metrics import classification
 from tl_jax.tasks import head_init
 from tl_jax.tasks.feature_cache import FeatureCache
 from tl_jax.train import workdir
@@ -50,15 +51,17 @@ MAX_EXAMPLES = 3000  # that are looked at; of more a part with the same shares o
 MIN_OF_CLASS = 10  # examples that each class keeps there, if it has as many
 MAX_CROSS_VALIDATED = 1500  # examples up to which each is held out once; of more two folds say enough
 EXTREME_STRENGTHS = (1e-6, 1e5)  # to which the grid is extended if its end is the best
-MAX_MIRRORED, LEAST_MIRRORED = 300, 0.93  # examples that are mirrored, and the share of what is known of them then
+MAX_MIRRORED, MAX_MIRRORED_BYTES = 300, 5 * 10**8  # examples that are mirrored, and their pixels
+LEAST_KNOWN = 0.05  # of the loss of a guess: a probe that knows less says nothing of mirrored images
+LEAST_MIRRORED = 0.93  # of what a probe knows, that it knows of mirrored images, too
 LIST = Field("a list", lambda value: isinstance(value, list))
 STATED = {"request": OBJECT, "changes": LIST, "reason": STRING, "tried": LIST}  # what the file of a choice has
 
 
 class Validated(NamedTuple):
-    """What a probe comes to on held-out examples: minus the log loss at the best temperature, and the accuracy."""
+    """What a probe comes to on held-out examples: mean log loss in nats, and accuracy."""
 
-    score: float
+    loss: float
     accuracy: float
 
 
@@ -75,8 +78,13 @@ def resolve(config: RunConfig, folder: Path) -> RunConfig:
             )
         folder.mkdir(parents=True, exist_ok=True)
         choice = choose(config)
+        chosen_config = _apply(config, choice["changes"])
         write_json(folder / FILE, {"request": _request(config), **choice})
-        changes = choice["changes"]
+        return chosen_config
+    return _apply(config, changes)
+
+
+def _apply(config: RunConfig, changes: Changes) -> RunConfig:
     return validate.validate(recipe.override(config, (("method", ""), ("budget", ""), *changes)))
 
 
@@ -114,11 +122,10 @@ def _stored_changes(config: RunConfig, folder: Path) -> Changes | None:
     choice = _read_choice(folder)
     if not choice:
         return None
-    asked, before = _request(config), choice["request"]
-    if asked != before:
+    if differ := workdir.differences(choice["request"], _request(config), ""):
         if not (folder / "checkpoints").is_dir():
             return None
-        names = ", ".join(field for field in asked if asked[field] != before.get(field))
+        names = ", ".join(text.removeprefix(".") for text in differ)
         raise UserError(f"{folder} was chosen and trained with another {names}; pass another workdir")
     return tuple((str(field), value) for field, value in choice["changes"])
 
@@ -139,10 +146,10 @@ def choose(config: RunConfig) -> dict[str, Any]:
     start, limit = time.monotonic(), parse_budget(config.budget)
     pool, folds, is_everything = _examples(config)
     all_train: Changes = (("data.validation", 0.0),) if is_everything and _may_train_on_all(config) else ()
-    probe_only: Changes = (("init.head", "logistic"), ("epochs", 0.0), ("patience", 0), ("optim.ema", 0.0), *all_train)
+    probe_only = (*_without_training(config), *all_train)
     if not folds:
         members = "examples" if pool.groups is None else "groups of examples"
-        reason = f"a class has fewer than {FOLDS} {members}, so nothing can be compared: a linear probe"
+        reason = f"a class has too few {members} for {FOLDS} folds, so nothing can be compared: a linear probe"
         say(f"auto: {reason}")
         return {"changes": probe_only, "tried": [], "reason": reason}
     strength, accuracy, mirrored = _fit_probe(config, pool, folds)
@@ -163,9 +170,24 @@ def choose(config: RunConfig) -> dict[str, Any]:
     say(f"auto: {reason}; {time.monotonic() - start:.0f} s")
     if best is None or not best.is_ahead:
         return {"changes": (*probe_only, *fitted), "tried": tried, "reason": reason}
-    mixture = (("wise_ft", True), ("wise_ft_share", best.share)) if best.share < 1 else ()
+    mixture = _mixture(best.share, config, is_everything)
     changes = (*trials.common, *best.candidate.changes, *mixture, *all_train)
     return {"changes": changes, "tried": tried, "reason": reason}
+
+
+def _mixture(share: float, config: RunConfig, is_everything: bool) -> Changes:
+    """Return how probe and trained weights are mixed: as in trials; where more are trained on, as validation says."""
+    if share == 1.0:
+        return ()
+    chosen_anew = not is_everything and config.data.validation > 0
+    return ("wise_ft", True), *((("wise_ft_share", share),) if not chosen_anew else ())
+
+
+def _without_training(config: RunConfig) -> Changes:
+    """Return what makes a configuration one of a probe, without fields that mean something in training only."""
+    penalties = [(name, field.default) for name, field in config.fields().items() if name.startswith("regularize.")]
+    changed = [(name, default) for name, default in penalties if config.flat()[name] != default]
+    return ("init.head", "logistic"), ("epochs", 0.0), ("patience", 0), ("optim.ema", 0.0), *changed
 
 
 def parse_budget(text: str) -> float:
@@ -204,7 +226,7 @@ def _examples(config: RunConfig) -> tuple[Split, list[Fold], bool]:
     if is_joined:
         pool = source.train  # what was held out for validation is used in the same way here
     part = _subsample(pool, classes, config.seed)
-    if not (folds := make_folds(part, classes, config.seed)):
+    if not (folds := make_folds(part, classes, config.seed)) and len(pool.labels) <= 2 * MAX_EXAMPLES:
         part, folds = pool, make_folds(pool, classes, config.seed)
     return part, folds, is_joined and len(folds) == FOLDS and len(part.labels) == len(pool.labels)
 
@@ -252,14 +274,13 @@ def _fit_probe(config: RunConfig, pool: Split, folds: Sequence[Fold]) -> tuple[f
     strengths = [config.init.strength] if config.init.strength else list(head_init.STRENGTHS)
     found = {c: _cross_validate(features, pool.labels, folds, c) for c in strengths}
     while len(strengths) > 1:
-        best = max(found, key=lambda c: found[c].score)
+        best = min(found, key=lambda c: found[c].loss)
         step = 10.0 if best == max(found) else 0.1 if best == min(found) else 1.0
         if step == 1.0 or not EXTREME_STRENGTHS[0] <= best * step <= EXTREME_STRENGTHS[1]:
             break
         found[best * step] = _cross_validate(features, pool.labels, folds, best * step)
-    best = max(found, key=lambda c: found[c].score)
-    is_image = "augment.flip" in TASKS[config.task].fields()
-    mirrored = is_image and _may_mirror(cache, variables, features, folds, best, config.seed)
+    best = min(found, key=lambda c: found[c].loss)
+    mirrored = may_augment(config) and _may_mirror(cache, variables, features, folds, best, config.seed)
     return best, found[best].accuracy, mirrored
 
 
@@ -268,19 +289,24 @@ def _may_mirror(
 ) -> bool:
     """Whether probes know as much of mirrored images as of held-out images as they are, unlike of letters and digits.
 
-    What they know is by how much their log loss is less than that of guessing.
+    What they know is by how much their log loss is less than that of who knows the shares of classes alone.
     """
     split = cache.splits["train"]
-    rows = np.random.default_rng((seed, 5)).permutation(len(split.labels))[:MAX_MIRRORED]
+    most = max(1, MAX_MIRRORED_BYTES // split.inputs[:1].nbytes)
+    rows = np.random.default_rng((seed, 5)).permutation(len(split.labels))[: min(MAX_MIRRORED, most)]
     mirrored = features.copy()
     mirrored[rows] = cache.features(variables, _mirror(split, rows))
     parts = [(train, held[np.isin(held, rows)]) for train, held in folds]
     upright, flipped = (
-        -_cross_validate(features, split.labels, parts, strength, of_held).score for of_held in (features, mirrored)
+        _cross_validate(features, split.labels, parts, strength, of_held).loss for of_held in (features, mirrored)
     )
-    say(f"auto: log loss of the probe {upright:.3f}, for mirrored images {flipped:.3f}")
-    guess = math.log(len(np.unique(split.labels)))
-    return guess - flipped >= LEAST_MIRRORED * (guess - upright)
+    shares = np.bincount(split.labels[np.concatenate([held for _, held in parts])]) / sum(
+        map(len, (h for _, h in parts))
+    )
+    guess = float(entr(shares).sum())
+    say(f"auto: log loss of the probe {upright:.3f}, for mirrored images {flipped:.3f}, of a guess {guess:.3f}")
+    known = guess - upright
+    return known > LEAST_KNOWN * guess and guess - flipped >= LEAST_MIRRORED * known
 
 
 def _mirror(split: Split, rows: np.ndarray) -> Split:
@@ -309,4 +335,4 @@ def _cross_validate(
         probabilities.append(softmax(logits, axis=1))
     together, held_labels = np.concatenate(probabilities), labels[np.concatenate([held for _, held in folds])]
     accuracy = float((together.argmax(1) == held_labels).mean())
-    return Validated(float(log_likelihoods(together, held_labels).mean()), accuracy)
+    return Validated(classification.log_loss(together, held_labels), accuracy)

@@ -11,6 +11,7 @@ from tl_jax.pretrained.catalog import EMBEDDED, EMBEDDED_BERT, known_sources, pu
 from tl_jax.tasks import head_init
 from tl_jax.train.run_config import AUTO, RunConfig
 from tl_jax.train.task import TASKS, Task
+from tl_jax.transfer import freeze
 from tl_jax.transfer.methods import METHODS, names_for_task
 from tl_jax.transfer.optimizer import OptimConfig
 from tl_jax.transfer.phases import PRETEXT
@@ -21,7 +22,6 @@ MIN_STEPS = 200  # a small set is gone through more often
 SMALL_DATA, SMALL_BATCH = 2000, 32  # examples below which batches are small, and how small
 # Of pretrained layers, which should stay near the source; of BERT Devlin et al. 2019, arXiv:1810.04805, A.3.
 LEARNING_RATES = {"images": 1e-4, "texts": 5e-5}
-NEW_PARTS_TRAIN = ("head", "norm_only", "bias_only", "adapters")  # few values, new ones or such as may move far
 
 
 def make_config(data: Any, task: str, model: str, weights: str | Path | None) -> recipe.Config:
@@ -138,7 +138,7 @@ def _set_rates(config: recipe.Config) -> None:
     if task.keeps_norms(schema.freeze(config)):
         config.freeze.batch_stats = "frozen"  # a small batch says less of the target than the source's statistics
     has_pretext = any(dict(phase).get("objective") == PRETEXT for phase in config.phases)
-    if not task.has_features or config.freeze.recipe in NEW_PARTS_TRAIN or has_pretext:
+    if not task.has_features or config.freeze.recipe in freeze.NEW_PARTS_TRAIN or has_pretext:
         return
     rate, is_labelled = LEARNING_RATES[task.input_kind], task.has_classes or task.tags_words
     if task.needs_labels and head == "new" and is_labelled:

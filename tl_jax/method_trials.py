@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl_jax.config import recipe, schema
+from tl_jax.config import recipe, schema, validate
 from tl_jax.data.dataset import Split, select_rows
 from tl_jax.metrics import classification
 from tl_jax.restore import make_task
@@ -29,10 +29,11 @@ from tl_jax.train.step import Stepper, make_optimizer_init
 from tl_jax.train.task import TASKS, Task
 from tl_jax.transfer import freeze
 from tl_jax.transfer.weight_averaging import interpolate
-from tl_jax.utils.errors import Diverged
+from tl_jax.utils.errors import Diverged, UserError
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the trained weights in the mixture with the probe
 RATES = {"adam": (1e-4, 3e-4), "sgd": (1e-2, 3e-2)}  # of layers that should stay near the source
+NEW_PART_RATES = {"adam": (3e-4, 1e-3), "sgd": (3e-2, 1e-1)}  # of few values, new ones or such as may move far
 LEAST_AREA, VIEWS = 0.5, 8  # of an image that a crop keeps, and crops of each
 NO_TIME = "there was no time to try more than a linear probe"
 MIN_PROBABILITY = 1e-12  # whose logarithm is taken
@@ -104,10 +105,10 @@ class Comparison(NamedTuple):
     Attributes:
         candidate: what was trained.
         share: of the trained weights.
-        gain: by how much log loss is less than the probe's, on the folds that it was tried on.
+        gain: by how much log loss is less than the probe's, where other folds choose candidate and share.
         error: standard error of the gain.
-        is_ahead: whether the gain is more than chance gives.
-        accuracies: of the probe and of the mixture, there.
+        is_ahead: whether the gain is more than one standard error.
+        accuracies: of the probe and of the mixture, on the same folds.
     """
 
     candidate: Candidate
@@ -134,25 +135,39 @@ def with_changes(config: RunConfig, changes: Changes) -> RunConfig:
     return schema.freeze(recipe.override(config, (*known, *changes)))
 
 
-def augmentation(config: RunConfig, mirrored: bool) -> Changes:
+def augmentation(config: RunConfig, mirrored: bool, examples: int) -> Changes:
     """Return what is done to training images, unless the user has said something of it; () for other inputs.
 
-    A few views of each are drawn once, so that what frozen layers make of them is computed once.
+    A few views of each are drawn once, where that is possible, and so is computed what frozen layers make of them.
 
     Args:
         config: of the run.
         mirrored: whether a mirrored image is of the same class.
+        examples: that are trained on.
     """
-    fields = TASKS[config.task].fields()
-    if "augment.flip" not in fields or not is_default(config, *_under(fields, "augment")):
+    if not may_augment(config):
         return ()
     flip = (("augment.flip", True),) if mirrored else ()
-    is_plain = is_default(config, "test_views", *_under(fields, "cache", "regularize", "pretext"))
-    return ("augment.resized_crop", LEAST_AREA), *flip, *((("cache.views", VIEWS),) if is_plain else ())
+    augmented: Changes = (("augment.resized_crop", LEAST_AREA), *flip)
+    passes = max(config.epochs, config.min_steps * config.batch_size / examples)
+    views = (("cache.views", min(VIEWS, int(passes) - 1)),)  # each is to be met at least once
+    options = [(*augmented, *views), augmented] if passes >= 2 else [augmented]
+    return next((changes for changes in options if _is_allowed(config, changes)), ())
 
 
-def _under(fields: Mapping[str, Any], *groups: str) -> list[str]:
-    return [name for name in fields if name.startswith(tuple(f"{group}." for group in groups))]
+def may_augment(config: RunConfig) -> bool:
+    """Whether there are images, and the user has said nothing of their augmentation."""
+    names = [name for name in TASKS[config.task].fields() if name.startswith("augment.")]
+    return "augment.flip" in names and is_default(config, *names)
+
+
+def _is_allowed(config: RunConfig, changes: Changes) -> bool:
+    """Whether a configuration takes changes, which may contradict others of its fields."""
+    try:
+        validate.validate(with_changes(config, changes))
+    except UserError:
+        return False
+    return True
 
 
 def candidates(config: RunConfig, stages: int) -> list[Candidate]:
@@ -164,7 +179,8 @@ def candidates(config: RunConfig, stages: int) -> list[Candidate]:
         config: of the run.
         stages: of the network.
     """
-    half, rates = math.ceil(stages / 2), RATES[config.optim.name]
+    half = math.ceil(stages / 2)
+    rates = (NEW_PART_RATES if config.freeze.recipe in freeze.NEW_PARTS_TRAIN else RATES)[config.optim.name]
     last = ("freeze.recipe", freeze.LAST_N_STAGES), ("freeze.stages", half)
     depths = [(f"last {half} of {stages} stages", last, half, rates), ("all stages", (), stages, rates[:1])]
     if not is_default(config, "freeze.recipe", "freeze.rules"):
@@ -204,7 +220,7 @@ class Trials:
         """Take the examples that are looked at with their folds; ``mirrored`` as of ``augmentation``."""
         self.config, self.pool, self.folds, self.deadline = config, pool, folds, deadline
         self.common: Changes = (
-            ("init.head", "logistic"), ("init.strength", strength), *augmentation(config, mirrored)
+            ("init.head", "logistic"), ("init.strength", strength), *augmentation(config, mirrored, len(pool.labels))
         )  # fmt: skip
         self.rows: list[dict[str, Any]] = []
         self._loaded: dict[int, tuple[Task, TrainState]] = {}
@@ -214,77 +230,89 @@ class Trials:
     def best(self) -> Comparison | None:
         """Return how the best candidate compares with the probe; None if none was trained to its end.
 
-        The shallowest candidates race first. The deeper ones follow where the best of these is best all the way from
+        The shallowest candidates race first. The deeper ones follow where the best of these is ahead all the way from
         the probe, which may mean that it would go further.
         """
         if time.monotonic() >= self.deadline:
             return None
         everyone = candidates(self.config, len(self._load_fold(0)[0].stages))
         shallow = [candidate for candidate in everyone if candidate.depth == everyone[0].depth]
-        done = self._race(shallow)
-        if done and join(self._leader(done)[1]).best_share == 1.0:
-            done |= self._race([candidate for candidate in everyone if candidate not in shallow])
-        if not done:
-            return None
-        most = max(map(len, done.values()))
-        return self._compare(*self._leader({c: answers for c, answers in done.items() if len(answers) == most}))
+        trained = self._race(shallow, {})
+        if trained:
+            leader = join(trained[_leader(trained)])
+            if leader.best_share == 1.0 and leader.best_gains.mean() > 0:
+                trained = self._race([candidate for candidate in everyone if candidate not in shallow], trained)
+        return self._compare(trained) if trained else None
 
     def why_none(self) -> str:
         """Return in words why there is no best candidate."""
         errors = [row["error"] for row in self.rows if "error" in row]
         return f"what was trained came to nothing, {errors[-1]}: a linear probe" if errors else NO_TIME
 
-    def _race(self, contenders: Sequence[Candidate]) -> Trained:
+    def _race(self, contenders: Sequence[Candidate], before: Trained) -> Trained:
         """Train candidates fold by fold, without those that are surely behind the best one, as long as there is time.
 
         After Maron and Moore 1997, The racing algorithm, doi:10.1023/A:1006556606079.
+
+        Args:
+            contenders: that are trained.
+            before: what was trained on all folds, which is raced against.
         """
-        done: Trained = {candidate: [] for candidate in contenders}
+        running: Trained = {candidate: [] for candidate in contenders}
         for index in range(len(self.folds)):
-            for candidate in list(done):
+            for candidate in list(running):
                 try:
                     answers = self._run(candidate, index)
                 except Diverged as e:
                     self.rows.append({"name": candidate.name, "fold": index + 1, "error": str(e)})
                     say(f"auto: {candidate.name}: {e}")
-                    del done[candidate]
+                    del running[candidate]
                     continue
-                if answers is None:
-                    return {candidate: answers for candidate, answers in done.items() if answers}
-                done[candidate].append(answers)
-            done = self._without_slow(done)
-        return done
+                if answers is None:  # nobody is judged by a fold more than others
+                    done = {candidate: parts[: index or 1] for candidate, parts in running.items() if parts}
+                    return {**before, **done}
+                running[candidate].append(answers)
+            running = self._without_slow(running, before)
+        return {**before, **running}
 
-    def _without_slow(self, done: Trained) -> Trained:
-        """Return what is not more than two standard errors behind the best."""
-        if not done:
-            return done
-        leader, answers = self._leader(done)
-        groups, ahead = self._groups(len(answers)), join(answers).best_gains
-        behind = {candidate: ahead - join(parts).best_gains for candidate, parts in done.items()}
+    def _without_slow(self, running: Trained, before: Trained) -> Trained:
+        """Return what is not more than two standard errors behind the best, on the folds that all have seen."""
+        if not running:
+            return running
+        count = len(next(iter(running.values())))
+        seen = {candidate: join(parts[:count]).best_gains for candidate, parts in {**before, **running}.items()}
+        leader, groups = max(seen, key=lambda candidate: seen[candidate].mean()), self._groups(count)
+        behind = {candidate: seen[leader] - gains for candidate, gains in seen.items()}
         return {
             candidate: parts
-            for candidate, parts in done.items()
+            for candidate, parts in running.items()
             if candidate == leader or behind[candidate].mean() <= 2 * standard_error(behind[candidate], groups)
         }
-
-    def _leader(self, done: Trained) -> tuple[Candidate, list[Answers]]:
-        """Return the best candidate of those that were trained on the same folds, with its answers."""
-        leader = max(done, key=lambda candidate: join(done[candidate]).best_gains.mean())
-        return leader, done[leader]
 
     def _groups(self, folds: int) -> np.ndarray:
         """Return of which groups the held-out examples of the first folds are; each is its own if there are none."""
         held = np.concatenate([rows for _, rows in self.folds[:folds]])
         return held if self.pool.groups is None else self.pool.groups[held]
 
-    def _compare(self, candidate: Candidate, answers: Sequence[Answers]) -> Comparison:
-        """Compare the best mixture with the probe. Of a single fold two standard errors are asked."""
-        together = join(answers)
-        share, gains = together.best_share, together.best_gains
-        gain, error = float(gains.mean()), standard_error(gains, self._groups(len(answers)))
-        accuracies = together.accuracy(0.0), together.accuracy(share)
-        return Comparison(candidate, share, gain, error, gain > (1 if len(answers) > 1 else 2) * error, accuracies)
+    def _compare(self, trained: Trained) -> Comparison:
+        """Compare the best mixture of the best candidate with the probe.
+
+        The gain on a fold is that of the candidate and the share that the other folds would have chosen. Of a single
+        fold, which has chosen what it tests, two standard errors are asked.
+        """
+        count = max(map(len, trained.values()))
+        together = {candidate: join(parts) for candidate, parts in trained.items() if len(parts) == count}
+        gains = {(c, share): each for c, answers in together.items() for share, each in answers.gains.items()}
+        best, share = max(gains, key=lambda key: (gains[key].mean(), key[1]))
+        fold_of = np.repeat(np.arange(count), [len(part.labels) for part in trained[best]])
+        honest = gains[best, share].copy()
+        for fold in range(count if count > 1 else 0):
+            is_other = fold_of != fold
+            chosen = max(gains, key=lambda key: (gains[key][is_other].mean(), key[1]))
+            honest[~is_other] = gains[chosen][~is_other]
+        gain, error = float(honest.mean()), standard_error(honest, self._groups(count))
+        accuracies = together[best].accuracy(0.0), together[best].accuracy(share)
+        return Comparison(best, share, gain, error, gain > (1 if count > 1 else 2) * error, accuracies)
 
     def _run(self, candidate: Candidate, index: int) -> Answers | None:
         """Train a candidate on one fold; None if there is no time."""
@@ -299,6 +327,8 @@ class Trials:
         mix = lambda share: interpolate(state.variables, trained, share) if share < 1 else trained  # noqa: E731
         labels = self.pool.labels[self.folds[index][1]]
         answers = Answers({share: predict(seen, mix(share)) for share in (0.0, *self.shares)}, labels)
+        if not all(np.isfinite(each).all() for each in answers.probabilities.values()):
+            raise Diverged(f"probabilities are not finite after {plan[-1].stop:,} steps")
         self._record(candidate, index, answers, time.monotonic() - start)
         return answers
 
@@ -368,6 +398,11 @@ def predict(task: Task, variables: Any) -> np.ndarray:
     in_order = np.empty_like(probabilities)
     in_order[task.test_order] = probabilities
     return in_order
+
+
+def _leader(trained: Trained) -> Candidate:
+    """Return the best of candidates that were trained on the same folds."""
+    return max(trained, key=lambda candidate: join(trained[candidate]).best_gains.mean())
 
 
 def join(parts: Sequence[Answers]) -> Answers:

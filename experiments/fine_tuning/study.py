@@ -5,16 +5,19 @@
         --networks=mobilenet_v2_keras --peer_python=OTHER/bin/python
 
 Every combination of target, network, number of examples of each class, seed and method is one row of ``RESULTS.csv``:
-accuracy on the target's test examples, and seconds of the call, from the data's folder to the tested network. Rows that
-are there are not made again, so that the study may be stopped and started, elsewhere too. Nothing is tuned for a
-target: ours are ``tl_jax.fine_tune(FOLDER, method=METHOD)``, the others as their own guides have it
+accuracy on the target's test examples, and seconds of the call, from the data's folder to the tested network, with
+empty caches. Rows that are there are not made again, so that the study may be stopped and started. Nothing is tuned
+for a target: ours are ``tl_jax.fine_tune(FOLDER, method=METHOD)``, the others as their own guides have it
 (experiments/benchmarks/fine_tuning_peers.py), in an environment that has them. Defaults were developed on the targets
 that are not held out, see ``targets``.
 """
 
 import itertools
 import json
+import os
+import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,8 +143,12 @@ def run_cell(cell: Cell, peer_python: str, options: dict[str, str]) -> dict[str,
     name = f"{cell.target}_{cell.per_class}_{cell.seed}"
     folder = draw(cell.target, Path(options["data_dir"]).expanduser(), cell.per_class, cell.seed, workdir / name)
     weights = find_weights(cell.network, options)
+    run_folder = workdir / f"{name}_{cell.network}_{cell.method}"
+    shutil.rmtree(run_folder, ignore_errors=True)  # of a cell that was cut short, whose time would be that of the rest
     run = _run_ours if cell.method in METHODS else _run_peer
-    values = run(cell, folder, weights, workdir / f"{name}_{cell.network}_{cell.method}", peer_python)
+    with tempfile.TemporaryDirectory() as cache:  # no cell profits from what another has compiled or computed
+        os.environ["TL_JAX_CACHE"] = cache
+        values = run(cell, folder, weights, run_folder, peer_python)
     return {**values, "commit": record.commit()}
 
 

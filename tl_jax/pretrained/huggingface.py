@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -27,6 +26,7 @@ from tl_jax.pretrained.torch_file import Contents
 from tl_jax.utils import disk, environment, tree
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import STRING, check_fields, object_of, read_json
+from tl_jax.utils.log import warn_once
 
 if TYPE_CHECKING:
     import tokenizers
@@ -279,9 +279,23 @@ def _find_folder(path: str | Path | None) -> Path:
     ):
         for shard in _read_index(index):
             hub.download_from_hub(str(path), shard)
-    with contextlib.suppress(UserError):  # few repositories have it
-        hub.download_from_hub(str(path), POOLING_FILE)
+    _download_pooling(str(path))
     return downloaded
+
+
+def _download_pooling(repository: str) -> None:
+    """Download what sentence-transformers says of pooling, which few repositories have."""
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        hub.download_from_hub(repository, POOLING_FILE)
+    except UserError as e:
+        if isinstance(e.__cause__, LocalEntryNotFoundError):
+            warn_once(
+                f"{e}; without it {repository} reads its pooler, if it has one: else set config.model.options.pooling"
+            )
+        elif not isinstance(e.__cause__, EntryNotFoundError):
+            raise
 
 
 def _was_trained_on_means(folder: Path) -> bool:

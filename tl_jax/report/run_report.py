@@ -76,7 +76,7 @@ def choice_section(results: Results) -> html.Section | None:
         [
             row["name"],
             str(row.get("fold", "all")),
-            f"{-row['loss_gain']:+.3f}" if "loss_gain" in row else "",
+            f"{-row['loss_gain']:+.3f}" if row.get("loss_gain") is not None else "",
             row.get("error") or _four_digits(row["accuracy"]),
             _four_digits(row["probe"]) if "probe" in row else "",
             f"{row['seconds']:.0f}" if "seconds" in row else "",

@@ -112,7 +112,7 @@ class TextTask(Task):
             self.reading = self.reading_options(np.asarray(source.train.inputs))
         else:
             self.reading = record.facts["reading"]
-        load = load_network if record.reads_weights else functools.partial(build_network, record=record)
+        load = functools.partial(load_network if record.reads_weights else build_network, record=record)
         self.net = net = load(config, classes=source.classes if self.needs_labels else (), output=self.head)
         for note in net.notes:
             say(note)
@@ -393,9 +393,11 @@ def _hashable(text: Any) -> Any:
     return tuple(text) if isinstance(text, list) else text
 
 
-def load_network(config: Any, classes: Sequence[str], output: str) -> TextNetwork:
+def load_network(config: Any, classes: Sequence[str], output: str, record: RunRecord = NEW_RUN) -> TextNetwork:
     """Return the network of ``config`` with a head ``output`` for ``classes``, or for guessing words."""
     folder, options = huggingface.resolve_folder(config.init.source, config.init.path), network_options(config, output)
+    if isinstance(known := record.facts.get(NETWORK), Mapping):  # a run reads its texts as it has begun to
+        options = {"pooling": known.get("pooling", Bert.pooling), **options}
     if config.init.source == "random":
         return huggingface.random(config.model.name, folder, len(classes), seed=config.seed, **options)
     task_head = "keep" if config.init.head == "keep" and output != "masked" else "new"

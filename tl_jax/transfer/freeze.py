@@ -31,6 +31,12 @@ RECIPES: Mapping[str, Rules] = {
 }
 LAST_N_STAGES = "last_n_stages"  # depends on the network: see ``recipe_rules``
 NAMES = (*RECIPES, LAST_N_STAGES)
+NEW_PARTS_TRAIN = (
+    "head",
+    "norm_only",
+    "bias_only",
+    "adapters",
+)  # recipes of few values, new ones or such as may move far
 BATCH_STATS_MODES = ("auto", "train", "frozen")
 
 
