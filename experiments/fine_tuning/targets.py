@@ -5,6 +5,7 @@ training examples depend on the seed; the test examples, at most ``MAX_TEST``, a
 """
 
 import csv
+import io
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from PIL import Image
 
 from tl_jax.data import tfds
 from tl_jax.data.dataset import Split
+from tl_jax.utils import disk
 
 MAX_TEST = 1000
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
@@ -91,10 +93,11 @@ def _write_images(part: Part, rows: np.ndarray, folder: Path, split: str) -> Non
 
 
 def _write_texts(part: Part, rows: np.ndarray, folder: Path, split: str) -> None:
-    with (folder / f"{split}.tsv").open("w", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(("text", "label"))
-        writer.writerows((part.inputs[row], part.labels[row]) for row in rows)
+    content = io.StringIO()
+    writer = csv.writer(content, delimiter="\t", lineterminator="\n")
+    writer.writerow(("text", "label"))
+    writer.writerows((part.inputs[row], part.labels[row]) for row in rows)
+    disk.write_text(folder / f"{split}.tsv", content.getvalue())
 
 
 def _open_rgb(file: Path) -> Image.Image:

@@ -207,3 +207,13 @@ def test_a_text_network_on_the_hub(server, tmp_path):
     del server.files["/owner/tiny/resolve/main/config.json"]
     message = hub(server, tmp_path, code=TEXT, HF_HOME=str(tmp_path / "other"))
     assert message.startswith("error: cannot download config.json of owner/tiny") and "\n" not in message
+
+
+def test_a_network_on_the_hub_that_was_trained_on_means(server, tmp_path):
+    huggingface.save(tmp_path / "tiny", text_network(tmp_path / "tiny"))
+    for name in ("config.json", "vocab.txt", "model.safetensors"):
+        server.files[f"/owner/tiny/resolve/main/{name}"] = (tmp_path / "tiny" / name).read_bytes()
+    code = TEXT.replace("print(", "print(net.model.pooling,")
+    assert hub(server, tmp_path, code=code, HF_HOME=str(tmp_path / "a")).startswith("pooler")
+    server.files["/owner/tiny/resolve/main/1_Pooling/config.json"] = b'{"pooling_mode_mean_tokens": true}'
+    assert hub(server, tmp_path, code=code, HF_HOME=str(tmp_path / "b")).startswith("mean")

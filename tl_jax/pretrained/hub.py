@@ -100,6 +100,24 @@ def download_from_hub(repository: str, name: str, digest: str = "", hint: str = 
     return file
 
 
+def download_if_there(repository: str, name: str) -> bool:
+    """Download a file that a repository may have or not; return whether that is known now.
+
+    Raises:
+        UserError: no answer, though there is a connection.
+    """
+    with require_extra("text"):
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        download_from_hub(repository, name)
+    except UserError as e:
+        if not isinstance(e.__cause__, EntryNotFoundError):
+            raise
+        return not isinstance(e.__cause__, LocalEntryNotFoundError)
+    return True
+
+
 def download_folder(repository: str, *name_groups: tuple[str, ...]) -> Path:
     """Return the folder of a repository's files in the hub library's cache: of each group the first that is there.
 

@@ -279,23 +279,10 @@ def _find_folder(path: str | Path | None) -> Path:
     ):
         for shard in _read_index(index):
             hub.download_from_hub(str(path), shard)
-    _download_pooling(str(path))
+    if not hub.download_if_there(str(path), POOLING_FILE):
+        warn_once(f"whether {path} was trained on means is not known without a connection; if it was, set "
+                  "config.model.options.pooling=mean")  # fmt: skip
     return downloaded
-
-
-def _download_pooling(repository: str) -> None:
-    """Download what sentence-transformers says of pooling, which few repositories have."""
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    try:
-        hub.download_from_hub(repository, POOLING_FILE)
-    except UserError as e:
-        if isinstance(e.__cause__, LocalEntryNotFoundError):
-            warn_once(
-                f"{e}; without it {repository} reads its pooler, if it has one: else set config.model.options.pooling"
-            )
-        elif not isinstance(e.__cause__, EntryNotFoundError):
-            raise
 
 
 def _was_trained_on_means(folder: Path) -> bool:
