@@ -144,6 +144,8 @@ def test_images_are_cropped_and_mirrored_only_where_they_keep_their_class():
     assert method_trials.augmentation(config, True, 100) == (crops[0], ("augment.flip", True), crops[1])
     few_passes = schema.freeze(recipe.override(config, (("epochs", 3.0),)))
     assert method_trials.augmentation(few_passes, False, 100) == (crops[0], ("cache.views", 2))
+    two_passes = schema.freeze(recipe.override(config, (("epochs", 2.0),)))
+    assert method_trials.augmentation(two_passes, False, 100) == crops[:1]  # one view would be met again and again
 
 
 @pytest.mark.parametrize(
@@ -226,7 +228,17 @@ def test_what_folds_have_judged_is_trained_on_all_examples(chosen_run):
 )
 def test_a_validation_part_is_kept_where_it_is_asked_for(changes, may):
     config = recipe.override(recipe.get_config(), (("method", "auto"), *changes.items()))
-    assert choose_method._may_train_on_all(schema.freeze(config)) == may
+    split = make_split(np.arange(30) % 2)
+    examples = choose_method.Examples(split, choose_method.make_folds(split, 2, seed=0), False, True)
+    assert choose_method._trains_on_all(schema.freeze(config), examples) == may
+    assert not choose_method._trains_on_all(schema.freeze(config), examples._replace(are_part=True))
+
+
+def test_a_mixture_is_that_of_the_trials_but_for_a_part_of_the_examples():
+    config = schema.freeze(recipe.override(recipe.get_config(), (("method", "auto"),)))
+    assert choose_method._mixture(0.5, config, are_part=False) == (("wise_ft", True), ("wise_ft_share", 0.5))
+    assert choose_method._mixture(0.5, config, are_part=True) == (("wise_ft", True),)
+    assert choose_method._mixture(1.0, config, are_part=True) == ()
 
 
 @pytest.mark.slow
@@ -344,7 +356,7 @@ def test_the_task_of_a_fold_is_augmented_as_the_chosen_run(tmp_path):
     config = make_config((images, labels), "image", "resnet8", None)
     config.method, config.input.size = "auto", 16
     config = schema.freeze(config)
-    pool, folds, _ = choose_method._examples(config)
+    pool, folds = choose_method._examples(config)[:2]
     trials = method_trials.Trials(config, pool, folds, 1.0, np.inf, mirrored=True)
     task, _ = trials._load_fold(0)
     chosen = schema.freeze(recipe.override(config, trials.common))
@@ -364,10 +376,8 @@ def test_images_are_mirrored_where_probes_know_them_as_well(shares, known, of_mi
     labels = np.repeat([0, 1], (np.asarray(shares) * 200).astype(int))
     split = make_split(labels)
     cache = SimpleNamespace(splits={"train": split}, features=lambda variables, part: np.zeros((len(part.labels), 4)))
-    losses = iter([-np.log(known), -np.log(of_mirrored)])
-    monkeypatch.setattr(
-        choose_method, "_cross_validate", lambda *_: choose_method.Validated(float(next(losses)), known)
-    )
+    scores = [choose_method.ProbeScore(-float(np.log(share)), share) for share in (known, of_mirrored)]
+    monkeypatch.setattr(choose_method, "_cross_validate", lambda *_: scores)
     folds = [(np.arange(200), np.arange(200))]
     assert choose_method._may_mirror(cache, {}, np.zeros((200, 4)), folds, 1.0, 0) == may
 
@@ -455,7 +465,7 @@ def test_a_gain_is_measured_on_folds_that_did_not_choose():
     """Of ten candidates that are no better than the probe the best one seems to be, on the folds that chose it."""
     trials = FakeTrials({})
     trials.shares = (1.0,)
-    rng, seeming, honest = np.random.default_rng(0), [], []
+    rng, seeming, cross_fitted = np.random.default_rng(0), [], []
     for _ in range(20):
         trained = {}
         for name in range(10):
@@ -468,16 +478,16 @@ def test_a_gain_is_measured_on_folds_that_did_not_choose():
             trained[method_trials.Candidate(str(name), (), 1)] = parts
         comparison = trials._compare(trained)
         seeming.append(max(method_trials.join(parts).best_gains.mean() for parts in trained.values()))
-        honest.append(comparison.gain)
+        cross_fitted.append(comparison.gain)
     others = [method_trials.join(parts).best_gains.mean() for parts in trained.values()]
-    assert np.mean(honest) < np.mean(seeming) - 0.003 and abs(np.mean(honest) - np.mean(others)) < 0.01
+    assert np.mean(cross_fitted) < np.mean(seeming) - 0.003 and abs(np.mean(cross_fitted) - np.mean(others)) < 0.01
 
 
 def test_what_is_not_finite_is_no_candidate(tmp_path, monkeypatch):
     images, labels = digit_images(100)
     config = make_config((images, labels), "image", "resnet8", None)
     config.method, config.input.size, config.epochs = "auto", 16, 1.0
-    pool, folds, _ = choose_method._examples(config := schema.freeze(config))
+    pool, folds = choose_method._examples(config := schema.freeze(config))[:2]
     monkeypatch.setattr(method_trials, "predict", lambda task, variables: np.full((len(folds[0][1]), 10), np.nan))
     trials = method_trials.Trials(config, pool, folds, 1.0, np.inf)
     assert trials.best() is None and "not finite" in trials.why_none()

@@ -58,7 +58,23 @@ LIST = Field("a list", lambda value: isinstance(value, list))
 STATED = {"request": OBJECT, "changes": LIST, "reason": STRING, "tried": LIST}  # what the file of a choice has
 
 
-class Validated(NamedTuple):
+class Examples(NamedTuple):
+    """Examples that are looked at.
+
+    Attributes:
+        pool: N of them.
+        folds: of their rows.
+        are_part: whether the run has more.
+        have_validation: whether those are among them that the run would hold out for validation.
+    """
+
+    pool: Split
+    folds: list[Fold]
+    are_part: bool
+    have_validation: bool
+
+
+class ProbeScore(NamedTuple):
     """What a probe comes to on held-out examples: mean log loss in nats, and accuracy."""
 
     loss: float
@@ -144,8 +160,9 @@ def choose(config: RunConfig) -> dict[str, Any]:
         ``changes`` of the configuration, ``tried``, and ``reason``, for JSON.
     """
     start, limit = time.monotonic(), parse_budget(config.budget)
-    pool, folds, is_everything = _examples(config)
-    all_train: Changes = (("data.validation", 0.0),) if is_everything and _may_train_on_all(config) else ()
+    examples = _examples(config)
+    pool, folds = examples.pool, examples.folds
+    all_train: Changes = (("data.validation", 0.0),) if _trains_on_all(config, examples) else ()
     probe_only = (*_without_training(config), *all_train)
     if not folds:
         members = "examples" if pool.groups is None else "groups of examples"
@@ -170,17 +187,17 @@ def choose(config: RunConfig) -> dict[str, Any]:
     say(f"auto: {reason}; {time.monotonic() - start:.0f} s")
     if best is None or not best.is_ahead:
         return {"changes": (*probe_only, *fitted), "tried": tried, "reason": reason}
-    mixture = _mixture(best.share, config, is_everything)
+    mixture = _mixture(best.share, config, examples.are_part)
     changes = (*trials.common, *best.candidate.changes, *mixture, *all_train)
     return {"changes": changes, "tried": tried, "reason": reason}
 
 
-def _mixture(share: float, config: RunConfig, is_everything: bool) -> Changes:
+def _mixture(share: float, config: RunConfig, are_part: bool) -> Changes:
     """Return how probe and trained weights are mixed: as in trials; where more are trained on, as validation says."""
     if share == 1.0:
         return ()
-    chosen_anew = not is_everything and config.data.validation > 0
-    return ("wise_ft", True), *((("wise_ft_share", share),) if not chosen_anew else ())
+    is_chosen_anew = are_part and config.data.validation > 0
+    return ("wise_ft", True), *(() if is_chosen_anew else (("wise_ft_share", share),))
 
 
 def _without_training(config: RunConfig) -> Changes:
@@ -205,19 +222,16 @@ def parse_budget(text: str) -> float:
     return value
 
 
-def _may_train_on_all(config: RunConfig) -> bool:
+def _trains_on_all(config: RunConfig, examples: Examples) -> bool:
     """Whether a validation part has served its purpose once folds have chosen, and the user has not asked for one."""
+    are_all_held_out = examples.have_validation and not examples.are_part and len(examples.folds) == FOLDS
     values = config.flat()
-    return is_default(config, "data.validation") and all(
-        values.get(field, off) == off for field, off in NEEDS_VALIDATION.items()
-    )
+    is_wanted = any(values.get(field, off) != off for field, off in NEEDS_VALIDATION.items())
+    return are_all_held_out and is_default(config, "data.validation") and not is_wanted
 
 
-def _examples(config: RunConfig) -> tuple[Split, list[Fold], bool]:
-    """Return the examples that are looked at, their folds, and whether they are all, each held out once.
-
-    There are no folds if a class is too small.
-    """
+def _examples(config: RunConfig) -> Examples:
+    """Return the examples that are looked at; there are no folds if a class is too small."""
     source = TASKS[config.task].load_data(config)
     splits, classes = head_init.split_data(config, source), len(source.classes)
     pool = splits["train"]
@@ -228,7 +242,7 @@ def _examples(config: RunConfig) -> tuple[Split, list[Fold], bool]:
     part = _subsample(pool, classes, config.seed)
     if not (folds := make_folds(part, classes, config.seed)) and len(pool.labels) <= 2 * MAX_EXAMPLES:
         part, folds = pool, make_folds(pool, classes, config.seed)
-    return part, folds, is_joined and len(folds) == FOLDS and len(part.labels) == len(pool.labels)
+    return Examples(part, folds, len(part.labels) < len(pool.labels), is_joined)
 
 
 def _subsample(pool: Split, classes: int, seed: int) -> Split:
@@ -272,13 +286,13 @@ def _fit_probe(config: RunConfig, pool: Split, folds: Sequence[Fold]) -> tuple[f
     cache, variables = task.feature_cache, initial_state(task, config.seed).variables
     features = cache.features(variables, cache.splits["train"])
     strengths = [config.init.strength] if config.init.strength else list(head_init.STRENGTHS)
-    found = {c: _cross_validate(features, pool.labels, folds, c) for c in strengths}
+    found = {c: _cross_validate(features, pool.labels, folds, c)[0] for c in strengths}
     while len(strengths) > 1:
         best = min(found, key=lambda c: found[c].loss)
         step = 10.0 if best == max(found) else 0.1 if best == min(found) else 1.0
         if step == 1.0 or not EXTREME_STRENGTHS[0] <= best * step <= EXTREME_STRENGTHS[1]:
             break
-        found[best * step] = _cross_validate(features, pool.labels, folds, best * step)
+        found[best * step] = _cross_validate(features, pool.labels, folds, best * step)[0]
     best = min(found, key=lambda c: found[c].loss)
     mirrored = may_augment(config) and _may_mirror(cache, variables, features, folds, best, config.seed)
     return best, found[best].accuracy, mirrored
@@ -293,17 +307,13 @@ def _may_mirror(
     """
     split = cache.splits["train"]
     most = max(1, MAX_MIRRORED_BYTES // split.inputs[:1].nbytes)
-    rows = np.random.default_rng((seed, 5)).permutation(len(split.labels))[: min(MAX_MIRRORED, most)]
+    held_out = np.concatenate([held for _, held in folds])
+    rows = np.random.default_rng((seed, 5)).permutation(held_out)[: min(MAX_MIRRORED, most)]
     mirrored = features.copy()
     mirrored[rows] = cache.features(variables, _mirror(split, rows))
     parts = [(train, held[np.isin(held, rows)]) for train, held in folds]
-    upright, flipped = (
-        _cross_validate(features, split.labels, parts, strength, of_held).loss for of_held in (features, mirrored)
-    )
-    shares = np.bincount(split.labels[np.concatenate([held for _, held in parts])]) / sum(
-        map(len, (h for _, h in parts))
-    )
-    guess = float(entr(shares).sum())
+    upright, flipped = (score.loss for score in _cross_validate(features, split.labels, parts, strength, mirrored))
+    guess = float(entr(np.bincount(split.labels[rows]) / len(rows)).sum())
     say(f"auto: log loss of the probe {upright:.3f}, for mirrored images {flipped:.3f}, of a guess {guess:.3f}")
     known = guess - upright
     return known > LEAST_KNOWN * guess and guess - flipped >= LEAST_MIRRORED * known
@@ -316,23 +326,19 @@ def _mirror(split: Split, rows: np.ndarray) -> Split:
 
 
 def _cross_validate(
-    features: np.ndarray,
-    labels: np.ndarray,
-    folds: Sequence[Fold],
-    strength: float,
-    held_features: np.ndarray | None = None,
-) -> Validated:
-    """Fit a probe on each fold, and test it on what is held out, whose features may be others than in training."""
+    features: np.ndarray, labels: np.ndarray, folds: Sequence[Fold], strength: float, *others: np.ndarray
+) -> list[ProbeScore]:
+    """Fit a probe on each fold; return how it does on what is held out, of these features and of others (N, D)."""
     from tl_jax.transferability import probes  # with all scores, which take two seconds to import
 
-    probabilities = []
-    for train, held in folds:
-        probe = probes.logistic_probe(features[train], labels[train], strength)
-        logits = np.asarray(
-            jnp.asarray((features if held_features is None else held_features)[held]) @ probe.kernel + probe.bias[None],
-            np.float64,
-        )
-        probabilities.append(softmax(logits, axis=1))
-    together, held_labels = np.concatenate(probabilities), labels[np.concatenate([held for _, held in folds])]
-    accuracy = float((together.argmax(1) == held_labels).mean())
-    return Validated(classification.log_loss(together, held_labels), accuracy)
+    fitted = [probes.logistic_probe(features[train], labels[train], strength) for train, _ in folds]
+    held_labels, scores = labels[np.concatenate([held for _, held in folds])], []
+    for tested in (features, *others):
+        logits = [
+            np.asarray(jnp.asarray(tested[held]) @ probe.kernel + probe.bias[None], np.float64)
+            for probe, (_, held) in zip(fitted, folds, strict=True)
+        ]
+        probabilities = softmax(np.concatenate(logits), axis=1)
+        accuracy = float((probabilities.argmax(1) == held_labels).mean())
+        scores.append(ProbeScore(classification.log_loss(probabilities, held_labels), accuracy))
+    return scores

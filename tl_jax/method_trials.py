@@ -36,7 +36,6 @@ RATES = {"adam": (1e-4, 3e-4), "sgd": (1e-2, 3e-2)}  # of layers that should sta
 NEW_PART_RATES = {"adam": (3e-4, 1e-3), "sgd": (3e-2, 1e-1)}  # of few values, new ones or such as may move far
 LEAST_AREA, VIEWS = 0.5, 8  # of an image that a crop keeps, and crops of each
 NO_TIME = "there was no time to try more than a linear probe"
-MIN_PROBABILITY = 1e-12  # whose logarithm is taken
 CHECK_EVERY = 10  # steps, of those that are taken one by one
 # What else a validation part is for; and what is switched off in trials, which have none.
 NEEDS_VALIDATION = {"patience": 0, "eval_checkpoint": "last", "metrics": (), "calibrate": False}
@@ -78,7 +77,7 @@ class Answers:
     @functools.cached_property
     def gains(self) -> dict[float, np.ndarray]:
         """By how much the log loss of each share is less than the probe's, in nats, for each example (N,)."""
-        found = {share: log_likelihoods(each, self.labels) for share, each in self.probabilities.items()}
+        found = {share: calibrated_log_likelihoods(each, self.labels) for share, each in self.probabilities.items()}
         return {share: each - found[0.0] for share, each in found.items() if share}
 
     @property
@@ -92,11 +91,11 @@ class Answers:
         return self.gains[self.best_share]
 
 
-def log_likelihoods(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def calibrated_log_likelihoods(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the logarithm of each label's probability (N,), of probabilities (N, K) at their best temperature."""
     raw = probabilities.astype(np.float64)
     calibrated = classification.apply_temperature(raw, classification.fit_temperature(raw, labels))
-    return np.log(np.maximum(calibrated[np.arange(len(raw)), labels], MIN_PROBABILITY))
+    return classification.log_likelihoods(calibrated, labels)
 
 
 class Comparison(NamedTuple):
@@ -107,7 +106,7 @@ class Comparison(NamedTuple):
         share: of the trained weights.
         gain: by how much log loss is less than the probe's, where other folds choose candidate and share.
         error: standard error of the gain.
-        is_ahead: whether the gain is more than one standard error.
+        is_ahead: whether the gain is more than one standard error; two, if a single fold was tried.
         accuracies: of the probe and of the mixture, on the same folds.
     """
 
@@ -150,8 +149,8 @@ def augmentation(config: RunConfig, mirrored: bool, examples: int) -> Changes:
     flip = (("augment.flip", True),) if mirrored else ()
     augmented: Changes = (("augment.resized_crop", LEAST_AREA), *flip)
     passes = max(config.epochs, config.min_steps * config.batch_size / examples)
-    views = (("cache.views", min(VIEWS, int(passes) - 1)),)  # each is to be met at least once
-    options = [(*augmented, *views), augmented] if passes >= 2 else [augmented]
+    views = min(VIEWS, int(passes) - 1)  # each is met at least once
+    options = [(*augmented, ("cache.views", views)), augmented] if views > 1 else [augmented]
     return next((changes for changes in options if _is_allowed(config, changes)), ())
 
 
@@ -272,10 +271,10 @@ class Trials:
                     done = {candidate: parts[: index or 1] for candidate, parts in running.items() if parts}
                     return {**before, **done}
                 running[candidate].append(answers)
-            running = self._without_slow(running, before)
+            running = self._survivors(running, before)
         return {**before, **running}
 
-    def _without_slow(self, running: Trained, before: Trained) -> Trained:
+    def _survivors(self, running: Trained, before: Trained) -> Trained:
         """Return what is not more than two standard errors behind the best, on the folds that all have seen."""
         if not running:
             return running
@@ -305,12 +304,12 @@ class Trials:
         gains = {(c, share): each for c, answers in together.items() for share, each in answers.gains.items()}
         best, share = max(gains, key=lambda key: (gains[key].mean(), key[1]))
         fold_of = np.repeat(np.arange(count), [len(part.labels) for part in trained[best]])
-        honest = gains[best, share].copy()
+        cross_fitted = gains[best, share].copy()
         for fold in range(count if count > 1 else 0):
             is_other = fold_of != fold
             chosen = max(gains, key=lambda key: (gains[key][is_other].mean(), key[1]))
-            honest[~is_other] = gains[chosen][~is_other]
-        gain, error = float(honest.mean()), standard_error(honest, self._groups(count))
+            cross_fitted[~is_other] = gains[chosen][~is_other]
+        gain, error = float(cross_fitted.mean()), standard_error(cross_fitted, self._groups(count))
         accuracies = together[best].accuracy(0.0), together[best].accuracy(share)
         return Comparison(best, share, gain, error, gain > (1 if count > 1 else 2) * error, accuracies)
 

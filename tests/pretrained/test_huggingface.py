@@ -8,7 +8,10 @@ import pytest
 
 from tests.text import SIZES, TEXTS, network
 from tl_jax import models, pretrained
+from tl_jax.config import recipe, schema
 from tl_jax.pretrained import huggingface
+from tl_jax.tasks import text as text_task
+from tl_jax.tasks.run_record import RunRecord
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 
@@ -171,3 +174,23 @@ def test_what_the_model_cannot_take_is_said():
     assert models.create("bert", 0, **SIZES).stage_names() == ("embeddings", "layer1", "layer2", "pooler")
     with pytest.raises(UserError, match="no endpoint 'layer9'"):
         models.create("bert", 0, **SIZES, endpoint="layer9").stage_names()
+
+
+def test_a_network_trained_on_means_reads_means_but_for_a_head_that_reads_its_pooler(tmp_path):
+    huggingface.save(tmp_path, network(tmp_path, classes=2), ("no", "yes"))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    assert huggingface.load("bert", tmp_path, 5).model.pooling == "mean"
+    assert huggingface.load("bert", tmp_path, head="keep").model.pooling == "pooler"
+
+
+def test_a_run_that_began_with_the_pooler_goes_on_with_it(tmp_path):
+    huggingface.save(tmp_path, network(tmp_path))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    config = recipe.get_config("text")
+    config.model.name, config.init.source, config.init.path = "bert", "huggingface", str(tmp_path)
+    config = schema.freeze(config)
+    new = text_task.load_network(config, ("a", "b"), "text")
+    begun = text_task.load_network(config, ("a", "b"), "text", RunRecord({text_task.NETWORK: {"depth": 2}}))
+    assert (new.model.pooling, begun.model.pooling) == ("mean", "pooler")

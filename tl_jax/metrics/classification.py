@@ -177,9 +177,14 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     return exponentials / exponentials.sum(-1, keepdims=True)
 
 
+def log_likelihoods(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the logarithm of each label's probability (N,), in nats, of probabilities (N, K)."""
+    return np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-30))
+
+
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean negative logarithm of the labels' probabilities, in nats."""
-    return float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-30)).mean())
+    return float(-log_likelihoods(probabilities, labels).mean())
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:

@@ -123,7 +123,7 @@ def download_folder(repository: str, *name_groups: tuple[str, ...]) -> Path:
 
     Args:
         repository: "owner/name".
-        *name_groups: names that stand for one another; of the last group none need be there.
+        *name_groups: names that stand for one another.
 
     Raises:
         UserError: no connection, or none of a group.
@@ -135,7 +135,7 @@ def download_folder(repository: str, *name_groups: tuple[str, ...]) -> Path:
                 file = download_from_hub(repository, name, hint=_HINT_FOLDER)
                 break
             except UserError:
-                if name == group[-1] and group != name_groups[-1]:
+                if name == group[-1]:
                     raise
     assert file is not None
     return file.parent

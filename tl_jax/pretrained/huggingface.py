@@ -142,7 +142,7 @@ def load(
         rename: pairs (regex, replacement) for the names of arrays, see ``pretrained.load``.
         **options: attributes of ``Bert``: ``output`` says what kind of head, ``pooling`` what it reads. Without a
             pooler in the file texts are the mean of their tokens, and so they are where sentence-transformers has
-            trained the network on means.
+            trained the network on means and no head of the file is kept.
 
     Raises:
         UserError: files that are missing, damaged, or of another network.
@@ -158,10 +158,7 @@ def load(
     stripped, converted = _convert(contents, file, bert_table.conversion_table(name, attributes["depth"]), rename)
     bert_table.check_shapes(attributes, name, converted, file)
     stages_in_file = {path.split("/")[1] for path in converted.leaves}
-    attributes |= {
-        "pooling": "pooler" if "pooler" in stages_in_file and not _was_trained_on_means(folder) else "mean",
-        "output": bert_table.head_kind(config) or "text",
-    }
+    attributes["output"] = bert_table.head_kind(config) or "text"
     bias = converted.leaves.get("params/head/bias")
     file_classes = len(bias) if bias is not None and bias.ndim == 1 else 0
     output = options.get("output", attributes["output"])
@@ -174,6 +171,8 @@ def load(
     keep_head = fits and head != "new"
     if not keep_head:  # a head of another task does not matter where one is drawn
         converted = converted._replace(extra=[name for name in converted.extra if name not in other_heads])
+    reads_pooler = "pooler" in stages_in_file and (keep_head or not _was_trained_on_means(folder))
+    attributes["pooling"] = "pooler" if reads_pooler else "mean"
     model = models.create(name, classes, **{**attributes, **options})
     variables, random_leaves = _merge(model, converted, keep_head, file)
     tokenizer = tokenize.read_tokenizer(folder)
@@ -271,9 +270,8 @@ def _find_folder(path: str | Path | None) -> Path:
         return formats.export_of(folder)
     if folder.exists() or len(folder.parts) != 2:
         raise UserError(f"{folder} is no folder; pass the one that holds config.json, weights and tokenizer")
-    downloaded = hub.download_folder(
-        str(path), (CONFIG_FILE,), WEIGHT_FILES, tokenize.FILES, ("tokenizer_config.json",)
-    )
+    downloaded = hub.download_folder(str(path), (CONFIG_FILE,), WEIGHT_FILES, tokenize.FILES)
+    hub.download_if_there(str(path), "tokenizer_config.json")
     if (index := next((downloaded / w for w in WEIGHT_FILES if (downloaded / w).is_file()), downloaded)).name.endswith(
         INDEX_SUFFIX
     ):
