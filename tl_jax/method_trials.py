@@ -249,13 +249,13 @@ class Trials:
         return f"what was trained came to nothing, {errors[-1]}: a linear probe" if errors else NO_TIME
 
     def _race(self, contenders: Sequence[Candidate], before: Trained) -> Trained:
-        """Train candidates fold by fold, without those that are surely behind the best one, as long as there is time.
+        """Train candidates fold by fold, of which the better half goes on, as long as there is time.
 
-        After Maron and Moore 1997, The racing algorithm, doi:10.1023/A:1006556606079.
+        After successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943, with folds for its resource.
 
         Args:
             contenders: that are trained.
-            before: what was trained on all folds, which is raced against.
+            before: what was trained on all folds, which contenders have to beat.
         """
         running: Trained = {candidate: [] for candidate in contenders}
         for index in range(len(self.folds)):
@@ -271,22 +271,25 @@ class Trials:
                     done = {candidate: parts[: index or 1] for candidate, parts in running.items() if parts}
                     return {**before, **done}
                 running[candidate].append(answers)
-            running = self._survivors(running, before)
+            running = self._better_half(running, before)
         return {**before, **running}
 
-    def _survivors(self, running: Trained, before: Trained) -> Trained:
-        """Return what is not more than two standard errors behind the best, on the folds that all have seen."""
+    def _better_half(self, running: Trained, before: Trained) -> Trained:
+        """Return the better half of the candidates that are running, of those that beat what was trained before.
+
+        Args:
+            running: candidates, trained on the same folds each.
+            before: candidates that were trained on all folds.
+        """
         if not running:
             return running
         count = len(next(iter(running.values())))
-        seen = {candidate: join(parts[:count]).best_gains for candidate, parts in {**before, **running}.items()}
-        leader, groups = max(seen, key=lambda candidate: seen[candidate].mean()), self._groups(count)
-        behind = {candidate: seen[leader] - gains for candidate, gains in seen.items()}
-        return {
-            candidate: parts
-            for candidate, parts in running.items()
-            if candidate == leader or behind[candidate].mean() <= 2 * standard_error(behind[candidate], groups)
+        mean_gains = {
+            candidate: join(parts[:count]).best_gains.mean() for candidate, parts in {**before, **running}.items()
         }
+        bar = max((mean_gains[candidate] for candidate in before), default=-math.inf)
+        ranked = sorted(running, key=lambda candidate: -mean_gains[candidate])[: math.ceil(len(running) / 2)]
+        return {candidate: running[candidate] for candidate in ranked if mean_gains[candidate] > bar}
 
     def _groups(self, folds: int) -> np.ndarray:
         """Return of which groups the held-out examples of the first folds are; each is its own if there are none."""
@@ -319,7 +322,7 @@ class Trials:
             return None
         start = time.monotonic()
         task, state = self._load_fold(index)
-        plan = task.plan(with_changes(self.config, (*self.common, *candidate.changes)))
+        plan = task.plan(with_changes(self.config, (*self.common, *candidate.changes, *self._fewer_steps(index))))
         trained, seen = train(task, jax.tree.map(jnp.copy, state), plan, self.config.seed, self.deadline)
         if seen is None:
             return None
@@ -330,6 +333,11 @@ class Trials:
             raise Diverged(f"probabilities are not finite after {plan[-1].stop:,} steps")
         self._record(candidate, index, answers, time.monotonic() - start)
         return answers
+
+    def _fewer_steps(self, index: int) -> Changes:
+        """Return the least number of steps with which a fold is passed over as often as all examples would be."""
+        share = len(self.folds[index][0]) / len(self.pool.labels)
+        return (("min_steps", math.ceil(share * self.config.min_steps)),) if self.config.min_steps else ()
 
     def _record(self, candidate: Candidate, index: int, answers: Answers, seconds: float) -> None:
         """Write down and say what came of a trial."""
