@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from tl_jax import method_trials
 from tl_jax.config import recipe, schema
 from tl_jax.data.recognize import RecognizedData, recognize
 from tl_jax.data.registry import DATASETS
@@ -106,28 +107,40 @@ def apply_method(config: recipe.Config, method: str, epochs: float | None) -> No
     task, names = TASKS[config.task], names_for_task(config.task)
     if method not in names:
         raise UserError(f"method={method!r} is unknown; {nearest(method, names)}")
-    if task.data_inputs:  # else ``recipe.policy`` has said all
-        _set_length(config, epochs)
+    if not task.data_inputs:  # ``recipe.policy`` has set all defaults
+        return METHODS[method](config) if method != AUTO else None
+    examples = _set_length(config, epochs)
     if method != AUTO:
-        METHODS[method](config)
+        _put_method(config, method, examples)
     elif task.can_choose_method and config.init.source != "random" and config.init.head == "new":
         return METHODS[method if config.epochs else "logistic"](config)
-    if task.data_inputs:
-        _set_rates(config)
+    _set_rates(config)
     if config.phases or not config.epochs:
         config.min_steps = 0
+    if method != AUTO and (config.phases or config.epochs):
+        for path, value in method_trials.augmentation(schema.freeze(config), False, examples):
+            schema.set_field(config, path, value)
 
 
-def _set_length(config: recipe.Config, epochs: float | None) -> None:
-    """Set schedule, batch size and the least number of steps: a small set needs more passes for as many."""
+def _set_length(config: recipe.Config, epochs: float | None) -> int:
+    """Set schedule, batch size and the minimum number of steps; return the number of training examples."""
     config.optim.schedule, config.optim.warmup = "cosine", 0.1
     frozen = schema.freeze(config)
-    if config.batch_size == RunConfig().batch_size:
-        source = TASKS[config.task].load_data(frozen)
-        examples = len(head_init.split_data(frozen, source)["train"].labels)
-        config.batch_size = SMALL_BATCH if examples < SMALL_DATA else config.batch_size
+    examples = len(head_init.split_data(frozen, TASKS[config.task].load_data(frozen))["train"].labels)
+    if config.batch_size == RunConfig().batch_size and examples < SMALL_DATA:
+        config.batch_size = SMALL_BATCH
     TASKS[config.task].set_defaults(config)
     config.min_steps = MIN_STEPS if epochs is None else 0
+    return examples
+
+
+def _put_method(config: recipe.Config, method: str, examples: int) -> None:
+    """Put a method into a configuration; phases, which know no minimum number of steps, get as many epochs."""
+    epochs = config.epochs
+    config.epochs = enough = max(epochs, config.min_steps * config.batch_size / max(1, examples))
+    METHODS[method](config)
+    if config.epochs == enough:
+        config.epochs = epochs
 
 
 def _set_rates(config: recipe.Config) -> None:

@@ -1,0 +1,53 @@
+"""Defaults of each method for data that a user names: enough steps, images cropped, and nothing contradicts itself."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from tl_jax.config import schema, validate
+from tl_jax.config_from_data import MIN_STEPS, SMALL_BATCH, apply_method, make_config
+from tl_jax.restore import make_task
+from tl_jax.transfer.methods import names_for_task
+
+NO_CROPS = ("auto", "logistic", "ridge")  # a probe sees each image as it is
+
+
+def digit_images(n):
+    digits = load_digits()
+    images = np.repeat(np.repeat(digits.images[:n], 2, 1), 2, 2)[..., None].repeat(3, -1) * 15
+    return images.astype(np.uint8), digits.target[:n]
+
+
+def configured(data, method, **fields):
+    config = make_config(data, "", "resnet8" if isinstance(data, tuple) else "", None)
+    if "size" in config.input:
+        config.input.size = 16
+    for path, value in fields.items():
+        schema.set_field(config, path.replace("__", "."), value)
+    apply_method(config, method, None)
+    return validate.validate(config)
+
+
+@pytest.mark.parametrize("method", names_for_task("image"))
+def test_each_method_is_valid_and_crops_images_of_few(method):
+    config = configured(digit_images(100), method)
+    assert config.augment.resized_crop == (0.0 if method in NO_CROPS else 0.5)
+    assert not config.augment.flip  # nobody has looked whether a mirrored image is of the same class
+    assert config.batch_size == SMALL_BATCH
+
+
+@pytest.mark.parametrize("method", names_for_task("text"))
+def test_each_method_is_valid_for_texts(method):
+    labels = ["good", "bad"] * 20
+    configured({"text": [f"{label} film {i}" for i, label in enumerate(labels)], "label": labels}, method)
+
+
+def test_phases_have_the_steps_that_other_methods_have():
+    config = configured(digit_images(100), "gradual", data__validation=0.0)
+    assert MIN_STEPS <= make_task(config).plan()[-1].stop <= MIN_STEPS + 3
+    assert config.phases[0].recipe == "head" and not config.min_steps
+
+
+def test_what_the_user_says_of_augmentation_holds():
+    config = configured(digit_images(100), "lp_ft", augment__jitter=0.2)
+    assert config.augment.jitter == 0.2 and config.augment.resized_crop == 0.0
