@@ -435,8 +435,8 @@ class FakeTrials(method_trials.Trials):
         return method_trials.Answers({share: softmax(noise + m * hot, axis=1) for share, m in at.items()}, labels)
 
 
-def test_what_is_surely_behind_goes_no_further_and_what_would_go_further_goes_deeper():
-    trials = FakeTrials({"last 2 of 4 stages at 0.0001": 3.0, "last 2 of 4 stages at 0.0003": 1.2, "all": 2.0})
+def test_the_better_half_goes_on_and_what_would_go_further_goes_deeper():
+    trials = FakeTrials({"last 2 of 4 stages at 0.0001": 3.0, "last 2 of 4 stages at 0.0003": 2.9, "all": 2.0})
     best = trials.best()
     assert (best.candidate.name, best.share, best.is_ahead) == ("last 2 of 4 stages at 0.0001", 1.0, True)
     assert [index for name, index in trials.ran if name.endswith("0.0003")] == [0]
@@ -444,6 +444,13 @@ def test_what_is_surely_behind_goes_no_further_and_what_would_go_further_goes_de
     assert best.accuracies[1] > best.accuracies[0]
     deeper = FakeTrials({"last 2 of 4 stages at 0.0001": 2.0, "last 2 of 4 stages at 0.0003": 1.2, "all": 3.0})
     assert deeper.best().candidate.name == "all stages at 0.0001"
+
+
+def test_a_fold_is_passed_over_as_often_as_all_examples_would_be():
+    trials = FakeTrials({})
+    assert trials._fewer_steps(0) == ()
+    trials.config = schema.freeze(recipe.override(trials.config, (("min_steps", 200),)))
+    assert trials._fewer_steps(0) == (("min_steps", 134),)  # two thirds of the examples
 
 
 def test_nothing_goes_deeper_where_the_probe_is_better():
