@@ -9,19 +9,21 @@ at the end, on the test pictures. Both start from what the run started from, ran
 """
 
 import csv
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 
 from tl_jax import restore, transferability
 from tl_jax.config import schema, stored
 from tl_jax.tasks import image_network, image_task
-from tl_jax.tasks.losses import Network, make_pooled
+from tl_jax.tasks.losses import Network
 from tl_jax.train import evaluate
 from tl_jax.train.logging import say
 from tl_jax.transfer import adapters
@@ -97,6 +99,17 @@ def load_run_network(config: Any, inputs: Mapping[str, Any]) -> Network:
         image_task.Inputs(**inputs),
         config.adapt,
     )
+
+
+@functools.cache
+def make_pooled(net: Network, names: tuple[str, ...]):
+    """Return the function (variables, batch) -> averages over positions of the named maps, side by side (N, D)."""
+
+    def pooled(variables, batch):
+        endpoints = net.predict(variables, batch["inputs"])[1]
+        return jnp.concatenate([endpoints[name].astype(jnp.float32).mean((1, 2)) for name in names], axis=1)
+
+    return pooled
 
 
 def pooled_features(network: Network, variables: Any, task: Any) -> dict[str, np.ndarray]:

@@ -127,9 +127,6 @@ class Splitter(NamedTuple):
         return unicodedata.category(character)[0] in "PS" and not (character == "_" and "_" in self.attached)
 
 
-PLAIN_SPLITTER = Splitter()  # of no training words: blanks and all marks split, as in BERT's tokenizer
-
-
 def learn_splitter(sentences: Iterable[Sequence[str]]) -> Splitter:
     """Return how sentences are split, from sentences that come as words.
 

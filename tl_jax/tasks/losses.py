@@ -204,17 +204,6 @@ def make_features(net: Network, name: str = "features"):
     return features
 
 
-@functools.cache
-def make_pooled(net: Network, names: tuple[str, ...]):
-    """Return the function (variables, batch) -> averages over positions of the named maps, side by side (N, D)."""
-
-    def pooled(variables, batch):
-        endpoints = net.predict(variables, batch["inputs"])[1]
-        return jnp.concatenate([endpoints[name].astype(jnp.float32).mean((1, 2)) for name in names], axis=1)
-
-    return pooled
-
-
 def predict_logits(net: Network, variables: Any, images: jax.Array, num_views: int) -> jax.Array:
     """Return the logits (N, K) of pictures, or the logarithm of their mean probability over ``num_views`` views."""
     if num_views == 1:
