@@ -444,13 +444,10 @@ def test_the_better_half_goes_on_and_what_would_go_further_goes_deeper():
     assert best.accuracies[1] > best.accuracies[0]
     deeper = FakeTrials({"last 2 of 4 stages at 0.0001": 2.0, "last 2 of 4 stages at 0.0003": 1.2, "all": 3.0})
     assert deeper.best().candidate.name == "all stages at 0.0001"
-
-
-def test_a_fold_is_passed_over_as_often_as_all_examples_would_be():
-    trials = FakeTrials({})
-    assert trials._fewer_steps(0) == ()
-    trials.config = schema.freeze(recipe.override(trials.config, (("min_steps", 200),)))
-    assert trials._fewer_steps(0) == (("min_steps", 134),)  # two thirds of the examples
+    by_chance = FakeTrials({"last": 1.02, "all": 3.0}, n=60)
+    best = by_chance.best()
+    assert best.share == 1.0 and 0 < best.gain < best.error
+    assert not any(name.startswith("all") for name, _ in by_chance.ran)
 
 
 def test_nothing_goes_deeper_where_the_probe_is_better():

@@ -229,8 +229,8 @@ class Trials:
     def best(self) -> Comparison | None:
         """Return how the best candidate compares with the probe; None if none was trained to its end.
 
-        The shallowest candidates race first. The deeper ones follow where the best of these is ahead all the way from
-        the probe, which may mean that it would go further.
+        The shallowest candidates race first. The deeper ones follow if the best of these is ahead by more than one
+        standard error, without any share of the probe: then training more of the network may help further.
         """
         if time.monotonic() >= self.deadline:
             return None
@@ -239,7 +239,8 @@ class Trials:
         trained = self._race(shallow, {})
         if trained:
             leader = join(trained[_leader(trained)])
-            if leader.best_share == 1.0 and leader.best_gains.mean() > 0:
+            error = standard_error(leader.best_gains, self._groups(len(trained[_leader(trained)])))
+            if leader.best_share == 1.0 and leader.best_gains.mean() > error:
                 trained = self._race([candidate for candidate in everyone if candidate not in shallow], trained)
         return self._compare(trained) if trained else None
 
@@ -322,7 +323,7 @@ class Trials:
             return None
         start = time.monotonic()
         task, state = self._load_fold(index)
-        plan = task.plan(with_changes(self.config, (*self.common, *candidate.changes, *self._fewer_steps(index))))
+        plan = task.plan(with_changes(self.config, (*self.common, *candidate.changes)))
         trained, seen = train(task, jax.tree.map(jnp.copy, state), plan, self.config.seed, self.deadline)
         if seen is None:
             return None
@@ -333,11 +334,6 @@ class Trials:
             raise Diverged(f"probabilities are not finite after {plan[-1].stop:,} steps")
         self._record(candidate, index, answers, time.monotonic() - start)
         return answers
-
-    def _fewer_steps(self, index: int) -> Changes:
-        """Return the least number of steps with which a fold is passed over as often as all examples would be."""
-        share = len(self.folds[index][0]) / len(self.pool.labels)
-        return (("min_steps", math.ceil(share * self.config.min_steps)),) if self.config.min_steps else ()
 
     def _record(self, candidate: Candidate, index: int, answers: Answers, seconds: float) -> None:
         """Write down and say what came of a trial."""
