@@ -18,7 +18,7 @@ from tl_jax.report import plots
 from tl_jax.restore import MIXTURE, check_batches, make_task, own_modules, restore
 from tl_jax.tasks.run_record import RunRecord
 from tl_jax.train import loop, more_epochs, sharding, workdir
-from tl_jax.train.advice import advise
+from tl_jax.train.advice import advise, advise_norms
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.evaluate import evaluate as evaluate_split
 from tl_jax.train.logging import say
@@ -150,6 +150,8 @@ def _train_one(config: RunConfig, folder: Path, verbose: bool = True, before: fl
         rows = loop.phase_rows(folder, plan[-1].name)
         is_best = config.eval_checkpoint == "best"
         summary["advice"] = advise(rows, task.score, task.sizes.get("validation", 0), is_best)
+        if config.init.source != "random" and task.input_kind == "images":
+            summary["advice"] += advise_norms(fitted.norm_shift, task.sizes["train"])
     summary["seconds"] = {**seconds, **fitted.seconds, "total": time.monotonic() - start}
     _write_test_details(fitted.task, evaluation, folder)
     write_json(folder / "network.json", loop.stage_parameters(fitted.state.params, plan, task.stages))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tl_jax.train.advice import advise
+from tl_jax.train.advice import advise, advise_norms, norm_shift
 
 
 def rows(train_loss, train_accuracy, held_loss=(), held_accuracy=()):
@@ -44,3 +44,16 @@ def test_a_run_that_went_on_too_long():
 )
 def test_nothing_is_said_of_curves_as_they_should_be(curves):
     assert advise(curves, "accuracy", 100) == []
+
+
+def test_the_shift_of_statistics_is_that_of_means_and_spreads():
+    start = {"bn": {"mean": np.zeros(4), "var": np.full(4, 3.999)}, "other": {"count": np.ones(4)}}
+    moved = {"bn": {"mean": np.full(4, 2.0), "var": np.full(4, 15.999)}, "other": {"count": np.zeros(4)}}
+    assert norm_shift(start, moved) == pytest.approx(1.0 + 1.0)  # one deviation, and twice the deviation
+    assert norm_shift(start, start) == norm_shift({}, {}) == 0.0
+
+
+def test_statistics_of_few_examples_that_moved_are_named():
+    (text,) = advise_norms(0.3, 100)
+    assert "moved by 0.30" in text and "freeze.batch_stats=frozen" in text
+    assert advise_norms(0.3, 50_000) == advise_norms(0.0, 100) == []

@@ -1,4 +1,4 @@
-"""What the learning curves of a finished run say against it: it was too short, or it learned its examples by heart."""
+"""What a finished run says against itself: too short, examples learned by heart, BatchNorm far from its source."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 
 from tl_jax.metrics.intervals import wilson_interval
+from tl_jax.utils import tree
 
 FITTED = 0.995  # training accuracy from which on nothing is left to be learned from the examples
 BEHIND = 0.02  # how far the upper end of the interval of validation is below training, of examples known by heart
 FALL = 0.1  # share of the training loss by which it fell in the last quarter, as the one before, of a run cut short
+MAX_SHIFT = 0.05  # of BatchNorm's statistics; a first batch of flowers or digits is 0.08 to 0.11 from ImageNet
+FEW_EXAMPLES = 2000  # of which the source's statistics are the better estimate
 MIN_ROWS = 8  # of training that say something about a course
 
 
@@ -30,6 +33,35 @@ def advise(rows: Sequence[Mapping[str, Any]], score: str, validation: int, is_be
         "" if is_best else _past_best(held_out, score),
     ]
     return [text for text in found if text]
+
+
+def norm_shift(start: tree.Tree, end: tree.Tree) -> float:
+    """Return how far the statistics of BatchNorm moved, 0 if there are none.
+
+    That is the mean over channels of ((m1 - m0) / s0)^2 + (s1 / s0 - 1)^2, for means m and standard deviations s.
+
+    Args:
+        start, end: ``batch_stats`` before and after training.
+    """
+    before, after = tree.flatten(start), tree.flatten(end)
+    distances = []
+    for path in before:
+        if path.endswith("/mean") and (spread := f"{path.removesuffix('mean')}var") in before:
+            scale = np.sqrt(np.asarray(before[spread], np.float64) + 1e-3)
+            moved = (np.asarray(after[path], np.float64) - np.asarray(before[path], np.float64)) / scale
+            ratio = np.sqrt(np.asarray(after[spread], np.float64) + 1e-3) / scale
+            distances.append(moved**2 + (ratio - 1) ** 2)
+    return float(np.concatenate(distances).mean()) if distances else 0.0
+
+
+def advise_norms(shift: float, examples: int) -> list[str]:
+    """Return in words what to do about statistics that moved; [] if they did not, or there are enough examples."""
+    if shift <= MAX_SHIFT or examples >= FEW_EXAMPLES:
+        return []
+    return [
+        f"the statistics of BatchNorm moved by {shift:.2f} from the source's (0 is not at all), estimated from "
+        f"{examples:,} examples; config.freeze.batch_stats=frozen keeps the source's, which is often better for so few"
+    ]
 
 
 def _memorized(train: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]], count: int) -> str:

@@ -10,6 +10,7 @@ import jax
 
 from tl_jax.metrics.intervals import wilson_interval
 from tl_jax.train import evaluate, sharding
+from tl_jax.train.advice import norm_shift
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.freeze_audit import FreezeAudit
 from tl_jax.train.logging import Log
@@ -148,11 +149,13 @@ class Run:
         self.seconds = {"features": 0.0, "compile": 0.0, "train": 0.0, "eval": 0.0}
         self.phase_tasks: dict[int, Task] = {}  # by the phase that starts at a step
         self.steps_taken = 0  # steps since this process started
+        self.start_norms: dict[str, Any] = {}
         self.best, self.saved = -math.inf, -math.inf  # validation score, and when the last checkpoint was begun
 
     def phases(self, plan: Sequence[Phase], done: int) -> tuple[TrainState, dict[str, int]]:
         """Go through the phases from step ``done``; return the last state and the last phase's parameter counts."""
         state = initial_state(self.task, self.seed, self.sharded)
+        self.start_norms = sharding.to_host(dict(state.batch_stats))
         parameters = {"trainable": 0, "frozen": tree.count(state.params)}
         if not plan and self.checkpoints.latest() is None:
             self._save(state, self._evaluate("start", state, self.task), force=True)
@@ -327,6 +330,7 @@ class Fitted(NamedTuple):
         seconds: spent by this process on ``features`` (of frozen layers), ``compile``, ``train`` and ``eval``.
         parameters: ``trainable`` and ``frozen`` values of the last phase.
         freeze: the proof of freezing, where one was asked for.
+        norm_shift: how far the statistics of BatchNorm moved, see ``advice.norm_shift``.
         resumed_from: step at which this process took over, 0 for a run in one piece.
     """
 
@@ -336,6 +340,7 @@ class Fitted(NamedTuple):
     seconds: dict[str, float]
     parameters: dict[str, int]
     freeze: dict[str, Any]
+    norm_shift: float
     resumed_from: int
 
 
@@ -385,4 +390,6 @@ def fit(
     finally:
         log.close()
     checkpoints.wait()
-    return Fitted(state, last_task, checkpoints, run.seconds, parameters, audit.summary() if audit else {}, done)
+    shift = norm_shift(run.start_norms, sharding.to_host(dict(state.batch_stats)))
+    proof = audit.summary() if audit else {}
+    return Fitted(state, last_task, checkpoints, run.seconds, parameters, proof, shift, done)
