@@ -239,7 +239,8 @@ class Learner:
         """Try rising learning rates on the first phase, which ``find_lr.json`` and ``find_lr.png`` keep.
 
         Returns:
-            The losses; ``suggested`` is the rate to take.
+            The losses; ``suggested`` is the rate to take. If the head has another rate than the layers below it
+            (``optim.backbone_lr_scale``), it is that of these layers, and ``head.suggested`` that of the head.
         """
         config, task = self._first_run()
         if task.loss is None:
@@ -247,17 +248,25 @@ class Learner:
         plan = task.plan()
         if not plan:
             raise UserError("config.epochs=0 trains nothing; raise it to look for a learning rate")
-        phase, folder = plan[0], self.workdir
+        phase = plan[0]
         say(f"{task.name}, phase {phase.name}: up to 100 steps with rising learning rates ...")
-        sweep = lr_finder.sweep(task, phase, config.seed)
-        with workdir.exclusive(folder):
-            write_json(folder / "find_lr.json", {k: np.asarray(v).tolist() for k, v in sweep._asdict().items()})
-            title = f"{task.name}, phase {phase.name}, {phase.optim.name}, batches of {config.batch_size}"
-            marks = {"steepest fall": sweep.steepest, "lowest loss": sweep.lowest, "suggested": sweep.suggested}
-            path = plots.plot_lr_curve(*sweep[:3], marks, title, folder / "find_lr.png")
+        sweep = lr_finder.sweep_groups(task, phase, config.seed)
+        title = f"{task.name}, phase {phase.name}, {phase.optim.name}, batches of {config.batch_size}"
+        with workdir.exclusive(self.workdir):
+            head = sweep.head and _sweep_lists(sweep.head)
+            write_json(self.workdir / "find_lr.json", {**_sweep_lists(sweep), **({"head": head} if head else {})})
+            if sweep.head:
+                _draw_sweep(sweep.head, f"{title}, head alone", self.workdir / "find_lr_head.png")
+            _draw_sweep(sweep, title, self.workdir / "find_lr.png")
         scale = phase.rate.lr / config.optim.lr if config.optim.lr else 1.0  # the phase's own factor
-        say(f"steepest fall at {sweep.steepest:.1e}, lowest loss at {sweep.lowest:.1e}; picture: {path}")
-        say(f"try config.optim.lr={sweep.suggested / (scale or 1.0):.1e} (it was {config.optim.lr:g})")
+        suggested = (sweep.head or sweep).suggested / (scale or 1.0)
+        text = f"try config.optim.lr={suggested:.1e} (it was {config.optim.lr:g})"
+        if sweep.head:
+            share, before = min(1.0, sweep.suggested / sweep.head.suggested), phase.optim.backbone_lr_scale
+            text += (
+                f" and, for the layers below the head, config.optim.backbone_lr_scale={share:.2g} (it was {before:g})"
+            )
+        say(text)
         return sweep
 
     def _first_run(self) -> tuple[RunConfig, Task]:
@@ -283,6 +292,18 @@ class Learner:
         """Write a bundle that others can load, here or in other frameworks; return its folder."""
         export(self.config, self.workdir, dtype=dtype)
         return self.workdir / EXPORT_FOLDER
+
+
+def _sweep_lists(sweep: lr_finder.Sweep) -> dict[str, Any]:
+    """Return the fields of a sweep for JSON."""
+    return {name: np.asarray(value).tolist() for name, value in sweep._asdict().items() if name != "head"}
+
+
+def _draw_sweep(sweep: lr_finder.Sweep, title: str, path: Path) -> None:
+    """Draw a sweep and tell where its loss falls."""
+    marks = {"steepest fall": sweep.steepest, "lowest loss": sweep.lowest, "suggested": sweep.suggested}
+    plots.plot_lr_curve(*sweep[:3], marks, title, path)
+    say(f"steepest fall at {sweep.steepest:.1e}, lowest loss at {sweep.lowest:.1e}; picture: {path}")
 
 
 class BundleLearner(Learner):

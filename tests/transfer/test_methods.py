@@ -185,7 +185,13 @@ def test_looks_leave_pictures_and_start_no_run(tmp_path):
     found = Learner(small.config(("data.per_class", 5)), tmp_path).find_lr()
     written = json.loads((tmp_path / "find_lr.json").read_text())
     assert written["suggested"] == found.suggested and 1e-5 < found.suggested < 1
-    assert (tmp_path / "find_lr.png").stat().st_size > 5000
+    assert (tmp_path / "find_lr.png").stat().st_size > 5000 and found.head is None
+    grouped = Learner(small.config(("data.per_class", 5), ("optim.backbone_lr_scale", 0.1)), tmp_path).find_lr()
+    alone = Learner(small.config(("data.per_class", 5), ("freeze.recipe", "head")), tmp_path / "head").find_lr()
+    assert grouped.head is not None and grouped.head.suggested == pytest.approx(alone.suggested, rel=0.01)
+    written = json.loads((tmp_path / "find_lr.json").read_text())
+    assert written["head"]["suggested"] == grouped.head.suggested and grouped.suggested == found.suggested
+    assert (tmp_path / "find_lr_head.png").stat().st_size > 5000
     assert not (tmp_path / "config.json").exists() and not (tmp_path / "checkpoints").exists()
 
 

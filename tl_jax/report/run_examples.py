@@ -226,7 +226,9 @@ def augmentation(results: Results) -> html.Section | None:
 
 def learning_rate(results: Results) -> html.Section | None:
     """Return what ``--mode=find_lr`` drew."""
-    return _image_section(results, "find_lr.png", "Loss over a rising learning rate (--mode=find_lr).")
+    section = _image_section(results, "find_lr.png", "Loss over a rising learning rate (--mode=find_lr).")
+    head = _image_section(results, "find_lr_head.png", "The same, of the head alone.")
+    return section._replace(blocks=[*section.blocks, *(head.blocks if head else ())]) if section else None
 
 
 def _image_section(results: Results, name: str, caption: str) -> html.Section | None:

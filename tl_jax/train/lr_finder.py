@@ -1,5 +1,6 @@
 """Learning-rate range test: one short run in which the rate rises step by step, and what its losses suggest."""
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ from tl_jax.train import sharding
 from tl_jax.train.state import initial_state, stream_key
 from tl_jax.train.step import make_optimizer_init, make_train_step
 from tl_jax.train.task import Task
+from tl_jax.transfer.freeze import RECIPES
 from tl_jax.transfer.phases import Phase
 from tl_jax.utils.errors import UserError
 
@@ -24,6 +26,8 @@ class Sweep(NamedTuple):
         steepest: rate around which the smoothed loss falls fastest per factor of the rate.
         lowest: rate of the lowest smoothed loss, where training is about to diverge.
         suggested: the smaller of ``steepest`` and a tenth of ``lowest``.
+        head: the sweep of the head alone, if the layers below have a rate of their own; the rest is then of all layers
+            at one rate.
     """
 
     rates: np.ndarray
@@ -32,6 +36,16 @@ class Sweep(NamedTuple):
     steepest: float
     lowest: float
     suggested: float
+    head: "Sweep | None" = None
+
+
+def sweep_groups(task: Task, phase: Phase, seed: int) -> Sweep:
+    """Sweep the rate of a phase; of the head by itself, too, if ``optim.backbone_lr_scale`` tells two groups apart."""
+    if not phase.optim.backbone_lr_scale:
+        return sweep(task, phase, seed)
+    at_one_rate = phase._replace(optim=dataclasses.replace(phase.optim, backbone_lr_scale=0.0))
+    head = sweep(task, phase._replace(rules=RECIPES["head"]), seed)
+    return sweep(task, at_one_rate, seed)._replace(head=head)
 
 
 def sweep(task: Task, phase: Phase, seed: int, low: float = 1e-6, high: float = 1.0, steps: int = 100) -> Sweep:
