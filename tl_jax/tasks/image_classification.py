@@ -3,6 +3,7 @@
 Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) shows which regions of an image speak for a class.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +26,10 @@ from tl_jax.report.images import draw_overlays
 from tl_jax.tasks import error_analysis, head_init, image_evaluation, image_inputs, run_record
 from tl_jax.tasks.image_inputs import ImageInput
 from tl_jax.tasks.image_task import ImageRunConfig, ImageTask, load_inputs, no_images
-from tl_jax.tasks.losses import Inputs, Maps, Network, make_features, make_predict
+from tl_jax.tasks.losses import Inputs, Maps, Network, make_features, make_metrics, make_predict
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding
-from tl_jax.train.evaluate import extract, make_both
+from tl_jax.train.evaluate import Members, extract, make_both
 from tl_jax.train.task import register_task, unread
 from tl_jax.utils.errors import UserError, combine_errors, join_errors
 
@@ -164,7 +165,12 @@ def fit_batch(predictor: Predictor, images: Sequence[ImageInput]) -> Predictor:
 
 
 def run_temperature(predictor: Predictor, variables: Any) -> float:
-    """Return the temperature of the run, or fit it to the validation split; 1 if the run is not to be calibrated."""
+    """Return the temperature of the run, or fit it to the validation split; 1 if the run is not to be calibrated.
+
+    An ensemble has its own.
+    """
+    if isinstance(variables, Members):
+        return variables.temperature
     if predictor.validation is None:
         return 1.0
     if predictor.fitted_temperature is not None:
@@ -193,6 +199,7 @@ class ImageClassification(ImageTask):
 
     about = "images with a class each"
     can_choose_method = True
+    can_average = True
     config_class = ImageClassificationRunConfig
 
     def __init__(self, config: Any, record: RunRecord = NEW_RUN):
@@ -248,6 +255,12 @@ class ImageClassification(ImageTask):
             task = task.replace(splits={**task.splits, "test": test._replace(inputs=fitted)})
         settings = image_evaluation.read_settings(config, self.classes, task.splits)
         return task.replace(config=config, settings=settings, evaluates_outputs=settings is not None)
+
+    def with_views(self, count: int) -> Self:
+        """Return the task whose predictions are means over ``count`` views of each image."""
+        config = dataclasses.replace(self.config, test_views=count)
+        functions = {"metrics": make_metrics(self.network, count), "outputs": make_predict(self.network, count)}
+        return self.replace(config=config, predictor=self.predictor._replace(num_views=count), **functions)
 
     def report_elsewhere(self, test: Any, summary: Mapping[str, Any]) -> dict[str, Any]:
         return image_evaluation.report_elsewhere(test, self.classes, summary)

@@ -170,7 +170,7 @@ def report_calibration(
     if "sensitivity" in settings.metrics and settings.positive is not None:
         result["operating_point"] = _operating_point(settings, settings.positive, test, validation)
     if settings.calibrate:
-        result["calibration"] = _calibrate(test, validation, folder)
+        result["calibration"] = calibrate(test, validation, folder)
     return result
 
 
@@ -190,7 +190,7 @@ def report_elsewhere(test: Predictions, classes: tuple[str, ...], summary: Mappi
             name: float(hits.mean()) if len(hits) else None for name, hits in shares.items()
         }
     if temperature is not None:
-        result["calibration"] = _calibration(test, temperature)
+        result["calibration"] = calibration_scores(test, temperature)
     return result
 
 
@@ -208,7 +208,7 @@ def _operating_point(
     return {"positive": name, "threshold": threshold, **point}
 
 
-def _calibration(test: Predictions, temperature: float) -> dict[str, float]:
+def calibration_scores(test: Predictions, temperature: float) -> dict[str, float]:
     """Return calibration error and loss without a temperature and with it."""
     calibrated = classification.apply_temperature(test.probabilities, temperature)
     return {
@@ -220,7 +220,8 @@ def _calibration(test: Predictions, temperature: float) -> dict[str, float]:
     }
 
 
-def _calibrate(test: Predictions, validation: Predictions, folder: Path) -> dict[str, float]:
+def calibrate(test: Predictions, validation: Predictions, folder: Path) -> dict[str, float]:
+    """Fit a temperature to validation and draw ``reliability.png``; return the temperature, and scores on test."""
     temperature = classification.fit_temperature(*validation)
     calibrated = classification.apply_temperature(test.probabilities, temperature)
     before_bins, after_bins = (
@@ -232,4 +233,4 @@ def _calibrate(test: Predictions, validation: Predictions, folder: Path) -> dict
         f"temperature {temperature:.3f}{bound}: calibration error {before_bins.ece:.3f} before, "
         f"{after_bins.ece:.3f} after; picture: {path}"
     )
-    return _calibration(test, temperature)
+    return calibration_scores(test, temperature)

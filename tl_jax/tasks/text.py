@@ -32,7 +32,7 @@ from tl_jax.tasks.other_data import all_examples, with_classes_of_run
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.tasks.text_inputs import read_inputs
 from tl_jax.train import sharding
-from tl_jax.train.evaluate import make_both
+from tl_jax.train.evaluate import make_both, run_step
 from tl_jax.train.logging import say, say_written, warn
 from tl_jax.train.run_config import RunConfig
 from tl_jax.train.state import TrainState
@@ -272,8 +272,8 @@ class TextTask(Task):
         data = tokenize.tokenized_texts(encoded.encodings, encoded.labels, tokenize.pad_id(self.net.tokenizer))
         n = len(encoded.encodings)
         batch = data.batch(np.resize(np.arange(n), size), np.arange(size) < n)
-        out = step(variables, sharding.shard_batch(batch))
-        probabilities, features = map(np.asarray, out) if embeddings else (np.asarray(out), None)
+        out = run_step(step, variables, sharding.shard_batch(batch))
+        probabilities, features = out if embeddings else (out, None)
         counted = np.asarray(batch["label"]) != IGNORED
         for i, text in enumerate(encoded.shown):
             if data.read_mask is None:

@@ -21,6 +21,7 @@ class TextClassification(TextTask):
     head = "text"
     caches_features = True
     can_choose_method = True
+    can_average = True
 
     def reading_options(self, texts: np.ndarray) -> dict[str, Any]:
         return {**super().reading_options(texts), "pairs": isinstance(texts[0], tuple)}

@@ -1,8 +1,11 @@
-"""Metrics are (sum, count) pairs until the last moment: a mean of batch means is wrong for a short last batch."""
+"""Metrics are (sum, count) pairs until the last moment: a mean of batch means is wrong for a short last batch.
+
+Networks of one layout may be tested together: their probabilities are averaged, see ``Members``.
+"""
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl_jax import metrics
-from tl_jax.metrics import Sums
+from tl_jax.metrics import Sums, classification
 from tl_jax.train import sharding
 from tl_jax.train.step import make_eval_step
 from tl_jax.train.task import Task
@@ -49,19 +52,47 @@ class EvalResult(NamedTuple):
         return {**self.values, **dict.fromkeys(self.evaluation.missing, math.nan)}
 
 
+class Members(NamedTuple):
+    """Networks whose probabilities are averaged: a deep ensemble (Lakshminarayanan et al. 2017, arXiv:1612.01474).
+
+    Attributes:
+        networks: variables of M networks of one layout.
+        temperature: by which the logits of the mean are divided.
+    """
+
+    networks: tuple[Any, ...]
+    temperature: float = 1.0
+
+
+def run_step(step: Any, variables: Any, batch: Any) -> Any:
+    """Return on the host what a jitted function (variables, batch) gives, of ``Members`` the mean over networks."""
+    if not isinstance(variables, Members):
+        return jax.tree.map(np.asarray, step(variables, batch))
+    outputs = [run_step(step, network, batch) for network in variables.networks]
+    return jax.tree.map(lambda *leaves: np.mean(leaves, axis=0, dtype=np.float64), *outputs)
+
+
 def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]]) -> Any:
     """Return what ``function`` (variables, batch) gives for every example, padding left out.
 
-    That is arrays (N, ...) where the function returns (B, ...): one, or a tree of them.
+    That is arrays (N, ...) where the function returns (B, ...): one, or a tree of them. The variables may be
+    ``Members``, whose temperature is left to the caller.
     """
     step = make_eval_step(function, sharding.is_sharded(variables))
     if jax.process_count() > 1:
-        variables = sharding.replicate(variables)
+        variables = _replicate(variables)
     rows = []
     for batch in batches:
-        out, mask = step(variables, sharding.shard_batch(batch)), np.asarray(batch["mask"]) > 0
-        rows.append(jax.tree.map(lambda leaf, mask=mask: np.asarray(leaf)[mask], out))
+        out, mask = run_step(step, variables, sharding.shard_batch(batch)), np.asarray(batch["mask"]) > 0
+        rows.append(jax.tree.map(lambda leaf, mask=mask: leaf[mask], out))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
+
+
+def _replicate(variables: Any) -> Any:
+    """Replicate variables, or those of each network, onto every device."""
+    if isinstance(variables, Members):
+        return variables._replace(networks=tuple(map(sharding.replicate, variables.networks)))
+    return sharding.replicate(variables)
 
 
 def check_finite(values: Mapping[str, float], where: str, describe_last: Callable[[], str] = str) -> None:
@@ -100,7 +131,7 @@ def evaluate(
 
     Args:
         task: whose functions measure.
-        variables: that are tested.
+        variables: that are tested; ``Members`` are tested as one, by the mean of their probabilities.
         split: name of the split.
         final: whether this is the test at the end, for which ``task.evaluate`` gets the outputs in any case; the
             program is the same without it, but what it puts out is dropped batch by batch.
@@ -109,6 +140,10 @@ def evaluate(
     Raises:
         Diverged: a metric, or what the network says of an example, is not finite.
     """
+    if isinstance(variables, Members):
+        results = [evaluate(task, each, split, True, where, describe_last) for each in variables.networks]
+        pooled = average([result.evaluation.predictions for result in results], variables.temperature)
+        return score(task, pooled, sum(result.compile_seconds for result in results))
     where = where or f"the {split} split"
     has_outputs = task.outputs is not None
     keeps_outputs = has_outputs and (final or task.evaluates_outputs)
@@ -137,6 +172,23 @@ def evaluate(
         _check_predictions(output, batch["mask"] > 0, where, describe_last)
     evaluation = task.evaluate(outputs, batches)
     return EvalResult({**values, **evaluation.values}, examples, compiling, evaluation)
+
+
+def average(predictions: Sequence[classification.Predictions], temperature: float = 1.0) -> classification.Predictions:
+    """Return the mean of what M networks say of the same N examples, its logits divided by a temperature."""
+    probabilities = np.mean([each.probabilities for each in predictions], axis=0)
+    if temperature != 1.0:
+        probabilities = classification.apply_temperature(probabilities, temperature)
+    return predictions[0]._replace(probabilities=probabilities)
+
+
+def score(task: Task, predictions: classification.Predictions, compile_seconds: float = 0.0) -> EvalResult:
+    """Return the metrics of probabilities (N, K) that come from several networks, as ``evaluate`` has them of one."""
+    probabilities, labels = predictions
+    accuracy = float((probabilities.argmax(1) == labels).mean())
+    values = {"accuracy": accuracy, "loss": classification.log_loss(*predictions)}
+    evaluation = task.evaluate([probabilities], [{"label": labels, "mask": np.ones(len(labels), np.float32)}])
+    return EvalResult({**values, **evaluation.values}, len(labels), compile_seconds, evaluation)
 
 
 @functools.cache

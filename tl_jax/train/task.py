@@ -55,6 +55,8 @@ class Task:
         extra_heads: names of further heads, under ``extra/`` in the parameters, that its loss trains.
         can_choose_method: whether ``method="auto"`` can compare what is trained with a linear probe of the features:
             the kind takes the splits of its record, and has a ``feature_cache``.
+        can_average: whether networks may be an ensemble: ``outputs`` are probabilities (N, K) of one class an example,
+            ``evaluate`` keeps them as ``classification.Predictions``, and ``predict`` takes ``Members``.
         random_files: whether random weights, too, need the files of ``config.init.path``.
         pretext_fields: those of ``config.pretext`` that have an effect without a pretext.
         prediction_columns: what a row of ``predict`` has beside its input.
@@ -99,6 +101,7 @@ class Task:
     has_features: ClassVar[bool] = True
     extra_heads: ClassVar[tuple[str, ...]] = ()
     can_choose_method: ClassVar[bool] = False
+    can_average: ClassVar[bool] = False
     random_files: ClassVar[bool] = False
     pretext_fields: ClassVar[tuple[str, ...]] = ()
     prediction_columns: ClassVar[tuple[str, ...]] = ("probabilities",)
@@ -249,6 +252,11 @@ class Task:
             classes: class there -> class of the run, for those that are called otherwise.
         """
         raise NotImplementedError
+
+    def with_views(self, count: int) -> Self | None:
+        """Return the task whose predictions are means over ``count`` views of each example; None for a kind whose
+        examples have no views."""
+        return None
 
     def test_details(self, predictions: Any) -> dict[str, Any] | None:
         """Return the content of ``test_details.json``, from what ``evaluate`` kept of the test split."""
