@@ -13,6 +13,7 @@ from tl_jax.utils.registry import IMPORT_HINT
 
 __all__ = ["PHASE_FIELDS", "Config", "get_config"]
 
+MEMBER = "member"  # folder of the runs of an ensemble, which stand there as those of an arm do
 PHASE_FIELD_NAME = re.compile(r"phases\[(\d+)\]\.(.*)")  # as flags and arms name it
 
 
@@ -163,7 +164,9 @@ def with_task(config: Config, task: str) -> Config:
 
 
 def comparison_runs(config: Config) -> list[tuple[str, int, Config]]:
-    """Return (arm, seed, configuration) of every run that a comparison is made of, seed by seed."""
+    """Return (arm, seed, configuration) of every run that a comparison or an ensemble is made of, seed by seed."""
+    if config.ensemble:
+        return _ensemble_runs(config)
     arms = config.arms or ((config.name, ()),)
     seeds = config.seeds or (config.seed,)
     single_run = (("seeds", ()), ("arms", ()))
@@ -171,4 +174,18 @@ def comparison_runs(config: Config) -> list[tuple[str, int, Config]]:
         (arm, seed, override(config, (*changes, *single_run, ("seed", seed))))
         for seed in seeds
         for arm, changes in arms
+    ]
+
+
+def _ensemble_runs(config: Config) -> list[tuple[str, int, Config]]:
+    """Return (MEMBER, seed, configuration) of each network of an ensemble.
+
+    None of them is calibrated: the mean of calibrated probabilities is not sure enough, so one temperature is fitted to
+    the mean (Rahaman and Thiery 2021, arXiv:2007.08792).
+    """
+    is_calibrated = "calibrate" in schema.TASKS[config.task].fields()
+    single_run = (("ensemble", 0), *((("calibrate", False),) if is_calibrated else ()))
+    return [
+        (MEMBER, config.seed + i, override(config, (*single_run, ("seed", config.seed + i), ("member", i))))
+        for i in range(config.ensemble)
     ]

@@ -187,6 +187,7 @@ def _check_conflicts(config: RunConfig) -> None:
         task_conflicts,
         _init_conflicts,
         _method_conflicts,
+        _ensemble_conflicts,
         _length_conflicts,
         _freezing_conflicts,
         _regularizing_conflicts,
@@ -235,6 +236,24 @@ def _method_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Confli
         and task.can_choose_method
         and config.init.head != "new",
         "budget has an effect with config.method=auto only": config.budget and not auto,
+    }
+
+
+def _ensemble_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflicts:
+    can_average, size = TASKS[config.task].can_average, config.ensemble
+    kinds = " or ".join(kind for kind, task in TASKS.items() if task.can_average)
+    return {
+        f"ensemble={size}: ensembles are for tasks with one class an example ({kinds}), not config.task={config.task}; "
+        "leave it at 0": size and not can_average,
+        "ensemble=1: a single network is no ensemble; set it to 2 or more, or to 0 for one run": size == 1,
+        "ensemble trains with seeds of its own, from config.seed on; leave config.seeds and config.arms empty": (
+            size and (config.seeds or config.arms)
+        ),
+        f"member={config.member} is set in the runs of an ensemble, by config.ensemble; leave it at 0": (
+            config.member and (size or config.seeds or config.arms or not can_average)
+        ),
+        f"member={config.member}: its ensemble begins with the seed {config.seed - config.member}, which is none; "
+        "raise config.seed, or leave member at 0": config.member > config.seed,
     }
 
 
@@ -338,3 +357,5 @@ def _check_arms(config: Config) -> None:
             validate(member)
         except UserError as e:
             raise UserError(f"arm {arm!r}: {e}") from None
+        if member.ensemble or member.member:  # an arm is one run for each seed
+            raise UserError(f"arm {arm!r}: config.ensemble is not for arms; train the ensemble by itself")

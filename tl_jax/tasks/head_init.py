@@ -35,8 +35,11 @@ def split_data(config: Any, source: Dataset) -> dict[str, Split]:
 
     A validation part that the set brings along is used as it is. With a pretext there is also ``unlabelled``: the
     whole of what ``train`` is drawn from, whose labels nobody reads.
+
+    All networks of an ensemble have the parts of the first one, so that none is trained on what the others are
+    validated on.
     """
-    data, seed = config.data, config.seed
+    data, seed = config.data, config.seed - config.member
     pool, validation = source.train, source.validation
     if validation is None or not data.validation:
         pool, validation = dataset.split_validation(source.train, data.validation, seed, source.classes)

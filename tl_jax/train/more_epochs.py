@@ -27,7 +27,7 @@ def epochs_before(config: Mapping[str, Any], folder: Path) -> float | None:
         UserError: more epochs than before, with a learning rate whose course depends on their number.
     """
     old, new = renames.rename_fields(read_json(folder / "config.json"), warn=False), json.loads(json.dumps(config))
-    if not old or new.get("arms") or new.get("seeds"):
+    if not old or new.get("arms") or new.get("seeds") or new.get("ensemble"):
         return None
     before, after = _last_epochs(old), _last_epochs(new)
     ended = bool(read_summary(folder)) or _summary_path(folder, before).is_file()  # the latter of a start that was cut

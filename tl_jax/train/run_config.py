@@ -31,6 +31,14 @@ class RunConfig(Options):
     # What is compared: every arm is run with every seed, and one summary and picture made of all.
     seeds: tuple[int, ...] = option((), "seeds to repeat the run with; empty for the one in `seed`")
     arms: tuple[Any, ...] = option((), "pairs (name, ((field, value), ...)): variants of this configuration to compare")
+    ensemble: int = option(
+        0, "networks to train, from `seed` on, whose probabilities are averaged (arXiv:1612.01474); 0: one run", low=0
+    )
+    member: int = option(
+        0,
+        "which network of an ensemble, from 0; the data are split by the seed of the first, `seed` - `member`",
+        low=0,
+    )
     method: str = option("", "auto: what trains and how fast is chosen by validation; empty: as fields say", ("", AUTO))
     budget: str = option("", "time that method=auto may take to choose, such as 90s, 10min or 2h; empty: no limit")
     model: ModelConfig = group(ModelConfig)

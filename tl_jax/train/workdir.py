@@ -52,6 +52,8 @@ _FACTS: Mapping[str, Field] = {
 }
 _SUMMARY: Mapping[str, Field] = {
     "tested_step": _COUNT,
+    "tested_steps": list_of(_COUNT),
+    "ensemble": OBJECT,
     "score": STRING,
     "metrics": object_of(_MEASURED),
     "facts": OBJECT,
