@@ -40,6 +40,7 @@ FLOORS = {
     "tl_jax.export.bundle": 11,
     "tl_jax.final_report": 12,
     "tl_jax.config_from_data": 12,
+    "tl_jax.ensemble": 12,
     "tl_jax.training": 12,
     "tl_jax.learner": 13,
     "tl_jax.cli": 14,

@@ -34,6 +34,7 @@ from tl_jax.method_trials import (
     with_changes,
 )
 from tl_jax.metrics import classification
+from tl_jax.restore import runs_within
 from tl_jax.tasks import head_init
 from tl_jax.tasks.feature_cache import FeatureCache
 from tl_jax.train import workdir
@@ -139,7 +140,7 @@ def _stored_changes(config: RunConfig, folder: Path) -> Changes | None:
     if not choice:
         return None
     if differ := workdir.differences(choice["request"], _request(config), ""):
-        if not (folder / "checkpoints").is_dir():
+        if not (folder / "checkpoints").is_dir() and not runs_within(folder):
             return None
         names = ", ".join(text.removeprefix(".") for text in differ)
         raise UserError(f"{folder} was chosen and trained with another {names}; pass another workdir")

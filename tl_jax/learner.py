@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tl_jax import choose_method, predictions, training
+from tl_jax import choose_method, ensemble, predictions, training
 from tl_jax.config import recipe, schema, stored, validate
 from tl_jax.config.schema import default_workdir
 from tl_jax.config_from_data import apply_method, as_inputs_of, make_config
@@ -116,13 +116,26 @@ class Learner:
     @functools.cached_property
     def _trained(self) -> TrainedTask:
         """What answers questions about inputs; loaded once."""
+        if self.config.ensemble:
+            return TrainedTask(*ensemble.load(self.config, self.workdir))
         task, _, state = restore(self.config, self.workdir, data=False)
         return TrainedTask(task, state.variables, int(state.step))
 
     def _open_for(self, mode: str) -> TrainedTask:
-        """Return what answers, for a call that not every kind of task has."""
+        """Return what answers, for a call that not every kind of task has, and, but for ``predict``, no ensemble."""
         TASKS[self.config.task].check_mode(mode)
+        if mode != "predict":
+            self._check_single(mode)
         return self._trained
+
+    def _check_single(self, what: str) -> None:
+        """Refuse what needs a single network, where there is an ensemble."""
+        if self.config.ensemble:
+            first, _ = ensemble.runs(self.config, self.workdir)[0]
+            raise UserError(
+                f"{self.workdir}: {what} takes one network, not an ensemble of {self.config.ensemble}; open the folder "
+                f"of one, such as {first}"
+            )
 
     def evaluate(
         self, data: Any = None, classes: Mapping[str, str] | None = None, name: str = "", group: str = ""
@@ -172,7 +185,9 @@ class Learner:
         if scored_examples is not None:
             details = other.test_details(scored_examples) or {}
             summary |= other.report(scored_examples, None, figures)
-            summary |= other.report_elsewhere(scored_examples, self.summary)
+            # The temperature of an ensemble is in its probabilities already.
+            known = {k: v for k, v in self.summary.items() if k != "calibration" or not self.config.ensemble}
+            summary |= other.report_elsewhere(scored_examples, known)
         intervals = {metric: (low, high) for metric, (low, high, _) in run_intervals(summary, details).items()}
         own = {key: self.summary[key] for key in ("metrics", "examples_evaluated") if key in self.summary}
         write_json(folder / f"{name}.json", {**summary, "intervals95": intervals, "run": own, "details": details})
@@ -188,6 +203,8 @@ class Learner:
             top: how many classes ``probabilities`` keeps, the most likely ones first; None for all.
             embeddings: whether ``details`` has the ``embedding`` (D,) of each input: its features before the head.
         """
+        if embeddings:
+            self._check_single("a call with embeddings")
         task, variables, _ = self._open_for("predict")
         rows = predictions.predict(task, variables, inputs, embeddings)
         return Predictions(predictions.as_prediction(row, top) for row in rows)
@@ -209,6 +226,8 @@ class Learner:
             top: how many classes are kept, the most likely ones; None for all.
             embeddings: whether the features of all inputs (N, D) go to ``NAME.embeddings.npy`` beside it.
         """
+        if embeddings:
+            self._check_single("a call with embeddings")
         inputs = as_list(inputs)
         predictions.check_output(output, inputs)  # before the network is loaded
         task, variables, _ = self._open_for("predict")
@@ -290,6 +309,7 @@ class Learner:
 
     def export(self, dtype: str = "float32") -> Path:
         """Write a bundle that others can load, here or in other frameworks; return its folder."""
+        self._check_single("export")
         export(self.config, self.workdir, dtype=dtype)
         return self.workdir / EXPORT_FOLDER
 

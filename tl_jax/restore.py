@@ -112,9 +112,10 @@ def restore(
     """
     config = validate.validate(config)
     check_batches(config)
-    members = sorted(str(path.parent) for path in folder.glob("*/seed*/checkpoints"))
-    if members:
-        raise UserError(f"{folder} is a comparison; pass one of its runs, such as {members[0]}")
+    if (runs := runs_within(folder)) and config.ensemble:
+        raise UserError(f"{folder} is an ensemble; pass one of its runs, such as {runs[0]}")
+    if runs:
+        raise UserError(f"{folder} is a comparison; pass one of its runs, such as {runs[0]}")
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"no checkpoints in {folder}; train first, or pass the workdir of a run")
     if not (folder / "config.json").is_file():
@@ -141,6 +142,26 @@ def restore(
     if (wise_ft := summary.get("wise_ft")) and not is_mixed:
         trained = trained.replace(**interpolate(state.variables, trained.variables, wise_ft["share"]))
     return task, state, trained
+
+
+def task_with_data(config: RunConfig, folder: Path) -> Task:
+    """Return the task of a run with its examples, for variables that are known: nothing is fitted to the examples.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+
+    Raises:
+        UserError: the validation or test split of the data are not those of the run.
+    """
+    facts = workdir.stored_facts(folder)
+    can_skip = _can_skip_weights(config, folder, facts, {}, is_mixed=True)
+    return _make_checked_task(config, folder, RunRecord(facts, str(folder), reads_weights=not can_skip))
+
+
+def runs_within(folder: Path) -> list[Path]:
+    """Return the folders of the runs that a comparison, or an ensemble, is made of; [] for any other folder."""
+    return sorted(path.parent for path in folder.glob("*/seed*/checkpoints"))
 
 
 def check_finite(state: TrainState, where: Path) -> None:
@@ -184,9 +205,7 @@ def _can_skip_weights(
 
 def _open_run(config: RunConfig, folder: Path, record: RunRecord) -> tuple[Task, Checkpoints, int]:
     """Return the task of a run, its checkpoints, and the step of the one that ``config.eval_checkpoint`` names."""
-    task = make_task(config, record)
-    if record.reads_data:
-        workdir.check_data(folder, record.facts, task.facts, ("validation", "test"), "use predict for other examples")
+    task = _make_checked_task(config, folder, record)
     checkpoints = Checkpoints(folder / "checkpoints", task, cleanup=False)
     step = checkpoints.best() if config.eval_checkpoint == "best" else checkpoints.latest()
     if step is None:
@@ -194,3 +213,11 @@ def _open_run(config: RunConfig, folder: Path, record: RunRecord) -> tuple[Task,
             f"no {config.eval_checkpoint} checkpoint in {folder}; train longer, or change config.eval_checkpoint"
         )
     return task, checkpoints, step
+
+
+def _make_checked_task(config: RunConfig, folder: Path, record: RunRecord) -> Task:
+    """Return the task of a run; if it reads its data, they must be those of the run."""
+    task = make_task(config, record)
+    if record.reads_data:
+        workdir.check_data(folder, record.facts, task.facts, ("validation", "test"), "use predict for other examples")
+    return task

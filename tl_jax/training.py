@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tl_jax import choose_method
+from tl_jax import choose_method, ensemble
 from tl_jax.config import recipe, schema, stored, validate
 from tl_jax.export.bundle import export
 from tl_jax.final_report import write_final_report
 from tl_jax.metrics import Evaluation
 from tl_jax.pretrained import formats
+from tl_jax.report import ensemble as ensemble_report
 from tl_jax.report import plots
-from tl_jax.restore import MIXTURE, check_batches, make_task, own_modules, restore
+from tl_jax.restore import MIXTURE, check_batches, make_task, own_modules, restore, runs_within
 from tl_jax.tasks.run_record import RunRecord
 from tl_jax.train import loop, more_epochs, sharding, workdir
 from tl_jax.train.advice import advise, advise_norms
@@ -39,7 +40,8 @@ def train(config: recipe.Config | RunConfig, folder: str | Path) -> dict[str, An
     """Train as ``config`` says, test once at the end, and write everything to ``folder``.
 
     A run that was cut short goes on from its last checkpoint; one that is finished is not repeated. With ``seeds`` or
-    ``arms`` in the configuration every arm is run with every seed, each in a folder of its own, and compared.
+    ``arms`` in the configuration every arm is run with every seed, each in a folder of its own, and compared. With
+    ``ensemble`` its networks are trained in folders of their own, and their probabilities averaged.
 
     Returns:
         The summary, which also stands in ``folder/summary.json``.
@@ -51,9 +53,8 @@ def train(config: recipe.Config | RunConfig, folder: str | Path) -> dict[str, An
     config = validate.validate(config)
     folder = Path(folder).expanduser()
     is_comparison = bool(config.seeds or config.arms)
-    members = [(arm, seed, schema.freeze(member)) for arm, seed, member in recipe.comparison_runs(config)]
-    for _, _, member in members:
-        check_batches(member)
+    for _, _, member in recipe.comparison_runs(config):
+        check_batches(schema.freeze(member))
     with workdir.exclusive(folder):
         config = config if is_comparison else choose_method.resolve(config, folder)
         stored_config = schema.to_dict(config)
@@ -61,7 +62,9 @@ def train(config: recipe.Config | RunConfig, folder: str | Path) -> dict[str, An
         if before is None:
             workdir.claim_folder(folder, stored_config, schema.unused_fields(config.task))
         if is_comparison:
-            summary = _train_comparison(config, members, folder)
+            summary = _train_comparison(config, folder)
+        elif config.ensemble:
+            summary = _train_ensemble(config, folder)
         else:
             summary = _train_one(config, folder, before=before)
         say(write_final_report(folder))
@@ -76,6 +79,8 @@ def export_sources(config: recipe.Config | RunConfig) -> None:
     paths = [config.init.path, *(value for field, value in fields if field == "init.path")]
     for path in dict.fromkeys(path for path in paths if path):
         folder = Path(os.path.expanduser(path))
+        if runs := runs_within(folder):
+            raise UserError(f"{folder} has {len(runs)} networks; training starts from one of them, such as {runs[0]}")
         if formats.is_run(folder):
             with workdir.exclusive(folder):
                 _export_source(folder)
@@ -98,12 +103,16 @@ def test(config: recipe.Config | RunConfig, folder: str | Path) -> dict[str, Any
         UserError: as ``restore``; nothing is written if the data are not those of the run.
     """
     config, folder = schema.freeze(config), Path(folder).expanduser()
-    task, _, state = restore(config, folder)
-    result = evaluate_split(task, state.variables, "test", final=True)
-    if read_summary(folder).get("tested_step") == int(state.step):
+    if config.ensemble:
+        task, variables, step = ensemble.load(config, folder, data=True)
+    else:
+        task, _, state = restore(config, folder)
+        variables, step = state.variables, int(state.step)
+    result = evaluate_split(task, variables, "test", final=True)
+    if read_summary(folder).get("tested_step") == step:
         _write_test_details(task, result.evaluation, folder)  # of a run from before they were written, perhaps
-    summary = {"step": int(state.step), "examples_evaluated": result.examples, "metrics": result.metrics}
-    held_out = _validation_predictions(task, state.variables)
+    summary = {"step": step, "examples_evaluated": result.examples, "metrics": result.metrics}
+    held_out = _validation_predictions(task, variables)
     return summary | _smoke(config) | _evaluation_summary(task, result.evaluation, held_out, folder)
 
 
@@ -249,19 +258,27 @@ def best_wise_ft_share(task: Task, start: Any, end: Any) -> tuple[float, dict[st
     return best, {f"{share:g}": value for share, value in scores.items()}
 
 
-def _train_comparison(config: RunConfig, members: Sequence[tuple[str, int, RunConfig]], folder: Path) -> dict[str, Any]:
-    """Train every arm with every seed, then compare them."""
-    start = time.monotonic()
+def _train_runs(config: RunConfig, folder: Path) -> list[tuple[str, int, Path]]:
+    """Train the runs of a comparison or an ensemble, each in a folder of its own; return arm, seed and folder."""
+    members, trained = recipe.comparison_runs(config), []
     for arm, seed, member in members:
         run_folder = folder / arm / f"seed{seed}"
         run_folder.mkdir(parents=True, exist_ok=True)
-        member = choose_method.resolve(member, run_folder)
+        member = choose_method.resolve(schema.freeze(member), run_folder)
         workdir.claim_folder(run_folder, schema.to_dict(member), schema.unused_fields(member.task))
         say(f"{arm}, seed {seed}")
         _train_one(member, run_folder, verbose=seed == members[0][1])
+        trained.append((arm, seed, run_folder))
+    return trained
+
+
+def _train_comparison(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Train every arm with every seed, then compare them."""
+    start = time.monotonic()
+    members = _train_runs(config, folder)
     summary = read_summary(folder)
     if not summary:
-        metric = read_summary(run_folder).get("score", "accuracy")
+        metric = read_summary(members[-1][2]).get("score", "accuracy")
         arms = list(dict.fromkeys(arm for arm, _, _ in members))
         seeds = list(dict.fromkeys(seed for _, seed, _ in members))
         summary = {"config_name": config.name, **_smoke(config), "seed": config.seed}
@@ -272,6 +289,51 @@ def _train_comparison(config: RunConfig, members: Sequence[tuple[str, int, RunCo
     if sharding.is_first_process():
         say(f"picture: {plots.plot_comparison(summary, folder / 'comparison.png')}\nsummary: {folder / 'summary.json'}")
     return summary
+
+
+def _train_ensemble(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Train the networks of an ensemble, then test them together, and what each step on the way adds."""
+    start = time.monotonic()
+    members = _train_runs(config, folder)
+    summary = read_summary(folder)
+    if not summary:
+        with show_elapsed("testing the ensemble"):
+            measured = ensemble.measure(config, folder)
+            summary = _ensemble_summary(config, folder, measured, [read_summary(path) for _, _, path in members])
+        summary["seconds"]["total"] = time.monotonic() - start
+        _write_test_details(measured.opened.task, measured.result.evaluation, folder)
+        write_json(folder / ensemble.FILE, measured.report)
+        write_json(folder / workdir.SUMMARY, summary)
+        sharding.wait_for_all(f"{folder} is finished")
+    say(ensemble_report.format_text(summary["ensemble"]))
+    examples = f"{summary['examples_evaluated']:,} examples"
+    say(f"test {_format_metrics(summary['metrics'])} on {examples}; {folder / workdir.SUMMARY}")
+    return summary
+
+
+def _ensemble_summary(
+    config: RunConfig, folder: Path, measured: ensemble.Measured, members: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the summary of an ensemble, from what it shows on the test split and the summaries of its networks."""
+    first, result = members[0], measured.result
+    return {
+        "config_name": config.name,
+        **_smoke(config),
+        "seed": config.seed,
+        "seeds": [member["seed"] for member in members],
+        "steps": first["steps"],
+        "tested_steps": list(measured.opened.steps),
+        "examples_evaluated": result.examples,
+        "metrics": result.metrics,
+        "score": first["score"],
+        "seconds": {name: sum(member["seconds"][name] for member in members) for name in first["seconds"]},
+        **{name: first[name] for name in ("parameters", "examples", "facts")},
+        **_evaluation_summary(measured.opened.task, result.evaluation, measured.held_out, folder),
+        **({"calibration": measured.calibration} if measured.calibration else {}),
+        "ensemble": measured.report,
+        **choose_method.record(config, folder),
+        **environment.describe(),
+    }
 
 
 def _smoke(config: RunConfig) -> dict[str, bool]:

@@ -16,6 +16,7 @@ IMAGES = (
 )  # fmt: skip
 
 
+ENSEMBLE = "ensemble"  # name of the runs of an ensemble, taken together
 _MAX_VALUE = 1e100  # of what is shown
 
 
@@ -98,6 +99,8 @@ def read_results(folder: Path) -> Results:
         run_folders = [("", summary.get("seed", 0), folder)]
         if not summary and not (folder / "metrics.jsonl").is_file():
             raise UserError(f"no results in {folder}; train first, or pass the workdir of a run")
+    if summary.get("ensemble"):  # which is told about first, with its own mistakes
+        run_folders = [(ENSEMBLE, int(summary.get("seed", 0)), folder), *run_folders]
     runs = [_read_run(arm, seed, path, problems) for arm, seed, path in run_folders]
     folders = [folder, *(run.folder for run in runs)]
     images = {

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from tl_jax.report import html, plots
 from tl_jax.report.plots import describe_bound
-from tl_jax.report.results import Results, RunResult
+from tl_jax.report.results import ENSEMBLE, Results, RunResult
 
 CLASSES_STYLE = """
 .heat td, .heat th { padding: .25rem .45rem; text-align: center; } .heat thead th { vertical-align: bottom; }
@@ -144,6 +144,8 @@ def _runs_note(results: Results, runs: Sequence[RunResult]) -> list[str]:
     """Say which runs a figure is of, where there are several."""
     if len(results.runs) == 1:
         return []
+    if runs[0].arm == ENSEMBLE:
+        return ["Of the ensemble."]
     arm = [runs[0].arm] if len(results.arms) > 1 else []
     seeds = f"{len(runs)} seeds together" if len(runs) > 1 else f"seed {runs[0].seed}"
     return [f"Of {', '.join([*arm, seeds])}."]
@@ -172,7 +174,7 @@ ol.texts span { color: var(--soft); font-size: 14px; } ol.texts mark { backgroun
 def mistakes(results: Results) -> html.Section | None:
     """Return the test examples that the first run was surest of and wrong about."""
     run = results.first[0]
-    run_note = f" (of {run.arm}, seed {run.seed})" if run.arm else ""
+    run_note = f" (of {run.arm}, seed {run.seed})" if run.arm not in ("", ENSEMBLE) else ""
     if sentences := run.details.get("sentences"):
         text = (
             f"The test sentences with the most wrong tags{run_note}. A wrong one is underlined: what it was taken for, "

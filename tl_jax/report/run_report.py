@@ -8,9 +8,9 @@ import numpy as np
 from markupsafe import Markup
 
 from tl_jax.metrics import intervals
-from tl_jax.report import html, plots, run_examples
+from tl_jax.report import ensemble, html, plots, run_examples
 from tl_jax.report.plots import PERCENT_METRICS, SMOKE_NOTE, format_margins, format_percent, t_interval
-from tl_jax.report.results import Results, metric_values
+from tl_jax.report.results import ENSEMBLE, Results, metric_values
 from tl_jax.utils.errors import join_names
 
 SCORES_STYLE = """
@@ -226,7 +226,9 @@ def setup_section(results: Results) -> html.Section | None:
     versions = summary.get("versions", {})
     parameter_counts = summary.get("parameters", {})
     origins = {
-        arm: _weights_origin(runs[0].facts or runs[0].summary.get("facts", {})) for arm, runs in results.arms.items()
+        arm: _weights_origin(runs[0].facts or runs[0].summary.get("facts", {}))
+        for arm, runs in results.arms.items()
+        if arm != ENSEMBLE
     }
     rows = {
         "task": results.description.get("task", ""),
@@ -240,7 +242,7 @@ def setup_section(results: Results) -> html.Section | None:
         "classes": _count_and_list(classes),
         "started from": "; ".join(f"{arm}: {origin}" if arm else origin for arm, origin in origins.items() if origin),
         "licence of these weights": results.description.get("licence", ""),
-        "seeds": ", ".join(str(run.seed) for run in results.first),
+        "seeds": ", ".join(map(str, summary.get("seeds") or [run.seed for run in results.first])),
         "steps": f"{summary['steps']:,}" if "steps" in summary else "",
         "hardware": _hardware(summary),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
@@ -285,7 +287,8 @@ def cost_section(results: Results) -> html.Section | None:
     }  # fmt: skip
     rows = [[names.get(timing, timing), f"{value:.1f}"] for timing, value in seconds.items() if value is not None]
     blocks: list[Any] = [html.Table(["", "seconds"], rows)]
-    text = [f"Over {len(results.runs)} runs in one process."] if len(results.runs) > 1 else []
+    count = sum(run.arm != ENSEMBLE for run in results.runs)
+    text = [f"Over {count} runs in one process."] if count > 1 else []
     if peak:
         text.append(
             f"At most {peak / 2**20:,.0f} MiB of memory were held (peak resident set, without an accelerator's)."
@@ -366,6 +369,7 @@ def _trained_share(trained: int, size: int) -> str:
 # Titles and what makes them, from top to bottom; each takes the results and gives a section, or None.
 SECTIONS = {
     "Result": result_section,
+    "What the ensemble adds": ensemble.section,
     "How the method was chosen": choice_section,
     "Other labelled sets": elsewhere_section,
     "What was done": setup_section,
