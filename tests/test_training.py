@@ -58,7 +58,7 @@ def test_members_can_be_evaluated_and_the_comparison_names_them(comparison):
     member = folder / "pretrained" / "seed1"
     result = training.test(stored.get_config(str(member)), member)
     assert result["metrics"]["accuracy"] == summary["arms"]["pretrained"]["values"][1]
-    with pytest.raises(UserError, match="is a comparison; pass one of its runs, such as --workdir=.*seed0"):
+    with pytest.raises(UserError, match="is a comparison; pass one of its runs, such as .*seed0"):
         training.test(config, folder)
 
 
