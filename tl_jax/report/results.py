@@ -11,8 +11,8 @@ from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import parse_row, read_json
 
 IMAGES = (
-    "preview.png", "preview_pretext.png", "find_lr.png", "find_lr_head.png", "explain.png", "reliability.png", "roc.png",
-    "episode.gif",
+    "preview.png", "preview_pretext.png", "find_lr.png", "find_lr_head.png", "explain.png", "reliability.png",
+    "roc.png", "episode.gif",
 )  # fmt: skip
 
 
