@@ -48,6 +48,20 @@ def test_phases_have_the_steps_that_other_methods_have():
     assert config.phases[0].recipe == "head" and not config.min_steps
 
 
+def test_a_new_head_learns_faster_the_fewer_features_it_reads():
+    few = configured(digit_images(100), "fine_tune")
+    assert few.optim.lr == pytest.approx(1e-3 * 1280 / 128) and few.init.head == "new"
+    assert few.optim.lr * few.optim.backbone_lr_scale == pytest.approx(1e-4)
+    assert configured(digit_images(100), "fine_tune", optim__lr=3e-3).optim.lr == 3e-3
+    assert configured(digit_images(100), "head").optim.lr == few.optim.lr
+
+
+def test_where_few_values_train_the_head_is_fitted_first():
+    for method in ("norm_only", "bias_only", "lora"):
+        config = configured(digit_images(100), method)
+        assert (config.init.head, config.optim.lr) == ("logistic", 1e-3)
+
+
 def test_what_the_user_says_of_augmentation_holds():
     config = configured(digit_images(100), "lp_ft", augment__jitter=0.2)
     assert config.augment.jitter == 0.2 and config.augment.resized_crop == 0.0

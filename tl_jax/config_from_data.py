@@ -21,6 +21,10 @@ from tl_jax.utils.errors import UserError, nearest
 DEFAULT_MODELS = {"texts": "bert", "images": "mobilenet_v2"}  # by what goes into the network
 MIN_STEPS = 200  # a small set is gone through more often
 SMALL_DATA, SMALL_BATCH = 2000, 32  # examples below which batches are small, and how small
+WIDE, MAX_HEAD_RATE = (
+    1280,
+    0.02,
+)  # features for which the default rate is right, as MobileNetV2 has, and the largest rate
 # Of pretrained layers, which should stay near the source; of BERT Devlin et al. 2019, arXiv:1810.04805, A.3.
 LEARNING_RATES = {"images": 1e-4, "texts": 5e-5}
 
@@ -143,6 +147,16 @@ def _put_method(config: recipe.Config, method: str, examples: int) -> None:
         config.epochs = epochs
 
 
+def _set_head_rate(config: recipe.Config) -> None:
+    """Set the rate of a new head, of which Adam's steps have to be the larger the fewer features it reads.
+
+    Its rate goes with 1 / D, as in muP, Yang et al. 2022, arXiv:2203.03466, table 3.
+    """
+    size = TASKS[config.task].feature_size(schema.freeze(config))
+    if size and config.optim.lr == OptimConfig().lr and config.optim.name == "adam":
+        config.optim.lr = min(MAX_HEAD_RATE, config.optim.lr * max(1.0, WIDE / size))
+
+
 def _set_rates(config: recipe.Config) -> None:
     """Set learning rates, and what BatchNorm does, by what trains from what."""
     task, head = TASKS[config.task], config.init.get("head", "new")
@@ -151,10 +165,17 @@ def _set_rates(config: recipe.Config) -> None:
     if task.keeps_norms(schema.freeze(config)):
         config.freeze.batch_stats = "frozen"  # a small batch says less of the target than the source's statistics
     has_pretext = any(dict(phase).get("objective") == PRETEXT for phase in config.phases)
-    if not task.has_features or config.freeze.recipe in freeze.NEW_PARTS_TRAIN or has_pretext:
+    if not task.has_features or has_pretext:
+        return
+    if config.freeze.recipe in freeze.NEW_PARTS_TRAIN:
+        if config.freeze.recipe == "head":
+            _set_head_rate(config)
+        elif head == "new" and task.can_choose_method:
+            config.init.head = "logistic"  # so few values do not make up for a head that is still random
         return
     rate, is_labelled = LEARNING_RATES[task.input_kind], task.has_classes or task.tags_words
     if task.needs_labels and head == "new" and is_labelled:
+        _set_head_rate(config)
         config.optim.backbone_lr_scale = min(1.0, rate / config.optim.lr) if config.optim.lr else 0.0
     elif config.optim.lr == OptimConfig().lr:  # else the kind of task has a rate of its own
         config.optim.lr = rate

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tl_jax import models
 from tl_jax.config.options import option
 from tl_jax.data import loader, preprocess
 from tl_jax.data.dataset import Split, fit_image
@@ -21,6 +22,7 @@ from tl_jax.data.decode import Decoding
 from tl_jax.data.fingerprint import relative_names
 from tl_jax.metrics import Batch, Evaluation
 from tl_jax.metrics.classification import apply_temperature, fit_temperature
+from tl_jax.pretrained.network import variable_shapes
 from tl_jax.report.html import probability_bars
 from tl_jax.report.images import draw_overlays
 from tl_jax.tasks import error_analysis, head_init, image_evaluation, image_inputs, run_record
@@ -31,6 +33,7 @@ from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding
 from tl_jax.train.evaluate import Members, extract, make_both
 from tl_jax.train.task import register_task, unread
+from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError, combine_errors, join_errors
 
 
@@ -201,6 +204,13 @@ class ImageClassification(ImageTask):
     can_choose_method = True
     can_average = True
     config_class = ImageClassificationRunConfig
+
+    @classmethod
+    def feature_size(cls, config: ImageRunConfig) -> int:
+        options = {"endpoint": config.model.endpoint, **head_init.model_attributes(config)}
+        head = variable_shapes(models.create(config.model.name, 1, **options))["params"].get("head", {})
+        kernels = [leaf for leaf in tree.flatten(head).values() if leaf.ndim == 2]
+        return kernels[0].shape[0] if kernels else 0
 
     def __init__(self, config: Any, record: RunRecord = NEW_RUN):
         """Build the task that ``config`` describes, for a run of which ``record`` is known."""

@@ -199,6 +199,11 @@ class Task:
         return False
 
     @classmethod
+    def feature_size(cls, config: Any) -> int:
+        """Return the number of features D that the head reads, 0 if it is not known; nothing is computed."""
+        return 0
+
+    @classmethod
     def is_portable(cls, folder: Path, facts: Mapping[str, Any]) -> bool:
         """Whether the files of a run say enough to build its network without the weights that it started from."""
         return "spec" in facts
