@@ -17,9 +17,10 @@ from tl_jax.pretrained import formats
 from tl_jax.report import ensemble as ensemble_report
 from tl_jax.report import plots
 from tl_jax.restore import MIXTURE, check_batches, make_task, own_modules, restore, runs_within
+from tl_jax.tasks.head_init import PROBES
 from tl_jax.tasks.run_record import RunRecord
 from tl_jax.train import loop, more_epochs, sharding, workdir
-from tl_jax.train.advice import advise, advise_norms
+from tl_jax.train.advice import advise, advise_norms, advise_probe
 from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.evaluate import evaluate as evaluate_split
 from tl_jax.train.logging import say
@@ -152,15 +153,12 @@ def _train_one(config: RunConfig, folder: Path, verbose: bool = True, before: fl
     fitted = loop.fit(
         task, plan, pace, config.seed, folder,
         verbose=verbose, verify_freeze=config.freeze.verify, sharded=config.parallel.state == "sharded",
+        starts_as_probe=config.init.head in PROBES,
     )  # fmt: skip
     with show_elapsed("testing"):
         summary, evaluation = _test_run(config, folder, task, fitted)
     if plan and not config.smoke:
-        rows = loop.phase_rows(folder, plan[-1].name)
-        is_best = config.eval_checkpoint == "best"
-        summary["advice"] = advise(rows, task.score, task.sizes.get("validation", 0), is_best)
-        if config.init.source != "random" and task.input_kind == "images":
-            summary["advice"] += advise_norms(fitted.norm_shift, task.sizes["train"])
+        summary["advice"] = _advise(config, folder, task, plan[-1].name, fitted.norm_shift)
     summary["seconds"] = {**seconds, **fitted.seconds, "total": time.monotonic() - start}
     _write_test_details(fitted.task, evaluation, folder)
     write_json(folder / "network.json", loop.stage_parameters(fitted.state.params, plan, task.stages))
@@ -174,6 +172,17 @@ def _train_one(config: RunConfig, folder: Path, verbose: bool = True, before: fl
         say(f"advice: {text}")
     say(f"test {metrics} on {test_set}; {total:.1f} s; {folder / 'summary.json'}")
     return summary
+
+
+def _advise(config: RunConfig, folder: Path, task: Task, phase: str, norm_shift: float) -> list[str]:
+    """Return in words what the learning curves of the last phase, and BatchNorm, say against a run."""
+    rows, validation = loop.phase_rows(folder, phase), task.sizes.get("validation", 0)
+    found = advise(rows, task.score, validation, config.eval_checkpoint == "best")
+    if validation and not config.wise_ft:  # a mixture may be the probe
+        found += advise_probe(loop.phase_rows(folder, loop.START), rows, task.score, validation)
+    if config.init.source != "random" and task.input_kind == "images":
+        found += advise_norms(norm_shift, task.sizes["train"])
+    return found
 
 
 def _test_run(config: RunConfig, folder: Path, task: Task, fitted: loop.Fitted) -> tuple[dict[str, Any], Evaluation]:

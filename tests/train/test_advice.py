@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tl_jax.train.advice import advise, advise_norms, norm_shift
+from tl_jax.train.advice import advise, advise_norms, advise_probe, norm_shift
 
 
 def rows(train_loss, train_accuracy, held_loss=(), held_accuracy=()):
@@ -57,3 +57,12 @@ def test_statistics_of_few_examples_that_moved_are_named():
     (text,) = advise_norms(0.3, 100)
     assert "moved by 0.30" in text and "freeze.batch_stats=frozen" in text
     assert advise_norms(0.3, 50_000) == advise_norms(0.0, 100) == []
+
+
+@pytest.mark.parametrize(
+    "after,examples,says", [(0.6, 400, True), (0.6, 20, False), (0.79, 4000, False), (0.9, 400, False)]
+)
+def test_training_that_lost_to_the_fitted_head(after, examples, says):
+    start, end = rows([], [], [0.5], [0.8]), rows(FLAT, FLAT, [0.9, 0.9], [0.7, after])
+    assert bool(advise_probe(start, end, "accuracy", examples)) == says
+    assert advise_probe([], end, "accuracy", examples) == []

@@ -1,5 +1,6 @@
 """What a finished run says against itself: too short, examples learned by heart, BatchNorm far from its source."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,31 @@ def advise_norms(shift: float, examples: int) -> list[str]:
     return [
         f"the statistics of BatchNorm moved by {shift:.2f} from the source's (0 is not at all), estimated from "
         f"{examples:,} examples; config.freeze.batch_stats=frozen keeps the source's, which is often better for so few"
+    ]
+
+
+def advise_probe(
+    start: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], score: str, examples: int
+) -> list[str]:
+    """Return in words that training lost to the head that was fitted before it; [] if that is not sure.
+
+    Args:
+        start: rows from before the first step.
+        rows: of the last phase.
+        score: metric of the validation split that counts, a share such as the accuracy.
+        examples: of that split.
+    """
+    before, after = (
+        [row[score] for row in part if row.get("split") == "validation" and score in row] for part in (start, rows)
+    )
+    if not before or not after:
+        return []
+    variance = sum(share * (1 - share) for share in (before[0], after[-1])) / examples
+    if before[0] - after[-1] <= max(BEHIND, 2 * math.sqrt(max(variance, 0.0))):
+        return []
+    return [
+        f"validation {score} was {before[0]:.3f} with the fitted head alone and is {after[-1]:.3f} after training; "
+        "method=logistic keeps the head alone, config.wise_ft mixes both, and a lower config.optim.lr may help"
     ]
 
 

@@ -32,6 +32,9 @@ def is_exhausted(scores: Sequence[float], patience: int) -> bool:
     return bool(patience and scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
+START = "start"  # phase of a row that was measured before the first step
+
+
 def phase_rows(workdir: Path, phase: str) -> list[dict[str, Any]]:
     """Return the rows of ``metrics.jsonl`` of a phase so far: a resumed run remembers them."""
     path = workdir / "metrics.jsonl"
@@ -141,10 +144,12 @@ class Run:
         workdir: Path,
         audit: FreezeAudit | None,
         sharded: bool,
+        starts_as_probe: bool,
     ):
         self.task, self.pace, self.seed, self.checkpoints, self.log = task, pace, seed, checkpoints, log
         self.stop_signal = stop_signal  # what to raise where someone asked to stop
         self.workdir, self.audit, self.sharded = workdir, audit, sharded
+        self.starts_as_probe = starts_as_probe
         self.stream = sharding.replicate(stream_key(seed, "train"))
         self.seconds = {"features": 0.0, "compile": 0.0, "train": 0.0, "eval": 0.0}
         self.phase_tasks: dict[int, Task] = {}  # by the phase that starts at a step
@@ -158,7 +163,9 @@ class Run:
         self.start_norms = sharding.to_host(dict(state.batch_stats))
         parameters = {"trainable": 0, "frozen": tree.count(state.params)}
         if not plan and self.checkpoints.latest() is None:
-            self._save(state, self._evaluate("start", state, self.task), force=True)
+            self._save(state, self._evaluate(START, state, self.task), force=True)
+        elif self.starts_as_probe and not done:
+            self._evaluate(START, state, self.task)
         for phase in plan:
             parameters = freeze.count_split(state.params, freeze.trainable(state.params, phase.rules))
             if done >= phase.stop and phase is not plan[-1]:
@@ -354,6 +361,7 @@ def fit(
     verbose: bool = True,
     verify_freeze: bool = False,
     sharded: bool = False,
+    starts_as_probe: bool = False,
 ) -> Fitted:
     """Train through all phases, from the last checkpoint in ``workdir`` where there is one.
 
@@ -366,6 +374,7 @@ def fit(
         verbose: show phases and evaluations; a terminal shows a progress bar in any case.
         verify_freeze: hash what is frozen before and after each phase.
         sharded: split parameters, statistics and optimizer state over the devices.
+        starts_as_probe: evaluate before the first step, too: the head is fitted, so that training has to beat it.
 
     Raises:
         Preempted: SIGTERM came, and the state was saved.
@@ -381,7 +390,7 @@ def fit(
     audit = FreezeAudit(workdir) if verify_freeze else None
     try:
         with defer_signals() as stop_signal:
-            run = Run(task, pace, seed, checkpoints, log, stop_signal, workdir, audit, sharded)
+            run = Run(task, pace, seed, checkpoints, log, stop_signal, workdir, audit, sharded, starts_as_probe)
             state, parameters = run.phases(plan, done)
             last_task = run.phase_task(plan[-1], state) if plan else task
     except BaseException:
