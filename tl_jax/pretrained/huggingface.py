@@ -159,16 +159,10 @@ def load(
     bert_table.check_shapes(attributes, name, converted, file)
     stages_in_file = {path.split("/")[1] for path in converted.leaves}
     attributes["output"] = bert_table.head_kind(config) or "text"
-    bias = converted.leaves.get("params/head/bias")
-    file_classes = len(bias) if bias is not None and bias.ndim == 1 else 0
-    output = options.get("output", attributes["output"])
-    fits = file_classes > 0 and output == attributes["output"] and num_classes in (None, file_classes)
-    other_heads = _other_heads(converted, name)
-    if head == "keep" and not (fits and not other_heads):
-        reason = f" alone, but also {format_names(other_heads)}" if fits else ""
-        raise UserError(f"{file} has no head for {output} with {num_classes or 'any'} classes{reason}; pass head='new'")
-    classes = file_classes if fits and num_classes is None else num_classes or 0
-    keep_head = fits and head != "new"
+    output, other_heads = options.get("output", attributes["output"]), _other_heads(converted, name)
+    file_classes = _classes_of_head(converted) if output == attributes["output"] else 0
+    keep_head = _keeps_head(head, num_classes, file_classes, other_heads, f"{file} has no head for {output}")
+    classes = file_classes if num_classes is None else num_classes
     if not keep_head:  # a head of another task does not matter where one is drawn
         converted = converted._replace(extra=[name for name in converted.extra if name not in other_heads])
     reads_pooler = "pooler" in stages_in_file and (keep_head or not _was_trained_on_means(folder))
@@ -193,6 +187,34 @@ def load(
         ),
     )
     return net._replace(variables=net.reinitialize(jax.random.key(seed)))
+
+
+def _classes_of_head(converted: Converted) -> int:
+    """Return the number of classes K of the head of a file, 0 if it has none."""
+    bias = converted.leaves.get("params/head/bias")
+    return len(bias) if bias is not None and bias.ndim == 1 else 0
+
+
+def _keeps_head(
+    head: str, num_classes: int | None, file_classes: int, other_heads: Sequence[str], problem: str
+) -> bool:
+    """Return whether the head of a file is kept.
+
+    Args:
+        head: as of ``load``.
+        num_classes: that are asked for.
+        file_classes: of the head of the right kind in the file, 0 for none.
+        other_heads: arrays of further heads there.
+        problem: the first words of an error.
+
+    Raises:
+        UserError: it is to be kept, and does not fit or is not the only one.
+    """
+    fits = file_classes > 0 and num_classes in (None, file_classes)
+    if head == "keep" and not (fits and not other_heads):
+        reason = f" alone, but also {format_names(other_heads)}" if fits else ""
+        raise UserError(f"{problem} with {num_classes or 'any'} classes{reason}; pass head='new'")
+    return fits and head != "new"
 
 
 def random(name: str, path: str | Path, num_classes: int = 0, *, seed: int = 0, **options: Any) -> TextNetwork:
