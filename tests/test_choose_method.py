@@ -17,6 +17,7 @@ from tl_jax import choose_method, method_trials
 from tl_jax.config import recipe, schema, validate
 from tl_jax.config_from_data import make_config
 from tl_jax.data.dataset import Split, select_rows
+from tl_jax.tasks.probe_strength import ProbeScore, make_folds
 from tl_jax.train.workdir import read_json, write_json
 from tl_jax.utils.errors import Diverged, UserError
 
@@ -30,7 +31,7 @@ def make_split(labels, groups=None):
 
 def test_each_example_is_held_out_once_and_classes_keep_their_shares():
     labels = np.repeat([0, 1], [60, 30])
-    folds = choose_method.make_folds(make_split(labels), 2, seed=0)
+    folds = make_folds(make_split(labels), 2, seed=0)
     assert sorted(np.concatenate([held for _, held in folds])) == list(range(90))
     for train, held in folds:
         assert not set(train) & set(held) and np.bincount(labels[held]).tolist() == [20, 10]
@@ -38,28 +39,28 @@ def test_each_example_is_held_out_once_and_classes_keep_their_shares():
 
 def test_groups_stay_together():
     labels, groups = np.repeat([0, 1], 24), np.repeat(np.arange(12), 4)
-    for train, held in choose_method.make_folds(make_split(labels, groups), 2, seed=1):
+    for train, held in make_folds(make_split(labels, groups), 2, seed=1):
         assert not set(groups[train]) & set(groups[held])
 
 
 @pytest.mark.parametrize("groups", [None, [0, 0, 0, 0, 1, 1, 2, 3, 4]])
 def test_a_class_that_cannot_be_in_each_fold_gives_none(groups):
     labels = [0, 0, 0, 0, 1, 1, 1, 1, 1] if groups else [0] * 7 + [1, 1]
-    assert choose_method.make_folds(make_split(labels, groups), 2, seed=0) == []
+    assert make_folds(make_split(labels, groups), 2, seed=0) == []
 
 
 def test_of_many_examples_two_folds_say_enough():
     split = make_split(np.arange(1600) % 4)
-    assert len(choose_method.make_folds(split, 4, seed=2**40)) == 2
-    assert len(choose_method.make_folds(select_rows(split, np.arange(1500)), 4, seed=0)) == 3
+    assert len(make_folds(split, 4, seed=2**40)) == 2
+    assert len(make_folds(select_rows(split, np.arange(1500)), 4, seed=0)) == 3
     few_patients = make_split(np.arange(1600) % 4, np.arange(1600) // 4 % 9)
-    assert len(choose_method.make_folds(few_patients, 4, seed=0)) == 3
+    assert len(make_folds(few_patients, 4, seed=0)) == 3
 
 
 def test_a_part_of_many_examples_keeps_small_classes():
     part = choose_method._subsample(make_split(np.repeat([0, 1, 2], [9985, 8, 7])), 3, seed=0)
     assert np.bincount(part.labels)[1:].tolist() == [8, 7] and 2900 < len(part.labels) < 3100
-    assert len(choose_method.make_folds(part, 3, seed=0)) == 2
+    assert len(make_folds(part, 3, seed=0)) == 2
 
 
 def test_the_standard_error_is_that_of_a_mean_and_grows_with_groups():
@@ -229,7 +230,7 @@ def test_what_folds_have_judged_is_trained_on_all_examples(chosen_run):
 def test_a_validation_part_is_kept_where_it_is_asked_for(changes, may):
     config = recipe.override(recipe.get_config(), (("method", "auto"), *changes.items()))
     split = make_split(np.arange(30) % 2)
-    examples = choose_method.Examples(split, choose_method.make_folds(split, 2, seed=0), False, True)
+    examples = choose_method.Examples(split, make_folds(split, 2, seed=0), False, True)
     assert choose_method._trains_on_all(schema.freeze(config), examples) == may
     assert not choose_method._trains_on_all(schema.freeze(config), examples._replace(are_part=True))
 
@@ -257,7 +258,7 @@ def test_the_probes_strength_is_one_that_scikit_learn_finds_as_good(chosen_run):
     (images, labels), learner = chosen_run
     choice = json.loads((learner.workdir / choose_method.FILE).read_text())
     features = np.stack([row.details["embedding"] for row in untrained_predictions(learner, images)])
-    folds = choose_method.make_folds(make_split(labels), 10, seed=0)
+    folds = make_folds(make_split(labels), 10, seed=0)
     right = []
     for train, held in folds:
         model = LogisticRegression(C=choice["tried"][0]["strength"], max_iter=2000).fit(features[train], labels[train])
@@ -376,8 +377,8 @@ def test_images_are_mirrored_where_probes_know_them_as_well(shares, known, of_mi
     labels = np.repeat([0, 1], (np.asarray(shares) * 200).astype(int))
     split = make_split(labels)
     cache = SimpleNamespace(splits={"train": split}, features=lambda variables, part: np.zeros((len(part.labels), 4)))
-    scores = [choose_method.ProbeScore(-float(np.log(share)), share) for share in (known, of_mirrored)]
-    monkeypatch.setattr(choose_method, "_cross_validate", lambda *_: scores)
+    scores = [ProbeScore(-float(np.log(share)), share) for share in (known, of_mirrored)]
+    monkeypatch.setattr(choose_method, "cross_validate", lambda *_: scores)
     folds = [(np.arange(200), np.arange(200))]
     assert choose_method._may_mirror(cache, {}, np.zeros((200, 4)), folds, 1.0, 0) == may
 
@@ -415,7 +416,7 @@ class FakeTrials(method_trials.Trials):
     def __init__(self, margins, lasts=100, n=600):
         config = schema.freeze(recipe.override(recipe.get_config(), (("model.name", "resnet8"), ("method", "auto"))))
         pool = make_split(np.arange(n) % 4)
-        super().__init__(config, pool, choose_method.make_folds(pool, 4, seed=0), 1.0, np.inf)
+        super().__init__(config, pool, make_folds(pool, 4, seed=0), 1.0, np.inf)
         self.margins, self.lasts, self.ran = margins, lasts, []
 
     def _load_fold(self, index):

@@ -62,6 +62,13 @@ def test_where_few_values_train_the_head_is_fitted_first():
         assert (config.init.head, config.optim.lr) == ("logistic", 1e-3)
 
 
+def test_folds_choose_the_strength_of_a_probe_unless_it_is_given():
+    for method in ("logistic", "lp_ft", "norm_only"):
+        assert configured(digit_images(100), method).init.folds == 3
+    assert configured(digit_images(100), "logistic", init__strength=0.5).init.folds == 0
+    assert configured(digit_images(100), "fine_tune").init.folds == 0
+
+
 def test_what_the_user_says_of_augmentation_holds():
     config = configured(digit_images(100), "lp_ft", augment__jitter=0.2)
     assert config.augment.jitter == 0.2 and config.augment.resized_crop == 0.0

@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from scipy.special import entr, softmax
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from scipy.special import entr
 
 from tl_jax.config import recipe, validate
 from tl_jax.data.dataset import Split, select_rows
@@ -33,10 +31,10 @@ from tl_jax.method_trials import (
     split_task,
     with_changes,
 )
-from tl_jax.metrics import classification
 from tl_jax.restore import runs_within
 from tl_jax.tasks import head_init
 from tl_jax.tasks.feature_cache import FeatureCache
+from tl_jax.tasks.probe_strength import FOLDS, STRENGTHS, choose_strength, cross_validate, make_folds
 from tl_jax.train import workdir
 from tl_jax.train.logging import say
 from tl_jax.train.run_config import AUTO, RunConfig
@@ -47,11 +45,8 @@ from tl_jax.utils.errors import UserError
 from tl_jax.utils.json_files import OBJECT, STRING, Field, check_fields
 
 FILE = "choice.json"
-FOLDS = 3
 MAX_EXAMPLES = 3000  # that are looked at; of more a part with the same shares of classes
 MIN_OF_CLASS = 10  # examples that each class keeps there, if it has as many
-MAX_CROSS_VALIDATED = 1500  # examples up to which each is held out once; of more two folds say enough
-EXTREME_STRENGTHS = (1e-6, 1e5)  # to which the grid is extended if its end is the best
 MAX_MIRRORED, MAX_MIRRORED_BYTES = 300, 5 * 10**8  # examples that are mirrored, and their pixels
 LEAST_KNOWN = 0.05  # of the loss of a guess: a probe that knows less says nothing of mirrored images
 LEAST_MIRRORED = 0.93  # of what a probe knows, that it knows of mirrored images, too
@@ -73,13 +68,6 @@ class Examples(NamedTuple):
     folds: list[Fold]
     are_part: bool
     have_validation: bool
-
-
-class ProbeScore(NamedTuple):
-    """What a probe comes to on held-out examples: mean log loss in nats, and accuracy."""
-
-    loss: float
-    accuracy: float
 
 
 def resolve(config: RunConfig, folder: Path) -> RunConfig:
@@ -256,27 +244,6 @@ def _subsample(pool: Split, classes: int, seed: int) -> Split:
     return select_rows(pool, np.sort(np.concatenate(rows)))
 
 
-def make_folds(pool: Split, classes: int, seed: int) -> list[Fold]:
-    """Return folds in which classes keep their shares and groups stay together; none if a class is too small.
-
-    Args:
-        pool: N examples.
-        classes: K.
-        seed: of the folds.
-    """
-    labels, groups = pool.labels, pool.groups
-    in_class = [labels == k for k in range(classes)]
-    members = [int(rows.sum()) if groups is None else len(np.unique(groups[rows])) for rows in in_class]
-    if min(members) < FOLDS:
-        return []
-    splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
-    parts = splitter(FOLDS, shuffle=True, random_state=seed % 2**32).split(np.zeros(len(labels)), labels, groups)
-    folds = [(train, held) for train, held in parts]
-    if any(len(np.unique(labels[train])) < classes for train, _ in folds):
-        return []
-    return folds if groups is not None or len(labels) <= MAX_CROSS_VALIDATED else folds[:2]
-
-
 def _fit_probe(config: RunConfig, pool: Split, folds: Sequence[Fold]) -> tuple[float, float, bool]:
     """Fit probes to the features; return the strength with the least loss, its accuracy, and whether images may flip.
 
@@ -286,17 +253,10 @@ def _fit_probe(config: RunConfig, pool: Split, folds: Sequence[Fold]) -> tuple[f
     say(f"auto: features of {len(pool.labels):,} examples ...")
     cache, variables = task.feature_cache, initial_state(task, config.seed).variables
     features = cache.features(variables, cache.splits["train"])
-    strengths = [config.init.strength] if config.init.strength else list(head_init.STRENGTHS)
-    found = {c: _cross_validate(features, pool.labels, folds, c)[0] for c in strengths}
-    while len(strengths) > 1:
-        best = min(found, key=lambda c: found[c].loss)
-        step = 10.0 if best == max(found) else 0.1 if best == min(found) else 1.0
-        if step == 1.0 or not EXTREME_STRENGTHS[0] <= best * step <= EXTREME_STRENGTHS[1]:
-            break
-        found[best * step] = _cross_validate(features, pool.labels, folds, best * step)[0]
-    best = min(found, key=lambda c: found[c].loss)
+    strengths = (config.init.strength,) if config.init.strength else STRENGTHS
+    best, score = choose_strength(features, pool.labels, folds, strengths)
     mirrored = may_augment(config) and _may_mirror(cache, variables, features, folds, best, config.seed)
-    return best, found[best].accuracy, mirrored
+    return best, score.accuracy, mirrored
 
 
 def _may_mirror(
@@ -313,7 +273,7 @@ def _may_mirror(
     mirrored = features.copy()
     mirrored[rows] = cache.features(variables, _mirror(split, rows))
     parts = [(train, held[np.isin(held, rows)]) for train, held in folds]
-    upright, flipped = (score.loss for score in _cross_validate(features, split.labels, parts, strength, mirrored))
+    upright, flipped = (score.loss for score in cross_validate(features, split.labels, parts, strength, mirrored))
     guess = float(entr(np.bincount(split.labels[rows]) / len(rows)).sum())
     say(f"auto: log loss of the probe {upright:.3f}, for mirrored images {flipped:.3f}, of a guess {guess:.3f}")
     known = guess - upright
@@ -324,22 +284,3 @@ def _mirror(split: Split, rows: np.ndarray) -> Split:
     """Return examples of a split with their images mirrored left to right."""
     part = select_rows(split, rows)
     return part._replace(inputs=np.ascontiguousarray(np.asarray(part.inputs[:])[:, :, ::-1]))
-
-
-def _cross_validate(
-    features: np.ndarray, labels: np.ndarray, folds: Sequence[Fold], strength: float, *others: np.ndarray
-) -> list[ProbeScore]:
-    """Fit a probe on each fold; return how it does on what is held out, of these features and of others (N, D)."""
-    from tl_jax.transferability import probes  # with all scores, which take two seconds to import
-
-    fitted = [probes.logistic_probe(features[train], labels[train], strength) for train, _ in folds]
-    held_labels, scores = labels[np.concatenate([held for _, held in folds])], []
-    for tested in (features, *others):
-        logits = [
-            np.asarray(jnp.asarray(tested[held]) @ probe.kernel + probe.bias[None], np.float64)
-            for probe, (_, held) in zip(fitted, folds, strict=True)
-        ]
-        probabilities = softmax(np.concatenate(logits), axis=1)
-        accuracy = float((probabilities.argmax(1) == held_labels).mean())
-        scores.append(ProbeScore(classification.log_loss(probabilities, held_labels), accuracy))
-    return scores

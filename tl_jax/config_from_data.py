@@ -10,6 +10,7 @@ from tl_jax.data.registry import DATASETS
 from tl_jax.models.registry import MODELS
 from tl_jax.pretrained.catalog import EMBEDDED, EMBEDDED_BERT, known_sources, published_sources
 from tl_jax.tasks import head_init
+from tl_jax.tasks.probe_strength import FOLDS, PROBES
 from tl_jax.train.run_config import AUTO, RunConfig
 from tl_jax.train.task import TASKS, Task
 from tl_jax.transfer import freeze
@@ -117,8 +118,10 @@ def apply_method(config: recipe.Config, method: str, epochs: float | None) -> No
     if method != AUTO:
         _put_method(config, method, examples)
     elif task.can_choose_method and config.init.source != "random" and config.init.head == "new":
-        return METHODS[method if config.epochs else "logistic"](config)
+        METHODS[method if config.epochs else "logistic"](config)
+        return _choose_by_folds(config)
     _set_rates(config)
+    _choose_by_folds(config)
     if config.phases or not config.epochs:
         config.min_steps = 0
     if method != AUTO and (config.phases or config.epochs):
@@ -145,6 +148,12 @@ def _put_method(config: recipe.Config, method: str, examples: int) -> None:
     METHODS[method](config)
     if config.epochs == enough:
         config.epochs = epochs
+
+
+def _choose_by_folds(config: recipe.Config) -> None:
+    """Let folds choose the strength of a probe, for which a tenth of a small set is too little."""
+    if config.init.get("head") in PROBES and not config.init.strength:
+        config.init.folds = FOLDS
 
 
 def _set_head_rate(config: recipe.Config) -> None:

@@ -19,6 +19,7 @@ from tl_jax.config import recipe, schema, validate
 from tl_jax.data.dataset import Split, select_rows
 from tl_jax.metrics import classification
 from tl_jax.restore import make_task
+from tl_jax.tasks.probe_strength import Fold
 from tl_jax.tasks.run_record import RunRecord
 from tl_jax.train import sharding
 from tl_jax.train.evaluate import extract
@@ -41,7 +42,6 @@ CHECK_EVERY = 10  # steps, of those that are taken one by one
 NEEDS_VALIDATION = {"patience": 0, "eval_checkpoint": "last", "metrics": (), "calibrate": False}
 
 Changes = tuple[tuple[str, Any], ...]  # fields of a configuration and their values
-Fold = tuple[np.ndarray, np.ndarray]  # rows to train on, and those held out
 
 
 class Candidate(NamedTuple):

@@ -11,7 +11,7 @@ from tl_jax.config import recipe, schema, stored, validate
 from tl_jax.data.registry import DATASETS
 from tl_jax.models.registry import MODELS
 from tl_jax.pretrained import formats
-from tl_jax.tasks.head_init import PROBES
+from tl_jax.tasks.probe_strength import PROBES
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
 from tl_jax.train import sharding, workdir
 from tl_jax.train.checkpoint import Checkpoints

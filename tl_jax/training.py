@@ -17,7 +17,7 @@ from tl_jax.pretrained import formats
 from tl_jax.report import ensemble as ensemble_report
 from tl_jax.report import plots
 from tl_jax.restore import MIXTURE, check_batches, make_task, own_modules, restore, runs_within
-from tl_jax.tasks.head_init import PROBES
+from tl_jax.tasks.probe_strength import PROBES
 from tl_jax.tasks.run_record import RunRecord
 from tl_jax.train import loop, more_epochs, sharding, workdir
 from tl_jax.train.advice import advise, advise_norms, advise_probe

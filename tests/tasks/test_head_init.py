@@ -10,6 +10,7 @@ from tl_jax.config import schema
 from tl_jax.tasks import head_init, image_network, image_task
 from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.tasks.losses import Network
+from tl_jax.tasks.probe_strength import STRENGTHS
 from tl_jax.train import evaluate
 from tl_jax.train.state import stream_key
 from tl_jax.utils import tree
@@ -46,9 +47,32 @@ def test_strength_is_chosen_on_validation(capsys):
     variables = task.init(KEY)
     said = capsys.readouterr().out
     strength = float(said.split("C = ")[1].split()[0])
-    assert strength in head_init.STRENGTHS
+    assert strength in STRENGTHS
     given = small.task(("init.head", "logistic"), ("data.validation", 0.2), ("init.strength", strength)).init(KEY)
     np.testing.assert_array_equal(variables["params"]["head"]["kernel"], given["params"]["head"]["kernel"])
+
+
+@pytest.mark.parametrize("kind", ["logistic", "ridge"])
+def test_strength_is_chosen_by_folds(kind, capsys):
+    """scikit-learn finds it no worse than its neighbours, on folds of its own."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_score
+
+    task = small.task(("init.head", kind), ("init.folds", 3), ("data.validation", 0.0), ("data.per_class", 20))
+    variables = task.init(KEY)
+    said = capsys.readouterr().out
+    strength = float(said.split("C = ")[1].split(",")[0])
+    given = small.task(
+        ("init.head", kind), ("data.validation", 0.0), ("data.per_class", 20), ("init.strength", strength)
+    ).init(KEY)
+    np.testing.assert_array_equal(variables["params"]["head"]["kernel"], given["params"]["head"]["kernel"])
+    if kind == "logistic":
+        x, y = features(task, variables, "train")
+        losses = [
+            -cross_val_score(LogisticRegression(C=c, max_iter=2000), x, y, cv=3, scoring="neg_log_loss").mean()
+            for c in (strength / 10, strength, strength * 10)
+        ]
+        assert losses[1] <= min(losses) + 0.05
 
 
 def test_a_class_without_examples_is_an_error_that_says_so():

@@ -199,7 +199,7 @@ def _check_conflicts(config: RunConfig) -> None:
 
 
 def _init_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflicts:
-    loaded = config.init.source != "random"
+    loaded, is_probe = config.init.source != "random", config.init.head in ("logistic", "ridge")
     return {
         "init.path is not read with config.init.source=random; name its source": (
             not loaded and config.init.path and not TASKS[config.task].random_files
@@ -214,8 +214,12 @@ def _init_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflict
         ),
         "seed has no effect beside config.seeds; change those": config.seeds and changed("seed"),
         "init.strength has an effect with config.init.head=logistic or ridge only": (
-            changed("init.strength") and config.init.head not in ("logistic", "ridge")
+            changed("init.strength") and not is_probe
         ),
+        "init.folds has an effect with config.init.head=logistic or ridge, and config.init.strength=0, only": (
+            changed("init.folds") and (not is_probe or changed("init.strength"))
+        ),
+        "init.folds=1 holds nothing out; set it to 2 or more, or to 0": config.init.folds == 1,
     }
 
 

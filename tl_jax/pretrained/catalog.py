@@ -54,6 +54,9 @@ class InitConfig(Options):
     )
     head: str = option("new", "drawn at random, kept from the file, or a probe fitted to the features", HEAD_INITS)
     strength: float = option(0.0, "C of the probe, 1 / penalty; 0 takes the best of seven on validation", low=0.0)
+    folds: int = option(
+        0, "folds of the training split that choose C by log loss; 0: validation chooses", low=0, high=10
+    )
 
 
 def known_sources(model: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from tl_jax.metrics import Batch, Evaluation, verification
 from tl_jax.metrics.verification import Comparisons, Pairs
 from tl_jax.models.layers import glorot_uniform
 from tl_jax.report import plots
-from tl_jax.tasks import head_init, image_inputs
+from tl_jax.tasks import image_inputs, probe_strength
 from tl_jax.tasks.image_inputs import ImageInput
 from tl_jax.tasks.image_task import ImageRunConfig, ImageTask, load_inputs, no_images, usual_size
 from tl_jax.tasks.losses import Network, make_embeddings, make_loss
@@ -129,7 +129,8 @@ class FaceVerification(ImageTask):
     config_class = FaceRunConfig
     # What needs a class for each example that is tested, or takes other labels than one person an image.
     unused_fields = (
-        "data.fit", "data.group", "data.test_examples", "data.windows", "init.strength", "model.num_classes",
+        "data.fit", "data.group", "data.test_examples", "data.windows", "init.folds", "init.strength",
+        "model.num_classes",
         "regularize.class_weights", "regularize.cutmix", "regularize.mixup",
     )  # fmt: skip
     has_classes = False
@@ -155,7 +156,7 @@ class FaceVerification(ImageTask):
         return {
             **super().conflicts(config, changed),
             f"init.head={config.init.head} fits classes, and task=faces has embeddings; take new or keep": (
-                config.init.head in head_init.PROBES
+                config.init.head in probe_strength.PROBES
             ),
             "faces.pairs and config.faces.test_file both name the people to test; leave one out": (
                 faces.pairs and faces.test_file

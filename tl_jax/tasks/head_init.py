@@ -14,6 +14,7 @@ from tl_jax.data import dataset, loader
 from tl_jax.data.dataset import Dataset, Split
 from tl_jax.pretrained.network import Pretrained, init_new_leaves, initializer
 from tl_jax.tasks.losses import Network
+from tl_jax.tasks.probe_strength import STRENGTHS, choose_strength, make_folds
 from tl_jax.train.logging import say
 from tl_jax.transfer import adapters, regularizers, self_supervised
 from tl_jax.transfer.regularizers import RegularizeConfig
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from tl_jax.transferability.probes import LinearProbe
 
 Features = Callable[[Any, Any], np.ndarray]  # (variables, N pictures, or texts) -> (N, D)
-STRENGTHS = tuple(10.0**i for i in range(-4, 3))  # C of a probe, of which the best on validation is taken
 ATTENTION_EXAMPLES = 256  # that DELTA's weights of channels are estimated from, at most
-PROBES = ("logistic", "ridge")  # fits of the head, see transferability/probes.py
 
 
 def split_data(config: Any, source: Dataset) -> dict[str, Split]:
@@ -74,9 +73,16 @@ class Probe:
         strength: float,
         splits: "Mapping[str, Split] | Mapping[str, TokenizedTexts]",
         features: Features,
+        folds: int = 0,
+        seed: int = 0,
     ):
-        """``kind`` is one of ``PROBES``; a ``strength`` of 0 is replaced by the best on the part "validation"."""
+        """``kind`` is one of ``PROBES``; a ``strength`` of 0 is replaced by the best one.
+
+        That is the best on ``folds`` of the training part, drawn with ``seed``; with 0, or a class of fewer examples,
+        the best on the part "validation".
+        """
         self.kind, self.strength, self.splits, self.features = kind, strength, splits, features
+        self.folds, self.seed = folds, seed
 
     def fit(self, variables: Any) -> "LinearProbe":
         """Fit the probe to the features of the variables."""
@@ -84,6 +90,11 @@ class Probe:
         from tl_jax.transferability import probes  # with all distances, which take two seconds to import
 
         fit_probe = {"logistic": probes.logistic_probe, "ridge": probes.ridge_probe}[self.kind]
+        pool = self.splits["train"]
+        if not self.strength and self.folds and (folds := make_folds(pool, y.max() + 1, self.seed, self.folds)):
+            best, score = choose_strength(x, y, folds, kind=self.kind)
+            say(f"{self.kind} probe: C = {best:g}, accuracy {score.accuracy:.4f} in {len(folds)} folds")
+            return fit_probe(x, y, best)
         if self.strength or not len(self.splits["validation"].labels):
             return fit_probe(x, y, self.strength or 1.0)
         held_out = self._examples(variables, "validation")

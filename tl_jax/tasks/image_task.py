@@ -27,7 +27,7 @@ from tl_jax.pretrained.catalog import published_sources
 from tl_jax.pretrained.network import Pretrained, check_variables, variable_shapes, with_head
 from tl_jax.report.images import draw_grid
 from tl_jax.report.plots import describe_bound
-from tl_jax.tasks import head_init, image_inputs
+from tl_jax.tasks import head_init, image_inputs, probe_strength
 from tl_jax.tasks.feature_cache import CacheConfig, ImageFeatureCache
 from tl_jax.tasks.image_network import build_network, load_network, load_source_head, random_network
 from tl_jax.tasks.losses import Inputs, Network, make_features, make_loss, make_metrics, make_predict, make_pretext_loss
@@ -441,10 +441,11 @@ def init_variables(
     network, splits, size = feature_cache.network, feature_cache.splits, config.eval_batch_size
     bare, train = network._replace(adapters=AdapterConfig()), splits["train"]  # adapters change nothing yet
     has_examples = len(train.labels) > 0  # else the variables are only a layout for those of a checkpoint
-    fits_head = has_examples and config.init.head in head_init.PROBES
+    fits_head = has_examples and config.init.head in probe_strength.PROBES
     if fits_head or (has_examples and regularize.strength("delta")):
         kind = config.init.head if fits_head else "logistic"
-        probe = head_init.Probe(kind, config.init.strength if fits_head else 1.0, splits, feature_cache.features)
+        strength = config.init.strength if fits_head else 1.0
+        probe = head_init.Probe(kind, strength, splits, feature_cache.features, config.init.folds, config.seed)
         fitted = head_init.with_probe(variables, probe)
         variables = fitted if fits_head else variables
     attention = (

@@ -17,7 +17,8 @@ class MaskedWords(TextTask):
     about = "texts without labels, whose hidden words are guessed"
     # There are no labels and no cached features.
     unused_fields = (
-        *TextTask.unused_fields, "cache.dir", "cache.gigabytes", "cache.views", "init.head", "init.strength",
+        *TextTask.unused_fields, "cache.dir", "cache.gigabytes", "cache.views", "init.folds", "init.head",
+        "init.strength",
         "regularize.", "wise_ft",
     )  # fmt: skip
     pretext_fields = ("pretext.mask_prob",)

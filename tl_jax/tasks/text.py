@@ -24,7 +24,7 @@ from tl_jax.metrics import Batch, Evaluation
 from tl_jax.models.bert import Bert
 from tl_jax.pretrained import formats, huggingface
 from tl_jax.pretrained.huggingface import TextNetwork
-from tl_jax.tasks import head_init, run_record, text_preview
+from tl_jax.tasks import head_init, probe_strength, run_record, text_preview
 from tl_jax.tasks import losses as objectives
 from tl_jax.tasks.feature_cache import CacheConfig, TextFeatureCache
 from tl_jax.tasks.losses import Encoder, make_text_predict, merged_params
@@ -328,8 +328,9 @@ def init_variables(
     """Return the variables that training starts from, drawn from ``key`` as far as they are not loaded or fitted."""
     variables = {"params": dict(net.reinitialize(key)["params"]), "batch_stats": {}}
     has_examples = len(feature_cache.splits["train"].labels) > 0  # else only a layout is wanted
-    if config.init.head in head_init.PROBES and has_examples:
-        probe = head_init.Probe(config.init.head, config.init.strength, feature_cache.splits, feature_cache.features)
+    if config.init.head in probe_strength.PROBES and has_examples:
+        init, cache = config.init, feature_cache
+        probe = head_init.Probe(init.head, init.strength, cache.splits, cache.features, init.folds, config.seed)
         variables = head_init.with_probe(variables, probe)
     source_collection = head_init.source_collection(regularize, variables)
     variables = head_init.with_adapters(variables, feature_cache.encoder.adapters, jax.random.fold_in(key, 1))

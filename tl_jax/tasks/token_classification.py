@@ -10,7 +10,7 @@ from tl_jax.data import word_splitting
 from tl_jax.data.conll import find_scheme
 from tl_jax.data.word_splitting import Splitter
 from tl_jax.metrics import Batch, Evaluation, sequence
-from tl_jax.tasks import error_analysis, head_init
+from tl_jax.tasks import error_analysis, probe_strength
 from tl_jax.tasks.text import TextTask
 from tl_jax.train.task import register_task
 
@@ -76,7 +76,7 @@ def word_head_conflicts(kind: str, config: Any) -> dict[str, Any]:
     """Return the conflicts of a head that reads every word."""
     return {
         f"init.head={config.init.head} is not for task={kind}, whose head reads every word; take new or keep": (
-            config.init.head in head_init.PROBES
+            config.init.head in probe_strength.PROBES
         ),
         "data.per_class is for tasks with a label for each example; take data.train_examples": config.data.per_class,
     }
