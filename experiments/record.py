@@ -57,6 +57,7 @@ def write_rows(prefix: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write all rows; numbers with five digits."""
     path = Path(f"{prefix}.csv")
     with disk.atomic_write(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        fields = dict.fromkeys(name for row in rows for name in row)  # of which earlier rows may lack some
+        writer = csv.DictWriter(file, list(fields), restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)

@@ -145,6 +145,9 @@ def test_images_are_cropped_and_mirrored_only_where_they_keep_their_class():
     assert method_trials.augmentation(config, True, 100) == (crops[0], ("augment.flip", True), crops[1])
     few_passes = schema.freeze(recipe.override(config, (("epochs", 3.0),)))
     assert method_trials.augmentation(few_passes, False, 100) == (crops[0], ("cache.views", 2))
+    small = schema.freeze(recipe.override(config, (("input.size", 32),)))
+    assert method_trials.augmentation(small, False, 100) == ()
+    assert method_trials.augmentation(small, True, 100) == (("augment.flip", True), crops[1])
     two_passes = schema.freeze(recipe.override(config, (("epochs", 2.0),)))
     assert method_trials.augmentation(two_passes, False, 100) == crops[:1]  # one view would be met again and again
 
@@ -355,7 +358,7 @@ def test_a_flipped_bit_of_a_choice_is_noticed(chosen_run, tmp_path):
 def test_the_task_of_a_fold_is_augmented_as_the_chosen_run(tmp_path):
     images, labels = digit_images(100)
     config = make_config((images, labels), "image", "resnet8", None)
-    config.method, config.input.size = "auto", 16
+    config.method, config.input.size = "auto", 64
     config = schema.freeze(config)
     pool, folds = choose_method._examples(config)[:2]
     trials = method_trials.Trials(config, pool, folds, 1.0, np.inf, mirrored=True)
@@ -496,6 +499,20 @@ def test_what_is_not_finite_is_no_candidate(tmp_path, monkeypatch):
     monkeypatch.setattr(method_trials, "predict", lambda task, variables: np.full((len(folds[0][1]), 10), np.nan))
     trials = method_trials.Trials(config, pool, folds, 1.0, np.inf)
     assert trials.best() is None and "not finite" in trials.why_none()
+
+
+def test_where_the_better_one_diverges_later_the_other_is_judged_by_what_it_did():
+    trials = FakeTrials({"last 2 of 4 stages at 0.0001": 2.0, "last 2 of 4 stages at 0.0003": 3.0, "all": None})
+    run = trials._run
+
+    def diverge_on_the_second_fold(candidate, index):
+        if index == 1 and candidate.name.endswith("0.0003"):
+            raise Diverged("the loss is nan after 3 steps")
+        return run(candidate, index)
+
+    trials._run = diverge_on_the_second_fold
+    best = trials.best()
+    assert best.candidate.name.endswith("0.0001") and best.share == 1.0
 
 
 def test_a_candidate_that_diverges_leaves_the_others():

@@ -18,13 +18,13 @@ def digit_images(n):
     return images.astype(np.uint8), digits.target[:n]
 
 
-def configured(data, method, **fields):
+def configured(data, method, size=64, **fields):
     config = make_config(data, "", "resnet8" if isinstance(data, tuple) else "", None)
     if "size" in config.input:
-        config.input.size = 16
+        config.input.size = size
     for path, value in fields.items():
         schema.set_field(config, path.replace("__", "."), value)
-    apply_method(config, method, None)
+    apply_method(config, method, None, [path.replace("__", ".") for path in fields])
     return validate.validate(config)
 
 
@@ -42,24 +42,35 @@ def test_each_method_is_valid_for_texts(method):
     configured({"text": [f"{label} film {i}" for i, label in enumerate(labels)], "label": labels}, method)
 
 
+def test_images_of_a_few_pixels_are_not_cropped():
+    assert configured(digit_images(100), "lp_ft", size=63).augment.resized_crop == 0.0
+
+
 def test_phases_have_the_steps_that_other_methods_have():
     config = configured(digit_images(100), "gradual", data__validation=0.0)
     assert MIN_STEPS <= make_task(config).plan()[-1].stop <= MIN_STEPS + 3
     assert config.phases[0].recipe == "head" and not config.min_steps
+    larger = configured(digit_images(100), "gradual", data__validation=0.0, batch_size=64)
+    assert MIN_STEPS <= make_task(larger).plan()[-1].stop <= MIN_STEPS + 3
 
 
 def test_a_new_head_learns_faster_the_fewer_features_it_reads():
     few = configured(digit_images(100), "fine_tune")
     assert few.optim.lr == pytest.approx(1e-3 * 1280 / 128) and few.init.head == "new"
     assert few.optim.lr * few.optim.backbone_lr_scale == pytest.approx(1e-4)
-    assert configured(digit_images(100), "fine_tune", optim__lr=3e-3).optim.lr == 3e-3
-    assert configured(digit_images(100), "head").optim.lr == few.optim.lr
+    for rate in (1e-3, 3e-3):  # the former is the default, and holds as well if it is asked for
+        config = configured(digit_images(100), "fine_tune", optim__lr=rate)
+        assert config.optim.lr == rate and config.optim.lr * config.optim.backbone_lr_scale == pytest.approx(1e-4)
+    one_rate = configured(digit_images(100), "fine_tune", optim__backbone_lr_scale=0.0)
+    assert (one_rate.optim.lr, one_rate.optim.backbone_lr_scale) == (1e-3, 0.0)
 
 
 def test_where_few_values_train_the_head_is_fitted_first():
-    for method in ("norm_only", "bias_only", "lora"):
+    for method in ("head", "norm_only", "bias_only", "lora"):
         config = configured(digit_images(100), method)
         assert (config.init.head, config.optim.lr) == ("logistic", 1e-3)
+        config = configured(digit_images(100), method, init__head="new")
+        assert (config.init.head, config.init.folds) == ("new", 0)
 
 
 def test_folds_choose_the_strength_of_a_probe_unless_it_is_given():
@@ -72,3 +83,4 @@ def test_folds_choose_the_strength_of_a_probe_unless_it_is_given():
 def test_what_the_user_says_of_augmentation_holds():
     config = configured(digit_images(100), "lp_ft", augment__jitter=0.2)
     assert config.augment.jitter == 0.2 and config.augment.resized_crop == 0.0
+    assert configured(digit_images(100), "lp_ft", augment__resized_crop=0.0).augment.resized_crop == 0.0

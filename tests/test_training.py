@@ -98,3 +98,28 @@ def test_what_may_take_long_is_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "show_elapsed", waiting)
     training.train(small.config(("epochs", 0.0), ("data.per_class", 2)), tmp_path)
     assert shown == ["loading weights and data", "testing"]
+
+
+def test_a_fitted_head_is_evaluated_before_the_first_step_and_training_has_to_beat_it(tmp_path):
+    fitted = (("init.head", "logistic"), ("init.strength", 1.0), ("data.validation", 0.2))
+    probe = training.train(small.config(*fitted, ("epochs", 0.0)), tmp_path / "probe")
+    config = small.config(*fitted, ("epochs", 3.0), ("optim.lr", 0.5))
+    run = tmp_path / "run"
+    run.mkdir()
+    rows = [json.loads(line) for line in (tmp_path / "probe" / "metrics.jsonl").read_text().splitlines()]
+    (start,) = [row for row in rows if row["split"] == "validation"]
+    (run / "metrics.jsonl").write_text(
+        (tmp_path / "probe" / "metrics.jsonl").read_text()
+    )  # cut off before it was saved
+    summary = training.train(config, run)
+    again = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (again_start,) = [row for row in again if row["phase"] == "start"]
+    assert again_start["accuracy"] == start["accuracy"] and again_start["step"] == 0
+    assert any("with the fitted head alone" in text for text in summary["advice"])
+    assert summary["metrics"]["accuracy"] < probe["metrics"]["accuracy"]
+
+
+def test_where_validation_chose_the_strength_it_is_no_bar(tmp_path):
+    config = small.config(("init.head", "logistic"), ("data.validation", 0.2), ("epochs", 1.0))
+    training.train(config, tmp_path)
+    assert '"start"' not in (tmp_path / "metrics.jsonl").read_text()

@@ -1,5 +1,6 @@
 """From data to a configuration: kind of task, network, weights and method, where the caller does not name them."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tl_jax.models.registry import MODELS
 from tl_jax.pretrained.catalog import EMBEDDED, EMBEDDED_BERT, known_sources, published_sources
 from tl_jax.tasks import head_init
 from tl_jax.tasks.probe_strength import FOLDS, PROBES
-from tl_jax.train.run_config import AUTO, RunConfig
+from tl_jax.train.run_config import AUTO
 from tl_jax.train.task import TASKS, Task
 from tl_jax.transfer import freeze
 from tl_jax.transfer.methods import METHODS, names_for_task
@@ -101,40 +102,42 @@ def _find_weights(model: str, is_text: bool, weights: str | Path | None) -> tupl
     return (sources or ("keras",))[0], str(path)
 
 
-def apply_method(config: recipe.Config, method: str, epochs: float | None) -> None:
+def apply_method(config: recipe.Config, method: str, epochs: float | None, given: Collection[str] = ()) -> None:
     """Put a way to transfer into a configuration, with what training in that way usually takes.
 
     Args:
         config: with its data.
         method: a name of ``transfer.methods.METHODS``; ``AUTO`` does what is usual where nothing can be compared.
         epochs: that the caller asks for.
+        given: fields that the caller has set, whatever to; defaults that go with them are made of these.
     """
     task, names = TASKS[config.task], names_for_task(config.task)
     if method not in names:
         raise UserError(f"method={method!r} is unknown; {nearest(method, names)}")
     if not task.data_inputs:  # ``recipe.policy`` has set all defaults
         return METHODS[method](config) if method != AUTO else None
-    examples = _set_length(config, epochs)
+    examples = _set_length(config, epochs, given)
     if method != AUTO:
         _put_method(config, method, examples)
     elif task.can_choose_method and config.init.source != "random" and config.init.head == "new":
         METHODS[method if config.epochs else "logistic"](config)
-        return _choose_by_folds(config)
-    _set_rates(config)
-    _choose_by_folds(config)
+        return _choose_by_folds(config, given)
+    _set_rates(config, given)
+    _choose_by_folds(config, given)
     if config.phases or not config.epochs:
         config.min_steps = 0
-    if method != AUTO and (config.phases or config.epochs):
+    is_augmented = any(field.startswith("augment.") for field in given)
+    if method != AUTO and (config.phases or config.epochs) and not is_augmented:
         for path, value in method_trials.augmentation(schema.freeze(config), False, examples):
             schema.set_field(config, path, value)
 
 
-def _set_length(config: recipe.Config, epochs: float | None) -> int:
+def _set_length(config: recipe.Config, epochs: float | None, given: Collection[str]) -> int:
     """Set schedule, batch size and the minimum number of steps; return the number of training examples."""
     config.optim.schedule, config.optim.warmup = "cosine", 0.1
     frozen = schema.freeze(config)
     examples = len(head_init.split_data(frozen, TASKS[config.task].load_data(frozen))["train"].labels)
-    if config.batch_size == RunConfig().batch_size and examples < SMALL_DATA:
+    if "batch_size" not in given and examples < SMALL_DATA:
         config.batch_size = SMALL_BATCH
     TASKS[config.task].set_defaults(config)
     config.min_steps = MIN_STEPS if epochs is None else 0
@@ -150,41 +153,43 @@ def _put_method(config: recipe.Config, method: str, examples: int) -> None:
         config.epochs = epochs
 
 
-def _choose_by_folds(config: recipe.Config) -> None:
+def _choose_by_folds(config: recipe.Config, given: Collection[str]) -> None:
     """Let folds choose the strength of a probe, for which a tenth of a small set is too little."""
-    if config.init.get("head") in PROBES and not config.init.strength:
+    if config.init.get("head") in PROBES and not config.init.strength and "init.folds" not in given:
         config.init.folds = FOLDS
 
 
-def _set_head_rate(config: recipe.Config) -> None:
-    """Set the rate of a new head, of which Adam's steps have to be the larger the fewer features it reads.
-
-    Its rate goes with 1 / D, as in muP, Yang et al. 2022, arXiv:2203.03466, table 3.
-    """
-    size = TASKS[config.task].feature_size(schema.freeze(config))
-    if size and config.optim.lr == OptimConfig().lr and config.optim.name == "adam":
-        config.optim.lr = min(MAX_HEAD_RATE, config.optim.lr * max(1.0, WIDE / size))
-
-
-def _set_rates(config: recipe.Config) -> None:
+def _set_rates(config: recipe.Config, given: Collection[str]) -> None:
     """Set learning rates, and what BatchNorm does, by what trains from what."""
     task, head = TASKS[config.task], config.init.get("head", "new")
     if config.init.source == "random":
         return
-    if task.keeps_norms(schema.freeze(config)):
+    if "freeze.batch_stats" not in given and task.keeps_norms(schema.freeze(config)):
         config.freeze.batch_stats = "frozen"  # a small batch says less of the target than the source's statistics
     has_pretext = any(dict(phase).get("objective") == PRETEXT for phase in config.phases)
     if not task.has_features or has_pretext:
         return
     if config.freeze.recipe in freeze.NEW_PARTS_TRAIN:
-        if config.freeze.recipe == "head":
-            _set_head_rate(config)
-        elif head == "new" and task.can_choose_method:
+        if head == "new" and task.can_choose_method and "init.head" not in given:
             config.init.head = "logistic"  # so few values do not make up for a head that is still random
         return
-    rate, is_labelled = LEARNING_RATES[task.input_kind], task.has_classes or task.tags_words
-    if task.needs_labels and head == "new" and is_labelled:
-        _set_head_rate(config)
-        config.optim.backbone_lr_scale = min(1.0, rate / config.optim.lr) if config.optim.lr else 0.0
-    elif config.optim.lr == OptimConfig().lr:  # else the kind of task has a rate of its own
-        config.optim.lr = rate
+    is_labelled = task.needs_labels and (task.has_classes or task.tags_words)
+    if head == "new" and is_labelled:
+        if "optim.backbone_lr_scale" not in given:
+            _set_rates_of_groups(config, given)
+    elif "optim.lr" not in given and config.optim.lr == OptimConfig().lr:  # else the kind of task has its own
+        config.optim.lr = LEARNING_RATES[task.input_kind]
+
+
+def _set_rates_of_groups(config: recipe.Config, given: Collection[str]) -> None:
+    """Set the rate of a new head, and that of the pretrained layers below it.
+
+    Adam moves each value by about its rate, so that a head needs the larger one the fewer features D it reads: its rate
+    goes with 1 / D, as in muP, Yang et al. 2022, arXiv:2203.03466, table 3.
+    """
+    task = TASKS[config.task]
+    size = task.feature_size(schema.freeze(config))
+    if size and "optim.lr" not in given and config.optim.lr == OptimConfig().lr and config.optim.name == "adam":
+        config.optim.lr = min(MAX_HEAD_RATE, config.optim.lr * max(1.0, WIDE / size))
+    rate = LEARNING_RATES[task.input_kind]
+    config.optim.backbone_lr_scale = min(1.0, rate / config.optim.lr) if config.optim.lr else 0.0

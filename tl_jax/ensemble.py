@@ -261,6 +261,8 @@ def _example_values(predictions: Sequence[Predictions]) -> dict[str, np.ndarray]
 
 
 def _difference(differences: np.ndarray, groups: np.ndarray | None) -> dict[str, float]:
+    if groups is not None and len(np.unique(groups)) < 2:
+        return {"mean": float(differences.mean())}  # one patient says nothing of others
     low, high = paired_interval(differences, groups)
     return {"mean": float(differences.mean()), "low": low, "high": high}
 
@@ -291,4 +293,5 @@ def _random_start(config: Any) -> str:
     """Return which weights the networks start from differ by seed; soups need runs from one start, arXiv:2203.05482."""
     if config.init.source == "random":
         return "weights"
-    return "heads" if config.init.head == "new" else "adapters" if config.adapt.kind else ""
+    # Adapters of low rank add nothing at the start, whatever is drawn for them.
+    return "heads" if config.init.head == "new" else "adapters" if config.adapt.kind == "bottleneck" else ""

@@ -274,6 +274,7 @@ class Learner:
         with workdir.exclusive(self.workdir):
             head = sweep.head and _sweep_lists(sweep.head)
             write_json(self.workdir / "find_lr.json", {**_sweep_lists(sweep), **({"head": head} if head else {})})
+            (self.workdir / "find_lr_head.png").unlink(missing_ok=True)  # of an earlier call
             if sweep.head:
                 _draw_sweep(sweep.head, f"{title}, head alone", self.workdir / "find_lr_head.png")
             _draw_sweep(sweep, title, self.workdir / "find_lr.png")
@@ -439,7 +440,7 @@ def fine_tune(
         fields = {"epochs": float(epochs), **fields}
     for path, value in fields.items():  # which the method needs to read the data
         schema.set_field(config, path, value)
-    apply_method(config, method, epochs)
+    apply_method(config, method, epochs, tuple(fields))
     config.budget = budget
     for path, value in fields.items():  # what is asked for counts more than what the method sets
         schema.set_field(config, path, value)

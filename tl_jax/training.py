@@ -153,7 +153,7 @@ def _train_one(config: RunConfig, folder: Path, verbose: bool = True, before: fl
     fitted = loop.fit(
         task, plan, pace, config.seed, folder,
         verbose=verbose, verify_freeze=config.freeze.verify, sharded=config.parallel.state == "sharded",
-        starts_as_probe=config.init.head in PROBES,
+        starts_as_probe=_starts_as_probe(config),
     )  # fmt: skip
     with show_elapsed("testing"):
         summary, evaluation = _test_run(config, folder, task, fitted)
@@ -174,13 +174,21 @@ def _train_one(config: RunConfig, folder: Path, verbose: bool = True, before: fl
     return summary
 
 
+def _starts_as_probe(config: RunConfig) -> bool:
+    """Whether a run starts from a fitted head whose validation score is no choice of that split."""
+    return config.init.head in PROBES and bool(config.init.folds or config.init.strength)
+
+
 def _advise(config: RunConfig, folder: Path, task: Task, phase: str, norm_shift: float) -> list[str]:
-    """Return in words what the learning curves of the last phase, and BatchNorm, say against a run."""
+    """Return in words what learning curves, a fitted head, and BatchNorm say against a run."""
     rows, validation = loop.phase_rows(folder, phase), task.sizes.get("validation", 0)
-    found = advise(rows, task.score, validation, config.eval_checkpoint == "best")
+    is_best = config.eval_checkpoint == "best"
+    found = advise(rows, task.score, validation, is_best)
     if validation and not config.wise_ft:  # a mixture may be the probe
-        found += advise_probe(loop.phase_rows(folder, loop.START), rows, task.score, validation)
-    if config.init.source != "random" and task.input_kind == "images":
+        start, is_low_rank = loop.phase_rows(folder, loop.START), config.adapt.kind in ("lora", "parallel")
+        found += advise_probe(start, rows, task.score, validation, is_best, not is_low_rank)
+    keeps_some = config.regularize.stochastic_norm  # of the source's statistics, as it is
+    if config.init.source != "random" and task.input_kind == "images" and not keeps_some:
         found += advise_norms(norm_shift, task.sizes["train"])
     return found
 

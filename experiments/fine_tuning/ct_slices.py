@@ -10,6 +10,7 @@ Which patients the slices are of is not known. No figure is fit for a clinical c
 
 import csv
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from absl import flags
 from PIL import Image
 from scipy.special import expit
 
-from experiments import record
+from experiments import grid, record
 from experiments.fine_tuning.study import NETWORKS
 from tl_jax.metrics import classification
 from tl_jax.train.logging import say
@@ -44,6 +45,14 @@ class Slices(NamedTuple):
     groups: np.ndarray
 
 
+class Cell(NamedTuple):
+    """What a row is about."""
+
+    method: str
+    network: str
+    seed: str
+
+
 def define_flags() -> None:
     """Define the flags of the command."""
     flags.DEFINE_string("data_dir", None, "Folder of all data.", required=True)
@@ -61,22 +70,26 @@ def main(_: list[str]) -> None:
     record.add_facts(prefix, machines=environment.processor(), versions=environment.versions())
     train, test = (read_slices(folder, split) for split in ("train", "test"))
     say(f"{len(train.labels)} slices of {len(np.unique(train.groups))} groups, {len(test.labels)} to test")
+    start = time.monotonic()
     raw_scores = score_pixels(folder, train, test)
+    seconds = time.monotonic() - start
     rows: list[dict[str, Any]] = [*record.read_rows(prefix)]
-    done = {(row["method"], row["network"], row["seed"]) for row in rows}
-    cells: list[tuple[str, str, str]] = [(RAW, "", "0")]
-    cells += [(m, n, seed) for seed in FLAGS.seeds for n in FLAGS.networks for m in FLAGS.methods]
-    for method, network, seed in cells:
-        if (method, network, seed) in done or (method == "logistic" and seed != "0"):  # which no seed changes
-            continue
-        start, scores = time.monotonic(), raw_scores
-        if method != RAW:
-            run_folder = Path(FLAGS.workdir).expanduser() / f"{network}_{method}_{seed}"
-            scores = score_network(folder, test, network, method, int(seed), run_folder)
-        values = compare(scores, raw_scores, test) | {"seconds": time.monotonic() - start}
-        rows.append({"method": method, "network": network, "seed": seed, **values, "commit": record.commit()})
+
+    def add_row(cell: Cell, scores: np.ndarray, seconds: float) -> None:
+        values = compare(scores, raw_scores, test)
+        rows.append({**cell._asdict(), **values, "seconds": seconds, "commit": record.commit()})
         record.write_rows(prefix, rows)
-        say(f"{method} {network} {seed}: AUC {values['auc']:.3f}")
+        say(f"{cell.method} {cell.network} {cell.seed}: AUC {values['auc']:.3f}")
+
+    done = {Cell(row["method"], row["network"], row["seed"]) for row in rows}
+    if (pixels := Cell(RAW, "", "0")) not in done:
+        add_row(pixels, raw_scores, seconds)
+    for cell in (Cell(m, n, seed) for seed in FLAGS.seeds for n in FLAGS.networks for m in FLAGS.methods):
+        if cell not in done and (cell.method != "logistic" or cell.seed == "0"):  # which no seed changes
+            call = (cell, FLAGS.data_dir, FLAGS.workdir, test.files)
+            # In a process of its own, so that nothing is compiled already.
+            add = lambda _, found, cell=cell: add_row(cell, *found)  # noqa: E731
+            grid.launch("processes", score_network, [call], add, [str(cell)], 1, workers=1)
     disk.write_text(Path(f"{prefix}.md"), table(prefix.name, rows))
 
 
@@ -105,19 +118,22 @@ def _read_pixels(folder: Path, slices: Slices) -> np.ndarray:
     return np.stack([np.asarray(image, np.float64).ravel() / 255 for image in images])
 
 
-def score_network(folder: Path, test: Slices, network: str, method: str, seed: int, run_folder: Path) -> np.ndarray:
-    """Fine-tune a network on the training slices; return the probability of covid of each test slice (N,)."""
+def score_network(cell: Cell, data_dir: str, workdir: str, files: Sequence[str]) -> tuple[np.ndarray, float]:
+    """Fine-tune a network on the training slices; return the probability of covid of each test slice, and seconds."""
     import tl_jax
 
-    weights = Path(FLAGS.data_dir).expanduser() / "weights" / NETWORKS[network].file
+    folder, start = Path(data_dir).expanduser() / "ct_covid", time.monotonic()
+    network, run_folder = NETWORKS[cell.network], Path(workdir).expanduser() / "_".join(cell)
+    shutil.rmtree(run_folder, ignore_errors=True)  # of a run that was cut short, whose time would be that of the rest
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TL_JAX_CACHE"] = cache
         learner = tl_jax.fine_tune(
-            folder, model=NETWORKS[network].model, weights=weights, method=method, image_size=SIZE, seed=seed,
-            workdir=run_folder, data__group="split_group",
+            folder, model=network.model, weights=Path(data_dir).expanduser() / "weights" / network.file,
+            method=cell.method, image_size=SIZE, seed=int(cell.seed), workdir=run_folder, data__group="split_group",
         )  # fmt: skip
-        found = learner.predict([folder / file for file in test.files])
-    return np.array([each.probabilities[POSITIVE] for each in found])
+        seconds = time.monotonic() - start
+        found = learner.predict([folder / file for file in files])
+    return np.array([each.probabilities[POSITIVE] for each in found]), seconds
 
 
 def compare(scores: np.ndarray, raw_scores: np.ndarray, test: Slices) -> dict[str, float]:

@@ -27,7 +27,10 @@ from absl import flags
 from experiments import grid, record
 from experiments.fine_tuning import report
 from experiments.fine_tuning.targets import TARGETS, draw
+from tl_jax.restore import restore
+from tl_jax.train.evaluate import evaluate
 from tl_jax.train.logging import say
+from tl_jax.transfer.methods import names_for_task
 from tl_jax.utils import command, environment
 from tl_jax.utils.errors import UserError, nearest
 
@@ -117,11 +120,15 @@ def list_cells() -> list[Cell]:
     for name, known in [*((n, TARGETS) for n in targets), *((n, NETWORKS) for n in FLAGS.networks)]:
         if name not in known:
             raise UserError(f"{name!r}: {nearest(name, known)}")
+    methods = {*names_for_task("image"), *names_for_task("text"), *PEERS["images"], *PEERS["texts"]}
+    if unknown := [name for name in FLAGS.methods if name not in methods]:
+        raise UserError(f"{unknown[0]!r}: {nearest(unknown[0], methods)}")
     cells = []
     for seed, size, target in itertools.product(map(int, FLAGS.seeds), map(int, FLAGS.per_class), targets):
         inputs = TARGETS[target].inputs
         networks = [name for name in FLAGS.networks if NETWORKS[name].inputs == inputs]
-        ours = [method for method in FLAGS.methods or METHODS if method not in (*PEERS["images"], *PEERS["texts"])]
+        known = names_for_task({"images": "image", "texts": "text"}[inputs])
+        ours = [method for method in FLAGS.methods or METHODS if method in known]
         cells += [Cell(target, network, size, seed, method) for network in networks for method in ours]
         if FLAGS.peer_python:
             cells += [
@@ -168,11 +175,13 @@ def _run_ours(cell: Cell, folder: Path, weights: Path | None, run_folder: Path, 
     size = SIZE if network.inputs == "images" else None
     learner = tl_jax.fine_tune(
         folder, model=network.model, weights=weights, method=cell.method, image_size=size, seed=cell.seed,
-        workdir=run_folder, test_train=True,
+        workdir=run_folder,
     )  # fmt: skip
     accuracy, summary = learner.evaluate()["accuracy"], learner.summary
     seconds = time.monotonic() - start
-    reason, on_train = summary.get("choice", {}).get("reason", ""), summary["train_metrics"]["accuracy"]
+    reason = summary.get("choice", {}).get("reason", "")
+    task, _begin, state = restore(learner.config, learner.workdir)
+    on_train = evaluate(task, state.variables, "train").values["accuracy"]
     return {
         "accuracy": accuracy, "examples": summary["examples_evaluated"], "seconds": seconds,
         "train_accuracy": on_train, "choice": reason,

@@ -30,7 +30,7 @@ from experiments import record
 from experiments.mechanisms import report
 from tl_jax import restore, training, transferability
 from tl_jax.config import recipe, recipes_dir, schema, stored
-from tl_jax.train import evaluate, sharding
+from tl_jax.train import evaluate, loop, sharding
 from tl_jax.train.logging import say
 from tl_jax.train.state import stream_key
 from tl_jax.train.task import TASKS
@@ -258,7 +258,7 @@ WITHOUT_TRAINING = {"knn": evaluate_knn, "soup": evaluate_soup}
 def best_validation(folder: Path) -> float:
     """Return the validation score at the end of a run, or the best one where the best checkpoint was tested."""
     rows = [parse_row(line, folder / "metrics.jsonl") for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    scores = [row["accuracy"] for row in rows if row["split"] == "validation"]
+    scores = [row["accuracy"] for row in rows if row["split"] == "validation" and row.get("phase") != loop.START]
     summary = json.loads((folder / "summary.json").read_text())
     if "wise_ft" in summary:
         return max(summary["wise_ft"]["validation"].values())

@@ -66,3 +66,10 @@ def test_training_that_lost_to_the_fitted_head(after, examples, says):
     start, end = rows([], [], [0.5], [0.8]), rows(FLAT, FLAT, [0.9, 0.9], [0.7, after])
     assert bool(advise_probe(start, end, "accuracy", examples)) == says
     assert advise_probe([], end, "accuracy", examples) == []
+
+
+def test_the_checkpoint_that_was_tested_is_compared_with_the_head():
+    start, end = rows([], [], [0.5], [0.8]), rows(FLAT, FLAT, [0.9, 0.9], [0.9, 0.5])
+    assert advise_probe(start, end, "accuracy", 400, is_best=True) == []
+    (text,) = advise_probe(start, end, "accuracy", 400, mixes=False)
+    assert "is 0.500" in text and "wise_ft" not in text

@@ -271,6 +271,9 @@ def _length_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Confli
         "eval_checkpoint=best needs a validation part; raise config.data.validation": (
             config.eval_checkpoint == "best" and not config.data.validation
         ),
+        "phases has one named start, as what is measured before the first step is; give it another name": (
+            "start" in names
+        ),
         f"phases have the same name twice or none ({', '.join(map(repr, names))}); give each its own": (
             len(set(names)) < len(names) or "" in names
         ),

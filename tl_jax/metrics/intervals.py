@@ -33,10 +33,11 @@ def run_intervals(summary: Mapping[str, Any], details: Mapping[str, Any]) -> dic
         return intervals
     counts = np.asarray(details["confusion"]).reshape(-1, 3)
     hits, total = int(counts[counts[:, 0] == counts[:, 1], 2].sum()), int(counts[:, 2].sum())
-    if metrics.get("accuracy") is not None and "groups" in details:
+    has_groups = "groups" in details
+    if metrics.get("accuracy") is not None and has_groups and len(set(details["groups"])) > 1:
         ends, num_groups = grouped_interval(np.asarray(list(map(int, details["right"]))), np.asarray(details["groups"]))
         intervals["accuracy"] = (*ends, f"accuracy by a bootstrap over {num_groups:,} groups")
-    elif metrics.get("accuracy") is not None:
+    elif metrics.get("accuracy") is not None and not has_groups:  # one patient says nothing of others
         intervals["accuracy"] = (*wilson_interval(hits, total), f"accuracy by Wilson's score over {total:,} examples")
     others = [name for name in ("f1", "matthews") if metrics.get(name) is not None]
     if others and len(details["classes"]) <= MAX_CLASSES:

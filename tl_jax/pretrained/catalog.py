@@ -53,10 +53,8 @@ class InitConfig(Options):
         (), "pairs (regex, replacement): new names for arrays in the file that its table does not know"
     )
     head: str = option("new", "drawn at random, kept from the file, or a probe fitted to the features", HEAD_INITS)
-    strength: float = option(0.0, "C of the probe, 1 / penalty; 0 takes the best of seven on validation", low=0.0)
-    folds: int = option(
-        0, "folds of the training split that choose C by log loss; 0: validation chooses", low=0, high=10
-    )
+    strength: float = option(0.0, "C of the probe, 1 / penalty; 0: the best on validation, or see `folds`", low=0.0)
+    folds: int = option(0, "folds of the training split that choose C by log loss; 0: validation does", low=0, high=10)
 
 
 def known_sources(model: str) -> tuple[str, ...]:

@@ -29,8 +29,8 @@ def _difference(row: Mapping[str, Any], name: str, scale: float, digits: int) ->
     """Return "+0.50 (+0.10 to +0.90)", or nothing for what the others are compared with."""
     if "difference" not in row:
         return ""
-    mean, low, high = (f"{scale * row['difference'][name][end]:+.{digits}f}" for end in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
+    values = {end: f"{scale * value:+.{digits}f}" for end, value in row["difference"][name].items()}
+    return f"{values['mean']} ({values['low']} to {values['high']})" if "low" in values else values["mean"]
 
 
 def describe(report: Mapping[str, Any]) -> list[str]:

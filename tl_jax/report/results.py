@@ -16,7 +16,7 @@ IMAGES = (
 )  # fmt: skip
 
 
-ENSEMBLE = "ensemble"  # name of the runs of an ensemble, taken together
+ENSEMBLE = "(ensemble)"  # of the runs of an ensemble, taken together; no arm can have such a name
 _MAX_VALUE = 1e100  # of what is shown
 
 

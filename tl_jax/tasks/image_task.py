@@ -445,7 +445,8 @@ def init_variables(
     if fits_head or (has_examples and regularize.strength("delta")):
         kind = config.init.head if fits_head else "logistic"
         strength = config.init.strength if fits_head else 1.0
-        probe = head_init.Probe(kind, strength, splits, feature_cache.features, config.init.folds, config.seed)
+        folds, seed = config.init.folds, config.seed - config.member  # those of the first network of an ensemble
+        probe = head_init.Probe(kind, strength, splits, feature_cache.features, folds, seed)
         fitted = head_init.with_probe(variables, probe)
         variables = fitted if fits_head else variables
     attention = (

@@ -1,4 +1,4 @@
-"""What a finished run says against itself: too short, examples learned by heart, BatchNorm far from its source."""
+"""What a finished run says against itself: too short, examples learned by heart, worse than a probe, norms far off."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -66,7 +66,12 @@ def advise_norms(shift: float, examples: int) -> list[str]:
 
 
 def advise_probe(
-    start: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], score: str, examples: int
+    start: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    score: str,
+    examples: int,
+    is_best: bool = False,
+    mixes: bool = True,
 ) -> list[str]:
     """Return in words that training lost to the head that was fitted before it; [] if that is not sure.
 
@@ -75,18 +80,22 @@ def advise_probe(
         rows: of the last phase.
         score: metric of the validation split that counts, a share such as the accuracy.
         examples: of that split.
+        is_best: whether the best checkpoint on validation was tested, not the last.
+        mixes: whether ``wise_ft`` can mix start and end.
     """
     before, after = (
         [row[score] for row in part if row.get("split") == "validation" and score in row] for part in (start, rows)
     )
     if not before or not after:
         return []
-    variance = sum(share * (1 - share) for share in (before[0], after[-1])) / examples
-    if before[0] - after[-1] <= max(BEHIND, 2 * math.sqrt(max(variance, 0.0))):
+    end = max(after) if is_best else after[-1]
+    variance = sum(share * (1 - share) for share in (before[0], end)) / examples
+    if before[0] - end <= max(BEHIND, 2 * math.sqrt(max(variance, 0.0))):
         return []
+    mixture = ", config.wise_ft mixes both" if mixes else ""
     return [
-        f"validation {score} was {before[0]:.3f} with the fitted head alone and is {after[-1]:.3f} after training; "
-        "method=logistic keeps the head alone, config.wise_ft mixes both, and a lower config.optim.lr may help"
+        f"validation {score} was {before[0]:.3f} with the fitted head alone and is {end:.3f} after training; "
+        f"config.epochs=0 keeps the head alone{mixture}, and a lower config.optim.lr may help"
     ]
 
 

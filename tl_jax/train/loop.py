@@ -381,9 +381,10 @@ def fit(
         UserError: numbers that are not finite; the message names the step and the last good checkpoint.
     """
     checkpoints = Checkpoints(workdir / "checkpoints", task)
-    done = checkpoints.latest_intact() or 0
+    latest = checkpoints.latest_intact()
+    done = latest or 0
     total = plan[-1].stop if plan else 0
-    log = Log(workdir, done, total, verbose)
+    log = Log(workdir, -1 if latest is None else done, total, verbose)  # without a checkpoint nothing is kept
     sharding.wait_for_all("training")  # the log is as it was at that step
     if done:
         log.say(f"resuming from step {done:,} of {total:,}")

@@ -1,7 +1,7 @@
 """Learning-rate range test: one short run in which the rate rises step by step, and what its losses suggest."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from tl_jax.train import sharding
 from tl_jax.train.state import initial_state, stream_key
 from tl_jax.train.step import make_optimizer_init, make_train_step
 from tl_jax.train.task import Task
-from tl_jax.transfer.freeze import RECIPES
+from tl_jax.transfer.freeze import RECIPES, count_split, trainable
 from tl_jax.transfer.phases import Phase
 from tl_jax.utils.errors import UserError
 
@@ -40,12 +40,19 @@ class Sweep(NamedTuple):
 
 
 def sweep_groups(task: Task, phase: Phase, seed: int) -> Sweep:
-    """Sweep the rate of a phase; of the head by itself, too, if ``optim.backbone_lr_scale`` tells two groups apart."""
-    if not phase.optim.backbone_lr_scale:
+    """Sweep the rate of a phase; of a new head by itself, too, if the layers below it train at a rate of their own."""
+    has_groups = phase.optim.backbone_lr_scale and task.config.init.head == "new"
+    if not has_groups or not _trains_backbone(initial_state(task, seed).params, phase):
         return sweep(task, phase, seed)
     at_one_rate = phase._replace(optim=dataclasses.replace(phase.optim, backbone_lr_scale=0.0))
     head = sweep(task, phase._replace(rules=RECIPES["head"]), seed)
     return sweep(task, at_one_rate, seed)._replace(head=head)
+
+
+def _trains_backbone(params: Any, phase: Phase) -> bool:
+    """Whether a phase trains more than a head does."""
+    trained, head = (count_split(params, trainable(params, rules)) for rules in (phase.rules, RECIPES["head"]))
+    return trained != head
 
 
 def sweep(task: Task, phase: Phase, seed: int, low: float = 1e-6, high: float = 1.0, steps: int = 100) -> Sweep:
