@@ -10,7 +10,7 @@ from tl_jax.train.logging import say
 from tl_jax.utils import disk
 
 DRAWS = 10_000
-OURS = "auto"
+OURS, PLAIN = "auto", "fine_tune"
 Rows = Sequence[Mapping[str, str]]
 
 
@@ -20,8 +20,8 @@ def write_report(prefix: Path) -> None:
     if not rows:
         say(f"no rows in {prefix}.csv yet")
         return
-    sections = [f"# {prefix.name}", difference_table(rows), accuracy_table(rows), losing_cells(rows)]
-    text = "\n\n".join(sections) + "\n"
+    sections = [difference_table(rows), accuracy_table(rows), overfitting_table(rows), losing_cells(rows)]
+    text = "\n\n".join([f"# {prefix.name}", *filter(None, sections)]) + "\n"
     disk.write_text(Path(f"{prefix}.md"), text)
     say(text)
 
@@ -86,6 +86,32 @@ def accuracy_table(rows: Rows) -> str:
             values.append(f"{accuracy:.1f} ({np.mean([float(r['seconds']) for r in found]):.0f})" if found else "")
         lines.append(f"| {' | '.join(key)} | {' | '.join(values)} |")
     return "\n".join(lines)
+
+
+def overfitting_table(rows: Rows) -> str:
+    """Return how much more of the training examples methods know than of others; "" without plain fine-tuning.
+
+    Gains over plain fine-tuning are paired by target, network and seed; only what was run with both counts.
+    """
+    plain = {(row["per_class"], *_place(row)): row for row in rows if row["method"] == PLAIN}
+    groups: dict[tuple[int, str], list[tuple[Mapping[str, str], Mapping[str, str]]]] = {}
+    for row in rows:
+        if row.get("train_accuracy") and (other := plain.get((row["per_class"], *_place(row)))):
+            groups.setdefault((int(row["per_class"]), row["method"]), []).append((row, other))
+    lines = [
+        f"Training less test accuracy in points (the gap), and test accuracy over plain `{PLAIN}`, paired.",
+        "",
+        "| a class | method | pairs | training | test | gap | over plain | interval |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (size, method), pairs in sorted(groups.items()):
+        train, test = (np.mean([100 * float(row[name]) for row, _ in pairs]) for name in ("train_accuracy", "accuracy"))
+        gains = [100 * (float(row["accuracy"]) - float(other["accuracy"])) for row, other in pairs]
+        low, high = two_way_interval(gains, [row["target"] for row, _ in pairs], [row["seed"] for row, _ in pairs])
+        interval = f"{low:+.1f} to {high:+.1f}" if len(pairs) > 1 else "-"
+        values = f"{train:.1f} | {test:.1f} | {train - test:.1f} | {np.mean(gains):+.1f} | {interval}"
+        lines.append(f"| {size} | {method} | {len(pairs)} | {values} |")
+    return "\n".join(lines) if plain else ""
 
 
 def losing_cells(rows: Rows) -> str:

@@ -37,3 +37,14 @@ def test_so_many_of_each_class_are_drawn():
     rows = targets._draw_rows(labels, 5, np.random.default_rng(0))
     assert (labels[rows] == "a").sum() == 5 and (labels[rows] == "b").sum() == 3
     assert (np.diff(rows) > 0).all()
+
+
+def test_the_gap_is_that_of_training_and_the_gain_that_of_pairs():
+    def row(method, seed, test, train):
+        place = {"target": "a", "network": "n", "per_class": "5", "seed": seed}
+        return {**place, "method": method, "accuracy": str(test), "train_accuracy": train}
+
+    rows = [row("fine_tune", "0", 0.5, "1"), row("mixup", "0", 0.6, "0.9"), row("mixup", "1", 0.9, "0.9")]
+    table = report.overfitting_table([*rows, row("raw", "0", 0.4, "")]).splitlines()
+    assert "| 5 | mixup | 1 | 90.0 | 60.0 | 30.0 | +10.0 | - |" in table  # seed 1 has no pair
+    assert not any("raw" in line for line in table) and report.overfitting_table(rows[1:]) == ""
