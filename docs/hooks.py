@@ -169,16 +169,6 @@ def networks(*_: str) -> str:
     return table(("network", *(f"`{source}`" for source in sources)), rows)
 
 
-def recipes(*_: str) -> str:
-    """Return the recipes, each with the first line of its file."""
-    rows = []
-    for path in sorted((ROOT / "configs").glob("[a-z]*.py")):
-        if "def get_config(variant" in path.read_text() and path.stem != "base":
-            doc = ast.get_docstring(ast.parse(path.read_text())) or ""
-            rows.append((f"`{path.stem}`", doc.splitlines()[0]))
-    return table(("recipe", "what it does"), rows)
-
-
 def takers(*_: str) -> str:
     """Return the recipes that have mechanisms as variants, and which of these their task can have."""
     from tl_jax.config import validate
@@ -314,7 +304,6 @@ TABLES = {
         measured,
         networks,
         datasets,
-        recipes,
         takers,
         expected,
         unverified,

@@ -68,14 +68,15 @@ def accepted(path, names):
 
 
 def recipe_table():
-    """Return the rows of the README's table of recipes: files, and what is said of them."""
-    rows = re.findall(r"^\| (`configs/.*?) \| (.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    """Return the rows of the table of recipes in the docs: files, and what is said of them."""
+    page = ROOT / "docs" / "pages" / "recipes.md"
+    rows = re.findall(r"^\| (`configs/.*?) \| (.*) \|$", page.read_text(), re.M)
     return [
         ([ROOT / "configs" / Path(file).name for file in re.findall(r"`(.+?)`", files)], said) for files, said in rows
     ]
 
 
-def test_the_readme_names_every_recipe():
+def test_the_docs_name_every_recipe():
     assert {path for paths, _ in recipe_table() for path in paths} == {*RECIPES, ROOT / "configs" / "stored.py"}
 
 
@@ -83,7 +84,7 @@ NAMED = [(path, said) for paths, said in recipe_table() for path in paths if pat
 
 
 @pytest.mark.parametrize("path,said", NAMED, ids=lambda value: getattr(value, "stem", ""))
-def test_a_recipe_has_the_variants_that_the_readme_names(path, said):
+def test_a_recipe_has_the_variants_that_the_docs_name(path, said):
     variants = re.findall(r"`(\w+)`", said.partition("variant")[2])
     for name in variants:
         validate.validate(load(path, name))
@@ -94,7 +95,7 @@ def test_a_recipe_has_the_variants_that_the_readme_names(path, said):
     elif "most mechanisms" in said:
         assert 2 * len(known) > len(fits)
     else:
-        assert set(known) <= set(variants), "mechanisms that the README does not name"
+        assert set(known) <= set(variants), "mechanisms that the docs do not name"
 
 
 def test_a_mechanism_that_is_added_is_a_variant_of_the_recipes_that_the_howto_lists():

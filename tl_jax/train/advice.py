@@ -42,7 +42,8 @@ def norm_shift(start: tree.Tree, end: tree.Tree) -> float:
     That is the mean over channels of ((m1 - m0) / s0)^2 + (s1 / s0 - 1)^2, for means m and standard deviations s.
 
     Args:
-        start, end: ``batch_stats`` before and after training.
+        start: ``batch_stats`` before training.
+        end: the same after it.
     """
     before, after = tree.flatten(start), tree.flatten(end)
     distances = []
