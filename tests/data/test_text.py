@@ -316,6 +316,15 @@ def test_names_in_the_first_line_are_no_example(tmp_path):
     assert list(text.read_text_dataset(tmp_path, "csv", PLAIN).train.inputs) == ["a", "b"]
 
 
+def test_a_header_with_other_names_is_no_example(tmp_path):
+    write(tmp_path, train_csv="text,label\na,x\nb,y\nc,x\n", test_csv="c,x\n")
+    with pytest.raises(UserError, match=r"train.csv: its first line \(text, label\) is a header without .* 'sentence'"):
+        text.read_text_dataset(tmp_path, "csv", Columns(("sentence", "label"), ("sentence",)))
+    write(tmp_path, train_csv="what a label,label\na,x\nb,label\n")  # a class of that name
+    found = text.read_text_dataset(tmp_path, "csv", Columns(("sentence", "label"), ("sentence",)))
+    assert found.classes == ("label", "x")
+
+
 @pytest.mark.parametrize("content", ["text\na\nb\n", "id,text\n7,a\n8,b\n", "label,text\nx,a\ny,b\n"])
 def test_a_file_to_predict_may_name_its_columns_where_training_files_do_not(tmp_path, content):
     file = write(tmp_path, q_csv=content) / "q.csv"

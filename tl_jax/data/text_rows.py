@@ -21,6 +21,7 @@ _BLANKS = re.compile(r"[ \t\n\r]*")  # of JSON
 _OTHER_DELIMITERS = (",", ";", "\t")
 JSON_ERRORS = (ValueError, RecursionError)  # what JSON raises that is none, or is nested too deeply
 MAX_CELL = 2**31 - 1  # letters of a cell that the csv module takes
+LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment")  # as headers call the column of labels
 LINES_SHOWN = 5  # damaged lines in a message
 
 
@@ -90,12 +91,24 @@ def read_table(
             raise UserError(f"{errors.file}: two columns are called {duplicate!r}; rename one of them")
     elif rows and {len(row) for _, row in rows} == {len(names) - 1}:
         names = [name for name in names if name != label]
+    elif label in names and _is_other_header([row for _, row in rows], list(names).index(label)):
+        missing = next(name for name in needed if name not in rows[0][1])
+        raise UserError(
+            f"{errors.file}: its first line ({', '.join(rows[0][1])}) is a header without the column {missing!r}; set "
+            "config.data.text and config.data.label to names that it has"
+        )
     return _named_rows(errors, rows, names)
 
 
 def _is_header(cells: Sequence[str], needed: Sequence[str]) -> bool:
     names = [cell.strip() for cell in cells]
     return all(name in names for name in needed) and not any(map(is_number, names))
+
+
+def _is_other_header(rows: Sequence[Sequence[str]], label: int) -> bool:
+    """Whether the first of the rows names columns, by its cell of the label, which no other row has."""
+    cells = [row[label].strip().lower() for row in rows if len(row) > label]
+    return len(cells) > 1 and cells[0] in LABEL_NAMES and cells[0] not in cells[1:]
 
 
 def _named_rows(errors: LineErrors, rows: Cells, names: Sequence[str]) -> Rows:
