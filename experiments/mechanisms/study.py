@@ -258,7 +258,9 @@ WITHOUT_TRAINING = {"knn": evaluate_knn, "soup": evaluate_soup}
 def best_validation(folder: Path) -> float:
     """Return the validation score at the end of a run, or the best one where the best checkpoint was tested."""
     rows = [parse_row(line, folder / "metrics.jsonl") for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    scores = [row["accuracy"] for row in rows if row["split"] == "validation" and row.get("phase") != loop.START]
+    held_out = [row for row in rows if row["split"] == "validation"]
+    # What training began with is its result only if there was none.
+    scores = [row["accuracy"] for row in held_out if row["phase"] != loop.START or len(held_out) == 1]
     summary = json.loads((folder / "summary.json").read_text())
     if "wise_ft" in summary:
         return max(summary["wise_ft"]["validation"].values())
