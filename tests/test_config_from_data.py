@@ -39,7 +39,13 @@ def test_each_method_is_valid_and_crops_images_of_few(method):
 @pytest.mark.parametrize("method", names_for_task("text"))
 def test_each_method_is_valid_for_texts(method):
     labels = ["good", "bad"] * 20
-    configured({"text": [f"{label} film {i}" for i, label in enumerate(labels)], "label": labels}, method)
+    data = {"text": [f"{label} film {i}" for i, label in enumerate(labels)], "label": labels}
+    config = configured(data, method)
+    assert config.batch_size == SMALL_BATCH and config.optim.schedule == "cosine"
+    trains = config.phases or config.epochs
+    assert bool(config.min_steps) == bool(trains and not config.phases)
+    if config.init.head == "new" and config.init.source != "random" and not config.pretext.name and method != "auto":
+        assert config.optim.lr * config.optim.backbone_lr_scale == pytest.approx(5e-5)
 
 
 def test_images_of_a_few_pixels_are_not_cropped():

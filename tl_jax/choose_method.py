@@ -2,8 +2,8 @@
 
 The features of the examples are computed once, and a linear probe is fitted to them whose strength is chosen by folds.
 What may do better is trained on the same folds from the fitted head on (LP-FT, arXiv:2202.10054), and mixed with the
-probe (WiSE-FT, arXiv:2109.01903): the last half of the stages at a few rates, and all of them where that would go
-further, as gradual unfreezing goes down (arXiv:1801.06146). Images are cropped, and mirrored where that keeps their
+probe (WiSE-FT, arXiv:2109.01903): the last half of the stages at a few rates, and all of them if the last half surely
+helps, as gradual unfreezing goes down (arXiv:1801.06146). Images are cropped, and mirrored where that keeps their
 class. The best takes the probe's place only if it is ahead by more than one standard error of the paired difference,
 after the rule of Breiman et al. 1984, Classification and Regression Trees, section 3.4.3.
 """

@@ -242,8 +242,9 @@ class Trials:
         shallow = [candidate for candidate in everyone if candidate.depth == everyone[0].depth]
         trained = self._race(shallow, {})
         if trained:
-            leader = join(trained[_leader(trained)])
-            error = standard_error(leader.best_gains, self._groups(len(trained[_leader(trained)])))
+            parts = trained[_leader(trained)]
+            leader = join(parts)
+            error = standard_error(leader.best_gains, self._groups(len(parts)))
             if leader.best_share == 1.0 and leader.best_gains.mean() > error:
                 trained = self._race([candidate for candidate in everyone if candidate not in shallow], trained)
         return self._compare(trained) if trained else None
