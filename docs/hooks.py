@@ -21,7 +21,6 @@ PAGES = DOCS / "pages"
 RESULTS = ROOT / "experiments" / "results"
 # Files of the repository that are pages too; a link to one of them leads to its page.
 COPIES = {
-    "docs/tpu.md": "devices.md",
     "experiments/results/README.md": "results.md",
     "experiments/results/faults.md": "faults.md",
     "CHANGELOG.md": "changelog.md",
@@ -55,6 +54,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return f'<div class="math">{convert(match[1].strip(), display="block")}</div>'
 
     up = "../" * page.file.src_uri.count("/")
+    for name in NOTEBOOKS:
+        if page.file.src_uri != (made := str(Path(name).with_suffix(".md"))):
+            markdown = markdown.replace(f"]({up}{name}", f"]({up}{made}")
     for file, name in COPIES.items():
         markdown = re.sub(rf"\]\([./]*{re.escape(file)}", f"]({up}{name}", markdown)
     pieces = re.split(r"(^```.*?^```$)", expand(markdown), flags=re.M | re.S)  # text and fenced blocks in turns

@@ -29,7 +29,7 @@ WRITE = flags.DEFINE_bool("write", False, "Put the right figures in.")
 
 def find_pages() -> list[Path]:
     """Return the files that may hold figures."""
-    known = [ROOT / "README.md", ROOT / "docs" / "tpu.md", RESULTS / "README.md"]
+    known = [ROOT / "README.md", RESULTS / "README.md"]
     return known + sorted((ROOT / "docs" / "pages").rglob("*.md"))
 
 

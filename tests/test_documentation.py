@@ -12,6 +12,7 @@ import pytest
 from absl import flags
 
 from tests.folders import write_boxes, write_photos, write_texts
+from tests.test_site import hooks
 from tl_jax import cli
 from tl_jax.config import schema, validate
 from tl_jax.config.schema import check_known
@@ -22,7 +23,7 @@ from tl_jax.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "docs" / "pages"
-PAGES = [ROOT / name for name in ("README.md", "docs/tpu.md", "experiments/results/README.md")]
+PAGES = [ROOT / name for name in ("README.md", "experiments/results/README.md")]
 PAGES += sorted(SITE.rglob("*.md"))
 LANGUAGES = ("python", "bash", "diff", "math", "text")
 # A block that is not run says so to the reader, with the reason, in the paragraph right above it.
@@ -238,3 +239,13 @@ def test_fields_that_are_named_exist(path):
             check_known(field, schema.all_fields())
     for field in re.findall(r"--config\.([a-z_.0-9]+[a-z0-9])", text):
         assert field in known, f"{field} is no field"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_links_lead_to_files_and_to_pages(path):
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
+    for link in re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", text):
+        target = (path.parent / link).resolve()
+        assert target.exists(), f"{link} leads nowhere in the repository"
+        if SITE in path.parents and SITE not in target.parents:
+            assert str(target.relative_to(ROOT)) in hooks().COPIES, f"{link} leads nowhere on the site"

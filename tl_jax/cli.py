@@ -70,7 +70,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_bool(
         "distributed",
         False,
-        "Several processes train together; see docs/tpu.md. SLURM, a TPU slice or JAX_* say which.",
+        "Several processes train together; see docs/pages/devices.md. SLURM, a TPU slice or JAX_* say which.",
         flag_values=values,
     )
     flags.DEFINE_multi_string("input", [], INPUT_HELP, flag_values=values)

@@ -1,6 +1,6 @@
 #!/bin/bash
 # A run on every host of a new Cloud TPU slice: tpu_vm.sh NAME ZONE TYPE [flags of run.py]. Needs gcloud and a project.
-# The folder of the run should lie in a bucket that all hosts have mounted (gcsfuse). See docs/tpu.md.
+# The folder of the run should lie in a bucket that all hosts have mounted (gcsfuse). See docs/pages/devices.md.
 set -euo pipefail
 name=$1 zone=$2 type=$3
 shift 3
