@@ -1,4 +1,4 @@
-"""Three lines from data to predictions: ``fine_tune`` gives a ``Learner``, and a folder of a run gives it back.
+"""Three lines from data to predictions: ``fine_tune`` gives a ``Learner``, and a folder of a run gives it back::
 
     learner = tl_jax.fine_tune("photos")            # FOLDER/CLASS/IMAGE
     learner.evaluate()

@@ -113,7 +113,8 @@ class Dataset(NamedTuple):
 
     Attributes:
         name: of the set, with its version where it has one.
-        train, test: its parts.
+        train: its training part.
+        test: its test part.
         classes: K names.
         test_origin: where the test part comes from.
         validation: a part for choosing, where the set brings one beside the others.

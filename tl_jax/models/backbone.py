@@ -43,7 +43,7 @@ class Backbone(nn.Module):
         num_classes: K, 0 for no head.
         start: name of the stage whose output is what comes in, instead of pictures; "features" takes those (N, D).
         endpoint: name of the stage after which the network ends; empty for the whole network.
-        channels: C.
+        channels: number C of input channels.
         dropout: share of the features that is dropped before the head while training.
         adapter: width of a bottleneck adapter after each stage, 0 for none.
         dtype: of the computation; parameters and statistics are float32.

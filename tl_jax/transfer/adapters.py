@@ -1,11 +1,14 @@
 """Adapters in parameter space: a kernel plus a learned low-rank change, which can be added into it for good.
 
-kind        change of a kernel W                                   source
-"lora"      alpha / rank * A B, over the whole window              LoRA, Hu et al. 2021, arXiv:2106.09685
-"parallel"  alpha / rank * A B in the middle of the window only,   parallel residual adapters, Rebuffi et al. 2018,
-            which is a 1x1 convolution beside the layer's own      arXiv:1803.10082, here of low rank
-"bottleneck" none: small layers of their own between the parts of  Houlsby et al. 2019, arXiv:1902.00751
-            the network (attribute ``adapter`` of the model)
+============  ====================================================  ================================================
+kind          change of a kernel W                                  source
+============  ====================================================  ================================================
+"lora"        alpha / rank * A B, over the whole window             LoRA, Hu et al. 2021, arXiv:2106.09685
+"parallel"    alpha / rank * A B in the middle of the window only,  parallel residual adapters, Rebuffi et al. 2018,
+              which is a 1x1 convolution beside the layer's own     arXiv:1803.10082, here of low rank
+"bottleneck"  none: small layers of their own between the parts of  Houlsby et al. 2019, arXiv:1902.00751
+              the network (attribute ``adapter`` of the model)
+============  ====================================================  ================================================
 
 A and B are the leaves ``lora_a`` and ``lora_b`` beside ``kernel``. As the network itself knows nothing of them, every
 model can be adapted; the price is that a step still works out the gradient of whole kernels before it projects it.

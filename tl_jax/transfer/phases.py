@@ -43,7 +43,8 @@ class Phase(NamedTuple):
 
     Attributes:
         name: for logs.
-        start, stop: in steps since the start of the run.
+        start: its first step, counted from the start of the run.
+        stop: the step after its last.
         rules: what is frozen.
         optim: how the rest moves.
         rate: how fast.

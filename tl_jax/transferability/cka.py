@@ -13,7 +13,7 @@ from tl_jax.utils.errors import UserError
 def linear_cka(x1: _inputs.Array, x2: _inputs.Array, debiased: bool = False) -> float:
     """Return the linear centred kernel alignment of two sets of features of the same examples, in [0, 1].
 
-    It is |X1' X2|^2 / (|X1' X1| |X2' X2|) for centred features and Frobenius norms (Kornblith et al. 2019,
+    It is ``|X1' X2|^2 / (|X1' X1| |X2' X2|)`` for centred features and Frobenius norms (Kornblith et al. 2019,
     arXiv:1905.00414, section 3). Rotations and one factor for all features change nothing; features which differ by
     these alone have 1. As the paper's, the estimate is biased: with few examples for many features it is too high,
     independent ones included. Debiased, each of the three terms is the unbiased HSIC of Song et al. 2012, as in Nguyen

@@ -9,10 +9,10 @@ from tl_jax.transferability.registry import SETS, register_score
 def frechet(x1: _inputs.Array, x2: _inputs.Array) -> float:
     """Return the squared Frechet distance of two data sets, each taken for a Gaussian.
 
-    It is |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2) for means m and covariances S with 1 / (N - 1), of which
-    either may be singular (Dowson and Landau 1982; for features of networks Heusel et al. 2017, arXiv:1706.08500). In
-    double precision and therefore on the host. Its cost is N D min(N, D) and a cube of min(N, D); memory is three
-    times that of both sides in float64.
+    It is ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2)`` for means m and covariances S with 1 / (N - 1), of
+    which either may be singular (Dowson and Landau 1982; for features of networks Heusel et al. 2017,
+    arXiv:1706.08500). In double precision and therefore on the host. Its cost is N D min(N, D) and a cube of min(N, D);
+    memory is three times that of both sides in float64.
 
     Args:
         x1: (N1, D) float.

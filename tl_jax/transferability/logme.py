@@ -21,7 +21,7 @@ def logme(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> f
     500 times. The log-determinant is the full one, with (D - rank) log alpha, which public code leaves out for D > N.
 
     Directions whose share of the largest eigenvalue of F' F is rounding, 9e-16 max(N, D), count as none. Where the
-    rank is below N and the features fit y exactly the evidence has no maximum; 1e-10 of |y|^2 is then taken to stay
+    rank is below N and the features fit y exactly the evidence has no maximum; 1e-10 of ``|y|^2`` is then taken to stay
     unexplained, which leaves the score finite and high.
 
     Args:

@@ -32,7 +32,7 @@ def mmd(x1: _inputs.Array, x2: _inputs.Array, kernel: str = "poly", bandwidth: f
         x1: (N1, D) float.
         x2: (N2, D) float, of the same layer of the same network.
         kernel: "poly", (x.y / D + 1)^3 (as in KID, Binkowski et al. 2018, arXiv:1801.01401), or "rbf",
-            exp(-|x - y|^2 / (2 s^2)).
+            ``exp(-|x - y|^2 / (2 s^2))``.
         bandwidth: s of "rbf"; None takes the median distance between two examples of both sides together, and of
             ``MEDIAN_SAMPLE`` at equal steps where there are more.
 
@@ -64,7 +64,7 @@ def mmd_from(a: jax.Array, b: jax.Array, *, kernel: str, scale: float | jax.Arra
 
 
 def energy(x1: _inputs.Array, x2: _inputs.Array) -> float:
-    """Return the energy distance of two data sets, 2 E|x - y| - E|x - x'| - E|y - y'| (Szekely and Rizzo 2013).
+    """Return the energy distance of two data sets, ``2 E|x - y| - E|x - x'| - E|y - y'|`` (Szekely and Rizzo 2013).
 
     Means are over all pairs, those of an example and itself included (the V-statistic): it is never below zero, and
     zero for equal sets alone. In units of the features; SciPy's ``energy_distance`` is its root. Cost, memory and

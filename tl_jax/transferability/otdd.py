@@ -133,7 +133,8 @@ def otdd(
 ) -> float:
     """Return the optimal transport data set distance (Alvarez-Melis and Fusi 2020, arXiv:2002.02923).
 
-    It is the least mean over plans of |x - x'|^2 + W2^2(y, y'), in squared units, examples of a side weighing the same.
+    It is the least mean over plans of ``|x - x'|^2 + W2^2(y, y')``, in squared units; the examples of a side weigh the
+    same.
     A label is the Gaussian of its examples, with covariance 1 / (n - 1), zero for one example; W2 is that of Bures. So
     the two sides need no classes in common, and what the labels are called is of no matter. In double precision.
 

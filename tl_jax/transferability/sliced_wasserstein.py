@@ -19,7 +19,7 @@ def sliced_wasserstein(
     """Return the sliced Wasserstein distance of two data sets (Bonneel et al. 2015).
 
     It is the mean over directions of W_p^p between the projections of both sides, to the power 1 / p, in units of the
-    features. Between two lines of points W_p^p is the integral of |F^-1(t) - G^-1(t)|^p over quantiles; here it is
+    features. Between two lines of points W_p^p is the integral of ``|F^-1(t) - G^-1(t)|^p`` over quantiles; here it is
     exact at any two sizes. The directions are what makes it an estimate: one key gives the same ones at each call. In
     double precision. Its cost is (N1 + N2) D a direction.
 
