@@ -1,8 +1,7 @@
-"""The site: its tables find what they name, its menu has every page, and its notebook runs."""
+"""The site: its tables find what they name, its build fails on a warning, and its notebook runs."""
 
 import functools
 import importlib
-import importlib.util
 import inspect
 import json
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import site_tables
 
 from tl_jax.utils.errors import UserError
 
@@ -23,18 +22,10 @@ SITE = ROOT / "docs" / "pages"
 NOTEBOOKS = sorted(SITE.rglob("*.ipynb"))
 
 
-def hooks():
-    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "hooks.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.fast
 def test_tables_of_pages_find_what_they_name():
-    site = hooks()
     for path in SITE.rglob("*.md"):
-        made = site.expand(path.read_text())
+        made = site_tables.expand(path.read_text())
         assert not re.search(r"^<!-- \w+:", made, re.M), path
     for wrong in (
         "<!-- fields: optim.lrr -->",
@@ -43,23 +34,23 @@ def test_tables_of_pages_find_what_they_name():
         "<!-- no: -->",
     ):
         with pytest.raises((KeyError, UserError)):
-            site.expand(wrong)
-    assert "| `optim.lr` | `0.001` | peak learning rate |" in site.expand("<!-- fields: optim.lr -->")
-    assert "`adapt.kind='lora'`<br>`freeze.recipe='adapters'`" in site.expand("<!-- mechanisms: lora -->")
-    assert "| `index` | images | Images that an index.csv lists" in site.expand("<!-- datasets: -->")
-    assert "| `lora` | 39.7 ± 10.5<br>(+4.0 ± 5.6) |" in site.expand("<!-- measured: lora -->")
+            site_tables.expand(wrong)
+    assert "| `optim.lr` | `0.001` | peak learning rate |" in site_tables.expand("<!-- fields: optim.lr -->")
+    assert "`adapt.kind='lora'`<br>`freeze.recipe='adapters'`" in site_tables.expand("<!-- mechanisms: lora -->")
+    assert "| `index` | images | Images that an index.csv lists" in site_tables.expand("<!-- datasets: -->")
+    assert "| `lora` | 39.7 ± 10.5<br>(+4.0 ± 5.6) |" in site_tables.expand("<!-- measured: lora -->")
 
 
 @pytest.mark.fast
 def test_messages_are_read_from_the_source():
     source = "def f(x):\n    raise UserError(f'no {x.name}; ' f'take {x!r}')\n"
     source += "def g() -> Conflicts:\n    return {'a has no effect': x, f'b={x}': y}\n"
-    assert list(hooks().messages(source)) == ["no {x.name}; take {x}", "config.a has no effect", "config.b={x}"]
+    assert list(site_tables.messages(source)) == ["no {x.name}; take {x}", "config.a has no effect", "config.b={x}"]
 
 
 @pytest.mark.fast
 def test_explained_messages_are_those_of_the_source():
-    every = hooks().errors()
+    every = site_tables.errors()
     explained = re.findall(r"\*\*`(.+?)`\*\*", (SITE / "errors.md").read_text())
     assert len(explained) > 10
     for message in explained:
@@ -67,37 +58,33 @@ def test_explained_messages_are_those_of_the_source():
         assert re.search(".*".join(parts), every), f"no message {message}"
 
 
-@pytest.mark.fast
-def test_every_page_is_in_the_menu_and_every_entry_is_a_page():
-    def pages(entry):
-        values = entry if isinstance(entry, list) else entry.values()
-        return [page for value in values for page in ([value] if isinstance(value, str) else pages(value))]
-
-    menu = pages(yaml.safe_load((ROOT / "docs" / "mkdocs.yml").read_text())["nav"])
-    made = [*hooks().COPIES.values(), *(path.with_suffix(".md").name for path in NOTEBOOKS)]
-    assert sorted(menu) == sorted([*(str(path.relative_to(SITE)) for path in SITE.rglob("*.md")), *made])
-
-
 def build_commands() -> list[list[str]]:
-    """Return the arguments of every ``mkdocs build`` that CI runs or a page gives."""
-    files = (ROOT / ".ci" / "run", ROOT / "README.md", ROOT / "requirements-docs.txt", *SITE.rglob("*.md"))
-    lines = re.compile(r'mkdocs"? (build [^\n`#]*--strict[^\n`#(]*)')
+    """Return the options of every build of the site that CI runs or a page gives."""
+    files = (ROOT / ".ci" / "run", ROOT / "README.md", ROOT / "docs" / "conf.py", ROOT / "requirements-docs.txt")
+    lines = re.compile(r"(?:-m sphinx|sphinx-build) (.*) -c docs docs/pages ")
     return [shlex.split(line) for file in files for line in lines.findall(file.read_text())]
 
 
 @pytest.mark.fast
-def test_the_build_of_the_site_fails_on_a_warning(tmp_path):
+def test_the_build_fails_on_a_warning_and_pages_load_nothing_from_elsewhere(tmp_path):
     commands = build_commands()
-    assert len(commands) > 1
-    assert not any({"-q", "--quiet"} & set(command) for command in commands), "--strict counts no warnings then"
-    pytest.importorskip("mkdocs")
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "mkdocs.yml").write_text("site_name: a\n")
-    flags = [word for word in commands[0] if word in ("build", "--strict", "-q", "--quiet")]
-    for page, status in (("[the same page](index.md)", 0), ("[no page](absent.md)", 1)):
-        (tmp_path / "docs" / "index.md").write_text(page)
-        done = subprocess.run([sys.executable, "-m", "mkdocs", *flags], cwd=tmp_path, capture_output=True, timeout=120)
-        assert done.returncode == status, done.stderr
+    assert len(commands) > 2 and all(options == ["-W"] for options in commands)
+    pytest.importorskip("furo")
+    pages, site = tmp_path / "pages", tmp_path / "site"
+    pages.mkdir()
+    command = [sys.executable, "-m", "sphinx", *commands[0], "-c", ROOT / "docs", pages, site]
+    for text, warning in (
+        ("[this page](index.md)\n\n```math\nx\n```", ""),
+        ("[no page](absent.md)", "target not found: 'absent"),
+        ("```{toctree}\nabsent\n```", "nonexisting document 'absent'"),
+    ):
+        (pages / "index.md").write_text(f"# Page\n\n{text}\n")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == bool(warning) and warning in done.stderr, done.stderr
+        if not warning:
+            page = (site / "index.html").read_text()
+            assert "<math" in page and "<script" in page
+            assert not re.search(r"<(script|link|img|iframe)[^>]*(https?:)?//", page)
 
 
 def located(name: str) -> Any:
@@ -116,8 +103,8 @@ def documented() -> list[str]:
     """Return the objects of the reference pages, members that a page selects by name."""
     names = []
     for path in sorted((SITE / "api").glob("*.md")):
-        for owner, options in re.findall(r"^::: (\S+)\n((?:    .*\n)*)", path.read_text(), re.M):
-            chosen = re.search(r"members: \[(.*)\]", options)
+        for owner, options in re.findall(r"^\.\. auto\w+:: (\S+)\n((?:   .*\n)*)", path.read_text(), re.M):
+            chosen = re.search(r":members: (.+)", options)
             found = located(owner)
             members = chosen[1].split(", ") if chosen else [m for m in vars(found) if not m.startswith("_")]
             names += [owner, *(f"{owner}.{member}" for member in members)]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import site_tables
 from absl import flags as absl_flags
 
 from configs import ct_classification, masked_words, ner_bert
@@ -99,12 +100,9 @@ def test_a_recipe_has_the_variants_that_the_docs_name(path, said):
 
 
 def test_a_mechanism_that_is_added_is_a_variant_of_the_recipes_that_the_howto_lists():
-    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "hooks.py")
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
     with methods.METHODS.temporary():
         methods.METHODS.add("added", methods.METHODS["ema"], __name__)
-        page = hooks.expand((ROOT / "docs" / "pages" / "howto" / "mechanism.md").read_text())
+        page = site_tables.expand((ROOT / "docs" / "pages" / "howto" / "mechanism.md").read_text())
         listed = re.findall(r"^\| `(\w+)` \| .*`added`.* \|$", page, re.M)
         assert len(listed) > 1 and listed == [path.stem for path in RECIPES if accepted(path, ["added"])]
 

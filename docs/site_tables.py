@@ -1,16 +1,14 @@
 """What the site takes from the repository when it is built, so that no page repeats what stands elsewhere.
 
 A line ``<!-- NAME: WORDS -->`` of a page becomes what the function of that name in ``TABLES`` makes of the words; a
-fenced block ``math`` becomes MathML, which browsers draw without a script. tests/test_site.py calls these
-functions too, so mkdocs is imported only where it calls.
+fenced block ``math`` becomes MathML, which browsers draw without a script. tests/test_site.py calls these functions
+too, so Sphinx and docutils are imported only where Sphinx calls.
 """
 
 import ast
-import base64
 import importlib
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,49 +17,48 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 PAGES = DOCS / "pages"
 RESULTS = ROOT / "experiments" / "results"
-# Files of the repository that are pages too; a link to one of them leads to its page.
+# Files of the repository that a page includes; a link to one of them leads to its page.
 COPIES = {
     "experiments/results/README.md": "results.md",
     "experiments/results/faults.md": "faults.md",
     "CHANGELOG.md": "changelog.md",
 }
-NOTEBOOKS = ("tour.ipynb",)
 ROOMS = ("configs", "tl_jax", "experiments")
 
 
-def on_startup(**_: Any) -> None:
-    """Find the repository's own modules, installed or not."""
-    sys.path.insert(0, str(ROOT))
+def setup(app: Any) -> dict[str, bool]:
+    """Fill in every page that Sphinx reads, and write formulas as MathML."""
+    app.connect("source-read", fill_in)
+    app.connect("autodoc-skip-member", skip_field)
+    app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def on_files(files: Any, config: Any, **_: Any) -> Any:
-    """Add the pages that are made of other files."""
-    from mkdocs.structure.files import File
-
-    made: dict[str, str | bytes] = {page: (ROOT / file).read_text() for file, page in COPIES.items()}
-    for name in NOTEBOOKS:
-        made |= notebook(json.loads((PAGES / name).read_text()), Path(name).stem)
-    for name, content in made.items():
-        files.append(File.generated(config, name, content=content))
-    return files
-
-
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fill in what a page takes from the repository."""
-    from latex2mathml.converter import convert
-
-    def math(match: re.Match) -> str:
-        return f'<div class="math">{convert(match[1].strip(), display="block")}</div>'
-
-    up = "../" * page.file.src_uri.count("/")
-    for name in NOTEBOOKS:
-        if page.file.src_uri != (made := str(Path(name).with_suffix(".md"))):
-            markdown = markdown.replace(f"]({up}{name}", f"]({up}{made}")
+def fill_in(app: Any, page: str, source: list[str]) -> None:
+    """Put into a page what it takes from the repository."""
+    up = "../" * page.count("/")
+    markdown = expand(source[0])
     for file, name in COPIES.items():
         markdown = re.sub(rf"\]\([./]*{re.escape(file)}", f"]({up}{name}", markdown)
-    pieces = re.split(r"(^```.*?^```$)", expand(markdown), flags=re.M | re.S)  # text and fenced blocks in turns
+    pieces = re.split(r"(^```.*?^```$)", markdown, flags=re.M | re.S)  # text and fenced blocks in turns
     pieces[::2] = map(linked, pieces[::2])
-    return re.sub(r"^```math\n(.*?)^```$", math, "".join(pieces), flags=re.M | re.S)
+    source[0] = "".join(pieces)
+
+
+def mathml(translator: Any, node: Any) -> None:
+    """Write a formula as MathML, which browsers draw without a script."""
+    from docutils import nodes
+    from docutils.utils.math.latex2mathml import tex2mathml
+
+    block = isinstance(node, nodes.math_block)
+    formula = tex2mathml(node.astext(), as_block=block)
+    translator.body.append(f'<div class="math">{formula}</div>' if block else formula)
+    raise nodes.SkipNode
+
+
+def skip_field(app: Any, what: str, name: str, member: Any, *_: Any) -> bool | None:
+    """Leave out a field of a named tuple, which the docstring of its class describes."""
+    return True if type(member).__name__ == "_tuplegetter" else None
 
 
 def expand(markdown: str) -> str:
@@ -221,7 +218,7 @@ def errors(*_: str) -> str:
             continue
         if found := list(dict.fromkeys(messages(path.read_text()))):
             lines = "\n".join(f"- {code(message)}" for message in found)
-            sections.append(f"### {path.relative_to(ROOT)}\n\n{lines}")
+            sections.append(f"### `{path.relative_to(ROOT)}`\n\n{lines}")
     return "\n\n".join(sections)
 
 
@@ -249,23 +246,6 @@ def template(node: ast.expr) -> list[str]:
         parts = [p.value if isinstance(p, ast.Constant) else f"{{{ast.unparse(p.value)}}}" for p in node.values]
         return ["".join(map(str, parts))]
     return []
-
-
-def notebook(content: dict[str, Any], stem: str) -> dict[str, str | bytes]:
-    """Return the page of a notebook that was run, ``STEM.md``, and the pictures in it, by path."""
-    made: dict[str, str | bytes] = {}
-    blocks = []
-    for cell in content["cells"]:
-        text = "".join(cell["source"])
-        blocks.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
-        outputs = cell.get("outputs", ())
-        if printed := "".join(line for output in outputs if output.get("name") == "stdout" for line in output["text"]):
-            blocks.append(f"```text\n{printed.rstrip()}\n```")
-        for picture in (output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", ())):
-            path = f"{stem}_files/{len(made)}.png"
-            made[path] = base64.b64decode("".join(picture))
-            blocks.append(f"![What the cell above draws]({path})")
-    return {f"{stem}.md": "\n\n".join(blocks) + f"\n\n[The notebook]({stem}.ipynb) of this page.\n", **made}
 
 
 def linked(text: str) -> str:
