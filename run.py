@@ -1,4 +1,4 @@
-"""``python run.py`` is the command ``tl-jax`` without an installation; tl_jax/cli.py says what it takes."""
+"""``python run.py`` is the command ``tl-jax`` without an installation; `--help` shows its flags."""
 
 from tl_jax import cli
 

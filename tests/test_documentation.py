@@ -13,7 +13,7 @@ import site_tables
 from absl import flags
 
 from tests.folders import write_boxes, write_photos, write_texts
-from tl_jax import cli
+from tl_jax import cli, command_help
 from tl_jax.config import schema, validate
 from tl_jax.config.schema import check_known
 from tl_jax.data import DATASETS
@@ -167,7 +167,8 @@ def check_command(words: list[str]) -> None:
                 assert (ROOT / word).exists(), f"no file {word} of {' '.join(words)}"
 
 
-SHELL = [
+SHELL = [pytest.param(words, id=f"--help: {' '.join(words)}") for words in commands(command_help.examples())]
+SHELL += [
     pytest.param(command, id=f"{name(path)}: {' '.join(command)}"[:150])
     for path in PAGES
     for block in blocks(path)

@@ -44,6 +44,7 @@ FLOORS = {
     "tl_jax.training": 12,
     "tl_jax.learner": 13,
     "tl_jax.cli": 14,
+    "tl_jax.command_help": 13,
     "tl_jax.api": 13,  # old names
     "tl_jax.distance": 13,
     "tl_jax.errors": 13,

@@ -1,8 +1,6 @@
-"""Train, evaluate, predict, export, or look at a recipe before it is run.
+"""The command ``tl-jax``, and ``python run.py``: reads the flags and makes one call of a ``Learner``.
 
-tl-jax [--config=RECIPE[:VARIANT]] [--workdir=DIR] [--mode=MODE] [--config.FIELD=VALUE ...]
-
-RECIPE is a file, or the name of one that is shipped, such as digits_resnet. ``python run.py`` is the same command.
+What users are told of it is in tl_jax/command_help.py.
 """
 
 import ast
@@ -20,6 +18,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import config_flags
 
+from tl_jax import command_help
 from tl_jax.config import recipes_dir
 from tl_jax.utils import command
 from tl_jax.utils.command import show_elapsed
@@ -37,66 +36,55 @@ ASKING_MODES = (*INPUT_MODES, "play")  # modes that ask a run, and an export as 
 BUNDLE_FILE, BUNDLE_RUN = "bundle.json", "run"  # of an export: what it is, and the folder with files of its run
 LOADING = "loading JAX and the recipe"
 INCOMPLETE = 1  # exit status where predictions are written, but some files could not be read
-INPUT_HELP = (
-    "A sentence, picture or folder of pictures, or a file of texts, or a table with a column file, for --mode=predict "
-    "or explain; may be given many times."
-)
 
 
 def main() -> None:
     """Run the command: what ``tl-jax`` and ``run.py`` call."""
+    if command_help.shows_help(sys.argv):
+        command.show(command_help.short_help())
+        return
     define_flags()
-    sys.modules["__main__"].__doc__ = __doc__  # which --help shows
     command.run(run_mode, flags_parser=parse_flags)
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Define the flags, as key flags of the program whichever it is, so that --help lists them."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Recipe, with :VARIANT; by default the embedded one.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "workdir", None, "Folder of the run; by default runs/NAME-HASH of the configuration.", flag_values=values
-    )
-    flags.DEFINE_enum(
-        "mode",
-        "train",
-        MODES,
-        "train; test a run again; say what it makes of --input; write it for others to load; draw what training "
-        "sees; look for a learning rate; draw an episode of a policy; draw where in the pictures of --input it looks; "
-        "write the page of its results again.",
-        flag_values=values,
-    )
+    """Define the flags."""
+    config_flags.DEFINE_config_file("config", None, "Recipe[:VARIANT]; digits_resnet if empty.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME-HASH if empty.", flag_values=values)
+    flags.DEFINE_enum("mode", "train", MODES, "What to do; see the modes above.", flag_values=values)
     flags.DEFINE_bool(
         "distributed",
         False,
-        "Several processes train together; see docs/pages/devices.md. SLURM, a TPU slice or JAX_* say which.",
+        "Train with several processes, which SLURM, a TPU slice or JAX_* variables describe; see "
+        "docs/pages/devices.md.",
         flag_values=values,
     )
-    flags.DEFINE_multi_string("input", [], INPUT_HELP, flag_values=values)
+    flags.DEFINE_multi_string(
+        "input",
+        [],
+        "Input of --mode=predict and explain: an image, a folder of images, a sentence, a file of texts, or a table "
+        "with a column named file. Repeatable.",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "data",
         None,
-        "Another labelled set, all of whose examples --mode=eval tests, with the classes of the run; into "
+        "Another labelled data set with the classes of the run: --mode=eval tests all its examples and writes "
         "evaluations/NAME.json.",
         flag_values=values,
     )
     flags.DEFINE_string(
-        "output",
-        None,
-        "Table, .csv or .jsonl, to which --mode=predict writes a row for each input, however many.",
-        flag_values=values,
+        "output", None, "Table for --mode=predict, .csv or .jsonl, with a row for each input.", flag_values=values
     )
     flags.DEFINE_integer(
-        "top", None, "Classes in --output, the most likely ones; all by default.", lower_bound=1, flag_values=values
+        "top", None, "Write only the N most likely classes to --output.", lower_bound=1, flag_values=values
     )
-    flags.DEFINE_bool("embeddings", False, "Write the features of each input beside --output, too.", flag_values=values)
+    flags.DEFINE_bool(
+        "embeddings", False, "Write the features of each input to a file next to --output.", flag_values=values
+    )
     flags.DEFINE_multi_string(  # which ``command.run`` has read and taken out by now
-        "import", [], "Module of your own that registers networks, tasks and so on; may be given many times.",
-        flag_values=values,
-    )  # fmt: skip
-    for name in ("config", "workdir", "mode", "distributed", "input", "output", "top", "embeddings", "data", "import"):
-        values.register_key_flag_for_module(sys.argv[0], values[name])
+        "import", [], "Module that registers your own networks, tasks and so on. Repeatable.", flag_values=values
+    )
 
 
 def run_mode(_: list[str]) -> int:
@@ -184,6 +172,9 @@ def import_tensorboard() -> None:
 
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parse the flags into ``values``, turning what the libraries raise about them into one line."""
+    if command_help.shows_full_help(argv):
+        command.show(command_help.full_help(flag_meanings(values)))
+        sys.exit()
     argv = with_recipe_flag(argv)
     original_argv = sys.argv
     try:
@@ -213,6 +204,12 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
     if remaining[1:]:
         raise UserError(f"unexpected argument {remaining[1]!r}; every option is written --name=value")
     return remaining
+
+
+def flag_meanings(values: flags.FlagValues) -> dict[str, str]:
+    """Return name -> meaning of the flags that ``define_flags`` has defined."""
+    defined = values.flags_by_module_dict()[__name__]
+    return {flag.name: (flag.help or "").partition(";\n")[0] for flag in defined}  # absl adds that it may be repeated
 
 
 def _blamed_line(error: Exception) -> str:

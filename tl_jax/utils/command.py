@@ -99,6 +99,14 @@ def run(main: Callable[[list[str]], int | None], **options: Any) -> None:
         sys.exit(2)
 
 
+def show(text: str) -> None:
+    """Print ``text``; it is no error if its reader, such as ``head``, stops before the end."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        _discard_output()
+
+
 def _discard_output() -> None:
     """Let what is left in the buffer of the output go where it cannot: else Python ends with a traceback of its own."""
     try:
