@@ -42,6 +42,13 @@ def test_the_package_gives_the_function_where_a_file_has_its_name():
     assert not isinstance(pretrained.load, types.ModuleType)
 
 
+@pytest.mark.parametrize("name", ["still_norms", "rotation_beside", "simclr_beside", "simsiam_beside", "words_beside"])
+def test_methods_keep_their_names_where_functions_have_others(name):
+    from tl_jax.transfer import methods
+
+    assert getattr(methods, name) is methods.METHODS[name].change and methods.METHODS[name].name == name
+
+
 @pytest.mark.parametrize("module", ["tl_jax.weights.convert", "experiments.transfer_distance"])
 def test_old_commands_show_their_help(module):
     command = [sys.executable, "-m", module, "--help"]

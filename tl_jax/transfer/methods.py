@@ -25,27 +25,29 @@ class Method(NamedTuple):
     Attributes:
         change: puts it into a recipe.
         inputs: of the tasks that it is for, see ``Task.input_kind``; empty for all.
+        name: under which it is registered.
     """
 
     change: Callable[[Config], None]
     inputs: str = ""
+    name: str = ""
 
     def __call__(self, config: Config) -> None:
         try:
             self.change(config)
         except AttributeError as e:  # the kind of task has no such field
-            name = getattr(self.change, "__name__", "")
-            raise UserError(f"method {name} is not for config.task={config.task}: {e}") from None
+            raise UserError(f"method {self.name} is not for config.task={config.task}: {e}") from None
 
 
 METHODS: Registry[Method] = Registry("method")
 
 
-def register_method(inputs: str = "") -> Callable[[Callable[[Config], None]], Callable[[Config], None]]:
-    """Return a decorator that makes a change of recipes known as a method under the name of the function.
+def register_method(inputs: str = "", name: str = "") -> Callable[[Callable[[Config], None]], Callable[[Config], None]]:
+    """Return a decorator that registers a change of recipes as a method.
 
     Args:
         inputs: of the tasks that it is for, see ``Task.input_kind``; empty for all.
+        name: of the method; empty for the name of the function.
     """
 
     if callable(inputs):
@@ -54,7 +56,8 @@ def register_method(inputs: str = "") -> Callable[[Callable[[Config], None]], Ca
         raise UserError(f"inputs={inputs!r} of a method is none of images, texts and observations; correct it")
 
     def register(change: Callable[[Config], None]) -> Callable[[Config], None]:
-        METHODS.add(change.__name__, Method(change, inputs), change.__module__, change.__qualname__)
+        method = Method(change, inputs, name or change.__name__)
+        METHODS.add(method.name, method, change.__module__, change.__qualname__)
         return change
 
     return register
@@ -82,8 +85,8 @@ def fine_tune(config: Config) -> None:
     config.freeze.recipe = "all"
 
 
-@register_method(inputs="images")
-def still_norms(config: Config) -> None:
+@register_method(inputs="images", name="still_norms")
+def frozen_batch_norm(config: Config) -> None:
     """Train everything with BatchNorm on the source's statistics, as Keras' guide to fine-tuning has it."""
     config.freeze.batch_stats = "frozen"
 
@@ -259,20 +262,20 @@ def early_stop(config: Config) -> None:
     config.patience, config.eval_checkpoint = 3, "best"
 
 
-@register_method(inputs="images")
-def rotation_beside(config: Config) -> None:
+@register_method(inputs="images", name="rotation_beside")
+def joint_rotation(config: Config) -> None:
     """Recognise quarter turns beside the labels: arXiv:1803.07728."""
     config.pretext.name, config.pretext.weight = "rotation", 0.5
 
 
-@register_method(inputs="images")
-def simclr_beside(config: Config) -> None:
+@register_method(inputs="images", name="simclr_beside")
+def joint_simclr(config: Config) -> None:
     """Tell views of one picture from those of others, beside the labels: arXiv:2002.05709."""
     config.pretext.name, config.pretext.weight = "simclr", 0.1
 
 
-@register_method(inputs="images")
-def simsiam_beside(config: Config) -> None:
+@register_method(inputs="images", name="simsiam_beside")
+def joint_simsiam(config: Config) -> None:
     """Predict one view of a picture from another, beside the labels: arXiv:2011.10566."""
     config.pretext.name, config.pretext.weight = "simsiam", 0.1
 
@@ -295,8 +298,8 @@ def simsiam_first(config: Config) -> None:
     _pretext_first(config, "simsiam")
 
 
-@register_method(inputs="texts")
-def words_beside(config: Config) -> None:
+@register_method(inputs="texts", name="words_beside")
+def joint_masked_lm(config: Config) -> None:
     """Guess hidden words of the texts beside their labels: BERT's own pretext, arXiv:1810.04805."""
     config.pretext.name, config.pretext.weight = "masked", 0.1
 
@@ -330,7 +333,9 @@ def names_for_task(kind: str) -> tuple[str, ...]:
 
 
 def __getattr__(name: str) -> Any:
-    """Return what had another name in 0.1; that works for one release."""
+    """Return the function of a method by the method's name, and what had another name in 0.1, for one release."""
+    if name in METHODS:
+        return METHODS[name].change
     if name == "MECHANISMS":
         warnings.warn("methods.MECHANISMS is METHODS, and register_method adds to it", DeprecationWarning, stacklevel=2)
         return METHODS
