@@ -40,12 +40,16 @@ def test_by_hand():
 @pytest.mark.slow
 def test_few_examples_and_components_stand_for_many():
     x, y = draw(400, 20, 3, apart=3.0)
-    whole, part = nleep(x, y, KEY), nleep(x, y, KEY, most=200, dims=4)
-    assert whole != part and part == nleep(x, y, KEY, most=200, dims=4)
+    whole, part = nleep(x, y, KEY), nleep(x, y, KEY, max_examples=200, dims=4)
+    assert whole != part and part == nleep(x, y, KEY, max_examples=200, dims=4)
     assert part == pytest.approx(whole, abs=0.2)
 
 
-@pytest.mark.parametrize("changes", [{"share": 0.0}, {"share": 1.1}, {"components": 0}, {"dims": 0}, {"most": 1}])
+@pytest.mark.parametrize(
+    "changes", [{"share": 0.0}, {"share": 1.1}, {"components": 0}, {"dims": 0}, {"max_examples": 1}]
+)
 def test_numbers_out_of_range_are_refused(changes):
-    with pytest.raises(UserError, match=r"nleep takes share in \(0, 1\] and components, dims, most above 0, not"):
+    with pytest.raises(
+        UserError, match=r"nleep takes share in \(0, 1\] and components, dims, max_examples above 0, not"
+    ):
         nleep(*CASES["separable"], KEY, **changes)

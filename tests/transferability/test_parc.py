@@ -52,8 +52,8 @@ def test_a_row_without_shape_correlates_with_none():
 def test_few_examples_stand_for_many():
     x, y = CASES["separable"]
     chosen = np.sort(np.argsort(y, kind="stable")[1::3])  # the middle one of three, sixty of three classes
-    assert parc(x, y, most=20) == parc(x[chosen], y[chosen])
-    assert parc(x, y, most=60) == parc(x, y, most=10_000) == parc(x, y)
+    assert parc(x, y, max_examples=20) == parc(x[chosen], y[chosen])
+    assert parc(x, y, max_examples=60) == parc(x, y, max_examples=10_000) == parc(x, y)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_few_examples_stand_for_many():
         (np.eye(4)[:, :1], [0, 0, 1, 1], 9, r"rows of two numbers or more, not \(4, 1\); pass all probabilities"),
         (np.eye(4), [0, 1, 2, 3], 9, "no class has two of the 4 examples that parc compares; pass more"),
         (np.ones((4, 3)), [0, 0, 1, 1], 9, "all pairs of the 4 source_probs are equally unlike; pass another layer's"),
-        (np.eye(4), [0, 0, 1, 1], 2, "most=2 must be 3 or more"),
+        (np.eye(4), [0, 0, 1, 1], 2, "max_examples=2 must be 3 or more"),
     ],
 )
 def test_what_has_no_ranks_is_refused(x, y, most, message):

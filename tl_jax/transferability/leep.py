@@ -86,13 +86,13 @@ def nleep(
     components: int | None = None,
     share: float = 0.8,
     dims: int = 64,
-    most: int = 5000,
+    max_examples: int = 5000,
 ) -> float:
     """Return LEEP with the posterior of a Gaussian mixture for source probabilities (Li et al. 2021, arXiv:2011.11200).
 
     Features are reduced to the principal components that keep ``share`` of the variance, though to no more than
     ``dims``, and a mixture with full covariances is fitted by scikit-learn's ``GaussianMixture`` from one
-    start by k-means. Fit and components come from ``most`` examples, spread evenly over the classes; the
+    start by k-means. Fit and components come from ``max_examples`` examples, spread evenly over the classes; the
     score is of all. Another key gives another mixture, and a score that differs by what chance does.
 
     Args:
@@ -102,20 +102,21 @@ def nleep(
         components: Gaussians, five a class as in the public code where None; no more than there are examples to fit.
         share: of the variance, in (0, 1].
         dims: principal components at most.
-        most: examples at most that the mixture is fitted to.
+        max_examples: that the mixture is fitted to.
 
     Raises:
         UserError: shapes that do not belong together, values that are not finite, labels that are not whole numbers
             from 0 on, a single class, or numbers out of range.
     """
-    if not (0 < share <= 1 and dims >= 1 and most >= 2 and (components is None or components >= 1)):
+    if not (0 < share <= 1 and dims >= 1 and max_examples >= 2 and (components is None or components >= 1)):
         raise UserError(
-            f"nleep takes share in (0, 1] and components, dims, most above 0, not {share}, {components}, {dims}, {most}"
+            "nleep takes share in (0, 1] and components, dims, max_examples above 0, not "
+            f"{share}, {components}, {dims}, {max_examples}"
         )
     seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
     with jax.enable_x64(True):
         x, y, classes = _inputs.score_inputs(features, labels)
-        rows = _inputs.stratified_rows(np.asarray(y), most)
+        rows = _inputs.stratified_rows(np.asarray(y), max_examples)
         z = principal_components(np.asarray(x), rows, share, dims)
         count = min(len(rows), components or 5 * classes)
         p = GaussianMixture(count, random_state=seed).fit(z[rows]).predict_proba(z)

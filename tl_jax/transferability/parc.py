@@ -12,7 +12,7 @@ from tl_jax.utils.errors import UserError
 NUM_DIGITS, NUM_DIGITS_SINGLE = 12, 5
 
 
-def parc(source_probs: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, most: int = 2000) -> float:
+def parc(source_probs: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, max_examples: int = 2000) -> float:
     """Return the pairwise annotation representation comparison (Bolya et al. 2021, arXiv:2111.06977), in [-100, 100].
 
     It is 100 times the Spearman correlation, over pairs i < j, of how unlike two examples are for the source, 1 minus
@@ -20,26 +20,26 @@ def parc(source_probs: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, m
     correlation of one-hot labels, which ranks pairs of two classes above those of one. Equal values share their mean
     rank; correlations are equal if they are to 12 digits. A row that is the same throughout correlates with none.
 
-    There are N^2 / 2 pairs. Where N is above ``most`` the examples at even steps in the order of the classes stand for
-    all: each class keeps its share, and nothing is drawn by chance. (The paper takes 500.)
+    There are N^2 / 2 pairs. If N is above ``max_examples``, the examples at even steps in the order of the classes
+    stand for all: each class keeps its share, and nothing is drawn by chance. (The paper takes 500.)
 
     Args:
         source_probs: (N, Z) float, probabilities of the source's classes, or features; Z from 2 on. They need not have
             sums of 1.
         labels: (N,) int; gaps are closed.
-        most: examples at most that are compared.
+        max_examples: that are compared.
 
     Raises:
         UserError: shapes that do not belong together, values that are not finite, labels that are not whole numbers
             from 0 on, a single class, no class with two examples, or rows that are all alike.
     """
-    if most < 3:
-        raise UserError(f"most={most} must be 3 or more: that many examples have pairs to rank")
+    if max_examples < 3:
+        raise UserError(f"max_examples={max_examples} must be 3 or more: that many examples have pairs to rank")
     with jax.enable_x64(True):
         x, y, _ = _inputs.score_inputs(source_probs, labels, "source_probs")
         if x.shape[1] < 2:
             raise UserError(f"parc correlates rows of two numbers or more, not {x.shape}; pass all probabilities")
-        rows = _inputs.stratified_rows(np.asarray(y), most)
+        rows = _inputs.stratified_rows(np.asarray(y), max_examples)
         x, y = x[rows], y[rows]
         if int(jnp.bincount(y).max()) < 2:
             raise UserError(f"no class has two of the {len(y)} examples that parc compares; pass more")
