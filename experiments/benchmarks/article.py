@@ -64,10 +64,10 @@ def main(_: list[str]) -> None:
     """Measure what is asked for."""
     for name, value in DEFAULTS[WHAT.value].items():
         flags.FLAGS.set_default(name, value)
-    {"whole": compare_whole, "lockstep": compare_steps, "profile": profile_step}[WHAT.value]()
+    {"whole": compare_runs, "lockstep": compare_steps, "profile": profile_step}[WHAT.value]()
 
 
-def compare_whole() -> None:
+def compare_runs() -> None:
     """Take the turns, tell, write."""
     rows_by_name: dict[str, list[dict[str, Any]]] = {}
     for turn in range(TURNS.value):

@@ -31,7 +31,7 @@ CASES = flags.DEFINE_list(
 PEERS = flags.DEFINE_list("peers", ["torch", "torch_channels_last", "keras"], "What tl_jax is compared with.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation; parameters are float32.")
 TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
-LEAST = flags.DEFINE_float("least", 2.0, "Seconds of a turn at least.")
+MIN_SECONDS = flags.DEFINE_float("min_seconds", 2.0, "Seconds that a turn takes at least.")
 GPU = flags.DEFINE_bool("gpu", False, "Take what suits a GPU where no other flag says something else.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/networks.json", "Where the numbers go.")
 
@@ -66,7 +66,7 @@ def main(_: list[str]) -> None:
         arguments = [f"--network={name}", f"--size={size}", f"--batch={batch}", f"--dtype={DTYPE.value}"]
         workers = {peer: Worker(peer, *arguments) for peer in ("tl_jax", *PEERS.value)}
         for call in ("forward", "step"):
-            seconds = measure_turns(workers, call, TURNS.value, LEAST.value)
+            seconds = measure_turns(workers, call, TURNS.value, MIN_SECONDS.value)
             row = compare_peers(
                 case, call, seconds, forward_flops(name, int(size), int(batch)) * (3 if call == "step" else 1), rate
             )

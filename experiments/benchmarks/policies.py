@@ -20,10 +20,10 @@ from tl_jax.utils import command, disk
 
 PEER = flags.DEFINE_enum("peer", "", ["", "tl_jax", "stable_baselines3"], "Be the process of this library.")
 SEEDS = flags.DEFINE_integer("seeds", 1, "Of that process.")
-WORLDS = flags.DEFINE_integer("worlds", 16, "Of that process.")
+NUM_ENVS = flags.DEFINE_integer("num_envs", 16, "Of that process.")
 MINIBATCHES = flags.DEFINE_integer("minibatches", 4, "Of that process.")
 TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
-LEAST = flags.DEFINE_float("least", 5.0, "Seconds of a turn at least.")
+MIN_SECONDS = flags.DEFINE_float("min_seconds", 5.0, "Seconds that a turn takes at least.")
 MANY = flags.DEFINE_integer("many", 8, "Seeds at once.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/policies.json", "Where the numbers go.")
 CASES = {"recipe": (16, 4), "defaults of Stable-Baselines3": (1, 32)}  # worlds, minibatches
@@ -47,13 +47,13 @@ def main(_: list[str]) -> None:
 
 
 def _compared(name: str, num_envs: int, minibatches: int, rate: float) -> dict[str, Any]:
-    module, case = "experiments.benchmarks.policies", (f"--worlds={num_envs}", f"--minibatches={minibatches}")
+    module, case = "experiments.benchmarks.policies", (f"--num_envs={num_envs}", f"--minibatches={minibatches}")
     workers = {
         "one seed": Worker("tl_jax", *case, module=module),
         f"{MANY.value} seeds": Worker("tl_jax", f"--seeds={MANY.value}", *case, module=module),
         "stable_baselines3": Worker("stable_baselines3", *case, module=module),
     }
-    seconds = measure_turns(workers, "update", TURNS.value, LEAST.value)
+    seconds = measure_turns(workers, "update", TURNS.value, MIN_SECONDS.value)
     for worker in workers.values():
         worker.close()
     one, many, peer = medians(seconds).values()
@@ -110,7 +110,7 @@ def _tl_jax() -> Calls:
 
 def _case() -> tuple[tuple[str, Any], ...]:
     return (
-        ("rl.num_envs", WORLDS.value),
+        ("rl.num_envs", NUM_ENVS.value),
         ("batch_size", UPDATE),
         ("rl.minibatches", MINIBATCHES.value),
         ("rl.ppo_epochs", PASSES),
@@ -129,12 +129,12 @@ def _stable_baselines3() -> Calls:
     torch.set_num_threads(1)  # its networks are small; two threads were not tried
     towers = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}}
     shape: dict[str, Any] = {
-        "n_steps": UPDATE // WORLDS.value,
+        "n_steps": UPDATE // NUM_ENVS.value,
         "batch_size": UPDATE // MINIBATCHES.value,
         "n_epochs": PASSES,
     }
     agent = PPO(
-        "MlpPolicy", make_vec_env("CartPole-v1", n_envs=WORLDS.value), **shape,
+        "MlpPolicy", make_vec_env("CartPole-v1", n_envs=NUM_ENVS.value), **shape,
         learning_rate=1e-3, gamma=0.99, gae_lambda=0.95, clip_range=0.2, ent_coef=0.01, vf_coef=0.5,
         max_grad_norm=0.5, policy_kwargs=towers, device="cpu",
     )  # fmt: skip

@@ -32,6 +32,7 @@ ONLY = flags.DEFINE_list("only", [], "Names of commands; all if empty.")
 TRANSCRIPTS = flags.DEFINE_string("transcripts", "", "Folder for what each wrote, with the seconds; none if empty.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/silence.json", "Where the numbers go.")
 PIECE = 1 << 16  # bytes read at once
+KEYS = ("first", "longest", "whole")  # of a ``Silence`` in the results file
 
 DIGITS = ("run.py", "--config=configs/digits_resnet.py", "--config.seeds=()", "--config.arms=()")
 RUN, POLICY = "--workdir={}/run", "--workdir={}/policy"
@@ -56,11 +57,11 @@ FIRST = {"play": "train a policy"} | dict.fromkeys(OF_A_RUN, "train")  # what ea
 
 
 class Silence(NamedTuple):
-    """Seconds: until the first output, the longest without any, and of the whole command."""
+    """Seconds until the first output, the longest without any, and of the command in all."""
 
     first: float
     longest: float
-    whole: float
+    total: float
 
 
 def main(_: list[str]) -> None:
@@ -85,7 +86,7 @@ def main(_: list[str]) -> None:
     rows = [(name, *(f"{value:.1f}" for value in silence)) for name, silence in silences.items()]
     print(html.to_markdown(html.Table(("command", "first output, s", "longest silence, s", "in all, s"), rows)))
     if not ONLY.value:
-        numbers = {name: silence._asdict() for name, silence in silences.items()}
+        numbers = {name: dict(zip(KEYS, silence, strict=True)) for name, silence in silences.items()}
         disk.write_text(
             Path(RESULTS.value), json.dumps({**describe_machine(), "cores": 1, "commands": numbers}, indent=1) + "\n"
         )
@@ -106,15 +107,15 @@ def watch(arguments: list[str], cache: Path, name: str) -> Silence:
                 times_heard.append(time.perf_counter() - start)
                 texts.append(piece.decode(errors="replace"))
     os.close(main_end)
-    whole = time.perf_counter() - start
+    total = time.perf_counter() - start
     if TRANSCRIPTS.value:
         lines = (f"{at:7.2f} {piece!r}\n" for at, piece in zip(times_heard, texts, strict=True))
         Path(TRANSCRIPTS.value).mkdir(parents=True, exist_ok=True)
         disk.write_text(Path(TRANSCRIPTS.value) / f"{name.replace(' ', '_')}.txt", "".join(lines))
     if process.returncode:
         raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{''.join(texts)[-2000:]}")
-    times = [0.0, *times_heard, whole]
-    return Silence(times[1], max(b - a for a, b in zip(times, times[1:], strict=False)), whole)
+    times = [0.0, *times_heard, total]
+    return Silence(times[1], max(b - a for a, b in zip(times, times[1:], strict=False)), total)
 
 
 def _image(folder: Path) -> None:

@@ -45,7 +45,7 @@ def define_flags() -> None:
     flags.DEFINE_string("bert", None, "Folder of the network.", required=True)
     flags.DEFINE_string("data_dir", None, "Folder of SST-2.", required=True)
     flags.DEFINE_integer("turns", 5, "Turns of each.")
-    flags.DEFINE_float("least", 5.0, "Seconds of a turn at least.")
+    flags.DEFINE_float("min_seconds", 5.0, "Seconds that a turn takes at least.")
     flags.DEFINE_integer("steps", 60, "Steps of the epoch that are timed; it has 216.")
     flags.DEFINE_string("results", "experiments/results/benchmarks/text.json", "Where the numbers go.")
     flags.DEFINE_enum("peer", "", ["", "tl_jax", "transformers"], "Be the process of this library.")
@@ -60,7 +60,7 @@ def main(_: list[str]) -> None:
     workers = {name: Worker(name, *worker_flags, module="experiments.benchmarks.text") for name in names}
     rows = []
     for length in LENGTHS:
-        seconds = measure_turns(workers, f"length{length}", FLAGS.turns, FLAGS.least)
+        seconds = measure_turns(workers, f"length{length}", FLAGS.turns, FLAGS.min_seconds)
         median = medians(seconds)
         rate = {name: BATCH * length / seconds for name, seconds in median.items()}
         ratio = rate["tl_jax"] / rate["transformers"]
