@@ -34,7 +34,7 @@ VIEW_NAMES = {MIRRORED: "mirrored views", 10: "ten views"}
 SPLITS = ("train", "validation", "test")
 
 
-class Opened(NamedTuple):
+class Ensemble(NamedTuple):
     """The networks of an ensemble.
 
     Attributes:
@@ -52,14 +52,14 @@ class Measured(NamedTuple):
     """What an ensemble shows on the test split.
 
     Attributes:
-        opened: its networks.
+        ensemble: its networks.
         result: of its final predictions.
         held_out: its final predictions for the validation split; None if that is empty.
         calibration: its temperature, with calibration error and loss without it and with it; {} if it has none.
         report: what each step adds, for ``ensemble.json``.
     """
 
-    opened: Opened
+    ensemble: Ensemble
     result: EvalResult
     held_out: Predictions | None
     calibration: dict[str, float]
@@ -79,7 +79,7 @@ def runs(config: RunConfig, folder: Path) -> list[tuple[Path, RunConfig]]:
     return [(folder / arm / f"seed{seed}", schema.freeze(run)) for arm, seed, run in members]
 
 
-def open_networks(config: RunConfig, folder: Path, data: bool) -> Opened:
+def open_networks(config: RunConfig, folder: Path, data: bool) -> Ensemble:
     """Return the networks of an ensemble, from its folder.
 
     Args:
@@ -92,11 +92,11 @@ def open_networks(config: RunConfig, folder: Path, data: bool) -> Opened:
     """
     workdir.check_owner(folder, schema.to_dict(config), schema.unused_fields(config.task))
     members = runs(config, folder)
-    opened = [restore(run, path, data=False) for path, run in members]
+    restored = [restore(run, path, data=False) for path, run in members]
     _check_same_data([path for path, _ in members])
-    task = _first_task(config, folder) if data else opened[0][0]
-    states = [state for _, _, state in opened]
-    return Opened(task, tuple(state.variables for state in states), tuple(int(state.step) for state in states))
+    task = _first_task(config, folder) if data else restored[0][0]
+    states = [state for _, _, state in restored]
+    return Ensemble(task, tuple(state.variables for state in states), tuple(int(state.step) for state in states))
 
 
 def _first_task(config: RunConfig, folder: Path) -> Task:
@@ -131,21 +131,21 @@ def load(config: RunConfig, folder: Path, data: bool = False) -> tuple[Task, Mem
         folder: of it.
         data: whether the task is to have its examples.
     """
-    opened = open_networks(config, folder, data)
-    temperature = _load_temperature(config, folder, opened) if _calibrates(config) else 1.0
-    return opened.task, Members(opened.networks, temperature), opened.steps[0]
+    ensemble = open_networks(config, folder, data)
+    temperature = _load_temperature(config, folder, ensemble) if _calibrates(config) else 1.0
+    return ensemble.task, Members(ensemble.networks, temperature), ensemble.steps[0]
 
 
 def _calibrates(config: RunConfig) -> bool:
     return bool(config.flat().get("calibrate"))
 
 
-def _load_temperature(config: RunConfig, folder: Path, opened: Opened) -> float:
+def _load_temperature(config: RunConfig, folder: Path, ensemble: Ensemble) -> float:
     """Return the temperature of a finished ensemble; it is fitted anew if it belongs to other checkpoints."""
     summary = read_summary(folder)
-    if tuple(summary.get("tested_steps", ())) == opened.steps:
+    if tuple(summary.get("tested_steps", ())) == ensemble.steps:
         return fitted_values(summary).get("temperature", 1.0)
-    held_out = _held_out(_first_task(config, folder), opened.networks)
+    held_out = _held_out(_first_task(config, folder), ensemble.networks)
     return classification.fit_temperature(*held_out) if held_out else 1.0
 
 
@@ -166,8 +166,8 @@ def measure(config: RunConfig, folder: Path) -> Measured:
         config: of the ensemble.
         folder: of it.
     """
-    opened = open_networks(config, folder, data=True)
-    task, networks, _ = opened
+    ensemble = open_networks(config, folder, data=True)
+    task, networks, _ = ensemble
     views = getattr(task.config, "test_views", ONE_VIEW)
     tested = {count: _predict(variant, networks, "test") for count, variant in _variants(task, views).items()}
     held_out = _held_out(task, networks)
@@ -178,16 +178,16 @@ def measure(config: RunConfig, folder: Path) -> Measured:
     calibration = {}
     if calibrates and held_out and sharding.is_first_process():
         calibration = image_evaluation.calibrate(average(tested[views]), held_out, folder)
-    rows = _rows(opened, tested, views, temperature)
+    rows = _rows(ensemble, tested, views, temperature)
     report = _compare(rows, (task.test_details(result.evaluation.predictions) or {}).get("groups"))
     report |= {
         "temperature": temperature,
         "final": rows[-1].name if calibrates else _name(len(networks), views),
         "networks": [_scores(each) for each in tested[ONE_VIEW]],
         "disagreement": _disagreement(tested[ONE_VIEW]),
-        "notes": _notes(opened.task.config, [path for path, _ in runs(config, folder)], held_out is None),
+        "notes": _notes(ensemble.task.config, [path for path, _ in runs(config, folder)], held_out is None),
     }
-    return Measured(opened, result, average([held_out], used) if held_out else None, calibration, report)
+    return Measured(ensemble, result, average([held_out], used) if held_out else None, calibration, report)
 
 
 def _variants(task: Task, views: int) -> dict[int, Task]:
@@ -197,18 +197,20 @@ def _variants(task: Task, views: int) -> dict[int, Task]:
     return {count: variant for count, variant in variants.items() if variant is not None}
 
 
-def _rows(opened: Opened, tested: Mapping[int, list[Predictions]], views: int, temperature: float | None) -> list[Row]:
+def _rows(
+    ensemble: Ensemble, tested: Mapping[int, list[Predictions]], views: int, temperature: float | None
+) -> list[Row]:
     """Return the ways to predict, a step after another; the last one has the temperature if there is one.
 
     Args:
-        opened: the networks.
+        ensemble: the networks.
         tested: what each of them says of the test split, by the number of views.
         views: that the run averages.
         temperature: fitted to validation, with as many views; None for none.
     """
-    task = opened.task.with_views(ONE_VIEW) or opened.task
-    count = len(opened.networks)
-    soup = uniform_soup([_merged(network, task.config) for network in opened.networks])
+    task = ensemble.task.with_views(ONE_VIEW) or ensemble.task
+    count = len(ensemble.networks)
+    soup = uniform_soup([_merged(network, task.config) for network in ensemble.networks])
     rows = [
         Row(f"one network, mean of {count}", tested[ONE_VIEW]),
         Row("soup of their weights", _predict(task, [soup], "test")),

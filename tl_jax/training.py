@@ -235,19 +235,19 @@ def _test_run(config: RunConfig, folder: Path, task: Task, fitted: loop.Fitted) 
     return summary, result.evaluation
 
 
-def _mix_with_start(config: RunConfig, task: Task, seen: Task, end: Any) -> tuple[Any, dict[str, Any]]:
+def _mix_with_start(config: RunConfig, task: Task, trained: Task, end: Any) -> tuple[Any, dict[str, Any]]:
     """Return the mixture of first and last variables, and the share of the last with what it was chosen by.
 
     Args:
         config: of the run.
         task: as it starts.
-        seen: as the last phase saw it.
+        trained: as the last phase saw it.
         end: the variables after training.
     """
     start, scores = initial_state(task, config.seed).variables, {}
     share = config.wise_ft_share
     if not share:
-        share, scores = best_wise_ft_share(seen, start, end)
+        share, scores = best_wise_ft_share(trained, start, end)
     return interpolate(start, end, share), {"share": share, "validation": scores}
 
 
@@ -318,7 +318,7 @@ def _train_ensemble(config: RunConfig, folder: Path) -> dict[str, Any]:
             measured = ensemble.measure(config, folder)
             summary = _ensemble_summary(config, folder, measured, [read_summary(path) for _, _, path in members])
         summary["seconds"]["total"] = time.monotonic() - start
-        _write_test_details(measured.opened.task, measured.result.evaluation, folder)
+        _write_test_details(measured.ensemble.task, measured.result.evaluation, folder)
         write_json(folder / ensemble.FILE, measured.report)
         write_json(folder / workdir.SUMMARY, summary)
         sharding.wait_for_all(f"{folder} is finished")
@@ -339,13 +339,13 @@ def _ensemble_summary(
         "seed": config.seed,
         "seeds": [member["seed"] for member in members],
         "steps": first["steps"],
-        "tested_steps": list(measured.opened.steps),
+        "tested_steps": list(measured.ensemble.steps),
         "examples_evaluated": result.examples,
         "metrics": result.metrics,
         "score": first["score"],
         "seconds": {name: sum(member["seconds"][name] for member in members) for name in first["seconds"]},
         **{name: first[name] for name in ("parameters", "examples", "facts")},
-        **_evaluation_summary(measured.opened.task, result.evaluation, measured.held_out, folder),
+        **_evaluation_summary(measured.ensemble.task, result.evaluation, measured.held_out, folder),
         **({"calibration": measured.calibration} if measured.calibration else {}),
         "ensemble": measured.report,
         **choose_method.record(config, folder),

@@ -221,7 +221,7 @@ def load_prepared(options: DatasetOptions) -> FaceSet:
 
 
 @register_dataset("drawn_faces", inputs="people")
-def load_drawn(options: DatasetOptions) -> FaceSet:
+def load_cartoons(options: DatasetOptions) -> FaceSet:
     """Cartoon faces, drawn."""
     return draw_faces()
 

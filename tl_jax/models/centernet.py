@@ -179,11 +179,11 @@ def suppress_non_maxima(boxes: jax.Array, classes: jax.Array, scores: jax.Array,
     is_later = jnp.arange(len(boxes))[None] > jnp.arange(len(boxes))[:, None]
     overlaps &= is_later
 
-    def suppress(kept, row):
-        return kept & ~(overlaps[row] & kept[row]), None
+    def suppress(keep, row):
+        return keep & ~(overlaps[row] & keep[row]), None
 
-    kept, _ = jax.lax.scan(suppress, jnp.ones(len(boxes), bool), jnp.arange(len(boxes)))
-    return jnp.where(kept, scores, 0.0)
+    keep, _ = jax.lax.scan(suppress, jnp.ones(len(boxes), bool), jnp.arange(len(boxes)))
+    return jnp.where(keep, scores, 0.0)
 
 
 GAUSSIAN_SHARE = 0.54  # share of a box's sides that a Gaussian covers (alpha in TTFNet)

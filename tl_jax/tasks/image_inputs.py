@@ -69,7 +69,7 @@ def _read_list(path: Path) -> Iterator[ImageInput]:
 def _pixels(value: Any) -> Sequence[np.ndarray]:
     """Return the images (H, W, 3) of an array, or of what Pillow opened."""
     if hasattr(value, "convert"):
-        return [_opened_pixels(value)]
+        return [_pillow_pixels(value)]
     if not isinstance(value, np.ndarray):
         raise UserError(f"an input is a {type(value).__name__}, not a path; pass files, folders or arrays of images")
     pixels = np.repeat(value[..., None], 3, axis=-1) if value.ndim == 2 else value
@@ -80,7 +80,7 @@ def _pixels(value: Any) -> Sequence[np.ndarray]:
     return [pixels] if pixels.ndim == 3 else list(pixels)
 
 
-def _opened_pixels(image: Image.Image) -> np.ndarray:
+def _pillow_pixels(image: Image.Image) -> np.ndarray:
     """Return what ``decode_file`` would of the file: upright, and with white behind what is transparent."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or ";" in image.mode:

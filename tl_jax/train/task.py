@@ -358,9 +358,9 @@ def as_list(inputs: Any) -> list[Any]:
     return list(inputs)
 
 
-def refuse_embeddings(kind: str, asked: bool) -> None:
+def refuse_embeddings(kind: str, embeddings: bool) -> None:
     """Refuse to give embeddings of the inputs of a kind that has none."""
-    if asked:
+    if embeddings:
         raise UserError(f"runs with config.task={kind} have no embeddings of their inputs; leave --embeddings out")
 
 

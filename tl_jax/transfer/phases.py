@@ -29,13 +29,13 @@ class PhaseConfig(Options):
     layer_decay: float | None = option(1.0, "as optim.layer_decay", low=0.0, high=1.0, inherited=True)
     lr_multipliers: tuple[tuple[str, float], ...] | None = option((), "as optim.lr_multipliers", inherited=True)
 
-    def freezing(self, whole: FreezeConfig) -> FreezeConfig:
+    def freezing(self, run: FreezeConfig) -> FreezeConfig:
         """Return what the phase freezes: by its own recipe or rules, of which one replaces both of the whole run's."""
-        stages = whole.stages if self.stages is None else self.stages
-        stats = whole.batch_stats if self.batch_stats is None else self.batch_stats
+        stages = run.stages if self.stages is None else self.stages
+        stats = run.batch_stats if self.batch_stats is None else self.batch_stats
         own = self.recipe is not None or self.rules is not None
-        recipe, rules = (self.recipe or "", self.rules or ()) if own else (whole.recipe, whole.rules)
-        return FreezeConfig(recipe, stages, rules, stats, whole.verify)
+        recipe, rules = (self.recipe or "", self.rules or ()) if own else (run.recipe, run.rules)
+        return FreezeConfig(recipe, stages, rules, stats, run.verify)
 
 
 class Phase(NamedTuple):
