@@ -23,7 +23,7 @@ from tl_jax.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "docs" / "pages"
-PAGES = [ROOT / name for name in ("README.md", "experiments/results/README.md")]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "experiments/results/README.md")]
 PAGES += sorted(SITE.rglob("*.md"))
 LANGUAGES = ("python", "bash", "diff", "math", "text")
 # A block that is not run says so to the reader, with the reason, in the paragraph right above it.
@@ -31,6 +31,7 @@ BLOCK = re.compile(r"(?:^\*Not run: (?P<why>[^*]+)\*\n\n)?^```(?P<language>.*)\n
 GROUPS = sorted({path.partition(".")[0] for path in schema.all_fields() if "." in path})
 # Programs that are not ours: only their files are looked for.
 OTHERS = ("export", "kubectl", "pip", "sbatch", "source")
+OTHER_MODULES = ("pyright", "pytest", "ruff", "venv")
 
 
 class Block(NamedTuple):
@@ -156,8 +157,12 @@ def check_command(words: list[str]) -> None:
     elif program in ("python", "python3") and rest and rest[0] == "run.py":
         check_run(rest[1:])
     elif program in ("python", "python3") and rest[:1] == ["-m"]:
-        if rest[1] not in ("venv", "pytest"):
+        if rest[1] not in OTHER_MODULES:
             check_module(rest[1], rest[2:])
+        for word in rest[2:]:
+            assert word.startswith("-") or not word.endswith(".py") or (ROOT / word).is_file(), (
+                f"no file {word} of {' '.join(words)}"
+            )
     else:
         assert program in OTHERS, f"unknown program in {' '.join(words)}"
         if program == "sbatch":
@@ -195,6 +200,7 @@ def test_commands_parse(words, elsewhere):
         "tl-jax --workdirr=runs",
         "python -m experiments.linear_heads --no_such_flag=1",
         "python -m experiments.no_such_module",
+        "python -m pytest tests/test_nothing.py",
         "pip install -r requirements-none.txt",
         "jupyter lab",
     ],
@@ -240,6 +246,13 @@ def test_fields_that_are_named_exist(path):
             check_known(field, schema.all_fields())
     for field in re.findall(r"--config\.([a-z_.0-9]+[a-z0-9])", text):
         assert field in known, f"{field} is no field"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("path", [path for path in PAGES if path.parent == ROOT], ids=name)
+def test_modules_that_are_named_exist(path):
+    for module in re.findall(r"`((?:configs|experiments|tests|tl_jax)/[\w/]+\.py)`", path.read_text()):
+        assert (ROOT / module).is_file(), f"no file {module}"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
