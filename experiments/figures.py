@@ -146,6 +146,15 @@ def _box_figures(metric: str) -> Mapping[str, Callable[[], str]]:
     }
 
 
+def _method_seconds(method: str) -> Mapping[str, Callable[[], str]]:
+    """Return the shortest and the longest of the calls of ``fine_tune`` with MobileNetV2 and 20 images a class."""
+    read = _column_values("fine_tuning.csv", "seconds", network="mobilenet_v2", per_class="20", method=method)
+    return {
+        f"fine_tuning.{method}.shortest": lambda: format(min(read()), ".0f"),
+        f"fine_tuning.{method}.longest": lambda: format(max(read()), ".0f"),
+    }
+
+
 _STARTS, _TEXT = "results/benchmarks/starts.json", "results/benchmarks/text.json"
 _PREDICTIONS = "results/benchmarks/predictions.json"
 _GPU, _GPU_BERT = "results/benchmarks/gpu.json", "results/benchmarks/gpu_bert.json"
@@ -175,6 +184,12 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "predictions.loop": _format_number(_json_value(_PREDICTIONS, "images_per_second", "plain loop"), ",.0f"),
     "predictions.memory": _format_number(_json_value(_PREDICTIONS, "peak_memory_gb", "ours"), ".2f"),
     "predictions.memory.loop": _format_number(_json_value(_PREDICTIONS, "peak_memory_gb", "plain loop"), ".2f"),
+    **{
+        f"modes.{mode}": _format_number(_json_value("results/benchmarks/silence.json", "commands", mode, "whole"))
+        for mode in ("train", "eval", "export", "report")
+    },
+    **_method_seconds("auto"),
+    **_method_seconds("logistic"),
     **_article_figures("tl_jax"),
     **_article_figures("tl_jax again"),
     **_article_figures("keras"),
