@@ -91,12 +91,12 @@ def test_a_recipe_has_the_variants_that_the_docs_name(path, said):
         validate.validate(load(path, name))
     assert "smoke" in variants or path.stem in ("digits_resnet", "cifar_small", "source_small")
     known, fits = accepted(path, methods.METHODS), methods.names_for_task(load(path).task)
-    if "any mechanism" in said:
+    if "any method" in said:
         assert set(fits) <= set(known)
-    elif "most mechanisms" in said:
+    elif "most methods" in said:
         assert 2 * len(known) > len(fits)
     else:
-        assert set(known) <= set(variants), "mechanisms that the docs do not name"
+        assert set(known) <= set(variants), "methods that the docs do not name"
 
 
 def test_a_mechanism_that_is_added_is_a_variant_of_the_recipes_that_the_howto_lists():
