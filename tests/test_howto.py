@@ -223,7 +223,7 @@ def photos(folder: Path) -> None:
 
 def test_your_own_pictures_are_read_and_become_a_model(tmp_path):
     copy = Copy(tmp_path, "data.md")
-    photos(tmp_path / "PICTURES")
+    photos(tmp_path / "PHOTOS")
     copy.script()  # the set that code makes
     rings = json.loads((tmp_path / "runs" / "rings" / "summary.json").read_text())
     assert rings["examples_evaluated"] == 60 and rings["metrics"]["accuracy"] > 0.6
