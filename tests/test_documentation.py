@@ -30,7 +30,7 @@ LANGUAGES = ("python", "bash", "diff", "math", "text")
 BLOCK = re.compile(r"(?:^\*Not run: (?P<why>[^*]+)\*\n\n)?^```(?P<language>.*)\n(?P<text>(?:.*\n)*?)^```$", re.M)
 GROUPS = sorted({path.partition(".")[0] for path in schema.all_fields() if "." in path})
 # Programs that are not ours: only their files are looked for.
-OTHERS = ("export", "kubectl", "pip", "sbatch", "source")
+OTHERS = ("export", "kubectl", "pip", "sbatch", "source", "sphinx-build")
 OTHER_MODULES = ("pyright", "pytest", "ruff", "venv")
 
 
