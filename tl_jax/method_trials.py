@@ -32,7 +32,7 @@ from tl_jax.transfer import freeze
 from tl_jax.transfer.weight_averaging import interpolate
 from tl_jax.utils.errors import Diverged, UserError
 
-SHARES = (0.25, 0.5, 0.75, 1.0)  # of the trained weights in the mixture with the probe
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the trained weights in the mixture with those at the start
 RATES = {"adam": (1e-4, 3e-4), "sgd": (1e-2, 3e-2)}  # of layers that should stay near the source
 NEW_PART_RATES = {"adam": (3e-4, 1e-3), "sgd": (3e-2, 1e-1)}  # of few values, new ones or such as may move far
 LEAST_AREA, VIEWS = 0.5, 8  # of an image that a crop keeps, and crops of each
@@ -43,6 +43,24 @@ CHECK_EVERY = 10  # steps, of those that are taken one by one
 NEEDS_VALIDATION = {"patience": 0, "eval_checkpoint": "last", "metrics": (), "calibrate": False}
 
 Changes = tuple[tuple[str, Any], ...]  # fields of a configuration and their values
+
+
+class FittedProbe(NamedTuple):
+    """The linear probe that trials are compared with.
+
+    Attributes:
+        strength: C with the least log loss on what folds hold out.
+        start_strength: C of the heads that training starts from, see ``probe_strength``.
+        accuracy: of the probe on what folds hold out.
+        probabilities: of the probe for the N held-out examples, one fold after another, (N, K).
+        knows_mirrored: whether a probe knows mirrored images as well.
+    """
+
+    strength: float
+    start_strength: float
+    accuracy: float
+    probabilities: np.ndarray
+    knows_mirrored: bool = False
 
 
 class Candidate(NamedTuple):
@@ -61,10 +79,10 @@ class Candidate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answers:
-    """What a candidate, mixed with the probe, says of held-out examples.
+    """What a candidate, mixed with the weights that it started from, says of held-out examples.
 
     Attributes:
-        probabilities: (N, K) by the share of the trained weights; 0 is the probe.
+        probabilities: (N, K) by the share of the trained weights; those at 0 are the probe's.
         labels: (N,).
     """
 
@@ -100,7 +118,7 @@ def calibrated_log_likelihoods(probabilities: np.ndarray, labels: np.ndarray) ->
 
 
 class Comparison(NamedTuple):
-    """A mixture of a candidate with the probe, against the probe, on the same held-out examples.
+    """A mixture of a candidate with its start, against the probe, on the same held-out examples.
 
     Attributes:
         candidate: what was trained.
@@ -216,15 +234,15 @@ class Trials:
         config: RunConfig,
         pool: Split,
         folds: Sequence[Fold],
-        strength: float,
+        probe: FittedProbe,
         deadline: float,
-        mirrored: bool = False,
     ):
-        """Take the examples that are looked at with their folds; ``mirrored`` as of ``augmentation``."""
+        """Take the examples that are looked at, with their folds."""
         self.config, self.pool, self.folds, self.deadline = config, pool, folds, deadline
-        self.common: Changes = (
-            ("init.head", "logistic"), ("init.strength", strength), *augmentation(config, mirrored, len(pool.labels))
-        )  # fmt: skip
+        stops = np.cumsum([len(held) for _, held in folds])[:-1]
+        self.probe_probabilities = np.split(probe.probabilities, stops)
+        augmented = augmentation(config, probe.knows_mirrored, len(pool.labels))
+        self.common: Changes = (("init.head", "logistic"), ("init.strength", probe.start_strength), *augmented)
         self.rows: list[dict[str, Any]] = []
         self._loaded: dict[int, tuple[Task, TrainState]] = {}
         # Merged weights of adapters of low rank are none that could be mixed.
@@ -338,7 +356,8 @@ class Trials:
             return None
         mix = lambda share: interpolate(state.variables, trained, share) if share < 1 else trained  # noqa: E731
         labels = self.pool.labels[self.folds[index][1]]
-        answers = Answers({share: predict(seen, mix(share)) for share in (0.0, *self.shares)}, labels)
+        mixtures = {share: predict(seen, mix(share)) for share in self.shares}
+        answers = Answers({0.0: self.probe_probabilities[index], **mixtures}, labels)
         if not all(np.isfinite(each).all() for each in answers.probabilities.values()):
             raise Diverged(f"probabilities are not finite after {plan[-1].stop:,} steps")
         self._record(candidate, index, answers, time.monotonic() - start)

@@ -14,7 +14,7 @@ from tl_jax.data import dataset, loader
 from tl_jax.data.dataset import Dataset, Split
 from tl_jax.pretrained.network import Pretrained, init_new_leaves, initializer
 from tl_jax.tasks.losses import Network
-from tl_jax.tasks.probe_strength import STRENGTHS, choose_strength, make_folds
+from tl_jax.tasks.probe_strength import STRENGTHS, choose_strength, make_folds, start_strength
 from tl_jax.train.logging import say
 from tl_jax.transfer import adapters, regularizers, self_supervised
 from tl_jax.transfer.regularizers import RegularizeConfig
@@ -75,14 +75,15 @@ class Probe:
         features: Features,
         folds: int = 0,
         seed: int = 0,
+        is_trained: bool = False,
     ):
         """``kind`` is one of ``PROBES``; a ``strength`` of 0 is replaced by the best one.
 
-        That is the best on ``folds`` of the training part, drawn with ``seed``; with 0, or a class of fewer examples,
-        the best on the part "validation".
+        That is the best on ``folds`` of the training part, drawn with ``seed``, or, if it is trained further, the
+        ``start_strength`` there; with 0, or a class of fewer examples, the best on the part "validation".
         """
         self.kind, self.strength, self.splits, self.features = kind, strength, splits, features
-        self.folds, self.seed = folds, seed
+        self.folds, self.seed, self.is_trained = folds, seed, is_trained
 
     def fit(self, variables: Any) -> "LinearProbe":
         """Fit the probe to the features of the variables."""
@@ -94,6 +95,9 @@ class Probe:
         if not self.strength and self.folds and (folds := make_folds(pool, y.max() + 1, self.seed, self.folds)):
             best, score = choose_strength(x, y, folds, kind=self.kind)
             say(f"{self.kind} probe: C = {best:g}, accuracy {score.accuracy:.4f} in {len(folds)} folds")
+            if self.is_trained:
+                best = start_strength(x, y, best, self.kind)
+                say(f"fine-tuning starts from a head with C = {best:g}")
             return fit_probe(x, y, best)
         if self.strength or not len(self.splits["validation"].labels):
             return fit_probe(x, y, self.strength or 1.0)

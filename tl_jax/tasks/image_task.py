@@ -446,7 +446,7 @@ def init_variables(
         kind = config.init.head if fits_head else "logistic"
         strength = config.init.strength if fits_head else 1.0
         folds, seed = config.init.folds, config.seed - config.member  # those of the first network of an ensemble
-        probe = head_init.Probe(kind, strength, splits, feature_cache.features, folds, seed)
+        probe = head_init.Probe(kind, strength, splits, feature_cache.features, folds, seed, config.trains)
         fitted = head_init.with_probe(variables, probe)
         variables = fitted if fits_head else variables
     attention = (

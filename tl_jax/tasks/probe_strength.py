@@ -1,6 +1,10 @@
 """How strong a probe is: the strength with the least log loss on examples that folds hold out.
 
 The accuracy of a few dozen examples says too little: many strengths have the same.
+
+Fine-tuning starts from a weaker head. The best probe of a few dozen examples fits them without a mistake, so its loss
+leaves the layers below little to learn. ``start_strength`` regularizes the head until it is only a little better than
+a guess: it then points in the right direction, and the network and the head learn the rest together.
 """
 
 from collections.abc import Sequence
@@ -8,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import softmax
+from scipy.special import entr, softmax
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from tl_jax.metrics import classification
@@ -18,14 +22,22 @@ FOLDS = 3
 MAX_CROSS_VALIDATED = 1500  # examples up to which each is held out once; of more two folds say enough
 STRENGTHS = tuple(10.0**i for i in range(-4, 3))  # C of a probe, that are tried first
 EXTREME_STRENGTHS = (1e-6, 1e5)  # to which the grid is extended if its end is the best
+START_LOSS, MIN_START_STRENGTH = 0.9, 1e-9
 Fold = tuple[np.ndarray, np.ndarray]  # rows to train on, and those held out
 
 
 class ProbeScore(NamedTuple):
-    """What a probe comes to on held-out examples: mean log loss in nats, and accuracy."""
+    """What a probe comes to on N held-out examples.
+
+    Attributes:
+        loss: mean log loss in nats.
+        accuracy: share that is right.
+        probabilities: of the K classes, (N, K), one fold after another.
+    """
 
     loss: float
     accuracy: float
+    probabilities: np.ndarray
 
 
 def make_folds(pool: Any, classes: int, seed: int, count: int = FOLDS) -> list[Fold]:
@@ -79,6 +91,28 @@ def choose_strength(
     return best, found[best]
 
 
+def start_strength(features: np.ndarray, labels: np.ndarray, strength: float, kind: str = LOGISTIC) -> float:
+    """Return the strength of the head that fine-tuning starts from.
+
+    It is the largest, by factors of ten from ``strength`` down, whose loss on the training examples is at least
+    ``START_LOSS`` of the loss of a guess.
+
+    Args:
+        features: (N, D).
+        labels: (N,).
+        strength: C of the best probe.
+        kind: one of ``PROBES``.
+    """
+    everyone = np.arange(len(labels))
+    guess = float(entr(np.bincount(labels) / len(labels)).sum())
+    while strength > MIN_START_STRENGTH:
+        loss = cross_validate(features, labels, [(everyone, everyone)], strength, kind=kind)[0].loss
+        if loss >= START_LOSS * guess:
+            break
+        strength /= 10
+    return strength
+
+
 def cross_validate(
     features: np.ndarray,
     labels: np.ndarray,
@@ -103,5 +137,5 @@ def cross_validate(
             temperature = classification.fit_temperature(probabilities, held_labels)
             probabilities = classification.apply_temperature(probabilities, temperature)
         accuracy = float((probabilities.argmax(1) == held_labels).mean())
-        scores.append(ProbeScore(classification.log_loss(probabilities, held_labels), accuracy))
+        scores.append(ProbeScore(classification.log_loss(probabilities, held_labels), accuracy, probabilities))
     return scores

@@ -71,3 +71,8 @@ class RunConfig(Options):
     eval_checkpoint: str = option("last", "checkpoint to test: the last, or the best on validation", ("last", "best"))
     test_train: bool = option(False, "test the training part too: its distance from the test part shows overfitting")
     log_every: int = option(20, "steps between rows of training metrics", low=1)
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained, after a head that may be fitted."""
+        return bool(self.phases or self.epochs)
