@@ -29,10 +29,6 @@ def make_split(labels, groups=None):
     return Split(np.zeros((len(labels), 4, 4, 3), np.uint8), labels, None if groups is None else np.asarray(groups))
 
 
-def make_probe(n, classes):
-    return method_trials.FittedProbe(1.0, 0.1, 0.5, np.full((n, classes), 1 / classes))
-
-
 def test_each_example_is_held_out_once_and_classes_keep_their_shares():
     labels = np.repeat([0, 1], [60, 30])
     folds = make_folds(make_split(labels), 2, seed=0)
@@ -370,8 +366,8 @@ def test_the_task_of_a_fold_is_augmented_as_the_chosen_run(tmp_path):
     config.method, config.input.size = "auto", 64
     config = schema.freeze(config)
     pool, folds = choose_method._examples(config)[:2]
-    trials = method_trials.Trials(config, pool, folds, make_probe(100, 10)._replace(knows_mirrored=True), np.inf)
-    task, _ = trials._load_fold(0)
+    trials = method_trials.Trials(config, pool, folds, 1.0, np.inf, mirrored=True)
+    task = trials._load_fold(0)[0]
     chosen = schema.freeze(recipe.override(config, trials.common))
     assert task.feature_cache.augment == chosen.augment and chosen.augment.flip and chosen.augment.resized_crop == 0.5
 
@@ -389,7 +385,7 @@ def test_images_are_mirrored_where_probes_know_them_as_well(shares, known, of_mi
     labels = np.repeat([0, 1], (np.asarray(shares) * 200).astype(int))
     split = make_split(labels)
     cache = SimpleNamespace(splits={"train": split}, features=lambda variables, part: np.zeros((len(part.labels), 4)))
-    scores = [ProbeScore(-float(np.log(share)), share, np.zeros(0)) for share in (known, of_mirrored)]
+    scores = [ProbeScore(-float(np.log(share)), share) for share in (known, of_mirrored)]
     monkeypatch.setattr(choose_method, "cross_validate", lambda *_: scores)
     folds = [(np.arange(200), np.arange(200))]
     assert choose_method._may_mirror(cache, {}, np.zeros((200, 4)), folds, 1.0, 0) == may
@@ -428,11 +424,11 @@ class FakeTrials(method_trials.Trials):
     def __init__(self, margins, lasts=100, n=600):
         config = schema.freeze(recipe.override(recipe.get_config(), (("model.name", "resnet8"), ("method", "auto"))))
         pool = make_split(np.arange(n) % 4)
-        super().__init__(config, pool, make_folds(pool, 4, seed=0), make_probe(n, 4), np.inf)
+        super().__init__(config, pool, make_folds(pool, 4, seed=0), 1.0, np.inf)
         self.margins, self.lasts, self.ran = margins, lasts, []
 
     def _load_fold(self, index):
-        return type("Task", (), {"stages": ("a", "b", "c", "d")}), None
+        return type("Task", (), {"stages": ("a", "b", "c", "d")}), None, None
 
     def _run(self, candidate, index):
         self.ran.append((candidate.name, index))
@@ -506,7 +502,7 @@ def test_what_is_not_finite_is_no_candidate(tmp_path, monkeypatch):
     config.method, config.input.size, config.epochs = "auto", 16, 1.0
     pool, folds = choose_method._examples(config := schema.freeze(config))[:2]
     monkeypatch.setattr(method_trials, "predict", lambda task, variables: np.full((len(folds[0][1]), 10), np.nan))
-    trials = method_trials.Trials(config, pool, folds, make_probe(100, 10), np.inf)
+    trials = method_trials.Trials(config, pool, folds, 1.0, np.inf)
     assert trials.best() is None and "not finite" in trials.why_none()
 
 

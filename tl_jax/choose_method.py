@@ -1,11 +1,11 @@
 """Choose by validation what trains and how fast: ``method="auto"``, which becomes a configuration like any other.
 
 The features of the examples are computed once, and a linear probe is fitted to them whose strength is chosen by folds.
-What may do better is trained on the same folds from a fitted head on (LP-FT, arXiv:2202.10054), and mixed with what it
-started from (WiSE-FT, arXiv:2109.01903): the last half of the stages at a few rates, and all of them if the last half
-surely helps, as gradual unfreezing goes down (arXiv:1801.06146). Images are cropped, and mirrored where that keeps
-their class. The best takes the probe's place only if it is ahead by more than one standard error of the paired
-difference, after the rule of Breiman et al. 1984, Classification and Regression Trees, section 3.4.3.
+What may do better is trained on the same folds from the fitted head on (LP-FT, arXiv:2202.10054), and mixed with the
+probe (WiSE-FT, arXiv:2109.01903): the last half of the stages at a few rates, and all of them if the last half surely
+helps, as gradual unfreezing goes down (arXiv:1801.06146). Images are cropped, and mirrored where that keeps their
+class. The best takes the probe's place only if it is ahead by more than one standard error of the paired difference,
+after the rule of Breiman et al. 1984, Classification and Regression Trees, section 3.4.3.
 """
 
 import json
@@ -24,7 +24,6 @@ from tl_jax.data.dataset import Split, select_rows
 from tl_jax.method_trials import (
     NEEDS_VALIDATION,
     Changes,
-    FittedProbe,
     Fold,
     Trials,
     is_default,
@@ -35,7 +34,7 @@ from tl_jax.method_trials import (
 from tl_jax.restore import runs_within
 from tl_jax.tasks import head_init
 from tl_jax.tasks.feature_cache import FeatureCache
-from tl_jax.tasks.probe_strength import FOLDS, STRENGTHS, choose_strength, cross_validate, make_folds, start_strength
+from tl_jax.tasks.probe_strength import FOLDS, STRENGTHS, choose_strength, cross_validate, make_folds
 from tl_jax.train import workdir
 from tl_jax.train.logging import say
 from tl_jax.train.run_config import AUTO, RunConfig
@@ -159,19 +158,19 @@ def choose(config: RunConfig) -> dict[str, Any]:
         reason = f"a class has too few {members} for {FOLDS} folds, so nothing can be compared: a linear probe"
         say(f"auto: {reason}")
         return {"changes": probe_only, "tried": [], "reason": reason}
-    probe = _fit_probe(config, pool, folds)
-    held = len(probe.probabilities)
-    say(f"auto: linear probe, C = {probe.strength:g}: {probe.accuracy:.4f} of {held:,} held-out examples")
-    trials = Trials(config, pool, folds, probe, start + limit)
-    best = trials.best() if probe.accuracy < 1 else None
-    tried = [{"name": "linear probe", "strength": probe.strength, "accuracy": probe.accuracy}, *trials.rows]
-    fitted: Changes = (("init.strength", probe.strength),)
+    strength, accuracy, mirrored = _fit_probe(config, pool, folds)
+    held = sum(len(held) for _, held in folds)
+    say(f"auto: linear probe, C = {strength:g}: {accuracy:.4f} of {held:,} held-out examples")
+    trials = Trials(config, pool, folds, strength, start + limit, mirrored)
+    best = trials.best() if accuracy < 1 else None
+    tried = [{"name": "linear probe", "strength": strength, "accuracy": accuracy}, *trials.rows]
+    fitted: Changes = (("init.strength", strength),)
     if best is None:
-        reason = "a linear probe knows all held-out examples" if probe.accuracy == 1 else trials.why_none()
+        reason = "a linear probe knows all held-out examples" if accuracy == 1 else trials.why_none()
     else:
         gain = f"log loss {-best.gain:+.3f} (standard error {best.error:.3f})"
         accuracies = "accuracy {1:.1%} and {0:.1%}".format(*best.accuracies)
-        mixed = f"{best.candidate.name}, {best.share:.0%} of the way from its fitted head"
+        mixed = f"{best.candidate.name}, {best.share:.0%} of the way from the probe"
         reason = f"{mixed}, against the probe: {gain}, {accuracies} on held-out examples"
         reason += "" if best.is_ahead else "; that may be chance, so the probe stays"
     say(f"auto: {reason}; {time.monotonic() - start:.0f} s")
@@ -245,18 +244,19 @@ def _subsample(pool: Split, classes: int, seed: int) -> Split:
     return select_rows(pool, np.sort(np.concatenate(rows)))
 
 
-def _fit_probe(config: RunConfig, pool: Split, folds: Sequence[Fold]) -> FittedProbe:
-    """Fit probes of several strengths to the features; return the best one."""
+def _fit_probe(config: RunConfig, pool: Split, folds: Sequence[Fold]) -> tuple[float, float, bool]:
+    """Fit probes to the features; return the strength with the least loss, its accuracy, and whether images may flip.
+
+    That is so if the probe of other images knows the mirrored ones as well.
+    """
     task = split_task(with_changes(config, ()), pool, select_rows(pool, np.empty(0, int)))
     say(f"auto: features of {len(pool.labels):,} examples ...")
     cache, variables = task.feature_cache, initial_state(task, config.seed).variables
     features = cache.features(variables, cache.splits["train"])
     strengths = (config.init.strength,) if config.init.strength else STRENGTHS
     best, score = choose_strength(features, pool.labels, folds, strengths)
-    is_given = bool(config.init.strength)
-    weaker = best if is_given else start_strength(features, pool.labels, best)
     mirrored = may_augment(config) and _may_mirror(cache, variables, features, folds, best, config.seed)
-    return FittedProbe(best, weaker, score.accuracy, score.probabilities, mirrored)
+    return best, score.accuracy, mirrored
 
 
 def _may_mirror(

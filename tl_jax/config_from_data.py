@@ -11,7 +11,7 @@ from tl_jax.data.registry import DATASETS
 from tl_jax.models.registry import MODELS
 from tl_jax.pretrained.catalog import EMBEDDED, EMBEDDED_BERT, known_sources, published_sources
 from tl_jax.tasks import head_init
-from tl_jax.tasks.probe_strength import FOLDS, PROBES
+from tl_jax.tasks.probe_strength import FOLDS, PROBES, START_LOSS
 from tl_jax.train.run_config import AUTO
 from tl_jax.train.task import TASKS, Task
 from tl_jax.transfer import freeze
@@ -126,6 +126,7 @@ def apply_method(config: recipe.Config, method: str, epochs: float | None, given
     _choose_by_folds(config, given)
     if config.phases or not config.epochs:
         config.min_steps = 0
+    _weaken_start(config, given)
     is_augmented = any(field.startswith("augment.") for field in given)
     if method != AUTO and (config.phases or config.epochs) and not is_augmented:
         for path, value in method_trials.augmentation(schema.freeze(config), False, examples):
@@ -157,6 +158,13 @@ def _choose_by_folds(config: recipe.Config, given: Collection[str]) -> None:
     """Let folds choose the strength of a probe, for which a tenth of a small set is too little."""
     if config.init.get("head") in PROBES and not config.init.strength and "init.folds" not in given:
         config.init.folds = FOLDS
+
+
+def _weaken_start(config: recipe.Config, given: Collection[str]) -> None:
+    """Let training start from a weaker head than the best probe, which leaves the layers below little to learn."""
+    is_fitted = config.init.get("head") in PROBES and not config.init.strength
+    if is_fitted and (config.phases or config.epochs) and "init.start_loss" not in given:
+        config.init.start_loss = START_LOSS
 
 
 def _set_rates(config: recipe.Config, given: Collection[str]) -> None:

@@ -19,20 +19,20 @@ from tl_jax.config import recipe, schema, validate
 from tl_jax.data.dataset import Split, select_rows
 from tl_jax.metrics import classification
 from tl_jax.restore import make_task
-from tl_jax.tasks.probe_strength import Fold
+from tl_jax.tasks.probe_strength import START_LOSS, Fold
 from tl_jax.tasks.run_record import RunRecord
 from tl_jax.train import sharding
 from tl_jax.train.evaluate import extract
 from tl_jax.train.logging import say
 from tl_jax.train.run_config import RunConfig
-from tl_jax.train.state import TrainState, initial_state, stream_key
+from tl_jax.train.state import TrainState, initial_states, stream_key
 from tl_jax.train.step import Stepper, make_optimizer_init
 from tl_jax.train.task import TASKS, Task
 from tl_jax.transfer import freeze
 from tl_jax.transfer.weight_averaging import interpolate
 from tl_jax.utils.errors import Diverged, UserError
 
-SHARES = (0.25, 0.5, 0.75, 1.0)  # of the trained weights in the mixture with those at the start
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the trained weights in the mixture with the probe
 RATES = {"adam": (1e-4, 3e-4), "sgd": (1e-2, 3e-2)}  # of layers that should stay near the source
 NEW_PART_RATES = {"adam": (3e-4, 1e-3), "sgd": (3e-2, 1e-1)}  # of few values, new ones or such as may move far
 LEAST_AREA, VIEWS = 0.5, 8  # of an image that a crop keeps, and crops of each
@@ -43,24 +43,6 @@ CHECK_EVERY = 10  # steps, of those that are taken one by one
 NEEDS_VALIDATION = {"patience": 0, "eval_checkpoint": "last", "metrics": (), "calibrate": False}
 
 Changes = tuple[tuple[str, Any], ...]  # fields of a configuration and their values
-
-
-class FittedProbe(NamedTuple):
-    """The linear probe that trials are compared with.
-
-    Attributes:
-        strength: C with the least log loss on what folds hold out.
-        start_strength: C of the heads that training starts from, see ``probe_strength``.
-        accuracy: of the probe on what folds hold out.
-        probabilities: of the probe for the N held-out examples, one fold after another, (N, K).
-        knows_mirrored: whether a probe knows mirrored images as well.
-    """
-
-    strength: float
-    start_strength: float
-    accuracy: float
-    probabilities: np.ndarray
-    knows_mirrored: bool = False
 
 
 class Candidate(NamedTuple):
@@ -79,10 +61,10 @@ class Candidate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answers:
-    """What a candidate, mixed with the weights that it started from, says of held-out examples.
+    """What a candidate, mixed with the probe, says of held-out examples.
 
     Attributes:
-        probabilities: (N, K) by the share of the trained weights; those at 0 are the probe's.
+        probabilities: (N, K) by the share of the trained weights; 0 is the probe.
         labels: (N,).
     """
 
@@ -118,7 +100,7 @@ def calibrated_log_likelihoods(probabilities: np.ndarray, labels: np.ndarray) ->
 
 
 class Comparison(NamedTuple):
-    """A mixture of a candidate with its start, against the probe, on the same held-out examples.
+    """A mixture of a candidate with the probe, against the probe, on the same held-out examples.
 
     Attributes:
         candidate: what was trained.
@@ -234,17 +216,19 @@ class Trials:
         config: RunConfig,
         pool: Split,
         folds: Sequence[Fold],
-        probe: FittedProbe,
+        strength: float,
         deadline: float,
+        mirrored: bool = False,
     ):
-        """Take the examples that are looked at, with their folds."""
+        """Take the examples that are looked at with their folds; ``mirrored`` as of ``augmentation``."""
         self.config, self.pool, self.folds, self.deadline = config, pool, folds, deadline
-        stops = np.cumsum([len(held) for _, held in folds])[:-1]
-        self.probe_probabilities = np.split(probe.probabilities, stops)
-        augmented = augmentation(config, probe.knows_mirrored, len(pool.labels))
-        self.common: Changes = (("init.head", "logistic"), ("init.strength", probe.start_strength), *augmented)
+        start_loss = config.init.start_loss or (START_LOSS if config.trains else 0.0)
+        self.common: Changes = (
+            ("init.head", "logistic"), ("init.strength", strength), ("init.start_loss", start_loss),
+            *augmentation(config, mirrored, len(pool.labels)),
+        )  # fmt: skip
         self.rows: list[dict[str, Any]] = []
-        self._loaded: dict[int, tuple[Task, TrainState]] = {}
+        self._loaded: dict[int, tuple[Task, TrainState, TrainState]] = {}
         # Merged weights of adapters of low rank are none that could be mixed.
         self.shares = SHARES[-1:] if config.adapt.kind in ("lora", "parallel") else SHARES
 
@@ -349,15 +333,14 @@ class Trials:
         if time.monotonic() >= self.deadline:
             return None
         start = time.monotonic()
-        task, state = self._load_fold(index)
+        task, probe, first = self._load_fold(index)
         plan = task.plan(with_changes(self.config, (*self.common, *candidate.changes)))
-        trained, seen = train(task, jax.tree.map(jnp.copy, state), plan, self.config.seed, self.deadline)
+        trained, seen = train(task, jax.tree.map(jnp.copy, first), plan, self.config.seed, self.deadline)
         if seen is None:
             return None
-        mix = lambda share: interpolate(state.variables, trained, share) if share < 1 else trained  # noqa: E731
+        mix = lambda share: interpolate(probe.variables, trained, share) if share < 1 else trained  # noqa: E731
         labels = self.pool.labels[self.folds[index][1]]
-        mixtures = {share: predict(seen, mix(share)) for share in self.shares}
-        answers = Answers({0.0: self.probe_probabilities[index], **mixtures}, labels)
+        answers = Answers({share: predict(seen, mix(share)) for share in (0.0, *self.shares)}, labels)
         if not all(np.isfinite(each).all() for each in answers.probabilities.values()):
             raise Diverged(f"probabilities are not finite after {plan[-1].stop:,} steps")
         self._record(candidate, index, answers, time.monotonic() - start)
@@ -376,14 +359,14 @@ class Trials:
             f"{accuracy:.4f} and {probe:.4f}; {seconds:.0f} s"
         )
 
-    def _load_fold(self, index: int) -> tuple[Task, TrainState]:
-        """Return the task of a fold, and its state with the head fitted."""
+    def _load_fold(self, index: int) -> tuple[Task, TrainState, TrainState]:
+        """Return the task of a fold, its state with the probe as its head, and the one that training starts from."""
         if index not in self._loaded:
             train_rows, held = self.folds[index]
             task = split_task(
                 with_changes(self.config, self.common), select_rows(self.pool, train_rows), select_rows(self.pool, held)
             )
-            self._loaded = {index: (task, initial_state(task, self.config.seed))}  # of one fold at a time
+            self._loaded = {index: (task, *initial_states(task, self.config.seed))}  # of one fold at a time
         return self._loaded[index]
 
 

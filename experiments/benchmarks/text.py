@@ -28,7 +28,7 @@ from tl_jax.config import recipe
 from tl_jax.data.tokenize import IGNORED
 from tl_jax.restore import make_task
 from tl_jax.train import sharding
-from tl_jax.train.loop import initial_state, stream_key
+from tl_jax.train.state import initial_state, stream_key
 from tl_jax.train.step import make_optimizer_init, make_train_step
 from tl_jax.utils import command, disk
 

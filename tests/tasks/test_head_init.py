@@ -12,7 +12,7 @@ from tl_jax.tasks.image_classification import ImageClassification
 from tl_jax.tasks.losses import Network
 from tl_jax.tasks.probe_strength import STRENGTHS
 from tl_jax.train import evaluate
-from tl_jax.train.state import stream_key
+from tl_jax.train.state import initial_states, stream_key
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 
@@ -40,6 +40,25 @@ def test_a_fitted_head_is_scikit_learns(kind):
     test_x, test_y = features(task, variables, "test")
     values, _, _, _ = evaluate.evaluate(task, jax.device_put(variables, _everywhere()), "test")
     assert values["accuracy"] == pytest.approx(peer.score(test_x, test_y), abs=0.011)
+
+
+def test_training_starts_from_a_weaker_head_than_the_probe(capsys):
+    from sklearn.linear_model import LogisticRegression
+
+    task = small.task(("init.head", "logistic"), ("init.strength", 1.0), ("init.start_loss", 0.9))
+    initial, first = initial_states(task, 0)
+    strength = float(capsys.readouterr().out.split("from a head with C = ")[1].split()[0])
+    x, y = features(task, initial.variables, "train")
+    for state, c in ((initial, 1.0), (first, strength)):
+        peer = LogisticRegression(C=c, max_iter=2000).fit(x, y)
+        np.testing.assert_allclose(state.params["head"]["kernel"].T, peer.coef_, atol=5e-3)
+    assert strength < 1.0
+    np.testing.assert_array_equal(
+        *(
+            np.concatenate([leaf.ravel() for leaf in jax.tree.leaves({**s.params, "head": {}})])
+            for s in (initial, first)
+        )
+    )
 
 
 def test_strength_is_chosen_on_validation(capsys):

@@ -219,6 +219,9 @@ def _init_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflict
         "init.folds has an effect with config.init.head=logistic or ridge, and config.init.strength=0, only": (
             changed("init.folds") and (not is_probe or changed("init.strength"))
         ),
+        "init.start_loss has an effect with config.init.head=logistic or ridge, and training, only": (
+            changed("init.start_loss") and not (is_probe and config.trains)
+        ),
         "init.folds=1 holds nothing out; set it to 2 or more, or to 0": config.init.folds == 1,
     }
 

@@ -55,6 +55,12 @@ class InitConfig(Options):
     head: str = option("new", "drawn at random, kept from the file, or a probe fitted to the features", HEAD_INITS)
     strength: float = option(0.0, "C of the probe, 1 / penalty; 0: the best on validation, or see `folds`", low=0.0)
     folds: int = option(0, "folds of the training split that choose C by log loss; 0: validation does", low=0, high=10)
+    start_loss: float = option(
+        0.0,
+        "train from a weaker head than the probe: one whose training loss is this share of a guess's; 0: the probe",
+        low=0.0,
+        high=1.0,
+    )
 
 
 def known_sources(model: str) -> tuple[str, ...]:

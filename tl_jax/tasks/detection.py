@@ -271,8 +271,8 @@ class Detection(ImageTask):
     # One label for each image, or a change to it that boxes cannot follow.
     unused_fields = (
         "augment.crop_pad", "augment.erase", "augment.magnitude", "augment.randaugment", "augment.rotate", "cache.",
-        "data.fit", "data.group", "data.per_class", "data.windows", "init.folds", "init.head", "init.strength",
-        "input.crop",
+        "data.fit", "data.group", "data.per_class", "data.windows", "init.folds", "init.head",
+        "init.start_loss", "init.strength", "input.crop",
         "input.interpolation", "model.num_classes", "pretext.", "regularize.class_weights", "regularize.cutmix",
         "regularize.dropout", "regularize.label_smoothing", "regularize.mixup", "regularize.stochastic_norm",
         "test_views", "wise_ft",

@@ -129,8 +129,8 @@ class FaceVerification(ImageTask):
     config_class = FaceRunConfig
     # What needs a class for each example that is tested, or takes other labels than one person an image.
     unused_fields = (
-        "data.fit", "data.group", "data.test_examples", "data.windows", "init.folds", "init.strength",
-        "model.num_classes",
+        "data.fit", "data.group", "data.test_examples", "data.windows", "init.folds",
+        "init.start_loss", "init.strength", "model.num_classes",
         "regularize.class_weights", "regularize.cutmix", "regularize.mixup",
     )  # fmt: skip
     has_classes = False

@@ -75,15 +75,14 @@ class Probe:
         features: Features,
         folds: int = 0,
         seed: int = 0,
-        is_trained: bool = False,
     ):
         """``kind`` is one of ``PROBES``; a ``strength`` of 0 is replaced by the best one.
 
-        That is the best on ``folds`` of the training part, drawn with ``seed``, or, if it is trained further, the
-        ``start_strength`` there; with 0, or a class of fewer examples, the best on the part "validation".
+        That is the best on ``folds`` of the training part, drawn with ``seed``; with 0, or a class of fewer examples,
+        the best on the part "validation".
         """
         self.kind, self.strength, self.splits, self.features = kind, strength, splits, features
-        self.folds, self.seed, self.is_trained = folds, seed, is_trained
+        self.folds, self.seed = folds, seed
 
     def fit(self, variables: Any) -> "LinearProbe":
         """Fit the probe to the features of the variables."""
@@ -95,9 +94,6 @@ class Probe:
         if not self.strength and self.folds and (folds := make_folds(pool, y.max() + 1, self.seed, self.folds)):
             best, score = choose_strength(x, y, folds, kind=self.kind)
             say(f"{self.kind} probe: C = {best:g}, accuracy {score.accuracy:.4f} in {len(folds)} folds")
-            if self.is_trained:
-                best = start_strength(x, y, best, self.kind)
-                say(f"fine-tuning starts from a head with C = {best:g}")
             return fit_probe(x, y, best)
         if self.strength or not len(self.splits["validation"].labels):
             return fit_probe(x, y, self.strength or 1.0)
@@ -128,6 +124,17 @@ def with_probe(variables: Any, probe: Probe) -> dict[str, Any]:
     # Its scale, which a penalty decides, is kept; where it came out tiny, fine-tuning needs longer.
     params = {**variables["params"], "head": {"kernel": fitted.kernel, "bias": fitted.bias}}
     return {**variables, "params": params}
+
+
+def weaker_head(init: Any, split: "Split | TokenizedTexts", features: Features, variables: Any) -> dict[str, Any]:
+    """Return the parameters of the head that fine-tuning starts from, see ``probe_strength.start_strength``."""
+    from tl_jax.transferability import probes  # with all distances, which take two seconds to import
+
+    x, y = features(variables, split), split.labels
+    strength = start_strength(x, y, init.start_loss, init.head)
+    say(f"fine-tuning starts from a head with C = {strength:g}")
+    fitted = {"logistic": probes.logistic_probe, "ridge": probes.ridge_probe}[init.head](x, y, strength)
+    return {**variables["params"]["head"], "kernel": fitted.kernel, "bias": fitted.bias}
 
 
 def feature_width(net: Network, variables: Any, split: Split) -> int:

@@ -446,9 +446,12 @@ def init_variables(
         kind = config.init.head if fits_head else "logistic"
         strength = config.init.strength if fits_head else 1.0
         folds, seed = config.init.folds, config.seed - config.member  # those of the first network of an ensemble
-        probe = head_init.Probe(kind, strength, splits, feature_cache.features, folds, seed, config.trains)
+        probe = head_init.Probe(kind, strength, splits, feature_cache.features, folds, seed)
         fitted = head_init.with_probe(variables, probe)
         variables = fitted if fits_head else variables
+    if fits_head and config.init.start_loss and config.trains:
+        start_head = head_init.weaker_head(config.init, train, feature_cache.features, variables)
+        variables = {**variables, "start_head": start_head}
     attention = (
         head_init.channel_weights(bare, fitted, regularize.endpoints, train, size)
         if has_examples and regularize.strength("delta")

@@ -18,7 +18,7 @@ class MaskedWords(TextTask):
     # There are no labels and no cached features.
     unused_fields = (
         *TextTask.unused_fields, "cache.dir", "cache.gigabytes", "cache.views", "init.folds", "init.head",
-        "init.strength",
+        "init.start_loss", "init.strength",
         "regularize.", "wise_ft",
     )  # fmt: skip
     pretext_fields = ("pretext.mask_prob",)

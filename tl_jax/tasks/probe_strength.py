@@ -22,22 +22,16 @@ FOLDS = 3
 MAX_CROSS_VALIDATED = 1500  # examples up to which each is held out once; of more two folds say enough
 STRENGTHS = tuple(10.0**i for i in range(-4, 3))  # C of a probe, that are tried first
 EXTREME_STRENGTHS = (1e-6, 1e5)  # to which the grid is extended if its end is the best
-START_LOSS, MIN_START_STRENGTH = 0.9, 1e-9
+START_LOSS = 0.9  # of the loss of a guess, that a head to start from has on the training examples
+MIN_START_STRENGTH = 1e-9  # C down to which such a head is looked for
 Fold = tuple[np.ndarray, np.ndarray]  # rows to train on, and those held out
 
 
 class ProbeScore(NamedTuple):
-    """What a probe comes to on N held-out examples.
-
-    Attributes:
-        loss: mean log loss in nats.
-        accuracy: share that is right.
-        probabilities: of the K classes, (N, K), one fold after another.
-    """
+    """What a probe comes to on held-out examples: mean log loss in nats, and accuracy."""
 
     loss: float
     accuracy: float
-    probabilities: np.ndarray
 
 
 def make_folds(pool: Any, classes: int, seed: int, count: int = FOLDS) -> list[Fold]:
@@ -91,23 +85,24 @@ def choose_strength(
     return best, found[best]
 
 
-def start_strength(features: np.ndarray, labels: np.ndarray, strength: float, kind: str = LOGISTIC) -> float:
+def start_strength(features: np.ndarray, labels: np.ndarray, start_loss: float, kind: str = LOGISTIC) -> float:
     """Return the strength of the head that fine-tuning starts from.
 
-    It is the largest, by factors of ten from ``strength`` down, whose loss on the training examples is at least
-    ``START_LOSS`` of the loss of a guess.
+    It is the largest, by factors of ten from 1 down, whose loss on the training examples is at least ``start_loss``
+    times the loss of a guess.
 
     Args:
         features: (N, D).
         labels: (N,).
-        strength: C of the best probe.
+        start_loss: at most 1.
         kind: one of ``PROBES``.
     """
     everyone = np.arange(len(labels))
     guess = float(entr(np.bincount(labels) / len(labels)).sum())
+    strength = 1.0
     while strength > MIN_START_STRENGTH:
         loss = cross_validate(features, labels, [(everyone, everyone)], strength, kind=kind)[0].loss
-        if loss >= START_LOSS * guess:
+        if loss >= start_loss * guess:
             break
         strength /= 10
     return strength
@@ -137,5 +132,5 @@ def cross_validate(
             temperature = classification.fit_temperature(probabilities, held_labels)
             probabilities = classification.apply_temperature(probabilities, temperature)
         accuracy = float((probabilities.argmax(1) == held_labels).mean())
-        scores.append(ProbeScore(classification.log_loss(probabilities, held_labels), accuracy, probabilities))
+        scores.append(ProbeScore(classification.log_loss(probabilities, held_labels), accuracy))
     return scores

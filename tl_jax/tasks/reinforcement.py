@@ -174,8 +174,8 @@ class Reinforcement(Task):
     config_class = PolicyRunConfig
     # There are no examples, no labels and no classes.
     unused_fields = (
-        "adapt.", "data.", "eval_batch_size", "init.folds", "init.head", "init.layout", "init.strength",
-        "model.channels",
+        "adapt.", "data.", "eval_batch_size", "init.folds", "init.head", "init.layout",
+        "init.start_loss", "init.strength", "model.channels",
         "model.dtype", "model.endpoint", "model.num_classes", "optim.accumulate", "optim.batch_norm_momentum",
         "optim.sam", "parallel.", "pretext.", "regularize.", "test_train", "wise_ft",
     )  # fmt: skip

@@ -330,8 +330,11 @@ def init_variables(
     has_examples = len(feature_cache.splits["train"].labels) > 0  # else only a layout is wanted
     if config.init.head in probe_strength.PROBES and has_examples:
         init, cache, seed = config.init, feature_cache, config.seed - config.member
-        probe = head_init.Probe(init.head, init.strength, cache.splits, cache.features, init.folds, seed, config.trains)
+        probe = head_init.Probe(init.head, init.strength, cache.splits, cache.features, init.folds, seed)
         variables = head_init.with_probe(variables, probe)
+        if init.start_loss and config.trains:
+            start_head = head_init.weaker_head(init, cache.splits["train"], cache.features, variables)
+            variables = {**variables, "start_head": start_head}
     source_collection = head_init.source_collection(regularize, variables)
     variables = head_init.with_adapters(variables, feature_cache.encoder.adapters, jax.random.fold_in(key, 1))
     if masked_lm_net:

@@ -15,7 +15,7 @@ from tl_jax.train.checkpoint import Checkpoints
 from tl_jax.train.freeze_audit import FreezeAudit
 from tl_jax.train.logging import Log
 from tl_jax.train.preemption import defer_signals
-from tl_jax.train.state import TrainState, initial_state, stream_key
+from tl_jax.train.state import TrainState, initial_states, stream_key
 from tl_jax.train.step import Stepper, make_optimizer_init
 from tl_jax.train.task import Objective, Task
 from tl_jax.train.workdir import ACTION, read_json, write_json
@@ -159,13 +159,13 @@ class Run:
 
     def phases(self, plan: Sequence[Phase], done: int) -> tuple[TrainState, dict[str, int]]:
         """Go through the phases from step ``done``; return the last state and the last phase's parameter counts."""
-        state = initial_state(self.task, self.seed, self.sharded)
+        initial, state = initial_states(self.task, self.seed, self.sharded)
         self.start_norms = sharding.to_host(dict(state.batch_stats))
         parameters = {"trainable": 0, "frozen": tree.count(state.params)}
         if not plan and self.checkpoints.latest() is None:
-            self._save(state, self._evaluate(START, state, self.task), force=True)
+            self._save(initial, self._evaluate(START, initial, self.task), force=True)
         elif self.starts_as_probe and not done:
-            self._evaluate(START, state, self.task)
+            self._evaluate(START, initial, self.task)
         for phase in plan:
             parameters = freeze.count_split(state.params, freeze.trainable(state.params, phase.rules))
             if done >= phase.stop and phase is not plan[-1]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tl_jax.train import sharding
-from tl_jax.train.state import initial_state, stream_key
+from tl_jax.train.state import initial_state, initial_states, stream_key
 from tl_jax.train.step import make_optimizer_init, make_train_step
 from tl_jax.train.task import Task
 from tl_jax.transfer.freeze import RECIPES, count_split, trainable
@@ -67,7 +67,7 @@ def sweep(task: Task, phase: Phase, seed: int, low: float = 1e-6, high: float = 
     """
     rates = np.geomspace(low, high, steps, dtype=np.float32)
     loss, train_batch, _ = task.objective(phase.objective)
-    state = initial_state(task, seed)
+    _, state = initial_states(task, seed)
     state = state.replace(opt_state=make_optimizer_init(phase.optim, phase.rules)(state.params))
     step = make_train_step(loss, phase.optim, phase.rules, phase.batch_stats)
     stream = sharding.replicate(stream_key(seed, "train"))

@@ -54,8 +54,24 @@ def stream_key(seed: int, stream: str) -> jax.Array:
 
 
 def initial_state(task: Task, seed: int, sharded: bool = False) -> TrainState:
-    """Return the state before the first step, without optimizer state, whole on each device or split over them."""
+    """Return the state before training, without optimizer state, whole on each device or split over them."""
+    return initial_states(task, seed, sharded)[0]
+
+
+def initial_states(task: Task, seed: int, sharded: bool = False) -> tuple[TrainState, TrainState]:
+    """Return the state before training, and the one that the first step takes.
+
+    They are the same, unless ``config.init.start_loss`` asks for a weaker head to start from.
+    """
     variables = task.init(stream_key(seed, "init"))
+    initial = _make_state(variables, sharded)
+    if "start_head" not in variables:
+        return initial, initial
+    params = {**variables["params"], "head": variables["start_head"]}
+    return initial, _make_state({**variables, "params": params}, sharded)
+
+
+def _make_state(variables: Any, sharded: bool) -> TrainState:
     source = {name: variables[name] for name in ("source", "moments") if name in variables}
     stats = variables.get("batch_stats", {})
     state = TrainState(jnp.zeros((), jnp.int32), variables["params"], stats, (), source, variables.get("carry", {}))
