@@ -83,6 +83,17 @@ def test_folds_choose_the_strength_of_a_probe_unless_it_is_given():
     for method in ("logistic", "lp_ft", "norm_only"):
         assert configured(digit_images(100), method).init.folds == 3
     assert configured(digit_images(100), "logistic", init__strength=0.5).init.folds == 0
+
+
+def test_what_trains_below_a_fitted_head_starts_from_a_weaker_one_unless_few_values_train():
+    assert [configured(digit_images(100), method).init.start_loss for method in ("lp_ft", "wise_ft")] == [0.9, 0.9]
+    assert [configured(digit_images(100), method).init.start_loss for method in ("logistic", "lora")] == [0.0, 0.0]
+    assert configured(digit_images(100), "lp_ft", init__start_loss=0.0).init.start_loss == 0.0
+    config = configured(digit_images(100), "lp_ft")
+    assert config.optim.lr > 1e-4 and config.optim.lr * config.optim.backbone_lr_scale == pytest.approx(1e-4)
+
+
+def test_a_new_head_needs_no_folds():
     assert configured(digit_images(100), "fine_tune").init.folds == 0
 
 

@@ -23,10 +23,6 @@ from tl_jax.utils.errors import UserError, nearest
 DEFAULT_MODELS = {"texts": "bert", "images": "mobilenet_v2"}  # by what goes into the network
 MIN_STEPS = 200  # a small set is gone through more often
 SMALL_DATA, SMALL_BATCH = 2000, 32  # examples below which batches are small, and how small
-WIDE, MAX_HEAD_RATE = (
-    1280,
-    0.02,
-)  # features for which the default rate is right, as MobileNetV2 has, and the largest rate
 # Of pretrained layers, which should stay near the source; of BERT Devlin et al. 2019, arXiv:1810.04805, A.3.
 LEARNING_RATES = {"images": 1e-4, "texts": 5e-5}
 
@@ -163,7 +159,8 @@ def _choose_by_folds(config: recipe.Config, given: Collection[str]) -> None:
 def _weaken_start(config: recipe.Config, given: Collection[str]) -> None:
     """Let training start from a weaker head than the best probe, which leaves the layers below little to learn."""
     is_fitted = config.init.get("head") in PROBES and not config.init.strength
-    if is_fitted and (config.phases or config.epochs) and "init.start_loss" not in given:
+    trains = (config.phases or config.epochs) and config.freeze.recipe not in freeze.NEW_PARTS_TRAIN
+    if is_fitted and trains and "init.start_loss" not in given:
         config.init.start_loss = START_LOSS
 
 
@@ -185,19 +182,15 @@ def _set_rates(config: recipe.Config, given: Collection[str]) -> None:
     if head == "new" and is_labelled:
         if "optim.backbone_lr_scale" not in given:
             _set_rates_of_groups(config, given)
-    elif "optim.lr" not in given and config.optim.lr == OptimConfig().lr:  # else the kind of task has its own
-        config.optim.lr = LEARNING_RATES[task.input_kind]
+    elif not {"optim.lr", "optim.backbone_lr_scale"}.intersection(given) and config.optim.lr == OptimConfig().lr:
+        for path, value in method_trials.rates(schema.freeze(config), LEARNING_RATES[task.input_kind]):
+            schema.set_field(config, path, value)
 
 
 def _set_rates_of_groups(config: recipe.Config, given: Collection[str]) -> None:
-    """Set the rate of a new head, and that of the pretrained layers below it.
-
-    Adam moves each value by about its rate, so that a head needs the larger one the fewer features D it reads: its rate
-    goes with 1 / D, as in muP, Yang et al. 2022, arXiv:2203.03466, table 3.
-    """
+    """Set the rate of a new head, and that of the pretrained layers below it."""
     task = TASKS[config.task]
-    size = task.feature_size(schema.freeze(config))
-    if size and "optim.lr" not in given and config.optim.lr == OptimConfig().lr and config.optim.name == "adam":
-        config.optim.lr = min(MAX_HEAD_RATE, config.optim.lr * max(1.0, WIDE / size))
+    if "optim.lr" not in given and config.optim.lr == OptimConfig().lr:
+        config.optim.lr = method_trials.head_rate(schema.freeze(config), config.optim.lr)
     rate = LEARNING_RATES[task.input_kind]
     config.optim.backbone_lr_scale = min(1.0, rate / config.optim.lr) if config.optim.lr else 0.0

@@ -37,6 +37,7 @@ RATES = {"adam": (1e-4, 3e-4), "sgd": (1e-2, 3e-2)}  # of layers that should sta
 NEW_PART_RATES = {"adam": (3e-4, 1e-3), "sgd": (3e-2, 1e-1)}  # of few values, new ones or such as may move far
 LEAST_AREA, VIEWS = 0.5, 8  # of an image that a crop keeps, and crops of each
 MIN_CROPPED = 64  # pixels a side of the network's input; crops of 16 pixels cost a fitted head 6 points on digits
+WIDE, MAX_HEAD_RATE = 1280, 0.02  # features of MobileNetV2, for which rates were chosen; Adam's largest rate
 NO_TIME = "there was no time to try more than a linear probe"
 CHECK_EVERY = 10  # steps, of those that are taken one by one
 # What else a validation part is for; and what is switched off in trials, which have none.
@@ -173,6 +174,23 @@ def _is_allowed(config: RunConfig, changes: Changes) -> bool:
     return True
 
 
+def head_rate(config: RunConfig, rate: float) -> float:
+    """Return the learning rate of a head for which ``rate`` is right if it reads ``WIDE`` features or more.
+
+    Adam moves each value by about its rate, so that a head needs the larger one the fewer features D it reads: its rate
+    goes with 1 / D, as in muP, Yang et al. 2022, arXiv:2203.03466, table 3.
+    """
+    size = TASKS[config.task].feature_size(config) if config.optim.name == "adam" else 0
+    return min(MAX_HEAD_RATE, rate * max(1.0, WIDE / size)) if size else rate
+
+
+def rates(config: RunConfig, rate: float) -> Changes:
+    """Return the learning rates of a fitted head and of the layers below it, which learn at ``rate``."""
+    of_head = head_rate(config, rate)
+    scale: Changes = (("optim.backbone_lr_scale", rate / of_head),) if of_head > rate else ()
+    return ("optim.lr", of_head), *scale
+
+
 def candidates(config: RunConfig, stages: int) -> list[Candidate]:
     """Return the ways to train that are tried after the probe, the cheaper ones first.
 
@@ -183,17 +201,23 @@ def candidates(config: RunConfig, stages: int) -> list[Candidate]:
         stages: of the network.
     """
     half = math.ceil(stages / 2)
-    rates = (NEW_PART_RATES if config.freeze.recipe in freeze.NEW_PARTS_TRAIN else RATES)[config.optim.name]
+    has_new_parts = config.freeze.recipe in freeze.NEW_PARTS_TRAIN
+    tried = (NEW_PART_RATES if has_new_parts else RATES)[config.optim.name]
     last = ("freeze.recipe", freeze.LAST_N_STAGES), ("freeze.stages", half)
-    depths = [(f"last {half} of {stages} stages", last, half, rates), ("all stages", (), stages, rates[:1])]
+    depths = [(f"last {half} of {stages} stages", last, half, tried), ("all stages", (), stages, tried[:1])]
     if not is_default(config, "freeze.recipe", "freeze.rules"):
-        depths = [("what config.freeze lets train", (), stages, rates)]
+        depths = [("what config.freeze lets train", (), stages, tried)]
     norms = (("freeze.batch_stats", "frozen"),) if TASKS[config.task].keeps_norms(config) else ()
-    has_rate = not is_default(config, "optim.lr")
+    is_given = not is_default(config, "optim.lr")
+    by_groups = not (is_given or has_new_parts) and is_default(config, "optim.backbone_lr_scale")
     return [
-        Candidate(f"{name} at {rate:g}", (*changes, *norms, ("optim.lr", rate)), depth)
-        for name, changes, depth, rates in depths
-        for rate in ([config.optim.lr] if has_rate else rates)
+        Candidate(
+            f"{name} at {rate:g}",
+            (*changes, *norms, *(rates(config, rate) if by_groups else (("optim.lr", rate),))),
+            depth,
+        )
+        for name, changes, depth, tried in depths
+        for rate in ([config.optim.lr] if is_given else tried)
     ]
 
 
@@ -222,7 +246,8 @@ class Trials:
     ):
         """Take the examples that are looked at with their folds; ``mirrored`` as of ``augmentation``."""
         self.config, self.pool, self.folds, self.deadline = config, pool, folds, deadline
-        start_loss = config.init.start_loss or (START_LOSS if config.trains else 0.0)
+        weakens = config.trains and config.freeze.recipe not in freeze.NEW_PARTS_TRAIN
+        start_loss = config.init.start_loss or (START_LOSS if weakens else 0.0)
         self.common: Changes = (
             ("init.head", "logistic"), ("init.strength", strength), ("init.start_loss", start_loss),
             *augmentation(config, mirrored, len(pool.labels)),
