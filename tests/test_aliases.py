@@ -73,11 +73,11 @@ def test_names_of_the_last_release_work_with_a_warning():
     from tl_jax.models.resnet import ResNet
     from tl_jax.transfer import methods
 
-    with pytest.warns(DeprecationWarning, match="MECHANISMS is METHODS"):
+    with pytest.warns(DeprecationWarning, match="MECHANISMS is deprecated"):
         assert methods.MECHANISMS is methods.METHODS
     with pytest.warns(DeprecationWarning, match="tl_jax.export.export is tl_jax.export.bundle.export"):
         assert package.export is export
-    with MODELS.temporary(), pytest.warns(DeprecationWarning, match="is register_model"):
+    with MODELS.temporary(), pytest.warns(DeprecationWarning, match="use register_model"):
         models.MODELS["small"] = (ResNet, {"depths": (1, 1, 1, 1)})
         assert models.create("small", 3).depths == (1, 1, 1, 1)
     with pytest.raises(AttributeError):

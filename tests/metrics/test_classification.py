@@ -99,9 +99,11 @@ def test_balanced_weights_are_scikit_learns():
     assert class_weights("1,2.5,0", labels, ("a", "b", "c")) == (1, 2.5, 0)
     assert class_weights("", labels, ("a", "b", "c")) == ()
     for wrong in ("1,2", "ballanced", "0,0,0", "1,-1,1"):
-        with pytest.raises(UserError, match=f"class_weights='{wrong}' must be balanced, or 3 factors such as 1,1,1"):
+        with pytest.raises(
+            UserError, match=f"class_weights='{wrong}': must be balanced or 3 factors; for example 1,1,1"
+        ):
             class_weights(wrong, labels, ("a", "b", "c"))
-    with pytest.raises(UserError, match="balanced, but 'd' has no training example"):
+    with pytest.raises(UserError, match="balanced: 'd' has no training example"):
         class_weights("balanced", labels, ("a", "b", "c", "d"))
 
 

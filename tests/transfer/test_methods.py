@@ -151,11 +151,11 @@ def test_a_delta_on_the_published_weights_equals_the_merged_file(lora):
 @pytest.mark.slow
 def test_a_delta_on_other_weights_is_refused(lora, tmp_path):
     delta = lora[3].with_name("delta.safetensors")
-    with pytest.raises(UserError, match="goes on top of the weights with SHA-256"):
+    with pytest.raises(UserError, match="applies to the weights with SHA-256"):
         pretrained.load("resnet8", "tl_jax", lora[3], delta=delta)
-    with pytest.raises(UserError, match="is a delta of resnet8"):
+    with pytest.raises(UserError, match="a delta of resnet8"):
         pretrained.load("resnet50_tiny", "tl_jax", delta=delta)
-    with pytest.raises(UserError, match="holds whole weights"):
+    with pytest.raises(UserError, match="holds full weights"):
         pretrained.load("resnet8", "tl_jax", delta=lora[3])
     with pytest.raises(UserError, match="no file"):
         pretrained.load("resnet8", "tl_jax", delta=tmp_path / "absent")
@@ -163,7 +163,7 @@ def test_a_delta_on_other_weights_is_refused(lora, tmp_path):
     whole = bytearray(delta.read_bytes())
     whole[-9] ^= 64
     (tmp_path / "damaged" / delta.name).write_bytes(whole)
-    with pytest.raises(UserError, match=r"delta.safetensors has SHA-256 .*copy the bundle anew"):
+    with pytest.raises(UserError, match=r"delta.safetensors: changed or truncated .SHA-256 .*copy the bundle again"):
         pretrained.load("resnet8", "tl_jax", delta=tmp_path / "damaged" / delta.name)
 
 

@@ -89,7 +89,7 @@ def test_feature_distance_moves_the_target_only():
     [({"b": (2, 3)}, None), ({"a": (2, 4)}, None), ({"a": (2, 3), "b": (2, 3)}, None), ({"a": (2, 3)}, {"b": 1.0})],
 )
 def test_different_endpoints_are_refused(source, weights):
-    with pytest.raises(UserError, match="endpoints differ"):
+    with pytest.raises(UserError, match="endpoints: .* differ"):
         regularizers.feature_distance({"a": jnp.ones((2, 3))}, {k: jnp.ones(s) for k, s in source.items()}, weights)
 
 
@@ -135,7 +135,7 @@ def test_batch_spectral_shrinkage_has_gradients_at_equal_and_zero_singular_value
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_batch_spectral_shrinkage_refuses_values_that_do_not_exist(k):
-    with pytest.raises(UserError, match="from 1 to 3"):
+    with pytest.raises(UserError, match="use 1 to 3"):
         regularizers.batch_spectral_shrinkage(jnp.ones((5, 3)), k)
 
 

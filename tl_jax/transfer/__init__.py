@@ -1,1 +1,1 @@
-"""How knowledge is carried over: what is frozen, what moves, at which rate, in which order."""
+"""Transfer methods: freezing, optimization, regularization, adapters and training phases."""

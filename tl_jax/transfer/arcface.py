@@ -1,4 +1,4 @@
-"""Classifiers of people that leave an embedding behind: softmax, or with an angular margin (ArcFace)."""
+"""Identity classifiers for embedding training: softmax, or an additive angular margin (ArcFace)."""
 
 import math
 from typing import Any, NamedTuple
@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 
 LOSSES = ("arcface", "softmax")
-EXACT = jax.lax.Precision.HIGHEST  # a margin is lost where accelerators round the inputs of products
+EXACT = jax.lax.Precision.HIGHEST  # rounded matmul inputs, the default on accelerators, would swamp the margin
 
 
 class Margin(NamedTuple):
-    """How embeddings become logits while training.
+    """Training head that turns embeddings into logits.
 
     Attributes:
-        loss: "arcface", or "softmax": a linear layer without bias on embeddings of any length.
-        scale: s, factor on cosines of arcface.
-        margin: m in radians, added to the angle to a person's own centre.
-        identities: K, whose centres (E, K) are ``extra/people/kernel`` in the parameters.
+        loss: "arcface", or "softmax": a linear layer without bias on unnormalized embeddings.
+        scale: s, the factor on ArcFace's cosines.
+        margin: m in radians, added to the angle to the example's own class center.
+        identities: K; the class centers (E, K) are ``extra/people/kernel`` in the parameters.
     """
 
     loss: str
@@ -26,7 +26,7 @@ class Margin(NamedTuple):
     identities: int
 
     def __call__(self, params: Any, embeddings: jax.Array, labels: jax.Array) -> jax.Array:
-        """Return the logits float32 (N, K) of embeddings (N, E) of people ``labels`` (N,)."""
+        """Return logits, float32 (N, K), for embeddings (N, E) with identity labels (N,)."""
         centres, embeddings = params["extra"]["people"]["kernel"], embeddings.astype(jnp.float32)
         if self.loss == "softmax":
             return jnp.matmul(embeddings, centres, precision=EXACT)
@@ -35,25 +35,25 @@ class Margin(NamedTuple):
 
 
 def l2_normalize(x: jax.Array, axis: int = -1) -> jax.Array:
-    """Return ``x`` divided by its length along ``axis``; zero stays zero, and has a finite gradient."""
+    """L2-normalize ``x`` along ``axis``; a zero vector stays zero and has a finite gradient."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis, keepdims=True), 1e-12))
 
 
 def arcface(cosines: jax.Array, labels: jax.Array, scale: float, margin: float) -> jax.Array:
-    """Return logits with an additive angular margin (Deng et al. 2019, arXiv:1801.07698, eq. 3).
+    """Apply an additive angular margin (Deng et al. 2019, arXiv:1801.07698, eq. 3).
 
-    The cosine of each example's own class becomes ``cos(angle + margin)``. Beyond an angle of pi - margin, where that
-    would rise again, it is ``cos(angle) - margin * sin(margin)``, as in the published code. The sine is kept off zero,
-    where its gradient is infinite, so that gradients are finite for any cosine.
+    The cosine of each example's own class becomes ``cos(angle + margin)``. Beyond an angle of pi - margin, where this
+    would rise again, it is ``cos(angle) - margin * sin(margin)``, as in the published code. The sine is kept above
+    zero, where its gradient is infinite, so gradients are finite for every cosine.
 
     Args:
         cosines: float (N, K), in [-1, 1] up to rounding.
         labels: int (N,) in [0, K).
-        scale: s, factor on all.
-        margin: m in radians, from 0 on and below pi.
+        scale: s, the factor on all logits.
+        margin: m in radians, in [0, pi).
 
     Returns:
-        (N, K) in about [-scale * (1 + margin), scale].
+        Logits (N, K), about in [-scale * (1 + margin), scale].
     """
     is_target = jax.nn.one_hot(labels, cosines.shape[-1], dtype=bool)
     sines = jnp.sqrt(jnp.maximum(1 - jnp.square(cosines), 1e-7))

@@ -1,4 +1,4 @@
-"""Mixtures of two training examples, with targets mixed in the same shares."""
+"""Mixup and CutMix: mixtures of two training examples and of their targets."""
 
 import jax
 import jax.numpy as jnp
@@ -7,19 +7,19 @@ from tl_jax.utils.errors import UserError
 
 
 def mixup(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """Blend each picture with another of the batch: Mixup (Zhang et al. 2018, arXiv:1710.09412).
+    """Blend each image with another image of the batch: Mixup (Zhang et al. 2018, arXiv:1710.09412).
 
     Args:
         images: (N, H, W, C), uint8 or float.
-        targets: (N, K), each row a distribution, or one times the weight of its example.
-        key: draws the share from Beta(alpha, alpha), one for the batch, and the partners, a permutation of it.
-        alpha: above 0; small values leave most batches nearly as they are.
+        targets: (N, K); each row is a distribution, possibly times the example's weight.
+        key: samples one ``share`` from Beta(alpha, alpha) for the batch, and the partners, a permutation.
+        alpha: above 0; small values leave most batches nearly unchanged.
 
     Returns:
-        ``share * x + (1 - share) * partner's x`` of pictures and of targets, float32.
+        ``share * x + (1 - share) * x[partners]`` for images and targets, float32.
 
     Raises:
-        UserError: ``alpha`` not above 0.
+        UserError: ``alpha`` is not above 0.
     """
     share, partners = _draw_share(key, len(images), alpha)
     images, targets = jnp.asarray(images, jnp.float32), jnp.asarray(targets, jnp.float32)
@@ -27,22 +27,22 @@ def mixup(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) -
 
 
 def cutmix(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """Paste a box of another picture of the batch into each: CutMix (Yun et al. 2019, arXiv:1905.04899, eq. 1 and 2).
+    """Paste a box from another image of the batch into each image: CutMix (Yun et al. 2019, arXiv:1905.04899).
 
-    The box has the picture's shape and 1 - share of its area, in whole pixels rounded down; its centre is anywhere, and
-    what sticks out is cut off. All pictures of a batch have the same box.
+    The box has the image's aspect ratio and 1 - share of its area, rounded down to whole pixels (eq. 1 and 2). Its
+    center is uniform over the image, and the box is clipped at the border. All images of a batch have the same box.
 
     Args:
         images: (N, H, W, C), uint8 or float.
-        targets: (N, K), each row a distribution, or one times the weight of its example.
-        key: draws the share from Beta(alpha, alpha), the partners, a permutation of the batch, and the centre.
+        targets: (N, K); each row is a distribution, possibly times the example's weight.
+        key: samples ``share`` from Beta(alpha, alpha), the partners (a permutation of the batch) and the center.
         alpha: above 0.
 
     Returns:
-        Pictures float32, and targets float32 mixed by the share of pixels that each picture has in the end.
+        Images, float32, and targets, float32, mixed by the final share of pixels of each image.
 
     Raises:
-        UserError: ``alpha`` not above 0.
+        UserError: ``alpha`` is not above 0.
     """
     draw_key, row_key, column_key = jax.random.split(key, 3)
     share, partners = _draw_share(draw_key, len(images), alpha)
@@ -55,15 +55,15 @@ def cutmix(images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float) 
 
 
 def _draw_share(key: jax.Array, examples: int, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """Return the share, a scalar in [0, 1], and a permutation int (N,)."""
+    """Sample the share, a scalar in [0, 1], and a permutation, int (N,)."""
     if not alpha > 0:
-        raise UserError(f"alpha={alpha} must be above 0; leave the mixing out instead")
+        raise UserError(f"alpha={alpha}: must be above 0; to disable mixing, do not call it")
     share_key, partner_key = jax.random.split(key)
     return jax.random.beta(share_key, alpha, alpha), jax.random.permutation(partner_key, examples)
 
 
 def _box_mask(key: jax.Array, length: int, side: jax.Array) -> jax.Array:
-    """Return where, along one axis, a box of ``side * length`` pixels round a random centre lies: bool (length,)."""
+    """Return a mask, bool (length,), of a random interval of ``side * length`` pixels along one axis."""
     size = jnp.floor(length * side).astype(jnp.int32)
     start = jax.random.randint(key, (), 0, length) - size // 2
     positions = jnp.arange(length)

@@ -1,4 +1,4 @@
-"""Optimizers and schedules by name, one transform per trained group; Adam's moments, to start another run from."""
+"""Optimizers with one transform per trained group, learning-rate schedules, and access to Adam's moments."""
 
 import functools
 import re
@@ -21,52 +21,61 @@ SCHEDULES = ("constant", "cosine", "linear")
 
 @dataclass(frozen=True)
 class OptimSpec(Options):
-    """How trained leaves and BatchNorm statistics move in one phase, but for the learning rate, given at every step.
+    """Optimizer settings of one phase, without the learning rate, which each step receives as an argument.
 
-    ``stages`` are the names of the network's parts from the input on, which ``layer_decay`` counts. ``weight_decay`` is
-    None where it is given at every step as ``decay=``.
+    ``stages`` are the names of the network's stages, input first; ``layer_decay`` counts them. If ``weight_decay`` is
+    None, each step receives it as ``decay=``.
     """
 
-    name: str = option("adam", "optimizer; with weight_decay adam is AdamW", ("adam", "sgd"))
-    # For adam decoupled (AdamW, arXiv:1711.05101), for sgd added to the gradient.
-    weight_decay: float | None = option(0.0, "of kernels", low=0.0)
-    momentum: float = option(0.9, "of sgd", low=0.0, high=1.0)
-    epsilon: float = option(1e-8, "of adam (Keras has 1e-7)", low=0.0)
-    clip_norm: float = option(0.0, "largest norm of the trained leaves' gradients; 0 for no clipping", low=0.0)
-    layer_decay: float = option(1.0, "factor on the rate for each part further from the head", low=0.0, high=1.0)
-    # A head that is new has to move far, and what it reads should not (ULMFiT, arXiv:1801.06146, section 3.2).
+    name: str = option("adam", "optimizer; adam with weight_decay is AdamW", ("adam", "sgd"))
+    # Decoupled for adam (AdamW, arXiv:1711.05101), added to the gradient for sgd.
+    weight_decay: float | None = option(0.0, "weight decay of the kernels", low=0.0)
+    momentum: float = option(0.9, "momentum of sgd", low=0.0, high=1.0)
+    epsilon: float = option(1e-8, "epsilon of adam (Keras uses 1e-7)", low=0.0)
+    clip_norm: float = option(0.0, "maximum global norm of the gradients; 0 disables clipping", low=0.0)
+    layer_decay: float = option(1.0, "learning-rate factor per stage, applied from the head down", low=0.0, high=1.0)
+    # A new head has to move far; the features below it should not (ULMFiT, arXiv:1801.06146, section 3.2).
     backbone_lr_scale: float = option(
-        0.0, "factor on the rate of the parts below the head, but not of adapters; 0 for none", low=0.0
+        0.0, "learning-rate factor of the backbone, adapters excluded; 0 leaves the rate unchanged", low=0.0
     )
-    lr_multipliers: tuple[tuple[str, float], ...] = option((), "pairs (group of the freeze rules, factor on its rate)")
-    sam: float = option(0.0, "radius of sharpness-aware minimisation, 0.05 say; two passes a step; 0 for none", low=0.0)
-    accumulate: int = option(1, "parts of a batch whose gradients are computed one after another, for memory", low=1)
-    ema: float = option(0.0, "share kept by the running average of weights that is then tested", low=0.0, high=0.99999)
-    # Keras' networks come with 0.99 and 0.999, for runs of 100,000 steps: in a short one the statistics would still be
-    # the source's when the weights are not, and evaluation goes wrong.
+    lr_multipliers: tuple[tuple[str, float], ...] = option((), "pairs (freeze-rule group, learning-rate factor)")
+    sam: float = option(
+        0.0,
+        "radius of sharpness-aware minimization, for example 0.05; doubles the cost of a step; 0 disables it",
+        low=0.0,
+    )
+    accumulate: int = option(1, "gradient accumulation: micro-batches per batch, to save memory", low=1)
+    ema: float = option(
+        0.0, "decay of the weights' moving average, which is evaluated instead; 0 disables it", low=0.0, high=0.99999
+    )
+    # Keras' networks use 0.99 or 0.999, for runs of 100,000 steps. A short run would update the weights but hardly the
+    # running statistics, so evaluation would break.
     batch_norm_momentum: float = option(
-        0.9, "share of BatchNorm's old statistics that a step keeps; 0 takes the network's own", low=0.0, high=0.9999
+        0.9,
+        "BatchNorm momentum: fraction of the old statistics kept per step; 0 uses the network's",
+        low=0.0,
+        high=0.9999,
     )
     stages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class OptimConfig(OptimSpec):
-    """How a run trains: what its phases have in common, and the learning rate."""
+    """Optimizer settings of a run: those shared by its phases, and the learning rate."""
 
     lr: float = option(1e-3, "peak learning rate", low=0.0)
-    schedule: str = option("constant", "learning rate over a phase, after the warm-up", SCHEDULES)
-    warmup: float = option(0.0, "share of a phase in which the rate rises linearly", low=0.0, high=1.0)
+    schedule: str = option("constant", "learning-rate schedule of each phase after warmup", SCHEDULES)
+    warmup: float = option(0.0, "fraction of a phase with linear warmup", low=0.0, high=1.0)
 
 
 class RateSpec(NamedTuple):
-    """The learning rate over a phase.
+    """Learning-rate schedule of one phase.
 
     Attributes:
-        lr: peak.
+        lr: peak learning rate.
         steps: length of the phase in steps; the schedule ends there.
-        schedule: "constant", "cosine" or "linear" (both to zero), after the warm-up.
-        warmup: share of the steps in which the rate rises linearly.
+        schedule: "constant", "cosine" or "linear" (both decay to zero), after the warmup.
+        warmup: fraction of the steps with linear warmup.
     """
 
     lr: float
@@ -82,15 +91,15 @@ def learning_rates(spec: RateSpec) -> np.ndarray:
     progress = np.clip(steps - warmup_steps, 0, None) / max(1, spec.steps - warmup_steps)
     cosine = (1 + np.cos(np.pi * progress)) / 2
     decay = {"constant": np.ones_like(steps), "cosine": cosine, "linear": 1 - progress}[spec.schedule]
-    warmup = np.minimum(1.0, (steps + 1) / warmup_steps) if warmup_steps else 1.0  # the first step moves already
+    warmup = np.minimum(1.0, (steps + 1) / warmup_steps) if warmup_steps else 1.0  # above 0 at the first step
     return np.asarray(spec.lr * warmup * decay, np.float32)
 
 
 def make_optimizer(spec: OptimSpec, rules: Rules) -> optax.GradientTransformationExtraArgs:
-    """Return the optimizer of a phase; its ``update`` takes the step's learning rate as ``rate=``.
+    """Return the optimizer of a phase; ``update`` takes the step's learning rate as ``rate=``.
 
-    Decay and clipping act on trained leaves only: outside of them decay would move frozen weights, and the clipping
-    norm would count them. Frozen leaves have no optimizer state.
+    Weight decay and clipping apply to trained leaves only. Otherwise decay would move frozen weights, and the clipping
+    norm would include them. Frozen leaves have no optimizer state.
     """
     group_transform = {"sgd": _sgd, "adam": _adam}[spec.name](spec)
     transforms: dict[Hashable, optax.GradientTransformation] = {
@@ -110,12 +119,12 @@ def make_optimizer(spec: OptimSpec, rules: Rules) -> optax.GradientTransformatio
 
 
 def leaf_rates(params: tree.Tree, spec: OptimSpec, rules: Rules) -> dict[str, float]:
-    """Return the factor on the learning rate of each trained leaf, by path.
+    """Return the learning-rate factor of each trained leaf, by path.
 
-    It is the factor of the leaf's group times ``layer_decay`` to the power of the leaf's distance from the head: 0 for
-    the head and all that lies above the parts, 1 for the last part, and so on (ELECTRA, arXiv:2003.10555, and BEiT,
-    arXiv:2106.08254, call it layer-wise learning-rate decay). Of the parts, but for adapters, which are new, it is also
-    times ``backbone_lr_scale``.
+    The factor is that of the leaf's group times ``layer_decay`` to the power of the leaf's distance from the head: 0
+    for the head and all layers above the stages, 1 for the last stage, and so on. ELECTRA (arXiv:2003.10555) and BEiT
+    (arXiv:2106.08254) call this layer-wise learning-rate decay. Leaves of the stages, except adapters, which are new,
+    are also multiplied by ``backbone_lr_scale``.
     """
     factors = dict(spec.lr_multipliers)
     depth = {stage: len(spec.stages) - i for i, stage in enumerate(spec.stages)}
@@ -132,14 +141,14 @@ def leaf_rates(params: tree.Tree, spec: OptimSpec, rules: Rules) -> dict[str, fl
 
 
 class Average(NamedTuple):
-    """Running average of the trained leaves, and the number of steps in it."""
+    """Moving average of the trained leaves, and its number of updates."""
 
     count: jax.Array
     average: Any
 
 
 def averaged_params(params: Any, opt_state: Any) -> Any:
-    """Return ``params`` with the trained leaves replaced by their running average, where there is one."""
+    """Replace the trained leaves of ``params`` by their moving average, if the optimizer keeps one."""
     average = optax.tree.get(opt_state, "average")
     if average is None:
         return params
@@ -148,7 +157,7 @@ def averaged_params(params: Any, opt_state: Any) -> Any:
 
 
 def _stateless(update: Callable[..., Any]) -> optax.GradientTransformationExtraArgs:
-    """Return the transform that keeps nothing; ``update`` takes further arguments by name."""
+    """Return a transform without state; ``update`` takes further keyword arguments."""
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
@@ -174,7 +183,7 @@ def _adam(spec: OptimSpec) -> optax.GradientTransformation:
 
 
 def _scale_by_rate(spec: OptimSpec, rules: Rules) -> optax.GradientTransformationExtraArgs:
-    """Turn directions into steps: minus the learning rate, times each leaf's own factor."""
+    """Scale updates by minus the learning rate times each leaf's factor."""
 
     def update(updates, state, params=None, *, rate, **_):
         factors = leaf_rates(updates, spec, rules)
@@ -185,10 +194,10 @@ def _scale_by_rate(spec: OptimSpec, rules: Rules) -> optax.GradientTransformatio
 
 
 def _track_average(decay: float) -> optax.GradientTransformation:
-    """Keep an exponential moving average of the parameters after each step; the steps pass through.
+    """Track an exponential moving average of the parameters after each step; updates pass through unchanged.
 
-    Early on, when few steps are in it, less of the old value is kept: min(keep, (1 + t) / (10 + t)) after t steps, as
-    in TensorFlow's ExponentialMovingAverage.
+    After t steps the decay is min(decay, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage, so early
+    values are forgotten quickly.
     """
 
     def init(params):
@@ -203,13 +212,13 @@ def _track_average(decay: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-MOMENTS = ("mu", "nu")  # running means of the gradients and of their squares
+MOMENTS = ("mu", "nu")  # moving averages of the gradients and of their squares
 
 
 def adam_moments(opt_state: Any) -> dict[str, Any]:
-    """Return ``{"count": steps, "mu": ..., "nu": ...}`` with the nesting of the parameters; frozen leaves have none.
+    """Return Adam's moments as ``{"count": steps, "mu": ..., "nu": ...}``, nested as the parameters.
 
-    It is empty where the optimizer is not Adam.
+    Frozen leaves have no moments. The result is empty if the optimizer is not Adam.
     """
     states = [node for node in jax.tree.leaves(opt_state, is_leaf=_is_adam) if _is_adam(node)]
     if not states:
@@ -224,7 +233,7 @@ def adam_moments(opt_state: Any) -> dict[str, Any]:
 
 
 def set_adam_moments(opt_state: Any, moments: Mapping[str, Any]) -> Any:
-    """Return an optimizer state with the moments of its leaves replaced, as copies; as it is where there are none."""
+    """Return an optimizer state with copies of ``moments``; unchanged if ``moments`` is empty."""
     if not moments:
         return opt_state
     flat = {kind: tree.flatten(moments[kind]) for kind in MOMENTS}

@@ -15,15 +15,15 @@ from tl_jax.utils.errors import UserError
 
 
 def nt_xent(z1: jax.Array, z2: jax.Array, temperature: float) -> jax.Array:
-    """Return SimCLR's loss (Chen et al. 2020, arXiv:2002.05709, eq. 1), mean over the 2N views, in nats.
+    """Return SimCLR's loss (Chen et al. 2020, arXiv:2002.05709, eq. 1), averaged over the 2N views, in nats.
 
     Args:
-        z1: (N, D) projections of one view; rows are brought to length 1 here.
-        z2: (N, D) of the other, in the same order.
-        temperature: above 0; cosine similarities are divided by it.
+        z1: (N, D) projections of one view; rows are L2-normalized here.
+        z2: (N, D) projections of the other view, in the same order.
+        temperature: divisor of the cosine similarities, above 0.
     """
     z = _normalize_rows(jnp.concatenate([z1, z2]))
-    # A view is no negative of itself, and full precision: similarities are divided by a small temperature.
+    # Full precision, since similarities are divided by a small temperature.
     logits = jnp.matmul(z, z.T, precision=jax.lax.Precision.HIGHEST) / temperature
     logits = jnp.where(jnp.eye(len(z), dtype=bool), -jnp.inf, logits)
     partners = jnp.roll(jnp.arange(len(z)), len(z1))
@@ -31,46 +31,49 @@ def nt_xent(z1: jax.Array, z2: jax.Array, temperature: float) -> jax.Array:
 
 
 def negative_cosine(p: jax.Array, z: jax.Array) -> jax.Array:
-    """Return SimSiam's minus cosine similarity, mean over N (Chen and He 2021, arXiv:2011.10566, eq. 1 and 3).
+    """Return SimSiam's negative cosine similarity, averaged over N (Chen and He 2021, arXiv:2011.10566, eq. 1 and 3).
 
-    No gradient flows to ``z``. The paper's loss is the mean of this over both ways round, (p1, z2) and (p2, z1).
+    No gradient flows to ``z``. The paper's loss is the mean over both orders, (p1, z2) and (p2, z1).
 
     Args:
         p: (N, D) predictions from one view.
-        z: (N, D) projections of the other.
+        z: (N, D) projections of the other view.
     """
     return -(_normalize_rows(p) * _normalize_rows(jax.lax.stop_gradient(z))).sum(1).mean()
 
 
 def quarter_turns(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Turn each picture by a random multiple of 90 degrees: RotNet (Gidaris et al. 2018, arXiv:1803.07728).
+    """Rotate each image by a random multiple of 90 degrees: RotNet (Gidaris et al. 2018, arXiv:1803.07728).
 
     Args:
         images: (N, S, S, C).
-        key: draws the turns.
+        key: samples the rotations.
 
     Returns:
-        The pictures, of the same type, and ``turns`` int32 (N,) in [0, 4), counter-clockwise.
+        The images, with the same dtype, and ``turns``, int32 (N,) in [0, 4), counter-clockwise.
 
     Raises:
-        UserError: pictures that are not square.
+        UserError: The images are not square.
     """
     if images.shape[1] != images.shape[2]:
-        raise UserError(f"quarter turns need square pictures, not {images.shape[1]}x{images.shape[2]}; crop them first")
+        raise UserError(
+            f"images are {images.shape[1]}x{images.shape[2]}: rotations need square images; crop them first"
+        )
     turns = jax.random.randint(key, images.shape[:1], 0, 4, jnp.int32)
     rotations = jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(4)])
     return rotations[turns, jnp.arange(len(images))], turns
 
 
 class Projector(nn.Module):
-    """Dense, normalisation over the batch, ReLU, Dense: (N, D) -> (N, out), what the losses above are taken on.
+    """Projection head: Dense, batch normalization, ReLU, Dense; (N, D) -> (N, out).
 
-    The normalisation always uses the batch and keeps no running statistics: a projector is thrown away after training.
+    The normalization always uses batch statistics and tracks no running ones, since the head is discarded after
+    training.
 
     Attributes:
         hidden: width of the hidden layer.
         out: width of the output.
-        norm: whether to normalise.
+        norm: whether to normalize.
     """
 
     hidden: int
@@ -89,40 +92,42 @@ class Projector(nn.Module):
 
 
 def _normalize_rows(x: jax.Array) -> jax.Array:
-    """Bring rows of (N, D) to length 1; rows shorter than 1e-6 are divided by that, so that zeros have a gradient."""
+    """L2-normalize the rows of (N, D); norms below 1e-6 are clamped, so zero rows have a gradient."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(1, keepdims=True), 1e-12))
 
 
 TURNS = 4
-Embed = Callable[[jax.Array], jax.Array]  # pictures (N, H, W, C) in [0, 255] -> features (N, D), in training mode
+Embed = Callable[[jax.Array], jax.Array]  # images (N, H, W, C) in [0, 255] -> features (N, D), in training mode
 
 
 @dataclass(frozen=True)
 class PretextConfig(Options):
-    """Learning without labels: in phases with objective "pretext", or beside the labels."""
+    """Self-supervised training: in phases with objective "pretext", or jointly with the labels."""
 
-    name: str = option("", "what is learned", ("", "rotation", "simclr", "simsiam", "masked"))
-    weight: float = option(0.0, "of its loss beside that of the labels; 0: in phases of its own only", low=0.0)
+    name: str = option("", "pretext task", ("", "rotation", "simclr", "simsiam", "masked"))
+    weight: float = option(
+        0.0, "weight of the pretext loss next to the labels' loss; 0: in pretext phases only", low=0.0
+    )
 
 
 @dataclass(frozen=True)
 class ImagePretextConfig(PretextConfig):
-    """A pretext for images: rotation, SimCLR or SimSiam."""
+    """Pretext task on images: rotation, SimCLR or SimSiam."""
 
-    temperature: float = option(0.1, "of simclr", low=1e-3)
-    width: int = option(128, "outputs of the projector of simclr and simsiam", low=2)
-    crop: float = option(0.3, "least share of the area in a view", low=0.05, high=1.0)
-    jitter: float = option(0.4, "strength of colour jitter in a view", low=0.0, high=1.0)
+    temperature: float = option(0.1, "temperature of simclr", low=1e-3)
+    width: int = option(128, "output width of the projection head of simclr and simsiam", low=2)
+    crop: float = option(0.3, "smallest fraction of the image area in a view", low=0.05, high=1.0)
+    jitter: float = option(0.4, "strength of color jitter in a view", low=0.0, high=1.0)
 
     @property
     def views(self) -> AugmentConfig:
-        """How a view is made of a picture: SimCLR's recipe (arXiv:2002.05709, appendix A) without blur."""
+        """Augmentation of the views: SimCLR's (arXiv:2002.05709, appendix A) without blur."""
         return AugmentConfig(flip=True, resized_crop=self.crop, jitter=self.jitter, grey=0.2)
 
 
 def init_heads(pretext: ImagePretextConfig, dims: int, key: jax.Array) -> dict[str, Any]:
-    """Draw the parameters of the pretext's own head on ``dims`` features."""
+    """Initialize the pretext's own head on ``dims`` features."""
     features, (first, second) = jnp.zeros((2, dims)), jax.random.split(key)
     if pretext.name == "rotation":
         return {"kernel": jax.random.normal(first, (dims, TURNS)) * dims**-0.5, "bias": jnp.zeros(TURNS)}
@@ -135,9 +140,10 @@ def init_heads(pretext: ImagePretextConfig, dims: int, key: jax.Array) -> dict[s
 def pretext_loss(
     pretext: ImagePretextConfig, embed: Embed, heads: Any, images: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the loss of pictures (N, H, W, C) in [0, 255], and a score in [0, 1] that should rise.
+    """Return the pretext loss of images (N, H, W, C) in [0, 255], and an accuracy in [0, 1].
 
-    The score is the share of turns that are recognised, or of views whose most similar other view is their partner.
+    The accuracy is the share of rotations predicted correctly, or of views whose most similar other view is their
+    partner.
     """
     first, second = jax.random.split(key)
     if pretext.name == "rotation":
