@@ -52,7 +52,7 @@ def test_mistakes_end_in_one_line(args, expected, tmp_path):
 def test_a_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     done = run(SMOKE, f"--workdir={tmp_path / 'file' / 'w'}")
-    assert done.returncode == 2 and "cannot write to" in done.stderr and "pass another workdir" in done.stderr
+    assert done.returncode == 2 and "cannot be written" in done.stderr and "pass another workdir" in done.stderr
 
 
 @pytest.mark.fast
@@ -60,7 +60,7 @@ def test_a_batch_that_the_devices_cannot_share(tmp_path):
     env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
     done = run(SMOKE, f"--workdir={tmp_path / 'w'}", env=env)
     assert done.returncode == 2
-    assert "config.batch_size=16 is not divisible by the 3 devices; 15 is" in done.stderr
+    assert "config.batch_size=16 is not divisible by the 3 devices; use 15" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_finished_run_is_returned_and_can_be_evaluated_and_exported(finished):
     (workdir / "report.html").unlink()
     assert run(f"--workdir={workdir}", "--mode=report").stdout == f"report: {workdir / 'report.html'}\n"
     assert run(SMOKE, f"--workdir={workdir}", "--mode=export").returncode == 0
-    assert "A smoke run: these figures measure nothing." in (workdir / "export" / "README.md").read_text()
+    assert "A smoke test: these metrics are not meaningful." in (workdir / "export" / "README.md").read_text()
     loaded = pretrained.load("resnet50_tiny", "tl_jax", workdir / "export" / "model.safetensors")
     assert loaded.spec.num_classes == 10 and loaded.spec.scaling == "caffe" and not loaded.new_head
 

@@ -60,7 +60,7 @@ def test_a_run_of_an_older_version_says_what_it_said(snapshots, name):
 def test_training_of_an_older_version_is_not_gone_on_with(snapshots):
     shutil.copytree("image", "unfinished")
     Path("unfinished/summary.json").unlink()
-    with pytest.raises(UserError, match=r"unfinished was begun by tl_jax 0\.1.*pass another workdir"):
+    with pytest.raises(UserError, match=r"unfinished: started by tl_jax 0\.1.*pass another workdir"):
         training.train(stored.get_config("unfinished"), "unfinished")
 
 

@@ -29,7 +29,7 @@ def test_a_metric_that_is_not_finite_names_the_split(part, value):
     whole = task(accuracy=1.0, loss=value)
     if part == "train":
         whole = whole.replace(eval_batches=lambda _: loader.eval_batches(tiny.data(), 8))
-    with pytest.raises(Diverged, match=f"the loss of the {part} split is .*; lower config.optim.lr .*check the data"):
+    with pytest.raises(Diverged, match=f"the {part} split: loss is .*; lower config.optim.lr .*check the data"):
         evaluate.evaluate(whole, VARIABLES, part)
 
 
@@ -54,7 +54,7 @@ def test_predictions_that_are_nan_are_not_judged(kind):
     assert len(judged) == 1
     evaluate.evaluate(whole.replace(eval_batches=lambda _: padded()), {"nan": jnp.asarray(7)}, "test")
     assert len(judged) == 2  # the last row is padding
-    with pytest.raises(Diverged, match="the network's output of the test split is nan"):
+    with pytest.raises(Diverged, match="the test split: network's output is nan"):
         evaluate.evaluate(whole, {"nan": jnp.asarray(2)}, "test")
     assert len(judged) == 2
 

@@ -49,7 +49,7 @@ def test_losses_below_zero_do_not_count_as_divergence():
 
 def test_a_loss_that_never_falls_is_an_error():
     rates, _ = curve()
-    with pytest.raises(UserError, match="falls at no learning rate"):
+    with pytest.raises(UserError, match="falls at no rate"):
         lr_finder.suggest_rates(rates, np.linspace(1.0, 2.0, len(rates)))
 
 

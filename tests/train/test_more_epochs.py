@@ -49,7 +49,7 @@ def finished(folder, **config):
 @pytest.mark.parametrize(("change", "name"), [({"schedule": "cosine"}, "cosine"), ({"warmup": 0.1}, "warm-up")])
 def test_a_schedule_that_depends_on_the_epochs_is_not_gone_on_with(tmp_path, change, name):
     config = finished(tmp_path / "run", optim={"schedule": "constant", "warmup": 0.0, **change})
-    with pytest.raises(UserError, match=f"trained for 2 epochs, and the {name} of its rate .* config.init.path="):
+    with pytest.raises(UserError, match=f"trained for 2 epochs, and its {name} depends .* config.init.path="):
         more_epochs.epochs_before({**config, "epochs": 3.0}, tmp_path / "run")
     assert read_summary(tmp_path / "run")
 
@@ -87,7 +87,7 @@ def test_a_run_whose_weights_are_gone_stays_finished(tmp_path):
 def test_a_run_starts_from_another_run(tmp_path):
     training.train(small.config(*BASE, ("epochs", 1.0)), tmp_path / "first")
     own = ("init.source", "tl_jax"), ("init.path", str(tmp_path / "first")), ("init.head", "keep")
-    with pytest.raises(UserError, match=r"first is a run that was not exported; export it first"):
+    with pytest.raises(UserError, match=r"first: the run has no export; export it first"):
         pretrained.load("", "tl_jax", tmp_path / "first")
     second = training.train(small.config(*BASE, *own, ("epochs", 0.0)), tmp_path / "second")
     assert second["metrics"] == read_summary(tmp_path / "first")["metrics"]

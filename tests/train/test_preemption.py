@@ -44,7 +44,7 @@ def whole(tmp_path_factory):
 def test_a_run_told_to_stop_loses_nothing(whole, told, tmp_path, signum, kind, at):
     """Checkpoints come every third step, rows of metrics every second: most of these fall between."""
     told(signum, at)
-    with pytest.raises(kind, match=r"stopped after step \d+, which is saved"):
+    with pytest.raises(kind, match=r"stopped after step \d+; the state is saved"):
         loop.fit(tiny.task(), tiny.plan(), PACE, 0, tmp_path, verbose=False)
     resumed = fit(tmp_path)
     assert at <= resumed.resumed_from <= at + 2  # a call takes some steps at once

@@ -152,5 +152,5 @@ def test_statistics_pass_through_all_parts():
 
 def test_sizes_that_do_not_divide_are_refused_with_one_that_does():
     sharding.check_batch("batch_size", 8 * COUNT, 4)
-    with pytest.raises(UserError, match=rf"batch_size={6 * COUNT} is not divisible .* optim.accumulate=4; \d+ is"):
+    with pytest.raises(UserError, match=rf"batch_size={6 * COUNT} is not divisible .* optim.accumulate=4; use \d+"):
         sharding.check_batch("batch_size", 6 * COUNT, 4)

@@ -56,7 +56,7 @@ def test_another_folder_in_its_place_is_noticed(tmp_path):
 
 
 def test_a_run_says_it_in_one_line_and_other_errors_pass(tmp_path):
-    with pytest.raises(UserError, match=r"cannot write to .*: No space left on device; .* the same command goes on"):
+    with pytest.raises(UserError, match=r"cannot be written: No space left on device; .* resume with the same command"):
         with workdir.exclusive(tmp_path):
             raise full(tmp_path / "summary.json")
     for error in (KeyError("lr"), UserError("wrong")):

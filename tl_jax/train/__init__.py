@@ -1,1 +1,1 @@
-"""Devices, state, step, loop, checkpoints, logs: training that knows nothing about what is learned."""
+"""Task-independent training: devices, state, steps, loop, checkpoints and logs."""

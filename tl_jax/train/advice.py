@@ -1,4 +1,4 @@
-"""What a finished run says against itself: too short, examples learned by heart, worse than a probe, norms far off."""
+"""Advice after a run: too few epochs, overfitting, worse than a linear probe, or shifted BatchNorm statistics."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,21 +9,21 @@ import numpy as np
 from tl_jax.metrics.intervals import wilson_interval
 from tl_jax.utils import tree
 
-FITTED = 0.995  # training accuracy from which on nothing is left to be learned from the examples
-BEHIND = 0.02  # how far the upper end of the interval of validation is below training, of examples known by heart
-FALL = 0.1  # share of the training loss by which it fell in the last quarter, as the one before, of a run cut short
-MAX_SHIFT = 0.05  # of BatchNorm's statistics; a first batch of flowers or digits is 0.08 to 0.11 from ImageNet
-FEW_EXAMPLES = 2000  # of which the source's statistics are the better estimate
-MIN_ROWS = 8  # of training that say something about a course
+FITTED = 0.995  # training accuracy at which nothing is left to learn from the training examples
+BEHIND = 0.02  # overfitting: training accuracy exceeds the upper limit of the validation interval by this
+FALL = 0.1  # too short: relative fall of the training loss over the last quarter
+MAX_SHIFT = 0.05  # of BatchNorm statistics; a first batch of flowers or digits is 0.08 to 0.11 from ImageNet
+FEW_EXAMPLES = 2000  # below this the source's statistics are the better estimate
+MIN_ROWS = 8  # fewest training rows that show a trend
 
 
 def advise(rows: Sequence[Mapping[str, Any]], score: str, validation: int, is_best: bool = False) -> list[str]:
-    """Return in words what to change, none if the curves are as they should be.
+    """Return suggestions about the training curves; empty if they look fine.
 
     Args:
-        rows: of ``metrics.jsonl``, of the last phase.
-        score: metric of the validation split that counts, such as "accuracy".
-        validation: examples of that split.
+        rows: rows of ``metrics.jsonl`` from the last phase.
+        score: validation metric that selects checkpoints, such as "accuracy".
+        validation: number of validation examples.
         is_best: whether the best checkpoint on validation was tested, not the last.
     """
     train = [row for row in rows if row.get("split") == "train"]
@@ -37,13 +37,13 @@ def advise(rows: Sequence[Mapping[str, Any]], score: str, validation: int, is_be
 
 
 def norm_shift(start: tree.Tree, end: tree.Tree) -> float:
-    """Return how far the statistics of BatchNorm moved, 0 if there are none.
+    """Return the shift of the BatchNorm statistics; 0 if there are none.
 
-    That is the mean over channels of ((m1 - m0) / s0)^2 + (s1 / s0 - 1)^2, for means m and standard deviations s.
+    The shift is the mean over channels of ((m1 - m0) / s0)^2 + (s1 / s0 - 1)^2, for means m and standard deviations s.
 
     Args:
         start: ``batch_stats`` before training.
-        end: the same after it.
+        end: ``batch_stats`` after training.
     """
     before, after = tree.flatten(start), tree.flatten(end)
     distances = []
@@ -57,12 +57,12 @@ def norm_shift(start: tree.Tree, end: tree.Tree) -> float:
 
 
 def advise_norms(shift: float, examples: int) -> list[str]:
-    """Return in words what to do about statistics that moved; [] if they did not, or there are enough examples."""
+    """Return advice about a large shift of the BatchNorm statistics; [] if it is small or the examples are many."""
     if shift <= MAX_SHIFT or examples >= FEW_EXAMPLES:
         return []
     return [
-        f"the statistics of BatchNorm moved by {shift:.2f} from the source's (0 is not at all), estimated from "
-        f"{examples:,} examples; config.freeze.batch_stats=frozen keeps the source's, which is often better for so few"
+        f"BatchNorm statistics shifted by {shift:.2f} from the source's (0: no shift), estimated from {examples:,} "
+        "examples; config.freeze.batch_stats=frozen keeps the source's, often the better choice for so few examples"
     ]
 
 
@@ -74,15 +74,15 @@ def advise_probe(
     is_best: bool = False,
     mixes: bool = True,
 ) -> list[str]:
-    """Return in words that training lost to the head that was fitted before it; [] if that is not sure.
+    """Return advice if training ended significantly below the head fitted before it; else [].
 
     Args:
         start: rows from before the first step.
-        rows: of the last phase.
-        score: metric of the validation split that counts, a share such as the accuracy.
-        examples: of that split.
+        rows: rows of the last phase.
+        score: validation metric that selects checkpoints; a proportion such as the accuracy.
+        examples: number of validation examples.
         is_best: whether the best checkpoint on validation was tested, not the last.
-        mixes: whether ``wise_ft`` can mix start and end.
+        mixes: whether ``wise_ft`` can average the initial and final weights.
     """
     before, after = (
         [row[score] for row in part if row.get("split") == "validation" and score in row] for part in (start, rows)
@@ -93,9 +93,9 @@ def advise_probe(
     variance = sum(share * (1 - share) for share in (before[0], end)) / examples
     if before[0] - end <= max(BEHIND, 2 * math.sqrt(max(variance, 0.0))):
         return []
-    mixture = ", config.wise_ft mixes both" if mixes else ""
+    mixture = ", config.wise_ft averages both" if mixes else ""
     return [
-        f"validation {score} was {before[0]:.3f} with the fitted head alone and is {end:.3f} after training; "
+        f"validation {score} fell from {before[0]:.3f} with the fitted head alone to {end:.3f} after training; "
         f"config.epochs=0 keeps the head alone{mixture}, and a lower config.optim.lr may help"
     ]
 
@@ -108,8 +108,8 @@ def _memorized(train: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[st
     if fitted < FITTED or high > fitted - BEHIND:
         return ""
     return (
-        f"training accuracy is {fitted:.3f} and validation accuracy {seen:.3f}: it learned its examples by heart; "
-        "more examples, augmentation, or fewer trained layers may help, more epochs will not"
+        f"training accuracy is {fitted:.3f} but validation accuracy {seen:.3f}: the network overfits; "
+        "more examples, augmentation or fewer trained layers may help, more epochs will not"
     )
 
 
@@ -122,7 +122,7 @@ def _too_short(train: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[st
     is_better = len(validated) < 2 or validated[-1] <= min(validated[:-1])
     if not before > 0 or last > (1 - FALL) * before or not is_better or _accuracy(train) >= FITTED:
         return ""
-    return f"the training loss was still falling, from {before:.3f} to {last:.3f} in the last quarter; raise the epochs"
+    return f"the training loss still fell, from {before:.3f} to {last:.3f} in the last quarter; train for more epochs"
 
 
 def _accuracy(train: Sequence[Mapping[str, Any]]) -> float:
@@ -136,6 +136,6 @@ def _past_best(held_out: Sequence[Mapping[str, Any]], score: str) -> str:
         return ""
     best = scores.index(max(scores))
     return (
-        f"validation {score} was best, {scores[best]:.4f}, at evaluation {best + 1} of {len(scores)}, and its loss has "
-        "risen by half since; config.eval_checkpoint=best tests that one, and config.patience stops there"
+        f"validation {score} was best ({scores[best]:.4f}) at evaluation {best + 1} of {len(scores)}, and the loss has "
+        "risen by half since; config.eval_checkpoint=best tests that checkpoint, config.patience stops there"
     )

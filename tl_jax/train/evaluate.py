@@ -1,6 +1,6 @@
-"""Metrics are (sum, count) pairs until the last moment: a mean of batch means is wrong for a short last batch.
+"""Evaluation over whole splits. Metrics stay (sum, count) pairs until the end, so a short last batch is not biased.
 
-Networks of one layout may be tested together: their probabilities are averaged, see ``Members``.
+Networks of one architecture can be evaluated as an ensemble, by their mean probabilities; see ``Members``.
 """
 
 import functools
@@ -19,16 +19,16 @@ from tl_jax.train.step import make_eval_step
 from tl_jax.train.task import Task
 from tl_jax.utils.errors import Diverged
 
-QUEUE = 16  # batches on their way to the device at the most
+QUEUE = 16  # maximum number of batches in transfer to the device
 
 
 def mean_metrics(rows: Iterable[Sums]) -> dict[str, float]:
-    """Add up sums and counts (fetched from the device in one go) and divide once; what was not counted is left out."""
+    """Sum the (sum, count) pairs, fetched from the device in one transfer, and divide; omit metrics of count 0."""
     return {name: value / count for name, (value, count) in sum_metrics(rows).items() if count}
 
 
 def sum_metrics(rows: Iterable[Sums]) -> dict[str, list[float]]:
-    """Return the sum of sums and of counts, by metric."""
+    """Return the total sum and count of each metric."""
     totals: dict[str, list[float]] = {}
     for row in jax.device_get(list(rows)):
         for name, (value, count) in row.items():
@@ -39,7 +39,7 @@ def sum_metrics(rows: Iterable[Sums]) -> dict[str, list[float]]:
 
 
 class EvalResult(NamedTuple):
-    """Metrics over a split, the number of its examples, the seconds that compiling took, and the evaluation."""
+    """Metrics of a split, the number of its examples, compilation time in seconds, and the task's evaluation."""
 
     values: dict[str, float]
     examples: int
@@ -48,7 +48,7 @@ class EvalResult(NamedTuple):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """All values, NaN for those that could not be measured."""
+        """All metrics; NaN for those that are undefined."""
         return {**self.values, **dict.fromkeys(self.evaluation.missing, math.nan)}
 
 
@@ -56,8 +56,8 @@ class Members(NamedTuple):
     """Networks whose probabilities are averaged: a deep ensemble (Lakshminarayanan et al. 2017, arXiv:1612.01474).
 
     Attributes:
-        networks: variables of M networks of one layout.
-        temperature: by which the logits of the mean are divided.
+        networks: variables of M networks of one architecture.
+        temperature: divisor of the logits of the mean.
     """
 
     networks: tuple[Any, ...]
@@ -65,7 +65,7 @@ class Members(NamedTuple):
 
 
 def run_step(step: Any, variables: Any, batch: Any) -> Any:
-    """Return on the host what a jitted function (variables, batch) gives, of ``Members`` the mean over networks."""
+    """Return a jitted function's output (variables, batch) on the host, averaged over the networks of ``Members``."""
     if not isinstance(variables, Members):
         return jax.tree.map(np.asarray, step(variables, batch))
     outputs = [run_step(step, network, batch) for network in variables.networks]
@@ -73,9 +73,9 @@ def run_step(step: Any, variables: Any, batch: Any) -> Any:
 
 
 def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]]) -> Any:
-    """Return what ``function`` (variables, batch) gives for every example, padding left out.
+    """Apply ``function`` (variables, batch) to all batches and return its outputs without padding.
 
-    That is arrays (N, ...) where the function returns (B, ...): one, or a tree of them. The variables may be
+    The result is an array (N, ...), or a tree of arrays, if the function returns (B, ...). ``variables`` may be
     ``Members``, whose temperature is left to the caller.
     """
     step = make_eval_step(function, sharding.is_sharded(variables))
@@ -89,31 +89,31 @@ def extract(function: Any, variables: Any, batches: Iterable[Mapping[str, Any]])
 
 
 def _replicate(variables: Any) -> Any:
-    """Replicate variables, or those of each network, onto every device."""
+    """Replicate variables, or those of each ensemble member, onto every device."""
     if isinstance(variables, Members):
         return variables._replace(networks=tuple(map(sharding.replicate, variables.networks)))
     return sharding.replicate(variables)
 
 
 def check_finite(values: Mapping[str, float], where: str, describe_last: Callable[[], str] = str) -> None:
-    """Raise ``Diverged`` where a loss or another value is not finite.
+    """Raise ``Diverged`` if a value is not finite.
 
     Args:
-        values: by name.
-        where: they were measured, such as a step or a split, for the message.
-        describe_last: returns what is left of the run, for the message.
+        values: values by name.
+        where: step or split in which they were measured, for the message.
+        describe_last: returns a description of the last checkpoint, for the message.
     """
     for name, value in values.items():
         if not math.isfinite(value):
             last_text = f"{describe_last()}; " if describe_last() else ""
             raise Diverged(
-                f"the {name} of {where} is {value}; {last_text}lower config.optim.lr or set config.optim.clip_norm, "
-                "with a new workdir, and check the data for values that are far from the others"
+                f"{where}: {name} is {value}; {last_text}lower config.optim.lr or set config.optim.clip_norm, "
+                "use a new workdir, and check the data for outliers"
             )
 
 
 def _check_predictions(outputs: Any, mask: np.ndarray, where: str, describe_last: Callable[[], str]) -> None:
-    """Raise ``Diverged`` where the outputs for the examples in ``mask`` are NaN, which a metric would score."""
+    """Raise ``Diverged`` if an output for an example in ``mask`` is NaN, which a metric could hide."""
     for leaf in jax.tree.leaves(outputs):
         if jnp.issubdtype(leaf.dtype, jnp.floating) and np.isnan(np.asarray(leaf, np.float32)[mask]).any():
             check_finite({"network's output": math.nan}, where, describe_last)
@@ -130,15 +130,15 @@ def evaluate(
     """Return the metrics over every example of ``split``, each counted once.
 
     Args:
-        task: whose functions measure.
-        variables: that are tested; ``Members`` are tested as one, by the mean of their probabilities.
+        task: the task whose metrics are computed.
+        variables: variables to evaluate; ``Members`` are evaluated as one network, by their mean probabilities.
         split: name of the split.
-        final: whether this is the test at the end, for which ``task.evaluate`` gets the outputs in any case; the
-            program is the same without it, but what it puts out is dropped batch by batch.
+        final: whether this is the final test, for which ``task.evaluate`` always gets the outputs. Otherwise the same
+            program runs, but its outputs may be dropped batch by batch.
         where, describe_last: see ``check_finite``.
 
     Raises:
-        Diverged: a metric, or what the network says of an example, is not finite.
+        Diverged: A metric or a network output is not finite.
     """
     if isinstance(variables, Members):
         results = [evaluate(task, each, split, True, where, describe_last) for each in variables.networks]
@@ -158,7 +158,7 @@ def evaluate(
         out = program.execute(variables, batch)
         rows.append(out[0] if has_outputs and not keeps_outputs else out)
         if keeps_outputs:
-            batches.append({name: host_batch[name] for name in host_batch if name != "inputs"})  # inputs need room
+            batches.append({name: host_batch[name] for name in host_batch if name != "inputs"})  # inputs are large
         if len(rows) % QUEUE == 0:
             jax.block_until_ready(rows[-1])
     if not keeps_outputs:
@@ -175,7 +175,7 @@ def evaluate(
 
 
 def average(predictions: Sequence[classification.Predictions], temperature: float = 1.0) -> classification.Predictions:
-    """Return the mean of what M networks say of the same N examples, its logits divided by a temperature."""
+    """Return the mean of M networks' probabilities for the same N examples, with logits divided by a temperature."""
     probabilities = np.mean([each.probabilities for each in predictions], axis=0)
     if temperature != 1.0:
         probabilities = classification.apply_temperature(probabilities, temperature)
@@ -183,7 +183,7 @@ def average(predictions: Sequence[classification.Predictions], temperature: floa
 
 
 def score(task: Task, predictions: classification.Predictions, compile_seconds: float = 0.0) -> EvalResult:
-    """Return the metrics of probabilities (N, K) that come from several networks, as ``evaluate`` has them of one."""
+    """Return the metrics of ensemble probabilities (N, K), in the form that ``evaluate`` returns for one network."""
     probabilities, labels = predictions
     accuracy = float((probabilities.argmax(1) == labels).mean())
     values = {"accuracy": accuracy, "loss": classification.log_loss(*predictions)}
@@ -193,7 +193,7 @@ def score(task: Task, predictions: classification.Predictions, compile_seconds: 
 
 @functools.cache
 def make_both(first: Any, second: Any):
-    """Return the function (variables, batch) -> what both return; XLA computes what they share once."""
+    """Return a function (variables, batch) -> both outputs; XLA computes common subexpressions once."""
 
     def both(variables, batch):
         return first(variables, batch), second(variables, batch)

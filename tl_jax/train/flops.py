@@ -1,4 +1,4 @@
-"""Floating-point operations of a function, loops included."""
+"""Floating-point operations of a function, including loops."""
 
 import math
 from collections.abc import Iterator
@@ -6,13 +6,13 @@ from typing import Any
 
 from jax.extend import core
 
-ELEMENTWISE = ("add", "sub", "mul")  # operations of which every number of the result takes one
+ELEMENTWISE = ("add", "sub", "mul")  # one operation per output element
 
 
 def count_flops(function: Any, *args: Any) -> float:
-    """Return the operations of one call of a jitted function, as XLA counts them before it optimises; NaN if it cannot.
+    """Return the FLOPs of one call of a jitted function, counted by XLA before optimization; NaN if it cannot.
 
-    XLA counts the body of a loop once, however often it runs. Here the products and sums in it count as often.
+    XLA counts the body of a loop once. Here the products and sums in a loop are multiplied by its iterations.
     """
     traced = function.trace(*args)
     once = (traced.lower().cost_analysis() or {}).get("flops", math.nan)
@@ -41,7 +41,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 def _inner_jaxprs(values: Any) -> Iterator[core.Jaxpr]:
-    """Yield the functions that are arguments of a primitive."""
+    """Yield the functions among the parameters of a primitive."""
     for value in values:
         if isinstance(value, core.ClosedJaxpr):
             yield value.jaxpr

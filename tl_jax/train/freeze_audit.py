@@ -1,4 +1,4 @@
-"""Proof of freezing: what a phase freezes is hashed before and after it, and one changed bit ends the run."""
+"""Freeze audit: frozen leaves are hashed before and after each phase; a single changed bit stops the run."""
 
 import hashlib
 from pathlib import Path
@@ -17,7 +17,7 @@ from tl_jax.utils.json_files import OBJECT, STRING, check_fields, object_of
 
 
 def frozen_hashes(phase: Phase, state: TrainState) -> dict[str, str]:
-    """Return the SHA-256 of each leaf that ``phase`` freezes, BatchNorm statistics that stay still among them."""
+    """Return the SHA-256 of each leaf that ``phase`` freezes, including frozen BatchNorm statistics."""
     mask = freeze.trainable(state.params, phase.rules)
     frozen_norms = freeze.frozen_batch_norms(mask, state.batch_stats, phase.batch_stats)
     flat, trained = tree.flatten(state.params), tree.flatten(mask)
@@ -28,12 +28,12 @@ def frozen_hashes(phase: Phase, state: TrainState) -> dict[str, str]:
 
 
 def _hash(leaf: np.ndarray) -> str:
-    # NumPy's types have it that arrays are buffers from Python 3.12 on.
+    # NumPy's type stubs declare arrays as buffers from Python 3.12 only.
     return hashlib.sha256(leaf).hexdigest()  # pyright: ignore[reportArgumentType]
 
 
 class FreezeAudit:
-    """The proof of one run, in ``workdir/freeze.json``, so that it holds across a stop and a resumption."""
+    """Freeze audit of one run, in ``workdir/freeze.json``, so that it survives an interruption."""
 
     def __init__(self, workdir: Path):
         self._path = workdir / "freeze.json"
@@ -43,19 +43,19 @@ class FreezeAudit:
             check_fields(phase, f"{self._path}: {name}", {"sha256": object_of(STRING)}, ACTION)
 
     def begin(self, phase: Phase, state: TrainState, flops: float, forward: float) -> None:
-        """Hash what is frozen as the phase starts; one that goes on is held to the hashes of its own start.
+        """Hash the frozen leaves at the start of a phase; a resumed phase keeps the hashes of its start.
 
         Args:
-            phase: that starts.
-            state: as it starts.
-            flops: of one of its steps.
-            forward: FLOPs of a forward pass from the examples on.
+            phase: the phase.
+            state: its initial state.
+            flops: FLOPs of one step.
+            forward: FLOPs of a forward pass from the examples.
         """
         before = self._phases.get(phase.name, {}).get("sha256") if int(state.step) > phase.start else None
         before = before or frozen_hashes(phase, state)
         self._phases[phase.name] = {
             "leaves": len(before),
-            "changed": None,  # until the phase ends
+            "changed": None,  # set when the phase ends
             "optimizer_bytes": tree.nbytes(state.opt_state),
             "flops_step": flops,
             "flops_forward": forward,
@@ -67,7 +67,7 @@ class FreezeAudit:
         """Compare with the start of the phase.
 
         Raises:
-            UserError: names the leaves that are frozen and have changed.
+            UserError: Frozen leaves have changed; the message names them.
         """
         entry, after = self._phases[phase.name], frozen_hashes(phase, state)
         changed = [path for path, sha in entry["sha256"].items() if after.get(path) != sha]
@@ -75,12 +75,12 @@ class FreezeAudit:
         write_json(self._path, self._phases)
         if changed:
             raise UserError(
-                f"phase {phase.name} changed {len(changed)} of {len(after)} frozen leaves: {join_names(changed, 5)}; "
-                f"this is a defect of tl_jax or of a custom objective, please report it with {self._path}"
+                f"phase {phase.name}: {len(changed)} of {len(after)} frozen leaves changed: {join_names(changed, 5)}; "
+                f"this is a bug in tl_jax or in a custom objective; please report it with {self._path}"
             )
 
     def summary(self) -> dict[str, Any]:
-        """Return the numbers of the last phase, and those of each phase under ``phases``."""
+        """Return the audit of the last phase, and that of each phase under ``phases``."""
         phases = {name: {k: v for k, v in row.items() if k != "sha256"} for name, row in self._phases.items()}
         last = list(phases.values())[-1] if phases else {"leaves": 0, "changed": 0}
         return {**last, "phases": phases}

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: ``metrics.jsonl``, TensorBoard events, lines and a progress bar on the screen."""
+"""Logging: ``metrics.jsonl``, TensorBoard events, console lines and a progress bar."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -16,24 +16,24 @@ from tl_jax.utils.progress import progress_bar
 
 
 def say(text: str = "") -> None:
-    """Tell how a run goes; of several processes the first speaks."""
+    """Print a line about the run's progress, from the first process only."""
     if sharding.is_first_process():
         log.LOGGER.info("%s", text)
 
 
 def warn(text: str) -> None:
-    """Tell what makes results doubtful; of several processes the first speaks."""
+    """Print a warning about the run's results, from the first process only."""
     if sharding.is_first_process():
         log.warn(text)
 
 
 def say_written(path: Path) -> None:
-    """Say what file was written, and its size."""
+    """Print the path and size of a file that was written."""
     say(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
 
 
 class Log:
-    """The metrics of one run. Rows after ``step`` are left over from a run that was cut short, and are dropped."""
+    """Metrics of one run. Rows after ``step``, left by an interrupted run, are dropped."""
 
     def __init__(self, workdir: Path, step: int, total: int, verbose: bool):
         self._bar, self._open_bars = None, contextlib.ExitStack()
@@ -42,12 +42,14 @@ class Log:
             return
         self._path = workdir / "metrics.jsonl"
         rows = self._path.read_bytes().splitlines(keepends=True) if self._path.is_file() else []
-        # A kill in between must not cost the history.
+        # Written atomically, so a kill does not lose the history.
         disk.write_bytes(self._path, b"".join(_rows_until(step, rows, self._path)))
         try:
             writer = _summary_writer()
         except MissingExtra as error:
-            self.say(f"no TensorBoard events are written ({error}); the curves are in {self._path.name} and the report")
+            self.say(
+                f"TensorBoard events are not written ({error}); see {self._path.name} and the report for the curves"
+            )
             return
         self._writer = writer(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30)
 
@@ -62,12 +64,12 @@ class Log:
                 self._writer.add_scalar(f"{split}/{name}", value, step)
 
     def say(self, text: str) -> None:
-        """Print a line, unless this run is one of many."""
+        """Print a line, unless the run is one of many."""
         if self._verbose:
             say(text)
 
     def start_bar(self, step: int) -> None:
-        """Show the bar from ``step`` on, once the first step can be taken: its clock does not count the compiling."""
+        """Show the progress bar from ``step`` on. Call it after compilation, which its clock must not include."""
         if self._bar is None and sharding.is_first_process():
             bar = progress_bar(total=self._total, initial=step, unit="step", smoothing=0)
             self._bar = self._open_bars.enter_context(bar)
@@ -75,19 +77,19 @@ class Log:
                 self._open_bars.enter_context(auto_refresh(self._bar))
 
     def exclude_time(self, seconds: float) -> None:
-        """Exclude ``seconds`` without steps, such as compiling, from the clock and the ETA of the bar."""
+        """Exclude ``seconds`` without steps, such as compilation, from the bar's clock and ETA."""
         if self._bar is not None and not self._bar.disable:
             self._bar.start_t += seconds
             self._bar.last_print_t += seconds
 
     def progress(self, step: int, **values: float) -> None:
-        """Move the bar to ``step``."""
+        """Advance the progress bar to ``step``."""
         if self._bar is not None:
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
             self._bar.update(step - self._bar.n)
 
     def eta(self, step: int, steps: int, seconds: float) -> str:
-        """Return "12 steps/s, 1:05 left" at ``step``, when the last ``steps`` steps have cost ``seconds``."""
+        """Return "12 steps/s, 1:05 left" at ``step``, if the last ``steps`` steps took ``seconds``."""
         if not steps:
             return "nothing to train"
         rate = steps / max(seconds, 1e-9)
@@ -102,23 +104,23 @@ class Log:
 
 
 def _summary_writer() -> Any:
-    """Return tensorboardX' writer, or raise MissingExtra."""
+    """Return tensorboardX' writer. Raises MissingExtra if it is not installed."""
     with require_extra("tracking"):
         from tensorboardX import SummaryWriter
     return SummaryWriter
 
 
 def _rows_until(step: int, rows: list[bytes], path: Path) -> Iterator[bytes]:
-    """Yield the rows of metrics up to ``step``; half a row at the end, such as a full disk leaves, is dropped."""
+    """Yield the rows of metrics up to ``step``; an incomplete last row, as a full disk leaves, is dropped."""
     for number, row in enumerate(rows, start=1):
         try:
             row_step = parse_row(row.decode(), f"{path}, line {number},", needs_checksum=True)["step"]
         except (UserError, ValueError, KeyError) as error:
-            if number == len(rows) and b"}" not in row and b"\n" not in row:  # half of it
+            if number == len(rows) and b"}" not in row and b"\n" not in row:  # incomplete
                 continue
-            # Bytes that are no UTF-8, or a row without a step, do not say which file they are in.
+            # Errors about invalid UTF-8 or a row without a step do not name the file.
             problem = error if isinstance(error, UserError) else f"{path}, line {number}, is damaged ({error!r})"
-            warn(f"WARNING: {problem}; the curves go on without it")
+            warn(f"WARNING: {problem}; the line is skipped")
             continue
         if row_step <= step:
             yield row.rstrip(b"\n") + b"\n"

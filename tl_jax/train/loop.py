@@ -28,15 +28,15 @@ from tl_jax.utils.json_files import parse_row
 
 
 def is_exhausted(scores: Sequence[float], patience: int) -> bool:
-    """Return whether the best of ``scores`` (the earliest of equals) is ``patience`` or more evaluations old."""
+    """Return whether the best of ``scores`` (the earliest, if tied) is at least ``patience`` evaluations old."""
     return bool(patience and scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
-START = "start"  # phase of a row that was measured before the first step
+START = "start"  # phase of rows measured before the first step
 
 
 def phase_rows(workdir: Path, phase: str) -> list[dict[str, Any]]:
-    """Return the rows of ``metrics.jsonl`` of a phase so far: a resumed run remembers them."""
+    """Return the rows of ``metrics.jsonl`` that a phase has written so far, including those before a resumption."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     rows = [parse_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
@@ -48,18 +48,18 @@ def validation_scores(workdir: Path, phase: str, score: str) -> list[float]:
     rows = [row for row in phase_rows(workdir, phase) if row.get("split") == "validation"]
     for row in rows:
         if type(row.get(score)) not in (int, float):
-            raise UserError(f"{workdir / 'metrics.jsonl'} has no {score} of step {row.get('step')}; {ACTION}")
+            raise UserError(f"{workdir / 'metrics.jsonl'}: step {row.get('step')} has no {score}; {ACTION}")
     return [row[score] for row in rows]
 
 
 def describe_phase(phase: Phase, state: TrainState, stepper: Any, full_objective: Objective) -> str:
-    """Return the table of one phase.
+    """Return a table that describes one phase.
 
     Args:
-        phase: that is about to start.
-        state: at its start.
+        phase: the phase that is about to start.
+        state: its initial state.
         stepper: its compiled steps.
-        full_objective: what it learns, computed from the examples on.
+        full_objective: its objective, computed from the examples.
     """
     mask = freeze.trainable(state.params, phase.rules)
     counts = freeze.count_split(state.params, mask)
@@ -82,16 +82,16 @@ def describe_phase(phase: Phase, state: TrainState, stepper: Any, full_objective
 
 def _flops_line(flops: float, unfrozen_flops: float, estimated: bool) -> str:
     prefix = "about " if estimated else ""
-    return f"  work a step: {flops / 1e9:,.2f} GFLOP ({prefix}{unfrozen_flops / 1e9:,.2f} GFLOP with nothing frozen)"
+    return f"  per step: {flops / 1e9:,.2f} GFLOP ({prefix}{unfrozen_flops / 1e9:,.2f} GFLOP with nothing frozen)"
 
 
 def stage_parameters(params: Any, plan: Sequence[Phase], stages: Sequence[str]) -> dict[str, Any]:
-    """Return the stages of a network from the input on, with their parameters and how many each phase trains.
+    """Return the stages of a network, input first, with their parameter counts and those that each phase trains.
 
     Args:
-        params: of the network.
+        params: parameters of the network.
         plan: phases of the run.
-        stages: names of the network's parts; others, such as the head, come after them.
+        stages: names of the network's stages; further layers, such as the head, follow them.
     """
     stage_of = {path: path.partition("/")[0] for path in tree.flatten(params)}
     order = list(dict.fromkeys([*(name for name in stages if name in stage_of.values()), *stage_of.values()]))
@@ -114,14 +114,14 @@ def stage_parameters(params: Any, plan: Sequence[Phase], stages: Sequence[str]) 
 
 
 class Pace(NamedTuple):
-    """How often things happen.
+    """Intervals of logging, checkpoints and early stopping.
 
     Attributes:
         save: steps between checkpoints, each after an evaluation.
         log: steps between rows of metrics.
-        patience: evaluations of the last phase without a better one after which the run ends; 0 for never.
-        min_interval: seconds for which no checkpoint follows another, but for the best so far and the last of a phase:
-            writing one takes longer than a short epoch does.
+        patience: evaluations of the last phase without improvement before the run stops; 0 disables early stopping.
+        min_interval: minimum seconds between checkpoints, since writing one can take longer than a short epoch. The
+            best so far and the last of a phase are always written.
     """
 
     save: int
@@ -131,7 +131,7 @@ class Pace(NamedTuple):
 
 
 class Run:
-    """The state that the phases of a run share."""
+    """State shared by the phases of a run."""
 
     def __init__(
         self,
@@ -147,18 +147,18 @@ class Run:
         starts_as_probe: bool,
     ):
         self.task, self.pace, self.seed, self.checkpoints, self.log = task, pace, seed, checkpoints, log
-        self.stop_signal = stop_signal  # what to raise where someone asked to stop
+        self.stop_signal = stop_signal  # returns the exception to raise if a stop was requested
         self.workdir, self.audit, self.sharded = workdir, audit, sharded
         self.starts_as_probe = starts_as_probe
         self.stream = sharding.replicate(stream_key(seed, "train"))
         self.seconds = {"features": 0.0, "compile": 0.0, "train": 0.0, "eval": 0.0}
-        self.phase_tasks: dict[int, Task] = {}  # by the phase that starts at a step
+        self.phase_tasks: dict[int, Task] = {}  # by the first step of the phase
         self.steps_taken = 0  # steps since this process started
         self.start_norms: dict[str, Any] = {}
-        self.best, self.saved = -math.inf, -math.inf  # validation score, and when the last checkpoint was begun
+        self.best, self.saved = -math.inf, -math.inf  # validation score, and start time of the last checkpoint
 
     def phases(self, plan: Sequence[Phase], done: int) -> tuple[TrainState, dict[str, int]]:
-        """Go through the phases from step ``done``; return the last state and the last phase's parameter counts."""
+        """Run the phases from step ``done`` on; return the last state and the last phase's parameter counts."""
         initial, state = initial_states(self.task, self.seed, self.sharded)
         self.start_norms = sharding.to_host(dict(state.batch_stats))
         parameters = {"trainable": 0, "frozen": tree.count(state.params)}
@@ -171,16 +171,16 @@ class Run:
             if done >= phase.stop and phase is not plan[-1]:
                 continue
             state = state.replace(opt_state=self._init_opt_state(phase, state))
-            if done and done >= phase.start:  # at the very start of a phase its optimizer state is new
+            if done and done >= phase.start:  # a phase starts with a new optimizer state
                 state = self.checkpoints.restore(done, state, opt_state=done > phase.start)
-            if done == phase.start:  # a running average starts from the weights that the phase starts from
+            if done == phase.start:  # a moving average starts from the phase's initial weights
                 state = state.replace(opt_state=self._init_opt_state(phase, state))
             if done < phase.stop:
                 state = self.train(phase, state, self.pace.patience if phase is plan[-1] else 0)
         return state, parameters
 
     def _init_opt_state(self, phase: Phase, state: TrainState) -> Any:
-        """Return the initial optimizer state of a phase; the first may begin with the moments of its source."""
+        """Return the initial optimizer state of a phase; the first may start from the source's moments."""
         new = make_optimizer_init(phase.optim, phase.rules, self.sharded)(state.params)
         moments = state.source.get("moments", {}) if phase.start == 0 else {}
         if not moments:
@@ -189,7 +189,7 @@ class Run:
         return jax.device_put(opt_state, sharding.tree_shardings(opt_state) if self.sharded else sharding.replicated())
 
     def train(self, phase: Phase, state: TrainState, patience: int) -> TrainState:
-        """Take the steps of one phase that are still to be taken."""
+        """Run the remaining steps of one phase."""
         first = int(state.step)
         scores = validation_scores(self.workdir, phase.name, self.task.score) if patience else []
         if is_exhausted(scores, patience):
@@ -201,7 +201,7 @@ class Run:
         while now < phase.stop:
             if reason := self.stop_signal():
                 self._save_pending(state, now, pending)
-                raise reason(f"stopped after step {now:,}, which is saved")
+                raise reason(f"stopped after step {now:,}; the state is saved")
             stops = (phase.stop, now + stepper.max_steps, *(now - now % every + every for every in self.pace[:2]))
             state, rows = stepper.advance(state, now, min(stops))
             pending += rows
@@ -218,7 +218,9 @@ class Run:
                 stop_early = is_exhausted(scores, patience)
                 self._save(state, values, force=stop_early or now == phase.stop)
                 if stop_early:
-                    self.log.say(f"no better validation {self.task.score} in {patience} evaluations: stopped early")
+                    self.log.say(
+                        f"validation {self.task.score} did not improve in {patience} evaluations: stopped early"
+                    )
                     break
                 clock = time.monotonic()
         if self.audit:
@@ -226,7 +228,7 @@ class Run:
         return state
 
     def phase_task(self, phase: Phase, state: TrainState) -> Task:
-        """Return the task of a phase, with cached outputs of the layers that it leaves frozen."""
+        """Return the task of a phase, with cached outputs of the frozen layers below the trained ones."""
         if phase.objective != SUPERVISED:
             return self.task
         if phase.start not in self.phase_tasks:
@@ -238,7 +240,7 @@ class Run:
         return self.phase_tasks[phase.start]
 
     def _prepare(self, phase: Phase, state: TrainState) -> tuple[Task, Stepper]:
-        """Return the task as the phase sees it, and its compiled steps."""
+        """Return the task of a phase and its compiled steps."""
         full_objective, task = self.task.objective(phase.objective), self.phase_task(phase, state)
         objective = task.objective(phase.objective)
         self.log.say(f"compiling the training step of phase {phase.name} ...")
@@ -255,7 +257,7 @@ class Run:
         return task, stepper
 
     def _save_pending(self, state: TrainState, now: int, pending: list[Any]) -> None:
-        """Save a state between two evaluations, and the sums of the row of metrics that has been begun."""
+        """Save a state between two evaluations, with the sums of the incomplete metrics row."""
         sums = [row["sums"] for row in jax.device_get(pending)]
         write_json(self.workdir / "pending.json", {"step": now, "sums": evaluate.sum_metrics(sums)})
         if self.checkpoints.latest() != now:
@@ -268,7 +270,7 @@ class Run:
         return [{"sums": saved["sums"]}] if saved.get("step") == now and saved["sums"] else []
 
     def _flush(self, phase: Phase, now: int, pending: list[Any]) -> None:
-        """Fetch the rows of the last steps, stop where one is not finite, write their mean."""
+        """Fetch the rows of the last steps, raise ``Diverged`` if one is not finite, and write their mean."""
         rows = jax.device_get(pending)
         for i, row in enumerate(rows, start=now - len(rows) + 1):
             total, count = row["sums"]["loss"]
@@ -281,12 +283,12 @@ class Run:
         self.log.progress(now, **values)
 
     def _describe_last(self) -> str:
-        """Describe the last checkpoint, for an error about numbers that are not finite."""
+        """Describe the last checkpoint, for an error about values that are not finite."""
         step = self.checkpoints.latest()
-        return "no checkpoint was written yet" if step is None else f"the last good checkpoint is step {step}"
+        return "no checkpoint was written" if step is None else f"the last good checkpoint is step {step}"
 
     def _evaluate(self, phase: str, state: TrainState, task: Task) -> dict[str, float] | None:
-        """Return the metrics on the validation part, None where there is none."""
+        """Return the metrics of the validation split; None without one."""
         if not self.task.sizes.get("validation"):
             return None
         clock, now = time.monotonic(), int(state.step)
@@ -294,7 +296,7 @@ class Run:
         values, _, compiling, _ = evaluate.evaluate(
             task, state.eval_variables, "validation", where=where, describe_last=self._describe_last
         )
-        evaluate.check_finite(values, where, self._describe_last)  # the evaluation's, one of which chooses the best
+        evaluate.check_finite(values, where, self._describe_last)  # includes the metric that selects the best
         self.log.row(now, "validation", values, phase=phase)
         self.seconds["compile"] += compiling
         self.log.exclude_time(compiling)
@@ -308,7 +310,7 @@ class Run:
         if better:
             assert values is not None
             self.best = values[self.task.score]
-        # Clocks of several processes differ, and all of them must come to write.
+        # Clocks of several processes differ, and all of them must take part in a checkpoint.
         if force or better or jax.process_count() > 1 or clock - self.saved >= self.pace.min_interval:
             self.checkpoints.save(state, values)
             self.saved = time.monotonic()
@@ -320,25 +322,25 @@ class Run:
         )
 
     def _interval(self, name: str, value: float) -> str:
-        """Return the 95 % interval of a share of the validation examples in words, "" for other metrics."""
+        """Return the 95 % interval of a proportion of the validation examples as text; "" for other metrics."""
         if name != "accuracy" or not (self.task.has_classes and self.task.needs_labels):
-            return ""  # words of one sentence are no independent examples
+            return ""  # the words of a sentence are not independent
         low, high = wilson_interval(value * (count := self.task.sizes["validation"]), count)
         return f" ({low:.2f} to {high:.2f})"
 
 
 class Fitted(NamedTuple):
-    """What training leaves behind.
+    """Result of training.
 
     Attributes:
         state: after the last step.
-        task: as the last phase saw it, see ``Task.cache_features``.
+        task: as the last phase used it, see ``Task.cache_features``.
         checkpoints: of the run, still open.
-        seconds: spent by this process on ``features`` (of frozen layers), ``compile``, ``train`` and ``eval``.
-        parameters: ``trainable`` and ``frozen`` values of the last phase.
-        freeze: the proof of freezing, where one was asked for.
-        norm_shift: how far the statistics of BatchNorm moved, see ``advice.norm_shift``.
-        resumed_from: step at which this process took over, 0 for a run in one piece.
+        seconds: time of this process for ``features`` (of frozen layers), ``compile``, ``train`` and ``eval``.
+        parameters: numbers of ``trainable`` and ``frozen`` parameters of the last phase.
+        freeze: summary of the freeze audit, if enabled.
+        norm_shift: shift of the BatchNorm statistics, see ``advice.norm_shift``.
+        resumed_from: step at which this process resumed; 0 for an uninterrupted run.
     """
 
     state: TrainState
@@ -363,29 +365,29 @@ def fit(
     sharded: bool = False,
     starts_as_probe: bool = False,
 ) -> Fitted:
-    """Train through all phases, from the last checkpoint in ``workdir`` where there is one.
+    """Train through all phases, from the last checkpoint in ``workdir`` if there is one.
 
     Args:
-        task: what is learned.
-        plan: phases, in steps; none leaves the initial state as it is.
-        pace: when to write.
-        seed: of everything random.
+        task: the task.
+        plan: phases, in steps; without any, the initial state is returned unchanged.
+        pace: intervals of logging and checkpoints.
+        seed: random seed.
         workdir: folder of the run.
-        verbose: show phases and evaluations; a terminal shows a progress bar in any case.
-        verify_freeze: hash what is frozen before and after each phase.
-        sharded: split parameters, statistics and optimizer state over the devices.
-        starts_as_probe: evaluate before the first step, too: the head is fitted, so that training has to beat it.
+        verbose: print phases and evaluations. A terminal always shows a progress bar.
+        verify_freeze: hash the frozen leaves before and after each phase.
+        sharded: shard parameters, statistics and optimizer state over the devices.
+        starts_as_probe: also evaluate before the first step, because the fitted head is a baseline for training.
 
     Raises:
-        Preempted: SIGTERM came, and the state was saved.
-        UserError: numbers that are not finite; the message names the step and the last good checkpoint.
+        Preempted: SIGTERM was received; the state is saved.
+        UserError: A value is not finite. The message names the step and the last good checkpoint.
     """
     checkpoints = Checkpoints(workdir / "checkpoints", task)
     latest = checkpoints.latest_intact()
     done = latest or 0
     total = plan[-1].stop if plan else 0
-    log = Log(workdir, -1 if latest is None else done, total, verbose)  # without a checkpoint nothing is kept
-    sharding.wait_for_all("training")  # the log is as it was at that step
+    log = Log(workdir, -1 if latest is None else done, total, verbose)  # without a checkpoint, drop all rows
+    sharding.wait_for_all("training")  # until the log is truncated
     if done:
         log.say(f"resuming from step {done:,} of {total:,}")
     audit = FreezeAudit(workdir) if verify_freeze else None
@@ -395,7 +397,7 @@ def fit(
             state, parameters = run.phases(plan, done)
             last_task = run.phase_task(plan[-1], state) if plan else task
     except BaseException:
-        checkpoints.close()  # what is being written is worth finishing
+        checkpoints.close()  # finishes pending writes
         raise
     finally:
         log.close()

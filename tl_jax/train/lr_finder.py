@@ -1,4 +1,4 @@
-"""Learning-rate range test: one short run in which the rate rises step by step, and what its losses suggest."""
+"""Learning-rate range test: a short run with a rising learning rate, and the rates that its losses suggest."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -13,21 +13,21 @@ from tl_jax.transfer.freeze import RECIPES, count_split, trainable
 from tl_jax.transfer.phases import Phase
 from tl_jax.utils.errors import UserError
 
-SMOOTHING = 0.9  # share of the running mean of losses that stays at each step
-SPAN = 0.5  # decades of the rate over which a slope is taken: single steps are too noisy
-DIVERGED = 3.0  # times the lowest smoothed loss above it: the test ends there
+SMOOTHING = 0.9  # decay of the moving average of losses
+SPAN = 0.5  # decades of the rate over which the slope is measured; single steps are too noisy
+DIVERGED = 3.0  # the test stops when the loss exceeds the lowest smoothed loss by this factor
 
 
 class Sweep(NamedTuple):
-    """Losses (S,) in nats at learning rates (S,) that rise, raw and smoothed, and the rates they suggest.
+    """Losses of a range test, in nats, and the learning rates that they suggest.
 
     Attributes:
-        rates, losses, smoothed: (S,).
-        steepest: rate around which the smoothed loss falls fastest per factor of the rate.
-        lowest: rate of the lowest smoothed loss, where training is about to diverge.
+        rates, losses, smoothed: (S,), with rising rates.
+        steepest: rate at which the smoothed loss falls fastest per factor of the rate.
+        lowest: rate of the lowest smoothed loss, just before training diverges.
         suggested: the smaller of ``steepest`` and a tenth of ``lowest``.
-        head: the sweep of the head alone, if the layers below have a rate of their own; the rest is then of all layers
-            at one rate.
+        head: sweep of the head alone, if the backbone has its own rate; the other fields then cover all layers at one
+            rate.
     """
 
     rates: np.ndarray
@@ -40,7 +40,7 @@ class Sweep(NamedTuple):
 
 
 def sweep_groups(task: Task, phase: Phase, seed: int) -> Sweep:
-    """Sweep the rate of a phase; of a new head by itself, too, if the layers below it train at a rate of their own."""
+    """Sweep the rate of a phase; also that of a new head alone, if the backbone trains at its own rate."""
     has_groups = phase.optim.backbone_lr_scale and task.config.init.head == "new"
     if not has_groups or not _trains_backbone(initial_state(task, seed).params, phase):
         return sweep(task, phase, seed)
@@ -50,20 +50,20 @@ def sweep_groups(task: Task, phase: Phase, seed: int) -> Sweep:
 
 
 def _trains_backbone(params: Any, phase: Phase) -> bool:
-    """Whether a phase trains more than a head does."""
+    """Return whether a phase trains any layer below the head."""
     trained, head = (count_split(params, trainable(params, rules)) for rules in (phase.rules, RECIPES["head"]))
     return trained != head
 
 
 def sweep(task: Task, phase: Phase, seed: int, low: float = 1e-6, high: float = 1.0, steps: int = 100) -> Sweep:
-    """Train from the start with rates from ``low`` to ``high``, evenly spaced in their logarithm (arXiv:1506.01186).
+    """Train from the initial state with log-spaced rates from ``low`` to ``high`` (arXiv:1506.01186).
 
     Args:
-        task: what is learned.
-        phase: whose objective, freezing and optimizer are used; its own rates are not.
-        seed: of everything random.
+        task: the task.
+        phase: supplies the objective, freezing and optimizer; its learning rates are ignored.
+        seed: random seed.
         low, high: first and last learning rate.
-        steps: between them; fewer are taken where the loss diverges.
+        steps: maximum number of steps; the test stops earlier if the loss diverges.
     """
     rates = np.geomspace(low, high, steps, dtype=np.float32)
     loss, train_batch, _ = task.objective(phase.objective)
@@ -83,7 +83,7 @@ def sweep(task: Task, phase: Phase, seed: int, low: float = 1e-6, high: float = 
 
 
 def smooth(losses: np.ndarray) -> np.ndarray:
-    """Return the running mean (S,) of losses (S,), without the pull of the zero that it starts from."""
+    """Return the bias-corrected exponential moving average (S,) of losses (S,)."""
     out, mean = np.empty(len(losses)), 0.0
     for i, value in enumerate(losses):
         mean = SMOOTHING * mean + (1 - SMOOTHING) * value
@@ -92,17 +92,17 @@ def smooth(losses: np.ndarray) -> np.ndarray:
 
 
 def suggest_rates(rates: np.ndarray, losses: np.ndarray) -> Sweep:
-    """Return the sweep with what it suggests.
+    """Return the sweep with the suggested rates.
 
     Raises:
-        UserError: the loss never fell, or was not finite from the start.
+        UserError: The loss never fell, or was not finite from the start.
     """
     finite = np.isfinite(losses)
     rates, losses = np.asarray(rates, float)[finite], losses[finite]
     smoothed = smooth(losses)
     lowest = int(smoothed.argmin()) if len(smoothed) else 0
     if lowest < 2:
-        raise UserError("the loss falls at no learning rate of this range; check the data, or start the range lower")
+        raise UserError("learning-rate sweep: the loss falls at no rate; check the data, or start at a lower rate")
     decades = np.log10(rates)
     windows = [np.abs(decades - decades[i]) <= SPAN / 2 for i in range(lowest + 1)]
     slopes = [np.polyfit(decades[window], smoothed[window], 1)[0] if window.sum() > 1 else 0.0 for window in windows]

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM between two steps: compiled code may lose them, and the compiler may crash on them."""
+"""Ctrl-C and SIGTERM, deferred to the end of a step: compiled code may lose them and the compiler may crash."""
 
 import contextlib
 import signal
@@ -13,11 +13,11 @@ from tl_jax.utils.errors import Preempted
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[Callable[[], type[BaseException] | None]]:
-    """Defer the first SIGINT and SIGTERM; yield a function that returns what to raise once one came, else None.
+    """Defer the first SIGINT or SIGTERM; yield a function that returns the exception to raise, or None.
 
-    The second SIGINT acts at once. Of several processes SIGTERM stops all at the same step, whichever was told to.
+    A second SIGINT acts at once. With several processes, SIGTERM to any of them stops all at the same step.
     """
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield lambda: None
         return
     received: list[int] = []
@@ -31,12 +31,12 @@ def defer_signals() -> Iterator[Callable[[], type[BaseException] | None]]:
     def stop_signal() -> type[BaseException] | None:
         nonlocal num_calls
         num_calls += 1
-        # JAX listens to SIGTERM in each of several processes, and finds a call that all of them are yet to make.
+        # JAX handles SIGTERM in each of several processes, and agrees on a call that none of them has made yet.
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(num_calls):
             return Preempted
         return (KeyboardInterrupt if received[0] == signal.SIGINT else Preempted) if received else None
 
-    # Ctrl-C of one of several ends it at once: the others could not know at which step to save.
+    # Ctrl-C ends one of several processes at once: the others could not agree on a step to save.
     signals = () if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
     previous_handlers = {signum: signal.signal(signum, on_signal) for signum in signals}
     try:

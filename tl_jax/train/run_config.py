@@ -1,4 +1,4 @@
-"""The options of a run that all kinds of tasks have; each kind adds its own in a class of its own, see ``Task``."""
+"""Configuration fields shared by all tasks; each task adds its own in a subclass, see ``Task``."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,32 +15,34 @@ from tl_jax.transfer.phases import PhaseConfig
 from tl_jax.transfer.regularizers import RegularizeConfig
 from tl_jax.transfer.self_supervised import PretextConfig
 
-AUTO = "auto"  # the method that is chosen by validation
+AUTO = "auto"  # choose the method by validation
 
 
 @dataclass(frozen=True)
 class RunConfig(Options):
-    """What is trained, from what, and how."""
+    """Configuration of a run."""
 
-    name: str = option("base", "name of the recipe, for folders and summaries")
-    smoke: bool = option(False, "whether the run shows no more than that every part works; its results then say so")
+    name: str = option("base", "recipe name, used for folders and summaries")
+    smoke: bool = option(False, "mark the run as a smoke test, whose results are not meaningful")
     seed: int = option(
-        0, "of the new head, the order and augmentation of examples, and the parts cut from train", low=0
+        0, "random seed of the new head, example order, augmentation, and the splits taken from train", low=0
     )
-    task: str = option("image", "kind of task, which the recipe decides")
-    # What is compared: every arm is run with every seed, and one summary and picture made of all.
-    seeds: tuple[int, ...] = option((), "seeds to repeat the run with; empty for the one in `seed`")
-    arms: tuple[Any, ...] = option((), "pairs (name, ((field, value), ...)): variants of this configuration to compare")
+    task: str = option("image", "task type, set by the recipe")
+    # A comparison runs every arm with every seed and writes one summary and figure.
+    seeds: tuple[int, ...] = option((), "seeds to repeat the run with; empty for `seed` alone")
+    arms: tuple[Any, ...] = option((), "variants to compare: pairs (name, ((field, value), ...))")
     ensemble: int = option(
-        0, "networks to train, from `seed` on, whose probabilities are averaged (arXiv:1612.01474); 0: one run", low=0
+        0, "number of networks, seeded from `seed` on, to average (arXiv:1612.01474); 0: a single run", low=0
     )
     member: int = option(
         0,
-        "which network of an ensemble, from 0; the data are split by the seed of the first, `seed` - `member`",
+        "index of this network in an ensemble; data are split by the seed of the first, `seed` - `member`",
         low=0,
     )
-    method: str = option("", "auto: what trains and how fast is chosen by validation; empty: as fields say", ("", AUTO))
-    budget: str = option("", "time that method=auto may take to choose, such as 90s, 10min or 2h; empty: no limit")
+    method: str = option(
+        "", "auto: choose trained layers and learning rate by validation; empty: as configured", ("", AUTO)
+    )
+    budget: str = option("", "time limit for method=auto's choice, such as 90s, 10min or 2h; empty: no limit")
     model: ModelConfig = group(ModelConfig)
     adapt: AdapterConfig = group(AdapterConfig)
     init: InitConfig = group(InitConfig)
@@ -49,27 +51,31 @@ class RunConfig(Options):
     optim: OptimConfig = group(OptimConfig)
     regularize: RegularizeConfig = group(RegularizeConfig)
     pretext: PretextConfig = group(PretextConfig)
-    batch_size: int = option(64, "training examples a step, over all devices", low=1)
-    eval_batch_size: int = option(256, "examples an evaluation step, over all devices", low=1)
-    epochs: float = option(10.0, "passes over the training part where there are no phases; 0 only tests", low=0.0)
-    min_steps: int = option(0, "steps at least, where epochs of a small set are fewer and there are no phases", low=0)
+    batch_size: int = option(64, "training batch size, over all devices", low=1)
+    eval_batch_size: int = option(256, "evaluation batch size, over all devices", low=1)
+    epochs: float = option(10.0, "passes over the training split if there are no phases; 0 only evaluates", low=0.0)
+    min_steps: int = option(0, "minimum number of training steps, for small datasets; ignored with phases", low=0)
     phases: tuple[PhaseConfig, ...] = option(
-        (), "dicts with the fields of PhaseConfig, run one after another", entries=PhaseConfig
+        (), "training phases, run in order: dicts with the fields of PhaseConfig", entries=PhaseConfig
     )
-    patience: int = option(0, "evaluations of the last phase without a better one that end the run; 0: never", low=0)
-    wise_ft: bool = option(False, "test the best mixture, on validation, of first and last weights (arXiv:2109.01903)")
+    patience: int = option(
+        0, "evaluations without improvement, in the last phase, before the run stops; 0: never", low=0
+    )
+    wise_ft: bool = option(
+        False, "evaluate a weighted average of initial and final weights, chosen on validation (arXiv:2109.01903)"
+    )
     wise_ft_share: float = option(
-        0.0, "of the last weights in that mixture; 0: the best on validation", low=0.0, high=1.0
+        0.0, "weight of the final weights in that average; 0: the best on validation", low=0.0, high=1.0
     )
     parallel: ParallelConfig = group(ParallelConfig)
     save_every: float = option(
-        1.0, "epochs between checkpoints, each after an evaluation on the validation part", low=1e-6
+        1.0, "epochs between checkpoints, each after an evaluation on the validation split", low=1e-6
     )
     min_checkpoint_interval: float = option(
-        10.0, "seconds for which no checkpoint follows another, but for the best so far and a phase's last", low=0.0
+        10.0, "minimum seconds between checkpoints, except for the best so far and the last of a phase", low=0.0
     )
-    eval_checkpoint: str = option("last", "checkpoint to test: the last, or the best on validation", ("last", "best"))
-    test_train: bool = option(False, "test the training part too: its distance from the test part shows overfitting")
+    eval_checkpoint: str = option("last", "checkpoint to evaluate: last, or best on validation", ("last", "best"))
+    test_train: bool = option(False, "also evaluate on the training split; the gap to test shows overfitting")
     log_every: int = option(20, "steps between rows of training metrics", low=1)
 
     @property

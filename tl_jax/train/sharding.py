@@ -1,9 +1,9 @@
 """Sharding over devices and processes: one mesh, data parallelism, and fully sharded data parallelism (FSDP).
 
-Batches are split along ``data``. Everything else is replicated, or with FSDP each device keeps a shard of every large
-leaf. The whole leaf is gathered where the network uses it, and its gradient is reduced back to the shards (ZeRO,
-arXiv:1910.02054; FSDP, arXiv:2304.11277). XLA inserts the communication. Processes may run on the hosts of a TPU
-slice, the nodes of a cluster, or one machine.
+Batches are split along the mesh axis ``data``. Everything else is replicated, or with FSDP each device keeps a shard of
+every large leaf. The leaf is gathered where the network uses it, and its gradient is reduced back to the shards (ZeRO,
+arXiv:1910.02054; FSDP, arXiv:2304.11277). XLA inserts the communication. Processes may run on the hosts of a TPU slice,
+the nodes of a cluster, or one machine.
 """
 
 import functools
@@ -26,28 +26,28 @@ from tl_jax.utils import compile_cache
 from tl_jax.utils.command import show_elapsed
 from tl_jax.utils.errors import UserError, first_line
 
-AXIS = "data"  # of the mesh
+AXIS = "data"  # mesh axis
 
 
 @dataclass(frozen=True)
 class ParallelConfig(Options):
-    """Several devices, always each with its share of a batch."""
+    """Parallelism over several devices, which always split the batch."""
 
     state: str = option(
         "replicated",
-        "parameters and optimizer state: whole on each device, or a part (FSDP)",
+        "parameters and optimizer state: replicated on each device, or sharded (FSDP)",
         ("replicated", "sharded"),
     )
 
 
 @functools.cache
 def mesh() -> Mesh:
-    """Return the mesh of all devices, of all processes."""
+    """Return the mesh of all devices of all processes."""
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated() -> NamedSharding:
-    """Return the sharding that keeps a whole copy on each device."""
+    """Return the sharding that replicates an array on each device."""
     return NamedSharding(mesh(), PartitionSpec())
 
 
@@ -57,43 +57,43 @@ def batch_sharding() -> NamedSharding:
 
 
 def shard_batch(batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
-    """Move a batch of numpy arrays onto the devices, split along the examples; every process has all of it."""
+    """Move a batch of NumPy arrays, complete in every process, onto the devices, split along the examples."""
     return _place(batch, batch_sharding())
 
 
 def shard_local_batch(batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
-    """Move a batch of which every process has its own rows, see ``local_slice``, onto the devices."""
+    """Move a batch onto the devices, given each process's own rows (see ``local_slice``)."""
     if jax.process_count() == 1:
         return shard_batch(batch)
     return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, batch_sharding()), batch)
 
 
 def local_slice(size: int) -> slice:
-    """Return the rows of a batch of ``size`` examples that the devices of this process work on."""
+    """Return the rows of a batch of ``size`` examples that belong to this process's devices."""
     rows = size // jax.process_count()
     return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
 
 
 def replicate(tree: Any) -> Any:
-    """Replicate arrays, which every process has, onto every device."""
+    """Replicate arrays, complete in every process, onto every device."""
     return _place(tree, replicated())
 
 
 def to_host(tree: Any) -> Any:
-    """Return every array as numpy, including arrays that are sharded over processes."""
+    """Return every array as NumPy, including arrays that are sharded over processes."""
     arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
     is_local = all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in arrays)
     return jax.device_get(tree if is_local else _make_gather()(tree))
 
 
 def check_batch(field: str, size: int, accumulate: int = 1) -> None:
-    """Refuse a batch size that the devices cannot share evenly in each of its ``accumulate`` chunks."""
+    """Raise UserError if the devices cannot split a batch size evenly, in each of ``accumulate`` micro-batches."""
     divisor = jax.device_count() * accumulate
     if size % divisor:
         nearest = max(divisor, round(size / divisor) * divisor)
         chunks = f" times optim.accumulate={accumulate}" if accumulate > 1 else ""
         raise UserError(
-            f"config.{field}={size} is not divisible by the {jax.device_count()} devices{chunks}; {nearest} is"
+            f"config.{field}={size} is not divisible by the {jax.device_count()} devices{chunks}; use {nearest}"
         )
 
 
@@ -107,7 +107,7 @@ class Program(NamedTuple):
 
     Attributes:
         execute: the executable.
-        seconds: spent on compiling just now, 0 where it had been compiled before.
+        seconds: compilation time of this call; 0 if it was cached.
     """
 
     execute: Any
@@ -127,10 +127,10 @@ def compile_cached(function: Any, *args: Any) -> Program:
 
 
 def limit_memory_maps() -> None:
-    """Drop all compiled programs once they hold half of the memory maps that the system allows a process.
+    """Drop all compiled programs when they use half of the memory maps that the system allows a process.
 
-    A program takes some ten maps on a CPU and Linux allows 65,530: a process that compiles thousands, as studies and
-    test suites do, ends in a segmentation fault within XLA. What is needed again is read from the cache on disk.
+    A program takes about ten maps on a CPU, and Linux allows 65,530. A process that compiles thousands, such as a study
+    or a test suite, would crash in XLA with a segmentation fault. Dropped programs are reloaded from the disk cache.
     """
     allowed = Path("/proc/sys/vm/max_map_count")
     if allowed.is_file() and _count_memory_maps() > int(allowed.read_text()) // 2:
@@ -138,14 +138,14 @@ def limit_memory_maps() -> None:
 
 
 def clear_programs() -> None:
-    """Drop the compiled programs of training and evaluation; a command drops all of the process."""
+    """Drop the compiled programs of training and evaluation."""
     _PROGRAMS.clear()
     _FLOPS.clear()
     compile_cache.clear()
 
 
 def count_flops(function: Any, *args: Any) -> float:
-    """Return the floating-point operations of one call, without compiling it; counted once per function and shapes."""
+    """Return the FLOPs of one call without compiling it; cached per function and shapes."""
     shapes = _shapes(args)
     key = _program_key(function, shapes)
     if key not in _FLOPS:
@@ -153,7 +153,7 @@ def count_flops(function: Any, *args: Any) -> float:
     return _FLOPS[key]
 
 
-# Of this process; runs that differ in their seed share them.
+# Cache of this process; runs that differ only in their seed share programs.
 _PROGRAMS: dict[Any, Any] = {}
 _FLOPS: dict[Any, float] = {}
 
@@ -165,7 +165,7 @@ def _program_key(function: Any, shapes: Any) -> Any:
 
 
 def _place(tree: Any, sharding: NamedSharding) -> Any:
-    """Put what every process has the whole of onto the devices; each process sends what its own devices keep."""
+    """Put arrays that every process has onto the devices; each process sends its own devices' shards."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
@@ -191,13 +191,13 @@ def _shapes(args: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), args)
 
 
-MIN_SPLIT_SIZE = 512  # values of a leaf from which on it is split; gathering fewer costs more than it saves
+MIN_SPLIT_SIZE = 512  # elements; gathering a smaller leaf costs more than sharding saves
 
 
 def leaf_sharding(shape: tuple[int, ...]) -> NamedSharding:
-    """Return the sharding of a leaf: split along its longest axis that the devices share evenly, the later of equals.
+    """Return the sharding of a leaf: split along its longest evenly divisible axis, the last if tied.
 
-    A leaf that is small, or that no axis can be split evenly of, is whole on each device.
+    A leaf that is small, or that has no divisible axis, is replicated.
     """
     count, size = mesh().size, 1
     for length in shape:
@@ -215,18 +215,18 @@ def tree_shardings(tree: Any) -> Any:
 
 
 def is_sharded(tree: Any) -> bool:
-    """Whether some leaf of a tree of arrays, of JAX or of NumPy, is not whole on each device."""
+    """Return whether a leaf of a tree of JAX or NumPy arrays is not replicated."""
     return any(isinstance(leaf, jax.Array) and not leaf.is_fully_replicated for leaf in jax.tree.leaves(tree))
 
 
 def constrain(tree: Any) -> Any:
-    """Split the leaves of a tree within a jitted function."""
+    """Shard the leaves of a tree within a jitted function."""
     return jax.lax.with_sharding_constraint(tree, tree_shardings(tree))
 
 
 @jax.custom_vjp
 def gather(tree: Any) -> Any:
-    """Return the leaves whole, within a jitted function; what flows back to them is split again at once."""
+    """Gather the leaves within a jitted function; their gradients are sharded again at once."""
     return jax.lax.with_sharding_constraint(tree, replicated())
 
 
@@ -234,7 +234,7 @@ gather.defvjp(lambda tree: (gather(tree), None), lambda _, grads: (constrain(gra
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Return the bytes that a tree of arrays takes on the device that keeps most of it."""
+    """Return the bytes of a tree of arrays on the device that holds most of it."""
     totals: dict[Any, int] = {}
     for leaf in jax.tree.leaves(tree):
         for shard in leaf.addressable_shards:
@@ -247,20 +247,20 @@ _is_first = True
 
 
 def join_processes() -> None:
-    """Connect to the other processes of this run; call it before JAX looks for devices.
+    """Connect to the other processes of this run. Call it before JAX initializes its devices.
 
-    If the environment has all of ``ENV_VARIABLES`` (HOST:PORT of process 0, number of processes, index of this one),
-    they are used. Otherwise JAX finds out from SLURM, Open MPI, or the metadata of a TPU slice.
+    If the environment sets all of ``ENV_VARIABLES`` (HOST:PORT of process 0, number of processes, index of this one),
+    they are used. Otherwise JAX detects SLURM, Open MPI or a TPU slice.
 
     Raises:
-        UserError: nothing says which processes there are, or they do not answer.
+        UserError: No processes are configured or detected, or they do not answer.
     """
     global _is_first
     settings = {name: os.environ[name] for name in ENV_VARIABLES if os.environ.get(name)}
     missing = [name for name in ENV_VARIABLES if name not in settings]
     if settings and missing:
         raise UserError(
-            f"{', '.join(settings)} without {', '.join(missing)}; set all three, or none for SLURM and TPUs"
+            f"{', '.join(settings)}: {', '.join(missing)} must be set too; set all three, or none for SLURM and TPUs"
         )
     try:
         if settings:
@@ -271,14 +271,14 @@ def join_processes() -> None:
     except (ValueError, RuntimeError) as e:
         reason = first_line(e)
         raise UserError(
-            f"--distributed: {reason}; start by srun, mpirun or on a TPU slice, or set {', '.join(ENV_VARIABLES)}"
+            f"--distributed: {reason}; start with srun, mpirun or on a TPU slice, or set {', '.join(ENV_VARIABLES)}"
         ) from None
     _is_first = jax.process_index() == 0
 
 
 def is_first_process() -> bool:
     """Return whether this is the process that writes files and prints."""
-    return _is_first  # rather than to ask JAX, which would look for devices
+    return _is_first  # jax.process_index() would initialize the devices
 
 
 def wait_for_all(where: str) -> None:

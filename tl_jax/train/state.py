@@ -1,4 +1,4 @@
-"""What a training step takes and gives back, and the keys that are derived rather than carried."""
+"""Training state, and random keys derived from the seed and step."""
 
 import functools
 import hashlib
@@ -14,20 +14,20 @@ from tl_jax.train.task import Task
 from tl_jax.transfer.optimizer import averaged_params
 from tl_jax.utils import tree
 
-STREAMS = ("init", "train", "views")  # independent uses of randomness; the order is part of every result
+STREAMS = ("init", "train", "views")  # independent random streams; reordering them would change every result
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that changes while training.
+    """Everything that changes during training.
 
     Attributes:
-        step: int32 scalar, steps taken since the start of the run (not of the phase).
+        step: int32 scalar, steps since the start of the run (not of the phase).
         params: nested dict of float32 leaves.
         batch_stats: nested dict of BatchNorm statistics, empty for networks without them.
         opt_state: optimizer state of the current phase.
-        source: {"source": what the loss needs of the weights at the start} and {"moments": what the first optimizer
-            begins with}, or less; never changes, never saved.
-        carry: what a task carries from step to step beside the network: the states of environments; {} for most.
+        source: constant data that is not saved, both optional: "source" (data derived from the initial weights, for the
+            loss) and "moments" (initial moments of the first optimizer).
+        carry: task state passed from step to step, such as environment states; {} for most tasks.
     """
 
     step: jax.Array
@@ -39,22 +39,22 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What ``model.apply`` takes."""
+        """Variables for ``model.apply``."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def eval_variables(self) -> dict[str, Any]:
-        """The variables to evaluate: with the running average of the trained leaves where the optimizer keeps one."""
+        """Variables to evaluate: with the moving average of the trained leaves, if the optimizer keeps one."""
         return {"params": averaged_params(self.params, self.opt_state), "batch_stats": self.batch_stats}
 
 
 def stream_key(seed: int, stream: str) -> jax.Array:
-    """Return the key of a stream of randomness; a step's own key is ``fold_in(stream key, step)``."""
+    """Return the key of a random stream; a step uses ``fold_in(stream key, step)``."""
     return jax.random.fold_in(jax.random.key(seed), STREAMS.index(stream))
 
 
 def initial_state(task: Task, seed: int, sharded: bool = False) -> TrainState:
-    """Return the state before training, without optimizer state, whole on each device or split over them."""
+    """Return the state before training, without optimizer state; replicated, or sharded over the devices."""
     return initial_states(task, seed, sharded)[0]
 
 
@@ -75,9 +75,9 @@ def _make_state(variables: Any, sharded: bool) -> TrainState:
     source = {name: variables[name] for name in ("source", "moments") if name in variables}
     stats = variables.get("batch_stats", {})
     state = TrainState(jnp.zeros((), jnp.int32), variables["params"], stats, (), source, variables.get("carry", {}))
-    if jax.process_count() > 1:  # each has drawn or read the same, for its own devices
+    if jax.process_count() > 1:  # each process has the same values, for its own devices
         state = sharding.replicate(state)
-    # A jitted copy rather than device_put alone: the step reuses the state's memory, which must be no one else's.
+    # A jitted copy rather than device_put: the step donates the state's buffers, which must not be shared.
     return _make_copy(sharded)(state)
 
 
@@ -90,7 +90,7 @@ def _make_copy(sharded: bool):
 
 
 def digest(variables: Any) -> str:
-    """Return the SHA-256 over paths and bytes of all leaves: equal digests mean bit-identical parameters."""
+    """Return the SHA-256 over the paths and bytes of all leaves; equal digests mean bit-identical parameters."""
     sha = hashlib.sha256()
     for path, leaf in sorted(tree.flatten(variables).items()):
         sha.update(path.encode() + np.ascontiguousarray(leaf).tobytes())

@@ -1,4 +1,4 @@
-"""Training and evaluation steps: pure, jitted with shardings, and cached on the options they are made from.
+"""Training and evaluation steps: pure, jitted with shardings, and cached by their options.
 
 ``Stepper`` runs the steps of a phase: many per call if the data fit on the device, else one by one.
 """
@@ -41,14 +41,14 @@ def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str,
     """Return the jitted step (state, batch, stream key, learning rate) -> (state, row).
 
     Args:
-        loss: of the phase's objective.
-        optim: of the phase.
+        loss: loss of the phase's objective.
+        optim: optimizer settings of the phase.
         rules: freeze rules of the phase.
         batch_stats: mode of ``freeze.frozen_batch_norms``.
-        sharded: the state is split over the devices.
+        sharded: whether the state is sharded over the devices.
 
-    The row holds the task's sums and the norms of the trained leaves' gradients and new values. The input state's
-    memory is reused. The learning rate is an argument, so that runs which differ in it share the compiled step.
+    The row holds the task's sums and the norms of the trained leaves' gradients and new values. The input state is
+    donated. The learning rate is an argument, so runs that differ only in it share the compiled step.
     """
     step, on_all = make_step(loss, optim, rules, batch_stats, sharded), replicated()
     return _jit_step(step, sharded, batch_sharding(), on_all, on_all)
@@ -58,8 +58,8 @@ def make_train_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str,
 def make_train_steps(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str, sharded: bool = False):
     """Return the jitted loop (state, data, rows (S, B), stream key, learning rates (S,), count) -> (state, rows).
 
-    It takes the first ``count`` of S steps, whose batches are rows of ``data``: "inputs" (V * N, ...), "label" (N,).
-    The count is an argument, so that the same program, and with it the same bits, serves any number of steps.
+    It runs the first ``count`` of S steps, whose batches are rows of ``data``: "inputs" (V * N, ...), "label" (N,).
+    The count is an argument, so one program serves any number of steps with bit-identical results.
     """
     step = make_step(loss, optim, rules, batch_stats, sharded)
 
@@ -82,16 +82,16 @@ def make_train_steps(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str
 
 
 def _jit_step(step: Any, sharded: bool, *arg_shardings: NamedSharding):
-    """Jit a function (state, others ...) -> (state, ...) that reuses the memory of the state.
+    """Jit a function (state, others ...) -> (state, ...) that donates the state.
 
-    A state that is split over the devices says so itself as it comes in; ``make_step`` splits the one that goes out.
+    A sharded input state carries its sharding; ``make_step`` shards the output state.
     """
     state = None if sharded else replicated()
     return jax.jit(step, donate_argnums=0, in_shardings=(state, *arg_shardings), out_shardings=state)
 
 
 def make_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str, sharded: bool = False):
-    """Return the step of ``make_train_step`` as it is, with further arguments of the optimizer by name."""
+    """Return the step of ``make_train_step`` without jit; it takes further optimizer arguments by name."""
     optimizer = make_optimizer(optim, rules)
 
     def step(state: TrainState, batch: Any, stream: jax.Array, rate: jax.Array, **extra_args: jax.Array):
@@ -109,10 +109,10 @@ def make_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str, shard
 
         gradient = functools.partial(_batch_gradient, loss_fn, optim.accumulate, batch, key, state.batch_stats)
         grads, (new_stats, sums) = gradient(state.params)
-        if optim.sam:  # metrics and statistics are those of the first pass
+        if optim.sam:  # metrics and statistics come from the first pass
             grads, _ = gradient(sam_point(state.params, grads, optim.sam, mask))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, rate=rate, **extra_args)
-        # Frozen leaves are passed on, not added to: adding zero would turn -0.0 into 0.0.
+        # Frozen leaves are passed on: adding zero would turn -0.0 into 0.0.
         params = jax.tree.map(lambda p, u, trains: p + u if trains else p, state.params, updates, mask)
         row = {
             "sums": sums,
@@ -128,20 +128,20 @@ def make_step(loss: Any, optim: OptimSpec, rules: Rules, batch_stats: str, shard
 def _batch_gradient(
     loss_fn: Any, num_chunks: int, batch: Any, key: jax.Array, stats: Any, params: Any
 ) -> tuple[Any, Any]:
-    """Return the gradient and (statistics, sums) of a batch, computed chunk by chunk to save memory.
+    """Return the gradient and (statistics, sums) of a batch, accumulated over chunks to save memory.
 
-    It is the gradient of the mean over the whole batch: what ``sums["loss"]`` adds up is divided by the count of the
-    whole batch, since parts may hold different numbers of labelled words or of objects. What else is in the loss, such
-    as penalties, is the mean over the parts. BatchNorm, draws of a key and pairs of examples see one part at a time.
+    It is the gradient of the mean over the whole batch: ``sums["loss"]`` is divided by the count of the whole batch,
+    since chunks may hold different numbers of labelled words or objects. Other terms, such as penalties, are averaged
+    over the chunks. BatchNorm, random draws and example pairs see one chunk at a time.
     """
     if num_chunks == 1:
         return jax.grad(loss_fn, has_aux=True)(params, stats, batch, key)
 
-    def split_leaf(leaf):  # every so-manieth row: each device finds the rows of all chunks among its own
+    def split_leaf(leaf):  # strided rows, so each device has the rows of all chunks
         rows = leaf.reshape(len(leaf) // num_chunks, num_chunks, *leaf.shape[1:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(rows, NamedSharding(mesh(), PartitionSpec(None, AXIS)))
 
-    def count(index_and_chunk):  # no weight goes into it, so that the compiler leaves the network out
+    def count(index_and_chunk):  # independent of the weights, so the compiler drops the network
         i, chunk = index_and_chunk
         return loss_fn(params, stats, chunk, jax.random.fold_in(key, i))[1][1]["loss"][1]
 
@@ -170,7 +170,7 @@ def _batch_gradient(
 
 @functools.cache
 def make_forward(loss: Any, rules: Rules, batch_stats: str, sharded: bool = False):
-    """Return the jitted function (state, batch, stream key) -> loss: the work that no freezing can save."""
+    """Return the jitted function (state, batch, stream key) -> loss: the forward pass, which freezing cannot save."""
 
     def forward(state: TrainState, batch: Any, stream: jax.Array):
         frozen_norms = freeze.frozen_batch_norms(freeze.trainable(state.params, rules), state.batch_stats, batch_stats)
@@ -183,24 +183,24 @@ def make_forward(loss: Any, rules: Rules, batch_stats: str, sharded: bool = Fals
 
 @functools.cache
 def make_eval_step(metrics: Any, sharded: bool = False):
-    """Return the jitted function (variables, batch) -> sums, from ``Task.metrics``."""
+    """Return the jitted function (variables, batch) -> sums from ``Task.metrics``."""
     shardings = {"in_shardings": (None if sharded else replicated(), batch_sharding()), "out_shardings": replicated()}
     return jax.jit((lambda v, batch: metrics(sharding.gather(v), batch)) if sharded else metrics, **shardings)
 
 
-MAX_STEPS = 64  # of one call; an interruption waits for its end
+MAX_STEPS = 64  # per call; an interruption waits for the end of a call
 MAX_DATA_BYTES = 2**30  # of training data kept on each device
-MAX_SENT_BYTES = 2**26  # bytes of the batches of one call where the data are not kept on the device
-MAX_LOOP_FLOPS = 1e9  # FLOPs of a step on a CPU from which on steps are taken one by one; an estimate
+MAX_SENT_BYTES = 2**26  # bytes of the batches of one call if the data are not kept on the device
+MAX_LOOP_FLOPS = 1e9  # FLOPs of a step on a CPU from which steps run one by one; an estimate
 
 
 class Stepper:
     """Compiled training steps of one phase, starting at global step ``first``; at most ``max_steps`` per call.
 
     Attributes:
-        flops: floating-point operations of a step, see ``flops.count_flops``.
-        seconds: spent on compiling.
-        max_steps: steps that one call may take.
+        flops: FLOPs of a step, see ``flops.count_flops``.
+        seconds: compilation time.
+        max_steps: maximum number of steps per call.
     """
 
     def __init__(
@@ -221,11 +221,11 @@ class Stepper:
         self._data, self._prefetched, self._example_cache = None, None, (-1, ())
         step = make_train_step(*step_options)
         self.flops = sharding.count_flops(step, *step_args)
-        # What is in memory is on the device as it is.
+        # Data in host memory are already on a CPU device.
         self._is_local_cpu = jax.default_backend() == "cpu" and jax.process_count() == 1
         self._loop, self.max_steps = None, self._steps_per_call()
         if self.max_steps > 1:
-            # A call gathers the data of that many, however few it takes.
+            # A call gathers the data of max_steps steps, even if it runs fewer.
             self.max_steps = min(self.max_steps, max_steps)
             if not self._is_local_cpu:
                 stored = {"inputs": self._batch.inputs[:], "label": self._batch.labels}
@@ -237,7 +237,7 @@ class Stepper:
             self.seconds = sum(program.seconds for program in self._programs.values())
 
     def advance(self, state: TrainState, first: int, stop: int) -> tuple[TrainState, list[dict[str, Any]]]:
-        """Take steps ``first`` to ``stop`` of the run, at most ``max_steps``; return the state and a row for each."""
+        """Run steps ``first`` to ``stop``, at most ``max_steps``; return the state and a row for each."""
         rates = self._rates[first - self._phase.start : stop - self._phase.start]
         if self._loop is None:
             batch = self._next_batch(first)
@@ -246,24 +246,24 @@ class Stepper:
             return state, [{**row, "lr": rates[0]}]
         state, rows = self._loop.execute(state, *self._loop_args(first, stop))
         if stop < self._phase.stop:
-            self._examples(stop)  # are read while those steps are being taken
+            self._examples(stop)  # prefetched while the steps run
         rows = jax.device_get(rows)
         return state, [{**jax.tree.map(lambda v, i=i: v[i], rows), "lr": rate} for i, rate in enumerate(rates)]
 
     def unfrozen_cost(self, state: TrainState, full_objective: Objective) -> tuple[int, float]:
-        """Return bytes of optimizer state and about the FLOPs of a step, had the phase frozen nothing.
+        """Return the optimizer state's bytes and the approximate FLOPs of a step if nothing were frozen.
 
-        The gradients of weights and of inputs take as many each as the forward pass, the only one that is traced here.
+        The gradients of weights and of inputs cost as much each as the forward pass, which alone is traced here.
 
         Args:
-            state: at the start of the phase.
-            full_objective: the objective, computed from the examples on.
+            state: initial state of the phase.
+            full_objective: the objective, computed from the examples.
         """
         shapes = jax.eval_shape(make_optimizer_init(self._phase.optim, freeze.RECIPES["all"]), state.params)
         return tree.nbytes(shapes), 3 * self.forward_flops(state, full_objective)
 
     def forward_flops(self, state: TrainState, full_objective: Objective) -> float:
-        """Return the FLOPs of a forward pass from the examples on."""
+        """Return the FLOPs of a forward pass from the examples."""
         forward = make_forward(full_objective.loss, self._phase.rules, self._phase.batch_stats, self._sharded)
         return sharding.count_flops(forward, state, self._full_batch(full_objective, state), self._stream)
 
@@ -271,7 +271,7 @@ class Stepper:
         return sharding.shard_batch(full_objective.train_batch(int(state.step)))
 
     def _compile_shapes(self, step: Any, step_args: tuple[Any, ...], first: int) -> dict[Any, sharding.Program]:
-        """Compile the step for each shape that batches of this phase have: those of texts differ in length."""
+        """Compile the step for each batch shape of this phase; texts differ in length."""
         steps = (
             self._batch.steps_by_length(first, self._phase.stop) if isinstance(self._batch, TextStream) else (first,)
         )
@@ -282,7 +282,7 @@ class Stepper:
         return programs
 
     def _next_batch(self, step: int) -> Any:
-        """Return the batch of a step; steps are taken in order, and what must be decoded is read ahead."""
+        """Return the batch of a step. Steps are taken in order, so batches that need decoding are prefetched."""
         if not isinstance(self._batch, Stream):
             return sharding.shard_batch(self._batch(step))
         if self._prefetched is None:
@@ -296,9 +296,9 @@ class Stepper:
         return *self._examples(first), self._stream, *rates_and_count
 
     def _examples(self, first: int) -> tuple[Any, ...]:
-        """Return the data and the rows in them (max_steps, B) of the steps from ``first`` on; the phase's last repeats.
+        """Return the data and their rows (max_steps, B) for the steps from ``first`` on, padded with the last step.
 
-        They are kept until others are asked for.
+        The result is cached until another ``first`` is requested.
         """
         if self._example_cache[0] != first:
             self._example_cache = first, self._gather_examples(first)
@@ -314,7 +314,7 @@ class Stepper:
         return sharding.replicate((data, np.arange(rows.size, dtype=np.int32).reshape(rows.shape)))
 
     def _steps_per_call(self) -> int:
-        """Return the steps that a call may take: one where a step is work enough, or the data do not fit."""
+        """Return the maximum steps per call: one if a step is expensive, or the data do not fit."""
         stream, steps = self._batch, min(MAX_STEPS, self._phase.stop - self._phase.start)
         if not isinstance(stream, Stream) or is_encoded(stream.inputs):
             return 1

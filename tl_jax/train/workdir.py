@@ -1,7 +1,7 @@
-"""The folder of a run: one configuration, one set of weights and one process at a time; its files, and its disk.
+"""The folder of a run: one configuration, one set of weights and one process at a time.
 
-Files are checked field by field: they may have been edited, cut short, or come from elsewhere. A run that cannot write
-says whether the disk is full, gone, read-only, or another one in its place.
+Files are checked field by field, since they may have been edited, truncated or copied from elsewhere. If writing fails,
+the message says whether the disk is full, missing, read-only or replaced by another.
 """
 
 import contextlib
@@ -34,10 +34,10 @@ from tl_jax.utils.json_files import (
     object_of,
 )
 
-ACTION = "restore the file, or train again with a new workdir"  # what to do about one that is damaged
+ACTION = "restore the file, or train again with a new workdir"  # what to do about a damaged file
 FACTS, SUMMARY = "facts.json", "summary.json"
-VERSION = "tl_jax"  # the fact that names the version which began the run
-SIDE = 4_096  # pixels of the images that a run stores
+VERSION = "tl_jax"  # fact with the version that started the run
+SIDE = 4_096  # maximum side in pixels of stored image sizes
 _COUNT = integer(0, 2**48)
 _MEASURED = Field("a number or null", lambda value: value is None or type(value) in (int, float))
 _FACTS: Mapping[str, Field] = {
@@ -64,26 +64,26 @@ _SUMMARY: Mapping[str, Field] = {
 }
 _READING: Mapping[str, Field] = {"pairs": BOOLEAN, "splitter": OBJECT}
 _SPLITTER = {name: BOOLEAN if name == "single" else list_of(STRING) for name in word_splitting.Splitter._fields}
-_ALL = {"leading", "trailing", "separators"}  # of which null means all
-_OF_DATA = ("data", "tested", "classes", "examples")  # known of every run whose data have fingerprints
+_ALL = {"leading", "trailing", "separators"}  # null means all
+_OF_DATA = ("data", "tested", "classes", "examples")  # present in every run whose data have fingerprints
 _SPLITS = ("train", "validation", "test")
 
 
 class RunFolder:
-    """The folder of a run as it was when the run began."""
+    """The folder of a run, as identified at the start of the run."""
 
     def __init__(self, folder: Path):
         self._folder, self._first_identity = folder, _identity(folder)
 
     def check(self) -> None:
-        """Raise ``OSError`` where the path leads elsewhere now, as after an unmount, when writing would still work."""
+        """Raise ``OSError`` if the path leads to another folder, as after an unmount; writing would still work."""
         if _identity(self._folder) != self._first_identity:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self._folder))
 
     def fault(self, error: BaseException) -> str:
-        """Return why the disk is to blame for an error, "" where it is not."""
+        """Return how the disk caused an error; "" if it did not."""
         if _identity(self._folder) != self._first_identity:
-            return "the folder is not the one that the run began in: was it moved, or its disk unmounted?"
+            return "the folder is not the one in which the run started: was it moved, or its disk unmounted?"
         for cause in disk.error_chain(error):
             if (
                 isinstance(cause, OSError)
@@ -93,7 +93,7 @@ class RunFolder:
                 continue
             if isinstance(cause, OSError) and errno.errorcode.get(cause.errno or 0) in disk.DISK_ERRORS:
                 return os.strerror(cause.errno or 0)
-            # What writes the arrays of a checkpoint has errors of its own, with the system's words.
+            # The array writer of a checkpoint raises its own errors, which contain the system's message.
             message = str(cause)
             if str(self._folder) in message and (number := disk.errno_from_message(message)):
                 return os.strerror(number)
@@ -101,7 +101,7 @@ class RunFolder:
 
 
 def silence_orbax() -> None:
-    """Silence the log of orbax: tracebacks of errors that it raises anyway, and advice."""
+    """Silence orbax' log of advice and of tracebacks of errors that it raises anyway."""
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
@@ -117,7 +117,7 @@ def _within(file: str | bytes, folder: Path) -> bool:
     return Path(os.fsdecode(file)).absolute().is_relative_to(folder.absolute())
 
 
-# Where a run is resumed, and how it is logged or tested, may change; what it computes may not.
+# Fields for resuming, logging and testing may change; fields that affect the computation may not.
 CHANGEABLE = tuple(
     f"config.{field}"
     for field in (
@@ -128,29 +128,29 @@ CHANGEABLE = tuple(
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all, an object with its hash; numbers that are not finite, which JSON lacks, are null.
+    """Write JSON atomically, objects with a checksum; values that are not finite, which JSON lacks, become null.
 
-    Of several processes the first writes. The folder must be there: one that is gone is not made again, or results
-    would lie where nobody looks for them.
+    Only the first process writes. A missing folder is not created again, since results would end up in the wrong
+    place.
     """
     if not sharding.is_first_process():
         return
     if not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: the folder is gone; was it moved, or its disk unmounted?")
+        raise UserError(f"{path}: cannot be written, the folder is gone; was it moved, or its disk unmounted?")
     content = finite(content)
     content = json_files.add_checksum(content) if isinstance(content, dict) else content
     disk.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file, {} where there is none; a UserError names a damaged one."""
-    action = "delete it and train with the same command, which writes it anew"
+    """Read a JSON file; {} if it does not exist. Raises UserError if it is damaged."""
+    action = "delete it and train with the same command, which writes it again"
     action = action if path.name == "summary.json" else "pass another workdir, or delete the folder"
     return json_files.read_json(path, action) if path.is_file() else {}
 
 
 def finite(content: Any) -> Any:
-    """Replace numbers that are not finite by None, in nested dicts and lists."""
+    """Replace values that are not finite by None, in nested dicts and lists."""
     if isinstance(content, Mapping):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
@@ -159,10 +159,10 @@ def finite(content: Any) -> Any:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """Return what ``facts.json`` says of the weights and data of a run, {} if there is none; null is left out.
+    """Return the weights and data of a run from ``facts.json``, without null fields; {} if it does not exist.
 
     Raises:
-        UserError: names the file and the field that is wrong.
+        UserError: A field is invalid; the message names file and field.
     """
     path = folder / FACTS
     facts = _read_checked(path, _FACTS)
@@ -171,10 +171,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Return what ``summary.json`` says of a run that has ended, {} if there is none; null is left out.
+    """Return the ``summary.json`` of a finished run, without null fields; {} if it does not exist.
 
     Raises:
-        UserError: names the file and the field that is wrong.
+        UserError: A field is invalid; the message names file and field.
     """
     path = folder / SUMMARY
     summary = _read_checked(path, _SUMMARY)
@@ -200,7 +200,7 @@ def _check_facts(path: Path, facts: Mapping[str, Any]) -> None:
         _check_present(f"{path}: examples", facts["examples"], _SPLITS)
     for name in ("input_shape", "value_range"):
         if len(facts.get(name, (0, 0))) != 2:
-            raise UserError(f"{path}: {name} has {len(facts[name])} numbers, not 2; {ACTION}")
+            raise UserError(f"{path}: {name} has {len(facts[name])} numbers instead of 2; {ACTION}")
     check_fields(facts.get("input", {}), f"{path}: input", {"shape": list_of(integer(1, SIDE))}, ACTION)
     if "reading" in facts:
         check_fields(facts["reading"], f"{path}: reading", _READING, ACTION)
@@ -208,7 +208,7 @@ def _check_facts(path: Path, facts: Mapping[str, Any]) -> None:
         if splitter := facts["reading"].get("splitter"):
             check_fields(splitter, f"{path}: reading, splitter", _SPLITTER, ACTION)
             if set(splitter) - set(_SPLITTER) or any(splitter[name] is None for name in set(splitter) - _ALL):
-                raise UserError(f"{path}: reading has a splitter with a field that is null or not known here; {ACTION}")
+                raise UserError(f"{path}: the splitter in reading has an empty or unknown field; {ACTION}")
 
 
 def _check_present(where: object, content: Mapping[str, Any], names: tuple[str, ...]) -> None:
@@ -218,10 +218,10 @@ def _check_present(where: object, content: Mapping[str, Any], names: tuple[str, 
 
 @contextlib.contextmanager
 def exclusive(workdir: Path) -> Iterator[None]:
-    """Make the folder and keep every other process out of it.
+    """Create the folder and lock it against other processes.
 
     Raises:
-        UserError: the folder cannot be written, at first or later, or another run is writing to it.
+        UserError: The folder cannot be written, now or later, or another process has locked it.
     """
     if not sharding.is_first_process():
         sharding.wait_for_all("workdir")
@@ -232,20 +232,20 @@ def exclusive(workdir: Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("a")
     except OSError as e:
-        raise UserError(f"cannot write to {workdir} ({e.strerror}); pass another workdir") from None
+        raise UserError(f"{workdir}: cannot be written ({e.strerror}); pass another workdir") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"another process is writing to {workdir}; wait for it, or pass another workdir") from None
+            raise UserError(f"{workdir}: another process is writing to it; wait, or pass another workdir") from None
         sharding.wait_for_all("workdir")
         with _explain_disk_errors(workdir):
-            yield  # the lock goes with the process, however it ends
+            yield  # the system releases the lock when the process ends
 
 
 @contextlib.contextmanager
 def _explain_disk_errors(workdir: Path) -> Iterator[None]:
-    """Turn an error of the disk into one line for the user."""
+    """Convert a disk error to a one-line message."""
     run_folder = RunFolder(workdir)
     try:
         yield
@@ -255,27 +255,27 @@ def _explain_disk_errors(workdir: Path) -> Iterator[None]:
         if not (fault := run_folder.fault(e)):
             raise
         raise UserError(
-            f"cannot write to {workdir}: {fault.rstrip('.')}; what was saved before is whole, "
-            "and once that is mended the same command goes on from it"
+            f"{workdir}: cannot be written: {fault.rstrip('.')}; saved files are intact: fix the disk, and resume with "
+            "the same command"
         ) from e
 
 
 def claim_folder(workdir: Path, config: Mapping[str, Any], unused: Collection[str] = ()) -> None:
-    """Claim ``workdir`` for a configuration, or refuse one in which another was run (see ``check_owner``)."""
+    """Claim ``workdir`` for a configuration. Raises UserError if it belongs to another one (see ``check_owner``)."""
     check_owner(workdir, config, unused)
     write_json(workdir / "config.json", config)
 
 
 def check_owner(workdir: Path, config: Mapping[str, Any], unused: Collection[str] = ()) -> None:
-    """Refuse a folder in which another configuration has been run.
+    """Raise UserError if the folder belongs to a run with another configuration.
 
     Args:
         workdir: the folder.
         config: nested by groups.
-        unused: fields and groups of other kinds of tasks, which once stood in all configurations.
+        unused: fields and groups of other tasks, which older configurations contain.
 
     Raises:
-        UserError: names the fields that differ.
+        UserError: Fields differ; the message names them.
     """
     old = renames.rename_fields(read_json(workdir / "config.json"), warn=False)
     config = json.loads(json.dumps(config))
@@ -284,31 +284,31 @@ def check_owner(workdir: Path, config: Mapping[str, Any], unused: Collection[str
     differ = [d for d in differ if not d.startswith(CHANGEABLE) and d.partition(" ")[0] not in ignored]
     if differ:
         raise UserError(
-            f"{workdir} belongs to a run with another {join_names(differ, 4)}; "
-            "pass another workdir, or delete that folder"
+            f"{workdir}: belongs to a run with another {join_names(differ, 4)}; pass another workdir, or delete the "
+            "folder"
         )
 
 
 def stored_facts(workdir: Path) -> dict[str, Any]:
-    """Return what ``facts.json`` says of the weights and data of a run, {} if none has started in this folder."""
+    """Return the weights and data of a run from ``facts.json``; {} if no run has started in this folder."""
     return read_facts(workdir) if _has_results(workdir) else {}
 
 
 def claim_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
-    """Refuse to go on with another version, weights or data than a run of this configuration was started with."""
+    """Raise UserError if a run was started with another version, weights or data."""
     old = stored_facts(workdir)
-    version = old.get(VERSION, "0.1")  # the release that did not write its version
+    version = old.get(VERSION, "0.1")  # 0.1 did not store its version
     if old and version.split(".")[:2] != __version__.split(".")[:2]:
         raise UserError(
-            f"{workdir} was begun by tl_jax {version}, whose training this one, {__version__}, does not go on with; "
-            "install that version for it, or pass another workdir (eval, predict, export and report work)"
+            f"{workdir}: started by tl_jax {version}; version {__version__} cannot resume it; install the old version, "
+            "or pass another workdir (eval, predict, export and report work)"
         )
-    # A fingerprint of the data says more than their name, which changes with that of their folder.
+    # A fingerprint identifies the data better than their name, which changes with the folder.
     for name in ("weights_sha256", *(() if "data_sha256" in old else ("data",))):
         current = facts.get(name)
         if old.get(name, current) != current:
             change = f"other {name.removesuffix('_sha256')} ({old[name]} then, {current} now)"
-            raise UserError(f"{workdir} was started with {change}; pass another workdir, or delete that folder")
+            raise UserError(f"{workdir}: the run was started with {change}; pass another workdir, or delete the folder")
     check_data(workdir, old, facts, ("train", "validation", "test"), "pass another workdir")
     write_json(workdir / FACTS, {VERSION: __version__, **facts})
 
@@ -316,17 +316,17 @@ def claim_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
 def check_data(
     workdir: Path, old: Mapping[str, Any], facts: Mapping[str, Any], splits: Sequence[str], advice: str
 ) -> None:
-    """Refuse data whose range of values or fingerprints are not those that a run was started with.
+    """Raise UserError if the value range or a fingerprint of the data differs from that of the run.
 
     Args:
-        workdir: of the run, for the message.
-        old: facts of the run; those of runs made before fingerprints were kept say nothing.
-        facts: of the data as they are now.
-        splits: that must be equal.
+        workdir: folder of the run, for the message.
+        old: facts of the run; runs from before fingerprints pass.
+        facts: facts of the current data.
+        splits: splits that must be equal.
         advice: what to do if the data cannot be restored.
 
     Raises:
-        UserError: names the split that differs, or the ranges.
+        UserError: A split or the range differs; the message names it.
     """
     value_range.check_range_unchanged(workdir, old, facts)
     old_hashes, new_hashes = old.get("data_sha256", {}), facts.get("data_sha256", {})
@@ -337,35 +337,35 @@ def check_data(
         what = f"{old_count:,} examples then, {new_count:,} now"
         what += "" if old_count != new_count else ", with other labels or contents"
         raise UserError(
-            f"{workdir}: the {split} split is not the one that the run was started with ({what}); "
+            f"{workdir}: the {split} split differs from the one that the run was started with ({what}); "
             f"restore the data, or {advice}"
         )
 
 
 def check_unchanged(summary: Mapping[str, Any], workdir: Path) -> None:
-    """Refuse to hand out a summary whose weights file has changed since."""
+    """Raise UserError if the weights file of a finished run has changed."""
     import pooch
 
     facts = summary.get("facts", {})
     file = Path(facts.get("weights", ""))
     if file.is_file() and pooch.file_hash(str(file)) != facts.get("weights_sha256"):
         raise UserError(
-            f"{workdir} is finished, but {file} has changed since; pass another workdir, or delete that folder"
+            f"{workdir}: the run is finished, but {file} has changed since; pass another workdir, or delete the folder"
         )
 
 
 def _has_results(workdir: Path) -> bool:
-    """Tell whether there are results that must not be mixed with others."""
+    """Return whether the folder has results that must not be mixed with others."""
     files = [workdir / "summary.json", *workdir.glob("checkpoints/[0-9]*"), *workdir.glob("*/seed*/metrics.jsonl")]
     rows = workdir / "metrics.jsonl"
     return any(file.exists() for file in files) or (rows.is_file() and os.path.getsize(rows) > 0)
 
 
 def differences(old: Any, new: Any, prefix: str = "config") -> list[str]:
-    """Return in words where two nested dicts differ; a field that only one of them has, and that is off, is no change.
+    """Describe the differences between two nested dicts, ignoring a field that only one has and that is off.
 
-    So a run goes on with a later version, which may have more fields, or without a module of the user's that it was
-    started with and did not use.
+    So a run can be resumed with a later version, which may have more fields, or without a plugin module that it did
+    not use.
     """
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [
