@@ -83,7 +83,7 @@ def test_inputs_are_whatever_gives_them(tmp_path):
     for inputs in (image, (each for each in ["x"]), np.zeros((2, 2, 3), np.uint8), "x", tmp_path):
         assert predictions.write(task(ROWS), None, inputs, tmp_path / "p.csv").inputs == 3
     for inputs in (None, 5):
-        with pytest.raises(UserError, match="an input is (None|5); pass files, texts or arrays"):
+        with pytest.raises(UserError, match="input (None|5): not supported; pass files, texts or arrays"):
             predictions.predict(task(ROWS), None, inputs)
 
 

@@ -123,11 +123,13 @@ def test_eval_on_other_data_is_refused_and_overwrites_nothing(run, tmp_path):
     other = configure(write(tmp_path / "other", 1, test=3))
     assert Learner(other, folder).show_predictions([picture]) == before
     message = (
-        r"the validation split is not .* \(8 examples then, 8 now, with other labels or contents\); restore the data"
+        r"the validation split differs .* \(8 examples then, 8 now, with other labels or contents\); restore the data"
     )
     refused(other, folder, message)
     (data / "test" / "1" / "odd.png").unlink()
-    refused(configure(data), folder, r"the test split is not .* \(17 examples then, 16 now\); restore the data, or use")
+    refused(
+        configure(data), folder, r"the test split differs .* \(17 examples then, 16 now\); restore the data, or use"
+    )
 
 
 def test_a_moved_folder_is_the_same_data(run, tmp_path):
@@ -146,7 +148,7 @@ def test_a_run_does_not_go_on_with_other_training_examples(run):
         shutil.copy(data / "train" / "2" / "0.png", data / "train" / "2" / f"more{i}.png")
     assert training.train(configure(data), folder)["steps"] == summary["steps"]  # it is finished, and says so
     (folder / "summary.json").unlink()
-    with pytest.raises(UserError, match=r"the train split is not .* \(24 examples then, 27 now\).* another workdir"):
+    with pytest.raises(UserError, match=r"the train split differs .* \(24 examples then, 27 now\).* another workdir"):
         training.train(configure(data), folder)
     assert not (folder / "summary.json").exists()
 
@@ -186,7 +188,7 @@ def test_a_run_from_before_classes_were_kept_takes_them_from_the_data_and_says_s
     assert len(warning) == 1 and str(folder) in warning[0]
     for split in ("train", "test"):
         shutil.rmtree(data / split / "1")
-    refused(configure(data), folder, r"does not fit .* params/head/bias is \(4,\) there and \(3,\) here")
+    refused(configure(data), folder, r"does not fit .* params/head/bias is \(4,\) in the checkpoint and \(3,\) here")
 
 
 def test_the_surest_mistakes_name_their_files(run):
@@ -235,7 +237,7 @@ def test_a_kept_head_without_names_is_taken_in_the_order_of_the_data_and_says_so
     kept = (("init.source", "tl_jax"), ("init.path", str(bundle)), ("init.head", "keep"), ("epochs", 0.0))
     again = training.train(configure(data, *kept, ("calibrate", False)), tmp_path / "again")
     assert again["metrics"]["accuracy"] == summary["metrics"]["accuracy"]
-    assert "the data have no class names, so output k of the head is taken for class k" in capsys.readouterr().out
+    assert "the data have no class names, so output k of the head is used for class k" in capsys.readouterr().out
 
 
 def labels_of(kind):

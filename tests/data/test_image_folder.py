@@ -245,5 +245,5 @@ def test_a_single_path_is_one_input(tmp_path):
     for inputs in (tmp_path / "x.png", str(tmp_path / "x.png"), [tmp_path], (str(tmp_path),)):
         assert [image.source for image in image_inputs.list_inputs(inputs)] == [tmp_path / "x.png"]
     for inputs in ([None], [3], [b"x.png"]):
-        with pytest.raises(UserError, match="not a path; pass files, folders or arrays of images"):
+        with pytest.raises(UserError, match="not supported; pass files, folders or image arrays"):
             image_inputs.list_inputs(inputs)

@@ -143,7 +143,7 @@ def test_one_copy_is_kept_until_a_file_or_the_function_changes(own_sets, tmp_pat
         ((("data.range", (0, 9)),), "data.range has no effect with config.data.name=rings"),
         ((("data.max_pixels", 9),), "data.max_pixels has no effect with config.data.name=rings"),
         ((("data.outside", True),), "data.outside has an effect with config.data.name=flowers, folder, index only"),
-        ((("data.label", "x"),), "data.label is for texts and for config.data.name=index"),
+        ((("data.label", "x"),), "data.label is only for texts and config.data.name=index"),
     ],
 )
 def test_fields_that_a_set_does_not_read_are_refused(own_sets, fields, message):

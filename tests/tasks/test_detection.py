@@ -81,7 +81,7 @@ def test_predictions_are_said_written_and_drawn(trained, tmp_path, capsys):
     assert sizes == [(640, 640), (320, 640)]
     for bad, message in (
         (["absent.png"], "no file or folder absent.png; check the input"),
-        ([], "nothing to look at"),
+        ([], "no inputs"),
     ):
         with pytest.raises(UserError, match=message):
             Learner(config_of(*LONG), folder).show_predictions(bad)
@@ -196,7 +196,7 @@ def test_fields_of_other_tasks_are_refused(changes, message):
     [
         ([("data.generate", False), ("data.name", "vox")], "config.data.name='vox' has no boxes; did you mean 'voc'"),
         ([("data.generate", False), ("data.name", "voc")], "data.name=voc needs files; pass config.data.dir=PATH"),
-        ([("detect.width", 12)], "config.detect.width=12 is no multiple of 8"),
+        ([("detect.width", 12)], "config.detect.width=12 is not a multiple of 8"),
     ],
 )
 def test_bad_input_is_one_clear_line(changes, message):
@@ -245,5 +245,5 @@ def test_boxes_are_named_by_the_classes_of_the_run_and_other_boxes_are_not_teste
         training.test(config, run)
     for file in (data / "Annotations").glob("*.xml"):
         file.write_text(file.read_text().replace("zebra", "cat").replace("<xmax>20<", "<xmax>24<"))
-    with pytest.raises(UserError, match=r"the test split is not .* \(4 examples then, 4 now, with other labels"):
+    with pytest.raises(UserError, match=r"the test split differs .* \(4 examples then, 4 now, with other labels"):
         training.test(config, run)

@@ -74,12 +74,12 @@ def test_predictions_name_the_person_and_say_same_or_different(run, tmp_path):
     (one,) = Learner(other, folder).show_predictions([str(known / "person02" / "16.png")])
     assert one["person"] in ("person02", "person03") and not one["picture"].endswith("/16.png")
     assert one["same"] == (one["similarity"] >= one["threshold"]) and -1 <= one["threshold"] < 1
-    with pytest.raises(UserError, match="nothing to look at; pass images"):
+    with pytest.raises(UserError, match="no inputs; pass images"):
         Learner(config, folder).show_predictions([])
     with pytest.raises(UserError, match="no file or folder .*nowhere; check the input"):
         Learner(config, folder).show_predictions([str(tmp_path / "nowhere")])
     lost = recipe.override(config, (("faces.known", str(tmp_path / "lost")),))
-    with pytest.raises(UserError, match="no folder .*lost with the known people; set config.faces.known"):
+    with pytest.raises(UserError, match="config.faces.known: no folder .*lost of known people"):
         Learner(lost, folder).show_predictions([str(tmp_path)])
 
 
@@ -108,7 +108,7 @@ def test_people_may_join_those_that_are_known(tmp_path):
     write_people(data, range(64, 80), album)
     (found,) = Learner(config, tmp_path / "run").show_predictions([str(data / album.files[72])])
     assert found["person"] and found["threshold"] is not None
-    with pytest.raises(UserError, match="split is not the one that the run was started with"):
+    with pytest.raises(UserError, match="split differs from the one that the run was started with"):
         training.test(config, tmp_path / "run")
 
 
@@ -203,15 +203,15 @@ def test_views_are_averaged_and_parts_share_nobody():
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ((("init.head", "logistic"),), "init.head=logistic fits classes, and task=faces has embeddings"),
+        ((("init.head", "logistic"),), "init.head=logistic fits classes, but task=faces trains embeddings"),
         ((("regularize.mixup", 0.2),), "regularize.mixup has no effect with config.task=faces"),
         ((("data.test_examples", 5),), "data.test_examples has no effect with config.task=faces"),
-        ((("faces.pairs", "a"), ("faces.test_file", "b")), "both name the people to test; leave one out"),
+        ((("faces.pairs", "a"), ("faces.test_file", "b")), "both define the test identities; omit one"),
         (
             (("faces.pairs", "a"), ("faces.test_identities", 5.0)),
-            "faces.test_identities and split_seed have no effect beside",
+            "faces.test_identities and split_seed have no effect with",
         ),
-        ((("faces.loss", "softmax"),), "faces.scale and margin are those of config.faces.loss=arcface"),
+        ((("faces.loss", "softmax"),), "faces.scale and margin have an effect with config.faces.loss=arcface only"),
         ((("faces.loss", "arcfase"),), "did you mean 'arcface'"),
     ],
 )

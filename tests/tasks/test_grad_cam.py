@@ -130,7 +130,7 @@ def test_what_cannot_be_looked_at(corner, tmp_path):
     config = stored.get_config(str(folder))
     task, _, state = training.restore(config, folder)
     for inputs, message in (
-        ([], "pass images, or folders of them"),
+        ([], "pass images, or folders of images"),
         ([str(tmp_path / "none.png")], "no file or folder .*none.png; check the input"),
         ([str(tmp_path)], f"{tmp_path} has no images"),
     ):

@@ -197,8 +197,8 @@ def test_entities_are_drawn(folder, tmp_path, capsys):
     assert [entity["text"] for entity in found["entities"]] == ["the", "acting"]
     assert "[the](X) world, [acting](X)!" in capsys.readouterr().out
     Learner(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path).show_predictions(["the world", "the " * 600])
-    assert "1 of 2 inputs are cut to " in capsys.readouterr().out
-    with pytest.raises(UserError, match="nothing to predict; pass a sentence"):
+    assert "1 of 2 inputs are truncated to " in capsys.readouterr().out
+    with pytest.raises(UserError, match="no inputs; pass a sentence"):
         Learner(configure(folder, *TOKENS, ("epochs", 6.0)), tmp_path).show_predictions([" "])
 
 
@@ -246,7 +246,9 @@ def test_texts_are_predicted_with_the_classes_of_the_run(folder, tmp_path, kind)
         training.test(elsewhere, run)
     test = data / ("test.conll" if kind else "test.tsv")
     test.write_text(("cafe O\n" if kind else "cafe ") + test.read_text())
-    with pytest.raises(UserError, match="the test split is not the one that the run was started with .31 examples"):
+    with pytest.raises(
+        UserError, match="the test split differs from the one that the run was started with .31 examples"
+    ):
         training.test(config, run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
     shutil.rmtree(data)
@@ -258,7 +260,7 @@ def test_texts_are_predicted_with_the_classes_of_the_run(folder, tmp_path, kind)
 
 def test_cut_texts_are_said(folder, capsys):
     make_task(configure(folder, ("input.max_length", 6)))
-    assert "texts are cut to 6 tokens; config.input.max_length may be up to 40" in capsys.readouterr().out
+    assert "texts are truncated to 6 tokens; config.input.max_length may be up to 40" in capsys.readouterr().out
 
 
 def test_heads_are_drawn_from_the_key_and_the_rest_is_loaded(folder):
@@ -275,12 +277,12 @@ def test_heads_are_drawn_from_the_key_and_the_rest_is_loaded(folder):
         ((("regularize.mixup", 0.2),), "regularize.mixup has no effect with config.task=text"),
         ((("model.name", "resnet50"),), "model.name=resnet50 is no network for task=text; take one of bert, distil"),
         ((("init.source", "keras"),), "init.source=keras has nothing for task=text"),
-        ((("init.source", "huggingface"), ("init.path", "")), "need a folder or a repository"),
+        ((("init.source", "huggingface"), ("init.path", "")), "need a folder or a hub repository"),
         ((("pretext.name", "simclr"), ("pretext.weight", 1.0)), "pretext.name=simclr is not for task=text"),
         ((("task", "tokens"), ("init.head", "ridge")), "init.head=ridge is not for task=tokens"),
-        ((("task", "masked"), ("data.per_class", 3)), "data.per_class is for tasks with a label for each"),
-        ((("data.text", ()),), "data.text=.* must name one column, or two"),
-        ((("freeze.recipe", "last_n_stages"), ("freeze.stages", 9)), "last_n_stages with 9 stages does not fit"),
+        ((("task", "masked"), ("data.per_class", 3)), "data.per_class needs a label per example"),
+        ((("data.text", ()),), "data.text=.* must name one or two columns"),
+        ((("freeze.recipe", "last_n_stages"), ("freeze.stages", 9)), "the network does not have 9 stages"),
     ],
 )  # fmt: skip
 def test_what_means_nothing_is_refused(folder, changes, message):
@@ -291,8 +293,8 @@ def test_what_means_nothing_is_refused(folder, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ((("task", "tokens"),), "has one label for each text; take a recipe with task=text"),
-        ((*TOKENS, ("task", "text")), "has a tag for each word; take a recipe with task=tokens"),
+        ((("task", "tokens"),), "has one label for each text; use a recipe with task=text"),
+        ((*TOKENS, ("task", "text")), "has a tag for each word; use a recipe with task=tokens"),
         ((("data.label", "stars"),), "no column 'stars'"),
         ((("model.num_classes", 5),), "num_classes=5, but .* has 2 classes"),
     ],

@@ -1,6 +1,6 @@
-"""Tasks: one class a file, each registered under the name that ``config.task`` has."""
+"""Tasks, one class per file, each registered under its ``config.task`` name."""
 
-from tl_jax.tasks import (  # noqa: F401  # whose classes register themselves
+from tl_jax.tasks import (  # noqa: F401  # registers the task classes
     detection,
     face_verification,
     image_classification,

@@ -1,6 +1,6 @@
-"""Object detection task: a pretrained or random network with a new detection head, its losses and predictions.
+"""Object detection: a pretrained or randomly initialized network with a detection head, its losses and predictions.
 
-Losses, metrics and predictions are made from hashable options, so that runs share compiled code.
+Losses, metrics and predictions are built from hashable options, so that runs share compiled code.
 """
 
 import functools
@@ -48,7 +48,7 @@ from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import require_extra
 
 HEAD_FILE = "detector_head.safetensors"  # in a bundle
-PREDICTIONS_FOLDER = "predictions"  # of drawn pictures, in that of the run
+PREDICTIONS_FOLDER = "predictions"  # for annotated images, in the run's folder
 
 
 def answer_boxes(
@@ -61,21 +61,21 @@ def answer_boxes(
     _: Sequence[ImageInput],
     images: Sequence[tuple[np.ndarray, float, tuple[int, int]]],
 ) -> Iterator[dict[str, Any]]:
-    """Yield for each image its boxes, the surest first, for JSON.
+    """Yield the detected boxes of each image, highest score first, as JSON values.
 
-    Boxes are in pixels of the image the right way up, as its EXIF orientation says.
+    Boxes are in pixels of the upright image, after EXIF rotation.
 
     Args:
         predict: (variables, batch) -> boxes (N, D, 6).
         classes: K names.
-        shape: (H, W) of the images that the detector was trained on.
-        min_score: score of the boxes that are said.
-        batch_size: images at once, at most.
-        variables: trained.
-        images: of each the pixels (H, W, 3), by which factor they were resized, and height and width before.
+        shape: (H, W) of the training images.
+        min_score: minimum score of a returned box.
+        batch_size: maximum number of images per batch.
+        variables: trained variables.
+        images: for each image its pixels (H, W, 3), resize factor, and original height and width.
     """
     pixels, scales, sizes = zip(*images, strict=True)
-    split = Split(np.stack(pixels), np.zeros((len(images), 1, COLUMNS), np.float32))  # nobody reads these labels
+    split = Split(np.stack(pixels), np.zeros((len(images), 1, COLUMNS), np.float32))  # labels are unused
     detections = extract(predict, variables, loader.eval_batches(split, batch_size)).astype(np.float64)
     for boxes, scale, (height, width) in zip(detections, scales, sizes, strict=True):
         boxes[:, :4] = np.clip(boxes[:, :4] / scale, 0, [width, height, width, height])
@@ -89,7 +89,7 @@ def draw_predictions(
     images: Sequence[ImageInput],
     run: Path,
 ) -> list[Path]:
-    """Draw what was found on the pictures; write a PNG for each that could be read to ``run/predictions``."""
+    """Draw the detected boxes; write a PNG per readable image to ``run/predictions``."""
     out_dir = run / PREDICTIONS_FOLDER
     paths: list[Path] = []
     for row, image in zip(results, images, strict=True):
@@ -120,20 +120,20 @@ def _box_line(row: Mapping[str, Any]) -> str:
     return f"  {row['class']}  {row['score']:.3f}  " + " ".join(f"{value:.1f}" for value in row["box"])
 
 
-MAX_IMAGES = 6  # pictures, the first of the part
-MAX_SIDE = 320  # pixels of them at the most
+MAX_IMAGES = 6  # first images of the split
+MAX_SIDE = 320  # maximum side in pixels
 
 
 def example_boxes(
     classes: Sequence[str], split: Split, min_score: float, detections: Sequence[np.ndarray]
 ) -> dict[str, Any]:
-    """Return pictures with boxes as shares of their width and height.
+    """Return images with ground truth and detections, as boxes relative to width and height.
 
     Args:
         classes: K names.
-        split: pictures (N, H, W, C) and labels (N, M, 6), see ``data.detection.build_dataset``.
-        min_score: score of the boxes that are shown.
-        detections: boxes (D, 6) of each picture: x0, y0, x1, y1, class, score.
+        split: images (N, H, W, C) and labels (N, M, 6), see ``data.detection.build_dataset``.
+        min_score: minimum score of a box.
+        detections: boxes (D, 6) of each image: x0, y0, x1, y1, class, score.
     """
     height, width = split.inputs.shape[1:3]
     scale = np.asarray([width, height, width, height])
@@ -156,36 +156,34 @@ def _relative_box(row: np.ndarray, classes: Sequence[str], scale: np.ndarray) ->
     return {"class": classes[int(row[CLASS])], "box": np.round(row[:4] / scale, 4).tolist()}
 
 
-BOX_WEIGHT = 5.0  # weight of the boxes in the loss beside that of the middles, as TTFNet has it
-FOCAL_ALPHA, FOCAL_BETA = 2, 4  # exponents of the focal loss, as CenterNet has them
+BOX_WEIGHT = 5.0  # weight of the box loss relative to the center loss, as in TTFNet
+FOCAL_ALPHA, FOCAL_BETA = 2, 4  # exponents of the focal loss, as in CenterNet
 
 
 @dataclass(frozen=True)
 class DetectConfig(Options):
-    """Boxes around objects."""
+    """Object detection settings."""
 
-    classes: tuple[str, ...] = option(
-        (), "names of the classes, in their order; empty takes those of the training part"
-    )
-    width: int = option(64, "channels of the head, a multiple of 8", low=8)
-    min_visibility: float = option(0.3, "share of a box that a crop must leave for it to be kept", low=0.0, high=1.0)
-    max_detections: int = option(100, "boxes of a picture at most, the surest ones", low=1)
-    nms_iou: float = option(0.6, "IoU above which the less sure of two boxes of a class is dropped", low=0.0, high=1.0)
-    score_threshold: float = option(0.3, "least score of a box that predictions show", low=0.0, high=1.0)
+    classes: tuple[str, ...] = option((), "class names, in order; empty for those of the training split")
+    width: int = option(64, "channels of the detection head, a multiple of 8", low=8)
+    min_visibility: float = option(0.3, "a crop keeps a box if this fraction of it is visible", low=0.0, high=1.0)
+    max_detections: int = option(100, "maximum number of boxes per image, highest scores first", low=1)
+    nms_iou: float = option(0.6, "IoU threshold of non-maximum suppression, per class", low=0.0, high=1.0)
+    score_threshold: float = option(0.3, "minimum score of a predicted box", low=0.0, high=1.0)
 
 
 @dataclass(frozen=True)
 class DetectionRunConfig(ImageRunConfig):
-    """The options of a detection run."""
+    """Configuration of a detection run."""
 
     detect: DetectConfig = group(DetectConfig)
 
 
 @functools.cache
 def make_loss(net: Network, augment_config: AugmentConfig, min_visibility: float, regularize: RegularizeConfig):
-    """Return the training loss on augmented pictures: of middles and of boxes, mean over objects; penalties are added.
+    """Return the training loss on augmented images: center and box losses, averaged over objects, plus penalties.
 
-    ``min_visibility`` is the share of a box that a crop must leave.
+    A crop keeps a box if the fraction ``min_visibility`` of it is visible.
     """
 
     def loss(variables, batch, key):
@@ -207,7 +205,7 @@ def make_loss(net: Network, augment_config: AugmentConfig, min_visibility: float
 
 @functools.cache
 def make_metrics(net: Network):
-    """Return the evaluation function: sums over pictures and counts of objects, of the loss and its two terms."""
+    """Return the evaluation function: sums over images and object counts of the loss and its two terms."""
 
     def metrics(variables, batch):
         out, _ = net.predict(variables, batch["inputs"])
@@ -228,11 +226,11 @@ def make_predict(net: Network, max_detections: int, nms_iou: float):
 
 
 def focal_loss(logits: jax.Array, heat: jax.Array) -> jax.Array:
-    """Return the focal loss of middles, elementwise, in nats (CenterNet, arXiv:1904.07850, equation 1).
+    """Return the elementwise focal loss of object centers, in nats (CenterNet, arXiv:1904.07850, equation 1).
 
     Args:
-        logits: of the probability that an object has its middle here.
-        heat: 1 where it has, and up to 1 near it, where less is said against it.
+        logits: of the probability that an object center is here.
+        heat: 1 at a center, and between 0 and 1 near one, where negatives weigh less.
     """
     log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
     p = jax.nn.sigmoid(logits)
@@ -241,7 +239,7 @@ def focal_loss(logits: jax.Array, heat: jax.Array) -> jax.Array:
 
 
 def loss_terms(out: Any, labels: jax.Array, mask: jax.Array, shape: tuple[int, ...]):
-    """Return sums and counts of objects, of the whole loss and of its terms; ``shape`` is that of the pictures."""
+    """Return sums and object counts of the loss and of its terms; ``shape`` is that of the images."""
     height, width, count = out["heat"].shape[1:]
     cell = shape[1] / height, shape[2] / width
 
@@ -250,7 +248,7 @@ def loss_terms(out: Any, labels: jax.Array, mask: jax.Array, shape: tuple[int, .
         return centernet.make_targets(label[:, :4], classes, label[:, CROWD] > 0, count, (height, width), cell)
 
     targets = jax.vmap(image_targets)(labels)
-    # An object in a crowd is still to be found.
+    # An object in a crowd region still counts.
     counted = jnp.maximum(targets.heat_mask[..., None], targets.heatmap == 1.0)
     middles = (focal_loss(out["heat"], targets.heatmap) * counted).sum((1, 2, 3))
     boxes = ((1 - giou(centernet.decode_boxes(out["sides"], cell), targets.boxes)) * targets.weights).sum((1, 2))
@@ -263,12 +261,12 @@ def loss_terms(out: Any, labels: jax.Array, mask: jax.Array, shape: tuple[int, .
 
 @register_task("detection")
 class Detection(ImageTask):
-    """Boxes around the objects of K classes in each image."""
+    """Object detection: boxes of K classes in each image."""
 
-    about = "images with boxes around objects"
+    about = "images with object boxes"
     data_inputs, synthetic = "boxes", "scenes"
     config_class = DetectionRunConfig
-    # One label for each image, or a change to it that boxes cannot follow.
+    # These need one label per image, or change images in ways that boxes cannot follow.
     unused_fields = (
         "augment.crop_pad", "augment.erase", "augment.magnitude", "augment.randaugment", "augment.rotate", "cache.",
         "data.fit", "data.group", "data.per_class", "data.windows", "init.folds", "init.head",
@@ -285,9 +283,9 @@ class Detection(ImageTask):
     prediction_columns = ("boxes",)
 
     def __init__(self, config: Any, record: RunRecord = NEW_RUN):
-        """Build the task that ``config`` describes, for a run of which ``record`` is known."""
+        """Build the task of ``config`` for a run with the given record."""
         with require_extra("detection"):
-            import pycocotools  # noqa: F401  # which the evaluation needs: said before the training
+            import pycocotools  # noqa: F401  # used by the evaluation; fails here, before training
         random_init = config.init.source == "random"
         if random_init:
             net = random_network(config, 0)
@@ -349,7 +347,7 @@ class Detection(ImageTask):
         return config.detect.classes
 
     def export_weights(self, folder: Path, start: TrainState | None, end: TrainState, dtype: str) -> Path:
-        """Write the network below the head as other tasks do, and the head beside it."""
+        """Write the backbone as other tasks do, and the detection head next to it."""
         path = super().export_weights(folder, start, end, dtype)
         head = {"params": {"head": end.params["head"]}}
         formats.save_native(path.with_name(HEAD_FILE), head, self._exported_spec(), {"classes": self.classes}, dtype)
@@ -357,7 +355,7 @@ class Detection(ImageTask):
 
     def bundle_contents(self, folder: Path, step: int) -> BundleContents:
         contents = super().bundle_contents(folder, step)
-        return contents._replace(files={**contents.files, HEAD_FILE: "head of the detector, for load_learner"})
+        return contents._replace(files={**contents.files, HEAD_FILE: "detection head, for load_learner"})
 
     def bundle_variables(self, folder: Path) -> dict[str, Any]:
         formats.check_bundle(folder, [HEAD_FILE])
@@ -408,22 +406,22 @@ class Detection(ImageTask):
 
 
 def _with_boxes(images: Any, labels: Any) -> np.ndarray:
-    """Return images (N, H, W, 3) with the boxes of their labels (N, M, 6) drawn."""
+    """Draw the boxes of the labels (N, M, 6) on images (N, H, W, 3)."""
     images, labels = np.asarray(images), np.asarray(labels)
     return drawing.outline_boxes(images, labels[..., :4], labels[..., CLASS])
 
 
 def with_detector(net: Pretrained, classes: int, width: int) -> Pretrained:
-    """Return a network without a head as a detector of ``classes`` whose head is still to be drawn."""
+    """Return a backbone as a detector of ``classes`` with a randomly initialized head."""
     if width % GROUP_SIZE:
-        raise UserError(f"config.detect.width={width} is no multiple of {GROUP_SIZE}")
+        raise UserError(f"config.detect.width={width} is not a multiple of {GROUP_SIZE}; choose one")
     return net._replace(model=Detector(net.model, classes, width), new_head=True)
 
 
 def init_variables(
     net: Pretrained, adapters: AdapterConfig, regularize: RegularizeConfig, key: jax.Array
 ) -> dict[str, Any]:
-    """Return the variables that training starts from, drawn from ``key`` as far as they are not loaded."""
+    """Return the initial variables; leaves that are not loaded are sampled with ``key``."""
     variables = head_init.network_variables(net, key)
     source_collection = head_init.source_collection(regularize, variables)
     variables = head_init.with_adapters(variables, adapters, jax.random.fold_in(key, 1))
@@ -431,18 +429,18 @@ def init_variables(
 
 
 def warn_missing_classes(source: Dataset, train: Split) -> None:
-    """Say which classes have no object left in train, once validation and other examples are cut from it."""
+    """Warn about classes without any object in train, once the validation and other examples are removed."""
     present = train.labels[..., CLASS][train.labels[..., CROWD] == 0]
     missing = [name for k, name in enumerate(source.classes) if not (present == k).any()]
     if missing and len(train.labels):
         warn(
-            f"{source.name}: no object of {', '.join(missing)} is left in train, so that none will be found; lower "
-            "config.data.validation, raise config.data.train_examples, or bring a validation split"
+            f"{source.name}: no object of {', '.join(missing)} is left in train, so none will be detected; lower "
+            "config.data.validation, raise config.data.train_examples, or add a validation split"
         )
 
 
 def check_splits(name: str, splits: Mapping[str, Split]) -> None:
-    """Refuse parts on which nothing could be learned or measured."""
+    """Raise UserError if a split has no objects to learn or to measure."""
     for split_name, split in splits.items():
         if len(split.labels):
             check_objects(name, split_name, split.labels[split.labels[..., CLASS] >= 0][:, CROWD] > 0)

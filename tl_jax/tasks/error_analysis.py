@@ -1,4 +1,4 @@
-"""What ``test_details.json`` says of a test part: who was taken for what, how surely, and the surest mistakes."""
+"""Content of ``test_details.json``: confusions, calibration, ROC curve and the most confident mistakes."""
 
 import base64
 import io
@@ -12,15 +12,15 @@ from tl_jax.data.dataset import Images
 from tl_jax.metrics import Batch, Evaluation, classification
 from tl_jax.metrics.classification import Predictions, collect_predictions
 
-MAX_MISTAKES = 12  # shown
-SIDE = 96  # pixels: larger pictures are made smaller to this side
-PAIR = " ||| "  # between the two texts of a pair, as they are shown and typed
-MAX_CHARS = 400  # of a text that is shown
-MAX_POINTS = 200  # of a ROC curve, about
+MAX_MISTAKES = 12  # in test_details.json
+SIDE = 96  # pixels; larger images are scaled down to this side
+PAIR = " ||| "  # separates the two texts of a pair in input and output
+MAX_CHARS = 400  # per displayed text
+MAX_POINTS = 200  # approximate number of points of a ROC curve
 
 
 def score_examples(predictions: Sequence[Any], batches: Sequence[Batch]) -> Evaluation:
-    """Keep the probabilities, without metrics beyond the task's own."""
+    """Keep the probabilities, without further metrics."""
     return Evaluation({}, {}, predictions=collect_predictions(predictions, batches))
 
 
@@ -31,14 +31,14 @@ def image_details(
     names: Sequence[str] | None = None,
     groups: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Return the details of an image classifier.
+    """Return the test details of an image classifier.
 
     Args:
         classes: K names.
-        images: uint8 (N, H, W, C) of the test part.
-        scored_examples: on all of them.
-        names: (N,) of their files; None if they are no files.
-        groups: (N,), such as their patients; None where nothing says so.
+        images: uint8 (N, H, W, C) of the test split.
+        scored_examples: predictions for all of them.
+        names: (N,) file names; None if the images are not files.
+        groups: (N,) group names, such as patients; None if unknown.
     """
 
     def show_image(i: int) -> dict[str, Any]:
@@ -54,13 +54,13 @@ def image_details(
 def text_details(
     classes: Sequence[str], texts: Sequence[Any] | np.ndarray, rows: np.ndarray | None, scored_examples: Predictions
 ) -> dict[str, Any]:
-    """Return the details of a text classifier.
+    """Return the test details of a text classifier.
 
     Args:
         classes: K names.
-        texts: (N,) of the test part, each one or two.
-        rows: (N,) of the texts in the order they were tested in; None for their own.
-        scored_examples: on all of them.
+        texts: (N,) of the test split, each a text or a pair.
+        rows: (N,) indices of the texts in evaluation order; None if unchanged.
+        scored_examples: predictions for all of them.
     """
 
     def show_text(i: int) -> dict[str, Any]:
@@ -77,13 +77,13 @@ def tag_details(
     labels: list[list[str]],
     predictions: list[list[str]],
 ) -> dict[str, Any]:
-    """Return confusions of single tags, and the sentences with the most wrong ones.
+    """Return the confusions of single tags, and the sentences with the most wrong tags.
 
     Args:
         classes: K tags.
         texts: (N,) lists of words.
-        rows: (N,) of the sentences in the order they were tested in.
-        labels, predictions: tags of the words of each sentence, up to where it was cut.
+        rows: (N,) indices of the sentences in evaluation order.
+        labels, predictions: tags of the words of each sentence, truncated like it.
     """
     pairs = [
         (a, b)
@@ -115,11 +115,10 @@ def class_details(
     show: Callable[[int], dict[str, Any]],
     rows: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Return confusions, calibration, the ROC of two classes, and the mistakes, each with what ``show`` gives of it.
+    """Return confusions, calibration, the ROC curve for two classes, and the mistakes, described by ``show``.
 
-    ``right`` has a "1" for each example that is classified rightly and a "0" for each other, in the order of the test
-    part, so that runs can be compared example by example; ``rows`` (N,) are the examples in the order they were tested
-    in, None for their own.
+    ``right`` has a "1" for each correct example and a "0" for each other, in the order of the test split, so that runs
+    can be compared example by example. ``rows`` (N,) are the example indices in evaluation order; None if unchanged.
     """
     probabilities, labels = scored_examples
     if not len(labels) or not np.isfinite(probabilities).all():
@@ -157,13 +156,13 @@ def _in_split_order(values: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
 
 
 def confusion(labels: np.ndarray, predictions: np.ndarray) -> list[list[int]]:
-    """Return rows (label, prediction, number of examples) of what occurs, by label."""
+    """Return the nonzero entries of the confusion matrix as rows (label, prediction, count), by label."""
     pairs, counts = np.unique(np.stack([labels, predictions], 1), axis=0, return_counts=True)
     return [[int(label), int(k), int(n)] for (label, k), n in zip(pairs, counts, strict=True)]
 
 
 def _roc_points(confidence: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
-    from sklearn.metrics import roc_curve  # takes a second
+    from sklearn.metrics import roc_curve  # importing takes a second
 
     fpr, tpr, _ = roc_curve(positive, confidence)
     points = np.unique(np.linspace(0, len(fpr) - 1, min(MAX_POINTS, len(fpr))).astype(int))
@@ -175,12 +174,12 @@ def _roc_points(confidence: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
 
 
 def clip_text(text: str) -> str:
-    """Return a text, or its beginning."""
+    """Truncate a text to ``MAX_CHARS``."""
     return text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 1] + "…"
 
 
 def thumbnail(image: np.ndarray, side: int = SIDE) -> str:
-    """Return a picture uint8 (H, W, C), C 1 or 3, at most ``side`` pixels wide and high, as a data URI."""
+    """Return an image uint8 (H, W, C), C 1 or 3, scaled down to at most ``side`` pixels, as a data URI."""
     image = np.clip(image, 0, 255).astype(np.uint8)
     pil_image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     pil_image.thumbnail((side, side))

@@ -1,6 +1,6 @@
-"""Face verification and identification task: embeddings trained on some people and tested on others.
+"""Face verification and identification: embeddings trained on some identities and tested on others.
 
-A prediction is the nearest known person, and whether that is near enough.
+A prediction is the nearest known person, and whether the similarity reaches the threshold.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,13 +44,13 @@ def answer_people(
     images: Sequence[ImageInput],
     embeddings: np.ndarray,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the nearest known person of each image, for JSON; an image is not compared with itself.
+    """Yield the nearest known person of each image as JSON values; an image is not compared with itself.
 
     Args:
         gallery: M images of known people.
-        known: (M, E), their embeddings.
-        threshold: cosine from which on two images show the same person; None if it is not known.
-        images: N of them.
+        known: (M, E) embeddings of the gallery.
+        threshold: minimum cosine similarity of two images of one person; None if unknown.
+        images: N images.
         embeddings: (N, E).
     """
     similarity = embeddings @ known.T
@@ -70,13 +70,13 @@ def answer_people(
 
 
 def validation_threshold(task: Task, variables: Any) -> float | None:
-    """Return the threshold that is best on all pairs of the validation split, None without such a split."""
+    """Return the best threshold on all pairs of the validation split; None without one."""
     if not task.sizes["validation"]:
-        say("no validation people (config.data.validation=0), so no threshold: nothing is said of same or different")
+        say("config.data.validation=0: no validation identities, so no threshold and no same/different decisions")
         return None
     batches = list(task.eval_batches("validation"))
     if not batches:
-        say("no threshold was found for these weights, and the data are not here: nothing is said of same or different")
+        say("no threshold is stored for these weights, and the data are missing: no same/different decisions")
         return None
     labels = np.concatenate([b["label"][b["mask"] > 0] for b in batches])
     embeddings, pairs = (
@@ -87,7 +87,7 @@ def validation_threshold(task: Task, variables: Any) -> float | None:
 
 
 class FaceData(NamedTuple):
-    """The data: all images, their splits, and the pairs of the test split (None for every pair)."""
+    """All images, their splits, and the pairs of the test split (None for all pairs)."""
 
     face_set: FaceSet
     source: Dataset
@@ -96,38 +96,38 @@ class FaceData(NamedTuple):
 
 @dataclass(frozen=True)
 class FacesConfig(Options):
-    """Images of people, verified and identified."""
+    """Face verification and identification settings."""
 
-    embedding: int = option(128, "values of an embedding; 0 takes the network's features as they are", low=0)
-    loss: str = option("arcface", "with which people are told apart in training", arcface.LOSSES)
-    scale: float = option(64.0, "s, factor on the cosines of arcface", low=1.0)
-    margin: float = option(0.5, "m of arcface in radians", low=0.0, high=1.5)
-    test_identities: float = option(
-        0.25, "people who are tested and never trained on: a share, or from 1 on a number", low=0.0
+    embedding: int = option(128, "embedding size; 0 uses the network's features", low=0)
+    loss: str = option("arcface", "training loss over identities", arcface.LOSSES)
+    scale: float = option(64.0, "s, the scale of arcface's cosines", low=1.0)
+    margin: float = option(0.5, "m, arcface's angular margin in radians", low=0.0, high=1.5)
+    test_identities: float = option(0.25, "identities held out for testing: a fraction, or from 1 on a number", low=0.0)
+    test_file: str = option("", "file with the test identities, one per line, as in LFW's people.txt")
+    pairs: str = option("", "file of pairs to verify, as in LFW's pairs.txt; its identities are the test identities")
+    split_seed: int = option(0, "random seed of the test identities, independent of `seed`", low=0)
+    min_images: int = option(
+        0, "minimum images per identity; others are dropped; 0: keep all, fail on a single image", low=0
     )
-    test_file: str = option("", "file that names them instead, one a line, as LFW's people.txt")
-    pairs: str = option("", "file of pairs to verify, as LFW's pairs.txt; it names the people to test")
-    split_seed: int = option(0, "draws the people to test: the same for every `seed`", low=0)
-    min_images: int = option(0, "people with fewer are left out; 0: nobody, and one picture is an error", low=0)
-    gallery: int = option(1, "pictures of each person that are known when the others are identified", low=1)
-    known: str = option("", "folder of the people that predictions know; empty for data.dir")
+    gallery: int = option(1, "gallery images per identity, for the identification metrics", low=1)
+    known: str = option("", "folder of known people for predictions; empty for data.dir")
 
 
 @dataclass(frozen=True)
 class FaceRunConfig(ImageRunConfig):
-    """The options of a run on images of people."""
+    """Configuration of a face verification run."""
 
     faces: FacesConfig = group(FacesConfig)
 
 
 @register_task("faces")
 class FaceVerification(ImageTask):
-    """Embeddings of images, in which those of one person are near each other."""
+    """Face verification: embeddings in which images of one person are close."""
 
-    about = "images of people, verified and identified"
+    about = "images of people, for verification and identification"
     data_inputs, synthetic = "people", "drawn_faces"
     config_class = FaceRunConfig
-    # What needs a class for each example that is tested, or takes other labels than one person an image.
+    # These need test classes, or labels other than one identity per image.
     unused_fields = (
         "data.fit", "data.group", "data.test_examples", "data.windows", "init.folds",
         "init.start_loss", "init.strength", "model.num_classes",
@@ -141,12 +141,12 @@ class FaceVerification(ImageTask):
     prediction_columns = ("person", "picture", "similarity", "threshold", "same")
 
     def __init__(self, config: Any, record: RunRecord = NEW_RUN):
-        """Build the task that ``config`` describes, for a run of which ``record`` is known."""
+        """Build the task of ``config`` for a run with the given record."""
         self.config, (net, self.input_spec) = config, load_inputs(config, record)
         self.data = self.load_faces(config, self.input_spec.size) if record.reads_data else without_data(record)
         self.build(config, net, self.input_spec, self.data.source, config.faces.embedding, record)
         self.decoding, limits = self.make_decoding(config), value_range.range_from_facts(record.facts)
-        if limits:  # other images are read as the run has read its own
+        if limits:  # read other images with the run's value range
             self.decoding = self.decoding._replace(value_range=limits, from_run=True)
         self.fitted_threshold = record.fitted.get("threshold")
 
@@ -155,23 +155,23 @@ class FaceVerification(ImageTask):
         faces = config.faces
         return {
             **super().conflicts(config, changed),
-            f"init.head={config.init.head} fits classes, and task=faces has embeddings; take new or keep": (
+            f"init.head={config.init.head} fits classes, but task=faces trains embeddings; use new or keep": (
                 config.init.head in probe_strength.PROBES
             ),
-            "faces.pairs and config.faces.test_file both name the people to test; leave one out": (
+            "faces.pairs and config.faces.test_file both define the test identities; omit one": (
                 faces.pairs and faces.test_file
             ),
-            "faces.test_identities and split_seed have no effect beside config.faces.pairs or test_file": (
+            "faces.test_identities and split_seed have no effect with config.faces.pairs or test_file": (
                 (faces.pairs or faces.test_file) and changed("faces.test_identities", "faces.split_seed")
             ),
-            "faces.scale and margin are those of config.faces.loss=arcface": (
+            "faces.scale and margin have an effect with config.faces.loss=arcface only": (
                 faces.loss != "arcface" and changed("faces.scale", "faces.margin")
             ),
         }
 
     @classmethod
     def set_defaults(cls, config: Any) -> None:
-        config.faces.scale, config.faces.margin = 32.0, 0.3  # 64 and 0.5 are for tens of thousands of people
+        config.faces.scale, config.faces.margin = 32.0, 0.3  # 64 and 0.5 suit tens of thousands of identities
         config.optim.lr, config.augment.flip, config.data.validation = 3e-4, True, 0.2
 
     @classmethod
@@ -180,7 +180,7 @@ class FaceVerification(ImageTask):
 
     @classmethod
     def load_faces(cls, config: Any, size: int) -> FaceData:
-        """Load the images of people that ``config`` names, and share the people out."""
+        """Load the images of ``config`` and split them by identity."""
         return split_faces(config, cls.load_source(config, size))
 
     @classmethod
@@ -201,7 +201,7 @@ class FaceVerification(ImageTask):
         return {"loss": loss, "metrics": _no_metrics, "outputs": embeddings}
 
     def init(self, key: jax.Array) -> dict[str, Any]:
-        """Return the variables that training starts from, with centres (E, K) of the people in training."""
+        """Return the initial variables, with class centers (E, K) of the training identities."""
         variables = super().init(key)
         batch = {"inputs": jax.ShapeDtypeStruct((1, *self.splits["train"].inputs.shape[1:]), np.uint8)}
         assert self.outputs
@@ -218,31 +218,31 @@ class FaceVerification(ImageTask):
 
     def with_test(self, config: Any, classes: Mapping[str, str]) -> Self:
         raise UserError(
-            "people of another folder are compared by a run of their own: config.epochs=0 with config.init.path=RUN"
+            "task=faces cannot be tested on other data; start a run with config.epochs=0 and config.init.path=RUN"
         )
 
     def load_face_set(self) -> FaceSet:
-        """Read all images of the data."""
+        """Load all images of the dataset."""
         return self.load_source(self.config, self.input_spec.size, self.decoding)
 
     def load_gallery(self) -> FaceSet:
-        """Read the images of the people that predictions know: those of ``config.faces.known``, or else of the data."""
+        """Load the images of the known people: ``config.faces.known``, or else the dataset."""
         faces_config, data = self.config.faces, self.config.data
         folder = faces_config.known or data.dir
         if folder and not Path(folder).expanduser().exists():
             raise UserError(
-                f"no folder {folder} with the known people; set config.faces.known to a folder with PERSON/PICTURE"
+                f"config.faces.known: no folder {folder} of known people; set it to a folder with PERSON/IMAGE files"
             )
         if not faces_config.known:
             return self.load_face_set()
         return faces.read_faces(faces_config.known, self.input_spec.size, data.gigabytes * 1e9, self._run_decoding())
 
     def _run_decoding(self) -> Decoding:
-        """Return how images become pixels that must have the values of the run's own."""
+        """Return the decoding of images that must have the run's value range."""
         return self.decoding._replace(value_range=value_range.range_from_facts(self.facts), from_run=True)
 
     def predict(self, variables: Any, inputs: Sequence[Any], embeddings: bool = False) -> Iterator[dict[str, Any]]:
-        """Yield the nearest known person of each image, and whether it is near enough to be the same."""
+        """Yield the nearest known person of each image, and whether the similarity reaches the threshold."""
         gallery, threshold = self.load_gallery(), self.fitted_threshold
         known = self._embed(variables, gallery.examples, self.config.eval_batch_size)
         threshold = validation_threshold(self, variables) if threshold is None else threshold
@@ -268,19 +268,19 @@ class FaceVerification(ImageTask):
 
 
 def _no_metrics(variables: Any, batch: Batch) -> dict[str, Any]:
-    """Return no sums: test identities have no class, and metrics need all embeddings together."""
+    """Return no sums: test identities have no class, and the metrics need all embeddings."""
     return {}
 
 
 def without_data(record: RunRecord) -> FaceData:
-    """Return the data of a run that only predicts or is exported: the people it was trained on, without pictures."""
+    """Return the data of a run that only predicts or exports: its training identities, without images."""
     images, labels = no_images(record)
     source = record.source_without_data(images, labels)
     return FaceData(FaceSet(source.name, source.train, source.classes, ()), source, None)
 
 
 def split_faces(config: Any, face_set: FaceSet) -> FaceData:
-    """Share out the people of a face set as ``config`` says."""
+    """Split a face set by identity, as configured."""
     listed_pairs = faces.read_pairs(config.faces.pairs) if config.faces.pairs else None
     test_identities = (
         listed_pairs.identities
@@ -300,7 +300,7 @@ def split_faces(config: Any, face_set: FaceSet) -> FaceData:
 
 
 def evaluate_pairs(faces: FaceData, gallery: int, outputs: Sequence[Any], batches: Sequence[Batch]) -> Evaluation:
-    """Evaluate embeddings (N, E): on the pairs of the file for the test split, on every pair of other splits."""
+    """Evaluate embeddings (N, E) on the listed pairs of the test split, or on all pairs of other splits."""
     masks = [np.asarray(batch["mask"]) > 0 for batch in batches]
     embeddings = np.concatenate([np.asarray(output)[mask] for output, mask in zip(outputs, masks, strict=True)])
     labels = np.concatenate([np.asarray(b["label"])[mask] for b, mask in zip(batches, masks, strict=True)])
@@ -310,13 +310,13 @@ def evaluate_pairs(faces: FaceData, gallery: int, outputs: Sequence[Any], batche
 
 
 def report_trial(name: str, trial: Comparisons, validation_trial: Comparisons | None, folder: Path) -> dict[str, Any]:
-    """Draw the ROC of the test part into ``folder/roc.png``, show its figures with their intervals, and return them.
+    """Print the test figures with their intervals, draw the ROC curve into ``folder/roc.png``, and return the figures.
 
-    ``threshold`` is the one that is best on the validation split, which predictions use.
+    ``threshold`` is the best on the validation split; predictions use it.
     """
     values, intervals = verification.verification_metrics(trial), verification.bootstrap_intervals(trial)
     num_same, count = int(trial.same.sum()), len(trial.same)
-    counts_text = f"{trial.num_identities} people, {num_same:,} pairs of one and {count - num_same:,} of two"
+    counts_text = f"{trial.num_identities} people, {num_same:,} same and {count - num_same:,} different pairs"
     say(f"{counts_text}; 95 % intervals over people:")
     for figure, value in values.items():
         interval = intervals.get(figure)
@@ -328,11 +328,11 @@ def report_trial(name: str, trial: Comparisons, validation_trial: Comparisons | 
         f"FAR {level:g}": (level, values[figure])
         for figure, level in verification.FAR_LEVELS.items()
         if figure in values
-    } | {f"equal errors, {values['eer']:.3f}": (values["eer"], 1 - values["eer"])}
+    } | {f"equal error rate, {values['eer']:.3f}": (values["eer"], 1 - values["eer"])}
     title = f"{name}: {counts_text}\nAUC {values['auc']:.4f}"
     if "auc" in intervals:
         title += " [{:.4f}, {:.4f}]".format(*intervals["auc"])
-    say(f"picture: {plots.plot_roc(curve.far, curve.tar, points, title, folder / 'roc.png')}")
+    say(f"wrote {plots.plot_roc(curve.far, curve.tar, points, title, folder / 'roc.png')}")
     counts = {"people": trial.num_identities, "same": num_same, "different": count - num_same}
     result = {"intervals95": intervals, "pairs": counts}
     if validation_trial:

@@ -1,7 +1,7 @@
-"""Feature cache: outputs of frozen layers, computed once and kept on disk; training starts from them.
+"""Feature cache: outputs of frozen layers, computed once and stored on disk, from which training starts.
 
-The name of an entry is a hash of everything that its values depend on. The inputs of a cached task are feature maps, or
-the features of images or texts. Text networks are cached if only the head trains.
+The name of an entry is a hash of everything that its values depend on. A cached task takes feature maps, or features of
+images or texts, as inputs. Text networks are cached only if the head alone trains.
 """
 
 import functools
@@ -46,17 +46,17 @@ from tl_jax.utils.scaling import SCALINGS
 def frozen_endpoint(
     stages: Sequence[str], head_reads: str, mask: Any, frozen_norms: frozenset[str], norms: frozenset[str]
 ) -> str:
-    """Return the last endpoint below which nothing changes in training.
+    """Return the last endpoint below which nothing changes during training.
 
     Args:
-        stages: names of the network's parts from the input on.
-        head_reads: what the head needs, ``Backbone.head_input``.
-        mask: tree of the parameters, true where a leaf trains.
+        stages: names of the network's stages, input first.
+        head_reads: input of the head, ``Backbone.head_input``.
+        mask: boolean tree of the parameters, True where a leaf trains.
         frozen_norms, norms: paths of the BatchNorm layers that keep their statistics, and of all.
 
     Returns:
-        "features" where all parts are frozen and the head needs no map; else the last part of those that are frozen
-        from the input on, but none after the one that the head reads; "" where the first part changes.
+        "features" if all stages are frozen and the head reads no feature map. Otherwise the last of the leading frozen
+        stages, at most the one that the head reads; "" if the first stage trains.
     """
     changing = {path for path, is_trained in tree.flatten(mask).items() if is_trained} | (norms - frozen_norms)
     last_frozen = ""
@@ -70,7 +70,7 @@ def frozen_endpoint(
 
 
 def content_hash(*facts: Any) -> str:
-    """Return a SHA-256 of arrays, trees of them, and whatever ``json`` can write."""
+    """Return the SHA-256 of arrays, trees of arrays, and JSON values."""
     sha = hashlib.sha256()
     for fact in facts:
         if isinstance(fact, EncodedImages):
@@ -80,7 +80,7 @@ def content_hash(*facts: Any) -> str:
         elif hasattr(fact, "__array__"):
             array = np.ascontiguousarray(fact)
             sha.update(f"{array.dtype} {array.shape}".encode())
-            sha.update(array)  # pyright: ignore[reportArgumentType]  # a buffer in NumPy's types from Python 3.12 on
+            sha.update(array)  # pyright: ignore[reportArgumentType]  # a buffer in NumPy's stubs from Python 3.12 on
         elif isinstance(fact, Mapping) and any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(fact)):
             for path, leaf in sorted(tree.flatten(jax.device_get(fact)).items()):
                 sha.update(path.encode() + content_hash(leaf).encode())
@@ -89,29 +89,29 @@ def content_hash(*facts: Any) -> str:
     return sha.hexdigest()
 
 
-# Operations for each byte of a map below which it is computed again rather than kept and read. An estimate.
+# An output that costs fewer operations per byte is recomputed, not stored. An estimate.
 MIN_FLOPS_PER_BYTE = 1000.0
-# Pictures on a CPU: at 224 pixels 32 are as fast as 256, in a quarter of the memory; at 32 256 are an eighth faster.
+# On CPU: at 224 pixels, a batch of 32 is as fast as 256 in a quarter of the memory; at 32 pixels, 256 is 1/8 faster.
 CPU_BATCH, CPU_BATCH_PIXELS = 32, 2**18
 COLLECTIONS = ("params", "batch_stats")
 
 
 @dataclass(frozen=True)
 class CacheConfig(Options):
-    """Work on frozen layers that is done once."""
+    """Cache of the outputs of frozen layers."""
 
     features: str = option(
-        "auto", "compute outputs of frozen first layers once where nothing is augmented", ("auto", "off")
+        "auto", "cache the outputs of frozen first layers if there is no augmentation", ("auto", "off")
     )
     views: int = option(
-        0, "augmented views of a picture, computed once, that epochs take in turn; 0: always new ones", low=0
+        0, "augmented views per image to cache and cycle through; 0: new views in each epoch, not cached", low=0
     )
-    dir: str = option("", "folder of these outputs; empty for features/ in the cache folder")
-    gigabytes: float = option(8.0, "that they may take", low=0.0)
+    dir: str = option("", "folder of the feature cache; empty for features/ in the cache folder")
+    gigabytes: float = option(8.0, "maximum size of the feature cache in GB", low=0.0)
 
 
 class FeatureCache:
-    """Cache of what a task's frozen layers put out, on disk."""
+    """Disk cache of a task's frozen-layer outputs."""
 
     def __init__(self, config: Any, splits: Mapping[str, Any], regularize: RegularizeConfig):
         self.splits, self.config, self.regularize = splits, config, regularize
@@ -121,27 +121,27 @@ class FeatureCache:
 
     @property
     def allowed(self) -> bool:
-        """Whether anything may be kept: several hosts would write the same files, and a notebook's code has none."""
+        """Whether caching is allowed: not on several hosts, which would write the same files, nor for notebook code."""
         return self.config.cache.features == "auto" and jax.process_count() == 1 and self.network_digest is not None
 
     def task(self, task: Any, variables: Any, phase: Any) -> Task:
-        """Return the task that starts where ``phase`` starts to train, or ``task`` where nothing is gained."""
+        """Return the task that starts at the first layer that ``phase`` trains; ``task`` if caching does not pay."""
         raise NotImplementedError
 
     def features(self, variables: Any, split: Any) -> np.ndarray:
-        """Return the features (N, D) of a split's examples as they are, in their order."""
+        """Return the features (N, D) of a split's examples, without augmentation, in order."""
         raise NotImplementedError
 
 
 class ImageFeatureCache(FeatureCache):
-    """Cache of the outputs of the layers below the first that trains."""
+    """Cache of the outputs of the layers below the first trained one."""
 
     def __init__(self, config: Any, network: Network, splits: Mapping[str, Split], regularize: RegularizeConfig):
         super().__init__(config, splits, regularize)
         self.network, self.augment = network, config.augment
 
     def possible(self) -> bool:
-        """Whether what comes out of frozen layers is the same each time a picture, or a view of it, is met."""
+        """Return whether frozen layers give the same output each time for an image, or for a cached view of it."""
         repeatable_views = self.augment == AugmentConfig() or self.config.cache.views
         regularize, model = self.regularize, self.network.model
         random_loss = (
@@ -188,7 +188,7 @@ class FrozenOutputs:
 
     def __init__(self, feature_cache: ImageFeatureCache, name: str, variables: Any):
         network = feature_cache.network
-        side = cast(Inputs, network.inputs).size  # of pictures of one size; no others come here
+        side = cast(Inputs, network.inputs).size  # images of one size only
         self.feature_cache, self.name, self.batch_size = feature_cache, name, feature_cache.config.eval_batch_size
         if jax.default_backend() == "cpu":
             max_batch = max(CPU_BATCH, CPU_BATCH_PIXELS // side**2)
@@ -212,24 +212,24 @@ class FrozenOutputs:
         self.key = content_hash(facts, self.variables["params"], self.variables["batch_stats"])
         shape = jax.eval_shape(self._step(AugmentConfig()), self.variables, self._shapes())
         self.shape, self.dtype = shape.shape[1:], shape.dtype
-        self.computed: dict[int, np.ndarray] = {}  # by the identity of the pictures, which are hashed once
+        self.computed: dict[int, np.ndarray] = {}  # by id(images), which are hashed once
 
     def is_worth_caching(self, n: int) -> bool:
-        """Return whether caching ``n`` of them saves more than it costs."""
+        """Return whether caching ``n`` outputs saves more than it costs."""
         size = int(np.prod(self.shape)) * self.dtype.itemsize
         work = sharding.count_flops(self._step(AugmentConfig()), self.variables, self._shapes())
         if work / self.batch_size / size < MIN_FLOPS_PER_BYTE:
             return False
         if n * size > self.feature_cache.disk_cache.max_bytes:
             say(
-                f"outputs of {self.name} for {n:,} pictures would take {n * size / 1e9:.1f} GB; "
-                "config.cache.gigabytes allows less, so they are computed at each step"
+                f"outputs of {self.name} for {n:,} images need {n * size / 1e9:.1f} GB, more than "
+                "config.cache.gigabytes; they are recomputed at each step"
             )
             return False
         return True
 
     def of_split(self, split: Split) -> np.ndarray | Subset:
-        """Return the outputs (N, ...) of a split, those of a whole set where a part of the task is most of it."""
+        """Return the outputs (N, ...) of a split; those of the full dataset if the split is most of it."""
         images = split.inputs
         if isinstance(images, Subset) and any(
             isinstance(other.inputs, Subset)
@@ -242,7 +242,7 @@ class FrozenOutputs:
 
     def _outputs(self, images: Images) -> np.ndarray:
         if id(images) not in self.computed:
-            split = Split(images, np.zeros(len(images), np.int32))  # nobody reads these labels
+            split = Split(images, np.zeros(len(images), np.int32))  # labels are unused
             make_batches = functools.partial(loader.eval_batches, split, self.batch_size)
             make_rows = lambda: self._rows(make_batches(), AugmentConfig())  # noqa: E731
             self.computed[id(images)] = self._get(content_hash(self.key, images), len(images), make_rows)
@@ -257,13 +257,13 @@ class FrozenOutputs:
         )
 
     def batches(self, split_name: str) -> Iterator[Mapping[str, np.ndarray]]:
-        """Yield the batches of a part, as ``Task.eval_batches``."""
+        """Yield the batches of a split, like ``Task.eval_batches``."""
         split = self.feature_cache.splits[split_name]
         return loader.eval_batches(Split(self.of_split(split), split.labels), self.feature_cache.config.eval_batch_size)
 
     def _get(self, key: str, n: int, make_rows: Any) -> np.ndarray:
         def rows_with_progress() -> Iterator[np.ndarray]:
-            say(f"computing outputs of {self.name} for {n:,} pictures, once ...")
+            say(f"computing outputs of {self.name} for {n:,} images, once ...")
             with progress_bar(total=n, unit="picture", leave=False) as bar:
                 for rows in make_rows():
                     yield rows
@@ -272,7 +272,7 @@ class FrozenOutputs:
         return self.feature_cache.disk_cache.get(key, (n, *self.shape), self.dtype, rows_with_progress)
 
     def _rows(self, batches: Iterator[Any], augment_config: AugmentConfig) -> Iterator[np.ndarray]:
-        """Yield the outputs of batches; while one is computed, that of the one before is fetched and written."""
+        """Yield the outputs of batches; the previous output is fetched and written while the next is computed."""
         step, previous = self._step(augment_config), None
         for batch in batches:
             inputs = {name: batch[name] for name in ("inputs", "key") if name in batch}
@@ -287,7 +287,7 @@ class FrozenOutputs:
         return make_eval_step(make_outputs(self.network, self.name, augment_config))
 
     def _augmented(self, split: Split, count: int) -> Iterator[Mapping[str, np.ndarray]]:
-        """Yield the pictures as often as there are views, with a key (B, 2) for each batch."""
+        """Yield the images once per view, with a key (B, 2) for each batch."""
         stream, number = stream_key(self.feature_cache.config.seed, "views"), 0
         for _ in range(count):
             for batch in loader.eval_batches(split, self.batch_size):
@@ -302,7 +302,7 @@ class FrozenOutputs:
 
 @functools.cache
 def make_outputs(network: Network, name: str, augment_config: AugmentConfig):
-    """Return the function (folded variables, batch) -> endpoint ``name`` of its pictures, augmented with its key."""
+    """Return the function (folded variables, batch) -> endpoint ``name`` of the images, augmented with their keys."""
 
     def outputs(variables, batch):
         images = batch["inputs"]
@@ -316,12 +316,12 @@ def make_outputs(network: Network, name: str, augment_config: AugmentConfig):
 
 @functools.cache
 def _make_fold(adapters: AdapterConfig, norm_pairs: tuple[fold_batch_norm.ConvNormPair, ...]):
-    """Return the jitted function variables -> the same with adapters merged and BatchNorm folded."""
+    """Return the jitted function that merges adapters and folds BatchNorm into the variables."""
     return jax.jit(lambda v: fold_batch_norm.fold_variables(norm_pairs, {**v, "params": merge(v["params"], adapters)}))
 
 
 class TextFeatureCache(FeatureCache):
-    """Cache of the features of texts, where only the head trains."""
+    """Cache of text features, if only the head trains."""
 
     def __init__(
         self,
@@ -331,12 +331,12 @@ class TextFeatureCache(FeatureCache):
         regularize: RegularizeConfig,
         reads_features: bool,
     ):
-        """``reads_features``: whether the head reads one vector of each text, which can be kept."""
+        """Set ``reads_features`` if the head reads one vector per text, which can be cached."""
         super().__init__(config, splits, regularize)
         self.encoder, self.reads_features = encoder, reads_features
 
     def task(self, task: Any, variables: Any, phase: Any) -> Task:
-        """Return the task as ``phase`` sees it; where only the head trains, nothing is dropped below it."""
+        """Return the task for ``phase``; if only the head trains, the frozen encoder runs without dropout."""
         mask = trainable(variables["params"], phase.rules)
         if frozen_endpoint(self.encoder.model.stage_names(), "", mask, frozenset(), frozenset()) != FEATURES:
             return task
@@ -369,7 +369,7 @@ class TextFeatureCache(FeatureCache):
         )
 
     def _cached(self, task: Task, variables: Any) -> Task:
-        """Return the task whose inputs are features."""
+        """Return the task with features as inputs."""
         head, size = Network(self.encoder.head, Maps()), self.config.eval_batch_size
         merged = {"params": losses.merged_params(variables["params"], self.encoder.adapters)}
         splits = {

@@ -1,6 +1,6 @@
-"""Image classification task: a pretrained or random network with a new head, predictions, and Grad-CAM.
+"""Image classification: a pretrained or randomly initialized network with a new head, predictions, and Grad-CAM.
 
-Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) shows which regions of an image speak for a class.
+Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) shows which image regions support a class.
 """
 
 import dataclasses
@@ -39,17 +39,16 @@ from tl_jax.utils.errors import UserError, combine_errors, join_errors
 
 @functools.cache
 def make_grad_cam(net: Network, name: str = ""):
-    """Return the function (variables, batch) -> maps float32 (N, h, w), 0 and more, of the class that "label" has.
+    """Return the function (variables, batch) -> nonnegative maps, float32 (N, h, w), for the class in "label".
 
-    Channel k of the endpoint weighs the mean over positions of the gradient of the class' logit; the map is the
-    weighted sum of the channels, negative values put to zero. The network is split at the endpoint as the feature cache
-    splits it: its second half is differentiated with respect to what comes in, which is exact and needs no hooks. With
-    a linear head on the global average this is 1 / (h w) times the class activation map (Zhou et al. 2016,
-    arXiv:1512.04150).
+    The weight of channel k is the mean over positions of the gradient of the class logit; the map is the ReLU of the
+    weighted sum of the channels. The network is split at the endpoint, as by the feature cache, and its second half is
+    differentiated with respect to its input, which is exact and needs no hooks. With a linear head on global average
+    pooling this is 1 / (h w) times the class activation map (Zhou et al. 2016, arXiv:1512.04150).
 
     Args:
         net: any image network.
-        name: of the endpoint, a part of the network with maps (N, h, w, D); empty takes the last.
+        name: endpoint, a stage with feature maps (N, h, w, D); empty for the last.
     """
     name = name or net.model.stage_names()[-1]
     upper_network = net._replace(model=net.model.clone(start=name), inputs=Maps())
@@ -59,7 +58,7 @@ def make_grad_cam(net: Network, name: str = ""):
 
         def logit(maps):
             logits = upper_network.predict(variables, maps)[0]
-            return jnp.take_along_axis(logits, batch["label"][:, None], 1).sum()  # each depends on its own maps
+            return jnp.take_along_axis(logits, batch["label"][:, None], 1).sum()  # each depends on its own maps only
 
         weights = jax.grad(logit)(maps).astype(jnp.float32).mean((1, 2), keepdims=True)
         return jax.nn.relu((weights * maps.astype(jnp.float32)).sum(-1))
@@ -68,18 +67,18 @@ def make_grad_cam(net: Network, name: str = ""):
 
 
 class Predictor(NamedTuple):
-    """A network for predictions, and how its inputs are read.
+    """A network for predictions, with the preprocessing of its inputs.
 
     Attributes:
         network: with its head.
         classes: K names.
-        num_views: of each picture, whose probabilities are averaged.
-        shape: height and width of stored pictures; others are fitted into it, as in training.
-        decoding: how files become pixels, as in training.
-        fit: how others are fitted, see ``data.dataset.fit_image``.
-        batch_size: pictures at once, at most.
-        validation: () -> batches to which a temperature is fitted; None leaves probabilities as they are.
-        fitted_temperature: the temperature that the finished run has fitted already, None for a run without.
+        num_views: views per image, whose probabilities are averaged.
+        shape: height and width of stored images; other images are fitted to it, as in training.
+        decoding: how image files are decoded, as in training.
+        fit: how images are fitted to ``shape``, see ``data.dataset.fit_image``.
+        batch_size: maximum number of images per batch.
+        validation: () -> batches for fitting a temperature; None leaves probabilities uncalibrated.
+        fitted_temperature: temperature fitted by the finished run; None if there is none.
     """
 
     network: Network
@@ -93,18 +92,18 @@ class Predictor(NamedTuple):
     fitted_temperature: float | None = None
 
     def fit_pixels(self, image: np.ndarray) -> np.ndarray:
-        """Return an image (h, w, 3) in the size of stored ones (H, W, 3)."""
+        """Fit an image (h, w, 3) to the size of stored images (H, W, 3)."""
         height, width = self.shape
         return image if image.shape[:2] == self.shape else fit_image(image, (width, height), self.fit)
 
     def extract(self, function: Any, variables: Any, images: np.ndarray, labels: np.ndarray | None = None) -> Any:
-        """Return what ``function`` (variables, batch) says of images (N, H, W, 3)."""
+        """Return the output of ``function`` (variables, batch) for images (N, H, W, 3)."""
         split = Split(images, np.zeros(len(images), np.int32) if labels is None else labels)
         return extract(function, variables, loader.eval_batches(split, self.batch_size))
 
 
 class Explanation(NamedTuple):
-    """Files (N), what the network saw of them (N, S, S, 3), the class and its probability (N,), maps (N, h, w)."""
+    """Grad-CAM: files (N), network inputs (N, S, S, 3), class and probability (N,), maps (N, h, w)."""
 
     files: list[Path]
     images: np.ndarray
@@ -116,7 +115,7 @@ class Explanation(NamedTuple):
 def predict_images(
     predictor: Predictor, variables: Any, images: Sequence[ImageInput], embeddings: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Yield the probabilities of each image, for JSON, and its features (D,) as ``embedding`` if asked."""
+    """Yield the class probabilities of each image as JSON values, and optionally its features (D,) as ``embedding``."""
     predictor, softmax_temperature = fit_batch(predictor, images), run_temperature(predictor, variables)
     probabilities = make_predict(predictor.network, predictor.num_views)
     function = make_both(probabilities, make_features(predictor.network)) if embeddings else probabilities
@@ -135,7 +134,7 @@ def predict_images(
 
 
 def explain(predictor: Predictor, variables: Any, images: Sequence[ImageInput]) -> tuple[Explanation, list[UserError]]:
-    """Return the Grad-CAM of the likeliest class of each image, and the errors of those that cannot be read."""
+    """Return the Grad-CAM of each image's most likely class, and the errors of unreadable images."""
     predictor, softmax_temperature = fit_batch(predictor, images), run_temperature(predictor, variables)
     input_spec, grad_cam = predictor.network.inputs, make_grad_cam(predictor.network)
     assert isinstance(input_spec, Inputs)
@@ -163,14 +162,14 @@ def explain(predictor: Predictor, variables: Any, images: Sequence[ImageInput]) 
 
 
 def fit_batch(predictor: Predictor, images: Sequence[ImageInput]) -> Predictor:
-    """Return the predictor with a batch size no larger than it needs."""
+    """Reduce the predictor's batch size to the number of images."""
     return predictor._replace(batch_size=min(predictor.batch_size, sharding.round_up(len(images))))
 
 
 def run_temperature(predictor: Predictor, variables: Any) -> float:
-    """Return the temperature of the run, or fit it to the validation split; 1 if the run is not to be calibrated.
+    """Return the run's temperature, or fit it to the validation split; 1 for an uncalibrated run.
 
-    An ensemble has its own.
+    An ensemble has its own temperature.
     """
     if isinstance(variables, Members):
         return variables.temperature
@@ -185,22 +184,22 @@ def run_temperature(predictor: Predictor, variables: Any) -> float:
 
 @dataclass(frozen=True)
 class ImageClassificationRunConfig(ImageRunConfig):
-    """The options of a run on images with a class each."""
+    """Configuration of an image classification run."""
 
     metrics: tuple[str, ...] = option(
-        (), "of pictures beside accuracy: auc, sensitivity, ece; auc with an interval over groups"
+        (), "metrics besides accuracy: auc, sensitivity, ece; auc has an interval over groups"
     )
-    positive: str = option("", "class whose finding counts as positive; empty: the last of two, of more each in turn")
-    specificity: float = option(0.9, "at which the metric sensitivity is read off", low=0.0, high=1.0)
-    score: str = option("accuracy", "metric on validation by which the best checkpoint is chosen", ("accuracy", "auc"))
-    calibrate: bool = option(False, "fit a temperature to validation; predictions use it (arXiv:1706.04599)")
+    positive: str = option("", "positive class; empty: the second of two classes, or each in turn (one-vs-rest)")
+    specificity: float = option(0.9, "specificity at which sensitivity is measured", low=0.0, high=1.0)
+    score: str = option("accuracy", "validation metric that selects the best checkpoint", ("accuracy", "auc"))
+    calibrate: bool = option(False, "fit a temperature on validation for predictions (arXiv:1706.04599)")
 
 
 @register_task("image")
 class ImageClassification(ImageTask):
-    """One of K classes for each image."""
+    """Image classification: one of K classes per image."""
 
-    about = "images with a class each"
+    about = "images with one class each"
     can_choose_method = True
     can_average = True
     config_class = ImageClassificationRunConfig
@@ -213,7 +212,7 @@ class ImageClassification(ImageTask):
         return kernels[0].shape[0] if kernels else 0
 
     def __init__(self, config: Any, record: RunRecord = NEW_RUN):
-        """Build the task that ``config`` describes, for a run of which ``record`` is known."""
+        """Build the task of ``config`` for a run with the given record."""
         net, inputs = load_inputs(config, record)
         self.source = source = record.source(lambda: self.load_source(config, inputs.size), *no_images(record))
         classes = head_init.check_classes(config, source)
@@ -260,14 +259,14 @@ class ImageClassification(ImageTask):
     def with_test(self, config: Any, classes: Mapping[str, str]) -> Self:
         task = super().with_test(config, classes)
         test = task.splits["test"]
-        if test.inputs.shape[1:3] != self.predictor.shape:  # arrays, which no reader fits
+        if test.inputs.shape[1:3] != self.predictor.shape:  # arrays, which no reader has fitted
             fitted = np.stack([self.predictor.fit_pixels(image) for image in test.inputs])
             task = task.replace(splits={**task.splits, "test": test._replace(inputs=fitted)})
         settings = image_evaluation.read_settings(config, self.classes, task.splits)
         return task.replace(config=config, settings=settings, evaluates_outputs=settings is not None)
 
     def with_views(self, count: int) -> Self:
-        """Return the task whose predictions are means over ``count`` views of each image."""
+        """Return the task with predictions averaged over ``count`` views of each image."""
         config = dataclasses.replace(self.config, test_views=count)
         functions = {"metrics": make_metrics(self.network, count), "outputs": make_predict(self.network, count)}
         return self.replace(config=config, predictor=self.predictor._replace(num_views=count), **functions)
@@ -290,7 +289,7 @@ class ImageClassification(ImageTask):
         return "\n".join(probability_bars(row["input"], self.classes, np.array(list(row["probabilities"].values()))))
 
     def explain(self, variables: Any, inputs: Sequence[Any], folder: Path) -> tuple[Path, str]:
-        """Draw Grad-CAM of the most likely class of each image into ``explain.png``."""
+        """Draw Grad-CAM of each image's most likely class into ``explain.png``."""
         found, errors = explain(self.predictor, variables, inputs)
         rows = zip(found.files, found.classes, found.probabilities, strict=True)
         captions = [f"{file.parent.name}/{file.name}: {name} {probability:.2f}" for file, name, probability in rows]

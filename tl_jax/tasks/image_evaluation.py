@@ -1,4 +1,4 @@
-"""What is said of a classifier of pictures beside its accuracy: while it trains, and in the end with calibration."""
+"""Metrics of image classifiers besides accuracy, during training, and calibration after it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,21 +15,21 @@ from tl_jax.report import plots
 from tl_jax.train.logging import say, warn
 from tl_jax.utils.errors import UserError, join_names, nearest
 
-METRICS = ("auc", "sensitivity", "ece")  # beside accuracy
+METRICS = ("auc", "sensitivity", "ece")  # besides accuracy
 NEEDS = "needs examples of the class and of others"
-MAX_NAMES = 5  # names of classes in a message
+MAX_NAMES = 5  # class names per message
 
 
 class EvaluationSettings(NamedTuple):
-    """What to measure besides accuracy.
+    """Metrics to compute besides accuracy.
 
     Attributes:
-        metrics: of "auc", "sensitivity" and "ece".
+        metrics: any of "auc", "sensitivity" and "ece".
         classes: K names.
-        positive: number of the class whose finding counts as positive, None for each in turn.
-        specificity: at which sensitivity is read off.
-        calibrate: fit a temperature to the validation part.
-        groups: (N,) of the test part, None where nothing is said of them.
+        positive: index of the positive class; None for each class in turn.
+        specificity: specificity at which sensitivity is measured.
+        calibrate: whether to fit a temperature to the validation split.
+        groups: (N,) groups of the test examples; None if unknown.
     """
 
     metrics: tuple[str, ...]
@@ -41,29 +41,29 @@ class EvaluationSettings(NamedTuple):
 
     @property
     def reference(self) -> int:
-        """The class that stands for both where there are two."""
+        """The positive class of a binary problem."""
         return len(self.classes) - 1 if self.positive is None else self.positive
 
 
 def conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
-    """Return the conflicts of metrics, and of how images are read.
+    """Return the conflicts of metrics and of image reading options.
 
     Raises:
-        UserError: a window that is none.
+        UserError: A window is invalid.
     """
     dicom.parse_windows(config.data.windows)
     data, unknown = config.data, [name for name in config.metrics if name not in METRICS]
     grouped, windowed = (", ".join(registry.names("images", field)) for field in ("group", "windows"))
     return {
-        f"metrics has {(unknown or [''])[0]!r}, which is none of {', '.join(METRICS)}": unknown,
-        "score=auc needs auc among config.metrics": config.score == "auc" and "auc" not in config.metrics,
-        "specificity has an effect with sensitivity among config.metrics only": (
+        f"metrics has the unknown {(unknown or [''])[0]!r}; choose from {', '.join(METRICS)}": unknown,
+        "score=auc needs auc in config.metrics": config.score == "auc" and "auc" not in config.metrics,
+        "specificity has an effect with sensitivity in config.metrics only": (
             changed("specificity") and "sensitivity" not in config.metrics
         ),
-        "positive has an effect with auc or sensitivity among config.metrics only": (
+        "positive has an effect with auc or sensitivity in config.metrics only": (
             config.positive and not {"auc", "sensitivity"} & set(config.metrics)
         ),
-        "calibrate needs a validation part; raise config.data.validation": config.calibrate and not data.validation,
+        "calibrate needs a validation split; raise config.data.validation": config.calibrate and not data.validation,
         f"data.group has an effect with config.data.name={grouped} only": (
             data.group and registry.ignores("images", data.name, "group")
         ),
@@ -74,17 +74,17 @@ def conflicts(config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
 
 
 def read_settings(config: Any, classes: tuple[str, ...], splits: Mapping[str, Split]) -> EvaluationSettings | None:
-    """Return what ``config`` measures besides accuracy, None if nothing.
+    """Return the metrics of ``config`` besides accuracy; None if there are none.
 
     Raises:
-        UserError: no such class, or a part on which the area under the curve says nothing.
+        UserError: The positive class is unknown, or a split lacks examples that the metrics need.
     """
     if not (config.metrics or config.calibrate):
         return None
     positive = len(classes) - 1 if len(classes) == 2 else None
     if config.positive:
         if config.positive not in classes:
-            raise UserError(f"config.positive={config.positive!r} is no class; {nearest(config.positive, classes)}")
+            raise UserError(f"config.positive={config.positive!r} is not a class; {nearest(config.positive, classes)}")
         if len(classes) > 2 and "sensitivity" not in config.metrics:
             raise UserError(
                 f"config.positive={config.positive} has no effect on the auc of {len(classes)} classes, a mean over "
@@ -102,8 +102,8 @@ def read_settings(config: Any, classes: tuple[str, ...], splits: Mapping[str, Sp
         else:
             continue
         raise UserError(
-            f"the {name} part {problem}, on which auc and sensitivity say nothing; "
-            "bring more examples, try another config.seed, or set config.metrics='()'"
+            f"the {name} split {problem}, so auc and sensitivity are undefined; "
+            "add examples, try another config.seed, or set config.metrics='()'"
         )
     groups = splits["test"].groups
     entry = registry.find("images", config.data.name)
@@ -111,8 +111,8 @@ def read_settings(config: Any, classes: tuple[str, ...], splits: Mapping[str, Sp
     expects_groups = config.data.group != "none" and is_grouped and config.data.dir
     if "auc" in config.metrics and groups is None and expects_groups:
         warn(
-            "nothing says which pictures belong together (to a patient, a source): parts may share some, and intervals "
-            "count each picture as new; name a column of index.csv with config.data.group"
+            "no grouping column is given: images of one patient (or source) may be in several splits, and intervals "
+            "assume independent images; set config.data.group to a column of index.csv"
         )
     return EvaluationSettings(tuple(config.metrics), classes, positive, config.specificity, config.calibrate, groups)
 
@@ -120,7 +120,7 @@ def read_settings(config: Any, classes: tuple[str, ...], splits: Mapping[str, Sp
 def evaluate_predictions(
     settings: EvaluationSettings, predictions: Sequence[Any], batches: Sequence[Batch]
 ) -> Evaluation:
-    """Return the metrics of the probabilities (N, K) of batches, padding left out; of training that diverged none."""
+    """Return the metrics of batched probabilities (N, K) without padding; empty if they are not finite."""
     probabilities, labels = collect_predictions(predictions, batches)
     if not np.isfinite(probabilities).all():
         return Evaluation(
@@ -142,27 +142,27 @@ def evaluate_predictions(
 
 
 def _missing_classes(settings: EvaluationSettings, values: Mapping[str, float], labels: np.ndarray) -> dict[str, str]:
-    """Return "auc of CLASS" and so on for the classes that a mean over classes leaves out, and why."""
+    """Return "auc of CLASS" etc. for the classes that a mean over classes omits, with the reason."""
     absent = [name for k, name in enumerate(settings.classes) if not 0 < (labels == k).sum() < len(labels)]
     is_mean = {"auc": len(settings.classes) > 2, "sensitivity": settings.positive is None}
-    names, reason = join_names(absent, MAX_NAMES), f"{NEEDS}; the mean leaves it out"
+    names, reason = join_names(absent, MAX_NAMES), f"{NEEDS}; the mean omits it"
     return {f"{name} of {names}": reason for name, mean in is_mean.items() if mean and absent and name in values}
 
 
 def report_calibration(
     settings: EvaluationSettings, test: Predictions, validation: Predictions | None, folder: Path
 ) -> dict[str, Any]:
-    """Return what the summary says beside the metrics, and draw ``reliability.png`` in ``folder``.
+    """Return the summary entries besides the metrics, and draw ``reliability.png`` into ``folder``.
 
-    ``intervals`` has the bootstrap interval of the area under the curve, ``operating_point`` sensitivity and
-    specificity on the test part at the threshold that the validation part gives, ``calibration`` the temperature with
-    the errors and losses on the test part without and with it.
+    ``intervals`` has the bootstrap interval of the AUC. ``operating_point`` has sensitivity and specificity on the test
+    split at the threshold chosen on validation. ``calibration`` has the temperature, and the calibration errors and
+    losses on the test split with and without it.
     """
     result: dict[str, Any] = {}
     if "auc" in settings.metrics:
         interval = classification.auc_interval(*test, settings.reference, settings.groups)
         groups = settings.groups
-        units = f"{len(test.labels)} pictures" if groups is None else f"{len(np.unique(groups))} groups"
+        units = f"{len(test.labels)} images" if groups is None else f"{len(np.unique(groups))} groups"
         result["intervals"] = {"auc": interval, "level": 0.95, "over": units, "resamples": classification.NUM_RESAMPLES}
         say(f"AUC on test, 95 % interval over {units}: {interval[0]:.3f} to {interval[1]:.3f}")
     if validation is None:
@@ -175,10 +175,10 @@ def report_calibration(
 
 
 def report_elsewhere(test: Predictions, classes: tuple[str, ...], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what another set shows at the threshold and the temperature that a run has fitted to its validation split.
+    """Return the results on another dataset at the run's threshold and temperature.
 
-    ``operating_point`` has sensitivity and specificity, ``calibration`` error and loss without the temperature and with
-    it; each only if the run has such a value.
+    ``operating_point`` has sensitivity and specificity; ``calibration`` has error and loss with and without the
+    temperature. Each is present only if the run has fitted such a value.
     """
     result: dict[str, Any] = {}
     point, temperature = summary.get("operating_point"), summary.get("calibration", {}).get("temperature")
@@ -203,13 +203,13 @@ def _operating_point(
     predicted, actual = test.probabilities[:, positive] >= threshold, test.labels == positive
     point = {"sensitivity": float(predicted[actual].mean()), "specificity": float(1 - predicted[~actual].mean())}
     name = settings.classes[positive]
-    say(f"{name} from {threshold:.3f} on (validation): sensitivity {point['sensitivity']:.3f}, "
+    say(f"{name} at threshold {threshold:.3f} (from validation): sensitivity {point['sensitivity']:.3f}, "
         f"specificity {point['specificity']:.3f} on test")  # fmt: skip
     return {"positive": name, "threshold": threshold, **point}
 
 
 def calibration_scores(test: Predictions, temperature: float) -> dict[str, float]:
-    """Return calibration error and loss without a temperature and with it."""
+    """Return the calibration error and loss with and without a temperature."""
     calibrated = classification.apply_temperature(test.probabilities, temperature)
     return {
         "temperature": temperature,
@@ -221,7 +221,7 @@ def calibration_scores(test: Predictions, temperature: float) -> dict[str, float
 
 
 def calibrate(test: Predictions, validation: Predictions, folder: Path) -> dict[str, float]:
-    """Fit a temperature to validation and draw ``reliability.png``; return the temperature, and scores on test."""
+    """Fit a temperature to validation and draw ``reliability.png``; return the temperature and the test scores."""
     temperature = classification.fit_temperature(*validation)
     calibrated = classification.apply_temperature(test.probabilities, temperature)
     before_bins, after_bins = (
@@ -231,6 +231,6 @@ def calibrate(test: Predictions, validation: Predictions, folder: Path) -> dict[
     bound = f" ({words})" if (words := plots.describe_bound(temperature)) else ""
     say(
         f"temperature {temperature:.3f}{bound}: calibration error {before_bins.ece:.3f} before, "
-        f"{after_bins.ece:.3f} after; picture: {path}"
+        f"{after_bins.ece:.3f} after; wrote {path}"
     )
     return calibration_scores(test, temperature)

@@ -1,4 +1,4 @@
-"""Images that a user passes for predictions: files, folders, lists of files, arrays; a damaged one has its error."""
+"""Image inputs of predictions: files, folders, lists of files, arrays. A damaged input carries its error."""
 
 import os
 from collections import deque
@@ -17,31 +17,31 @@ from tl_jax.data.text import Columns, read_unlabelled
 from tl_jax.train.task import as_list
 from tl_jax.utils.errors import UserError
 
-LISTS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl"}  # files that name images in a column file
+LISTS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl"}  # tables with a file column
 FILE_COLUMN = Columns(text=("file",))
 
 
 class ImageInput(NamedTuple):
-    """An image to predict: its name, and its file, its pixels uint8 (H, W, 3), or why it cannot be read."""
+    """An image to predict: its name, and its file, its pixels uint8 (H, W, 3), or the error of reading it."""
 
     name: str
     source: Path | np.ndarray | UserError
 
 
-Decoded = list[tuple[ImageInput, Any]]  # with what became of each, or its UserError
+Decoded = list[tuple[ImageInput, Any]]  # with the fitted image, or its UserError
 
 
 def list_inputs(inputs: Any, outside: bool = False) -> list[ImageInput]:
-    """Return the images that a user named; no file is decoded.
+    """Return the images of ``inputs`` without decoding them.
 
     Args:
-        inputs: one, or several: files of images, folders (with all below them), tables with a column ``file`` (CSV,
-            TSV, or JSON lines; paths are relative to the table's folder), arrays uint8 (H, W, 3), (H, W) or
-            (N, H, W, 3), or what Pillow opened.
+        inputs: one or several of: image files, folders (searched recursively), tables with a column ``file`` (CSV,
+            TSV or JSON Lines, with paths relative to the table), arrays uint8 (H, W, 3), (H, W) or (N, H, W, 3), or
+            Pillow images.
         outside: see ``data.walker.Walk``.
 
     Raises:
-        UserError: none was named, or something that is none of these.
+        UserError: No input is given, or one is of another type.
     """
     images: list[ImageInput] = []
     for value in as_list(inputs):
@@ -52,12 +52,12 @@ def list_inputs(inputs: Any, outside: bool = False) -> list[ImageInput]:
         else:
             images += [ImageInput(f"image {i}", pixels) for i, pixels in enumerate(_pixels(value), start=len(images))]
     if not images:
-        raise UserError("nothing to look at; pass images, or folders of them")
+        raise UserError("no inputs; pass images, or folders of images")
     return images
 
 
 def _read_list(path: Path) -> Iterator[ImageInput]:
-    """Yield the images that a table names."""
+    """Yield the images listed in a table."""
     for row in read_unlabelled(path, LISTS[path.suffix.lower()], FILE_COLUMN):
         if isinstance(row, UserError):
             yield ImageInput("", row)
@@ -67,31 +67,31 @@ def _read_list(path: Path) -> Iterator[ImageInput]:
 
 
 def _pixels(value: Any) -> Sequence[np.ndarray]:
-    """Return the images (H, W, 3) of an array, or of what Pillow opened."""
+    """Return the images (H, W, 3) of an array or a Pillow image."""
     if hasattr(value, "convert"):
         return [_pillow_pixels(value)]
     if not isinstance(value, np.ndarray):
-        raise UserError(f"an input is a {type(value).__name__}, not a path; pass files, folders or arrays of images")
+        raise UserError(f"input of type {type(value).__name__}: not supported; pass files, folders or image arrays")
     pixels = np.repeat(value[..., None], 3, axis=-1) if value.ndim == 2 else value
     if value.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3 or not pixels.size:
         raise UserError(
-            f"an image is {value.dtype} {value.shape}; pass uint8 (H, W, 3), (H, W) or (N, H, W, 3), 0 to 255"
+            f"input array {value.dtype} {value.shape}: not an image; pass uint8 (H, W, 3), (H, W) or (N, H, W, 3)"
         )
     return [pixels] if pixels.ndim == 3 else list(pixels)
 
 
 def _pillow_pixels(image: Image.Image) -> np.ndarray:
-    """Return what ``decode_file`` would of the file: upright, and with white behind what is transparent."""
+    """Return the pixels as ``decode_file`` would: upright, with transparency on white."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or ";" in image.mode:
-        raise UserError(f"an opened image has more than 8 bits (mode {image.mode}); pass its file")
+        raise UserError(f"Pillow image of mode {image.mode}: more than 8 bits are not supported; pass the file")
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return np.asarray(image.convert("RGB"))
 
 
 def read_pixels(image: ImageInput, decoding: Decoding) -> np.ndarray:
-    """Return the pixels uint8 (H, W, 3) of an image, or raise why it cannot be read."""
+    """Return the pixels uint8 (H, W, 3) of an image. Raises its error if it cannot be read."""
     if isinstance(image.source, UserError):
         raise image.source
     return decode_file(image.source, decoding) if isinstance(image.source, Path) else image.source
@@ -100,9 +100,9 @@ def read_pixels(image: ImageInput, decoding: Decoding) -> np.ndarray:
 def decode_batches(
     images: Sequence[ImageInput], decoding: Decoding, batch_size: int, fit: Callable[[np.ndarray], Any]
 ) -> Iterator[Decoded]:
-    """Yield ``batch_size`` images at a time, in order, as ``fit`` makes them of pixels uint8 (H, W, 3).
+    """Yield batches of ``batch_size`` images, in order, with ``fit`` applied to their pixels uint8 (H, W, 3).
 
-    The next batch is decoded by threads while the caller works on one, so that two are in memory.
+    Threads decode the next batch while the caller uses the current one, so two batches are in memory.
     """
 
     def decode(image: ImageInput) -> Any:
@@ -134,12 +134,12 @@ def predict_rows(
     fit: Callable[[np.ndarray], Any],
     predict: Callable[[list[ImageInput], list[Any]], Iterable[Mapping[str, Any]]],
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each image, in order: its name, and what ``predict`` says of it, or the error of a damaged one.
+    """Yield a row for each image, in order: its name, and its prediction or the error of a damaged image.
 
     Args:
         images: see ``list_inputs``.
         decoding, batch_size, fit: see ``decode_batches``.
-        predict: takes the readable images of a batch, and what ``fit`` returned of each.
+        predict: takes the readable images of a batch and their fitted pixels; yields predictions.
     """
     for batch in decode_batches(images, decoding, batch_size, fit):
         readable = [pair for pair in batch if not isinstance(pair[1], UserError)]

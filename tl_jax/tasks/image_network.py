@@ -1,4 +1,4 @@
-"""The network of a run on images: read from its weights, rebuilt from what the run says of it, or drawn at random."""
+"""The network of an image run: loaded from weights, rebuilt from the run's facts, or randomly initialized."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def load_network(config: ImageRunConfig) -> Pretrained:
-    """Read the network of ``config`` with the head that the file has, where that is to be kept."""
+    """Load the network of ``config``, with the file's head if it is kept."""
     name, source, path = config.model.name, config.init.source, config.init.path or None
     options = {"head": "keep" if config.init.head == "keep" else "new", "rename": config.init.rename}
     return pretrained.load(name, source, path, seed=config.seed, **options, **model_options(config))
 
 
 def build_network(config: ImageRunConfig, facts: Mapping[str, Any]) -> Pretrained:
-    """Return the network that the facts of a run describe, with zeros for weights: a checkpoint has the right ones."""
+    """Return the network described by the facts of a run, with zero weights, which a checkpoint replaces."""
     spec = formats.parse_spec(facts["spec"], "facts.json: spec", ACTION)
     model = models.create(config.model.name, spec.num_classes, **{**spec.options, **model_options(config)})
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model))
@@ -38,10 +38,10 @@ def build_network(config: ImageRunConfig, facts: Mapping[str, Any]) -> Pretraine
 
 
 def load_source_head(config: ImageRunConfig, width: int) -> dict[str, Any]:
-    """Return the kernel (D, Z) and bias (Z,) of the head that the weights came with; D is the ``width`` of features.
+    """Return the kernel (D, Z) and bias (Z,) of the source's own head; D is the ``width`` of the features.
 
     Raises:
-        UserError: they came without one, or it sits on something other than ``features``.
+        UserError: The weights have no head, or it does not sit on ``features``.
     """
     head = None
     if config.init.source != "random" and not config.model.endpoint:
@@ -52,18 +52,18 @@ def load_source_head(config: ImageRunConfig, width: int) -> dict[str, Any]:
     if head is None or head["kernel"].shape[0] != width:
         raise UserError(
             "config.regularize.co_tuning needs weights with their own head on the network's features; "
-            "take a file with the top, leave model.endpoint empty, or set it to 0"
+            "use a file with the top layer, leave model.endpoint empty, or set co_tuning to 0"
         )
     return dict(head)
 
 
 def random_network(config: ImageRunConfig, classes: int) -> Pretrained:
-    """Return the network of ``config`` with random weights."""
+    """Return the network of ``config`` with random initialization."""
     return pretrained.random(config.model.name, classes, config.init.layout, **model_options(config))
 
 
 def model_options(config: ImageRunConfig) -> dict[str, Any]:
-    """Return the attributes of the model that ``config`` sets."""
+    """Return the model attributes set by ``config``."""
     options = head_init.model_attributes(config)
     options |= {"dtype": jnp.dtype(config.model.dtype), "endpoint": config.model.endpoint}
     shares = {"dropout": config.regularize.dropout, "drop_path": config.regularize.drop_path}

@@ -1,4 +1,4 @@
-"""What all tasks on images share: a network and its inputs, freezing-aware start, previews, and exported weights."""
+"""Base class of image tasks: network, inputs, initialization, previews and weight export."""
 
 import dataclasses
 import functools
@@ -51,13 +51,13 @@ PREVIEW_ROWS, PREVIEW_COLUMNS = 6, 7
 
 @dataclass(frozen=True)
 class ImageRunConfig(RunConfig):
-    """The options of all tasks on images."""
+    """Configuration shared by all image tasks."""
 
     data: ImageDataConfig = group(ImageDataConfig)
     input: ImageInputConfig = group(ImageInputConfig)
     augment: AugmentConfig = group(AugmentConfig)
     test_views: int = option(
-        1, "views averaged in evaluation: 1; 2, the mirrored one too; 10, crops too", low=1, high=10
+        1, "test-time augmentation: 1 view; 2, with the mirror image; 10, also with crops", low=1, high=10
     )
     pretext: ImagePretextConfig = group(ImagePretextConfig)
     cache: CacheConfig = group(CacheConfig)
@@ -67,14 +67,14 @@ class ImageTask(Task):
     """A task on images (N, H, W, C).
 
     Attributes of the class:
-        program_output: what the exported program puts out, see ``stablehlo.image_program``.
-        unexported: parts of the parameters that are not exported.
+        program_output: output of the exported program, see ``stablehlo.image_program``.
+        unexported: parameter groups that are not exported.
 
     Attributes:
         network: with its inputs.
         splits: of the data.
-        decoding: how image files become pixels, as the run has read its own.
-        image_size: side in pixels into which images of differing sizes are fitted.
+        decoding: how image files are decoded, as in training.
+        image_size: side in pixels to which images of differing sizes are fitted.
     """
 
     input_kind = data_inputs = "images"
@@ -104,7 +104,7 @@ class ImageTask(Task):
     @classmethod
     def keeps_norms(cls, config: ImageRunConfig) -> bool:
         if config.freeze.batch_stats != FreezeConfig().batch_stats or config.regularize.stochastic_norm:
-            return False  # as the user says; or both kinds of statistics are used at once
+            return False  # set by the user, or both kinds of statistics are used
         has_pretext = any(phase.objective == PRETEXT for phase in config.phases)
         model = models.create(config.model.name, 0, **head_init.model_attributes(config))
         return not has_pretext and "batch_stats" in variable_shapes(model)
@@ -115,11 +115,11 @@ class ImageTask(Task):
         value_range.parse_range(data.range)
         ignored = {field for field in registry.FIELDS if registry.ignores(inputs, name, field)}
         with_folder, outside = registry.names(inputs, "dir"), ", ".join(registry.names(inputs, "outside"))
-        advice = "set config.data.name=folder for class folders with pictures"
+        advice = "set config.data.name=folder for class folders of images"
         advice = advice if "folder" in with_folder else f"choose {' or '.join(with_folder)}"
         return {
             f"test_views={config.test_views} must be 1, 2 or 10": config.test_views not in VIEW_COUNTS,
-            f"pretext.name={config.pretext.name} is not for task={cls.kind}": config.pretext.name == "masked",
+            f"pretext.name={config.pretext.name} is not available for task={cls.kind}": config.pretext.name == "masked",
             f"data.dir={data.dir!r} has no effect with config.data.name={name}, which reads no folder; {advice}": (
                 data.dir and "dir" in ignored
             ),
@@ -130,7 +130,7 @@ class ImageTask(Task):
                 data.max_pixels and "max_pixels" in ignored
             ),
             f"data.outside has an effect with config.data.name={outside} only": data.outside and "outside" in ignored,
-            f"data.label is for texts and for config.data.name={', '.join(registry.names('images', 'label'))}": (
+            f"data.label is only for texts and config.data.name={', '.join(registry.names('images', 'label'))}": (
                 changed("data.label") and "label" in ignored
             ),
         }
@@ -143,13 +143,13 @@ class ImageTask(Task):
     def load_source(
         cls, config: ImageRunConfig, size: int, decoding: Decoding | None = None, shape: tuple[int, int] | None = None
     ) -> Any:
-        """Return the data set of ``config``, whose images of differing sizes are fitted into ``size``.
+        """Return the dataset of ``config``; images of differing sizes are fitted to ``size``.
 
         Args:
             config: the configuration.
             size: side in pixels.
-            decoding: how image files become pixels; None takes what ``config`` says.
-            shape: (H, W) of a run, if these are all examples of another set to test it on; see ``DatasetOptions``.
+            decoding: how image files are decoded; None for the decoding of ``config``.
+            shape: (H, W) of a run, if all examples form the test split of that run; see ``DatasetOptions``.
         """
         data = config.data
         options = DatasetOptions(
@@ -169,12 +169,12 @@ class ImageTask(Task):
 
     @classmethod
     def box_classes(cls, config: ImageRunConfig) -> tuple[str, ...]:
-        """Return the names that a configuration gives to the classes of boxes."""
+        """Return the configured class names of boxes."""
         return ()
 
     @classmethod
     def make_decoding(cls, config: ImageRunConfig) -> Decoding:
-        """Return how image files become pixels."""
+        """Return how image files are decoded."""
         data = config.data
         return Decoding((), value_range.parse_range(data.range), data.max_pixels, outside=data.outside)
 
@@ -192,9 +192,9 @@ class ImageTask(Task):
         Args:
             config: the configuration.
             net, inputs: see ``load_inputs``.
-            source: the data.
-            num_outputs: of the network's head; 0 for none.
-            record: what is known of the run.
+            source: the dataset.
+            num_outputs: outputs of the head; 0 for no head.
+            record: record of the run.
         """
         head = "keep" if config.init.head == "keep" else "new"
         net = with_head(net, num_outputs, head) if net else random_network(config, num_outputs)
@@ -234,7 +234,7 @@ class ImageTask(Task):
         penalties: RegularizeConfig,
         pretext: ImagePretextConfig | None,
     ) -> dict[str, Any]:
-        """Return the functions of the task on a network, or what is left of one, by the names of attributes."""
+        """Return the task's functions for a network, or for its remaining layers, by attribute name."""
         num_views = self.config.test_views
         loss = make_loss(network, augment_config, penalties, pretext)
         return {"loss": loss, "metrics": make_metrics(network, num_views), "outputs": make_predict(network, num_views)}
@@ -259,7 +259,7 @@ class ImageTask(Task):
         return self.feature_cache.task(self, variables, phase)
 
     def preview(self, folder: Path) -> list[Path]:
-        """Draw the images of the first steps beside what augmentation, and the views of a pretext, make of them."""
+        """Draw the images of the first steps next to their augmented versions and pretext views."""
         augment_configs = {"preview": self.config.augment}
         if self.config.pretext.name:
             augment_configs["preview_pretext"] = self.config.pretext.views
@@ -279,14 +279,14 @@ class ImageTask(Task):
     def augmented_examples(
         self, images: Any, labels: Any, keys: Any, augment_config: AugmentConfig
     ) -> tuple[Any, Any, Any]:
-        """Return images (N, H, W, C), what each key makes of them (M, N, H, W, C), and N captions."""
+        """Return images (N, H, W, C), their versions augmented with each key (M, N, H, W, C), and N captions."""
         augmented = np.stack([jax.jit(augment, static_argnums=2)(images, key, augment_config) for key in keys])
         return images, augmented, [self.classes[label] for label in labels]
 
     def export_weights(self, folder: Path, start: TrainState | None, end: TrainState, dtype: str) -> Path:
-        """Write ``export/model.safetensors``, and ``export/delta.safetensors`` against the weights at the start.
+        """Write ``export/model.safetensors``, and ``export/delta.safetensors`` relative to the initial weights.
 
-        Adapters are merged into plain kernels in the first and kept in the second.
+        Adapters are merged into the kernels of the former and kept separate in the latter.
         """
         spec, facts = self._exported_spec(), {name: self.facts[name] for name in ("data", "weights_sha256")}
         facts |= {"classes": self.classes, "step": int(end.step), "metrics": read_summary(folder).get("metrics", {})}
@@ -322,7 +322,7 @@ class ImageTask(Task):
         )
 
     def _exported_variables(self, state: TrainState) -> dict[str, Any]:
-        """Return the variables without the further heads that only training had a use for."""
+        """Return the variables without the heads that only training uses."""
         params = {name: leaves for name, leaves in state.params.items() if name not in ("extra", *self.unexported)}
         return {"params": params, "batch_stats": state.batch_stats}
 
@@ -338,7 +338,7 @@ class ImageTask(Task):
             self.config,
         )
         summary = read_summary(folder.parent)
-        calibration = summary.get("calibration", {}) if summary.get("tested_step") == step else {}  # to these weights
+        calibration = summary.get("calibration", {}) if summary.get("tested_step") == step else {}  # of these weights
         temperature = calibration.get("temperature", 1.0)
         origin = config.init.layout if config.init.source == "random" else config.init.source
         framework = frameworks.write_weights(folder, net, origin, self.program_output == "embeddings", classes)
@@ -352,7 +352,7 @@ class ImageTask(Task):
         facts = {"classes": list(classes), "spec": net.spec.to_dict(), "preprocessing": preprocessing}
         notes = (framework.reason,) if framework.reason else ()
         if self.program_output == "features":
-            notes += ("This is the network below the detector's head, to be started from; the run itself finds boxes.",)
+            notes += ("This is the network below the detection head, for fine-tuning; load the run to detect objects.",)
         if temperature != 1.0:
             facts["temperature"] = temperature
             bound = f" ({words})" if (words := describe_bound(temperature)) else ""
@@ -362,28 +362,28 @@ class ImageTask(Task):
         return BundleContents(program, facts, net.spec.licence, files, loaders, notes)
 
 
-MAX_DELTA_SHARE = 0.95  # of the whole weights, from which on a delta is not worth its trouble
+MAX_DELTA_SHARE = 0.95  # a delta above this fraction of the full file is not worthwhile
 
 
 def warn_useless_delta(full: Path, changes: Path) -> None:
-    """Say so where a file of changes is about as large as the whole weights."""
+    """Warn if a delta file is about as large as the full weights."""
     full_size, size = full.stat().st_size, changes.stat().st_size
     if full_size * MAX_DELTA_SHARE <= size:
         say(
             f"{changes.name} saves nothing ({size / 1e6:.2f} MB, {full.name} {full_size / 1e6:.2f} MB): "
-            "training changed nearly every value; ship the whole weights"
+            "training changed nearly every value; distribute the full weights"
         )
 
 
 def no_images(record: RunRecord) -> tuple[np.ndarray, np.ndarray]:
-    """Return images uint8 (0, H, W, 3), of the size that a run has stored them in, and labels int32 (0,)."""
+    """Return empty images uint8 (0, H, W, 3), of the size that the run stores, and labels int32 (0,)."""
     return np.zeros((0, *record.facts.get("input_shape", (0, 0)), 3), np.uint8), np.zeros(0, np.int32)
 
 
 def load_inputs(config: ImageRunConfig, record: RunRecord) -> tuple[Pretrained | None, Inputs]:
     """Return the pretrained network of ``config`` (None for random initialization), and its input spec."""
     random_init = config.init.source == "random"
-    # Before the data are read: wrong weights should fail at once.
+    # Before the data are read, so wrong weights fail at once.
     net = None if random_init else load_network(config) if record.reads_weights else build_network(config, record.facts)
     spec = net.spec if net else pretrained.spec_of(config.model.name, config.init.layout)
     inputs = Inputs(
@@ -397,12 +397,12 @@ def load_inputs(config: ImageRunConfig, record: RunRecord) -> tuple[Pretrained |
 
 
 def usual_size(config: ImageRunConfig) -> int:
-    """Return the side in pixels that the network gets, if its weights do not say another one."""
+    """Return the default input side in pixels, used if the weights define none."""
     return config.input.size or pretrained.spec_of(config.model.name, config.init.layout).image_size
 
 
 def task_facts(net: Pretrained, inputs: Inputs, source: Dataset, splits: Mapping[str, Split]) -> dict[str, Any]:
-    """Return what a run must know of its weights and data to be evaluated, exported and reported."""
+    """Return the facts about weights and data that evaluation, export and reports of a run need."""
     return {
         "weights": str(net.path or "random"),
         "weights_sha256": net.sha256,
@@ -417,14 +417,14 @@ def task_facts(net: Pretrained, inputs: Inputs, source: Dataset, splits: Mapping
 
 
 def check_norms(config: ImageRunConfig, net: Pretrained) -> None:
-    """Refuse what acts on BatchNorm where the network has none."""
+    """Raise UserError if BatchNorm options are used with a network that has no BatchNorm."""
     recipes = {config.freeze.recipe, *(phase.recipe for phase in config.phases)}
     modes = {config.freeze.batch_stats, *(phase.batch_stats or "auto" for phase in config.phases)}
     uses_norms = config.regularize.stochastic_norm or "norm_only" in recipes or modes != {"auto"}
     if uses_norms and "batch_stats" not in variable_shapes(net.model):
         raise UserError(
             f"{config.model.name} has no BatchNorm: config.freeze.recipe=norm_only, freeze.batch_stats and "
-            "regularize.stochastic_norm would do nothing; choose another"
+            "regularize.stochastic_norm have no effect; choose another"
         )
 
 
@@ -436,16 +436,16 @@ def init_variables(
     pretext: ImagePretextConfig | None,
     key: jax.Array,
 ) -> dict[str, Any]:
-    """Return the variables that training starts from, drawn from ``key`` as far as they are not loaded or fitted."""
+    """Return the initial variables; leaves that are neither loaded nor fitted are sampled with ``key``."""
     variables = head_init.network_variables(net, key)
     network, splits, size = feature_cache.network, feature_cache.splits, config.eval_batch_size
-    bare, train = network._replace(adapters=AdapterConfig()), splits["train"]  # adapters change nothing yet
-    has_examples = len(train.labels) > 0  # else the variables are only a layout for those of a checkpoint
+    bare, train = network._replace(adapters=AdapterConfig()), splits["train"]  # new adapters change nothing
+    has_examples = len(train.labels) > 0  # else only the structure is needed, for a checkpoint
     fits_head = has_examples and config.init.head in probe_strength.PROBES
     if fits_head or (has_examples and regularize.strength("delta")):
         kind = config.init.head if fits_head else "logistic"
         strength = config.init.strength if fits_head else 1.0
-        folds, seed = config.init.folds, config.seed - config.member  # those of the first network of an ensemble
+        folds, seed = config.init.folds, config.seed - config.member  # the same for all networks of an ensemble
         probe = head_init.Probe(kind, strength, splits, feature_cache.features, folds, seed)
         fitted = head_init.with_probe(variables, probe)
         variables = fitted if fits_head else variables
@@ -471,7 +471,7 @@ def init_variables(
 
 
 def make_regularize(config: ImageRunConfig, net: Pretrained) -> RegularizeConfig:
-    """Return the penalties that ``config`` asks for; dropout and stochastic depth are attributes of the model."""
+    """Return the penalties of ``config``; dropout and stochastic depth are model attributes."""
     regularize = config.regularize
     if not regularize.compares_maps:
         return regularize

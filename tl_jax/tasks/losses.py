@@ -1,6 +1,6 @@
 """Losses, metrics and predictions of image and text networks.
 
-Each is made from hashable options, so that runs share compiled code.
+Each is built from hashable options, so that runs share compiled code.
 """
 
 import functools
@@ -23,13 +23,13 @@ from tl_jax.transfer.arcface import Margin, l2_normalize
 from tl_jax.transfer.regularizers import RegularizeConfig
 from tl_jax.transfer.self_supervised import ImagePretextConfig
 
-AUX_WEIGHT = 0.4  # share of the auxiliary head's loss, as torchvision's training recipe has it
-# Folded into the key of a step. Augmentation splits that key, which takes the numbers from 0 on.
+AUX_WEIGHT = 0.4  # weight of the auxiliary head's loss, as in torchvision's training recipe
+# Folded into a step's key. Augmentation splits that key, which uses the numbers from 0 on.
 DROPOUT_KEY, NORM_KEY, MIX_KEY, PRETEXT_KEY = (2**31 - 1 - i for i in range(4))
 
 
 class Inputs(NamedTuple):
-    """How stored pictures become network inputs: side in pixels, centre crop, resize method, key into ``SCALINGS``."""
+    """Image preprocessing: side in pixels, center crop, resize method, key into ``SCALINGS``."""
 
     channels: int
     size: int
@@ -38,7 +38,7 @@ class Inputs(NamedTuple):
     scaling: str
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Turn (N, H, W, C) pixels into (N, size, size, channels) network inputs."""
+        """Convert pixels (N, H, W, C) to network inputs (N, size, size, channels)."""
         images = preprocess.convert_channels(images, self.channels)
         return preprocess.scale(
             preprocess.resize_and_crop(images, self.size, self.crop, self.interpolation), self.scaling
@@ -46,33 +46,33 @@ class Inputs(NamedTuple):
 
 
 class Maps(NamedTuple):
-    """Inputs of a network that starts in the middle: outputs of an earlier part, as they are."""
+    """Inputs of a network that starts at an intermediate stage: cached outputs, unchanged."""
 
     def __call__(self, maps: jax.Array) -> jax.Array:
-        """Return them."""
+        """Return the maps unchanged."""
         return maps
 
 
 class Pixels(NamedTuple):
-    """How stored pictures become network inputs where sizes stay: number of channels, key into ``SCALINGS``."""
+    """Image preprocessing without resizing: number of channels, key into ``SCALINGS``."""
 
     channels: int
     scaling: str
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Turn (N, H, W, C) pixels into (N, H, W, channels) network inputs."""
+        """Convert pixels (N, H, W, C) to network inputs (N, H, W, channels)."""
         return preprocess.scale(preprocess.convert_channels(images, self.channels), self.scaling)
 
 
 class Network(NamedTuple):
-    """A model, what its inputs are, and how its parameters are adapted."""
+    """A model with its preprocessing and adapters."""
 
-    model: Any  # Backbone, or what is applied like one: the head of a text network, a detector
+    model: Any  # Backbone, or a module with its interface: the head of a text network, a detector
     inputs: Inputs | Maps | Pixels
     adapters: AdapterConfig = AdapterConfig()
 
     def predict(self, variables: Any, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return logits (N, K) and endpoints of pictures (N, H, W, C) in evaluation mode."""
+        """Return logits (N, K) and endpoints of images (N, H, W, C) in evaluation mode."""
         return self.model.apply(self._merged_variables(variables), self.inputs(images), train=False)
 
     def train(self, variables: Any, inputs: jax.Array, key: jax.Array, norm: float = 0.0):
@@ -89,7 +89,7 @@ class Network(NamedTuple):
 
 
 def merged_params(params: Any, config: AdapterConfig) -> dict[str, Any]:
-    """Return the parameters of the network alone, adapters merged into them."""
+    """Return the network's parameters with adapters merged."""
     return adapters.merge({name: leaves for name, leaves in params.items() if name != "extra"}, config)
 
 
@@ -101,14 +101,13 @@ def make_loss(
     pretext: ImagePretextConfig | None,
     margin: Margin | None = None,
 ):
-    """Return the training loss: augmented pictures, softmax cross-entropy in nats, mean over unmasked examples.
+    """Return the training loss: softmax cross-entropy in nats on augmented images, averaged over unmasked examples.
 
-    An example counts with the weight of its own class times its cross-entropy, smoothed or not, as ``class_weight`` of
-    Keras has it; a mixture of two counts as much as its shares of both. The mean is over the number of examples, not
-    over the sum of their weights.
+    Each example's cross-entropy, smoothed or not, is multiplied by its class weight, as by Keras' ``class_weight``; a
+    mixture weighs its two classes by their shares. The mean divides by the number of examples, not by the total weight.
 
-    Penalties, and the loss of ``pretext``, are added to it and reported on their own. With ``margin`` what
-    the network puts out are embeddings, and logits are made of these.
+    Penalties and the ``pretext`` loss are added and reported separately. With ``margin`` the network's outputs are
+    embeddings, from which the margin computes logits.
     """
 
     def loss(variables, batch, key):
@@ -116,7 +115,7 @@ def make_loss(
         images = net.inputs(augment(batch["inputs"], key, augment_config))
         targets = jax.nn.one_hot(batch["label"], margin.identities if margin else net.model.num_classes)
         targets = optax.smooth_labels(targets, regularize.label_smoothing)
-        if regularize.weights:  # of the example's own class, before mixing, so that each partner brings its own weight
+        if regularize.weights:  # before mixing, so that each partner has the weight of its own class
             targets = targets * jnp.asarray(regularize.weights)[batch["label"]][:, None]
         images, targets = regularizers.mix(regularize, images, targets, jax.random.fold_in(key, MIX_KEY))
         logits, endpoints, stats = net.train(variables, images, key, regularize.stochastic_norm)
@@ -158,7 +157,7 @@ def make_pretext_loss(net: Network, pretext: ImagePretextConfig):
 def make_metrics(net: Network, num_views: int = 1):
     """Return the evaluation function: sums and counts of loss (nats) and accuracy over unmasked examples.
 
-    With a ``num_views`` of more than 1 the probabilities are averaged over that many views of each picture.
+    With ``num_views`` above 1, probabilities are averaged over that many views of each image.
     """
 
     def metrics(variables, batch):
@@ -181,7 +180,7 @@ def make_predict(net: Network, num_views: int = 1):
 
 @functools.cache
 def make_embeddings(net: Network, num_views: int = 1):
-    """Return the function (variables, batch) -> embeddings (N, E) of length 1, the mean over ``num_views`` views."""
+    """Return the function (variables, batch) -> L2-normalized embeddings (N, E), averaged over ``num_views`` views."""
 
     def embeddings(variables, batch):
         def embed(images):
@@ -205,7 +204,7 @@ def make_features(net: Network, name: str = "features"):
 
 
 def predict_logits(net: Network, variables: Any, images: jax.Array, num_views: int) -> jax.Array:
-    """Return the logits (N, K) of pictures, or the logarithm of their mean probability over ``num_views`` views."""
+    """Return the logits (N, K) of images, or the log of the mean probabilities over ``num_views`` views."""
     if num_views == 1:
         return net.predict(variables, images)[0]
     logits = jax.lax.map(lambda view: net.predict(variables, view)[0].astype(jnp.float32), tta_views(images, num_views))
@@ -213,7 +212,7 @@ def predict_logits(net: Network, variables: Any, images: jax.Array, num_views: i
 
 
 def _pretext_terms(net: Network, pretext: ImagePretextConfig, variables: Any, batch: Any, key: jax.Array):
-    """Return loss, score and new BatchNorm statistics of a pretext."""
+    """Return the loss, score and new BatchNorm statistics of a pretext."""
     captured = {}
 
     def embed(images):
@@ -234,7 +233,7 @@ def _metric_sums(losses, logits, batch):
 
 
 class Head(nn.Module):
-    """The head of a text network by itself, on features (N, D) or (N, L, D) that are computed already."""
+    """The head of a text network alone, on precomputed features (N, D) or (N, L, D)."""
 
     num_classes: int
     dropout: float
@@ -247,12 +246,12 @@ class Head(nn.Module):
 
 
 class Encoder(NamedTuple):
-    """A text network, and how its parameters are adapted.
+    """A text network with its adapters.
 
     Attributes:
         model: with its head.
         adapters: added to the kernels.
-        frozen: whether all below the head runs as in evaluation while the head is trained.
+        frozen: whether all layers below the head run in evaluation mode while the head trains.
     """
 
     model: Bert
@@ -261,7 +260,7 @@ class Encoder(NamedTuple):
 
     @property
     def head(self) -> Head:
-        """The head by itself."""
+        """The head alone."""
         return Head(self.model.num_classes, self.model.head_dropout)
 
     def predict(self, variables: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -281,7 +280,7 @@ class Encoder(NamedTuple):
         return self.head.apply(self._merged_variables(variables), head_inputs, train=True, rngs=rngs)[0], endpoints
 
     def predict_masked(self, variables: Any, batch: Any, hidden: MaskedTexts, key: jax.Array | None) -> jax.Array:
-        """Return the logits (N, P, V) of hidden words; with a ``key`` in training mode."""
+        """Return the logits (N, P, V) of masked words; in training mode if ``key`` is given."""
         ids, positions, _ = hidden
         params = {
             **self._merged_variables(variables)["params"],
@@ -302,9 +301,9 @@ def _tokens(batch: Any) -> dict[str, jax.Array]:
 
 @functools.cache
 def make_text_loss(net: Encoder, regularize: RegularizeConfig, masked_lm: tuple[Masking, float] | None = None):
-    """Return the training loss: softmax cross-entropy in nats, mean over texts, or over labelled tokens.
+    """Return the training loss: softmax cross-entropy in nats, averaged over texts or over labelled tokens.
 
-    Penalties, and the loss of guessing words with its weight in ``masked_lm``, are added and reported on their own.
+    Penalties and the weighted ``masked_lm`` loss are added and reported separately.
     """
 
     def loss(variables, batch, key):
@@ -332,7 +331,7 @@ def make_text_loss(net: Encoder, regularize: RegularizeConfig, masked_lm: tuple[
 
 @functools.cache
 def make_masked_lm_loss(net: Encoder, masking: Masking):
-    """Return the loss of guessing hidden words, mean over these."""
+    """Return the masked language modelling loss, averaged over masked words."""
 
     def loss(variables, batch, key):
         sums = _masked_lm_sums(net, variables, batch, masking, key)
@@ -343,7 +342,7 @@ def make_masked_lm_loss(net: Encoder, masking: Masking):
 
 @functools.cache
 def make_text_metrics(net: Encoder):
-    """Return the evaluation function: sums and counts of loss (nats) and accuracy over texts, or labelled tokens."""
+    """Return the evaluation function: sums and counts of loss (nats) and accuracy over texts or labelled tokens."""
 
     def metrics(variables, batch):
         logits, _ = net.predict(variables, batch)
@@ -355,10 +354,10 @@ def make_text_metrics(net: Encoder):
 
 @functools.cache
 def make_masked_lm_metrics(net: Encoder, masking: Masking):
-    """Return the evaluation function of guessing words; which are hidden in a text depends on that text alone."""
+    """Return the evaluation function of masked language modelling; the mask of a text depends on that text alone."""
 
     def mask_text(ids, attention_mask):
-        """Hide words of one text (L,)."""
+        """Mask words of one text (L,)."""
         key = jax.random.fold_in(jax.random.key(0), (ids * attention_mask).sum())
         return MaskedTexts(*(leaf[0] for leaf in mask_tokens(ids[None], attention_mask[None], key, masking)))
 
@@ -381,7 +380,7 @@ def make_text_predict(net: Encoder):
 
 @functools.cache
 def make_classes(net: Encoder):
-    """Return the function (variables, batch) -> likeliest classes int (N,), or (N, L)."""
+    """Return the function (variables, batch) -> most likely classes, int (N,) or (N, L)."""
 
     def classes(variables, batch):
         return net.predict(variables, batch)[0].argmax(-1)
@@ -400,7 +399,7 @@ def make_text_features(net: Encoder):
 
 
 def _masked_lm_sums(net: Encoder, variables: Any, batch: Any, masking: Masking, key: jax.Array):
-    """Return the sums of loss and accuracy of words that are hidden just now."""
+    """Return the sums of loss and accuracy for newly masked words."""
     hidden = mask_tokens(batch["input_ids"], batch["attention_mask"], key, masking)
     return _masked_sums(net, variables, batch, hidden, key)
 
@@ -413,7 +412,7 @@ def _masked_sums(net: Encoder, variables: Any, batch: Any, hidden: MaskedTexts, 
 
 
 def _example_weights(batch: Any) -> jax.Array:
-    """Return 1 where there is something to learn, and 0 where there is none, for texts (N,) or tokens (N, L)."""
+    """Return 1 for texts (N,) or tokens (N, L) with a label, else 0."""
     if batch["label"].ndim == 1:
         return batch["mask"]
     return batch["mask"][:, None] * (batch["label"] != IGNORED)
@@ -432,6 +431,6 @@ def _mean_of_sums(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def _mask_padding(endpoints: Any, batch: Any, names: tuple[str, ...]) -> dict[str, jax.Array]:
-    """Return endpoints with those of ``names`` (N, L, D) put to zero where there is no token."""
+    """Return endpoints; those of ``names`` (N, L, D) are zeroed at padding."""
     attention_mask = batch["attention_mask"][..., None]
     return {**endpoints, **{name: endpoints[name] * attention_mask for name in names if name in endpoints}}

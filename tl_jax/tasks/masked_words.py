@@ -1,4 +1,4 @@
-"""Masked language modelling task: hidden words are guessed from those around them (BERT, arXiv:1810.04805)."""
+"""Masked language modelling: predict masked words from their context (BERT, arXiv:1810.04805)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +12,10 @@ from tl_jax.train.task import Task, register_task
 
 @register_task("masked")
 class MaskedWords(TextTask):
-    """The words of a vocabulary for each hidden word: texts without labels."""
+    """Masked language modelling on texts without labels."""
 
-    about = "texts without labels, whose hidden words are guessed"
-    # There are no labels and no cached features.
+    about = "unlabelled texts, for masked language modelling"
+    # These need labels or cached features.
     unused_fields = (
         *TextTask.unused_fields, "cache.dir", "cache.gigabytes", "cache.views", "init.folds", "init.head",
         "init.start_loss", "init.strength",
@@ -25,13 +25,13 @@ class MaskedWords(TextTask):
     head = "masked"
     needs_labels = False
     evaluates_outputs = False
-    predict = Task.predict  # there is nothing to say of a text
+    predict = Task.predict  # not available
 
     @classmethod
     def conflicts(cls, config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
         return {
             **super().conflicts(config, changed),
-            "pretext.name has no effect with config.task=masked, which guesses words anyway": config.pretext.name,
+            "pretext.name has no effect with config.task=masked, which predicts masked words": config.pretext.name,
             **word_head_conflicts(cls.kind, config),
         }
 

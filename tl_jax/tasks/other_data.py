@@ -1,4 +1,4 @@
-"""Another labelled set for a trained network to be tested on: all its examples, with the run's classes."""
+"""Evaluation of a trained network on another labelled dataset: all its examples, with the run's classes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,11 +9,11 @@ from tl_jax.data.dataset import Dataset, Split
 from tl_jax.tasks.run_record import relabel
 from tl_jax.utils.errors import UserError, join_names
 
-MAX_NAMES = 5  # names of classes in a message
+MAX_NAMES = 5  # class names per message
 
 
 class Joined:
-    """Arrays (N, ...) one after another, which stay where they are; read by rows, as they are."""
+    """Lazy concatenation of arrays (N, ...), read by rows."""
 
     def __init__(self, arrays: Sequence[Any]):
         self._arrays, self._ends = arrays, np.cumsum([len(array) for array in arrays])
@@ -37,7 +37,7 @@ class Joined:
 
 
 def all_examples(source: Dataset) -> Split:
-    """Return the examples of all parts of a data set as one."""
+    """Return the examples of all splits of a dataset as one."""
     splits = [split for split in (source.train, source.validation, source.test) if split and len(split.labels)]
     if len(splits) == 1:
         return splits[0]
@@ -52,7 +52,7 @@ def all_examples(source: Dataset) -> Split:
 
 
 def _stack(labels: Sequence[np.ndarray]) -> np.ndarray:
-    """Return labels (N, ...) one after another; rows of boxes that pad are added where sets have fewer."""
+    """Concatenate labels (N, ...); boxes are padded to the same number per image."""
     if labels[0].ndim < 3:
         return np.concatenate(labels)
     most = max(each.shape[1] for each in labels)
@@ -61,22 +61,22 @@ def _stack(labels: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def with_classes_of_run(source: Dataset, classes: Sequence[str], names: Mapping[str, str]) -> Dataset:
-    """Return a data set whose labels are rows of the run's classes.
+    """Return a dataset whose labels are indices of the run's classes.
 
     Args:
-        source: another data set; it need not have all of them.
-        classes: of the run.
-        names: class there -> class of the run, for those that are called otherwise.
+        source: another dataset; it may lack some classes.
+        classes: class names of the run.
+        names: maps class names of the dataset to those of the run, if they differ.
 
     Raises:
-        UserError: names the classes that the run does not know.
+        UserError: The run lacks some classes; the message names them.
     """
     index, translated = {name: k for k, name in enumerate(classes)}, [names.get(name, name) for name in source.classes]
     if unknown := [name for name in translated if name not in index]:
         theirs, ours = (join_names([repr(name) for name in each], MAX_NAMES) for each in (unknown, classes))
         raise UserError(
-            f"{source.name} has the classes {theirs}, which the run does not know; its own are {ours}. Pass what each "
-            f"is called there: classes={{{unknown[0]!r}: {classes[0]!r}}}"
+            f"{source.name}: the classes {theirs} are not classes of the run ({ours}); map them, such as "
+            f"classes={{{unknown[0]!r}: {classes[0]!r}}}"
         )
     order = np.asarray([index[name] for name in translated], np.int32)
     parts = {name: getattr(source, name) for name in ("train", "validation", "test")}

@@ -1,4 +1,4 @@
-"""Reinforcement learning task: a step is a PPO update, and an example of the test split is an episode.
+"""Reinforcement learning: a step is a PPO update, and an example of a split is an episode.
 
 Several updates run in one call; their number is an argument, so that it needs no further compilation.
 """
@@ -44,13 +44,13 @@ from tl_jax.transfer.phases import Phase
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 
-MAX_UPDATES = 20  # of one call; an interruption waits for its end
+MAX_UPDATES = 20  # per call; an interruption waits for the end of a call
 
 
 class PolicyStepper:
-    """The compiled updates of a phase; attributes and calls as of ``train.step.Stepper``."""
+    """Compiled updates of a phase, with the interface of ``train.step.Stepper``."""
 
-    flops = float("nan")  # XLA counts the body of a loop once, however often it runs
+    flops = float("nan")  # unknown: XLA counts the body of a loop once
 
     def __init__(
         self,
@@ -72,31 +72,31 @@ class PolicyStepper:
         self._execute, self.seconds = program.execute, program.seconds
 
     def advance(self, state: TrainState, first: int, stop: int) -> tuple[TrainState, list[dict[str, Any]]]:
-        """Make updates ``first`` to ``stop`` of the run, at most ``max_steps``; return the state and a row for each."""
+        """Run updates ``first`` to ``stop``, at most ``max_steps``; return the state and a row for each."""
         rates = self._rates[first - self._phase.start : stop - self._phase.start]
         state, rows = self._execute(state, self._stream, *self._call_args(first, stop))
         rows = jax.device_get(rows)
         return state, [{**jax.tree.map(lambda v, i=i: v[i], rows), "lr": rate} for i, rate in enumerate(rates)]
 
     def unfrozen_cost(self, state: TrainState, full_objective: Objective) -> tuple[int, float]:
-        """Return the bytes of optimizer state, had the phase frozen nothing; FLOPs are not known."""
+        """Return the optimizer state's bytes if nothing were frozen; FLOPs are unknown (NaN)."""
         init = make_optimizer_init(self._phase.optim, freeze.RECIPES["all"])
         return tree.nbytes(jax.eval_shape(init, state.params)), self.flops
 
     def forward_flops(self, state: TrainState, full_objective: Objective) -> float:
-        """Return what is known of the FLOPs of acting: nothing."""
+        """Return NaN: the FLOPs of a rollout are unknown."""
         return self.flops
 
     def _call_args(self, first: int, stop: int) -> tuple[jax.Array, jax.Array]:
-        """Return the learning rates of a call, and how many of them count."""
+        """Return the learning rates of a call, and the number of valid ones."""
         steps = np.minimum(np.arange(self.max_steps) + first - self._phase.start, len(self._rates) - 1)
         return sharding.replicate((self._rates[steps], np.int32(stop - first)))
 
 
 def freezes_statistics(params: Any, phase: Phase) -> bool:
-    """Whether the statistics of observations stay as they are: where the first layers do, or where it is asked for.
+    """Return whether the observation statistics are frozen: if the first layers are, or on request.
 
-    Layers that are frozen would see other inputs than those that they were trained on.
+    Otherwise frozen layers would get inputs on another scale than in training.
     """
     trained = tree.flatten(freeze.trainable(params, phase.rules))
     first_layer = next(
@@ -129,50 +129,52 @@ def _make_updates(
 
 @dataclass(frozen=True)
 class PolicyInitConfig(InitConfig):
-    """The policy that training starts from."""
+    """Initialization of a policy."""
 
     load_parts: tuple[str, ...] = option(
-        policy_transfer.DEFAULT_COMPONENTS, "parts of a source policy that are taken over; optimizer too, if named"
+        policy_transfer.DEFAULT_COMPONENTS, "components to load from the source policy; add optimizer for its moments"
     )
     allow_shape_mismatch: bool = option(
-        False, "draw anew what the source's observations or actions do not fit, and take the rest"
+        False, "randomly initialize leaves that do not fit the new observations or actions, and load the rest"
     )
 
 
 @dataclass(frozen=True)
 class RLConfig(PPOConfig):
-    """A world to act in, and PPO; ``batch_size`` counts the steps of all worlds between two updates."""
+    """Environment and PPO settings; ``batch_size`` is the number of environment steps per update."""
 
-    env: str = option("CartPole-v1", "environment of gymnax, such as Pendulum-v1 or Breakout-MinAtar")
+    env: str = option("CartPole-v1", "gymnax environment, such as Pendulum-v1 or Breakout-MinAtar")
     env_params: tuple[tuple[str, Any], ...] = option(
-        (), "pairs (parameter, value) in which it differs, such as ('gravity', 12.0)"
+        (), "changed environment parameters: pairs (name, value), such as ('gravity', 12.0)"
     )
-    total_timesteps: int = option(300_000, "steps of training, all worlds together, that an epoch counts", low=1)
-    num_envs: int = option(16, "copies of the world that are acted in at once", low=1)
-    normalize: bool = option(True, "bring observations to mean 0 and variance 1")
-    kickstart_share: float = option(0.5, "of training after which that weight has fallen to 0", low=0.0, high=1.0)
-    episodes: int = option(32, "of an evaluation", low=1)
+    total_timesteps: int = option(300_000, "environment steps per epoch, over all environments", low=1)
+    num_envs: int = option(16, "number of parallel environments", low=1)
+    normalize: bool = option(True, "normalize observations to mean 0 and variance 1")
+    kickstart_share: float = option(
+        0.5, "fraction of training over which the kickstart weight decays to 0", low=0.0, high=1.0
+    )
+    episodes: int = option(32, "episodes per evaluation", low=1)
 
 
 @dataclass(frozen=True)
 class PolicyRunConfig(RunConfig):
-    """The options of a run in an environment."""
+    """Configuration of a reinforcement learning run."""
 
     init: PolicyInitConfig = group(PolicyInitConfig)
     rl: RLConfig = group(RLConfig)
 
 
-SPLITS = ("validation", "test")  # each has keys of its own, and so its own episodes
+SPLITS = ("validation", "test")  # each has its own keys, and so its own episodes
 
 
 @register_task("policy")
 class Reinforcement(Task):
-    """A policy that acts in an environment; an example of a split is an episode."""
+    """Reinforcement learning: a policy in an environment; an example of a split is an episode."""
 
-    about = "an environment to act in"
+    about = "a gymnax environment"
     input_kind = "observations"
     config_class = PolicyRunConfig
-    # There are no examples, no labels and no classes.
+    # These need examples, labels or classes.
     unused_fields = (
         "adapt.", "data.", "eval_batch_size", "init.folds", "init.head", "init.layout",
         "init.start_loss", "init.strength", "model.channels",
@@ -182,7 +184,7 @@ class Reinforcement(Task):
     score = "episode_return"
 
     def __init__(self, config: Any, record: RunRecord = NEW_RUN):
-        """Build the task that ``config`` describes; it has no data."""
+        """Build the task of ``config``; it has no data."""
         self.config, self.env = config, envs.make_env(config.rl.env, config.rl.env_params)
         self.policy, env = make_policy(config, self.env), self.env
         self.make_stepper = functools.partial(PolicyStepper, env, self.policy, make_ppo_config(config))
@@ -204,7 +206,7 @@ class Reinforcement(Task):
 
     @classmethod
     def is_portable(cls, folder: Path, facts: Mapping[str, Any]) -> bool:
-        return True  # the configuration says all of a policy
+        return True  # the configuration defines the policy
 
     @classmethod
     def networks(cls) -> tuple[str, ...]:
@@ -223,13 +225,13 @@ class Reinforcement(Task):
     def conflicts(cls, config: Any, changed: Callable[..., bool]) -> dict[str, Any]:
         is_new = config.init.source == "random"
         return {
-            "init.path must name the export of a policy, with config.init.source=tl_jax": (
+            "init.path must be the export of a policy, with config.init.source=tl_jax": (
                 is_new == bool(config.init.path)
             ),
             "init.load_parts and init.allow_shape_mismatch need config.init.source=tl_jax": (
                 is_new and changed("init.load_parts", "init.allow_shape_mismatch")
             ),
-            "rl.kickstart needs a source: config.init.source=tl_jax": is_new and changed("rl.kickstart"),
+            "rl.kickstart needs a source policy; set config.init.source=tl_jax": is_new and changed("rl.kickstart"),
             "rl.kickstart_share has an effect with config.rl.kickstart only": (
                 not config.rl.kickstart and changed("rl.kickstart_share")
             ),
@@ -242,13 +244,13 @@ class Reinforcement(Task):
         return _episode_batches(self.config.rl.episodes, split)
 
     def preview(self, folder: Path) -> list[Path]:
-        """Draw an episode before training."""
+        """Render an episode before training."""
         rollout = self._play(initial_state(self, self.config.seed).variables)
         title = f"{self.name}, before training: {len(rollout.observations)} steps, return {rollout.episode_return:g}"
         return [render.draw_strip(self.env, rollout, title, folder / "preview.png")]
 
     def play(self, variables: Variables, folder: Path) -> tuple[Path, str]:
-        """Act for one episode by the most likely actions; draw ``episode.gif``."""
+        """Run one greedy episode and render it into ``episode.gif``."""
         rollout = self._play(variables)
         path = render.write_gif(self.env, rollout, folder / "episode.gif")
         return path, f"{len(rollout.observations)} steps, return {rollout.episode_return:.1f}"
@@ -257,7 +259,7 @@ class Reinforcement(Task):
         return render.play_episode(self.env, self.policy, variables, jax.random.key(self.config.seed))
 
     def export_weights(self, folder: Path, start: TrainState | None, end: TrainState, dtype: str) -> Path:
-        """Write ``export/model.safetensors``, which ``init.path`` takes; ``dtype`` is float32 whatever it says."""
+        """Write ``export/model.safetensors``, which ``init.path`` accepts; always float32, whatever ``dtype`` is."""
         path = folder / "export" / formats.WEIGHTS_FILE
         facts = {name: self.facts[name] for name in ("world", "physics", "spaces")} | {"step": int(end.step)}
         facts |= {"metrics": read_summary(folder).get("metrics", {})}
@@ -267,7 +269,7 @@ class Reinforcement(Task):
         return path
 
     def optimizer_state(self, folder: Path, state: TrainState) -> Any:
-        """Return the optimizer state of the checkpoint that ``state`` came from; () before the first step."""
+        """Return the optimizer state of the checkpoint of ``state``; () before the first step."""
         step = int(state.step)
         phase = next((phase for phase in self.plan() if phase.start < step <= phase.stop), None)
         if phase is None:
@@ -295,19 +297,19 @@ class Reinforcement(Task):
 
 
 def make_policy(config: Any, env: Env) -> Policy:
-    """Return the network of a configuration."""
+    """Return the policy network of a configuration."""
     options = head_init.model_attributes(config)
     defaults = {field.name: field.default for field in dataclasses.fields(Policy)}
     check_options("policy", {name: value for name, value in options.items() if name in defaults}, defaults)
     try:
         return ppo.make_policy(env, **options)
     except TypeError as e:
-        raise UserError(f"config.model.options: {e}; a policy has widths, channels and activation") from None
+        raise UserError(f"config.model.options: {e}; a policy takes widths, channels and activation") from None
 
 
 @functools.cache
 def make_metrics(env: Env, policy: Policy):
-    """Return the evaluation function: sums of the returns of greedy and of sampled episodes, and greedy lengths."""
+    """Return the evaluation function: sums of greedy and sampled returns, and of greedy episode lengths."""
 
     def metrics(variables: Variables, batch: Batch) -> Sums:
         keys = jax.vmap(lambda split, episode: jax.random.fold_in(jax.random.key(split), episode))(
@@ -323,16 +325,18 @@ def make_metrics(env: Env, policy: Policy):
 
 
 def make_ppo_config(config: Any) -> PPOConfig:
-    """Return the settings of PPO; a UserError names sizes that do not divide."""
+    """Return the PPO settings. Raises UserError if the sizes are not divisible."""
     rl, horizon = config.rl, config.batch_size // config.rl.num_envs
     if horizon * rl.num_envs != config.batch_size:
         nearest = max(1, round(config.batch_size / rl.num_envs)) * rl.num_envs
         raise UserError(
-            f"config.batch_size={config.batch_size} is no multiple of config.rl.num_envs={rl.num_envs}; {nearest} is"
+            f"config.batch_size={config.batch_size} is not a multiple of config.rl.num_envs={rl.num_envs}; "
+            f"use {nearest}"
         )
     if config.batch_size % rl.minibatches:
         raise UserError(
-            f"config.batch_size={config.batch_size} is no multiple of config.rl.minibatches={rl.minibatches}"
+            f"config.batch_size={config.batch_size} is not a multiple of config.rl.minibatches={rl.minibatches}; "
+            "change one of them"
         )
     updates = max(1, round(rl.kickstart_share * (rl.total_timesteps // config.batch_size)))
     return rl.narrow(PPOConfig, horizon=horizon, kickstart_updates=updates)
@@ -348,9 +352,9 @@ def _init_variables(
         variables, source_policy, config.init.load_parts, config.init.allow_shape_mismatch, env.spaces
     )
     say(
-        f"from {source_policy.world}: all but {', '.join(not_loaded_leaves)}"
+        f"loaded from {source_policy.world}: all but {', '.join(not_loaded_leaves)}"
         if not_loaded_leaves
-        else f"from {source_policy.world}: everything"
+        else f"loaded from {source_policy.world}: everything"
     )
     loaded = {**variables, **components}
     if config.rl.kickstart:
@@ -361,7 +365,7 @@ def _init_variables(
 
 
 def _episode_batches(count: int, split: str) -> Iterator[Batch]:
-    """Yield one batch: the numbers that the keys of ``count`` episodes are made of."""
+    """Yield one batch with the numbers from which the keys of ``count`` episodes are derived."""
     split_number = np.full(count, 1 + SPLITS.index(split), np.int32)
     yield {"part": split_number, "episode": np.arange(count, dtype=np.int32), "mask": np.ones(count, np.float32)}
 
@@ -372,7 +376,7 @@ def _features(policy: Policy, variables: Variables, batch: Batch) -> jax.Array:
 
 
 def policy_options(policy: Policy) -> dict[str, Any]:
-    """Return the attributes of a policy that its environment does not decide, for files."""
+    """Return the attributes of a policy that do not depend on its environment, for files."""
     return {name: _to_list(getattr(policy, name)) for name in ("widths", "channels", "activation")}
 
 

@@ -1,6 +1,6 @@
-"""What a run records of its data: class names in order and split fingerprints, from which its task is rebuilt.
+"""Record of a run's data: ordered class names and split fingerprints, from which its task is rebuilt.
 
-A pretrained head that is kept must know the same classes as the data. They are matched by name, not only by number.
+A pretrained head that is kept must have the classes of the data. They are matched by name, not only by number.
 """
 
 import re
@@ -24,20 +24,20 @@ from tl_jax.utils.errors import UserError, join_names
 from tl_jax.utils.log import warn
 
 SPLITS = ("train", "validation", "test")
-MAX_NAMES = 4  # names of classes in a message
+MAX_NAMES = 4  # class names per message
 
 
 class RunRecord(NamedTuple):
-    """What the folder of a run says.
+    """Record of a run, from its folder.
 
     Attributes:
-        facts: of ``facts.json``; empty for a run that has not started.
-        folder: of the run, for messages.
-        reads_data: whether the task reads the data; if not, it has no examples and can only predict and be exported.
-        reads_weights: whether it reads the weights that training started from; if not, the network is built by the
-            facts, and those of a checkpoint take the place of its own.
-        fitted: what the finished run fitted on its validation split, ``temperature`` or ``threshold``.
-        splits: of the data, if they are not those that the configuration asks for.
+        facts: content of ``facts.json``; empty for a run that has not started.
+        folder: folder of the run, for messages.
+        reads_data: whether the task loads the data. Without data it has no examples and can only predict and export.
+        reads_weights: whether it loads the source weights. Without them the network is built from the facts, and a
+            checkpoint supplies its weights.
+        fitted: values that the finished run fitted on its validation split, ``temperature`` or ``threshold``.
+        splits: splits of the data, if they differ from those of the configuration.
     """
 
     facts: Mapping[str, Any] = MappingProxyType({})
@@ -48,14 +48,14 @@ class RunRecord(NamedTuple):
     splits: Mapping[str, Split] | None = None
 
     def source(self, read: Callable[[], Dataset], images: np.ndarray, labels: np.ndarray) -> Dataset:
-        """Return the data with their labels in the run's order of classes, or the classes alone.
+        """Return the data with labels in the run's class order, or only the classes.
 
         Args:
             read: returns the data.
-            images, labels: of no example, for a task that does not read its data.
+            images, labels: empty arrays, for a task that does not load its data.
 
         Raises:
-            UserError: the classes of the data are not those of the run, or a label is none of them.
+            UserError: The classes of the data differ from those of the run, or a label is invalid.
         """
         if not self.reads_data:
             return self.source_without_data(images, labels)
@@ -65,13 +65,13 @@ class RunRecord(NamedTuple):
         if "classes" not in self.facts:
             warn(
                 f"{self.folder}: the run is older than the record of its classes; their names and order are taken "
-                f"from {source.name} as it is now"
+                f"from the current {source.name}"
             )
             return source
         return with_class_order(source, self.facts["classes"], self.folder)
 
     def source_without_data(self, images: np.ndarray, labels: np.ndarray) -> Dataset:
-        """Return the data of a task that does not read them; ``images`` and ``labels`` are of no example."""
+        """Return the dataset of a task that does not load its data; ``images`` and ``labels`` are empty."""
         no_examples, facts = Split(images, labels), self.facts
         limits = value_range.range_from_facts(facts)
         return Dataset(
@@ -79,7 +79,7 @@ class RunRecord(NamedTuple):
         )
 
     def split_data(self, config: Any, source: Dataset) -> dict[str, Split]:
-        """Return the splits of ``head_init.split_data``, all of them without examples if the data are not read."""
+        """Return the splits of ``head_init.split_data``; empty splits if the data are not loaded."""
         if self.splits is not None:
             return dict(self.splits)
         if self.reads_data:
@@ -87,18 +87,18 @@ class RunRecord(NamedTuple):
         return dict.fromkeys((*SPLITS, *(("unlabelled",) if config.pretext.name else ())), source.train)
 
     def sizes(self, splits: Mapping[str, Any]) -> dict[str, int]:
-        """Return the number of examples of each split, as the run had them if the data are not read."""
+        """Return the number of examples of each split, from the facts if the data are not loaded."""
         if not self.reads_data:
             return dict(self.facts["examples"])
         return {name: len(split.labels) for name, split in splits.items()}
 
     def describe(self, source: Dataset, splits: Mapping[str, Split], folder: str) -> dict[str, Any]:
-        """Return what is to be kept: ``classes``, and ``examples`` and ``data_sha256`` of each split.
+        """Return the record of the data: ``classes``, and ``examples`` and ``data_sha256`` of each split.
 
         Args:
             source: the data, for their name and classes.
-            splits: as ``split_data`` returns them.
-            folder: of the data, ``config.data.dir``.
+            splits: from ``split_data``.
+            folder: folder of the data, ``config.data.dir``.
         """
         if not self.reads_data:
             return {name: self.facts[name] for name in ("classes", "examples", "data_sha256")}
@@ -110,10 +110,10 @@ NEW_RUN = RunRecord()
 
 
 def with_class_order(source: Dataset, classes: Sequence[str], where: str) -> Dataset:
-    """Return the data with their labels as rows of ``classes``.
+    """Return the data with labels as indices of ``classes``.
 
     Raises:
-        UserError: the data have other classes; the message names them.
+        UserError: The data have other classes; the message names them.
     """
     if tuple(classes) == source.classes:
         return source
@@ -121,7 +121,7 @@ def with_class_order(source: Dataset, classes: Sequence[str], where: str) -> Dat
         differences = describe_differences(classes, source.classes)
         raise UserError(
             f"{where}: the classes of {source.name} are not those of the run: {differences}; "
-            "restore the classes of the data, or predict, which does not need them"
+            "restore the classes of the data, or use predict, which does not need them"
         )
     index = {name: k for k, name in enumerate(classes)}
     order = np.asarray([index[name] for name in source.classes], np.int32)
@@ -133,7 +133,7 @@ def with_class_order(source: Dataset, classes: Sequence[str], where: str) -> Dat
 
 
 def describe_differences(expected: Sequence[str], names_now: Sequence[str]) -> str:
-    """Return in words which names are only in the first or only in the second of two lists."""
+    """Describe the names that are in only one of two lists."""
     missing, new = (
         [repr(n) for n in expected if n not in set(names_now)],
         [repr(n) for n in names_now if n not in set(expected)],
@@ -144,7 +144,7 @@ def describe_differences(expected: Sequence[str], names_now: Sequence[str]) -> s
 
 
 def relabel(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Return labels, tags or boxes whose class k is ``order[k]``."""
+    """Map class k to ``order[k]`` in labels, tags or boxes."""
     if labels.dtype == object:
         changed = np.empty(len(labels), object)
         changed[:] = [order[row] for row in labels]
@@ -158,7 +158,7 @@ def relabel(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def with_head_order(config: Any, net: Pretrained, classes: Sequence[str]) -> Pretrained:
-    """Return the network with the outputs of a head that is to be kept in the order of ``classes``."""
+    """Return the network with the outputs of a kept head reordered to ``classes``."""
     if config.init.head != "keep" or net.spec.num_classes != len(classes):
         return net
     names = formats.class_names(net.path) if config.init.source == "tl_jax" and net.path else ()
@@ -167,17 +167,17 @@ def with_head_order(config: Any, net: Pretrained, classes: Sequence[str]) -> Pre
 
 
 def match_classes(names: Sequence[str], classes: Sequence[str], where: str) -> list[int] | None:
-    """Return the row of ``names`` that each of ``classes`` is, None if the outputs can stay as they are.
+    """Return the index in ``names`` of each of ``classes``; None if the order is unchanged.
 
-    If either side has only numbers, the outputs are taken in their order, and a line says so.
+    If either side has only numbers, outputs are matched by position, and a message is printed.
 
     Args:
-        names: of the outputs of the head; empty if the file has none.
-        classes: of the data, as many.
+        names: class names of the head's outputs; empty if the file has none.
+        classes: class names of the data, as many.
         where: the file, for messages.
 
     Raises:
-        UserError: the names differ.
+        UserError: The names differ.
     """
     if tuple(names) == tuple(classes):
         return None
@@ -186,21 +186,21 @@ def match_classes(names: Sequence[str], classes: Sequence[str], where: str) -> l
     unnamed = [side for side, side_names in (("the head in the file has", names), ("the data have", classes))
                if are_positions(side_names)]  # fmt: skip
     if unnamed:
-        say(f"{where}: {unnamed[0]} no class names, so output k of the head is taken for class k of the data")
+        say(f"{where}: {unnamed[0]} no class names, so output k of the head is used for class k of the data")
         return None
     differences = describe_differences(names, classes)
-    raise UserError(f"the head in {where} has other classes than the data: {differences}; pass config.init.head=new")
+    raise UserError(f"{where}: the head has other classes than the data: {differences}; pass config.init.head=new")
 
 
 def are_positions(names: Sequence[str]) -> bool:
-    """Whether names say no more than the position of a class: "0" to "K - 1", "1" to "K", or "LABEL_0" and so on."""
+    """Return whether names are mere positions: "0" to "K - 1", "1" to "K", or "LABEL_0" and so on."""
     bare = [name.removeprefix("LABEL_") for name in names]
     numbers = sorted(int(name) for name in bare if name.isascii() and name.isdigit())
     return any(numbers == list(range(first, first + len(names))) for first in (0, 1))
 
 
 def reorder_heads(variables: Any, order: Sequence[int]) -> dict[str, Any]:
-    """Return variables whose heads give the output ``order[k]`` as output k."""
+    """Return variables with the heads' outputs reordered: output k is the old output ``order[k]``."""
     leaves = {
         path: leaf[..., np.asarray(order)] if re.fullmatch(HEAD_LEAVES, path) else leaf
         for path, leaf in tree.flatten(variables).items()

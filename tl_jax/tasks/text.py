@@ -1,4 +1,4 @@
-"""What all tasks on texts share: their data as tokens, an encoder, what it starts from, previews, exported weights."""
+"""Base class of text tasks: tokenized data, encoder, initialization, previews and weight export."""
 
 import dataclasses
 import functools
@@ -44,28 +44,28 @@ from tl_jax.transfer.self_supervised import PretextConfig
 from tl_jax.utils import disk, tree
 from tl_jax.utils.errors import UserError
 
-NETWORK = "network"  # of facts.json: attributes of the model that are not its defaults
-MASKED_LM_HEAD = ("masked_dense", "masked_norm", "masked_bias")  # the head that guesses words
-BATCH = 256  # inputs that go through the network together
+NETWORK = "network"  # in facts.json: model attributes that differ from the defaults
+MASKED_LM_HEAD = ("masked_dense", "masked_norm", "masked_bias")  # the masked language modelling head
+BATCH = 256  # inputs per prediction batch
 
 
 @dataclass(frozen=True)
 class TextInputConfig(Options):
-    """From texts to the tokens that a network takes."""
+    """Tokenization settings."""
 
-    max_length: int = option(128, "tokens of a text at most; 0: as many as the network takes", low=0, high=8192)
+    max_length: int = option(128, "maximum tokens per text; 0: the network's maximum", low=0, high=8192)
 
 
 @dataclass(frozen=True)
 class TextPretextConfig(PretextConfig):
-    """A pretext for texts: hidden words are guessed."""
+    """Masked language modelling as a pretext."""
 
-    mask_prob: float = option(0.15, "of a text's tokens that are hidden to be guessed", low=0.01, high=0.9)
+    mask_prob: float = option(0.15, "fraction of a text's tokens to mask and predict", low=0.01, high=0.9)
 
 
 @dataclass(frozen=True)
 class TextRunConfig(RunConfig):
-    """The options of all tasks on texts."""
+    """Configuration shared by all text tasks."""
 
     data: TextDataConfig = group(TextDataConfig)
     input: TextInputConfig = group(TextInputConfig)
@@ -74,7 +74,7 @@ class TextRunConfig(RunConfig):
 
 
 class EncodedInputs(NamedTuple):
-    """Texts to predict: what their rows show, their tokens, and labels that nobody reads."""
+    """Texts to predict: the content of their rows, their tokens, and unused labels."""
 
     shown: Sequence[Any]
     encodings: Sequence[Any]
@@ -82,29 +82,29 @@ class EncodedInputs(NamedTuple):
 
 
 class TextTask(Task):
-    """A task on texts, or pairs of them, as tokens (N, L).
+    """A task on tokenized texts (N, L), or pairs of texts.
 
     Attributes of the class:
-        head: what the network puts out, see ``models.bert.Bert.output``.
-        caches_features: whether the head reads one vector of each text, which a frozen encoder gives once.
+        head: output of the network, see ``models.bert.Bert.output``.
+        caches_features: whether the head reads one vector per text, which a frozen encoder computes once.
     """
 
     input_kind = data_inputs = "texts"
     synthetic = "docs"
     config_class: ClassVar[type[TextRunConfig]] = TextRunConfig
-    # Its networks read tokens rather than images, and have no BatchNorm.
+    # These need images or BatchNorm.
     unused_fields = (
         "cache.views", "freeze.batch_stats", "init.layout", "model.channels", "optim.batch_norm_momentum",
         "regularize.class_weights", "regularize.cutmix", "regularize.drop_path", "regularize.mixup",
         "regularize.stochastic_norm",
     )  # fmt: skip
-    random_files = True  # which have the tokenizer
+    random_files = True  # for the tokenizer
     head: ClassVar[str]
     caches_features: ClassVar[bool] = False
     evaluates_outputs = True
 
     def __init__(self, config: Any, record: RunRecord = NEW_RUN):
-        """Build the task that ``config`` describes, for a run of which ``record`` is known."""
+        """Build the task of ``config`` for a run with the given record."""
         no_examples = np.empty(0, object), np.empty(0, object if self.tags_words else np.int32)
         self.config, source = config, record.source(lambda: load_source(config, type(self)), *no_examples)
         if record.reads_data:
@@ -143,7 +143,7 @@ class TextTask(Task):
         self._set_functions()
 
     def _set_functions(self) -> None:
-        """Set loss, metrics, outputs, and the pretext where there is one."""
+        """Set loss, metrics and outputs, and the pretext, if any."""
         config, masked_lm = self.config, None
         if config.pretext.name:
             masking = tokenize.make_masking(self.net.tokenizer, config.pretext.mask_prob)
@@ -164,7 +164,7 @@ class TextTask(Task):
 
     @classmethod
     def stage_names(cls, config: Any) -> tuple[str, ...]:
-        """Return the names of the stages, those of BERT base while the files are still to be downloaded."""
+        """Return the names of the stages; those of BERT base until the files are downloaded."""
         options = {"endpoint": config.model.endpoint, **head_init.model_attributes(config)}
         name, path = config.model.name, config.init.path
         if path and not Path(path).expanduser().is_dir():
@@ -177,9 +177,9 @@ class TextTask(Task):
         ignored = [field for field in ("text", "label", "columns") if registry.ignores(cls.data_inputs, name, field)]
         columns = [f"data.{field}" for field in ignored if changed(f"data.{field}")]
         return {
-            f"pretext.name={pretext} is not for task={cls.kind}": pretext and pretext != "masked",
-            f"data.text={config.data.text} must name one column, or two": len(config.data.text) not in (1, 2),
-            "phases have batch_stats, and a text network has no BatchNorm; leave it out": (
+            f"pretext.name={pretext} is not available for task={cls.kind}": pretext and pretext != "masked",
+            f"data.text={config.data.text} must name one or two columns": len(config.data.text) not in (1, 2),
+            "phases set batch_stats, but a text network has no BatchNorm; omit it": (
                 any(phase.batch_stats is not None for phase in config.phases)
             ),
             f"{(columns or [''])[0]} has no effect with config.data.name={name}, which has no columns": columns,
@@ -194,11 +194,11 @@ class TextTask(Task):
         return NETWORK in facts and (folder / tokenize.FILES[0]).is_file()
 
     def keep(self, folder: Path) -> None:
-        """Write the tokenizer into the folder of the run, which then needs that of the source no more."""
+        """Write the tokenizer into the folder of the run, which then does not need the source."""
         disk.write_text(folder / tokenize.FILES[0], self.net.tokenizer.to_str())
 
     def reading_options(self, texts: np.ndarray) -> dict[str, Any]:
-        """Return how predictions must read texts: whether they are pairs, and how sentences are split into words."""
+        """Return how predictions read texts: whether they are pairs, and how sentences are split into words."""
         return {"pairs": False, "splitter": None}
 
     def init(self, key: jax.Array) -> dict[str, Any]:
@@ -222,7 +222,7 @@ class TextTask(Task):
         raise NotImplementedError
 
     def read_inputs(self, inputs: Any) -> list[Any]:
-        """Return the texts that inputs stand for, read as the training texts were."""
+        """Return the texts of ``inputs``, read like the training texts."""
         return read_inputs(inputs, self.tags_words, self.reading["pairs"], make_columns(self.config))
 
     def predict(self, variables: Any, inputs: Sequence[Any], embeddings: bool = False) -> Iterator[dict[str, Any]]:
@@ -241,7 +241,7 @@ class TextTask(Task):
             for text in inputs[first : first + size]:
                 yield {"input": "", "error": str(text)} if isinstance(text, UserError) else next(rows)
         if num_cut:
-            say(f"{num_cut:,} of {len(inputs):,} inputs are cut to {length} tokens: what comes after them is not read")
+            say(f"{num_cut:,} of {len(inputs):,} inputs are truncated to {length} tokens")
 
     def _encode(self, texts: Sequence[Any], length: int) -> EncodedInputs:
         shown, pieces, labels = self.split_inputs(texts)
@@ -249,9 +249,9 @@ class TextTask(Task):
         return EncodedInputs(shown, encodings, labels)
 
     def split_inputs(self, texts: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], np.ndarray]:
-        """Return of N texts what ``make_row`` gets, what is tokenized, and labels that nobody reads.
+        """Return for N texts the arguments of ``make_row``, the pieces to tokenize, and unused labels.
 
-        Labels are int32 (N,), or an object array (N,) of arrays (W,) where lists of words are tokenized.
+        Labels are int32 (N,), or an object array (N,) of arrays (W,) if lists of words are tokenized.
         """
         return texts, texts, np.zeros(len(texts), np.int32)
 
@@ -260,7 +260,7 @@ class TextTask(Task):
 
         Args:
             text: from ``split_inputs``.
-            probabilities: (K,), or of each word that was read (W', K).
+            probabilities: (K,), or (W', K) for the words that were not truncated.
             was_read: (W,), which words those are.
         """
         raise NotImplementedError
@@ -268,7 +268,7 @@ class TextTask(Task):
     def _predict_batch(
         self, variables: Any, encoded: EncodedInputs, step: Any, size: int, embeddings: bool
     ) -> Iterator[dict[str, Any]]:
-        """Yield the row of each of N encoded texts, which go through the network as a batch of ``size``."""
+        """Yield the row of each of N encoded texts, which form one batch of ``size``."""
         data = tokenize.tokenized_texts(encoded.encodings, encoded.labels, tokenize.pad_id(self.net.tokenizer))
         n = len(encoded.encodings)
         batch = data.batch(np.resize(np.arange(n), size), np.arange(size) < n)
@@ -283,11 +283,11 @@ class TextTask(Task):
             yield row if features is None else {**row, "embedding": features[i]}
 
     def preview(self, folder: Path) -> list[Path]:
-        """Draw texts of the first step in the pieces that the network reads, with labels, padding and hidden words."""
+        """Draw texts of the first step as tokens, with labels, padding and masked words."""
         return text_preview.draw_previews(self, self.config, folder)
 
     def export_weights(self, folder: Path, start: TrainState | None, end: TrainState, dtype: str) -> Path:
-        """Write the folder ``export``, which transformers opens."""
+        """Write the folder ``export`` in the format of transformers."""
         classes = self.classes if self.needs_labels else ()
         net = self.net._replace(variables={"params": export_params(self.config, end.params)})
         huggingface.save(folder / "export", net, classes, dtype)
@@ -298,17 +298,17 @@ class TextTask(Task):
         formats.check_bundle(folder, huggingface.SAVED_FILES)
         net = huggingface.load(self.config.model.name, folder, **network_options(self.config, self.head))
         if tree.flatten(net.variables).keys() != self.net.random_leaves:
-            raise UserError(f"{folder}: its weights are those of another network than the run's; export the run again")
+            raise UserError(f"{folder}: the weights do not fit the network of the run; export the run again")
         return {"params": net.variables["params"], "batch_stats": {}}
 
     def bundle_contents(self, folder: Path, step: int) -> BundleContents:
         net = huggingface.load(self.config.model.name, folder)
         length = max_tokens(self.config, net)
         descriptions = (
-            "weights in Hugging Face's names",
-            "the network",
+            "weights with Hugging Face's names",
+            "the network configuration",
             "the tokenizer",
-            "what transformers calls the tokenizer",
+            "the tokenizer configuration of transformers",
         )
         files: dict[str, str] = dict(zip(huggingface.SAVED_FILES, descriptions, strict=True))
         facts = {"classes": list(net.classes), "preprocessing": model_card.describe_text_input(length)}
@@ -325,9 +325,9 @@ def init_variables(
     regularize: RegularizeConfig,
     key: jax.Array,
 ) -> dict[str, Any]:
-    """Return the variables that training starts from, drawn from ``key`` as far as they are not loaded or fitted."""
+    """Return the initial variables; leaves that are neither loaded nor fitted are sampled with ``key``."""
     variables = {"params": dict(net.reinitialize(key)["params"]), "batch_stats": {}}
-    has_examples = len(feature_cache.splits["train"].labels) > 0  # else only a layout is wanted
+    has_examples = len(feature_cache.splits["train"].labels) > 0  # else only the structure is needed
     if config.init.head in probe_strength.PROBES and has_examples:
         init, cache, seed = config.init, feature_cache, config.seed - config.member
         probe = head_init.Probe(init.head, init.strength, cache.splits, cache.features, init.folds, seed)
@@ -345,9 +345,9 @@ def init_variables(
 
 
 def load_source(config: Any, kind: type[TextTask], as_one_split: bool = False) -> Dataset:
-    """Load the texts of ``config`` for a kind of task, or those of the installed libraries with ``data.generate``.
+    """Load the texts of ``config`` for a task, or texts of the installed libraries with ``data.generate``.
 
-    With ``as_one_split`` they are all examples of another set to test a run on, see ``DatasetOptions``.
+    With ``as_one_split`` they are all examples of another dataset on which a run is tested, see ``DatasetOptions``.
     """
     name = kind.data_name(config)
     options = DatasetOptions(name, config.data.dir, columns=make_columns(config), as_one_split=as_one_split)
@@ -355,19 +355,19 @@ def load_source(config: Any, kind: type[TextTask], as_one_split: bool = False) -
     tagged = source.train.labels.dtype == object
     if kind.needs_labels and tagged != kind.tags_words:
         label_kind = "a tag for each word" if tagged else "one label for each text"
-        raise UserError(f"{source.name} has {label_kind}; {_advise_task(tagged)}")
+        raise UserError(f"{source.name}: has {label_kind}; {_advise_task(tagged)}")
     if as_one_split:
         return source
     if kind.needs_labels and not tagged and len(source.classes) < 2:
-        raise UserError(f"{source.name} has no labels; take another data.name, or a recipe with {_unlabelled_tasks()}")
+        raise UserError(f"{source.name}: has no labels; use another data.name, or a recipe with {_unlabelled_tasks()}")
     head_init.check_classes(config, source)
     return source
 
 
 def _advise_task(tagged: bool) -> str:
-    """Return what to do where the labels are those of other kinds of task."""
+    """Return advice if the labels are those of other tasks."""
     kinds = [cls.kind for cls in _text_kinds() if cls.needs_labels and cls.tags_words == tagged]
-    return f"take a recipe with task={' or '.join(kinds)}"
+    return f"use a recipe with task={' or '.join(kinds)}"
 
 
 def _unlabelled_tasks() -> str:
@@ -379,18 +379,18 @@ def _text_kinds() -> list[type[TextTask]]:
 
 
 def make_columns(config: Any) -> Columns:
-    """Return the columns of text and label in the files of ``config``."""
+    """Return the text and label columns of ``config``."""
     return Columns(config.data.columns, config.data.text, config.data.label)
 
 
 def warn_shared_texts(source: Dataset) -> None:
-    """Warn about validation and test texts that are in the training split, too."""
+    """Warn about validation and test texts that are also in the training split."""
     train = {_hashable(text) for text in source.train.inputs}
     for name, split in (("validation", source.validation), ("test", source.test)):
         shared = sum(_hashable(text) in train for text in split.inputs) if split else 0
         if split and shared:
             count = f"{shared:,} of {len(split.labels):,} {name} texts"
-            warn(f"{source.name}: {count} are in the training split, too, so scores are too high; remove them from one")
+            warn(f"{source.name}: {count} are also in the training split, so scores are too high; remove them from one")
 
 
 def _hashable(text: Any) -> Any:
@@ -398,9 +398,9 @@ def _hashable(text: Any) -> Any:
 
 
 def load_network(config: Any, classes: Sequence[str], output: str, record: RunRecord = NEW_RUN) -> TextNetwork:
-    """Return the network of ``config`` with a head ``output`` for ``classes``, or for guessing words."""
+    """Load the network of ``config`` with a head ``output`` for ``classes``, or for masked language modelling."""
     folder, options = huggingface.resolve_folder(config.init.source, config.init.path), network_options(config, output)
-    if isinstance(known := record.facts.get(NETWORK), Mapping):  # a run reads its texts as it has begun to
+    if isinstance(known := record.facts.get(NETWORK), Mapping):  # keep the run's tokenization
         options = {"pooling": known.get("pooling", Bert.pooling), **options}
     if config.init.source == "random":
         return huggingface.random(config.model.name, folder, len(classes), seed=config.seed, **options)
@@ -413,7 +413,7 @@ def load_network(config: Any, classes: Sequence[str], output: str, record: RunRe
 
 
 def network_options(config: Any, output: str) -> dict[str, Any]:
-    """Return the attributes of the model that ``config`` sets, with the head ``output``."""
+    """Return the model attributes set by ``config``, with the head ``output``."""
     options = head_init.model_attributes(config)
     options |= {"dtype": jnp.dtype(config.model.dtype), "endpoint": config.model.endpoint, "output": output}
     options |= {"head_dropout": config.regularize.dropout} if config.regularize.dropout else {}
@@ -421,12 +421,12 @@ def network_options(config: Any, output: str) -> dict[str, Any]:
 
 
 def build_network(config: Any, record: RunRecord, classes: Sequence[str], output: str) -> TextNetwork:
-    """Return the network that a run's files describe, with random weights: a checkpoint has the right ones."""
+    """Return the network described by a run's files, with random weights, which a checkpoint replaces."""
     if not isinstance(record.facts[NETWORK], Mapping):
-        raise UserError(f"{record.folder}/facts.json: {NETWORK} is no object; {ACTION}")
+        raise UserError(f"{record.folder}/facts.json: {NETWORK} is not an object; {ACTION}")
     attributes = {name: tuple(v) if isinstance(v, list) else v for name, v in record.facts[NETWORK].items()}
     if unknown := attributes.keys() - {field.name for field in dataclasses.fields(Bert)}:
-        raise UserError(f"{record.folder}/facts.json: {NETWORK} has the unknown {min(unknown)!r}; {ACTION}")
+        raise UserError(f"{record.folder}/facts.json: {NETWORK} has the unknown field {min(unknown)!r}; {ACTION}")
     model = models.create(config.model.name, len(classes), **{**attributes, **network_options(config, output)})
     leaves = frozenset(tree.flatten(jax.eval_shape(huggingface.initializer(model), jax.random.key(0))))
     tokenizer, path = tokenize.read_tokenizer(Path(record.folder)), Path(str(record.facts.get("weights", "")))
@@ -442,7 +442,7 @@ def max_tokens(config: Any, net: TextNetwork) -> int:
 def tokenize_splits(
     config: Any, net: TextNetwork, splits: dict[str, Any], classes: Sequence[str]
 ) -> dict[str, TokenizedTexts]:
-    """Return the splits as token ids, and report how many texts and tagged words were cut."""
+    """Return the splits as token ids, and report how many texts and tagged words are truncated."""
     max_length, pad = max_tokens(config, net), tokenize.pad_id(net.tokenizer)
     tokenized_splits, num_cut, total, unread = {}, 0, 0, 0
     for name, split in splits.items():
@@ -454,14 +454,14 @@ def tokenize_splits(
             unread += sum(int((read == 0).sum()) for read in tokenized.read_mask)
     if num_cut:
         hint = f"config.input.max_length may be up to {net.model.positions}"
-        say(f"{num_cut:,} of {total:,} texts are cut to {max_length} tokens; {hint}")
+        say(f"{num_cut:,} of {total:,} texts are truncated to {max_length} tokens; {hint}")
     if unread:
-        say(f"{unread:,} words are behind the length limit or have no token; in scores they count as outside entities")
+        say(f"{unread:,} words are truncated or have no token; scores count them as outside entities")
     return tokenized_splits
 
 
 def make_regularize(config: Any, net: TextNetwork) -> RegularizeConfig:
-    """Return the penalties that ``config`` asks for; dropout before the head is an attribute of the model."""
+    """Return the penalties of ``config``; dropout before the head is a model attribute."""
     regularize = config.regularize
     if not regularize.compares_maps:
         return regularize
@@ -470,8 +470,8 @@ def make_regularize(config: Any, net: TextNetwork) -> RegularizeConfig:
 
 
 def export_params(config: Any, params: Any) -> dict[str, Any]:
-    """Return the parameters of the network alone with adapters of low rank merged, for Hugging Face's files."""
+    """Return the network's parameters with low-rank adapters merged, for Hugging Face's files."""
     adapters = config.adapt
     if adapters.kind == "bottleneck":
-        raise UserError("Hugging Face's files have no bottleneck adapters; take config.adapt.kind=lora to export a run")
+        raise UserError("config.adapt.kind=bottleneck: not supported by Hugging Face's files; use lora to export a run")
     return merged_params(params, adapters)

@@ -1,4 +1,4 @@
-"""Text classification task: one of K classes for each text or pair of texts."""
+"""Text classification: one of K classes per text or pair of texts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,9 +15,9 @@ from tl_jax.train.task import register_task
 
 @register_task("text")
 class TextClassification(TextTask):
-    """One of K classes for each text or pair of texts."""
+    """Text classification: one of K classes per text or pair of texts."""
 
-    about = "texts, or pairs of texts, with a class each"
+    about = "texts, or pairs of texts, with one class each"
     head = "text"
     caches_features = True
     can_choose_method = True

@@ -1,4 +1,4 @@
-"""What a user may pass to a run on texts: sentences, pairs, lists of words, or files of them."""
+"""Text inputs of predictions: sentences, pairs, lists of words, or files."""
 
 import os
 import re
@@ -30,25 +30,24 @@ _UNSUPPORTED = (
     ".md",
     ".rtf",
 )
-NOTHING = "nothing to predict; pass a sentence, or a file of texts"
+NOTHING = "no inputs; pass a sentence, or a file of texts"
 _PATH_START = re.compile(r"(/|\./|\.\./|~/|[A-Za-z]:\\)")
 
 
 def read_inputs(inputs: Sequence[Any], words: bool, pairs: bool, columns: Columns) -> list[Any]:
-    """Return the texts that inputs stand for: each a str, a pair of str, or a list of words.
+    """Return the texts of ``inputs``: each a str, a pair of str, or a list of words.
 
-    A damaged line of a file has its error, a UserError, in its place.
+    A damaged line of a file is replaced by its UserError.
 
     Args:
-        inputs: sentences, files (see ``FILE_KINDS``; a ``Path`` is always one), pairs (``FIRST ||| SECOND``, or a
+        inputs: sentences, files (see ``FILE_KINDS``; a ``Path`` is always a file), pairs (``FIRST ||| SECOND``, or a
             tuple), or lists of words.
         words: whether each word gets a class, so that lists of words are inputs.
-        pairs: whether the run was trained on pairs of texts; if not, " ||| " is text like other text.
-        columns: of the training data, for CSV, TSV and JSON.
+        pairs: whether the run was trained on pairs of texts; otherwise " ||| " is ordinary text.
+        columns: columns of the training data, for CSV, TSV and JSON.
 
     Raises:
-        UserError: a file that is not there or cannot be read, an empty text, something that is no text (None, NaN), or
-            one text where two are needed.
+        UserError: A file is missing or unreadable, a text is empty or not a text (None, NaN), or a pair has one text.
     """
     texts: list[Any] = []
     for value in as_list(inputs):
@@ -64,7 +63,7 @@ def read_inputs(inputs: Sequence[Any], words: bool, pairs: bool, columns: Column
 
 
 def _check_text(value: Any, words: bool, pairs: bool) -> Any:
-    """Return a text that was passed as such: a str, a pair, or a list of words."""
+    """Return a text given as such: a str, a pair, or a list of words."""
     if not isinstance(value, str):
         value = _words_or_pair(value, words, pairs)
     elif pairs:
@@ -75,13 +74,13 @@ def _check_text(value: Any, words: bool, pairs: bool) -> Any:
 
 
 def find_input_file(value: str) -> Path | None:
-    """Return the file that an input names, or None if it is a sentence.
+    """Return the file that an input names; None if it is a sentence.
 
-    An input without blanks is a path if such a file exists, or if it has the ending of a file or is ASCII with a slash.
-    One with blanks is a path if it begins as one does, with a slash or "./" say, and has such an ending.
+    An input without spaces is a path if the file exists, if it has a file extension, or if it is ASCII with a slash.
+    One with spaces is a path if it starts like one, for example with a slash or "./", and has a file extension.
 
     Raises:
-        UserError: it looks like a path, and no file of it can be read here.
+        UserError: The input looks like a path, but is not a readable file.
     """
     path = Path(os.path.expanduser(value))
     ending = path.suffix.lower() if path.suffix.lower() in (*FILE_KINDS, *_UNSUPPORTED) else ""
@@ -90,34 +89,34 @@ def find_input_file(value: str) -> Path | None:
         is_path = bool(ending) and _PATH_START.match(value) is not None
     else:
         is_path = bool(ending) or value.isascii() and re.search(r"[/\\]", value) is not None
-    is_path = is_path and "://" not in value  # an address is a text
-    # A sentence that is longer than a file name may be is no error to os.path.
+    is_path = is_path and "://" not in value  # a URL is a text
+    # os.path.isfile returns False for a sentence that exceeds the limit of file names.
     return _check_input_file(path, value) if is_path or (os.path.isfile(path) and not has_blanks) else None
 
 
 def _check_input_file(path: Path, value: object) -> Path:
-    """Return a path that is a readable kind of file, or raise; ``value`` is the input as it was written."""
+    """Return a path of a supported file. Raises UserError otherwise; ``value`` is the input as written."""
     suffix, kinds = path.suffix.lower(), ", ".join(FILE_KINDS)
     if not os.path.isfile(path):
-        problem = "is a folder" if os.path.isdir(path) else "there is no such file"
+        problem = "is a folder" if os.path.isdir(path) else "file not found"
         raise UserError(f"input {value}: {problem}; pass a file ({kinds}) or a sentence")
     if suffix in _UNSUPPORTED:
-        raise UserError(f"input {value}: {suffix} is not read; save it as one of {kinds}")
+        raise UserError(f"input {value}: {suffix} is not supported; save it as one of {kinds}")
     return path
 
 
 def _read_file(file: Path, words: bool, pairs: bool, columns: Columns) -> list[Any]:
     kind = FILE_KINDS.get(file.suffix.lower(), "conll" if words else "lines")
     if kind == "conll" and not words:
-        raise UserError(f"{file}: words in columns are for runs that tag words (config.task=tokens); pass whole texts")
+        raise UserError(f"{file}: columns of words need a run that tags words (config.task=tokens); pass full texts")
     if kind != "conll" and words:
-        columns = columns._replace(names=(), text=columns.text[:1])  # those of a CoNLL file say nothing of tables
+        columns = columns._replace(names=(), text=columns.text[:1])  # CoNLL columns do not apply to tables
     rows = [row if isinstance(row, UserError) else row.text for row in read_unlabelled(file, kind, columns)]
     return [_try_split_pair(row) for row in rows] if pairs and kind == "lines" else rows
 
 
 def _try_split_pair(text: str | UserError) -> Any:
-    """Return the pair that a line of a file has, or its error."""
+    """Return the pair of texts in a line of a file, or its error."""
     if isinstance(text, UserError):
         return text
     try:
@@ -129,20 +128,20 @@ def _try_split_pair(text: str | UserError) -> Any:
 def _words_or_pair(value: Any, words: bool, pairs: bool) -> Any:
     expected = "a sentence, a file, a pair of texts or a list of words"
     if isinstance(value, bytes) or not isinstance(value, Iterable):
-        raise UserError(f"an input is {value!r}, not {expected}; pass str")
+        raise UserError(f"input {value!r}: not {expected}; pass str")
     texts = list(value)
     if not_text := [text for text in texts if not isinstance(text, str)]:
-        raise UserError(f"an input has {not_text[0]!r} among its texts; pass str, and leave out what is missing")
+        raise UserError(f"input with {not_text[0]!r}: not a text; pass str, and omit missing values")
     if words:
         return texts
     if not pairs or len(texts) != 2:
         needed = "two texts" if pairs else "a text"
-        raise UserError(f"an input is a list of {len(texts)}; this run takes {needed} for each input")
+        raise UserError(f"input with {len(texts)} texts: this run takes {needed} per input")
     return tuple(texts)
 
 
 def _split_pair(value: str) -> tuple[str, str]:
     first, mark, second = value.partition(PAIR)
     if not mark or not first.strip() or not second.strip():
-        raise UserError(f"{value[:60]!r} is one text, but the run was trained on pairs; write FIRST{PAIR}SECOND")
+        raise UserError(f"input {value[:60]!r}: one text, but the run takes pairs; write FIRST{PAIR}SECOND")
     return first, second

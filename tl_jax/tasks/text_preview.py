@@ -1,4 +1,4 @@
-"""Texts as a network gets them in its first step: pieces, labels, tags, padding, hidden words."""
+"""Preview of the texts of the first step, as the network gets them: tokens, labels, tags, padding, masked words."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 
 ROWS = 8
 LEGEND = {
-    PLAIN: "a piece (## goes on a word)",
-    SECOND: "of the second text",
-    SPECIAL: "special",
-    PADDING: "padding, which is not seen",
+    PLAIN: "token (## continues a word)",
+    SECOND: "token of the second text",
+    SPECIAL: "special token",
+    PADDING: "padding, ignored by the network",
 }
-HIDDEN = {  # below each stands the piece to guess
-    "hidden M": "M, to guess: hidden by [MASK]",
-    "hidden R": "R, to guess: another piece in its place",
-    "hidden K": "K, to guess: left as it is",
+HIDDEN = {  # the token to predict is drawn below
+    "hidden M": "M: masked, replaced by [MASK]",
+    "hidden R": "R: masked, replaced by a random token",
+    "hidden K": "K: masked, but kept",
 }
-TAG = "tag "  # begins the kind of a tagged piece
+TAG = "tag "  # prefix of a tagged token's kind
 
 
 def draw_previews(task: TextTask, config: Any, folder: Path) -> list[Path]:
-    """Draw the first texts of the first step, and those of the pretext where there is one; return the PNGs."""
+    """Draw the first texts of the first step, and those of the pretext, if any; return the PNGs."""
     tokenizer, key = task.net.tokenizer, stream_key(config.seed, "train")
     key, is_masked_lm = jax.random.fold_in(key, 0), not task.needs_labels
     batch = task.train_batch(0)
@@ -57,13 +57,13 @@ def draw_previews(task: TextTask, config: Any, folder: Path) -> list[Path]:
 def _draw_batch(
     task: TextTask, config: Any, tokenizer: tokenizers.Tokenizer, batch: Batch, mask_key: jax.Array | None, path: Path
 ) -> Path:
-    """Draw the first texts of a batch, with the words hidden that the key ``mask_key`` says, if there is one."""
+    """Draw the first texts of a batch, with words masked by ``mask_key``, if given."""
     batch = {name: np.asarray(values) for name, values in batch.items()}
     count, length = min(ROWS, len(batch["mask"])), batch["input_ids"].shape[1]
     ids, marks, classes = batch["input_ids"], [{}] * len(batch["input_ids"]), task.classes
     if mask_key is not None:
         ids, marks = mask_batch(batch, tokenizer, mask_key, config.pretext.mask_prob)
-        classes = ()  # which guessing words has nothing to do with
+        classes = ()  # unused by masked language modelling
     rows = [{name: values[i] for name, values in batch.items()} for i in range(count)]
     texts = [_make_text(tokenizer, ids[i], row, classes, marks[i]) for i, row in enumerate(rows)]
     title = f"{task.name}: the first {count} texts of step 0, in a batch of {length} tokens each"
@@ -73,7 +73,7 @@ def _draw_batch(
 def mask_batch(
     batch: Batch, tokenizer: tokenizers.Tokenizer, key: jax.Array, mask_prob: float
 ) -> tuple[np.ndarray, list[dict[int, tuple[str, str]]]]:
-    """Return the ids (N, L) with words hidden, and for each text position -> (M, R or K, hidden piece)."""
+    """Return masked ids (N, L), and for each text position -> (M, R or K, masked token)."""
     masking, ids = tokenize.make_masking(tokenizer, mask_prob), np.asarray(batch["input_ids"])
     masked = jax.device_get(tokenize.mask_tokens(ids, batch["attention_mask"], key, masking))
     marks: list[dict[int, tuple[str, str]]] = []
@@ -92,15 +92,15 @@ def mask_batch(
 
 
 def _piece(tokenizer: tokenizers.Tokenizer, token: int) -> str:
-    return cast(str, tokenizer.id_to_token(token))  # None for no id of its vocabulary, from which all of these come
+    return cast(str, tokenizer.id_to_token(token))  # None only for ids outside the vocabulary
 
 
 def make_legend(texts: Sequence[Text]) -> dict[str, str]:
-    """Return what the colours mean that are in these texts; kinds of tags mean themselves."""
+    """Return the legend of the colors in these texts; kinds of tags are their own legend."""
     used = {piece.kind for text in texts for piece in text.pieces}
     entries = {kind: words for kind, words in (LEGEND | HIDDEN).items() if kind in used}
     if PLAIN in entries and any(kind.startswith(TAG) for kind in used):
-        entries[PLAIN] += "; the first of a word has its tag"
+        entries[PLAIN] += "; the first token of a word has its tag"
     return entries | {kind: kind.removeprefix(TAG) for kind in sorted(used - set(entries))}
 
 
@@ -111,7 +111,7 @@ def _make_text(
     classes: Sequence[str],
     marks: Mapping[int, tuple[str, str]],
 ) -> Text:
-    """Return one text; equal pieces of padding are one box."""
+    """Return one text; consecutive padding is one box."""
     labels, length = row["label"], int(row["attention_mask"].sum())
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     pieces, scheme = [], find_scheme(classes)
@@ -120,7 +120,7 @@ def _make_text(
         kind = SPECIAL if token in special and position not in marks else SECOND if second else PLAIN
         note = tag
         if tag and tag != scheme.outside:
-            kind = TAG + scheme.kind(tag)  # B-PER and I-PER are of one kind
+            kind = TAG + scheme.kind(tag)  # B-PER and I-PER have the same kind
         if position in marks:
             kind, note = f"hidden {marks[position][0]}", " ".join(marks[position])
         pieces.append(Piece(_piece(tokenizer, token), kind, note))

@@ -1,4 +1,4 @@
-"""Token classification task: a class for each word of a sentence, such as the entities that it names."""
+"""Token classification: a class per word, such as named entity tags."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +19,13 @@ BOLD, PLAIN = "\033[1m", "\033[0m"
 
 @register_task("tokens")
 class TokenClassification(TextTask):
-    """One of K classes for each word."""
+    """Token classification: one of K classes per word."""
 
-    about = "texts with a class for each word"
-    unused_fields = (*TextTask.unused_fields, "cache.dir", "cache.gigabytes", "cache.views")  # it caches no features
+    about = "texts with one class per word"
+    unused_fields = (*TextTask.unused_fields, "cache.dir", "cache.gigabytes", "cache.views")  # features are not cached
     head = "tokens"
     tags_words = True
-    has_classes = False  # but one for each word
+    has_classes = False  # per example
     synthetic = "docs_names"
     score = "f1"
     prediction_columns = ("words", "entities")
@@ -75,15 +75,15 @@ class TokenClassification(TextTask):
 def word_head_conflicts(kind: str, config: Any) -> dict[str, Any]:
     """Return the conflicts of a head that reads every word."""
     return {
-        f"init.head={config.init.head} is not for task={kind}, whose head reads every word; take new or keep": (
+        f"init.head={config.init.head} is not for task={kind}, whose head reads every word; use new or keep": (
             config.init.head in probe_strength.PROBES
         ),
-        "data.per_class is for tasks with a label for each example; take data.train_examples": config.data.per_class,
+        "data.per_class needs a label per example; use data.train_examples": config.data.per_class,
     }
 
 
 def _word_spans(words: Sequence[str]) -> list[tuple[int, int]]:
-    """Return (begin, end) of words in the text that they are when joined by blanks."""
+    """Return the (begin, end) character offsets of words joined by spaces."""
     ends = np.cumsum([len(word) + 1 for word in words]) - 1
     return [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
 
